@@ -1,0 +1,16 @@
+"""Cost models by name."""
+
+from cbsim.cost.base import CostModel, StepShape
+from cbsim.registry import Registry
+
+COST_MODELS: Registry[CostModel] = Registry(
+    "cost model",
+    "cbsim.cost_models",
+    CostModel,  # type: ignore[type-abstract]
+    {
+        "constant": "cbsim.cost.constant:ConstantCost",
+        "roofline": "cbsim.cost.roofline:RooflineCost",
+    },
+)
+
+__all__ = ["COST_MODELS", "CostModel", "StepShape"]

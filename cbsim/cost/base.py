@@ -1,0 +1,67 @@
+"""CostModel: the shape of a step in, its seconds out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar, NamedTuple
+
+from cbsim.config.section import ComponentConfig
+from cbsim.specs import GpuSpec, ModelSpec
+
+
+class StepShape(NamedTuple):
+    """What a step computes, as far as its time depends on it."""
+
+    chunks: tuple[tuple[int, int], ...]
+    """Prompt chunks `(tokens, context)`: tokens computed now, tokens whose KV is there already."""
+    num_finishing_chunks: int
+    """Chunks that complete their prompt and so need a row of logits."""
+    num_decodes: int
+    decode_context: int
+    """Sum over the decodes of the tokens each attends to, the one computed now included."""
+    max_decode_context: int
+    """The longest of them; 0 without decodes."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that go through the dense layers."""
+        return sum(tokens for tokens, _ in self.chunks) + self.num_decodes
+
+    @property
+    def num_logits(self) -> int:
+        """Rows of logits computed, one for each token sampled."""
+        return self.num_finishing_chunks + self.num_decodes
+
+    @property
+    def num_requests(self) -> int:
+        """Requests (or, in padded batches, slots) in the step."""
+        return len(self.chunks) + self.num_decodes
+
+
+class CostModel(ABC):
+    """Predicts step times for one model on the GPUs of one replica.
+
+    `is_deterministic` says that equal shapes always cost equal seconds; a model with random noise sets it to
+    False, and the engine then goes step by step.
+    """
+
+    Config: ClassVar[type[ComponentConfig]]
+    is_deterministic: ClassVar[bool] = True
+
+    def __init__(self, config: ComponentConfig, model: ModelSpec, gpu: GpuSpec, tensor_parallel: int = 1) -> None:
+        self.config = config
+        self.model = model
+        self.gpu = gpu
+        self.tensor_parallel = tensor_parallel
+
+    @abstractmethod
+    def step_s(self, shape: StepShape) -> float:
+        """Seconds from the start of a step to its end, host time included."""
+
+    def decode_s(self, num_decodes: int, decode_context: int, max_decode_context: int) -> float:
+        """Seconds of a step of decodes alone: the same number, to the last bit, as `step_s` gives for it."""
+        return self.step_s(StepShape((), 0, num_decodes, decode_context, max_decode_context))
+
+    def notes(self) -> list[str]:
+        """Sentences for `summary.json`: what was assumed, which steps lay outside the calibrated range."""
+        return []

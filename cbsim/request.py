@@ -1,0 +1,109 @@
+"""Request: what a client asks for, and how far the engine has come with it."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+Segments = tuple[tuple[str, int], ...]
+"""A prompt as `(segment name, number of tokens)`: two prompts share exactly their common leading
+(segment, offset) run; generated token i of request X is offset i of segment `o:X`."""
+
+
+class RequestState(IntEnum):
+    """Where a request stands. `UNFINISHED` is its state in the results of a run that ended before it did."""
+
+    UNFINISHED = 0
+    WAITING = 1
+    RUNNING = 2
+    PREEMPTED = 3
+    FINISHED = 4
+    REJECTED = 5
+
+
+class Request:
+    """One request: its fixed part comes from the workload, its progress is kept by the scheduler.
+
+    Token counts (`num_*`) are of tokens; instants (`*_at_s`) are seconds of simulated or wall-clock time;
+    `None` means "not yet". `num_computed_tokens` counts the tokens whose KV is computed or scheduled to be,
+    steps in flight included; `num_generated_tokens` those whose result has been taken.
+    """
+
+    __slots__ = (
+        "admitted_order",
+        "arrival_s",
+        "blocks",
+        "deadline_s",
+        "first_scheduled_at_s",
+        "index",
+        "num_blocks",
+        "num_cached_tokens",
+        "num_computed_tokens",
+        "num_generated_tokens",
+        "num_in_flight_tokens",
+        "num_output_tokens",
+        "num_preemptions",
+        "num_prompt_tokens",
+        "prefill_until",
+        "priority",
+        "prompt",
+        "request_id",
+        "session_id",
+        "state",
+        "user",
+    )
+
+    def __init__(
+        self,
+        request_id: str,
+        arrival_s: float,
+        num_prompt_tokens: int,
+        num_output_tokens: int,
+        *,
+        priority: int = 0,
+        session_id: str | None = None,
+        user: str | None = None,
+        deadline_s: float | None = None,
+        prompt: Segments | None = None,
+    ) -> None:
+        self.request_id = request_id
+        self.arrival_s = arrival_s
+        self.num_prompt_tokens = num_prompt_tokens
+        self.num_output_tokens = num_output_tokens
+        self.priority = priority
+        self.session_id = session_id
+        self.user = user
+        self.deadline_s = deadline_s
+        self.prompt = prompt
+        self.index = -1
+        """Place in order of arrival, given by the world: breaks every tie."""
+        self.state = RequestState.WAITING
+        self.num_computed_tokens = 0
+        self.num_generated_tokens = 0
+        self.num_in_flight_tokens = 0
+        """Output tokens that a step under way will emit."""
+        self.prefill_until = num_prompt_tokens
+        """Tokens to compute before the request decodes: its prompt, after a preemption its answer so far too."""
+        self.num_preemptions = 0
+        self.num_cached_tokens = 0
+        """Prefix-cache tokens found at the first admission."""
+        self.num_blocks = 0
+        self.blocks: list[int] = []
+        """KV block numbers in order of position, where the pool keeps identities."""
+        self.admitted_order = -1
+        self.first_scheduled_at_s: float | None = None
+
+    @property
+    def num_known_tokens(self) -> int:
+        """Prompt and generated tokens whose values are known."""
+        return self.num_prompt_tokens + self.num_generated_tokens
+
+    @property
+    def is_prefilling(self) -> bool:
+        """Whether prompt (or, after a preemption, prompt and answer) tokens are still to be computed."""
+        return self.num_computed_tokens < self.prefill_until
+
+    def __repr__(self) -> str:
+        return (
+            f"Request({self.request_id}: {self.state.name.lower()}, computed {self.num_computed_tokens}, "
+            f"prompt {self.num_prompt_tokens}, generated {self.num_generated_tokens}/{self.num_output_tokens})"
+        )

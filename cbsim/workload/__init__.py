@@ -1,0 +1,16 @@
+"""Workloads by name."""
+
+from cbsim.registry import Registry
+from cbsim.workload.base import Workload, WorkloadConfig
+
+WORKLOADS: Registry[Workload] = Registry(
+    "workload",
+    "cbsim.workloads",
+    Workload,  # type: ignore[type-abstract]
+    {
+        "trace": "cbsim.workload.trace:TraceWorkload",
+        "synthetic": "cbsim.workload.synthetic:SyntheticWorkload",
+    },
+)
+
+__all__ = ["WORKLOADS", "Workload", "WorkloadConfig"]

@@ -1,0 +1,66 @@
+"""Workload: everything that yields requests in order of arrival."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
+from typing import ClassVar
+
+from pydantic import Field
+
+from cbsim.config.section import ComponentConfig
+from cbsim.request import Request
+
+
+class WorkloadConfig(ComponentConfig):
+    """Settings that every workload has: what is kept of it, how fast it comes, and who sends it."""
+
+    rate_scale: float = Field(default=1.0, gt=0)
+    """Arrivals come this many times as fast: times between arrivals are divided by it."""
+    limit: int | None = Field(default=None, ge=1)
+    """Only the first so many requests (of the window, if one is set)."""
+    start_s: float = Field(default=0.0, ge=0)
+    """Requests that arrive before this instant (before `rate_scale`) are left out, and time starts here."""
+    end_s: float | None = Field(default=None, gt=0)
+    """Requests that arrive at this instant or later (before `rate_scale`) are left out."""
+    max_prompt_tokens: int | None = Field(default=None, ge=1)
+    """Longer prompts are cut to this length; how many were cut, and by how much, is noted."""
+    max_output_tokens: int | None = Field(default=None, ge=1)
+    """Longer answers are cut to this length; how many were cut, and by how much, is noted."""
+    concurrency: int | None = Field(default=None, ge=1)
+    """Closed loop: so many clients, each sending its next request when its last one has ended. Arrival times
+    of the workload are then not used, only its order."""
+    think_time_s: float = Field(default=0.0, ge=0)
+    """Closed loop: seconds between the end of a request and the client's next one."""
+
+
+class Workload(ABC):
+    """A stream of requests. Two iterations of `requests` yield equal requests."""
+
+    Config: ClassVar[type[WorkloadConfig]]
+
+    def __init__(self, config: WorkloadConfig, *, seed: int, folder: Path) -> None:
+        """`seed` is the experiment's; relative paths in `config` are looked up from `folder`."""
+        self.config = config
+        self.seed = seed
+        self.folder = folder
+
+    @abstractmethod
+    def requests(self) -> Iterator[Request]:
+        """New `Request` objects in order of arrival, all settings of `config` applied; equal times keep their order.
+
+        Raises `WorkloadError` naming file and line for every mistake found.
+        """
+
+    @abstractmethod
+    def num_requests(self) -> int | None:
+        """How many requests will come, for progress bars; `None` if that can't be told beforehand."""
+
+    def inputs(self) -> list[Path]:
+        """The files read, whose hashes go into the run's manifest."""
+        return []
+
+    def notes(self) -> list[str]:
+        """Sentences for `summary.json`, complete after an iteration: lines left out, lengths cut, sorting done."""
+        return []
