@@ -29,7 +29,6 @@ class Request:
     """
 
     __slots__ = (
-        "admitted_order",
         "arrival_s",
         "blocks",
         "deadline_s",
@@ -41,8 +40,10 @@ class Request:
         "num_generated_tokens",
         "num_in_flight_tokens",
         "num_output_tokens",
+        "num_lost_tokens",
         "num_preemptions",
         "num_prompt_tokens",
+        "num_published_blocks",
         "prefill_until",
         "priority",
         "prompt",
@@ -86,10 +87,13 @@ class Request:
         self.num_preemptions = 0
         self.num_cached_tokens = 0
         """Prefix-cache tokens found at the first admission."""
+        self.num_lost_tokens = 0
+        """Computed tokens that the last preemption threw away."""
         self.num_blocks = 0
+        self.num_published_blocks = 0
+        """Leading blocks whose content the prefix cache knows."""
         self.blocks: list[int] = []
         """KV block numbers in order of position, where the pool keeps identities."""
-        self.admitted_order = -1
         self.first_scheduled_at_s: float | None = None
 
     @property

@@ -1,0 +1,273 @@
+"""The KV cache of one replica: how many blocks there are, who holds them, and whose content can be shared."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from pydantic import Field
+
+from cbsim.config.section import Section
+from cbsim.errors import ConfigError
+from cbsim.request import Request
+from cbsim.specs import GpuSpec, ModelSpec
+from cbsim.units import GIB, format_bytes
+
+
+class KVCacheConfig(Section):
+    """The paged KV cache of a replica."""
+
+    block_size: int = Field(default=16, ge=1)
+    """Tokens a block."""
+    num_blocks: int | None = Field(default=None, ge=1)
+    """Usable blocks; null computes them from the memory left beside weights and activations."""
+    gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
+    """Share of each GPU's memory the engine may use."""
+    activation_gib: float = Field(default=2.0, ge=0)
+    """Memory kept for activations and CUDA graphs on each GPU, GiB."""
+    prefix_caching: bool = False
+    """Whether requests share the blocks of equal prefixes."""
+
+    def size(self, model: ModelSpec, gpu: GpuSpec, tensor_parallel: int = 1) -> int:
+        """Usable blocks of a replica: `num_blocks`, or what fits beside the weights.
+
+        Raises `ConfigError` if the weights leave no room for a single block.
+        """
+        if self.num_blocks is not None:
+            return self.num_blocks
+        usable = int(gpu.memory_bytes * self.gpu_memory_utilization) * tensor_parallel
+        activations = int(self.activation_gib * GIB) * tensor_parallel
+        block_bytes = self.block_size * model.kv_bytes_per_token
+        num_blocks = (usable - model.weight_bytes - activations) // block_bytes
+        if num_blocks < 1:
+            raise ConfigError(
+                f"kv_cache: no room for a KV block: {model.name} weighs {format_bytes(model.weight_bytes)} and "
+                f"{tensor_parallel} x {gpu.name} at gpu_memory_utilization {self.gpu_memory_utilization} gives "
+                f"{format_bytes(usable)}, of which activations take {format_bytes(activations)}; "
+                f"allowed: a larger GPU, a higher replicas.tensor_parallel, or kv_cache.num_blocks"
+            )
+        return num_blocks
+
+
+class PrefixHit(NamedTuple):
+    """What a lookup in the prefix cache found."""
+
+    blocks: tuple[int, ...]
+    """The leading blocks of the request that are there already."""
+    num_free: int
+    """How many of them nobody holds: taking those takes them from the free blocks."""
+
+
+NO_HIT = PrefixHit((), 0)
+
+
+class BlockPool:
+    """Counts the blocks in use. Enough wherever no block's content or number matters.
+
+    A request holds `request.num_blocks` blocks; `allocate` adds to them, `release` gives them all back.
+    """
+
+    prefix_caching = False
+
+    def __init__(self, num_blocks: int, block_size: int) -> None:
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+        self.num_free = num_blocks
+
+    @property
+    def num_used(self) -> int:
+        """Blocks held by requests. Free blocks that still hold reusable content don't count."""
+        return self.num_blocks - self.num_free
+
+    def blocks_for(self, num_tokens: int) -> int:
+        """Blocks that so many tokens fill."""
+        return -(-num_tokens // self.block_size)
+
+    def allocate(self, request: Request, num_blocks: int) -> None:
+        """Give a request further blocks. Asking for more than are free is a scheduler's mistake: RuntimeError."""
+        if num_blocks > self.num_free:
+            raise RuntimeError(f"{num_blocks} KV blocks asked for {request.request_id}, {self.num_free} are free")
+        self.num_free -= num_blocks
+        request.num_blocks += num_blocks
+
+    def release(self, request: Request) -> None:
+        """Take back all blocks of a request."""
+        self.num_free += request.num_blocks
+        request.num_blocks = 0
+
+    def find_prefix(self, request: Request) -> PrefixHit:
+        """The longest leading run of the request's blocks whose content is there; never its last token."""
+        return NO_HIT
+
+    def adopt(self, request: Request, hit: PrefixHit) -> None:
+        """Let a request, which holds nothing yet, share the blocks found."""
+
+    def publish(self, request: Request, num_tokens: int) -> None:
+        """Make the request's blocks that its first `num_tokens` tokens fill known to lookups."""
+
+    def withdraw(self, request: Request, num_tokens: int) -> None:
+        """Undo `publish` beyond the first `num_tokens`: a step that was to compute them will not run."""
+
+    def check_integrity(self, holders: Iterable[Request]) -> None:
+        """Raise RuntimeError unless every block is either free or held, and by exactly these requests."""
+        held = sum(request.num_blocks for request in holders)
+        if not 0 <= self.num_free <= self.num_blocks or held != self.num_used:
+            raise RuntimeError(f"{held} KV blocks held, {self.num_free} free, {self.num_blocks} in all")
+
+
+class IdentityPool(BlockPool):
+    """A pool that knows every block by number: for prefix caching and for a real KV cache's block tables.
+
+    Blocks without content are used before any cached one, then cached blocks in order of release, a request's
+    later blocks before its earlier ones (vLLM's `FreeKVCacheBlockQueue`). With `unknown_first` False (vLLM
+    before 0.33) every released block goes to the tail of the free queue.
+    """
+
+    def __init__(
+        self, num_blocks: int, block_size: int, *, prefix_caching: bool = True, unknown_first: bool = True
+    ) -> None:
+        super().__init__(num_blocks, block_size)
+        self.prefix_caching = prefix_caching
+        self._unknown_first = unknown_first
+        self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_blocks))
+        self._num_holders = [0] * num_blocks
+        self._key_of: list[PrefixKey | None] = [None] * num_blocks
+        self._copies: dict[PrefixKey, list[int]] = {}
+        self._prefixes = PrefixKeys()
+
+    @property
+    def num_cached_free(self) -> int:
+        """Free blocks that still hold reusable content."""
+        return sum(self._key_of[block] is not None for block in self._free)
+
+    def allocate(self, request: Request, num_blocks: int) -> None:
+        """See `BlockPool.allocate`; the blocks are taken from the front of the free queue and forgotten."""
+        super().allocate(request, num_blocks)
+        for _ in range(num_blocks):
+            block, _ = self._free.popitem(last=False)
+            self._forget(block)
+            self._num_holders[block] = 1
+            request.blocks.append(block)
+
+    def release(self, request: Request) -> None:
+        """Give up a request's share in each of its blocks, from the last to the first."""
+        for block in reversed(request.blocks):
+            self._num_holders[block] -= 1
+            if self._num_holders[block] == 0:
+                self.num_free += 1
+                self._free[block] = None
+                if self._unknown_first and self._key_of[block] is None:
+                    self._free.move_to_end(block, last=False)
+        request.blocks.clear()
+        request.num_blocks = 0
+        request.num_published_blocks = 0
+
+    def find_prefix(self, request: Request) -> PrefixHit:
+        """See `BlockPool.find_prefix`; of several copies the one that became known first is found."""
+        if not self.prefix_caching:
+            return NO_HIT
+        found = []
+        for i in range((request.num_known_tokens - 1) // self.block_size):
+            copies = self._copies.get(self._prefixes.key(request, (i + 1) * self.block_size))
+            if copies is None:
+                break
+            found.append(copies[0])
+        return PrefixHit(tuple(found), sum(self._num_holders[block] == 0 for block in found))
+
+    def adopt(self, request: Request, hit: PrefixHit) -> None:
+        """See `BlockPool.adopt`; blocks that nobody held leave the free queue."""
+        for block in hit.blocks:
+            if self._num_holders[block] == 0:
+                del self._free[block]
+                self.num_free -= 1
+            self._num_holders[block] += 1
+        request.blocks.extend(hit.blocks)
+        request.num_blocks += len(hit.blocks)
+        request.num_published_blocks = len(hit.blocks)
+
+    def publish(self, request: Request, num_tokens: int) -> None:
+        """See `BlockPool.publish`. Blocks are not merged: equal content may be known in several copies."""
+        if not self.prefix_caching:
+            return
+        for i in range(request.num_published_blocks, num_tokens // self.block_size):
+            key = self._prefixes.key(request, (i + 1) * self.block_size)
+            block = request.blocks[i]
+            self._key_of[block] = key
+            self._copies.setdefault(key, []).append(block)
+            request.num_published_blocks = i + 1
+
+    def withdraw(self, request: Request, num_tokens: int) -> None:
+        """See `BlockPool.withdraw`."""
+        num_kept = num_tokens // self.block_size
+        for i in range(num_kept, request.num_published_blocks):
+            self._forget(request.blocks[i])
+        request.num_published_blocks = min(request.num_published_blocks, num_kept)
+
+    def check_integrity(self, holders: Iterable[Request]) -> None:
+        """See `BlockPool.check_integrity`; shares, the free queue and the index of contents must agree too."""
+        num_shares = [0] * self.num_blocks
+        for request in holders:
+            if len(request.blocks) != request.num_blocks:
+                raise RuntimeError(f"{request.request_id} counts {request.num_blocks} blocks: {request.blocks}")
+            for block in request.blocks:
+                num_shares[block] += 1
+        if num_shares != self._num_holders:
+            raise RuntimeError("the shares of KV blocks don't add up to those of their holders")
+        if set(self._free) != {block for block, shares in enumerate(num_shares) if shares == 0}:
+            raise RuntimeError("a KV block is both free and held, or neither")
+        if len(self._free) != self.num_free:
+            raise RuntimeError(f"{len(self._free)} KV blocks in the free queue, {self.num_free} counted")
+        for key, copies in self._copies.items():
+            if not copies or any(self._key_of[block] != key for block in copies):
+                raise RuntimeError("the prefix cache knows a block by the wrong content")
+
+    def _forget(self, block: int) -> None:
+        key = self._key_of[block]
+        if key is None:
+            return
+        self._key_of[block] = None
+        copies = self._copies[key]
+        copies.remove(block)
+        if not copies:
+            del self._copies[key]
+
+
+PrefixKey = tuple[int, int]
+"""`(node, length)`: the tokens before a segment, as a node, and how many of the segment's tokens follow."""
+
+
+class PrefixKeys:
+    """Names token sequences from position 0 on, so that equal sequences, and only those, have equal keys.
+
+    A sequence is a chain of segments, each used from its offset 0, so it is told by the chain of whole segments
+    before its last one (a node, numbered when first seen) and its length in that last one. One lookup a
+    segment, however many blocks it spans.
+    """
+
+    def __init__(self) -> None:
+        self._nodes: dict[tuple[int, int, str], int] = {}
+        self._chains: dict[str, list[tuple[int, int]]] = {}
+
+    def key(self, request: Request, num_tokens: int) -> PrefixKey:
+        """The key of a request's first `num_tokens` tokens, generated ones included."""
+        chain = self._chains.get(request.request_id)
+        if chain is None:
+            chain = self._chains[request.request_id] = self._chain(request)
+        for start, node in reversed(chain):
+            if start < num_tokens:
+                return node, num_tokens - start
+        raise ValueError("an empty prefix has no key")
+
+    def _chain(self, request: Request) -> list[tuple[int, int]]:
+        """`(first position, node)` of each segment of the prompt, then of the answer."""
+        chain = []
+        node, start, length = 0, 0, 0
+        prompt = request.prompt or ((f"p:{request.request_id}", request.num_prompt_tokens),)
+        for segment, num_tokens in (*prompt, (f"o:{request.request_id}", request.num_output_tokens)):
+            if num_tokens == 0:
+                continue
+            node = self._nodes.setdefault((node, length, segment), len(self._nodes) + 1)
+            chain.append((start, node))
+            start, length = start + num_tokens, num_tokens
+        return chain
