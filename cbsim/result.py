@@ -1,0 +1,190 @@
+"""Result: what a run gives back, in memory and as a run folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cbsim.errors import CbsimError
+from cbsim.metrics import Summary
+from cbsim.recorder import RunLog
+from cbsim.tables import TABLES, ArrowTable, to_frame
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MANIFEST = "manifest.json"
+"""The file that marks a folder as a run folder."""
+
+
+class Result:
+    """One run: `summary` and `config` at hand, its tables as DataFrames that are made when first asked for.
+
+    `make_table` gives the Arrow table of a name in `TABLES`, or `None` where it wasn't recorded.
+    """
+
+    def __init__(
+        self,
+        summary: Summary,
+        config: dict[str, Any],
+        manifest: dict[str, Any],
+        make_table: Callable[[str], ArrowTable | None],
+    ) -> None:
+        self.summary = summary
+        self.config = config
+        """The resolved configuration, as in `config.yaml`."""
+        self.manifest = manifest
+        self.make_table = make_table
+
+    @classmethod
+    def from_log(
+        cls, log: RunLog, summary: Summary, config: dict[str, Any], manifest: dict[str, Any]
+    ) -> Result:
+        """The result of a run that has just ended."""
+        return cls(summary, config, manifest, partial(_from_log, log))
+
+    @property
+    def name(self) -> str:
+        """The experiment's name."""
+        return str(self.config.get("name", "run"))
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of the figures must know: backlog, assumed figures, uncalibrated steps."""
+        return list(self.summary["notes"])
+
+    @cached_property
+    def requests(self) -> pd.DataFrame:
+        """One row a request in order of arrival; see `cbsim.tables.REQUESTS`."""
+        return self._frame("requests")
+
+    @cached_property
+    def steps(self) -> pd.DataFrame:
+        """One row a step in order of (start, replica); see `cbsim.tables.STEPS`."""
+        return self._frame("steps")
+
+    @cached_property
+    def events(self) -> pd.DataFrame:
+        """One row an event in the order they happened; see `cbsim.tables.EVENT_ROWS`."""
+        return self._frame("events")
+
+    @cached_property
+    def batches(self) -> pd.DataFrame | None:
+        """One row a slice of a step; `None` without `output.batches`; see `cbsim.tables.BATCHES`."""
+        return None if self.make_table("batches") is None else self._frame("batches")
+
+    @cached_property
+    def itl(self) -> pd.DataFrame:
+        """The distribution of inter-token gaps at evenly spaced quantiles; see `cbsim.tables.ITL`."""
+        return self._frame("itl")
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the run folder, whole or not at all; a former run there is replaced, anything else refused.
+
+        Returns the folder. Raises `CbsimError` if it exists and is no run folder, or can't be written.
+        """
+        target = Path(folder)
+        check_replaceable(target)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
+                written = Path(scratch) / "new"
+                written.mkdir()
+                self._write_files(written)
+                _replace_folder(written, target, former=Path(scratch) / "former")
+        except OSError as error:
+            raise CbsimError(f"{target}: can't be written: {error.strerror or error}") from error
+        return target
+
+    def _write_files(self, folder: Path) -> None:
+        import pyarrow.parquet as pq
+        import yaml
+
+        config = yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True)
+        (folder / "config.yaml").write_text(config, encoding="utf-8")
+        (folder / MANIFEST).write_text(_json(self.manifest), encoding="utf-8")
+        (folder / "summary.json").write_text(_json(self.summary), encoding="utf-8")
+        for name in TABLES:
+            table = self.make_table(name)
+            if table is not None:
+                pq.write_table(table, folder / f"{name}.parquet", compression="zstd")
+
+    def _frame(self, name: str) -> pd.DataFrame:
+        return to_frame(self.make_table(name))
+
+    def __repr__(self) -> str:
+        finished, total = self.summary["num_finished"], self.summary["num_requests"]
+        return f"Result({self.name}: {finished} of {total} requests finished)"
+
+
+def load_run(folder: str | Path) -> Result:
+    """The result in a run folder; its tables are read when first asked for.
+
+    Raises `CbsimError` if it is no run folder or a file of it is missing or damaged.
+    """
+    import yaml
+
+    source = Path(folder)
+    if not is_run_folder(source):
+        raise CbsimError(f"{source}: is not a run folder (it has no {MANIFEST})")
+    try:
+        summary = json.loads((source / "summary.json").read_text(encoding="utf-8"))
+        manifest = json.loads((source / MANIFEST).read_text(encoding="utf-8"))
+        config = yaml.safe_load((source / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise CbsimError(f"{source}: is a damaged run folder: {error}") from error
+    return Result(summary, config, manifest, partial(_from_folder, source))
+
+
+def is_run_folder(folder: Path) -> bool:
+    """Whether a run was written there."""
+    return (folder / MANIFEST).is_file()
+
+
+def check_replaceable(folder: Path) -> None:
+    """Raise `CbsimError` if something other than a run or an empty folder stands where a run is to go."""
+    if folder.is_dir() and (is_run_folder(folder) or not any(folder.iterdir())):
+        return
+    if folder.exists():
+        kind = "folder" if folder.is_dir() else "file"
+        raise CbsimError(f"{folder}: a {kind} that is no run stands there; name another folder, or remove it")
+
+
+def _from_log(log: RunLog, name: str) -> ArrowTable | None:
+    return TABLES[name](log)
+
+
+def _from_folder(folder: Path, name: str) -> ArrowTable | None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = folder / f"{name}.parquet"
+    if name == "batches" and not path.exists():
+        return None
+    try:
+        return pq.read_table(path)
+    except (OSError, pa.ArrowException) as error:
+        raise CbsimError(f"{path}: can't be read: {error}") from error
+
+
+def _replace_folder(written: Path, target: Path, former: Path) -> None:
+    """Put one folder in the place of another: `former` holds the old one until the new one stands."""
+    if not target.exists():
+        written.rename(target)
+        return
+    target.rename(former)
+    try:
+        written.rename(target)
+    except OSError:
+        former.rename(target)
+        raise
+    shutil.rmtree(former)
+
+
+def _json(data: dict[str, Any]) -> str:
+    return json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
