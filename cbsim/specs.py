@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from cbsim.config.section import Section
 from cbsim.units import GIB, GIGA, TERA
@@ -40,6 +40,14 @@ class ModelSpec(Section):
     sources: dict[str, str] = Field(default_factory=dict)
     """Where the figures come from."""
 
+    @model_validator(mode="after")
+    def _heads_divide(self) -> ModelSpec:
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"num_heads ({self.num_heads}) must be a multiple of num_kv_heads ({self.num_kv_heads})"
+            )
+        return self
+
     @property
     def element_bytes(self) -> int:
         """Bytes of one weight, activation or KV element."""
@@ -65,7 +73,7 @@ class ModelSpec(Section):
 
     @property
     def kv_bytes_per_token(self) -> int:
-        """Bytes of keys and values of one token in all layers: 2 x layers x KV heads x head size x element."""
+        """Bytes of keys and values of one token: 2 x layers x KV heads x head size x element."""
         return 2 * self.num_layers * self.num_kv_heads * self.head_size * self.element_bytes
 
     @property
@@ -80,7 +88,7 @@ class ModelSpec(Section):
 
     @property
     def attention_flop_per_pair(self) -> int:
-        """FLOP of all layers for one query token attending to one key: 2 for QK and 2 for PV per head element."""
+        """FLOP of all layers for one query token and one key: per head element 2 for QK and 2 for PV."""
         return 4 * self.num_layers * self.num_heads * self.head_size
 
 

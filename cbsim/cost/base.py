@@ -48,7 +48,9 @@ class CostModel(ABC):
     Config: ClassVar[type[ComponentConfig]]
     is_deterministic: ClassVar[bool] = True
 
-    def __init__(self, config: ComponentConfig, model: ModelSpec, gpu: GpuSpec, tensor_parallel: int = 1) -> None:
+    def __init__(
+        self, config: ComponentConfig, model: ModelSpec, gpu: GpuSpec, tensor_parallel: int = 1
+    ) -> None:
         self.config = config
         self.model = model
         self.gpu = gpu

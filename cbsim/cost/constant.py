@@ -1,0 +1,51 @@
+"""ConstantCost: every step takes the same time, for arguments about scheduling alone."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from cbsim.config.section import ComponentConfig
+from cbsim.cost.base import CostModel, StepShape
+from cbsim.specs import GpuSpec, ModelSpec
+
+
+class ConstantConfig(ComponentConfig):
+    """A fixed time a step, with optional terms proportional to its tokens."""
+
+    step_s: float = Field(gt=0)
+    """Seconds of every step."""
+    per_prefill_token_s: float = Field(default=0.0, ge=0)
+    """Seconds added for each prompt token in the step."""
+    per_decode_s: float = Field(default=0.0, ge=0)
+    """Seconds added for each decode in the step."""
+
+
+class ConstantCost(CostModel):
+    """`step_s + per_prefill_token_s * prompt tokens + per_decode_s * decodes`.
+
+    Without the extras that is `step_s` itself, to the last bit.
+    """
+
+    Config = ConstantConfig
+
+    def __init__(
+        self, config: ConstantConfig, model: ModelSpec, gpu: GpuSpec, tensor_parallel: int = 1
+    ) -> None:
+        super().__init__(config, model, gpu, tensor_parallel)
+        self._step_s = config.step_s
+        self._per_prefill_token_s = config.per_prefill_token_s
+        self._per_decode_s = config.per_decode_s
+
+    def step_s(self, shape: StepShape) -> float:
+        """Seconds of a step."""
+        num_prefill_tokens = sum(tokens for tokens, _ in shape.chunks)
+        return (
+            self._step_s
+            + self._per_prefill_token_s * num_prefill_tokens
+            + self._per_decode_s * shape.num_decodes
+        )
+
+    def decode_s(self, num_decodes: int, decode_context: int, max_decode_context: int) -> float:
+        """Seconds of a step of decodes alone."""
+        # step_s adds 0.0 for its prompt tokens, which is exact, so the two agree to the last bit.
+        return self._step_s + self._per_decode_s * num_decodes

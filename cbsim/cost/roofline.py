@@ -1,0 +1,121 @@
+"""RooflineCost: bytes against bandwidth, FLOP against peak, for any model on any GPU, nothing measured."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from cbsim.config.section import ComponentConfig
+from cbsim.cost.base import CostModel, StepShape
+from cbsim.specs import GpuSpec, ModelSpec
+
+
+class RooflineConfig(ComponentConfig):
+    """What share of its data sheet a GPU reaches, and what a step costs besides."""
+
+    memory_efficiency: float = Field(default=0.8, gt=0, le=1)
+    """Share of the peak memory bandwidth that kernels reach."""
+    compute_efficiency: float = Field(default=0.7, gt=0, le=1)
+    """Share of the peak FLOP rate that kernels reach."""
+    host_step_s: float = Field(default=0.0, ge=0)
+    """Host seconds of a step that the GPU waits for; none with asynchronous scheduling, today's default."""
+    host_request_s: float = Field(default=0.0, ge=0)
+    """Host seconds more for each request in the step."""
+    all_reduce_latency_s: float = Field(default=1e-5, ge=0)
+    """Seconds of an all-reduce of nothing, paid twice a layer when a replica has more than one GPU."""
+
+
+class RooflineCost(CostModel):
+    """The roofline (Williams et al., CACM 52(4), 2009) of four groups of kernels that follow each other.
+
+    Dense layers, attention of prompt chunks, attention of decodes and the LM head each take the longer of
+    their memory and their compute time; all-reduces (ring: 2 (n-1)/n of the data over the link) and host time
+    come on top. The time is monotone in everything, and linear beyond the last knee.
+    """
+
+    Config = RooflineConfig
+
+    def __init__(
+        self, config: RooflineConfig, model: ModelSpec, gpu: GpuSpec, tensor_parallel: int = 1
+    ) -> None:
+        super().__init__(config, model, gpu, tensor_parallel)
+        bytes_per_s = gpu.memory_bytes_per_s * config.memory_efficiency
+        flop_per_s = gpu.peak_flop_per_s(model.dtype) * config.compute_efficiency
+        element_s = model.element_bytes / bytes_per_s
+        gpus = tensor_parallel
+        self._layers_weights_s = model.num_layers * model.layer_weights * element_s / gpus
+        self._layers_token_memory_s = model.num_layers * _activations(model, gpus) * element_s
+        self._layers_token_compute_s = model.dense_flop_per_token / flop_per_s / gpus
+        self._pair_compute_s = model.attention_flop_per_pair / flop_per_s / gpus
+        kv_shards = min(gpus, model.num_kv_heads)
+        self._context_memory_s = model.kv_bytes_per_token / bytes_per_s / kv_shards
+        query_and_output = 2 * model.num_layers * model.num_heads * model.head_size
+        self._query_memory_s = query_and_output * element_s / gpus
+        self._head_weights_s = model.hidden_size * model.vocab_size * element_s / gpus
+        self._head_row_memory_s = (model.hidden_size + model.vocab_size / gpus) * element_s
+        self._head_row_compute_s = model.logits_flop / flop_per_s / gpus
+        num_all_reduces = 2 * model.num_layers + 1 if gpus > 1 else 0
+        self._fixed_s = num_all_reduces * config.all_reduce_latency_s + config.host_step_s
+        moved_bytes = num_all_reduces * model.hidden_size * model.element_bytes * 2 * (gpus - 1) / gpus
+        self._link_token_s = moved_bytes / gpu.link_bytes_per_s
+        self._request_s = config.host_request_s
+
+    def step_s(self, shape: StepShape) -> float:
+        """Seconds of a step."""
+        num_tokens = num_keys = num_pairs = 0
+        for tokens, context in shape.chunks:
+            num_tokens += tokens
+            num_keys += context + tokens
+            num_pairs += tokens * context + tokens * (tokens + 1) // 2
+        memory_s = self._context_memory_s * num_keys + self._query_memory_s * num_tokens
+        compute_s = self._pair_compute_s * num_pairs
+        return self._total_s(
+            num_tokens + shape.num_decodes,
+            shape.num_finishing_chunks + shape.num_decodes,
+            len(shape.chunks) + shape.num_decodes,
+            memory_s if memory_s > compute_s else compute_s,
+            shape.num_decodes,
+            shape.decode_context,
+        )
+
+    def decode_s(self, num_decodes: int, decode_context: int, max_decode_context: int) -> float:
+        """Seconds of a step of decodes alone."""
+        return self._total_s(num_decodes, num_decodes, num_decodes, 0.0, num_decodes, decode_context)
+
+    def _total_s(
+        self,
+        num_tokens: int,
+        num_logits: int,
+        num_requests: int,
+        chunk_attention_s: float,
+        num_decodes: int,
+        decode_context: int,
+    ) -> float:
+        """The one expression of the total, so that `step_s` and `decode_s` agree to the last bit."""
+        memory_s = self._layers_weights_s + self._layers_token_memory_s * num_tokens
+        compute_s = self._layers_token_compute_s * num_tokens
+        total_s = memory_s if memory_s > compute_s else compute_s
+        total_s += chunk_attention_s
+        if num_decodes:
+            memory_s = self._context_memory_s * decode_context + self._query_memory_s * num_decodes
+            compute_s = self._pair_compute_s * decode_context
+            total_s += memory_s if memory_s > compute_s else compute_s
+        if num_logits:
+            memory_s = self._head_weights_s + self._head_row_memory_s * num_logits
+            compute_s = self._head_row_compute_s * num_logits
+            total_s += memory_s if memory_s > compute_s else compute_s
+        return total_s + self._link_token_s * num_tokens + (self._fixed_s + self._request_s * num_requests)
+
+
+def _activations(model: ModelSpec, gpus: int) -> float:
+    """Elements read and written for one token in one layer, on one GPU, attention itself apart.
+
+    Each matrix product reads its input and writes its output, the activation function reads two MLP widths
+    and writes one, the two norms each read and write the hidden state and the residual.
+    """
+    heads = model.num_heads * model.head_size / gpus
+    kv_heads = model.num_kv_heads * model.head_size / min(gpus, model.num_kv_heads)
+    intermediate = model.intermediate_size / gpus
+    qkv_and_o = 2 * heads + 2 * kv_heads + 2 * model.hidden_size
+    mlp = 6 * intermediate + 2 * model.hidden_size
+    norms = 8 * model.hidden_size
+    return qkv_and_o + mlp + norms
