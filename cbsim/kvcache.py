@@ -87,7 +87,9 @@ class BlockPool:
     def allocate(self, request: Request, num_blocks: int) -> None:
         """Give a request further blocks. Asking for more than are free is a scheduler's mistake: RuntimeError."""
         if num_blocks > self.num_free:
-            raise RuntimeError(f"{num_blocks} KV blocks asked for {request.request_id}, {self.num_free} are free")
+            raise RuntimeError(
+                f"{num_blocks} KV blocks asked for {request.request_id}, {self.num_free} are free"
+            )
         self.num_free -= num_blocks
         request.num_blocks += num_blocks
 
@@ -209,7 +211,9 @@ class IdentityPool(BlockPool):
         num_shares = [0] * self.num_blocks
         for request in holders:
             if len(request.blocks) != request.num_blocks:
-                raise RuntimeError(f"{request.request_id} counts {request.num_blocks} blocks: {request.blocks}")
+                raise RuntimeError(
+                    f"{request.request_id} counts {request.num_blocks} blocks: {request.blocks}"
+                )
             for block in request.blocks:
                 num_shares[block] += 1
         if num_shares != self._num_holders:

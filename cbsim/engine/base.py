@@ -1,0 +1,54 @@
+"""What the world sees of a replica."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from cbsim.cost.base import CostModel
+from cbsim.recorder import Column, Recorder
+from cbsim.request import Request
+from cbsim.schedulers.base import Scheduler
+
+
+class Engine(ABC):
+    """One replica: a scheduler, its KV cache, a cost model and a clock of its own.
+
+    At one instant: arrivals join the queue (`submit`), the step that ends takes effect, the next step is
+    scheduled. Effects become visible at a step's end, never before.
+    """
+
+    def __init__(
+        self, replica: int, scheduler: Scheduler, cost: CostModel, recorder: Recorder, num_in_flight: int
+    ) -> None:
+        """`num_in_flight` is how many steps may be under way: 1, or 2 for asynchronous scheduling."""
+        self.replica = replica
+        self.scheduler = scheduler
+        self.cost = cost
+        self.recorder = recorder
+        self.num_in_flight = num_in_flight
+        self.num_outstanding = 0
+        """Requests submitted and not ended: what `least_outstanding` routes by."""
+
+    def submit(self, request: Request) -> bool:
+        """A request arrives, at its `arrival_s`; False if it was rejected."""
+        self.recorder.arrived(request, self.replica)
+        reason = self.scheduler.rejection(request)
+        if reason is not None:
+            self.recorder.rejected(request, self.replica, reason)
+            return False
+        self.num_outstanding += 1
+        self.scheduler.add(request)
+        return True
+
+    @property
+    def num_blocks_used(self) -> int:
+        """KV blocks in use now: what `least_kv` routes by."""
+        return self.scheduler.pool.num_used
+
+    @abstractmethod
+    def step_columns(self) -> dict[str, Column]:
+        """The finished steps, as in `RunLog.steps`."""
+
+    @abstractmethod
+    def gaps(self) -> tuple[Column, Column]:
+        """Inter-token gaps in seconds and how often each occurred, in any order."""

@@ -1,0 +1,170 @@
+"""The naive engine: one event a step and a loop over every request in it. The oracle that others must equal."""
+
+from __future__ import annotations
+
+from array import array
+from collections import deque
+from dataclasses import dataclass
+
+import numpy as np
+
+from cbsim.cost.base import CostModel
+from cbsim.engine.base import Engine
+from cbsim.errors import PluginError
+from cbsim.recorder import Column, Recorder, step_table
+from cbsim.request import Request
+from cbsim.schedulers.base import Scheduler, StepPlan
+
+
+@dataclass(slots=True)
+class Step:
+    """A step under way."""
+
+    number: int
+    plan: StepPlan
+    start_s: float
+    duration_s: float
+    end_s: float
+
+
+class ReferenceEngine(Engine):
+    """Goes step by step: whoever drives it calls `call` when it is idle and `end_step` when a step ends.
+
+    Up to `num_in_flight` steps are under way; a step starts at the call that decided it or at the end of the
+    one before, whichever is later.
+    """
+
+    def __init__(
+        self, replica: int, scheduler: Scheduler, cost: CostModel, recorder: Recorder, num_in_flight: int
+    ) -> None:
+        super().__init__(replica, scheduler, cost, recorder, num_in_flight)
+        self.under_way: deque[Step] = deque()
+        self._num_steps = 0
+        self._steps = step_table()
+        self._token_times: dict[int, array[float]] = {}
+        self._requests: dict[int, Request] = {}
+        self._gaps = array("d")
+        self.num_padding_tokens = 0
+
+    def submit(self, request: Request) -> bool:
+        """See `Engine.submit`."""
+        accepted = super().submit(request)
+        if accepted:
+            self._token_times[request.index] = array("d")
+            self._requests[request.index] = request
+        return accepted
+
+    @property
+    def next_end_s(self) -> float | None:
+        """When the running step ends; `None` if the engine is idle."""
+        return self.under_way[0].end_s if self.under_way else None
+
+    def call(self, now: float) -> None:
+        """Let the scheduler decide steps until enough are under way or it has nothing to do."""
+        while len(self.under_way) < self.num_in_flight:
+            plan = self.scheduler.plan(now)
+            number = self._num_steps if plan.slices else -1
+            self._record_decisions(plan, number)
+            if not plan.slices:
+                return
+            duration_s = self.cost.step_s(plan.priced_shape()) + plan.transfer_s
+            if not 0 < duration_s < np.inf:
+                raise PluginError(
+                    f"{type(self.cost).__name__}: a step of {duration_s} s; allowed: more than 0"
+                )
+            start_s = self.under_way[-1].end_s if self.under_way else now
+            self.under_way.append(Step(number, plan, start_s, duration_s, start_s + duration_s))
+            self._num_steps += 1
+
+    def end_step(self) -> list[Request]:
+        """The running step ends: its tokens come out. Returns the requests that got their last one."""
+        step = self.under_way.popleft()
+        now = step.end_s
+        for part in step.plan.slices:
+            if part.emits:
+                self._token_times[part.request.index].append(now)
+                self.recorder.emitted(part.request, now, self.replica, step.number)
+        finished = self.scheduler.commit(step.plan)
+        for request in finished:
+            self.num_outstanding -= 1
+            self._close(request)
+            self.recorder.finished(request, now, self.replica, step.number)
+        self._record_step(step, len(finished))
+        return finished
+
+    def step_columns(self) -> dict[str, Column]:
+        """See `Engine.step_columns`."""
+        return self._steps.to_columns()
+
+    def gaps(self) -> tuple[Column, Column]:
+        """See `Engine.gaps`; requests that have not ended are closed here."""
+        for request in list(self._requests.values()):
+            self._close(request)
+        values = np.array(self._gaps)
+        return values, np.ones(len(values), dtype=np.int64)
+
+    def _record_decisions(self, plan: StepPlan, number: int) -> None:
+        for decision, request, num_cached in plan.decisions:
+            if decision == "admitted":
+                self.recorder.admitted(request, plan.now, self.replica, number, num_cached)
+            elif decision == "resumed":
+                self.recorder.resumed(request, plan.now, self.replica, number, num_cached)
+            else:
+                self.recorder.preempted(request, plan.now, self.replica, number)
+
+    def _record_step(self, step: Step, num_finished: int) -> None:
+        plan = step.plan
+        num_prefill_tokens = num_prefill_seqs = num_decode_seqs = pairs = context = num_logits = 0
+        for position, part in enumerate(plan.slices):
+            tokens, before = part.num_tokens, part.num_computed_tokens
+            pairs += tokens * before + tokens * (tokens + 1) // 2
+            context += before + tokens
+            num_logits += part.emits
+            if part.is_prefill:
+                num_prefill_tokens += tokens
+                num_prefill_seqs += 1
+            else:
+                num_decode_seqs += 1
+            if self.recorder.with_batches:
+                self.recorder.batches.append(
+                    self.replica,
+                    step.number,
+                    step.start_s,
+                    position,
+                    part.request.index,
+                    tokens,
+                    before,
+                    not part.is_prefill,
+                )
+        self.num_padding_tokens += plan.num_padding_tokens
+        self._steps.append(
+            self.replica,
+            step.number,
+            plan.now,
+            step.start_s,
+            step.duration_s,
+            num_prefill_tokens,
+            num_decode_seqs,
+            num_prefill_seqs,
+            num_decode_seqs,
+            plan.num_running,
+            plan.num_waiting,
+            len(plan.preempted),
+            num_finished,
+            plan.num_blocks_used,
+            self.scheduler.pool.num_blocks,
+            pairs,
+            context,
+            num_logits,
+            plan.num_kv_tokens,
+        )
+
+    def _close(self, request: Request) -> None:
+        """Turn the token times of a request that ended, or of a run that did, into gaps."""
+        del self._requests[request.index]
+        times = self._token_times.pop(request.index)
+        if not times:
+            return
+        gaps = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+        self._gaps.extend(gaps)
+        self.recorder.tokens(request, len(times), times[0], times[-1], max(gaps, default=np.nan))

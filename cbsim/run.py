@@ -1,0 +1,170 @@
+"""Run one experiment: put the parts together, let the world run, hand back the result."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cbsim.cost import COST_MODELS, CostModel, StepShape
+from cbsim.engine.reference import ReferenceEngine
+from cbsim.experiment import Experiment
+from cbsim.kvcache import BlockPool, IdentityPool
+from cbsim.manifest import make_manifest
+from cbsim.metrics import Deployment, summarize
+from cbsim.recorder import Recorder, RunLog, sort_steps
+from cbsim.result import Result
+from cbsim.router import make_router
+from cbsim.schedulers import SCHEDULERS, Prices, Resources, Scheduler
+from cbsim.workload import WORKLOADS, Workload
+from cbsim.world import Progress, World
+
+if TYPE_CHECKING:
+    from cbsim.schedulers.base import SchedulerConfig
+
+
+def run(
+    config: str | Path | Mapping[str, Any],
+    out: str | Path | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> Result:
+    """Run an experiment given as a YAML file or a mapping; `overrides` are `{"a.b": value}`.
+
+    Writes the run folder `out` if one is given. Raises `CbsimError` with one line for each of the user's
+    mistakes.
+    """
+    if isinstance(config, Mapping):
+        experiment = Experiment.from_mapping(config, overrides=overrides or {})
+    else:
+        experiment = Experiment.load(config, overrides=overrides or {})
+    result = run_experiment(experiment)
+    if out is not None:
+        result.save(out)
+    return result
+
+
+def run_experiment(experiment: Experiment, progress: Progress | None = None) -> Result:
+    """Run an experiment of one point (its `sweep` is not looked at)."""
+    workload = make_workload(experiment)
+    wall_start, cpu_start = time.perf_counter(), time.process_time()
+    log, cost_notes = simulate(experiment, workload, progress)
+    simulation = {"cpu_s": time.process_time() - cpu_start, "wall_s": time.perf_counter() - wall_start}
+    deployment = Deployment(
+        model=experiment.model,
+        gpu=experiment.gpu,
+        tensor_parallel=experiment.replicas.tensor_parallel,
+        num_replicas=experiment.replicas.count,
+        kv_block_size=experiment.kv_cache.block_size,
+    )
+    slo = {name: limit for name, limit in experiment.slo.model_dump().items() if limit is not None}
+    notes = [*workload.notes(), *log_notes(log), *cost_notes]
+    summary = summarize(log, deployment, slo, simulation=simulation, notes=notes)
+    specs = {"model": experiment.model, "gpu": experiment.gpu}
+    manifest = make_manifest(experiment.seed, workload.inputs(), specs)
+    return Result.from_log(log, summary, experiment.resolved(), manifest)
+
+
+def make_workload(experiment: Experiment) -> Workload:
+    """The experiment's workload, which has read nothing yet."""
+    workload_class = WORKLOADS.get(experiment.workload.type)
+    return workload_class(experiment.workload, seed=experiment.seed, folder=experiment.folder)
+
+
+def make_cost_model(experiment: Experiment) -> CostModel:
+    """The experiment's cost model."""
+    cost_class = COST_MODELS.get(experiment.cost_model.type)
+    return cost_class(
+        experiment.cost_model, experiment.model, experiment.gpu, experiment.replicas.tensor_parallel
+    )
+
+
+def make_scheduler(experiment: Experiment, cost: CostModel) -> Scheduler:
+    """A scheduler of the experiment with a KV block pool of its own."""
+    kv_cache, config = experiment.kv_cache, experiment.scheduler
+    num_blocks = kv_cache.size(experiment.model, experiment.gpu, experiment.replicas.tensor_parallel)
+    pool: BlockPool
+    if kv_cache.prefix_caching:
+        pool = IdentityPool(num_blocks, kv_cache.block_size, unknown_first=config.reuses_unknown_blocks_first)
+    else:
+        pool = BlockPool(num_blocks, kv_cache.block_size)
+    resources = Resources(
+        pool=pool,
+        prices=make_prices(experiment, cost),
+        max_model_len=experiment.model.max_model_len,
+        seed=experiment.seed,
+    )
+    return SCHEDULERS.get(config.type)(config, resources)
+
+
+def make_prices(experiment: Experiment, cost: CostModel) -> Prices:
+    """What the scheduler may know of costs: a prompt's time by the cost model, a block's by the host link."""
+    block_bytes = experiment.kv_cache.block_size * experiment.model.kv_bytes_per_token
+    bytes_per_s = experiment.gpu.host_link_bytes_per_s * experiment.replicas.tensor_parallel
+    return Prices(
+        recompute_s=partial(_prefill_s, cost),
+        move_s=lambda n: n * block_bytes / bytes_per_s,
+        block_bytes=block_bytes,
+    )
+
+
+def _prefill_s(cost: CostModel, num_tokens: int) -> float:
+    return cost.step_s(StepShape(((num_tokens, 0),), 1, 0, 0, 0))
+
+
+def simulate(
+    experiment: Experiment, workload: Workload, progress: Progress | None = None
+) -> tuple[RunLog, list[str]]:
+    """What happens when the experiment runs, and the cost model's notes about it."""
+    recorder = Recorder(with_batches=experiment.output.batches)
+    cost = make_cost_model(experiment)
+    num_in_flight = 2 if experiment.scheduler.async_scheduling else 1
+    engines = [
+        ReferenceEngine(replica, make_scheduler(experiment, cost), cost, recorder, num_in_flight)
+        for replica in range(experiment.replicas.count)
+    ]
+    router = make_router(experiment.replicas.router, experiment.seed)
+    world = World(workload, engines, router, stop_at_s=experiment.stop_at_s, progress=progress)
+    world.run()
+    return collect(recorder, engines, world.end_s), cost.notes()
+
+
+def collect(recorder: Recorder, engines: Sequence[ReferenceEngine], end_s: float) -> RunLog:
+    """The log of a run that has ended."""
+    all_gaps = [engine.gaps() for engine in engines]
+    values = np.concatenate([gaps for gaps, _ in all_gaps])
+    counts = np.concatenate([count for _, count in all_gaps])
+    gap_s, place = np.unique(values, return_inverse=True)
+    gap_count = np.zeros(len(gap_s), dtype=np.int64)
+    np.add.at(gap_count, place, counts)
+    tables = [engine.step_columns() for engine in engines]
+    steps = {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
+    schedulers = [engine.scheduler for engine in engines]
+    return RunLog(
+        requests=recorder.request_columns(),
+        steps=sort_steps(steps, len(engines)),
+        events=recorder.event_columns(len(engines)),
+        batches=recorder.batches.to_columns() if recorder.with_batches else None,
+        gap_s=gap_s,
+        gap_count=gap_count,
+        rejections=recorder.rejections,
+        num_tokens_recomputed=sum(scheduler.num_tokens_recomputed for scheduler in schedulers),
+        num_prompt_tokens_queried=sum(scheduler.num_tokens_queried for scheduler in schedulers),
+        num_prompt_tokens_hit=sum(scheduler.num_tokens_hit for scheduler in schedulers),
+        num_padding_tokens=sum(engine.num_padding_tokens for engine in engines),
+        end_s=end_s,
+    )
+
+
+def log_notes(log: RunLog) -> list[str]:
+    """Sentences on what a reader of the figures must know about this run."""
+    notes = []
+    if log.num_padding_tokens:
+        num_real = int(log.steps["num_prefill_tokens"].sum() + log.steps["num_decode_tokens"].sum())
+        share = log.num_padding_tokens / (log.num_padding_tokens + num_real)
+        notes.append(f"{share:.0%} of the tokens computed were padding of static batches")
+    return notes

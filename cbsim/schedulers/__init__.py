@@ -1,0 +1,19 @@
+"""Schedulers by name: the ladder from static batches to vLLM."""
+
+from cbsim.registry import Registry
+from cbsim.schedulers.base import Prices, Resources, Scheduler, SchedulerConfig, Slice, StepPlan
+
+SCHEDULERS: Registry[Scheduler] = Registry(
+    "scheduler",
+    "cbsim.schedulers",
+    Scheduler,  # type: ignore[type-abstract]
+    {
+        "static": "cbsim.schedulers.static:StaticScheduler",
+        "continuous": "cbsim.schedulers.continuous:ContinuousScheduler",
+        "chunked_prefill": "cbsim.schedulers.chunked_prefill:ChunkedPrefillScheduler",
+        "preemptive": "cbsim.schedulers.preemptive:PreemptiveScheduler",
+        "vllm": "cbsim.schedulers.vllm:VllmScheduler",
+    },
+)
+
+__all__ = ["SCHEDULERS", "Prices", "Resources", "Scheduler", "SchedulerConfig", "Slice", "StepPlan"]

@@ -1,0 +1,279 @@
+"""The contract of a scheduler, and the step it decides."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import ClassVar, NamedTuple
+
+from cbsim.config.section import ComponentConfig
+from cbsim.cost.base import StepShape
+from cbsim.kvcache import BlockPool, PrefixHit
+from cbsim.request import Request, RequestState
+from cbsim.schedulers.queues import FcfsQueue, WaitingQueue
+
+
+class SchedulerConfig(ComponentConfig):
+    """Settings that every scheduler has."""
+
+    async_scheduling: bool = False
+    """Decide the next step while one is running (two in flight), as vLLM does by default; false waits for
+    each step's result first."""
+
+    @property
+    def reuses_unknown_blocks_first(self) -> bool:
+        """Whether released KV blocks without cached content are taken before those with it."""
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class Prices:
+    """What a scheduler may know of costs, in seconds."""
+
+    recompute_s: Callable[[int], float]
+    """To compute so many tokens of one request again."""
+    move_s: Callable[[int], float]
+    """To move so many KV blocks between the GPU and host memory, one way."""
+    block_bytes: int
+    """Bytes of a KV block."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What a replica gives its scheduler."""
+
+    pool: BlockPool
+    prices: Prices
+    max_model_len: int
+    """Longest context the model was made for, tokens."""
+    seed: int = 0
+
+
+class Slice(NamedTuple):
+    """One request's share of a step."""
+
+    request: Request
+    num_tokens: int
+    num_computed_tokens: int
+    """Before the step."""
+    is_prefill: bool
+    emits: bool
+    """Whether a token comes out: all known tokens are computed after this slice."""
+    num_preemptions: int
+    """The request's, when planned: a preemption while the step is in flight shows by a higher count."""
+
+
+@dataclass(slots=True)
+class StepPlan:
+    """What one call of the scheduler decided. Without slices it makes no step."""
+
+    now: float
+    budget: int
+    """Tokens that may still be scheduled."""
+    slices: list[Slice] = field(default_factory=list)
+    admitted: list[tuple[Request, int]] = field(default_factory=list)
+    """Requests taken from the waiting queue for the first time, with their prefix-cache tokens."""
+    resumed: list[tuple[Request, int]] = field(default_factory=list)
+    """The same after a preemption."""
+    preempted: list[Request] = field(default_factory=list)
+    decisions: list[tuple[str, Request, int]] = field(default_factory=list)
+    """`(admitted | resumed | preempted, request, prefix-cache tokens)` in the order decided."""
+    transfer_s: float = 0.0
+    """Seconds the step spends moving KV blocks to and from host memory."""
+    num_padding_tokens: int = 0
+    """Tokens computed only to fill a padded batch."""
+    num_running: int = 0
+    num_waiting: int = 0
+    num_blocks_used: int = 0
+    """This and the queue lengths: right after scheduling."""
+    num_kv_tokens: int = 0
+    """KV entries of the running requests that are computed once the step has run."""
+    shape: StepShape | None = None
+    """What the step costs; `None` lets it follow from the slices."""
+
+    def priced_shape(self) -> StepShape:
+        """The shape that the cost model turns into seconds, padding included."""
+        return self.shape if self.shape is not None else shape_of(self.slices)
+
+
+def shape_of(slices: Iterable[Slice]) -> StepShape:
+    """The shape of a step without padding."""
+    chunks = []
+    num_finishing = num_decodes = decode_context = max_decode_context = 0
+    for part in slices:
+        if part.is_prefill:
+            chunks.append((part.num_tokens, part.num_computed_tokens))
+            num_finishing += part.emits
+        else:
+            context = part.num_computed_tokens + part.num_tokens
+            num_decodes += 1
+            decode_context += context
+            max_decode_context = max(max_decode_context, context)
+    return StepShape(tuple(chunks), num_finishing, num_decodes, decode_context, max_decode_context)
+
+
+class Scheduler(ABC):
+    """Decides, step by step, which request computes how many tokens.
+
+    The engine calls `add` at a request's arrival, `plan` when a step can be decided and `commit` when it has
+    run. A subclass writes `decide`, from the parts below it: it looks at `self.waiting` and `self.running`,
+    admits, schedules and preempts. Requests and the block pool are its whole world: no clock of its own, no
+    simulator, no torch, no cost model.
+    """
+
+    Config: ClassVar[type[SchedulerConfig]]
+    reserves_ahead: ClassVar[bool] = False
+    """Whether blocks are reserved at admission for tokens that may never come."""
+
+    def __init__(self, config: SchedulerConfig, resources: Resources) -> None:
+        self.config = config
+        self.resources = resources
+        self.pool = resources.pool
+        self.running: list[Request] = []
+        self.waiting: WaitingQueue = FcfsQueue()
+        self.num_tokens_recomputed = 0
+        self.num_tokens_queried = 0
+        self.num_tokens_hit = 0
+
+    # What the engine calls
+
+    def rejection(self, request: Request) -> str | None:
+        """Why this request could never be served, or `None`. Asked once, before `add`."""
+        return None
+
+    def add(self, request: Request) -> None:
+        """A request has arrived."""
+        self.waiting.push(request)
+
+    def plan(self, now: float) -> StepPlan:
+        """Decide the next step at the instant `now`, seconds."""
+        step = StepPlan(now, self.max_tokens_per_step)
+        self.decide(step)
+        step.num_running = len(self.running)
+        step.num_waiting = len(self.waiting)
+        step.num_blocks_used = self.pool.num_used
+        step.num_kv_tokens = sum(request.num_computed_tokens for request in self.running)
+        return step
+
+    def commit(self, step: StepPlan) -> list[Request]:
+        """Take the results of a step that has run: the requests that got their last token, in slice order."""
+        finished = []
+        for part in step.slices:
+            if self._take_result(part):
+                finished.append(part.request)
+        return finished
+
+    def wake_at_s(self) -> float | None:
+        """When an idle engine should ask again although nothing arrived; `None` for never."""
+        return None
+
+    @property
+    def max_tokens_per_step(self) -> int:
+        """The token budget of a step."""
+        return int(getattr(self.config, "max_tokens_per_step", 2**31))
+
+    # What a policy is made of
+
+    @abstractmethod
+    def decide(self, step: StepPlan) -> None:
+        """The policy: admit from `waiting`, schedule, preempt. Leave the step empty to wait."""
+
+    def num_wanted(self, request: Request) -> int:
+        """Tokens the request could compute now: those known or in flight, less those computed.
+
+        0 if its last token is in flight already.
+        """
+        in_flight = request.num_in_flight_tokens
+        if in_flight and request.num_generated_tokens + in_flight >= request.num_output_tokens:
+            return 0
+        return request.num_known_tokens + in_flight - request.num_computed_tokens
+
+    def schedule(self, step: StepPlan, request: Request, num_tokens: int) -> None:
+        """Let a running request compute `num_tokens` in this step. Its blocks must be there already."""
+        computed = request.num_computed_tokens
+        known = request.num_known_tokens
+        emits = computed + num_tokens == known + request.num_in_flight_tokens
+        is_prefill = computed < request.prefill_until
+        step.slices.append(Slice(request, num_tokens, computed, is_prefill, emits, request.num_preemptions))
+        step.budget -= num_tokens
+        request.num_computed_tokens = computed + num_tokens
+        request.num_in_flight_tokens += emits
+        if self.pool.prefix_caching:
+            self.pool.publish(request, min(computed + num_tokens, known))
+
+    def admit(self, step: StepPlan, request: Request, hit: PrefixHit | None = None) -> None:
+        """Move a request, the head of the waiting queue, to the end of the running list."""
+        self.waiting.remove(request)
+        self.running.append(request)
+        num_cached = 0
+        if hit is not None:
+            self.pool.adopt(request, hit)
+            num_cached = len(hit.blocks) * self.pool.block_size
+            self.num_tokens_queried += request.num_known_tokens if self.pool.prefix_caching else 0
+            self.num_tokens_hit += num_cached
+        request.num_computed_tokens = num_cached
+        request.prefill_until = request.num_known_tokens
+        if request.state is RequestState.PREEMPTED:
+            self.num_tokens_recomputed += max(0, request.num_lost_tokens - num_cached)
+            step.resumed.append((request, num_cached))
+            step.decisions.append(("resumed", request, num_cached))
+        else:
+            request.num_cached_tokens = num_cached
+            request.first_scheduled_at_s = step.now
+            step.admitted.append((request, num_cached))
+            step.decisions.append(("admitted", request, num_cached))
+        request.state = RequestState.RUNNING
+
+    def preempt(self, step: StepPlan, victim: Request) -> None:
+        """Take all blocks and all progress from a running request and send it back to the waiting queue.
+
+        If it had been scheduled in this very step, its entry leaves the step and its tokens the budget.
+        """
+        self.running.remove(victim)
+        self.unschedule(step, victim)
+        victim.num_lost_tokens = victim.num_computed_tokens
+        self.pool.release(victim)
+        victim.num_computed_tokens = 0
+        victim.num_in_flight_tokens = 0
+        victim.num_preemptions += 1
+        victim.state = RequestState.PREEMPTED
+        self.waiting.put_back(victim)
+        step.preempted.append(victim)
+        step.decisions.append(("preempted", victim, 0))
+
+    def unschedule(self, step: StepPlan, request: Request) -> None:
+        """Take back what this step was to compute of a request."""
+        for i, part in enumerate(step.slices):
+            if part.request is request:
+                del step.slices[i]
+                step.budget += part.num_tokens
+                request.num_computed_tokens = part.num_computed_tokens
+                request.num_in_flight_tokens -= part.emits
+                if self.pool.prefix_caching:
+                    self.pool.withdraw(request, min(part.num_computed_tokens, request.num_known_tokens))
+                return
+
+    def finish(self, request: Request) -> None:
+        """A request has its last token: it leaves, and its blocks are free."""
+        self.running.remove(request)
+        self.pool.release(request)
+
+    def _take_result(self, part: Slice) -> bool:
+        request = part.request
+        was_preempted = request.num_preemptions != part.num_preemptions
+        if not was_preempted and self.pool.prefix_caching:
+            self.pool.publish(request, part.num_computed_tokens + part.num_tokens)
+        if not part.emits:
+            return False
+        request.num_generated_tokens += 1
+        if not was_preempted:
+            request.num_in_flight_tokens -= 1
+        if request.num_generated_tokens < request.num_output_tokens:
+            return False
+        request.state = RequestState.FINISHED
+        if was_preempted:
+            self.waiting.remove(request)
+        else:
+            self.finish(request)
+        return True

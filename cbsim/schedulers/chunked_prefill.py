@@ -1,0 +1,44 @@
+"""Rung 3: chunked prefill."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from cbsim.schedulers.base import SchedulerConfig, StepPlan
+from cbsim.schedulers.reserving import ReservingScheduler
+
+
+class ChunkedPrefillConfig(SchedulerConfig):
+    """Decodes are never stalled: prompts are cut to fit beside them, as in Sarathi-Serve (OSDI'24)."""
+
+    max_num_seqs: int = Field(default=256, ge=1)
+    """Most requests running at once."""
+    max_tokens_per_step: int = Field(default=2048, ge=1)
+    """Token budget of a step, decodes and prompt chunks together."""
+    chunk_size: int = Field(default=512, ge=0)
+    """Most prompt tokens of one request a step; 0 is no cap."""
+    max_output_tokens: int | None = Field(default=None, ge=1)
+    """Answer length to reserve KV cache for; null reserves exactly what the request will generate."""
+
+
+class ChunkedPrefillScheduler(ReservingScheduler):
+    """Sarathi-Serve, sec. 4.2 (stall-free batching): every decode, then begun prompts, then new ones."""
+
+    Config = ChunkedPrefillConfig
+    config: ChunkedPrefillConfig
+
+    def decide(self, step: StepPlan) -> None:
+        """Fill the budget in that order."""
+        chunk_size = self.config.chunk_size or self.max_tokens_per_step
+        prefilling = []
+        for request in self.running:
+            if request.is_prefilling:
+                prefilling.append(request)
+            elif step.budget and self.num_wanted(request):
+                self.schedule(step, request, 1)
+        for request in prefilling:
+            if step.budget:
+                self.schedule(step, request, min(self.num_wanted(request), chunk_size, step.budget))
+        while request := self.next_admissible(step):
+            self.admit_reserved(step, request)
+            self.schedule(step, request, min(self.num_wanted(request), chunk_size, step.budget))

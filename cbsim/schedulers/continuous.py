@@ -1,0 +1,58 @@
+"""Rung 2: continuous (iteration-level) batching."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from cbsim.request import Request
+from cbsim.schedulers.base import SchedulerConfig, StepPlan
+from cbsim.schedulers.reserving import ReservingScheduler
+
+
+class ContinuousConfig(SchedulerConfig):
+    """Requests join and leave at every step, as in Orca (OSDI'22) and vLLM V0."""
+
+    max_num_seqs: int = Field(default=256, ge=1)
+    """Most requests running at once."""
+    max_tokens_per_step: int = Field(default=16_384, ge=1)
+    """Most tokens a step. Prompts are never split, so a longer one is rejected."""
+    prefill_first: bool = True
+    """True runs prompts alone while decodes wait (vLLM V0); false mixes both in one step (Orca)."""
+    max_output_tokens: int | None = Field(default=None, ge=1)
+    """Answer length to reserve KV cache for; null reserves exactly what the request will generate."""
+
+
+class ContinuousScheduler(ReservingScheduler):
+    """Whole prompts join whenever there is a slot, budget and KV cache for all their tokens."""
+
+    Config = ContinuousConfig
+    config: ContinuousConfig
+
+    def rejection(self, request: Request) -> str | None:
+        """A prompt longer than a step, or a request larger than the KV cache, can never run."""
+        if request.num_prompt_tokens > self.max_tokens_per_step:
+            return (
+                f"prompt of {request.num_prompt_tokens} tokens exceeds max_tokens_per_step "
+                f"{self.max_tokens_per_step} and is not split"
+            )
+        return super().rejection(request)
+
+    def decide(self, step: StepPlan) -> None:
+        """Prompts that fit, alone or beside one token for every decode."""
+        if self.config.prefill_first:
+            self._admit_prompts(step)
+            if not step.slices:
+                self._decode_all(step)
+        else:
+            self._decode_all(step)
+            self._admit_prompts(step)
+
+    def _decode_all(self, step: StepPlan) -> None:
+        for request in self.running:
+            if step.budget and self.num_wanted(request):
+                self.schedule(step, request, 1)
+
+    def _admit_prompts(self, step: StepPlan) -> None:
+        while (request := self.next_admissible(step)) and request.num_prompt_tokens <= step.budget:
+            self.admit_reserved(step, request)
+            self.schedule(step, request, request.num_prompt_tokens)

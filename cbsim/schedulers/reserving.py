@@ -1,0 +1,39 @@
+"""Admission with the whole request's KV cache reserved: rungs 2 and 3."""
+
+from __future__ import annotations
+
+from cbsim.request import Request
+from cbsim.schedulers.base import Scheduler, StepPlan
+
+
+class ReservingScheduler(Scheduler):
+    """Admits a request when blocks for its prompt and most output tokens are free, and never preempts."""
+
+    reserves_ahead = True
+
+    def num_reserved(self, request: Request) -> int:
+        """Blocks for the prompt and the most tokens the request may generate."""
+        limit = getattr(self.config, "max_output_tokens", None)
+        num_output_tokens = max(request.num_output_tokens, limit or 0)
+        return self.pool.blocks_for(request.num_prompt_tokens + num_output_tokens)
+
+    def rejection(self, request: Request) -> str | None:
+        """A request larger than the whole KV cache can never run."""
+        num_reserved = self.num_reserved(request)
+        if num_reserved > self.pool.num_blocks:
+            return f"needs {num_reserved} KV blocks, the cache has {self.pool.num_blocks}"
+        return None
+
+    def next_admissible(self, step: StepPlan) -> Request | None:
+        """The head of the waiting queue, if a slot, budget and its whole reservation are free."""
+        if step.budget == 0 or len(self.running) >= self.config.max_num_seqs:  # type: ignore[attr-defined]
+            return None
+        request = self.waiting.head(step.now)
+        if request is None or self.num_reserved(request) > self.pool.num_free:
+            return None
+        return request
+
+    def admit_reserved(self, step: StepPlan, request: Request) -> None:
+        """Admit a request and give it all the blocks it may ever need."""
+        self.admit(step, request)
+        self.pool.allocate(request, self.num_reserved(request))

@@ -1,0 +1,138 @@
+"""The SimPy world: arrivals, clients and replicas on one clock."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Generator, Iterator, Sequence
+
+import simpy
+from simpy.core import EventPriority
+
+from cbsim.engine.reference import ReferenceEngine
+from cbsim.request import Request
+from cbsim.router import Router
+from cbsim.workload.base import Workload
+
+ARRIVAL = EventPriority(1)
+STEP_END = EventPriority(2)
+CALL = EventPriority(3)
+"""The order of one instant: arrivals join, the step that ends takes effect, the next one is decided."""
+
+Progress = Callable[[int, float], None]
+"""Called now and then with the number of requests that have arrived and the simulated time, seconds."""
+
+PROGRESS_EVERY = 512
+
+
+class Instant(simpy.Event):
+    """An event at an absolute time, to the last bit, with its place in the order of that instant."""
+
+    def __init__(self, env: simpy.Environment, at_s: float, priority: EventPriority) -> None:
+        super().__init__(env)
+        self._ok = True
+        self._value = None
+        env.schedule(self, priority, exact_delay(env.now, at_s))
+
+
+def exact_delay(now: float, at_s: float) -> float:
+    """The delay d with `now + d == at_s` in floating point: SimPy only knows delays, engines keep instants."""
+    delay = at_s - now
+    while now + delay < at_s:
+        delay = math.nextafter(delay, math.inf)
+    while now + delay > at_s:
+        delay = math.nextafter(delay, -math.inf)
+    return delay
+
+
+class World:
+    """Feeds a workload to replicas and runs them until all is done, or until `stop_at_s`."""
+
+    def __init__(
+        self,
+        workload: Workload,
+        engines: Sequence[ReferenceEngine],
+        router: Router,
+        *,
+        stop_at_s: float | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        self.env = simpy.Environment()
+        self.workload = workload
+        self.engines = engines
+        self.router = router
+        self.stop_at_s = stop_at_s
+        self.progress = progress
+        self.end_s = 0.0
+        """The last instant at which something happened."""
+        self._num_arrived = 0
+        self._is_closed_loop = workload.config.concurrency is not None
+        self._wake: dict[int, simpy.Event] = {}
+        """Of idle replicas: the event that an arrival sets off."""
+        self._answered: dict[int, simpy.Event] = {}
+
+    def run(self) -> None:
+        """Run to the end."""
+        for engine in self.engines:
+            self.env.process(self._replica(engine))
+        requests = self.workload.requests()
+        if self.workload.config.concurrency is None:
+            self.env.process(self._arrivals(requests))
+        else:
+            for _ in range(self.workload.config.concurrency):
+                self.env.process(self._client(requests))
+        self.env.run(until=self.stop_at_s)
+        if self.stop_at_s is not None and any(engine.num_outstanding for engine in self.engines):
+            self.end_s = self.stop_at_s
+
+    def _arrivals(self, requests: Iterator[Request]) -> Generator[simpy.Event, None, None]:
+        """Open loop: each request at its own time."""
+        for request in requests:
+            if request.arrival_s > self.env.now:
+                yield Instant(self.env, request.arrival_s, ARRIVAL)
+            self._submit(request)
+
+    def _client(self, requests: Iterator[Request]) -> Generator[simpy.Event, None, None]:
+        """Closed loop: the next request when the last one has ended, after the think time."""
+        for request in requests:
+            request.arrival_s = self.env.now
+            if self._submit(request):
+                answered = self._answered[request.index] = self.env.event()
+                yield answered
+            if self.workload.config.think_time_s:
+                yield Instant(self.env, self.env.now + self.workload.config.think_time_s, ARRIVAL)
+
+    def _submit(self, request: Request) -> bool:
+        request.index = self._num_arrived
+        self._num_arrived += 1
+        self.end_s = self.env.now
+        if self.progress is not None and request.index % PROGRESS_EVERY == 0:
+            self.progress(request.index, self.env.now)
+        chosen = self.router.choose(request, self.engines) if len(self.engines) > 1 else 0
+        accepted = self.engines[chosen].submit(request)
+        if accepted and chosen in self._wake:
+            self._wake.pop(chosen).succeed()
+        return accepted
+
+    def _replica(self, engine: ReferenceEngine) -> Generator[simpy.Event, None, None]:
+        """Decide when idle and something arrives, then go from step end to step end."""
+        while True:
+            yield self._until_asked(engine)
+            yield Instant(self.env, self.env.now, CALL)
+            engine.call(self.env.now)
+            while (end_s := engine.next_end_s) is not None:
+                yield Instant(self.env, end_s, STEP_END)
+                finished = engine.end_step()
+                self.end_s = end_s
+                if self._is_closed_loop and finished:
+                    for request in finished:
+                        self._answered.pop(request.index).succeed()
+                    yield Instant(self.env, end_s, CALL)
+                engine.call(end_s)
+
+    def _until_asked(self, engine: ReferenceEngine) -> simpy.Event:
+        """The next arrival, or the instant at which the scheduler wants to be asked again."""
+        wake = self._wake[engine.replica] = self.env.event()
+        at_s = engine.scheduler.wake_at_s()
+        if at_s is None or at_s <= self.env.now:
+            return wake
+        return wake | Instant(self.env, at_s, CALL)
