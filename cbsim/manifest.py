@@ -59,13 +59,12 @@ def hash_mapping(mapping: Any) -> str:
 
 @cache
 def _versions() -> dict[str, str]:
-    return {name: _version(name) for name in ("cbsim",)} | {
-        "python": platform.python_version(),
-        **{name: _version(name) for name in _DEPENDENCIES},
-    }
+    dependencies = {name: package_version(name) for name in _DEPENDENCIES}
+    return {"cbsim": package_version("cbsim"), "python": platform.python_version(), **dependencies}
 
 
-def _version(distribution: str) -> str:
+def package_version(distribution: str) -> str:
+    """The version of an installed distribution."""
     try:
         return version(distribution)
     except PackageNotFoundError:

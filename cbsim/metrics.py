@@ -130,12 +130,14 @@ def meets_slo(latencies: Mapping[str, Column], finished: Column, slo: Mapping[st
 
 def weighted_quantiles(values: Column, counts: Column, quantiles: Column) -> Column:
     """`numpy.quantile(numpy.repeat(values, counts), quantiles)` to the last bit, with nothing repeated."""
-    order = np.argsort(values)
-    num_up_to = np.cumsum(counts[order])
+    if (values[1:] < values[:-1]).any():
+        order = np.argsort(values)
+        values, counts = values[order], counts[order]
+    num_up_to = np.cumsum(counts)
     position = (int(num_up_to[-1]) - 1) * quantiles
     below = np.floor(position)
-    lower = values[order[np.searchsorted(num_up_to, below, side="right")]]
-    upper = values[order[np.searchsorted(num_up_to, np.ceil(position), side="right")]]
+    lower = values[np.searchsorted(num_up_to, below, side="right")]
+    upper = values[np.searchsorted(num_up_to, np.ceil(position), side="right")]
     # numpy's own interpolation between two neighbours: its formula may change, the last bit follows it.
     between = zip(lower, upper, position - below, strict=True)
     return np.array([np.quantile(np.array([low, high]), weight) for low, high, weight in between])
@@ -145,8 +147,8 @@ def mfu(steps: Mapping[str, Column], deployment: Deployment, replica_s: float) -
     """Model FLOP utilization: FLOP of all steps / (`replica_s` x GPUs a replica x peak FLOP/s at the dtype).
 
     FLOP as in PaLM (Chowdhery et al. 2022, appendix B), forward only: 2 for each matrix weight and token,
-    4 for each (query token, key) pair, layer and query head element, and the logits sampled from. Tokens are
-    those the engine computed: recomputed and padded ones count. `replica_s` is makespan x replicas, idle time
+    4 for each (query token, key) pair, layer and query head element, and the logits sampled from. Tokens
+    computed again after a preemption count, padding doesn't. `replica_s` is makespan x replicas, idle time
     included.
     """
     model, gpu = deployment.model, deployment.gpu

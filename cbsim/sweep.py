@@ -1,0 +1,260 @@
+"""Sweep: many configurations, each run once and kept, and one tidy table over them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cbsim.errors import CbsimError
+from cbsim.experiment import Experiment
+from cbsim.manifest import hash_files, hash_mapping, package_version
+from cbsim.metrics import Summary
+from cbsim.pool import open_pool
+from cbsim.result import is_run_folder, load_run
+from cbsim.run import make_workload, run_experiment
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One configuration of a sweep: what is special about it, and the folder its run is kept in."""
+
+    swept: Mapping[str, Any]
+    """Dotted key -> value, in the order of the experiment file."""
+    experiment: Experiment
+    key: str
+    """Hash of all that its result depends on: equal keys, equal runs."""
+    folder: Path
+
+
+@dataclass(frozen=True, slots=True)
+class SweepProgress:
+    """How far a sweep has come, after each point."""
+
+    num_points: int
+    num_reused: int = 0
+    """Points whose runs were there already."""
+    num_done: int = 0
+    """Points run now, failed ones included."""
+    num_failed: int = 0
+    elapsed_s: float = 0.0
+    """Wall-clock seconds since the first point began."""
+    best: tuple[Point, Summary] | None = None
+    """The point of the highest goodput so far."""
+    error: tuple[Point, str] | None = None
+    """The point that has just failed, and why."""
+
+    @property
+    def time_left_s(self) -> float | None:
+        """Wall-clock seconds to go at the pace so far; `None` before the first point is done."""
+        if not self.num_done:
+            return None
+        return self.elapsed_s / self.num_done * (self.num_points - self.num_reused - self.num_done)
+
+
+def sweep(
+    config: str | Path | Mapping[str, Any] | Experiment,
+    out: str | Path | None = None,
+    workers: int = 1,
+    cluster: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    progress: Callable[[SweepProgress], None] | None = None,
+) -> pd.DataFrame:
+    """Run every point of an experiment's `sweep:` and return the table, a row a point.
+
+    Columns: the swept keys under their dotted names, the flattened summary (`ttft_s.p99`, timings of the
+    simulation left out), `point` (folder under `out/points`) and `error` (null for a point that ran). Points
+    run in this process, on `workers` spawned ones, or on the dask cluster at the address `cluster`, whose
+    workers must see the same files; the table is the same to the byte. `out`, else `runs/<name>`, keeps the
+    run folders and the table as `table.csv` and `table.parquet`; points that are there already are not run
+    again, so that a killed sweep resumes. A failing point leaves its error in the table and the others go on.
+
+    Raises `ConfigError` for mistakes in the configuration, `CbsimError` if nothing can be written or the
+    cluster doesn't answer.
+    """
+    experiment = _experiment(config, overrides or {})
+    folder = Path(out) if out is not None else Path("runs") / experiment.name
+    points = plan_points(experiment, folder)
+    errors = _run_missing(points, workers, cluster, progress or _ignore)
+    table = make_table(points, errors)
+    save_table(table, folder)
+    return table
+
+
+def plan_points(experiment: Experiment, folder: Path) -> list[Point]:
+    """The points of a sweep in the experiment file's order, each with its key and folder.
+
+    Raises `CbsimError` naming every input file that can't be read.
+    """
+    version = package_version("cbsim")
+    digests: dict[tuple[Path, ...], list[str]] = {}
+    points = []
+    for swept, point in experiment.points():
+        files = tuple(sorted(make_workload(point).inputs()))
+        if files not in digests:
+            digests[files] = list(hash_files(files).values())
+        key = hash_mapping([version, point.resolved(), digests[files]])[:16]
+        points.append(Point(swept, point, key, (folder / "points" / key).resolve()))
+    return points
+
+
+def run_point(point: Point) -> None:
+    """Run one point and write its folder: the task that workers are given."""
+    run_experiment(point.experiment).save(point.folder)
+
+
+def make_table(points: Sequence[Point], errors: Mapping[str, str]) -> pd.DataFrame:
+    """The table over points, whose runs are read from their folders; `errors` are the failed ones', by key."""
+    import pandas as pd
+
+    labels = label_values([point.swept for point in points])
+    rows = []
+    for point, swept in zip(points, labels, strict=True):
+        figures = {} if point.key in errors else flatten(load_run(point.folder).summary)
+        rows.append(swept | figures | {"point": point.key, "error": errors.get(point.key)})
+    # Columns that a failing first point lacks still come before `point` and `error`.
+    widest = max(rows, key=len, default={})
+    table = pd.DataFrame(rows, columns=list(widest))
+    for name in table.columns:
+        kind: Any = _dtype([row[name] for row in rows if row.get(name) is not None])
+        table[name] = table[name].astype(kind)
+    return table
+
+
+def flatten(summary: Summary) -> dict[str, Any]:
+    """A summary as one row: `{"ttft_s": {"p99": 1}}` gives `ttft_s.p99`; texts joined, timings left out."""
+    row: dict[str, Any] = {}
+    for name, value in summary.items():
+        if name == "simulation":
+            continue
+        if name == "rejection_reasons":
+            row[name] = "; ".join(f"{count} x {reason}" for reason, count in value.items()) or None
+        elif name == "notes":
+            row[name] = "; ".join(value) or None
+        elif isinstance(value, dict):
+            row |= {f"{name}.{part}": figure for part, figure in value.items()}
+        else:
+            row[name] = value
+    return row
+
+
+def label_values(swept: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Swept values as table cells: plain values as they are, mappings and lists as the shortest clear text.
+
+    A mapping is told by its `type` (or `name`) if no other on its axis has the same, else by all settings.
+    """
+    cells: list[dict[str, Any]] = [{} for _ in swept]
+    for key in dict.fromkeys(key for values in swept for key in values):
+        axis = [values.get(key) for values in swept]
+        short, full = [_short(value) for value in axis], [_full(value) for value in axis]
+        is_distinct = len(set(map(str, short))) == len(set(map(str, full)))
+        for cell, label in zip(cells, short if is_distinct else full, strict=True):
+            cell[key] = label
+    return cells
+
+
+def save_table(table: pd.DataFrame, folder: Path) -> None:
+    """Write `table.csv` and `table.parquet`, each whole or not at all. Raises `CbsimError` if it can't."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        csv, parquet = folder / ".table.csv.partial", folder / ".table.parquet.partial"
+        table.to_csv(csv, index=False, lineterminator="\n")
+        table.to_parquet(parquet, index=False, compression="zstd")
+        csv.replace(folder / "table.csv")
+        parquet.replace(folder / "table.parquet")
+    except OSError as error:
+        raise CbsimError(f"{folder}: can't be written: {error.strerror or error}") from error
+
+
+def _experiment(
+    config: str | Path | Mapping[str, Any] | Experiment, overrides: Mapping[str, Any]
+) -> Experiment:
+    if isinstance(config, Experiment):
+        return config
+    if isinstance(config, Mapping):
+        return Experiment.from_mapping(config, overrides=overrides)
+    return Experiment.load(config, overrides=overrides)
+
+
+def _run_missing(
+    points: Sequence[Point],
+    workers: int,
+    cluster: str | None,
+    progress: Callable[[SweepProgress], None],
+) -> dict[str, str]:
+    """Run the points that have no folder yet, equal ones once; returns the errors by key."""
+    missing = list({point.key: point for point in points if not is_run_folder(point.folder)}.values())
+    state = SweepProgress(num_points=len(points), num_reused=len(points) - len(missing))
+    progress(state)
+    errors: dict[str, str] = {}
+    for update in _updates(missing, state, workers, cluster):
+        if update.error is not None:
+            failed, message = update.error
+            errors[failed.key] = message
+        progress(update)
+    return errors
+
+
+def _updates(
+    missing: Sequence[Point], state: SweepProgress, workers: int, cluster: str | None
+) -> Iterator[SweepProgress]:
+    """The progress after each point that was run."""
+    if not missing:
+        return
+    began = time.perf_counter()
+    for outcome in open_pool(min(workers, len(missing)), cluster).run_all(run_point, missing):
+        point = missing[outcome.index]
+        elapsed_s = time.perf_counter() - began
+        state = replace(state, num_done=state.num_done + 1, elapsed_s=elapsed_s, error=None)
+        if outcome.error is None:
+            state = replace(state, best=_better(state.best, point))
+        else:
+            error = (point, _message(outcome.error))
+            state = replace(state, num_failed=state.num_failed + 1, error=error)
+        yield state
+
+
+def _better(best: tuple[Point, Summary] | None, point: Point) -> tuple[Point, Summary] | None:
+    summary = load_run(point.folder).summary
+    if best is None or (summary["goodput_per_s"] or 0) > (best[1]["goodput_per_s"] or 0):
+        return point, summary
+    return best
+
+
+def _message(error: BaseException) -> str:
+    return str(error) if isinstance(error, CbsimError) else f"{type(error).__name__}: {error}"
+
+
+def _ignore(progress: SweepProgress) -> None:
+    """Nobody asked to be told."""
+
+
+def _short(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return value.get("type") or value.get("name") or _full(value)
+    return _full(value)
+
+
+def _full(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        settings = ", ".join(f"{key}={_full(item)}" for key, item in value.items() if key != "type")
+        kind = str(value.get("type", ""))
+        return f"{kind}({settings})" if settings else kind
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(str(_full(item)) for item in value)}]"
+    return value
+
+
+def _dtype(values: Sequence[Any]) -> str:
+    """The narrowest type of a column: whole numbers stay whole beside nulls."""
+    kinds = {type(value) for value in values}
+    if kinds == {int}:
+        return "Int64"
+    if kinds <= {int, float}:
+        return "float64"
+    return "boolean" if kinds == {bool} else "object"
