@@ -5,9 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from cbsim.config.section import ComponentConfig
 from cbsim.request import Request
@@ -34,6 +34,12 @@ class WorkloadConfig(ComponentConfig):
     think_time_s: float = Field(default=0.0, ge=0)
     """Closed loop: seconds between the end of a request and the client's next one."""
 
+    @model_validator(mode="after")
+    def _check_window(self) -> Self:
+        if self.end_s is not None and self.end_s <= self.start_s:
+            raise ValueError(f"end_s: got {self.end_s:g}; allowed: more than start_s, {self.start_s:g}")
+        return self
+
 
 class Workload(ABC):
     """A stream of requests. Two iterations of `requests` yield equal requests."""
@@ -48,7 +54,7 @@ class Workload(ABC):
 
     @abstractmethod
     def requests(self) -> Iterator[Request]:
-        """New `Request` objects in order of arrival, all settings of `config` applied; equal times keep their order.
+        """New `Request` objects in order of arrival, all settings applied; equal times keep their order.
 
         Raises `WorkloadError` naming file and line for every mistake found.
         """
@@ -62,5 +68,5 @@ class Workload(ABC):
         return []
 
     def notes(self) -> list[str]:
-        """Sentences for `summary.json`, complete after an iteration: lines left out, lengths cut, sorting done."""
+        """Sentences for `summary.json`, complete after an iteration: what was left out, cut or sorted."""
         return []

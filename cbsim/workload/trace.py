@@ -1,0 +1,75 @@
+"""The `trace` workload: requests replayed from a file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from cbsim.errors import WorkloadError
+from cbsim.request import Request
+from cbsim.workload.base import Workload, WorkloadConfig
+from cbsim.workload.lookup import find_trace
+from cbsim.workload.trace_reader import read_trace
+from cbsim.workload.trace_table import TraceTable
+from cbsim.workload.trim import Trim
+
+
+class TraceWorkload(Workload):
+    """Replays a trace: Azure, Mooncake, BurstGPT, Vidur or cbsim's own; CSV, JSONL or Parquet; `.gz`, `.zst`.
+
+    Where arrivals are dates (Azure), time, and with it `start_s` and `end_s`, counts in seconds from the
+    earliest request of the file; elsewhere the file's own clock is kept.
+    """
+
+    class Config(WorkloadConfig):
+        """Settings of a trace."""
+
+        type: str = "trace"
+        path: str
+        """The file, from the experiment's folder, else the current one, else the bundled `workloads/`."""
+        format: Literal["azure", "mooncake", "burstgpt", "vidur", "cbsim"] | None = None
+        """Which format it has; null tells by its columns."""
+
+    config: Config
+    _trim: Trim | None = None
+
+    def requests(self) -> Iterator[Request]:
+        """The file is read, and its mistakes told, on the first call; requests are then made one by one."""
+        table = self._table
+        if not self._num_in_window:
+            end_s = "null" if self.config.end_s is None else f"{self.config.end_s:g}"
+            raise WorkloadError(
+                f"{self._path}: got no requests from start_s = {self.config.start_s:g} to end_s = {end_s}; "
+                f"allowed: a window that meets {table.arrival_s[0]:g} to {table.arrival_s[-1]:g} seconds"
+            )
+        self._trim = Trim(self.config)
+        for batch in self._trim.apply(table.batches()):
+            yield from batch.requests()
+
+    def num_requests(self) -> int:
+        """Exact; reads the file."""
+        limit = self.config.limit
+        return self._num_in_window if limit is None else min(limit, self._num_in_window)
+
+    def inputs(self) -> list[Path]:
+        """The trace file."""
+        return [self._path]
+
+    def notes(self) -> list[str]:
+        """What reading left out or sorted, and what the caps cut in the last iteration."""
+        return [*self._table.notes, *(self._trim.notes() if self._trim else [])]
+
+    @cached_property
+    def _path(self) -> Path:
+        return find_trace(self.config.path, self.folder)
+
+    @cached_property
+    def _table(self) -> TraceTable:
+        return read_trace(self._path, self.config.format)
+
+    @cached_property
+    def _num_in_window(self) -> int:
+        window = Trim(self.config).window(self._table.arrival_s)
+        return len(range(*window))

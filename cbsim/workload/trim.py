@@ -1,0 +1,90 @@
+"""Trim: the settings that all workloads share, applied to requests in order of arrival."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
+import numpy as np
+
+from cbsim.request import Segments
+from cbsim.workload.base import WorkloadConfig
+from cbsim.workload.batch import FloatColumn, IntColumn, RequestBatch
+
+
+class Trim:
+    """Applies window, rate scale, limit and length caps, in this order, and counts what the caps cut."""
+
+    def __init__(self, config: WorkloadConfig) -> None:
+        self._config = config
+        self._num_cut = {"max_prompt_tokens": 0, "max_output_tokens": 0}
+        self._num_tokens_cut = {"max_prompt_tokens": 0, "max_output_tokens": 0}
+
+    def apply(self, batches: Iterable[RequestBatch]) -> Iterator[RequestBatch]:
+        """The batches with every setting applied; reads no further than the window and the limit need."""
+        left = self._config.limit
+        for batch in batches:
+            start, stop = self.window(batch.arrival_s)
+            is_last = stop < len(batch)
+            if left is not None:
+                stop = min(stop, start + left)
+                left -= stop - start
+                is_last = is_last or left == 0
+            if stop > start:
+                yield self._cap(self._scale(batch.part(start, stop)))
+            if is_last:
+                return
+
+    def window(self, arrival_s: FloatColumn) -> tuple[int, int]:
+        """The first row from `start_s` on, and the first from `end_s` on, of arrivals in order."""
+        start = int(np.searchsorted(arrival_s, self._config.start_s))
+        end_s = self._config.end_s
+        stop = len(arrival_s) if end_s is None else int(np.searchsorted(arrival_s, end_s))
+        return start, max(start, stop)
+
+    def notes(self) -> list[str]:
+        """What the caps have cut so far."""
+        return [
+            f"{name} = {getattr(self._config, name):,}: {num_cut:,} {what} cut, "
+            f"{self._num_tokens_cut[name]:,} tokens left out"
+            for (name, num_cut), what in zip(self._num_cut.items(), ("prompts", "answers"), strict=True)
+            if num_cut
+        ]
+
+    def _scale(self, batch: RequestBatch) -> RequestBatch:
+        if self._config.start_s == 0 and self._config.rate_scale == 1:
+            return batch
+        return replace(batch, arrival_s=(batch.arrival_s - self._config.start_s) / self._config.rate_scale)
+
+    def _cap(self, batch: RequestBatch) -> RequestBatch:
+        num_prompt_tokens = self._capped("max_prompt_tokens", batch.num_prompt_tokens)
+        num_output_tokens = self._capped("max_output_tokens", batch.num_output_tokens)
+        prompt = batch.prompt
+        if prompt is not None and num_prompt_tokens is not batch.num_prompt_tokens:
+            lengths = num_prompt_tokens.tolist()
+            prompt = [each and first_tokens(each, n) for each, n in zip(prompt, lengths, strict=True)]
+        return replace(
+            batch, num_prompt_tokens=num_prompt_tokens, num_output_tokens=num_output_tokens, prompt=prompt
+        )
+
+    def _capped(self, name: str, lengths: IntColumn) -> IntColumn:
+        cap: int | None = getattr(self._config, name)
+        if cap is None:
+            return lengths
+        over = lengths > cap
+        if not over.any():
+            return lengths
+        self._num_cut[name] += int(over.sum())
+        self._num_tokens_cut[name] += int((lengths[over] - cap).sum())
+        return np.minimum(lengths, cap)
+
+
+def first_tokens(prompt: Segments, num_tokens: int) -> Segments:
+    """The first `num_tokens` tokens of a prompt (all of it, if it is no longer)."""
+    kept: list[tuple[str, int]] = []
+    for name, length in prompt:
+        if num_tokens <= 0:
+            break
+        kept.append((name, min(length, num_tokens)))
+        num_tokens -= length
+    return tuple(kept)
