@@ -95,6 +95,23 @@ def summarize(
     return summary
 
 
+def flatten(summary: Summary) -> dict[str, Any]:
+    """A summary as one row: `{"ttft_s": {"p99": 1}}` gives `ttft_s.p99`; texts joined, timings left out."""
+    row: dict[str, Any] = {}
+    for name, value in summary.items():
+        if name == "simulation":
+            continue
+        if name == "rejection_reasons":
+            row[name] = "; ".join(f"{count} x {reason}" for reason, count in value.items()) or None
+        elif name == "notes":
+            row[name] = "; ".join(value) or None
+        elif isinstance(value, dict):
+            row |= {f"{name}.{part}": figure for part, figure in value.items()}
+        else:
+            row[name] = value
+    return row
+
+
 def request_latencies(log: RunLog) -> dict[str, Column]:
     """What each request felt, seconds, NaN where there is nothing to measure.
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from cbsim.errors import CbsimError
 from cbsim.experiment import Experiment
 from cbsim.manifest import hash_files, hash_mapping, package_version
-from cbsim.metrics import Summary
+from cbsim.metrics import Summary, flatten
 from cbsim.pool import open_pool
 from cbsim.result import is_run_folder, load_run
 from cbsim.run import make_workload, run_experiment
@@ -109,7 +109,7 @@ def run_point(point: Point) -> None:
 
 
 def make_table(points: Sequence[Point], errors: Mapping[str, str]) -> pd.DataFrame:
-    """The table over points, whose runs are read from their folders; `errors` are the failed ones', by key."""
+    """The table over points, whose runs are read from their folders; `errors` by key are of failed ones."""
     import pandas as pd
 
     labels = label_values([point.swept for point in points])
@@ -124,23 +124,6 @@ def make_table(points: Sequence[Point], errors: Mapping[str, str]) -> pd.DataFra
         kind: Any = _dtype([row[name] for row in rows if row.get(name) is not None])
         table[name] = table[name].astype(kind)
     return table
-
-
-def flatten(summary: Summary) -> dict[str, Any]:
-    """A summary as one row: `{"ttft_s": {"p99": 1}}` gives `ttft_s.p99`; texts joined, timings left out."""
-    row: dict[str, Any] = {}
-    for name, value in summary.items():
-        if name == "simulation":
-            continue
-        if name == "rejection_reasons":
-            row[name] = "; ".join(f"{count} x {reason}" for reason, count in value.items()) or None
-        elif name == "notes":
-            row[name] = "; ".join(value) or None
-        elif isinstance(value, dict):
-            row |= {f"{name}.{part}": figure for part, figure in value.items()}
-        else:
-            row[name] = value
-    return row
 
 
 def label_values(swept: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

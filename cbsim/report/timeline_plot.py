@@ -1,0 +1,94 @@
+"""The timeline: queue, batch and KV use over the run, a row of panels for each run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.ticker import PercentFormatter
+
+from cbsim.recorder import Column
+from cbsim.report.style import PALETTE, head, new_figure, styled
+from cbsim.result import Result
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+NUM_BINS = 400
+"""Panels show so many bins: the line is the mean over a bin's time, the band reaches to its highest step."""
+_PANELS = {
+    "waiting requests": "num_waiting",
+    "decodes in a step": "num_decode_seqs",
+    "prompt tokens in a step": "num_prefill_tokens",
+    "KV blocks taken": "kv_share",
+}
+
+
+def timeline(results: Mapping[str, Result]) -> Figure:
+    """Panels over simulated time, axes shared by all runs so that they can be compared by eye."""
+    with styled():
+        figure = new_figure(13, 1.4 + 1.9 * len(results))
+        panels = figure.subplots(len(results), len(_PANELS), sharex=True, sharey="col", squeeze=False)
+        end_s = max((_end_s(result.steps) for result in results.values()), default=0.0)
+        edges_s = np.linspace(0, end_s or 1.0, NUM_BINS + 1)
+        for row, (label, result) in zip(panels, results.items(), strict=True):
+            for axes, column, color in zip(row, _PANELS.values(), PALETTE[: len(row)], strict=True):
+                _draw(axes, result.steps, column, edges_s, color)
+            row[0].set_ylabel(label, fontsize=10, fontweight="bold")
+        for top, bottom, title in zip(panels[0], panels[-1], _PANELS, strict=True):
+            top.set_title(title, fontweight="bold")
+            top.set_ylim(bottom=0)
+            bottom.set(xlabel="simulated time (s)", xlim=(0, edges_s[-1]))
+        panels[0][-1].yaxis.set_major_formatter(PercentFormatter(xmax=1))
+        caption = f"Line: mean over {edges_s[1]:.3g} s, idle time as 0. Band: up to the highest step in it."
+        head(figure, "Queue, batch and KV use over time", caption)
+    return figure
+
+
+def bin_steps(start_s: Column, duration_s: Column, values: Column, edges_s: Column) -> tuple[Column, Column]:
+    """Time-weighted mean and maximum, per bin, of what holds during each step; 0 where no step is under way.
+
+    Steps are of one replica, in order, so that they don't overlap; values are not negative; all times are in
+    seconds. Means are exact integrals over the bin, however many steps lie in it or reach across its edges.
+    """
+    num_bins = len(edges_s) - 1
+    if not len(start_s):
+        return np.zeros(num_bins), np.zeros(num_bins)
+    end_s = start_s + duration_s
+    area = np.cumsum(values * duration_s)
+    instants = np.column_stack([start_s, end_s]).ravel()
+    area_by_then = np.column_stack([np.concatenate([[0.0], area[:-1]]), area]).ravel()
+    mean = np.diff(np.interp(edges_s, np.maximum.accumulate(instants), area_by_then)) / np.diff(edges_s)
+    first = np.searchsorted(start_s, edges_s)
+    begun = np.maximum.reduceat(np.append(values, 0.0), first)[:-1]
+    highest = np.where(first[1:] > first[:-1], begun, 0.0)
+    under_way = np.maximum(first[:-1] - 1, 0)
+    reaches_in = (first[:-1] > 0) & (end_s[under_way] > edges_s[:-1])
+    return mean, np.maximum(highest, np.where(reaches_in, values[under_way], 0.0))
+
+
+def _draw(axes: Axes, steps: pd.DataFrame, column: str, edges_s: Column, color: str) -> None:
+    """Several replicas are added up (KV use: averaged), bandless: their highest steps don't coincide."""
+    replicas = [frame for _, frame in steps.groupby("replica")]
+    binned = [bin_steps(*_step_values(frame, column), edges_s) for frame in replicas]
+    mean = np.sum([mean for mean, _ in binned], axis=0) if binned else np.zeros(len(edges_s) - 1)
+    if column == "kv_share":
+        mean = mean / max(1, len(replicas))
+    if len(binned) == 1:
+        axes.stairs(binned[0][1], edges_s, fill=True, color=color, alpha=0.22, linewidth=0)
+    axes.stairs(mean, edges_s, color=color, linewidth=1.2, baseline=None)
+
+
+def _step_values(steps: pd.DataFrame, column: str) -> tuple[Column, Column, Column]:
+    if column == "kv_share":
+        values = steps["kv_blocks_used"].to_numpy() / steps["kv_blocks_total"].to_numpy()
+    else:
+        values = steps[column].to_numpy(np.float64)
+    return steps["start_s"].to_numpy(), steps["duration_s"].to_numpy(), values
+
+
+def _end_s(steps: pd.DataFrame) -> float:
+    return float((steps["start_s"] + steps["duration_s"]).max()) if len(steps) else 0.0
