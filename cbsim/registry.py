@@ -6,7 +6,7 @@ import difflib
 import importlib
 from collections.abc import Iterable, Mapping
 from importlib.metadata import EntryPoint, entry_points
-from typing import Generic, TypeVar, cast
+from typing import Generic, TypeVar
 
 from cbsim.errors import PluginError
 
@@ -30,6 +30,10 @@ class Registry(Generic[T]):
         """Every name that `get` knows: the built-in ones in their order, then those of installed packages."""
         installed = sorted({point.name for point in self._entry_points()} - self._builtin.keys())
         return [*self._builtin, *installed]
+
+    def builtin_names(self) -> list[str]:
+        """The names of cbsim's own, whatever is installed beside it."""
+        return list(self._builtin)
 
     def get(self, name: str) -> type[T]:
         """The class behind a name. Raises `PluginError` with the nearest name if there is none."""
@@ -55,7 +59,7 @@ class Registry(Generic[T]):
             raise PluginError(f"{self.kind} '{name}': module '{module_name}' has no '{class_name}'") from error
         if not (isinstance(found, type) and issubclass(found, self._base)):
             raise PluginError(f"{self.kind} '{name}': {target} is not a subclass of {self._base.__name__}")
-        return cast("type[T]", found)
+        return found
 
 
 def did_you_mean(name: str, allowed: Iterable[str]) -> str:

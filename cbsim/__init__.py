@@ -1,0 +1,72 @@
+"""cbsim: what an LLM serving engine does with your traffic, simulated before any GPU hour is spent."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cbsim.errors import CalibrationError, CbsimError, ConfigError, PluginError, WorkloadError
+    from cbsim.experiment import Experiment
+    from cbsim.result import Result, load_run
+    from cbsim.run import run
+    from cbsim.sweep import sweep
+
+    __version__: str
+
+_HOME = {
+    "CalibrationError": "cbsim.errors",
+    "CbsimError": "cbsim.errors",
+    "ConfigError": "cbsim.errors",
+    "PluginError": "cbsim.errors",
+    "WorkloadError": "cbsim.errors",
+    "Experiment": "cbsim.experiment",
+    "Result": "cbsim.result",
+    "load_run": "cbsim.result",
+    "run": "cbsim.run",
+    "sweep": "cbsim.sweep",
+}
+
+__all__ = [
+    "CalibrationError",
+    "CbsimError",
+    "ConfigError",
+    "Experiment",
+    "PluginError",
+    "Result",
+    "WorkloadError",
+    "__version__",
+    "load_run",
+    "run",
+    "sweep",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used (PEP 562), so that `import cbsim` stays quick."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("cbsim")
+    if name not in _HOME:
+        raise AttributeError(f"module 'cbsim' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+class _Package(ModuleType):
+    """Keeps `cbsim.run` and `cbsim.sweep` the functions when the modules of these names are imported."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("run", "sweep") and isinstance(value, ModuleType):
+            value = getattr(value, name)
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
+
+
+def __dir__() -> list[str]:
+    """The public names."""
+    return sorted(__all__)

@@ -1,0 +1,151 @@
+"""Assembly: a document, the names it uses and the overrides, put together into typed sections."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from pydantic import ValidationError
+
+from cbsim.config.document import Document
+from cbsim.config.expected import Expected
+from cbsim.config.grid import AxisValue, Grid, parse_grid
+from cbsim.config.mistakes import validation_problems
+from cbsim.config.naming import Names
+from cbsim.config.overrides import SWEEP, Override, split_key
+from cbsim.config.section import Section
+from cbsim.config.yaml_text import Keys
+from cbsim.errors import ConfigError
+
+S = TypeVar("S", bound=Section)
+
+
+class Assembly(Generic[S]):
+    """One document as `model`, and each point of its sweep as one.
+
+    Raises `ConfigError` with all mistakes in names, overrides and the form of the sweep; those in values are
+    found by `read`.
+    """
+
+    def __init__(
+        self, model: type[S], document: Document, overrides: Sequence[Override], folder: Path
+    ) -> None:
+        self._model = model
+        self._names = Names(model, folder)
+        self._overrides = overrides
+        self.document = document.copy()
+        self.grid = Grid()
+        self._problems: list[str] = list(document.problems)
+        self._prepare()
+
+    @property
+    def problems(self) -> list[str]:
+        """Mistakes found so far, none of them in values."""
+        return list(self._problems)
+
+    def read(self, document: Document) -> S:
+        """The document, typed. Raises `ConfigError` with a line for each mistake."""
+        unknown = self._names.expand_all(document)
+        try:
+            return self._model.model_validate(document.data)
+        except ValidationError as error:
+            found = validation_problems(error, self._model, document, already_told=unknown)
+            raise ConfigError(*dict.fromkeys([*unknown.values(), *found])) from None
+
+    def points(self) -> Iterator[tuple[dict[str, Any], Document]]:
+        """The swept values of each point, conditions not applied, and its document."""
+        for values in self.grid.points():
+            yield {value.key: value.value for value in values}, self.point(values)
+
+    def point(self, values: Sequence[AxisValue]) -> Document:
+        """The document with some swept values in their places, and without its sweep."""
+        document = self.document.copy()
+        for value in values:
+            keys = split_key(value.key)
+            self._open_way(document, keys)
+            document.put(keys, value.value, self.document, value.origin)
+        document.data.pop(SWEEP, None)
+        return document
+
+    def _prepare(self) -> None:
+        """Fill in defaults, apply the overrides, read the grid, expand the names that all points share."""
+        document = self.document
+        for key in [key for key, value in document.data.items() if value is None and self._may_be_empty(key)]:
+            del document.data[key]
+        for key, name in self._names.defaults().items():
+            document.data.setdefault(key, name)
+        for override in self._overrides:
+            self._tell(self._apply, override)
+        self._tell(self._read_grid)
+        # Unknown names are told by `read`, which meets them again.
+        self._names.expand_all(document)
+
+    def _apply(self, override: Override) -> None:
+        for axis, items in self._axes():
+            if override.keys[: len(axis)] == axis and len(override.keys) > len(axis):
+                for item in items:
+                    self._apply_to_item(override, axis, item)
+                return
+        self._open_way(self.document, override.keys)
+        self.document.put(override.keys, override.value, override.origin)
+
+    def _apply_to_item(self, override: Override, axis: Keys, item: Keys) -> None:
+        """Set a key below what an axis sweeps as a whole: in each of its values."""
+        if len(axis) == 1:
+            self._names.expand(self.document, str(axis[0]), item)
+        if isinstance(self.document.get(item), dict):
+            self.document.put((*item, *override.keys[len(axis) :]), override.value, override.origin)
+
+    def _axes(self) -> Iterator[tuple[Keys, list[Keys]]]:
+        """The keys that the sweep varies, and where the values of each stand."""
+        sweep = self.document.get((SWEEP,))
+        zipped = sweep.get("zip") if isinstance(sweep, dict) else None
+        for origin, group in (((SWEEP,), sweep), ((SWEEP, "zip"), zipped)):
+            for key, values in group.items() if isinstance(group, dict) else ():
+                if isinstance(values, list):
+                    yield split_key(key), [(*origin, key, i) for i in range(len(values))]
+
+    def _open_way(self, document: Document, keys: Keys) -> None:
+        """A name on the way to a key becomes the mapping it stands for."""
+        if len(keys) > 1:
+            self._names.expand(document, str(keys[0]))
+
+    def _read_grid(self) -> None:
+        pinned = {override.keys for override in self._overrides}
+        seed = self.document.get(("seed",))
+        self.grid = parse_grid(self.document, pinned, seed if isinstance(seed, int) else 0)
+        sweep = self.document.get((SWEEP,))
+        if not isinstance(sweep, dict):
+            return
+        for group in (sweep, sweep.get("zip", {})):
+            for key in [key for key in group if split_key(key) in pinned]:
+                del group[key]
+        if not self.grid.axes or sweep.get("zip") == {}:
+            sweep.pop("zip", None)
+        if ("seed",) in pinned:
+            sweep.pop("replicates", None)
+        if not self.grid.axes:
+            self.document.data.pop(SWEEP)
+
+    def _may_be_empty(self, key: str) -> bool:
+        """Whether null means the same as nothing: an optional section, all its lines commented out."""
+        info = self._model.model_fields.get(key)
+        if info is None:
+            return False
+        is_needed = info.is_required() and key not in self._names.defaults()
+        return not is_needed and Expected.of_field(info).holds_mapping
+
+    def _tell(self, action: Callable[..., None], *arguments: Any) -> None:
+        try:
+            action(*arguments)
+        except ConfigError as error:
+            self._problems += error.problems
+
+
+def nested_keys(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """The dotted keys of nested settings."""
+    for key, value in settings.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            yield from nested_keys(value, f"{prefix}{key}.")

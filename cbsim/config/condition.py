@@ -1,0 +1,153 @@
+"""Condition: which points of a grid are run, as a comparison over dotted keys, parsed and never `eval`ed."""
+
+from __future__ import annotations
+
+import ast
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from cbsim.errors import ConfigError
+
+MAX_LENGTH = 1000
+"""Characters of a condition: a longer one is no condition."""
+
+_COMPARE: dict[type[ast.cmpop], Callable[[Any, Any], bool]] = {
+    ast.Eq: operator.eq,
+    ast.NotEq: operator.ne,
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
+    ast.In: lambda item, group: item in group,
+    ast.NotIn: lambda item, group: item not in group,
+}
+_ARITHMETIC: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+}
+_CONSTANTS = {"true": True, "false": False, "null": None}
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """`scheduler.chunk_size <= scheduler.max_tokens_per_step`; also `and`, `or`, `not`, `in`, arithmetic."""
+
+    text: str
+    names: tuple[str, ...]
+    """The dotted keys it reads."""
+    _tree: ast.expr
+
+    def holds(self, settings: Mapping[str, Any]) -> bool:
+        """Whether it holds for nested settings; where they lack one of its keys it says nothing, and holds.
+
+        Raises `ConfigError` where values can't be compared or computed with.
+        """
+        if any(_lookup(settings, name) is _ABSENT for name in self.names):
+            return True
+        try:
+            return bool(_evaluate(self._tree, settings))
+        except (TypeError, ArithmeticError) as error:
+            raise ConfigError(f"'{self.text}': {error}") from None
+
+
+def parse_condition(text: str) -> Condition:
+    """Read a condition. Raises `ConfigError` for anything but comparisons of keys, numbers and texts."""
+    if len(text) > MAX_LENGTH:
+        raise ConfigError(f"{len(text)} characters; expected a comparison of at most {MAX_LENGTH}")
+    try:
+        tree = ast.parse(text.strip(), mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        raise ConfigError(f"'{text}' can't be read; expected a comparison, as in 'seed < 3'") from None
+    names: dict[str, None] = {}
+    _check(tree, text, names)
+    return Condition(text, tuple(names), tree)
+
+
+_ABSENT = object()
+
+
+def has_key(settings: Mapping[str, Any], dotted: str) -> bool:
+    """Whether nested settings have a value under a dotted key."""
+    return _lookup(settings, dotted) is not _ABSENT
+
+
+def _check(node: ast.expr, text: str, names: dict[str, None]) -> None:
+    """Let through only what `_evaluate` knows, and collect the keys."""
+    match node:
+        case ast.BoolOp(values=parts) | ast.List(elts=parts) | ast.Tuple(elts=parts):
+            pass
+        case ast.UnaryOp(op=ast.Not() | ast.USub(), operand=operand):
+            parts = [operand]
+        case ast.Compare(left=left, ops=ops, comparators=others) if all(type(op) in _COMPARE for op in ops):
+            parts = [left, *others]
+        case ast.BinOp(left=left, op=op, right=right) if type(op) in _ARITHMETIC:
+            parts = [left, right]
+        case ast.Constant(value=bool() | int() | float() | str() | None):
+            parts = []
+        case ast.Name() | ast.Attribute() if (name := _dotted(node)) is not None:
+            parts = []
+            if name not in _CONSTANTS:
+                names[name] = None
+        case _:
+            shown = ast.get_source_segment(text.strip(), node) or text
+            raise ConfigError(
+                f"'{shown}' is not allowed; expected keys and values with < <= > >= == != in and or not"
+            )
+    for part in parts:
+        _check(part, text, names)
+
+
+def _evaluate(node: ast.expr, settings: Mapping[str, Any]) -> Any:
+    match node:
+        case ast.BoolOp(op=ast.And(), values=parts):
+            return all(_evaluate(part, settings) for part in parts)
+        case ast.BoolOp(values=parts):
+            return any(_evaluate(part, settings) for part in parts)
+        case ast.UnaryOp(op=ast.Not(), operand=operand):
+            return not _evaluate(operand, settings)
+        case ast.UnaryOp(operand=operand):
+            return -_evaluate(operand, settings)
+        case ast.BinOp(left=left, op=op, right=right):
+            return _ARITHMETIC[type(op)](_number(left, settings), _number(right, settings))
+        case ast.Compare(left=left, ops=ops, comparators=others):
+            values = [_evaluate(part, settings) for part in (left, *others)]
+            pairs = zip(ops, values[:-1], values[1:], strict=True)
+            return all(_COMPARE[type(op)](first, second) for op, first, second in pairs)
+        case ast.List(elts=parts) | ast.Tuple(elts=parts):
+            return [_evaluate(part, settings) for part in parts]
+        case ast.Constant(value=value):
+            return value
+    name = str(_dotted(node))
+    return _CONSTANTS[name] if name in _CONSTANTS else _lookup(settings, name)
+
+
+def _number(node: ast.expr, settings: Mapping[str, Any]) -> int | float:
+    """A number to compute with: `'a' * 10**9` would be a text too large for any memory."""
+    value = _evaluate(node, settings)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"can't compute with {value!r}")
+    return value
+
+
+def _dotted(node: ast.expr) -> str | None:
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, ast.Attribute):
+        head = _dotted(node.value)
+        return None if head is None else f"{head}.{node.attr}"
+    return None
+
+
+def _lookup(settings: Mapping[str, Any], dotted: str) -> Any:
+    value: Any = settings
+    for part in dotted.split("."):
+        if not isinstance(value, Mapping) or part not in value:
+            return _ABSENT
+        value = value[part]
+    return value

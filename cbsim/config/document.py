@@ -1,0 +1,164 @@
+"""Document: plain configuration values that know the file and line, or the `--set`, they came from."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from cbsim.config.yaml_text import Keys, format_keys, parse_yaml
+from cbsim.errors import ConfigError
+
+MAX_FILE_BYTES = 2**20
+"""A larger file is no configuration."""
+
+
+class Place(NamedTuple):
+    """Where a value stands, as an error line begins."""
+
+    where: str
+    """`experiments/a.yaml:8`, `--set`, or `config` for a mapping given in Python."""
+    key: str
+    """The dotted key there; empty for the document itself."""
+    line: int = 0
+
+    def problem(self, message: str) -> str:
+        """One error line."""
+        return f"{self.where}: {self.key}: {message}" if self.key else f"{self.where}: {message}"
+
+
+@dataclass(slots=True)
+class Document:
+    """A mapping of settings and the origin of each. Copies share nothing that can change."""
+
+    data: dict[str, Any]
+    source: str = "config"
+    lines: Mapping[Keys, int] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    """Mistakes found while reading, which don't keep the rest from being checked."""
+    _grafts: dict[Keys, tuple[Document, Keys]] = field(default_factory=dict)
+    _set: dict[Keys, str] = field(default_factory=dict)
+
+    def copy(self) -> Document:
+        """An independent copy."""
+        return Document(
+            copy.deepcopy(self.data),
+            self.source,
+            self.lines,
+            list(self.problems),
+            dict(self._grafts),
+            dict(self._set),
+        )
+
+    def get(self, keys: Keys) -> Any:
+        """The value at a place, `None` where there is nothing."""
+        value: Any = self.data
+        for key in keys:
+            if isinstance(value, dict):
+                value = value.get(key)
+            elif isinstance(value, list) and isinstance(key, int) and key < len(value):
+                value = value[key]
+            else:
+                return None
+        return value
+
+    def put(self, keys: Keys, value: Any, origin: Document | str, origin_keys: Keys = ()) -> None:
+        """Set a value that came from elsewhere: from a document, or from what `origin` says in words.
+
+        Mappings on the way are made; raises `ConfigError` where something else stands in the way.
+        """
+        node: Any = self.data
+        for depth, key in enumerate(keys[:-1], start=1):
+            if isinstance(node, list):
+                node = node[int(key)]
+            else:
+                if node.get(key) is None:
+                    node[key] = {}
+                node = node[key]
+            if not isinstance(node, dict | list) or (
+                isinstance(node, list) and not _is_index(keys[depth], node)
+            ):
+                where = origin if isinstance(origin, str) else origin.place(origin_keys).where
+                below = format_keys(keys[:depth])
+                raise ConfigError(
+                    f"{where}: {format_keys(keys)}: '{below}' is {describe_value(node)}, not a mapping"
+                )
+        node[int(keys[-1]) if isinstance(node, list) else keys[-1]] = copy.deepcopy(value)
+        for origins in (self._grafts, self._set):
+            for known in [known for known in origins if known[: len(keys)] == keys]:
+                del origins[known]
+        if isinstance(origin, str):
+            self._set[keys] = origin
+        else:
+            self._grafts[keys] = (origin, origin_keys)
+
+    def place(self, keys: Keys) -> Place:
+        """Where a value came from; for one that isn't there, where its nearest parent came from."""
+        for depth in range(len(keys), 0, -1):
+            head, tail = keys[:depth], keys[depth:]
+            if head in self._set:
+                return Place(self._set[head], format_keys(keys))
+            if head in self._grafts:
+                origin, origin_keys = self._grafts[head]
+                place = origin.place((*origin_keys, *tail))
+                return place._replace(key=format_keys(keys)) if origin.source == self.source else place
+        known = (keys[:depth] for depth in range(len(keys), -1, -1))
+        line = next((self.lines[head] for head in known if head in self.lines), 0)
+        return Place(f"{self.source}:{line}" if line else self.source, format_keys(keys), line)
+
+
+def read_document(path: Path) -> Document:
+    """The document in a YAML file. Raises `ConfigError` if it can't be read, is no YAML or no mapping."""
+    source = str(path)
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise ConfigError(f"{source}: no such file") from None
+    except OSError as error:
+        raise ConfigError(f"{source}: can't be read: {(error.strerror or str(error)).lower()}") from None
+    if len(content) > MAX_FILE_BYTES:
+        raise ConfigError(
+            f"{source}: {len(content):,} bytes; expected a configuration of at most {MAX_FILE_BYTES:,}"
+        )
+    parsed = parse_yaml(_decode(content, source), source)
+    if parsed.value is None and not parsed.problems:
+        raise ConfigError(f"{source}: is empty; expected a mapping of settings")
+    if not isinstance(parsed.value, dict):
+        line = parsed.lines.get((), 1)
+        got = describe_value(parsed.value)
+        raise ConfigError(*parsed.problems, f"{source}:{line}: got {got}; expected a mapping of settings")
+    return Document(parsed.value, source, parsed.lines, parsed.problems)
+
+
+def describe_value(value: object) -> str:
+    """A value as error lines show it: `'abc' (str)`, `3`, `true`, `null`, `a list`, `a mapping`."""
+    if isinstance(value, dict | list | tuple | set):
+        return "a mapping" if isinstance(value, dict) else "a list"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, str):
+        shown = value if len(value) <= 60 else f"{value[:57]}..."
+        return f"{shown!r} (str)"
+    if isinstance(value, int | float):
+        return repr(value)
+    return f"{type(value).__name__} {str(value)[:60]}"
+
+
+def _decode(content: bytes, source: str) -> str:
+    for mark, encoding in ((b"\xff\xfe", "UTF-16"), (b"\xfe\xff", "UTF-16")):
+        if content.startswith(mark):
+            raise ConfigError(f"{source}: is encoded as {encoding}; expected UTF-8")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        byte = content[error.start]
+        raise ConfigError(
+            f"{source}:{line}: byte 0x{byte:02x} at offset {error.start} is not UTF-8"
+        ) from None
+
+
+def _is_index(key: str | int, items: list[Any]) -> bool:
+    return str(key).isdecimal() and int(key) < len(items)

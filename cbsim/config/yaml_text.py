@@ -1,0 +1,226 @@
+"""YAML text to plain values with the line of every key: YAML 1.2 numbers, no silent duplicates, bounded."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+from yaml.composer import Composer
+from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+from yaml.parser import Parser
+from yaml.reader import Reader, ReaderError
+from yaml.resolver import BaseResolver
+from yaml.scanner import Scanner
+
+from cbsim.errors import ConfigError
+
+Keys = tuple[str | int, ...]
+"""The way from the top of a document to a value: mapping keys and list positions."""
+
+MAX_VALUES = 100_000
+"""Most values a document may hold once its aliases are followed."""
+MAX_INT = 2**63 - 1
+
+_TAG = "tag:yaml.org,2002:"
+_NULL = re.compile(r"~|null|Null|NULL|")
+_BOOL = re.compile(r"true|True|TRUE|false|False|FALSE")
+_INT = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
+_FLOAT = re.compile(
+    r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
+)
+_WHOLE_FLOAT = re.compile(r"([-+]?[0-9]+)[eE]\+?([0-9]{1,2})")
+
+
+class _CoreLoader(Reader, Scanner, Parser, Composer, BaseResolver):
+    """Composes nodes and resolves scalars by the YAML 1.2 core schema (PyYAML's own is YAML 1.1)."""
+
+    def __init__(self, text: str) -> None:
+        Reader.__init__(self, text)
+        Scanner.__init__(self)
+        Parser.__init__(self)
+        Composer.__init__(self)
+        BaseResolver.__init__(self)
+
+
+for _name, _pattern in (("null", _NULL), ("bool", _BOOL), ("int", _INT), ("float", _FLOAT)):
+    _CoreLoader.add_implicit_resolver(_TAG + _name, re.compile(rf"^(?:{_pattern.pattern})$"), None)
+_CoreLoader.add_implicit_resolver(_TAG + "merge", re.compile(r"^<<$"), ["<"])
+
+
+@dataclass(slots=True)
+class ParsedYaml:
+    """A value read from YAML text."""
+
+    value: Any
+    lines: dict[Keys, int] = field(default_factory=dict)
+    """Line (from 1) of every key and list item; of the first one for the way `()`."""
+    problems: list[str] = field(default_factory=list)
+    """Mistakes that leave the rest readable: duplicate keys, integers out of range, unknown tags."""
+
+
+def parse_yaml(text: str, source: str) -> ParsedYaml:
+    """Read one YAML document; `source` names it in messages. Raises `ConfigError` on a syntax error."""
+    try:
+        node = _CoreLoader(text).get_single_node()
+    except yaml.MarkedYAMLError as error:
+        raise ConfigError(_syntax_message(error, text, source)) from None
+    except ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        code = f"U+{ord(text[error.position]):04X}"
+        raise ConfigError(f"{source}:{line}: character {code} is not allowed in YAML") from None
+    except RecursionError:
+        raise ConfigError(f"{source}: nested too deeply to be read") from None
+    builder = _Builder(source)
+    if node is None:
+        return builder.parsed
+    builder.parsed.lines[()] = node.start_mark.line + 1
+    try:
+        builder.parsed.value = builder.build(node, ())
+    except RecursionError:
+        raise ConfigError(f"{source}: nested too deeply to be read") from None
+    return builder.parsed
+
+
+class _Builder:
+    """Turns composed nodes into plain values, keeping lines and mistakes."""
+
+    def __init__(self, source: str) -> None:
+        self.parsed = ParsedYaml(None)
+        self._source = source
+        self._num_values = 0
+        self._open: set[int] = set()
+
+    def build(self, node: Node, keys: Keys) -> Any:
+        """The value of a node at a place; the same node may stand at several places by aliases."""
+        self._num_values += 1
+        if self._num_values > MAX_VALUES:
+            raise ConfigError(
+                f"{self._source}: more than {MAX_VALUES:,} values once its aliases are followed"
+            )
+        if id(node) in self._open:
+            raise ConfigError(f"{self._at(node)}: an alias that holds itself")
+        self._open.add(id(node))
+        try:
+            if isinstance(node, MappingNode) and node.tag == _TAG + "map":
+                return self._mapping(node, keys)
+            if isinstance(node, SequenceNode) and node.tag == _TAG + "seq":
+                return self._sequence(node, keys)
+            if isinstance(node, ScalarNode):
+                return self._scalar(node, keys)
+            return self._unknown_tag(node, keys)
+        finally:
+            self._open.discard(id(node))
+
+    def _mapping(self, node: MappingNode, keys: Keys) -> dict[str, Any]:
+        merged: dict[str, Any] = {}
+        own: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            if key_node.tag == _TAG + "merge":
+                for name, value in self._merged(value_node, keys).items():
+                    merged.setdefault(name, value)
+                continue
+            name = key_node.value
+            if (
+                not isinstance(key_node, ScalarNode)
+                or not isinstance(name, str)
+                or key_node.tag == _TAG + "null"
+            ):
+                self._problem(key_node, keys, "a key must be plain text")
+                continue
+            if name in own:
+                first = self.parsed.lines[(*keys, name)]
+                self._problem(key_node, (*keys, name), f"given twice, first in line {first}")
+                continue
+            self.parsed.lines[(*keys, name)] = key_node.start_mark.line + 1
+            own[name] = self.build(value_node, (*keys, name))
+        return {**merged, **own}
+
+    def _merged(self, node: Node, keys: Keys) -> dict[str, Any]:
+        """What `<<: *anchor` or `<<: [*a, *b]` brings in; of several the first wins."""
+        sources = node.value if isinstance(node, SequenceNode) else [node]
+        merged: dict[str, Any] = {}
+        for source in sources:
+            if not isinstance(source, MappingNode):
+                self._problem(node, keys, "'<<' merges mappings only")
+                continue
+            for name, value in self.build(source, keys).items():
+                merged.setdefault(name, value)
+        return merged
+
+    def _sequence(self, node: SequenceNode, keys: Keys) -> list[Any]:
+        items = []
+        for i, item in enumerate(node.value):
+            self.parsed.lines[(*keys, i)] = item.start_mark.line + 1
+            items.append(self.build(item, (*keys, i)))
+        return items
+
+    def _scalar(self, node: ScalarNode, keys: Keys) -> Any:
+        text = node.value
+        match node.tag.removeprefix(_TAG):
+            case "str" | "merge":
+                return text
+            case "null":
+                return None
+            case "bool" if _BOOL.fullmatch(text):
+                return text.lower() == "true"
+            case "int" if _INT.fullmatch(text):
+                return self._integer(text, node, keys)
+            case "float" if _FLOAT.fullmatch(text):
+                return self._float(text)
+        return self._unknown_tag(node, keys)
+
+    def _integer(self, text: str, node: Node, keys: Keys) -> int:
+        base = {"0o": 8, "0x": 16}.get(text[:2], 10)
+        digits = text[2:] if base != 10 else text
+        number = int(digits, base) if len(digits) <= 20 else MAX_INT + 1
+        if abs(number) > MAX_INT:
+            shown = text if len(text) <= 30 else f"{text[:12]}... ({len(text)} characters)"
+            self._problem(node, keys, f"got {shown}; expected an integer below 2**63")
+            return 1
+        return number
+
+    def _float(self, text: str) -> float | int:
+        # 1e6 is how people write a large count; as an int it fits both integer and number settings.
+        if whole := _WHOLE_FLOAT.fullmatch(text):
+            number: int = int(whole[1]) * 10 ** int(whole[2])
+            if abs(number) <= MAX_INT:
+                return number
+        plain = text.lower().replace(".inf", "inf").replace(".nan", "nan")
+        return math.nan if plain == "nan" else float(plain)
+
+    def _unknown_tag(self, node: Node, keys: Keys) -> None:
+        tag = node.tag.replace(_TAG, "!!")
+        content = f" for '{node.value}'" if isinstance(node, ScalarNode) else ""
+        self._problem(node, keys, f"tag {tag} can't be used{content}")
+
+    def _problem(self, node: Node, keys: Keys, message: str) -> None:
+        self.parsed.problems.append(f"{self._at(node)}: {format_keys(keys)}{': ' if keys else ''}{message}")
+
+    def _at(self, node: Node) -> str:
+        return f"{self._source}:{node.start_mark.line + 1}"
+
+
+def format_keys(keys: Keys) -> str:
+    """A way as users write it: `sweep.scheduler[0].type`."""
+    text = ""
+    for key in keys:
+        text += f"[{key}]" if isinstance(key, int) else f".{key}" if text else key
+    return text
+
+
+def _syntax_message(error: yaml.MarkedYAMLError, text: str, source: str) -> str:
+    mark = error.problem_mark or error.context_mark
+    line = mark.line + 1 if mark is not None else 1
+    problem = error.problem or error.context or "not valid YAML"
+    if "'\\t'" in problem:
+        return f"{source}:{line}: a tab can't indent YAML; use spaces"
+    if "single document" in (error.context or ""):
+        return f"{source}:{line}: a second document ('---'); expected one"
+    if problem.startswith("found undefined alias"):
+        name = text.splitlines()[line - 1][mark.column :].split()[0] if mark else ""
+        return f"{source}:{line}: {name}: no such anchor above"
+    context = f" {error.context}" if error.context else ""
+    return f"{source}:{line}: not valid YAML: {problem}{context}"
