@@ -10,6 +10,7 @@ COST_MODELS: Registry[CostModel] = Registry(
     {
         "constant": "cbsim.cost.constant:ConstantCost",
         "roofline": "cbsim.cost.roofline:RooflineCost",
+        "profile": "cbsim.cost.profile:ProfileCost",
     },
 )
 

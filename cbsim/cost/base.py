@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, NamedTuple
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+from numpy.typing import NDArray
 
 from cbsim.config.section import ComponentConfig
 from cbsim.specs import GpuSpec, ModelSpec
@@ -64,6 +68,13 @@ class CostModel(ABC):
         """Seconds of a step of decodes alone: the same number, to the last bit, as `step_s` gives for it."""
         return self.step_s(StepShape((), 0, num_decodes, decode_context, max_decode_context))
 
-    def notes(self) -> list[str]:
-        """Sentences for `summary.json`: what was assumed, which steps lay outside the calibrated range."""
+    def notes(self, steps: Mapping[str, NDArray[Any]] | None = None) -> list[str]:
+        """Sentences for `summary.json`: what was assumed, how many steps lay outside the calibrated range.
+
+        `steps` are the step columns of the finished run's log, so that every engine counts alike.
+        """
+        return []
+
+    def inputs(self) -> list[Path]:
+        """The files read, whose hashes go into the run's manifest."""
         return []

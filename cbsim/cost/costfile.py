@@ -1,0 +1,164 @@
+"""CostFile: a fitted step form on disk, `cost.json`, with what it was fitted to and how far that reaches."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, ValidationError, model_validator
+
+from cbsim.config.section import Section
+from cbsim.cost.base import StepShape
+from cbsim.cost.form import StepForm
+from cbsim.errors import CalibrationError
+from cbsim.paths import data_folder
+from cbsim.registry import did_you_mean
+from cbsim.specs import ModelSpec
+
+FORMAT = "cbsim-cost/1"
+SHAPE_FIELDS = (
+    "num_layers",
+    "hidden_size",
+    "num_heads",
+    "num_kv_heads",
+    "head_size",
+    "intermediate_size",
+    "vocab_size",
+    "dtype",
+)
+"""The figures of a model that its kernels' times depend on."""
+
+
+class Box(Section):
+    """The largest sizes measured; beyond them the form extrapolates."""
+
+    max_tokens: int = Field(ge=1)
+    """Tokens through one dense layer."""
+    max_logits: int = Field(ge=1)
+    """Rows of logits."""
+    max_decodes: int = Field(ge=1)
+    max_context_tokens: int = Field(ge=1)
+    """KV entries read by one layer's attention."""
+    max_attention_pairs: int = Field(ge=1)
+    """(query, key) pairs of one layer's attention."""
+
+    def outside(self, shape: StepShape) -> bool:
+        """Whether a step lies beyond what was measured."""
+        keys = pairs = shape.decode_context
+        for tokens, context in shape.chunks:
+            keys += tokens + context
+            pairs += tokens * context + tokens * (tokens + 1) // 2
+        return (
+            shape.num_tokens > self.max_tokens
+            or shape.num_logits > self.max_logits
+            or shape.num_decodes > self.max_decodes
+            or keys > self.max_context_tokens
+            or pairs > self.max_attention_pairs
+        )
+
+    def outside_steps(self, steps: Mapping[str, NDArray[Any]]) -> NDArray[np.bool_]:
+        """The same for the steps of a run log: whichever engine ran them, each step counts once."""
+        decodes = steps["num_decode_tokens"]
+        outside: NDArray[np.bool_] = (
+            (steps["num_prefill_tokens"] + decodes > self.max_tokens)
+            | (steps["num_logits"] > self.max_logits)
+            | (decodes > self.max_decodes)
+            | (steps["num_context_tokens"] > self.max_context_tokens)
+            | (steps["num_attention_pairs"] > self.max_attention_pairs)
+        )
+        return outside
+
+
+class CostFile(Section):
+    """What `cost.json` holds."""
+
+    format: Literal["cbsim-cost/1"]
+    gpu: str | None
+    """Name of the GPU in `configs/gpus`, if it is one of them."""
+    device: str
+    """The device as it calls itself."""
+    model: dict[str, int | str]
+    """The model's name and the figures its kernels depend on."""
+    tensor_parallel: int = Field(ge=1)
+    form: StepForm
+    box: Box
+    assumptions: list[str] = Field(default_factory=list)
+    """Sentences for every run's notes: what was not measured and is taken from the form."""
+    accuracy: dict[str, Any] = Field(default_factory=dict)
+    """Errors by kind of point, as `calibrate fit` reports them."""
+    points_sha256: str
+    """Hash of the points that were fitted."""
+
+    @model_validator(mode="after")
+    def _model_is_whole(self) -> CostFile:
+        missing = [key for key in ("name", *SHAPE_FIELDS) if key not in self.model]
+        if missing:
+            raise ValueError(f"model lacks {', '.join(missing)}")
+        return self
+
+    def save(self, path: Path) -> None:
+        """Write the file whole or not at all."""
+        temporary = path.with_name(f".{path.name}.part")
+        temporary.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        temporary.replace(path)
+
+    def mismatch(self, model: ModelSpec, tensor_parallel: int) -> list[str]:
+        """What differs between the model measured and the one asked for: `num_layers 32, not 36`."""
+        wanted: dict[str, int | str] = {key: getattr(model, key) for key in SHAPE_FIELDS}
+        differs = [
+            f"{key} {self.model[key]}, not {wanted[key]}"
+            for key in SHAPE_FIELDS
+            if self.model[key] != wanted[key]
+        ]
+        if self.tensor_parallel != tensor_parallel:
+            differs.append(f"tensor_parallel {self.tensor_parallel}, not {tensor_parallel}")
+        return differs
+
+
+def model_shape(model: ModelSpec) -> dict[str, int | str]:
+    """The `model` of a cost file for a model."""
+    return {"name": model.name} | {key: getattr(model, key) for key in SHAPE_FIELDS}
+
+
+def file_sha256(path: Path) -> str:
+    """Hash of a file's bytes."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def read_cost_file(path: Path) -> CostFile:
+    """Read `cost.json`. Raises `CalibrationError` with one line for each mistake in it."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise CalibrationError(f"{path}: can't be read: {reason}") from error
+    try:
+        return CostFile.model_validate_json(text)
+    except ValidationError as error:
+        raise CalibrationError(*(_problem(path, dict(mistake)) for mistake in error.errors())) from error
+
+
+def find_cost_file(profile: str) -> Path:
+    """The `cost.json` meant by `GPU/MODEL` of the shipped profiles, by a folder or by the file itself.
+
+    Raises `CalibrationError` with the nearest name if there is none.
+    """
+    shipped = data_folder("calibration") / "profiles"
+    for candidate in (Path(profile), Path(profile) / "cost.json", shipped / profile / "cost.json"):
+        if candidate.is_file():
+            return candidate
+    names = sorted(path.parent.relative_to(shipped).as_posix() for path in shipped.glob("*/*/cost.json"))
+    raise CalibrationError(f"no profile '{profile}'{did_you_mean(profile, names) if names else ''}")
+
+
+def _problem(path: Path, mistake: dict[str, Any]) -> str:
+    if mistake["type"] == "json_invalid":
+        return f"{path}: not a cost profile: {mistake['msg']}"
+    key = ".".join(str(part) for part in mistake["loc"])
+    got = mistake["input"]
+    shown = f", got {got!r}" if isinstance(got, str | int | float) else ""
+    return f"{path}: {key + ': ' if key else ''}{mistake['msg']}{shown}"

@@ -1,0 +1,246 @@
+"""StepForm: the seconds of a step as a formula whose coefficients are fitted to measured kernels.
+
+With L layers, T tokens, S rows of logits, chunks (q, x) of q tokens over x of context, B decodes over KV
+tokens of context in all, and `blend(a, b, s) = (a + b + sqrt((a - b)^2 + s a b)) / 2`, which runs from
+max(a, b) at s = 0 to a + b at s = 4:
+
+    t       = L g(T) + LM(S) + L A_dec + L A_pre
+    g       = one layer outside attention: a rising piecewise-linear table, linear beyond its last knot
+    LM      = fixed + per_row S + per_row_beyond_128 max(0, S - 128)
+            + per_row_beyond_256 max(0, S - 256)
+    A_dec   = launch + blend(blend(per_decode B, per_token KV + start_per_token min(KV, start), s),
+                             floor, s')
+    A_pre   = launch + blend(blend(per_pair P + per_token Q + per_chunk n
+                                   + beyond_per_token max(0, Q - beyond), per_longest_token X, s),
+                             floor, s')
+    P       = sum of ceil(q / tile) tile (x + (q + tile) / 2),  Q = sum q,  X = max(x + q)
+    fused   = launch + blend(per_pair P + per_token Q + per_decode B + per_context_token KV,
+                             max(per_longest_token X, per_longest_decode_token Kmax), s)
+
+Where a profile has the `fused` term, a step with chunks and decodes costs the largest of it, A_dec and A_pre in
+place of their sum. No coefficient is negative, so the time is monotone in everything and linear far out. Sums,
+products, square roots and comparisons are exactly rounded everywhere, so that the scalar and the vector form
+agree to the bit; that is why `blend` stands where others write a p-norm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import numpy as np
+from annotated_types import Ge, Le
+from numpy.typing import NDArray
+
+from cbsim.config.section import Section
+from cbsim.cost.base import StepShape
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Coefficient = Annotated[float, Ge(0)]
+Softness = Annotated[float, Ge(0), Le(4)]
+
+
+def blend(a: Any, b: Any, softness: float) -> Any:
+    """A smooth maximum of arrays: `max(a, b)` at softness 0, `a + b` at 4; homogeneous, monotone in both."""
+    difference = a - b
+    return 0.5 * ((a + b) + np.sqrt(difference * difference + softness * a * b))
+
+
+@dataclass(frozen=True, slots=True)
+class StepColumns:
+    """Steps as columns of equal length, one row a step: what `StepForm` is a function of."""
+
+    num_tokens: Ints
+    num_logits: Ints
+    num_chunks: Ints
+    prefill_tokens: Ints
+    longest_prefill: Ints
+    """Largest context of a chunk, its own tokens included; 0 without chunks."""
+    num_decodes: Ints
+    decode_context: Ints
+    max_decode_context: Ints
+    chunks: tuple[tuple[tuple[int, int], ...], ...]
+
+    @classmethod
+    def from_shapes(cls, shapes: Sequence[StepShape]) -> StepColumns:
+        """The columns of some steps."""
+
+        def column(values: list[int]) -> Ints:
+            return np.array(values, dtype=np.int64)
+
+        return cls(
+            num_tokens=column([shape.num_tokens for shape in shapes]),
+            num_logits=column([shape.num_logits for shape in shapes]),
+            num_chunks=column([len(shape.chunks) for shape in shapes]),
+            prefill_tokens=column([sum(tokens for tokens, _ in shape.chunks) for shape in shapes]),
+            longest_prefill=column([max(map(sum, shape.chunks), default=0) for shape in shapes]),
+            num_decodes=column([shape.num_decodes for shape in shapes]),
+            decode_context=column([shape.decode_context for shape in shapes]),
+            max_decode_context=column([shape.max_decode_context for shape in shapes]),
+            chunks=tuple(shape.chunks for shape in shapes),
+        )
+
+    def pairs(self, tile: int) -> Ints:
+        """(query, key) pairs of each step's chunks, computed tile by tile."""
+        return np.array([num_pairs(chunks, tile) for chunks in self.chunks], dtype=np.int64)
+
+
+def num_pairs(chunks: Sequence[tuple[int, int]], tile: int) -> int:
+    """(query, key) pairs computed for chunks `(tokens, context)` by tiles of `tile` queries, an even number."""
+    half_tile = tile // 2
+    total = 0
+    for tokens, context in chunks:
+        total += -(-tokens // tile) * half_tile * (2 * context + tokens + tile)
+    return total
+
+
+class DenseTable(Section):
+    """Seconds of one layer outside attention by tokens: rising, linear between knots and beyond the last."""
+
+    tokens: tuple[int, ...]
+    seconds: tuple[float, ...]
+    tail_s_per_token: Coefficient
+
+    def at(self, num_tokens: Ints) -> Floats:
+        """Seconds at token counts >= 1; counts below the first knot cost as much as the first knot."""
+        tokens = np.array(self.tokens, dtype=np.float64)
+        seconds = np.array(self.seconds)
+        inside: Floats = np.interp(num_tokens, tokens, seconds)
+        beyond = seconds[-1] + self.tail_s_per_token * (num_tokens - tokens[-1])
+        return np.where(num_tokens > tokens[-1], beyond, inside)
+
+
+class LogitsForm(Section):
+    """Seconds of LM head and sampling by rows of logits."""
+
+    fixed_s: Coefficient
+    per_row_s: Coefficient
+    per_row_beyond_128_s: Coefficient
+    per_row_beyond_256_s: Coefficient
+
+    def at(self, num_rows: Ints) -> Floats:
+        """Seconds at row counts; no rows take no time."""
+        beyond_128 = np.maximum(num_rows - 128, 0)
+        beyond_256 = np.maximum(num_rows - 256, 0)
+        seconds: Floats = (
+            self.fixed_s
+            + self.per_row_s * num_rows
+            + self.per_row_beyond_128_s * beyond_128
+            + self.per_row_beyond_256_s * beyond_256
+        )
+        return np.where(num_rows > 0, seconds, 0.0)
+
+
+class DecodeAttention(Section):
+    """Seconds of one layer's attention over paged KV for decodes alone."""
+
+    launch_s: Coefficient
+    floor_s: Coefficient
+    per_decode_s: Coefficient
+    per_token_s: Coefficient
+    start_per_token_s: Coefficient
+    """More for each of the first `start_tokens` tokens: bandwidth rises with the length of the stream."""
+    start_tokens: Coefficient
+    softness: Softness
+    floor_softness: Softness
+
+    def at(self, columns: StepColumns) -> Floats:
+        """Seconds; 0 without decodes."""
+        context = columns.decode_context
+        stream = self.per_token_s * context + self.start_per_token_s * np.minimum(context, self.start_tokens)
+        work = blend(self.per_decode_s * columns.num_decodes, stream, self.softness)
+        seconds = self.launch_s + blend(work, self.floor_s, self.floor_softness)
+        return np.where(columns.num_decodes > 0, seconds, 0.0)
+
+
+class PrefillAttention(Section):
+    """Seconds of one layer's attention for prompt chunks alone."""
+
+    launch_s: Coefficient
+    floor_s: Coefficient
+    per_pair_s: Coefficient
+    per_token_s: Coefficient
+    per_chunk_s: Coefficient
+    beyond_per_token_s: Coefficient
+    """More for each token beyond `beyond_tokens`: queries and outputs that no longer fit in the L2 cache."""
+    beyond_tokens: Coefficient
+    per_longest_token_s: Coefficient
+    """For each token of the longest context: the chain of tiles that nothing runs beside."""
+    softness: Softness
+    floor_softness: Softness
+    tile: int
+    """Queries of a tile, an even number."""
+
+    def at(self, columns: StepColumns) -> Floats:
+        """Seconds; 0 without chunks."""
+        tokens = columns.prefill_tokens
+        work = (
+            self.per_pair_s * columns.pairs(self.tile)
+            + self.per_token_s * tokens
+            + self.per_chunk_s * columns.num_chunks
+            + self.beyond_per_token_s * np.maximum(tokens - self.beyond_tokens, 0.0)
+        )
+        work = blend(work, self.per_longest_token_s * columns.longest_prefill, self.softness)
+        seconds = self.launch_s + blend(work, self.floor_s, self.floor_softness)
+        return np.where(columns.num_chunks > 0, seconds, 0.0)
+
+
+class FusedAttention(Section):
+    """Seconds of one layer's attention when chunks and decodes share a launch."""
+
+    launch_s: Coefficient
+    per_pair_s: Coefficient
+    per_token_s: Coefficient
+    per_decode_s: Coefficient
+    per_context_token_s: Coefficient
+    per_longest_token_s: Coefficient
+    per_longest_decode_token_s: Coefficient
+    softness: Softness
+    tile: int
+
+    def at(self, columns: StepColumns) -> Floats:
+        """Seconds of mixed steps; what it gives for pure ones has no meaning."""
+        work = (
+            self.per_pair_s * columns.pairs(self.tile)
+            + self.per_token_s * columns.prefill_tokens
+            + self.per_decode_s * columns.num_decodes
+            + self.per_context_token_s * columns.decode_context
+        )
+        chain = np.maximum(
+            self.per_longest_token_s * columns.longest_prefill,
+            self.per_longest_decode_token_s * columns.max_decode_context,
+        )
+        seconds: Floats = self.launch_s + blend(work, chain, self.softness)
+        return seconds
+
+
+class StepForm(Section):
+    """A whole step on the GPU, host time apart."""
+
+    num_layers: int
+    dense: DenseTable
+    logits: LogitsForm
+    decode: DecodeAttention
+    prefill: PrefillAttention
+    fused: FusedAttention | None = None
+
+    def attention_s(self, columns: StepColumns) -> tuple[Floats, Floats]:
+        """Seconds of one layer's attention: the decodes', and the chunks' (or all of a mixed step)."""
+        decode, prefill = self.decode.at(columns), self.prefill.at(columns)
+        if self.fused is None:
+            return decode, prefill
+        mixed = (columns.num_chunks > 0) & (columns.num_decodes > 0)
+        together = np.maximum(np.maximum(self.fused.at(columns), decode), prefill)
+        return np.where(mixed, 0.0, decode), np.where(mixed, together, prefill)
+
+    def seconds(self, columns: StepColumns, dense_tokens: Ints | None = None) -> Floats:
+        """Seconds of steps; `dense_tokens` replaces `num_tokens` in g(T) where CUDA graphs pad it."""
+        decode, prefill = self.attention_s(columns)
+        dense = self.dense.at(columns.num_tokens if dense_tokens is None else dense_tokens)
+        layers = self.num_layers
+        total: Floats = (
+            (layers * dense + self.logits.at(columns.num_logits)) + layers * decode
+        ) + layers * prefill
+        return total

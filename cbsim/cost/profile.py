@@ -1,0 +1,140 @@
+"""ProfileCost: step times from a form fitted to measured kernels, with the host's share on top."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, field_validator
+
+from cbsim.config.section import ComponentConfig
+from cbsim.cost.base import CostModel, StepShape
+from cbsim.cost.compiled import CompiledStep
+from cbsim.cost.costfile import find_cost_file, read_cost_file
+from cbsim.cost.form import Floats, Ints, StepColumns
+from cbsim.errors import ConfigError
+from cbsim.specs import GpuSpec, ModelSpec
+
+VLLM_GRAPH_BATCH_SIZES = [1, 2, 4, *range(8, 257, 8), *range(272, 513, 16)]
+"""Batch sizes that vLLM V1 captures CUDA graphs for by default."""
+
+
+class ProfileConfig(ComponentConfig):
+    """Which measured profile to use, and how the host runs beside the GPU."""
+
+    profile: str
+    """`GPU/MODEL` of `calibration/profiles` (`h200/llama-3-8b`), or the path of a profile's folder."""
+    host: Literal["async", "sync", "none"] = "async"
+    """`async`: the host prepares the next step while the GPU works (vLLM's default), and a step takes the
+    longer of the two and a gap; `sync`: the host's time adds to the GPU's; `none`: GPU time alone."""
+    host_step_s: float = Field(default=1e-3, ge=0)
+    """Host seconds of a step."""
+    host_request_s: float = Field(default=1e-5, ge=0)
+    """Host seconds more for each request in the step."""
+    host_gap_s: float = Field(default=1.5e-4, ge=0)
+    """With `async`, seconds from the end of a step on the GPU to the start of the next (0 to 0.3 ms seen)."""
+    cuda_graph_batch_sizes: list[int] = VLLM_GRAPH_BATCH_SIZES
+    """Batch sizes with a CUDA graph: a pure decode step is padded to the next one; `[]` for none."""
+
+    @field_validator("cuda_graph_batch_sizes")
+    @classmethod
+    def _sizes_rise(cls, sizes: list[int]) -> list[int]:
+        if any(size < 1 for size in sizes) or sorted(set(sizes)) != sizes:
+            raise ValueError("batch sizes must be positive and rise")
+        return sizes
+
+
+class ProfileCost(CostModel):
+    """A fitted `StepForm` and a host model.
+
+    Raises `CalibrationError` for a profile that can't be read, `ConfigError` for one of another model, GPU or
+    degree of tensor parallelism.
+    """
+
+    Config = ProfileConfig
+
+    def __init__(
+        self, config: ProfileConfig, model: ModelSpec, gpu: GpuSpec, tensor_parallel: int = 1
+    ) -> None:
+        super().__init__(config, model, gpu, tensor_parallel)
+        self._name = config.profile
+        self._path = find_cost_file(config.profile)
+        self._file = read_cost_file(self._path)
+        differs = self._file.mismatch(model, tensor_parallel)
+        if self._file.gpu is not None and self._file.gpu != gpu.name:
+            differs.append(f"gpu {self._file.gpu}, not {gpu.name}")
+        if differs:
+            raise ConfigError(
+                f"cost_model.profile: '{config.profile}' was measured with {', '.join(differs)}"
+            )
+        self._graph_sizes = config.cuda_graph_batch_sizes
+        last = self._graph_sizes[-1] if self._graph_sizes else 0
+        self._compiled = CompiledStep(self._file.form, [self._padded(count) for count in range(last + 1)])
+        self._async = config.host == "async"
+        self._host_step_s = config.host_step_s if config.host != "none" else 0.0
+        self._host_request_s = config.host_request_s if config.host != "none" else 0.0
+        self._host_gap_s = config.host_gap_s if self._async else 0.0
+
+    def step_s(self, shape: StepShape) -> float:
+        """Seconds of a step."""
+        gpu_s = self._compiled.step_s(shape)
+        host_s = self._host_step_s + self._host_request_s * shape.num_requests
+        if self._async:
+            return (gpu_s if gpu_s > host_s else host_s) + self._host_gap_s
+        return gpu_s + host_s
+
+    def decode_s(self, num_decodes: int, decode_context: int, max_decode_context: int) -> float:
+        """Seconds of a step of decodes alone."""
+        gpu_s = self._compiled.decode_s(num_decodes, decode_context)
+        host_s = self._host_step_s + self._host_request_s * num_decodes
+        if self._async:
+            return (gpu_s if gpu_s > host_s else host_s) + self._host_gap_s
+        return gpu_s + host_s
+
+    def steps_s(self, columns: StepColumns) -> Floats:
+        """Seconds of many steps at once: the same bits as `step_s` gives for each."""
+        gpu_s = self._file.form.seconds(columns, self._dense_tokens(columns))
+        requests = columns.num_chunks + columns.num_decodes
+        host_s = self._host_step_s + self._host_request_s * requests
+        if self._async:
+            total: Floats = np.maximum(gpu_s, host_s) + self._host_gap_s
+        else:
+            total = gpu_s + host_s
+        return total
+
+    def outside(self, shape: StepShape) -> bool:
+        """Whether a step lies beyond the sizes that were measured."""
+        return self._file.box.outside(shape)
+
+    def notes(self, steps: Mapping[str, NDArray[Any]] | None = None) -> list[str]:
+        """What the profile takes for granted, and how many steps of a run lay beyond what was measured."""
+        sentences = [f"profile {self._name}: {assumption}" for assumption in self._file.assumptions]
+        num_outside = 0 if steps is None else int(self._file.box.outside_steps(steps).sum())
+        if steps is not None and num_outside:
+            box = self._file.box
+            sentences.append(
+                f"profile {self._name}: {num_outside:,} of {len(steps['num_logits']):,} steps lay outside "
+                f"the calibrated range (up to {box.max_tokens:,} tokens, {box.max_decodes:,} decodes, "
+                f"{box.max_context_tokens:,} tokens of context); their times are extrapolated"
+            )
+        return sentences
+
+    def inputs(self) -> list[Path]:
+        """The profile's file."""
+        return [self._path]
+
+    def _padded(self, num_decodes: int) -> int:
+        index = bisect_left(self._graph_sizes, num_decodes)
+        return self._graph_sizes[index] if index < len(self._graph_sizes) else num_decodes
+
+    def _dense_tokens(self, columns: StepColumns) -> Ints:
+        if not self._graph_sizes:
+            return columns.num_tokens
+        sizes = np.array(self._graph_sizes, dtype=np.int64)
+        index = np.searchsorted(sizes, columns.num_decodes)
+        padded = np.where(index < len(sizes), sizes[np.minimum(index, len(sizes) - 1)], columns.num_decodes)
+        return np.where(columns.num_chunks > 0, columns.num_tokens, padded)
