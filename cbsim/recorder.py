@@ -16,6 +16,8 @@ Column = NDArray[Any]
 EVENTS = ("arrived", "admitted", "resumed", "preempted", "emitted", "finished", "rejected")
 """Names of the event codes 0, 1, 2, ... in `RunLog.events["event"]`."""
 ARRIVED, ADMITTED, RESUMED, PREEMPTED, EMITTED, FINISHED, REJECTED = range(7)
+DECISIONS = {"admitted": ADMITTED, "resumed": RESUMED, "preempted": PREEMPTED}
+"""Event codes by a scheduler's decisions."""
 KINDS = ("prefill", "decode")
 """Names of the codes in `RunLog.batches["kind"]`."""
 
@@ -124,24 +126,29 @@ def step_table() -> Table:
 class Recorder:
     """Takes down what happens to requests and in which order, for every engine and every replica alike.
 
-    Requests are told by `index`, their place in order of arrival. Times are seconds.
+    A request's row is written once, when it has ended or the run has. Times are seconds.
     """
 
     def __init__(self, *, with_batches: bool = False) -> None:
         self.with_batches = with_batches
         self.ids: list[str] = []
-        self.arrivals = Table(
-            replica="i", arrival_s="d", num_prompt_tokens="q", num_output_tokens="q", priority="q"
+        self._requests = Table(
+            index="q",
+            replica="i",
+            arrival_s="d",
+            first_scheduled_at_s="d",
+            first_token_at_s="d",
+            finished_at_s="d",
+            num_prompt_tokens="q",
+            num_output_tokens="q",
+            num_generated_tokens="q",
+            num_cached_tokens="q",
+            num_preemptions="q",
+            priority="q",
+            state="b",
+            max_itl_s="d",
         )
-        self.first_scheduled_at_s = array("d")
-        self.first_token_at_s = array("d")
-        self.last_token_at_s = array("d")
-        self.max_itl_s = array("d")
-        self.num_generated = array("q")
-        self.num_cached = array("q")
-        self.num_preemptions = array("q")
-        self.state = array("b")
-        self.events = Table(time_s="d", replica="i", step="q", request="q", event="b", num_tokens="q")
+        self._events = Table(time_s="d", replica="i", step="q", request="q", event="b", num_tokens="q")
         self.batches = Table(
             replica="i",
             step="q",
@@ -153,104 +160,95 @@ class Recorder:
             kind="b",
         )
         self.rejections: dict[int, str] = {}
-        self.num_finished = 0
-
-    def arrived(self, request: Request, replica: int) -> None:
-        """A request, with its index set to the number of those before it, has reached a replica."""
-        self.ids.append(request.request_id)
-        self.arrivals.append(
-            replica, request.arrival_s, request.num_prompt_tokens, request.num_output_tokens, request.priority
-        )
-        for column in (
-            self.first_scheduled_at_s,
-            self.first_token_at_s,
-            self.last_token_at_s,
-            self.max_itl_s,
-        ):
-            column.append(np.nan)
-        for column in (self.num_generated, self.num_cached, self.num_preemptions):
-            column.append(0)
-        self.state.append(RequestState.UNFINISHED)
-        self.events.append(request.arrival_s, replica, -1, request.index, ARRIVED, 0)
 
     def rejected(self, request: Request, replica: int, reason: str) -> None:
         """A request that arrived this instant can never be served."""
-        self.state[request.index] = RequestState.REJECTED
         self.rejections[request.index] = reason
-        self.events.append(request.arrival_s, replica, -1, request.index, REJECTED, 0)
+        request.state = RequestState.REJECTED
+        self.close(request, replica)
 
-    def admitted(self, request: Request, now: float, replica: int, step: int, num_cached: int) -> None:
-        """A request left the waiting queue for the first time; `step` is -1 if that call made none."""
-        self.first_scheduled_at_s[request.index] = now
-        self.num_cached[request.index] = num_cached
-        self.events.append(now, replica, step, request.index, ADMITTED, num_cached)
+    def event(self, code: int, request: Request, now: float, replica: int, step: int, num_tokens: int) -> None:
+        """A decision or a result; `step` is -1 if the call that decided made none."""
+        time_s, replicas, steps, requests, events, tokens = self._events.columns
+        time_s.append(now)
+        replicas.append(replica)
+        steps.append(step)
+        requests.append(request.index)
+        events.append(code)
+        tokens.append(num_tokens)
 
-    def resumed(self, request: Request, now: float, replica: int, step: int, num_cached: int) -> None:
-        """A preempted request left the waiting queue."""
-        self.events.append(now, replica, step, request.index, RESUMED, num_cached)
-
-    def preempted(self, request: Request, now: float, replica: int, step: int) -> None:
-        """A running request lost its place."""
-        self.num_preemptions[request.index] += 1
-        self.events.append(now, replica, step, request.index, PREEMPTED, 0)
-
-    def emitted(self, request: Request, now: float, replica: int, step: int) -> None:
-        """A token came out (recorded as an event with batches only)."""
-        if self.with_batches:
-            self.events.append(now, replica, step, request.index, EMITTED, 1)
-
-    def finished(self, request: Request, now: float, replica: int, step: int) -> None:
-        """A request got its last token."""
-        self.state[request.index] = RequestState.FINISHED
-        self.num_finished += 1
-        self.events.append(now, replica, step, request.index, FINISHED, 0)
-
-    def tokens(
-        self, request: Request, num_tokens: int, first_s: float, last_s: float, max_gap_s: float
+    def close(
+        self,
+        request: Request,
+        replica: int,
+        first_token_at_s: float = np.nan,
+        last_token_at_s: float = np.nan,
+        max_itl_s: float = np.nan,
     ) -> None:
-        """All tokens of a request that ended, or so far: how many, when, and the longest gap between two."""
-        index = request.index
-        self.num_generated[index] = num_tokens
-        self.first_token_at_s[index] = first_s
-        self.last_token_at_s[index] = last_s
-        self.max_itl_s[index] = max_gap_s
+        """A request has ended, or the run has: nothing more happens to it."""
+        state = request.state
+        is_finished = state is RequestState.FINISHED
+        first_scheduled_at_s = request.first_scheduled_at_s
+        self.ids.append(request.request_id)
+        self._requests.append(
+            request.index,
+            replica,
+            request.arrival_s,
+            np.nan if first_scheduled_at_s is None else first_scheduled_at_s,
+            first_token_at_s,
+            last_token_at_s if is_finished else np.nan,
+            request.num_prompt_tokens,
+            request.num_output_tokens,
+            request.num_generated_tokens,
+            request.num_cached_tokens,
+            request.num_preemptions,
+            request.priority,
+            state if is_finished or state is RequestState.REJECTED else RequestState.UNFINISHED,
+            max_itl_s,
+        )
 
     def request_columns(self) -> dict[str, Column]:
         """The table `RunLog.requests`."""
-        arrivals = self.arrivals.to_columns()
+        columns = self._requests.to_columns()
+        order = np.argsort(columns.pop("index"), kind="stable")
         ids = np.empty(len(self.ids), dtype=object)
         ids[:] = self.ids
-        state = np.array(self.state, dtype=np.int8)
-        last_token_at_s = np.array(self.last_token_at_s)
-        return {
-            "request_id": ids,
-            "replica": arrivals["replica"],
-            "arrival_s": arrivals["arrival_s"],
-            "first_scheduled_at_s": np.array(self.first_scheduled_at_s),
-            "first_token_at_s": np.array(self.first_token_at_s),
-            "finished_at_s": np.where(state == RequestState.FINISHED, last_token_at_s, np.nan),
-            "num_prompt_tokens": arrivals["num_prompt_tokens"],
-            "num_output_tokens": arrivals["num_output_tokens"],
-            "num_generated_tokens": np.array(self.num_generated),
-            "num_cached_tokens": np.array(self.num_cached),
-            "num_preemptions": np.array(self.num_preemptions),
-            "priority": arrivals["priority"],
-            "state": state,
-            "max_itl_s": np.array(self.max_itl_s),
-        }
+        return {name: column[order] for name, column in {"request_id": ids, **columns}.items()}
 
-    def event_columns(self, num_replicas: int) -> dict[str, Column]:
-        """The table `RunLog.events`.
+    def event_columns(self, requests: dict[str, Column], *, answers_first: bool = False) -> dict[str, Column]:
+        """The table `RunLog.events`, in the order of time.
 
-        Several replicas' events come in the order of time; at one instant arrivals first, then results, then
-        decisions, each by replica.
+        At one instant: arrivals in their order, then results, then decisions, each by replica; with
+        `answers_first`, as for clients that send when they are answered, results come before arrivals.
         """
-        events = self.events.to_columns()
-        if num_replicas > 1:
-            phase = np.array([0, 2, 2, 2, 1, 1, 0])[events["event"]]
-            order = np.lexsort((events["replica"], phase, events["time_s"]))
-            events = {name: column[order] for name, column in events.items()}
-        return events
+        rejected = np.array(sorted(self.rejections), dtype=np.int64)
+        arrived = np.arange(len(requests["arrival_s"]))
+        recorded = self._events.to_columns()
+        request = np.concatenate([arrived, rejected, recorded["request"]])
+        num_outside = len(arrived) + len(rejected)
+        no_step = np.full(num_outside, -1)
+        event = np.concatenate(
+            [np.full(len(arrived), ARRIVED), np.full(len(rejected), REJECTED), recorded["event"]]
+        ).astype(np.int8)
+        outside = request[:num_outside]
+        time_s = np.concatenate([requests["arrival_s"][outside], recorded["time_s"]])
+        replica = np.concatenate([requests["replica"][outside], recorded["replica"]])
+        is_result = (event == EMITTED) | (event == FINISHED)
+        phase = np.where(is_result, 1, 3)
+        phase[:num_outside] = 2 if answers_first else 0
+        place, by_replica = request.copy(), replica.copy()
+        place[num_outside:] = 0
+        by_replica[:num_outside] = 0
+        order = np.lexsort((place, by_replica, phase, time_s))
+        columns = {
+            "time_s": time_s,
+            "replica": replica,
+            "step": np.concatenate([no_step, recorded["step"]]),
+            "request": request,
+            "event": event,
+            "num_tokens": np.concatenate([np.zeros(num_outside, dtype=np.int64), recorded["num_tokens"]]),
+        }
+        return {name: column[order] for name, column in columns.items()}
 
 
 def sort_steps(steps: dict[str, Column], num_replicas: int) -> dict[str, Column]:

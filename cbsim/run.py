@@ -130,10 +130,13 @@ def simulate(
     router = make_router(experiment.replicas.router, experiment.seed)
     world = World(workload, engines, router, stop_at_s=experiment.stop_at_s, progress=progress)
     world.run()
-    return collect(recorder, engines, world.end_s), cost.notes()
+    is_closed_loop = workload.config.concurrency is not None
+    return collect(recorder, engines, world.end_s, is_closed_loop=is_closed_loop), cost.notes()
 
 
-def collect(recorder: Recorder, engines: Sequence[ReferenceEngine], end_s: float) -> RunLog:
+def collect(
+    recorder: Recorder, engines: Sequence[ReferenceEngine], end_s: float, *, is_closed_loop: bool = False
+) -> RunLog:
     """The log of a run that has ended."""
     all_gaps = [engine.gaps() for engine in engines]
     values = np.concatenate([gaps for gaps, _ in all_gaps])
@@ -144,10 +147,11 @@ def collect(recorder: Recorder, engines: Sequence[ReferenceEngine], end_s: float
     tables = [engine.step_columns() for engine in engines]
     steps = {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
     schedulers = [engine.scheduler for engine in engines]
+    requests = recorder.request_columns()
     return RunLog(
-        requests=recorder.request_columns(),
+        requests=requests,
         steps=sort_steps(steps, len(engines)),
-        events=recorder.event_columns(len(engines)),
+        events=recorder.event_columns(requests, answers_first=is_closed_loop),
         batches=recorder.batches.to_columns() if recorder.with_batches else None,
         gap_s=gap_s,
         gap_count=gap_count,

@@ -31,7 +31,6 @@ class Engine(ABC):
 
     def submit(self, request: Request) -> bool:
         """A request arrives, at its `arrival_s`; False if it was rejected."""
-        self.recorder.arrived(request, self.replica)
         reason = self.scheduler.rejection(request)
         if reason is not None:
             self.recorder.rejected(request, self.replica, reason)

@@ -11,7 +11,7 @@ import numpy as np
 from cbsim.cost.base import CostModel
 from cbsim.engine.base import Engine
 from cbsim.errors import PluginError
-from cbsim.recorder import Column, Recorder, step_table
+from cbsim.recorder import DECISIONS, EMITTED, FINISHED, Column, Recorder, step_table
 from cbsim.request import Request
 from cbsim.schedulers.base import Scheduler, StepPlan
 
@@ -83,12 +83,13 @@ class ReferenceEngine(Engine):
         for part in step.plan.slices:
             if part.emits:
                 self._token_times[part.request.index].append(now)
-                self.recorder.emitted(part.request, now, self.replica, step.number)
+                if self.recorder.with_batches:
+                    self.recorder.event(EMITTED, part.request, now, self.replica, step.number, 1)
         finished = self.scheduler.commit(step.plan)
         for request in finished:
             self.num_outstanding -= 1
+            self.recorder.event(FINISHED, request, now, self.replica, step.number, 0)
             self._close(request)
-            self.recorder.finished(request, now, self.replica, step.number)
         self._record_step(step, len(finished))
         return finished
 
@@ -105,12 +106,7 @@ class ReferenceEngine(Engine):
 
     def _record_decisions(self, plan: StepPlan, number: int) -> None:
         for decision, request, num_cached in plan.decisions:
-            if decision == "admitted":
-                self.recorder.admitted(request, plan.now, self.replica, number, num_cached)
-            elif decision == "resumed":
-                self.recorder.resumed(request, plan.now, self.replica, number, num_cached)
-            else:
-                self.recorder.preempted(request, plan.now, self.replica, number)
+            self.recorder.event(DECISIONS[decision], request, plan.now, self.replica, number, num_cached)
 
     def _record_step(self, step: Step, num_finished: int) -> None:
         plan = step.plan
@@ -163,8 +159,9 @@ class ReferenceEngine(Engine):
         """Turn the token times of a request that ended, or of a run that did, into gaps."""
         del self._requests[request.index]
         times = self._token_times.pop(request.index)
-        if not times:
-            return
-        gaps = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
-        self._gaps.extend(gaps)
-        self.recorder.tokens(request, len(times), times[0], times[-1], max(gaps, default=np.nan))
+        if times:
+            gaps = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+            self._gaps.extend(gaps)
+            self.recorder.close(request, self.replica, times[0], times[-1], max(gaps, default=np.nan))
+        else:
+            self.recorder.close(request, self.replica)
