@@ -1,0 +1,175 @@
+"""Arrivals: when requests (or sessions) start, as endless streams of instants.
+
+`rate_per_s` is always the mean over a long time, so that kinds of arrivals can be swapped at equal load.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import Field
+
+from cbsim.config.section import Section
+from cbsim.units import S_PER_DAY
+from cbsim.workload.batch import FloatColumn
+from cbsim.workload.streams import Streams
+
+_PERIODS_DRAWN = 256
+
+
+class ArrivalProcess(Section, ABC):
+    """A way for requests to arrive."""
+
+    @abstractmethod
+    def times(self, streams: Streams, size: int) -> Iterator[FloatColumn]:
+        """Endless chunks of at most `size` instants, seconds, never falling; `size` doesn't change them."""
+
+
+class ConstantArrivals(ArrivalProcess):
+    """One arrival every `1 / rate_per_s` seconds, the first at 0."""
+
+    type: Literal["constant"]
+    rate_per_s: float = Field(gt=0)
+    """Arrivals a second."""
+
+    def times(self, streams: Streams, size: int) -> Iterator[FloatColumn]:
+        """Each is its place divided by the rate, so that no error adds up."""
+        start = 0
+        while True:
+            yield np.arange(start, start + size) / self.rate_per_s
+            start += size
+
+
+class PoissonArrivals(ArrivalProcess):
+    """Independent arrivals: exponential times between them."""
+
+    type: Literal["poisson"]
+    rate_per_s: float = Field(gt=0)
+    """Mean arrivals a second."""
+
+    def times(self, streams: Streams, size: int) -> Iterator[FloatColumn]:
+        """Sums of exponential gaps."""
+        return _poisson(streams.generator(), self.rate_per_s, size)
+
+
+class GammaArrivals(ArrivalProcess):
+    """Gamma-distributed times between arrivals: cv 1 is Poisson, more is bursty, less is steady."""
+
+    type: Literal["gamma"]
+    rate_per_s: float = Field(gt=0)
+    """Mean arrivals a second."""
+    cv: float = Field(gt=0)
+    """Coefficient of variation of the times between arrivals: standard deviation / mean."""
+
+    def times(self, streams: Streams, size: int) -> Iterator[FloatColumn]:
+        """Sums of gamma gaps of shape 1 / cv^2."""
+        random = streams.generator()
+        shape = 1 / self.cv**2
+
+        def gaps() -> Iterator[FloatColumn]:
+            while True:
+                yield random.standard_gamma(shape, size) / (shape * self.rate_per_s)
+
+        return _accumulated(gaps())
+
+
+class OnOffArrivals(ArrivalProcess):
+    """Bursts of Poisson arrivals with silence between them, as an interrupted Poisson process."""
+
+    type: Literal["on_off"]
+    rate_per_s: float = Field(gt=0)
+    """Mean arrivals a second, silence included: within a burst (on_s + off_s) / on_s times as many come."""
+    on_s: float = Field(gt=0)
+    """Length of a burst, seconds."""
+    off_s: float = Field(ge=0)
+    """Length of the silence after it, seconds."""
+    periods: Literal["fixed", "exponential"] = "fixed"
+    """Whether every burst and silence has that length, or an exponential one of that mean."""
+
+    def times(self, streams: Streams, size: int) -> Iterator[FloatColumn]:
+        """Poisson arrivals on a clock that runs only during bursts, then moved by the silence before them."""
+        burst_rate_per_s = self.rate_per_s * (self.on_s + self.off_s) / self.on_s
+        on_time = _poisson(streams.child("bursts").generator(), burst_rate_per_s, size)
+        if self.periods == "fixed":
+            return (times + self.off_s * np.floor(times / self.on_s) for times in on_time)
+        return self._moved_by_random_silence(on_time, streams)
+
+    def _moved_by_random_silence(
+        self, on_time: Iterator[FloatColumn], streams: Streams
+    ) -> Iterator[FloatColumn]:
+        on, off = streams.child("on").generator(), streams.child("off").generator()
+        burst_ends, silence_before = np.zeros(1), np.zeros(1)
+        for times in on_time:
+            while burst_ends[-1] <= times[-1]:
+                burst_ends = _extended(burst_ends, self.on_s * on.standard_exponential(_PERIODS_DRAWN))
+                silence_before = _extended(
+                    silence_before, self.off_s * off.standard_exponential(_PERIODS_DRAWN)
+                )
+            yield times + silence_before[np.searchsorted(burst_ends, times, side="right") - 1]
+
+
+class DailyArrivals(ArrivalProcess):
+    """Poisson arrivals whose rate follows a cosine: a busy and a quiet time every day."""
+
+    type: Literal["daily"]
+    rate_per_s: float = Field(gt=0)
+    """Mean arrivals a second over a whole period."""
+    amplitude: float = Field(default=0.5, ge=0, le=1)
+    """The rate swings between (1 - amplitude) and (1 + amplitude) times the mean."""
+    peak_at_s: float = Field(default=0.0, ge=0)
+    """Instant of a peak, seconds."""
+    period_s: float = Field(default=S_PER_DAY, gt=0)
+    """From peak to peak, seconds."""
+
+    def times(self, streams: Streams, size: int) -> Iterator[FloatColumn]:
+        """Thinning (Lewis and Shedler, 1979): arrivals at the peak rate, kept with odds rate : peak."""
+        keep = streams.child("keep").generator()
+        highest = 1 + self.amplitude
+        for times in _poisson(streams.child("candidates").generator(), self.rate_per_s * highest, size):
+            phase = 2 * math.pi * (times - self.peak_at_s) / self.period_s
+            kept = times[keep.random(size) * highest < 1 + self.amplitude * np.cos(phase)]
+            if len(kept):
+                yield kept
+
+
+class AllAtOnceArrivals(ArrivalProcess):
+    """Everything arrives at 0, as in an offline benchmark."""
+
+    type: Literal["all_at_once"]
+
+    def times(self, streams: Streams, size: int) -> Iterator[FloatColumn]:
+        """Zeros."""
+        while True:
+            yield np.zeros(size)
+
+
+Arrivals = Annotated[
+    ConstantArrivals | PoissonArrivals | GammaArrivals | OnOffArrivals | DailyArrivals | AllAtOnceArrivals,
+    Field(discriminator="type"),
+]
+
+
+def _poisson(random: np.random.Generator, rate_per_s: float, size: int) -> Iterator[FloatColumn]:
+    def gaps() -> Iterator[FloatColumn]:
+        while True:
+            yield random.standard_exponential(size) / rate_per_s
+
+    return _accumulated(gaps())
+
+
+def _accumulated(gap_chunks: Iterator[FloatColumn]) -> Iterator[FloatColumn]:
+    """Running sums over all chunks, added one by one in order, so that chunks don't show in the last bit."""
+    now = 0.0
+    for gaps in gap_chunks:
+        gaps[0] += now
+        times = np.add.accumulate(gaps)
+        now = times[-1]
+        yield times
+
+
+def _extended(sums: FloatColumn, parts: FloatColumn) -> FloatColumn:
+    return np.concatenate([sums[:-1], np.add.accumulate(np.concatenate([sums[-1:], parts]))])

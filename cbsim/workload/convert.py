@@ -1,0 +1,146 @@
+"""Conversion: any workload written as a trace file in cbsim's own format."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any
+
+import pyarrow as pa
+import pyarrow.parquet
+
+from cbsim.errors import WorkloadError
+from cbsim.request import Request
+from cbsim.workload.base import Workload
+from cbsim.workload.batch import BATCH_SIZE
+
+REQUIRED = ("request_id", "arrival_s", "num_prompt_tokens", "num_output_tokens")
+OPTIONAL = ("priority", "session_id", "user", "deadline_s", "prompt")
+SUFFIXES = (".jsonl", ".csv", ".parquet")
+COMPRESSED = (".gz", ".zst")
+
+_ARROW_TYPES = {
+    "request_id": pa.string(),
+    "arrival_s": pa.float64(),
+    "num_prompt_tokens": pa.int64(),
+    "num_output_tokens": pa.int64(),
+    "priority": pa.int64(),
+    "session_id": pa.string(),
+    "user": pa.string(),
+    "deadline_s": pa.float64(),
+    "prompt": pa.string(),
+}
+
+
+def convert(workload: Workload, path: Path) -> int:
+    """Writes a workload's requests, all its settings applied; reading the file gives equal requests.
+
+    The suffix tells how: `.jsonl`, `.csv` (both perhaps with `.gz` or `.zst`) or `.parquet`. The file appears
+    whole or not at all. Returns how many requests there are; raises `WorkloadError` for another suffix, a folder
+    that can't be written, or a wrong workload.
+    """
+    write = _writer(path)
+    columns = [*REQUIRED, *_optional_columns(workload.requests())]
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with _opened(temporary, path.suffix) as file:
+            num_requests = write(workload.requests(), columns, file)
+        temporary.replace(path)
+    except OSError as error:
+        raise WorkloadError(f"{path}: can't be written: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return num_requests
+
+
+def _writer(path: Path) -> Callable[[Iterable[Request], list[str], IO[bytes]], int]:
+    suffix = Path(path.stem).suffix if path.suffix in COMPRESSED else path.suffix
+    is_compressed = path.suffix in COMPRESSED
+    if suffix == ".jsonl":
+        return _write_jsonl
+    if suffix == ".csv":
+        return _write_csv
+    if suffix == ".parquet" and not is_compressed:
+        return _write_parquet
+    raise WorkloadError(
+        f"{path}: got suffix '{suffix}{path.suffix if is_compressed else ''}'; "
+        f"allowed: .jsonl and .csv, also with .gz or .zst, and .parquet"
+    )
+
+
+@contextmanager
+def _opened(path: Path, suffix: str) -> Iterator[IO[bytes]]:
+    if suffix == ".gz":  # without name and time, so that equal requests make equal bytes
+        with path.open("wb") as plain, gzip.GzipFile("", "wb", fileobj=plain, mtime=0) as file:
+            yield file  # type: ignore[misc]
+    elif suffix == ".zst":
+        with pa.output_stream(str(path), compression="zstd") as file:
+            yield file
+    else:
+        with path.open("wb") as file:
+            yield file
+
+
+def _optional_columns(requests: Iterable[Request]) -> list[str]:
+    """The optional columns in which some request says something."""
+    wanted: set[str] = set()
+    for request in requests:
+        wanted.update(name for name in OPTIONAL if getattr(request, name) not in (None, 0))
+        if len(wanted) == len(OPTIONAL):
+            break
+    return [name for name in OPTIONAL if name in wanted]
+
+
+def _write_jsonl(requests: Iterable[Request], columns: list[str], file: IO[bytes]) -> int:
+    num_requests = 0
+    for request in requests:
+        row = {name: getattr(request, name) for name in columns}
+        said = {name: value for name, value in row.items() if value is not None}
+        file.write(json.dumps(said, ensure_ascii=False).encode() + b"\n")
+        num_requests += 1
+    return num_requests
+
+
+def _write_csv(requests: Iterable[Request], columns: list[str], file: IO[bytes]) -> int:
+    num_requests = 0
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    for batch in _batched(requests):
+        writer.writerows([_field(request, name) for name in columns] for request in batch)
+        num_requests += len(batch)
+        file.write(text.getvalue().encode())
+        text.seek(0)
+        text.truncate()
+    return num_requests
+
+
+def _write_parquet(requests: Iterable[Request], columns: list[str], file: IO[bytes]) -> int:
+    num_requests = 0
+    schema = pa.schema([(name, _ARROW_TYPES[name]) for name in columns])
+    with pyarrow.parquet.ParquetWriter(file, schema) as writer:
+        for batch in _batched(requests):
+            arrays = [
+                pa.array([_field(request, name) for request in batch], _ARROW_TYPES[name]) for name in columns
+            ]
+            writer.write_batch(pa.record_batch(arrays, schema=schema))
+            num_requests += len(batch)
+    return num_requests
+
+
+def _field(request: Request, name: str) -> Any:
+    value = getattr(request, name)
+    return json.dumps(value, ensure_ascii=False) if name == "prompt" and value is not None else value
+
+
+def _batched(requests: Iterable[Request]) -> Iterator[list[Request]]:
+    remaining = iter(requests)
+    while batch := list(islice(remaining, BATCH_SIZE)):
+        yield batch

@@ -1,0 +1,84 @@
+"""Population: who sends the requests: users, priorities, deadlines, and the system prompts they share."""
+
+from __future__ import annotations
+
+from typing import Annotated, Self
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from cbsim.config.section import Section
+from cbsim.workload.batch import FloatColumn, IntColumn
+from cbsim.workload.lengths import Sampler, check_weights, picker
+from cbsim.workload.streams import Streams
+
+
+class SharedPrefix(Section):
+    """System prompts that many requests begin with; they come on top of `prompt_tokens`."""
+
+    num_tokens: int = Field(ge=1)
+    """Tokens of each system prompt."""
+    num_groups: int = Field(default=1, ge=1)
+    """How many different system prompts there are, all equally often used."""
+
+    def sampler(self, streams: Streams) -> Sampler:
+        """Draws which system prompt a request (or session) has."""
+        return picker(streams, self.num_groups, None)
+
+
+class Users(Section):
+    """Users `u0`, `u1`, ..., as the `fair` queue order tells them apart."""
+
+    num_users: int = Field(ge=1)
+    """How many there are."""
+    skew: float = Field(default=0.0, ge=0)
+    """Zipf exponent: user k sends requests in proportion to 1 / (k + 1)^skew; 0 is equally many."""
+
+    def sampler(self, streams: Streams) -> Sampler:
+        """Draws a user's number."""
+        weights = 1 / np.arange(1, self.num_users + 1) ** self.skew
+        return picker(streams, self.num_users, weights.tolist())
+
+
+class Priorities(Section):
+    """A mix of priorities; a smaller one is more urgent."""
+
+    values: list[int] = Field(min_length=1)
+    """The priorities that occur."""
+    weights: list[Annotated[float, Field(ge=0)]] | None = None
+    """How often each occurs, relative to the others; null for equally often."""
+
+    @model_validator(mode="after")
+    def _check_weights(self) -> Self:
+        if self.weights is not None:
+            check_weights(self.weights, len(self.values))
+        return self
+
+    def sampler(self, streams: Streams) -> Sampler:
+        """Draws a priority."""
+        values = np.array(self.values, dtype=np.int64)
+        pick = picker(streams, len(values), self.weights)
+        return lambda size: values[pick(size)]
+
+
+class Deadlines(Section):
+    """A mix of deadlines, each counted from the request's arrival."""
+
+    values_s: list[Annotated[float, Field(gt=0)]] = Field(min_length=1)
+    """Seconds from arrival to deadline that occur."""
+    weights: list[Annotated[float, Field(ge=0)]] | None = None
+    """How often each occurs, relative to the others; null for equally often."""
+
+    @model_validator(mode="after")
+    def _check_weights(self) -> Self:
+        if self.weights is not None:
+            check_weights(self.weights, len(self.values_s))
+        return self
+
+    def sampler(self, streams: Streams) -> Sampler:
+        """Draws the place of a deadline in `values_s`."""
+        return picker(streams, len(self.values_s), self.weights)
+
+    def seconds(self, places: IntColumn) -> FloatColumn:
+        """The deadlines at these places."""
+        return np.array(self.values_s, dtype=np.float64)[places]

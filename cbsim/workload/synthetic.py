@@ -1,0 +1,186 @@
+"""The `synthetic` workload: requests drawn from distributions, as many as wanted, never all in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from cbsim.request import Request
+from cbsim.workload.arrivals import AllAtOnceArrivals, Arrivals
+from cbsim.workload.base import Workload, WorkloadConfig
+from cbsim.workload.batch import BATCH_SIZE, FloatColumn, IntColumn, ObjectColumn, RequestBatch
+from cbsim.workload.lengths import Lengths, Sampler
+from cbsim.workload.population import Deadlines, Priorities, SharedPrefix, Users
+from cbsim.workload.sessions import Conversations, Sessions, Turns, in_order, turn_arrivals
+from cbsim.workload.streams import Streams
+from cbsim.workload.trim import Trim
+
+
+class SyntheticWorkload(Workload):
+    """Draws arrivals, lengths and the rest from streams of their own: changing one changes no other."""
+
+    class Config(WorkloadConfig):
+        """Settings of generated requests."""
+
+        type: str = "synthetic"
+        num_requests: int | None = Field(default=None, ge=1)
+        """How many requests; or give `duration_s`."""
+        duration_s: float | None = Field(default=None, gt=0)
+        """All requests that arrive before this instant; or give `num_requests`."""
+        arrivals: Arrivals
+        """When requests (with `sessions`: sessions) arrive."""
+        prompt_tokens: Lengths
+        """Prompt tokens of a request; without those of `shared_prefix` and of a session's earlier turns."""
+        output_tokens: Lengths
+        """Answer tokens of a request."""
+        sessions: Sessions | None = None
+        """Conversations of several turns; null for requests that know nothing of each other."""
+        shared_prefix: SharedPrefix | None = None
+        """System prompts that requests have in common; null for none."""
+        users: Users | None = None
+        """Who sends the requests; null for nobody in particular. A session has one user."""
+        priorities: Priorities | None = None
+        """How urgent requests are; null for priority 0. A session has one priority."""
+        deadlines: Deadlines | None = None
+        """When answers are due; null for never."""
+
+        @model_validator(mode="after")
+        def _check_size(self) -> Self:
+            if (self.num_requests is None) == (self.duration_s is None):
+                raise ValueError("synthetic workload: give one of num_requests and duration_s")
+            if self.num_requests is None and isinstance(self.arrivals, AllAtOnceArrivals):
+                raise ValueError("synthetic workload: all_at_once arrivals need num_requests")
+            return self
+
+    config: Config
+    batch_size = BATCH_SIZE
+    """Arrivals drawn at a time; doesn't change the requests."""
+    _trim: Trim | None = None
+
+    def requests(self) -> Iterator[Request]:
+        """Drawn as they are asked for; raises `WorkloadError` if a trace to draw lengths from is wrong."""
+        self._trim = Trim(self.config)
+        for batch in self._trim.apply(self._batches()):
+            yield from batch.requests()
+
+    def num_requests(self) -> int | None:
+        """Exact with `num_requests`; `None` where chance decides, with a duration or a window."""
+        config = self.config
+        if config.num_requests is None or config.start_s > 0 or config.end_s is not None:
+            return None
+        return config.num_requests if config.limit is None else min(config.limit, config.num_requests)
+
+    def inputs(self) -> list[Path]:
+        """The traces that lengths are drawn from."""
+        lengths = (self.config.prompt_tokens, self.config.output_tokens)
+        return list(dict.fromkeys(file for each in lengths for file in each.files(self.folder)))
+
+    def notes(self) -> list[str]:
+        """What the caps cut in the last iteration."""
+        return self._trim.notes() if self._trim else []
+
+    def _batches(self) -> Iterator[RequestBatch]:
+        config = self.config
+        parts = self._turns()
+        prefix_tokens = config.shared_prefix.num_tokens if config.shared_prefix else 0
+        conversations = Conversations(prefix_tokens) if config.sessions or config.shared_prefix else None
+        number = 0
+        for turns in in_order(parts) if config.sessions else parts:
+            if config.duration_s is not None:
+                num_kept = int(np.searchsorted(turns.arrival_s, config.duration_s))
+            else:
+                num_kept = min(len(turns), (config.num_requests or 0) - number)
+            if num_kept == 0:
+                return
+            yield self._batch(turns.take(np.arange(num_kept)), number, conversations)
+            number += num_kept
+
+    def _turns(self) -> Iterator[Turns]:
+        """The turns of session after session; without `sessions`, each of one turn."""
+        config = self.config
+        streams = Streams(self.seed, "workload")
+        prompt = config.prompt_tokens.sampler(streams.child("prompt_tokens"), self.folder, "prompt")
+        output = config.output_tokens.sampler(streams.child("output_tokens"), self.folder, "output")
+        gaps = streams.child("gaps").generator()
+        num_turns: Sampler = _ones
+        if config.sessions:
+            num_turns = config.sessions.num_turns.sampler(streams.child("num_turns"), self.folder, "prompt")
+        priority, user, group, deadline = (
+            part.sampler(streams.child(name)) if part else _zeros
+            for name, part in (
+                ("priority", config.priorities),
+                ("user", config.users),
+                ("group", config.shared_prefix),
+                ("deadline", config.deadlines),
+            )
+        )
+        first_session = 0
+        for start_s in self._starts(streams):
+            turns = num_turns(len(start_s))
+            total = int(turns.sum())
+            session = np.repeat(np.arange(len(start_s)), turns)
+            arrival_s = start_s
+            if config.sessions:
+                arrival_s = turn_arrivals(start_s, turns, config.sessions.gaps(gaps, total - len(turns)))
+            turn = np.arange(total) - np.repeat(np.cumsum(turns) - turns, turns)
+            yield Turns(
+                arrival_s,
+                first_session + session,
+                turn,
+                (turn == turns[session] - 1).astype(np.int64),
+                prompt(total),
+                output(total),
+                priority(len(start_s))[session],
+                user(len(start_s))[session],
+                group(len(start_s))[session],
+                deadline(total),
+            )
+            first_session += len(start_s)
+
+    def _starts(self, streams: Streams) -> Iterator[FloatColumn]:
+        """Arrivals, as many as can be needed: no request is without one."""
+        left = self.config.num_requests
+        for times in self.config.arrivals.times(streams.child("arrivals"), self.batch_size):
+            size = len(times) if left is None else min(left, len(times))
+            if self.config.duration_s is not None:
+                size = int(np.searchsorted(times, self.config.duration_s))
+            if size:
+                yield times[:size]
+            if left is not None:
+                left -= size
+            if size < len(times) or left == 0:
+                return
+
+    def _batch(self, turns: Turns, number: int, conversations: Conversations | None) -> RequestBatch:
+        config = self.config
+        prompt = None if conversations is None else conversations.prompts(turns, number)
+        lengths = turns.num_new_tokens
+        if prompt is not None:
+            lengths = np.array([sum(n for _, n in each or ()) for each in prompt], dtype=np.int64)
+        return RequestBatch(
+            np.arange(number, number + len(turns)),
+            turns.arrival_s,
+            lengths,
+            turns.num_output_tokens,
+            priority=turns.priority if config.priorities else None,
+            session_id=_names("s", turns.session) if config.sessions else None,
+            user=_names("u", turns.user) if config.users else None,
+            deadline_s=None if config.deadlines is None else config.deadlines.seconds(turns.deadline),
+            prompt=prompt,
+        )
+
+
+def _names(letter: str, numbers: IntColumn) -> ObjectColumn:
+    return np.array([f"{letter}{number}" for number in numbers.tolist()], dtype=np.object_)
+
+
+def _zeros(size: int) -> IntColumn:
+    return np.zeros(size, dtype=np.int64)
+
+
+def _ones(size: int) -> IntColumn:
+    return np.ones(size, dtype=np.int64)
