@@ -29,6 +29,7 @@ class Request:
     """
 
     __slots__ = (
+        "admission",
         "arrival_s",
         "blocks",
         "deadline_s",
@@ -44,6 +45,7 @@ class Request:
         "num_preemptions",
         "num_prompt_tokens",
         "num_published_blocks",
+        "predicted_output_tokens",
         "prefill_until",
         "priority",
         "prompt",
@@ -51,6 +53,8 @@ class Request:
         "session_id",
         "state",
         "user",
+        "waited_s",
+        "waiting_since_s",
     )
 
     def __init__(
@@ -74,6 +78,7 @@ class Request:
         self.session_id = session_id
         self.user = user
         self.deadline_s = deadline_s
+        """Seconds from the arrival."""
         self.prompt = prompt
         self.index = -1
         """Place in order of arrival, given by the world: breaks every tie."""
@@ -87,6 +92,8 @@ class Request:
         self.num_preemptions = 0
         self.num_cached_tokens = 0
         """Prefix-cache tokens found at the first admission."""
+        self.admission = -1
+        """Place in order of admission to the running list; a resumed request gets a new one."""
         self.num_lost_tokens = 0
         """Computed tokens that the last preemption threw away."""
         self.num_blocks = 0
@@ -95,6 +102,12 @@ class Request:
         self.blocks: list[int] = []
         """KV block numbers in order of position, where the pool keeps identities."""
         self.first_scheduled_at_s: float | None = None
+        self.waiting_since_s = arrival_s
+        """When it last began to wait: its arrival or its last preemption."""
+        self.waited_s = 0.0
+        """Time spent waiting before that."""
+        self.predicted_output_tokens: float | None = None
+        """What a length predictor said, where one was asked."""
 
     @property
     def num_known_tokens(self) -> int:

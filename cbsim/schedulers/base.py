@@ -125,13 +125,27 @@ class Scheduler(ABC):
     Config: ClassVar[type[SchedulerConfig]]
     reserves_ahead: ClassVar[bool] = False
     """Whether blocks are reserved at admission for tokens that may never come."""
+    can_fast_forward: ClassVar[bool] = False
+    """Whether a fast engine may keep decoding requests out of `running` while budget and blocks suffice.
+
+    True promises: then each of them would get one token in every step (unless `prefill_excludes_decodes`), and
+    `decide` uses nothing of them but their number, through `num_running`.
+    """
+    prefill_excludes_decodes: ClassVar[bool] = False
+    """Whether decodes get nothing in a step that computes prompts."""
+    decodes_first: ClassVar[bool] = True
+    """Whether decodes come before prompts in a step; False: all in order of admission."""
 
     def __init__(self, config: SchedulerConfig, resources: Resources) -> None:
         self.config = config
         self.resources = resources
         self.pool = resources.pool
         self.running: list[Request] = []
+        """In order of admission."""
+        self.num_hidden = 0
+        """Further running requests, all decoding, that a fast engine looks after (`can_fast_forward`)."""
         self.waiting: WaitingQueue = FcfsQueue()
+        self._num_admissions = 0
         self.num_tokens_recomputed = 0
         self.num_tokens_queried = 0
         self.num_tokens_hit = 0
@@ -150,7 +164,7 @@ class Scheduler(ABC):
         """Decide the next step at the instant `now`, seconds."""
         step = StepPlan(now, self.max_tokens_per_step)
         self.decide(step)
-        step.num_running = len(self.running)
+        step.num_running = self.num_running
         step.num_waiting = len(self.waiting)
         step.num_blocks_used = self.pool.num_used
         step.num_kv_tokens = sum(request.num_computed_tokens for request in self.running)
@@ -167,6 +181,11 @@ class Scheduler(ABC):
     def wake_at_s(self) -> float | None:
         """When an idle engine should ask again although nothing arrived; `None` for never."""
         return None
+
+    @property
+    def num_running(self) -> int:
+        """Requests that hold a slot."""
+        return len(self.running) + self.num_hidden
 
     @property
     def max_tokens_per_step(self) -> int:
@@ -206,6 +225,8 @@ class Scheduler(ABC):
         """Move a request, the head of the waiting queue, to the end of the running list."""
         self.waiting.remove(request)
         self.running.append(request)
+        request.admission = self._num_admissions
+        self._num_admissions += 1
         num_cached = 0
         if hit is not None:
             self.pool.adopt(request, hit)
@@ -255,9 +276,20 @@ class Scheduler(ABC):
                 return
 
     def finish(self, request: Request) -> None:
-        """A request has its last token: it leaves, and its blocks are free."""
+        """A request has its last token: it leaves `running`."""
         self.running.remove(request)
+        self.left(request)
+
+    def left(self, request: Request) -> None:
+        """A finished request has left: its blocks are free."""
         self.pool.release(request)
+
+    def decodes_as_priced(self, num_decodes: int, context: int, max_context: int) -> tuple[int, int, int]:
+        """What a step of these decodes costs as: more where finished requests keep a padded slot."""
+        return num_decodes, context, max_context
+
+    def advanced(self, num_steps: int) -> None:
+        """So many steps of hidden decodes alone have been scheduled."""
 
     def _take_result(self, part: Slice) -> bool:
         request = part.request

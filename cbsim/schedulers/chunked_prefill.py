@@ -25,6 +25,7 @@ class ChunkedPrefillScheduler(ReservingScheduler):
     """Sarathi-Serve, sec. 4.2 (stall-free batching): every decode, then begun prompts, then new ones."""
 
     Config = ChunkedPrefillConfig
+    can_fast_forward = True
     config: ChunkedPrefillConfig
 
     def decide(self, step: StepPlan) -> None:

@@ -26,7 +26,13 @@ class ContinuousScheduler(ReservingScheduler):
     """Whole prompts join whenever there is a slot, budget and KV cache for all their tokens."""
 
     Config = ContinuousConfig
+    can_fast_forward = True
     config: ContinuousConfig
+
+    @property
+    def prefill_excludes_decodes(self) -> bool:  # type: ignore[override]
+        """Whether prompts run alone."""
+        return self.config.prefill_first
 
     def rejection(self, request: Request) -> str | None:
         """A prompt longer than a step, or a request larger than the KV cache, can never run."""

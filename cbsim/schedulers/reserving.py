@@ -26,7 +26,7 @@ class ReservingScheduler(Scheduler):
 
     def next_admissible(self, step: StepPlan) -> Request | None:
         """The head of the waiting queue, if a slot, budget and its whole reservation are free."""
-        if step.budget == 0 or len(self.running) >= self.config.max_num_seqs:  # type: ignore[attr-defined]
+        if step.budget == 0 or self.num_running >= self.config.max_num_seqs:  # type: ignore[attr-defined]
             return None
         request = self.waiting.head(step.now)
         if request is None or self.num_reserved(request) > self.pool.num_free:

@@ -31,6 +31,7 @@ class StaticScheduler(Scheduler):
 
     Config = StaticConfig
     reserves_ahead = True
+    can_fast_forward = True
 
     def __init__(self, config: StaticConfig, resources: Resources) -> None:
         super().__init__(config, resources)
@@ -63,13 +64,21 @@ class StaticScheduler(Scheduler):
         oldest = self.waiting.head(0.0)
         return None if oldest is None or self.batch else oldest.arrival_s + self.timeout_s
 
-    def finish(self, request: Request) -> None:
+    def left(self, request: Request) -> None:
         """A finished request keeps its slot; the last one to finish frees them all."""
-        self.running.remove(request)
-        if not self.running:
+        if self.num_running == 0:
             for member in self.batch:
                 self.pool.release(member)
             self.batch = []
+
+    def decodes_as_priced(self, num_decodes: int, context: int, max_context: int) -> tuple[int, int, int]:
+        """Every slot of the batch at its padded length."""
+        length = self.num_padded_tokens + 1
+        return len(self.batch), len(self.batch) * length, length
+
+    def advanced(self, num_steps: int) -> None:
+        """Every slot has grown."""
+        self.num_padded_tokens += num_steps
 
     def _batch_is_ready(self, now: float) -> bool:
         oldest = self.waiting.head(now)
@@ -93,8 +102,7 @@ class StaticScheduler(Scheduler):
             if self.num_wanted(request):
                 self.schedule(step, request, 1)
         if step.slices:
-            num_slots = len(self.batch)
-            self.num_padded_tokens += 1
-            context = self.num_padded_tokens
-            step.shape = StepShape((), 0, num_slots, num_slots * context, context)
+            num_slots, context, length = self.decodes_as_priced(0, 0, 0)
+            step.shape = StepShape((), 0, num_slots, context, length)
             step.num_padding_tokens = num_slots - len(step.slices)
+            self.advanced(1)

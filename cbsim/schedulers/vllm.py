@@ -30,6 +30,8 @@ class VllmScheduler(PagedScheduler):
     """
 
     Config = VllmConfig
+    can_fast_forward = True
+    decodes_first = False
     config: VllmConfig
 
     def __init__(self, config: VllmConfig, resources: Resources) -> None:
@@ -41,7 +43,7 @@ class VllmScheduler(PagedScheduler):
 
     def chunk_cap(self) -> int:
         """The cap spares a lone request (0.33)."""
-        is_lone = len(self.running) + len(self.waiting) <= 1
+        is_lone = self.num_running + len(self.waiting) <= 1
         if is_lone and self.config.version == "0.33":
             return self.max_tokens_per_step
         return super().chunk_cap()
