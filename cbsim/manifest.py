@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,7 +19,7 @@ _DEPENDENCIES = ("matplotlib", "numpy", "pandas", "pyarrow", "pydantic", "pyyaml
 
 
 def make_manifest(
-    seed: int, files: Iterable[Path] = (), specs: dict[str, BaseModel] | None = None
+    seed: int, files: Iterable[Path] = (), specs: Mapping[str, BaseModel] | None = None
 ) -> dict[str, Any]:
     """Versions, seed, and the SHA-256 of every input: files read, and specs ("model", "gpu") as resolved.
 

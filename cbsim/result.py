@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections.abc import Callable
 from functools import cached_property, partial
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from cbsim.errors import CbsimError
 from cbsim.metrics import Summary
 from cbsim.recorder import RunLog
+from cbsim.scratch import scratch_folder
 from cbsim.tables import TABLES, ArrowTable, to_frame
 
 if TYPE_CHECKING:
@@ -92,11 +92,11 @@ class Result:
         check_replaceable(target)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
-                written = Path(scratch) / "new"
+            with scratch_folder(target) as scratch:
+                written = scratch / "new"
                 written.mkdir()
                 self._write_files(written)
-                _replace_folder(written, target, former=Path(scratch) / "former")
+                _replace_folder(written, target, former=scratch / "former")
         except OSError as error:
             raise CbsimError(f"{target}: can't be written: {error.strerror or error}") from error
         return target

@@ -26,7 +26,8 @@ class Point:
 
     swept: Mapping[str, Any]
     """Dotted key -> value, in the order of the experiment file."""
-    experiment: Experiment
+    settings: Mapping[str, Any]
+    """The experiment as resolved: plain data, which any worker can be sent."""
     key: str
     """Hash of all that its result depends on: equal keys, equal runs."""
     folder: Path
@@ -98,14 +99,15 @@ def plan_points(experiment: Experiment, folder: Path) -> list[Point]:
         files = tuple(sorted(make_workload(point).inputs()))
         if files not in digests:
             digests[files] = list(hash_files(files).values())
-        key = hash_mapping([version, point.resolved(), digests[files]])[:16]
-        points.append(Point(swept, point, key, (folder / "points" / key).resolve()))
+        settings = point.resolved()
+        key = hash_mapping([version, settings, digests[files]])[:16]
+        points.append(Point(swept, settings, key, (folder / "points" / key).resolve()))
     return points
 
 
 def run_point(point: Point) -> None:
     """Run one point and write its folder: the task that workers are given."""
-    run_experiment(point.experiment).save(point.folder)
+    run_experiment(Experiment.from_mapping(point.settings)).save(point.folder)
 
 
 def make_table(points: Sequence[Point], errors: Mapping[str, str]) -> pd.DataFrame:

@@ -14,7 +14,7 @@ from cbsim.specs import GpuSpec, ModelSpec
 
 NEVER = np.nan
 # 34 layer weights: q, k, v, o of 2 x 2 and three MLP matrices of 2 x 3. 60 parameters with 4 + 2 norms and
-# two embeddings of 5 x 2. So 68 FLOP a token, 20 a row of logits, 8 an attended pair; 120 bytes, 8 a KV entry.
+# two embeddings of 5 x 2. So 68 FLOP a token, 20 a row of logits, 8 a pair; 120 bytes, 8 a token of KV.
 MODEL = ModelSpec(
     name="paper",
     num_layers=1,

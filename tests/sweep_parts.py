@@ -1,0 +1,32 @@
+"""Parts of a sweep that spawned workers can import: a small workload, and one that breaks."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+from cbsim.request import Request
+from cbsim.workload import Workload, WorkloadConfig
+
+
+class EvenConfig(WorkloadConfig):
+    interval_s: float = 1.0
+    num_output_tokens: int = 4
+    breaks: str = ""
+
+
+class Even(Workload):
+    """Twenty requests at even distances; `breaks` says how a run comes to grief: `error` or `killed`."""
+
+    Config = EvenConfig
+
+    def requests(self) -> Iterator[Request]:
+        if self.config.breaks == "error":
+            raise ZeroDivisionError("a bug in a plug-in")
+        if self.config.breaks == "killed":
+            os._exit(9)
+        for number in range(20):
+            yield Request(f"r{number}", number * self.config.interval_s, 32, self.config.num_output_tokens)
+
+    def num_requests(self) -> int:
+        return 20

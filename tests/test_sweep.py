@@ -1,0 +1,179 @@
+import math
+import sys
+
+import pandas as pd
+import pytest
+
+from cbsim.errors import CbsimError, ConfigError
+from cbsim.pool import open_pool
+from cbsim.result import load_run
+from cbsim.run import run_experiment
+from cbsim.sweep import label_values, sweep
+
+CONFIG = {
+    "name": "even",
+    "workload": {"type": "tests.sweep_parts:Even"},
+    "scheduler": {"type": "continuous", "max_num_seqs": 4},
+    "cost_model": {"type": "constant", "step_s": 0.1},
+    "kv_cache": {"num_blocks": 100},
+    "sweep": {
+        "scheduler": [{"type": "static", "max_num_seqs": 2}, {"type": "continuous", "max_num_seqs": 4}],
+        "workload.interval_s": [0.1, 1.0],
+    },
+}
+BREAKING = CONFIG | {"sweep": {"workload.breaks": ["", "error"], "workload.interval_s": [0.1, 1.0]}}
+
+
+def files(folder):
+    return {
+        path.relative_to(folder): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != "summary.json"
+    }
+
+
+def test_a_row_a_point(tmp_path):
+    table = sweep(CONFIG, out=tmp_path)
+    assert table["scheduler"].tolist() == ["static", "static", "continuous", "continuous"]
+    assert table["workload.interval_s"].tolist() == [0.1, 1.0, 0.1, 1.0]
+    assert list(table)[:4] == ["scheduler", "workload.interval_s", "num_requests", "num_finished"]
+    assert list(table)[-2:] == ["point", "error"]
+    assert not any(name.startswith("simulation") for name in table)
+    assert table["num_finished"].tolist() == [20] * 4
+    assert table["error"].isna().all()
+    # Alone on the engine a request takes a step for each of its 4 tokens.
+    assert table["e2e_s.max"].iloc[3] == pytest.approx(0.4)
+    for row in table.to_dict("records"):
+        run = load_run(tmp_path / "points" / row["point"])
+        assert run.summary["ttft_s"]["p99"] == row["ttft_s.p99"]
+        assert run.config["workload"]["interval_s"] == row["workload.interval_s"]
+    # Texts come back from either file as they went in, numbers to the last bit.
+    stored = pd.read_parquet(tmp_path / "table.parquet")
+    pd.testing.assert_frame_equal(stored, table, check_dtype=False)
+    text = pd.read_csv(tmp_path / "table.csv")
+    assert text["ttft_s.p99"].tolist() == table["ttft_s.p99"].tolist()
+
+
+def test_without_a_sweep_there_is_one_point(tmp_path):
+    table = sweep({key: value for key, value in CONFIG.items() if key != "sweep"}, out=tmp_path)
+    assert len(table) == 1
+    assert next(iter(table)) == "num_requests"
+
+
+def test_a_second_sweep_runs_only_what_is_missing(tmp_path, monkeypatch):
+    first = sweep(CONFIG, out=tmp_path)
+    before = files(tmp_path)
+    folders = sorted((tmp_path / "points").iterdir())
+    folders[1].rename(tmp_path / "lost")
+    ran = []
+    # `cbsim.sweep` is the function; the module of that name is found by it.
+    module = sys.modules[sweep.__module__]
+    monkeypatch.setattr(module, "run_experiment", lambda e: ran.append(e) or run_experiment(e))
+    states = []
+    second = sweep(CONFIG, out=tmp_path, progress=states.append)
+    assert len(ran) == 1
+    assert [(state.num_reused, state.num_done) for state in states] == [(3, 0), (3, 1)]
+    pd.testing.assert_frame_equal(first, second)
+    assert {name: data for name, data in files(tmp_path).items() if name.parts[0] != "lost"} == before
+
+
+def test_other_settings_are_other_points(tmp_path):
+    first = sweep(CONFIG, out=tmp_path)
+    second = sweep(CONFIG, out=tmp_path, overrides={"cost_model.step_s": 0.2})
+    assert set(first["point"]).isdisjoint(second["point"])
+    assert len(list((tmp_path / "points").iterdir())) == 8
+
+
+def test_a_changed_input_file_is_another_point(tmp_path):
+    trace = tmp_path / "trace.csv"
+    config = CONFIG | {"workload": {"type": "trace", "path": str(trace)}, "sweep": {}}
+    points = []
+    for num_output_tokens in (3, 4):
+        trace.write_text(
+            f"request_id,arrival_s,num_prompt_tokens,num_output_tokens\nr0,0.0,8,{num_output_tokens}\n"
+        )
+        points.append(sweep(config, out=tmp_path / "out"))
+    assert points[0]["point"][0] != points[1]["point"][0]
+    assert [table["num_steps"][0] for table in points] == [3, 4]
+
+
+def test_a_failing_point_is_told_and_the_others_go_on(tmp_path):
+    states = []
+    table = sweep(BREAKING, out=tmp_path, progress=states.append)
+    assert table["error"].isna().tolist() == [True, True, False, False]
+    assert table["error"][2] == "ZeroDivisionError: a bug in a plug-in"
+    assert math.isnan(table["ttft_s.p99"][2])
+    assert table["num_finished"].tolist() == [20, 20, pd.NA, pd.NA]
+    assert states[-1].num_failed == 2
+    assert states[-1].time_left_s == 0
+    assert states[-1].best[1]["goodput_per_s"] == table["goodput_per_s"].max()
+    assert len(list((tmp_path / "points").iterdir())) == 2
+
+
+def test_every_point_fails(tmp_path):
+    table = sweep(BREAKING, out=tmp_path, overrides={"workload.breaks": "error"})
+    assert list(table) == ["workload.interval_s", "point", "error"]
+    assert table["error"].notna().all()
+
+
+def test_a_failing_first_point_keeps_the_order_of_columns(tmp_path):
+    swept = {"workload.breaks": ["error", ""]}
+    table = sweep(CONFIG | {"sweep": swept}, out=tmp_path)
+    assert list(table)[:2] == ["workload.breaks", "num_requests"]
+    assert list(table)[-2:] == ["point", "error"]
+
+
+def test_mistakes_in_the_configuration_stop_the_sweep(tmp_path):
+    with pytest.raises(ConfigError):
+        sweep(CONFIG | {"sweep": {"scheduler.max_num_seq": [1]}}, out=tmp_path)
+    with pytest.raises(CbsimError, match="workers: got 0; expected an integer >= 1"):
+        sweep(CONFIG, out=tmp_path, workers=0)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_spawned_pool_gives_the_same_bytes_and_outlives_killed_workers(tmp_path):
+    # Each healthy point starts beside one that takes its worker, and so the pool, down.
+    whole = CONFIG | {"sweep": {"workload.num_output_tokens": [1, 4], "workload.breaks": ["killed", ""]}}
+    healthy = CONFIG | {"sweep": {"workload.num_output_tokens": [1, 4], "workload.breaks": [""]}}
+    serial = sweep(healthy, out=tmp_path / "serial")
+    pooled = sweep(whole, out=tmp_path / "pooled", workers=2)
+    assert pooled["error"].isna().tolist() == [False, True, False, True]
+    assert set(pooled["error"].dropna()) == {"its worker process ended without an answer (out of memory?)"}
+    assert pooled["point"][1::2].tolist() == serial["point"].tolist()
+    assert files(tmp_path / "pooled" / "points") == files(tmp_path / "serial" / "points")
+    sweep(healthy, out=tmp_path / "pooled", workers=2)
+    for name in ("table.csv", "table.parquet"):
+        assert (tmp_path / "pooled" / name).read_bytes() == (tmp_path / "serial" / name).read_bytes()
+
+
+def test_a_pool_of_one_runs_here_and_goes_on_after_an_error():
+    outcomes = list(open_pool(1).run_all(abs, [-1, "no number", -3]))
+    assert [outcome.answer for outcome in outcomes] == [1, None, 3]
+    assert isinstance(outcomes[1].error, TypeError)
+
+
+def test_a_dask_cluster_gives_the_same_bytes(tmp_path):
+    distributed = pytest.importorskip("distributed")
+    config = CONFIG | {"sweep": {"workload.interval_s": [0.1, 1.0]}}
+    sweep(config, out=tmp_path / "serial")
+    with distributed.LocalCluster(
+        n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None
+    ) as cluster:
+        sweep(config, out=tmp_path / "dask", cluster=cluster.scheduler_address)
+    assert files(tmp_path / "dask") == files(tmp_path / "serial")
+
+
+def test_labels_are_short_where_they_are_distinct():
+    static, small, large = {"type": "static"}, {"type": "vllm", "n": 1}, {"type": "vllm", "n": 2}
+    assert label_values([{"scheduler": static}, {"scheduler": small}]) == [
+        {"scheduler": "static"},
+        {"scheduler": "vllm"},
+    ]
+    assert label_values(
+        [{"scheduler": static, "x": 1}, {"scheduler": small}, {"scheduler": large, "x": [1]}]
+    ) == [
+        {"scheduler": "static", "x": 1},
+        {"scheduler": "vllm(n=1)", "x": None},
+        {"scheduler": "vllm(n=2)", "x": "[1]"},
+    ]
+    assert label_values([{"model": {"name": "m", "num_layers": 2}}]) == [{"model": "m"}]
