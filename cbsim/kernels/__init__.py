@@ -1,0 +1,1 @@
+"""The torch and Triton kernels of a decoder's step, at the real shapes of a model."""
