@@ -16,7 +16,7 @@ from cbsim.config.fields import ByType, Named
 from cbsim.config.overrides import SWEEP, parse_overrides
 from cbsim.config.section import ComponentConfig, Section
 from cbsim.cost import COST_MODELS
-from cbsim.errors import ConfigError
+from cbsim.errors import ConfigError, WorkloadError
 from cbsim.kvcache import KVCacheConfig
 from cbsim.paths import data_folder
 from cbsim.registry import did_you_mean
@@ -55,6 +55,10 @@ class SloConfig(Section):
     """Longest gap between two consecutive tokens."""
     e2e_s: float | None = Field(default=None, gt=0)
     """Longest time from arrival to the last token."""
+
+    def limits(self) -> dict[str, float]:
+        """The limits that are given, seconds."""
+        return {name: limit for name, limit in self.model_dump().items() if limit is not None}
 
 
 class OutputConfig(Section):
@@ -194,6 +198,7 @@ def _checked(
         experiment, mistakes = None, []
         try:
             experiment = assembly.read(document)
+            experiment._folder = folder
             settings = experiment.model_dump() if conditions else {}
             mistakes = list(_misfits(experiment, document))
         except ConfigError as error:
@@ -210,7 +215,6 @@ def _checked(
             continue
         problems |= dict.fromkeys(mistakes)
         if experiment is not None:
-            experiment._folder = folder
             points.append((swept, experiment))
     where = assembly.document.place((SWEEP, "where"))
     for name, condition in unused.items():
@@ -222,6 +226,13 @@ def _checked(
 
 def _misfits(experiment: Experiment, document: Document) -> Iterator[str]:
     """Settings that are right alone and wrong together."""
+    try:
+        WORKLOADS.get(experiment.workload.type)(
+            experiment.workload, seed=experiment.seed, folder=experiment.folder
+        ).inputs()
+    except WorkloadError as error:
+        key = "path" if "path" in type(experiment.workload).model_fields else "type"
+        yield from (document.place(("workload", key)).problem(problem) for problem in error.problems)
     num_gpus, num_heads = experiment.replicas.tensor_parallel, experiment.model.num_heads
     if num_heads % num_gpus:
         allowed = ", ".join(str(n) for n in range(1, num_heads + 1) if num_heads % n == 0)

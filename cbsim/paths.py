@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from cbsim.errors import ConfigError
+from cbsim.errors import CbsimError, ConfigError
 from cbsim.registry import did_you_mean
 
 DataFolder = Literal["workloads", "configs", "experiments", "calibration"]
@@ -43,7 +43,8 @@ def find_experiment(name: str) -> Path:
         raise ConfigError(f"{name}: is a folder; expected an experiment file")
     names = yaml_names(folder)
     if path.name == name and path.suffix not in YAML_SUFFIXES:
-        raise ConfigError(f"{name}: no such file, and no experiment of that name{did_you_mean(name, names)}")
+        hint = did_you_mean(name, names) if names else ""
+        raise ConfigError(f"{name}: no such file, and no experiment of that name{hint}")
     siblings = [
         str(path.parent / near.name) for near in path.parent.glob("*") if near.suffix in YAML_SUFFIXES
     ]
@@ -57,3 +58,14 @@ def display_path(path: Path) -> Path:
         return path.resolve().relative_to(Path.cwd())
     except ValueError:
         return path
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all. Raises `CbsimError` if it can't be written."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise CbsimError(f"{path}: can't be written: {error.strerror or error}") from error

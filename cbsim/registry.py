@@ -54,9 +54,13 @@ class Registry(Generic[T]):
         try:
             found = getattr(importlib.import_module(module_name), class_name)
         except ImportError as error:
-            raise PluginError(f"{self.kind} '{name}': can't import module '{module_name}': {error}") from error
+            raise PluginError(
+                f"{self.kind} '{name}': can't import module '{module_name}': {error}"
+            ) from error
         except AttributeError as error:
-            raise PluginError(f"{self.kind} '{name}': module '{module_name}' has no '{class_name}'") from error
+            raise PluginError(
+                f"{self.kind} '{name}': module '{module_name}' has no '{class_name}'"
+            ) from error
         if not (isinstance(found, type) and issubclass(found, self._base)):
             raise PluginError(f"{self.kind} '{name}': {target} is not a subclass of {self._base.__name__}")
         return found

@@ -1,0 +1,344 @@
+"""The command line: `cbsim COMMAND`. Bodies import what they need, so that `cbsim --help` is quick."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from cbsim.errors import CbsimError
+
+if TYPE_CHECKING:
+    from cbsim.experiment import Experiment
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_ELSEWHERE = {
+    "calibrate": ("cbsim.calibrate.commands:calibrate", "Time kernels, fit a cost model, import timings."),
+}
+"""Commands that live beside what they run: name -> `module:command`, help."""
+
+
+class Commands(click.Group):
+    """Imports commands from elsewhere when named; turns a user's mistakes into lines and exit code 2."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """See `click.Group.list_commands`."""
+        return sorted({*super().list_commands(ctx), *_ELSEWHERE})
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        """See `click.Group.get_command`."""
+        if name in _ELSEWHERE:
+            module, _, command = _ELSEWHERE[name][0].partition(":")
+            found = getattr(import_module(module), command)
+            assert isinstance(found, click.Command)
+            return found
+        return super().get_command(ctx, name)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """See `click.Group.format_commands`; imports nothing."""
+        rows = [
+            (name, _ELSEWHERE[name][1] if name in _ELSEWHERE else self.commands[name].get_short_help_str(90))
+            for name in self.list_commands(ctx)
+        ]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """See `click.Group.resolve_command`; a wrong name is told with the nearest one."""
+        from cbsim.registry import did_you_mean
+
+        if args and not args[0].startswith("-") and args[0] not in self.list_commands(ctx):
+            ctx.fail(f"no command '{args[0]}'{did_you_mean(args[0], self.list_commands(ctx))}")
+        return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """See `click.Group.invoke`."""
+        try:
+            return super().invoke(ctx)
+        except CbsimError as error:
+            for problem in error.problems:
+                click.echo(problem, err=True)
+            ctx.exit(2)
+
+
+def with_set(command: F) -> F:
+    """Adds `--set KEY=VALUE`, given to the command as `overrides`."""
+    return click.option(
+        "--set",
+        "overrides",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Set one setting, as in --set scheduler.max_num_seqs=64; may be repeated.",
+    )(command)
+
+
+with_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+with_quiet = click.option("--quiet", is_flag=True, help="Print no progress.")
+with_workers = click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Processes for a sweep's points.",
+)
+with_plots = click.option(
+    "--plots/--no-plots", default=None, help="Draw pictures; default: for up to 6 points."
+)
+with_out = click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Where results go.")
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="cbsim", prog_name="cbsim")
+def main() -> None:
+    """What an LLM serving engine does with your traffic: simulated, before any GPU hour is spent."""
+
+
+@main.command()
+@click.argument("config")
+@with_set
+@with_out
+@with_workers
+@with_plots
+@with_json
+@with_quiet
+def run(
+    config: str,
+    overrides: tuple[str, ...],
+    out: Path | None,
+    workers: int,
+    plots: bool | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Run CONFIG: an experiment file, or the name of a shipped one (`cbsim list experiments`).
+
+    Prints the figures and writes the run folder (default: runs/NAME-HASH). A configuration with `sweep:` is
+    run as `cbsim sweep` would.
+    """
+    experiment = _load(config, overrides)
+    if experiment.sweep:
+        if not quiet:
+            click.echo(f"{experiment.name} has a sweep: running all its points", err=True)
+        _sweep(experiment, out, workers, None, plots, as_json, quiet)
+        return
+    from cbsim.manifest import hash_mapping
+    from cbsim.progress import watch_run
+    from cbsim.result import check_replaceable
+    from cbsim.run import run_experiment
+
+    folder = out or Path("runs") / f"{experiment.name}-{hash_mapping(experiment.resolved())[:8]}"
+    check_replaceable(folder)
+    with watch_run(experiment, quiet) as progress:
+        result = run_experiment(experiment, progress)
+    result.save(folder)
+    if plots:
+        _draw({experiment.name: result}, experiment, folder)
+    if as_json:
+        _print_json(result.summary)
+        return
+    from cbsim.report.tables import run_tables
+
+    for table in run_tables(result):
+        table.print()
+        click.echo()
+    click.echo(f"written to {folder}")
+
+
+@main.command()
+@click.argument("config")
+@with_set
+@with_out
+@with_workers
+@click.option("--cluster", metavar="ADDRESS", help="A dask scheduler to run on, as tcp://HOST:8786.")
+@with_plots
+@with_json
+@with_quiet
+def sweep(
+    config: str,
+    overrides: tuple[str, ...],
+    out: Path | None,
+    workers: int,
+    cluster: str | None,
+    plots: bool | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Run every point of CONFIG's sweep and compare them.
+
+    Points that are in the folder already (default: runs/NAME) are not run again.
+    """
+    _sweep(_load(config, overrides), out, workers, cluster, plots, as_json, quiet)
+
+
+@main.command()
+@click.argument("configs", nargs=-1, required=True, metavar="CONFIG...")
+@with_set
+def check(configs: tuple[str, ...], overrides: tuple[str, ...]) -> None:
+    """Check configurations and the traces they name without running them."""
+    from cbsim.preview import preview
+
+    problems: list[str] = []
+    for config in configs:
+        try:
+            click.echo(f"ok  {config}: {preview(_load(config, overrides))}")
+        except CbsimError as error:
+            problems += error.problems
+    if problems:
+        raise CbsimError(*dict.fromkeys(problems))
+
+
+@main.command("list")
+@click.argument("kind", required=False)
+@with_json
+def list_parts(kind: str | None, as_json: bool) -> None:
+    """List schedulers, workloads, cost-models, models, gpus, slos or experiments; else all."""
+    from cbsim.catalog import KINDS, catalog
+    from cbsim.registry import did_you_mean
+
+    if kind is not None and kind not in KINDS:
+        raise CbsimError(f"no list of '{kind}'{did_you_mean(kind, KINDS)}")
+    found = {name: catalog(name) for name in ([kind] if kind else KINDS)}
+    if as_json:
+        _print_json(found)
+        return
+    for i, (name, entries) in enumerate(found.items()):
+        width = max(map(len, entries), default=0)
+        click.echo("\n" * (i > 0) + f"{name}:")
+        for entry, meaning in entries.items():
+            click.echo(f"  {entry:{width}}  {meaning}".rstrip())
+
+
+@main.command()
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Write schema and reference.md.",
+)
+def schema(out: Path | None) -> None:
+    """Print the JSON Schema of experiment files, for editors; with --out write it and the reference."""
+    from cbsim.config.reference import make_reference
+    from cbsim.config.schema import make_schema
+    from cbsim.experiment import Experiment
+
+    text = json.dumps(make_schema(Experiment), indent=2) + "\n"
+    if out is None:
+        click.echo(text, nl=False)
+        return
+    from cbsim.paths import write_text
+
+    for name, content in (("experiment.schema.json", text), ("reference.md", make_reference(Experiment))):
+        write_text(out / name, content)
+        click.echo(f"written to {out / name}")
+
+
+@main.group()
+def workload() -> None:
+    """Look into traces and generators, and convert them."""
+
+
+@workload.command()
+@click.argument("file")
+@with_set
+@click.option(
+    "--plot", type=click.Path(path_type=Path), metavar="PNG", help="Draw arrivals and lengths there."
+)
+@with_json
+def stats(file: str, overrides: tuple[str, ...], plot: Path | None, as_json: bool) -> None:
+    """Print what FILE holds: a trace, a generator's YAML, or an experiment's workload."""
+    from cbsim.workload.stats import describe
+    from cbsim.workload_file import load_workload
+
+    source = load_workload(file, overrides)
+    figures = describe(source)
+    if as_json:
+        _print_json(figures.to_json())
+    else:
+        click.echo(figures.to_text())
+    if plot is not None:
+        from cbsim.report.workload_plot import plot_workload
+
+        plot_workload(source, plot)
+        click.echo(f"written to {plot}", err=as_json)
+
+
+@workload.command("convert")
+@click.argument("source")
+@click.argument("target", type=click.Path(path_type=Path))
+@with_set
+def convert_trace(source: str, target: Path, overrides: tuple[str, ...]) -> None:
+    """Write SOURCE in cbsim's own format to TARGET: .jsonl, .csv (with .gz or .zst too) or .parquet."""
+    from cbsim.workload.convert import convert
+    from cbsim.workload_file import load_workload
+
+    read = load_workload(source, overrides)
+    convert(read, target)
+    for note in read.notes():
+        click.echo(note, err=True)
+    click.echo(f"written to {target}")
+
+
+def _load(config: str, overrides: tuple[str, ...]) -> Experiment:
+    from cbsim.experiment import Experiment
+    from cbsim.paths import find_experiment
+
+    experiment = Experiment.load(find_experiment(config), overrides)
+    for note in experiment.notes:
+        click.echo(note, err=True)
+    return experiment
+
+
+def _sweep(
+    experiment: Experiment,
+    out: Path | None,
+    workers: int,
+    cluster: str | None,
+    plots: bool | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    from cbsim.progress import watch_sweep
+    from cbsim.report.tables import compare_points, point_labels
+    from cbsim.sweep import sweep as run_sweep
+
+    folder = out or Path("runs") / experiment.name
+    with watch_sweep(quiet) as progress:
+        table = run_sweep(experiment, folder, workers, cluster, progress=progress)
+    ran = table["error"].isna()
+    if plots or (plots is None and ran.sum() <= 6):
+        from cbsim.result import load_run
+
+        labels = dict(zip(point_labels(table), table["point"], strict=True))
+        results = {
+            label: load_run(folder / "points" / key)
+            for (label, key), did_run in zip(labels.items(), ran, strict=True)
+            if did_run
+        }
+        _draw(results, experiment, folder)
+    if as_json:
+        click.echo(table.to_json(orient="records", indent=2))
+    else:
+        compare_points(table).print()
+        click.echo(f"\nwritten to {folder}: table.csv, table.parquet, points/")
+    if not ran.all():
+        raise click.exceptions.Exit(1)
+
+
+def _draw(results: Mapping[str, Any], experiment: Experiment, folder: Path) -> None:
+    from cbsim.report.cdf_plot import latency_cdfs
+    from cbsim.report.style import save_figure
+    from cbsim.report.timeline_plot import timeline
+
+    save_figure(latency_cdfs(results, experiment.slo.limits()), folder / "latency_cdfs")
+    save_figure(timeline(results), folder / "timeline")
+
+
+def _print_json(data: Any) -> None:
+    click.echo(json.dumps(data, indent=2, allow_nan=False, ensure_ascii=False))
