@@ -1,0 +1,195 @@
+"""Case: one small simulation told completely, and how cases are drawn from a seed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cbsim.cost.base import CostModel, StepShape
+from cbsim.kvcache import BlockPool, IdentityPool
+from cbsim.request import Request
+from cbsim.schedulers import Prices, Resources, Scheduler, SchedulerConfig
+from cbsim.units import MIB
+from cbsim.workload.base import Workload, WorkloadConfig
+
+RECOMPUTE_S_PER_TOKEN = 2.0**-10
+MOVE_S_PER_BLOCK = 2.0**-8
+BLOCK_BYTES = MIB
+NUM_RIVALS = 240
+STARVED = "r1"
+"""The request that the rivals of `starvation_case` come after and would overtake."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a simulation depends on, the scheduler's class apart; its `repr` is the code that makes it again.
+
+    Times are seconds. Those that `draw_case` makes are multiples of 1/8, so that sums of them are exact and
+    arrivals fall on step boundaries.
+    """
+
+    requests: tuple[Mapping[str, Any], ...]
+    """Keyword arguments of `Request`, in order of arrival."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Of the scheduler."""
+    num_blocks: int = 64
+    block_size: int = 4
+    prefix_caching: bool = False
+    step_s: float = 1.0
+    """Time of every step."""
+    token_s: float = 0.0
+    """Time added for each token computed, padding included."""
+    num_replicas: int = 1
+    concurrency: int | None = None
+    """Closed-loop clients; `None` lets requests arrive at their own times."""
+    max_model_len: int = 4096
+
+    @property
+    def num_tokens(self) -> int:
+        """Prompt and output tokens of all requests."""
+        return sum(row["num_prompt_tokens"] + row["num_output_tokens"] for row in self.requests)
+
+    def make_scheduler(self, scheduler_class: type[Scheduler]) -> Scheduler:
+        """A scheduler with a KV block pool of its own. Raises pydantic's error for a wrong setting."""
+        config = scheduler_class.Config(type=scheduler_class.__name__, **self.settings)
+        return scheduler_class(config, self._resources(config))
+
+    def make_workload(self) -> Workload:
+        """The requests, new ones at each iteration."""
+        config = WorkloadConfig(type="listed", concurrency=self.concurrency)
+        return ListedWorkload(self.requests, config)
+
+    def make_cost_model(self) -> CostModel:
+        """`step_s + token_s * tokens`."""
+        return TokenCost(self.step_s, self.token_s)
+
+    def _resources(self, config: SchedulerConfig) -> Resources:
+        pool: BlockPool
+        if self.prefix_caching:
+            unknown_first = config.reuses_unknown_blocks_first
+            pool = IdentityPool(self.num_blocks, self.block_size, unknown_first=unknown_first)
+        else:
+            pool = BlockPool(self.num_blocks, self.block_size)
+        prices = Prices(
+            recompute_s=lambda num_tokens: num_tokens * RECOMPUTE_S_PER_TOKEN,
+            move_s=lambda num_blocks: num_blocks * MOVE_S_PER_BLOCK,
+            block_bytes=BLOCK_BYTES,
+        )
+        return Resources(pool=pool, prices=prices, max_model_len=self.max_model_len)
+
+
+class ListedWorkload(Workload):
+    """Requests given one by one, as keyword arguments of `Request`."""
+
+    Config = WorkloadConfig
+
+    def __init__(self, rows: tuple[Mapping[str, Any], ...], config: WorkloadConfig) -> None:
+        super().__init__(config, seed=0, folder=Path())
+        self._rows = rows
+
+    def requests(self) -> Iterator[Request]:
+        """See `Workload.requests`."""
+        for row in self._rows:
+            yield Request(**row)
+
+    def num_requests(self) -> int:
+        """See `Workload.num_requests`."""
+        return len(self._rows)
+
+
+class TokenCost(CostModel):
+    """A fixed time a step, and one a token."""
+
+    def __init__(self, step_s: float, token_s: float) -> None:
+        self._step_s = step_s
+        self._token_s = token_s
+
+    def step_s(self, shape: StepShape) -> float:
+        """See `CostModel.step_s`."""
+        return self._step_s + self._token_s * shape.num_tokens
+
+
+def draw_case(
+    generator: np.random.Generator, config_class: type[SchedulerConfig], settings: Mapping[str, Any]
+) -> Case:
+    """A random case that is small and tight: ties, one-token answers, prompts beyond the budget, full pools.
+
+    `settings` are kept; of the other limits those that `config_class` has are drawn. Some requests may fit no
+    pool or no step at all, and must then be rejected.
+    """
+    limits = {
+        "async_scheduling": bool(generator.integers(2)),
+        "max_num_seqs": int(generator.integers(1, 7)),
+        "max_tokens_per_step": int(generator.choice([1, 3, 8, 16, 64])),
+        "chunk_size": int(generator.choice([0, 2, 5, 16])),
+    }
+    drawn = {name: value for name, value in limits.items() if name in config_class.model_fields}
+    drawn.update(settings)
+    block_size = int(generator.choice([1, 4, 16]))
+    requests = _draw_requests(generator, prefix_sharing=bool(generator.integers(2)))
+    largest = max(row["num_prompt_tokens"] + row["num_output_tokens"] for row in requests)
+    num_blocks = -(-largest // block_size) + int(generator.choice([-1, 0, 1, 3, 20]))
+    return Case(
+        requests=requests,
+        settings=drawn,
+        num_blocks=max(1, num_blocks),
+        block_size=block_size,
+        prefix_caching=bool(generator.integers(2)),
+        step_s=float(generator.choice([0.125, 1.0])),
+        token_s=float(generator.choice([0.0, 0.125])),
+        num_replicas=int(generator.choice([1, 1, 1, 2])),
+        concurrency=int(generator.integers(1, 4)) if generator.random() < 0.2 else None,
+    )
+
+
+def starvation_case(config_class: type[SchedulerConfig], settings: Mapping[str, Any]) -> Case:
+    """One long request, `STARVED`, among short rivals that arrive faster than they are served.
+
+    They beat it by every measure that an order may go by: shorter, more important, due earlier.
+    """
+    drawn = {"max_num_seqs": 2, "max_tokens_per_step": 32} | dict(settings)
+    kept = {name: value for name, value in drawn.items() if name in config_class.model_fields}
+    kept |= dict(settings)
+    long = _row(1, 0.0, 24, 8, priority=2, deadline_s=1e6, user="long")
+    rivals = [_row(2 + i, 1.0 * i, 4, 3, deadline_s=10.0 + i, user=f"short{i}") for i in range(NUM_RIVALS)]
+    first = _row(0, 0.0, 4, 3, deadline_s=10.0, user="first")
+    return Case(requests=(first, long, *rivals), settings=kept, num_blocks=32)
+
+
+def _draw_requests(generator: np.random.Generator, *, prefix_sharing: bool) -> tuple[dict[str, Any], ...]:
+    count = int(generator.integers(1, 13))
+    arrivals = np.cumsum(generator.choice([0.0, 0.0, 0.125, 0.5, 1.0, 8.0], count)).tolist()
+    rows = []
+    for i, arrival_s in enumerate(arrivals):
+        num_prompt_tokens = int(generator.choice([1, 2, 4, 7, 16, 33]))
+        row = _row(
+            i,
+            arrival_s,
+            num_prompt_tokens,
+            int(generator.choice([1, 1, 2, 5, 12])),
+            priority=int(generator.integers(3)),
+            deadline_s=arrival_s + float(generator.integers(1, 40)),
+            user=f"user{generator.integers(3)}",
+        )
+        if prefix_sharing:
+            num_shared = int(generator.integers(0, num_prompt_tokens + 1))
+            parts = (("system", num_shared), (f"own{i}", num_prompt_tokens - num_shared))
+            row["prompt"] = tuple((segment, n) for segment, n in parts if n)
+        rows.append(row)
+    return tuple(rows)
+
+
+def _row(
+    number: int, arrival_s: float, num_prompt_tokens: int, num_output_tokens: int, **further: Any
+) -> dict[str, Any]:
+    return {
+        "request_id": f"r{number}",
+        "arrival_s": arrival_s,
+        "num_prompt_tokens": num_prompt_tokens,
+        "num_output_tokens": num_output_tokens,
+        **further,
+    }

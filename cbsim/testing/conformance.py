@@ -1,0 +1,97 @@
+"""The conformance check: every law over many cases, and over a scheduler of one's own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from cbsim.errors import PluginError
+from cbsim.schedulers import SCHEDULERS, Scheduler, SchedulerConfig
+from cbsim.testing.case import Case, draw_case, starvation_case
+from cbsim.testing.identity import differences
+from cbsim.testing.laws import LAWS, nobody_starves
+from cbsim.testing.observation import EndlessRun, Observation, observe
+
+
+class ConformanceError(PluginError):
+    """A scheduler broke a law: `law` names it, `case` shows it again, `step` is the first step that did.
+
+    `step` is -1 where the breach can't be told by a step.
+    """
+
+    def __init__(self, scheduler: str, law: str, case: Case, step: int, detail: str) -> None:
+        self.law = law
+        self.case = case
+        self.step = step
+        self._told = (scheduler, law, case, step, detail)
+        place = f" in step {step}" if step >= 0 else ""
+        super().__init__(
+            f"scheduler '{scheduler}' breaks '{law}'{place}: {detail}; "
+            f"to see it again: cbsim.testing.check_case({scheduler}, {case!r})"
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), self._told
+
+
+def check_scheduler(
+    scheduler: type[Scheduler] | str,
+    config: SchedulerConfig | Mapping[str, Any] | None = None,
+    *,
+    num_cases: int = 100,
+    seed: int = 0,
+    may_starve: bool = False,
+) -> None:
+    """Raise `ConformanceError` for the first law that a scheduler, a class or a `type:` name, breaks.
+
+    Settings in `config` are kept; limits that it leaves open are drawn small, so that they bind. Every law of
+    `LAWS` is checked on `num_cases` simulations drawn from `seed`, each of them run twice; `nobody_starves`
+    on a stream of rivals, unless the policy `may_starve` by intention (pure priority, shortest first).
+    """
+    scheduler_class = SCHEDULERS.get(scheduler) if isinstance(scheduler, str) else scheduler
+    settings = _settings(config)
+    generator = np.random.default_rng(seed)
+    num_served = 0
+    for _ in range(num_cases):
+        case = draw_case(generator, scheduler_class.Config, settings)
+        num_served += len(case.requests) - len(check_case(scheduler_class, case).log.rejections)
+    if not num_served:
+        raise ConformanceError(scheduler_class.__name__, "nobody_lost", case, -1, "every request is rejected")
+    if not may_starve:
+        case = starvation_case(scheduler_class.Config, settings)
+        seen = check_case(scheduler_class, case)
+        for violation in nobody_starves(seen):
+            raise ConformanceError(scheduler_class.__name__, nobody_starves.__name__, case, *violation)
+
+
+def check_case(scheduler_class: type[Scheduler], case: Case) -> Observation:
+    """Run one case, check every law and that a second run is the same; returns what was seen."""
+    seen = _observe(scheduler_class, case)
+    for name, law in LAWS.items():
+        for violation in law(seen):
+            raise ConformanceError(scheduler_class.__name__, name, case, *violation)
+    for line in differences(seen.log, _observe(scheduler_class, case).log):
+        raise ConformanceError(
+            scheduler_class.__name__, "deterministic", case, -1, f"a second run differs: {line}"
+        )
+    return seen
+
+
+def _observe(scheduler_class: type[Scheduler], case: Case) -> Observation:
+    try:
+        return observe(scheduler_class, case)
+    except EndlessRun as error:
+        raise ConformanceError(scheduler_class.__name__, "comes_to_an_end", case, -1, str(error)) from error
+    except Exception as error:
+        detail = f"{type(error).__name__}: {error}"
+        raise ConformanceError(scheduler_class.__name__, "raises_nothing", case, -1, detail) from error
+
+
+def _settings(config: SchedulerConfig | Mapping[str, Any] | None) -> dict[str, Any]:
+    if config is None:
+        return {}
+    settings = config.model_dump() if isinstance(config, SchedulerConfig) else dict(config)
+    settings.pop("type", None)
+    return settings

@@ -1,0 +1,43 @@
+"""Identity: whether two runs are the same run, to the last bit."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+
+from cbsim.recorder import RunLog
+
+
+def differences(one: RunLog, other: RunLog) -> list[str]:
+    """Where two logs differ, one line a column or count; empty if they are equal to the last bit."""
+    lines = []
+    for entry in fields(RunLog):
+        lines += _differences(entry.name, getattr(one, entry.name), getattr(other, entry.name))
+    return lines
+
+
+def _differences(name: str, one: Any, other: Any) -> list[str]:
+    if isinstance(one, dict) and isinstance(other, dict) and name != "rejections":
+        if one.keys() != other.keys():
+            return [f"{name}: columns {sorted(one)} and {sorted(other)}"]
+        return [line for key in one for line in _differences(f"{name}.{key}", one[key], other[key])]
+    if isinstance(one, np.ndarray) and isinstance(other, np.ndarray):
+        return _array_differences(name, one, other)
+    return [] if one == other else [f"{name}: {one} and {other}"]
+
+
+def _array_differences(name: str, one: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> list[str]:
+    if one.dtype != other.dtype or one.shape != other.shape:
+        return [f"{name}: {one.dtype} {one.shape} and {other.dtype} {other.shape}"]
+    if one.dtype == object:
+        unequal = np.flatnonzero(one != other)
+    else:
+        width = one.dtype.itemsize
+        bits = [np.ascontiguousarray(column).view(np.uint8).reshape(-1, width) for column in (one, other)]
+        unequal = np.flatnonzero((bits[0] != bits[1]).any(axis=1))
+    if not len(unequal):
+        return []
+    row = int(unequal[0])
+    return [f"{name}: {len(unequal)} of {len(one)} rows, first row {row}: {one[row]} and {other[row]}"]

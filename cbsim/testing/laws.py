@@ -1,0 +1,269 @@
+"""The laws: what holds for every scheduler, in every case, whatever its policy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+
+from cbsim.recorder import EMITTED
+from cbsim.request import RequestState
+from cbsim.testing.case import NUM_RIVALS, STARVED
+from cbsim.testing.ledger import Ledger
+from cbsim.testing.observation import Call, Commit, Observation
+
+
+class Violation(NamedTuple):
+    """How a law was broken, and in which step; -1 where it can't be told by a step."""
+
+    step: int
+    detail: str
+
+
+Law = Callable[[Observation], Iterator[Violation]]
+
+
+def nobody_lost(seen: Observation) -> Iterator[Violation]:
+    """Every request is finished with all its tokens, or rejected with a reason."""
+    table = seen.log.requests
+    for row in range(len(seen.case.requests)):
+        if row >= len(table["state"]):
+            yield Violation(-1, f"request number {row} never arrived: a client still waits for an answer")
+            return
+        name, state = table["request_id"][row], table["state"][row]
+        if state == RequestState.REJECTED:
+            if not seen.log.rejections.get(row):
+                yield Violation(-1, f"{name} was rejected without a reason")
+        elif state != RequestState.FINISHED:
+            yield Violation(-1, f"{name} never finished")
+        elif table["num_generated_tokens"][row] != table["num_output_tokens"][row]:
+            yield Violation(
+                -1, f"{name} emitted {table['num_generated_tokens'][row]}/{table['num_output_tokens'][row]}"
+            )
+
+
+def never_idle(seen: Observation) -> Iterator[Violation]:
+    """A replica that has requests and no step under way schedules one, or says when it wants to be asked."""
+    for replica in seen.replicas:
+        num_under_way = 0
+        for entry in replica.history:
+            num_under_way += (entry.step >= 0) if isinstance(entry, Call) else -1
+            if not isinstance(entry, Call) or num_under_way or not _unfinished(entry):
+                continue
+            if entry.wake_at_s is None or entry.wake_at_s <= entry.now:
+                yield Violation(-1, f"at {entry.now} s nothing runs while {_unfinished(entry)} are there")
+
+
+def budget_kept(seen: Observation) -> Iterator[Violation]:
+    """No step has more tokens than `max_tokens_per_step`."""
+    for replica in seen.replicas:
+        limit = replica.scheduler.max_tokens_per_step
+        for call in replica.calls:
+            num_tokens = sum(part.num_tokens for part in call.parts)
+            if num_tokens > limit:
+                yield Violation(call.step, f"{num_tokens} tokens, the budget is {limit}")
+
+
+def slots_kept(seen: Observation) -> Iterator[Violation]:
+    """No more than `max_num_seqs` requests run at once, and only running ones are scheduled."""
+    for replica in seen.replicas:
+        limit = getattr(replica.scheduler.config, "max_num_seqs", None)
+        for call in replica.calls:
+            if limit is not None and len(call.running) > limit:
+                yield Violation(call.step, f"{len(call.running)} requests run, max_num_seqs is {limit}")
+            strangers = [part.request_id for part in call.parts if part.request_id not in call.running]
+            if strangers:
+                yield Violation(call.step, f"{strangers} are scheduled and not running")
+
+
+def each_in_one_place(seen: Observation) -> Iterator[Violation]:
+    """Every request that is there stands in exactly one of the queue and the running list."""
+    for replica in seen.replicas:
+        for call in replica.calls:
+            places = sorted([*call.running, *call.waiting])
+            if places != sorted(_unfinished(call)):
+                yield Violation(
+                    call.step, f"{_unfinished(call)} are there, queue and running list hold {places}"
+                )
+
+
+def tokens_in_order(seen: Observation) -> Iterator[Violation]:
+    """Each step goes on where a request's KV ends, computes no token that isn't known or in flight, and
+    emits exactly when it computes the last of them.
+    """
+    for replica in seen.replicas:
+        ledger = Ledger()
+        for entry in replica.history:
+            if isinstance(entry, Commit):
+                ledger.take(entry)
+                continue
+            for name, cached, restored in ledger.decide(entry):
+                if restored != cached and not (entry.transfer_s and restored <= ledger.num_lost[name]):
+                    yield Violation(
+                        entry.step, f"{name} returns with {restored} tokens, {cached} were cached"
+                    )
+            named = [part.request_id for part in entry.parts]
+            if len(named) != len(set(named)):
+                yield Violation(entry.step, f"scheduled twice in one step: {named}")
+            for part in entry.parts:
+                name = part.request_id
+                num_known = seen.requests[name]["num_prompt_tokens"] + ledger.num_sampled(name)
+                computed = ledger.num_computed[name]
+                if part.num_computed_tokens != computed:
+                    yield Violation(
+                        entry.step, f"{name} goes on at token {part.num_computed_tokens}, not {computed}"
+                    )
+                if not 1 <= part.num_tokens <= num_known - computed:
+                    yield Violation(
+                        entry.step, f"{name} computes {part.num_tokens} of {num_known - computed} tokens"
+                    )
+                if part.emits != (computed + part.num_tokens == num_known):
+                    yield Violation(
+                        entry.step, f"{name}: emits is {part.emits} after {part.num_tokens} tokens"
+                    )
+                ledger.schedule(part)
+                if ledger.num_sampled(name) > seen.requests[name]["num_output_tokens"]:
+                    yield Violation(entry.step, f"{name} is scheduled beyond its last token")
+
+
+def tokens_conserved(seen: Observation) -> Iterator[Violation]:
+    """The steps compute each prompt and each answer but its last token once, less what the prefix cache
+    held, plus what preemptions threw away; and so the log counts it.
+    """
+    num_computed = dict.fromkeys(seen.requests, 0)
+    num_due = {
+        name: row["num_prompt_tokens"] + row["num_output_tokens"] - 1 for name, row in seen.requests.items()
+    }
+    rejected = {seen.log.requests["request_id"][row] for row in seen.log.rejections}
+    num_recomputed = 0
+    for replica in seen.replicas:
+        ledger = Ledger()
+        for entry in replica.history:
+            if isinstance(entry, Commit):
+                ledger.take(entry)
+                continue
+            for name, _, num_kept in ledger.decide(entry):
+                num_again = ledger.num_lost.pop(name, 0) - num_kept
+                num_due[name] += num_again
+                num_recomputed += max(0, num_again)
+            for part in entry.parts:
+                num_computed[part.request_id] += part.num_tokens
+                ledger.schedule(part)
+    for name, num_tokens in num_computed.items():
+        due = 0 if name in rejected else num_due[name]
+        if num_tokens != due:
+            yield Violation(-1, f"{num_tokens} tokens of {name} were computed, due were {due}")
+    if num_recomputed != seen.log.num_tokens_recomputed:
+        yield Violation(
+            -1, f"the log counts {seen.log.num_tokens_recomputed} recomputed tokens, {num_recomputed} were"
+        )
+
+
+def blocks_conserved(seen: Observation) -> Iterator[Violation]:
+    """Every KV block is free or held at every moment, and all are free in the end; who waits holds none."""
+    for replica in seen.replicas:
+        for entry in replica.history:
+            if entry.integrity is not None:
+                yield Violation(entry.step, entry.integrity)
+            if isinstance(entry, Call):
+                hoarders = [name for name in entry.waiting if entry.after[name].num_blocks]
+                if hoarders:
+                    yield Violation(entry.step, f"{hoarders} wait and hold KV blocks")
+        if replica.num_used_at_end:
+            yield Violation(-1, f"{replica.num_used_at_end} KV blocks are still held in the end")
+
+
+def kv_covered(seen: Observation) -> Iterator[Violation]:
+    """A request holds blocks for every token it computes, those of this step included."""
+    for replica in seen.replicas:
+        for call in replica.calls:
+            for part in call.parts:
+                capacity = call.after[part.request_id].num_blocks * seen.case.block_size
+                num_tokens = part.num_computed_tokens + part.num_tokens
+                if num_tokens > capacity:
+                    yield Violation(
+                        call.step, f"{part.request_id} has KV cache for {capacity} of {num_tokens} tokens"
+                    )
+
+
+def effects_at_step_ends(seen: Observation) -> Iterator[Violation]:
+    """Tokens and finishes come with a step's end, those that the step emits, and never with a plan."""
+    for replica in seen.replicas:
+        for entry in replica.history:
+            emitted = set(entry.emitted) if isinstance(entry, Commit) else set()
+            for name, before in entry.before.items():
+                after = entry.after.get(name)
+                num_new = (
+                    1 if after is None else after.num_generated_tokens - before.num_generated_tokens
+                )  # who is gone had its last token
+                if num_new != (name in emitted):
+                    yield Violation(
+                        entry.step, f"{name} got {num_new} tokens, {name in emitted:d} were emitted"
+                    )
+            if isinstance(entry, Call) and any(
+                standing.state is RequestState.FINISHED
+                and entry.before[name].state is not RequestState.FINISHED
+                for name, standing in entry.after.items()
+            ):
+                yield Violation(entry.step, "a request finished while a step was planned")
+            if isinstance(entry, Commit):
+                due = [
+                    name
+                    for name in entry.emitted
+                    if entry.before[name].num_generated_tokens + 1 == seen.requests[name]["num_output_tokens"]
+                ]
+                if list(entry.finished) != due:
+                    yield Violation(
+                        entry.step, f"{list(entry.finished)} finished, {due} got their last token"
+                    )
+
+
+def time_goes_forward(seen: Observation) -> Iterator[Violation]:
+    """Calls come in order of time, steps of a replica follow each other, tokens of a request too."""
+    steps, events = seen.log.steps, seen.log.events
+    for number, replica in enumerate(seen.replicas):
+        if any(later.now < earlier.now for earlier, later in pairwise(replica.calls)):
+            yield Violation(-1, "a call was made before an earlier one")
+        of_replica = steps["replica"] == number
+        start_s, duration_s = steps["start_s"][of_replica], steps["duration_s"][of_replica]
+        overlapping = np.flatnonzero(start_s[1:] < (start_s + duration_s)[:-1])
+        if len(overlapping):
+            yield Violation(int(overlapping[0]) + 1, "the step begins before the one before it ends")
+    emitted = events["event"] == EMITTED
+    for row in np.unique(events["request"][emitted]):
+        times = events["time_s"][emitted & (events["request"] == row)]
+        if (np.diff(times) <= 0).any() or times[0] <= seen.log.requests["arrival_s"][row]:
+            yield Violation(-1, f"tokens of {seen.log.requests['request_id'][row]} come at {times.tolist()}")
+
+
+LAWS: dict[str, Law] = {
+    law.__name__: law
+    for law in (
+        nobody_lost,
+        never_idle,
+        budget_kept,
+        slots_kept,
+        each_in_one_place,
+        tokens_in_order,
+        tokens_conserved,
+        blocks_conserved,
+        kv_covered,
+        effects_at_step_ends,
+        time_goes_forward,
+    )
+}
+
+
+def nobody_starves(seen: Observation) -> Iterator[Violation]:
+    """In a `starvation_case`, most rivals have not overtaken the long request when it is done."""
+    finished_at_s = seen.log.requests["finished_at_s"]
+    row = int(np.flatnonzero(seen.log.requests["request_id"] == STARVED)[0])
+    num_before = int((finished_at_s < finished_at_s[row]).sum())
+    if not num_before <= NUM_RIVALS // 2:
+        yield Violation(-1, f"{num_before} of {NUM_RIVALS} rivals that came later were done before {STARVED}")
+
+
+def _unfinished(call: Call) -> list[str]:
+    return [name for name, standing in call.after.items() if standing.state is not RequestState.FINISHED]
