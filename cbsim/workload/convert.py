@@ -43,8 +43,8 @@ def convert(workload: Workload, path: Path) -> int:
     """Writes a workload's requests, all its settings applied; reading the file gives equal requests.
 
     The suffix tells how: `.jsonl`, `.csv` (both perhaps with `.gz` or `.zst`) or `.parquet`. The file appears
-    whole or not at all. Returns how many requests there are; raises `WorkloadError` for another suffix, a folder
-    that can't be written, or a wrong workload.
+    whole or not at all. Returns how many requests there are; raises `WorkloadError` for another suffix, a
+    folder that can't be written, or a wrong workload.
     """
     write = _writer(path)
     columns = [*REQUIRED, *_optional_columns(workload.requests())]

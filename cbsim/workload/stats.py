@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 from array import array
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, astuple, dataclass
+from typing import Any
 
 import numpy as np
 
 from cbsim.errors import WorkloadError
+from cbsim.request import Request
+from cbsim.units import format_count, format_seconds
 from cbsim.workload.base import Workload
 from cbsim.workload.batch import FloatColumn, IntColumn
 from cbsim.workload.prefixes import PrefixTree
@@ -53,6 +57,36 @@ class WorkloadStats:
     notes: tuple[str, ...]
     """What reading left out, sorted or cut."""
 
+    def to_json(self) -> dict[str, Any]:
+        """Everything under its name; null for NaN."""
+        figures = asdict(self)
+        for name in ("rate_per_s", "interarrival_cv"):
+            if math.isnan(figures[name]):
+                figures[name] = None
+        return {**figures, "notes": list(self.notes)}
+
+    def to_text(self) -> str:
+        """A small table to read, the notes below it."""
+        figures = {
+            "requests": format_count(self.num_requests),
+            "from first to last": format_seconds(self.duration_s),
+            "arrivals per second": "-" if math.isnan(self.rate_per_s) else f"{self.rate_per_s:.3f}",
+            "CV between arrivals": "-" if math.isnan(self.interarrival_cv) else f"{self.interarrival_cv:.3f}",
+            "prompt tokens": format_count(self.num_prompt_tokens),
+            "output tokens": format_count(self.num_output_tokens),
+            "sessions": format_count(self.num_sessions) if self.num_sessions else "-",
+            "users": format_count(self.num_users) if self.num_users else "-",
+            "prompt tokens said before": f"{self.prefix_share:.1%}",
+        }
+        lines = [f"{name:<27}{figure:>11}" for name, figure in figures.items()]
+        lines += [
+            "",
+            f"{'tokens':<16}" + "".join(f"{name:>11}" for name in ("mean", "p50", "p90", "p99", "max")),
+        ]
+        for name, lengths in (("of a prompt", self.prompt_tokens), ("of an answer", self.output_tokens)):
+            lines.append(f"{name:<16}" + "".join(f"{figure:>11,.0f}" for figure in astuple(lengths)))
+        return "\n".join([*lines, *([""] if self.notes else []), *self.notes])
+
 
 @dataclass(frozen=True, slots=True)
 class WorkloadColumns:
@@ -62,30 +96,36 @@ class WorkloadColumns:
     num_prompt_tokens: IntColumn
     num_output_tokens: IntColumn
 
+    @classmethod
+    def of(cls, requests: Iterable[Request]) -> WorkloadColumns:
+        """Of requests, read through once."""
+        arrivals, prompts, outputs = array("d"), array("q"), array("q")
+        for request in requests:
+            arrivals.append(request.arrival_s)
+            prompts.append(request.num_prompt_tokens)
+            outputs.append(request.num_output_tokens)
+        return cls(np.array(arrivals), np.array(prompts), np.array(outputs))
+
 
 def describe(workload: Workload) -> WorkloadStats:
     """Reads a workload through; raises `WorkloadError` if it is wrong or holds no requests."""
-    return describe_with_columns(workload)[0]
-
-
-def describe_with_columns(workload: Workload) -> tuple[WorkloadStats, WorkloadColumns]:
-    """The numbers, and the columns for a plot, of one reading."""
-    arrivals, prompts, outputs = array("d"), array("q"), array("q")
     sessions: set[str] = set()
     users: set[str] = set()
     tree = PrefixTree()
     num_shared = 0
-    for request in workload.requests():
-        arrivals.append(request.arrival_s)
-        prompts.append(request.num_prompt_tokens)
-        outputs.append(request.num_output_tokens)
-        num_shared += tree.add(request)
-        if request.session_id is not None:
-            sessions.add(request.session_id)
-        if request.user is not None:
-            users.add(request.user)
-    columns = WorkloadColumns(np.array(arrivals), np.array(prompts), np.array(outputs))
-    return _stats(columns, num_shared, len(sessions), len(users), tuple(workload.notes())), columns
+
+    def seen() -> Iterator[Request]:
+        nonlocal num_shared
+        for request in workload.requests():
+            num_shared += tree.add(request)
+            if request.session_id is not None:
+                sessions.add(request.session_id)
+            if request.user is not None:
+                users.add(request.user)
+            yield request
+
+    columns = WorkloadColumns.of(seen())
+    return _stats(columns, num_shared, len(sessions), len(users), tuple(workload.notes()))
 
 
 def _stats(
