@@ -80,13 +80,15 @@ def _choose_scale(axes: Axes) -> None:
 
 
 def _draw_limit(axes: Axes, limit_s: float | None, scale: float, unit: str) -> None:
+    """A line at the limit, or an arrow to where it lies beyond the curves."""
     if limit_s is None:
         return
-    axes.axvline(limit_s * scale, color=INK, linewidth=1, linestyle=(0, (1, 2)))
-    axes.annotate(
-        f"SLO {limit_s * scale:g} {unit}",
-        (limit_s * scale, 0.02),
-        xytext=(4, 0),
-        textcoords="offset points",
-        fontsize=8,
-    )
+    limit, text = limit_s * scale, f"SLO {limit_s * scale:g} {unit}"
+    first, last = axes.get_xlim()
+    if limit > last:
+        axes.text(0.99, 0.03, f"{text} →", transform=axes.transAxes, ha="right", fontsize=8)
+    elif limit < first:
+        axes.text(0.01, 0.03, f"← {text}", transform=axes.transAxes, fontsize=8)
+    else:
+        axes.axvline(limit, color=INK, linewidth=1, linestyle=(0, (1, 2)))
+        axes.annotate(text, (limit, 0.03), xytext=(4, 0), textcoords="offset points", fontsize=8)
