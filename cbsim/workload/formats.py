@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from cbsim.registry import did_you_mean
 from cbsim.units import MS_PER_S, NS_PER_S
 from cbsim.workload.mistakes import Mistakes
 from cbsim.workload.values import MAX_EXACT, MAX_TOKENS, IdList, Instant, Kind, Real, SegmentList, Text, Whole
@@ -113,8 +113,12 @@ def detect(names: Sequence[str], wanted: str | None, header_line: int, mistakes:
         known = "; ".join(f"{each.name} ({', '.join(c.name for c in each.required)})" for each in candidates)
         mistakes.add(header_line, 0, f"got columns {', '.join(names) or 'nothing'}; allowed: {known}")
         return None
+    spare = [name for name in names if name not in {column.name for column in nearest.required}]
     for order, column in enumerate(nearest.required):
         if column.name not in names:
-            hint = did_you_mean(column.name, names).replace("allowed:", "got columns")
-            mistakes.add(header_line, order, f"{column.name}: missing column of format {nearest.name}{hint}")
+            near = difflib.get_close_matches(column.name, spare, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"got columns {', '.join(names)}"
+            mistakes.add(
+                header_line, order, f"{column.name}: missing column of format {nearest.name}; {hint}"
+            )
     return None
