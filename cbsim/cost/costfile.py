@@ -19,7 +19,6 @@ from cbsim.paths import data_folder
 from cbsim.registry import did_you_mean
 from cbsim.specs import ModelSpec
 
-FORMAT = "cbsim-cost/1"
 SHAPE_FIELDS = (
     "num_layers",
     "hidden_size",

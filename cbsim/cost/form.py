@@ -17,16 +17,16 @@ max(a, b) at s = 0 to a + b at s = 4:
     fused   = launch + blend(per_pair P + per_token Q + per_decode B + per_context_token KV,
                              max(per_longest_token X, per_longest_decode_token Kmax), s)
 
-Where a profile has the `fused` term, a step with chunks and decodes costs the largest of it, A_dec and A_pre in
-place of their sum. No coefficient is negative, so the time is monotone in everything and linear far out. Sums,
-products, square roots and comparisons are exactly rounded everywhere, so that the scalar and the vector form
+Where a profile has the `fused` term, a step with chunks and decodes costs the largest of it, A_dec and A_pre
+in place of their sum. No coefficient is negative, so the time is monotone in everything and linear far out.
+Sums, products, square roots and comparisons are exactly rounded everywhere, so the scalar and the vector form
 agree to the bit; that is why `blend` stands where others write a p-norm.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import numpy as np
@@ -48,7 +48,7 @@ def blend(a: Any, b: Any, softness: float) -> Any:
     return 0.5 * ((a + b) + np.sqrt(difference * difference + softness * a * b))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class StepColumns:
     """Steps as columns of equal length, one row a step: what `StepForm` is a function of."""
 
@@ -62,6 +62,7 @@ class StepColumns:
     decode_context: Ints
     max_decode_context: Ints
     chunks: tuple[tuple[tuple[int, int], ...], ...]
+    _pairs: dict[int, Ints] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def from_shapes(cls, shapes: Sequence[StepShape]) -> StepColumns:
@@ -84,11 +85,14 @@ class StepColumns:
 
     def pairs(self, tile: int) -> Ints:
         """(query, key) pairs of each step's chunks, computed tile by tile."""
-        return np.array([num_pairs(chunks, tile) for chunks in self.chunks], dtype=np.int64)
+        if tile not in self._pairs:
+            counts = [num_pairs(chunks, tile) for chunks in self.chunks]
+            self._pairs[tile] = np.array(counts, dtype=np.int64)
+        return self._pairs[tile]
 
 
 def num_pairs(chunks: Sequence[tuple[int, int]], tile: int) -> int:
-    """(query, key) pairs computed for chunks `(tokens, context)` by tiles of `tile` queries, an even number."""
+    """(query, key) pairs computed for chunks `(tokens, context)` by tiles of `tile` (even) queries."""
     half_tile = tile // 2
     total = 0
     for tokens, context in chunks:

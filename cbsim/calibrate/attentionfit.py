@@ -1,0 +1,126 @@
+"""Fits of the three attention regimes: decodes alone, chunks alone, both in one launch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from cbsim.calibrate.coefficients import Fit, Unknown, Values, fit_coefficients
+from cbsim.calibrate.point import Point
+from cbsim.cost.form import DecodeAttention, Floats, FusedAttention, PrefillAttention, StepColumns
+
+TILES = (16, 32, 64, 128)
+"""Tile heights tried: FlashAttention kernels pack the heads of a group, so a tile holds fewer queries."""
+SERVING_WEIGHT = 3.0
+"""Weight of points where serving sits: 8 to 128 decodes with 256 to 3,000 tokens of context each."""
+ODD_WEIGHT = 0.3
+"""Weight of points where it hardly ever is: contexts and chunks under 16 and 64 tokens."""
+
+
+def fit_decode(points: Sequence[Point], rng: np.random.Generator) -> DecodeAttention:
+    """Fit the attention of decodes."""
+    columns, seconds = columns_of(points), seconds_of(points)
+    shortest = float(seconds.min())
+    context, decodes = columns.decode_context, columns.num_decodes
+    longest, widest = int(context.argmax()), int(np.argmax(decodes / context))
+    unknowns = [
+        Unknown("launch_s", 0.5 * shortest),
+        Unknown("floor_s", 0.5 * shortest),
+        Unknown("per_decode_s", 0.3 * float(seconds[widest] / decodes[widest])),
+        Unknown("per_token_s", 0.9 * float(seconds[longest] / context[longest])),
+        Unknown("start_per_token_s", 0.1 * float(seconds[longest] / context[longest])),
+        Unknown("start_tokens", 0.1 * float(context[longest])),
+        Unknown("softness", 1.0, upper=4.0),
+        Unknown("floor_softness", 0.5, upper=4.0),
+    ]
+    mean_context = context / decodes
+    weights = np.ones(len(seconds))
+    weights[(decodes >= 8) & (decodes <= 128) & (mean_context >= 256) & (mean_context <= 3000)] = (
+        SERVING_WEIGHT
+    )
+    weights[mean_context < 16] = ODD_WEIGHT
+    fit = fit_coefficients(
+        lambda values: DecodeAttention.model_construct(None, **values).at(columns),
+        unknowns,
+        seconds,
+        weights,
+        rng,
+    )
+    return DecodeAttention(**fit.values)
+
+
+def fit_prefill(points: Sequence[Point], rng: np.random.Generator) -> PrefillAttention:
+    """Fit the attention of prompt chunks, with the tile height that leaves the least loss."""
+    columns, seconds = columns_of(points), seconds_of(points)
+    weights = np.ones(len(seconds))
+    weights[columns.prefill_tokens < 64 * columns.num_chunks] = ODD_WEIGHT
+    shortest = float(seconds.min())
+    tokens = columns.prefill_tokens
+    widest = int(np.argmax(tokens / columns.pairs(2)))
+
+    def fit_tile(tile: int) -> Fit:
+        pairs = columns.pairs(tile)
+        largest = int(pairs.argmax())
+        unknowns = [
+            Unknown("launch_s", 0.5 * shortest),
+            Unknown("floor_s", 0.5 * shortest),
+            Unknown("per_pair_s", 0.8 * float(seconds[largest] / pairs[largest])),
+            Unknown("per_token_s", 0.3 * float(seconds[widest] / tokens[widest])),
+            Unknown("per_chunk_s", 0.1 * shortest),
+            Unknown("beyond_per_token_s", 0.1 * float(seconds[widest] / tokens[widest])),
+            Unknown("beyond_tokens", 0.5 * float(tokens.max())),
+            Unknown("per_longest_token_s", 0.1 * float(seconds[largest] / columns.longest_prefill[largest])),
+            Unknown("softness", 1.0, upper=4.0),
+            Unknown("floor_softness", 1.0, upper=4.0),
+        ]
+        return fit_coefficients(
+            lambda values: PrefillAttention.model_construct(None, **values, tile=tile).at(columns),
+            unknowns,
+            seconds,
+            weights,
+            rng,
+        )
+
+    fits = {tile: fit_tile(tile) for tile in TILES}
+    best = min(TILES, key=lambda tile: fits[tile].loss)
+    return PrefillAttention(**fits[best].values, tile=best)
+
+
+def fit_fused(
+    points: Sequence[Point],
+    decode: DecodeAttention,
+    prefill: PrefillAttention,
+    rng: np.random.Generator,
+) -> FusedAttention:
+    """Fit the attention of mixed steps; a step never costs less than its decodes or its chunks alone."""
+    columns, seconds = columns_of(points), seconds_of(points)
+    alone = np.maximum(decode.at(columns), prefill.at(columns))
+    longest_s = float(np.median(seconds / np.maximum(columns.longest_prefill, columns.max_decode_context)))
+    unknowns = [
+        Unknown("launch_s", 0.5 * float(seconds.min())),
+        Unknown("per_pair_s", max(prefill.per_pair_s, 1e-15)),
+        Unknown("per_token_s", max(prefill.per_token_s, 1e-12)),
+        Unknown("per_decode_s", max(decode.per_decode_s, 1e-12)),
+        Unknown("per_context_token_s", max(decode.per_token_s, 1e-15)),
+        Unknown("per_longest_token_s", 0.1 * longest_s),
+        Unknown("per_longest_decode_token_s", 0.1 * longest_s),
+        Unknown("softness", 1.0, upper=4.0),
+    ]
+
+    def predict(values: Values) -> Floats:
+        form = FusedAttention.model_construct(None, **values, tile=prefill.tile)
+        return np.maximum(form.at(columns), alone)
+
+    fit = fit_coefficients(predict, unknowns, seconds, np.ones(len(seconds)), rng)
+    return FusedAttention(**fit.values, tile=prefill.tile)
+
+
+def columns_of(points: Sequence[Point]) -> StepColumns:
+    """The columns of some points' shapes."""
+    return StepColumns.from_shapes([point.shape for point in points])
+
+
+def seconds_of(points: Sequence[Point]) -> Floats:
+    """The medians of some points."""
+    return np.array([point.t_median_s for point in points])

@@ -1,0 +1,94 @@
+"""Least squares on log residuals: coefficients >= 0 that fit timings over all magnitudes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import least_squares
+
+from cbsim.cost.form import Floats
+
+Values = dict[str, float]
+
+ZERO_BELOW = 1e-5
+"""A coefficient that ends below this share of its first guess does nothing and is set to 0."""
+LOSS_SCALE = 0.02
+"""Relative error from which residuals count linearly rather than squared (soft L1)."""
+NUM_STARTS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """A coefficient to be found: by its logarithm, or within `[0, upper]` where an upper end is given."""
+
+    name: str
+    guess: float
+    upper: float | None = None
+
+    def encode(self, value: float) -> float:
+        """The number that the search moves."""
+        return math.log(value) if self.upper is None else value
+
+    def decode(self, number: float) -> float:
+        """Back from it."""
+        return math.exp(number) if self.upper is None else number
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Of the number searched: seven decades down, three up."""
+        if self.upper is not None:
+            return 0.0, self.upper
+        return math.log(self.guess) - 7 * math.log(10), math.log(self.guess) + 3 * math.log(10)
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """Coefficients found and the loss they leave."""
+
+    values: Values
+    loss: float
+
+
+def fit_coefficients(
+    predict: Callable[[Values], Floats],
+    unknowns: Sequence[Unknown],
+    seconds: Floats,
+    weights: Floats,
+    rng: np.random.Generator,
+) -> Fit:
+    """The best of several starts of `least_squares` with soft L1 loss on `log(predicted / measured)`."""
+    log_seconds = np.log(seconds)
+    root_weights = np.sqrt(weights)
+
+    def residuals(numbers: Floats) -> Floats:
+        values = _decode(unknowns, numbers)
+        result: Floats = root_weights * (np.log(np.maximum(predict(values), 1e-12)) - log_seconds)
+        return result
+
+    first = np.array([unknown.encode(unknown.guess) for unknown in unknowns])
+    lower = np.array([unknown.bounds[0] for unknown in unknowns])
+    upper = np.array([unknown.bounds[1] for unknown in unknowns])
+    best = None
+    for start in range(NUM_STARTS):
+        numbers = first if start == 0 else first + rng.normal(0.0, 1.0, len(first))
+        numbers = np.clip(numbers, lower + 1e-9, upper - 1e-9)
+        found = least_squares(
+            residuals, numbers, bounds=(lower, upper), loss="soft_l1", f_scale=LOSS_SCALE, max_nfev=200
+        )
+        if best is None or found.cost < best.cost:
+            best = found
+    assert best is not None
+    values = _decode(unknowns, best.x)
+    for unknown in unknowns:
+        if unknown.upper is None and values[unknown.name] < ZERO_BELOW * unknown.guess:
+            values[unknown.name] = 0.0
+    return Fit(values, float(best.cost))
+
+
+def _decode(unknowns: Sequence[Unknown], numbers: Floats) -> Values:
+    return {
+        unknown.name: unknown.decode(float(number)) for unknown, number in zip(unknowns, numbers, strict=True)
+    }

@@ -1,0 +1,142 @@
+"""NvidiaTables: the kernel timings in the PyPI package `aiconfigurator-core`, read and never imported.
+
+The package (NVIDIA, Apache-2.0) holds, for each system and serving framework, Parquet tables of measured
+kernels: matrix products by m, n, k; attention of whole prompts by batch and length; attention of decodes by
+batch and context; all-reduces by size. Times are in milliseconds, message sizes in elements.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import zipfile
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from cbsim.cost.form import Floats
+from cbsim.errors import CalibrationError
+from cbsim.registry import did_you_mean
+from cbsim.units import MS_PER_S
+
+PACKAGE = "aiconfigurator-core"
+ROOT = "aiconfigurator_core/systems"
+Folder = Path | zipfile.Path
+
+
+class NvidiaTables:
+    """The tables of one system and one framework, from the installed package or from its wheel."""
+
+    def __init__(self, system: str, framework: str, wheel: Path | None = None) -> None:
+        """Raises `CalibrationError` if the package, the system or the framework isn't there."""
+        self.system = system
+        self.framework = framework
+        self.folder, self.package_version = _open_package(wheel)
+        systems = sorted(entry.name for entry in (self.folder / "data").iterdir() if entry.is_dir())
+        if system not in systems:
+            raise CalibrationError(f"no system '{system}' in {PACKAGE}{did_you_mean(system, systems)}")
+        figures = yaml.safe_load((self.folder / f"{system}.yaml").read_text(encoding="utf-8"))["gpu"]
+        self.bytes_per_s = float(figures["mem_bw"]) * float(figures["mem_bw_empirical_scaling_factor"])
+        """Bandwidth that small memory-bound kernels reach."""
+        self.launch_s = float(figures["mem_empirical_constant_latency"])
+        """Shortest time of a kernel."""
+
+    def gemm(self) -> GemmTable:
+        """Matrix products in bf16."""
+        table = self._read("gemm", "gemm_perf")
+        return GemmTable(table.loc[table["gemm_dtype"].isin(["bfloat16", "float16"])])
+
+    def prefill(self, num_heads: int, num_kv_heads: int, head_size: int) -> pd.DataFrame:
+        """`batch_size`, `isl`, `seconds`, `backend` of attention of whole prompts without context."""
+        return self._attention("context", num_heads, num_kv_heads, head_size)
+
+    def decode(self, num_heads: int, num_kv_heads: int, head_size: int) -> pd.DataFrame:
+        """`batch_size`, `step` (context before the token), `seconds`, `backend` of attention of decodes."""
+        return self._attention("generation", num_heads, num_kv_heads, head_size)
+
+    def all_reduce(self, num_gpus: int) -> tuple[Floats, Floats]:
+        """Bytes and seconds of an all-reduce within one node, in a CUDA graph where that was timed."""
+        table = self._read("comm", "custom_allreduce_perf")
+        table = table.loc[table["num_gpus"] == num_gpus]
+        if table.empty:
+            raise CalibrationError(f"{self.system}: no all-reduce over {num_gpus} GPUs was timed")
+        in_graph = table["kernel_source"].str.contains("graph")
+        best = table.loc[in_graph if in_graph.any() else ~in_graph].groupby("message_size")["seconds"].min()
+        return best.index.to_numpy(np.float64) * 2, best.to_numpy(np.float64)
+
+    def _attention(self, phase: str, num_heads: int, num_kv_heads: int, head_size: int) -> pd.DataFrame:
+        table = self._read("attention", f"{phase}_attention_perf")
+        table = table[table["kv_cache_dtype"].isin(["bfloat16", "float16"])]
+        for column, wanted in (("head_dim", head_size), ("window_size", 0), ("attn_dtype", "bfloat16")):
+            if column in table:
+                table = table[table[column] == wanted]
+        table = table[(table["num_heads"] == num_heads) & (table["num_key_value_heads"] == num_kv_heads)]
+        if table.empty:
+            raise CalibrationError(
+                f"{self.system}, {self.framework}: no {phase} attention with {num_heads} query heads, "
+                f"{num_kv_heads} KV heads of size {head_size}; try another framework or tensor parallelism"
+            )
+        usual = table["kernel_source"].mode().iloc[0]
+        table = table[table["kernel_source"] == usual].rename(columns={"kernel_source": "backend"})
+        keys = ["batch_size", "isl", "step", "backend"]
+        return table.groupby(keys)["seconds"].min().reset_index()
+
+    def _read(self, op: str, name: str) -> pd.DataFrame:
+        folder = self.folder / "data" / self.system / op / self.framework
+        found = [
+            (_version_key(version.name), version / f"{name}.parquet")
+            for version in (folder.iterdir() if folder.is_dir() else [])
+            if (version / f"{name}.parquet").is_file()
+        ]
+        if not found:
+            raise CalibrationError(f"{self.system}: {PACKAGE} has no {name} table of {self.framework}")
+        path = max(found, key=lambda pair: pair[0])[1]
+        table = pd.read_parquet(io.BytesIO(path.read_bytes()))
+        return table.assign(seconds=table["latency"] / MS_PER_S)
+
+
+class GemmTable:
+    """Times of `[m, k] x [k, n]`, bilinear in n and k between the widths measured, linear beyond them."""
+
+    def __init__(self, table: pd.DataFrame) -> None:
+        best = table.groupby(["m", "n", "k"])["seconds"].min()
+        self.rows: list[int] = sorted(table["m"].unique().tolist())
+        self._by_rows = {int(str(m)): best[m].unstack("k") for m in self.rows}
+
+    def seconds(self, m: int, n: int, k: int) -> float:
+        """Seconds at a measured m and any n and k."""
+        table = self._by_rows[m].dropna(axis=0).sort_index()
+        by_n = [_line(k, table.columns.to_numpy(np.float64), row) for row in table.to_numpy(np.float64)]
+        return _line(n, table.index.to_numpy(np.float64), np.array(by_n))
+
+
+def _line(at: float, knots: Floats, values: Floats) -> float:
+    """Piecewise-linear through knots, the outer segments continued."""
+    right = int(np.clip(np.searchsorted(knots, at), 1, len(knots) - 1))
+    share = (at - knots[right - 1]) / (knots[right] - knots[right - 1])
+    return float(values[right - 1] + share * (values[right] - values[right - 1]))
+
+
+def _open_package(wheel: Path | None) -> tuple[Folder, str]:
+    if wheel is not None:
+        try:
+            folder = zipfile.Path(wheel) / ROOT
+        except (OSError, zipfile.BadZipFile) as error:
+            raise CalibrationError(f"{wheel}: can't be read as a wheel: {error}") from error
+        if not folder.is_dir():
+            raise CalibrationError(f"{wheel}: not a wheel of {PACKAGE}")
+        return folder, wheel.name.split("-")[1]
+    try:
+        package = distribution(PACKAGE)
+    except PackageNotFoundError as error:
+        raise CalibrationError(
+            f"{PACKAGE} is not installed: pip install 'cbsim[nvidia]', or pass its wheel by --wheel"
+        ) from error
+    return Path(str(package.locate_file(ROOT))), package.version
+
+
+def _version_key(version: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d+", version))
