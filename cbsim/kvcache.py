@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Iterable
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from pydantic import Field
@@ -42,9 +42,9 @@ class KVCacheConfig(Section):
         num_blocks = (usable - model.weight_bytes - activations) // block_bytes
         if num_blocks < 1:
             raise ConfigError(
-                f"kv_cache: no room for a KV block: {model.name} weighs {format_bytes(model.weight_bytes)} and "
-                f"{tensor_parallel} x {gpu.name} at gpu_memory_utilization {self.gpu_memory_utilization} gives "
-                f"{format_bytes(usable)}, of which activations take {format_bytes(activations)}; "
+                f"kv_cache: no room for a KV block: {model.name} weighs {format_bytes(model.weight_bytes)} "
+                f"and {tensor_parallel} x {gpu.name} at gpu_memory_utilization {self.gpu_memory_utilization} "
+                f"gives {format_bytes(usable)}, of which activations take {format_bytes(activations)}; "
                 f"allowed: a larger GPU, a higher replicas.tensor_parallel, or kv_cache.num_blocks"
             )
         return num_blocks
@@ -69,6 +69,7 @@ class BlockPool:
     """
 
     prefix_caching = False
+    has_identities = False
 
     def __init__(self, num_blocks: int, block_size: int) -> None:
         self.num_blocks = num_blocks
@@ -85,7 +86,7 @@ class BlockPool:
         return -(-num_tokens // self.block_size)
 
     def allocate(self, request: Request, num_blocks: int) -> None:
-        """Give a request further blocks. Asking for more than are free is a scheduler's mistake: RuntimeError."""
+        """Give a request further blocks. Raises RuntimeError for more than are free, a mistake of policy."""
         if num_blocks > self.num_free:
             raise RuntimeError(
                 f"{num_blocks} KV blocks asked for {request.request_id}, {self.num_free} are free"
@@ -111,6 +112,13 @@ class BlockPool:
     def withdraw(self, request: Request, num_tokens: int) -> None:
         """Undo `publish` beyond the first `num_tokens`: a step that was to compute them will not run."""
 
+    def forget(self, request: Request) -> None:
+        """A request has ended: it will never be looked up or published again."""
+
+    def num_held_by(self, requests: Sequence[Request]) -> int:
+        """Blocks that would be free if these requests released all of theirs."""
+        return sum(request.num_blocks for request in requests)
+
     def check_integrity(self, holders: Iterable[Request]) -> None:
         """Raise RuntimeError unless every block is either free or held, and by exactly these requests."""
         held = sum(request.num_blocks for request in holders)
@@ -125,6 +133,8 @@ class IdentityPool(BlockPool):
     later blocks before its earlier ones (vLLM's `FreeKVCacheBlockQueue`). With `unknown_first` False (vLLM
     before 0.33) every released block goes to the tail of the free queue.
     """
+
+    has_identities = True
 
     def __init__(
         self, num_blocks: int, block_size: int, *, prefix_caching: bool = True, unknown_first: bool = True
@@ -206,8 +216,17 @@ class IdentityPool(BlockPool):
             self._forget(request.blocks[i])
         request.num_published_blocks = min(request.num_published_blocks, num_kept)
 
+    def forget(self, request: Request) -> None:
+        """See `BlockPool.forget`; what its blocks hold stays known."""
+        self._prefixes.forget(request)
+
+    def num_held_by(self, requests: Sequence[Request]) -> int:
+        """See `BlockPool.num_held_by`; blocks that others share don't count."""
+        shares = Counter(block for request in requests for block in request.blocks)
+        return sum(self._num_holders[block] == count for block, count in shares.items())
+
     def check_integrity(self, holders: Iterable[Request]) -> None:
-        """See `BlockPool.check_integrity`; shares, the free queue and the index of contents must agree too."""
+        """See `BlockPool.check_integrity`; shares, the free queue and the known contents must agree too."""
         num_shares = [0] * self.num_blocks
         for request in holders:
             if len(request.blocks) != request.num_blocks:
@@ -244,9 +263,9 @@ PrefixKey = tuple[int, int]
 class PrefixKeys:
     """Names token sequences from position 0 on, so that equal sequences, and only those, have equal keys.
 
-    A sequence is a chain of segments, each used from its offset 0, so it is told by the chain of whole segments
-    before its last one (a node, numbered when first seen) and its length in that last one. One lookup a
-    segment, however many blocks it spans.
+    A sequence is a chain of segments, each used from its offset 0, so it is told by the chain of whole
+    segments before its last one (a node, numbered when first seen) and its length in that last one. One
+    lookup a segment, however many blocks it spans.
     """
 
     def __init__(self) -> None:
@@ -262,6 +281,10 @@ class PrefixKeys:
             if start < num_tokens:
                 return node, num_tokens - start
         raise ValueError("an empty prefix has no key")
+
+    def forget(self, request: Request) -> None:
+        """Drop what is kept for a request that has ended. The numbers of its nodes stay: keys hold them."""
+        self._chains.pop(request.request_id, None)
 
     def _chain(self, request: Request) -> list[tuple[int, int]]:
         """`(first position, node)` of each segment of the prompt, then of the answer."""

@@ -34,14 +34,17 @@ class Request:
         "blocks",
         "deadline_s",
         "first_scheduled_at_s",
+        "first_token_at_s",
         "index",
+        "last_token_at_s",
+        "max_itl_s",
         "num_blocks",
         "num_cached_tokens",
         "num_computed_tokens",
         "num_generated_tokens",
         "num_in_flight_tokens",
-        "num_output_tokens",
         "num_lost_tokens",
+        "num_output_tokens",
         "num_preemptions",
         "num_prompt_tokens",
         "num_published_blocks",
@@ -88,7 +91,7 @@ class Request:
         self.num_in_flight_tokens = 0
         """Output tokens that a step under way will emit."""
         self.prefill_until = num_prompt_tokens
-        """Tokens to compute before the request decodes: its prompt, after a preemption its answer so far too."""
+        """Tokens to compute before it decodes: its prompt, after a preemption its answer so far too."""
         self.num_preemptions = 0
         self.num_cached_tokens = 0
         """Prefix-cache tokens found at the first admission."""
@@ -102,6 +105,10 @@ class Request:
         self.blocks: list[int] = []
         """KV block numbers in order of position, where the pool keeps identities."""
         self.first_scheduled_at_s: float | None = None
+        self.first_token_at_s: float | None = None
+        self.last_token_at_s: float | None = None
+        self.max_itl_s = float("nan")
+        """Longest gap between two tokens so far, seconds; NaN before the second token."""
         self.waiting_since_s = arrival_s
         """When it last began to wait: its arrival or its last preemption."""
         self.waited_s = 0.0
@@ -121,6 +128,7 @@ class Request:
 
     def __repr__(self) -> str:
         return (
-            f"Request({self.request_id}: {self.state.name.lower()}, computed {self.num_computed_tokens}, "
-            f"prompt {self.num_prompt_tokens}, generated {self.num_generated_tokens}/{self.num_output_tokens})"
+            f"Request({self.request_id}: {self.state.name.lower()}, "
+            f"computed {self.num_computed_tokens}, prompt {self.num_prompt_tokens}, "
+            f"generated {self.num_generated_tokens}/{self.num_output_tokens})"
         )

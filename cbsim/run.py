@@ -119,7 +119,7 @@ def _prefill_s(cost: CostModel, num_tokens: int) -> float:
 def simulate(
     experiment: Experiment, workload: Workload, progress: Progress | None = None
 ) -> tuple[RunLog, list[str]]:
-    """What happens when the experiment runs, and the cost model's notes about it."""
+    """What happens when the experiment runs, and what schedulers and cost model note about it."""
     recorder = Recorder(with_batches=experiment.output.batches)
     cost = make_cost_model(experiment)
     num_in_flight = 2 if experiment.scheduler.async_scheduling else 1
@@ -131,7 +131,9 @@ def simulate(
     world = World(workload, engines, router, stop_at_s=experiment.stop_at_s, progress=progress)
     world.run()
     is_closed_loop = workload.config.concurrency is not None
-    return collect(recorder, engines, world.end_s, is_closed_loop=is_closed_loop), cost.notes()
+    # Replicas find the same things to note.
+    notes = dict.fromkeys(note for engine in engines for note in engine.scheduler.notes())
+    return collect(recorder, engines, world.end_s, is_closed_loop=is_closed_loop), [*notes, *cost.notes()]
 
 
 def collect(

@@ -158,6 +158,7 @@ class Scheduler(ABC):
 
     def add(self, request: Request) -> None:
         """A request has arrived."""
+        request.waiting_since_s = request.arrival_s
         self.waiting.push(request)
 
     def plan(self, now: float) -> StepPlan:
@@ -181,6 +182,20 @@ class Scheduler(ABC):
     def wake_at_s(self) -> float | None:
         """When an idle engine should ask again although nothing arrived; `None` for never."""
         return None
+
+    @property
+    def decides_by_clock(self) -> bool:
+        """Whether a head of the queue that can't be admitted may change by the mere passage of time."""
+        return False
+
+    @property
+    def decides_by_progress(self) -> bool:
+        """Whether tokens of running requests change the order of the queue."""
+        return False
+
+    def notes(self) -> list[str]:
+        """Sentences for `summary.json`, complete at the end: what a policy asked for and did not find."""
+        return []
 
     @property
     def num_running(self) -> int:
@@ -244,6 +259,7 @@ class Scheduler(ABC):
             request.first_scheduled_at_s = step.now
             step.admitted.append((request, num_cached))
             step.decisions.append(("admitted", request, num_cached))
+        request.waited_s += step.now - request.waiting_since_s
         request.state = RequestState.RUNNING
 
     def preempt(self, step: StepPlan, victim: Request) -> None:
@@ -259,6 +275,7 @@ class Scheduler(ABC):
         victim.num_in_flight_tokens = 0
         victim.num_preemptions += 1
         victim.state = RequestState.PREEMPTED
+        victim.waiting_since_s = step.now
         self.waiting.put_back(victim)
         step.preempted.append(victim)
         step.decisions.append(("preempted", victim, 0))
@@ -283,6 +300,7 @@ class Scheduler(ABC):
     def left(self, request: Request) -> None:
         """A finished request has left: its blocks are free."""
         self.pool.release(request)
+        self.pool.forget(request)
 
     def decodes_as_priced(self, num_decodes: int, context: int, max_context: int) -> tuple[int, int, int]:
         """What a step of these decodes costs as: more where finished requests keep a padded slot."""
@@ -306,6 +324,7 @@ class Scheduler(ABC):
         request.state = RequestState.FINISHED
         if was_preempted:
             self.waiting.remove(request)
+            self.left(request)
         else:
             self.finish(request)
         return True

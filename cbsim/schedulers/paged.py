@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import Field
 
+from cbsim.kvcache import NO_HIT, PrefixHit
 from cbsim.request import Request, RequestState
 from cbsim.schedulers.base import Resources, Scheduler, SchedulerConfig, StepPlan
-from cbsim.schedulers.queues import FcfsQueue, PriorityQueue, WaitingQueue
+from cbsim.schedulers.queues import FcfsQueue, RankedQueue, WaitingQueue, by_priority
+from cbsim.schedulers.victims import VictimRule, last_admitted
 
 
 class PagedConfig(SchedulerConfig):
@@ -20,7 +23,7 @@ class PagedConfig(SchedulerConfig):
     """Token budget of a step, decodes and prompt chunks together (vLLM's `max_num_batched_tokens`)."""
     chunk_size: int = Field(default=0, ge=0)
     """Most tokens of one request a step; 0 is no cap (vLLM's `long_prefill_token_threshold`)."""
-    policy: Literal["fcfs", "priority"] = "fcfs"
+    policy: Literal["fcfs", "priority", "sjf", "edf", "fair"] = "fcfs"
     """Who is admitted first, and who is preempted last."""
     enable_chunked_prefill: bool = True
     """False admits a prompt only if all of it (after the cap) fits in the step's budget."""
@@ -43,15 +46,16 @@ class PagedScheduler(Scheduler):
     def __init__(self, config: PagedConfig, resources: Resources) -> None:
         super().__init__(config, resources)
         self.waiting = self.new_queue()
+        self.choose_victim: VictimRule = last_admitted if config.policy == "fcfs" else self.least_urgent
         # vLLM's pool counts one reserved null block more.
         self.num_watermark_blocks = int(config.watermark * (self.pool.num_blocks + 1))
 
     def new_queue(self) -> WaitingQueue:
         """The waiting queue in the configured order."""
-        return FcfsQueue() if self.config.policy == "fcfs" else PriorityQueue()
+        return FcfsQueue() if self.config.policy == "fcfs" else RankedQueue(by_priority)
 
     def rejection(self, request: Request) -> str | None:
-        """A request that outgrows the whole KV cache alone, or a prompt that may not be split and never fits."""
+        """A request that outgrows the whole KV cache, or a prompt that must stay whole and never fits."""
         num_blocks = self.pool.blocks_for(request.num_prompt_tokens + request.num_output_tokens - 1)
         if num_blocks > self.pool.num_blocks:
             return f"needs {num_blocks} KV blocks, the cache has {self.pool.num_blocks}"
@@ -108,18 +112,29 @@ class PagedScheduler(Scheduler):
         return True
 
     def victim(self, now: float) -> Request:
-        """The running request to preempt: the one admitted last, or the least important."""
-        if self.config.policy == "fcfs":
-            return self.running[-1]
-        return max(self.running, key=lambda request: (request.priority, request.index))
+        """The running request to preempt: the one admitted last, or the last in the queue's order."""
+        return self.choose_victim(self.running)
+
+    def least_urgent(self, candidates: Sequence[Request]) -> Request:
+        """The last in the queue's order."""
+        return max(candidates, key=self.waiting.rank)
 
     def ends_at_own_preemption(self) -> bool:
         """Whether the pass over the running list ends when the visited request was itself the victim."""
         return self.config.policy == "fcfs"
 
+    def notes(self) -> list[str]:
+        """That a policy had nothing to go by."""
+        if self.config.policy == "fcfs" or self.waiting.tells_apart:
+            return []
+        return [
+            f"policy: {self.config.policy} found nothing that tells requests apart: "
+            "they were served in order of arrival"
+        ]
+
     def admit_waiting(self, step: StepPlan, cap: int) -> None:
         """Admit from the head of the queue while slots, budget and blocks last; nobody overtakes the head."""
-        while step.budget > 0 and len(self.running) < self.config.max_num_seqs:
+        while step.budget > 0 and self.num_running < self.config.max_num_seqs:
             request = self.waiting.head(step.now)
             if request is None or not self.try_admit(step, request, cap):
                 return
@@ -128,16 +143,23 @@ class PagedScheduler(Scheduler):
         """Admit the head of the queue with its first chunk, if they fit."""
         hit = self.pool.find_prefix(request)
         num_cached = len(hit.blocks) * self.pool.block_size
-        num_known = request.num_known_tokens
-        num_tokens = min(num_known - num_cached, cap)
-        if num_tokens > step.budget and not self.config.enable_chunked_prefill:
-            return False
-        num_tokens = min(num_tokens, step.budget)
-        num_resident = num_known if self.config.reserve_full_isl else num_cached + num_tokens
-        num_needed = self.pool.blocks_for(num_resident) - len(hit.blocks) + hit.num_free
-        if num_needed + (self.num_watermark_blocks if self.running else 0) > self.pool.num_free:
+        num_tokens = self.first_chunk(step, request, num_cached, cap)
+        if num_tokens == 0 or self.num_blocks_missing(request, num_cached + num_tokens, hit) > 0:
             return False
         self.admit(step, request, hit)
         self.pool.allocate(request, self.pool.blocks_for(num_cached + num_tokens) - request.num_blocks)
         self.schedule(step, request, num_tokens)
         return True
+
+    def first_chunk(self, step: StepPlan, request: Request, num_computed: int, cap: int) -> int:
+        """Tokens that a request would compute if admitted now; 0 if they must stay whole and don't fit."""
+        num_tokens = min(request.num_known_tokens - num_computed, cap)
+        if num_tokens > step.budget and not self.config.enable_chunked_prefill:
+            return 0
+        return min(num_tokens, step.budget)
+
+    def num_blocks_missing(self, request: Request, num_tokens: int, hit: PrefixHit = NO_HIT) -> int:
+        """Blocks missing to admit a request that is to hold KV of `num_tokens`; 0 or less if none."""
+        num_resident = request.num_known_tokens if self.config.reserve_full_isl else num_tokens
+        num_needed = self.pool.blocks_for(num_resident) - len(hit.blocks) + hit.num_free
+        return num_needed + (self.num_watermark_blocks if self.num_running else 0) - self.pool.num_free

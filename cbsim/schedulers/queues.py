@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from bisect import bisect_left, insort
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from cbsim.request import Request
+
+Rank = tuple[float, ...]
+"""Smaller is served first; ends with the place in order of arrival, so that no two requests are equal."""
 
 
 class WaitingQueue(ABC):
     """Requests that wait for admission. Only the head is ever admitted."""
 
+    @property
+    def tells_apart(self) -> bool:
+        """Whether, so far, anything but their arrival told requests apart."""
+        return True
+
+    @abstractmethod
+    def rank(self, request: Request) -> Rank:
+        """How urgent a request is, waiting or running."""
+
     @abstractmethod
     def push(self, request: Request) -> None:
         """A newcomer joins."""
 
-    @abstractmethod
     def put_back(self, request: Request) -> None:
-        """A preempted request returns."""
+        """A preempted request returns, to its place among the others."""
+        self.push(request)
 
     @abstractmethod
     def head(self, now: float) -> Request | None:
@@ -28,6 +41,13 @@ class WaitingQueue(ABC):
     @abstractmethod
     def remove(self, request: Request) -> None:
         """A request leaves, usually the head."""
+
+    def is_aged(self, request: Request, now: float) -> bool:
+        """Whether a request has waited so long that no other may be preferred to it."""
+        return False
+
+    def served(self, request: Request, num_tokens: int) -> None:  # noqa: B027
+        """Tokens of a request have been served: for orders that depend on it."""
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -38,18 +58,25 @@ class WaitingQueue(ABC):
 
 
 class FcfsQueue(WaitingQueue):
-    """First come, first served; a preempted request returns to the front."""
+    """First come, first served; a preempted request returns to its place, mostly the front."""
 
     def __init__(self) -> None:
         self._requests: deque[Request] = deque()
+
+    def rank(self, request: Request) -> Rank:
+        """The order of arrival."""
+        return (request.index,)
 
     def push(self, request: Request) -> None:
         """To the tail."""
         self._requests.append(request)
 
     def put_back(self, request: Request) -> None:
-        """To the front, so that several victims end up in their old order."""
-        self._requests.appendleft(request)
+        """Before all that arrived later: the front, unless others were preempted that came earlier still."""
+        place = 0
+        while place < len(self._requests) and self._requests[place].index < request.index:
+            place += 1
+        self._requests.insert(place, request)
 
     def head(self, now: float) -> Request | None:
         """The front."""
@@ -69,23 +96,33 @@ class FcfsQueue(WaitingQueue):
         return iter(self._requests)
 
 
-class PriorityQueue(WaitingQueue):
-    """Smallest (priority, arrival) first, preempted requests included."""
+class RankedQueue(WaitingQueue):
+    """Smallest figure first, then in order of arrival, preempted requests included.
 
-    def __init__(self) -> None:
-        self._entries: list[tuple[tuple[float, ...], Request]] = []
+    The figure of a request must not change while it lives.
+    """
 
-    def rank(self, request: Request) -> tuple[float, ...]:
-        """Smaller is served first; ends with the place in order of arrival, so that no two are equal."""
-        return (request.priority, request.index)
+    def __init__(self, figure: Callable[[Request], float]) -> None:
+        self._figure = figure
+        self._figures_seen: set[float] = set()
+        """At most two of them."""
+        self._entries: list[tuple[Rank, Request]] = []
+
+    @property
+    def tells_apart(self) -> bool:
+        """Whether the figures differ."""
+        return len(self._figures_seen) > 1
+
+    def rank(self, request: Request) -> Rank:
+        """`(figure, place in order of arrival)`."""
+        return (self._figure(request), request.index)
 
     def push(self, request: Request) -> None:
         """To its place by rank."""
-        insort(self._entries, (self.rank(request), request), key=lambda entry: entry[0])
-
-    def put_back(self, request: Request) -> None:
-        """To its place by rank."""
-        self.push(request)
+        rank = self.rank(request)
+        if not self.tells_apart:
+            self._figures_seen.add(rank[0])
+        insort(self._entries, (rank, request), key=lambda entry: entry[0])
 
     def head(self, now: float) -> Request | None:
         """The smallest rank."""
@@ -100,3 +137,13 @@ class PriorityQueue(WaitingQueue):
 
     def __iter__(self) -> Iterator[Request]:
         return (request for _, request in self._entries)
+
+
+def by_priority(request: Request) -> float:
+    """The figure of `priority`: smaller is more important."""
+    return request.priority
+
+
+def by_deadline(request: Request) -> float:
+    """The figure of `edf`: the instant of the deadline, seconds; without one, last."""
+    return math.inf if request.deadline_s is None else request.arrival_s + request.deadline_s

@@ -11,6 +11,8 @@ from cbsim.schedulers.paged import PagedConfig, PagedScheduler
 class VllmConfig(PagedConfig):
     """vLLM's V1 scheduler, one replica, no speculative decoding, full attention."""
 
+    policy: Literal["fcfs", "priority"] = "fcfs"
+    """Who is admitted first, and who is preempted last."""
     version: Literal["0.15", "0.20", "0.33"] = "0.33"
     """The vLLM release to follow, where releases differ."""
     async_scheduling: bool = True
