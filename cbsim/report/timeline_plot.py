@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import PercentFormatter, StrMethodFormatter
 
 from cbsim.recorder import Column
 from cbsim.report.style import PALETTE, head, new_figure, styled
@@ -17,35 +17,59 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-NUM_BINS = 400
+NUM_BINS = 160
 """Panels show so many bins: the line is the mean over a bin's time, the band reaches to its highest step."""
+MAX_SPREAD = 4
+"""Runs share an axis unless their highest values differ by more than this factor."""
 _PANELS = {
     "waiting requests": "num_waiting",
     "decodes in a step": "num_decode_seqs",
     "prompt tokens in a step": "num_prefill_tokens",
     "KV blocks taken": "kv_share",
 }
+_CAPTION = (
+    f"Line: mean over 1/{NUM_BINS} of the time shown, idle time as 0. Band: up to the highest step in it. "
+    "Runs that differ widely have scales of their own."
+)
 
 
 def timeline(results: Mapping[str, Result]) -> Figure:
-    """Panels over simulated time, axes shared by all runs so that they can be compared by eye."""
+    """Panels over simulated time; axes are shared by all runs where that leaves each of them legible."""
     with styled():
         figure = new_figure(13, 1.4 + 1.9 * len(results))
-        panels = figure.subplots(len(results), len(_PANELS), sharex=True, sharey="col", squeeze=False)
-        end_s = max((_end_s(result.steps) for result in results.values()), default=0.0)
-        edges_s = np.linspace(0, end_s or 1.0, NUM_BINS + 1)
-        for row, (label, result) in zip(panels, results.items(), strict=True):
+        panels = figure.subplots(max(1, len(results)), len(_PANELS), squeeze=False)
+        ends_s = _scales([_end_s(result.steps) for result in results.values()])
+        for row, (label, result), end_s in zip(panels, results.items(), ends_s, strict=False):
+            edges_s = np.linspace(0, end_s, NUM_BINS + 1)
             for axes, column, color in zip(row, _PANELS.values(), PALETTE[: len(row)], strict=True):
                 _draw(axes, result.steps, column, edges_s, color)
+                axes.set_xlim(0, end_s)
+                axes.tick_params(labelbottom=len(set(ends_s)) > 1)
             row[0].set_ylabel(label, fontsize=10, fontweight="bold")
-        for top, bottom, title in zip(panels[0], panels[-1], _PANELS, strict=True):
-            top.set_title(title, fontweight="bold")
-            top.set_ylim(bottom=0)
-            bottom.set(xlabel="simulated time (s)", xlim=(0, edges_s[-1]))
-        panels[0][-1].yaxis.set_major_formatter(PercentFormatter(xmax=1))
-        caption = f"Line: mean over {edges_s[1]:.3g} s, idle time as 0. Band: up to the highest step in it."
-        head(figure, "Queue, batch and KV use over time", caption)
+        for column_of_panels, title in zip(panels.T, _PANELS, strict=True):
+            _label_column(column_of_panels, title)
+        figure.align_ylabels(panels[:, 0])
+        head(figure, "Queue, batch and KV use over time", _CAPTION)
     return figure
+
+
+def _label_column(panels: Sequence[Axes], title: str) -> None:
+    """What is shown, once for the whole column, and one scale for all its panels if that is legible."""
+    for axes, top in zip(panels, _scales([axes.dataLim.y1 for axes in panels]), strict=True):
+        axes.set_ylim(0, top * 1.05)
+        axes.yaxis.set_major_formatter(
+            PercentFormatter(xmax=1) if _PANELS[title] == "kv_share" else StrMethodFormatter("{x:,g}")
+        )
+    panels[0].set_title(title, fontweight="bold")
+    panels[-1].set_xlabel("simulated time (s)")
+    panels[-1].tick_params(labelbottom=True)
+
+
+def _scales(highest: Sequence[float]) -> list[float]:
+    """The end of each run's axis: the same for all, unless some would then be too small to read."""
+    ends = [value if value > 0 else 1.0 for value in highest]
+    is_shared = max(ends, default=1.0) <= MAX_SPREAD * min(ends, default=1.0)
+    return [max(ends)] * len(ends) if is_shared else ends
 
 
 def bin_steps(start_s: Column, duration_s: Column, values: Column, edges_s: Column) -> tuple[Column, Column]:
@@ -79,7 +103,7 @@ def _draw(axes: Axes, steps: pd.DataFrame, column: str, edges_s: Column, color: 
         mean = mean / max(1, len(replicas))
     if len(binned) == 1:
         axes.stairs(binned[0][1], edges_s, fill=True, color=color, alpha=0.22, linewidth=0)
-    axes.stairs(mean, edges_s, color=color, linewidth=1.2, baseline=None)
+    axes.stairs(mean, edges_s, color=color, linewidth=0.9, baseline=None)
 
 
 def _step_values(steps: pd.DataFrame, column: str) -> tuple[Column, Column, Column]:
