@@ -1,0 +1,235 @@
+"""Measure: the whole plan timed on a device, a row on disk for each timing, resumed where it was killed."""
+
+from __future__ import annotations
+
+import math
+import shlex
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+from cbsim.calibrate.device import BLOCK_SIZE, Device, find_room, flush_bytes, open_device
+from cbsim.calibrate.meta import Meta, read_meta, save_meta
+from cbsim.calibrate.plan import PlanName, PlanPoint, make_plan
+from cbsim.calibrate.point import Point
+from cbsim.calibrate.pointsfile import append_point, read_points, write_points
+from cbsim.calibrate.rig import Rig
+from cbsim.calibrate.timing import UNSTABLE_SPREAD, CpuTimer, CudaTimer, Timer, Timing
+from cbsim.errors import CalibrationError
+from cbsim.kernels.shard import Shard
+from cbsim.specs import ModelSpec
+
+MAX_DRIFT = 0.05
+"""How far repeats of a point may lie from it, at the median, before it is worth a warning."""
+
+Progress = Callable[[int, int, float | None], None]
+"""Called after each point: how many are done, how many there are, the seconds left if they can be told."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """What a calibration has on disk."""
+
+    points: list[Point]
+    meta: Meta
+
+
+def measure(
+    model: ModelSpec,
+    out: Path,
+    *,
+    device: str,
+    plan: PlanName = "full",
+    tensor_parallel: int = 1,
+    backend: str | None = None,
+    gpu: str | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+    timer: Timer | None = None,
+) -> Measurement:
+    """Time a model's kernels into `out/points.csv` and `out/meta.json`.
+
+    Rows that a run of the same plan left there are kept. `gpu` names the device in `configs/gpus`. Raises
+    `CalibrationError` if there is no such device, the model doesn't fit, or `out` holds other timings.
+    """
+    shard = Shard(model, tensor_parallel)
+    opened = open_device(device)
+    room = find_room(opened, shard)
+    planned = make_plan(plan, room.limits, seed)
+    meta = _make_meta(model, opened, tensor_parallel, gpu, plan, seed)
+    points = _resume(out, meta, planned)
+    with torch.inference_mode():
+        rig = Rig(shard, opened, room, backend=backend, seed=seed)
+        timer = timer or _make_timer(opened)
+        save_meta(_with_backend(meta, rig), out / "meta.json")
+        points += _time_all(rig, timer, planned, points, out / "points.csv", seed, progress)
+    meta = _with_backend(meta, rig).model_copy(update={"warnings": warnings_of(points, planned)})
+    save_meta(meta, out / "meta.json")
+    return Measurement(points, meta)
+
+
+def warnings_of(points: Sequence[Point], planned: Sequence[PlanPoint]) -> list[str]:
+    """What to know about the timings, in words."""
+    warnings = []
+    unstable = [point for point in points if _timing(point).is_unstable]
+    if unstable:
+        worst = max(unstable, key=lambda point: point.t_p90_s / point.t_median_s)
+        warnings.append(
+            f"{len(unstable)} of {len(points)} timings are unstable: the slowest tenth of their runs took "
+            f"over {UNSTABLE_SPREAD:.0%} more than the median (worst: {worst.op}, "
+            f"{worst.t_p90_s / worst.t_median_s:.1f} times); other work ran there, or clocks moved"
+        )
+    drift = statistics.median(_drifts(points) or [0.0])
+    if drift > MAX_DRIFT:
+        warnings.append(
+            f"timings drifted: repeats of the same point differ by {drift:.0%} at the median; let the device "
+            f"warm up, and run nothing beside the calibration"
+        )
+    missing = len(planned) - len(points)
+    if missing > 0:
+        warnings.append(f"{missing} of {len(planned)} points could not be timed: too little memory")
+    return warnings
+
+
+def _time_all(
+    rig: Rig,
+    timer: Timer,
+    planned: Sequence[PlanPoint],
+    done: Sequence[Point],
+    path: Path,
+    seed: int,
+    progress: Progress | None,
+) -> list[Point]:
+    known = {point.order for point in done}
+    left = [point for point in planned if point.order not in known]
+    points = []
+    start = time.monotonic()
+    for count, plan_point in enumerate(left, start=1):
+        try:
+            timing = timer.time(lambda n, p=plan_point: rig.calls(p, n))  # type: ignore[misc]
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
+        else:
+            point = _row(plan_point, timing, rig, seed)
+            append_point(path, point)
+            points.append(point)
+        if progress is not None:
+            spent_s = time.monotonic() - start
+            left_s = spent_s / count * (len(left) - count) if count >= 5 else None
+            progress(len(done) + count, len(planned), left_s)
+    return points
+
+
+def _row(plan_point: PlanPoint, timing: Timing, rig: Rig, seed: int) -> Point:
+    contexts = plan_point.contexts
+    return Point(
+        op=plan_point.op,
+        t_median_s=timing.median_s,
+        chunks=plan_point.chunks,
+        num_decodes=len(contexts),
+        decode_context=sum(contexts),
+        max_decode_context=max(contexts, default=0),
+        tokens=plan_point.tokens,
+        num_logits=plan_point.num_logits,
+        backend=type(rig.backend).__name__.removesuffix("Backend").lower(),
+        page_size=BLOCK_SIZE,
+        dtype=rig.shard.model.dtype,
+        graph=timing.graph,
+        l2="cold" if timing.is_cold else "warm",
+        num_runs=timing.num_runs,
+        t_min_s=timing.min_s,
+        t_p90_s=timing.p90_s,
+        order=plan_point.order,
+        split=plan_point.split,
+        seed=seed,
+    )
+
+
+def _resume(out: Path, meta: Meta, planned: Sequence[PlanPoint]) -> list[Point]:
+    """The rows that are there already; a torn last one is dropped. Raises if they are of something else."""
+    out.mkdir(parents=True, exist_ok=True)
+    points_path, meta_path = out / "points.csv", out / "meta.json"
+    if not points_path.exists():
+        return []
+    if not meta_path.exists():
+        raise CalibrationError(f"{out}: holds points.csv without meta.json; give another --out")
+    before = read_meta(meta_path)
+    wanted = _identity(meta)
+    differing = [
+        f"{out}: holds timings of {name} {got}, not {wanted[name]}; give another --out"
+        for name, got in _identity(before).items()
+        if got != wanted[name]
+    ]
+    if differing:
+        raise CalibrationError(*differing)
+    if points_path.read_text(encoding="utf-8").count("\n") < 2:
+        points_path.unlink()
+        return []
+    points = read_points(points_path, drop_torn_line=True)
+    by_order = {point.order: point for point in planned}
+    for point in points:
+        expected = by_order.get(point.order)
+        if expected is None or expected.op != point.op or expected.chunks != point.chunks:
+            raise CalibrationError(f"{points_path}: row {point.order} is of another plan; give another --out")
+    write_points(points_path, points)
+    return points
+
+
+def _identity(meta: Meta) -> dict[str, str]:
+    """What timings of one file must have in common."""
+    return {
+        "device": meta.device,
+        "model": str(meta.model),
+        "tensor parallelism": str(meta.tensor_parallel),
+        "torch": meta.software.get("torch", ""),
+    }
+
+
+def _make_meta(
+    model: ModelSpec, device: Device, tensor_parallel: int, gpu: str | None, plan: PlanName, seed: int
+) -> Meta:
+    figures = model.model_dump(mode="json", exclude={"sources"})
+    assumptions = []
+    if tensor_parallel > 1:
+        assumptions.append("all-reduces between GPUs were not measured: one GPU timed its shard alone")
+    return Meta(
+        device=device.name,
+        gpu=gpu,
+        model={name: value for name, value in figures.items() if type(value) in (int, str)},
+        tensor_parallel=tensor_parallel,
+        source=f"cbsim calibrate, plan {plan}, seed {seed}",
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=shlex.join(["cbsim", *sys.argv[1:]]),
+        software=device.software,
+        assumptions=assumptions,
+    )
+
+
+def _with_backend(meta: Meta, rig: Rig) -> Meta:
+    return meta.model_copy(update={"software": {**meta.software, "attention": rig.backend.describe()}})
+
+
+def _make_timer(device: Device) -> Timer:
+    if device.is_cuda:
+        return CudaTimer(device.torch_device, flush_bytes(device))
+    return CpuTimer()
+
+
+def _timing(point: Point) -> Timing:
+    return Timing(point.t_median_s, point.t_min_s, point.t_p90_s, point.num_runs, point.graph)
+
+
+def _drifts(points: Sequence[Point]) -> list[float]:
+    """How far each repeat lies from its original."""
+    firsts = {point.key: point.t_median_s for point in points if point.split != "repeat"}
+    return [
+        abs(math.log(point.t_median_s / firsts[point.key]))
+        for point in points
+        if point.split == "repeat" and point.key in firsts
+    ]

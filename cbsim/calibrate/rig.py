@@ -1,0 +1,123 @@
+"""Rig: a model on a device, set up so that each part of a step can be called alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cbsim.calibrate.device import BLOCK_SIZE, Device, Room
+from cbsim.calibrate.plan import PlanPoint
+from cbsim.calibrate.timing import Call
+from cbsim.kernels.attention import LayerCache, make_backend
+from cbsim.kernels.batch import SequenceSlice, StepBatch
+from cbsim.kernels.decoder import Decoder, attend
+from cbsim.kernels.sampling import greedy
+from cbsim.kernels.shard import Shard
+
+
+class Rig:
+    """Random weights and random keys and values at a model's real shapes.
+
+    One pool of KV blocks serves twice: whole for the attention of one layer, shared out over the layers for
+    whole steps. Every call gets blocks of its own, scattered over the pool, and each `dense` call the weights
+    of another layer.
+    """
+
+    def __init__(
+        self, shard: Shard, device: Device, room: Room, *, backend: str | None = None, seed: int = 0
+    ) -> None:
+        self.shard = shard
+        self.device = device.torch_device
+        self.backend = make_backend(backend, shard, self.device)
+        longest = max(room.limits.max_context, room.limits.max_tokens)
+        self.decoder = Decoder(shard, self.backend, self.device, max_positions=longest + 1, seed=seed)
+        self.pool = LayerCache.allocate(shard, room.num_blocks, BLOCK_SIZE, self.device)
+        self._random = torch.Generator(self.device).manual_seed(seed)
+        self._rng = np.random.Generator(np.random.PCG64(seed))
+        for part in (self.pool.keys, self.pool.values):
+            part.normal_(generator=self._random)
+        num_layers = shard.model.num_layers
+        per_layer = room.num_blocks // num_layers
+        self.step_caches = [self._share(layer * per_layer, per_layer) for layer in range(num_layers)]
+        self._scattered = {count: self._rng.permutation(count) for count in (room.num_blocks, per_layer)}
+        self._next_block = 0
+
+    def calls(self, point: PlanPoint, count: int) -> list[Call]:
+        """`count` calls of what a point of the plan names."""
+        if point.op == "dense":
+            return self._dense_calls(point.tokens, count)
+        if point.op == "logits":
+            return self._logits_calls(point.num_logits, count)
+        if point.op == "step":
+            return self._step_calls(point, count)
+        return self._attention_calls(point, count)
+
+    def _dense_calls(self, tokens: int, count: int) -> list[Call]:
+        hidden = self._normal(tokens, self.shard.model.hidden_size)
+        attended = self._normal(tokens, self.shard.num_heads, self.shard.head_size)
+        positions = torch.arange(tokens, device=self.device) % self.decoder.rotary.cos.shape[0]
+        slots = torch.arange(tokens, device=self.device)
+        layers = self.decoder.layers
+
+        def call(place: int) -> Call:
+            layer = layers[place % len(layers)]
+
+            def run() -> Tensor:
+                _, keys, values = layer.project(hidden, positions, self.decoder.rotary)
+                self.pool.write(keys, values, slots)
+                return layer.merge(hidden, attended)
+
+            return run
+
+        return [call(place) for place in range(count)]
+
+    def _logits_calls(self, rows: int, count: int) -> list[Call]:
+        hidden = self._normal(rows, self.shard.model.hidden_size)
+        return [lambda: greedy(self.decoder.head.logits(hidden))] * count
+
+    def _attention_calls(self, point: PlanPoint, count: int) -> list[Call]:
+        shard = self.shard
+        tokens = len(point.contexts) + sum(n for n, _ in point.chunks)
+        query = self._normal(tokens, shard.num_heads, shard.head_size)
+        keys = self._normal(tokens, shard.num_kv_heads, shard.head_size)
+        values = self._normal(tokens, shard.num_kv_heads, shard.head_size)
+
+        def call() -> Call:
+            batch = self._batch(point, self.pool)
+            return lambda: attend(self.backend, query, keys, values, self.pool, batch)
+
+        return [call() for _ in range(count)]
+
+    def _step_calls(self, point: PlanPoint, count: int) -> list[Call]:
+        def call() -> Call:
+            batch = self._batch(point, self.step_caches[0])
+            return lambda: greedy(self.decoder.logits(batch, self.step_caches))
+
+        return [call() for _ in range(count)]
+
+    def _batch(self, point: PlanPoint, cache: LayerCache) -> StepBatch:
+        """The point's sequences, on the next scattered blocks."""
+        num_finishing = max(0, point.num_logits - len(point.contexts))
+        sizes = [(1, context - 1, True) for context in point.contexts]
+        sizes += [(n, before, i < num_finishing) for i, (n, before) in enumerate(point.chunks)]
+        slices = []
+        for tokens, before, emits in sizes:
+            token_ids = self._rng.integers(0, self.shard.model.vocab_size, tokens)
+            blocks = self._take_blocks(-(-(before + tokens) // BLOCK_SIZE), cache.keys.shape[0])
+            slices.append(SequenceSlice(token_ids, before, blocks, emits))
+        return StepBatch.build(slices, BLOCK_SIZE, self.device)
+
+    def _take_blocks(self, count: int, num_blocks: int) -> NDArray[np.int64]:
+        places = np.arange(self._next_block, self._next_block + count) % num_blocks
+        self._next_block += count
+        return self._scattered[num_blocks][places]
+
+    def _share(self, first: int, count: int) -> LayerCache:
+        """One layer's part of the pool."""
+        return LayerCache(self.pool.keys[first : first + count], self.pool.values[first : first + count])
+
+    def _normal(self, *shape: int) -> Tensor:
+        out = torch.empty(shape, dtype=self.shard.dtype, device=self.device)
+        return out.normal_(generator=self._random)
