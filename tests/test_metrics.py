@@ -121,6 +121,15 @@ def test_goodput_counts_requests_within_every_limit(slo, num_good):
     assert summary["slo_attainment"] == num_good / 4
 
 
+def test_an_itl_limit_holds_for_every_gap():
+    log = paper_log()
+    uneven = dataclasses.replace(
+        log, requests=log.requests | {"max_itl_s": np.array([1.9, np.nan, 1.5, np.nan])}
+    )
+    assert summarize(uneven, PAPER, {"itl_s": 1.6})["goodput_per_s"] == 2 / 5
+    assert summarize(uneven, PAPER, {"tpot_s": 1.6})["goodput_per_s"] == 3 / 5
+
+
 def test_unfinished_requests_miss_and_keep_their_first_token():
     log = paper_log()
     finished_at_s, state = log.requests["finished_at_s"].copy(), log.requests["state"].copy()

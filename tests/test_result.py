@@ -1,8 +1,6 @@
 import dataclasses
-import fcntl
 import json
 import math
-import os
 from pathlib import Path
 
 import numpy as np
@@ -200,18 +198,6 @@ def test_a_rename_that_fails_puts_the_former_run_back(tmp_path, monkeypatch):
         make_result(paper_log(), "new").save(folder)
     assert load_run(folder).name == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
-
-
-def test_what_a_killed_process_left_is_cleared_away_and_one_at_work_is_not(tmp_path):
-    at_work, folder = tmp_path / ".run.at-work.partial", tmp_path / "run"
-    for name in (".run.killed.partial", ".other.killed.partial", at_work.name):
-        (tmp_path / name / "new").mkdir(parents=True)
-        (tmp_path / name / "new" / "config.yaml").write_text("name: half")
-    descriptor = os.open(at_work, os.O_RDONLY)
-    fcntl.flock(descriptor, fcntl.LOCK_EX)
-    make_result(paper_log()).save(folder)
-    os.close(descriptor)
-    assert {path.name for path in tmp_path.iterdir()} == {"run", at_work.name, ".other.killed.partial"}
 
 
 def test_loading_what_is_no_run(tmp_path):

@@ -1,4 +1,5 @@
 import math
+import subprocess
 import sys
 
 import pandas as pd
@@ -144,6 +145,20 @@ def test_a_spawned_pool_gives_the_same_bytes_and_outlives_killed_workers(tmp_pat
     sweep(healthy, out=tmp_path / "pooled", workers=2)
     for name in ("table.csv", "table.parquet"):
         assert (tmp_path / "pooled" / name).read_bytes() == (tmp_path / "serial" / name).read_bytes()
+
+
+def test_a_killed_sweep_resumes(tmp_path):
+    """The process itself ends without warning in its second point."""
+    config = CONFIG | {"sweep": {"workload.num_output_tokens": [1, 4], "workload.breaks": ["", "killed"]}}
+    script = f"import cbsim; cbsim.sweep({config!r}, out={str(tmp_path / 'out')!r})"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 9
+    assert len(list((tmp_path / "out" / "points").iterdir())) == 1
+    healthy = config | {"sweep": config["sweep"] | {"workload.breaks": [""]}}
+    states = []
+    sweep(healthy, out=tmp_path / "out", progress=states.append)
+    assert (states[-1].num_reused, states[-1].num_done) == (1, 1)
+    sweep(healthy, out=tmp_path / "whole")
+    assert files(tmp_path / "out") == files(tmp_path / "whole")
 
 
 def test_a_pool_of_one_runs_here_and_goes_on_after_an_error():
