@@ -45,8 +45,8 @@ class Trim:
     def notes(self) -> list[str]:
         """What the caps have cut so far."""
         return [
-            f"{name} = {getattr(self._config, name):,}: {num_cut:,} {what} cut, "
-            f"{self._num_tokens_cut[name]:,} tokens left out"
+            f"{name} = {getattr(self._config, name):,}: {what} cut: {num_cut:,}, "
+            f"tokens left out: {self._num_tokens_cut[name]:,}"
             for (name, num_cut), what in zip(self._num_cut.items(), ("prompts", "answers"), strict=True)
             if num_cut
         ]

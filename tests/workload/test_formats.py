@@ -161,6 +161,20 @@ def test_unsorted_rows_are_sorted_stably_with_a_note(trace):
     assert workload.notes() == ["v.csv: 2 of 4 requests stood after a later one; sorted"]
 
 
+def test_many_equal_arrivals_keep_their_order(trace):
+    arrivals = [i * 7 % 5 for i in range(500)]
+    text = "arrived_at,num_prefill_tokens,num_decode_tokens\n" + "".join(f"{t},1,1\n" for t in arrivals)
+    found = [(r.arrival_s, int(r.request_id[1:])) for r in trace("v.csv", text).requests()]
+    assert found == sorted((float(t), i) for i, t in enumerate(arrivals))
+
+
+def test_rows_without_an_id_are_named_by_their_place_in_the_file(trace, monkeypatch):
+    monkeypatch.setattr("cbsim.workload.textfile.BLOCK_BYTES", 100)
+    text = "request_id,arrival_s,num_prompt_tokens,num_output_tokens\nfirst,0,1,1\n" + ",0,1,1\n" * 50
+    names = [r.request_id for r in trace("c.csv", text).requests()]
+    assert names == ["first", *(f"r{i}" for i in range(1, 51))]
+
+
 def test_unsorted_dates_count_from_the_earliest(trace):
     text = "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-01-01 00:00:05,1,1\n2023-01-01 00:00:02,2,1\n"
     assert rows(trace("a.csv", text)) == [("r1", 0.0, 2, 1), ("r0", 3.0, 1, 1)]
