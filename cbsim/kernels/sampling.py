@@ -38,6 +38,11 @@ class SamplingParams:
         """Whether no chance is involved."""
         return self.temperature == 0
 
+    @property
+    def is_restricted(self) -> bool:
+        """Whether some tokens are out of the question."""
+        return not self.is_greedy and (self.top_k > 0 or self.top_p < 1)
+
 
 def greedy(logits: Tensor) -> Tensor:
     """The most likely token of each row, the first of equals: `(S, vocab)` to `(S,)` int64."""
@@ -57,10 +62,11 @@ def sample(logits: Tensor, params: Sequence[SamplingParams], uniforms: Sequence[
     temperature = torch.tensor([row.temperature or 1.0 for row in params], device=device)
     uniform = torch.tensor(uniforms, dtype=torch.float32, device=device)
     probabilities = torch.softmax(logits / temperature[:, None], dim=-1)
-    if any((row.top_k or row.top_p < 1) and not row.is_greedy for row in params):
-        chosen = _restricted(probabilities, params, uniform)
-    else:
-        chosen = _place(probabilities, uniform)
+    chosen = _place(probabilities, uniform)
+    rows = [i for i, row in enumerate(params) if row.is_restricted]
+    if rows:
+        at = torch.tensor(rows, device=device)
+        chosen[at] = _restricted(probabilities[at], [params[i] for i in rows], uniform[at])
     return torch.where(is_greedy, greedy(logits), chosen)
 
 

@@ -25,7 +25,7 @@ class DecodeTuning:
     num_warps: int = 4
     num_stages: int = 3
     programs_per_processor: int = 4
-    """How many programs to have for each multiprocessor, at least, by splitting contexts."""
+    """How many programs to have for each multiprocessor, at most, by splitting contexts."""
     max_splits: int = 64
 
 
@@ -47,10 +47,10 @@ class TritonBackend(AttentionBackend):
             self._num_processors = INTERPRETED_PROCESSORS
 
     def num_splits(self, num_decodes: int, max_context: int) -> int:
-        """Shares of each context: enough programs for all multiprocessors, none without a tile of its own."""
+        """Shares of each context: programs for every multiprocessor at once, none without a tile."""
         tuning = self.tuning
         wanted = self._num_processors * tuning.programs_per_processor
-        splits = -(-wanted // (num_decodes * self.shard.num_kv_heads))
+        splits = wanted // (num_decodes * self.shard.num_kv_heads)
         return max(1, min(splits, -(-max_context // tuning.tile), tuning.max_splits))
 
     def prefill(
