@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import itertools
+import re
 from pathlib import Path
 from typing import Any
 
@@ -66,5 +68,11 @@ def _describe_gpu(path: Path) -> str:
 
 def _first_comment(path: Path) -> str:
     """The sentence that a YAML file begins with."""
-    first = path.read_text(encoding="utf-8").partition("\n")[0]
-    return first.removeprefix("#").strip() if first.startswith("#") else ""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    comment = " ".join(line[1:].strip() for line in itertools.takewhile(_is_comment, lines))
+    sentence = re.match(r".*?[.?!](?= |$)", comment)
+    return sentence[0] if sentence else comment
+
+
+def _is_comment(line: str) -> bool:
+    return line.startswith("#")

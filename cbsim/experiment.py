@@ -11,7 +11,7 @@ from pydantic import Field, PrivateAttr, field_validator
 
 from cbsim.config.assembly import Assembly, nested_keys
 from cbsim.config.condition import has_key
-from cbsim.config.document import Document, read_document
+from cbsim.config.document import Document, in_order_of_lines, read_document
 from cbsim.config.fields import ByType, Named
 from cbsim.config.overrides import SWEEP, parse_overrides
 from cbsim.config.section import ComponentConfig, Section
@@ -158,7 +158,7 @@ class Experiment(Section):
             return [({}, self)]
         points, problems = _checked(self._assembly, self._folder, self._assembly.points())
         if problems:
-            raise ConfigError(*problems)
+            raise ConfigError(*in_order_of_lines(problems, self._assembly.document.source))
         return points
 
     @classmethod
@@ -174,7 +174,7 @@ class Experiment(Section):
             candidates = (({}, assembly.point(values)) for values in grid.points_one_by_one())
         points, found = _checked(assembly, folder, candidates)
         if problems or found:
-            raise ConfigError(*dict.fromkeys([*problems, *found]))
+            raise ConfigError(*in_order_of_lines([*problems, *found], document.source))
         experiment = points[0][1]
         if grid.axes:
             experiment = experiment.model_copy(update={SWEEP: assembly.document.data[SWEEP]})

@@ -51,18 +51,19 @@ class Registry(Generic[T]):
 
     def _import(self, name: str, target: str) -> type[T]:
         module_name, _, class_name = target.partition(":")
+        told = f"{self.kind} '{name}'"
         try:
-            found = getattr(importlib.import_module(module_name), class_name)
+            module = importlib.import_module(module_name)
         except ImportError as error:
-            raise PluginError(
-                f"{self.kind} '{name}': can't import module '{module_name}': {error}"
-            ) from error
-        except AttributeError as error:
-            raise PluginError(
-                f"{self.kind} '{name}': module '{module_name}' has no '{class_name}'"
-            ) from error
+            raise PluginError(f"{told}: can't import module '{module_name}': {error}") from error
+        except Exception as error:  # whatever a third party's module does wrong is told in one line
+            reason = f"{type(error).__name__}: {error}"
+            raise PluginError(f"{told}: can't import module '{module_name}': {reason}") from error
+        found = getattr(module, class_name, None)
+        if found is None:
+            raise PluginError(f"{told}: module '{module_name}' has no '{class_name}'")
         if not (isinstance(found, type) and issubclass(found, self._base)):
-            raise PluginError(f"{self.kind} '{name}': {target} is not a subclass of {self._base.__name__}")
+            raise PluginError(f"{told}: {target} is not a subclass of {self._base.__name__}")
         return found
 
 

@@ -42,7 +42,10 @@ def load_workload(file: str, overrides: Iterable[str] = ()) -> Workload:
         document.problems += content.problems
         document.put(("workload",), content.data, content)
     assembly = Assembly(WorkloadFile, document, parse_overrides(overrides), folder)
+    try:
+        settings = assembly.read(assembly.document)
+    except ConfigError as error:
+        raise ConfigError(*assembly.problems, *error.problems) from None
     if assembly.problems:
         raise ConfigError(*assembly.problems)
-    settings = assembly.read(assembly.document)
     return WORKLOADS.get(settings.workload.type)(settings.workload, seed=settings.seed, folder=folder)

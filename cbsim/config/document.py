@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +22,6 @@ class Place(NamedTuple):
     """`experiments/a.yaml:8`, `--set`, or `config` for a mapping given in Python."""
     key: str
     """The dotted key there; empty for the document itself."""
-    line: int = 0
 
     def problem(self, message: str) -> str:
         """One error line."""
@@ -70,12 +69,14 @@ class Document:
         Mappings on the way are made; raises `ConfigError` where something else stands in the way.
         """
         node: Any = self.data
+        made: Keys = ()
         for depth, key in enumerate(keys[:-1], start=1):
             if isinstance(node, list):
                 node = node[int(key)]
             else:
                 if node.get(key) is None:
                     node[key] = {}
+                    made = made or keys[:depth]
                 node = node[key]
             if not isinstance(node, dict | list) or (
                 isinstance(node, list) and not _is_index(keys[depth], node)
@@ -89,10 +90,11 @@ class Document:
         for origins in (self._grafts, self._set):
             for known in [known for known in origins if known[: len(keys)] == keys]:
                 del origins[known]
-        if isinstance(origin, str):
-            self._set[keys] = origin
-        else:
-            self._grafts[keys] = (origin, origin_keys)
+        for known in (made, keys) if made else (keys,):
+            if isinstance(origin, str):
+                self._set[known] = origin
+            else:
+                self._grafts[known] = (origin, origin_keys)
 
     def place(self, keys: Keys) -> Place:
         """Where a value came from; for one that isn't there, where its nearest parent came from."""
@@ -106,7 +108,7 @@ class Document:
                 return place._replace(key=format_keys(keys)) if origin.source == self.source else place
         known = (keys[:depth] for depth in range(len(keys), -1, -1))
         line = next((self.lines[head] for head in known if head in self.lines), 0)
-        return Place(f"{self.source}:{line}" if line else self.source, format_keys(keys), line)
+        return Place(f"{self.source}:{line}" if line else self.source, format_keys(keys))
 
 
 def read_document(path: Path) -> Document:
@@ -130,6 +132,16 @@ def read_document(path: Path) -> Document:
         got = describe_value(parsed.value)
         raise ConfigError(*parsed.problems, f"{source}:{line}: got {got}; expected a mapping of settings")
     return Document(parsed.value, source, parsed.lines, parsed.problems)
+
+
+def in_order_of_lines(problems: Iterable[str], source: str) -> list[str]:
+    """Error lines, each once: those of the file `source` by line, then the others as they come."""
+
+    def rank(problem: str) -> tuple[bool, int]:
+        file, _, line = problem.partition(": ")[0].rpartition(":")
+        return (False, int(line)) if file == source and line.isdecimal() else (True, 0)
+
+    return sorted(dict.fromkeys(problems), key=rank)
 
 
 def describe_value(value: object) -> str:

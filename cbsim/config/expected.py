@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -99,7 +99,7 @@ class Expected:
     def words(self) -> str:
         """`an integer >= 1 or null`, `one of 'a', 'b'`, `a mapping with type: x, y`."""
         if self.by_type is not None:
-            return f"a mapping with type: {', '.join(self.by_type.registry.names())}"
+            return self.words_by_type(self.by_type.registry.names())
         if self.named is not None:
             return f"a name in configs/{self.named.folder} or a mapping"
         members = self.members()
@@ -109,6 +109,11 @@ class Expected:
             tags = ", ".join(str(tag) for member in tagged for tag in member.tags())
             words.insert(0, f"a mapping with {tagged[0].discriminator}: {tags}")
         return " or ".join(dict.fromkeys(words))
+
+    def words_by_type(self, names: Iterable[str]) -> str:
+        """The words for a part chosen by its type among these names."""
+        by_name = f"a name in configs/{self.named.folder} or " if self.named is not None else ""
+        return f"{by_name}a mapping with type: {', '.join(names)}"
 
     def _own_words(self) -> str:
         annotation = self.annotation

@@ -81,7 +81,7 @@ class ByType:
             "required": ["type"],
         }
         either: JsonSchemaValue = {
-            "oneOf": [*built_in, plugin, {"type": "string", "description": "Its type alone."}]
+            "oneOf": [*built_in, plugin, {"type": "string", "description": "Its type, or a file's name."}]
         }
         return either if self.default is None else {**either, "default": self.default}
 

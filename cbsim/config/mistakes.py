@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from cbsim.config.document import Document, Place, describe_value
+from cbsim.config.document import Document, describe_value
 from cbsim.config.expected import Expected
 from cbsim.config.section import Section
 from cbsim.config.yaml_text import Keys
@@ -22,19 +22,15 @@ def validation_problems(
 
     Nothing more is said of the top-level keys in `already_told`.
     """
-    told: dict[str, Place] = {}
+    told: dict[str, None] = {}
     for detail in error.errors(include_url=False):
         if detail["loc"] and detail["loc"][0] in already_told:
             continue
         found = _Finder(model, document.data).find(detail["loc"])
         if found.is_answered(detail["type"]):
             continue
-        place = document.place(found.place_of(detail["type"]))
-        told[place.problem(found.message(detail))] = place
-    in_named_file = {
-        problem: not place.where.startswith(f"{document.source}:") for problem, place in told.items()
-    }
-    return sorted(told, key=lambda problem: (in_named_file[problem], told[problem].line))
+        told[document.place(found.place_of(detail["type"])).problem(found.message(detail))] = None
+    return list(told)
 
 
 class _Finder:

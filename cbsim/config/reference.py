@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Iterator
-from typing import Any
 
 from pydantic.fields import FieldInfo
 
@@ -22,56 +21,59 @@ bytes unless the key says otherwise. `--set KEY=VALUE` sets any key by its dotte
 
 
 def make_reference(model: type[Section]) -> str:
-    """The whole reference: one table for the top, one for each section, one for each built-in part."""
+    """The whole reference: a table for the top, for each section, and for each built-in part."""
     parts = [_PREAMBLE, _table(model)]
+    told: set[type[Section]] = set()
     for key, info in model.model_fields.items():
         expected = Expected.of_field(info)
         if expected.by_type is not None:
             parts.append(f"## `{key}`\n\n{_sentence(info)}\n")
             for name in expected.by_type.registry.builtin_names():
-                parts += _chapter(f"### `{key}: {{type: {name}}}`", expected.by_type.config_class(name))
+                parts += _chapter(f"### `{key}: {{type: {name}}}`", expected.by_type.config_class(name), told)
             continue
-        for section in _sections(expected):
-            parts += _chapter(f"## `{key}`", section)
+        for section, _ in _sections(expected):
+            parts += _chapter(f"## `{key}`", section, told)
     return "\n".join(parts)
 
 
-def _chapter(heading: str, section: type[Section], level: int = 0) -> Iterator[str]:
-    """A section with its own sub-sections after it."""
-    about = inspect.cleandoc(section.__doc__ or "")
-    yield f"{heading}\n\n{about}\n"
+def _chapter(heading: str, section: type[Section], told: set[type[Section]]) -> Iterator[str]:
+    """A section, and after it those that its keys hold, unless `told` of already."""
+    told.add(section)
+    yield f"{heading}\n\n{inspect.cleandoc(section.__doc__ or '')}\n"
     yield _table(section)
+    titles: dict[type[Section], list[str]] = {}
     for key, info in section.model_fields.items():
-        for inner in _sections(Expected.of_field(info)):
-            tags = [
-                tag
-                for member in Expected.of_field(info).members()
-                if member.annotation is inner
-                for tag in _tags(member)
-            ]
-            title = f"{key}: {{type: {tags[0]}}}" if tags else key
-            yield from _chapter(f"#### `{title}`", inner, level + 1)
+        for inner, tag in _sections(Expected.of_field(info)):
+            if inner in told:
+                continue
+            titles.setdefault(inner, []).append(f"`{key}: {{type: {tag}}}`" if tag else f"`{key}`")
+    for inner, names in titles.items():
+        yield from _chapter(f"#### {', '.join(names)}", inner, told)
 
 
-def _sections(expected: Expected) -> list[type[Section]]:
-    found: list[type[Section]] = []
+def _sections(expected: Expected) -> Iterator[tuple[type[Section], str]]:
+    """The sections that may stand in a setting, each with the tag that chooses it or nothing."""
     for member in expected.members():
         if isinstance(member.annotation, type) and issubclass(member.annotation, Section):
-            found.append(member.annotation)
-    return found
-
-
-def _tags(member: Expected) -> tuple[Any, ...]:
-    return member.tags() if member.discriminator else ()
+            yield member.annotation, str(member.tags()[0]) if member.tags() else ""
 
 
 def _table(section: type[Section]) -> str:
     rows = ["| key | expects | default | meaning |", "|---|---|---|---|"]
     for key, info in section.model_fields.items():
+        if key == "type":
+            continue
         expected = Expected.of_field(info)
-        cells = (f"`{key}`", expected.words(), _default(info, expected), _sentence(info))
+        cells = (f"`{key}`", _words(expected), _default(info, expected), _sentence(info))
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    return "\n".join(rows) + "\n"
+    return "\n".join(rows) + "\n" if len(rows) > 2 else ""
+
+
+def _words(expected: Expected) -> str:
+    """What it may hold, whatever plug-ins are installed here."""
+    if expected.by_type is not None:
+        return expected.words_by_type(expected.by_type.registry.builtin_names())
+    return expected.words()
 
 
 def _sentence(info: FieldInfo) -> str:

@@ -45,8 +45,17 @@ class _CoreLoader(Reader, Scanner, Parser, Composer, BaseResolver):
         BaseResolver.__init__(self)
 
 
+class _CoreDumper(yaml.SafeDumper):
+    """Quotes what YAML 1.2 would read as a number too (`1e3`)."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """Always: equal values are written out."""
+        return True
+
+
 for _name, _pattern in (("null", _NULL), ("bool", _BOOL), ("int", _INT), ("float", _FLOAT)):
-    _CoreLoader.add_implicit_resolver(_TAG + _name, re.compile(rf"^(?:{_pattern.pattern})$"), None)
+    for _class in (_CoreLoader, _CoreDumper):
+        _class.add_implicit_resolver(_TAG + _name, re.compile(rf"^(?:{_pattern.pattern})$"), None)
 _CoreLoader.add_implicit_resolver(_TAG + "merge", re.compile(r"^<<$"), ["<"])
 
 
@@ -82,6 +91,11 @@ def parse_yaml(text: str, source: str) -> ParsedYaml:
     except RecursionError:
         raise ConfigError(f"{source}: nested too deeply to be read") from None
     return builder.parsed
+
+
+def dump_yaml(data: Any) -> str:
+    """YAML text that any YAML reader, 1.1 or 1.2, reads as the same plain data, keys in their order."""
+    return yaml.dump(data, Dumper=_CoreDumper, sort_keys=False, allow_unicode=True)
 
 
 class _Builder:
