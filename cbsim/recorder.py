@@ -160,6 +160,7 @@ class Recorder:
             kind="b",
         )
         self.rejections: dict[int, str] = {}
+        self._longest_gaps: list[tuple[Column, Column]] = []
 
     def rejected(self, request: Request, replica: int, reason: str) -> None:
         """A request that arrived this instant can never be served."""
@@ -207,13 +208,20 @@ class Recorder:
             max_itl_s,
         )
 
+    def longest_gaps(self, requests: Column, gap_s: Column) -> None:
+        """Further gaps between tokens, by the requests' index: a request's longest is its `max_itl_s`."""
+        self._longest_gaps.append((requests, gap_s))
+
     def request_columns(self) -> dict[str, Column]:
         """The table `RunLog.requests`."""
         columns = self._requests.to_columns()
         order = np.argsort(columns.pop("index"), kind="stable")
         ids = np.empty(len(self.ids), dtype=object)
         ids[:] = self.ids
-        return {name: column[order] for name, column in {"request_id": ids, **columns}.items()}
+        table = {name: column[order] for name, column in {"request_id": ids, **columns}.items()}
+        for requests, gap_s in self._longest_gaps:
+            np.fmax.at(table["max_itl_s"], requests, gap_s)
+        return table
 
     def event_columns(self, requests: dict[str, Column], *, answers_first: bool = False) -> dict[str, Column]:
         """The table `RunLog.events`, in the order of time.

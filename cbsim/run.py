@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cbsim.cost import COST_MODELS, CostModel, StepShape
+from cbsim.engine.base import Engine
+from cbsim.engine.fast import FastEngine
 from cbsim.engine.reference import ReferenceEngine
 from cbsim.experiment import Experiment
 from cbsim.kvcache import BlockPool, IdentityPool
@@ -123,8 +125,10 @@ def simulate(
     recorder = Recorder(with_batches=experiment.output.batches)
     cost = make_cost_model(experiment)
     num_in_flight = 2 if experiment.scheduler.async_scheduling else 1
+    is_naive = experiment.engine == "reference" or experiment.output.batches
+    engine_class: type[Engine] = ReferenceEngine if is_naive else FastEngine
     engines = [
-        ReferenceEngine(replica, make_scheduler(experiment, cost), cost, recorder, num_in_flight)
+        engine_class(replica, make_scheduler(experiment, cost), cost, recorder, num_in_flight)
         for replica in range(experiment.replicas.count)
     ]
     router = make_router(experiment.replicas.router, experiment.seed)
@@ -137,9 +141,11 @@ def simulate(
 
 
 def collect(
-    recorder: Recorder, engines: Sequence[ReferenceEngine], end_s: float, *, is_closed_loop: bool = False
+    recorder: Recorder, engines: Sequence[Engine], end_s: float, *, is_closed_loop: bool = False
 ) -> RunLog:
     """The log of a run that has ended."""
+    for engine in engines:
+        engine.finish_record()
     all_gaps = [engine.gaps() for engine in engines]
     values = np.concatenate([gaps for gaps, _ in all_gaps])
     counts = np.concatenate([count for _, count in all_gaps])

@@ -8,7 +8,8 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 import simpy
 from simpy.core import EventPriority
 
-from cbsim.engine.reference import ReferenceEngine
+from cbsim.engine.base import Engine
+from cbsim.engine.fast import FastEngine
 from cbsim.request import Request
 from cbsim.router import Router
 from cbsim.workload.base import Workload
@@ -50,7 +51,7 @@ class World:
     def __init__(
         self,
         workload: Workload,
-        engines: Sequence[ReferenceEngine],
+        engines: Sequence[Engine],
         router: Router,
         *,
         stop_at_s: float | None = None,
@@ -72,15 +73,23 @@ class World:
 
     def run(self) -> None:
         """Run to the end."""
-        for engine in self.engines:
-            self.env.process(self._replica(engine))
         requests = self.workload.requests()
-        if self.workload.config.concurrency is None:
-            self.env.process(self._arrivals(requests))
+        lazy = [engine for engine in self.engines if isinstance(engine, FastEngine)]
+        if len(lazy) == len(self.engines) and not self._is_closed_loop:
+            self.env.process(self._arrivals_at_lazy(requests, lazy))
+            self.env.run(until=self.stop_at_s)
+            for engine in lazy:
+                engine.advance(math.inf if self.stop_at_s is None else self.stop_at_s)
         else:
-            for _ in range(self.workload.config.concurrency):
-                self.env.process(self._client(requests))
-        self.env.run(until=self.stop_at_s)
+            for eager in self.engines:
+                self.env.process(self._replica(eager))
+            if self.workload.config.concurrency is None:
+                self.env.process(self._arrivals(requests))
+            else:
+                for _ in range(self.workload.config.concurrency):
+                    self.env.process(self._client(requests))
+            self.env.run(until=self.stop_at_s)
+        self.end_s = max(self.end_s, *(engine.last_end_s for engine in self.engines))
         if self.stop_at_s is not None and any(engine.num_outstanding for engine in self.engines):
             self.end_s = self.stop_at_s
 
@@ -89,6 +98,19 @@ class World:
         for request in requests:
             if request.arrival_s > self.env.now:
                 yield Instant(self.env, request.arrival_s, ARRIVAL)
+            self._submit(request)
+
+    def _arrivals_at_lazy(
+        self, requests: Iterator[Request], engines: Sequence[FastEngine]
+    ) -> Generator[simpy.Event, None, None]:
+        """The same for engines that run ahead by themselves: brought up to the instant only when looked at."""
+        sees_all = self.router.reads_state and len(engines) > 1
+        for request in requests:
+            at_s = request.arrival_s
+            if at_s > self.env.now:
+                yield Instant(self.env, at_s, ARRIVAL)
+            for engine in engines if sees_all else ():
+                engine.advance(at_s)
             self._submit(request)
 
     def _client(self, requests: Iterator[Request]) -> Generator[simpy.Event, None, None]:
@@ -108,12 +130,15 @@ class World:
         if self.progress is not None and request.index % PROGRESS_EVERY == 0:
             self.progress(request.index, self.env.now)
         chosen = self.router.choose(request, self.engines) if len(self.engines) > 1 else 0
-        accepted = self.engines[chosen].submit(request)
+        engine = self.engines[chosen]
+        if isinstance(engine, FastEngine) and not self._is_closed_loop:
+            engine.advance(request.arrival_s)
+        accepted = engine.submit(request)
         if accepted and chosen in self._wake:
             self._wake.pop(chosen).succeed()
         return accepted
 
-    def _replica(self, engine: ReferenceEngine) -> Generator[simpy.Event, None, None]:
+    def _replica(self, engine: Engine) -> Generator[simpy.Event, None, None]:
         """Decide when idle and something arrives, then go from step end to step end."""
         while True:
             yield self._until_asked(engine)
@@ -122,14 +147,13 @@ class World:
             while (end_s := engine.next_end_s) is not None:
                 yield Instant(self.env, end_s, STEP_END)
                 finished = engine.end_step()
-                self.end_s = end_s
                 if self._is_closed_loop and finished:
                     for request in finished:
                         self._answered.pop(request.index).succeed()
                     yield Instant(self.env, end_s, CALL)
                 engine.call(end_s)
 
-    def _until_asked(self, engine: ReferenceEngine) -> simpy.Event:
+    def _until_asked(self, engine: Engine) -> simpy.Event:
         """The next arrival, or the instant at which the scheduler wants to be asked again."""
         wake = self._wake[engine.replica] = self.env.event()
         at_s = engine.scheduler.wake_at_s()

@@ -26,6 +26,8 @@ class Engine(ABC):
         self.cost = cost
         self.recorder = recorder
         self.num_in_flight = num_in_flight
+        self.num_padding_tokens = 0
+        """Tokens computed only to fill padded batches."""
         self.num_outstanding = 0
         """Requests submitted and not ended: what `least_outstanding` routes by."""
 
@@ -43,6 +45,28 @@ class Engine(ABC):
     def num_blocks_used(self) -> int:
         """KV blocks in use now: what `least_kv` routes by."""
         return self.scheduler.pool.num_used
+
+    @property
+    @abstractmethod
+    def next_end_s(self) -> float | None:
+        """When the running step ends; `None` if the engine is idle."""
+
+    @property
+    @abstractmethod
+    def last_end_s(self) -> float:
+        """When the last step that has run ended; 0 before the first."""
+
+    @abstractmethod
+    def call(self, now: float) -> None:
+        """Let the scheduler decide steps until enough are under way or it has nothing to do."""
+
+    @abstractmethod
+    def end_step(self) -> list[Request]:
+        """The running step ends: its tokens come out. Returns the requests that got their last one."""
+
+    @abstractmethod
+    def finish_record(self) -> None:
+        """The run is over: write down the requests that have not ended. Comes before what follows."""
 
     @abstractmethod
     def step_columns(self) -> dict[str, Column]:

@@ -40,11 +40,11 @@ class ReferenceEngine(Engine):
         super().__init__(replica, scheduler, cost, recorder, num_in_flight)
         self.under_way: deque[Step] = deque()
         self._num_steps = 0
+        self._last_end_s = 0.0
         self._steps = step_table()
         self._token_times: dict[int, array[float]] = {}
         self._requests: dict[int, Request] = {}
         self._gaps = array("d")
-        self.num_padding_tokens = 0
 
     def submit(self, request: Request) -> bool:
         """See `Engine.submit`."""
@@ -56,11 +56,16 @@ class ReferenceEngine(Engine):
 
     @property
     def next_end_s(self) -> float | None:
-        """When the running step ends; `None` if the engine is idle."""
+        """See `Engine.next_end_s`."""
         return self.under_way[0].end_s if self.under_way else None
 
+    @property
+    def last_end_s(self) -> float:
+        """See `Engine.last_end_s`."""
+        return self._last_end_s
+
     def call(self, now: float) -> None:
-        """Let the scheduler decide steps until enough are under way or it has nothing to do."""
+        """See `Engine.call`."""
         while len(self.under_way) < self.num_in_flight:
             plan = self.scheduler.plan(now)
             number = self._num_steps if plan.slices else -1
@@ -73,13 +78,14 @@ class ReferenceEngine(Engine):
                     f"{type(self.cost).__name__}: a step of {duration_s} s; allowed: more than 0"
                 )
             start_s = self.under_way[-1].end_s if self.under_way else now
+            self.num_padding_tokens += plan.num_padding_tokens
             self.under_way.append(Step(number, plan, start_s, duration_s, start_s + duration_s))
             self._num_steps += 1
 
     def end_step(self) -> list[Request]:
-        """The running step ends: its tokens come out. Returns the requests that got their last one."""
+        """See `Engine.end_step`."""
         step = self.under_way.popleft()
-        now = step.end_s
+        now = self._last_end_s = step.end_s
         for part in step.plan.slices:
             if part.emits:
                 self._token_times[part.request.index].append(now)
@@ -93,14 +99,17 @@ class ReferenceEngine(Engine):
         self._record_step(step, len(finished))
         return finished
 
+    def finish_record(self) -> None:
+        """See `Engine.finish_record`."""
+        for request in list(self._requests.values()):
+            self._close(request)
+
     def step_columns(self) -> dict[str, Column]:
         """See `Engine.step_columns`."""
         return self._steps.to_columns()
 
     def gaps(self) -> tuple[Column, Column]:
-        """See `Engine.gaps`; requests that have not ended are closed here."""
-        for request in list(self._requests.values()):
-            self._close(request)
+        """See `Engine.gaps`."""
         values = np.array(self._gaps)
         return values, np.ones(len(values), dtype=np.int64)
 
@@ -132,7 +141,6 @@ class ReferenceEngine(Engine):
                     before,
                     not part.is_prefill,
                 )
-        self.num_padding_tokens += plan.num_padding_tokens
         self._steps.append(
             self.replica,
             step.number,

@@ -1,0 +1,214 @@
+"""Decoding requests as counts: a step of all of them costs the same however many there are."""
+
+from __future__ import annotations
+
+from heapq import heappop, heappush
+from typing import NamedTuple
+
+from cbsim.kvcache import BlockPool
+from cbsim.request import Request
+
+
+class Member(NamedTuple):
+    """A request in the group. Group steps are numbered from 0 over the whole run."""
+
+    request: Request
+    first: int
+    """The first group step that decodes it."""
+    last: int
+    """The one that makes its last token."""
+    num_computed_tokens: int
+    """Before the first."""
+
+
+class DecodeGroup:
+    """Requests that each get one token in every group step until they have all.
+
+    A member that joins at group step p has a fixed future: its last step is `p + tokens left - 1`, its context
+    grows by one a step, and it needs a KV block whenever that context is a multiple of the block size. So the
+    state is a few integers, counters of block needs by phase, and the members by their last step.
+    """
+
+    def __init__(self, pool: BlockPool, *, takes_blocks: bool) -> None:
+        """`takes_blocks` is False where all blocks were reserved at admission."""
+        self.pool = pool
+        self.takes_blocks = takes_blocks
+        self.num_planned = 0
+        """Group steps decided so far."""
+        self.num_committed = 0
+        """Those of them that have run."""
+        self.num_active = 0
+        """Members that the next group step decodes."""
+        self.context = 0
+        """Sum of their computed tokens before it."""
+        self.num_lingering = 0
+        """Members whose last token is in flight: they hold slot and blocks until it comes out."""
+        self.lingering_context = 0
+        """Sum of their computed tokens."""
+        self.max_admission = -1
+        """No active member was admitted later than this."""
+        self.needs = [0] * pool.block_size
+        """How many active members need a block in group steps of each remainder modulo the block size."""
+        self._needing: list[list[Member]] = [[] for _ in self.needs] if pool.has_identities and takes_blocks else []
+        self._ending: dict[int, list[Member]] = {}
+        self._ends: list[int] = []
+        self._longest: list[tuple[int, int]] = []
+        self._leaving: dict[int, list[Member]] = {}
+
+    @property
+    def has_identities(self) -> bool:
+        """Whether blocks are given by number, member by member."""
+        return bool(self._needing)
+
+    @property
+    def num_hidden(self) -> int:
+        """Members in all."""
+        return self.num_active + self.num_lingering
+
+    @property
+    def next_end(self) -> int:
+        """The group step that makes the last token of some active member. There must be one."""
+        return self._ends[0]
+
+    @property
+    def num_needed(self) -> int:
+        """KV blocks that the next group step takes."""
+        return self.needs[self.num_planned % len(self.needs)] if self.takes_blocks else 0
+
+    @property
+    def max_context(self) -> int:
+        """Tokens that the longest member attends to in the next group step, the one computed then included."""
+        longest, planned = self._longest, self.num_planned
+        while longest[0][1] < planned:
+            heappop(longest)
+        return planned + 1 - longest[0][0]
+
+    def join(self, request: Request) -> None:
+        """Take in a request whose next slice is to be a decode, with tokens left to make."""
+        first = self.num_planned
+        num_made = request.num_generated_tokens + request.num_in_flight_tokens
+        last = first + request.num_output_tokens - num_made - 1
+        computed = request.num_computed_tokens
+        member = Member(request, first, last, computed)
+        if not self.num_active:
+            self.max_admission = -1
+        self.num_active += 1
+        self.context += computed
+        self.max_admission = max(self.max_admission, request.admission)
+        if self.takes_blocks:
+            self._add_need(member)
+        heappush(self._longest, (first - computed, last))
+        if last in self._ending:
+            self._ending[last].append(member)
+        else:
+            self._ending[last] = [member]
+            heappush(self._ends, last)
+
+    def step(self) -> None:
+        """Decide a group step: every active member takes one token, and the block it needs for it."""
+        if self._needing:
+            self.take_blocks(self.num_planned, self.num_committed)
+        elif self.takes_blocks:
+            self.pool.num_free -= self.num_needed
+        self.advance(1)
+
+    def advance(self, num_steps: int) -> None:
+        """So many group steps have been decided, blocks apart, and the last may end somebody."""
+        self.num_planned += num_steps
+        self.context += num_steps * self.num_active
+        self.retire()
+
+    def retire(self) -> None:
+        """Let the members whose last step has just been decided linger until it has run."""
+        ended = self.num_planned - 1
+        if not self._ends or self._ends[0] != ended:
+            return
+        heappop(self._ends)
+        members = self._ending.pop(ended)
+        self._leaving[ended] = members
+        self.num_active -= len(members)
+        self.num_lingering += len(members)
+        for member in members:
+            computed = member.num_computed_tokens + self.num_planned - member.first
+            self.context -= computed
+            self.lingering_context += computed
+            if self.takes_blocks:
+                self._drop_need(member)
+
+    def commit(self) -> list[Member]:
+        """A group step has run: the members that got their last token, in order of admission."""
+        members = self._leaving.pop(self.num_committed, None)
+        self.num_committed += 1
+        if members is None:
+            return []
+        if len(members) > 1:
+            members.sort(key=lambda member: member.request.admission)
+        self.num_lingering -= len(members)
+        for member in members:
+            self.refresh(member)
+            self.lingering_context -= member.request.num_computed_tokens
+        return members
+
+    def members_of(self, step: int) -> list[Member]:
+        """Who takes part in a group step that has been decided and not yet run."""
+        everyone = [*self._ending.values(), *self._leaving.values()]
+        return [member for members in everyone for member in members if member.first <= step <= member.last]
+
+    def refresh(self, member: Member) -> None:
+        """Bring a member's request up to date with the group steps decided and run."""
+        request, first, last, computed = member
+        num_planned = min(self.num_planned, last + 1) - first
+        num_committed = min(max(self.num_committed - first, 0), num_planned)
+        request.num_computed_tokens = computed + num_planned
+        request.num_generated_tokens += num_committed
+        request.num_in_flight_tokens += num_planned - num_committed
+        if self.takes_blocks and not self.pool.has_identities:
+            request.num_blocks = max(request.num_blocks, self.pool.blocks_for(computed + num_planned))
+
+    def dissolve(self) -> list[Member]:
+        """Let everybody go, up to date; group steps decided and not yet run are no group steps any more."""
+        members = [m for group in (self._ending, self._leaving) for members in group.values() for m in members]
+        for member in members:
+            self.refresh(member)
+        self.num_planned = self.num_committed
+        self.num_active = self.context = self.num_lingering = self.lingering_context = 0
+        self.max_admission = -1
+        self.needs = [0] * len(self.needs)
+        self._needing = [[] for _ in self._needing]
+        self._ending.clear()
+        self._ends.clear()
+        self._longest.clear()
+        self._leaving.clear()
+        return members
+
+    def _add_need(self, member: Member) -> None:
+        phase = (member.first - member.num_computed_tokens) % len(self.needs)
+        self.needs[phase] += 1
+        if self._needing:
+            members = self._needing[phase]
+            members.append(member)
+            if len(members) > 1 and members[-2].request.admission > member.request.admission:
+                members.sort(key=lambda member: member.request.admission)
+
+    def _drop_need(self, member: Member) -> None:
+        phase = (member.first - member.num_computed_tokens) % len(self.needs)
+        self.needs[phase] -= 1
+        if self._needing:
+            self._needing[phase].remove(member)
+
+    def take_blocks(self, step: int, num_committed: int) -> None:
+        """Give blocks by number to the members that need one in a group step, and publish those they fill.
+
+        What a block holds becomes known in the step that fills it, or, if its last token was in flight then,
+        in the one after.
+        """
+        pool, num_phases = self.pool, len(self.needs)
+        needing = self._needing[step % num_phases]
+        for member in needing:
+            pool.allocate(member.request, 1)
+        if not pool.prefix_caching:
+            return
+        for members in (needing, self._needing[(step + 1) % num_phases]):
+            for request, first, _, computed in members:
+                known = request.num_known_tokens + max(num_committed - first, 0)
+                pool.publish(request, min(computed + step + 1 - first, known))

@@ -1,0 +1,61 @@
+"""When tokens came out, without a record a token: from the steps' ends and who took part in them."""
+
+from __future__ import annotations
+
+from array import array
+
+import numpy as np
+
+from cbsim.recorder import Column, Table
+from cbsim.request import Request
+
+
+class TokenLog:
+    """Tokens that came out one by one are seen at once; those of the decode group as segments of group steps."""
+
+    def __init__(self) -> None:
+        self._gaps = array("d")
+        self._segments = Table(request="q", first="q", last="q", before_s="d")
+
+    def came_out(self, request: Request, now: float) -> None:
+        """A token of a request, outside the decode group."""
+        last_s = request.last_token_at_s
+        if last_s is None:
+            request.first_token_at_s = now
+        else:
+            gap = now - last_s
+            self._gaps.append(gap)
+            if not request.max_itl_s >= gap:
+                request.max_itl_s = gap
+        request.last_token_at_s = now
+
+    def came_out_in_group(self, request: Request, first: int, last: int, now: float) -> None:
+        """A token in each of the group steps from `first` to `last`, which ended at `now`."""
+        self._segments.append(request.index, first, last, request.last_token_at_s or 0.0)
+        request.last_token_at_s = now
+
+    def gaps(self, group_end_s: Column) -> tuple[Column, Column]:
+        """All gaps between tokens, seconds, and how often each occurred, in any order."""
+        segments = self._segments.to_columns()
+        first, last = segments["first"], segments["last"]
+        # A segment holds the gaps that end in its group steps first + 1 .. last.
+        change = np.zeros(len(group_end_s) + 1, dtype=np.int64)
+        np.add.at(change, first + 1, 1)
+        np.add.at(change, last + 1, -1)
+        count = np.cumsum(change)[1:-1]
+        between = np.diff(group_end_s)
+        values = [np.array(self._gaps), group_end_s[first] - segments["before_s"], between[count > 0]]
+        counts = [np.ones(len(values[0]) + len(values[1]), dtype=np.int64), count[count > 0]]
+        return np.concatenate(values), np.concatenate(counts)
+
+    def longest_gaps(self, group_end_s: Column) -> tuple[Column, Column]:
+        """`(request, longest gap in the group)` for every segment, seconds."""
+        segments = self._segments.to_columns()
+        first, last = segments["first"], segments["last"]
+        longest = group_end_s[first] - segments["before_s"]
+        inner = last > first
+        if inner.any():
+            between = np.append(np.diff(group_end_s), 0.0)
+            bounds = np.stack([first[inner], last[inner]], axis=1).ravel()
+            longest[inner] = np.maximum(longest[inner], np.maximum.reduceat(between, bounds)[::2])
+        return segments["request"], longest
