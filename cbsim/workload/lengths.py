@@ -15,12 +15,14 @@ from cbsim.config.section import Section
 from cbsim.workload.batch import FloatColumn, IntColumn
 from cbsim.workload.lookup import find_trace
 from cbsim.workload.streams import Streams
-from cbsim.workload.trace_reader import read_trace
+from cbsim.workload.trace_table import TraceTable
 
 Z_90 = 1.2815515655446004
 """The 90th percentile of the standard normal distribution."""
 
 Side = Literal["prompt", "output"]
+Traces = Callable[[str], TraceTable]
+"""Reads the trace that a path names."""
 Sampler = Callable[[int], IntColumn]
 """Draws the next so many whole numbers; how many at a time doesn't change them."""
 
@@ -29,8 +31,8 @@ class LengthDistribution(Section, ABC):
     """A distribution of whole numbers from 1 up."""
 
     @abstractmethod
-    def sampler(self, streams: Streams, folder: Path, side: Side) -> Sampler:
-        """A sampler at the start of its stream; `folder` and `side`: where and what to read from a trace."""
+    def sampler(self, streams: Streams, traces: Traces, side: Side) -> Sampler:
+        """A sampler at the start of its stream; `side` is what to take from one of the `traces`."""
 
     def files(self, folder: Path) -> list[Path]:
         """The trace files it draws from."""
@@ -44,7 +46,7 @@ class FixedLengths(LengthDistribution):
     value: int = Field(ge=1)
     """The number."""
 
-    def sampler(self, streams: Streams, folder: Path, side: Side) -> Sampler:
+    def sampler(self, streams: Streams, traces: Traces, side: Side) -> Sampler:
         """The value, every time."""
         return lambda size: np.full(size, self.value, dtype=np.int64)
 
@@ -64,7 +66,7 @@ class UniformLengths(LengthDistribution):
             raise ValueError(f"max: got {self.max}; allowed: min ({self.min}) or more")
         return self
 
-    def sampler(self, streams: Streams, folder: Path, side: Side) -> Sampler:
+    def sampler(self, streams: Streams, traces: Traces, side: Side) -> Sampler:
         """Whole numbers, both ends included."""
         random = streams.generator()
         return lambda size: random.integers(self.min, self.max, size, endpoint=True)
@@ -126,7 +128,7 @@ class LognormalLengths(LengthDistribution):
             sigma = Z_90 - math.sqrt(max(0.0, Z_90**2 - 2 * (math.log(self.p90 or 1) - log_mean)))
         return log_mean - sigma**2 / 2, sigma
 
-    def sampler(self, streams: Streams, folder: Path, side: Side) -> Sampler:
+    def sampler(self, streams: Streams, traces: Traces, side: Side) -> Sampler:
         """Rounded to the nearest whole number, then clipped."""
         random = streams.generator()
         mu, sigma = self.log_mean_and_sigma
@@ -156,10 +158,10 @@ class EmpiricalLengths(LengthDistribution):
             check_weights(self.weights, 0 if self.values is None else len(self.values))
         return self
 
-    def sampler(self, streams: Streams, folder: Path, side: Side) -> Sampler:
+    def sampler(self, streams: Streams, traces: Traces, side: Side) -> Sampler:
         """By inversion, one random number for each draw; a file's rows from a stream of the file's own."""
         if self.path is not None:
-            trace = read_trace(find_trace(self.path, folder))
+            trace = traces(self.path)
             values = trace.num_prompt_tokens if side == "prompt" else trace.num_output_tokens
             pick = picker(Streams(streams.seed, f"workload/rows/{self.path}"), len(values), None)
         else:
@@ -186,9 +188,9 @@ class MixtureLengths(LengthDistribution):
         check_weights(self.weights, len(self.parts))
         return self
 
-    def sampler(self, streams: Streams, folder: Path, side: Side) -> Sampler:
+    def sampler(self, streams: Streams, traces: Traces, side: Side) -> Sampler:
         """Every part draws for every request, so that no stream's place hangs on which part was chosen."""
-        samplers = [part.sampler(streams.child(str(i)), folder, side) for i, part in enumerate(self.parts)]
+        samplers = [part.sampler(streams.child(str(i)), traces, side) for i, part in enumerate(self.parts)]
         pick = picker(streams.child("part"), len(samplers), self.weights)
         return lambda size: np.stack([sampler(size) for sampler in samplers])[pick(size), np.arange(size)]
 

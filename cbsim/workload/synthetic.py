@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Self
 
@@ -13,10 +14,12 @@ from cbsim.request import Request
 from cbsim.workload.arrivals import AllAtOnceArrivals, Arrivals
 from cbsim.workload.base import Workload, WorkloadConfig
 from cbsim.workload.batch import BATCH_SIZE, FloatColumn, IntColumn, ObjectColumn, RequestBatch
-from cbsim.workload.lengths import Lengths, Sampler
+from cbsim.workload.lengths import Lengths, Sampler, Traces
+from cbsim.workload.lookup import find_trace
 from cbsim.workload.population import Deadlines, Priorities, SharedPrefix, Users
 from cbsim.workload.sessions import Conversations, Sessions, Turns, in_order, turn_arrivals
 from cbsim.workload.streams import Streams
+from cbsim.workload.trace_reader import read_trace
 from cbsim.workload.trim import Trim
 
 
@@ -83,6 +86,10 @@ class SyntheticWorkload(Workload):
         """What the caps cut in the last iteration."""
         return self._trim.notes() if self._trim else []
 
+    @cached_property
+    def _traces(self) -> Traces:
+        return cache(lambda path: read_trace(find_trace(path, self.folder)))
+
     def _batches(self) -> Iterator[RequestBatch]:
         config = self.config
         parts = self._turns()
@@ -103,12 +110,12 @@ class SyntheticWorkload(Workload):
         """The turns of session after session; without `sessions`, each of one turn."""
         config = self.config
         streams = Streams(self.seed, "workload")
-        prompt = config.prompt_tokens.sampler(streams.child("prompt_tokens"), self.folder, "prompt")
-        output = config.output_tokens.sampler(streams.child("output_tokens"), self.folder, "output")
+        prompt = config.prompt_tokens.sampler(streams.child("prompt_tokens"), self._traces, "prompt")
+        output = config.output_tokens.sampler(streams.child("output_tokens"), self._traces, "output")
         gaps = streams.child("gaps").generator()
         num_turns: Sampler = _ones
         if config.sessions:
-            num_turns = config.sessions.num_turns.sampler(streams.child("num_turns"), self.folder, "prompt")
+            num_turns = config.sessions.num_turns.sampler(streams.child("num_turns"), self._traces, "prompt")
         priority, user, group, deadline = (
             part.sampler(streams.child(name)) if part else _zeros
             for name, part in (

@@ -1,7 +1,6 @@
 """Length distributions against their theory, and what their settings refuse."""
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from cbsim.workload.lengths import Lengths, LognormalLengths
 from cbsim.workload.streams import Streams
+from cbsim.workload.trace_reader import read_trace
 
 NUM = 100_000
 
@@ -20,7 +20,7 @@ def parse(**settings_):
 
 
 def draw(num=NUM, size=None, side="prompt", folder=None, **settings_):
-    sampler = parse(**settings_).sampler(Streams(0, "lengths"), folder or Path(), side)
+    sampler = parse(**settings_).sampler(Streams(0, "lengths"), lambda path: read_trace(folder / path), side)
     return np.concatenate([sampler(min(size or num, num - i)) for i in range(0, num, size or num)])
 
 

@@ -143,3 +143,9 @@ def test_num_requests_of_a_trace_counts_window_and_limit(trace):
     for settings_ in ({}, {"start_s": 2.5}, {"end_s": 4.0}, {"start_s": 1.0, "limit": 3}, {"limit": 99}):
         workload = trace("v.csv", text, **settings_)
         assert workload.num_requests() == len(list(workload.requests()))
+
+
+def test_the_window_takes_its_start_and_leaves_its_end():
+    config = WorkloadConfig(type="any", start_s=1.0, end_s=4.0)
+    (batch,) = Trim(config).apply(batches(ROWS, len(ROWS)))
+    assert batch.arrival_s.tolist() == [0.0, 0.0, 1.5]
