@@ -30,8 +30,8 @@ class TraceWorkload(Workload):
         path: str
         """The file, from the experiment's folder, else the current one, else the bundled `workloads/`."""
         format: Literal["azure", "mooncake", "burstgpt", "vidur", "cbsim"] | None = None
-        """Which format it has; null tells by its columns. Azure's arrivals are dates: there, time, and with it
-        `start_s` and `end_s`, counts in seconds from the earliest request."""
+        """Which format it has; null tells by its columns. Azure's arrivals are dates: time, and with it
+        `start_s` and `end_s`, then counts in seconds from the earliest request."""
 
     config: Config
     _trim: Trim | None = None
