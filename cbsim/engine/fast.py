@@ -161,10 +161,10 @@ class FastEngine(Engine):
     def _decide(self, now: float) -> bool:
         """One call: of nobody if the group alone goes on, else of the scheduler; whether it made a step."""
         scheduler, group = self.scheduler, self.group
-        if group.num_active:
+        if group.num_hidden:
             if self._must_show_all():
                 self._dissolve()
-            elif not scheduler.running and self._nobody_can_join():
+            elif group.num_active and not scheduler.running and self._nobody_can_join():
                 self._add_step(now, None, self._take_group_step())
                 return True
         share = NO_SHARE
