@@ -14,14 +14,14 @@ from cbsim.errors import CalibrationError
 from cbsim.kernels.shard import Shard
 from cbsim.manifest import package_version
 from cbsim.registry import did_you_mean
-from cbsim.units import GIB, MIB, format_bytes
+from cbsim.units import MIB, format_bytes
 
 KINDS = ("cuda", "cpu")
 BLOCK_SIZE = 16
 KV_SHARE = 0.7
 """Share of what is free beside the weights that the KV cache takes; activations and graphs have the rest."""
-MAX_CPU_KV_BYTES = GIB // 2
-MIN_KV_BLOCKS = 256
+MAX_CPU_KV_BYTES = 128 * MIB
+MIN_KV_BLOCKS = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,24 +79,24 @@ def find_room(device: Device, shard: Shard) -> Room:
     block_bytes = BLOCK_SIZE * shard.layer_kv_token_bytes
     num_layers = shard.model.num_layers
     wanted = Limits()
+    # A sequence's last block is only partly filled: count one block more for each.
+    partial_tokens = wanted.max_decodes * BLOCK_SIZE
+    wanted_tokens = max(wanted.max_kv_tokens, (wanted.max_step_kv_tokens + partial_tokens) * num_layers)
     free_bytes = device.free_bytes - shard.weight_bytes
-    kv_bytes = min(
-        int(free_bytes * KV_SHARE),
-        max(wanted.max_kv_tokens, wanted.max_step_kv_tokens * num_layers) * shard.layer_kv_token_bytes,
-    )
+    kv_bytes = min(int(free_bytes * KV_SHARE), wanted_tokens * shard.layer_kv_token_bytes)
+    least_bytes = MIN_KV_BLOCKS * num_layers * block_bytes
     if not device.is_cuda:
-        kv_bytes = min(kv_bytes, MAX_CPU_KV_BYTES)
-    num_blocks = max(0, kv_bytes) // block_bytes
-    if num_blocks < MIN_KV_BLOCKS * num_layers:
-        needed = shard.weight_bytes + int(MIN_KV_BLOCKS * num_layers * block_bytes / KV_SHARE)
+        kv_bytes = min(kv_bytes, max(MAX_CPU_KV_BYTES, least_bytes))
+    if kv_bytes < least_bytes:
+        needed = shard.weight_bytes + int(least_bytes / KV_SHARE)
         raise CalibrationError(
             f"model {shard.model.name} needs {format_bytes(needed)} for weights and a small KV cache; "
             f"{device.name} has {format_bytes(device.free_bytes)} free; allowed: a smaller model or a"
             f" higher --tp"
         )
-    # A slice's last block is only partly filled: count every sequence as one block more.
-    kv_tokens = (num_blocks - wanted.max_decodes) * BLOCK_SIZE
-    step_kv_tokens = (num_blocks // num_layers - wanted.max_decodes) * BLOCK_SIZE
+    num_blocks = kv_bytes // block_bytes
+    kv_tokens = _stable(num_blocks * BLOCK_SIZE - partial_tokens)
+    step_kv_tokens = _stable(num_blocks // num_layers * BLOCK_SIZE - partial_tokens)
     if device.is_cuda:
         limits = Limits(
             max_context=min(wanted.max_context, kv_tokens),
@@ -114,6 +114,11 @@ def find_room(device: Device, shard: Shard) -> Room:
             max_decodes=128,
         )
     return Room(num_blocks, limits)
+
+
+def _stable(num_tokens: int) -> int:
+    """A power of two at most that: a run that is resumed with a little less free memory has the same plan."""
+    return 1 << max(0, num_tokens.bit_length() - 1)
 
 
 def flush_bytes(device: Device) -> int:

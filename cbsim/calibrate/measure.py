@@ -68,7 +68,8 @@ def measure(
         rig = Rig(shard, opened, room, backend=backend, seed=seed)
         timer = timer or _make_timer(opened)
         save_meta(_with_backend(meta, rig), out / "meta.json")
-        points += _time_all(rig, timer, planned, points, out / "points.csv", seed, progress)
+        _time_all(rig, timer, planned, points, out / "points.csv", seed, progress)
+    points = read_points(out / "points.csv")
     meta = _with_backend(meta, rig).model_copy(update={"warnings": warnings_of(points, planned)})
     save_meta(meta, out / "meta.json")
     return Measurement(points, meta)
@@ -105,10 +106,9 @@ def _time_all(
     path: Path,
     seed: int,
     progress: Progress | None,
-) -> list[Point]:
+) -> None:
     known = {point.order for point in done}
     left = [point for point in planned if point.order not in known]
-    points = []
     start = time.monotonic()
     for count, plan_point in enumerate(left, start=1):
         try:
@@ -116,14 +116,11 @@ def _time_all(
         except torch.OutOfMemoryError:
             torch.cuda.empty_cache()
         else:
-            point = _row(plan_point, timing, rig, seed)
-            append_point(path, point)
-            points.append(point)
+            append_point(path, _row(plan_point, timing, rig, seed))
         if progress is not None:
             spent_s = time.monotonic() - start
             left_s = spent_s / count * (len(left) - count) if count >= 5 else None
             progress(len(done) + count, len(planned), left_s)
-    return points
 
 
 def _row(plan_point: PlanPoint, timing: Timing, rig: Rig, seed: int) -> Point:
@@ -162,7 +159,7 @@ def _resume(out: Path, meta: Meta, planned: Sequence[PlanPoint]) -> list[Point]:
     before = read_meta(meta_path)
     wanted = _identity(meta)
     differing = [
-        f"{out}: holds timings of {name} {got}, not {wanted[name]}; give another --out"
+        f"{out}: holds timings of another {name}: {got}, not {wanted[name]}; give another --out"
         for name, got in _identity(before).items()
         if got != wanted[name]
     ]
@@ -184,6 +181,7 @@ def _resume(out: Path, meta: Meta, planned: Sequence[PlanPoint]) -> list[Point]:
 def _identity(meta: Meta) -> dict[str, str]:
     """What timings of one file must have in common."""
     return {
+        "plan": meta.source,
         "device": meta.device,
         "model": str(meta.model),
         "tensor parallelism": str(meta.tensor_parallel),

@@ -20,6 +20,9 @@ from cbsim.specs import ModelSpec
 CONFIGS = Path(__file__).parents[2] / "configs"
 BLOCK_SIZE = 16
 
+# Threads that wait for each other are slow where tests share their cores, and gain nothing at these sizes.
+torch.set_num_threads(1)
+
 
 def load_model(name: str, **changes: Any) -> ModelSpec:
     values = yaml.safe_load((CONFIGS / "models" / f"{name}.yaml").read_text())
