@@ -125,7 +125,7 @@ def observe(scheduler_class: type[Scheduler], case: Case) -> Observation:
     ]
     world = World(case.make_workload(), engines, RoundRobin())
     world.run()
-    log = collect(recorder, engines, world.end_s)
+    log = collect(recorder, engines, world.end_s, is_closed_loop=case.concurrency is not None)
     replicas = [Replica(watch.scheduler, watch.history, watch.scheduler.pool.num_used) for watch in watches]
     return Observation(case, replicas, log, {row["request_id"]: dict(row) for row in case.requests})
 
@@ -151,13 +151,13 @@ class Watch:
         self._present[request.request_id] = request
         self.scheduler.add(request)
 
-    def plan(self, now: float) -> StepPlan:
+    def plan(self, now: float, *hidden: int) -> StepPlan:
         """See `Scheduler.plan`."""
         self._num_calls += 1
         if self._num_calls > self._max_calls:
             raise EndlessRun(f"{self._max_calls} calls, and these are still there: {list(self._present)}")
         before = self._standings()
-        step = self.scheduler.plan(now)
+        step = self.scheduler.plan(now, *hidden)
         number = -1
         if step.slices:
             number = self._steps[id(step)] = self._num_steps
