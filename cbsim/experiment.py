@@ -231,8 +231,8 @@ def _misfits(experiment: Experiment, document: Document) -> Iterator[str]:
             experiment.workload, seed=experiment.seed, folder=experiment.folder
         ).inputs()
     except WorkloadError as error:
-        key = "path" if "path" in type(experiment.workload).model_fields else "type"
-        yield from (document.place(("workload", key)).problem(problem) for problem in error.problems)
+        keys = ("workload", "path") if document.get(("workload", "path")) else ("workload",)
+        yield from (document.place(keys).problem(problem) for problem in error.problems)
     num_gpus, num_heads = experiment.replicas.tensor_parallel, experiment.model.num_heads
     if num_heads % num_gpus:
         allowed = ", ".join(str(n) for n in range(1, num_heads + 1) if num_heads % n == 0)
@@ -251,9 +251,10 @@ def _misfits(experiment: Experiment, document: Document) -> Iterator[str]:
 def _anchor_paths(settings: dict[str, Any], folder: Path) -> None:
     """Make relative paths hold from any folder, where they name something beside the experiment's file."""
     for key, value in settings.items():
-        if isinstance(value, dict):
-            _anchor_paths(value, folder)
-        elif key == "path" and isinstance(value, str) and (folder / value).exists():
+        for inner in value if isinstance(value, list) else [value]:
+            if isinstance(inner, dict):
+                _anchor_paths(inner, folder)
+        if key == "path" and isinstance(value, str) and (folder / value).exists():
             path, bundled = (folder / value).resolve(), data_folder("workloads")
             shortest = path.relative_to(bundled) if path.is_relative_to(bundled) else path
             settings[key] = shortest.as_posix()

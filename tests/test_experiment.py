@@ -112,6 +112,16 @@ def test_what_is_resolved_makes_the_same_experiment_again(scheduler: str, tmp_pa
     assert again.model == Experiment.load("e.yaml").model
 
 
+def test_paths_deeper_in_a_workload_are_resolved_too(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("arrived_at,num_prefill_tokens,num_decode_tokens\n0,1,1\n")
+    mixture = "{type: mixture, weights: [1], parts: [{type: empirical, path: t.csv}]}"
+    lengths = f"prompt_tokens: {{type: empirical, path: t.csv}}, output_tokens: {mixture}"
+    text = f"workload: {{type: synthetic, num_requests: 2, arrivals: {{type: all_at_once}}, {lengths}}}\n"
+    workload = Experiment.load(write(text + "scheduler: orca\n")).resolved()["workload"]
+    paths = [workload["prompt_tokens"]["path"], workload["output_tokens"]["parts"][0]["path"]]
+    assert paths == [(tmp_path / "t.csv").resolve().as_posix()] * 2
+
+
 def test_bundled_traces_stay_names() -> None:
     assert (
         Experiment.load(write(HEAD + "scheduler: orca\n")).resolved()["workload"]["path"] == "azure-like.csv"
