@@ -53,13 +53,9 @@ def predict(form: StepForm, points: Sequence[Point]) -> Floats:
     return np.where(ops == "step", form.seconds(columns), seconds)
 
 
-def errors_by_kind(form: StepForm, points: Sequence[Point]) -> Table:
-    """The errors of a form on points, by op, and over all ops but whole steps."""
-    if not points:
-        return {}
-    predicted, measured = predict(form, points), seconds_of(points)
-    ops = [point.op for point in points]
-    return _by_kind(ops, predicted, measured)
+def errors_by_kind(points: Sequence[Point], predicted: Floats) -> Table:
+    """The errors of predictions, by op, and over all ops but whole steps."""
+    return _by_kind([point.op for point in points], predicted, seconds_of(points))
 
 
 def repeatability(points: Iterable[Point]) -> Table:

@@ -7,18 +7,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
-from cbsim.calibrate.accuracy import Table, as_json, errors_by_kind, repeatability
+from cbsim.calibrate.accuracy import Table, as_json, errors_by_kind, predict, repeatability
 from cbsim.calibrate.attentionfit import fit_decode, fit_fused, fit_prefill
 from cbsim.calibrate.densefit import fit_dense, fit_logits
 from cbsim.calibrate.meta import Meta
 from cbsim.calibrate.point import Op, Point
 from cbsim.cost.costfile import Box, CostFile, file_sha256
-from cbsim.cost.form import StepForm
+from cbsim.cost.form import Floats, StepForm
 from cbsim.errors import CalibrationError
 
-HELD_OUT_SHARE = 0.25
-"""Share of op points held out at random."""
+Mask = NDArray[np.bool_]
+
+NUM_FOLDS = 4
+"""Each op point is held out once, with a random quarter of them, and predicted by a fit to the others."""
 LARGEST_SHARE = 0.15
 """Share of each op's points, the largest, held out to see how far the form extrapolates."""
 MIN_POINTS: dict[Op, int] = {"dense": 3, "logits": 3, "prefill": 8, "decode": 8}
@@ -34,9 +37,9 @@ class Report:
     fitted: Table
     """On the points it was fitted to."""
     held_out: Table
-    """On a quarter of the points, chosen at random and left out of a second fit."""
+    """On every point, each predicted by a fit that a random quarter of the points was left out of."""
     largest: Table
-    """On the largest sizes, left out of a third fit."""
+    """On the largest sizes, predicted by a fit to the others."""
     steps: Table
     """On whole steps, which are never fitted."""
     repeatability: Table
@@ -83,28 +86,41 @@ def fit_form(points: Sequence[Point], num_layers: int, seed: int) -> StepForm:
 
 
 def evaluate(points: Sequence[Point], form: StepForm, seed: int) -> Report:
-    """The report on a form: two more fits, each without the points it is then held against."""
-    op_points = [point for point in points if point.op != "step" and point.split == "fit"]
-    held_out = _chosen_at_random(op_points, seed)
-    largest = _largest(op_points)
-
-    def errors_without(chosen: set[int]) -> Table:
-        kept = [point for index, point in enumerate(op_points) if index not in chosen]
-        left_out = [point for index, point in enumerate(op_points) if index in chosen]
-        return errors_by_kind(fit_form(kept, form.num_layers, seed), left_out)
-
+    """The report on a form: more fits, each without the points it is then held against."""
+    op_points = _op_points(points)
+    fold = _folds(op_points, seed)
+    is_large = _largest(op_points)
+    predicted = np.empty(len(op_points))
+    for number in range(NUM_FOLDS):
+        predicted[fold == number] = _predicted_without(op_points, fold == number, form.num_layers, seed)
+    large = [point for point, chosen in zip(op_points, is_large, strict=True) if chosen]
     return Report(
-        fitted=errors_by_kind(form, op_points),
-        held_out=errors_without(held_out),
-        largest=errors_without(largest),
-        steps=errors_by_kind(form, [point for point in points if point.op == "step"]),
+        fitted=errors_by_kind(op_points, predict(form, op_points)),
+        held_out=errors_by_kind(op_points, predicted),
+        largest=errors_by_kind(large, _predicted_without(op_points, is_large, form.num_layers, seed)),
+        steps=_step_errors(form, [point for point in points if point.op == "step"]),
         repeatability=repeatability(points),
     )
 
 
+def _predicted_without(points: Sequence[Point], held_out: Mask, num_layers: int, seed: int) -> Floats:
+    """What a fit to the points that are not held out says of those that are."""
+    kept = [point for point, out in zip(points, held_out, strict=True) if not out]
+    left_out = [point for point, out in zip(points, held_out, strict=True) if out]
+    return predict(fit_form(kept, num_layers, seed), left_out)
+
+
+def _step_errors(form: StepForm, steps: Sequence[Point]) -> Table:
+    return errors_by_kind(steps, predict(form, steps)) if steps else {}
+
+
+def _op_points(points: Sequence[Point]) -> list[Point]:
+    return [point for point in points if point.op != "step" and point.split == "fit"]
+
+
 def fit_cost_file(points: Sequence[Point], meta: Meta, points_path: Path, seed: int = 0) -> CostFile:
     """Fit points and say how wrong the form is. Raises `CalibrationError` if there are too few."""
-    op_points = [point for point in points if point.op != "step" and point.split == "fit"]
+    op_points = _op_points(points)
     form = fit_form(op_points, int(meta.model["num_layers"]), seed)
     report = evaluate(points, form, seed)
     return CostFile(
@@ -141,24 +157,23 @@ def calibrated_box(points: Sequence[Point]) -> Box:
     )
 
 
-def _chosen_at_random(points: Sequence[Point], seed: int) -> set[int]:
-    """A quarter of each op's points, whatever their number of each."""
+def _folds(points: Sequence[Point], seed: int) -> NDArray[np.int64]:
+    """The fold of each point: every fold holds the same share of each op."""
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(1,)))
-    chosen: set[int] = set()
+    fold = np.zeros(len(points), dtype=np.int64)
     for indices in _indices_by_op(points).values():
-        count = round(HELD_OUT_SHARE * len(indices))
-        chosen.update(int(index) for index in rng.choice(indices, size=count, replace=False))
-    return chosen
+        fold[rng.permutation(indices)] = np.arange(len(indices)) % NUM_FOLDS
+    return fold
 
 
-def _largest(points: Sequence[Point]) -> set[int]:
-    """The largest points of each op; those of one size go together."""
-    chosen: set[int] = set()
+def _largest(points: Sequence[Point]) -> Mask:
+    """Whether a point is among the largest of its op; those of one size go together."""
+    large = np.zeros(len(points), dtype=np.bool_)
     for indices in _indices_by_op(points).values():
-        sizes = sorted(points[index].size for index in indices)
-        limit = sizes[int((1.0 - LARGEST_SHARE) * len(sizes))]
-        chosen.update(index for index in indices if points[index].size >= limit)
-    return chosen
+        sizes = np.array([points[index].size for index in indices])
+        limit = np.sort(sizes)[int((1.0 - LARGEST_SHARE) * len(sizes))]
+        large[np.array(indices)[sizes >= limit]] = True
+    return large
 
 
 def _indices_by_op(points: Sequence[Point]) -> dict[Op, list[int]]:

@@ -14,8 +14,11 @@ from cbsim.errors import CalibrationError
 from cbsim.specs import ModelSpec
 from cbsim.units import MEGA
 
-MIN_CHUNK_TOKENS = 16
-"""Prompts shorter than this are no load worth fitting."""
+MIN_LENGTH = 16
+"""Shorter prompts and contexts are no load worth fitting."""
+MAX_STEP_TOKENS = 16_384
+MAX_SEQS = 1024
+"""Larger steps and batches than serving engines are set to."""
 COLD_SHARE = 0.05
 """A timing with KV in L2 still counts if reading it from memory would take less than this share of it."""
 L2_MARGIN = 1.3
@@ -47,56 +50,89 @@ SYSTEMS = {
 """L2 sizes from NVIDIA's architecture white papers (Ampere, Hopper, Ada, Blackwell)."""
 
 
-def import_points(tables: NvidiaTables, model: ModelSpec, tensor_parallel: int) -> list[Point]:
-    """The tables' kernels put together to one GPU's share of a layer, its attention and the LM head."""
-    if model.num_heads % tensor_parallel or model.dtype != "bfloat16":
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What to take from the tables."""
+
+    model: ModelSpec
+    tensor_parallel: int = 1
+    framework: str = "vllm"
+    """Whose kernels: prefill attention and all-reduces."""
+    decode_framework: str = "vllm"
+    """Whose decode attention."""
+
+    @property
+    def num_heads(self) -> int:
+        """Query heads of one GPU."""
+        return self.model.num_heads // self.tensor_parallel
+
+    @property
+    def num_kv_heads(self) -> int:
+        """KV heads of one GPU, copies included."""
+        return max(1, self.model.num_kv_heads // self.tensor_parallel)
+
+
+def import_points(tables: NvidiaTables, wanted: Wanted) -> list[Point]:
+    """The tables' kernels put together to one GPU's share of a layer, its attention and the LM head.
+
+    Raises `CalibrationError` if the tables lack something.
+    """
+    if wanted.model.num_heads % wanted.tensor_parallel or wanted.model.dtype != "bfloat16":
         raise CalibrationError(
-            f"{model.name}: the tables are read for bf16 and for heads that {tensor_parallel} GPUs can share"
+            f"{wanted.model.name}: tables are read for bf16 models whose {wanted.model.num_heads} heads "
+            f"{wanted.tensor_parallel} GPUs can share, got dtype {wanted.model.dtype}"
         )
     gemm = tables.gemm()
     return [
-        *_dense_points(tables, gemm, model, tensor_parallel),
-        *_logits_points(tables, gemm, model, tensor_parallel),
-        *_prefill_points(tables, model, tensor_parallel, max(gemm.rows)),
-        *_decode_points(tables, model, tensor_parallel),
+        *_dense_points(tables, gemm, wanted),
+        *_logits_points(tables, gemm, wanted),
+        *_prefill_points(tables, wanted),
+        *_decode_points(tables, wanted),
     ]
 
 
-def import_meta(tables: NvidiaTables, model: ModelSpec, tensor_parallel: int, date: str) -> Meta:
+def import_meta(tables: NvidiaTables, wanted: Wanted, date: str) -> Meta:
     """Where imported points come from, and what of them is estimated."""
     warnings = [
-        "matrix products are interpolated linearly between the widths measured",
+        "matrix products are cuBLAS's, the median over frameworks, interpolated between the widths measured",
         "norms, rotary positions and activation are estimated by their bytes and a launch time each, "
         f"sampling by {SAMPLING_KERNELS} launches and its bytes; none of them was measured",
         "attention was timed with a warm L2 cache: decode points whose KV fits in it are left out",
     ]
-    if tensor_parallel > 1:
+    if wanted.tensor_parallel > 1:
         warnings.append("the all-gather of the logits is left out")
+    frameworks = wanted.framework
+    if wanted.decode_framework != wanted.framework:
+        frameworks += f" (decode attention: {wanted.decode_framework})"
     return Meta(
         device=tables.system,
         gpu=SYSTEMS[tables.system].gpu if tables.system in SYSTEMS else None,
-        model=model_shape(model),
-        tensor_parallel=tensor_parallel,
-        source=f"{PACKAGE} {tables.package_version}, kernels of {tables.framework} on {tables.system}",
+        model=model_shape(wanted.model),
+        tensor_parallel=wanted.tensor_parallel,
+        source=f"{PACKAGE} {tables.package_version}, kernels of {frameworks} on {tables.system}",
         licence="Apache-2.0, Copyright (c) 2025-2026 NVIDIA CORPORATION & AFFILIATES",
         date=date,
-        command=f"cbsim calibrate import nvidia --system {tables.system} --model {model.name} "
-        f"--framework {tables.framework} --tp {tensor_parallel}",
+        command=f"cbsim calibrate import nvidia --system {tables.system} --model {wanted.model.name} "
+        f"--tp {wanted.tensor_parallel} --framework {wanted.framework} "
+        f"--decode-framework {wanted.decode_framework}",
         warnings=warnings,
     )
 
 
-def _dense_points(tables: NvidiaTables, gemm: GemmTable, model: ModelSpec, gpus: int) -> list[Point]:
-    hidden, heads = model.hidden_size, model.num_heads * model.head_size // gpus
-    kv_heads = max(1, model.num_kv_heads // gpus) * model.head_size
+def _dense_points(tables: NvidiaTables, gemm: GemmTable, wanted: Wanted) -> list[Point]:
+    model, gpus = wanted.model, wanted.tensor_parallel
+    hidden, heads = model.hidden_size, wanted.num_heads * model.head_size
+    kv_heads = wanted.num_kv_heads * model.head_size
     width = model.intermediate_size // gpus
     products = [(heads + 2 * kv_heads, hidden), (hidden, heads), (2 * width, hidden), (hidden, width)]
     small_kernels = 5 if model.qk_norm else 4
     rotated = 2 * (heads + kv_heads) * (2 if model.qk_norm else 1)
     element_bytes_per_token = (8 * hidden + rotated + 3 * width) * model.element_bytes
-    message_bytes, message_s = tables.all_reduce(gpus) if gpus > 1 else (np.zeros(1), np.zeros(1))
+    message_bytes, message_s = np.zeros(1), np.zeros(1)
+    if gpus > 1:
+        message_bytes, message_s = tables.all_reduce(wanted.framework, gpus)
     points = []
-    for tokens in gemm.rows:
+    for tokens in (count for count in gemm.rows if count <= MAX_STEP_TOKENS):
         seconds = sum(gemm.seconds(tokens, n, k) for n, k in products)
         seconds += small_kernels * tables.launch_s + tokens * element_bytes_per_token / tables.bytes_per_s
         seconds += 2 * float(np.interp(tokens * hidden * model.element_bytes, message_bytes, message_s))
@@ -104,9 +140,10 @@ def _dense_points(tables: NvidiaTables, gemm: GemmTable, model: ModelSpec, gpus:
     return points
 
 
-def _logits_points(tables: NvidiaTables, gemm: GemmTable, model: ModelSpec, gpus: int) -> list[Point]:
+def _logits_points(tables: NvidiaTables, gemm: GemmTable, wanted: Wanted) -> list[Point]:
+    model, gpus = wanted.model, wanted.tensor_parallel
     points = []
-    for rows in (count for count in gemm.rows if count <= 2048):
+    for rows in (count for count in gemm.rows if count <= MAX_SEQS):
         seconds = gemm.seconds(rows, model.vocab_size // gpus, model.hidden_size)
         seconds += SAMPLING_KERNELS * tables.launch_s
         seconds += rows * model.vocab_size * SAMPLING_BYTES_PER_LOGIT / tables.bytes_per_s
@@ -114,12 +151,12 @@ def _logits_points(tables: NvidiaTables, gemm: GemmTable, model: ModelSpec, gpus
     return points
 
 
-def _prefill_points(tables: NvidiaTables, model: ModelSpec, gpus: int, max_tokens: int) -> list[Point]:
-    table = tables.prefill(model.num_heads // gpus, max(1, model.num_kv_heads // gpus), model.head_size)
+def _prefill_points(tables: NvidiaTables, wanted: Wanted) -> list[Point]:
+    table = tables.prefill(wanted.framework, wanted.num_heads, wanted.num_kv_heads, wanted.model.head_size)
     points = []
     for row in table.itertuples():
         batch, length = int(str(row.batch_size)), int(str(row.isl))
-        if length >= MIN_CHUNK_TOKENS and batch * length <= max_tokens:
+        if length >= MIN_LENGTH and batch * length <= MAX_STEP_TOKENS:
             chunks = ((length, 0),) * batch
             points.append(
                 Point("prefill", float(str(row.seconds)), chunks=chunks, backend=str(row.backend), l2="warm")
@@ -127,14 +164,16 @@ def _prefill_points(tables: NvidiaTables, model: ModelSpec, gpus: int, max_token
     return points
 
 
-def _decode_points(tables: NvidiaTables, model: ModelSpec, gpus: int) -> list[Point]:
-    kv_heads = max(1, model.num_kv_heads // gpus)
-    table = tables.decode(model.num_heads // gpus, kv_heads, model.head_size)
-    layer_bytes = 2 * kv_heads * model.head_size * model.element_bytes
+def _decode_points(tables: NvidiaTables, wanted: Wanted) -> list[Point]:
+    model = wanted.model
+    table = tables.decode(wanted.decode_framework, wanted.num_heads, wanted.num_kv_heads, model.head_size)
+    layer_bytes = 2 * wanted.num_kv_heads * model.head_size * model.element_bytes
     l2_bytes = SYSTEMS[tables.system].l2_bytes if tables.system in SYSTEMS else 0
     points = []
     for row in table.itertuples():
         batch, context = int(str(row.batch_size)), int(str(row.step)) + 1
+        if context < MIN_LENGTH or batch > MAX_SEQS:
+            continue
         seconds = float(str(row.seconds))
         kv_bytes = batch * context * layer_bytes
         says_nothing = (

@@ -28,12 +28,11 @@ Folder = Path | zipfile.Path
 
 
 class NvidiaTables:
-    """The tables of one system and one framework, from the installed package or from its wheel."""
+    """The tables of one system, from the installed package or from its wheel."""
 
-    def __init__(self, system: str, framework: str, wheel: Path | None = None) -> None:
-        """Raises `CalibrationError` if the package, the system or the framework isn't there."""
+    def __init__(self, system: str, wheel: Path | None = None) -> None:
+        """Raises `CalibrationError` if the package or the system isn't there."""
         self.system = system
-        self.framework = framework
         self.folder, self.package_version = _open_package(wheel)
         systems = sorted(entry.name for entry in (self.folder / "data").iterdir() if entry.is_dir())
         if system not in systems:
@@ -45,21 +44,25 @@ class NvidiaTables:
         """Shortest time of a kernel."""
 
     def gemm(self) -> GemmTable:
-        """Matrix products in bf16."""
-        table = self._read("gemm", "gemm_perf")
-        return GemmTable(table.loc[table["gemm_dtype"].isin(["bfloat16", "float16"])])
+        """Matrix products in bf16: cuBLAS in every framework, so all timings of the fullest tables count."""
+        tables = []
+        for framework in self._frameworks("gemm"):
+            table = self._read("gemm", framework, "gemm_perf")
+            tables.append(table.loc[table["gemm_dtype"].isin(["bfloat16", "float16"])])
+        most = max(table["m"].nunique() for table in tables)
+        return GemmTable(pd.concat(table for table in tables if table["m"].nunique() == most))
 
-    def prefill(self, num_heads: int, num_kv_heads: int, head_size: int) -> pd.DataFrame:
+    def prefill(self, framework: str, num_heads: int, num_kv_heads: int, head_size: int) -> pd.DataFrame:
         """`batch_size`, `isl`, `seconds`, `backend` of attention of whole prompts without context."""
-        return self._attention("context", num_heads, num_kv_heads, head_size)
+        return self._attention("context", framework, num_heads, num_kv_heads, head_size)
 
-    def decode(self, num_heads: int, num_kv_heads: int, head_size: int) -> pd.DataFrame:
+    def decode(self, framework: str, num_heads: int, num_kv_heads: int, head_size: int) -> pd.DataFrame:
         """`batch_size`, `step` (context before the token), `seconds`, `backend` of attention of decodes."""
-        return self._attention("generation", num_heads, num_kv_heads, head_size)
+        return self._attention("generation", framework, num_heads, num_kv_heads, head_size)
 
-    def all_reduce(self, num_gpus: int) -> tuple[Floats, Floats]:
+    def all_reduce(self, framework: str, num_gpus: int) -> tuple[Floats, Floats]:
         """Bytes and seconds of an all-reduce within one node, in a CUDA graph where that was timed."""
-        table = self._read("comm", "custom_allreduce_perf")
+        table = self._read("comm", framework, "custom_allreduce_perf")
         table = table.loc[table["num_gpus"] == num_gpus]
         if table.empty:
             raise CalibrationError(f"{self.system}: no all-reduce over {num_gpus} GPUs was timed")
@@ -67,8 +70,10 @@ class NvidiaTables:
         best = table.loc[in_graph if in_graph.any() else ~in_graph].groupby("message_size")["seconds"].min()
         return best.index.to_numpy(np.float64) * 2, best.to_numpy(np.float64)
 
-    def _attention(self, phase: str, num_heads: int, num_kv_heads: int, head_size: int) -> pd.DataFrame:
-        table = self._read("attention", f"{phase}_attention_perf")
+    def _attention(
+        self, phase: str, framework: str, num_heads: int, num_kv_heads: int, head_size: int
+    ) -> pd.DataFrame:
+        table = self._read("attention", framework, f"{phase}_attention_perf")
         table = table[table["kv_cache_dtype"].isin(["bfloat16", "float16"])]
         for column, wanted in (("head_dim", head_size), ("window_size", 0), ("attn_dtype", "bfloat16")):
             if column in table:
@@ -76,35 +81,41 @@ class NvidiaTables:
         table = table[(table["num_heads"] == num_heads) & (table["num_key_value_heads"] == num_kv_heads)]
         if table.empty:
             raise CalibrationError(
-                f"{self.system}, {self.framework}: no {phase} attention with {num_heads} query heads, "
+                f"{self.system}, {framework}: no {phase} attention with {num_heads} query heads, "
                 f"{num_kv_heads} KV heads of size {head_size}; try another framework or tensor parallelism"
             )
         usual = table["kernel_source"].mode().iloc[0]
         table = table[table["kernel_source"] == usual].rename(columns={"kernel_source": "backend"})
         keys = ["batch_size", "isl", "step", "backend"]
-        return table.groupby(keys)["seconds"].min().reset_index()
+        best: pd.DataFrame = table.groupby(keys)["seconds"].min().reset_index()
+        return best
 
-    def _read(self, op: str, name: str) -> pd.DataFrame:
-        folder = self.folder / "data" / self.system / op / self.framework
+    def _frameworks(self, op: str) -> list[str]:
+        return sorted(entry.name for entry in (self.folder / "data" / self.system / op).iterdir())
+
+    def _read(self, op: str, framework: str, name: str) -> pd.DataFrame:
+        folder = self.folder / "data" / self.system / op / framework
         found = [
             (_version_key(version.name), version / f"{name}.parquet")
             for version in (folder.iterdir() if folder.is_dir() else [])
             if (version / f"{name}.parquet").is_file()
         ]
         if not found:
-            raise CalibrationError(f"{self.system}: {PACKAGE} has no {name} table of {self.framework}")
+            hint = did_you_mean(framework, self._frameworks(op))
+            raise CalibrationError(f"{self.system}: {PACKAGE} has no {name} table of '{framework}'{hint}")
         path = max(found, key=lambda pair: pair[0])[1]
         table = pd.read_parquet(io.BytesIO(path.read_bytes()))
         return table.assign(seconds=table["latency"] / MS_PER_S)
 
 
 class GemmTable:
-    """Times of `[m, k] x [k, n]`, bilinear in n and k between the widths measured, linear beyond them."""
+    """Times of `[m, k] x [k, n]`: bilinear in n and k between widths measured, in proportion beyond them."""
 
     def __init__(self, table: pd.DataFrame) -> None:
-        best = table.groupby(["m", "n", "k"])["seconds"].min()
+        median = table.groupby(["m", "n", "k"])["seconds"].median()
         self.rows: list[int] = sorted(table["m"].unique().tolist())
-        self._by_rows = {int(str(m)): best[m].unstack("k") for m in self.rows}
+        """The values of m."""
+        self._by_rows = {m: median[m].unstack("k") for m in self.rows}
 
     def seconds(self, m: int, n: int, k: int) -> float:
         """Seconds at a measured m and any n and k."""
@@ -114,10 +125,10 @@ class GemmTable:
 
 
 def _line(at: float, knots: Floats, values: Floats) -> float:
-    """Piecewise-linear through knots, the outer segments continued."""
-    right = int(np.clip(np.searchsorted(knots, at), 1, len(knots) - 1))
-    share = (at - knots[right - 1]) / (knots[right] - knots[right - 1])
-    return float(values[right - 1] + share * (values[right] - values[right - 1]))
+    """Piecewise-linear through knots; beyond the last in proportion, which does not magnify its noise."""
+    if at > knots[-1]:
+        return float(values[-1] * at / knots[-1])
+    return float(np.interp(at, knots, values))
 
 
 def _open_package(wheel: Path | None) -> tuple[Folder, str]:

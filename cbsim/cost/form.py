@@ -32,6 +32,7 @@ from typing import Annotated, Any
 import numpy as np
 from annotated_types import Ge, Le
 from numpy.typing import NDArray
+from pydantic import Field, model_validator
 
 from cbsim.config.section import Section
 from cbsim.cost.base import StepShape
@@ -103,17 +104,30 @@ def num_pairs(chunks: Sequence[tuple[int, int]], tile: int) -> int:
 class DenseTable(Section):
     """Seconds of one layer outside attention by tokens: rising, linear between knots and beyond the last."""
 
-    tokens: tuple[int, ...]
-    seconds: tuple[float, ...]
+    tokens: tuple[int, ...] = Field(min_length=1)
+    """The knots, rising, >= 1."""
+    seconds: tuple[Coefficient, ...] = Field(min_length=1)
+    """At the knots; never falling."""
     tail_s_per_token: Coefficient
+    """Slope beyond the last knot."""
+
+    @model_validator(mode="after")
+    def _rises(self) -> DenseTable:
+        if len(self.tokens) != len(self.seconds):
+            raise ValueError(f"{len(self.tokens)} token counts for {len(self.seconds)} seconds")
+        if self.tokens[0] < 1 or any(np.diff(self.tokens) <= 0):
+            raise ValueError("tokens must be positive and rise")
+        if any(np.diff(self.seconds) < 0):
+            raise ValueError("seconds must not fall")
+        return self
 
     def at(self, num_tokens: Ints) -> Floats:
-        """Seconds at token counts >= 1; counts below the first knot cost as much as the first knot."""
-        tokens = np.array(self.tokens, dtype=np.float64)
+        """Seconds at some token counts: none for 0, those of the first knot below it."""
+        knots = np.array(self.tokens, dtype=np.float64)
         seconds = np.array(self.seconds)
-        inside: Floats = np.interp(num_tokens, tokens, seconds)
-        beyond = seconds[-1] + self.tail_s_per_token * (num_tokens - tokens[-1])
-        return np.where(num_tokens > tokens[-1], beyond, inside)
+        inside = np.interp(num_tokens, knots, seconds)
+        beyond = seconds[-1] + self.tail_s_per_token * (num_tokens - knots[-1])
+        return np.where(num_tokens > 0, np.where(num_tokens > knots[-1], beyond, inside), 0.0)
 
 
 class LogitsForm(Section):
@@ -174,7 +188,7 @@ class PrefillAttention(Section):
     """For each token of the longest context: the chain of tiles that nothing runs beside."""
     softness: Softness
     floor_softness: Softness
-    tile: int
+    tile: int = Field(ge=2, multiple_of=2)
     """Queries of a tile, an even number."""
 
     def at(self, columns: StepColumns) -> Floats:
@@ -202,7 +216,7 @@ class FusedAttention(Section):
     per_longest_token_s: Coefficient
     per_longest_decode_token_s: Coefficient
     softness: Softness
-    tile: int
+    tile: int = Field(ge=2, multiple_of=2)
 
     def at(self, columns: StepColumns) -> Floats:
         """Seconds of mixed steps; what it gives for pure ones has no meaning."""
@@ -223,9 +237,11 @@ class FusedAttention(Section):
 class StepForm(Section):
     """A whole step on the GPU, host time apart."""
 
-    num_layers: int
+    num_layers: int = Field(ge=1)
     dense: DenseTable
+    """One layer outside attention, by tokens: norms, projections, rotary positions, MLP, all-reduces."""
     logits: LogitsForm
+    """LM head and sampling, by rows of logits."""
     decode: DecodeAttention
     prefill: PrefillAttention
     fused: FusedAttention | None = None
