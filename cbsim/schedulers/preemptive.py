@@ -103,7 +103,7 @@ class PreemptiveScheduler(PagedScheduler):
         """Preempt; a victim whose KV moves to host memory keeps its progress."""
         self.unschedule(step, victim)
         num_computed = victim.num_computed_tokens
-        # With its last token in flight it never needs its KV again.
+        # With its last token in flight it ends from the queue, without its KV.
         num_needed = num_computed if self.num_wanted(victim) else 0
         super().preempt(step, victim)
         num_blocks = self.pool.blocks_for(num_needed)
@@ -170,11 +170,6 @@ class PreemptiveScheduler(PagedScheduler):
             for part in step.slices:
                 self.waiting.served(part.request, part.emits)
         return super().commit(step)
-
-    def left(self, request: Request) -> None:
-        """What host memory holds of a finished request is free too."""
-        super().left(request)
-        self.swap.discard(request)
 
     def notes(self) -> list[str]:
         """What the queue and the host memory have to say."""

@@ -92,12 +92,9 @@ class SwapSpace:
 
     def move_in(self, request: Request) -> None:
         """Give them back to the GPU, where the request has blocks again."""
-        self._unspent_s += self.move_s(self._held[request])
-        self.discard(request)
-
-    def discard(self, request: Request) -> None:
-        """Free what is held of a request, if anything."""
-        self.num_used -= self._held.pop(request, 0)
+        num_blocks = self._held.pop(request)
+        self.num_used -= num_blocks
+        self._unspent_s += self.move_s(num_blocks)
 
     def take_transfer_s(self) -> float:
         """Seconds of all moves since the last call: for the step that waits for them."""

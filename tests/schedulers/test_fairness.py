@@ -15,7 +15,7 @@ from tests.simulation import Simulation
 
 MAX_PROMPT, MAX_OUTPUT, NUM_SLOTS = 8, 8, 2
 BOUND = 2 * max(MAX_PROMPT, NUM_SLOTS * MAX_OUTPUT)
-"""2 U with U = max(w_p x longest prompt, w_q x most output tokens that a running batch can still bring): Sheng
+"""2 U with U = max(w_p x longest prompt, w_q x most output tokens a running batch can still bring): Sheng
 et al., OSDI'24, theorem 4.4, both weights 1."""
 
 

@@ -18,7 +18,7 @@ from tests.schedulers.cases import admission_order, preemptive, request, row, ru
 ROWS = [
     # One runs alone while the others arrive; they differ so that every order is another one.
     row("first", 0.0, 4, 4),
-    row("a", 1.0, 4, 9, priority=2, deadline_s=50.0),
+    row("a", 1.0, 4, 9, priority=2, deadline_s=9.5),
     row("b", 1.5, 9, 4, priority=1, deadline_s=90.0),
     row("c", 2.0, 6, 6, priority=1, deadline_s=9.0),
     row("d", 2.5, 7, 5, priority=3),
@@ -33,8 +33,8 @@ ROWS = [
         ({"policy": "sjf"}, "bdca"),
         ({"policy": "sjf", "length_knowledge": "prompt_only"}, "acdb"),
         ({"policy": "sjf", "length_knowledge": "predicted", "prediction_error": 0.0}, "bdca"),
-        # Deadlines count from the arrival: c at 11, a at 51, b at 91.5, d never.
-        ({"policy": "edf"}, "cabd"),
+        # Deadlines count from the arrival: a's is at 10.5, c's at 11, b's at 91.5; d has none.
+        ({"policy": "edf"}, "acbd"),
         # One user: nothing tells them apart.
         ({"policy": "fair"}, "abcd"),
     ],
