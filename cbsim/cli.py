@@ -312,7 +312,7 @@ def _sweep(
     with watch_sweep(quiet) as progress:
         table = run_sweep(experiment, folder, workers, cluster, progress=progress)
     ran = table["error"].isna()
-    if plots or (plots is None and ran.sum() <= 6):
+    if ran.any() and (plots or (plots is None and ran.sum() <= 6)):
         from cbsim.result import load_run
 
         labels = dict(zip(point_labels(table), table["point"], strict=True))

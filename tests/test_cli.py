@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,17 @@ def test_a_sweep_of_few_points_is_drawn() -> None:
     assert ran.exit_code == 0
     pictures = {path.name for path in Path("out").iterdir() if path.suffix in (".png", ".svg")}
     assert pictures == {"latency_cdfs.png", "latency_cdfs.svg", "timeline.png", "timeline.svg"}
+
+
+def test_a_sweep_of_which_every_point_fails_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(experiment: object, progress: object = None) -> None:
+        raise RuntimeError("no luck")
+
+    monkeypatch.setattr(import_module("cbsim.sweep"), "run_experiment", fail)
+    ran = cbsim_command("sweep", "e.yaml", "--set", "sweep.seed=[0, 1]", "--out", "out")
+    assert ran.exit_code == 1
+    assert "failed: seed=1: RuntimeError: no luck" in ran.stderr
+    assert "no luck" in ran.stdout
 
 
 def test_a_pinned_axis_is_noted() -> None:
