@@ -4,68 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from cbsim.command_group import Commands
 from cbsim.errors import CbsimError
 
 if TYPE_CHECKING:
     from cbsim.experiment import Experiment
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-_ELSEWHERE = {
-    "calibrate": ("cbsim.calibrate.commands:calibrate", "Time kernels, fit a cost model, import timings."),
-}
-"""Commands that live beside what they run: name -> `module:command`, help."""
-
-
-class Commands(click.Group):
-    """Imports commands from elsewhere when named; turns a user's mistakes into lines and exit code 2."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """See `click.Group.list_commands`."""
-        return sorted({*super().list_commands(ctx), *_ELSEWHERE})
-
-    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        """See `click.Group.get_command`."""
-        if name in _ELSEWHERE:
-            module, _, command = _ELSEWHERE[name][0].partition(":")
-            found = getattr(import_module(module), command)
-            assert isinstance(found, click.Command)
-            return found
-        return super().get_command(ctx, name)
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """See `click.Group.format_commands`; imports nothing."""
-        rows = [
-            (name, _ELSEWHERE[name][1] if name in _ELSEWHERE else self.commands[name].get_short_help_str(90))
-            for name in self.list_commands(ctx)
-        ]
-        with formatter.section("Commands"):
-            formatter.write_dl(rows)
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """See `click.Group.resolve_command`; a wrong name is told with the nearest one."""
-        from cbsim.registry import did_you_mean
-
-        if args and not args[0].startswith("-") and args[0] not in self.list_commands(ctx):
-            ctx.fail(f"no command '{args[0]}'{did_you_mean(args[0], self.list_commands(ctx))}")
-        return super().resolve_command(ctx, args)
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """See `click.Group.invoke`."""
-        try:
-            return super().invoke(ctx)
-        except CbsimError as error:
-            for problem in error.problems:
-                click.echo(problem, err=True)
-            ctx.exit(2)
 
 
 def with_set(command: F) -> F:

@@ -32,7 +32,7 @@ LAYERS: list[set[str]] = [
     {"pool"},
     {"sweep", "report", "calibrate", "live", "testing"},
     {"validate"},
-    {"catalog", "preview", "progress", "workload_file"},
+    {"catalog", "command_group", "preview", "progress", "workload_file"},
     {"cli"},
     {"__main__"},
 ]
