@@ -21,6 +21,7 @@ from cbsim.calibrate.point import Point
 from cbsim.calibrate.pointsfile import append_point, read_points, write_points
 from cbsim.calibrate.rig import Rig
 from cbsim.calibrate.timing import UNSTABLE_SPREAD, CpuTimer, CudaTimer, Timer, Timing
+from cbsim.cost.costfile import model_shape
 from cbsim.errors import CalibrationError
 from cbsim.kernels.shard import Shard
 from cbsim.specs import ModelSpec
@@ -66,7 +67,7 @@ def measure(
     points = _resume(out, meta, planned)
     with torch.inference_mode():
         rig = Rig(shard, opened, room, backend=backend, seed=seed)
-        timer = timer or _make_timer(opened)
+        timer = timer or make_timer(opened)
         save_meta(_with_backend(meta, rig), out / "meta.json")
         _time_all(rig, timer, planned, points, out / "points.csv", seed, progress)
     points = read_points(out / "points.csv")
@@ -192,14 +193,13 @@ def _identity(meta: Meta) -> dict[str, str]:
 def _make_meta(
     model: ModelSpec, device: Device, tensor_parallel: int, gpu: str | None, plan: PlanName, seed: int
 ) -> Meta:
-    figures = model.model_dump(mode="json", exclude={"sources"})
     assumptions = []
     if tensor_parallel > 1:
         assumptions.append("all-reduces between GPUs were not measured: one GPU timed its shard alone")
     return Meta(
         device=device.name,
         gpu=gpu,
-        model={name: value for name, value in figures.items() if type(value) in (int, str)},
+        model=model_shape(model),
         tensor_parallel=tensor_parallel,
         source=f"cbsim calibrate, plan {plan}, seed {seed}",
         date=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -213,7 +213,8 @@ def _with_backend(meta: Meta, rig: Rig) -> Meta:
     return meta.model_copy(update={"software": {**meta.software, "attention": rig.backend.describe()}})
 
 
-def _make_timer(device: Device) -> Timer:
+def make_timer(device: Device) -> Timer:
+    """The timer that suits a device."""
     if device.is_cuda:
         return CudaTimer(device.torch_device, flush_bytes(device))
     return CpuTimer()

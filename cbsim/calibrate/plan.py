@@ -29,6 +29,8 @@ CHUNK_CONTEXTS = (0, 256, 1024, 4096, 16384, 65536)
 NUM_UNEQUAL, NUM_SEVERAL, NUM_MIXED, NUM_STEPS, NUM_REPEATS = 30, 30, 40, 120, 25
 QUICK_SHARE = 0.25
 """How much of each family the quick plan has, its coarsest points."""
+MIN_QUICK = 8
+"""How many it has at least: what a fit, and one without the points held out, can do with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +188,7 @@ def _chunks(
 
 def _coarsest(family: Iterable[PlanPoint], share: float) -> list[PlanPoint]:
     points = list(family)
-    return points[: max(1, round(len(points) * share))]
+    return points[: max(MIN_QUICK, round(len(points) * share))]
 
 
 def _interleave(families: Sequence[Sequence[PlanPoint]], start: float) -> list[tuple[float, PlanPoint]]:
