@@ -34,6 +34,9 @@ MIN_MIXED_POINTS = 8
 class Report:
     """How wrong a fitted form is, seen from every side."""
 
+    points: list[Point]
+    """The points fitted, and below what is said of each by a fit it was held out of, seconds."""
+    predicted: Floats
     fitted: Table
     """On the points it was fitted to."""
     held_out: Table
@@ -45,8 +48,9 @@ class Report:
     repeatability: Table
     """Of timings of the same thing, the floor of all the others."""
 
-    def as_json(self) -> dict[str, dict[str, dict[str, float]]]:
-        """As it stands in `cost.json`."""
+    @property
+    def tables(self) -> dict[str, Table]:
+        """The tables that aren't empty, by name."""
         tables = {
             "fitted": self.fitted,
             "held_out": self.held_out,
@@ -54,7 +58,7 @@ class Report:
             "whole_steps": self.steps,
             "repeatability": self.repeatability,
         }
-        return {name: as_json(table) for name, table in tables.items() if table}
+        return {name: table for name, table in tables.items() if table}
 
 
 def fit_form(points: Sequence[Point], num_layers: int, seed: int) -> StepForm:
@@ -95,6 +99,8 @@ def evaluate(points: Sequence[Point], form: StepForm, seed: int) -> Report:
         predicted[fold == number] = _predicted_without(op_points, fold == number, form.num_layers, seed)
     large = [point for point, chosen in zip(op_points, is_large, strict=True) if chosen]
     return Report(
+        points=op_points,
+        predicted=predicted,
         fitted=errors_by_kind(op_points, predict(form, op_points)),
         held_out=errors_by_kind(op_points, predicted),
         largest=errors_by_kind(large, _predicted_without(op_points, is_large, form.num_layers, seed)),
@@ -118,12 +124,14 @@ def _op_points(points: Sequence[Point]) -> list[Point]:
     return [point for point in points if point.op != "step" and point.split == "fit"]
 
 
-def fit_cost_file(points: Sequence[Point], meta: Meta, points_path: Path, seed: int = 0) -> CostFile:
+def fit_cost_file(
+    points: Sequence[Point], meta: Meta, points_path: Path, seed: int = 0
+) -> tuple[CostFile, Report]:
     """Fit points and say how wrong the form is. Raises `CalibrationError` if there are too few."""
     op_points = _op_points(points)
     form = fit_form(op_points, int(meta.model["num_layers"]), seed)
     report = evaluate(points, form, seed)
-    return CostFile(
+    cost_file = CostFile(
         format="cbsim-cost/1",
         gpu=meta.gpu,
         device=meta.device,
@@ -132,9 +140,10 @@ def fit_cost_file(points: Sequence[Point], meta: Meta, points_path: Path, seed: 
         form=form,
         box=calibrated_box(op_points),
         assumptions=[*meta.assumptions, *_assumptions(op_points, form)],
-        accuracy=report.as_json(),
+        accuracy={name: as_json(table) for name, table in report.tables.items()},
         points_sha256=file_sha256(points_path),
     )
+    return cost_file, report
 
 
 def calibrated_box(points: Sequence[Point]) -> Box:

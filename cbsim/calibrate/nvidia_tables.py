@@ -34,7 +34,9 @@ class NvidiaTables:
         """Raises `CalibrationError` if the package or the system isn't there."""
         self.system = system
         self.folder, self.package_version = _open_package(wheel)
-        systems = sorted(entry.name for entry in (self.folder / "data").iterdir() if entry.is_dir())
+        systems = sorted(
+            entry.name for entry in (self.folder / "data").iterdir() if (entry / "gemm").is_dir()
+        )
         if system not in systems:
             raise CalibrationError(f"no system '{system}' in {PACKAGE}{did_you_mean(system, systems)}")
         figures = yaml.safe_load((self.folder / f"{system}.yaml").read_text(encoding="utf-8"))["gpu"]

@@ -1,0 +1,201 @@
+"""`cbsim calibrate`: time kernels on a device, fit timings, import timings of others."""
+
+from __future__ import annotations
+
+import json
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cbsim.errors import CalibrationError
+
+if TYPE_CHECKING:
+    from cbsim.calibrate.meta import Meta
+    from cbsim.calibrate.point import Point
+    from cbsim.specs import ModelSpec
+
+with_out = click.option(
+    "--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder of the profile."
+)
+with_picture = click.option(
+    "--picture/--no-picture", default=True, help="Draw errors.png beside the profile."
+)
+with_json = click.option("--json", "as_json", is_flag=True, help="Print the errors as JSON.")
+with_seed = click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the hold-outs and starts."
+)
+
+
+@click.group(invoke_without_command=True)
+@click.option("--device", type=click.Choice(["cuda", "cpu"]), help="Where to time the kernels.")
+@click.option("--model", metavar="NAME", help="A model of configs/models, or a file.")
+@click.option("--plan", type=click.Choice(["quick", "full"]), default="full", show_default=True)
+@click.option("--tp", type=click.IntRange(min=1), default=1, show_default=True, help="GPUs of a replica.")
+@click.option("--gpu", metavar="NAME", help="The device's name in configs/gpus.")
+@click.option("--backend", metavar="NAME", help="Paged attention to time; default: the device's best.")
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder of the profile.")
+@with_picture
+@with_json
+@with_seed
+@click.pass_context
+def calibrate(
+    context: click.Context,
+    device: str | None,
+    model: str | None,
+    plan: Any,
+    tp: int,
+    gpu: str | None,
+    backend: str | None,
+    out: Path | None,
+    picture: bool,
+    as_json: bool,
+    seed: int,
+) -> None:
+    """Time the kernels of a model on a device, and fit a cost model to them.
+
+    A killed run goes on where it was when called again with the same folder.
+    """
+    if context.invoked_subcommand is not None:
+        return
+    if device is None or model is None or out is None:
+        raise click.UsageError("give --device, --model and --out, or a command: fit, import")
+    from cbsim.calibrate.pointsfile import read_points
+
+    try:
+        from cbsim.calibrate.measure import measure
+    except ImportError as error:
+        raise CalibrationError(f"timing kernels needs torch: pip install 'cbsim[torch]' ({error})") from error
+    out.mkdir(parents=True, exist_ok=True)
+    measured = measure(
+        load_model(model),
+        out,
+        device=device,
+        plan=plan,
+        tensor_parallel=tp,
+        gpu=gpu,
+        backend=backend,
+        seed=seed,
+        progress=_show_progress if sys.stderr.isatty() else None,
+    )
+    for warning in measured.meta.warnings:
+        click.echo(warning, err=True)
+    _fit_into(out, read_points(out / "points.csv"), measured.meta, seed, picture, as_json)
+
+
+@calibrate.command()
+@click.argument("points", type=click.Path(path_type=Path))
+@with_out
+@click.option(
+    "--meta", "meta_path", type=click.Path(path_type=Path), help="Default: meta.json beside POINTS."
+)
+@with_picture
+@with_json
+@with_seed
+def fit(points: Path, out: Path, meta_path: Path | None, picture: bool, as_json: bool, seed: int) -> None:
+    """Fit a cost model to POINTS, a points.csv with its meta.json, and report how wrong it is."""
+    from cbsim.calibrate.meta import read_meta, save_meta
+    from cbsim.calibrate.pointsfile import read_points, write_points
+
+    timings = read_points(points)
+    meta = read_meta(meta_path or points.with_name("meta.json"))
+    out.mkdir(parents=True, exist_ok=True)
+    if (out / "points.csv").resolve() != points.resolve():
+        write_points(out / "points.csv", timings)
+        save_meta(meta, out / "meta.json")
+    _fit_into(out, timings, meta, seed, picture, as_json)
+
+
+@calibrate.group(name="import")
+def import_() -> None:
+    """Build a profile from timings that somebody else has measured."""
+
+
+@import_.command()
+@click.option("--system", required=True, metavar="NAME", help="A system of the tables: h200_sxm, l40s ...")
+@click.option("--model", required=True, metavar="NAME", help="A model of configs/models, or a file.")
+@click.option("--tp", type=click.IntRange(min=1), default=1, show_default=True, help="GPUs of a replica.")
+@click.option("--framework", default="vllm", show_default=True, help="Whose prefill kernels and all-reduces.")
+@click.option("--decode-framework", metavar="NAME", help="Whose decode attention; default: the same.")
+@click.option(
+    "--wheel", type=click.Path(path_type=Path, exists=True), help="The package's wheel, not installed."
+)
+@with_out
+@with_picture
+@with_json
+@with_seed
+def nvidia(
+    system: str,
+    model: str,
+    tp: int,
+    framework: str,
+    decode_framework: str | None,
+    wheel: Path | None,
+    out: Path,
+    picture: bool,
+    as_json: bool,
+    seed: int,
+) -> None:
+    """NVIDIA's measured kernel tables, in the PyPI package aiconfigurator-core."""
+    from cbsim.calibrate.meta import save_meta
+    from cbsim.calibrate.nvidia import Wanted, import_meta, import_points
+    from cbsim.calibrate.nvidia_tables import NvidiaTables
+    from cbsim.calibrate.pointsfile import write_points
+
+    wanted = Wanted(load_model(model), tp, framework, decode_framework or framework)
+    tables = NvidiaTables(system, wheel)
+    points = import_points(tables, wanted)
+    meta = import_meta(tables, wanted, datetime.now(UTC).date().isoformat())
+    out.mkdir(parents=True, exist_ok=True)
+    write_points(out / "points.csv", points)
+    save_meta(meta, out / "meta.json")
+    _fit_into(out, points, meta, seed, picture, as_json)
+
+
+def load_model(name: str) -> ModelSpec:
+    """A model by its name in `configs/models` or by the path of its file.
+
+    Raises `CalibrationError` with the nearest name if there is none, or with every mistake in the file.
+    """
+    from pydantic import ValidationError
+
+    from cbsim.config.document import read_document
+    from cbsim.paths import data_folder, yaml_names
+    from cbsim.registry import did_you_mean
+    from cbsim.specs import ModelSpec
+
+    folder = data_folder("configs") / "models"
+    path = Path(name) if Path(name).suffix in (".yaml", ".yml") else folder / f"{name}.yaml"
+    if not path.is_file():
+        raise CalibrationError(f"no model '{name}'{did_you_mean(name, yaml_names(folder))}")
+    try:
+        return ModelSpec.model_validate(read_document(path).data)
+    except ValidationError as error:
+        problems = (f"{path}: {'.'.join(map(str, part['loc']))}: {part['msg']}" for part in error.errors())
+        raise CalibrationError(*problems) from error
+
+
+def _fit_into(out: Path, points: list[Point], meta: Meta, seed: int, picture: bool, as_json: bool) -> None:
+    """Fit, write `cost.json` and the picture, print the errors."""
+    from cbsim.calibrate.fit import fit_cost_file
+    from cbsim.calibrate.summary import draw_errors, errors_table
+
+    cost_file, report = fit_cost_file(points, meta, out / "points.csv", seed)
+    cost_file.save(out / "cost.json")
+    title = f"{meta.model['name']} on {meta.device}"
+    if picture:
+        draw_errors(report, title, out / "errors.png")
+    if as_json:
+        click.echo(json.dumps(cost_file.accuracy, indent=2))
+    else:
+        errors_table(report, title).print()
+        click.echo(f"wrote {out / 'cost.json'}")
+
+
+def _show_progress(done: int, total: int, left_s: float | None) -> None:
+    from cbsim.units import format_seconds
+
+    left = f", {format_seconds(left_s)} left" if left_s is not None else ""
+    click.echo(f"\r{done} of {total} timings{left}      ", nl=done == total, err=True)

@@ -1,0 +1,52 @@
+"""What a reader sees of a fit: its errors as a table and as a picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from cbsim.calibrate.fit import Report
+from cbsim.report.calibration_plot import Predictions, calibration_picture
+from cbsim.report.style import save_figure
+from cbsim.report.text import Table
+
+LABELS = {
+    "fitted": "fitted",
+    "held_out": "held out",
+    "largest_held_out": "largest sizes held out",
+    "whole_steps": "whole steps, never fitted",
+    "repeatability": "repeatability of the timings",
+}
+
+
+def errors_table(report: Report, title: str) -> Table:
+    """One row for each table of the report and kind of point, percent."""
+    rows = [
+        (
+            f"{LABELS[name]}: {kind}",
+            f"{errors.num_points:,}",
+            f"{errors.median_pct:.1f}",
+            f"{errors.p90_pct:.1f}",
+            f"{errors.worst_pct:.1f}",
+            f"{errors.bias_pct:+.1f}",
+        )
+        for name, table in report.tables.items()
+        for kind, errors in table.items()
+    ]
+    return Table(
+        header=("error, %", "points", "median", "p90", "worst", "bias"), rows=tuple(rows), title=title
+    )
+
+
+def draw_errors(report: Report, title: str, path: Path) -> None:
+    """Predictions of points that were held out of the fit, as PNG and SVG."""
+    ops = np.array([point.op for point in report.points])
+    size = np.array([point.size for point in report.points], dtype=np.float64)
+    measured = np.array([point.t_median_s for point in report.points])
+    kinds = {
+        str(op): Predictions(size[ops == op], report.predicted[ops == op], measured[ops == op])
+        for op in dict.fromkeys(ops.tolist())
+    }
+    caption = "Each point is predicted by a fit that it was held out of. Grey: within 5%."
+    save_figure(calibration_picture(kinds, title, caption), path)
