@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from pydantic import Field
@@ -180,8 +181,9 @@ class IdentityPool(BlockPool):
         if not self.prefix_caching:
             return NO_HIT
         found = []
-        for i in range((request.num_known_tokens - 1) // self.block_size):
-            copies = self._copies.get(self._prefixes.key(request, (i + 1) * self.block_size))
+        num_blocks = (request.num_known_tokens - 1) // self.block_size
+        for key in self._prefixes.keys(request, self.block_size, 0, num_blocks):
+            copies = self._copies.get(key)
             if copies is None:
                 break
             found.append(copies[0])
@@ -202,12 +204,14 @@ class IdentityPool(BlockPool):
         """See `BlockPool.publish`. Blocks are not merged: equal content may be known in several copies."""
         if not self.prefix_caching:
             return
-        for i in range(request.num_published_blocks, num_tokens // self.block_size):
-            key = self._prefixes.key(request, (i + 1) * self.block_size)
-            block = request.blocks[i]
+        first, end = request.num_published_blocks, num_tokens // self.block_size
+        if first >= end:
+            return
+        keys = self._prefixes.keys(request, self.block_size, first, end)
+        for block, key in zip(request.blocks[first:end], keys, strict=True):
             self._key_of[block] = key
             self._copies.setdefault(key, []).append(block)
-            request.num_published_blocks = i + 1
+        request.num_published_blocks = end
 
     def withdraw(self, request: Request, num_tokens: int) -> None:
         """See `BlockPool.withdraw`."""
@@ -272,15 +276,24 @@ class PrefixKeys:
         self._nodes: dict[tuple[int, int, str], int] = {}
         self._chains: dict[str, list[tuple[int, int]]] = {}
 
-    def key(self, request: Request, num_tokens: int) -> PrefixKey:
-        """The key of a request's first `num_tokens` tokens, generated ones included."""
+    def keys(self, request: Request, block_size: int, first: int, end: int) -> Iterator[PrefixKey]:
+        """The keys of a request's blocks `first` to `end`, generated tokens included.
+
+        Each names all the request's tokens up to the block's last.
+        """
         chain = self._chains.get(request.request_id)
         if chain is None:
             chain = self._chains[request.request_id] = self._chain(request)
-        for start, node in reversed(chain):
-            if start < num_tokens:
-                return node, num_tokens - start
-        raise ValueError("an empty prefix has no key")
+        num_tokens = (first + 1) * block_size
+        # The segment that holds the block's last token is the last one to start before it ends.
+        place = bisect_left(chain, (num_tokens,)) - 1
+        start, node = chain[place]
+        for _ in range(first, end):
+            while place + 1 < len(chain) and chain[place + 1][0] < num_tokens:
+                place += 1
+                start, node = chain[place]
+            yield node, num_tokens - start
+            num_tokens += block_size
 
     def forget(self, request: Request) -> None:
         """Drop what is kept for a request that has ended. The numbers of its nodes stay: keys hold them."""
