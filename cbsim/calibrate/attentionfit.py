@@ -109,11 +109,11 @@ def fit_fused(
     ]
 
     def predict(values: Values) -> Floats:
-        form = FusedAttention.model_construct(None, **values, tile=prefill.tile)
-        return np.maximum(form.at(columns), alone)
+        form = FusedAttention.model_construct(None, **values)
+        return np.maximum(form.at(columns, prefill.tile), alone)
 
     fit = fit_coefficients(predict, unknowns, seconds, np.ones(len(seconds)), rng)
-    return FusedAttention(**fit.values, tile=prefill.tile)
+    return FusedAttention(**fit.values)
 
 
 def columns_of(points: Sequence[Point]) -> StepColumns:

@@ -1,4 +1,4 @@
-"""CompiledStep: `StepForm` for one step at a time, in well under a microsecond and with the same bits."""
+"""CompiledStep: `StepForm` for one step at a time, in under a microsecond and with the same bits."""
 
 from __future__ import annotations
 
@@ -8,9 +8,17 @@ from math import sqrt
 import numpy as np
 
 from cbsim.cost.base import StepShape
-from cbsim.cost.form import DecodeAttention, FusedAttention, PrefillAttention, StepForm, num_pairs
+from cbsim.cost.form import DecodeAttention, FusedAttention, PrefillAttention, StepForm
 
 DecodeSeconds = Callable[[int, int], float]
+"""Of decodes and their context in all."""
+PrefillSeconds = Callable[[int, int, int, int], float]
+"""Of pairs, tokens, chunks and the longest context."""
+FusedSeconds = Callable[[int, int, int, StepShape], float]
+"""Of pairs, tokens, the chunks' longest context, and the step for its decodes."""
+
+VECTOR_STEPS = 48
+"""Steps in a row from which arrays are quicker than a loop."""
 
 
 class CompiledStep:
@@ -32,47 +40,64 @@ class CompiledStep:
         self._dense: list[float] = dense.tolist()
         self._logits: list[float] = logits.tolist()
         self._decode_base: list[float] = (form.num_layers * form.dense.at(padded) + logits).tolist()
-        self._decode_attention = _compile_decode(form.decode)
+        self._half_tile = form.prefill.tile // 2
+        self._decode_attention = _decode_seconds(form.decode)
+        self._prefill_attention = _prefill_seconds(form.prefill)
+        self._fused_attention = _fused_seconds(form.fused) if form.fused is not None else None
 
     def decode_s(self, num_decodes: int, decode_context: int) -> float:
         """Seconds of a step of decodes alone."""
         if num_decodes < self._table_size:
             base = self._decode_base[num_decodes]
         else:
-            base = self._dense_s(num_decodes) + self._logits_s(num_decodes)
+            base = self._beyond_table_s(num_decodes, num_decodes)
         return base + self._layers * self._decode_attention(num_decodes, decode_context)
+
+    def decodes_s(self, num_decodes: int, decode_context: int, num_steps: int) -> list[float]:
+        """Seconds of so many such steps in a row, each with one token more of context for every decode."""
+        if num_steps < VECTOR_STEPS or num_decodes >= self._table_size:
+            contexts = range(decode_context, decode_context + num_decodes * num_steps, num_decodes)
+            return [self.decode_s(num_decodes, context) for context in contexts]
+        steps = np.arange(num_steps, dtype=np.int64)
+        attention = self._form.decode.seconds(num_decodes, decode_context + num_decodes * steps)
+        seconds: list[float] = (self._decode_base[num_decodes] + self._layers * attention).tolist()
+        return seconds
 
     def step_s(self, shape: StepShape) -> float:
         """Seconds of any step."""
-        chunks, num_decodes = shape.chunks, shape.num_decodes
+        chunks, num_finishing, num_decodes, decode_context, _ = shape
         if not chunks:
-            return self.decode_s(num_decodes, shape.decode_context)
-        form = self._form
-        prefill_tokens = longest = 0
+            return self.decode_s(num_decodes, decode_context)
+        half_tile = self._half_tile
+        tile = 2 * half_tile
+        pairs = num_tokens = longest = 0
         for tokens, context in chunks:
-            prefill_tokens += tokens
+            num_tokens += tokens
+            pairs += -(-tokens // tile) * half_tile * (2 * context + tokens + tile)
             if context + tokens > longest:
                 longest = context + tokens
-        prefill = _prefill_s(form.prefill, chunks, prefill_tokens, longest)
-        decode = self._decode_attention(num_decodes, shape.decode_context) if num_decodes else 0.0
-        if num_decodes and form.fused is not None:
-            prefill = max(_fused_s(form.fused, shape, prefill_tokens, longest), decode, prefill)
-            decode = 0.0
-        base = self._dense_s(prefill_tokens + num_decodes) + self._logits_s(shape.num_logits)
+        prefill = self._prefill_attention(pairs, num_tokens, len(chunks), longest)
+        decode = 0.0
+        if num_decodes:
+            decode = self._decode_attention(num_decodes, decode_context)
+            if self._fused_attention is not None:
+                prefill = max(self._fused_attention(pairs, num_tokens, longest, shape), decode, prefill)
+                decode = 0.0
+            num_tokens += num_decodes
+        num_logits = num_finishing + num_decodes
+        if num_tokens < self._table_size:
+            base = self._dense[num_tokens] + self._logits[num_logits]
+        else:
+            base = self._beyond_table_s(num_tokens, num_logits)
         return (base + self._layers * decode) + self._layers * prefill
 
-    def _dense_s(self, num_tokens: int) -> float:
-        if num_tokens < self._table_size:
-            return self._dense[num_tokens]
-        return self._layers * float(self._form.dense.at(np.array([num_tokens]))[0])
-
-    def _logits_s(self, num_rows: int) -> float:
-        if num_rows < self._table_size:
-            return self._logits[num_rows]
-        return float(self._form.logits.at(np.array([num_rows]))[0])
+    def _beyond_table_s(self, num_tokens: int, num_logits: int) -> float:
+        """Dense layers and LM head at more tokens than the table has."""
+        dense = self._layers * float(self._form.dense.at(np.array([num_tokens]))[0])
+        return dense + float(self._form.logits.at(np.array([num_logits]))[0])
 
 
-def _compile_decode(form: DecodeAttention) -> DecodeSeconds:
+def _decode_seconds(form: DecodeAttention) -> DecodeSeconds:
     launch_s, floor_s, per_decode_s = form.launch_s, form.floor_s, form.per_decode_s
     per_token_s, start_per_token_s, start = form.per_token_s, form.start_per_token_s, form.start_tokens
     softness, floor_softness = form.softness, form.floor_softness
@@ -90,32 +115,51 @@ def _compile_decode(form: DecodeAttention) -> DecodeSeconds:
     return seconds
 
 
-def _blend(a: float, b: float, softness: float) -> float:
-    difference = a - b
-    return 0.5 * ((a + b) + sqrt(difference * difference + softness * a * b))
-
-
-def _prefill_s(
-    form: PrefillAttention, chunks: tuple[tuple[int, int], ...], num_tokens: int, longest: int
-) -> float:
-    work = (
-        form.per_pair_s * num_pairs(chunks, form.tile)
-        + form.per_token_s * num_tokens
-        + form.per_chunk_s * len(chunks)
-        + form.beyond_per_token_s * max(num_tokens - form.beyond_tokens, 0.0)
+def _prefill_seconds(form: PrefillAttention) -> PrefillSeconds:
+    launch_s, floor_s, per_pair_s = form.launch_s, form.floor_s, form.per_pair_s
+    per_token_s, per_chunk_s = form.per_token_s, form.per_chunk_s
+    beyond_per_token_s, beyond = form.beyond_per_token_s, form.beyond_tokens
+    per_longest_token_s, softness, floor_softness = (
+        form.per_longest_token_s,
+        form.softness,
+        form.floor_softness,
     )
-    work = _blend(work, form.per_longest_token_s * longest, form.softness)
-    return form.launch_s + _blend(work, form.floor_s, form.floor_softness)
+
+    def seconds(pairs: int, num_tokens: int, num_chunks: int, longest: int) -> float:
+        excess = num_tokens - beyond
+        work = (
+            per_pair_s * pairs
+            + per_token_s * num_tokens
+            + per_chunk_s * num_chunks
+            + beyond_per_token_s * (excess if excess > 0.0 else 0.0)
+        )
+        chain = per_longest_token_s * longest
+        difference = work - chain
+        work = 0.5 * ((work + chain) + sqrt(difference * difference + softness * work * chain))
+        difference = work - floor_s
+        return launch_s + 0.5 * (
+            (work + floor_s) + sqrt(difference * difference + floor_softness * work * floor_s)
+        )
+
+    return seconds
 
 
-def _fused_s(form: FusedAttention, shape: StepShape, num_tokens: int, longest: int) -> float:
-    work = (
-        form.per_pair_s * num_pairs(shape.chunks, form.tile)
-        + form.per_token_s * num_tokens
-        + form.per_decode_s * shape.num_decodes
-        + form.per_context_token_s * shape.decode_context
-    )
-    chain = max(
-        form.per_longest_token_s * longest, form.per_longest_decode_token_s * shape.max_decode_context
-    )
-    return form.launch_s + _blend(work, chain, form.softness)
+def _fused_seconds(form: FusedAttention) -> FusedSeconds:
+    launch_s, per_pair_s, per_token_s = form.launch_s, form.per_pair_s, form.per_token_s
+    per_decode_s, per_context_token_s = form.per_decode_s, form.per_context_token_s
+    per_longest_token_s = form.per_longest_token_s
+    per_longest_decode_token_s, softness = form.per_longest_decode_token_s, form.softness
+
+    def seconds(pairs: int, num_tokens: int, longest: int, shape: StepShape) -> float:
+        _, _, num_decodes, decode_context, max_decode_context = shape
+        work = (
+            per_pair_s * pairs
+            + per_token_s * num_tokens
+            + per_decode_s * num_decodes
+            + per_context_token_s * decode_context
+        )
+        chain = max(per_longest_token_s * longest, per_longest_decode_token_s * max_decode_context)
+        difference = work - chain
+        return launch_s + 0.5 * ((work + chain) + sqrt(difference * difference + softness * work * chain))
+
+    return seconds

@@ -166,11 +166,15 @@ class DecodeAttention(Section):
 
     def at(self, columns: StepColumns) -> Floats:
         """Seconds; 0 without decodes."""
-        context = columns.decode_context
-        stream = self.per_token_s * context + self.start_per_token_s * np.minimum(context, self.start_tokens)
-        work = blend(self.per_decode_s * columns.num_decodes, stream, self.softness)
-        seconds = self.launch_s + blend(work, self.floor_s, self.floor_softness)
+        seconds = self.seconds(columns.num_decodes, columns.decode_context)
         return np.where(columns.num_decodes > 0, seconds, 0.0)
+
+    def seconds(self, num_decodes: Ints | int, context: Ints) -> Floats:
+        """Seconds of so many decodes, at least one, over a context in all."""
+        stream = self.per_token_s * context + self.start_per_token_s * np.minimum(context, self.start_tokens)
+        work = blend(self.per_decode_s * num_decodes, stream, self.softness)
+        total: Floats = self.launch_s + blend(work, self.floor_s, self.floor_softness)
+        return total
 
 
 class PrefillAttention(Section):
@@ -216,12 +220,11 @@ class FusedAttention(Section):
     per_longest_token_s: Coefficient
     per_longest_decode_token_s: Coefficient
     softness: Softness
-    tile: int = Field(ge=2, multiple_of=2)
 
-    def at(self, columns: StepColumns) -> Floats:
-        """Seconds of mixed steps; what it gives for pure ones has no meaning."""
+    def at(self, columns: StepColumns, tile: int) -> Floats:
+        """Seconds of mixed steps, chunks in tiles as of prefill; for pure steps it has no meaning."""
         work = (
-            self.per_pair_s * columns.pairs(self.tile)
+            self.per_pair_s * columns.pairs(tile)
             + self.per_token_s * columns.prefill_tokens
             + self.per_decode_s * columns.num_decodes
             + self.per_context_token_s * columns.decode_context
@@ -252,7 +255,7 @@ class StepForm(Section):
         if self.fused is None:
             return decode, prefill
         mixed = (columns.num_chunks > 0) & (columns.num_decodes > 0)
-        together = np.maximum(np.maximum(self.fused.at(columns), decode), prefill)
+        together = np.maximum(np.maximum(self.fused.at(columns, self.prefill.tile), decode), prefill)
         return np.where(mixed, 0.0, decode), np.where(mixed, together, prefill)
 
     def seconds(self, columns: StepColumns, dense_tokens: Ints | None = None) -> Floats:

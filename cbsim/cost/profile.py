@@ -82,7 +82,7 @@ class ProfileCost(CostModel):
     def step_s(self, shape: StepShape) -> float:
         """Seconds of a step."""
         gpu_s = self._compiled.step_s(shape)
-        host_s = self._host_step_s + self._host_request_s * shape.num_requests
+        host_s = self._host_step_s + self._host_request_s * (len(shape.chunks) + shape.num_decodes)
         if self._async:
             return (gpu_s if gpu_s > host_s else host_s) + self._host_gap_s
         return gpu_s + host_s
@@ -94,6 +94,17 @@ class ProfileCost(CostModel):
         if self._async:
             return (gpu_s if gpu_s > host_s else host_s) + self._host_gap_s
         return gpu_s + host_s
+
+    def decodes_s(
+        self, num_decodes: int, decode_context: int, max_decode_context: int, num_steps: int
+    ) -> list[float]:
+        """Seconds of so many such steps in a row, each with one token more of context for every decode."""
+        gpu_s = self._compiled.decodes_s(num_decodes, decode_context, num_steps)
+        host_s = self._host_step_s + self._host_request_s * num_decodes
+        if self._async:
+            gap_s = self._host_gap_s
+            return [(step_s if step_s > host_s else host_s) + gap_s for step_s in gpu_s]
+        return [step_s + host_s for step_s in gpu_s]
 
     def steps_s(self, columns: StepColumns) -> Floats:
         """Seconds of many steps at once: the same bits as `step_s` gives for each."""

@@ -1,0 +1,136 @@
+"""StepForm: by hand, monotone in everything, and the scalar the same as the vector to the last bit."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from cbsim.cost.base import StepShape
+from cbsim.cost.compiled import VECTOR_STEPS, CompiledStep
+from cbsim.cost.form import DenseTable, StepColumns, blend, num_pairs
+from tests.cost.laws import NUM_LAYERS, make_form, shapes
+
+FORMS = {kind: make_form(fused=kind == "fused") for kind in ("split", "fused")}
+
+
+def seconds(form, *several: StepShape) -> list[float]:
+    return form.seconds(StepColumns.from_shapes(several)).tolist()
+
+
+def test_blend_runs_from_maximum_to_sum():
+    a, b = np.array([3.0, 1.0, 0.0]), np.array([4.0, 1.0, 2.0])
+    assert blend(a, b, 0.0).tolist() == [4.0, 1.0, 2.0]
+    assert blend(a, b, 4.0).tolist() == [7.0, 2.0, 2.0]
+    assert blend(np.array(1.0), np.array(1.0), 1.0) == 1.5  # (1 + 1 + sqrt(1)) / 2
+
+
+def test_pairs_by_hand():
+    """Two tiles of 64 queries over 10 of context: all of it, and half a diagonal of whole tiles."""
+    assert num_pairs([(128, 10)], 64) == 128 * 10 + 128 * (128 + 64) // 2
+    assert num_pairs([(65, 0)], 64) == 128 * (65 + 64) // 2
+    assert num_pairs([(1, 0)], 2) == 3
+    assert num_pairs([(128, 10), (65, 0)], 64) == num_pairs([(128, 10)], 64) + num_pairs([(65, 0)], 64)
+
+
+def test_table_between_and_beyond_knots():
+    table = DenseTable(tokens=(1, 5, 10), seconds=(1.0, 2.0, 4.0), tail_s_per_token=0.5)
+    assert table.at(np.array([0, 1, 3, 5, 10, 14])).tolist() == [0.0, 1.0, 1.5, 2.0, 4.0, 6.0]
+
+
+@pytest.mark.parametrize(
+    ("settings_", "message"),
+    [
+        ({"tokens": (1, 5), "seconds": (2.0, 1.0)}, "must not fall"),
+        ({"tokens": (5, 1), "seconds": (1.0, 2.0)}, "positive and rise"),
+        ({"tokens": (1, 5), "seconds": (1.0,)}, "2 token counts for 1 seconds"),
+        ({"tokens": (1,), "seconds": (-1.0,)}, "greater than or equal to 0"),
+    ],
+)
+def test_a_table_must_rise(settings_, message):
+    with pytest.raises(ValidationError, match=message):
+        DenseTable(**settings_, tail_s_per_token=0.0)
+
+
+def test_a_decode_step_by_hand():
+    """Beyond `start` the stream costs 0.9 ns a token and 6 us more; blends as written out."""
+    form = FORMS["split"]
+    work, stream = 0.18e-6 * 64, 0.9e-9 * 128_000 + 0.3e-9 * 20_000
+    together = (work + stream + np.sqrt((work - stream) ** 2 + 1.2 * work * stream)) / 2
+    attention = 5e-6 + (together + 4e-6 + np.sqrt((together - 4e-6) ** 2 + 0.8 * together * 4e-6)) / 2
+    dense = float(form.dense.at(np.array([64]))[0])
+    expected = NUM_LAYERS * (dense + attention) + 280e-6 + 64 * 0.4e-6
+    assert seconds(form, StepShape((), 0, 64, 128_000, 2000))[0] == pytest.approx(expected, rel=1e-12)
+
+
+def test_split_adds_and_fused_takes_the_largest():
+    mixed = StepShape(((512, 1000),), 1, 64, 128_000, 4000)
+    columns = StepColumns.from_shapes([mixed])
+    for kind, form in FORMS.items():
+        decode, prefill = form.decode.at(columns)[0], form.prefill.at(columns)[0]
+        rest = NUM_LAYERS * form.dense.at(columns.num_tokens)[0] + form.logits.at(columns.num_logits)[0]
+        attention = decode + prefill
+        if kind == "fused":
+            attention = max(form.fused.at(columns, form.prefill.tile)[0], decode, prefill)
+        assert seconds(form, mixed)[0] == pytest.approx(rest + NUM_LAYERS * attention, rel=1e-12)
+
+
+def grown(shape: StepShape, more: int) -> list[StepShape]:
+    """The step with more of each thing it has, one at a time."""
+    larger = [
+        shape._replace(chunks=(*shape.chunks, (more, more))),
+        shape._replace(num_finishing_chunks=shape.num_finishing_chunks + more),
+        shape._replace(
+            num_decodes=shape.num_decodes + 1,
+            decode_context=shape.decode_context + more,
+            max_decode_context=max(shape.max_decode_context, more),
+        ),
+    ]
+    if shape.num_decodes:
+        longest = shape.max_decode_context + more
+        context = shape.decode_context + more
+        larger.append(shape._replace(decode_context=context, max_decode_context=longest))
+    if shape.chunks:
+        (tokens, context), *rest = shape.chunks
+        larger.append(shape._replace(chunks=((tokens + more, context), *rest)))
+        larger.append(shape._replace(chunks=((tokens, context + more), *rest)))
+    return larger
+
+
+@settings(max_examples=80, deadline=None)
+@given(shape=shapes(), more=st.integers(1, 3000), kind=st.sampled_from(["split", "fused"]))
+def test_monotone_in_everything(shape, more, kind):
+    before, *after = seconds(FORMS[kind], shape, *grown(shape, more))
+    assert before > 0
+    # The blend's square root may round down by a unit in the last place.
+    assert min(after) >= before * (1 - 1e-12)
+
+
+@settings(max_examples=150, deadline=None)
+@given(shape=shapes(), kind=st.sampled_from(["split", "fused"]))
+def test_scalar_is_vector_to_the_bit(shape, kind):
+    form = FORMS[kind]
+    assert CompiledStep(form, []).step_s(shape) == seconds(form, shape)[0]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    num_decodes=st.integers(1, 17_000),
+    mean_context=st.integers(1, 5000),
+    num_steps=st.integers(1, 2 * VECTOR_STEPS),
+)
+def test_a_stretch_of_decodes_to_the_bit(num_decodes, mean_context, num_steps):
+    compiled = CompiledStep(FORMS["split"], [0, 1, 2, 4, 4, 8, 8, 8, 8])
+    context = num_decodes * mean_context
+    stretch = compiled.decodes_s(num_decodes, context, num_steps)
+    assert stretch == [
+        compiled.decode_s(num_decodes, context + step * num_decodes) for step in range(num_steps)
+    ]
+
+
+def test_it_is_linear_far_out():
+    """Doubling everything that counts, far beyond the tables, doubles the growth."""
+    form = FORMS["split"]
+    steps = [StepShape((), 0, 1000, size, size) for size in (10**8, 2 * 10**8, 3 * 10**8)]
+    first, second, third = seconds(form, *steps)
+    assert third - second == pytest.approx(second - first, rel=1e-6)
