@@ -1,4 +1,4 @@
-"""Small, tight simulations for hypothesis: ties on step boundaries, full pools, every scheduler and setting."""
+"""Small, tight simulations for hypothesis: ties on step boundaries, full pools, every scheduler."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from hypothesis import strategies as st
 from cbsim.testing import Case
 
 SCHEDULERS = ("static", "continuous", "chunked_prefill", "preemptive", "vllm")
+POLICIES = ("fcfs", "priority", "sjf", "edf", "fair")
+VLLM_POLICIES = ("fcfs", "priority")
 Rows = tuple[dict[str, Any], ...]
 
 
 @st.composite
 def workloads(draw: st.DrawFn, max_requests: int = 10) -> Rows:
-    """Requests as keyword arguments of `Request`; arrivals are multiples of 1/8 s, many at the same instant."""
+    """Requests as keyword arguments of `Request`; arrivals are multiples of 1/8 s, many at one instant."""
     rows: list[dict[str, Any]] = []
     arrival_s = 0.0
     shares_prefixes = draw(st.booleans())
@@ -42,12 +44,18 @@ def prompts(draw: st.DrawFn, num_tokens: int, number: int) -> tuple[tuple[str, i
     """Segments that add up to `num_tokens`: a common part, perhaps an earlier answer, a part of one's own."""
     num_common = draw(st.integers(0, num_tokens))
     num_answer = draw(st.integers(0, num_tokens - num_common)) if number else 0
-    parts = [("system", num_common), ("o:r0", num_answer), (f"own{number}", num_tokens - num_common - num_answer)]
+    parts = [
+        ("system", num_common),
+        ("o:r0", num_answer),
+        (f"own{number}", num_tokens - num_common - num_answer),
+    ]
     return tuple((name, n) for name, n in parts if n)
 
 
 @st.composite
-def scheduler_settings(draw: st.DrawFn, types: Sequence[str] = SCHEDULERS) -> dict[str, Any]:
+def scheduler_settings(
+    draw: st.DrawFn, types: Sequence[str] = SCHEDULERS, policies: Sequence[str] = POLICIES
+) -> dict[str, Any]:
     """A `scheduler` section with limits small enough to bind."""
     kind = draw(st.sampled_from(types))
     settings: dict[str, Any] = {
@@ -70,16 +78,16 @@ def scheduler_settings(draw: st.DrawFn, types: Sequence[str] = SCHEDULERS) -> di
     settings["reserve_full_isl"] = draw(st.booleans())
     settings["watermark"] = draw(st.sampled_from([0.0, 0.2]))
     if kind == "vllm":
-        settings["policy"] = draw(st.sampled_from(["fcfs", "priority"]))
+        settings["policy"] = draw(st.sampled_from([name for name in policies if name in VLLM_POLICIES]))
     else:
-        settings.update(draw(preemptive_settings()))
+        settings.update(draw(preemptive_settings(policies)))
     return settings
 
 
 @st.composite
-def preemptive_settings(draw: st.DrawFn) -> dict[str, Any]:
+def preemptive_settings(draw: st.DrawFn, policies: Sequence[str] = POLICIES) -> dict[str, Any]:
     """What only `preemptive` has, in combinations that it accepts."""
-    policy = draw(st.sampled_from(["fcfs", "priority", "sjf", "edf", "fair"]))
+    policy = draw(st.sampled_from(policies))
     settings: dict[str, Any] = {
         "policy": policy,
         "victim": draw(
@@ -107,10 +115,15 @@ def kv_settings(draw: st.DrawFn, rows: Rows) -> dict[str, Any]:
 
 
 @st.composite
-def cases(draw: st.DrawFn, types: Sequence[str] = SCHEDULERS, **fixed: Any) -> tuple[str, Case]:
+def cases(
+    draw: st.DrawFn,
+    types: Sequence[str] = SCHEDULERS,
+    policies: Sequence[str] = POLICIES,
+    **fixed: Any,
+) -> tuple[str, Case]:
     """A scheduler's name and a case for it; `fixed` overrides its settings."""
     rows = draw(workloads())
-    settings = draw(scheduler_settings(types)) | fixed
+    settings = draw(scheduler_settings(types, policies)) | fixed
     kind = settings.pop("type")
     return kind, Case(
         requests=rows,

@@ -76,8 +76,12 @@ class PagedScheduler(Scheduler):
             self.admit_waiting(step, cap)
 
     def chunk_cap(self) -> int:
-        """Most tokens of one request in this step."""
-        return self.config.chunk_size or self.max_tokens_per_step
+        """Most tokens of one request in this step.
+
+        Never more than a step has: a preempted request that may not be split, and with its answer has outgrown
+        the budget, would wait for ever.
+        """
+        return min(self.config.chunk_size or self.max_tokens_per_step, self.max_tokens_per_step)
 
     def serve_running(self, step: StepPlan, cap: int) -> None:
         """Give each running request, in order of admission, what it wants while the budget lasts."""

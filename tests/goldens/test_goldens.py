@@ -17,7 +17,15 @@ GOLDENS = {
     for path in sorted(FOLDER.glob("*.yaml"))
     for name, golden in yaml.safe_load(path.read_text()).items()
 }
-CASE_KEYS = {"num_blocks", "block_size", "prefix_caching", "step_s", "token_s", "max_model_len", "concurrency"}
+CASE_KEYS = {
+    "num_blocks",
+    "block_size",
+    "prefix_caching",
+    "step_s",
+    "token_s",
+    "max_model_len",
+    "concurrency",
+}
 
 
 @pytest.mark.parametrize("name", GOLDENS)
@@ -35,9 +43,9 @@ def test_the_timeline_is_the_one_worked_by_hand(name: str) -> None:
     observed = rows_of(seen)
     got = [[cells[column] for column in columns] for cells in observed]
     assert show(columns, got) == show(columns, expected)
-    assert {seen.log.requests["request_id"][row]: why for row, why in seen.log.rejections.items()} == golden.get(
-        "rejected", {}
-    )
+    assert {
+        seen.log.requests["request_id"][row]: why for row, why in seen.log.rejections.items()
+    } == golden.get("rejected", {})
 
 
 def test_no_golden_is_left_out() -> None:
@@ -108,7 +116,9 @@ def cells_of_call(call: Call) -> dict[str, str]:
         "at": f"{call.now:g}",
         "start": "-",
         "end": "-",
-        "step": " ".join(f"{part.request_id}:{part.num_tokens}@{part.num_computed_tokens}" for part in call.parts),
+        "step": " ".join(
+            f"{part.request_id}:{part.num_tokens}@{part.num_computed_tokens}" for part in call.parts
+        ),
         "in": " ".join(f"{name}+{found}" if found else name for name, found in admitted.items()),
         "preempted": " ".join(call.decided("preempted")),
         "running": " ".join(call.running),

@@ -11,6 +11,7 @@ import pytest
 import cbsim
 from cbsim.config.section import ComponentConfig
 from cbsim.cost import CostModel, StepShape
+from cbsim.result import Result
 from cbsim.specs import GpuSpec, ModelSpec
 
 RATE_PER_S = 0.5
@@ -61,7 +62,7 @@ def run(
     num_requests: int = NUM_REQUESTS,
     rate_per_s: float = RATE_PER_S,
     **experiment: Any,
-) -> cbsim.Result:
+) -> Result:
     return cbsim.run(
         {
             "seed": seed,
@@ -82,12 +83,12 @@ def run(
     )
 
 
-def mean_wait_s(result: cbsim.Result) -> float:
+def mean_wait_s(result: Result) -> float:
     return float(result.requests["queue_s"].to_numpy(float)[NUM_WARMUP:].mean())
 
 
 def assert_mean(samples: list[float], theory: float, *, not_this: float) -> None:
-    """The 99.9 % interval of independent runs holds the theory, and is narrow enough to tell it from another."""
+    """The 99.9 % interval of independent runs holds the theory, and is too narrow to hold another one."""
     half_width = T_999 * float(np.std(samples, ddof=1)) / math.sqrt(len(samples))
     mean = float(np.mean(samples))
     assert abs(mean - theory) <= half_width, f"{mean} +- {half_width}, theory says {theory}"
