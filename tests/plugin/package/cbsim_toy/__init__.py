@@ -1,0 +1,1 @@
+"""A scheduler, a workload and a cost model for cbsim."""
