@@ -144,24 +144,24 @@ def write_report(model, gpu, points, accuracy, out, options) -> None:  # type: i
 
 def bench(model, options):  # type: ignore[no-untyped-def]
     """What times a plan point, the plan's mixed points, and what compares tunings of the decode kernel."""
-    import torch
+    from functools import partial
 
-    from cbsim.calibrate.device import find_room, open_device
-    from cbsim.calibrate.measure import make_timer
+    from cbsim.calibrate.measure import calls_of, make_rig
     from cbsim.calibrate.plan import PlanPoint, make_plan
-    from cbsim.calibrate.rig import Rig
+    from cbsim.calibrate.room import find_room
+    from cbsim.kernels import timing
+    from cbsim.kernels.device import open_device
     from cbsim.kernels.shard import Shard
     from cbsim.units import TERA
 
     device = open_device(options.device)
     shard = Shard(model)
     room = find_room(device, shard)
-    rig = Rig(shard, device, room)
-    timer = make_timer(device)
+    rig = make_rig(shard, device, room)
+    timer = timing.make_timer(device)
 
     def seconds(point: PlanPoint) -> float:
-        with torch.inference_mode():
-            return timer.time(lambda count: rig.calls(point, count)).median_s
+        return timer.time(partial(calls_of, rig, point)).median_s
 
     def compare_tunings():  # type: ignore[no-untyped-def]
         if not device.is_cuda:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import shlex
 import statistics
@@ -10,20 +11,20 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
-import torch
-
-from cbsim.calibrate.device import BLOCK_SIZE, Device, find_room, flush_bytes, open_device
 from cbsim.calibrate.meta import Meta, read_meta, save_meta
 from cbsim.calibrate.plan import PlanName, PlanPoint, make_plan
 from cbsim.calibrate.point import Point
 from cbsim.calibrate.pointsfile import append_point, read_points, write_points
-from cbsim.calibrate.rig import Rig
-from cbsim.calibrate.timing import UNSTABLE_SPREAD, CpuTimer, CudaTimer, Timer, Timing
+from cbsim.calibrate.room import Room, find_room
 from cbsim.cost.costfile import model_shape
 from cbsim.errors import CalibrationError
+from cbsim.kernels.device import Device, open_device
+from cbsim.kernels.rig import BLOCK_SIZE, Call, Rig
 from cbsim.kernels.shard import Shard
+from cbsim.kernels.timing import UNSTABLE_SPREAD, Timer, Timing, make_timer
 from cbsim.specs import ModelSpec
 
 MAX_DRIFT = 0.05
@@ -65,15 +66,39 @@ def measure(
     planned = make_plan(plan, room.limits, seed)
     meta = _make_meta(model, opened, tensor_parallel, gpu, plan, seed)
     points = _resume(out, meta, planned)
-    with torch.inference_mode():
-        rig = Rig(shard, opened, room, backend=backend, seed=seed)
-        timer = timer or make_timer(opened)
-        save_meta(_with_backend(meta, rig), out / "meta.json")
-        _time_all(rig, timer, planned, points, out / "points.csv", seed, progress)
+    rig = make_rig(shard, opened, room, backend, seed)
+    save_meta(_with_backend(meta, rig), out / "meta.json")
+    _time_all(rig, timer or make_timer(opened), planned, points, out / "points.csv", seed, progress)
     points = read_points(out / "points.csv")
     meta = _with_backend(meta, rig).model_copy(update={"warnings": warnings_of(points, planned)})
     save_meta(meta, out / "meta.json")
     return Measurement(points, meta)
+
+
+def make_rig(shard: Shard, device: Device, room: Room, backend: str | None = None, seed: int = 0) -> Rig:
+    """The rig that everything is timed on. Raises `CalibrationError` if it doesn't fit after all."""
+    try:
+        return Rig(
+            shard,
+            device,
+            num_blocks=room.num_blocks,
+            max_positions=max(room.limits.max_context, room.limits.max_tokens) + 1,
+            backend=backend,
+            seed=seed,
+        )
+    except MemoryError as error:
+        raise CalibrationError(f"model {shard.model.name} doesn't fit on {device.name}: {error}") from error
+
+
+def calls_of(rig: Rig, point: PlanPoint, count: int) -> list[Call]:
+    """Calls of what a point of the plan names."""
+    if point.op == "dense":
+        return rig.dense(point.tokens, count)
+    if point.op == "logits":
+        return rig.logits(point.num_logits, count)
+    if point.op == "step":
+        return rig.step(point.chunks, point.contexts, point.num_logits - len(point.contexts), count)
+    return rig.attention(point.chunks, point.contexts, count)
 
 
 def warnings_of(points: Sequence[Point], planned: Sequence[PlanPoint]) -> list[str]:
@@ -112,11 +137,8 @@ def _time_all(
     left = [point for point in planned if point.order not in known]
     start = time.monotonic()
     for count, plan_point in enumerate(left, start=1):
-        try:
-            timing = timer.time(lambda n, p=plan_point: rig.calls(p, n))  # type: ignore[misc]
-        except torch.OutOfMemoryError:
-            torch.cuda.empty_cache()
-        else:
+        with contextlib.suppress(MemoryError):
+            timing = timer.time(partial(calls_of, rig, plan_point))
             append_point(path, _row(plan_point, timing, rig, seed))
         if progress is not None:
             spent_s = time.monotonic() - start
@@ -211,13 +233,6 @@ def _make_meta(
 
 def _with_backend(meta: Meta, rig: Rig) -> Meta:
     return meta.model_copy(update={"software": {**meta.software, "attention": rig.backend.describe()}})
-
-
-def make_timer(device: Device) -> Timer:
-    """The timer that suits a device."""
-    if device.is_cuda:
-        return CudaTimer(device.torch_device, flush_bytes(device))
-    return CpuTimer()
 
 
 def _timing(point: Point) -> Timing:

@@ -11,14 +11,15 @@ pytest.importorskip("torch")
 
 import torch
 
-from cbsim.calibrate.device import find_room, open_device
 from cbsim.calibrate.measure import Measurement, measure, warnings_of
 from cbsim.calibrate.meta import read_meta
 from cbsim.calibrate.plan import make_plan
 from cbsim.calibrate.pointsfile import read_points
-from cbsim.calibrate.timing import CpuTimer, MakeCalls, Timing
+from cbsim.calibrate.room import find_room
 from cbsim.errors import CalibrationError
+from cbsim.kernels.device import open_device
 from cbsim.kernels.shard import Shard
+from cbsim.kernels.timing import CpuTimer, MakeCalls, Timing
 from cbsim.units import GIB
 from tests.kernels.references import load_model
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from time import perf_counter
 from typing import Any
 
 import numpy as np
 import torch
 
+from cbsim.kernels.device import Device
 from cbsim.units import MS_PER_S
 
 Call = Callable[[], object]
@@ -59,9 +60,18 @@ class Timer(ABC):
         self.num_runs = num_runs
         self.num_warmups = num_warmups
 
-    @abstractmethod
     def time(self, make_calls: MakeCalls) -> Timing:
-        """Seconds of one call."""
+        """Seconds of one call. Raises MemoryError if the device has too little memory for it."""
+        try:
+            with torch.inference_mode():
+                return self._time(make_calls)
+        except torch.OutOfMemoryError as error:
+            torch.cuda.empty_cache()
+            raise MemoryError(str(error)) from error
+
+    @abstractmethod
+    def _time(self, make_calls: MakeCalls) -> Timing:
+        """What `time` returns."""
 
 
 class CpuTimer(Timer):
@@ -73,17 +83,16 @@ class CpuTimer(Timer):
         super().__init__(num_runs, num_warmups)
         self.target_s = target_s
 
-    def time(self, make_calls: MakeCalls) -> Timing:
-        """See `Timer.time`."""
+    def _time(self, make_calls: MakeCalls) -> Timing:
         (first,) = make_calls(1)
         warm_s = [_clock(first) for _ in range(max(1, self.num_warmups))]
         calls = make_calls(num_calls(min(warm_s), self.target_s))
         runs_s = []
         for _ in range(self.num_runs):
-            start = time.perf_counter()
+            start = perf_counter()
             for call in calls:
                 call()
-            runs_s.append((time.perf_counter() - start) / len(calls))
+            runs_s.append((perf_counter() - start) / len(calls))
         return Timing.of(runs_s)
 
 
@@ -108,8 +117,7 @@ class CudaTimer(Timer):
         self._flushed = torch.empty(flush_bytes, dtype=torch.uint8, device=device)
         self._pool: Any = torch.cuda.graph_pool_handle()
 
-    def time(self, make_calls: MakeCalls) -> Timing:
-        """See `Timer.time`."""
+    def _time(self, make_calls: MakeCalls) -> Timing:
         side = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(side):
@@ -156,12 +164,19 @@ class CudaTimer(Timer):
         return float(start.elapsed_time(end)) / MS_PER_S
 
 
+def make_timer(device: Device) -> Timer:
+    """The timer that suits a device."""
+    if device.is_cuda:
+        return CudaTimer(device.torch_device, device.flush_bytes)
+    return CpuTimer()
+
+
 def num_calls(call_s: float, target_s: float) -> int:
     """Calls that fill `target_s` together, 1 to `MAX_CALLS`."""
     return max(1, min(MAX_CALLS, math.ceil(target_s / max(call_s, 1e-9))))
 
 
 def _clock(call: Call) -> float:
-    start = time.perf_counter()
+    start = perf_counter()
     call()
-    return time.perf_counter() - start
+    return perf_counter() - start

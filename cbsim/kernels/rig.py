@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cbsim.calibrate.device import BLOCK_SIZE, Device, Room
-from cbsim.calibrate.plan import PlanPoint
-from cbsim.calibrate.timing import Call
 from cbsim.kernels.attention import LayerCache, make_backend
 from cbsim.kernels.batch import SequenceSlice, StepBatch
 from cbsim.kernels.decoder import Decoder, attend
+from cbsim.kernels.device import Device
 from cbsim.kernels.sampling import greedy
 from cbsim.kernels.shard import Shard
+
+BLOCK_SIZE = 16
+Call = Callable[[], object]
+Chunks = Sequence[tuple[int, int]]
+"""Prompt chunks `(tokens, context)`."""
 
 
 class Rig:
@@ -22,39 +27,40 @@ class Rig:
 
     One pool of KV blocks serves twice: whole for the attention of one layer, shared out over the layers for
     whole steps. Every call gets blocks of its own, scattered over the pool, and each `dense` call the weights
-    of another layer.
+    of another layer, so that calls in a row find caches cold.
     """
 
     def __init__(
-        self, shard: Shard, device: Device, room: Room, *, backend: str | None = None, seed: int = 0
+        self,
+        shard: Shard,
+        device: Device,
+        *,
+        num_blocks: int,
+        max_positions: int,
+        backend: str | None = None,
+        seed: int = 0,
     ) -> None:
+        """`num_blocks` KV blocks of one layer in all. Raises MemoryError if it doesn't fit."""
         self.shard = shard
         self.device = device.torch_device
         self.backend = make_backend(backend, shard, self.device)
-        longest = max(room.limits.max_context, room.limits.max_tokens)
-        self.decoder = Decoder(shard, self.backend, self.device, max_positions=longest + 1, seed=seed)
-        self.pool = LayerCache.allocate(shard, room.num_blocks, BLOCK_SIZE, self.device)
+        try:
+            self.decoder = Decoder(shard, self.backend, self.device, max_positions=max_positions, seed=seed)
+            self.pool = LayerCache.allocate(shard, num_blocks, BLOCK_SIZE, self.device)
+        except torch.OutOfMemoryError as error:
+            raise MemoryError(str(error)) from error
         self._random = torch.Generator(self.device).manual_seed(seed)
         self._rng = np.random.Generator(np.random.PCG64(seed))
         for part in (self.pool.keys, self.pool.values):
             part.normal_(generator=self._random)
         num_layers = shard.model.num_layers
-        per_layer = room.num_blocks // num_layers
+        per_layer = num_blocks // num_layers
         self.step_caches = [self._share(layer * per_layer, per_layer) for layer in range(num_layers)]
-        self._scattered = {count: self._rng.permutation(count) for count in (room.num_blocks, per_layer)}
+        self._scattered = {count: self._rng.permutation(count) for count in (num_blocks, per_layer)}
         self._next_block = 0
 
-    def calls(self, point: PlanPoint, count: int) -> list[Call]:
-        """`count` calls of what a point of the plan names."""
-        if point.op == "dense":
-            return self._dense_calls(point.tokens, count)
-        if point.op == "logits":
-            return self._logits_calls(point.num_logits, count)
-        if point.op == "step":
-            return self._step_calls(point, count)
-        return self._attention_calls(point, count)
-
-    def _dense_calls(self, tokens: int, count: int) -> list[Call]:
+    def dense(self, tokens: int, count: int) -> list[Call]:
+        """Calls of one layer's work outside attention, KV write included."""
         hidden = self._normal(tokens, self.shard.model.hidden_size)
         attended = self._normal(tokens, self.shard.num_heads, self.shard.head_size)
         positions = torch.arange(tokens, device=self.device) % self.decoder.rotary.cos.shape[0]
@@ -73,35 +79,40 @@ class Rig:
 
         return [call(place) for place in range(count)]
 
-    def _logits_calls(self, rows: int, count: int) -> list[Call]:
+    def logits(self, rows: int, count: int) -> list[Call]:
+        """Calls of the final norm, the LM head and greedy sampling."""
         hidden = self._normal(rows, self.shard.model.hidden_size)
         return [lambda: greedy(self.decoder.head.logits(hidden))] * count
 
-    def _attention_calls(self, point: PlanPoint, count: int) -> list[Call]:
+    def attention(self, chunks: Chunks, contexts: Sequence[int], count: int) -> list[Call]:
+        """Calls of one layer's attention: chunks, and decodes that attend to `contexts` tokens each."""
         shard = self.shard
-        tokens = len(point.contexts) + sum(n for n, _ in point.chunks)
+        tokens = len(contexts) + sum(n for n, _ in chunks)
         query = self._normal(tokens, shard.num_heads, shard.head_size)
         keys = self._normal(tokens, shard.num_kv_heads, shard.head_size)
         values = self._normal(tokens, shard.num_kv_heads, shard.head_size)
 
         def call() -> Call:
-            batch = self._batch(point, self.pool)
+            batch = self._batch(chunks, contexts, 0, self.pool)
             return lambda: attend(self.backend, query, keys, values, self.pool, batch)
 
         return [call() for _ in range(count)]
 
-    def _step_calls(self, point: PlanPoint, count: int) -> list[Call]:
+    def step(self, chunks: Chunks, contexts: Sequence[int], num_finishing: int, count: int) -> list[Call]:
+        """Calls of the whole model, from tokens to tokens; the first `num_finishing` chunks give logits."""
+
         def call() -> Call:
-            batch = self._batch(point, self.step_caches[0])
+            batch = self._batch(chunks, contexts, num_finishing, self.step_caches[0])
             return lambda: greedy(self.decoder.logits(batch, self.step_caches))
 
         return [call() for _ in range(count)]
 
-    def _batch(self, point: PlanPoint, cache: LayerCache) -> StepBatch:
-        """The point's sequences, on the next scattered blocks."""
-        num_finishing = max(0, point.num_logits - len(point.contexts))
-        sizes = [(1, context - 1, True) for context in point.contexts]
-        sizes += [(n, before, i < num_finishing) for i, (n, before) in enumerate(point.chunks)]
+    def _batch(
+        self, chunks: Chunks, contexts: Sequence[int], num_finishing: int, cache: LayerCache
+    ) -> StepBatch:
+        """Sequences on the next scattered blocks."""
+        sizes = [(1, context - 1, True) for context in contexts]
+        sizes += [(n, before, i < num_finishing) for i, (n, before) in enumerate(chunks)]
         slices = []
         for tokens, before, emits in sizes:
             token_ids = self._rng.integers(0, self.shard.model.vocab_size, tokens)
