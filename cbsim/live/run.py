@@ -1,0 +1,147 @@
+"""Run an experiment live: its own workload, scheduler and metrics, a real model instead of a cost model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+
+from cbsim.errors import ConfigError
+from cbsim.experiment import Experiment
+from cbsim.kernels.memory import free_bytes
+from cbsim.kernels.sampling import SamplingParams
+from cbsim.kernels.shard import Shard
+from cbsim.live.engine import LiveEngine, wall_clock
+from cbsim.live.pool import LivePool
+from cbsim.live.runner import ModelRunner
+from cbsim.live.tokens import TokenBook
+from cbsim.live.weights import Checkpoint
+from cbsim.live.world import LiveWorld
+from cbsim.manifest import make_manifest
+from cbsim.metrics import Deployment, summarize
+from cbsim.recorder import Recorder
+from cbsim.result import Result
+from cbsim.run import collect, log_notes, make_cost_model, make_prices, make_workload
+from cbsim.schedulers import SCHEDULERS, Resources, Scheduler
+from cbsim.units import format_bytes
+
+KV_SHARE = 0.8
+"""Share of what is free beside the weights that the KV cache may take."""
+
+
+def run_live(
+    experiment: Experiment,
+    *,
+    device: str = "cpu",
+    time_scale: float = 1.0,
+    sampling: SamplingParams | None = None,
+    backend: str | None = None,
+    checkpoint: Checkpoint | None = None,
+    progress: Callable[[int, float], None] | None = None,
+) -> Result:
+    """Serve an experiment's workload with a real model and return what a simulation would.
+
+    Arrivals come `time_scale` times as fast. Weights are random from the experiment's seed unless a
+    `checkpoint` is given. Raises `ConfigError` for what only a simulation can do, or what doesn't fit.
+    """
+    torch_device = _open(device)
+    _check(experiment, time_scale)
+    workload = make_workload(experiment)
+    num_blocks, notes = _fit_blocks(experiment, torch_device)
+    runner = ModelRunner(
+        experiment.model,
+        torch_device,
+        num_blocks=num_blocks,
+        block_size=experiment.kv_cache.block_size,
+        backend=backend,
+        seed=experiment.seed,
+    )
+    if checkpoint is not None:
+        checkpoint.load_into(runner.decoder)
+    book = TokenBook(experiment.model.vocab_size, experiment.seed, sampling or SamplingParams())
+    scheduler = _make_scheduler(experiment, num_blocks)
+    recorder = Recorder(with_batches=experiment.output.batches)
+    num_in_flight = 2 if experiment.scheduler.async_scheduling else 1
+    runner.warm_up()
+    wall_start, cpu_start = time.perf_counter(), time.process_time()
+    engine = LiveEngine(scheduler, recorder, num_in_flight, runner, book, wall_clock())
+    world = LiveWorld(workload, engine, time_scale=time_scale, progress=progress)
+    world.run()
+    spent = {"cpu_s": time.process_time() - cpu_start, "wall_s": time.perf_counter() - wall_start}
+    is_closed_loop = workload.config.concurrency is not None
+    log = collect(recorder, [engine], world.end_s, is_closed_loop=is_closed_loop)
+    deployment = Deployment(
+        model=experiment.model,
+        gpu=experiment.gpu,
+        tensor_parallel=1,
+        num_replicas=1,
+        kv_block_size=experiment.kv_cache.block_size,
+    )
+    told = [f"live on this machine's {device}, not simulated", *notes, *workload.notes(), *log_notes(log)]
+    summary = summarize(log, deployment, experiment.slo.limits(), simulation=spent, notes=told)
+    manifest = make_manifest(experiment.seed, workload.inputs(), {"model": experiment.model})
+    return Result.from_log(log, summary, experiment.resolved(), manifest)
+
+
+def _check(experiment: Experiment, time_scale: float) -> None:
+    problems = []
+    if experiment.replicas.count != 1:
+        problems.append(f"replicas.count: got {experiment.replicas.count}; a live run has one replica")
+    if experiment.replicas.tensor_parallel != 1:
+        problems.append(
+            f"replicas.tensor_parallel: got {experiment.replicas.tensor_parallel}; a live run has one device"
+        )
+    if experiment.stop_at_s is not None:
+        problems.append("stop_at_s: a live run goes on until every request has ended")
+    if not time_scale > 0:
+        problems.append(f"time_scale: got {time_scale}; allowed: more than 0")
+    if problems:
+        raise ConfigError(*problems)
+
+
+def _open(device: str) -> torch.device:
+    if device not in ("cpu", "cuda"):
+        raise ConfigError(f"--device: unknown '{device}'; allowed: cpu, cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"--device cuda: no CUDA here (torch {torch.__version__}); allowed: --device cpu")
+    return torch.device(device)
+
+
+def _fit_blocks(experiment: Experiment, device: torch.device) -> tuple[int, list[str]]:
+    """As many KV blocks as the experiment has; fewer if its GPU decides that and this device is smaller."""
+    shard = Shard(experiment.model)
+    kv_cache = experiment.kv_cache
+    block_bytes = kv_cache.block_size * shard.layer_kv_token_bytes * experiment.model.num_layers
+    left_bytes = free_bytes(device) - shard.weight_bytes
+    fitting = int(left_bytes * KV_SHARE) // block_bytes
+    wanted = kv_cache.size(experiment.model, experiment.gpu)
+    if fitting < 1 or (kv_cache.num_blocks is not None and wanted > fitting):
+        raise ConfigError(
+            f"kv_cache: {wanted} blocks take {format_bytes(wanted * block_bytes)} beside "
+            f"{format_bytes(shard.weight_bytes)} of weights; {max(0, fitting)} fit on this device; "
+            f"allowed: a smaller model or kv_cache.num_blocks"
+        )
+    if wanted <= fitting:
+        return wanted, []
+    return fitting, [
+        f"KV cache of {fitting} blocks, what fits here; {experiment.gpu.name} would have {wanted}"
+    ]
+
+
+def _make_scheduler(experiment: Experiment, num_blocks: int) -> Scheduler:
+    """The experiment's scheduler, over blocks that are those of the real cache."""
+    config = experiment.scheduler
+    pool = LivePool(
+        num_blocks,
+        experiment.kv_cache.block_size,
+        prefix_caching=experiment.kv_cache.prefix_caching,
+        unknown_first=config.reuses_unknown_blocks_first,
+    )
+    resources = Resources(
+        pool=pool,
+        prices=make_prices(experiment, make_cost_model(experiment)),
+        max_model_len=experiment.model.max_model_len,
+        seed=experiment.seed,
+    )
+    return SCHEDULERS.get(config.type)(config, resources)
