@@ -8,16 +8,28 @@ Needs neither pytest nor hypothesis. A broken law raises `ConformanceError` with
 
 from cbsim.testing.case import Case, draw_case, starvation_case
 from cbsim.testing.conformance import ConformanceError, check_case, check_scheduler
-from cbsim.testing.identity import differences
-from cbsim.testing.laws import LAWS, Violation
-from cbsim.testing.observation import Call, Commit, Observation, Standing, observe
+from cbsim.testing.identity import differences, without_batches
+from cbsim.testing.laws import HISTORY_LAWS, LOG_LAWS, Violation
+from cbsim.testing.observation import (
+    BrokenOff,
+    Call,
+    Commit,
+    History,
+    Observation,
+    Standing,
+    observe,
+    run_case,
+)
 
 __all__ = [
-    "LAWS",
+    "HISTORY_LAWS",
+    "LOG_LAWS",
+    "BrokenOff",
     "Call",
     "Case",
     "Commit",
     "ConformanceError",
+    "History",
     "Observation",
     "Standing",
     "Violation",
@@ -26,5 +38,7 @@ __all__ = [
     "differences",
     "draw_case",
     "observe",
+    "run_case",
     "starvation_case",
+    "without_batches",
 ]

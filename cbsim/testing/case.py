@@ -20,7 +20,7 @@ RECOMPUTE_S_PER_TOKEN = 2.0**-10
 MOVE_S_PER_BLOCK = 2.0**-8
 BLOCK_BYTES = MIB
 NUM_RIVALS = 240
-STARVED = "r1"
+STARVED = "r2"
 """The request that the rivals of `starvation_case` come after and would overtake."""
 
 
@@ -154,10 +154,11 @@ def starvation_case(config_class: type[SchedulerConfig], settings: Mapping[str, 
     drawn = {"max_num_seqs": 2, "max_tokens_per_step": 32} | dict(settings)
     kept = {name: value for name, value in drawn.items() if name in config_class.model_fields}
     kept |= dict(settings)
-    long = _row(1, 0.0, 24, 8, priority=2, deadline_s=1e6, user="long")
-    rivals = [_row(2 + i, 1.0 * i, 4, 3, deadline_s=10.0 + i, user=f"short{i}") for i in range(NUM_RIVALS)]
-    first = _row(0, 0.0, 4, 3, deadline_s=10.0, user="first")
-    return Case(requests=(first, long, *rivals), settings=kept, num_blocks=32)
+    rows = [_row(number, 0.0, 4, 3, deadline_s=10.0, user="first") for number in range(2)]
+    rows.append(_row(2, 0.5, 24, 8, priority=2, deadline_s=1e6, user="long"))
+    for number in range(3, 3 + NUM_RIVALS):
+        rows.append(_row(number, number / 2, 4, 3, deadline_s=10.0, user=f"short{number}"))
+    return Case(requests=tuple(rows), settings=kept, num_blocks=32)
 
 
 def _draw_requests(generator: np.random.Generator, *, prefix_sharing: bool) -> tuple[dict[str, Any], ...]:
@@ -172,7 +173,7 @@ def _draw_requests(generator: np.random.Generator, *, prefix_sharing: bool) -> t
             num_prompt_tokens,
             int(generator.choice([1, 1, 2, 5, 12])),
             priority=int(generator.integers(3)),
-            deadline_s=arrival_s + float(generator.integers(1, 40)),
+            deadline_s=float(generator.integers(1, 40)),
             user=f"user{generator.integers(3)}",
         )
         if prefix_sharing:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import numpy as np
 
+from cbsim.engine.fast import FastEngine
+from cbsim.engine.reference import ReferenceEngine
 from cbsim.errors import PluginError
 from cbsim.schedulers import SCHEDULERS, Scheduler, SchedulerConfig
 from cbsim.testing.case import Case, draw_case, starvation_case
-from cbsim.testing.identity import differences
-from cbsim.testing.laws import LAWS, nobody_starves
-from cbsim.testing.observation import EndlessRun, Observation, observe
+from cbsim.testing.identity import differences, without_batches
+from cbsim.testing.laws import HISTORY_LAWS, LOG_LAWS, Violation, nobody_starves
+from cbsim.testing.observation import BrokenOff, EndlessRun, History, Observation, observe, run_case
+
+Seen = TypeVar("Seen", bound=History)
 
 
 class ConformanceError(PluginError):
@@ -46,9 +50,10 @@ def check_scheduler(
 ) -> None:
     """Raise `ConformanceError` for the first law that a scheduler, a class or a `type:` name, breaks.
 
-    Settings in `config` are kept; limits that it leaves open are drawn small, so that they bind. Every law of
-    `LAWS` is checked on `num_cases` simulations drawn from `seed`, each of them run twice; `nobody_starves`
-    on a stream of rivals, unless the policy `may_starve` by intention (pure priority, shortest first).
+    Settings in `config` are kept; limits that it leaves open are drawn small, so that they bind. Every law is
+    checked on `num_cases` simulations drawn from `seed`, each run three times (see `check_case`);
+    `nobody_starves` on a stream of rivals, unless the policy `may_starve` by intention (pure priority,
+    shortest first).
     """
     scheduler_class = SCHEDULERS.get(scheduler) if isinstance(scheduler, str) else scheduler
     settings = _settings(config)
@@ -67,26 +72,34 @@ def check_scheduler(
 
 
 def check_case(scheduler_class: type[Scheduler], case: Case) -> Observation:
-    """Run one case, check every law and that a second run is the same; returns what was seen."""
-    seen = _observe(scheduler_class, case)
-    for name, law in LAWS.items():
-        for violation in law(seen):
-            raise ConformanceError(scheduler_class.__name__, name, case, *violation)
-    for line in differences(seen.log, _observe(scheduler_class, case).log):
-        raise ConformanceError(
-            scheduler_class.__name__, "deterministic", case, -1, f"a second run differs: {line}"
-        )
+    """Run one case on the naive engine, check every law, and that further runs are the same.
+
+    The second is unobserved, the third on the fast engine. Returns what was seen.
+    """
+    name = scheduler_class.__name__
+    try:
+        seen = observe(scheduler_class, case)
+        runs = {
+            "deterministic": run_case(scheduler_class, case, ReferenceEngine),
+            "fast_engine_agrees": run_case(scheduler_class, case, FastEngine),
+        }
+    except BrokenOff as error:
+        # What went wrong before it tells more than the exception that came of it.
+        _check(name, HISTORY_LAWS, error.history)
+        law = "comes_to_an_end" if isinstance(error.__cause__, EndlessRun) else "raises_nothing"
+        raise ConformanceError(name, law, case, -1, str(error)) from error.__cause__
+    _check(name, HISTORY_LAWS, seen)
+    _check(name, LOG_LAWS, seen)
+    for law, log in runs.items():
+        for line in differences(without_batches(seen.log), log):
+            raise ConformanceError(name, law, case, -1, f"another run differs: {line}")
     return seen
 
 
-def _observe(scheduler_class: type[Scheduler], case: Case) -> Observation:
-    try:
-        return observe(scheduler_class, case)
-    except EndlessRun as error:
-        raise ConformanceError(scheduler_class.__name__, "comes_to_an_end", case, -1, str(error)) from error
-    except Exception as error:
-        detail = f"{type(error).__name__}: {error}"
-        raise ConformanceError(scheduler_class.__name__, "raises_nothing", case, -1, detail) from error
+def _check(scheduler: str, laws: Mapping[str, Callable[[Seen], Iterator[Violation]]], seen: Seen) -> None:
+    for name, law in laws.items():
+        for violation in law(seen):
+            raise ConformanceError(scheduler, name, seen.case, *violation)
 
 
 def _settings(config: SchedulerConfig | Mapping[str, Any] | None) -> dict[str, Any]:

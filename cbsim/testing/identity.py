@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
 
-from cbsim.recorder import RunLog
+from cbsim.recorder import EMITTED, RunLog
+
+
+def without_batches(log: RunLog) -> RunLog:
+    """The log as it is where batches are not recorded: without them, and without a row for each token."""
+    kept = log.events["event"] != EMITTED
+    return replace(log, batches=None, events={name: column[kept] for name, column in log.events.items()})
 
 
 def differences(one: RunLog, other: RunLog) -> list[str]:

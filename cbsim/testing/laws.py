@@ -12,7 +12,7 @@ from cbsim.recorder import EMITTED
 from cbsim.request import RequestState
 from cbsim.testing.case import NUM_RIVALS, STARVED
 from cbsim.testing.ledger import Ledger
-from cbsim.testing.observation import Call, Commit, Observation
+from cbsim.testing.observation import Call, Commit, History, Observation
 
 
 class Violation(NamedTuple):
@@ -20,9 +20,6 @@ class Violation(NamedTuple):
 
     step: int
     detail: str
-
-
-Law = Callable[[Observation], Iterator[Violation]]
 
 
 def nobody_lost(seen: Observation) -> Iterator[Violation]:
@@ -44,7 +41,7 @@ def nobody_lost(seen: Observation) -> Iterator[Violation]:
             )
 
 
-def never_idle(seen: Observation) -> Iterator[Violation]:
+def never_idle(seen: History) -> Iterator[Violation]:
     """A replica that has requests and no step under way schedules one, or says when it wants to be asked."""
     for replica in seen.replicas:
         num_under_way = 0
@@ -56,7 +53,7 @@ def never_idle(seen: Observation) -> Iterator[Violation]:
                 yield Violation(-1, f"at {entry.now} s nothing runs while {_unfinished(entry)} are there")
 
 
-def budget_kept(seen: Observation) -> Iterator[Violation]:
+def budget_kept(seen: History) -> Iterator[Violation]:
     """No step has more tokens than `max_tokens_per_step`."""
     for replica in seen.replicas:
         limit = replica.scheduler.max_tokens_per_step
@@ -66,7 +63,7 @@ def budget_kept(seen: Observation) -> Iterator[Violation]:
                 yield Violation(call.step, f"{num_tokens} tokens, the budget is {limit}")
 
 
-def slots_kept(seen: Observation) -> Iterator[Violation]:
+def slots_kept(seen: History) -> Iterator[Violation]:
     """No more than `max_num_seqs` requests run at once, and only running ones are scheduled."""
     for replica in seen.replicas:
         limit = getattr(replica.scheduler.config, "max_num_seqs", None)
@@ -78,7 +75,7 @@ def slots_kept(seen: Observation) -> Iterator[Violation]:
                 yield Violation(call.step, f"{strangers} are scheduled and not running")
 
 
-def each_in_one_place(seen: Observation) -> Iterator[Violation]:
+def each_in_one_place(seen: History) -> Iterator[Violation]:
     """Every request that is there stands in exactly one of the queue and the running list."""
     for replica in seen.replicas:
         for call in replica.calls:
@@ -89,7 +86,7 @@ def each_in_one_place(seen: Observation) -> Iterator[Violation]:
                 )
 
 
-def tokens_in_order(seen: Observation) -> Iterator[Violation]:
+def tokens_in_order(seen: History) -> Iterator[Violation]:
     """Each step goes on where a request's KV ends, computes no token that isn't known or in flight, and
     emits exactly when it computes the last of them.
     """
@@ -161,7 +158,7 @@ def tokens_conserved(seen: Observation) -> Iterator[Violation]:
         )
 
 
-def blocks_conserved(seen: Observation) -> Iterator[Violation]:
+def blocks_conserved(seen: History) -> Iterator[Violation]:
     """Every KV block is free or held at every moment, and all are free in the end; who waits holds none."""
     for replica in seen.replicas:
         for entry in replica.history:
@@ -171,11 +168,13 @@ def blocks_conserved(seen: Observation) -> Iterator[Violation]:
                 hoarders = [name for name in entry.waiting if entry.after[name].num_blocks]
                 if hoarders:
                     yield Violation(entry.step, f"{hoarders} wait and hold KV blocks")
-        if replica.num_used_at_end:
-            yield Violation(-1, f"{replica.num_used_at_end} KV blocks are still held in the end")
+        if replica.history and not replica.history[-1].after:
+            num_used = replica.scheduler.pool.num_used
+            if num_used:
+                yield Violation(-1, f"{num_used} KV blocks are still held when nobody is there")
 
 
-def kv_covered(seen: Observation) -> Iterator[Violation]:
+def kv_covered(seen: History) -> Iterator[Violation]:
     """A request holds blocks for every token it computes, those of this step included."""
     for replica in seen.replicas:
         for call in replica.calls:
@@ -188,7 +187,7 @@ def kv_covered(seen: Observation) -> Iterator[Violation]:
                     )
 
 
-def effects_at_step_ends(seen: Observation) -> Iterator[Violation]:
+def effects_at_step_ends(seen: History) -> Iterator[Violation]:
     """Tokens and finishes come with a step's end, those that the step emits, and never with a plan."""
     for replica in seen.replicas:
         for entry in replica.history:
@@ -238,22 +237,24 @@ def time_goes_forward(seen: Observation) -> Iterator[Violation]:
             yield Violation(-1, f"tokens of {seen.log.requests['request_id'][row]} come at {times.tolist()}")
 
 
-LAWS: dict[str, Law] = {
+HISTORY_LAWS: dict[str, Callable[[History], Iterator[Violation]]] = {
     law.__name__: law
     for law in (
-        nobody_lost,
-        never_idle,
         budget_kept,
         slots_kept,
         each_in_one_place,
         tokens_in_order,
-        tokens_conserved,
-        blocks_conserved,
         kv_covered,
+        blocks_conserved,
         effects_at_step_ends,
-        time_goes_forward,
+        never_idle,
     )
 }
+"""Those that also hold for a run that was broken off."""
+LOG_LAWS: dict[str, Callable[[Observation], Iterator[Violation]]] = {
+    law.__name__: law for law in (nobody_lost, tokens_conserved, time_goes_forward)
+}
+"""Those about a run that came to its end."""
 
 
 def nobody_starves(seen: Observation) -> Iterator[Violation]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple, cast
 
+from cbsim.engine.base import Engine
 from cbsim.engine.reference import ReferenceEngine
 from cbsim.kvcache import IdentityPool
 from cbsim.recorder import Recorder, RunLog
@@ -85,7 +87,6 @@ class Replica:
 
     scheduler: Scheduler
     history: list[Call | Commit]
-    num_used_at_end: int
 
     @property
     def calls(self) -> list[Call]:
@@ -93,41 +94,74 @@ class Replica:
         return [entry for entry in self.history if isinstance(entry, Call)]
 
 
-@dataclass(frozen=True, slots=True)
-class Observation:
-    """A case that has run."""
+@dataclass(frozen=True)
+class History:
+    """What happened to a case, perhaps not to its end."""
 
     case: Case
     replicas: list[Replica]
+
+    @cached_property
+    def requests(self) -> dict[str, Mapping[str, Any]]:
+        """Request -> its row of the case."""
+        return {row["request_id"]: row for row in self.case.requests}
+
+
+@dataclass(frozen=True)
+class Observation(History):
+    """A case that has run to its end."""
+
     log: RunLog
-    requests: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Request -> its row of the case."""
 
 
 class EndlessRun(Exception):
     """The scheduler is asked again and again and nothing comes of it."""
 
 
+class BrokenOff(Exception):
+    """A run that ended in an exception, its cause, with what was seen before."""
+
+    def __init__(self, history: History, cause: Exception) -> None:
+        self.history = history
+        super().__init__(f"{type(cause).__name__}: {cause}")
+
+
 def observe(scheduler_class: type[Scheduler], case: Case) -> Observation:
-    """Run a case. Raises `EndlessRun`, and whatever the scheduler raises."""
-    recorder = Recorder(with_batches=True)
+    """Run a case on the naive engine. Raises `BrokenOff` from whatever the scheduler raises."""
     max_calls = CALLS_PER_TOKEN * (case.num_tokens + 10)
     watches = [Watch(case.make_scheduler(scheduler_class), max_calls) for _ in range(case.num_replicas)]
+    replicas = [Replica(watch.scheduler, watch.history) for watch in watches]
+    try:
+        log = _run(case, [cast("Scheduler", watch) for watch in watches], ReferenceEngine, with_batches=True)
+    except Exception as error:
+        raise BrokenOff(History(case, replicas), error) from error
+    return Observation(case, replicas, log)
+
+
+def run_case(scheduler_class: type[Scheduler], case: Case, engine_class: type[Engine]) -> RunLog:
+    """Run a case unobserved, on any engine: a log without batches and without a row for each token.
+
+    Raises `BrokenOff` from whatever the scheduler raises.
+    """
+    schedulers = [case.make_scheduler(scheduler_class) for _ in range(case.num_replicas)]
+    try:
+        return _run(case, schedulers, engine_class, with_batches=False)
+    except Exception as error:
+        raise BrokenOff(History(case, []), error) from error
+
+
+def _run(
+    case: Case, schedulers: Sequence[Scheduler], engine_class: type[Engine], *, with_batches: bool
+) -> RunLog:
+    recorder = Recorder(with_batches=with_batches)
+    cost = case.make_cost_model()
     engines = [
-        ReferenceEngine(
-            replica,
-            cast("Scheduler", watch),
-            case.make_cost_model(),
-            recorder,
-            2 if watch.scheduler.config.async_scheduling else 1,
-        )
-        for replica, watch in enumerate(watches)
+        engine_class(replica, scheduler, cost, recorder, 2 if scheduler.config.async_scheduling else 1)
+        for replica, scheduler in enumerate(schedulers)
     ]
     world = World(case.make_workload(), engines, RoundRobin())
     world.run()
-    log = collect(recorder, engines, world.end_s, is_closed_loop=case.concurrency is not None)
-    replicas = [Replica(watch.scheduler, watch.history, watch.scheduler.pool.num_used) for watch in watches]
-    return Observation(case, replicas, log, {row["request_id"]: dict(row) for row in case.requests})
+    return collect(recorder, engines, world.end_s, is_closed_loop=case.concurrency is not None)
 
 
 class Watch:
