@@ -56,8 +56,8 @@ def generate(
     """Answer prompts, given as token ids, all present from the start, through a scheduler.
 
     It is `vllm` unless `scheduler` says otherwise, and has `num_blocks` blocks of the runner's KV cache.
-    Answers are as long as asked: there is no end token. A prompt's random numbers depend on `seed` and its stream, by
-    default its place. Raises `ConfigError` with a line for each prompt that can't be served.
+    Answers are as long as asked: there is no end token. A prompt's random numbers depend on `seed` and its
+    stream, by default its place. Raises `ConfigError` with a line for each prompt that can't be served.
     """
     batch = _make_batch(prompts, num_output_tokens, sampling, streams, runner.block_size)
     config_values = {"type": "vllm", **(scheduler or {})}

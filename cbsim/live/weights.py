@@ -47,29 +47,35 @@ class Checkpoint:
         self._places = {name: place for file in files for name, place in _read_header(file)}
 
     def load_into(self, decoder: Decoder) -> None:
-        """Put the weights into a decoder. Raises `ConfigError` with a line for each tensor that is missing
-        or has another shape.
+        """Put the weights into a decoder.
+
+        Raises `ConfigError` with a line for each tensor that is missing or has another shape; the decoder is
+        then as it was.
         """
-        problems: list[str] = []
-        for target, names in self._targets(decoder):
-            expected_rows = target.shape[0]
-            row = 0
-            for name in names:
-                place = self._places.get(name)
-                if place is None:
-                    problems.append(f"{self.folder}: no tensor '{name}'{did_you_mean(name, self._places)}")
-                    continue
-                if place.shape[1:] != tuple(target.shape[1:]) or row + place.shape[0] > expected_rows:
-                    problems.append(
-                        f"{place.file}: tensor '{name}' has shape {list(place.shape)}, "
-                        f"the model's goes into {list(target.shape)}"
-                    )
-                    continue
-                if not problems:
-                    target[row : row + place.shape[0]].copy_(_read(place))
-                row += place.shape[0]
+        targets = list(self._targets(decoder))
+        problems = [problem for target, names in targets for problem in self._misfits(target, names)]
         if problems:
             raise ConfigError(*problems)
+        for target, names in targets:
+            row = 0
+            for name in names:
+                rows = _read(self._places[name])
+                target[row : row + len(rows)].copy_(rows)
+                row += len(rows)
+
+    def _misfits(self, target: Tensor, names: list[str]) -> Iterator[str]:
+        """What is wrong with the tensors that go into one of the decoder's."""
+        missing = [name for name in names if name not in self._places]
+        for name in missing:
+            hint = did_you_mean(name, self._places)
+            yield f"{self.folder}: no tensor '{name}'{hint if 'did you mean' in hint else ''}"
+        if missing:
+            return
+        shapes = [self._places[name].shape for name in names]
+        filled = [sum(shape[0] for shape in shapes if shape), *target.shape[1:]]
+        if filled != list(target.shape) or any(shape[1:] != target.shape[1:] for shape in shapes):
+            told = ", ".join(f"{name} {list(shape)}" for name, shape in zip(names, shapes, strict=True))
+            yield f"{self.folder}: {told} doesn't fill the model's {list(target.shape)}"
 
     def _targets(self, decoder: Decoder) -> Iterator[tuple[Tensor, list[str]]]:
         """Each of the decoder's tensors, and the published ones that it holds one below the other."""
