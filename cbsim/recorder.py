@@ -71,56 +71,79 @@ def empty_float() -> Column:
 
 
 class Table:
-    """Rows gathered column by column in typed arrays, 8 bytes a number and no objects.
+    """Rows gathered in two flat arrays of 8 bytes a number, reals and integers, and no objects."""
 
-    Columns are given as name -> array type code (`d` float64, `q` int64, `i` int32, `b` int8).
-    """
+    __slots__ = ("_integers", "_reals", "integers", "reals")
 
-    __slots__ = ("columns", "names")
+    def __init__(self, reals: tuple[str, ...], integers: tuple[str, ...]) -> None:
+        """The names of the real (float64) and of the integer (int64) columns."""
+        self.reals = reals
+        self.integers = integers
+        self._reals = array("d")
+        self._integers = array("q")
 
-    def __init__(self, **columns: str) -> None:
-        self.names = tuple(columns)
-        self.columns = tuple(array(code) for code in columns.values())
-
-    def append(self, *row: float) -> None:
-        """Add a row, in the order of the columns."""
-        for column, value in zip(self.columns, row, strict=True):
-            column.append(value)  # type: ignore[arg-type]
+    def append(self, reals: tuple[float, ...], integers: tuple[int, ...]) -> None:
+        """Add a row: its reals and its integers, each in the order of the columns."""
+        self._reals.extend(reals)
+        self._integers.extend(integers)
 
     def __len__(self) -> int:
-        return len(self.columns[0])
+        return len(self._integers) // len(self.integers)
 
     def to_columns(self) -> dict[str, Column]:
-        """As numpy arrays that share the memory."""
+        """As numpy arrays, views of two copies."""
+        reals = np.array(self._reals).reshape(-1, max(len(self.reals), 1))
+        integers = np.array(self._integers).reshape(-1, len(self.integers))
         return {
-            name: np.frombuffer(column, dtype=column.typecode) if column else np.empty(0, column.typecode)
-            for name, column in zip(self.names, self.columns, strict=True)
+            **{name: reals[:, place] for place, name in enumerate(self.reals)},
+            **{name: integers[:, place] for place, name in enumerate(self.integers)},
         }
 
 
-def step_table() -> Table:
-    """An empty table of steps."""
-    return Table(
-        replica="i",
-        step="q",
-        scheduled_at_s="d",
-        start_s="d",
-        duration_s="d",
-        num_prefill_tokens="q",
-        num_decode_tokens="q",
-        num_prefill_seqs="q",
-        num_decode_seqs="q",
-        num_running="q",
-        num_waiting="q",
-        num_preempted="q",
-        num_finished="q",
-        kv_blocks_used="q",
-        kv_blocks_total="q",
-        num_attention_pairs="q",
-        num_context_tokens="q",
-        num_logits="q",
-        num_kv_tokens="q",
-    )
+STEP_COLUMNS = (
+    "replica",
+    "step",
+    "scheduled_at_s",
+    "start_s",
+    "duration_s",
+    "num_prefill_tokens",
+    "num_decode_tokens",
+    "num_prefill_seqs",
+    "num_decode_seqs",
+    "num_running",
+    "num_waiting",
+    "num_preempted",
+    "num_finished",
+    "kv_blocks_used",
+    "kv_blocks_total",
+    "num_attention_pairs",
+    "num_context_tokens",
+    "num_logits",
+    "num_kv_tokens",
+)
+"""Of `RunLog.steps`, in this order."""
+
+REQUEST_REALS = ("arrival_s", "first_scheduled_at_s", "first_token_at_s", "finished_at_s", "max_itl_s")
+REQUEST_INTEGERS = (
+    "index",
+    "replica",
+    "num_prompt_tokens",
+    "num_output_tokens",
+    "num_generated_tokens",
+    "num_cached_tokens",
+    "num_preemptions",
+    "priority",
+    "state",
+)
+BATCH_INTEGERS = (
+    "replica",
+    "step",
+    "position",
+    "request",
+    "num_tokens",
+    "num_computed_tokens",
+    "kind",
+)
 
 
 class Recorder:
@@ -132,33 +155,9 @@ class Recorder:
     def __init__(self, *, with_batches: bool = False) -> None:
         self.with_batches = with_batches
         self.ids: list[str] = []
-        self._requests = Table(
-            index="q",
-            replica="i",
-            arrival_s="d",
-            first_scheduled_at_s="d",
-            first_token_at_s="d",
-            finished_at_s="d",
-            num_prompt_tokens="q",
-            num_output_tokens="q",
-            num_generated_tokens="q",
-            num_cached_tokens="q",
-            num_preemptions="q",
-            priority="q",
-            state="b",
-            max_itl_s="d",
-        )
-        self._events = Table(time_s="d", replica="i", step="q", request="q", event="b", num_tokens="q")
-        self.batches = Table(
-            replica="i",
-            step="q",
-            start_s="d",
-            position="q",
-            request="q",
-            num_tokens="q",
-            num_computed_tokens="q",
-            kind="b",
-        )
+        self._requests = Table(REQUEST_REALS, REQUEST_INTEGERS)
+        self._events = Table(("time_s",), ("replica", "step", "request", "event", "num_tokens"))
+        self.batches = Table(("start_s",), BATCH_INTEGERS)
         self.rejections: dict[int, str] = {}
         self._longest_gaps: list[tuple[Column, Column]] = []
 
@@ -170,13 +169,7 @@ class Recorder:
 
     def event(self, code: int, request: Request, now: float, replica: int, step: int, num_tokens: int) -> None:
         """A decision or a result; `step` is -1 if the call that decided made none."""
-        time_s, replicas, steps, requests, events, tokens = self._events.columns
-        time_s.append(now)
-        replicas.append(replica)
-        steps.append(step)
-        requests.append(request.index)
-        events.append(code)
-        tokens.append(num_tokens)
+        self._events.append((now,), (replica, step, request.index, code, num_tokens))
 
     def close(
         self,
@@ -192,20 +185,24 @@ class Recorder:
         first_scheduled_at_s = request.first_scheduled_at_s
         self.ids.append(request.request_id)
         self._requests.append(
-            request.index,
-            replica,
-            request.arrival_s,
-            np.nan if first_scheduled_at_s is None else first_scheduled_at_s,
-            first_token_at_s,
-            last_token_at_s if is_finished else np.nan,
-            request.num_prompt_tokens,
-            request.num_output_tokens,
-            request.num_generated_tokens,
-            request.num_cached_tokens,
-            request.num_preemptions,
-            request.priority,
-            state if is_finished or state is RequestState.REJECTED else RequestState.UNFINISHED,
-            max_itl_s,
+            (
+                request.arrival_s,
+                np.nan if first_scheduled_at_s is None else first_scheduled_at_s,
+                first_token_at_s,
+                last_token_at_s if is_finished else np.nan,
+                max_itl_s,
+            ),
+            (
+                request.index,
+                replica,
+                request.num_prompt_tokens,
+                request.num_output_tokens,
+                request.num_generated_tokens,
+                request.num_cached_tokens,
+                request.num_preemptions,
+                request.priority,
+                state if is_finished or state is RequestState.REJECTED else RequestState.UNFINISHED,
+            ),
         )
 
     def longest_gaps(self, requests: Column, gap_s: Column) -> None:
@@ -237,7 +234,7 @@ class Recorder:
         no_step = np.full(num_outside, -1)
         event = np.concatenate(
             [np.full(len(arrived), ARRIVED), np.full(len(rejected), REJECTED), recorded["event"]]
-        ).astype(np.int8)
+        )
         outside = request[:num_outside]
         time_s = np.concatenate([requests["arrival_s"][outside], recorded["time_s"]])
         replica = np.concatenate([requests["replica"][outside], recorded["replica"]])

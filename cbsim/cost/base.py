@@ -68,6 +68,20 @@ class CostModel(ABC):
         """Seconds of a step of decodes alone: the same number, to the last bit, as `step_s` gives for it."""
         return self.step_s(StepShape((), 0, num_decodes, decode_context, max_decode_context))
 
+    def decodes_s(
+        self, num_decodes: int, decode_context: int, max_decode_context: int, num_steps: int
+    ) -> list[float]:
+        """Seconds of so many such steps in a row, each with one token more of context for every decode.
+
+        Each is the same number, to the last bit, as `decode_s` gives.
+        """
+        price_s = self.decode_s
+        contexts = range(decode_context, decode_context + num_decodes * num_steps, num_decodes)
+        return [
+            price_s(num_decodes, context, max_context)
+            for max_context, context in enumerate(contexts, max_decode_context)
+        ]
+
     def notes(self, steps: Mapping[str, NDArray[Any]] | None = None) -> list[str]:
         """Sentences for `summary.json`: what was assumed, how many steps lay outside the calibrated range.
 

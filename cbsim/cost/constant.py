@@ -49,3 +49,9 @@ class ConstantCost(CostModel):
         """Seconds of a step of decodes alone."""
         # step_s adds 0.0 for its prompt tokens, which is exact, so the two agree to the last bit.
         return self._step_s + self._per_decode_s * num_decodes
+
+    def decodes_s(
+        self, num_decodes: int, decode_context: int, max_decode_context: int, num_steps: int
+    ) -> list[float]:
+        """Seconds of so many such steps in a row: all alike."""
+        return [self.decode_s(num_decodes, decode_context, max_decode_context)] * num_steps

@@ -81,6 +81,41 @@ class RooflineCost(CostModel):
         """Seconds of a step of decodes alone."""
         return self._total_s(num_decodes, num_decodes, num_decodes, 0.0, num_decodes, decode_context)
 
+    def decodes_s(
+        self, num_decodes: int, decode_context: int, max_decode_context: int, num_steps: int
+    ) -> list[float]:
+        """Seconds of so many such steps in a row: what doesn't depend on the context is computed once."""
+        before_s = self._layers_s(num_decodes) + 0.0
+        query_s = self._query_memory_s * num_decodes
+        head_s = self._head_s(num_decodes)
+        link_s = self._link_token_s * num_decodes
+        host_s = self._fixed_s + self._request_s * num_decodes
+        token_memory_s, token_compute_s = self._context_memory_s, self._pair_compute_s
+        contexts = range(decode_context, decode_context + num_decodes * num_steps, num_decodes)
+        if token_memory_s >= token_compute_s:
+            return [
+                before_s + (token_memory_s * context + query_s) + head_s + link_s + host_s
+                for context in contexts
+            ]
+        return [
+            before_s
+            + max(token_memory_s * context + query_s, token_compute_s * context)
+            + head_s
+            + link_s
+            + host_s
+            for context in contexts
+        ]
+
+    def _layers_s(self, num_tokens: int) -> float:
+        memory_s = self._layers_weights_s + self._layers_token_memory_s * num_tokens
+        compute_s = self._layers_token_compute_s * num_tokens
+        return memory_s if memory_s > compute_s else compute_s
+
+    def _head_s(self, num_logits: int) -> float:
+        memory_s = self._head_weights_s + self._head_row_memory_s * num_logits
+        compute_s = self._head_row_compute_s * num_logits
+        return memory_s if memory_s > compute_s else compute_s
+
     def _total_s(
         self,
         num_tokens: int,
@@ -90,19 +125,14 @@ class RooflineCost(CostModel):
         num_decodes: int,
         decode_context: int,
     ) -> float:
-        """The one expression of the total, so that `step_s` and `decode_s` agree to the last bit."""
-        memory_s = self._layers_weights_s + self._layers_token_memory_s * num_tokens
-        compute_s = self._layers_token_compute_s * num_tokens
-        total_s = memory_s if memory_s > compute_s else compute_s
-        total_s += chunk_attention_s
+        """The one expression of the total, so that all of them agree to the last bit."""
+        total_s = self._layers_s(num_tokens) + chunk_attention_s
         if num_decodes:
             memory_s = self._context_memory_s * decode_context + self._query_memory_s * num_decodes
             compute_s = self._pair_compute_s * decode_context
             total_s += memory_s if memory_s > compute_s else compute_s
         if num_logits:
-            memory_s = self._head_weights_s + self._head_row_memory_s * num_logits
-            compute_s = self._head_row_compute_s * num_logits
-            total_s += memory_s if memory_s > compute_s else compute_s
+            total_s += self._head_s(num_logits)
         return total_s + self._link_token_s * num_tokens + (self._fixed_s + self._request_s * num_requests)
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 
 from cbsim.cost.base import CostModel
+from cbsim.errors import PluginError
 from cbsim.recorder import Column, Recorder
 from cbsim.request import Request
 from cbsim.schedulers.base import Scheduler
@@ -75,3 +77,10 @@ class Engine(ABC):
     @abstractmethod
     def gaps(self) -> tuple[Column, Column]:
         """Inter-token gaps in seconds and how often each occurred, in any order."""
+
+
+def checked_s(duration_s: float, cost: CostModel) -> float:
+    """A step's seconds, as they are; `PluginError` unless they are more than 0 and finite."""
+    if 0 < duration_s < math.inf:
+        return duration_s
+    raise PluginError(f"{type(cost).__name__}: a step of {duration_s} s; allowed: more than 0 and finite")

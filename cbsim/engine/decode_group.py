@@ -118,6 +118,13 @@ class DecodeGroup:
         self.context += num_steps * self.num_active
         self.retire()
 
+    def next_needs(self) -> list[int]:
+        """Blocks that each of the next group steps takes, over and over; empty where none are taken."""
+        if not self.takes_blocks:
+            return []
+        start = self.num_planned % len(self.needs)
+        return self.needs[start:] + self.needs[:start]
+
     def retire(self) -> None:
         """Let the members whose last step has just been decided linger until it has run."""
         ended = self.num_planned - 1

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections import deque
+from itertools import accumulate, islice
 from typing import NamedTuple
 
 from cbsim.cost.base import CostModel, StepShape
-from cbsim.engine.base import Engine
+from cbsim.engine.base import Engine, checked_s
 from cbsim.engine.decode_group import DecodeGroup, Member
-from cbsim.engine.step_log import StepLog
+from cbsim.engine.step_log import StepFacts, StepLog
 from cbsim.engine.token_log import TokenLog
-from cbsim.errors import PluginError
 from cbsim.recorder import DECISIONS, FINISHED, Column, Recorder
 from cbsim.request import Request, RequestState
 from cbsim.schedulers.base import Scheduler, Slice, StepPlan
@@ -69,6 +70,8 @@ class FastEngine(Engine):
         """When the last group step ended."""
         self._asked_at_s: float | None = None
         self._called_at_s = -math.inf
+        self._duration_s = math.inf
+        """Of the last step decided."""
         self._head_is_blocked = False
         self._live: dict[int, Request] = {}
         """Requests that have not ended, by index."""
@@ -89,26 +92,26 @@ class FastEngine(Engine):
         """Run everything that happens before `until_s`, seconds."""
         while True:
             if self.under_way:
-                if self.under_way[0].end_s >= until_s:
+                at_s = self.under_way[0].end_s
+                if at_s >= until_s:
                     return
-                if self._may_stretch():
-                    self._stretch(until_s)
-                    if self.under_way[0].end_s >= until_s:
-                        return
-                end_s = self.under_way[0].end_s
                 self.end_step()
-                self.call(end_s)
             else:
-                at_s = self._next_call_s()
-                if at_s is None or at_s >= until_s:
+                next_call_s = self._next_call_s()
+                if next_call_s is None or next_call_s >= until_s:
                     return
-                self.call(at_s)
+                at_s = next_call_s
+            self._call(at_s, until_s)
 
     def call(self, now: float) -> None:
         """See `Engine.call`."""
+        self._call(now, now)
+
+    def _call(self, now: float, until_s: float) -> None:
+        """See `call`; as long as nobody need decide, goes on up to `until_s`."""
         self._asked_at_s = None
         self._called_at_s = now
-        while len(self.under_way) < self.num_in_flight and self._decide(now):
+        while len(self.under_way) < self.num_in_flight and self._decide(now, until_s):
             pass
 
     def end_step(self) -> list[Request]:
@@ -158,14 +161,14 @@ class FastEngine(Engine):
         at_s = self.scheduler.wake_at_s()
         return None if at_s is None or at_s <= self._called_at_s else at_s
 
-    def _decide(self, now: float) -> bool:
+    def _decide(self, now: float, until_s: float) -> bool:
         """One call: of nobody if the group alone goes on, else of the scheduler; whether it made a step."""
         scheduler, group = self.scheduler, self.group
         if group.num_hidden:
             if self._must_show_all():
                 self._dissolve()
             elif group.num_active and not scheduler.running and self._nobody_can_join():
-                self._add_step(now, None, self._take_group_step())
+                self._stretch(now, until_s)
                 return True
         share = NO_SHARE
         if group.num_active and not scheduler.prefill_excludes_decodes:
@@ -252,95 +255,100 @@ class FastEngine(Engine):
 
     # Running
 
-    def _add_step(self, now: float, plan: StepPlan | None, share: GroupShare) -> None:
+    def _add_step(self, now: float, plan: StepPlan, share: GroupShare) -> None:
         """Price a step, put it under way and write it down."""
         scheduler, group, cost = self.scheduler, self.group, self.cost
-        if plan is not None:
-            duration_s = cost.step_s(merged_shape(plan, share)) + plan.transfer_s
-            self.num_padding_tokens += plan.num_padding_tokens
-        elif cost.is_deterministic:
-            duration_s = cost.decode_s(*share.priced)
-        else:
-            duration_s = cost.step_s(StepShape((), 0, *share.priced))
-        if not 0 < duration_s < math.inf:
-            raise PluginError(f"{type(cost).__name__}: a step of {duration_s} s; allowed: more than 0")
+        duration_s = checked_s(cost.step_s(merged_shape(plan, share)) + plan.transfer_s, cost)
+        self._duration_s = duration_s
+        self.num_padding_tokens += plan.num_padding_tokens
         start_s = self.under_way[-1].end_s if self.under_way else now
         end_s = start_s + duration_s
         self.under_way.append(Step(self._num_steps, plan, share.num_decodes > 0, end_s))
         self._num_steps += 1
-        num_kv_tokens = group.context + group.lingering_context
-        for request in scheduler.running:
-            num_kv_tokens += request.num_computed_tokens
-        num_running = len(scheduler.running) + group.num_hidden
-        self.steps.add(now, start_s, duration_s, end_s, plan, share.num_decodes, share.context)
-        self.steps.add_state(num_running, len(scheduler.waiting), scheduler.pool.num_used, num_kv_tokens)
-
-    def _may_stretch(self) -> bool:
-        """Whether all steps under way and all to come, for a while, are the group's alone."""
-        group = self.group
-        return (
-            group.num_active > 0
-            and not group.num_lingering
-            and not self.scheduler.running
-            and len(self.under_way) == self.num_in_flight
-            and self.under_way[0].plan is None
-            and self.under_way[-1].plan is None
-            and self.cost.is_deterministic
-            and self._nobody_can_join()
+        num_running, num_kv_tokens = group.num_hidden, group.context + group.lingering_context
+        if scheduler.running:
+            num_running += len(scheduler.running)
+            num_kv_tokens += sum(request.num_computed_tokens for request in scheduler.running)
+        self.steps.add(
+            (now, start_s),
+            duration_s,
+            end_s,
+            (num_running, plan.num_waiting, num_kv_tokens, scheduler.pool.num_used),
+            StepFacts.of(plan, share.num_decodes, share.context),
         )
 
-    def _stretch(self, until_s: float) -> None:
-        """Let the running step end and decide the next one, over and over, while only the group is concerned.
+    def _stretch(self, now: float, until_s: float) -> None:
+        """Decide a step of the group alone, then let the running one end and decide the next, over and over.
 
-        Ends before the step under way would end at `until_s`, after the step in which a member gets its last
-        token was decided, or when blocks run out.
+        Goes on while steps end before `until_s`, blocks suffice, no member has got its last token, and the
+        steps that end are the group's alone. At least one step is decided.
         """
-        group, under_way, pool = self.group, self.under_way, self.scheduler.pool
-        needs, num_phases = group.needs, len(group.needs)
-        takes_blocks, has_identities = group.takes_blocks, group.has_identities
-        first, last, num_committed = group.num_planned, group.next_end, group.num_committed
-        num_free, num_blocks, price_s = pool.num_free, pool.num_blocks, self.cost.decode_s
-        num_decodes, context = group.num_active, group.context + group.num_active
-        num_priced, priced, longest = self.scheduler.decodes_as_priced(num_decodes, context, group.max_context)
-        end_s, last_end_s = under_way[0].end_s, under_way[-1].end_s
-        scheduled_at_s, start_s = end_s, last_end_s
-        is_sync = len(under_way) == 1
-        durations, ends, used = [], [], []
-        step = first
-        while end_s < until_s and step <= last:
-            if takes_blocks:
-                num_needed = needs[step % num_phases]
-                if num_needed > num_free:
-                    break
-                num_free -= num_needed
-                if has_identities:
-                    group.take_blocks(step, num_committed + step - first + 1)
-            duration_s = price_s(num_priced, priced, longest)
-            priced += num_priced
-            longest += 1
-            group_end_s = end_s
-            end_s = last_end_s if not is_sync else end_s + duration_s
-            last_end_s = last_end_s + duration_s
-            step += 1
-            durations.append(duration_s)
-            ends.append(last_end_s)
-            used.append(num_blocks - num_free)
-        num_steps = step - first
-        if num_steps:
-            self._group_end_s = self._called_at_s = group_end_s
-            pool.num_free = num_free
-            group.num_committed += num_steps
-            self.steps.add_run(scheduled_at_s, start_s, durations, ends, used, num_decodes, context)
-            self.steps.add_state(num_decodes, len(self.scheduler.waiting), None, context)
-            group.advance(num_steps)
-            self.scheduler.advanced(num_steps)
-            self.num_padding_tokens += num_steps * (num_priced - num_decodes)
-            self._num_steps += num_steps
-            self._num_ended += num_steps
-            all_ends = [way.end_s for way in under_way] + ends
-            for way, way_end_s in zip(under_way, all_ends[-len(under_way) :], strict=True):
-                way.number += num_steps
-                way.end_s = way_end_s
+        group, under_way, scheduler = self.group, self.under_way, self.scheduler
+        num_decodes, first, num_ahead = group.num_active, group.num_planned, len(under_way)
+        context = group.context + num_decodes
+        priced = scheduler.decodes_as_priced(num_decodes, context, group.max_context)
+        needs = group.next_needs()
+        ends = [now, *[step.end_s for step in under_way]]
+        num_steps = 1
+        if not group.num_lingering and now < until_s and self._goes_on_alone():
+            num_steps = group.next_end - first + 1
+            if until_s < math.inf:
+                # Two more than seem to fit: how many do is seen below, from their exact ends.
+                num_steps = min(num_steps, int((until_s - now) / self._duration_s) + 2)
+            num_steps = num_affordable(num_steps, num_decodes, needs, scheduler.pool.num_free)
+        durations = self._durations_s(priced, num_steps)
+        ends += islice(accumulate(durations, initial=ends[-1]), 1, None)
+        if num_steps > 1:
+            # The step at place i is decided at `ends[i]`, the first one now.
+            num_fitting = bisect_left(ends, until_s, 1, num_steps)
+            if num_fitting < num_steps:
+                num_steps = num_fitting
+                del durations[num_steps:], ends[num_ahead + num_steps + 1 :]
+        num_used = scheduler.pool.num_used + (needs[0] if needs else 0)
+        if group.has_identities:
+            for step in range(num_steps):
+                group.take_blocks(first + step, group.num_committed + step)
+        elif needs:
+            scheduler.pool.num_free -= num_taken(num_steps, num_decodes, needs)
+        self.steps.add_run(
+            (now, ends[num_ahead]),
+            durations,
+            ends[num_ahead + 1 :],
+            (group.num_hidden, len(scheduler.waiting), context + group.lingering_context, num_used),
+            num_decodes,
+            context,
+            needs,
+        )
+        num_ended = num_steps - 1
+        if num_ended:
+            self._called_at_s = self._group_end_s = ends[num_ended]
+            self._num_ended += num_ended
+            group.num_committed += num_ended
+            for step, end_s in zip(under_way, ends[num_steps:], strict=False):
+                step.number += num_ended
+                step.end_s = end_s
+        self._duration_s = durations[-1]
+        self._num_steps += num_steps
+        under_way.append(Step(self._num_steps - 1, None, True, ends[-1]))
+        group.advance(num_steps)
+        scheduler.advanced(num_steps)
+        self.num_padding_tokens += num_steps * (priced[0] - num_decodes)
+
+    def _goes_on_alone(self) -> bool:
+        """Whether the steps under way, but for the one to be decided now, are all the group's alone."""
+        under_way = self.under_way
+        return len(under_way) == self.num_in_flight - 1 and all(step.plan is None for step in under_way)
+
+    def _durations_s(self, priced: tuple[int, int, int], num_steps: int) -> list[float]:
+        cost = self.cost
+        if not cost.is_deterministic:
+            return [checked_s(cost.step_s(StepShape((), 0, *priced)), cost)]
+        if num_steps == 1:
+            return [checked_s(cost.decode_s(*priced), cost)]
+        durations = cost.decodes_s(*priced, num_steps)
+        checked_s(min(durations), cost)
+        checked_s(max(durations), cost)
+        return durations
 
     # Leaving the group
 
@@ -428,6 +436,27 @@ class FastEngine(Engine):
     def gaps(self) -> tuple[Column, Column]:
         """See `Engine.gaps`."""
         return self.tokens.gaps(self.steps.group_end_s(self._num_ended))
+
+
+def num_taken(num_steps: int, num_decodes: int, needs: list[int]) -> int:
+    """KV blocks that so many group steps take; over one round of `needs` every decode takes one."""
+    num_rounds, rest = divmod(num_steps, len(needs))
+    return num_rounds * num_decodes + sum(needs[:rest])
+
+
+def num_affordable(num_steps: int, num_decodes: int, needs: list[int], num_free: int) -> int:
+    """How many of so many group steps find their blocks among `num_free`."""
+    if not needs or num_decodes * (num_steps // len(needs) + 1) <= num_free:
+        return num_steps
+    num_rounds = min(num_free // num_decodes, num_steps // len(needs))
+    affordable = num_rounds * len(needs)
+    num_free -= num_rounds * num_decodes
+    for num_needed in needs:
+        num_free -= num_needed
+        if num_free < 0 or affordable == num_steps:
+            break
+        affordable += 1
+    return affordable
 
 
 def slice_of(member: Member, number: int) -> Slice:

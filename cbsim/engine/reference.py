@@ -9,11 +9,28 @@ from dataclasses import dataclass
 import numpy as np
 
 from cbsim.cost.base import CostModel
-from cbsim.engine.base import Engine
-from cbsim.errors import PluginError
-from cbsim.recorder import DECISIONS, EMITTED, FINISHED, Column, Recorder, step_table
+from cbsim.engine.base import Engine, checked_s
+from cbsim.recorder import DECISIONS, EMITTED, FINISHED, STEP_COLUMNS, Column, Recorder, Table
 from cbsim.request import Request
 from cbsim.schedulers.base import Scheduler, StepPlan
+
+
+STEP_REALS = ("scheduled_at_s", "start_s", "duration_s")
+STEP_INTEGERS = (
+    "step",
+    "num_prefill_tokens",
+    "num_prefill_seqs",
+    "num_decode_seqs",
+    "num_running",
+    "num_waiting",
+    "num_preempted",
+    "num_finished",
+    "kv_blocks_used",
+    "num_attention_pairs",
+    "num_context_tokens",
+    "num_logits",
+    "num_kv_tokens",
+)
 
 
 @dataclass(slots=True)
@@ -41,7 +58,7 @@ class ReferenceEngine(Engine):
         self.under_way: deque[Step] = deque()
         self._num_steps = 0
         self._last_end_s = 0.0
-        self._steps = step_table()
+        self._steps = Table(STEP_REALS, STEP_INTEGERS)
         self._token_times: dict[int, array[float]] = {}
         self._requests: dict[int, Request] = {}
         self._gaps = array("d")
@@ -106,7 +123,11 @@ class ReferenceEngine(Engine):
 
     def step_columns(self) -> dict[str, Column]:
         """See `Engine.step_columns`."""
-        return self._steps.to_columns()
+        columns = self._steps.to_columns()
+        columns["replica"] = np.full(len(self._steps), self.replica)
+        columns["num_decode_tokens"] = columns["num_decode_seqs"]
+        columns["kv_blocks_total"] = np.full(len(self._steps), self.scheduler.pool.num_blocks)
+        return {name: columns[name] for name in STEP_COLUMNS}
 
     def gaps(self) -> tuple[Column, Column]:
         """See `Engine.gaps`."""
@@ -131,36 +152,26 @@ class ReferenceEngine(Engine):
             else:
                 num_decode_seqs += 1
             if self.recorder.with_batches:
-                self.recorder.batches.append(
-                    self.replica,
-                    step.number,
-                    step.start_s,
-                    position,
-                    part.request.index,
-                    tokens,
-                    before,
-                    not part.is_prefill,
-                )
+                kind = int(not part.is_prefill)
+                row = (self.replica, step.number, position, part.request.index, tokens, before, kind)
+                self.recorder.batches.append((step.start_s,), row)
         self._steps.append(
-            self.replica,
-            step.number,
-            plan.now,
-            step.start_s,
-            step.duration_s,
-            num_prefill_tokens,
-            num_decode_seqs,
-            num_prefill_seqs,
-            num_decode_seqs,
-            plan.num_running,
-            plan.num_waiting,
-            len(plan.preempted),
-            num_finished,
-            plan.num_blocks_used,
-            self.scheduler.pool.num_blocks,
-            pairs,
-            context,
-            num_logits,
-            plan.num_kv_tokens,
+            (plan.now, step.start_s, step.duration_s),
+            (
+                step.number,
+                num_prefill_tokens,
+                num_prefill_seqs,
+                num_decode_seqs,
+                plan.num_running,
+                plan.num_waiting,
+                len(plan.preempted),
+                num_finished,
+                plan.num_blocks_used,
+                pairs,
+                context,
+                num_logits,
+                plan.num_kv_tokens,
+            ),
         )
 
     def _close(self, request: Request) -> None:

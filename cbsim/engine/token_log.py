@@ -15,7 +15,7 @@ class TokenLog:
 
     def __init__(self) -> None:
         self._gaps = array("d")
-        self._segments = Table(request="q", first="q", last="q", before_s="d")
+        self._segments = Table(("before_s",), ("request", "first", "last"))
 
     def came_out(self, request: Request, now: float) -> None:
         """A token of a request, outside the decode group."""
@@ -31,7 +31,7 @@ class TokenLog:
 
     def came_out_in_group(self, request: Request, first: int, last: int, now: float) -> None:
         """A token in each of the group steps from `first` to `last`, which ended at `now`."""
-        self._segments.append(request.index, first, last, request.last_token_at_s or 0.0)
+        self._segments.append((request.last_token_at_s or 0.0,), (request.index, first, last))
         request.last_token_at_s = now
 
     def gaps(self, group_end_s: Column) -> tuple[Column, Column]:

@@ -72,13 +72,9 @@ class StepPlan:
     budget: int
     """Tokens that may still be scheduled."""
     slices: list[Slice] = field(default_factory=list)
-    admitted: list[tuple[Request, int]] = field(default_factory=list)
-    """Requests taken from the waiting queue for the first time, with their prefix-cache tokens."""
-    resumed: list[tuple[Request, int]] = field(default_factory=list)
-    """The same after a preemption."""
-    preempted: list[Request] = field(default_factory=list)
     decisions: list[tuple[str, Request, int]] = field(default_factory=list)
     """`(admitted | resumed | preempted, request, prefix-cache tokens)` in the order decided."""
+    preempted: list[Request] = field(default_factory=list)
     transfer_s: float = 0.0
     """Seconds the step spends moving KV blocks to and from host memory."""
     num_padding_tokens: int = 0
@@ -91,6 +87,16 @@ class StepPlan:
     """KV entries of the running requests that are computed once the step has run."""
     shape: StepShape | None = None
     """What the step costs; `None` lets it follow from the slices."""
+
+    @property
+    def admitted(self) -> list[tuple[Request, int]]:
+        """Requests taken from the waiting queue for the first time, with their prefix-cache tokens."""
+        return [(request, num_cached) for what, request, num_cached in self.decisions if what == "admitted"]
+
+    @property
+    def resumed(self) -> list[tuple[Request, int]]:
+        """The same after a preemption."""
+        return [(request, num_cached) for what, request, num_cached in self.decisions if what == "resumed"]
 
     def priced_shape(self) -> StepShape:
         """The shape that the cost model turns into seconds, padding included."""
@@ -140,6 +146,8 @@ class Scheduler(ABC):
         self.config = config
         self.resources = resources
         self.pool = resources.pool
+        self.max_tokens_per_step = int(getattr(config, "max_tokens_per_step", 2**31))
+        """The token budget of a step."""
         self.running: list[Request] = []
         """In order of admission."""
         self.num_hidden = 0
@@ -161,9 +169,9 @@ class Scheduler(ABC):
         request.waiting_since_s = request.arrival_s
         self.waiting.push(request)
 
-    def plan(self, now: float) -> StepPlan:
-        """Decide the next step at the instant `now`, seconds."""
-        step = StepPlan(now, self.max_tokens_per_step)
+    def plan(self, now: float, num_hidden_tokens: int = 0) -> StepPlan:
+        """Decide the next step at the instant `now`, seconds; hidden decodes take so much of its budget."""
+        step = StepPlan(now, self.max_tokens_per_step - num_hidden_tokens)
         self.decide(step)
         step.num_running = self.num_running
         step.num_waiting = len(self.waiting)
@@ -202,16 +210,15 @@ class Scheduler(ABC):
         """Requests that hold a slot."""
         return len(self.running) + self.num_hidden
 
-    @property
-    def max_tokens_per_step(self) -> int:
-        """The token budget of a step."""
-        return int(getattr(self.config, "max_tokens_per_step", 2**31))
-
     # What a policy is made of
 
     @abstractmethod
     def decide(self, step: StepPlan) -> None:
         """The policy: admit from `waiting`, schedule, preempt. Leave the step empty to wait."""
+
+    def chunk_cap(self) -> int:
+        """Most tokens of one request in this step."""
+        return self.max_tokens_per_step
 
     def num_wanted(self, request: Request) -> int:
         """Tokens the request could compute now: those known or in flight, less those computed.
@@ -252,12 +259,10 @@ class Scheduler(ABC):
         request.prefill_until = request.num_known_tokens
         if request.state is RequestState.PREEMPTED:
             self.num_tokens_recomputed += max(0, request.num_lost_tokens - num_cached)
-            step.resumed.append((request, num_cached))
             step.decisions.append(("resumed", request, num_cached))
         else:
             request.num_cached_tokens = num_cached
             request.first_scheduled_at_s = step.now
-            step.admitted.append((request, num_cached))
             step.decisions.append(("admitted", request, num_cached))
         request.waited_s += step.now - request.waiting_since_s
         request.state = RequestState.RUNNING
