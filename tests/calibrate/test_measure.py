@@ -76,6 +76,7 @@ def test_a_killed_run_resumes_where_it_was(tmp_path: Path) -> None:
     result = run(tmp_path, timer=timer)
     assert result.points[:12] == first
     assert timer.num_timed == len(result.points) - 12
+    assert [point.order for point in result.points] == list(range(len(result.points)))
     assert read_points(path) == result.points
 
 

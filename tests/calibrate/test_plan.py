@@ -90,6 +90,8 @@ def test_nothing_exceeds_the_limits(tokens: int, context: int, kv: int, step_kv:
     assert {"dense", "logits", "decode", "prefill"} <= {point.op for point in plan}
     for point in plan:
         assert max(point.contexts, default=0) <= 2**context
+        assert max(len(point.contexts), point.num_logits) <= 2**decodes
+        assert max(point.tokens, sum(n for n, _ in point.chunks)) <= 2**tokens
         assert point.num_kv_tokens <= (2**step_kv if point.op == "step" else 2**kv)
 
 
