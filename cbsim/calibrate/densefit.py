@@ -1,81 +1,81 @@
-"""Fits of the work outside attention: one layer by tokens, LM head and sampling by rows."""
+"""The fit of a layer's work outside attention: a rising piecewise-linear table by tokens."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.optimize import nnls
 
 from cbsim.calibrate.attentionfit import seconds_of
-from cbsim.calibrate.coefficients import LOSS_SCALE, Unknown, fit_coefficients
+from cbsim.calibrate.coefficients import LOSS_SCALE
 from cbsim.calibrate.point import Point
-from cbsim.cost.form import DenseTable, Floats, LogitsForm
+from cbsim.cost.form import DenseTable, Floats
 
-MIN_TAIL_KNOTS = 3
+Steps = NDArray[np.bool_]
+
 KNOT_RATIO = 1.08
+"""Knots are at least this ratio of token counts apart."""
 JUMP_RATIO = 1.08
-NUM_REWEIGHTINGS = 6
+"""A closer neighbour that takes so much longer is a knot all the same: the edge of a step."""
+SMOOTHINGS = (0.01, 0.03, 0.1, 0.3)
+"""Weights of the roughness, of which cross-validation takes one."""
+ROUGHNESS_SCALE = 0.1
+"""Larger changes of slope, in seconds over tokens, count linearly: steps may stay steps."""
+NUM_REWEIGHTINGS = 4
+NUM_FOLDS = 5
+MIN_TAIL_POINTS = 3
 
 
 def fit_dense(points: Sequence[Point]) -> DenseTable:
-    """A rising table through the timings: monotone piecewise-linear regression of relative errors.
+    """A monotone table with least relative error, as smooth as cross-validation finds it to be.
 
-    Every count measured is a knot unless the one before is almost as large: noise in neighbours averages out.
+    The slope beyond it is that of a line through the last quarter of the points: one segment says too little.
     """
     points = sorted(points, key=lambda point: point.tokens)
     tokens = np.array([point.tokens for point in points], dtype=np.float64)
     seconds = seconds_of(points)
-    knots = _knots(tokens, seconds)
+    knots, edges = _knots(tokens, seconds)
+    heights = _heights(knots, edges, tokens, seconds, _best_smoothing(tokens, seconds))
     return DenseTable(
         tokens=tuple(int(count) for count in knots),
-        seconds=tuple(float(height) for height in _rising_heights(knots, tokens, seconds)),
+        seconds=tuple(float(height) for height in heights),
         tail_s_per_token=_tail_slope(tokens, seconds),
     )
 
 
-def fit_logits(points: Sequence[Point], rng: np.random.Generator) -> LogitsForm:
-    """Fit LM head and sampling."""
-    seconds = seconds_of(points)
-    rows = np.array([point.num_logits for point in points])
-    per_row = float(seconds[rows.argmax()] / rows.max())
-    unknowns = [
-        Unknown("fixed_s", float(seconds.min())),
-        Unknown("per_row_s", 0.1 * per_row),
-        Unknown("per_row_beyond_128_s", 0.1 * per_row),
-        Unknown("per_row_beyond_256_s", 0.1 * per_row),
-    ]
-    fit = fit_coefficients(
-        lambda values: LogitsForm.model_construct(None, **values).at(rows),
-        unknowns,
-        seconds,
-        np.ones(len(seconds)),
-        rng,
-    )
-    return LogitsForm(**fit.values)
+def _knots(tokens: Floats, seconds: Floats) -> tuple[Floats, Steps]:
+    """Token counts far enough apart, first and last included, and which of them are the edge of a step.
 
-
-def _knots(tokens: Floats, seconds: Floats) -> Floats:
-    """Token counts far enough apart, first and last included.
-
-    A neighbour counts as well if time jumps there: tiles make a staircase of matrix products on some GPUs.
+    A close neighbour that takes much longer is the far edge of one: tiles make a staircase of matrix products
+    on some GPUs.
     """
-    knots = [tokens[0]]
+    is_edge: dict[float, bool] = {float(tokens[0]): False}
+    last = tokens[0]
     for index in range(1, len(tokens)):
-        jumps = seconds[index] > JUMP_RATIO * seconds[index - 1] and tokens[index] > tokens[index - 1]
-        if tokens[index] >= KNOT_RATIO * knots[-1] or jumps:
-            if jumps and tokens[index - 1] > knots[-1]:
-                knots.append(tokens[index - 1])
-            knots.append(tokens[index])
-    if knots[-1] != tokens[-1]:
-        knots = [*knots[:-1], tokens[-1]] if len(knots) > 1 else [*knots, tokens[-1]]
-    return np.array(knots)
+        before, count = float(tokens[index - 1]), float(tokens[index])
+        close = before < count < KNOT_RATIO * before
+        if close and seconds[index] > JUMP_RATIO * seconds[index - 1]:
+            is_edge[before] = is_edge[count] = True
+            last = count
+        elif count >= KNOT_RATIO * last:
+            is_edge[count] = False
+            last = count
+    end = float(tokens[-1])
+    if end not in is_edge:
+        if len(is_edge) > 1 and not is_edge[last]:
+            del is_edge[last]
+        is_edge[end] = False
+    knots = np.array(sorted(is_edge))
+    return knots, np.array([is_edge[knot] for knot in knots])
 
 
-def _rising_heights(knots: Floats, tokens: Floats, seconds: Floats) -> Floats:
-    """Heights at the knots, each >= the one before, that fit the timings with least relative error.
+def _heights(knots: Floats, edges: Steps, tokens: Floats, seconds: Floats, smoothing: float) -> Floats:
+    """Heights at the knots, each >= the one before; at the edges of steps they may bend as they like.
 
-    Non-negative least squares for the first height and the rises, reweighted as soft L1 asks.
+    Non-negative least squares for the first height and the rises, of relative errors and changes of slope,
+    reweighted as soft L1 asks.
     """
     if len(knots) == 1:
         return np.array([np.median(seconds)])
@@ -83,21 +83,59 @@ def _rising_heights(knots: Floats, tokens: Floats, seconds: Floats) -> Floats:
     share = (tokens - knots[position]) / (knots[position + 1] - knots[position])
     rise = np.arange(1, len(knots))
     risen = np.clip((position - rise[:, None] + 1) + share, 0.0, 1.0)
-    design = np.vstack([np.ones(len(tokens)), risen]).T / seconds[:, None]
-    weights = np.ones(len(tokens))
+    fidelity = np.vstack([np.ones(len(tokens)), risen]).T / seconds[:, None]
+    bends = _bends(knots) * ~edges[1:-1, None]
+    weights, bend_weights = np.ones(len(tokens)), np.ones(len(bends))
+    heights: Floats = np.interp(knots, tokens, seconds)
     for _ in range(NUM_REWEIGHTINGS):
-        rises, _ = nnls(design * weights[:, None], weights)
-        residuals = design @ rises - 1.0
-        weights = (1.0 + (residuals / LOSS_SCALE) ** 2) ** -0.25
-    heights: Floats = np.cumsum(rises)
+        relative_bends = bends * (knots[1:-1] / heights[1:-1])[:, None]
+        system = np.vstack([fidelity * weights[:, None], smoothing * relative_bends * bend_weights[:, None]])
+        rises, _ = nnls(system, np.concatenate([weights, np.zeros(len(bends))]))
+        weights = _soft((fidelity @ rises - 1.0) / LOSS_SCALE)
+        bend_weights = _soft(relative_bends @ rises / ROUGHNESS_SCALE)
+        heights = np.maximum(np.cumsum(rises), seconds.min() * 1e-3)
     return heights
 
 
+def _bends(knots: Floats) -> Floats:
+    """The matrix that makes changes of slope at the inner knots of the first height and the rises."""
+    width = np.diff(knots)
+    bends = np.zeros((len(knots) - 2, len(knots)))
+    for row in range(len(bends)):
+        bends[row, row + 1] = -1.0 / width[row]
+        bends[row, row + 2] = 1.0 / width[row + 1]
+    return bends
+
+
+def _soft(residuals: Floats) -> Floats:
+    """Weights of soft L1: 1 for small residuals, falling with large ones."""
+    weights: Floats = (1.0 + residuals**2) ** -0.25
+    return weights
+
+
+def _best_smoothing(tokens: Floats, seconds: Floats) -> float:
+    """The smoothing that predicts left-out points best; the ends are always kept."""
+    if len(tokens) < 2 * NUM_FOLDS:
+        return SMOOTHINGS[0]
+    fold = np.arange(len(tokens)) % NUM_FOLDS
+    fold[[0, -1]] = -1
+
+    def loss(smoothing: float) -> float:
+        errors = []
+        for number in range(NUM_FOLDS):
+            kept = fold != number
+            knots, edges = _knots(tokens[kept], seconds[kept])
+            heights = _heights(knots, edges, tokens[kept], seconds[kept], smoothing)
+            errors.append(np.log(np.interp(tokens[~kept], knots, heights) / seconds[~kept]))
+        scaled = np.concatenate(errors) / LOSS_SCALE
+        return float(np.mean(np.sqrt(1.0 + scaled**2)))
+
+    return min(SMOOTHINGS, key=loss)
+
+
 def _tail_slope(tokens: Floats, seconds: Floats) -> float:
-    """Seconds a token beyond the table: least squares over its last quarter; one segment says too little."""
+    """Seconds a token beyond the table."""
     if len(tokens) == 1:
         return 0.0
-    in_tail = tokens >= 0.75 * tokens[-1]
-    if in_tail.sum() < MIN_TAIL_KNOTS:
-        in_tail = np.arange(len(tokens)) >= len(tokens) - MIN_TAIL_KNOTS
-    return max(0.0, float(np.polyfit(tokens[in_tail], seconds[in_tail], 1, w=1.0 / seconds[in_tail])[0]))
+    last = slice(-max(MIN_TAIL_POINTS, len(tokens) // 4), None)
+    return max(0.0, float(np.polyfit(tokens[last], seconds[last], 1, w=1.0 / seconds[last])[0]))

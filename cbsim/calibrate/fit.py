@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from cbsim.calibrate.accuracy import Table, as_json, errors_by_kind, predict, repeatability
 from cbsim.calibrate.attentionfit import fit_decode, fit_fused, fit_prefill
-from cbsim.calibrate.densefit import fit_dense, fit_logits
+from cbsim.calibrate.densefit import fit_dense
+from cbsim.calibrate.logitsfit import fit_logits
 from cbsim.calibrate.meta import Meta
 from cbsim.calibrate.point import Op, Point
 from cbsim.cost.costfile import Box, CostFile, file_sha256

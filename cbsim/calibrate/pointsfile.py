@@ -181,7 +181,8 @@ def _parse(values: dict[str, str], mistakes: _Mistakes) -> Point:
         split=choice("split", SPLITS, "fit"),  # type: ignore[arg-type]
         seed=integer("seed"),
     )
-    _check_sizes(point, mistakes)
+    if not mistakes.lines:
+        _check_sizes(point, mistakes)
     return point
 
 
