@@ -1,4 +1,4 @@
-"""What happens in a run: written down by `Recorder`, handed on as `RunLog`, in arrays, with nothing derived."""
+"""What happens in a run: `Recorder` writes it down, `RunLog` hands it on, in arrays, nothing derived."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ KINDS = ("prefill", "decode")
 class RunLog:
     """The whole record of a run: tables as named columns of equal length.
 
-    NaN stands for an instant that never came, -1 for "no step" and "no replica". Equal runs have equal logs to
-    the last bit, whichever engine made them.
+    NaN stands for an instant that never came, -1 for "no step" and "no replica". Equal runs have equal logs
+    to the last bit, whichever engine made them.
     """
 
     requests: dict[str, Column]
@@ -45,8 +45,8 @@ class RunLog:
     """In the order they happened: `time_s`, `replica`, `step`, `request` (row in `requests`), `event`
     (codes of `EVENTS`), `num_tokens`."""
     batches: dict[str, Column] | None
-    """One row a slice, only on demand: `replica`, `step`, `start_s`, `position`, `request` (row in `requests`),
-    `num_tokens`, `num_computed_tokens`, `kind` (codes of `KINDS`)."""
+    """One row a slice, only on demand: `replica`, `step`, `start_s`, `position`, `request` (row in
+    `requests`), `num_tokens`, `num_computed_tokens`, `kind` (codes of `KINDS`)."""
     gap_s: Column
     """The distinct inter-token gaps, rising, seconds."""
     gap_count: Column
@@ -167,7 +167,9 @@ class Recorder:
         request.state = RequestState.REJECTED
         self.close(request, replica)
 
-    def event(self, code: int, request: Request, now: float, replica: int, step: int, num_tokens: int) -> None:
+    def event(
+        self, code: int, request: Request, now: float, replica: int, step: int, num_tokens: int
+    ) -> None:
         """A decision or a result; `step` is -1 if the call that decided made none."""
         self._events.append((now,), (replica, step, request.index, code, num_tokens))
 

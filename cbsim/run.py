@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -20,14 +20,16 @@ from cbsim.kvcache import BlockPool, IdentityPool
 from cbsim.manifest import make_manifest
 from cbsim.metrics import Deployment, summarize
 from cbsim.recorder import Recorder, RunLog, sort_steps
+from cbsim.request import RequestState
 from cbsim.result import Result
 from cbsim.router import make_router
 from cbsim.schedulers import SCHEDULERS, Prices, Resources, Scheduler
 from cbsim.workload import WORKLOADS, Workload
 from cbsim.world import Progress, World
 
-if TYPE_CHECKING:
-    from cbsim.schedulers.base import SchedulerConfig
+
+MAX_REASONS = 5
+"""The commonest reasons for rejection that the notes give; `rejection_reasons` has all."""
 
 
 def run(
@@ -64,10 +66,11 @@ def run_experiment(experiment: Experiment, progress: Progress | None = None) -> 
         kv_block_size=experiment.kv_cache.block_size,
     )
     slo = {name: limit for name, limit in experiment.slo.model_dump().items() if limit is not None}
-    notes = [*workload.notes(), *log_notes(log), *cost_notes]
+    notes = [*workload.notes(), *log_notes(experiment, log), *cost_notes]
     summary = summarize(log, deployment, slo, simulation=simulation, notes=notes)
     specs = {"model": experiment.model, "gpu": experiment.gpu}
-    manifest = make_manifest(experiment.seed, workload.inputs(), specs)
+    inputs = [*workload.inputs(), *make_cost_model(experiment).inputs()]
+    manifest = make_manifest(experiment.seed, inputs, specs)
     return Result.from_log(log, summary, experiment.resolved(), manifest)
 
 
@@ -90,7 +93,7 @@ def make_scheduler(experiment: Experiment, cost: CostModel) -> Scheduler:
     kv_cache, config = experiment.kv_cache, experiment.scheduler
     num_blocks = kv_cache.size(experiment.model, experiment.gpu, experiment.replicas.tensor_parallel)
     pool: BlockPool
-    if kv_cache.prefix_caching:
+    if kv_cache.prefix_caching and not SCHEDULERS.get(config.type).reserves_ahead:
         pool = IdentityPool(num_blocks, kv_cache.block_size, unknown_first=config.reuses_unknown_blocks_first)
     else:
         pool = BlockPool(num_blocks, kv_cache.block_size)
@@ -172,11 +175,27 @@ def collect(
     )
 
 
-def log_notes(log: RunLog) -> list[str]:
+def log_notes(experiment: Experiment, log: RunLog) -> list[str]:
     """Sentences on what a reader of the figures must know about this run."""
     notes = []
     if log.num_padding_tokens:
         num_real = int(log.steps["num_prefill_tokens"].sum() + log.steps["num_decode_tokens"].sum())
         share = log.num_padding_tokens / (log.num_padding_tokens + num_real)
         notes.append(f"{share:.0%} of the tokens computed were padding of static batches")
+    state, requests = log.requests["state"], log.requests
+    num_unfinished = int((state == RequestState.UNFINISHED).sum())
+    if num_unfinished:
+        why = "" if experiment.stop_at_s else ": the scheduler had nothing it could do for them"
+        notes.append(f"{num_unfinished:,} requests were left unfinished at {log.end_s:.6g} s{why}")
+    for reason, count in Counter(log.rejections.values()).most_common(MAX_REASONS):
+        notes.append(f"{count:,} rejected: {reason}")
+    num_tokens = requests["num_prompt_tokens"] + requests["num_output_tokens"]
+    num_longer = int((num_tokens[state == RequestState.FINISHED] > experiment.model.max_model_len).sum())
+    if num_longer:
+        notes.append(
+            f"{num_longer:,} served requests are longer than {experiment.model.name}'s context of "
+            f"{experiment.model.max_model_len:,} tokens; a real engine would refuse them"
+        )
+    if experiment.kv_cache.prefix_caching and SCHEDULERS.get(experiment.scheduler.type).reserves_ahead:
+        notes.append(f"kv_cache.prefix_caching has no effect with scheduler {experiment.scheduler.type}")
     return notes

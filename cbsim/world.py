@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Generator, Iterator, Sequence
 
 import simpy
-from simpy.core import EventPriority
+from simpy.events import EventPriority
 
 from cbsim.engine.base import Engine
 from cbsim.engine.fast import FastEngine
@@ -36,7 +36,7 @@ class Instant(simpy.Event):
 
 
 def exact_delay(now: float, at_s: float) -> float:
-    """The delay d with `now + d == at_s` in floating point: SimPy only knows delays, engines keep instants."""
+    """The d with `now + d == at_s` in floating point: SimPy knows only delays, engines keep instants."""
     delay = at_s - now
     while now + delay < at_s:
         delay = math.nextafter(delay, math.inf)
@@ -103,7 +103,7 @@ class World:
     def _arrivals_at_lazy(
         self, requests: Iterator[Request], engines: Sequence[FastEngine]
     ) -> Generator[simpy.Event, None, None]:
-        """The same for engines that run ahead by themselves: brought up to the instant only when looked at."""
+        """The same for engines that run by themselves: brought up to the instant when looked at."""
         sees_all = self.router.reads_state and len(engines) > 1
         for request in requests:
             at_s = request.arrival_s

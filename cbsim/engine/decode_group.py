@@ -24,9 +24,10 @@ class Member(NamedTuple):
 class DecodeGroup:
     """Requests that each get one token in every group step until they have all.
 
-    A member that joins at group step p has a fixed future: its last step is `p + tokens left - 1`, its context
-    grows by one a step, and it needs a KV block whenever that context is a multiple of the block size. So the
-    state is a few integers, counters of block needs by phase, and the members by their last step.
+    A member that joins at group step p has a fixed future: its last step is `p + tokens left - 1`, its
+    context grows by one a step, and it needs a KV block whenever that context is a multiple of the block
+    size. So the state is a few integers, counters of block needs by phase, and the members by their last
+    step.
     """
 
     def __init__(self, pool: BlockPool, *, takes_blocks: bool) -> None:
@@ -49,7 +50,9 @@ class DecodeGroup:
         """No active member was admitted later than this."""
         self.needs = [0] * pool.block_size
         """How many active members need a block in group steps of each remainder modulo the block size."""
-        self._needing: list[list[Member]] = [[] for _ in self.needs] if pool.has_identities and takes_blocks else []
+        self._needing: list[list[Member]] = (
+            [[] for _ in self.needs] if pool.has_identities and takes_blocks else []
+        )
         self._ending: dict[int, list[Member]] = {}
         self._ends: list[int] = []
         self._longest: list[tuple[int, int]] = []
@@ -77,7 +80,7 @@ class DecodeGroup:
 
     @property
     def max_context(self) -> int:
-        """Tokens that the longest member attends to in the next group step, the one computed then included."""
+        """Tokens that the longest member attends to in the next group step, the one computed now included."""
         longest, planned = self._longest, self.num_planned
         while longest[0][1] < planned:
             heappop(longest)
@@ -174,7 +177,9 @@ class DecodeGroup:
 
     def dissolve(self) -> list[Member]:
         """Let everybody go, up to date; group steps decided and not yet run are no group steps any more."""
-        members = [m for group in (self._ending, self._leaving) for members in group.values() for m in members]
+        members = [
+            m for group in (self._ending, self._leaving) for members in group.values() for m in members
+        ]
         for member in members:
             self.refresh(member)
         self.num_planned = self.num_committed

@@ -47,13 +47,13 @@ NO_SHARE = GroupShare(0, 0, (0, 0, 0))
 class FastEngine(Engine):
     """Keeps decoding requests in a group, out of the scheduler's sight, while all of them get their token.
 
-    Three speeds, by what a step needs: the scheduler decides it among all requests, as in the reference engine;
-    it decides beside the group, of which it sees only the number; or nobody need decide, and steps follow each
-    other in one loop (a stretch) until a request ends, arrives or lacks a block. A scheduler that does not
-    declare `can_fast_forward` always gets the first.
+    Three speeds, by what a step needs: the scheduler decides it among all requests, as in the reference
+    engine; it decides beside the group, of which it sees only the number; or nobody need decide, and a
+    whole stretch of steps is decided at once, up to where a request ends, arrives or lacks a block. A
+    scheduler that does not declare `can_fast_forward` always gets the first.
 
-    Lazy: `advance` runs to an instant, called by whoever submits or looks. `call` and `end_step` drive it step
-    by step instead.
+    Lazy: `advance` runs to an instant, called by whoever submits or looks. `call` and `end_step` drive it
+    step by step instead.
     """
 
     def __init__(
@@ -178,7 +178,9 @@ class FastEngine(Engine):
         if group.num_active and scheduler.prefill_excludes_decodes and not plan.slices:
             share = self._take_group_step()
         if plan.preempted and share.num_decodes:
-            raise RuntimeError(f"{type(scheduler).__name__} preempts although all decodes have what they need")
+            raise RuntimeError(
+                f"{type(scheduler).__name__} preempts although all decodes have what they need"
+            )
         is_step = bool(plan.slices or share.num_decodes)
         for decision, request, num_cached in plan.decisions:
             code, number = DECISIONS[decision], self._num_steps if is_step else -1
@@ -194,7 +196,7 @@ class FastEngine(Engine):
         return (self._head_is_blocked and not self.group.num_lingering) or not len(self.scheduler.waiting)
 
     def _stays_blocked(self, plan: StepPlan) -> bool:
-        """Whether the head of the queue waits until something ends or arrives, as free blocks only get fewer."""
+        """Whether the head waits until something ends or arrives, as free blocks only get fewer."""
         scheduler = self.scheduler
         return not (
             plan.slices
@@ -207,7 +209,11 @@ class FastEngine(Engine):
     def _must_show_all(self) -> bool:
         """Whether in the next step some decode may go without its token, or others depend on all of them."""
         scheduler, group = self.scheduler, self.group
-        budget, num_needed, num_free = scheduler.max_tokens_per_step, group.num_needed, scheduler.pool.num_free
+        budget, num_needed, num_free = (
+            scheduler.max_tokens_per_step,
+            group.num_needed,
+            scheduler.pool.num_free,
+        )
         if group.num_active > budget or num_needed > num_free:
             return True
         if scheduler.decides_by_progress and len(scheduler.waiting):
@@ -324,9 +330,9 @@ class FastEngine(Engine):
             self._called_at_s = self._group_end_s = ends[num_ended]
             self._num_ended += num_ended
             group.num_committed += num_ended
-            for step, end_s in zip(under_way, ends[num_steps:], strict=False):
-                step.number += num_ended
-                step.end_s = end_s
+            for way, end_s in zip(under_way, ends[num_steps:], strict=False):
+                way.number += num_ended
+                way.end_s = end_s
         self._duration_s = durations[-1]
         self._num_steps += num_steps
         under_way.append(Step(self._num_steps - 1, None, True, ends[-1]))

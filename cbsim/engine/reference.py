@@ -1,10 +1,11 @@
-"""The naive engine: one event a step and a loop over every request in it. The oracle that others must equal."""
+"""The naive engine: one event a step, a loop over every request in it. The oracle for the others."""
 
 from __future__ import annotations
 
 from array import array
 from collections import deque
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -13,7 +14,6 @@ from cbsim.engine.base import Engine, checked_s
 from cbsim.recorder import DECISIONS, EMITTED, FINISHED, STEP_COLUMNS, Column, Recorder, Table
 from cbsim.request import Request
 from cbsim.schedulers.base import Scheduler, StepPlan
-
 
 STEP_REALS = ("scheduled_at_s", "start_s", "duration_s")
 STEP_INTEGERS = (
@@ -89,11 +89,7 @@ class ReferenceEngine(Engine):
             self._record_decisions(plan, number)
             if not plan.slices:
                 return
-            duration_s = self.cost.step_s(plan.priced_shape()) + plan.transfer_s
-            if not 0 < duration_s < np.inf:
-                raise PluginError(
-                    f"{type(self.cost).__name__}: a step of {duration_s} s; allowed: more than 0"
-                )
+            duration_s = checked_s(self.cost.step_s(plan.priced_shape()) + plan.transfer_s, self.cost)
             start_s = self.under_way[-1].end_s if self.under_way else now
             self.num_padding_tokens += plan.num_padding_tokens
             self.under_way.append(Step(number, plan, start_s, duration_s, start_s + duration_s))
@@ -179,7 +175,7 @@ class ReferenceEngine(Engine):
         del self._requests[request.index]
         times = self._token_times.pop(request.index)
         if times:
-            gaps = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+            gaps = [later - earlier for earlier, later in pairwise(times)]
             self._gaps.extend(gaps)
             self.recorder.close(request, self.replica, times[0], times[-1], max(gaps, default=np.nan))
         else:

@@ -52,7 +52,7 @@ class StepLog:
         context: int,
         block_needs: list[int],
     ) -> None:
-        """Steps of the decode group alone, one behind the other; `instants`, `state`, `context` are the first's.
+        """Steps of the group alone, one behind the other; `instants`, `state`, `context` are the first's.
 
         `block_needs`, if blocks are taken, says how many blocks each of them takes, over and over.
         """
@@ -77,9 +77,12 @@ class StepLog:
         runs = self.runs.to_columns()
         is_group_step = np.repeat(runs["is_group_step"], runs["count"]).astype(bool)
         is_group_step[np.array(self._ungrouped, dtype=np.int64)] = False
-        return np.array(self.end_s)[:num_steps][is_group_step[:num_steps]]
+        ends: Column = np.array(self.end_s)[:num_steps][is_group_step[:num_steps]]
+        return ends
 
-    def to_columns(self, replica: int, num_steps: int, num_in_flight: int, num_blocks: int) -> dict[str, Column]:
+    def to_columns(
+        self, replica: int, num_steps: int, num_in_flight: int, num_blocks: int
+    ) -> dict[str, Column]:
         """The first `num_steps` steps as in `RunLog.steps`."""
         runs = self.runs.to_columns()
         counts = runs["count"]
@@ -105,7 +108,6 @@ class StepLog:
         columns["kv_blocks_used"] += self._blocks_taken(counts, run, place)
         columns["kv_blocks_total"] = np.full(len(run), num_blocks)
         return {name: columns[name][:num_steps] for name in STEP_COLUMNS}
-
 
     def _blocks_taken(self, counts: Column, run: Column, place: Column) -> Column:
         """Blocks taken since the first step of its run, for each step."""

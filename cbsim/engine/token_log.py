@@ -11,7 +11,7 @@ from cbsim.request import Request
 
 
 class TokenLog:
-    """Tokens that came out one by one are seen at once; those of the decode group as segments of group steps."""
+    """Tokens that come out one by one are seen at once, those of the decode group as segments."""
 
     def __init__(self) -> None:
         self._gaps = array("d")

@@ -134,8 +134,8 @@ class Scheduler(ABC):
     can_fast_forward: ClassVar[bool] = False
     """Whether a fast engine may keep decoding requests out of `running` while budget and blocks suffice.
 
-    True promises: then each of them would get one token in every step (unless `prefill_excludes_decodes`), and
-    `decide` uses nothing of them but their number, through `num_running`.
+    True promises: then each of them would get one token in every step (unless `prefill_excludes_decodes`),
+    and `decide` uses nothing of them but their number, through `num_running`.
     """
     prefill_excludes_decodes: ClassVar[bool] = False
     """Whether decodes get nothing in a step that computes prompts."""
@@ -311,7 +311,7 @@ class Scheduler(ABC):
         """What a step of these decodes costs as: more where finished requests keep a padded slot."""
         return num_decodes, context, max_context
 
-    def advanced(self, num_steps: int) -> None:
+    def advanced(self, num_steps: int) -> None:  # noqa: B027 - nothing to do for most
         """So many steps of hidden decodes alone have been scheduled."""
 
     def _take_result(self, part: Slice) -> bool:

@@ -40,6 +40,6 @@ class ChunkedPrefillScheduler(ReservingScheduler):
         for request in prefilling:
             if step.budget:
                 self.schedule(step, request, min(self.num_wanted(request), chunk_size, step.budget))
-        while request := self.next_admissible(step):
-            self.admit_reserved(step, request)
-            self.schedule(step, request, min(self.num_wanted(request), chunk_size, step.budget))
+        while newcomer := self.next_admissible(step):
+            self.admit_reserved(step, newcomer)
+            self.schedule(step, newcomer, min(self.num_wanted(newcomer), chunk_size, step.budget))

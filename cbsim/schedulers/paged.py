@@ -78,8 +78,8 @@ class PagedScheduler(Scheduler):
     def chunk_cap(self) -> int:
         """Most tokens of one request in this step.
 
-        Never more than a step has: a preempted request that may not be split, and with its answer has outgrown
-        the budget, would wait for ever.
+        Never more than a step has: a preempted request that may not be split, and with its answer has
+        outgrown the budget, would wait for ever.
         """
         return min(self.config.chunk_size or self.max_tokens_per_step, self.max_tokens_per_step)
 

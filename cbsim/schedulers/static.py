@@ -24,9 +24,9 @@ class StaticConfig(SchedulerConfig):
 class StaticScheduler(Scheduler):
     """A batch starts together and ends together.
 
-    Prompts are padded to the longest of the batch; a finished request keeps its padded slot, in time and in KV
-    cache, until the whole batch is done. The KV cache is contiguous: every slot reserves the longest possible
-    request.
+    Prompts are padded to the longest of the batch; a finished request keeps its padded slot, in time and in
+    KV cache, until the whole batch is done. The KV cache is contiguous: every slot reserves the longest
+    possible request.
     """
 
     Config = StaticConfig
