@@ -262,6 +262,7 @@ def _sweep(
     with watch_sweep(quiet) as progress:
         table = run_sweep(experiment, folder, workers, cluster, progress=progress)
     ran = table["error"].isna()
+    written = ["table.csv", "table.parquet", "points/"]
     if ran.any() and (plots or (plots is None and ran.sum() <= 6)):
         from cbsim.result import load_run
 
@@ -271,23 +272,25 @@ def _sweep(
             for (label, key), did_run in zip(labels.items(), ran, strict=True)
             if did_run
         }
-        _draw(results, experiment, folder)
+        written += _draw(results, experiment, folder)
     if as_json:
         click.echo(table.to_json(orient="records", indent=2))
     else:
         compare_points(table).print()
-        click.echo(f"\nwritten to {folder}: table.csv, table.parquet, points/")
+        click.echo(f"\nwritten to {folder}: {', '.join(written)}")
     if not ran.all():
         raise click.exceptions.Exit(1)
 
 
-def _draw(results: Mapping[str, Any], experiment: Experiment, folder: Path) -> None:
+def _draw(results: Mapping[str, Any], experiment: Experiment, folder: Path) -> list[str]:
+    """Draw PNG and SVG pictures; returns the names of the PNG files."""
     from cbsim.report.cdf_plot import latency_cdfs
     from cbsim.report.style import save_figure
     from cbsim.report.timeline_plot import timeline
 
     save_figure(latency_cdfs(results, experiment.slo.limits()), folder / "latency_cdfs")
     save_figure(timeline(results), folder / "timeline")
+    return ["latency_cdfs.png", "timeline.png"]
 
 
 def _print_json(data: Any) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -26,10 +25,6 @@ from cbsim.router import make_router
 from cbsim.schedulers import SCHEDULERS, Prices, Resources, Scheduler
 from cbsim.workload import WORKLOADS, Workload
 from cbsim.world import Progress, World
-
-
-MAX_REASONS = 5
-"""The commonest reasons for rejection that the notes give; `rejection_reasons` has all."""
 
 
 def run(
@@ -187,8 +182,6 @@ def log_notes(experiment: Experiment, log: RunLog) -> list[str]:
     if num_unfinished:
         why = "" if experiment.stop_at_s else ": the scheduler had nothing it could do for them"
         notes.append(f"{num_unfinished:,} requests were left unfinished at {log.end_s:.6g} s{why}")
-    for reason, count in Counter(log.rejections.values()).most_common(MAX_REASONS):
-        notes.append(f"{count:,} rejected: {reason}")
     num_tokens = requests["num_prompt_tokens"] + requests["num_output_tokens"]
     num_longer = int((num_tokens[state == RequestState.FINISHED] > experiment.model.max_model_len).sum())
     if num_longer:
