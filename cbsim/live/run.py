@@ -28,6 +28,7 @@ from cbsim.units import format_bytes
 
 KV_SHARE = 0.8
 """Share of what is free beside the weights that the KV cache may take."""
+MAX_GRAPH_DECODES = 512
 
 
 def run_live(
@@ -56,6 +57,7 @@ def run_live(
         block_size=experiment.kv_cache.block_size,
         backend=backend,
         seed=experiment.seed,
+        graph_decodes=_graph_decodes(experiment) if torch_device.type == "cuda" else 0,
     )
     if checkpoint is not None:
         checkpoint.load_into(runner.decoder)
@@ -78,7 +80,12 @@ def run_live(
         num_replicas=1,
         kv_block_size=experiment.kv_cache.block_size,
     )
-    told = [f"live on this machine's {device}, not simulated", *notes, *workload.notes(), *log_notes(log)]
+    told = [
+        f"live on this machine's {device}, not simulated",
+        *notes,
+        *workload.notes(),
+        *log_notes(experiment, log),
+    ]
     summary = summarize(log, deployment, experiment.slo.limits(), simulation=spent, notes=told)
     manifest = make_manifest(experiment.seed, workload.inputs(), {"model": experiment.model})
     return Result.from_log(log, summary, experiment.resolved(), manifest)
@@ -98,6 +105,11 @@ def _check(experiment: Experiment, time_scale: float) -> None:
         problems.append(f"time_scale: got {time_scale}; allowed: more than 0")
     if problems:
         raise ConfigError(*problems)
+
+
+def _graph_decodes(experiment: Experiment) -> int:
+    """The most decodes of a step that is worth a CUDA graph."""
+    return min(int(getattr(experiment.scheduler, "max_num_seqs", MAX_GRAPH_DECODES)), MAX_GRAPH_DECODES)
 
 
 def _open(device: str) -> torch.device:

@@ -15,6 +15,7 @@ from cbsim.kernels.batch import SequenceSlice, StepBatch
 from cbsim.kernels.decoder import Decoder
 from cbsim.kernels.sampling import sample
 from cbsim.kernels.shard import Shard
+from cbsim.live.decode_graphs import DecodeGraphs
 from cbsim.live.tokens import TokenBook
 from cbsim.request import Request
 from cbsim.specs import ModelSpec
@@ -40,7 +41,11 @@ class Moves:
 
 
 class ModelRunner:
-    """A decoder with a paged KV cache of `num_blocks` blocks, one set of block numbers for all layers."""
+    """A decoder with a paged KV cache of `num_blocks` blocks, one set of block numbers for all layers.
+
+    `graph_decodes` is the most decodes of a step that is replayed as a CUDA graph once `warm_up` has captured
+    it; 0 computes every step kernel by kernel.
+    """
 
     def __init__(
         self,
@@ -52,6 +57,7 @@ class ModelRunner:
         backend: str | None = None,
         seed: int = 0,
         max_positions: int | None = None,
+        graph_decodes: int = 0,
     ) -> None:
         shard = Shard(model)
         self.device = device
@@ -61,8 +67,18 @@ class ModelRunner:
             shard, make_backend(backend, shard, device), device, max_positions=positions, seed=seed
         )
         self.caches = [
-            LayerCache.allocate(shard, num_blocks, block_size, device) for _ in self.decoder.layers
+            LayerCache.allocate(shard, num_blocks + (graph_decodes > 0), block_size, device)
+            for _ in self.decoder.layers
         ]
+        self.graphs: DecodeGraphs | None = None
+        if graph_decodes:
+            self.graphs = DecodeGraphs(
+                self.decoder,
+                self.caches,
+                max_decodes=graph_decodes,
+                max_context=min(positions, num_blocks * block_size),
+                spare_block=num_blocks,
+            )
         self._host: dict[int, list[tuple[Tensor, Tensor]]] = {}
 
     @torch.inference_mode()
@@ -74,9 +90,12 @@ class ModelRunner:
             )
             for s in slices
         ]
-        batch = StepBatch.build(parts, self.block_size, self.device)
-        logits = self.decoder.logits(batch, self.caches)
-        emitting = [slices[place].request for place in batch.emitting]
+        if self.graphs is not None and self.graphs.covers(parts):
+            logits, emitting = self.graphs.logits(parts), [part.request for part in slices]
+        else:
+            batch = StepBatch.build(parts, self.block_size, self.device)
+            logits = self.decoder.logits(batch, self.caches)
+            emitting = [slices[place].request for place in batch.emitting]
         if emitting:
             params = [book.sampling_of(request) for request in emitting]
             uniforms = [book.uniform(request) for request in emitting]
@@ -87,10 +106,12 @@ class ModelRunner:
 
     @torch.inference_mode()
     def warm_up(self) -> None:
-        """Compute a small prompt and a decode on block 0, so that the first step finds all loaded."""
+        """Compute a small prompt and a decode on block 0 and capture graphs, for the first step to find."""
         for num_tokens in (min(8, self.block_size), 1):
             part = SequenceSlice([0] * num_tokens, 0, [0], True)
             self.decoder.logits(StepBatch.build([part], self.block_size, self.device), self.caches)
+        if self.graphs is not None:
+            self.graphs.capture()
 
     @torch.inference_mode()
     def move(self, moves: Moves) -> None:

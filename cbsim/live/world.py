@@ -64,7 +64,8 @@ class LiveWorld:
                 engine.call(end_s)
             if self._next is None and not engine.num_outstanding:
                 return
-            self._wait()
+            if not self._wait():
+                return
 
     def _arrive(self, now: float) -> None:
         """Everybody who is due by now joins the queue."""
@@ -91,8 +92,8 @@ class LiveWorld:
         if self.progress is not None:
             self.progress(self._num_arrived, request.arrival_s)
 
-    def _wait(self) -> None:
-        """Sleep until the next arrival, or until the scheduler wants to be asked again."""
+    def _wait(self) -> bool:
+        """Sleep towards the next arrival or call of the scheduler; False if there will be none."""
         instants = [self.engine.scheduler.wake_at_s()]
         if self._is_closed_loop:
             instants.append(self._ready[0] if self._ready and self._next is not None else None)
@@ -100,9 +101,8 @@ class LiveWorld:
             instants.append(self._next.arrival_s / self._time_scale)
         due = [at_s for at_s in instants if at_s is not None]
         if not due:
-            raise RuntimeError(
-                f"the scheduler leaves {self.engine.num_outstanding} requests waiting for ever"
-            )
+            return False
         left_s = min(due) - self.engine.clock()
         if left_s > 0:
             self._sleep(min(left_s, MAX_NAP_S))
+        return True

@@ -132,6 +132,21 @@ def test_after_swap(runner: ModelRunner, alone: list[list[int]], async_schedulin
     assert tokens(answers) == alone
 
 
+@pytest.mark.parametrize("graph_decodes", [1, 3, 40])
+def test_steps_of_decodes_padded_to_the_size_of_a_graph(alone: list[list[int]], graph_decodes: int) -> None:
+    model = load_model("tiny", max_model_len=256)
+    settings = {"num_blocks": 100, "block_size": BLOCK_SIZE, "seed": 5, "graph_decodes": graph_decodes}
+    runner = ModelRunner(model, torch.device("cpu"), **settings)
+    runner.warm_up()
+    assert runner.graphs is not None
+    sizes: list[int] = []
+    logits = runner.graphs.logits
+    runner.graphs.logits = lambda parts: (sizes.append(len(parts)), logits(parts))[1]  # type: ignore
+    assert tokens(serve(runner, 24)) == alone
+    assert sizes
+    assert max(sizes) <= graph_decodes
+
+
 def test_prefixes_are_found(runner: ModelRunner, alone: list[list[int]]) -> None:
     scheduler = {"type": "vllm", "max_num_seqs": 1, "async_scheduling": False}
     answers = serve(runner, scheduler=scheduler, prefix_caching=True)

@@ -29,7 +29,7 @@ from cbsim.live.tokens import TokenBook
 from cbsim.live.world import LiveWorld
 from cbsim.recorder import Recorder
 from cbsim.router import RoundRobin
-from cbsim.schedulers import SCHEDULERS, Prices, Resources, Scheduler
+from cbsim.schedulers import SCHEDULERS, Prices, Resources, Scheduler, SchedulerConfig, StepPlan
 from cbsim.world import World
 from tests.kernels.references import load_model
 from tests.simulation import ListedWorkload
@@ -151,6 +151,27 @@ def test_closed_loop_clients_wait_for_their_answers() -> None:
     assert arrived[:2].tolist() == [0.0, 0.0]
     assert arrived[2:].tolist() == sorted((finished + 0.5).tolist())[: len(arrived) - 2]
     assert engine.step_columns()["num_running"].max() == 2
+
+
+class Idle(Scheduler):
+    """Never does anything."""
+
+    Config = SchedulerConfig
+
+    def decide(self, step: StepPlan) -> None:
+        """Leave the step empty."""
+
+
+def test_a_scheduler_that_leaves_requests_waiting_ends_the_run() -> None:
+    clock = Ticks()
+    runner = TickingRunner(TINY, torch.device("cpu"), num_blocks=8, block_size=4)
+    pool = LivePool(8, 4, prefix_caching=False)
+    prices = Prices(recompute_s=lambda n: n * 1.0, move_s=lambda n: n * 1e-3, block_bytes=4096)
+    scheduler = Idle(SchedulerConfig(type="idle"), Resources(pool, prices, 256))
+    book = TokenBook(TINY.vocab_size, 0, SamplingParams())
+    engine = LiveEngine(scheduler, Recorder(), 1, runner, book, clock)
+    LiveWorld(ListedWorkload(ROWS), engine, sleep=clock.sleep).run()
+    assert engine.num_outstanding == len(ROWS)
 
 
 def experiment(**changes: Any) -> dict[str, Any]:
