@@ -7,7 +7,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any
 
 import numpy as np
 import torch
@@ -115,7 +114,6 @@ class CudaTimer(Timer):
         self.target_s = target_s
         self._device = device
         self._flushed = torch.empty(flush_bytes, dtype=torch.uint8, device=device)
-        self._pool: Any = torch.cuda.graph_pool_handle()
 
     def _time(self, make_calls: MakeCalls) -> Timing:
         side = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
@@ -138,7 +136,8 @@ class CudaTimer(Timer):
     def _capture(self, calls: Sequence[Call]) -> torch.cuda.CUDAGraph | None:
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph, pool=self._pool):
+            # Each graph has memory of its own: a pool whose last graph is gone can't be captured into again.
+            with torch.cuda.graph(graph):
                 for call in calls:
                     call()
         except torch.OutOfMemoryError:

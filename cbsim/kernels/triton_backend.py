@@ -146,7 +146,7 @@ def _find_varlen(shard: Shard, device: torch.device, reference: SdpaBackend) -> 
     try:
         varlen = VarlenPrefill(shard.group_size > 1)
         got = varlen(query, keys, values, batch.token_starts, batch.key_starts, 40, 72)
-    except (ImportError, RuntimeError, TypeError, ValueError, NotImplementedError):
+    except Exception:  # whatever this build of torch says against it, SDPA does the work
         return None
     wanted = reference.prefill(query, keys[own], values[own], cache, batch)
     return varlen if torch.allclose(got.float(), wanted.float(), atol=2e-2, rtol=2e-2) else None
