@@ -34,12 +34,7 @@ def fit_decode(points: Sequence[Point], rng: np.random.Generator) -> DecodeAtten
         Unknown("softness", 1.0, upper=4.0),
         Unknown("floor_softness", 0.5, upper=4.0),
     ]
-    mean_context = context / decodes
-    weights = np.ones(len(seconds))
-    weights[(decodes >= 8) & (decodes <= 128) & (mean_context >= 256) & (mean_context <= 3000)] = (
-        SERVING_WEIGHT
-    )
-    weights[mean_context < 16] = ODD_WEIGHT
+    weights = _serving_weights(columns)
     fit = fit_coefficients(
         lambda values: DecodeAttention.model_construct(None, **values).at(columns),
         unknowns,
@@ -103,6 +98,8 @@ def fit_fused(
         Unknown("per_token_s", max(prefill.per_token_s, 1e-12)),
         Unknown("per_decode_s", max(decode.per_decode_s, 1e-12)),
         Unknown("per_context_token_s", max(decode.per_token_s, 1e-15)),
+        Unknown("beyond_per_context_token_s", max(decode.per_token_s, 1e-15)),
+        Unknown("beyond_context_tokens", 0.3 * float(columns.decode_context.max())),
         Unknown("per_longest_token_s", 0.1 * longest_s),
         Unknown("per_longest_decode_token_s", 0.1 * longest_s),
         Unknown("softness", 1.0, upper=4.0),
@@ -112,8 +109,20 @@ def fit_fused(
         form = FusedAttention.model_construct(None, **values)
         return np.maximum(form.at(columns, prefill.tile), alone)
 
-    fit = fit_coefficients(predict, unknowns, seconds, np.ones(len(seconds)), rng)
+    weights = _serving_weights(columns)
+    fit = fit_coefficients(predict, unknowns, seconds, weights, rng)
     return FusedAttention(**fit.values)
+
+
+def _serving_weights(columns: StepColumns) -> Floats:
+    """More for decodes as servers have them, less for contexts that hardly occur."""
+    decodes = columns.num_decodes
+    mean_context = columns.decode_context / decodes
+    weights = np.ones(len(decodes))
+    usual = (decodes >= 8) & (decodes <= 128) & (mean_context >= 256) & (mean_context <= 3000)
+    weights[usual] = SERVING_WEIGHT
+    weights[mean_context < 16] = ODD_WEIGHT
+    return weights
 
 
 def columns_of(points: Sequence[Point]) -> StepColumns:

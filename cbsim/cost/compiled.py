@@ -147,16 +147,19 @@ def _prefill_seconds(form: PrefillAttention) -> PrefillSeconds:
 def _fused_seconds(form: FusedAttention) -> FusedSeconds:
     launch_s, per_pair_s, per_token_s = form.launch_s, form.per_pair_s, form.per_token_s
     per_decode_s, per_context_token_s = form.per_decode_s, form.per_context_token_s
+    beyond_per_token_s, beyond = form.beyond_per_context_token_s, form.beyond_context_tokens
     per_longest_token_s = form.per_longest_token_s
     per_longest_decode_token_s, softness = form.per_longest_decode_token_s, form.softness
 
     def seconds(pairs: int, num_tokens: int, longest: int, shape: StepShape) -> float:
         _, _, num_decodes, decode_context, max_decode_context = shape
+        excess = decode_context - beyond
         work = (
             per_pair_s * pairs
             + per_token_s * num_tokens
             + per_decode_s * num_decodes
             + per_context_token_s * decode_context
+            + beyond_per_token_s * (excess if excess > 0.0 else 0.0)
         )
         chain = max(per_longest_token_s * longest, per_longest_decode_token_s * max_decode_context)
         difference = work - chain

@@ -14,7 +14,8 @@ max(a, b) at s = 0 to a + b at s = 4:
                                    + beyond_per_token max(0, Q - beyond), per_longest_token X, s),
                              floor, s')
     P       = sum of ceil(q / tile) tile (x + (q + tile) / 2),  Q = sum q,  X = max(x + q)
-    fused   = launch + blend(per_pair P + per_token Q + per_decode B + per_context_token KV,
+    fused   = launch + blend(per_pair P + per_token Q + per_decode B + per_context_token KV
+                             + beyond_per_context_token max(0, KV - beyond),
                              max(per_longest_token X, per_longest_decode_token Kmax), s)
 
 Where a profile has the `fused` term, a step with chunks and decodes costs the largest of it, A_dec and A_pre
@@ -217,6 +218,9 @@ class FusedAttention(Section):
     per_token_s: Coefficient
     per_decode_s: Coefficient
     per_context_token_s: Coefficient
+    beyond_per_context_token_s: Coefficient
+    """More for each token of the decodes' context beyond `beyond_context_tokens`: bandwidth falls there."""
+    beyond_context_tokens: Coefficient
     per_longest_token_s: Coefficient
     per_longest_decode_token_s: Coefficient
     softness: Softness
@@ -228,6 +232,8 @@ class FusedAttention(Section):
             + self.per_token_s * columns.prefill_tokens
             + self.per_decode_s * columns.num_decodes
             + self.per_context_token_s * columns.decode_context
+            + self.beyond_per_context_token_s
+            * np.maximum(columns.decode_context - self.beyond_context_tokens, 0.0)
         )
         chain = np.maximum(
             self.per_longest_token_s * columns.longest_prefill,

@@ -29,7 +29,7 @@ def sizes(*, mixed: bool) -> list[Point]:
             points += [
                 decode_point(batch, context, op="mixed", chunks=((tokens, chunk_context),))
                 for batch in (1, 8, 32, 128)
-                for context in (256, 2048)
+                for context in (256, 2048, 6000)
                 for chunk_context in (0, 2048)
             ]
     return points

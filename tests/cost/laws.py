@@ -64,6 +64,8 @@ def make_form(*, fused: bool) -> StepForm:
             per_token_s=8e-9,
             per_decode_s=0.4e-6,
             per_context_token_s=1.3e-9,
+            beyond_per_context_token_s=0.8e-9,
+            beyond_context_tokens=120_000.0,
             per_longest_token_s=22e-9,
             per_longest_decode_token_s=4e-9,
             softness=1.0,
