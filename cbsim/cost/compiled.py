@@ -47,20 +47,19 @@ class CompiledStep:
 
     def decode_s(self, num_decodes: int, decode_context: int) -> float:
         """Seconds of a step of decodes alone."""
-        if num_decodes < self._table_size:
-            base = self._decode_base[num_decodes]
-        else:
-            base = self._beyond_table_s(num_decodes, num_decodes)
-        return base + self._layers * self._decode_attention(num_decodes, decode_context)
+        attention = self._decode_attention(num_decodes, decode_context)
+        return self._decode_base_s(num_decodes) + self._layers * attention
 
     def decodes_s(self, num_decodes: int, decode_context: int, num_steps: int) -> list[float]:
         """Seconds of so many such steps in a row, each with one token more of context for every decode."""
-        if num_steps < VECTOR_STEPS or num_decodes >= self._table_size:
+        base = self._decode_base_s(num_decodes)
+        layers, attention = self._layers, self._decode_attention
+        if num_steps < VECTOR_STEPS:
             contexts = range(decode_context, decode_context + num_decodes * num_steps, num_decodes)
-            return [self.decode_s(num_decodes, context) for context in contexts]
+            return [base + layers * attention(num_decodes, context) for context in contexts]
         steps = np.arange(num_steps, dtype=np.int64)
-        attention = self._form.decode.seconds(num_decodes, decode_context + num_decodes * steps)
-        seconds: list[float] = (self._decode_base[num_decodes] + self._layers * attention).tolist()
+        several = self._form.decode.seconds(num_decodes, decode_context + num_decodes * steps)
+        seconds: list[float] = (base + layers * several).tolist()
         return seconds
 
     def step_s(self, shape: StepShape) -> float:
@@ -90,6 +89,12 @@ class CompiledStep:
         else:
             base = self._beyond_table_s(num_tokens, num_logits)
         return (base + self._layers * decode) + self._layers * prefill
+
+    def _decode_base_s(self, num_decodes: int) -> float:
+        """All but attention of a step of decodes alone."""
+        if num_decodes < self._table_size:
+            return self._decode_base[num_decodes]
+        return self._beyond_table_s(num_decodes, num_decodes)
 
     def _beyond_table_s(self, num_tokens: int, num_logits: int) -> float:
         """Dense layers and LM head at more tokens than the table has."""
