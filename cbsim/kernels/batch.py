@@ -56,27 +56,38 @@ class StepBatch:
         num_decodes = sum(len(part.token_ids) == 1 for part in slices)
         decodes = [slices[i] for i in order[:num_decodes]]
         chunks = [slices[i] for i in order[num_decodes:]]
-        ordered = [*decodes, *chunks]
-        positions = [np.arange(s.num_computed, s.num_computed + len(s.token_ids)) for s in ordered]
-        slots = [_slots(s, at, block_size) for s, at in zip(ordered, positions, strict=True)]
-        last_rows = np.cumsum([len(part.token_ids) for part in ordered]) - 1
-        emitting = [place for place, part in enumerate(ordered) if part.emits]
+        parts = [_chunk_columns(part, block_size) for part in chunks]
+        columns = np.concatenate([decode_columns(decodes, block_size), *parts], axis=1)
+        token_ids, positions, slots = _int64(columns, device)
+        last_rows = [*range(num_decodes), *(num_decodes - 1 + np.cumsum([part.shape[1] for part in parts]))]
+        emitting = [place for place, i in enumerate(order) if slices[i].emits]
         return cls(
-            token_ids=_int64(np.concatenate([np.asarray(s.token_ids, np.int64) for s in ordered]), device),
-            positions=_int64(np.concatenate(positions), device),
-            slots=_int64(np.concatenate(slots), device),
-            logit_rows=_int64(last_rows[emitting], device),
+            token_ids=token_ids,
+            positions=positions,
+            slots=slots,
+            logit_rows=_int64(np.array([last_rows[place] for place in emitting], np.int64), device),
             decodes=_decode_batch(decodes, block_size, device) if decodes else None,
             chunks=_chunk_batch(chunks, block_size, device) if chunks else None,
             emitting=tuple(order[place] for place in emitting),
         )
 
 
-def _slots(part: SequenceSlice, positions: NDArray[np.int64], block_size: int) -> NDArray[np.int64]:
-    first, last = positions[0] // block_size, positions[-1] // block_size
-    blocks = np.asarray(part.blocks[first : last + 1], np.int64)
-    slots: NDArray[np.int64] = blocks[positions // block_size - first] * block_size + positions % block_size
-    return slots
+def decode_columns(slices: Sequence[SequenceSlice], block_size: int) -> NDArray[np.int64]:
+    """`(3, decodes)`: the token of each, its position, and the slot of its keys and values."""
+    columns = np.empty((3, len(slices)), np.int64)
+    columns[0] = [part.token_ids[0] for part in slices]
+    columns[1] = [part.num_computed for part in slices]
+    blocks = [part.blocks[part.num_computed // block_size] for part in slices]
+    columns[2] = np.array(blocks, np.int64) * block_size + columns[1] % block_size
+    return columns
+
+
+def _chunk_columns(part: SequenceSlice, block_size: int) -> NDArray[np.int64]:
+    """The same for every token of a chunk."""
+    positions = np.arange(part.num_computed, part.num_computed + len(part.token_ids))
+    blocks = np.asarray(part.blocks[: positions[-1] // block_size + 1], np.int64)
+    slots = blocks[positions // block_size] * block_size + positions % block_size
+    return np.stack([np.asarray(part.token_ids, np.int64), positions, slots])
 
 
 def _decode_batch(slices: Sequence[SequenceSlice], block_size: int, device: torch.device) -> DecodeBatch:

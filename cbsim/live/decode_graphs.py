@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cbsim.kernels.attention import DecodeBatch, LayerCache
-from cbsim.kernels.batch import SequenceSlice, StepBatch
+from cbsim.kernels.batch import SequenceSlice, StepBatch, decode_columns
 from cbsim.kernels.decoder import Decoder
 
 GRAPH_SIZES = (1, 2, 4, *range(8, 256, 8), *range(256, 513, 16))
@@ -89,12 +89,10 @@ class DecodeGraphs:
         columns = np.zeros((3, size), np.int64)
         columns[2] = self._spare_block * block_size
         tables = np.full(batch.decodes.block_tables.shape, self._spare_block, np.int32)
-        for row, part in enumerate(slices):
-            position = part.num_computed
-            block = part.blocks[position // block_size]
-            columns[:, row] = part.token_ids[0], position, block * block_size + position % block_size
-            num_blocks = position // block_size + 1
-            tables[row, :num_blocks] = part.blocks[:num_blocks]
+        columns[:, : len(slices)] = decode_columns(slices, block_size)
+        for row, part in zip(tables, slices, strict=False):
+            num_blocks = part.num_computed // block_size + 1
+            row[:num_blocks] = part.blocks[:num_blocks]
         token_ids, positions, slots = torch.from_numpy(columns).to(self._device)
         batch.token_ids.copy_(token_ids)
         batch.positions.copy_(positions)
