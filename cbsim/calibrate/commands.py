@@ -6,7 +6,7 @@ import json
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -15,11 +15,15 @@ from cbsim.errors import CalibrationError
 if TYPE_CHECKING:
     from cbsim.calibrate.meta import Meta
     from cbsim.calibrate.point import Point
-    from cbsim.specs import ModelSpec
+    from cbsim.config.section import Section
+    from cbsim.specs import GpuSpec, ModelSpec
+
+S = TypeVar("S", bound="Section")
 
 with_out = click.option(
     "--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder of the profile."
 )
+_file = click.Path(path_type=Path, exists=True, dir_okay=False)
 with_picture = click.option(
     "--picture/--no-picture", default=True, help="Draw errors.png beside the profile."
 )
@@ -154,24 +158,78 @@ def nvidia(
     _fit_into(out, points, meta, seed, picture, as_json)
 
 
+@import_.command()
+@click.option("--dense", type=_file, required=True, help="CSV: layer, tokens, time_us.")
+@click.option("--per-sequence", type=_file, required=True, help="CSV: layer, sequences, time_us.")
+@click.option(
+    "--attention",
+    type=_file,
+    required=True,
+    help="CSV: prefill_chunk, kv_prefill, n_decode, kv_decode, time_us.",
+)
+@click.option("--model", required=True, metavar="NAME", help="A model of configs/models, or a file.")
+@click.option("--gpu", required=True, metavar="NAME", help="A GPU of configs/gpus, or a file.")
+@click.option("--source", default="layer timings", help="Who timed it, for meta.json.")
+@with_out
+@with_picture
+@with_json
+@with_seed
+def layers(
+    dense: Path,
+    per_sequence: Path,
+    attention: Path,
+    model: str,
+    gpu: str,
+    source: str,
+    out: Path,
+    picture: bool,
+    as_json: bool,
+    seed: int,
+) -> None:
+    """Layer timings of another profiler, as LLMServingSim 2.0 writes them."""
+    from cbsim.calibrate.layers import LayerTimings
+    from cbsim.calibrate.meta import save_meta
+    from cbsim.calibrate.pointsfile import write_points
+
+    timings = LayerTimings(dense, per_sequence, attention, load_model(model), load_gpu(gpu))
+    points = timings.points()
+    meta = timings.meta(source, datetime.now(UTC).date())
+    out.mkdir(parents=True, exist_ok=True)
+    write_points(out / "points.csv", points)
+    save_meta(meta, out / "meta.json")
+    _fit_into(out, points, meta, seed, picture, as_json)
+
+
 def load_model(name: str) -> ModelSpec:
     """A model by its name in `configs/models` or by the path of its file.
 
     Raises `CalibrationError` with the nearest name if there is none, or with every mistake in the file.
     """
+    from cbsim.specs import ModelSpec
+
+    return _load_spec(ModelSpec, "model", name)
+
+
+def load_gpu(name: str) -> GpuSpec:
+    """A GPU by its name in `configs/gpus` or by the path of its file; raises as `load_model` does."""
+    from cbsim.specs import GpuSpec
+
+    return _load_spec(GpuSpec, "gpu", name)
+
+
+def _load_spec(spec: type[S], kind: str, name: str) -> S:
     from pydantic import ValidationError
 
     from cbsim.config.document import read_document
     from cbsim.paths import data_folder, yaml_names
     from cbsim.registry import did_you_mean
-    from cbsim.specs import ModelSpec
 
-    folder = data_folder("configs") / "models"
+    folder = data_folder("configs") / f"{kind}s"
     path = Path(name) if Path(name).suffix in (".yaml", ".yml") else folder / f"{name}.yaml"
     if not path.is_file():
-        raise CalibrationError(f"no model '{name}'{did_you_mean(name, yaml_names(folder))}")
+        raise CalibrationError(f"no {kind} '{name}'{did_you_mean(name, yaml_names(folder))}")
     try:
-        return ModelSpec.model_validate(read_document(path).data)
+        return spec.model_validate(read_document(path).data)
     except ValidationError as error:
         problems = (f"{path}: {'.'.join(map(str, part['loc']))}: {part['msg']}" for part in error.errors())
         raise CalibrationError(*problems) from error

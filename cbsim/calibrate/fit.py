@@ -27,6 +27,8 @@ LARGEST_SHARE = 0.15
 """Share of each op's points, the largest, held out to see how far the form extrapolates."""
 MIN_POINTS: dict[Op, int] = {"dense": 3, "logits": 3, "prefill": 8, "decode": 8}
 """Fewest points of each op that say anything."""
+MAX_MIXED_POINTS = 2000
+"""Mixed points fitted at most, a random choice: some profilers make grids of tens of thousands."""
 MIN_MIXED_POINTS = 8
 """Mixed points from which the fused regime is fitted; with fewer, mixed attention is the sum of its parts."""
 
@@ -79,6 +81,9 @@ def fit_form(points: Sequence[Point], num_layers: int, seed: int) -> StepForm:
     decode = fit_decode(by_op["decode"], decode_rng)
     prefill = fit_prefill(by_op["prefill"], prefill_rng)
     mixed = by_op.get("mixed", [])
+    if len(mixed) > MAX_MIXED_POINTS:
+        chosen = fused_rng.choice(len(mixed), size=MAX_MIXED_POINTS, replace=False)
+        mixed = [mixed[index] for index in chosen]
     fused = fit_fused(mixed, decode, prefill, fused_rng) if len(mixed) >= MIN_MIXED_POINTS else None
     return StepForm(
         num_layers=num_layers,
