@@ -64,6 +64,12 @@ class FastEngine(Engine):
         self.group = DecodeGroup(scheduler.pool, takes_blocks=not scheduler.reserves_ahead)
         self.steps = StepLog()
         self.tokens = TokenLog()
+        self._budget = scheduler.max_tokens_per_step
+        self._excludes = scheduler.prefill_excludes_decodes
+        self._takes_in = scheduler.can_fast_forward
+        self._can_stay_blocked = not (
+            scheduler.decides_by_clock or scheduler.decides_by_progress or scheduler.pool.prefix_caching
+        )
         self._num_steps = 0
         self._num_ended = 0
         self._group_end_s = 0.0
@@ -71,7 +77,7 @@ class FastEngine(Engine):
         self._asked_at_s: float | None = None
         self._called_at_s = -math.inf
         self._duration_s = math.inf
-        """Of the last step decided."""
+        """Of the last step of the group alone."""
         self._head_is_blocked = False
         self._live: dict[int, Request] = {}
         """Requests that have not ended, by index."""
@@ -164,18 +170,20 @@ class FastEngine(Engine):
     def _decide(self, now: float, until_s: float) -> bool:
         """One call: of nobody if the group alone goes on, else of the scheduler; whether it made a step."""
         scheduler, group = self.scheduler, self.group
+        share = NO_SHARE
         if group.num_hidden:
             if self._must_show_all():
                 self._dissolve()
-            elif group.num_active and not scheduler.running and self._nobody_can_join():
+            elif not group.num_active:
+                pass
+            elif not scheduler.running and self._nobody_can_join():
                 self._stretch(now, until_s)
                 return True
-        share = NO_SHARE
-        if group.num_active and not scheduler.prefill_excludes_decodes:
-            share = self._take_group_step()
+            elif not self._excludes:
+                share = self._take_group_step()
         scheduler.num_hidden = group.num_hidden
         plan = scheduler.plan(now, share.num_decodes)
-        if group.num_active and scheduler.prefill_excludes_decodes and not plan.slices:
+        if self._excludes and group.num_active and not plan.slices:
             share = self._take_group_step()
         if plan.preempted and share.num_decodes:
             raise RuntimeError(
@@ -187,36 +195,20 @@ class FastEngine(Engine):
             self.recorder.event(code, request, now, self.replica, number, num_cached)
         if is_step:
             self._add_step(now, plan, share)
-            self._head_is_blocked = self._stays_blocked(plan)
-            if scheduler.can_fast_forward and not plan.preempted:
+            # Free blocks only get fewer until something ends, so whoever lacked them keeps waiting.
+            self._head_is_blocked = self._can_stay_blocked and not (plan.slices or plan.decisions)
+            if self._takes_in and not plan.preempted:
                 self._take_in(plan)
         return is_step
 
     def _nobody_can_join(self) -> bool:
         return (self._head_is_blocked and not self.group.num_lingering) or not len(self.scheduler.waiting)
 
-    def _stays_blocked(self, plan: StepPlan) -> bool:
-        """Whether the head waits until something ends or arrives, as free blocks only get fewer."""
-        scheduler = self.scheduler
-        return not (
-            plan.slices
-            or plan.decisions
-            or scheduler.decides_by_clock
-            or scheduler.decides_by_progress
-            or scheduler.pool.prefix_caching
-        )
-
     def _must_show_all(self) -> bool:
         """Whether in the next step some decode may go without its token, or others depend on all of them."""
-        scheduler, group = self.scheduler, self.group
-        budget, num_needed, num_free = (
-            scheduler.max_tokens_per_step,
-            group.num_needed,
-            scheduler.pool.num_free,
-        )
+        scheduler, group, budget = self.scheduler, self.group, self._budget
+        num_needed, num_free = group.num_needed, scheduler.pool.num_free
         if group.num_active > budget or num_needed > num_free:
-            return True
-        if scheduler.decides_by_progress and len(scheduler.waiting):
             return True
         if not scheduler.running:
             return False
@@ -264,24 +256,17 @@ class FastEngine(Engine):
     def _add_step(self, now: float, plan: StepPlan, share: GroupShare) -> None:
         """Price a step, put it under way and write it down."""
         scheduler, group, cost = self.scheduler, self.group, self.cost
-        duration_s = checked_s(cost.step_s(merged_shape(plan, share)) + plan.transfer_s, cost)
-        self._duration_s = duration_s
+        facts, shape = look_at(plan, share)
+        duration_s = checked_s(cost.step_s(shape) + plan.transfer_s, cost)
         self.num_padding_tokens += plan.num_padding_tokens
         start_s = self.under_way[-1].end_s if self.under_way else now
         end_s = start_s + duration_s
         self.under_way.append(Step(self._num_steps, plan, share.num_decodes > 0, end_s))
         self._num_steps += 1
-        num_running, num_kv_tokens = group.num_hidden, group.context + group.lingering_context
-        if scheduler.running:
-            num_running += len(scheduler.running)
-            num_kv_tokens += sum(request.num_computed_tokens for request in scheduler.running)
-        self.steps.add(
-            (now, start_s),
-            duration_s,
-            end_s,
-            (num_running, plan.num_waiting, num_kv_tokens, scheduler.pool.num_used),
-            StepFacts.of(plan, share.num_decodes, share.context),
-        )
+        num_kv_tokens = plan.num_kv_tokens + group.context + group.lingering_context
+        num_running = len(scheduler.running) + group.num_hidden
+        state = (num_running, plan.num_waiting, num_kv_tokens, scheduler.pool.num_used)
+        self.steps.add((now, start_s), duration_s, end_s, state, facts)
 
     def _stretch(self, now: float, until_s: float) -> None:
         """Decide a step of the group alone, then let the running one end and decide the next, over and over.
@@ -327,9 +312,13 @@ class FastEngine(Engine):
         )
         num_ended = num_steps - 1
         if num_ended:
-            self._called_at_s = self._group_end_s = ends[num_ended]
+            self._called_at_s = ends[num_ended]
+            if num_ended > num_ahead or under_way[num_ended - 1].in_group:
+                self._group_end_s = ends[num_ended]
             self._num_ended += num_ended
             group.num_committed += num_ended
+            for way in under_way:
+                self._end_quietly(way)
             for way, end_s in zip(under_way, ends[num_steps:], strict=False):
                 way.number += num_ended
                 way.end_s = end_s
@@ -341,9 +330,26 @@ class FastEngine(Engine):
         self.num_padding_tokens += num_steps * (priced[0] - num_decodes)
 
     def _goes_on_alone(self) -> bool:
-        """Whether the steps under way, but for the one to be decided now, are all the group's alone."""
-        under_way = self.under_way
-        return len(under_way) == self.num_in_flight - 1 and all(step.plan is None for step in under_way)
+        """Whether the ends of the steps under way, but for the one to be decided now, change no decision."""
+        if len(self.under_way) != self.num_in_flight - 1:
+            return False
+        # Blocks by number become known as tokens come out, so there the order counts.
+        has_identities = self.group.has_identities
+        return all(
+            step.plan is None or (not has_identities and is_quiet(step.plan)) for step in self.under_way
+        )
+
+    def _end_quietly(self, step: Step) -> None:
+        """What comes of a step that ended within a stretch, the group apart."""
+        if step.plan is not None:
+            for part in step.plan.slices:
+                if part.emits:
+                    self.tokens.came_out(part.request, step.end_s)
+            self.scheduler.commit(step.plan)
+            step.plan = None
+        if not step.in_group:
+            step.in_group = True
+            self.group.num_committed -= 1
 
     def _durations_s(self, priced: tuple[int, int, int], num_steps: int) -> list[float]:
         cost = self.cost
@@ -472,16 +478,49 @@ def slice_of(member: Member, number: int) -> Slice:
     return Slice(request, 1, computed, False, True, request.num_preemptions)
 
 
-def merged_shape(plan: StepPlan, share: GroupShare) -> StepShape:
-    """The shape of a step that the scheduler and the decode group share."""
-    shape = plan.priced_shape()
-    if not share.num_decodes:
-        return shape
-    num_decodes, context, longest = share.priced
-    return StepShape(
-        shape.chunks,
-        shape.num_finishing_chunks,
-        shape.num_decodes + num_decodes,
-        shape.decode_context + context,
-        max(shape.max_decode_context, longest),
+def is_quiet(plan: StepPlan) -> bool:
+    """Whether the end of a step brings tokens only, no request's last one and none to a preempted request."""
+    return all(
+        request.num_preemptions == num_preemptions
+        and request.num_generated_tokens + 1 < request.num_output_tokens
+        for request, _, _, _, emits, num_preemptions in plan.slices
+        if emits
     )
+
+
+def look_at(plan: StepPlan, share: GroupShare) -> tuple[StepFacts, StepShape]:
+    """What the scheduler's slices and the decode group compute in a step, and the shape that has its price."""
+    chunks: list[tuple[int, int]] = []
+    num_finishing = num_prefill_tokens = num_decodes = context = longest = num_logits = num_pairs = 0
+    for _, tokens, before, is_prefill, emits, _ in plan.slices:
+        num_logits += emits
+        if is_prefill:
+            chunks.append((tokens, before))
+            num_finishing += emits
+            num_prefill_tokens += tokens
+            num_pairs += tokens * before + tokens * (tokens + 1) // 2
+        else:
+            num_decodes += 1
+            context += before + tokens
+            longest = max(longest, before + tokens)
+    facts = StepFacts(
+        num_prefill_tokens,
+        len(chunks),
+        num_decodes + share.num_decodes,
+        len(plan.preempted),
+        num_pairs + context + share.context,
+        num_prefill_tokens + sum(before for _, before in chunks) + context + share.context,
+        num_logits + share.num_decodes,
+        int(share.num_decodes > 0),
+    )
+    if plan.shape is not None:
+        return facts, plan.shape
+    group_decodes, group_context, group_longest = share.priced
+    shape = StepShape(
+        tuple(chunks),
+        num_finishing,
+        num_decodes + group_decodes,
+        context + group_context,
+        max(longest, group_longest),
+    )
+    return facts, shape

@@ -8,7 +8,6 @@ from typing import NamedTuple
 import numpy as np
 
 from cbsim.recorder import STEP_COLUMNS, Column, Table
-from cbsim.schedulers.base import StepPlan
 
 
 class StepLog:
@@ -134,32 +133,6 @@ class StepFacts(NamedTuple):
     num_context_tokens: int
     num_logits: int
     is_group_step: int
-
-    @classmethod
-    def of(cls, plan: StepPlan, num_group_decodes: int, group_context: int) -> StepFacts:
-        """Of a plan's slices beside so many decodes of the group, which attend to `group_context` tokens."""
-        num_prefill_tokens = num_prefill_seqs = 0
-        num_decodes = num_logits = num_group_decodes
-        num_pairs = num_context_tokens = group_context
-        for _, tokens, before, is_prefill, emits, _ in plan.slices:
-            num_pairs += tokens * before + tokens * (tokens + 1) // 2
-            num_context_tokens += before + tokens
-            num_logits += emits
-            if is_prefill:
-                num_prefill_tokens += tokens
-                num_prefill_seqs += 1
-            else:
-                num_decodes += 1
-        return cls(
-            num_prefill_tokens,
-            num_prefill_seqs,
-            num_decodes,
-            len(plan.preempted),
-            num_pairs,
-            num_context_tokens,
-            num_logits,
-            int(num_group_decodes > 0),
-        )
 
 
 RUN_REALS = ("scheduled_at_s", "start_s")
