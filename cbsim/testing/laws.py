@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from typing import NamedTuple
 
 import numpy as np
@@ -45,11 +45,12 @@ def never_idle(seen: History) -> Iterator[Violation]:
     """A replica that has requests and no step under way schedules one, or says when it wants to be asked."""
     for replica in seen.replicas:
         num_under_way = 0
-        for entry in replica.history:
+        for entry, following in zip_longest(replica.history, replica.history[1:]):
             num_under_way += (entry.step >= 0) if isinstance(entry, Call) else -1
             if not isinstance(entry, Call) or num_under_way or not _unfinished(entry):
                 continue
-            if entry.wake_at_s is None or entry.wake_at_s <= entry.now:
+            is_asked_again = isinstance(following, Call) and following.now == entry.now
+            if not is_asked_again and (entry.wake_at_s is None or entry.wake_at_s <= entry.now):
                 yield Violation(-1, f"at {entry.now} s nothing runs while {_unfinished(entry)} are there")
 
 
