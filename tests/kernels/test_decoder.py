@@ -9,9 +9,10 @@ pytest.importorskip("torch")
 import torch
 
 from cbsim.errors import CalibrationError, PluginError
-from cbsim.kernels.attention import LayerCache, make_backend
+from cbsim.kernels.attention import DecodeBatch, LayerCache, make_backend
 from cbsim.kernels.batch import SequenceSlice, StepBatch
 from cbsim.kernels.decoder import Decoder
+from cbsim.kernels.sdpa import SdpaBackend
 from cbsim.kernels.shard import Shard
 from tests.kernels.references import load_model, naive_logits
 
@@ -111,6 +112,26 @@ def test_models_that_the_kernels_cant_run(
     with pytest.raises(CalibrationError, match="model tiny") as caught:
         Shard(load_model("tiny", **changes), tensor_parallel)
     assert message in str(caught.value)
+
+
+class CountingBackend(SdpaBackend):
+    """A third party's backend: it needs only the two methods."""
+
+    num_calls = 0
+
+    def decode(self, query: torch.Tensor, cache: LayerCache, batch: DecodeBatch) -> torch.Tensor:
+        type(self).num_calls += 1
+        return super().decode(query, cache, batch)
+
+
+def test_a_backend_of_ones_own() -> None:
+    shard = Shard(load_model("tiny"))
+    backend = make_backend("tests.kernels.test_decoder:CountingBackend", shard, CPU)
+    decoder = Decoder(shard, backend, CPU, max_positions=64, seed=3)
+    caches = [LayerCache.allocate(shard, 4, BLOCK_SIZE, CPU) for _ in decoder.layers]
+    compute(decoder, caches, SequenceSlice([5], 0, [2], True))
+    assert type(backend).__name__ == "CountingBackend"
+    assert backend.num_calls == 2  # type: ignore[attr-defined]
 
 
 def test_an_unknown_backend() -> None:
