@@ -24,10 +24,12 @@ from cbsim.recorder import Recorder
 from cbsim.result import Result
 from cbsim.run import collect, log_notes, make_cost_model, make_prices, make_workload
 from cbsim.schedulers import SCHEDULERS, Resources, Scheduler
-from cbsim.units import format_bytes
+from cbsim.units import GIB, format_bytes
 
 KV_SHARE = 0.8
 """Share of what is free beside the weights that the KV cache may take."""
+MAX_CPU_KV_BYTES = 2 * GIB
+"""And on a CPU, which serves so little at once, unless the experiment says how many blocks."""
 MAX_GRAPH_DECODES = 512
 
 
@@ -49,7 +51,7 @@ def run_live(
     torch_device = _open(device)
     _check(experiment, time_scale)
     workload = make_workload(experiment)
-    num_blocks, notes = _fit_blocks(experiment, torch_device)
+    num_blocks, notes = fit_blocks(experiment, torch_device)
     runner = ModelRunner(
         experiment.model,
         torch_device,
@@ -120,13 +122,15 @@ def _open(device: str) -> torch.device:
     return torch.device(device)
 
 
-def _fit_blocks(experiment: Experiment, device: torch.device) -> tuple[int, list[str]]:
+def fit_blocks(experiment: Experiment, device: torch.device) -> tuple[int, list[str]]:
     """As many KV blocks as the experiment has; fewer if its GPU decides that and this device is smaller."""
     shard = Shard(experiment.model)
     kv_cache = experiment.kv_cache
     block_bytes = kv_cache.block_size * shard.layer_kv_token_bytes * experiment.model.num_layers
     left_bytes = free_bytes(device) - shard.weight_bytes
     fitting = int(left_bytes * KV_SHARE) // block_bytes
+    if device.type == "cpu" and kv_cache.num_blocks is None:
+        fitting = min(fitting, MAX_CPU_KV_BYTES // block_bytes)
     wanted = kv_cache.size(experiment.model, experiment.gpu)
     if fitting < 1 or (kv_cache.num_blocks is not None and wanted > fitting):
         raise ConfigError(

@@ -24,6 +24,7 @@ from cbsim.live import run_live
 from cbsim.live.commands import live
 from cbsim.live.engine import LiveEngine
 from cbsim.live.pool import LivePool
+from cbsim.live.run import fit_blocks
 from cbsim.live.runner import ModelRunner
 from cbsim.live.tokens import TokenBook
 from cbsim.live.world import LiveWorld
@@ -226,6 +227,14 @@ def test_a_live_run_has_the_folder_of_a_simulated_one(trace: Path, tmp_path: Pat
     simulated = cbsim.run(experiment(workload={"type": "trace", "path": str(trace)}))
     assert list(result.steps.columns) == list(simulated.steps.columns)
     assert list(result.summary) == list(simulated.summary)
+
+
+def test_a_kv_cache_of_a_larger_gpu_shrinks_to_what_is_here(trace: Path) -> None:
+    num_blocks, (note,) = fit_blocks(load(trace, kv_cache={}), torch.device("cpu"))
+    # 2 GiB of blocks of 16 tokens, each 2 layers x (keys, values) x 2 heads x 32 x 4 bytes.
+    assert num_blocks == 2 * 2**30 // (16 * 1024)
+    assert note.startswith("KV cache of 131072 blocks, what fits here; h200 would have ")
+    assert fit_blocks(load(trace), torch.device("cpu")) == (64, [])
 
 
 def test_what_only_a_simulation_can_do(trace: Path) -> None:
