@@ -117,7 +117,10 @@ def _make_batch(
 def _submit(engine: LiveEngine, batch: _Batch, prompts: Sequence[Sequence[int]]) -> None:
     problems = []
     for place, (request, prompt) in enumerate(zip(batch.requests, prompts, strict=True)):
-        reason = engine.scheduler.rejection(request)
+        length = request.num_prompt_tokens + request.num_output_tokens
+        longest = engine.runner.max_positions
+        too_long = f"{length} tokens with its answer, the model has {longest} positions"
+        reason = too_long if length > longest else engine.scheduler.rejection(request)
         if reason is not None:
             problems.append(f"prompt {place}: {reason}")
             continue

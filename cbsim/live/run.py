@@ -20,11 +20,12 @@ from cbsim.live.weights import Checkpoint
 from cbsim.live.world import LiveWorld
 from cbsim.manifest import make_manifest
 from cbsim.metrics import Deployment, summarize
-from cbsim.recorder import Recorder
+from cbsim.recorder import Recorder, RunLog
 from cbsim.result import Result
 from cbsim.run import collect, log_notes, make_cost_model, make_prices, make_workload
 from cbsim.schedulers import SCHEDULERS, Resources, Scheduler
 from cbsim.units import GIB, format_bytes
+from cbsim.workload.base import Workload
 
 KV_SHARE = 0.8
 """Share of what is free beside the weights that the KV cache may take."""
@@ -51,30 +52,56 @@ def run_live(
     torch_device = _open(device)
     _check(experiment, time_scale)
     workload = make_workload(experiment)
-    num_blocks, notes = fit_blocks(experiment, torch_device)
-    runner = ModelRunner(
-        experiment.model,
-        torch_device,
-        num_blocks=num_blocks,
-        block_size=experiment.kv_cache.block_size,
-        backend=backend,
-        seed=experiment.seed,
-        graph_decodes=_graph_decodes(experiment) if torch_device.type == "cuda" else 0,
-    )
+    engine, notes = _make_engine(experiment, workload, torch_device, sampling or SamplingParams(), backend)
     if checkpoint is not None:
-        checkpoint.load_into(runner.decoder)
-    book = TokenBook(experiment.model.vocab_size, experiment.seed, sampling or SamplingParams())
-    scheduler = _make_scheduler(experiment, num_blocks)
-    recorder = Recorder(with_batches=experiment.output.batches)
-    num_in_flight = 2 if experiment.scheduler.async_scheduling else 1
-    runner.warm_up()
+        checkpoint.load_into(engine.runner.decoder)
+    engine.runner.warm_up()
     wall_start, cpu_start = time.perf_counter(), time.process_time()
-    engine = LiveEngine(scheduler, recorder, num_in_flight, runner, book, wall_clock())
+    engine.clock = wall_clock()
     world = LiveWorld(workload, engine, time_scale=time_scale, progress=progress)
     world.run()
     spent = {"cpu_s": time.process_time() - cpu_start, "wall_s": time.perf_counter() - wall_start}
     is_closed_loop = workload.config.concurrency is not None
-    log = collect(recorder, [engine], world.end_s, is_closed_loop=is_closed_loop)
+    log = collect(engine.recorder, [engine], world.end_s, is_closed_loop=is_closed_loop)
+    notes = [f"live on this machine's {device}, not simulated", *notes, *engine.scheduler.notes()]
+    return _make_result(experiment, workload, log, spent, notes)
+
+
+def _make_engine(
+    experiment: Experiment,
+    workload: Workload,
+    device: torch.device,
+    sampling: SamplingParams,
+    backend: str | None,
+) -> tuple[LiveEngine, list[str]]:
+    """The replica, and what differs from the simulated one."""
+    model = experiment.model
+    num_blocks, notes = fit_blocks(experiment, device)
+    longest = max((r.num_prompt_tokens + r.num_output_tokens for r in workload.requests()), default=1)
+    runner = ModelRunner(
+        model,
+        device,
+        num_blocks=num_blocks,
+        block_size=experiment.kv_cache.block_size,
+        backend=backend,
+        seed=experiment.seed,
+        max_positions=max(longest, model.max_model_len),
+        graph_decodes=_graph_decodes(experiment) if device.type == "cuda" else 0,
+    )
+    engine = LiveEngine(
+        _make_scheduler(experiment, num_blocks),
+        Recorder(with_batches=experiment.output.batches),
+        2 if experiment.scheduler.async_scheduling else 1,
+        runner,
+        TokenBook(model.vocab_size, experiment.seed, sampling),
+        wall_clock(),
+    )
+    return engine, notes
+
+
+def _make_result(
+    experiment: Experiment, workload: Workload, log: RunLog, spent: dict[str, float], notes: list[str]
+) -> Result:
     deployment = Deployment(
         model=experiment.model,
         gpu=experiment.gpu,
@@ -82,12 +109,7 @@ def run_live(
         num_replicas=1,
         kv_block_size=experiment.kv_cache.block_size,
     )
-    told = [
-        f"live on this machine's {device}, not simulated",
-        *notes,
-        *workload.notes(),
-        *log_notes(experiment, log),
-    ]
+    told = [*notes, *workload.notes(), *log_notes(experiment, log)]
     summary = summarize(log, deployment, experiment.slo.limits(), simulation=spent, notes=told)
     manifest = make_manifest(experiment.seed, workload.inputs(), {"model": experiment.model})
     return Result.from_log(log, summary, experiment.resolved(), manifest)

@@ -62,9 +62,10 @@ class ModelRunner:
         shard = Shard(model)
         self.device = device
         self.block_size = block_size
-        positions = max_positions or model.max_model_len
+        self.max_positions = max_positions or model.max_model_len
+        """Longest sequence that it can serve, tokens."""
         self.decoder = Decoder(
-            shard, make_backend(backend, shard, device), device, max_positions=positions, seed=seed
+            shard, make_backend(backend, shard, device), device, max_positions=self.max_positions, seed=seed
         )
         self.caches = [
             LayerCache.allocate(shard, num_blocks + (graph_decodes > 0), block_size, device)
@@ -76,7 +77,7 @@ class ModelRunner:
                 self.decoder,
                 self.caches,
                 max_decodes=graph_decodes,
-                max_context=min(positions, num_blocks * block_size),
+                max_context=min(self.max_positions, num_blocks * block_size),
                 spare_block=num_blocks,
             )
         self._host: dict[int, list[tuple[Tensor, Tensor]]] = {}

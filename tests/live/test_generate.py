@@ -168,3 +168,7 @@ def test_mistakes_in_prompts(runner: ModelRunner) -> None:
     )
     with pytest.raises(ConfigError, match="prompt 1: needs 11 KV blocks, the cache has 9"):
         generate([[1], [1] * 40], 3, runner=runner, num_blocks=9)
+    with pytest.raises(
+        ConfigError, match="prompt 0: 257 tokens with its answer, the model has 256 positions"
+    ):
+        generate([[1] * 250], 7, runner=runner, num_blocks=100)

@@ -249,6 +249,13 @@ def test_what_only_a_simulation_can_do(trace: Path) -> None:
         run_live(load(trace, kv_cache={"num_blocks": 10**9}))
 
 
+def test_a_request_longer_than_the_model_was_made_for_is_served(tmp_path: Path) -> None:
+    path = tmp_path / "long.csv"
+    path.write_text("request_id,arrival_s,num_prompt_tokens,num_output_tokens\nlong,0,2045,9\n")
+    result = run_live(load(path, kv_cache={"num_blocks": 200}))
+    assert result.summary["num_finished"] == 1
+
+
 def test_the_command(trace: Path, tmp_path: Path) -> None:
     config = tmp_path / "small.yaml"
     settings = experiment(workload={"type": "trace", "path": str(trace)})
