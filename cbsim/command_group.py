@@ -10,6 +10,7 @@ import click
 from cbsim.errors import CbsimError
 
 _ELSEWHERE = {
+    "bench": ("cbsim.bench.commands:bench", "Measure the simulator's own speed."),
     "calibrate": ("cbsim.calibrate.commands:calibrate", "Time kernels, fit a cost model, import timings."),
 }
 """Commands that live beside what they run: name -> `module:command`, help."""

@@ -1,0 +1,1 @@
+"""The simulator's own speed: `cbsim bench`, or `make bench`."""
