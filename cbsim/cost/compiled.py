@@ -52,11 +52,10 @@ class CompiledStep:
 
     def decodes_s(self, num_decodes: int, decode_context: int, num_steps: int) -> list[float]:
         """Seconds of so many such steps in a row, each with one token more of context for every decode."""
-        base = self._decode_base_s(num_decodes)
-        layers, attention = self._layers, self._decode_attention
+        base, layers = self._decode_base_s(num_decodes), self._layers
         if num_steps < VECTOR_STEPS:
             contexts = range(decode_context, decode_context + num_decodes * num_steps, num_decodes)
-            return [base + layers * attention(num_decodes, context) for context in contexts]
+            return _decode_series(self._form.decode, base, layers, num_decodes, contexts)
         steps = np.arange(num_steps, dtype=np.int64)
         several = self._form.decode.seconds(num_decodes, decode_context + num_decodes * steps)
         seconds: list[float] = (base + layers * several).tolist()
@@ -118,6 +117,29 @@ def _decode_seconds(form: DecodeAttention) -> DecodeSeconds:
         )
 
     return seconds
+
+
+def _decode_series(
+    form: DecodeAttention, base: float, layers: int, num_decodes: int, contexts: range
+) -> list[float]:
+    """`base + layers * seconds(num_decodes, context)` of `_decode_seconds` for each context, without its calls."""
+    launch_s, floor_s, softness, floor_softness = (
+        form.launch_s,
+        form.floor_s,
+        form.softness,
+        form.floor_softness,
+    )
+    per_token_s, start_per_token_s, start = form.per_token_s, form.start_per_token_s, form.start_tokens
+    decodes = form.per_decode_s * num_decodes
+    series = []
+    for context in contexts:
+        stream = per_token_s * context + start_per_token_s * (context if context < start else start)
+        difference = decodes - stream
+        work = 0.5 * ((decodes + stream) + sqrt(difference * difference + softness * decodes * stream))
+        difference = work - floor_s
+        blended = (work + floor_s) + sqrt(difference * difference + floor_softness * work * floor_s)
+        series.append(base + layers * (launch_s + 0.5 * blended))
+    return series
 
 
 def _prefill_seconds(form: PrefillAttention) -> PrefillSeconds:

@@ -34,6 +34,9 @@ class DecodeGroup:
         """`takes_blocks` is False where all blocks were reserved at admission."""
         self.pool = pool
         self.takes_blocks = takes_blocks
+        self.has_identities = takes_blocks and pool.has_identities
+        """Whether blocks are given by number, member by member."""
+        self.num_phases = pool.block_size
         self.num_planned = 0
         """Group steps decided so far."""
         self.num_committed = 0
@@ -42,6 +45,8 @@ class DecodeGroup:
         """Members that the next group step decodes."""
         self.context = 0
         """Sum of their computed tokens before it."""
+        self.num_hidden = 0
+        """Members in all."""
         self.num_lingering = 0
         """Members whose last token is in flight: they hold slot and blocks until it comes out."""
         self.lingering_context = 0
@@ -51,22 +56,12 @@ class DecodeGroup:
         self.needs = [0] * pool.block_size
         """How many active members need a block in group steps of each remainder modulo the block size."""
         self._needing: list[list[Member]] = (
-            [[] for _ in self.needs] if pool.has_identities and takes_blocks else []
+            [[] for _ in self.needs] if self.has_identities else []
         )
         self._ending: dict[int, list[Member]] = {}
         self._ends: list[int] = []
         self._longest: list[tuple[int, int]] = []
         self._leaving: dict[int, list[Member]] = {}
-
-    @property
-    def has_identities(self) -> bool:
-        """Whether blocks are given by number, member by member."""
-        return bool(self._needing)
-
-    @property
-    def num_hidden(self) -> int:
-        """Members in all."""
-        return self.num_active + self.num_lingering
 
     @property
     def next_end(self) -> int:
@@ -76,7 +71,7 @@ class DecodeGroup:
     @property
     def num_needed(self) -> int:
         """KV blocks that the next group step takes."""
-        return self.needs[self.num_planned % len(self.needs)] if self.takes_blocks else 0
+        return self.needs[self.num_planned % self.num_phases] if self.takes_blocks else 0
 
     @property
     def max_context(self) -> int:
@@ -96,6 +91,7 @@ class DecodeGroup:
         if not self.num_active:
             self.max_admission = -1
         self.num_active += 1
+        self.num_hidden += 1
         self.context += computed
         self.max_admission = max(self.max_admission, request.admission)
         if self.takes_blocks:
@@ -125,7 +121,7 @@ class DecodeGroup:
         """Blocks that each of the next group steps takes, over and over; empty where none are taken."""
         if not self.takes_blocks:
             return []
-        start = self.num_planned % len(self.needs)
+        start = self.num_planned % self.num_phases
         return self.needs[start:] + self.needs[:start]
 
     def retire(self) -> None:
@@ -154,6 +150,7 @@ class DecodeGroup:
         if len(members) > 1:
             members.sort(key=lambda member: member.request.admission)
         self.num_lingering -= len(members)
+        self.num_hidden -= len(members)
         for member in members:
             self.refresh(member)
             self.lingering_context -= member.request.num_computed_tokens
@@ -183,9 +180,9 @@ class DecodeGroup:
         for member in members:
             self.refresh(member)
         self.num_planned = self.num_committed
-        self.num_active = self.context = self.num_lingering = self.lingering_context = 0
+        self.num_active = self.num_lingering = self.num_hidden = self.context = self.lingering_context = 0
         self.max_admission = -1
-        self.needs = [0] * len(self.needs)
+        self.needs = [0] * self.num_phases
         self._needing = [[] for _ in self._needing]
         self._ending.clear()
         self._ends.clear()
@@ -194,7 +191,7 @@ class DecodeGroup:
         return members
 
     def _add_need(self, member: Member) -> None:
-        phase = (member.first - member.num_computed_tokens) % len(self.needs)
+        phase = (member.first - member.num_computed_tokens) % self.num_phases
         self.needs[phase] += 1
         if self._needing:
             members = self._needing[phase]
@@ -203,7 +200,7 @@ class DecodeGroup:
                 members.sort(key=lambda member: member.request.admission)
 
     def _drop_need(self, member: Member) -> None:
-        phase = (member.first - member.num_computed_tokens) % len(self.needs)
+        phase = (member.first - member.num_computed_tokens) % self.num_phases
         self.needs[phase] -= 1
         if self._needing:
             self._needing[phase].remove(member)
@@ -214,7 +211,7 @@ class DecodeGroup:
         What a block holds becomes known in the step that fills it, or, if its last token was in flight then,
         in the one after.
         """
-        pool, num_phases = self.pool, len(self.needs)
+        pool, num_phases = self.pool, self.num_phases
         needing = self._needing[step % num_phases]
         for member in needing:
             pool.allocate(member.request, 1)
