@@ -36,7 +36,7 @@ def integral(
     return float((inside[:-1] * np.diff(times)).sum()) if len(times) else 0.0
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=80, deadline=None, derandomize=True)
 @given(drawn=cases())
 def test_mean_number_is_rate_times_mean_sojourn(drawn: tuple[str, Case]) -> None:
     """The integral of the number in the system is the sum of the sojourn times."""
@@ -50,7 +50,7 @@ def test_mean_number_is_rate_times_mean_sojourn(drawn: tuple[str, Case]) -> None
     assert integral(accepted, (ARRIVED,), (FINISHED,)) == sojourn_s[~rejected].sum()
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=80, deadline=None, derandomize=True)
 @given(drawn=cases(async_scheduling=False))
 def test_running_requests_are_the_same_in_steps_and_in_events(drawn: tuple[str, Case]) -> None:
     """Each step's `num_running` for its duration is the time from admissions to leaves: idle, nobody runs."""
@@ -64,7 +64,7 @@ def test_running_requests_are_the_same_in_steps_and_in_events(drawn: tuple[str, 
         assert in_steps == integral(log, (ADMITTED, RESUMED), (PREEMPTED, FINISHED), replica)
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=80, deadline=None, derandomize=True)
 @given(drawn=cases())
 def test_steps_batches_and_events_tell_the_same_tokens(drawn: tuple[str, Case]) -> None:
     log = run(*drawn)

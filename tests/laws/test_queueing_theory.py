@@ -16,8 +16,8 @@ from cbsim.specs import GpuSpec, ModelSpec
 
 RATE_PER_S = 0.5
 """With a mean service of 1 s: utilization 0.5."""
-NUM_REQUESTS = 4000
-NUM_WARMUP = 400
+NUM_REQUESTS = 2500
+NUM_WARMUP = 300
 SEEDS = range(12)
 T_999 = 4.437
 """Student's t for 11 degrees of freedom, 99.9 % two-sided."""

@@ -23,7 +23,7 @@ def wants_a_token(seen: Observation, name: str, before: Standing) -> bool:
     return before.num_computed_tokens < row["num_prompt_tokens"] + row["num_output_tokens"] - 1
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=100, deadline=None, derandomize=True)
 @given(drawn=cases(policies=["fcfs"]))
 def test_under_fcfs_nobody_is_admitted_before_who_came_first(drawn: tuple[str, Case]) -> None:
     seen = run(*drawn)
@@ -36,7 +36,7 @@ def test_under_fcfs_nobody_is_admitted_before_who_came_first(drawn: tuple[str, C
             assert all(int(name[1:]) > newest for name in call.waiting)
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=80, deadline=None, derandomize=True)
 @given(drawn=cases(["chunked_prefill"]))
 def test_chunked_prefill_leaves_no_decode_out_while_the_budget_lasts(drawn: tuple[str, Case]) -> None:
     """Sarathi-Serve's promise: decodes are never stalled by prompts."""
@@ -55,7 +55,7 @@ def test_chunked_prefill_leaves_no_decode_out_while_the_budget_lasts(drawn: tupl
             assert scheduled[:num_due] == decoding[:num_due]
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=80, deadline=None, derandomize=True)
 @given(drawn=cases(["continuous"]))
 def test_continuous_batching_never_splits_a_prompt(drawn: tuple[str, Case]) -> None:
     kind, case = drawn
@@ -70,7 +70,7 @@ def test_continuous_batching_never_splits_a_prompt(drawn: tuple[str, Case]) -> N
                 assert not (prompts and others)
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=100, deadline=None, derandomize=True)
 @given(drawn=cases(["chunked_prefill", "preemptive", "vllm"]))
 def test_no_chunk_exceeds_the_cap(drawn: tuple[str, Case]) -> None:
     """Only vLLM's lone request is spared."""
@@ -83,7 +83,7 @@ def test_no_chunk_exceeds_the_cap(drawn: tuple[str, Case]) -> None:
                 assert all(part.num_tokens <= cap for part in call.parts)
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=80, deadline=None, derandomize=True)
 @given(drawn=cases(["static"]))
 def test_a_static_batch_starts_and_ends_together(drawn: tuple[str, Case]) -> None:
     kind, case = drawn
