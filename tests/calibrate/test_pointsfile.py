@@ -74,6 +74,7 @@ def test_a_torn_last_line_is_dropped_only_on_request(tmp_path):
         ("dense,,0,0,0,5,0,0", "t_median_s: expected seconds > 0, got '0'"),
         ("dense,,0,0,0,5,0,-1e-3", "t_median_s: expected seconds > 0, got '-1e-3'"),
         ("dense,,0,0,0,5,0,nan", "t_median_s: expected seconds > 0, got 'nan'"),
+        ("dense,,0,0,0,5,0,inf", "t_median_s: expected seconds > 0, got 'inf'"),
         ("dense,,0,0,0,5,0,soon", "t_median_s: expected seconds > 0, got 'soon'"),
         ("dense,,0,0,0,5,0,", "t_median_s: expected seconds > 0, got ''"),
         ("dens,,0,0,0,5,0,1e-3", "op: unknown 'dens'; did you mean 'dense'?"),
