@@ -3,45 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from cbsim.command_group import Commands
+from cbsim.commands.arguments import (
+    load_experiment,
+    print_json,
+    with_cluster,
+    with_json,
+    with_out,
+    with_plots,
+    with_quiet,
+    with_set,
+    with_workers,
+)
 from cbsim.errors import CbsimError
 
 if TYPE_CHECKING:
     from cbsim.experiment import Experiment
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-def with_set(command: F) -> F:
-    """Adds `--set KEY=VALUE`, given to the command as `overrides`."""
-    return click.option(
-        "--set",
-        "overrides",
-        multiple=True,
-        metavar="KEY=VALUE",
-        help="Set one setting, as in --set scheduler.max_num_seqs=64; may be repeated.",
-    )(command)
-
-
-with_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-with_quiet = click.option("--quiet", is_flag=True, help="Print no progress.")
-with_workers = click.option(
-    "--workers",
-    type=click.IntRange(min=1),
-    default=1,
-    show_default=True,
-    help="Processes for a sweep's points.",
-)
-with_plots = click.option(
-    "--plots/--no-plots", default=None, help="Draw pictures; default: for up to 6 points."
-)
-with_out = click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Where results go.")
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -56,6 +39,7 @@ def main() -> None:
 @with_out
 @with_workers
 @with_plots
+@click.option("--timeline", "with_timeline", is_flag=True, help="Write timeline.json.gz, for Perfetto.")
 @with_json
 @with_quiet
 def run(
@@ -64,6 +48,7 @@ def run(
     out: Path | None,
     workers: int,
     plots: bool | None,
+    with_timeline: bool,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -72,8 +57,10 @@ def run(
     Prints the figures and writes the run folder (default: runs/NAME-HASH). A configuration with `sweep:` is
     run as `cbsim sweep` would.
     """
-    experiment = _load(config, overrides)
+    experiment = load_experiment(config, overrides)
     if experiment.sweep:
+        if with_timeline:
+            raise CbsimError("--timeline: is of one run; pin the sweep's keys, as in --set seed=0")
         if not quiet:
             click.echo(f"{experiment.name} has a sweep: running all its points", err=True)
         _sweep(experiment, out, workers, None, plots, as_json, quiet)
@@ -88,10 +75,15 @@ def run(
     with watch_run(experiment, quiet) as progress:
         result = run_experiment(experiment, progress)
     result.save(folder)
+    if with_timeline:
+        from cbsim.report.perfetto import write_timeline
+
+        for note in write_timeline(result, folder / "timeline.json.gz"):
+            click.echo(f"timeline: {note}", err=True)
     if plots:
         _draw({experiment.name: result}, experiment, folder)
     if as_json:
-        _print_json(result.summary)
+        print_json(result.summary)
         return
     from cbsim.report.tables import run_tables
 
@@ -106,7 +98,7 @@ def run(
 @with_set
 @with_out
 @with_workers
-@click.option("--cluster", metavar="ADDRESS", help="A dask scheduler to run on, as tcp://HOST:8786.")
+@with_cluster
 @with_plots
 @with_json
 @with_quiet
@@ -124,7 +116,7 @@ def sweep(
 
     Points that are in the folder already (default: runs/NAME) are not run again.
     """
-    _sweep(_load(config, overrides), out, workers, cluster, plots, as_json, quiet)
+    _sweep(load_experiment(config, overrides), out, workers, cluster, plots, as_json, quiet)
 
 
 @main.command()
@@ -137,7 +129,7 @@ def check(configs: tuple[str, ...], overrides: tuple[str, ...]) -> None:
     problems: list[str] = []
     for config in configs:
         try:
-            click.echo(f"ok  {config}: {preview(_load(config, overrides))}")
+            click.echo(f"ok  {config}: {preview(load_experiment(config, overrides))}")
         except CbsimError as error:
             problems += error.problems
     if problems:
@@ -156,7 +148,7 @@ def list_parts(kind: str | None, as_json: bool) -> None:
         raise CbsimError(f"no list of '{kind}'{did_you_mean(kind, KINDS)}")
     found = {name: catalog(name) for name in ([kind] if kind else KINDS)}
     if as_json:
-        _print_json(found)
+        print_json(found)
         return
     for i, (name, entries) in enumerate(found.items()):
         width = max(map(len, entries), default=0)
@@ -209,7 +201,7 @@ def stats(file: str, overrides: tuple[str, ...], plot: Path | None, as_json: boo
     source = load_workload(file, overrides)
     figures = describe(source)
     if as_json:
-        _print_json(figures.to_json())
+        print_json(figures.to_json())
     else:
         click.echo(figures.to_text())
     if plot is not None:
@@ -233,16 +225,6 @@ def convert_trace(source: str, target: Path, overrides: tuple[str, ...]) -> None
     for note in read.notes():
         click.echo(note, err=True)
     click.echo(f"written to {target}")
-
-
-def _load(config: str, overrides: tuple[str, ...]) -> Experiment:
-    from cbsim.experiment import Experiment
-    from cbsim.paths import find_experiment
-
-    experiment = Experiment.load(find_experiment(config), overrides)
-    for note in experiment.notes:
-        click.echo(note, err=True)
-    return experiment
 
 
 def _sweep(
@@ -291,7 +273,3 @@ def _draw(results: Mapping[str, Any], experiment: Experiment, folder: Path) -> l
     save_figure(latency_cdfs(results, experiment.slo.limits()), folder / "latency_cdfs")
     save_figure(timeline(results), folder / "timeline")
     return ["latency_cdfs.png", "timeline.png"]
-
-
-def _print_json(data: Any) -> None:
-    click.echo(json.dumps(data, indent=2, allow_nan=False, ensure_ascii=False))

@@ -12,6 +12,9 @@ from cbsim.errors import CbsimError
 _ELSEWHERE = {
     "bench": ("cbsim.bench.commands:bench", "Measure the simulator's own speed."),
     "calibrate": ("cbsim.calibrate.commands:calibrate", "Time kernels, fit a cost model, import timings."),
+    "capacity": ("cbsim.commands.capacity:capacity", "Find the highest request rate within an SLO."),
+    "compare": ("cbsim.commands.compare:compare", "Compare two runs, request by request."),
+    "report": ("cbsim.commands.report:report", "Write runs, sweeps and capacities as one HTML page."),
 }
 """Commands that live beside what they run: name -> `module:command`, help."""
 

@@ -13,7 +13,7 @@ import pytest
 PACKAGE = "cbsim"
 
 LAYERS: list[set[str]] = [
-    {"errors", "units"},
+    {"errors", "units", "intervals"},
     {"registry"},
     {"paths", "scratch"},
     {"config"},
@@ -30,9 +30,13 @@ LAYERS: list[set[str]] = [
     {"result"},
     {"run"},
     {"pool"},
-    {"sweep", "report", "calibrate", "live", "testing"},
+    {"sweep"},
+    {"replicates", "capacity", "compare"},
+    {"report"},
+    {"calibrate", "live", "testing"},
     {"validate"},
     {"bench", "catalog", "command_group", "preview", "progress", "workload_file"},
+    {"commands"},
     {"cli"},
     {"__main__"},
 ]

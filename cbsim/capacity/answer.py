@@ -1,0 +1,197 @@
+"""CapacityAnswer: what `capacity` found for each contender, and the curve it found it on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cbsim.capacity.plan import Plan
+from cbsim.capacity.search import SearchOutcome, SearchTask, search
+from cbsim.capacity.verdict import Contender, Evidence, judge
+from cbsim.errors import ConfigError
+from cbsim.experiment import Experiment
+from cbsim.pool import Pool, open_pool
+from cbsim.run import make_workload
+from cbsim.sweep import label_values
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Progress = Callable[[int, int], None]
+"""Told how many of the searches are done, and how many there are."""
+
+
+@dataclass(frozen=True, slots=True)
+class CapacityAnswer:
+    """Capacities with their intervals, and every run behind them."""
+
+    name: str
+    slo: Mapping[str, float]
+    """The limits, seconds."""
+    plan: Plan
+    resampled_from: int | None
+    """Requests of the trace that replicates are resampled from; `None` where each is drawn from a seed."""
+    contenders: tuple[Contender, ...]
+    curve: pd.DataFrame
+    """A row a run: `contender`, the swept keys, `seed`, `rate_per_s` offered, then the flattened summary."""
+    config: Mapping[str, Any]
+    manifest: Mapping[str, Any]
+
+
+def capacity(
+    config: str | Path | Mapping[str, Any] | Experiment,
+    plan: Plan | None = None,
+    *,
+    workers: int = 1,
+    cluster: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> CapacityAnswer:
+    """Find the highest rate of requests at which the experiment's SLO holds for `plan.share` of them.
+
+    Each point of a `sweep` is a contender. The rate is a generator's `arrivals.rate_per_s`, or else
+    `rate_scale`. Each replicate finds its own capacity by bracketing and bisection over a geometric ladder of
+    rates, the same for all, and every contender and rate meets the same requests (common random numbers).
+    Generators are replicated by seeds, with Student's t interval; traces by the block bootstrap, with the
+    standard error that it estimates (`cbsim.intervals`). In the end every replicate has run at every rate
+    that any of them tried: the curve.
+
+    Raises `ConfigError` for an experiment without an SLO or a rate, and whatever its runs raise.
+    """
+    experiment = _experiment(config, overrides or {})
+    plan = plan or Plan()
+    points = experiment.points()
+    _check([point for _, point in points])
+    tasks = [_tasks(point, plan) for _, point in points]
+    num_tasks = sum(map(len, tasks))
+    pool = open_pool(min(workers, num_tasks), cluster)
+    found = iter(_run_all(pool, [task for replicates in tasks for task in replicates], progress))
+    outcomes = [[next(found) for _ in replicates] for replicates in tasks]
+    _complete_curves(pool, tasks, outcomes)
+    return _answer(experiment, plan, points, outcomes)
+
+
+def _experiment(
+    config: str | Path | Mapping[str, Any] | Experiment, overrides: Mapping[str, Any]
+) -> Experiment:
+    if isinstance(config, Experiment):
+        return config
+    if isinstance(config, Mapping):
+        return Experiment.from_mapping(config, overrides=overrides)
+    return Experiment.load(config, overrides=overrides)
+
+
+def _check(experiments: Sequence[Experiment]) -> None:
+    """Raise `ConfigError` for what leaves a capacity without a meaning, each mistake once."""
+    problems: dict[str, None] = {}
+    first = experiments[0]
+    for experiment in experiments:
+        if not experiment.slo.limits():
+            problems["slo: missing; capacity needs at least one limit, as in --set slo.ttft_s=2"] = None
+        if experiment.workload.concurrency is not None:
+            problems["workload.concurrency: clients that wait for their answers have no rate to vary"] = None
+        if experiment.stop_at_s is not None:
+            problems["stop_at_s: capacity needs runs to their end; leave it out"] = None
+        if experiment.seed != first.seed:
+            problems["sweep: varies the seed; leave that to the replicates of capacity"] = None
+        if experiment.workload.rate_scale != first.workload.rate_scale:
+            problems["sweep: varies workload.rate_scale, which is what capacity finds"] = None
+    if problems:
+        raise ConfigError(*problems)
+
+
+def _tasks(experiment: Experiment, plan: Plan) -> list[SearchTask]:
+    """The searches of a contender's replicates."""
+    settings = experiment.resolved()
+    workload = settings["workload"]
+    rate_key: tuple[str, ...] = ("workload", "rate_scale")
+    if _is_trace(experiment):
+        workload["type"] = "resampled"
+        if plan.num_requests is not None:
+            workload["num_requests"] = plan.num_requests
+    elif "rate_per_s" in workload.get("arrivals", {}):
+        rate_key = ("workload", "arrivals", "rate_per_s")
+    return [
+        SearchTask(settings | {"seed": experiment.seed + number}, rate_key, plan.growth, plan.share)
+        for number in range(plan.num_replicates)
+    ]
+
+
+def _is_trace(experiment: Experiment) -> bool:
+    return experiment.workload.type == "trace"
+
+
+def _run_all(pool: Pool, tasks: Sequence[SearchTask], progress: Progress | None) -> list[SearchOutcome]:
+    """The outcomes in the order of the tasks; raises what the first failing one raised."""
+    outcomes: dict[int, SearchOutcome] = {}
+    for outcome in pool.run_all(search, tasks):
+        if outcome.error is not None:
+            raise outcome.error
+        assert outcome.answer is not None
+        outcomes[outcome.index] = outcome.answer
+        if progress is not None:
+            progress(len(outcomes), len(tasks))
+    return [outcomes[index] for index in range(len(tasks))]
+
+
+def _complete_curves(
+    pool: Pool, tasks: Sequence[Sequence[SearchTask]], outcomes: Sequence[Sequence[SearchOutcome]]
+) -> None:
+    """Run every replicate of a contender at each rate that any of its replicates tried."""
+    short: list[SearchOutcome] = []
+    missing: list[SearchTask] = []
+    for replicates, found in zip(tasks, outcomes, strict=True):
+        rungs = {rung for outcome in found for rung in outcome.figures}
+        for task, outcome in zip(replicates, found, strict=True):
+            left = tuple(sorted(rungs - outcome.figures.keys()))
+            if left:
+                short.append(outcome)
+                missing.append(replace(task, rungs=left))
+    for outcome, more in zip(short, _run_all(pool, missing, None), strict=True):
+        outcome.figures |= more.figures
+
+
+def _answer(
+    experiment: Experiment,
+    plan: Plan,
+    points: Sequence[tuple[Mapping[str, Any], Experiment]],
+    outcomes: Sequence[Sequence[SearchOutcome]],
+) -> CapacityAnswer:
+    import pandas as pd
+
+    labels = label_values([swept for swept, _ in points])
+    judged: list[Contender] = []
+    rows: list[dict[str, Any]] = []
+    first_per_s: list[float] | None = None
+    for (_, point), swept, replicates in zip(points, labels, outcomes, strict=True):
+        evidence = Evidence(replicates, plan, _num_source_requests(point))
+        label = ", ".join(str(value) for value in swept.values()) or experiment.name
+        judged.append(judge(label, swept, evidence, first_per_s))
+        first_per_s = evidence.rates_per_s() if len(judged) == 1 else first_per_s
+        for seed, outcome in enumerate(replicates, experiment.seed):
+            rows += [
+                {
+                    "contender": label,
+                    **swept,
+                    "seed": seed,
+                    "rate_per_s": evidence.rate_per_s(rung),
+                    **figures,
+                }
+                for rung, figures in sorted(outcome.figures.items())
+            ]
+    return CapacityAnswer(
+        experiment.name,
+        experiment.slo.limits(),
+        plan,
+        _num_source_requests(experiment),
+        tuple(judged),
+        pd.DataFrame(rows),
+        experiment.resolved(),
+        outcomes[0][0].manifest,
+    )
+
+
+def _num_source_requests(experiment: Experiment) -> int | None:
+    return make_workload(experiment).num_requests() if _is_trace(experiment) else None

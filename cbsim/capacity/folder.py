@@ -1,0 +1,90 @@
+"""The capacity folder: `capacity.json` with the answer, `curve.parquet` and `curve.csv` with every run."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from cbsim.capacity.answer import CapacityAnswer
+from cbsim.capacity.plan import Plan
+from cbsim.capacity.verdict import Contender
+from cbsim.errors import CbsimError
+from cbsim.intervals import Interval
+from cbsim.paths import write_text
+
+ANSWER = "capacity.json"
+"""The file that marks a folder as that of a capacity; written last."""
+
+
+def is_capacity_folder(folder: Path) -> bool:
+    """Whether a capacity was written there."""
+    return (folder / ANSWER).is_file()
+
+
+def to_json(answer: CapacityAnswer) -> dict[str, Any]:
+    """Everything but the curve, as plain data; intervals as `estimate`, `low` and `high`."""
+    return {
+        "name": answer.name,
+        "slo": dict(answer.slo),
+        "plan": asdict(answer.plan),
+        "resampled_from": answer.resampled_from,
+        "contenders": [
+            {
+                "label": contender.label,
+                "swept": dict(contender.swept),
+                "verdict": contender.verdict,
+                "rate_per_s": _interval_to_json(contender.rate_per_s),
+                "against_first": _interval_to_json(contender.against_first),
+                "alone": contender.alone,
+                "reasons": list(contender.reasons),
+            }
+            for contender in answer.contenders
+        ],
+        "config": dict(answer.config),
+        "manifest": dict(answer.manifest),
+    }
+
+
+def save_capacity(answer: CapacityAnswer, folder: Path) -> None:
+    """Write the folder's files, each whole or not at all. Raises `CbsimError` if they can't be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        csv, parquet = folder / ".curve.csv.partial", folder / ".curve.parquet.partial"
+        answer.curve.to_csv(csv, index=False, lineterminator="\n")
+        answer.curve.to_parquet(parquet, index=False, compression="zstd")
+        csv.replace(folder / "curve.csv")
+        parquet.replace(folder / "curve.parquet")
+    except OSError as error:
+        raise CbsimError(f"{folder}: can't be written: {error.strerror or error}") from error
+    text = json.dumps(to_json(answer), indent=2, ensure_ascii=False, allow_nan=False)
+    write_text(folder / ANSWER, text + "\n")
+
+
+def load_capacity(folder: Path) -> CapacityAnswer:
+    """The answer in a folder. Raises `CbsimError` if its files are missing or damaged."""
+    import pandas as pd
+
+    if not is_capacity_folder(folder):
+        raise CbsimError(f"{folder}: is not a capacity's folder (it has no {ANSWER})")
+    try:
+        read = json.loads((folder / ANSWER).read_text(encoding="utf-8"))
+        curve = pd.read_parquet(folder / "curve.parquet")
+        plan, contenders = Plan(**read["plan"]), tuple(map(_contender, read["contenders"]))
+        told = {name: read[name] for name in ("name", "slo", "resampled_from", "config", "manifest")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CbsimError(f"{folder}: is a damaged capacity folder: {error}") from error
+    return CapacityAnswer(plan=plan, contenders=contenders, curve=curve, **told)
+
+
+def _contender(read: dict[str, Any]) -> Contender:
+    intervals = {
+        name: None if read[name] is None else Interval(**read[name])
+        for name in ("rate_per_s", "against_first")
+    }
+    return Contender(**(read | intervals | {"reasons": tuple(read["reasons"])}))
+
+
+def _interval_to_json(interval: Interval | None) -> dict[str, float] | None:
+    return None if interval is None else interval._asdict()
