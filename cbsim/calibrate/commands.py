@@ -14,7 +14,6 @@ from cbsim.errors import CalibrationError
 
 if TYPE_CHECKING:
     from cbsim.calibrate.meta import Meta
-    from cbsim.calibrate.point import Point
     from cbsim.config.section import Section
     from cbsim.specs import GpuSpec, ModelSpec
 
@@ -66,7 +65,6 @@ def calibrate(
         return
     if device is None or model is None or out is None:
         raise click.UsageError("give --device, --model and --out, or a command: fit, import")
-    from cbsim.calibrate.pointsfile import read_points
 
     try:
         from cbsim.calibrate.measure import measure
@@ -86,7 +84,7 @@ def calibrate(
     )
     for warning in measured.meta.warnings:
         click.echo(warning, err=True)
-    _fit_into(out, read_points(out / "points.csv"), measured.meta, seed, picture, as_json)
+    _fit_into(out, measured.meta, seed, picture, as_json)
 
 
 @calibrate.command()
@@ -109,7 +107,7 @@ def fit(points: Path, out: Path, meta_path: Path | None, picture: bool, as_json:
     if (out / "points.csv").resolve() != points.resolve():
         write_points(out / "points.csv", timings)
         save_meta(meta, out / "meta.json")
-    _fit_into(out, timings, meta, seed, picture, as_json)
+    _fit_into(out, meta, seed, picture, as_json)
 
 
 @calibrate.group(name="import")
@@ -155,7 +153,7 @@ def nvidia(
     out.mkdir(parents=True, exist_ok=True)
     write_points(out / "points.csv", points)
     save_meta(meta, out / "meta.json")
-    _fit_into(out, points, meta, seed, picture, as_json)
+    _fit_into(out, meta, seed, picture, as_json)
 
 
 @import_.command()
@@ -197,7 +195,7 @@ def layers(
     out.mkdir(parents=True, exist_ok=True)
     write_points(out / "points.csv", points)
     save_meta(meta, out / "meta.json")
-    _fit_into(out, points, meta, seed, picture, as_json)
+    _fit_into(out, meta, seed, picture, as_json)
 
 
 def load_model(name: str) -> ModelSpec:
@@ -235,11 +233,13 @@ def _load_spec(spec: type[S], kind: str, name: str) -> S:
         raise CalibrationError(*problems) from error
 
 
-def _fit_into(out: Path, points: list[Point], meta: Meta, seed: int, picture: bool, as_json: bool) -> None:
-    """Fit, write `cost.json` and the picture, print the errors."""
+def _fit_into(out: Path, meta: Meta, seed: int, picture: bool, as_json: bool) -> None:
+    """Fit a folder's points as they are written there, add `cost.json` and the picture, print the errors."""
     from cbsim.calibrate.fit import fit_cost_file
+    from cbsim.calibrate.pointsfile import read_points
     from cbsim.calibrate.summary import draw_errors, errors_table
 
+    points = read_points(out / "points.csv")
     cost_file, report = fit_cost_file(points, meta, out / "points.csv", seed)
     cost_file.save(out / "cost.json")
     title = f"{meta.model['name']} on {meta.device}"
