@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -65,6 +65,9 @@ STEPS = (
     Field("num_finished", "int64", "requests", "Finished at the step's end"),
     Field("kv_blocks_used", "int64", "blocks", "KV blocks taken right after scheduling"),
     Field("kv_blocks_total", "int64", "blocks", "KV blocks there are"),
+    Field("num_attention_pairs", "int64", "", "Pairs of a query token and a key, for MFU"),
+    Field("num_context_tokens", "int64", "tokens", "KV entries read, for MBU"),
+    Field("num_logits", "int64", "", "Rows of logits computed"),
 )
 EVENT_ROWS = (
     Field("time_s", "float64", "s", "Instant"),
@@ -165,7 +168,7 @@ def to_frame(table: ArrowTable) -> pd.DataFrame:
     return pd.DataFrame(columns, copy=False)
 
 
-def _table(fields: tuple[Field, ...], columns: dict[str, Any]) -> ArrowTable:
+def _table(fields: tuple[Field, ...], columns: Mapping[str, Any]) -> ArrowTable:
     import pyarrow as pa
 
     types = {

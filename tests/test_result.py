@@ -30,7 +30,7 @@ STEPS = [
         "num_decode_tokens",
     ),
     *("num_prefill_seqs", "num_decode_seqs", "num_running", "num_waiting", "num_preempted", "num_finished"),
-    *("kv_blocks_used", "kv_blocks_total"),
+    *("kv_blocks_used", "kv_blocks_total", "num_attention_pairs", "num_context_tokens", "num_logits"),
 ]
 EVENTS = ["time_s", "replica", "step", "request_id", "event", "num_tokens", "reason"]
 BATCHES = [
