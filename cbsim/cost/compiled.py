@@ -122,7 +122,7 @@ def _decode_seconds(form: DecodeAttention) -> DecodeSeconds:
 def _decode_series(
     form: DecodeAttention, base: float, layers: int, num_decodes: int, contexts: range
 ) -> list[float]:
-    """`base + layers * seconds(num_decodes, context)` of `_decode_seconds` for each context, without its calls."""
+    """`base + layers * seconds(num_decodes, context)` of `_decode_seconds`, without a call for each."""
     launch_s, floor_s, softness, floor_softness = (
         form.launch_s,
         form.floor_s,
