@@ -79,9 +79,9 @@ def test_the_scheduler_is_asked_by_request_and_not_by_step(kind: str, is_async: 
 
 @pytest.mark.parametrize("kind", ["static", "continuous", "chunked_prefill", "preemptive", "vllm"])
 def test_steps_decided_one_by_one_against_steps_in_stretches(kind: str) -> None:
-    """A stretch ends for a reason: somebody arrives or ends (here no blocks run out).
+    """A stretch ends for a reason: somebody arrives, is prefilled or ends (here no blocks run out).
 
-    So there are at most as many rows as prefill steps, stretches begun after them, and stretches cut so.
+    After each of these the scheduler is asked for at most one step, and the next stretch begins behind it.
     """
     world, _ = setting(400, kind, settings={"async_scheduling": False}).make_world(FastEngine)
     world.run()
@@ -91,7 +91,7 @@ def test_steps_decided_one_by_one_against_steps_in_stretches(kind: str) -> None:
     num_prefill_steps = int((engine.steps.runs.to_columns()["num_prefill_tokens"] > 0).sum())
     num_arrivals = num_ends = NUM_REQUESTS
     assert num_steps > 400
-    assert len(engine.steps.runs) <= 2 * num_prefill_steps + num_arrivals + num_ends
+    assert len(engine.steps.runs) <= 2 * (num_prefill_steps + num_arrivals + num_ends)
 
 
 def test_a_thousand_tokens_are_one_row() -> None:

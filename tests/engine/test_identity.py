@@ -124,6 +124,33 @@ def test_with_a_scheduler_that_rules_fast_forward_out(scheduler_class: type[Chun
     assert_engines_agree(Setting(scheduler_class, case, cost="irregular"))
 
 
+class GrowingCap(VllmScheduler):
+    """Chunks grow with the number of running requests, so that an early prompt takes late decodes' budget."""
+
+    def chunk_cap(self) -> int:
+        return 1 if self.num_running < 4 else 6
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_with_a_prompt_that_comes_before_decodes_and_leaves_them_nothing(is_async: bool) -> None:
+    rows = (request(0, 0.0, 60, 3), *(request(i, 0.25 * i, 1, 12) for i in range(1, 6)))
+    case = Case(rows, {"max_tokens_per_step": 8, "async_scheduling": is_async}, num_blocks=60)
+    log = assert_engines_agree(Setting(GrowingCap, case))
+    # Some decode went without: fewer than run.
+    steps = log.steps
+    assert (steps["num_decode_seqs"] + steps["num_prefill_seqs"] < steps["num_running"]).any()
+
+
+@pytest.mark.parametrize("version", ["0.15", "0.20", "0.33"])
+def test_nobody_is_left_behind_when_a_call_only_preempts(version: str) -> None:
+    """Before 0.33 a request that gives up its own blocks ends the pass; the next call serves the rest."""
+    rows = (request(0, 0.0, 8, 20, priority=1), request(1, 1.0, 8, 20, priority=0))
+    limits = {"policy": "priority", "version": version, "async_scheduling": False, "reserve_full_isl": False}
+    log = assert_engines_agree(Setting("vllm", Case(rows, limits, num_blocks=8)))
+    assert log.requests["num_generated_tokens"].tolist() == [20, 20]
+    assert log.requests["num_preemptions"].tolist() == [1, 0]
+
+
 def test_a_broken_promise_is_told_instead_of_guessed() -> None:
     class Preempts(VllmScheduler):
         def serve_running(self, step: Any, cap: int) -> None:
