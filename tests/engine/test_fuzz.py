@@ -12,6 +12,9 @@ from tests.engine.twins import COSTS, ROUTERS, Setting, assert_engines_agree, re
 
 NUM_CASES = 60
 """For each scheduler; a longer campaign calls `draw` with seeds beyond."""
+TELLING = {"vllm": (372, 481, 534, 858), "preemptive": (258, 690)}
+"""Seeds further on, which alone have shown some mistake: publishing tokens that are in flight, members that leave
+before others of their step, a call that only preempts."""
 POLICIES = ("fcfs", "priority", "sjf", "edf", "fair")
 VICTIMS = (None, "last_admitted", "lowest_priority", "most_blocks", "least_progress")
 
@@ -129,7 +132,7 @@ def chance(random: np.random.Generator, share: float) -> bool:
 @pytest.mark.parametrize("kind", ["static", "continuous", "chunked_prefill", "preemptive", "vllm"])
 def test_engines_agree_on_seeded_cases(kind: str) -> None:
     num_preemptions = num_hit = 0
-    for seed in range(NUM_CASES):
+    for seed in (*range(NUM_CASES), *TELLING.get(kind, ())):
         log = assert_engines_agree(draw(seed, kind))
         num_preemptions += int(log.requests["num_preemptions"].sum())
         num_hit += log.num_prompt_tokens_hit

@@ -94,6 +94,31 @@ def test_under_thrash(kind: str, prefix_caching: bool) -> None:
     assert log.requests["num_preemptions"].sum() > 40
 
 
+@pytest.mark.parametrize("kind", ["preemptive", "vllm"])
+def test_when_a_blocked_head_gets_room_by_an_answer_under_way(kind: str) -> None:
+    """The last prompt holds the answer that is being made: whenever that fills a block, it shares one more."""
+    rows = (
+        request(0, 0.0, 4, 40, prompt=(("s", 4),)),
+        request(1, 0.0, 19, 24),
+        request(2, 2.0, 29, 2, prompt=(("s", 4), ("o:r0", 25))),
+    )
+    limits = {"async_scheduling": False, "max_num_seqs": 8}
+    log = assert_engines_agree(Setting(kind, Case(rows, limits, num_blocks=14, prefix_caching=True)))
+    assert log.requests["first_scheduled_at_s"][2] < log.requests["finished_at_s"][:2].min()
+
+
+def test_when_a_blocked_head_gives_way_as_time_goes_by() -> None:
+    """By priority r2 comes first and lacks blocks; after 3 s r1 is aged, goes first, and fits."""
+    rows = (
+        request(0, 0.0, 4, 28, priority=0),
+        request(1, 2.0, 11, 3, priority=2),
+        request(2, 2.0, 26, 3, priority=1),
+    )
+    case = Case(rows, {"policy": "priority", "aging_s": 3.0}, num_blocks=8)
+    log = assert_engines_agree(Setting("preemptive", case))
+    assert log.requests["first_scheduled_at_s"][1] == 6.0
+
+
 @pytest.mark.parametrize("stop_at_s", [0.0625, 1.0, 1.5, 7.0, 20.0])
 def test_when_stopped_in_the_middle_of_a_stretch(stop_at_s: float) -> None:
     case = Case((request(0, 0.0, 4, 50), request(1, 0.5, 4, 50)), num_blocks=64)
