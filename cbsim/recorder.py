@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,7 +36,7 @@ class RunLog:
     `first_scheduled_at_s`, `first_token_at_s`, `finished_at_s`, `num_prompt_tokens`, `num_output_tokens`,
     `num_generated_tokens`, `num_cached_tokens`, `num_preemptions`, `priority`, `state` (RequestState codes),
     `max_itl_s`."""
-    steps: dict[str, Column]
+    steps: Mapping[str, Column]
     """One row a step in order of (start, replica): the columns of `steps.parquet`, and for MFU and MBU
     `num_attention_pairs` (sum over all slices of (query token, key) pairs, prefill and decode alike),
     `num_context_tokens` (sum over all slices of the KV entries read: context before plus tokens now),
@@ -70,6 +71,11 @@ def empty_float() -> Column:
     return np.empty(0, dtype=np.float64)
 
 
+def as_column(values: array[Any]) -> Column:
+    """A typed array as a numpy array that shares its memory: nothing may be added after this."""
+    return np.frombuffer(values, dtype=values.typecode) if values else np.empty(0, values.typecode)
+
+
 class Table:
     """Rows gathered in two flat arrays of 8 bytes a number, reals and integers, and no objects."""
 
@@ -91,9 +97,9 @@ class Table:
         return len(self._integers) // len(self.integers)
 
     def to_columns(self) -> dict[str, Column]:
-        """As numpy arrays, views of two copies."""
-        reals = np.array(self._reals).reshape(-1, max(len(self.reals), 1))
-        integers = np.array(self._integers).reshape(-1, len(self.integers))
+        """As numpy arrays, views of the rows: nothing may be added after this."""
+        reals = as_column(self._reals).reshape(-1, max(len(self.reals), 1))
+        integers = as_column(self._integers).reshape(-1, len(self.integers))
         return {
             **{name: reals[:, place] for place, name in enumerate(self.reals)},
             **{name: integers[:, place] for place, name in enumerate(self.integers)},
@@ -258,9 +264,25 @@ class Recorder:
         return {name: column[order] for name, column in columns.items()}
 
 
-def sort_steps(steps: dict[str, Column], num_replicas: int) -> dict[str, Column]:
-    """Steps in order of (start, replica); those of one replica are in order already."""
-    if num_replicas == 1:
-        return steps
-    order = np.lexsort((steps["replica"], steps["start_s"]))
-    return {name: column[order] for name, column in steps.items()}
+class MergedSteps(Mapping[str, Column]):
+    """The steps of several replicas in order of (start, replica), a column at a time."""
+
+    def __init__(self, replicas: Sequence[Mapping[str, Column]]) -> None:
+        self._replicas = replicas
+        start_s = self._joined("start_s")
+        self._order = np.lexsort((self._joined("replica"), start_s)) if len(replicas) > 1 else None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(STEP_COLUMNS)
+
+    def __len__(self) -> int:
+        return len(STEP_COLUMNS)
+
+    def __getitem__(self, name: str) -> Column:
+        values = self._joined(name)
+        return values if self._order is None else values[self._order]
+
+    def _joined(self, name: str) -> Column:
+        if len(self._replicas) == 1:
+            return self._replicas[0][name]
+        return np.concatenate([columns[name] for columns in self._replicas])

@@ -18,7 +18,7 @@ from cbsim.experiment import Experiment
 from cbsim.kvcache import BlockPool, IdentityPool
 from cbsim.manifest import make_manifest
 from cbsim.metrics import Deployment, summarize
-from cbsim.recorder import Recorder, RunLog, sort_steps
+from cbsim.recorder import MergedSteps, Recorder, RunLog
 from cbsim.request import RequestState
 from cbsim.result import Result
 from cbsim.router import make_router
@@ -150,13 +150,11 @@ def collect(
     gap_s, place = np.unique(values, return_inverse=True)
     gap_count = np.zeros(len(gap_s), dtype=np.int64)
     np.add.at(gap_count, place, counts)
-    tables = [engine.step_columns() for engine in engines]
-    steps = {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
     schedulers = [engine.scheduler for engine in engines]
     requests = recorder.request_columns()
     return RunLog(
         requests=requests,
-        steps=sort_steps(steps, len(engines)),
+        steps=MergedSteps([engine.step_columns() for engine in engines]),
         events=recorder.event_columns(requests, answers_first=is_closed_loop),
         batches=recorder.batches.to_columns() if recorder.with_batches else None,
         gap_s=gap_s,

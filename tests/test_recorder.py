@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from cbsim.recorder import EVENTS, KINDS, Table, sort_steps
+from cbsim.recorder import EVENTS, KINDS, MergedSteps, Table
 from cbsim.request import RequestState
 from cbsim.schedulers import SCHEDULERS
 from cbsim.testing import Case, observe
@@ -28,9 +28,11 @@ def test_a_table_gives_its_rows_back_by_column() -> None:
 
 
 def test_steps_of_several_replicas_come_by_start_then_replica() -> None:
-    steps = {"start_s": np.array([0.0, 1.0, 0.5, 1.0]), "replica": np.array([0, 0, 1, 1])}
-    assert sort_steps(steps, 2)["start_s"].tolist() == [0.0, 0.5, 1.0, 1.0]
-    assert sort_steps(steps, 2)["replica"].tolist() == [0, 1, 0, 1]
+    first = {"start_s": np.array([0.0, 1.0]), "replica": np.array([0, 0])}
+    second = {"start_s": np.array([0.5, 1.0]), "replica": np.array([1, 1])}
+    merged = MergedSteps([first, second])
+    assert merged["start_s"].tolist() == [0.0, 0.5, 1.0, 1.0]
+    assert merged["replica"].tolist() == [0, 1, 0, 1]
 
 
 def test_a_whole_run_as_it_is_written_down() -> None:

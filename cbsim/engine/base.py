@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 
 from cbsim.cost.base import CostModel
 from cbsim.errors import PluginError
@@ -71,7 +72,7 @@ class Engine(ABC):
         """The run is over: write down the requests that have not ended. Comes before what follows."""
 
     @abstractmethod
-    def step_columns(self) -> dict[str, Column]:
+    def step_columns(self) -> Mapping[str, Column]:
         """The finished steps, as in `RunLog.steps`."""
 
     @abstractmethod

@@ -55,9 +55,7 @@ class DecodeGroup:
         """No active member was admitted later than this."""
         self.needs = [0] * pool.block_size
         """How many active members need a block in group steps of each remainder modulo the block size."""
-        self._needing: list[list[Member]] = (
-            [[] for _ in self.needs] if self.has_identities else []
-        )
+        self._needing: list[list[Member]] = [[] for _ in self.needs] if self.has_identities else []
         self._ending: dict[int, list[Member]] = {}
         self._ends: list[int] = []
         self._longest: list[tuple[int, int]] = []

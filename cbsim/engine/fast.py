@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections import deque
+from collections.abc import Mapping
 from itertools import accumulate, islice
 from typing import NamedTuple
 
@@ -168,7 +169,10 @@ class FastEngine(Engine):
         return None if at_s is None or at_s <= self._called_at_s else at_s
 
     def _decide(self, now: float, until_s: float) -> bool:
-        """One call: of nobody if the group alone goes on, else of the scheduler; whether it made a step."""
+        """One call: of nobody if the group alone goes on, else of the scheduler; whether another may follow.
+
+        It may after a step, and after a call that only preempted while nothing runs: nobody else would ask.
+        """
         scheduler, group = self.scheduler, self.group
         share = NO_SHARE
         if group.num_hidden:
@@ -199,7 +203,7 @@ class FastEngine(Engine):
             self._head_is_blocked = self._can_stay_blocked and not (plan.slices or plan.decisions)
             if self._takes_in and not plan.preempted:
                 self._take_in(plan)
-        return is_step
+        return is_step or bool(plan.preempted and not self.under_way)
 
     def _nobody_can_join(self) -> bool:
         return (self._head_is_blocked and not self.group.num_lingering) or not len(self.scheduler.waiting)
@@ -215,6 +219,8 @@ class FastEngine(Engine):
         num_tokens, cap = group.num_active, scheduler.chunk_cap()
         for request in scheduler.running:
             wanted = min(scheduler.num_wanted(request), cap)
+            if wanted and self._excludes and not request.is_prefilling:
+                return True
             num_tokens += wanted
             if group.takes_blocks:
                 num_blocks = scheduler.pool.blocks_for(request.num_computed_tokens + wanted)
@@ -330,8 +336,8 @@ class FastEngine(Engine):
         self.num_padding_tokens += num_steps * (priced[0] - num_decodes)
 
     def _goes_on_alone(self) -> bool:
-        """Whether the ends of the steps under way, but for the one to be decided now, change no decision."""
-        if len(self.under_way) != self.num_in_flight - 1:
+        """Whether the steps under way, but for the one to be decided now, change no decision as they end."""
+        if not self.cost.is_deterministic or len(self.under_way) != self.num_in_flight - 1:
             return False
         # Blocks by number become known as tokens come out, so there the order counts.
         has_identities = self.group.has_identities
@@ -440,10 +446,10 @@ class FastEngine(Engine):
         self._live.clear()
         self.recorder.longest_gaps(*self.tokens.longest_gaps(self.steps.group_end_s(self._num_ended)))
 
-    def step_columns(self) -> dict[str, Column]:
+    def step_columns(self) -> Mapping[str, Column]:
         """See `Engine.step_columns`."""
         num_blocks = self.scheduler.pool.num_blocks
-        return self.steps.to_columns(self.replica, self._num_ended, self.num_in_flight, num_blocks)
+        return self.steps.columns(self.replica, self._num_ended, self.num_in_flight, num_blocks)
 
     def gaps(self) -> tuple[Column, Column]:
         """See `Engine.gaps`."""
@@ -489,7 +495,7 @@ def is_quiet(plan: StepPlan) -> bool:
 
 
 def look_at(plan: StepPlan, share: GroupShare) -> tuple[StepFacts, StepShape]:
-    """What the scheduler's slices and the decode group compute in a step, and the shape that has its price."""
+    """What the scheduler's slices and the decode group compute in a step, and the shape to be priced."""
     chunks: list[tuple[int, int]] = []
     num_finishing = num_prefill_tokens = num_decodes = context = longest = num_logits = num_pairs = 0
     for _, tokens, before, is_prefill, emits, _ in plan.slices:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -88,6 +89,8 @@ class ReferenceEngine(Engine):
             number = self._num_steps if plan.slices else -1
             self._record_decisions(plan, number)
             if not plan.slices:
+                if plan.preempted and not self.under_way:
+                    continue  # Nothing runs whose end would make anybody ask again.
                 return
             duration_s = checked_s(self.cost.step_s(plan.priced_shape()) + plan.transfer_s, self.cost)
             start_s = self.under_way[-1].end_s if self.under_way else now
@@ -117,7 +120,7 @@ class ReferenceEngine(Engine):
         for request in list(self._requests.values()):
             self._close(request)
 
-    def step_columns(self) -> dict[str, Column]:
+    def step_columns(self) -> Mapping[str, Column]:
         """See `Engine.step_columns`."""
         columns = self._steps.to_columns()
         columns["replica"] = np.full(len(self._steps), self.replica)

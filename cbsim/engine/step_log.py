@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
 
-from cbsim.recorder import STEP_COLUMNS, Column, Table
+from cbsim.recorder import STEP_COLUMNS, Column, Table, as_column
 
 
 class StepLog:
@@ -20,7 +21,7 @@ class StepLog:
     def __init__(self) -> None:
         self.duration_s = array("d")
         self.end_s = array("d")
-        self.block_needs = array("q")
+        self.block_needs = array("i")
         self.runs = Table(RUN_REALS, RUN_INTEGERS)
         self._finished = Table((), ("step", "num_finished"))
         self._ungrouped = array("q")
@@ -76,50 +77,96 @@ class StepLog:
         runs = self.runs.to_columns()
         is_group_step = np.repeat(runs["is_group_step"], runs["count"]).astype(bool)
         is_group_step[np.array(self._ungrouped, dtype=np.int64)] = False
-        ends: Column = np.array(self.end_s)[:num_steps][is_group_step[:num_steps]]
+        ends: Column = as_column(self.end_s)[:num_steps][is_group_step[:num_steps]]
         return ends
 
-    def to_columns(
+    def columns(
         self, replica: int, num_steps: int, num_in_flight: int, num_blocks: int
-    ) -> dict[str, Column]:
-        """The first `num_steps` steps as in `RunLog.steps`."""
-        runs = self.runs.to_columns()
-        counts = runs["count"]
-        run = np.repeat(np.arange(len(counts)), counts)
-        place = np.arange(len(run)) - np.repeat(np.cumsum(counts) - counts, counts)
-        within = place > 0
-        growth = place * runs["num_decode_seqs"][run]
-        end_s = np.array(self.end_s)
-        columns = {name: values[run] for name, values in runs.items()}
-        for name in ("num_attention_pairs", "num_context_tokens", "num_kv_tokens"):
-            columns[name] += growth
-        columns["start_s"] = np.where(within, np.roll(end_s, 1), columns["start_s"])
-        # Within a run the call for a step is made when the one `num_in_flight` before it ends.
-        called_at_s = np.roll(end_s, num_in_flight)
-        columns["scheduled_at_s"] = np.where(within, called_at_s, columns["scheduled_at_s"])
+    ) -> Mapping[str, Column]:
+        """The first `num_steps` steps as in `RunLog.steps`, unfolded when a column is asked for."""
         finished = self._finished.to_columns()
-        columns["num_finished"] = np.zeros(len(run), dtype=np.int64)
-        columns["num_finished"][finished["step"]] = finished["num_finished"]
-        columns["replica"] = np.full(len(run), replica)
-        columns["step"] = np.arange(len(run))
-        columns["duration_s"] = np.array(self.duration_s)
-        columns["num_decode_tokens"] = columns["num_decode_seqs"]
-        columns["kv_blocks_used"] += self._blocks_taken(counts, run, place)
-        columns["kv_blocks_total"] = np.full(len(run), num_blocks)
-        return {name: columns[name][:num_steps] for name in STEP_COLUMNS}
+        num_finished = np.zeros(num_steps, dtype=np.int64)
+        num_finished[finished["step"]] = finished["num_finished"]
+        own = {"num_finished": num_finished, "duration_s": as_column(self.duration_s)[:num_steps]}
+        return UnfoldedSteps(
+            self.runs.to_columns(),
+            own,
+            {"replica": replica, "kv_blocks_total": num_blocks},
+            as_column(self.end_s),
+            as_column(self.block_needs),
+            num_in_flight,
+        )
 
-    def _blocks_taken(self, counts: Column, run: Column, place: Column) -> Column:
+
+class UnfoldedSteps(Mapping[str, Column]):
+    """The columns of `RunLog.steps`, each made from the rows of runs whenever it is asked for."""
+
+    def __init__(
+        self,
+        runs: dict[str, Column],
+        own: dict[str, Column],
+        constant: dict[str, int],
+        end_s: Column,
+        block_needs: Column,
+        num_in_flight: int,
+    ) -> None:
+        """`own` are the columns that are there already, `constant` those that hold one number."""
+        self._runs = runs
+        self._own = own
+        self._constant = constant
+        self._end_s = end_s
+        self._block_needs = block_needs
+        self._num_in_flight = num_in_flight
+        self._num_steps = len(own["duration_s"])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(STEP_COLUMNS)
+
+    def __len__(self) -> int:
+        return len(STEP_COLUMNS)
+
+    def __getitem__(self, name: str) -> Column:
+        if name in self._own:
+            return self._own[name]
+        if name in self._constant:
+            return np.full(self._num_steps, self._constant[name])
+        if name == "step":
+            return np.arange(self._num_steps)
+        return self._unfold("num_decode_seqs" if name == "num_decode_tokens" else name)[: self._num_steps]
+
+    def _unfold(self, name: str) -> Column:
+        counts = self._runs["count"]
+        values: Column = np.repeat(self._runs[name], counts)
+        if name in GROWING:
+            values += self._place() * np.repeat(self._runs["num_decode_seqs"], counts)
+        elif name == "kv_blocks_used":
+            values += self._blocks_taken()
+        elif name == "start_s":
+            values = np.where(self._place() > 0, np.roll(self._end_s, 1), values)
+        elif name == "scheduled_at_s":
+            # Within a run the call for a step is made when the one `num_in_flight` before it ends.
+            values = np.where(self._place() > 0, np.roll(self._end_s, self._num_in_flight), values)
+        return values
+
+    def _place(self) -> Column:
+        """The place of each step in its run, from 0."""
+        counts = self._runs["count"]
+        place: Column = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
+        return place
+
+    def _blocks_taken(self) -> Column:
         """Blocks taken since the first step of its run, for each step."""
-        if not self.block_needs:
-            return np.zeros(len(run), dtype=np.int64)
+        counts, place = self._runs["count"], self._place()
+        if not len(self._block_needs):
+            return np.zeros(len(place), dtype=np.int64)
         is_long = counts > 1
-        needs = np.array(self.block_needs).reshape(int(is_long.sum()), -1)
+        needs = self._block_needs.reshape(int(is_long.sum()), -1)
         num_phases = needs.shape[1]
         # Of each phase and those before it, without the first step's own.
         taken = np.cumsum(needs, axis=1) - needs[:, :1]
-        line = (np.cumsum(is_long) - 1)[run]
+        line = np.repeat(np.cumsum(is_long) - 1, counts)
         whole = needs.sum(axis=1)[line] * (place // num_phases)
-        return np.where(is_long[run], whole + taken[line, place % num_phases], 0)
+        return np.where(np.repeat(is_long, counts), whole + taken[line, place % num_phases], 0)
 
 
 class StepFacts(NamedTuple):
@@ -135,6 +182,8 @@ class StepFacts(NamedTuple):
     is_group_step: int
 
 
+GROWING = ("num_attention_pairs", "num_context_tokens", "num_kv_tokens")
+"""Columns that grow by the number of decodes from step to step of a run."""
 RUN_REALS = ("scheduled_at_s", "start_s")
 STATE = ("num_running", "num_waiting", "num_kv_tokens", "kv_blocks_used")
 RUN_INTEGERS = ("count", *STATE, *StepFacts._fields)

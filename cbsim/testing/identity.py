@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any
 
@@ -25,8 +26,8 @@ def differences(one: RunLog, other: RunLog) -> list[str]:
 
 
 def _differences(name: str, one: Any, other: Any) -> list[str]:
-    if isinstance(one, dict) and isinstance(other, dict) and name != "rejections":
-        if one.keys() != other.keys():
+    if isinstance(one, Mapping) and isinstance(other, Mapping) and name != "rejections":
+        if set(one) != set(other):
             return [f"{name}: columns {sorted(one)} and {sorted(other)}"]
         return [line for key in one for line in _differences(f"{name}.{key}", one[key], other[key])]
     if isinstance(one, np.ndarray) and isinstance(other, np.ndarray):

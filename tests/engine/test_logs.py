@@ -9,6 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cbsim.cost.base import StepShape
+from cbsim.engine.fast import GroupShare, look_at
 from cbsim.engine.step_log import StepFacts, StepLog
 from cbsim.engine.token_log import TokenLog
 from cbsim.recorder import STEP_COLUMNS
@@ -63,7 +65,7 @@ def test_a_run_of_steps_unfolds_to_its_steps(
         state = (RUNNING, WAITING, context, first_used)
         folded.add_run(instants, times, ends[first:], state, NUM_DECODES, context, needs)
     num_steps = len(ends) - 1
-    one, other = (log.to_columns(3, num_steps, num_in_flight, 99) for log in (folded, unfolded))
+    one, other = (log.columns(3, num_steps, num_in_flight, 99) for log in (folded, unfolded))
     assert list(one) == list(other) == list(STEP_COLUMNS)
     for name in STEP_COLUMNS:
         np.testing.assert_array_equal(one[name], other[name], err_msg=name)
@@ -78,7 +80,7 @@ def test_steps_that_have_not_ended_and_steps_taken_apart_are_left_out() -> None:
     log.finished(2, 4)
     assert log.group_end_s(4).tolist() == [1.0, 3.0]
     assert log.group_end_s(2).tolist() == [1.0]
-    columns = log.to_columns(0, 3, 1, 10)
+    columns = log.columns(0, 3, 1, 10)
     assert columns["num_finished"].tolist() == [0, 0, 4]
     assert columns["kv_blocks_used"].tolist() == [2, 3, 3]
 
@@ -90,7 +92,9 @@ def test_facts_of_a_step_by_hand() -> None:
         Slice(request(1), 2, 0, True, True, 0),
         Slice(request(2), 1, 8, False, True, 0),
     ]
-    facts = StepFacts.of(StepPlan(0.0, 0, slices=parts, preempted=[request(3)]), 2, 11)
+    plan = StepPlan(0.0, 0, slices=parts, preempted=[request(3)])
+    facts, shape = look_at(plan, GroupShare(2, 11, (2, 11, 7)))
+    assert shape == StepShape(((3, 4), (2, 0)), 1, 3, 9 + 11, 9)
     assert facts == StepFacts(
         num_prefill_tokens=5,
         num_prefill_seqs=2,
