@@ -13,7 +13,7 @@ from tests.engine.twins import COSTS, ROUTERS, Setting, assert_engines_agree, re
 NUM_CASES = 60
 """For each scheduler; a longer campaign calls `draw` with seeds beyond."""
 TELLING = {"vllm": (372, 481, 534, 858), "preemptive": (258, 690)}
-"""Seeds further on, which alone have shown some mistake: publishing tokens that are in flight, members that leave
+"""Seeds further on, which alone have shown some mistake: tokens published while in flight, members that leave
 before others of their step, a call that only preempts."""
 POLICIES = ("fcfs", "priority", "sjf", "edf", "fair")
 VICTIMS = (None, "last_admitted", "lowest_priority", "most_blocks", "least_progress")

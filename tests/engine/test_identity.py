@@ -96,7 +96,7 @@ def test_under_thrash(kind: str, prefix_caching: bool) -> None:
 
 @pytest.mark.parametrize("kind", ["preemptive", "vllm"])
 def test_when_a_blocked_head_gets_room_by_an_answer_under_way(kind: str) -> None:
-    """The last prompt holds the answer that is being made: whenever that fills a block, it shares one more."""
+    """The last prompt holds the answer that is being made: a block that fills is one more to share."""
     rows = (
         request(0, 0.0, 4, 40, prompt=(("s", 4),)),
         request(1, 0.0, 19, 24),
