@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from cbsim.intervals import CONFIDENCE, t_interval
+from cbsim.intervals import CONFIDENCE, Interval, bootstrap_interval, t_interval
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,14 +31,19 @@ def has_replicates(table: pd.DataFrame) -> bool:
 
 
 def across_replicates(
-    table: pd.DataFrame, by: Sequence[str] | None = None, confidence: float = CONFIDENCE
+    table: pd.DataFrame,
+    by: Sequence[str] | None = None,
+    confidence: float = CONFIDENCE,
+    *,
+    is_resampled: bool = False,
 ) -> pd.DataFrame:
     """One row for each point of a sweep's table, whatever its seed: every figure's mean, with its interval.
 
-    Beside each figure of the summary stand `<figure>.low` and `<figure>.high`: Student's t interval over the
-    replicates (`cbsim.intervals.t_interval`), of percentiles too. `by` names the columns that tell points
-    apart, the swept ones by default; `num_replicates` counts the runs, failed ones left out. Figures that
-    were not measured in every replicate are missing.
+    Beside each figure of the summary stand `<figure>.low` and `<figure>.high`: the interval over the
+    replicates, of percentiles too, by `cbsim.intervals.t_interval`, or with `is_resampled`, for runs of the
+    `resampled` workload, by `bootstrap_interval`. `by` names the columns that tell points apart, the swept
+    ones by default; `num_replicates` counts the runs, failed ones left out. Figures that were not measured in
+    every replicate are missing.
     """
     import pandas as pd
 
@@ -48,20 +54,23 @@ def across_replicates(
         for name in ran.columns
         if name not in (*keys, *_BOOKKEEPING, SEED) and pd.api.types.is_numeric_dtype(ran[name])
     ]
+    method = bootstrap_interval if is_resampled else t_interval
     groups = ran.groupby(keys, sort=False, dropna=False) if keys else [((), ran)]
     rows = []
     for values, replicates in groups:
         row: dict[str, Any] = dict(zip(keys, values, strict=True))
         row[NUM_REPLICATES] = len(replicates)
         for name in figures:
-            row |= _described(name, replicates[name], confidence)
+            row |= _described(name, replicates[name], partial(method, confidence=confidence))
         rows.append(row)
     columns = [f"{name}{end}" for name in figures for end in ("", LOW, HIGH)]
     return pd.DataFrame(rows, columns=[*keys, NUM_REPLICATES, *columns])
 
 
-def _described(name: str, column: pd.Series[Any], confidence: float) -> dict[str, float | None]:
+def _described(
+    name: str, column: pd.Series[Any], method: Callable[[list[float]], Interval]
+) -> dict[str, float | None]:
     if column.isna().any():
         return {name: None, name + LOW: None, name + HIGH: None}
-    interval = t_interval([float(value) for value in column], confidence)
+    interval = method([float(value) for value in column])
     return {name: interval.estimate, name + LOW: interval.low, name + HIGH: interval.high}

@@ -143,15 +143,15 @@ def label_values(swept: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return cells
 
 
-def save_table(table: pd.DataFrame, folder: Path) -> None:
-    """Write `table.csv` and `table.parquet`, each whole or not at all. Raises `CbsimError` if it can't."""
+def save_table(table: pd.DataFrame, folder: Path, name: str = "table") -> None:
+    """Write `<name>.csv` and `<name>.parquet`, each whole or not at all. Raises `CbsimError` if it can't."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        csv, parquet = folder / ".table.csv.partial", folder / ".table.parquet.partial"
+        csv, parquet = folder / f".{name}.csv.partial", folder / f".{name}.parquet.partial"
         table.to_csv(csv, index=False, lineterminator="\n")
         table.to_parquet(parquet, index=False, compression="zstd")
-        csv.replace(folder / "table.csv")
-        parquet.replace(folder / "table.parquet")
+        csv.replace(folder / f"{name}.csv")
+        parquet.replace(folder / f"{name}.parquet")
     except OSError as error:
         raise CbsimError(f"{folder}: can't be written: {error.strerror or error}") from error
 

@@ -13,6 +13,7 @@ from cbsim.capacity.verdict import Contender
 from cbsim.errors import CbsimError
 from cbsim.intervals import Interval
 from cbsim.paths import write_text
+from cbsim.sweep import save_table
 
 ANSWER = "capacity.json"
 """The file that marks a folder as that of a capacity; written last."""
@@ -49,15 +50,7 @@ def to_json(answer: CapacityAnswer) -> dict[str, Any]:
 
 def save_capacity(answer: CapacityAnswer, folder: Path) -> None:
     """Write the folder's files, each whole or not at all. Raises `CbsimError` if they can't be written."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        csv, parquet = folder / ".curve.csv.partial", folder / ".curve.parquet.partial"
-        answer.curve.to_csv(csv, index=False, lineterminator="\n")
-        answer.curve.to_parquet(parquet, index=False, compression="zstd")
-        csv.replace(folder / "curve.csv")
-        parquet.replace(folder / "curve.parquet")
-    except OSError as error:
-        raise CbsimError(f"{folder}: can't be written: {error.strerror or error}") from error
+    save_table(answer.curve, folder, "curve")
     text = json.dumps(to_json(answer), indent=2, ensure_ascii=False, allow_nan=False)
     write_text(folder / ANSWER, text + "\n")
 

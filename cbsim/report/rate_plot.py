@@ -25,14 +25,19 @@ _CROWDED = 1.6
 
 def rate_picture(answer: CapacityAnswer) -> Figure:
     """The curve of a capacity: p99 latencies with the SLO's limits, throughput and goodput, attainment."""
-    curves = across_replicates(answer.curve, ["contender", RATE], answer.plan.confidence)
+    curves = across_replicates(
+        answer.curve,
+        ["contender", RATE],
+        answer.plan.confidence,
+        is_resampled=answer.resampled_from is not None,
+    )
     highest = max(
         (each.rate_per_s.estimate for each in answer.contenders if each.rate_per_s is not None),
         default=float(curves[RATE].max()),
     )
     shown = curves[curves[RATE] <= _CROWDED * highest]
     caption = (
-        f"{answer.plan.num_replicates} replicates, bands: {answer.plan.confidence:.0%} t intervals; "
+        f"{answer.plan.num_replicates} replicates, bands: {answer.plan.confidence:.0%} intervals; "
         f"vertical lines: capacity, where {answer.plan.share * 100:g}% of requests meet the SLO."
     )
     figure, panels = _panels(shown, answer.slo, f"{answer.name}: what a request rate does", caption)

@@ -1,0 +1,63 @@
+"""The Pareto front of throughput and tail latency: the points that no other beats in both."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from matplotlib.ticker import StrMethodFormatter
+
+from cbsim.recorder import Column
+from cbsim.report.figures import ITL, THROUGHPUT, PicturedFigure
+from cbsim.report.style import FAINT, PALETTE, head, new_figure, styled
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MAX_LABELS = 14
+"""So many points of the front are named; of more, these are spread evenly."""
+
+
+def pareto_front(gain: Column, cost: Column) -> Column:
+    """Which points have more gain than every point that costs no more: the indices, by rising cost."""
+    order = np.lexsort((-gain, cost))
+    best = np.maximum.accumulate(np.concatenate([[-np.inf], gain[order][:-1]]))
+    front: Column = order[gain[order] > best]
+    return front
+
+
+def pareto_picture(
+    table: pd.DataFrame,
+    labels: list[str],
+    title: str,
+    gain: PicturedFigure = THROUGHPUT,
+    cost: PicturedFigure = ITL,
+    caption: str = "",
+) -> Figure:
+    """Every point of a table, named by `labels`; those on the front are joined and named directly."""
+    known = table[[gain.column, cost.column]].notna().all(axis=1).to_numpy()
+    names = [label for label, is_known in zip(labels, known, strict=True) if is_known]
+    gains = table[gain.column].to_numpy(np.float64, na_value=np.nan)[known] * gain.scale
+    costs = table[cost.column].to_numpy(np.float64, na_value=np.nan)[known] * cost.scale
+    with styled():
+        figure = new_figure(10, 4.8)
+        axes = figure.subplots()
+        axes.plot(costs, gains, "o", color=FAINT, markersize=5)
+        front = pareto_front(gains, costs)
+        axes.step(costs[front], gains[front], where="post", color=PALETTE[0], linewidth=1)
+        axes.plot(costs[front], gains[front], "o", color=PALETTE[0], markersize=6)
+        shown = front[np.unique(np.linspace(0, len(front) - 1, MAX_LABELS).astype(int))]
+        for number, place in enumerate(shown, 1):
+            where = (costs[place], gains[place])
+            axes.annotate(
+                str(number), where, xytext=(0, 6), textcoords="offset points", ha="center", fontsize=8
+            )
+        key = "\n".join(f"{number}  {names[place]}" for number, place in enumerate(shown, 1))
+        axes.text(1.02, 1, key, transform=axes.transAxes, va="top", fontsize=8, linespacing=1.5)
+        axes.set(xlabel=cost.label, ylabel=gain.label)
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+        axes.margins(0.08)
+        note = "Blue: no other point has more throughput without a longer p99. Grey: some other has."
+        head(figure, title, f"{caption} {note}".strip())
+    return figure
