@@ -3,46 +3,21 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
 from collections import deque
 from collections.abc import Mapping
-from itertools import accumulate, islice
-from typing import NamedTuple
 
-from cbsim.cost.base import CostModel, StepShape
+from cbsim.cost.base import CostModel
 from cbsim.engine.base import Engine, checked_s
 from cbsim.engine.decode_group import DecodeGroup, Member
-from cbsim.engine.step_log import StepFacts, StepLog
+from cbsim.engine.hiding import must_show_all
+from cbsim.engine.mixed_step import NO_SHARE, GroupShare, Step, is_quiet, look_at, slice_of
+from cbsim.engine.request_log import RequestLog
+from cbsim.engine.step_log import StepLog
+from cbsim.engine.stretch import append_ends, group_steps_s, num_affordable, num_taken
 from cbsim.engine.token_log import TokenLog
-from cbsim.recorder import DECISIONS, FINISHED, Column, Recorder
+from cbsim.recorder import DECISIONS, Column, Recorder
 from cbsim.request import Request, RequestState
 from cbsim.schedulers.base import Scheduler, Slice, StepPlan
-
-
-class Step:
-    """A step under way."""
-
-    __slots__ = ("end_s", "in_group", "number", "plan")
-
-    def __init__(self, number: int, plan: StepPlan | None, in_group: bool, end_s: float) -> None:
-        self.number = number
-        self.plan = plan
-        """What the scheduler decided beside the group; `None` if the step is the group's alone."""
-        self.in_group = in_group
-        self.end_s = end_s
-
-
-class GroupShare(NamedTuple):
-    """What the decode group does in a step."""
-
-    num_decodes: int
-    context: int
-    """Tokens they attend to, the ones computed now included."""
-    priced: tuple[int, int, int]
-    """Decodes, context and longest context that the cost model is asked for."""
-
-
-NO_SHARE = GroupShare(0, 0, (0, 0, 0))
 
 
 class FastEngine(Engine):
@@ -65,7 +40,7 @@ class FastEngine(Engine):
         self.group = DecodeGroup(scheduler.pool, takes_blocks=not scheduler.reserves_ahead)
         self.steps = StepLog()
         self.tokens = TokenLog()
-        self._budget = scheduler.max_tokens_per_step
+        self.requests = RequestLog(replica, recorder)
         self._excludes = scheduler.prefill_excludes_decodes
         self._takes_in = scheduler.can_fast_forward
         self._can_stay_blocked = not (
@@ -80,8 +55,6 @@ class FastEngine(Engine):
         self._duration_s = math.inf
         """Of the last step of the group alone."""
         self._head_is_blocked = False
-        self._live: dict[int, Request] = {}
-        """Requests that have not ended, by index."""
 
     # Driven by the world
 
@@ -89,7 +62,7 @@ class FastEngine(Engine):
         """See `Engine.submit`."""
         accepted = super().submit(request)
         if accepted:
-            self._live[request.index] = request
+            self.requests.arrived(request)
             self._head_is_blocked = False
             if not self.under_way:
                 self._asked_at_s = request.arrival_s
@@ -146,7 +119,10 @@ class FastEngine(Engine):
         if plan is not None:
             finished += self.scheduler.commit(plan)
         if finished:
-            self._record_finished(finished, step)
+            self._head_is_blocked = False
+            self.num_outstanding -= len(finished)
+            self.steps.finished(step.number, len(finished))
+            self.requests.finished(finished, now, step.number)
         return finished
 
     @property
@@ -176,7 +152,7 @@ class FastEngine(Engine):
         scheduler, group = self.scheduler, self.group
         share = NO_SHARE
         if group.num_hidden:
-            if self._must_show_all():
+            if must_show_all(scheduler, group):
                 self._dissolve()
             elif not group.num_active:
                 pass
@@ -207,29 +183,6 @@ class FastEngine(Engine):
 
     def _nobody_can_join(self) -> bool:
         return (self._head_is_blocked and not self.group.num_lingering) or not len(self.scheduler.waiting)
-
-    def _must_show_all(self) -> bool:
-        """Whether in the next step some decode may go without its token, or others depend on all of them."""
-        scheduler, group, budget = self.scheduler, self.group, self._budget
-        num_needed, num_free = group.num_needed, scheduler.pool.num_free
-        if group.num_active > budget or num_needed > num_free:
-            return True
-        if not scheduler.running:
-            return False
-        num_tokens, cap = group.num_active, scheduler.chunk_cap()
-        for request in scheduler.running:
-            wanted = min(scheduler.num_wanted(request), cap)
-            if wanted and self._excludes and not request.is_prefilling:
-                return True
-            num_tokens += wanted
-            if group.takes_blocks:
-                num_blocks = scheduler.pool.blocks_for(request.num_computed_tokens + wanted)
-                num_needed += max(0, num_blocks - request.num_blocks)
-        if num_needed > num_free:
-            return True
-        if scheduler.decodes_first or num_tokens <= budget:
-            return False
-        return any(request.admission < group.max_admission for request in scheduler.running)
 
     def _take_in(self, plan: StepPlan) -> None:
         """Let the requests that decode from now on join the group."""
@@ -290,17 +243,12 @@ class FastEngine(Engine):
         if not group.num_lingering and now < until_s and self._goes_on_alone():
             num_steps = group.next_end - first + 1
             if until_s < math.inf:
-                # Two more than seem to fit: how many do is seen below, from their exact ends.
+                # Two more than seem to fit: how many do is seen from their exact ends.
                 num_steps = min(num_steps, int((until_s - now) / self._duration_s) + 2)
             num_steps = num_affordable(num_steps, num_decodes, needs, scheduler.pool.num_free)
-        durations = self._durations_s(priced, num_steps)
-        ends += islice(accumulate(durations, initial=ends[-1]), 1, None)
-        if num_steps > 1:
-            # The step at place i is decided at `ends[i]`, the first one now.
-            num_fitting = bisect_left(ends, until_s, 1, num_steps)
-            if num_fitting < num_steps:
-                num_steps = num_fitting
-                del durations[num_steps:], ends[num_ahead + num_steps + 1 :]
+        durations = group_steps_s(self.cost, priced, num_steps)
+        append_ends(ends, durations, until_s)
+        num_steps = len(durations)
         num_used = scheduler.pool.num_used + (needs[0] if needs else 0)
         if group.has_identities:
             for step in range(num_steps):
@@ -357,17 +305,6 @@ class FastEngine(Engine):
             step.in_group = True
             self.group.num_committed -= 1
 
-    def _durations_s(self, priced: tuple[int, int, int], num_steps: int) -> list[float]:
-        cost = self.cost
-        if not cost.is_deterministic:
-            return [checked_s(cost.step_s(StepShape((), 0, *priced)), cost)]
-        if num_steps == 1:
-            return [checked_s(cost.decode_s(*priced), cost)]
-        durations = cost.decodes_s(*priced, num_steps)
-        checked_s(min(durations), cost)
-        checked_s(max(durations), cost)
-        return durations
-
     # Leaving the group
 
     def _dissolve(self) -> None:
@@ -420,30 +357,12 @@ class FastEngine(Engine):
         scheduler.left(request)
         return request
 
-    def _record_finished(self, finished: list[Request], step: Step) -> None:
-        self._head_is_blocked = False
-        self.num_outstanding -= len(finished)
-        self.steps.finished(step.number, len(finished))
-        for request in finished:
-            del self._live[request.index]
-            self.recorder.event(FINISHED, request, step.end_s, self.replica, step.number, 0)
-            self._close(request)
-
-    def _close(self, request: Request) -> None:
-        first_s, last_s = request.first_token_at_s, request.last_token_at_s
-        if first_s is None or last_s is None:
-            self.recorder.close(request, self.replica)
-        else:
-            self.recorder.close(request, self.replica, first_s, last_s, request.max_itl_s)
-
     # The record
 
     def finish_record(self) -> None:
         """See `Engine.finish_record`."""
         self._dissolve()
-        for request in self._live.values():
-            self._close(request)
-        self._live.clear()
+        self.requests.close_all()
         self.recorder.longest_gaps(*self.tokens.longest_gaps(self.steps.group_end_s(self._num_ended)))
 
     def step_columns(self) -> Mapping[str, Column]:
@@ -454,79 +373,3 @@ class FastEngine(Engine):
     def gaps(self) -> tuple[Column, Column]:
         """See `Engine.gaps`."""
         return self.tokens.gaps(self.steps.group_end_s(self._num_ended))
-
-
-def num_taken(num_steps: int, num_decodes: int, needs: list[int]) -> int:
-    """KV blocks that so many group steps take; over one round of `needs` every decode takes one."""
-    num_rounds, rest = divmod(num_steps, len(needs))
-    return num_rounds * num_decodes + sum(needs[:rest])
-
-
-def num_affordable(num_steps: int, num_decodes: int, needs: list[int], num_free: int) -> int:
-    """How many of so many group steps find their blocks among `num_free`."""
-    if not needs or num_decodes * (num_steps // len(needs) + 1) <= num_free:
-        return num_steps
-    num_rounds = min(num_free // num_decodes, num_steps // len(needs))
-    affordable = num_rounds * len(needs)
-    num_free -= num_rounds * num_decodes
-    for num_needed in needs:
-        num_free -= num_needed
-        if num_free < 0 or affordable == num_steps:
-            break
-        affordable += 1
-    return affordable
-
-
-def slice_of(member: Member, number: int) -> Slice:
-    """A member's share of a group step."""
-    request = member.request
-    computed = member.num_computed_tokens + number - member.first
-    return Slice(request, 1, computed, False, True, request.num_preemptions)
-
-
-def is_quiet(plan: StepPlan) -> bool:
-    """Whether the end of a step brings tokens only, no request's last one and none to a preempted request."""
-    return all(
-        request.num_preemptions == num_preemptions
-        and request.num_generated_tokens + 1 < request.num_output_tokens
-        for request, _, _, _, emits, num_preemptions in plan.slices
-        if emits
-    )
-
-
-def look_at(plan: StepPlan, share: GroupShare) -> tuple[StepFacts, StepShape]:
-    """What the scheduler's slices and the decode group compute in a step, and the shape to be priced."""
-    chunks: list[tuple[int, int]] = []
-    num_finishing = num_prefill_tokens = num_decodes = context = longest = num_logits = num_pairs = 0
-    for _, tokens, before, is_prefill, emits, _ in plan.slices:
-        num_logits += emits
-        if is_prefill:
-            chunks.append((tokens, before))
-            num_finishing += emits
-            num_prefill_tokens += tokens
-            num_pairs += tokens * before + tokens * (tokens + 1) // 2
-        else:
-            num_decodes += 1
-            context += before + tokens
-            longest = max(longest, before + tokens)
-    facts = StepFacts(
-        num_prefill_tokens,
-        len(chunks),
-        num_decodes + share.num_decodes,
-        len(plan.preempted),
-        num_pairs + context + share.context,
-        num_prefill_tokens + sum(before for _, before in chunks) + context + share.context,
-        num_logits + share.num_decodes,
-        int(share.num_decodes > 0),
-    )
-    if plan.shape is not None:
-        return facts, plan.shape
-    group_decodes, group_context, group_longest = share.priced
-    shape = StepShape(
-        tuple(chunks),
-        num_finishing,
-        num_decodes + group_decodes,
-        context + group_context,
-        max(longest, group_longest),
-    )
-    return facts, shape

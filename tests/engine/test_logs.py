@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cbsim.cost.base import StepShape
-from cbsim.engine.fast import GroupShare, look_at
+from cbsim.engine.mixed_step import GroupShare, look_at
 from cbsim.engine.step_log import StepFacts, StepLog
 from cbsim.engine.token_log import TokenLog
 from cbsim.recorder import STEP_COLUMNS

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cbsim.engine.fast import num_affordable, num_taken
+from cbsim.engine.stretch import num_affordable, num_taken
 
 needs_of_a_round = st.lists(st.integers(0, 6), min_size=1, max_size=9).filter(any)
 

@@ -1,0 +1,79 @@
+"""StepPlan: what one call of a scheduler decided."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from cbsim.cost.base import StepShape
+from cbsim.request import Request
+
+
+class Slice(NamedTuple):
+    """One request's share of a step."""
+
+    request: Request
+    num_tokens: int
+    num_computed_tokens: int
+    """Before the step."""
+    is_prefill: bool
+    emits: bool
+    """Whether a token comes out: all known tokens are computed after this slice."""
+    num_preemptions: int
+    """The request's, when planned: a preemption while the step is in flight shows by a higher count."""
+
+
+@dataclass(slots=True)
+class StepPlan:
+    """What one call of the scheduler decided. Without slices it makes no step."""
+
+    now: float
+    budget: int
+    """Tokens that may still be scheduled."""
+    slices: list[Slice] = field(default_factory=list)
+    decisions: list[tuple[str, Request, int]] = field(default_factory=list)
+    """`(admitted | resumed | preempted, request, prefix-cache tokens)` in the order decided."""
+    preempted: list[Request] = field(default_factory=list)
+    transfer_s: float = 0.0
+    """Seconds the step spends moving KV blocks to and from host memory."""
+    num_padding_tokens: int = 0
+    """Tokens computed only to fill a padded batch."""
+    num_running: int = 0
+    num_waiting: int = 0
+    num_blocks_used: int = 0
+    """This and the queue lengths: right after scheduling."""
+    num_kv_tokens: int = 0
+    """KV entries of the running requests that are computed once the step has run."""
+    shape: StepShape | None = None
+    """What the step costs; `None` lets it follow from the slices."""
+
+    @property
+    def admitted(self) -> list[tuple[Request, int]]:
+        """Requests taken from the waiting queue for the first time, with their prefix-cache tokens."""
+        return [(request, num_cached) for what, request, num_cached in self.decisions if what == "admitted"]
+
+    @property
+    def resumed(self) -> list[tuple[Request, int]]:
+        """The same after a preemption."""
+        return [(request, num_cached) for what, request, num_cached in self.decisions if what == "resumed"]
+
+    def priced_shape(self) -> StepShape:
+        """The shape that the cost model turns into seconds, padding included."""
+        return self.shape if self.shape is not None else shape_of(self.slices)
+
+
+def shape_of(slices: Iterable[Slice]) -> StepShape:
+    """The shape of a step without padding."""
+    chunks = []
+    num_finishing = num_decodes = decode_context = max_decode_context = 0
+    for part in slices:
+        if part.is_prefill:
+            chunks.append((part.num_tokens, part.num_computed_tokens))
+            num_finishing += part.emits
+        else:
+            context = part.num_computed_tokens + part.num_tokens
+            num_decodes += 1
+            decode_context += context
+            max_decode_context = max(max_decode_context, context)
+    return StepShape(tuple(chunks), num_finishing, num_decodes, decode_context, max_decode_context)
