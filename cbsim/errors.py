@@ -1,4 +1,4 @@
-"""The errors a user can cause. Each carries one line per mistake; the command line prints them and exits 2."""
+"""The errors a user can cause. Each carries a line per mistake; the command line prints them and exits 2."""
 
 from __future__ import annotations
 
@@ -28,4 +28,4 @@ class CalibrationError(CbsimError):
 
 
 class PluginError(CbsimError):
-    """A scheduler, workload, cost model or observer of a third party can't be loaded or broke its contract."""
+    """A scheduler, workload, cost model or observer of a third party can't be loaded or breaks its contract."""
