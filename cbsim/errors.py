@@ -28,4 +28,4 @@ class CalibrationError(CbsimError):
 
 
 class PluginError(CbsimError):
-    """A scheduler, workload, cost model or observer of a third party can't be loaded or breaks its contract."""
+    """A scheduler, workload, cost model or observer of a third party can't be loaded or broke its word."""
