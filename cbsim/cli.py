@@ -237,7 +237,10 @@ def _sweep(
     quiet: bool,
 ) -> None:
     from cbsim.progress import watch_sweep
+    from cbsim.replicates import has_replicates
+    from cbsim.report.sweep_text import Sweep, replicate_table
     from cbsim.report.tables import compare_points, point_labels
+    from cbsim.sweep import save_table
     from cbsim.sweep import sweep as run_sweep
 
     folder = out or Path("runs") / experiment.name
@@ -255,10 +258,16 @@ def _sweep(
             if did_run
         }
         written += _draw(results, experiment, folder)
+    told = compare_points(table)
+    if has_replicates(table):
+        replicated = Sweep.of(table, experiment.slo.limits(), experiment.workload.type == "resampled")
+        save_table(replicated.points, folder, "intervals")
+        written += ["intervals.csv", "intervals.parquet"]
+        told = replicate_table(replicated)
     if as_json:
         click.echo(table.to_json(orient="records", indent=2))
     else:
-        compare_points(table).print()
+        told.print()
         click.echo(f"\nwritten to {folder}: {', '.join(written)}")
     if not ran.all():
         raise click.exceptions.Exit(1)

@@ -37,7 +37,7 @@ def heat_maps(
 ) -> Figure:
     """A map for each figure over the swept settings `x` and `y` of a table with one row a cell.
 
-    Brighter is better, a frame marks the best cell, and cells that were not run are left white.
+    Brighter is better, a frame marks the best cell, and cells that were not run are left empty.
     """
     with styled():
         figure = new_figure(11, 1.6 + 0.5 * max(3, table[y].nunique()))
@@ -46,7 +46,7 @@ def heat_maps(
             cells = table.pivot(index=y, columns=x, values=shown.column).sort_index().sort_index(axis=1)
             _draw(axes, cells, shown)
             axes.set(title=shown.label, xlabel=_short(x), ylabel=_short(y))
-        note = "Brighter is better; the frame marks the best cell; white: not run."
+        note = "Brighter is better; the frame marks the best cell; empty: not run."
         head(figure, title, f"{caption} {note}".strip())
     return figure
 

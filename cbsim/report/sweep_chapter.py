@@ -1,0 +1,166 @@
+"""The report's chapter on a sweep: which point is best, how sure that is, and what each setting does."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cbsim.errors import CbsimError
+from cbsim.replicates import HIGH, LOW, has_replicates
+from cbsim.report.capacity_text import describe_slo
+from cbsim.report.cdf_plot import latency_cdfs
+from cbsim.report.chapter import Chapter, Picture, Provenance
+from cbsim.report.heat_plot import heat_maps
+from cbsim.report.html_table import Cell, HtmlTable
+from cbsim.report.pareto_plot import pareto_picture
+from cbsim.report.run_chapter import MAX_DRAWN, slo_of
+from cbsim.report.sweep_plot import sweep_curves
+from cbsim.report.sweep_text import Sweep, point_name, sentence
+from cbsim.report.tables import COMPARED, Figure
+from cbsim.report.text import format_share
+from cbsim.report.timeline_plot import timeline
+from cbsim.report.utilization_plot import utilization
+from cbsim.result import Result, load_run
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_SHOWN = (*COMPARED[2:-1], Figure("mfu", "MFU", format_share), Figure("mbu", "MBU", format_share))
+_CURVES = ("ttft_s.p99", "itl_s.p99", "goodput_per_s")
+_MIN_MAPPED = 2
+"""A heat map has at least so many values along each axis."""
+
+
+def is_sweep_folder(folder: Path) -> bool:
+    """Whether a sweep was written there."""
+    return (folder / "table.parquet").is_file() and (folder / "points").is_dir()
+
+
+def sweep_chapter(folder: Path) -> Chapter:
+    """The chapter of one sweep folder. Raises `CbsimError` if it is damaged, or nothing in it ran."""
+    import pandas as pd
+
+    try:
+        table = pd.read_parquet(folder / "table.parquet")
+    except (OSError, ValueError) as error:
+        raise CbsimError(f"{folder / 'table.parquet'}: can't be read: {error}") from error
+    ran = table[table["error"].isna()]
+    if not len(ran):
+        raise CbsimError(f"{folder}: no point of this sweep ran")
+    first = load_run(folder / "points" / str(ran["point"].iloc[0]))
+    is_resampled = first.config.get("workload", {}).get("type") == "resampled"
+    sweep = Sweep.of(table, slo_of(first), is_resampled)
+    names = " and ".join(f"`{key}`" for key in sweep.keys) or "the seed"
+    aim = f"goodput within {describe_slo(sweep.slo)}" if sweep.slo else "throughput"
+    return Chapter(
+        title=f"{first.name}: sweep",
+        question=f"Which {names} gives the highest {aim}?",
+        answers=[sentence(sweep)],
+        warnings=_warnings(table, first),
+        tables=[_table(sweep)],
+        pictures=list(_pictures(sweep, folder, first.name)),
+        provenance=[Provenance(f"{first.name}, first point", first.config, first.manifest)],
+    )
+
+
+def _table(sweep: Sweep) -> HtmlTable:
+    rows = []
+    for row in sweep.records():
+        labels = [Cell(_plain(row[key]), _number(row[key])) for key in sweep.keys]
+        rows.append([*labels, *(_cell(sweep, figure, row) for figure in _SHOWN)])
+    header = [*(key.rpartition(".")[2] for key in sweep.keys), *(figure.title for figure in _SHOWN)]
+    replicated = ", means of replicates ± 95% intervals" if sweep.is_replicated else ""
+    return HtmlTable(f"Points of the sweep{replicated}", header, rows, num_labels=max(1, len(sweep.keys)))
+
+
+def _cell(sweep: Sweep, figure: Figure, row: Mapping[str, Any]) -> Cell:
+    value = row.get(figure.key)
+    if value is None:
+        return Cell("-")
+    text = figure.show(value)
+    if sweep.is_replicated and row[figure.key + HIGH] is not None:
+        text += f" ± {figure.show((row[figure.key + HIGH] - row[figure.key + LOW]) / 2)}"
+    others = [other[figure.key] for other in sweep.records() if other.get(figure.key) is not None]
+    is_best = figure.better is not None and len(set(others)) > 1 and value == figure.better(others)
+    return Cell(text, float(value), is_best)
+
+
+def _warnings(table: pd.DataFrame, first: Result) -> list[str]:
+    warnings = [f"{error} (a point that failed)" for error in table["error"].dropna().unique()]
+    for column in ("notes", "rejection_reasons"):
+        told: list[str] = table[column].dropna().tolist()
+        counts = Counter(note for notes in told for note in notes.split("; "))
+        warnings += [
+            note if count == len(table) else f"{count} of {len(table)} points: {note}"
+            for note, count in counts.items()
+        ]
+    if has_replicates(table) and first.config.get("workload", {}).get("type") == "trace":
+        warnings.append(
+            "a seed changes nothing in a recorded trace, so that its replicates say nothing of its chance: "
+            "`workload.type=resampled` draws another such trace for each"
+        )
+    return warnings
+
+
+def _pictures(sweep: Sweep, folder: Path, name: str) -> list[Picture]:
+    cells, pictures = sweep.points, []
+    numeric = [key for key in sweep.keys if _is_numeric(cells, key)]
+    several = [key for key in numeric if cells[key].nunique() >= _MIN_MAPPED]
+    if len(sweep.keys) == 2 and len(several) == 2:
+        y, x = sorted(several, key=lambda key: (key.endswith("max_tokens_per_step"), cells[key].nunique()))
+        title = f"{_short(x)} and {_short(y)}"
+        described = f"Heat maps of goodput, p99 TTFT and p99 ITL. {sentence(sweep)}"
+        pictures.append(Picture(heat_maps(cells, x, y, title), title, described))
+    elif len(several) == 1 and len(sweep.keys) <= 2 and (cells[several[0]] > 0).all():
+        other = next((key for key in sweep.keys if key != several[0]), None)
+        series = other or "series"
+        table = cells if other else cells.assign(series=name)
+        title = f"What {_short(several[0])} does"
+        described = f"p99 TTFT, p99 ITL and goodput along {_short(several[0])}. {sentence(sweep)}"
+        pictures.append(Picture(sweep_curves(table, several[0], series, _CURVES, title), title, described))
+    labels = [point_name(row, sweep.keys) for row in sweep.records()]
+    if len(cells) > 2:
+        described = (
+            "Each point by its throughput and its p99 gap between tokens; those no other beats are joined"
+        )
+        figure = pareto_picture(cells, labels, "Throughput against p99 ITL")
+        pictures.append(Picture(figure, "Throughput against p99 ITL", described))
+    if len(sweep.ran) <= MAX_DRAWN and not sweep.is_replicated:
+        pictures += _run_pictures(sweep, folder, labels)
+    return pictures
+
+
+def _run_pictures(sweep: Sweep, folder: Path, labels: list[str]) -> list[Picture]:
+    """Of few points: latencies and what happened over time."""
+    runs = dict(
+        zip(labels, map(load_run, (folder / "points" / point for point in sweep.ran["point"])), strict=True)
+    )
+    draw: dict[str, Callable[[Mapping[str, Result]], Any]] = {
+        "Latency distributions": lambda results: latency_cdfs(results, sweep.slo),
+        "Queue, batch and KV use over time": timeline,
+        "MFU and MBU over time": utilization,
+    }
+    return [
+        Picture(make(runs), title, f"A curve or a row of panels for each of {', '.join(labels)}")
+        for title, make in draw.items()
+    ]
+
+
+def _is_numeric(cells: pd.DataFrame, key: str) -> bool:
+    import pandas as pd
+
+    return pd.api.types.is_numeric_dtype(cells[key]) and not pd.api.types.is_bool_dtype(cells[key])
+
+
+def _short(key: str) -> str:
+    return key.rpartition(".")[2]
+
+
+def _plain(value: Any) -> str:
+    return f"{value:,.15g}" if _number(value) is not None else str(value)
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
