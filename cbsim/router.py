@@ -16,6 +16,8 @@ class Router(ABC):
 
     reads_state = False
     """Whether choosing looks at the replicas, so that they must be brought up to the instant first."""
+    reads_blocks = False
+    """Whether it looks at their KV blocks, which change with every step."""
 
     @abstractmethod
     def choose(self, request: Request, engines: Sequence[Engine]) -> int:
@@ -51,8 +53,9 @@ class Least(Router):
 
     reads_state = True
 
-    def __init__(self, load: Callable[[Engine], int]) -> None:
+    def __init__(self, load: Callable[[Engine], int], *, reads_blocks: bool = False) -> None:
         self._load = load
+        self.reads_blocks = reads_blocks
 
     def choose(self, request: Request, engines: Sequence[Engine]) -> int:
         """See `Router.choose`."""
@@ -93,7 +96,7 @@ def make_router(name: str, seed: int) -> Router:
         case "least_outstanding":
             return Least(lambda engine: engine.num_outstanding)
         case "least_kv":
-            return Least(lambda engine: engine.num_blocks_used)
+            return Least(lambda engine: engine.num_blocks_used, reads_blocks=True)
         case "prefix_affinity":
             return PrefixAffinity()
     raise ValueError(f"no router '{name}'")

@@ -105,12 +105,14 @@ class World:
     ) -> Generator[simpy.Event, None, None]:
         """The same for engines that run by themselves: brought up to the instant when looked at."""
         sees_all = self.router.reads_state and len(engines) > 1
+        sees_blocks = self.router.reads_blocks
         for request in requests:
             at_s = request.arrival_s
             if at_s > self.env.now:
                 yield Instant(self.env, at_s, ARRIVAL)
             for engine in engines if sees_all else ():
-                engine.advance(at_s)
+                if sees_blocks or engine.quiet_until_s < at_s:
+                    engine.advance(at_s, math.inf)
             self._submit(request)
 
     def _client(self, requests: Iterator[Request]) -> Generator[simpy.Event, None, None]:

@@ -13,7 +13,7 @@ from cbsim.engine.hiding import must_show_all
 from cbsim.engine.mixed_step import NO_SHARE, GroupShare, Step, is_quiet, look_at, slice_of
 from cbsim.engine.request_log import RequestLog
 from cbsim.engine.step_log import StepLog
-from cbsim.engine.stretch import append_ends, group_steps_s, num_affordable, num_taken
+from cbsim.engine.stretch import Stretch, group_steps_s, num_affordable, num_taken
 from cbsim.engine.token_log import TokenLog
 from cbsim.recorder import DECISIONS, Column, Recorder
 from cbsim.request import Request, RequestState
@@ -55,11 +55,18 @@ class FastEngine(Engine):
         self._duration_s = math.inf
         """Of the last step of the group alone."""
         self._head_is_blocked = False
+        self._ahead: Stretch | None = None
+        """Steps decided and not yet written down: where they are cut is still open."""
+        self._advanced_to_s = 0.0
+        self.quiet_until_s = -math.inf
+        """Before this instant `advance` changes nothing that others see but blocks; set by `advance`."""
 
     # Driven by the world
 
     def submit(self, request: Request) -> bool:
         """See `Engine.submit`."""
+        self._settle()
+        self.quiet_until_s = -math.inf
         accepted = super().submit(request)
         if accepted:
             self.requests.arrived(request)
@@ -68,31 +75,37 @@ class FastEngine(Engine):
                 self._asked_at_s = request.arrival_s
         return accepted
 
-    def advance(self, until_s: float) -> None:
-        """Run everything that happens before `until_s`, seconds."""
-        while True:
+    def advance(self, until_s: float, horizon_s: float | None = None) -> None:
+        """Run everything that happens before `until_s`, seconds.
+
+        With a later `horizon_s` stretches are decided up to there, and taken back where a request arrives
+        before: for replicas that are looked at more often than they are given requests.
+        """
+        self._advanced_to_s = until_s
+        horizon_s = until_s if horizon_s is None else horizon_s
+        while (at_s := self._next_at_s()) < until_s:
+            if self._ahead is not None:
+                self._settle()
+                continue
             if self.under_way:
-                at_s = self.under_way[0].end_s
-                if at_s >= until_s:
-                    return
                 self.end_step()
-            else:
-                next_call_s = self._next_call_s()
-                if next_call_s is None or next_call_s >= until_s:
-                    return
-                at_s = next_call_s
-            self._call(at_s, until_s)
+            self._call(at_s, horizon_s)
+        self.quiet_until_s = at_s
 
     def call(self, now: float) -> None:
         """See `Engine.call`."""
+        self._advanced_to_s = now
         self._call(now, now)
 
-    def _call(self, now: float, until_s: float) -> None:
-        """See `call`; as long as nobody need decide, goes on up to `until_s`."""
+    def _call(self, now: float, horizon_s: float) -> None:
+        """See `call`; as long as nobody need decide, goes on up to `horizon_s`."""
         self._asked_at_s = None
         self._called_at_s = now
-        while len(self.under_way) < self.num_in_flight and self._decide(now, until_s):
-            pass
+        while len(self.under_way) < self.num_in_flight and self._decide(now, horizon_s):
+            if self._ahead is not None:
+                if horizon_s > self._advanced_to_s:
+                    return
+                self._settle()
 
     def end_step(self) -> list[Request]:
         """See `Engine.end_step`."""
@@ -128,23 +141,35 @@ class FastEngine(Engine):
     @property
     def next_end_s(self) -> float | None:
         """See `Engine.next_end_s`."""
+        self._settle()
         return self.under_way[0].end_s if self.under_way else None
+
+    @property
+    def num_blocks_used(self) -> int:
+        """See `Engine.num_blocks_used`."""
+        self._settle()
+        return super().num_blocks_used
 
     @property
     def last_end_s(self) -> float:
         """See `Engine.last_end_s`."""
+        self._settle()
         return self.steps.end_s[self._num_ended - 1] if self._num_ended else 0.0
 
     # Deciding
 
-    def _next_call_s(self) -> float | None:
-        """When the idle engine is to ask its scheduler: someone has arrived, or a timer is set."""
+    def _next_at_s(self) -> float:
+        """When something happens next that may change what others see; infinity if nothing will."""
+        if self._ahead is not None:
+            return self._ahead.last_decided_at_s
+        if self.under_way:
+            return self.under_way[0].end_s
         if self._asked_at_s is not None:
             return self._asked_at_s
         at_s = self.scheduler.wake_at_s()
-        return None if at_s is None or at_s <= self._called_at_s else at_s
+        return math.inf if at_s is None or at_s <= self._called_at_s else at_s
 
-    def _decide(self, now: float, until_s: float) -> bool:
+    def _decide(self, now: float, horizon_s: float) -> bool:
         """One call: of nobody if the group alone goes on, else of the scheduler; whether another may follow.
 
         It may after a step, and after a call that only preempted while nothing runs: nobody else would ask.
@@ -157,7 +182,7 @@ class FastEngine(Engine):
             elif not group.num_active:
                 pass
             elif not scheduler.running and self._nobody_can_join():
-                self._stretch(now, until_s)
+                self._ahead = self._stretch(now, horizon_s)
                 return True
             elif not self._excludes:
                 share = self._take_group_step()
@@ -227,41 +252,48 @@ class FastEngine(Engine):
         state = (num_running, plan.num_waiting, num_kv_tokens, scheduler.pool.num_used)
         self.steps.add((now, start_s), duration_s, end_s, state, facts)
 
-    def _stretch(self, now: float, until_s: float) -> None:
-        """Decide a step of the group alone, then let the running one end and decide the next, over and over.
+    def _stretch(self, now: float, horizon_s: float) -> Stretch:
+        """Decide a step of the group alone, then, whenever the running one ends before `horizon_s`, the next.
 
-        Goes on while steps end before `until_s`, blocks suffice, no member has got its last token, and the
-        steps that end are the group's alone. At least one step is decided.
+        Goes on while blocks suffice, no member has got its last token, and what ends changes no decision.
         """
-        group, under_way, scheduler = self.group, self.under_way, self.scheduler
-        num_decodes, first, num_ahead = group.num_active, group.num_planned, len(under_way)
+        group, scheduler = self.group, self.scheduler
+        num_decodes = group.num_active
         context = group.context + num_decodes
         priced = scheduler.decodes_as_priced(num_decodes, context, group.max_context)
         needs = group.next_needs()
-        ends = [now, *[step.end_s for step in under_way]]
         num_steps = 1
-        if not group.num_lingering and now < until_s and self._goes_on_alone():
-            num_steps = group.next_end - first + 1
-            if until_s < math.inf:
+        if not group.num_lingering and now < horizon_s and self._goes_on_alone():
+            num_steps = group.next_end - group.num_planned + 1
+            if horizon_s < math.inf:
                 # Two more than seem to fit: how many do is seen from their exact ends.
-                num_steps = min(num_steps, int((until_s - now) / self._duration_s) + 2)
+                num_steps = min(num_steps, int((horizon_s - now) / self._duration_s) + 2)
             num_steps = num_affordable(num_steps, num_decodes, needs, scheduler.pool.num_free)
         durations = group_steps_s(self.cost, priced, num_steps)
-        append_ends(ends, durations, until_s)
-        num_steps = len(durations)
+        return Stretch([now, *[step.end_s for step in self.under_way]], durations, context, priced[0], needs)
+
+    def _settle(self) -> None:
+        """Put the stretch decided ahead under way, up to the instant that the engine was advanced to."""
+        stretch, self._ahead = self._ahead, None
+        if stretch is None:
+            return
+        stretch.cut(self._advanced_to_s)
+        group, under_way, scheduler = self.group, self.under_way, self.scheduler
+        ends, durations, needs = stretch.ends, stretch.durations, stretch.needs
+        num_steps, num_ahead, num_decodes = len(durations), len(under_way), group.num_active
         num_used = scheduler.pool.num_used + (needs[0] if needs else 0)
         if group.has_identities:
             for step in range(num_steps):
-                group.take_blocks(first + step, group.num_committed + step)
+                group.take_blocks(group.num_planned + step, group.num_committed + step)
         elif needs:
             scheduler.pool.num_free -= num_taken(num_steps, num_decodes, needs)
         self.steps.add_run(
-            (now, ends[num_ahead]),
+            (ends[0], ends[num_ahead]),
             durations,
             ends[num_ahead + 1 :],
-            (group.num_hidden, len(scheduler.waiting), context + group.lingering_context, num_used),
+            (group.num_hidden, len(scheduler.waiting), stretch.context + group.lingering_context, num_used),
             num_decodes,
-            context,
+            stretch.context,
             needs,
         )
         num_ended = num_steps - 1
@@ -281,7 +313,7 @@ class FastEngine(Engine):
         under_way.append(Step(self._num_steps - 1, None, True, ends[-1]))
         group.advance(num_steps)
         scheduler.advanced(num_steps)
-        self.num_padding_tokens += num_steps * (priced[0] - num_decodes)
+        self.num_padding_tokens += num_steps * (stretch.num_priced - num_decodes)
 
     def _goes_on_alone(self) -> bool:
         """Whether the steps under way, but for the one to be decided now, change no decision as they end."""
@@ -361,6 +393,7 @@ class FastEngine(Engine):
 
     def finish_record(self) -> None:
         """See `Engine.finish_record`."""
+        self._settle()
         self._dissolve()
         self.requests.close_all()
         self.recorder.longest_gaps(*self.tokens.longest_gaps(self.steps.group_end_s(self._num_ended)))

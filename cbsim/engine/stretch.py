@@ -1,4 +1,4 @@
-"""A stretch: group steps one behind the other, decided at once. What they cost and how far they reach."""
+"""Stretch: group steps one behind the other, decided at once. What they cost and how far they reach."""
 
 from __future__ import annotations
 
@@ -7,6 +7,42 @@ from itertools import accumulate, islice
 
 from cbsim.cost.base import CostModel, StepShape
 from cbsim.engine.base import checked_s
+
+
+class Stretch:
+    """Steps of the decode group, decided: the first in any case, the others while nothing comes up."""
+
+    __slots__ = ("context", "durations", "ends", "needs", "num_priced")
+
+    def __init__(
+        self, ends: list[float], durations: list[float], context: int, num_priced: int, needs: list[int]
+    ) -> None:
+        """`ends` comes with the instant of the first decision and the ends of the steps under way.
+
+        The step at place i is decided at `ends[i]`. Ends are summed in order, as the reference engine does.
+        """
+        ends += islice(accumulate(durations, initial=ends[-1]), 1, None)
+        self.ends = ends
+        self.durations = durations
+        self.context = context
+        """Tokens that the members attend to in the first step."""
+        self.num_priced = num_priced
+        """Decodes that the cost model is asked for, padding included."""
+        self.needs = needs
+        """Blocks that each step takes, over and over."""
+
+    @property
+    def last_decided_at_s(self) -> float:
+        """When the last step is decided."""
+        return self.ends[len(self.durations) - 1]
+
+    def cut(self, until_s: float) -> None:
+        """Drop the steps, but for the first, that would be decided at `until_s` or later."""
+        ends, durations = self.ends, self.durations
+        num_steps = len(durations)
+        if num_steps > 1 and ends[num_steps - 1] >= until_s:
+            num_fitting = bisect_left(ends, until_s, 1, num_steps)
+            del ends[len(ends) - num_steps + num_fitting :], durations[num_fitting:]
 
 
 def group_steps_s(cost: CostModel, priced: tuple[int, int, int], num_steps: int) -> list[float]:
@@ -19,22 +55,6 @@ def group_steps_s(cost: CostModel, priced: tuple[int, int, int], num_steps: int)
     checked_s(min(durations), cost)
     checked_s(max(durations), cost)
     return durations
-
-
-def append_ends(ends: list[float], durations: list[float], until_s: float) -> None:
-    """Append the steps' ends to `ends`, and drop the steps that would be decided at `until_s` or later.
-
-    `ends` begins with the instant at which the first of them is decided, and goes on with the ends of the
-    steps under way: the step at place i is decided at `ends[i]`, the first one in any case. Ends are summed
-    in order, as the reference engine does.
-    """
-    num_ahead = len(ends)
-    ends += islice(accumulate(durations, initial=ends[-1]), 1, None)
-    num_steps = len(durations)
-    if num_steps > 1:
-        num_fitting = bisect_left(ends, until_s, 1, num_steps)
-        if num_fitting < num_steps:
-            del durations[num_fitting:], ends[num_ahead + num_fitting :]
 
 
 def num_taken(num_steps: int, num_decodes: int, needs: list[int]) -> int:
