@@ -247,6 +247,9 @@ def _sweep(
     with watch_sweep(quiet) as progress:
         table = run_sweep(experiment, folder, workers, cluster, progress=progress)
     ran = table["error"].isna()
+    if not ran.any():
+        problems = [line for error in table["error"] for line in str(error).splitlines()]
+        raise CbsimError(*dict.fromkeys(problems), f"none of the {len(table)} points could run")
     written = ["table.csv", "table.parquet", "points/"]
     if ran.any() and (plots or (plots is None and ran.sum() <= 6)):
         from cbsim.result import load_run
@@ -259,7 +262,7 @@ def _sweep(
         }
         written += _draw(results, experiment, folder)
     told = compare_points(table)
-    if has_replicates(table):
+    if has_replicates(table[ran]):
         replicated = Sweep.of(table, experiment.slo.limits(), experiment.workload.type == "resampled")
         save_table(replicated.points, folder, "intervals")
         written += ["intervals.csv", "intervals.parquet"]
