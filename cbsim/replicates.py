@@ -52,7 +52,8 @@ def across_replicates(
     figures = [
         str(name)
         for name in ran.columns
-        if name not in (*keys, *_BOOKKEEPING, SEED) and pd.api.types.is_numeric_dtype(ran[name])
+        if name not in (*keys, *_BOOKKEEPING, SEED)
+        and (pd.api.types.is_numeric_dtype(ran[name]) or ran[name].isna().all())
     ]
     method = bootstrap_interval if is_resampled else t_interval
     groups = ran.groupby(keys, sort=False, dropna=False) if keys else [((), ran)]
@@ -64,7 +65,8 @@ def across_replicates(
             row |= _described(name, replicates[name], partial(method, confidence=confidence))
         rows.append(row)
     columns = [f"{name}{end}" for name in figures for end in ("", LOW, HIGH)]
-    return pd.DataFrame(rows, columns=[*keys, NUM_REPLICATES, *columns])
+    frame = pd.DataFrame(rows, columns=[*keys, NUM_REPLICATES, *columns])
+    return frame.astype(dict.fromkeys(columns, "float64"))
 
 
 def _described(

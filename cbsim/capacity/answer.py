@@ -161,13 +161,13 @@ def _answer(
 ) -> CapacityAnswer:
     import pandas as pd
 
-    labels = label_values([swept for swept, _ in points])
+    cells = label_values([swept for swept, _ in points])
     judged: list[Contender] = []
     rows: list[dict[str, Any]] = []
     first_per_s: list[float] | None = None
-    for (_, point), swept, replicates in zip(points, labels, outcomes, strict=True):
+    named = zip(points, cells, _names(cells, experiment.name), outcomes, strict=True)
+    for (_, point), swept, label, replicates in named:
         evidence = Evidence(replicates, plan, _num_source_requests(point))
-        label = ", ".join(str(value) for value in swept.values()) or experiment.name
         judged.append(judge(label, swept, evidence, first_per_s))
         first_per_s = evidence.rates_per_s() if len(judged) == 1 else first_per_s
         for seed, outcome in enumerate(replicates, experiment.seed):
@@ -191,6 +191,22 @@ def _answer(
         experiment.resolved(),
         outcomes[0][0].manifest,
     )
+
+
+def _names(cells: Sequence[Mapping[str, Any]], default: str) -> list[str]:
+    """The shortest names that tell contenders apart: words alone, numbers with the last part of their key."""
+    keys = list(cells[0])
+    for size in range(1, len(keys) + 1):
+        names = [
+            ", ".join(
+                value if isinstance(value, str) else f"{key.rpartition('.')[2]} {value}"
+                for key, value in list(cell.items())[:size]
+            )
+            for cell in cells
+        ]
+        if len(set(names)) == len(names):
+            return names
+    return [default] if not keys else names
 
 
 def _num_source_requests(experiment: Experiment) -> int | None:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 DEFAULT_FIGURES = (GOODPUT, TTFT, ITL)
 _COLORS = "cividis"
 """Made for colour-blind readers (Nunez, Anderton and Renslow, PLOS ONE 13(7), 2018)."""
+_LEAST_SPAN = 0.1
+"""Of the best value: so far apart are values in full contrast, at least."""
 _ON_BRIGHT = "#111111"
 _WIDE = 10
 """Values that span more than this factor get a logarithmic colour scale."""
@@ -56,7 +58,7 @@ def _draw(axes: Axes, cells: pd.DataFrame, shown: PicturedFigure) -> None:
     known = values[~np.isnan(values)]
     is_wide = len(known) > 0 and known.min() > 0 and known.max() > _WIDE * known.min()
     colors = _COLORS if shown.better == "higher" else f"{_COLORS}_r"
-    norm: dict[str, Any] = {"norm": LogNorm()} if is_wide else {}
+    norm: dict[str, Any] = {"norm": LogNorm()} if is_wide else _plain_scale(known, shown)
     mesh = axes.pcolormesh(np.ma.masked_invalid(values), cmap=colors, edgecolor="white", linewidth=1, **norm)
     axes.set_xticks(np.arange(len(cells.columns)) + 0.5, [_tick(value) for value in cells.columns])
     axes.set_yticks(np.arange(len(cells.index)) + 0.5, [_tick(value) for value in cells.index])
@@ -81,6 +83,16 @@ def _draw(axes: Axes, cells: pd.DataFrame, shown: PicturedFigure) -> None:
         row, column = (int(place) for place in np.unravel_index(best, values.shape))
         frame = Rectangle((column, row), 1, 1, fill=False, edgecolor="#D55E00", linewidth=2.5, zorder=3)
         axes.add_patch(frame)
+
+
+def _plain_scale(known: Column, shown: PicturedFigure) -> dict[str, float]:
+    """From the worst to the best; where these hardly differ, colours hardly do."""
+    if not len(known):
+        return {}
+    low, high = float(known.min()), float(known.max())
+    if shown.better == "higher":
+        return {"vmin": min(low, high - _LEAST_SPAN * abs(high)), "vmax": high}
+    return {"vmin": low, "vmax": max(high, low + _LEAST_SPAN * abs(low))}
 
 
 def _short(key: str) -> str:

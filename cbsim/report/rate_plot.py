@@ -63,8 +63,12 @@ def _panels(
         panels: list[Axes] = list(figure.subplots(2, 3).flat)
         for axes, (name, (heading, unit)) in zip(panels, _LATENCIES.items(), strict=False):
             scale = MS_PER_S if unit == "ms" else 1
+            axes.set(title=heading, ylabel=unit)
+            if not curves[f"{name}.p99"].notna().any():
+                axes.text(0.5, 0.5, "nothing to measure", transform=axes.transAxes, ha="center")
+                continue
             _draw(axes, curves, f"{name}.p99", scale)
-            axes.set(title=heading, ylabel=unit, yscale="log")
+            axes.set_yscale("log")
             axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
             axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axes.yaxis.set_minor_formatter(NullFormatter())

@@ -95,7 +95,8 @@ def replicate_table(sweep: Sweep) -> Table:
         cells = [_with_interval(row, figure) for figure in _DECIDING]
         rows.append((point_name(row, sweep.keys), str(row[NUM_REPLICATES]), *cells))
     header = ("", "replicates", *(figure.label for figure in _DECIDING))
-    return Table(header, tuple(rows), notes=(sentence(sweep),))
+    failed = sweep.table["error"].dropna().tolist()
+    return Table(header, tuple(rows), notes=(*(f"failed: {error}" for error in failed), sentence(sweep)))
 
 
 def _with_interval(row: Mapping[str, Any], figure: PicturedFigure) -> str:

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 MAX_RUNS_AS_COLUMNS = 6
 """So many runs are compared as columns; more of them become rows."""
 
+MAX_RUNS_NAMED = 3
+"""A note of more runs tells only how many they are."""
+
 
 @dataclass(frozen=True, slots=True)
 class Figure:
@@ -94,28 +97,23 @@ def run_tables(result: Result) -> tuple[Table, Table]:
 
 def compare_runs(results: Mapping[str, Result]) -> Table:
     """Runs side by side under their labels, with the notes of all of them."""
-    notes: dict[str, list[str]] = {}
-    for label, result in results.items():
-        for note in _remarks(result):
-            notes.setdefault(note, []).append(label)
-    remarks = tuple(
-        note if len(labels) == len(results) else f"{', '.join(labels)}: {note}"
-        for note, labels in notes.items()
-    )
+    remarks = _merged({label: _remarks(result) for label, result in results.items()}, len(results))
     return _comparison({label: flatten(result.summary) for label, result in results.items()}, remarks)
 
 
 def compare_points(table: pd.DataFrame) -> Table:
     """The points of a sweep's table (see `cbsim.sweep.sweep`) side by side, failed ones as notes."""
-    remarks: list[str] = []
+    failures: list[str] = []
     compared = {}
+    remarks: dict[str, list[str]] = {}
     for label, row in zip(point_labels(table), _records(table), strict=True):
         if row["error"]:
-            remarks.append(f"{label}: failed: {row['error']}")
+            failures.append(f"{label}: failed: {row['error']}")
             continue
         compared[label] = row
-        remarks += [f"{label}: {row[name]}" for name in ("notes", "rejection_reasons") if row[name]]
-    return _comparison(compared, tuple(remarks))
+        told = [row[name] for name in ("notes", "rejection_reasons") if row[name]]
+        remarks[label] = [note for notes in told for note in notes.split("; ")]
+    return _comparison(compared, (*_merged(remarks, len(table)), *failures))
 
 
 def point_labels(table: pd.DataFrame) -> list[str]:
@@ -139,6 +137,23 @@ def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
 
 def _text(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _merged(remarks: Mapping[str, Sequence[str]], num_runs: int) -> tuple[str, ...]:
+    """Each remark once, with the runs it is of: all, or by their labels, or by their number."""
+    labels_of: dict[str, list[str]] = {}
+    for label, notes in remarks.items():
+        for note in notes:
+            labels_of.setdefault(note, []).append(label)
+    merged = []
+    for note, labels in labels_of.items():
+        if len(labels) == num_runs:
+            merged.append(note)
+        elif len(labels) <= MAX_RUNS_NAMED:
+            merged.append(f"{', '.join(labels)}: {note}")
+        else:
+            merged.append(f"{len(labels)} of {num_runs}: {note}")
+    return tuple(merged)
 
 
 def _comparison(runs: Mapping[str, Mapping[str, Any]], notes: tuple[str, ...]) -> Table:
