@@ -8,7 +8,7 @@
 # PYTHON chooses the interpreter (3.11 or newer), EXTRAS what `make test` installs besides cbsim.
 
 PYTHON ?= python3
-EXTRAS ?= dev,cluster,torch
+EXTRAS ?= dev,cluster,torch,triton
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
@@ -50,6 +50,8 @@ check: $(TESTED)
 	$(BIN)/cbsim check experiments/*.yaml
 
 test: check
+	@if $(BIN)/python -c 'import triton, torch' 2>/dev/null; then \
+	  TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels/test_triton_decode.py; fi
 	$(BIN)/python -m pytest -n 2
 
 bench: $(VENV)/.installed

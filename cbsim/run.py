@@ -179,13 +179,14 @@ def log_notes(experiment: Experiment, log: RunLog) -> list[str]:
     num_unfinished = int((state == RequestState.UNFINISHED).sum())
     if num_unfinished:
         why = "" if experiment.stop_at_s else ": the scheduler had nothing it could do for them"
-        notes.append(f"{num_unfinished:,} requests were left unfinished at {log.end_s:.6g} s{why}")
+        notes.append(f"{num_unfinished:,} requests left unfinished at {log.end_s:.6g} s{why}")
     num_tokens = requests["num_prompt_tokens"] + requests["num_output_tokens"]
     num_longer = int((num_tokens[state == RequestState.FINISHED] > experiment.model.max_model_len).sum())
     if num_longer:
+        requests_are = "request is" if num_longer == 1 else "requests are"
         notes.append(
-            f"{num_longer:,} served requests are longer than {experiment.model.name}'s context of "
-            f"{experiment.model.max_model_len:,} tokens; a real engine would refuse them"
+            f"{num_longer:,} served {requests_are} longer than {experiment.model.name}'s context of "
+            f"{experiment.model.max_model_len:,} tokens (a real engine would refuse that)"
         )
     if experiment.kv_cache.prefix_caching and SCHEDULERS.get(experiment.scheduler.type).reserves_ahead:
         notes.append(f"kv_cache.prefix_caching has no effect with scheduler {experiment.scheduler.type}")
