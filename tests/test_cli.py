@@ -86,7 +86,8 @@ def test_a_sweep_of_few_points_is_drawn() -> None:
     ran = cbsim_command("sweep", "e.yaml", "--set", "sweep.seed=[0, 1]", "--out", "out", "--quiet")
     assert ran.exit_code == 0
     pictures = {path.name for path in Path("out").iterdir() if path.suffix in (".png", ".svg")}
-    assert pictures == {"latency_cdfs.png", "latency_cdfs.svg", "timeline.png", "timeline.svg"}
+    stems = ("latency_cdfs", "timeline", "utilization")
+    assert pictures == {f"{stem}{suffix}" for stem in stems for suffix in (".png", ".svg")}
 
 
 def test_a_sweep_of_which_every_point_fails_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,9 +96,10 @@ def test_a_sweep_of_which_every_point_fails_says_so(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(import_module("cbsim.sweep"), "run_experiment", fail)
     ran = cbsim_command("sweep", "e.yaml", "--set", "sweep.seed=[0, 1]", "--out", "out")
-    assert ran.exit_code == 1
+    assert ran.exit_code == 2
     assert "failed: seed=1: RuntimeError: no luck" in ran.stderr
-    assert "no luck" in ran.stdout
+    assert ran.stderr.endswith("RuntimeError: no luck\nnone of the 2 points could run\n")
+    assert ran.stdout == ""
 
 
 def test_a_pinned_axis_is_noted() -> None:

@@ -360,7 +360,7 @@ def test_all_mistakes_are_told_at_once_in_the_order_of_their_lines() -> None:
         "sweep: {seed: 3}\n"
     )
     assert problems(text, ["replicas.count=0", "replicas.cnt=1", "seed.x=1"]) == [
-        "e.yaml:1: workload: missing; expected a mapping with type: trace, synthetic",
+        "e.yaml:1: workload: missing; expected a mapping with type: trace, resampled, synthetic",
         "e.yaml:1: modl: unknown key; did you mean 'model'?",
         "e.yaml:4: scheduler.chunk_size: got 'abc' (str); expected an integer >= 0",
         "e.yaml:5: scheduler.max_token_per_step: unknown key; did you mean 'max_tokens_per_step'?",
