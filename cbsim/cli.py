@@ -25,6 +25,7 @@ from cbsim.errors import CbsimError
 
 if TYPE_CHECKING:
     from cbsim.experiment import Experiment
+    from cbsim.report.sweep_text import Sweep
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -261,12 +262,14 @@ def _sweep(
             if did_run
         }
         written += _draw(results, experiment, folder)
+    sweep = Sweep.of(table, experiment.slo.limits(), experiment.workload.type == "resampled")
+    if plots is not False:
+        written += _draw_sweep(sweep, experiment.name, folder)
     told = compare_points(table)
     if has_replicates(table[ran]):
-        replicated = Sweep.of(table, experiment.slo.limits(), experiment.workload.type == "resampled")
-        save_table(replicated.points, folder, "intervals")
+        save_table(sweep.points, folder, "intervals")
         written += ["intervals.csv", "intervals.parquet"]
-        told = replicate_table(replicated)
+        told = replicate_table(sweep)
     if as_json:
         click.echo(table.to_json(orient="records", indent=2))
     else:
@@ -276,12 +279,23 @@ def _sweep(
         raise click.exceptions.Exit(1)
 
 
+def _draw_sweep(sweep: Sweep, name: str, folder: Path) -> list[str]:
+    """Draw what the settings do; returns the names of the PNG files."""
+    from cbsim.report.style import save_figure
+    from cbsim.report.sweep_pictures import sweep_pictures
+
+    pictures = sweep_pictures(sweep, name)
+    return [save_figure(picture.figure, folder / stem)[0].name for stem, picture in pictures.items()]
+
+
 def _draw(results: Mapping[str, Any], experiment: Experiment, folder: Path) -> list[str]:
     """Draw PNG and SVG pictures; returns the names of the PNG files."""
     from cbsim.report.cdf_plot import latency_cdfs
     from cbsim.report.style import save_figure
     from cbsim.report.timeline_plot import timeline
+    from cbsim.report.utilization_plot import utilization
 
     save_figure(latency_cdfs(results, experiment.slo.limits()), folder / "latency_cdfs")
     save_figure(timeline(results), folder / "timeline")
-    return ["latency_cdfs.png", "timeline.png"]
+    save_figure(utilization(results), folder / "utilization")
+    return ["latency_cdfs.png", "timeline.png", "utilization.png"]

@@ -66,7 +66,7 @@ def across_replicates(
         rows.append(row)
     columns = [f"{name}{end}" for name in figures for end in ("", LOW, HIGH)]
     frame = pd.DataFrame(rows, columns=[*keys, NUM_REPLICATES, *columns])
-    return frame.astype(dict.fromkeys(columns, "float64"))
+    return frame.astype(dict.fromkeys(columns, "float64")).copy()
 
 
 def _described(

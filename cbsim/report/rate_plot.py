@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter
 
@@ -40,7 +41,7 @@ def rate_picture(answer: CapacityAnswer) -> Figure:
         f"{answer.plan.num_replicates} replicates, bands: {answer.plan.confidence:.0%} intervals; "
         f"vertical lines: capacity, where {answer.plan.share * 100:g}% of requests meet the SLO."
     )
-    figure, panels = _panels(shown, answer.slo, f"{answer.name}: what a request rate does", caption)
+    figure, panels = rate_panels(shown, answer.slo, f"{answer.name}: what a request rate does", caption)
     for place, contender in enumerate(answer.contenders):
         if contender.rate_per_s is not None:
             for axes in panels:
@@ -55,9 +56,14 @@ def rate_picture(answer: CapacityAnswer) -> Figure:
     return figure
 
 
-def _panels(
-    curves: pd.DataFrame, slo: Mapping[str, float], title: str, caption: str
+def rate_panels(
+    curves: pd.DataFrame,
+    slo: Mapping[str, float],
+    title: str,
+    caption: str,
+    xlabel: str = "requests/s offered",
 ) -> tuple[Figure, list[Axes]]:
+    """Six panels along `rate_per_s`, a curve a `contender`, of a table as `across_replicates` makes it."""
     with styled():
         figure = new_figure(11, 6.4)
         panels: list[Axes] = list(figure.subplots(2, 3).flat)
@@ -77,8 +83,10 @@ def _panels(
         _draw(throughput, curves, "output_token_throughput_per_s")
         throughput.set(title="throughput", ylabel="output tokens/s")
         _draw(goodput, curves, "goodput_per_s")
-        goodput.axline((0, 0), slope=1, color=FAINT, linewidth=0.8)
-        goodput.set(title="goodput (grey: all requests)", ylabel="requests/s within SLO")
+        if xlabel == "requests/s offered":
+            goodput.axline((0, 0), slope=1, color=FAINT, linewidth=0.8)
+            goodput.text(0.03, 0.9, "grey: all requests", transform=goodput.transAxes, fontsize=8)
+        goodput.set(title="goodput", ylabel="requests/s within SLO")
         _draw(attainment, curves, "slo_attainment")
         attainment.set(title="SLO attainment", ylabel="share of requests")
         attainment.yaxis.set_major_formatter(PercentFormatter(xmax=1))
@@ -86,7 +94,7 @@ def _panels(
             axes.set_xlim(0, float(curves[RATE].max()) * 1.02)
         for axes in panels[3:]:
             axes.set_ylim(0, axes.dataLim.y1 * 1.05 if axes.dataLim.y1 > 0 else 1)
-            axes.set_xlabel("requests/s offered")
+            axes.set_xlabel(xlabel)
         head(figure, title, caption, panels[0])
     return figure, panels
 
@@ -99,6 +107,8 @@ def _draw(axes: Axes, curves: pd.DataFrame, column: str, scale: float = 1) -> No
         axes.plot(points[RATE], points[column] * scale, marker=".", label=str(label), **style)
         # What can't be is not drawn: shares above 1, and on logarithmic axes bounds far below every mean.
         floor, top = points[column].min() / 10, 1 if column == "slo_attainment" else float("inf")
+        if not np.isfinite(points[column + HIGH]).any():
+            continue
         low, high = (points[column + end].astype(float).clip(floor, top) * scale for end in (LOW, HIGH))
         axes.fill_between(points[RATE], low, high, color=style["color"], alpha=0.15, linewidth=0)
 

@@ -12,11 +12,9 @@ from cbsim.replicates import HIGH, LOW, has_replicates
 from cbsim.report.capacity_text import describe_slo
 from cbsim.report.cdf_plot import latency_cdfs
 from cbsim.report.chapter import Chapter, Picture, Provenance
-from cbsim.report.heat_plot import heat_maps
 from cbsim.report.html_table import Cell, HtmlTable
-from cbsim.report.pareto_plot import pareto_picture
 from cbsim.report.run_chapter import MAX_DRAWN, slo_of
-from cbsim.report.sweep_plot import sweep_curves
+from cbsim.report.sweep_pictures import sweep_pictures
 from cbsim.report.sweep_text import Sweep, point_name, sentence
 from cbsim.report.tables import COMPARED, Figure
 from cbsim.report.text import format_share
@@ -28,9 +26,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _SHOWN = (*COMPARED[2:-1], Figure("mfu", "MFU", format_share), Figure("mbu", "MBU", format_share))
-_CURVES = ("ttft_s.p99", "itl_s.p99", "goodput_per_s")
-_MIN_MAPPED = 2
-"""A heat map has at least so many values along each axis."""
 
 
 def is_sweep_folder(folder: Path) -> bool:
@@ -60,7 +55,7 @@ def sweep_chapter(folder: Path) -> Chapter:
         answers=[sentence(sweep)],
         warnings=_warnings(table, first),
         tables=[_table(sweep)],
-        pictures=list(_pictures(sweep, folder, first.name)),
+        pictures=[*sweep_pictures(sweep, first.name).values(), *_run_pictures(sweep, folder)],
         provenance=[Provenance(f"{first.name}, first point", first.config, first.manifest)],
     )
 
@@ -104,36 +99,11 @@ def _warnings(table: pd.DataFrame, first: Result) -> list[str]:
     return warnings
 
 
-def _pictures(sweep: Sweep, folder: Path, name: str) -> list[Picture]:
-    cells, pictures = sweep.points, []
-    numeric = [key for key in sweep.keys if _is_numeric(cells, key)]
-    several = [key for key in numeric if cells[key].nunique() >= _MIN_MAPPED]
-    if len(sweep.keys) == 2 and len(several) == 2:
-        y, x = sorted(several, key=lambda key: (key.endswith("max_tokens_per_step"), cells[key].nunique()))
-        title = f"{_short(x)} and {_short(y)}"
-        described = f"Heat maps of goodput, p99 TTFT and p99 ITL. {sentence(sweep)}"
-        pictures.append(Picture(heat_maps(cells, x, y, title), title, described))
-    elif len(several) == 1 and len(sweep.keys) <= 2 and (cells[several[0]] > 0).all():
-        other = next((key for key in sweep.keys if key != several[0]), None)
-        series = other or "series"
-        table = cells if other else cells.assign(series=name)
-        title = f"What {_short(several[0])} does"
-        described = f"p99 TTFT, p99 ITL and goodput along {_short(several[0])}. {sentence(sweep)}"
-        pictures.append(Picture(sweep_curves(table, several[0], series, _CURVES, title), title, described))
-    labels = [point_name(row, sweep.keys) for row in sweep.records()]
-    if len(cells) > 2:
-        described = (
-            "Each point by its throughput and its p99 gap between tokens; those no other beats are joined"
-        )
-        figure = pareto_picture(cells, labels, "Throughput against p99 ITL")
-        pictures.append(Picture(figure, "Throughput against p99 ITL", described))
-    if len(sweep.ran) <= MAX_DRAWN and not sweep.is_replicated:
-        pictures += _run_pictures(sweep, folder, labels)
-    return pictures
-
-
-def _run_pictures(sweep: Sweep, folder: Path, labels: list[str]) -> list[Picture]:
+def _run_pictures(sweep: Sweep, folder: Path) -> list[Picture]:
     """Of few points: latencies and what happened over time."""
+    if len(sweep.ran) > MAX_DRAWN or sweep.is_replicated:
+        return []
+    labels = [point_name(row, sweep.keys) for row in sweep.records()]
     runs = dict(
         zip(labels, map(load_run, (folder / "points" / point for point in sweep.ran["point"])), strict=True)
     )
@@ -146,16 +116,6 @@ def _run_pictures(sweep: Sweep, folder: Path, labels: list[str]) -> list[Picture
         Picture(make(runs), title, f"A curve or a row of panels for each of {', '.join(labels)}")
         for title, make in draw.items()
     ]
-
-
-def _is_numeric(cells: pd.DataFrame, key: str) -> bool:
-    import pandas as pd
-
-    return pd.api.types.is_numeric_dtype(cells[key]) and not pd.api.types.is_bool_dtype(cells[key])
-
-
-def _short(key: str) -> str:
-    return key.rpartition(".")[2]
 
 
 def _plain(value: Any) -> str:
