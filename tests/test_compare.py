@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from cbsim.cli import main
 from cbsim.compare import Comparison, Difference, compare
 from cbsim.errors import CbsimError
-from cbsim.intervals import Interval
+from cbsim.intervals import Interval, block_weights
 from cbsim.recorder import RunLog
 from cbsim.report.differences import difference_table, format_interval
 from cbsim.request import RequestState
@@ -59,6 +59,16 @@ def test_a_constant_shift_is_found_exactly_whatever_the_noise() -> None:
             assert difference.is_clear
             assert difference.change == pytest.approx((0.25, 0.25, 0.25))
     assert one(comparison, "queue_s", "mean").change == (0.0, 0.0, 0.0)
+
+
+def test_the_interval_is_that_of_resampled_pairs() -> None:
+    first, second = result(random_log(1)), result(random_log(2))
+    both = first.requests.merge(second.requests, on="request_id")
+    change = (both["ttft_s_y"] - both["ttft_s_x"]).to_numpy()
+    generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence(0)))
+    drawn = [np.repeat(change, weights).mean() for weights in block_weights(len(change), generator)]
+    found = one(compare(first, second), "ttft_s", "mean").change
+    assert found == pytest.approx((change.mean(), *np.quantile(drawn, [0.025, 0.975])))
 
 
 def test_the_share_within_the_slo_is_compared_over_all_pairs() -> None:

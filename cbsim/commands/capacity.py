@@ -69,10 +69,12 @@ def capacity(
     save_capacity(answer, folder)
     written = ["capacity.json", "curve.csv", "curve.parquet"]
     if plots:
+        from cbsim.report.bar_plot import capacity_bars
         from cbsim.report.rate_plot import rate_picture
         from cbsim.report.style import save_figure
 
-        written += [path.name for path in save_figure(rate_picture(answer), folder / "curve")]
+        written += [save_figure(rate_picture(answer), folder / "curve")[0].name]
+        written += [save_figure(capacity_bars(answer), folder / "capacity")[0].name]
     if as_json:
         print_json(to_json(answer))
         return

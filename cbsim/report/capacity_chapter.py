@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cbsim.capacity import CapacityAnswer
+from cbsim.report.bar_plot import capacity_bars
 from cbsim.report.capacity_text import capacity_table, describe_slo, method, sentence
 from cbsim.report.chapter import Chapter, Picture, Provenance
 from cbsim.report.html_table import Cell, HtmlTable
@@ -42,7 +43,12 @@ def capacity_chapter(answer: CapacityAnswer) -> Chapter:
             HtmlTable.of_text("Capacity of each contender", capacity_table(answer)),
             _curve_table(answer),
         ],
-        pictures=[Picture(rate_picture(answer), "What a request rate does", described)],
+        pictures=[
+            Picture(
+                capacity_bars(answer), "Capacity of each contender", f"A bar a contender. {sentence(answer)}"
+            ),
+            Picture(rate_picture(answer), "What a request rate does", described),
+        ],
         provenance=[Provenance(answer.name, answer.config, answer.manifest)],
     )
 

@@ -105,10 +105,9 @@ def _draw(axes: Axes, curves: pd.DataFrame, column: str, scale: float = 1) -> No
         points = curve.dropna(subset=[column]).sort_values(RATE)
         style: dict[str, Any] = dict(line_style(place))
         axes.plot(points[RATE], points[column] * scale, marker=".", label=str(label), **style)
-        # What can't be is not drawn: shares above 1, and on logarithmic axes bounds far below every mean.
-        floor, top = points[column].min() / 10, 1 if column == "slo_attainment" else float("inf")
-        if not np.isfinite(points[column + HIGH]).any():
-            continue
+        # What can't be is not drawn: shares above 1, more goodput than requests, bounds far below every mean.
+        tops: dict[str, Any] = {"slo_attainment": 1.0, "goodput_per_s": points[[RATE, column]].max(axis=1)}
+        floor, top = points[column].min() / 2, tops.get(column, np.inf)
         low, high = (points[column + end].astype(float).clip(floor, top) * scale for end in (LOW, HIGH))
         axes.fill_between(points[RATE], low, high, color=style["color"], alpha=0.15, linewidth=0)
 

@@ -20,6 +20,9 @@ DASHES = ("-", "--", "-.", ":")
 """Tell runs apart where colours have come round."""
 INK = "#222222"
 FAINT = "#B8B8B8"
+_CHARACTERS_PER_INCH = 13
+_KEY_CHARACTERS = 8
+"""How wide texts of a legend are, and the lines before them."""
 _RC: dict[Any, Any] = {
     "axes.axisbelow": True,
     "axes.edgecolor": FAINT,
@@ -73,11 +76,13 @@ def line_style(place: int) -> dict[str, str]:
 def head(figure: Figure, title: str, caption: str, axes: Axes | None = None) -> None:
     """A title with, from the labelled lines of `axes`, one legend for all panels; a caption at the foot."""
     handles, labels = axes.get_legend_handles_labels() if axes else ([], [])
+    # A line of the legend that is too long would be cut off at the figure's edge.
+    longest = max(map(len, labels), default=1) + _KEY_CHARACTERS
     figure.legend(
         handles,
         labels,
         loc="outside upper left",
-        ncols=min(max(len(labels), 1), 6),
+        ncols=max(1, min(len(labels), 6, int(_CHARACTERS_PER_INCH * figure.get_figwidth() / longest))),
         borderaxespad=0.2,
         title=title,
         title_fontproperties={"size": 12, "weight": "bold"},

@@ -199,7 +199,7 @@ def test_cells_without_a_value_carry_none() -> None:
     )
 
 
-# What a reader does: sort by the third column, twice, then filter; the page then tells how it looks.
+# What a reader does: sort by the third column, twice, then filter by one word and by two.
 DRIVER = """
 <script>
 const errors = [];
@@ -219,6 +219,9 @@ input.value = "512";
 input.dispatchEvent(new Event("input"));
 told.shown = [...table.tBodies[0].rows].filter((row) => !row.hidden).map((row) => row.cells[1].textContent);
 told.count = document.getElementById("chapter-1-table-0-count").textContent;
+input.value = "512 nowhere";
+input.dispatchEvent(new Event("input"));
+told.countOfNone = document.getElementById("chapter-1-table-0-count").textContent;
 told.errors = errors;
 document.body.dataset.told = JSON.stringify(told);
 </script>
@@ -247,4 +250,4 @@ def test_the_page_sorts_and_filters_in_a_browser(page: str, tmp_path: Path) -> N
     assert (told["sortRising"], told["sortFalling"]) == ("ascending", "descending")
     assert [float(text.split(" ")[0]) for text in told["falling"]] == sorted(values, reverse=True)
     assert told["shown"] == ["512"] * 4
-    assert told["count"] == "4 of 8 rows"
+    assert (told["count"], told["countOfNone"]) == ("4 of 8 rows", "0 of 8 rows")
