@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from cbsim.calibrate.accuracy import Table, as_json, errors_by_kind, predict, repeatability
 from cbsim.calibrate.attentionfit import fit_decode, fit_fused, fit_prefill
 from cbsim.calibrate.densefit import fit_dense
+from cbsim.calibrate.gridfit import fit_grid
 from cbsim.calibrate.logitsfit import fit_logits
 from cbsim.calibrate.meta import Meta
 from cbsim.calibrate.point import Op, Point
@@ -92,6 +93,7 @@ def fit_form(points: Sequence[Point], num_layers: int, seed: int) -> StepForm:
         decode=decode,
         prefill=prefill,
         fused=fused,
+        grid=fit_grid(points, decode, prefill, fused),
     )
 
 

@@ -8,6 +8,7 @@ from math import sqrt
 import numpy as np
 
 from cbsim.cost.base import StepShape
+from cbsim.cost.compiled_grid import CompiledGrid
 from cbsim.cost.form import DecodeAttention, FusedAttention, PrefillAttention, StepForm
 
 DecodeSeconds = Callable[[int, int], float]
@@ -44,15 +45,28 @@ class CompiledStep:
         self._decode_attention = _decode_seconds(form.decode)
         self._prefill_attention = _prefill_seconds(form.prefill)
         self._fused_attention = _fused_seconds(form.fused) if form.fused is not None else None
+        self._grid = CompiledGrid(form.grid) if form.grid is not None else None
 
-    def decode_s(self, num_decodes: int, decode_context: int) -> float:
+    def decode_s(self, num_decodes: int, decode_context: int, max_decode_context: int) -> float:
         """Seconds of a step of decodes alone."""
-        attention = self._decode_attention(num_decodes, decode_context)
+        if self._grid is not None:
+            attention = self._grid.decode_s(num_decodes, decode_context, max_decode_context)
+        else:
+            attention = self._decode_attention(num_decodes, decode_context)
         return self._decode_base_s(num_decodes) + self._layers * attention
 
-    def decodes_s(self, num_decodes: int, decode_context: int, num_steps: int) -> list[float]:
+    def decodes_s(
+        self, num_decodes: int, decode_context: int, max_decode_context: int, num_steps: int
+    ) -> list[float]:
         """Seconds of so many such steps in a row, each with one token more of context for every decode."""
         base, layers = self._decode_base_s(num_decodes), self._layers
+        if self._grid is not None:
+            price_s = self._grid.decode_s
+            contexts = range(decode_context, decode_context + num_decodes * num_steps, num_decodes)
+            return [
+                base + layers * price_s(num_decodes, context, longest)
+                for longest, context in enumerate(contexts, max_decode_context)
+            ]
         if num_steps < VECTOR_STEPS:
             contexts = range(decode_context, decode_context + num_decodes * num_steps, num_decodes)
             return _decode_series(self._form.decode, base, layers, num_decodes, contexts)
@@ -63,9 +77,13 @@ class CompiledStep:
 
     def step_s(self, shape: StepShape) -> float:
         """Seconds of any step."""
-        chunks, num_finishing, num_decodes, decode_context, _ = shape
+        chunks, num_finishing, num_decodes, decode_context, max_decode_context = shape
         if not chunks:
-            return self.decode_s(num_decodes, decode_context)
+            return self.decode_s(num_decodes, decode_context, max_decode_context)
+        if self._grid is not None:
+            num_tokens = num_decodes + sum([tokens for tokens, _ in chunks])
+            base = self._base_s(num_tokens, num_finishing + num_decodes)
+            return base + self._layers * self._grid.step_s(shape)
         half_tile = self._half_tile
         tile = 2 * half_tile
         pairs = num_tokens = longest = 0
@@ -82,12 +100,14 @@ class CompiledStep:
                 prefill = max(self._fused_attention(pairs, num_tokens, longest, shape), decode, prefill)
                 decode = 0.0
             num_tokens += num_decodes
-        num_logits = num_finishing + num_decodes
-        if num_tokens < self._table_size:
-            base = self._dense[num_tokens] + self._logits[num_logits]
-        else:
-            base = self._beyond_table_s(num_tokens, num_logits)
+        base = self._base_s(num_tokens, num_finishing + num_decodes)
         return (base + self._layers * decode) + self._layers * prefill
+
+    def _base_s(self, num_tokens: int, num_logits: int) -> float:
+        """All but attention."""
+        if num_tokens < self._table_size:
+            return self._dense[num_tokens] + self._logits[num_logits]
+        return self._beyond_table_s(num_tokens, num_logits)
 
     def _decode_base_s(self, num_decodes: int) -> float:
         """All but attention of a step of decodes alone."""

@@ -19,7 +19,8 @@ max(a, b) at s = 0 to a + b at s = 4:
                              max(per_longest_token X, per_longest_decode_token Kmax), s)
 
 Where a profile has the `fused` term, a step with chunks and decodes costs the largest of it, A_dec and A_pre
-in place of their sum. No coefficient is negative, so the time is monotone in everything and linear far out.
+in place of their sum. Where attention was timed over a whole grid, its tables (`cbsim/cost/grid.py`) stand in
+place of all three. No coefficient is negative, so the time is monotone in everything and linear far out.
 Sums, products, square roots and comparisons are exactly rounded everywhere, so the scalar and the vector form
 agree to the bit; that is why `blend` stands where others write a p-norm.
 """
@@ -37,6 +38,7 @@ from pydantic import Field, model_validator
 
 from cbsim.config.section import Section
 from cbsim.cost.base import StepShape
+from cbsim.cost.grid import AttentionGrid
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -254,9 +256,16 @@ class StepForm(Section):
     decode: DecodeAttention
     prefill: PrefillAttention
     fused: FusedAttention | None = None
+    grid: AttentionGrid | None = None
+    """Tables of attention in place of the three formulas."""
 
     def attention_s(self, columns: StepColumns) -> tuple[Floats, Floats]:
         """Seconds of one layer's attention: the decodes', and the chunks' (or all of a mixed step)."""
+        if self.grid is not None:
+            attention = self.grid.at(columns)
+            return np.where(columns.num_chunks > 0, 0.0, attention), np.where(
+                columns.num_chunks > 0, attention, 0.0
+            )
         decode, prefill = self.decode.at(columns), self.prefill.at(columns)
         if self.fused is None:
             return decode, prefill

@@ -89,7 +89,7 @@ class ProfileCost(CostModel):
 
     def decode_s(self, num_decodes: int, decode_context: int, max_decode_context: int) -> float:
         """Seconds of a step of decodes alone."""
-        gpu_s = self._compiled.decode_s(num_decodes, decode_context)
+        gpu_s = self._compiled.decode_s(num_decodes, decode_context, max_decode_context)
         host_s = self._host_step_s + self._host_request_s * num_decodes
         if self._async:
             return (gpu_s if gpu_s > host_s else host_s) + self._host_gap_s
@@ -99,7 +99,7 @@ class ProfileCost(CostModel):
         self, num_decodes: int, decode_context: int, max_decode_context: int, num_steps: int
     ) -> list[float]:
         """Seconds of so many such steps in a row, each with one token more of context for every decode."""
-        gpu_s = self._compiled.decodes_s(num_decodes, decode_context, num_steps)
+        gpu_s = self._compiled.decodes_s(num_decodes, decode_context, max_decode_context, num_steps)
         host_s = self._host_step_s + self._host_request_s * num_decodes
         if self._async:
             gap_s = self._host_gap_s

@@ -122,9 +122,10 @@ def test_scalar_is_vector_to_the_bit(shape, kind):
 def test_a_stretch_of_decodes_to_the_bit(num_decodes, mean_context, num_steps):
     compiled = CompiledStep(FORMS["split"], [0, 1, 2, 4, 4, 8, 8, 8, 8])
     context = num_decodes * mean_context
-    stretch = compiled.decodes_s(num_decodes, context, num_steps)
+    stretch = compiled.decodes_s(num_decodes, context, mean_context, num_steps)
     assert stretch == [
-        compiled.decode_s(num_decodes, context + step * num_decodes) for step in range(num_steps)
+        compiled.decode_s(num_decodes, context + step * num_decodes, mean_context + step)
+        for step in range(num_steps)
     ]
 
 

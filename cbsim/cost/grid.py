@@ -1,0 +1,246 @@
+"""AttentionGrid: attention as tables over measured sizes, where a whole grid of them was timed.
+
+Three tables, as the three regimes are three kernels' worth of behaviour; all rise along every axis:
+
+    decode   by the mean context KV / B of decodes and their number B
+    prefill  by a chunk's tokens q and its context x
+    mixed    by q, x, KV / B and B: one chunk and some decodes in one launch
+
+Between knots a table is multilinear. Beyond them the formula that was fitted to the same timings takes over:
+`table(nearest) + work(step) - work(nearest)`, `work` being the linear terms of that formula, so that time
+stays monotone and grows linearly far out.
+
+Of several chunks, `g` being the table of chunks alone and `g_min` its smallest value:
+
+    chunks alone   g_min + sum_i (g_i - g_min)
+    with decodes   max_i (mixed_i + crowding(B) sum_{j != i} (g_j - g_min))
+
+`crowding(B)` is how much dearer a chunk is among so many decodes than alone, medians over the grid.
+
+Unequal contexts. The decodes of a launch that are still at work share the memory's bandwidth, and none walks
+its context faster than a chain of `c` seconds a token; once fewer than `m = c R` are left, R being the tokens
+a second of a full launch, bandwidth lies idle. With contexts of mean k whose longest is Kmax and whose tail
+is exponential (its scale is then (Kmax - k) / (H_B - 1), H_B the harmonic number), the time lost is
+
+    skew = c (Kmax - k) / (H_B - 1) (ln m + gamma - 1 + exp(-gamma) / m)    for B > m, else 0
+
+and no launch ends before its longest decode does: max(mixed + skew, mixed(q_min, 0, Kmax, 1)). Launches of
+decodes alone that are too few to fill a GPU split long contexts, and so have no such tail.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from math import prod
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+from annotated_types import Ge
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+
+from cbsim.config.section import Section
+
+if TYPE_CHECKING:
+    from cbsim.cost.form import StepColumns
+
+Floats = NDArray[np.float64]
+Coefficient = Annotated[float, Ge(0)]
+
+
+class Table(Section):
+    """Seconds (or a factor) over a rectangular grid of sizes, never falling along any axis."""
+
+    axes: tuple[tuple[float, ...], ...] = Field(min_length=1)
+    """The knots of each axis, rising, at least two."""
+    seconds: tuple[Coefficient, ...]
+    """At every combination of knots, the last axis fastest."""
+
+    @model_validator(mode="after")
+    def _rises(self) -> Table:
+        if len(self.seconds) != prod(len(axis) for axis in self.axes):
+            raise ValueError(f"{len(self.seconds)} seconds for a grid of {self.shape}")
+        for number, axis in enumerate(self.axes):
+            if len(axis) < 2 or any(np.diff(axis) <= 0):
+                raise ValueError(f"axis {number} must have two or more knots that rise")
+            if (np.diff(self.values, axis=number) < 0).any():
+                raise ValueError(f"seconds must not fall along axis {number}")
+        return self
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Knots by axis."""
+        return tuple(len(axis) for axis in self.axes)
+
+    @cached_property
+    def values(self) -> Floats:
+        """The seconds as an array of that shape."""
+        return np.array(self.seconds, dtype=np.float64).reshape(self.shape)
+
+    def __eq__(self, other: object) -> bool:
+        """By what it says, whether the array has been made or not."""
+        return isinstance(other, Table) and (self.axes, self.seconds) == (other.axes, other.seconds)
+
+    def __hash__(self) -> int:
+        """As equality has it."""
+        return hash((self.axes, self.seconds))
+
+    def nearest(self, *sizes: Any) -> list[Floats]:
+        """Sizes moved onto the grid where they lie beyond its ends."""
+        return [
+            np.minimum(np.maximum(size, axis[0]), axis[-1])
+            for size, axis in zip(sizes, self.axes, strict=True)
+        ]
+
+    def at(self, *sizes: Any) -> Floats:
+        """Seconds at sizes that lie on the grid, multilinear between its knots.
+
+        Folds the last axis first, each as `low + weight * (high - low)`: `compiled_grid` does the same.
+        """
+        places, weights = [], []
+        for size, axis in zip(sizes, self.axes, strict=True):
+            knots = np.array(axis)
+            place = np.clip(np.searchsorted(knots, size, side="right") - 1, 0, len(knots) - 2)
+            places.append((place, place + 1))
+            weights.append((size - knots[place]) / (knots[place + 1] - knots[place]))
+        return self._fold(places, weights, ())
+
+    def _fold(self, places: Sequence[tuple[Any, Any]], weights: Sequence[Floats], chosen: Any) -> Floats:
+        depth = len(chosen)
+        if depth == len(places):
+            found: Floats = self.values[chosen]
+            return found
+        low, high = (self._fold(places, weights, (*chosen, place)) for place in places[depth])
+        return low + weights[depth] * (high - low)
+
+
+class Slopes(Section):
+    """Seconds for more of a size than the grid has."""
+
+    per_pair_s: Coefficient = 0.0
+    per_token_s: Coefficient = 0.0
+    per_decode_s: Coefficient = 0.0
+    per_context_token_s: Coefficient = 0.0
+
+    def chunk_s(self, tokens: Any, context: Any) -> Any:
+        """The share of a chunk."""
+        return self.per_pair_s * (tokens * context + 0.5 * tokens * tokens) + self.per_token_s * tokens
+
+    def decodes_s(self, num_decodes: Any, mean_context: Any) -> Any:
+        """The share of decodes."""
+        return self.per_decode_s * num_decodes + self.per_context_token_s * (num_decodes * mean_context)
+
+
+class Skew(Section):
+    """What unequal contexts add, derived from timings of equal ones."""
+
+    chain_s_per_token: Coefficient
+    """c: one decode alone in a launch that doesn't split its context."""
+    tokens_per_s: float = Field(gt=0)
+    """R: of all decodes together in a full launch."""
+    split_up_to: int = Field(ge=0)
+    """So many decodes have their contexts split, and no tail."""
+
+    def factor(self, num_decodes: Any) -> Floats:
+        """Seconds for each token that the longest context is beyond the mean."""
+        decodes = np.asarray(num_decodes, dtype=np.int64)
+        left = max(self.chain_s_per_token * self.tokens_per_s, 1.0)
+        tail = np.log(left) + np.euler_gamma - 1.0 + np.exp(-np.euler_gamma) / left
+        counts = np.arange(max(int(decodes.max(initial=1)), 2) + 1)
+        spread = np.cumsum(1.0 / np.maximum(counts, 1)) - 2.0  # The first of the sum is 0's, made 1.
+        has_tail = (decodes > left) & (decodes > max(self.split_up_to, 1))
+        found: Floats = np.where(
+            has_tail, self.chain_s_per_token * max(tail, 0.0) / np.maximum(spread[decodes], 0.5), 0.0
+        )
+        return found
+
+
+class AttentionGrid(Section):
+    """Seconds of one layer's attention by tables."""
+
+    decode: Table
+    prefill: Table
+    mixed: Table
+    decode_slopes: Slopes
+    prefill_slopes: Slopes
+    mixed_slopes: Slopes
+    decode_skew: Skew
+    mixed_skew: Skew
+    crowding: Table
+    """By decodes: a factor, at least 1."""
+
+    @model_validator(mode="after")
+    def _axes_fit(self) -> AttentionGrid:
+        wanted = {"decode": 2, "prefill": 2, "mixed": 4, "crowding": 1}
+        for name, num_axes in wanted.items():
+            if len(getattr(self, name).axes) != num_axes:
+                raise ValueError(f"{name} must have {num_axes} axes")
+        return self
+
+    def decode_at(self, num_decodes: Any, context: Any) -> Floats:
+        """Seconds of so many decodes, at least one, over a context in all."""
+        mean = context / num_decodes
+        near_mean, near = self.decode.nearest(mean, num_decodes)
+        slopes = self.decode_slopes
+        beyond = slopes.decodes_s(num_decodes, mean) - slopes.decodes_s(near, near_mean)
+        seconds: Floats = self.decode.at(near_mean, near) + beyond
+        return seconds
+
+    def prefill_at(self, tokens: Any, context: Any) -> Floats:
+        """Seconds of one chunk alone."""
+        near, near_context = self.prefill.nearest(tokens, context)
+        slopes = self.prefill_slopes
+        beyond = slopes.chunk_s(tokens, context) - slopes.chunk_s(near, near_context)
+        seconds: Floats = self.prefill.at(near, near_context) + beyond
+        return seconds
+
+    def mixed_at(self, tokens: Any, context: Any, num_decodes: Any, mean_context: Any) -> Floats:
+        """Seconds of one chunk and some decodes, at least one, of a mean context."""
+        near = self.mixed.nearest(tokens, context, mean_context, num_decodes)
+        slopes = self.mixed_slopes
+        beyond = slopes.chunk_s(tokens, context) - slopes.chunk_s(near[0], near[1])
+        more = slopes.decodes_s(num_decodes, mean_context) - slopes.decodes_s(near[3], near[2])
+        seconds: Floats = (self.mixed.at(*near) + beyond) + more
+        return seconds
+
+    @cached_property
+    def chain(self) -> Table:
+        """One decode beside the smallest chunk, by its context."""
+        return Table(axes=self.mixed.axes[2:3], seconds=tuple(self.mixed.values[0, 0, :, 0].tolist()))
+
+    def chain_at(self, max_context: Any) -> Floats:
+        """Seconds of one decode beside the smallest chunk: no launch that holds it ends sooner."""
+        (near,) = self.chain.nearest(max_context)
+        seconds: Floats = self.chain.at(near) + self.mixed_skew.chain_s_per_token * (max_context - near)
+        return seconds
+
+    def at(self, columns: StepColumns) -> Floats:
+        """Seconds of any steps."""
+        num_steps = len(columns.num_decodes)
+        steps = np.repeat(np.arange(num_steps), columns.num_chunks)
+        flat = np.array([chunk for chunks in columns.chunks for chunk in chunks], dtype=np.int64).reshape(
+            -1, 2
+        )
+        tokens, context = flat[:, 0], flat[:, 1]
+        num_decodes = np.maximum(columns.num_decodes, 1)
+        mean = columns.decode_context / num_decodes
+        smallest = float(self.prefill.values.flat[0])
+        alone = self.prefill_at(tokens, context) - smallest
+        together = np.zeros(num_steps)
+        np.add.at(together, steps, alone)
+        crowding = self.crowding.at(*self.crowding.nearest(num_decodes[steps]))
+        others = together[steps] - alone
+        among = self.mixed_at(tokens, context, num_decodes[steps], mean[steps]) + crowding * others
+        mixed = np.zeros(num_steps)
+        np.maximum.at(mixed, steps, among)
+        beyond = np.maximum(columns.max_decode_context - mean, 0.0)
+        mixed = mixed + self.mixed_skew.factor(num_decodes) * beyond
+        mixed = np.maximum(mixed, self.chain_at(columns.max_decode_context))
+        decode = self.decode_at(num_decodes, columns.decode_context)
+        decode = decode + self.decode_skew.factor(num_decodes) * beyond
+        prefill = smallest + together
+        has_decodes, has_chunks = columns.num_decodes > 0, columns.num_chunks > 0
+        mixed = np.maximum(np.maximum(mixed, decode), prefill)
+        pure = np.where(has_decodes, decode, np.where(has_chunks, prefill, 0.0))
+        return np.where(has_decodes & has_chunks, mixed, pure)

@@ -1,0 +1,95 @@
+"""Attention tables from timings: gaps, noise, knots that say nothing, and sets that are no grid."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from cbsim.calibrate.attentionfit import columns_of, fit_decode, fit_fused, fit_prefill, seconds_of
+from cbsim.calibrate.gridfit import fit_grid
+from cbsim.calibrate.point import Point
+from cbsim.cost.form import StepColumns
+from tests.cost.laws import make_form
+
+LAW = make_form(fused=True)
+CHUNKS, CONTEXTS = (0, 16, 64, 256, 1024), (0, 256, 1024, 4096)
+DECODES, MEANS = (0, 1, 4, 16, 64), (64, 256, 1024, 4096)
+
+
+def make_points(*, noise: float, left_out: float = 0.0) -> list[Point]:
+    """A grid of timings of the law, a random share of the mixed ones left out."""
+    rng = np.random.default_rng(0)
+    points = []
+    for tokens, context, count, mean in itertools.product(CHUNKS, CONTEXTS, DECODES, MEANS):
+        if (not tokens and (context or not count)) or (not count and mean != MEANS[0]):
+            continue
+        if tokens and count and rng.random() < left_out:
+            continue
+        op = "mixed" if tokens and count else "prefill" if tokens else "decode"
+        point = Point(
+            op,
+            1.0,
+            chunks=((tokens, context),) if tokens else (),
+            num_decodes=count,
+            decode_context=count * mean,
+            max_decode_context=mean if count else 0,
+        )
+        decode, prefill = LAW.attention_s(StepColumns.from_shapes([point.shape]))
+        seconds = float(decode[0] + prefill[0]) * rng.lognormal(0.0, noise)
+        points.append(
+            Point(
+                op, seconds, point.chunks, point.num_decodes, point.decode_context, point.max_decode_context
+            )
+        )
+    return points
+
+
+def fit(points: list[Point]):
+    """Tables over the formulas that are fitted to the same points."""
+    rng = np.random.default_rng(0)
+    by_op = {op: [point for point in points if point.op == op] for op in ("decode", "prefill", "mixed")}
+    decode, prefill = fit_decode(by_op["decode"], rng), fit_prefill(by_op["prefill"], rng)
+    return fit_grid(points, decode, prefill, fit_fused(by_op["mixed"], decode, prefill, rng))
+
+
+def test_gaps_and_noise_are_bridged():
+    grid = fit(make_points(noise=0.01, left_out=0.6))
+    assert grid is not None
+    whole = make_points(noise=0.0)
+    error = np.abs(grid.at(columns_of(whole)) / seconds_of(whole) - 1.0)
+    assert np.median(error) < 0.02
+    assert np.quantile(error, 0.9) < 0.05
+
+
+def test_chains_and_rates_come_from_the_timings():
+    grid = fit(make_points(noise=0.0))
+    assert grid is not None
+    lines = {
+        count: float(grid.mixed_at(16, 0, count, 4096)[()] - grid.mixed_at(16, 0, count, 1024)[()])
+        for count in (1, 64)
+    }
+    assert grid.mixed_skew.chain_s_per_token == pytest.approx(lines[1] / 3072, rel=0.02)
+    assert 1.0 / grid.mixed_skew.tokens_per_s == pytest.approx(lines[64] / (64 * 3072), rel=0.3)
+
+
+def test_several_chunks_and_unequal_contexts_are_left_to_the_formula():
+    points = make_points(noise=0.0)
+    odd = [
+        Point("prefill", 9.0, chunks=((16, 0), (16, 0))),
+        Point("decode", 9.0, num_decodes=2, decode_context=300, max_decode_context=200),
+    ]
+    formulas = (LAW.decode, LAW.prefill, LAW.fused)
+    assert fit_grid(points, *formulas) == fit_grid([*points, *odd], *formulas)
+
+
+@pytest.mark.parametrize("op", ["decode", "prefill", "mixed"])
+def test_without_a_grid_of_each_kind_there_are_no_tables(op):
+    points = [point for point in make_points(noise=0.0) if point.op != op]
+    assert fit_grid(points, LAW.decode, LAW.prefill, LAW.fused) is None
+
+
+def test_a_few_points_here_and_there_are_no_grid():
+    points = make_points(noise=0.0, left_out=0.95)
+    assert fit_grid(points, LAW.decode, LAW.prefill, LAW.fused) is None

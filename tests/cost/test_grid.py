@@ -1,0 +1,190 @@
+"""Attention tables: what lies on them, between, beyond; scalar and vector to the bit; unequal contexts."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from cbsim.cost.base import StepShape
+from cbsim.cost.compiled import CompiledStep
+from cbsim.cost.form import StepColumns
+from cbsim.cost.grid import AttentionGrid, Skew, Slopes, Table
+from tests.cost.laws import make_form, shapes
+
+CHUNKS = (16.0, 64.0, 500.0, 2048.0)
+CONTEXTS = (0.0, 512.0, 4096.0)
+MEANS = (16.0, 256.0, 1024.0, 8192.0)
+DECODES = (1.0, 8.0, 32.0, 128.0)
+
+
+def chunk_law(tokens: float, context: float) -> float:
+    return 8e-6 + 5e-9 * tokens + 2e-11 * tokens * (context + 0.5 * tokens)
+
+
+def decode_law(mean: float, decodes: float) -> float:
+    return 6e-6 + 1e-7 * decodes + 3e-9 * mean * decodes
+
+
+def mixed_law(tokens: float, context: float, mean: float, decodes: float) -> float:
+    return 1.1 * chunk_law(tokens, context) + 1.4 * decode_law(mean, decodes) + 1e-8 * mean
+
+
+def table(law, *axes) -> Table:
+    return Table(axes=axes, seconds=tuple(law(*sizes) for sizes in itertools.product(*axes)))
+
+
+GRID = AttentionGrid(
+    decode=table(decode_law, MEANS, DECODES),
+    prefill=table(chunk_law, CHUNKS, CONTEXTS),
+    mixed=table(mixed_law, CHUNKS, CONTEXTS, MEANS, DECODES),
+    decode_slopes=Slopes(per_decode_s=1e-7, per_context_token_s=3e-9),
+    prefill_slopes=Slopes(per_pair_s=2e-11, per_token_s=5e-9),
+    mixed_slopes=Slopes(per_pair_s=2.2e-11, per_token_s=6e-9, per_decode_s=1e-7, per_context_token_s=4e-9),
+    decode_skew=Skew(chain_s_per_token=2e-8, tokens_per_s=3e8, split_up_to=32),
+    mixed_skew=Skew(chain_s_per_token=2e-8, tokens_per_s=2e8, split_up_to=0),
+    crowding=Table(axes=((1.0, 128.0),), seconds=(1.0, 2.0)),
+)
+FORM = make_form(fused=True).model_copy(update={"grid": GRID})
+COMPILED = CompiledStep(FORM, [])
+
+
+def attention_s(*steps: StepShape) -> np.ndarray:
+    return GRID.at(StepColumns.from_shapes(steps))
+
+
+def equal_decodes(count: int, mean: int) -> dict[str, int]:
+    return {"num_decodes": count, "decode_context": count * mean, "max_decode_context": mean}
+
+
+def test_at_its_knots_it_is_what_was_measured():
+    steps = {
+        StepShape((), 0, **equal_decodes(32, 256)): decode_law(256, 32),
+        StepShape(((500, 512),), 1, 0, 0, 0): chunk_law(500, 512),
+        StepShape(((2048, 4096),), 0, **equal_decodes(8, 1024)): mixed_law(2048, 4096, 1024, 8),
+    }
+    assert attention_s(*steps) == pytest.approx(list(steps.values()), rel=1e-12)
+
+
+def test_between_knots_it_is_exact_for_products_of_sizes():
+    """Decodes by their number, their context and its sum: multilinear, so nothing is lost."""
+    for mean, count in ((100, 20), (3000, 100), (17, 3)):
+        step = StepShape((), 0, **equal_decodes(count, mean))
+        assert attention_s(step)[0] == pytest.approx(decode_law(mean, count), rel=1e-12)
+
+
+def test_beyond_the_tables_it_grows_by_the_formula():
+    step = StepShape((), 0, **equal_decodes(300, 20_000))
+    assert attention_s(step)[0] == pytest.approx(decode_law(20_000, 300), rel=1e-12)
+    tokens, context = 5000, 9000
+    seconds = chunk_law(2048, 4096) + 5e-9 * (tokens - 2048)
+    seconds += 2e-11 * (tokens * (context + 0.5 * tokens) - 2048 * (4096 + 1024))
+    assert attention_s(StepShape(((tokens, context),), 1, 0, 0, 0))[0] == pytest.approx(seconds, rel=1e-12)
+
+
+def test_several_chunks_alone_add_what_each_costs_beyond_a_launch():
+    both = attention_s(StepShape(((500, 512), (64, 0)), 2, 0, 0, 0))[0]
+    expected = chunk_law(500, 512) + chunk_law(64, 0) - chunk_law(16, 0)
+    assert both == pytest.approx(expected, rel=1e-12)
+
+
+def test_several_chunks_among_decodes_are_crowded():
+    step = StepShape(((500, 512), (64, 0)), 2, **equal_decodes(128, 256))
+    expected = max(
+        mixed_law(500, 512, 256, 128) + 2.0 * (chunk_law(64, 0) - chunk_law(16, 0)),
+        mixed_law(64, 0, 256, 128) + 2.0 * (chunk_law(500, 512) - chunk_law(16, 0)),
+    )
+    assert attention_s(step)[0] == pytest.approx(expected, rel=1e-12)
+
+
+def worked_skew(contexts: list[float], chain: float, rate: float) -> float:
+    """Seconds that decodes of these contexts take, by following them until the last has ended."""
+    left = sorted(contexts)
+    walked = seconds = 0.0
+    for index, context in enumerate(left):
+        at_work = len(left) - index
+        seconds += (context - walked) * max(chain, at_work / rate)
+        walked = context
+    return seconds
+
+
+@pytest.mark.parametrize("count", [40, 64, 128, 250])
+def test_unequal_contexts_cost_what_following_each_of_them_says(count):
+    """Contexts with an exponential tail: the closed form against a walk through every decode."""
+    rng = np.random.default_rng(count)
+    chain, rate = 2e-8, 3e8
+    walked, told = [], []
+    for _ in range(300):
+        contexts = 300.0 + rng.exponential(900.0, count)
+        mean = contexts.mean()
+        walked.append(worked_skew(contexts.tolist(), chain, rate) - mean * count / rate)
+        factor = float(GRID.decode_skew.factor(count))
+        told.append(factor * (contexts.max() - mean))
+    assert np.mean(told) == pytest.approx(np.mean(walked), rel=0.1)
+
+
+def test_equal_contexts_and_split_ones_have_no_skew():
+    assert GRID.decode_skew.factor(32) == 0.0
+    assert GRID.decode_skew.factor(33) > 0.0
+    assert GRID.mixed_skew.factor(4) == 0.0
+    equal, unequal = (StepShape((), 0, 20, 20_000, longest) for longest in (1000, 9000))
+    assert attention_s(equal)[0] == attention_s(unequal)[0]
+
+
+def test_no_launch_ends_before_its_longest_decode():
+    step = StepShape(((16, 0),), 0, 3, 8192 + 32, 8192)
+    assert attention_s(step)[0] >= mixed_law(16, 0, 8192, 1)
+
+
+@settings(max_examples=150, deadline=None)
+@given(shape=shapes())
+def test_scalar_and_vector_agree_to_the_bit(shape):
+    assert COMPILED.step_s(shape) == FORM.seconds(StepColumns.from_shapes([shape]))[0]
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    chunks=st.lists(st.tuples(st.integers(1, 4000), st.integers(0, 9000)), max_size=3),
+    count=st.integers(8, 200),
+    mean=st.integers(1, 12_000),
+    more=st.integers(1, 2000),
+    which=st.sampled_from(["chunk tokens", "chunk context", "new chunk", "contexts", "longest", "decodes"]),
+)
+def test_more_of_anything_never_costs_less(chunks, count, mean, more, which):
+    before = after = (chunks, count, count * mean, 2 * mean)
+    if which == "chunk tokens" and chunks:
+        after = ([(chunks[0][0] + more, chunks[0][1]), *chunks[1:]], *before[1:])
+    elif which == "chunk context" and chunks:
+        after = ([(chunks[0][0], chunks[0][1] + more), *chunks[1:]], *before[1:])
+    elif which == "new chunk":
+        after = ([*chunks, (more, 0)], *before[1:])
+    elif which == "contexts":
+        after = (chunks, count, count * (mean + more), 2 * mean + more)
+    elif which == "longest":
+        after = (chunks, count, count * mean, 2 * mean + more)
+    elif which == "decodes":
+        after = (chunks, count + 1, (count + 1) * mean, 2 * mean)
+
+    def seconds(sizes) -> float:
+        chunks, count, context, longest = sizes
+        return COMPILED.step_s(StepShape(tuple(chunks), 0, count, context, longest))
+
+    assert seconds(after) >= seconds(before) * (1 - 1e-12)
+
+
+@pytest.mark.parametrize(
+    ("axes", "seconds", "message"),
+    [
+        (((1.0, 2.0),), (1.0,), "1 seconds for a grid of"),
+        (((2.0, 1.0),), (1.0, 2.0), "two or more knots that rise"),
+        (((1.0,),), (1.0,), "two or more knots that rise"),
+        (((1.0, 2.0),), (2.0, 1.0), "seconds must not fall along axis 0"),
+    ],
+)
+def test_tables_that_are_none(axes, seconds, message):
+    with pytest.raises(ValidationError, match=message):
+        Table(axes=axes, seconds=seconds)
