@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -42,7 +43,7 @@ class RunLog:
     `num_context_tokens` (sum over all slices of the KV entries read: context before plus tokens now),
     `num_logits` (rows of logits) and `num_kv_tokens` (KV entries of running requests computed by the
     step's end, for the waste of reservations)."""
-    events: dict[str, Column]
+    events: Mapping[str, Column]
     """In the order they happened: `time_s`, `replica`, `step`, `request` (row in `requests`), `event`
     (codes of `EVENTS`), `num_tokens`."""
     batches: dict[str, Column] | None
@@ -77,16 +78,16 @@ def as_column(values: array[Any]) -> Column:
 
 
 class Table:
-    """Rows gathered in two flat arrays of 8 bytes a number, reals and integers, and no objects."""
+    """Rows gathered in two flat arrays, reals and integers, and no objects."""
 
     __slots__ = ("_integers", "_reals", "integers", "reals")
 
-    def __init__(self, reals: tuple[str, ...], integers: tuple[str, ...]) -> None:
-        """The names of the real (float64) and of the integer (int64) columns."""
+    def __init__(self, reals: tuple[str, ...], integers: tuple[str, ...], typecode: str = "q") -> None:
+        """The names of the real (float64) and of the integer columns, the latter of an `array` typecode."""
         self.reals = reals
         self.integers = integers
         self._reals = array("d")
-        self._integers = array("q")
+        self._integers = array(typecode)
 
     def append(self, reals: tuple[float, ...], integers: tuple[int, ...]) -> None:
         """Add a row: its reals and its integers, each in the order of the columns."""
@@ -262,6 +263,26 @@ class Recorder:
             "num_tokens": np.concatenate([np.zeros(num_outside, dtype=np.int64), recorded["num_tokens"]]),
         }
         return {name: column[order] for name, column in columns.items()}
+
+
+class Deferred(Mapping[str, Column]):
+    """Columns that are made when the first of them is asked for."""
+
+    def __init__(self, make: Callable[[], dict[str, Column]]) -> None:
+        self._make = make
+
+    @cached_property
+    def _columns(self) -> dict[str, Column]:
+        return self._make()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._columns)
+
+    def __len__(self) -> int:
+        return len(self._columns)
+
+    def __getitem__(self, name: str) -> Column:
+        return self._columns[name]
 
 
 class MergedSteps(Mapping[str, Column]):

@@ -18,7 +18,7 @@ from cbsim.experiment import Experiment
 from cbsim.kvcache import BlockPool, IdentityPool
 from cbsim.manifest import make_manifest
 from cbsim.metrics import Deployment, summarize
-from cbsim.recorder import MergedSteps, Recorder, RunLog
+from cbsim.recorder import Deferred, MergedSteps, Recorder, RunLog
 from cbsim.request import RequestState
 from cbsim.result import Result
 from cbsim.router import make_router
@@ -155,7 +155,7 @@ def collect(
     return RunLog(
         requests=requests,
         steps=MergedSteps([engine.step_columns() for engine in engines]),
-        events=recorder.event_columns(requests, answers_first=is_closed_loop),
+        events=Deferred(partial(recorder.event_columns, requests, answers_first=is_closed_loop)),
         batches=recorder.batches.to_columns() if recorder.with_batches else None,
         gap_s=gap_s,
         gap_count=gap_count,

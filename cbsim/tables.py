@@ -124,7 +124,7 @@ def events_table(log: RunLog) -> ArrowTable:
         "event": _label(events["event"], EVENTS),
         "reason": _label(reason, texts),
     }
-    return _table(EVENT_ROWS, events | labels)
+    return _table(EVENT_ROWS, {**events, **labels})
 
 
 def batches_table(log: RunLog) -> ArrowTable | None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from typing import NamedTuple
 
 from cbsim.kvcache import BlockPool
 from cbsim.request import Request
+
+
+MAX_STALE = 8
+"""So many entries of the heap of contexts, for each active member, may be of members that have left."""
 
 
 class Member(NamedTuple):
@@ -95,6 +99,10 @@ class DecodeGroup:
         if self.takes_blocks:
             self._add_need(member)
         heappush(self._longest, (first - computed, last))
+        if len(self._longest) > MAX_STALE * (self.num_active + MAX_STALE):
+            # Who has left is dropped when it comes to the top, or here, lest the heap grow for ever.
+            self._longest = [entry for entry in self._longest if entry[1] >= first]
+            heapify(self._longest)
         if last in self._ending:
             self._ending[last].append(member)
         else:

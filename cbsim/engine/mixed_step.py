@@ -73,10 +73,10 @@ def look_at(plan: StepPlan, share: GroupShare) -> tuple[StepFacts, StepShape]:
         len(chunks),
         num_decodes + share.num_decodes,
         len(plan.preempted),
-        num_pairs + context + share.context,
         num_prefill_tokens + sum(before for _, before in chunks) + context + share.context,
         num_logits + share.num_decodes,
         int(share.num_decodes > 0),
+        num_pairs + context + share.context,
     )
     if plan.shape is not None:
         return facts, plan.shape

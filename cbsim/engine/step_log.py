@@ -22,7 +22,7 @@ class StepLog:
         self.duration_s = array("d")
         self.end_s = array("d")
         self.block_needs = array("i")
-        self.runs = Table(RUN_REALS, RUN_INTEGERS)
+        self.runs = Table(RUN_REALS, RUN_INTEGERS, "i")
         self._finished = Table((), ("step", "num_finished"))
         self._ungrouped = array("q")
 
@@ -40,7 +40,7 @@ class StepLog:
         """
         self.duration_s.append(duration_s)
         self.end_s.append(end_s)
-        self.runs.append(instants, (1, *state, *facts))
+        self.runs.append((*instants, facts.num_attention_pairs), (1, *state, *facts[:-1]))
 
     def add_run(
         self,
@@ -59,8 +59,8 @@ class StepLog:
         self.duration_s.extend(duration_s)
         self.end_s.extend(end_s)
         num_steps = len(end_s)
-        row = (num_steps, *state, 0, 0, num_decodes, 0, context, context, num_decodes, 1)
-        self.runs.append(instants, row)
+        row = (num_steps, *state, 0, 0, num_decodes, 0, context, num_decodes, 1)
+        self.runs.append((*instants, context), row)
         if num_steps > 1:
             self.block_needs.extend(block_needs)
 
@@ -136,7 +136,8 @@ class UnfoldedSteps(Mapping[str, Column]):
 
     def _unfold(self, name: str) -> Column:
         counts = self._runs["count"]
-        values: Column = np.repeat(self._runs[name], counts)
+        kind = np.float64 if name in INSTANTS else np.int64
+        values: Column = np.repeat(self._runs[name].astype(kind), counts)
         if name in GROWING:
             values += self._place() * np.repeat(self._runs["num_decode_seqs"], counts)
         elif name == "kv_blocks_used":
@@ -176,14 +177,16 @@ class StepFacts(NamedTuple):
     num_prefill_seqs: int
     num_decode_seqs: int
     num_preempted: int
-    num_attention_pairs: int
     num_context_tokens: int
     num_logits: int
     is_group_step: int
+    num_attention_pairs: int
 
 
+INSTANTS = ("scheduled_at_s", "start_s")
 GROWING = ("num_attention_pairs", "num_context_tokens", "num_kv_tokens")
 """Columns that grow by the number of decodes from step to step of a run."""
-RUN_REALS = ("scheduled_at_s", "start_s")
+RUN_REALS = ("scheduled_at_s", "start_s", "num_attention_pairs")
+"""Pairs are whole numbers, but of long prompts too many for 32 bits."""
 STATE = ("num_running", "num_waiting", "num_kv_tokens", "kv_blocks_used")
-RUN_INTEGERS = ("count", *STATE, *StepFacts._fields)
+RUN_INTEGERS = ("count", *STATE, *StepFacts._fields[:-1])

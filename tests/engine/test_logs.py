@@ -21,7 +21,7 @@ NEEDS = [2, 0, 1, 0]
 """Blocks that three decodes take in the steps of a stretch, over and over."""
 NUM_DECODES = 3
 RUNNING, WAITING = 7, 2
-PROMPT = StepFacts(20, 1, 0, 0, 210, 20, 1, 0)
+PROMPT = StepFacts(20, 1, 0, 0, 20, 1, 0, 210)
 durations = st.floats(0.001, 10.0)
 
 
@@ -57,7 +57,7 @@ def test_a_run_of_steps_unfolds_to_its_steps(
             ends.append(ends[-1] + duration_s)
             used += needs[i % len(needs)] if needs else 0
             reach = context + i * NUM_DECODES
-            facts = StepFacts(0, 0, NUM_DECODES, 0, reach, reach, NUM_DECODES, 1)
+            facts = StepFacts(0, 0, NUM_DECODES, 0, reach, NUM_DECODES, 1, reach)
             # Decided when the step `num_in_flight` before it ends.
             instants = (ends[-1 - num_in_flight], ends[-2])
             unfolded.add(instants, duration_s, ends[-1], (RUNNING, WAITING, reach, used), facts)
