@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 RATE = "rate_per_s"
+OFFERED = "requests/s offered"
 _LATENCIES = {"ttft_s": ("TTFT p99", "s"), "tpot_s": ("TPOT p99", "ms"), "itl_s": ("ITL p99", "ms")}
 _CROWDED = 1.6
 """Rates beyond this many times the highest capacity are not drawn: nothing holds there."""
@@ -61,7 +62,7 @@ def rate_panels(
     slo: Mapping[str, float],
     title: str,
     caption: str,
-    xlabel: str = "requests/s offered",
+    xlabel: str = OFFERED,
 ) -> tuple[Figure, list[Axes]]:
     """Six panels along `rate_per_s`, a curve a `contender`, of a table as `across_replicates` makes it."""
     with styled():
@@ -82,12 +83,13 @@ def rate_panels(
         throughput, goodput, attainment = panels[3:]
         _draw(throughput, curves, "output_token_throughput_per_s")
         throughput.set(title="throughput", ylabel="output tokens/s")
-        _draw(goodput, curves, "goodput_per_s")
-        if xlabel == "requests/s offered":
+        is_offered = xlabel == OFFERED
+        _draw(goodput, curves, "goodput_per_s", top=_at_most_all if is_offered else _unbounded)
+        if is_offered:
             goodput.axline((0, 0), slope=1, color=FAINT, linewidth=0.8)
             goodput.text(0.03, 0.9, "grey: all requests", transform=goodput.transAxes, fontsize=8)
         goodput.set(title="goodput", ylabel="requests/s within SLO")
-        _draw(attainment, curves, "slo_attainment")
+        _draw(attainment, curves, "slo_attainment", top=lambda points: 1.0)
         attainment.set(title="SLO attainment", ylabel="share of requests")
         attainment.yaxis.set_major_formatter(PercentFormatter(xmax=1))
         for axes in panels:
@@ -99,16 +101,34 @@ def rate_panels(
     return figure, panels
 
 
-def _draw(axes: Axes, curves: pd.DataFrame, column: str, scale: float = 1) -> None:
+def _unbounded(points: pd.DataFrame) -> float:
+    return float("inf")
+
+
+def _at_most_all(points: pd.DataFrame) -> pd.Series[float]:
+    """No more requests within the SLO than were offered, but for what a mean over replicates says."""
+    return points[[RATE, "goodput_per_s"]].max(axis=1)
+
+
+def _draw(
+    axes: Axes,
+    curves: pd.DataFrame,
+    column: str,
+    scale: float = 1,
+    top: Callable[[pd.DataFrame], Any] = _unbounded,
+) -> None:
+    """A curve a contender with its band, which ends where `top` says and where no figure can lie."""
     groups: Sequence[tuple[Any, pd.DataFrame]] = list(curves.groupby("contender", sort=False))
     for place, (label, curve) in enumerate(groups):
         points = curve.dropna(subset=[column]).sort_values(RATE)
         style: dict[str, Any] = dict(line_style(place))
         axes.plot(points[RATE], points[column] * scale, marker=".", label=str(label), **style)
-        # What can't be is not drawn: shares above 1, more goodput than requests, bounds far below every mean.
-        tops: dict[str, Any] = {"slo_attainment": 1.0, "goodput_per_s": points[[RATE, column]].max(axis=1)}
-        floor, top = points[column].min() / 2, tops.get(column, np.inf)
-        low, high = (points[column + end].astype(float).clip(floor, top) * scale for end in (LOW, HIGH))
+        if not np.isfinite(points[column + HIGH]).any():
+            continue
+        # Latencies stand on logarithmic axes, which have no 0.
+        floor = points[column].min() / 2 if column.endswith(".p99") else 0.0
+        ceiling = top(points)
+        low, high = (points[column + end].astype(float).clip(floor, ceiling) * scale for end in (LOW, HIGH))
         axes.fill_between(points[RATE], low, high, color=style["color"], alpha=0.15, linewidth=0)
 
 
