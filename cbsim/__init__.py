@@ -8,6 +8,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from cbsim.capacity import capacity
+    from cbsim.compare import compare
     from cbsim.errors import CalibrationError, CbsimError, ConfigError, PluginError, WorkloadError
     from cbsim.experiment import Experiment
     from cbsim.result import Result, load_run
@@ -24,6 +26,8 @@ _HOME = {
     "WorkloadError": "cbsim.errors",
     "Experiment": "cbsim.experiment",
     "Result": "cbsim.result",
+    "capacity": "cbsim.capacity",
+    "compare": "cbsim.compare",
     "load_run": "cbsim.result",
     "run": "cbsim.run",
     "sweep": "cbsim.sweep",
@@ -38,6 +42,8 @@ __all__ = [
     "Result",
     "WorkloadError",
     "__version__",
+    "capacity",
+    "compare",
     "load_run",
     "run",
     "sweep",
@@ -56,10 +62,10 @@ def __getattr__(name: str) -> Any:
 
 
 class _Package(ModuleType):
-    """Keeps `cbsim.run` and `cbsim.sweep` the functions when the modules of these names are imported."""
+    """Keeps functions such as `cbsim.run` what they are when the modules of their names are imported."""
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in ("run", "sweep") and isinstance(value, ModuleType):
+        if name in _HOME and isinstance(value, ModuleType):
             value = getattr(value, name)
         super().__setattr__(name, value)
 

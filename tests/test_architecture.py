@@ -164,10 +164,10 @@ def test_running_loads_neither_pandas_nor_matplotlib() -> None:
     assert ran.stdout.strip() == "[]"
 
 
-def test_run_and_sweep_stay_functions_when_their_modules_are_imported() -> None:
+def test_functions_stay_functions_when_the_modules_of_their_names_are_imported() -> None:
     check = (
         "import cbsim, importlib\n"
-        "for name in ('run', 'sweep'):\n"
+        "for name in ('run', 'sweep', 'capacity', 'compare'):\n"
         "    importlib.import_module(f'cbsim.{name}')\n"
         "    assert callable(getattr(cbsim, name)), name\n"
         "assert all(getattr(cbsim, name) is not None for name in cbsim.__all__)\n"
