@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import sys
 from collections.abc import Iterable, Mapping
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Generic, TypeVar
 
 from cbsim.errors import PluginError
@@ -17,7 +19,7 @@ class Registry(Generic[T]):
     """The classes of one kind of part ("scheduler", "workload", "cost model"), imported when first asked for.
 
     `builtin` maps names to `module:Class`; third parties add names by an entry point in `group`, or are
-    named directly as `module:Class`.
+    named directly as `module:Class`, a module of the current folder included.
     """
 
     def __init__(self, kind: str, group: str, base: type[T], builtin: Mapping[str, str]) -> None:
@@ -43,6 +45,9 @@ class Registry(Generic[T]):
             if point.name == name:
                 return self._import(name, point.value)
         if ":" in name:
+            here = str(Path.cwd())
+            if here not in sys.path:  # as `python -m` would: a console script leaves it out
+                sys.path.insert(0, here)
             return self._import(name, name)
         raise PluginError(f"unknown {self.kind} '{name}'{did_you_mean(name, self.names())}")
 

@@ -14,10 +14,12 @@ from cbsim.cost import COST_MODELS, CostModel, StepShape
 from cbsim.engine.base import Engine
 from cbsim.engine.fast import FastEngine
 from cbsim.engine.reference import ReferenceEngine
+from cbsim.errors import CbsimError, PluginError
 from cbsim.experiment import Experiment
 from cbsim.kvcache import BlockPool, IdentityPool
 from cbsim.manifest import make_manifest
 from cbsim.metrics import Deployment, summarize
+from cbsim.paths import data_folder
 from cbsim.recorder import Deferred, MergedSteps, Recorder, RunLog
 from cbsim.request import RequestState
 from cbsim.result import Result
@@ -131,7 +133,16 @@ def simulate(
     ]
     router = make_router(experiment.replicas.router, experiment.seed)
     world = World(workload, engines, router, stop_at_s=experiment.stop_at_s, progress=progress)
-    world.run()
+    try:
+        world.run()
+    except CbsimError:
+        raise
+    except Exception as error:
+        scheduler_class = type(engines[0].scheduler)
+        if scheduler_class.__module__.startswith("cbsim."):
+            raise
+        name, reason = scheduler_class.__name__, f"{type(error).__name__}: {error}"
+        raise PluginError(f"scheduler {name} failed at {world.env.now:.6g} s: {reason}") from error
     is_closed_loop = workload.config.concurrency is not None
     # Replicas find the same things to note.
     notes = dict.fromkeys(note for engine in engines for note in engine.scheduler.notes())
@@ -168,6 +179,11 @@ def collect(
     )
 
 
+def is_measured(profile: str) -> bool:
+    """Whether a profile `GPU/MODEL` is shipped."""
+    return (data_folder("calibration") / "profiles" / profile / "cost.json").is_file()
+
+
 def log_notes(experiment: Experiment, log: RunLog) -> list[str]:
     """Sentences on what a reader of the figures must know about this run."""
     notes = []
@@ -180,6 +196,8 @@ def log_notes(experiment: Experiment, log: RunLog) -> list[str]:
     if num_unfinished:
         why = "" if experiment.stop_at_s else ": the scheduler had nothing it could do for them"
         notes.append(f"{num_unfinished:,} requests left unfinished at {log.end_s:.6g} s{why}")
+    if not len(state) and experiment.stop_at_s is not None:
+        notes.append(f"no request arrives before stop_at_s, {experiment.stop_at_s:g} s")
     num_tokens = requests["num_prompt_tokens"] + requests["num_output_tokens"]
     num_longer = int((num_tokens[state == RequestState.FINISHED] > experiment.model.max_model_len).sum())
     if num_longer:
@@ -187,6 +205,12 @@ def log_notes(experiment: Experiment, log: RunLog) -> list[str]:
         notes.append(
             f"{num_longer:,} served {requests_are} longer than {experiment.model.name}'s context of "
             f"{experiment.model.max_model_len:,} tokens (a real engine would refuse that)"
+        )
+    profile = f"{experiment.gpu.name}/{experiment.model.name}"
+    if experiment.cost_model.type == "roofline" and is_measured(profile):
+        notes.append(
+            f"costs are a roofline's, though {profile} is measured: cost_model.type=profile with "
+            f"profile={profile} uses that"
         )
     if experiment.kv_cache.prefix_caching and SCHEDULERS.get(experiment.scheduler.type).reserves_ahead:
         notes.append(f"kv_cache.prefix_caching has no effect with scheduler {experiment.scheduler.type}")

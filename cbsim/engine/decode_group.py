@@ -8,7 +8,6 @@ from typing import NamedTuple
 from cbsim.kvcache import BlockPool
 from cbsim.request import Request
 
-
 MAX_STALE = 8
 """So many entries of the heap of contexts, for each active member, may be of members that have left."""
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from cbsim.config.section import ComponentConfig
+from cbsim.errors import PluginError
 from cbsim.kvcache import BlockPool, PrefixHit
 from cbsim.request import Request, RequestState
 from cbsim.schedulers.queues import FcfsQueue, WaitingQueue
@@ -164,10 +165,19 @@ class Scheduler(ABC):
         return request.num_known_tokens + in_flight - request.num_computed_tokens
 
     def schedule(self, step: StepPlan, request: Request, num_tokens: int) -> None:
-        """Let a running request compute `num_tokens` in this step. Its blocks must be there already."""
+        """Let a running request compute `num_tokens` in this step. Its blocks must be there already.
+
+        Raises `PluginError` for more tokens than the request has left or the step's budget.
+        """
         computed = request.num_computed_tokens
         known = request.num_known_tokens
-        emits = computed + num_tokens == known + request.num_in_flight_tokens
+        num_left = known + request.num_in_flight_tokens - computed
+        if not 0 < num_tokens <= min(num_left, step.budget):
+            raise PluginError(
+                f"{type(self).__name__} schedules {num_tokens} tokens of request {request.request_id}, which "
+                f"has {num_left} left, with {step.budget} left of the step's budget"
+            )
+        emits = num_tokens == num_left
         is_prefill = computed < request.prefill_until
         step.slices.append(Slice(request, num_tokens, computed, is_prefill, emits, request.num_preemptions))
         step.budget -= num_tokens

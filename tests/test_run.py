@@ -1,0 +1,80 @@
+"""Runs with a third party's scheduler that errs, and what the notes say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import cbsim
+
+MODULE = '''
+from cbsim.schedulers import Scheduler, SchedulerConfig
+
+class Greedy(Scheduler):
+    """Schedules more than there is."""
+    Config = SchedulerConfig
+
+    def decide(self, step):
+        while (request := self.waiting.head(step.now)) is not None:
+            self.admit(step, request)
+            self.schedule(step, request, 5000)
+
+class Broken(Scheduler):
+    """Raises."""
+    Config = SchedulerConfig
+
+    def decide(self, step):
+        return 1 / 0
+'''
+
+
+def experiment(**settings: Any) -> dict[str, Any]:
+    return {
+        "name": "erring",
+        "workload": {"type": "trace", "path": "azure-like.csv", "limit": 3},
+        "scheduler": {"type": "vllm"},
+        "cost_model": {"type": "constant", "step_s": 1.0},
+        **settings,
+    }
+
+
+@pytest.fixture
+def module_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "erring_schedulers.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.usefixtures("module_here")
+def test_a_scheduler_that_schedules_too_much_is_told_at_once() -> None:
+    with pytest.raises(cbsim.PluginError, match=r"Greedy schedules 5000 tokens of request r0, which has"):
+        cbsim.run(experiment(scheduler={"type": "erring_schedulers:Greedy"}))
+
+
+@pytest.mark.usefixtures("module_here")
+def test_a_scheduler_that_raises_is_named_with_the_instant() -> None:
+    message = "scheduler Broken failed at 0.393069 s: ZeroDivisionError: division by zero"
+    with pytest.raises(cbsim.PluginError, match=message):
+        cbsim.run(experiment(scheduler={"type": "erring_schedulers:Broken"}))
+
+
+def test_a_roofline_beside_a_measured_profile_is_noted() -> None:
+    (note,) = cbsim.run(experiment(cost_model={"type": "roofline"})).notes
+    assert note.startswith("costs are a roofline's, though h200/llama-3-8b is measured")
+    assert cbsim.run(experiment()).notes == []
+
+
+def test_a_run_that_stops_before_the_first_arrival_says_so() -> None:
+    workload = {"type": "trace", "path": "late.csv"}
+    Path("late.csv").write_text(
+        "request_id,arrival_s,num_prompt_tokens,num_output_tokens\na,100.0,5,5\n", encoding="utf-8"
+    )
+    result = cbsim.run(experiment(workload=workload, stop_at_s=10.0))
+    assert result.summary["num_requests"] == 0
+    assert result.notes == ["no request arrives before stop_at_s, 10 s"]
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
