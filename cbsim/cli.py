@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from cbsim.experiment import Experiment
     from cbsim.report.sweep_text import Sweep
 
+_INTERRUPTED = 130
+"""The exit code of a command that Ctrl-C has stopped: 128 and the signal's number, as of any shell's."""
+
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="cbsim", prog_name="cbsim")
@@ -67,12 +70,12 @@ def run(
         _sweep(experiment, out, workers, None, plots, as_json, quiet)
         return
     from cbsim.manifest import hash_mapping
+    from cbsim.output import check_run_target
     from cbsim.progress import watch_run
-    from cbsim.result import check_replaceable
     from cbsim.run import run_experiment
 
     folder = out or Path("runs") / f"{experiment.name}-{hash_mapping(experiment.resolved())[:8]}"
-    check_replaceable(folder)
+    check_run_target(folder)
     with watch_run(experiment, quiet) as progress:
         result = run_experiment(experiment, progress)
     result.save(folder)
@@ -241,12 +244,16 @@ def _sweep(
     from cbsim.replicates import has_replicates
     from cbsim.report.sweep_text import Sweep, replicate_table
     from cbsim.report.tables import compare_points, point_labels
-    from cbsim.sweep import save_table
+    from cbsim.sweep import SweepInterrupted, save_table
     from cbsim.sweep import sweep as run_sweep
 
     folder = out or Path("runs") / experiment.name
-    with watch_sweep(quiet) as progress:
-        table = run_sweep(experiment, folder, workers, cluster, progress=progress)
+    try:
+        with watch_sweep(quiet) as progress:
+            table = run_sweep(experiment, folder, workers, cluster, progress=progress)
+    except SweepInterrupted as interrupted:
+        click.echo(f"\n{interrupted}", err=True)
+        raise click.exceptions.Exit(_INTERRUPTED) from None
     ran = table["error"].isna()
     if not ran.any():
         problems = [line for error in table["error"] for line in str(error).splitlines()]

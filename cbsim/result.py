@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from functools import cached_property, partial
@@ -11,15 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from cbsim.errors import CbsimError
 from cbsim.metrics import Summary
+from cbsim.output import MANIFEST, check_run_target, foreign_files, has_file, is_run_folder
 from cbsim.recorder import RunLog
 from cbsim.scratch import scratch_folder
 from cbsim.tables import TABLES, ArrowTable, to_frame
 
 if TYPE_CHECKING:
     import pandas as pd
-
-MANIFEST = "manifest.json"
-"""The file that marks a folder as a run folder."""
 
 
 class Result:
@@ -86,10 +85,12 @@ class Result:
     def save(self, folder: str | Path) -> Path:
         """Write the run folder, whole or not at all; a former run there is replaced, anything else refused.
 
-        Returns the folder. Raises `CbsimError` if it exists and is no run folder, or can't be written.
+        Where `folder` is a link, it stays, and what it points to is written. Returns the folder. Raises
+        `CbsimError` if something other than a run is there (`cbsim.output.check_run_target`), or if it can't
+        be written.
         """
-        target = Path(folder)
-        check_replaceable(target)
+        check_run_target(Path(folder))
+        target = Path(os.path.realpath(folder))
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             with scratch_folder(target) as scratch:
@@ -98,8 +99,8 @@ class Result:
                 self._write_files(written)
                 _replace_folder(written, target, former=scratch / "former")
         except OSError as error:
-            raise CbsimError(f"{target}: can't be written: {error.strerror or error}") from error
-        return target
+            raise CbsimError(f"{folder}: can't be written: {error.strerror or error}") from error
+        return Path(folder)
 
     def _write_files(self, folder: Path) -> None:
         import pyarrow.parquet as pq
@@ -131,7 +132,8 @@ def load_run(folder: str | Path) -> Result:
 
     source = Path(folder)
     if not is_run_folder(source):
-        raise CbsimError(f"{source}: is not a run folder (it has no {MANIFEST})")
+        why = f"its {MANIFEST} is no run's" if has_file(source, MANIFEST) else f"it has no {MANIFEST}"
+        raise CbsimError(f"{source}: is not a run folder ({why})")
     try:
         summary = json.loads((source / "summary.json").read_text(encoding="utf-8"))
         manifest = json.loads((source / MANIFEST).read_text(encoding="utf-8"))
@@ -141,18 +143,35 @@ def load_run(folder: str | Path) -> Result:
     return Result(summary, config, manifest, partial(_from_folder, source))
 
 
-def is_run_folder(folder: Path) -> bool:
-    """Whether a run was written there."""
-    return (folder / MANIFEST).is_file()
+def load_summary(folder: Path) -> Summary:
+    """The figures of a run folder alone. Raises `CbsimError` as `load_run` does."""
+    try:
+        summary: Summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CbsimError(f"{folder}: is a damaged run folder: {error}") from error
+    return summary
 
 
-def check_replaceable(folder: Path) -> None:
-    """Raise `CbsimError` if something other than a run or an empty folder stands where a run is to go."""
-    if folder.is_dir() and (is_run_folder(folder) or not any(folder.iterdir())):
-        return
-    if folder.exists():
-        kind = "folder" if folder.is_dir() else "file"
-        raise CbsimError(f"{folder}: a {kind} that is no run stands there; name another folder, or remove it")
+def is_whole_run(folder: Path) -> bool:
+    """Whether a run folder has all its files, each of them readable as far as a table's footer tells."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        result = load_run(folder)
+        for name in TABLES:
+            path = folder / f"{name}.parquet"
+            if name != "batches" or path.exists():
+                pq.read_metadata(path)
+    except (CbsimError, OSError, pa.ArrowException):
+        return False
+    return isinstance(result.config, dict) and "goodput_per_s" in result.summary
+
+
+def remove_damaged_run(folder: Path) -> None:
+    """Make room for a run where a damaged one lies, of whose files none is of another origin."""
+    if folder.is_dir() and not is_run_folder(folder) and not foreign_files(folder):
+        shutil.rmtree(folder)
 
 
 def _from_log(log: RunLog, name: str) -> ArrowTable | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +13,9 @@ from cbsim.errors import CbsimError
 from cbsim.experiment import Experiment
 from cbsim.manifest import hash_files, hash_mapping, package_version
 from cbsim.metrics import Summary, flatten
+from cbsim.output import check_sweep_target
 from cbsim.pool import open_pool
-from cbsim.result import is_run_folder, load_run
+from cbsim.result import is_whole_run, load_summary, remove_damaged_run
 from cbsim.run import make_workload, run_experiment
 
 if TYPE_CHECKING:
@@ -31,6 +33,10 @@ class Point:
     key: str
     """Hash of all that its result depends on: equal keys, equal runs."""
     folder: Path
+
+
+class SweepInterrupted(KeyboardInterrupt):
+    """Somebody stopped a sweep; its text says what is kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,15 +79,21 @@ def sweep(
     run in this process, on `workers` spawned ones, or on the dask cluster at the address `cluster`, whose
     workers must see the same files; the table is the same to the byte. `out`, else `runs/<name>`, keeps the
     run folders and the table as `table.csv` and `table.parquet`; points that are there already are not run
-    again, so that a killed sweep resumes. A failing point leaves its error in the table and the others go on.
+    again, so that a killed sweep resumes; damaged ones are. A failing point leaves its error in the table and
+    the others go on.
 
-    Raises `ConfigError` for mistakes in the configuration, `CbsimError` if nothing can be written or the
-    cluster doesn't answer.
+    Raises `ConfigError` for mistakes in the configuration, `CbsimError` if something other than a sweep is in
+    the folder, nothing can be written, or the cluster doesn't answer; `SweepInterrupted` for Ctrl-C.
     """
     experiment = _experiment(config, overrides or {})
     folder = Path(out) if out is not None else Path("runs") / experiment.name
+    check_sweep_target(folder)
     points = plan_points(experiment, folder)
-    errors = _run_missing(points, workers, cluster, progress or _ignore)
+    try:
+        errors = _run_missing(points, workers, cluster, progress or _ignore)
+    except KeyboardInterrupt:
+        kept = f"{sum(is_whole_run(point.folder) for point in points)} of {len(points)} points"
+        raise SweepInterrupted(f"{kept} kept in {folder}; the same call goes on") from None
     table = make_table(points, errors)
     save_table(table, folder)
     return table
@@ -107,7 +119,9 @@ def plan_points(experiment: Experiment, folder: Path) -> list[Point]:
 
 def run_point(point: Point) -> None:
     """Run one point and write its folder: the task that workers are given."""
-    run_experiment(Experiment.from_mapping(point.settings)).save(point.folder)
+    result = run_experiment(Experiment.from_mapping(point.settings))
+    remove_damaged_run(point.folder)
+    result.save(point.folder)
 
 
 def make_table(points: Sequence[Point], errors: Mapping[str, str]) -> pd.DataFrame:
@@ -117,15 +131,16 @@ def make_table(points: Sequence[Point], errors: Mapping[str, str]) -> pd.DataFra
     labels = label_values([point.swept for point in points])
     rows = []
     for point, swept in zip(points, labels, strict=True):
-        figures = {} if point.key in errors else flatten(load_run(point.folder).summary)
+        figures = {} if point.key in errors else flatten(load_summary(point.folder))
         rows.append(swept | figures | {"point": point.key, "error": errors.get(point.key)})
     # Columns that a failing first point lacks still come before `point` and `error`.
     widest = max(rows, key=len, default={})
     table = pd.DataFrame(rows, columns=list(widest))
-    for name in table.columns:
-        kind: Any = _dtype([row[name] for row in rows if row.get(name) is not None])
-        table[name] = table[name].astype(kind)
-    return table
+    kinds: dict[Any, Any] = {
+        name: _dtype([row[name] for row in rows if row.get(name) is not None]) for name in table.columns
+    }
+    # The copy is whole again: a frame of many blocks warns whoever adds a column to it.
+    return table.astype(kinds).copy()
 
 
 def label_values(swept: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -172,12 +187,20 @@ def _run_missing(
     cluster: str | None,
     progress: Callable[[SweepProgress], None],
 ) -> dict[str, str]:
-    """Run the points that have no folder yet, equal ones once; returns the errors by key."""
-    missing = list({point.key: point for point in points if not is_run_folder(point.folder)}.values())
-    state = SweepProgress(num_points=len(points), num_reused=len(points) - len(missing))
+    """Run the points that have no whole run yet, equal ones once; returns the errors by key."""
+    there: list[Point] = []
+    missing: dict[str, Point] = {}
+    for point in points:
+        if point.key not in missing and is_whole_run(point.folder):
+            there.append(point)
+        else:
+            missing[point.key] = point
+    state = SweepProgress(
+        num_points=len(points), num_reused=len(points) - len(missing), best=reduce(_better, there, None)
+    )
     progress(state)
     errors: dict[str, str] = {}
-    for update in _updates(missing, state, workers, cluster):
+    for update in _updates(list(missing.values()), state, workers, cluster):
         if update.error is not None:
             failed, message = update.error
             errors[failed.key] = message
@@ -205,7 +228,7 @@ def _updates(
 
 
 def _better(best: tuple[Point, Summary] | None, point: Point) -> tuple[Point, Summary] | None:
-    summary = load_run(point.folder).summary
+    summary = load_summary(point.folder)
     if best is None or (summary["goodput_per_s"] or 0) > (best[1]["goodput_per_s"] or 0):
         return point, summary
     return best

@@ -191,4 +191,4 @@ def make_result(log: RunLog, name: str = "paper", **summary: Any) -> Result:
     """A result with the timings of its simulation left out."""
     figures = summarize(log, PAPER, **summary)
     figures["simulation"] = {"cpu_s": 0.5, "wall_s": 0.5, "metrics_cpu_s": 0.1}
-    return Result.from_log(log, figures, {"name": name, "seed": 0}, {"seed": 0, "inputs": []})
+    return Result.from_log(log, figures, {"name": name, "seed": 0}, {"versions": {}, "seed": 0, "inputs": []})

@@ -27,6 +27,7 @@ LAYERS: list[set[str]] = [
     {"world"},
     {"metrics", "manifest"},
     {"tables"},
+    {"output"},
     {"result"},
     {"run"},
     {"pool"},

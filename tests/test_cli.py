@@ -102,6 +102,16 @@ def test_a_sweep_of_which_every_point_fails_says_so(monkeypatch: pytest.MonkeyPa
     assert ran.stdout == ""
 
 
+def test_an_interrupted_sweep_ends_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(experiment: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(import_module("cbsim.sweep"), "run_experiment", interrupt)
+    ran = cbsim_command("sweep", "e.yaml", "--set", "sweep.seed=[0, 1]", "--out", "out", "--quiet")
+    told = "\n0 of 2 points kept in out; the same call goes on\n"
+    assert (ran.exit_code, ran.stdout, ran.stderr) == (130, "", told)
+
+
 def test_a_pinned_axis_is_noted() -> None:
     axis = "sweep.seed=[0, 1]"
     ran = cbsim_command("run", "e.yaml", "--set", axis, "--set", "seed=7", "--out", "out", "--json")

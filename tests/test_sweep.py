@@ -9,7 +9,7 @@ from cbsim.errors import CbsimError, ConfigError
 from cbsim.pool import open_pool
 from cbsim.result import load_run
 from cbsim.run import run_experiment
-from cbsim.sweep import label_values, sweep
+from cbsim.sweep import SweepInterrupted, label_values, sweep
 
 CONFIG = {
     "name": "even",
@@ -192,3 +192,77 @@ def test_labels_are_short_where_they_are_distinct():
         {"scheduler": "vllm(n=2)", "x": "[1]"},
     ]
     assert label_values([{"model": {"name": "m", "num_layers": 2}}]) == [{"model": "m"}]
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("summary.json", b'{"num_requests": '),
+        ("summary.json", b"{}"),
+        ("manifest.json", b""),
+        ("config.yaml", b"{"),
+        ("steps.parquet", b"PAR1"),
+        ("requests.parquet", None),
+    ],
+)
+def test_a_damaged_point_is_run_again(tmp_path, name, data):
+    config = CONFIG | {"sweep": {"workload.interval_s": [0.1, 1.0]}}
+    first = sweep(config, out=tmp_path)
+    before = files(tmp_path)
+    damaged = tmp_path / "points" / first["point"][1] / name
+    if data is None:
+        damaged.unlink()
+    else:
+        damaged.write_bytes(data)
+    states = []
+    second = sweep(config, out=tmp_path, progress=states.append)
+    assert [(state.num_reused, state.num_done) for state in states] == [(1, 0), (1, 1)]
+    pd.testing.assert_frame_equal(first, second)
+    assert files(tmp_path) == before
+
+
+def test_a_damaged_point_with_files_of_somebody_is_left_alone(tmp_path):
+    config = CONFIG | {"sweep": {"workload.interval_s": [0.1, 1.0]}}
+    folder = tmp_path / "points" / sweep(config, out=tmp_path)["point"][1]
+    (folder / "manifest.json").write_text("")
+    (folder / "notes.md").write_text("what I saw")
+    table = sweep(config, out=tmp_path)
+    assert "no run stands there" in table["error"][1]
+    assert (folder / "notes.md").read_text() == "what I saw"
+
+
+def test_the_best_so_far_may_have_been_there_already(tmp_path):
+    config = CONFIG | {"sweep": {"workload.interval_s": [0.1, 1.0]}}
+    table = sweep(config, out=tmp_path)
+    best = table["goodput_per_s"].idxmax()
+    worse = tmp_path / "points" / table["point"][1 - best]
+    worse.rename(tmp_path / "lost")
+    states = []
+    sweep(config, out=tmp_path, progress=states.append)
+    assert [state.best[0].key for state in states] == [table["point"][best]] * 2
+
+
+def test_an_interrupted_sweep_says_what_is_kept(tmp_path, monkeypatch):
+    num_run = 0
+
+    def interrupt_the_second(experiment):
+        nonlocal num_run
+        num_run += 1
+        if num_run == 2:
+            raise KeyboardInterrupt
+        return run_experiment(experiment)
+
+    monkeypatch.setattr(sys.modules[sweep.__module__], "run_experiment", interrupt_the_second)
+    with pytest.raises(SweepInterrupted) as caught:
+        sweep(CONFIG, out=tmp_path)
+    assert str(caught.value) == f"1 of 4 points kept in {tmp_path}; the same call goes on"
+    assert sweep(CONFIG, out=tmp_path)["error"].isna().all()
+    assert num_run == 5
+
+
+def test_a_table_takes_another_column_without_a_warning(tmp_path):
+    """Pandas warns of frames that lie in more than 100 pieces; pytest makes it an error."""
+    table = sweep(CONFIG | {"sweep": {"workload.interval_s": [0.1]}}, out=tmp_path)
+    assert len(table.columns) > 50
+    for number in range(80):
+        table[f"more_{number}"] = 0

@@ -12,16 +12,9 @@ from cbsim.capacity.plan import Plan
 from cbsim.capacity.verdict import Contender
 from cbsim.errors import CbsimError
 from cbsim.intervals import Interval
+from cbsim.output import ANSWER, check_capacity_target, has_file
 from cbsim.paths import write_text
 from cbsim.sweep import save_table
-
-ANSWER = "capacity.json"
-"""The file that marks a folder as that of a capacity; written last."""
-
-
-def is_capacity_folder(folder: Path) -> bool:
-    """Whether a capacity was written there."""
-    return (folder / ANSWER).is_file()
 
 
 def to_json(answer: CapacityAnswer) -> dict[str, Any]:
@@ -49,7 +42,11 @@ def to_json(answer: CapacityAnswer) -> dict[str, Any]:
 
 
 def save_capacity(answer: CapacityAnswer, folder: Path) -> None:
-    """Write the folder's files, each whole or not at all. Raises `CbsimError` if they can't be written."""
+    """Write the folder's files, each whole or not at all, the answer last.
+
+    Raises `CbsimError` if they can't be written, or something other than a capacity is there.
+    """
+    check_capacity_target(folder)
     save_table(answer.curve, folder, "curve")
     text = json.dumps(to_json(answer), indent=2, ensure_ascii=False, allow_nan=False)
     write_text(folder / ANSWER, text + "\n")
@@ -59,7 +56,7 @@ def load_capacity(folder: Path) -> CapacityAnswer:
     """The answer in a folder. Raises `CbsimError` if its files are missing or damaged."""
     import pandas as pd
 
-    if not is_capacity_folder(folder):
+    if not has_file(folder, ANSWER):
         raise CbsimError(f"{folder}: is not a capacity's folder (it has no {ANSWER})")
     try:
         read = json.loads((folder / ANSWER).read_text(encoding="utf-8"))

@@ -59,11 +59,13 @@ def capacity(
     from cbsim.capacity import Plan
     from cbsim.capacity import capacity as find_capacity
     from cbsim.capacity.folder import save_capacity, to_json
+    from cbsim.output import check_capacity_target
     from cbsim.report.capacity_text import capacity_table, sentence
 
     plan = Plan(share, replicates, tolerance, requests, confidence)
     experiment = load_experiment(config, overrides)
     folder = out or Path("runs") / f"{experiment.name}-capacity"
+    check_capacity_target(folder)
     progress = None if quiet else _show_progress
     answer = find_capacity(experiment, plan, workers=workers, cluster=cluster, progress=progress)
     save_capacity(answer, folder)

@@ -54,12 +54,12 @@ def live(
         raise ConfigError(f"a live run needs torch: pip install 'cbsim[torch]' ({error})") from error
     from cbsim.experiment import Experiment
     from cbsim.kernels.sampling import SamplingParams
+    from cbsim.output import check_run_target
     from cbsim.paths import find_experiment
-    from cbsim.result import check_replaceable
 
     experiment = Experiment.load(find_experiment(config), overrides)
     folder = out or Path("runs") / f"{experiment.name}-live"
-    check_replaceable(folder)
+    check_run_target(folder)
     result = run_live(
         experiment,
         device=device,
