@@ -5,24 +5,32 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from cbsim.capacity.folder import is_capacity_folder, load_capacity
+from cbsim.capacity.folder import load_capacity
 from cbsim.errors import CbsimError
+from cbsim.output import (
+    REPORT_MARK,
+    check_report_target,
+    is_capacity_folder,
+    is_run_folder,
+    is_sweep_folder,
+)
 from cbsim.paths import write_text
 from cbsim.report.capacity_chapter import capacity_chapter
 from cbsim.report.chapter import Chapter
 from cbsim.report.differences import run_labels
 from cbsim.report.markup import Markup, joined, tag
 from cbsim.report.run_chapter import run_chapter
-from cbsim.report.sweep_chapter import is_sweep_folder, sweep_chapter
-from cbsim.result import is_run_folder, load_run
+from cbsim.report.sweep_chapter import sweep_chapter
+from cbsim.result import load_run
 
 
 def write_report(folders: Sequence[Path], path: Path, title: str | None = None) -> None:
     """Write the report on some folders, whole or not at all.
 
     Each sweep and each capacity has a chapter of its own; all runs share one. Raises `CbsimError` with a line
-    for each folder that holds none of them, or if the file can't be written.
+    for each folder that holds none of them, or if the file can't be written or is another than a report.
     """
+    check_report_target(path)
     write_text(path, make_report(folders, title))
 
 
@@ -53,6 +61,7 @@ def render_page(title: str | None, chapters: Sequence[Chapter]) -> str:
     head = tag(
         "head",
         tag("meta", charset="utf-8"),
+        Markup(REPORT_MARK),
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
         tag("title", heading),
         tag("style", _own_file("page.css")),

@@ -28,11 +28,6 @@ if TYPE_CHECKING:
 _SHOWN = (*COMPARED[2:-1], Figure("mfu", "MFU", format_share), Figure("mbu", "MBU", format_share))
 
 
-def is_sweep_folder(folder: Path) -> bool:
-    """Whether a sweep was written there."""
-    return (folder / "table.parquet").is_file() and (folder / "points").is_dir()
-
-
 def sweep_chapter(folder: Path) -> Chapter:
     """The chapter of one sweep folder. Raises `CbsimError` if it is damaged, or nothing in it ran."""
     import pandas as pd
