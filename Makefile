@@ -2,6 +2,7 @@
 #   make run       install and run the main job: the four schedulers on a bundled workload
 #   make test      everything that CI checks: formatting, types, shipped files, tests
 #   make check     the same without the tests
+#   make validate  hold the simulation against a tiny model served live on this CPU
 #   make bench     measure the simulator's own speed
 #   make install   install cbsim alone
 #   make generated write the reference and the JSON Schema anew
@@ -15,7 +16,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 COMMA := ,
 TESTED := $(VENV)/.installed-$(subst $(COMMA),-,$(EXTRAS))
 
-.PHONY: help install run test check bench generated clean
+.PHONY: help install run test check validate bench generated clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -53,6 +54,9 @@ test: check
 	@if $(BIN)/python -c 'import triton, torch' 2>/dev/null; then \
 	  TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels/test_triton_decode.py; fi
 	$(BIN)/python -m pytest -n 2
+
+validate: $(TESTED)
+	OMP_NUM_THREADS=1 $(BIN)/cbsim validate calibration/validate.yaml
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m cbsim.bench

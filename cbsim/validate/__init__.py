@@ -1,0 +1,1 @@
+"""Two worlds, or a world and a log, side by side."""

@@ -1,0 +1,70 @@
+"""`cbsim validate` as a user calls it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+import cbsim
+from cbsim.cli import main
+from tests.validate.logs import SETTINGS
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An experiment, and a run of it in place of a server's log."""
+    folder = tmp_path_factory.mktemp("validate")
+    (folder / "experiment.yaml").write_text(yaml.safe_dump(SETTINGS), encoding="utf-8")
+    cbsim.run({**SETTINGS, "output": {"batches": True}}, out=folder / "run")
+    return folder
+
+
+def call(*arguments: Any) -> Any:
+    return CliRunner().invoke(main, ["validate", *map(str, arguments)])
+
+
+def test_a_run_is_its_own_simulation(folder):
+    answer = call(folder / "experiment.yaml", "--log", folder / "run", "--replay", "--json")
+    assert answer.exit_code == 0, answer.output
+    told = json.loads(answer.output)
+    assert all(abs(figure["error_pct"]) < 1e-6 for figure in told["figures"])
+    assert told["replay"]["num_contradictions"] == 0
+    assert told["replay"]["recorded_over_predicted"]["all"]["ratio"] == pytest.approx(1.0)
+
+
+def test_tables_for_readers(folder):
+    answer = call(folder / "experiment.yaml", "--log", folder / "run", "--replay")
+    assert answer.exit_code == 0, answer.output
+    for text in ("TTFT mean", "E2E p99", "ITL p50", "request throughput", "replay: 0 of"):
+        assert text in answer.output
+
+
+def test_another_cost_is_seen(folder):
+    answer = call(
+        folder / "experiment.yaml",
+        *("--log", folder / "run", "--json", "--set", "cost_model.host=sync"),
+    )
+    figures = {figure["name"]: figure for figure in json.loads(answer.output)["figures"]}
+    assert figures["tpot_s.mean"]["error_pct"] > 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--replay"], "--replay: needs --log"),
+        (["--column", "arrival=x"], "--column: needs --log"),
+        (["--log", "nowhere.jsonl"], "nowhere.jsonl: can't be read"),
+        (["--log", "x", "--column", "arrival"], "--column: got 'arrival'; expected WHAT=NAME"),
+        (["--log", "x", "--set", "replicas.count=2"], "a log is one replica's"),
+    ],
+)
+def test_mistakes(folder, arguments, message):
+    answer = call(folder / "experiment.yaml", *arguments)
+    assert answer.exit_code == 2
+    assert message in answer.output
+    assert "Traceback" not in answer.output
