@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cbsim.calibrate.accuracy import predict
+from cbsim.calibrate.attentionfit import seconds_of
 from cbsim.calibrate.fit import fit_cost_file
 from cbsim.calibrate.pointsfile import read_points
 from cbsim.cost.base import CostModel, StepShape
@@ -109,25 +111,33 @@ def validate_live(
 def calibrate_here(experiment: Experiment, folder: Path, *, device: str, plan: Any) -> Experiment:
     """The experiment with a profile of this machine's own, timed and fitted into `folder`; needs torch.
 
-    The live engine's host and device take turns, so the profile's host time is added to the device's.
+    The live engine's host and device take turns: its host time, what whole steps took beyond their kernels
+    when they were timed, is added to theirs.
     """
     from cbsim.calibrate.measure import measure
 
     folder.mkdir(parents=True, exist_ok=True)
     measured = measure(experiment.model, folder, device=device, plan=plan, seed=experiment.seed)
-    points = folder / "points.csv"
-    cost_file, _ = fit_cost_file(read_points(points), measured.meta, points, experiment.seed)
+    points = read_points(folder / "points.csv")
+    cost_file, _ = fit_cost_file(points, measured.meta, folder / "points.csv", experiment.seed)
     cost_file.save(folder / "cost.json")
-    return with_profile(experiment, folder)
+    steps = [point for point in points if point.op == "step"]
+    beyond_s = seconds_of(steps) - predict(cost_file.form, steps) if steps else np.zeros(1)
+    return with_profile(experiment, folder, host_step_s=max(0.0, float(np.median(beyond_s))))
 
 
-def with_profile(experiment: Experiment, folder: Path) -> Experiment:
-    """The experiment priced by a profile; host terms are those of its own `cost_model` if that is one."""
+def with_profile(experiment: Experiment, folder: Path, host_step_s: float | None = None) -> Experiment:
+    """The experiment priced by a profile; host terms are those of its own `cost_model` if that is one.
+
+    Else they are added to the device's time: `host_step_s` a step, or the documented defaults.
+    """
     given = experiment.cost_model
     if isinstance(given, ProfileConfig):
         config = given.model_copy(update={"profile": str(folder)})
     else:
         config = ProfileConfig(type="profile", profile=str(folder), host="sync", cuda_graph_batch_sizes=[])
+        if host_step_s is not None:
+            config = config.model_copy(update={"host_step_s": host_step_s, "host_request_s": 0.0})
     return experiment.model_copy(update={"cost_model": config})
 
 
