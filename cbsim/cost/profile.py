@@ -15,7 +15,7 @@ from cbsim.config.section import ComponentConfig
 from cbsim.cost.base import CostModel, StepShape
 from cbsim.cost.compiled import CompiledStep
 from cbsim.cost.costfile import find_cost_file, read_cost_file
-from cbsim.cost.form import Floats, Ints, StepColumns
+from cbsim.cost.form import Floats, Ints, StepColumns, StepForm
 from cbsim.errors import ConfigError
 from cbsim.specs import GpuSpec, ModelSpec
 
@@ -37,6 +37,11 @@ class ProfileConfig(ComponentConfig):
     """Host seconds more for each request in the step."""
     host_gap_s: float = Field(default=1.5e-4, ge=0)
     """With `async`, seconds from the end of a step on the GPU to the start of the next (0 to 0.3 ms seen)."""
+    attention: Literal["measured", "formula", "sum"] = "measured"
+    """`measured`: by the tables of a profile that has them, else by its formula; `formula`: never by tables;
+    `sum`: chunks and decodes of a step as if each were launched alone."""
+    unequal_contexts: bool = True
+    """Whether tables add what decodes of unequal context lose."""
     cuda_graph_batch_sizes: list[int] = VLLM_GRAPH_BATCH_SIZES
     """Batch sizes with a CUDA graph: a pure decode step is padded to the next one; `[]` for none."""
 
@@ -73,7 +78,8 @@ class ProfileCost(CostModel):
             )
         self._graph_sizes = config.cuda_graph_batch_sizes
         last = self._graph_sizes[-1] if self._graph_sizes else 0
-        self._compiled = CompiledStep(self._file.form, [self._padded(count) for count in range(last + 1)])
+        self._form = _chosen(self._file.form, config)
+        self._compiled = CompiledStep(self._form, [self._padded(count) for count in range(last + 1)])
         self._async = config.host == "async"
         self._host_step_s = config.host_step_s if config.host != "none" else 0.0
         self._host_request_s = config.host_request_s if config.host != "none" else 0.0
@@ -108,7 +114,7 @@ class ProfileCost(CostModel):
 
     def steps_s(self, columns: StepColumns) -> Floats:
         """Seconds of many steps at once: the same bits as `step_s` gives for each."""
-        gpu_s = self._file.form.seconds(columns, self._dense_tokens(columns))
+        gpu_s = self._form.seconds(columns, self._dense_tokens(columns))
         requests = columns.num_chunks + columns.num_decodes
         host_s = self._host_step_s + self._host_request_s * requests
         if self._async:
@@ -149,3 +155,16 @@ class ProfileCost(CostModel):
         index = np.searchsorted(sizes, columns.num_decodes)
         padded = np.where(index < len(sizes), sizes[np.minimum(index, len(sizes) - 1)], columns.num_decodes)
         return np.where(columns.num_chunks > 0, columns.num_tokens, padded)
+
+
+def _chosen(form: StepForm, config: ProfileConfig) -> StepForm:
+    """The form with the parts that the configuration asks for."""
+    grid = form.grid
+    if config.attention != "measured" or grid is None:
+        fused = None if config.attention == "sum" else form.fused
+        return form.model_copy(update={"grid": None, "fused": fused})
+    if not config.unequal_contexts:
+        none = {"chain_s_per_token": 0.0}
+        skews = {name: getattr(grid, name).model_copy(update=none) for name in ("decode_skew", "mixed_skew")}
+        return form.model_copy(update={"grid": grid.model_copy(update=skews)})
+    return form

@@ -137,14 +137,14 @@ def _validate_live(
 
     try:
         import cbsim.live.run  # noqa: F401 - told in one line where torch is missing
-        from cbsim.validate.live_run import calibrate_here, validate_live, with_profile
+        from cbsim.validate.live_run import IN_TURNS, calibrate_here, validate_live, with_profile
     except ImportError as error:
         raise ConfigError(f"a live run needs torch: pip install 'cbsim[torch]' ({error})") from error
     folder = out or Path("runs") / f"{experiment.name}-validate"
     for name in ("live", "simulated"):
         check_run_target(folder / name)
     if profile is not None:
-        experiment = with_profile(experiment, profile)
+        experiment = with_profile(experiment, profile, **IN_TURNS)
     else:
         _say(f"timing the kernels of {experiment.model.name} on this machine's {device} ...")
         experiment = calibrate_here(experiment, folder / "profile", device=device, plan=plan)

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, float], None]
 KINDS = ("prefill", "decode", "mixed")
+IN_TURNS: dict[str, Any] = {"host": "sync", "cuda_graph_batch_sizes": []}
+"""The live engine builds a step when the tokens of the one before are known; it pads no batch of a CPU."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,21 +125,20 @@ def calibrate_here(experiment: Experiment, folder: Path, *, device: str, plan: A
     cost_file.save(folder / "cost.json")
     steps = [point for point in points if point.op == "step"]
     beyond_s = seconds_of(steps) - predict(cost_file.form, steps) if steps else np.zeros(1)
-    return with_profile(experiment, folder, host_step_s=max(0.0, float(np.median(beyond_s))))
+    host_step_s = max(0.0, float(np.median(beyond_s)))
+    return with_profile(experiment, folder, **IN_TURNS, host_step_s=host_step_s, host_request_s=0.0)
 
 
-def with_profile(experiment: Experiment, folder: Path, host_step_s: float | None = None) -> Experiment:
+def with_profile(experiment: Experiment, folder: Path, **host: Any) -> Experiment:
     """The experiment priced by a profile; host terms are those of its own `cost_model` if that is one.
 
-    Else they are added to the device's time: `host_step_s` a step, or the documented defaults.
+    Else they are the documented defaults, or `host`: settings of `ProfileConfig`.
     """
     given = experiment.cost_model
     if isinstance(given, ProfileConfig):
         config = given.model_copy(update={"profile": str(folder)})
     else:
-        config = ProfileConfig(type="profile", profile=str(folder), host="sync", cuda_graph_batch_sizes=[])
-        if host_step_s is not None:
-            config = config.model_copy(update={"host_step_s": host_step_s, "host_request_s": 0.0})
+        config = ProfileConfig(type="profile", profile=str(folder), **host)
     return experiment.model_copy(update={"cost_model": config})
 
 
