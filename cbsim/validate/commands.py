@@ -104,8 +104,8 @@ def _validate_log(
     experiment: Experiment, path: Path, columns: dict[str, str], arrivals: Any, replay: bool, as_json: bool
 ) -> None:
     from cbsim.validate.figures import figures_table
+    from cbsim.validate.log_reader import read_server_log
     from cbsim.validate.recorded_run import compare_with_log, replay_log
-    from cbsim.validate.server_log import read_server_log
 
     if experiment.replicas.count != 1:
         raise ConfigError(f"replicas.count: got {experiment.replicas.count}; a log is one replica's")

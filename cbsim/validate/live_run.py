@@ -98,7 +98,7 @@ def validate_live(
     ends_s = (live.steps["start_s"] + live.steps["duration_s"]).tolist()
     again = make_workload(same)
     if again.config.concurrency is None:
-        again = _AsTaken(again, live)
+        again = AsTaken(again, live)
     replayed: RunLog = replay(same, again, RecordedSteps(ends_s))
     return BothWorlds(
         live=live,
@@ -142,7 +142,7 @@ def with_profile(experiment: Experiment, folder: Path, **host: Any) -> Experimen
     return experiment.model_copy(update={"cost_model": config})
 
 
-class _AsTaken(Workload):
+class AsTaken(Workload):
     """Requests that arrive when the live engine took them: an idle one wakes a little after the arrival."""
 
     Config = WorkloadConfig

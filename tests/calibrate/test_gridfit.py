@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -61,6 +62,20 @@ def test_gaps_and_noise_are_bridged():
     error = np.abs(grid.at(columns_of(whole)) / seconds_of(whole) - 1.0)
     assert np.median(error) < 0.02
     assert np.quantile(error, 0.9) < 0.05
+
+
+def test_what_no_formula_says_is_kept():
+    """A slow spot in the middle of the grid, of all launches with 16 decodes, stays where it was timed."""
+    points = [
+        replace(point, t_median_s=point.t_median_s * (1.3 if point.num_decodes == 16 else 1.0))
+        for point in make_points(noise=0.0)
+    ]
+    grid = fit(points)
+    assert grid is not None
+    slow = [point for point in points if point.num_decodes == 16]
+    error = np.abs(grid.at(columns_of(slow)) / seconds_of(slow) - 1.0)
+    assert np.median(error) < 0.001
+    assert error.max() < 0.1  # Where 64 decodes cost less, monotony takes a little.
 
 
 def test_chains_and_rates_come_from_the_timings():

@@ -11,8 +11,8 @@ from cbsim.calibrate.fit import calibrated_box, fit_form
 from cbsim.calibrate.layers import LayerTimings
 from cbsim.cost.costfile import CostFile, model_shape
 from cbsim.experiment import Experiment
+from cbsim.validate.log_reader import read_server_log
 from cbsim.validate.recorded_run import compare_with_log, replay_log
-from cbsim.validate.server_log import read_server_log
 
 FOLDER = Path(__file__).resolve().parents[3] / "shared" / "ground-truth" / "rtxpro6000-llama-3.1-8b"
 PEER_PCT = {"ttft_s.mean": 4.0, "tpot_s.mean": 1.0, "e2e_s.mean": 1.8}
