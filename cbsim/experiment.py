@@ -117,6 +117,15 @@ class Experiment(Section):
         return name
 
     @classmethod
+    def of(cls, config: str | Path | Mapping[str, Any] | Experiment, overrides: Overrides = ()) -> Experiment:
+        """The experiment in a YAML file, in a mapping, or as it is; raises as `load`."""
+        if isinstance(config, Experiment):
+            return config
+        if isinstance(config, Mapping):
+            return cls.from_mapping(config, overrides)
+        return cls.load(config, overrides)
+
+    @classmethod
     def load(cls, path: str | Path, overrides: Overrides = ()) -> Experiment:
         """The experiment in a YAML file. Raises `ConfigError` with one line for each of all its mistakes."""
         document = read_document(Path(path))

@@ -39,11 +39,7 @@ def run(
     Writes the run folder `out` if one is given. Raises `CbsimError` with one line for each of the user's
     mistakes.
     """
-    if isinstance(config, Mapping):
-        experiment = Experiment.from_mapping(config, overrides=overrides or {})
-    else:
-        experiment = Experiment.load(config, overrides=overrides or {})
-    result = run_experiment(experiment)
+    result = run_experiment(Experiment.of(config, overrides or {}))
     if out is not None:
         result.save(out)
     return result
@@ -51,9 +47,9 @@ def run(
 
 def run_experiment(experiment: Experiment, progress: Progress | None = None) -> Result:
     """Run an experiment of one point (its `sweep` is not looked at)."""
-    workload = make_workload(experiment)
+    workload, cost = make_workload(experiment), make_cost_model(experiment)
     wall_start, cpu_start = time.perf_counter(), time.process_time()
-    log, cost_notes = simulate(experiment, workload, progress)
+    log, noted = simulate(experiment, workload, progress, cost)
     simulation = {"cpu_s": time.process_time() - cpu_start, "wall_s": time.perf_counter() - wall_start}
     deployment = Deployment(
         model=experiment.model,
@@ -62,11 +58,10 @@ def run_experiment(experiment: Experiment, progress: Progress | None = None) -> 
         num_replicas=experiment.replicas.count,
         kv_block_size=experiment.kv_cache.block_size,
     )
-    slo = {name: limit for name, limit in experiment.slo.model_dump().items() if limit is not None}
-    notes = [*workload.notes(), *log_notes(experiment, log), *cost_notes]
-    summary = summarize(log, deployment, slo, simulation=simulation, notes=notes)
+    notes = [*workload.notes(), *log_notes(experiment, log), *noted]
+    summary = summarize(log, deployment, experiment.slo.limits(), simulation=simulation, notes=notes)
     specs = {"model": experiment.model, "gpu": experiment.gpu}
-    inputs = [*workload.inputs(), *make_cost_model(experiment).inputs()]
+    inputs = [*workload.inputs(), *cost.inputs()]
     manifest = make_manifest(experiment.seed, inputs, specs)
     return Result.from_log(log, summary, experiment.resolved(), manifest)
 
@@ -119,11 +114,17 @@ def _prefill_s(cost: CostModel, num_tokens: int) -> float:
 
 
 def simulate(
-    experiment: Experiment, workload: Workload, progress: Progress | None = None
+    experiment: Experiment,
+    workload: Workload,
+    progress: Progress | None = None,
+    cost: CostModel | None = None,
 ) -> tuple[RunLog, list[str]]:
-    """What happens when the experiment runs, and what schedulers and cost model note about it."""
+    """What happens when the experiment runs, and what schedulers and cost model note about it.
+
+    `cost` is the experiment's cost model, where the caller has made it already.
+    """
     recorder = Recorder(with_batches=experiment.output.batches)
-    cost = make_cost_model(experiment)
+    cost = cost or make_cost_model(experiment)
     num_in_flight = 2 if experiment.scheduler.async_scheduling else 1
     is_naive = experiment.engine == "reference" or experiment.output.batches
     engine_class: type[Engine] = ReferenceEngine if is_naive else FastEngine
@@ -146,7 +147,8 @@ def simulate(
     is_closed_loop = workload.config.concurrency is not None
     # Replicas find the same things to note.
     notes = dict.fromkeys(note for engine in engines for note in engine.scheduler.notes())
-    return collect(recorder, engines, world.end_s, is_closed_loop=is_closed_loop), [*notes, *cost.notes()]
+    log = collect(recorder, engines, world.end_s, is_closed_loop=is_closed_loop)
+    return log, [*notes, *cost.notes(log.steps)]
 
 
 def collect(

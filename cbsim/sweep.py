@@ -85,7 +85,7 @@ def sweep(
     Raises `ConfigError` for mistakes in the configuration, `CbsimError` if something other than a sweep is in
     the folder, nothing can be written, or the cluster doesn't answer; `SweepInterrupted` for Ctrl-C.
     """
-    experiment = _experiment(config, overrides or {})
+    experiment = Experiment.of(config, overrides or {})
     folder = Path(out) if out is not None else Path("runs") / experiment.name
     check_sweep_target(folder)
     points = plan_points(experiment, folder)
@@ -169,16 +169,6 @@ def save_table(table: pd.DataFrame, folder: Path, name: str = "table") -> None:
         parquet.replace(folder / f"{name}.parquet")
     except OSError as error:
         raise CbsimError(f"{folder}: can't be written: {error.strerror or error}") from error
-
-
-def _experiment(
-    config: str | Path | Mapping[str, Any] | Experiment, overrides: Mapping[str, Any]
-) -> Experiment:
-    if isinstance(config, Experiment):
-        return config
-    if isinstance(config, Mapping):
-        return Experiment.from_mapping(config, overrides=overrides)
-    return Experiment.load(config, overrides=overrides)
 
 
 def _run_missing(

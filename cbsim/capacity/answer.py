@@ -60,7 +60,7 @@ def capacity(
 
     Raises `ConfigError` for an experiment without an SLO or a rate, and whatever its runs raise.
     """
-    experiment = _experiment(config, overrides or {})
+    experiment = Experiment.of(config, overrides or {})
     plan = plan or Plan()
     points = experiment.points()
     _check([point for _, point in points])
@@ -71,16 +71,6 @@ def capacity(
     outcomes = [[next(found) for _ in replicates] for replicates in tasks]
     _complete_curves(pool, tasks, outcomes)
     return _answer(experiment, plan, points, outcomes)
-
-
-def _experiment(
-    config: str | Path | Mapping[str, Any] | Experiment, overrides: Mapping[str, Any]
-) -> Experiment:
-    if isinstance(config, Experiment):
-        return config
-    if isinstance(config, Mapping):
-        return Experiment.from_mapping(config, overrides=overrides)
-    return Experiment.load(config, overrides=overrides)
 
 
 def _check(experiments: Sequence[Experiment]) -> None:

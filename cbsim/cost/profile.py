@@ -136,7 +136,7 @@ class ProfileCost(CostModel):
             sentences.append(
                 f"profile {self._name}: {num_outside:,} of {len(steps['num_logits']):,} steps lay outside "
                 f"the calibrated range (up to {box.max_tokens:,} tokens, {box.max_decodes:,} decodes, "
-                f"{box.max_context_tokens:,} tokens of context); their times are extrapolated"
+                f"{box.max_context_tokens:,} tokens of context), with times extrapolated"
             )
         return sentences
 
