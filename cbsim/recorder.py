@@ -6,6 +6,7 @@ from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from struct import Struct
 from typing import Any
 
 import numpy as np
@@ -78,33 +79,30 @@ def as_column(values: array[Any]) -> Column:
 
 
 class Table:
-    """Rows gathered in two flat arrays, reals and integers, and no objects."""
+    """Rows gathered as bytes in one buffer, and no objects."""
 
-    __slots__ = ("_integers", "_reals", "integers", "reals")
+    __slots__ = ("_dtype", "_pack", "_rows", "integers", "reals")
 
     def __init__(self, reals: tuple[str, ...], integers: tuple[str, ...], typecode: str = "q") -> None:
-        """The names of the real (float64) and of the integer columns, the latter of an `array` typecode."""
+        """The names of the real (float64) and of the integer columns, the latter of a `struct` typecode."""
         self.reals = reals
         self.integers = integers
-        self._reals = array("d")
-        self._integers = array(typecode)
+        # Packing a row is five times as quick as extending typed arrays with it.
+        self._pack = Struct(f"={len(reals)}d{len(integers)}{typecode}").pack
+        self._dtype = np.dtype([*((name, "d") for name in reals), *((name, typecode) for name in integers)])
+        self._rows = bytearray()
 
-    def append(self, reals: tuple[float, ...], integers: tuple[int, ...]) -> None:
-        """Add a row: its reals and its integers, each in the order of the columns."""
-        self._reals.extend(reals)
-        self._integers.extend(integers)
+    def append(self, *row: float) -> None:
+        """Add a row: its reals, then its integers, each in the order of the columns."""
+        self._rows += self._pack(*row)
 
     def __len__(self) -> int:
-        return len(self._integers) // len(self.integers)
+        return len(self._rows) // self._dtype.itemsize
 
     def to_columns(self) -> dict[str, Column]:
         """As numpy arrays, views of the rows: nothing may be added after this."""
-        reals = as_column(self._reals).reshape(-1, max(len(self.reals), 1))
-        integers = as_column(self._integers).reshape(-1, len(self.integers))
-        return {
-            **{name: reals[:, place] for place, name in enumerate(self.reals)},
-            **{name: integers[:, place] for place, name in enumerate(self.integers)},
-        }
+        rows = np.frombuffer(self._rows, dtype=self._dtype)
+        return {name: rows[name] for name in (*self.reals, *self.integers)}
 
 
 STEP_COLUMNS = (
@@ -178,7 +176,7 @@ class Recorder:
         self, code: int, request: Request, now: float, replica: int, step: int, num_tokens: int
     ) -> None:
         """A decision or a result; `step` is -1 if the call that decided made none."""
-        self._events.append((now,), (replica, step, request.index, code, num_tokens))
+        self._events.append(now, replica, step, request.index, code, num_tokens)
 
     def close(
         self,
@@ -194,24 +192,20 @@ class Recorder:
         first_scheduled_at_s = request.first_scheduled_at_s
         self.ids.append(request.request_id)
         self._requests.append(
-            (
-                request.arrival_s,
-                np.nan if first_scheduled_at_s is None else first_scheduled_at_s,
-                first_token_at_s,
-                last_token_at_s if is_finished else np.nan,
-                max_itl_s,
-            ),
-            (
-                request.index,
-                replica,
-                request.num_prompt_tokens,
-                request.num_output_tokens,
-                request.num_generated_tokens,
-                request.num_cached_tokens,
-                request.num_preemptions,
-                request.priority,
-                state if is_finished or state is RequestState.REJECTED else RequestState.UNFINISHED,
-            ),
+            request.arrival_s,
+            np.nan if first_scheduled_at_s is None else first_scheduled_at_s,
+            first_token_at_s,
+            last_token_at_s if is_finished else np.nan,
+            max_itl_s,
+            request.index,
+            replica,
+            request.num_prompt_tokens,
+            request.num_output_tokens,
+            request.num_generated_tokens,
+            request.num_cached_tokens,
+            request.num_preemptions,
+            request.priority,
+            state if is_finished or state is RequestState.REJECTED else RequestState.UNFINISHED,
         )
 
     def longest_gaps(self, requests: Column, gap_s: Column) -> None:

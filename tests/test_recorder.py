@@ -17,8 +17,8 @@ def test_a_table_gives_its_rows_back_by_column() -> None:
         "replica": 0,
         "step": 0,
     }
-    table.append((0.5,), (1, 2))
-    table.append((1.5,), (3, 4))
+    table.append(0.5, 1, 2)
+    table.append(1.5, 3, 4)
     columns = table.to_columns()
     assert len(table) == 2
     assert columns["time_s"].tolist() == [0.5, 1.5]

@@ -153,24 +153,24 @@ class ReferenceEngine(Engine):
             if self.recorder.with_batches:
                 kind = int(not part.is_prefill)
                 row = (self.replica, step.number, position, part.request.index, tokens, before, kind)
-                self.recorder.batches.append((step.start_s,), row)
+                self.recorder.batches.append(step.start_s, *row)
         self._steps.append(
-            (plan.now, step.start_s, step.duration_s),
-            (
-                step.number,
-                num_prefill_tokens,
-                num_prefill_seqs,
-                num_decode_seqs,
-                plan.num_running,
-                plan.num_waiting,
-                len(plan.preempted),
-                num_finished,
-                plan.num_blocks_used,
-                pairs,
-                context,
-                num_logits,
-                plan.num_kv_tokens,
-            ),
+            plan.now,
+            step.start_s,
+            step.duration_s,
+            step.number,
+            num_prefill_tokens,
+            num_prefill_seqs,
+            num_decode_seqs,
+            plan.num_running,
+            plan.num_waiting,
+            len(plan.preempted),
+            num_finished,
+            plan.num_blocks_used,
+            pairs,
+            context,
+            num_logits,
+            plan.num_kv_tokens,
         )
 
     def _close(self, request: Request) -> None:

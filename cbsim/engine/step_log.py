@@ -40,7 +40,7 @@ class StepLog:
         """
         self.duration_s.append(duration_s)
         self.end_s.append(end_s)
-        self.runs.append((*instants, facts.num_attention_pairs), (1, *state, *facts[:-1]))
+        self.runs.append(*instants, facts.num_attention_pairs, 1, *state, *facts[:-1])
 
     def add_run(
         self,
@@ -60,13 +60,13 @@ class StepLog:
         self.end_s.extend(end_s)
         num_steps = len(end_s)
         row = (num_steps, *state, 0, 0, num_decodes, 0, context, num_decodes, 1)
-        self.runs.append((*instants, context), row)
+        self.runs.append(*instants, context, *row)
         if num_steps > 1:
             self.block_needs.extend(block_needs)
 
     def finished(self, step: int, num_finished: int) -> None:
         """So many requests got their last token in a step."""
-        self._finished.append((), (step, num_finished))
+        self._finished.append(step, num_finished)
 
     def ungroup(self, step: int) -> None:
         """A step decided as a group step was taken apart before it ended."""

@@ -31,7 +31,7 @@ class TokenLog:
 
     def came_out_in_group(self, request: Request, first: int, last: int, now: float) -> None:
         """A token in each of the group steps from `first` to `last`, which ended at `now`."""
-        self._segments.append((request.last_token_at_s or 0.0,), (request.index, first, last))
+        self._segments.append(request.last_token_at_s or 0.0, request.index, first, last)
         request.last_token_at_s = now
 
     def gaps(self, group_end_s: Column) -> tuple[Column, Column]:
