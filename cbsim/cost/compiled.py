@@ -1,4 +1,10 @@
-"""CompiledStep: `StepForm` for one step at a time, in under a microsecond and with the same bits."""
+"""CompiledStep: `StepForm` and the host for one step at a time, under a microsecond and with the same bits.
+
+A simulation spends much of its time here, so the formulas of `form.py` are written out once more: as closures
+over local constants, with tables of what depends on counts alone. Multiplying by a power of two is exact, so
+`blend` takes halves of its arguments for `(a + b) / 2 + sqrt(...) / 2`. Sizes that the tables lack go to the
+vector form itself.
+"""
 
 from __future__ import annotations
 
@@ -9,207 +15,258 @@ import numpy as np
 
 from cbsim.cost.base import StepShape
 from cbsim.cost.compiled_grid import CompiledGrid
-from cbsim.cost.form import DecodeAttention, FusedAttention, PrefillAttention, StepForm
+from cbsim.cost.counted import CountTables
+from cbsim.cost.form import DecodeAttention, FusedAttention, StepForm
+from cbsim.cost.host import HostTime
 
-DecodeSeconds = Callable[[int, int], float]
-"""Of decodes and their context in all."""
-PrefillSeconds = Callable[[int, int, int, int], float]
-"""Of pairs, tokens, chunks and the longest context."""
-FusedSeconds = Callable[[int, int, int, StepShape], float]
-"""Of pairs, tokens, the chunks' longest context, and the step for its decodes."""
+StepSeconds = Callable[[StepShape], float]
+DecodeSeconds = Callable[[int, int, int], float]
+"""Of decodes, their context in all and the longest of them."""
+DecodesSeconds = Callable[[int, int, int, int], list[float]]
+"""Of the same and a number of steps in a row."""
 
-VECTOR_STEPS = 48
+VECTOR_STEPS = 80
 """Steps in a row from which arrays are quicker than a loop."""
 
 
 class CompiledStep:
-    """Scalar evaluation: tables of g(T) and LM(S) by count, the same expressions in the same order otherwise.
+    """Scalar evaluation of whole steps: three functions that give the bits of `HostTime` over `StepForm`.
 
     `padded_tokens[n]` is the token count that a pure decode step of n decodes runs dense layers at; it may be
-    shorter than the table.
+    shorter than the tables.
     """
 
-    def __init__(self, form: StepForm, padded_tokens: list[int]) -> None:
-        self._form = form
-        self._layers = form.num_layers
-        self._table_size = max(form.dense.tokens[-1], len(padded_tokens)) + 1
-        counts = np.arange(self._table_size, dtype=np.int64)
-        padded = counts.copy()
-        padded[: len(padded_tokens)] = padded_tokens
-        dense = form.num_layers * form.dense.at(counts)
-        logits = form.logits.at(counts)
-        self._dense: list[float] = dense.tolist()
-        self._logits: list[float] = logits.tolist()
-        self._decode_base: list[float] = (form.num_layers * form.dense.at(padded) + logits).tolist()
-        self._half_tile = form.prefill.tile // 2
-        self._decode_attention = _decode_seconds(form.decode)
-        self._prefill_attention = _prefill_seconds(form.prefill)
-        self._fused_attention = _fused_seconds(form.fused) if form.fused is not None else None
-        self._grid = CompiledGrid(form.grid) if form.grid is not None else None
+    decode_s: DecodeSeconds
+    """Seconds of a step of decodes alone."""
+    decodes_s: DecodesSeconds
+    """Seconds of so many such steps in a row, each with one token more of context for every decode."""
+    step_s: StepSeconds
+    """Seconds of any step."""
 
-    def decode_s(self, num_decodes: int, decode_context: int, max_decode_context: int) -> float:
-        """Seconds of a step of decodes alone."""
-        if self._grid is not None:
-            attention = self._grid.decode_s(num_decodes, decode_context, max_decode_context)
+    def __init__(self, form: StepForm, padded_tokens: list[int], host: HostTime | None = None) -> None:
+        tables = CountTables(form, padded_tokens, host or HostTime())
+        if form.grid is not None:
+            grid = CompiledGrid(form.grid)
+            self.decode_s = _grid_decode(tables, grid)
+            self.decodes_s = _grid_decodes(tables, grid)
+            self.step_s = _grid_step(tables, grid, self.decode_s)
         else:
-            attention = self._decode_attention(num_decodes, decode_context)
-        return self._decode_base_s(num_decodes) + self._layers * attention
+            self.decode_s = _decode(tables, form.decode)
+            self.decodes_s = _decodes(tables, form.decode)
+            self.step_s = _step(tables, form, self.decode_s)
 
-    def decodes_s(
-        self, num_decodes: int, decode_context: int, max_decode_context: int, num_steps: int
-    ) -> list[float]:
-        """Seconds of so many such steps in a row, each with one token more of context for every decode."""
-        base, layers = self._decode_base_s(num_decodes), self._layers
-        if self._grid is not None:
-            price_s = self._grid.decode_s
-            contexts = range(decode_context, decode_context + num_decodes * num_steps, num_decodes)
-            return [
-                base + layers * price_s(num_decodes, context, longest)
-                for longest, context in enumerate(contexts, max_decode_context)
-            ]
-        if num_steps < VECTOR_STEPS:
-            contexts = range(decode_context, decode_context + num_decodes * num_steps, num_decodes)
-            return _decode_series(self._form.decode, base, layers, num_decodes, contexts)
-        steps = np.arange(num_steps, dtype=np.int64)
-        several = self._form.decode.seconds(num_decodes, decode_context + num_decodes * steps)
-        seconds: list[float] = (base + layers * several).tolist()
-        return seconds
 
-    def step_s(self, shape: StepShape) -> float:
-        """Seconds of any step."""
-        chunks, num_finishing, num_decodes, decode_context, max_decode_context = shape
+def _decode(tables: CountTables, form: DecodeAttention) -> DecodeSeconds:
+    counted, counted_at, layers, launch_s = tables.counted, tables.counted_at, tables.layers, form.launch_s
+    near_s, far_s, start_s, start = _stream(form)
+    half_floor_s = 0.5 * form.floor_s
+    floor_softness_s = form.floor_softness * half_floor_s
+
+    def decode_s(num_decodes: int, context: int, max_context: int) -> float:
+        try:
+            base_s, decodes_s, softness_s, added_s, least_s = counted[num_decodes]
+        except IndexError:
+            base_s, decodes_s, softness_s, added_s, least_s = counted_at(num_decodes)
+        stream_s = near_s * context if context < start else far_s * context + start_s
+        apart_s = decodes_s - stream_s
+        work_s = (decodes_s + stream_s) + sqrt(apart_s * apart_s + softness_s * stream_s)
+        apart_s = half_floor_s - work_s
+        blended_s = (half_floor_s + work_s) + sqrt(apart_s * apart_s + floor_softness_s * work_s)
+        seconds = base_s + layers * (launch_s + blended_s) + added_s
+        return seconds if seconds > least_s else least_s
+
+    return decode_s
+
+
+def _decodes(tables: CountTables, form: DecodeAttention) -> DecodesSeconds:
+    counted, counted_at, layers, launch_s = tables.counted, tables.counted_at, tables.layers, form.launch_s
+    near_s, far_s, start_s, start = _stream(form)
+    half_floor_s = 0.5 * form.floor_s
+    floor_softness_s = form.floor_softness * half_floor_s
+
+    def decodes_s(num_decodes: int, context: int, max_context: int, num_steps: int) -> list[float]:
+        try:
+            base_s, decodes_s, softness_s, added_s, least_s = counted[num_decodes]
+        except IndexError:
+            base_s, decodes_s, softness_s, added_s, least_s = counted_at(num_decodes)
+        if num_steps >= VECTOR_STEPS:
+            contexts = context + num_decodes * np.arange(num_steps, dtype=np.int64)
+            attention = form.seconds(num_decodes, contexts)
+            vector: list[float] = np.maximum(base_s + layers * attention + added_s, least_s).tolist()
+            return vector
+        # Sums and products of floats are quicker than of mixed types, and as exact.
+        tokens, more = float(context), float(num_decodes)
+        series: list[float] = []
+        for _ in range(num_steps):
+            stream_s = near_s * tokens if tokens < start else far_s * tokens + start_s
+            tokens += more
+            apart_s = decodes_s - stream_s
+            work_s = (decodes_s + stream_s) + sqrt(apart_s * apart_s + softness_s * stream_s)
+            apart_s = half_floor_s - work_s
+            blended_s = (half_floor_s + work_s) + sqrt(apart_s * apart_s + floor_softness_s * work_s)
+            series.append(base_s + layers * (launch_s + blended_s) + added_s)
+        if base_s + added_s < least_s:
+            return [seconds if seconds > least_s else least_s for seconds in series]
+        return series
+
+    return decodes_s
+
+
+def _stream(form: DecodeAttention) -> tuple[float, float, float, float]:
+    """Quarters of a stream's seconds a token near its start and beyond it, and where that begins."""
+    near_s = 0.25 * (form.per_token_s + form.start_per_token_s)
+    start_s = 0.25 * (form.start_per_token_s * form.start_tokens)
+    return near_s, 0.25 * form.per_token_s, start_s, form.start_tokens
+
+
+def _step(tables: CountTables, form: StepForm, decode_s: DecodeSeconds) -> StepSeconds:
+    dense, logits, vector_s, layers = tables.dense, tables.logits, tables.step_s, tables.layers
+    hidden_step_s, hidden_request_s, added_step_s, added_request_s = tables.host
+    prefill, decode, fused_s = form.prefill, form.decode, _fused(form.fused)
+    tile, half_tile, round_up = prefill.tile, prefill.tile // 2, prefill.tile - 1
+    tokens_s = (0.25 * prefill.tokens_s(np.arange(tables.size, dtype=np.int64))).tolist()
+    pair_s, chunk_s, longest_s = (
+        0.25 * figure for figure in (prefill.per_pair_s, prefill.per_chunk_s, prefill.per_longest_token_s)
+    )
+    softness, half_floor_s, launch_s = prefill.softness, 0.5 * prefill.floor_s, prefill.launch_s
+    floor_softness_s = prefill.floor_softness * half_floor_s
+    attend_s = _decode_attention(decode)
+
+    def step_s(shape: StepShape) -> float:
+        chunks, num_finishing, num_decodes, context, max_context = shape
         if not chunks:
-            return self.decode_s(num_decodes, decode_context, max_decode_context)
-        if self._grid is not None:
-            num_tokens = num_decodes + sum([tokens for tokens, _ in chunks])
-            base = self._base_s(num_tokens, num_finishing + num_decodes)
-            return base + self._layers * self._grid.step_s(shape)
-        half_tile = self._half_tile
-        tile = 2 * half_tile
+            return decode_s(num_decodes, context, max_context)
         pairs = num_tokens = longest = 0
-        for tokens, context in chunks:
+        for tokens, before in chunks:
             num_tokens += tokens
-            pairs += -(-tokens // tile) * half_tile * (2 * context + tokens + tile)
-            if context + tokens > longest:
-                longest = context + tokens
-        prefill = self._prefill_attention(pairs, num_tokens, len(chunks), longest)
-        decode = 0.0
+            pairs += (tokens + round_up) // tile * half_tile * (2 * before + tokens + tile)
+            reach = before + tokens
+            if reach > longest:
+                longest = reach
+        num_chunks = len(chunks)
+        try:
+            base_s = dense[num_tokens + num_decodes] + logits[num_finishing + num_decodes]
+            work_s = pair_s * pairs + tokens_s[num_tokens] + chunk_s * num_chunks
+        except IndexError:
+            return vector_s(shape)
+        chain_s = longest_s * longest
+        apart_s = chain_s - work_s
+        work_s = (chain_s + work_s) + sqrt(apart_s * apart_s + softness * chain_s * work_s)
+        apart_s = half_floor_s - work_s
+        blended_s = (half_floor_s + work_s) + sqrt(apart_s * apart_s + floor_softness_s * work_s)
+        prefill_s = launch_s + blended_s
         if num_decodes:
-            decode = self._decode_attention(num_decodes, decode_context)
-            if self._fused_attention is not None:
-                prefill = max(self._fused_attention(pairs, num_tokens, longest, shape), decode, prefill)
-                decode = 0.0
-            num_tokens += num_decodes
-        base = self._base_s(num_tokens, num_finishing + num_decodes)
-        return (base + self._layers * decode) + self._layers * prefill
+            attention_s = attend_s(num_decodes, context)
+            if fused_s is None:
+                base_s += layers * attention_s
+            else:
+                together_s = fused_s(pairs, num_tokens, longest, shape)
+                prefill_s = max(together_s, attention_s, prefill_s)
+        num_requests = num_chunks + num_decodes
+        gpu_s = base_s + layers * prefill_s
+        hidden_s = hidden_step_s + hidden_request_s * num_requests
+        return (gpu_s if gpu_s > hidden_s else hidden_s) + (added_step_s + added_request_s * num_requests)
 
-    def _base_s(self, num_tokens: int, num_logits: int) -> float:
-        """All but attention."""
-        if num_tokens < self._table_size:
-            return self._dense[num_tokens] + self._logits[num_logits]
-        return self._beyond_table_s(num_tokens, num_logits)
-
-    def _decode_base_s(self, num_decodes: int) -> float:
-        """All but attention of a step of decodes alone."""
-        if num_decodes < self._table_size:
-            return self._decode_base[num_decodes]
-        return self._beyond_table_s(num_decodes, num_decodes)
-
-    def _beyond_table_s(self, num_tokens: int, num_logits: int) -> float:
-        """Dense layers and LM head at more tokens than the table has."""
-        dense = self._layers * float(self._form.dense.at(np.array([num_tokens]))[0])
-        return dense + float(self._form.logits.at(np.array([num_logits]))[0])
+    return step_s
 
 
-def _decode_seconds(form: DecodeAttention) -> DecodeSeconds:
-    launch_s, floor_s, per_decode_s = form.launch_s, form.floor_s, form.per_decode_s
-    per_token_s, start_per_token_s, start = form.per_token_s, form.start_per_token_s, form.start_tokens
-    softness, floor_softness = form.softness, form.floor_softness
+def _decode_attention(form: DecodeAttention) -> Callable[[int, int], float]:
+    launch_s, half_floor_s, decode_s = form.launch_s, 0.5 * form.floor_s, 0.25 * form.per_decode_s
+    near_s, far_s, start_s, start = _stream(form)
+    softness, floor_softness_s = form.softness, form.floor_softness * half_floor_s
 
     def seconds(num_decodes: int, context: int) -> float:
-        decodes = per_decode_s * num_decodes
-        stream = per_token_s * context + start_per_token_s * (context if context < start else start)
-        difference = decodes - stream
-        work = 0.5 * ((decodes + stream) + sqrt(difference * difference + softness * decodes * stream))
-        difference = work - floor_s
-        return launch_s + 0.5 * (
-            (work + floor_s) + sqrt(difference * difference + floor_softness * work * floor_s)
-        )
+        decodes_s = decode_s * num_decodes
+        stream_s = near_s * context if context < start else far_s * context + start_s
+        apart_s = decodes_s - stream_s
+        work_s = (decodes_s + stream_s) + sqrt(apart_s * apart_s + softness * decodes_s * stream_s)
+        apart_s = half_floor_s - work_s
+        blended_s = (half_floor_s + work_s) + sqrt(apart_s * apart_s + floor_softness_s * work_s)
+        return launch_s + blended_s
 
     return seconds
 
 
-def _decode_series(
-    form: DecodeAttention, base: float, layers: int, num_decodes: int, contexts: range
-) -> list[float]:
-    """`base + layers * seconds(num_decodes, context)` of `_decode_seconds`, without a call for each."""
-    launch_s, floor_s, softness, floor_softness = (
-        form.launch_s,
-        form.floor_s,
-        form.softness,
-        form.floor_softness,
-    )
-    per_token_s, start_per_token_s, start = form.per_token_s, form.start_per_token_s, form.start_tokens
-    decodes = form.per_decode_s * num_decodes
-    series = []
-    for context in contexts:
-        stream = per_token_s * context + start_per_token_s * (context if context < start else start)
-        difference = decodes - stream
-        work = 0.5 * ((decodes + stream) + sqrt(difference * difference + softness * decodes * stream))
-        difference = work - floor_s
-        blended = (work + floor_s) + sqrt(difference * difference + floor_softness * work * floor_s)
-        series.append(base + layers * (launch_s + 0.5 * blended))
-    return series
-
-
-def _prefill_seconds(form: PrefillAttention) -> PrefillSeconds:
-    launch_s, floor_s, per_pair_s = form.launch_s, form.floor_s, form.per_pair_s
-    per_token_s, per_chunk_s = form.per_token_s, form.per_chunk_s
-    beyond_per_token_s, beyond = form.beyond_per_token_s, form.beyond_tokens
-    per_longest_token_s, softness, floor_softness = (
-        form.per_longest_token_s,
-        form.softness,
-        form.floor_softness,
-    )
-
-    def seconds(pairs: int, num_tokens: int, num_chunks: int, longest: int) -> float:
-        excess = num_tokens - beyond
-        work = (
-            per_pair_s * pairs
-            + per_token_s * num_tokens
-            + per_chunk_s * num_chunks
-            + beyond_per_token_s * (excess if excess > 0.0 else 0.0)
-        )
-        chain = per_longest_token_s * longest
-        difference = work - chain
-        work = 0.5 * ((work + chain) + sqrt(difference * difference + softness * work * chain))
-        difference = work - floor_s
-        return launch_s + 0.5 * (
-            (work + floor_s) + sqrt(difference * difference + floor_softness * work * floor_s)
-        )
-
-    return seconds
-
-
-def _fused_seconds(form: FusedAttention) -> FusedSeconds:
-    launch_s, per_pair_s, per_token_s = form.launch_s, form.per_pair_s, form.per_token_s
-    per_decode_s, per_context_token_s = form.per_decode_s, form.per_context_token_s
-    beyond_per_token_s, beyond = form.beyond_per_context_token_s, form.beyond_context_tokens
-    per_longest_token_s = form.per_longest_token_s
-    per_longest_decode_token_s, softness = form.per_longest_decode_token_s, form.softness
+def _fused(form: FusedAttention | None) -> Callable[[int, int, int, StepShape], float] | None:
+    """Of pairs, tokens, the chunks' longest context, and the step for its decodes."""
+    if form is None:
+        return None
+    launch_s, pair_s, token_s = form.launch_s, 0.5 * form.per_pair_s, 0.5 * form.per_token_s
+    decode_s, context_token_s = 0.5 * form.per_decode_s, 0.5 * form.per_context_token_s
+    beyond_token_s, beyond = 0.5 * form.beyond_per_context_token_s, form.beyond_context_tokens
+    longest_token_s = 0.5 * form.per_longest_token_s
+    longest_decode_token_s, softness = 0.5 * form.per_longest_decode_token_s, form.softness
 
     def seconds(pairs: int, num_tokens: int, longest: int, shape: StepShape) -> float:
-        _, _, num_decodes, decode_context, max_decode_context = shape
-        excess = decode_context - beyond
-        work = (
-            per_pair_s * pairs
-            + per_token_s * num_tokens
-            + per_decode_s * num_decodes
-            + per_context_token_s * decode_context
-            + beyond_per_token_s * (excess if excess > 0.0 else 0.0)
-        )
-        chain = max(per_longest_token_s * longest, per_longest_decode_token_s * max_decode_context)
-        difference = work - chain
-        return launch_s + 0.5 * ((work + chain) + sqrt(difference * difference + softness * work * chain))
+        _, _, num_decodes, context, max_context = shape
+        work_s = pair_s * pairs + token_s * num_tokens + decode_s * num_decodes + context_token_s * context
+        if context > beyond:
+            work_s += beyond_token_s * (context - beyond)
+        chain_s = longest_token_s * longest
+        decode_chain_s = longest_decode_token_s * max_context
+        if decode_chain_s > chain_s:
+            chain_s = decode_chain_s
+        apart_s = work_s - chain_s
+        return launch_s + ((work_s + chain_s) + sqrt(apart_s * apart_s + softness * work_s * chain_s))
 
     return seconds
+
+
+def _grid_decode(tables: CountTables, grid: CompiledGrid) -> DecodeSeconds:
+    counted, counted_at, layers = tables.counted, tables.counted_at, tables.layers
+    attention_s = grid.decode_s
+
+    def decode_s(num_decodes: int, context: int, max_context: int) -> float:
+        try:
+            base_s, _, _, added_s, least_s = counted[num_decodes]
+        except IndexError:
+            base_s, _, _, added_s, least_s = counted_at(num_decodes)
+        seconds = base_s + layers * attention_s(num_decodes, context, max_context) + added_s
+        return seconds if seconds > least_s else least_s
+
+    return decode_s
+
+
+def _grid_decodes(tables: CountTables, grid: CompiledGrid) -> DecodesSeconds:
+    counted, counted_at, layers = tables.counted, tables.counted_at, tables.layers
+    attention_s = grid.decode_s
+
+    def decodes_s(num_decodes: int, context: int, max_context: int, num_steps: int) -> list[float]:
+        try:
+            base_s, _, _, added_s, least_s = counted[num_decodes]
+        except IndexError:
+            base_s, _, _, added_s, least_s = counted_at(num_decodes)
+        series: list[float] = []
+        for longest in range(max_context, max_context + num_steps):
+            attention = attention_s(num_decodes, context, longest)
+            context += num_decodes
+            series.append(base_s + layers * attention + added_s)
+        if base_s + added_s < least_s:
+            return [seconds if seconds > least_s else least_s for seconds in series]
+        return series
+
+    return decodes_s
+
+
+def _grid_step(tables: CountTables, grid: CompiledGrid, decode_s: DecodeSeconds) -> StepSeconds:
+    dense, logits, vector_s, layers = tables.dense, tables.logits, tables.step_s, tables.layers
+    hidden_step_s, hidden_request_s, added_step_s, added_request_s = tables.host
+    attention_s = grid.step_s
+
+    def step_s(shape: StepShape) -> float:
+        chunks, num_finishing, num_decodes, context, max_context = shape
+        if not chunks:
+            return decode_s(num_decodes, context, max_context)
+        num_tokens = num_decodes
+        for tokens, _ in chunks:
+            num_tokens += tokens
+        try:
+            base_s = dense[num_tokens] + logits[num_finishing + num_decodes]
+        except IndexError:
+            return vector_s(shape)
+        num_requests = len(chunks) + num_decodes
+        gpu_s = base_s + layers * attention_s(shape)
+        hidden_s = hidden_step_s + hidden_request_s * num_requests
+        return (gpu_s if gpu_s > hidden_s else hidden_s) + (added_step_s + added_request_s * num_requests)
+
+    return step_s

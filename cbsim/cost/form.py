@@ -174,9 +174,14 @@ class DecodeAttention(Section):
 
     def seconds(self, num_decodes: Ints | int, context: Ints) -> Floats:
         """Seconds of so many decodes, at least one, over a context in all."""
-        stream = self.per_token_s * context + self.start_per_token_s * np.minimum(context, self.start_tokens)
+        start_s = self.start_per_token_s * self.start_tokens
+        stream = np.where(
+            context < self.start_tokens,
+            (self.per_token_s + self.start_per_token_s) * context,
+            self.per_token_s * context + start_s,
+        )
         work = blend(self.per_decode_s * num_decodes, stream, self.softness)
-        total: Floats = self.launch_s + blend(work, self.floor_s, self.floor_softness)
+        total: Floats = self.launch_s + blend(self.floor_s, work, self.floor_softness)
         return total
 
 
@@ -200,16 +205,20 @@ class PrefillAttention(Section):
 
     def at(self, columns: StepColumns) -> Floats:
         """Seconds; 0 without chunks."""
-        tokens = columns.prefill_tokens
         work = (
             self.per_pair_s * columns.pairs(self.tile)
-            + self.per_token_s * tokens
+            + self.tokens_s(columns.prefill_tokens)
             + self.per_chunk_s * columns.num_chunks
-            + self.beyond_per_token_s * np.maximum(tokens - self.beyond_tokens, 0.0)
         )
-        work = blend(work, self.per_longest_token_s * columns.longest_prefill, self.softness)
-        seconds = self.launch_s + blend(work, self.floor_s, self.floor_softness)
+        work = blend(self.per_longest_token_s * columns.longest_prefill, work, self.softness)
+        seconds = self.launch_s + blend(self.floor_s, work, self.floor_softness)
         return np.where(columns.num_chunks > 0, seconds, 0.0)
+
+    def tokens_s(self, num_tokens: Ints) -> Floats:
+        """Seconds for tokens, whatever they attend to."""
+        beyond = np.maximum(num_tokens - self.beyond_tokens, 0.0)
+        seconds: Floats = self.per_token_s * num_tokens + self.beyond_per_token_s * beyond
+        return seconds
 
 
 class FusedAttention(Section):

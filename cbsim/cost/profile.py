@@ -16,6 +16,7 @@ from cbsim.cost.base import CostModel, StepShape
 from cbsim.cost.compiled import CompiledStep
 from cbsim.cost.costfile import find_cost_file, read_cost_file
 from cbsim.cost.form import Floats, Ints, StepColumns, StepForm
+from cbsim.cost.host import Host, HostTime
 from cbsim.errors import ConfigError
 from cbsim.specs import GpuSpec, ModelSpec
 
@@ -28,7 +29,7 @@ class ProfileConfig(ComponentConfig):
 
     profile: str
     """`GPU/MODEL` of `calibration/profiles` (`h200/llama-3-8b`), or the path of a profile's folder."""
-    host: Literal["async", "sync", "none"] = "async"
+    host: Host = "async"
     """`async`: the host prepares the next step while the GPU works (vLLM's default), and a step takes the
     longer of the two and a gap; `sync`: the host's time adds to the GPU's; `none`: GPU time alone."""
     host_step_s: float = Field(default=1e-3, ge=0)
@@ -79,48 +80,29 @@ class ProfileCost(CostModel):
         self._graph_sizes = config.cuda_graph_batch_sizes
         last = self._graph_sizes[-1] if self._graph_sizes else 0
         self._form = _chosen(self._file.form, config)
-        self._compiled = CompiledStep(self._form, [self._padded(count) for count in range(last + 1)])
-        self._async = config.host == "async"
-        self._host_step_s = config.host_step_s if config.host != "none" else 0.0
-        self._host_request_s = config.host_request_s if config.host != "none" else 0.0
-        self._host_gap_s = config.host_gap_s if self._async else 0.0
+        self._host = HostTime.of(config.host, config.host_step_s, config.host_request_s, config.host_gap_s)
+        padded = [self._padded(count) for count in range(last + 1)]
+        self._compiled = CompiledStep(self._form, padded, self._host)
 
     def step_s(self, shape: StepShape) -> float:
         """Seconds of a step."""
-        gpu_s = self._compiled.step_s(shape)
-        host_s = self._host_step_s + self._host_request_s * (len(shape.chunks) + shape.num_decodes)
-        if self._async:
-            return (gpu_s if gpu_s > host_s else host_s) + self._host_gap_s
-        return gpu_s + host_s
+        return self._compiled.step_s(shape)
 
     def decode_s(self, num_decodes: int, decode_context: int, max_decode_context: int) -> float:
         """Seconds of a step of decodes alone."""
-        gpu_s = self._compiled.decode_s(num_decodes, decode_context, max_decode_context)
-        host_s = self._host_step_s + self._host_request_s * num_decodes
-        if self._async:
-            return (gpu_s if gpu_s > host_s else host_s) + self._host_gap_s
-        return gpu_s + host_s
+        return self._compiled.decode_s(num_decodes, decode_context, max_decode_context)
 
     def decodes_s(
         self, num_decodes: int, decode_context: int, max_decode_context: int, num_steps: int
     ) -> list[float]:
         """Seconds of so many such steps in a row, each with one token more of context for every decode."""
-        gpu_s = self._compiled.decodes_s(num_decodes, decode_context, max_decode_context, num_steps)
-        host_s = self._host_step_s + self._host_request_s * num_decodes
-        if self._async:
-            gap_s = self._host_gap_s
-            return [(step_s if step_s > host_s else host_s) + gap_s for step_s in gpu_s]
-        return [step_s + host_s for step_s in gpu_s]
+        return self._compiled.decodes_s(num_decodes, decode_context, max_decode_context, num_steps)
 
     def steps_s(self, columns: StepColumns) -> Floats:
         """Seconds of many steps at once: the same bits as `step_s` gives for each."""
         gpu_s = self._form.seconds(columns, self._dense_tokens(columns))
         requests = columns.num_chunks + columns.num_decodes
-        host_s = self._host_step_s + self._host_request_s * requests
-        if self._async:
-            total: Floats = np.maximum(gpu_s, host_s) + self._host_gap_s
-        else:
-            total = gpu_s + host_s
+        total: Floats = np.maximum(gpu_s, self._host.hidden_s(requests)) + self._host.added_s(requests)
         return total
 
     def outside(self, shape: StepShape) -> bool:
