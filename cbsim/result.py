@@ -5,20 +5,25 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cbsim.errors import CbsimError
 from cbsim.metrics import Summary
-from cbsim.output import MANIFEST, check_run_target, foreign_files, has_file, is_run_folder
+from cbsim.observers import Observer
+from cbsim.observers.audience import write_files
+from cbsim.output import MANIFEST, OBSERVER_FILES, check_run_target, foreign_files, has_file, is_run_folder
 from cbsim.recorder import RunLog
 from cbsim.scratch import scratch_folder
 from cbsim.tables import TABLES, ArrowTable, to_frame
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+CONFIG = "config.yaml"
 
 
 class Result:
@@ -33,19 +38,27 @@ class Result:
         config: dict[str, Any],
         manifest: dict[str, Any],
         make_table: Callable[[str], ArrowTable | None],
+        observers: Sequence[Observer] = (),
     ) -> None:
         self.summary = summary
         self.config = config
         """The resolved configuration, as in `config.yaml`."""
         self.manifest = manifest
         self.make_table = make_table
+        self.observers = tuple(observers)
+        """Who watched the run, with what they saw; nobody where it was read from a folder."""
 
     @classmethod
     def from_log(
-        cls, log: RunLog, summary: Summary, config: dict[str, Any], manifest: dict[str, Any]
+        cls,
+        log: RunLog,
+        summary: Summary,
+        config: dict[str, Any],
+        manifest: dict[str, Any],
+        observers: Sequence[Observer] = (),
     ) -> Result:
         """The result of a run that has just ended."""
-        return cls(summary, config, manifest, partial(_from_log, log))
+        return cls(summary, config, manifest, partial(_from_log, log), observers)
 
     @property
     def name(self) -> str:
@@ -89,26 +102,16 @@ class Result:
         `CbsimError` if something other than a run is there (`cbsim.output.check_run_target`), or if it can't
         be written.
         """
-        check_run_target(Path(folder))
-        target = Path(os.path.realpath(folder))
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with scratch_folder(target) as scratch:
-                written = scratch / "new"
-                written.mkdir()
-                self._write_files(written)
-                _replace_folder(written, target, former=scratch / "former")
-        except OSError as error:
-            raise CbsimError(f"{folder}: can't be written: {error.strerror or error}") from error
+        _write_whole(Path(folder), self._write_files)
         return Path(folder)
 
     def _write_files(self, folder: Path) -> None:
         import pyarrow.parquet as pq
-        import yaml
 
-        config = yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True)
-        (folder / "config.yaml").write_text(config, encoding="utf-8")
-        (folder / MANIFEST).write_text(_json(self.manifest), encoding="utf-8")
+        (folder / CONFIG).write_text(_yaml(self.config), encoding="utf-8")
+        names = write_files(self.observers, folder)
+        manifest = self.manifest | ({OBSERVER_FILES: names} if names else {})
+        (folder / MANIFEST).write_text(_json(manifest), encoding="utf-8")
         (folder / "summary.json").write_text(_json(self.summary), encoding="utf-8")
         for name in TABLES:
             table = self.make_table(name)
@@ -137,7 +140,7 @@ def load_run(folder: str | Path) -> Result:
     try:
         summary = json.loads((source / "summary.json").read_text(encoding="utf-8"))
         manifest = json.loads((source / MANIFEST).read_text(encoding="utf-8"))
-        config = yaml.safe_load((source / "config.yaml").read_text(encoding="utf-8"))
+        config = yaml.safe_load((source / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise CbsimError(f"{source}: is a damaged run folder: {error}") from error
     return Result(summary, config, manifest, partial(_from_folder, source))
@@ -174,6 +177,23 @@ def remove_damaged_run(folder: Path) -> None:
         shutil.rmtree(folder)
 
 
+def copy_run(source: Path, folder: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Write a run folder again elsewhere; `change` is applied to its configuration and to its manifest.
+
+    Raises `CbsimError` as `load_run` does for the source, and as `Result.save` for the copy.
+    """
+    run = load_run(source)
+
+    def write(copy: Path) -> None:
+        for name in ("summary.json", *(f"{name}.parquet" for name in TABLES)):
+            if name != "batches.parquet" or (source / name).exists():
+                shutil.copyfile(source / name, copy / name)
+        (copy / CONFIG).write_text(_yaml(change(run.config)), encoding="utf-8")
+        (copy / MANIFEST).write_text(_json(change(run.manifest)), encoding="utf-8")
+
+    _write_whole(folder, write)
+
+
 def _from_log(log: RunLog, name: str) -> ArrowTable | None:
     return TABLES[name](log)
 
@@ -191,6 +211,21 @@ def _from_folder(folder: Path, name: str) -> ArrowTable | None:
         raise CbsimError(f"{path}: can't be read: {error}") from error
 
 
+def _write_whole(folder: Path, write: Callable[[Path], None]) -> None:
+    """Have a run folder's files written into an empty folder, which then takes its place; see `save`."""
+    check_run_target(folder)
+    target = Path(os.path.realpath(folder))
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with scratch_folder(target) as scratch:
+            written = scratch / "new"
+            written.mkdir()
+            write(written)
+            _replace_folder(written, target, former=scratch / "former")
+    except OSError as error:
+        raise CbsimError(f"{folder}: can't be written: {error.strerror or error}") from error
+
+
 def _replace_folder(written: Path, target: Path, former: Path) -> None:
     """Put one folder in the place of another: `former` holds the old one until the new one stands."""
     if not target.exists():
@@ -203,6 +238,13 @@ def _replace_folder(written: Path, target: Path, former: Path) -> None:
         former.rename(target)
         raise
     shutil.rmtree(former)
+
+
+def _yaml(data: dict[str, Any]) -> str:
+    import yaml
+
+    text: str = yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+    return text
 
 
 def _json(data: dict[str, Any]) -> str:

@@ -9,14 +9,15 @@ from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cbsim.address import Address
+from cbsim.determined import copy_for_seed
 from cbsim.errors import CbsimError
 from cbsim.experiment import Experiment
-from cbsim.manifest import hash_files, hash_mapping, package_version
 from cbsim.metrics import Summary, flatten
 from cbsim.output import check_sweep_target
-from cbsim.pool import open_pool
+from cbsim.pool import Pool, open_pool
 from cbsim.result import is_whole_run, load_summary, remove_damaged_run
-from cbsim.run import make_workload, run_experiment
+from cbsim.run import run_experiment
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,6 +34,8 @@ class Point:
     key: str
     """Hash of all that its result depends on: equal keys, equal runs."""
     folder: Path
+    run_key: str
+    """The same without the seed, where nothing in the run is drawn: equal ones need one run."""
 
 
 class SweepInterrupted(KeyboardInterrupt):
@@ -104,16 +107,12 @@ def plan_points(experiment: Experiment, folder: Path) -> list[Point]:
 
     Raises `CbsimError` naming every input file that can't be read.
     """
-    version = package_version("cbsim")
-    digests: dict[tuple[Path, ...], list[str]] = {}
+    address = Address()
     points = []
     for swept, point in experiment.points():
-        files = tuple(sorted(make_workload(point).inputs()))
-        if files not in digests:
-            digests[files] = list(hash_files(files).values())
         settings = point.resolved()
-        key = hash_mapping([version, settings, digests[files]])[:16]
-        points.append(Point(swept, settings, key, (folder / "points" / key).resolve()))
+        key, run_key = address.keys(point, settings)
+        points.append(Point(swept, settings, key, (folder / "points" / key).resolve(), run_key))
     return points
 
 
@@ -190,31 +189,55 @@ def _run_missing(
     )
     progress(state)
     errors: dict[str, str] = {}
-    for update in _updates(list(missing.values()), state, workers, cluster):
-        if update.error is not None:
-            failed, message = update.error
-            errors[failed.key] = message
-        progress(update)
+    if not missing:
+        return errors
+    began = time.perf_counter()
+    pool = open_pool(min(workers, len(missing)), cluster)
+    for point, error in _outcomes(pool, list(missing.values()), there):
+        elapsed_s = time.perf_counter() - began
+        state = replace(state, num_done=state.num_done + 1, elapsed_s=elapsed_s, error=None)
+        if error is None:
+            state = replace(state, best=_better(state.best, point))
+        else:
+            errors[point.key] = _message(error)
+            state = replace(state, num_failed=state.num_failed + 1, error=(point, errors[point.key]))
+        progress(state)
     return errors
 
 
-def _updates(
-    missing: Sequence[Point], state: SweepProgress, workers: int, cluster: str | None
-) -> Iterator[SweepProgress]:
-    """The progress after each point that was run."""
-    if not missing:
-        return
-    began = time.perf_counter()
-    for outcome in open_pool(min(workers, len(missing)), cluster).run_all(run_point, missing):
-        point = missing[outcome.index]
-        elapsed_s = time.perf_counter() - began
-        state = replace(state, num_done=state.num_done + 1, elapsed_s=elapsed_s, error=None)
-        if outcome.error is None:
-            state = replace(state, best=_better(state.best, point))
-        else:
-            error = (point, _message(outcome.error))
-            state = replace(state, num_failed=state.num_failed + 1, error=error)
-        yield state
+def _outcomes(
+    pool: Pool, missing: Sequence[Point], there: Sequence[Point]
+) -> Iterator[tuple[Point, BaseException | None]]:
+    """What becomes of each point: of those that need one run the first is run, the others are its copies.
+
+    Where that one fails, the next of them is run, for what failed may be of its own folder.
+    """
+    whole = {point.run_key: point for point in there}
+    waiting: dict[str, list[Point]] = {}
+    for point in missing:
+        waiting.setdefault(point.run_key, []).append(point)
+    for run_key in [run_key for run_key in waiting if run_key in whole]:
+        yield from _copies(whole[run_key], waiting.pop(run_key))
+    while waiting:
+        firsts = [alike.pop(0) for alike in waiting.values()]
+        for outcome in pool.run_all(run_point, firsts):
+            first = firsts[outcome.index]
+            yield first, outcome.error
+            if outcome.error is None:
+                yield from _copies(first, waiting.pop(first.run_key))
+        waiting = {run_key: alike for run_key, alike in waiting.items() if alike}
+
+
+def _copies(source: Point, points: Sequence[Point]) -> Iterator[tuple[Point, BaseException | None]]:
+    """The run of one point, written for others that are determined by the same."""
+    for point in points:
+        error: CbsimError | None = None
+        try:
+            remove_damaged_run(point.folder)
+            copy_for_seed(source.folder, point.folder, point.settings["seed"])
+        except CbsimError as caught:
+            error = caught
+        yield point, error
 
 
 def _better(best: tuple[Point, Summary] | None, point: Point) -> tuple[Point, Summary] | None:

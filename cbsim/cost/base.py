@@ -60,6 +60,15 @@ class CostModel(ABC):
         self.gpu = gpu
         self.tensor_parallel = tensor_parallel
 
+    @property
+    def uses_seed(self) -> bool:
+        """Whether another seed may give other step times."""
+        return not self.is_deterministic
+
+    def drawn(self, seed: int) -> CostModel:
+        """The model as it is under a seed: itself, unless it has something to draw."""
+        return self
+
     @abstractmethod
     def step_s(self, shape: StepShape) -> float:
         """Seconds from the start of a step to its end, host time included."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -24,6 +24,9 @@ _PERIODS_DRAWN = 256
 class ArrivalProcess(Section, ABC):
     """A way for requests to arrive."""
 
+    is_drawn: ClassVar[bool] = True
+    """Whether chance decides."""
+
     @abstractmethod
     def times(self, streams: Streams, size: int) -> Iterator[FloatColumn]:
         """Endless chunks of at most `size` instants, seconds, never falling; `size` doesn't change them."""
@@ -32,6 +35,7 @@ class ArrivalProcess(Section, ABC):
 class ConstantArrivals(ArrivalProcess):
     """One arrival every `1 / rate_per_s` seconds, the first at 0."""
 
+    is_drawn: ClassVar[bool] = False
     type: Literal["constant"]
     rate_per_s: float = Field(gt=0)
     """Arrivals a second."""
@@ -139,6 +143,7 @@ class DailyArrivals(ArrivalProcess):
 class AllAtOnceArrivals(ArrivalProcess):
     """Everything arrives at 0, as in an offline benchmark."""
 
+    is_drawn: ClassVar[bool] = False
     type: Literal["all_at_once"]
 
     def times(self, streams: Streams, size: int) -> Iterator[FloatColumn]:

@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -30,6 +30,9 @@ Sampler = Callable[[int], IntColumn]
 class LengthDistribution(Section, ABC):
     """A distribution of whole numbers from 1 up."""
 
+    is_drawn: ClassVar[bool] = True
+    """Whether chance decides."""
+
     @abstractmethod
     def sampler(self, streams: Streams, traces: Traces, side: Side) -> Sampler:
         """A sampler at the start of its stream; `side` is what to take from one of the `traces`."""
@@ -42,6 +45,7 @@ class LengthDistribution(Section, ABC):
 class FixedLengths(LengthDistribution):
     """Always the same."""
 
+    is_drawn: ClassVar[bool] = False
     type: Literal["fixed"]
     value: int = Field(ge=1)
     """The number."""

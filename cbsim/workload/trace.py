@@ -49,6 +49,11 @@ class TraceWorkload(Workload):
         for batch in self._trim.apply(table.batches()):
             yield from batch.requests()
 
+    @property
+    def uses_seed(self) -> bool:
+        """Nothing of a recorded trace is drawn, unless a subclass makes other requests of it."""
+        return type(self).requests is not TraceWorkload.requests
+
     def num_requests(self) -> int:
         """Exact; reads the file."""
         limit = self.config.limit
