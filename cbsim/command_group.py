@@ -14,6 +14,7 @@ _ELSEWHERE = {
     "calibrate": ("cbsim.calibrate.commands:calibrate", "Time kernels, fit a cost model, import timings."),
     "capacity": ("cbsim.commands.capacity:capacity", "Find the highest request rate within an SLO."),
     "compare": ("cbsim.commands.compare:compare", "Compare two runs, request by request."),
+    "explain": ("cbsim.commands.explain:explain", "Tell where a run's time goes, step by step."),
     "live": ("cbsim.live.commands:live", "Serve an experiment's workload with a real model."),
     "report": ("cbsim.commands.report:report", "Write runs, sweeps and capacities as one HTML page."),
     "validate": ("cbsim.validate.commands:validate", "Hold a simulation against a live run or a log."),

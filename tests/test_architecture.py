@@ -33,7 +33,7 @@ LAYERS: list[set[str]] = [
     {"determined"},
     {"address", "pool"},
     {"sweep"},
-    {"replicates", "capacity", "compare"},
+    {"replicates", "capacity", "compare", "explain"},
     {"report"},
     {"calibrate", "live", "testing"},
     {"validate"},

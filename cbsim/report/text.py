@@ -25,6 +25,8 @@ class Table:
     title: str = ""
     notes: tuple[str, ...] = ()
     """Sentences that belong under the table."""
+    words: tuple[str, ...] = ()
+    """Further columns of words, by their headers: aligned to the left."""
 
     def transposed(self) -> Table:
         """The same figures with rows as columns."""
@@ -40,7 +42,7 @@ class Table:
         lines = [self.title] if self.title else []
         for number, row in enumerate(zip(*padded, strict=True)):
             first, *figures = (
-                cell.ljust(width) if place == 0 else cell.rjust(width)
+                cell.ljust(width) if self._is_left(place) else cell.rjust(width)
                 for place, (cell, width) in enumerate(zip(row, widths, strict=True))
             )
             lines.append("  ".join([first, *figures]).rstrip())
@@ -61,6 +63,9 @@ class Table:
         else:
             stream.write(self.to_text() + "\n")
 
+    def _is_left(self, place: int) -> bool:
+        return place == 0 or self.header[place] in self.words
+
     def _print_rich(self, console: Console) -> None:
         from rich import box
         from rich.table import Table as RichTable
@@ -68,7 +73,7 @@ class Table:
 
         table = RichTable(title=self.title or None, title_justify="left", box=box.SIMPLE_HEAD)
         for place, name in enumerate(self.header):
-            table.add_column(Text(name), justify="left" if place == 0 else "right", overflow="fold")
+            table.add_column(Text(name), justify="left" if self._is_left(place) else "right", overflow="fold")
         for row in self.rows:
             table.add_row(
                 *(Text(cell.removesuffix(BEST), "bold green" if _is_best(cell) else "") for cell in row)

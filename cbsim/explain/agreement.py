@@ -1,0 +1,63 @@
+"""Agreement: whether a run simulated again goes as the one in the folder went, and why if it doesn't."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from cbsim.engine.reference import Step
+from cbsim.errors import CbsimError
+from cbsim.explain.run_tables import steps_of
+from cbsim.manifest import hash_files, package_version
+from cbsim.result import Result
+
+_TIMES = ("start_s", "duration_s")
+_COUNTS = ("num_running", "num_waiting", "kv_blocks_used")
+_TOLERANCE = 1e-9
+"""Relative, of times: another machine's mathematics may differ in the last bits."""
+
+
+class Agreement:
+    """Compares the steps of one replica, as they are simulated again, with those in a run folder."""
+
+    def __init__(self, folder: Path, result: Result, replica: int) -> None:
+        self._folder = folder
+        self._result = result
+        steps = steps_of(result, replica)
+        self._steps = list(zip(*(steps[name].tolist() for name in (*_TIMES, *_COUNTS)), strict=True))
+
+    def check(self, step: Step) -> None:
+        """Raise `CbsimError` unless the folder has the same step."""
+        if step.number >= len(self._steps):
+            raise self._differs(f"has a step {step.number}, which the folder has not")
+        was = self._steps[step.number]
+        plan = step.plan
+        values = (step.start_s, step.duration_s, plan.num_running, plan.num_waiting, plan.num_blocks_used)
+        for name, now, before in zip((*_TIMES, *_COUNTS), values, was, strict=True):
+            if not math.isclose(now, before, rel_tol=_TOLERANCE):
+                raise self._differs(f"differs from step {step.number} on: {name} {now:.9g}, was {before:.9g}")
+
+    def _differs(self, how: str) -> CbsimError:
+        config = self._folder / "config.yaml"
+        return CbsimError(
+            f"{self._folder}: can't be explained step by step: it has no batches.parquet, and simulating it "
+            f"again {how}",
+            f"{self._folder}: allowed: cbsim run {config} --out DIR, then cbsim explain DIR",
+        )
+
+
+def changes_since(result: Result) -> list[str]:
+    """What differs between then and now of what a run depends on: versions and input files."""
+    changes = []
+    then = result.manifest["versions"].get("cbsim")
+    if then != package_version("cbsim"):
+        changes.append(f"it was run with cbsim {then}, this is {package_version('cbsim')}")
+    for entry in result.manifest["inputs"]:
+        if "file" not in entry:
+            continue
+        path = Path(entry["file"])
+        if not path.is_file():
+            changes.append(f"its input {path} is gone")
+        elif hash_files([path])[path] != entry["sha256"]:
+            changes.append(f"its input {path} has changed since")
+    return changes

@@ -1,0 +1,166 @@
+"""Rerun: an experiment simulated again by the naive engine, each step handed on as it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from operator import attrgetter
+
+from cbsim.cost import CostModel
+from cbsim.engine.reference import ReferenceEngine, Step
+from cbsim.errors import CbsimError, PluginError
+from cbsim.experiment import Experiment
+from cbsim.explain.batch_step import BatchStep, Share
+from cbsim.explain.waiting import Limits
+from cbsim.recorder import Recorder
+from cbsim.request import Request
+from cbsim.router import make_router
+from cbsim.run import make_cost_model, make_scheduler, make_workload
+from cbsim.schedulers import Scheduler
+from cbsim.schedulers.base import Slice, StepPlan
+from cbsim.world import Progress, World
+
+Take = Callable[[BatchStep], None]
+"""Takes a step with its batch, when it has ended."""
+Check = Callable[[Step], None]
+"""Looks at a step before it ends; may raise."""
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Steps `first` to `last` of a replica, both included; `None` for all that follow."""
+
+    replica: int
+    first: int
+    last: int | None = None
+
+
+class _Enough(Exception):
+    """The last step of the window has ended."""
+
+
+def rerun(
+    experiment: Experiment,
+    window: Window,
+    take: Take,
+    check: Check | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Simulate an experiment up to the window's end and hand its steps to `take`.
+
+    `check` sees every step of the window's replica up to its end. Raises `PluginError` if a third party's
+    scheduler fails.
+    """
+    cost, limits = make_cost_model(experiment), Limits.of(experiment.resolved())
+    num_in_flight = 2 if experiment.scheduler.async_scheduling else 1
+    watched = _WatchedEngine(
+        window, make_scheduler(experiment, cost), cost, num_in_flight, limits, take, check
+    )
+    others = [
+        ReferenceEngine(number, make_scheduler(experiment, cost), cost, watched.recorder, num_in_flight)
+        for number in range(experiment.replicas.count)
+        if number != window.replica
+    ]
+    engines = sorted([watched, *others], key=attrgetter("replica"))
+    router = make_router(experiment.replicas.router, experiment.seed)
+    workload = make_workload(experiment)
+    world = World(workload, engines, router, stop_at_s=experiment.stop_at_s, progress=progress)
+    try:
+        world.run()
+    except _Enough:
+        return
+    except (CbsimError, OSError):  # an OSError is of `take`, whose reader may be gone
+        raise
+    except Exception as error:
+        scheduler_class = type(watched.scheduler)
+        if scheduler_class.__module__.startswith("cbsim."):
+            raise
+        reason = f"{type(error).__name__}: {error}"
+        told = f"scheduler {scheduler_class.__name__} failed at {world.env.now:.6g} s: {reason}"
+        raise PluginError(told) from error
+
+
+class _WatchedEngine(ReferenceEngine):
+    """The naive engine, which hands over its steps instead of writing them down."""
+
+    def __init__(
+        self,
+        window: Window,
+        scheduler: Scheduler,
+        cost: CostModel,
+        num_in_flight: int,
+        limits: Limits,
+        take: Take,
+        check: Check | None,
+    ) -> None:
+        super().__init__(window.replica, scheduler, cost, Recorder(), num_in_flight)
+        self._window = window
+        self._limits = limits
+        self._take = take
+        self._check = check
+        self._decisions: dict[int, list[tuple[str, Request, int]]] = {}
+
+    def end_step(self) -> list[Request]:
+        """See `Engine.end_step`."""
+        step, window = self.under_way[0], self._window
+        if self._check is not None:
+            self._check(step)
+        decisions = self._decisions.pop(step.number, [])
+        if step.number < window.first:
+            return super().end_step()
+        shares = tuple(_share(part) for part in step.plan.slices)
+        finished = super().end_step()
+        self._take(self._batch_step(step, shares, decisions, finished))
+        if step.number == window.last:
+            raise _Enough
+        return finished
+
+    def _record_decisions(self, plan: StepPlan, number: int) -> None:
+        """Keep them for the step they belong to; those of a call that made none, for the next."""
+        if plan.decisions:
+            self._decisions.setdefault(self._num_steps, []).extend(plan.decisions)
+
+    def _record_step(self, step: Step, num_finished: int) -> None:
+        """Nothing is kept of it."""
+
+    def _batch_step(
+        self,
+        step: Step,
+        shares: tuple[Share, ...],
+        decisions: list[tuple[str, Request, int]],
+        finished: list[Request],
+    ) -> BatchStep:
+        plan = step.plan
+        told: dict[str, list[tuple[str, int]]] = {"admitted": [], "resumed": [], "preempted": []}
+        for what, request, num_cached in decisions:
+            told[what].append((request.request_id, num_cached))
+        return BatchStep(
+            replica=self.replica,
+            step=step.number,
+            scheduled_at_s=plan.now,
+            start_s=step.start_s,
+            duration_s=step.duration_s,
+            shares=shares,
+            budget=self._limits.max_tokens_per_step,
+            num_running=plan.num_running,
+            num_waiting=plan.num_waiting,
+            waits_for=self._limits.reason(
+                code=getattr(plan, "waiting_for", None),
+                num_waiting=plan.num_waiting,
+                num_running=plan.num_running,
+                num_tokens=sum(share.num_tokens for share in shares),
+                has_preempted=bool(plan.preempted),
+            ),
+            kv_blocks_used=plan.num_blocks_used,
+            kv_blocks_total=self.scheduler.pool.num_blocks,
+            admitted=tuple(told["admitted"]),
+            resumed=tuple(told["resumed"]),
+            preempted=tuple(request_id for request_id, _ in told["preempted"]),
+            finished=tuple(request.request_id for request in finished),
+        )
+
+
+def _share(part: Slice) -> Share:
+    request = part.request
+    num_left = request.prefill_until - part.num_computed_tokens if part.is_prefill else 1
+    return Share(request.request_id, part.num_tokens, num_left, part.is_prefill, request.num_blocks)

@@ -1,0 +1,82 @@
+"""Source: a run to be explained, from its folder or from its experiment, and the batches of its steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from cbsim.errors import CbsimError
+from cbsim.experiment import Experiment
+from cbsim.explain.agreement import Agreement, changes_since
+from cbsim.explain.recorded import recorded_steps
+from cbsim.explain.rerun import Take, Window, rerun
+from cbsim.result import Result, load_run
+from cbsim.run import run_experiment
+from cbsim.world import Progress
+
+_LIVE = "live on "
+"""What the first note of a live run begins with."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A run: the one in `folder`, or else what `experiment` does."""
+
+    name: str
+    """As the user has named it."""
+    folder: Path | None = None
+    given: Experiment | None = None
+    progress: Progress | None = field(default=None, compare=False)
+
+    @cached_property
+    def result(self) -> Result:
+        """The run's tables; an experiment is run now. Raises as `load_run` and `run_experiment` do."""
+        if self.folder is not None:
+            return load_run(self.folder)
+        assert self.given is not None
+        return run_experiment(self.given, self.progress)
+
+    @cached_property
+    def experiment(self) -> Experiment:
+        """What the run depends on. Raises `ConfigError` if a folder's settings can't be read any more."""
+        return self.given or Experiment.load(Path(self.name) / "config.yaml")
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The resolved configuration."""
+        return self.result.config if self.given is None else self.given.resolved()
+
+    def check_replica(self, replica: int) -> None:
+        """Raise `CbsimError` unless the run has such a replica."""
+        num_replicas = int(self.config["replicas"]["count"])
+        if replica >= num_replicas:
+            raise CbsimError(f"--replica: got {replica}; allowed: 0 to {num_replicas - 1}")
+
+    def batch_steps(self, window: Window, take: Take) -> None:
+        """Hand the steps of a window to `take`, one after the other, as far as the run has them.
+
+        They are read where the run has recorded its batches, else simulated again. Raises `CbsimError` if
+        that can't be, or if it comes out differently.
+        """
+        if self.folder is None:
+            rerun(self.experiment, window, take, progress=self.progress)
+        elif self.result.make_table("batches") is not None:
+            for step in recorded_steps(self.result, window):
+                take(step)
+        else:
+            self._rerun_folder(self.folder, window, take)
+
+    def _rerun_folder(self, folder: Path, window: Window, take: Take) -> None:
+        if any(note.startswith(_LIVE) for note in self.result.notes[:1]):
+            raise CbsimError(
+                f"{self.name}: a live run without batches.parquet, which can't be simulated again; "
+                "allowed: cbsim live with --set output.batches=true"
+            )
+        agreement = Agreement(folder, self.result, window.replica)
+        try:
+            rerun(self.experiment, window, take, agreement.check, self.progress)
+        except CbsimError as error:
+            reasons = (f"{folder}: {why}" for why in changes_since(self.result))
+            raise CbsimError(*error.problems, *reasons) from error

@@ -1,0 +1,58 @@
+"""Why the head of the waiting queue was not admitted in a step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+REASONS = ("slot", "KV", "budget", "turn")
+"""No free slot (`max_num_seqs`); too few free KV blocks; no tokens left of the step's budget; or the
+scheduler admits nobody in such a step: one that preempted, or one of a static batch that is under way."""
+NOBODY, OTHER, NO_SLOT, NO_KV = range(4)
+"""Codes of the column `waiting_for` of the steps."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What of a scheduler's settings keeps requests waiting; `None` where it has no such limit."""
+
+    max_num_seqs: int | None
+    max_tokens_per_step: int | None
+    is_static: bool = False
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> Limits:
+        """Those of a resolved configuration."""
+        scheduler = config["scheduler"]
+        return cls(
+            scheduler.get("max_num_seqs"), scheduler.get("max_tokens_per_step"), scheduler["type"] == "static"
+        )
+
+    def reason(
+        self,
+        *,
+        code: int | None,
+        num_waiting: int,
+        num_running: int,
+        num_tokens: int,
+        has_preempted: bool,
+    ) -> str | None:
+        """A value of `REASONS`; `None` if nobody waits.
+
+        `code` is the step's `waiting_for`, where a run has it. Without it the reason follows from the step:
+        all slots taken, the budget used up, or else KV blocks.
+        """
+        if num_waiting == 0 or code == NOBODY:
+            return None
+        if code == NO_SLOT:
+            return "slot"
+        if code == NO_KV:
+            return "KV"
+        if self.max_tokens_per_step is not None and num_tokens >= self.max_tokens_per_step:
+            return "budget"
+        if code == OTHER or has_preempted or self.is_static:
+            return "turn"
+        if self.max_num_seqs is not None and num_running >= self.max_num_seqs:
+            return "slot"
+        return "KV"

@@ -1,0 +1,89 @@
+"""The steps of a run as a table: what each batch held, what it left, and why the queue waited."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from cbsim.explain.batch_step import BatchStep
+from cbsim.report.text import MISSING, Table
+from cbsim.units import format_seconds
+
+MAX_NAMED = 4
+"""Of more chunks, or requests to which the same happened, the rest are counted."""
+_WORDS = ("chunks", "changes")
+_COLUMNS: dict[str, tuple[int, Callable[[BatchStep], str]]] = {
+    "step": (7, lambda step: str(step.step)),
+    "start (s)": (10, lambda step: f"{step.start_s:.4f}"),
+    "takes": (7, lambda step: format_seconds(step.duration_s)),
+    "decodes": (7, lambda step: f"{step.num_decodes:,}"),
+    "tokens": (6, lambda step: f"{step.num_tokens:,}"),
+    "budget left": (11, lambda step: MISSING if step.budget_left is None else f"{step.budget_left:,}"),
+    "running": (7, lambda step: f"{step.num_running:,}"),
+    "waiting": (7, lambda step: f"{step.num_waiting:,}"),
+    "for": (6, lambda step: step.waits_for or MISSING),
+    "KV used": (8, lambda step: f"{step.kv_blocks_used:,}"),
+    "free": (8, lambda step: f"{step.kv_blocks_total - step.kv_blocks_used:,}"),
+    _WORDS[0]: (34, lambda step: _chunks(step)),
+    _WORDS[1]: (0, lambda step: _changes(step)),
+}
+"""Header -> width in a table that runs on, and what a cell shows."""
+_LEGEND = {
+    "slot": "all max_num_seqs slots are taken",
+    "KV": "too few KV blocks are free",
+    "budget": "the step's token budget is used up",
+    "turn": "the scheduler admits nobody in such a step",
+}
+
+
+def step_table(steps: Sequence[BatchStep], title: str = "") -> Table:
+    """The steps as one table, with what the words of the column `for` mean."""
+    rows = tuple(tuple(show(step) for _, show in _COLUMNS.values()) for step in steps)
+    reasons = {step.waits_for for step in steps}
+    notes = tuple(f"for {word}: {meaning}" for word, meaning in _LEGEND.items() if word in reasons)
+    return Table(tuple(_COLUMNS), rows, title, notes, _WORDS)
+
+
+def running_header() -> str:
+    """The header of a table that runs on."""
+    return _line(list(_COLUMNS))
+
+
+def running_line(step: BatchStep) -> str:
+    """A step as a line of a table that runs on."""
+    return _line([show(step) for _, show in _COLUMNS.values()])
+
+
+def _line(cells: list[str]) -> str:
+    return "  ".join(
+        cell.ljust(width) if name in _WORDS else cell.rjust(width)
+        for cell, (name, (width, _)) in zip(cells, _COLUMNS.items(), strict=True)
+    ).rstrip()
+
+
+def _chunks(step: BatchStep) -> str:
+    """`r1 512 of 1,800`: so many tokens of those that were left; `r2 120`: all of them."""
+    told = [
+        f"{chunk.request_id} {chunk.num_tokens:,}"
+        + (f" of {chunk.num_left:,}" if chunk.num_left > chunk.num_tokens else "")
+        for chunk in step.chunks
+    ]
+    return _listed(told, "; ")
+
+
+def _changes(step: BatchStep) -> str:
+    told = {
+        "admitted": [_with_cached(*pair) for pair in step.admitted],
+        "resumed": [_with_cached(*pair) for pair in step.resumed],
+        "preempted": list(step.preempted),
+        "finished": list(step.finished),
+    }
+    return "; ".join(f"{what} {_listed(names)}" for what, names in told.items() if names)
+
+
+def _with_cached(request_id: str, num_cached_tokens: int) -> str:
+    return f"{request_id} ({num_cached_tokens:,} cached)" if num_cached_tokens else request_id
+
+
+def _listed(names: list[str], separator: str = " ") -> str:
+    more = [f"+{len(names) - MAX_NAMED} more"] if len(names) > MAX_NAMED else []
+    return separator.join([*names[:MAX_NAMED], *more])
