@@ -229,18 +229,15 @@ def _grid_decode(tables: CountTables, grid: CompiledGrid) -> DecodeSeconds:
 
 def _grid_decodes(tables: CountTables, grid: CompiledGrid) -> DecodesSeconds:
     counted, counted_at, layers = tables.counted, tables.counted_at, tables.layers
-    attention_s = grid.decode_s
+    attention_s = grid.decodes_s
 
     def decodes_s(num_decodes: int, context: int, max_context: int, num_steps: int) -> list[float]:
         try:
             base_s, _, _, added_s, least_s = counted[num_decodes]
         except IndexError:
             base_s, _, _, added_s, least_s = counted_at(num_decodes)
-        series: list[float] = []
-        for longest in range(max_context, max_context + num_steps):
-            attention = attention_s(num_decodes, context, longest)
-            context += num_decodes
-            series.append(base_s + layers * attention + added_s)
+        attention = attention_s(num_decodes, context, max_context, num_steps)
+        series = [base_s + layers * seconds + added_s for seconds in attention]
         if base_s + added_s < least_s:
             return [seconds if seconds > least_s else least_s for seconds in series]
         return series

@@ -48,12 +48,15 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 Coefficient = Annotated[float, Ge(0)]
 
+MAX_KNOT = 10_000_000
+"""Tokens or decodes beyond what anybody times; `compiled_grid` lists every size up to the last knot."""
+
 
 class Table(Section):
     """Seconds (or a factor) over a rectangular grid of sizes, never falling along any axis."""
 
     axes: tuple[tuple[float, ...], ...] = Field(min_length=1)
-    """The knots of each axis, rising, at least two."""
+    """The knots of each axis, rising whole numbers, at least two."""
     seconds: tuple[Coefficient, ...]
     """At every combination of knots, the last axis fastest."""
 
@@ -64,6 +67,8 @@ class Table(Section):
         for number, axis in enumerate(self.axes):
             if len(axis) < 2 or any(np.diff(axis) <= 0):
                 raise ValueError(f"axis {number} must have two or more knots that rise")
+            if any(knot % 1 for knot in axis) or not 0 <= axis[0] <= axis[-1] <= MAX_KNOT:
+                raise ValueError(f"knots of axis {number} must be whole numbers up to {MAX_KNOT:,}")
             if (np.diff(self.values, axis=number) < 0).any():
                 raise ValueError(f"seconds must not fall along axis {number}")
         return self

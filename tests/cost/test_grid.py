@@ -146,6 +146,22 @@ def test_scalar_and_vector_agree_to_the_bit(shape):
     assert COMPILED.step_s(shape) == FORM.seconds(StepColumns.from_shapes([shape]))[0]
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    count=st.integers(1, 300),
+    mean=st.integers(1, 12_000),
+    unequal=st.integers(0, 5000),
+    num_steps=st.integers(1, 100),
+)
+def test_a_stretch_of_decodes_to_the_bit(count, mean, unequal, num_steps):
+    """Over knots, into the table at its short end and out of it at its long one."""
+    sizes = [(count * (mean + step), mean + unequal + step) for step in range(num_steps)]
+    stretch = COMPILED.decodes_s(count, *sizes[0], num_steps)
+    assert stretch == [COMPILED.decode_s(count, *size) for size in sizes]
+    vector = FORM.seconds(StepColumns.from_shapes([StepShape((), 0, count, *size) for size in sizes]))
+    assert stretch == vector.tolist()
+
+
 @settings(max_examples=100, deadline=None)
 @given(
     chunks=st.lists(st.tuples(st.integers(1, 4000), st.integers(0, 9000)), max_size=3),
@@ -182,6 +198,8 @@ def test_more_of_anything_never_costs_less(chunks, count, mean, more, which):
         (((1.0, 2.0),), (1.0,), "1 seconds for a grid of"),
         (((2.0, 1.0),), (1.0, 2.0), "two or more knots that rise"),
         (((1.0,),), (1.0,), "two or more knots that rise"),
+        (((1.5, 2.0),), (1.0, 2.0), "whole numbers"),
+        (((1.0, 1e9),), (1.0, 2.0), "whole numbers up to 10,000,000"),
         (((1.0, 2.0),), (2.0, 1.0), "seconds must not fall along axis 0"),
     ],
 )
