@@ -73,11 +73,12 @@ def make_workload(experiment: Experiment) -> Workload:
 
 
 def make_cost_model(experiment: Experiment) -> CostModel:
-    """The experiment's cost model."""
+    """The experiment's cost model, with what it draws from the seed."""
     cost_class = COST_MODELS.get(experiment.cost_model.type)
-    return cost_class(
+    cost = cost_class(
         experiment.cost_model, experiment.model, experiment.gpu, experiment.replicas.tensor_parallel
     )
+    return cost.drawn(experiment.seed)
 
 
 def make_scheduler(experiment: Experiment, cost: CostModel) -> Scheduler:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Mapping
+from copy import copy
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,8 +16,10 @@ from cbsim.config.section import ComponentConfig
 from cbsim.cost.base import CostModel, StepShape
 from cbsim.cost.compiled import CompiledStep
 from cbsim.cost.costfile import find_cost_file, read_cost_file
+from cbsim.cost.errors import KernelErrors
 from cbsim.cost.form import Floats, Ints, StepColumns, StepForm
 from cbsim.cost.host import Host, HostTime
+from cbsim.cost.uncertain import UncertainStep
 from cbsim.errors import ConfigError
 from cbsim.specs import GpuSpec, ModelSpec
 
@@ -46,6 +49,10 @@ class ProfileConfig(ComponentConfig):
     cuda_graph_batch_sizes: list[int] = VLLM_GRAPH_BATCH_SIZES
     """Batch sizes with a CUDA graph: a pure decode step is padded to the next one; `[]` for none."""
 
+    uncertainty: bool = False
+    """Whether step times carry an error, drawn from the seed as the profile's held-out kernels showed it:
+    intervals over replicates then include what the cost model may be wrong by."""
+
     @field_validator("cuda_graph_batch_sizes")
     @classmethod
     def _sizes_rise(cls, sizes: list[int]) -> list[int]:
@@ -62,6 +69,7 @@ class ProfileCost(CostModel):
     """
 
     Config = ProfileConfig
+    config: ProfileConfig
 
     def __init__(
         self, config: ProfileConfig, model: ModelSpec, gpu: GpuSpec, tensor_parallel: int = 1
@@ -79,10 +87,26 @@ class ProfileCost(CostModel):
             )
         self._graph_sizes = config.cuda_graph_batch_sizes
         last = self._graph_sizes[-1] if self._graph_sizes else 0
-        self._form = _chosen(self._file.form, config)
+        form = _chosen(self._file.form, config)
         self._host = HostTime.of(config.host, config.host_step_s, config.host_request_s, config.host_gap_s)
-        padded = [self._padded(count) for count in range(last + 1)]
-        self._compiled = CompiledStep(self._form, padded, self._host)
+        self._padded_tokens = [self._padded(count) for count in range(last + 1)]
+        self._form: StepForm | UncertainStep = form
+        self._compiled: CompiledStep | UncertainStep = CompiledStep(form, self._padded_tokens, self._host)
+
+    @property
+    def uses_seed(self) -> bool:
+        """With `uncertainty`."""
+        return self.config.uncertainty
+
+    def drawn(self, seed: int) -> ProfileCost:
+        """With `uncertainty` the model with a seed's errors; `CalibrationError` if the profile has none."""
+        if not self.config.uncertainty:
+            return self
+        errors = KernelErrors.read(self._file.accuracy, self._path, seed)
+        drawn = copy(self)
+        step = UncertainStep(_chosen(self._file.form, self.config), self._padded_tokens, self._host, errors)
+        drawn._form = drawn._compiled = step
+        return drawn
 
     def step_s(self, shape: StepShape) -> float:
         """Seconds of a step."""
@@ -112,6 +136,11 @@ class ProfileCost(CostModel):
     def notes(self, steps: Mapping[str, NDArray[Any]] | None = None) -> list[str]:
         """What the profile takes for granted, and how many steps of a run lay beyond what was measured."""
         sentences = [f"profile {self._name}: {assumption}" for assumption in self._file.assumptions]
+        if self.config.uncertainty:
+            sentences.append(
+                f"profile {self._name}: step times carry errors drawn from the seed, as large as those of "
+                "its held-out kernels"
+            )
         num_outside = 0 if steps is None else int(self._file.box.outside_steps(steps).sum())
         if steps is not None and num_outside:
             box = self._file.box

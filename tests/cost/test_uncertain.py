@@ -1,0 +1,226 @@
+"""Errors drawn on a profile's step times: how large, how alike, and the same bits on every way to them."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cbsim.cost.base import StepShape
+from cbsim.cost.errors import KINDS, ErrorRecord, KernelErrors, Kind
+from cbsim.cost.form import StepColumns
+from cbsim.cost.profile import ProfileConfig, ProfileCost
+from cbsim.errors import CalibrationError, ConfigError
+from cbsim.replicates import across_replicates
+from cbsim.run import run
+from cbsim.sweep import sweep
+from tests.cost.laws import make_form, shapes
+from tests.test_specs import load_gpu, load_model
+
+NOWHERE = Path("cost.json")
+SMALL = {"num_points": 100, "median_pct": 1.0, "p90_pct": 3.0, "worst_pct": 9.0, "bias_pct": 0.5}
+LARGE = {"num_points": 25, "median_pct": 4.0, "p90_pct": 20.0, "worst_pct": 45.0, "bias_pct": -6.0}
+HELD_OUT = {"dense": SMALL, "logits": LARGE, "prefill": SMALL, "decode": LARGE}
+SEEDS = range(400)
+
+
+def errors(seed: int, held_out: dict[str, Any] = HELD_OUT, **tables: Any) -> KernelErrors:
+    return KernelErrors.read({"held_out": held_out, **tables}, NOWHERE, seed)
+
+
+def predicted_over_measured(kind: Kind, seeds: Any = SEEDS, num_cells: int = 12) -> Any:
+    """A row a seed, a column a cell."""
+    return np.array(
+        [[1 / (1 + errors(seed).excess(kind, cell)) for cell in range(num_cells)] for seed in seeds]
+    )
+
+
+@pytest.mark.parametrize(("kind", "record"), [("dense", SMALL), ("decode", LARGE)])
+def test_drawn_errors_are_as_large_as_those_recorded(kind: Kind, record: dict[str, Any]) -> None:
+    drawn = np.log(predicted_over_measured(kind))
+    bias = math.log1p(record["bias_pct"] / 100)
+    systematic = np.median(drawn, axis=1)
+    size = np.expm1(np.abs(drawn - systematic[:, None])) * 100
+    # 4,800 draws: the standard error of a median is about 2 % of it, of p90 about 3 %.
+    assert np.median(size) == pytest.approx(record["median_pct"], rel=0.15)
+    assert np.quantile(size, 0.9) == pytest.approx(record["p90_pct"], rel=0.15)
+    assert np.median(drawn) == pytest.approx(bias, abs=0.003)
+
+
+@pytest.mark.parametrize("record", [SMALL, LARGE, SMALL | {"p90_pct": 2.4386}])
+def test_residuals_have_the_recorded_quantiles(record: dict[str, Any]) -> None:
+    told = ErrorRecord.model_validate(record)
+    z_50, z_90 = 0.67448975, 1.64485363
+    assert math.expm1(told.residual(z_50)) * 100 == pytest.approx(record["median_pct"])
+    assert math.expm1(told.residual(z_90)) * 100 == pytest.approx(record["p90_pct"])
+    assert told.residual(-z_90) == -told.residual(z_90)
+    assert math.expm1(told.residual(9.0)) * 100 == pytest.approx(record["worst_pct"])
+    assert told.residual(0.0) == 0.0
+
+
+def test_no_errors_recorded_draw_none() -> None:
+    perfect = ErrorRecord(num_points=9, median_pct=0.0, p90_pct=0.0, worst_pct=0.0, bias_pct=0.0)
+    assert [perfect.residual(z) for z in (-2.0, 0.3, 5.0)] == [0.0] * 3
+    assert perfect.systematic(3.0) == 0.0
+
+
+def test_what_is_systematic_is_known_as_well_as_the_median_of_so_many_points() -> None:
+    """Of normal errors the median's standard error is 1.2533 sigma / sqrt(n), and sigma median / 0.6745."""
+    told = ErrorRecord.model_validate(LARGE)
+    expected = 1.2533 * math.log1p(0.04) / 0.6745 / 5
+    assert told.systematic(1.0) - told.systematic(0.0) == pytest.approx(expected, rel=1e-3)
+    assert math.expm1(told.systematic(0.0)) * 100 == pytest.approx(-6.0)
+    by_seed = np.median(np.log(predicted_over_measured("logits", range(200), 40)), axis=1)
+    assert by_seed.std() == pytest.approx(expected, rel=0.25)
+
+
+def test_an_error_is_of_its_seed_kind_and_cell_whatever_was_asked_before() -> None:
+    first, second = errors(3), errors(3)
+    keys: list[tuple[Kind, int]] = [(kind, cell) for kind in KINDS for cell in range(8)]
+    drawn = {key: first.excess(*key) for key in keys}
+    assert {key: second.excess(*key) for key in reversed(keys)} == drawn
+    assert len(set(drawn.values())) == len(keys)
+    other = errors(4)
+    assert not set(drawn.values()) & {other.excess(*key) for key in keys}
+
+
+def test_mixed_attention_errs_like_the_worse_of_its_parts_unless_it_was_timed() -> None:
+    assert errors(0)._records["mixed"] == ErrorRecord.model_validate(LARGE)
+    timed = errors(0, HELD_OUT | {"mixed": SMALL})
+    assert timed._records["mixed"] == ErrorRecord.model_validate(SMALL)
+
+
+def test_whole_steps_tell_what_kernels_have_in_common() -> None:
+    exact = {"num_points": 10**6, "median_pct": 1e-3, "p90_pct": 2e-3, "worst_pct": 3e-3, "bias_pct": 0.0}
+    shift = exact | {"bias_pct": 25.0}
+    shifted = errors(0, dict.fromkeys(HELD_OUT, exact), whole_steps={"step": shift})
+    assert [shifted.excess(kind, 3) for kind in KINDS] == pytest.approx([-0.2] * 5, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "told"),
+    [
+        ({}, "records no held-out errors of dense, logits, prefill, decode, which cost_model.uncertainty"),
+        ({"held_out": {"dense": SMALL}}, "records no held-out errors of logits, prefill, decode"),
+        ({"held_out": {"dense": SMALL | {"p90_pct": -1.0}}}, "accuracy.held_out: is no table of errors"),
+        ({"held_out": 3}, "accuracy.held_out: is no table of errors"),
+    ],
+)
+def test_a_profile_without_errors_has_none_to_draw(accuracy: dict[str, Any], told: str) -> None:
+    with pytest.raises(CalibrationError) as caught:
+        KernelErrors.read(accuracy, NOWHERE, 0)
+    assert str(caught.value).startswith(f"cost.json: {told}")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Path]:
+    """Profiles of known coefficients with and without a fused form."""
+    shipped = Path(__file__).resolve().parents[2] / "calibration/profiles/h200/llama-3-8b/cost.json"
+    read = json.loads(shipped.read_text())
+    folders = {}
+    for fused in (False, True):
+        folders[fused] = tmp_path_factory.mktemp("profile")
+        form = make_form(fused=fused).model_dump(mode="json")
+        told = read | {"form": form, "accuracy": {"held_out": HELD_OUT}}
+        (folders[fused] / "cost.json").write_text(json.dumps(told))
+    return folders
+
+
+def make(folder: Path, **config: Any) -> ProfileCost:
+    told = ProfileConfig(type="profile", profile=str(folder), **config)
+    return ProfileCost(told, load_model("llama-3-8b"), load_gpu("h200"))
+
+
+def test_each_part_of_a_step_takes_its_own_factor(folders: dict[bool, Path]) -> None:
+    """Parts by the form itself; 100 decodes of 1000 tokens each beside a chunk of 300 over 500."""
+    form, drawn = make_form(fused=True), errors(5)
+    cost = make(folders[True], host="none", uncertainty=True, cuda_graph_batch_sizes=[128]).drawn(5)
+    decode = StepShape((), 0, 100, 100_000, 2000)
+    columns = StepColumns.from_shapes([decode])
+    dense, logits = form.dense.at(np.array([128, 400])), form.logits.at(np.array([100, 101]))
+    attention, _ = form.attention_s(columns)
+    by_hand = (
+        32 * dense[0] * (1 + drawn.excess("dense", 8))
+        + logits[0] * (1 + drawn.excess("logits", 7))
+        + 32 * attention[0] * (1 + drawn.excess("decode", 7, 10))
+    )
+    assert cost.step_s(decode) == pytest.approx(by_hand, rel=1e-12)
+    mixed = StepShape(((300, 500),), 1, *decode[2:])
+    _, attention = form.attention_s(StepColumns.from_shapes([mixed]))
+    by_hand = (
+        32 * dense[1] * (1 + drawn.excess("dense", 9))
+        + logits[1] * (1 + drawn.excess("logits", 7))
+        + 32 * attention[0] * (1 + drawn.excess("mixed", 9, 10, 7, 10))
+    )
+    assert cost.step_s(mixed) == pytest.approx(by_hand, rel=1e-12)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    shape=shapes(),
+    host=st.sampled_from(["async", "sync", "none"]),
+    fused=st.booleans(),
+    seed=st.integers(0, 3),
+    num_steps=st.integers(1, 130),
+)
+def test_all_ways_to_the_same_bits(
+    folders: dict[bool, Path], shape: StepShape, host: str, fused: bool, seed: int, num_steps: int
+) -> None:
+    cost = make(folders[fused], host=host, uncertainty=True).drawn(seed)
+    assert cost.steps_s(StepColumns.from_shapes([shape]))[0] == cost.step_s(shape)
+    if not shape.chunks:
+        num_decodes, context, longest = shape[2:]
+        assert cost.decode_s(num_decodes, context, longest) == cost.step_s(shape)
+        one_by_one = [
+            cost.decode_s(num_decodes, context + step * num_decodes, longest + step)
+            for step in range(num_steps)
+        ]
+        assert cost.decodes_s(num_decodes, context, longest, num_steps) == one_by_one
+
+
+def test_without_uncertainty_the_model_is_its_own(folders: dict[bool, Path]) -> None:
+    cost = make(folders[False])
+    assert cost.drawn(7) is cost
+    assert not cost.uses_seed
+    assert make(folders[False], uncertainty=True).drawn(7).uses_seed
+
+
+RUN: dict[str, Any] = {
+    "workload": {"type": "trace", "path": "azure-like.csv", "limit": 150, "rate_scale": 8.0},
+    "scheduler": {"type": "vllm", "max_tokens_per_step": 1024, "max_num_seqs": 64},
+    "kv_cache": {"num_blocks": 3000},
+    "cost_model": {"type": "profile", "profile": "h200/llama-3-8b", "uncertainty": True},
+    "slo": {"ttft_s": 1.0, "tpot_s": 0.02},
+}
+
+
+@pytest.mark.parametrize("scheduler", ["vllm", "preemptive", "continuous"])
+def test_both_engines_draw_the_same_errors(scheduler: str) -> None:
+    config = RUN | {"scheduler": {"type": scheduler, "max_num_seqs": 64}}
+    fast, naive = (run(config, overrides={"engine": engine, "seed": 3}) for engine in ("fast", "reference"))
+    for name in ("requests", "steps", "events"):
+        assert getattr(fast, name).equals(getattr(naive, name))
+    assert any("errors drawn from the seed" in note for note in fast.notes)
+
+
+def test_replicates_then_include_the_cost_models_error(tmp_path: Path) -> None:
+    replicated = RUN | {"sweep": {"cost_model.uncertainty": [False, True], "replicates": 4}}
+    table = sweep(replicated, tmp_path / "out")
+    certain, uncertain = across_replicates(table).to_dict("records")
+    for figure in ("tpot_s.p50", "e2e_s.p99", "ttft_s.p99"):
+        assert certain[f"{figure}.low"] == certain[figure] == certain[f"{figure}.high"]
+        width = uncertain[f"{figure}.high"] - uncertain[f"{figure}.low"]
+        assert width > 0.002 * uncertain[figure]
+        assert uncertain[figure] == pytest.approx(certain[figure], rel=0.2)
+    assert table[table["cost_model.uncertainty"]]["tpot_s.p50"].nunique() == 4
+
+
+def test_only_profiles_have_errors_to_draw() -> None:
+    with pytest.raises(ConfigError, match=r"cost_model\.uncertainty: unknown key"):
+        run(RUN, overrides={"cost_model": {"type": "roofline", "uncertainty": True}})
