@@ -5,7 +5,10 @@ from __future__ import annotations
 from heapq import heapify, heappop, heappush
 from typing import NamedTuple
 
+import numpy as np
+
 from cbsim.kvcache import BlockPool
+from cbsim.recorder import Column, Table
 from cbsim.request import Request
 
 MAX_STALE = 8
@@ -63,6 +66,8 @@ class DecodeGroup:
         self._ends: list[int] = []
         self._longest: list[tuple[int, int]] = []
         self._leaving: dict[int, list[Member]] = {}
+        self._takers = Table((), ("first", "last"), "i")
+        """Of members that have left: the group step of their first new block, and their last step."""
 
     @property
     def next_end(self) -> int:
@@ -72,7 +77,7 @@ class DecodeGroup:
     @property
     def num_needed(self) -> int:
         """KV blocks that the next group step takes."""
-        return self.needs[self.num_planned % self.num_phases] if self.takes_blocks else 0
+        return self.needs[self.num_planned % self.num_phases]
 
     @property
     def max_context(self) -> int:
@@ -89,12 +94,11 @@ class DecodeGroup:
         last = first + request.num_output_tokens - num_made - 1
         computed = request.num_computed_tokens
         member = Member(request, first, last, computed)
-        if not self.num_active:
-            self.max_admission = -1
+        if not self.num_active or request.admission > self.max_admission:
+            self.max_admission = request.admission
         self.num_active += 1
         self.num_hidden += 1
         self.context += computed
-        self.max_admission = max(self.max_admission, request.admission)
         if self.takes_blocks:
             self._add_need(member)
         heappush(self._longest, (first - computed, last))
@@ -110,72 +114,60 @@ class DecodeGroup:
 
     def step(self) -> None:
         """Decide a group step: every active member takes one token, and the block it needs for it."""
-        if self._needing:
-            self.take_blocks(self.num_planned, self.num_committed)
-        elif self.takes_blocks:
-            self.pool.num_free -= self.num_needed
+        self.take_blocks(1)
         self.advance(1)
+
+    def num_affordable(self, num_steps: int) -> int:
+        """How many of the next so many group steps find their blocks; the first one does."""
+        num_free = self.pool.num_free
+        if not self.takes_blocks or self.num_active * (num_steps // self.num_phases + 1) <= num_free:
+            return num_steps
+        # Blocks taken grow with steps, so halving finds the last that is affordable.
+        affordable, beyond = 1, num_steps + 1
+        while beyond - affordable > 1:
+            middle = (affordable + beyond) // 2
+            if self.num_blocks_of(middle) <= num_free:
+                affordable = middle
+            else:
+                beyond = middle
+        return affordable
+
+    def num_blocks_of(self, num_steps: int) -> int:
+        """KV blocks that the next so many group steps take: in each round of phases one for every member."""
+        needs, num_phases = self.needs, self.num_phases
+        num_rounds, rest = divmod(num_steps, num_phases)
+        start = self.num_planned % num_phases
+        num_blocks = sum(needs[start : start + rest])
+        if start + rest > num_phases:
+            num_blocks += sum(needs[: start + rest - num_phases])
+        return num_rounds * self.num_active + num_blocks
+
+    def take_blocks(self, num_steps: int) -> None:
+        """Take the blocks of the next group steps, each of which begins when the one before has run."""
+        if self.has_identities:
+            for step in range(num_steps):
+                self._take_numbered(self.num_planned + step, self.num_committed + step)
+        elif self.takes_blocks:
+            self.pool.num_free -= self.num_needed if num_steps == 1 else self.num_blocks_of(num_steps)
 
     def advance(self, num_steps: int) -> None:
         """So many group steps have been decided, blocks apart, and the last may end somebody."""
         self.num_planned += num_steps
         self.context += num_steps * self.num_active
-        self.retire()
-
-    def next_needs(self) -> list[int]:
-        """Blocks that each of the next group steps takes, over and over; empty where none are taken."""
-        if not self.takes_blocks:
-            return []
-        start = self.num_planned % self.num_phases
-        return self.needs[start:] + self.needs[:start]
-
-    def retire(self) -> None:
-        """Let the members whose last step has just been decided linger until it has run."""
-        ended = self.num_planned - 1
-        if not self._ends or self._ends[0] != ended:
-            return
-        heappop(self._ends)
-        members = self._ending.pop(ended)
-        self._leaving[ended] = members
-        self.num_active -= len(members)
-        self.num_lingering += len(members)
-        for member in members:
-            computed = member.num_computed_tokens + self.num_planned - member.first
-            self.context -= computed
-            self.lingering_context += computed
-            if self.takes_blocks:
-                self._drop_need(member)
+        ends = self._ends
+        if ends and ends[0] < self.num_planned:
+            self._retire()
 
     def commit(self) -> list[Member]:
         """A group step has run: the members that got their last token, in order of admission."""
-        members = self._leaving.pop(self.num_committed, None)
-        self.num_committed += 1
-        if members is None:
-            return []
-        if len(members) > 1:
-            members.sort(key=lambda member: member.request.admission)
-        self.num_lingering -= len(members)
-        self.num_hidden -= len(members)
-        for member in members:
-            self.refresh(member)
-            self.lingering_context -= member.request.num_computed_tokens
-        return members
+        step = self.num_committed
+        self.num_committed = step + 1
+        return self._let_go(step) if step in self._leaving else []
 
     def members_of(self, step: int) -> list[Member]:
         """Who takes part in a group step that has been decided and not yet run."""
         everyone = [*self._ending.values(), *self._leaving.values()]
         return [member for members in everyone for member in members if member.first <= step <= member.last]
-
-    def refresh(self, member: Member) -> None:
-        """Bring a member's request up to date with the group steps decided and run."""
-        request, first, last, computed = member
-        num_planned = min(self.num_planned, last + 1) - first
-        num_committed = min(max(self.num_committed - first, 0), num_planned)
-        request.num_computed_tokens = computed + num_planned
-        request.num_generated_tokens += num_committed
-        request.num_in_flight_tokens += num_planned - num_committed
-        if self.takes_blocks and not self.pool.has_identities:
-            request.num_blocks = max(request.num_blocks, self.pool.blocks_for(computed + num_planned))
 
     def dissolve(self) -> list[Member]:
         """Let everybody go, up to date; group steps decided and not yet run are no group steps any more."""
@@ -183,8 +175,9 @@ class DecodeGroup:
             m for group in (self._ending, self._leaving) for members in group.values() for m in members
         ]
         for member in members:
-            self.refresh(member)
-        self.num_planned = self.num_committed
+            self._leave(member)
+        # A step has one number for ever: those taken apart keep theirs, with nobody in them.
+        self.num_committed = self.num_planned
         self.num_active = self.num_lingering = self.num_hidden = self.context = self.lingering_context = 0
         self.max_admission = -1
         self.needs = [0] * self.num_phases
@@ -194,6 +187,53 @@ class DecodeGroup:
         self._longest.clear()
         self._leaving.clear()
         return members
+
+    def blocks_taken(self) -> Column:
+        """KV blocks that each group step took, once everybody has left."""
+        takers = self._takers.to_columns()
+        first, last, num_phases = takers["first"].astype(np.int64), takers["last"], self.num_phases
+        counts = np.maximum(0, (last - first) // num_phases + 1)
+        place = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
+        steps = np.repeat(first, counts) + num_phases * place
+        taken: Column = np.bincount(steps, minlength=self.num_planned)
+        return taken
+
+    def _retire(self) -> None:
+        """Let the members whose last step has just been decided linger until it has run."""
+        ended = heappop(self._ends)
+        members = self._leaving[ended] = self._ending.pop(ended)
+        self.num_active -= len(members)
+        self.num_lingering += len(members)
+        for member in members:
+            computed = member.num_computed_tokens + ended + 1 - member.first
+            self.context -= computed
+            self.lingering_context += computed
+            if self.takes_blocks:
+                self._drop_need(member)
+
+    def _let_go(self, step: int) -> list[Member]:
+        members = self._leaving.pop(step)
+        if len(members) > 1:
+            members.sort(key=lambda member: member.request.admission)
+        self.num_lingering -= len(members)
+        self.num_hidden -= len(members)
+        for member in members:
+            self._leave(member)
+            self.lingering_context -= member.request.num_computed_tokens
+        return members
+
+    def _leave(self, member: Member) -> None:
+        """Bring a member's request up to date with the group steps decided and run."""
+        request, first, last, computed = member
+        num_planned = min(self.num_planned, last + 1) - first
+        num_committed = min(max(self.num_committed - first, 0), num_planned)
+        request.num_computed_tokens = computed + num_planned
+        request.num_generated_tokens += num_committed
+        request.num_in_flight_tokens += num_planned - num_committed
+        if self.takes_blocks:
+            self._takers.append(first + -computed % self.num_phases, first + num_planned - 1)
+            if not self.has_identities:
+                request.num_blocks = max(request.num_blocks, self.pool.blocks_for(computed + num_planned))
 
     def _add_need(self, member: Member) -> None:
         phase = (member.first - member.num_computed_tokens) % self.num_phases
@@ -210,7 +250,7 @@ class DecodeGroup:
         if self._needing:
             self._needing[phase].remove(member)
 
-    def take_blocks(self, step: int, num_committed: int) -> None:
+    def _take_numbered(self, step: int, num_committed: int) -> None:
         """Give blocks by number to the members that need one in a group step, and publish those they fill.
 
         What a block holds becomes known in the step that fills it, or, if its last token was in flight then,

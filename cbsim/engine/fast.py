@@ -13,7 +13,7 @@ from cbsim.engine.hiding import must_show_all
 from cbsim.engine.mixed_step import NO_SHARE, GroupShare, Step, is_quiet, look_at, slice_of
 from cbsim.engine.request_log import RequestLog
 from cbsim.engine.step_log import StepLog
-from cbsim.engine.stretch import Stretch, group_steps_s, num_affordable, num_taken
+from cbsim.engine.stretch import Stretch, group_steps_s
 from cbsim.engine.token_log import TokenLog
 from cbsim.recorder import DECISIONS, Column, Recorder, empty_float
 from cbsim.request import Request, RequestState
@@ -41,6 +41,8 @@ class FastEngine(Engine):
         self.steps = StepLog()
         self.tokens = TokenLog()
         self.requests = RequestLog(replica, recorder)
+        self._num_others = num_in_flight - 1
+        """Steps under way beside the one to be decided, while the engine is busy."""
         self._excludes = scheduler.prefill_excludes_decodes
         self._takes_in = scheduler.can_fast_forward
         self._can_stay_blocked = not (
@@ -48,6 +50,7 @@ class FastEngine(Engine):
         )
         self._num_steps = 0
         self._num_ended = 0
+        self._last_end_s = 0.0
         self._group_end_s = 0.0
         """When the last group step ended."""
         self._asked_at_s: float | None = None
@@ -55,6 +58,8 @@ class FastEngine(Engine):
         self._duration_s = math.inf
         """Of the last step of the group alone."""
         self._head_is_blocked = False
+        self._waiting_for = 0
+        """Why, by the last step that the scheduler decided, those who wait do so."""
         self._ahead: Stretch | None = None
         """Steps decided and not yet written down: where they are cut is still open."""
         self._advanced_to_s = 0.0
@@ -113,6 +118,7 @@ class FastEngine(Engine):
         step = self.under_way.popleft()
         plan, now = step.plan, step.end_s
         self._num_ended += 1
+        self._last_end_s = now
         leaving: list[Member] = []
         if step.in_group:
             self._group_end_s = now
@@ -155,7 +161,7 @@ class FastEngine(Engine):
     def last_end_s(self) -> float:
         """See `Engine.last_end_s`."""
         self._settle()
-        return self.steps.end_s[self._num_ended - 1] if self._num_ended else 0.0
+        return self._last_end_s
 
     # Deciding
 
@@ -203,6 +209,7 @@ class FastEngine(Engine):
             self._add_step(now, plan, share)
             # Free blocks only get fewer until something ends, so whoever lacked them keeps waiting.
             self._head_is_blocked = self._can_stay_blocked and not (plan.slices or plan.decisions)
+            self._waiting_for = plan.waiting_for
             if self._takes_in and not plan.preempted:
                 self._take_in(plan)
         return is_step or bool(plan.preempted and not self.under_way)
@@ -240,38 +247,59 @@ class FastEngine(Engine):
 
     def _add_step(self, now: float, plan: StepPlan, share: GroupShare) -> None:
         """Price a step, put it under way and write it down."""
-        scheduler, group, cost = self.scheduler, self.group, self.cost
-        facts, shape = look_at(plan, share)
-        duration_s = checked_s(cost.step_s(shape) + plan.transfer_s, cost)
+        scheduler, group, cost, under_way = self.scheduler, self.group, self.cost, self.under_way
+        shape, num_pairs, facts = look_at(plan, share)
+        transfer_s = plan.transfer_s
+        duration_s = checked_s(cost.step_s(shape) + transfer_s, cost)
         self.num_padding_tokens += plan.num_padding_tokens
-        start_s = self.under_way[-1].end_s if self.under_way else now
+        start_s = under_way[-1].end_s if under_way else now
         end_s = start_s + duration_s
-        self.under_way.append(Step(self._num_steps, plan, share.num_decodes > 0, end_s))
+        under_way.append(Step(self._num_steps, plan, share.num_decodes > 0, end_s))
         self._num_steps += 1
-        num_kv_tokens = plan.num_kv_tokens + group.context + group.lingering_context
-        num_running = len(scheduler.running) + group.num_hidden
-        state = (num_running, plan.num_waiting, num_kv_tokens, scheduler.pool.num_used)
-        self.steps.add((now, start_s), duration_s, end_s, state, facts)
+        state = (
+            plan.num_running,
+            plan.num_waiting,
+            plan.waiting_for,
+            plan.num_kv_tokens + group.context + group.lingering_context,
+            scheduler.pool.num_used,
+        )
+        self.steps.add(now, start_s, duration_s, end_s, transfer_s, num_pairs, state, facts)
 
     def _stretch(self, now: float, horizon_s: float) -> Stretch:
         """Decide a step of the group alone, then, whenever the running one ends before `horizon_s`, the next.
 
         Goes on while blocks suffice, no member has got its last token, and what ends changes no decision.
         """
-        group, scheduler = self.group, self.scheduler
+        group, under_way = self.group, self.under_way
         num_decodes = group.num_active
         context = group.context + num_decodes
-        priced = scheduler.decodes_as_priced(num_decodes, context, group.max_context)
-        needs = group.next_needs()
         num_steps = 1
-        if not group.num_lingering and now < horizon_s and self._goes_on_alone():
+        if now < horizon_s and self._goes_on_alone(horizon_s):
             num_steps = group.next_end - group.num_planned + 1
             if horizon_s < math.inf:
                 # Two more than seem to fit: how many do is seen from their exact ends.
                 num_steps = min(num_steps, int((horizon_s - now) / self._duration_s) + 2)
-            num_steps = num_affordable(num_steps, num_decodes, needs, scheduler.pool.num_free)
-        durations = group_steps_s(self.cost, priced, num_steps)
-        return Stretch([now, *[step.end_s for step in self.under_way]], durations, context, priced[0], needs)
+            num_steps = group.num_affordable(num_steps)
+        priced = self.scheduler.decodes_as_priced(num_decodes, context, group.max_context)
+        before = [now]
+        for step in under_way:
+            before.append(step.end_s)
+        durations, ends = group_steps_s(self.cost, priced, num_steps, before[-1])
+        return Stretch(before, durations, ends, priced[0])
+
+    def _goes_on_alone(self, horizon_s: float) -> bool:
+        """Whether the steps under way, but for the one to be decided now, change no decision as they end."""
+        if not self.cost.is_deterministic or len(self.under_way) != self._num_others:
+            return False
+        # Who ends makes room, and others see it: as good as nothing while nobody waits or looks.
+        if self.group.num_lingering and (len(self.scheduler.waiting) or horizon_s > self._advanced_to_s):
+            return False
+        for step in self.under_way:
+            plan = step.plan
+            # Blocks by number become known as tokens come out, so there the order counts.
+            if plan is not None and (self.group.has_identities or not is_quiet(plan)):
+                return False
+        return True
 
     def _settle(self) -> None:
         """Put the stretch decided ahead under way, up to the instant that the engine was advanced to."""
@@ -279,64 +307,53 @@ class FastEngine(Engine):
         if stretch is None:
             return
         stretch.cut(self._advanced_to_s)
+        ends, durations, num_priced = stretch.ends, stretch.durations, stretch.num_priced
+        while self.group.num_lingering and len(durations) > 1:
+            # Those whose last token is in flight are gone when the second step is decided.
+            self._run(ends, durations[:1], num_priced)
+            self._called_at_s = ends[1]
+            self.end_step()
+            ends, durations = ends[1:], durations[1:]
+        self._run(ends, durations, num_priced)
+
+    def _run(self, ends: list[float], durations: list[float], num_priced: int) -> None:
+        """Put steps of the group under way; `ends` starts with the instant at which the first was decided."""
         group, under_way, scheduler = self.group, self.under_way, self.scheduler
-        ends, durations, needs = stretch.ends, stretch.durations, stretch.needs
-        num_steps, num_ahead, num_decodes = len(durations), len(under_way), group.num_active
-        num_used = scheduler.pool.num_used + (needs[0] if needs else 0)
-        if group.has_identities:
-            for step in range(num_steps):
-                group.take_blocks(group.num_planned + step, group.num_committed + step)
-        elif needs:
-            scheduler.pool.num_free -= num_taken(num_steps, num_decodes, needs)
-        self.steps.add_run(
-            (ends[0], ends[num_ahead]),
-            durations,
-            ends[num_ahead + 1 :],
-            (group.num_hidden, len(scheduler.waiting), stretch.context + group.lingering_context, num_used),
-            num_decodes,
-            stretch.context,
-            needs,
+        num_decodes, num_others, num_steps = group.num_active, len(under_way), len(durations)
+        context, pool, num_waiting = group.context + num_decodes, scheduler.pool, len(scheduler.waiting)
+        state = (
+            group.num_hidden,
+            num_waiting,
+            self._waiting_for if num_waiting else 0,
+            context + group.lingering_context,
+            pool.num_blocks - pool.num_free + group.num_needed,
         )
-        num_ended = num_steps - 1
-        if num_ended:
-            self._called_at_s = ends[num_ended]
-            if num_ended > num_ahead or under_way[num_ended - 1].in_group:
-                self._group_end_s = ends[num_ended]
-            self._num_ended += num_ended
-            group.num_committed += num_ended
-            for way in under_way:
-                self._end_quietly(way)
-            for way, end_s in zip(under_way, ends[num_steps:], strict=False):
-                way.number += num_ended
-                way.end_s = end_s
+        last_end_s = ends[num_steps + num_others]
+        self.steps.add_run(ends[0], ends[num_others], durations, last_end_s, state, num_decodes, context)
+        group.take_blocks(num_steps)
+        first = self._num_steps
+        self._num_steps = first + num_steps
         self._duration_s = durations[-1]
-        self._num_steps += num_steps
-        under_way.append(Step(self._num_steps - 1, None, True, ends[-1]))
+        first_left = 0
+        if num_steps > 1:
+            now = self._called_at_s = ends[num_steps - 1]
+            num_ended = num_steps - 1
+            first_left = max(0, num_ended - num_others)
+            for _ in range(num_ended - first_left):
+                if under_way[0].plan is None:
+                    under_way.popleft()
+                else:
+                    self.end_step()
+                    num_ended -= 1
+            if num_ended:
+                self._num_ended += num_ended
+                group.num_committed += num_ended
+                self._last_end_s = self._group_end_s = now
+        for place in range(first_left, num_steps):
+            under_way.append(Step(first + place, None, True, ends[1 + num_others + place]))
         group.advance(num_steps)
         scheduler.advanced(num_steps)
-        self.num_padding_tokens += num_steps * (stretch.num_priced - num_decodes)
-
-    def _goes_on_alone(self) -> bool:
-        """Whether the steps under way, but for the one to be decided now, change no decision as they end."""
-        if not self.cost.is_deterministic or len(self.under_way) != self.num_in_flight - 1:
-            return False
-        # Blocks by number become known as tokens come out, so there the order counts.
-        has_identities = self.group.has_identities
-        return all(
-            step.plan is None or (not has_identities and is_quiet(step.plan)) for step in self.under_way
-        )
-
-    def _end_quietly(self, step: Step) -> None:
-        """What comes of a step that ended within a stretch, the group apart."""
-        if step.plan is not None:
-            for part in step.plan.slices:
-                if part.emits:
-                    self.tokens.came_out(part.request, step.end_s)
-            self.scheduler.commit(step.plan)
-            step.plan = None
-        if not step.in_group:
-            step.in_group = True
-            self.group.num_committed -= 1
+        self.num_padding_tokens += num_steps * (num_priced - num_decodes)
 
     # Leaving the group
 
@@ -351,11 +368,11 @@ class FastEngine(Engine):
                     step.plan = StepPlan(step.end_s, 0)
                 self._merge(slices, step.plan)
                 step.in_group = False
-                self.steps.ungroup(step.number)
                 number += 1
+        num_committed = group.num_committed
         members = group.dissolve()
         for member in members:
-            last = min(member.last, group.num_committed - 1)
+            last = min(member.last, num_committed - 1)
             if last >= member.first:
                 self.tokens.came_out_in_group(member.request, member.first, last, self._group_end_s)
         scheduler.running = sorted(
@@ -403,8 +420,13 @@ class FastEngine(Engine):
 
     def step_columns(self) -> Mapping[str, Column]:
         """See `Engine.step_columns`."""
-        num_blocks = self.scheduler.pool.num_blocks
-        return self.steps.columns(self.replica, self._num_ended, self.num_in_flight, num_blocks)
+        return self.steps.columns(
+            self.replica,
+            self._num_ended,
+            self.num_in_flight,
+            self.scheduler.pool.num_blocks,
+            self.group.blocks_taken(),
+        )
 
     def gaps(self) -> tuple[Column, Column]:
         """See `Engine.gaps`."""

@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 from cbsim.cost.base import StepShape
 from cbsim.engine.decode_group import Member
-from cbsim.engine.step_log import StepFacts
 from cbsim.schedulers.base import Slice, StepPlan
 
 
@@ -45,47 +44,50 @@ def slice_of(member: Member, number: int) -> Slice:
 
 def is_quiet(plan: StepPlan) -> bool:
     """Whether the end of a step brings tokens only, no request's last one and none to a preempted request."""
-    return all(
-        request.num_preemptions == num_preemptions
-        and request.num_generated_tokens + 1 < request.num_output_tokens
-        for request, _, _, _, emits, num_preemptions in plan.slices
-        if emits
-    )
+    for request, _, _, _, emits, num_preemptions in plan.slices:
+        if emits and (
+            request.num_preemptions != num_preemptions
+            or request.num_generated_tokens + 1 >= request.num_output_tokens
+        ):
+            return False
+    return True
 
 
-def look_at(plan: StepPlan, share: GroupShare) -> tuple[StepFacts, StepShape]:
-    """What the scheduler's slices and the decode group compute in a step, and the shape to be priced."""
+def look_at(plan: StepPlan, share: GroupShare) -> tuple[StepShape, int, tuple[int, ...]]:
+    """The shape of a step of the scheduler's slices and the decode group, and what it computes.
+
+    The latter as the (query, key) pairs of its attention, and the columns of `step_log.FACTS`.
+    """
     chunks: list[tuple[int, int]] = []
-    num_finishing = num_prefill_tokens = num_decodes = context = longest = num_logits = num_pairs = 0
+    num_finishing = num_prefill_tokens = num_pairs = prefill_context = num_logits = 0
+    num_decodes, context, (priced_decodes, priced_context, longest) = share
     for _, tokens, before, is_prefill, emits, _ in plan.slices:
         num_logits += emits
         if is_prefill:
             chunks.append((tokens, before))
             num_finishing += emits
             num_prefill_tokens += tokens
+            prefill_context += tokens + before
             num_pairs += tokens * before + tokens * (tokens + 1) // 2
         else:
+            reach = before + tokens
             num_decodes += 1
-            context += before + tokens
-            longest = max(longest, before + tokens)
-    facts = StepFacts(
+            context += reach
+            priced_decodes += 1
+            priced_context += reach
+            if reach > longest:
+                longest = reach
+    shape = plan.shape
+    if shape is None:
+        shape = StepShape(tuple(chunks), num_finishing, priced_decodes, priced_context, longest)
+    facts = (
         num_prefill_tokens,
         len(chunks),
-        num_decodes + share.num_decodes,
+        num_decodes,
         len(plan.preempted),
-        num_prefill_tokens + sum(before for _, before in chunks) + context + share.context,
+        prefill_context + context,
         num_logits + share.num_decodes,
-        int(share.num_decodes > 0),
-        num_pairs + context + share.context,
+        longest if chunks else 0,
+        share.num_decodes > 0,
     )
-    if plan.shape is not None:
-        return facts, plan.shape
-    group_decodes, group_context, group_longest = share.priced
-    shape = StepShape(
-        tuple(chunks),
-        num_finishing,
-        num_decodes + group_decodes,
-        context + group_context,
-        max(longest, group_longest),
-    )
-    return facts, shape
+    return shape, num_pairs + context, facts

@@ -4,98 +4,121 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
 
 import numpy as np
 
 from cbsim.recorder import STEP_COLUMNS, Column, Table, as_column
 
+RUN_REALS = ("scheduled_at_s", "start_s", "transfer_s", "num_attention_pairs")
+"""Pairs are whole numbers, but of long prompts too many for 32 bits."""
+STATE = ("num_running", "num_waiting", "waiting_for", "num_kv_tokens", "kv_blocks_used")
+FACTS = (
+    "num_prefill_tokens",
+    "num_prefill_seqs",
+    "num_decode_seqs",
+    "num_preempted",
+    "num_context_tokens",
+    "num_logits",
+    "max_decode_context",
+    "is_group_step",
+)
+INSTANTS = ("scheduled_at_s", "start_s")
+GROWING = ("num_attention_pairs", "num_context_tokens", "num_kv_tokens")
+"""Columns that grow by the number of decodes from step to step of a run."""
+
+State = tuple[int, int, int, int, int]
+"""`STATE` right after a step was decided."""
+
 
 class StepLog:
-    """Every step's duration and end one by one; all else once a run of steps that differ by a law.
+    """Every step's duration one by one; all else once a run of steps that differ by a law.
 
-    Within a run of `count` steps the queues and the number of decodes stand still, every decode's context
-    grows by one a step, and the blocks taken repeat after as many steps as a block has tokens.
+    Within a run of `count` steps the queues and the number of decodes stand still, and every decode's context
+    grows by one a step. Ends are not kept: they are the sums of durations from the start of each busy period.
     """
 
     def __init__(self) -> None:
         self.duration_s = array("d")
-        self.end_s = array("d")
-        self.block_needs = array("i")
-        self.runs = Table(RUN_REALS, RUN_INTEGERS, "i")
-        self._finished = Table((), ("step", "num_finished"))
-        self._ungrouped = array("q")
+        self.end_s = 0.0
+        """When the last step of the log ends."""
+        self.runs = Table(RUN_REALS, ("count", *STATE, *FACTS), "i")
+        self._finished = Table((), ("step", "num_finished"), "i")
+        self._period_starts: list[tuple[int, float]] = []
 
     def add(
         self,
-        instants: tuple[float, float],
+        now: float,
+        start_s: float,
         duration_s: float,
         end_s: float,
-        state: tuple[int, int, int, int],
-        facts: StepFacts,
+        transfer_s: float,
+        num_pairs: int,
+        state: State,
+        facts: tuple[int, ...],
     ) -> None:
-        """A step on its own: when it was scheduled and starts, how long it takes, and what it computes.
-
-        `state` is (running, waiting, KV tokens, KV blocks used) after it was decided.
-        """
+        """A step on its own: decided at `now`, with what it computes in the order of `FACTS`."""
+        if start_s != self.end_s:
+            self._period_starts.append((len(self.duration_s), start_s))
+        self.end_s = end_s
         self.duration_s.append(duration_s)
-        self.end_s.append(end_s)
-        self.runs.append(*instants, facts.num_attention_pairs, 1, *state, *facts[:-1])
+        self.runs.append(now, start_s, transfer_s, num_pairs, 1, *state, *facts)
 
     def add_run(
         self,
-        instants: tuple[float, float],
+        now: float,
+        start_s: float,
         duration_s: list[float],
-        end_s: list[float],
-        state: tuple[int, int, int, int],
+        end_s: float,
+        state: State,
         num_decodes: int,
         context: int,
-        block_needs: list[int],
     ) -> None:
-        """Steps of the group alone, one behind the other; `instants`, `state`, `context` are the first's.
-
-        `block_needs`, if blocks are taken, says how many blocks each of them takes, over and over.
-        """
-        self.duration_s.extend(duration_s)
-        self.end_s.extend(end_s)
-        num_steps = len(end_s)
-        row = (num_steps, *state, 0, 0, num_decodes, 0, context, num_decodes, 1)
-        self.runs.append(*instants, context, *row)
-        if num_steps > 1:
-            self.block_needs.extend(block_needs)
+        """Steps of the group alone, one behind the other; `now`, `state` and `context` are the first's."""
+        if start_s != self.end_s:
+            self._period_starts.append((len(self.duration_s), start_s))
+        self.end_s = end_s
+        self.duration_s.fromlist(duration_s)
+        row = (0, 0, num_decodes, 0, context, num_decodes, 0, 1)
+        self.runs.append(now, start_s, 0.0, context, len(duration_s), *state, *row)
 
     def finished(self, step: int, num_finished: int) -> None:
         """So many requests got their last token in a step."""
         self._finished.append(step, num_finished)
 
-    def ungroup(self, step: int) -> None:
-        """A step decided as a group step was taken apart before it ended."""
-        self._ungrouped.append(step)
+    def ends(self) -> Column:
+        """When each step ends, seconds, summed in order as the engine does."""
+        ends = np.array(self.duration_s)
+        # Before the first break, if there is one, time is counted from 0.
+        periods = [(0, 0.0), *self._period_starts]
+        lasts = [first for first, _ in periods[1:]] + [len(ends)]
+        for (first, start_s), last in zip(periods, lasts, strict=True):
+            if first < last:
+                ends[first] = start_s + ends[first]
+                np.add.accumulate(ends[first:last], out=ends[first:last])
+        return ends
 
     def group_end_s(self, num_steps: int) -> Column:
         """When each group step among the first `num_steps` steps ended, seconds."""
-        runs = self.runs.to_columns()
-        is_group_step = np.repeat(runs["is_group_step"], runs["count"]).astype(bool)
-        is_group_step[np.array(self._ungrouped, dtype=np.int64)] = False
-        ends: Column = as_column(self.end_s)[:num_steps][is_group_step[:num_steps]]
+        ends: Column = self.ends()[:num_steps][self._is_group_step()[:num_steps]]
         return ends
 
+    def _is_group_step(self) -> Column:
+        runs = self.runs.to_columns()
+        return np.repeat(runs["is_group_step"].astype(bool), runs["count"])
+
     def columns(
-        self, replica: int, num_steps: int, num_in_flight: int, num_blocks: int
+        self, replica: int, num_steps: int, num_in_flight: int, num_blocks: int, blocks_taken: Column
     ) -> Mapping[str, Column]:
-        """The first `num_steps` steps as in `RunLog.steps`, unfolded when a column is asked for."""
+        """The first `num_steps` steps as in `RunLog.steps`, unfolded when a column is asked for.
+
+        `blocks_taken` are the KV blocks that each group step takes.
+        """
         finished = self._finished.to_columns()
         num_finished = np.zeros(num_steps, dtype=np.int64)
         num_finished[finished["step"]] = finished["num_finished"]
         own = {"num_finished": num_finished, "duration_s": as_column(self.duration_s)[:num_steps]}
-        return UnfoldedSteps(
-            self.runs.to_columns(),
-            own,
-            {"replica": replica, "kv_blocks_total": num_blocks},
-            as_column(self.end_s),
-            as_column(self.block_needs),
-            num_in_flight,
-        )
+        constant = {"replica": replica, "kv_blocks_total": num_blocks}
+        return UnfoldedSteps(self, own, constant, blocks_taken, num_in_flight)
 
 
 class UnfoldedSteps(Mapping[str, Column]):
@@ -103,19 +126,18 @@ class UnfoldedSteps(Mapping[str, Column]):
 
     def __init__(
         self,
-        runs: dict[str, Column],
+        log: StepLog,
         own: dict[str, Column],
         constant: dict[str, int],
-        end_s: Column,
-        block_needs: Column,
+        blocks_taken: Column,
         num_in_flight: int,
     ) -> None:
         """`own` are the columns that are there already, `constant` those that hold one number."""
-        self._runs = runs
+        self._log = log
+        self._runs = log.runs.to_columns()
         self._own = own
         self._constant = constant
-        self._end_s = end_s
-        self._block_needs = block_needs
+        self._blocks_taken = blocks_taken
         self._num_in_flight = num_in_flight
         self._num_steps = len(own["duration_s"])
 
@@ -135,18 +157,18 @@ class UnfoldedSteps(Mapping[str, Column]):
         return self._unfold("num_decode_seqs" if name == "num_decode_tokens" else name)[: self._num_steps]
 
     def _unfold(self, name: str) -> Column:
-        counts = self._runs["count"]
-        kind = np.float64 if name in INSTANTS else np.int64
-        values: Column = np.repeat(self._runs[name].astype(kind), counts)
+        counts, runs = self._runs["count"], self._runs[name]
+        is_real = runs.dtype == np.float64 and name not in GROWING
+        values: Column = np.repeat(runs.astype(np.float64 if is_real else np.int64), counts)
         if name in GROWING:
             values += self._place() * np.repeat(self._runs["num_decode_seqs"], counts)
         elif name == "kv_blocks_used":
-            values += self._blocks_taken()
+            values += self._blocks_taken_in_run()
         elif name == "start_s":
-            values = np.where(self._place() > 0, np.roll(self._end_s, 1), values)
+            values = np.where(self._place() > 0, np.roll(self._log.ends(), 1), values)
         elif name == "scheduled_at_s":
             # Within a run the call for a step is made when the one `num_in_flight` before it ends.
-            values = np.where(self._place() > 0, np.roll(self._end_s, self._num_in_flight), values)
+            values = np.where(self._place() > 0, np.roll(self._log.ends(), self._num_in_flight), values)
         return values
 
     def _place(self) -> Column:
@@ -155,38 +177,13 @@ class UnfoldedSteps(Mapping[str, Column]):
         place: Column = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
         return place
 
-    def _blocks_taken(self) -> Column:
+    def _blocks_taken_in_run(self) -> Column:
         """Blocks taken since the first step of its run, for each step."""
-        counts, place = self._runs["count"], self._place()
-        if not len(self._block_needs):
-            return np.zeros(len(place), dtype=np.int64)
-        is_long = counts > 1
-        needs = self._block_needs.reshape(int(is_long.sum()), -1)
-        num_phases = needs.shape[1]
-        # Of each phase and those before it, without the first step's own.
-        taken = np.cumsum(needs, axis=1) - needs[:, :1]
-        line = np.repeat(np.cumsum(is_long) - 1, counts)
-        whole = needs.sum(axis=1)[line] * (place // num_phases)
-        return np.where(np.repeat(is_long, counts), whole + taken[line, place % num_phases], 0)
-
-
-class StepFacts(NamedTuple):
-    """What a step computes, for its record."""
-
-    num_prefill_tokens: int
-    num_prefill_seqs: int
-    num_decode_seqs: int
-    num_preempted: int
-    num_context_tokens: int
-    num_logits: int
-    is_group_step: int
-    num_attention_pairs: int
-
-
-INSTANTS = ("scheduled_at_s", "start_s")
-GROWING = ("num_attention_pairs", "num_context_tokens", "num_kv_tokens")
-"""Columns that grow by the number of decodes from step to step of a run."""
-RUN_REALS = ("scheduled_at_s", "start_s", "num_attention_pairs")
-"""Pairs are whole numbers, but of long prompts too many for 32 bits."""
-STATE = ("num_running", "num_waiting", "num_kv_tokens", "kv_blocks_used")
-RUN_INTEGERS = ("count", *STATE, *StepFacts._fields[:-1])
+        counts = self._runs["count"]
+        num_steps = int(counts.sum())
+        is_group_step = np.repeat(self._runs["is_group_step"].astype(bool), counts)
+        taken = np.zeros(num_steps, dtype=np.int64)
+        taken[is_group_step] = self._blocks_taken
+        so_far = np.cumsum(taken)
+        in_run: Column = so_far - np.repeat(so_far[np.cumsum(counts) - counts], counts)
+        return in_run

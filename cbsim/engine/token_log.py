@@ -15,7 +15,7 @@ class TokenLog:
 
     def __init__(self) -> None:
         self._gaps = array("d")
-        self._segments = Table(("before_s",), ("request", "first", "last"))
+        self._segments = Table(("before_s",), ("request", "first", "last"), "i")
 
     def came_out(self, request: Request, now: float) -> None:
         """A token of a request, outside the decode group."""

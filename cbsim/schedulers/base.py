@@ -12,9 +12,18 @@ from cbsim.errors import PluginError
 from cbsim.kvcache import BlockPool, PrefixHit
 from cbsim.request import Request, RequestState
 from cbsim.schedulers.queues import FcfsQueue, WaitingQueue
-from cbsim.schedulers.step_plan import Slice, StepPlan, shape_of
+from cbsim.schedulers.step_plan import Slice, StepPlan, WaitingFor, shape_of
 
-__all__ = ["Prices", "Resources", "Scheduler", "SchedulerConfig", "Slice", "StepPlan", "shape_of"]
+__all__ = [
+    "Prices",
+    "Resources",
+    "Scheduler",
+    "SchedulerConfig",
+    "Slice",
+    "StepPlan",
+    "WaitingFor",
+    "shape_of",
+]
 
 
 class SchedulerConfig(ComponentConfig):
@@ -82,6 +91,8 @@ class Scheduler(ABC):
         self.pool = resources.pool
         self.max_tokens_per_step = int(getattr(config, "max_tokens_per_step", 2**31))
         """The token budget of a step."""
+        self.max_num_seqs = int(getattr(config, "max_num_seqs", 2**31))
+        """Most requests running at once."""
         self.running: list[Request] = []
         """In order of admission."""
         self.num_hidden = 0
@@ -109,8 +120,13 @@ class Scheduler(ABC):
         self.decide(step)
         step.num_running = self.num_running
         step.num_waiting = len(self.waiting)
+        if step.num_waiting:
+            if self.num_running >= self.max_num_seqs:
+                step.waiting_for = WaitingFor.SLOT
+            elif step.waiting_for is not WaitingFor.KV_BLOCKS:
+                step.waiting_for = WaitingFor.TURN
         step.num_blocks_used = self.pool.num_used
-        step.num_kv_tokens = sum(request.num_computed_tokens for request in self.running)
+        step.num_kv_tokens = sum([request.num_computed_tokens for request in self.running])
         return step
 
     def commit(self, step: StepPlan) -> list[Request]:
@@ -188,6 +204,7 @@ class Scheduler(ABC):
 
     def admit(self, step: StepPlan, request: Request, hit: PrefixHit | None = None) -> None:
         """Move a request, the head of the waiting queue, to the end of the running list."""
+        step.waiting_for = WaitingFor.NOBODY_WAITS
         self.waiting.remove(request)
         self.running.append(request)
         request.admission = self._num_admissions

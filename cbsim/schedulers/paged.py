@@ -9,7 +9,7 @@ from pydantic import Field
 
 from cbsim.kvcache import NO_HIT, PrefixHit
 from cbsim.request import Request, RequestState
-from cbsim.schedulers.base import Resources, Scheduler, SchedulerConfig, StepPlan
+from cbsim.schedulers.base import Resources, Scheduler, SchedulerConfig, StepPlan, WaitingFor
 from cbsim.schedulers.queues import FcfsQueue, RankedQueue, WaitingQueue, by_priority
 from cbsim.schedulers.victims import VictimRule, last_admitted
 
@@ -138,7 +138,7 @@ class PagedScheduler(Scheduler):
 
     def admit_waiting(self, step: StepPlan, cap: int) -> None:
         """Admit from the head of the queue while slots, budget and blocks last; nobody overtakes the head."""
-        while step.budget > 0 and self.num_running < self.config.max_num_seqs:
+        while step.budget > 0 and self.num_running < self.max_num_seqs:
             request = self.waiting.head(step.now)
             if request is None or not self.try_admit(step, request, cap):
                 return
@@ -148,7 +148,7 @@ class PagedScheduler(Scheduler):
         hit = self.pool.find_prefix(request)
         num_cached = len(hit.blocks) * self.pool.block_size
         num_tokens = self.first_chunk(step, request, num_cached, cap)
-        if num_tokens == 0 or self.num_blocks_missing(request, num_cached + num_tokens, hit) > 0:
+        if num_tokens == 0 or not self.finds_blocks(step, request, num_cached + num_tokens, hit):
             return False
         self.admit(step, request, hit)
         self.pool.allocate(request, self.pool.blocks_for(num_cached + num_tokens) - request.num_blocks)
@@ -161,6 +161,15 @@ class PagedScheduler(Scheduler):
         if num_tokens > step.budget and not self.config.enable_chunked_prefill:
             return 0
         return min(num_tokens, step.budget)
+
+    def finds_blocks(
+        self, step: StepPlan, request: Request, num_tokens: int, hit: PrefixHit = NO_HIT
+    ) -> bool:
+        """Whether the head of the queue finds its blocks; if not, that is what all others wait for."""
+        if self.num_blocks_missing(request, num_tokens, hit) <= 0:
+            return True
+        step.waiting_for = WaitingFor.KV_BLOCKS
+        return False
 
     def num_blocks_missing(self, request: Request, num_tokens: int, hit: PrefixHit = NO_HIT) -> int:
         """Blocks missing to admit a request that is to hold KV of `num_tokens`; 0 or less if none."""

@@ -120,7 +120,7 @@ class PreemptiveScheduler(PagedScheduler):
             return super().try_admit(step, request, cap)
         num_computed, prefill_until = request.num_computed_tokens, request.prefill_until
         num_tokens = self.first_chunk(step, request, num_computed, cap)
-        if num_tokens == 0 or self.num_blocks_missing(request, num_computed + num_tokens) > 0:
+        if num_tokens == 0 or not self.finds_blocks(step, request, num_computed + num_tokens):
             return False
         self.admit(step, request)
         request.num_computed_tokens, request.prefill_until = num_computed, prefill_until

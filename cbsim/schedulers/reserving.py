@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cbsim.request import Request
-from cbsim.schedulers.base import Scheduler, StepPlan
+from cbsim.schedulers.base import Scheduler, StepPlan, WaitingFor
 
 
 class ReservingScheduler(Scheduler):
@@ -26,10 +26,11 @@ class ReservingScheduler(Scheduler):
 
     def next_admissible(self, step: StepPlan) -> Request | None:
         """The head of the waiting queue, if a slot, budget and its whole reservation are free."""
-        if step.budget == 0 or self.num_running >= self.config.max_num_seqs:  # type: ignore[attr-defined]
+        if step.budget == 0 or self.num_running >= self.max_num_seqs:
             return None
         request = self.waiting.head(step.now)
-        if request is None or self.num_reserved(request) > self.pool.num_free:
+        if request is not None and self.num_reserved(request) > self.pool.num_free:
+            step.waiting_for = WaitingFor.KV_BLOCKS
             return None
         return request
 

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from enum import IntEnum
 from typing import NamedTuple
 
 from cbsim.cost.base import StepShape
 from cbsim.request import Request
+
+
+class WaitingFor(IntEnum):
+    """What the head of the waiting queue lacks, and with it all behind it: nobody overtakes the head."""
+
+    NOBODY_WAITS = 0
+    TURN = 1
+    """Budget in this step, a batch that starts, a step that does not preempt: what policy may ask for."""
+    SLOT = 2
+    """Fewer requests running."""
+    KV_BLOCKS = 3
 
 
 class Slice(NamedTuple):
@@ -24,29 +35,47 @@ class Slice(NamedTuple):
     """The request's, when planned: a preemption while the step is in flight shows by a higher count."""
 
 
-@dataclass(slots=True)
 class StepPlan:
     """What one call of the scheduler decided. Without slices it makes no step."""
 
-    now: float
-    budget: int
-    """Tokens that may still be scheduled."""
-    slices: list[Slice] = field(default_factory=list)
-    decisions: list[tuple[str, Request, int]] = field(default_factory=list)
-    """`(admitted | resumed | preempted, request, prefix-cache tokens)` in the order decided."""
-    preempted: list[Request] = field(default_factory=list)
-    transfer_s: float = 0.0
-    """Seconds the step spends moving KV blocks to and from host memory."""
-    num_padding_tokens: int = 0
-    """Tokens computed only to fill a padded batch."""
-    num_running: int = 0
-    num_waiting: int = 0
-    num_blocks_used: int = 0
-    """This and the queue lengths: right after scheduling."""
-    num_kv_tokens: int = 0
-    """KV entries of the running requests that are computed once the step has run."""
-    shape: StepShape | None = None
-    """What the step costs; `None` lets it follow from the slices."""
+    __slots__ = (
+        "budget",
+        "decisions",
+        "now",
+        "num_blocks_used",
+        "num_kv_tokens",
+        "num_padding_tokens",
+        "num_running",
+        "num_waiting",
+        "preempted",
+        "shape",
+        "slices",
+        "transfer_s",
+        "waiting_for",
+    )
+
+    def __init__(self, now: float, budget: int) -> None:
+        self.now = now
+        self.budget = budget
+        """Tokens that may still be scheduled."""
+        self.slices: list[Slice] = []
+        self.decisions: list[tuple[str, Request, int]] = []
+        """`(admitted | resumed | preempted, request, prefix-cache tokens)` in the order decided."""
+        self.preempted: list[Request] = []
+        self.transfer_s = 0.0
+        """Seconds the step spends moving KV blocks to and from host memory."""
+        self.num_padding_tokens = 0
+        """Tokens computed only to fill a padded batch."""
+        self.num_running = 0
+        self.num_waiting = 0
+        self.num_blocks_used = 0
+        """This and the queue lengths: right after scheduling."""
+        self.num_kv_tokens = 0
+        """KV entries of the running requests that are computed once the step has run."""
+        self.waiting_for = WaitingFor.NOBODY_WAITS
+        """Why nobody more was admitted."""
+        self.shape: StepShape | None = None
+        """What the step costs; `None` lets it follow from the slices."""
 
     @property
     def admitted(self) -> list[tuple[Request, int]]:

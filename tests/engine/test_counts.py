@@ -87,7 +87,7 @@ def test_steps_decided_one_by_one_against_steps_in_stretches(kind: str) -> None:
     world.run()
     engine = world.engines[0]
     assert isinstance(engine, FastEngine)
-    num_steps = len(engine.steps.end_s)
+    num_steps = len(engine.steps.duration_s)
     num_prefill_steps = int((engine.steps.runs.to_columns()["num_prefill_tokens"] > 0).sum())
     num_arrivals = num_ends = NUM_REQUESTS
     assert num_steps > 400
@@ -100,5 +100,5 @@ def test_a_thousand_tokens_are_one_row() -> None:
     world.run()
     engine = world.engines[0]
     assert isinstance(engine, FastEngine)
-    assert len(engine.steps.end_s) == 1001
+    assert len(engine.steps.duration_s) == 1001
     assert engine.steps.runs.to_columns()["count"].tolist() == [1, 1000]

@@ -47,6 +47,7 @@ def test_equals_counting_one_by_one(plan: list[list[tuple[int, int]]], lag: int,
     group = DecodeGroup(pool, takes_blocks=takes_blocks)
     members: list[Naive] = []
     decided: list[list[Naive]] = []
+    blocks_taken: list[int] = []
     number = 0
     for step, newcomers in enumerate(plan):
         for computed, left in newcomers:
@@ -64,13 +65,13 @@ def test_equals_counting_one_by_one(plan: list[list[tuple[int, int]]], lag: int,
         assert group.max_context == max(member.computed for member in active) + 1
         assert group.next_end == step + min(member.left for member in active) - 1
         assert group.num_needed == (len(needing) if takes_blocks else 0)
-        assert group.next_needs()[:1] == ([len(needing)] if takes_blocks else [])
         assert group.num_lingering == len(lingering)
         assert group.lingering_context == sum(member.computed for member in lingering)
 
         num_free = pool.num_free
         group.step()
         assert num_free - pool.num_free == (len(needing) if takes_blocks else 0)
+        blocks_taken.append(num_free - pool.num_free)
         for member in active:
             member.num_blocks += member in needing and takes_blocks
             member.computed += 1
@@ -85,7 +86,7 @@ def test_equals_counting_one_by_one(plan: list[list[tuple[int, int]]], lag: int,
             ]
             assert {m.request for m in group.members_of(committed)} == {m.request for m in in_step}
             assert [member.request for member in group.commit()] == ended
-    num_committed = group.num_committed
+    num_committed, num_decided = group.num_committed, group.num_planned
     inside = {member.request for member in group.dissolve()}
     for member in members:
         gone = bool(not member.left and member.steps and member.steps[-1] < num_committed)
@@ -96,6 +97,8 @@ def test_equals_counting_one_by_one(plan: list[list[tuple[int, int]]], lag: int,
         assert member.request.num_in_flight_tokens == len(member.steps) - num_run
         assert member.request.num_blocks == member.num_blocks
     assert group.num_hidden == group.context == group.lingering_context == 0
+    assert group.num_committed == group.num_planned == num_decided
+    assert group.blocks_taken().tolist() == blocks_taken
 
 
 def test_members_that_end_together_leave_in_order_of_admission() -> None:
@@ -118,3 +121,43 @@ def test_advancing_at_once_equals_step_by_step() -> None:
     groups[1].advance(7)
     for name in ("num_active", "context", "max_context", "num_needed", "next_end", "num_planned"):
         assert getattr(groups[0], name) == getattr(groups[1], name)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    contexts=st.lists(st.integers(1, 30), min_size=1, max_size=6),
+    num_before=st.integers(0, 9),
+    num_steps=st.integers(1, 40),
+    num_free=st.integers(0, 60),
+)
+def test_blocks_of_many_steps_against_step_by_step(
+    contexts: list[int], num_before: int, num_steps: int, num_free: int
+) -> None:
+    pool = BlockPool(10_000, BLOCK_SIZE)
+    group = DecodeGroup(pool, takes_blocks=True)
+    for number, computed in enumerate(contexts):
+        group.join(joining(number, computed, 1000))
+    group.take_blocks(num_before)
+    group.advance(num_before)
+    needed = [
+        sum((computed + num_before + step) % BLOCK_SIZE == 0 for computed in contexts)
+        for step in range(num_steps)
+    ]
+    assert group.num_blocks_of(num_steps) == sum(needed)
+    pool.num_free = num_free
+    affordable = max(n for n in range(num_steps + 1) if sum(needed[:n]) <= num_free)
+    # One step is the least that is asked for: whoever asks has seen to its blocks.
+    assert group.num_affordable(num_steps) == max(1, affordable)
+    pool.num_free = 1000
+    group.take_blocks(num_steps)
+    assert pool.num_free == 1000 - sum(needed)
+
+
+def test_where_no_blocks_are_taken_all_steps_are_affordable() -> None:
+    pool = BlockPool(1, BLOCK_SIZE)
+    group = DecodeGroup(pool, takes_blocks=False)
+    group.join(joining(0, 5, 100))
+    pool.num_free = 0
+    assert group.num_affordable(17) == 17
+    group.take_blocks(17)
+    assert pool.num_free == 0

@@ -11,17 +11,17 @@ from hypothesis import strategies as st
 
 from cbsim.cost.base import StepShape
 from cbsim.engine.mixed_step import GroupShare, look_at
-from cbsim.engine.step_log import StepFacts, StepLog
+from cbsim.engine.step_log import FACTS, StepLog
 from cbsim.engine.token_log import TokenLog
 from cbsim.recorder import STEP_COLUMNS
 from cbsim.request import Request
 from cbsim.schedulers.base import Slice, StepPlan
 
-NEEDS = [2, 0, 1, 0]
-"""Blocks that three decodes take in the steps of a stretch, over and over."""
 NUM_DECODES = 3
 RUNNING, WAITING = 7, 2
-PROMPT = StepFacts(20, 1, 0, 0, 20, 1, 0, 210)
+PROMPT = (20, 1, 0, 0, 20, 1, 0, False)
+"""What a lone prompt of 20 tokens computes, as `FACTS`."""
+PROMPT_PAIRS = 210
 durations = st.floats(0.001, 10.0)
 
 
@@ -34,55 +34,73 @@ def request(index: int) -> Request:
 @settings(max_examples=100, deadline=None)
 @given(
     stretches=st.lists(
-        st.tuples(st.lists(durations, min_size=1, max_size=11), st.integers(0, 30)), min_size=1, max_size=6
+        st.tuples(
+            st.lists(st.tuples(durations, st.integers(0, 3)), min_size=1, max_size=11),
+            st.integers(0, 30),
+            st.sampled_from([0.0, 0.0, 1.25]),
+        ),
+        min_size=1,
+        max_size=6,
     ),
     num_in_flight=st.integers(1, 2),
-    takes_blocks=st.booleans(),
 )
 def test_a_run_of_steps_unfolds_to_its_steps(
-    stretches: list[tuple[list[float], int]], num_in_flight: int, takes_blocks: bool
+    stretches: list[tuple[list[tuple[float, int]], int, float]], num_in_flight: int
 ) -> None:
-    """Each stretch is `(durations, first context)`; a prompt's step comes before it."""
+    """Each stretch is `([(duration, blocks taken)], first context, idle time before)`.
+
+    A prompt's step comes before it.
+    """
     folded, unfolded = StepLog(), StepLog()
-    needs = NEEDS if takes_blocks else []
     ends = [0.0]
     used = 10
-    for times, context in stretches:
+    taken: list[int] = []
+    for steps, context, idle_s in stretches:
+        now = ends[-1] + idle_s
         for log in (folded, unfolded):
-            log.add((ends[-1], ends[-1]), 0.5, ends[-1] + 0.5, (1, 0, 20, used), PROMPT)
-        ends.append(ends[-1] + 0.5)
-        first = len(ends)
-        first_used = used + sum(needs[:1])
-        for i, duration_s in enumerate(times):
+            log.add(now, now, 0.5, now + 0.5, 0.25, PROMPT_PAIRS, (1, 0, 0, 20, used), PROMPT)
+        ends.append(now + 0.5)
+        first, first_used = len(ends), used + steps[0][1]
+        for i, (duration_s, num_taken) in enumerate(steps):
             ends.append(ends[-1] + duration_s)
-            used += needs[i % len(needs)] if needs else 0
+            used += num_taken
+            taken.append(num_taken)
             reach = context + i * NUM_DECODES
-            facts = StepFacts(0, 0, NUM_DECODES, 0, reach, NUM_DECODES, 1, reach)
+            facts = (0, 0, NUM_DECODES, 0, reach, NUM_DECODES, 0, True)
             # Decided when the step `num_in_flight` before it ends.
-            instants = (ends[-1 - num_in_flight], ends[-2])
-            unfolded.add(instants, duration_s, ends[-1], (RUNNING, WAITING, reach, used), facts)
-        instants = (ends[first - num_in_flight], ends[first - 1])
-        state = (RUNNING, WAITING, context, first_used)
-        folded.add_run(instants, times, ends[first:], state, NUM_DECODES, context, needs)
+            decided_s, start_s = ends[-1 - num_in_flight], ends[-2]
+            state = (RUNNING, WAITING, 3, reach, used)
+            unfolded.add(decided_s, start_s, duration_s, ends[-1], 0.0, reach, state, facts)
+        decided_s, start_s = ends[first - num_in_flight], ends[first - 1]
+        state = (RUNNING, WAITING, 3, context, first_used)
+        times = [duration_s for duration_s, _ in steps]
+        folded.add_run(decided_s, start_s, times, ends[-1], state, NUM_DECODES, context)
     num_steps = len(ends) - 1
-    one, other = (log.columns(3, num_steps, num_in_flight, 99) for log in (folded, unfolded))
+    blocks_taken = np.array(taken)
+    one, other = (log.columns(3, num_steps, num_in_flight, 99, blocks_taken) for log in (folded, unfolded))
     assert list(one) == list(other) == list(STEP_COLUMNS)
     for name in STEP_COLUMNS:
         np.testing.assert_array_equal(one[name], other[name], err_msg=name)
-    np.testing.assert_array_equal(folded.group_end_s(num_steps), unfolded.group_end_s(num_steps))
+    for log in (folded, unfolded):
+        assert log.ends().tolist() == ends[1:]
+        is_group_step = np.array([pairs != PROMPT_PAIRS for pairs in one["num_attention_pairs"]])
+        np.testing.assert_array_equal(log.group_end_s(num_steps), np.array(ends[1:])[is_group_step])
 
 
-def test_steps_that_have_not_ended_and_steps_taken_apart_are_left_out() -> None:
+def test_steps_that_have_not_ended_are_left_out() -> None:
     log = StepLog()
-    log.add_run((0.0, 0.0), [1.0, 1.0, 1.0], [1.0, 2.0, 3.0], (1, 0, 5, 2), 1, 5, [0, 1])
-    log.add((3.0, 3.0), 0.5, 3.5, (1, 0, 20, 2), PROMPT)
-    log.ungroup(1)
+    log.add_run(0.0, 0.0, [1.0, 1.0, 1.0], 3.0, (1, 0, 0, 5, 2), 1, 5)
+    log.add(3.0, 3.0, 0.5, 3.5, 0.0, PROMPT_PAIRS, (1, 0, 0, 20, 2), PROMPT)
     log.finished(2, 4)
-    assert log.group_end_s(4).tolist() == [1.0, 3.0]
-    assert log.group_end_s(2).tolist() == [1.0]
-    columns = log.columns(0, 3, 1, 10)
+    assert log.group_end_s(4).tolist() == [1.0, 2.0, 3.0]
+    assert log.group_end_s(2).tolist() == [1.0, 2.0]
+    columns = log.columns(0, 3, 1, 10, np.array([1, 1, 0]))
     assert columns["num_finished"].tolist() == [0, 0, 4]
     assert columns["kv_blocks_used"].tolist() == [2, 3, 3]
+
+
+def test_an_empty_log_has_no_ends() -> None:
+    assert StepLog().ends().tolist() == []
 
 
 def test_facts_of_a_step_by_hand() -> None:
@@ -92,19 +110,21 @@ def test_facts_of_a_step_by_hand() -> None:
         Slice(request(1), 2, 0, True, True, 0),
         Slice(request(2), 1, 8, False, True, 0),
     ]
-    plan = StepPlan(0.0, 0, slices=parts, preempted=[request(3)])
-    facts, shape = look_at(plan, GroupShare(2, 11, (2, 11, 7)))
+    plan = StepPlan(0.0, 0)
+    plan.slices, plan.preempted = parts, [request(3)]
+    shape, num_pairs, facts = look_at(plan, GroupShare(2, 11, (2, 11, 7)))
     assert shape == StepShape(((3, 4), (2, 0)), 1, 3, 9 + 11, 9)
-    assert facts == StepFacts(
-        num_prefill_tokens=5,
-        num_prefill_seqs=2,
-        num_decode_seqs=3,
-        num_preempted=1,
-        num_attention_pairs=(5 + 6 + 7) + (1 + 2) + 9 + 11,
-        num_context_tokens=7 + 2 + 9 + 11,
-        num_logits=4,
-        is_group_step=1,
-    )
+    assert num_pairs == (5 + 6 + 7) + (1 + 2) + 9 + 11
+    assert dict(zip(FACTS, facts, strict=True)) == {
+        "num_prefill_tokens": 5,
+        "num_prefill_seqs": 2,
+        "num_decode_seqs": 3,
+        "num_preempted": 1,
+        "num_context_tokens": 7 + 2 + 9 + 11,
+        "num_logits": 4,
+        "max_decode_context": 9,
+        "is_group_step": True,
+    }
 
 
 @settings(max_examples=100, deadline=None)

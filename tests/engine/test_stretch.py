@@ -1,31 +1,62 @@
-"""How many steps a stretch may have, against counting blocks step by step."""
+"""Stretches: what their steps cost, when they end, and where they are cut."""
 
 from __future__ import annotations
 
+from itertools import accumulate
+
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cbsim.engine.stretch import num_affordable, num_taken
-
-needs_of_a_round = st.lists(st.integers(0, 6), min_size=1, max_size=9).filter(any)
-
-
-def naive_taken(num_steps: int, needs: list[int]) -> int:
-    return sum(needs[step % len(needs)] for step in range(num_steps))
+from cbsim.cost.base import StepShape
+from cbsim.engine.stretch import Stretch, group_steps_s
+from cbsim.errors import PluginError
+from tests.simulation import FixedCost
 
 
-@settings(max_examples=300, deadline=None)
-@given(needs=needs_of_a_round, num_steps=st.integers(0, 60))
-def test_blocks_taken(needs: list[int], num_steps: int) -> None:
-    assert num_taken(num_steps, sum(needs), needs) == naive_taken(num_steps, needs)
+class GrowingCost(FixedCost):
+    """A second, and a bit more for every decode, token of context and token of the longest."""
+
+    def step_s(self, shape: StepShape) -> float:
+        return 1.0 + 0.1 * shape.num_decodes + 0.01 * shape.decode_context + 0.003 * shape.max_decode_context
 
 
-@settings(max_examples=300, deadline=None)
-@given(needs=needs_of_a_round, num_steps=st.integers(1, 60), num_free=st.integers(0, 80))
-def test_steps_that_find_their_blocks(needs: list[int], num_steps: int, num_free: int) -> None:
-    expected = max(n for n in range(num_steps + 1) if naive_taken(n, needs) <= num_free)
-    assert num_affordable(num_steps, sum(needs), needs, num_free) == expected
+durations = st.lists(st.floats(0.001, 10.0), min_size=1, max_size=12)
 
 
-def test_where_no_blocks_are_taken_all_steps_are_affordable() -> None:
-    assert num_affordable(17, 5, [], 0) == 17
+@settings(max_examples=200, deadline=None)
+@given(times=durations, num_before=st.integers(1, 3), until_s=st.floats(0.0, 60.0))
+def test_a_cut_keeps_the_first_and_whatever_is_decided_before(
+    times: list[float], num_before: int, until_s: float
+) -> None:
+    """The step at place i is decided at the i-th of the instants before and the ends."""
+    before = [0.5 * (i + 1) for i in range(num_before)]
+    ends = list(accumulate(times, initial=before[-1]))[1:]
+    decided_at = (before + ends)[: len(times)]
+    kept = 1 + sum(at_s < until_s for at_s in decided_at[1:])
+    stretch = Stretch(before, list(times), list(ends), 1)
+    assert stretch.last_decided_at_s == decided_at[-1]
+    stretch.cut(until_s)
+    assert stretch.durations == times[:kept]
+    assert stretch.ends == before + ends[:kept]
+
+
+def test_steps_are_priced_one_by_one_and_summed_in_order() -> None:
+    cost = GrowingCost()
+    durations_s, ends = group_steps_s(cost, (3, 30, 12), 4, 2.0)
+    assert durations_s == [cost.step_s(StepShape((), 0, 3, 30 + 3 * i, 12 + i)) for i in range(4)]
+    assert ends == list(accumulate(durations_s, initial=2.0))[1:]
+    assert group_steps_s(cost, (3, 30, 12), 1, 2.0) == (durations_s[:1], ends[:1])
+
+
+@pytest.mark.parametrize("bad", [0.0, -1.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_step_of_no_time_or_for_ever_is_refused(bad: float, place: int) -> None:
+    class Broken(GrowingCost):
+        def decodes_s(
+            self, num_decodes: int, decode_context: int, max_decode_context: int, num_steps: int
+        ) -> list[float]:
+            return [bad if i == place else 1.0 for i in range(num_steps)]
+
+    with pytest.raises(PluginError, match=r"Broken: a step of .* allowed: more than 0 and finite"):
+        group_steps_s(Broken(), (1, 5, 5), 3, 0.0)
