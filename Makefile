@@ -59,7 +59,7 @@ validate: $(TESTED)
 	OMP_NUM_THREADS=1 $(BIN)/cbsim validate calibration/validate.yaml
 
 bench: $(VENV)/.installed
-	$(BIN)/python -m cbsim.bench
+	$(BIN)/cbsim bench
 
 generated: $(VENV)/.installed
 	$(BIN)/cbsim schema --out configs

@@ -10,7 +10,7 @@ import click
 from cbsim.errors import CbsimError
 
 _ELSEWHERE = {
-    "bench": ("cbsim.bench.commands:bench", "Measure the simulator's own speed."),
+    "bench": ("cbsim.commands.bench:bench", "Measure what simulating costs, on your configuration too."),
     "calibrate": ("cbsim.calibrate.commands:calibrate", "Time kernels, fit a cost model, import timings."),
     "capacity": ("cbsim.commands.capacity:capacity", "Find the highest request rate within an SLO."),
     "compare": ("cbsim.commands.compare:compare", "Compare two runs, request by request."),

@@ -1,4 +1,4 @@
-"""Output: how folders of runs, sweeps and capacities are known, so that nobody's files are written over."""
+"""Output: how folders of runs, sweeps and so on are known, so that nobody's files are written over."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ MANIFEST = "manifest.json"
 """The file that marks a folder as a run folder, by the keys that `cbsim.manifest.make_manifest` writes."""
 ANSWER = "capacity.json"
 """The file that marks a folder as that of a capacity."""
+BENCH = "bench.json"
+"""The file that marks a folder as that of a scaling study."""
 REPORT = "report.html"
 REPORT_MARK = '<meta name="generator" content="cbsim">'
 """What tells a report from any other page."""
@@ -48,6 +50,11 @@ def is_sweep_folder(folder: Path) -> bool:
 def is_capacity_folder(folder: Path) -> bool:
     """Whether a capacity was written there."""
     return {"slo", "plan", "contenders"} <= _keys(folder / ANSWER)
+
+
+def is_bench_folder(folder: Path) -> bool:
+    """Whether a scaling study was written there."""
+    return {"machine", "measured"} <= _keys(folder / BENCH)
 
 
 def has_file(folder: Path, name: str) -> bool:
@@ -93,6 +100,12 @@ def check_capacity_target(folder: Path) -> None:
         _refuse(folder, "capacity")
 
 
+def check_bench_target(folder: Path) -> None:
+    """Raise `CbsimError` unless a scaling study can be written there, as `check_sweep_target` for a sweep."""
+    if not _is_free(folder) and not is_bench_folder(folder):
+        _refuse(folder, "scaling study")
+
+
 def check_report_target(path: Path) -> None:
     """Raise `CbsimError` if a file stands there that is no report, or the file can't be written."""
     if not _exists(path):
@@ -116,6 +129,7 @@ def _refuse(folder: Path, expected: str) -> None:
     found: dict[str, bool] = {
         "a run": is_run_folder(folder),
         "a capacity": is_capacity_folder(folder),
+        "a scaling study": is_bench_folder(folder),
         "a sweep": is_sweep_folder(folder),
         "a file": not folder.is_dir(),
     }

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from cbsim.bench.process import in_fresh_process
 from cbsim.bench.resources import bare_simpy_s, children_cpu_s, children_peak_bytes, peak_memory_bytes
 from cbsim.bench.stepwise import drive
 from cbsim.bench.works import How, Work
@@ -41,8 +40,12 @@ class Measured:
     num_steps: int
     cpu_s: float
     peak_bytes: int
+    warm_bytes: int = 0
+    """The most memory held before the timed run: interpreter, modules, and a small run that warms up."""
     num_decodes: int = 0
     """Tokens decoded, in all steps."""
+    mean_running: float = 0.0
+    """Requests that held a slot, mean over all steps."""
     metrics_cpu_s: float | None = None
     """Of the metrics, not part of `cpu_s`."""
     bare_simpy_s: float | None = None
@@ -57,6 +60,11 @@ class Measured:
     def s_per_request(self) -> float:
         """CPU seconds a request."""
         return self.cpu_s / self.num_requests
+
+    @property
+    def steps_per_s(self) -> float:
+        """Steps a CPU second."""
+        return self.num_steps / self.cpu_s
 
     @property
     def mean_decodes(self) -> float:
@@ -76,9 +84,7 @@ class Measured:
 
 def measure(work: Work) -> Measured:
     """Measure a work in a process of its own."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, context) as executor:
-        return executor.submit(MEASURES[work.how], dict(work.settings)).result()
+    return in_fresh_process(MEASURES[work.how], dict(work.settings))
 
 
 def measure_simulation(settings: Mapping[str, Any]) -> Measured:
@@ -86,7 +92,19 @@ def measure_simulation(settings: Mapping[str, Any]) -> Measured:
     experiment = Experiment.from_mapping(settings)
     warm_up = Experiment.from_mapping(settings, overrides={"workload.limit": NUM_WARM_UP})
     _simulate(warm_up)
-    return _fastest(lambda: _simulate(experiment))
+    warm_bytes = peak_memory_bytes()
+    return replace(_fastest(lambda: _simulate(experiment)), warm_bytes=warm_bytes)
+
+
+def measure_scaled(settings: Mapping[str, Any], small: Mapping[str, Any]) -> Measured:
+    """The same without what a trace's file costs however few of its requests are used.
+
+    `small` is the experiment that warms up.
+    """
+    experiment = Experiment.from_mapping(settings)
+    _simulate(Experiment.from_mapping(small))
+    warm_bytes = peak_memory_bytes()
+    return replace(_fastest(lambda: _simulate(experiment, is_read=True)), warm_bytes=warm_bytes)
 
 
 def measure_steps(settings: Mapping[str, Any]) -> Measured:
@@ -124,18 +142,24 @@ MEASURES: dict[How, Callable[[Mapping[str, Any]], Measured]] = {
 }
 
 
+def num_runs(cpu_s: float) -> int:
+    """How often a work is timed whose run takes so long."""
+    return NUM_RUNS if cpu_s < MAX_REPEATED_S else 1
+
+
 def _fastest(once: Callable[[], Measured]) -> Measured:
     """The fastest of three runs, or the only one where that takes long; memory is the first one's."""
     runs = [once()]
-    while len(runs) < NUM_RUNS and runs[0].cpu_s < MAX_REPEATED_S:
-        runs.append(once())
+    runs += [once() for _ in range(num_runs(runs[0].cpu_s) - 1)]
     best = min(runs, key=lambda run: run.cpu_s)
     bare_s = min(bare_simpy_s(best.num_steps) for _ in runs)
     return replace(best, peak_bytes=runs[0].peak_bytes, bare_simpy_s=bare_s)
 
 
-def _simulate(experiment: Experiment) -> Measured:
+def _simulate(experiment: Experiment, *, is_read: bool = False) -> Measured:
     workload = make_workload(experiment)
+    if is_read:
+        next(workload.requests(), None)
     began = time.process_time()
     log, _ = simulate(experiment, workload)
     cpu_s = time.process_time() - began
@@ -168,5 +192,6 @@ def _measured(log: RunLog, cpu_s: float, metrics_cpu_s: float | None = None) -> 
         cpu_s=cpu_s,
         peak_bytes=peak_memory_bytes(),
         num_decodes=int(log.steps["num_decode_tokens"].sum()),
+        mean_running=float(log.steps["num_running"].mean()),
         metrics_cpu_s=metrics_cpu_s,
     )

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 from cbsim.config.yaml_text import Keys, format_keys, parse_yaml
 from cbsim.errors import ConfigError
+from cbsim.units import MIB
 
-MAX_FILE_BYTES = 2**20
+MAX_FILE_BYTES = MIB
 """A larger file is no configuration."""
 
 

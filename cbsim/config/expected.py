@@ -13,6 +13,7 @@ from pydantic.fields import FieldInfo
 from cbsim.config.fields import ByType, Named
 from cbsim.config.section import Section
 from cbsim.errors import PluginError
+from cbsim.units import MEGA
 
 _BOUNDS = ((Gt, "gt", ">"), (Ge, "ge", ">="), (Lt, "lt", "<"), (Le, "le", "<="))
 _PLAIN = {int: "an integer", float: "a number", str: "text", bool: "true or false", type(None): "null"}
@@ -141,7 +142,7 @@ class Expected:
         for mark in self._flat_metadata():
             for kind, attribute, sign in _BOUNDS:
                 if isinstance(mark, kind):
-                    found.append(f"{sign} {getattr(mark, attribute):g}")
+                    found.append(f"{sign} {_shown(getattr(mark, attribute))}")
         return f" {' and '.join(found)}" if found else ""
 
     def _length(self) -> str:
@@ -165,6 +166,11 @@ class Expected:
         return replace(
             self, annotation=inner, metadata=(*self.metadata, *marks), discriminator=discriminator
         )._unwrapped()
+
+
+def _shown(bound: float) -> str:
+    """A bound without an exponent where it is a whole number."""
+    return f"{bound:,}" if isinstance(bound, int) and bound >= MEGA else f"{bound:g}"
 
 
 def _is_section(annotation: Any) -> bool:

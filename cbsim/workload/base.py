@@ -12,6 +12,9 @@ from pydantic import Field, model_validator
 from cbsim.config.section import ComponentConfig
 from cbsim.request import Request
 
+MAX_REQUESTS = 100_000_000
+"""The most that one run may ask of a generator: a run keeps a few hundred bytes of each request."""
+
 
 class WorkloadConfig(ComponentConfig):
     """Settings that every workload has: what is kept of it, how fast it comes, and who sends it."""

@@ -9,6 +9,7 @@ import numpy as np
 from pydantic import Field
 
 from cbsim.request import Request
+from cbsim.workload.base import MAX_REQUESTS
 from cbsim.workload.batch import IntColumn
 from cbsim.workload.streams import Streams
 from cbsim.workload.trace import TraceWorkload
@@ -29,7 +30,7 @@ class ResampledWorkload(TraceWorkload):
         """Settings of a resampled trace; window and limit choose what is drawn from."""
 
         type: str = "resampled"
-        num_requests: int | None = Field(default=None, ge=1)
+        num_requests: int | None = Field(default=None, ge=1, le=MAX_REQUESTS)
         """How many requests to draw; null: as many as are drawn from."""
         block_requests: int | None = Field(default=None, ge=1)
         """Requests that stay together; null: a twentieth of those drawn from."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from functools import cache, cached_property
 from pathlib import Path
@@ -12,7 +13,7 @@ from pydantic import Field, model_validator
 
 from cbsim.request import Request
 from cbsim.workload.arrivals import AllAtOnceArrivals, Arrivals
-from cbsim.workload.base import Workload, WorkloadConfig
+from cbsim.workload.base import MAX_REQUESTS, Workload, WorkloadConfig
 from cbsim.workload.batch import BATCH_SIZE, FloatColumn, IntColumn, ObjectColumn, RequestBatch
 from cbsim.workload.lengths import Lengths, Sampler, Traces
 from cbsim.workload.lookup import find_trace
@@ -30,7 +31,7 @@ class SyntheticWorkload(Workload):
         """Settings of generated requests."""
 
         type: str = "synthetic"
-        num_requests: int | None = Field(default=None, ge=1)
+        num_requests: int | None = Field(default=None, ge=1, le=MAX_REQUESTS)
         """How many requests; or give `duration_s`."""
         duration_s: float | None = Field(default=None, gt=0)
         """All requests that arrive before this instant; or give `num_requests`."""
@@ -57,7 +58,18 @@ class SyntheticWorkload(Workload):
                 raise ValueError("synthetic workload: give one of num_requests and duration_s")
             if self.num_requests is None and isinstance(self.arrivals, AllAtOnceArrivals):
                 raise ValueError("synthetic workload: all_at_once arrivals need num_requests")
+            if self.limit is None and self._mean_requests > MAX_REQUESTS:
+                raise ValueError(
+                    f"synthetic workload: duration_s = {self.duration_s:g} brings {self._mean_requests:.3g} "
+                    f"requests; allowed: at most {MAX_REQUESTS:,}, or a limit"
+                )
             return self
+
+        @property
+        def _mean_requests(self) -> float:
+            """Arrivals to be expected before `end_s`; a session's later turns are not counted."""
+            last_s = min(self.duration_s or 0.0, self.end_s or math.inf)
+            return last_s * getattr(self.arrivals, "rate_per_s", 0.0)
 
     config: Config
     batch_size = BATCH_SIZE

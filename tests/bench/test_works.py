@@ -11,13 +11,13 @@ import pytest
 from click.testing import CliRunner
 
 from cbsim.bench import measure as measuring
-from cbsim.bench.commands import bench
 from cbsim.bench.machine import Machine, cpu_name
 from cbsim.bench.measure import Measured, measure, measure_command, measure_simulation, measure_steps
 from cbsim.bench.resources import bare_simpy_s, peak_memory_bytes
 from cbsim.bench.stepwise import drive
 from cbsim.bench.tables import bench_tables, describe_goal, is_met, to_json, to_markdown, verdict
 from cbsim.bench.works import SCALES, Goal, How, Work, all_works, experiment, poisson
+from cbsim.cli import main
 from cbsim.engine.base import Engine
 from cbsim.engine.fast import FastEngine
 from cbsim.engine.reference import ReferenceEngine
@@ -188,23 +188,23 @@ def test_the_machine_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("no_processes")
 def test_the_command_prints_tables_markdown_or_json() -> None:
-    ran = CliRunner().invoke(bench, [])
+    ran = CliRunner().invoke(main, ["bench"])
     assert ran.exit_code == 0, ran.output
     assert Machine.here().cpu in ran.output
     assert "Scaling" in ran.output
     assert "small, step by step" in ran.output
-    ran = CliRunner().invoke(bench, ["--quick", "--markdown"])
+    ran = CliRunner().invoke(main, ["bench", "--quick", "--markdown"])
     assert "| small |" in ran.output
     assert "step by step" not in ran.output
-    ran = CliRunner().invoke(bench, ["--only", "by step", "--json"])
+    ran = CliRunner().invoke(main, ["bench", "--only", "by step", "--json"])
     assert [work["name"] for work in json.loads(ran.stdout)["works"]] == ["small, step by step"]
 
 
 @pytest.mark.usefixtures("no_processes")
 def test_mistakes_in_the_command() -> None:
-    ran = CliRunner().invoke(bench, ["--only", "nothing"])
+    ran = CliRunner().invoke(main, ["bench", "--only", "nothing"])
     assert ran.exit_code == 2
     assert "no work has 'nothing' in its name; there are 'small', 'small, step by step'" in ran.output
-    ran = CliRunner().invoke(bench, ["--azure", "absent.csv"])
+    ran = CliRunner().invoke(main, ["bench", "--azure", "absent.csv"])
     assert ran.exit_code == 2
     assert "absent.csv" in ran.output
