@@ -1,0 +1,99 @@
+"""Tuning: a scheduler that takes on other settings, or another one in its place, between two steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from cbsim.cost import CostModel
+from cbsim.errors import ConfigError
+from cbsim.experiment import Experiment
+from cbsim.kvcache import BlockPool
+from cbsim.play.pool import PlayPool
+from cbsim.request import Request, RequestState
+from cbsim.run import make_prices
+from cbsim.schedulers import SCHEDULERS, Resources, Scheduler, StepPlan
+
+_DERIVED = (
+    "config",
+    "max_tokens_per_step",
+    "num_watermark_blocks",
+    "max_model_len",
+    "blocks_per_slot",
+    "num_slots",
+    "timeout_s",
+)
+"""What the built-in schedulers make of their settings and of the number of blocks, once, when created."""
+
+
+def make_pool(experiment: Experiment) -> PlayPool:
+    """The KV blocks of the experiment's replica."""
+    kv_cache, config = experiment.kv_cache, experiment.scheduler
+    return PlayPool(
+        kv_cache.size(experiment.model, experiment.gpu, experiment.replicas.tensor_parallel),
+        kv_cache.block_size,
+        prefix_caching=kv_cache.prefix_caching and not SCHEDULERS.get(config.type).reserves_ahead,
+        unknown_first=config.reuses_unknown_blocks_first,
+    )
+
+
+def make_scheduler(experiment: Experiment, cost: CostModel, pool: BlockPool) -> Scheduler:
+    """The experiment's scheduler over a pool."""
+    resources = Resources(
+        pool=pool,
+        prices=make_prices(experiment, cost),
+        max_model_len=experiment.model.max_model_len,
+        seed=experiment.seed,
+    )
+    return SCHEDULERS.get(experiment.scheduler.type)(experiment.scheduler, resources)
+
+
+def check_servable(experiment: Experiment, cost: CostModel, requests: Iterable[Request]) -> None:
+    """Raise `ConfigError` if some of these requests, accepted once, could never be served any more."""
+    num_blocks = experiment.kv_cache.size(
+        experiment.model, experiment.gpu, experiment.replicas.tensor_parallel
+    )
+    scheduler = make_scheduler(experiment, cost, BlockPool(num_blocks, experiment.kv_cache.block_size))
+    problems = []
+    for request in requests:
+        if reason := scheduler.rejection(request):
+            problems.append(f"{request.request_id} could never be served: {reason}")
+    if problems:
+        raise ConfigError(*problems)
+
+
+def is_tunable(scheduler: Scheduler) -> bool:
+    """Whether `tune` knows all that a scheduler derives from its settings: those of cbsim."""
+    return type(scheduler).__module__.startswith("cbsim.")
+
+
+def tune(scheduler: Scheduler, experiment: Experiment, cost: CostModel) -> None:
+    """Give a scheduler other limits, or what follows from another size of its pool; its requests stay."""
+    fresh = make_scheduler(experiment, cost, scheduler.pool)
+    for name in _DERIVED:
+        if hasattr(fresh, name):
+            setattr(scheduler, name, getattr(fresh, name))
+
+
+def clear(scheduler: Scheduler, now: float) -> StepPlan:
+    """Preempt all who run, to be computed again, and give back every block. Needs no step under way.
+
+    Returns what it decided. Host memory keeps nothing: the next scheduler may have none.
+    """
+    step = StepPlan(now, 0)
+    for request in reversed(scheduler.running.copy()):
+        Scheduler.preempt(scheduler, step, request)
+    for request in getattr(scheduler, "batch", ()):
+        scheduler.pool.release(request)
+    for request in scheduler.waiting:
+        if request.num_computed_tokens:
+            request.num_lost_tokens, request.num_computed_tokens = request.num_computed_tokens, 0
+    return step
+
+
+def queue_again(waiting: Iterable[Request], scheduler: Scheduler) -> None:
+    """Let requests wait at another scheduler, in order of arrival."""
+    for request in sorted(waiting, key=lambda request: request.index):
+        if request.state is RequestState.PREEMPTED:
+            scheduler.waiting.put_back(request)
+        else:
+            scheduler.add(request)
