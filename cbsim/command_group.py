@@ -16,6 +16,7 @@ _ELSEWHERE = {
     "compare": ("cbsim.commands.compare:compare", "Compare two runs, request by request."),
     "explain": ("cbsim.commands.explain:explain", "Tell where a run's time goes, step by step."),
     "live": ("cbsim.live.commands:live", "Serve an experiment's workload with a real model."),
+    "play": ("cbsim.commands.play:play", "Play an experiment in the terminal, step by step."),
     "report": ("cbsim.commands.report:report", "Write runs, sweeps and capacities as one HTML page."),
     "validate": ("cbsim.validate.commands:validate", "Hold a simulation against a live run or a log."),
 }

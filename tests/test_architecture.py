@@ -37,7 +37,7 @@ LAYERS: list[set[str]] = [
     {"report"},
     {"calibrate", "live", "testing"},
     {"validate"},
-    {"bench", "catalog", "command_group", "preview", "progress", "workload_file"},
+    {"bench", "catalog", "command_group", "play", "preview", "progress", "workload_file"},
     {"commands"},
     {"cli"},
     {"__main__"},
