@@ -11,6 +11,7 @@ from typing import Any
 from cbsim.config.document import read_document
 from cbsim.cost import COST_MODELS
 from cbsim.errors import CbsimError, PluginError
+from cbsim.observers import OBSERVERS
 from cbsim.paths import data_folder, yaml_names
 from cbsim.registry import Registry
 from cbsim.schedulers import SCHEDULERS
@@ -22,6 +23,7 @@ _REGISTRIES: dict[str, Registry[Any]] = {
     "schedulers": SCHEDULERS,
     "workloads": WORKLOADS,
     "cost-models": COST_MODELS,
+    "observers": OBSERVERS,
 }
 KINDS = (*_REGISTRIES, "models", "gpus", "slos", "experiments")
 

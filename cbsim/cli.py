@@ -144,7 +144,7 @@ def check(configs: tuple[str, ...], overrides: tuple[str, ...]) -> None:
 @click.argument("kind", required=False)
 @with_json
 def list_parts(kind: str | None, as_json: bool) -> None:
-    """List schedulers, workloads, cost-models, models, gpus, slos or experiments; else all."""
+    """List schedulers, workloads, cost-models, observers, models, gpus, slos or experiments; else all."""
     from cbsim.catalog import KINDS, catalog
     from cbsim.registry import did_you_mean
 

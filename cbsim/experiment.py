@@ -18,6 +18,7 @@ from cbsim.config.section import ComponentConfig, Section
 from cbsim.cost import COST_MODELS
 from cbsim.errors import ConfigError, WorkloadError
 from cbsim.kvcache import KVCacheConfig
+from cbsim.observers import OBSERVERS
 from cbsim.paths import data_folder
 from cbsim.registry import did_you_mean
 from cbsim.schedulers import SCHEDULERS, SchedulerConfig
@@ -97,6 +98,8 @@ class Experiment(Section):
     """End the run at this instant, finished or not, seconds of simulated time."""
     output: OutputConfig = Field(default_factory=OutputConfig)
     """What is written."""
+    observers: list[Annotated[ComponentConfig, ByType(OBSERVERS)]] = Field(default_factory=list)
+    """Who watches the run: told of requests and steps as they happen, with files of their own."""
     sweep: dict[str, Any] = Field(default_factory=dict)
     """Many runs: dotted keys to lists of values, of which all combinations run. `zip:` varies several keys
     together, `replicates: N` runs each point with N seeds, `where:` keeps the points for which a comparison
@@ -152,8 +155,9 @@ class Experiment(Section):
     def resolved(self) -> dict[str, Any]:
         """Plain data that makes this experiment again from any folder, names and defaults spelled out."""
         settings = self.model_dump(mode="json")
-        if not self.sweep:
-            del settings[SWEEP]
+        for key in (SWEEP, "observers"):
+            if not settings[key]:
+                del settings[key]
         _anchor_paths(settings["workload"], self._folder)
         return settings
 

@@ -148,11 +148,8 @@ class IdentityPool(BlockPool):
         self._key_of: list[PrefixKey | None] = [None] * num_blocks
         self._copies: dict[PrefixKey, list[int]] = {}
         self._prefixes = PrefixKeys()
-
-    @property
-    def num_cached_free(self) -> int:
+        self.num_cached_free = 0
         """Free blocks that still hold reusable content."""
-        return sum(self._key_of[block] is not None for block in self._free)
 
     def allocate(self, request: Request, num_blocks: int) -> None:
         """See `BlockPool.allocate`; the blocks are taken from the front of the free queue and forgotten."""
@@ -170,7 +167,9 @@ class IdentityPool(BlockPool):
             if self._num_holders[block] == 0:
                 self.num_free += 1
                 self._free[block] = None
-                if self._unknown_first and self._key_of[block] is None:
+                if self._key_of[block] is not None:
+                    self.num_cached_free += 1
+                elif self._unknown_first:
                     self._free.move_to_end(block, last=False)
         request.blocks.clear()
         request.num_blocks = 0
@@ -195,6 +194,7 @@ class IdentityPool(BlockPool):
             if self._num_holders[block] == 0:
                 del self._free[block]
                 self.num_free -= 1
+                self.num_cached_free -= 1
             self._num_holders[block] += 1
         request.blocks.extend(hit.blocks)
         request.num_blocks += len(hit.blocks)
@@ -245,6 +245,9 @@ class IdentityPool(BlockPool):
             raise RuntimeError("a KV block is both free and held, or neither")
         if len(self._free) != self.num_free:
             raise RuntimeError(f"{len(self._free)} KV blocks in the free queue, {self.num_free} counted")
+        num_cached = sum(self._key_of[block] is not None for block in self._free)
+        if num_cached != self.num_cached_free:
+            raise RuntimeError(f"{num_cached} free KV blocks with content, {self.num_cached_free} counted")
         for key, copies in self._copies.items():
             if not copies or any(self._key_of[block] != key for block in copies):
                 raise RuntimeError("the prefix cache knows a block by the wrong content")
@@ -254,6 +257,8 @@ class IdentityPool(BlockPool):
         if key is None:
             return
         self._key_of[block] = None
+        if self._num_holders[block] == 0:
+            self.num_cached_free -= 1
         copies = self._copies[key]
         copies.remove(block)
         if not copies:

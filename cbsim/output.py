@@ -12,6 +12,8 @@ from cbsim.tables import TABLES
 
 MANIFEST = "manifest.json"
 """The file that marks a folder as a run folder, by the keys that `cbsim.manifest.make_manifest` writes."""
+OBSERVER_FILES = "observer_files"
+"""Its key for the names of files that observers have written beside the run's own."""
 ANSWER = "capacity.json"
 """The file that marks a folder as that of a capacity."""
 BENCH = "bench.json"
@@ -20,11 +22,12 @@ REPORT = "report.html"
 REPORT_MARK = '<meta name="generator" content="cbsim">'
 """What tells a report from any other page."""
 _RUN_PICTURES = ("latency_cdfs", "timeline", "utilization")
-_RUN_FILES = {
+RUN_FILES = {
     *("config.yaml", MANIFEST, "summary.json", "timeline.json.gz"),
     *(f"{name}.parquet" for name in TABLES),
     *(f"{name}{suffix}" for name in _RUN_PICTURES for suffix in (".png", ".svg")),
 }
+"""What lies in a run folder, but for its report and the files of observers."""
 _POINT = re.compile(r"[0-9a-f]{16}|\.[0-9a-f]{16}\..*\.partial")
 """What lies in the `points` of a sweep: run folders by their keys, and what killed processes left of some."""
 _MARK_WITHIN = 1000
@@ -67,7 +70,8 @@ def has_file(folder: Path, name: str) -> bool:
 
 def foreign_files(folder: Path) -> list[str]:
     """The names in a folder, sorted, that no run writes into its own."""
-    return sorted(path.name for path in folder.iterdir() if not _is_of_run(path))
+    observed = _observer_files(folder)
+    return sorted(path.name for path in folder.iterdir() if not (_is_of_run(path) or path.name in observed))
 
 
 def check_run_target(folder: Path) -> None:
@@ -168,7 +172,13 @@ def _is_of_run(path: Path) -> bool:
     if path.name == REPORT:
         return is_report(path)
     name = path.name
-    return name in _RUN_FILES or name.removeprefix(".").removesuffix(".partial") in _RUN_FILES
+    return name in RUN_FILES or name.removeprefix(".").removesuffix(".partial") in RUN_FILES
+
+
+def _observer_files(folder: Path) -> set[str]:
+    """Names of the files that observers of the run there have written."""
+    names = _read(folder / MANIFEST).get(OBSERVER_FILES)
+    return {name for name in names if isinstance(name, str)} if isinstance(names, list) else set()
 
 
 def _has_sweep_table(folder: Path) -> bool:
@@ -183,8 +193,13 @@ def _has_sweep_table(folder: Path) -> bool:
 
 def _keys(path: Path) -> set[Any]:
     """The keys of a JSON file; none if it can't be read."""
+    return set(_read(path))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The mapping in a JSON file; nothing if it can't be read or holds something else."""
     try:
         read = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
-        return set()
-    return set(read) if isinstance(read, dict) else set()
+        return {}
+    return read if isinstance(read, dict) else {}

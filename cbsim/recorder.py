@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cbsim.observers.audience import Audience
 from cbsim.request import Request, RequestState
 
 Column = NDArray[Any]
@@ -154,11 +155,13 @@ BATCH_INTEGERS = (
 class Recorder:
     """Takes down what happens to requests and in which order, for every engine and every replica alike.
 
-    A request's row is written once, when it has ended or the run has. Times are seconds.
+    A request's row is written once, when it has ended or the run has. Times are seconds. What it takes down
+    it tells to `audience`, if there is one, and so do the engines that it serves.
     """
 
-    def __init__(self, *, with_batches: bool = False) -> None:
+    def __init__(self, *, with_batches: bool = False, audience: Audience | None = None) -> None:
         self.with_batches = with_batches
+        self.audience = audience
         self.ids: list[str] = []
         self._requests = Table(REQUEST_REALS, REQUEST_INTEGERS)
         self._events = Table(("time_s",), ("replica", "step", "request", "event", "num_tokens"))
@@ -177,6 +180,8 @@ class Recorder:
     ) -> None:
         """A decision or a result; `step` is -1 if the call that decided made none."""
         self._events.append(now, replica, step, request.index, code, num_tokens)
+        if self.audience is not None:
+            self.audience.tell_event(EVENTS[code], now, request, replica)
 
     def close(
         self,

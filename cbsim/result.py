@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cbsim.errors import CbsimError
 from cbsim.metrics import Summary
-from cbsim.output import MANIFEST, check_run_target, foreign_files, has_file, is_run_folder
+from cbsim.observers import Observer
+from cbsim.observers.audience import write_files
+from cbsim.output import MANIFEST, OBSERVER_FILES, check_run_target, foreign_files, has_file, is_run_folder
 from cbsim.recorder import RunLog
 from cbsim.scratch import scratch_folder
 from cbsim.tables import TABLES, ArrowTable, to_frame
@@ -36,19 +38,27 @@ class Result:
         config: dict[str, Any],
         manifest: dict[str, Any],
         make_table: Callable[[str], ArrowTable | None],
+        observers: Sequence[Observer] = (),
     ) -> None:
         self.summary = summary
         self.config = config
         """The resolved configuration, as in `config.yaml`."""
         self.manifest = manifest
         self.make_table = make_table
+        self.observers = tuple(observers)
+        """Who watched the run, with what they saw; nobody where it was read from a folder."""
 
     @classmethod
     def from_log(
-        cls, log: RunLog, summary: Summary, config: dict[str, Any], manifest: dict[str, Any]
+        cls,
+        log: RunLog,
+        summary: Summary,
+        config: dict[str, Any],
+        manifest: dict[str, Any],
+        observers: Sequence[Observer] = (),
     ) -> Result:
         """The result of a run that has just ended."""
-        return cls(summary, config, manifest, partial(_from_log, log))
+        return cls(summary, config, manifest, partial(_from_log, log), observers)
 
     @property
     def name(self) -> str:
@@ -99,7 +109,9 @@ class Result:
         import pyarrow.parquet as pq
 
         (folder / CONFIG).write_text(_yaml(self.config), encoding="utf-8")
-        (folder / MANIFEST).write_text(_json(self.manifest), encoding="utf-8")
+        names = write_files(self.observers, folder)
+        manifest = self.manifest | ({OBSERVER_FILES: names} if names else {})
+        (folder / MANIFEST).write_text(_json(manifest), encoding="utf-8")
         (folder / "summary.json").write_text(_json(self.summary), encoding="utf-8")
         for name in TABLES:
             table = self.make_table(name)

@@ -19,6 +19,9 @@ from cbsim.experiment import Experiment
 from cbsim.kvcache import BlockPool, IdentityPool
 from cbsim.manifest import make_manifest
 from cbsim.metrics import Deployment, summarize
+from cbsim.observers import OBSERVERS, Needs, ObservedRun, Observer
+from cbsim.observers.audience import Audience
+from cbsim.output import REPORT, RUN_FILES
 from cbsim.paths import data_folder
 from cbsim.recorder import Deferred, MergedSteps, Recorder, RunLog
 from cbsim.request import RequestState
@@ -33,23 +36,27 @@ def run(
     config: str | Path | Mapping[str, Any],
     out: str | Path | None = None,
     overrides: Mapping[str, Any] | None = None,
+    observers: Sequence[Observer] = (),
 ) -> Result:
     """Run an experiment given as a YAML file or a mapping; `overrides` are `{"a.b": value}`.
 
-    Writes the run folder `out` if one is given. Raises `CbsimError` with one line for each of the user's
-    mistakes.
+    Writes the run folder `out` if one is given. `observers` watch it beside those that the experiment names.
+    Raises `CbsimError` with one line for each of the user's mistakes, `PluginError` where an observer fails.
     """
-    result = run_experiment(Experiment.of(config, overrides or {}))
+    result = run_experiment(Experiment.of(config, overrides or {}), observers=observers)
     if out is not None:
         result.save(out)
     return result
 
 
-def run_experiment(experiment: Experiment, progress: Progress | None = None) -> Result:
-    """Run an experiment of one point (its `sweep` is not looked at)."""
+def run_experiment(
+    experiment: Experiment, progress: Progress | None = None, observers: Sequence[Observer] = ()
+) -> Result:
+    """Run an experiment of one point (its `sweep` is not looked at), watched by its observers and further."""
+    audience = make_audience(experiment, observers)
     workload, cost = make_workload(experiment), make_cost_model(experiment)
     wall_start, cpu_start = time.perf_counter(), time.process_time()
-    log, noted = simulate(experiment, workload, progress, cost)
+    log, noted = simulate(experiment, workload, progress, cost, audience)
     simulation = {"cpu_s": time.process_time() - cpu_start, "wall_s": time.perf_counter() - wall_start}
     deployment = Deployment(
         model=experiment.model,
@@ -63,7 +70,15 @@ def run_experiment(experiment: Experiment, progress: Progress | None = None) -> 
     specs = {"model": experiment.model, "gpu": experiment.gpu}
     inputs = [*workload.inputs(), *cost.inputs()]
     manifest = make_manifest(experiment.seed, inputs, specs)
-    return Result.from_log(log, summary, experiment.resolved(), manifest)
+    return Result.from_log(log, summary, experiment.resolved(), manifest, audience.observers)
+
+
+def make_audience(experiment: Experiment, further: Sequence[Observer] = ()) -> Audience:
+    """The experiment's observers, then further ones. Raises `PluginError` for files they can't write."""
+    named = [OBSERVERS.get(config.type)(config) for config in experiment.observers]
+    audience = Audience([*named, *further])
+    audience.check_files({*RUN_FILES, REPORT})
+    return audience
 
 
 def make_workload(experiment: Experiment) -> Workload:
@@ -119,22 +134,34 @@ def simulate(
     workload: Workload,
     progress: Progress | None = None,
     cost: CostModel | None = None,
+    audience: Audience | None = None,
 ) -> tuple[RunLog, list[str]]:
     """What happens when the experiment runs, and what schedulers and cost model note about it.
 
-    `cost` is the experiment's cost model, where the caller has made it already.
+    `cost` is the experiment's cost model, where the caller has made it already. `audience` watches.
     """
-    recorder = Recorder(with_batches=experiment.output.batches)
+    audience = audience or Audience(())
+    recorder = Recorder(
+        with_batches=experiment.output.batches, audience=audience if audience.observers else None
+    )
     cost = cost or make_cost_model(experiment)
     num_in_flight = 2 if experiment.scheduler.async_scheduling else 1
-    is_naive = experiment.engine == "reference" or experiment.output.batches
-    engine_class: type[Engine] = ReferenceEngine if is_naive else FastEngine
+    engine_class = choose_engine(experiment, audience)
     engines = [
         engine_class(replica, make_scheduler(experiment, cost), cost, recorder, num_in_flight)
         for replica in range(experiment.replicas.count)
     ]
     router = make_router(experiment.replicas.router, experiment.seed)
-    world = World(workload, engines, router, stop_at_s=experiment.stop_at_s, progress=progress)
+    world = World(
+        workload,
+        engines,
+        router,
+        stop_at_s=experiment.stop_at_s,
+        step_by_step=audience.needs >= Needs.STEPS,
+        progress=progress,
+    )
+    schedulers = [engine.scheduler for engine in engines]
+    audience.started(ObservedRun(experiment.name, experiment.model.name, schedulers))
     try:
         world.run()
     except CbsimError:
@@ -149,7 +176,17 @@ def simulate(
     # Replicas find the same things to note.
     notes = dict.fromkeys(note for engine in engines for note in engine.scheduler.notes())
     log = collect(recorder, engines, world.end_s, is_closed_loop=is_closed_loop)
+    audience.ended(world.end_s)
     return log, [*notes, *cost.notes(log.steps)]
+
+
+def choose_engine(experiment: Experiment, audience: Audience) -> type[Engine]:
+    """The fast engine, unless the experiment, its batches or whoever watches asks for the naive one."""
+    is_asked_for = experiment.engine == "reference" or experiment.output.batches
+    hears_more = audience.hears_steps or audience.hears("on_first_token")
+    if is_asked_for or audience.needs is Needs.STATE:
+        return ReferenceEngine
+    return ReferenceEngine if hears_more and not FastEngine.tells_tokens_and_steps else FastEngine
 
 
 def collect(

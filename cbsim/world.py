@@ -55,8 +55,10 @@ class World:
         router: Router,
         *,
         stop_at_s: float | None = None,
+        step_by_step: bool = False,
         progress: Progress | None = None,
     ) -> None:
+        """`step_by_step` keeps engines that can run ahead from it, so that all happens in order of time."""
         self.env = simpy.Environment()
         self.workload = workload
         self.engines = engines
@@ -67,6 +69,7 @@ class World:
         """The last instant at which something happened."""
         self._num_arrived = 0
         self._is_closed_loop = workload.config.concurrency is not None
+        self._may_run_ahead = not (step_by_step or self._is_closed_loop)
         self._wake: dict[int, simpy.Event] = {}
         """Of idle replicas: the event that an arrival sets off."""
         self._answered: dict[int, simpy.Event] = {}
@@ -75,7 +78,7 @@ class World:
         """Run to the end."""
         requests = self.workload.requests()
         lazy = [engine for engine in self.engines if isinstance(engine, FastEngine)]
-        if len(lazy) == len(self.engines) and not self._is_closed_loop:
+        if len(lazy) == len(self.engines) and self._may_run_ahead:
             self.env.process(self._arrivals_at_lazy(requests, lazy))
             self.env.run(until=self.stop_at_s)
             for engine in lazy:
@@ -133,7 +136,7 @@ class World:
             self.progress(request.index, self.env.now)
         chosen = self.router.choose(request, self.engines) if len(self.engines) > 1 else 0
         engine = self.engines[chosen]
-        if isinstance(engine, FastEngine) and not self._is_closed_loop:
+        if isinstance(engine, FastEngine) and self._may_run_ahead:
             engine.advance(request.arrival_s)
         accepted = engine.submit(request)
         if accepted and chosen in self._wake:

@@ -21,6 +21,7 @@ LAYERS: list[set[str]] = [
     {"kernels"},
     {"kvcache", "workload", "cost"},
     {"schedulers"},
+    {"observers"},
     {"experiment", "recorder"},
     {"engine"},
     {"router"},

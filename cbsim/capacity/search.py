@@ -41,8 +41,9 @@ class SearchTask:
     """The rungs to run; `None` for a search."""
 
     def at(self, factor: float, key: tuple[str, ...] | None = None) -> Experiment:
-        """The experiment at so many times its rate."""
+        """The experiment at so many times its rate, watched by nobody: only its figures are kept."""
         settings = copy.deepcopy(dict(self.settings))
+        settings.pop("observers", None)
         *way, last = key or self.rate_key
         section = settings
         for name in way:

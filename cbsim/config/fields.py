@@ -37,6 +37,8 @@ class ByType:
         """The settings in a mapping, typed; raises pydantic's errors, prefixed by none."""
         if isinstance(value, ComponentConfig):
             return value
+        if isinstance(value, str):
+            value = {"type": value}
         if not isinstance(value, dict):
             raise PydanticCustomError("not_a_mapping", "not a mapping")
         name = value.get("type")

@@ -97,7 +97,7 @@ class _Finder:
 
     def place_of(self, kind: str) -> Keys:
         """The key to name: of a part without a known type, its `type`."""
-        if kind == "unknown_type" or (kind == "union_tag_invalid" and isinstance(self.value, dict)):
+        if kind in ("unknown_type", "union_tag_invalid") and isinstance(self.value, dict):
             return (*self.keys, "type")
         return self.keys
 

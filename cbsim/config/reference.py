@@ -26,10 +26,13 @@ def make_reference(model: type[Section]) -> str:
     told: set[type[Section]] = set()
     for key, info in model.model_fields.items():
         expected = Expected.of_field(info)
-        if expected.by_type is not None:
+        item = expected.item(0)
+        by_type = expected.by_type or (item and item.by_type)
+        if by_type:
             parts.append(f"## `{key}`\n\n{_sentence(info)}\n")
-            for name in expected.by_type.registry.builtin_names():
-                parts += _chapter(f"### `{key}: {{type: {name}}}`", expected.by_type.config_class(name), told)
+            for name in by_type.registry.builtin_names():
+                value = f"{{type: {name}}}" if expected.by_type else f"[{{type: {name}}}]"
+                parts += _chapter(f"### `{key}: {value}`", by_type.config_class(name), told)
             continue
         for section, _ in _sections(expected):
             parts += _chapter(f"## `{key}`", section, told)
@@ -73,6 +76,9 @@ def _words(expected: Expected) -> str:
     """What it may hold, whatever plug-ins are installed here."""
     if expected.by_type is not None:
         return expected.words_by_type(expected.by_type.registry.builtin_names())
+    item = expected.item(0)
+    if item is not None and item.by_type is not None:
+        return f"a list of ({_words(item)})"
     return expected.words()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from typing import ClassVar
 
 from cbsim.cost.base import CostModel
 from cbsim.errors import PluginError
@@ -19,6 +20,10 @@ class Engine(ABC):
     At one instant: arrivals join the queue (`submit`), the step that ends takes effect, the next step is
     scheduled. Effects become visible at a step's end, never before.
     """
+
+    tells_tokens_and_steps: ClassVar[bool] = False
+    """Whether the recorder's audience is told of first tokens and, if it hears them, of steps: `before_step`
+    as a step comes under way, and at its end `on_first_token`, `on_finished` and `after_step`."""
 
     def __init__(
         self, replica: int, scheduler: Scheduler, cost: CostModel, recorder: Recorder, num_in_flight: int
@@ -39,6 +44,9 @@ class Engine(ABC):
         reason = self.scheduler.rejection(request)
         if reason is not None:
             self.recorder.rejected(request, self.replica, reason)
+        if self.recorder.audience is not None:
+            self.recorder.audience.tell("on_request_arrived", request.arrival_s, request, self.replica)
+        if reason is not None:
             return False
         self.num_outstanding += 1
         self.scheduler.add(request)

@@ -7,11 +7,13 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import ClassVar
 
 import numpy as np
 
 from cbsim.cost.base import CostModel
 from cbsim.engine.base import Engine, checked_s
+from cbsim.observers.step_view import StepView
 from cbsim.recorder import DECISIONS, EMITTED, FINISHED, STEP_COLUMNS, Column, Recorder, Table
 from cbsim.request import Request
 from cbsim.schedulers.base import Scheduler, StepPlan
@@ -43,6 +45,8 @@ class Step:
     start_s: float
     duration_s: float
     end_s: float
+    view: StepView | None = None
+    """What observers are shown of it, where there are some."""
 
 
 class ReferenceEngine(Engine):
@@ -51,6 +55,8 @@ class ReferenceEngine(Engine):
     Up to `num_in_flight` steps are under way; a step starts at the call that decided it or at the end of the
     one before, whichever is later.
     """
+
+    tells_tokens_and_steps: ClassVar[bool] = True
 
     def __init__(
         self, replica: int, scheduler: Scheduler, cost: CostModel, recorder: Recorder, num_in_flight: int
@@ -95,24 +101,33 @@ class ReferenceEngine(Engine):
             duration_s = checked_s(self.cost.step_s(plan.priced_shape()) + plan.transfer_s, self.cost)
             start_s = self.under_way[-1].end_s if self.under_way else now
             self.num_padding_tokens += plan.num_padding_tokens
-            self.under_way.append(Step(number, plan, start_s, duration_s, start_s + duration_s))
             self._num_steps += 1
+            self._begin(Step(number, plan, start_s, duration_s, start_s + duration_s))
 
     def end_step(self) -> list[Request]:
         """See `Engine.end_step`."""
         step = self.under_way.popleft()
         now = self._last_end_s = step.end_s
+        first_tokens: list[Request] = []
         for part in step.plan.slices:
             if part.emits:
-                self._token_times[part.request.index].append(now)
+                times = self._token_times[part.request.index]
+                if not times:
+                    part.request.first_token_at_s = now
+                    first_tokens.append(part.request)
+                times.append(now)
                 if self.recorder.with_batches:
                     self.recorder.event(EMITTED, part.request, now, self.replica, step.number, 1)
         finished = self.scheduler.commit(step.plan)
+        if self.recorder.audience is not None:
+            for request in first_tokens:
+                self.recorder.audience.tell("on_first_token", now, request, self.replica)
         for request in finished:
             self.num_outstanding -= 1
             self.recorder.event(FINISHED, request, now, self.replica, step.number, 0)
             self._close(request)
         self._record_step(step, len(finished))
+        self._tell_ended(step, finished)
         return finished
 
     def finish_record(self) -> None:
@@ -132,6 +147,20 @@ class ReferenceEngine(Engine):
         """See `Engine.gaps`."""
         values = np.array(self._gaps)
         return values, np.ones(len(values), dtype=np.int64)
+
+    def _begin(self, step: Step) -> None:
+        """A step comes under way, its start and its length known or not yet (NaN)."""
+        self.under_way.append(step)
+        audience = self.recorder.audience
+        if audience is not None and audience.hears_steps:
+            step.view = view_of(step, self.replica, self.scheduler.pool.num_blocks)
+            audience.tell("before_step", step.plan.now, step.view, self.replica)
+
+    def _tell_ended(self, step: Step, finished: list[Request]) -> None:
+        if step.view is not None and self.recorder.audience is not None:
+            step.view.start_s, step.view.duration_s = step.start_s, step.duration_s
+            step.view.finished = finished
+            self.recorder.audience.tell("after_step", step.end_s, step.view, self.replica)
 
     def _record_decisions(self, plan: StepPlan, number: int) -> None:
         for decision, request, num_cached in plan.decisions:
@@ -183,3 +212,24 @@ class ReferenceEngine(Engine):
             self.recorder.close(request, self.replica, times[0], times[-1], max(gaps, default=np.nan))
         else:
             self.recorder.close(request, self.replica)
+
+
+def view_of(step: Step, replica: int, num_blocks: int) -> StepView:
+    """What observers are shown of a step."""
+    plan = step.plan
+    return StepView(
+        replica=replica,
+        number=step.number,
+        scheduled_at_s=plan.now,
+        start_s=step.start_s,
+        duration_s=step.duration_s,
+        num_prefill_tokens=sum(part.num_tokens for part in plan.slices if part.is_prefill),
+        num_decodes=sum(not part.is_prefill for part in plan.slices),
+        num_new_tokens=sum(part.emits for part in plan.slices),
+        num_running=plan.num_running,
+        num_waiting=plan.num_waiting,
+        kv_blocks_used=plan.num_blocks_used,
+        kv_blocks_total=num_blocks,
+        preempted=tuple(plan.preempted),
+        make_slices=lambda: tuple(plan.slices),
+    )

@@ -72,10 +72,10 @@ class LiveEngine(ReferenceEngine):
             self._note_moves(plan)
             if not plan.slices:
                 return
-            self.under_way.append(Step(number, plan, now, math.nan, math.nan))
             self._work.append((self._slices(plan), self._moves))
             self._moves = Moves()
             self._num_steps += 1
+            self._begin(Step(number, plan, now, math.nan, math.nan))
 
     def compute(self) -> float:
         """Run the step at hand; returns the instant it ended. `end_step` then takes its effects."""

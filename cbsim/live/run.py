@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -20,9 +20,11 @@ from cbsim.live.weights import Checkpoint
 from cbsim.live.world import LiveWorld
 from cbsim.manifest import make_manifest
 from cbsim.metrics import Deployment, summarize
+from cbsim.observers import ObservedRun, Observer
+from cbsim.observers.audience import Audience
 from cbsim.recorder import Recorder, RunLog
 from cbsim.result import Result
-from cbsim.run import collect, log_notes, make_cost_model, make_prices, make_workload
+from cbsim.run import collect, log_notes, make_audience, make_cost_model, make_prices, make_workload
 from cbsim.schedulers import SCHEDULERS, Resources, Scheduler
 from cbsim.units import GIB, format_bytes
 from cbsim.workload.base import Workload
@@ -43,19 +45,24 @@ def run_live(
     backend: str | None = None,
     checkpoint: Checkpoint | None = None,
     progress: Callable[[int, float], None] | None = None,
+    observers: Sequence[Observer] = (),
 ) -> Result:
     """Serve an experiment's workload with a real model and return what a simulation would.
 
     Arrivals come `time_scale` times as fast. Weights are random from the experiment's seed unless a
-    `checkpoint` is given. Raises `ConfigError` for what only a simulation can do, or what doesn't fit.
+    `checkpoint` is given. `observers` watch beside the experiment's own; what they do takes part of the time
+    that is measured. Raises `ConfigError` for what only a simulation can do, or what doesn't fit.
     """
     torch_device = _open(device)
     _check(experiment, time_scale)
+    audience = make_audience(experiment, observers)
     workload = make_workload(experiment)
     engine, notes = _make_engine(experiment, workload, torch_device, sampling or SamplingParams(), backend)
+    engine.recorder.audience = audience
     if checkpoint is not None:
         checkpoint.load_into(engine.runner.decoder)
     engine.runner.warm_up()
+    audience.started(ObservedRun(experiment.name, experiment.model.name, [engine.scheduler]))
     wall_start, cpu_start = time.perf_counter(), time.process_time()
     engine.clock = wall_clock()
     world = LiveWorld(workload, engine, time_scale=time_scale, progress=progress)
@@ -63,8 +70,9 @@ def run_live(
     spent = {"cpu_s": time.process_time() - cpu_start, "wall_s": time.perf_counter() - wall_start}
     is_closed_loop = workload.config.concurrency is not None
     log = collect(engine.recorder, [engine], world.end_s, is_closed_loop=is_closed_loop)
+    audience.ended(world.end_s)
     notes = [f"live on this machine's {device}, not simulated", *notes, *engine.scheduler.notes()]
-    return _make_result(experiment, workload, log, spent, notes)
+    return _make_result(experiment, workload, log, spent, notes, audience)
 
 
 def _make_engine(
@@ -100,7 +108,12 @@ def _make_engine(
 
 
 def _make_result(
-    experiment: Experiment, workload: Workload, log: RunLog, spent: dict[str, float], notes: list[str]
+    experiment: Experiment,
+    workload: Workload,
+    log: RunLog,
+    spent: dict[str, float],
+    notes: list[str],
+    audience: Audience,
 ) -> Result:
     deployment = Deployment(
         model=experiment.model,
@@ -112,7 +125,7 @@ def _make_result(
     told = [*notes, *workload.notes(), *log_notes(experiment, log)]
     summary = summarize(log, deployment, experiment.slo.limits(), simulation=spent, notes=told)
     manifest = make_manifest(experiment.seed, workload.inputs(), {"model": experiment.model})
-    return Result.from_log(log, summary, experiment.resolved(), manifest)
+    return Result.from_log(log, summary, experiment.resolved(), manifest, audience.observers)
 
 
 def _check(experiment: Experiment, time_scale: float) -> None:

@@ -1,0 +1,144 @@
+"""Audience: the observers of a run, told what happens."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from cbsim.errors import CbsimError, PluginError
+from cbsim.observers.base import STEP_HOOKS, Needs, ObservedRun, Observer
+from cbsim.observers.step_view import StepView
+from cbsim.request import Request
+
+Hook = Literal[
+    "on_request_arrived",
+    "on_admitted",
+    "on_first_token",
+    "on_preempted",
+    "on_finished",
+    "before_step",
+    "after_step",
+]
+HOOKS: tuple[Hook, ...] = (
+    "on_request_arrived",
+    "on_admitted",
+    "on_first_token",
+    "on_preempted",
+    "on_finished",
+    "before_step",
+    "after_step",
+)
+_HOOK_OF_EVENT: dict[str, Hook] = {
+    "admitted": "on_admitted",
+    "resumed": "on_admitted",
+    "preempted": "on_preempted",
+    "finished": "on_finished",
+}
+_FILE_NAME = re.compile(r"[\w][\w .+=,-]{0,99}")
+
+
+class Audience:
+    """Tells every observer that listens; what one of them raises becomes a `PluginError`."""
+
+    def __init__(self, observers: Sequence[Observer]) -> None:
+        """Raises `PluginError` for what is no observer."""
+        for observer in observers:
+            if not isinstance(observer, Observer):
+                raise PluginError(f"observers: got {observer!r}; expected instances of Observer")
+        self.observers = tuple(observers)
+        self.needs = max((observer.needs for observer in observers), default=Needs.REQUESTS)
+        """What the most demanding of them needs."""
+        self._listeners = {hook: list(_listeners(observers, hook)) for hook in HOOKS}
+
+    def hears(self, *hooks: Hook) -> bool:
+        """Whether anybody listens to one of these."""
+        return any(self._listeners[hook] for hook in hooks)
+
+    @property
+    def hears_steps(self) -> bool:
+        """Whether anybody is to be told of steps."""
+        return self.hears("before_step", "after_step")
+
+    def started(self, run: ObservedRun) -> None:
+        """Nothing has happened yet."""
+        for observer in self.observers:
+            _call(observer, "on_run_start", 0.0, run)
+
+    def tell(self, hook: Hook, now: float, subject: Request | StepView, replica: int) -> None:
+        """A request or a step has come so far, at `now` seconds."""
+        for observer, listen in self._listeners[hook]:
+            try:
+                listen(now, subject, replica)
+            except Exception as error:
+                raise _failed(observer, hook, now, error) from error
+
+    def tell_event(self, event: str, now: float, request: Request, replica: int) -> None:
+        """The same for an event by its name in the record, if there is a hook for it."""
+        hook = _HOOK_OF_EVENT.get(event)
+        if hook is not None:
+            self.tell(hook, now, request, replica)
+
+    def ended(self, now: float) -> None:
+        """Nothing more will happen."""
+        for observer in self.observers:
+            _call(observer, "on_run_end", now, now)
+
+    def check_files(self, reserved: Iterable[str]) -> None:
+        """Raise `PluginError` for every file that can't be written beside the run's own ones."""
+        taken = dict.fromkeys(reserved, "the run itself")
+        problems = []
+        for observer in self.observers:
+            for name in _call(observer, "files", 0.0):
+                told = f"observer {_name(observer)}: file '{name}'"
+                if not _FILE_NAME.fullmatch(name):
+                    problems.append(f"{told}: expected a file's name: letters, digits, blanks, any of _.+=,-")
+                elif name in taken:
+                    problems.append(f"{told} is written by {taken[name]} too")
+                taken.setdefault(name, f"observer {_name(observer)}")
+        if problems:
+            raise PluginError(*problems)
+
+
+def write_files(observers: Iterable[Observer], folder: Path) -> list[str]:
+    """Have observers write their files into a folder; returns the names, sorted.
+
+    Raises `PluginError` for what an observer raises, `OSError` where the folder can't be written.
+    """
+    names = []
+    for observer in observers:
+        for name, write in _call(observer, "files", 0.0).items():
+            try:
+                write(folder / name)
+            except OSError:
+                raise
+            except Exception as error:
+                reason = f"{type(error).__name__}: {error}"
+                raise PluginError(f"observer {_name(observer)} can't write {name}: {reason}") from error
+            if not (folder / name).is_file():
+                raise PluginError(f"observer {_name(observer)} has not written {name}")
+            names.append(name)
+    return sorted(names)
+
+
+def _listeners(observers: Iterable[Observer], hook: Hook) -> Iterator[tuple[Observer, Callable[..., None]]]:
+    for observer in observers:
+        if observer.overrides(hook) and (hook not in STEP_HOOKS or observer.needs >= Needs.STEPS):
+            yield observer, getattr(observer, hook)
+
+
+def _call(observer: Observer, hook: str, now: float, *arguments: Any) -> Any:
+    try:
+        return getattr(observer, hook)(*arguments)
+    except Exception as error:
+        raise _failed(observer, hook, now, error) from error
+
+
+def _failed(observer: Observer, hook: str, now: float, error: Exception) -> PluginError:
+    told = str(error) if isinstance(error, CbsimError) else f"{type(error).__name__}: {error}"
+    return PluginError(f"observer {_name(observer)} failed in {hook} at {now:.6g} s: {told}")
+
+
+def _name(observer: Observer) -> str:
+    return type(observer).__name__
