@@ -233,7 +233,8 @@ def test_workload_convert_from_a_generators_file(working_folder: Path) -> None:
     assert len(Path("o.csv").read_text().splitlines()) == 6
     ran = cbsim_command("workload", "convert", "g.yaml", "o.csv", "--set", "workload.num_requests=none")
     assert ran.stderr == (
-        "--set: workload.num_requests: got 'none' (str); expected an integer >= 1 or null\n"
+        "--set: workload.num_requests: got 'none' (str); expected an integer >= 1 and <= 1,000,000,000 or "
+        "null\n"
     )
 
 

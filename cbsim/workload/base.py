@@ -12,8 +12,8 @@ from pydantic import Field, model_validator
 from cbsim.config.section import ComponentConfig
 from cbsim.request import Request
 
-MAX_REQUESTS = 100_000_000
-"""The most that one run may ask of a generator: a run keeps a few hundred bytes of each request."""
+MAX_REQUESTS = 1_000_000_000
+"""The most that a generator may be asked for: what is beyond would run for days, and is a slip."""
 
 
 class WorkloadConfig(ComponentConfig):

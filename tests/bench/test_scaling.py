@@ -135,18 +135,18 @@ def test_what_is_told_of_a_study(trace: Path) -> None:
 
 def test_points_that_are_no_experiment_are_told_all_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
-        Study(experiment(GENERATOR), Scales((5, 6, 2 * 10**8), (), (1, 10**8)))
+        Study(experiment(GENERATOR), Scales((5, 6, 2 * 10**9), (), (1, 10**9)))
     assert caught.value.problems == (
-        "--requests 200000000: workload.num_requests: got 200000000; expected an integer >= 1 and "
-        "<= 100,000,000 or null",
-        "--replicas 100000000: workload.num_requests: got 600000000; expected an integer >= 1 and "
-        "<= 100,000,000 or null",
+        "--requests 2000000000: workload.num_requests: got 2000000000; expected an integer >= 1 and "
+        "<= 1,000,000,000 or null",
+        "--replicas 1000000000: workload.num_requests: got 6000000000; expected an integer >= 1 and "
+        "<= 1,000,000,000 or null",
     )
 
 
 def test_values_after_an_option() -> None:
     assert parse_values("--requests", "100, 10,100") == (10, 100)
-    for text in ("", "1,,2", "0", "1e3", "-1", "100000001"):
+    for text in ("", "1,,2", "0", "1e3", "-1", "1000000001"):
         with pytest.raises(ConfigError, match=r"--running: got .*; expected whole numbers from 1 to"):
             parse_values("--running", text)
 
@@ -377,8 +377,8 @@ def test_nothing_else_is_written_over(folder: Path) -> None:
         (
             ("mine.yaml", "--requests", "5,x", "--running", "0"),
             [
-                "--requests: got 'x'; expected whole numbers from 1 to 100,000,000, as in 1,10,100",
-                "--running: got '0'; expected whole numbers from 1 to 100,000,000, as in 1,10,100",
+                "--requests: got 'x'; expected whole numbers from 1 to 1,000,000,000, as in 1,10,100",
+                "--running: got '0'; expected whole numbers from 1 to 1,000,000,000, as in 1,10,100",
             ],
         ),
         (("mine.yaml", "--quick"), ["--quick: is for cbsim's own works, without a CONFIG"]),

@@ -86,6 +86,12 @@ def test_limit_stops_the_drawing(make):
     assert len(column(make(**{**BASE, "num_requests": 1_000_000_000, "limit": 12}), "arrival_s")) == 12
 
 
+def test_a_limit_or_a_window_makes_any_duration_right(make):
+    endless = {**BASE, "num_requests": None, "duration_s": 1e12}
+    assert len(column(make(**endless, limit=3), "arrival_s")) == 3
+    assert max(column(make(**endless, end_s=4.0), "arrival_s")) < 4.0
+
+
 def test_a_duration_takes_what_arrives_before_it(make):
     settings_ = {**BASE, "num_requests": None, "duration_s": 100.0}
     workload = make(**settings_)
@@ -204,6 +210,11 @@ def test_traces_drawn_from_are_inputs(make, tmp_path):
     ("wrong", "message"),
     [
         ({"num_requests": None}, "give one of num_requests and duration_s"),
+        ({"num_requests": 10**12}, "less than or equal to 1000000000"),
+        (
+            {"num_requests": None, "duration_s": 1e9},
+            r"duration_s = 1e\+09 brings 5e\+09 requests; allowed: at most 1,000,000,000, or a limit",
+        ),
         ({"duration_s": 5.0}, "give one of num_requests and duration_s"),
         (
             {"num_requests": None, "duration_s": 5.0, "arrivals": {"type": "all_at_once"}},
