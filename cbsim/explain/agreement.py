@@ -38,11 +38,9 @@ class Agreement:
                 raise self._differs(f"differs from step {step.number} on: {name} {now:.9g}, was {before:.9g}")
 
     def _differs(self, how: str) -> CbsimError:
-        config = self._folder / "config.yaml"
         return CbsimError(
             f"{self._folder}: can't be explained step by step: it has no batches.parquet, and simulating it "
-            f"again {how}",
-            f"{self._folder}: allowed: cbsim run {config} --out DIR, then cbsim explain DIR",
+            f"again {how}"
         )
 
 

@@ -41,7 +41,10 @@ class Source:
     @cached_property
     def experiment(self) -> Experiment:
         """What the run depends on. Raises `ConfigError` if a folder's settings can't be read any more."""
-        return self.given or Experiment.load(Path(self.name) / "config.yaml")
+        if self.given is not None:
+            return self.given
+        assert self.folder is not None
+        return Experiment.load(self.folder / "config.yaml")
 
     @property
     def config(self) -> dict[str, Any]:
@@ -79,4 +82,5 @@ class Source:
             rerun(self.experiment, window, take, agreement.check, self.progress)
         except CbsimError as error:
             reasons = (f"{folder}: {why}" for why in changes_since(self.result))
-            raise CbsimError(*error.problems, *reasons) from error
+            allowed = f"allowed: cbsim run {folder / 'config.yaml'} --out DIR, then cbsim explain DIR"
+            raise CbsimError(*error.problems, *reasons, f"{folder}: {allowed}") from error
