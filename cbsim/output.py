@@ -28,8 +28,14 @@ RUN_FILES = {
     *(f"{name}{suffix}" for name in _RUN_PICTURES for suffix in (".png", ".svg")),
 }
 """What lies in a run folder, but for its report and the files of observers."""
-_POINT = re.compile(r"[0-9a-f]{16}|\.[0-9a-f]{16}\..*\.partial")
+POINTS = "points"
+"""Where a sweep keeps its runs, and a capacity the figures of its own."""
+_POINT = re.compile(r"[0-9a-f]{16}|\.[0-9a-f]{16}\.[^.]*\.partial")
 """What lies in the `points` of a sweep: run folders by their keys, and what killed processes left of some."""
+_PROBE = re.compile(r"[0-9a-f]{16}\.json|\.[0-9a-f]{16}\.json\..*\.partial")
+"""What lies in the `points` of a capacity."""
+_LITTER = re.compile(r"\.DS_Store|\._.*|Thumbs\.db|desktop\.ini")
+"""What file managers leave in any folder that somebody has looked into: it is nobody's."""
 _MARK_WITHIN = 1000
 """Characters of a page in which its mark stands."""
 
@@ -41,18 +47,23 @@ def is_run_folder(folder: Path) -> bool:
 
 def is_sweep_folder(folder: Path) -> bool:
     """Whether a sweep has begun there: it has points, or a table of them."""
-    try:
-        points = [path.name for path in (folder / "points").iterdir()]
-    except OSError:
+    points = _names(folder / POINTS)
+    if points is None:
         return _has_sweep_table(folder)
     if not all(map(_POINT.fullmatch, points)):
         return False
-    return bool(points) or _has_sweep_table(folder) or sum(1 for _ in folder.iterdir()) == 1
+    return bool(points) or _has_sweep_table(folder) or _names(folder) == [POINTS]
 
 
 def is_capacity_folder(folder: Path) -> bool:
     """Whether a capacity was written there."""
     return {"slo", "plan", "contenders"} <= _keys(folder / ANSWER)
+
+
+def has_begun_capacity(folder: Path) -> bool:
+    """Whether a search for a capacity has begun there, and nothing else."""
+    points = _names(folder / POINTS)
+    return bool(points) and _names(folder) == [POINTS] and all(map(_PROBE.fullmatch, points or ()))
 
 
 def is_bench_folder(folder: Path) -> bool:
@@ -71,7 +82,11 @@ def has_file(folder: Path, name: str) -> bool:
 def foreign_files(folder: Path) -> list[str]:
     """The names in a folder, sorted, that no run writes into its own."""
     observed = _observer_files(folder)
-    return sorted(path.name for path in folder.iterdir() if not (_is_of_run(path) or path.name in observed))
+    return sorted(
+        path.name
+        for path in folder.iterdir()
+        if not (_is_of_run(path) or path.name in observed or _LITTER.fullmatch(path.name))
+    )
 
 
 def check_run_target(folder: Path) -> None:
@@ -100,7 +115,7 @@ def check_sweep_target(folder: Path) -> None:
 
 def check_capacity_target(folder: Path) -> None:
     """Raise `CbsimError` unless a capacity can be written there, as `check_sweep_target` does for a sweep."""
-    if not _is_free(folder) and not is_capacity_folder(folder):
+    if not (_is_free(folder) or is_capacity_folder(folder) or has_begun_capacity(folder)):
         _refuse(folder, "capacity")
 
 
@@ -150,7 +165,7 @@ def _is_free(folder: Path) -> bool:
     if not _exists(folder):
         return True
     try:
-        return folder.is_dir() and not any(folder.iterdir())
+        return folder.is_dir() and not any(not _LITTER.fullmatch(path.name) for path in folder.iterdir())
     except OSError as error:
         raise CbsimError(f"{folder}: can't be read: {error.strerror or error}") from error
 
@@ -179,6 +194,14 @@ def _observer_files(folder: Path) -> set[str]:
     """Names of the files that observers of the run there have written."""
     names = _read(folder / MANIFEST).get(OBSERVER_FILES)
     return {name for name in names if isinstance(name, str)} if isinstance(names, list) else set()
+
+
+def _names(folder: Path) -> list[str] | None:
+    """What lies in a folder, litter apart; `None` if it can't be read."""
+    try:
+        return [path.name for path in folder.iterdir() if not _LITTER.fullmatch(path.name)]
+    except OSError:
+        return None
 
 
 def _has_sweep_table(folder: Path) -> bool:

@@ -185,7 +185,8 @@ def copy_run(source: Path, folder: Path, change: Callable[[dict[str, Any]], dict
     run = load_run(source)
 
     def write(copy: Path) -> None:
-        for name in ("summary.json", *(f"{name}.parquet" for name in TABLES)):
+        tables = [f"{name}.parquet" for name in TABLES]
+        for name in ("summary.json", *tables, *run.manifest.get(OBSERVER_FILES, ())):
             if name != "batches.parquet" or (source / name).exists():
                 shutil.copyfile(source / name, copy / name)
         (copy / CONFIG).write_text(_yaml(change(run.config)), encoding="utf-8")

@@ -14,7 +14,7 @@ from cbsim.determined import copy_for_seed
 from cbsim.errors import CbsimError
 from cbsim.experiment import Experiment
 from cbsim.metrics import Summary, flatten
-from cbsim.output import check_sweep_target
+from cbsim.output import POINTS, check_sweep_target
 from cbsim.pool import Pool, open_pool
 from cbsim.result import is_whole_run, load_summary, remove_damaged_run
 from cbsim.run import run_experiment
@@ -112,7 +112,7 @@ def plan_points(experiment: Experiment, folder: Path) -> list[Point]:
     for swept, point in experiment.points():
         settings = point.resolved()
         key, run_key = address.keys(point, settings)
-        points.append(Point(swept, settings, key, (folder / "points" / key).resolve(), run_key))
+        points.append(Point(swept, settings, key, (folder / POINTS / key).resolve(), run_key))
     return points
 
 

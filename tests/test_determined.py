@@ -161,6 +161,15 @@ def test_replicates_of_a_determined_run_are_computed_once_with_the_same_bytes(
     assert contents(tmp_path / "shared") == contents(tmp_path / "each")
 
 
+def test_what_observers_wrote_is_copied_too(config: dict[str, Any], tmp_path: Path) -> None:
+    table = sweep(replicated(config, [0, 1]) | {"observers": [{"type": "csv"}]}, tmp_path / "out")
+    written = [
+        {path.name for path in (tmp_path / "out" / "points" / point).iterdir()} for point in table["point"]
+    ]
+    assert written[0] == written[1]
+    assert any(name.endswith(".csv") for name in written[0])
+
+
 def test_seeds_added_later_run_nothing(
     config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

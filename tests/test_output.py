@@ -53,6 +53,21 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.parametrize("name", [".DS_Store", "._e.yaml", "Thumbs.db", "desktop.ini"])
+def test_what_file_managers_leave_is_in_nobodys_way(name: str) -> None:
+    for folder in map(Path, ("runs", "sweep", "sweep/points", "capacity")):
+        folder.mkdir()
+        (folder / name).write_text("seen")
+    for arguments in ((*RUN, "runs"), (*SWEEP, "sweep"), (*CAPACITY, "capacity")):
+        assert command(*arguments).exit_code == 0
+    points = [path for path in Path("sweep/points").iterdir() if path.is_dir()]
+    for folder in (*points, Path("runs"), Path("capacity/points")):
+        (folder / name).write_text("seen again")
+    (points[0] / "manifest.json").write_text("")
+    for arguments in ((*RUN, "runs"), (*SWEEP, "sweep"), (*CAPACITY, "capacity")):
+        assert command(*arguments).exit_code == 0
+
+
 def test_a_web_project_is_not_replaced() -> None:
     site = Path("site")
     site.mkdir()

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cbsim.address import Address
 from cbsim.capacity.plan import Plan
 from cbsim.capacity.search import SearchOutcome, SearchTask, search
 from cbsim.capacity.verdict import Contender, Evidence, judge
 from cbsim.errors import ConfigError
 from cbsim.experiment import Experiment
+from cbsim.manifest import hash_mapping
+from cbsim.output import POINTS, check_capacity_target
 from cbsim.pool import Pool, open_pool
 from cbsim.run import make_workload
 from cbsim.sweep import label_values
@@ -21,6 +25,10 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int], None]
 """Told how many of the searches are done, and how many there are."""
+
+
+class CapacityInterrupted(KeyboardInterrupt):
+    """Somebody stopped a search; its text says what is kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +56,7 @@ def capacity(
     cluster: str | None = None,
     overrides: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
+    out: str | Path | None = None,
 ) -> CapacityAnswer:
     """Find the highest rate of requests at which the experiment's SLO holds for `plan.share` of them.
 
@@ -58,18 +67,24 @@ def capacity(
     standard error that it estimates (`cbsim.intervals`). In the end every replicate has run at every rate
     that any of them tried: the curve.
 
-    Raises `ConfigError` for an experiment without an SLO or a rate, and whatever its runs raise.
+    `out` keeps the figures of every run in `out/points`, so that a search that was killed goes on where it
+    was; `cbsim.capacity.folder.save_capacity` writes the answer beside them. Raises `ConfigError` for an
+    experiment without an SLO or a rate, `CbsimError` if something other than a capacity is in the folder or
+    nothing can be written, and whatever its runs raise; `CapacityInterrupted` for Ctrl-C.
     """
     experiment = Experiment.of(config, overrides or {})
     plan = plan or Plan()
     points = experiment.points()
     _check([point for _, point in points])
-    tasks = [_tasks(point, plan) for _, point in points]
-    num_tasks = sum(map(len, tasks))
-    pool = open_pool(min(workers, num_tasks), cluster)
-    found = iter(_run_all(pool, [task for replicates in tasks for task in replicates], progress))
-    outcomes = [[next(found) for _ in replicates] for replicates in tasks]
-    _complete_curves(pool, tasks, outcomes)
+    folder = None if out is None else (Path(out) / POINTS).resolve()
+    if out is not None:
+        check_capacity_target(Path(out))
+    tasks = [_tasks(point, plan, folder) for _, point in points]
+    try:
+        outcomes = _search_all(tasks, workers, cluster, progress)
+    except KeyboardInterrupt:
+        kept = "" if folder is None else f"{len(list(folder.glob('*.json')))} runs kept in {out}; "
+        raise CapacityInterrupted(f"{kept}the same call goes on" if kept else "stopped") from None
     return _answer(experiment, plan, points, outcomes)
 
 
@@ -92,7 +107,7 @@ def _check(experiments: Sequence[Experiment]) -> None:
         raise ConfigError(*problems)
 
 
-def _tasks(experiment: Experiment, plan: Plan) -> list[SearchTask]:
+def _tasks(experiment: Experiment, plan: Plan, folder: Path | None) -> list[SearchTask]:
     """The searches of a contender's replicates."""
     settings = experiment.resolved()
     workload = settings["workload"]
@@ -104,13 +119,32 @@ def _tasks(experiment: Experiment, plan: Plan) -> list[SearchTask]:
     elif "rate_per_s" in workload.get("arrivals", {}):
         rate_key = ("workload", "arrivals", "rate_per_s")
     return [
-        SearchTask(settings | {"seed": experiment.seed + number}, rate_key, plan.growth, plan.share)
+        SearchTask(settings | {"seed": experiment.seed + number}, rate_key, plan.growth, plan.share, folder)
         for number in range(plan.num_replicates)
     ]
 
 
 def _is_trace(experiment: Experiment) -> bool:
     return experiment.workload.type == "trace"
+
+
+def _search_all(
+    tasks: Sequence[Sequence[SearchTask]], workers: int, cluster: str | None, progress: Progress | None
+) -> list[list[SearchOutcome]]:
+    """The outcomes of each contender's replicates; of searches that run the same, one is carried out."""
+    address, distinct = Address(), dict[str, SearchTask]()
+    keys = [[_key(task, address) for task in replicates] for replicates in tasks]
+    for key, task in zip(chain(*keys), chain(*tasks), strict=True):
+        distinct.setdefault(key, task)
+    pool = open_pool(min(workers, len(distinct)), cluster)
+    found = dict(zip(distinct, _run_all(pool, list(distinct.values()), progress), strict=True))
+    _complete_curves(pool, keys, distinct, found)
+    return [[found[key] for key in replicates] for replicates in keys]
+
+
+def _key(task: SearchTask, address: Address) -> str:
+    _, run_key = address.keys(Experiment.from_mapping(task.settings), task.settings)
+    return hash_mapping([run_key, task.rate_key])
 
 
 def _run_all(pool: Pool, tasks: Sequence[SearchTask], progress: Progress | None) -> list[SearchOutcome]:
@@ -127,20 +161,22 @@ def _run_all(pool: Pool, tasks: Sequence[SearchTask], progress: Progress | None)
 
 
 def _complete_curves(
-    pool: Pool, tasks: Sequence[Sequence[SearchTask]], outcomes: Sequence[Sequence[SearchOutcome]]
+    pool: Pool,
+    keys: Sequence[Sequence[str]],
+    tasks: Mapping[str, SearchTask],
+    found: Mapping[str, SearchOutcome],
 ) -> None:
     """Run every replicate of a contender at each rate that any of its replicates tried."""
-    short: list[SearchOutcome] = []
-    missing: list[SearchTask] = []
-    for replicates, found in zip(tasks, outcomes, strict=True):
-        rungs = {rung for outcome in found for rung in outcome.figures}
-        for task, outcome in zip(replicates, found, strict=True):
-            left = tuple(sorted(rungs - outcome.figures.keys()))
+    missing: dict[str, set[int]] = {}
+    for replicates in keys:
+        rungs = {rung for key in replicates for rung in found[key].figures}
+        for key in replicates:
+            left = rungs - found[key].figures.keys()
             if left:
-                short.append(outcome)
-                missing.append(replace(task, rungs=left))
-    for outcome, more in zip(short, _run_all(pool, missing, None), strict=True):
-        outcome.figures |= more.figures
+                missing.setdefault(key, set()).update(left)
+    more = [replace(tasks[key], rungs=tuple(sorted(rungs))) for key, rungs in missing.items()]
+    for key, outcome in zip(missing, _run_all(pool, more, None), strict=True):
+        found[key].figures |= outcome.figures
 
 
 def _answer(

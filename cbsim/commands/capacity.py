@@ -18,6 +18,9 @@ from cbsim.commands.arguments import (
     with_workers,
 )
 
+_INTERRUPTED = 130
+"""The exit code that shells expect of a command stopped by Ctrl-C."""
+
 
 @click.command()
 @click.argument("config")
@@ -54,22 +57,26 @@ def capacity(
 
     Each point of its sweep is a contender: --set 'sweep.gpu=[h100, h200]' compares GPUs. A trace is resampled
     in blocks for each replicate, a generator gets a seed for each. The answer, its curve and pictures go to
-    --out (default: runs/NAME-capacity).
+    --out (default: runs/NAME-capacity), with every run's figures: a second call runs only what is missing.
     """
-    from cbsim.capacity import Plan
+    from cbsim.capacity import CapacityInterrupted, Plan
     from cbsim.capacity import capacity as find_capacity
     from cbsim.capacity.folder import save_capacity, to_json
-    from cbsim.output import check_capacity_target
     from cbsim.report.capacity_text import capacity_table, sentence
 
     plan = Plan(share, replicates, tolerance, requests, confidence)
     experiment = load_experiment(config, overrides)
     folder = out or Path("runs") / f"{experiment.name}-capacity"
-    check_capacity_target(folder)
     progress = None if quiet else _show_progress
-    answer = find_capacity(experiment, plan, workers=workers, cluster=cluster, progress=progress)
+    try:
+        answer = find_capacity(
+            experiment, plan, workers=workers, cluster=cluster, progress=progress, out=folder
+        )
+    except CapacityInterrupted as interrupted:
+        click.echo(f"\n{interrupted}", err=True)
+        raise click.exceptions.Exit(_INTERRUPTED) from None
     save_capacity(answer, folder)
-    written = ["capacity.json", "curve.csv", "curve.parquet"]
+    written = ["capacity.json", "curve.csv", "curve.parquet", "points/"]
     if plots:
         from cbsim.report.bar_plot import capacity_bars
         from cbsim.report.rate_plot import rate_picture

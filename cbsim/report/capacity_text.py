@@ -50,6 +50,9 @@ def describe_slo(limits: Mapping[str, float]) -> str:
 def method(answer: CapacityAnswer) -> str:
     """How the intervals were made."""
     plan = answer.plan
+    found = [each.rate_per_s for each in answer.contenders if each.rate_per_s is not None]
+    if found and all(interval.low == interval.high for interval in found):
+        return "nothing in these runs is drawn: replicates are identical and give no intervals"
     percent = _percent(plan.confidence)
     if answer.resampled_from is None:
         return f"± {percent} t intervals over {plan.num_replicates} seeds, each the same for every rate"

@@ -183,6 +183,6 @@ def test_the_command_prints_the_answer_and_writes_the_folder(tmp_path: Path) -> 
     assert ran.stderr.splitlines() == ["1 of 2 searches", "2 of 2 searches"]
     assert "md1 holds TTFT ≤ 5 s for 90% of requests up to" in ran.stdout
     pictures = {"curve.png", "curve.svg", "capacity.png", "capacity.svg"}
-    names = {"capacity.json", "curve.csv", "curve.parquet", *pictures}
+    names = {"capacity.json", "curve.csv", "curve.parquet", "points", *pictures}
     assert {path.name for path in (tmp_path / "out").iterdir()} == names
     assert load_capacity(tmp_path / "out").name == "md1"
