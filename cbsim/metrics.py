@@ -106,7 +106,7 @@ def flatten(summary: Summary) -> dict[str, Any]:
         elif name == "notes":
             row[name] = "; ".join(value) or None
         elif isinstance(value, dict):
-            row |= {f"{name}.{part}": figure for part, figure in value.items()}
+            row |= {f"{name}.{part}": figure for part, figure in flatten(value).items()}
         else:
             row[name] = value
     return row

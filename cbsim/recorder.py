@@ -7,13 +7,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from struct import Struct
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cbsim.observers.audience import Audience
 from cbsim.request import Request, RequestState
+
+if TYPE_CHECKING:
+    from cbsim.engine.slice_log import Slices
 
 Column = NDArray[Any]
 
@@ -44,7 +47,9 @@ class RunLog:
     `num_attention_pairs` (sum over all slices of (query token, key) pairs, prefill and decode alike),
     `num_context_tokens` (sum over all slices of the KV entries read: context before plus tokens now),
     `num_logits` (rows of logits) and `num_kv_tokens` (KV entries of running requests computed by the
-    step's end, for the waste of reservations)."""
+    step's end, for the waste of reservations). Where there are `slices`, also `transfer_s` (seconds of the
+    step spent moving KV blocks to and from host memory), `waiting_for` (what the head of the queue lacked: 0
+    nobody waits, 1 its turn, 2 a slot, 3 KV blocks) and `max_decode_context` (0 in steps without chunks)."""
     events: Mapping[str, Column]
     """In the order they happened: `time_s`, `replica`, `step`, `request` (row in `requests`), `event`
     (codes of `EVENTS`), `num_tokens`."""
@@ -67,6 +72,11 @@ class RunLog:
     """Tokens computed only to fill padded batches."""
     end_s: float = 0.0
     """The instant the run ended: the last finish, or where it was stopped."""
+    slices: Slices | None = None
+    """Who was in which step; `None` where the engine does not tell."""
+    parts: Mapping[str, Column] | None = None
+    """Where the time of each request went, in the order of `requests`: see `cbsim.latency`. Made when it is
+    asked for; `None` without `slices`."""
 
 
 def empty_float() -> Column:
@@ -128,6 +138,8 @@ STEP_COLUMNS = (
     "num_kv_tokens",
 )
 """Of `RunLog.steps`, in this order."""
+SLICE_STEP_COLUMNS = ("transfer_s", "waiting_for", "max_decode_context")
+"""And behind them, where there are slices."""
 
 REQUEST_REALS = ("arrival_s", "first_scheduled_at_s", "first_token_at_s", "finished_at_s", "max_itl_s")
 REQUEST_INTEGERS = (
@@ -293,10 +305,10 @@ class MergedSteps(Mapping[str, Column]):
         self._order = np.lexsort((self._joined("replica"), start_s)) if len(replicas) > 1 else None
 
     def __iter__(self) -> Iterator[str]:
-        return iter(STEP_COLUMNS)
+        return iter(self._replicas[0])
 
     def __len__(self) -> int:
-        return len(STEP_COLUMNS)
+        return len(self._replicas[0])
 
     def __getitem__(self, name: str) -> Column:
         values = self._joined(name)

@@ -14,11 +14,13 @@ from cbsim.cost import COST_MODELS, CostModel, StepShape
 from cbsim.engine.base import Engine
 from cbsim.engine.fast import FastEngine
 from cbsim.engine.reference import ReferenceEngine
+from cbsim.engine.slice_log import Slices
 from cbsim.errors import CbsimError, PluginError
 from cbsim.experiment import Experiment
 from cbsim.kvcache import BlockPool, IdentityPool
+from cbsim.latency import Replica, mean_parts, request_parts
 from cbsim.manifest import make_manifest
-from cbsim.metrics import Deployment, summarize
+from cbsim.metrics import Deployment, request_latencies, summarize
 from cbsim.observers import OBSERVERS, Needs, ObservedRun, Observer
 from cbsim.observers.audience import Audience
 from cbsim.output import REPORT, RUN_FILES
@@ -67,6 +69,10 @@ def run_experiment(
     )
     notes = [*workload.notes(), *log_notes(experiment, log), *noted]
     summary = summarize(log, deployment, experiment.slo.limits(), simulation=simulation, notes=notes)
+    if log.parts is not None:
+        began = time.process_time()
+        summary["parts"] = mean_parts(request_latencies(log), log.parts)
+        summary["simulation"]["parts_cpu_s"] = time.process_time() - began
     specs = {"model": experiment.model, "gpu": experiment.gpu}
     inputs = [*workload.inputs(), *cost.inputs()]
     manifest = make_manifest(experiment.seed, inputs, specs)
@@ -203,10 +209,17 @@ def collect(
     np.add.at(gap_count, place, counts)
     schedulers = [engine.scheduler for engine in engines]
     requests = recorder.request_columns()
+    steps = [engine.step_columns() for engine in engines]
+    events = Deferred(partial(recorder.event_columns, requests, answers_first=is_closed_loop))
+    replicas = [
+        Replica(engine.replica, columns, slices, engine.cost)
+        for engine, columns in zip(engines, steps, strict=True)
+        if (slices := engine.slice_columns()) is not None
+    ]
     return RunLog(
         requests=requests,
-        steps=MergedSteps([engine.step_columns() for engine in engines]),
-        events=Deferred(partial(recorder.event_columns, requests, answers_first=is_closed_loop)),
+        steps=MergedSteps(steps),
+        events=events,
         batches=recorder.batches.to_columns() if recorder.with_batches else None,
         gap_s=gap_s,
         gap_count=gap_count,
@@ -216,6 +229,8 @@ def collect(
         num_prompt_tokens_hit=sum(scheduler.num_tokens_hit for scheduler in schedulers),
         num_padding_tokens=sum(engine.num_padding_tokens for engine in engines),
         end_s=end_s,
+        slices=Slices.joined([replica.slices for replica in replicas]) if replicas else None,
+        parts=Deferred(partial(request_parts, requests, events, replicas)) if replicas else None,
     )
 
 

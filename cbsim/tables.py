@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from cbsim.latency import PARTS, TTFT_PARTS
 from cbsim.metrics import request_latencies, weighted_quantiles
 from cbsim.recorder import EVENTS, KINDS, Column, RunLog
 from cbsim.request import RequestState
@@ -32,6 +33,29 @@ _REPLICA = Field("replica", "int64", "", "Engine that served it, from 0; null wh
 _STEP_REPLICA = Field("replica", "int64", "", "Engine, from 0")
 _STEP = Field("step", "int64", "", "Number of the step on its replica, from 0")
 
+_WAITING_FOR = ("0 nobody waits", "1 its turn (budget, batch)", "2 a slot", "3 KV blocks")
+_PART_MEANINGS = {
+    "queue": "waiting for admission: for its turn, for the step under way",
+    "no_slot": "waiting while the head of the queue found no slot (max_num_seqs)",
+    "no_kv": "waiting while the head of the queue found too few KV blocks",
+    "prefill": "computing its own prompt",
+    "recompute": "computing again what a preemption threw away",
+    "others_prefill": "what the prompts of others add to its steps, and steps of prompts that pass it over",
+    "decode": "decoding its own tokens, beside other decodes",
+    "skipped": "running, while steps without prompts pass it over",
+    "preempted": "preempted, until it is resumed",
+    "swap": "moving KV blocks to and from host memory in its steps",
+    "host": "what the host adds to its steps",
+}
+
+
+def _parts(columns: Mapping[str, str], latency: str) -> tuple[Field, ...]:
+    return tuple(
+        Field(column, "float64", "s", f"Of {latency}: {_PART_MEANINGS[name]}", True)
+        for name, column in columns.items()
+    )
+
+
 REQUESTS = (
     Field("request_id", "string", "", "Name of the request, unique"),
     _REPLICA,
@@ -49,6 +73,8 @@ REQUESTS = (
     Field("priority", "int64", "", "Smaller goes first"),
     Field("state", "label", "", "finished, rejected or unfinished"),
 )
+REQUEST_PARTS = (*_parts(PARTS, "E2E"), *_parts(TTFT_PARTS, "TTFT"))
+"""Behind `REQUESTS`, where the record tells: not of live runs."""
 STEPS = (
     _STEP_REPLICA,
     _STEP,
@@ -69,6 +95,11 @@ STEPS = (
     Field("num_context_tokens", "int64", "tokens", "KV entries read, for MBU"),
     Field("num_logits", "int64", "", "Rows of logits computed"),
 )
+SLICE_STEPS = (
+    Field("transfer_s", "float64", "s", "Of its duration: moving KV blocks to and from host memory"),
+    Field("waiting_for", "int64", "", f"What the head of the queue lacked: {', '.join(_WAITING_FOR)}"),
+)
+"""Behind `STEPS`, where the record tells."""
 EVENT_ROWS = (
     Field("time_s", "float64", "s", "Instant"),
     _REPLICA,
@@ -99,16 +130,17 @@ _STATES = ("finished", "rejected", "unfinished")
 
 def requests_table(log: RunLog) -> ArrowTable:
     """One row a request in order of arrival."""
-    columns = log.requests | request_latencies(log)
+    columns = {**log.requests, **request_latencies(log), **(log.parts or {})}
     state = np.full(len(columns["state"]), _STATES.index("unfinished"), dtype=np.int8)
     state[columns["state"] == RequestState.FINISHED] = _STATES.index("finished")
     state[columns["state"] == RequestState.REJECTED] = _STATES.index("rejected")
-    return _table(REQUESTS, columns | {"state": _label(state, _STATES)})
+    fields = REQUESTS if log.parts is None else (*REQUESTS, *REQUEST_PARTS)
+    return _table(fields, columns | {"state": _label(state, _STATES)})
 
 
 def steps_table(log: RunLog) -> ArrowTable:
     """One row a step in order of (start, replica)."""
-    return _table(STEPS, log.steps)
+    return _table(STEPS if log.slices is None else (*STEPS, *SLICE_STEPS), log.steps)
 
 
 def events_table(log: RunLog) -> ArrowTable:

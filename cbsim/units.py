@@ -15,6 +15,12 @@ US_PER_S = 1_000_000
 NS_PER_S = 1_000_000_000
 S_PER_HOUR = 3600
 S_PER_DAY = 86_400
+TICKS_PER_S = 2**36
+"""Where durations must add up without remainder they are counted in ticks of 2**-36 s, 15 ps.
+
+A power of two, so that seconds become ticks by one rounding and ticks become seconds exactly; 64 bits of them
+are four years.
+"""
 
 
 def format_seconds(seconds: float | None) -> str:

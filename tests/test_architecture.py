@@ -26,7 +26,7 @@ LAYERS: list[set[str]] = [
     {"engine"},
     {"router"},
     {"world"},
-    {"metrics", "manifest"},
+    {"metrics", "manifest", "latency"},
     {"tables"},
     {"output"},
     {"result"},

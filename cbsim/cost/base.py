@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
+import numpy as np
 from numpy.typing import NDArray
 
 from cbsim.config.section import ComponentConfig
 from cbsim.specs import GpuSpec, ModelSpec
+
+if TYPE_CHECKING:
+    from cbsim.cost.form import Floats, Ints, StepColumns
 
 
 class StepShape(NamedTuple):
@@ -90,6 +94,18 @@ class CostModel(ABC):
             price_s(num_decodes, context, max_context)
             for max_context, context in enumerate(contexts, max_decode_context)
         ]
+
+    def steps_s(self, columns: StepColumns) -> Floats:
+        """Seconds of many steps at once: the same bits as `step_s` gives for each."""
+        return np.array([self.step_s(shape) for shape in columns.shapes()], dtype=np.float64)
+
+    def host_s(self, step_s: Floats, num_requests: Ints, columns_of: Callable[[Ints], StepColumns]) -> Floats:
+        """Seconds by which each of some steps would be shorter without the host; 0 unless a model knows.
+
+        `step_s` are the seconds of the steps. `columns_of` gives the columns of those at some places: for a
+        model to which seconds and number of requests do not tell enough.
+        """
+        return np.zeros(len(step_s))
 
     def notes(self, steps: Mapping[str, NDArray[Any]] | None = None) -> list[str]:
         """Sentences for `summary.json`: what was assumed, how many steps lay outside the calibrated range.

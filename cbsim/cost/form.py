@@ -87,6 +87,13 @@ class StepColumns:
             chunks=tuple(shape.chunks for shape in shapes),
         )
 
+    def shapes(self) -> list[StepShape]:
+        """The steps one by one."""
+        counts = (self.num_decodes, self.decode_context, self.max_decode_context)
+        finishing = (self.num_logits - self.num_decodes).tolist()
+        rows = zip(self.chunks, finishing, *(count.tolist() for count in counts), strict=True)
+        return [StepShape(*row) for row in rows]
+
     def pairs(self, tile: int) -> Ints:
         """(query, key) pairs of each step's chunks, computed tile by tile."""
         if tile not in self._pairs:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from copy import copy
 from pathlib import Path
 from typing import Any, Literal
@@ -124,10 +124,18 @@ class ProfileCost(CostModel):
 
     def steps_s(self, columns: StepColumns) -> Floats:
         """Seconds of many steps at once: the same bits as `step_s` gives for each."""
-        gpu_s = self._form.seconds(columns, self._dense_tokens(columns))
+        gpu_s = self._gpu_s(columns)
         requests = columns.num_chunks + columns.num_decodes
         total: Floats = np.maximum(gpu_s, self._host.hidden_s(requests)) + self._host.added_s(requests)
         return total
+
+    def host_s(self, step_s: Floats, num_requests: Ints, columns_of: Callable[[Ints], StepColumns]) -> Floats:
+        """Seconds by which steps would be shorter without the host: a gap, or all beyond the GPU's time."""
+        added: Floats = self._host.added_s(num_requests)
+        is_bound = np.flatnonzero(step_s <= self._host.hidden_s(num_requests) + added)
+        if len(is_bound):
+            added[is_bound] = step_s[is_bound] - self._gpu_s(columns_of(is_bound))
+        return added
 
     def outside(self, shape: StepShape) -> bool:
         """Whether a step lies beyond the sizes that were measured."""
@@ -154,6 +162,9 @@ class ProfileCost(CostModel):
     def inputs(self) -> list[Path]:
         """The profile's file."""
         return [self._path]
+
+    def _gpu_s(self, columns: StepColumns) -> Floats:
+        return self._form.seconds(columns, self._dense_tokens(columns))
 
     def _padded(self, num_decodes: int) -> int:
         index = bisect_left(self._graph_sizes, num_decodes)

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
 from pydantic import Field
 
 from cbsim.config.section import ComponentConfig
 from cbsim.cost.base import CostModel, StepShape
 from cbsim.specs import GpuSpec, ModelSpec
+
+if TYPE_CHECKING:
+    from cbsim.cost.form import Floats, Ints, StepColumns
 
 
 class RooflineConfig(ComponentConfig):
@@ -58,6 +65,7 @@ class RooflineCost(CostModel):
         self._head_row_memory_s = (model.hidden_size + model.vocab_size / gpus) * element_s
         self._head_row_compute_s = model.logits_flop / flop_per_s / gpus
         num_all_reduces = 2 * model.num_layers + 1 if gpus > 1 else 0
+        self._host_step_s = config.host_step_s
         self._fixed_s = num_all_reduces * config.all_reduce_latency_s + config.host_step_s
         moved_bytes = num_all_reduces * model.hidden_size * model.element_bytes * 2 * (gpus - 1) / gpus
         self._link_token_s = moved_bytes / gpu.link_bytes_per_s
@@ -109,6 +117,10 @@ class RooflineCost(CostModel):
             + host_s
             for context in contexts
         ]
+
+    def host_s(self, step_s: Floats, num_requests: Ints, columns_of: Callable[[Ints], StepColumns]) -> Floats:
+        """Seconds that the host adds to steps of so many requests."""
+        return np.asarray(self._host_step_s + self._request_s * num_requests, dtype=np.float64)
 
     def _layers_s(self, num_tokens: int) -> float:
         memory_s = self._layers_weights_s + self._layers_token_memory_s * num_tokens

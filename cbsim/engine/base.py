@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from cbsim.cost.base import CostModel
+from cbsim.engine.slice_log import Slices
 from cbsim.errors import PluginError
 from cbsim.recorder import Column, Recorder
 from cbsim.request import Request
@@ -82,6 +83,13 @@ class Engine(ABC):
     @abstractmethod
     def step_columns(self) -> Mapping[str, Column]:
         """The finished steps, as in `RunLog.steps`."""
+
+    def slice_columns(self) -> Slices | None:
+        """Which request was in which of the finished steps; `None` where nobody can price those again.
+
+        With slices, `step_columns` has those of `SLICE_STEP_COLUMNS` too.
+        """
+        return None
 
     @abstractmethod
     def gaps(self) -> tuple[Column, Column]:

@@ -13,12 +13,22 @@ import numpy as np
 
 from cbsim.cost.base import CostModel
 from cbsim.engine.base import Engine, checked_s
+from cbsim.engine.slice_log import SliceLog, Slices
 from cbsim.observers.step_view import StepView
-from cbsim.recorder import DECISIONS, EMITTED, FINISHED, STEP_COLUMNS, Column, Recorder, Table
+from cbsim.recorder import (
+    DECISIONS,
+    EMITTED,
+    FINISHED,
+    SLICE_STEP_COLUMNS,
+    STEP_COLUMNS,
+    Column,
+    Recorder,
+    Table,
+)
 from cbsim.request import Request
 from cbsim.schedulers.base import Scheduler, StepPlan
 
-STEP_REALS = ("scheduled_at_s", "start_s", "duration_s")
+STEP_REALS = ("scheduled_at_s", "start_s", "duration_s", "transfer_s")
 STEP_INTEGERS = (
     "step",
     "num_prefill_tokens",
@@ -33,6 +43,8 @@ STEP_INTEGERS = (
     "num_context_tokens",
     "num_logits",
     "num_kv_tokens",
+    "waiting_for",
+    "max_decode_context",
 )
 
 
@@ -66,6 +78,7 @@ class ReferenceEngine(Engine):
         self._num_steps = 0
         self._last_end_s = 0.0
         self._steps = Table(STEP_REALS, STEP_INTEGERS)
+        self._slice_log = SliceLog()
         self._token_times: dict[int, array[float]] = {}
         self._requests: dict[int, Request] = {}
         self._gaps = array("d")
@@ -127,6 +140,8 @@ class ReferenceEngine(Engine):
             self.recorder.event(FINISHED, request, now, self.replica, step.number, 0)
             self._close(request)
         self._record_step(step, len(finished))
+        for request in finished:
+            self._slice_log.close(request.index)
         self._tell_ended(step, finished)
         return finished
 
@@ -134,6 +149,7 @@ class ReferenceEngine(Engine):
         """See `Engine.finish_record`."""
         for request in list(self._requests.values()):
             self._close(request)
+            self._slice_log.close(request.index)
 
     def step_columns(self) -> Mapping[str, Column]:
         """See `Engine.step_columns`."""
@@ -141,7 +157,11 @@ class ReferenceEngine(Engine):
         columns["replica"] = np.full(len(self._steps), self.replica)
         columns["num_decode_tokens"] = columns["num_decode_seqs"]
         columns["kv_blocks_total"] = np.full(len(self._steps), self.scheduler.pool.num_blocks)
-        return {name: columns[name] for name in STEP_COLUMNS}
+        return {name: columns[name] for name in (*STEP_COLUMNS, *SLICE_STEP_COLUMNS)}
+
+    def slice_columns(self) -> Slices | None:
+        """See `Engine.slice_columns`."""
+        return self._slice_log.slices(self.replica)
 
     def gaps(self) -> tuple[Column, Column]:
         """See `Engine.gaps`."""
@@ -168,7 +188,7 @@ class ReferenceEngine(Engine):
 
     def _record_step(self, step: Step, num_finished: int) -> None:
         plan = step.plan
-        num_prefill_tokens = num_prefill_seqs = num_decode_seqs = pairs = context = num_logits = 0
+        num_prefill_tokens = num_prefill_seqs = num_decode_seqs = pairs = context = num_logits = longest = 0
         for position, part in enumerate(plan.slices):
             tokens, before = part.num_tokens, part.num_computed_tokens
             pairs += tokens * before + tokens * (tokens + 1) // 2
@@ -177,8 +197,11 @@ class ReferenceEngine(Engine):
             if part.is_prefill:
                 num_prefill_tokens += tokens
                 num_prefill_seqs += 1
+                self._slice_log.prefill(step.number, part.request.index, tokens, before, part.emits)
             else:
                 num_decode_seqs += 1
+                longest = max(longest, before + tokens)
+                self._slice_log.decode(step.number, part.request.index)
             if self.recorder.with_batches:
                 kind = int(not part.is_prefill)
                 row = (self.replica, step.number, position, part.request.index, tokens, before, kind)
@@ -187,6 +210,7 @@ class ReferenceEngine(Engine):
             plan.now,
             step.start_s,
             step.duration_s,
+            plan.transfer_s,
             step.number,
             num_prefill_tokens,
             num_prefill_seqs,
@@ -200,6 +224,8 @@ class ReferenceEngine(Engine):
             context,
             num_logits,
             plan.num_kv_tokens,
+            getattr(plan, "waiting_for", int(plan.num_waiting > 0)),
+            longest if num_prefill_seqs else 0,
         )
 
     def _close(self, request: Request) -> None:

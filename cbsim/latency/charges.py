@@ -1,0 +1,108 @@
+"""Charges: what the steps of a replica cost those that are in them, in ticks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from cbsim.cost.base import CostModel
+from cbsim.engine.slice_log import NO_KV, NO_SLOT, Slices
+from cbsim.latency.prices import StepPrices
+from cbsim.latency.spans import Spans
+from cbsim.latency.steps import StepTimes
+from cbsim.latency.ticks import RangeSums, to_ticks
+from cbsim.recorder import Column
+
+
+class Charges:
+    """Each step is host time, moves of KV blocks, what others' chunks add for a request, and the rest.
+
+    For a decode others' chunks add the step's seconds less those of the same step without chunks; for a
+    prompt slice, less those of the same step without the other chunks.
+    """
+
+    def __init__(
+        self, steps: Mapping[str, Column], slices: Slices, cost: CostModel, times: StepTimes
+    ) -> None:
+        self._times = times
+        waiting_for = steps["waiting_for"]
+        self._lacking = [np.flatnonzero(waiting_for == code) for code in (NO_SLOT, NO_KV)]
+        """The steps decided while the head of the queue lacked a slot, and KV blocks."""
+        self._prefill_step = slices.prefills["step"]
+        transfer_s = steps["transfer_s"]
+        step_s = times.duration_s - transfer_s
+        prices = StepPrices(steps, slices, cost)
+        decodes = prices.num_decodes > 0
+        every = np.arange(len(times))
+        length = times.length(every)
+        host = np.minimum(to_ticks(prices.host_s(step_s)), length)
+        moving = np.flatnonzero(transfer_s)
+        swap = np.zeros(len(times), dtype=np.int64)
+        swap[moving] = np.minimum(to_ticks(transfer_s[moving]), (length - host)[moving])
+        self._host_of_decodes = np.concatenate([[0], np.cumsum(np.where(decodes, host, 0))])
+        moving = moving[decodes[moving]]
+        self._swap_of_decodes = RangeSums(moving, swap[moving])
+
+        chunk_steps = prices.chunk_steps
+        is_alone = ~decodes[chunk_steps]
+        added = to_ticks(step_s[chunk_steps] - prices.without_chunks_s())
+        added = np.clip(added, 0, (length - host - swap)[chunk_steps])
+        mixed, alone = chunk_steps[~is_alone], chunk_steps[is_alone]
+        self._chunk_steps = RangeSums(chunk_steps, length[chunk_steps])
+        self._mixed = RangeSums(mixed, length[mixed], added[~is_alone])
+        self._alone = RangeSums(alone, length[alone])
+        self.chunks_alone = RangeSums(alone, np.ones(len(alone), dtype=np.int64))
+        """Counts the steps of chunks without decodes."""
+
+        step = self._prefill_step
+        added = to_ticks(step_s[step] - prices.with_own_chunk_s(step_s[step]))
+        self._length, self._host, self._swap = length[step], host[step], swap[step]
+        self._added = np.clip(added, 0, self._length - self._host - self._swap)
+
+    def steps_with_chunks(self, first: Column, last: Column) -> Column:
+        """Ticks of the steps with prompt chunks in each range of steps."""
+        return self._chunk_steps.over(first, last)[0]
+
+    def waits(self, arrival_s: Column, admitted: Column) -> tuple[Column, Column]:
+        """Ticks until each request's first step that the head of the queue lacked a slot, and KV blocks.
+
+        What a step's decision found holds until the step ends. A request that arrives after that waits for
+        the step, not for what the head had lacked.
+        """
+        if not any(map(len, self._lacking)):
+            none = np.zeros(len(admitted), dtype=np.int64)
+            return none, none
+        first = self._times.first_decided(arrival_s)
+        no_slot, no_kv = (
+            RangeSums(steps, self._times.length(steps)).over(first, admitted - 1)[0]
+            for steps in self._lacking
+        )
+        return no_slot, no_kv
+
+    def of(self, spans: Spans) -> dict[str, Column]:
+        """What each span is charged with, by part; and its time in steps, all and those with chunks."""
+        is_prefill = spans.prefill >= 0
+        prefill, decode = spans.prefill[is_prefill], ~is_prefill
+        names = ("in_steps", "beside_chunks", "host", "swap", "others_prefill")
+        charged = {name: np.zeros(len(is_prefill), dtype=np.int64) for name in names}
+        own = (self._length, self._length, self._host, self._swap, self._added)
+        for name, ticks in zip(names, own, strict=True):
+            charged[name][is_prefill] = ticks[prefill]
+        for name, ticks in zip(names, self._of_decodes(spans.first[decode], spans.last[decode]), strict=True):
+            charged[name][decode] = ticks
+        rest = charged["in_steps"] - charged["host"] - charged["swap"] - charged["others_prefill"]
+        charged["decode"] = np.where(decode, rest, 0)
+        charged["recompute"] = np.where(spans.is_recompute, rest, 0)
+        charged["prefill"] = np.where(is_prefill & ~spans.is_recompute, rest, 0)
+        return charged
+
+    def _of_decodes(self, first: Column, last: Column) -> tuple[Column, ...]:
+        """The same for ranges of steps, in those among them that decode anything."""
+        (idle,) = self._times.idle.over(first + 1, last)
+        (alone,) = self._alone.over(first, last)
+        mixed, added = self._mixed.over(first, last)
+        (swap,) = self._swap_of_decodes.over(first, last)
+        in_steps = self._times.end(last) - self._times.start(first) - idle - alone
+        host = self._host_of_decodes[last + 1] - self._host_of_decodes[first]
+        return in_steps, mixed, host, swap, added

@@ -1,0 +1,127 @@
+"""StepPrices: what a step would have cost with less in it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from cbsim.cost.base import CostModel
+from cbsim.cost.form import StepColumns
+from cbsim.engine.slice_log import Slices
+from cbsim.recorder import Column
+
+
+class StepPrices:
+    """Prices the steps of a replica again: without the host, without chunks, with one chunk alone."""
+
+    def __init__(self, steps: Mapping[str, Column], slices: Slices, cost: CostModel) -> None:
+        self._cost = cost
+        self._prefills = slices.prefills
+        self.chunk_steps, self._chunk_step = np.unique(slices.prefills["step"], return_inverse=True)
+        """The steps with prompt chunks, rising; and of each prompt slice, which of these it is in."""
+        self._num_chunks = np.bincount(self._chunk_step, minlength=len(self.chunk_steps))
+        reach = np.zeros(len(self.chunk_steps), dtype=np.int64)
+        np.add.at(reach, self._chunk_step, self._reach(slice(None)))
+        self.num_decodes = steps["num_decode_seqs"]
+        """Of every step."""
+        self._context = steps["num_context_tokens"].copy()
+        self._context[self.chunk_steps] -= reach
+        """Tokens that the decodes of every step attend to."""
+        self._max_context = steps["max_decode_context"][self.chunk_steps]
+
+    def host_s(self, step_s: Column) -> Column:
+        """Seconds by which each step would be shorter without the host; `step_s` is its time, moves apart."""
+        num_requests = self.num_decodes.copy()
+        num_requests[self.chunk_steps] += self._num_chunks
+        return self._cost.host_s(step_s, num_requests, self._columns)
+
+    def without_chunks_s(self) -> Column:
+        """Seconds of each of `chunk_steps` with its decodes alone; 0 if it has none."""
+        seconds = np.zeros(len(self.chunk_steps))
+        mixed = np.flatnonzero(self.num_decodes[self.chunk_steps])
+        if len(mixed):
+            seconds[mixed] = self._cost.steps_s(self._decodes_of(mixed))
+        return seconds
+
+    def with_own_chunk_s(self, own_s: Column) -> Column:
+        """Seconds of each prompt slice's step with the other chunks left out, decodes kept.
+
+        `own_s` are the seconds of the steps as they are, where there is no other chunk.
+        """
+        seconds = own_s.copy()
+        beside = np.flatnonzero(self._num_chunks[self._chunk_step] > 1)
+        if len(beside):
+            seconds[beside] = self._cost.steps_s(self._one_chunk(beside))
+        return seconds
+
+    def _reach(self, rows: Column | slice) -> Column:
+        """Tokens that the last query of each prompt slice attends to."""
+        reach: Column = (self._prefills["num_tokens"] + self._prefills["num_computed_tokens"])[rows]
+        return reach
+
+    def _decodes_of(self, places: Column) -> StepColumns:
+        """The decodes alone of some of `chunk_steps`."""
+        rows = self.chunk_steps[places]
+        num_decodes, none = self.num_decodes[rows], np.zeros(len(rows), dtype=np.int64)
+        return StepColumns(
+            num_tokens=num_decodes,
+            num_logits=num_decodes,
+            num_chunks=none,
+            prefill_tokens=none,
+            longest_prefill=none,
+            num_decodes=num_decodes,
+            decode_context=self._context[rows],
+            max_decode_context=self._max_context[places],
+            chunks=((),) * len(rows),
+        )
+
+    def _one_chunk(self, prefills: Column) -> StepColumns:
+        """The steps of some prompt slices, each with that slice and the step's decodes."""
+        places = self._chunk_step[prefills]
+        rows = self.chunk_steps[places]
+        num_decodes, num_tokens = self.num_decodes[rows], self._prefills["num_tokens"][prefills]
+        before = self._prefills["num_computed_tokens"][prefills]
+        return StepColumns(
+            num_tokens=num_decodes + num_tokens,
+            num_logits=num_decodes + self._prefills["emits"][prefills],
+            num_chunks=np.ones(len(rows), dtype=np.int64),
+            prefill_tokens=num_tokens,
+            longest_prefill=before + num_tokens,
+            num_decodes=num_decodes,
+            decode_context=self._context[rows],
+            max_decode_context=self._max_context[places],
+            chunks=tuple((chunk,) for chunk in zip(num_tokens.tolist(), before.tolist(), strict=True)),
+        )
+
+    def _columns(self, rows: Column) -> StepColumns:
+        """Any steps as they were; decodes without chunks as if their contexts were equal."""
+        num_decodes, context = self.num_decodes[rows], self._context[rows]
+        max_context = -(-context // np.maximum(num_decodes, 1))
+        num_chunks, num_tokens, num_logits, longest = (np.zeros(len(rows), dtype=np.int64) for _ in range(4))
+        chunks: list[tuple[tuple[int, int], ...]] = [()] * len(rows)
+        place = np.minimum(np.searchsorted(self.chunk_steps, rows), max(len(self.chunk_steps) - 1, 0))
+        has_chunks = self.chunk_steps[place] == rows if len(self.chunk_steps) else np.zeros(len(rows), bool)
+        for row in np.flatnonzero(has_chunks).tolist():
+            mine = self._chunk_slice(int(place[row]))
+            tokens, before = self._prefills["num_tokens"][mine], self._prefills["num_computed_tokens"][mine]
+            chunks[row] = tuple(zip(tokens.tolist(), before.tolist(), strict=True))
+            num_chunks[row], num_tokens[row] = len(tokens), tokens.sum()
+            num_logits[row] = self._prefills["emits"][mine].sum()
+            longest[row] = (tokens + before).max()
+            max_context[row] = self._max_context[place[row]]
+        return StepColumns(
+            num_tokens=num_decodes + num_tokens,
+            num_logits=num_decodes + num_logits,
+            num_chunks=num_chunks,
+            prefill_tokens=num_tokens,
+            longest_prefill=longest,
+            num_decodes=num_decodes,
+            decode_context=context,
+            max_decode_context=max_context,
+            chunks=tuple(chunks),
+        )
+
+    def _chunk_slice(self, place: int) -> slice:
+        first, end = np.searchsorted(self._chunk_step, [place, place + 1])
+        return slice(int(first), int(end))

@@ -1,0 +1,52 @@
+"""StepTimes: when the steps of a replica start and end, in ticks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from cbsim.latency.ticks import RangeSums, to_ticks
+from cbsim.recorder import Column
+
+
+class StepTimes:
+    """Steps by their numbers, which are their places in the columns of one replica."""
+
+    def __init__(self, steps: Mapping[str, Column], origin_s: float) -> None:
+        """`origin_s`, whole seconds, is where ticks are counted from."""
+        self.origin_s = origin_s
+        self.scheduled_at_s = steps["scheduled_at_s"]
+        self.duration_s = steps["duration_s"]
+        self._start_s = steps["start_s"]
+        self._end_s = self._start_s + self.duration_s
+        after_idle = np.flatnonzero(self._start_s[1:] > self._end_s[:-1]) + 1
+        self.idle = RangeSums(after_idle, self.start(after_idle) - self.end(after_idle - 1))
+        """Ticks before a step in which no step was under way."""
+
+    def __len__(self) -> int:
+        return len(self._start_s)
+
+    def at(self, seconds: Column) -> Column:
+        """Instants in ticks."""
+        return to_ticks(seconds - self.origin_s)
+
+    def start(self, steps: Column) -> Column:
+        """The instants at which steps start."""
+        return self.at(self._start_s[steps])
+
+    def end(self, steps: Column) -> Column:
+        """The instants at which they end."""
+        return self.at(self._end_s[steps])
+
+    def length(self, steps: Column) -> Column:
+        """How long they take."""
+        return self.end(steps) - self.start(steps)
+
+    def last_ended(self, at_s: Column) -> Column:
+        """The last step that ended at or before each instant, seconds; -1 if none did."""
+        return np.searchsorted(self._end_s, at_s, side="right") - 1
+
+    def first_decided(self, at_s: Column) -> Column:
+        """The first step decided at or after each instant, seconds; their number if none was."""
+        return np.searchsorted(self.scheduled_at_s, at_s)
