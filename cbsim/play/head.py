@@ -22,7 +22,7 @@ def why_waiting(scheduler: Scheduler, now: float, budget: int | None, num_preemp
     if isinstance(scheduler, StaticScheduler):
         return _static(scheduler, head)
     if num_preempted and isinstance(scheduler, PagedScheduler):
-        return "no KV blocks: this step had to preempt"
+        return "a step that preempts admits nobody"
     max_num_seqs = getattr(scheduler.config, "max_num_seqs", None)
     if max_num_seqs is not None and scheduler.num_running >= max_num_seqs:
         return f"no slot: {scheduler.num_running} run, max_num_seqs is {max_num_seqs}"

@@ -130,7 +130,7 @@ class Replica:
         limits = {f"scheduler.{name}" for name in LIVE}
         settings = changed.keys() - {NUM_BLOCKS}
         if settings <= limits and is_tunable(self.scheduler):
-            tune(self.scheduler, experiment, self.cost)
+            tune(self.scheduler, self.experiment, experiment, self.cost)
             self.experiment = experiment
         else:
             self._replace_scheduler(experiment)
@@ -171,9 +171,10 @@ class Replica:
         self._arrive()
         finished = self.engine.end_step()
         for part in plan.slices:
-            self.score.took(part, step.end_s)
+            if part.emits:
+                self.score.emitted(part.request, step.end_s)
         for request in finished:
-            self.score.finished(request)
+            self.score.finished(request, step.end_s)
         self.last_step = Outcome(
             step.number,
             step.start_s,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from cbsim.request import Request
-from cbsim.schedulers import Slice
 
 
 @dataclass(slots=True)
@@ -17,25 +16,23 @@ class Score:
 
     num_finished: int = 0
     num_rejected: int = 0
+    _first_s: dict[int, float] = field(default_factory=dict)
+    """When the first token of each request that runs came out, by its index."""
     _ttft_s: list[float] = field(default_factory=list)
     _tpot_s: list[float] = field(default_factory=list)
 
-    def took(self, part: Slice, now: float) -> None:
-        """A slice has run; its token, if it emits one, is out at `now`."""
-        request = part.request
-        if not part.emits:
-            return
-        if request.first_token_at_s is None:
-            request.first_token_at_s = now
+    def emitted(self, request: Request, now: float) -> None:
+        """A token of a request is out."""
+        if request.index not in self._first_s:
+            self._first_s[request.index] = now
             self._ttft_s.append(now - request.arrival_s)
-        request.last_token_at_s = now
 
-    def finished(self, request: Request) -> None:
+    def finished(self, request: Request, now: float) -> None:
         """A request has its last token."""
         self.num_finished += 1
-        first_s, last_s = request.first_token_at_s, request.last_token_at_s
-        if request.num_output_tokens > 1 and first_s is not None and last_s is not None:
-            self._tpot_s.append((last_s - first_s) / (request.num_output_tokens - 1))
+        first_s = self._first_s.pop(request.index)
+        if request.num_output_tokens > 1:
+            self._tpot_s.append((now - first_s) / (request.num_output_tokens - 1))
 
     @property
     def mean_ttft_s(self) -> float | None:

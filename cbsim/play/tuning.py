@@ -11,18 +11,9 @@ from cbsim.kvcache import BlockPool
 from cbsim.play.pool import PlayPool
 from cbsim.request import Request, RequestState
 from cbsim.run import make_prices
-from cbsim.schedulers import SCHEDULERS, Resources, Scheduler, StepPlan
+from cbsim.schedulers import SCHEDULERS, Resources, Scheduler, SchedulerConfig, StepPlan
 
-_DERIVED = (
-    "config",
-    "max_tokens_per_step",
-    "num_watermark_blocks",
-    "max_model_len",
-    "blocks_per_slot",
-    "num_slots",
-    "timeout_s",
-)
-"""What the built-in schedulers make of their settings and of the number of blocks, once, when created."""
+_Plain = bool | int | float | str | SchedulerConfig | None
 
 
 def make_pool(experiment: Experiment) -> PlayPool:
@@ -49,10 +40,7 @@ def make_scheduler(experiment: Experiment, cost: CostModel, pool: BlockPool) -> 
 
 def check_servable(experiment: Experiment, cost: CostModel, requests: Iterable[Request]) -> None:
     """Raise `ConfigError` if some of these requests, accepted once, could never be served any more."""
-    num_blocks = experiment.kv_cache.size(
-        experiment.model, experiment.gpu, experiment.replicas.tensor_parallel
-    )
-    scheduler = make_scheduler(experiment, cost, BlockPool(num_blocks, experiment.kv_cache.block_size))
+    scheduler = _fresh(experiment, cost)
     problems = []
     for request in requests:
         if reason := scheduler.rejection(request):
@@ -66,12 +54,15 @@ def is_tunable(scheduler: Scheduler) -> bool:
     return type(scheduler).__module__.startswith("cbsim.")
 
 
-def tune(scheduler: Scheduler, experiment: Experiment, cost: CostModel) -> None:
-    """Give a scheduler other limits, or what follows from another size of its pool; its requests stay."""
-    fresh = make_scheduler(experiment, cost, scheduler.pool)
-    for name in _DERIVED:
-        if hasattr(fresh, name):
-            setattr(scheduler, name, getattr(fresh, name))
+def tune(scheduler: Scheduler, before: Experiment, after: Experiment, cost: CostModel) -> None:
+    """Give a scheduler other limits, or what follows from another number of blocks; its requests stay.
+
+    Where two schedulers that have done nothing yet differ is what follows from their settings.
+    """
+    old, new = (vars(_fresh(experiment, cost)) for experiment in (before, after))
+    for name, value in new.items():
+        if isinstance(value, _Plain) and value != old[name]:
+            setattr(scheduler, name, value)
 
 
 def clear(scheduler: Scheduler, now: float) -> StepPlan:
@@ -97,3 +88,8 @@ def queue_again(waiting: Iterable[Request], scheduler: Scheduler) -> None:
             scheduler.waiting.put_back(request)
         else:
             scheduler.add(request)
+
+
+def _fresh(experiment: Experiment, cost: CostModel) -> Scheduler:
+    """The experiment's scheduler, that has done nothing and never will."""
+    return make_scheduler(experiment, cost, make_pool(experiment))
