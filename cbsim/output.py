@@ -81,12 +81,20 @@ def has_file(folder: Path, name: str) -> bool:
 
 def foreign_files(folder: Path) -> list[str]:
     """The names in a folder, sorted, that no run writes into its own."""
-    observed = _observer_files(folder)
+    observed = observer_files(folder)
     return sorted(
         path.name
         for path in folder.iterdir()
         if not (_is_of_run(path) or path.name in observed or _LITTER.fullmatch(path.name))
     )
+
+
+def observer_files(folder: Path) -> list[str]:
+    """Names of the files that observers of the run there have written, by its manifest."""
+    names = _read(folder / MANIFEST).get(OBSERVER_FILES)
+    if not isinstance(names, list):
+        return []
+    return [name for name in names if isinstance(name, str) and Path(name).name == name]
 
 
 def check_run_target(folder: Path) -> None:
@@ -188,12 +196,6 @@ def _is_of_run(path: Path) -> bool:
         return is_report(path)
     name = path.name
     return name in RUN_FILES or name.removeprefix(".").removesuffix(".partial") in RUN_FILES
-
-
-def _observer_files(folder: Path) -> set[str]:
-    """Names of the files that observers of the run there have written."""
-    names = _read(folder / MANIFEST).get(OBSERVER_FILES)
-    return {name for name in names if isinstance(name, str)} if isinstance(names, list) else set()
 
 
 def _names(folder: Path) -> list[str] | None:

@@ -14,7 +14,15 @@ from cbsim.errors import CbsimError
 from cbsim.metrics import Summary
 from cbsim.observers import Observer
 from cbsim.observers.audience import write_files
-from cbsim.output import MANIFEST, OBSERVER_FILES, check_run_target, foreign_files, has_file, is_run_folder
+from cbsim.output import (
+    MANIFEST,
+    OBSERVER_FILES,
+    check_run_target,
+    foreign_files,
+    has_file,
+    is_run_folder,
+    observer_files,
+)
 from cbsim.recorder import RunLog
 from cbsim.scratch import scratch_folder
 from cbsim.tables import TABLES, ArrowTable, to_frame
@@ -166,6 +174,8 @@ def is_whole_run(folder: Path) -> bool:
             path = folder / f"{name}.parquet"
             if name != "batches" or path.exists():
                 pq.read_metadata(path)
+        if not all(map(partial(has_file, folder), observer_files(folder))):
+            return False
     except (CbsimError, OSError, pa.ArrowException):
         return False
     return isinstance(result.config, dict) and "goodput_per_s" in result.summary
@@ -186,7 +196,7 @@ def copy_run(source: Path, folder: Path, change: Callable[[dict[str, Any]], dict
 
     def write(copy: Path) -> None:
         tables = [f"{name}.parquet" for name in TABLES]
-        for name in ("summary.json", *tables, *run.manifest.get(OBSERVER_FILES, ())):
+        for name in ("summary.json", *tables, *observer_files(source)):
             if name != "batches.parquet" or (source / name).exists():
                 shutil.copyfile(source / name, copy / name)
         (copy / CONFIG).write_text(_yaml(change(run.config)), encoding="utf-8")

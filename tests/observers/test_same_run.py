@@ -1,0 +1,188 @@
+"""Observers change nothing: the same run to the last bit, and no more SimPy events than their needs cost."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import simpy
+
+from cbsim.engine.fast import FastEngine
+from cbsim.observers import OBSERVERS, Observer
+from cbsim.recorder import ADMITTED, ARRIVED, FINISHED, PREEMPTED, RESUMED, Recorder, RunLog
+from cbsim.router import make_router
+from cbsim.run import collect
+from cbsim.schedulers import SCHEDULERS
+from cbsim.testing import Case, differences, draw_case
+from cbsim.world import World
+from tests.engine.twins import IrregularCost
+from tests.observers.test_hooks import KINDS, crowd
+from tests.observers.watched import Notes, StateNotes, StepNotes, row, setting, watch
+from tests.simulation import ListedWorkload
+
+ROWS = crowd(60)
+START_AND_END = 2
+"""SimPy events of the one process that lets requests arrive."""
+
+
+def observers() -> list[Observer]:
+    built_in = [
+        OBSERVERS.get(name)(None, **{"file": "log.txt"} if name == "log" else {})
+        for name in OBSERVERS.builtin_names()
+    ]
+    return [Notes(), StepNotes(), StateNotes(), *built_in]
+
+
+@pytest.mark.parametrize("concurrency", [None, 7])
+@pytest.mark.parametrize("num_replicas", [1, 3])
+@pytest.mark.parametrize("kind", KINDS)
+def test_results_are_those_of_a_run_that_nobody_watches(
+    kind: str, num_replicas: int, concurrency: int | None
+) -> None:
+    for is_async in (False, True):
+        mapping = setting(
+            scheduler={"type": kind, "async_scheduling": is_async},
+            num_blocks=12,
+            replicas={"count": num_replicas, "router": "least_outstanding"},
+        )
+        mapping["kv_cache"]["prefix_caching"] = kind in ("vllm", "preemptive")
+        if kind == "static":
+            mapping["scheduler"]["max_model_len"] = 24
+        alone = watch(mapping, ROWS, concurrency=concurrency)
+        assert differences(alone, watch(mapping, ROWS, *observers(), concurrency=concurrency)) == []
+        assert differences(alone, watch(mapping, ROWS, Notes(), concurrency=concurrency)) == []
+        assert len(alone.steps["step"]) > 30
+
+
+@pytest.mark.parametrize("stop_at_s", [3.5, 8.0])
+def test_so_are_those_of_a_run_that_is_stopped(stop_at_s: float) -> None:
+    mapping = setting(num_blocks=12, stop_at_s=stop_at_s)
+    notes = Notes()
+    assert differences(watch(mapping, ROWS), watch(mapping, ROWS, notes, *observers())) == []
+    assert notes.ended_at_s == [stop_at_s]
+
+
+def drawn(kind: str, seed: int, num_replicas: int) -> Case:
+    """A small and tight open-loop case of the conformance kit."""
+    case = draw_case(np.random.default_rng(seed), SCHEDULERS.get(kind).Config, {})
+    return replace(case, concurrency=None, num_replicas=num_replicas)
+
+
+def run_world(case: Case, kind: str, *, step_by_step: bool) -> RunLog:
+    recorder = Recorder()
+    num_in_flight = 2 if case.settings.get("async_scheduling") else 1
+    engines = [
+        FastEngine(i, case.make_scheduler(SCHEDULERS.get(kind)), IrregularCost(), recorder, num_in_flight)
+        for i in range(case.num_replicas)
+    ]
+    world = World(
+        ListedWorkload(case.requests), engines, make_router("least_kv", 0), step_by_step=step_by_step
+    )
+    world.run()
+    return collect(recorder, engines, world.end_s)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_fast_engine_step_by_step_gives_what_it_gives_when_it_runs_ahead(kind: str) -> None:
+    for seed in range(6):
+        case = drawn(kind, seed, 1 + seed % 3)
+        one, other = (run_world(case, kind, step_by_step=flag) for flag in (False, True))
+        assert differences(one, other) == [], f"{case!r}"
+
+
+@pytest.fixture
+def num_events(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows by an item for each SimPy event."""
+    counted: list[int] = []
+    schedule = simpy.Environment.schedule
+
+    def count(*args: Any, **kwargs: Any) -> None:
+        counted.append(1)
+        schedule(*args, **kwargs)
+
+    monkeypatch.setattr(simpy.Environment, "schedule", count)
+    return counted
+
+
+class Ends(Observer):
+    def on_finished(self, now: float, request: Any, replica: int) -> None:
+        """Hears of the end of requests."""
+
+
+@pytest.mark.parametrize("num_replicas", [1, 3])
+def test_who_hears_of_requests_alone_costs_no_simpy_event(num_replicas: int, num_events: list[int]) -> None:
+    rows = [row(f"r{i}", 10.0 + i, 8, 200) for i in range(20)]
+    mapping = setting(num_blocks=2000, replicas={"count": num_replicas})
+    log = watch(mapping, rows, Ends())
+    assert len(num_events) == len(rows) + START_AND_END
+    assert len(log.steps["step"]) > 200
+
+
+def test_who_hears_of_steps_costs_one_event_a_step(num_events: list[int]) -> None:
+    """And one for each arrival, one or two more where the replica was idle."""
+    rows = [row(f"r{i}", 10.0 + 50 * i, 8, 20) for i in range(20)]
+    log = watch(setting(), rows, StepNotes())
+    num_steps = len(log.steps["step"])
+    assert num_steps == 400
+    assert num_steps + 20 < len(num_events) <= num_steps + 3 * 20 + 2 * START_AND_END
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_hooks_tell_what_the_record_does(kind: str) -> None:
+    """The same decisions and results, at the same instants, in the same order for each replica."""
+    codes = {
+        "arrived": [ARRIVED],
+        "admitted": [ADMITTED, RESUMED],
+        "preempted": [PREEMPTED],
+        "finished": [FINISHED],
+    }
+    for seed in range(12):
+        case = drawn(kind, seed, 2)
+        notes = StepNotes()
+        mapping = setting(
+            scheduler={"type": kind, **case.settings},
+            kv_cache={
+                "num_blocks": case.num_blocks,
+                "block_size": case.block_size,
+                "prefix_caching": case.prefix_caching,
+            },
+            replicas={"count": 2},
+        )
+        log = watch(mapping, case.requests, notes)
+        names = log.requests["request_id"]
+        for replica in range(2):
+            for told, meant in codes.items():
+                events = log.events
+                rows = [
+                    i
+                    for i, code in enumerate(events["event"])
+                    if code in meant and events["replica"][i] == replica
+                ]
+                expected = [(events["time_s"][i], names[events["request"][i]]) for i in rows]
+                calls = [(c[0], c[2]) for c in notes.calls if c[1] == told and c[3] == replica]
+                assert sorted(calls) == sorted(expected) if told == "arrived" else calls == expected
+        first = {c[2]: c[0] for c in notes.calls if c[1] == "first token"}
+        got = log.requests["first_token_at_s"]
+        assert first == {names[i]: got[i] for i in range(len(names)) if got[i] == got[i]}
+        ended = [(c[0], c[2]) for c in notes.calls if c[1] == "after" and c[3] == 0]
+        own = log.steps["replica"] == 0
+        ends = (log.steps["start_s"] + log.steps["duration_s"])[own].tolist()
+        assert ended == list(zip(ends, log.steps["step"][own].tolist(), strict=True))
+
+
+def test_two_observed_runs_in_one_process_do_not_touch_each_other() -> None:
+    inner = StepNotes()
+
+    class Outer(StepNotes):
+        def on_admitted(self, now: float, request: Any, replica: int) -> None:
+            super().on_admitted(now, request, replica)
+            if request.request_id == "r5":
+                watch(setting(), ROWS[:10], inner)
+
+    outer, alone = Outer(), StepNotes()
+    log = watch(setting(), ROWS, outer)
+    assert differences(log, watch(setting(), ROWS, alone)) == []
+    assert outer.calls == alone.calls
+    assert inner.calls[0] == (0.0, "arrived", "r0", 0)
