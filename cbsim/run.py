@@ -8,8 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from cbsim.cost import COST_MODELS, CostModel, StepShape
 from cbsim.engine.base import Engine
 from cbsim.engine.fast import FastEngine
@@ -17,6 +15,7 @@ from cbsim.engine.reference import ReferenceEngine
 from cbsim.engine.slice_log import Slices
 from cbsim.errors import CbsimError, PluginError
 from cbsim.experiment import Experiment
+from cbsim.gaps import distinct_gaps
 from cbsim.kvcache import BlockPool, IdentityPool
 from cbsim.latency import Replica, mean_parts, request_parts
 from cbsim.manifest import make_manifest
@@ -201,12 +200,7 @@ def collect(
     """The log of a run that has ended."""
     for engine in engines:
         engine.finish_record()
-    all_gaps = [engine.gaps() for engine in engines]
-    values = np.concatenate([gaps for gaps, _ in all_gaps])
-    counts = np.concatenate([count for _, count in all_gaps])
-    gap_s, place = np.unique(values, return_inverse=True)
-    gap_count = np.zeros(len(gap_s), dtype=np.int64)
-    np.add.at(gap_count, place, counts)
+    gap_s, gap_count = distinct_gaps(engine.gaps() for engine in engines)
     schedulers = [engine.scheduler for engine in engines]
     requests = recorder.request_columns()
     steps = [engine.step_columns() for engine in engines]

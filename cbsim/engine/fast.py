@@ -15,7 +15,7 @@ from cbsim.engine.request_log import RequestLog
 from cbsim.engine.step_log import StepLog
 from cbsim.engine.stretch import Stretch, group_steps_s
 from cbsim.engine.token_log import TokenLog
-from cbsim.recorder import DECISIONS, Column, Recorder, empty_float
+from cbsim.recorder import DECISIONS, Column, Recorder
 from cbsim.request import Request, RequestState
 from cbsim.schedulers.base import Scheduler, Slice, StepPlan
 
@@ -63,7 +63,6 @@ class FastEngine(Engine):
         self._ahead: Stretch | None = None
         """Steps decided and not yet written down: where they are cut is still open."""
         self._advanced_to_s = 0.0
-        self._gaps = (empty_float(), empty_float())
         self.quiet_until_s = -math.inf
         """Before this instant `advance` changes nothing that others see but blocks; set by `advance`."""
 
@@ -414,9 +413,7 @@ class FastEngine(Engine):
         self._settle()
         self._dissolve()
         self.requests.close_all()
-        group_end_s = self.steps.group_end_s(self._num_ended)
-        self.recorder.longest_gaps(*self.tokens.longest_gaps(group_end_s))
-        self._gaps = self.tokens.gaps(group_end_s)
+        self.recorder.longest_gaps(*self.tokens.longest_gaps(self.steps.group_end_s(self._num_ended)))
 
     def step_columns(self) -> Mapping[str, Column]:
         """See `Engine.step_columns`."""
@@ -430,4 +427,4 @@ class FastEngine(Engine):
 
     def gaps(self) -> tuple[Column, Column]:
         """See `Engine.gaps`."""
-        return self._gaps
+        return self.tokens.gaps(self.steps.group_end_s(self._num_ended))

@@ -6,7 +6,7 @@ from array import array
 
 import numpy as np
 
-from cbsim.recorder import Column, Table
+from cbsim.recorder import Column, Table, as_column
 from cbsim.request import Request
 
 
@@ -39,13 +39,15 @@ class TokenLog:
         segments = self._segments.to_columns()
         first, last = segments["first"], segments["last"]
         # A segment holds the gaps that end in its group steps first + 1 .. last.
-        change = np.zeros(len(group_end_s) + 1, dtype=np.int64)
+        change = np.zeros(len(group_end_s) + 1, dtype=np.int32)
         np.add.at(change, first + 1, 1)
         np.add.at(change, last + 1, -1)
-        count = np.cumsum(change)[1:-1]
+        count = np.cumsum(change, out=change)[1:-1]
+        held = count > 0
         between = np.diff(group_end_s)
-        values = [np.array(self._gaps), group_end_s[first] - segments["before_s"], between[count > 0]]
-        counts = [np.ones(len(values[0]) + len(values[1]), dtype=np.int64), count[count > 0]]
+        values = [as_column(self._gaps), group_end_s[first] - segments["before_s"], between[held]]
+        del between
+        counts = [np.ones(len(values[0]) + len(values[1]), dtype=np.int32), count[held]]
         return np.concatenate(values), np.concatenate(counts)
 
     def longest_gaps(self, group_end_s: Column) -> tuple[Column, Column]:
