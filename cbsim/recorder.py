@@ -48,8 +48,8 @@ class RunLog:
     `num_context_tokens` (sum over all slices of the KV entries read: context before plus tokens now),
     `num_logits` (rows of logits) and `num_kv_tokens` (KV entries of running requests computed by the
     step's end, for the waste of reservations). Where there are `slices`, also `transfer_s` (seconds of the
-    step spent moving KV blocks to and from host memory), `waiting_for` (what the head of the queue lacked: 0
-    nobody waits, 1 its turn, 2 a slot, 3 KV blocks) and `max_decode_context` (0 in steps without chunks)."""
+    step spent moving KV blocks to and from host memory), `waiting_for` (codes of `WaitingFor`: what the
+    head of the queue lacked) and `max_decode_context` (0 in steps without chunks)."""
     events: Mapping[str, Column]
     """In the order they happened: `time_s`, `replica`, `step`, `request` (row in `requests`), `event`
     (codes of `EVENTS`), `num_tokens`."""
@@ -301,8 +301,9 @@ class MergedSteps(Mapping[str, Column]):
 
     def __init__(self, replicas: Sequence[Mapping[str, Column]]) -> None:
         self._replicas = replicas
-        start_s = self._joined("start_s")
-        self._order = np.lexsort((self._joined("replica"), start_s)) if len(replicas) > 1 else None
+        self._order: Column | None = None
+        if len(replicas) > 1:
+            self._order = np.lexsort((self._joined("replica"), self._joined("start_s")))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._replicas[0])
