@@ -224,7 +224,7 @@ class ReferenceEngine(Engine):
             context,
             num_logits,
             plan.num_kv_tokens,
-            getattr(plan, "waiting_for", int(plan.num_waiting > 0)),
+            plan.waiting_for,
             longest if num_prefill_seqs else 0,
         )
 

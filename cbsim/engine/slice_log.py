@@ -11,8 +11,6 @@ from cbsim.recorder import Column, Table
 
 PREFILL_COLUMNS = ("step", "request", "num_tokens", "num_computed_tokens", "emits")
 DECODE_COLUMNS = ("request", "first_step", "last_step")
-NO_SLOT, NO_KV = 2, 3
-"""Codes of `RunLog.steps["waiting_for"]`; 0 is nobody waits, 1 any other reason of the head's."""
 
 
 @dataclass(frozen=True, slots=True)

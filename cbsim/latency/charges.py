@@ -7,12 +7,15 @@ from collections.abc import Mapping
 import numpy as np
 
 from cbsim.cost.base import CostModel
-from cbsim.engine.slice_log import NO_KV, NO_SLOT, Slices
+from cbsim.engine.slice_log import Slices
 from cbsim.latency.prices import StepPrices
 from cbsim.latency.spans import Spans
 from cbsim.latency.steps import StepTimes
 from cbsim.latency.ticks import RangeSums, to_ticks
 from cbsim.recorder import Column
+from cbsim.schedulers.step_plan import WaitingFor
+
+_LACKING = (WaitingFor.SLOT, WaitingFor.KV_BLOCKS)
 
 
 class Charges:
@@ -27,7 +30,7 @@ class Charges:
     ) -> None:
         self._times = times
         waiting_for = steps["waiting_for"]
-        self._lacking = [np.flatnonzero(waiting_for == code) for code in (NO_SLOT, NO_KV)]
+        self._lacking = [np.flatnonzero(waiting_for == code) for code in _LACKING]
         """The steps decided while the head of the queue lacked a slot, and KV blocks."""
         self._prefill_step = slices.prefills["step"]
         transfer_s = steps["transfer_s"]
