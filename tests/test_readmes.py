@@ -25,7 +25,6 @@ FOLDERS = ("calibration", "configs", "experiments", "workloads")
 READMES = sorted(
     [ROOT / "README.md", *(path for name in ("cbsim", *FOLDERS) for path in (ROOT / name).rglob("*.md"))]
 )
-FENCE = re.compile(r"^```console test\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\((?!https?://|#|mailto:)([^)#]+)")
 
 
@@ -36,10 +35,10 @@ class Command(NamedTuple):
     shown: list[str]
 
 
-def commands(text: str) -> list[list[Command]]:
-    """The commands of each block marked as a test."""
+def commands(text: str, marked: str = "console test") -> list[list[Command]]:
+    """The commands of each fenced block whose info string matches."""
     blocks = []
-    for block in FENCE.findall(text):
+    for block in re.findall(rf"^```(?:{marked})\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
         found: list[Command] = []
         for line in block.splitlines():
             if line.startswith("$ "):
@@ -76,6 +75,11 @@ def checkout(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("block", MARKED)
 def test_commands_print_what_is_shown(block: list[Command], checkout: Path) -> None:
+    run_block(block, checkout)
+
+
+def run_block(block: list[Command], checkout: Path) -> None:
+    """Run commands one after another in a folder; each must succeed and print what is shown under it."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "COLUMNS": "120"}
     for command in block:
