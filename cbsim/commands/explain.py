@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
+import textwrap
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +17,7 @@ from cbsim.commands.arguments import load_experiment, print_json, with_json, wit
 from cbsim.errors import CbsimError
 
 if TYPE_CHECKING:
+    from cbsim.experiment import Experiment
     from cbsim.explain.batch_step import BatchStep
     from cbsim.explain.rerun import Window
     from cbsim.explain.source import Source
@@ -23,11 +27,14 @@ _TERMINAL = "-"
 _HEADER_EVERY = 30
 """Lines of a table that runs on, on a terminal."""
 _INTERRUPTED = 130
+_LINE = 100
+"""Characters of a line of sentences."""
 
 
 @click.command()
 @click.argument("run")
 @with_set
+@click.option("--request", "request_id", metavar="ID", help="What happened to one request, and why.")
 @click.option("--steps", metavar="A:B", help="The batches of steps A to B-1; A: is all from A on.")
 @click.option("--replica", type=click.IntRange(min=0), default=0, show_default=True, help="Of the steps.")
 @click.option("--follow", is_flag=True, help="Steps as they happen, until Ctrl-C.")
@@ -48,36 +55,103 @@ _INTERRUPTED = 130
 @click.option(
     "--over", type=click.Choice(["steps", "time"]), default="steps", show_default=True, help="Of the picture."
 )
+@click.option(
+    "--slowest", type=click.IntRange(min=0), default=5, show_default=True, help="Requests that are listed."
+)
+@click.option(
+    "--by", type=click.Choice(["ttft", "e2e"]), default="ttft", show_default=True, help="Of --slowest."
+)
 @with_json
 @with_quiet
 def explain(
     run: str,
     overrides: tuple[str, ...],
+    request_id: str | None,
     steps: str | None,
     replica: int,
     follow: bool,
     speed: float,
     gantt: str | None,
     over: str,
+    slowest: int,
+    by: str,
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Tell where the time of RUN goes: a run folder, an experiment file, or the name of a shipped one."""
-    source = _open(run, overrides)
+    """Tell where the time of RUN goes: a run folder, an experiment file, or the name of a shipped one.
+
+    Without options: the parts of TTFT and E2E, on average and in the slowest hundredth, and the slowest
+    requests. Batches that the run has not recorded are simulated again.
+    """
+    if request_id is not None and (follow or steps is not None):
+        raise CbsimError("--request: is of all steps of a request; allowed without --steps and --follow")
+    source = _open(run, overrides, quiet or follow)
     source.check_replica(replica)
-    window = _window(steps or "0:", replica)
+    if request_id is not None and gantt is None:
+        _explain_request(source, request_id, as_json)
+        return
+    if request_id is None and steps is None and not follow and gantt is None:
+        _explain_run(source, by, slowest, as_json)
+        return
+    window = _stay(source, request_id) if request_id else _window(steps or "0:", replica)
     if follow:
         _follow(source, window, speed, as_json)
     elif gantt is not None:
         _draw_gantt(source, window, gantt, over == "time", as_json)
-    elif steps is not None:
+    else:
         _show_steps(source, window, as_json)
 
 
-def _open(run: str, overrides: tuple[str, ...]) -> Source:
+def _explain_run(source: Source, by: str, num_slow: int, as_json: bool) -> None:
+    from cbsim.explain.parts import check_parts
+    from cbsim.explain.run_diagnosis import diagnose_run
+    from cbsim.report.slow_table import slow_table
+
+    check_parts(source.result, source.name)
+    diagnosis = diagnose_run(source.result, by, num_slow)
+    if as_json:
+        print_json(diagnosis.to_json())
+        return
+    for sentence in diagnosis.sentences():
+        _say(sentence)
+    if diagnosis.slow:
+        click.echo()
+        slow_table(diagnosis).print()
+
+
+def _explain_request(source: Source, request_id: str, as_json: bool) -> None:
+    from cbsim.explain.request_diagnosis import diagnose_request
+    from cbsim.report.request_text import request_table
+
+    diagnosis = diagnose_request(source, request_id)
+    if as_json:
+        print_json(diagnosis.to_json())
+        return
+    _say(diagnosis.sentence())
+    if diagnosis.entries:
+        click.echo()
+        request_table(diagnosis).print()
+
+
+def _say(sentence: str) -> None:
+    """Print a sentence in lines that can be read."""
+    click.echo(textwrap.fill(sentence, _LINE, subsequent_indent="  "))
+
+
+def _stay(source: Source, request_id: str) -> Window:
+    from cbsim.explain.request_diagnosis import stay_window
+
+    return stay_window(source, request_id)
+
+
+def _open(run: str, overrides: tuple[str, ...], quiet: bool) -> Source:
     """The run meant. Raises `CbsimError` for sweeps, of which one run must be named."""
     from cbsim.explain.source import Source
     from cbsim.output import is_sweep_folder
+    from cbsim.progress import watch_run
+
+    def watched(experiment: Experiment) -> AbstractContextManager[Callable[[int, float], None] | None]:
+        return watch_run(experiment, quiet)
 
     path = Path(run)
     if not path.is_dir():
@@ -85,12 +159,29 @@ def _open(run: str, overrides: tuple[str, ...]) -> Source:
         if experiment.sweep:
             keys = ", ".join(experiment.sweep)
             raise CbsimError(f"{run}: has a sweep over {keys}; allowed: one run, as with --set {keys}=...")
-        return Source(run, given=experiment)
+        return Source(run, given=experiment, watched=watched)
     if is_sweep_folder(path):
-        raise CbsimError(f"{run}: holds a sweep; allowed: one of its runs, {path / 'points'}/...")
+        raise CbsimError(f"{run}: holds a sweep; allowed: one of its runs:", *_points(path))
     if overrides:
         raise CbsimError(f"--set: {run} is a run that has ended; allowed with an experiment")
-    return Source(run, folder=path)
+    return Source(run, folder=path, watched=watched)
+
+
+def _points(folder: Path) -> list[str]:
+    """The runs of a sweep that have ended, each with what was swept."""
+    import pandas as pd
+
+    from cbsim.report.tables import point_labels
+
+    table = folder / "table.parquet"
+    if not table.is_file():
+        return [str(point) for point in sorted((folder / "points").iterdir())]
+    points = pd.read_parquet(table)
+    return [
+        f"{folder / 'points' / point}  {label}"
+        for point, label, error in zip(points["point"], point_labels(points), points["error"], strict=True)
+        if pd.isna(error)
+    ]
 
 
 def _window(text: str, replica: int) -> Window:

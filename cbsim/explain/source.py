@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from cbsim.errors import CbsimError
 from cbsim.experiment import Experiment
 from cbsim.explain.agreement import Agreement, changes_since
 from cbsim.explain.recorded import recorded_steps
-from cbsim.explain.rerun import Take, Window, rerun
+from cbsim.explain.rerun import Check, Take, Window, rerun
 from cbsim.result import Result, load_run
 from cbsim.run import run_experiment
 from cbsim.world import Progress
@@ -28,7 +30,8 @@ class Source:
     """As the user has named it."""
     folder: Path | None = None
     given: Experiment | None = None
-    progress: Progress | None = field(default=None, compare=False)
+    watched: Callable[[Experiment], AbstractContextManager[Progress | None]] = lambda _: nullcontext()
+    """What shows how far a simulation is."""
 
     @cached_property
     def result(self) -> Result:
@@ -36,7 +39,10 @@ class Source:
         if self.folder is not None:
             return load_run(self.folder)
         assert self.given is not None
-        return run_experiment(self.given, self.progress)
+        # Who would watch the run itself has nothing to do with its explanation.
+        experiment = self.given.model_copy(update={"observers": []})
+        with self.watched(experiment) as progress:
+            return run_experiment(experiment, progress)
 
     @cached_property
     def experiment(self) -> Experiment:
@@ -64,12 +70,16 @@ class Source:
         that can't be, or if it comes out differently.
         """
         if self.folder is None:
-            rerun(self.experiment, window, take, progress=self.progress)
+            self._rerun(window, take)
         elif self.result.make_table("batches") is not None:
             for step in recorded_steps(self.result, window):
                 take(step)
         else:
             self._rerun_folder(self.folder, window, take)
+
+    def _rerun(self, window: Window, take: Take, check: Check | None = None) -> None:
+        with self.watched(self.experiment) as progress:
+            rerun(self.experiment, window, take, check, progress)
 
     def _rerun_folder(self, folder: Path, window: Window, take: Take) -> None:
         if any(note.startswith(_LIVE) for note in self.result.notes[:1]):
@@ -79,7 +89,7 @@ class Source:
             )
         agreement = Agreement(folder, self.result, window.replica)
         try:
-            rerun(self.experiment, window, take, agreement.check, self.progress)
+            self._rerun(window, take, agreement.check)
         except CbsimError as error:
             reasons = (f"{folder}: {why}" for why in changes_since(self.result))
             allowed = f"allowed: cbsim run {folder / 'config.yaml'} --out DIR, then cbsim explain DIR"
