@@ -1,0 +1,406 @@
+"""The READMEs' diagrams say what the code does: states, calls, imports, commands and files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+import cbsim
+from cbsim.cli import main
+from cbsim.cost.base import CostModel
+from cbsim.engine.base import Engine
+from cbsim.experiment import Experiment
+from cbsim.paths import data_folder
+from cbsim.recorder import EVENTS, KINDS, RunLog
+from cbsim.request import RequestState
+from cbsim.run import make_workload, simulate
+from cbsim.schedulers import SCHEDULERS, Scheduler
+from cbsim.world import World
+from tests import mermaid, simulation
+from tests.mermaid import Flowchart, Message, Transition
+from tests.test_architecture import EXTRA_EDGES, LAYERS, PACKAGE, PARTS, imports, rank
+from tests.test_readmes import READMES, ROOT
+
+DRAWN = {path: found for path in READMES if (found := mermaid.diagrams(path))}
+"""The diagrams of each README that has any."""
+
+
+@pytest.mark.parametrize("path", DRAWN, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_diagram_is_made_of_statements_of_its_kind(path: Path) -> None:
+    for lines in DRAWN[path]:
+        assert mermaid.read(lines)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "flowchart TD\na --> b",
+        'flowchart TD\na["A"] -> b["B"]',
+        'flowchart TD\na["A"]\na["B"]',
+        'flowchart up\na["A"]',
+        "stateDiagram-v2\nstate a {\n[*] --> b: c",
+        "stateDiagram-v2\na -> b: c",
+        "sequenceDiagram\nparticipant A\nA->>B: call()",
+        "graph TD\na --> b",
+    ],
+)
+def test_what_is_no_diagram_is_noticed(wrong: str) -> None:
+    with pytest.raises(ValueError, match=r"no|twice|never|without"):
+        mermaid.read(wrong.splitlines())
+
+
+# The life of a request
+
+
+def life_of_a_request() -> list[Transition]:
+    (lines,) = mermaid.diagrams(ROOT / "cbsim/schedulers/README.md", "stateDiagram")
+    return mermaid.transitions(lines)
+
+
+TIGHT = {
+    "type": "synthetic",
+    "num_requests": 24,
+    "arrivals": {"type": "poisson", "rate_per_s": 1.0},
+    "prompt_tokens": {"type": "uniform", "min": 2, "max": 30},
+    "output_tokens": {"type": "uniform", "min": 1, "max": 24},
+}
+"""Requests of which some are longer than the KV cache, and few fit into it together."""
+
+
+def tight_runs() -> Iterator[RunLog]:
+    """Runs of every scheduler, synchronous and not, whole and cut short, with batches recorded."""
+    for name in SCHEDULERS.builtin_names():
+        config = SCHEDULERS.get(name).Config
+        budget = {"max_tokens_per_step": 12} if "max_tokens_per_step" in config.model_fields else {}
+        ways = [{"preemption": "swap"}, {}] if "preemption" in config.model_fields else [{}]
+        for way in ways:
+            for is_async in (False, True):
+                for stop_at_s in (None, 9.0, 57.0):
+                    yield tight_run({"type": name, "async_scheduling": is_async, **budget, **way}, stop_at_s)
+
+
+def tight_run(scheduler: dict[str, Any], stop_at_s: float | None) -> RunLog:
+    experiment = Experiment.from_mapping(
+        {
+            "workload": TIGHT,
+            "scheduler": scheduler,
+            "cost_model": {"type": "constant", "step_s": 1.0},
+            "kv_cache": {"num_blocks": 12, "block_size": 4},
+            "output": {"batches": True},
+            "stop_at_s": stop_at_s,
+        }
+    )
+    return simulate(experiment, make_workload(experiment))[0]
+
+
+@cache
+def logs() -> list[RunLog]:
+    return list(tight_runs())
+
+
+def state_changes(log: RunLog) -> set[tuple[str, str, str]]:
+    """Every change of state in a run: from, to, and the event that made it (`the run ends` is none)."""
+    found = set()
+    becomes = {
+        "arrived": "waiting",
+        "admitted": "running",
+        "resumed": "running",
+        "preempted": "preempted",
+        "finished": "finished",
+        "rejected": "rejected",
+    }
+    states: dict[int, str] = {}
+    names = [EVENTS[code] for code in log.events["event"].tolist()]
+    rejected = set(log.rejections)
+    for event, request in zip(names, log.events["request"].tolist(), strict=True):
+        if event == "emitted" or (event == "arrived" and request in rejected):
+            continue
+        found.add((states.get(request, "[*]"), becomes[event], event))
+        states[request] = becomes[event]
+    for request, code in enumerate(log.requests["state"].tolist()):
+        state = RequestState(code).name.lower()
+        if state == "unfinished":
+            found.add((states[request], state, "the run ends"))
+        else:
+            assert states[request] == state
+    return found
+
+
+def kind_changes(log: RunLog) -> set[tuple[str, str]]:
+    """What a request computes in a step after what it computed in the one before, since it was admitted."""
+    assert log.batches is not None
+    rows: dict[int, list[tuple[float, str]]] = {}
+    kinds = (KINDS[code] for code in log.batches["kind"].tolist())
+    for request, at_s, kind in zip(
+        log.batches["request"].tolist(), log.batches["start_s"].tolist(), kinds, strict=True
+    ):
+        rows.setdefault(request, []).append((at_s, kind))
+    for code, request, at_s in zip(
+        log.events["event"].tolist(),
+        log.events["request"].tolist(),
+        log.events["time_s"].tolist(),
+        strict=True,
+    ):
+        if EVENTS[code] in ("admitted", "resumed"):
+            rows.setdefault(request, []).append((at_s - 0.5, "[*]"))
+    found = set()
+    for steps in rows.values():
+        in_order = [kind for _, kind in sorted(steps)]
+        found |= set(pairwise(in_order))
+    return {(before, after) for before, after in found if after != "[*]"}
+
+
+def test_the_states_of_the_diagram_are_those_of_requests() -> None:
+    drawn = {state for each in life_of_a_request() if each.inside is None for state in each[:2]}
+    assert drawn - {"[*]"} == {state.name.lower() for state in RequestState}
+
+
+def test_requests_change_their_state_as_drawn_and_in_no_other_way() -> None:
+    drawn = {
+        (
+            each.source,
+            each.target,
+            "the run ends" if each.label == "the run ends" else each.label.split()[0].strip(","),
+        )
+        for each in life_of_a_request()
+        if each.inside is None
+    }
+    assert set().union(*map(state_changes, logs())) == drawn
+
+
+def test_running_requests_compute_as_drawn() -> None:
+    drawn = {each[:2] for each in life_of_a_request() if each.inside == "running"}
+    assert {state for each in drawn for state in each} == {"[*]", *KINDS}
+    # An asynchronous step is decided before it starts: its rows are not in the order of decisions.
+    assert set().union(*map(kind_changes, (log for log in logs() if not is_async(log)))) == drawn
+
+
+def is_async(log: RunLog) -> bool:
+    return bool((log.steps["scheduled_at_s"] < log.steps["start_s"]).any())
+
+
+# The life of a step
+
+
+class Tape:
+    """Records who calls what, of some methods of some objects."""
+
+    def __init__(self) -> None:
+        self.calls: list[Message] = []
+        self._callers = ["World"]
+
+    def record(self, instance: Any, name: str, methods: tuple[str, ...]) -> None:
+        for method in methods:
+            setattr(instance, method, self._recorded(name, method, getattr(instance, method)))
+
+    def _recorded(self, name: str, method: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def recorded(*arguments: Any) -> Any:
+            self.calls.append(Message(self._callers[-1], name, method, True))
+            self._callers.append(name)
+            try:
+                return call(*arguments)
+            finally:
+                self._callers.pop()
+
+        return recorded
+
+
+def calls_of_a_run(num_output_tokens: int, **settings: Any) -> list[Message]:
+    """What World, Engine, Scheduler and CostModel call of each other for one request."""
+    tape = Tape()
+    scheduler = simulation.make_scheduler("vllm", **settings)
+    request = {"request_id": "a", "arrival_s": 0.0, "num_prompt_tokens": 5}
+    row = {**request, "num_output_tokens": num_output_tokens}
+    made = simulation.ReferenceEngine(
+        0, scheduler, simulation.FixedCost(), simulation.Recorder(), 2 if settings else 1
+    )
+    tape.record(made, "Engine", ("submit", "call", "end_step"))
+    tape.record(scheduler, "Scheduler", ("rejection", "add", "plan", "commit"))
+    tape.record(made.cost, "CostModel", ("step_s",))
+    World(simulation.ListedWorkload([row]), [made], simulation.RoundRobin()).run()
+    return tape.calls
+
+
+def drawn_calls(number: int) -> list[Message]:
+    """The calls of one of the engine README's diagrams, without their arguments."""
+    lines = mermaid.diagrams(ROOT / "cbsim/engine/README.md", "sequence")[number]
+    return [
+        each._replace(text=each.text.partition("(")[0]) for each in mermaid.messages(lines) if each.is_call
+    ]
+
+
+def test_a_step_is_called_as_drawn() -> None:
+    assert calls_of_a_run(1) == drawn_calls(0)
+
+
+def test_two_steps_in_flight_are_called_as_drawn() -> None:
+    drawn = drawn_calls(1)
+    shown = {(each.target, each.text) for each in drawn}
+    calls = [each for each in calls_of_a_run(3, async_scheduling=True) if (each.target, each.text) in shown]
+    assert calls == drawn
+
+
+def test_the_participants_of_a_step_are_classes_with_such_methods() -> None:
+    classes = {"World": World, "Engine": Engine, "Scheduler": Scheduler, "CostModel": CostModel}
+    for number in (0, 1):
+        for each in drawn_calls(number):
+            assert callable(getattr(classes[each.target], each.text))
+            assert each.source in classes
+
+
+# Who imports whom
+
+
+def boxes() -> tuple[Flowchart, dict[str, str]]:
+    """The diagram, and the box of each part."""
+    (lines,) = mermaid.diagrams(ROOT / "cbsim/README.md", "flowchart")
+    chart = mermaid.flowchart(lines)
+    listed = [(part, box) for box, label in chart.labels.items() for part in label[1].split(", ")]
+    assert len(dict(listed)) == len(listed), "a part stands in two boxes"
+    return chart, dict(listed)
+
+
+def imported_boxes(box_of: dict[str, str]) -> dict[str, set[str]]:
+    """The boxes that a box imports from; what is imported for annotations alone doesn't count."""
+    found: dict[str, set[str]] = {box: set() for box in box_of.values()}
+    for part, paths in PARTS.items():
+        for module, only_for_types in (each for path in paths for each in imports(path)):
+            names = module.split(".")
+            if part != "__init__" and names[0] == PACKAGE and len(names) > 1 and not only_for_types:
+                found[box_of[part]] |= {box_of[names[1]]} - {box_of[part]}
+    return found
+
+
+def all_below(box: str, imported: dict[str, set[str]]) -> set[str]:
+    """The boxes that arrows lead to from a box, directly or not."""
+    return imported[box].union(*(all_below(each, imported) for each in imported[box]))
+
+
+def test_every_part_stands_in_a_box_of_the_diagram() -> None:
+    assert set(boxes()[1]) == set().union(*LAYERS), "see the diagram in cbsim/README.md"
+
+
+def test_no_arrow_leads_to_a_higher_layer() -> None:
+    chart, box_of = boxes()
+    for source, target in chart.arrows:
+        for lower in (part for part, box in box_of.items() if box == target):
+            for upper in (part for part, box in box_of.items() if box == source):
+                assert rank(lower) < rank(upper) or (upper, lower) in EXTRA_EDGES
+
+
+def test_arrows_are_the_imports_that_no_other_arrow_implies() -> None:
+    chart, box_of = boxes()
+    imported = imported_boxes(box_of)
+    needed = {
+        (box, target)
+        for box, targets in imported.items()
+        for target in targets
+        if not any(target in all_below(other, imported) for other in targets - {target})
+    }
+    assert set(chart.arrows) == needed
+
+
+# From a trace to a report
+
+
+@cache
+def data_flow() -> Flowchart:
+    (lines,) = mermaid.diagrams(ROOT / "README.md", "flowchart")
+    return mermaid.flowchart(lines)
+
+
+def labels(shape: str) -> dict[str, list[str]]:
+    chart = data_flow()
+    return {name: label for name, label in chart.labels.items() if chart.shapes[name] == shape}
+
+
+COMMANDS = {name: label[0].removeprefix("cbsim ") for name, label in labels("([").items()}
+EXPERIMENT = """\
+workload: {type: trace, path: t.csv}
+scheduler: continuous
+cost_model: {type: constant, step_s: 0.05}
+slo: {ttft_s: 0.3}
+"""
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the commands that write folders have run."""
+    folder = tmp_path_factory.mktemp("flow")
+    rows = "".join(f"{i / 4},20,{3 + i % 2}\n" for i in range(120))
+    (folder / "t.csv").write_text(f"arrived_at,num_prefill_tokens,num_decode_tokens\n{rows}")
+    (folder / "e.yaml").write_text(EXPERIMENT)
+    experiment = str(folder / "e.yaml")
+    call("run", experiment, "--out", str(folder / "run"))
+    call(
+        "sweep",
+        experiment,
+        "--set",
+        "sweep.scheduler.max_num_seqs=[4, 8]",
+        "--out",
+        str(folder / "sweep"),
+        "--no-plots",
+    )
+    search = ("--requests", "60", "--replicates", "2", "--tolerance", "0.5", "--no-plots")
+    call("capacity", experiment, *search, "--out", str(folder / "capacity"))
+    return folder
+
+
+def call(*arguments: str) -> None:
+    ran = CliRunner().invoke(main, list(arguments), catch_exceptions=False)
+    assert ran.exit_code == 0, ran.output
+
+
+def test_every_command_of_the_flow_is_one() -> None:
+    assert len(COMMANDS) > 5
+    for command in COMMANDS.values():
+        assert CliRunner().invoke(main, [command, "--help"]).exit_code == 0, command
+
+
+def test_commands_write_the_folders_that_arrows_lead_to(written: Path) -> None:
+    folders = labels("[(")
+    assert {COMMANDS[a] for a, b in data_flow().arrows if b in folders} == {
+        "run",
+        "live",
+        "sweep",
+        "capacity",
+    }
+    for source, target in data_flow().arrows:
+        if target in folders and COMMANDS[source] != "live":
+            kind, *files = folders[target]
+            assert kind == f"{COMMANDS[source]} folder"
+            assert [name for name in files if not (written / COMMANDS[source] / name).exists()] == []
+
+
+def test_commands_read_the_folders_that_arrows_come_from(written: Path) -> None:
+    read = {(folder, COMMANDS[command]) for folder, command in data_flow().arrows if folder in labels("[(")}
+    reported = {folder for folder, command in read if command == "report"}
+    assert reported == set(labels("[("))
+    names = [str(written / labels("[(")[folder][0].split()[0]) for folder in sorted(reported)]
+    call("report", *names, "--out", str(written / "report.html"))
+    assert {command for _, command in read} == {"report", "explain", "compare"}
+    call("compare", names[-2], names[-2])
+    call("explain", names[-2], "--steps", "0:3")
+
+
+def test_files_of_the_flow_are_what_they_are_called(written: Path) -> None:
+    files = {label[0].partition(": ")[0]: "<br/>".join(label) for label in labels("[/").values()}
+    for suffix in files["trace"].partition(": ")[2].split(", "):
+        call("workload", "convert", str(written / "t.csv"), str(written / f"trace{suffix}"))
+        call("workload", "stats", str(written / f"trace{suffix}"))
+    profile = files["profile"].partition(": ")[2]
+    assert list((data_folder("calibration") / "profiles").rglob(profile))
+    folders = {path.name.lower() for path in data_folder("configs").iterdir() if path.is_dir()}
+    listed = files["configs"].partition(": ")[2].replace("<br/>", " ").lower().replace(",", "").split()
+    assert set(listed) == folders
+    assert "report.html" in files
+
+
+def test_the_package_is_the_one_that_the_diagrams_are_of() -> None:
+    assert Path(cbsim.__file__).resolve().parent == ROOT / "cbsim"
