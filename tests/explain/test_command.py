@@ -170,7 +170,7 @@ def test_a_sweep_is_asked_for_one_of_its_runs() -> None:
     assert ran.exit_code == 2
     first, *points = ran.stderr.splitlines()
     assert first == "s: holds a sweep; allowed: one of its runs:"
-    assert [line.split("  ")[-1] for line in points] == ["0", "1"]
+    assert [line.split()[-1] for line in points] == ["0", "1"]
     assert explain(points[0].split()[0]).exit_code == 0
 
 
