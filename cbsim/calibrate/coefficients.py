@@ -88,6 +88,12 @@ def fit_coefficients(
     return Fit(values, float(best.cost))
 
 
+def soft_weights(residuals: Floats) -> Floats:
+    """Weights of soft L1 in least squares that are solved again and again; they multiply residuals."""
+    weights: Floats = (1.0 + residuals**2) ** -0.25
+    return weights
+
+
 def _decode(unknowns: Sequence[Unknown], numbers: Floats) -> Values:
     return {
         unknown.name: unknown.decode(float(number)) for unknown, number in zip(unknowns, numbers, strict=True)

@@ -5,74 +5,72 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.optimize import nnls
 
 from cbsim.calibrate.attentionfit import seconds_of
-from cbsim.calibrate.coefficients import LOSS_SCALE
+from cbsim.calibrate.coefficients import LOSS_SCALE, soft_weights
+from cbsim.calibrate.leftout import TILES, Mask, can_be_left_out, left_out_loss
 from cbsim.calibrate.point import Point
 from cbsim.cost.form import DenseTable, Floats
-
-Steps = NDArray[np.bool_]
+from cbsim.cost.tiles import Tiles
 
 KNOT_RATIO = 1.08
-"""Knots are at least this ratio of token counts apart."""
-JUMP_RATIO = 1.08
-"""A closer neighbour that takes so much longer is a knot all the same: the edge of a step."""
-SMOOTHINGS = (0.01, 0.03, 0.1, 0.3)
+"""Knots are at least this ratio of counted tokens apart."""
+SMOOTHINGS = (0.01, 0.03, 0.1, 0.3, 1.0)
 """Weights of the roughness, of which cross-validation takes one."""
+FIRST_SMOOTHING = 0.1
+"""The one that tiles are chosen with."""
 ROUGHNESS_SCALE = 0.1
-"""Larger changes of slope, in seconds over tokens, count linearly: steps may stay steps."""
+"""Larger changes of slope, in seconds over tokens, count linearly: a knee may stay one."""
 NUM_REWEIGHTINGS = 4
-NUM_FOLDS = 5
 MIN_TAIL_POINTS = 3
 
 
 def fit_dense(points: Sequence[Point]) -> DenseTable:
-    """A monotone table with least relative error, as smooth as cross-validation finds it to be.
+    """A monotone table with least relative error; cross-validation chooses its tiles and its smoothness.
 
     The slope beyond it is that of a line through the last quarter of the points: one segment says too little.
     """
     points = sorted(points, key=lambda point: point.tokens)
     tokens = np.array([point.tokens for point in points], dtype=np.float64)
     seconds = seconds_of(points)
-    knots, edges = _knots(tokens, seconds)
-    heights = _heights(knots, edges, tokens, seconds, _best_smoothing(tokens, seconds))
+
+    def loss(tiles: Tiles, smoothing: float) -> float:
+        def predict(kept: Mask) -> Floats:
+            return _fitted(tiles, smoothing, tokens[kept], seconds[kept]).at(tokens[~kept])
+
+        return left_out_loss(seconds, predict)
+
+    if not can_be_left_out(len(points)):
+        return _fitted(TILES[0], SMOOTHINGS[0], tokens, seconds)
+    tiles = min(TILES, key=lambda tiles: loss(tiles, FIRST_SMOOTHING))
+    smoothing = min(SMOOTHINGS, key=lambda smoothing: loss(tiles, smoothing))
+    return _fitted(tiles, smoothing, tokens, seconds)
+
+
+def _fitted(tiles: Tiles, smoothing: float, tokens: Floats, seconds: Floats) -> DenseTable:
+    counted = tiles.counted(tokens)
+    knots = _knots(counted)
     return DenseTable(
-        tokens=tuple(int(count) for count in knots),
-        seconds=tuple(float(height) for height in heights),
-        tail_s_per_token=_tail_slope(tokens, seconds),
+        tiles=tiles,
+        tokens=tuple(int(knot) for knot in knots),
+        seconds=tuple(_heights(knots, counted, seconds, smoothing).tolist()),
+        tail_s_per_token=_tail_slope(counted, seconds),
     )
 
 
-def _knots(tokens: Floats, seconds: Floats) -> tuple[Floats, Steps]:
-    """Token counts far enough apart, first and last included, and which of them are the edge of a step.
-
-    A close neighbour that takes much longer is the far edge of one: tiles make a staircase of matrix products
-    on some GPUs.
-    """
-    is_edge: dict[float, bool] = {float(tokens[0]): False}
-    last = tokens[0]
-    for index in range(1, len(tokens)):
-        before, count = float(tokens[index - 1]), float(tokens[index])
-        close = before < count < KNOT_RATIO * before
-        if close and seconds[index] > JUMP_RATIO * seconds[index - 1]:
-            is_edge[before] = is_edge[count] = True
-            last = count
-        elif count >= KNOT_RATIO * last:
-            is_edge[count] = False
-            last = count
-    end = float(tokens[-1])
-    if end not in is_edge:
-        if len(is_edge) > 1 and not is_edge[last]:
-            del is_edge[last]
-        is_edge[end] = False
-    knots = np.array(sorted(is_edge))
-    return knots, np.array([is_edge[knot] for knot in knots])
+def _knots(counts: Floats) -> Floats:
+    """Whole counts far enough apart, the first and the last included."""
+    distinct = np.unique(np.round([*counts, np.ceil(counts.max())]))
+    knots = [distinct[0]]
+    for count in distinct[1:-1]:
+        if count >= KNOT_RATIO * knots[-1] and distinct[-1] >= KNOT_RATIO * count:
+            knots.append(count)
+    return np.array(knots if len(distinct) == 1 else [*knots, distinct[-1]])
 
 
-def _heights(knots: Floats, edges: Steps, tokens: Floats, seconds: Floats, smoothing: float) -> Floats:
-    """Heights at the knots, each >= the one before; at the edges of steps they may bend as they like.
+def _heights(knots: Floats, tokens: Floats, seconds: Floats, smoothing: float) -> Floats:
+    """Heights at the knots, each >= the one before.
 
     Non-negative least squares for the first height and the rises, of relative errors and changes of slope,
     reweighted as soft L1 asks.
@@ -84,15 +82,15 @@ def _heights(knots: Floats, edges: Steps, tokens: Floats, seconds: Floats, smoot
     rise = np.arange(1, len(knots))
     risen = np.clip((position - rise[:, None] + 1) + share, 0.0, 1.0)
     fidelity = np.vstack([np.ones(len(tokens)), risen]).T / seconds[:, None]
-    bends = _bends(knots) * ~edges[1:-1, None]
+    bends = _bends(knots)
     weights, bend_weights = np.ones(len(tokens)), np.ones(len(bends))
     heights: Floats = np.interp(knots, tokens, seconds)
     for _ in range(NUM_REWEIGHTINGS):
         relative_bends = bends * (knots[1:-1] / heights[1:-1])[:, None]
         system = np.vstack([fidelity * weights[:, None], smoothing * relative_bends * bend_weights[:, None]])
         rises, _ = nnls(system, np.concatenate([weights, np.zeros(len(bends))]))
-        weights = _soft((fidelity @ rises - 1.0) / LOSS_SCALE)
-        bend_weights = _soft(relative_bends @ rises / ROUGHNESS_SCALE)
+        weights = soft_weights((fidelity @ rises - 1.0) / LOSS_SCALE)
+        bend_weights = soft_weights(relative_bends @ rises / ROUGHNESS_SCALE)
         heights = np.maximum(np.cumsum(rises), seconds.min() * 1e-3)
     return heights
 
@@ -107,35 +105,12 @@ def _bends(knots: Floats) -> Floats:
     return bends
 
 
-def _soft(residuals: Floats) -> Floats:
-    """Weights of soft L1: 1 for small residuals, falling with large ones."""
-    weights: Floats = (1.0 + residuals**2) ** -0.25
-    return weights
-
-
-def _best_smoothing(tokens: Floats, seconds: Floats) -> float:
-    """The smoothing that predicts left-out points best; the ends are always kept."""
-    if len(tokens) < 2 * NUM_FOLDS:
-        return SMOOTHINGS[0]
-    fold = np.arange(len(tokens)) % NUM_FOLDS
-    fold[[0, -1]] = -1
-
-    def loss(smoothing: float) -> float:
-        errors = []
-        for number in range(NUM_FOLDS):
-            kept = fold != number
-            knots, edges = _knots(tokens[kept], seconds[kept])
-            heights = _heights(knots, edges, tokens[kept], seconds[kept], smoothing)
-            errors.append(np.log(np.interp(tokens[~kept], knots, heights) / seconds[~kept]))
-        scaled = np.concatenate(errors) / LOSS_SCALE
-        return float(np.mean(np.sqrt(1.0 + scaled**2)))
-
-    return min(SMOOTHINGS, key=loss)
-
-
 def _tail_slope(tokens: Floats, seconds: Floats) -> float:
-    """Seconds a token beyond the table."""
-    if len(tokens) == 1:
-        return 0.0
+    """Seconds a token beyond the table: more rows at once never cost more each than those before them."""
     last = slice(-max(MIN_TAIL_POINTS, len(tokens) // 4), None)
-    return max(0.0, float(np.polyfit(tokens[last], seconds[last], 1, w=1.0 / seconds[last])[0]))
+    average = float(seconds[-1] / tokens[-1])
+    tokens, seconds = tokens[last], seconds[last]
+    if tokens[0] == tokens[-1]:
+        return average
+    slope = float(np.polyfit(tokens, seconds, 1, w=1.0 / seconds)[0])
+    return min(max(0.0, slope), average)

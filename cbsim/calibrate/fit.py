@@ -77,8 +77,8 @@ def fit_form(points: Sequence[Point], num_layers: int, seed: int) -> StepForm:
     ]
     if short:
         raise CalibrationError(*(f"too few points to fit: {line}" for line in short))
-    streams = np.random.SeedSequence(seed).spawn(4)
-    logits_rng, decode_rng, prefill_rng, fused_rng = map(np.random.default_rng, streams)
+    streams = np.random.SeedSequence(seed).spawn(3)
+    decode_rng, prefill_rng, fused_rng = map(np.random.default_rng, streams)
     decode = fit_decode(by_op["decode"], decode_rng)
     prefill = fit_prefill(by_op["prefill"], prefill_rng)
     mixed = by_op.get("mixed", [])
@@ -89,7 +89,7 @@ def fit_form(points: Sequence[Point], num_layers: int, seed: int) -> StepForm:
     return StepForm(
         num_layers=num_layers,
         dense=fit_dense(by_op["dense"]),
-        logits=fit_logits(by_op["logits"], logits_rng),
+        logits=fit_logits(by_op["logits"]),
         decode=decode,
         prefill=prefill,
         fused=fused,

@@ -5,7 +5,8 @@ tokens of context in all, and `blend(a, b, s) = (a + b + sqrt((a - b)^2 + s a b)
 max(a, b) at s = 0 to a + b at s = 4:
 
     t       = L g(T) + LM(S) + L A_dec + L A_pre
-    g       = one layer outside attention: a rising piecewise-linear table, linear beyond its last knot
+    g       = one layer outside attention: a rising piecewise-linear table, linear beyond its last knot;
+              T and S are counted by tiles (`cbsim/cost/tiles.py`)
     LM      = fixed + per_row S + per_row_beyond_128 max(0, S - 128)
             + per_row_beyond_256 max(0, S - 256)
     A_dec   = launch + blend(blend(per_decode B, per_token KV + start_per_token min(KV, start), s),
@@ -28,7 +29,7 @@ agree to the bit; that is why `blend` stands where others write a p-norm.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Annotated, Any
 
 import numpy as np
@@ -39,6 +40,7 @@ from pydantic import Field, model_validator
 from cbsim.config.section import Section
 from cbsim.cost.base import StepShape
 from cbsim.cost.grid import AttentionGrid
+from cbsim.cost.tiles import Tiles
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -87,6 +89,15 @@ class StepColumns:
             chunks=tuple(shape.chunks for shape in shapes),
         )
 
+    def take(self, places: Ints) -> StepColumns:
+        """Some of the steps."""
+        counts = {
+            each.name: getattr(self, each.name)[places]
+            for each in fields(self)
+            if each.name not in ("chunks", "_pairs")
+        }
+        return StepColumns(**counts, chunks=tuple(self.chunks[place] for place in places.tolist()))
+
     def shapes(self) -> list[StepShape]:
         """The steps one by one."""
         counts = (self.num_decodes, self.decode_context, self.max_decode_context)
@@ -114,8 +125,10 @@ def num_pairs(chunks: Sequence[tuple[int, int]], tile: int) -> int:
 class DenseTable(Section):
     """Seconds of one layer outside attention by tokens: rising, linear between knots and beyond the last."""
 
+    tiles: Tiles = Tiles()
+    """How tokens are counted."""
     tokens: tuple[int, ...] = Field(min_length=1)
-    """The knots, rising, >= 1."""
+    """The knots, counted tokens, rising, >= 1."""
     seconds: tuple[Coefficient, ...] = Field(min_length=1)
     """At the knots; never falling."""
     tail_s_per_token: Coefficient
@@ -131,32 +144,34 @@ class DenseTable(Section):
             raise ValueError("seconds must not fall")
         return self
 
-    def at(self, num_tokens: Ints) -> Floats:
+    def at(self, num_tokens: Ints | Floats) -> Floats:
         """Seconds at some token counts: none for 0, those of the first knot below it."""
         knots = np.array(self.tokens, dtype=np.float64)
         seconds = np.array(self.seconds)
-        inside = np.interp(num_tokens, knots, seconds)
-        beyond = seconds[-1] + self.tail_s_per_token * (num_tokens - knots[-1])
-        return np.where(num_tokens > 0, np.where(num_tokens > knots[-1], beyond, inside), 0.0)
+        counted = self.tiles.counted(num_tokens)
+        inside = np.interp(counted, knots, seconds)
+        beyond = seconds[-1] + self.tail_s_per_token * (counted - knots[-1])
+        return np.where(counted > 0, np.where(counted > knots[-1], beyond, inside), 0.0)
 
 
 class LogitsForm(Section):
     """Seconds of LM head and sampling by rows of logits."""
 
+    tiles: Tiles = Tiles()
+    """How rows are counted."""
     fixed_s: Coefficient
     per_row_s: Coefficient
     per_row_beyond_128_s: Coefficient
     per_row_beyond_256_s: Coefficient
 
-    def at(self, num_rows: Ints) -> Floats:
+    def at(self, num_rows: Ints | Floats) -> Floats:
         """Seconds at row counts; no rows take no time."""
-        beyond_128 = np.maximum(num_rows - 128, 0)
-        beyond_256 = np.maximum(num_rows - 256, 0)
+        rows = self.tiles.counted(num_rows)
         seconds: Floats = (
             self.fixed_s
-            + self.per_row_s * num_rows
-            + self.per_row_beyond_128_s * beyond_128
-            + self.per_row_beyond_256_s * beyond_256
+            + self.per_row_s * rows
+            + self.per_row_beyond_128_s * np.maximum(rows - 128, 0)
+            + self.per_row_beyond_256_s * np.maximum(rows - 256, 0)
         )
         return np.where(num_rows > 0, seconds, 0.0)
 
