@@ -168,7 +168,10 @@ class _Replica:
 
     def leak(self) -> str | None:
         """What is wrong with the blocks at the end, `None` if nothing is."""
-        self.pool.check_integrity(self.holders.values())
+        try:
+            self.pool.check_integrity(self.holders.values())
+        except RuntimeError as error:
+            return f"the KV blocks of {type(self.scheduler).__name__} don't add up: {error}"
         num_used = self.pool.num_used
         if self.scheduler.running or not num_used:
             return None

@@ -130,6 +130,7 @@ def test_a_run_replaces_a_run_with_observers_files_and_nothing_else(tmp_path: Pa
         cbsim.run(EXPERIMENT, out=folder)
 
 
+BUILT_IN = "a mapping with type: log, metrics, memory, csv"
 MODULE = '''
 from cbsim.observers import Observer
 
@@ -167,8 +168,8 @@ def test_on_the_command_line_it_is_one_line_and_exit_2(
         (
             [{"every": 3}, 7],
             [
-                "e.yaml:1: observers[0]: has no type; expected a mapping with type: log, metrics, memory, csv",
-                "e.yaml:1: observers[1]: got 7; expected a mapping with type: log, metrics, memory, csv",
+                f"e.yaml:1: observers[0]: has no type; expected {BUILT_IN}",
+                f"e.yaml:1: observers[1]: got 7; expected {BUILT_IN}",
             ],
         ),
         (
