@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from functools import cache
 from itertools import pairwise
@@ -244,6 +245,8 @@ def test_two_steps_in_flight_are_called_as_drawn() -> None:
     shown = {(each.target, each.text) for each in drawn}
     calls = [each for each in calls_of_a_run(3, async_scheduling=True) if (each.target, each.text) in shown]
     assert calls == drawn
+    text = "\n".join(mermaid.diagrams(ROOT / "cbsim/engine/README.md", "sequence")[1])
+    assert re.findall(r"commit\((.*)\)", text) == ["step 0", "step 1", "step 2"]
 
 
 def test_the_participants_of_a_step_are_classes_with_such_methods() -> None:
