@@ -20,8 +20,8 @@ max(a, b) at s = 0 to a + b at s = 4:
                              max(per_longest_token X, per_longest_decode_token Kmax), s)
 
 Where a profile has the `fused` term, a step with chunks and decodes costs the largest of it, A_dec and A_pre
-in place of their sum. Where attention was timed over a whole grid, its tables (`cbsim/cost/grid.py`) stand in
-place of all three. No coefficient is negative, so the time is monotone in everything and linear far out.
+in place of their sum. Where one of the three was timed over a whole grid, its table (`cbsim/cost/grid.py`)
+stands in its place. No coefficient is negative, so the time is monotone in everything and linear far out.
 Sums, products, square roots and comparisons are exactly rounded everywhere, so the scalar and the vector form
 agree to the bit; that is why `blend` stands where others write a p-norm.
 """
@@ -288,20 +288,22 @@ class StepForm(Section):
     prefill: PrefillAttention
     fused: FusedAttention | None = None
     grid: AttentionGrid | None = None
-    """Tables of attention in place of the three formulas."""
+    """Tables of attention in place of some or all of the three formulas."""
 
     def attention_s(self, columns: StepColumns) -> tuple[Floats, Floats]:
         """Seconds of one layer's attention: the decodes', and the chunks' (or all of a mixed step)."""
-        if self.grid is not None:
-            attention = self.grid.at(columns)
-            return np.where(columns.num_chunks > 0, 0.0, attention), np.where(
-                columns.num_chunks > 0, attention, 0.0
-            )
-        decode, prefill = self.decode.at(columns), self.prefill.at(columns)
-        if self.fused is None:
+        grid = self.grid
+        decode = self.decode.at(columns) if grid is None else grid.decodes(columns)
+        has_table = grid is not None and grid.prefill is not None
+        prefill = grid.chunks(columns) if grid is not None and has_table else self.prefill.at(columns)
+        if grid is not None and grid.mixed is not None:
+            together = grid.chunks_among_decodes(columns)
+        elif self.fused is not None:
+            together = self.fused.at(columns, self.prefill.tile)
+        else:
             return decode, prefill
+        together = np.maximum(np.maximum(together, decode), prefill)
         mixed = (columns.num_chunks > 0) & (columns.num_decodes > 0)
-        together = np.maximum(np.maximum(self.fused.at(columns, self.prefill.tile), decode), prefill)
         return np.where(mixed, 0.0, decode), np.where(mixed, together, prefill)
 
     def seconds(self, columns: StepColumns, dense_tokens: Ints | None = None) -> Floats:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,7 +23,7 @@ class Charges:
     """Each step is host time, moves of KV blocks, what others' chunks add for a request, and the rest.
 
     For a decode others' chunks add the step's seconds less those of the same step without chunks; for a
-    prompt slice, less those of the same step without the other chunks.
+    prompt slice, less those of the same step without the other chunks. Host time counts in neither.
     """
 
     def __init__(
@@ -32,36 +33,38 @@ class Charges:
         waiting_for = steps["waiting_for"]
         self._lacking = [np.flatnonzero(waiting_for == code) for code in _LACKING]
         """The steps decided while the head of the queue lacked a slot, and KV blocks."""
-        self._prefill_step = slices.prefills["step"]
+        prices = StepPrices(steps, slices, cost)
         transfer_s = steps["transfer_s"]
         step_s = times.duration_s - transfer_s
-        prices = StepPrices(steps, slices, cost)
-        decodes = prices.num_decodes > 0
-        every = np.arange(len(times))
-        length = times.length(every)
-        host = np.minimum(to_ticks(prices.host_s(step_s)), length)
+        host_s = prices.host_s(step_s)
+        length = times.length(np.arange(len(times)))
+        host = np.minimum(to_ticks(host_s), length)
         moving = np.flatnonzero(transfer_s)
         swap = np.zeros(len(times), dtype=np.int64)
         swap[moving] = np.minimum(to_ticks(transfer_s[moving]), (length - host)[moving])
-        self._host_of_decodes = np.concatenate([[0], np.cumsum(np.where(decodes, host, 0))])
-        moving = moving[decodes[moving]]
-        self._swap_of_decodes = RangeSums(moving, swap[moving])
+        split = _Split(step_s - host_s, length, host, swap)
+        self._charge_decodes(split, prices, moving)
+        self._charge_prefills(split, prices, slices.prefills["step"])
 
-        chunk_steps = prices.chunk_steps
-        is_alone = ~decodes[chunk_steps]
-        added = to_ticks(step_s[chunk_steps] - prices.without_chunks_s())
-        added = np.clip(added, 0, (length - host - swap)[chunk_steps])
-        mixed, alone = chunk_steps[~is_alone], chunk_steps[is_alone]
-        self._chunk_steps = RangeSums(chunk_steps, length[chunk_steps])
-        self._mixed = RangeSums(mixed, length[mixed], added[~is_alone])
-        self._alone = RangeSums(alone, length[alone])
+    def _charge_decodes(self, split: _Split, prices: StepPrices, moving: Column) -> None:
+        """What ranges of steps come to for a request that decodes in those of them that decode anything."""
+        decodes, chunk_steps = prices.num_decodes > 0, prices.chunk_steps
+        self._host_of_decodes = np.concatenate([[0], np.cumsum(np.where(decodes, split.host, 0))])
+        moving = moving[decodes[moving]]
+        self._swap_of_decodes = RangeSums(moving, split.swap[moving])
+        is_mixed = decodes[chunk_steps]
+        mixed, alone = chunk_steps[is_mixed], chunk_steps[~is_mixed]
+        added = split.added(mixed, prices.without_chunks_s()[is_mixed])
+        self._chunk_steps = RangeSums(chunk_steps, split.length[chunk_steps])
+        self._mixed = RangeSums(mixed, split.length[mixed], added)
+        self._alone = RangeSums(alone, split.length[alone])
         self.chunks_alone = RangeSums(alone, np.ones(len(alone), dtype=np.int64))
         """Counts the steps of chunks without decodes."""
 
-        step = self._prefill_step
-        added = to_ticks(step_s[step] - prices.with_own_chunk_s(step_s[step]))
-        self._length, self._host, self._swap = length[step], host[step], swap[step]
-        self._added = np.clip(added, 0, self._length - self._host - self._swap)
+    def _charge_prefills(self, split: _Split, prices: StepPrices, step: Column) -> None:
+        """What each prompt slice's step comes to for it."""
+        self._length, self._host, self._swap = split.length[step], split.host[step], split.swap[step]
+        self._added = split.added(step, prices.with_own_chunk_s(split.gpu_s[step]))
 
     def steps_with_chunks(self, first: Column, last: Column) -> Column:
         """Ticks of the steps with prompt chunks in each range of steps."""
@@ -109,3 +112,18 @@ class Charges:
         in_steps = self._times.end(last) - self._times.start(first) - idle - alone
         host = self._host_of_decodes[last + 1] - self._host_of_decodes[first]
         return in_steps, mixed, host, swap, added
+
+
+class _Split(NamedTuple):
+    """Steps: their seconds without host time and moves, and their ticks, all and those of either."""
+
+    gpu_s: Column
+    length: Column
+    host: Column
+    swap: Column
+
+    def added(self, steps: Column, without_s: Column) -> Column:
+        """Ticks by which some steps are longer than they would be without something, host apart."""
+        most = (self.length - self.host - self.swap)[steps]
+        added: Column = np.clip(to_ticks(self.gpu_s[steps] - without_s), 0, most)
+        return added

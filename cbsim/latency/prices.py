@@ -13,7 +13,7 @@ from cbsim.recorder import Column
 
 
 class StepPrices:
-    """Prices the steps of a replica again: without the host, without chunks, with one chunk alone."""
+    """Prices the steps of a replica again: with chunks left out, and all of them without the host."""
 
     def __init__(self, steps: Mapping[str, Column], slices: Slices, cost: CostModel) -> None:
         self._cost = cost
@@ -37,22 +37,28 @@ class StepPrices:
         return self._cost.host_s(step_s, num_requests, self._columns)
 
     def without_chunks_s(self) -> Column:
-        """Seconds of each of `chunk_steps` with its decodes alone; 0 if it has none."""
+        """Seconds of each of `chunk_steps` with its decodes alone, host apart; 0 if it has none."""
         seconds = np.zeros(len(self.chunk_steps))
         mixed = np.flatnonzero(self.num_decodes[self.chunk_steps])
         if len(mixed):
-            seconds[mixed] = self._cost.steps_s(self._decodes_of(mixed))
+            seconds[mixed] = self._without_host_s(self._decodes_of(mixed))
         return seconds
 
     def with_own_chunk_s(self, own_s: Column) -> Column:
-        """Seconds of each prompt slice's step with the other chunks left out, decodes kept.
+        """Seconds of each prompt slice's step with the other chunks left out, decodes kept, host apart.
 
         `own_s` are the seconds of the steps as they are, where there is no other chunk.
         """
         seconds = own_s.copy()
         beside = np.flatnonzero(self._num_chunks[self._chunk_step] > 1)
         if len(beside):
-            seconds[beside] = self._cost.steps_s(self._one_chunk(beside))
+            seconds[beside] = self._without_host_s(self._one_chunk(beside))
+        return seconds
+
+    def _without_host_s(self, columns: StepColumns) -> Column:
+        step_s = self._cost.steps_s(columns)
+        host_s = self._cost.host_s(step_s, columns.num_chunks + columns.num_decodes, columns.take)
+        seconds: Column = step_s - host_s
         return seconds
 
     def _reach(self, rows: Column | slice) -> Column:

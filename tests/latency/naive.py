@@ -14,29 +14,6 @@ from cbsim.recorder import EVENTS, RunLog
 from cbsim.request import RequestState
 
 
-class HostedCost(CostModel):
-    """Depends on all that a cost model may depend on, with host time of its own."""
-
-    def __init__(self, step_s: float = 0.01, token_s: float = 0.001) -> None:
-        self.fixed_s, self.token_s = step_s, token_s
-
-    def step_s(self, shape: StepShape) -> float:
-        pairs = sum(tokens * (context + tokens) for tokens, context in shape.chunks)
-        context = shape.decode_context + shape.max_decode_context
-        return (
-            self.fixed_s
-            + self.token_s * (shape.num_tokens + shape.num_finishing_chunks)
-            + 0.00001 * (pairs + context)
-            + self.added_s(shape.num_requests)
-        )
-
-    def added_s(self, num_requests: int) -> float:
-        return 0.002 + 0.0005 * num_requests
-
-    def host_s(self, step_s: Any, num_requests: Any, columns_of: Any) -> Any:
-        return self.added_s(num_requests)
-
-
 @dataclass
 class Step:
     """One step, with the slices in it: request -> (tokens, computed before, whether it is a prompt's)."""
@@ -186,8 +163,11 @@ class Teller:
         kept = {self.request} if is_prefill else set()
         others_s = 0.0
         if any(step.slices[other][2] for other in everybody - {self.request}):
-            without_s = self.cost.step_s(step.shape(kept)) if step.shape(kept).num_requests else 0.0
-            others_s = step.seconds - step.transfer_s - without_s
+            shape = step.shape(kept)
+            without_s = self.cost.step_s(shape) if shape.num_requests else 0.0
+            if shape.num_requests:
+                without_s -= float(self.cost.host_s(without_s, shape.num_requests, None))
+            others_s = (step.seconds - step.transfer_s - host_s) - without_s
             others_s = min(max(others_s, 0.0), step.seconds - host_s - swap_s)
         name = ("recompute" if before < most_computed else "prefill") if is_prefill else "decode"
         parts["host"] += host_s

@@ -11,33 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cbsim.cost.base import CostModel
-from cbsim.engine.reference import ReferenceEngine
 from cbsim.latency import PARTS, TTFT_PARTS, Replica, request_parts
 from cbsim.metrics import request_latencies
-from cbsim.recorder import Recorder, RunLog
-from cbsim.router import RoundRobin
-from cbsim.run import collect
-from cbsim.schedulers import SCHEDULERS
+from cbsim.recorder import RunLog
 from cbsim.testing import Case
 from cbsim.units import TICKS_PER_S
-from cbsim.world import World
-from tests.latency.naive import HostedCost, naive_parts
+from tests.latency.naive import naive_parts
+from tests.latency.runs import HostedCost, run
 from tests.strategies import cases
 
 TICK_S = 1 / TICKS_PER_S
-
-
-def run(kind: str, case: Case, cost: CostModel, stop_at_s: float | None = None) -> RunLog:
-    """A case on the naive engine, with batches."""
-    recorder = Recorder(with_batches=True)
-    num_in_flight = 2 if case.settings.get("async_scheduling") else 1
-    engines = [
-        ReferenceEngine(replica, case.make_scheduler(SCHEDULERS.get(kind)), cost, recorder, num_in_flight)
-        for replica in range(case.num_replicas)
-    ]
-    world = World(case.make_workload(), engines, RoundRobin(), stop_at_s=stop_at_s)
-    world.run()
-    return collect(recorder, engines, world.end_s, is_closed_loop=case.concurrency is not None)
 
 
 def parts_of(log: RunLog, names: dict[str, str]) -> np.ndarray[Any, Any]:
@@ -65,7 +48,7 @@ def rows(table: Any, chosen: np.ndarray[Any, Any]) -> dict[str, np.ndarray[Any, 
     return {name: column[chosen] for name, column in table.items()}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     named=cases(),
     stop_at_s=st.sampled_from([None, None, 3.0]),
