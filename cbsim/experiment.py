@@ -24,9 +24,12 @@ from cbsim.registry import did_you_mean
 from cbsim.schedulers import SCHEDULERS, SchedulerConfig
 from cbsim.specs import GpuSpec, ModelSpec
 from cbsim.workload import WORKLOADS, WorkloadConfig
+from cbsim.workload.lookup import missing_traces
 
 MAX_CHECKED_POINTS = 1000
 """A larger grid has each value checked alone when it is loaded, not each point."""
+
+WORKLOAD = "workload"
 
 Overrides = Mapping[str, Any] | Iterable[str]
 """`{"scheduler.max_num_seqs": 64}`, or texts as after `--set`."""
@@ -215,7 +218,7 @@ def _checked(
             settings = experiment.model_dump() if conditions else {}
             mistakes = list(_misfits(experiment, document))
         except ConfigError as error:
-            mistakes = list(error.problems)
+            mistakes = [*error.problems, *_missing_traces(document, folder)]
         if unused:
             known |= dict.fromkeys(nested_keys(settings))
             unused = {name: condition for name, condition in unused.items() if not has_key(settings, name)}
@@ -237,15 +240,24 @@ def _checked(
     return points, list(problems)
 
 
+def _missing_traces(document: Document, folder: Path) -> Iterator[str]:
+    """A line for each trace that the workload names and that is not there."""
+    for keys, problem in missing_traces(document.get((WORKLOAD,)), folder):
+        yield document.place((WORKLOAD, *keys)).problem(problem)
+
+
 def _misfits(experiment: Experiment, document: Document) -> Iterator[str]:
-    """Settings that are right alone and wrong together."""
-    try:
-        WORKLOADS.get(experiment.workload.type)(
-            experiment.workload, seed=experiment.seed, folder=experiment.folder
-        ).inputs()
-    except WorkloadError as error:
-        keys = ("workload", "path") if document.get(("workload", "path")) else ("workload",)
-        yield from (document.place(keys).problem(problem) for problem in error.problems)
+    """Settings that are right alone and wrong together, or with the files that are there."""
+    missing = list(_missing_traces(document, experiment.folder))
+    yield from missing
+    if not missing:
+        try:
+            WORKLOADS.get(experiment.workload.type)(
+                experiment.workload, seed=experiment.seed, folder=experiment.folder
+            ).inputs()
+        except WorkloadError as error:
+            keys = (WORKLOAD, "path") if document.get((WORKLOAD, "path")) else (WORKLOAD,)
+            yield from (document.place(keys).problem(problem) for problem in error.problems)
     num_gpus, num_heads = experiment.replicas.tensor_parallel, experiment.model.num_heads
     if num_heads % num_gpus:
         allowed = ", ".join(str(n) for n in range(1, num_heads + 1) if num_heads % n == 0)

@@ -419,6 +419,33 @@ def test_a_trace_that_is_not_there_is_told_with_the_key() -> None:
     )
 
 
+def test_a_trace_that_is_not_there_is_told_with_all_other_mistakes() -> None:
+    text = (
+        "scheduler: orca\nseed: -1\nworkload:\n  type: trace\n  path: lost.csv\n  limt: 3\n  rate_scale: 0\n"
+    )
+    told = problems(text)
+    assert [line.partition(";")[0] for line in told] == [
+        "e.yaml:2: seed: got -1",
+        "e.yaml:5: workload.path: lost.csv: no such file",
+        "e.yaml:6: workload.limt: unknown key",
+        "e.yaml:7: workload.rate_scale: got 0",
+    ]
+
+
+def test_a_trace_of_lengths_that_is_not_there_is_told_at_its_own_line() -> None:
+    text = (
+        "scheduler: orca\nworkload:\n  type: synthetic\n  num_requests: 3\n"
+        "  arrivals: {type: all_at_once}\n  output_tokens: {type: fixed, value: 3}\n  prompt_tokens:\n"
+        "    type: mixture\n    weights: [1, 1]\n    parts:\n"
+        "      - {type: fixed, value: 4}\n      - {type: empirical, path: lost.csv}\n"
+    )
+    (message,) = problems(text)
+    assert message.startswith("e.yaml:12: workload.prompt_tokens.parts[1].path: lost.csv: no such file; ")
+    message, wrong = problems(text + "replicas: {count: 0}\n")
+    assert "workload.prompt_tokens.parts[1].path: lost.csv" in message
+    assert wrong.startswith("e.yaml:13: replicas.count: got 0; ")
+
+
 def test_a_model_that_does_not_fit() -> None:
     (message,) = problems(
         HEAD + "scheduler: orca\nmodel: llama-3-70b\ngpu: rtx4090\nkv_cache: {block_size: 8}\n"

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+from cbsim.config.yaml_text import Keys
 from cbsim.errors import WorkloadError
+
+_TRACE_TYPES = ("trace", "resampled", "empirical")
+"""Parts of a workload whose `path` names a trace."""
 
 
 def find_trace(path: str, folder: Path) -> Path:
@@ -27,6 +33,23 @@ def find_trace(path: str, folder: Path) -> Path:
         if candidate.is_dir():
             raise WorkloadError(f"{candidate}: got a folder; allowed: a trace file")
     raise WorkloadError(f"{path}: no such file{_nearest(candidates)}; looked in {_folders(candidates)}")
+
+
+def missing_traces(settings: Any, folder: Path, keys: Keys = ()) -> Iterator[tuple[Keys, str]]:
+    """Where, below plain settings that need not be right otherwise, a `path` names no trace, and why."""
+    if isinstance(settings, list):
+        for place, value in enumerate(settings):
+            yield from missing_traces(value, folder, (*keys, place))
+    if not isinstance(settings, dict):
+        return
+    path = settings.get("path")
+    if settings.get("type") in _TRACE_TYPES and isinstance(path, str):
+        try:
+            find_trace(path, folder)
+        except WorkloadError as error:
+            yield from (((*keys, "path"), problem) for problem in error.problems)
+    for key, value in settings.items():
+        yield from missing_traces(value, folder, (*keys, key))
 
 
 def _nearest(candidates: list[Path]) -> str:
