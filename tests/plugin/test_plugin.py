@@ -16,6 +16,7 @@ import pytest
 import cbsim
 from cbsim.cost import COST_MODELS
 from cbsim.errors import ConfigError
+from cbsim.observers import OBSERVERS
 from cbsim.schedulers import SCHEDULERS
 from cbsim.testing import check_scheduler
 from cbsim.workload import WORKLOADS
@@ -72,6 +73,7 @@ def test_installed_parts_stand_beside_the_built_in_ones() -> None:
     assert SCHEDULERS.names() == [*SCHEDULERS.builtin_names(), "gentle"]
     assert WORKLOADS.names()[-1] == "ramp"
     assert COST_MODELS.names()[-1] == "per_token"
+    assert OBSERVERS.names() == [*OBSERVERS.builtin_names(), "away"]
 
 
 @pytest.mark.usefixtures("installed")
@@ -87,12 +89,31 @@ def test_an_experiment_runs_on_all_three(engine: str) -> None:
 
 
 @pytest.mark.usefixtures("installed")
+@pytest.mark.parametrize("name", ["away", "cbsim_toy.away:AwayObserver"])
+def test_its_observer_watches_and_writes_its_file(tmp_path: Path, name: str) -> None:
+    """Two prompts fit at once, seven blocks each; with their answers they need ten each."""
+    tight = EXPERIMENT | {
+        "workload": {"type": "ramp", "num": 50, "growth_per_s2": 50.0, "num_output_tokens": 60},
+        "scheduler": "vllm",
+        "kv_cache": {"num_blocks": 18},
+    }
+    result = cbsim.run(tight | {"observers": [{"type": name, "min_s": 0.01}]}, out=tmp_path / "run")
+    lines = (tmp_path / "run" / "away.csv").read_text().splitlines()
+    assert lines[0] == "request_id,away_s"
+    away = [float(line.split(",")[1]) for line in lines[1:]]
+    assert 0 < len(away) < result.summary["num_preemptions"]
+    assert min(away) >= 0.01
+
+
+@pytest.mark.usefixtures("installed")
 def test_their_settings_are_checked_like_any_other() -> None:
     wrong = {**EXPERIMENT, "scheduler": {"type": "gentle", "max_num_seq": 8}}
     with pytest.raises(
         ConfigError, match=r"scheduler\.max_num_seq: unknown key; did you mean 'max_num_seqs'"
     ):
         cbsim.run(wrong)
+    with pytest.raises(ConfigError, match=r"observers\[0\]\.min_s: got -1; expected a number >= 0"):
+        cbsim.run({**EXPERIMENT, "observers": [{"type": "away", "min_s": -1}]})
 
 
 @pytest.mark.usefixtures("installed")
@@ -114,7 +135,8 @@ def test_the_command_line_runs_it_in_a_process_of_its_own(site: Path, tmp_path: 
     assert json.loads((tmp_path / "toy" / "summary.json").read_text())["num_finished"] == 50
 
 
-def test_the_scheduler_is_the_one_shown_to_readers() -> None:
-    readme = (Path(cbsim.__file__).parent / "schedulers" / "README.md").read_text()
+@pytest.mark.parametrize(("part", "module"), [("schedulers", "gentle"), ("observers", "away")])
+def test_what_readers_are_shown_is_in_the_package(part: str, module: str) -> None:
+    readme = (Path(cbsim.__file__).parent / part / "README.md").read_text()
     shown = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
-    assert (PACKAGE / "cbsim_toy" / "gentle.py").read_text() in shown
+    assert (PACKAGE / "cbsim_toy" / f"{module}.py").read_text() in shown

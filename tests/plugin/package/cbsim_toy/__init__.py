@@ -1,1 +1,1 @@
-"""A scheduler, a workload and a cost model for cbsim."""
+"""A scheduler, a workload, a cost model and an observer for cbsim."""
