@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import sys
 import textwrap
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -14,19 +11,14 @@ from typing import TYPE_CHECKING
 import click
 
 from cbsim.commands.arguments import load_experiment, print_json, with_json, with_quiet, with_set
+from cbsim.commands.explain_steps import TERMINAL, draw_gantt, follow_steps, parse_window, show_steps
 from cbsim.errors import CbsimError
 
 if TYPE_CHECKING:
     from cbsim.experiment import Experiment
-    from cbsim.explain.batch_step import BatchStep
     from cbsim.explain.rerun import Window
     from cbsim.explain.source import Source
 
-_TERMINAL = "-"
-"""Where `--gantt` without a file goes."""
-_HEADER_EVERY = 30
-"""Lines of a table that runs on, on a terminal."""
-_INTERRUPTED = 130
 _LINE = 100
 """Characters of a line of sentences."""
 
@@ -48,7 +40,7 @@ _LINE = 100
 @click.option(
     "--gantt",
     is_flag=False,
-    flag_value=_TERMINAL,
+    flag_value=TERMINAL,
     metavar="[FILE]",
     help="What each request did in these steps: a picture, .png or .svg; without FILE here, as text.",
 )
@@ -85,6 +77,8 @@ def explain(
     """
     if request_id is not None and (follow or steps is not None):
         raise CbsimError("--request: is of all steps of a request; allowed without --steps and --follow")
+    if follow and gantt is not None:
+        raise CbsimError("--gantt: is drawn of steps that have ended; allowed without --follow")
     source = _open(run, overrides, quiet or follow)
     source.check_replica(replica)
     if request_id is not None and gantt is None:
@@ -93,13 +87,13 @@ def explain(
     if request_id is None and steps is None and not follow and gantt is None:
         _explain_run(source, by, slowest, as_json)
         return
-    window = _stay(source, request_id) if request_id else _window(steps or "0:", replica)
+    window = _stay(source, request_id) if request_id else parse_window(steps or "0:", replica)
     if follow:
-        _follow(source, window, speed, as_json)
+        follow_steps(source, window, speed, as_json)
     elif gantt is not None:
-        _draw_gantt(source, window, gantt, over == "time", as_json)
+        draw_gantt(source, window, gantt, over == "time", request_id, as_json)
     else:
-        _show_steps(source, window, as_json)
+        show_steps(source, window, as_json)
 
 
 def _explain_run(source: Source, by: str, num_slow: int, as_json: bool) -> None:
@@ -182,100 +176,3 @@ def _points(folder: Path) -> list[str]:
         for point, label, error in zip(points["point"], point_labels(points), points["error"], strict=True)
         if pd.isna(error)
     ]
-
-
-def _window(text: str, replica: int) -> Window:
-    """`0:40` is steps 0 to 39, `7` is step 7, `40:` all from 40 on."""
-    from cbsim.explain.rerun import Window
-
-    first, colon, end = text.partition(":")
-    try:
-        start = int(first or 0)
-        last = start if not colon else int(end) - 1 if end else None
-    except ValueError:
-        start, last = -1, None
-    if start < 0 or (last is not None and last < start):
-        raise CbsimError(f"--steps: got '{text}'; expected A:B with 0 <= A < B, as 0:40")
-    return Window(replica, start, last)
-
-
-def _batch_steps(source: Source, window: Window) -> list[BatchStep]:
-    """The steps of a window. Raises `CbsimError` if the run has none of them."""
-    shown: list[BatchStep] = []
-    source.batch_steps(window, shown.append)
-    if not shown:
-        num_steps = int((source.result.steps["replica"] == window.replica).sum())
-        of = f" of replica {window.replica}" if window.replica else ""
-        allowed = f"0 to {num_steps - 1}" if num_steps else "none, it has no steps"
-        raise CbsimError(f"--steps: {source.name} has no step {window.first}{of}; allowed: {allowed}")
-    return shown
-
-
-def _show_steps(source: Source, window: Window, as_json: bool) -> None:
-    from cbsim.report.step_table import step_table
-
-    shown = _batch_steps(source, window)
-    if as_json:
-        print_json([step.to_json() for step in shown])
-    else:
-        step_table(shown).print()
-
-
-def _follow(source: Source, window: Window, speed: float, as_json: bool) -> None:
-    """Print each step when its time has come: `speed` simulated seconds after the first for each second."""
-    from cbsim.report.step_table import running_header, running_line
-
-    is_terminal = sys.stdout.isatty()
-    num_shown, began = 0, time.monotonic()
-    began_s = None
-
-    def show(step: BatchStep) -> None:
-        nonlocal num_shown, began_s
-        began_s = step.start_s if began_s is None else began_s
-        if speed:
-            time.sleep(max(0.0, began + (step.end_s - began_s) / speed - time.monotonic()))
-        if as_json:
-            click.echo(json.dumps(step.to_json(), ensure_ascii=False))
-        else:
-            if num_shown == 0 or (is_terminal and num_shown % _HEADER_EVERY == 0):
-                click.secho(_cropped(running_header()), bold=True)
-            click.echo(_cropped(running_line(step)))
-        num_shown += 1
-
-    try:
-        source.batch_steps(window, show)
-    except KeyboardInterrupt:
-        click.echo(f"\nstopped after {num_shown:,} steps", err=True)
-        raise click.exceptions.Exit(_INTERRUPTED) from None
-
-
-def _cropped(line: str) -> str:
-    """A line as wide as the terminal at most; whole where there is none."""
-    import shutil
-
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else len(line)
-    return line if len(line) <= width else line[: width - 3] + "..."
-
-
-def _draw_gantt(source: Source, window: Window, target: str, over_time: bool, as_json: bool) -> None:
-    from cbsim.explain.gantt import Gantt
-
-    path = Path(target)
-    if target != _TERMINAL and path.suffix not in (".png", ".svg"):
-        raise CbsimError(f"--gantt: got '{target}'; expected a file that ends in .png or .svg")
-    gantt = Gantt.of(window.replica, _batch_steps(source, window), source.result.events)
-    if target != _TERMINAL:
-        from cbsim.report.gantt_plot import gantt_picture
-        from cbsim.report.style import save_figure
-
-        steps = f"steps {gantt.steps[0].step} to {gantt.steps[-1].step}"
-        of = f" of replica {window.replica}" if source.config["replicas"]["count"] > 1 else ""
-        picture = gantt_picture(gantt, f"{source.result.name}: {steps}{of}", over_time=over_time)
-        written = save_figure(picture, path)
-        click.echo(f"written to {' and '.join(map(str, written))}", err=as_json)
-    if as_json:
-        print_json(gantt.to_json())
-    elif target == _TERMINAL:
-        from cbsim.report.gantt_text import print_gantt
-
-        print_gantt(gantt)

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
-from cbsim.explain.gantt import Bar, Gantt
+from cbsim.explain.gantt import Bar, Gantt, Row
 from cbsim.report.style import FAINT, INK, PALETTE, head, new_figure, styled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MAX_ROWS = 80
-"""So many requests are drawn, those that came first."""
+MAX_ROWS = 60
+"""So many requests are drawn; of more, first those that do anything but decode."""
 _COLORS = {
     "waiting": "#DDDDDD",
     "prefill": PALETTE[0],
@@ -31,12 +32,13 @@ _AXES_SHARE = 0.88
 """Of the figure's width."""
 
 
-def gantt_picture(gantt: Gantt, title: str, *, over_time: bool = False) -> Figure:
+def gantt_picture(gantt: Gantt, title: str, *, over_time: bool = False, marked: str | None = None) -> Figure:
     """Requests from the top down in order of arrival, over steps or over simulated time.
 
-    Chunks are labelled with their tokens where there is room.
+    Chunks are labelled with their tokens where there is room. The request `marked` is drawn in any case, its
+    name in bold.
     """
-    rows = gantt.rows[:MAX_ROWS]
+    rows = _shown(gantt.rows, marked)
     with styled():
         figure = new_figure(_WIDTH_IN, 2.6 + _ROW_IN * max(4, len(rows)))
         upper, lower = figure.subplots(2, sharex=True, height_ratios=[_ROW_IN * max(4, len(rows)), 0.9])
@@ -49,6 +51,8 @@ def gantt_picture(gantt: Gantt, title: str, *, over_time: bool = False) -> Figur
         upper.set_xlim(*span)
         upper.set_ylim(len(rows) - 0.4, -0.6)
         upper.set_yticks(range(len(rows)), [row.request_id for row in rows], fontsize=7)
+        for label in upper.get_yticklabels():
+            label.set_fontweight("bold" if label.get_text() == marked else "normal")
         upper.tick_params(axis="y", length=0)
         upper.grid(visible=False, axis="y")
         if over_time:
@@ -56,14 +60,30 @@ def gantt_picture(gantt: Gantt, title: str, *, over_time: bool = False) -> Figur
         else:
             lower.set_xlabel("step")
             lower.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=20))
-        is_labelled = _label_chunks(upper, gantt, span[1] - span[0], over_time)
-        figure.legend(handles=_keys(gantt), loc="outside upper right", ncols=5, fontsize=8)
+        is_labelled = _label_chunks(upper, rows, span[1] - span[0], over_time)
+        figure.legend(handles=_keys(rows), loc="outside upper right", ncols=5, fontsize=8)
         head(figure, title, _caption(gantt, is_labelled))
     return figure
 
 
-def _keys(gantt: Gantt) -> list[Patch]:
-    seen = {bar.kind for row in gantt.rows[:MAX_ROWS] for bar in row.bars}
+def _shown(rows: Sequence[Row], marked: str | None) -> list[Row]:
+    """The rows that are drawn, in their order."""
+    if len(rows) <= MAX_ROWS:
+        return list(rows)
+    places = range(len(rows))
+    by_interest = sorted(places, key=lambda place: _dullness(rows[place], marked))
+    kept = set(by_interest[:MAX_ROWS])
+    return [rows[place] for place in places if place in kept]
+
+
+def _dullness(row: Row, marked: str | None) -> int:
+    if row.request_id == marked:
+        return 0
+    return 1 if any(bar.kind != "decode" for bar in row.bars) else 2
+
+
+def _keys(rows: Sequence[Row]) -> list[Patch]:
+    seen = {bar.kind for row in rows for bar in row.bars}
     return [Patch(color=color, label=kind) for kind, color in _COLORS.items() if kind in seen]
 
 
@@ -72,7 +92,7 @@ def _caption(gantt: Gantt, is_labelled: bool) -> str:
     if is_labelled:
         told.insert(0, "Numbers on bars: tokens of a prompt's chunk.")
     if len(gantt.rows) > MAX_ROWS:
-        told.append(f"{MAX_ROWS} of {len(gantt.rows):,} requests are shown, those that came first.")
+        told.append(f"{MAX_ROWS} of {len(gantt.rows):,} requests are shown, last those that only decode.")
     return " ".join(told)
 
 
@@ -93,19 +113,25 @@ def _draw_bar(axes: Axes, place: int, bar: Bar, over_time: bool) -> None:
     )
 
 
-def _label_chunks(axes: Axes, gantt: Gantt, span: float, over_time: bool) -> bool:
-    """Write the tokens of each chunk on its bar, where there is room; whether there was any."""
-    width_in = _AXES_SHARE * _WIDTH_IN / span
-    is_labelled = False
-    for place, row in enumerate(gantt.rows[:MAX_ROWS]):
+def _label_chunks(axes: Axes, rows: Sequence[Row], span: float, over_time: bool) -> bool:
+    """Write the tokens of each chunk on its bar, if there is room on most of them; whether there was."""
+    in_per_unit = _AXES_SHARE * _WIDTH_IN / span
+    labels = []
+    num_chunks = 0
+    for place, row in enumerate(rows):
         for bar in row.bars:
+            if not bar.num_tokens:
+                continue
+            num_chunks += 1
             start, end = _span(bar, over_time)
             text = f"{bar.num_tokens:,}"
-            if bar.num_tokens and len(text) * _CHARACTER_IN <= (end - start) * width_in:
-                middle = (start + end) / 2
-                axes.text(middle, place, text, size=6, color="white", ha="center", va="center_baseline")
-                is_labelled = True
-    return is_labelled
+            if len(text) * _CHARACTER_IN <= (end - start) * in_per_unit:
+                labels.append(((start + end) / 2, place, text))
+    if 2 * len(labels) < num_chunks:
+        return False
+    for x, y, text in labels:
+        axes.text(x, y, text, size=6, color="white", ha="center", va="center_baseline")
+    return bool(labels)
 
 
 def _draw_tokens(axes: Axes, gantt: Gantt, over_time: bool) -> None:

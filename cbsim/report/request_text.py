@@ -77,7 +77,7 @@ def _steps(entry: Entry) -> str:
     if entry.first_step is None or entry.last_step is None:
         return ""
     first, last = entry.first_step, entry.last_step
-    return f"{first:,}" if first == last else f"{first:,} to {last:,}"
+    return f"{first}" if first == last else f"{first} to {last}"
 
 
 def _what(entry: Entry) -> str:

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-import cbsim.commands.explain
 from cbsim.cli import main
+from cbsim.commands import explain_steps
 from cbsim.run import run_experiment
 from tests.explain.cases import PREEMPTED, experiment
 
@@ -102,8 +102,8 @@ def test_following_shows_steps_in_their_time(monkeypatch: pytest.MonkeyPatch) ->
         slept.append(seconds)
         clock += seconds
 
-    monkeypatch.setattr(cbsim.commands.explain.time, "sleep", sleep)
-    monkeypatch.setattr(cbsim.commands.explain.time, "monotonic", lambda: clock)
+    monkeypatch.setattr(explain_steps.time, "sleep", sleep)
+    monkeypatch.setattr(explain_steps.time, "monotonic", lambda: clock)
     lines = explain("run", "--follow", "--speed", "4").stdout.splitlines()
     assert [line.split()[0] for line in lines] == ["step", "0", "1", "2", "3", "4"]
     assert slept == [0.25] * 5
@@ -118,7 +118,7 @@ def test_ctrl_c_ends_following_in_a_line(monkeypatch: pytest.MonkeyPatch) -> Non
         if seconds > 0:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(cbsim.commands.explain.time, "sleep", interrupt)
+    monkeypatch.setattr(explain_steps.time, "sleep", interrupt)
     ran = explain("e.yaml", "--follow")
     assert (ran.exit_code, ran.stdout, ran.stderr) == (130, "", "\nstopped after 0 steps\n")
 
@@ -134,11 +134,31 @@ def test_a_gantt_here_and_in_a_file() -> None:
     assert explain("run", "--request", "c", "--gantt").stdout.splitlines()[3] == "c     #xx#-"
 
 
+def test_a_gantt_of_more_steps_than_fit_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(explain_steps, "_MAX_TEXT_STEPS", 3)
+    ran = explain("run", "--gantt")
+    assert ran.stderr == "steps 0 to 2; --steps 3: shows others\n"
+    assert ran.stdout.splitlines()[3] == "c     #xx"
+
+
+def test_a_table_of_too_many_steps_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(explain_steps, "_MAX_STEPS", 3)
+    ran = explain("run", "--steps", "0:")
+    assert (ran.exit_code, ran.stdout) == (2, "")
+    assert ran.stderr.startswith("--steps: more than 3 steps; allowed: fewer, or --follow --speed 0")
+    assert explain("run", "--steps", "0:3").exit_code == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("run", "--request", "cc"), "--request: run has no request 'cc'; did you mean 'c'?"),
         (("run", "--steps", "5:9"), "--steps: run has no step 5; allowed: 0 to 4"),
+        (("run", "--steps", "5:9", "--follow"), "--steps: run has no step 5; allowed: 0 to 4"),
+        (
+            ("run", "--follow", "--gantt"),
+            "--gantt: is drawn of steps that have ended; allowed without --follow",
+        ),
         (("run", "--steps", "3:1"), "--steps: got '3:1'; expected A:B with 0 <= A < B, as 0:40"),
         (("run", "--steps", "all"), "--steps: got 'all'; expected A:B with 0 <= A < B, as 0:40"),
         (("run", "--steps", ":", "--replica", "2"), "--replica: got 2; allowed: 0 to 0"),

@@ -17,7 +17,7 @@ from cbsim.explain.rerun import Window
 from cbsim.explain.source import Source
 from cbsim.explain.waiting import Limits
 from cbsim.report.gantt_text import gantt_lines
-from cbsim.report.step_table import running_header, running_line, step_table
+from cbsim.report.step_table import RunningTable, step_table
 from cbsim.run import run_experiment
 from tests.explain.cases import PREEMPTED, experiment, source
 
@@ -41,20 +41,20 @@ def gantt(run: Source) -> list[str]:
 def test_a_preemption(tmp_path: Path) -> None:
     run = source(tmp_path, PREEMPTED)
     assert text(run) == [
-        "step  start (s)   takes  decodes  tokens  budget left  running  waiting   for  KV used  free"
-        "  chunks         changes",
-        "----  ---------  ------  -------  ------  -----------  -------  -------  ----  -------  ----"
-        "  -------------  --------------",
-        "0        0.0000  1.00 s        0       6            2        3        0     -        3     1"
-        "  a 2; b 2; c 2  admitted a b c",
-        "1        1.0000  1.00 s        2       2            6        2        1  turn        4     0"
-        "                 preempted c",
-        "2        2.0000  1.00 s        2       2            6        2        1    KV        4     0"
-        "                 finished a b",
-        "3        3.0000  1.00 s        0       3            5        1        0     -        2     2"
-        "  c 3            resumed c",
-        "4        4.0000  1.00 s        1       1            7        1        0     -        2     2"
-        "                 finished c",
+        "step  start (s)   takes  decodes  tokens  left  run  wait   for  KV used  free  chunks         "
+        "changes",
+        "----  ---------  ------  -------  ------  ----  ---  ----  ----  -------  ----  -------------  "
+        "--------------",
+        "0        0.0000  1.00 s        0       6     2    3     0     -        3     1  a 2; b 2; c 2  "
+        "admitted a b c",
+        "1        1.0000  1.00 s        2       2     6    2     1  turn        4     0                 "
+        "preempted c",
+        "2        2.0000  1.00 s        2       2     6    2     1    KV        4     0                 "
+        "finished a b",
+        "3        3.0000  1.00 s        0       3     5    1     0     -        2     2  c 3            "
+        "resumed c",
+        "4        4.0000  1.00 s        1       1     7    1     0     -        2     2                 "
+        "finished c",
         "- for KV: too few KV blocks are free",
         "- for turn: the scheduler admits nobody in such a step",
     ]
@@ -73,7 +73,7 @@ def test_a_prompt_in_chunks_and_why_others_wait(tmp_path: Path) -> None:
         tmp_path, {"a": (0.0, 20, 2), "b": (0.5, 2, 1)}, kv_cache={"num_blocks": 40, "block_size": 2}
     )
     steps = steps_of(run)
-    assert [running_line(step).split()[3:] for step in steps] == [
+    assert [RunningTable().line(step).split()[3:] for step in steps] == [
         ["s", "0", "8", "0", "1", "0", "-", "4", "36", "a", "8", "of", "20", "admitted", "a"],
         ["s", "0", "8", "0", "1", "1", "budget", "8", "32", "a", "8", "of", "12"],
         [
@@ -97,7 +97,7 @@ def test_a_prompt_in_chunks_and_why_others_wait(tmp_path: Path) -> None:
         ],
         ["s", "1", "1", "7", "1", "0", "-", "11", "29", "finished", "a"],
     ]
-    assert [line.find("step") for line in (running_header(), running_line(steps[0]))] == [3, -1]
+    assert [line.find("step") for line in (RunningTable().header(), RunningTable().line(steps[0]))] == [2, -1]
     assert gantt(run)[1:3] == ["a     ###-", "b      .#"]
 
 
@@ -248,3 +248,25 @@ def test_settings_that_can_not_be_read_any_more_are_told_with_their_line(tmp_pat
     config.write_text(config.read_text().replace("max_num_seqs", "max_num_sqs"))
     with pytest.raises(CbsimError, match=r"config.yaml:\d+: scheduler.max_num_sqs: unknown key"):
         steps_of(Source("run", folder=tmp_path / "run"))
+
+
+@pytest.mark.parametrize(
+    ("width", "below"),
+    [
+        (None, []),
+        (120, [" " * 91 + "admitted a b c d +1 more;", " " * 91 + "finished a b c d +1 more"]),
+        (95, [" " * 9 + "a 2; b 2; c 2; d 2; +1 more; admitted a b c d +1 more; finished a b c d +1 more"]),
+    ],
+)
+def test_words_that_are_too_long_for_the_terminal_go_on_below(
+    width: int | None, below: list[str], tmp_path: Path
+) -> None:
+    run = source(
+        tmp_path,
+        dict.fromkeys("abcde", (0.0, 2, 1)),
+        kv_cache={"num_blocks": 9, "block_size": 2},
+        scheduler=VLLM | {"max_tokens_per_step": 10},
+    )
+    lines = RunningTable(width).line(steps_of(run)[0]).splitlines()
+    assert lines[1:] == below
+    assert max(map(len, lines)) <= (width or 999)
