@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from cbsim.limits import limit_notes
 from cbsim.recorder import Column, RunLog
 from cbsim.request import RequestState
 from cbsim.specs import GpuSpec, ModelSpec
@@ -87,7 +88,7 @@ def summarize(
         "kv_utilization": _kv_utilization(steps, replica_s),
         "prefix_hit_rate": _ratio(log.num_prompt_tokens_hit, log.num_prompt_tokens_queried),
         "simulation": {"cpu_s": None, "wall_s": None, **(simulation or {}), "metrics_cpu_s": None},
-        "notes": list(notes),
+        "notes": [*notes, *limit_notes(slo or {}, summary)],
         "kv_waste": _kv_waste(steps, deployment.kv_block_size),
         "rejection_reasons": _counted(log.rejections.values()),
     }

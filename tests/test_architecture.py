@@ -26,6 +26,7 @@ LAYERS: list[set[str]] = [
     {"engine", "gaps"},
     {"router"},
     {"world"},
+    {"limits"},
     {"metrics", "manifest", "latency"},
     {"tables"},
     {"output"},

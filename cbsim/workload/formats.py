@@ -39,6 +39,8 @@ class Format:
     """Whether an answer of 0 tokens is a failed request, to be left out."""
     optional: dict[str, Field] = field(default_factory=dict)
     """Columns that a file may lack, by the name of the request's attribute; `hash_ids` become its prompt."""
+    unit_may_slip: bool = False
+    """Whether scripts of users write such files, so that arrivals may be in another unit than they should."""
     notes_unused: bool = False
     """Whether to say which columns weren't used: in a format of our own they are likely slips."""
 
@@ -80,6 +82,7 @@ FORMATS = {
             Field("arrived_at", Real("seconds")),
             Field("num_prefill_tokens", TOKENS),
             Field("num_decode_tokens", TOKENS),
+            unit_may_slip=True,
         ),
         Format(
             "cbsim",
@@ -94,6 +97,7 @@ FORMATS = {
                 "deadline_s": Field("deadline_s", Real("seconds", is_optional=True)),
                 "prompt": Field("prompt", SegmentList()),
             },
+            unit_may_slip=True,
             notes_unused=True,
         ),
     )

@@ -10,6 +10,7 @@ from typing import Literal
 from cbsim.errors import WorkloadError
 from cbsim.request import Request
 from cbsim.workload.base import Workload, WorkloadConfig
+from cbsim.workload.clock import clock_notes
 from cbsim.workload.lookup import find_trace
 from cbsim.workload.trace_reader import read_trace
 from cbsim.workload.trace_table import TraceTable
@@ -64,8 +65,13 @@ class TraceWorkload(Workload):
         return [self._path]
 
     def notes(self) -> list[str]:
-        """What reading left out or sorted, and what the caps cut in the last iteration."""
-        return [*self._table.notes, *(self._trim.notes() if self._trim else [])]
+        """What reading left out or sorted, a clock that looks wrong, and what the caps cut last time."""
+        return [*self._table.notes, *self._clock_notes(), *(self._trim.notes() if self._trim else [])]
+
+    def _clock_notes(self) -> list[str]:
+        table, start_s = self._table, self.config.start_s
+        unit_may_slip = table.unit_may_slip and self.config.rate_scale == 1
+        return clock_notes(self._path.name, table.arrival_s, start_s, unit_may_slip=unit_may_slip)
 
     @cached_property
     def _path(self) -> Path:

@@ -65,6 +65,7 @@ class _Reader:
             columns.pop("num_output_tokens"),
             columns,
             tuple(self._notes),
+            found.unit_may_slip,
         )
 
     def _columns(self, table: Table, found: Format) -> Columns:

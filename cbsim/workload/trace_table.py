@@ -26,6 +26,8 @@ class TraceTable:
     optional: Columns
     notes: tuple[str, ...]
     """Sentences on lines left out, sorting done and columns not used."""
+    unit_may_slip: bool = False
+    """Whether arrivals are in seconds only if whoever wrote the file meant so."""
 
     def __len__(self) -> int:
         return len(self.arrival_s)

@@ -1,0 +1,84 @@
+"""Arrivals in milliseconds or since 1970 are noted, with the setting that mends them; others are not."""
+
+import numpy as np
+import pytest
+
+from cbsim.workload.clock import clock_notes
+
+GAPS_MS = np.random.default_rng(7).integers(1, 500, 60)
+MS = np.cumsum(GAPS_MS).astype(np.float64)
+
+
+def cbsim_trace(arrivals):
+    rows = "".join(f"{arrival!r},10,2\n" for arrival in arrivals.tolist())
+    return "arrival_s,num_prompt_tokens,num_output_tokens\n" + rows
+
+
+@pytest.fixture
+def noted(make, tmp_path):
+    """The notes on a trace of these arrivals after it was read."""
+
+    def read(arrivals, content=cbsim_trace, **settings):
+        (tmp_path / "t.csv").write_text(content(arrivals))
+        workload = make(type="trace", path="t.csv", **settings)
+        found = [request.arrival_s for request in workload.requests()]
+        return workload.notes(), found
+
+    return read
+
+
+def test_dates_are_noted_with_the_start_that_mends_them(noted):
+    (note,), _ = noted(1.7e9 + MS / 1000)
+    start_s = 1_700_000_000 + int(MS[0]) // 1000
+    assert note == (
+        f"t.csv: arrivals begin at {1_700_000_000 + MS[0] / 1000:,.0f} s, as seconds since 1970 would: "
+        f"to start there, set workload.start_s={start_s}"
+    )
+    mended, arrivals = noted(1.7e9 + MS / 1000, start_s=start_s)
+    assert mended == []
+    assert len(arrivals) == 60
+    assert arrivals[0] < 1
+
+
+def test_dates_in_milliseconds_are_noted_with_the_scale_too(noted):
+    (note,), _ = noted(1.7e12 + MS)
+    start_s = 1_700_000_000_000 + int(MS[0])
+    assert note.endswith(
+        f"as milliseconds since 1970 would: to start there, set workload.start_s={start_s} and "
+        "workload.rate_scale=1000"
+    )
+    mended, arrivals = noted(1.7e12 + MS, start_s=start_s, rate_scale=1000)
+    assert mended == []
+    assert arrivals == pytest.approx((MS - MS[0]) / 1000)
+
+
+def test_whole_numbers_far_apart_may_be_milliseconds(noted):
+    (note,), _ = noted(MS)
+    mean_s = (MS[-1] - MS[0]) / 59
+    assert note == (
+        f"t.csv: arrivals are whole numbers, {mean_s:.3g} s apart on average: if they are milliseconds, "
+        "workload.rate_scale=1000 makes seconds of them"
+    )
+    assert noted(MS, rate_scale=1000)[0] == []
+
+
+@pytest.mark.parametrize(
+    "arrivals",
+    [MS / 1000, MS + 0.25, MS[:10], np.arange(60) * 60.0, np.arange(60) * 7.0, MS + 9e8 + 0.5],
+    ids=["seconds", "fractions", "few", "one a minute", "seven seconds", "thirty years"],
+)
+def test_other_arrivals_are_not_noted(noted, arrivals):
+    assert noted(arrivals)[0] == []
+
+
+def test_a_format_that_fixes_its_unit_is_believed(noted):
+    def burstgpt(arrivals):
+        rows = "".join(f"{arrival!r},10,2\n" for arrival in arrivals.tolist())
+        return "Timestamp,Request tokens,Response tokens\n" + rows
+
+    assert noted(MS, burstgpt)[0] == []
+    assert len(noted(MS + 1.7e9, burstgpt)[0]) == 1
+
+
+def test_an_instant_is_no_rate():
+    assert clock_notes("t.csv", np.full(60, 3.0), 0.0, unit_may_slip=True) == []
