@@ -92,7 +92,9 @@ def _caption(gantt: Gantt, is_labelled: bool) -> str:
     if is_labelled:
         told.insert(0, "Numbers on bars: tokens of a prompt's chunk.")
     if len(gantt.rows) > MAX_ROWS:
-        told.append(f"{MAX_ROWS} of {len(gantt.rows):,} requests are shown, last those that only decode.")
+        told.append(
+            f"{MAX_ROWS} of {len(gantt.rows):,} requests are drawn: rather those that do more than decode."
+        )
     return " ".join(told)
 
 
