@@ -25,7 +25,7 @@ from cbsim.errors import CbsimError
 
 if TYPE_CHECKING:
     from cbsim.experiment import Experiment
-    from cbsim.report.sweep_text import Sweep
+    from cbsim.report.sweep_points import Sweep
 
 _INTERRUPTED = 130
 """The exit code of a command that Ctrl-C has stopped: 128 and the signal's number, as of any shell's."""
@@ -242,7 +242,8 @@ def _sweep(
 ) -> None:
     from cbsim.progress import watch_sweep
     from cbsim.replicates import has_replicates
-    from cbsim.report.sweep_text import Sweep, replicate_table
+    from cbsim.report.sweep_points import Sweep
+    from cbsim.report.sweep_text import replicate_table
     from cbsim.report.tables import compare_points, point_labels
     from cbsim.sweep import SweepInterrupted, save_table
     from cbsim.sweep import sweep as run_sweep

@@ -13,6 +13,7 @@ from cbsim.address import Address
 from cbsim.determined import copy_for_seed
 from cbsim.errors import CbsimError
 from cbsim.experiment import Experiment
+from cbsim.labels import label_values
 from cbsim.metrics import Summary, flatten
 from cbsim.output import POINTS, check_sweep_target
 from cbsim.pool import Pool, open_pool
@@ -142,21 +143,6 @@ def make_table(points: Sequence[Point], errors: Mapping[str, str]) -> pd.DataFra
     return table.astype(kinds).copy()
 
 
-def label_values(swept: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Swept values as table cells: plain values as they are, mappings and lists as the shortest clear text.
-
-    A mapping is told by its `type` (or `name`) if no other on its axis has the same, else by all settings.
-    """
-    cells: list[dict[str, Any]] = [{} for _ in swept]
-    for key in dict.fromkeys(key for values in swept for key in values):
-        axis = [values.get(key) for values in swept]
-        short, full = [_short(value) for value in axis], [_full(value) for value in axis]
-        is_distinct = len(set(map(str, short))) == len(set(map(str, full)))
-        for cell, label in zip(cells, short if is_distinct else full, strict=True):
-            cell[key] = label
-    return cells
-
-
 def save_table(table: pd.DataFrame, folder: Path, name: str = "table") -> None:
     """Write `<name>.csv` and `<name>.parquet`, each whole or not at all. Raises `CbsimError` if it can't."""
     try:
@@ -253,22 +239,6 @@ def _message(error: BaseException) -> str:
 
 def _ignore(progress: SweepProgress) -> None:
     """Nobody asked to be told."""
-
-
-def _short(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return value.get("type") or value.get("name") or _full(value)
-    return _full(value)
-
-
-def _full(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        settings = ", ".join(f"{key}={_full(item)}" for key, item in value.items() if key != "type")
-        kind = str(value.get("type", ""))
-        return f"{kind}({settings})" if settings else kind
-    if isinstance(value, (list, tuple)):
-        return f"[{', '.join(str(_full(item)) for item in value)}]"
-    return value
 
 
 def _dtype(values: Sequence[Any]) -> str:

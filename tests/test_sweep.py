@@ -9,7 +9,7 @@ from cbsim.errors import CbsimError, ConfigError
 from cbsim.pool import open_pool
 from cbsim.result import load_run
 from cbsim.run import run_experiment
-from cbsim.sweep import SweepInterrupted, label_values, sweep
+from cbsim.sweep import SweepInterrupted, sweep
 
 CONFIG = {
     "name": "even",
@@ -176,22 +176,6 @@ def test_a_dask_cluster_gives_the_same_bytes(tmp_path):
     ) as cluster:
         sweep(config, out=tmp_path / "dask", cluster=cluster.scheduler_address)
     assert files(tmp_path / "dask") == files(tmp_path / "serial")
-
-
-def test_labels_are_short_where_they_are_distinct():
-    static, small, large = {"type": "static"}, {"type": "vllm", "n": 1}, {"type": "vllm", "n": 2}
-    assert label_values([{"scheduler": static}, {"scheduler": small}]) == [
-        {"scheduler": "static"},
-        {"scheduler": "vllm"},
-    ]
-    assert label_values(
-        [{"scheduler": static, "x": 1}, {"scheduler": small}, {"scheduler": large, "x": [1]}]
-    ) == [
-        {"scheduler": "static", "x": 1},
-        {"scheduler": "vllm(n=1)", "x": None},
-        {"scheduler": "vllm(n=2)", "x": "[1]"},
-    ]
-    assert label_values([{"model": {"name": "m", "num_layers": 2}}]) == [{"model": "m"}]
 
 
 @pytest.mark.parametrize(

@@ -14,11 +14,11 @@ from cbsim.capacity.search import SearchOutcome, SearchTask, search
 from cbsim.capacity.verdict import Contender, Evidence, judge
 from cbsim.errors import ConfigError
 from cbsim.experiment import Experiment
+from cbsim.labels import label_values, point_name
 from cbsim.manifest import hash_mapping
 from cbsim.output import POINTS, check_capacity_target
 from cbsim.pool import Pool, open_pool
 from cbsim.run import make_workload
-from cbsim.sweep import label_values
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -220,19 +220,14 @@ def _answer(
 
 
 def _names(cells: Sequence[Mapping[str, Any]], default: str) -> list[str]:
-    """The shortest names that tell contenders apart: words alone, numbers with the last part of their key."""
+    """The shortest names that tell contenders apart, by the first so many of the swept settings."""
     keys = list(cells[0])
+    names = [default]
     for size in range(1, len(keys) + 1):
-        names = [
-            ", ".join(
-                value if isinstance(value, str) else f"{key.rpartition('.')[2]} {value}"
-                for key, value in list(cell.items())[:size]
-            )
-            for cell in cells
-        ]
+        names = [point_name(cell, keys[:size]) for cell in cells]
         if len(set(names)) == len(names):
-            return names
-    return [default] if not keys else names
+            break
+    return names
 
 
 def _num_source_requests(experiment: Experiment) -> int | None:

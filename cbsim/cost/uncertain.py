@@ -34,7 +34,7 @@ class UncertainStep:
         self._gpu = CompiledStep(form, padded_tokens)
         self._dense_excess = np.array([errors.excess("dense", bits) for bits in range(_MAX_BITS)])
         self._logits_excess = np.array([errors.excess("logits", bits) for bits in range(_MAX_BITS)])
-        counts = np.arange(max(form.dense.tokens[-1], len(padded_tokens)) + 1)
+        counts = np.arange(max(form.dense.tokens[-1], len(padded_tokens)) + 1, dtype=np.int64)
         padded = counts.copy()
         padded[: len(padded_tokens)] = padded_tokens
         self._dense = _rows(self._dense_s(counts))

@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.colors import LogNorm
 from matplotlib.patches import Rectangle
 
+from cbsim.labels import short_keys
 from cbsim.recorder import Column
 from cbsim.report.figures import GOODPUT, ITL, TTFT, PicturedFigure
 from cbsim.report.style import head, new_figure, styled
@@ -96,7 +97,7 @@ def _plain_scale(known: Column, shown: PicturedFigure) -> dict[str, float]:
 
 
 def _short(key: str) -> str:
-    return key.rpartition(".")[2]
+    return short_keys([key])[key]
 
 
 def _tick(value: Any) -> str:

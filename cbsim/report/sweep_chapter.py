@@ -5,25 +5,24 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cbsim.errors import CbsimError
-from cbsim.replicates import HIGH, LOW, has_replicates
+from cbsim.labels import short_keys
+from cbsim.replicates import HIGH, LOW
 from cbsim.report.capacity_text import describe_slo
 from cbsim.report.cdf_plot import latency_cdfs
 from cbsim.report.chapter import Chapter, Picture, Provenance
 from cbsim.report.html_table import Cell, HtmlTable
 from cbsim.report.run_chapter import MAX_DRAWN, slo_of
 from cbsim.report.sweep_pictures import sweep_pictures
-from cbsim.report.sweep_text import Sweep, point_name, sentence
+from cbsim.report.sweep_points import Sweep
+from cbsim.report.sweep_text import determined_note, sentence
 from cbsim.report.tables import COMPARED, Figure
 from cbsim.report.text import format_share
 from cbsim.report.timeline_plot import timeline
 from cbsim.report.utilization_plot import utilization
 from cbsim.result import Result, load_run
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 _SHOWN = (*COMPARED[2:-1], Figure("mfu", "MFU", format_share), Figure("mbu", "MBU", format_share))
 
@@ -48,7 +47,7 @@ def sweep_chapter(folder: Path) -> Chapter:
         title=f"{first.name}: sweep",
         question=f"Which {names} gives the highest {aim}?",
         answers=[sentence(sweep)],
-        warnings=_warnings(table, first),
+        warnings=_warnings(sweep),
         tables=[_table(sweep)],
         pictures=[*sweep_pictures(sweep, first.name).values(), *_run_pictures(sweep, folder)],
         provenance=[Provenance(f"{first.name}, first point", first.config, first.manifest)],
@@ -60,7 +59,7 @@ def _table(sweep: Sweep) -> HtmlTable:
     for row in sweep.records():
         labels = [Cell(_plain(row[key]), _number(row[key])) for key in sweep.keys]
         rows.append([*labels, *(_cell(sweep, figure, row) for figure in _SHOWN)])
-    header = [*(key.rpartition(".")[2] for key in sweep.keys), *(figure.title for figure in _SHOWN)]
+    header = [*short_keys(sweep.keys).values(), *(figure.title for figure in _SHOWN)]
     replicated = ", means of replicates ± 95% intervals" if sweep.is_replicated else ""
     return HtmlTable(f"Points of the sweep{replicated}", header, rows, num_labels=max(1, len(sweep.keys)))
 
@@ -73,11 +72,14 @@ def _cell(sweep: Sweep, figure: Figure, row: Mapping[str, Any]) -> Cell:
     if sweep.is_replicated and row[figure.key + HIGH] is not None:
         text += f" ± {figure.show((row[figure.key + HIGH] - row[figure.key + LOW]) / 2)}"
     others = [other[figure.key] for other in sweep.records() if other.get(figure.key) is not None]
-    is_best = figure.better is not None and len(set(others)) > 1 and value == figure.better(others)
+    shown = figure.show(value)
+    tells_apart = figure.better is not None and len(set(map(figure.show, others))) > 1
+    is_best = tells_apart and figure.better is not None and shown == figure.show(figure.better(others))
     return Cell(text, float(value), is_best)
 
 
-def _warnings(table: pd.DataFrame, first: Result) -> list[str]:
+def _warnings(sweep: Sweep) -> list[str]:
+    table = sweep.table
     warnings = [f"{error} (a point that failed)" for error in table["error"].dropna().unique()]
     for column in ("notes", "rejection_reasons"):
         told: list[str] = table[column].dropna().tolist()
@@ -86,19 +88,14 @@ def _warnings(table: pd.DataFrame, first: Result) -> list[str]:
             note if count == len(table) else f"{count} of {len(table)} points: {note}"
             for note, count in counts.items()
         ]
-    if has_replicates(table) and first.config.get("workload", {}).get("type") == "trace":
-        warnings.append(
-            "a seed changes nothing in a recorded trace, so that its replicates say nothing of its chance: "
-            "`workload.type=resampled` draws another such trace for each"
-        )
-    return warnings
+    return [*warnings, *determined_note(sweep)]
 
 
 def _run_pictures(sweep: Sweep, folder: Path) -> list[Picture]:
     """Of few points: latencies and what happened over time."""
     if len(sweep.ran) > MAX_DRAWN or sweep.is_replicated:
         return []
-    labels = [point_name(row, sweep.keys) for row in sweep.records()]
+    labels = [sweep.name(row) for row in sweep.records()]
     runs = dict(
         zip(labels, map(load_run, (folder / "points" / point for point in sweep.ran["point"])), strict=True)
     )

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from cbsim.labels import point_name, short_keys
 from cbsim.report.chapter import Picture
 from cbsim.report.heat_plot import heat_maps
 from cbsim.report.pareto_plot import pareto_picture
 from cbsim.report.rate_plot import rate_panels
 from cbsim.report.sweep_plot import sweep_curves
-from cbsim.report.sweep_text import Sweep, point_name, sentence
+from cbsim.report.sweep_points import Sweep
+from cbsim.report.sweep_text import sentence
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,7 +32,7 @@ def sweep_pictures(sweep: Sweep, name: str) -> dict[str, Picture]:
     if settings is not None:
         pictures["settings"] = settings
     if len(sweep.points) >= _MIN_POINTS:
-        labels = [point_name(row, sweep.keys) for row in sweep.records()]
+        labels = [sweep.name(row) for row in sweep.records()]
         title = f"{name}: throughput against p99 ITL"
         described = (
             "Each point by its throughput and its p99 gap between tokens; those that no other beats in both "
@@ -81,4 +83,4 @@ def _is_numeric(points: pd.DataFrame, key: str) -> bool:
 
 
 def _short(key: str) -> str:
-    return key.rpartition(".")[2]
+    return short_keys([key])[key]

@@ -1,91 +1,64 @@
-"""A sweep in words: its best point, by how much, and how sure that is."""
+"""A sweep in words: its best point, by how much, which others can't be told from it, and how sure that is."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from cbsim.intervals import Interval, t_interval
-from cbsim.replicates import HIGH, LOW, NUM_REPLICATES, SEED, across_replicates, swept_columns
-from cbsim.report.capacity_text import describe_slo
+from cbsim.intervals import Interval
+from cbsim.labels import is_word, plain_text, short_keys
+from cbsim.replicates import HIGH, LOW, NUM_REPLICATES
 from cbsim.report.differences import format_interval
 from cbsim.report.figures import ATTAINMENT, GOODPUT, ITL, THROUGHPUT, TPOT, TTFT, PicturedFigure
+from cbsim.report.sweep_points import Sweep
 from cbsim.report.text import MISSING, Table, format_figure
 
-if TYPE_CHECKING:
-    import pandas as pd
-
+SAME = 0.005
+"""Figures nearer to each other than this share of the better one are taken for the same."""
 _DECIDING = (GOODPUT, ATTAINMENT, THROUGHPUT, TTFT, TPOT, ITL)
-
-
-@dataclass(frozen=True, slots=True)
-class Sweep:
-    """A sweep's table, and the same with a row a point whatever its seed."""
-
-    table: pd.DataFrame
-    points: pd.DataFrame
-    """As `cbsim.replicates.across_replicates` makes it."""
-    keys: Sequence[str]
-    """The swept settings, seeds apart."""
-    slo: Mapping[str, float]
-
-    @classmethod
-    def of(cls, table: pd.DataFrame, slo: Mapping[str, float], is_resampled: bool = False) -> Sweep:
-        """A sweep from its table and its limits, seconds; `is_resampled` as for `across_replicates`."""
-        keys = [key for key in swept_columns(table) if key != SEED]
-        return cls(table, across_replicates(table, is_resampled=is_resampled), keys, slo)
-
-    @property
-    def ran(self) -> pd.DataFrame:
-        """The runs that didn't fail."""
-        return self.table[self.table["error"].isna()]
-
-    @property
-    def is_replicated(self) -> bool:
-        """Whether points have intervals: several runs each, in which chance has changed something."""
-        column, _ = self.aim
-        varies = self.points[column + HIGH] > self.points[column + LOW]
-        return bool(self.points[NUM_REPLICATES].min() > 1 and varies.any())
-
-    @property
-    def aim(self) -> tuple[str, str]:
-        """The figure that makes a point the best, and what it is called."""
-        if self.slo:
-            return "goodput_per_s", f"goodput, %s requests/s within {describe_slo(self.slo)}"
-        return "output_token_throughput_per_s", "throughput, %s output tokens/s"
-
-    def records(self) -> list[dict[str, Any]]:
-        """The points as mappings, `None` for what is missing."""
-        plain = self.points.astype(object).where(self.points.notna(), None)
-        return [{str(key): value for key, value in row.items()} for row in plain.to_dict("records")]
+_THEN = "e2e_s.p99"
+"""What decides among points that are the same by the sweep's aim: lower is better."""
+_MAX_NAMED = 3
+_ROUNDING = 1e-9
 
 
 def sentence(sweep: Sweep) -> str:
-    """The best point with its interval, and which others can't be told from it."""
+    """The best point with its interval; of points that can't be told apart, the one of the shortest p99 E2E.
+
+    Points can't be told apart where the better one's lead is below `SAME` or below one request, or where the
+    interval of their differences over the seeds, the same for both, holds none.
+    """
     column, aim = sweep.aim
     records = [row for row in sweep.records() if row[column] is not None]
     if not records:
         return "No point has anything to measure."
     ranked = sorted(records, key=lambda row: -row[column])
-    best = ranked[0]
-    figure = format_figure(float(best[column]))
+    best, *others = ranked
+    near = [row for row in others if not _leads(sweep, best, row, column)]
+    told = aim % _figure(sweep, best, column)
+    chance = "" if sweep.is_replicated else " Nothing was drawn anew, which leaves open how much is chance."
+    if near:
+        return f"{_together(sweep, [best, *near], len(others), told)} {_then(sweep, [best, *near])}{chance}"
+    has = f"{_code_name(best, sweep.keys)} has the highest {told}"
+    if not others:
+        return f"{has}."
     if sweep.is_replicated:
-        figure = format_interval(Interval(best[column], best[column + LOW], best[column + HIGH]))
-    told = f"{_code_name(best, sweep.keys)} has the highest {aim % figure}"
-    if len(ranked) == 1:
-        return f"{told}."
-    if not sweep.is_replicated:
-        runner_up = (
-            f"{_code_name(ranked[1], sweep.keys)} follows with {format_figure(float(ranked[1][column]))}"
-        )
-        return f"{told}; {runner_up}. Nothing was drawn anew, which leaves open how much of that is chance."
-    close = [row for row in ranked[1:] if not _is_clear(sweep, best, row, column)]
-    if not close:
-        return f"{told}, clear of every other point."
-    names = ", ".join(_code_name(row, sweep.keys) for row in close[:3])
-    more = f" and {len(close) - 3} more" if len(close) > 3 else ""
-    return f"{told}; {names}{more} can't be told from it by these replicates."
+        return f"{has}, clear of every other point."
+    runner_up = f"{_code_name(others[0], sweep.keys)} follows with {format_figure(float(others[0][column]))}"
+    return f"{has}; {runner_up}.{chance}"
+
+
+def determined_note(sweep: Sweep) -> list[str]:
+    """What to know of replicates that are all the same."""
+    num_points, num_same = len(sweep.points), sweep.num_determined
+    if not num_same:
+        return []
+    whose = "" if num_same == num_points else f" of {num_same} of {num_points} points"
+    return [
+        f"replicates{whose} are identical and give no error bars: nothing in these runs is drawn. "
+        "`workload.type=resampled` draws another such trace for each seed, `cost_model.uncertainty=true` "
+        "other errors of a profile"
+    ]
 
 
 def replicate_table(sweep: Sweep) -> Table:
@@ -93,10 +66,60 @@ def replicate_table(sweep: Sweep) -> Table:
     rows = []
     for row in sweep.records():
         cells = [_with_interval(row, figure) for figure in _DECIDING]
-        rows.append((point_name(row, sweep.keys), str(row[NUM_REPLICATES]), *cells))
+        rows.append((sweep.name(row), str(row[NUM_REPLICATES]), *cells))
     header = ("", "replicates", *(figure.label for figure in _DECIDING))
-    failed = sweep.table["error"].dropna().tolist()
-    return Table(header, tuple(rows), notes=(*(f"failed: {error}" for error in failed), sentence(sweep)))
+    failed = [f"failed: {error}" for error in sweep.table["error"].dropna()]
+    notes = (*failed, *determined_note(sweep), sentence(sweep))
+    return Table(header, tuple(rows), notes=tuple(note.replace("`", "") for note in notes))
+
+
+def _leads(sweep: Sweep, best: Mapping[str, Any], other: Mapping[str, Any], column: str) -> bool:
+    """Whether a point is better than another of a lower figure by more than could be nothing."""
+    lead = best[column] - other[column]
+    # A request more or less within the SLO is a matter of rounding.
+    request = 1 / best["makespan_s"] if column == GOODPUT.column and best.get("makespan_s") else 0.0
+    if lead <= max(SAME * abs(best[column]), request * (1 + _ROUNDING)):
+        return False
+    return not sweep.is_replicated or sweep.difference(best, other, column).low > 0
+
+
+def _together(sweep: Sweep, alike: Sequence[Mapping[str, Any]], num_others: int, told: str) -> str:
+    """The points that share the highest figure, and why they can't be told apart."""
+    why = "as far as these replicates can tell" if sweep.is_replicated else f"to within {SAME * 100:g}%"
+    if len(alike) == num_others + 1:
+        whose = "Both" if len(alike) == 2 else f"All {len(alike)}"
+        return f"{whose} points have the same {told}, {why}."
+    names = [_code_name(row, sweep.keys) for row in alike[:_MAX_NAMED]]
+    if len(alike) > _MAX_NAMED:
+        names.append(f"{len(alike) - _MAX_NAMED} more")
+    return f"{', '.join(names[:-1])} and {names[-1]} share the highest {told}, {why}."
+
+
+def _then(sweep: Sweep, alike: Sequence[Mapping[str, Any]]) -> str:
+    """Which of them has the shortest p99 E2E, as far as that can be told."""
+    known = sorted((row for row in alike if row.get(_THEN) is not None), key=lambda row: row[_THEN])
+    if len(known) < len(alike):
+        return "Their p99 E2E can't tell them apart, for not all of them have one."
+    first, second, *_ = known
+    if not _is_shorter(sweep, first, known[-1]):
+        return f"Nor can their p99 E2E tell them apart, {_figure(sweep, first, _THEN)} s."
+    of_these = "Of the two" if len(alike) == 2 else "Of these"
+    leader = f"{of_these}, {_code_name(first, sweep.keys)} has the shortest p99 E2E"
+    follows = f"{_figure(sweep, first, _THEN)} s; {_code_name(second, sweep.keys)} follows with"
+    close = "" if _is_shorter(sweep, first, second) else ", which can't be told from it"
+    return f"{leader}, {follows} {_figure(sweep, second, _THEN)} s{close}."
+
+
+def _is_shorter(sweep: Sweep, first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
+    if second[_THEN] - first[_THEN] <= SAME * first[_THEN]:
+        return False
+    return not sweep.is_replicated or sweep.difference(second, first, _THEN).low > 0
+
+
+def _figure(sweep: Sweep, row: Mapping[str, Any], column: str) -> str:
+    if sweep.is_replicated:
+        return format_interval(sweep.interval(row, column))
+    return format_figure(float(row[column]))
 
 
 def _with_interval(row: Mapping[str, Any], figure: PicturedFigure) -> str:
@@ -106,28 +129,10 @@ def _with_interval(row: Mapping[str, Any], figure: PicturedFigure) -> str:
     return format_interval(Interval(*(bound * figure.scale for bound in bounds)))
 
 
-def point_name(row: Mapping[str, Any], keys: Sequence[str]) -> str:
-    """`max_tokens_per_step 1024, chunk_size 128`; a single key's value alone if it is a word."""
-    if len(keys) == 1 and isinstance(row[keys[0]], str):
-        return str(row[keys[0]])
-    return ", ".join(f"{key.rpartition('.')[2]} {row[key]}" for key in keys) or "the experiment"
-
-
 def _code_name(row: Mapping[str, Any], keys: Sequence[str]) -> str:
-    if len(keys) == 1 and isinstance(row[keys[0]], str):
-        return f"`{row[keys[0]]}`"
-    return " with ".join(f"`{key.rpartition('.')[2]}` {row[key]}" for key in keys) or "the experiment"
-
-
-def _is_clear(sweep: Sweep, best: Mapping[str, Any], other: Mapping[str, Any], column: str) -> bool:
-    """Whether the paired differences over the seeds, the same for both, leave out none."""
-    first, second = (_by_seed(sweep, row, column) for row in (best, other))
-    seeds = [seed for seed in first if seed in second]
-    return len(seeds) > 1 and t_interval([first[seed] - second[seed] for seed in seeds]).low > 0
-
-
-def _by_seed(sweep: Sweep, row: Mapping[str, Any], column: str) -> dict[Any, float]:
-    runs = sweep.ran
-    for key in sweep.keys:
-        runs = runs[runs[key] == row[key]]
-    return dict(zip(runs[SEED], runs[column], strict=True))
+    """As `cbsim.labels.point_name`, with names as code."""
+    short = short_keys(keys)
+    told = [
+        f"`{row[key]}`" if is_word(row[key]) else f"`{short[key]}` {plain_text(row[key])}" for key in keys
+    ]
+    return " with ".join(told) or "the experiment"

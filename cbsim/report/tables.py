@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from cbsim.labels import point_name
 from cbsim.metrics import QUANTILES, flatten
+from cbsim.replicates import swept_columns
 from cbsim.report.text import BEST, MISSING, Table, format_figure, format_share
 from cbsim.result import Result
 from cbsim.units import MS_PER_S, format_seconds
@@ -117,26 +119,17 @@ def compare_points(table: pd.DataFrame) -> Table:
 
 
 def point_labels(table: pd.DataFrame) -> list[str]:
-    """A short name for each point of a sweep's table: its swept values, with keys if there are several."""
-    columns = [str(name) for name in table.columns]
-    swept = columns[: columns.index("num_requests" if "num_requests" in columns else "point")]
+    """A short name for each point of a sweep's table, by its swept values."""
+    swept = swept_columns(table)
     if not swept:
         return [str(key) for key in table["point"]]
-    if len(swept) == 1:
-        return [_text(row[swept[0]]) for row in _records(table)]
-    return [
-        " ".join(f"{key.rpartition('.')[2]}={_text(row[key])}" for key in swept) for row in _records(table)
-    ]
+    return [point_name(row, swept) for row in _records(table)]
 
 
 def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
     """Rows as plain mappings, `None` for what is missing."""
     plain = table.astype(object).where(table.notna(), None)
     return [{str(key): value for key, value in row.items()} for row in plain.to_dict("records")]
-
-
-def _text(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _merged(remarks: Mapping[str, Sequence[str]], num_runs: int) -> tuple[str, ...]:

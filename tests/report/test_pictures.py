@@ -19,7 +19,7 @@ from cbsim.report.heat_plot import heat_maps
 from cbsim.report.pareto_plot import pareto_front, pareto_picture
 from cbsim.report.style import save_figure
 from cbsim.report.sweep_pictures import sweep_pictures
-from cbsim.report.sweep_text import Sweep, sentence
+from cbsim.report.sweep_points import Sweep
 from cbsim.report.utilization import step_mbu, step_mfu
 from cbsim.report.utilization_plot import utilization
 from cbsim.result import Result
@@ -136,20 +136,6 @@ def test_a_sweep_gets_the_pictures_that_suit_it(
     assert list(pictures) == files
     if panel is not None:
         assert panel in texts(pictures["settings"].figure, tmp_path)
-
-
-def test_sentences_say_how_sure_the_best_is() -> None:
-    once = sentence(sweep())
-    assert once.startswith("`max_tokens_per_step` 1024 with `chunk_size` 256 has the highest goodput, 8.30")
-    assert "open how much of that is chance" in once
-    replicated = sentence(sweep(num_seeds=3))
-    assert "8.310 ± 0.025 requests/s within TTFT ≤ 2 s, clear of every other point." in replicated
-    close = table(num_seeds=3)
-    close["goodput_per_s"] = [8.0, 8.1, 8.2, 8.1, 8.2, 7.9, *[1.0, 1.1, 1.2] * 4]
-    told = sentence(Sweep.of(close, {}))
-    assert "throughput" in told
-    told = sentence(Sweep.of(close, {"ttft_s": 2.0}))
-    assert "`max_tokens_per_step` 512 with `chunk_size` 256 can't be told from it" in told
 
 
 @pytest.fixture(scope="module")

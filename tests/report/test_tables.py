@@ -67,8 +67,8 @@ def test_an_empty_run_shows_dashes():
 
 def test_points_are_named_by_what_is_swept():
     table = pd.DataFrame({"scheduler.chunk_size": [128, 512], "rate": [0.5, 2.0], "num_requests": [1, 1]})
-    assert point_labels(table) == ["chunk_size=128 rate=0.5", "chunk_size=512 rate=2"]
-    assert point_labels(table.drop(columns="rate")) == ["128", "512"]
+    assert point_labels(table) == ["chunk_size 128, rate 0.5", "chunk_size 512, rate 2"]
+    assert point_labels(table.drop(columns="rate")) == ["chunk_size 128", "chunk_size 512"]
     alone = pd.DataFrame({"num_requests": [1], "point": ["a1b2"]})
     assert point_labels(alone) == ["a1b2"]
 

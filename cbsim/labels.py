@@ -1,0 +1,82 @@
+"""Labels: what tables and pictures call the points of a sweep and the settings it varies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+_MUTE = frozenset({"name", "type", "value"})
+"""Last parts of keys that say nothing beyond the part before them."""
+_VAGUE = frozenset({"count", "limit", "max", "mean", "median", "min", "p90", "path"})
+"""Last parts that say little without the part before them."""
+
+
+def short_keys(keys: Sequence[str]) -> dict[str, str]:
+    """As few of the last parts of each dotted key as tell it from the others and say what it is."""
+    parts = {key: _telling(key.split(".")) for key in keys}
+    short = {}
+    for key, own in parts.items():
+        size = 2 if own[-1] in _VAGUE else 1
+        others = [other for name, other in parts.items() if name != key]
+        while size < len(own) and any(other[-size:] == own[-size:] for other in others):
+            size += 1
+        short[key] = ".".join(own[-size:])
+    return short if len(set(short.values())) == len(short) else {key: key for key in keys}
+
+
+def point_name(values: Mapping[str, Any], keys: Sequence[str]) -> str:
+    """`vllm, max_tokens_per_step 1024`: words alone, other values after their settings, in order of `keys`.
+
+    Empty without keys.
+    """
+    short = short_keys(keys)
+    return ", ".join(
+        values[key] if is_word(values[key]) else f"{short[key]} {plain_text(values[key])}" for key in keys
+    )
+
+
+def is_word(value: Any) -> bool:
+    """Whether a value says what it is without its setting."""
+    return isinstance(value, str) and value[:1].isalpha()
+
+
+def plain_text(value: Any) -> str:
+    """A swept value as an experiment file would have it."""
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def label_values(swept: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Swept values as table cells: plain values as they are, mappings and lists as the shortest clear text.
+
+    A mapping is told by its `type` (or `name`) if no other on its axis has the same, else by all settings.
+    """
+    cells: list[dict[str, Any]] = [{} for _ in swept]
+    for key in dict.fromkeys(key for values in swept for key in values):
+        axis = [values.get(key) for values in swept]
+        short, full = [_short(value) for value in axis], [_full(value) for value in axis]
+        is_distinct = len(set(map(str, short))) == len(set(map(str, full)))
+        for cell, label in zip(cells, short if is_distinct else full, strict=True):
+            cell[key] = label
+    return cells
+
+
+def _short(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return value.get("type") or value.get("name") or _full(value)
+    return _full(value)
+
+
+def _full(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        settings = ", ".join(f"{key}={_full(item)}" for key, item in value.items() if key != "type")
+        kind = str(value.get("type", ""))
+        return f"{kind}({settings})" if settings else kind
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(str(_full(item)) for item in value)}]"
+    return value
+
+
+def _telling(parts: list[str]) -> list[str]:
+    return parts[:-1] if len(parts) > 1 and parts[-1] in _MUTE else parts

@@ -1,0 +1,88 @@
+"""Sweep: a sweep's table with a row a point, and how sure the figures of its points are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from cbsim.intervals import Interval, bootstrap_interval, t_interval
+from cbsim.labels import point_name
+from cbsim.replicates import HIGH, LOW, NUM_REPLICATES, SEED, across_replicates, swept_columns
+from cbsim.report.capacity_text import describe_slo
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """A sweep's table, and the same with a row a point whatever its seed."""
+
+    table: pd.DataFrame
+    points: pd.DataFrame
+    """As `cbsim.replicates.across_replicates` makes it."""
+    keys: Sequence[str]
+    """The swept settings, seeds apart."""
+    slo: Mapping[str, float]
+    is_resampled: bool = False
+    """Whether seeds resample one trace, as `cbsim.replicates.across_replicates` must know."""
+
+    @classmethod
+    def of(cls, table: pd.DataFrame, slo: Mapping[str, float], is_resampled: bool = False) -> Sweep:
+        """A sweep from its table and its limits, seconds."""
+        keys = [key for key in swept_columns(table) if key != SEED]
+        points = across_replicates(table, is_resampled=is_resampled)
+        return cls(table, points, keys, slo, is_resampled)
+
+    @property
+    def ran(self) -> pd.DataFrame:
+        """The runs that didn't fail."""
+        return self.table[self.table["error"].isna()]
+
+    @property
+    def is_replicated(self) -> bool:
+        """Whether points have intervals: several runs each, in which chance has changed something."""
+        column, _ = self.aim
+        varies = self.points[column + HIGH] > self.points[column + LOW]
+        return bool(self.points[NUM_REPLICATES].min() > 1 and varies.any())
+
+    @property
+    def aim(self) -> tuple[str, str]:
+        """The figure that makes a point the best, and what it is called."""
+        if self.slo:
+            return "goodput_per_s", f"goodput, %s requests/s within {describe_slo(self.slo)}"
+        return "output_token_throughput_per_s", "throughput, %s output tokens/s"
+
+    @property
+    def num_determined(self) -> int:
+        """Points of several runs that are the same in every figure: nothing in them was drawn."""
+        figures = [name.removesuffix(HIGH) for name in self.points.columns if name.endswith(HIGH)]
+        low, high = (self.points[[name + end for name in figures]].to_numpy() for end in (LOW, HIGH))
+        is_same = ((low == high) | self.points[figures].isna().to_numpy()).all(axis=1)
+        return int((is_same & (self.points[NUM_REPLICATES] > 1)).sum())
+
+    def name(self, row: Mapping[str, Any]) -> str:
+        """What a point is called."""
+        return point_name(row, self.keys) or "the experiment"
+
+    def interval(self, row: Mapping[str, Any], column: str) -> Interval:
+        """A figure of a point over its replicates."""
+        return Interval(row[column], row[column + LOW], row[column + HIGH])
+
+    def difference(self, first: Mapping[str, Any], second: Mapping[str, Any], column: str) -> Interval:
+        """By how much a figure of one point exceeds another's, paired by seed."""
+        runs = [self._by_seed(row, column) for row in (first, second)]
+        paired = [runs[0][seed] - runs[1][seed] for seed in runs[0] if seed in runs[1]]
+        return (bootstrap_interval if self.is_resampled else t_interval)(paired)
+
+    def _by_seed(self, row: Mapping[str, Any], column: str) -> dict[Any, float]:
+        runs = self.ran
+        for key in self.keys:
+            runs = runs[runs[key] == row[key]]
+        return dict(zip(runs[SEED], runs[column], strict=True))
+
+    def records(self) -> list[dict[str, Any]]:
+        """The points as mappings, `None` for what is missing."""
+        plain = self.points.astype(object).where(self.points.notna(), None)
+        return [{str(key): value for key, value in row.items()} for row in plain.to_dict("records")]
