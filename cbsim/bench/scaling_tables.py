@@ -28,6 +28,8 @@ TITLES = {
     Axis.RUNNING: "By requests running at once",
     Axis.REPLICAS: "By number of replicas",
 }
+NAMES = {Axis.REQUESTS: "requests", Axis.RUNNING: "max_num_seqs", Axis.REPLICAS: "replicas"}
+"""What the first column of an axis is called."""
 _CROWDED = 0.8
 """Fewer running than this share of the slots is worth a note."""
 
@@ -51,9 +53,10 @@ def scaling_tables(rows: Sequence[Row]) -> list[Table]:
     for axis, title in TITLES.items():
         found = [row for row in rows if row.point.axis is axis]
         if found:
-            cells = tuple((row.point.label, *_cells(row)) for row in found)
+            columns = {name: show for name, show in COLUMNS.items() if name != NAMES[axis]}
+            cells = tuple((f"{row.point.value:,}", *_cells(row, columns)) for row in found)
             failed = [f"{row.point.label}: {row.error}" for row in found if row.error is not None]
-            header = ("", *COLUMNS)
+            header = (NAMES[axis], *columns)
             tables.append(Table(header, cells, title, (*failed, *_sentences(axis, found))))
     if tables:
         last = tables[-1]
@@ -87,9 +90,9 @@ def _record(row: Row) -> dict[str, Any]:
     return {"varied": row.point.axis.value, "value": row.point.value, **figures, "error": row.error}
 
 
-def _cells(row: Row) -> list[str]:
+def _cells(row: Row, columns: Mapping[str, Show]) -> list[str]:
     measured = row.measured
-    return [MISSING if measured is None else show(measured) for show in COLUMNS.values()]
+    return [MISSING if measured is None else show(measured) for show in columns.values()]
 
 
 def _sentences(axis: Axis, rows: Sequence[Row]) -> list[str]:

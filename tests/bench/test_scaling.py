@@ -238,7 +238,7 @@ def test_a_point_that_fails_leaves_its_error(bench: Bench, tmp_path: Path) -> No
     rows = measure_study(Study(experiment(GENERATOR), SMALL).points, open_ledger(tmp_path))
     assert [row.error is None for row in rows] == [True, True, False, True, True, True, True]
     table = scaling_tables(rows)[0]
-    assert table.rows[2] == ("50 requests", *"-" * 9)
+    assert table.rows[2] == ("50", *"-" * 8)
     assert table.notes[0] == "50 requests: its process ended without an answer (out of memory?)"
     frame = scaling_frame(rows)
     assert frame["error"].notna().sum() == 1
@@ -267,20 +267,23 @@ def test_tables_by_hand() -> None:
         row(1, Axis.REPLICAS),
     ]
     requests, running, replicas = scaling_tables(rows)
+    header = ["requests", "steps", "running", "CPU s", "us a request", "steps/s", "bare SimPy s", "times"]
+    assert requests.header == (*header, "peak MB")
     assert requests.rows[1] == (
-        "5,000 requests",
-        *("5,000", "20,000", "6.50", "0.200", "40.0", "100,000", "0.100", "2.00", "140"),
+        *("5,000", "20,000", "6.50", "0.200", "40.0", "100,000", "0.100", "2.00"),
+        "140",
     )
     assert requests.notes == (
         "a request costs 0.800 times as much with 5,000 requests as with 1,000 requests",
         "memory grows by 5.00 kB a request: a million of them would take 5.12 GB",
     )
-    assert [cells[0] for cells in running.rows] == ["8 running", "6 running"]
+    assert running.header[:2] == ("max_num_seqs", "requests")
+    assert [cells[0] for cells in running.rows] == ["8", "6"]
     # 6.5 of 6 slots are no fewer than 80%; 6.5 of 8 are.
     assert [note for note in running.notes if "on average" in note] == []
     crowded = scaling_tables([row(9, Axis.RUNNING)])[0].notes[0]
     assert crowded.startswith("9 running: 6.50 ran on average: ")
-    assert replicas.rows[0][0] == "1 replica"
+    assert replicas.rows[0][:2] == ("1", "1,000")
     assert replicas.notes[0].startswith("CPU s: of one core")
 
 
@@ -354,7 +357,7 @@ def test_a_stopped_command_shows_what_it_has(folder: Path, bench: Bench) -> None
     bench.stop_after = 1
     ran = cbsim_bench("mine.yaml", "--requests", "5,30", "--out", "out", "--quiet")
     assert ran.exit_code == 130
-    assert "5 requests" in ran.stdout
+    assert "By number of replicas" in ran.stdout
     assert ran.stderr == "\n1 of 7 points kept in out; the same call goes on\n"
     assert len(pd.read_csv(folder / "out" / "table.csv")) == 2
 
@@ -414,7 +417,7 @@ def test_control_c_ends_all_in_a_line_and_keeps_the_points(folder: Path) -> None
     stdout, stderr = ran.communicate(timeout=20)
     assert ran.returncode == 130
     assert stderr == "\n1 of 2 points kept in out; the same call goes on\n"
-    assert "20 requests" in stdout
+    assert "By number of requests" in stdout
     assert has_ended(ran.pid)
 
 
