@@ -26,7 +26,7 @@ class _Cell(NamedTuple):
 def kv_panel(replica: Replica, width: int, height: int) -> list[Text]:
     """At most `height` lines; where there are more blocks than cells, each cell stands for several."""
     pool = replica.pool
-    note = f"{pool.num_used} of {pool.num_blocks} blocks of {pool.block_size} tokens in use"
+    note = f"{pool.num_used}/{pool.num_blocks} blocks of {pool.block_size} tokens"
     cells = _cells(replica)
     digits = len(str(pool.num_blocks))
     columns, room = width - digits - 1, max(1, height - 2)
@@ -36,7 +36,7 @@ def kv_panel(replica: Replica, width: int, height: int) -> list[Text]:
         per_row = _in_groups(columns)
     step = max(1, -(-len(cells) // (per_row * room)))
     if step > 1:
-        cells = [_majority(cells[i : i + step]) for i in range(0, len(cells), step)]
+        cells = [_summary(cells[i : i + step]) for i in range(0, len(cells), step)]
         note += f", {step} a cell"
     lines = [title("KV cache", width, note)]
     for start in range(0, len(cells), per_row):
@@ -66,11 +66,13 @@ def _cells(replica: Replica) -> list[_Cell]:
     return cells
 
 
-def _majority(cells: list[_Cell]) -> _Cell:
-    """The most frequent of some cells, by owner; its first one stands for it."""
-    owners = Counter(cell.owner and cell.owner.index for cell in cells)
+def _summary(cells: list[_Cell]) -> _Cell:
+    """One cell for several: of those held, the holder of most."""
+    owners = Counter(cell.owner.index for cell in cells if cell.owner is not None)
+    if not owners:
+        return cells[0]
     most = owners.most_common(1)[0][0]
-    return next(cell for cell in cells if (cell.owner and cell.owner.index) == most)
+    return next(cell for cell in cells if cell.owner is not None and cell.owner.index == most)
 
 
 def _shown(cell: _Cell, is_wide: bool) -> Text:

@@ -21,6 +21,8 @@ MIN_WIDTH, MIN_HEIGHT = 60, 18
 _FRAME = 6
 """Lines beside the panels: two of settings, figures, message, keys, and a blank one."""
 _LEFT_SHARE = 0.6
+_USUAL_TOP = 14
+"""Lines for batch and queue, where there is room; more where more requests may run."""
 _KEYS = dict(zip(LIVE, ("t", "c", "n"), strict=True))
 """The key that changes each limit."""
 
@@ -56,7 +58,7 @@ def _panels(session: Session, status: Status, width: int, height: int) -> list[T
     left = round((width - 1) * _LEFT_SHARE)
     widths = (left, width - 1 - left)
     room = height - _FRAME
-    top = (room + 1) // 2
+    top = min((room + 1) // 2, max(_USUAL_TOP, getattr(session.experiment.scheduler, "max_num_seqs", 0) + 3))
     lines = [_header(session, status), _settings(session)]
     lines += side_by_side(
         batch_panel(replica, widths[0], top), queue_panel(replica, widths[1], top), widths, top
