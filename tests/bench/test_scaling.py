@@ -305,6 +305,9 @@ def fail(message: str) -> None:
 
 def test_a_process_of_its_own_answers_raises_or_is_lost() -> None:
     assert in_fresh_process(os.getpid) != os.getpid()
+    # Its parent ends it, so that it leaves no traceback of its own.
+    assert in_fresh_process(signal.getsignal, signal.SIGINT) is signal.SIG_IGN
+    assert signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
     with pytest.raises(WorkloadError, match="no trace"):
         in_fresh_process(fail, "no trace")
     with pytest.raises(WorkerLost, match="without an answer"):
