@@ -24,7 +24,7 @@ def save_study(study: Study, machine: Machine, rows: Sequence[Row], folder: Path
     save_table(table, folder)
     written = [BENCH, "table.csv", "table.parquet"]
     if any(row.measured is not None for row in rows):
-        caption = f"{machine.describe()}. Each point in a fresh process."
+        caption = ". ".join([machine.describe(), *machine.warnings(), "Each point in a fresh process."])
         figure = scaling_picture(table, f"{study.name}: what a simulation costs", caption)
         written += [path.name for path in save_figure(figure, folder / "scaling")]
     return written

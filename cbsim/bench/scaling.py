@@ -186,9 +186,7 @@ def _problems(point: ScalePoint) -> list[str]:
         if "num_requests" not in point.settings["workload"]:
             num_requests = make_workload(experiment).num_requests()
             if num_requests is not None and num_requests < point.num_requests:
-                return [
-                    f"workload '{experiment.workload.type}' has {num_requests:,} requests, and no way to more"
-                ]
+                return [f"workload '{experiment.workload.type}' has no more than {num_requests:,} requests"]
     except CbsimError as error:
         return [problem.removeprefix("config: ") for problem in error.problems]
     if point.num_requests > MAX_REQUESTS:

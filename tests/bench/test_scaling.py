@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,10 @@ from cbsim.errors import CbsimError, ConfigError, WorkloadError
 from cbsim.experiment import Experiment
 from cbsim.pool import WorkerLost
 from cbsim.report.scaling_plot import scaling_picture
+from cbsim.request import Request
 from cbsim.run import make_workload, simulate
 from cbsim.units import MEGA
+from cbsim.workload import Workload, WorkloadConfig
 
 GENERATOR = {
     "type": "synthetic",
@@ -141,6 +144,30 @@ def test_points_that_are_no_experiment_are_told_all_at_once() -> None:
         "<= 1,000,000,000 or null",
         "--replicas 1000000000: workload.num_requests: got 6000000000; expected an integer >= 1 and "
         "<= 1,000,000,000 or null",
+    )
+
+
+class Dozen(Workload):
+    """A plug-in's workload: its twelve requests, and a limit."""
+
+    Config = WorkloadConfig
+
+    def requests(self) -> Iterator[Request]:
+        return (Request(f"r{i}", float(i), 10, 2) for i in range(self.num_requests()))
+
+    def num_requests(self) -> int:
+        return min(12, self.config.limit or 12)
+
+
+def test_a_workload_that_cannot_be_made_longer_says_so() -> None:
+    name = f"{Dozen.__module__}:{Dozen.__name__}"
+    points = Study(experiment({"type": name}), Scales((5, 12), (), (2,))).points
+    assert [point.num_requests for point in points] == [5, 12, 10]
+    with pytest.raises(ConfigError) as caught:
+        Study(experiment({"type": name}), Scales((5, 7, 13), (), (2,)))
+    assert caught.value.problems == (
+        f"--requests 13: workload '{name}' has no more than 12 requests",
+        f"--replicas 2: workload '{name}' has no more than 12 requests",
     )
 
 
