@@ -88,13 +88,11 @@ def naive_parts(log: RunLog, cost: CostModel) -> dict[int, tuple[dict[str, float
         pauses: dict[int, list[tuple[float, int]]] = defaultdict(list)
         for event in happened(log, "preempted"):
             pauses[event["request"]].append((event["time_s"], len(steps)))
-        for event in reversed(happened(log, "resumed")):
-            mine = pauses[event["request"]]
-            # The last preemption before it.
-            place = max(i for i, (at_s, _) in enumerate(mine) if at_s <= event["time_s"])
-            while mine[place][1] != len(steps):
-                place -= 1
-            mine[place] = (mine[place][0], event["step"])
+        num_resumed: dict[int, int] = defaultdict(int)
+        for event in happened(log, "resumed"):
+            mine, place = pauses[event["request"]], num_resumed[event["request"]]
+            num_resumed[event["request"]] += 1
+            mine[place] = (mine[place][0], resuming_step(event, steps))
         for request in np.flatnonzero(log.requests["replica"] == replica).tolist():
             first_tokens = [number for number, step in enumerate(steps) if request in step.emitting]
             if not first_tokens:
@@ -105,6 +103,19 @@ def naive_parts(log: RunLog, cost: CostModel) -> dict[int, tuple[dict[str, float
             is_finished = log.requests["state"][request] == RequestState.FINISHED
             found[request] = (tell.until(first_tokens[0]), tell.until(own[-1]) if is_finished else None)
     return found
+
+
+def resuming_step(event: dict[str, Any], steps: list[Step]) -> int:
+    """The first step with a part of a request that was resumed; their number if there is none."""
+    number = 0
+    while number < len(steps):
+        was_resumed = number >= event["step"] >= 0 or (
+            event["step"] < 0 and steps[number].scheduled_at_s >= event["time_s"]
+        )
+        if was_resumed and event["request"] in steps[number].slices:
+            break
+        number += 1
+    return number
 
 
 class Teller:

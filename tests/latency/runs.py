@@ -9,7 +9,7 @@ from cbsim.engine.reference import ReferenceEngine
 from cbsim.recorder import Recorder, RunLog
 from cbsim.router import RoundRobin
 from cbsim.run import collect
-from cbsim.schedulers import SCHEDULERS
+from cbsim.schedulers import SCHEDULERS, Scheduler
 from cbsim.testing import Case
 from cbsim.world import World
 
@@ -37,12 +37,13 @@ class HostedCost(CostModel):
         return self.added_s(num_requests)
 
 
-def run(kind: str, case: Case, cost: CostModel, stop_at_s: float | None = None) -> RunLog:
+def run(kind: str | type[Scheduler], case: Case, cost: CostModel, stop_at_s: float | None = None) -> RunLog:
     """A case on the naive engine, with batches."""
     recorder = Recorder(with_batches=True)
     num_in_flight = 2 if case.settings.get("async_scheduling") else 1
+    scheduler_class = SCHEDULERS.get(kind) if isinstance(kind, str) else kind
     engines = [
-        ReferenceEngine(replica, case.make_scheduler(SCHEDULERS.get(kind)), cost, recorder, num_in_flight)
+        ReferenceEngine(replica, case.make_scheduler(scheduler_class), cost, recorder, num_in_flight)
         for replica in range(case.num_replicas)
     ]
     world = World(case.make_workload(), engines, RoundRobin(), stop_at_s=stop_at_s)

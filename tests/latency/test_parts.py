@@ -18,7 +18,8 @@ from cbsim.testing import Case
 from cbsim.units import TICKS_PER_S
 from tests.latency.naive import naive_parts
 from tests.latency.runs import HostedCost, run
-from tests.strategies import cases
+from tests.latency.whims import WhimsicalCost, WhimsicalScheduler
+from tests.strategies import Rows, cases, workloads
 
 TICK_S = 1 / TICKS_PER_S
 
@@ -48,7 +49,7 @@ def rows(table: Any, chosen: np.ndarray[Any, Any]) -> dict[str, np.ndarray[Any, 
     return {name: column[chosen] for name, column in table.items()}
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     named=cases(),
     stop_at_s=st.sampled_from([None, None, 3.0]),
@@ -62,9 +63,23 @@ def test_parts_are_what_a_walk_from_step_to_step_finds(
     kind, case = named
     cost = HostedCost(*costs)
     log = run(kind, case, cost, stop_at_s)
-    if not len(log.steps["step"]):
-        return
-    log = with_reasons(log, seed, cost)
+    if len(log.steps["step"]):
+        check(with_reasons(log, seed, cost), cost, is_padded=kind == "static")
+
+
+@settings(max_examples=80, deadline=None)
+@given(rows=workloads(), is_async=st.booleans(), seed=st.integers(0, 999), whimsical_cost=st.booleans())
+def test_parts_of_runs_without_reason(rows: Rows, is_async: bool, seed: int, whimsical_cost: bool) -> None:
+    """Requests passed over and then preempted, idle engines with running requests, times out of all order."""
+    case = Case(rows, {"async_scheduling": is_async, "seed": seed})
+    cost = WhimsicalCost(seed) if whimsical_cost else HostedCost()
+    log = run(WhimsicalScheduler, case, cost, stop_at_s=200.0)
+    check(with_reasons(log, seed, cost), cost)
+
+
+def check(log: RunLog, cost: CostModel, *, is_padded: bool = False) -> None:
+    """Parts are at least 0, add up to the whole to a tick, and are those of the naive reference."""
+    assert log.parts is not None
     latencies = request_latencies(log)
     for names, latency in ((PARTS, "e2e_s"), (TTFT_PARTS, "ttft_s")):
         parts, whole = parts_of(log, names), latencies[latency]
@@ -74,10 +89,52 @@ def test_parts_are_what_a_walk_from_step_to_step_finds(
         # Exact in whole ticks; arrival and end are rounded to a tick each.
         assert (np.abs(parts.sum(axis=0) - whole)[known] <= TICK_S).all()
         assert (parts[:, known] * TICKS_PER_S % 1 == 0).all()
-    if kind == "static":
-        return  # Padding is in its steps' times, and not in recorded batches.
+    if is_padded:
+        return  # Padding is in the steps' times, and not in recorded batches.
     for request, (of_ttft, of_e2e) in naive_parts(log, cost).items():
         for names, expected in ((TTFT_PARTS, of_ttft), (PARTS, of_e2e)):
             if expected is not None:
                 found = {part: log.parts[column][request] for part, column in names.items()}
                 assert found == pytest.approx({part: expected[part] for part in names}, abs=1e-7)
+
+
+@settings(max_examples=60, deadline=None)
+@given(named=cases(types=("continuous", "preemptive")), seed=st.integers(0, 9))
+def test_runs_of_decodes_may_be_cut_in_any_way(named: tuple[str, Case], seed: int) -> None:
+    """One run may reach over steps that decode nothing, and two runs may follow each other."""
+    kind, case = named
+    cost = HostedCost()
+    log = run(kind, dataclasses.replace(case, num_replicas=1), cost)
+    if log.slices is None or not len(log.steps["step"]):
+        return
+    names = ("replica", "request", "first_step", "last_step")
+    recut = cut_again(log, np.random.default_rng(seed), names)
+    columns = dict(zip(names, np.array(recut, dtype=np.int64).reshape(-1, 4).T, strict=True))
+    replica = Replica(0, log.steps, dataclasses.replace(log.slices, decodes=columns), cost)
+    again = request_parts(log.requests, log.events, [replica])
+    assert log.parts is not None
+    for name, column in log.parts.items():
+        np.testing.assert_array_equal(again[name], column, err_msg=name)
+
+
+def cut_again(log: RunLog, random: np.random.Generator, names: tuple[str, ...]) -> list[list[int]]:
+    """The runs of decodes, joined over steps that decode nothing and then cut in two at random."""
+    assert log.slices is not None
+    prefills, decodes = log.slices.prefills, log.slices.decodes
+    own = set(zip(prefills["request"].tolist(), prefills["step"].tolist(), strict=True))
+    order = np.lexsort((decodes["first_step"], decodes["request"]))
+    recut: list[list[int]] = []
+    for row in zip(*(decodes[name][order].tolist() for name in names), strict=True):
+        between = range(recut[-1][3] + 1, row[2]) if recut and recut[-1][1] == row[1] else None
+        if between is not None and not any(
+            log.steps["num_decode_seqs"][step] or (row[1], step) in own for step in between
+        ):
+            recut[-1][3] = row[3]
+        else:
+            recut.append(list(row))
+    for row in list(recut):
+        cut = int(random.integers(row[2], row[3] + 1))
+        if row[2] < cut and log.steps["num_decode_seqs"][cut]:
+            recut.append([row[0], row[1], cut, row[3]])
+            row[3] = cut - 1
+    return recut

@@ -44,7 +44,7 @@ def as_known(step: Step) -> StepShape:
     return shape._replace(max_decode_context=-(-shape.decode_context // shape.num_decodes))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(named=cases(types=("continuous", "chunked_prefill", "preemptive", "vllm")))
 def test_steps_are_priced_as_they_were(named: tuple[str, Case]) -> None:
     kind, case = named
