@@ -88,6 +88,11 @@ def fit_coefficients(
     return Fit(values, float(best.cost))
 
 
+def soft_loss(log_errors: Floats) -> float:
+    """Mean soft L1 loss of some relative errors."""
+    return float(np.mean(np.sqrt(1.0 + (log_errors / LOSS_SCALE) ** 2)))
+
+
 def soft_weights(residuals: Floats) -> Floats:
     """Weights of soft L1 in least squares that are solved again and again; they multiply residuals."""
     weights: Floats = (1.0 + residuals**2) ** -0.25

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cbsim.calibrate.point import Point
+from cbsim.calibrate.coefficients import soft_loss
+from cbsim.calibrate.point import Op, Point
 from cbsim.cost.base import StepShape
 from cbsim.cost.form import DecodeAttention, Floats, FusedAttention, PrefillAttention, StepColumns
-from cbsim.cost.grid import AttentionGrid, Skew, Slopes, Table
+from cbsim.cost.grid import AttentionGrid, ChunkTable, DecodeTable, MixedTable, Skew, Slopes, Table
 
 Sizes = tuple[int, ...]
 Formula = Callable[[Sequence[StepShape]], Floats]
@@ -25,6 +26,11 @@ TOLERANCE = 0.01
 """A knot is left out if a table without it errs by no more than this share,"""
 TOLERATED_SHARE = 0.95
 """in so many of the places where it stands."""
+
+NUM_PARTS = 20
+"""Parts of the timings of a grid, each left out once to see what the others say of it."""
+NUM_COEFFICIENTS = 8
+"""Of the formula of decodes, and about those of chunks."""
 
 SPLIT_UP_TO = 32
 """FlashAttention-2 splits contexts (`num_splits_heuristic`) unless decodes x KV heads fill 0.8 of twice the
@@ -63,55 +69,84 @@ def fit_grid(
     prefill: PrefillAttention,
     fused: FusedAttention | None,
 ) -> AttentionGrid | None:
-    """Tables of attention timings; `None` unless single chunks, decodes and both were timed over grids.
+    """Tables of attention timings, of each regime that was timed over a grid; `None` if decodes were not.
 
     Points of several chunks or of unequal contexts are left to the formula. `fused` is the formula of mixed
     launches; what lies between timings follows the ratio of timing to formula, linear between its knots.
     """
-    chunk_times: dict[Sizes, float] = {}
-    decode_times: dict[Sizes, float] = {}
-    mixed_times: dict[Sizes, float] = {}
-    for point in points:
-        sizes = _sizes(point)
-        if sizes is None:
-            continue
-        times = {"decode": decode_times, "prefill": chunk_times, "mixed": mixed_times}[point.op]
-        times[sizes] = point.t_median_s
-    if fused is None or not (chunk_times and decode_times and mixed_times):
-        return None
-    lattices = [
-        Lattice.of(decode_times, has_decodes=True),
-        Lattice.of(chunk_times, has_decodes=False),
-        Lattice.of(mixed_times, has_decodes=True),
-    ]
-    if not all(lattice.is_grid for lattice in lattices):
-        return None
     formula = _Formula(decode, prefill, fused)
-    filled = [_fill(lattice, formula) for lattice in lattices]
-    decode_table = _thinned(_refined(filled[0], formula))
-    prefill_table = _thinned(filled[1])
-    mixed_table = _thinned(_refined(filled[2], formula))
-    chain_s = _chain_s_per_token(mixed_table)
+    lattices = _lattices(points)
+    decode_lattice, chunk_lattice, mixed_lattice = (lattices.get(op) for op in ("decode", "prefill", "mixed"))
+    is_whole = chunk_lattice is not None and mixed_lattice is not None
+    if decode_lattice is None or not (is_whole or _beats_formula(decode_lattice, formula)):
+        return None
+    decode_table = _thinned(_refined(_fill(decode_lattice, formula), formula))
+    chunks = mixed = None
+    if chunk_lattice is not None and (is_whole or _beats_formula(chunk_lattice, formula)):
+        chunks = ChunkTable(
+            table=_thinned(_fill(chunk_lattice, formula)),
+            slopes=Slopes(
+                per_pair_s=prefill.per_pair_s, per_token_s=prefill.per_token_s + prefill.beyond_per_token_s
+            ),
+        )
+    if chunks is not None and mixed_lattice is not None and fused is not None:
+        mixed = _mixed_table(_thinned(_refined(_fill(mixed_lattice, formula), formula)), chunks, fused)
+    chain_s = mixed.skew.chain_s_per_token if mixed is not None else 0.0
     return AttentionGrid(
-        decode=decode_table,
-        prefill=prefill_table,
-        mixed=mixed_table,
-        decode_slopes=Slopes(per_decode_s=decode.per_decode_s, per_context_token_s=decode.per_token_s),
-        prefill_slopes=Slopes(
-            per_pair_s=prefill.per_pair_s, per_token_s=prefill.per_token_s + prefill.beyond_per_token_s
+        decode=DecodeTable(
+            table=decode_table,
+            slopes=Slopes(per_decode_s=decode.per_decode_s, per_context_token_s=decode.per_token_s),
+            skew=Skew(
+                chain_s_per_token=chain_s, tokens_per_s=_full_rate(decode_table), split_up_to=SPLIT_UP_TO
+            ),
         ),
-        mixed_slopes=Slopes(
+        prefill=chunks,
+        mixed=mixed,
+    )
+
+
+def _mixed_table(table: Table, chunks: ChunkTable, fused: FusedAttention) -> MixedTable:
+    return MixedTable(
+        table=table,
+        slopes=Slopes(
             per_pair_s=fused.per_pair_s,
             per_token_s=fused.per_token_s,
             per_decode_s=fused.per_decode_s,
             per_context_token_s=fused.per_context_token_s + fused.beyond_per_context_token_s,
         ),
-        decode_skew=Skew(
-            chain_s_per_token=chain_s, tokens_per_s=_full_rate(decode_table), split_up_to=SPLIT_UP_TO
-        ),
-        mixed_skew=Skew(chain_s_per_token=chain_s, tokens_per_s=_full_rate(mixed_table), split_up_to=0),
-        crowding=_crowding(prefill_table, mixed_table),
+        skew=Skew(chain_s_per_token=_chain_s_per_token(table), tokens_per_s=_full_rate(table), split_up_to=0),
+        crowding=_crowding(chunks.table, table),
     )
+
+
+def _lattices(points: Sequence[Point]) -> dict[Op, Lattice]:
+    """The regimes that were timed over a grid."""
+    times: dict[Op, dict[Sizes, float]] = {}
+    for point in points:
+        sizes = _sizes(point)
+        if sizes is not None:
+            times.setdefault(point.op, {})[sizes] = point.t_median_s
+    lattices = {op: Lattice.of(timings, op != "prefill") for op, timings in times.items()}
+    return {op: lattice for op, lattice in lattices.items() if lattice.is_grid}
+
+
+def _beats_formula(lattice: Lattice, formula: _Formula) -> bool:
+    """Whether timings say more of those left out between them than the formula does.
+
+    It was fitted to all of them, so its errors count by n / (n - coefficients): generalised cross-validation
+    (Craven and Wahba, Numerische Mathematik 31, 1979).
+    """
+    timed = np.flatnonzero(np.isfinite(lattice.seconds))
+    measured = lattice.seconds.ravel()[timed]
+    by_formula = formula.of(lattice).ravel()[timed]
+    by_table = np.empty(len(timed))
+    for number in range(NUM_PARTS):
+        out = np.arange(len(timed)) % NUM_PARTS == number
+        seconds = lattice.seconds.copy()
+        seconds.ravel()[timed[out]] = np.nan
+        by_table[out] = _fill(replace(lattice, seconds=seconds), formula).seconds.ravel()[timed[out]]
+    fitted = np.log(by_formula / measured) * len(timed) / max(len(timed) - NUM_COEFFICIENTS, 1)
+    return soft_loss(np.log(by_table / measured)) < soft_loss(fitted)
 
 
 def _sizes(point: Point) -> Sizes | None:
@@ -129,8 +164,14 @@ def _sizes(point: Point) -> Sizes | None:
 class _Formula:
     """The formula of each regime, by sizes as a lattice has them; contexts of decodes are sums."""
 
-    def __init__(self, decode: DecodeAttention, prefill: PrefillAttention, fused: FusedAttention) -> None:
+    def __init__(
+        self, decode: DecodeAttention, prefill: PrefillAttention, fused: FusedAttention | None
+    ) -> None:
         self._decode, self._prefill, self._fused = decode, prefill, fused
+
+    def of(self, lattice: Lattice) -> Floats:
+        """Seconds over all combinations of a lattice's sizes."""
+        return self.over(lattice.axes, _total_context(lattice.axes, lattice.has_decodes))
 
     def over(self, axes: Sequence[Floats], total_context: Floats | None) -> Floats:
         """Seconds over all combinations of sizes; `total_context` in place of the last axis' own."""
@@ -158,7 +199,7 @@ class _Formula:
         )
         decode, prefill = self._decode.at(columns), self._prefill.at(columns)
         seconds = np.maximum(decode, prefill)
-        if len(axes) == 4:
+        if len(axes) == 4 and self._fused is not None:
             seconds = np.maximum(seconds, self._fused.at(columns, self._prefill.tile))
         return seconds.reshape(shape)
 
@@ -172,11 +213,14 @@ def _total_context(axes: Sequence[Floats], has_decodes: bool) -> Floats | None:
 
 
 def _fill(lattice: Lattice, formula: _Formula) -> Lattice:
-    """Every combination, from the timings around it along one axis after the other."""
-    seconds = formula.over(lattice.axes, _total_context(lattice.axes, lattice.has_decodes))
+    """Every combination, from the timings around it along one axis after the other.
+
+    Along a chunk's context and the decodes' context first: the number of decodes and of tokens decide how a
+    launch is cut into blocks, so what the formula misses there leaps from one number to the next.
+    """
+    seconds = formula.of(lattice)
     ratio = np.log(lattice.seconds / seconds)
-    num_axes = ratio.ndim
-    order = (1, 0, *range(num_axes - 1, 1, -1))
+    order = {2: (0, 1) if lattice.has_decodes else (1, 0), 4: (1, 2, 0, 3)}[ratio.ndim]
     for beyond_ends in (False, True):
         for axis in order:
             ratio = np.apply_along_axis(_bridged, axis, ratio, lattice.axes[axis], beyond_ends)
@@ -199,7 +243,7 @@ def _refined(lattice: Lattice, formula: _Formula) -> Lattice:
     middle = 0.5 * (decodes[1:] + decodes[:-1])
     finer = np.sort(np.concatenate([decodes, middle[middle % 1 == 0]]))
     axes = (*lattice.axes[:-1], finer)
-    ratio = lattice.seconds / formula.over(lattice.axes, _total_context(lattice.axes, True))
+    ratio = lattice.seconds / formula.of(lattice)
     turned = np.apply_along_axis(lambda values: np.interp(finer, decodes, values), -1, ratio)
     return Lattice(axes, formula.over(axes, _total_context(axes, True)) * turned, has_decodes=True)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from cbsim.calibrate.coefficients import LOSS_SCALE
+from cbsim.calibrate.coefficients import soft_loss
 from cbsim.cost.form import Floats
 from cbsim.cost.tiles import Tiles
 
@@ -32,8 +32,7 @@ def left_out_loss(seconds: Floats, predict: Callable[[Mask], Floats]) -> float:
     for number in range(NUM_FOLDS):
         kept = fold != number
         errors.append(np.log(predict(kept) / seconds[~kept]))
-    scaled = np.concatenate(errors) / LOSS_SCALE
-    return float(np.mean(np.sqrt(1.0 + scaled**2)))
+    return soft_loss(np.concatenate(errors))
 
 
 def can_be_left_out(num_points: int) -> bool:

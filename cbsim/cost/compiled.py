@@ -14,16 +14,14 @@ from math import sqrt
 import numpy as np
 
 from cbsim.cost.base import StepShape
-from cbsim.cost.compiled_grid import CompiledGrid
+from cbsim.cost.compiled_decodes import CompiledDecodes, DecodeSeconds, DecodesSeconds
+from cbsim.cost.compiled_grid import compiled_chunks, compiled_mixed
 from cbsim.cost.counted import CountTables
-from cbsim.cost.form import DecodeAttention, FusedAttention, StepForm
+from cbsim.cost.form import DecodeAttention, FusedAttention, StepForm, num_pairs
+from cbsim.cost.grid import ChunkTable
 from cbsim.cost.host import HostTime
 
 StepSeconds = Callable[[StepShape], float]
-DecodeSeconds = Callable[[int, int, int], float]
-"""Of decodes, their context in all and the longest of them."""
-DecodesSeconds = Callable[[int, int, int, int], list[float]]
-"""Of the same and a number of steps in a row."""
 
 VECTOR_STEPS = 80
 """Steps in a row from which arrays are quicker than a loop."""
@@ -45,15 +43,21 @@ class CompiledStep:
 
     def __init__(self, form: StepForm, padded_tokens: list[int], host: HostTime | None = None) -> None:
         tables = CountTables(form, padded_tokens, host or HostTime())
-        if form.grid is not None:
-            grid = CompiledGrid(form.grid)
-            self.decode_s = _grid_decode(tables, grid)
-            self.decodes_s = _grid_decodes(tables, grid)
-            self.step_s = _grid_step(tables, grid, self.decode_s)
-        else:
+        if form.grid is None:
             self.decode_s = _decode(tables, form.decode)
             self.decodes_s = _decodes(tables, form.decode)
-            self.step_s = _step(tables, form, self.decode_s)
+            self.step_s = _step(tables, form, self.decode_s, _decode_attention(form.decode))
+            return
+        decodes = CompiledDecodes(form.grid.decode)
+        prefill, mixed = form.grid.prefill, form.grid.mixed
+        self.decode_s, self.decodes_s = decodes.step(tables), decodes.steps(tables)
+        if prefill is None:
+            self.step_s = _step(tables, form, self.decode_s, decodes.attention_s)
+        elif mixed is None:
+            self.step_s = _step_by_parts(tables, self.decode_s, _parts(form, prefill, decodes))
+        else:
+            mixed_s = compiled_mixed(prefill, mixed, decodes)
+            self.step_s = _step_by_parts(tables, self.decode_s, lambda shape: (0.0, mixed_s(shape)))
 
 
 def _decode(tables: CountTables, form: DecodeAttention) -> DecodeSeconds:
@@ -119,10 +123,13 @@ def _stream(form: DecodeAttention) -> tuple[float, float, float, float]:
     return near_s, 0.25 * form.per_token_s, start_s, form.start_tokens
 
 
-def _step(tables: CountTables, form: StepForm, decode_s: DecodeSeconds) -> StepSeconds:
+def _step(
+    tables: CountTables, form: StepForm, decode_s: DecodeSeconds, attend_s: DecodeSeconds
+) -> StepSeconds:
+    """Chunks by the formula; `attend_s` is the attention of one layer's decodes."""
     dense, logits, vector_s, layers = tables.dense, tables.logits, tables.step_s, tables.layers
     hidden_step_s, hidden_request_s, added_step_s, added_request_s = tables.host
-    prefill, decode, fused_s = form.prefill, form.decode, _fused(form.fused)
+    prefill, fused_s = form.prefill, _fused(form.fused)
     tile, half_tile, round_up = prefill.tile, prefill.tile // 2, prefill.tile - 1
     tokens_s = (0.25 * prefill.tokens_s(np.arange(tables.size, dtype=np.int64))).tolist()
     pair_s, chunk_s, longest_s = (
@@ -130,7 +137,6 @@ def _step(tables: CountTables, form: StepForm, decode_s: DecodeSeconds) -> StepS
     )
     softness, half_floor_s, launch_s = prefill.softness, 0.5 * prefill.floor_s, prefill.launch_s
     floor_softness_s = prefill.floor_softness * half_floor_s
-    attend_s = _decode_attention(decode)
 
     def step_s(shape: StepShape) -> float:
         chunks, num_finishing, num_decodes, context, max_context = shape
@@ -156,7 +162,7 @@ def _step(tables: CountTables, form: StepForm, decode_s: DecodeSeconds) -> StepS
         blended_s = (half_floor_s + work_s) + sqrt(apart_s * apart_s + floor_softness_s * work_s)
         prefill_s = launch_s + blended_s
         if num_decodes:
-            attention_s = attend_s(num_decodes, context)
+            attention_s = attend_s(num_decodes, context, max_context)
             if fused_s is None:
                 base_s += layers * attention_s
             else:
@@ -170,12 +176,12 @@ def _step(tables: CountTables, form: StepForm, decode_s: DecodeSeconds) -> StepS
     return step_s
 
 
-def _decode_attention(form: DecodeAttention) -> Callable[[int, int], float]:
+def _decode_attention(form: DecodeAttention) -> DecodeSeconds:
     launch_s, half_floor_s, decode_s = form.launch_s, 0.5 * form.floor_s, 0.25 * form.per_decode_s
     near_s, far_s, start_s, start = _stream(form)
     softness, floor_softness_s = form.softness, form.floor_softness * half_floor_s
 
-    def seconds(num_decodes: int, context: int) -> float:
+    def seconds(num_decodes: int, context: int, max_context: int) -> float:
         decodes_s = decode_s * num_decodes
         stream_s = near_s * context if context < start else far_s * context + start_s
         apart_s = decodes_s - stream_s
@@ -212,43 +218,37 @@ def _fused(form: FusedAttention | None) -> Callable[[int, int, int, StepShape], 
     return seconds
 
 
-def _grid_decode(tables: CountTables, grid: CompiledGrid) -> DecodeSeconds:
-    counted, counted_at, layers = tables.counted, tables.counted_at, tables.layers
-    attention_s = grid.decode_s
+def _parts(
+    form: StepForm, prefill: ChunkTable, decodes: CompiledDecodes
+) -> Callable[[StepShape], tuple[float, float]]:
+    """One layer's attention of a step with chunks: what comes first, and what after it."""
+    chunks_s, attend_s, fused_s, tile = (
+        compiled_chunks(prefill),
+        decodes.attention_s,
+        _fused(form.fused),
+        form.prefill.tile,
+    )
 
-    def decode_s(num_decodes: int, context: int, max_context: int) -> float:
-        try:
-            base_s, _, _, added_s, least_s = counted[num_decodes]
-        except IndexError:
-            base_s, _, _, added_s, least_s = counted_at(num_decodes)
-        seconds = base_s + layers * attention_s(num_decodes, context, max_context) + added_s
-        return seconds if seconds > least_s else least_s
+    def attention_s(shape: StepShape) -> tuple[float, float]:
+        chunks, _, num_decodes, context, max_context = shape
+        alone_s = chunks_s(chunks)
+        if not num_decodes:
+            return 0.0, alone_s
+        decode_s = attend_s(num_decodes, context, max_context)
+        if fused_s is None:
+            return decode_s, alone_s
+        num_tokens = sum([tokens for tokens, _ in chunks])
+        longest = max([tokens + before for tokens, before in chunks])
+        return 0.0, max(fused_s(num_pairs(chunks, tile), num_tokens, longest, shape), decode_s, alone_s)
 
-    return decode_s
-
-
-def _grid_decodes(tables: CountTables, grid: CompiledGrid) -> DecodesSeconds:
-    counted, counted_at, layers = tables.counted, tables.counted_at, tables.layers
-    attention_s = grid.decodes_s
-
-    def decodes_s(num_decodes: int, context: int, max_context: int, num_steps: int) -> list[float]:
-        try:
-            base_s, _, _, added_s, least_s = counted[num_decodes]
-        except IndexError:
-            base_s, _, _, added_s, least_s = counted_at(num_decodes)
-        attention = attention_s(num_decodes, context, max_context, num_steps)
-        series = [base_s + layers * seconds + added_s for seconds in attention]
-        if base_s + added_s < least_s:
-            return [seconds if seconds > least_s else least_s for seconds in series]
-        return series
-
-    return decodes_s
+    return attention_s
 
 
-def _grid_step(tables: CountTables, grid: CompiledGrid, decode_s: DecodeSeconds) -> StepSeconds:
+def _step_by_parts(
+    tables: CountTables, decode_s: DecodeSeconds, attention_s: Callable[[StepShape], tuple[float, float]]
+) -> StepSeconds:
     dense, logits, vector_s, layers = tables.dense, tables.logits, tables.step_s, tables.layers
     hidden_step_s, hidden_request_s, added_step_s, added_request_s = tables.host
-    attention_s = grid.step_s
 
     def step_s(shape: StepShape) -> float:
         chunks, num_finishing, num_decodes, context, max_context = shape
@@ -262,7 +262,8 @@ def _grid_step(tables: CountTables, grid: CompiledGrid, decode_s: DecodeSeconds)
         except IndexError:
             return vector_s(shape)
         num_requests = len(chunks) + num_decodes
-        gpu_s = base_s + layers * attention_s(shape)
+        first_s, then_s = attention_s(shape)
+        gpu_s = (base_s + layers * first_s) + layers * then_s
         hidden_s = hidden_step_s + hidden_request_s * num_requests
         return (gpu_s if gpu_s > hidden_s else hidden_s) + (added_step_s + added_request_s * num_requests)
 

@@ -294,8 +294,8 @@ class StepForm(Section):
         """Seconds of one layer's attention: the decodes', and the chunks' (or all of a mixed step)."""
         grid = self.grid
         decode = self.decode.at(columns) if grid is None else grid.decodes(columns)
-        has_table = grid is not None and grid.prefill is not None
-        prefill = grid.chunks(columns) if grid is not None and has_table else self.prefill.at(columns)
+        has_chunks = grid is not None and grid.prefill is not None
+        prefill = grid.chunks(columns) if grid is not None and has_chunks else self.prefill.at(columns)
         if grid is not None and grid.mixed is not None:
             together = grid.chunks_among_decodes(columns)
         elif self.fused is not None:

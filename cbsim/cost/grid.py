@@ -1,6 +1,6 @@
 """AttentionGrid: attention as tables over measured sizes, where a whole grid of them was timed.
 
-Three tables, as the three regimes are three kernels' worth of behaviour; all rise along every axis:
+Up to three tables, as the three regimes are three kernels' worth of behaviour; all rise along every axis:
 
     decode   by the mean context KV / B of decodes and their number B
     prefill  by a chunk's tokens q and its context x
@@ -161,91 +161,133 @@ class Skew(Section):
         return found
 
 
-class AttentionGrid(Section):
-    """Seconds of one layer's attention by tables."""
+class DecodeTable(Section):
+    """Decodes alone."""
 
-    decode: Table
-    prefill: Table
-    mixed: Table
-    decode_slopes: Slopes
-    prefill_slopes: Slopes
-    mixed_slopes: Slopes
-    decode_skew: Skew
-    mixed_skew: Skew
+    table: Table
+    """By mean context and number."""
+    slopes: Slopes
+    skew: Skew
+
+    def at(self, num_decodes: Any, context: Any, max_context: Any) -> Floats:
+        """Seconds of so many decodes, at least one, over a context in all, and the longest of them."""
+        mean = context / num_decodes
+        near_mean, near = self.table.nearest(mean, num_decodes)
+        beyond = self.slopes.decodes_s(num_decodes, mean) - self.slopes.decodes_s(near, near_mean)
+        skew = self.skew.factor(num_decodes) * np.maximum(max_context - mean, 0.0)
+        seconds: Floats = (self.table.at(near_mean, near) + beyond) + skew
+        return seconds
+
+
+class ChunkTable(Section):
+    """Chunks alone."""
+
+    table: Table
+    """By tokens and context, of one chunk."""
+    slopes: Slopes
+
+    def at(self, tokens: Any, context: Any) -> Floats:
+        """Seconds of one chunk."""
+        near, near_context = self.table.nearest(tokens, context)
+        beyond = self.slopes.chunk_s(tokens, context) - self.slopes.chunk_s(near, near_context)
+        seconds: Floats = self.table.at(near, near_context) + beyond
+        return seconds
+
+    @cached_property
+    def smallest_s(self) -> float:
+        """Seconds of the smallest chunk: what a launch takes at least."""
+        return float(self.table.values.flat[0])
+
+
+class MixedTable(Section):
+    """One chunk and some decodes in one launch."""
+
+    table: Table
+    """By tokens and context of the chunk, mean context and number of the decodes."""
+    slopes: Slopes
+    skew: Skew
     crowding: Table
     """By decodes: a factor, at least 1."""
 
-    @model_validator(mode="after")
-    def _axes_fit(self) -> AttentionGrid:
-        wanted = {"decode": 2, "prefill": 2, "mixed": 4, "crowding": 1}
-        for name, num_axes in wanted.items():
-            if len(getattr(self, name).axes) != num_axes:
-                raise ValueError(f"{name} must have {num_axes} axes")
-        return self
-
-    def decode_at(self, num_decodes: Any, context: Any) -> Floats:
-        """Seconds of so many decodes, at least one, over a context in all."""
-        mean = context / num_decodes
-        near_mean, near = self.decode.nearest(mean, num_decodes)
-        slopes = self.decode_slopes
-        beyond = slopes.decodes_s(num_decodes, mean) - slopes.decodes_s(near, near_mean)
-        seconds: Floats = self.decode.at(near_mean, near) + beyond
-        return seconds
-
-    def prefill_at(self, tokens: Any, context: Any) -> Floats:
-        """Seconds of one chunk alone."""
-        near, near_context = self.prefill.nearest(tokens, context)
-        slopes = self.prefill_slopes
-        beyond = slopes.chunk_s(tokens, context) - slopes.chunk_s(near, near_context)
-        seconds: Floats = self.prefill.at(near, near_context) + beyond
-        return seconds
-
-    def mixed_at(self, tokens: Any, context: Any, num_decodes: Any, mean_context: Any) -> Floats:
+    def at(self, tokens: Any, context: Any, num_decodes: Any, mean_context: Any) -> Floats:
         """Seconds of one chunk and some decodes, at least one, of a mean context."""
-        near = self.mixed.nearest(tokens, context, mean_context, num_decodes)
-        slopes = self.mixed_slopes
+        near = self.table.nearest(tokens, context, mean_context, num_decodes)
+        slopes = self.slopes
         beyond = slopes.chunk_s(tokens, context) - slopes.chunk_s(near[0], near[1])
         more = slopes.decodes_s(num_decodes, mean_context) - slopes.decodes_s(near[3], near[2])
-        seconds: Floats = (self.mixed.at(*near) + beyond) + more
+        seconds: Floats = (self.table.at(*near) + beyond) + more
         return seconds
+
+    def crowding_at(self, num_decodes: Any) -> Floats:
+        """How much dearer a chunk is among so many decodes than alone."""
+        return self.crowding.at(*self.crowding.nearest(num_decodes))
 
     @cached_property
     def chain(self) -> Table:
         """One decode beside the smallest chunk, by its context."""
-        return Table(axes=self.mixed.axes[2:3], seconds=tuple(self.mixed.values[0, 0, :, 0].tolist()))
+        return Table(axes=self.table.axes[2:3], seconds=tuple(self.table.values[0, 0, :, 0].tolist()))
 
     def chain_at(self, max_context: Any) -> Floats:
         """Seconds of one decode beside the smallest chunk: no launch that holds it ends sooner."""
         (near,) = self.chain.nearest(max_context)
-        seconds: Floats = self.chain.at(near) + self.mixed_skew.chain_s_per_token * (max_context - near)
+        seconds: Floats = self.chain.at(near) + self.skew.chain_s_per_token * (max_context - near)
         return seconds
 
-    def at(self, columns: StepColumns) -> Floats:
-        """Seconds of any steps."""
-        num_steps = len(columns.num_decodes)
-        steps = np.repeat(np.arange(num_steps), columns.num_chunks)
-        flat = np.array([chunk for chunks in columns.chunks for chunk in chunks], dtype=np.int64).reshape(
-            -1, 2
-        )
-        tokens, context = flat[:, 0], flat[:, 1]
+
+class AttentionGrid(Section):
+    """Seconds of one layer's attention by tables: of decodes, and of what else was timed over a grid."""
+
+    decode: DecodeTable
+    prefill: ChunkTable | None = None
+    mixed: MixedTable | None = None
+    """Only with `prefill`."""
+
+    @model_validator(mode="after")
+    def _axes_fit(self) -> AttentionGrid:
+        for name, num_axes in {"decode": 2, "prefill": 2, "mixed": 4}.items():
+            part = getattr(self, name)
+            if part is not None and len(part.table.axes) != num_axes:
+                raise ValueError(f"{name}.table must have {num_axes} axes")
+        if self.mixed is not None and (self.prefill is None or len(self.mixed.crowding.axes) != 1):
+            raise ValueError("mixed goes with prefill, and its crowding has one axis")
+        return self
+
+    def decodes(self, columns: StepColumns) -> Floats:
+        """Seconds of the decodes of steps as if alone; 0 without decodes."""
+        num_decodes = np.maximum(columns.num_decodes, 1)
+        seconds = self.decode.at(num_decodes, columns.decode_context, columns.max_decode_context)
+        return np.where(columns.num_decodes > 0, seconds, 0.0)
+
+    def chunks(self, columns: StepColumns) -> Floats:
+        """Seconds of the chunks of steps as if alone; 0 without chunks. Needs `prefill`."""
+        assert self.prefill is not None
+        _, _, together = _alone(self.prefill, columns)
+        return np.where(columns.num_chunks > 0, self.prefill.smallest_s + together, 0.0)
+
+    def chunks_among_decodes(self, columns: StepColumns) -> Floats:
+        """Seconds of steps of chunks and decodes, and nothing sensible of others. Needs `mixed`."""
+        assert self.prefill is not None
+        assert self.mixed is not None
+        mixed = self.mixed
+        (steps, tokens, context), alone, together = _alone(self.prefill, columns)
         num_decodes = np.maximum(columns.num_decodes, 1)
         mean = columns.decode_context / num_decodes
-        smallest = float(self.prefill.values.flat[0])
-        alone = self.prefill_at(tokens, context) - smallest
-        together = np.zeros(num_steps)
-        np.add.at(together, steps, alone)
-        crowding = self.crowding.at(*self.crowding.nearest(num_decodes[steps]))
-        others = together[steps] - alone
-        among = self.mixed_at(tokens, context, num_decodes[steps], mean[steps]) + crowding * others
-        mixed = np.zeros(num_steps)
-        np.maximum.at(mixed, steps, among)
-        beyond = np.maximum(columns.max_decode_context - mean, 0.0)
-        mixed = mixed + self.mixed_skew.factor(num_decodes) * beyond
-        mixed = np.maximum(mixed, self.chain_at(columns.max_decode_context))
-        decode = self.decode_at(num_decodes, columns.decode_context)
-        decode = decode + self.decode_skew.factor(num_decodes) * beyond
-        prefill = smallest + together
-        has_decodes, has_chunks = columns.num_decodes > 0, columns.num_chunks > 0
-        mixed = np.maximum(np.maximum(mixed, decode), prefill)
-        pure = np.where(has_decodes, decode, np.where(has_chunks, prefill, 0.0))
-        return np.where(has_decodes & has_chunks, mixed, pure)
+        among = mixed.at(tokens, context, num_decodes[steps], mean[steps])
+        among = among + mixed.crowding_at(num_decodes[steps]) * (together[steps] - alone)
+        seconds = np.zeros(len(num_decodes))
+        np.maximum.at(seconds, steps, among)
+        unequal = np.maximum(columns.max_decode_context - mean, 0.0)
+        seconds = seconds + mixed.skew.factor(num_decodes) * unequal
+        return np.maximum(seconds, mixed.chain_at(columns.max_decode_context))
+
+
+def _alone(prefill: ChunkTable, columns: StepColumns) -> tuple[tuple[Any, Any, Any], Floats, Floats]:
+    """All chunks (their step, tokens, context); what each costs beyond a launch; the sum of a step's."""
+    num_steps = len(columns.num_chunks)
+    steps = np.repeat(np.arange(num_steps), columns.num_chunks)
+    flat = np.array([chunk for chunks in columns.chunks for chunk in chunks], dtype=np.int64).reshape(-1, 2)
+    tokens, context = flat[:, 0], flat[:, 1]
+    alone = prefill.at(tokens, context) - prefill.smallest_s
+    together = np.zeros(num_steps)
+    np.add.at(together, steps, alone)
+    return (steps, tokens, context), alone, together

@@ -186,7 +186,11 @@ def _chosen(form: StepForm, config: ProfileConfig) -> StepForm:
         fused = None if config.attention == "sum" else form.fused
         return form.model_copy(update={"grid": None, "fused": fused})
     if not config.unequal_contexts:
-        none = {"chain_s_per_token": 0.0}
-        skews = {name: getattr(grid, name).model_copy(update=none) for name in ("decode_skew", "mixed_skew")}
-        return form.model_copy(update={"grid": grid.model_copy(update=skews)})
+        parts = {"decode": grid.decode, "mixed": grid.mixed}
+        equal = {
+            name: part.model_copy(update={"skew": part.skew.model_copy(update={"chain_s_per_token": 0.0})})
+            for name, part in parts.items()
+            if part is not None
+        }
+        return form.model_copy(update={"grid": grid.model_copy(update=equal)})
     return form

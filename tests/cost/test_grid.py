@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from cbsim.cost.base import StepShape
 from cbsim.cost.compiled import CompiledStep
 from cbsim.cost.form import StepColumns
-from cbsim.cost.grid import AttentionGrid, Skew, Slopes, Table
+from cbsim.cost.grid import AttentionGrid, ChunkTable, DecodeTable, MixedTable, Skew, Slopes, Table
 from tests.cost.laws import make_form, shapes
 
 CHUNKS = (16.0, 64.0, 500.0, 2048.0)
@@ -39,22 +39,39 @@ def table(law, *axes) -> Table:
 
 
 GRID = AttentionGrid(
-    decode=table(decode_law, MEANS, DECODES),
-    prefill=table(chunk_law, CHUNKS, CONTEXTS),
-    mixed=table(mixed_law, CHUNKS, CONTEXTS, MEANS, DECODES),
-    decode_slopes=Slopes(per_decode_s=1e-7, per_context_token_s=3e-9),
-    prefill_slopes=Slopes(per_pair_s=2e-11, per_token_s=5e-9),
-    mixed_slopes=Slopes(per_pair_s=2.2e-11, per_token_s=6e-9, per_decode_s=1e-7, per_context_token_s=4e-9),
-    decode_skew=Skew(chain_s_per_token=2e-8, tokens_per_s=3e8, split_up_to=32),
-    mixed_skew=Skew(chain_s_per_token=2e-8, tokens_per_s=2e8, split_up_to=0),
-    crowding=Table(axes=((1.0, 128.0),), seconds=(1.0, 2.0)),
+    decode=DecodeTable(
+        table=table(decode_law, MEANS, DECODES),
+        slopes=Slopes(per_decode_s=1e-7, per_context_token_s=3e-9),
+        skew=Skew(chain_s_per_token=2e-8, tokens_per_s=3e8, split_up_to=32),
+    ),
+    prefill=ChunkTable(
+        table=table(chunk_law, CHUNKS, CONTEXTS), slopes=Slopes(per_pair_s=2e-11, per_token_s=5e-9)
+    ),
+    mixed=MixedTable(
+        table=table(mixed_law, CHUNKS, CONTEXTS, MEANS, DECODES),
+        slopes=Slopes(per_pair_s=2.2e-11, per_token_s=6e-9, per_decode_s=1e-7, per_context_token_s=4e-9),
+        skew=Skew(chain_s_per_token=2e-8, tokens_per_s=2e8, split_up_to=0),
+        crowding=Table(axes=((1.0, 128.0),), seconds=(1.0, 2.0)),
+    ),
 )
+PARTS = {
+    "all": GRID,
+    "decodes": GRID.model_copy(update={"prefill": None, "mixed": None}),
+    "decodes and chunks": GRID.model_copy(update={"mixed": None}),
+}
 FORM = make_form(fused=True).model_copy(update={"grid": GRID})
 COMPILED = CompiledStep(FORM, [])
+FORMS = {
+    (parts, fused): make_form(fused=fused).model_copy(update={"grid": grid})
+    for parts, grid in PARTS.items()
+    for fused in (True, False)
+}
+COMPILED_FORMS = {key: CompiledStep(form, []) for key, form in FORMS.items()}
 
 
 def attention_s(*steps: StepShape) -> np.ndarray:
-    return GRID.at(StepColumns.from_shapes(steps))
+    decode, rest = FORM.attention_s(StepColumns.from_shapes(steps))
+    return decode + rest
 
 
 def equal_decodes(count: int, mean: int) -> dict[str, int]:
@@ -122,15 +139,15 @@ def test_unequal_contexts_cost_what_following_each_of_them_says(count):
         contexts = 300.0 + rng.exponential(900.0, count)
         mean = contexts.mean()
         walked.append(worked_skew(contexts.tolist(), chain, rate) - mean * count / rate)
-        factor = float(GRID.decode_skew.factor(count))
+        factor = float(GRID.decode.skew.factor(count))
         told.append(factor * (contexts.max() - mean))
     assert np.mean(told) == pytest.approx(np.mean(walked), rel=0.1)
 
 
 def test_equal_contexts_and_split_ones_have_no_skew():
-    assert GRID.decode_skew.factor(32) == 0.0
-    assert GRID.decode_skew.factor(33) > 0.0
-    assert GRID.mixed_skew.factor(4) == 0.0
+    assert GRID.decode.skew.factor(32) == 0.0
+    assert GRID.decode.skew.factor(33) > 0.0
+    assert GRID.mixed.skew.factor(4) == 0.0
     equal, unequal = (StepShape((), 0, 20, 20_000, longest) for longest in (1000, 9000))
     assert attention_s(equal)[0] == attention_s(unequal)[0]
 
@@ -141,9 +158,10 @@ def test_no_launch_ends_before_its_longest_decode():
 
 
 @settings(max_examples=150, deadline=None)
-@given(shape=shapes())
-def test_scalar_and_vector_agree_to_the_bit(shape):
-    assert COMPILED.step_s(shape) == FORM.seconds(StepColumns.from_shapes([shape]))[0]
+@given(shape=shapes(), which=st.sampled_from(list(FORMS)))
+def test_scalar_and_vector_agree_to_the_bit(shape, which):
+    form = FORMS[which]
+    assert COMPILED_FORMS[which].step_s(shape) == form.seconds(StepColumns.from_shapes([shape]))[0]
 
 
 @settings(max_examples=60, deadline=None)

@@ -46,7 +46,7 @@ def test_the_file_keeps_its_tables(folder):
 def test_unequal_contexts_can_be_left_out(folder):
     with_skew, without = make(folder), make(folder, unequal_contexts=False)
     assert with_skew.step_s(EQUAL) == without.step_s(EQUAL) == without.step_s(DECODES)
-    lost = 32 * float(GRID.decode_skew.factor(64)) * 2000
+    lost = 32 * float(GRID.decode.skew.factor(64)) * 2000
     assert with_skew.step_s(DECODES) - without.step_s(DECODES) == pytest.approx(lost, rel=1e-9)
 
 
