@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
@@ -92,67 +91,72 @@ class Study:
         if experiment.sweep:
             self.notes.append("the first point of the sweep is scaled")
         self._experiment = experiment.points()[0][1]
-        self._scales = scales
-        self._base = self._experiment.resolved()
-        if self._base.pop("stop_at_s") is not None:
+        self.config = self._experiment.resolved()
+        """The experiment that is scaled, names and defaults spelled out."""
+        if self.config.pop("stop_at_s") is not None:
             self.notes.append("stop_at_s is left out: every request is simulated to its end")
-        self.points = list(self._checked_points())
+        if "max_num_seqs" not in self.config["scheduler"] and scales.running:
+            scheduler = self.config["scheduler"]["type"]
+            self.notes.append(f"running is left out: scheduler '{scheduler}' has no max_num_seqs")
+            scales = replace(scales, running=())
+        self._scales = scales
+        self.points = self._make_points()
         self._tell_axes()
 
-    @property
-    def config(self) -> dict[str, Any]:
-        """The experiment that is scaled, names and defaults spelled out."""
-        return self._base
-
-    def _checked_points(self) -> Iterator[ScalePoint]:
+    def _make_points(self) -> list[ScalePoint]:
         problems: list[str] = []
-        makers: dict[Axis, Callable[[int, int], dict[str, Any]]] = {
-            Axis.REQUESTS: lambda value, few: self._settings(few or value),
-            Axis.RUNNING: lambda value, few: self._running(value, few),
-            Axis.REPLICAS: lambda value, few: self._replicas(value, few),
-        }
         points = []
-        for axis, make in makers.items():
-            for value in getattr(self._scales, axis):
-                point = ScalePoint(axis, value, make(value, 0), make(value, NUM_WARM_UP))
-                problems += [f"--{axis} {value}: {problem}" for problem in _problems(point)]
-                points.append(point)
+        for axis in Axis:
+            for value in getattr(self._scales, axis.value):
+                num_requests = self._num_requests(axis, value)
+                settings = self._scaled(axis, value, num_requests)
+                points.append(ScalePoint(axis, value, settings, self._scaled(axis, value, NUM_WARM_UP)))
+                problems += [f"--{axis} {value}: {problem}" for problem in _problems(points[-1])]
         if problems:
             raise ConfigError(*problems)
-        yield from points
+        return points
 
-    def _settings(self, num_requests: int) -> dict[str, Any]:
-        """The experiment with so many requests."""
-        settings = copy.deepcopy(self._base)
-        workload = settings["workload"]
+    def _num_requests(self, axis: Axis, value: int) -> int:
+        if axis is Axis.REQUESTS:
+            return value
+        num_replicas = value if axis is Axis.REPLICAS else self._experiment.replicas.count
+        return num_replicas * self._scales.num_requests_each
+
+    def _scaled(self, axis: Axis, value: int, num_requests: int) -> dict[str, Any]:
+        settings = copy.deepcopy(self.config)
+        self._set_requests(settings["workload"], num_requests)
+        if axis is Axis.RUNNING:
+            self._set_running(settings, value)
+        elif axis is Axis.REPLICAS:
+            self._set_replicas(settings, value)
+        return settings
+
+    def _set_requests(self, workload: dict[str, Any], num_requests: int) -> None:
+        """So many requests, whatever window or limit there was; those of a trace choose what is repeated."""
         kind = WORKLOADS.get(workload["type"])
         if kind is TraceWorkload:
             workload |= {"type": REPEATED, "num_requests": num_requests}
-        elif issubclass(kind, TraceWorkload):
+        elif "num_requests" not in workload:
+            workload["limit"] = num_requests
+        else:
             workload["num_requests"] = num_requests
-        elif "num_requests" in workload:
-            workload |= {"num_requests": num_requests, "start_s": 0.0, "end_s": None, "limit": None}
+            if not issubclass(kind, TraceWorkload):
+                workload |= {"start_s": 0.0, "end_s": None, "limit": None}
             if "duration_s" in workload:
                 workload["duration_s"] = None
-        else:
-            workload["limit"] = num_requests
-        return settings
 
-    def _running(self, max_num_seqs: int, few: int) -> dict[str, Any]:
-        """With so many slots on each replica, none of them ever empty."""
-        count = self._experiment.replicas.count
-        settings = self._settings(few or count * self._scales.num_requests_each)
+    def _set_running(self, settings: dict[str, Any], max_num_seqs: int) -> None:
+        """So many slots on each replica, none of them empty while requests are left."""
         settings["scheduler"]["max_num_seqs"] = max_num_seqs
         workload = settings["workload"]
         if workload["concurrency"] is None:
             workload["rate_scale"] *= BACKLOG_RATE_SCALE
         else:
-            workload |= {"concurrency": 2 * count * max_num_seqs, "think_time_s": 0.0}
-        return settings
+            num_slots = max_num_seqs * self._experiment.replicas.count
+            workload |= {"concurrency": 2 * num_slots, "think_time_s": 0.0}
 
-    def _replicas(self, count: int, few: int) -> dict[str, Any]:
-        """With so many replicas, each with as many requests and arrivals as one has now."""
-        settings = self._settings(few or count * self._scales.num_requests_each)
+    def _set_replicas(self, settings: dict[str, Any], count: int) -> None:
+        """So many replicas, each with as many arrivals as one has now."""
         growth = count / self._experiment.replicas.count
         settings["replicas"]["count"] = count
         workload = settings["workload"]
@@ -160,12 +164,12 @@ class Study:
             workload["rate_scale"] *= growth
         else:
             workload["concurrency"] = max(1, round(growth * workload["concurrency"]))
-        return settings
 
     def _tell_axes(self) -> None:
         each = f"{self._scales.num_requests_each:,} requests"
-        if type(make_workload(self._experiment)) is TraceWorkload:
-            num_source = make_workload(self._experiment).num_requests() or 0
+        workload = make_workload(self._experiment)
+        if type(workload) is TraceWorkload:
+            num_source = workload.num_requests()
             if any(point.num_requests > num_source for point in self.points):
                 self.notes.append(
                     f"the trace has {num_source:,} requests: for more it is repeated, each time later by "

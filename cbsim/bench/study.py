@@ -62,20 +62,17 @@ def measure_study(
     num_points = len(set(keys))
     num_reused = num_points - len(missing)
     errors: dict[str, str] = {}
+    # The cheapest first: they say how long the others will take.
+    waiting = sorted(missing.items(), key=lambda item: item[1].num_requests)
     try:
-        # The cheapest first: they say how long the others will take.
-        waiting = sorted(missing, key=lambda key: missing[key].num_requests)
-        while waiting:
-            key = waiting[0]
-            left_s = time_left_s([missing[each] for each in waiting], _measured(ledger, keys))
-            tell(StudyProgress(num_points, num_points - len(waiting), num_reused, missing[key], left_s))
-            began = time.perf_counter()
-            try:
-                measured = in_fresh_process(measure_scaled, missing[key].settings, missing[key].small)
-                ledger.put(key, Entry(measured, time.perf_counter() - began))
-            except CbsimError as error:
-                errors[key] = str(error)
-            del waiting[0]
+        for place, (key, point) in enumerate(waiting):
+            left_s = time_left_s([later for _, later in waiting[place:]], _measured(ledger, keys))
+            tell(StudyProgress(num_points, num_reused + place, num_reused, point, left_s))
+            outcome = _measure(point)
+            if isinstance(outcome, Entry):
+                ledger.put(key, outcome)
+            else:
+                errors[key] = outcome
     except KeyboardInterrupt:
         done = [row for row in _rows(points, keys, ledger, errors) if row.measured is not None]
         num_kept = sum(ledger.get(key) is not None for key in set(keys))
@@ -83,6 +80,18 @@ def measure_study(
         raise StudyInterrupted(done, kept) from None
     tell(StudyProgress(num_points, num_points, num_reused, None, None))
     return _rows(points, keys, ledger, errors)
+
+
+def _measure(point: ScalePoint) -> Entry | str:
+    """A point's figures, or why there are none."""
+    began = time.perf_counter()
+    try:
+        measured = in_fresh_process(measure_scaled, point.settings, point.small)
+    except CbsimError as error:
+        return str(error)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return Entry(measured, time.perf_counter() - began)
 
 
 def time_left_s(points: Sequence[ScalePoint], measured: Sequence[Entry]) -> float | None:

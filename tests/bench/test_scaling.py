@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import signal
@@ -171,6 +172,16 @@ def test_a_workload_that_cannot_be_made_longer_says_so() -> None:
     )
 
 
+def test_a_scheduler_without_slots_has_no_such_axis(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = experiment(GENERATOR)
+    settings = config.resolved()
+    del settings["scheduler"]["max_num_seqs"]
+    monkeypatch.setattr(Experiment, "resolved", lambda self: copy.deepcopy(settings))
+    study = Study(config, SMALL)
+    assert study.notes[0] == "running is left out: scheduler 'vllm' has no max_num_seqs"
+    assert Axis.RUNNING not in {point.axis for point in study.points}
+
+
 def test_values_after_an_option() -> None:
     assert parse_values("--requests", "100, 10,100") == (10, 100)
     for text in ("", "1,,2", "0", "1e3", "-1", "1000000001"):
@@ -192,6 +203,8 @@ class Bench:
         if len(self.measured) == self.stop_after:
             raise KeyboardInterrupt
         self.measured.append(num_requests)
+        if num_requests in self.fails[1:]:
+            raise MemoryError("no more")
         if num_requests in self.fails:
             raise WorkerLost("its process ended without an answer (out of memory?)")
         return replace(MEASURED, num_requests=num_requests)
@@ -261,14 +274,17 @@ def test_figures_hold_for_settings_files_and_code_alone(
 
 
 def test_a_point_that_fails_leaves_its_error(bench: Bench, tmp_path: Path) -> None:
-    bench.fails = (50,)
+    bench.fails = (50, 5)
     rows = measure_study(Study(experiment(GENERATOR), SMALL).points, open_ledger(tmp_path))
-    assert [row.error is None for row in rows] == [True, True, False, True, True, True, True]
+    assert [row.error is None for row in rows] == [False, True, False, True, True, True, True]
     table = scaling_tables(rows)[0]
     assert table.rows[2] == ("50", *"-" * 8)
-    assert table.notes[0] == "50 requests: its process ended without an answer (out of memory?)"
+    assert table.notes[:2] == (
+        "5 requests: MemoryError: no more",
+        "50 requests: its process ended without an answer (out of memory?)",
+    )
     frame = scaling_frame(rows)
-    assert frame["error"].notna().sum() == 1
+    assert frame["error"].notna().sum() == 2
     assert len(scaling_picture(frame, "mine").axes) == 6
 
 
