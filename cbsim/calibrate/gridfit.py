@@ -29,6 +29,8 @@ TOLERATED_SHARE = 0.95
 
 NUM_PARTS = 20
 """Parts of the timings of a grid, each left out once to see what the others say of it."""
+MIN_GAIN = 0.1
+"""Share of the loss that a table must take away, or the formula is kept: it is smooth."""
 NUM_COEFFICIENTS = 8
 """Of the formula of decodes, and about those of chunks."""
 
@@ -131,7 +133,7 @@ def _lattices(points: Sequence[Point]) -> dict[Op, Lattice]:
 
 
 def _beats_formula(lattice: Lattice, formula: _Formula) -> bool:
-    """Whether timings say more of those left out between them than the formula does.
+    """Whether timings say clearly more of those left out between them than the formula does.
 
     It was fitted to all of them, so its errors count by n / (n - coefficients): generalised cross-validation
     (Craven and Wahba, Numerische Mathematik 31, 1979).
@@ -146,7 +148,7 @@ def _beats_formula(lattice: Lattice, formula: _Formula) -> bool:
         seconds.ravel()[timed[out]] = np.nan
         by_table[out] = _fill(replace(lattice, seconds=seconds), formula).seconds.ravel()[timed[out]]
     fitted = np.log(by_formula / measured) * len(timed) / max(len(timed) - NUM_COEFFICIENTS, 1)
-    return soft_loss(np.log(by_table / measured)) < soft_loss(fitted)
+    return soft_loss(np.log(by_table / measured)) < (1.0 - MIN_GAIN) * soft_loss(fitted)
 
 
 def _sizes(point: Point) -> Sizes | None:
