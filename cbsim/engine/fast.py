@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections import deque
-from collections.abc import Mapping
 
 from cbsim.cost.base import CostModel
-from cbsim.engine.base import Engine, checked_s
-from cbsim.engine.decode_group import DecodeGroup, Member
+from cbsim.engine.base import checked_s
+from cbsim.engine.grouped import GroupedEngine
 from cbsim.engine.hiding import must_show_all
-from cbsim.engine.mixed_step import NO_SHARE, GroupShare, Step, is_quiet, look_at, slice_of
-from cbsim.engine.request_log import RequestLog
-from cbsim.engine.step_log import StepLog
+from cbsim.engine.mixed_step import NO_SHARE, GroupShare, Step, is_quiet, look_at
+from cbsim.engine.step_log import Facts, State
 from cbsim.engine.stretch import Stretch, group_steps_s
-from cbsim.engine.token_log import TokenLog
-from cbsim.recorder import DECISIONS, Column, Recorder
-from cbsim.request import Request, RequestState
-from cbsim.schedulers.base import Scheduler, Slice, StepPlan
+from cbsim.observers.step_view import StepView
+from cbsim.recorder import DECISIONS, Recorder
+from cbsim.request import Request
+from cbsim.schedulers.base import Scheduler, StepPlan
 
 
-class FastEngine(Engine):
+class FastEngine(GroupedEngine):
     """Keeps decoding requests in a group, out of the scheduler's sight, while all of them get their token.
 
     Three speeds, by what a step needs: the scheduler decides it among all requests, as in the reference
@@ -36,11 +33,6 @@ class FastEngine(Engine):
         self, replica: int, scheduler: Scheduler, cost: CostModel, recorder: Recorder, num_in_flight: int
     ) -> None:
         super().__init__(replica, scheduler, cost, recorder, num_in_flight)
-        self.under_way: deque[Step] = deque()
-        self.group = DecodeGroup(scheduler.pool, takes_blocks=not scheduler.reserves_ahead)
-        self.steps = StepLog()
-        self.tokens = TokenLog()
-        self.requests = RequestLog(replica, recorder)
         self._num_others = num_in_flight - 1
         """Steps under way beside the one to be decided, while the engine is busy."""
         self._excludes = scheduler.prefill_excludes_decodes
@@ -49,15 +41,10 @@ class FastEngine(Engine):
             scheduler.decides_by_clock or scheduler.decides_by_progress or scheduler.pool.prefix_caching
         )
         self._num_steps = 0
-        self._num_ended = 0
-        self._last_end_s = 0.0
-        self._group_end_s = 0.0
-        """When the last group step ended."""
         self._asked_at_s: float | None = None
         self._called_at_s = -math.inf
         self._duration_s = math.inf
         """Of the last step of the group alone."""
-        self._head_is_blocked = False
         self._waiting_for = 0
         """Why, by the last step that the scheduler decided, those who wait do so."""
         self._ahead: Stretch | None = None
@@ -67,6 +54,11 @@ class FastEngine(Engine):
         """Before this instant `advance` changes nothing that others see but blocks; set by `advance`."""
 
     # Driven by the world
+
+    def finish_record(self) -> None:
+        """See `Engine.finish_record`."""
+        self._settle()
+        super().finish_record()
 
     def submit(self, request: Request) -> bool:
         """See `Engine.submit`."""
@@ -111,38 +103,6 @@ class FastEngine(Engine):
                 if horizon_s > self._advanced_to_s:
                     return
                 self._settle()
-
-    def end_step(self) -> list[Request]:
-        """See `Engine.end_step`."""
-        step = self.under_way.popleft()
-        plan, now = step.plan, step.end_s
-        self._num_ended += 1
-        self._last_end_s = now
-        leaving: list[Member] = []
-        if step.in_group:
-            self._group_end_s = now
-            leaving = self.group.commit()
-        if plan is not None:
-            for part in plan.slices:
-                if part.emits:
-                    self.tokens.came_out(part.request, now)
-        for member in leaving:
-            self.tokens.came_out_in_group(member.request, member.first, member.last, now)
-        finished: list[Request] = []
-        if leaving:
-            if plan is not None and not self.scheduler.decodes_first:
-                self._give_back(leaving, plan)
-            else:
-                self.scheduler.num_hidden = self.group.num_hidden + len(leaving)
-                finished = [self._finish_member(member) for member in leaving]
-        if plan is not None:
-            finished += self.scheduler.commit(plan)
-        if finished:
-            self._head_is_blocked = False
-            self.num_outstanding -= len(finished)
-            self.steps.finished(step.number, len(finished))
-            self.requests.finished(finished, now, step.number)
-        return finished
 
     @property
     def next_end_s(self) -> float | None:
@@ -263,6 +223,8 @@ class FastEngine(Engine):
             scheduler.pool.num_used,
         )
         self.steps.add(now, start_s, duration_s, end_s, transfer_s, num_pairs, state, facts)
+        if self._audience is not None:
+            self._show(now, start_s, duration_s, state, facts)
 
     def _stretch(self, now: float, horizon_s: float) -> Stretch:
         """Decide a step of the group alone, then, whenever the running one ends before `horizon_s`, the next.
@@ -328,7 +290,8 @@ class FastEngine(Engine):
             pool.num_blocks - pool.num_free + group.num_needed,
         )
         last_end_s = ends[num_steps + num_others]
-        self.steps.add_run(ends[0], ends[num_others], durations, last_end_s, state, num_decodes, context)
+        facts = (0, 0, num_decodes, 0, context, num_decodes, 0, True)
+        self.steps.add_run(ends[0], ends[num_others], durations, last_end_s, state, facts)
         group.take_blocks(num_steps)
         first = self._num_steps
         self._num_steps = first + num_steps
@@ -352,79 +315,31 @@ class FastEngine(Engine):
             under_way.append(Step(first + place, None, True, ends[1 + num_others + place]))
         group.advance(num_steps)
         scheduler.advanced(num_steps)
+        if self._audience is not None:
+            self._show(ends[0], ends[num_others], durations[0], state, facts)
         self.num_padding_tokens += num_steps * (num_priced - num_decodes)
 
-    # Leaving the group
-
-    def _dissolve(self) -> None:
-        """Show the scheduler every request, as if there had never been a group."""
-        scheduler, group = self.scheduler, self.group
-        number = group.num_committed
-        for step in self.under_way:
-            if step.in_group:
-                slices = [slice_of(member, number) for member in group.members_of(number)]
-                if step.plan is None:
-                    step.plan = StepPlan(step.end_s, 0)
-                self._merge(slices, step.plan)
-                step.in_group = False
-                number += 1
-        num_committed = group.num_committed
-        members = group.dissolve()
-        for member in members:
-            last = min(member.last, num_committed - 1)
-            if last >= member.first:
-                self.tokens.came_out_in_group(member.request, member.first, last, self._group_end_s)
-        scheduler.running = sorted(
-            [*scheduler.running, *(member.request for member in members)],
-            key=lambda request: request.admission,
+    def _show(self, now: float, start_s: float, duration_s: float, state: State, facts: Facts) -> None:
+        """Tell observers of the last step put under way."""
+        step, audience, (num_running, num_waiting, _, _, num_used) = self.under_way[-1], self._audience, state
+        if audience is None or not audience.hears_steps:
+            return
+        num_prefill_tokens, _, num_decodes, _, _, num_logits, _, _ = facts
+        number = self.group.num_planned - 1
+        step.view = StepView(
+            replica=self.replica,
+            number=step.number,
+            scheduled_at_s=now,
+            start_s=start_s,
+            duration_s=duration_s,
+            num_prefill_tokens=num_prefill_tokens,
+            num_decodes=num_decodes,
+            num_new_tokens=num_logits,
+            num_running=num_running,
+            num_waiting=num_waiting,
+            kv_blocks_used=num_used,
+            kv_blocks_total=self.scheduler.pool.num_blocks,
+            preempted=() if step.plan is None else tuple(step.plan.preempted),
+            make_slices=lambda: self._slices_of(step, number, [] if step.plan is None else step.plan.slices),
         )
-        scheduler.num_hidden = 0
-        self._head_is_blocked = False
-
-    def _merge(self, slices: list[Slice], plan: StepPlan) -> None:
-        """Put members' slices where the scheduler would have had them."""
-        slices.sort(key=lambda part: part.request.admission)
-        plan.slices[:0] = slices
-        if not self.scheduler.decodes_first:
-            plan.slices.sort(key=lambda part: part.request.admission)
-
-    def _give_back(self, leaving: list[Member], plan: StepPlan) -> None:
-        """Let the scheduler finish these members in their place among the others of the step."""
-        for member in leaving:
-            member.request.num_generated_tokens -= 1
-            member.request.num_in_flight_tokens += 1
-            self.scheduler.running.append(member.request)
-        self._merge([slice_of(member, member.last) for member in leaving], plan)
-        self.scheduler.num_hidden = self.group.num_hidden
-
-    def _finish_member(self, member: Member) -> Request:
-        request, scheduler = member.request, self.scheduler
-        request.state = RequestState.FINISHED
-        scheduler.num_hidden -= 1
-        if scheduler.pool.prefix_caching:
-            scheduler.pool.publish(request, request.num_computed_tokens)
-        scheduler.left(request)
-        return request
-
-    # The record
-
-    def finish_record(self) -> None:
-        """See `Engine.finish_record`."""
-        self._settle()
-        self._dissolve()
-        self.requests.close_all()
-        self.recorder.longest_gaps(*self.tokens.longest_gaps(self.steps.group_end_s(self._num_ended)))
-
-    def step_columns(self) -> Mapping[str, Column]:
-        """See `Engine.step_columns`."""
-        return self.steps.columns(
-            self.replica,
-            self._num_ended,
-            self.num_in_flight,
-            self.scheduler.pool.num_blocks,
-            self.group.blocks_taken(),
-        )
-
-    def gaps(self) -> tuple[Column, Column]:
-        """See `Engine.gaps`."""
-        return self.tokens.gaps(self.steps.group_end_s(self._num_ended))
+        audience.tell("before_step", now, step.view, self.replica)

@@ -6,13 +6,15 @@ from typing import NamedTuple
 
 from cbsim.cost.base import StepShape
 from cbsim.engine.decode_group import Member
+from cbsim.engine.step_log import Facts
+from cbsim.observers.step_view import StepView
 from cbsim.schedulers.base import Slice, StepPlan
 
 
 class Step:
     """A step under way."""
 
-    __slots__ = ("end_s", "in_group", "number", "plan")
+    __slots__ = ("end_s", "in_group", "number", "plan", "view")
 
     def __init__(self, number: int, plan: StepPlan | None, in_group: bool, end_s: float) -> None:
         self.number = number
@@ -20,6 +22,8 @@ class Step:
         """What the scheduler decided beside the group; `None` if the step is the group's alone."""
         self.in_group = in_group
         self.end_s = end_s
+        self.view: StepView | None = None
+        """What observers are shown of it, where there are some."""
 
 
 class GroupShare(NamedTuple):
@@ -53,7 +57,7 @@ def is_quiet(plan: StepPlan) -> bool:
     return True
 
 
-def look_at(plan: StepPlan, share: GroupShare) -> tuple[StepShape, int, tuple[int, ...]]:
+def look_at(plan: StepPlan, share: GroupShare) -> tuple[StepShape, int, Facts]:
     """The shape of a step of the scheduler's slices and the decode group, and what it computes.
 
     The latter as the (query, key) pairs of its attention, and the columns of `step_log.FACTS`.

@@ -20,6 +20,10 @@ class RequestLog:
         """A request was accepted."""
         self._live[request.index] = request
 
+    def live(self) -> Iterable[Request]:
+        """Those that have not ended."""
+        return self._live.values()
+
     def finished(self, requests: Iterable[Request], now: float, step: int) -> None:
         """These got their last token as a step ended."""
         for request in requests:

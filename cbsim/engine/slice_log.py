@@ -41,8 +41,8 @@ class SliceLog:
     """Takes down slices one by one, in the order of steps."""
 
     def __init__(self) -> None:
-        self._prefills = Table((), PREFILL_COLUMNS)
-        self._decodes = Table((), DECODE_COLUMNS)
+        self._prefills = Table((), PREFILL_COLUMNS, "i")
+        self._decodes = Table((), DECODE_COLUMNS, "i")
         self._runs: dict[int, tuple[int, int]] = {}
         """Request -> first and last step of the run of decodes that may still go on."""
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from cbsim.recorder import STEP_COLUMNS, Column, Table, as_column
+from cbsim.recorder import SLICE_STEP_COLUMNS, STEP_COLUMNS, Column, Table, as_column
 
 RUN_REALS = ("scheduled_at_s", "start_s", "transfer_s", "num_attention_pairs")
 """Pairs are whole numbers, but of long prompts too many for 32 bits."""
@@ -28,6 +28,10 @@ GROWING = ("num_attention_pairs", "num_context_tokens", "num_kv_tokens")
 
 State = tuple[int, int, int, int, int]
 """`STATE` right after a step was decided."""
+
+
+Facts = tuple[int, int, int, int, int, int, int, int]
+"""`FACTS`: what a step computes."""
 
 
 class StepLog:
@@ -54,7 +58,7 @@ class StepLog:
         transfer_s: float,
         num_pairs: int,
         state: State,
-        facts: tuple[int, ...],
+        facts: Facts,
     ) -> None:
         """A step on its own: decided at `now`, with what it computes in the order of `FACTS`."""
         if start_s != self.end_s:
@@ -70,16 +74,14 @@ class StepLog:
         duration_s: list[float],
         end_s: float,
         state: State,
-        num_decodes: int,
-        context: int,
+        facts: Facts,
     ) -> None:
-        """Steps of the group alone, one behind the other; `now`, `state` and `context` are the first's."""
+        """Steps of the group alone, one behind the other; `now`, `state` and `facts` are the first's."""
         if start_s != self.end_s:
             self._period_starts.append((len(self.duration_s), start_s))
         self.end_s = end_s
         self.duration_s.fromlist(duration_s)
-        row = (0, 0, num_decodes, 0, context, num_decodes, 0, 1)
-        self.runs.append(now, start_s, 0.0, context, len(duration_s), *state, *row)
+        self.runs.append(now, start_s, 0.0, facts[4], len(duration_s), *state, *facts)
 
     def finished(self, step: int, num_finished: int) -> None:
         """So many requests got their last token in a step."""
@@ -99,12 +101,19 @@ class StepLog:
 
     def group_end_s(self, num_steps: int) -> Column:
         """When each group step among the first `num_steps` steps ended, seconds."""
-        ends: Column = self.ends()[:num_steps][self._is_group_step()[:num_steps]]
+        ends: Column = self.ends()[:num_steps][self.is_group_step()[:num_steps]]
         return ends
 
-    def _is_group_step(self) -> Column:
+    def is_group_step(self) -> Column:
+        """Whether the group took part, for each step."""
         runs = self.runs.to_columns()
-        return np.repeat(runs["is_group_step"].astype(bool), runs["count"])
+        took_part: Column = np.repeat(runs["is_group_step"].astype(bool), runs["count"])
+        return took_part
+
+    def group_steps(self) -> Column:
+        """The number, among all steps, of each group step."""
+        numbers: Column = np.flatnonzero(self.is_group_step())
+        return numbers
 
     def columns(
         self, replica: int, num_steps: int, num_in_flight: int, num_blocks: int, blocks_taken: Column
@@ -142,10 +151,10 @@ class UnfoldedSteps(Mapping[str, Column]):
         self._num_steps = len(own["duration_s"])
 
     def __iter__(self) -> Iterator[str]:
-        return iter(STEP_COLUMNS)
+        return iter((*STEP_COLUMNS, *SLICE_STEP_COLUMNS))
 
     def __len__(self) -> int:
-        return len(STEP_COLUMNS)
+        return len(STEP_COLUMNS) + len(SLICE_STEP_COLUMNS)
 
     def __getitem__(self, name: str) -> Column:
         if name in self._own:
@@ -181,9 +190,8 @@ class UnfoldedSteps(Mapping[str, Column]):
         """Blocks taken since the first step of its run, for each step."""
         counts = self._runs["count"]
         num_steps = int(counts.sum())
-        is_group_step = np.repeat(self._runs["is_group_step"].astype(bool), counts)
         taken = np.zeros(num_steps, dtype=np.int64)
-        taken[is_group_step] = self._blocks_taken
+        taken[self._log.is_group_step()] = self._blocks_taken
         so_far = np.cumsum(taken)
         in_run: Column = so_far - np.repeat(so_far[np.cumsum(counts) - counts], counts)
         return in_run

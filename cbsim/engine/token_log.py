@@ -34,6 +34,11 @@ class TokenLog:
         self._segments.append(request.last_token_at_s or 0.0, request.index, first, last)
         request.last_token_at_s = now
 
+    def segments(self) -> tuple[Column, Column, Column]:
+        """`(request, first, last)`: who took part in which of the group's steps."""
+        segments = self._segments.to_columns()
+        return segments["request"], segments["first"], segments["last"]
+
     def gaps(self, group_end_s: Column) -> tuple[Column, Column]:
         """All gaps between tokens, seconds, and how often each occurred, in any order."""
         segments = self._segments.to_columns()

@@ -13,7 +13,7 @@ from cbsim.cost.base import StepShape
 from cbsim.engine.mixed_step import GroupShare, look_at
 from cbsim.engine.step_log import FACTS, StepLog
 from cbsim.engine.token_log import TokenLog
-from cbsim.recorder import STEP_COLUMNS
+from cbsim.recorder import SLICE_STEP_COLUMNS, STEP_COLUMNS
 from cbsim.request import Request
 from cbsim.schedulers.base import Slice, StepPlan
 
@@ -74,12 +74,13 @@ def test_a_run_of_steps_unfolds_to_its_steps(
         decided_s, start_s = ends[first - num_in_flight], ends[first - 1]
         state = (RUNNING, WAITING, 3, context, first_used)
         times = [duration_s for duration_s, _ in steps]
-        folded.add_run(decided_s, start_s, times, ends[-1], state, NUM_DECODES, context)
+        facts = (0, 0, NUM_DECODES, 0, context, NUM_DECODES, 0, True)
+        folded.add_run(decided_s, start_s, times, ends[-1], state, facts)
     num_steps = len(ends) - 1
     blocks_taken = np.array(taken)
     one, other = (log.columns(3, num_steps, num_in_flight, 99, blocks_taken) for log in (folded, unfolded))
-    assert list(one) == list(other) == list(STEP_COLUMNS)
-    for name in STEP_COLUMNS:
+    assert list(one) == list(other) == [*STEP_COLUMNS, *SLICE_STEP_COLUMNS]
+    for name in one:
         np.testing.assert_array_equal(one[name], other[name], err_msg=name)
     for log in (folded, unfolded):
         assert log.ends().tolist() == ends[1:]
@@ -89,7 +90,7 @@ def test_a_run_of_steps_unfolds_to_its_steps(
 
 def test_steps_that_have_not_ended_are_left_out() -> None:
     log = StepLog()
-    log.add_run(0.0, 0.0, [1.0, 1.0, 1.0], 3.0, (1, 0, 0, 5, 2), 1, 5)
+    log.add_run(0.0, 0.0, [1.0, 1.0, 1.0], 3.0, (1, 0, 0, 5, 2), (0, 0, 1, 0, 5, 1, 0, True))
     log.add(3.0, 3.0, 0.5, 3.5, 0.0, PROMPT_PAIRS, (1, 0, 0, 20, 2), PROMPT)
     log.finished(2, 4)
     assert log.group_end_s(4).tolist() == [1.0, 2.0, 3.0]

@@ -225,8 +225,10 @@ def test_a_live_run_has_the_folder_of_a_simulated_one(trace: Path, tmp_path: Pat
     result.save(tmp_path / "run")
     assert (tmp_path / "run" / "steps.parquet").is_file()
     simulated = cbsim.run(experiment(workload={"type": "trace", "path": str(trace)}))
-    assert list(result.steps.columns) == list(simulated.steps.columns)
-    assert list(result.summary) == list(simulated.summary)
+    # Latencies are split by pricing steps again, for which nobody has prices here.
+    split = {"transfer_s", "waiting_for"}
+    assert list(result.steps.columns) == [name for name in simulated.steps if name not in split]
+    assert list(result.summary) == [name for name in simulated.summary if name != "parts"]
 
 
 def test_a_kv_cache_of_a_larger_gpu_shrinks_to_what_is_here(trace: Path) -> None:
