@@ -43,6 +43,6 @@ class EventLog(Recorder):
             detail = f"{num_tokens} tokens cached" if num_tokens else ""
             self.events.append(Event(now, step, EVENTS[code], request, detail))
 
-    def changed(self, now: float, step: int, detail: str) -> None:
-        """A setting has changed."""
-        self.events.append(Event(now, step, "changed", None, detail))
+    def changed(self, now: float, detail: str) -> None:
+        """A setting has changed, between two steps."""
+        self.events.append(Event(now, -1, "changed", None, detail))

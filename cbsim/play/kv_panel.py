@@ -40,7 +40,7 @@ def kv_panel(replica: Replica, width: int, height: int) -> list[Text]:
         note += f", {step} a cell"
     lines = [title("KV cache", width, note)]
     for start in range(0, len(cells), per_row):
-        line = Text(f"{start * step:>{digits}} ", FAINT)
+        line = Text().append(f"{start * step:>{digits}} ", FAINT)
         for cell in cells[start : start + per_row]:
             line.append_text(_shown(cell, is_wide))
         lines.append(line)

@@ -21,7 +21,7 @@ def log_panel(replica: Replica, width: int, height: int) -> list[Text]:
 
 def _line(event: Event, width: int) -> Text:
     step = f"{event.step:>4}" if event.step >= 0 else " " * 4
-    line = Text(f"{step} ", FAINT)
+    line = Text().append(f"{step} ", FAINT)
     if width >= _WIDE:
         line.append(f"{event.time_s:>10,.4f} s ", FAINT)
     if event.request is None:

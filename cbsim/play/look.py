@@ -11,7 +11,7 @@ from cbsim.request import Request
 
 _COLOURS = ("#56B4E9", "#E69F00", "#009E73", "#F0E442", "#CC79A7", "#D55E00", "#0072B2")
 """Okabe and Ito's colours for colour-blind readers (jfly.uni-koeln.de/color, 2008)."""
-_ON_WHITE = ("#0072B2",)
+_WITH_WHITE = ("#0072B2",)
 """Those dark enough for white letters."""
 
 TITLE = Style(bold=True)
@@ -31,18 +31,19 @@ def letter(request: Request) -> str:
 
 def badge(request: Request, mark: str = "") -> Text:
     """The letter, or a mark in its place, in the request's colour."""
-    return Text(mark or letter(request), cell_style(request))
+    return Text().append(mark or letter(request), cell_style(request))
 
 
 def cell_style(request: Request) -> Style:
     """What shows that something is a request's: readable on light and on dark terminals."""
     colour = _COLOURS[request.index % len(_COLOURS)]
-    return Style(color="white" if colour in _ON_WHITE else "black", bgcolor=colour)
+    return Style(color="#FFFFFF" if colour in _WITH_WHITE else "#000000", bgcolor=colour)
 
 
 def title(text: str, width: int, note: str = "") -> Text:
     """The heading of a panel: a rule that begins with its name."""
-    line = Text(f"─ {text} ", TITLE, no_wrap=True)
+    line = Text().append("─ ", FAINT)
+    line.append(f"{text} ", TITLE)
     if note:
         line.append(f"{note} ")
     line.append("─" * max(0, width - line.cell_len), FAINT)
@@ -79,7 +80,8 @@ def side_by_side(left: list[Text], right: list[Text], widths: tuple[int, int], h
     """Two panels with a blank column between, `height` lines of each."""
     lines = []
     for i in range(height):
-        line = fitted(left[i] if i < len(left) else Text(), widths[0])
+        line = Text()
+        line.append_text(fitted(left[i] if i < len(left) else Text(), widths[0]))
         line.append(" ")
         line.append_text(fitted(right[i] if i < len(right) else Text(), widths[1]))
         lines.append(line)

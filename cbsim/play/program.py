@@ -71,16 +71,19 @@ class Program:
         try:
             self._press(key)
         except CbsimError as error:
-            more = len(error.problems) - 1
-            self._say(error.problems[0] + (f" (and {more} more)" if more else ""), is_alert=True)
+            self._tell(error)
 
     def tick(self) -> None:
         """A step is due; on the way to the end, as many as fit between two frames."""
         if not (self._is_running or self._is_racing):
             return
         until_s = time.monotonic() + (_SLICE_S if self._is_racing else 0.0)
-        while self._advance() and time.monotonic() < until_s:
-            pass
+        try:
+            while self._advance() and time.monotonic() < until_s:
+                pass
+        except CbsimError as error:
+            self._is_running = self._is_racing = False
+            self._tell(error)
 
     def run_script(self, keys: list[str]) -> None:
         """Press keys, where no time passes between them except on the way to the end."""
@@ -184,10 +187,11 @@ class Program:
         self._ask(f"{name}, now {present}", lambda text: self._set(f"{key}={text}"))
 
     def _set(self, setting: str) -> None:
-        key = setting.partition("=")[0].strip()
-        if "." not in key:
-            setting = f"scheduler.{setting}"
-        self._say(self.session.change(setting))
+        key, _, value = (part.strip() for part in setting.partition("="))
+        if key in ("type", "scheduler", "scheduler.type"):
+            self._say(self.session.use_scheduler(value))
+        else:
+            self._say(self.session.change(setting if "." in key else f"scheduler.{setting}"))
 
     def _add(self, text: str) -> None:
         fields = text.replace(",", " ").split()
@@ -207,6 +211,10 @@ class Program:
     def _save(self, text: str) -> None:
         paths = self.session.save(Path(text).expanduser())
         self._say(f"written to {' and '.join(map(str, paths))}")
+
+    def _tell(self, error: CbsimError) -> None:
+        more = len(error.problems) - 1
+        self._say(error.problems[0] + (f" (and {more} more)" if more else ""), is_alert=True)
 
     def _say(self, message: str, *, is_alert: bool = False) -> None:
         self._message, self._is_alert = message, is_alert

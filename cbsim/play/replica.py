@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from cbsim.engine.reference import ReferenceEngine
 from cbsim.errors import ConfigError
@@ -11,7 +12,7 @@ from cbsim.experiment import Experiment
 from cbsim.play.event_log import EventLog
 from cbsim.play.head import why_waiting
 from cbsim.play.score import Score
-from cbsim.play.settings import LIVE, NUM_BLOCKS, changes, told
+from cbsim.play.settings import LIVE, NUM_BLOCKS, changes, told_briefly
 from cbsim.play.tuning import (
     check_servable,
     clear,
@@ -25,6 +26,15 @@ from cbsim.recorder import PREEMPTED
 from cbsim.request import Request, RequestState
 from cbsim.run import make_cost_model
 from cbsim.schedulers import Scheduler, Slice
+
+
+class Tally(NamedTuple):
+    """A step in three figures."""
+
+    num_tokens: int
+    num_blocks_used: int
+    """This and the queue: right after it was decided."""
+    num_waiting: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +70,8 @@ class Replica:
         self.engine = ReferenceEngine(0, scheduler, self.cost, self.log, self._num_in_flight)
         self.now_s = 0.0
         self.last_step: Outcome | None = None
+        self.history: list[Tally] = []
+        """Every step that has ended."""
         self.head_reason: tuple[Request, str] | None = None
         """The head of the queue at the last decision, and why it was left there."""
         self.present: list[Request] = []
@@ -124,9 +136,10 @@ class Replica:
         fixed = [key for key in changed if key != NUM_BLOCKS and not key.startswith("scheduler.")]
         if fixed:
             raise ConfigError(*(f"{key}: can't change while it runs; name it in --set" for key in fixed))
+        num_blocks = self._num_blocks_wanted(experiment) if NUM_BLOCKS in changed else None
         check_servable(experiment, self.cost, self.live)
-        if NUM_BLOCKS in changed:
-            self._resize(experiment)
+        if num_blocks is not None:
+            self.pool.resize(num_blocks, self.present)
         limits = {f"scheduler.{name}" for name in LIVE}
         settings = changed.keys() - {NUM_BLOCKS}
         if settings <= limits and is_tunable(self.scheduler):
@@ -135,21 +148,21 @@ class Replica:
         else:
             self._replace_scheduler(experiment)
         self.head_reason = None
-        self.log.changed(self.now_s, -1, told(changed))
+        self.log.changed(self.now_s, told_briefly(changed))
 
     @property
     def _num_in_flight(self) -> int:
         return 2 if self.experiment.scheduler.async_scheduling else 1
 
-    def _resize(self, experiment: Experiment) -> None:
-        num_blocks = experiment.kv_cache.num_blocks
-        assert num_blocks is not None
+    def _num_blocks_wanted(self, experiment: Experiment) -> int:
+        kv_cache = experiment.kv_cache
+        num_blocks = kv_cache.size(experiment.model, experiment.gpu, experiment.replicas.tensor_parallel)
         if num_blocks < self.pool.num_used:
             raise ConfigError(
                 f"{NUM_BLOCKS}: got {num_blocks}, but {self.pool.num_used} blocks are in use; only free ones "
                 "can go"
             )
-        self.pool.resize(num_blocks, self.present)
+        return num_blocks
 
     def _replace_scheduler(self, experiment: Experiment) -> None:
         while self.engine.under_way:
@@ -175,12 +188,14 @@ class Replica:
                 self.score.emitted(part.request, step.end_s)
         for request in finished:
             self.score.finished(request, step.end_s)
+        num_tokens = sum(part.num_tokens for part in plan.slices)
+        self.history.append(Tally(num_tokens, plan.num_blocks_used, plan.num_waiting))
         self.last_step = Outcome(
             step.number,
             step.start_s,
             step.end_s,
             tuple(plan.slices),
-            plan.budget + sum(part.num_tokens for part in plan.slices),
+            plan.budget + num_tokens,
             plan.num_padding_tokens,
             plan.transfer_s,
         )

@@ -8,6 +8,7 @@ from rich.text import Text
 
 from cbsim.play.batch_panel import batch_panel
 from cbsim.play.help import help_lines, hints
+from cbsim.play.history_panel import HEIGHT, history_panel
 from cbsim.play.kv_panel import kv_panel
 from cbsim.play.log_panel import log_panel
 from cbsim.play.look import ALERT, FAINT, TITLE, fitted, side_by_side
@@ -65,19 +66,21 @@ def _panels(session: Session, status: Status, width: int, height: int) -> list[T
     )
     lines.append(Text())
     bottom = room - top
-    lines += side_by_side(
-        kv_panel(replica, widths[0], bottom), log_panel(replica, widths[1], bottom), widths, bottom
-    )
+    if bottom >= 2 * HEIGHT:
+        blocks = [*kv_panel(replica, widths[0], bottom - HEIGHT), *history_panel(replica, widths[0])]
+    else:
+        blocks = kv_panel(replica, widths[0], bottom)
+    lines += side_by_side(blocks, log_panel(replica, widths[1], bottom), widths, bottom)
     return [*lines, _figures(session), _message(status), hints(width)]
 
 
 def _header(session: Session, status: Status) -> Text:
     name = session.experiment.scheduler.type
     rung = f"{LADDER.index(name) + 1} " if name in LADDER else ""
-    line = Text("cbsim play  ", FAINT)
+    line = Text().append("cbsim play  ", FAINT)
     line.append(session.experiment.name)
     line.append(f"  {rung}{name}", TITLE)
-    line.append(f"  {session.num_steps} steps  {session.replica.now_s:,.4f} s")
+    line.append(f"  {session.num_steps:,} steps  {session.replica.now_s:,.4f} s")
     under_way = len(session.replica.engine.under_way)
     if under_way:
         line.append(f"  {under_way} under way", FAINT)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from cbsim.errors import ConfigError
+from cbsim.errors import CbsimError, ConfigError, PluginError
 from cbsim.experiment import Experiment
 from cbsim.play.replica import Replica
 from cbsim.play.saving import save
@@ -83,11 +83,23 @@ class Session:
         return self._requests(self.additions)
 
     def step(self) -> bool:
-        """Let one step be decided and end; False if there is nothing left to do."""
-        if not self.replica.advance():
-            return False
-        self._moves.append(Replica.advance)
-        return True
+        """Let one step be decided and end; False if there is nothing left to do.
+
+        Raises `PluginError` if a scheduler of a third party fails; the step has then not been.
+        """
+        try:
+            is_going = self.replica.advance()
+        except Exception as error:
+            scheduler = type(self.replica.scheduler)
+            if scheduler.__module__.startswith("cbsim."):
+                raise
+            self._replay(self._moves)
+            if isinstance(error, CbsimError):
+                raise
+            raise PluginError(f"{scheduler.__name__} failed: {type(error).__name__}: {error}") from error
+        if is_going:
+            self._moves.append(Replica.advance)
+        return is_going
 
     def change(self, setting: str) -> str:
         """Change a setting, given as `KEY=VALUE`; returns what has changed, in words."""

@@ -83,6 +83,11 @@ def told(changed: Mapping[str, tuple[Any, Any]]) -> str:
     return ", ".join(f"{key} {_text(old)} -> {_text(new)}" for key, (old, new) in changed.items())
 
 
+def told_briefly(changed: Mapping[str, tuple[Any, Any]]) -> str:
+    """The same where there is little room."""
+    return told(changed).replace("scheduler ", "").replace("scheduler.", "").replace(" -> ", "→")
+
+
 def _fit(rung: str, settings: dict[str, Any], requests: list[Request]) -> tuple[str, ...]:
     """Set what the two rungs that split nothing need, for otherwise they would reject what others serve."""
     if not requests:

@@ -72,6 +72,8 @@ def test_a_run_stops_at_the_end_and_says_so(program: Program) -> None:
         (":policy=priority<enter>", "scheduler.policy fcfs -> priority"),
         (":kv_cache.num_blocks=33<enter>", "kv_cache.num_blocks 32 -> 33"),
         ("3", "scheduler preemptive -> chunked_prefill"),
+        (":type = vllm<enter>", "scheduler preemptive -> vllm"),
+        ("fa<enter>", "added-1 arrives with 32 + 12 tokens"),
         ("4", "the scheduler is preemptive already"),
         ("a<enter>", "added-1 arrives with 32 + 12 tokens"),
         ("a7,3<enter>", "added-1 arrives with 7 + 3 tokens"),
@@ -103,8 +105,10 @@ def test_what_is_said(script: str, said: str, program: Program) -> None:
             ":policy=fast<enter>",
             "scheduler.policy: got 'fast' (str); expected one of 'fcfs', 'priority', 'sjf', 'edf', 'fair'",
         ),
+        (":type=vlm<enter>", "unknown scheduler 'vlm'; did you mean 'vllm'?"),
+        ("sssssk20<enter>", "kv_cache.num_blocks: got 20, but 31 blocks are in use; only free ones can go"),
         ("wgame<enter>", "game: expected a name that ends in .yaml or .yml"),
-        ("sk3<enter>", "r0 could never be served: needs 13 KV blocks, the cache has 3 (and 3 more)"),
+        ("sk7<enter>", "r0 could never be served: needs 13 KV blocks, the cache has 7 (and 3 more)"),
     ],
 )
 def test_mistakes_are_told_in_their_place(script: str, problem: str, program: Program) -> None:

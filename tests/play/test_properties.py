@@ -22,7 +22,7 @@ RUNGS = st.sampled_from("12345").map(lambda key: [key])
 ADDITIONS = st.sampled_from(["20 6 0", "3 1 -1", "60 12 1", "200 9", "x", "0 4"]).map(
     lambda text: ["a", *text, "enter"]
 )
-OTHERS = st.sampled_from([["u"], ["R"], ["u", "u"], ["?", "q"], ["t", "esc"], ["r"], ["+"], ["left"]])
+OTHERS = st.sampled_from([["u"], ["R"], ["u", "u"], ["?", "q"], ["t", "esc"], ["r"], ["+"], ["left"], ["f"]])
 SETTINGS = st.sampled_from(["policy=priority", "async_scheduling=true", "watermark=0.2", "nonsense=1"]).map(
     lambda text: [":", *text, "enter"]
 )
@@ -44,7 +44,7 @@ def test_any_keys(scheduler: str, folder: Path, keys: list[str], shares_prefix: 
     played = experiment(folder, SCHEDULERS[scheduler], shares_prefix=shares_prefix)
     program = Program(Session(played))
     for key in keys:
-        program.press(key)
+        program.run_script([key])
         check(program.session.replica)
     assert all(line.cell_len == 80 for line in program.frame(80, 24))
     before = standing(program.session.replica)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import string
 from pathlib import Path
 
 import pytest
 from rich.text import Text
 
+from cbsim.play.history_panel import columns, history_panel
 from cbsim.play.kv_panel import kv_panel
 from cbsim.play.look import bar, letter
 from cbsim.play.screen import MIN_HEIGHT, MIN_WIDTH, Status, draw
@@ -37,7 +39,7 @@ A filled  · free                                   1 C r2 admitted
 
 0/6 finished  TTFT 5.00 s  TPOT -  0 preemptions  KV 38%
 
-space step  r run  u undo  1-5 scheduler  t c n k limits  a add  w save  ? help"""
+s step  r run  u undo  1-5 scheduler  tcnk limits  a add  w save  ? help  q quit"""
 
 
 def text_of(lines: list[Text]) -> str:
@@ -110,6 +112,16 @@ def test_more_blocks_than_cells_share_them(tmp_path: Path) -> None:
     assert lines[1].plain.startswith("    0 A")
 
 
+def test_the_history_shows_each_step_in_a_column(tmp_path: Path) -> None:
+    replica = played(tmp_path, "preemptive", 3).replica
+    assert [step.num_tokens for step in replica.history] == [24, 24, 24]
+    assert [step.num_waiting for step in replica.history] == [0, 1, 2]
+    rows = [line.plain for line in history_panel(replica, 47)]
+    assert rows[1] == "tokens ███"
+    assert rows[3] == "queue   ▄█"
+    assert columns([0, 1, 50, 99, 100, 120], 100) == " ▁▄▇██"
+
+
 @pytest.mark.parametrize(
     ("arguments", "shown"),
     [
@@ -128,3 +140,12 @@ def test_bars_hide_neither_what_is_there_nor_what_is_left(
     arguments: tuple[int, int, int, int], shown: str
 ) -> None:
     assert bar(*arguments) == shown
+
+
+def test_a_colour_is_for_the_letter_alone(tmp_path: Path) -> None:
+    session = played(tmp_path, "preemptive", 6)
+    for line in draw(session, Status(), 80, 24)[2:12]:
+        assert line.style == ""
+        for span in line.spans:
+            if getattr(span.style, "bgcolor", None) is not None:
+                assert line.plain[span.start : span.end] in string.ascii_uppercase

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from cbsim.errors import ConfigError
+from cbsim.errors import ConfigError, PluginError
 from cbsim.experiment import Experiment
 from cbsim.play.session import Session
 from cbsim.recorder import RunLog
 from cbsim.run import collect, make_workload, simulate
+from cbsim.schedulers import StepPlan
+from cbsim.schedulers.chunked_prefill import ChunkedPrefillScheduler
 from cbsim.testing.identity import differences
 from tests.play.games import SCHEDULERS, check_ended, experiment, play_out, standing
 
@@ -232,6 +234,29 @@ def test_a_restart_begins_with_all_that_stands_now(session: Session) -> None:
         "begun again",
     ]
     assert not session.undo()
+    play_out(session)
+    check_ended(session)
+
+
+class Broken(ChunkedPrefillScheduler):
+    """Works until somebody decodes."""
+
+    def decide(self, step: StepPlan) -> None:
+        if any(not request.is_prefilling for request in self.running):
+            raise ZeroDivisionError("no idea")
+        super().decide(step)
+
+
+def test_a_scheduler_that_fails_is_named_and_what_was_played_stays(session: Session) -> None:
+    session.step()
+    assert session.use_scheduler(f"{__name__}:Broken") == f"scheduler preemptive -> {__name__}:Broken"
+    while all(request.is_prefilling for request in session.replica.scheduler.running):
+        session.step()
+    before = standing(session.replica)
+    with pytest.raises(PluginError, match="Broken failed: ZeroDivisionError: no idea"):
+        session.step()
+    assert standing(session.replica) == before
+    session.use_scheduler("chunked_prefill")
     play_out(session)
     check_ended(session)
 
