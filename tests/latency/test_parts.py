@@ -103,7 +103,7 @@ def check(log: RunLog, cost: CostModel, *, is_padded: bool = False) -> None:
 def test_runs_of_decodes_may_be_cut_in_any_way(named: tuple[str, Case], seed: int) -> None:
     """One run may reach over steps that decode nothing, and two runs may follow each other."""
     kind, case = named
-    cost = HostedCost()
+    cost = HostedCost(1.0, 0.125)
     log = run(kind, dataclasses.replace(case, num_replicas=1), cost)
     if log.slices is None or not len(log.steps["step"]):
         return

@@ -48,7 +48,7 @@ def as_known(step: Step) -> StepShape:
 @given(named=cases(types=("continuous", "chunked_prefill", "preemptive", "vllm")))
 def test_steps_are_priced_as_they_were(named: tuple[str, Case]) -> None:
     kind, case = named
-    log = run(kind, dataclasses.replace(case, num_replicas=1), HostedCost())
+    log = run(kind, dataclasses.replace(case, num_replicas=1), HostedCost(1.0, 0.125))
     if log.slices is None or not len(log.steps["step"]):
         return
     cost = Curious()
