@@ -191,6 +191,13 @@ def test_an_override_below_a_swept_mapping_goes_into_each_value() -> None:
     assert [p.resolved() for _, p in again.points()] == [p.resolved() for _, p in experiment.points()]
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_an_override_lasts_when_another_ends_the_sweep(order: int) -> None:
+    text = HEAD + "scheduler: static\nsweep: {scheduler: [{type: static}, orca]}\n"
+    experiment = Experiment.load(write(text), ["scheduler.type=vllm", "sweep={}"][::order])
+    assert experiment.scheduler.type == "vllm"
+
+
 def test_where_keeps_the_points_for_which_it_holds() -> None:
     text = (
         HEAD + "scheduler: {type: chunked_prefill}\nsweep:\n"

@@ -75,7 +75,8 @@ class Assembly(Generic[S]):
             del document.data[key]
         for key, name in self._names.defaults().items():
             document.data.setdefault(key, name)
-        for override in self._overrides:
+        # What the sweep varies decides where other overrides go, so it is settled first.
+        for override in sorted(self._overrides, key=lambda override: override.keys[0] != SWEEP):
             self._tell(self._apply, override)
         self._tell(self._read_grid)
         # Unknown names are told by `read`, which meets them again.
