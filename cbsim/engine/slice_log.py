@@ -26,7 +26,7 @@ class Slices:
     out)."""
     decodes: dict[str, Column]
     """Runs of decodes: `replica`, `request`, `first_step`, `last_step`. In each step of the run that decodes
-    anything at all, the request decodes one token."""
+    anything at all, the request decodes one token. No run reaches over a preemption of its request."""
 
     @classmethod
     def joined(cls, replicas: Sequence[Slices]) -> Slices:

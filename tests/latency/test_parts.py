@@ -125,7 +125,8 @@ def cut_again(log: RunLog, random: np.random.Generator, names: tuple[str, ...]) 
     order = np.lexsort((decodes["first_step"], decodes["request"]))
     recut: list[list[int]] = []
     for row in zip(*(decodes[name][order].tolist() for name in names), strict=True):
-        between = range(recut[-1][3] + 1, row[2]) if recut and recut[-1][1] == row[1] else None
+        follows = recut and recut[-1][1] == row[1] and not log.requests["num_preemptions"][row[1]]
+        between = range(recut[-1][3] + 1, row[2]) if follows else None
         if between is not None and not any(
             log.steps["num_decode_seqs"][step] or (row[1], step) in own for step in between
         ):
