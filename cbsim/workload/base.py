@@ -62,14 +62,14 @@ class Workload(ABC):
         Raises `WorkloadError` naming file and line for every mistake found.
         """
 
-    @abstractmethod
-    def num_requests(self) -> int | None:
-        """How many requests will come, for progress bars; `None` if that can't be told beforehand."""
     @property
     def uses_seed(self) -> bool:
         """Whether another seed may yield other requests; False lets one run stand for those of all seeds."""
         return True
 
+    @abstractmethod
+    def num_requests(self) -> int | None:
+        """How many requests will come, for progress bars; `None` if that can't be told beforehand."""
 
     def inputs(self) -> list[Path]:
         """The files read, whose hashes go into the run's manifest."""

@@ -82,6 +82,14 @@ class SyntheticWorkload(Workload):
         for batch in self._trim.apply(self._batches()):
             yield from batch.requests()
 
+    @property
+    def uses_seed(self) -> bool:
+        """Not with lengths and arrivals that are fixed, and nothing else to draw."""
+        config = self.config
+        others = (config.sessions, config.shared_prefix, config.users, config.priorities, config.deadlines)
+        drawn = (config.arrivals, config.prompt_tokens, config.output_tokens)
+        return any(part is not None for part in others) or any(part.is_drawn for part in drawn)
+
     def num_requests(self) -> int | None:
         """Exact with `num_requests`; `None` where chance decides, with a duration or a window."""
         config = self.config
@@ -93,14 +101,6 @@ class SyntheticWorkload(Workload):
         """The traces that lengths are drawn from."""
         lengths = (self.config.prompt_tokens, self.config.output_tokens)
         return list(dict.fromkeys(file for each in lengths for file in each.files(self.folder)))
-
-    @property
-    def uses_seed(self) -> bool:
-        """Not with lengths and arrivals that are fixed, and nothing else to draw."""
-        config = self.config
-        others = (config.sessions, config.shared_prefix, config.users, config.priorities, config.deadlines)
-        drawn = (config.arrivals, config.prompt_tokens, config.output_tokens)
-        return any(part is not None for part in others) or any(part.is_drawn for part in drawn)
 
     def notes(self) -> list[str]:
         """What the caps cut in the last iteration."""
