@@ -58,7 +58,9 @@ class World:
         step_by_step: bool = False,
         progress: Progress | None = None,
     ) -> None:
-        """`step_by_step` keeps engines that can run ahead from it, so that all happens in order of time."""
+        """With `step_by_step`, all that happens in any replica comes in order of time, at one instant by
+        replica, and no engine runs ahead.
+        """
         self.env = simpy.Environment()
         self.workload = workload
         self.engines = engines
@@ -69,7 +71,9 @@ class World:
         """The last instant at which something happened."""
         self._num_arrived = 0
         self._is_closed_loop = workload.config.concurrency is not None
-        self._may_run_ahead = not (step_by_step or self._is_closed_loop)
+        self._is_stepwise = step_by_step and not self._is_closed_loop
+        self._due_s = [math.inf] * len(engines)
+        """Where steps are gone through one by one: when each replica ends one or decides one next."""
         self._wake: dict[int, simpy.Event] = {}
         """Of idle replicas: the event that an arrival sets off."""
         self._answered: dict[int, simpy.Event] = {}
@@ -78,11 +82,16 @@ class World:
         """Run to the end."""
         requests = self.workload.requests()
         lazy = [engine for engine in self.engines if isinstance(engine, FastEngine)]
-        if len(lazy) == len(self.engines) and self._may_run_ahead:
+        until_s = math.inf if self.stop_at_s is None else self.stop_at_s
+        if self._is_stepwise:
+            self.env.process(self._arrivals_between_steps(requests))
+            self.env.run(until=self.stop_at_s)
+            self._step_until(until_s)
+        elif len(lazy) == len(self.engines) and not self._is_closed_loop:
             self.env.process(self._arrivals_at_lazy(requests, lazy))
             self.env.run(until=self.stop_at_s)
             for engine in lazy:
-                engine.advance(math.inf if self.stop_at_s is None else self.stop_at_s)
+                engine.advance(until_s)
         else:
             for eager in self.engines:
                 self.env.process(self._replica(eager))
@@ -118,6 +127,28 @@ class World:
                     engine.advance(at_s, math.inf)
             self._submit(request)
 
+    def _arrivals_between_steps(self, requests: Iterator[Request]) -> Generator[simpy.Event, None, None]:
+        """The same, every step of every replica before them ended and the next decided."""
+        for request in requests:
+            if request.arrival_s > self.env.now:
+                yield Instant(self.env, request.arrival_s, ARRIVAL)
+            self._step_until(request.arrival_s)
+            self._submit(request)
+
+    def _step_until(self, until_s: float) -> None:
+        """End and decide steps, one at a time, as long as the next such instant is before `until_s`."""
+        due_s = self._due_s
+        while (at_s := min(due_s)) < until_s:
+            replica = due_s.index(at_s)
+            engine = self.engines[replica]
+            if engine.next_end_s is not None:
+                engine.end_step()
+            engine.call(at_s)
+            next_s = engine.next_end_s
+            if next_s is None:
+                next_s = engine.scheduler.wake_at_s()
+            due_s[replica] = math.inf if next_s is None or next_s <= at_s else next_s
+
     def _client(self, requests: Iterator[Request]) -> Generator[simpy.Event, None, None]:
         """Closed loop: the next request when the last one has ended, after the think time."""
         for request in requests:
@@ -136,11 +167,13 @@ class World:
             self.progress(request.index, self.env.now)
         chosen = self.router.choose(request, self.engines) if len(self.engines) > 1 else 0
         engine = self.engines[chosen]
-        if isinstance(engine, FastEngine) and self._may_run_ahead:
+        if isinstance(engine, FastEngine) and not (self._is_stepwise or self._is_closed_loop):
             engine.advance(request.arrival_s)
         accepted = engine.submit(request)
         if accepted and chosen in self._wake:
             self._wake.pop(chosen).succeed()
+        elif accepted and self._is_stepwise and engine.next_end_s is None:
+            self._due_s[chosen] = request.arrival_s
         return accepted
 
     def _replica(self, engine: Engine) -> Generator[simpy.Event, None, None]:

@@ -120,13 +120,25 @@ def test_who_hears_of_requests_alone_costs_no_simpy_event(num_replicas: int, num
     assert len(log.steps["step"]) > 200
 
 
-def test_who_hears_of_steps_costs_one_event_a_step(num_events: list[int]) -> None:
-    """And one for each arrival, one or two more where the replica was idle."""
+@pytest.mark.parametrize("observer", [StepNotes(), StateNotes()])
+@pytest.mark.parametrize("num_replicas", [1, 3])
+def test_who_hears_of_steps_costs_none_either(
+    num_replicas: int, observer: Observer, num_events: list[int]
+) -> None:
+    """The process that lets requests arrive goes through the steps in between."""
     rows = [row(f"r{i}", 10.0 + 50 * i, 8, 20) for i in range(20)]
-    log = watch(setting(), rows, StepNotes())
-    num_steps = len(log.steps["step"])
-    assert num_steps == 400
-    assert num_steps + 20 < len(num_events) <= num_steps + 3 * 20 + 2 * START_AND_END
+    log = watch(setting(replicas={"count": num_replicas}), rows, observer)
+    assert len(log.steps["step"]) == 400
+    assert len(num_events) == len(rows) + START_AND_END
+
+
+def test_in_a_closed_loop_there_is_an_event_a_step(num_events: list[int]) -> None:
+    """As there is without observers: requests come when others end."""
+    rows = [row(f"r{i}", 0.0, 8, 20) for i in range(20)]
+    watch(setting(), rows, concurrency=3)
+    num_unwatched = len(num_events)
+    watch(setting(), rows, StepNotes(), concurrency=3)
+    assert len(num_events) == 2 * num_unwatched > 2 * 140
 
 
 @pytest.mark.parametrize("kind", KINDS)
