@@ -23,7 +23,8 @@ def test_each_gap_once_and_rising_with_how_often_it_occurred(drawn: list[list[tu
         for gap_s, count in part:
             expected[gap_s] += count
     columns = [
-        (np.array([gap for gap, _ in part]), np.array([n for _, n in part], dtype=np.int32)) for part in drawn
+        np.array([gap for gap, _ in part]) + 1j * np.array([n for _, n in part], dtype=np.int32)
+        for part in drawn
     ]
     gap_s, gap_count = distinct_gaps(columns)
     assert gap_s.tolist() == sorted(expected)

@@ -92,8 +92,8 @@ class Engine(ABC):
         return None
 
     @abstractmethod
-    def gaps(self) -> tuple[Column, Column]:
-        """Inter-token gaps in seconds and how often each occurred, in any order."""
+    def gaps(self) -> Column:
+        """Inter-token gaps, in any order, as complex numbers: seconds + i times how often it occurred."""
 
 
 def checked_s(duration_s: float, cost: CostModel) -> float:

@@ -200,6 +200,6 @@ class GroupedEngine(Engine):
         alone = self.slices.slices(self.replica)
         return Slices.joined([alone, Slices({name: c[:0] for name, c in alone.prefills.items()}, in_group)])
 
-    def gaps(self) -> tuple[Column, Column]:
+    def gaps(self) -> Column:
         """See `Engine.gaps`."""
         return self.tokens.gaps(self.steps.group_end_s(self._num_ended))

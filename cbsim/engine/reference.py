@@ -163,10 +163,9 @@ class ReferenceEngine(Engine):
         """See `Engine.slice_columns`."""
         return self._slice_log.slices(self.replica)
 
-    def gaps(self) -> tuple[Column, Column]:
+    def gaps(self) -> Column:
         """See `Engine.gaps`."""
-        values = np.array(self._gaps)
-        return values, np.ones(len(values), dtype=np.int64)
+        return np.array(self._gaps) + 1j
 
     def _begin(self, step: Step) -> None:
         """A step comes under way, its start and its length known or not yet (NaN)."""

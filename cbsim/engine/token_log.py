@@ -9,6 +9,9 @@ import numpy as np
 from cbsim.recorder import Column, Table, as_column
 from cbsim.request import Request
 
+PIECE = 1 << 20
+"""So many group steps are looked at together: all of them would take more memory than the run itself."""
+
 
 class TokenLog:
     """Tokens that come out one by one are seen at once, those of the decode group as segments."""
@@ -39,8 +42,8 @@ class TokenLog:
         segments = self._segments.to_columns()
         return segments["request"], segments["first"], segments["last"]
 
-    def gaps(self, group_end_s: Column) -> tuple[Column, Column]:
-        """All gaps between tokens, seconds, and how often each occurred, in any order."""
+    def gaps(self, group_end_s: Column) -> Column:
+        """All gaps between tokens, as in `Engine.gaps`."""
         segments = self._segments.to_columns()
         first, last = segments["first"], segments["last"]
         # A segment holds the gaps that end in its group steps first + 1 .. last.
@@ -48,12 +51,18 @@ class TokenLog:
         np.add.at(change, first + 1, 1)
         np.add.at(change, last + 1, -1)
         count = np.cumsum(change, out=change)[1:-1]
-        held = count > 0
-        between = np.diff(group_end_s)
-        values = [as_column(self._gaps), group_end_s[first] - segments["before_s"], between[held]]
-        del between
-        counts = [np.ones(len(values[0]) + len(values[1]), dtype=np.int32), count[held]]
-        return np.concatenate(values), np.concatenate(counts)
+        own, joining = as_column(self._gaps), group_end_s[first] - segments["before_s"]
+        gaps = np.empty(len(own) + len(joining) + np.count_nonzero(count), dtype=np.complex128)
+        gaps[: len(own)] = own + 1j
+        filled = len(own) + len(joining)
+        gaps[len(own) : filled] = joining + 1j
+        for start in range(0, len(count), PIECE):
+            times = count[start : start + PIECE]
+            between = np.diff(group_end_s[start : start + len(times) + 1])
+            piece = (between + 1j * times)[times > 0]
+            gaps[filled : filled + len(piece)] = piece
+            filled += len(piece)
+        return gaps
 
     def longest_gaps(self, group_end_s: Column) -> tuple[Column, Column]:
         """`(request, longest gap in the group)` for every segment, seconds."""
@@ -62,7 +71,8 @@ class TokenLog:
         longest = group_end_s[first] - segments["before_s"]
         inner = last > first
         if inner.any():
-            between = np.append(np.diff(group_end_s), 0.0)
+            between = np.zeros(len(group_end_s))
+            np.subtract(group_end_s[1:], group_end_s[:-1], out=between[:-1])
             bounds = np.stack([first[inner], last[inner]], axis=1).ravel()
             longest[inner] = np.maximum(longest[inner], np.maximum.reduceat(between, bounds)[::2])
         return segments["request"], longest
