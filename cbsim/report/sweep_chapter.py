@@ -92,12 +92,13 @@ def _warnings(sweep: Sweep) -> list[str]:
 
 
 def _run_pictures(sweep: Sweep, folder: Path) -> list[Picture]:
-    """Of few points: latencies and what happened over time."""
+    """Of few points: latencies and what happened over time, in the first run of each."""
     if len(sweep.ran) > MAX_DRAWN or sweep.is_replicated:
         return []
     labels = [sweep.name(row) for row in sweep.records()]
+    first_runs = sweep.ran.drop_duplicates(sweep.keys) if sweep.keys else sweep.ran.head(1)
     runs = dict(
-        zip(labels, map(load_run, (folder / "points" / point for point in sweep.ran["point"])), strict=True)
+        zip(labels, map(load_run, (folder / "points" / point for point in first_runs["point"])), strict=True)
     )
     draw: dict[str, Callable[[Mapping[str, Result]], Any]] = {
         "Latency distributions": lambda results: latency_cdfs(results, sweep.slo),

@@ -102,6 +102,14 @@ def attributes(read: Reader, name: str) -> list[dict[str, str | None]]:
     return [attrs for element, attrs in read.elements if element == name]
 
 
+def test_a_sweep_of_seeds_that_change_nothing_is_drawn_once_a_point(tmp_path: Path) -> None:
+    workload = CONFIG["workload"] | {"arrivals": {"type": "all_at_once"}, "num_requests": 5}
+    fixed = {name: {"type": "fixed", "value": 20} for name in ("prompt_tokens", "output_tokens")}
+    for axes in ({"seed": [0, 1]}, {"seed": [0, 1], "scheduler.max_num_seqs": [2, 4]}):
+        cbsim.sweep(CONFIG | {"workload": workload | fixed, "sweep": axes}, out=tmp_path / str(len(axes)))
+        assert "Latency distributions" in make_report([tmp_path / str(len(axes))])
+
+
 def test_tags_match_and_ids_are_unique_and_referred_to(read: Reader) -> None:
     assert read.open == []
     ids = [attrs["id"] for _, attrs in read.elements if "id" in attrs]
