@@ -6,6 +6,7 @@ from array import array
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import ClassVar
 
@@ -179,6 +180,7 @@ class ReferenceEngine(Engine):
         if step.view is not None and self.recorder.audience is not None:
             step.view.start_s, step.view.duration_s = step.start_s, step.duration_s
             step.view.finished = finished
+            step.view.make_slices = partial(tuple, step.plan.slices)
             self.recorder.audience.tell("after_step", step.end_s, step.view, self.replica)
 
     def _record_decisions(self, plan: StepPlan, number: int) -> None:
@@ -256,5 +258,5 @@ def view_of(step: Step, replica: int, num_blocks: int) -> StepView:
         kv_blocks_used=plan.num_blocks_used,
         kv_blocks_total=num_blocks,
         preempted=tuple(plan.preempted),
-        make_slices=lambda: tuple(plan.slices),
+        make_slices=partial(tuple, plan.slices),
     )

@@ -73,6 +73,8 @@ class Audience:
                 listen(now, subject, replica)
             except Exception as error:
                 raise _failed(observer, hook, now, error) from error
+        if isinstance(subject, StepView):
+            subject.shut()
 
     def tell_event(self, event: str, now: float, request: Request, replica: int) -> None:
         """The same for an event by its name in the record, if there is a hook for it."""

@@ -49,8 +49,17 @@ class StepView:
     def slices(self) -> Sequence[Slice]:
         """Each request's share: `(request, num_tokens, num_computed_tokens before, is_prefill, emits, ...)`.
 
-        Made when first asked for, in `before_step` or `after_step`, at a cost that grows with the batch.
+        Made when first asked for, at a cost that grows with the batch. Raises RuntimeError unless that is in
+        `before_step` or `after_step`: later nobody knows any more.
         """
         if self._slices is None:
             self._slices = self.make_slices()
         return self._slices
+
+    def shut(self) -> None:
+        """Nobody can be asked for slices any more, or until the engine says again who can."""
+        self.make_slices = _not_now
+
+
+def _not_now() -> Sequence[Slice]:
+    raise RuntimeError("the slices of a step can be asked for in before_step and after_step, not later")
