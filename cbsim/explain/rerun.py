@@ -99,6 +99,8 @@ class _WatchedEngine(ReferenceEngine):
         self._take = take
         self._check = check
         self._decisions: dict[int, list[tuple[str, Request, int]]] = {}
+        self._shares: dict[int, tuple[Share, ...]] = {}
+        """These two of steps under way, by their numbers."""
 
     def end_step(self) -> list[Request]:
         """See `Engine.end_step`."""
@@ -106,19 +108,24 @@ class _WatchedEngine(ReferenceEngine):
         if self._check is not None:
             self._check(step)
         decisions = self._decisions.pop(step.number, [])
-        if step.number < window.first:
-            return super().end_step()
-        shares = tuple(_share(part) for part in step.plan.slices)
+        shares = self._shares.pop(step.number, ())
         finished = super().end_step()
+        if step.number < window.first:
+            return finished
         self._take(self._batch_step(step, shares, decisions, finished))
         if step.number == window.last:
             raise _Enough
         return finished
 
     def _record_decisions(self, plan: StepPlan, number: int) -> None:
-        """Keep them for the step they belong to; those of a call that made none, for the next."""
+        """Keep them for the step they belong to; those of a call that made none, for the next.
+
+        And the batch as requests stand now: another step may be decided before this one ends.
+        """
         if plan.decisions:
             self._decisions.setdefault(self._num_steps, []).extend(plan.decisions)
+        if plan.slices and number >= self._window.first:
+            self._shares[number] = tuple(_share(part) for part in plan.slices)
 
     def _record_step(self, step: Step, num_finished: int) -> None:
         """Nothing is kept of it."""

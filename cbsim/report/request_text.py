@@ -116,15 +116,14 @@ def _chunk(entry: Entry) -> str:
     of = f" of {entry.num_left:,} left" if entry.num_left > entry.num_tokens else ""
     first, last = entry.first_step or 0, entry.last_step or 0
     what = "computed again" if entry.is_recomputed else "prompt"
-    told = f"{what}: {entry.num_tokens:,} tokens{of}"
+    told = f"{what}: {_count(entry.num_tokens)}{of}"
     if last > first:
         told += f" in {last - first + 1:,} steps"
     return f"{told}, beside {_tokens(entry.culprits)}" if entry.culprits else told
 
 
 def _decoded(entry: Entry) -> str:
-    tokens = "1 token" if entry.num_tokens == 1 else f"{entry.num_tokens:,} tokens"
-    told = f"{tokens}, {format_seconds(entry.duration_s / entry.num_tokens)} each"
+    told = f"{_count(entry.num_tokens)}, {format_seconds(entry.duration_s / entry.num_tokens)} each"
     if not entry.num_slowed:
         return told
     alone = entry.num_tokens - entry.num_slowed
@@ -140,8 +139,12 @@ def _tokens(culprits: Mapping[str, float]) -> str:
     """`r1 (2,048 tokens), r2 (512) and 3 more`."""
     largest = sorted(culprits.items(), key=lambda item: -item[1])
     told = [
-        f"{name} ({tokens:,.0f}{' tokens' if place == 0 else ''})"
+        f"{name} ({tokens:,.0f})" if place else f"{name} ({_count(tokens)})"
         for place, (name, tokens) in enumerate(largest[:MAX_CULPRITS])
     ]
     more = len(largest) - MAX_CULPRITS
     return ", ".join(told) + (f" and {more:,} more" if more > 0 else "")
+
+
+def _count(num_tokens: float) -> str:
+    return "1 token" if num_tokens == 1 else f"{num_tokens:,.0f} tokens"

@@ -34,7 +34,6 @@ def experiment(
     (folder / "trace.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
     mapping: dict[str, Any] = {
         "name": "small",
-        "engine": "reference",
         "workload": {"type": "trace", "path": "trace.jsonl"},
         "scheduler": {"type": "vllm", "async_scheduling": False, "max_tokens_per_step": 8},
         "kv_cache": {"num_blocks": 4, "block_size": 2},

@@ -16,7 +16,6 @@ from tests.explain.cases import PREEMPTED, experiment
 
 EXPERIMENT = """\
 name: small
-engine: reference
 workload: {type: trace, path: trace.jsonl}
 scheduler: {type: vllm, async_scheduling: false, max_tokens_per_step: 8}
 kv_cache: {num_blocks: 4, block_size: 2}

@@ -15,7 +15,7 @@ from cbsim.explain.request_story import Entry
 from cbsim.explain.source import Source
 from cbsim.report.request_text import MAX_CHUNKS, request_table
 from cbsim.run import run_experiment
-from tests.explain.cases import PREEMPTED, experiment, source
+from tests.explain.cases import PREEMPTED, Row, experiment, source
 
 VLLM = {"type": "vllm", "async_scheduling": False, "max_tokens_per_step": 8}
 ROOMY = {"num_blocks": 40, "block_size": 2}
@@ -178,8 +178,7 @@ def test_of_others_the_largest_are_named(tmp_path: Path) -> None:
     requests = {name: (0.0, size, 1) for name, size in zip("abcde", (1, 5, 2, 4, 3), strict=True)}
     run = source(tmp_path, requests, kv_cache=ROOMY, scheduler=VLLM | {"max_tokens_per_step": 99})
     assert (
-        "prompt: 1 tokens, beside b (5 tokens), d (4), e (3) and 1 more"
-        in told(diagnose_request(run, "a"))[3]
+        "prompt: 1 token, beside b (5 tokens), d (4), e (3) and 1 more" in told(diagnose_request(run, "a"))[3]
     )
 
 
@@ -218,12 +217,17 @@ def test_a_story_leaves_no_time_out(data: st.DataObject, tmp_path_factory: pytes
     kind = data.draw(st.sampled_from(["static", "continuous", "chunked_prefill", "preemptive", "vllm"]))
     scheduler: dict[str, Any] = {"type": kind, "max_num_seqs": data.draw(st.integers(1, 4))}
     scheduler |= {"max_model_len": 16} if kind == "static" else {"max_tokens_per_step": 9}
-    run = source(
-        tmp_path_factory.mktemp("run"),
-        requests,
-        scheduler=scheduler,
-        kv_cache={"num_blocks": data.draw(st.integers(8, 20)), "block_size": 2},
-    )
+    check_story(requests, scheduler, data.draw(st.integers(8, 20)), tmp_path_factory.mktemp("run"))
+
+
+def test_a_token_that_was_under_way_comes_out_before_a_preemption_is_told(tmp_path: Path) -> None:
+    """Two steps in flight: b is preempted when step 2 is decided at 1 s; its token of step 1 still comes."""
+    scheduler = {"type": "vllm", "max_num_seqs": 2, "max_tokens_per_step": 9}
+    check_story({"a": (0.0, 1, 5), "b": (0.0, 7, 5)}, scheduler, 6, tmp_path)
+
+
+def check_story(requests: dict[str, Row], scheduler: dict[str, Any], num_blocks: int, folder: Path) -> None:
+    run = source(folder, requests, scheduler=scheduler, kv_cache={"num_blocks": num_blocks, "block_size": 2})
     for name, (arrival_s, num_prompt_tokens, num_output_tokens) in requests.items():
         diagnosis = diagnose_request(run, name)
         if diagnosis.state == "rejected":
@@ -235,6 +239,8 @@ def test_a_story_leaves_no_time_out(data: st.DataObject, tmp_path_factory: pytes
         assert diagnosis.entries[-1].end_s - arrival_s == pytest.approx(diagnosis.e2e_s)
         waits = [entry for entry in diagnosis.entries if entry.what == "waited"]
         for wait in waits:
+            if next(iter(wait.reasons_s)) == "KV":
+                assert 0 < sum(wait.culprits.values()) <= 1 + 1e-9
             assert sum(wait.reasons_s.values()) == pytest.approx(wait.duration_s)
         check_parts(diagnosis, waits)
         if not diagnosis.num_preemptions:
