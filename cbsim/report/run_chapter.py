@@ -7,6 +7,9 @@ from collections.abc import Mapping
 import numpy as np
 
 from cbsim.compare import STATISTICS, compare
+from cbsim.explain.parts import WORDS, has_parts
+from cbsim.explain.run_diagnosis import LATENCIES as LATENCY_NAMES
+from cbsim.explain.run_diagnosis import LatencyDiagnosis, diagnose_run
 from cbsim.intervals import Interval, block_bootstrap, mean_of
 from cbsim.metrics import meets_slo
 from cbsim.report.capacity_text import describe_slo
@@ -14,6 +17,7 @@ from cbsim.report.cdf_plot import latency_cdfs
 from cbsim.report.chapter import Chapter, Picture, Provenance
 from cbsim.report.differences import difference_table, format_interval
 from cbsim.report.html_table import Cell, HtmlTable
+from cbsim.report.parts_plot import latency_parts
 from cbsim.report.tables import compare_runs
 from cbsim.report.text import format_figure
 from cbsim.report.timeline_plot import timeline
@@ -55,6 +59,9 @@ def run_chapter(results: Mapping[str, Result], title: str) -> Chapter:
             "A row of panels a run: waiting requests, decodes and prompt tokens of a step, KV blocks taken.",
         ),
     ]
+    if any(map(has_parts, drawn.values())):
+        picture = Picture(latency_parts(drawn), "Where the time went", _describe_parts(drawn))
+        pictures.insert(1, picture)
     if any(map(has_utilization, drawn.values())):
         means = ", ".join(
             f"{label}: MFU {result.summary['mfu']:.0%}, MBU {result.summary['mbu']:.0%}"
@@ -137,6 +144,22 @@ def _describe_latencies(results: Mapping[str, Result]) -> str:
         for label, result in results.items()
     ]
     return f"Cumulative distributions of TTFT, TPOT, ITL and E2E, a curve a run. {'; '.join(told)}"
+
+
+def _describe_parts(results: Mapping[str, Result]) -> str:
+    """What the picture shows, and the largest part of each run's slowest requests."""
+    told = []
+    for label, result in results.items():
+        if has_parts(result):
+            known = diagnose_run(result).latencies.values()
+            told.append(f"{label} {', '.join(map(_largest_part, known)) or 'has no token'}")
+    shown = "Mean parts of TTFT and E2E, from the fastest requests to the slowest"
+    return f"{shown}. Where most time goes in the slowest hundredth: {'; '.join(told)}"
+
+
+def _largest_part(latency: LatencyDiagnosis) -> str:
+    part, share = next(iter(latency.slowest.shares.items()))
+    return f"{share:.0%} of {LATENCY_NAMES[latency.latency]} {WORDS[part]}"
 
 
 def _random() -> np.random.Generator:
