@@ -47,15 +47,14 @@ def group_steps_s(
 ) -> tuple[list[float], list[float]]:
     """Seconds of so many group steps in a row from `start_s`, and when each ends, summed in that order.
 
-    `priced`: decodes, context and longest context of the first. Raises `PluginError` unless each takes more
-    than 0 seconds and they end.
+    `priced`: decodes, context and longest context of the first. Several at once are for deterministic cost
+    models. Raises `PluginError` unless each takes more than 0 seconds and they end.
     """
-    if not cost.is_deterministic:
-        durations = [cost.step_s(StepShape((), 0, *priced)) for _ in range(num_steps)]
-    elif num_steps == 1:
-        durations = [cost.decode_s(*priced)]
-    else:
-        durations = cost.decodes_s(*priced, num_steps)
+    if num_steps == 1:
+        price_s = cost.decode_s(*priced) if cost.is_deterministic else cost.step_s(StepShape((), 0, *priced))
+        duration_s = checked_s(price_s, cost)
+        return [duration_s], [start_s + duration_s]
+    durations = cost.decodes_s(*priced, num_steps)
     ends = list(accumulate(durations, initial=start_s))
     del ends[0]
     if not (min(durations) > 0.0 and ends[-1] < math.inf):
