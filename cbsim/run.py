@@ -188,10 +188,7 @@ def simulate(
 def choose_engine(experiment: Experiment, audience: Audience) -> type[Engine]:
     """The fast engine, unless the experiment, its batches or whoever watches asks for the naive one."""
     is_asked_for = experiment.engine == "reference" or experiment.output.batches
-    hears_more = audience.hears_steps or audience.hears("on_first_token")
-    if is_asked_for or audience.needs is Needs.STATE:
-        return ReferenceEngine
-    return ReferenceEngine if hears_more and not FastEngine.tells_tokens_and_steps else FastEngine
+    return ReferenceEngine if is_asked_for or audience.needs is Needs.STATE else FastEngine
 
 
 def collect(

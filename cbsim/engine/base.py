@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar
 
 from cbsim.cost.base import CostModel
 from cbsim.engine.slice_log import Slices
@@ -20,11 +19,11 @@ class Engine(ABC):
 
     At one instant: arrivals join the queue (`submit`), the step that ends takes effect, the next step is
     scheduled. Effects become visible at a step's end, never before.
-    """
 
-    tells_tokens_and_steps: ClassVar[bool] = False
-    """Whether the recorder's audience is told of first tokens and, if it hears them, of steps: `before_step`
-    as a step comes under way, and at its end `on_first_token`, `on_finished` and `after_step`."""
+    The recorder's audience, where there is one, is told of arrivals here, by the recorder of decisions and of
+    finished requests, by the engine of first tokens and, if it hears them, of steps: `before_step` as one comes
+    under way, `after_step` when all that it brought was told.
+    """
 
     def __init__(
         self, replica: int, scheduler: Scheduler, cost: CostModel, recorder: Recorder, num_in_flight: int

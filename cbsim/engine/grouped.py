@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
 
 import numpy as np
 
@@ -26,8 +25,6 @@ class GroupedEngine(Engine):
 
     The other half, `FastEngine`, decides steps and puts them under way.
     """
-
-    tells_tokens_and_steps: ClassVar[bool] = True
 
     def __init__(
         self, replica: int, scheduler: Scheduler, cost: CostModel, recorder: Recorder, num_in_flight: int

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import ClassVar
 
 import numpy as np
 
@@ -68,8 +67,6 @@ class ReferenceEngine(Engine):
     Up to `num_in_flight` steps are under way; a step starts at the call that decided it or at the end of the
     one before, whichever is later.
     """
-
-    tells_tokens_and_steps: ClassVar[bool] = True
 
     def __init__(
         self, replica: int, scheduler: Scheduler, cost: CostModel, recorder: Recorder, num_in_flight: int

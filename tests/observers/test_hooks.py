@@ -217,7 +217,7 @@ def test_the_engine_follows_from_the_needs() -> None:
     def engine(observer: Observer, **settings: Any) -> type:
         return choose_engine(Experiment.from_mapping(setting(**settings)), Audience([observer]))
 
-    assert engine(Early()) is FastEngine
+    assert engine(Early()) is engine(StepNotes()) is FastEngine
     assert engine(Early(), engine="reference") is ReferenceEngine
     assert engine(Stated()) is ReferenceEngine
 
