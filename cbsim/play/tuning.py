@@ -71,8 +71,8 @@ def clear(scheduler: Scheduler, now: float) -> StepPlan:
     Returns what it decided. Host memory keeps nothing: the next scheduler may have none.
     """
     step = StepPlan(now, 0)
-    for request in reversed(scheduler.running.copy()):
-        Scheduler.preempt(scheduler, step, request)
+    for request in list(scheduler.running):
+        scheduler.preempt(step, request)
     for request in getattr(scheduler, "batch", ()):
         scheduler.pool.release(request)
     for request in scheduler.waiting:

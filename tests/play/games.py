@@ -114,8 +114,10 @@ def check(replica: Replica) -> None:
         assert request.state is RequestState.RUNNING
         num_written = request.num_computed_tokens
         assert request.num_blocks >= replica.pool.blocks_for(min(num_written, request.num_known_tokens))
+    in_host_memory = getattr(replica.scheduler, "swap", ())
     for request in waiting:
         assert request.num_blocks == 0
+        assert request.num_computed_tokens == 0 or request in in_host_memory
     for request in replica.live:
         assert 0 <= request.num_generated_tokens < request.num_output_tokens
 

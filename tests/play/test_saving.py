@@ -12,13 +12,14 @@ from cbsim.play.saving import MARK, free_name
 from cbsim.play.session import Session
 from cbsim.run import collect, make_workload, simulate
 from cbsim.testing.identity import differences
-from tests.play.games import SCHEDULERS, experiment, play_out
+from tests.play.games import ROWS, SCHEDULERS, experiment, play_out
 
 
 @pytest.fixture
 def session(tmp_path: Path) -> Session:
     """Played a while: another budget, a request added, another scheduler."""
-    session = Session(experiment(tmp_path, SCHEDULERS["preemptive"], seed=7))
+    rows = (*ROWS, (40.0, 9, 3))
+    session = Session(experiment(tmp_path, SCHEDULERS["preemptive"], rows, seed=7))
     for _ in range(3):
         session.step()
     session.change("scheduler.max_tokens_per_step=31")
@@ -60,6 +61,7 @@ def test_its_comments_tell_what_was_done_and_when(session: Session, tmp_path: Pa
     ]
     assert "model: tiny\n" in text
     assert "max_tokens_per_step: 31" in text
+    assert "max_num_seqs: 4, max_tokens_per_step: 31, chunk_size: 16" in text
 
 
 def test_without_additions_the_workload_stays_what_it_was(tmp_path: Path) -> None:
@@ -67,6 +69,7 @@ def test_without_additions_the_workload_stays_what_it_was(tmp_path: Path) -> Non
     written = session.save(tmp_path / "game.yml")
     assert written == [tmp_path / "game.yml"]
     saved = Experiment.load(written[0])
+    assert "chunk_size: 0" in written[0].read_text(encoding="utf-8")  # the limits are told, defaults too
     assert saved.resolved()["workload"] == session.experiment.resolved()["workload"]
     assert saved.model == session.experiment.model
 
@@ -86,10 +89,10 @@ def test_it_can_be_saved_again_and_played_on(session: Session, tmp_path: Path) -
     session.add(3, 3)
     session.save(path)
     resumed = Session(Experiment.load(path))
-    assert resumed.num_requests == 8
+    assert resumed.num_requests == 9
     assert resumed.add(4, 4) == "added-3"
     resumed.save(path)
-    assert Session(Experiment.load(path)).num_requests == 9
+    assert Session(Experiment.load(path)).num_requests == 10
     play_out(resumed)
 
 
