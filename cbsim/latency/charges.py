@@ -35,14 +35,13 @@ class Charges:
         """The steps decided while the head of the queue lacked a slot, and KV blocks."""
         prices = StepPrices(steps, slices, cost)
         transfer_s = steps["transfer_s"]
-        step_s = times.duration_s - transfer_s
-        host_s = prices.host_s(step_s)
-        length = times.length(np.arange(len(times)))
-        host = np.minimum(to_ticks(host_s), length)
         moving = np.flatnonzero(transfer_s)
+        step_s = times.duration_s - transfer_s if len(moving) else times.duration_s
+        length, host_s = times.length(slice(None)), prices.host_s(step_s)
+        host = np.minimum(to_ticks(host_s), length)
         swap = np.zeros(len(times), dtype=np.int64)
-        swap[moving] = np.minimum(to_ticks(transfer_s[moving]), (length - host)[moving])
-        split = _Split(step_s - host_s, length, host, swap)
+        swap[moving] = np.minimum(to_ticks(transfer_s[moving]), length[moving] - host[moving])
+        split = _Split(step_s, host_s, length, host, swap)
         self._charge_decodes(split, prices, moving)
         self._charge_prefills(split, prices, slices.prefills["step"])
 
@@ -64,7 +63,7 @@ class Charges:
     def _charge_prefills(self, split: _Split, prices: StepPrices, step: Column) -> None:
         """What each prompt slice's step comes to for it."""
         self._length, self._host, self._swap = split.length[step], split.host[step], split.swap[step]
-        self._added = split.added(step, prices.with_own_chunk_s(split.gpu_s[step]))
+        self._added = split.added(step, prices.with_own_chunk_s(split.gpu_s(step)))
 
     def steps_with_chunks(self, first: Column, last: Column) -> Column:
         """Ticks of the steps with prompt chunks in each range of steps."""
@@ -115,15 +114,21 @@ class Charges:
 
 
 class _Split(NamedTuple):
-    """Steps: their seconds without host time and moves, and their ticks, all and those of either."""
+    """Steps: their seconds without moves, and the host's; their ticks, and those of host and moves."""
 
-    gpu_s: Column
+    step_s: Column
+    host_s: Column
     length: Column
     host: Column
     swap: Column
 
+    def gpu_s(self, steps: Column) -> Column:
+        """Seconds of some steps without host time and moves."""
+        seconds: Column = self.step_s[steps] - self.host_s[steps]
+        return seconds
+
     def added(self, steps: Column, without_s: Column) -> Column:
         """Ticks by which some steps are longer than they would be without something, host apart."""
-        most = (self.length - self.host - self.swap)[steps]
-        added: Column = np.clip(to_ticks(self.gpu_s[steps] - without_s), 0, most)
+        most = self.length[steps] - self.host[steps] - self.swap[steps]
+        added: Column = np.clip(to_ticks(self.gpu_s(steps) - without_s), 0, most)
         return added

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 
 import numpy as np
 
@@ -16,7 +17,7 @@ class StepTimes:
     def __init__(self, steps: Mapping[str, Column], origin_s: float) -> None:
         """`origin_s`, whole seconds, is where ticks are counted from."""
         self.origin_s = origin_s
-        self.scheduled_at_s = steps["scheduled_at_s"]
+        self._steps = steps
         self.duration_s = steps["duration_s"]
         self._start_s = steps["start_s"]
         self._end_s = self._start_s + self.duration_s
@@ -31,17 +32,19 @@ class StepTimes:
         """Instants in ticks."""
         return to_ticks(seconds - self.origin_s)
 
-    def start(self, steps: Column) -> Column:
+    def start(self, steps: Column | slice) -> Column:
         """The instants at which steps start."""
         return self.at(self._start_s[steps])
 
-    def end(self, steps: Column) -> Column:
+    def end(self, steps: Column | slice) -> Column:
         """The instants at which they end."""
         return self.at(self._end_s[steps])
 
-    def length(self, steps: Column) -> Column:
+    def length(self, steps: Column | slice) -> Column:
         """How long they take."""
-        return self.end(steps) - self.start(steps)
+        length = self.end(steps)
+        length -= self.start(steps)
+        return length
 
     def last_ended(self, at_s: Column) -> Column:
         """The last step that ended at or before each instant, seconds; -1 if none did."""
@@ -49,4 +52,8 @@ class StepTimes:
 
     def first_decided(self, at_s: Column) -> Column:
         """The first step decided at or after each instant, seconds; their number if none was."""
-        return np.searchsorted(self.scheduled_at_s, at_s)
+        return np.searchsorted(self._scheduled_at_s, at_s)
+
+    @cached_property
+    def _scheduled_at_s(self) -> Column:
+        return self._steps["scheduled_at_s"]

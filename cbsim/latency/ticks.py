@@ -10,8 +10,9 @@ from cbsim.units import TICKS_PER_S
 
 def to_ticks(seconds: Column) -> Column:
     """The nearest tick of each, int64."""
-    ticks: Column = np.rint(seconds * TICKS_PER_S).astype(np.int64)
-    return ticks
+    ticks = np.multiply(seconds, TICKS_PER_S)
+    np.rint(ticks, out=ticks)
+    return ticks.astype(np.int64)
 
 
 def to_seconds(ticks: Column) -> Column:
