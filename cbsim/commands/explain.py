@@ -88,6 +88,9 @@ def explain(
         _explain_run(source, by, slowest, as_json)
         return
     window = _stay(source, request_id) if request_id else parse_window(steps or "0:", replica)
+    num_replicas = source.config["replicas"]["count"]
+    if num_replicas > 1:
+        click.echo(f"replica {window.replica} of {num_replicas}, counted from 0", err=True)
     if follow:
         follow_steps(source, window, speed, as_json)
     elif gantt is not None:

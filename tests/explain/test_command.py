@@ -133,6 +133,30 @@ def test_a_gantt_here_and_in_a_file() -> None:
     assert explain("run", "--request", "c", "--gantt").stdout.splitlines()[3] == "c     #xx#-"
 
 
+def test_steps_are_of_one_replica_and_a_request_of_its_own() -> None:
+    arguments = ("e.yaml", "--set", "replicas.count=2")
+    ran = explain(*arguments, "--steps", "0", "--replica", "1")
+    assert ran.stderr == "replica 1 of 2, counted from 0\n"
+    assert "admitted b" in ran.stdout
+    assert " 0       admitted\n" in explain(*arguments, "--request", "b").stdout
+    assert explain(*arguments, "--request", "b", "--gantt").stdout.splitlines()[1] == "b     #--"
+    assert (
+        "no step 9 of replica 1; allowed: 0 to 2"
+        in explain(*arguments, "--steps", "9", "--replica", "1").stderr
+    )
+
+
+def test_runs_in_which_nothing_came_out() -> None:
+    stopped = explain("e.yaml", "--set", "stop_at_s=0.5")
+    assert stopped.stdout == "None of 3 requests got a token.\nOf 3 requests 3 were left unfinished.\n"
+    assert explain("e.yaml", "--set", "stop_at_s=0.5", "--steps", "0:").exit_code == 2
+    told = explain("e.yaml", "--set", "stop_at_s=0.5", "--request", "a").stdout
+    assert told.startswith("a was not finished when the run ended.\n")
+    rejected = explain("e.yaml", "--set", "kv_cache.num_blocks=1")
+    assert rejected.stdout == "None of 3 requests got a token.\nOf 3 requests 3 were rejected.\n"
+    assert explain("e.yaml", "--set", "kv_cache.num_blocks=1", "--request", "a", "--gantt").exit_code == 2
+
+
 def test_a_gantt_of_more_steps_than_fit_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(explain_steps, "_MAX_TEXT_STEPS", 3)
     ran = explain("run", "--gantt")
