@@ -180,6 +180,21 @@ def test_recorded_and_simulated_again_are_the_same(
         assert [without_blocks(step) for step in read] == [without_blocks(step) for step in simulated]
 
 
+def test_a_preemption_by_a_call_that_made_no_step_is_told_with_the_next_step(tmp_path: Path) -> None:
+    """Two in flight: at 1 s b finds no block and a has nothing left to compute, so that no step is made."""
+    given_run = experiment(
+        tmp_path,
+        {"a": (0.0, 1, 2), "b": (0.0, 3, 3)},
+        scheduler=VLLM | {"async_scheduling": True},
+        kv_cache={"num_blocks": 3, "block_size": 2},
+        output={"batches": True},
+    )
+    run_experiment(given_run).save(tmp_path / "run")
+    for run in (Source("small", given=given_run), Source("run", folder=tmp_path / "run")):
+        assert [step.preempted for step in steps_of(run)] == [(), (), ("b",)]
+        assert [step.resumed for step in steps_of(run)] == [(), (), (("b", 0),)]
+
+
 def without_blocks(step: BatchStep) -> BatchStep:
     return replace(step, shares=tuple(replace(share, num_blocks=0) for share in step.shares))
 
