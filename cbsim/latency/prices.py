@@ -25,9 +25,9 @@ class StepPrices:
         np.add.at(reach, self._chunk_step, self._reach(slice(None)))
         self.num_decodes = steps["num_decode_seqs"]
         """Of every step."""
-        self._context = steps["num_context_tokens"].copy()
-        self._context[self.chunk_steps] -= reach
-        """Tokens that the decodes of every step attend to."""
+        self._steps = steps
+        self._context = steps["num_context_tokens"][self.chunk_steps] - reach
+        """Tokens that the decodes of each of `chunk_steps` attend to."""
         self._max_context = steps["max_decode_context"][self.chunk_steps]
 
     def host_s(self, step_s: Column) -> Column:
@@ -77,7 +77,7 @@ class StepPrices:
             prefill_tokens=none,
             longest_prefill=none,
             num_decodes=num_decodes,
-            decode_context=self._context[rows],
+            decode_context=self._context[places],
             max_decode_context=self._max_context[places],
             chunks=((),) * len(rows),
         )
@@ -95,14 +95,14 @@ class StepPrices:
             prefill_tokens=num_tokens,
             longest_prefill=before + num_tokens,
             num_decodes=num_decodes,
-            decode_context=self._context[rows],
+            decode_context=self._context[places],
             max_decode_context=self._max_context[places],
             chunks=tuple((chunk,) for chunk in zip(num_tokens.tolist(), before.tolist(), strict=True)),
         )
 
     def _columns(self, rows: Column) -> StepColumns:
         """Any steps as they were; decodes without chunks as if their contexts were equal."""
-        num_decodes, context = self.num_decodes[rows], self._context[rows]
+        num_decodes, context = self.num_decodes[rows], self._steps["num_context_tokens"][rows]
         max_context = -(-context // np.maximum(num_decodes, 1))
         num_chunks, num_tokens, num_logits, longest = (np.zeros(len(rows), dtype=np.int64) for _ in range(4))
         chunks: list[tuple[tuple[int, int], ...]] = [()] * len(rows)
@@ -115,7 +115,7 @@ class StepPrices:
             num_chunks[row], num_tokens[row] = len(tokens), tokens.sum()
             num_logits[row] = self._prefills["emits"][mine].sum()
             longest[row] = (tokens + before).max()
-            max_context[row] = self._max_context[place[row]]
+            context[row], max_context[row] = self._context[place[row]], self._max_context[place[row]]
         return StepColumns(
             num_tokens=num_decodes + num_tokens,
             num_logits=num_decodes + num_logits,

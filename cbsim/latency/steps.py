@@ -20,8 +20,7 @@ class StepTimes:
         self._steps = steps
         self.duration_s = steps["duration_s"]
         self._start_s = steps["start_s"]
-        self._end_s = self._start_s + self.duration_s
-        after_idle = np.flatnonzero(self._start_s[1:] > self._end_s[:-1]) + 1
+        after_idle = np.flatnonzero(self._start_s[1:] > self._start_s[:-1] + self.duration_s[:-1]) + 1
         self.idle = RangeSums(after_idle, self.start(after_idle) - self.end(after_idle - 1))
         """Ticks before a step in which no step was under way."""
 
@@ -38,7 +37,7 @@ class StepTimes:
 
     def end(self, steps: Column | slice) -> Column:
         """The instants at which they end."""
-        return self.at(self._end_s[steps])
+        return self.at(self._start_s[steps] + self.duration_s[steps])
 
     def length(self, steps: Column | slice) -> Column:
         """How long they take."""
@@ -48,7 +47,7 @@ class StepTimes:
 
     def last_ended(self, at_s: Column) -> Column:
         """The last step that ended at or before each instant, seconds; -1 if none did."""
-        return np.searchsorted(self._end_s, at_s, side="right") - 1
+        return np.searchsorted(self._start_s + self.duration_s, at_s, side="right") - 1
 
     def first_decided(self, at_s: Column) -> Column:
         """The first step decided at or after each instant, seconds; their number if none was."""
