@@ -50,29 +50,33 @@ def plain_text(value: Any) -> str:
 def label_values(swept: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Swept values as table cells: plain values as they are, mappings and lists as the shortest clear text.
 
-    A mapping is told by its `type` (or `name`) if no other on its axis has the same, else by all settings.
+    A mapping is told by its `type` (or `name`), and by those settings in which others of that type on its
+    axis differ from it.
     """
     cells: list[dict[str, Any]] = [{} for _ in swept]
     for key in dict.fromkeys(key for values in swept for key in values):
         axis = [values.get(key) for values in swept]
-        short, full = [_short(value) for value in axis], [_full(value) for value in axis]
-        is_distinct = len(set(map(str, short))) == len(set(map(str, full)))
-        for cell, label in zip(cells, short if is_distinct else full, strict=True):
-            cell[key] = label
+        for cell, value in zip(cells, axis, strict=True):
+            alike = [other for other in axis if _kind(other) == _kind(value)]
+            cell[key] = _full(value, alike)
     return cells
 
 
-def _short(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return value.get("type") or value.get("name") or _full(value)
-    return _full(value)
+def _kind(value: Any) -> Any:
+    """The type of a mapping; `None` for anything else."""
+    return str(value.get("type") or value.get("name") or "") if isinstance(value, Mapping) else None
 
 
-def _full(value: Any) -> Any:
+def _full(value: Any, alike: Sequence[Any] = ()) -> Any:
+    """A value as a cell; of a mapping, what all those `alike` have is left out."""
     if isinstance(value, Mapping):
-        settings = ", ".join(f"{key}={_full(item)}" for key, item in value.items() if key != "type")
-        kind = str(value.get("type", ""))
-        return f"{kind}({settings})" if settings else kind
+        kind = _kind(value)
+        told = [
+            f"{key}={_full(item)}"
+            for key, item in value.items()
+            if item != kind and any(other.get(key) != item for other in alike or [{}])
+        ]
+        return f"{kind}({', '.join(told)})" if told else kind
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(str(_full(item)) for item in value)}]"
     return value

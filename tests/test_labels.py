@@ -14,6 +14,12 @@ def test_labels_are_short_where_they_are_distinct():
         {"scheduler": "vllm(n=1)", "x": None},
         {"scheduler": "vllm(n=2)", "x": "[1]"},
     ]
+    capped = {"type": "vllm", "n": 1, "cap": 9}
+    assert label_values([{"scheduler": value} for value in (static | {"n": 1}, small, capped)]) == [
+        {"scheduler": "static"},
+        {"scheduler": "vllm"},
+        {"scheduler": "vllm(cap=9)"},
+    ]
     assert label_values([{"model": {"name": "m", "num_layers": 2}}]) == [{"model": "m"}]
 
 

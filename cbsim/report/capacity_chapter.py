@@ -7,6 +7,7 @@ from cbsim.report.bar_plot import capacity_bars
 from cbsim.report.capacity_text import capacity_table, describe_slo, method, sentence
 from cbsim.report.chapter import Chapter, Picture, Provenance
 from cbsim.report.html_table import Cell, HtmlTable
+from cbsim.report.notes import merged_notes
 from cbsim.report.rate_plot import RATE, rate_picture
 from cbsim.report.text import format_figure, format_share
 from cbsim.units import MS_PER_S
@@ -28,7 +29,7 @@ def capacity_chapter(answer: CapacityAnswer) -> Chapter:
     slo = describe_slo(answer.slo)
     described = (
         "Six panels against requests a second: p99 of TTFT, TPOT and ITL with the SLO's limits, throughput, "
-        f"goodput, and the share of requests within the SLO. {sentence(answer)}"
+        "goodput, and the share of requests within the SLO."
     )
     return Chapter(
         title=f"{answer.name}: capacity",
@@ -45,7 +46,7 @@ def capacity_chapter(answer: CapacityAnswer) -> Chapter:
         ],
         pictures=[
             Picture(
-                capacity_bars(answer), "Capacity of each contender", f"A bar a contender. {sentence(answer)}"
+                capacity_bars(answer), "Capacity of each contender", "A bar a contender, with its interval."
             ),
             Picture(rate_picture(answer), "What a request rate does", described),
         ],
@@ -70,7 +71,8 @@ def _cell(name: str, value: float) -> Cell:
 
 
 def _notes(answer: CapacityAnswer) -> list[str]:
-    """What the runs noted, apart from how they were resampled; each once."""
-    noted: list[str] = answer.curve["notes"].dropna().tolist()
-    sentences = dict.fromkeys(each for notes in noted for each in notes.split("; "))
-    return [each for each in sentences if not each.startswith("requests drawn from")]
+    """What the runs noted, apart from how they were resampled."""
+    curve = answer.curve
+    notes = [told.split("; ") if isinstance(told, str) else [] for told in curve["notes"]]
+    merged = merged_notes(list(zip(curve["contender"], notes, strict=True)))
+    return [each for each in merged if "requests drawn from" not in each]

@@ -7,6 +7,9 @@ from typing import Literal
 
 from cbsim.units import MS_PER_S
 
+SAME = 0.005
+"""Figures nearer to each other than this share of the better one are taken for the same."""
+
 
 @dataclass(frozen=True, slots=True)
 class PicturedFigure:

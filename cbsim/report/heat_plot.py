@@ -12,8 +12,8 @@ from matplotlib.patches import Rectangle
 
 from cbsim.labels import short_keys
 from cbsim.recorder import Column
-from cbsim.report.figures import GOODPUT, ITL, TTFT, PicturedFigure
-from cbsim.report.style import head, new_figure, styled
+from cbsim.report.figures import GOODPUT, ITL, SAME, TTFT, PicturedFigure
+from cbsim.report.style import PALETTE, head, new_figure, styled
 from cbsim.report.text import format_figure
 
 if TYPE_CHECKING:
@@ -40,7 +40,8 @@ def heat_maps(
 ) -> Figure:
     """A map for each figure over the swept settings `x` and `y` of a table with one row a cell.
 
-    Brighter is better, a frame marks the best cell, and cells that were not run are left empty.
+    Brighter is better, frames mark the best cell and those within `SAME` of it, and cells that were not run
+    are left empty.
     """
     with styled():
         figure = new_figure(11, 1.6 + 0.5 * max(3, table[y].nunique()))
@@ -49,7 +50,8 @@ def heat_maps(
             cells = table.pivot(index=y, columns=x, values=shown.column).sort_index().sort_index(axis=1)
             _draw(axes, cells, shown)
             axes.set(title=shown.label, xlabel=_short(x), ylabel=_short(y))
-        note = "Brighter is better; the frame marks the best cell; empty: not run."
+        framed = f"framed: the best, and what is within {SAME * 100:g}% of it"
+        note = f"Brighter is better; {framed}; empty: not run."
         head(figure, title, f"{caption} {note}".strip())
     return figure
 
@@ -80,10 +82,10 @@ def _draw(axes: Axes, cells: pd.DataFrame, shown: PicturedFigure) -> None:
             color="white" if is_dark else _ON_BRIGHT,
         )
     if len(known):
-        best = np.nanargmax(values) if shown.better == "higher" else np.nanargmin(values)
-        row, column = (int(place) for place in np.unravel_index(best, values.shape))
-        frame = Rectangle((column, row), 1, 1, fill=False, edgecolor="#D55E00", linewidth=2.5, zorder=3)
-        axes.add_patch(frame)
+        best = known.max() if shown.better == "higher" else known.min()
+        for row, column in np.argwhere(np.abs(values - best) <= SAME * abs(best)).tolist():
+            frame: dict[str, Any] = {"edgecolor": PALETTE[1], "linewidth": 2.5, "zorder": 3, "clip_on": False}
+            axes.add_patch(Rectangle((column, row), 1, 1, fill=False, **frame))
 
 
 def _plain_scale(known: Column, shown: PicturedFigure) -> dict[str, float]:

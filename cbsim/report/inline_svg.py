@@ -44,5 +44,12 @@ def inline_svg(figure: Figure, key: str, title: str, description: str) -> Markup
         f'{view_box.group()} role="img" aria-labelledby="{key}-title {key}-desc" '
         f'style="max-width: {width * 4 / 3:.0f}px">'
     )
-    drawn = Markup(head + told + svg[opening.end() :])
+    drawn = tag(
+        "div",
+        Markup(head + told + svg[opening.end() :]),
+        class_="scroll",
+        tabindex="0",
+        role="region",
+        aria_label=title,
+    )
     return tag("figure", drawn, tag("figcaption", prose(description)))

@@ -19,12 +19,32 @@ MAX_LABELS = 14
 """So many points of the front are named; of more, these are spread evenly."""
 
 
+_CROWDED = 0.03
+"""Points nearer than this share of the front's extent have no room for labels of their own."""
+
+
 def pareto_front(gain: Column, cost: Column) -> Column:
     """Which points have more gain than every point that costs no more: the indices, by rising cost."""
     order = np.lexsort((-gain, cost))
     best = np.maximum.accumulate(np.concatenate([[-np.inf], gain[order][:-1]]))
     front: Column = order[gain[order] > best]
     return front
+
+
+def _crowds(costs: Column, gains: Column) -> list[tuple[int, int]]:
+    """First and last of each run of points along the front that one label must stand for."""
+    crowds = [(0, 0)] if len(costs) else []
+    for place in range(1, len(costs)):
+        first, _ = crowds[-1]
+        far = [
+            abs(values[place] - values[first]) > _CROWDED * max(np.ptp(values), np.finfo(float).tiny)
+            for values in (costs, gains)
+        ]
+        if any(far):
+            crowds.append((place, place))
+        else:
+            crowds[-1] = (first, place)
+    return crowds
 
 
 def pareto_picture(
@@ -48,11 +68,12 @@ def pareto_picture(
         axes.step(costs[front], gains[front], where="post", color=PALETTE[0], linewidth=1)
         axes.plot(costs[front], gains[front], "o", color=PALETTE[0], markersize=6)
         shown = front[np.unique(np.linspace(0, len(front) - 1, MAX_LABELS).astype(int))]
-        for number, place in enumerate(shown, 1):
-            where = (costs[place], gains[place])
-            axes.annotate(
-                str(number), where, xytext=(0, 6), textcoords="offset points", ha="center", fontsize=8
-            )
+        for first, last in _crowds(costs[shown], gains[shown]):
+            where = (costs[shown[first]], gains[shown[first]])
+            text = str(first + 1)
+            if last > first:
+                text += f", {last + 1}" if last == first + 1 else f" to {last + 1}"
+            axes.annotate(text, where, xytext=(0, 6), textcoords="offset points", ha="center", fontsize=8)
         key = "\n".join(f"{number}  {names[place]}" for number, place in enumerate(shown, 1))
         axes.text(1.02, 1, key, transform=axes.transAxes, va="top", fontsize=8, linespacing=1.5)
         axes.set(xlabel=cost.label, ylabel=gain.label)

@@ -87,8 +87,9 @@ def rate_panels(
         _draw(goodput, curves, "goodput_per_s", top=_at_most_all if is_offered else _unbounded)
         if is_offered:
             goodput.axline((0, 0), slope=1, color=FAINT, linewidth=0.8)
-            goodput.text(0.03, 0.9, "grey: all requests", transform=goodput.transAxes, fontsize=8)
-        goodput.set(title="goodput", ylabel="requests/s within SLO")
+        goodput.set(
+            title="goodput (grey: all requests)" if is_offered else "goodput", ylabel="requests/s within SLO"
+        )
         _draw(attainment, curves, "slo_attainment", top=lambda points: 1.0)
         attainment.set(title="SLO attainment", ylabel="share of requests")
         attainment.yaxis.set_major_formatter(PercentFormatter(xmax=1))
@@ -141,5 +142,11 @@ def _limit(axes: Axes, limit_s: float | None, scale: float, unit: str) -> None:
     low, high = axes.get_ylim()
     axes.set_ylim(min(low, limit / 1.5), max(high, limit * 1.5))
     axes.annotate(
-        f"SLO {limit:g} {unit}", (0.01, limit), xycoords=("axes fraction", "data"), fontsize=8, va="bottom"
+        f"SLO\n{limit:g} {unit}",
+        (1, limit),
+        xytext=(3, 0),
+        xycoords=("axes fraction", "data"),
+        textcoords="offset points",
+        fontsize=8,
+        va="center",
     )

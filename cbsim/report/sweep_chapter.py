@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from cbsim.report.capacity_text import describe_slo
 from cbsim.report.cdf_plot import latency_cdfs
 from cbsim.report.chapter import Chapter, Picture, Provenance
 from cbsim.report.html_table import Cell, HtmlTable
+from cbsim.report.notes import merged_notes
 from cbsim.report.run_chapter import MAX_DRAWN, slo_of
 from cbsim.report.sweep_pictures import sweep_pictures
 from cbsim.report.sweep_points import Sweep
@@ -81,13 +81,11 @@ def _cell(sweep: Sweep, figure: Figure, row: Mapping[str, Any]) -> Cell:
 def _warnings(sweep: Sweep) -> list[str]:
     table = sweep.table
     warnings = [f"{error} (a point that failed)" for error in table["error"].dropna().unique()]
+    ran = sweep.ran
+    names = [sweep.name({str(key): value for key, value in row.items()}) for row in ran.to_dict("records")]
     for column in ("notes", "rejection_reasons"):
-        told: list[str] = table[column].dropna().tolist()
-        counts = Counter(note for notes in told for note in notes.split("; "))
-        warnings += [
-            note if count == len(table) else f"{count} of {len(table)} points: {note}"
-            for note, count in counts.items()
-        ]
+        notes = [told.split("; ") if isinstance(told, str) else [] for told in ran[column]]
+        warnings += merged_notes(list(zip(names, notes, strict=True)))
     return [*warnings, *determined_note(sweep)]
 
 

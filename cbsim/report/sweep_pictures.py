@@ -11,7 +11,6 @@ from cbsim.report.pareto_plot import pareto_picture
 from cbsim.report.rate_plot import rate_panels
 from cbsim.report.sweep_plot import sweep_curves
 from cbsim.report.sweep_points import Sweep
-from cbsim.report.sweep_text import sentence
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -53,13 +52,13 @@ def _of_settings(sweep: Sweep, name: str) -> Picture | None:
     if len(sweep.keys) == 2 and len(numeric) == 2:
         y, x = sorted(numeric, key=lambda key: (key.endswith("max_tokens_per_step"), points[key].nunique()))
         title = f"{name}: {_short(x)} and {_short(y)}"
-        described = f"Heat maps of goodput, p99 TTFT and p99 ITL. {sentence(sweep)}"
+        described = f"Heat maps of goodput, p99 TTFT and p99 ITL over {_short(x)} and {_short(y)}."
         return Picture(heat_maps(points, x, y, title), title, described)
     if len(numeric) == 1 and len(sweep.keys) <= 2 and (points[numeric[0]] > 0).all():
         series = next((key for key in sweep.keys if key != numeric[0]), "series")
         table = points if series in points else points.assign(series=name)
         title = f"{name}: what {_short(numeric[0])} does"
-        described = f"p99 TTFT, p99 ITL and goodput along {_short(numeric[0])}. {sentence(sweep)}"
+        described = f"p99 TTFT, p99 ITL and goodput along {_short(numeric[0])}."
         return Picture(sweep_curves(table, numeric[0], series, _CURVES, title), title, described)
     return None
 
@@ -70,7 +69,7 @@ def _along_rate(sweep: Sweep, rate: str, others: list[str], name: str) -> Pictur
     title = f"{name}: what a request rate does"
     described = (
         "p99 of TTFT, TPOT and ITL with the SLO's limits, throughput, goodput and the share within the SLO, "
-        f"against the rate. {sentence(sweep)}"
+        "against the rate."
     )
     figure, _ = rate_panels(curves, sweep.slo, title, "", RATE_KEYS[rate])
     return Picture(figure, title, described)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
 import pandas as pd
 from matplotlib.ticker import NullLocator, PercentFormatter
 
+from cbsim.labels import point_name, short_keys
 from cbsim.report.style import head, line_style, new_figure, styled
 from cbsim.units import MS_PER_S
 
@@ -24,6 +25,9 @@ _TITLES = {
 }
 _IN_MS = ("itl_s", "tpot_s")
 _SHARES = ("prefix_hit_rate", "slo_attainment")
+_WIDTH_IN, _MARGIN_IN = 11, 0.6
+_CHARACTER_IN = 0.09
+"""Of a tick's label, with its share of the space between two."""
 
 
 def sweep_curves(
@@ -34,24 +38,31 @@ def sweep_curves(
     The values of `x`, all positive, are evenly spaced if they double from one to the next.
     """
     with styled():
-        figure = new_figure(11, 3.6)
+        figure = new_figure(_WIDTH_IN, 3.6)
         panels = figure.subplots(1, len(columns), squeeze=False)[0]
         for axes, column in zip(panels, columns, strict=True):
             for place, (value, points) in enumerate(table.groupby(series, sort=False)):
                 values = points.sort_values(x)
                 scale = MS_PER_S if column.split(".")[0] in _IN_MS else 1
                 curve = values[column] * scale
-                label = f"{series.split('.')[-1]}: {_plain(value)}"
+                label = point_name({series: value}, [series])
                 axes.plot(values[x], curve, marker="o", markersize=4, label=label, **line_style(place))
-            _finish(axes, sorted(table[x].unique()), x, column)
+            _finish(axes, sorted(table[x].unique()), x, column, _WIDTH_IN / len(columns) - _MARGIN_IN)
         head(figure, title, caption, panels[0])
     return figure
 
 
-def _finish(axes: Axes, xs: list[float], x: str, column: str) -> None:
-    axes.set(title=_title(column), xlabel=x.split(".")[-1])
+def _finish(axes: Axes, xs: list[float], x: str, column: str, width_in: float) -> None:
+    axes.set(title=_title(column), xlabel=short_keys([x])[x])
     axes.set_xscale("log", base=2)
-    axes.set_xticks(xs, [f"{value:,.15g}" for value in xs])
+    labels = [f"{value:,.15g}" for value in xs]
+    is_crowded = any(
+        math.log2(high / low) / math.log2(xs[-1] / xs[0]) * width_in < len(label) * _CHARACTER_IN
+        for low, high, label in zip(xs, xs[1:], labels[1:], strict=False)
+    )
+    axes.set_xticks(xs, labels)
+    if is_crowded:
+        axes.tick_params(axis="x", labelrotation=40)
     axes.xaxis.set_minor_locator(NullLocator())
     _, highest = axes.get_ylim()
     axes.set_ylim(0, highest)
@@ -65,7 +76,3 @@ def _title(column: str) -> str:
     name, _, statistic = column.partition(".")
     unit = "ms" if name in _IN_MS else "s"
     return f"{name.removesuffix('_s').upper()} {statistic} ({unit})"
-
-
-def _plain(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool | np.bool_) else str(value)

@@ -9,12 +9,10 @@ from cbsim.intervals import Interval
 from cbsim.labels import is_word, plain_text, short_keys
 from cbsim.replicates import HIGH, LOW, NUM_REPLICATES
 from cbsim.report.differences import format_interval
-from cbsim.report.figures import ATTAINMENT, GOODPUT, ITL, THROUGHPUT, TPOT, TTFT, PicturedFigure
+from cbsim.report.figures import ATTAINMENT, GOODPUT, ITL, SAME, THROUGHPUT, TPOT, TTFT, PicturedFigure
 from cbsim.report.sweep_points import Sweep
 from cbsim.report.text import MISSING, Table, format_figure
 
-SAME = 0.005
-"""Figures nearer to each other than this share of the better one are taken for the same."""
 _DECIDING = (GOODPUT, ATTAINMENT, THROUGHPUT, TTFT, TPOT, ITL)
 _THEN = "e2e_s.p99"
 """What decides among points that are the same by the sweep's aim: lower is better."""

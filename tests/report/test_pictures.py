@@ -87,6 +87,22 @@ def test_the_best_cell_of_each_map_is_framed(tmp_path: Path) -> None:
         assert text in shown
 
 
+def test_cells_that_differ_by_next_to_nothing_are_framed_alike() -> None:
+    points = sweep().points
+    points["goodput_per_s"] = [10.0, 9.96, 9.94, 5.0, 6.0, 7.0]
+    axes = heat_maps(points, BUDGET, CHUNK, "maps").axes[0]
+    frames = [patch for patch in axes.patches if isinstance(patch, Rectangle)]
+    assert sorted(frame.get_xy() for frame in frames) == [(0, 0), (0, 1)]
+
+
+def test_labels_of_a_front_share_a_place_where_there_is_no_room_for_two(tmp_path: Path) -> None:
+    points = sweep().points
+    points["itl_s.p99"] = [0.05, 0.0501, 0.07, 0.09, 0.0902, 0.0903]
+    points["output_token_throughput_per_s"] = [100.0, 100.1, 150.0, 200.0, 200.1, 200.2]
+    shown = texts(pareto_picture(points, [f"point {place}" for place in range(6)], "front"), tmp_path)
+    assert {"1, 2", "3", "4 to 6"} <= set(shown)
+
+
 def test_cells_that_were_not_run_stay_empty(tmp_path: Path) -> None:
     points = sweep().points.iloc[1:]
     figure = heat_maps(points, BUDGET, CHUNK, "maps")

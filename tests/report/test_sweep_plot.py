@@ -29,9 +29,9 @@ def test_each_value_of_the_other_axis_is_a_curve() -> None:
     itl, hits = figure.axes
     assert (itl.get_title(loc="left"), itl.get_xlabel()) == ("ITL p99 (ms)", "num_blocks")
     curves = {line.get_label(): line for line in itl.get_lines()}
-    assert list(curves) == ["prefix_caching: false", "prefix_caching: true"]
-    assert np.array_equal(curves["prefix_caching: true"].get_xdata(), [100, 200])
-    assert curves["prefix_caching: true"].get_ydata() == pytest.approx([30.0, 40.0])
+    assert list(curves) == ["prefix_caching false", "prefix_caching true"]
+    assert np.array_equal(curves["prefix_caching true"].get_xdata(), [100, 200])
+    assert curves["prefix_caching true"].get_ydata() == pytest.approx([30.0, 40.0])
     assert np.array_equal(hits.get_lines()[1].get_ydata(), [0.25, 0.5])
     assert [label.get_text() for label in itl.get_xticklabels()] == ["100", "200"]
 
