@@ -81,7 +81,7 @@ def rerun(
 
 
 class _WatchedEngine(ReferenceEngine):
-    """The naive engine, which hands over its steps instead of writing them down."""
+    """The naive engine, which hands over steps with their batches."""
 
     def __init__(
         self,
@@ -127,9 +127,6 @@ class _WatchedEngine(ReferenceEngine):
         if plan.slices and number >= self._window.first:
             self._shares[number] = tuple(_share(part) for part in plan.slices)
 
-    def _record_step(self, step: Step, num_finished: int) -> None:
-        """Nothing is kept of it."""
-
     def _batch_step(
         self,
         step: Step,
@@ -152,7 +149,7 @@ class _WatchedEngine(ReferenceEngine):
             num_running=plan.num_running,
             num_waiting=plan.num_waiting,
             waits_for=self._limits.reason(
-                code=getattr(plan, "waiting_for", None),
+                code=plan.waiting_for,
                 num_waiting=plan.num_waiting,
                 num_running=plan.num_running,
                 num_tokens=sum(share.num_tokens for share in shares),

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from cbsim.schedulers.step_plan import WaitingFor
+
 REASONS = ("slot", "KV", "budget", "turn")
-"""No free slot (`max_num_seqs`); too few free KV blocks; no tokens left of the step's budget; or the
-scheduler admits nobody in such a step: one that preempted, or one of a static batch that is under way."""
-NOBODY, OTHER, NO_SLOT, NO_KV = range(4)
-"""Codes of the column `waiting_for` of the steps."""
+"""No free slot (`max_num_seqs`); too few free KV blocks; no tokens left of the step's budget; or nobody is
+admitted: the step preempted, a static batch is under way, or a prompt that must stay whole doesn't fit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,18 +40,18 @@ class Limits:
     ) -> str | None:
         """A value of `REASONS`; `None` if nobody waits.
 
-        `code` is the step's `waiting_for`, where a run has it. Without it the reason follows from the step:
+        `code` is the step's `WaitingFor`, where a run has it. Without it the reason follows from the step:
         all slots taken, the budget used up, or else KV blocks.
         """
-        if num_waiting == 0 or code == NOBODY:
+        if num_waiting == 0 or code == WaitingFor.NOBODY_WAITS:
             return None
-        if code == NO_SLOT:
+        if code == WaitingFor.SLOT:
             return "slot"
-        if code == NO_KV:
+        if code == WaitingFor.KV_BLOCKS:
             return "KV"
         if self.max_tokens_per_step is not None and num_tokens >= self.max_tokens_per_step:
             return "budget"
-        if code == OTHER or has_preempted or self.is_static:
+        if code == WaitingFor.TURN or has_preempted or self.is_static:
             return "turn"
         if self.max_num_seqs is not None and num_running >= self.max_num_seqs:
             return "slot"

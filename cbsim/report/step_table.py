@@ -37,7 +37,7 @@ _LEGEND = {
     "slot": "all max_num_seqs slots are taken",
     "KV": "too few KV blocks are free",
     "budget": "the step's token budget is used up",
-    "turn": "the scheduler admits nobody in such a step",
+    "turn": "nobody is admitted: the step preempted, a batch is under way, or a whole prompt must fit",
 }
 
 
