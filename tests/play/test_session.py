@@ -11,7 +11,7 @@ from cbsim.errors import ConfigError, PluginError
 from cbsim.experiment import Experiment
 from cbsim.play.session import Session
 from cbsim.recorder import RunLog
-from cbsim.run import collect, make_workload, simulate
+from cbsim.run import collect, make_workload, run_experiment, simulate
 from cbsim.schedulers import StepPlan
 from cbsim.schedulers.chunked_prefill import ChunkedPrefillScheduler
 from cbsim.testing.identity import differences
@@ -82,6 +82,15 @@ def test_from_any_scheduler_to_any_other_nobody_is_lost(scheduler: str, rung: st
     check_ended(session)
 
 
+def test_its_figures_are_those_of_a_run(session: Session) -> None:
+    play_out(session)
+    summary = run_experiment(session.experiment).summary
+    score = session.replica.score
+    assert score.mean_ttft_s == pytest.approx(summary["ttft_s"]["mean"], rel=1e-12)
+    assert score.mean_tpot_s == pytest.approx(summary["tpot_s"]["mean"], rel=1e-12)
+    assert session.replica.log.num_preemptions == summary["num_preemptions"] > 0
+
+
 def test_limits_change_for_those_who_run(session: Session) -> None:
     while len(session.replica.scheduler.running) < 3:
         session.step()
@@ -117,9 +126,11 @@ def test_asynchronous_steps_end_before_another_scheduler_begins(tmp_path: Path) 
     session.use_scheduler("preemptive")
     assert not session.replica.engine.under_way
     assert session.replica.now_s > before_s
-    session.change("scheduler.async_scheduling=true")
     session.step()
-    assert len(session.replica.engine.under_way) == 1
+    assert len(session.replica.engine.under_way) == 1  # the new scheduler has taken that over
+    session.change("scheduler.async_scheduling=false")
+    session.step()
+    assert not session.replica.engine.under_way
     play_out(session)
     check_ended(session)
 
@@ -168,10 +179,12 @@ def test_schedulers_that_split_nothing_get_what_they_need(session: Session) -> N
         "scheduler preemptive -> continuous; "
         "max_tokens_per_step raised to 48, the longest prompt: continuous splits none"
     )
+    assert session.experiment.scheduler.model_dump()["max_tokens_per_step"] == 48
     assert session.use_scheduler("static") == (
         "scheduler continuous -> static; max_model_len 62, the longest request: so much is reserved for each "
         "slot"
     )
+    assert session.experiment.scheduler.model_dump()["max_model_len"] == 62
     assert session.use_scheduler("static") == "the scheduler is static already"
     with pytest.raises(ConfigError, match="unknown scheduler 'vlm'; did you mean 'vllm'"):
         session.use_scheduler("vlm")
