@@ -30,6 +30,8 @@ class Entry:
     """Of a chunk: what was left to compute of the prompt, this chunk included."""
     is_recomputed: bool = False
     """Of a chunk: whether a preemption had thrown it away; the answer so far is then computed with it."""
+    is_swapped: bool = False
+    """Of a resumption: whether its KV came back from host memory, so that nothing is computed again."""
     num_slowed: int = 0
     """Of decodes: those in steps that also computed chunks of others."""
     slowed_s: float = 0.0
@@ -82,6 +84,7 @@ class RequestStory:
         elif share.is_prefill:
             self._chunk(step, share)
         else:
+            self.entries[-1].is_swapped = self.entries[-1].what == "resumed"
             self._decode(step)
         if name in step.finished:
             self.entries.append(Entry("finished", step.end_s, step.end_s, step.step, step.step))

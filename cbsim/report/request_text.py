@@ -89,6 +89,8 @@ def _what(entry: Entry) -> str:
         return _decoded(entry)
     if entry.what == "passed over":
         return "running, but not in the batch"
+    if entry.is_swapped:
+        return f"{entry.what}, its KV blocks back from host memory"
     if entry.what in ("admitted", "resumed") and entry.num_tokens:
         return f"{entry.what}, {entry.num_tokens:,} tokens found in the prefix cache"
     return entry.what

@@ -92,6 +92,16 @@ def test_preempted(tmp_path: Path) -> None:
     ]
 
 
+def test_swapped(tmp_path: Path) -> None:
+    """c's blocks wait in host memory, and nothing of it is computed again."""
+    scheduler = {"type": "preemptive", "max_tokens_per_step": 8, "preemption": "swap"}
+    lines = told(diagnose_request(source(tmp_path, PREEMPTED, scheduler=scheduler), "c"))
+    assert next(line for line in lines if "resumed" in line).endswith(
+        "resumed, its KV blocks back from host memory"
+    )
+    assert not any("computed again" in line for line in lines)
+
+
 def test_slowed_by_the_prompt_of_another(tmp_path: Path) -> None:
     """b's 14 tokens at half a second each go 7 and 7 beside a's tokens, which take 4.5 s instead of 1 s."""
     run = source(

@@ -56,7 +56,8 @@ def test_a_preemption(tmp_path: Path) -> None:
         "4        4.0000  1.00 s        1       1     7    1     0     -        2     2                 "
         "finished c",
         "- for KV: too few KV blocks are free",
-        "- for turn: nobody is admitted: the step preempted, a batch is under way, or a whole prompt must fit",
+        "- for turn: nobody is admitted: the step preempted, a batch is under way, or a whole prompt must "
+        "fit",
     ]
     assert gantt(run) == [
         "step  0",
