@@ -32,6 +32,26 @@ with_seed = click.option(
 )
 
 
+def _pairs(context: click.Context, option: click.Parameter, texts: tuple[str, ...]) -> dict[str, str]:
+    """`NAME=VALUE`s of an option that may be given several times."""
+    wrong = [text for text in texts if not all(text.partition("="))]
+    if wrong:
+        raise click.BadParameter(f"expected NAME=VALUE, got '{wrong[0]}'")
+    return dict(text.split("=", 1) for text in texts)
+
+
+def _op_runs(context: click.Context, option: click.Parameter, texts: tuple[str, ...]) -> dict[str, str]:
+    from typing import get_args
+
+    from cbsim.calibrate.layer_ops import Runs
+
+    pairs = _pairs(context, option, texts)
+    wrong = [runs for runs in pairs.values() if runs not in get_args(Runs)]
+    if wrong:
+        raise click.BadParameter(f"expected one of {', '.join(get_args(Runs))}, got '{wrong[0]}'")
+    return pairs
+
+
 @click.group(invoke_without_command=True)
 @click.option("--device", type=click.Choice(["cuda", "cpu"]), help="Where to time the kernels.")
 @click.option("--model", metavar="NAME", help="A model of configs/models, or a file.")
@@ -158,7 +178,7 @@ def nvidia(
 
 @import_.command()
 @click.option("--dense", type=_file, required=True, help="CSV: layer, tokens, time_us.")
-@click.option("--per-sequence", type=_file, required=True, help="CSV: layer, sequences, time_us.")
+@click.option("--per-sequence", type=_file, help="CSV: layer, sequences, time_us: LM head, sampler.")
 @click.option(
     "--attention",
     type=_file,
@@ -167,6 +187,23 @@ def nvidia(
 )
 @click.option("--model", required=True, metavar="NAME", help="A model of configs/models, or a file.")
 @click.option("--gpu", required=True, metavar="NAME", help="A GPU of configs/gpus, or a file.")
+@click.option("--tp", type=click.IntRange(min=1), default=1, show_default=True, help="GPUs of a replica.")
+@click.option(
+    "--column",
+    "columns",
+    multiple=True,
+    metavar="NAME=THEIRS",
+    callback=_pairs,
+    help="What a column is called that isn't found.",
+)
+@click.option(
+    "--op",
+    "ops",
+    multiple=True,
+    metavar="OP=RUNS",
+    callback=_op_runs,
+    help="How often an op runs: layer (once a layer), twice, step, sequence (by rows of logits) or none.",
+)
 @click.option("--source", default="layer timings", help="Who timed it, for meta.json.")
 @with_out
 @with_picture
@@ -174,24 +211,29 @@ def nvidia(
 @with_seed
 def layers(
     dense: Path,
-    per_sequence: Path,
+    per_sequence: Path | None,
     attention: Path,
     model: str,
     gpu: str,
+    tp: int,
+    columns: dict[str, str],
+    ops: dict[str, Any],
     source: str,
     out: Path,
     picture: bool,
     as_json: bool,
     seed: int,
 ) -> None:
-    """Layer timings of another profiler, as LLMServingSim 2.0 writes them."""
+    """Layer timings of another profiler, as LLMServingSim 2.0 writes them or with other usual names."""
     from cbsim.calibrate.layers import LayerTimings
     from cbsim.calibrate.meta import save_meta
     from cbsim.calibrate.pointsfile import write_points
 
-    timings = LayerTimings(dense, per_sequence, attention, load_model(model), load_gpu(gpu))
+    timings = LayerTimings(dense, per_sequence, attention, load_model(model), load_gpu(gpu), tp, columns, ops)
     points = timings.points()
     meta = timings.meta(source, datetime.now(UTC).date())
+    for warning in meta.warnings:
+        click.echo(warning, err=True)
     out.mkdir(parents=True, exist_ok=True)
     write_points(out / "points.csv", points)
     save_meta(meta, out / "meta.json")

@@ -15,7 +15,8 @@ from cbsim.calibrate.densefit import fit_dense
 from cbsim.calibrate.gridfit import fit_grid
 from cbsim.calibrate.logitsfit import fit_logits
 from cbsim.calibrate.meta import Meta
-from cbsim.calibrate.point import Op, Point
+from cbsim.calibrate.point import MIN_POINTS, Op, Point
+from cbsim.calibrate.standins import with_stand_ins
 from cbsim.cost.costfile import Box, CostFile, file_sha256
 from cbsim.cost.form import Floats, StepForm
 from cbsim.errors import CalibrationError
@@ -26,8 +27,6 @@ NUM_FOLDS = 4
 """Each op point is held out once, with a random quarter of them, and predicted by a fit to the others."""
 LARGEST_SHARE = 0.15
 """Share of each op's points, the largest, held out to see how far the form extrapolates."""
-MIN_POINTS: dict[Op, int] = {"dense": 3, "logits": 3, "prefill": 8, "decode": 8}
-"""Fewest points of each op that say anything."""
 MAX_MIXED_POINTS = 2000
 """Mixed points fitted at most, a random choice: some profilers make grids of tens of thousands."""
 MIN_MIXED_POINTS = 8
@@ -136,6 +135,7 @@ def fit_cost_file(
     points: Sequence[Point], meta: Meta, points_path: Path, seed: int = 0
 ) -> tuple[CostFile, Report]:
     """Fit points and say how wrong the form is. Raises `CalibrationError` if there are too few."""
+    points, stand_ins = with_stand_ins(points)
     op_points = _op_points(points)
     form = fit_form(op_points, int(meta.model["num_layers"]), seed)
     report = evaluate(points, form, seed)
@@ -147,7 +147,7 @@ def fit_cost_file(
         tensor_parallel=meta.tensor_parallel,
         form=form,
         box=calibrated_box(op_points),
-        assumptions=[*meta.assumptions, *_assumptions(op_points, form)],
+        assumptions=[*meta.assumptions, *stand_ins, *_assumptions(op_points, form)],
         accuracy={name: as_json(table) for name, table in report.tables.items()},
         points_sha256=file_sha256(points_path),
     )

@@ -6,125 +6,190 @@ Three CSV files, as LLMServingSim 2.0 writes them (times in microseconds, of one
 * per sequence: `layer,sequences,time_us`
 * attention: `prefill_chunk,kv_prefill,n_decode,kv_decode,time_us`: a chunk, its context, and decodes of
   equal context
+
+Other usual names of columns and other units of time are understood (`layer_tables.py`), and how often an op
+runs is told by its name (`layer_ops.py`); both can be said.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import date as Date
+from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
+from cbsim.calibrate.layer_ops import Runs, runs_of
+from cbsim.calibrate.layer_tables import read_table
 from cbsim.calibrate.meta import Meta
+from cbsim.calibrate.plausible import check_plausible
 from cbsim.calibrate.point import Op, Point
 from cbsim.cost.costfile import model_shape
 from cbsim.errors import CalibrationError
+from cbsim.registry import did_you_mean
 from cbsim.specs import GpuSpec, ModelSpec
-from cbsim.units import US_PER_S
+from cbsim.units import format_seconds
 
-ONCE_A_STEP = frozenset({"embedding", "final_layernorm"})
-"""Dense ops that run once a step; the others run in each layer."""
-TWICE_A_LAYER = frozenset({"layernorm"})
-DENSE_COLUMNS = ("layer", "tokens", "time_us")
-SEQUENCE_COLUMNS = ("layer", "sequences", "time_us")
-ATTENTION_COLUMNS = ("prefill_chunk", "kv_prefill", "n_decode", "kv_decode", "time_us")
+DENSE_COLUMNS = ("layer", "tokens")
+SEQUENCE_COLUMNS = ("layer", "sequences")
+ATTENTION_COLUMNS = ("prefill_chunk", "kv_prefill", "n_decode", "kv_decode")
+ALL_REDUCE_LATENCY_S = 1e-5
+"""Of one that moves nothing, where none were timed."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class LayerTimings:
     """Where the three files are, and what was timed."""
 
     dense: Path
-    per_sequence: Path
+    per_sequence: Path | None
+    """None where the dense table holds the LM head, by rows."""
     attention: Path
     model: ModelSpec
     gpu: GpuSpec
+    tensor_parallel: int = 1
+    """GPUs of a replica; the timings are of one GPU's share."""
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """What columns are called that have no usual name."""
+    ops: Mapping[str, Runs] = field(default_factory=dict)
+    """How often ops run whose names don't tell."""
 
     def points(self) -> list[Point]:
-        """All timings. Raises `CalibrationError` for a file that isn't as expected."""
+        """All timings. Raises `CalibrationError` for a file that isn't as expected or can't be true."""
+        unknown = [op for op in self.ops if op not in self._runs]
+        if unknown:
+            hint = did_you_mean(unknown[0], list(self._runs))
+            raise CalibrationError(f"{self.dense}: no op '{unknown[0]}'{hint}")
         return [*self._dense_points(), *self._logits_points(), *self._attention_points()]
 
     def meta(self, source: str, date: Date) -> Meta:
-        """Where the points come from."""
+        """Where the points come from, with what looks odd in them."""
+        options = f" --per-sequence {self.per_sequence.name}" if self.per_sequence else ""
+        options += "".join(f" --column {name}={theirs}" for name, theirs in self.columns.items())
+        options += "".join(f" --op {name}={runs}" for name, runs in self.ops.items())
+        points = self.points()
         return Meta(
             device=self.gpu.name,
             gpu=self.gpu.name,
             model=model_shape(self.model),
+            tensor_parallel=self.tensor_parallel,
             source=source,
             date=date.isoformat(),
             command=f"cbsim calibrate import layers --model {self.model.name} --gpu {self.gpu.name} "
-            f"--dense {self.dense.name} --per-sequence {self.per_sequence.name} "
-            f"--attention {self.attention.name}",
-            warnings=["attention whose KV cache exceeds the device's memory is left out of the fit"],
+            f"--tp {self.tensor_parallel} --dense {self.dense.name} "
+            f"--attention {self.attention.name}{options}",
+            assumptions=self._assumptions(),
+            warnings=[
+                self._runs_sentence(),
+                *check_plausible(points, self.model, self.gpu, self.tensor_parallel),
+                "attention whose KV cache exceeds the device's memory is left out of the fit",
+            ],
         )
 
-    def _dense_points(self) -> list[Point]:
-        table = _read(self.dense, DENSE_COLUMNS).pivot_table(
-            index="tokens", columns="layer", values="time_us"
-        )
-        runs = {name: self._runs_a_layer(str(name)) for name in table.columns}
-        layer_us = sum(
-            (table[name] * share for name, share in runs.items()), start=pd.Series(0.0, table.index)
-        )
+    @cached_property
+    def _runs(self) -> dict[str, Runs]:
+        """How often each op of the dense table runs."""
+        return {op: runs_of(op, self.ops) for op in self._dense_table["layer"].astype(str).unique()}
+
+    @cached_property
+    def _dense_table(self) -> pd.DataFrame:
+        return read_table(self.dense, DENSE_COLUMNS, self.columns)
+
+    @property
+    def _lacks_all_reduces(self) -> bool:
+        return self.tensor_parallel > 1 and not any("reduce" in op.lower() for op in self._runs)
+
+    def _assumptions(self) -> list[str]:
+        if not self._lacks_all_reduces:
+            return []
         return [
-            Point("dense", us / US_PER_S, tokens=int(tokens))
-            for tokens, us in zip(table.index, layer_us, strict=True)
-            if us == us  # an op that wasn't timed at a size leaves no sum there
+            f"all-reduces of {self.tensor_parallel} GPUs were not timed: estimated by the link's bandwidth "
+            f"and {format_seconds(ALL_REDUCE_LATENCY_S)} each"
         ]
 
-    def _runs_a_layer(self, op: str) -> float:
-        if op in ONCE_A_STEP:
-            return 1.0 / self.model.num_layers
-        return 2.0 if op in TWICE_A_LAYER else 1.0
+    def _runs_sentence(self) -> str:
+        words = {"layer": "once a layer", "twice": "twice a layer", "step": "once a step"}
+        words |= {"sequence": "once a step, by rows of logits", "none": "not counted"}
+        parts = [
+            f"{word}: {', '.join(op for op, runs in self._runs.items() if runs == kind)}"
+            for kind, word in words.items()
+            if kind in self._runs.values()
+        ]
+        return f"dense ops are taken to run {'; '.join(parts)} (--op NAME=... says otherwise)"
+
+    def _dense_points(self) -> list[Point]:
+        shares = {"layer": 1.0, "twice": 2.0, "step": 1.0 / self.model.num_layers}
+        runs = {op: shares[kind] for op, kind in self._runs.items() if kind in shares}
+        tokens, seconds = _summed(self._dense_table, "tokens", runs)
+        if self._lacks_all_reduces:
+            gpus, model = self.tensor_parallel, self.model
+            moved = tokens * model.hidden_size * model.element_bytes * 2 * (gpus - 1) / gpus
+            seconds = seconds + 2 * (ALL_REDUCE_LATENCY_S + moved / self.gpu.link_bytes_per_s)
+        return [
+            Point("dense", second, tokens=count)
+            for count, second in zip(tokens.tolist(), seconds.tolist(), strict=True)
+        ]
 
     def _logits_points(self) -> list[Point]:
-        table = _read(self.per_sequence, SEQUENCE_COLUMNS)
-        step_us = table.pivot_table(index="sequences", columns="layer", values="time_us").sum(
-            axis=1, skipna=False
-        )
+        by_rows = [op for op, kind in self._runs.items() if kind == "sequence"]
+        table = self._dense_table.rename(columns={"tokens": "sequences"})
+        table = table[table["layer"].isin(by_rows)]
+        if self.per_sequence is not None:
+            proper = read_table(self.per_sequence, SEQUENCE_COLUMNS, self.columns)
+            table = pd.concat([proper, table[~table["layer"].isin(proper["layer"])]])
+        if table.empty:
+            raise CalibrationError(f"{self.dense}: no LM head in it, and no --per-sequence")
+        runs = dict.fromkeys(table["layer"].astype(str), 1.0)
+        rows, seconds = _summed(table, "sequences", runs)
         return [
-            Point("logits", us / US_PER_S, num_logits=int(rows))
-            for rows, us in zip(step_us.index, step_us, strict=True)
-            if us == us
+            Point("logits", second, num_logits=count)
+            for count, second in zip(rows.tolist(), seconds.tolist(), strict=True)
         ]
 
     def _attention_points(self) -> list[Point]:
-        table = _read(self.attention, ATTENTION_COLUMNS)
-        max_tokens = self.gpu.memory_bytes / self.model.kv_bytes_per_token
-        rows = zip(*(table[name].tolist() for name in ATTENTION_COLUMNS), strict=True)
+        table = read_table(self.attention, ATTENTION_COLUMNS, self.columns)
+        kv_shards = min(self.tensor_parallel, self.model.num_kv_heads)
+        max_tokens = self.gpu.memory_bytes / self.model.kv_bytes_per_token * kv_shards
+        rows = zip(*(table[name].tolist() for name in (*ATTENTION_COLUMNS, "seconds")), strict=True)
         points = []
-        for chunk, chunk_context, num_decodes, context, us in rows:
-            chunks = ((int(chunk), int(chunk_context)),) if chunk else ()
+        for chunk, chunk_context, num_decodes, context, seconds in rows:
+            if not (chunk or num_decodes):
+                continue
+            chunks = ((chunk, chunk_context),) if chunk else ()
             op: Op = "mixed" if chunk and num_decodes else "prefill" if chunk else "decode"
+            # A decode attends to itself at least.
+            context = max(context, 1) if num_decodes else 0
             num_keys = num_decodes * context + (chunk + chunk_context if chunk else 0)
             points.append(
                 Point(
                     op,
-                    us / US_PER_S,
+                    seconds,
                     chunks=chunks,
-                    num_decodes=int(num_decodes),
-                    decode_context=int(num_decodes * context),
-                    max_decode_context=int(context) if num_decodes else 0,
+                    num_decodes=num_decodes,
+                    decode_context=num_decodes * context,
+                    max_decode_context=context,
                     split="unseen" if num_keys > max_tokens else "fit",
                 )
             )
         return points
 
 
-def _read(path: Path, columns: Sequence[str]) -> pd.DataFrame:
-    """A table with these columns, every time > 0 and every count >= 0."""
-    try:
-        table = pd.read_csv(path)
-    except (OSError, UnicodeDecodeError, ValueError) as error:
-        raise CalibrationError(f"{path}: can't be read: {str(error).splitlines()[0]}") from error
-    missing = [name for name in columns if name not in table]
-    if missing:
-        raise CalibrationError(f"{path}:1: column {missing[0]} is missing; expected {', '.join(columns)}")
-    numbers = table[[name for name in columns if name != "layer"]].apply(pd.to_numeric, errors="coerce")
-    wrong = numbers.isna().any(axis=1) | (numbers < 0).any(axis=1) | (numbers["time_us"] <= 0)
-    if wrong.any():
-        lines = ", ".join(str(index + 2) for index in wrong.index[wrong][:5])
-        raise CalibrationError(f"{path}: expected counts >= 0 and times > 0 in lines {lines}")
-    return table.assign(**{str(name): numbers[name] for name in numbers})
+def _summed(table: pd.DataFrame, size: str, runs: Mapping[str, float]) -> tuple[np.ndarray, np.ndarray]:
+    """Sizes that lie within what every op was timed at, and the ops' seconds there, each as often as it runs.
+
+    An op that lacks a size is interpolated between its own.
+    """
+    times = table[table["layer"].isin(runs)].pivot_table(index=size, columns="layer", values="seconds")
+    timed = [times[op].dropna() for op in times]
+    if not timed:
+        raise CalibrationError(f"no op that counts by {size} was timed")
+    low, high = max(op.index[0] for op in timed), min(op.index[-1] for op in timed)
+    sizes = times.index.to_numpy()
+    sizes = sizes[(sizes >= max(low, 1)) & (sizes <= high)]
+    seconds = np.zeros(len(sizes))
+    for op in timed:
+        seconds += runs[str(op.name)] * np.interp(sizes, op.index.to_numpy(), op.to_numpy())
+    return sizes, seconds

@@ -12,6 +12,8 @@ Op = Literal["dense", "logits", "prefill", "decode", "mixed", "step"]
 Split = Literal["fit", "repeat", "unseen", "warm"]
 OPS: tuple[Op, ...] = get_args(Op)
 SPLITS: tuple[Split, ...] = get_args(Split)
+MIN_POINTS: dict[Op, int] = {"dense": 3, "logits": 3, "prefill": 8, "decode": 8}
+"""Fewest points of each op that say anything."""
 
 
 @dataclass(frozen=True, slots=True)

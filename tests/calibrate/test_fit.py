@@ -14,6 +14,7 @@ from cbsim.calibrate.meta import Meta, read_meta
 from cbsim.calibrate.point import Point
 from cbsim.calibrate.pointsfile import read_points, write_points
 from cbsim.cost.costfile import file_sha256, model_shape, read_cost_file
+from cbsim.cost.tiles import Tiles
 from cbsim.errors import CalibrationError
 from cbsim.paths import data_folder
 from tests.calibrate.synthetic import decode_point, sizes, timed
@@ -45,6 +46,22 @@ def test_a_known_law_is_found_within_two_percent_everywhere(mixed, seed):
     truth = timed([*sizes(mixed=mixed), *beyond(mixed=mixed)], law, 0.0, seed)
     error = np.abs(predict(form, truth) / seconds_of(truth) - 1.0)
     assert error.max() < 0.02
+
+
+def test_a_staircase_of_tiles_is_found():
+    """Sizes either side of an edge, as profilers time them; those left out lie on the same stairs."""
+    stairs = Tiles(height=128, share=0.75)
+
+    def seconds(tokens: int) -> float:
+        counted = float(stairs.counted(tokens))
+        return (300e-6**4 + (2e-6 * counted) ** 4) ** 0.25
+
+    edges = (16, 32, 64, 96, 128, 192, 256, 384, 512, 640, 768, 1024, 1280, 1536, 2048, 4096)
+    points = [Point("dense", seconds(size), tokens=size) for edge in edges for size in (edge, edge + 1)]
+    table = fit_dense(points)
+    assert (table.tiles.height, table.tiles.share) == (128, 0.75)
+    for tokens in (40, 200, 257, 320, 385, 900, 1793, 3000, 16_384):
+        assert table.at(np.array([tokens]))[0] == pytest.approx(seconds(tokens), rel=0.03)
 
 
 @pytest.fixture(scope="module")
