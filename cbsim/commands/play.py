@@ -34,7 +34,9 @@ def play(config: str, seed: int | None, overrides: tuple[str, ...], script: str 
     if experiment.sweep:
         points = experiment.points()
         experiment = points[0][1]
-        notes = (f"{experiment.name} has a sweep: this is the first of its {len(points)} points",)
+        notes += (f"{experiment.name} has a sweep: this is the first of its {len(points)} points",)
+    if experiment.observers:
+        notes += ("observers watch runs, and nothing here",)
     program = Program(Session(experiment), notes)
     if script is None:
         play_on_terminal(program)

@@ -61,7 +61,7 @@ def tune(scheduler: Scheduler, before: Experiment, after: Experiment, cost: Cost
     """
     old, new = (vars(_fresh(experiment, cost)) for experiment in (before, after))
     for name, value in new.items():
-        if isinstance(value, _Plain) and value != old[name]:
+        if isinstance(value, _Plain) and value != old.get(name):
             setattr(scheduler, name, value)
 
 
