@@ -90,6 +90,12 @@ def test_an_error_is_of_its_seed_kind_and_cell_whatever_was_asked_before() -> No
     assert not set(drawn.values()) & {other.excess(*key) for key in keys}
 
 
+def test_kinds_of_equal_records_err_each_in_its_own_way() -> None:
+    sure = SMALL | {"num_points": 10**9, "bias_pct": 0.0}
+    alike = errors(3, dict.fromkeys(HELD_OUT, sure))
+    assert len({round(alike.excess(kind, 4), 9) for kind in KINDS}) == len(KINDS)
+
+
 def test_mixed_attention_errs_like_the_worse_of_its_parts_unless_it_was_timed() -> None:
     assert errors(0)._records["mixed"] == ErrorRecord.model_validate(LARGE)
     timed = errors(0, HELD_OUT | {"mixed": SMALL})
@@ -182,6 +188,14 @@ def test_all_ways_to_the_same_bits(
             for step in range(num_steps)
         ]
         assert cost.decodes_s(num_decodes, context, longest, num_steps) == one_by_one
+
+
+@pytest.mark.parametrize("first", [1000, 1023, 1024])
+def test_a_stretch_goes_from_cell_to_cell(folders: dict[bool, Path], first: int) -> None:
+    """A mean context of 1024 tokens opens a cell, whose factor is another."""
+    cost = make(folders[False], host="none", uncertainty=True).drawn(2)
+    stretch = cost.decodes_s(10, 10 * first + 3, first + 9, 60)
+    assert stretch == [cost.decode_s(10, 10 * mean + 3, mean + 9) for mean in range(first, first + 60)]
 
 
 def test_without_uncertainty_the_model_is_its_own(folders: dict[bool, Path]) -> None:
