@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING
 import click
 
 from cbsim.commands.arguments import load_experiment, print_json, with_json, with_quiet, with_set
-from cbsim.commands.explain_steps import TERMINAL, draw_gantt, follow_steps, parse_window, show_steps
+from cbsim.commands.explain_steps import (
+    TERMINAL,
+    draw_gantt,
+    follow_steps,
+    parse_window,
+    show_steps,
+    terminal_width,
+)
 from cbsim.errors import CbsimError
 
 if TYPE_CHECKING:
@@ -113,7 +120,7 @@ def _explain_run(source: Source, by: str, num_slow: int, as_json: bool) -> None:
         _say(sentence)
     if diagnosis.slow:
         click.echo()
-        slow_table(diagnosis).print()
+        slow_table(diagnosis, terminal_width()).print()
 
 
 def _explain_request(source: Source, request_id: str, as_json: bool) -> None:
@@ -132,7 +139,7 @@ def _explain_request(source: Source, request_id: str, as_json: bool) -> None:
 
 def _say(sentence: str) -> None:
     """Print a sentence in lines that can be read."""
-    click.echo(textwrap.fill(sentence, _LINE, subsequent_indent="  "))
+    click.echo(textwrap.fill(sentence, min(_LINE, terminal_width() or _LINE), subsequent_indent="  "))
 
 
 def _stay(source: Source, request_id: str) -> Window:

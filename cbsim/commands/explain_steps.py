@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import textwrap
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -78,7 +79,7 @@ def show_steps(source: Source, window: Window, as_json: bool) -> None:
     from cbsim.report.step_table import RunningTable, step_notes, step_table
 
     shown = _batch_steps(source, window)
-    width = _terminal_width()
+    width = terminal_width()
     if as_json:
         print_json([step.to_json() for step in shown])
     elif width is None:
@@ -89,7 +90,7 @@ def show_steps(source: Source, window: Window, as_json: bool) -> None:
         for step in shown:
             click.echo(table.line(step))
         for note in step_notes(shown):
-            click.secho(f"- {note}", dim=True)
+            click.secho(textwrap.fill(f"- {note}", width, subsequent_indent="  "), dim=True)
 
 
 def follow_steps(source: Source, window: Window, speed: float, as_json: bool) -> None:
@@ -97,7 +98,7 @@ def follow_steps(source: Source, window: Window, speed: float, as_json: bool) ->
     from cbsim.report.step_table import RunningTable
 
     is_terminal = sys.stdout.isatty()
-    table = RunningTable(_terminal_width())
+    table = RunningTable(terminal_width())
     num_shown, began = 0, time.monotonic()
     began_s = None
 
@@ -123,7 +124,8 @@ def follow_steps(source: Source, window: Window, speed: float, as_json: bool) ->
         raise _no_such_step(source, window)
 
 
-def _terminal_width() -> int | None:
+def terminal_width() -> int | None:
+    """Characters of a line of the terminal; `None` where the output goes elsewhere."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
@@ -144,7 +146,7 @@ def draw_gantt(
         raise CbsimError(f"--gantt: got '{target}'; expected a file that ends in .png or .svg")
     limit = _MAX_PICTURE_STEPS
     if target == TERMINAL and not as_json:
-        limit = (_terminal_width() or _NAME_WIDTH + _MAX_TEXT_STEPS) - _NAME_WIDTH
+        limit = (terminal_width() or _NAME_WIDTH + _MAX_TEXT_STEPS) - _NAME_WIDTH
     shown = _batch_steps(source, _first_steps(window, limit + 1))
     if len(shown) > limit:
         beyond = shown.pop().step

@@ -6,16 +6,38 @@ from cbsim.explain.parts import MIN_SHARE, WORDS
 from cbsim.explain.run_diagnosis import LATENCIES, RunDiagnosis, SlowRequest
 from cbsim.report.text import Table, format_figure
 
+WIDE = 110
+"""Characters in which the largest parts can be told in full."""
 _MAX_PARTS = 2
 _PARTS = "mostly"
+_SHORT = {
+    "queue": "its turn",
+    "no_slot": "slot",
+    "no_kv": "KV blocks",
+    "prefill": "prompt",
+    "recompute": "again",
+    "others_prefill": "others",
+    "decode": "decodes",
+    "skipped": "passed by",
+    "preempted": "preempted",
+    "swap": "swap",
+    "host": "host",
+}
 
 
-def slow_table(diagnosis: RunDiagnosis) -> Table:
-    """A row a request, the slowest first, with the largest parts of the latency they are sorted by."""
-    header = ("slowest", "arrival (s)", "TTFT (s)", "E2E (s)", "prompt", "output", "preemptions")
+def slow_table(diagnosis: RunDiagnosis, max_width: int | None = None) -> Table:
+    """A row a request, the slowest first, with the largest parts of the latency they are sorted by.
+
+    On a terminal of less than `WIDE` characters the largest part alone is told, in a word or two.
+    """
+    if max_width is not None and max_width < WIDE:
+        header = ("slowest", "arrival (s)", "TTFT (s)", "E2E (s)", "prompt", "output")
+        rows = tuple((*_row(request)[: len(header)], _largest(request)) for request in diagnosis.slow)
+        name = LATENCIES[diagnosis.by]
+        return Table((*header, name), rows, words=(name,))
+    columns = ("slowest", "arrival (s)", "TTFT (s)", "E2E (s)", "prompt", "output", "preemptions")
     name = f"{LATENCIES[diagnosis.by]} is {_PARTS}"
-    rows = tuple(_row(request) for request in diagnosis.slow)
-    return Table((*header, name), rows, words=(name,))
+    return Table((*columns, name), tuple(map(_row, diagnosis.slow)), words=(name,))
 
 
 def _row(request: SlowRequest) -> tuple[str, ...]:
@@ -30,3 +52,7 @@ def _row(request: SlowRequest) -> tuple[str, ...]:
         f"{request.num_preemptions:,}",
         ", ".join(parts[:_MAX_PARTS]),
     )
+
+
+def _largest(request: SlowRequest) -> str:
+    return next((f"{_SHORT[name]} {share:.0%}" for name, share in request.mostly.items()), "")

@@ -77,6 +77,8 @@ class RunningTable:
         if self._max_width is None or len(line) <= self._max_width:
             return line
         figures = "  ".join(padded[: -len(_WORDS)])
+        if len(figures) > self._max_width:  # 80 characters are just enough
+            figures = " ".join(padded[: -len(_WORDS)])
         chunks, changes = cells[-len(_WORDS) :]
         # No line ends within what is told of a chunk.
         kept = chunks.replace(" ", _NO_BREAK).replace(f";{_NO_BREAK}", _SEPARATOR)
@@ -84,8 +86,9 @@ class RunningTable:
         indent = len(figures) + 2 if self._max_width - len(figures) >= _MIN_WORDS_WIDTH else _INDENT
         wrapped = textwrap.wrap(words, max(_MIN_WORDS_WIDTH, self._max_width - indent))
         wrapped = [part.replace(_NO_BREAK, " ") for part in wrapped]
-        first = "  " if indent > _INDENT else "\n" + " " * indent
-        return figures + first + ("\n" + " " * indent).join(wrapped)
+        below = "\n" + " " * indent
+        first = "  " if indent > _INDENT else below
+        return figures + first + below.join(wrapped) if wrapped else figures
 
 
 def _chunks(step: BatchStep) -> str:

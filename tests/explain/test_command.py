@@ -58,6 +58,13 @@ def test_where_the_time_of_a_run_went() -> None:
     assert explain("e.yaml", "--by", "e2e", "--slowest", "2").stdout == SUMMARY
 
 
+def test_on_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cbsim.commands.explain.terminal_width", lambda: 70)
+    lines = explain("run", "--by", "e2e", "--slowest", "1").stdout.splitlines()
+    assert max(map(len, lines)) <= 70
+    assert lines[-1].split() == ["c", "0.000", "1.00", "5.00", "2", "3", "preempted", "40%"]
+
+
 def test_as_json() -> None:
     summary = json.loads(explain("run", "--json").stdout)
     assert summary["e2e"]["slowest"]["shares"]["preempted"] == pytest.approx(0.4)

@@ -272,6 +272,13 @@ def test_settings_that_can_not_be_read_any_more_are_told_with_their_line(tmp_pat
         (None, []),
         (120, [" " * 91 + "admitted a b c d +1 more;", " " * 91 + "finished a b c d +1 more"]),
         (95, [" " * 9 + "a 2; b 2; c 2; d 2; +1 more; admitted a b c d +1 more; finished a b c d +1 more"]),
+        (
+            80,
+            [
+                " " * 9 + "a 2; b 2; c 2; d 2; +1 more; admitted a b c d +1 more; finished a b c d",
+                " " * 9 + "+1 more",
+            ],
+        ),
     ],
 )
 def test_words_that_are_too_long_for_the_terminal_go_on_below(
@@ -283,6 +290,8 @@ def test_words_that_are_too_long_for_the_terminal_go_on_below(
         kv_cache={"num_blocks": 9, "block_size": 2},
         scheduler=VLLM | {"max_tokens_per_step": 10},
     )
-    lines = RunningTable(width).line(steps_of(run)[0]).splitlines()
+    table = RunningTable(width)
+    lines = table.line(steps_of(run)[0]).splitlines()
     assert lines[1:] == below
+    assert lines[0].index(" 10 ") + 3 == table.header().index("tokens") + len("tokens")
     assert max(map(len, lines)) <= (width or 999)
