@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -17,8 +18,8 @@ Means = dict[str, dict[str, dict[str, float | None]]]
 def mean_parts(latencies: Mapping[str, Column], parts: Mapping[str, Column]) -> Means:
     """`{"ttft_s": {"mean": {"queue_s": ...}, "slowest": ...}, "e2e_s": ...}`: seconds by part.
 
-    `mean` is over the requests that have the latency, `slowest` over the slowest hundredth of them (at least
-    one); `None` where there are none. `latencies` has `ttft_s` and `e2e_s`.
+    `mean` is over the requests that have the latency, `slowest` over the slowest hundredth of them, rounded
+    up; `None` where there are none. `latencies` has `ttft_s` and `e2e_s`.
     """
     return {
         latency: _means(latencies[latency], {name: parts[column] for name, column in names.items()})
@@ -27,10 +28,11 @@ def mean_parts(latencies: Mapping[str, Column], parts: Mapping[str, Column]) -> 
 
 
 def slowest(latency_s: Column, share: float = TAIL) -> Column:
-    """The rows of the slowest requests, the slowest first, equals by arrival: at least one if any has it."""
+    """The rows of the slowest requests, a share rounded up, the slowest first and equals by arrival."""
     has = np.flatnonzero(~np.isnan(latency_s))
     order = np.argsort(-latency_s[has], kind="stable")
-    return has[order[: max(1, round(share * len(has)))]]
+    # 0.01 is a little more than a hundredth.
+    return has[order[: math.ceil(round(share * len(has), 6))]]
 
 
 def _means(latency_s: Column, parts: Mapping[str, Column]) -> dict[str, dict[str, float | None]]:

@@ -156,3 +156,21 @@ def test_requests_without_an_end_have_no_parts() -> None:
     assert log.parts is not None
     assert [str(log.parts[name][1]) for name in PARTS.values()] == ["nan"] * len(PARTS)
     assert [str(log.parts[name][2]) for name in TTFT_PARTS.values()] == ["nan"] * len(TTFT_PARTS)
+
+
+def test_a_run_to_which_nobody_came() -> None:
+    case = Case(requests(a=(5, 4, 2)))
+    log = run("chunked_prefill", case, case.make_cost_model(), stop_at_s=1.0)
+    assert log.parts is not None
+    assert {len(column) for column in log.parts.values()} == {0}
+    late = run("chunked_prefill", case, case.make_cost_model(), stop_at_s=5.5)
+    assert late.parts is not None
+    assert {str(column[0]) for column in late.parts.values()} == {"nan"}
+
+
+def test_instants_far_from_zero() -> None:
+    """Seconds since 1970, where ticks would not fit in 64 bits, and floats are 2**-22 s apart."""
+    epoch = 1_700_000_000.0
+    log = simulate("chunked_prefill", Case(requests(a=(epoch, 4, 3), b=(epoch + 0.5, 4, 1))))
+    assert told(log, "a") == {"prefill": 1, "decode": 2}
+    assert told(log, "b") == {"queue": 0.5, "prefill": 1}

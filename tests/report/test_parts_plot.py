@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cbsim.latency import PARTS, TTFT_PARTS
+from cbsim.latency.means import slowest
 from cbsim.report.parts_plot import SHOWN, _spread, latency_parts
 from cbsim.report.percentile_bins import percentile_bins
 from cbsim.report.run_chapter import run_chapter
@@ -53,6 +54,13 @@ def test_bins_by_hand() -> None:
     assert bins[0].parts_s["decode"] == np.arange(100).mean()
     assert bins[-1].parts_s["decode"] == 198.5
     assert bins[-1].total_s == 199.5
+
+
+@pytest.mark.parametrize("number", [1, 99, 100, 101, 120, 250, 700, 2000])
+def test_the_last_bar_is_of_the_requests_that_the_sentence_is_of(number: int) -> None:
+    rows = {"ttft_s": np.arange(number) + 1.0} | {c: np.ones(number) for c in TTFT_PARTS.values()}
+    bins = percentile_bins(pd.DataFrame(rows), "ttft_s")
+    assert bins[-1].num_requests == len(slowest(rows["ttft_s"]))
 
 
 @pytest.mark.parametrize("number", [0, 1, 2, 3, 50])
