@@ -68,7 +68,7 @@ def check_parts(result: Result, name: str) -> None:
     if not has_parts(result):
         raise CbsimError(
             f"{name}: its requests have no part_*_s columns, as those of live runs and former versions; "
-            "allowed: --request ID, --steps A:B, or another run"
+            "allowed: --request ID and --steps A:B, which need none"
         )
 
 

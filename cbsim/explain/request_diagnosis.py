@@ -88,10 +88,7 @@ def diagnose_request(source: Source, request_id: str) -> RequestDiagnosis:
 
     Raises `CbsimError` with the nearest name if there is no such request, and as `Source.batch_steps` does.
     """
-    requests = source.result.requests
-    row = requests[requests["request_id"] == request_id]
-    if not len(row):
-        raise CbsimError(_no_such(source.name, request_id, requests["request_id"]))
+    row = _row(source, request_id)
     values = row.to_dict("records")[0]
     is_known = has_parts(source.result)
     state = str(values["state"])
@@ -112,11 +109,15 @@ def diagnose_request(source: Source, request_id: str) -> RequestDiagnosis:
 
 def stay_window(source: Source, request_id: str) -> Window:
     """The steps of its replica from a request's arrival to its end; raises as `diagnose_request`."""
+    return _window(source, _row(source, request_id).to_dict("records")[0])
+
+
+def _row(source: Source, request_id: str) -> pd.DataFrame:
     requests = source.result.requests
     row = requests[requests["request_id"] == request_id]
     if not len(row):
         raise CbsimError(_no_such(source.name, request_id, requests["request_id"]))
-    return _window(source, row.to_dict("records")[0])
+    return row
 
 
 def _story(source: Source, values: dict[Any, Any]) -> RequestStory:
