@@ -75,8 +75,7 @@ class RunLog:
     slices: Slices | None = None
     """Who was in which step; `None` where the engine does not tell."""
     parts: Mapping[str, Column] | None = None
-    """Where the time of each request went, in the order of `requests`: see `cbsim.latency`. Made when it is
-    asked for; `None` without `slices`."""
+    """Where each request's time went (`cbsim.latency`), made when asked for; `None` without `slices`."""
 
 
 def empty_float() -> Column:
