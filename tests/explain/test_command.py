@@ -58,6 +58,15 @@ def test_where_the_time_of_a_run_went() -> None:
     assert explain("e.yaml", "--by", "e2e", "--slowest", "2").stdout == SUMMARY
 
 
+def test_the_readmes_python_runs(repo_root: Path) -> None:
+    run_experiment(experiment(Path(), {"r8": (0.0, 2, 2)})).save("runs/chat")
+    text = (repo_root / "cbsim" / "explain" / "README.md").read_text()
+    code = text.split("```python\n")[1].split("```")[0]
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert [step.step for step in names["steps"]] == [0, 1]
+
+
 def test_on_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cbsim.commands.explain.terminal_width", lambda: 70)
     lines = explain("run", "--by", "e2e", "--slowest", "1").stdout.splitlines()
