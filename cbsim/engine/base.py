@@ -20,9 +20,9 @@ class Engine(ABC):
     At one instant: arrivals join the queue (`submit`), the step that ends takes effect, the next step is
     scheduled. Effects become visible at a step's end, never before.
 
-    The recorder's audience, where there is one, is told of arrivals here, by the recorder of decisions and of
-    finished requests, by the engine of first tokens and, if it hears them, of steps: `before_step` as one comes
-    under way, `after_step` when all that it brought was told.
+    The recorder's audience, where there is one, is told of arrivals here, by the recorder of decisions and
+    of finished requests, by the engine of first tokens and, if it hears them, of steps: `before_step` as one
+    comes under way, `after_step` when all that it brought was told.
     """
 
     def __init__(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -62,6 +63,35 @@ def test_so_are_those_of_a_run_that_is_stopped(stop_at_s: float) -> None:
     notes = Notes()
     assert differences(watch(mapping, ROWS), watch(mapping, ROWS, notes, *observers())) == []
     assert notes.ended_at_s == [stop_at_s]
+
+
+MODULE = '''
+from cbsim.schedulers.vllm import VllmScheduler
+
+class Restless(VllmScheduler):
+    """Wants to be asked again at an instant that has passed."""
+
+    def wake_at_s(self):
+        return 0.25
+'''
+
+
+@pytest.mark.parametrize("observer", [Notes(), StepNotes(), StateNotes()])
+def test_so_is_that_of_a_scheduler_that_wants_to_be_asked_again(
+    observer: Notes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A static batch starts 2.5 s after its oldest request came, though nobody else comes."""
+    scheduler = {"type": "static", "batch_timeout_s": 2.5, "max_model_len": 24, "async_scheduling": False}
+    rows = [row("a", 1.0, 4, 2), row("b", 2.0, 4, 1), row("c", 30.0, 4, 1)]
+    alone = watch(setting(scheduler=scheduler), rows)
+    assert alone.steps["start_s"].tolist() == [3.5, 4.5, 32.5]
+    assert differences(alone, watch(setting(scheduler=scheduler), rows, observer)) == []
+    (tmp_path / "restless_schedulers.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+    scheduler = {"type": "restless_schedulers:Restless", "async_scheduling": False}
+    alone = watch(setting(scheduler=scheduler), rows)
+    assert alone.steps["start_s"].tolist() == [1.0, 2.0, 30.0]
+    assert differences(alone, watch(setting(scheduler=scheduler), rows, observer)) == []
 
 
 def drawn(kind: str, seed: int, num_replicas: int) -> Case:
