@@ -10,7 +10,9 @@ import pytest
 from click.testing import CliRunner
 
 import cbsim
+from cbsim.capacity.search import SearchTask
 from cbsim.cli import main
+from cbsim.experiment import Experiment
 from cbsim.observers.csv import CsvObserver
 from tests.observers.test_errors import EXPERIMENT
 
@@ -71,6 +73,13 @@ def test_a_run_with_another_seed_that_draws_nothing_has_the_files_too(tmp_path: 
     files = [(tmp_path / "points" / key / "events.csv").read_bytes() for key in table["point"]]
     assert len(files) == 2
     assert files[0] == files[1]
+
+
+def test_nobody_watches_the_runs_of_a_search_for_a_capacity() -> None:
+    settings = Experiment.from_mapping({**EXPERIMENT, "observers": ["log", "memory"]}).resolved()
+    task = SearchTask(settings, ("workload", "rate_scale"), growth=2.0, share=0.9)
+    assert len(Experiment.from_mapping(settings).observers) == 2
+    assert task.at(2.0).observers == []
 
 
 @pytest.mark.parametrize("more", [[], ["--timeline"]])
