@@ -154,23 +154,28 @@ class IdentityPool(BlockPool):
     def allocate(self, request: Request, num_blocks: int) -> None:
         """See `BlockPool.allocate`; the blocks are taken from the front of the free queue and forgotten."""
         super().allocate(request, num_blocks)
+        take_free, holders, key_of = self._free.popitem, self._num_holders, self._key_of
         for _ in range(num_blocks):
-            block, _ = self._free.popitem(last=False)
-            self._forget(block)
-            self._num_holders[block] = 1
+            block, _ = take_free(last=False)
+            if key_of[block] is not None:
+                self._forget(block)
+            holders[block] = 1
             request.blocks.append(block)
 
     def release(self, request: Request) -> None:
         """Give up a request's share in each of its blocks, from the last to the first."""
+        free, holders, key_of = self._free, self._num_holders, self._key_of
         for block in reversed(request.blocks):
-            self._num_holders[block] -= 1
-            if self._num_holders[block] == 0:
-                self.num_free += 1
-                self._free[block] = None
-                if self._key_of[block] is not None:
-                    self.num_cached_free += 1
-                elif self._unknown_first:
-                    self._free.move_to_end(block, last=False)
+            if holders[block] > 1:
+                holders[block] -= 1
+                continue
+            holders[block] = 0
+            free[block] = None
+            if key_of[block] is not None:
+                self.num_cached_free += 1
+            elif self._unknown_first:
+                free.move_to_end(block, last=False)
+        self.num_free = len(free)
         request.blocks.clear()
         request.num_blocks = 0
         request.num_published_blocks = 0
@@ -208,9 +213,13 @@ class IdentityPool(BlockPool):
         if first >= end:
             return
         keys = self._prefixes.keys(request, self.block_size, first, end)
+        key_of, copies = self._key_of, self._copies
         for block, key in zip(request.blocks[first:end], keys, strict=True):
-            self._key_of[block] = key
-            self._copies.setdefault(key, []).append(block)
+            key_of[block] = key
+            if key in copies:
+                copies[key].append(block)
+            else:
+                copies[key] = [block]
         request.num_published_blocks = end
 
     def withdraw(self, request: Request, num_tokens: int) -> None:
@@ -260,9 +269,10 @@ class IdentityPool(BlockPool):
         if self._num_holders[block] == 0:
             self.num_cached_free -= 1
         copies = self._copies[key]
-        copies.remove(block)
-        if not copies:
+        if len(copies) == 1:
             del self._copies[key]
+        else:
+            copies.remove(block)
 
 
 PrefixKey = tuple[int, int]
@@ -293,12 +303,20 @@ class PrefixKeys:
         # The segment that holds the block's last token is the last one to start before it ends.
         place = bisect_left(chain, (num_tokens,)) - 1
         start, node = chain[place]
-        for _ in range(first, end):
+        num_left = end - first
+        while num_left:
             while place + 1 < len(chain) and chain[place + 1][0] < num_tokens:
                 place += 1
                 start, node = chain[place]
-            yield node, num_tokens - start
-            num_tokens += block_size
+            # All blocks that end in this segment.
+            num_here = num_left
+            if place + 1 < len(chain):
+                num_here = min(num_left, (chain[place + 1][0] - num_tokens) // block_size + 1)
+            beyond = num_tokens + num_here * block_size
+            for length in range(num_tokens - start, beyond - start, block_size):
+                yield node, length
+            num_tokens = beyond
+            num_left -= num_here
 
     def forget(self, request: Request) -> None:
         """Drop what is kept for a request that has ended. The numbers of its nodes stay: keys hold them."""
