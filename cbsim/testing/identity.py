@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from cbsim.recorder import EMITTED, SLICE_STEP_COLUMNS, RunLog
+from cbsim.recorder import EMITTED, RunLog
 
 
 def without_batches(log: RunLog) -> RunLog:
@@ -22,19 +22,12 @@ def differences(one: RunLog, other: RunLog) -> list[str]:
 
     Slices, which may be cut differently, are compared by what follows from them: the parts of latencies.
     """
-    if one.slices is None or other.slices is None:
-        one, other = _without_slices(one), _without_slices(other)
     lines = []
     for entry in fields(RunLog):
         if entry.name == "slices":
             continue
         lines += _differences(entry.name, getattr(one, entry.name), getattr(other, entry.name))
     return lines
-
-
-def _without_slices(log: RunLog) -> RunLog:
-    steps = {name: column for name, column in log.steps.items() if name not in SLICE_STEP_COLUMNS}
-    return replace(log, slices=None, parts=None, steps=steps)
 
 
 def _differences(name: str, one: Any, other: Any) -> list[str]:
