@@ -69,7 +69,7 @@ def _cell(sweep: Sweep, figure: Figure, row: Mapping[str, Any]) -> Cell:
     if value is None:
         return Cell("-")
     text = figure.show(value)
-    if sweep.is_replicated and row[figure.key + HIGH] is not None:
+    if sweep.is_replicated and row[figure.key + HIGH] is not None and row[figure.key + HIGH] > value:
         text += f" ± {figure.show((row[figure.key + HIGH] - row[figure.key + LOW]) / 2)}"
     others = [other[figure.key] for other in sweep.records() if other.get(figure.key) is not None]
     shown = figure.show(value)

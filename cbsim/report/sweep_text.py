@@ -124,6 +124,8 @@ def _with_interval(row: Mapping[str, Any], figure: PicturedFigure) -> str:
     bounds = [row[figure.column + end] for end in ("", LOW, HIGH)]
     if None in bounds:
         return MISSING
+    if bounds[1] == bounds[2]:
+        return format_figure(bounds[0] * figure.scale)
     return format_interval(Interval(*(bound * figure.scale for bound in bounds)))
 
 

@@ -110,7 +110,9 @@ def test_replicates_that_are_all_the_same_are_none() -> None:
     assert sentence(same).endswith(CHANCE)
     (note,) = determined_note(same)
     assert note.startswith("replicates are identical and give no error bars: nothing in these runs is drawn")
-    assert "replicates are identical" in replicate_table(same).to_text()
+    told = replicate_table(same).to_text()
+    assert "replicates are identical" in told
+    assert "±" not in told.partition("replicates are identical")[0]
     some = sweep({512: [8.0] * 3, 1024: [9.0, 9.1, 9.2]})
     assert determined_note(some)[0].startswith("replicates of 1 of 2 points are identical")
     assert determined_note(sweep({512: [8.0], 1024: [8.0]})) == []
