@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +40,19 @@ a              0.000      1.00     3.00       2       3            0  decoding 6
 """
 
 
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run in `run`, and its experiment in `e.yaml`."""
+    folder = tmp_path_factory.mktemp("template")
+    run_experiment(experiment(folder, PREEMPTED)).save(folder / "run")
+    (folder / "e.yaml").write_text(EXPERIMENT)
+    return folder
+
+
 @pytest.fixture(autouse=True)
-def working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def working_folder(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    shutil.copytree(template, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
-    run_experiment(experiment(Path(), PREEMPTED)).save("run")
-    Path("e.yaml").write_text(EXPERIMENT)
     return tmp_path
 
 

@@ -212,7 +212,7 @@ def test_a_folder_without_parts_has_a_timeline_all_the_same(tmp_path: Path) -> N
     assert len(diagnose_request(run, "c").entries) == 10
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(data=st.data())
 def test_a_story_leaves_no_time_out(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Each thing that goes on begins where the last one ended, from the arrival to the last token."""

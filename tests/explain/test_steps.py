@@ -151,7 +151,7 @@ def test_without_the_column_the_reason_follows_from_the_step() -> None:
 
 
 @pytest.mark.parametrize("type", ["static", "continuous", "chunked_prefill", "preemptive", "vllm"])
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(data=st.data())
 def test_recorded_and_simulated_again_are_the_same(
     type: str, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
