@@ -29,14 +29,18 @@ PACKAGES = {
     "pydantic": "pydantic",
 }
 """Module -> package; Triton is for CUDA alone."""
+OLDEST_PYTHON = (3, 11)
 NUM_SUMS = 20
 TUNED = ((64, 4096), (16, 16384), (256, 1024))
 """Decodes x context at which ways to cut the decode kernel's work are compared."""
 
 
 def main() -> int:
-    """Run it all; 2 if something is missing."""
+    """Run it all; 2 if something is missing or wrong."""
     options = parse_options()
+    if sys.version_info < OLDEST_PYTHON:
+        print(f"cbsim needs Python 3.11 or newer, and this is {sys.version.split()[0]}", file=sys.stderr)
+        return 2
     missing = [package for module, package in PACKAGES.items() if importlib.util.find_spec(module) is None]
     if options.device == "cpu":
         missing = [package for package in missing if package != "triton"]
@@ -46,8 +50,9 @@ def main() -> int:
     from cbsim.errors import CbsimError
 
     try:
-        for name in options.models:
-            calibrate(name, options)
+        gpu, models = read_specs(options)
+        for model in models:
+            calibrate(model, gpu, options)
     except CbsimError as error:
         print(error, file=sys.stderr)
         return 2
@@ -84,15 +89,33 @@ def list_wheels(missing: list[str]) -> int:
     return 2
 
 
-def calibrate(name: str, options: argparse.Namespace) -> None:
+def read_specs(options):  # type: ignore[no-untyped-def]
+    """The GPU and all models, before minutes are spent on the first; raises for names that aren't there."""
+    from cbsim.config.document import read_document
+    from cbsim.errors import ConfigError
+    from cbsim.registry import did_you_mean
+    from cbsim.specs import GpuSpec, ModelSpec
+
+    wanted = [("gpu", options.gpu), *(("model", name) for name in options.models)]
+    problems = []
+    for kind, name in wanted:
+        names = [path.stem for path in (ROOT / "configs" / f"{kind}s").glob("*.yaml")]
+        if name not in names:
+            problems.append(f"unknown {kind} '{name}'{did_you_mean(name, names)}")
+    if problems:
+        raise ConfigError(*problems)
+    gpu, *models = (
+        read_document(ROOT / "configs" / f"{kind}s" / f"{name}.yaml").data for kind, name in wanted
+    )
+    return GpuSpec.model_validate(gpu), [ModelSpec.model_validate(model) for model in models]
+
+
+def calibrate(model, gpu, options) -> None:  # type: ignore[no-untyped-def]
     """Everything for one model, into a folder of its own."""
     from cbsim.calibrate.fit import fit_cost_file
     from cbsim.calibrate.measure import measure
-    from cbsim.config.document import read_document
-    from cbsim.specs import GpuSpec, ModelSpec
 
-    model = ModelSpec.model_validate(read_document(ROOT / "configs" / "models" / f"{name}.yaml").data)
-    gpu = GpuSpec.model_validate(read_document(ROOT / "configs" / "gpus" / f"{options.gpu}.yaml").data)
+    name = model.name
     out = options.out / name
     start = time.monotonic()
     measured = measure(

@@ -96,3 +96,17 @@ def test_it_lists_the_packages_to_bring(
     assert names["list_wheels"]([]) == 0
     assert names["list_wheels"](["pydantic", "scipy"]) == 2
     assert "--dest wheels pydantic scipy" in capsys.readouterr().out
+
+
+def test_names_are_checked_before_anything_is_timed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = f"--device cpu --models tiny llama-3-8 --gpu h2000 --out {tmp_path}".split()
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *words])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == (
+        "unknown gpu 'h2000'; did you mean 'h200'?\nunknown model 'llama-3-8'; did you mean 'llama-3-8b'?\n"
+    )
+    assert list(tmp_path.iterdir()) == []
