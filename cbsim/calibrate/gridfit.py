@@ -29,7 +29,7 @@ TOLERATED_SHARE = 0.95
 
 NUM_PARTS = 20
 """Parts of the timings of a grid, each left out once to see what the others say of it."""
-MIN_GAIN = 0.1
+MIN_GAIN = 0.05
 """Share of the loss that a table must take away, or the formula is kept: it is smooth."""
 NUM_COEFFICIENTS = 8
 """Of the formula of decodes, and about those of chunks."""
