@@ -48,6 +48,8 @@ class Names:
         """
         at = (key,) if at is None else at
         name, expected = document.get(at), self._fields.get(key)
+        if isinstance(name, list) and expected is not None:
+            self._expand_items(document, expected, at, name)
         if not isinstance(name, str) or expected is None:
             return
         place = document.place(at)
@@ -62,6 +64,15 @@ class Names:
             return
         if expected.named is not None or expected.by_type is not None:
             raise ConfigError(place.problem(self._unknown(name, expected)))
+
+    def _expand_items(self, document: Document, expected: Expected, at: Keys, items: list[object]) -> None:
+        """The same for the items of a list of parts; unknown names are left to be told as wrong values."""
+        item = expected.item(0)
+        if item is None or item.by_type is None:
+            return
+        for i, name in enumerate(items):
+            if isinstance(name, str) and (":" in name or name in item.by_type.registry.names()):
+                document.put((*at, i), {"type": name}, document.place((*at, i)).where)
 
     def known(self, key: str) -> list[str]:
         """Every name that may stand in a field."""

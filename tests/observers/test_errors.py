@@ -13,6 +13,7 @@ from click.testing import CliRunner
 import cbsim
 from cbsim.cli import main
 from cbsim.errors import CbsimError, PluginError
+from cbsim.experiment import Experiment
 from cbsim.observers import Observer
 from cbsim.observers.audience import HOOKS
 from tests.observers.watched import StepNotes, row, setting, watch
@@ -152,6 +153,16 @@ def test_on_the_command_line_it_is_one_line_and_exit_2(
     # r2 comes 0.7 s after r0, during step 0, when step 1 is decided already; it has 64 tokens.
     assert ran.output == "observer Broken failed in on_finished at 66.0635 s: KeyError: 'r2'\n"
     assert not Path("run").exists()
+
+
+def test_a_name_alone_can_be_set_like_a_mapping() -> None:
+    settings = {**EXPERIMENT, "observers": ["log", {"type": "csv"}]}
+    overrides = ["observers.0.file=a.log", "observers.1.steps=true"]
+    experiment = Experiment.from_mapping(settings, overrides)
+    assert [config.model_dump() for config in experiment.observers] == [
+        {"type": "log", "events": True, "steps": False, "every": 1, "file": "a.log"},
+        {"type": "csv", "events": True, "steps": True},
+    ]
 
 
 @pytest.mark.parametrize(
