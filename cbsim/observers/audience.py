@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from cbsim.errors import CbsimError, PluginError
 from cbsim.observers.base import STEP_HOOKS, Needs, ObservedRun, Observer
@@ -21,15 +21,7 @@ Hook = Literal[
     "before_step",
     "after_step",
 ]
-HOOKS: tuple[Hook, ...] = (
-    "on_request_arrived",
-    "on_admitted",
-    "on_first_token",
-    "on_preempted",
-    "on_finished",
-    "before_step",
-    "after_step",
-)
+HOOKS: tuple[Hook, ...] = get_args(Hook)
 _HOOK_OF_EVENT: dict[str, Hook] = {
     "admitted": "on_admitted",
     "resumed": "on_admitted",
