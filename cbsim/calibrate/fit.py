@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from cbsim.calibrate.accuracy import Table, as_json, errors_by_kind, predict, repeatability
 from cbsim.calibrate.attentionfit import fit_decode, fit_fused, fit_prefill
 from cbsim.calibrate.densefit import fit_dense
-from cbsim.calibrate.gridfit import fit_grid
+from cbsim.calibrate.gridfit import USUAL_KV_HEADS, fit_grid
 from cbsim.calibrate.logitsfit import fit_logits
 from cbsim.calibrate.meta import Meta
 from cbsim.calibrate.point import MIN_POINTS, Op, Point
@@ -64,8 +64,13 @@ class Report:
         return {name: table for name, table in tables.items() if table}
 
 
-def fit_form(points: Sequence[Point], num_layers: int, seed: int) -> StepForm:
-    """Fit every part of the form to op points. Raises `CalibrationError` if an op has too few."""
+def fit_form(
+    points: Sequence[Point], num_layers: int, seed: int, num_kv_heads: int = USUAL_KV_HEADS
+) -> StepForm:
+    """Fit every part of the form to op points. Raises `CalibrationError` if an op has too few.
+
+    `num_kv_heads` are those of one GPU.
+    """
     by_op: dict[Op, list[Point]] = {}
     for point in points:
         by_op.setdefault(point.op, []).append(point)
@@ -92,7 +97,7 @@ def fit_form(points: Sequence[Point], num_layers: int, seed: int) -> StepForm:
         decode=decode,
         prefill=prefill,
         fused=fused,
-        grid=fit_grid(points, decode, prefill, fused),
+        grid=fit_grid(points, decode, prefill, fused, num_kv_heads),
     )
 
 
@@ -137,7 +142,8 @@ def fit_cost_file(
     """Fit points and say how wrong the form is. Raises `CalibrationError` if there are too few."""
     points, stand_ins = with_stand_ins(points)
     op_points = _op_points(points)
-    form = fit_form(op_points, int(meta.model["num_layers"]), seed)
+    kv_heads = max(1, int(meta.model["num_kv_heads"]) // meta.tensor_parallel)
+    form = fit_form(op_points, int(meta.model["num_layers"]), seed, kv_heads)
     report = evaluate(points, form, seed)
     cost_file = CostFile(
         format="cbsim-cost/1",

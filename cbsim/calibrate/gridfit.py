@@ -34,9 +34,10 @@ MIN_GAIN = 0.05
 NUM_COEFFICIENTS = 8
 """Of the formula of decodes, and about those of chunks."""
 
-SPLIT_UP_TO = 32
+SPLIT_HEADS = 256
 """FlashAttention-2 splits contexts (`num_splits_heuristic`) unless decodes x KV heads fill 0.8 of twice the
-GPU's multiprocessors: with 8 KV heads up to 25 decodes on 128 of them, up to 37 on 188."""
+GPU's multiprocessors: up to 205 on 128 of them, up to 301 on 188."""
+USUAL_KV_HEADS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +71,13 @@ def fit_grid(
     decode: DecodeAttention,
     prefill: PrefillAttention,
     fused: FusedAttention | None,
+    num_kv_heads: int = USUAL_KV_HEADS,
 ) -> AttentionGrid | None:
     """Tables of attention timings, of each regime that was timed over a grid; `None` if decodes were not.
 
     Points of several chunks or of unequal contexts are left to the formula. `fused` is the formula of mixed
     launches; what lies between timings follows the ratio of timing to formula, linear between its knots.
+    `num_kv_heads` are those of one GPU.
     """
     formula = _Formula(decode, prefill, fused)
     lattices = _lattices(points)
@@ -99,7 +102,9 @@ def fit_grid(
             table=decode_table,
             slopes=Slopes(per_decode_s=decode.per_decode_s, per_context_token_s=decode.per_token_s),
             skew=Skew(
-                chain_s_per_token=chain_s, tokens_per_s=_full_rate(decode_table), split_up_to=SPLIT_UP_TO
+                chain_s_per_token=chain_s,
+                tokens_per_s=_full_rate(decode_table),
+                split_up_to=SPLIT_HEADS // num_kv_heads,
             ),
         ),
         prefill=chunks,

@@ -95,6 +95,14 @@ def test_chains_and_rates_come_from_the_timings():
     assert 1.0 / grid.mixed.skew.tokens_per_s == pytest.approx(lines[64] / (64 * 3072), rel=0.3)
 
 
+def test_contexts_are_split_until_the_kv_heads_fill_the_gpu():
+    """256 of decodes x KV heads, so 32 decodes of 8 heads and 128 of 2."""
+    points = make_points(noise=0.0)
+    formulas = (LAW.decode, LAW.prefill, LAW.fused)
+    assert fit_grid(points, *formulas).decode.skew.split_up_to == 32
+    assert fit_grid(points, *formulas, num_kv_heads=2).decode.skew.split_up_to == 128
+
+
 def test_several_chunks_and_unequal_contexts_are_left_to_the_formula():
     points = make_points(noise=0.0)
     odd = [
