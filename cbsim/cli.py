@@ -241,7 +241,7 @@ def _sweep(
     quiet: bool,
 ) -> None:
     from cbsim.progress import watch_sweep
-    from cbsim.replicates import has_replicates
+    from cbsim.replicates import has_replicates, is_known_by_spread
     from cbsim.report.sweep_points import Sweep
     from cbsim.report.sweep_text import replicate_table
     from cbsim.report.tables import compare_points, point_labels
@@ -270,7 +270,7 @@ def _sweep(
             if did_run
         }
         written += _draw(results, experiment, folder)
-    sweep = Sweep.of(table, experiment.slo.limits(), experiment.workload.type == "resampled")
+    sweep = Sweep.of(table, experiment.slo.limits(), is_known_by_spread(experiment.resolved()))
     if plots is not False:
         written += _draw_sweep(sweep, experiment.name, folder)
     told = compare_points(table)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -30,18 +30,28 @@ def has_replicates(table: pd.DataFrame) -> bool:
     return SEED in swept and bool(table[SEED].nunique() > 1)
 
 
+def is_known_by_spread(config: Mapping[str, Any]) -> bool:
+    """Whether the seeds of an experiment, as resolved, are guesses at one truth.
+
+    A figure is then as unsure as these are spread, however many there are: resamples of one trace, or a cost
+    model with errors drawn. Seeds that draw a workload are chances of their own, and their mean grows surer.
+    """
+    is_resampled = config.get("workload", {}).get("type") == "resampled"
+    return is_resampled or bool(config.get("cost_model", {}).get("uncertainty"))
+
+
 def across_replicates(
     table: pd.DataFrame,
     by: Sequence[str] | None = None,
     confidence: float = CONFIDENCE,
     *,
-    is_resampled: bool = False,
+    by_spread: bool = False,
 ) -> pd.DataFrame:
     """One row for each point of a sweep's table, whatever its seed: every figure's mean, with its interval.
 
     Beside each figure of the summary stand `<figure>.low` and `<figure>.high`: the interval over the
-    replicates, of percentiles too, by `cbsim.intervals.t_interval`, or with `is_resampled`, for runs of the
-    `resampled` workload, by `bootstrap_interval`. `by` names the columns that tell points apart, the swept
+    replicates, of percentiles too, by `cbsim.intervals.t_interval`, or with `by_spread`, where
+    `is_known_by_spread`, by `bootstrap_interval`. `by` names the columns that tell points apart, the swept
     ones by default; `num_replicates` counts the runs, failed ones left out. Figures that were not measured in
     every replicate are missing.
     """
@@ -55,7 +65,7 @@ def across_replicates(
         if name not in (*keys, *_BOOKKEEPING, SEED)
         and (pd.api.types.is_numeric_dtype(ran[name]) or ran[name].isna().all())
     ]
-    method = bootstrap_interval if is_resampled else t_interval
+    method = bootstrap_interval if by_spread else t_interval
     groups = ran.groupby(keys, sort=False, dropna=False) if keys else [((), ran)]
     rows = []
     for values, replicates in groups:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 import pytest
 
 from cbsim.intervals import bootstrap_interval, t_interval
-from cbsim.replicates import across_replicates, has_replicates
+from cbsim.replicates import across_replicates, has_replicates, is_known_by_spread
 
 
 def table(**changed: object) -> pd.DataFrame:
@@ -34,7 +36,7 @@ def test_a_row_a_point_with_the_t_interval_of_each_figure() -> None:
 
 
 def test_resampled_runs_keep_the_interval_of_their_trace() -> None:
-    rows = across_replicates(table(), is_resampled=True).set_index("gpu")
+    rows = across_replicates(table(), by_spread=True).set_index("gpu")
     assert rows.loc["a"]["ttft_s.p99.high"] == bootstrap_interval([1.0, 2.0, 3.0]).high
 
 
@@ -58,3 +60,18 @@ def test_seeds_alone_make_one_row() -> None:
 def test_replicates_are_told_by_their_seeds(seeds: list[int], expected: bool) -> None:
     assert has_replicates(table(seed=seeds)) is expected
     assert not has_replicates(table().drop(columns="seed"))
+
+
+@pytest.mark.parametrize(
+    ("workload", "cost_model", "is_so"),
+    [
+        ({"type": "synthetic"}, {"type": "profile", "uncertainty": False}, False),
+        ({"type": "synthetic"}, {"type": "profile", "uncertainty": True}, True),
+        ({"type": "resampled"}, {"type": "constant"}, True),
+        ({"type": "trace"}, {"type": "roofline"}, False),
+    ],
+)
+def test_guesses_at_one_truth_grow_no_surer_by_their_number(
+    workload: dict[str, Any], cost_model: dict[str, Any], is_so: bool
+) -> None:
+    assert is_known_by_spread({"workload": workload, "cost_model": cost_model}) is is_so

@@ -193,7 +193,8 @@ def _answer(
     first_per_s: list[float] | None = None
     named = zip(points, cells, _names(cells, experiment.name), outcomes, strict=True)
     for (_, point), swept, label, replicates in named:
-        evidence = Evidence(replicates, plan, _num_source_requests(point))
+        is_uncertain = bool(getattr(point.cost_model, "uncertainty", False))
+        evidence = Evidence(replicates, plan, _num_source_requests(point), is_uncertain)
         judged.append(judge(label, swept, evidence, first_per_s))
         first_per_s = evidence.rates_per_s() if len(judged) == 1 else first_per_s
         for seed, outcome in enumerate(replicates, experiment.seed):

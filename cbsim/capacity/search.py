@@ -16,6 +16,8 @@ from cbsim.experiment import Experiment
 
 ALONE_FACTOR = 1e-6
 """Times the rate: requests come one by one."""
+ALONE_SPAN_S = 1e8
+"""Longest span of arrivals one by one, some years: longer ones would have instants too coarse for steps."""
 _ALONE_GAP = 100
 """Requests this many of the longest answer's time apart come one by one."""
 _AT_ONCE = 0.01
@@ -90,7 +92,8 @@ def _open_bracket(task: SearchTask, outcome: SearchOutcome, probes: ProbeStore) 
     if not span_s:
         raise CbsimError("workload: all requests arrive at one instant; capacity needs a rate to vary")
     outcome.arrival_rate_per_s = num_gaps / span_s
-    alone = probes.run(task.at(ALONE_FACTOR, ("workload", "rate_scale"))).figures
+    alone_factor = max(ALONE_FACTOR, span_s / ALONE_SPAN_S)
+    alone = probes.run(task.at(alone_factor, ("workload", "rate_scale"))).figures
     outcome.alone = alone["slo_attainment"]
     if alone["e2e_s.max"] is None:
         return Bracket(task.share, bottom=-1, top=1, attainment={-1: outcome.alone})

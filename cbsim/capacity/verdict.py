@@ -45,6 +45,8 @@ class Evidence:
     plan: Plan
     resampled_from: int | None
     """Requests of the trace that replicates are resampled from; `None` where each is drawn from a seed."""
+    is_uncertain: bool = False
+    """Whether each replicate draws errors of the cost model."""
 
     @property
     def base_per_s(self) -> float:
@@ -64,7 +66,8 @@ class Evidence:
     def interval(self, values: Sequence[float]) -> Interval:
         """The mean over replicates with its interval, whichever way the replicates were made."""
         if self.resampled_from is None:
-            return t_interval(values, self.plan.confidence)
+            method = bootstrap_interval if self.is_uncertain else t_interval
+            return method(values, confidence=self.plan.confidence)
         size_ratio = (self.plan.num_requests or self.resampled_from) / self.resampled_from
         return bootstrap_interval(values, size_ratio, self.plan.confidence)
 

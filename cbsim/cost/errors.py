@@ -75,6 +75,9 @@ class KernelErrors:
       In the shipped profiles they correlate by up to 0.3 within a factor of two and not beyond, so that a
       whole cell's erring alike overstates rather than understates what is left after averaging.
 
+    A seed is thus one guess at the true times. Intervals over replicates take the spread of these guesses for
+    the error of a figure, however many there are (`cbsim.replicates.is_known_by_spread`).
+
     Not in it, for a profile says nothing of them: a GPU or software other than those that were timed, sizes
     beyond the calibrated range, and the host's time.
     """

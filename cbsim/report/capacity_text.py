@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from cbsim.capacity import CapacityAnswer, Contender
+from cbsim.replicates import is_known_by_spread
 from cbsim.report.differences import format_interval
 from cbsim.report.text import MISSING, Table, format_share
 from cbsim.units import format_seconds
@@ -54,6 +55,11 @@ def method(answer: CapacityAnswer) -> str:
     if found and all(interval.low == interval.high for interval in found):
         return "nothing in these runs is drawn: replicates are identical and give no intervals"
     percent = _percent(plan.confidence)
+    if answer.resampled_from is None and is_known_by_spread(answer.config):
+        return (
+            f"± {percent} intervals by the spread of {plan.num_replicates} seeds, each the same for every "
+            "rate, which draw the cost model's errors"
+        )
     if answer.resampled_from is None:
         return f"± {percent} t intervals over {plan.num_replicates} seeds, each the same for every rate"
     return (

@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter
 
 from cbsim.capacity import CapacityAnswer
-from cbsim.replicates import HIGH, LOW, across_replicates
+from cbsim.replicates import HIGH, LOW, across_replicates, is_known_by_spread
 from cbsim.report.style import FAINT, INK, head, line_style, new_figure, styled
 from cbsim.units import MS_PER_S
 
@@ -31,7 +31,7 @@ def rate_picture(answer: CapacityAnswer) -> Figure:
         answer.curve,
         ["contender", RATE],
         answer.plan.confidence,
-        is_resampled=answer.resampled_from is not None,
+        by_spread=answer.resampled_from is not None or is_known_by_spread(answer.config),
     )
     highest = max(
         (each.rate_per_s.estimate for each in answer.contenders if each.rate_per_s is not None),

@@ -8,7 +8,7 @@ from typing import Any
 
 from cbsim.errors import CbsimError
 from cbsim.labels import short_keys
-from cbsim.replicates import HIGH, LOW
+from cbsim.replicates import HIGH, LOW, is_known_by_spread
 from cbsim.report.capacity_text import describe_slo
 from cbsim.report.cdf_plot import latency_cdfs
 from cbsim.report.chapter import Chapter, Picture, Provenance
@@ -39,8 +39,7 @@ def sweep_chapter(folder: Path) -> Chapter:
     if not len(ran):
         raise CbsimError(f"{folder}: no point of this sweep ran")
     first = load_run(folder / "points" / str(ran["point"].iloc[0]))
-    is_resampled = first.config.get("workload", {}).get("type") == "resampled"
-    sweep = Sweep.of(table, slo_of(first), is_resampled)
+    sweep = Sweep.of(table, slo_of(first), is_known_by_spread(first.config))
     names = " and ".join(f"`{key}`" for key in sweep.keys) or "the seed"
     aim = f"goodput within {describe_slo(sweep.slo)}" if sweep.slo else "throughput"
     return Chapter(

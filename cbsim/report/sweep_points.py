@@ -25,15 +25,15 @@ class Sweep:
     keys: Sequence[str]
     """The swept settings, seeds apart."""
     slo: Mapping[str, float]
-    is_resampled: bool = False
-    """Whether seeds resample one trace, as `cbsim.replicates.across_replicates` must know."""
+    by_spread: bool = False
+    """As for `cbsim.replicates.across_replicates`."""
 
     @classmethod
-    def of(cls, table: pd.DataFrame, slo: Mapping[str, float], is_resampled: bool = False) -> Sweep:
+    def of(cls, table: pd.DataFrame, slo: Mapping[str, float], by_spread: bool = False) -> Sweep:
         """A sweep from its table and its limits, seconds."""
         keys = [key for key in swept_columns(table) if key != SEED]
-        points = across_replicates(table, is_resampled=is_resampled)
-        return cls(table, points, keys, slo, is_resampled)
+        points = across_replicates(table, by_spread=by_spread)
+        return cls(table, points, keys, slo, by_spread)
 
     @property
     def ran(self) -> pd.DataFrame:
@@ -74,7 +74,7 @@ class Sweep:
         """By how much a figure of one point exceeds another's, paired by seed."""
         runs = [self._by_seed(row, column) for row in (first, second)]
         paired = [runs[0][seed] - runs[1][seed] for seed in runs[0] if seed in runs[1]]
-        return (bootstrap_interval if self.is_resampled else t_interval)(paired)
+        return (bootstrap_interval if self.by_spread else t_interval)(paired)
 
     def _by_seed(self, row: Mapping[str, Any], column: str) -> dict[Any, float]:
         runs = self.ran

@@ -11,9 +11,13 @@ import pytest
 from click.testing import CliRunner
 
 from cbsim.capacity import CapacityAnswer, Plan, capacity
+from cbsim.capacity.bracket import Bracket
 from cbsim.capacity.folder import load_capacity, save_capacity, to_json
+from cbsim.capacity.search import SearchOutcome
+from cbsim.capacity.verdict import Evidence
 from cbsim.cli import main
 from cbsim.errors import CbsimError, ConfigError
+from cbsim.intervals import bootstrap_interval, t_interval
 from cbsim.report.capacity_text import method, sentence
 
 SERVICE_S = 1.0
@@ -141,6 +145,14 @@ def test_a_trace_is_resampled(tmp_path: Path) -> None:
     assert contender.rate_per_s is not None
     assert 0.5 < contender.rate_per_s.estimate < 1.5
     assert "3 resamples of the trace's 300 requests" in method(found)
+
+
+def test_errors_of_the_cost_model_are_guesses_at_one_truth() -> None:
+    """Each replicate is one: more of them leave a capacity as unsure as they are spread."""
+    outcome = SearchOutcome(bracket=Bracket(0.9, 0, 9, {0: 1.0, 4: 0.8}), arrival_rate_per_s=2.0)
+    for is_uncertain, expected in ((False, t_interval), (True, bootstrap_interval)):
+        evidence = Evidence([outcome], Plan(), None, is_uncertain)
+        assert evidence.interval([1.0, 2.0, 4.0]) == expected([1.0, 2.0, 4.0])
 
 
 def test_mistakes_are_told_all_at_once() -> None:

@@ -230,7 +230,7 @@ def test_both_engines_draw_the_same_errors(scheduler: str) -> None:
 def test_replicates_then_include_the_cost_models_error(tmp_path: Path) -> None:
     replicated = RUN | {"sweep": {"cost_model.uncertainty": [False, True], "replicates": 4}}
     table = sweep(replicated, tmp_path / "out")
-    certain, uncertain = across_replicates(table).to_dict("records")
+    certain, uncertain = across_replicates(table, by_spread=True).to_dict("records")
     for figure in ("tpot_s.p50", "e2e_s.p99", "ttft_s.p99"):
         assert certain[f"{figure}.low"] == certain[figure] == certain[f"{figure}.high"]
         width = uncertain[f"{figure}.high"] - uncertain[f"{figure}.low"]

@@ -102,7 +102,7 @@ def test_differences_are_paired_by_seed() -> None:
 def test_resamples_of_a_trace_leave_more_open() -> None:
     table = sweep({512: [8.0, 8.4, 8.5], 1024: [9.0, 9.0, 9.5]}).table
     assert "clear of every other" in sentence(Sweep.of(table, SLO))
-    assert "as far as these replicates" in sentence(Sweep.of(table, SLO, is_resampled=True))
+    assert "as far as these replicates" in sentence(Sweep.of(table, SLO, by_spread=True))
 
 
 def test_replicates_that_are_all_the_same_are_none() -> None:
