@@ -147,7 +147,9 @@ def _validate_live(
         experiment = with_profile(experiment, profile, **IN_TURNS)
     else:
         _say(f"timing the kernels of {experiment.model.name} on this machine's {device} ...")
-        experiment = calibrate_here(experiment, folder / "profile", device=device, plan=plan)
+        profile = folder / "profile"
+        experiment = calibrate_here(experiment, profile, device=device, plan=plan)
+    notes = _warnings_of(profile)
     _say("serving live ...")
     both = validate_live(experiment, device=device, time_scale=time_scale)
     both.live.save(folder / "live")
@@ -159,11 +161,22 @@ def _validate_live(
                 "steps": [asdict(times) for times in both.steps],
                 "difference": both.difference and asdict(both.difference),
                 "replayed_difference": both.replayed_difference and asdict(both.replayed_difference),
+                "notes": notes,
             }
         )
         return
     _print_both(both)
+    for note in notes:
+        click.echo(f"- {note}")
     click.echo(f"written to {folder}")
+
+
+def _warnings_of(profile: Path) -> list[str]:
+    """What is to be known about the timings of a profile's folder, if it says so."""
+    from cbsim.calibrate.meta import read_meta
+
+    meta = profile / "meta.json"
+    return [f"the profile's timings: {told}" for told in read_meta(meta).warnings] if meta.is_file() else []
 
 
 def _print_both(both: BothWorlds) -> None:

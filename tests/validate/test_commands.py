@@ -11,7 +11,10 @@ import yaml
 from click.testing import CliRunner
 
 import cbsim
+from cbsim.calibrate.meta import read_meta, save_meta
 from cbsim.cli import main
+from cbsim.paths import data_folder
+from cbsim.validate.commands import _warnings_of
 from tests.validate.logs import SETTINGS
 
 
@@ -68,3 +71,10 @@ def test_mistakes(folder, arguments, message):
     assert answer.exit_code == 2
     assert message in answer.output
     assert "Traceback" not in answer.output
+
+
+def test_what_is_to_be_known_about_the_timings_is_told(tmp_path: Path) -> None:
+    meta = read_meta(data_folder("calibration") / "profiles" / "h200" / "llama-3-8b" / "meta.json")
+    save_meta(meta.model_copy(update={"warnings": ["3 of 5 timings are unstable"]}), tmp_path / "meta.json")
+    assert _warnings_of(tmp_path) == ["the profile's timings: 3 of 5 timings are unstable"]
+    assert _warnings_of(tmp_path / "nowhere") == []
