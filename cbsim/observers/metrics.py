@@ -9,11 +9,15 @@ from pathlib import Path
 from pydantic import Field
 
 from cbsim.config.section import ComponentConfig
+from cbsim.errors import CbsimError
 from cbsim.observers.base import Needs, ObservedRun, Observer
 from cbsim.observers.metric_set import MetricSet
 from cbsim.observers.step_view import StepView
 from cbsim.paths import write_text
 from cbsim.request import Request, RequestState
+
+_BEGINNING = "# HELP cbsim:"
+"""What files of metrics begin with."""
 
 
 class MetricsConfig(ComponentConfig):
@@ -21,7 +25,7 @@ class MetricsConfig(ComponentConfig):
     saved as `metrics.prom` as they stand at the end.
     """
 
-    live_file: str | None = None
+    live_file: str | None = Field(default=None, min_length=1)
     """A file outside the run folder that is replaced as the run goes on, for whoever watches (such as the
     textfile collector of Prometheus' node exporter); null for none."""
     every_s: float = Field(default=60.0, gt=0)
@@ -48,6 +52,8 @@ class MetricsObserver(Observer):
         self._running: set[int] = set()
         self._last_token_s: dict[int, float] = {}
         self._due_s = self.config.every_s
+        if self.config.live_file is not None:
+            _check_live_file(Path(self.config.live_file))
 
     def on_request_arrived(self, now: float, request: Request, replica: int) -> None:
         """See `Observer.on_request_arrived`."""
@@ -148,3 +154,16 @@ class MetricsObserver(Observer):
     def _write_live(self) -> None:
         if self.config.live_file is not None:
             write_text(Path(self.config.live_file), self.text())
+
+
+def _check_live_file(path: Path) -> None:
+    """Raise `CbsimError` for a folder, and for a file that holds something else and would be lost."""
+    if path.is_dir():
+        raise CbsimError(f"{path}: is a folder; expected the name of a file")
+    if not path.exists():
+        return
+    if path.is_file():
+        with path.open(encoding="utf-8", errors="replace") as stream:
+            if stream.read(len(_BEGINNING)) in ("", _BEGINNING):
+                return
+    raise CbsimError(f"{path}: holds no metrics of cbsim; name another file, or remove it")

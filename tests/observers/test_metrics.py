@@ -222,3 +222,15 @@ def test_a_live_file_that_can_not_be_written_is_told(tmp_path: Path) -> None:
     told = r"^observer MetricsObserver failed in on_run_end at 1 s: .*x.prom: can't be written: "
     with pytest.raises(cbsim.PluginError, match=told):
         watch(setting(), [row("a", 0.0, 4, 1)], metrics)
+
+
+def test_a_live_file_takes_the_place_of_metrics_alone(tmp_path: Path) -> None:
+    own, live = tmp_path / "experiment.yaml", tmp_path / "x.prom"
+    own.write_text("model: tiny\n")
+    for path, told in ((own, "holds no metrics of cbsim"), (tmp_path, "is a folder")):
+        with pytest.raises(cbsim.PluginError, match=rf"failed in on_run_start at 0 s: {path}: {told}"):
+            watch(setting(), [row("a", 0.0, 4, 1)], MetricsObserver(live_file=str(path)))
+    assert own.read_text() == "model: tiny\n"
+    for _ in range(2):
+        watch(setting(), [row("a", 0.0, 4, 1)], MetricsObserver(live_file=str(live)))
+    assert live.read_text().startswith("# HELP cbsim:")
