@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -40,7 +40,7 @@ class Audience:
             if not isinstance(observer, Observer):
                 raise PluginError(f"observers: got {observer!r}; expected instances of Observer")
         self.observers = tuple(observers)
-        self.needs = max((observer.needs for observer in observers), default=Needs.REQUESTS)
+        self.needs = max(map(_needs, observers), default=Needs.REQUESTS)
         """What the most demanding of them needs."""
         self._listeners = {hook: list(_listeners(observers, hook)) for hook in HOOKS}
 
@@ -84,9 +84,9 @@ class Audience:
         taken = dict.fromkeys(reserved, "the run itself")
         problems = []
         for observer in self.observers:
-            for name in _call(observer, "files", 0.0):
-                told = f"observer {_name(observer)}: file '{name}'"
-                if not _FILE_NAME.fullmatch(name):
+            for name in _files(observer):
+                told = f"observer {_name(observer)}: file {name!r}"
+                if not isinstance(name, str) or not _FILE_NAME.fullmatch(name):
                     problems.append(f"{told}: expected a file's name: letters, digits, blanks, any of _.+=,-")
                 elif name in taken:
                     problems.append(f"{told} is written by {taken[name]} too")
@@ -102,14 +102,13 @@ def write_files(observers: Iterable[Observer], folder: Path) -> list[str]:
     """
     names = []
     for observer in observers:
-        for name, write in _call(observer, "files", 0.0).items():
+        for name, write in _files(observer).items():
             try:
                 write(folder / name)
             except OSError:
                 raise
             except Exception as error:
-                reason = f"{type(error).__name__}: {error}"
-                raise PluginError(f"observer {_name(observer)} can't write {name}: {reason}") from error
+                raise PluginError(f"observer {_name(observer)} can't write {name}: {_told(error)}") from error
             if not (folder / name).is_file():
                 raise PluginError(f"observer {_name(observer)} has not written {name}")
             names.append(name)
@@ -129,9 +128,28 @@ def _call(observer: Observer, hook: str, now: float, *arguments: Any) -> Any:
         raise _failed(observer, hook, now, error) from error
 
 
+def _files(observer: Observer) -> Mapping[str, Callable[[Path], None]]:
+    files = _call(observer, "files", 0.0)
+    if not isinstance(files, Mapping):
+        raise PluginError(f"observer {_name(observer)}: files gave {files!r}; expected a mapping")
+    return files
+
+
+def _needs(observer: Observer) -> Needs:
+    try:
+        return Needs(observer.needs)
+    except Exception as error:
+        raise PluginError(f"observer {_name(observer)} has no needs: {_told(error)}") from error
+
+
 def _failed(observer: Observer, hook: str, now: float, error: Exception) -> PluginError:
+    return PluginError(f"observer {_name(observer)} failed in {hook} at {now:.6g} s: {_told(error)}")
+
+
+def _told(error: Exception) -> str:
+    """An error in one line."""
     told = str(error) if isinstance(error, CbsimError) else f"{type(error).__name__}: {error}"
-    return PluginError(f"observer {_name(observer)} failed in {hook} at {now:.6g} s: {told}")
+    return " ".join(told.split())
 
 
 def _name(observer: Observer) -> str:

@@ -114,6 +114,23 @@ def test_files_that_clash_are_told_before_the_run() -> None:
     assert not hasattr(further[-1], "calls")
 
 
+@pytest.mark.parametrize(
+    ("members", "told"),
+    [
+        ({"files": lambda self: None}, "files gave None; expected a mapping"),
+        ({"files": lambda self: {3: divide}}, "file 3: expected a file's name"),
+        ({"files": lambda self: {"a\nb": divide}}, r"file 'a\\nb': expected a file's name"),
+        ({"needs": "steps"}, "has no needs: ValueError: 'steps' is not a valid Needs"),
+        ({"on_run_end": lambda self, now: {}["two\nlines"]}, r"failed in on_run_end at .* s: KeyError: .*"),
+        ({"on_run_end": lambda self, now: int("1\n2", 40)}, r"failed in on_run_end at .* s: ValueError: .*"),
+    ],
+)
+def test_whatever_is_wrong_with_one_is_told_in_a_line(members: dict[str, Any], told: str) -> None:
+    with pytest.raises(PluginError, match=rf"^observer Odd:? {told}") as caught:
+        cbsim.run(EXPERIMENT, observers=[type("Odd", (Observer,), members)()])
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("wrong", [StepNotes, "log", None])
 def test_what_is_no_observer_is_told(wrong: Any) -> None:
     with pytest.raises(PluginError, match=r"^observers: got .*; expected instances of Observer$"):
