@@ -13,14 +13,19 @@ from cbsim.request import Request, RequestState
 from cbsim.run import make_prices
 from cbsim.schedulers import SCHEDULERS, Resources, Scheduler, SchedulerConfig, StepPlan
 
+MAX_BLOCKS = 1_000_000
+"""Each block is an object of its own here, so that they can be shown and renumbered."""
 _Plain = bool | int | float | str | SchedulerConfig | None
 
 
 def make_pool(experiment: Experiment) -> PlayPool:
-    """The KV blocks of the experiment's replica."""
+    """The KV blocks of the experiment's replica. Raises `ConfigError` for more than `MAX_BLOCKS`."""
     kv_cache, config = experiment.kv_cache, experiment.scheduler
+    num_blocks = kv_cache.size(experiment.model, experiment.gpu, experiment.replicas.tensor_parallel)
+    if num_blocks > MAX_BLOCKS:
+        raise ConfigError(f"kv_cache.num_blocks: got {num_blocks}; cbsim play has {MAX_BLOCKS} at most")
     return PlayPool(
-        kv_cache.size(experiment.model, experiment.gpu, experiment.replicas.tensor_parallel),
+        num_blocks,
         kv_cache.block_size,
         prefix_caching=kv_cache.prefix_caching and not SCHEDULERS.get(config.type).reserves_ahead,
         unknown_first=config.reuses_unknown_blocks_first,

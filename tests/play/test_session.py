@@ -154,6 +154,7 @@ def test_blocks_in_use_stay(session: Session) -> None:
     ("setting", "problem"),
     [
         ("kv_cache.num_blocks=10", "r0 could never be served: needs 13 KV blocks, the cache has 10"),
+        ("kv_cache.num_blocks=1000001", "kv_cache.num_blocks: got 1000001; cbsim play has 1000000 at most"),
         ("scheduler.max_tokens_per_step=0", "scheduler.max_tokens_per_step: got 0"),
         ("scheduler.max_num_seq=3", "scheduler.max_num_seq: unknown key; did you mean 'max_num_seqs'?"),
         ("kv_cache.block_size=8", "kv_cache.block_size: can't change while it runs"),
