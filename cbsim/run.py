@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from cbsim.backlog import backlog_notes
 from cbsim.cost import COST_MODELS, CostModel, StepShape
 from cbsim.engine.base import Engine
 from cbsim.engine.fast import FastEngine
@@ -244,6 +245,8 @@ def log_notes(experiment: Experiment, log: RunLog) -> list[str]:
         notes.append(f"{num_unfinished:,} requests left unfinished at {log.end_s:.6g} s{why}")
     if not len(state) and experiment.stop_at_s is not None:
         notes.append(f"no request arrives before stop_at_s, {experiment.stop_at_s:g} s")
+    if experiment.workload.concurrency is None:
+        notes += backlog_notes(requests)
     num_tokens = requests["num_prompt_tokens"] + requests["num_output_tokens"]
     num_longer = int((num_tokens[state == RequestState.FINISHED] > experiment.model.max_model_len).sum())
     if num_longer:

@@ -26,7 +26,7 @@ LAYERS: list[set[str]] = [
     {"engine", "gaps"},
     {"router"},
     {"world"},
-    {"limits"},
+    {"limits", "backlog"},
     {"metrics", "manifest", "latency"},
     {"tables"},
     {"output"},

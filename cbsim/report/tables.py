@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from cbsim.labels import point_name
 from cbsim.metrics import QUANTILES, flatten
 from cbsim.replicates import swept_columns
+from cbsim.report.notes import merged_notes
 from cbsim.report.text import BEST, MISSING, Table, format_figure, format_share
 from cbsim.result import Result
 from cbsim.units import MS_PER_S, format_seconds
@@ -18,9 +19,6 @@ if TYPE_CHECKING:
 
 MAX_RUNS_AS_COLUMNS = 6
 """So many runs are compared as columns; more of them become rows."""
-
-MAX_RUNS_NAMED = 3
-"""A note of more runs tells only how many they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +97,7 @@ def run_tables(result: Result) -> tuple[Table, Table]:
 
 def compare_runs(results: Mapping[str, Result]) -> Table:
     """Runs side by side under their labels, with the notes of all of them."""
-    remarks = _merged({label: _remarks(result) for label, result in results.items()}, len(results))
+    remarks = merged_notes([(label, _remarks(result)) for label, result in results.items()])
     return _comparison({label: flatten(result.summary) for label, result in results.items()}, remarks)
 
 
@@ -107,7 +105,7 @@ def compare_points(table: pd.DataFrame) -> Table:
     """The points of a sweep's table (see `cbsim.sweep.sweep`) side by side, failed ones as notes."""
     failures: list[str] = []
     compared = {}
-    remarks: dict[str, list[str]] = {}
+    remarks: dict[str, list[str]] = {label: [] for label in point_labels(table)}
     for label, row in zip(point_labels(table), _records(table), strict=True):
         if row["error"]:
             failures.append(f"{label}: failed: {row['error']}")
@@ -115,7 +113,7 @@ def compare_points(table: pd.DataFrame) -> Table:
         compared[label] = row
         told = [row[name] for name in ("notes", "rejection_reasons") if row[name]]
         remarks[label] = [note for notes in told for note in notes.split("; ")]
-    return _comparison(compared, (*_merged(remarks, len(table)), *failures))
+    return _comparison(compared, (*merged_notes(list(remarks.items())), *failures))
 
 
 def point_labels(table: pd.DataFrame) -> list[str]:
@@ -132,26 +130,9 @@ def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
     return [{str(key): value for key, value in row.items()} for row in plain.to_dict("records")]
 
 
-def _merged(remarks: Mapping[str, Sequence[str]], num_runs: int) -> tuple[str, ...]:
-    """Each remark once, with the runs it is of: all, or by their labels, or by their number."""
-    labels_of: dict[str, list[str]] = {}
-    for label, notes in remarks.items():
-        for note in notes:
-            labels_of.setdefault(note, []).append(label)
-    merged = []
-    for note, labels in labels_of.items():
-        if len(labels) == num_runs:
-            merged.append(note)
-        elif len(labels) <= MAX_RUNS_NAMED:
-            merged.append(f"{', '.join(labels)}: {note}")
-        else:
-            merged.append(f"{len(labels)} of {num_runs}: {note}")
-    return tuple(merged)
-
-
-def _comparison(runs: Mapping[str, Mapping[str, Any]], notes: tuple[str, ...]) -> Table:
+def _comparison(runs: Mapping[str, Mapping[str, Any]], notes: Sequence[str]) -> Table:
     rows = [_compared(figure, [figures[figure.key] for figures in runs.values()]) for figure in COMPARED]
-    table = Table(("", *runs), tuple(rows), notes=notes)
+    table = Table(("", *runs), tuple(rows), notes=tuple(notes))
     return table if len(runs) <= MAX_RUNS_AS_COLUMNS else table.transposed()
 
 
