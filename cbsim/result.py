@@ -150,7 +150,10 @@ def load_run(folder: str | Path) -> Result:
         manifest = json.loads((source / MANIFEST).read_text(encoding="utf-8"))
         config = yaml.safe_load((source / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise CbsimError(f"{source}: is a damaged run folder: {error}") from error
+        raise CbsimError(f"{source}: is a damaged run folder: {' '.join(str(error).split())}") from error
+    for name, content in (("summary.json", summary), (CONFIG, config)):
+        if not isinstance(content, dict):
+            raise CbsimError(f"{source}: is a damaged run folder: its {name} is no run's")
     return Result(summary, config, manifest, partial(_from_folder, source))
 
 

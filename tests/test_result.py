@@ -212,6 +212,18 @@ def test_loading_what_is_no_run(tmp_path):
     (folder / "summary.json").write_text('{"num_requests": ')
     with pytest.raises(CbsimError, match="is a damaged run folder"):
         load_run(folder)
+    (folder / "summary.json").write_text("[]")
+    with pytest.raises(CbsimError, match=r"is a damaged run folder: its summary.json is no run's$"):
+        load_run(folder)
+
+
+@pytest.mark.parametrize("text", ["3\n", "", "model: {\n  a\n  b: c:\n"])
+def test_settings_of_no_run_are_told_in_a_line(text, tmp_path):
+    folder = make_result(paper_log()).save(tmp_path / "run")
+    (folder / "config.yaml").write_text(text)
+    with pytest.raises(CbsimError, match="is a damaged run folder") as caught:
+        load_run(folder)
+    assert "\n" not in str(caught.value)
 
 
 def test_manifest_names_every_input(tmp_path):
