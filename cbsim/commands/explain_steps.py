@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import sys
 import textwrap
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +33,7 @@ _NAME_WIDTH = 12
 """Characters of a Gantt's names, with a margin."""
 _HEADER_EVERY = 30
 """Lines of a table that runs on, on a terminal."""
+_LONGEST_PAUSE_S = threading.TIMEOUT_MAX / 2
 _INTERRUPTED = 130
 
 
@@ -97,6 +100,8 @@ def follow_steps(source: Source, window: Window, speed: float, as_json: bool) ->
     """Print each step when its time has come: `speed` simulated seconds after the first for each second."""
     from cbsim.report.step_table import RunningTable
 
+    if math.isnan(speed):
+        raise CbsimError("--speed: got nan; expected a number >= 0")
     is_terminal = sys.stdout.isatty()
     table = RunningTable(terminal_width())
     num_shown, began = 0, time.monotonic()
@@ -106,7 +111,8 @@ def follow_steps(source: Source, window: Window, speed: float, as_json: bool) ->
         nonlocal num_shown, began_s
         began_s = step.start_s if began_s is None else began_s
         if speed:
-            time.sleep(max(0.0, began + (step.end_s - began_s) / speed - time.monotonic()))
+            pause_s = began + (step.end_s - began_s) / speed - time.monotonic()
+            time.sleep(min(max(0.0, pause_s), _LONGEST_PAUSE_S))
         if as_json:
             click.echo(json.dumps(step.to_json(), ensure_ascii=False))
         else:

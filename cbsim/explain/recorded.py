@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from cbsim.errors import CbsimError
 from cbsim.explain.batch_step import BatchStep, Share
 from cbsim.explain.rerun import Window
 from cbsim.explain.run_tables import steps_of
@@ -82,6 +83,8 @@ class _Shares:
         """Its prompt, and after a preemption what it had answered by then."""
         times, counts = self._resumptions.get(request_id, ((), ()))
         place = bisect_right(times, now)
+        if request_id not in self._num_prompt:
+            raise CbsimError(f"batches.parquet has a request {request_id!r} that requests.parquet has not")
         return int(self._num_prompt[request_id]) + (counts[place - 1] if place else 0)
 
 

@@ -12,6 +12,7 @@ from click.testing import CliRunner, Result
 
 from cbsim.cli import main
 from cbsim.commands import explain_steps
+from cbsim.experiment import Experiment
 from cbsim.run import run_experiment
 from tests.explain.cases import PREEMPTED, experiment
 
@@ -207,6 +208,7 @@ def test_a_table_of_too_many_steps_is_refused(monkeypatch: pytest.MonkeyPatch) -
             ("run", "--follow", "--gantt"),
             "--gantt: is drawn of steps that have ended; allowed without --follow",
         ),
+        (("run", "--follow", "--speed", "nan"), "--speed: got nan; expected a number >= 0"),
         (("run", "--steps", "3:1"), "--steps: got '3:1'; expected A:B with 0 <= A < B, as 0:40"),
         (("run", "--steps", "all"), "--steps: got 'all'; expected A:B with 0 <= A < B, as 0:40"),
         (("run", "--steps", ":", "--replica", "2"), "--replica: got 2; allowed: 0 to 0"),
@@ -253,3 +255,15 @@ def test_a_folder_of_a_former_version_says_what_it_lacks(monkeypatch: pytest.Mon
         "--request ID and --steps A:B, which need none\n"
     )
     assert explain("run", "--request", "c").stdout.startswith("c took 5.00 s; its first token came after")
+
+
+def test_batches_of_another_run_are_told() -> None:
+    import pyarrow.parquet as pq
+
+    run_experiment(Experiment.load("e.yaml", {"output.batches": True})).save("other")
+    table: Any = pq.read_table("run/requests.parquet")
+    names = [f"x{name}" for name in table["request_id"].to_pylist()]
+    pq.write_table(table.set_column(0, "request_id", [names]), "other/requests.parquet")
+    ran = explain("other", "--steps", "0:2")
+    assert (ran.exit_code, ran.stdout) == (2, "")
+    assert ran.stderr == "batches.parquet has a request 'a' that requests.parquet has not\n"
