@@ -13,7 +13,10 @@ from cbsim.config.section import Section
 from cbsim.errors import ConfigError
 from cbsim.request import Request
 from cbsim.specs import GpuSpec, ModelSpec
-from cbsim.units import GIB, format_bytes
+from cbsim.units import GIB, MIB, format_bytes
+
+MAX_NUMBERED_BLOCKS = 16 * MIB
+"""Each of them takes some hundred bytes where their contents are known."""
 
 
 class KVCacheConfig(Section):
@@ -33,10 +36,20 @@ class KVCacheConfig(Section):
     def size(self, model: ModelSpec, gpu: GpuSpec, tensor_parallel: int = 1) -> int:
         """Usable blocks of a replica: `num_blocks`, or what fits beside the weights.
 
-        Raises `ConfigError` if the weights leave no room for a single block.
+        Raises `ConfigError` if the weights leave no room for a single block, or there are too many to know
+        each one's content.
         """
-        if self.num_blocks is not None:
-            return self.num_blocks
+        num_blocks = (
+            self._num_fitting(model, gpu, tensor_parallel) if self.num_blocks is None else self.num_blocks
+        )
+        if self.prefix_caching and num_blocks > MAX_NUMBERED_BLOCKS:
+            raise ConfigError(
+                f"kv_cache: got {num_blocks:,} KV blocks with prefix_caching; allowed: up to "
+                f"{MAX_NUMBERED_BLOCKS:,}, or prefix_caching: false"
+            )
+        return num_blocks
+
+    def _num_fitting(self, model: ModelSpec, gpu: GpuSpec, tensor_parallel: int) -> int:
         usable = int(gpu.memory_bytes * self.gpu_memory_utilization) * tensor_parallel
         activations = int(self.activation_gib * GIB) * tensor_parallel
         block_bytes = self.block_size * model.kv_bytes_per_token

@@ -240,3 +240,10 @@ def test_every_block_is_the_one_a_naive_pool_gives(
         assert {made.request_id: made.blocks for made in present} == naive.held
         assert list(pool._free) == naive.free
         assert pool.num_cached_free == sum(block in naive.content for block in naive.free)
+
+
+def test_more_blocks_than_can_be_known_are_refused() -> None:
+    many = KVCacheConfig(num_blocks=10**9)
+    assert many.size(model(), gpu(0.001)) == 10**9
+    with pytest.raises(ConfigError, match="got 1,000,000,000 KV blocks with prefix_caching; allowed: up to"):
+        many.model_copy(update={"prefix_caching": True}).size(model(), gpu(0.001))
