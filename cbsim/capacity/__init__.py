@@ -2,6 +2,7 @@
 
 from cbsim.capacity.answer import CapacityAnswer, CapacityInterrupted, capacity
 from cbsim.capacity.plan import Plan
+from cbsim.capacity.progress import CapacityProgress
 from cbsim.capacity.verdict import Contender
 
-__all__ = ["CapacityAnswer", "CapacityInterrupted", "Contender", "Plan", "capacity"]
+__all__ = ["CapacityAnswer", "CapacityInterrupted", "CapacityProgress", "Contender", "Plan", "capacity"]

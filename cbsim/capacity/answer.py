@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Literal
 
 from cbsim.address import Address
+from cbsim.capacity.curve import complete_curves
 from cbsim.capacity.plan import Plan
+from cbsim.capacity.progress import CapacityProgress
 from cbsim.capacity.search import SearchOutcome, SearchTask, search
-from cbsim.capacity.verdict import Contender, Evidence, judge
+from cbsim.capacity.verdict import Contender, Evidence, judge_all
 from cbsim.errors import ConfigError
 from cbsim.experiment import Experiment
 from cbsim.labels import label_values, point_name
@@ -23,8 +27,8 @@ from cbsim.run import make_workload
 if TYPE_CHECKING:
     import pandas as pd
 
-Progress = Callable[[int, int], None]
-"""Told how many of the searches are done, and how many there are."""
+Progress = Callable[[CapacityProgress], None]
+"""Told how far the searches, then the curves, are."""
 
 
 class CapacityInterrupted(KeyboardInterrupt):
@@ -63,9 +67,10 @@ def capacity(
     Each point of a `sweep` is a contender. The rate is a generator's `arrivals.rate_per_s`, or else
     `rate_scale`. Each replicate finds its own capacity by bracketing and bisection over a geometric ladder of
     rates, the same for all, and every contender and rate meets the same requests (common random numbers).
+    Then every replicate runs at every rate that any of them tried: the curve. The capacity is where their
+    mean, the curve, falls below the share; the spread of their own capacities gives its interval.
     Generators are replicated by seeds, with Student's t interval; traces by the block bootstrap, with the
-    standard error that it estimates (`cbsim.intervals`). In the end every replicate has run at every rate
-    that any of them tried: the curve.
+    standard error that it estimates (`cbsim.intervals`).
 
     `out` keeps the figures of every run in `out/points`, so that a search that was killed goes on where it
     was; `cbsim.capacity.folder.save_capacity` writes the answer beside them. Raises `ConfigError` for an
@@ -137,8 +142,9 @@ def _search_all(
     for key, task in zip(chain(*keys), chain(*tasks), strict=True):
         distinct.setdefault(key, task)
     pool = open_pool(min(workers, len(distinct)), cluster)
-    found = dict(zip(distinct, _run_all(pool, list(distinct.values()), progress), strict=True))
-    _complete_curves(pool, keys, distinct, found)
+    outcomes = _run_all(pool, progress, "searches", list(distinct.values()))
+    found = dict(zip(distinct, outcomes, strict=True))
+    complete_curves(keys, distinct, found, partial(_run_all, pool, progress, "curves"))
     return [[found[key] for key in replicates] for replicates in keys]
 
 
@@ -147,36 +153,25 @@ def _key(task: SearchTask, address: Address) -> str:
     return hash_mapping([run_key, task.rate_key])
 
 
-def _run_all(pool: Pool, tasks: Sequence[SearchTask], progress: Progress | None) -> list[SearchOutcome]:
+def _run_all(
+    pool: Pool,
+    progress: Progress | None,
+    phase: Literal["searches", "curves"],
+    tasks: Sequence[SearchTask],
+) -> list[SearchOutcome]:
     """The outcomes in the order of the tasks; raises what the first failing one raised."""
     outcomes: dict[int, SearchOutcome] = {}
+    started_s = perf_counter()
+    if progress is not None:
+        progress(CapacityProgress(phase, 0, len(tasks), 0.0))
     for outcome in pool.run_all(search, tasks):
         if outcome.error is not None:
             raise outcome.error
         assert outcome.answer is not None
         outcomes[outcome.index] = outcome.answer
         if progress is not None:
-            progress(len(outcomes), len(tasks))
+            progress(CapacityProgress(phase, len(outcomes), len(tasks), perf_counter() - started_s))
     return [outcomes[index] for index in range(len(tasks))]
-
-
-def _complete_curves(
-    pool: Pool,
-    keys: Sequence[Sequence[str]],
-    tasks: Mapping[str, SearchTask],
-    found: Mapping[str, SearchOutcome],
-) -> None:
-    """Run every replicate of a contender at each rate that any of its replicates tried."""
-    missing: dict[str, set[int]] = {}
-    for replicates in keys:
-        rungs = {rung for key in replicates for rung in found[key].figures}
-        for key in replicates:
-            left = rungs - found[key].figures.keys()
-            if left:
-                missing.setdefault(key, set()).update(left)
-    more = [replace(tasks[key], rungs=tuple(sorted(rungs))) for key, rungs in missing.items()]
-    for key, outcome in zip(missing, _run_all(pool, more, None), strict=True):
-        found[key].figures |= outcome.figures
 
 
 def _answer(
@@ -188,32 +183,28 @@ def _answer(
     import pandas as pd
 
     cells = label_values([swept for swept, _ in points])
-    judged: list[Contender] = []
-    rows: list[dict[str, Any]] = []
-    first_per_s: list[float] | None = None
-    named = zip(points, cells, _names(cells, experiment.name), outcomes, strict=True)
-    for (_, point), swept, label, replicates in named:
-        is_uncertain = bool(getattr(point.cost_model, "uncertainty", False))
-        evidence = Evidence(replicates, plan, _num_source_requests(point), is_uncertain)
-        judged.append(judge(label, swept, evidence, first_per_s))
-        first_per_s = evidence.rates_per_s() if len(judged) == 1 else first_per_s
-        for seed, outcome in enumerate(replicates, experiment.seed):
-            rows += [
-                {
-                    "contender": label,
-                    **swept,
-                    "seed": seed,
-                    "rate_per_s": evidence.rate_per_s(rung),
-                    **figures,
-                }
-                for rung, figures in sorted(outcome.figures.items())
-            ]
+    evidence = [
+        Evidence(
+            replicates,
+            plan,
+            _num_source_requests(point),
+            bool(getattr(point.cost_model, "uncertainty", False)),
+        )
+        for (_, point), replicates in zip(points, outcomes, strict=True)
+    ]
+    labels = _names(cells, experiment.name)
+    rows = [
+        {"contender": label, **swept, "seed": seed, "rate_per_s": each.rate_per_s(rung), **figures}
+        for label, swept, each in zip(labels, cells, evidence, strict=True)
+        for seed, outcome in enumerate(each.outcomes, experiment.seed)
+        for rung, figures in sorted(outcome.figures.items())
+    ]
     return CapacityAnswer(
         experiment.name,
         experiment.slo.limits(),
         plan,
         _num_source_requests(experiment),
-        tuple(judged),
+        judge_all(labels, cells, evidence),
         pd.DataFrame(rows),
         experiment.resolved(),
         outcomes[0][0].manifest,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 FIRST_STEP = 8
@@ -10,7 +11,7 @@ FIRST_STEP = 8
 
 @dataclass(slots=True)
 class Bracket:
-    """What one replicate has shown at each rung tried: the share of its requests that met the SLO.
+    """What each rung tried has shown, in one replicate or over all: the share of requests that met the SLO.
 
     Attainment is taken to fall as the rate rises; where chance has it otherwise, the lowest rate that fails
     counts.
@@ -55,15 +56,17 @@ class Bracket:
             return middle
         return max(middle, fails_at - max(FIRST_STEP, first - fails_at))
 
-    def crossing(self) -> float | None:
-        """The rung, in between two by linear interpolation, where attainment falls below the share.
+    def crossing(self, rate_per_s: Callable[[int], float]) -> float | None:
+        """The rate where attainment falls below the share, in between two rungs by linear interpolation.
 
-        `None` if it held on every rung; the bottom if it failed on every one.
+        `None` if it held on every rung; the bottom's rate if it failed on every one. `rate_per_s` is the rate
+        at a rung.
         """
         fails_at, holds_at = self.fails_at, self.holds_at
         if fails_at is None:
             return None
         if holds_at is None:
-            return float(fails_at)
+            return rate_per_s(fails_at)
         above, below = self.attainment[holds_at], self.attainment[fails_at]
-        return holds_at + (fails_at - holds_at) * (above - self.share) / (above - below)
+        low, high = rate_per_s(holds_at), rate_per_s(fails_at)
+        return low + (high - low) * (above - self.share) / (above - below)

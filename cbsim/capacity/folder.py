@@ -30,7 +30,9 @@ def to_json(answer: CapacityAnswer) -> dict[str, Any]:
                 "swept": dict(contender.swept),
                 "verdict": contender.verdict,
                 "rate_per_s": _interval_to_json(contender.rate_per_s),
+                "own_rates_per_s": list(contender.own_rates_per_s),
                 "against_first": _interval_to_json(contender.against_first),
+                "against_best": _interval_to_json(contender.against_best),
                 "alone": contender.alone,
                 "reasons": list(contender.reasons),
             }
@@ -64,16 +66,20 @@ def load_capacity(folder: Path) -> CapacityAnswer:
         plan, contenders = Plan(**read["plan"]), tuple(map(_contender, read["contenders"]))
         told = {name: read[name] for name in ("name", "slo", "resampled_from", "config", "manifest")}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CbsimError(f"{folder}: is a damaged capacity folder: {error}") from error
+        raise CbsimError(
+            f"{folder}: is a damaged capacity folder, or that of an older cbsim ({error}); "
+            "the same `cbsim capacity` with --out writes it anew from its points"
+        ) from error
     return CapacityAnswer(plan=plan, contenders=contenders, curve=curve, **told)
 
 
 def _contender(read: dict[str, Any]) -> Contender:
     intervals = {
         name: None if read[name] is None else Interval(**read[name])
-        for name in ("rate_per_s", "against_first")
+        for name in ("rate_per_s", "against_first", "against_best")
     }
-    return Contender(**(read | intervals | {"reasons": tuple(read["reasons"])}))
+    tuples = {name: tuple(read[name]) for name in ("own_rates_per_s", "reasons")}
+    return Contender(**(read | intervals | tuples))
 
 
 def _interval_to_json(interval: Interval | None) -> dict[str, float] | None:

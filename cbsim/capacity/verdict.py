@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from statistics import fmean
 from typing import Any, Literal
 
+from cbsim.capacity.bracket import Bracket
+from cbsim.capacity.curve import pooled_bracket
 from cbsim.capacity.plan import Plan
 from cbsim.capacity.search import SearchOutcome
 from cbsim.intervals import Interval, bootstrap_interval, t_interval
@@ -28,16 +31,25 @@ class Contender:
     swept: Mapping[str, Any]
     verdict: Verdict
     rate_per_s: Interval | None
-    """Requests a second with their interval; `None` if the SLO never holds, or nothing broke it."""
+    """Requests a second up to which the curve, the mean over replicates, is not below the share.
+
+    The interval round it is as wide as that of the mean of `own_rates_per_s`. `None` if the SLO never holds,
+    or nothing broke it.
+    """
+    own_rates_per_s: tuple[float, ...]
+    """The capacity that each replicate would have alone; empty without `rate_per_s`."""
     against_first: Interval | None
-    """The rate over that of the first contender, replicate by replicate; `None` of the first itself."""
+    """`rate_per_s` over that of the first contender, with the spread of the ratios of replicates that met the
+    same requests; `None` of the first itself."""
+    against_best: Interval | None
+    """The same, over the contender of the highest `rate_per_s`."""
     alone: float
     """Share of requests that meet the SLO when each is served alone."""
     reasons: tuple[str, ...] = ()
     """Why the SLO is never met, or why the requests don't suffice to tell."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Evidence:
     """The searches of one contender, a replicate each."""
 
@@ -57,42 +69,87 @@ class Evidence:
         """Requests a second at a rung, or between two."""
         return self.base_per_s * float(self.plan.growth**rung)
 
-    def rates_per_s(self) -> list[float] | None:
-        """Each replicate's capacity; `None` if one of them held on every rung."""
-        crossings = [outcome.bracket.crossing() for outcome in self.outcomes if outcome.bracket is not None]
-        known = [self.rate_per_s(rung) for rung in crossings if rung is not None]
-        return known if len(known) == len(crossings) else None
+    @cached_property
+    def pooled(self) -> Bracket:
+        """What the replicates have shown together."""
+        return pooled_bracket(self.outcomes)
 
-    def interval(self, values: Sequence[float]) -> Interval:
-        """The mean over replicates with its interval, whichever way the replicates were made."""
+    @property
+    def alone(self) -> float:
+        """Share of requests that meet the SLO where they come one by one."""
+        return fmean(outcome.alone for outcome in self.outcomes)
+
+    @property
+    def holds_alone(self) -> bool:
+        """Whether that share is enough; otherwise no rate is low enough."""
+        return self.alone >= self.plan.share
+
+    @cached_property
+    def capacity_per_s(self) -> float | None:
+        """Where the curve falls below the share; `None` if it never holds, or a replicate always does."""
+        return self.pooled.crossing(self.rate_per_s) if self.own_rates_per_s else None
+
+    @cached_property
+    def own_rates_per_s(self) -> tuple[float, ...]:
+        """Each replicate's own capacity; empty if the SLO never holds, or a replicate always does."""
+        brackets = [outcome.bracket for outcome in self.outcomes if outcome.bracket is not None]
+        crossings = [each.crossing(self.rate_per_s) for each in brackets]
+        known = tuple(rate for rate in crossings if rate is not None)
+        return known if self.holds_alone and len(known) == len(crossings) else ()
+
+    def interval(self, estimate: float, values: Sequence[float]) -> Interval:
+        """An estimate from the curve, with the interval that its values in the replicates give their mean."""
         if self.resampled_from is None:
             method = bootstrap_interval if self.is_uncertain else t_interval
-            return method(values, confidence=self.plan.confidence)
-        size_ratio = (self.plan.num_requests or self.resampled_from) / self.resampled_from
-        return bootstrap_interval(values, size_ratio, self.plan.confidence)
+            spread = method(values, confidence=self.plan.confidence)
+        else:
+            size_ratio = (self.plan.num_requests or self.resampled_from) / self.resampled_from
+            spread = bootstrap_interval(values, size_ratio, self.plan.confidence)
+        return Interval(estimate, estimate - spread.half_width, estimate + spread.half_width)
+
+    def against(self, other: Evidence) -> Interval | None:
+        """The capacity over another's, paired by replicate; `None` of itself, or where one is not known."""
+        if other is self or self.capacity_per_s is None or other.capacity_per_s is None:
+            return None
+        pairs = zip(self.own_rates_per_s, other.own_rates_per_s, strict=True)
+        return self.interval(self.capacity_per_s / other.capacity_per_s, [one / two for one, two in pairs])
+
+
+def judge_all(
+    labels: Sequence[str], swept: Sequence[Mapping[str, Any]], evidence: Sequence[Evidence]
+) -> tuple[Contender, ...]:
+    """The verdict on each contender, beside the first and the best of them."""
+    best = max(evidence, key=lambda each: each.capacity_per_s or 0.0)
+    return tuple(
+        judge(label, cell, each, evidence[0], best)
+        for label, cell, each in zip(labels, swept, evidence, strict=True)
+    )
 
 
 def judge(
-    label: str, swept: Mapping[str, Any], evidence: Evidence, first_per_s: Sequence[float] | None
+    label: str, swept: Mapping[str, Any], evidence: Evidence, first: Evidence, best: Evidence
 ) -> Contender:
-    """The verdict on a contender; `first_per_s` are the capacities of the first one's replicates."""
-    alone = fmean(outcome.alone for outcome in evidence.outcomes)
-    share = evidence.plan.share
-    if alone < share:
-        reason = f"served alone, {alone:.1%} of requests meet the SLO, fewer than {share:.1%}"
-        return Contender(label, swept, "never", None, None, alone, (reason,))
-    rates = evidence.rates_per_s()
-    if rates is None:
-        reason = "the SLO holds even if all requests come at once: there are too few of them to form a queue"
-        return Contender(label, swept, "too short", None, None, alone, (reason,))
-    against_first = None
-    if first_per_s:
-        against_first = evidence.interval(
-            [rate / first for rate, first in zip(rates, first_per_s, strict=True)]
-        )
+    """The verdict on a contender, beside the first and the best."""
+    alone, share = evidence.alone, evidence.plan.share
+    if evidence.capacity_per_s is None:
+        if evidence.holds_alone:
+            reason = "the SLO holds even if all requests come at once: too few of them to form a queue"
+        else:
+            reason = f"served alone, {alone:.1%} of requests meet the SLO, fewer than {share:.1%}"
+        verdict: Verdict = "too short" if evidence.holds_alone else "never"
+        return Contender(label, swept, verdict, None, (), None, None, alone, (reason,))
     reasons = _doubts(evidence)
-    verdict: Verdict = "too short" if reasons else "found"
-    return Contender(label, swept, verdict, evidence.interval(rates), against_first, alone, reasons)
+    return Contender(
+        label,
+        swept,
+        "too short" if reasons else "found",
+        evidence.interval(evidence.capacity_per_s, evidence.own_rates_per_s),
+        evidence.own_rates_per_s,
+        evidence.against(first),
+        evidence.against(best),
+        alone,
+        reasons,
+    )
 
 
 def _doubts(evidence: Evidence) -> tuple[str, ...]:
@@ -118,10 +175,10 @@ def _doubts(evidence: Evidence) -> tuple[str, ...]:
 
 
 def _trend(evidence: Evidence) -> tuple[list[float], list[float]]:
-    """Mean TTFT early and late in each replicate, at the highest rate that held."""
+    """Mean TTFT early and late in each replicate, at the highest rate run that held."""
     early, late = [], []
     for outcome in evidence.outcomes:
-        rung = None if outcome.bracket is None else outcome.bracket.holds_at
+        rung = evidence.pooled.holds_at
         figures = {} if rung is None else outcome.figures.get(rung, {})
         if figures.get("ttft_s.quarter_2") is not None and figures["ttft_s.quarter_4"] is not None:
             early.append(figures["ttft_s.quarter_2"])

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -17,6 +20,10 @@ from cbsim.commands.arguments import (
     with_set,
     with_workers,
 )
+from cbsim.units import format_seconds
+
+if TYPE_CHECKING:
+    from cbsim.capacity import CapacityProgress
 
 _INTERRUPTED = 130
 """The exit code that shells expect of a command stopped by Ctrl-C."""
@@ -67,11 +74,11 @@ def capacity(
     plan = Plan(share, replicates, tolerance, requests, confidence)
     experiment = load_experiment(config, overrides)
     folder = out or Path("runs") / f"{experiment.name}-capacity"
-    progress = None if quiet else _show_progress
     try:
-        answer = find_capacity(
-            experiment, plan, workers=workers, cluster=cluster, progress=progress, out=folder
-        )
+        with _watch(quiet) as progress:
+            answer = find_capacity(
+                experiment, plan, workers=workers, cluster=cluster, progress=progress, out=folder
+            )
     except CapacityInterrupted as interrupted:
         click.echo(f"\n{interrupted}", err=True)
         raise click.exceptions.Exit(_INTERRUPTED) from None
@@ -93,10 +100,29 @@ def capacity(
     click.echo(f"written to {folder}: {', '.join(written)}")
 
 
-def _show_progress(num_done: int, num_tasks: int) -> None:
-    """On a terminal one line that stays in its place."""
-    text = f"{num_done} of {num_tasks} searches"
-    if sys.stderr.isatty():
-        click.echo(f"\r{text}" + "\n" * (num_done == num_tasks), nl=False, err=True)
-    else:
-        click.echo(text, err=True)
+@contextmanager
+def _watch(quiet: bool) -> Iterator[Callable[[CapacityProgress], None] | None]:
+    """On a terminal one line that stays in its place; elsewhere lines."""
+    if quiet:
+        yield None
+        return
+    if not sys.stderr.isatty():
+        yield _print_progress
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status("planning the searches") as status:
+        yield lambda state: status.update(_describe(state))
+
+
+def _print_progress(state: CapacityProgress) -> None:
+    """A line after each search, and one for each round of the curves."""
+    if state.num_done and (state.phase == "searches" or state.num_done == state.num_tasks):
+        click.echo(_describe(state), err=True)
+
+
+def _describe(state: CapacityProgress) -> str:
+    counted = f"{state.num_done} of {state.num_tasks}"
+    told = f"{counted} searches" if state.phase == "searches" else f"completing the curves, {counted}"
+    left = f", about {format_seconds(state.time_left_s)} left" if state.time_left_s else ""
+    return told + left

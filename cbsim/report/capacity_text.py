@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from cbsim.capacity import CapacityAnswer, Contender
+from cbsim.intervals import Interval
 from cbsim.replicates import is_known_by_spread
 from cbsim.report.differences import format_interval
-from cbsim.report.text import MISSING, Table, format_share
+from cbsim.report.text import MISSING, Table, format_figure, format_share
 from cbsim.units import format_seconds
 
 
 def capacity_table(answer: CapacityAnswer) -> Table:
     """A row for each contender: requests a second, how that compares with the first, and what to know."""
-    rows = tuple(_row(contender) for contender in answer.contenders)
-    header = ("", "capacity (req/s)", "against the first", "SLO met alone", "verdict")
-    notes = [
-        f"{contender.label}: {reason}" for contender in answer.contenders for reason in contender.reasons
-    ]
-    return Table(header, rows, notes=(*notes, method(answer)))
+    contenders = answer.contenders
+    ratios = {"x the first": tuple(map(_ratio, contenders))} if len(contenders) > 1 else {}
+    columns = {
+        "": tuple(each.label for each in contenders),
+        "capacity (req/s)": tuple(
+            MISSING if each.rate_per_s is None else format_estimate(each.rate_per_s) for each in contenders
+        ),
+        **ratios,
+        "within SLO unloaded": tuple(format_share(each.alone) for each in contenders),
+        "verdict": tuple({"never": "never met"}.get(each.verdict, each.verdict) for each in contenders),
+    }
+    notes = [f"{each.label}: {reason}" for each in contenders for reason in each.reasons]
+    return Table(tuple(columns), tuple(zip(*columns.values(), strict=True)), notes=(*notes, *meaning(answer)))
 
 
 def sentence(answer: CapacityAnswer) -> str:
@@ -31,21 +39,55 @@ def sentence(answer: CapacityAnswer) -> str:
         return f"These requests are too few to find the rate that holds {slo}."
     best = max(known, key=lambda contender: _estimate(contender))
     assert best.rate_per_s is not None
-    held = f"{best.label} holds {slo} up to {format_interval(best.rate_per_s)} requests/s"
+    held = f"{best.label} holds {slo} up to {format_estimate(best.rate_per_s)} requests/s"
     if best.verdict == "too short":
-        return f"{held}, as far as requests so few can tell."
-    others = [contender for contender in known if contender is not best and contender.rate_per_s is not None]
-    if not others:
-        return f"{held}."
-    next_best = max(others, key=lambda contender: _estimate(contender))
-    assert next_best.rate_per_s is not None
-    return f"{held}; {next_best.label}, the next, {format_interval(next_best.rate_per_s)}."
+        held += ", as far as requests so few can tell"
+    others = sorted((each for each in known if each is not best), key=_estimate, reverse=True)
+    return f"{held}.{_runners_up(others)}"
+
+
+def _runners_up(others: Sequence[Contender]) -> str:
+    """The next best, and which contenders the paired intervals can't tell from the best."""
+    if not others or others[0].rate_per_s is None or others[0].against_best is None:
+        return ""
+    following, *rest = others
+    rate = format_estimate(others[0].rate_per_s)
+    ratio = f"{format_estimate(others[0].against_best)} times as much"
+    told = f" {following.label}, the next, up to {rate}, {ratio}"
+    alike = [each.label for each in rest if _is_tied(each)]
+    if _is_tied(following):
+        told += ": the two can't be told apart"
+    if alike:
+        told += f"; nor can {' or '.join(alike)} be told from the best"
+    return f"{told}."
+
+
+def _is_tied(contender: Contender) -> bool:
+    """Whether it can't be told from the best: the interval of their ratio holds 1."""
+    return contender.against_best is not None and contender.against_best.contains(1.0)
 
 
 def describe_slo(limits: Mapping[str, float]) -> str:
     """`TTFT <= 2 s and TPOT <= 50 ms`."""
     told = [f"{name.removesuffix('_s').upper()} ≤ {_duration(limit)}" for name, limit in limits.items()]
     return " and ".join([", ".join(told[:-1]), told[-1]] if len(told) > 1 else told)
+
+
+def meaning(answer: CapacityAnswer) -> tuple[str, ...]:
+    """What the columns of the table say, and how its intervals were made."""
+    share = _percent(answer.plan.share)
+    told = [f"capacity: the rate at which the curve, the mean over replicates, falls to {share}"]
+    if len(answer.contenders) > 1:
+        told.append(
+            "x the first: over the first line's capacity; an interval that holds 1 can't tell them apart"
+        )
+    told.append("within SLO unloaded: of requests served one by one, which no rate can better")
+    return (*told, method(answer))
+
+
+def format_estimate(interval: Interval) -> str:
+    """`19.8 ± 3.8`, or `24.3` alone where nothing was drawn that would give an interval."""
+    return format_interval(interval) if interval.half_width > 0 else format_figure(interval.estimate)
 
 
 def method(answer: CapacityAnswer) -> str:
@@ -57,26 +99,23 @@ def method(answer: CapacityAnswer) -> str:
     percent = _percent(plan.confidence)
     if answer.resampled_from is None and is_known_by_spread(answer.config):
         return (
-            f"± {percent} intervals by the spread of {plan.num_replicates} seeds, each the same for every "
-            "rate, which draw the cost model's errors"
+            f"± {percent} intervals by the spread of {plan.num_replicates} seeds' own capacities, "
+            "each the same for every rate, which draw the cost model's errors"
         )
     if answer.resampled_from is None:
-        return f"± {percent} t intervals over {plan.num_replicates} seeds, each the same for every rate"
+        return (
+            f"± {percent} t intervals over {plan.num_replicates} seeds' own capacities, "
+            "each seed the same for every rate"
+        )
     return (
-        f"± {percent} intervals by the block bootstrap: {plan.num_replicates} resamples of the trace's "
-        f"{answer.resampled_from:,} requests, each the same for every rate and contender"
+        f"± {percent} intervals by the block bootstrap, the spread of the own capacities of "
+        f"{plan.num_replicates} resamples of the trace's {answer.resampled_from:,} requests, "
+        "each the same for every rate and contender"
     )
 
 
-def _row(contender: Contender) -> tuple[str, ...]:
-    rate, ratio = contender.rate_per_s, contender.against_first
-    return (
-        contender.label,
-        MISSING if rate is None else format_interval(rate),
-        MISSING if ratio is None else f"{format_interval(ratio)} x",
-        format_share(contender.alone),
-        {"never": "never met"}.get(contender.verdict, contender.verdict),
-    )
+def _ratio(contender: Contender) -> str:
+    return MISSING if contender.against_first is None else format_estimate(contender.against_first)
 
 
 def _estimate(contender: Contender) -> float:

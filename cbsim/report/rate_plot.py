@@ -40,7 +40,7 @@ def rate_picture(answer: CapacityAnswer) -> Figure:
     shown = curves[curves[RATE] <= _CROWDED * highest]
     caption = (
         f"{answer.plan.num_replicates} replicates, bands: {answer.plan.confidence:.0%} intervals; "
-        f"vertical lines: capacity, where {answer.plan.share * 100:g}% of requests meet the SLO."
+        f"vertical lines: capacity, where the curve falls to {answer.plan.share * 100:g}% within the SLO."
     )
     figure, panels = rate_panels(shown, answer.slo, f"{answer.name}: what a request rate does", caption)
     for place, contender in enumerate(answer.contenders):

@@ -36,21 +36,21 @@ def test_neighbours_that_hold_and_fail_are_found_in_few_tries(bottom: int, size:
 def test_the_crossing_lies_between_neighbours_by_linear_interpolation() -> None:
     bracket = Bracket(0.9, -10, 50)
     climb(bracket, lambda rung: {5: 0.95, 6: 0.75}.get(rung, 1.0 if rung < 5 else 0.0))
-    assert bracket.crossing() == 5 + 0.05 / 0.20
+    assert bracket.crossing(lambda rung: 2.0**rung) == 32 + 32 * (0.95 - 0.9) / (0.95 - 0.75)
 
 
 def test_a_share_never_met_ends_at_once() -> None:
     bracket = Bracket(0.9, -10, 50)
     assert climb(bracket, lambda rung: 0.5) == 1
     assert bracket.holds_at is None
-    assert bracket.crossing() == -10
+    assert bracket.crossing(lambda rung: 2.0**rung) == 2.0**-10
 
 
 def test_a_share_always_met_has_no_crossing() -> None:
     bracket = Bracket(0.9, -10, 50)
     climb(bracket, lambda rung: 1.0)
     assert bracket.holds_at == 50
-    assert bracket.crossing() is None
+    assert bracket.crossing(lambda rung: 2.0**rung) is None
 
 
 def test_the_lowest_rate_that_fails_counts() -> None:

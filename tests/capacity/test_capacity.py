@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -17,7 +20,7 @@ from cbsim.capacity.search import SearchOutcome
 from cbsim.capacity.verdict import Evidence
 from cbsim.cli import main
 from cbsim.errors import CbsimError, ConfigError
-from cbsim.intervals import bootstrap_interval, t_interval
+from cbsim.intervals import Interval, bootstrap_interval, t_interval
 from cbsim.report.capacity_text import method, sentence
 
 SERVICE_S = 1.0
@@ -73,11 +76,58 @@ def test_the_capacity_is_that_of_queueing_theory(answer: CapacityAnswer) -> None
     assert found.rate_per_s.half_width < 0.15 * expected
 
 
+@pytest.mark.parametrize("share", [0.9, 0.99])
+def test_sentence_curve_and_picture_agree(share: float) -> None:
+    """The capacity lies on the curve: between two neighbours of the ladder, of which one holds."""
+    plan = Plan(share=share, tolerance=0.1)
+    found = capacity(CONFIG, plan)
+    (contender,) = found.contenders
+    assert contender.rate_per_s is not None
+    rate = contender.rate_per_s.estimate
+    curve = found.curve.groupby("rate_per_s")["slo_attainment"].mean()
+    below, above = curve[curve.index <= rate], curve[curve.index > rate]
+    assert (below >= share).all()
+    assert above.iloc[0] < share
+    assert above.index[0] / below.index[-1] == pytest.approx(plan.growth)
+    assert np.interp(rate, curve.index, curve) == pytest.approx(share)
+    assert min(contender.own_rates_per_s) <= rate <= max(contender.own_rates_per_s)
+    assert contender.rate_per_s.half_width == pytest.approx(t_interval(contender.own_rates_per_s).half_width)
+
+
+def test_replicates_that_miss_much_outweigh_those_with_little_to_spare() -> None:
+    # One replicate holds up to rung 4, the other up to 8; at 5 the curve has 0.8 on average.
+    ladders = {0: (1.0, 1.0), 4: (1.0, 1.0), 5: (0.6, 1.0), 8: (0.4, 1.0), 9: (0.3, 0.5)}
+    outcomes = [
+        SearchOutcome(
+            figures={rung: {"slo_attainment": met[place]} for rung, met in ladders.items()},
+            alone=1.0,
+            bracket=Bracket(0.9, -9, 20, {rung: met[place] for rung, met in ladders.items()}),
+            arrival_rate_per_s=1.0,
+        )
+        for place in range(2)
+    ]
+    evidence = Evidence(outcomes, Plan(share=0.9, tolerance=1.0), None)
+    assert evidence.capacity_per_s == pytest.approx(16 + 16 * 0.1 / 0.2)
+    assert evidence.own_rates_per_s == pytest.approx((16 + 16 * 0.1 / 0.4, 256 + 256 * 0.1 / 0.5))
+
+
+def test_contenders_that_cannot_be_told_apart_are_said_to_be(answer: CapacityAnswer) -> None:
+    def told(ratio: Interval) -> str:
+        first, second = answer.contenders
+        return sentence(replace(answer, contenders=(first, replace(second, against_best=ratio))))
+
+    assert told(Interval(0.97, 0.91, 1.03)).endswith(
+        "0.970 ± 0.060 times as much: the two can't be told apart."
+    )
+    assert told(Interval(0.90, 0.84, 0.96)).endswith("0.900 ± 0.060 times as much.")
+
+
 def test_equal_contenders_are_equal_under_common_random_numbers(answer: CapacityAnswer) -> None:
     first, second = answer.contenders
     assert first.against_first is None
     assert first.rate_per_s == second.rate_per_s
-    assert second.against_first == (1.0, 1.0, 1.0)
+    assert second.against_first == second.against_best == (1.0, 1.0, 1.0)
+    assert first.against_best is None
 
 
 def test_every_replicate_has_run_at_every_rate_of_the_curve(answer: CapacityAnswer) -> None:
@@ -152,7 +202,9 @@ def test_errors_of_the_cost_model_are_guesses_at_one_truth() -> None:
     outcome = SearchOutcome(bracket=Bracket(0.9, 0, 9, {0: 1.0, 4: 0.8}), arrival_rate_per_s=2.0)
     for is_uncertain, expected in ((False, t_interval), (True, bootstrap_interval)):
         evidence = Evidence([outcome], Plan(), None, is_uncertain)
-        assert evidence.interval([1.0, 2.0, 4.0]) == expected([1.0, 2.0, 4.0])
+        interval = evidence.interval(2.0, [1.0, 2.0, 4.0])
+        assert interval.estimate == 2.0
+        assert interval.half_width == pytest.approx(expected([1.0, 2.0, 4.0]).half_width)
 
 
 def test_mistakes_are_told_all_at_once() -> None:
@@ -192,7 +244,10 @@ def test_the_command_prints_the_answer_and_writes_the_folder(tmp_path: Path) -> 
     arguments = ["--share", "0.9", "--replicates", "2", "--tolerance", "0.2", "--out", str(tmp_path / "out")]
     ran = CliRunner().invoke(main, ["capacity", str(tmp_path / "md1.yaml"), *arguments])
     assert ran.exit_code == 0
-    assert ran.stderr.splitlines() == ["1 of 2 searches", "2 of 2 searches"]
+    first, second, *rounds = ran.stderr.splitlines()
+    assert re.fullmatch(r"1 of 2 searches, about [\d.]+ m?s left", first)
+    assert second == "2 of 2 searches"
+    assert all(re.fullmatch(r"completing the curves, (\d) of \1", line) for line in rounds)
     assert "md1 holds TTFT ≤ 5 s for 90% of requests up to" in ran.stdout
     pictures = {"curve.png", "curve.svg", "capacity.png", "capacity.svg"}
     names = {"capacity.json", "curve.csv", "curve.parquet", "points", *pictures}

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from cbsim.capacity import CapacityInterrupted, Plan, capacity
+from cbsim.capacity import CapacityInterrupted, CapacityProgress, Plan, capacity
 from cbsim.capacity.folder import save_capacity, to_json
 from cbsim.capacity.probe import ProbeStore
 from cbsim.cli import main
@@ -122,10 +122,14 @@ def test_equal_contenders_are_searched_once(monkeypatch: pytest.MonkeyPatch) -> 
     capacity(CONFIG, PLAN)
     alone, ran.num_runs = ran.num_runs, 0
     twice = {"sweep": {"scheduler": [{"type": "continuous", "max_num_seqs": 1}] * 2}}
-    progress: list[tuple[int, int]] = []
-    answer = capacity(CONFIG | twice, PLAN, progress=lambda *state: progress.append(state))
+    progress: list[CapacityProgress] = []
+    answer = capacity(CONFIG | twice, PLAN, progress=progress.append)
     assert ran.num_runs == alone
-    assert progress == [(1, 2), (2, 2)]
+    searches = [(state.num_done, state.num_tasks) for state in progress if state.phase == "searches"]
+    assert searches == [(0, 2), (1, 2), (2, 2)]
+    assert progress[0].time_left_s is None
+    assert progress[1].time_left_s == progress[1].elapsed_s > 0
+    assert progress[-1].time_left_s == 0
     assert len(answer.contenders) == 2
 
 
