@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import traceback
 from importlib import import_module
 from typing import Any
 
@@ -21,6 +23,9 @@ _ELSEWHERE = {
     "validate": ("cbsim.validate.commands:validate", "Hold a simulation against a live run or a log."),
 }
 """Commands that live beside what they run: name -> `module:command`, help."""
+
+TRACEBACK = "CBSIM_TRACEBACK"
+"""Environment variable: set to anything, a traceback is printed before the lines that tell a mistake."""
 
 
 class Commands(click.Group):
@@ -63,6 +68,8 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except CbsimError as error:
+            if os.environ.get(TRACEBACK):
+                click.echo("".join(traceback.format_exception(error)), err=True, nl=False)
             for problem in error.problems:
                 click.echo(problem, err=True)
             ctx.exit(2)

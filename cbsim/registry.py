@@ -10,6 +10,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Generic, TypeVar
 
+from cbsim.culprit import told_in_one_line
 from cbsim.errors import PluginError
 
 T = TypeVar("T")
@@ -62,7 +63,7 @@ class Registry(Generic[T]):
         except ImportError as error:
             raise PluginError(f"{told}: can't import module '{module_name}': {error}") from error
         except Exception as error:  # whatever a third party's module does wrong is told in one line
-            reason = f"{type(error).__name__}: {error}"
+            reason = told_in_one_line(error, module_name)
             raise PluginError(f"{told}: can't import module '{module_name}': {reason}") from error
         found = getattr(module, class_name, None)
         if found is None:

@@ -10,11 +10,12 @@ from typing import Any
 
 from cbsim.backlog import backlog_notes
 from cbsim.cost import COST_MODELS, CostModel, StepShape
+from cbsim.culprit import blaming, plugin_error
 from cbsim.engine.base import Engine
 from cbsim.engine.fast import FastEngine
 from cbsim.engine.reference import ReferenceEngine
 from cbsim.engine.slice_log import Slices
-from cbsim.errors import CbsimError, PluginError
+from cbsim.errors import CbsimError
 from cbsim.experiment import Experiment
 from cbsim.gaps import distinct_gaps
 from cbsim.kvcache import BlockPool, IdentityPool
@@ -90,16 +91,18 @@ def make_audience(experiment: Experiment, further: Sequence[Observer] = ()) -> A
 def make_workload(experiment: Experiment) -> Workload:
     """The experiment's workload, which has read nothing yet."""
     workload_class = WORKLOADS.get(experiment.workload.type)
-    return workload_class(experiment.workload, seed=experiment.seed, folder=experiment.folder)
+    with blaming("workload", workload_class):
+        return workload_class(experiment.workload, seed=experiment.seed, folder=experiment.folder)
 
 
 def make_cost_model(experiment: Experiment) -> CostModel:
     """The experiment's cost model, with what it draws from the seed."""
     cost_class = COST_MODELS.get(experiment.cost_model.type)
-    cost = cost_class(
-        experiment.cost_model, experiment.model, experiment.gpu, experiment.replicas.tensor_parallel
-    )
-    return cost.drawn(experiment.seed)
+    with blaming("cost model", cost_class):
+        cost = cost_class(
+            experiment.cost_model, experiment.model, experiment.gpu, experiment.replicas.tensor_parallel
+        )
+        return cost.drawn(experiment.seed)
 
 
 def make_scheduler(experiment: Experiment, cost: CostModel) -> Scheduler:
@@ -117,7 +120,9 @@ def make_scheduler(experiment: Experiment, cost: CostModel) -> Scheduler:
         max_model_len=experiment.model.max_model_len,
         seed=experiment.seed,
     )
-    return SCHEDULERS.get(config.type)(config, resources)
+    scheduler_class = SCHEDULERS.get(config.type)
+    with blaming("scheduler", scheduler_class):
+        return scheduler_class(config, resources)
 
 
 def make_prices(experiment: Experiment, cost: CostModel) -> Prices:
@@ -173,11 +178,15 @@ def simulate(
     except CbsimError:
         raise
     except Exception as error:
-        scheduler_class = type(engines[0].scheduler)
-        if scheduler_class.__module__.startswith("cbsim."):
+        parts = {
+            "scheduler": type(engines[0].scheduler),
+            "cost model": type(cost),
+            "workload": type(workload),
+        }
+        failure = plugin_error(error, parts, f" at {world.env.now:.6g} s")
+        if failure is None:
             raise
-        name, reason = scheduler_class.__name__, f"{type(error).__name__}: {error}"
-        raise PluginError(f"scheduler {name} failed at {world.env.now:.6g} s: {reason}") from error
+        raise failure from error
     is_closed_loop = workload.config.concurrency is not None
     # Replicas find the same things to note.
     notes = dict.fromkeys(note for engine in engines for note in engine.scheduler.notes())

@@ -14,6 +14,7 @@ PACKAGE = "cbsim"
 
 LAYERS: list[set[str]] = [
     {"errors", "units", "intervals"},
+    {"culprit"},
     {"registry"},
     {"paths", "scratch"},
     {"config"},

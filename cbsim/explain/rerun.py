@@ -8,7 +8,8 @@ from operator import attrgetter
 
 from cbsim.cost import CostModel
 from cbsim.engine.reference import ReferenceEngine, Step
-from cbsim.errors import CbsimError, PluginError
+from cbsim.culprit import plugin_error
+from cbsim.errors import CbsimError
 from cbsim.experiment import Experiment
 from cbsim.explain.batch_step import BatchStep, Share
 from cbsim.explain.waiting import Limits
@@ -72,12 +73,11 @@ def rerun(
     except (CbsimError, OSError):  # an OSError is of `take`, whose reader may be gone
         raise
     except Exception as error:
-        scheduler_class = type(watched.scheduler)
-        if scheduler_class.__module__.startswith("cbsim."):
+        parts = {"scheduler": type(watched.scheduler), "cost model": type(cost), "workload": type(workload)}
+        failure = plugin_error(error, parts, f" at {world.env.now:.6g} s")
+        if failure is None:
             raise
-        reason = f"{type(error).__name__}: {error}"
-        told = f"scheduler {scheduler_class.__name__} failed at {world.env.now:.6g} s: {reason}"
-        raise PluginError(told) from error
+        raise failure from error
 
 
 class _WatchedEngine(ReferenceEngine):

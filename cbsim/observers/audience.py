@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from cbsim.errors import CbsimError, PluginError
+from cbsim.culprit import told_in_one_line
+from cbsim.errors import PluginError
 from cbsim.observers.base import STEP_HOOKS, Needs, ObservedRun, Observer
 from cbsim.observers.step_view import StepView
 from cbsim.request import Request
@@ -108,7 +109,8 @@ def write_files(observers: Iterable[Observer], folder: Path) -> list[str]:
             except OSError:
                 raise
             except Exception as error:
-                raise PluginError(f"observer {_name(observer)} can't write {name}: {_told(error)}") from error
+                told = f"observer {_name(observer)} can't write {name}: {_told(observer, error)}"
+                raise PluginError(told) from error
             if not (folder / name).is_file():
                 raise PluginError(f"observer {_name(observer)} has not written {name}")
             names.append(name)
@@ -139,17 +141,17 @@ def _needs(observer: Observer) -> Needs:
     try:
         return Needs(observer.needs)
     except Exception as error:
-        raise PluginError(f"observer {_name(observer)} has no needs: {_told(error)}") from error
+        raise PluginError(f"observer {_name(observer)} has no needs: {_told(observer, error)}") from error
 
 
 def _failed(observer: Observer, hook: str, now: float, error: Exception) -> PluginError:
-    return PluginError(f"observer {_name(observer)} failed in {hook} at {now:.6g} s: {_told(error)}")
+    return PluginError(
+        f"observer {_name(observer)} failed in {hook} at {now:.6g} s: {_told(observer, error)}"
+    )
 
 
-def _told(error: Exception) -> str:
-    """An error in one line."""
-    told = str(error) if isinstance(error, CbsimError) else f"{type(error).__name__}: {error}"
-    return " ".join(told.split())
+def _told(observer: Observer, error: Exception) -> str:
+    return told_in_one_line(error, type(observer).__module__)
 
 
 def _name(observer: Observer) -> str:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from cbsim.errors import CbsimError, ConfigError, PluginError
+from cbsim.culprit import plugin_error
+from cbsim.errors import CbsimError, ConfigError
 from cbsim.experiment import Experiment
 from cbsim.play.replica import Replica
 from cbsim.play.saving import save
@@ -90,13 +91,13 @@ class Session:
         try:
             is_going = self.replica.advance()
         except Exception as error:
-            scheduler = type(self.replica.scheduler)
-            if scheduler.__module__.startswith("cbsim."):
+            failure = plugin_error(error, {"scheduler": type(self.replica.scheduler)})
+            if failure is None:
                 raise
             self._replay(self._moves)
             if isinstance(error, CbsimError):
                 raise
-            raise PluginError(f"{scheduler.__name__} failed: {type(error).__name__}: {error}") from error
+            raise failure from error
         if is_going:
             self._moves.append(Replica.advance)
         return is_going

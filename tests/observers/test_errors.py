@@ -41,9 +41,10 @@ def test_every_hook_is_named_with_the_instant(hook: str) -> None:
     at_s = {"on_run_start": 0, "on_first_token": 1.5, "after_step": 1.5, "on_preempted": 2.5}
     at_s |= {"on_finished": 4.5, "on_run_end": 6.5}
     told = f"observer Unlucky failed in {hook} at {at_s.get(hook, 0.5):g} s: ValueError: no such luck"
+    line = failing.__code__.co_firstlineno + 4
     with pytest.raises(PluginError) as caught:
         watch(setting(num_blocks=4), ROWS, StepNotes(), failing(hook))
-    assert str(caught.value) == told
+    assert str(caught.value) == f"{told} (test_errors.py:{line})"
     cause: BaseException | None = caught.value
     while isinstance(cause, PluginError):  # SimPy puts itself between
         cause = cause.__cause__
@@ -168,7 +169,10 @@ def test_on_the_command_line_it_is_one_line_and_exit_2(
     ran = CliRunner().invoke(main, ["run", "e.yaml", "--out", "run"])
     assert ran.exit_code == 2
     # r2 comes 0.7 s after r0, during step 0, when step 1 is decided already; it has 64 tokens.
-    assert ran.output == "observer Broken failed in on_finished at 66.0635 s: KeyError: 'r2'\n"
+    assert (
+        ran.output
+        == "observer Broken failed in on_finished at 66.0635 s: KeyError: 'r2' (erring_observers.py:7)\n"
+    )
     assert not Path("run").exists()
 
 
