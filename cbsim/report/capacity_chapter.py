@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cbsim.capacity import CapacityAnswer
 from cbsim.report.bar_plot import capacity_bars
-from cbsim.report.capacity_text import capacity_table, describe_slo, method, sentence
+from cbsim.report.capacity_text import capacity_table, describe_slo, meaning, sentence
 from cbsim.report.chapter import Chapter, Picture, Provenance
 from cbsim.report.html_table import Cell, HtmlTable
 from cbsim.report.notes import merged_notes
@@ -37,7 +37,7 @@ def capacity_chapter(answer: CapacityAnswer) -> Chapter:
         answers=[sentence(answer)],
         warnings=[
             *(f"{each.label}: {reason}" for each in answer.contenders for reason in each.reasons),
-            method(answer),
+            *meaning(answer),
             *_notes(answer),
         ],
         tables=[
