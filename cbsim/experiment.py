@@ -190,7 +190,7 @@ class Experiment(Section):
             candidates = (({}, assembly.point(values)) for values in grid.points_one_by_one())
         points, found = _checked(assembly, folder, candidates)
         if problems or found:
-            raise ConfigError(*in_order_of_lines([*problems, *found], document.source))
+            raise ConfigError(*in_order_of_lines([*problems, *found], document.source), *assembly.hints)
         experiment = points[0][1]
         if grid.axes:
             experiment = experiment.model_copy(update={SWEEP: assembly.document.data[SWEEP]})

@@ -469,7 +469,7 @@ def test_a_plug_in_that_breaks_while_it_is_imported(working_folder: Path) -> Non
     (working_folder / "broken_plugin.py").write_text("raise RuntimeError('not today')\n")
     assert problems(HEAD + "scheduler: broken_plugin:Mine\n") == [
         "e.yaml:2: scheduler.type: scheduler 'broken_plugin:Mine': can't import module 'broken_plugin': "
-        "RuntimeError: not today"
+        "RuntimeError: not today (broken_plugin.py:1)"
     ]
 
 
@@ -478,3 +478,24 @@ def test_a_plug_in_that_works() -> None:
     assert Experiment.load(write(text)).cost_model == SlowCost.Config(
         type="tests.test_experiment:SlowCost", delay_s=3
     )
+
+
+def test_another_type_for_what_is_swept_as_a_whole_is_told_how() -> None:
+    text = HEAD + "sweep: {scheduler: [{type: static}, {type: chunked_prefill, chunk_size: 9}]}\n"
+    path = write(text)
+    with pytest.raises(ConfigError) as caught:
+        Experiment.load(path, ["scheduler.type=static"])
+    assert [problem.split(";")[0].split(": ", 1)[1] for problem in caught.value.problems] == [
+        "scheduler.chunk_size: unknown key",
+        "scheduler.type: the sweep sets the whole scheduler",
+    ]
+    hint = "the sweep sets the whole scheduler; --set 'scheduler={type: static}' replaces it"
+    assert caught.value.problems[-1] == f"--set: scheduler.type: {hint}"
+    assert not Experiment.load(path, ["scheduler={type: static}"]).sweep
+    assert len(_problems(path, ["scheduler.max_num_seq=9"])) == 1
+
+
+def _problems(path: str | Path, overrides: Any) -> tuple[str, ...]:
+    with pytest.raises(ConfigError) as caught:
+        Experiment.load(path, overrides)
+    return caught.value.problems

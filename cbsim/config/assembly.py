@@ -37,12 +37,18 @@ class Assembly(Generic[S]):
         self.document = document.copy()
         self.grid = Grid()
         self._problems: list[str] = list(document.problems)
+        self._hints: list[str] = []
         self._prepare()
 
     @property
     def problems(self) -> list[str]:
         """Mistakes found so far, none of them in values."""
         return list(self._problems)
+
+    @property
+    def hints(self) -> list[str]:
+        """What the user may have meant, for where there are mistakes: lines of their own."""
+        return list(self._hints)
 
     def read(self, document: Document) -> S:
         """The document, typed. Raises `ConfigError` with a line for each mistake."""
@@ -85,6 +91,8 @@ class Assembly(Generic[S]):
     def _apply(self, override: Override) -> None:
         for axis, items in self._axes():
             if override.keys[: len(axis)] == axis and len(override.keys) > len(axis):
+                if override.keys == (*axis, "type"):
+                    self._hints.append(_hint_of_type(override))
                 for item in items:
                     self._apply_to_item(override, axis, item)
                 return
@@ -142,6 +150,15 @@ class Assembly(Generic[S]):
             action(*arguments)
         except ConfigError as error:
             self._problems += error.problems
+
+
+def _hint_of_type(override: Override) -> str:
+    """How to give another type, of other settings, to what a sweep sets as a whole."""
+    section = ".".join(map(str, override.keys[:-1]))
+    whole = f"{section}={{type: {override.value}}}"
+    if override.origin == "--set":
+        whole = f"--set '{whole}'"
+    return f"{override.origin}: {section}.type: the sweep sets the whole {section}; {whole} replaces it"
 
 
 def nested_keys(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
