@@ -10,6 +10,7 @@ from typing import Any
 from cbsim.bench.measure import NUM_WARM_UP
 from cbsim.errors import CbsimError, ConfigError
 from cbsim.experiment import Experiment
+from cbsim.labels import label_values, point_name
 from cbsim.run import make_workload
 from cbsim.units import MEGA
 from cbsim.workload import WORKLOADS
@@ -88,9 +89,11 @@ class Study:
     def __init__(self, experiment: Experiment, scales: Scales) -> None:
         self.name = experiment.name
         self.notes: list[str] = []
-        if experiment.sweep:
-            self.notes.append("the first point of the sweep is scaled")
-        self._experiment = experiment.points()[0][1]
+        points = experiment.points()
+        swept, self._experiment = points[0]
+        if swept:
+            first = point_name(label_values([values for values, _ in points])[0], list(swept))
+            self.notes.append(f"the first point of the sweep is scaled: {first}")
         self.config = self._experiment.resolved()
         """The experiment that is scaled, names and defaults spelled out."""
         if self.config.pop("stop_at_s") is not None:

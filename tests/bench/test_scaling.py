@@ -70,7 +70,7 @@ def test_what_is_told_of_a_study(trace: Path) -> None:
     config = experiment({"type": "trace", "path": str(trace)}, stop_at_s=9.0, sweep={"seed": [3, 4]})
     study = Study(config, SMALL)
     assert study.notes == [
-        "the first point of the sweep is scaled",
+        "the first point of the sweep is scaled: seed 3",
         "stop_at_s is left out: every request is simulated to its end",
         "the trace has 9 requests: for more it is repeated, each time later by its length",
         "running: 30 requests a replica, all there from the start, so that some always wait for a slot",
