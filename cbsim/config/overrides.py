@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import shlex
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
+
+import yaml
 
 from cbsim.config.yaml_text import Keys, parse_yaml
 from cbsim.errors import ConfigError
@@ -11,6 +15,7 @@ from cbsim.errors import ConfigError
 SWEEP = "sweep"
 SWEEP_WORDS = ("zip", "where", "replicates")
 """Keys below `sweep` that are no axes."""
+_END_OF_SCALAR = "...\n"
 
 
 class Override(NamedTuple):
@@ -48,6 +53,17 @@ def split_key(dotted: str) -> Keys:
         word, _, axis = rest.partition(".")
         return (SWEEP, word, axis) if word == "zip" and axis else (SWEEP, rest)
     return tuple(dotted.split("."))
+
+
+def as_options(settings: Mapping[str, Any]) -> str:
+    """`--set KEY=VALUE ...` as a shell takes it, of dotted keys and plain values."""
+    options = []
+    for key, value in settings.items():
+        text = yaml.safe_dump(
+            value, default_flow_style=True, sort_keys=False, width=math.inf, allow_unicode=True
+        )
+        options.append(f"--set {shlex.quote(f'{key}={text.removesuffix(_END_OF_SCALAR).strip()}')}")
+    return " ".join(options)
 
 
 def _parse(text: str) -> Override:

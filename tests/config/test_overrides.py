@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 import pytest
 
-from cbsim.config.overrides import parse_overrides, split_key
+from cbsim.config.overrides import as_options, parse_overrides, split_key
 from cbsim.errors import ConfigError
 
 
@@ -51,3 +52,20 @@ def test_split_key() -> None:
     assert split_key("sweep") == ("sweep",)
     assert split_key("sweep.zip") == ("sweep", "zip")
     assert split_key("a.0.b") == ("a", "0", "b")
+
+
+def test_settings_as_options_are_read_back_as_they_were() -> None:
+    settings = {
+        "workload.rate_scale": 1.5,
+        "seed": 3,
+        "model": "llama-3-8b",
+        "name": "it's 7",
+        "slo.ttft_s": None,
+        "kv_cache.prefix_caching": True,
+        "scheduler": {"type": "static", "max_num_seqs": 16, "sizes": [1, 2], "why": "x" * 200},
+    }
+    options = as_options(settings)
+    assert options.startswith("--set workload.rate_scale=1.5 --set seed=3 --set model=llama-3-8b --set ")
+    words = shlex.split(options)
+    assert set(words[::2]) == {"--set"}
+    assert {".".join(map(str, read.keys)): read.value for read in parse_overrides(words[1::2])} == settings

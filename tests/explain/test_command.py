@@ -222,7 +222,7 @@ def test_a_table_of_too_many_steps_is_refused(monkeypatch: pytest.MonkeyPatch) -
         (("rnu",), "rnu: no such file, and no experiment of that name"),
         (
             ("e.yaml", "--set", "sweep.seed=[1, 2]"),
-            "e.yaml: has a sweep over seed; allowed: one run, as with --set seed=...",
+            "e.yaml: has a sweep over seed; allowed: one run, as with --set seed=1",
         ),
     ],
 )
