@@ -89,7 +89,7 @@ def summarize(
         "prefix_hit_rate": _ratio(log.num_prompt_tokens_hit, log.num_prompt_tokens_queried),
         "simulation": {"cpu_s": None, "wall_s": None, **(simulation or {}), "metrics_cpu_s": None},
         "notes": [*notes, *limit_notes(slo or {}, summary)],
-        "kv_waste": _kv_waste(steps, deployment.kv_block_size),
+        "kv_waste": _kv_waste(log, deployment.kv_block_size),
         "rejection_reasons": _counted(log.rejections.values()),
     }
     summary["simulation"]["metrics_cpu_s"] = time.process_time() - began
@@ -247,11 +247,15 @@ def _kv_utilization(steps: Mapping[str, Column], replica_s: float) -> dict[str, 
     return {"mean": mean, "max": float(share.max())}
 
 
-def _kv_waste(steps: Mapping[str, Column], block_size: int) -> dict[str, float | None]:
-    """Share of the KV slots taken that are empty at a step's end: by slot-seconds, and at its highest."""
+def _kv_waste(log: RunLog, block_size: int) -> dict[str, float | None]:
+    """Share of the KV slots taken that are empty at a step's end: by slot-seconds, and at its highest.
+
+    `None` where requests shared blocks: tokens are counted by request, and a shared one fills no slot twice.
+    """
+    steps = log.steps
     num_slots = steps["kv_blocks_used"] * block_size
     taken = num_slots > 0
-    if not taken.any():
+    if log.num_prompt_tokens_hit or not taken.any():
         return {"mean": None, "max": None}
     num_empty = (num_slots - steps["num_kv_tokens"])[taken]
     num_slots, duration_s = num_slots[taken], steps["duration_s"][taken]

@@ -241,3 +241,8 @@ def test_flatten_makes_one_row():
     assert row["rejection_reasons"] == "1 x too long"
     assert not any(name.startswith("simulation") for name in row)
     assert not any(isinstance(value, (dict, list)) for value in row.values())
+
+
+def test_what_is_empty_of_shared_blocks_is_not_told() -> None:
+    log = dataclasses.replace(paper_log(), num_prompt_tokens_hit=16)
+    assert summarize(log, PAPER)["kv_waste"] == {"mean": None, "max": None}
