@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cbsim.command_group import Commands
+from cbsim.command_group import INTERRUPTED, Commands
 from cbsim.commands.arguments import (
     load_experiment,
     print_json,
@@ -26,9 +26,6 @@ from cbsim.errors import CbsimError
 if TYPE_CHECKING:
     from cbsim.experiment import Experiment
     from cbsim.report.sweep_points import Sweep
-
-_INTERRUPTED = 130
-"""The exit code of a command that Ctrl-C has stopped: 128 and the signal's number, as of any shell's."""
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -254,7 +251,7 @@ def _sweep(
             table = run_sweep(experiment, folder, workers, cluster, progress=progress)
     except SweepInterrupted as interrupted:
         click.echo(f"\n{interrupted}", err=True)
-        raise click.exceptions.Exit(_INTERRUPTED) from None
+        raise click.exceptions.Exit(INTERRUPTED) from None
     ran = table["error"].isna()
     if not ran.any():
         problems = [line for error in table["error"] for line in str(error).splitlines()]

@@ -24,6 +24,8 @@ _ELSEWHERE = {
 }
 """Commands that live beside what they run: name -> `module:command`, help."""
 
+INTERRUPTED = 130
+"""The exit code of a command that Ctrl-C has stopped: 128 and the signal's number, as of any shell's."""
 TRACEBACK = "CBSIM_TRACEBACK"
 """Environment variable: set to anything, a traceback is printed before the lines that tell a mistake."""
 
@@ -73,3 +75,6 @@ class Commands(click.Group):
             for problem in error.problems:
                 click.echo(problem, err=True)
             ctx.exit(2)
+        except KeyboardInterrupt:
+            click.echo("\ninterrupted", err=True)
+            ctx.exit(INTERRUPTED)

@@ -112,6 +112,18 @@ def test_an_interrupted_sweep_ends_in_a_line(monkeypatch: pytest.MonkeyPatch) ->
     assert (ran.exit_code, ran.stdout, ran.stderr) == (130, "", told)
 
 
+def test_an_interrupted_run_ends_in_a_line_and_leaves_no_folder(
+    monkeypatch: pytest.MonkeyPatch, working_folder: Path
+) -> None:
+    def interrupt(*arguments: object, **settings: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(import_module("cbsim.run"), "simulate", interrupt)
+    ran = cbsim_command("run", "e.yaml", "--out", "out", "--quiet")
+    assert (ran.exit_code, ran.stdout, ran.stderr) == (130, "", "\ninterrupted\n")
+    assert not (working_folder / "out").exists()
+
+
 def test_a_pinned_axis_is_noted() -> None:
     axis = "sweep.seed=[0, 1]"
     ran = cbsim_command("run", "e.yaml", "--set", axis, "--set", "seed=7", "--out", "out", "--json")

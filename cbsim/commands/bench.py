@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING
 
 import click
 
+from cbsim.command_group import INTERRUPTED
 from cbsim.commands.arguments import load_experiment, print_json, with_json, with_out, with_quiet, with_set
 from cbsim.errors import CbsimError
 
 if TYPE_CHECKING:
     from cbsim.bench.scaling import Scales
 
-_INTERRUPTED = 130
-"""The exit code of a command that Ctrl-C has stopped: 128 and the signal's number, as of any shell's."""
 _NONE = "none"
 
 
@@ -146,7 +145,7 @@ def _bench_config(
         click.echo(f"\nwritten to {ledger.folder}: {', '.join(written)}")
     if stopped:
         click.echo(f"\n{stopped}", err=True)
-        raise click.exceptions.Exit(_INTERRUPTED)
+        raise click.exceptions.Exit(INTERRUPTED)
     if any(row.error is not None for row in rows):
         raise click.exceptions.Exit(1)
 

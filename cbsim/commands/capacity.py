@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from cbsim.command_group import INTERRUPTED
 from cbsim.commands.arguments import (
     load_experiment,
     print_json,
@@ -24,9 +25,6 @@ from cbsim.units import format_seconds
 
 if TYPE_CHECKING:
     from cbsim.capacity import CapacityProgress
-
-_INTERRUPTED = 130
-"""The exit code that shells expect of a command stopped by Ctrl-C."""
 
 
 @click.command()
@@ -81,7 +79,7 @@ def capacity(
             )
     except CapacityInterrupted as interrupted:
         click.echo(f"\n{interrupted}", err=True)
-        raise click.exceptions.Exit(_INTERRUPTED) from None
+        raise click.exceptions.Exit(INTERRUPTED) from None
     save_capacity(answer, folder)
     written = ["capacity.json", "curve.csv", "curve.parquet", "points/"]
     if plots:

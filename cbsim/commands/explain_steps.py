@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from cbsim.command_group import INTERRUPTED
 from cbsim.commands.arguments import print_json
 from cbsim.errors import CbsimError
 
@@ -34,7 +35,6 @@ _NAME_WIDTH = 12
 _HEADER_EVERY = 30
 """Lines of a table that runs on, on a terminal."""
 _LONGEST_PAUSE_S = threading.TIMEOUT_MAX / 2
-_INTERRUPTED = 130
 
 
 def parse_window(text: str, replica: int) -> Window:
@@ -125,7 +125,7 @@ def follow_steps(source: Source, window: Window, speed: float, as_json: bool) ->
         source.batch_steps(window, show)
     except KeyboardInterrupt:
         click.echo(f"\nstopped after {num_shown:,} steps", err=True)
-        raise click.exceptions.Exit(_INTERRUPTED) from None
+        raise click.exceptions.Exit(INTERRUPTED) from None
     if not num_shown:
         raise _no_such_step(source, window)
 
