@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from operator import attrgetter
 
 from cbsim.cost import CostModel
-from cbsim.engine.reference import ReferenceEngine, Step
 from cbsim.culprit import plugin_error
+from cbsim.engine.reference import ReferenceEngine, Step
 from cbsim.errors import CbsimError
 from cbsim.experiment import Experiment
 from cbsim.explain.batch_step import BatchStep, Share
