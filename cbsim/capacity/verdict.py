@@ -39,8 +39,8 @@ class Contender:
     own_rates_per_s: tuple[float, ...]
     """The capacity that each replicate would have alone; empty without `rate_per_s`."""
     against_first: Interval | None
-    """`rate_per_s` over that of the first contender, with the spread of the ratios of replicates that met the
-    same requests; `None` of the first itself."""
+    """The mean of `own_rates_per_s` over those of the first contender, in pairs of replicates that met the
+    same requests: a ratio of means would be less sure. `None` of the first itself."""
     against_best: Interval | None
     """The same, over the contender of the highest `rate_per_s`."""
     alone: float
@@ -97,22 +97,29 @@ class Evidence:
         known = tuple(rate for rate in crossings if rate is not None)
         return known if self.holds_alone and len(known) == len(crossings) else ()
 
-    def interval(self, estimate: float, values: Sequence[float]) -> Interval:
-        """An estimate from the curve, with the interval that its values in the replicates give their mean."""
+    def interval(self, values: Sequence[float]) -> Interval:
+        """The mean over replicates with its interval, whichever way the replicates were made."""
         if self.resampled_from is None:
             method = bootstrap_interval if self.is_uncertain else t_interval
-            spread = method(values, confidence=self.plan.confidence)
-        else:
-            size_ratio = (self.plan.num_requests or self.resampled_from) / self.resampled_from
-            spread = bootstrap_interval(values, size_ratio, self.plan.confidence)
-        return Interval(estimate, estimate - spread.half_width, estimate + spread.half_width)
+            return method(values, confidence=self.plan.confidence)
+        size_ratio = (self.plan.num_requests or self.resampled_from) / self.resampled_from
+        return bootstrap_interval(values, size_ratio, self.plan.confidence)
+
+    def capacity_interval(self) -> Interval | None:
+        """The capacity on the curve, as unsure as the mean of the replicates' own is."""
+        if self.capacity_per_s is None:
+            return None
+        half_width = self.interval(self.own_rates_per_s).half_width
+        return Interval(
+            self.capacity_per_s, self.capacity_per_s - half_width, self.capacity_per_s + half_width
+        )
 
     def against(self, other: Evidence) -> Interval | None:
-        """The capacity over another's, paired by replicate; `None` of itself, or where one is not known."""
-        if other is self or self.capacity_per_s is None or other.capacity_per_s is None:
+        """The replicates' own capacities over another's; `None` of itself, or where one is not known."""
+        if other is self or not self.own_rates_per_s or not other.own_rates_per_s:
             return None
         pairs = zip(self.own_rates_per_s, other.own_rates_per_s, strict=True)
-        return self.interval(self.capacity_per_s / other.capacity_per_s, [one / two for one, two in pairs])
+        return self.interval([one / two for one, two in pairs])
 
 
 def judge_all(
@@ -143,7 +150,7 @@ def judge(
         label,
         swept,
         "too short" if reasons else "found",
-        evidence.interval(evidence.capacity_per_s, evidence.own_rates_per_s),
+        evidence.capacity_interval(),
         evidence.own_rates_per_s,
         evidence.against(first),
         evidence.against(best),

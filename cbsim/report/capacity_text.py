@@ -53,18 +53,18 @@ def _runners_up(others: Sequence[Contender]) -> str:
     following, *rest = others
     rate = format_estimate(others[0].rate_per_s)
     ratio = f"{format_estimate(others[0].against_best)} times as much"
-    told = f" {following.label}, the next, up to {rate}, {ratio}"
+    told = f" {following.label}, the next, up to {rate}: replicate by replicate {ratio}"
     alike = [each.label for each in rest if _is_tied(each)]
     if _is_tied(following):
-        told += ": the two can't be told apart"
+        told += ", so that the two can't be told apart"
     if alike:
         told += f"; nor can {' or '.join(alike)} be told from the best"
     return f"{told}."
 
 
 def _is_tied(contender: Contender) -> bool:
-    """Whether it can't be told from the best: the interval of their ratio holds 1."""
-    return contender.against_best is not None and contender.against_best.contains(1.0)
+    """Whether it can't be told from the best: the interval of their ratio isn't clear of 1."""
+    return contender.against_best is not None and contender.against_best.high >= 1
 
 
 def describe_slo(limits: Mapping[str, float]) -> str:
@@ -79,10 +79,23 @@ def meaning(answer: CapacityAnswer) -> tuple[str, ...]:
     told = [f"capacity: the rate at which the curve, the mean over replicates, falls to {share}"]
     if len(answer.contenders) > 1:
         told.append(
-            "x the first: over the first line's capacity; an interval that holds 1 can't tell them apart"
+            "x the first: mean of the replicates' own capacities over those of the first line; "
+            "an interval that holds 1 can't tell the two apart"
         )
     told.append("within SLO unloaded: of requests served one by one, which no rate can better")
-    return (*told, method(answer))
+    told.append(method(answer))
+    if any(_is_finer_than_steps(each, answer.plan.tolerance) for each in answer.contenders):
+        told.append(
+            f"an interval narrower than the steps between the rates that were run, "
+            f"{_percent(answer.plan.tolerance)}, may be so by them: try a smaller --tolerance"
+        )
+    return tuple(told)
+
+
+def _is_finer_than_steps(contender: Contender, tolerance: float) -> bool:
+    """Whether chance in where the rates lie may be more than the intervals tell."""
+    told = (contender.rate_per_s, contender.against_first)
+    return any(each is not None and 0 < each.half_width < tolerance / 2 * each.estimate for each in told)
 
 
 def format_estimate(interval: Interval) -> str:

@@ -21,7 +21,7 @@ from cbsim.capacity.verdict import Evidence
 from cbsim.cli import main
 from cbsim.errors import CbsimError, ConfigError
 from cbsim.intervals import Interval, bootstrap_interval, t_interval
-from cbsim.report.capacity_text import method, sentence
+from cbsim.report.capacity_text import meaning, method, sentence
 
 SERVICE_S = 1.0
 CONFIG: dict[str, Any] = {
@@ -117,9 +117,16 @@ def test_contenders_that_cannot_be_told_apart_are_said_to_be(answer: CapacityAns
         return sentence(replace(answer, contenders=(first, replace(second, against_best=ratio))))
 
     assert told(Interval(0.97, 0.91, 1.03)).endswith(
-        "0.970 ± 0.060 times as much: the two can't be told apart."
+        "0.970 ± 0.060 times as much, so that the two can't be told apart."
     )
     assert told(Interval(0.90, 0.84, 0.96)).endswith("0.900 ± 0.060 times as much.")
+
+
+def test_intervals_finer_than_the_ladder_are_doubted(answer: CapacityAnswer) -> None:
+    first, second = answer.contenders
+    fine = replace(answer, contenders=(first, replace(second, against_first=Interval(0.9, 0.899, 0.901))))
+    assert any("try a smaller --tolerance" in note for note in meaning(fine))
+    assert not any("--tolerance" in note for note in meaning(answer))
 
 
 def test_equal_contenders_are_equal_under_common_random_numbers(answer: CapacityAnswer) -> None:
@@ -202,9 +209,7 @@ def test_errors_of_the_cost_model_are_guesses_at_one_truth() -> None:
     outcome = SearchOutcome(bracket=Bracket(0.9, 0, 9, {0: 1.0, 4: 0.8}), arrival_rate_per_s=2.0)
     for is_uncertain, expected in ((False, t_interval), (True, bootstrap_interval)):
         evidence = Evidence([outcome], Plan(), None, is_uncertain)
-        interval = evidence.interval(2.0, [1.0, 2.0, 4.0])
-        assert interval.estimate == 2.0
-        assert interval.half_width == pytest.approx(expected([1.0, 2.0, 4.0]).half_width)
+        assert evidence.interval([1.0, 2.0, 4.0]) == expected([1.0, 2.0, 4.0])
 
 
 def test_mistakes_are_told_all_at_once() -> None:
