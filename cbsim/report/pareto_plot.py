@@ -17,8 +17,10 @@ if TYPE_CHECKING:
 
 MAX_LABELS = 14
 """So many points of the front are named; of more, these are spread evenly."""
-
-
+_MIN_SPAN = 0.05
+"""An axis shows at least this share of its largest value, so that figures that are the same look it."""
+_MARGIN = 0.08
+"""Room on either side of the points, as a share of their extent."""
 _CROWDED = 0.03
 """Points nearer than this share of the front's extent have no room for labels of their own."""
 
@@ -37,7 +39,7 @@ def _crowds(costs: Column, gains: Column) -> list[tuple[int, int]]:
     for place in range(1, len(costs)):
         first, _ = crowds[-1]
         far = [
-            abs(values[place] - values[first]) > _CROWDED * max(np.ptp(values), np.finfo(float).tiny)
+            abs(values[place] - values[first]) > _CROWDED * max(_extent(values), np.finfo(float).tiny)
             for values in (costs, gains)
         ]
         if any(far):
@@ -45,6 +47,17 @@ def _crowds(costs: Column, gains: Column) -> list[tuple[int, int]]:
         else:
             crowds[-1] = (first, place)
     return crowds
+
+
+def _extent(values: Column) -> float:
+    """The span that an axis must show of values."""
+    return max(float(np.ptp(values)), _MIN_SPAN * float(np.abs(values).max()))
+
+
+def _limits(values: Column) -> tuple[float, float]:
+    """An axis around values, with a margin."""
+    middle, half = (values.min() + values.max()) / 2, (0.5 + _MARGIN) * _extent(values)
+    return float(middle - half), float(middle + half)
 
 
 def pareto_picture(
@@ -78,7 +91,8 @@ def pareto_picture(
         axes.text(1.02, 1, key, transform=axes.transAxes, va="top", fontsize=8, linespacing=1.5)
         axes.set(xlabel=cost.label, ylabel=gain.label)
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
-        axes.margins(0.08)
+        if len(costs) and _extent(costs) > 0 and _extent(gains) > 0:
+            axes.set(xlim=_limits(costs), ylim=_limits(gains))
         note = "Blue: no other point has more throughput without a longer p99. Grey: some other has."
         head(figure, title, f"{caption} {note}".strip())
     return figure

@@ -34,7 +34,7 @@ def sentence(sweep: Sweep) -> str:
     best, *others = ranked
     near = [row for row in others if not _leads(sweep, best, row, column)]
     told = aim % _figure(sweep, best, column)
-    chance = "" if sweep.is_replicated else " Nothing was drawn anew, which leaves open how much is chance."
+    chance = f" {_chance(sweep)}" if _chance(sweep) else ""
     if near:
         return f"{_together(sweep, [best, *near], len(others), told)} {_then(sweep, [best, *near])}{chance}"
     has = f"{_code_name(best, sweep.keys)} has the highest {told}"
@@ -44,6 +44,17 @@ def sentence(sweep: Sweep) -> str:
         return f"{has}, clear of every other point."
     runner_up = f"{_code_name(others[0], sweep.keys)} follows with {format_figure(float(others[0][column]))}"
     return f"{has}; {runner_up}.{chance}"
+
+
+def _chance(sweep: Sweep) -> str:
+    """What stands behind figures without intervals; nothing where there are intervals."""
+    if sweep.is_replicated:
+        return ""
+    if sweep.points[NUM_REPLICATES].max() > 1:
+        return "Each point's replicates are identical."
+    if any(key == "seed" or key.partition(".")[0] == "workload" for key in sweep.keys):
+        return "Each point ran once."
+    return "Each point ran once, on the same requests."
 
 
 def determined_note(sweep: Sweep) -> list[str]:

@@ -103,6 +103,21 @@ def test_labels_of_a_front_share_a_place_where_there_is_no_room_for_two(tmp_path
     assert {"1, 2", "3", "4 to 6"} <= set(shown)
 
 
+def test_figures_that_are_the_same_look_the_same(tmp_path: Path) -> None:
+    """An axis as wide as noise would make a trend of it, and name points apart that lie on one another."""
+    points = sweep().points
+    points["itl_s.p99"] = [0.05, 0.050001, 0.050002, 0.050003, 0.050004, 0.05001]
+    points["output_token_throughput_per_s"] = [100.0, 120.0, 140.0, 160.0, 180.0, 200.0]
+    figure = pareto_picture(points, list("abcdef"), "front")
+    low, high = figure.axes[0].get_xlim()
+    assert high - low > 0.05 * 50.0
+    assert low < 50.0 < 50.01 < high
+    bottom, top = figure.axes[0].get_ylim()
+    assert (bottom, top) == (pytest.approx(92.0), pytest.approx(208.0))
+    points["output_token_throughput_per_s"] = 100.0 + np.arange(6) * 1e-3
+    assert "1 to 6" in texts(pareto_picture(points, list("abcdef"), "front"), tmp_path)
+
+
 def test_cells_that_were_not_run_stay_empty(tmp_path: Path) -> None:
     points = sweep().points.iloc[1:]
     figure = heat_maps(points, BUDGET, CHUNK, "maps")

@@ -40,7 +40,7 @@ def sweep(goodput: dict[int, list[float]], e2e: dict[int, list[float]] | None = 
     return Sweep.of(table if max(map(len, goodput.values())) > 1 else table.drop(columns="seed"), SLO)
 
 
-CHANCE = "Nothing was drawn anew, which leaves open how much is chance."
+CHANCE = "Each point ran once, on the same requests."
 
 
 def test_a_clear_best_without_replicates() -> None:
@@ -107,7 +107,7 @@ def test_resamples_of_a_trace_leave_more_open() -> None:
 
 def test_replicates_that_are_all_the_same_are_none() -> None:
     same = sweep({512: [8.0] * 3, 1024: [9.0] * 3})
-    assert sentence(same).endswith(CHANCE)
+    assert sentence(same).endswith("Each point's replicates are identical.")
     (note,) = determined_note(same)
     assert note.startswith("replicates are identical and give no error bars: nothing in these runs is drawn")
     told = replicate_table(same).to_text()
