@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -30,6 +31,8 @@ from cbsim.testing import (
     run_case,
     without_batches,
 )
+from cbsim.testing.case import NUM_RIVALS, STARVED
+from cbsim.testing.laws import nobody_starves
 
 
 class ExceedsTheBudget(ChunkedPrefillScheduler):
@@ -224,8 +227,16 @@ def test_the_error_survives_a_worker_process() -> None:
 
 
 def test_a_policy_that_starves_by_intention_may() -> None:
-    with pytest.raises(ConformanceError, match="nobody_starves"):
+    with pytest.raises(ConformanceError, match="nobody_starves") as caught:
         check_scheduler("vllm", {"policy": "priority"}, num_cases=1)
+    told = str(caught.value)
+    found = re.search(rf"(\d+) of {NUM_RIVALS} rivals that came later were done before {STARVED} ", told)
+    assert found is not None
+    assert NUM_RIVALS // 2 < int(found.group(1)) <= NUM_RIVALS
+    assert "may_starve=True" in told
+    assert f"check_case(VllmScheduler, error.case), which has {NUM_RIVALS + 3} requests" in told
+    assert len(told) < 1500
+    assert len(list(nobody_starves(check_case(VllmScheduler, caught.value.case)))) == 1
     check_scheduler("vllm", {"policy": "priority"}, num_cases=1, may_starve=True)
 
 

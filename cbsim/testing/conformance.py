@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -17,6 +18,11 @@ from cbsim.testing.laws import HISTORY_LAWS, LOG_LAWS, Violation, nobody_starves
 from cbsim.testing.observation import BrokenOff, EndlessRun, History, Observation, observe, run_case
 
 Seen = TypeVar("Seen", bound=History)
+
+MAX_REQUESTS_TOLD = 12
+"""A case of more requests isn't shown whole in an error's message."""
+NUM_FIRST_TOLD = 3
+"""So many are shown of it."""
 
 
 class ConformanceError(PluginError):
@@ -33,7 +39,7 @@ class ConformanceError(PluginError):
         place = f" in step {step}" if step >= 0 else ""
         super().__init__(
             f"scheduler '{scheduler}' breaks '{law}'{place}: {detail}; "
-            f"to see it again: cbsim.testing.check_case({scheduler}, {case!r})"
+            f"to see it again: cbsim.testing.check_case({scheduler}, {_told_case(case)}"
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -100,6 +106,14 @@ def _check(scheduler: str, laws: Mapping[str, Callable[[Seen], Iterator[Violatio
     for name, law in laws.items():
         for violation in law(seen):
             raise ConformanceError(scheduler, name, seen.case, *violation)
+
+
+def _told_case(case: Case) -> str:
+    """The end of a call with the case: as code, or, of many requests, where it is and what it begins with."""
+    if len(case.requests) <= MAX_REQUESTS_TOLD:
+        return f"{case!r})"
+    first = replace(case, requests=case.requests[:NUM_FIRST_TOLD])
+    return f"error.case), which has {len(case.requests)} requests and begins as {first!r}"
 
 
 def _settings(config: SchedulerConfig | Mapping[str, Any] | None) -> dict[str, Any]:

@@ -260,11 +260,17 @@ LOG_LAWS: dict[str, Callable[[Observation], Iterator[Violation]]] = {
 
 def nobody_starves(seen: Observation) -> Iterator[Violation]:
     """In a `starvation_case`, most rivals have not overtaken the long request when it is done."""
-    finished_at_s = seen.log.requests["finished_at_s"]
-    row = int(np.flatnonzero(seen.log.requests["request_id"] == STARVED)[0])
-    num_before = int((finished_at_s < finished_at_s[row]).sum())
+    requests = seen.log.requests
+    arrival_s, finished_at_s = requests["arrival_s"], requests["finished_at_s"]
+    row = int(np.flatnonzero(requests["request_id"] == STARVED)[0])
+    is_rival = arrival_s > arrival_s[row]
+    num_before = int((is_rival & (finished_at_s < finished_at_s[row])).sum())
     if not num_before <= NUM_RIVALS // 2:
-        yield Violation(-1, f"{num_before} of {NUM_RIVALS} rivals that came later were done before {STARVED}")
+        yield Violation(
+            -1,
+            f"{num_before} of {NUM_RIVALS} rivals that came later were done before {STARVED} "
+            "(a policy that lets some wait by intention is checked with may_starve=True)",
+        )
 
 
 def _unfinished(call: Call) -> list[str]:
