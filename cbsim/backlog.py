@@ -17,8 +17,6 @@ MIN_WAITING = 10
 """Fewer requests on average in the last part are no backlog."""
 MIN_SHARE = 0.05
 """A backlog takes this share of the requests that arrive meanwhile, and of the span to drain."""
-MIN_GROWTH = 1.5
-"""The last part's queue over the middle's: 1.9 where a queue grows evenly from the start, later ones more."""
 MAX_CHANCE = 1.5
 """Standard deviations by which the arrivals' own chance may fill a queue that has room on average."""
 
@@ -28,10 +26,10 @@ def backlog_notes(requests: Mapping[str, Column]) -> list[str]:
 
     `requests` are columns of a `RunLog`, by arrival; rejected ones are left out. Work arrives faster than it
     is served where all of this holds of the mean number waiting: the last tenth of the arrivals' span has the
-    most of all tenths, and `MIN_GROWTH` times the middle's; what it has more is `MIN_SHARE` of the requests
-    that arrived in between, and `MAX_CHANCE` standard deviations of their number (the root of the number x
-    the gaps' coefficient of variation, as in a renewal process); and after the last arrival the queue takes
-    `MIN_SHARE` of the span to drain, or never does.
+    most of all tenths; what it has more than the middle's is `MIN_SHARE` of the requests that arrived in
+    between, and `MAX_CHANCE` standard deviations of their number (the root of the number x the gaps'
+    coefficient of variation, as in a renewal process); and after the last arrival the queue takes `MIN_SHARE`
+    of the span to drain, or never does.
     """
     served = requests["state"] != RequestState.REJECTED
     arrival_s, start_s = requests["arrival_s"][served], requests["first_scheduled_at_s"][served]
@@ -50,7 +48,7 @@ def backlog_notes(requests: Mapping[str, Column]) -> list[str]:
     gaps_s = np.diff(arrival_s)
     chance = MAX_CHANCE * math.sqrt(num_between) * float(gaps_s.std() / gaps_s.mean())
     still_grew = (
-        last >= max(MIN_WAITING, MIN_GROWTH * middle, *before)
+        last >= max(MIN_WAITING, *before)
         and last - middle >= max(MIN_SHARE * num_between, chance)
         and float(start_s.max()) - last_s >= MIN_SHARE * span_s
     )

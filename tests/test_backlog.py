@@ -112,6 +112,38 @@ def test_a_backlog_of_the_first_half_that_drains_is_not_growing() -> None:
     assert len(backlog_notes(columns(arrival_s[:600], np.arange(600.0)))) == 1
 
 
+def test_a_queue_past_its_peak_is_not_growing() -> None:
+    """It builds up to 200 from 600 s to 750 s, and 120 are left of it at 1000 s."""
+    arrival_s = np.concatenate(
+        [np.arange(0, 600, 2.0), np.arange(600, 750, 3 / 7), np.arange(750, 1000, 1.47)]
+    )
+    assert backlog_notes(served_one_a_second(arrival_s)) == []
+    assert len(backlog_notes(served_one_a_second(arrival_s[arrival_s < 750]))) == 1
+
+
+def test_a_stall_that_ends_with_the_arrivals_is_no_backlog() -> None:
+    arrival_s = np.arange(1000.0)
+    start_s = np.where(arrival_s < 900, arrival_s, 1000.0)
+    assert backlog_notes(columns(arrival_s, start_s)) == []
+    assert len(backlog_notes(columns(arrival_s, np.where(arrival_s < 900, arrival_s, 1100.0)))) == 1
+
+
+@pytest.mark.parametrize(
+    ("load", "num_requests", "is_noted"), [(1.03, 4000, 0), (1.1, 4000, 1), (1.3, 35, 0)]
+)
+def test_small_overloads_and_short_traces_are_let_pass(load: float, num_requests: int, is_noted: int) -> None:
+    requests = served_one_a_second(np.arange(num_requests) / load)
+    assert len(backlog_notes(requests)) == is_noted
+
+
+def served_one_a_second(arrival_s: Column) -> dict[str, Column]:
+    start_s, free_s = arrival_s.copy(), 0.0
+    for row, now in enumerate(arrival_s.tolist()):
+        start_s[row] = max(now, free_s)
+        free_s = start_s[row] + 1.0
+    return columns(arrival_s, start_s)
+
+
 def test_rejected_requests_wait_for_nothing() -> None:
     requests = batches(0.5, 0, cv=1.0, num_requests=200)
     requests["first_scheduled_at_s"][50:] = np.nan
