@@ -182,10 +182,13 @@ def _doubts(evidence: Evidence) -> tuple[str, ...]:
 
 
 def _trend(evidence: Evidence) -> tuple[list[float], list[float]]:
-    """Mean TTFT early and late in each replicate, at the highest rate run that held."""
+    """Mean TTFT early and late in each replicate, at the highest rate at which that one held.
+
+    There all of them are about as near their limits, so that fewer replicates show a growth than at one rate.
+    """
     early, late = [], []
     for outcome in evidence.outcomes:
-        rung = evidence.pooled.holds_at
+        rung = None if outcome.bracket is None else outcome.bracket.holds_at
         figures = {} if rung is None else outcome.figures.get(rung, {})
         if figures.get("ttft_s.quarter_2") is not None and figures["ttft_s.quarter_4"] is not None:
             early.append(figures["ttft_s.quarter_2"])

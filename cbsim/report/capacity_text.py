@@ -87,7 +87,7 @@ def meaning(answer: CapacityAnswer) -> tuple[str, ...]:
     if any(_is_finer_than_steps(each, answer.plan.tolerance) for each in answer.contenders):
         told.append(
             f"an interval narrower than the steps between the rates that were run, "
-            f"{_percent(answer.plan.tolerance)}, may be so by them: try a smaller --tolerance"
+            f"{_percent(answer.plan.tolerance)}, may owe that to them: try a smaller --tolerance"
         )
     return tuple(told)
 
