@@ -208,6 +208,16 @@ def copy_run(source: Path, folder: Path, change: Callable[[dict[str, Any]], dict
     _write_whole(folder, write)
 
 
+_ESSENTIAL = {
+    "requests": ("request_id", "arrival_s"),
+    "steps": ("replica", "step", "start_s", "duration_s"),
+    "events": ("time_s", "request_id", "event"),
+    "batches": ("replica", "step", "request_id", "num_tokens"),
+    "itl": (),
+}
+"""Columns that a run's tables have had in every version."""
+
+
 def _from_log(log: RunLog, name: str) -> ArrowTable | None:
     return TABLES[name](log)
 
@@ -220,9 +230,13 @@ def _from_folder(folder: Path, name: str) -> ArrowTable | None:
     if name == "batches" and not path.exists():
         return None
     try:
-        return pq.read_table(path)
+        table: ArrowTable = pq.read_table(path)
     except (OSError, pa.ArrowException) as error:
         raise CbsimError(f"{path}: can't be read: {error}") from error
+    missing = [column for column in _ESSENTIAL[name] if column not in table.column_names]
+    if missing:
+        raise CbsimError(f"{path}: no table of {name} of a run: has no column {', '.join(missing)}")
+    return table
 
 
 def _write_whole(folder: Path, write: Callable[[Path], None]) -> None:

@@ -82,7 +82,11 @@ def run_experiment(
 
 def make_audience(experiment: Experiment, further: Sequence[Observer] = ()) -> Audience:
     """The experiment's observers, then further ones. Raises `PluginError` for files they can't write."""
-    named = [OBSERVERS.get(config.type)(config) for config in experiment.observers]
+    named = []
+    for config in experiment.observers:
+        observer_class = OBSERVERS.get(config.type)
+        with blaming("observer", observer_class):
+            named.append(observer_class(config))
     audience = Audience([*named, *further])
     audience.check_files({*RUN_FILES, REPORT})
     return audience

@@ -217,6 +217,14 @@ def test_loading_what_is_no_run(tmp_path):
         load_run(folder)
 
 
+@pytest.mark.parametrize("name", ["requests", "steps", "events"])
+def test_a_foreign_table_is_told_with_what_it_lacks(name, tmp_path):
+    folder = make_result(paper_log()).save(tmp_path / "run")
+    pd.DataFrame({"other": [1]}).to_parquet(folder / f"{name}.parquet")
+    with pytest.raises(CbsimError, match=rf"{name}.parquet: no table of {name} of a run: has no column \w"):
+        getattr(load_run(folder), name)
+
+
 @pytest.mark.parametrize("text", ["3\n", "", "model: {\n  a\n  b: c:\n"])
 def test_settings_of_no_run_are_told_in_a_line(text, tmp_path):
     folder = make_result(paper_log()).save(tmp_path / "run")

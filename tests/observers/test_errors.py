@@ -60,6 +60,21 @@ def test_a_message_of_cbsim_s_own_is_kept_as_it_is() -> None:
         watch(setting(num_blocks=4), ROWS, Told())
 
 
+class Stillborn(Observer):
+    """Can't be made."""
+
+    def __init__(self, config: Any = None) -> None:
+        raise ValueError("no luck")
+
+
+def test_an_observer_that_can_not_be_made_is_named() -> None:
+    named = {**EXPERIMENT, "observers": [f"{__name__}:Stillborn"]}
+    with pytest.raises(
+        PluginError, match=r"^observer Stillborn failed: ValueError: no luck \(test_errors.py:"
+    ):
+        cbsim.run(named)
+
+
 def test_a_failed_run_leaves_no_folder(tmp_path: Path) -> None:
     with pytest.raises(PluginError):
         cbsim.run(EXPERIMENT, out=tmp_path / "run", observers=[failing("after_step")])
