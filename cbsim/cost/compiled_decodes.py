@@ -72,7 +72,9 @@ class CompiledDecodes(dict[int, Line]):
                 if near_decodes != num_decodes:
                     seconds += more_s(num_decodes, mean) - more_s(near_decodes, mean)
             else:
-                near, seconds = (low, heights[0]) if mean < low else (high, heights[-1])
+                # As the table is read at its last knot: all the way from the one before, to the last bit.
+                last_s = heights[-2] + (heights[-1] - heights[-2])
+                near, seconds = (low, heights[0]) if mean < low else (high, last_s)
                 seconds += more_s(num_decodes, mean) - more_s(near_decodes, near)
             if max_context > mean:
                 return seconds + skew_s * (max_context - mean)
