@@ -79,7 +79,7 @@ def compiled_mixed(
             among = amongs[shape.num_decodes]
             for (tokens, before), own_s in zip(shape.chunks, alone, strict=True):
                 seconds = mixed_s(among, tokens, before, shape.num_decodes, shape.decode_context)
-                among_s = max(among_s, seconds + among.crowding * (together_s - own_s))
+                among_s = max(among_s, seconds + among.crowding * max(together_s - own_s, 0.0))
         return smallest_s + together_s, among_s
 
     def step_s(shape: StepShape) -> float:

@@ -13,7 +13,7 @@ stays monotone and grows linearly far out.
 Of several chunks, `g` being the table of chunks alone and `g_min` its smallest value:
 
     chunks alone   g_min + sum_i (g_i - g_min)
-    with decodes   max_i (mixed_i + crowding(B) sum_{j != i} (g_j - g_min))
+    with decodes   max_i (mixed_i + crowding(B) max(0, sum_{j != i} (g_j - g_min)))
 
 `crowding(B)` is how much dearer a chunk is among so many decodes than alone, medians over the grid.
 
@@ -273,7 +273,7 @@ class AttentionGrid(Section):
         num_decodes = np.maximum(columns.num_decodes, 1)
         mean = columns.decode_context / num_decodes
         among = mixed.at(tokens, context, num_decodes[steps], mean[steps])
-        among = among + mixed.crowding_at(num_decodes[steps]) * (together[steps] - alone)
+        among = among + mixed.crowding_at(num_decodes[steps]) * np.maximum(together[steps] - alone, 0.0)
         seconds = np.zeros(len(num_decodes))
         np.maximum.at(seconds, steps, among)
         unequal = np.maximum(columns.max_decode_context - mean, 0.0)

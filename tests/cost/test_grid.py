@@ -190,6 +190,8 @@ def test_a_stretch_of_decodes_to_the_bit(count, mean, unequal, num_steps):
     more=st.integers(1, 2000),
     which=st.sampled_from(["chunk tokens", "chunk context", "new chunk", "contexts", "longest", "decodes"]),
 )
+# A chunk smaller than any timed lies below the smallest: as company it must not take time away.
+@example(chunks=[(1, 0)], count=8, mean=1, more=1, which="new chunk")
 def test_more_of_anything_never_costs_less(chunks, count, mean, more, which):
     before = after = (chunks, count, count * mean, 2 * mean)
     if which == "chunk tokens" and chunks:
