@@ -9,9 +9,7 @@ from cbsim.engine.base import checked_s
 from cbsim.engine.grouped import GroupedEngine
 from cbsim.engine.hiding import must_show_all
 from cbsim.engine.mixed_step import NO_SHARE, GroupShare, Step, is_quiet, look_at
-from cbsim.engine.step_log import Facts, State
 from cbsim.engine.stretch import Stretch, group_steps_s
-from cbsim.observers.step_view import StepView
 from cbsim.recorder import DECISIONS, Recorder
 from cbsim.request import Request
 from cbsim.schedulers.base import Scheduler, StepPlan
@@ -318,28 +316,3 @@ class FastEngine(GroupedEngine):
         if self._audience is not None:
             self._show(ends[0], ends[num_others], durations[0], state, facts)
         self.num_padding_tokens += num_steps * (num_priced - num_decodes)
-
-    def _show(self, now: float, start_s: float, duration_s: float, state: State, facts: Facts) -> None:
-        """Tell observers of the last step put under way."""
-        step, audience, (num_running, num_waiting, _, _, num_used) = self.under_way[-1], self._audience, state
-        if audience is None or not audience.hears_steps:
-            return
-        num_prefill_tokens, _, num_decodes, _, _, num_logits, _, _ = facts
-        number = self.group.num_planned - 1
-        step.view = StepView(
-            replica=self.replica,
-            number=step.number,
-            scheduled_at_s=now,
-            start_s=start_s,
-            duration_s=duration_s,
-            num_prefill_tokens=num_prefill_tokens,
-            num_decodes=num_decodes,
-            num_new_tokens=num_logits,
-            num_running=num_running,
-            num_waiting=num_waiting,
-            kv_blocks_used=num_used,
-            kv_blocks_total=self.scheduler.pool.num_blocks,
-            preempted=() if step.plan is None else tuple(step.plan.preempted),
-            make_slices=lambda: self._slices_of(step, number, [] if step.plan is None else step.plan.slices),
-        )
-        audience.tell("before_step", now, step.view, self.replica)

@@ -13,8 +13,9 @@ from cbsim.engine.decode_group import DecodeGroup, Member
 from cbsim.engine.mixed_step import Step, slice_of
 from cbsim.engine.request_log import RequestLog
 from cbsim.engine.slice_log import SliceLog, Slices
-from cbsim.engine.step_log import StepLog
+from cbsim.engine.step_log import Facts, State, StepLog
 from cbsim.engine.token_log import TokenLog
+from cbsim.observers.step_view import StepView
 from cbsim.recorder import Column, Recorder
 from cbsim.request import Request, RequestState
 from cbsim.schedulers.base import Scheduler, Slice, StepPlan
@@ -163,6 +164,33 @@ class GroupedEngine(Engine):
             return tuple(others)
         members = [*self.group.members_of(number), *gone]
         return tuple(self._merged([slice_of(member, number) for member in members], others))
+
+    # Observers
+
+    def _show(self, now: float, start_s: float, duration_s: float, state: State, facts: Facts) -> None:
+        """Tell observers of the last step put under way."""
+        step, audience, (num_running, num_waiting, _, _, num_used) = self.under_way[-1], self._audience, state
+        if audience is None or not audience.hears_steps:
+            return
+        num_prefill_tokens, _, num_decodes, _, _, num_logits, _, _ = facts
+        number = self.group.num_planned - 1
+        step.view = StepView(
+            replica=self.replica,
+            number=step.number,
+            scheduled_at_s=now,
+            start_s=start_s,
+            duration_s=duration_s,
+            num_prefill_tokens=num_prefill_tokens,
+            num_decodes=num_decodes,
+            num_new_tokens=num_logits,
+            num_running=num_running,
+            num_waiting=num_waiting,
+            kv_blocks_used=num_used,
+            kv_blocks_total=self.scheduler.pool.num_blocks,
+            preempted=() if step.plan is None else tuple(step.plan.preempted),
+            make_slices=lambda: self._slices_of(step, number, [] if step.plan is None else step.plan.slices),
+        )
+        audience.tell("before_step", now, step.view, self.replica)
 
     # The record
 
