@@ -19,7 +19,7 @@ LAYERS: list[set[str]] = [
     {"paths", "scratch"},
     {"config"},
     {"specs", "request"},
-    {"kernels"},
+    {"kernels", "prefix_keys"},
     {"kvcache", "workload", "cost"},
     {"schedulers"},
     {"observers"},

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import cbsim
-from cbsim.kvcache import IdentityPool, PrefixKeys
+from cbsim.kvcache import IdentityPool
+from cbsim.prefix_keys import PrefixKeys
 from cbsim.request import Request
 from tests.schedulers.cases import preemptive, row, run
 from tests.simulation import make_scheduler, simulate
