@@ -9,7 +9,8 @@ import numpy as np
 
 from cbsim.calibrate.attentionfit import columns_of, seconds_of
 from cbsim.calibrate.point import Op, Point
-from cbsim.cost.form import Floats, StepForm
+from cbsim.cost.columns import Floats
+from cbsim.cost.form import StepForm
 
 PERCENT = 100.0
 

@@ -8,7 +8,8 @@ import numpy as np
 
 from cbsim.calibrate.coefficients import Fit, Unknown, Values, fit_coefficients
 from cbsim.calibrate.point import Point
-from cbsim.cost.form import DecodeAttention, Floats, FusedAttention, PrefillAttention, StepColumns
+from cbsim.cost.attention import DecodeAttention, FusedAttention, PrefillAttention
+from cbsim.cost.columns import Floats, StepColumns
 
 TILES = (16, 32, 64, 128)
 """Tile heights tried: FlashAttention kernels pack the heads of a group, so a tile holds fewer queries."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import least_squares
 
-from cbsim.cost.form import Floats
+from cbsim.cost.columns import Floats
 
 Values = dict[str, float]
 

@@ -17,8 +17,9 @@ from cbsim.calibrate.logitsfit import fit_logits
 from cbsim.calibrate.meta import Meta
 from cbsim.calibrate.point import MIN_POINTS, Op, Point
 from cbsim.calibrate.standins import with_stand_ins
+from cbsim.cost.columns import Floats
 from cbsim.cost.costfile import Box, CostFile, file_sha256
-from cbsim.cost.form import Floats, StepForm
+from cbsim.cost.form import StepForm
 from cbsim.errors import CalibrationError
 
 Mask = NDArray[np.bool_]

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from cbsim.calibrate.coefficients import soft_loss
 from cbsim.calibrate.point import Op, Point
+from cbsim.cost.attention import DecodeAttention, FusedAttention, PrefillAttention
 from cbsim.cost.base import StepShape
-from cbsim.cost.form import DecodeAttention, Floats, FusedAttention, PrefillAttention, StepColumns
+from cbsim.cost.columns import Floats, StepColumns
 from cbsim.cost.grid import AttentionGrid, ChunkTable, DecodeTable, MixedTable, Skew, Slopes, Table
 
 Sizes = tuple[int, ...]

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from cbsim.cost.form import Floats
+from cbsim.cost.columns import Floats
 from cbsim.errors import CalibrationError
 from cbsim.registry import did_you_mean
 from cbsim.units import MS_PER_S

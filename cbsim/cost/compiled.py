@@ -13,11 +13,13 @@ from math import sqrt
 
 import numpy as np
 
+from cbsim.cost.attention import DecodeAttention, FusedAttention
 from cbsim.cost.base import StepShape
+from cbsim.cost.columns import num_pairs
 from cbsim.cost.compiled_decodes import CompiledDecodes, DecodeSeconds, DecodesSeconds
 from cbsim.cost.compiled_grid import compiled_chunks, compiled_mixed
 from cbsim.cost.counted import CountTables
-from cbsim.cost.form import DecodeAttention, FusedAttention, StepForm, num_pairs
+from cbsim.cost.form import StepForm
 from cbsim.cost.grid import ChunkTable
 from cbsim.cost.host import HostTime
 

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cbsim.cost.base import StepShape
-from cbsim.cost.form import StepColumns, StepForm
+from cbsim.cost.columns import StepColumns
+from cbsim.cost.form import StepForm
 from cbsim.cost.host import HostTime
 
 LISTED_TOKENS = 16_384

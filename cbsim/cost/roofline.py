@@ -13,7 +13,7 @@ from cbsim.cost.base import CostModel, StepShape
 from cbsim.specs import GpuSpec, ModelSpec
 
 if TYPE_CHECKING:
-    from cbsim.cost.form import Floats, Ints, StepColumns
+    from cbsim.cost.columns import Floats, Ints, StepColumns
 
 
 class RooflineConfig(ComponentConfig):

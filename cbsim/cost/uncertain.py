@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from cbsim.cost.base import StepShape
+from cbsim.cost.columns import Floats, Ints, StepColumns
 from cbsim.cost.compiled import CompiledStep
 from cbsim.cost.errors import KernelErrors
-from cbsim.cost.form import Floats, Ints, StepColumns, StepForm
+from cbsim.cost.form import StepForm
 from cbsim.cost.host import HostTime
 
 Pair = tuple[float, float]

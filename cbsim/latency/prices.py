@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from cbsim.cost.base import CostModel
-from cbsim.cost.form import StepColumns
+from cbsim.cost.columns import StepColumns
 from cbsim.engine.slice_log import Slices
 from cbsim.recorder import Column
 

@@ -2,15 +2,9 @@
 
 from hypothesis import strategies as st
 
+from cbsim.cost.attention import DecodeAttention, FusedAttention, PrefillAttention
 from cbsim.cost.base import StepShape
-from cbsim.cost.form import (
-    DecodeAttention,
-    DenseTable,
-    FusedAttention,
-    LogitsForm,
-    PrefillAttention,
-    StepForm,
-)
+from cbsim.cost.form import DenseTable, LogitsForm, StepForm
 
 NUM_LAYERS = 32
 

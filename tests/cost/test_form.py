@@ -6,9 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from cbsim.cost.attention import blend
 from cbsim.cost.base import StepShape
+from cbsim.cost.columns import StepColumns, num_pairs
 from cbsim.cost.compiled import VECTOR_STEPS, CompiledStep
-from cbsim.cost.form import DenseTable, StepColumns, blend, num_pairs
+from cbsim.cost.form import DenseTable
 from tests.cost.laws import NUM_LAYERS, make_form, shapes
 
 FORMS = {kind: make_form(fused=kind == "fused") for kind in ("split", "fused")}

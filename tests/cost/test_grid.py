@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from cbsim.cost.base import StepShape
+from cbsim.cost.columns import StepColumns
 from cbsim.cost.compiled import CompiledStep
-from cbsim.cost.form import StepColumns
 from cbsim.cost.grid import AttentionGrid, ChunkTable, DecodeTable, MixedTable, Skew, Slopes, Table
 from tests.cost.laws import make_form, shapes
 

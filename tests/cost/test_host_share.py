@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cbsim.cost.base import CostModel, StepShape
+from cbsim.cost.columns import StepColumns
 from cbsim.cost.constant import ConstantConfig, ConstantCost
-from cbsim.cost.form import StepColumns
 from cbsim.cost.profile import ProfileConfig, ProfileCost
 from cbsim.cost.roofline import RooflineConfig, RooflineCost
 from tests.cost.laws import shapes

@@ -10,8 +10,8 @@ from pydantic import ValidationError
 
 from cbsim.cost import COST_MODELS
 from cbsim.cost.base import StepShape
+from cbsim.cost.columns import StepColumns
 from cbsim.cost.costfile import Box, CostFile, model_shape, read_cost_file
-from cbsim.cost.form import StepColumns
 from cbsim.cost.profile import VLLM_GRAPH_BATCH_SIZES, ProfileConfig, ProfileCost
 from cbsim.errors import CalibrationError, ConfigError
 from tests.cost.laws import make_form, shapes

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cbsim.cost.base import StepShape
+from cbsim.cost.columns import StepColumns
 from cbsim.cost.errors import KINDS, ErrorRecord, KernelErrors, Kind
-from cbsim.cost.form import StepColumns
 from cbsim.cost.profile import ProfileConfig, ProfileCost
 from cbsim.errors import CalibrationError, ConfigError
 from cbsim.replicates import across_replicates

@@ -10,7 +10,7 @@ import numpy as np
 from hypothesis import given, settings
 
 from cbsim.cost.base import StepShape
-from cbsim.cost.form import Floats, Ints, StepColumns
+from cbsim.cost.columns import Floats, Ints, StepColumns
 from cbsim.latency.prices import StepPrices
 from cbsim.testing import Case
 from tests.latency.naive import Step, steps_of
