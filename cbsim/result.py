@@ -25,6 +25,7 @@ from cbsim.output import (
 )
 from cbsim.recorder import RunLog
 from cbsim.scratch import scratch_folder
+from cbsim.table_file import read_table
 from cbsim.tables import TABLES, ArrowTable, to_frame
 
 if TYPE_CHECKING:
@@ -208,35 +209,13 @@ def copy_run(source: Path, folder: Path, change: Callable[[dict[str, Any]], dict
     _write_whole(folder, write)
 
 
-_ESSENTIAL = {
-    "requests": ("request_id", "arrival_s"),
-    "steps": ("replica", "step", "start_s", "duration_s"),
-    "events": ("time_s", "request_id", "event"),
-    "batches": ("replica", "step", "request_id", "num_tokens"),
-    "itl": (),
-}
-"""Columns that a run's tables have had in every version."""
-
-
 def _from_log(log: RunLog, name: str) -> ArrowTable | None:
     return TABLES[name](log)
 
 
 def _from_folder(folder: Path, name: str) -> ArrowTable | None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     path = folder / f"{name}.parquet"
-    if name == "batches" and not path.exists():
-        return None
-    try:
-        table: ArrowTable = pq.read_table(path)
-    except (OSError, pa.ArrowException) as error:
-        raise CbsimError(f"{path}: can't be read: {error}") from error
-    missing = [column for column in _ESSENTIAL[name] if column not in table.column_names]
-    if missing:
-        raise CbsimError(f"{path}: no table of {name} of a run: has no column {', '.join(missing)}")
-    return table
+    return None if name == "batches" and not path.exists() else read_table(path, name)
 
 
 def _write_whole(folder: Path, write: Callable[[Path], None]) -> None:

@@ -203,18 +203,21 @@ def to_frame(table: ArrowTable) -> pd.DataFrame:
 def _table(fields: tuple[Field, ...], columns: Mapping[str, Any]) -> ArrowTable:
     import pyarrow as pa
 
+    schema = pa.schema(map(arrow_field, fields))
+    return pa.Table.from_arrays([_array(field, columns[field.name]) for field in fields], schema=schema)
+
+
+def arrow_field(field: Field) -> Any:
+    """A column's name, type and meaning, as Arrow has them: a `pyarrow.Field`."""
+    import pyarrow as pa
+
     types = {
         "int64": pa.int64(),
         "float64": pa.float64(),
         "string": pa.string(),
         "label": pa.dictionary(pa.int32(), pa.string()),
     }
-    schema = pa.schema(
-        [pa.field(field.name, types[field.type], field.nullable, _metadata(field)) for field in fields]
-    )
-    return pa.Table.from_arrays(
-        [_array(field, columns[field.name], types) for field in fields], schema=schema
-    )
+    return pa.field(field.name, types[field.type], field.nullable, _metadata(field))
 
 
 def _metadata(field: Field) -> dict[str, str]:
@@ -222,14 +225,14 @@ def _metadata(field: Field) -> dict[str, str]:
     return unit | {"description": field.description}
 
 
-def _array(field: Field, values: Any, types: dict[str, Any]) -> Any:
+def _array(field: Field, values: Any) -> Any:
     import pyarrow as pa
 
     if field.type == "label":
         return values
     if field.type == "int64" and field.nullable:
-        return pa.array(values, types["int64"], mask=values < 0)
-    return pa.array(values, types[field.type], from_pandas=field.nullable)
+        return pa.array(values, pa.int64(), mask=values < 0)
+    return pa.array(values, arrow_field(field).type, from_pandas=field.nullable)
 
 
 def _label(codes: Column, names: Any) -> Any:

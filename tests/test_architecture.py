@@ -30,7 +30,7 @@ LAYERS: list[set[str]] = [
     {"limits", "backlog"},
     {"metrics", "manifest", "latency"},
     {"tables"},
-    {"output"},
+    {"output", "table_file"},
     {"result"},
     {"run"},
     {"determined"},
