@@ -15,7 +15,8 @@ SEED = "seed"
 LOW, HIGH = ".low", ".high"
 """What the names of the columns end in that hold the bounds of a figure's interval."""
 NUM_REPLICATES = "num_replicates"
-_BOOKKEEPING = ("point", "error", "notes", "rejection_reasons")
+BOOKKEEPING = ("point", "error", "notes", "rejection_reasons")
+"""Columns of a sweep's table that are texts about a point."""
 
 
 def swept_columns(table: pd.DataFrame) -> list[str]:
@@ -62,7 +63,7 @@ def across_replicates(
     figures = [
         str(name)
         for name in ran.columns
-        if name not in (*keys, *_BOOKKEEPING, SEED)
+        if name not in (*keys, *BOOKKEEPING, SEED)
         and (pd.api.types.is_numeric_dtype(ran[name]) or ran[name].isna().all())
     ]
     method = bootstrap_interval if by_spread else t_interval

@@ -177,12 +177,12 @@ def _points(folder: Path) -> list[str]:
     """The runs of a sweep that have ended, each with what was swept."""
     import pandas as pd
 
+    from cbsim.report.sweep_points import read_sweep_table
     from cbsim.report.tables import point_labels
 
-    table = folder / "table.parquet"
-    if not table.is_file():
+    if not (folder / "table.parquet").is_file():
         return [str(point) for point in sorted((folder / "points").iterdir())]
-    points = pd.read_parquet(table)
+    points = read_sweep_table(folder)
     return [
         f"{folder / 'points' / point}  {label}"
         for point, label, error in zip(points["point"], point_labels(points), points["error"], strict=True)

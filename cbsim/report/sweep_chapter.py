@@ -16,7 +16,7 @@ from cbsim.report.html_table import Cell, HtmlTable
 from cbsim.report.notes import merged_notes
 from cbsim.report.run_chapter import MAX_DRAWN, slo_of
 from cbsim.report.sweep_pictures import sweep_pictures
-from cbsim.report.sweep_points import Sweep
+from cbsim.report.sweep_points import Sweep, read_sweep_table
 from cbsim.report.sweep_text import determined_note, sentence
 from cbsim.report.tables import COMPARED, Figure
 from cbsim.report.text import format_share
@@ -29,12 +29,7 @@ _SHOWN = (*COMPARED[2:-1], Figure("mfu", "MFU", format_share), Figure("mbu", "MB
 
 def sweep_chapter(folder: Path) -> Chapter:
     """The chapter of one sweep folder. Raises `CbsimError` if it is damaged, or nothing in it ran."""
-    import pandas as pd
-
-    try:
-        table = pd.read_parquet(folder / "table.parquet")
-    except (OSError, ValueError) as error:
-        raise CbsimError(f"{folder / 'table.parquet'}: can't be read: {error}") from error
+    table = read_sweep_table(folder)
     ran = table[table["error"].isna()]
     if not len(ran):
         raise CbsimError(f"{folder}: no point of this sweep ran")

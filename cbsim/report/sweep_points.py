@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cbsim.errors import CbsimError
 from cbsim.intervals import Interval, bootstrap_interval, t_interval
 from cbsim.labels import point_name
-from cbsim.replicates import HIGH, LOW, NUM_REPLICATES, SEED, across_replicates, swept_columns
+from cbsim.replicates import BOOKKEEPING, HIGH, LOW, NUM_REPLICATES, SEED, across_replicates, swept_columns
 from cbsim.report.capacity_text import describe_slo
+from cbsim.report.tables import COMPARED
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -86,3 +89,51 @@ class Sweep:
         """The points as mappings, `None` for what is missing."""
         plain = self.points.astype(object).where(self.points.notna(), None)
         return [{str(key): value for key, value in row.items()} for row in plain.to_dict("records")]
+
+
+def read_sweep_table(folder: Path) -> pd.DataFrame:
+    """The table in a sweep's folder.
+
+    Raises `CbsimError` with a line for each column that is missing or holds no numbers, or if the file can't
+    be read.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = folder / "table.parquet"
+    try:
+        stored: Any = pq.read_table(path)
+        _check_columns(stored)
+    except CbsimError as error:
+        raise CbsimError(*(f"{path}: {problem}" for problem in error.problems)) from None
+    except (OSError, pa.ArrowException) as error:
+        told = str(error).strip().partition("\n")[0].rstrip(" :")
+        raise CbsimError(f"{path}: can't be read: {told}") from error
+    try:
+        table: pd.DataFrame = stored.to_pandas()
+    except TypeError:  # a swept column is of another type than when pandas described it
+        table = stored.replace_schema_metadata(None).to_pandas()
+    return table
+
+
+def _check_columns(stored: Any) -> None:
+    """Raise `CbsimError` unless a stored table has the columns of a sweep's, and numbers in its figures."""
+    import pyarrow as pa
+
+    names: list[str] = stored.column_names
+    needed = {"point", "error"}
+    if "error" in names and stored.column("error").null_count:
+        needed |= {"num_requests", *(figure.key for figure in COMPARED), "mfu", "mbu", *BOOKKEEPING}
+    missing = sorted(needed - {*names})
+    if missing:
+        raise CbsimError(f"no table of a sweep: has no column {', '.join(missing)}")
+    problems = ["column point: got empty cells; expected names"] if stored.column("point").null_count else []
+    first = names.index("num_requests") if "num_requests" in names else len(names)
+    for name in names[first:]:
+        filled = stored.column(name).drop_null()
+        kind = filled.type
+        is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind)
+        if name not in BOOKKEEPING and len(filled) and not is_number:
+            problems.append(f"column {name}: got {kind} ({filled[0].as_py()!r}); expected numbers")
+    if problems:
+        raise CbsimError(*problems)
