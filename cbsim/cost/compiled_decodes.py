@@ -30,6 +30,18 @@ class CompiledAxis:
         self.widths: list[float] = widths.tolist()
         self.places: list[int] = places.tolist()
         self.weights: list[float] = ((sizes - knots[places]) / widths[places]).tolist()
+        self._nowhere = len(table.seconds)
+
+    def starts(self, stride: int) -> list[int]:
+        """Where the knot below lies in a flat table, by size; beyond its end for sizes below the first."""
+        below = [self._nowhere] * self.low
+        return below + [place * stride for place in self.places[self.low :]]
+
+    def cells(self) -> list[tuple[int, float, float]]:
+        """The knot below, its number first, and the width of the cell, by whole size below the last knot."""
+        found = list(zip(range(len(self.widths)), self.knots, self.widths, strict=False))
+        below = [(self._nowhere, 0.0, 1.0)] * self.low
+        return below + [found[place] for place in self.places[self.low : self.high]]
 
 
 class Line(NamedTuple):
@@ -48,18 +60,18 @@ class CompiledDecodes(dict[int, Line]):
 
     def __init__(self, decode: DecodeTable) -> None:
         super().__init__()
-        self._decode = decode
+        self.decode = decode
         self.means = CompiledAxis(decode.table, 0)
         self.attention_s = self._attention()
         """Seconds of one layer's attention for decodes alone, at least one."""
 
     def __missing__(self, num_decodes: int) -> Line:
-        near, heights = folded(self._decode.table, num_decodes)
-        self[num_decodes] = line = Line(heights, near, float(self._decode.skew.factor(num_decodes)))
+        near, heights = folded(self.decode.table, num_decodes)
+        self[num_decodes] = line = Line(heights, near, float(self.decode.skew.factor(num_decodes)))
         return line
 
     def _attention(self) -> DecodeSeconds:
-        means, lines, more_s = self.means, self, self._decode.slopes.decodes_s
+        means, lines, more_s = self.means, self, self.decode.slopes.decodes_s
         knots, widths, places, low, high = means.knots, means.widths, means.places, means.low, means.high
 
         def attention_s(num_decodes: int, context: int, max_context: int) -> float:

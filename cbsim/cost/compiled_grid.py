@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -10,8 +11,10 @@ import numpy as np
 from cbsim.cost.base import StepShape
 from cbsim.cost.compiled_decodes import CompiledAxis, CompiledDecodes, folded
 from cbsim.cost.grid import ChunkTable, MixedTable
+from cbsim.cost.mixed_margin import mixed_margins
 
 Chunks = tuple[tuple[int, int], ...]
+AttentionSeconds = Callable[[StepShape], float]
 
 
 class Among(NamedTuple):
@@ -19,30 +22,46 @@ class Among(NamedTuple):
 
     heights: list[float]
     """Chunk, its context and the decodes' mean context, the last axis fastest."""
-    near: float
-    """The nearest number in the table."""
+    margins_s: list[float]
+    """Of `mixed_margins`, by cell of the same."""
     skew_s: float
     """For each token that the longest context is beyond the mean."""
+    more_skew_s: float
+    """By how much more that is for decodes alone."""
+    near: float
+    """The nearest number in the table."""
     crowding: float
 
 
 class _Amongs(dict[int, Among]):
     """By number of decodes, made when first asked for; numbers beyond the table share its end."""
 
-    def __init__(self, mixed: MixedTable) -> None:
+    def __init__(self, prefill: ChunkTable, mixed: MixedTable, decodes: CompiledDecodes) -> None:
         super().__init__()
-        self._mixed = mixed
+        self._mixed, self._decodes = mixed, decodes
         self._heights: dict[float, list[float]] = {}
+        margins = np.moveaxis(mixed_margins(prefill, mixed, decodes.decode), -1, 0)
+        self._margins: list[list[float]] = margins.reshape(len(margins), -1).tolist()
 
     def __missing__(self, num_decodes: int) -> Among:
         near, heights = folded(self._mixed.table, num_decodes)
+        skew_s = float(self._mixed.skew.factor(num_decodes))
         self[num_decodes] = among = Among(
             self._heights.setdefault(near, heights),
+            self._margins[self._cell(num_decodes)],
+            skew_s,
+            self._decodes[num_decodes].skew_s - skew_s,
             near,
-            float(self._mixed.skew.factor(num_decodes)),
             float(self._mixed.crowding_at(num_decodes)),
         )
         return among
+
+    def _cell(self, num_decodes: int) -> int:
+        """From which knot on; the last one, from where there is no cell, for numbers beyond the table."""
+        knots = self._mixed.table.axes[-1]
+        if not knots[0] <= num_decodes <= knots[-1]:
+            return -1
+        return min(bisect_right(knots, num_decodes), len(knots) - 1) - 1
 
 
 def compiled_chunks(prefill: ChunkTable) -> Callable[[Chunks], float]:
@@ -58,59 +77,95 @@ def compiled_chunks(prefill: ChunkTable) -> Callable[[Chunks], float]:
     return chunks_s
 
 
-def compiled_mixed(
-    prefill: ChunkTable, mixed: MixedTable, decodes: CompiledDecodes
-) -> Callable[[StepShape], float]:
+def compiled_mixed(prefill: ChunkTable, mixed: MixedTable, decodes: CompiledDecodes) -> AttentionSeconds:
     """Seconds of one layer's attention for a step with chunks, with decodes or without."""
-    amongs = _Amongs(mixed)
-    chunk_s, mixed_s, smallest_s = _chunk(prefill), _mixed(mixed), prefill.smallest_s
-    attention_s = decodes.attention_s
-    chain_end, chain_token_s = int(mixed.chain.axes[0][-1]), mixed.skew.chain_s_per_token
+    amongs = _Amongs(prefill, mixed, decodes)
+    chain_end = int(mixed.chain.axes[0][-1])
     chain_s: list[float] = mixed.chain_at(np.arange(chain_end + 1)).tolist()
+    otherwise_s = _largest(prefill, mixed, decodes, amongs, chain_s)
+    chunks_s = compiled_chunks(prefill)
+    rows, columns, means = (CompiledAxis(mixed.table, number) for number in range(3))
+    per_column = len(means.knots)
+    per_row = per_column * len(columns.knots)
+    row_starts, column_starts = rows.starts(per_row), columns.starts(per_column)
+    row_weights, column_weights, mean_cells = rows.weights, columns.weights, means.cells()
 
-    def crowded_s(shape: StepShape) -> tuple[float, float]:
-        """Several chunks: alone, and among decodes if there are any."""
-        alone = [chunk_s(tokens, before) - smallest_s for tokens, before in shape.chunks]
+    def attention_s(shape: StepShape) -> float:
+        chunks, _, num_decodes, context, max_context = shape
+        if not num_decodes:
+            return chunks_s(chunks)
+        if len(chunks) != 1:
+            return otherwise_s(shape)
+        # By far the most of a run's mixed steps, most of which the table for them decides alone.
+        ((tokens, before),) = chunks
+        heights, margins_s, skew_s, more_skew_s, _, _ = amongs[num_decodes]
+        mean = context / num_decodes
+        beyond = max_context - mean
+        try:
+            place, knot, width = mean_cells[context // num_decodes]
+            at = row_starts[tokens] + column_starts[before] + place
+            decides = more_skew_s * beyond <= margins_s[at]
+            least_s = chain_s[max_context]
+        except IndexError:  # Sizes beyond the table.
+            return otherwise_s(shape)
+        if not decides:
+            return otherwise_s(shape)
+        weight = (mean - knot) / width
+        above = at + per_row
+        base_s = heights[at]
+        lower_s = base_s + weight * (heights[at + 1] - base_s)
+        base_s = heights[above]
+        upper_s = base_s + weight * (heights[above + 1] - base_s)
+        column_weight = column_weights[before]
+        if column_weight:
+            at += per_column
+            above += per_column
+            base_s = heights[at]
+            lower_s += column_weight * (base_s + weight * (heights[at + 1] - base_s) - lower_s)
+            base_s = heights[above]
+            upper_s += column_weight * (base_s + weight * (heights[above + 1] - base_s) - upper_s)
+        seconds = lower_s + row_weights[tokens] * (upper_s - lower_s)
+        if beyond > 0.0:
+            seconds += skew_s * beyond
+        return seconds if seconds > least_s else least_s
+
+    return attention_s
+
+
+def _largest(
+    prefill: ChunkTable, mixed: MixedTable, decodes: CompiledDecodes, amongs: _Amongs, chain_s: list[float]
+) -> AttentionSeconds:
+    """Any step of chunks and decodes: the largest of all that its time can't be less than."""
+    chunk_s, mixed_s, smallest_s = _chunk(prefill), _mixed(mixed), prefill.smallest_s
+    attention_s, chain_end, chain_token_s = (
+        decodes.attention_s,
+        len(chain_s) - 1,
+        mixed.skew.chain_s_per_token,
+    )
+
+    def largest_s(shape: StepShape) -> float:
+        chunks, _, num_decodes, context, max_context = shape
+        alone = [chunk_s(tokens, before) - smallest_s for tokens, before in chunks]
         together_s = 0.0
         for own_s in alone:
             together_s += own_s
+        among = amongs[num_decodes]
         among_s = 0.0
-        if shape.num_decodes:
-            among = amongs[shape.num_decodes]
-            for (tokens, before), own_s in zip(shape.chunks, alone, strict=True):
-                seconds = mixed_s(among, tokens, before, shape.num_decodes, shape.decode_context)
-                among_s = max(among_s, seconds + among.crowding * max(together_s - own_s, 0.0))
-        return smallest_s + together_s, among_s
-
-    def step_s(shape: StepShape) -> float:
-        chunks, _, num_decodes, context, max_context = shape
-        if len(chunks) == 1:
-            tokens, before = chunks[0]
-            longest_s = smallest_s + (chunk_s(tokens, before) - smallest_s)
-            if not num_decodes:
-                return longest_s
-            among = amongs[num_decodes]
-            among_s = mixed_s(among, tokens, before, num_decodes, context)
-        else:
-            longest_s, among_s = crowded_s(shape)
-            if not num_decodes:
-                return longest_s
-            among = amongs[num_decodes]
-        beyond = max_context - context / num_decodes
-        if beyond > 0.0:
-            among_s += among.skew_s * beyond
-        if among_s > longest_s:
-            longest_s = among_s
+        for (tokens, before), own_s in zip(chunks, alone, strict=True):
+            seconds = mixed_s(among, tokens, before, num_decodes, context)
+            if together_s > own_s:
+                seconds += among.crowding * (together_s - own_s)
+            if seconds > among_s:
+                among_s = seconds
+        among_s += among.skew_s * max(max_context - context / num_decodes, 0.0)
         if max_context <= chain_end:
-            seconds = chain_s[max_context]
+            least_s = chain_s[max_context]
         else:
-            seconds = chain_s[-1] + chain_token_s * (max_context - chain_end)
-        if seconds > longest_s:
-            longest_s = seconds
-        seconds = attention_s(num_decodes, context, max_context)
-        return seconds if seconds > longest_s else longest_s
+            least_s = chain_s[-1] + chain_token_s * (max_context - chain_end)
+        alone_s = attention_s(num_decodes, context, max_context)
+        return max(among_s, least_s, smallest_s + together_s, alone_s)
 
-    return step_s
+    return largest_s
 
 
 def _chunk(prefill: ChunkTable) -> Callable[[int, int], float]:

@@ -14,6 +14,7 @@ from cbsim.cost.base import StepShape
 from cbsim.cost.columns import StepColumns
 from cbsim.cost.compiled import CompiledStep
 from cbsim.cost.grid import AttentionGrid, ChunkTable, DecodeTable, MixedTable, Skew, Slopes, Table
+from cbsim.cost.mixed_margin import mixed_margins
 from tests.cost.laws import make_form, shapes
 
 CHUNKS = (16.0, 64.0, 500.0, 2048.0)
@@ -54,8 +55,34 @@ GRID = AttentionGrid(
         crowding=Table(axes=((1.0, 128.0),), seconds=(1.0, 2.0)),
     ),
 )
+
+
+def rough(section, seed: int, knots: dict[int, tuple[float, ...]]):
+    """A part of the grid with noisy seconds (rising still), some axes with other knots."""
+    axes = [knots.get(number, axis) for number, axis in enumerate(section.table.axes)]
+    found = section.table.at(*section.table.nearest(*np.meshgrid(*axes, indexing="ij")))
+    found = found * np.random.default_rng(seed).uniform(0.7, 1.5, found.shape)
+    for axis in range(len(axes)):
+        found = np.maximum.accumulate(found, axis=axis)
+    return section.model_copy(
+        update={"table": Table(axes=tuple(axes), seconds=tuple(found.ravel().tolist()))}
+    )
+
+
+STEEP = Skew(chain_s_per_token=6e-8, tokens_per_s=3e8, split_up_to=32)
+# As timings are: now the launch of both is the longest, now the chunk alone, now the decodes alone.
+ROUGH = AttentionGrid(
+    decode=rough(
+        GRID.decode.model_copy(update={"skew": STEEP}),
+        1,
+        {0: (16.0, 300.0, 1024.0, 6000.0), 1: (1.0, 2.0, 20.0, 32.0, 100.0)},
+    ),
+    prefill=rough(GRID.prefill, 2, {0: (24.0, 64.0, 300.0, 1500.0), 1: (0.0, 300.0, 512.0, 5000.0)}),
+    mixed=rough(GRID.mixed, 3, {}),
+)
 PARTS = {
     "all": GRID,
+    "all, rough": ROUGH,
     "decodes": GRID.model_copy(update={"prefill": None, "mixed": None}),
     "decodes and chunks": GRID.model_copy(update={"mixed": None}),
 }
@@ -164,6 +191,93 @@ def test_no_launch_ends_before_its_longest_decode():
 def test_scalar_and_vector_agree_to_the_bit(shape, which):
     form = FORMS[which]
     assert COMPILED_FORMS[which].step_s(shape) == form.seconds(StepColumns.from_shapes([shape]))[0]
+
+
+def sizes_near(rng, knots, num_steps: int) -> np.ndarray:
+    """On knots, beside them, between them and somewhat beyond."""
+    between = rng.integers(0, int(knots[-1] * 1.1), num_steps)
+    beside = rng.choice(knots, num_steps).astype(np.int64) + rng.integers(-1, 2, num_steps)
+    return np.maximum(np.where(rng.random(num_steps) < 0.4, beside, between), 0)
+
+
+def steps_near(grid: AttentionGrid, num_steps: int, seed: int) -> list[StepShape]:
+    """Steps of one chunk, some of two, and decodes, of sizes about those of a grid's tables."""
+    rng = np.random.default_rng(seed)
+    tokens, context, mean, count = (
+        np.array([sizes_near(rng, axis, num_steps) for _ in range(2)]) for axis in grid.mixed.table.axes
+    )
+    tokens, mean, count = np.maximum(tokens, 1), np.maximum(mean[0], 1), np.maximum(count[0], 1)
+    context[:, rng.random(num_steps) < 0.5] = 0
+    total = mean * count + rng.integers(0, count)
+    longest = -(-total // count) + rng.choice([0, 5, 300, 4000], num_steps)
+    num_chunks = 1 + (rng.random(num_steps) < 0.2)
+    chunks = [
+        tuple(zip(tokens[:number, step].tolist(), context[:number, step].tolist(), strict=True))
+        for step, number in enumerate(num_chunks.tolist())
+    ]
+    columns = (count.tolist(), total.tolist(), longest.tolist())
+    return [StepShape(*row) for row in zip(chunks, num_chunks.tolist(), *columns, strict=True)]
+
+
+@pytest.mark.parametrize("parts", ["all", "all, rough"])
+def test_mixed_steps_about_the_tables_agree_to_the_bit(parts):
+    steps = steps_near(PARTS[parts], 20_000, seed=7)
+    vector = FORMS[parts, True].seconds(StepColumns.from_shapes(steps)).tolist()
+    step_s = COMPILED_FORMS[parts, True].step_s
+    assert [step for step, seconds in zip(steps, vector, strict=True) if step_s(step) != seconds] == []
+
+
+def test_each_of_three_launches_is_now_and_then_the_longest():
+    """Else the tests of what is the longest would prove little."""
+    columns = StepColumns.from_shapes(steps_near(ROUGH, 5000, seed=8))
+    three = np.array(
+        [launch(columns) for launch in (ROUGH.chunks_among_decodes, ROUGH.decodes, ROUGH.chunks)]
+    )
+    assert np.bincount(three.argmax(axis=0)).min() > 100
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_margins_hold_all_over_their_cells(data):
+    """Where the launch of both is said to be longer than either alone, by so much than the decodes, it is."""
+    margins, mixed = mixed_margins(ROUGH.prefill, ROUGH.mixed, ROUGH.decode), ROUGH.mixed.table
+    cell = data.draw(st.sampled_from(list(zip(*np.nonzero(margins >= 0.0), strict=True))))
+    tokens, context, mean, count = (
+        data.draw(st.integers(int(axis[place]), int(axis[place + 1])))
+        for axis, place in zip(mixed.axes, cell, strict=True)
+    )
+    together = ROUGH.mixed.at(tokens, context, count, mean)
+    assert together > ROUGH.prefill.at(tokens, context)
+    assert together >= ROUGH.decode.at(count, count * mean, mean) + margins[cell]
+
+
+def test_margins_are_least_at_corners_or_at_knots_between():
+    """By hand: the decodes come closest in the second cell, at a knot of their own, 10."""
+    skew = Skew(chain_s_per_token=0.0, tokens_per_s=1.0, split_up_to=0)
+    axes = ((1.0, 9.0), (0.0, 9.0), (1.0, 5.0, 15.0), (1.0, 2.0))
+    by_mean = (4.0, 4.0, 5.0, 5.0, 7.0, 7.0)
+    mixed = MixedTable(
+        table=Table(axes=axes, seconds=(*by_mean * 2, *(3.0 + seconds for seconds in by_mean * 2))),
+        slopes=Slopes(),
+        skew=skew,
+        crowding=Table(axes=((1.0, 2.0),), seconds=(1.0, 1.0)),
+    )
+    alone = Table(axes=((1.0, 10.0, 15.0), (1.0, 2.0)), seconds=(1.0, 1.0, 5.5, 5.5, 5.75, 5.75))
+    decode = DecodeTable(table=alone, slopes=Slopes(), skew=skew)
+
+    def margins(*chunk_s: float) -> np.ndarray:
+        """Of chunks that take so long at 1, 5 and 9 tokens."""
+        chunk = Table(axes=((1.0, 5.0, 9.0), (0.0, 9.0)), seconds=tuple(np.repeat(chunk_s, 2).tolist()))
+        found = mixed_margins(ChunkTable(table=chunk, slopes=Slopes()), mixed, decode)
+        assert np.isneginf(found[1:]).all()
+        assert np.isneginf(found[..., 1]).all()
+        return found[0, 0, :, 0]
+
+    assert margins(1.0, 1.0, 1.0) == pytest.approx([2.0, 0.5, -np.inf])
+    # The mixed launch of 5 tokens takes 5.5 and 6.5 at least in the two cells.
+    assert margins(1.0, 6.0, 6.0) == pytest.approx([-np.inf, 0.5, -np.inf])
+    assert margins(1.0, 6.6, 6.6) == pytest.approx([-np.inf] * 3)
+    assert margins(4.5, 4.5, 4.5) == pytest.approx([-np.inf, 0.5, -np.inf])
 
 
 @settings(max_examples=60, deadline=None)
