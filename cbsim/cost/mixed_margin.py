@@ -1,8 +1,8 @@
 """Where a launch of a chunk and decodes surely outlasts either alone, cell by cell of its table.
 
 Between knots all three tables are multilinear; beyond their ends those of the parts are convex along each
-axis. So on a grid with the knots of both, the difference of the mixed table and a part's is least at a corner:
-what holds at the corners of a cell holds throughout.
+axis. So on a grid with the knots of both, the difference of the mixed table and a part's is least at a
+corner: what holds at the corners of a cell holds throughout.
 """
 
 from __future__ import annotations
