@@ -115,7 +115,8 @@ def sweep(
 ) -> None:
     """Run every point of CONFIG's sweep and compare them.
 
-    Points that are in the folder already (default: runs/NAME) are not run again.
+    Points that are in the folder already (default: runs/NAME) are not run again. Of another sweep there the
+    runs stay, and what was drawn goes.
     """
     _sweep(load_experiment(config, overrides), out, workers, cluster, plots, as_json, quiet)
 
@@ -237,6 +238,7 @@ def _sweep(
     as_json: bool,
     quiet: bool,
 ) -> None:
+    from cbsim.output import other_points
     from cbsim.progress import watch_sweep
     from cbsim.replicates import has_replicates, is_known_by_spread
     from cbsim.report.sweep_points import Sweep
@@ -280,6 +282,10 @@ def _sweep(
     else:
         told.print()
         click.echo(f"\nwritten to {folder}: {', '.join(written)}")
+    others = other_points(folder, table["point"])
+    if others and not quiet:
+        runs = "a run of a former sweep" if len(others) == 1 else f"{len(others):,} runs of former sweeps"
+        click.echo(f"{folder / 'points'} also keeps {runs}, which no table or picture here shows", err=True)
     if not ran.all():
         raise click.exceptions.Exit(1)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,9 @@ BENCH = "bench.json"
 REPORT = "report.html"
 REPORT_MARK = '<meta name="generator" content="cbsim">'
 """What tells a report from any other page."""
+PICTURE_MAKER = "cbsim"
+_PICTURE_MARKS = {".png": b"Software\0cbsim", ".svg": b"<dc:title>cbsim</dc:title>"}
+"""What tells a picture by cbsim from any other: the name of its maker, as PNG and SVG keep it."""
 _RUN_PICTURES = ("latency_cdfs", "timeline", "utilization")
 RUN_FILES = {
     *("config.yaml", MANIFEST, "summary.json", "timeline.json.gz"),
@@ -28,6 +32,7 @@ RUN_FILES = {
     *(f"{name}{suffix}" for name in _RUN_PICTURES for suffix in (".png", ".svg")),
 }
 """What lies in a run folder, but for its report and the files of observers."""
+_SWEEP_PICTURES = (*_RUN_PICTURES, "settings", "pareto")
 POINTS = "points"
 """Where a sweep keeps its runs, and a capacity the figures of its own."""
 _POINT = re.compile(r"[0-9a-f]{16}|\.[0-9a-f]{16}\.[^.]*\.partial")
@@ -37,7 +42,7 @@ _PROBE = re.compile(r"[0-9a-f]{16}\.json|\.[0-9a-f]{16}\.json\..*\.partial")
 _LITTER = re.compile(r"\.DS_Store|\._.*|Thumbs\.db|desktop\.ini")
 """What file managers leave in any folder that somebody has looked into: it is nobody's."""
 _MARK_WITHIN = 1000
-"""Characters of a page in which its mark stands."""
+"""Characters, or bytes, of a file in which its mark stands."""
 
 
 def is_run_folder(folder: Path) -> bool:
@@ -150,6 +155,41 @@ def is_report(path: Path) -> bool:
             return REPORT_MARK in stream.read(_MARK_WITHIN)
     except OSError:
         return False
+
+
+def drawn_from_sweep(folder: Path) -> list[Path]:
+    """What cbsim has made of the table of the sweep there: pictures, intervals and the report.
+
+    Files of the same names that somebody else has made are left out.
+    """
+    pictures = [folder / f"{name}{suffix}" for name in _SWEEP_PICTURES for suffix in _PICTURE_MARKS]
+    intervals = [folder / "intervals.csv", folder / "intervals.parquet"]
+    found = [*filter(_is_picture, pictures), *filter(_has_intervals, intervals)]
+    return [*found, folder / REPORT] if is_report(folder / REPORT) else found
+
+
+def other_points(folder: Path, points: Iterable[str]) -> list[Path]:
+    """The runs in a sweep's folder that belong to none of its points: those of former sweeps."""
+    names = _names(folder / POINTS) or []
+    others = (folder / POINTS / name for name in sorted({*names} - {*points}) if _POINT.fullmatch(name))
+    return [path for path in others if is_run_folder(path)]
+
+
+def _is_picture(path: Path) -> bool:
+    try:
+        with path.open("rb") as stream:
+            return _PICTURE_MARKS[path.suffix] in stream.read(_MARK_WITHIN)
+    except OSError:
+        return False
+
+
+def _has_intervals(path: Path) -> bool:
+    """Whether a file, CSV or Parquet, has the columns of a table over replicates."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return False
+    return b"num_replicates" in content and b"num_requests.low" in content
 
 
 def _refuse(folder: Path, expected: str) -> None:

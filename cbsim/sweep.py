@@ -15,7 +15,7 @@ from cbsim.errors import CbsimError
 from cbsim.experiment import Experiment
 from cbsim.labels import label_values
 from cbsim.metrics import Summary, flatten
-from cbsim.output import POINTS, check_sweep_target
+from cbsim.output import POINTS, check_sweep_target, drawn_from_sweep
 from cbsim.pool import Pool, open_pool
 from cbsim.result import is_whole_run, load_summary, remove_damaged_run
 from cbsim.run import run_experiment
@@ -83,8 +83,9 @@ def sweep(
     run in this process, on `workers` spawned ones, or on the dask cluster at the address `cluster`, whose
     workers must see the same files; the table is the same to the byte. `out`, else `runs/<name>`, keeps the
     run folders and the table as `table.csv` and `table.parquet`; points that are there already are not run
-    again, so that a killed sweep resumes; damaged ones are. A failing point leaves its error in the table and
-    the others go on.
+    again, so that a killed sweep resumes; damaged ones are. Where another sweep was in `out`, its runs stay,
+    and what was drawn of its table is removed. A failing point leaves its error in the table and the others
+    go on.
 
     Raises `ConfigError` for mistakes in the configuration, `CbsimError` if something other than a sweep is in
     the folder, nothing can be written, or the cluster doesn't answer; `SweepInterrupted` for Ctrl-C.
@@ -99,6 +100,8 @@ def sweep(
         kept = f"{sum(is_whole_run(point.folder) for point in points)} of {len(points)} points"
         raise SweepInterrupted(f"{kept} kept in {folder}; the same call goes on") from None
     table = make_table(points, errors)
+    if not _is_stored(table, folder):
+        _remove_drawn(folder)
     save_table(table, folder)
     return table
 
@@ -148,12 +151,33 @@ def save_table(table: pd.DataFrame, folder: Path, name: str = "table") -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         csv, parquet = folder / f".{name}.csv.partial", folder / f".{name}.parquet.partial"
-        table.to_csv(csv, index=False, lineterminator="\n")
+        csv.write_text(_csv(table), encoding="utf-8", newline="")
         table.to_parquet(parquet, index=False, compression="zstd")
         csv.replace(folder / f"{name}.csv")
         parquet.replace(folder / f"{name}.parquet")
     except OSError as error:
         raise CbsimError(f"{folder}: can't be written: {error.strerror or error}") from error
+
+
+def _csv(table: pd.DataFrame) -> str:
+    return table.to_csv(index=False, lineterminator="\n")
+
+
+def _is_stored(table: pd.DataFrame, folder: Path) -> bool:
+    """Whether the same table is in the folder already."""
+    try:
+        return (folder / "table.csv").read_bytes() == _csv(table).encode()
+    except OSError:
+        return False
+
+
+def _remove_drawn(folder: Path) -> None:
+    """Remove what was drawn of a former sweep there, which would look like this one's."""
+    for path in drawn_from_sweep(folder):
+        try:
+            path.unlink()
+        except OSError as error:
+            raise CbsimError(f"{path}: can't be removed: {error.strerror or error}") from error
 
 
 def _run_missing(

@@ -10,6 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from cbsim.errors import CbsimError
+from cbsim.output import PICTURE_MAKER
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -97,7 +98,8 @@ def save_figure(figure: Figure, path: str | Path) -> list[Path]:
     Raises `CbsimError` if the folder can't be written.
     """
     written = []
-    for suffix, metadata in ((".png", {"Software": None}), (".svg", {"Date": None, "Creator": None})):
+    made_by = {".png": {"Software": PICTURE_MAKER}, ".svg": {"Date": None, "Creator": PICTURE_MAKER}}
+    for suffix, metadata in made_by.items():
         target = Path(path).with_suffix(suffix)
         partial = target.with_name(f".{target.name}.partial")
         try:
