@@ -1,4 +1,4 @@
-"""Fits of the three attention regimes: decodes alone, chunks alone, both in one launch."""
+"""Fits of attention with decodes: alone, and in one launch with chunks."""
 
 from __future__ import annotations
 
@@ -6,17 +6,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cbsim.calibrate.coefficients import Fit, Unknown, Values, fit_coefficients
+from cbsim.calibrate.coefficients import Unknown, Values, fit_coefficients
 from cbsim.calibrate.point import Point
 from cbsim.cost.attention import DecodeAttention, FusedAttention, PrefillAttention
 from cbsim.cost.columns import Floats, StepColumns
 
-TILES = (16, 32, 64, 128)
-"""Tile heights tried: FlashAttention kernels pack the heads of a group, so a tile holds fewer queries."""
 SERVING_WEIGHT = 3.0
 """Weight of points where serving sits: 8 to 128 decodes with 256 to 3,000 tokens of context each."""
 ODD_WEIGHT = 0.3
-"""Weight of points where it hardly ever is: contexts and chunks under 16 and 64 tokens."""
+"""Weight of points where it hardly ever is: contexts under 16 tokens."""
 
 
 def fit_decode(points: Sequence[Point], rng: np.random.Generator) -> DecodeAttention:
@@ -44,43 +42,6 @@ def fit_decode(points: Sequence[Point], rng: np.random.Generator) -> DecodeAtten
         rng,
     )
     return DecodeAttention(**fit.values)
-
-
-def fit_prefill(points: Sequence[Point], rng: np.random.Generator) -> PrefillAttention:
-    """Fit the attention of prompt chunks, with the tile height that leaves the least loss."""
-    columns, seconds = columns_of(points), seconds_of(points)
-    weights = np.ones(len(seconds))
-    weights[columns.prefill_tokens < 64 * columns.num_chunks] = ODD_WEIGHT
-    shortest = float(seconds.min())
-    tokens = columns.prefill_tokens
-    widest = int(np.argmax(tokens / columns.pairs(2)))
-
-    def fit_tile(tile: int) -> Fit:
-        pairs = columns.pairs(tile)
-        largest = int(pairs.argmax())
-        unknowns = [
-            Unknown("launch_s", 0.5 * shortest),
-            Unknown("floor_s", 0.5 * shortest),
-            Unknown("per_pair_s", 0.8 * float(seconds[largest] / pairs[largest])),
-            Unknown("per_token_s", 0.3 * float(seconds[widest] / tokens[widest])),
-            Unknown("per_chunk_s", 0.1 * shortest),
-            Unknown("beyond_per_token_s", 0.1 * float(seconds[widest] / tokens[widest])),
-            Unknown("beyond_tokens", 0.5 * float(tokens.max())),
-            Unknown("per_longest_token_s", 0.1 * float(seconds[largest] / columns.longest_prefill[largest])),
-            Unknown("softness", 1.0, upper=4.0),
-            Unknown("floor_softness", 1.0, upper=4.0),
-        ]
-        return fit_coefficients(
-            lambda values: PrefillAttention.model_construct(None, **values, tile=tile).at(columns),
-            unknowns,
-            seconds,
-            weights,
-            rng,
-        )
-
-    fits = {tile: fit_tile(tile) for tile in TILES}
-    best = min(TILES, key=lambda tile: fits[tile].loss)
-    return PrefillAttention(**fits[best].values, tile=best)
 
 
 def fit_fused(

@@ -18,19 +18,24 @@ ZERO_BELOW = 1e-5
 LOSS_SCALE = 0.02
 """Relative error from which residuals count linearly rather than squared (soft L1)."""
 NUM_STARTS = 5
+NEXT_TO_NOTHING = 1e-7
+"""Of its first guess, where the search for a coefficient that was found to be 0 starts again."""
 
 
 @dataclass(frozen=True, slots=True)
 class Unknown:
-    """A coefficient to be found: by its logarithm, or within `[0, upper]` where an upper end is given."""
+    """A coefficient to be found: by its logarithm, or within `[lower, upper]` where an upper end is given."""
 
     name: str
     guess: float
     upper: float | None = None
+    lower: float = 0.0
+    pull: float = 0.0
+    """Towards 0: the coefficient times this counts as one more relative error."""
 
     def encode(self, value: float) -> float:
         """The number that the search moves."""
-        return math.log(value) if self.upper is None else value
+        return math.log(max(value, self.guess * NEXT_TO_NOTHING)) if self.upper is None else value
 
     def decode(self, number: float) -> float:
         """Back from it."""
@@ -40,7 +45,7 @@ class Unknown:
     def bounds(self) -> tuple[float, float]:
         """Of the number searched: seven decades down, three up."""
         if self.upper is not None:
-            return 0.0, self.upper
+            return self.lower, self.upper
         return math.log(self.guess) - 7 * math.log(10), math.log(self.guess) + 3 * math.log(10)
 
 
@@ -58,21 +63,27 @@ def fit_coefficients(
     seconds: Floats,
     weights: Floats,
     rng: np.random.Generator,
+    start_at: Values | None = None,
 ) -> Fit:
-    """The best of several starts of `least_squares` with soft L1 loss on `log(predicted / measured)`."""
+    """The best of several starts of `least_squares` with soft L1 loss on `log(predicted / measured)`.
+
+    The first starts at the guesses; with `start_at` there is that one start only.
+    """
     log_seconds = np.log(seconds)
     root_weights = np.sqrt(weights)
 
     def residuals(numbers: Floats) -> Floats:
         values = _decode(unknowns, numbers)
         result: Floats = root_weights * (np.log(np.maximum(predict(values), 1e-12)) - log_seconds)
-        return result
+        return np.concatenate([result, pulls * numbers]) if pulls.any() else result
 
-    first = np.array([unknown.encode(unknown.guess) for unknown in unknowns])
+    pulls = np.array([unknown.pull for unknown in unknowns])
+    guesses = {unknown.name: unknown.guess for unknown in unknowns} | (start_at or {})
+    first = np.array([unknown.encode(guesses[unknown.name]) for unknown in unknowns])
     lower = np.array([unknown.bounds[0] for unknown in unknowns])
     upper = np.array([unknown.bounds[1] for unknown in unknowns])
     best = None
-    for start in range(NUM_STARTS):
+    for start in range(NUM_STARTS if start_at is None else 1):
         numbers = first if start == 0 else first + rng.normal(0.0, 1.0, len(first))
         numbers = np.clip(numbers, lower + 1e-9, upper - 1e-9)
         found = least_squares(

@@ -10,12 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cbsim.calibrate.accuracy import Table, as_json, errors_by_kind, predict, repeatability
-from cbsim.calibrate.attentionfit import fit_decode, fit_fused, fit_prefill
+from cbsim.calibrate.attentionfit import fit_decode, fit_fused
 from cbsim.calibrate.densefit import fit_dense
 from cbsim.calibrate.gridfit import USUAL_KV_HEADS, fit_grid
 from cbsim.calibrate.logitsfit import fit_logits
 from cbsim.calibrate.meta import Meta
 from cbsim.calibrate.point import MIN_POINTS, Op, Point
+from cbsim.calibrate.prefillfit import fit_prefill
 from cbsim.calibrate.standins import with_stand_ins
 from cbsim.cost.columns import Floats
 from cbsim.cost.costfile import Box, CostFile, file_sha256

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cbsim.calibrate.coefficients import soft_loss
+from cbsim.calibrate.leftout import MIN_GAIN
 from cbsim.calibrate.point import Op, Point
 from cbsim.cost.attention import DecodeAttention, FusedAttention, PrefillAttention
 from cbsim.cost.base import StepShape
@@ -30,8 +31,6 @@ TOLERATED_SHARE = 0.95
 
 NUM_PARTS = 20
 """Parts of the timings of a grid, each left out once to see what the others say of it."""
-MIN_GAIN = 0.05
-"""Share of the loss that a table must take away, or the formula is kept: it is smooth."""
 NUM_COEFFICIENTS = 8
 """Of the formula of decodes, and about those of chunks."""
 

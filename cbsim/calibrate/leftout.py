@@ -14,6 +14,8 @@ from cbsim.cost.tiles import Tiles
 Mask = NDArray[np.bool_]
 
 NUM_FOLDS = 5
+MIN_GAIN = 0.05
+"""Share of the loss that a form with more to say must take away, or the simpler one is kept."""
 TILES = (
     Tiles(),
     *(Tiles(height=height, share=share) for height in (32, 64, 128, 256) for share in (0.25, 0.5, 0.75, 1.0)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,6 +65,13 @@ class StepColumns:
         finishing = (self.num_logits - self.num_decodes).tolist()
         rows = zip(self.chunks, finishing, *(count.tolist() for count in counts), strict=True)
         return [StepShape(*row) for row in rows]
+
+    @cached_property
+    def flat_chunks(self) -> tuple[Ints, Ints, Ints]:
+        """All chunks, one row a chunk: its step, its tokens, its context."""
+        flat = [chunk for chunks in self.chunks for chunk in chunks]
+        tokens, context = np.array(flat, dtype=np.int64).reshape(-1, 2).T
+        return np.repeat(np.arange(len(self.num_chunks)), self.num_chunks), tokens, context
 
     def pairs(self, tile: int) -> Ints:
         """(query, key) pairs of each step's chunks, computed tile by tile."""

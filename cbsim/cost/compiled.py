@@ -13,7 +13,7 @@ from math import sqrt
 
 import numpy as np
 
-from cbsim.cost.attention import DecodeAttention, FusedAttention
+from cbsim.cost.attention import DecodeAttention, FusedAttention, PrefillAttention
 from cbsim.cost.base import StepShape
 from cbsim.cost.columns import num_pairs
 from cbsim.cost.compiled_decodes import CompiledDecodes, DecodeSeconds, DecodesSeconds
@@ -139,6 +139,7 @@ def _step(
     )
     softness, half_floor_s, launch_s = prefill.softness, 0.5 * prefill.floor_s, prefill.launch_s
     floor_softness_s = prefill.floor_softness * half_floor_s
+    measured_s = _measured_work(prefill, tables.size)
 
     def step_s(shape: StepShape) -> float:
         chunks, num_finishing, num_decodes, context, max_context = shape
@@ -157,6 +158,8 @@ def _step(
             work_s = pair_s * pairs + tokens_s[num_tokens] + chunk_s * num_chunks
         except IndexError:
             return vector_s(shape)
+        if measured_s is not None:
+            work_s = measured_s(work_s, chunks, num_tokens)
         chain_s = longest_s * longest
         apart_s = chain_s - work_s
         work_s = (chain_s + work_s) + sqrt(apart_s * apart_s + softness * chain_s * work_s)
@@ -176,6 +179,33 @@ def _step(
         return (gpu_s if gpu_s > hidden_s else hidden_s) + (added_step_s + added_request_s * num_requests)
 
     return step_s
+
+
+def _measured_work(
+    prefill: PrefillAttention, size: int
+) -> Callable[[float, tuple[tuple[int, int], ...], int], float] | None:
+    """A quarter of W, of a quarter of its usual terms, the chunks and their tokens; `None` if that is all."""
+    lengths, spill = prefill.lengths, prefill.spill
+    if lengths is None and spill is None:
+        return None
+    counts = np.arange(size, dtype=np.int64)
+    more_s: list[float] = [] if lengths is None else (0.25 * lengths.at(counts)).tolist()
+    spilled_s: list[float] = [] if spill is None else (0.125 * spill.at(counts)).tolist()
+    softness = 0.0 if spill is None else spill.softness
+
+    def work_s(formula_s: float, chunks: tuple[tuple[int, int], ...], num_tokens: int) -> float:
+        if more_s:
+            together_s = 0.0
+            for tokens, _ in chunks:
+                together_s += more_s[tokens]
+            formula_s += together_s
+        if not spilled_s:
+            return formula_s
+        half_s, streamed_s = 0.5 * formula_s, spilled_s[num_tokens]
+        apart_s = half_s - streamed_s
+        return (half_s + streamed_s) + sqrt(apart_s * apart_s + softness * half_s * streamed_s)
+
+    return work_s
 
 
 def _decode_attention(form: DecodeAttention) -> DecodeSeconds:

@@ -11,13 +11,16 @@ max(a, b) at s = 0 to a + b at s = 4:
             + per_row_beyond_256 max(0, S - 256)
     A_dec   = launch + blend(blend(per_decode B, per_token KV + start_per_token min(KV, start), s),
                              floor, s')
-    A_pre   = launch + blend(blend(per_pair P + per_token Q + per_chunk n
-                                   + beyond_per_token max(0, Q - beyond), per_longest_token X, s),
-                             floor, s')
+    A_pre   = launch + blend(blend(W, per_longest_token X, s), floor, s')
+    W       = per_pair P + per_token Q + per_chunk n + beyond_per_token max(0, Q - beyond)
     P       = sum of ceil(q / tile) tile (x + (q + tile) / 2),  Q = sum q,  X = max(x + q)
     fused   = launch + blend(per_pair P + per_token Q + per_decode B + per_context_token KV
                              + beyond_per_context_token max(0, KV - beyond),
                              max(per_longest_token X, per_longest_decode_token Kmax), s)
+
+Where timings say so, W has more: first `+ sum more(q)`, a piecewise-linear table of what chunks of certain
+lengths take beyond it; then it is `blend(W, per_token min(Q, 2 max(0, Q - cached)), s'')`, the second being
+the launch's data streamed through memory once they outgrow the L2 cache.
 
 Where a profile has the `fused` term, a step with chunks and decodes costs the largest of it, A_dec and A_pre
 in place of their sum. Where one of the three was timed over a whole grid, its table (`cbsim/cost/grid.py`)

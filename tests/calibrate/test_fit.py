@@ -187,12 +187,15 @@ def test_a_shipped_profile_belongs_to_its_points(path):
     assert fitted["all"].median_pct == pytest.approx(recorded["median_pct"], abs=0.01)
 
 
-@pytest.mark.parametrize("gpu", ["h200", "h100"])
-@pytest.mark.parametrize("model", ["llama-3-8b", "llama-3-70b", "qwen3-8b"])
-def test_profiles_of_hopper_are_as_near_as_promised(gpu, model):
-    path = data_folder("calibration") / "profiles" / gpu / model / "cost.json"
+SHORT_BY = {"a100-80g/llama-3-70b": (2.1, 7.0), "l40s/qwen3-8b": (2.0, 7.2)}
+"""Profiles that fall short of a median of 2 % and a p90 of 7 %, and what they reach."""
+
+
+@pytest.mark.parametrize("path", PROFILES, ids=lambda path: "/".join(path.parts[-3:-1]))
+def test_a_shipped_profile_is_as_near_as_promised(path):
     accuracy = json.loads(path.read_text())["accuracy"]
     held_out, largest = accuracy["held_out"]["all"], accuracy["largest_held_out"]["all"]
-    assert held_out["median_pct"] < 2.0
-    assert held_out["p90_pct"] < 7.0
+    median_pct, p90_pct = SHORT_BY.get("/".join(path.parts[-3:-1]), (2.0, 7.0))
+    assert held_out["median_pct"] < median_pct
+    assert held_out["p90_pct"] < p90_pct
     assert largest["median_pct"] < 3.0

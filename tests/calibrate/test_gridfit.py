@@ -8,9 +8,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cbsim.calibrate.attentionfit import columns_of, fit_decode, fit_fused, fit_prefill, seconds_of
+from cbsim.calibrate.attentionfit import columns_of, fit_decode, fit_fused, seconds_of
 from cbsim.calibrate.gridfit import fit_grid
 from cbsim.calibrate.point import Point
+from cbsim.calibrate.prefillfit import fit_prefill
 from cbsim.cost.columns import StepColumns
 from cbsim.cost.grid import AttentionGrid
 from tests.cost.laws import make_form

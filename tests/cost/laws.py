@@ -2,7 +2,7 @@
 
 from hypothesis import strategies as st
 
-from cbsim.cost.attention import DecodeAttention, FusedAttention, PrefillAttention
+from cbsim.cost.attention import ChunkLengths, DecodeAttention, FusedAttention, PrefillAttention, Spill
 from cbsim.cost.base import StepShape
 from cbsim.cost.form import DenseTable, LogitsForm, StepForm
 
@@ -67,6 +67,16 @@ def make_form(*, fused: bool) -> StepForm:
         if fused
         else None,
     )
+
+
+SPILL = Spill(per_token_s=45e-9, cached_tokens=3000.0, softness=0.5)
+LENGTHS = ChunkLengths(tokens=(16, 128, 512, 1024, 8192), more_s=(0.2e-6, -0.3e-6, 4e-6, 1e-6, -3e-6))
+
+
+def measured_chunks(form: StepForm) -> StepForm:
+    """The form with chunks whose data spill from the cache, some lengths of which take more than others."""
+    chunks = PrefillAttention(**form.prefill.model_dump() | {"lengths": LENGTHS, "spill": SPILL})
+    return form.model_copy(update={"prefill": chunks})
 
 
 def decodes(contexts: list[int]) -> dict[str, int]:

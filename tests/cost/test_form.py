@@ -6,14 +6,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from cbsim.cost.attention import blend
+from cbsim.cost.attention import PrefillAttention, blend
 from cbsim.cost.base import StepShape
 from cbsim.cost.columns import StepColumns, num_pairs
 from cbsim.cost.compiled import VECTOR_STEPS, CompiledStep
 from cbsim.cost.form import DenseTable
-from tests.cost.laws import NUM_LAYERS, make_form, shapes
+from tests.cost.laws import LENGTHS, NUM_LAYERS, SPILL, make_form, measured_chunks, shapes
 
 FORMS = {kind: make_form(fused=kind == "fused") for kind in ("split", "fused")}
+FORMS["measured chunks"] = measured_chunks(FORMS["split"])
+KINDS = st.sampled_from(sorted(FORMS))
 
 
 def seconds(form, *several: StepShape) -> list[float]:
@@ -68,13 +70,58 @@ def test_a_decode_step_by_hand():
 def test_split_adds_and_fused_takes_the_largest():
     mixed = StepShape(((512, 1000),), 1, 64, 128_000, 4000)
     columns = StepColumns.from_shapes([mixed])
-    for kind, form in FORMS.items():
+    for kind in ("split", "fused"):
+        form = FORMS[kind]
         decode, prefill = form.decode.at(columns)[0], form.prefill.at(columns)[0]
         rest = NUM_LAYERS * form.dense.at(columns.num_tokens)[0] + form.logits.at(columns.num_logits)[0]
         attention = decode + prefill
         if kind == "fused":
             attention = max(form.fused.at(columns, form.prefill.tile)[0], decode, prefill)
         assert seconds(form, mixed)[0] == pytest.approx(rest + NUM_LAYERS * attention, rel=1e-12)
+
+
+def test_what_spills_by_hand():
+    """Nothing up to 3,000 tokens, all from 6,000 on."""
+    tokens = np.array([0, 3000, 4500, 6000, 9000])
+    assert SPILL.at(tokens).tolist() == pytest.approx([0, 0, 45e-9 * 3000, 45e-9 * 6000, 45e-9 * 9000])
+
+
+def test_lengths_by_hand():
+    """Half of the first at half its length, between two of them between, and level beyond the last."""
+    found = LENGTHS.at(np.array([8, 16, 72, 512, 768, 8192, 16_384])).tolist()
+    assert found == pytest.approx([0.1e-6, 0.2e-6, -0.05e-6, 4e-6, 2.5e-6, -3e-6, -3e-6])
+    several = [
+        StepShape(((16, 0), (512, 900)), 0, 0, 0, 0),
+        StepShape((), 0, 1, 9, 9),
+        StepShape(((512, 0),), 1, 0, 0, 0),
+    ]
+    assert LENGTHS.together(StepColumns.from_shapes(several)).tolist() == pytest.approx([4.2e-6, 0.0, 4e-6])
+
+
+def test_chunks_with_both_by_hand():
+    """64 prompts of 128: the formula, 64 x -0.3 us, and 8,192 tokens streamed beside it."""
+    form = FORMS["measured chunks"].prefill
+    formula = 2.4e-11 * 64 * 128 * (128 + 64) / 2 + 5e-9 * 8192 + 0.1e-6 * 64
+    work, streamed = formula - 64 * 0.3e-6, 45e-9 * 8192
+    together = (work + streamed + np.sqrt((work - streamed) ** 2 + 0.5 * work * streamed)) / 2
+    chain = 20e-9 * 128
+    together = (together + chain + np.sqrt((together - chain) ** 2 + 0.5 * together * chain)) / 2
+    expected = 6e-6 + (together + 6e-6 + np.sqrt((together - 6e-6) ** 2 + 2.0 * together * 6e-6)) / 2
+    columns = StepColumns.from_shapes([StepShape(((128, 0),) * 64, 64, 0, 0, 0)])
+    assert form.at(columns)[0] == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "message"),
+    [
+        ({"tokens": (64, 128), "more_s": (1e-3, 0.0)}, "must not take less for more tokens"),
+        ({"tokens": (128, 64), "more_s": (0.0, 0.0)}, "positive and rise"),
+        ({"tokens": (64,), "more_s": (0.0, 0.0)}, "1 lengths for 2 seconds"),
+    ],
+)
+def test_lengths_must_rise(lengths, message):
+    with pytest.raises(ValidationError, match=message):
+        PrefillAttention(**FORMS["split"].prefill.model_dump() | {"lengths": lengths})
 
 
 def grown(shape: StepShape, more: int) -> list[StepShape]:
@@ -100,7 +147,7 @@ def grown(shape: StepShape, more: int) -> list[StepShape]:
 
 
 @settings(max_examples=80, deadline=None)
-@given(shape=shapes(), more=st.integers(1, 3000), kind=st.sampled_from(["split", "fused"]))
+@given(shape=shapes(), more=st.integers(1, 3000), kind=KINDS)
 def test_monotone_in_everything(shape, more, kind):
     before, *after = seconds(FORMS[kind], shape, *grown(shape, more))
     assert before > 0
@@ -109,7 +156,7 @@ def test_monotone_in_everything(shape, more, kind):
 
 
 @settings(max_examples=150, deadline=None)
-@given(shape=shapes(), kind=st.sampled_from(["split", "fused"]))
+@given(shape=shapes(), kind=KINDS)
 def test_scalar_is_vector_to_the_bit(shape, kind):
     form = FORMS[kind]
     assert CompiledStep(form, []).step_s(shape) == seconds(form, shape)[0]
