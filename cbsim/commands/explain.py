@@ -90,20 +90,21 @@ def explain(
     source.check_replica(replica)
     if request_id is not None and gantt is None:
         _explain_request(source, request_id, as_json)
-        return
-    if request_id is None and steps is None and not follow and gantt is None:
+    elif request_id is None and steps is None and not follow and gantt is None:
         _explain_run(source, by, slowest, as_json)
-        return
-    window = _stay(source, request_id) if request_id else parse_window(steps or "0:", replica)
-    num_replicas = source.config["replicas"]["count"]
-    if num_replicas > 1:
-        click.echo(f"replica {window.replica} of {num_replicas}, counted from 0", err=True)
-    if follow:
-        follow_steps(source, window, speed, as_json)
-    elif gantt is not None:
-        draw_gantt(source, window, gantt, over == "time", request_id, as_json)
     else:
-        show_steps(source, window, as_json)
+        window = _stay(source, request_id) if request_id else parse_window(steps or "0:", replica)
+        num_replicas = source.config["replicas"]["count"]
+        if num_replicas > 1:
+            click.echo(f"replica {window.replica} of {num_replicas}, counted from 0", err=True)
+        if follow:
+            follow_steps(source, window, speed, as_json)
+        elif gantt is not None:
+            draw_gantt(source, window, gantt, over == "time", request_id, as_json)
+        else:
+            show_steps(source, window, as_json)
+    for remark in source.remarks:
+        click.echo(remark, err=True)
 
 
 def _explain_run(source: Source, by: str, num_slow: int, as_json: bool) -> None:

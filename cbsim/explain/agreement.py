@@ -9,10 +9,12 @@ from cbsim.engine.reference import Step
 from cbsim.errors import CbsimError
 from cbsim.explain.run_tables import steps_of
 from cbsim.manifest import hash_files, package_version
+from cbsim.request import Request
 from cbsim.result import Result
 
 _TIMES = ("start_s", "duration_s")
 _COUNTS = ("num_running", "num_waiting", "kv_blocks_used")
+_OF_REQUESTS = ("arrival_s", "num_prompt_tokens", "num_output_tokens")
 _TOLERANCE = 1e-9
 """Relative, of times: another machine's mathematics may differ in the last bits."""
 
@@ -25,9 +27,12 @@ class Agreement:
         self._result = result
         steps = steps_of(result, replica)
         self._steps = list(zip(*(steps[name].tolist() for name in (*_TIMES, *_COUNTS)), strict=True))
+        columns = (result.requests[name].tolist() for name in ("request_id", *_OF_REQUESTS))
+        self._unseen = {name: values for name, *values in zip(*columns, strict=True)}
+        self._seen: set[str] = set()
 
     def check(self, step: Step) -> None:
-        """Raise `CbsimError` unless the folder has the same step."""
+        """Raise `CbsimError` unless the folder has the same step, of requests that it has."""
         if step.number >= len(self._steps):
             raise self._differs(f"has a step {step.number}, which the folder has not")
         was = self._steps[step.number]
@@ -36,6 +41,22 @@ class Agreement:
         for name, now, before in zip((*_TIMES, *_COUNTS), values, was, strict=True):
             if not math.isclose(now, before, rel_tol=_TOLERANCE):
                 raise self._differs(f"differs from step {step.number} on: {name} {now:.9g}, was {before:.9g}")
+        for part in plan.slices:
+            if part.request.request_id not in self._seen:
+                self._check_request(part.request, step.number)
+
+    def _check_request(self, request: Request, number: int) -> None:
+        was = self._unseen.pop(request.request_id, None)
+        if was is None:
+            raise self._differs(
+                f"has in step {number} a request '{request.request_id}', which the folder has not"
+            )
+        self._seen.add(request.request_id)
+        for name, before in zip(_OF_REQUESTS, was, strict=True):
+            now = getattr(request, name)
+            if not math.isclose(now, before, rel_tol=_TOLERANCE):
+                told = f"request '{request.request_id}' has {name} {now:.9g}, was {before:.9g}"
+                raise self._differs(f"differs from step {number} on: {told}")
 
     def _differs(self, how: str) -> CbsimError:
         return CbsimError(
@@ -46,10 +67,14 @@ class Agreement:
 
 def changes_since(result: Result) -> list[str]:
     """What differs between then and now of what a run depends on: versions and input files."""
+    then, now = result.manifest["versions"].get("cbsim"), package_version("cbsim")
+    versions = [] if then == now else [f"it was run with cbsim {then}, this is {now}"]
+    return [*versions, *changed_inputs(result)]
+
+
+def changed_inputs(result: Result) -> list[str]:
+    """The input files of a run that are gone or not what they were."""
     changes = []
-    then = result.manifest["versions"].get("cbsim")
-    if then != package_version("cbsim"):
-        changes.append(f"it was run with cbsim {then}, this is {package_version('cbsim')}")
     for entry in result.manifest["inputs"]:
         if "file" not in entry:
             continue

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from cbsim.errors import CbsimError
 from cbsim.experiment import Experiment
-from cbsim.explain.agreement import Agreement, changes_since
+from cbsim.explain.agreement import Agreement, changed_inputs, changes_since
 from cbsim.explain.recorded import recorded_steps
 from cbsim.explain.rerun import Check, Take, Window, rerun
 from cbsim.result import Result, load_run
@@ -32,6 +32,8 @@ class Source:
     given: Experiment | None = None
     watched: Callable[[Experiment], AbstractContextManager[Progress | None]] = lambda _: nullcontext()
     """What shows how far a simulation is."""
+    remarks: list[str] = field(default_factory=list)
+    """What a reader of the steps handed out so far must know."""
 
     @cached_property
     def result(self) -> Result:
@@ -94,3 +96,7 @@ class Source:
             reasons = (f"{folder}: {why}" for why in changes_since(self.result))
             allowed = f"allowed: cbsim run {folder / 'config.yaml'} --out DIR, then cbsim explain DIR"
             raise CbsimError(*error.problems, *reasons, f"{folder}: {allowed}") from error
+        self.remarks.extend(
+            f"{folder}: {change}; the steps up to here are simulated again from it, and go as they went"
+            for change in changed_inputs(self.result)
+        )

@@ -267,3 +267,18 @@ def test_batches_of_another_run_are_told() -> None:
     ran = explain("other", "--steps", "0:2")
     assert (ran.exit_code, ran.stdout) == (2, "")
     assert ran.stderr == "batches.parquet has a request 'a' that requests.parquet has not\n"
+
+
+def test_a_trace_that_has_changed_since_is_told_beside_the_steps() -> None:
+    run_experiment(Experiment.load("e.yaml")).save("mine")
+    ran = explain("mine", "--steps", "0:2")
+    assert ran.stderr == ""
+    with Path("trace.jsonl").open("a") as trace:
+        trace.write(
+            '{"request_id": "z", "arrival_s": 99.0, "num_prompt_tokens": 1, "num_output_tokens": 1}\n'
+        )
+    again = explain("mine", "--steps", "0:2")
+    assert again.stdout == ran.stdout
+    assert again.stderr.startswith(f"mine: its input {Path('trace.jsonl').resolve()} has changed since; ")
+    assert explain("mine", "--request", "c").stderr == again.stderr
+    assert explain("mine").stderr == ""

@@ -212,31 +212,6 @@ def test_a_window_is_cut_from_the_whole(is_recorded: bool, tmp_path: Path) -> No
         assert steps_of(run, 99) == []
 
 
-def test_a_folder_whose_trace_has_changed_is_not_explained_by_another_run(tmp_path: Path) -> None:
-    run_experiment(experiment(tmp_path, PREEMPTED)).save(tmp_path / "run")
-    experiment(tmp_path, PREEMPTED | {"d": (2.0, 1, 1)})
-    shown: list[BatchStep] = []
-    with pytest.raises(CbsimError) as caught:
-        Source("run", folder=tmp_path / "run").batch_steps(Window(0, 0), shown.append)
-    first, reason, allowed = caught.value.problems
-    assert first == (
-        f"{tmp_path}/run: can't be explained step by step: it has no batches.parquet, and simulating it "
-        "again differs from step 2 on: num_waiting 2, was 1"
-    )
-    assert allowed == (
-        f"{tmp_path}/run: allowed: cbsim run {tmp_path}/run/config.yaml --out DIR, then cbsim explain DIR"
-    )
-    assert reason == f"{tmp_path}/run: its input {tmp_path}/trace.jsonl has changed since"
-    assert [step.step for step in shown] == [0, 1]
-
-
-def test_a_trace_that_is_gone_is_named(tmp_path: Path) -> None:
-    run_experiment(experiment(tmp_path, PREEMPTED)).save(tmp_path / "run")
-    (tmp_path / "trace.jsonl").unlink()
-    with pytest.raises(CbsimError, match="no such file"):
-        steps_of(Source("run", folder=tmp_path / "run"))
-
-
 def test_a_live_run_is_not_simulated_again(tmp_path: Path) -> None:
     result = run_experiment(experiment(tmp_path, PREEMPTED))
     result.summary["notes"].insert(0, "live on this machine's cpu, not simulated")
