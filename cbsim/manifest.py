@@ -27,7 +27,8 @@ def make_manifest(
     """
     inputs = [{"spec": kind, "sha256": hash_spec(spec)} for kind, spec in sorted((specs or {}).items())]
     hashes = hash_files(files)
-    inputs += [{"file": str(path), "sha256": digest} for path, digest in hashes.items()]
+    # A path that holds from any folder: runs are read elsewhere than where they were made.
+    inputs += [{"file": str(path.absolute()), "sha256": digest} for path, digest in hashes.items()]
     return {"versions": dict(_versions()), "seed": seed, "inputs": inputs}
 
 

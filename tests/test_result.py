@@ -250,6 +250,13 @@ def test_manifest_names_every_input(tmp_path):
     assert hash_spec(MODEL) != hash_spec(MODEL.model_copy(update={"num_layers": 2}))
 
 
+def test_inputs_are_named_by_paths_that_hold_from_anywhere(tmp_path, monkeypatch):
+    (tmp_path / "trace.csv").write_bytes(b"abc")
+    monkeypatch.chdir(tmp_path)
+    (entry,) = make_manifest(0, [Path("trace.csv")])["inputs"]
+    assert entry["file"] == str(tmp_path / "trace.csv")
+
+
 def test_every_unreadable_input_is_named(tmp_path):
     with pytest.raises(CbsimError) as caught:
         hash_files([tmp_path / "b", tmp_path / "a"])
