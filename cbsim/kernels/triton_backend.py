@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from cbsim.errors import CalibrationError
 from cbsim.kernels.attention import AttentionBackend, ChunkBatch, DecodeBatch, LayerCache
 from cbsim.kernels.sdpa import SdpaBackend
 from cbsim.kernels.shard import Shard
 
 INTERPRETED_PROCESSORS = 8
+MIN_TILE = 16
+"""Tokens that `tl.dot` needs at least."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,23 +33,42 @@ class DecodeTuning:
     """How many programs to have for each multiprocessor, at most, by splitting contexts."""
     max_splits: int = 64
 
+    def shared_bytes(self, shard: Shard) -> int:
+        """Shared memory of a program at most: keys and values of a tile for each stage."""
+        padded_size = 1 << (shard.head_size - 1).bit_length()
+        return 2 * self.num_stages * self.tile * padded_size * shard.model.element_bytes
+
+    def fitting(self, shard: Shard, shared_bytes: int) -> DecodeTuning:
+        """The same with the tile halved until a program fits so much shared memory."""
+        tuning = self
+        while tuning.shared_bytes(shard) > shared_bytes and tuning.tile > MIN_TILE:
+            tuning = replace(tuning, tile=tuning.tile // 2)
+        return tuning
+
 
 class TritonBackend(AttentionBackend):
     """For CUDA, and for Triton's interpreter on a CPU (`TRITON_INTERPRET=1`).
 
     Prefill is one packed flash-attention call a layer (`torch.nn.attention.varlen`) if this torch and this
-    GPU compute it rightly, which is tried once; else one SDPA call a chunk.
+    GPU compute it rightly, which is tried once; else one SDPA call a chunk. Without a `tuning` the default is
+    cut down to the GPU's shared memory.
     """
 
     def __init__(self, shard: Shard, device: torch.device, tuning: DecodeTuning | None = None) -> None:
+        """Raises `CalibrationError` where Triton has nothing to run on."""
         super().__init__(shard, device)
+        _check_triton(device)
         self.tuning = tuning or DecodeTuning()
         self._sdpa = SdpaBackend(shard, device)
         self._varlen = _find_varlen(shard, device, self._sdpa)
+        self._num_processors = INTERPRETED_PROCESSORS
         if device.type == "cuda":
-            self._num_processors = torch.cuda.get_device_properties(device).multi_processor_count
-        else:
-            self._num_processors = INTERPRETED_PROCESSORS
+            properties = torch.cuda.get_device_properties(device)
+            self._num_processors = properties.multi_processor_count
+            # What a program may ask for beyond 48 KiB; only CUDA builds of torch know it.
+            shared_bytes = getattr(properties, "shared_memory_per_block_optin", None)
+            if tuning is None and shared_bytes is not None:
+                self.tuning = self.tuning.fitting(shard, shared_bytes)
 
     def num_splits(self, num_decodes: int, max_context: int) -> int:
         """Shares of each context: programs for every multiprocessor at once, none without a tile."""
@@ -84,6 +108,22 @@ class TritonBackend(AttentionBackend):
         """See `AttentionBackend.describe`."""
         prefill = "scaled_dot_product_attention" if self._varlen is None else "varlen_attn"
         return f"prefill: {prefill}; decode: Triton split-KV, {self.tuning}"
+
+
+def cannot_run(error: Exception) -> bool:
+    """Whether Triton says that a kernel can't be compiled or loaded as it is cut: mostly it is too large."""
+    from triton.errors import TritonError
+
+    return isinstance(error, TritonError)
+
+
+def _check_triton(device: torch.device) -> None:
+    if importlib.util.find_spec("triton") is None:
+        raise CalibrationError("attention backend triton: needs the package triton; allowed: sdpa")
+    if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+        raise CalibrationError(
+            "attention backend triton: needs a GPU, or TRITON_INTERPRET=1 for its interpreter; allowed: sdpa"
+        )
 
 
 class VarlenPrefill:

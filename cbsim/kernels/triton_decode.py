@@ -98,18 +98,16 @@ def _partial_kernel(  # type: ignore[no-untyped-def]
         highest = new_highest
 
     row = sequence * NUM_HEADS + heads
+    # A share without tokens has a log-sum of -inf, which is no weight; a whole context without any gives 0.
+    divisor = tl.where(total > 0, total, 1.0)
+    result = acc / divisor[:, None]
     if IS_WHOLE:
-        result = acc / total[:, None]
         tl.store(
             out + row[:, None] * HEAD_SIZE + places[None, :], result.to(out.dtype.element_ty), mask=wanted
         )
     else:
-        # A share without tokens keeps `highest` at -inf, and its output is never read.
-        divisor = tl.where(total > 0, total, 1.0)
-        log_sum = highest + tl.log2(divisor)
-        result = acc / divisor[:, None]
         share = row * num_splits + split
-        tl.store(log_sums + share, log_sum, mask=is_head)
+        tl.store(log_sums + share, highest + tl.log2(divisor), mask=is_head)
         tl.store(partials + share[:, None] * HEAD_SIZE + places[None, :], result, mask=wanted)
 
 
@@ -131,10 +129,13 @@ def _combine_kernel(  # type: ignore[no-untyped-def]
     is_place = places < HEAD_SIZE
     share = row * num_splits + splits
     log_sum = tl.load(log_sums + share, mask=is_split, other=float("-inf"))
-    weights = tl.exp2(log_sum - tl.max(log_sum, 0))
+    highest = tl.max(log_sum, 0)
+    # -inf less -inf is NaN: where no share has a token, every weight is to be 0.
+    weights = tl.exp2(log_sum - tl.where(highest > float("-inf"), highest, 0.0))
     wanted = (weights > 0)[:, None] & is_place[None, :]
     acc = tl.load(partials + share[:, None] * HEAD_SIZE + places[None, :], mask=wanted, other=0.0)
-    result = tl.sum(acc * weights[:, None], 0) / tl.sum(weights, 0)
+    total = tl.sum(weights, 0)
+    result = tl.sum(acc * weights[:, None], 0) / tl.where(total > 0, total, 1.0)
     tl.store(out + row * HEAD_SIZE + places, result.to(out.dtype.element_ty), mask=is_place)
 
 
@@ -151,8 +152,11 @@ def paged_decode(
     """Attention of `(decodes, num_heads, head_size)` queries, heads contiguous, over the cache's blocks.
 
     `tile` is the tokens a program reads at once, a power of 2 from 16; `num_splits` the shares of each
-    context. Returns a new tensor of the queries' shape and dtype.
+    context. Lengths are read on the device, so a CUDA graph may be replayed with others: any number of splits
+    is right for any length. A context of 0 tokens gives zeros. Returns a new tensor of the queries' shape and
+    dtype; raises ValueError for tensors laid out in another way.
     """
+    _check_layout(query, cache, batch)
     num_decodes, num_heads, head_size = query.shape
     num_kv_heads = cache.keys.shape[2]
     group = num_heads // num_kv_heads
@@ -207,6 +211,22 @@ def paged_decode(
             num_warps=4,
         )
     return out
+
+
+def _check_layout(query: Tensor, cache: LayerCache, batch: DecodeBatch) -> None:
+    """The kernel walks heads and tables by their sizes: another layout would be read wrongly in silence."""
+    head_size = query.shape[2]
+    wrong = {
+        "heads of a query must lie one after another": query.stride()[1:] != (head_size, 1),
+        "keys and values must have equal strides": cache.keys.stride() != cache.values.stride(),
+        "elements of a head must lie one after another": cache.keys.stride(3) != 1,
+        "query heads must be a multiple of KV heads": query.shape[1] % cache.keys.shape[2] != 0,
+        "block numbers of a sequence must lie one after another": batch.block_tables.stride(1) != 1,
+        "context lengths must lie one after another": not batch.context_lens.is_contiguous(),
+    }
+    problems = [problem for problem, is_wrong in wrong.items() if is_wrong]
+    if problems:
+        raise ValueError(f"paged decode: {'; '.join(problems)}")
 
 
 def _launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
