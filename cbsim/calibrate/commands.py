@@ -6,18 +6,15 @@ import json
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from cbsim.errors import CalibrationError
 
 if TYPE_CHECKING:
-    from cbsim.calibrate.meta import Meta
-    from cbsim.config.section import Section
-    from cbsim.specs import GpuSpec, ModelSpec
-
-S = TypeVar("S", bound="Section")
+    from cbsim.calibrate.fit import Report
+    from cbsim.cost.costfile import CostFile
 
 with_out = click.option(
     "--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder of the profile."
@@ -90,21 +87,23 @@ def calibrate(
         from cbsim.calibrate.measure import measure
     except ImportError as error:
         raise CalibrationError(f"timing kernels needs torch: pip install 'cbsim[torch]' ({error})") from error
-    out.mkdir(parents=True, exist_ok=True)
+    from cbsim.calibrate.named_spec import load_gpu, load_model
+    from cbsim.calibrate.profile_folder import fit_profile
+
     measured = measure(
         load_model(model),
         out,
         device=device,
         plan=plan,
         tensor_parallel=tp,
-        gpu=gpu,
+        gpu=load_gpu(gpu).name if gpu else None,
         backend=backend,
         seed=seed,
         progress=_show_progress if sys.stderr.isatty() else None,
     )
     for warning in measured.meta.warnings:
         click.echo(warning, err=True)
-    _fit_into(out, measured.meta, seed, picture, as_json)
+    _tell(out, *fit_profile(out, measured.meta, seed), picture, as_json)
 
 
 @calibrate.command()
@@ -118,16 +117,15 @@ def calibrate(
 @with_seed
 def fit(points: Path, out: Path, meta_path: Path | None, picture: bool, as_json: bool, seed: int) -> None:
     """Fit a cost model to POINTS, a points.csv with its meta.json, and report how wrong it is."""
-    from cbsim.calibrate.meta import read_meta, save_meta
-    from cbsim.calibrate.pointsfile import read_points, write_points
+    from cbsim.calibrate.meta import read_meta
+    from cbsim.calibrate.pointsfile import read_points
+    from cbsim.calibrate.profile_folder import fit_profile, write_profile
 
     timings = read_points(points)
     meta = read_meta(meta_path or points.with_name("meta.json"))
-    out.mkdir(parents=True, exist_ok=True)
-    if (out / "points.csv").resolve() != points.resolve():
-        write_points(out / "points.csv", timings)
-        save_meta(meta, out / "meta.json")
-    _fit_into(out, meta, seed, picture, as_json)
+    is_there = (out / "points.csv").resolve() == points.resolve()
+    fitted = fit_profile(out, meta, seed) if is_there else write_profile(out, timings, meta, seed)
+    _tell(out, *fitted, picture, as_json)
 
 
 @calibrate.group(name="import")
@@ -161,19 +159,17 @@ def nvidia(
     seed: int,
 ) -> None:
     """NVIDIA's measured kernel tables, in the PyPI package aiconfigurator-core."""
-    from cbsim.calibrate.meta import save_meta
+    from cbsim.calibrate.named_spec import load_model
     from cbsim.calibrate.nvidia import Wanted, import_meta, import_points
     from cbsim.calibrate.nvidia_tables import NvidiaTables
-    from cbsim.calibrate.pointsfile import write_points
+    from cbsim.calibrate.profile_folder import check_profile_target, write_profile
 
     wanted = Wanted(load_model(model), tp, framework, decode_framework or framework)
     tables = NvidiaTables(system, wheel)
-    points = import_points(tables, wanted)
     meta = import_meta(tables, wanted, datetime.now(UTC).date().isoformat())
-    out.mkdir(parents=True, exist_ok=True)
-    write_points(out / "points.csv", points)
-    save_meta(meta, out / "meta.json")
-    _fit_into(out, meta, seed, picture, as_json)
+    check_profile_target(out, meta)
+    points = import_points(tables, wanted)
+    _tell(out, *write_profile(out, points, meta, seed), picture, as_json)
 
 
 @import_.command()
@@ -226,69 +222,26 @@ def layers(
 ) -> None:
     """Layer timings of another profiler, as LLMServingSim 2.0 writes them or with other usual names."""
     from cbsim.calibrate.layers import LayerTimings
-    from cbsim.calibrate.meta import save_meta
-    from cbsim.calibrate.pointsfile import write_points
+    from cbsim.calibrate.named_spec import load_gpu, load_model
+    from cbsim.calibrate.profile_folder import write_profile
 
     timings = LayerTimings(dense, per_sequence, attention, load_model(model), load_gpu(gpu), tp, columns, ops)
     points = timings.points()
     meta = timings.meta(source, datetime.now(UTC).date())
     for warning in meta.warnings:
         click.echo(warning, err=True)
-    out.mkdir(parents=True, exist_ok=True)
-    write_points(out / "points.csv", points)
-    save_meta(meta, out / "meta.json")
-    _fit_into(out, meta, seed, picture, as_json)
+    _tell(out, *write_profile(out, points, meta, seed), picture, as_json)
 
 
-def load_model(name: str) -> ModelSpec:
-    """A model by its name in `configs/models` or by the path of its file.
-
-    Raises `CalibrationError` with the nearest name if there is none, or with every mistake in the file.
-    """
-    from cbsim.specs import ModelSpec
-
-    return _load_spec(ModelSpec, "model", name)
-
-
-def load_gpu(name: str) -> GpuSpec:
-    """A GPU by its name in `configs/gpus` or by the path of its file; raises as `load_model` does."""
-    from cbsim.specs import GpuSpec
-
-    return _load_spec(GpuSpec, "gpu", name)
-
-
-def _load_spec(spec: type[S], kind: str, name: str) -> S:
-    from pydantic import ValidationError
-
-    from cbsim.config.document import read_document
-    from cbsim.paths import data_folder, yaml_names
-    from cbsim.registry import did_you_mean
-
-    folder = data_folder("configs") / f"{kind}s"
-    path = Path(name) if Path(name).suffix in (".yaml", ".yml") else folder / f"{name}.yaml"
-    if not path.is_file():
-        raise CalibrationError(f"no {kind} '{name}'{did_you_mean(name, yaml_names(folder))}")
-    try:
-        return spec.model_validate(read_document(path).data)
-    except ValidationError as error:
-        problems = (f"{path}: {'.'.join(map(str, part['loc']))}: {part['msg']}" for part in error.errors())
-        raise CalibrationError(*problems) from error
-
-
-def _fit_into(out: Path, meta: Meta, seed: int, picture: bool, as_json: bool) -> None:
-    """Fit a folder's points as they are written there, add `cost.json` and the picture, print the errors."""
-    from cbsim.calibrate.fit import fit_cost_file
-    from cbsim.calibrate.pointsfile import read_points
+def _tell(out: Path, cost: CostFile, report: Report, picture: bool, as_json: bool) -> None:
+    """Print the errors of a fit, and draw them beside the profile."""
     from cbsim.calibrate.summary import draw_errors, errors_table
 
-    points = read_points(out / "points.csv")
-    cost_file, report = fit_cost_file(points, meta, out / "points.csv", seed)
-    cost_file.save(out / "cost.json")
-    title = f"{meta.model['name']} on {meta.device}"
+    title = f"{cost.model['name']} on {cost.device}"
     if picture:
         draw_errors(report, title, out / "errors.png")
     if as_json:
-        click.echo(json.dumps(cost_file.accuracy, indent=2))
+        click.echo(json.dumps(cost.accuracy, indent=2))
     else:
         errors_table(report, title).print()
         click.echo(f"wrote {out / 'cost.json'}")

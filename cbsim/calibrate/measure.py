@@ -14,10 +14,12 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-from cbsim.calibrate.meta import Meta, read_meta, save_meta
+from cbsim.calibrate.meta import Meta, save_meta
 from cbsim.calibrate.plan import PlanName, PlanPoint, make_plan
 from cbsim.calibrate.point import Point
-from cbsim.calibrate.pointsfile import append_point, read_points, write_points
+from cbsim.calibrate.pointsfile import append_point, read_points
+from cbsim.calibrate.profile_folder import writing
+from cbsim.calibrate.resume import check_resumable, resume
 from cbsim.calibrate.room import Room, find_room
 from cbsim.cost.costfile import model_shape
 from cbsim.errors import CalibrationError
@@ -52,26 +54,31 @@ def measure(
     backend: str | None = None,
     gpu: str | None = None,
     seed: int = 0,
+    command: str | None = None,
     progress: Progress | None = None,
     timer: Timer | None = None,
 ) -> Measurement:
     """Time a model's kernels into `out/points.csv` and `out/meta.json`.
 
-    Rows that a run of the same plan left there are kept. `gpu` names the device in `configs/gpus`. Raises
-    `CalibrationError` if there is no such device, the model doesn't fit, or `out` holds other timings.
+    Rows that a run of the same plan left there are kept. `gpu` names the device in `configs/gpus`; `command`
+    is what `meta.json` says to have made the timings. Raises `CalibrationError` if there is no such device,
+    the model doesn't fit, or `out` holds other timings or can't be written.
     """
     shard = Shard(model, tensor_parallel)
     opened = open_device(device)
     room = find_room(opened, shard)
     planned = make_plan(plan, room.limits, seed)
-    meta = _make_meta(model, opened, tensor_parallel, gpu, plan, seed)
-    points = _resume(out, meta, planned)
+    meta = _make_meta(model, opened, tensor_parallel, gpu, plan, seed, command)
+    check_resumable(out, meta)
     rig = make_rig(shard, opened, room, backend, seed)
-    save_meta(_with_backend(meta, rig), out / "meta.json")
-    _time_all(rig, timer or make_timer(opened), planned, points, out / "points.csv", seed, progress)
-    points = read_points(out / "points.csv")
-    meta = _with_backend(meta, rig).model_copy(update={"warnings": warnings_of(points, planned)})
-    save_meta(meta, out / "meta.json")
+    meta = meta.model_copy(update={"software": {**meta.software, "attention": rig.backend.describe()}})
+    with writing(out):
+        points = resume(out, meta, planned)
+        save_meta(meta, out / "meta.json")
+        _time_all(rig, timer or make_timer(opened), planned, points, out / "points.csv", seed, progress)
+        points = read_points(out / "points.csv")
+        meta = meta.model_copy(update={"warnings": warnings_of(points, planned, opened)})
+        save_meta(meta, out / "meta.json")
     return Measurement(points, meta)
 
 
@@ -101,16 +108,18 @@ def calls_of(rig: Rig, point: PlanPoint, count: int) -> list[Call]:
     return rig.attention(point.chunks, point.contexts, count)
 
 
-def warnings_of(points: Sequence[Point], planned: Sequence[PlanPoint]) -> list[str]:
+def warnings_of(points: Sequence[Point], planned: Sequence[PlanPoint], device: Device) -> list[str]:
     """What to know about the timings, in words."""
     warnings = []
     unstable = [point for point in points if _timing(point).is_unstable]
     if unstable:
         worst = max(unstable, key=lambda point: point.t_p90_s / point.t_median_s)
+        several_threads = not device.is_cuda and device.software.get("threads") != "1"
         warnings.append(
             f"{len(unstable)} of {len(points)} timings are unstable: the slowest tenth of their runs took "
             f"over {UNSTABLE_SPREAD:.0%} more than the median (worst: {worst.op}, "
             f"{worst.t_p90_s / worst.t_median_s:.1f} times); other work ran there, or clocks moved"
+            + ("; with OMP_NUM_THREADS=1 no thread waits for another" if several_threads else "")
         )
     drift = statistics.median(_drifts(points) or [0.0])
     if drift > MAX_DRIFT:
@@ -171,49 +180,14 @@ def _row(plan_point: PlanPoint, timing: Timing, rig: Rig, seed: int) -> Point:
     )
 
 
-def _resume(out: Path, meta: Meta, planned: Sequence[PlanPoint]) -> list[Point]:
-    """The rows that are there already; a torn last one is dropped. Raises if they are of something else."""
-    out.mkdir(parents=True, exist_ok=True)
-    points_path, meta_path = out / "points.csv", out / "meta.json"
-    if not points_path.exists():
-        return []
-    if not meta_path.exists():
-        raise CalibrationError(f"{out}: holds points.csv without meta.json; give another --out")
-    before = read_meta(meta_path)
-    wanted = _identity(meta)
-    differing = [
-        f"{out}: holds timings of another {name}: {got}, not {wanted[name]}; give another --out"
-        for name, got in _identity(before).items()
-        if got != wanted[name]
-    ]
-    if differing:
-        raise CalibrationError(*differing)
-    if points_path.read_text(encoding="utf-8").count("\n") < 2:
-        points_path.unlink()
-        return []
-    points = read_points(points_path, drop_torn_line=True)
-    by_order = {point.order: point for point in planned}
-    for point in points:
-        expected = by_order.get(point.order)
-        if expected is None or expected.op != point.op or expected.chunks != point.chunks:
-            raise CalibrationError(f"{points_path}: row {point.order} is of another plan; give another --out")
-    write_points(points_path, points)
-    return points
-
-
-def _identity(meta: Meta) -> dict[str, str]:
-    """What timings of one file must have in common."""
-    return {
-        "plan": meta.source,
-        "device": meta.device,
-        "model": str(meta.model),
-        "tensor parallelism": str(meta.tensor_parallel),
-        "torch": meta.software.get("torch", ""),
-    }
-
-
 def _make_meta(
-    model: ModelSpec, device: Device, tensor_parallel: int, gpu: str | None, plan: PlanName, seed: int
+    model: ModelSpec,
+    device: Device,
+    tensor_parallel: int,
+    gpu: str | None,
+    plan: PlanName,
+    seed: int,
+    command: str | None,
 ) -> Meta:
     assumptions = []
     if tensor_parallel > 1:
@@ -225,14 +199,10 @@ def _make_meta(
         tensor_parallel=tensor_parallel,
         source=f"cbsim calibrate, plan {plan}, seed {seed}",
         date=datetime.now(UTC).isoformat(timespec="seconds"),
-        command=shlex.join(["cbsim", *sys.argv[1:]]),
+        command=command or shlex.join(["cbsim", *sys.argv[1:]]),
         software=device.software,
         assumptions=assumptions,
     )
-
-
-def _with_backend(meta: Meta, rig: Rig) -> Meta:
-    return meta.model_copy(update={"software": {**meta.software, "attention": rig.backend.describe()}})
 
 
 def _timing(point: Point) -> Timing:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from cbsim.config.section import Section
+from cbsim.cost.costfile import SHAPE_FIELDS
 from cbsim.errors import CalibrationError
 
 
@@ -35,6 +36,20 @@ class Meta(Section):
     warnings: list[str] = Field(default_factory=list)
     """What to know about the timings: unstable clocks, points left out."""
 
+    @model_validator(mode="after")
+    def _model_is_whole(self) -> Meta:
+        missing = [key for key in ("name", *SHAPE_FIELDS) if key not in self.model]
+        wrong = [
+            f"{key} {self.model[key]!r}"
+            for key in SHAPE_FIELDS
+            if key != "dtype" and key in self.model and not _is_count(self.model[key])
+        ]
+        if missing or wrong:
+            lacks = f"lacks {', '.join(missing)}" if missing else ""
+            counts = f"has {', '.join(wrong)}, expected whole numbers > 0" if wrong else ""
+            raise ValueError(f"model {' and '.join(filter(None, (lacks, counts)))}")
+        return self
+
 
 def save_meta(meta: Meta, path: Path) -> None:
     """Write `meta.json` whole or not at all."""
@@ -58,3 +73,7 @@ def read_meta(path: Path) -> Meta:
             key = ".".join(str(part) for part in mistake["loc"])
             problems.append(f"{path}: {key + ': ' if key else ''}{mistake['msg']}")
         raise CalibrationError(*problems) from error
+
+
+def _is_count(value: int | str) -> bool:
+    return isinstance(value, int) and value > 0

@@ -10,6 +10,7 @@ from pathlib import Path
 from cbsim.calibrate.point import OPS, SPLITS, Point
 from cbsim.errors import CalibrationError
 from cbsim.registry import did_you_mean
+from cbsim.units import S_PER_HOUR
 
 COLUMNS = (
     "op",
@@ -34,6 +35,12 @@ COLUMNS = (
 )
 REQUIRED = ("op", "chunks", "B", "KV", "Kmax", "T", "S", "t_median_s")
 MAX_PROBLEMS = 20
+MAX_COUNT = 100_000_000
+"""No step has more tokens, decodes or context."""
+MAX_SHOWN = 40
+"""Characters of a value that a message repeats."""
+MAX_SECONDS = S_PER_HOUR
+"""No kernel takes longer; larger figures are of another unit."""
 
 
 def point_row(point: Point) -> list[str]:
@@ -97,7 +104,10 @@ def read_points(path: Path, *, drop_torn_line: bool = False) -> list[Point]:
     header = next(csv.reader(lines[:1]))
     missing = [name for name in REQUIRED if name not in header]
     if missing:
-        raise CalibrationError(f"{path}:1: not a points file: column {missing[0]} is missing")
+        raise CalibrationError(f"{path}:1: not a points file: without {_columns(missing)}")
+    repeated = sorted({name for name in header if header.count(name) > 1})
+    if repeated:
+        raise CalibrationError(f"{path}:1: twice in the header: {_columns(repeated)}")
     points: list[Point] = []
     problems: list[str] = []
     for number, row in enumerate(csv.reader(lines[1:]), start=2):
@@ -133,12 +143,15 @@ class _Mistakes:
 
 
 def _parse(values: dict[str, str], mistakes: _Mistakes) -> Point:
-    def integer(name: str, default: int = 0) -> int:
+    def integer(name: str, default: int = 0, *, is_size: bool = True) -> int:
         text = values.get(name, "")
         if not text:
             return default
         if not text.isdecimal():
             mistakes.add(f"{name}: expected a whole number >= 0, got '{text}'")
+            return default
+        if is_size and _is_beyond(text):
+            mistakes.add(f"{name}: expected at most {MAX_COUNT:,}, got '{text[:MAX_SHOWN]}'")
             return default
         return int(text)
 
@@ -152,6 +165,8 @@ def _parse(values: dict[str, str], mistakes: _Mistakes) -> Point:
             value = math.nan
         if not (math.isfinite(value) and value > 0):
             mistakes.add(f"{name}: expected seconds > 0, got '{text}'")
+        elif value > MAX_SECONDS:
+            mistakes.add(f"{name}: expected seconds of one kernel or step, under an hour, got '{text}'")
         return value
 
     def choice(name: str, allowed: Sequence[str], default: str) -> str:
@@ -179,7 +194,7 @@ def _parse(values: dict[str, str], mistakes: _Mistakes) -> Point:
         t_p90_s=seconds("t_p90_s"),
         order=integer("order"),
         split=choice("split", SPLITS, "fit"),  # type: ignore[arg-type]
-        seed=integer("seed"),
+        seed=integer("seed", is_size=False),
     )
     if not mistakes.lines:
         _check_sizes(point, mistakes)
@@ -190,8 +205,11 @@ def _parse_chunks(text: str, mistakes: _Mistakes) -> tuple[tuple[int, int], ...]
     chunks = []
     for part in filter(None, text.split(";")):
         tokens, plus, context = part.partition("+")
-        if not (plus and tokens.isdecimal() and context.isdecimal() and int(tokens) > 0):
-            mistakes.add(f"chunks: expected TOKENS+CONTEXT;..., got '{part}'")
+        if not (plus and tokens.isdecimal() and context.isdecimal() and tokens.strip("0")):
+            mistakes.add(f"chunks: expected TOKENS+CONTEXT;..., got '{part[:MAX_SHOWN]}'")
+            return ()
+        if _is_beyond(tokens) or _is_beyond(context):
+            mistakes.add(f"chunks: expected at most {MAX_COUNT:,} tokens, got '{part[:MAX_SHOWN]}'")
             return ()
         chunks.append((int(tokens), int(context)))
     return tuple(chunks)
@@ -213,6 +231,15 @@ def _check_sizes(point: Point, mistakes: _Mistakes) -> None:
         mistakes.add(f"KV: {point.decode_context} tokens of context for {point.num_decodes} decodes")
     if point.num_decodes and not 0 < point.max_decode_context <= point.decode_context:
         mistakes.add(f"Kmax: expected 1 to KV = {point.decode_context}, got {point.max_decode_context}")
+
+
+def _is_beyond(digits: str) -> bool:
+    """Whether a whole number is larger than any size can be, however many digits it has."""
+    return len(digits) > MAX_SHOWN or int(digits) > MAX_COUNT
+
+
+def _columns(names: Sequence[str]) -> str:
+    return f"column{'s' if len(names) > 1 else ''} {', '.join(names)}"
 
 
 def _seconds_text(value: float) -> str:

@@ -17,13 +17,14 @@ from cbsim.calibrate.plan import make_plan
 from cbsim.calibrate.pointsfile import read_points
 from cbsim.calibrate.room import find_room
 from cbsim.errors import CalibrationError
-from cbsim.kernels.device import open_device
+from cbsim.kernels.device import Device, open_device
 from cbsim.kernels.shard import Shard
 from cbsim.kernels.timing import CpuTimer, MakeCalls, Timing
 from cbsim.units import GIB
 from tests.kernels.references import load_model
 
 TINY = load_model("tiny")
+GPU = Device(torch.device("cuda"), "a GPU", 0, 0, {})
 
 
 class OnceTimer(CpuTimer):
@@ -107,15 +108,15 @@ def test_unstable_and_drifting_timings_are_said_in_words(tmp_path: Path) -> None
     result = run(tmp_path)
     planned = make_plan("quick", find_room(open_device("cpu"), Shard(TINY)).limits)
     calm = [replace(point, t_min_s=1.0, t_median_s=1.0, t_p90_s=1.0) for point in result.points]
-    assert warnings_of(calm, planned) == []
+    assert warnings_of(calm, planned, GPU) == []
     unstable = [replace(calm[0], t_p90_s=3.0), *calm[1:]]
-    (line,) = warnings_of(unstable, planned)
+    (line,) = warnings_of(unstable, planned, GPU)
     assert line.startswith(f"1 of {len(calm)} timings are unstable")
     assert "3.0 times" in line
     slower = [replace(p, t_median_s=1.2, t_p90_s=1.2) if p.split == "repeat" else p for p in calm]
-    (line,) = warnings_of(slower, planned)
+    (line,) = warnings_of(slower, planned, GPU)
     assert "repeats of the same point differ by 18% at the median" in line
-    (line,) = warnings_of(calm[:-2], planned)
+    (line,) = warnings_of(calm[:-2], planned, GPU)
     assert line == f"2 of {len(calm)} points could not be timed: too little memory"
 
 

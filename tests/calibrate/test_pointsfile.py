@@ -33,6 +33,7 @@ def points(draw) -> Point:
         t_min_s=1e-6,
         t_p90_s=1e-5,
         order=draw(count),
+        seed=draw(st.sampled_from([0, 2**62])),
         split=draw(st.sampled_from(["fit", "repeat", "unseen", "warm"])),
     )
 
@@ -46,7 +47,13 @@ def test_round_trip(tmp_path_factory, written):
     assert [point.key for point in read] == [point.key for point in written]
     for one, other in zip(read, written, strict=True):
         assert one.t_median_s == pytest.approx(other.t_median_s, rel=1e-5)
-        assert (one.split, one.graph, one.l2, one.order) == (other.split, other.graph, other.l2, other.order)
+        assert (one.split, one.graph, one.l2, one.order, one.seed) == (
+            other.split,
+            other.graph,
+            other.l2,
+            other.order,
+            other.seed,
+        )
     assert [entry.name for entry in path.parent.iterdir()] == ["points.csv"]
 
 
@@ -88,6 +95,13 @@ def test_a_torn_last_line_is_dropped_only_on_request(tmp_path):
         ("decode,,4,3,1,0,0,1e-3", "KV: 3 tokens of context for 4 decodes"),
         ("decode,,4,8,9,0,0,1e-3", "Kmax: expected 1 to KV = 8, got 9"),
         ("dense,,0,0,0,5", "6 values, expected 8"),
+        (
+            "dense,,0,0,0,5,0,5400",
+            "t_median_s: expected seconds of one kernel or step, under an hour, got '5400'",
+        ),
+        ("dense,,0,0,0,200000000,0,1e-3", "T: expected at most 100,000,000, got '200000000'"),
+        (f"dense,,0,0,0,{'9' * 5000},0,1e-3", f"T: expected at most 100,000,000, got '{'9' * 40}'"),
+        ("prefill,8+999999999,0,0,0,0,0,1", "chunks: expected at most 100,000,000 tokens, got '8+999999999'"),
     ],
 )
 def test_a_mistake_is_one_line(tmp_path, row, problem):
@@ -111,7 +125,11 @@ def test_all_mistakes_are_told_up_to_a_limit(tmp_path):
     ("content", "message"),
     [
         (b"", "empty; expected a header"),
-        (b"name,seconds\nx,1\n", "not a points file: column op is missing"),
+        (
+            b"name,seconds\nx,1\n",
+            "not a points file: without columns op, chunks, B, KV, Kmax, T, S, t_median_s",
+        ),
+        (HEADER.encode() + b",op\n", ":1: twice in the header: column op"),
         (HEADER.encode() + b"\n", "holds no points"),
         (b"\xff\xfe\x00", "can't be read: not UTF-8"),
     ],

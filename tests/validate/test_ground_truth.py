@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cbsim.calibrate.commands import load_gpu, load_model
+from cbsim.calibrate.named_spec import load_gpu, load_model
 from cbsim.calibrate.fit import calibrated_box, fit_form
 from cbsim.calibrate.layers import LayerTimings
 from cbsim.cost.costfile import CostFile, model_shape
