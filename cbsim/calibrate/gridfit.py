@@ -1,33 +1,19 @@
-"""Attention tables from timings that form a grid: gaps filled, made monotone, needless knots left out."""
+"""Attention tables from timings that form a grid, where they say more than a formula."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cbsim.calibrate.coefficients import soft_loss
+from cbsim.calibrate.lattice import Lattice, LatticeFormula, filled, lattices_of, refined
 from cbsim.calibrate.leftout import MIN_GAIN
-from cbsim.calibrate.point import Op, Point
+from cbsim.calibrate.point import Point
+from cbsim.calibrate.thinning import thinned
 from cbsim.cost.attention import DecodeAttention, FusedAttention, PrefillAttention
-from cbsim.cost.base import StepShape
-from cbsim.cost.columns import Floats, StepColumns
 from cbsim.cost.grid import AttentionGrid, ChunkTable, DecodeTable, MixedTable, Skew, Slopes, Table
-
-Sizes = tuple[int, ...]
-Formula = Callable[[Sequence[StepShape]], Floats]
-"""Seconds of steps by a formula fitted to the same timings: its shape bridges what the grid lacks."""
-
-MIN_FILLED = 0.15
-"""Share of all combinations of sizes that must have been timed to speak of a grid."""
-MIN_KNOTS = 3
-"""Fewest sizes along each axis."""
-TOLERANCE = 0.01
-"""A knot is left out if a table without it errs by no more than this share,"""
-TOLERATED_SHARE = 0.95
-"""in so many of the places where it stands."""
 
 NUM_PARTS = 20
 """Parts of the timings of a grid, each left out once to see what the others say of it."""
@@ -38,32 +24,6 @@ SPLIT_HEADS = 256
 """FlashAttention-2 splits contexts (`num_splits_heuristic`) unless decodes x KV heads fill 0.8 of twice the
 GPU's multiprocessors: up to 205 on 128 of them, up to 301 on 188."""
 USUAL_KV_HEADS = 8
-
-
-@dataclass(frozen=True, slots=True)
-class Lattice:
-    """Timings over all combinations of some sizes, NaN where none was made."""
-
-    axes: tuple[Floats, ...]
-    seconds: Floats
-    has_decodes: bool
-    """Whether the last two axes are the context of each decode and their number."""
-
-    @classmethod
-    def of(cls, timings: dict[Sizes, float], has_decodes: bool) -> Lattice:
-        """Timings by sizes."""
-        columns = np.array(list(timings))
-        axes = tuple(np.unique(column) for column in columns.T)
-        seconds = np.full([len(axis) for axis in axes], np.nan)
-        places = tuple(np.searchsorted(axis, column) for axis, column in zip(axes, columns.T, strict=True))
-        seconds[places] = list(timings.values())
-        return cls(tuple(axis.astype(np.float64) for axis in axes), seconds, has_decodes)
-
-    @property
-    def is_grid(self) -> bool:
-        """Whether enough combinations were timed."""
-        filled = float(np.isfinite(self.seconds).mean())
-        return filled >= MIN_FILLED and min(self.seconds.shape) >= MIN_KNOTS
 
 
 def fit_grid(
@@ -79,23 +39,23 @@ def fit_grid(
     launches; what lies between timings follows the ratio of timing to formula, linear between its knots.
     `num_kv_heads` are those of one GPU.
     """
-    formula = _Formula(decode, prefill, fused)
-    lattices = _lattices(points)
+    formula = LatticeFormula(decode, prefill, fused)
+    lattices = lattices_of(points)
     decode_lattice, chunk_lattice, mixed_lattice = (lattices.get(op) for op in ("decode", "prefill", "mixed"))
     is_whole = chunk_lattice is not None and mixed_lattice is not None
     if decode_lattice is None or not (is_whole or _beats_formula(decode_lattice, formula)):
         return None
-    decode_table = _thinned(_refined(_fill(decode_lattice, formula), formula))
+    decode_table = thinned(refined(filled(decode_lattice, formula), formula))
     chunks = mixed = None
     if chunk_lattice is not None and (is_whole or _beats_formula(chunk_lattice, formula)):
         chunks = ChunkTable(
-            table=_thinned(_fill(chunk_lattice, formula)),
+            table=thinned(filled(chunk_lattice, formula)),
             slopes=Slopes(
                 per_pair_s=prefill.per_pair_s, per_token_s=prefill.per_token_s + prefill.beyond_per_token_s
             ),
         )
     if chunks is not None and mixed_lattice is not None and fused is not None:
-        mixed = _mixed_table(_thinned(_refined(_fill(mixed_lattice, formula), formula)), chunks, fused)
+        mixed = _mixed_table(thinned(refined(filled(mixed_lattice, formula), formula)), chunks, fused)
     chain_s = mixed.skew.chain_s_per_token if mixed is not None else 0.0
     return AttentionGrid(
         decode=DecodeTable(
@@ -126,18 +86,7 @@ def _mixed_table(table: Table, chunks: ChunkTable, fused: FusedAttention) -> Mix
     )
 
 
-def _lattices(points: Sequence[Point]) -> dict[Op, Lattice]:
-    """The regimes that were timed over a grid."""
-    times: dict[Op, dict[Sizes, float]] = {}
-    for point in points:
-        sizes = _sizes(point)
-        if sizes is not None:
-            times.setdefault(point.op, {})[sizes] = point.t_median_s
-    lattices = {op: Lattice.of(timings, op != "prefill") for op, timings in times.items()}
-    return {op: lattice for op, lattice in lattices.items() if lattice.is_grid}
-
-
-def _beats_formula(lattice: Lattice, formula: _Formula) -> bool:
+def _beats_formula(lattice: Lattice, formula: LatticeFormula) -> bool:
     """Whether timings say clearly more of those left out between them than the formula does.
 
     It was fitted to all of them, so its errors count by n / (n - coefficients): generalised cross-validation
@@ -151,151 +100,9 @@ def _beats_formula(lattice: Lattice, formula: _Formula) -> bool:
         out = np.arange(len(timed)) % NUM_PARTS == number
         seconds = lattice.seconds.copy()
         seconds.ravel()[timed[out]] = np.nan
-        by_table[out] = _fill(replace(lattice, seconds=seconds), formula).seconds.ravel()[timed[out]]
+        by_table[out] = filled(replace(lattice, seconds=seconds), formula).seconds.ravel()[timed[out]]
     fitted = np.log(by_formula / measured) * len(timed) / max(len(timed) - NUM_COEFFICIENTS, 1)
     return soft_loss(np.log(by_table / measured)) < (1.0 - MIN_GAIN) * soft_loss(fitted)
-
-
-def _sizes(point: Point) -> Sizes | None:
-    """Chunk, its context, the context of each decode and their number, as far as the point has them."""
-    if point.op not in ("decode", "prefill", "mixed") or len(point.chunks) > 1:
-        return None
-    decodes: Sizes = ()
-    if point.num_decodes:
-        if point.max_decode_context * point.num_decodes != point.decode_context:
-            return None
-        decodes = (point.max_decode_context, point.num_decodes)
-    return (*(point.chunks[0] if point.chunks else ()), *decodes)
-
-
-class _Formula:
-    """The formula of each regime, by sizes as a lattice has them; contexts of decodes are sums."""
-
-    def __init__(
-        self, decode: DecodeAttention, prefill: PrefillAttention, fused: FusedAttention | None
-    ) -> None:
-        self._decode, self._prefill, self._fused = decode, prefill, fused
-
-    def of(self, lattice: Lattice) -> Floats:
-        """Seconds over all combinations of a lattice's sizes."""
-        return self.over(lattice.axes, _total_context(lattice.axes, lattice.has_decodes))
-
-    def over(self, axes: Sequence[Floats], total_context: Floats | None) -> Floats:
-        """Seconds over all combinations of sizes; `total_context` in place of the last axis' own."""
-        mesh = np.meshgrid(*axes, indexing="ij")
-        shape = mesh[0].shape
-        flat = [axis.ravel().astype(np.int64) for axis in mesh]
-        zeros = np.zeros(len(flat[0]), dtype=np.int64)
-        if len(axes) == 2 and total_context is None:
-            tokens, context, decodes, total = flat[0], flat[1], zeros, zeros
-        elif len(axes) == 2:
-            tokens, context, decodes, total = zeros, zeros, flat[1], np.asarray(total_context).ravel()
-        else:
-            tokens, context, _, decodes = flat
-            total = np.asarray(total_context).ravel()
-        columns = StepColumns(
-            num_tokens=tokens + decodes,
-            num_logits=zeros,
-            num_chunks=(tokens > 0).astype(np.int64),
-            prefill_tokens=tokens,
-            longest_prefill=tokens + context,
-            num_decodes=decodes,
-            decode_context=total.astype(np.int64),
-            max_decode_context=np.ceil(total / np.maximum(decodes, 1)).astype(np.int64),
-            chunks=tuple(((int(q), int(x)),) if q else () for q, x in zip(tokens, context, strict=True)),
-        )
-        decode, prefill = self._decode.at(columns), self._prefill.at(columns)
-        seconds = np.maximum(decode, prefill)
-        if len(axes) == 4 and self._fused is not None:
-            seconds = np.maximum(seconds, self._fused.at(columns, self._prefill.tile))
-        return seconds.reshape(shape)
-
-
-def _total_context(axes: Sequence[Floats], has_decodes: bool) -> Floats | None:
-    """Over all combinations: decodes times the context of each; `None` for chunks alone."""
-    if not has_decodes:
-        return None
-    mesh = np.meshgrid(*axes, indexing="ij")
-    return mesh[-2] * mesh[-1]
-
-
-def _fill(lattice: Lattice, formula: _Formula) -> Lattice:
-    """Every combination, from the timings around it along one axis after the other.
-
-    Along a chunk's context and the decodes' context first: the number of decodes and of tokens decide how a
-    launch is cut into blocks, so what the formula misses there leaps from one number to the next.
-    """
-    seconds = formula.of(lattice)
-    ratio = np.log(lattice.seconds / seconds)
-    order = {2: (0, 1) if lattice.has_decodes else (1, 0), 4: (1, 2, 0, 3)}[ratio.ndim]
-    for beyond_ends in (False, True):
-        for axis in order:
-            ratio = np.apply_along_axis(_bridged, axis, ratio, lattice.axes[axis], beyond_ends)
-    return Lattice(lattice.axes, seconds * np.exp(ratio), lattice.has_decodes)
-
-
-def _bridged(ratio: Floats, knots: Floats, beyond_ends: bool) -> Floats:
-    known = np.isfinite(ratio)
-    if known.all() or not known.any():
-        return ratio
-    bridged = np.interp(knots, knots[known], ratio[known])
-    if not beyond_ends:
-        bridged[(knots < knots[known][0]) | (knots > knots[known][-1])] = np.nan
-    return bridged
-
-
-def _refined(lattice: Lattice, formula: _Formula) -> Lattice:
-    """More knots along the number of decodes, halfway between two: the formula bends there, a line can't."""
-    decodes = lattice.axes[-1]
-    middle = 0.5 * (decodes[1:] + decodes[:-1])
-    finer = np.sort(np.concatenate([decodes, middle[middle % 1 == 0]]))
-    axes = (*lattice.axes[:-1], finer)
-    ratio = lattice.seconds / formula.of(lattice)
-    turned = np.apply_along_axis(lambda values: np.interp(finer, decodes, values), -1, ratio)
-    return Lattice(axes, formula.over(axes, _total_context(axes, True)) * turned, has_decodes=True)
-
-
-def _monotone(seconds: Floats) -> Floats:
-    """The middle between the lowest monotone table above and the highest one below."""
-    for axis in range(seconds.ndim):
-        above = np.maximum.accumulate(seconds, axis=axis)
-        below = np.flip(np.minimum.accumulate(np.flip(seconds, axis), axis=axis), axis)
-        seconds = 0.5 * (above + below)
-    return seconds
-
-
-def _thinned(lattice: Lattice) -> Table:
-    """The table with as few knots as the tolerance allows."""
-    axes = list(lattice.axes)
-    seconds = _monotone(lattice.seconds)
-    for axis in range(seconds.ndim):
-        kept = _needed(axes[axis], np.moveaxis(seconds, axis, 0).reshape(len(axes[axis]), -1))
-        axes[axis] = axes[axis][kept]
-        seconds = np.take(seconds, kept, axis=axis)
-    rounded = np.array([float(f"{value:.5g}") for value in seconds.ravel()])
-    return Table(
-        axes=tuple(tuple(axis.tolist()) for axis in axes),
-        seconds=tuple(rounded.tolist()),
-    )
-
-
-def _needed(knots: Floats, lines: Floats) -> NDArray[np.int64]:
-    """Knots to keep, greedily from the first: each as far on as the lines between stay within tolerance."""
-    kept = [0]
-    while kept[-1] < len(knots) - 1:
-        start = kept[-1]
-        end = start + 1
-        while end + 1 < len(knots) and _is_straight(knots, lines, start, end + 1):
-            end += 1
-        kept.append(end)
-    return np.array(kept)
-
-
-def _is_straight(knots: Floats, lines: Floats, start: int, end: int) -> bool:
-    weight = ((knots[start + 1 : end] - knots[start]) / (knots[end] - knots[start]))[:, None]
-    between = lines[start] + weight * (lines[end] - lines[start])
-    inner = lines[start + 1 : end]
-    return bool((np.abs(between - inner) <= TOLERANCE * inner).mean() >= TOLERATED_SHARE)
 
 
 def _crowding(prefill: Table, mixed: Table) -> Table:
