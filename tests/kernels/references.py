@@ -83,20 +83,25 @@ class Paged:
 
 
 def scatter(
-    shard: Shard, lengths: Sequence[int], num_queries: Sequence[int], seed: int, device: str = "cpu"
+    shard: Shard,
+    lengths: Sequence[int],
+    num_queries: Sequence[int],
+    seed: int,
+    device: str = "cpu",
+    block_size: int = BLOCK_SIZE,
 ) -> Paged:
     """Random sequences in a cache whose other entries are huge, so that reading a wrong one shows."""
     rng = np.random.default_rng(seed)
-    counts = [-(-length // BLOCK_SIZE) for length in lengths]
+    counts = [-(-length // block_size) for length in lengths]
     blocks = rng.permutation(sum(counts) + 3).tolist()
-    cache = LayerCache.allocate(shard, len(blocks), BLOCK_SIZE, torch.device(device))
+    cache = LayerCache.allocate(shard, len(blocks), block_size, torch.device(device))
     cache.keys.fill_(1e4)
     cache.values.fill_(1e4)
     paged = Paged(cache, [], [], [], [])
     for length, count, queries in zip(lengths, counts, num_queries, strict=True):
         table, blocks = blocks[:count], blocks[count:]
         keys, values = (_random(rng, length, shard.num_kv_heads, shard) for _ in range(2))
-        slots = torch.tensor([table[i // BLOCK_SIZE] * BLOCK_SIZE + i % BLOCK_SIZE for i in range(length)])
+        slots = torch.tensor([table[i // block_size] * block_size + i % block_size for i in range(length)])
         cache.write(keys.to(device), values.to(device), slots.to(device))
         paged.tables.append(table)
         paged.keys.append(keys)
