@@ -20,7 +20,7 @@ from cbsim.errors import ConfigError, WorkloadError
 from cbsim.kvcache import KVCacheConfig
 from cbsim.observers import OBSERVERS
 from cbsim.paths import data_folder
-from cbsim.registry import did_you_mean
+from cbsim.registry import did_you_mean, located
 from cbsim.schedulers import SCHEDULERS, SchedulerConfig
 from cbsim.specs import GpuSpec, ModelSpec
 from cbsim.workload import WORKLOADS, WorkloadConfig
@@ -162,6 +162,7 @@ class Experiment(Section):
             if not settings[key]:
                 del settings[key]
         _anchor_paths(settings["workload"], self._folder)
+        _anchor_plugins(settings, self._folder)
         return settings
 
     def points(self) -> list[tuple[dict[str, Any], Experiment]]:
@@ -271,6 +272,14 @@ def _misfits(experiment: Experiment, document: Document) -> Iterator[str]:
     except ConfigError as error:
         where = document.place(("kv_cache",)).where
         yield from (f"{where}: {problem}" for problem in error.problems)
+
+
+def _anchor_plugins(settings: dict[str, Any], folder: Path) -> None:
+    """Give parts named `module:Class` the folder of their module, where that lies beside the experiment."""
+    for section in settings.values():
+        for part in section if isinstance(section, list) else [section]:
+            if isinstance(part, dict) and isinstance(part.get("type"), str):
+                part["type"] = located(part["type"], folder)
 
 
 def _anchor_paths(settings: dict[str, Any], folder: Path) -> None:

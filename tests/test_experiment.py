@@ -324,7 +324,7 @@ TABLE: list[tuple[str, list[str]]] = [
         "scheduler: nowhere:Thing",
         [
             "scheduler.type: scheduler 'nowhere:Thing': can't import module 'nowhere': "
-            "No module named 'nowhere'"
+            "No module named 'nowhere'; looked in HERE and among what is installed"
         ],
     ),
     (
@@ -355,7 +355,9 @@ TABLE: list[tuple[str, list[str]]] = [
 @pytest.mark.parametrize(("text", "messages"), TABLE, ids=[text for text, _ in TABLE])
 def test_mistakes_are_told_in_one_line_each(text: str, messages: list[str]) -> None:
     line = 2 + text.count("\n")
-    assert problems(HEAD + text + "\n") == [f"e.yaml:{line}: {message}" for message in messages]
+    assert problems(HEAD + text + "\n") == [
+        f"e.yaml:{line}: {message.replace('HERE', str(Path.cwd()))}" for message in messages
+    ]
 
 
 def test_all_mistakes_are_told_at_once_in_the_order_of_their_lines() -> None:

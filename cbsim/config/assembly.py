@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from cbsim.config.document import Document
 from cbsim.config.expected import Expected
+from cbsim.config.fields import FOLDER
 from cbsim.config.grid import AxisValue, Grid, parse_grid
 from cbsim.config.mistakes import validation_problems
 from cbsim.config.naming import Names
@@ -32,6 +33,7 @@ class Assembly(Generic[S]):
         self, model: type[S], document: Document, overrides: Sequence[Override], folder: Path
     ) -> None:
         self._model = model
+        self._folder = folder
         self._names = Names(model, folder)
         self._overrides = overrides
         self.document = document.copy()
@@ -54,7 +56,7 @@ class Assembly(Generic[S]):
         """The document, typed. Raises `ConfigError` with a line for each mistake."""
         unknown = self._names.expand_all(document)
         try:
-            return self._model.model_validate(document.data)
+            return self._model.model_validate(document.data, context={FOLDER: self._folder})
         except ValidationError as error:
             found = validation_problems(error, self._model, document, already_told=unknown)
             raise ConfigError(*dict.fromkeys([*unknown.values(), *found])) from None

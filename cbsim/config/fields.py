@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationInfo
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from cbsim.config.section import ComponentConfig
 from cbsim.errors import PluginError
-from cbsim.registry import Registry
+from cbsim.registry import Registry, located_from_here
+
+FOLDER = "folder"
+"""In the context of a validation: where relative names start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,9 +26,9 @@ class ByType:
     default: str | None = None
     """The `type` used where an experiment says nothing."""
 
-    def config_class(self, name: str) -> type[ComponentConfig]:
+    def config_class(self, name: str, folder: Path | None = None) -> type[ComponentConfig]:
         """The settings' class of a part. Raises `PluginError` if there is no such part or it has none."""
-        part = self.registry.get(name)
+        part = self.registry.get(name, folder)
         config = getattr(part, "Config", None)
         if not (isinstance(config, type) and issubclass(config, ComponentConfig)):
             raise PluginError(
@@ -33,8 +37,11 @@ class ByType:
             )
         return config
 
-    def validate(self, value: Any) -> ComponentConfig:
-        """The settings in a mapping, typed; raises pydantic's errors, prefixed by none."""
+    def validate(self, value: Any, info: ValidationInfo) -> ComponentConfig:
+        """The settings in a mapping, typed; raises pydantic's errors, prefixed by none.
+
+        Third parties' modules are looked for in the folder of the context too: `{FOLDER: path}`.
+        """
         if isinstance(value, ComponentConfig):
             return value
         if isinstance(value, str):
@@ -48,15 +55,18 @@ class ByType:
             raise PydanticCustomError(
                 "unknown_type", "expected the name of a {kind}", {"kind": self.registry.kind}
             )
+        folder: Path | None = (info.context or {}).get(FOLDER)
+        if folder is not None:
+            name = located_from_here(name, folder)
         try:
-            config = self.config_class(name)
+            config = self.config_class(name, folder)
         except PluginError as error:
             raise PydanticCustomError("unknown_type", "{problem}", {"problem": error.problems[0]}) from None
-        return config.model_validate(value)
+        return config.model_validate({**value, "type": name}, context=info.context)
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         """Validate by `type`; serialise with the settings of the class chosen."""
-        return core_schema.no_info_plain_validator_function(
+        return core_schema.with_info_plain_validator_function(
             self.validate,
             serialization=core_schema.plain_serializer_function_ser_schema(
                 lambda config: config.model_dump()
