@@ -77,11 +77,16 @@ def import_points(tables: NvidiaTables, wanted: Wanted) -> list[Point]:
 
     Raises `CalibrationError` if the tables lack something.
     """
-    if wanted.model.num_heads % wanted.tensor_parallel or wanted.model.dtype != "bfloat16":
-        raise CalibrationError(
-            f"{wanted.model.name}: tables are read for bf16 models whose {wanted.model.num_heads} heads "
-            f"{wanted.tensor_parallel} GPUs can share, got dtype {wanted.model.dtype}"
-        )
+    model, gpus = wanted.model, wanted.tensor_parallel
+    problems = [
+        f"model {model.name}: {name} {size} can't be split over {gpus} GPUs"
+        for name, size in (("num_heads", model.num_heads), ("intermediate_size", model.intermediate_size))
+        if size % gpus
+    ]
+    if model.dtype != "bfloat16":
+        problems.append(f"model {model.name}: tables are read for bfloat16 alone, got {model.dtype}")
+    if problems:
+        raise CalibrationError(*problems)
     gemm = tables.gemm()
     return [
         *_dense_points(tables, gemm, wanted),

@@ -65,9 +65,13 @@ class NvidiaTables:
     def all_reduce(self, framework: str, num_gpus: int) -> tuple[Floats, Floats]:
         """Bytes and seconds of an all-reduce within one node, in a CUDA graph where that was timed."""
         table = self._read("comm", framework, "custom_allreduce_perf")
+        timed = sorted({1, *table["num_gpus"].tolist()})
+        if num_gpus not in timed:
+            allowed = ", ".join(map(str, timed))
+            raise CalibrationError(
+                f"{self.system}: no all-reduce over {num_gpus} GPUs was timed; allowed: {allowed}"
+            )
         table = table.loc[table["num_gpus"] == num_gpus]
-        if table.empty:
-            raise CalibrationError(f"{self.system}: no all-reduce over {num_gpus} GPUs was timed")
         in_graph = table["kernel_source"].str.contains("graph")
         best = table.loc[in_graph if in_graph.any() else ~in_graph].groupby("message_size")["seconds"].min()
         return best.index.to_numpy(np.float64) * 2, best.to_numpy(np.float64)
@@ -75,16 +79,20 @@ class NvidiaTables:
     def _attention(
         self, phase: str, framework: str, num_heads: int, num_kv_heads: int, head_size: int
     ) -> pd.DataFrame:
-        table = self._read("attention", framework, f"{phase}_attention_perf")
-        table = table[table["kv_cache_dtype"].isin(["bfloat16", "float16"])]
-        for column, wanted in (("head_dim", head_size), ("window_size", 0), ("attn_dtype", "bfloat16")):
-            if column in table:
-                table = table[table[column] == wanted]
-        table = table[(table["num_heads"] == num_heads) & (table["num_key_value_heads"] == num_kv_heads)]
+        table = self._timed_attention(phase, framework, num_heads, num_kv_heads, head_size)
         if table.empty:
+            others = [
+                other
+                for other in self._frameworks("attention")
+                if other != framework
+                and self._has("attention", other, f"{phase}_attention_perf")
+                and not self._timed_attention(phase, other, num_heads, num_kv_heads, head_size).empty
+            ]
+            option = {"context": "--framework", "generation": "--decode-framework"}[phase]
+            hint = f"; allowed: {option} {' or '.join(others)}" if others else "; try another --tp"
             raise CalibrationError(
-                f"{self.system}, {framework}: no {phase} attention with {num_heads} query heads, "
-                f"{num_kv_heads} KV heads of size {head_size}; try another framework or tensor parallelism"
+                f"{self.system}, {framework}: no {phase} attention with {num_heads} query heads and "
+                f"{num_kv_heads} KV heads of size {head_size} was timed{hint}"
             )
         usual = table["kernel_source"].mode().iloc[0]
         table = table[table["kernel_source"] == usual].rename(columns={"kernel_source": "backend"})
@@ -92,21 +100,37 @@ class NvidiaTables:
         best: pd.DataFrame = table.groupby(keys)["seconds"].min().reset_index()
         return best
 
+    def _timed_attention(
+        self, phase: str, framework: str, num_heads: int, num_kv_heads: int, head_size: int
+    ) -> pd.DataFrame:
+        table = self._read("attention", framework, f"{phase}_attention_perf")
+        table = table[table["kv_cache_dtype"].isin(["bfloat16", "float16"])]
+        for column, wanted in (("head_dim", head_size), ("window_size", 0), ("attn_dtype", "bfloat16")):
+            if column in table:
+                table = table[table[column] == wanted]
+        return table[(table["num_heads"] == num_heads) & (table["num_key_value_heads"] == num_kv_heads)]
+
     def _frameworks(self, op: str) -> list[str]:
         return sorted(entry.name for entry in (self.folder / "data" / self.system / op).iterdir())
 
-    def _read(self, op: str, framework: str, name: str) -> pd.DataFrame:
+    def _has(self, op: str, framework: str, name: str) -> bool:
+        return bool(self._versions(op, framework, name))
+
+    def _versions(self, op: str, framework: str, name: str) -> dict[tuple[int, ...], Folder]:
         folder = self.folder / "data" / self.system / op / framework
-        found = [
-            (_version_key(version.name), version / f"{name}.parquet")
+        return {
+            _version_key(version.name): version / f"{name}.parquet"
             for version in (folder.iterdir() if folder.is_dir() else [])
             if (version / f"{name}.parquet").is_file()
-        ]
+        }
+
+    def _read(self, op: str, framework: str, name: str) -> pd.DataFrame:
+        found = self._versions(op, framework, name)
         if not found:
-            hint = did_you_mean(framework, self._frameworks(op))
+            allowed = [other for other in self._frameworks(op) if self._has(op, other, name)]
+            hint = did_you_mean(framework, allowed)
             raise CalibrationError(f"{self.system}: {PACKAGE} has no {name} table of '{framework}'{hint}")
-        path = max(found, key=lambda pair: pair[0])[1]
-        table = pd.read_parquet(io.BytesIO(path.read_bytes()))
+        table = pd.read_parquet(io.BytesIO(found[max(found)].read_bytes()))
         return table.assign(seconds=table["latency"] / MS_PER_S)
 
 

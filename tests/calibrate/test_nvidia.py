@@ -88,6 +88,10 @@ def tables() -> dict[str, pd.DataFrame]:
         "gemm/sglang/0.5/gemm_perf": gemm[gemm["m"] > 16].assign(latency=99.0),
         "attention/vllm/0.10.0/context_attention_perf": pd.concat([context, window]),
         "attention/vllm/0.10.0/generation_attention_perf": pd.concat([generation, fp8_cache]),
+        "attention/sglang/0.5/context_attention_perf": context.assign(num_heads=32, num_key_value_heads=32),
+        "attention/trtllm/1.0/generation_attention_perf": generation.assign(
+            num_heads=32, num_key_value_heads=32
+        ),
         "comm/vllm/0.10.0/custom_allreduce_perf": all_reduce,
     }
 
@@ -198,11 +202,28 @@ def test_where_points_come_from(wheel):
         (
             "l40s",
             {"model": "llama-2-7b"},
-            "no context attention with 32 query heads, 32 KV heads of size 128",
+            "no context attention with 32 query heads and 32 KV heads of size 128 was timed; "
+            "allowed: --framework sglang",
         ),
-        ("l40s", {"model": "tiny"}, "tables are read for bf16 models"),
-        ("l40s", {"tensor_parallel": 3}, "32 heads 3 GPUs can share"),
-        ("l40s", {"tensor_parallel": 2}, "no all-reduce over 2 GPUs was timed"),
+        (
+            "l40s",
+            {"model": "llama-2-7b", "framework": "sglang"},
+            "no generation attention with 32 query heads and 32 KV heads of size 128 was timed; "
+            "allowed: --decode-framework trtllm",
+        ),
+        (
+            "l40s",
+            {"model": "qwen3-8b", "tensor_parallel": 4, "decode_framework": "trtllm"},
+            "--decode-framework vllm",
+        ),
+        (
+            "l40s",
+            {"model": "qwen3-32b", "framework": "sglang"},
+            "no context attention with 64 query heads and 8 KV heads of size 128 was timed; try another --tp",
+        ),
+        ("l40s", {"model": "tiny"}, "model tiny: tables are read for bfloat16 alone, got float32"),
+        ("l40s", {"tensor_parallel": 3}, "model llama-3-8b: num_heads 32 can't be split over 3 GPUs"),
+        ("l40s", {"tensor_parallel": 2}, "no all-reduce over 2 GPUs was timed; allowed: 1, 4"),
     ],
 )
 def test_what_the_tables_lack_is_told(wheel, system, wanted, message):
