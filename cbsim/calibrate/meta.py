@@ -71,7 +71,9 @@ def read_meta(path: Path) -> Meta:
         problems = []
         for mistake in error.errors():
             key = ".".join(str(part) for part in mistake["loc"])
-            problems.append(f"{path}: {key + ': ' if key else ''}{mistake['msg']}")
+            problems.append(
+                f"{path}: {key + ': ' if key else ''}{mistake['msg'].removeprefix('Value error, ')}"
+            )
         raise CalibrationError(*problems) from error
 
 

@@ -11,8 +11,8 @@ from cbsim.calibrate.point import Point
 from cbsim.calibrate.pointsfile import read_points, write_points
 from cbsim.errors import CalibrationError
 
-SOFTWARE = ("torch", "threads", "attention")
-"""Of `meta.software` what timings of one file must have in common."""
+SOFTWARE = {"torch": "version of torch", "threads": "number of threads", "attention": "attention backend"}
+"""Of `meta.software` what timings of one file must have in common, and what a reader calls it."""
 
 
 def check_resumable(out: Path, meta: Meta) -> None:
@@ -21,12 +21,16 @@ def check_resumable(out: Path, meta: Meta) -> None:
         return
     if not (out / "meta.json").exists():
         raise CalibrationError(f"{out}: holds points.csv without meta.json; give another --out")
-    before, wanted = _identity(read_meta(out / "meta.json")), _identity(meta)
-    differing = [
-        f"{out}: holds timings of another {name}: {before[name]}, not {wanted[name]}; give another --out"
+    saved = read_meta(out / "meta.json")
+    before, wanted = _identity(saved), _identity(meta)
+    differs = [
+        f"{name}: {before[name]}, not {wanted[name]}"
         for name in wanted
         if name in before and before[name] != wanted[name]
     ]
+    if saved.model != meta.model:
+        differs.insert(0, f"model: {_model(saved, meta)}, not {_model(meta, saved)}")
+    differing = [f"{out}: holds timings of another {what}; give another --out" for what in differs]
     if differing:
         raise CalibrationError(*differing)
 
@@ -60,14 +64,20 @@ def _is_timing_of(point: Point, planned: PlanPoint) -> bool:
     return point.key == (planned.op, planned.chunks, *decodes, planned.tokens, planned.num_logits)
 
 
+def _model(meta: Meta, other: Meta) -> str:
+    """A model by its name, or by what differs from another of the same name."""
+    if meta.model["name"] != other.model["name"]:
+        return str(meta.model["name"])
+    figures = (f"{key} {value}" for key, value in meta.model.items() if other.model.get(key) != value)
+    return f"{meta.model['name']} with {', '.join(figures)}"
+
+
 def _identity(meta: Meta) -> dict[str, str]:
     """What timings of one file must have in common, by the name a reader knows it by."""
-    model = {name if name == "name" else f"model's {name}": str(value) for name, value in meta.model.items()}
+    software = {said: meta.software[name] for name, said in SOFTWARE.items() if name in meta.software}
     return {
         "plan": meta.source,
         "device": meta.device,
-        "model": model.pop("name"),
-        **model,
         "tensor parallelism": str(meta.tensor_parallel),
-        **{name: meta.software[name] for name in SOFTWARE if name in meta.software},
+        **software,
     }

@@ -8,7 +8,7 @@ from click.testing import CliRunner
 
 from cbsim.calibrate.accuracy import Errors
 from cbsim.calibrate.fit import Report
-from cbsim.calibrate.meta import Meta, save_meta
+from cbsim.calibrate.meta import Meta, read_meta, save_meta
 from cbsim.calibrate.pointsfile import write_points
 from cbsim.calibrate.summary import errors_table
 from cbsim.cli import main
@@ -104,6 +104,73 @@ def test_points_without_their_meta(points, tmp_path):
     assert code == 2
     assert "meta.json: can't be read" in output
     assert not (tmp_path / "profile").exists()
+
+
+def test_points_that_cannot_be_fitted_leave_nothing_behind(points, tmp_path):
+    lines = points.read_text().splitlines(keepends=True)
+    points.write_text("".join(line for line in lines if not line.startswith("dense")))
+    message = "too few points to fit: dense: 0 points, expected at least 3\n"
+    assert run("fit", points, "--out", tmp_path / "new") == (2, message)
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "cost.json").write_text("before")
+    assert run("fit", points, "--out", tmp_path / "there") == (2, message)
+    assert [path.name for path in (tmp_path / "there").iterdir()] == ["cost.json"]
+    assert (tmp_path / "there" / "cost.json").read_text() == "before"
+
+
+def test_points_of_another_origin_are_not_written_over(points, tmp_path):
+    out = tmp_path / "theirs"
+    out.mkdir()
+    (out / "points.csv").write_text("precious")
+    assert run("fit", points, "--out", out)[1] == (
+        f"{out}: holds points.csv without meta.json; give another --out\n"
+    )
+    meta = read_meta(points.with_name("meta.json"))
+    save_meta(meta.model_copy(update={"device": "hourglass", "tensor_parallel": 4}), out / "meta.json")
+    code, output = run("fit", points, "--out", out)
+    assert (code, output) == (
+        2,
+        f"{out}: holds points of another device: hourglass, not clockwork; give another --out\n"
+        f"{out}: holds points of another tensor parallelism: 4, not 1; give another --out\n",
+    )
+    assert (out / "points.csv").read_text() == "precious"
+
+
+def test_a_folder_that_cannot_be_written(points):
+    for out in ("/proc/cbsim", points / "below"):
+        code, output = run("fit", points, "--out", out)
+        assert code == 2
+        assert output.startswith(f"{out}: can't be written: ")
+        assert output.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_layers": None}, "model lacks num_layers"),
+        ({"num_layers": "many"}, "model has num_layers 'many', expected whole numbers > 0"),
+        ({"num_kv_heads": 0}, "model has num_kv_heads 0, expected whole numbers > 0"),
+    ],
+)
+def test_a_meta_file_without_the_model_it_needs(points, tmp_path, change, message):
+    path = points.with_name("meta.json")
+    meta = json.loads(path.read_text())
+    meta["model"] = {key: value for key, value in (meta["model"] | change).items() if value is not None}
+    path.write_text(json.dumps(meta))
+    assert run("fit", points, "--out", tmp_path / "new") == (2, f"{path}: {message}\n")
+
+
+def test_names_are_checked_before_a_folder_is_made(tmp_path):
+    pytest.importorskip("torch")
+    out = tmp_path / "new"
+    for wrong, message in (
+        (["--model", "tny"], "no model 'tny'; did you mean 'tiny'?"),
+        (["--model", "tiny", "--gpu", "h2000"], "no gpu 'h2000'; did you mean 'h200'?"),
+        (["--model", "tiny", "--backend", "sdp"], "unknown attention backend 'sdp'; did you mean 'sdpa'?"),
+    ):
+        assert run("--device", "cpu", *wrong, "--out", out) == (2, f"{message}\n")
+    assert not out.exists()
 
 
 def test_without_anything_to_do():

@@ -14,10 +14,12 @@ import torch
 from cbsim.calibrate.measure import Measurement, measure, warnings_of
 from cbsim.calibrate.meta import read_meta
 from cbsim.calibrate.plan import make_plan
+from cbsim.calibrate.point import Point
 from cbsim.calibrate.pointsfile import read_points
 from cbsim.calibrate.room import find_room
 from cbsim.errors import CalibrationError
 from cbsim.kernels.device import Device, open_device
+from cbsim.kernels.sdpa import SdpaBackend
 from cbsim.kernels.shard import Shard
 from cbsim.kernels.timing import CpuTimer, MakeCalls, Timing
 from cbsim.units import GIB
@@ -42,9 +44,16 @@ class OnceTimer(CpuTimer):
         return super().time(make_calls)
 
 
+class Counting(SdpaBackend):
+    """A backend of somebody else."""
+
+    def describe(self) -> str:
+        return "Counting"
+
+
 def run(out: Path, **changes: object) -> Measurement:
-    settings = {"device": "cpu", "plan": "quick", "timer": OnceTimer(), **changes}
-    return measure(TINY, out, **settings)  # type: ignore[arg-type]
+    settings = {"model": TINY, "out": out, "device": "cpu", "plan": "quick", "timer": OnceTimer(), **changes}
+    return measure(**settings)  # type: ignore[arg-type]
 
 
 def test_every_point_is_timed_and_written(tmp_path: Path) -> None:
@@ -96,6 +105,14 @@ def test_timings_of_something_else_are_left_alone(tmp_path: Path) -> None:
         CalibrationError, match="holds timings of another tensor parallelism: 1, not 2; give another --out"
     ):
         run(tmp_path, tensor_parallel=2)
+    with pytest.raises(CalibrationError, match="holds timings of another model: tiny, not little; give"):
+        run(tmp_path, model=TINY.model_copy(update={"name": "little"}))
+    with pytest.raises(
+        CalibrationError, match="another model: tiny with vocab_size 512, not tiny with vocab_size 600; give"
+    ):
+        run(tmp_path, model=TINY.model_copy(update={"vocab_size": 600}))
+    with pytest.raises(CalibrationError, match=r"another attention backend: prefill: .*, not Counting; give"):
+        run(tmp_path, backend="tests.calibrate.test_measure:Counting")
     with pytest.raises(
         CalibrationError,
         match=r"another plan: .* plan quick, seed 0, not .* plan full, seed 0; give another --out",
@@ -118,6 +135,27 @@ def test_unstable_and_drifting_timings_are_said_in_words(tmp_path: Path) -> None
     assert "repeats of the same point differ by 18% at the median" in line
     (line,) = warnings_of(calm[:-2], planned, GPU)
     assert line == f"2 of {len(calm)} points could not be timed: too little memory"
+
+
+def test_threads_of_a_cpu_are_pointed_at() -> None:
+    unstable = [Point("dense", 1.0, tokens=8, t_min_s=1.0, t_p90_s=2.0)]
+    for threads, hint in (("4", True), ("1", False)):
+        cpu = Device(torch.device("cpu"), "a CPU", 0, 0, {"threads": threads})
+        (line,) = warnings_of(unstable, [], cpu)
+        assert ("OMP_NUM_THREADS=1" in line) is hint
+
+
+def test_a_folder_that_cannot_be_written_is_told_in_a_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(CalibrationError, match="below: can't be written: Not a directory"):
+        run(tmp_path / "file" / "below")
+
+
+def test_triton_needs_a_gpu_or_its_interpreter(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(CalibrationError, match=r"attention backend triton: needs .*; allowed: sdpa"):
+        run(tmp_path / "new", backend="triton")
+    assert not (tmp_path / "new").exists()
 
 
 def test_devices_that_are_not_there() -> None:
