@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import dataclass
 
 from rich.text import Text
@@ -44,8 +45,8 @@ class Status:
 def draw(session: Session, status: Status, width: int, height: int) -> list[Text]:
     """`height` lines of `width` cells."""
     if width < MIN_WIDTH or height < MIN_HEIGHT:
-        notice = f"{width} x {height} is too small: {MIN_WIDTH} x {MIN_HEIGHT} at least"
-        lines = [Text(notice)]
+        notice = f"{width} x {height} is too small: make it {MIN_WIDTH} x {MIN_HEIGHT}, or press q to quit"
+        lines = [Text(line) for line in textwrap.wrap(notice, width)]
     elif status.shows_help:
         lines = [*help_lines(width)[: height - 1], Text()]
     else:

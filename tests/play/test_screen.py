@@ -77,7 +77,14 @@ def test_every_line_has_the_width_of_the_screen(
 def test_a_small_terminal_says_so(width: int, height: int, tmp_path: Path) -> None:
     lines = draw(played(tmp_path, "vllm", 1), Status(), width, height)
     assert len(lines) == height
-    assert f"{width} x {height} is too small"[:width] in lines[0].plain.replace("…", "")[:width] or width < 4
+    assert all(line.cell_len == width for line in lines)
+    assert f"{width} x {height} is too small"[:width] in lines[0].plain[:width] or width < 4
+
+
+def test_a_tiny_terminal_has_room_for_what_to_do(tmp_path: Path) -> None:
+    lines = draw(played(tmp_path, "vllm", 1), Status(), 20, 5)
+    told = " ".join(line.plain.strip() for line in lines).strip()
+    assert told == f"20 x 5 is too small: make it {MIN_WIDTH} x {MIN_HEIGHT}, or press q to quit"
 
 
 @pytest.mark.parametrize("num_steps", [1, 3, 6, 9])
