@@ -104,6 +104,8 @@ def _scales(given: dict[str, str | None]) -> Scales:
             problems += error.problems
     if problems:
         raise CbsimError(*problems)
+    if all(text == _NONE for text in given.values()):
+        raise CbsimError(f"{', '.join(given)}: all are {_NONE}; allowed: numbers for one of them at least")
     return Scales(**values)
 
 

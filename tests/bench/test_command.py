@@ -91,6 +91,10 @@ def test_nothing_else_is_written_over(folder: Path) -> None:
                 "--running: got '0'; expected whole numbers from 1 to 1,000,000,000, as in 1,10,100",
             ],
         ),
+        (
+            ("mine.yaml", "--requests", "none", "--running", "none", "--replicas", "none"),
+            ["--requests, --running, --replicas: all are none; allowed: numbers for one of them at least"],
+        ),
         (("mine.yaml", "--quick"), ["--quick: is for cbsim's own works, without a CONFIG"]),
         (
             ("--running", "8", "--set", "seed=1"),
