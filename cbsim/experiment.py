@@ -13,7 +13,7 @@ from cbsim.config.assembly import Assembly, nested_keys
 from cbsim.config.condition import has_key
 from cbsim.config.document import Document, in_order_of_lines, read_document
 from cbsim.config.fields import ByType, Named
-from cbsim.config.overrides import SWEEP, parse_overrides
+from cbsim.config.overrides import SWEEP, as_options, parse_overrides
 from cbsim.config.section import ComponentConfig, Section
 from cbsim.cost import COST_MODELS
 from cbsim.errors import ConfigError, WorkloadError
@@ -177,6 +177,14 @@ class Experiment(Section):
         if problems:
             raise ConfigError(*in_order_of_lines(problems, self._assembly.document.source))
         return points
+
+    def check_one_run(self, name: str) -> None:
+        """Raise `ConfigError` if it has a sweep, of which one run must be named; `name` is what users call it."""
+        if self.sweep:
+            pinned = as_options(self.points()[0][0])
+            raise ConfigError(
+                f"{name}: has a sweep over {', '.join(self.sweep)}; allowed: one run, as with {pinned}"
+            )
 
     @classmethod
     def _assembled(cls, document: Document, overrides: Overrides, folder: Path) -> Experiment:

@@ -151,7 +151,6 @@ def _stay(source: Source, request_id: str) -> Window:
 
 def _open(run: str, overrides: tuple[str, ...], quiet: bool) -> Source:
     """The run meant. Raises `CbsimError` for sweeps, of which one run must be named."""
-    from cbsim.config.overrides import as_options
     from cbsim.explain.source import Source
     from cbsim.output import is_sweep_folder
     from cbsim.progress import watch_run
@@ -162,10 +161,7 @@ def _open(run: str, overrides: tuple[str, ...], quiet: bool) -> Source:
     path = Path(run)
     if not path.is_dir():
         experiment = load_experiment(run, overrides)
-        if experiment.sweep:
-            keys = ", ".join(experiment.sweep)
-            pinned = as_options(experiment.points()[0][0])
-            raise CbsimError(f"{run}: has a sweep over {keys}; allowed: one run, as with {pinned}")
+        experiment.check_one_run(run)
         return Source(run, given=experiment, watched=watched)
     if is_sweep_folder(path):
         raise CbsimError(f"{run}: holds a sweep; allowed: one of its runs:", *_points(path))

@@ -58,6 +58,7 @@ def live(
     from cbsim.paths import find_experiment
 
     experiment = Experiment.load(find_experiment(config), overrides)
+    experiment.check_one_run(config)
     folder = out or Path("runs") / f"{experiment.name}-live"
     check_run_target(folder)
     result = run_live(

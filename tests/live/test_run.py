@@ -267,3 +267,14 @@ def test_the_command(trace: Path, tmp_path: Path) -> None:
     assert ran.exit_code == 0
     assert ran.output.startswith("12 requests in ")
     assert (tmp_path / "out" / "summary.json").is_file()
+
+
+def test_the_command_serves_one_run_and_no_sweep(trace: Path, tmp_path: Path) -> None:
+    config = tmp_path / "small.yaml"
+    config.write_text(json.dumps(experiment(workload={"type": "trace", "path": str(trace)})))
+    words = [str(config), "--out", str(tmp_path / "out"), "--set", "sweep.seed=[1, 2]"]
+    ran = CliRunner().invoke(live, words)
+    assert isinstance(ran.exception, ConfigError)
+    told = f"{config}: has a sweep over seed; allowed: one run, as with --set seed=1"
+    assert ran.exception.problems == (told,)
+    assert not (tmp_path / "out").exists()
