@@ -243,8 +243,9 @@ def _kv_utilization(steps: Mapping[str, Column], replica_s: float) -> dict[str, 
     if not len(steps["start_s"]):
         return {"mean": _ratio(0, replica_s), "max": 0.0 if replica_s else None}
     share = steps["kv_blocks_used"] / steps["kv_blocks_total"]
-    mean = _ratio(float((share * steps["duration_s"]).sum()), replica_s)
-    return {"mean": mean, "max": float(share.max())}
+    highest = float(share.max())
+    share *= steps["duration_s"]
+    return {"mean": _ratio(float(share.sum()), replica_s), "max": highest}
 
 
 def _kv_waste(log: RunLog, block_size: int) -> dict[str, float | None]:
@@ -257,8 +258,9 @@ def _kv_waste(log: RunLog, block_size: int) -> dict[str, float | None]:
     taken = num_slots > 0
     if log.num_prompt_tokens_hit or not taken.any():
         return {"mean": None, "max": None}
-    num_empty = (num_slots - steps["num_kv_tokens"])[taken]
-    num_slots, duration_s = num_slots[taken], steps["duration_s"][taken]
+    num_empty, duration_s = num_slots - steps["num_kv_tokens"], steps["duration_s"]
+    if not taken.all():
+        num_slots, num_empty, duration_s = num_slots[taken], num_empty[taken], duration_s[taken]
     mean = _ratio(float((num_empty * duration_s).sum()), float((num_slots * duration_s).sum()))
     return {"mean": mean, "max": float((num_empty / num_slots).max())}
 

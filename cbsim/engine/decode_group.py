@@ -195,8 +195,10 @@ class DecodeGroup:
         counts = np.maximum(0, (last - first) // num_phases + 1)
         place = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
         steps = np.repeat(first, counts) + num_phases * place
-        taken: Column = np.bincount(steps, minlength=self.num_planned)
-        return taken
+        taken = np.bincount(steps, minlength=self.num_planned)
+        # One number for every step of a long run: seldom more than a byte is needed.
+        smallest: Column = taken.astype(np.min_scalar_type(int(taken.max(initial=0))))
+        return smallest
 
     def _retire(self) -> None:
         """Let the members whose last step has just been decided linger until it has run."""

@@ -122,33 +122,38 @@ class StepLog:
 
         `blocks_taken` are the KV blocks that each group step takes.
         """
+        constant = {"replica": replica, "kv_blocks_total": num_blocks}
+        return UnfoldedSteps(self, num_steps, constant, blocks_taken, num_in_flight)
+
+    def num_finished(self, num_steps: int) -> Column:
+        """How many requests got their last token in each of the first `num_steps` steps."""
         finished = self._finished.to_columns()
         num_finished = np.zeros(num_steps, dtype=np.int64)
         num_finished[finished["step"]] = finished["num_finished"]
-        own = {"num_finished": num_finished, "duration_s": as_column(self.duration_s)[:num_steps]}
-        constant = {"replica": replica, "kv_blocks_total": num_blocks}
-        return UnfoldedSteps(self, own, constant, blocks_taken, num_in_flight)
+        return num_finished
 
 
 class UnfoldedSteps(Mapping[str, Column]):
-    """The columns of `RunLog.steps`, each made from the rows of runs whenever it is asked for."""
+    """The columns of `RunLog.steps`, each made from the rows of runs whenever it is asked for.
+
+    A column of all steps is much of what a long run takes: few are held at once.
+    """
 
     def __init__(
         self,
         log: StepLog,
-        own: dict[str, Column],
+        num_steps: int,
         constant: dict[str, int],
         blocks_taken: Column,
         num_in_flight: int,
     ) -> None:
-        """`own` are the columns that are there already, `constant` those that hold one number."""
+        """`constant` are the columns that hold one number."""
         self._log = log
         self._runs = log.runs.to_columns()
-        self._own = own
+        self._num_steps = num_steps
         self._constant = constant
         self._blocks_taken = blocks_taken
         self._num_in_flight = num_in_flight
-        self._num_steps = len(own["duration_s"])
 
     def __iter__(self) -> Iterator[str]:
         return iter((*STEP_COLUMNS, *SLICE_STEP_COLUMNS))
@@ -157,8 +162,10 @@ class UnfoldedSteps(Mapping[str, Column]):
         return len(STEP_COLUMNS) + len(SLICE_STEP_COLUMNS)
 
     def __getitem__(self, name: str) -> Column:
-        if name in self._own:
-            return self._own[name]
+        if name == "duration_s":
+            return as_column(self._log.duration_s)[: self._num_steps]
+        if name == "num_finished":
+            return self._log.num_finished(self._num_steps)
         if name in self._constant:
             return np.full(self._num_steps, self._constant[name])
         if name == "step":
@@ -167,31 +174,34 @@ class UnfoldedSteps(Mapping[str, Column]):
 
     def _unfold(self, name: str) -> Column:
         counts, runs = self._runs["count"], self._runs[name]
-        is_real = runs.dtype == np.float64 and name not in GROWING
-        values: Column = np.repeat(runs.astype(np.float64 if is_real else np.int64), counts)
+        if name in INSTANTS:
+            # Within a run a step starts when the one before it ends, and the call for it is made when the one
+            # `num_in_flight` before it does.
+            instants: Column = np.roll(self._log.ends(), 1 if name == "start_s" else self._num_in_flight)
+            instants[self._first_steps()] = runs
+            return instants
         if name in GROWING:
-            values += self._place() * np.repeat(self._runs["num_decode_seqs"], counts)
-        elif name == "kv_blocks_used":
-            values += self._blocks_taken_in_run()
-        elif name == "start_s":
-            values = np.where(self._place() > 0, np.roll(self._log.ends(), 1), values)
-        elif name == "scheduled_at_s":
-            # Within a run the call for a step is made when the one `num_in_flight` before it ends.
-            values = np.where(self._place() > 0, np.roll(self._log.ends(), self._num_in_flight), values)
+            growth = np.repeat(self._runs["num_decode_seqs"].astype(np.int64), counts)
+            return self._summed(runs.astype(np.int64), growth)
+        if name == "kv_blocks_used":
+            taken = np.zeros(int(counts.sum()), dtype=np.int64)
+            taken[self._log.is_group_step()] = self._blocks_taken
+            return self._summed(runs.astype(np.int64), taken)
+        values: Column = np.repeat(runs.astype(np.float64 if runs.dtype == np.float64 else np.int64), counts)
         return values
 
-    def _place(self) -> Column:
-        """The place of each step in its run, from 0."""
+    def _first_steps(self) -> Column:
+        """Of each run."""
         counts = self._runs["count"]
-        place: Column = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
-        return place
+        first: Column = np.cumsum(counts, dtype=np.int64) - counts
+        return first
 
-    def _blocks_taken_in_run(self) -> Column:
-        """Blocks taken since the first step of its run, for each step."""
-        counts = self._runs["count"]
-        num_steps = int(counts.sum())
-        taken = np.zeros(num_steps, dtype=np.int64)
-        taken[self._log.is_group_step()] = self._blocks_taken
-        so_far = np.cumsum(taken)
-        in_run: Column = so_far - np.repeat(so_far[np.cumsum(counts) - counts], counts)
-        return in_run
+    def _summed(self, start: Column, added: Column) -> Column:
+        """`start` of each run and what its further steps add, summed up; in place of `added`."""
+        first = self._first_steps()
+        if len(first):
+            added[first] = 0
+            end = start + np.add.reduceat(added, first)
+            added[first] = start
+            added[first[1:]] -= end[:-1]
+        return np.cumsum(added, out=added)

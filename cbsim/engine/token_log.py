@@ -6,6 +6,7 @@ from array import array
 
 import numpy as np
 
+from cbsim.gaps import distinct_gaps
 from cbsim.recorder import Column, Table, as_column
 from cbsim.request import Request
 
@@ -51,18 +52,13 @@ class TokenLog:
         np.add.at(change, first + 1, 1)
         np.add.at(change, last + 1, -1)
         count = np.cumsum(change, out=change)[1:-1]
-        own, joining = as_column(self._gaps), group_end_s[first] - segments["before_s"]
-        gaps = np.empty(len(own) + len(joining) + np.count_nonzero(count), dtype=np.complex128)
-        gaps[: len(own)] = own + 1j
-        filled = len(own) + len(joining)
-        gaps[len(own) : filled] = joining + 1j
+        pieces = [as_column(self._gaps) + 1j, group_end_s[first] - segments["before_s"] + 1j]
         for start in range(0, len(count), PIECE):
             times = count[start : start + PIECE]
             between = np.diff(group_end_s[start : start + len(times) + 1])
-            piece = (between + 1j * times)[times > 0]
-            gaps[filled : filled + len(piece)] = piece
-            filled += len(piece)
-        return gaps
+            gap_s, gap_count = distinct_gaps([(between + 1j * times)[times > 0]])
+            pieces.append(gap_s + 1j * gap_count)
+        return np.concatenate(pieces)
 
     def longest_gaps(self, group_end_s: Column) -> tuple[Column, Column]:
         """`(request, longest gap in the group)` for every segment, seconds."""

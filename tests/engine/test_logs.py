@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cbsim.cost.base import StepShape
+from cbsim.engine import token_log
 from cbsim.engine.mixed_step import GroupShare, look_at
 from cbsim.engine.step_log import FACTS, StepLog
 from cbsim.engine.token_log import TokenLog
@@ -132,9 +133,10 @@ def test_facts_of_a_step_by_hand() -> None:
 @given(
     ends=st.lists(durations, min_size=1, max_size=30).map(lambda gaps: np.cumsum(gaps)),
     segments=st.lists(st.tuples(st.integers(0, 29), st.integers(0, 29)), min_size=1, max_size=8),
+    piece_size=st.sampled_from([1, 4, token_log.PIECE]),
 )
 def test_segments_hold_the_gaps_of_their_tokens(
-    ends: np.ndarray[tuple[int], np.dtype[np.float64]], segments: list[tuple[int, int]]
+    ends: np.ndarray[tuple[int], np.dtype[np.float64]], segments: list[tuple[int, int]], piece_size: int
 ) -> None:
     """Of each request: a token on its own, one or two segments in the group, a last token on its own."""
     log = TokenLog()
@@ -157,7 +159,9 @@ def test_segments_hold_the_gaps_of_their_tokens(
         assert made.max_itl_s == own[-1]
         assert (made.first_token_at_s, made.last_token_at_s) == (times[0], times[-1])
         longest[index] = max(own[:-1])
-    found_gaps = log.gaps(ends)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(token_log, "PIECE", piece_size)
+        found_gaps = log.gaps(ends)
     assert sorted(np.repeat(found_gaps.real, found_gaps.imag.astype(int)).tolist()) == sorted(gaps)
     found: dict[int, float] = {}
     for index, gap_s in zip(*log.longest_gaps(ends), strict=True):
