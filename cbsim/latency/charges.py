@@ -17,6 +17,8 @@ from cbsim.recorder import Column
 from cbsim.schedulers.step_plan import WaitingFor
 
 _LACKING = (WaitingFor.SLOT, WaitingFor.KV_BLOCKS)
+PIECE = 1 << 20
+"""So many steps are split at a time."""
 
 
 class Charges:
@@ -30,40 +32,33 @@ class Charges:
         self, steps: Mapping[str, Column], slices: Slices, cost: CostModel, times: StepTimes
     ) -> None:
         self._times = times
-        waiting_for = steps["waiting_for"]
-        self._lacking = [np.flatnonzero(waiting_for == code) for code in _LACKING]
+        self._lacking = _lacking(steps["waiting_for"])
         """The steps decided while the head of the queue lacked a slot, and KV blocks."""
         prices = StepPrices(steps, slices, cost)
-        transfer_s = steps["transfer_s"]
-        moving = np.flatnonzero(transfer_s)
-        step_s = times.duration_s - transfer_s if len(moving) else times.duration_s
-        length, host_s = times.length(slice(None)), prices.host_s(step_s)
-        host = np.minimum(to_ticks(host_s), length)
-        swap = np.zeros(len(times), dtype=np.int64)
-        swap[moving] = np.minimum(to_ticks(transfer_s[moving]), length[moving] - host[moving])
-        split = _Split(step_s, host_s, length, host, swap)
-        self._charge_decodes(split, prices, moving)
-        self._charge_prefills(split, prices, slices.prefills["step"])
+        split = _Splitter(times, prices, steps["transfer_s"])
+        self._charge_decodes(split, prices)
+        self._charge_prefills(split, prices)
 
-    def _charge_decodes(self, split: _Split, prices: StepPrices, moving: Column) -> None:
+    def _charge_decodes(self, split: _Splitter, prices: StepPrices) -> None:
         """What ranges of steps come to for a request that decodes in those of them that decode anything."""
-        decodes, chunk_steps = prices.num_decodes > 0, prices.chunk_steps
-        self._host_of_decodes = np.concatenate([[0], np.cumsum(np.where(decodes, split.host, 0))])
-        moving = moving[decodes[moving]]
-        self._swap_of_decodes = RangeSums(moving, split.swap[moving])
+        decodes, chunk_steps = prices.has_decodes, prices.chunk_steps
+        self._host_of_decodes = split.host_up_to(decodes)
+        moving = split.moving[decodes[split.moving]]
+        self._swap_of_decodes = RangeSums(moving, split.of(moving).swap)
         is_mixed = decodes[chunk_steps]
         mixed, alone = chunk_steps[is_mixed], chunk_steps[~is_mixed]
-        added = split.added(mixed, prices.without_chunks_s()[is_mixed])
-        self._chunk_steps = RangeSums(chunk_steps, split.length[chunk_steps])
-        self._mixed = RangeSums(mixed, split.length[mixed], added)
-        self._alone = RangeSums(alone, split.length[alone])
+        added = split.of(mixed).added(prices.without_chunks_s()[is_mixed])
+        self._chunk_steps = RangeSums(chunk_steps, self._times.length(chunk_steps))
+        self._mixed = RangeSums(mixed, self._times.length(mixed), added)
+        self._alone = RangeSums(alone, self._times.length(alone))
         self.chunks_alone = RangeSums(alone, np.ones(len(alone), dtype=np.int64))
         """Counts the steps of chunks without decodes."""
 
-    def _charge_prefills(self, split: _Split, prices: StepPrices, step: Column) -> None:
+    def _charge_prefills(self, split: _Splitter, prices: StepPrices) -> None:
         """What each prompt slice's step comes to for it."""
-        self._length, self._host, self._swap = split.length[step], split.host[step], split.swap[step]
-        self._added = split.added(step, prices.with_own_chunk_s(split.gpu_s(step)))
+        of_slices = split.of(prices.chunk_steps).only(prices.place)
+        self._length, self._host, self._swap = of_slices.length, of_slices.host, of_slices.swap
+        self._added = of_slices.added(prices.with_own_chunk_s(of_slices.gpu_s))
 
     def steps_with_chunks(self, first: Column, last: Column) -> Column:
         """Ticks of the steps with prompt chunks in each range of steps."""
@@ -114,21 +109,49 @@ class Charges:
 
 
 class _Split(NamedTuple):
-    """Steps: their seconds without moves, and the host's; their ticks, and those of host and moves."""
+    """Steps: their seconds without host time and moves; their ticks, and those of host and moves."""
 
-    step_s: Column
-    host_s: Column
+    gpu_s: Column
     length: Column
     host: Column
     swap: Column
 
-    def gpu_s(self, steps: Column) -> Column:
-        """Seconds of some steps without host time and moves."""
-        seconds: Column = self.step_s[steps] - self.host_s[steps]
-        return seconds
+    def only(self, rows: Column) -> _Split:
+        """Some of them, or some of them again."""
+        return _Split(*(column[rows] for column in self))
 
-    def added(self, steps: Column, without_s: Column) -> Column:
-        """Ticks by which some steps are longer than they would be without something, host apart."""
-        most = self.length[steps] - self.host[steps] - self.swap[steps]
-        added: Column = np.clip(to_ticks(self.gpu_s(steps) - without_s), 0, most)
+    def added(self, without_s: Column) -> Column:
+        """Ticks by which they are longer than they would be without something, host apart."""
+        most = self.length - self.host - self.swap
+        added: Column = np.clip(to_ticks(self.gpu_s - without_s), 0, most)
         return added
+
+
+class _Splitter:
+    """Splits steps when asked: all of them at once would take more memory than the run itself."""
+
+    def __init__(self, times: StepTimes, prices: StepPrices, transfer_s: Column) -> None:
+        self._times, self._prices = times, prices
+        self.moving = np.flatnonzero(transfer_s)
+        """The steps that moved KV blocks."""
+        self._transfer_s = transfer_s
+
+    def of(self, steps: Column | slice) -> _Split:
+        """Some steps, by their rising numbers."""
+        transfer_s = self._transfer_s[steps]
+        step_s = self._times.duration_s[steps] - transfer_s
+        length, host_s = self._times.length(steps), self._prices.host_s(step_s, steps)
+        host = np.minimum(to_ticks(host_s), length)
+        return _Split(step_s - host_s, length, host, np.minimum(to_ticks(transfer_s), length - host))
+
+    def host_up_to(self, chosen: Column) -> Column:
+        """The host's ticks in the chosen ones, a bool a step, among as many steps as the place says."""
+        up_to = np.zeros(len(chosen) + 1, dtype=np.int64)
+        for start in range(0, len(chosen), PIECE):
+            piece = slice(start, min(start + PIECE, len(chosen)))
+            up_to[piece.start + 1 : piece.stop + 1] = np.where(chosen[piece], self.of(piece).host, 0)
+        return np.cumsum(up_to, out=up_to)
+
+
+def _lacking(waiting_for: Column) -> list[Column]:
+    return [np.flatnonzero(waiting_for == code) for code in _LACKING]

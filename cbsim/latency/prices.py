@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 
 import numpy as np
 
@@ -18,28 +19,36 @@ class StepPrices:
     def __init__(self, steps: Mapping[str, Column], slices: Slices, cost: CostModel) -> None:
         self._cost = cost
         self._prefills = slices.prefills
-        self.chunk_steps, self._chunk_step = np.unique(slices.prefills["step"], return_inverse=True)
+        self.chunk_steps, self.place = np.unique(slices.prefills["step"], return_inverse=True)
         """The steps with prompt chunks, rising; and of each prompt slice, which of these it is in."""
-        self._num_chunks = np.bincount(self._chunk_step, minlength=len(self.chunk_steps))
+        self._num_chunks = np.bincount(self.place, minlength=len(self.chunk_steps))
         reach = np.zeros(len(self.chunk_steps), dtype=np.int64)
-        np.add.at(reach, self._chunk_step, self._reach(slice(None)))
-        self.num_decodes = steps["num_decode_seqs"]
+        np.add.at(reach, self.place, self._reach(slice(None)))
+        self._num_requests = steps["num_decode_seqs"].copy()
+        self.has_decodes = self._num_requests > 0
         """Of every step."""
+        self._num_decodes = self._num_requests[self.chunk_steps]
+        self._num_requests[self.chunk_steps] += self._num_chunks
         self._steps = steps
         self._context = steps["num_context_tokens"][self.chunk_steps] - reach
         """Tokens that the decodes of each of `chunk_steps` attend to."""
         self._max_context = steps["max_decode_context"][self.chunk_steps]
 
-    def host_s(self, step_s: Column) -> Column:
-        """Seconds by which each step would be shorter without the host; `step_s` is its time, moves apart."""
-        num_requests = self.num_decodes.copy()
-        num_requests[self.chunk_steps] += self._num_chunks
-        return self._cost.host_s(step_s, num_requests, self._columns)
+    def host_s(self, step_s: Column, steps: Column | slice) -> Column:
+        """Seconds by which some steps would be shorter without the host; `step_s` is their time, moves apart.
+
+        A slice of steps must not have a stride.
+        """
+
+        def columns_of(places: Column) -> StepColumns:
+            return self._columns(steps.start + places if isinstance(steps, slice) else steps[places])
+
+        return self._cost.host_s(step_s, self._num_requests[steps], columns_of)
 
     def without_chunks_s(self) -> Column:
         """Seconds of each of `chunk_steps` with its decodes alone, host apart; 0 if it has none."""
         seconds = np.zeros(len(self.chunk_steps))
-        mixed = np.flatnonzero(self.num_decodes[self.chunk_steps])
+        mixed = np.flatnonzero(self._num_decodes)
         if len(mixed):
             seconds[mixed] = self._without_host_s(self._decodes_of(mixed))
         return seconds
@@ -50,7 +59,7 @@ class StepPrices:
         `own_s` are the seconds of the steps as they are, where there is no other chunk.
         """
         seconds = own_s.copy()
-        beside = np.flatnonzero(self._num_chunks[self._chunk_step] > 1)
+        beside = np.flatnonzero(self._num_chunks[self.place] > 1)
         if len(beside):
             seconds[beside] = self._without_host_s(self._one_chunk(beside))
         return seconds
@@ -68,8 +77,7 @@ class StepPrices:
 
     def _decodes_of(self, places: Column) -> StepColumns:
         """The decodes alone of some of `chunk_steps`."""
-        rows = self.chunk_steps[places]
-        num_decodes, none = self.num_decodes[rows], np.zeros(len(rows), dtype=np.int64)
+        num_decodes, none = self._num_decodes[places], np.zeros(len(places), dtype=np.int64)
         return StepColumns(
             num_tokens=num_decodes,
             num_logits=num_decodes,
@@ -79,19 +87,18 @@ class StepPrices:
             num_decodes=num_decodes,
             decode_context=self._context[places],
             max_decode_context=self._max_context[places],
-            chunks=((),) * len(rows),
+            chunks=((),) * len(places),
         )
 
     def _one_chunk(self, prefills: Column) -> StepColumns:
         """The steps of some prompt slices, each with that slice and the step's decodes."""
-        places = self._chunk_step[prefills]
-        rows = self.chunk_steps[places]
-        num_decodes, num_tokens = self.num_decodes[rows], self._prefills["num_tokens"][prefills]
+        places = self.place[prefills]
+        num_decodes, num_tokens = self._num_decodes[places], self._prefills["num_tokens"][prefills]
         before = self._prefills["num_computed_tokens"][prefills]
         return StepColumns(
             num_tokens=num_decodes + num_tokens,
             num_logits=num_decodes + self._prefills["emits"][prefills],
-            num_chunks=np.ones(len(rows), dtype=np.int64),
+            num_chunks=np.ones(len(places), dtype=np.int64),
             prefill_tokens=num_tokens,
             longest_prefill=before + num_tokens,
             num_decodes=num_decodes,
@@ -102,12 +109,13 @@ class StepPrices:
 
     def _columns(self, rows: Column) -> StepColumns:
         """Any steps as they were; decodes without chunks as if their contexts were equal."""
-        num_decodes, context = self.num_decodes[rows], self._steps["num_context_tokens"][rows]
+        place = np.minimum(np.searchsorted(self.chunk_steps, rows), max(len(self.chunk_steps) - 1, 0))
+        has_chunks = self.chunk_steps[place] == rows if len(self.chunk_steps) else np.zeros(len(rows), bool)
+        num_decodes, context = self._num_requests[rows], self._context_of_steps[rows]
+        num_decodes[has_chunks] -= self._num_chunks[place[has_chunks]]
         max_context = -(-context // np.maximum(num_decodes, 1))
         num_chunks, num_tokens, num_logits, longest = (np.zeros(len(rows), dtype=np.int64) for _ in range(4))
         chunks: list[tuple[tuple[int, int], ...]] = [()] * len(rows)
-        place = np.minimum(np.searchsorted(self.chunk_steps, rows), max(len(self.chunk_steps) - 1, 0))
-        has_chunks = self.chunk_steps[place] == rows if len(self.chunk_steps) else np.zeros(len(rows), bool)
         for row in np.flatnonzero(has_chunks).tolist():
             mine = self._chunk_slice(int(place[row]))
             tokens, before = self._prefills["num_tokens"][mine], self._prefills["num_computed_tokens"][mine]
@@ -128,6 +136,11 @@ class StepPrices:
             chunks=tuple(chunks),
         )
 
+    @cached_property
+    def _context_of_steps(self) -> Column:
+        """Tokens that each step attends to; seldom asked for."""
+        return self._steps["num_context_tokens"]
+
     def _chunk_slice(self, place: int) -> slice:
-        first, end = np.searchsorted(self._chunk_step, [place, place + 1])
+        first, end = np.searchsorted(self.place, [place, place + 1])
         return slice(int(first), int(end))

@@ -55,8 +55,12 @@ def test_steps_are_priced_as_they_were(named: tuple[str, Case]) -> None:
     prices = StepPrices(log.steps, log.slices, cost)
     steps = steps_of(log, 0)
 
-    prices.host_s(log.steps["duration_s"])
+    prices.host_s(log.steps["duration_s"], slice(0, len(steps)))
     assert cost.steps == [as_known(step) for step in steps]
+    every_third = np.arange(len(steps))[1::3]
+    for some in (slice(1, 4), every_third):
+        prices.host_s(log.steps["duration_s"][some], some)
+        assert cost.steps == [as_known(steps[number]) for number in np.arange(len(steps))[some]]
 
     cost.priced.clear()
     prices.without_chunks_s()
