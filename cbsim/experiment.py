@@ -179,7 +179,7 @@ class Experiment(Section):
         return points
 
     def check_one_run(self, name: str) -> None:
-        """Raise `ConfigError` if it has a sweep, of which one run must be named; `name` is what users call it."""
+        """Raise `ConfigError` if it has a sweep, of which one run must be named; users call it `name`."""
         if self.sweep:
             pinned = as_options(self.points()[0][0])
             raise ConfigError(
