@@ -53,7 +53,8 @@ MAX_SHOWN = 5
     "--profile",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
     metavar="DIR",
-    help="A calibrated profile; default: CONFIG's with --log, else this machine is timed.",
+    help="A calibrated profile, of which --set cost_model.KEY then is; default: CONFIG's with --log, else "
+    "this machine is timed.",
 )
 @click.option(
     "--time-scale", type=float, default=1.0, show_default=True, help="Live arrivals so much faster."
@@ -84,10 +85,7 @@ def validate(
     Without --log: time this machine's kernels, serve CONFIG live, simulate the same arrivals, and compare.
     With --log: simulate the log's requests by CONFIG's scheduler and cost model, and compare.
     """
-    from cbsim.experiment import Experiment
-    from cbsim.paths import find_experiment
-
-    experiment = Experiment.load(find_experiment(config), overrides)
+    experiment = _load(config, overrides, profile, is_live=log_path is None)
     if log_path is None:
         if replay or columns:
             raise ConfigError(f"{'--replay' if replay else '--column'}: needs --log")
@@ -98,6 +96,24 @@ def validate(
 
         experiment = with_profile(experiment, profile)
     _validate_log(experiment, log_path, _mapping(columns), arrivals, replay, as_json)
+
+
+def _load(config: str, overrides: tuple[str, ...], profile: Path | None, *, is_live: bool) -> Experiment:
+    """The experiment; `--set cost_model.KEY=...` is of the profile given, whatever CONFIG's cost model is."""
+    from cbsim.cost.profile import ProfileConfig
+    from cbsim.experiment import Experiment
+    from cbsim.paths import find_experiment
+    from cbsim.validate.live_run import IN_TURNS
+
+    path = find_experiment(config)
+    others = [override for override in overrides if not override.startswith("cost_model.")]
+    sets_type = any(override.startswith("cost_model.type=") for override in overrides)
+    if profile is None or sets_type or len(others) == len(overrides):
+        return Experiment.load(path, overrides)
+    if isinstance(Experiment.load(path, others).cost_model, ProfileConfig):
+        return Experiment.load(path, overrides)
+    settings = {"type": "profile", "profile": str(profile)} | (IN_TURNS if is_live else {})
+    return Experiment.load(path, (f"cost_model={json.dumps(settings)}", *overrides))
 
 
 def _validate_log(

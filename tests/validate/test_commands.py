@@ -56,6 +56,28 @@ def test_another_cost_is_seen(folder):
     assert figures["tpot_s.mean"]["error_pct"] > 5
 
 
+def ttft_mean_s(answer: Any) -> float:
+    assert answer.exit_code == 0, answer.output
+    (mean,) = [each for each in json.loads(answer.output)["figures"] if each["name"] == "ttft_s.mean"]
+    return float(mean["simulated"])
+
+
+@pytest.mark.parametrize("priced_by", ["roofline", "constant", "profile"])
+def test_settings_beside_a_profile_are_the_profiles(folder, tmp_path, priced_by):
+    """Whatever the experiment's own cost model is."""
+    profile = data_folder("calibration") / "profiles" / "h200" / "llama-3-8b"
+    own = {"constant": {"step_s": 0.1}, "profile": {"profile": "h200/llama-3-8b"}}.get(priced_by, {})
+    settings = {**SETTINGS, "cost_model": {"type": priced_by, **own}}
+    (tmp_path / "e.yaml").write_text(yaml.safe_dump(settings))
+    common = (tmp_path / "e.yaml", "--log", folder / "run", "--json", "--profile", profile)
+    sync, none = (ttft_mean_s(call(*common, "--set", f"cost_model.host={host}")) for host in ("sync", "none"))
+    assert sync > none
+    whole = "cost_model={type: profile, profile: h200/llama-3-8b, host: sync}"
+    assert sync == ttft_mean_s(call(*common[:-2], "--set", whole))
+    wrong = call(*common, "--set", "cost_model.hots=sync")
+    assert wrong.output == "--set: cost_model.hots: unknown key; did you mean 'host'?\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
