@@ -114,7 +114,8 @@ def calibrate_all(options: argparse.Namespace) -> None:
         shape = (model.num_heads, model.num_kv_heads, model.head_size, model.dtype)
         calibrate(model, gpu, options, tuned_as=attention_shapes.get(shape))
         attention_shapes.setdefault(shape, model.name)
-    say(f"profiles and reports are in {options.out}/: move each folder to calibration/profiles/GPU-torch/")
+    names = " ".join(str(options.out / model.name) for model in models)
+    say(f"to keep them: mv {names} calibration/profiles/{gpu.name if gpu else 'NAME'}-torch/")
 
 
 def calibrate(model, gpu, options, tuned_as) -> None:  # type: ignore[no-untyped-def]

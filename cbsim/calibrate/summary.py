@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from cbsim.calibrate.fit import Report
-from cbsim.report.calibration_plot import Predictions, calibration_picture
+from cbsim.report.calibration_plot import ERROR_BAND, ERROR_LIMIT, Predictions, calibration_picture
 from cbsim.report.style import save_figure
 from cbsim.report.text import Table
 
@@ -48,5 +48,10 @@ def draw_errors(report: Report, title: str, path: Path) -> None:
         str(op): Predictions(size[ops == op], report.predicted[ops == op], measured[ops == op])
         for op in dict.fromkeys(ops.tolist())
     }
-    caption = "Each point is predicted by a fit that it was held out of. Grey: within 5%."
+    caption = f"Each point is predicted by a fit that it was held out of. Grey: within {ERROR_BAND:.0%}."
+    num_beyond = int((np.abs(report.predicted / measured - 1.0) > ERROR_LIMIT).sum())
+    if num_beyond:
+        caption += (
+            f" At the edge: {num_beyond:,} of {len(measured):,} points with errors over {ERROR_LIMIT:.0%}."
+        )
     save_figure(calibration_picture(kinds, title, caption), path)
