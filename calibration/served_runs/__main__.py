@@ -94,7 +94,7 @@ def served_runs(wheel: Path | None, out: Path, workers: int) -> None:
     save_figure(served_picture(shown(predicted[DOCUMENTED]), TITLE, CAPTION), out / "served-runs.png")
     print("Error, %: median / p90 / worst\n")
     print(errors_table(predicted[DOCUMENTED]), end="\n\n")
-    print("Error, %: median, bias\n")
+    print("Error, %: median / p90, bias\n")
     print(assumptions_table(predicted))
 
 

@@ -64,7 +64,7 @@ OTHERS = (
     ),
     of_all("no host time", always({"cost_model.host": "none"})),
     Assumption(
-        "45 us of host time a request, not 10", {"vllm": always({"cost_model.host_request_s": 4.5e-5})}
+        "45 us a request in each step, not 10", {"vllm": always({"cost_model.host_request_s": 4.5e-5})}
     ),
     of_all("3 requests a client", always({}), requests_per_client=3),
     of_all("20 requests a client", always({}), requests_per_client=20),

@@ -16,8 +16,10 @@ SIZES = ("tp_size", "isl", "osl")
 MEASURED_MS = ("silicon_ttft_ms", "silicon_tpot_ms")
 ORIGIN = "silicon_data_source"
 CONCURRENCY = r"silicon_concurrency=(\d+)"
+QUANTIZATION = ("precision", "gemm_quant_mode")
 COLUMNS = (
-    *("model_path", "backend", "backend_version", "system", "precision", "mode"),
+    *("model_path", "backend", "backend_version", "system", "mode"),
+    *QUANTIZATION,
     *SIZES,
     *MEASURED_MS,
     ORIGIN,
@@ -52,7 +54,7 @@ def read_runs(tables: NvidiaTables, series: Series) -> list[ServedRun]:
     if missing:
         raise CalibrationError(f"{origin}: no column {', '.join(missing)}")
     wanted = {"model_path": series.path, "backend": series.framework, "system": tables.system, "mode": "agg"}
-    chosen = sample["precision"].isna()
+    chosen = sample[list(QUANTIZATION)].isna().all(axis=1)
     for column, value in wanted.items():
         chosen &= sample[column] == value
     rows = sample[chosen]

@@ -16,12 +16,12 @@ from cbsim.calibrate.accuracy import Errors
 from cbsim.report.served_plot import ServedSeries
 
 PredictedRun = tuple[Series, ServedRun, Prediction]
-SIGNIFICANT = "%.6g"
+SIGNIFICANT_DIGITS = 6
 MISSING = "-"
 
 
 def runs_table(predicted: Iterable[PredictedRun]) -> pd.DataFrame:
-    """One row a run, seconds."""
+    """One row a run; seconds, rounded as they are written, so that the file gives the same errors."""
     return pd.DataFrame(
         [
             {
@@ -31,21 +31,25 @@ def runs_table(predicted: Iterable[PredictedRun]) -> pd.DataFrame:
                 "num_prompt_tokens": run.num_prompt_tokens,
                 "num_output_tokens": run.num_output_tokens,
                 "concurrency": run.concurrency,
-                "measured_ttft_s": run.ttft_s,
-                "simulated_ttft_s": prediction.ttft_s,
-                "measured_tpot_s": run.tpot_s,
-                "simulated_tpot_s": prediction.tpot_s,
-                "formula_tpot_s": prediction.formula_tpot_s,
+                "measured_ttft_s": _rounded(run.ttft_s),
+                "simulated_ttft_s": _rounded(prediction.ttft_s),
+                "measured_tpot_s": _rounded(run.tpot_s),
+                "simulated_tpot_s": _rounded(prediction.tpot_s),
+                "formula_tpot_s": _rounded(prediction.formula_tpot_s),
             }
             for series, run, prediction in predicted
         ]
     )
 
 
+def _rounded(seconds: float) -> float:
+    return float(f"{seconds:.{SIGNIFICANT_DIGITS}g}")
+
+
 def write_runs(table: pd.DataFrame, path: Path) -> None:
     """Write the rows, whole or not at all."""
     temporary = path.with_name(f".{path.name}.part")
-    table.to_csv(temporary, index=False, float_format=SIGNIFICANT, lineterminator="\n")
+    table.to_csv(temporary, index=False, lineterminator="\n")
     temporary.replace(path)
 
 
@@ -70,11 +74,8 @@ def _errors_row(name: str, table: pd.DataFrame) -> tuple[str, ...]:
     cells = [name, f"{len(table)}"]
     for predicted in ("simulated_tpot", "formula_tpot", "simulated_ttft"):
         figures = errors(table, f"{predicted}_s", f"measured_{predicted[-4:]}_s")
-        spread = " / ".join(
-            f"{figure:.0f}" if figure >= 9.95 else f"{figure:.1f}"
-            for figure in (figures.median_pct, figures.p90_pct, figures.worst_pct)
-        )
-        cells += [spread, f"{figures.bias_pct:+.1f}"]
+        sizes = (figures.median_pct, figures.p90_pct, figures.worst_pct)
+        cells += [" / ".join(map(_figure, sizes)), f"{figures.bias_pct:+.1f}"]
     return tuple(cells)
 
 
@@ -86,14 +87,18 @@ def assumptions_table(tables: Mapping[Assumption, pd.DataFrame]) -> str:
         cells = [assumption.text]
         for series in SERIES:
             ours = table[table["series"] == series.name]
-            for latency in ("tpot", "ttft"):
-                if ours.empty:
-                    cells.append(MISSING)
-                    continue
-                figures = errors(ours, f"simulated_{latency}_s", f"measured_{latency}_s")
-                cells.append(f"{figures.median_pct:.1f}, {figures.bias_pct:+.1f}")
+            cells += [_spread(ours, latency) if len(ours) else MISSING for latency in ("tpot", "ttft")]
         rows.append(tuple(cells))
     return _markdown(header, rows)
+
+
+def _spread(table: pd.DataFrame, latency: str) -> str:
+    figures = errors(table, f"simulated_{latency}_s", f"measured_{latency}_s")
+    return f"{_figure(figures.median_pct)} / {_figure(figures.p90_pct)}, {figures.bias_pct:+.1f}"
+
+
+def _figure(percent: float) -> str:
+    return f"{percent:.0f}" if percent >= 9.95 else f"{percent:.1f}"
 
 
 def shown(table: pd.DataFrame) -> list[ServedSeries]:

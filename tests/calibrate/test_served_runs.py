@@ -1,6 +1,7 @@
 """The comparison with served runs: a wheel of kernels that follow simple rules, and runs worked by hand."""
 
 import zipfile
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -33,6 +34,7 @@ ROW = {
     "backend_version": "0.12.0",
     "system": "h100_sxm",
     "precision": None,
+    "gemm_quant_mode": None,
     "mode": "agg",
     "tp_size": 1.0,
     "isl": 1024,
@@ -65,6 +67,7 @@ def wheel(tmp_path):
 def test_rows_that_count(wheel):
     others = [
         {"precision": "fp8"},
+        {"gemm_quant_mode": "nvfp4"},
         {"mode": "disagg"},
         {"system": "h200_sxm"},
         {"backend": "sglang"},
@@ -254,8 +257,18 @@ def test_one_command_with_a_law_known_beforehand(tmp_path, capsys, monkeypatch):
     printed = capsys.readouterr().out
     assert "| **Llama, vLLM** | 1 | 9.1 / 9.1 / 9.1 | -9.1 |" in printed
     assert "| 100 / 100 / 100 | +100.0 |" in printed
-    assert "| as documented | 9.1, -9.1 | 100.0, +100.0 |" in printed
+    assert "| as documented | 9.1 / 9.1, -9.1 | 100 / 100, +100.0 |" in printed
     assert "| a host of 1 s |" in printed
     names = sorted(entry.name for entry in out.iterdir())
     assert names == ["profiles", "served-runs.csv", "served-runs.png", "served-runs.svg"]
     assert f"vllm, {path}" in (out / "profiles" / "llama-3-8b-vllm-tp2" / "cost.json").read_text()
+
+
+def test_the_readme_shows_what_the_file_says():
+    """After another run of the command its tables go into the README."""
+    folder = Path(command.__file__).parents[1]
+    readme = (folder / "README.md").read_text(encoding="utf-8").splitlines()
+    table = pd.read_csv(folder / "served-runs.csv")
+    assert [line for line in errors_table(table).splitlines() if line not in readme] == []
+    shown = [line.split(" | ")[0] for line in readme]
+    assert [text for text in (each.text for each in OTHERS) if f"| {text}" not in shown] == []
