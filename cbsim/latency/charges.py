@@ -12,7 +12,7 @@ from cbsim.engine.slice_log import Slices
 from cbsim.latency.prices import StepPrices
 from cbsim.latency.spans import Spans
 from cbsim.latency.steps import StepTimes
-from cbsim.latency.ticks import RangeSums, to_ticks
+from cbsim.latency.ticks import RangeSums, Ticks
 from cbsim.recorder import Column
 from cbsim.schedulers.step_plan import WaitingFor
 
@@ -111,6 +111,7 @@ class Charges:
 class _Split(NamedTuple):
     """Steps: their seconds without host time and moves; their ticks, and those of host and moves."""
 
+    ticks: Ticks
     gpu_s: Column
     length: Column
     host: Column
@@ -118,12 +119,12 @@ class _Split(NamedTuple):
 
     def only(self, rows: Column) -> _Split:
         """Some of them, or some of them again."""
-        return _Split(*(column[rows] for column in self))
+        return _Split(self.ticks, *(column[rows] for column in self[1:]))
 
     def added(self, without_s: Column) -> Column:
         """Ticks by which they are longer than they would be without something, host apart."""
         most = self.length - self.host - self.swap
-        added: Column = np.clip(to_ticks(self.gpu_s - without_s), 0, most)
+        added: Column = np.minimum(self.ticks.of(np.maximum(self.gpu_s - without_s, 0.0)), most)
         return added
 
 
@@ -141,8 +142,10 @@ class _Splitter:
         transfer_s = self._transfer_s[steps]
         step_s = self._times.duration_s[steps] - transfer_s
         length, host_s = self._times.length(steps), self._prices.host_s(step_s, steps)
-        host = np.minimum(to_ticks(host_s), length)
-        return _Split(step_s - host_s, length, host, np.minimum(to_ticks(transfer_s), length - host))
+        ticks = self._times.ticks
+        host = np.minimum(ticks.of(host_s), length)
+        swap = np.minimum(ticks.of(transfer_s), length - host)
+        return _Split(ticks, step_s - host_s, length, host, swap)
 
     def host_up_to(self, chosen: Column) -> Column:
         """The host's ticks in the chosen ones, a bool a step, among as many steps as the place says."""

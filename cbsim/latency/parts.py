@@ -13,7 +13,7 @@ from cbsim.engine.slice_log import Slices
 from cbsim.latency.charges import Charges
 from cbsim.latency.spans import Spans, preemptions_of, spans_of
 from cbsim.latency.steps import StepTimes
-from cbsim.latency.ticks import to_seconds
+from cbsim.latency.ticks import Ticks
 from cbsim.recorder import Column
 from cbsim.request import RequestState
 
@@ -48,24 +48,36 @@ def request_parts(
     columns = {name: np.full(len(arrival_s), np.nan) for name in (*PARTS.values(), *TTFT_PARTS.values())}
     origin_s = math.floor(arrival_s[0]) if len(arrival_s) else 0.0
     was_preempted = bool(requests["num_preemptions"].any())
+    ticks = Ticks(max((_end_s(replica.steps) for replica in replicas), default=0.0) - origin_s)
     for replica in replicas:
-        times = StepTimes(replica.steps, origin_s)
+        times = StepTimes(replica.steps, origin_s, ticks)
         charges = Charges(replica.steps, replica.slices, replica.cost, times)
         preemptions = preemptions_of(events, replica.number, times) if was_preempted else None
         spans = spans_of(replica.slices, times, charges.chunks_alone, preemptions)
         ledger = Ledger(charges, times, arrival_s)
         is_finished = requests["state"][spans.request] == RequestState.FINISHED
-        _enter(columns, PARTS, ledger.split(spans.only(is_finished)))
-        _enter(columns, TTFT_PARTS, ledger.split(spans.only(_up_to_first_token(spans, replica.slices))))
+        _enter(columns, PARTS, ticks, ledger.split(spans.only(is_finished)))
+        _enter(
+            columns, TTFT_PARTS, ticks, ledger.split(spans.only(_up_to_first_token(spans, replica.slices)))
+        )
     return columns
 
 
+def _end_s(steps: Mapping[str, Column]) -> float:
+    """When the last step of a replica ends, seconds; 0 without steps."""
+    start_s = steps["start_s"]
+    return float(start_s[-1] + steps["duration_s"][-1]) if len(start_s) else 0.0
+
+
 def _enter(
-    columns: dict[str, Column], names: Mapping[str, str], split: tuple[Column, dict[str, Column]]
+    columns: dict[str, Column],
+    names: Mapping[str, str],
+    ticks: Ticks,
+    split: tuple[Column, dict[str, Column]],
 ) -> None:
-    request, ticks = split
+    request, parts = split
     for part, name in names.items():
-        columns[name][request] = to_seconds(ticks[part])
+        columns[name][request] = ticks.seconds(parts[part])
 
 
 def _up_to_first_token(spans: Spans, slices: Slices) -> Column:

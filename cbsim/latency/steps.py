@@ -7,16 +7,17 @@ from functools import cached_property
 
 import numpy as np
 
-from cbsim.latency.ticks import RangeSums, to_ticks
+from cbsim.latency.ticks import RangeSums, Ticks
 from cbsim.recorder import Column
 
 
 class StepTimes:
     """Steps by their numbers, which are their places in the columns of one replica."""
 
-    def __init__(self, steps: Mapping[str, Column], origin_s: float) -> None:
+    def __init__(self, steps: Mapping[str, Column], origin_s: float, ticks: Ticks) -> None:
         """`origin_s`, whole seconds, is where ticks are counted from."""
         self.origin_s = origin_s
+        self.ticks = ticks
         self._steps = steps
         self.duration_s = steps["duration_s"]
         self._start_s = steps["start_s"]
@@ -29,7 +30,7 @@ class StepTimes:
 
     def at(self, seconds: Column) -> Column:
         """Instants in ticks."""
-        return to_ticks(seconds - self.origin_s)
+        return self.ticks.of(seconds - self.origin_s)
 
     def start(self, steps: Column | slice) -> Column:
         """The instants at which steps start."""

@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from cbsim.recorder import Column
 from cbsim.units import TICKS_PER_S
 
-
-def to_ticks(seconds: Column) -> Column:
-    """The nearest tick of each, int64."""
-    ticks = np.multiply(seconds, TICKS_PER_S)
-    np.rint(ticks, out=ticks)
-    return ticks.astype(np.int64)
+_MOST_BITS = 61
+"""Of a run's length in ticks; an int64 has 63."""
 
 
-def to_seconds(ticks: Column) -> Column:
-    """Exact for durations up to a day (2**53 ticks)."""
-    seconds: Column = ticks / TICKS_PER_S
-    return seconds
+class Ticks:
+    """A length of tick, a power of two seconds, in which a whole run can be counted without overflow."""
+
+    def __init__(self, span_s: float) -> None:
+        """`span_s` is how long the run lasts; up to a year of it is counted in `TICKS_PER_S`.
+
+        Ticks of a longer one are as much longer, and still finer than its instants, which are doubles.
+        """
+        _, exponent = math.frexp(span_s)
+        self.per_s = min(float(TICKS_PER_S), math.ldexp(1.0, _MOST_BITS - exponent))
+
+    def of(self, seconds: Column) -> Column:
+        """The nearest tick of each, int64."""
+        ticks = np.multiply(seconds, self.per_s)
+        np.rint(ticks, out=ticks)
+        return ticks.astype(np.int64)
+
+    def seconds(self, ticks: Column) -> Column:
+        """Exact for durations of less than 2**53 ticks, a day and more."""
+        seconds: Column = ticks / self.per_s
+        return seconds
 
 
 class RangeSums:
