@@ -29,6 +29,12 @@ def test_the_full_plan_has_every_family() -> None:
     assert {len(p.contexts) for p in FULL} >= {24, 40, 48, 56, 80, 96, 112}
 
 
+def test_prompts_go_as_far_as_the_dense_layer() -> None:
+    """A step's attention and its dense layers are calibrated up to the same number of tokens."""
+    prompts = max(sum(n for n, _ in point.chunks) for point in FULL if point.op == "prefill")
+    assert prompts == max(DENSE_TOKENS) == Limits().max_chunk_tokens == 16384
+
+
 def test_whole_steps_alone_are_never_fitted() -> None:
     steps = [point for point in FULL if point.op == "step"]
     assert {point.split for point in steps} <= {"unseen", "repeat"}
@@ -71,6 +77,7 @@ def test_equal_arguments_give_an_equal_plan() -> None:
 def test_the_quick_plan_is_a_quarter() -> None:
     quick = make_plan("quick", Limits())
     assert 0.2 < len(quick) / len(FULL) < 0.3
+    assert sum(point.op == "dense" and point.split == "fit" for point in quick) == 20
     assert {point.op for point in quick} == {point.op for point in FULL}
 
 
