@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -160,43 +160,75 @@ def simulate(
         with_batches=experiment.output.batches, audience=audience if audience.observers else None
     )
     cost = cost or make_cost_model(experiment)
-    num_in_flight = 2 if experiment.scheduler.async_scheduling else 1
     engine_class = choose_engine(experiment, audience)
-    engines = [
-        engine_class(replica, make_scheduler(experiment, cost), cost, recorder, num_in_flight)
-        for replica in range(experiment.replicas.count)
-    ]
-    router = make_router(experiment.replicas.router, experiment.seed)
-    world = World(
+    world = make_world(
+        experiment,
         workload,
-        engines,
-        router,
-        stop_at_s=experiment.stop_at_s,
+        cost,
+        lambda replica, scheduler, in_flight: engine_class(replica, scheduler, cost, recorder, in_flight),
         step_by_step=audience.needs >= Needs.STEPS,
         progress=progress,
     )
+    engines = world.engines
     schedulers = [engine.scheduler for engine in engines]
     audience.started(ObservedRun(experiment.name, experiment.model.name, schedulers))
-    try:
-        world.run()
-    except CbsimError:
-        raise
-    except Exception as error:
-        parts = {
-            "scheduler": type(engines[0].scheduler),
-            "cost model": type(cost),
-            "workload": type(workload),
-        }
-        failure = plugin_error(error, parts, f" at {world.env.now:.6g} s")
-        if failure is None:
-            raise
-        raise failure from error
+    run_world(world, cost)
     is_closed_loop = workload.config.concurrency is not None
     # Replicas find the same things to note.
     notes = dict.fromkeys(note for engine in engines for note in engine.scheduler.notes())
     log = collect(recorder, engines, world.end_s, is_closed_loop=is_closed_loop)
     audience.ended(world.end_s)
     return log, [*notes, *cost.notes(log.steps)]
+
+
+def make_world(
+    experiment: Experiment,
+    workload: Workload,
+    cost: CostModel,
+    make_engine: Callable[[int, Scheduler, int], Engine],
+    *,
+    step_by_step: bool = False,
+    progress: Progress | None = None,
+) -> World:
+    """The experiment's replicas behind its router; `make_engine` is given the number of a replica, its
+    scheduler, and how many steps may be under way at once.
+    """
+    num_in_flight = 2 if experiment.scheduler.async_scheduling else 1
+    engines = [
+        make_engine(replica, make_scheduler(experiment, cost), num_in_flight)
+        for replica in range(experiment.replicas.count)
+    ]
+    router = make_router(experiment.replicas.router, experiment.seed)
+    return World(
+        workload,
+        engines,
+        router,
+        stop_at_s=experiment.stop_at_s,
+        step_by_step=step_by_step,
+        progress=progress,
+    )
+
+
+def run_world(world: World, cost: CostModel, passes: tuple[type[Exception], ...] = ()) -> None:
+    """Let a world run to its end. Raises `PluginError` for what a third party's part of it raises.
+
+    Errors of the classes in `passes`, and cbsim's own, stay what they are.
+    """
+    stay: tuple[type[Exception], ...] = (CbsimError, *passes)
+    try:
+        world.run()
+    except stay:
+        raise
+    except Exception as error:
+        parts = {
+            "scheduler": type(world.engines[0].scheduler),
+            "cost model": type(cost),
+            "workload": type(world.workload),
+        }
+        failure = plugin_error(error, parts, f" at {world.env.now:.6g} s")
+        if failure is None:
+            raise
+        raise failure from error
 
 
 def choose_engine(experiment: Experiment, audience: Audience) -> type[Engine]:

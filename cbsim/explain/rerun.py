@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
-from operator import attrgetter
 
 from cbsim.cost import CostModel
-from cbsim.culprit import plugin_error
 from cbsim.engine.reference import ReferenceEngine, Step
-from cbsim.errors import CbsimError
 from cbsim.experiment import Experiment
 from cbsim.explain.batch_step import BatchStep, Share
 from cbsim.explain.waiting import Limits
 from cbsim.recorder import Recorder
 from cbsim.request import Request
-from cbsim.router import make_router
-from cbsim.run import make_cost_model, make_scheduler, make_workload
+from cbsim.run import make_cost_model, make_workload, make_world, run_world
 from cbsim.schedulers import Scheduler
 from cbsim.schedulers.base import Slice, StepPlan
-from cbsim.world import Progress, World
+from cbsim.world import Progress
 
 Take = Callable[[BatchStep], None]
 """Takes a step with its batch, when it has ended."""
@@ -53,31 +50,17 @@ def rerun(
     scheduler fails.
     """
     cost, limits = make_cost_model(experiment), Limits.of(experiment.resolved())
-    num_in_flight = 2 if experiment.scheduler.async_scheduling else 1
-    watched = _WatchedEngine(
-        window, make_scheduler(experiment, cost), cost, num_in_flight, limits, take, check
-    )
-    others = [
-        ReferenceEngine(number, make_scheduler(experiment, cost), cost, watched.recorder, num_in_flight)
-        for number in range(experiment.replicas.count)
-        if number != window.replica
-    ]
-    engines = sorted([watched, *others], key=attrgetter("replica"))
-    router = make_router(experiment.replicas.router, experiment.seed)
-    workload = make_workload(experiment)
-    world = World(workload, engines, router, stop_at_s=experiment.stop_at_s, progress=progress)
-    try:
-        world.run()
-    except _Enough:
-        return
-    except (CbsimError, OSError):  # an OSError is of `take`, whose reader may be gone
-        raise
-    except Exception as error:
-        parts = {"scheduler": type(watched.scheduler), "cost model": type(cost), "workload": type(workload)}
-        failure = plugin_error(error, parts, f" at {world.env.now:.6g} s")
-        if failure is None:
-            raise
-        raise failure from error
+    recorder = Recorder()
+
+    def make_engine(replica: int, scheduler: Scheduler, num_in_flight: int) -> ReferenceEngine:
+        if replica == window.replica:
+            return _WatchedEngine(window, scheduler, cost, recorder, num_in_flight, limits, take, check)
+        return ReferenceEngine(replica, scheduler, cost, recorder, num_in_flight)
+
+    world = make_world(experiment, make_workload(experiment), cost, make_engine, progress=progress)
+    with suppress(_Enough):
+        # An OSError is of `take`, whose reader may be gone.
+        run_world(world, cost, passes=(_Enough, OSError))
 
 
 class _WatchedEngine(ReferenceEngine):
@@ -88,12 +71,13 @@ class _WatchedEngine(ReferenceEngine):
         window: Window,
         scheduler: Scheduler,
         cost: CostModel,
+        recorder: Recorder,
         num_in_flight: int,
         limits: Limits,
         take: Take,
         check: Check | None,
     ) -> None:
-        super().__init__(window.replica, scheduler, cost, Recorder(), num_in_flight)
+        super().__init__(window.replica, scheduler, cost, recorder, num_in_flight)
         self._window = window
         self._limits = limits
         self._take = take
