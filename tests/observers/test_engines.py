@@ -126,6 +126,46 @@ def test_and_where_most_steps_are_decodes_alone(kind: str, is_async: bool) -> No
     assert sum(call[0] == "after" for call in told[0]) > 100
 
 
+@pytest.mark.parametrize("asks_before", [True, False])
+@pytest.mark.parametrize("num_blocks", [14, 100])
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        {"type": "static", "max_num_seqs": 3},
+        {"type": "continuous"},
+        {"type": "continuous", "prefill_first": False, "async_scheduling": True},
+        {"type": "chunked_prefill", "max_tokens_per_step": 16, "chunk_size": 8},
+        {"type": "preemptive", "max_tokens_per_step": 16, "chunk_size": 8},
+        {"type": "preemptive", "async_scheduling": True},
+        {"type": "vllm", "async_scheduling": False, "max_tokens_per_step": 16},
+        {"type": "vllm", "async_scheduling": True},
+    ],
+    ids=lambda scheduler: "-".join(map(str, scheduler.values())),
+)
+def test_and_in_each_mode_between_bursts(
+    scheduler: dict[str, Any], num_blocks: int, asks_before: bool
+) -> None:
+    """Long prompts, an answer of one token, and a pause; step times whose sums are rounded."""
+    rows = [
+        row("a", 0.0, 9, 6),
+        row("b", 0.0, 14, 12),
+        row("c", 1.5, 5, 1),
+        row("d", 2.0, 30, 9),
+        row("e", 2.0, 3, 25),
+        row("f", 11.0, 8, 8),
+        row("g", 60.0, 6, 4),
+    ]
+    mapping = setting(num_blocks=num_blocks, scheduler=scheduler)
+    told = []
+    for engine in ("reference", "fast"):
+        everything = Everything(asks_before=asks_before, asks_after=not asks_before)
+        cost_model = {"type": "constant", "step_s": 0.7}
+        watch({**mapping, "engine": engine, "cost_model": cost_model}, rows, everything)
+        told.append(everything.told)
+    assert told[0] == told[1]
+    assert sum(call[0] == "after" for call in told[0]) > 20
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_those_who_hear_of_requests_alone_hear_the_same_while_it_runs_ahead(kind: str) -> None:
     class RequestsAlone(Everything):
