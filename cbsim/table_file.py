@@ -62,7 +62,7 @@ def read_table(path: Path, name: str) -> ArrowTable:
         except (ValueError, pa.ArrowException) as error:
             problems.append(f"{path}: column {field.name}: {_first_line(error)}")
     if not problems and name == "requests":
-        problems = [f"{path}: column {problem}" for problem in _unknown_parts(table)]
+        problems = [f"{path}: column {problem}" for problem in (*_repeated(table), *_unknown_parts(table))]
     if problems:
         raise CbsimError(*problems)
     return table
@@ -73,6 +73,17 @@ def _missing(found: set[str], name: str) -> list[str]:
     lacks_all = [group for group in _OPTIONAL if not group & found]
     optional = set().union(*lacks_all)
     return [field.name for field in FIELDS[name] if field.name not in found | optional]
+
+
+def _repeated(requests: ArrowTable) -> Iterator[str]:
+    """What is wrong with names of requests that stand there several times."""
+    import pyarrow.compute as pc
+
+    names = requests.column("request_id")
+    if pc.count_distinct(names).as_py() < len(names):
+        counts = names.value_counts()
+        first = counts.filter(pc.greater(counts.field("counts"), 1))[0]
+        yield f"request_id: got {first['values'].as_py()!r} {first['counts']} times; expected each name once"
 
 
 def _unknown_parts(requests: ArrowTable) -> Iterator[str]:

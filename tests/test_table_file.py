@@ -80,6 +80,12 @@ def test_a_column_of_something_else_is_told(
     assert told.startswith(f"column {column}: {problem}")
 
 
+def test_names_that_are_not_unique_are_told(folder: Path) -> None:
+    path = folder / "requests.parquet"
+    rewrite(path, "request_id", pa.array(["a", "b", "d", "d"]))
+    assert problems(path, "requests") == ["column request_id: got 'd' 2 times; expected each name once"]
+
+
 def test_all_columns_of_something_else_are_told_at_once(folder: Path) -> None:
     path = folder / "steps.parquet"
     num_steps = pq.read_metadata(path).num_rows
