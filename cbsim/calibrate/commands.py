@@ -54,7 +54,7 @@ def _op_runs(context: click.Context, option: click.Parameter, texts: tuple[str, 
 @click.option("--model", metavar="NAME", help="A model of configs/models, or a file.")
 @click.option("--plan", type=click.Choice(["quick", "full"]), default="full", show_default=True)
 @click.option("--tp", type=click.IntRange(min=1), default=1, show_default=True, help="GPUs of a replica.")
-@click.option("--gpu", metavar="NAME", help="The device's name in configs/gpus.")
+@click.option("--gpu", metavar="NAME", help="In configs/gpus; default: as the device calls itself.")
 @click.option("--backend", metavar="NAME", help="Paged attention to time; default: the device's best.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder of the profile.")
 @with_picture
@@ -103,6 +103,8 @@ def calibrate(
     )
     for warning in measured.meta.warnings:
         click.echo(warning, err=True)
+    if sys.stderr.isatty():
+        click.echo("fitting", err=True)
     _tell(out, *fit_profile(out, measured.meta, seed), picture, as_json)
 
 

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from cbsim.calibrate.meta import Meta, save_meta
+from cbsim.calibrate.named_spec import gpu_of_device
 from cbsim.calibrate.plan import PlanName, PlanPoint, make_plan
 from cbsim.calibrate.point import Point
 from cbsim.calibrate.pointsfile import append_point, read_points
@@ -60,14 +61,16 @@ def measure(
 ) -> Measurement:
     """Time a model's kernels into `out/points.csv` and `out/meta.json`.
 
-    Rows that a run of the same plan left there are kept. `gpu` names the device in `configs/gpus`; `command`
-    is what `meta.json` says to have made the timings. Raises `CalibrationError` if there is no such device,
-    the model doesn't fit, or `out` holds other timings or can't be written.
+    Rows that a run of the same plan left there are kept. `gpu` names the device in `configs/gpus`, by default
+    the one that it calls itself; `command` is what `meta.json` says to have made the timings. Raises
+    `CalibrationError` if there is no such device, the model doesn't fit, or `out` holds other timings or
+    can't be written.
     """
     shard = Shard(model, tensor_parallel)
     opened = open_device(device)
     room = find_room(opened, shard)
     planned = make_plan(plan, room.limits, seed)
+    gpu = gpu or gpu_of_device(opened.name)
     meta = _make_meta(model, opened, tensor_parallel, gpu, plan, seed, command)
     check_resumable(out, meta)
     rig = make_rig(shard, opened, room, backend, seed)

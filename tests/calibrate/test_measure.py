@@ -11,6 +11,7 @@ pytest.importorskip("torch")
 
 import torch
 
+from cbsim.calibrate import measure as measuring
 from cbsim.calibrate.measure import Measurement, measure, warnings_of
 from cbsim.calibrate.meta import read_meta
 from cbsim.calibrate.plan import make_plan
@@ -156,6 +157,19 @@ def test_triton_needs_a_gpu_or_its_interpreter(monkeypatch: pytest.MonkeyPatch, 
     with pytest.raises(CalibrationError, match=r"attention backend triton: needs .*; allowed: sdpa"):
         run(tmp_path / "new", backend="triton")
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("device", "given", "gpu"),
+    [("NVIDIA H200", None, "h200"), ("AMD EPYC", None, None), ("AMD EPYC", "l40s", "l40s")],
+)
+def test_a_device_is_the_gpu_that_it_calls_itself(
+    device: str, given: str | None, gpu: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measuring, "open_device", lambda kind: replace(open_device(kind), name=device))
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, gpu=given, timer=OnceTimer(limit=1))
+    assert read_meta(tmp_path / "meta.json").gpu == gpu
 
 
 def test_devices_that_are_not_there() -> None:
