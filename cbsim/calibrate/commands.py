@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from cbsim.calibrate.fit import Report
     from cbsim.cost.costfile import CostFile
 
+TOLD_IN_LOGS = 10
+"""How often progress is told where no terminal is."""
+
 with_out = click.option(
     "--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder of the profile."
 )
@@ -99,12 +102,11 @@ def calibrate(
         gpu=load_gpu(gpu).name if gpu else None,
         backend=backend,
         seed=seed,
-        progress=_show_progress if sys.stderr.isatty() else None,
+        progress=_show_progress,
     )
     for warning in measured.meta.warnings:
         click.echo(warning, err=True)
-    if sys.stderr.isatty():
-        click.echo("fitting", err=True)
+    click.echo("fitting", err=True)
     _tell(out, *fit_profile(out, measured.meta, seed), picture, as_json)
 
 
@@ -250,7 +252,11 @@ def _tell(out: Path, cost: CostFile, report: Report, picture: bool, as_json: boo
 
 
 def _show_progress(done: int, total: int, left_s: float | None) -> None:
+    """On a terminal a line that stays in its place, in a log one for every tenth of the way."""
     from cbsim.units import format_seconds
 
-    left = f", {format_seconds(left_s)} left" if left_s is not None else ""
-    click.echo(f"\r{done} of {total} timings{left}      ", nl=done == total, err=True)
+    left = f", {format_seconds(left_s)} left" if left_s and done < total else ""
+    if sys.stderr.isatty():
+        click.echo(f"\r{done} of {total} timings{left}      ", nl=done == total, err=True)
+    elif done == total or done % max(1, total // TOLD_IN_LOGS) == 0:
+        click.echo(f"{done} of {total} timings{left}", err=True)
