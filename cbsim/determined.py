@@ -19,6 +19,7 @@ def is_determined(experiment: Experiment, workload: Workload, cost: CostModel) -
     """
     return not (
         workload.uses_seed
+        or workload.config.draws_think_times
         or cost.uses_seed
         or _scheduler_uses_seed(experiment)
         or (experiment.replicas.router == "random" and experiment.replicas.count > 1)

@@ -13,6 +13,7 @@ from cbsim.engine.fast import FastEngine
 from cbsim.request import Request
 from cbsim.router import Router
 from cbsim.workload.base import Workload
+from cbsim.workload.think import ThinkTimes
 
 ARRIVAL = EventPriority(1)
 STEP_END = EventPriority(2)
@@ -71,6 +72,7 @@ class World:
         """The last instant at which something happened."""
         self._num_arrived = 0
         self._is_closed_loop = workload.config.concurrency is not None
+        self._think_times = ThinkTimes(workload.config, workload.seed)
         self._is_stepwise = step_by_step and not self._is_closed_loop
         self._due_s = [math.inf] * len(engines)
         """Where steps are gone through one by one: when each replica ends one or decides one next."""
@@ -156,8 +158,9 @@ class World:
             if self._submit(request):
                 answered = self._answered[request.index] = self.env.event()
                 yield answered
-            if self.workload.config.think_time_s:
-                yield Instant(self.env, self.env.now + self.workload.config.think_time_s, ARRIVAL)
+            think_time_s = self._think_times.after(request.index)
+            if think_time_s:
+                yield Instant(self.env, self.env.now + think_time_s, ARRIVAL)
 
     def _submit(self, request: Request) -> bool:
         request.index = self._num_arrived

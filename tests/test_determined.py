@@ -70,6 +70,7 @@ DETERMINED: list[dict[str, Any]] = [
     {},
     {"workload": FIXED},
     {"workload": FIXED | {"arrivals": {"type": "all_at_once"}}},
+    {"workload": FIXED | {"concurrency": 2, "think_time_s": 0.5}},
     {"replicas__router": "random"},
     {"replicas__count": 2, "replicas__router": "least_kv"},
     {"scheduler": {"type": "preemptive", "policy": "sjf"}},
@@ -83,6 +84,7 @@ DRAWN: list[dict[str, Any]] = [
     {"workload": FIXED | {"arrivals": {"type": "poisson", "rate_per_s": 10.0}}},
     {"workload": FIXED | {"output_tokens": {"type": "uniform", "min": 1, "max": 9}}},
     {"workload": FIXED | {"sessions": {"think_time_s": 1.0}}},
+    {"workload": FIXED | {"concurrency": 2, "think_time_s": 0.5, "think_time_cv": 1.0}},
     {"replicas__count": 2, "replicas__router": "random"},
     {
         "scheduler": {

@@ -20,6 +20,8 @@ from cbsim.router import RoundRobin, Router
 from cbsim.run import collect
 from cbsim.schedulers import SCHEDULERS
 from cbsim.testing import Case
+from cbsim.workload.base import WorkloadConfig
+from cbsim.workload.think import ThinkTimes
 from cbsim.world import PROGRESS_EVERY, World, exact_delay
 
 ENGINES = pytest.mark.parametrize("engine_class", [ReferenceEngine, FastEngine])
@@ -45,6 +47,7 @@ def run(
     router: Router | None = None,
     num_replicas: int = 1,
     think_time_s: float = 0.0,
+    think_time_cv: float = 0.0,
     concurrency: int | None = None,
     stop_at_s: float | None = None,
     progress: Any = None,
@@ -57,7 +60,8 @@ def run(
         for i in range(num_replicas)
     ]
     workload = replace(case, concurrency=concurrency).make_workload()
-    workload.config = workload.config.model_copy(update={"think_time_s": think_time_s})
+    think = {"think_time_s": think_time_s, "think_time_cv": think_time_cv}
+    workload.config = workload.config.model_copy(update=think)
     world = World(workload, engines, router or RoundRobin(), stop_at_s=stop_at_s, progress=progress)
     world.run()
     return collect(recorder, engines, world.end_s, is_closed_loop=concurrency is not None)
@@ -127,6 +131,18 @@ def test_clients_think_before_the_next_one(engine_class: type[Engine]) -> None:
     rows = [row(name, 0.0, 2, 1) for name in "abc"]
     log = run(engine_class, rows, concurrency=1, think_time_s=0.25)
     assert log.requests["arrival_s"].tolist() == [0.0, 1.25, 2.5]
+
+
+@ENGINES
+def test_clients_that_think_unevenly_leave_their_step(engine_class: type[Engine]) -> None:
+    """Two clients with equal requests: each sends when its last one has ended and been thought about."""
+    rows = [row(name, 0.0, 2, 1) for name in "abcdefgh"]
+    log = run(engine_class, rows, concurrency=2, think_time_s=0.25, think_time_cv=1.0)
+    arrived, finished = log.requests["arrival_s"], log.requests["finished_at_s"]
+    think = ThinkTimes(WorkloadConfig(type="listed", think_time_s=0.25, think_time_cv=1.0), seed=0)
+    ready = sorted(finished[index] + think.after(index) for index in range(6))
+    assert arrived.tolist() == [0.0, 0.0, *ready]
+    assert len(set(arrived.tolist())) == 7
 
 
 @ENGINES

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from cbsim.live.engine import LiveEngine
 from cbsim.request import Request
 from cbsim.workload.base import Workload
+from cbsim.workload.think import ThinkTimes
 
 MAX_NAP_S = 0.05
 Sleep = Callable[[float], None]
@@ -38,7 +39,7 @@ class LiveWorld:
         self._time_scale = time_scale
         self._sleep = sleep
         self._requests: Iterator[Request] = workload.requests()
-        self._think_time_s = workload.config.think_time_s / time_scale
+        self._think_times = ThinkTimes(workload.config, workload.seed)
         self._is_closed_loop = workload.config.concurrency is not None
         self._ready = [0.0] * (workload.config.concurrency or 0)
         """Closed loop: when each client that has no request under way will send its next."""
@@ -56,9 +57,9 @@ class LiveWorld:
                 end_s = self.end_s = engine.compute()
                 if not self._is_closed_loop:
                     self._arrive(end_s)
-                for _ in engine.end_step():
+                for request in engine.end_step():
                     if self._is_closed_loop:
-                        heapq.heappush(self._ready, end_s + self._think_time_s)
+                        self._think(request, end_s)
                 if self._is_closed_loop:
                     self._arrive(end_s)
                 engine.call(end_s)
@@ -88,9 +89,13 @@ class LiveWorld:
         self.end_s = max(self.end_s, request.arrival_s)
         self.engine.book.add_prompt(request)
         if not self.engine.submit(request) and self._is_closed_loop:
-            heapq.heappush(self._ready, request.arrival_s + self._think_time_s)
+            self._think(request, request.arrival_s)
         if self.progress is not None:
             self.progress(self._num_arrived, request.arrival_s)
+
+    def _think(self, request: Request, end_s: float) -> None:
+        """The client whose request has ended will send its next."""
+        heapq.heappush(self._ready, end_s + self._think_times.after(request.index) / self._time_scale)
 
     def _wait(self) -> bool:
         """Sleep towards the next arrival or call of the scheduler; False if there will be none."""

@@ -35,7 +35,21 @@ class WorkloadConfig(ComponentConfig):
     """Closed loop: so many clients, each sending its next request when its last one has ended. Arrival times
     of the workload are then not used, only its order."""
     think_time_s: float = Field(default=0.0, ge=0)
-    """Closed loop: seconds between the end of a request and the client's next one."""
+    """Closed loop: mean seconds between the end of a request and the client's next one."""
+    think_time_cv: float = Field(default=0.0, ge=0)
+    """Coefficient of variation of that time, gamma-distributed: 0 always the same, 1 exponential. Clients
+    with equal requests and equal times stay in step for ever, as no real ones do."""
+
+    @property
+    def draws_think_times(self) -> bool:
+        """Whether the seed decides when the clients of a closed loop send."""
+        return self.concurrency is not None and self.think_time_cv > 0
+
+    @model_validator(mode="after")
+    def _check_think_time(self) -> Self:
+        if self.think_time_cv and not self.think_time_s:
+            raise ValueError("think_time_cv: got a spread of no time; allowed: with think_time_s above 0")
+        return self
 
     @model_validator(mode="after")
     def _check_window(self) -> Self:

@@ -12,6 +12,7 @@ from cbsim.config.section import Section
 from cbsim.request import Segments
 from cbsim.workload.batch import FloatColumn, IntColumn
 from cbsim.workload.lengths import FixedLengths, Lengths
+from cbsim.workload.think import gamma_times
 
 
 class Sessions(Section):
@@ -30,10 +31,7 @@ class Sessions(Section):
 
     def gaps(self, random: np.random.Generator, size: int) -> FloatColumn:
         """The next times between turns, seconds."""
-        if self.think_time_cv == 0:
-            return np.full(size, self.think_time_s)
-        shape = 1 / self.think_time_cv**2
-        return random.standard_gamma(shape, size) * (self.think_time_s / shape)
+        return gamma_times(random, self.think_time_s, self.think_time_cv, size)
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,6 +46,7 @@ def draw(seed: int, kind: str) -> Setting:
         think_time_s=pick(random, [0.0, 0.5]),
         stop_at_s=random.uniform(0, horizon_s) if chance(random, 0.2) else None,
         cost=pick(random, ["exact", *COSTS]),
+        think_time_cv=pick(random, [0.0, 1.0]),
     )
 
 

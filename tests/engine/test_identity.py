@@ -30,6 +30,7 @@ def a_setting(draw: st.DrawFn, kind: str, **fixed: Any) -> Setting:
         replace(case, num_replicas=draw(st.sampled_from([1, 1, 2, 3]))),
         router=draw(st.sampled_from(ROUTERS)),
         think_time_s=draw(st.sampled_from([0.0, 0.5])),
+        think_time_cv=draw(st.sampled_from([0.0, 1.0])),
         stop_at_s=draw(st.sampled_from([None, None, None, 1.0, last_arrival_s + 2.0])),
         cost=draw(st.sampled_from(COSTS)),
     )

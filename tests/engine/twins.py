@@ -18,7 +18,6 @@ from cbsim.schedulers import SCHEDULERS, Scheduler
 from cbsim.testing import Case, differences
 from cbsim.testing.case import TokenCost
 from cbsim.world import World
-from tests.simulation import ListedWorkload
 
 ROUTERS = ("round_robin", "random", "least_outstanding", "least_kv", "prefix_affinity")
 COSTS = ("exact", "irregular", "noisy")
@@ -57,6 +56,7 @@ class Setting:
     case: Case
     router: str = "round_robin"
     think_time_s: float = 0.0
+    think_time_cv: float = 0.0
     stop_at_s: float | None = None
     cost: str = "exact"
     """`exact` is the case's own, whose steps are multiples of 1/8 s, as arrivals are."""
@@ -87,8 +87,10 @@ class Setting:
             )
             for replica in range(case.num_replicas)
         ]
-        think_time_s = self.think_time_s if case.concurrency else 0.0
-        workload = ListedWorkload(case.requests, concurrency=case.concurrency, think_time_s=think_time_s)
+        workload = case.make_workload()
+        if case.concurrency and self.think_time_s:
+            think = {"think_time_s": self.think_time_s, "think_time_cv": self.think_time_cv}
+            workload.config = workload.config.model_copy(update=think)
         return World(workload, engines, make_router(self.router, 1), stop_at_s=self.stop_at_s), recorder
 
     def run(self, engine_class: type[Engine]) -> RunLog:
