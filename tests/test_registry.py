@@ -126,7 +126,8 @@ def test_a_run_is_made_again_from_any_folder(working_folder: Path, monkeypatch: 
 def test_workers_find_it(working_folder: Path) -> None:
     write_module(working_folder / "exp" / "own.py", "exp")
     path = write_experiment(working_folder / "exp" / "e.yaml", "own:Own")
-    table = cbsim.sweep(path, out="out", workers=2, overrides={"sweep.scheduler.max_num_seqs": [1, 2]})
+    swept = {"sweep.scheduler.max_num_seqs": [1, 2]}
+    table = cbsim.sweep(path, out="out", workers=2, overrides=swept)
     assert table["error"].isna().all()
 
 
