@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from cbsim.limits import limit_notes
+from cbsim.pieces import pieces
 from cbsim.recorder import Column, RunLog
 from cbsim.request import RequestState
 from cbsim.specs import GpuSpec, ModelSpec
@@ -79,7 +80,7 @@ def summarize(
     for name in LATENCIES:
         summary[name] = _itl_distribution(log) if name == "itl_s" else _distribution(latencies[name])
     summary |= {
-        "num_steps": len(steps["start_s"]),
+        "num_steps": len(steps["duration_s"]),
         "num_preemptions": int(requests["num_preemptions"].sum()),
         "num_tokens_recomputed": int(log.num_tokens_recomputed),
         "busy_fraction": _ratio(float(steps["duration_s"].sum()), replica_s),
@@ -190,7 +191,7 @@ def mbu(steps: Mapping[str, Column], deployment: Deployment, replica_s: float) -
     num_written = int(steps["num_prefill_tokens"].sum()) + int(steps["num_decode_tokens"].sum())
     num_read = int(steps["num_context_tokens"].sum())
     num_bytes = (
-        len(steps["start_s"]) * model.weight_bytes + (num_read + num_written) * model.kv_bytes_per_token
+        len(steps["duration_s"]) * model.weight_bytes + (num_read + num_written) * model.kv_bytes_per_token
     )
     return _ratio(num_bytes, replica_s * deployment.tensor_parallel * gpu.memory_bytes_per_s)
 
@@ -240,7 +241,7 @@ def _described(
 
 def _kv_utilization(steps: Mapping[str, Column], replica_s: float) -> dict[str, float | None]:
     """Share of the KV blocks taken: over the makespan, idle time as none, and at its highest."""
-    if not len(steps["start_s"]):
+    if not len(steps["duration_s"]):
         return {"mean": _ratio(0, replica_s), "max": 0.0 if replica_s else None}
     share = steps["kv_blocks_used"] / steps["kv_blocks_total"]
     highest = float(share.max())
@@ -253,16 +254,23 @@ def _kv_waste(log: RunLog, block_size: int) -> dict[str, float | None]:
 
     `None` where requests shared blocks: tokens are counted by request, and a shared one fills no slot twice.
     """
-    steps = log.steps
+    steps, duration_s = log.steps, log.steps["duration_s"]
     num_slots = steps["kv_blocks_used"] * block_size
     taken = num_slots > 0
     if log.num_prompt_tokens_hit or not taken.any():
         return {"mean": None, "max": None}
-    num_empty, duration_s = num_slots - steps["num_kv_tokens"], steps["duration_s"]
+    num_filled = steps["num_kv_tokens"]
     if not taken.all():
-        num_slots, num_empty, duration_s = num_slots[taken], num_empty[taken], duration_s[taken]
-    mean = _ratio(float((num_empty * duration_s).sum()), float((num_slots * duration_s).sum()))
-    return {"mean": mean, "max": float((num_empty / num_slots).max())}
+        num_slots, num_filled, duration_s = num_slots[taken], num_filled[taken], duration_s[taken]
+    # In place and in pieces: columns of a long run are large.
+    highest = max(
+        float(((num_slots[piece] - num_filled[piece]) / num_slots[piece]).max())
+        for piece in pieces(len(num_slots))
+    )
+    slot_s = float((num_slots * duration_s).sum())
+    num_slots -= num_filled
+    del num_filled
+    return {"mean": _ratio(float((num_slots * duration_s).sum()), slot_s), "max": highest}
 
 
 def _counted(reasons: Iterable[str]) -> dict[str, int]:

@@ -23,7 +23,7 @@ LAYERS: list[set[str]] = [
     {"kvcache", "workload", "cost"},
     {"schedulers"},
     {"observers"},
-    {"experiment", "recorder"},
+    {"experiment", "recorder", "pieces"},
     {"gaps"},
     {"engine"},
     {"router"},

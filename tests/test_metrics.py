@@ -84,6 +84,13 @@ def test_every_figure_of_the_paper_log():
     assert summary["simulation"]["metrics_cpu_s"] >= 0
 
 
+@pytest.mark.parametrize("piece", [1, 3])
+def test_figures_taken_piece_by_piece_are_the_same(piece, monkeypatch):
+    whole = summarize(paper_log(), PAPER)
+    monkeypatch.setattr("cbsim.pieces.PIECE", piece)
+    assert summarize(paper_log(), PAPER) | {"simulation": None} == whole | {"simulation": None}
+
+
 def test_more_gpus_share_the_work():
     deployment = dataclasses.replace(PAPER, tensor_parallel=2, num_replicas=3)
     one, six = summarize(paper_log(), PAPER), summarize(paper_log(), deployment)

@@ -61,14 +61,12 @@ class Box(Section):
 
     def outside_steps(self, steps: Mapping[str, NDArray[Any]]) -> NDArray[np.bool_]:
         """The same for the steps of a run log: whichever engine ran them, each step counts once."""
-        decodes = steps["num_decode_tokens"]
-        outside: NDArray[np.bool_] = (
-            (steps["num_prefill_tokens"] + decodes > self.max_tokens)
-            | (steps["num_logits"] > self.max_logits)
-            | (decodes > self.max_decodes)
-            | (steps["num_context_tokens"] > self.max_context_tokens)
-            | (steps["num_attention_pairs"] > self.max_attention_pairs)
-        )
+        # One column at a time, or two: those of a long run are large.
+        outside: NDArray[np.bool_] = steps["num_decode_tokens"] > self.max_decodes
+        outside |= self.max_tokens - steps["num_decode_tokens"] < steps["num_prefill_tokens"]
+        outside |= steps["num_logits"] > self.max_logits
+        outside |= steps["num_context_tokens"] > self.max_context_tokens
+        outside |= steps["num_attention_pairs"] > self.max_attention_pairs
         return outside
 
 

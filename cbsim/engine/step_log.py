@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from cbsim.pieces import pieces
 from cbsim.recorder import SLICE_STEP_COLUMNS, STEP_COLUMNS, Column, Table, as_column
 
 RUN_REALS = ("scheduled_at_s", "start_s", "transfer_s", "num_attention_pairs")
@@ -101,8 +102,13 @@ class StepLog:
 
     def group_end_s(self, num_steps: int) -> Column:
         """When each group step among the first `num_steps` steps ended, seconds."""
-        ends: Column = self.ends()[:num_steps][self.is_group_step()[:num_steps]]
-        return ends
+        ends, took_part = self.ends()[:num_steps], self.is_group_step()[:num_steps]
+        num_kept = 0
+        for piece in pieces(num_steps):
+            kept = ends[piece][took_part[piece]]
+            ends[num_kept : num_kept + len(kept)] = kept
+            num_kept += len(kept)
+        return ends[:num_kept]
 
     def is_group_step(self) -> Column:
         """Whether the group took part, for each step."""
@@ -167,7 +173,7 @@ class UnfoldedSteps(Mapping[str, Column]):
         if name == "num_finished":
             return self._log.num_finished(self._num_steps)
         if name in self._constant:
-            return np.full(self._num_steps, self._constant[name])
+            return np.broadcast_to(np.int64(self._constant[name]), self._num_steps)
         if name == "step":
             return np.arange(self._num_steps)
         return self._unfold("num_decode_seqs" if name == "num_decode_tokens" else name)[: self._num_steps]

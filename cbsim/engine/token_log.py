@@ -7,11 +7,9 @@ from array import array
 import numpy as np
 
 from cbsim.gaps import distinct_gaps
+from cbsim.pieces import pieces
 from cbsim.recorder import Column, Table, as_column
 from cbsim.request import Request
-
-PIECE = 1 << 20
-"""So many group steps are looked at together: all of them would take more memory than the run itself."""
 
 
 class TokenLog:
@@ -51,14 +49,13 @@ class TokenLog:
         change = np.zeros(len(group_end_s) + 1, dtype=np.int32)
         np.add.at(change, first + 1, 1)
         np.add.at(change, last + 1, -1)
-        count = np.cumsum(change, out=change)[1:-1]
-        pieces = [as_column(self._gaps) + 1j, group_end_s[first] - segments["before_s"] + 1j]
-        for start in range(0, len(count), PIECE):
-            times = count[start : start + PIECE]
-            between = np.diff(group_end_s[start : start + len(times) + 1])
+        count = np.cumsum(change, dtype=change.dtype, out=change)[1:-1]
+        found = [as_column(self._gaps) + 1j, group_end_s[first] - segments["before_s"] + 1j]
+        for piece in pieces(len(count)):
+            times, between = count[piece], np.diff(group_end_s[piece.start : piece.stop + 1])
             gap_s, gap_count = distinct_gaps([(between + 1j * times)[times > 0]])
-            pieces.append(gap_s + 1j * gap_count)
-        return np.concatenate(pieces)
+            found.append(gap_s + 1j * gap_count)
+        return np.concatenate(found)
 
     def longest_gaps(self, group_end_s: Column) -> tuple[Column, Column]:
         """`(request, longest gap in the group)` for every segment, seconds."""

@@ -13,12 +13,11 @@ from cbsim.latency.prices import StepPrices
 from cbsim.latency.spans import Spans
 from cbsim.latency.steps import StepTimes
 from cbsim.latency.ticks import RangeSums, Ticks
+from cbsim.pieces import pieces
 from cbsim.recorder import Column
 from cbsim.schedulers.step_plan import WaitingFor
 
 _LACKING = (WaitingFor.SLOT, WaitingFor.KV_BLOCKS)
-PIECE = 1 << 20
-"""So many steps are split at a time."""
 
 
 class Charges:
@@ -135,7 +134,7 @@ class _Splitter:
         self._times, self._prices = times, prices
         self.moving = np.flatnonzero(transfer_s)
         """The steps that moved KV blocks."""
-        self._transfer_s = transfer_s
+        self._transfer_s = transfer_s if len(self.moving) else np.broadcast_to(0.0, transfer_s.shape)
 
     def of(self, steps: Column | slice) -> _Split:
         """Some steps, by their rising numbers."""
@@ -150,8 +149,7 @@ class _Splitter:
     def host_up_to(self, chosen: Column) -> Column:
         """The host's ticks in the chosen ones, a bool a step, among as many steps as the place says."""
         up_to = np.zeros(len(chosen) + 1, dtype=np.int64)
-        for start in range(0, len(chosen), PIECE):
-            piece = slice(start, min(start + PIECE, len(chosen)))
+        for piece in pieces(len(chosen)):
             up_to[piece.start + 1 : piece.stop + 1] = np.where(chosen[piece], self.of(piece).host, 0)
         return np.cumsum(up_to, out=up_to)
 

@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cbsim.cost.base import StepShape
-from cbsim.engine import token_log
 from cbsim.engine.mixed_step import GroupShare, look_at
 from cbsim.engine.step_log import FACTS, StepLog
 from cbsim.engine.token_log import TokenLog
@@ -44,9 +43,10 @@ def request(index: int) -> Request:
         max_size=6,
     ),
     num_in_flight=st.integers(1, 2),
+    piece_size=st.sampled_from([1, 3, 1 << 20]),
 )
 def test_a_run_of_steps_unfolds_to_its_steps(
-    stretches: list[tuple[list[tuple[float, int]], int, float]], num_in_flight: int
+    stretches: list[tuple[list[tuple[float, int]], int, float]], num_in_flight: int, piece_size: int
 ) -> None:
     """Each stretch is `([(duration, blocks taken)], first context, idle time before)`.
 
@@ -86,7 +86,10 @@ def test_a_run_of_steps_unfolds_to_its_steps(
     for log in (folded, unfolded):
         assert log.ends().tolist() == ends[1:]
         is_group_step = np.array([pairs != PROMPT_PAIRS for pairs in one["num_attention_pairs"]])
-        np.testing.assert_array_equal(log.group_end_s(num_steps), np.array(ends[1:])[is_group_step])
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("cbsim.pieces.PIECE", piece_size)
+            group_end_s = log.group_end_s(num_steps)
+        np.testing.assert_array_equal(group_end_s, np.array(ends[1:])[is_group_step])
 
 
 def test_steps_that_have_not_ended_are_left_out() -> None:
@@ -133,7 +136,7 @@ def test_facts_of_a_step_by_hand() -> None:
 @given(
     ends=st.lists(durations, min_size=1, max_size=30).map(lambda gaps: np.cumsum(gaps)),
     segments=st.lists(st.tuples(st.integers(0, 29), st.integers(0, 29)), min_size=1, max_size=8),
-    piece_size=st.sampled_from([1, 4, token_log.PIECE]),
+    piece_size=st.sampled_from([1, 4, 1 << 20]),
 )
 def test_segments_hold_the_gaps_of_their_tokens(
     ends: np.ndarray[tuple[int], np.dtype[np.float64]], segments: list[tuple[int, int]], piece_size: int
@@ -160,7 +163,7 @@ def test_segments_hold_the_gaps_of_their_tokens(
         assert (made.first_token_at_s, made.last_token_at_s) == (times[0], times[-1])
         longest[index] = max(own[:-1])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(token_log, "PIECE", piece_size)
+        patch.setattr("cbsim.pieces.PIECE", piece_size)
         found_gaps = log.gaps(ends)
     assert sorted(np.repeat(found_gaps.real, found_gaps.imag.astype(int)).tolist()) == sorted(gaps)
     found: dict[int, float] = {}

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cbsim.cost.base import CostModel
-from cbsim.latency import PARTS, TTFT_PARTS, Replica, charges, request_parts
+from cbsim.latency import PARTS, TTFT_PARTS, Replica, request_parts
 from cbsim.metrics import request_latencies
 from cbsim.recorder import RunLog
 from cbsim.testing import Case
@@ -55,7 +55,7 @@ def rows(table: Any, chosen: np.ndarray[Any, Any]) -> dict[str, np.ndarray[Any, 
     stop_at_s=st.sampled_from([None, None, 3.0]),
     seed=st.integers(0, 9),
     costs=st.sampled_from([(0.01, 0.001), (1.0, 0.125), (1.0, 0.0)]),
-    piece=st.sampled_from([1, 2, 5, charges.PIECE]),
+    piece=st.sampled_from([1, 2, 5, 1 << 20]),
 )
 def test_parts_are_what_a_walk_from_step_to_step_finds(
     named: tuple[str, Case], stop_at_s: float | None, seed: int, costs: tuple[float, float], piece: int
@@ -66,7 +66,7 @@ def test_parts_are_what_a_walk_from_step_to_step_finds(
     log = run(kind, case, cost, stop_at_s)
     if len(log.steps["step"]):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(charges, "PIECE", piece)
+            patch.setattr("cbsim.pieces.PIECE", piece)
             log = with_reasons(log, seed, cost)
         check(log, cost, is_padded=kind == "static")
 
