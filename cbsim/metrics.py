@@ -259,15 +259,15 @@ def _kv_waste(log: RunLog, block_size: int) -> dict[str, float | None]:
     taken = num_slots > 0
     if log.num_prompt_tokens_hit or not taken.any():
         return {"mean": None, "max": None}
-    num_filled = steps["num_kv_tokens"]
-    if not taken.all():
-        num_slots, num_filled, duration_s = num_slots[taken], num_filled[taken], duration_s[taken]
-    # In place and in pieces: columns of a long run are large.
+    # In place, in pieces and one after the other: columns of a long run are large.
+    every = slice(None) if taken.all() else taken
+    num_slots, duration_s = num_slots[every], duration_s[every]
+    slot_s = float((num_slots * duration_s).sum())
+    num_filled = steps["num_kv_tokens"][every]
     highest = max(
         float(((num_slots[piece] - num_filled[piece]) / num_slots[piece]).max())
         for piece in pieces(len(num_slots))
     )
-    slot_s = float((num_slots * duration_s).sum())
     num_slots -= num_filled
     del num_filled
     return {"mean": _ratio(float((num_slots * duration_s).sum()), slot_s), "max": highest}
