@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cbsim.calibrate.coefficients import Unknown, Values, fit_coefficients
+from cbsim.calibrate.coefficients import Unknown, Values, fit_coefficients, is_beyond
 from cbsim.calibrate.point import Point
 from cbsim.cost.attention import DecodeAttention, FusedAttention, PrefillAttention
 from cbsim.cost.columns import Floats, StepColumns
@@ -15,6 +15,9 @@ SERVING_WEIGHT = 3.0
 """Weight of points where serving sits: 8 to 128 decodes with 256 to 3,000 tokens of context each."""
 ODD_WEIGHT = 0.3
 """Weight of points where it hardly ever is: contexts under 16 tokens."""
+NO_START = {"start_per_token_s": 0.0, "start_tokens": 0.0}
+NOTHING_BEYOND = {"beyond_per_context_token_s": 0.0, "beyond_context_tokens": 0.0}
+"""Of lines that don't bend."""
 
 
 def fit_decode(points: Sequence[Point], rng: np.random.Generator) -> DecodeAttention:
@@ -23,25 +26,27 @@ def fit_decode(points: Sequence[Point], rng: np.random.Generator) -> DecodeAtten
     shortest = float(seconds.min())
     context, decodes = columns.decode_context, columns.num_decodes
     longest, widest = int(context.argmax()), int(np.argmax(decodes / context))
+    per_token_s = float(seconds[longest] / context[longest])
     unknowns = [
         Unknown("launch_s", 0.5 * shortest),
         Unknown("floor_s", 0.5 * shortest),
         Unknown("per_decode_s", 0.3 * float(seconds[widest] / decodes[widest])),
-        Unknown("per_token_s", 0.9 * float(seconds[longest] / context[longest])),
-        Unknown("start_per_token_s", 0.1 * float(seconds[longest] / context[longest])),
+        Unknown("per_token_s", 0.9 * per_token_s),
+        Unknown("start_per_token_s", 0.1 * per_token_s),
         Unknown("start_tokens", 0.1 * float(context[longest])),
         Unknown("softness", 1.0, upper=4.0),
         Unknown("floor_softness", 0.5, upper=4.0),
     ]
     weights = _serving_weights(columns)
-    fit = fit_coefficients(
-        lambda values: DecodeAttention.model_construct(None, **values).at(columns),
-        unknowns,
-        seconds,
-        weights,
-        rng,
-    )
-    return DecodeAttention(**fit.values)
+
+    def predict(values: Values) -> Floats:
+        return DecodeAttention.model_construct(None, **NO_START | values).at(columns)
+
+    fit = fit_coefficients(predict, unknowns, seconds, weights, rng)
+    if is_beyond(fit.values["start_tokens"], context):
+        unknowns = [unknown for unknown in unknowns if unknown.name not in NO_START]
+        fit = fit_coefficients(predict, unknowns, seconds, weights, rng)
+    return DecodeAttention(**NO_START | fit.values)
 
 
 def fit_fused(
@@ -68,12 +73,15 @@ def fit_fused(
     ]
 
     def predict(values: Values) -> Floats:
-        form = FusedAttention.model_construct(None, **values)
+        form = FusedAttention.model_construct(None, **NOTHING_BEYOND | values)
         return np.maximum(form.at(columns, prefill.tile), alone)
 
     weights = _serving_weights(columns)
     fit = fit_coefficients(predict, unknowns, seconds, weights, rng)
-    return FusedAttention(**fit.values)
+    if is_beyond(fit.values["beyond_context_tokens"], columns.decode_context):
+        unknowns = [unknown for unknown in unknowns if unknown.name not in NOTHING_BEYOND]
+        fit = fit_coefficients(predict, unknowns, seconds, weights, rng)
+    return FusedAttention(**NOTHING_BEYOND | fit.values)
 
 
 def _serving_weights(columns: StepColumns) -> Floats:

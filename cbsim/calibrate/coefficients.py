@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
 from cbsim.cost.columns import Floats
@@ -17,6 +18,8 @@ ZERO_BELOW = 1e-5
 """A coefficient that ends below this share of its first guess does nothing and is set to 0."""
 LOSS_SCALE = 0.02
 """Relative error from which residuals count linearly rather than squared (soft L1)."""
+KINK_SHARE = 0.5
+"""Of the largest size timed, below which a line must bend."""
 NUM_STARTS = 5
 NEXT_TO_NOTHING = 1e-7
 """Of its first guess, where the search for a coefficient that was found to be 0 starts again."""
@@ -97,6 +100,11 @@ def fit_coefficients(
         if unknown.upper is None and values[unknown.name] < ZERO_BELOW * unknown.guess:
             values[unknown.name] = 0.0
     return Fit(values, float(best.cost))
+
+
+def is_beyond(kink: float, sizes: NDArray[np.int64]) -> bool:
+    """Whether a line bends beyond what was timed, or so near its end that the slope from there is made up."""
+    return kink > KINK_SHARE * float(sizes.max())
 
 
 def soft_loss(log_errors: Floats) -> float:

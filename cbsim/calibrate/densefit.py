@@ -9,7 +9,7 @@ from scipy.optimize import nnls
 
 from cbsim.calibrate.attentionfit import seconds_of
 from cbsim.calibrate.coefficients import LOSS_SCALE, soft_weights
-from cbsim.calibrate.leftout import TILES, Mask, can_be_left_out, left_out_loss
+from cbsim.calibrate.leftout import TILES, Mask, can_be_left_out, clearly_best, left_out_loss
 from cbsim.calibrate.point import Point
 from cbsim.cost.columns import Floats
 from cbsim.cost.form import DenseTable
@@ -44,7 +44,7 @@ def fit_dense(points: Sequence[Point]) -> DenseTable:
 
     if not can_be_left_out(len(points)):
         return _fitted(TILES[0], SMOOTHINGS[0], tokens, seconds)
-    tiles = min(TILES, key=lambda tiles: loss(tiles, FIRST_SMOOTHING))
+    tiles = TILES[clearly_best([loss(tiles, FIRST_SMOOTHING) for tiles in TILES])]
     smoothing = min(SMOOTHINGS, key=lambda smoothing: loss(tiles, smoothing))
     return _fitted(tiles, smoothing, tokens, seconds)
 

@@ -31,7 +31,7 @@ LARGEST_SHARE = 0.15
 """Share of each op's points, the largest, held out to see how far the form extrapolates."""
 MAX_MIXED_POINTS = 2000
 """Mixed points fitted at most, a random choice: some profilers make grids of tens of thousands."""
-MIN_MIXED_POINTS = 8
+MIN_MIXED_POINTS = 16
 """Mixed points from which the fused regime is fitted; with fewer, mixed attention is the sum of its parts."""
 
 

@@ -7,9 +7,10 @@ from dataclasses import replace
 
 import numpy as np
 
+from cbsim.calibrate.attentionfit import columns_of, seconds_of
 from cbsim.calibrate.coefficients import soft_loss
 from cbsim.calibrate.lattice import Lattice, LatticeFormula, filled, lattices_of, refined
-from cbsim.calibrate.leftout import MIN_GAIN
+from cbsim.calibrate.leftout import clearly_best
 from cbsim.calibrate.point import Point
 from cbsim.calibrate.thinning import thinned
 from cbsim.cost.attention import DecodeAttention, FusedAttention, PrefillAttention
@@ -47,13 +48,15 @@ def fit_grid(
         return None
     decode_table = thinned(refined(filled(decode_lattice, formula), formula))
     chunks = mixed = None
-    if chunk_lattice is not None and (is_whole or _beats_formula(chunk_lattice, formula)):
-        chunks = ChunkTable(
+    if chunk_lattice is not None:
+        table = ChunkTable(
             table=thinned(filled(chunk_lattice, formula)),
             slopes=Slopes(
                 per_pair_s=prefill.per_pair_s, per_token_s=prefill.per_token_s + prefill.beyond_per_token_s
             ),
         )
+        if is_whole or (_beats_formula(chunk_lattice, formula) and _adds_up(table, prefill, points)):
+            chunks = table
     if chunks is not None and mixed_lattice is not None and fused is not None:
         mixed = _mixed_table(thinned(refined(filled(mixed_lattice, formula), formula)), chunks, fused)
     chain_s = mixed.skew.chain_s_per_token if mixed is not None else 0.0
@@ -102,7 +105,21 @@ def _beats_formula(lattice: Lattice, formula: LatticeFormula) -> bool:
         seconds.ravel()[timed[out]] = np.nan
         by_table[out] = filled(replace(lattice, seconds=seconds), formula).seconds.ravel()[timed[out]]
     fitted = np.log(by_formula / measured) * len(timed) / max(len(timed) - NUM_COEFFICIENTS, 1)
-    return soft_loss(np.log(by_table / measured)) < (1.0 - MIN_GAIN) * soft_loss(fitted)
+    return clearly_best([soft_loss(fitted), soft_loss(np.log(by_table / measured))]) == 1
+
+
+def _adds_up(chunks: ChunkTable, prefill: PrefillAttention, points: Sequence[Point]) -> bool:
+    """Whether launches of several chunks are no farther from what a table of single ones says of them than
+    from the formula; they are no part of the table.
+    """
+    several = [point for point in points if point.op == "prefill" and len(point.chunks) > 1]
+    if not several:
+        return True
+    columns, measured = columns_of(several), seconds_of(several)
+    by_formula, by_table = (
+        np.log(form / measured) for form in (prefill.at(columns), chunks.together(columns))
+    )
+    return soft_loss(by_table) <= soft_loss(by_formula)
 
 
 def _crowding(prefill: Table, mixed: Table) -> Table:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,7 @@ from cbsim.cost.tiles import Tiles
 Mask = NDArray[np.bool_]
 
 NUM_FOLDS = 5
-MIN_GAIN = 0.05
+MIN_GAIN = 0.04
 """Share of the loss that a form with more to say must take away, or the simpler one is kept."""
 TILES = (
     Tiles(),
@@ -35,6 +35,12 @@ def left_out_loss(seconds: Floats, predict: Callable[[Mask], Floats]) -> float:
         kept = fold != number
         errors.append(np.log(predict(kept) / seconds[~kept]))
     return soft_loss(np.concatenate(errors))
+
+
+def clearly_best(losses: Sequence[float]) -> int:
+    """The index of the least loss, or 0, that of the simplest form, if the least is not clearly less."""
+    best = int(np.argmin(losses))
+    return best if losses[best] < (1.0 - MIN_GAIN) * losses[0] else 0
 
 
 def can_be_left_out(num_points: int) -> bool:

@@ -9,7 +9,7 @@ from scipy.optimize import nnls
 
 from cbsim.calibrate.attentionfit import seconds_of
 from cbsim.calibrate.coefficients import LOSS_SCALE, soft_weights
-from cbsim.calibrate.leftout import TILES, Mask, can_be_left_out, left_out_loss
+from cbsim.calibrate.leftout import TILES, Mask, can_be_left_out, clearly_best, left_out_loss
 from cbsim.calibrate.point import Point
 from cbsim.cost.columns import Floats
 from cbsim.cost.form import LogitsForm
@@ -32,8 +32,9 @@ def fit_logits(points: Sequence[Point]) -> LogitsForm:
 
         return left_out_loss(seconds, predict)
 
-    tiles = min(TILES, key=loss) if can_be_left_out(len(points)) else TILES[0]
-    return _fitted(tiles, rows, seconds)
+    if not can_be_left_out(len(points)):
+        return _fitted(TILES[0], rows, seconds)
+    return _fitted(TILES[clearly_best([loss(tiles) for tiles in TILES])], rows, seconds)
 
 
 def _fitted(tiles: Tiles, rows: Floats, seconds: Floats) -> LogitsForm:

@@ -18,7 +18,9 @@ DENSE_TOKENS = (
     *(640, 768, 896, 1024, 1280, 1536, 1792, 2048, 2560, 3072, 3584, 4096, 5120, 6144, 8192, 10240),
     *(12288, 16384),
 )
-LOGITS_ROWS = (1, 2, 4, 8, 16, 32, 64, 96, 128, 192, 256, 320, 384, 512)
+EDGE_TOKENS = (129, 513, 257, 1025, 65, 2049, 385, 33, 769)
+"""One more than fills the tiles of a matrix product: what tells a staircase from a slope."""
+LOGITS_ROWS = (1, 2, 4, 8, 16, 32, 64, 96, 128, 129, 192, 256, 257, 320, 384, 512)
 DECODES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 DECODE_CONTEXTS = (16, 64, 256, 1024, 4096, 16384, 65536, 131072)
 SERVING_DECODES = (24, 40, 48, 56, 80, 96, 112)
@@ -27,10 +29,15 @@ SERVING_CONTEXTS = (256, 512, 1024, 2048, 3072)
 CHUNK_TOKENS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 CHUNK_CONTEXTS = (0, 256, 1024, 4096, 16384, 65536)
 NUM_UNEQUAL, NUM_SEVERAL, NUM_MIXED, NUM_STEPS, NUM_REPEATS = 30, 30, 40, 120, 25
+MAX_SEVERAL = 64
+"""Chunks of one launch."""
 QUICK_SHARE = 0.25
 """How much of each family the quick plan has, its coarsest points."""
 MIN_QUICK = 8
 """How many it has at least: what a fit, and one without the points held out, can do with."""
+MIN_QUICK_EDGES = 4
+MIN_QUICK_MIXED = 24
+"""Of mixed attention, whose ten coefficients say nothing of ten points."""
 MIN_QUICK_DENSE = 20
 """Of the dense layer, a table: between 10 points a known law is missed by up to 10 %, between 20 by 3 %."""
 
@@ -93,6 +100,7 @@ def make_plan(name: PlanName, limits: Limits, seed: int = 0) -> list[PlanPoint]:
     unequal, several, mixed, steps = (np.random.Generator(np.random.PCG64(stream)) for stream in streams)
     fitted = [
         [PlanPoint("dense", tokens=tokens) for tokens in coarse_to_fine(DENSE_TOKENS)],
+        [PlanPoint("dense", tokens=tokens) for tokens in EDGE_TOKENS],
         [PlanPoint("logits", num_logits=rows) for rows in coarse_to_fine(LOGITS_ROWS)],
         _equal_decodes(DECODES, DECODE_CONTEXTS),
         _equal_decodes(SERVING_DECODES, SERVING_CONTEXTS),
@@ -102,12 +110,15 @@ def make_plan(name: PlanName, limits: Limits, seed: int = 0) -> list[PlanPoint]:
     ]
     checked = [_mixed(mixed, limits), _steps(steps, limits)]
     share = QUICK_SHARE if name == "quick" else 1.0
-    least = [MIN_QUICK_DENSE, *[MIN_QUICK] * (len(fitted) - 1)]
+    least = [MIN_QUICK_DENSE, MIN_QUICK_EDGES, *[MIN_QUICK] * (len(fitted) - 2)]
     fitted = [
         _coarsest(filter(limits.allow, family), share, fewest)
         for family, fewest in zip(fitted, least, strict=True)
     ]
-    checked = [_coarsest(filter(limits.allow, family), share) for family in checked]
+    checked = [
+        _coarsest(filter(limits.allow, family), share, fewest)
+        for family, fewest in zip(checked, (MIN_QUICK_MIXED, MIN_QUICK), strict=True)
+    ]
     points = _interleave(fitted, 0.0) + _interleave(checked, 0.5)
     points.sort(key=lambda placed: placed[0])
     ordered = [point for _, point in points]
@@ -134,10 +145,15 @@ def _single_chunks() -> list[PlanPoint]:
 
 
 def _several_chunks(rng: np.random.Generator, limits: Limits) -> list[PlanPoint]:
+    """From a pair of long ones to dozens of short ones, as far as they fit in a step together."""
     most = min(2048, limits.max_chunk_tokens / 4, limits.max_context / 2)
-    rows = latin_hypercube(rng, NUM_SEVERAL, (2, 16, 1), (8, most, most))
+    rows = latin_hypercube(rng, NUM_SEVERAL, (2, 16, 1), (MAX_SEVERAL, most, most))
     return [
-        PlanPoint("prefill", chunks=_chunks(rng, count, tokens, context)) for count, tokens, context in rows
+        PlanPoint(
+            "prefill",
+            chunks=_chunks(rng, count, min(tokens, limits.max_chunk_tokens / count), context),
+        )
+        for count, tokens, context in rows
     ]
 
 
@@ -192,7 +208,7 @@ def _chunks(
     return tuple((max(2, round(n)), round(before)) for n, before in zip(sizes, contexts, strict=True))
 
 
-def _coarsest(family: Iterable[PlanPoint], share: float, least: int = MIN_QUICK) -> list[PlanPoint]:
+def _coarsest(family: Iterable[PlanPoint], share: float, least: int) -> list[PlanPoint]:
     points = list(family)
     return points[: max(least, round(len(points) * share))]
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cbsim.calibrate.attentionfit import columns_of, seconds_of
-from cbsim.calibrate.coefficients import Fit, Unknown, Values, fit_coefficients, soft_loss
-from cbsim.calibrate.leftout import MIN_GAIN, NUM_FOLDS, Mask, can_be_left_out
+from cbsim.calibrate.coefficients import Fit, Unknown, Values, fit_coefficients, is_beyond, soft_loss
+from cbsim.calibrate.leftout import NUM_FOLDS, Mask, can_be_left_out, clearly_best
 from cbsim.calibrate.point import Point
 from cbsim.cost.attention import ChunkLengths, PrefillAttention, Spill
 from cbsim.cost.columns import Floats, StepColumns, num_pairs
@@ -34,12 +34,16 @@ SPILL_NAMES = {
 }
 
 
+Memory = Literal["in time", "beyond", "spill"]
+"""How data that outgrow the L2 cache tell: not at all, by each token beyond a size, by streaming them all."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Variant:
     """What the formula has beside its usual terms."""
 
     tile: int
-    spills: bool = False
+    memory: Memory
     lengths: tuple[int, ...] = ()
     """Lengths with an effect of their own."""
 
@@ -48,9 +52,10 @@ class _Variant:
         usual: dict[str, Any] = {
             name: value for name, value in values.items() if name not in SPILL_NAMES and name[0] != "x"
         }
-        if self.spills:
-            spill = {field: values[name] for name, field in SPILL_NAMES.items()}
+        if self.memory != "beyond":
             usual |= {"beyond_per_token_s": 0.0, "beyond_tokens": 0.0}
+        if self.memory == "spill":
+            spill = {field: values[name] for name, field in SPILL_NAMES.items()}
             usual["spill"] = Spill(**spill) if checked else Spill.model_construct(None, **spill)
         usual["tile"] = self.tile
         plain = PrefillAttention.model_construct(None, **usual)
@@ -103,22 +108,25 @@ class _Timings:
         pairs = columns.pairs(variant.tile)
         largest, widest = int(pairs.argmax()), int(np.argmax(tokens / columns.pairs(2)))
         per_token_s = float(seconds[widest] / tokens[widest])
-        beyond = [
-            Unknown("beyond_per_token_s", 0.1 * per_token_s),
-            Unknown("beyond_tokens", 0.5 * float(tokens.max())),
-        ]
-        spill = [
-            Unknown("spill_per_token_s", 0.5 * per_token_s),
-            Unknown("spill_tokens", 0.3 * float(tokens.max())),
-            Unknown("spill_softness", 1.0, upper=4.0),
-        ]
+        memory: dict[Memory, list[Unknown]] = {
+            "in time": [],
+            "beyond": [
+                Unknown("beyond_per_token_s", 0.1 * per_token_s),
+                Unknown("beyond_tokens", 0.5 * float(tokens.max())),
+            ],
+            "spill": [
+                Unknown("spill_per_token_s", 0.5 * per_token_s),
+                Unknown("spill_tokens", 0.3 * float(tokens.max())),
+                Unknown("spill_softness", 1.0, upper=4.0),
+            ],
+        }
         return [
             Unknown("launch_s", 0.5 * shortest),
             Unknown("floor_s", 0.5 * shortest),
             Unknown("per_pair_s", 0.8 * float(seconds[largest] / pairs[largest])),
             Unknown("per_token_s", 0.3 * per_token_s),
             Unknown("per_chunk_s", 0.1 * shortest),
-            *(spill if variant.spills else beyond),
+            *memory[variant.memory],
             Unknown("per_longest_token_s", 0.1 * float(seconds[largest] / columns.longest_prefill[largest])),
             Unknown("softness", 1.0, upper=4.0),
             Unknown("floor_softness", 1.0, upper=4.0),
@@ -130,30 +138,32 @@ def fit_prefill(points: Sequence[Point], rng: np.random.Generator) -> PrefillAtt
     """Fit the attention of prompt chunks.
 
     The tile height is the one that leaves the least loss. Data that spill from the cache and effects of
-    lengths stay out unless cross-validation finds timings clearly nearer with them.
+    lengths stay out unless cross-validation finds timings clearly nearer with them; so does whatever would
+    begin where hardly anything was timed.
     """
     timings = _Timings(columns_of(points), seconds_of(points))
-    plain, plain_fit = _best_tile(timings, rng, spills=False)
+    plain, plain_fit = _best_tile(timings, rng, "beyond")
+    if is_beyond(plain_fit.values["beyond_tokens"], timings.columns.prefill_tokens):
+        plain, plain_fit = _best_tile(timings, rng, "in time")
     form = plain.attention(plain_fit.values, checked=True)
     if soft_loss(timings.log_errors(form)) < GOOD_LOSS or not can_be_left_out(len(points)):
         return form
     fits = {plain: plain_fit}
-    spilling, spilling_fit = _best_tile(timings, rng, spills=True)
-    fits[spilling] = spilling_fit
+    spilling, spilling_fit = _best_tile(timings, rng, "spill")
+    if not is_beyond(spilling_fit.values["spill_tokens"], timings.columns.prefill_tokens):
+        fits[spilling] = spilling_fit
     no_effects = {_effect(length): 0.0 for length in timings.lengths}
     for variant, fit in list(fits.items()):
-        own = _Variant(variant.tile, variant.spills, timings.lengths)
+        own = _Variant(variant.tile, variant.memory, timings.lengths)
         fits[own] = timings.fit(own, rng, start_at=fit.values | no_effects)
     fold = rng.permutation(np.arange(len(points)) % NUM_FOLDS)
-    losses = {variant: _left_out_loss(timings, variant, fit, fold, rng) for variant, fit in fits.items()}
-    best = min(losses, key=lambda variant: losses[variant])
-    if losses[best] < (1.0 - MIN_GAIN) * losses[plain]:
-        form = best.attention(fits[best].values, checked=True)
-    return form
+    losses = [_left_out_loss(timings, variant, fit, fold, rng) for variant, fit in fits.items()]
+    best, best_fit = list(fits.items())[clearly_best(losses)]
+    return best.attention(best_fit.values, checked=True)
 
 
-def _best_tile(timings: _Timings, rng: np.random.Generator, *, spills: bool) -> tuple[_Variant, Fit]:
-    fits = {(variant := _Variant(tile, spills)): timings.fit(variant, rng) for tile in TILES}
+def _best_tile(timings: _Timings, rng: np.random.Generator, memory: Memory) -> tuple[_Variant, Fit]:
+    fits = {(variant := _Variant(tile, memory)): timings.fit(variant, rng) for tile in TILES}
     best = min(fits, key=lambda variant: fits[variant].loss)
     return best, fits[best]
 

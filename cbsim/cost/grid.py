@@ -193,6 +193,11 @@ class ChunkTable(Section):
         seconds: Floats = self.table.at(near, near_context) + beyond
         return seconds
 
+    def together(self, columns: StepColumns) -> Floats:
+        """Seconds of all chunks of each step; 0 without."""
+        _, _, together = _alone(self, columns)
+        return np.where(columns.num_chunks > 0, self.smallest_s + together, 0.0)
+
     @cached_property
     def smallest_s(self) -> float:
         """Seconds of the smallest chunk: what a launch takes at least."""
@@ -261,8 +266,7 @@ class AttentionGrid(Section):
     def chunks(self, columns: StepColumns) -> Floats:
         """Seconds of the chunks of steps as if alone; 0 without chunks. Needs `prefill`."""
         assert self.prefill is not None
-        _, _, together = _alone(self.prefill, columns)
-        return np.where(columns.num_chunks > 0, self.prefill.smallest_s + together, 0.0)
+        return self.prefill.together(columns)
 
     def chunks_among_decodes(self, columns: StepColumns) -> Floats:
         """Seconds of steps of chunks and decodes, and nothing sensible of others. Needs `mixed`."""
@@ -283,11 +287,8 @@ class AttentionGrid(Section):
 
 def _alone(prefill: ChunkTable, columns: StepColumns) -> tuple[tuple[Any, Any, Any], Floats, Floats]:
     """All chunks (their step, tokens, context); what each costs beyond a launch; the sum of a step's."""
-    num_steps = len(columns.num_chunks)
-    steps = np.repeat(np.arange(num_steps), columns.num_chunks)
-    flat = np.array([chunk for chunks in columns.chunks for chunk in chunks], dtype=np.int64).reshape(-1, 2)
-    tokens, context = flat[:, 0], flat[:, 1]
+    steps, tokens, context = columns.flat_chunks
     alone = prefill.at(tokens, context) - prefill.smallest_s
-    together = np.zeros(num_steps)
+    together = np.zeros(len(columns.num_chunks))
     np.add.at(together, steps, alone)
     return (steps, tokens, context), alone, together

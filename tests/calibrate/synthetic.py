@@ -3,6 +3,7 @@
 import numpy as np
 
 from cbsim.calibrate.accuracy import predict
+from cbsim.calibrate.plan import Limits, PlanName, make_plan
 from cbsim.calibrate.point import Point
 from cbsim.cost.form import StepForm
 
@@ -33,6 +34,24 @@ def sizes(*, mixed: bool) -> list[Point]:
                 for chunk_context in (0, 2048)
             ]
     return points
+
+
+def planned(name: PlanName) -> list[Point]:
+    """The points of a real plan, with 1 s for every time."""
+    return [
+        Point(
+            point.op,
+            1.0,
+            chunks=point.chunks,
+            num_decodes=len(point.contexts),
+            decode_context=sum(point.contexts),
+            max_decode_context=max(point.contexts, default=0),
+            tokens=point.tokens,
+            num_logits=point.num_logits,
+            split=point.split,
+        )
+        for point in make_plan(name, Limits())
+    ]
 
 
 def decode_point(batch: int, context: int, op="decode", chunks=()) -> Point:

@@ -17,7 +17,7 @@ from cbsim.cost.costfile import file_sha256, model_shape, read_cost_file
 from cbsim.cost.tiles import Tiles
 from cbsim.errors import CalibrationError
 from cbsim.paths import data_folder
-from tests.calibrate.synthetic import decode_point, sizes, timed
+from tests.calibrate.synthetic import decode_point, planned, sizes, timed
 from tests.cost.laws import NUM_LAYERS, make_form
 from tests.test_specs import load_model
 
@@ -46,6 +46,46 @@ def test_a_known_law_is_found_within_two_percent_everywhere(mixed, seed):
     truth = timed([*sizes(mixed=mixed), *beyond(mixed=mixed)], law, 0.0, seed)
     error = np.abs(predict(form, truth) / seconds_of(truth) - 1.0)
     assert error.max() < 0.02
+
+
+def crowds() -> list[Point]:
+    """Launches of up to 80 chunks of all lengths, some over context."""
+    rng = np.random.default_rng(3)
+    chunks = [zip(rng.integers(16, 2000, n), rng.integers(0, 4000, n), strict=True) for n in (2, 5, 20, 80)]
+    return [Point("prefill", 1.0, chunks=tuple((int(q), int(x)) for q, x in each)) for each in chunks]
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_what_the_plan_times_tells_a_law_within_two_percent(mixed, seed):
+    """Of whole steps, between all sizes, and of more at once and longer than anything in the plan."""
+    law = make_form(fused=mixed)
+    points = [point for point in planned("full") if mixed or point.op != "mixed"]
+    fitted = [point for point in points if point.op != "step" and point.split == "fit"]
+    form = fit_form(timed(fitted, law, NOISE, seed), NUM_LAYERS, seed=0)
+    steps = [point for point in points if point.op == "step"]
+    between = [Point("dense", 1.0, tokens=tokens) for tokens in range(1, 4096, 7)]
+    for others in (steps, between, crowds(), beyond(mixed=mixed)):
+        truth = timed(others, law, 0.0, seed)
+        error = np.abs(predict(form, truth) / seconds_of(truth) - 1.0)
+        assert error.max() < 0.02
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_no_staircase_is_made_up(seed):
+    """Noise of 1 % on every median of a slope without stairs."""
+    points = [point for point in planned("full") if point.op == "dense" and point.split == "fit"]
+    table = fit_dense(timed(points, make_form(fused=False), 0.01, seed))
+    assert table.tiles == Tiles()
+
+
+def test_a_table_of_single_chunks_is_not_taken_where_several_take_less():
+    """Of the quick plan's few single chunks a table does say more than the formula, and nothing of crowds."""
+    law = make_form(fused=False)
+    points = timed([p for p in planned("quick") if p.op not in ("mixed", "step")], law, 0.01, 5)
+    form = fit_form(points, NUM_LAYERS, seed=0)
+    truth = timed(crowds(), law, 0.0, 0)
+    assert np.abs(predict(form, truth) / seconds_of(truth) - 1.0).max() < 0.02
 
 
 def test_a_staircase_of_tiles_is_found():

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cbsim.calibrate.plan import DENSE_TOKENS, LOGITS_ROWS, Limits, make_plan
+from cbsim.calibrate.plan import DENSE_TOKENS, EDGE_TOKENS, LOGITS_ROWS, Limits, make_plan
 from cbsim.calibrate.spread import coarse_to_fine, latin_hypercube, spread_contexts
 
 FULL = make_plan("full", Limits())
@@ -18,8 +18,8 @@ FULL = make_plan("full", Limits())
 def test_the_full_plan_has_every_family() -> None:
     fitted = Counter(point.op for point in FULL if point.split == "fit")
     splits = Counter(point.split for point in FULL)
-    assert fitted["dense"] == len(DENSE_TOKENS) == 41
-    assert fitted["logits"] == len(LOGITS_ROWS) == 14
+    assert fitted["dense"] == len({*DENSE_TOKENS, *EDGE_TOKENS}) == 50
+    assert fitted["logits"] == len(LOGITS_ROWS) == 16
     assert fitted["mixed"] == 40
     assert splits["repeat"] == 25
     assert 100 <= splits["unseen"] <= 120
@@ -74,10 +74,11 @@ def test_equal_arguments_give_an_equal_plan() -> None:
     assert make_plan("full", Limits(), seed=1) != FULL
 
 
-def test_the_quick_plan_is_a_quarter() -> None:
+def test_the_quick_plan_is_a_quarter_and_what_tables_and_mixes_need() -> None:
     quick = make_plan("quick", Limits())
-    assert 0.2 < len(quick) / len(FULL) < 0.3
-    assert sum(point.op == "dense" and point.split == "fit" for point in quick) == 20
+    assert 0.2 < len(quick) / len(FULL) < 0.33
+    assert sum(point.op == "dense" and point.split == "fit" for point in quick) == 20 + 4
+    assert sum(point.op == "mixed" and point.split == "fit" for point in quick) == 24
     assert {point.op for point in quick} == {point.op for point in FULL}
 
 
