@@ -193,7 +193,8 @@ def _problems(point: ScalePoint) -> list[str]:
         if "num_requests" not in point.settings["workload"]:
             num_requests = make_workload(experiment).num_requests()
             if num_requests is not None and num_requests < point.num_requests:
-                return [f"workload '{experiment.workload.type}' has no more than {num_requests:,} requests"]
+                name = experiment.workload.type.rpartition("/")[2]
+                return [f"workload '{name}' has no more than {num_requests:,} requests"]
     except CbsimError as error:
         return [problem.removeprefix("config: ") for problem in error.problems]
     if point.num_requests > MAX_REQUESTS:
