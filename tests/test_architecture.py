@@ -13,7 +13,7 @@ import pytest
 PACKAGE = "cbsim"
 
 LAYERS: list[set[str]] = [
-    {"errors", "units", "intervals"},
+    {"errors", "units", "intervals", "pieces"},
     {"culprit"},
     {"registry"},
     {"paths", "scratch"},
@@ -23,7 +23,7 @@ LAYERS: list[set[str]] = [
     {"kvcache", "workload", "cost"},
     {"schedulers"},
     {"observers"},
-    {"experiment", "recorder", "pieces"},
+    {"experiment", "recorder"},
     {"gaps"},
     {"engine"},
     {"router"},
