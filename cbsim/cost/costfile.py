@@ -158,4 +158,5 @@ def _problem(path: Path, mistake: dict[str, Any]) -> str:
     key = ".".join(str(part) for part in mistake["loc"])
     got = mistake["input"]
     shown = f", got {got!r}" if isinstance(got, str | int | float) else ""
-    return f"{path}: {key + ': ' if key else ''}{mistake['msg']}{shown}"
+    said = mistake["msg"].removeprefix("Value error, ")
+    return f"{path}: {key + ': ' if key else ''}{said}{shown}"

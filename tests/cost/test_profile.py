@@ -193,7 +193,12 @@ def edited(content: dict, keys: str, value) -> str:
             "form.decode.per_token_s: .*greater than or equal to 0, got -1e-09",
         ),
         ("form.decode.softness", 4.5, "form.decode.softness: .*less than or equal to 4, got 4.5"),
-        ("form.dense.seconds", [1.0], "form.dense: .*seconds"),
+        ("form.dense.seconds", [1.0], "form.dense: [0-9]+ token counts for 1 seconds"),
+        (
+            "form.prefill.lengths",
+            {"tokens": [64, 128], "more_s": [1.0, 0.0]},
+            "form.prefill: a chunk must not take less for more tokens",
+        ),
         ("form.surprise", 1, "form.surprise: Extra inputs are not permitted"),
         ("model", {"name": "x"}, "model lacks num_layers, hidden_size"),
         ("box.max_tokens", 0, "box.max_tokens: .*greater than or equal to 1"),
