@@ -34,7 +34,7 @@ SPILL_NAMES = {
 }
 
 
-Memory = Literal["in time", "beyond", "spill"]
+Memory = Literal["none", "beyond", "spill"]
 """How data that outgrow the L2 cache tell: not at all, by each token beyond a size, by streaming them all."""
 
 
@@ -109,7 +109,7 @@ class _Timings:
         largest, widest = int(pairs.argmax()), int(np.argmax(tokens / columns.pairs(2)))
         per_token_s = float(seconds[widest] / tokens[widest])
         memory: dict[Memory, list[Unknown]] = {
-            "in time": [],
+            "none": [],
             "beyond": [
                 Unknown("beyond_per_token_s", 0.1 * per_token_s),
                 Unknown("beyond_tokens", 0.5 * float(tokens.max())),
@@ -144,7 +144,7 @@ def fit_prefill(points: Sequence[Point], rng: np.random.Generator) -> PrefillAtt
     timings = _Timings(columns_of(points), seconds_of(points))
     plain, plain_fit = _best_tile(timings, rng, "beyond")
     if is_beyond(plain_fit.values["beyond_tokens"], timings.columns.prefill_tokens):
-        plain, plain_fit = _best_tile(timings, rng, "in time")
+        plain, plain_fit = _best_tile(timings, rng, "none")
     form = plain.attention(plain_fit.values, checked=True)
     if soft_loss(timings.log_errors(form)) < GOOD_LOSS or not can_be_left_out(len(points)):
         return form
