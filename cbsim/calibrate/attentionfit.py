@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cbsim.calibrate.coefficients import Unknown, Values, fit_coefficients, is_beyond
+from cbsim.calibrate.coefficients import Unknown, Values, fit_with_bend
 from cbsim.calibrate.point import Point
 from cbsim.cost.attention import DecodeAttention, FusedAttention, PrefillAttention
 from cbsim.cost.columns import Floats, StepColumns
@@ -40,13 +40,11 @@ def fit_decode(points: Sequence[Point], rng: np.random.Generator) -> DecodeAtten
     weights = _serving_weights(columns)
 
     def predict(values: Values) -> Floats:
-        return DecodeAttention.model_construct(None, **NO_START | values).at(columns)
+        return DecodeAttention.model_construct(None, **values).at(columns)
 
-    fit = fit_coefficients(predict, unknowns, seconds, weights, rng)
-    if is_beyond(fit.values["start_tokens"], context):
-        unknowns = [unknown for unknown in unknowns if unknown.name not in NO_START]
-        fit = fit_coefficients(predict, unknowns, seconds, weights, rng)
-    return DecodeAttention(**NO_START | fit.values)
+    return DecodeAttention(
+        **fit_with_bend(predict, unknowns, "start_tokens", NO_START, context, seconds, weights, rng)
+    )
 
 
 def fit_fused(
@@ -73,15 +71,21 @@ def fit_fused(
     ]
 
     def predict(values: Values) -> Floats:
-        form = FusedAttention.model_construct(None, **NOTHING_BEYOND | values)
+        form = FusedAttention.model_construct(None, **values)
         return np.maximum(form.at(columns, prefill.tile), alone)
 
     weights = _serving_weights(columns)
-    fit = fit_coefficients(predict, unknowns, seconds, weights, rng)
-    if is_beyond(fit.values["beyond_context_tokens"], columns.decode_context):
-        unknowns = [unknown for unknown in unknowns if unknown.name not in NOTHING_BEYOND]
-        fit = fit_coefficients(predict, unknowns, seconds, weights, rng)
-    return FusedAttention(**NOTHING_BEYOND | fit.values)
+    found = fit_with_bend(
+        predict,
+        unknowns,
+        "beyond_context_tokens",
+        NOTHING_BEYOND,
+        columns.decode_context,
+        seconds,
+        weights,
+        rng,
+    )
+    return FusedAttention(**found)
 
 
 def _serving_weights(columns: StepColumns) -> Floats:

@@ -102,6 +102,28 @@ def fit_coefficients(
     return Fit(values, float(best.cost))
 
 
+def fit_with_bend(
+    predict: Callable[[Values], Floats],
+    unknowns: Sequence[Unknown],
+    bend: str,
+    straight: Values,
+    sizes: NDArray[np.int64],
+    seconds: Floats,
+    weights: Floats,
+    rng: np.random.Generator,
+) -> Values:
+    """Coefficients of a line that may bend at one of `sizes`, the coefficient `bend`.
+
+    Those of a line that doesn't, `straight`, stand in their places where the bend would lie beyond what was
+    timed.
+    """
+    fit = fit_coefficients(lambda values: predict(straight | values), unknowns, seconds, weights, rng)
+    if is_beyond(fit.values[bend], sizes):
+        unbent = [unknown for unknown in unknowns if unknown.name not in straight]
+        fit = fit_coefficients(lambda values: predict(straight | values), unbent, seconds, weights, rng)
+    return straight | fit.values
+
+
 def is_beyond(kink: float, sizes: NDArray[np.int64]) -> bool:
     """Whether a line bends beyond what was timed, or so near its end that the slope from there is made up."""
     return kink > KINK_SHARE * float(sizes.max())

@@ -9,7 +9,7 @@ from scipy.optimize import nnls
 
 from cbsim.calibrate.attentionfit import seconds_of
 from cbsim.calibrate.coefficients import LOSS_SCALE, soft_weights
-from cbsim.calibrate.leftout import TILES, Mask, can_be_left_out, clearly_best, left_out_loss
+from cbsim.calibrate.leftout import TILES, Mask, can_be_left_out, clearly_best, folds_in_order, left_out_loss
 from cbsim.calibrate.point import Point
 from cbsim.cost.columns import Floats
 from cbsim.cost.form import DenseTable
@@ -36,11 +36,13 @@ def fit_dense(points: Sequence[Point]) -> DenseTable:
     tokens = np.array([point.tokens for point in points], dtype=np.float64)
     seconds = seconds_of(points)
 
+    fold = folds_in_order(len(points))
+
     def loss(tiles: Tiles, smoothing: float) -> float:
         def predict(kept: Mask) -> Floats:
             return _fitted(tiles, smoothing, tokens[kept], seconds[kept]).at(tokens[~kept])
 
-        return left_out_loss(seconds, predict)
+        return left_out_loss(seconds, fold, predict)
 
     if not can_be_left_out(len(points)):
         return _fitted(TILES[0], SMOOTHINGS[0], tokens, seconds)

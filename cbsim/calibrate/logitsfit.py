@@ -9,7 +9,7 @@ from scipy.optimize import nnls
 
 from cbsim.calibrate.attentionfit import seconds_of
 from cbsim.calibrate.coefficients import LOSS_SCALE, soft_weights
-from cbsim.calibrate.leftout import TILES, Mask, can_be_left_out, clearly_best, left_out_loss
+from cbsim.calibrate.leftout import TILES, Mask, can_be_left_out, clearly_best, folds_in_order, left_out_loss
 from cbsim.calibrate.point import Point
 from cbsim.cost.columns import Floats
 from cbsim.cost.form import LogitsForm
@@ -26,11 +26,13 @@ def fit_logits(points: Sequence[Point]) -> LogitsForm:
     rows = np.array([point.num_logits for point in points], dtype=np.float64)
     seconds = seconds_of(points)
 
+    fold = folds_in_order(len(points))
+
     def loss(tiles: Tiles) -> float:
         def predict(kept: Mask) -> Floats:
             return _fitted(tiles, rows[kept], seconds[kept]).at(rows[~kept])
 
-        return left_out_loss(seconds, predict)
+        return left_out_loss(seconds, fold, predict)
 
     if not can_be_left_out(len(points)):
         return _fitted(TILES[0], rows, seconds)

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cbsim.calibrate.attentionfit import columns_of, seconds_of
 from cbsim.calibrate.coefficients import Fit, Unknown, Values, fit_coefficients, is_beyond, soft_loss
-from cbsim.calibrate.leftout import NUM_FOLDS, Mask, can_be_left_out, clearly_best
+from cbsim.calibrate.leftout import NUM_FOLDS, Mask, can_be_left_out, clearly_best, left_out_loss
 from cbsim.calibrate.point import Point
 from cbsim.cost.attention import ChunkLengths, PrefillAttention, Spill
 from cbsim.cost.columns import Floats, StepColumns, num_pairs
@@ -50,7 +49,7 @@ class _Variant:
     def attention(self, values: Values, *, checked: bool = False) -> PrefillAttention:
         """The form with some coefficients; effects of lengths are logarithms of factors."""
         usual: dict[str, Any] = {
-            name: value for name, value in values.items() if name not in SPILL_NAMES and name[0] != "x"
+            name: value for name, value in values.items() if name in PrefillAttention.model_fields
         }
         if self.memory != "beyond":
             usual |= {"beyond_per_token_s": 0.0, "beyond_tokens": 0.0}
@@ -97,11 +96,6 @@ class _Timings:
             start_at,
         )
 
-    def log_errors(self, form: PrefillAttention) -> Floats:
-        """Of what a form says."""
-        errors: Floats = np.log(form.at(self.columns) / self.seconds)
-        return errors
-
     def _unknowns(self, variant: _Variant) -> list[Unknown]:
         columns, seconds = self.columns, self.seconds
         shortest, tokens = float(seconds.min()), columns.prefill_tokens
@@ -146,7 +140,8 @@ def fit_prefill(points: Sequence[Point], rng: np.random.Generator) -> PrefillAtt
     if is_beyond(plain_fit.values["beyond_tokens"], timings.columns.prefill_tokens):
         plain, plain_fit = _best_tile(timings, rng, "none")
     form = plain.attention(plain_fit.values, checked=True)
-    if soft_loss(timings.log_errors(form)) < GOOD_LOSS or not can_be_left_out(len(points)):
+    errors = np.log(form.at(timings.columns) / timings.seconds)
+    if soft_loss(errors) < GOOD_LOSS or not can_be_left_out(len(points)):
         return form
     fits = {plain: plain_fit}
     spilling, spilling_fit = _best_tile(timings, rng, "spill")
@@ -157,7 +152,15 @@ def fit_prefill(points: Sequence[Point], rng: np.random.Generator) -> PrefillAtt
         own = _Variant(variant.tile, variant.memory, timings.lengths)
         fits[own] = timings.fit(own, rng, start_at=fit.values | no_effects)
     fold = rng.permutation(np.arange(len(points)) % NUM_FOLDS)
-    losses = [_left_out_loss(timings, variant, fit, fold, rng) for variant, fit in fits.items()]
+
+    def loss(variant: _Variant, fit: Fit) -> float:
+        def predict(kept: Mask) -> Floats:
+            found = timings.take(kept).fit(variant, rng, start_at=fit.values)
+            return variant.attention(found.values).at(timings.take(~kept).columns)
+
+        return left_out_loss(timings.seconds, fold, predict)
+
+    losses = [loss(variant, fit) for variant, fit in fits.items()]
     best, best_fit = list(fits.items())[clearly_best(losses)]
     return best.attention(best_fit.values, checked=True)
 
@@ -166,18 +169,6 @@ def _best_tile(timings: _Timings, rng: np.random.Generator, memory: Memory) -> t
     fits = {(variant := _Variant(tile, memory)): timings.fit(variant, rng) for tile in TILES}
     best = min(fits, key=lambda variant: fits[variant].loss)
     return best, fits[best]
-
-
-def _left_out_loss(
-    timings: _Timings, variant: _Variant, fit: Fit, fold: NDArray[np.int64], rng: np.random.Generator
-) -> float:
-    """Loss over all points, each predicted by a fit to other folds that starts at the fit to all."""
-    errors = np.empty(len(fold))
-    for number in range(NUM_FOLDS):
-        out = fold == number
-        found = timings.take(~out).fit(variant, rng, start_at=fit.values)
-        errors[out] = timings.take(out).log_errors(variant.attention(found.values))
-    return soft_loss(errors)
 
 
 def _chunk_lengths(plain: PrefillAttention, lengths: tuple[int, ...], logs: Floats) -> ChunkLengths:
