@@ -26,15 +26,22 @@ def writing(folder: Path) -> Iterator[None]:
         raise CalibrationError(f"{folder}: can't be written: {error.strerror or error}") from error
 
 
-def check_profile_target(folder: Path, meta: Meta) -> None:
-    """Raise `CalibrationError` if points of another origin are there, which would be lost."""
+def origin_of(folder: Path) -> Meta | None:
+    """Where the points in a folder come from, None without any; `CalibrationError` if nothing says so."""
     with writing(folder):
         names = {path.name for path in folder.iterdir()} if folder.exists() else set()
     if POINTS not in names:
-        return
+        return None
     if META not in names:
         raise CalibrationError(f"{folder}: holds {POINTS} without {META}; give another --out")
-    before = read_meta(folder / META)
+    return read_meta(folder / META)
+
+
+def check_profile_target(folder: Path, meta: Meta) -> None:
+    """Raise `CalibrationError` if points of another origin are there, which would be lost."""
+    before = origin_of(folder)
+    if before is None:
+        return
     pairs = {
         "model": (before.model.get("name"), meta.model.get("name")),
         "device": (before.device, meta.device),

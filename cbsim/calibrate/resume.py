@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from cbsim.calibrate.meta import Meta, read_meta
+from cbsim.calibrate.meta import Meta
 from cbsim.calibrate.plan import PlanPoint
 from cbsim.calibrate.point import Point
 from cbsim.calibrate.pointsfile import read_points, write_points
+from cbsim.calibrate.profile_folder import origin_of
 from cbsim.errors import CalibrationError
 
 SOFTWARE = {"torch": "version of torch", "threads": "number of threads", "attention": "attention backend"}
@@ -17,11 +18,9 @@ SOFTWARE = {"torch": "version of torch", "threads": "number of threads", "attent
 
 def check_resumable(out: Path, meta: Meta) -> None:
     """Raise `CalibrationError` if a folder holds timings of another model, device or plan."""
-    if not (out / "points.csv").exists():
+    saved = origin_of(out)
+    if saved is None:
         return
-    if not (out / "meta.json").exists():
-        raise CalibrationError(f"{out}: holds points.csv without meta.json; give another --out")
-    saved = read_meta(out / "meta.json")
     before, wanted = _identity(saved), _identity(meta)
     differs = [
         f"{name}: {before[name]}, not {wanted[name]}"
