@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError, model_validator
 
+from cbsim.config.mistakes import plain_words
 from cbsim.config.section import Section
 from cbsim.cost.costfile import SHAPE_FIELDS
 from cbsim.errors import CalibrationError
@@ -68,13 +69,7 @@ def read_meta(path: Path) -> Meta:
     try:
         return Meta.model_validate_json(text)
     except ValidationError as error:
-        problems = []
-        for mistake in error.errors():
-            key = ".".join(str(part) for part in mistake["loc"])
-            problems.append(
-                f"{path}: {key + ': ' if key else ''}{mistake['msg'].removeprefix('Value error, ')}"
-            )
-        raise CalibrationError(*problems) from error
+        raise CalibrationError(*(f"{path}: {plain_words(mistake)}" for mistake in error.errors())) from error
 
 
 def _is_count(value: int | str) -> bool:

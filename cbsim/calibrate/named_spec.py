@@ -9,6 +9,7 @@ from typing import TypeVar
 from pydantic import ValidationError
 
 from cbsim.config.document import read_document
+from cbsim.config.mistakes import plain_words
 from cbsim.config.section import Section
 from cbsim.errors import CalibrationError
 from cbsim.paths import YAML_SUFFIXES, data_folder, yaml_names
@@ -60,5 +61,4 @@ def _load_spec(spec: type[S], kind: str, name: str) -> S:
     try:
         return spec.model_validate(read_document(path).data)
     except ValidationError as error:
-        problems = (f"{path}: {'.'.join(map(str, part['loc']))}: {part['msg']}" for part in error.errors())
-        raise CalibrationError(*problems) from error
+        raise CalibrationError(*(f"{path}: {plain_words(mistake)}" for mistake in error.errors())) from error

@@ -33,6 +33,13 @@ def validation_problems(
     return list(told)
 
 
+def plain_words(detail: ErrorDetails) -> str:
+    """A mistake in a file that is no configuration: its key, and what pydantic says."""
+    key = ".".join(map(str, detail["loc"]))
+    said = detail["msg"].removeprefix("Value error, ")
+    return f"{key}: {said}" if key else said
+
+
 class _Finder:
     """Follows pydantic's location, in which unions add labels of their own, to the key in the document."""
 

@@ -10,7 +10,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
+from cbsim.config.mistakes import plain_words
 from cbsim.config.section import Section
 from cbsim.cost.base import StepShape
 from cbsim.cost.form import StepForm
@@ -136,7 +138,7 @@ def read_cost_file(path: Path) -> CostFile:
     try:
         return CostFile.model_validate_json(text)
     except ValidationError as error:
-        raise CalibrationError(*(_problem(path, dict(mistake)) for mistake in error.errors())) from error
+        raise CalibrationError(*(_problem(path, mistake) for mistake in error.errors())) from error
 
 
 def find_cost_file(profile: str) -> Path:
@@ -152,11 +154,9 @@ def find_cost_file(profile: str) -> Path:
     raise CalibrationError(f"no profile '{profile}'{did_you_mean(profile, names) if names else ''}")
 
 
-def _problem(path: Path, mistake: dict[str, Any]) -> str:
+def _problem(path: Path, mistake: ErrorDetails) -> str:
     if mistake["type"] == "json_invalid":
         return f"{path}: not a cost profile: {mistake['msg']}"
-    key = ".".join(str(part) for part in mistake["loc"])
     got = mistake["input"]
     shown = f", got {got!r}" if isinstance(got, str | int | float) else ""
-    said = mistake["msg"].removeprefix("Value error, ")
-    return f"{path}: {key + ': ' if key else ''}{said}{shown}"
+    return f"{path}: {plain_words(mistake)}{shown}"
