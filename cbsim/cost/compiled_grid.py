@@ -96,7 +96,8 @@ def compiled_mixed(prefill: ChunkTable, mixed: MixedTable, decodes: CompiledDeco
             return chunks_s(chunks)
         if len(chunks) != 1:
             return otherwise_s(shape)
-        # By far the most of a run's mixed steps, most of which the table for them decides alone.
+        # By far the most of a run's mixed steps, most of which the table for them decides alone: as `_mixed`
+        # has it within its ends, spelt out for speed.
         ((tokens, before),) = chunks
         heights, margins_s, skew_s, more_skew_s, _, _ = amongs[num_decodes]
         mean = context / num_decodes
