@@ -49,7 +49,7 @@ def read_table(path: Path, name: str) -> ArrowTable:
     try:
         table: ArrowTable = pq.read_table(path)
     except (OSError, pa.ArrowException) as error:
-        raise CbsimError(f"{path}: can't be read: {_first_line(error)}") from error
+        raise CbsimError(f"{path}: can't be read: {first_line(error)}") from error
     missing = _missing(set(table.column_names), name)
     if missing:
         raise CbsimError(f"{path}: no table of {name} of a run: has no column {', '.join(missing)}")
@@ -60,7 +60,7 @@ def read_table(path: Path, name: str) -> ArrowTable:
         try:
             table = _with_column(table, field)
         except (ValueError, pa.ArrowException) as error:
-            problems.append(f"{path}: column {field.name}: {_first_line(error)}")
+            problems.append(f"{path}: column {field.name}: {first_line(error)}")
     if not problems and name == "requests":
         problems = [f"{path}: column {problem}" for problem in (*_repeated(table), *_unknown_parts(table))]
     if problems:
@@ -158,5 +158,6 @@ def _told(column: Any) -> str:
     return f"{'text' if _is_text(column.type) else column.type}{example}"
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """The first line of what an error says, as far as a reader is told of it."""
     return str(error).strip().partition("\n")[0].rstrip(" :")

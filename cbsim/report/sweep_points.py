@@ -13,6 +13,7 @@ from cbsim.labels import point_name
 from cbsim.replicates import BOOKKEEPING, HIGH, LOW, NUM_REPLICATES, SEED, across_replicates, swept_columns
 from cbsim.report.capacity_text import describe_slo
 from cbsim.report.tables import COMPARED
+from cbsim.table_file import first_line
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -107,8 +108,7 @@ def read_sweep_table(folder: Path) -> pd.DataFrame:
     except CbsimError as error:
         raise CbsimError(*(f"{path}: {problem}" for problem in error.problems)) from None
     except (OSError, pa.ArrowException) as error:
-        told = str(error).strip().partition("\n")[0].rstrip(" :")
-        raise CbsimError(f"{path}: can't be read: {told}") from error
+        raise CbsimError(f"{path}: can't be read: {first_line(error)}") from error
     try:
         table: pd.DataFrame = stored.to_pandas()
     except TypeError:  # a swept column is of another type than when pandas described it
