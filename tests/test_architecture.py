@@ -13,7 +13,7 @@ import pytest
 PACKAGE = "cbsim"
 
 LAYERS: list[set[str]] = [
-    {"errors", "units", "intervals", "pieces"},
+    {"errors", "units", "intervals", "pieces", "markdown"},
     {"culprit"},
     {"registry"},
     {"paths", "scratch"},

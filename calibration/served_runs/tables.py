@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,8 @@ from calibration.served_runs.prediction import Prediction
 from calibration.served_runs.sample import ServedRun
 from calibration.served_runs.servers import SERIES, Series
 from cbsim.calibrate.accuracy import Errors
+from cbsim.markdown import markdown_table
+from cbsim.paths import write_text
 from cbsim.report.served_plot import ServedSeries
 
 PredictedRun = tuple[Series, ServedRun, Prediction]
@@ -47,10 +49,8 @@ def _rounded(seconds: float) -> float:
 
 
 def write_runs(table: pd.DataFrame, path: Path) -> None:
-    """Write the rows, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.part")
-    table.to_csv(temporary, index=False, lineterminator="\n")
-    temporary.replace(path)
+    """Write the rows, whole or not at all. Raises `CbsimError` if they can't be written."""
+    write_text(path, table.to_csv(index=False, lineterminator="\n"))
 
 
 def errors(table: pd.DataFrame, predicted: str, measured: str) -> Errors:
@@ -67,7 +67,7 @@ def errors_table(table: pd.DataFrame) -> str:
         degrees = sorted(ours["tensor_parallel"].unique())
         rows += [_errors_row(f"TP {degree}", ours[ours["tensor_parallel"] == degree]) for degree in degrees]
     header = ("", "runs", "TPOT", "bias", "TPOT by the formula", "bias", "TTFT", "bias")
-    return _markdown(header, rows)
+    return markdown_table(header, rows)
 
 
 def _errors_row(name: str, table: pd.DataFrame) -> tuple[str, ...]:
@@ -89,7 +89,7 @@ def assumptions_table(tables: Mapping[Assumption, pd.DataFrame]) -> str:
             ours = table[table["series"] == series.name]
             cells += [_spread(ours, latency) if len(ours) else MISSING for latency in ("tpot", "ttft")]
         rows.append(tuple(cells))
-    return _markdown(header, rows)
+    return markdown_table(header, rows)
 
 
 def _spread(table: pd.DataFrame, latency: str) -> str:
@@ -109,8 +109,3 @@ def shown(table: pd.DataFrame) -> list[ServedSeries]:
         columns = ("tensor_parallel", "concurrency", "simulated_tpot_s", "measured_tpot_s")
         series.append(ServedSeries(str(name), *(ours[column].to_numpy(np.float64) for column in columns)))
     return series
-
-
-def _markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    rule = ["---"] * len(header)
-    return "\n".join(f"| {' | '.join(row)} |" for row in (header, rule, *rows))

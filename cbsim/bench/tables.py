@@ -9,6 +9,7 @@ from typing import Any
 from cbsim.bench.machine import Machine
 from cbsim.bench.measure import Measured
 from cbsim.bench.works import Goal, How, Work
+from cbsim.markdown import markdown_table
 from cbsim.report.text import MISSING, Table, format_figure, format_share
 from cbsim.units import KILO, MEGA, US_PER_S
 
@@ -39,10 +40,8 @@ def bench_tables(rows: Rows) -> list[Table]:
 
 def to_markdown(table: Table) -> str:
     """A table as Markdown, its notes as a list under it."""
-    marks = [":--", *("--:" for _ in table.header[1:])]
-    lines = [f"| {' | '.join(cells)} |" for cells in (table.header, marks, *table.rows)]
     notes = ["", *(f"* {note}" for note in table.notes)] if table.notes else []
-    return "\n".join([f"**{table.title}**", "", *lines, *notes])
+    return "\n".join([f"**{table.title}**", "", markdown_table(table.header, table.rows), *notes])
 
 
 def to_json(machine: Machine, rows: Rows) -> dict[str, Any]:

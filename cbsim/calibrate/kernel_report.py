@@ -12,6 +12,7 @@ from cbsim.calibrate.figures import Reached, Sum, reached, step_errors
 from cbsim.calibrate.meta import Meta
 from cbsim.calibrate.point import Point
 from cbsim.cost.costfile import CostFile
+from cbsim.markdown import markdown_table
 from cbsim.specs import GpuSpec, ModelSpec
 from cbsim.units import TERA, format_seconds
 
@@ -96,7 +97,7 @@ class KernelReport:
                 mfu = [] if row.share is None else [f"{row.share:.0%}"]
                 cells.append([f"{row.batch:,}", format_seconds(row.seconds), *figures, *mfu])
         mfu_header = [] if self.gpu is None else ["MFU"]
-        return markdown(["tokens", "time", "TFLOP/s", "weights read, TB/s", *mfu_header], cells)
+        return markdown_table(["tokens", "time", "TFLOP/s", "weights read, TB/s", *mfu_header], cells)
 
 
 def highlights(rows: Sequence[Reached]) -> str:
@@ -129,7 +130,7 @@ def grid(rows: Iterable[Reached], batch_name: str) -> str:
         [f"{batch:,}", *(_rate(by_size.get((batch, context))) for context in contexts)]
         for batch in sorted({batch for batch, _ in by_size})
     ]
-    return markdown(header, cells)
+    return markdown_table(header, cells)
 
 
 def additivity_sentence(sums: Sequence[Sum]) -> str:
@@ -163,13 +164,7 @@ def errors_table(errors: Mapping[str, Errors]) -> str:
         ]
         for kind, row in errors.items()
     ]
-    return markdown(["", *ERROR_COLUMNS], cells)
-
-
-def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table, the first column to the left and figures to the right."""
-    aligned = [":--", *["--:"] * (len(header) - 1)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in (header, aligned, *rows))
+    return markdown_table(["", *ERROR_COLUMNS], cells)
 
 
 def _labelled(accuracy: Mapping[str, Mapping[str, Mapping[str, float]]]) -> dict[str, Errors]:

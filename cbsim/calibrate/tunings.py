@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from itertools import product
 
 from cbsim.calibrate.figures import Seconds
-from cbsim.calibrate.kernel_report import markdown
 from cbsim.calibrate.plan import PlanPoint
 from cbsim.kernels.rig import Rig
 from cbsim.kernels.triton_backend import DecodeTuning, TritonBackend, cannot_run
+from cbsim.markdown import markdown_table
 from cbsim.units import TERA
 
 SIZES = ((64, 4096), (16, 16384), (256, 1024))
@@ -73,7 +73,7 @@ def tunings_table(tuned: Iterable[Tuned]) -> str:
         for row in shown
     ]
     header = [f"the best of {len(rows)}", *(f"{batch} x {context:,}" for batch, context in SIZES)]
-    return markdown(header, cells)
+    return markdown_table(header, cells)
 
 
 def _rate(rig: Rig, seconds: Seconds, num_decodes: int, context: int) -> float:
