@@ -9,12 +9,10 @@ from typing import Any, NamedTuple
 from calibration.served_runs.assumptions import Assumption
 from calibration.served_runs.sample import ServedRun
 from calibration.served_runs.servers import SYSTEM, Series, Settings
-from cbsim.calibrate.fit import fit_cost_file
-from cbsim.calibrate.meta import save_meta
 from cbsim.calibrate.named_spec import load_model
 from cbsim.calibrate.nvidia import SYSTEMS, Wanted, import_meta, import_points
 from cbsim.calibrate.nvidia_tables import NvidiaTables
-from cbsim.calibrate.pointsfile import write_points
+from cbsim.calibrate.profile_folder import write_profile
 from cbsim.cost import StepShape
 from cbsim.experiment import Experiment
 from cbsim.run import make_cost_model, run_experiment
@@ -53,10 +51,7 @@ def import_profile(order: ProfileOrder) -> None:
     wanted = Wanted(model, order.tensor_parallel, order.framework, order.framework)
     points = import_points(tables, wanted)
     meta = import_meta(tables, wanted, datetime.now(UTC).date().isoformat())
-    order.folder.mkdir(parents=True, exist_ok=True)
-    write_points(order.folder / "points.csv", points)
-    save_meta(meta, order.folder / "meta.json")
-    fit_cost_file(points, meta, order.folder / "points.csv")[0].save(order.folder / "cost.json")
+    write_profile(order.folder, points, meta)
 
 
 def run_order(run: ServedRun, series: Series, assumption: Assumption, profile: Path) -> RunOrder:
