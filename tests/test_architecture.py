@@ -13,6 +13,7 @@ import pytest
 PACKAGE = "cbsim"
 
 LAYERS: list[set[str]] = [
+    {"base"},
     {"errors", "units", "intervals", "pieces", "markdown"},
     {"culprit"},
     {"registry"},

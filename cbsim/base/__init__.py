@@ -1,0 +1,1 @@
+"""What everything stands on: errors, units, files, and how rules are put together and compiled."""

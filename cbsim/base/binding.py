@@ -1,0 +1,259 @@
+"""Rules are plain functions; binding puts some of them together and compiles them where that is wanted.
+
+A rule calls others by the names its module imports. `Bound` makes a copy of a function and of all that it
+calls, in which some names stand for other functions (this scheduler's `decide`, that cost model's `step_s`).
+Interpreted, the copies are what runs; compiled, numba translates the same copies. No rule imports numba.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
+from importlib import metadata
+from pathlib import Path
+from types import CodeType, FunctionType, ModuleType
+from typing import Any, TypeVar
+
+AnyFunction = TypeVar("AnyFunction", bound=Callable[..., Any])
+
+NUMBA_OPTIONS = {"boundscheck": True, "error_model": "python", "_nrt": False, "no_cfunc_wrapper": True}
+"""`_nrt=False` with `forceinline` makes the core some twenty times as fast as plain `njit`: without reference
+counts, LLVM keeps records in registers. Rules therefore allocate nothing."""
+
+
+class CannotCompile(Exception):
+    """numba could not translate a rule; the text names the file and line that prevent it."""
+
+
+def view(function: AnyFunction) -> AnyFunction:
+    """Mark a rule that returns a tuple of arrays: compiled, it is pasted into its callers."""
+    function.is_view = True  # type: ignore[attr-defined]
+    return function
+
+
+class Bound:
+    """A function with all that it calls, names in `parts` replaced by what they stand for.
+
+    `parts` maps the name that callers use to the function to be called instead. Raises nothing: whether the
+    whole can be compiled shows when `compiled` is called for the first time.
+    """
+
+    def __init__(self, function: Callable[..., Any], parts: Mapping[str, Callable[..., Any]]) -> None:
+        self._function = function
+        self._parts = dict(parts)
+
+    @cached_property
+    def interpreted(self) -> Callable[..., Any]:
+        """The function as Python runs it."""
+        return self._twin(_plainly)
+
+    @cached_property
+    def compiled(self) -> Compiled:
+        """The function as numba compiles it at its first call, or loads it from the user's cache folder."""
+        return Compiled(self)
+
+    @cached_property
+    def key(self) -> str:
+        """A hash of the code of every function that takes part, their constants, and versions."""
+        digest = hashlib.sha256()
+        for version in (
+            sys.version,
+            platform.machine(),
+            _version("numba"),
+            _version("llvmlite"),
+            _version("numpy"),
+        ):
+            digest.update(version.encode())
+        digest.update(repr(sorted(NUMBA_OPTIONS.items())).encode())
+        for function in self.functions():
+            digest.update(repr((function.__module__, function.__qualname__)).encode())
+            digest.update(_text_of(function.__code__).encode())
+            for name in _names(function.__code__):
+                value = function.__globals__.get(name)
+                if isinstance(value, (bool, int, float, str, tuple, type(None))):
+                    digest.update(repr((name, value)).encode())
+        return digest.hexdigest()[:24]
+
+    @property
+    def folder(self) -> Path:
+        """Where the compiled form is kept between processes."""
+        return cache_folder() / self.key
+
+    @property
+    def is_cached(self) -> bool:
+        """Whether some process has compiled the same functions before. Does not import numba."""
+        return any(self.folder.glob("**/*.nbc"))
+
+    def functions(self) -> list[FunctionType]:
+        """The originals of all functions that take part, each once, in the order in which they are met."""
+        found: dict[FunctionType, None] = {}
+        waiting = [self._stands_for(self._function)]
+        while waiting:
+            function = waiting.pop()
+            if function not in found:
+                found[function] = None
+                waiting.extend(self._stands_for(called) for _, called in _called(function))
+        return list(found)
+
+    def _stands_for(self, function: Callable[..., Any]) -> FunctionType:
+        chosen = self._parts.get(function.__name__, function)
+        assert isinstance(chosen, FunctionType), f"{chosen!r} is no plain function"
+        return chosen
+
+    def _twin(self, finish: Callable[[FunctionType, bool], Callable[..., Any]]) -> Callable[..., Any]:
+        done: dict[FunctionType, Callable[..., Any]] = {}
+
+        def twin(function: FunctionType, is_outermost: bool) -> Callable[..., Any]:
+            if function not in done:
+                scope = dict(function.__globals__)
+                copy = FunctionType(
+                    function.__code__, scope, function.__name__, function.__defaults__, function.__closure__
+                )
+                copy.__qualname__, copy.__module__ = function.__qualname__, function.__module__
+                copy.__dict__.update(function.__dict__)
+                done[function] = copy
+                for name, called in _called(function):
+                    scope[name] = twin(self._stands_for(called), False)
+                done[function] = finish(copy, is_outermost)
+            return done[function]
+
+        return twin(self._stands_for(self._function), True)
+
+
+class Compiled:
+    """A bound function as numba runs it; `seconds` and `was_cached` tell how it came to be."""
+
+    def __init__(self, bound: Bound) -> None:
+        import numba
+        from numba.core import config as numba_config
+
+        config: Any = numba_config
+
+        self.seconds = 0.0
+        """Seconds that the first call spent on importing numba and compiling or loading."""
+        self.was_cached = False
+        began = time.perf_counter()
+        folder: Path | None = bound.folder
+        if folder is not None and not _is_writable(folder):
+            folder = None
+
+        def finish(copy: FunctionType, is_outermost: bool) -> Callable[..., Any]:
+            options: dict[str, Any] = dict(NUMBA_OPTIONS)
+            options["inline"] = "always" if getattr(copy, "is_view", False) else "never"
+            options["forceinline"] = not is_outermost
+            options["no_cpython_wrapper"] = not is_outermost
+            options["cache"] = is_outermost and folder is not None
+            return numba.njit(copy, **options)  # type: ignore[no-any-return]
+
+        before = config.CACHE_DIR
+        config.CACHE_DIR = "" if folder is None else str(folder)
+        try:
+            self._dispatcher: Any = bound._twin(finish)
+        finally:
+            config.CACHE_DIR = before
+        self._import_s = time.perf_counter() - began
+
+    def prepare(self, *arguments: Any) -> None:
+        """Compile for the types of these arguments, or load what is cached. Raises `CannotCompile`."""
+        from numba.core import errors
+
+        began = time.perf_counter()
+        try:
+            self._dispatcher.compile(tuple(map(self._dispatcher.typeof_pyval, arguments)))
+        except errors.NumbaError as error:
+            raise CannotCompile(_first_cause(str(error))) from error
+        self.was_cached = bool(self._dispatcher.stats.cache_hits)
+        self.seconds = self._import_s + time.perf_counter() - began
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Run it."""
+        return self._dispatcher(*arguments)
+
+
+def can_compile() -> bool:
+    """Whether numba is installed here."""
+    try:
+        metadata.version("numba")
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def cache_folder() -> Path:
+    """The user's cache folder for compiled rules; `CBSIM_CACHE_DIR` names another."""
+    named = os.environ.get("CBSIM_CACHE_DIR")
+    if named:
+        return Path(named) / "compiled"
+    base = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA")
+    return (Path(base) if base else _home() / ".cache") / "cbsim" / "compiled"
+
+
+def _home() -> Path:
+    try:
+        return Path.home()
+    except RuntimeError:
+        return Path(tempfile.gettempdir())
+
+
+def _is_writable(folder: Path) -> bool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
+
+
+def _plainly(copy: FunctionType, is_outermost: bool) -> Callable[..., Any]:
+    return copy
+
+
+def _called(function: FunctionType) -> Iterator[tuple[str, FunctionType]]:
+    """The Python functions that a function's code names, by those names."""
+    for name in _names(function.__code__):
+        value = function.__globals__.get(name)
+        if isinstance(value, FunctionType):
+            yield name, value
+
+
+def _names(code: CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names(constant)
+
+
+def _text_of(code: CodeType) -> str:
+    """What a function does, without where it stands."""
+    constants = [_text_of(c) if isinstance(c, CodeType) else repr(c) for c in code.co_consts]
+    return repr((code.co_code.hex(), constants, code.co_names, code.co_varnames, code.co_freevars))
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def _first_cause(text: str) -> str:
+    """The message of numba in one line: what it could not do, and where."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    where = next((line for line in reversed(lines) if line.startswith("File ")), "")
+    what = next((line for line in lines if not line.startswith(("Failed in", "During:", "File "))), lines[0])
+    return f"{what} ({where})" if where else what
+
+
+def module_rules(module: ModuleType) -> dict[str, FunctionType]:
+    """The functions that a module defines, by name: what it gives as `parts`."""
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if isinstance(value, FunctionType) and value.__module__ == module.__name__
+    }
