@@ -93,16 +93,19 @@ class Bound:
     def functions(self) -> list[FunctionType]:
         """The originals of all functions that take part, each once, in the order in which they are met."""
         found: dict[FunctionType, None] = {}
-        waiting = [self._stands_for(self._function)]
+        waiting = [self._outermost()]
         while waiting:
             function = waiting.pop()
             if function not in found:
                 found[function] = None
-                waiting.extend(self._stands_for(called) for _, called in _called(function))
+                waiting.extend(self._stands_for(name, called) for name, called in _called(function))
         return list(found)
 
-    def _stands_for(self, function: Callable[..., Any]) -> FunctionType:
-        chosen = self._parts.get(function.__name__, function)
+    def _outermost(self) -> FunctionType:
+        return self._stands_for(self._function.__name__, self._function)
+
+    def _stands_for(self, name: str, function: Callable[..., Any]) -> FunctionType:
+        chosen = self._parts.get(name, function)
         assert isinstance(chosen, FunctionType), f"{chosen!r} is no plain function"
         return chosen
 
@@ -119,11 +122,11 @@ class Bound:
                 copy.__dict__.update(function.__dict__)
                 done[function] = copy
                 for name, called in _called(function):
-                    scope[name] = twin(self._stands_for(called), False)
+                    scope[name] = twin(self._stands_for(name, called), False)
                 done[function] = finish(copy, is_outermost)
             return done[function]
 
-        return twin(self._stands_for(self._function), True)
+        return twin(self._outermost(), True)
 
 
 class Compiled:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 from pydantic import Field
 
-from cbsim.request import Request, Segments
+from cbsim.request import Segments
 from cbsim.workload.base import MAX_REQUESTS
 from cbsim.workload.batch import ObjectColumn, RequestBatch
 from cbsim.workload.trace import TraceWorkload
@@ -31,14 +31,13 @@ class RepeatedTrace(TraceWorkload):
 
     config: Config
 
-    def requests(self) -> Iterator[Request]:
-        """The file is read on the first call; raises as `TraceWorkload.requests`."""
+    def batches(self) -> Iterator[RequestBatch]:
+        """The file is read when the first batch is asked for; raises as `TraceWorkload.batches`."""
         if not self._num_in_window:
-            yield from super().requests()
+            yield from super().batches()
         whole = {"start_s": 0.0, "end_s": None, "limit": self.config.num_requests}
         self._trim = Trim(self.config.model_copy(update=whole))
-        for batch in self._trim.apply(self._laps()):
-            yield from batch.requests()
+        yield from self._trim.apply(self._laps())
 
     def num_requests(self) -> int:
         """As many as asked for."""

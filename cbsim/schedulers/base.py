@@ -12,6 +12,7 @@ from cbsim.errors import PluginError
 from cbsim.kvcache import BlockPool, PrefixHit
 from cbsim.request import Request, RequestState
 from cbsim.schedulers.queues import FcfsQueue, WaitingQueue
+from cbsim.schedulers.rung import Rung
 from cbsim.schedulers.step_plan import Slice, StepPlan, WaitingFor, shape_of
 
 __all__ = [
@@ -72,6 +73,7 @@ class Scheduler(ABC):
     """
 
     Config: ClassVar[type[SchedulerConfig]]
+    rung: ClassVar[type[Rung] | None] = None
     reserves_ahead: ClassVar[bool] = False
     """Whether blocks are reserved at admission for tokens that may never come."""
     can_fast_forward: ClassVar[bool] = False

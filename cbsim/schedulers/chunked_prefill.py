@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import Field
 
+from cbsim.core.layout import NOBODY
+from cbsim.core.verbs import is_prefilling, num_wanted, schedule
 from cbsim.schedulers.base import SchedulerConfig, StepPlan
-from cbsim.schedulers.reserving import ReservingScheduler
+from cbsim.schedulers.reserving import ReservingRung, ReservingScheduler, admit_reserved, next_admissible
 
 
 class ChunkedPrefillConfig(SchedulerConfig):
@@ -43,3 +47,41 @@ class ChunkedPrefillScheduler(ReservingScheduler):
         while newcomer := self.next_admissible(step):
             self.admit_reserved(step, newcomer)
             self.schedule(step, newcomer, min(self.num_wanted(newcomer), chunk_size, step.budget))
+
+
+# The rules, over the core's records
+
+
+def decide(self: Any, step: Any) -> None:
+    """Fill the budget with decodes, then with begun prompts, then with new ones."""
+    chunk_size = self.config.chunk_size
+    if chunk_size == 0:
+        chunk_size = self.config.max_tokens_per_step
+    num_running, num_begun = self.own.num_running, 0
+    for place in range(num_running):
+        request = self.requests[self.running[place]]
+        if is_prefilling(request):
+            self.order[num_begun] = request.index
+            num_begun += 1
+        elif step.budget and num_wanted(request):
+            schedule(self, step, request, 1)
+    for place in range(num_begun):
+        request = self.requests[self.order[place]]
+        if step.budget:
+            schedule(self, step, request, min(num_wanted(request), chunk_size, step.budget))
+    head = next_admissible(self, step)
+    while head != NOBODY:
+        newcomer = self.requests[head]
+        admit_reserved(self, step, newcomer)
+        schedule(self, step, newcomer, min(num_wanted(newcomer), chunk_size, step.budget))
+        head = next_admissible(self, step)
+
+
+class ChunkedPrefillRung(ReservingRung):
+    """Sarathi-Serve, sec. 4.2 (stall-free batching): every decode, then begun prompts, then new ones."""
+
+    Config = ChunkedPrefillConfig
+    decide = decide
+
+
+ChunkedPrefillScheduler.rung = ChunkedPrefillRung

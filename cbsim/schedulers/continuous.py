@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import Field
 
+from cbsim.core.layout import NOBODY, PROMPT_TOO_LONG
+from cbsim.core.verbs import num_wanted, schedule
 from cbsim.request import Request
 from cbsim.schedulers.base import SchedulerConfig, StepPlan
-from cbsim.schedulers.reserving import ReservingScheduler
+from cbsim.schedulers.reserving import ReservingRung, ReservingScheduler, admit_reserved, next_admissible
+from cbsim.schedulers.reserving import rejects as rejects_reservation
 
 
 class ContinuousConfig(SchedulerConfig):
@@ -62,3 +67,53 @@ class ContinuousScheduler(ReservingScheduler):
         while (request := self.next_admissible(step)) and request.num_prompt_tokens <= step.budget:
             self.admit_reserved(step, request)
             self.schedule(step, request, request.num_prompt_tokens)
+
+
+# The rules, over the core's records
+
+
+def rejects(self: Any, request: Any) -> int:
+    """A prompt longer than a step, or a request larger than the KV cache, can never run."""
+    if request.num_prompt_tokens > self.config.max_tokens_per_step:
+        return PROMPT_TOO_LONG
+    return rejects_reservation(self, request)
+
+
+def decide(self: Any, step: Any) -> None:
+    """Prompts that fit, alone or beside one token for every decode."""
+    if self.config.prefill_first:
+        admit_prompts(self, step)
+        if step.num_slices == 0:
+            decode_all(self, step)
+    else:
+        decode_all(self, step)
+        admit_prompts(self, step)
+
+
+def decode_all(self: Any, step: Any) -> None:
+    """A token for each running request while the budget lasts."""
+    for place in range(self.own.num_running):
+        request = self.requests[self.running[place]]
+        if step.budget and num_wanted(request):
+            schedule(self, step, request, 1)
+
+
+def admit_prompts(self: Any, step: Any) -> None:
+    """Whole prompts from the head of the queue."""
+    head = next_admissible(self, step)
+    while head != NOBODY and self.requests[head].num_prompt_tokens <= step.budget:
+        request = self.requests[head]
+        admit_reserved(self, step, request)
+        schedule(self, step, request, request.num_prompt_tokens)
+        head = next_admissible(self, step)
+
+
+class ContinuousRung(ReservingRung):
+    """Whole prompts join whenever there is a slot, budget and KV cache for all their tokens."""
+
+    Config = ContinuousConfig
+    rejects = rejects
+    decide = decide
+
+
+ContinuousScheduler.rung = ContinuousRung

@@ -47,8 +47,13 @@ class LengthPredictor:
     def __call__(self, request: Request) -> float:
         """Predicted output tokens; asked again, the same."""
         if request.predicted_output_tokens is None:
-            digest = hashlib.blake2b(request.request_id.encode(), digest_size=16).digest()
-            key = (LENGTH_STREAM, int.from_bytes(digest, "little"))
-            z = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=key)).standard_normal()
+            z = length_z(self.seed, request.request_id)
             request.predicted_output_tokens = request.num_output_tokens * math.exp(self.error * z)
         return request.predicted_output_tokens
+
+
+def length_z(seed: int, request_id: str) -> float:
+    """A standard normal number of a request's own, whatever was drawn before."""
+    digest = hashlib.blake2b(request_id.encode(), digest_size=16).digest()
+    key = (LENGTH_STREAM, int.from_bytes(digest, "little"))
+    return float(np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key)).standard_normal())

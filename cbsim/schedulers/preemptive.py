@@ -2,18 +2,40 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import math
+from math import inf
+from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field, ValidationInfo, field_validator
 
+from cbsim.config.section import ComponentConfig
+from cbsim.core.layout import NOBODY, WAITING
+from cbsim.core.pool import allocate, blocks_for, num_freed_by, num_known_tokens
+from cbsim.core.queues import head_of_queue, is_aged, is_less_urgent
+from cbsim.core.verbs import admit, is_prefilling, move_in, preempt, schedule
 from cbsim.kvcache import PrefixHit
 from cbsim.request import Request, RequestState
 from cbsim.schedulers.base import Resources, StepPlan
+from cbsim.schedulers.lengths import length_z
 from cbsim.schedulers.orders import OrderConfig, Policy, make_queue
-from cbsim.schedulers.paged import PagedConfig, PagedScheduler
+from cbsim.schedulers.paged import (
+    PagedConfig,
+    PagedRung,
+    PagedScheduler,
+    choose_among,
+    finds_blocks,
+    first_chunk,
+    num_blocks_missing,
+)
+from cbsim.schedulers.paged import admit_waiting as paged_admit_waiting
+from cbsim.schedulers.paged import try_admit as paged_try_admit
 from cbsim.schedulers.queues import WaitingQueue
+from cbsim.schedulers.rung import Means, Numbers, numbers_of
 from cbsim.schedulers.swap import SwapConfig, SwapSpace
 from cbsim.schedulers.victims import VICTIM_RULES
+from cbsim.units import GIB, GIGA
 
 
 class PreemptiveConfig(SwapConfig, OrderConfig, PagedConfig):
@@ -174,3 +196,135 @@ class PreemptiveScheduler(PagedScheduler):
     def notes(self) -> list[str]:
         """What the queue and the host memory have to say."""
         return [*super().notes(), *self.swap.notes()]
+
+
+# The rules, over the core's records
+
+
+def running_order(self: Any) -> int:
+    """Fill `order` with decodes before prompts, each in order of admission; how many."""
+    num_running, num_ordered = self.own.num_running, 0
+    for prompts in range(2):
+        for place in range(num_running):
+            if is_prefilling(self.requests[self.running[place]]) == prompts:
+                self.order[num_ordered] = self.running[place]
+                num_ordered += 1
+    return num_ordered
+
+
+def ends_at_own_preemption(self: Any) -> bool:
+    """Others may still want tokens, as prompts are served last."""
+    return False
+
+
+def admit_waiting(self: Any, step: Any, cap: int) -> None:
+    """From the head of the queue while all lasts, with `preempt_on_arrival` beyond that."""
+    paged_admit_waiting(self, step, cap)
+    while self.config.preempt_on_arrival and evict_for_head(self, step, cap):
+        paged_admit_waiting(self, step, cap)
+
+
+def try_admit(self: Any, step: Any, request: Any, cap: int) -> bool:
+    """Admit the head of the queue, with its blocks from host memory if they are there."""
+    if request.num_preemptions and request.preempted_in_call == self.own.num_calls:
+        return False
+    if request.num_swapped_blocks == 0:
+        return paged_try_admit(self, step, request, cap)
+    num_computed, prefill_until = request.num_computed_tokens, request.prefill_until
+    num_tokens = first_chunk(self, step, request, num_computed, cap)
+    if num_tokens == 0 or not finds_blocks(self, step, request, num_computed + num_tokens, 0, 0):
+        return False
+    admit(self, step, request)
+    request.num_computed_tokens = num_computed
+    request.prefill_until = prefill_until
+    self.own.num_kv_tokens += num_computed
+    allocate(self, request, blocks_for(self, num_computed + num_tokens))
+    move_in(self, request)
+    schedule(self, step, request, num_tokens)
+    return True
+
+
+def evict_for_head(self: Any, step: Any, cap: int) -> bool:
+    """Preempt one less urgent request for the head of the queue, if enough of them run to let it in.
+
+    Only a request that never ran may do this, and nobody returns in the step that evicted it: so each eviction
+    serves a first admission, and requests never evict one another in turns.
+    """
+    index = head_of_queue(self, step.now)
+    if index == NOBODY or self.requests[index].state != WAITING:
+        return False
+    head = self.requests[index]
+    num_tokens = min(num_known_tokens(head), cap)
+    if step.budget == 0 or (num_tokens > step.budget and not self.config.enable_chunked_prefill):
+        return False
+    num_less_urgent = 0
+    for place in range(self.own.num_running):
+        request = self.requests[self.running[place]]
+        if is_less_urgent(self, request, head) and not is_aged(self, request, step.now):
+            self.candidates[num_less_urgent] = request.index
+            num_less_urgent += 1
+    if num_less_urgent == 0:
+        return False
+    if num_blocks_missing(self, head, num_tokens, 0, 0) > num_freed_by(self, num_less_urgent):
+        return False
+    preempt(self, step, self.requests[choose_among(self, num_less_urgent)])
+    return True
+
+
+class PreemptiveRung(PagedRung):
+    """Decodes first, then chunks; blocks are taken as tokens need them, and victims come back later."""
+
+    Config = PreemptiveConfig
+    running_order = running_order
+    ends_at_own_preemption = ends_at_own_preemption
+    admit_waiting = admit_waiting
+    try_admit = try_admit
+
+    @classmethod
+    def numbers(cls, config: ComponentConfig, means: Means) -> Numbers:
+        """With host memory in blocks and the link to it."""
+        assert isinstance(config, PreemptiveConfig)
+        numbers = super().numbers(config, means)
+        bandwidth_gb_s = config.swap_bandwidth_gb_s
+        return {
+            **numbers,
+            "victim": numbers["victim"] if config.victim is None else numbers_of(config)["victim"],
+            "aging_s": inf if config.aging_s is None else config.aging_s,
+            "block_bytes": means.block_bytes,
+            "num_swap_blocks": int(config.swap_space_gib * GIB / means.block_bytes),
+            "swap_bytes_per_s": (
+                means.host_link_bytes_per_s if bandwidth_gb_s is None else bandwidth_gb_s * GIGA
+            ),
+        }
+
+    @classmethod
+    def rank_columns(
+        cls, config: ComponentConfig, ids: NDArray[np.object_], requests: NDArray[Any], seed: int
+    ) -> None:
+        """What `sjf` may know of the answers' lengths."""
+        assert isinstance(config, PreemptiveConfig)
+        if config.policy != "sjf":
+            return
+        if config.length_knowledge == "prompt_only":
+            requests["job_length"] = requests["num_prompt_tokens"]
+        elif config.length_knowledge == "predicted":
+            error = config.prediction_error or 0.0
+            factors = [math.exp(error * length_z(seed, request_id)) for request_id in ids]
+            requests["job_length"] = requests["num_output_tokens"] * np.array(factors)
+
+    @classmethod
+    def notes(cls, config: ComponentConfig, requests: NDArray[Any], own: NDArray[Any]) -> list[str]:
+        """Also how often host memory was too full."""
+        notes = super().notes(config, requests, own)
+        for num_turned_away, num_moved_out in {
+            (int(replica["num_turned_away"]), int(replica["num_moved_out"])): None for replica in own
+        }:
+            if num_turned_away:
+                notes.append(
+                    f"host memory was too full for {num_turned_away} preempted requests, which were "
+                    f"recomputed; {num_moved_out} were swapped"
+                )
+        return notes
+
+
+PreemptiveScheduler.rung = PreemptiveRung

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
+from cbsim.config.section import ComponentConfig
+from cbsim.core.layout import FCFS
 from cbsim.schedulers.base import Resources
-from cbsim.schedulers.paged import PagedConfig, PagedScheduler
+from cbsim.schedulers.paged import PagedConfig, PagedRung, PagedScheduler
+from cbsim.schedulers.paged import chunk_cap as paged_chunk_cap
+from cbsim.schedulers.rung import Means, Numbers
 
 
 class VllmConfig(PagedConfig):
@@ -53,3 +57,43 @@ class VllmScheduler(PagedScheduler):
     def ends_at_own_preemption(self) -> bool:
         """0.33 goes on with the next running request under `priority`."""
         return self.config.policy == "fcfs" or self.config.version != "0.33"
+
+
+# The rules, over the core's records
+
+V0_15, V0_20, V0_33 = range(3)
+"""Codes of `version`."""
+
+
+def chunk_cap(self: Any) -> int:
+    """The cap spares a lone request (0.33)."""
+    if self.config.version == V0_33 and self.own.num_running + self.own.num_waiting <= 1:
+        return self.config.max_tokens_per_step
+    return paged_chunk_cap(self)
+
+
+def ends_at_own_preemption(self: Any) -> bool:
+    """0.33 goes on with the next running request under `priority`."""
+    return self.config.policy == FCFS or self.config.version != V0_33
+
+
+class VllmRung(PagedRung):
+    """Exactly what vLLM's V1 scheduler decides, with the differences between its releases."""
+
+    Config = VllmConfig
+    chunk_cap = chunk_cap
+    ends_at_own_preemption = ends_at_own_preemption
+
+    @classmethod
+    def numbers(cls, config: ComponentConfig, means: Means) -> Numbers:
+        """0.15 had no `reserve_full_isl`, 0.15 and 0.20 no watermark."""
+        assert isinstance(config, VllmConfig)
+        numbers = super().numbers(config, means)
+        if config.version != "0.33":
+            numbers["num_watermark_blocks"] = 0
+        if config.version == "0.15":
+            numbers["reserve_full_isl"] = 0
+        return numbers
+
+
+VllmScheduler.rung = VllmRung

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from cbsim.config.section import ComponentConfig
 from cbsim.request import Request
+from cbsim.workload.batch import RequestBatch, batches_of
 
 MAX_REQUESTS = 1_000_000_000
 """The most that a generator may be asked for: what is beyond would run for days, and is a slip."""
@@ -69,12 +70,18 @@ class Workload(ABC):
         self.seed = seed
         self.folder = folder
 
-    @abstractmethod
     def requests(self) -> Iterator[Request]:
         """New `Request` objects in order of arrival, all settings applied; equal times keep their order.
 
-        Raises `WorkloadError` naming file and line for every mistake found.
+        A workload gives either this or `batches`. Raises `WorkloadError` naming file and line for every
+        mistake found.
         """
+        for batch in self.batches():
+            yield from batch.requests()
+
+    def batches(self) -> Iterator[RequestBatch]:
+        """The same requests as columns, many at a time; raises as `requests`."""
+        return batches_of(self.requests())
 
     @property
     def uses_seed(self) -> bool:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -47,12 +48,16 @@ class RequestBatch:
             parts[field.name] = None if column is None else column[start:stop]
         return RequestBatch(**parts)
 
+    def names(self) -> list[str]:
+        """The ids of the requests."""
+        if self.request_id is None:
+            return [f"r{number}" for number in self.number.tolist()]
+        names: list[str] = self.request_id.tolist()
+        return names
+
     def requests(self) -> Iterator[Request]:
         """New `Request` objects, with Python's own numbers."""
-        if self.request_id is None:
-            names = [f"r{number}" for number in self.number.tolist()]
-        else:
-            names = self.request_id.tolist()
+        names = self.names()
         needed = (
             names,
             self.arrival_s.tolist(),
@@ -87,3 +92,29 @@ class RequestBatch:
 
 def _nan_to_none(column: FloatColumn) -> list[float | None]:
     return [None if value != value else value for value in column.tolist()]
+
+
+def batches_of(requests: Iterable[Request]) -> Iterator[RequestBatch]:
+    """Requests as columns, `BATCH_SIZE` at a time."""
+    rest = iter(requests)
+    first = 0
+    while rows := list(islice(rest, BATCH_SIZE)):
+        yield RequestBatch(
+            number=np.arange(first, first + len(rows)),
+            arrival_s=np.array([row.arrival_s for row in rows]),
+            num_prompt_tokens=np.array([row.num_prompt_tokens for row in rows], dtype=np.int64),
+            num_output_tokens=np.array([row.num_output_tokens for row in rows], dtype=np.int64),
+            request_id=_objects([row.request_id for row in rows]),
+            priority=np.array([row.priority for row in rows], dtype=np.int64),
+            session_id=_objects([row.session_id for row in rows]),
+            user=_objects([row.user for row in rows]),
+            deadline_s=np.array([np.nan if row.deadline_s is None else row.deadline_s for row in rows]),
+            prompt=[row.prompt for row in rows],
+        )
+        first += len(rows)
+
+
+def _objects(values: list[Any]) -> ObjectColumn:
+    column = np.empty(len(values), dtype=object)
+    column[:] = values
+    return column

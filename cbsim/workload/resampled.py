@@ -8,9 +8,8 @@ from collections.abc import Iterator
 import numpy as np
 from pydantic import Field
 
-from cbsim.request import Request
 from cbsim.workload.base import MAX_REQUESTS
-from cbsim.workload.batch import IntColumn
+from cbsim.workload.batch import IntColumn, RequestBatch
 from cbsim.workload.streams import Streams
 from cbsim.workload.trace import TraceWorkload
 from cbsim.workload.trace_table import TraceTable
@@ -38,13 +37,12 @@ class ResampledWorkload(TraceWorkload):
     config: Config
     _cut: Trim | None = None
 
-    def requests(self) -> Iterator[Request]:
-        """The file is read on the first call; raises as `TraceWorkload.requests`."""
+    def batches(self) -> Iterator[RequestBatch]:
+        """The file is read when the first batch is asked for; raises as `TraceWorkload.batches`."""
         if not self._num_in_window:
-            yield from super().requests()
+            yield from super().batches()
         self._cut = Trim(self.config.model_copy(update={"start_s": 0.0, "end_s": None, "limit": None}))
-        for batch in self._cut.apply(self._drawn().batches()):
-            yield from batch.requests()
+        yield from self._cut.apply(self._drawn().batches())
 
     def num_requests(self) -> int:
         """Exact; reads the file."""

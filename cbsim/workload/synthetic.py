@@ -11,7 +11,6 @@ from typing import Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from cbsim.request import Request
 from cbsim.workload.arrivals import AllAtOnceArrivals, Arrivals
 from cbsim.workload.base import MAX_REQUESTS, Workload, WorkloadConfig
 from cbsim.workload.batch import BATCH_SIZE, FloatColumn, IntColumn, ObjectColumn, RequestBatch
@@ -76,11 +75,10 @@ class SyntheticWorkload(Workload):
     """Arrivals drawn at a time; doesn't change the requests."""
     _trim: Trim | None = None
 
-    def requests(self) -> Iterator[Request]:
+    def batches(self) -> Iterator[RequestBatch]:
         """Drawn as they are asked for; raises `WorkloadError` if a trace to draw lengths from is wrong."""
         self._trim = Trim(self.config)
-        for batch in self._trim.apply(self._batches()):
-            yield from batch.requests()
+        return self._trim.apply(self._batches())
 
     @property
     def uses_seed(self) -> bool:

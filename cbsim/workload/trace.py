@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Literal
 
 from cbsim.errors import WorkloadError
-from cbsim.request import Request
 from cbsim.workload.base import Workload, WorkloadConfig
+from cbsim.workload.batch import RequestBatch
 from cbsim.workload.clock import clock_notes
 from cbsim.workload.lookup import find_trace
 from cbsim.workload.trace_reader import read_trace
@@ -37,8 +37,8 @@ class TraceWorkload(Workload):
     config: Config
     _trim: Trim | None = None
 
-    def requests(self) -> Iterator[Request]:
-        """The file is read, and its mistakes told, on the first call; requests are then made one by one."""
+    def batches(self) -> Iterator[RequestBatch]:
+        """The file is read, and its mistakes told, when the first batch is asked for."""
         table = self._table
         if not self._num_in_window:
             end_s = "null" if self.config.end_s is None else f"{self.config.end_s:g}"
@@ -47,13 +47,12 @@ class TraceWorkload(Workload):
                 f"allowed: a window that meets {table.arrival_s[0]:g} to {table.arrival_s[-1]:g} seconds"
             )
         self._trim = Trim(self.config)
-        for batch in self._trim.apply(table.batches()):
-            yield from batch.requests()
+        yield from self._trim.apply(table.batches())
 
     @property
     def uses_seed(self) -> bool:
         """Nothing of a recorded trace is drawn, unless a subclass makes other requests of it."""
-        return type(self).requests is not TraceWorkload.requests
+        return type(self).batches is not TraceWorkload.batches
 
     def num_requests(self) -> int:
         """Exact; reads the file."""

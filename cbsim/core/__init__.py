@@ -1,0 +1,1 @@
+"""What happens inside replicas, written once as plain functions over records, interpreted or compiled."""

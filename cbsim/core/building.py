@@ -1,0 +1,211 @@
+"""Making a world: the records of requests, replicas and pools, and the log they write to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cbsim.core import layout
+from cbsim.core.layout import NOBODY, Log, Pool, Users, World
+
+Numbers = Mapping[str, float]
+Array = NDArray[Any]
+
+LOG_ROWS = 65_536
+"""Steps that the log of a long run holds before Python takes them."""
+DEFAULT_CONFIG: Numbers = {
+    "aging_s": np.inf,
+    "swap_bytes_per_s": 1.0,
+    "max_num_seqs": 2**31,
+    "max_tokens_per_step": 2**31,
+    "enable_chunked_prefill": 1,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class KvPool:
+    """A replica's KV cache."""
+
+    num_blocks: int
+    block_size: int
+    prefix_caching: bool = False
+    unknown_first: bool = True
+    has_identities: bool = False
+    """Whether blocks are known by number: with prefix caching always."""
+
+
+def record(dtype: np.dtype[Any], numbers: Numbers = {}) -> Any:  # noqa: B006 - never changed
+    """One record with some of its fields set, the others 0."""
+    row = np.zeros(1, dtype)
+    for name, value in numbers.items():
+        row[name] = value
+    return row[0]
+
+
+def config_record(numbers: Numbers) -> Any:
+    """`Replica.config`: the fields of `CONFIG`, then a plug-in's own, as reals or whole numbers."""
+    own = [
+        (name, "f8" if isinstance(value, float) else "i8")
+        for name, value in numbers.items()
+        if name not in (layout.CONFIG.names or ())
+    ]
+    return record(np.dtype([*layout.CONFIG.descr, *own]), numbers)
+
+
+def new_requests(num_requests: int) -> Array:
+    """Records of requests that have not arrived yet."""
+    requests = np.zeros(num_requests, layout.REQUEST)
+    requests["index"] = np.arange(num_requests)
+    requests["state"] = layout.WAITING
+    requests["deadline_s"] = np.inf
+    for name in ("first_scheduled_at_s", "first_token_at_s", "last_token_at_s", "max_itl_s"):
+        requests[name] = np.nan
+    for name in ("replica", "slot", "first_decode", "last_decode", "affinity"):
+        requests[name] = NOBODY
+    return requests
+
+
+def new_world(
+    requests: Array,
+    cost: Any,
+    pool: KvPool,
+    config: Numbers,
+    *,
+    num_replicas: int = 1,
+    num_in_flight: int = 1,
+    router: int = layout.ROUND_ROBIN,
+    num_clients: int = 0,
+    chains: tuple[Array, Array] | None = None,
+    log_rows: int | None = None,
+) -> World:
+    """A world of equal replicas in which nothing has happened.
+
+    `chains` are, with prefix caching, the columns `Pool.starts` and `Pool.nodes`. `num_clients` 0 is an open
+    loop. Nothing of it is shared with another world but `requests` and `cost`.
+    """
+    numbers = {**DEFAULT_CONFIG, **config}
+    R, num_requests = num_replicas, max(len(requests), 1)
+    most = max(1, min(int(numbers["max_num_seqs"]), len(requests)))
+    numbers["max_num_seqs"] = min(numbers["max_num_seqs"], 2**31)
+    own = np.zeros(R, layout.OWN)
+    own["replica"] = np.arange(R)
+    own["next_s"] = np.inf
+    own["num_in_flight"] = num_in_flight
+    own["num_blocks"] = own["num_free"] = pool.num_blocks
+    own["block_size"] = pool.block_size
+    own["has_identities"] = pool.has_identities or pool.prefix_caching
+    own["prefix_caching"] = pool.prefix_caching
+    own["unknown_first"] = pool.unknown_first
+    for name in ("head", "due_head", "aged_head", "last_user"):
+        own[name] = NOBODY
+    is_aging = numbers["aging_s"] < np.inf
+    num_users = int(requests["user"].max(initial=0)) + 1
+    users = Users(
+        np.zeros((R, num_users), "i8"), _filled((R, num_users), NOBODY), _filled((R, num_users), NOBODY)
+    )
+    by_place = (R, num_in_flight + 1)
+    heap = np.zeros(max(num_clients, 1), layout.CLIENT)
+    heap["order"] = np.arange(len(heap))
+    sees = router in (layout.LEAST_OUTSTANDING, layout.LEAST_KV, layout.PREFIX_AFFINITY)
+    return World(
+        requests=requests,
+        config=config_record(numbers),
+        cost=cost,
+        own=own,
+        running=np.zeros((R, most + 1), "i4"),
+        order=np.zeros((R, most + 1), "i4"),
+        candidates=np.zeros((R, most + 1), "i4"),
+        batch=np.zeros((R, most + 1), "i4"),
+        waiting=np.zeros(num_requests, layout.NODE),
+        due=np.zeros(num_requests if is_aging else 1, layout.NODE),
+        aged=np.zeros(num_requests if is_aging else 1, layout.NODE),
+        users=users,
+        under_way=np.zeros(by_place, layout.STEP),
+        slices=np.zeros((*by_place, most + 1), layout.SLICE),
+        shape=record(layout.SHAPE),
+        chunks=np.zeros(most + 1, layout.CHUNK),
+        pool=_new_pool(requests, pool, R, most, chains),
+        log=new_log(most, bool(numbers.get("with_batches")), log_rows or _log_rows(requests)),
+        router=record(layout.ROUTER, {"kind": router, "reads_state": sees and R > 1}),
+        homes=_filled(int(requests["affinity"].max(initial=0)) + 1, NOBODY),
+        clients=record(
+            layout.CLIENTS, {"is_closed": num_clients > 0, "size": num_clients, "order": num_clients}
+        ),
+        client_heap=heap,
+    )
+
+
+def new_log(most: int, with_batches: bool, rows: int) -> Log:
+    """An empty log for replicas that run up to `most` requests at once."""
+    # A happening may add rows for each of them.
+    small = rows // 4 + 8 * (most + 2)
+    return Log(
+        lengths=record(layout.LENGTHS),
+        steps=np.zeros(rows + 8, layout.STEP_ROW),
+        events=np.zeros(small, layout.EVENT_ROW),
+        prefills=np.zeros(small, layout.PREFILL_ROW),
+        decodes=np.zeros(small, layout.DECODES_ROW),
+        gaps=np.zeros(small, "f8"),
+        batches=np.zeros(4 * small if with_batches else 1, layout.BATCH_ROW),
+    )
+
+
+def _log_rows(requests: Array) -> int:
+    """Rows enough for a short run to be taken at once."""
+    num_tokens = int(requests["num_output_tokens"].sum()) + len(requests)
+    return int(min(LOG_ROWS, max(256, num_tokens)))
+
+
+def _new_pool(requests: Array, pool: KvPool, R: int, most: int, chains: tuple[Array, Array] | None) -> Pool:
+    starts, nodes = chains or (np.zeros(1, "i4"), np.zeros(1, "i8"))
+    if not (pool.has_identities or pool.prefix_caching):
+        one, long = np.zeros((R, 1), "i4"), np.zeros((R, 1), "i8")
+        return Pool(
+            one,
+            one,
+            one,
+            long,
+            one,
+            one,
+            one,
+            np.zeros((R, 1, 1), "i4"),
+            one,
+            one,
+            long,
+            one,
+            one,
+            starts,
+            nodes,
+        )
+    N = pool.num_blocks + 1
+    numbers = np.arange(N)
+    next_free = np.broadcast_to((numbers + 1) % N, (R, N)).astype("i4")
+    last_free = np.broadcast_to((numbers - 1) % N, (R, N)).astype("i4")
+    num_tokens = requests["num_prompt_tokens"].astype("i8") + requests["num_output_tokens"]
+    longest = min(int(num_tokens.max(initial=1)) // pool.block_size + 2, pool.num_blocks + 1)
+    size = 1 << (2 * N - 1).bit_length() if pool.prefix_caching else 1
+    return Pool(
+        next_free=next_free,
+        last_free=last_free,
+        num_holders=np.zeros((R, N), "i4"),
+        key_of=_filled((R, N), NOBODY, "i8"),
+        next_copy=_filled((R, N), NOBODY),
+        last_copy=_filled((R, N), NOBODY),
+        num_seen=np.zeros((R, N), "i4"),
+        tables=np.zeros((R, most + 1, longest), "i4"),
+        next_slot=np.broadcast_to(np.arange(most + 1) + 1, (R, most + 1)).astype("i4"),
+        found=np.zeros((R, longest), "i4"),
+        keys=_filled((R, size), NOBODY, "i8"),
+        first_of=_filled((R, size), NOBODY),
+        last_of=_filled((R, size), NOBODY),
+        starts=starts,
+        nodes=nodes,
+    )
+
+
+def _filled(shape: int | tuple[int, ...], value: int, dtype: str = "i4") -> Array:
+    return np.full(shape, value, dtype=dtype)

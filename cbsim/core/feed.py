@@ -1,0 +1,302 @@
+"""Feeding a world: traces and clients, through routers, from one thing that somebody sees to the next.
+
+`run` goes on until the requests are all done, `until_s` is reached, or the log is full; Python then takes
+what was written and calls it again. It never calls back, allocates or raises.
+"""
+
+from __future__ import annotations
+
+from math import inf
+from typing import Any
+
+from cbsim.base.binding import view
+from cbsim.core.layout import (
+    LEAST_KV,
+    NO_FAULT,
+    NOBODY,
+    PREFIX_AFFINITY,
+    RANDOM,
+    ROUND_ROBIN,
+    Pool,
+    Replica,
+    Users,
+)
+from cbsim.core.loop import ask_at, call, end_step, happen, submit
+
+FULL, DONE, FAULT = range(3)
+"""Why `run` returned: the log must be emptied, nothing more will happen, a rule did what it must not."""
+
+LOG_MARGIN = 4
+"""Rows that one happening may add to a table, in units of the requests that may run at once."""
+MAX_CHUNK = 65_536
+"""Arrivals between two returns: Python shows progress and hears Ctrl-C."""
+
+
+@view
+def replica_of(world: Any, number: int) -> Any:
+    """One replica of a world."""
+    pool, users = world.pool, world.users
+    return Replica(
+        world.requests,
+        world.config,
+        world.cost,
+        world.own[number],
+        world.running[number],
+        world.order[number],
+        world.candidates[number],
+        world.batch[number],
+        world.waiting,
+        world.due,
+        world.aged,
+        Users(users.num_served[number], users.head[number], users.active[number]),
+        world.under_way[number],
+        world.slices[number],
+        world.shape,
+        world.chunks,
+        Pool(
+            pool.next_free[number],
+            pool.last_free[number],
+            pool.num_holders[number],
+            pool.key_of[number],
+            pool.next_copy[number],
+            pool.last_copy[number],
+            pool.num_seen[number],
+            pool.tables[number],
+            pool.next_slot[number],
+            pool.found[number],
+            pool.keys[number],
+            pool.first_of[number],
+            pool.last_of[number],
+            pool.starts,
+            pool.nodes,
+        ),
+        world.log,
+    )
+
+
+def run(world: Any, end: int, until_s: float) -> int:
+    """Feed requests up to row `end`, and let everything happen that comes before `until_s`, seconds."""
+    if world.clients.is_closed:
+        return run_clients(world, end, until_s)
+    return run_trace(world, end, until_s)
+
+
+def has_room(world: Any) -> bool:
+    """Whether the log takes whatever one happening more may write down."""
+    log, lengths = world.log, world.log.lengths
+    margin = LOG_MARGIN * len(world.running[0]) + LOG_MARGIN
+    return (
+        lengths.steps + LOG_MARGIN < len(log.steps)
+        and lengths.events + margin < len(log.events)
+        and lengths.prefills + margin < len(log.prefills)
+        and lengths.decodes + margin < len(log.decodes)
+        and lengths.gaps + margin < len(log.gaps)
+        and (world.config.with_batches == 0 or lengths.batches + margin < len(log.batches))
+    )
+
+
+def run_trace(world: Any, end: int, until_s: float) -> int:
+    """Open loop: each request at its own time."""
+    clients = world.clients
+    num_fed = 0
+    while clients.num_sent < end:
+        request = world.requests[clients.num_sent]
+        if request.arrival_s >= until_s:
+            break
+        if num_fed == MAX_CHUNK:
+            return FULL
+        if world.router.reads_state:
+            for number in range(len(world.own)):
+                status = advance(world, number, request.arrival_s)
+                if status != DONE:
+                    return status
+        chosen = choose(world, request)
+        status = advance(world, chosen, request.arrival_s)
+        if status != DONE:
+            return status
+        routed(world, request, chosen)
+        submit(replica_of(world, chosen), request)
+        clients.num_sent += 1
+        num_fed += 1
+    for number in range(len(world.own)):
+        status = advance(world, number, until_s)
+        if status != DONE:
+            return status
+    return DONE
+
+
+def advance(world: Any, number: int, until_s: float) -> int:
+    """Let everything happen in a replica that comes before an instant."""
+    if world.own[number].next_s >= until_s:
+        return DONE
+    self = replica_of(world, number)
+    while self.own.next_s < until_s:
+        if not has_room(world):
+            return FULL
+        happen(self)
+        if self.own.fault != NO_FAULT:
+            return FAULT
+    return DONE
+
+
+# Routers. They see the replicas as they stand at the instant of arrival, before any step that ends then.
+
+
+def choose(world: Any, request: Any) -> int:
+    """The number of the replica that gets the request. Asking changes nothing: see `routed`."""
+    router = world.router
+    if len(world.own) == 1:
+        return 0
+    if router.kind == ROUND_ROBIN:
+        return int(router.next)
+    if router.kind == RANDOM:
+        return int(request.route)
+    if router.kind == PREFIX_AFFINITY and request.affinity != NOBODY:
+        home = world.homes[request.affinity]
+        if home != NOBODY:
+            return int(home)
+    least = 0
+    for number in range(1, len(world.own)):
+        if load_of(world, number) < load_of(world, least):
+            least = number
+    return least
+
+
+def load_of(world: Any, number: int) -> int:
+    """What the router compares: KV blocks in use, or requests that have not ended."""
+    own = world.own[number]
+    if world.router.kind == LEAST_KV:
+        return own.num_blocks - own.num_free
+    return own.num_outstanding
+
+
+def routed(world: Any, request: Any, chosen: int) -> None:
+    """The router remembers where a request went."""
+    router = world.router
+    router.next = (chosen + 1) % len(world.own)
+    if router.kind == PREFIX_AFFINITY and request.affinity != NOBODY:
+        world.homes[request.affinity] = chosen
+
+
+# Closed loop: a client sends its next request when its last one has ended, after the time it thinks. At one
+# instant clients that have thought send first; then steps end, and whoever they answered sends, if at once;
+# then the next steps are decided.
+
+
+def run_clients(world: Any, end: int, until_s: float) -> int:
+    """Let clients send the requests, in their order, and everything happen before an instant."""
+    clients = world.clients
+    num_happened = 0
+    while True:
+        number, at_s = next_replica(world)
+        due = world.client_heap[0].due_s if clients.size else inf
+        if clients.size and due <= at_s and clients.num_sent < end:
+            if due >= until_s:
+                return DONE
+            send(world, due)
+        elif at_s < until_s:
+            if not has_room(world) or num_happened == MAX_CHUNK:
+                return FULL
+            num_happened += 1
+            answer(world, number, at_s)
+            if world.own[number].fault != NO_FAULT:
+                return FAULT
+        else:
+            return DONE
+
+
+def next_replica(world: Any) -> tuple[int, float]:
+    """Where something happens next, and when: ends of steps before calls."""
+    chosen = 0
+    for number in range(1, len(world.own)):
+        if comes_first(world.own[number], world.own[chosen]):
+            chosen = number
+    return chosen, world.own[chosen].next_s
+
+
+def comes_first(own: Any, other: Any) -> bool:
+    """Whether what comes next in one replica comes before what does in another."""
+    if own.next_s != other.next_s:
+        return own.next_s < other.next_s
+    if own.is_asked != other.is_asked:
+        return own.is_asked < other.is_asked
+    return own.turn < other.turn
+
+
+def take_turn(world: Any, number: int) -> None:
+    """Of equal things at one instant, what was settled first comes first."""
+    world.clients.turn += 1
+    world.own[number].turn = world.clients.turn
+
+
+def send(world: Any, now: float) -> None:
+    """A client sends the next request; if it is rejected, the client thinks again."""
+    clients = world.clients
+    request = world.requests[clients.num_sent]
+    clients.num_sent += 1
+    take_client(world)
+    request.arrival_s = now
+    chosen = choose(world, request)
+    routed(world, request, chosen)
+    was_asked = world.own[chosen].is_asked
+    if not submit(replica_of(world, chosen), request):
+        think(world, request, now, True)
+    elif world.own[chosen].is_asked > was_asked:
+        take_turn(world, chosen)
+
+
+def answer(world: Any, number: int, at_s: float) -> None:
+    """A step ends, and the clients that it answers think; or the scheduler is asked."""
+    self = replica_of(world, number)
+    take_turn(world, number)
+    num_finished = 0
+    if not self.own.is_asked:
+        num_finished = end_step(self)
+    if num_finished == 0:
+        call(self, at_s)
+        return
+    for place in range(num_finished):
+        think(world, world.requests[self.candidates[place]], at_s, False)
+    ask_at(self, at_s)
+
+
+def think(world: Any, request: Any, now: float, is_rejected: bool) -> None:
+    """The client of a request that has ended will send again.
+
+    Whoever was refused and thinks no time sends at once, before any other client.
+    """
+    clients, heap = world.clients, world.client_heap
+    place = clients.size
+    clients.size += 1
+    clients.order += 1
+    order = clients.order
+    if is_rejected and request.think_s == 0.0:
+        order = -order
+    due = now + request.think_s
+    while place > 0:
+        above = heap[(place - 1) // 2]
+        if above.due_s < due or (above.due_s == due and above.order < order):
+            break
+        heap[place].due_s, heap[place].order = above.due_s, above.order
+        place = (place - 1) // 2
+    heap[place].due_s, heap[place].order = due, order
+
+
+def take_client(world: Any) -> None:
+    """Remove the client that sends first."""
+    clients, heap = world.clients, world.client_heap
+    clients.size -= 1
+    last = heap[clients.size]
+    due, order = last.due_s, last.order
+    place, below = 0, 1
+    while below < clients.size:
+        if below + 1 < clients.size:
+            one, other = heap[below], heap[below + 1]
+            if other.due_s < one.due_s or (other.due_s == one.due_s and other.order < one.order):
+                below += 1
+        lower = heap[below]
+        if due < lower.due_s or (due == lower.due_s and order < lower.order):
+            break
+        heap[place].due_s, heap[place].order = lower.due_s, lower.order
+        place, below = below, 2 * below + 1
+    heap[place].due_s, heap[place].order = due, order

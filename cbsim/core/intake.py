@@ -1,0 +1,114 @@
+"""Intake: from a workload's columns to the records of requests, and the names that stand behind numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cbsim.core.building import new_requests
+from cbsim.request import Segments
+from cbsim.workload.batch import RequestBatch
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Intake:
+    """The requests of a run, as records and as the names of the workload."""
+
+    requests: Array
+    ids: NDArray[np.object_]
+    chains: tuple[Array, Array] | None
+    """With prefix caching: the columns `Pool.starts` and `Pool.nodes`."""
+
+
+def take_in(batches: Iterable[RequestBatch], until_s: float = np.inf, *, with_chains: bool = False) -> Intake:
+    """Records of all requests that arrive before `until_s`, seconds."""
+    kept = []
+    for batch in batches:
+        num_before = int(np.searchsorted(batch.arrival_s, until_s))
+        kept.append(batch if num_before == len(batch) else batch.part(0, num_before))
+        if num_before < len(batch):
+            break
+    requests = new_requests(sum(map(len, kept)))
+    ids = np.empty(len(requests), dtype=object)
+    users, affinities, chains = Numbering(), Numbering(), Chains()
+    first = 0
+    for batch in kept:
+        rows = requests[first : first + len(batch)]
+        rows["arrival_s"] = batch.arrival_s
+        rows["num_prompt_tokens"] = rows["prefill_until"] = batch.num_prompt_tokens
+        rows["num_output_tokens"] = rows["job_length"] = batch.num_output_tokens
+        if batch.priority is not None:
+            rows["priority"] = batch.priority
+        if batch.deadline_s is not None:
+            rows["deadline_s"] = np.where(np.isnan(batch.deadline_s), np.inf, batch.deadline_s)
+        if batch.user is not None:
+            rows["user"] = [users.number(user or "") for user in batch.user]
+        if batch.session_id is not None or batch.prompt is not None:
+            rows["affinity"] = [affinities.number(name) for name in _affinities(batch)]
+        names = batch.names()
+        ids[first : first + len(batch)] = names
+        if with_chains:
+            prompts = batch.prompt or [None] * len(batch)
+            for row, name, prompt in zip(rows, names, prompts, strict=True):
+                row["first_link"], row["end_link"] = chains.add(
+                    name, prompt, int(row["num_prompt_tokens"]), int(row["num_output_tokens"])
+                )
+        first += len(batch)
+    return Intake(requests, ids, chains.columns() if with_chains else None)
+
+
+def _affinities(batch: RequestBatch) -> list[str | None]:
+    """What a router keeps together: the session, else the first segment of the prompt."""
+    sessions = [None] * len(batch) if batch.session_id is None else batch.session_id.tolist()
+    prompts = batch.prompt or [None] * len(batch)
+    return [
+        f"session:{session}" if session is not None else f"segment:{prompt[0][0]}" if prompt else None
+        for session, prompt in zip(sessions, prompts, strict=True)
+    ]
+
+
+class Numbering:
+    """Numbers for names, from 0 in the order in which they are first met; -1 for `None`."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[str, int] = {}
+
+    def number(self, name: str | None) -> int:
+        """The name's number."""
+        return -1 if name is None else self._numbers.setdefault(name, len(self._numbers))
+
+
+class Chains:
+    """Names for token sequences: each request is a chain of segments, of its prompt and then of its answer.
+
+    A segment is told by the chain of whole segments before it, so that two requests share a node exactly
+    where they share all tokens up to that segment.
+    """
+
+    def __init__(self) -> None:
+        self._nodes: dict[tuple[int, int, str], int] = {}
+        self._starts: list[int] = []
+        self._of: list[int] = []
+
+    def add(self, name: str, prompt: Segments | None, num_prompt: int, num_output: int) -> tuple[int, int]:
+        """Write a request's chain down; its first row and the one behind its last."""
+        first = len(self._starts)
+        node, start, length = 0, 0, 0
+        for segment, num_tokens in (*(prompt or ((f"p:{name}", num_prompt),)), (f"o:{name}", num_output)):
+            if num_tokens == 0:
+                continue
+            node = self._nodes.setdefault((node, length, segment), len(self._nodes) + 1)
+            self._starts.append(start)
+            self._of.append(node)
+            start, length = start + num_tokens, num_tokens
+        return first, len(self._starts)
+
+    def columns(self) -> tuple[Array, Array]:
+        """The first position and the node of each segment of each request."""
+        return np.array(self._starts or [0], dtype="i4"), np.array(self._of or [0], dtype="i8")

@@ -1,0 +1,401 @@
+"""The records that rules and the step loop work on: the same field names compiled and interpreted.
+
+Integers are of 64 bits in records of which there are few, of 32 in those of which there is one a request or
+a slice. Indices name rows; `NOBODY` stands for none. Instants are seconds, NaN for one that has not come.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+NOBODY = -1
+
+UNFINISHED, WAITING, RUNNING, PREEMPTED, FINISHED, REJECTED = range(6)
+"""States of a request; `UNFINISHED` only in results."""
+
+NOBODY_WAITS, TURN, SLOT, KV_BLOCKS = range(4)
+"""What the head of the queue lacks: nothing, policy's leave (budget, a batch that starts, a step that does
+not preempt), fewer requests running, KV blocks."""
+
+ARRIVED, ADMITTED, RESUMED, PREEMPTED_NOW, EMITTED, FINISHED_NOW, REJECTED_NOW = range(7)
+"""Codes of events."""
+
+FITS, TOO_MANY_BLOCKS, PROMPT_TOO_LONG, LONGER_THAN_SLOT = range(4)
+"""Why a replica can never serve a request: what `rejects` returns."""
+
+NO_FAULT, SCHEDULED_TOO_MUCH, NO_FREE_BLOCKS, BAD_DURATION = range(4)
+"""What a rule or a cost model did that it must not."""
+
+FCFS, PRIORITY, SJF, EDF, FAIR = range(5)
+"""Orders of the waiting queue."""
+
+LAST_ADMITTED, LOWEST_PRIORITY, MOST_BLOCKS, LEAST_PROGRESS, LEAST_URGENT = range(5)
+"""Whom to preempt."""
+
+RECOMPUTE, SWAP, CHEAPER = range(3)
+"""What becomes of a preempted request's KV."""
+
+ROUND_ROBIN, RANDOM, LEAST_OUTSTANDING, LEAST_KV, PREFIX_AFFINITY = range(5)
+"""Routers built in."""
+
+REQUEST = np.dtype(
+    [
+        *(
+            (name, "f8")
+            for name in (
+                "arrival_s",
+                "deadline_s",
+                "job_length",
+                "think_s",
+                "first_scheduled_at_s",
+                "first_token_at_s",
+                "last_token_at_s",
+                "max_itl_s",
+                "waiting_since_s",
+                "waited_s",
+            )
+        ),
+        *(
+            (name, "i4")
+            for name in (
+                "index",
+                "replica",
+                "state",
+                "num_prompt_tokens",
+                "num_output_tokens",
+                "priority",
+                "user",
+                "affinity",
+                "route",
+                "first_link",
+                "end_link",
+                "num_computed_tokens",
+                "num_generated_tokens",
+                "num_in_flight_tokens",
+                "prefill_until",
+                "num_preemptions",
+                "preempted_in_call",
+                "num_cached_tokens",
+                "num_lost_tokens",
+                "num_blocks",
+                "num_published_blocks",
+                "num_swapped_blocks",
+                "slot",
+                "first_decode",
+                "last_decode",
+                "rejection",
+            )
+        ),
+    ]
+)
+"""A visit of a request to a replica. Fixed: lengths in tokens, `deadline_s` after the arrival (infinite
+without), `job_length` (what `sjf` orders by), `user` and `affinity` (numbers for equal names), `route` (the
+replica drawn for it), `first_link` to `end_link` (its rows in `Pool.starts`), `think_s` (what its client
+thinks after it). Progress: `num_computed_tokens` counts tokens whose KV is computed or scheduled to be, steps
+in flight included, `num_generated_tokens` those whose result was taken, `num_in_flight_tokens` output tokens
+that a step under way will emit, `prefill_until` the tokens to compute before it decodes (its prompt; after a
+preemption its answer so far too), `num_lost_tokens` what the last preemption threw away, `waited_s` the time
+waited before `waiting_since_s`, `slot` its row in `Pool.tables`, `first_decode` to `last_decode` the numbers
+of the steps of its latest unbroken run of decodes."""
+
+SLICE = np.dtype(
+    [(name, "i4") for name in ("request", "num_tokens", "num_computed_tokens", "num_preemptions")]
+    + [("is_prefill", "i4"), ("emits", "i4")]
+)
+"""A request's share of a step; `num_computed_tokens` before the step, `num_preemptions` when it was planned:
+a preemption while the step is in flight shows by a higher count. `emits`: tokens that come out."""
+
+NODE = np.dtype([("key", "f8"), ("child", "i4"), ("next", "i4"), ("last", "i4"), ("is_in", "i4")])
+"""A request's place in a heap: see `cbsim.core.heap`."""
+
+SHAPE_FIELDS = (
+    "num_chunks",
+    "num_prefill_tokens",
+    "num_finishing_chunks",
+    "num_decodes",
+    "decode_context",
+    "max_decode_context",
+)
+SHAPE = np.dtype([(name, "i8") for name in SHAPE_FIELDS])
+"""What a step costs by; see `cbsim.cost`."""
+CHUNK = np.dtype([("num_tokens", "i8"), ("num_computed_tokens", "i8")])
+
+STEP = np.dtype(
+    [
+        *((name, "f8") for name in ("now", "start_s", "duration_s", "end_s", "transfer_s")),
+        *(
+            (name, "i8")
+            for name in (
+                "place",
+                "number",
+                "budget",
+                "num_slices",
+                "num_decisions",
+                "num_preempted",
+                "waiting_for",
+                "num_running",
+                "num_waiting",
+                "kv_blocks_used",
+                "num_kv_tokens",
+                "num_prefill_tokens",
+                "num_prefill_seqs",
+                "num_decode_seqs",
+                "num_attention_pairs",
+                "num_context_tokens",
+                "num_logits",
+                "max_decode_context",
+                "num_padding_tokens",
+            )
+        ),
+    ]
+)
+"""A step under way: `place` is its row of `Replica.slices`, `now` when it was decided. Queue lengths and
+blocks are those right after the decision."""
+
+OWN = np.dtype(
+    [
+        *((name, "f8") for name in ("next_s", "last_end_s", "unspent_transfer_s")),
+        *(
+            (name, "i8")
+            for name in (
+                "replica",
+                "num_in_flight",
+                "num_blocks",
+                "block_size",
+                "num_free",
+                "num_cached_free",
+                "has_identities",
+                "prefix_caching",
+                "unknown_first",
+                "first_free_slot",
+                "num_running",
+                "num_waiting",
+                "head",
+                "due_head",
+                "aged_head",
+                "num_active_users",
+                "last_user",
+                "num_batch",
+                "num_padded_tokens",
+                "num_kv_tokens",
+                "num_steps",
+                "num_calls",
+                "num_under_way",
+                "first_under_way",
+                "is_asked",
+                "turn",
+                "num_outstanding",
+                "num_tokens_recomputed",
+                "num_tokens_queried",
+                "num_tokens_hit",
+                "num_padding_tokens",
+                "num_swapped_blocks",
+                "num_moved_out",
+                "num_turned_away",
+                "fault",
+                "fault_request",
+                "fault_tokens",
+                "fault_limit",
+            )
+        ),
+    ]
+)
+"""What a replica counts. `next_s` is when something happens next, infinite for never: the scheduler is asked
+(`is_asked`), or else the first step under way ends."""
+
+CONFIG = np.dtype(
+    [
+        *(
+            (name, "f8")
+            for name in ("aging_s", "batch_timeout_s", "block_bytes", "swap_bytes_per_s", "swap_latency_s")
+        ),
+        *(
+            (name, "i8")
+            for name in (
+                "max_num_seqs",
+                "max_tokens_per_step",
+                "chunk_size",
+                "max_output_tokens",
+                "max_model_len",
+                "num_slots",
+                "blocks_per_slot",
+                "prefill_first",
+                "enable_chunked_prefill",
+                "reserve_full_isl",
+                "num_watermark_blocks",
+                "version",
+                "policy",
+                "victim",
+                "preemption",
+                "preempt_on_arrival",
+                "num_swap_blocks",
+                "with_batches",
+            )
+        ),
+    ]
+)
+"""Settings of the built-in schedulers, as numbers. Those of a plug-in follow behind."""
+
+STEP_ROW = np.dtype(
+    [
+        *((name, "f8") for name in ("scheduled_at_s", "start_s", "duration_s", "transfer_s", "gap_s")),
+        *((name, "i8") for name in ("num_attention_pairs", "num_context_tokens", "num_kv_tokens")),
+        *(
+            (name, "i4")
+            for name in (
+                "replica",
+                "step",
+                "num_prefill_tokens",
+                "num_prefill_seqs",
+                "num_decode_seqs",
+                "num_running",
+                "num_waiting",
+                "num_preempted",
+                "num_finished",
+                "kv_blocks_used",
+                "num_logits",
+                "waiting_for",
+                "max_decode_context",
+                "num_usual_gaps",
+            )
+        ),
+    ]
+)
+"""A step that has ended. `gap_s` is the time since the end of the step before (since 0 for the first): the
+gap between the two tokens of each of the `num_usual_gaps` requests that got one in both."""
+EVENT_ROW = np.dtype(
+    [("time_s", "f8")] + [(name, "i4") for name in ("replica", "step", "request", "event", "num_tokens")]
+)
+PREFILL_ROW = np.dtype(
+    [(name, "i4") for name in ("replica", "step", "request", "num_tokens", "num_computed_tokens", "emits")]
+)
+DECODES_ROW = np.dtype([(name, "i4") for name in ("replica", "request", "first_step", "last_step")])
+"""Steps one behind the other in each of which a request decoded."""
+BATCH_ROW = np.dtype(
+    [("start_s", "f8")]
+    + [
+        (name, "i4")
+        for name in ("replica", "step", "position", "request", "num_tokens", "num_computed_tokens", "kind")
+    ]
+)
+LENGTHS = np.dtype([(name, "i8") for name in ("steps", "events", "prefills", "decodes", "gaps", "batches")])
+"""Rows in use of each table of a `Log`."""
+
+CLIENTS = np.dtype([(name, "i8") for name in ("num_sent", "is_closed", "size", "order", "turn")])
+"""How many requests have been sent; of a closed loop, how many clients think."""
+CLIENT = np.dtype([("due_s", "f8"), ("order", "i8")])
+
+ROUTER = np.dtype([(name, "i8") for name in ("kind", "next", "reads_state")])
+
+
+class Log(NamedTuple):
+    """What was written down since Python last took it: rows of all replicas in the order they happened."""
+
+    lengths: Any
+    steps: Any
+    events: Any
+    prefills: Any
+    decodes: Any
+    gaps: Any
+    """Gaps between tokens that are not the time between the ends of two steps one behind the other."""
+    batches: Any
+    """Empty unless `with_batches`."""
+
+
+class Pool(NamedTuple):
+    """KV blocks by number, where a pool knows them; else arrays of length 1.
+
+    Free blocks form a ring through `next_free` and `last_free` whose head is the number beyond the last
+    block. Copies of equal content form a list through `next_copy` and `last_copy`. `keys` is a hash table.
+    """
+
+    next_free: Any
+    last_free: Any
+    num_holders: Any
+    key_of: Any
+    """What a block holds, as `node << 32 | length`; `NOBODY` for nothing known."""
+    next_copy: Any
+    last_copy: Any
+    num_seen: Any
+    """Room for counting shares."""
+    tables: Any
+    """Blocks of a running request in order of position, by its slot."""
+    next_slot: Any
+    found: Any
+    """The blocks that the last lookup found."""
+    keys: Any
+    first_of: Any
+    last_of: Any
+    starts: Any
+    """First position of each segment of each request; shared by all replicas, as `nodes`."""
+    nodes: Any
+
+
+class Users(NamedTuple):
+    """By number of user, for `fair`: tokens served, the heap of waiting requests; who has some waiting."""
+
+    num_served: Any
+    head: Any
+    active: Any
+
+
+class Replica(NamedTuple):
+    """One replica: `self` of every rule."""
+
+    requests: Any
+    config: Any
+    cost: Any
+    own: Any
+    running: Any
+    """Indices of the running requests in order of admission."""
+    order: Any
+    """Room for those that are visited in a call."""
+    candidates: Any
+    """Room for those of whom one is to be preempted."""
+    batch: Any
+    """Members of a static batch."""
+    waiting: Any
+    """A `NODE` for each request: the queue."""
+    due: Any
+    """The same by the instant at which they age; of those that have aged, by arrival."""
+    aged: Any
+    users: Users
+    under_way: Any
+    """A ring of `STEP`."""
+    slices: Any
+    """By place in that ring."""
+    shape: Any
+    chunks: Any
+    pool: Pool
+    log: Log
+
+
+class World(NamedTuple):
+    """All replicas: arrays that have a row for each of them, and what they share."""
+
+    requests: Any
+    config: Any
+    cost: Any
+    own: Any
+    running: Any
+    order: Any
+    candidates: Any
+    batch: Any
+    waiting: Any
+    due: Any
+    aged: Any
+    users: Users
+    under_way: Any
+    slices: Any
+    shape: Any
+    chunks: Any
+    pool: Pool
+    log: Log
+    router: Any
+    homes: Any
+    """By number of `affinity`: the replica that has seen it, or `NOBODY`."""
+    clients: Any
+    client_heap: Any
+    """Of a closed loop: `CLIENT`s that think, by the instant they send at, then by when they began to."""

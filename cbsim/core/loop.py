@@ -1,0 +1,330 @@
+"""The step loop of a replica: arrivals join the queue, steps end and take effect, the next one is decided.
+
+At one instant they come in that order. Effects become visible at a step's end, never before. Up to
+`num_in_flight` steps are under way: a step starts at the call that decided it or at the end of the one
+before, whichever is later. Idle time has no steps.
+"""
+
+from __future__ import annotations
+
+from math import inf
+from typing import Any
+
+from cbsim.core.layout import (
+    BAD_DURATION,
+    EMITTED,
+    FINISHED_NOW,
+    FITS,
+    KV_BLOCKS,
+    NO_FAULT,
+    NOBODY,
+    NOBODY_WAITS,
+    REJECTED,
+    SLOT,
+    TURN,
+)
+from cbsim.core.queues import push
+from cbsim.core.verbs import step_s, take_result
+
+# What a scheduler gives, by these names
+
+
+def decide(self: Any, step: Any) -> None:
+    """The policy: admit from the queue, schedule, preempt. Leave the step empty to wait."""
+
+
+def rejects(self: Any, request: Any) -> int:
+    """Why this request could never be served; `FITS` if it can."""
+    return FITS
+
+
+def wake_at_s(self: Any) -> float:
+    """When an idle replica is to be asked again although nothing arrived, infinite for never."""
+    return inf
+
+
+def pad(self: Any, step: Any) -> None:
+    """Let a step cost more than its slices: change `Replica.shape` and `Replica.chunks`, which price it."""
+
+
+# From outside
+
+
+def submit(self: Any, request: Any) -> bool:
+    """A request arrives, at its `arrival_s`; False if it can never be served."""
+    own = self.own
+    request.replica = own.replica
+    request.rejection = rejects(self, request)
+    if request.rejection != FITS:
+        request.state = REJECTED
+        return False
+    own.num_outstanding += 1
+    request.waiting_since_s = request.arrival_s
+    push(self, request)
+    if own.num_under_way == 0:
+        ask_at(self, request.arrival_s)
+    return True
+
+
+def happen(self: Any) -> None:
+    """What comes next, at `Own.next_s`: a step ends and another is decided, or the scheduler is asked."""
+    now = self.own.next_s
+    if not self.own.is_asked:
+        end_step(self)
+    call(self, now)
+
+
+def ask_at(self: Any, at_s: float) -> None:
+    """What comes next is that the scheduler is asked."""
+    self.own.is_asked = 1
+    self.own.next_s = at_s
+
+
+def call(self: Any, now: float) -> None:
+    """Let the scheduler decide steps until enough are under way or it has nothing to do."""
+    own = self.own
+    own.is_asked = 0
+    own.next_s = inf
+    while own.num_under_way < own.num_in_flight:
+        place = place_of(self, own.num_under_way)
+        step = self.under_way[place]
+        plan(self, step, place, now)
+        if own.fault != NO_FAULT:
+            return
+        if step.num_slices:
+            begin(self, step)
+        elif not step.num_preempted or own.num_under_way:
+            # Where it preempted and nothing runs, there is no end of a step at which anybody would ask again.
+            break
+    if own.num_under_way:
+        own.next_s = self.under_way[own.first_under_way].end_s
+        return
+    at_s = wake_at_s(self)
+    if now < at_s < inf:
+        ask_at(self, at_s)
+
+
+def place_of(self: Any, number: int) -> int:
+    """Where in the ring the step stands that comes `number` behind the first under way."""
+    return (self.own.first_under_way + number) % len(self.under_way)
+
+
+def plan(self: Any, step: Any, place: int, now: float) -> None:
+    """Decide the next step at the instant `now`."""
+    own, config = self.own, self.config
+    own.num_calls += 1
+    step.place = place
+    step.now = now
+    step.budget = config.max_tokens_per_step
+    step.num_slices = step.num_decisions = step.num_preempted = step.num_padding_tokens = 0
+    step.waiting_for = NOBODY_WAITS
+    step.transfer_s = 0.0
+    decide(self, step)
+    step.num_running = own.num_running
+    step.num_waiting = own.num_waiting
+    if own.num_waiting:
+        if own.num_running >= config.max_num_seqs:
+            step.waiting_for = SLOT
+        elif step.waiting_for != KV_BLOCKS:
+            step.waiting_for = TURN
+    step.kv_blocks_used = own.num_blocks - own.num_free
+    step.num_kv_tokens = own.num_kv_tokens
+
+
+def begin(self: Any, step: Any) -> None:
+    """Price a step and put it under way."""
+    own, lengths = self.own, self.log.lengths
+    count_slices(self, step)
+    step.number = own.num_steps
+    own.num_steps += 1
+    for place in range(lengths.events - step.num_decisions, lengths.events):
+        self.log.events[place].step = step.number
+    step.transfer_s = own.unspent_transfer_s
+    own.unspent_transfer_s = 0.0
+    pad(self, step)
+    own.num_padding_tokens += step.num_padding_tokens
+    step.duration_s = step_s(self.cost, self.shape, self.chunks) + step.transfer_s
+    if not 0.0 < step.duration_s < inf:
+        own.fault = BAD_DURATION
+    step.start_s = step.now
+    if own.num_under_way:
+        step.start_s = self.under_way[place_of(self, own.num_under_way - 1)].end_s
+    step.end_s = step.start_s + step.duration_s
+    own.num_under_way += 1
+
+
+def count_slices(self: Any, step: Any) -> None:
+    """What a step computes, as the record tells it and as it is priced by."""
+    shape, slices = self.shape, self.slices[step.place]
+    num_prefill_tokens = num_chunks = num_finishing = num_decodes = decode_context = longest = 0
+    pairs = prefill_context = 0
+    for place in range(step.num_slices):
+        part = slices[place]
+        tokens, before = part.num_tokens, part.num_computed_tokens
+        pairs += tokens * before + tokens * (tokens + 1) // 2
+        if part.is_prefill:
+            chunk = self.chunks[num_chunks]
+            chunk.num_tokens = tokens
+            chunk.num_computed_tokens = before
+            num_chunks += 1
+            num_prefill_tokens += tokens
+            num_finishing += part.emits
+            prefill_context += before + tokens
+        else:
+            num_decodes += 1
+            decode_context += before + tokens
+            longest = max(longest, before + tokens)
+    shape.num_chunks = step.num_prefill_seqs = num_chunks
+    shape.num_prefill_tokens = step.num_prefill_tokens = num_prefill_tokens
+    shape.num_finishing_chunks = num_finishing
+    shape.num_decodes = step.num_decode_seqs = num_decodes
+    shape.decode_context = decode_context
+    shape.max_decode_context = longest
+    step.num_attention_pairs = pairs
+    step.num_context_tokens = prefill_context + decode_context
+    step.num_logits = num_finishing + num_decodes
+    step.max_decode_context = longest if num_chunks else 0
+
+
+def end_step(self: Any) -> int:
+    """The running step ends: its tokens come out. Returns how many requests got their last one.
+
+    Those stand in `Replica.candidates`, in the order of their slices.
+    """
+    own = self.own
+    step = self.under_way[own.first_under_way]
+    slices = self.slices[step.place]
+    num_finished = num_usual_gaps = 0
+    for place in range(step.num_slices):
+        part = slices[place]
+        request = self.requests[part.request]
+        if part.is_prefill:
+            record_prefill(self, step, part)
+        else:
+            record_decode(self, step.number, request)
+        if part.emits:
+            num_usual_gaps += came_out(self, step, request)
+        if self.config.with_batches:
+            record_slice(self, step, place, part)
+    for place in range(step.num_slices):
+        part = slices[place]
+        if take_result(self, part):
+            self.candidates[num_finished] = part.request
+            num_finished += 1
+            record_event(self, step, FINISHED_NOW, part.request, 0)
+            close_decodes(self, self.requests[part.request])
+    record_step(self, step, num_finished, num_usual_gaps)
+    own.last_end_s = step.end_s
+    own.num_outstanding -= num_finished
+    own.num_under_way -= 1
+    own.first_under_way = place_of(self, 1)
+    return num_finished
+
+
+# The record
+
+
+def came_out(self: Any, step: Any, request: Any) -> int:
+    """A token of a request; 1 if the gap before it is the time since the last step's end."""
+    now, last_s = step.end_s, request.last_token_at_s
+    request.last_token_at_s = now
+    if self.config.with_batches:
+        record_event(self, step, EMITTED, request.index, 1)
+    if request.first_token_at_s != request.first_token_at_s:
+        request.first_token_at_s = now
+        return 0
+    gap_s = now - last_s
+    if not request.max_itl_s >= gap_s:
+        request.max_itl_s = gap_s
+    if last_s == self.own.last_end_s:
+        return 1
+    self.log.gaps[self.log.lengths.gaps] = gap_s
+    self.log.lengths.gaps += 1
+    return 0
+
+
+def record_step(self: Any, step: Any, num_finished: int, num_usual_gaps: int) -> None:
+    """A row for a step that has ended."""
+    row = self.log.steps[self.log.lengths.steps]
+    row.scheduled_at_s = step.now
+    row.start_s = step.start_s
+    row.duration_s = step.duration_s
+    row.transfer_s = step.transfer_s
+    row.gap_s = step.end_s - self.own.last_end_s
+    row.num_attention_pairs = step.num_attention_pairs
+    row.num_context_tokens = step.num_context_tokens
+    row.num_kv_tokens = step.num_kv_tokens
+    row.replica = self.own.replica
+    row.step = step.number
+    row.num_prefill_tokens = step.num_prefill_tokens
+    row.num_prefill_seqs = step.num_prefill_seqs
+    row.num_decode_seqs = step.num_decode_seqs
+    row.num_running = step.num_running
+    row.num_waiting = step.num_waiting
+    row.num_preempted = step.num_preempted
+    row.num_finished = num_finished
+    row.kv_blocks_used = step.kv_blocks_used
+    row.num_logits = step.num_logits
+    row.waiting_for = step.waiting_for
+    row.max_decode_context = step.max_decode_context
+    row.num_usual_gaps = num_usual_gaps
+    self.log.lengths.steps += 1
+
+
+def record_event(self: Any, step: Any, event: int, request: int, num_tokens: int) -> None:
+    """What a step brought at its end."""
+    row = self.log.events[self.log.lengths.events]
+    row.time_s = step.end_s
+    row.replica = self.own.replica
+    row.step = step.number
+    row.request = request
+    row.event = event
+    row.num_tokens = num_tokens
+    self.log.lengths.events += 1
+
+
+def record_prefill(self: Any, step: Any, part: Any) -> None:
+    """A request computed prompt tokens in a step."""
+    row = self.log.prefills[self.log.lengths.prefills]
+    row.replica = self.own.replica
+    row.step = step.number
+    row.request = part.request
+    row.num_tokens = part.num_tokens
+    row.num_computed_tokens = part.num_computed_tokens
+    row.emits = part.emits
+    self.log.lengths.prefills += 1
+
+
+def record_decode(self: Any, number: int, request: Any) -> None:
+    """A request decoded in a step: runs of steps one behind the other become one row."""
+    if request.last_decode != number - 1:
+        close_decodes(self, request)
+        request.first_decode = number
+    request.last_decode = number
+
+
+def close_decodes(self: Any, request: Any) -> None:
+    """A request's latest run of decodes is over."""
+    if request.last_decode == NOBODY:
+        return
+    row = self.log.decodes[self.log.lengths.decodes]
+    row.replica = self.own.replica
+    row.request = request.index
+    row.first_step = request.first_decode
+    row.last_step = request.last_decode
+    self.log.lengths.decodes += 1
+    request.last_decode = NOBODY
+
+
+def record_slice(self: Any, step: Any, position: int, part: Any) -> None:
+    """A request's share of a step, where `output.batches` asks for it."""
+    row = self.log.batches[self.log.lengths.batches]
+    row.start_s = step.start_s
+    row.replica = self.own.replica
+    row.step = step.number
+    row.position = position
+    row.request = part.request
+    row.num_tokens = part.num_tokens
+    row.num_computed_tokens = part.num_computed_tokens
+    row.kind = 0 if part.is_prefill else 1
+    self.log.lengths.batches += 1

@@ -1,0 +1,268 @@
+"""What a scheduler's rules are made of: schedule, admit, preempt, and the results of a step.
+
+`self` is a `Replica`, `step` a `STEP` under way, `request` a `REQUEST`. A rule may look at all of them and
+changes them only through these verbs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cbsim.core.layout import (
+    ADMITTED,
+    CHEAPER,
+    FINISHED,
+    NOBODY_WAITS,
+    PREEMPTED,
+    PREEMPTED_NOW,
+    RECOMPUTE,
+    RESUMED,
+    RUNNING,
+    SCHEDULED_TOO_MUCH,
+    WAITING,
+)
+from cbsim.core.pool import adopt, blocks_for, num_known_tokens, publish, release, withdraw
+from cbsim.core.queues import leave_queue, push, served
+
+NOT_LOOKED_UP = -1
+
+
+def is_prefilling(request: Any) -> bool:
+    """Whether prompt (or, after a preemption, prompt and answer) tokens are still to be computed."""
+    return request.num_computed_tokens < request.prefill_until
+
+
+def num_wanted(request: Any) -> int:
+    """Tokens the request could compute now: those known or in flight, less those computed.
+
+    0 if its last token is in flight already.
+    """
+    in_flight = request.num_in_flight_tokens
+    if in_flight and request.num_generated_tokens + in_flight >= request.num_output_tokens:
+        return 0
+    return num_known_tokens(request) + in_flight - request.num_computed_tokens
+
+
+def schedule(self: Any, step: Any, request: Any, num_tokens: int) -> None:
+    """Let a running request compute `num_tokens` in this step. Its blocks must be there already."""
+    computed, known = request.num_computed_tokens, num_known_tokens(request)
+    num_left = known + request.num_in_flight_tokens - computed
+    if num_tokens <= 0 or num_tokens > num_left or num_tokens > step.budget:
+        own = self.own
+        own.fault, own.fault_request = SCHEDULED_TOO_MUCH, request.index
+        own.fault_tokens, own.fault_limit = num_tokens, num_left
+        return
+    part = self.slices[step.place][step.num_slices]
+    part.request = request.index
+    part.num_tokens = num_tokens
+    part.num_computed_tokens = computed
+    part.num_preemptions = request.num_preemptions
+    part.is_prefill = 1 if is_prefilling(request) else 0
+    part.emits = 1 if num_tokens == num_left else 0
+    step.num_slices += 1
+    step.budget -= num_tokens
+    request.num_computed_tokens = computed + num_tokens
+    request.num_in_flight_tokens += part.emits
+    self.own.num_kv_tokens += num_tokens
+    publish(self, request, min(computed + num_tokens, known))
+
+
+def admit(self: Any, step: Any, request: Any, num_found: int = NOT_LOOKED_UP) -> None:
+    """Move a request from the queue to the end of the running list; `num_found` of its blocks are cached."""
+    own = self.own
+    step.waiting_for = NOBODY_WAITS
+    if request.state == WAITING:
+        served(self, request, request.num_prompt_tokens)
+    leave_queue(self, request)
+    self.running[own.num_running] = request.index
+    own.num_running += 1
+    num_cached = 0
+    if num_found != NOT_LOOKED_UP:
+        adopt(self, request, num_found)
+        num_cached = num_found * own.block_size
+        if own.prefix_caching:
+            own.num_tokens_queried += num_known_tokens(request)
+        own.num_tokens_hit += num_cached
+    own.num_kv_tokens += num_cached
+    request.num_computed_tokens = num_cached
+    request.prefill_until = num_known_tokens(request)
+    if request.state == PREEMPTED:
+        own.num_tokens_recomputed += max(0, request.num_lost_tokens - num_cached)
+        decided(self, step, RESUMED, request, num_cached)
+    else:
+        request.num_cached_tokens = num_cached
+        request.first_scheduled_at_s = step.now
+        decided(self, step, ADMITTED, request, num_cached)
+    request.waited_s += step.now - request.waiting_since_s
+    request.state = RUNNING
+
+
+def decided(self: Any, step: Any, event: int, request: Any, num_tokens: int) -> None:
+    """Write a decision down; which step it belongs to is filled in when there is one."""
+    lengths = self.log.lengths
+    row = self.log.events[lengths.events]
+    row.time_s = step.now
+    row.replica = self.own.replica
+    row.step = -1
+    row.request = request.index
+    row.event = event
+    row.num_tokens = num_tokens
+    lengths.events += 1
+    step.num_decisions += 1
+
+
+def preempt(self: Any, step: Any, victim: Any) -> None:
+    """Take all blocks from a running request and send it back to the waiting queue.
+
+    If it had been scheduled in this very step, its entry leaves the step and its tokens the budget. Its
+    progress is lost, unless its KV moves to host memory.
+    """
+    own = self.own
+    remove_running(self, victim)
+    unschedule(self, step, victim)
+    num_computed = victim.num_computed_tokens
+    # With its last token in flight it ends from the queue, without its KV.
+    num_needed = num_computed if num_wanted(victim) else 0
+    own.num_kv_tokens -= num_computed
+    release(self, victim)
+    victim.num_in_flight_tokens = 0
+    victim.num_preemptions += 1
+    victim.preempted_in_call = own.num_calls
+    victim.state = PREEMPTED
+    victim.waiting_since_s = step.now
+    push(self, victim)
+    step.num_preempted += 1
+    decided(self, step, PREEMPTED_NOW, victim, 0)
+    if takes_to_host(self, num_needed):
+        move_out(self, victim, blocks_for(self, num_needed))
+        victim.num_lost_tokens = 0
+    else:
+        victim.num_lost_tokens = num_computed
+        victim.num_computed_tokens = 0
+
+
+def unschedule(self: Any, step: Any, request: Any) -> None:
+    """Take back what this step was to compute of a request."""
+    slices = self.slices[step.place]
+    for place in range(step.num_slices):
+        part = slices[place]
+        if part.request == request.index:
+            step.budget += part.num_tokens
+            self.own.num_kv_tokens -= part.num_tokens
+            request.num_computed_tokens = part.num_computed_tokens
+            request.num_in_flight_tokens -= part.emits
+            withdraw(self, request, min(part.num_computed_tokens, num_known_tokens(request)))
+            for later in range(place + 1, step.num_slices):
+                copy_slice(slices[later], slices[later - 1])
+            step.num_slices -= 1
+            return
+
+
+def copy_slice(source: Any, target: Any) -> None:
+    """Field by field: an assignment of the whole would name the same object in a list."""
+    target.request = source.request
+    target.num_tokens = source.num_tokens
+    target.num_computed_tokens = source.num_computed_tokens
+    target.num_preemptions = source.num_preemptions
+    target.is_prefill = source.is_prefill
+    target.emits = source.emits
+
+
+def remove_running(self: Any, request: Any) -> None:
+    """A request leaves the running list; the others keep their order."""
+    own, place = self.own, 0
+    while self.running[place] != request.index:
+        place += 1
+    own.num_running -= 1
+    for later in range(place, own.num_running):
+        self.running[later] = self.running[later + 1]
+
+
+def take_result(self: Any, part: Any) -> bool:
+    """A slice has run; whether its request has got its last token."""
+    request = self.requests[part.request]
+    was_preempted = request.num_preemptions != part.num_preemptions
+    if not was_preempted:
+        publish(self, request, part.num_computed_tokens + part.num_tokens)
+    if not part.emits:
+        return False
+    request.num_generated_tokens += 1
+    served(self, request, 1)
+    if not was_preempted:
+        request.num_in_flight_tokens -= 1
+    if request.num_generated_tokens < request.num_output_tokens:
+        return False
+    request.state = FINISHED
+    if was_preempted:
+        leave_queue(self, request)
+    else:
+        remove_running(self, request)
+        self.own.num_kv_tokens -= request.num_computed_tokens
+    left(self, request)
+    return True
+
+
+def left(self: Any, request: Any) -> None:
+    """A finished request has left: its blocks are free."""
+    release(self, request)
+
+
+# Host memory for the KV of preempted requests. A move is ordered after the step that is running, as a copy on
+# the same stream: the blocks on the GPU are free for the next step at once, which begins when the moves
+# decided with it are done. Both directions share that stream.
+
+
+def step_s(cost: Any, shape: Any, chunks: Any) -> float:
+    """Seconds of a step: stands for the cost model's own."""
+    return 1.0
+
+
+def move_s(self: Any, num_blocks: int) -> float:
+    """Seconds to move so many blocks of a request between the GPU and host memory, one way."""
+    config = self.config
+    return config.swap_latency_s + num_blocks * config.block_bytes / config.swap_bytes_per_s
+
+
+def takes_to_host(self: Any, num_tokens: int) -> bool:
+    """Whether KV of so many tokens moves to host memory rather than be computed again.
+
+    `cheaper` compares two moves with one computation of those tokens alone in a step.
+    """
+    preemption = self.config.preemption
+    if preemption == RECOMPUTE or num_tokens == 0:
+        return False
+    num_blocks = blocks_for(self, num_tokens)
+    if preemption == CHEAPER and prefill_s(self, num_tokens) <= 2 * move_s(self, num_blocks):
+        return False
+    has_room = self.own.num_swapped_blocks + num_blocks <= self.config.num_swap_blocks
+    if not has_room:
+        self.own.num_turned_away += 1
+    return has_room
+
+
+def prefill_s(self: Any, num_tokens: int) -> float:
+    """Seconds of a step that computes a prompt alone."""
+    shape, chunk = self.shape, self.chunks[0]
+    shape.num_chunks = shape.num_finishing_chunks = 1
+    shape.num_prefill_tokens = num_tokens
+    shape.num_decodes = shape.decode_context = shape.max_decode_context = 0
+    chunk.num_tokens = num_tokens
+    chunk.num_computed_tokens = 0
+    return step_s(self.cost, shape, self.chunks)
+
+
+def move_out(self: Any, request: Any, num_blocks: int) -> None:
+    """A request's blocks go to host memory."""
+    own = self.own
+    request.num_swapped_blocks = num_blocks
+    own.num_swapped_blocks += num_blocks
+    own.num_moved_out += 1
+    own.unspent_transfer_s += move_s(self, num_blocks)
+
+
+def move_in(self: Any, request: Any) -> None:
+    """They come back to the GPU, where the request has blocks again."""
+    own = self.own
+    own.num_swapped_blocks -= request.num_swapped_blocks
+    own.unspent_transfer_s += move_s(self, request.num_swapped_blocks)
+    request.num_swapped_blocks = 0

@@ -1,0 +1,115 @@
+"""Rung: a scheduler as the core sees it, its settings and the rules it gives by name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import FunctionType, NoneType
+from typing import Any, ClassVar, Literal, get_args, get_origin
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cbsim.config.section import ComponentConfig
+from cbsim.core.layout import LONGER_THAN_SLOT, PROMPT_TOO_LONG, TOO_MANY_BLOCKS
+
+Numbers = dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What a replica gives its scheduler."""
+
+    num_blocks: int
+    block_size: int
+    block_bytes: int
+    host_link_bytes_per_s: float
+    max_model_len: int
+    """Longest context the model was made for, tokens."""
+    seed: int
+
+
+class Rung:
+    """Settings and rules of a scheduler. Never instantiated: the state is the replica's records.
+
+    Every plain function in the class is a rule: whoever calls a rule of that name, in the core or among the
+    other rules, calls this one. `decide(self, step)` and `rejects(self, request)` are what the core asks;
+    `wake_at_s`, `pad` and `left` have defaults there.
+    """
+
+    Config: ClassVar[type[ComponentConfig]]
+    reserves_ahead: ClassVar[bool] = False
+    """Whether blocks are reserved at admission for tokens that may never come: prefix caching has no effect."""
+
+    @classmethod
+    def rules(cls) -> dict[str, FunctionType]:
+        """The rules by name, a subclass's before those of its bases."""
+        return {
+            name: value
+            for each in reversed(cls.__mro__)
+            if issubclass(each, Rung) and each is not Rung
+            for name, value in vars(each).items()
+            if isinstance(value, FunctionType)
+        }
+
+    @classmethod
+    def numbers(cls, config: ComponentConfig, means: Means) -> Numbers:
+        """`Replica.config`: the settings as numbers, and what follows from them."""
+        return numbers_of(config)
+
+    @classmethod
+    def rank_columns(
+        cls, config: ComponentConfig, ids: NDArray[np.object_], requests: NDArray[Any], seed: int
+    ) -> None:
+        """Fill columns of the requests that the order of the queue goes by."""
+
+    @classmethod
+    def rejection(cls, code: int, request: Any, num_blocks_needed: int, config: Any, num_blocks: int) -> str:
+        """Why a request was rejected, in words."""
+        match code:
+            case _ if code == TOO_MANY_BLOCKS:
+                return f"needs {num_blocks_needed} KV blocks, the cache has {num_blocks}"
+            case _ if code == PROMPT_TOO_LONG:
+                unsplit = "is not split" if cls.reserves_ahead else "enable_chunked_prefill is false"
+                return (
+                    f"prompt of {request['num_prompt_tokens']} tokens exceeds max_tokens_per_step "
+                    f"{config['max_tokens_per_step']} and {unsplit}"
+                )
+            case _ if code == LONGER_THAN_SLOT:
+                num_tokens = request["num_prompt_tokens"] + request["num_output_tokens"]
+                return (
+                    f"{num_tokens} tokens exceed the longest possible request, "
+                    f"{config['max_model_len']} tokens"
+                )
+        return f"rejected by the scheduler, code {code}"
+
+    @classmethod
+    def num_blocks_needed(cls, request: Any, config: Any, block_size: int) -> int:
+        """KV blocks without which a request can never run."""
+        return -(-int(request["num_prompt_tokens"] + request["num_output_tokens"] - 1) // block_size)
+
+    @classmethod
+    def notes(cls, config: ComponentConfig, requests: NDArray[Any], own: NDArray[Any]) -> list[str]:
+        """Sentences for `summary.json` at the end: what a policy asked for and did not find."""
+        return []
+
+
+def numbers_of(config: ComponentConfig) -> Numbers:
+    """Settings as numbers: choices by their place among those allowed, null as 0, true as 1."""
+    found: Numbers = {}
+    for name, field in type(config).model_fields.items():
+        value = getattr(config, name)
+        choices = _choices(field.annotation)
+        if value in choices:
+            found[name] = choices.index(value)
+        elif value is None:
+            found[name] = 0
+        elif isinstance(value, (bool, int, float)):
+            found[name] = value
+    return found
+
+
+def _choices(annotation: Any) -> tuple[Any, ...]:
+    if get_origin(annotation) is Literal:
+        return get_args(annotation)
+    inner = [each for each in get_args(annotation) if each is not NoneType]
+    return _choices(inner[0]) if len(inner) == 1 else ()
