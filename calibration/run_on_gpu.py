@@ -45,7 +45,7 @@ def main() -> int:
     if options.wheels or missing:
         return list_wheels(missing)
     sys.path.insert(0, str(ROOT))
-    from cbsim.errors import CbsimError
+    from cbsim.base.errors import CbsimError
 
     try:
         calibrate_all(options)
@@ -92,8 +92,8 @@ def list_wheels(missing: list[str]) -> int:
 
 def calibrate_all(options: argparse.Namespace) -> None:
     """Every model in turn; names are checked before minutes are spent on the first."""
+    from cbsim.base.errors import CalibrationError
     from cbsim.calibrate.named_spec import gpu_of_device, load_gpu, load_model
-    from cbsim.errors import CalibrationError
     from cbsim.kernels.device import open_device
 
     device = open_device(options.device)
@@ -148,8 +148,8 @@ def calibrate(model, gpu, options, tuned_as) -> None:  # type: ignore[no-untyped
 
 def write_report(report, bench, tuned_as, path: Path) -> None:  # type: ignore[no-untyped-def]
     """`report.md`, whole each time: first without the comparison of tunings, which takes a minute or two."""
+    from cbsim.base.paths import write_text
     from cbsim.calibrate.figures import additivity
-    from cbsim.paths import write_text
 
     sections = report.sections(additivity(bench.mixed[:NUM_SUMS], bench.seconds))
     write_text(path, "\n\n".join(sections) + "\n")

@@ -8,9 +8,9 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from cbsim.base.errors import CalibrationError, CbsimError, ConfigError, PluginError, WorkloadError
     from cbsim.capacity import capacity
     from cbsim.compare import compare
-    from cbsim.errors import CalibrationError, CbsimError, ConfigError, PluginError, WorkloadError
     from cbsim.experiment import Experiment
     from cbsim.result import Result, load_run
     from cbsim.run import run
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     __version__: str
 
 _HOME = {
-    "CalibrationError": "cbsim.errors",
-    "CbsimError": "cbsim.errors",
-    "ConfigError": "cbsim.errors",
-    "PluginError": "cbsim.errors",
-    "WorkloadError": "cbsim.errors",
+    "CalibrationError": "cbsim.base.errors",
+    "CbsimError": "cbsim.base.errors",
+    "ConfigError": "cbsim.base.errors",
+    "PluginError": "cbsim.base.errors",
+    "WorkloadError": "cbsim.base.errors",
     "Experiment": "cbsim.experiment",
     "Result": "cbsim.result",
     "capacity": "cbsim.capacity",

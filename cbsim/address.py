@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cbsim.base.errors import CbsimError
 from cbsim.cost import CostModel
 from cbsim.determined import is_determined
-from cbsim.errors import CbsimError
 from cbsim.experiment import Experiment
 from cbsim.manifest import hash_files, hash_mapping, package_version
 from cbsim.run import make_cost_model, make_workload

@@ -8,15 +8,15 @@ import re
 from pathlib import Path
 from typing import Any
 
+from cbsim.base.errors import CbsimError, PluginError
+from cbsim.base.paths import data_folder, yaml_names
+from cbsim.base.registry import Registry
+from cbsim.base.units import GIB, format_bytes
 from cbsim.config.document import read_document
 from cbsim.cost import COST_MODELS
-from cbsim.errors import CbsimError, PluginError
 from cbsim.observers import OBSERVERS
-from cbsim.paths import data_folder, yaml_names
-from cbsim.registry import Registry
 from cbsim.schedulers import SCHEDULERS
 from cbsim.specs import GpuSpec, ModelSpec
-from cbsim.units import GIB, format_bytes
 from cbsim.workload import WORKLOADS
 
 _REGISTRIES: dict[str, Registry[Any]] = {

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cbsim.base.errors import CbsimError
 from cbsim.command_group import INTERRUPTED, Commands
 from cbsim.commands.arguments import (
     load_experiment,
@@ -21,7 +22,6 @@ from cbsim.commands.arguments import (
     with_set,
     with_workers,
 )
-from cbsim.errors import CbsimError
 
 if TYPE_CHECKING:
     from cbsim.experiment import Experiment
@@ -143,8 +143,8 @@ def check(configs: tuple[str, ...], overrides: tuple[str, ...]) -> None:
 @with_json
 def list_parts(kind: str | None, as_json: bool) -> None:
     """List schedulers, workloads, cost-models, observers, models, gpus, slos or experiments; else all."""
+    from cbsim.base.registry import did_you_mean
     from cbsim.catalog import KINDS, catalog
-    from cbsim.registry import did_you_mean
 
     if kind is not None and kind not in KINDS:
         raise CbsimError(f"no list of '{kind}'{did_you_mean(kind, KINDS)}")
@@ -176,7 +176,7 @@ def schema(out: Path | None) -> None:
     if out is None:
         click.echo(text, nl=False)
         return
-    from cbsim.paths import write_text
+    from cbsim.base.paths import write_text
 
     for name, content in (("experiment.schema.json", text), ("reference.md", make_reference(Experiment))):
         write_text(out / name, content)

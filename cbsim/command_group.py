@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from cbsim.errors import CbsimError
+from cbsim.base.errors import CbsimError
 
 _ELSEWHERE = {
     "bench": ("cbsim.commands.bench:bench", "Measure what simulating costs, on your configuration too."),
@@ -59,7 +59,7 @@ class Commands(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """See `click.Group.resolve_command`; a wrong name is told with the nearest one."""
-        from cbsim.registry import did_you_mean
+        from cbsim.base.registry import did_you_mean
 
         if args and not args[0].startswith("-") and args[0] not in self.list_commands(ctx):
             ctx.fail(f"no command '{args[0]}'{did_you_mean(args[0], self.list_commands(ctx))}")

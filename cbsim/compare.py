@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cbsim.errors import CbsimError
+from cbsim.base.errors import CbsimError
 from cbsim.intervals import CONFIDENCE, Interval, Values, block_weights, mean_of, quantile_of
 from cbsim.metrics import meets_slo
 from cbsim.result import Result

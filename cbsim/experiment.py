@@ -9,6 +9,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PrivateAttr, field_validator
 
+from cbsim.base.errors import ConfigError, WorkloadError
+from cbsim.base.paths import data_folder
+from cbsim.base.registry import did_you_mean, located
 from cbsim.config.assembly import Assembly, nested_keys
 from cbsim.config.condition import has_key
 from cbsim.config.document import Document, in_order_of_lines, read_document
@@ -16,11 +19,8 @@ from cbsim.config.fields import ByType, Named
 from cbsim.config.overrides import SWEEP, as_options, parse_overrides
 from cbsim.config.section import ComponentConfig, Section
 from cbsim.cost import COST_MODELS
-from cbsim.errors import ConfigError, WorkloadError
 from cbsim.kvcache import KVCacheConfig
 from cbsim.observers import OBSERVERS
-from cbsim.paths import data_folder
-from cbsim.registry import did_you_mean, located
 from cbsim.schedulers import SCHEDULERS, SchedulerConfig
 from cbsim.specs import GpuSpec, ModelSpec
 from cbsim.workload import WORKLOADS, WorkloadConfig

@@ -8,12 +8,12 @@ from typing import NamedTuple
 
 from pydantic import Field
 
+from cbsim.base.errors import ConfigError
+from cbsim.base.units import GIB, MIB, format_bytes
 from cbsim.config.section import Section
-from cbsim.errors import ConfigError
 from cbsim.prefix_keys import PrefixKey, PrefixKeys
 from cbsim.request import Request
 from cbsim.specs import GpuSpec, ModelSpec
-from cbsim.units import GIB, MIB, format_bytes
 
 MAX_NUMBERED_BLOCKS = 16 * MIB
 """Each of them takes some hundred bytes where their contents are known."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from cbsim.units import MS_PER_S, format_seconds
+from cbsim.base.units import MS_PER_S, format_seconds
 
 LOOSE_S = {"ttft_s": 100.0, "tpot_s": 2.0, "itl_s": 5.0, "e2e_s": 5000.0}
 """Limits from here on are longer than anybody waits; written in milliseconds they would be usual ones."""

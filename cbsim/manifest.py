@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from cbsim.errors import CbsimError
+from cbsim.base.errors import CbsimError
 
 _DEPENDENCIES = ("matplotlib", "numpy", "pandas", "pyarrow", "pydantic", "pyyaml", "simpy")
 

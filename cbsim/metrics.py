@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from cbsim.base.column_pieces import pieces
 from cbsim.limits import limit_notes
-from cbsim.pieces import pieces
 from cbsim.recorder import Column, RunLog
 from cbsim.request import RequestState
 from cbsim.specs import GpuSpec, ModelSpec

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from cbsim.errors import CbsimError
+from cbsim.base.errors import CbsimError
 from cbsim.tables import TABLES
 
 MANIFEST = "manifest.json"

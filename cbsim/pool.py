@@ -17,7 +17,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from cbsim.errors import CbsimError
+from cbsim.base.errors import CbsimError
 
 Task = TypeVar("Task")
 Answer = TypeVar("Answer")

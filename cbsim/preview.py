@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from cbsim.errors import CbsimError
+from cbsim.base.errors import CbsimError
+from cbsim.base.units import format_count
 from cbsim.experiment import Experiment
 from cbsim.run import make_workload
-from cbsim.units import format_count
 
 
 def preview(experiment: Experiment) -> str:

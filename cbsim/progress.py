@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cbsim.units import format_count, format_seconds
+from cbsim.base.units import format_count, format_seconds
 
 if TYPE_CHECKING:
     from cbsim.experiment import Experiment

@@ -10,7 +10,8 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cbsim.errors import CbsimError
+from cbsim.base.errors import CbsimError
+from cbsim.base.scratch_folder import scratch_folder
 from cbsim.metrics import Summary
 from cbsim.observers import Observer
 from cbsim.observers.audience import write_files
@@ -24,7 +25,6 @@ from cbsim.output import (
     observer_files,
 )
 from cbsim.recorder import RunLog
-from cbsim.scratch import scratch_folder
 from cbsim.table_file import read_table
 from cbsim.tables import TABLES, ArrowTable, to_frame
 

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from cbsim.backlog import backlog_notes
+from cbsim.base.errors import CbsimError
+from cbsim.base.paths import data_folder
+from cbsim.base.plugin_errors import blaming, plugin_error
 from cbsim.cost import COST_MODELS, CostModel, StepShape
-from cbsim.culprit import blaming, plugin_error
 from cbsim.engine.base import Engine
 from cbsim.engine.fast import FastEngine
 from cbsim.engine.reference import ReferenceEngine
 from cbsim.engine.slice_log import Slices
-from cbsim.errors import CbsimError
 from cbsim.experiment import Experiment
 from cbsim.gaps import distinct_gaps
 from cbsim.kvcache import BlockPool, IdentityPool
@@ -25,7 +26,6 @@ from cbsim.metrics import Deployment, request_latencies, summarize
 from cbsim.observers import OBSERVERS, Needs, ObservedRun, Observer
 from cbsim.observers.audience import Audience
 from cbsim.output import REPORT, RUN_FILES
-from cbsim.paths import data_folder
 from cbsim.recorder import Deferred, MergedSteps, Recorder, RunLog
 from cbsim.request import RequestState
 from cbsim.result import Result

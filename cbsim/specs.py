@@ -6,8 +6,8 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from cbsim.base.units import GIB, GIGA, TERA
 from cbsim.config.section import Section
-from cbsim.units import GIB, GIGA, TERA
 
 BYTES_PER_ELEMENT = {"float32": 4, "bfloat16": 2, "float16": 2, "fp8": 1}
 

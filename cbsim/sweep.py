@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cbsim.address import Address
+from cbsim.base.errors import CbsimError
 from cbsim.determined import copy_for_seed
-from cbsim.errors import CbsimError
 from cbsim.experiment import Experiment
 from cbsim.labels import label_values
 from cbsim.metrics import Summary, flatten

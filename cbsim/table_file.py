@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cbsim.errors import CbsimError
+from cbsim.base.errors import CbsimError
 from cbsim.latency import PARTS, TTFT_PARTS
 from cbsim.tables import (
     BATCHES,

@@ -8,14 +8,14 @@ from typing import Annotated
 
 from pydantic import Field
 
+from cbsim.base.errors import ConfigError
+from cbsim.base.paths import YAML_SUFFIXES
 from cbsim.config.assembly import Assembly
 from cbsim.config.document import Document, read_document
 from cbsim.config.fields import ByType
 from cbsim.config.overrides import parse_overrides
 from cbsim.config.section import Section
-from cbsim.errors import ConfigError
 from cbsim.experiment import Experiment
-from cbsim.paths import YAML_SUFFIXES
 from cbsim.run import make_workload
 from cbsim.workload import WORKLOADS, Workload, WorkloadConfig
 

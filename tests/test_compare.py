@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from cbsim.base.errors import CbsimError
 from cbsim.cli import main
 from cbsim.compare import Comparison, Difference, compare
-from cbsim.errors import CbsimError
 from cbsim.intervals import Interval, block_weights
 from cbsim.recorder import RunLog
 from cbsim.report.differences import difference_table, format_interval

@@ -9,9 +9,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 import cbsim
+from cbsim.base.errors import CbsimError, PluginError
+from cbsim.base.plugin_errors import blaming, plugin_error, told_in_one_line
 from cbsim.cli import main
-from cbsim.culprit import blaming, plugin_error, told_in_one_line
-from cbsim.errors import CbsimError, PluginError
 from cbsim.schedulers.vllm import VllmScheduler
 
 MODULE = """from cbsim.cost import CostModel

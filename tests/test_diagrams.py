@@ -13,11 +13,11 @@ import pytest
 from click.testing import CliRunner
 
 import cbsim
+from cbsim.base.paths import data_folder
 from cbsim.cli import main
 from cbsim.cost.base import CostModel
 from cbsim.engine.base import Engine
 from cbsim.experiment import Experiment
-from cbsim.paths import data_folder
 from cbsim.recorder import EVENTS, KINDS, RunLog
 from cbsim.request import RequestState
 from cbsim.run import make_workload, simulate

@@ -11,9 +11,9 @@ from typing import Any, ClassVar
 import pytest
 from pydantic import Field
 
+from cbsim.base.errors import ConfigError
 from cbsim.config.section import ComponentConfig
 from cbsim.cost import CostModel, StepShape
-from cbsim.errors import ConfigError
 from cbsim.experiment import Experiment
 from cbsim.schedulers.base import Scheduler, SchedulerConfig
 

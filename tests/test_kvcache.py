@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cbsim.errors import ConfigError
+from cbsim.base.errors import ConfigError
 from cbsim.kvcache import BlockPool, IdentityPool, KVCacheConfig
 from cbsim.request import Request
 from cbsim.specs import GpuSpec, ModelSpec

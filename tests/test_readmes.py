@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 import pytest
 
+from cbsim.base.paths import YAML_SUFFIXES
 from cbsim.experiment import Experiment
-from cbsim.paths import YAML_SUFFIXES
 from cbsim.preview import preview
 from cbsim.workload_file import load_workload
 

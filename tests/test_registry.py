@@ -10,9 +10,9 @@ import pytest
 import yaml
 
 import cbsim
-from cbsim.errors import CbsimError
+from cbsim.base.errors import CbsimError
+from cbsim.base.registry import located, located_from_here
 from cbsim.experiment import Experiment
-from cbsim.registry import located, located_from_here
 from cbsim.run import run_experiment
 from cbsim.schedulers import SCHEDULERS
 

@@ -8,7 +8,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from cbsim.errors import CbsimError
+from cbsim.base.errors import CbsimError
 from cbsim.manifest import hash_files, hash_spec, make_manifest
 from cbsim.result import load_run
 from cbsim.tables import NUM_ITL_QUANTILES

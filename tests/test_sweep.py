@@ -5,7 +5,7 @@ import sys
 import pandas as pd
 import pytest
 
-from cbsim.errors import CbsimError, ConfigError
+from cbsim.base.errors import CbsimError, ConfigError
 from cbsim.pool import open_pool
 from cbsim.result import load_run
 from cbsim.run import run_experiment

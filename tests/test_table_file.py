@@ -12,9 +12,9 @@ import pytest
 from click.testing import CliRunner
 
 import cbsim
+from cbsim.base.errors import CbsimError
+from cbsim.base.paths import find_experiment
 from cbsim.cli import main
-from cbsim.errors import CbsimError
-from cbsim.paths import find_experiment
 from cbsim.result import load_run
 from cbsim.table_file import FIELDS, read_table
 from cbsim.tables import TABLES

@@ -33,8 +33,8 @@ from calibration.served_runs.tables import (
     shown,
     write_runs,
 )
+from cbsim.base.errors import CbsimError
 from cbsim.calibrate.nvidia_tables import NvidiaTables
-from cbsim.errors import CbsimError
 from cbsim.pool import Pool, open_pool
 from cbsim.report.served_plot import served_picture
 from cbsim.report.style import save_figure

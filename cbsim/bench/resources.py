@@ -10,7 +10,7 @@ from pathlib import Path
 
 import simpy
 
-from cbsim.units import KIB
+from cbsim.base.units import KIB
 
 MAX_BARE_EVENTS = 1_000_000
 """Beyond, the bare loop is timed for so many events and its time scaled."""

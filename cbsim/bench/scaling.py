@@ -7,12 +7,12 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
+from cbsim.base.errors import CbsimError, ConfigError
+from cbsim.base.units import MEGA
 from cbsim.bench.measure import NUM_WARM_UP
-from cbsim.errors import CbsimError, ConfigError
 from cbsim.experiment import Experiment
 from cbsim.labels import label_values, point_name
 from cbsim.run import make_workload
-from cbsim.units import MEGA
 from cbsim.workload import WORKLOADS
 from cbsim.workload.base import MAX_REQUESTS
 from cbsim.workload.trace import TraceWorkload

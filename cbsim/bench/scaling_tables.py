@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from cbsim.base.units import GIGA, KILO, MEGA, US_PER_S
 from cbsim.bench.machine import Machine
 from cbsim.bench.measure import Measured
 from cbsim.bench.scaling import Axis, Study
 from cbsim.bench.study import Row
 from cbsim.report.text import MISSING, Table, format_figure
-from cbsim.units import GIGA, KILO, MEGA, US_PER_S
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -6,11 +6,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from cbsim.base.errors import CbsimError
 from cbsim.bench.ledger import Entry, Ledger
 from cbsim.bench.measure import Measured, measure_scaled, num_runs
 from cbsim.bench.process import in_fresh_process
 from cbsim.bench.scaling import ScalePoint
-from cbsim.errors import CbsimError
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from cbsim.base.markdown import markdown_table
+from cbsim.base.units import KILO, MEGA, US_PER_S
 from cbsim.bench.machine import Machine
 from cbsim.bench.measure import Measured
 from cbsim.bench.works import Goal, How, Work
-from cbsim.markdown import markdown_table
 from cbsim.report.text import MISSING, Table, format_figure, format_share
-from cbsim.units import KILO, MEGA, US_PER_S
 
 Rows = Sequence[tuple[Work, Measured]]
 

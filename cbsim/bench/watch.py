@@ -8,8 +8,8 @@ from contextlib import contextmanager
 
 import click
 
+from cbsim.base.units import format_seconds
 from cbsim.bench.study import StudyProgress
-from cbsim.units import format_seconds
 
 
 @contextmanager

@@ -10,8 +10,8 @@ from typing import Any
 
 import yaml
 
-from cbsim.paths import data_folder
-from cbsim.units import MEGA
+from cbsim.base.paths import data_folder
+from cbsim.base.units import MEGA
 
 HOUR_NUM_REQUESTS = 19_366
 """Of the Azure 2023 conversation hour."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cbsim.errors import CalibrationError
+from cbsim.base.errors import CalibrationError
 
 if TYPE_CHECKING:
     from cbsim.calibrate.fit import Report
@@ -253,7 +253,7 @@ def _tell(out: Path, cost: CostFile, report: Report, picture: bool, as_json: boo
 
 def _show_progress(done: int, total: int, left_s: float | None) -> None:
     """On a terminal a line that stays in its place, in a log one for every tenth of the way."""
-    from cbsim.units import format_seconds
+    from cbsim.base.units import format_seconds
 
     left = f", {format_seconds(left_s)} left" if left_s and done < total else ""
     if sys.stderr.isatty():

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from cbsim.base.units import TERA
 from cbsim.calibrate.accuracy import Errors, predict
 from cbsim.calibrate.attentionfit import seconds_of
 from cbsim.calibrate.plan import PlanPoint
 from cbsim.calibrate.point import Op, Point
 from cbsim.cost.form import StepForm
 from cbsim.specs import GpuSpec, ModelSpec
-from cbsim.units import TERA
 
 Seconds = Callable[[PlanPoint], float]
 """Times a point of a plan. Raises MemoryError if the device has too little memory for it."""

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from cbsim.base.errors import CalibrationError
 from cbsim.calibrate.accuracy import Table, as_json, errors_by_kind, predict, repeatability
 from cbsim.calibrate.attentionfit import fit_decode, fit_fused
 from cbsim.calibrate.densefit import fit_dense
@@ -21,7 +22,6 @@ from cbsim.calibrate.standins import with_stand_ins
 from cbsim.cost.columns import Floats
 from cbsim.cost.costfile import Box, CostFile, file_sha256
 from cbsim.cost.form import StepForm
-from cbsim.errors import CalibrationError
 
 Mask = NDArray[np.bool_]
 

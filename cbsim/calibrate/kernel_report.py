@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cbsim.base.markdown import markdown_table
+from cbsim.base.units import TERA, format_seconds
 from cbsim.calibrate.accuracy import Errors
 from cbsim.calibrate.figures import Reached, Sum, reached, step_errors
 from cbsim.calibrate.meta import Meta
 from cbsim.calibrate.point import Point
 from cbsim.cost.costfile import CostFile
-from cbsim.markdown import markdown_table
 from cbsim.specs import GpuSpec, ModelSpec
-from cbsim.units import TERA, format_seconds
 
 SOFTWARE = ("cbsim", "torch", "triton", "cuda", "driver", "python")
 TABLES = {

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from cbsim.errors import CalibrationError
-from cbsim.registry import did_you_mean
-from cbsim.units import MS_PER_S, NS_PER_S, US_PER_S
+from cbsim.base.errors import CalibrationError
+from cbsim.base.registry import did_you_mean
+from cbsim.base.units import MS_PER_S, NS_PER_S, US_PER_S
 
 USUAL_NAMES: dict[str, tuple[str, ...]] = {
     "layer": ("layer", "op", "op_name", "operator", "name", "kernel", "module"),

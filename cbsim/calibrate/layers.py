@@ -22,16 +22,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from cbsim.base.errors import CalibrationError
+from cbsim.base.registry import did_you_mean
+from cbsim.base.units import format_seconds
 from cbsim.calibrate.layer_ops import Runs, runs_of
 from cbsim.calibrate.layer_tables import read_table
 from cbsim.calibrate.meta import Meta
 from cbsim.calibrate.plausible import check_plausible
 from cbsim.calibrate.point import Op, Point
 from cbsim.cost.costfile import model_shape
-from cbsim.errors import CalibrationError
-from cbsim.registry import did_you_mean
 from cbsim.specs import GpuSpec, ModelSpec
-from cbsim.units import format_seconds
 
 DENSE_COLUMNS = ("layer", "tokens")
 SEQUENCE_COLUMNS = ("layer", "sequences")

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
+from cbsim.base.errors import CalibrationError
 from cbsim.calibrate.meta import Meta, save_meta
 from cbsim.calibrate.named_spec import gpu_of_device
 from cbsim.calibrate.plan import PlanName, PlanPoint, make_plan
@@ -23,7 +24,6 @@ from cbsim.calibrate.profile_folder import writing
 from cbsim.calibrate.resume import check_resumable, resume
 from cbsim.calibrate.room import Room, find_room
 from cbsim.cost.costfile import model_shape
-from cbsim.errors import CalibrationError
 from cbsim.kernels.device import Device, open_device
 from cbsim.kernels.rig import BLOCK_SIZE, Call, Rig
 from cbsim.kernels.shard import Shard

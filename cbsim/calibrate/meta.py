@@ -6,10 +6,10 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError, model_validator
 
+from cbsim.base.errors import CalibrationError
 from cbsim.config.mistakes import plain_words
 from cbsim.config.section import Section
 from cbsim.cost.costfile import SHAPE_FIELDS
-from cbsim.errors import CalibrationError
 
 
 class Meta(Section):

@@ -8,12 +8,12 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
+from cbsim.base.errors import CalibrationError
+from cbsim.base.paths import YAML_SUFFIXES, data_folder, yaml_names
+from cbsim.base.registry import did_you_mean
 from cbsim.config.document import read_document
 from cbsim.config.mistakes import plain_words
 from cbsim.config.section import Section
-from cbsim.errors import CalibrationError
-from cbsim.paths import YAML_SUFFIXES, data_folder, yaml_names
-from cbsim.registry import did_you_mean
 from cbsim.specs import GpuSpec, ModelSpec
 
 S = TypeVar("S", bound=Section)

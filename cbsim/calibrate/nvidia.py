@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cbsim.base.errors import CalibrationError
+from cbsim.base.units import MEGA
 from cbsim.calibrate.meta import Meta
 from cbsim.calibrate.nvidia_tables import PACKAGE, GemmTable, NvidiaTables
 from cbsim.calibrate.point import Point
 from cbsim.cost.costfile import model_shape
-from cbsim.errors import CalibrationError
 from cbsim.specs import ModelSpec
-from cbsim.units import MEGA
 
 MIN_LENGTH = 16
 """Shorter prompts and contexts are no load worth fitting."""

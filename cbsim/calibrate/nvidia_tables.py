@@ -17,10 +17,10 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from cbsim.base.errors import CalibrationError
+from cbsim.base.registry import did_you_mean
+from cbsim.base.units import MS_PER_S
 from cbsim.cost.columns import Floats
-from cbsim.errors import CalibrationError
-from cbsim.registry import did_you_mean
-from cbsim.units import MS_PER_S
 
 PACKAGE = "aiconfigurator-core"
 ROOT = "aiconfigurator_core/systems"

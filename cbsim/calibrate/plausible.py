@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from cbsim.base.errors import CalibrationError
+from cbsim.base.units import MS_PER_S
 from cbsim.calibrate.point import Point
-from cbsim.errors import CalibrationError
 from cbsim.specs import GpuSpec, ModelSpec
-from cbsim.units import MS_PER_S
 
 ODD_SHARE = 0.7
 """Of the least time that a data sheet allows; below it something is missing, or not what it is taken for."""

@@ -7,10 +7,10 @@ import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from cbsim.base.errors import CalibrationError
+from cbsim.base.registry import did_you_mean
+from cbsim.base.units import S_PER_HOUR
 from cbsim.calibrate.point import OPS, SPLITS, Point
-from cbsim.errors import CalibrationError
-from cbsim.registry import did_you_mean
-from cbsim.units import S_PER_HOUR
 
 COLUMNS = (
     "op",

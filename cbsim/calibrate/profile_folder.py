@@ -6,13 +6,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from cbsim.base.errors import CalibrationError
+from cbsim.base.scratch_folder import scratch_folder
 from cbsim.calibrate.fit import Report, fit_cost_file
 from cbsim.calibrate.meta import Meta, read_meta, save_meta
 from cbsim.calibrate.point import Point
 from cbsim.calibrate.pointsfile import read_points, write_points
 from cbsim.cost.costfile import CostFile
-from cbsim.errors import CalibrationError
-from cbsim.scratch import scratch_folder
 
 POINTS, META, COST = "points.csv", "meta.json", "cost.json"
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from cbsim.base.errors import CalibrationError
 from cbsim.calibrate.meta import Meta
 from cbsim.calibrate.plan import PlanPoint
 from cbsim.calibrate.point import Point
 from cbsim.calibrate.pointsfile import read_points, write_points
 from cbsim.calibrate.profile_folder import origin_of
-from cbsim.errors import CalibrationError
 
 SOFTWARE = {"torch": "version of torch", "threads": "number of threads", "attention": "attention backend"}
 """Of `meta.software` what timings of one file must have in common, and what a reader calls it."""

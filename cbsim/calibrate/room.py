@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cbsim.base.errors import CalibrationError
+from cbsim.base.units import MIB, format_bytes
 from cbsim.calibrate.plan import Limits
-from cbsim.errors import CalibrationError
 from cbsim.kernels.device import Device
 from cbsim.kernels.rig import BLOCK_SIZE
 from cbsim.kernels.shard import Shard
-from cbsim.units import MIB, format_bytes
 
 KV_SHARE = 0.7
 """Share of what is free beside the weights that the KV cache takes; activations and graphs have the rest."""

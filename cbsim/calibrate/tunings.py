@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
 
+from cbsim.base.markdown import markdown_table
+from cbsim.base.units import TERA
 from cbsim.calibrate.figures import Seconds
 from cbsim.calibrate.plan import PlanPoint
 from cbsim.kernels.rig import Rig
 from cbsim.kernels.triton_backend import DecodeTuning, TritonBackend, cannot_run
-from cbsim.markdown import markdown_table
-from cbsim.units import TERA
 
 SIZES = ((64, 4096), (16, 16384), (256, 1024))
 """Decodes x context that are timed."""

@@ -11,12 +11,12 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal
 
 from cbsim.address import Address
+from cbsim.base.errors import ConfigError
 from cbsim.capacity.curve import complete_curves
 from cbsim.capacity.plan import Plan
 from cbsim.capacity.progress import CapacityProgress
 from cbsim.capacity.search import SearchOutcome, SearchTask, search
 from cbsim.capacity.verdict import Contender, Evidence, judge_all
-from cbsim.errors import ConfigError
 from cbsim.experiment import Experiment
 from cbsim.labels import label_values, point_name
 from cbsim.manifest import hash_mapping

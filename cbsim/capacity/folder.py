@@ -7,13 +7,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from cbsim.base.errors import CbsimError
+from cbsim.base.paths import write_text
 from cbsim.capacity.answer import CapacityAnswer
 from cbsim.capacity.plan import Plan
 from cbsim.capacity.verdict import Contender
-from cbsim.errors import CbsimError
 from cbsim.intervals import Interval
 from cbsim.output import ANSWER, check_capacity_target, has_file
-from cbsim.paths import write_text
 from cbsim.sweep import save_table
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cbsim.errors import ConfigError
+from cbsim.base.errors import ConfigError
 from cbsim.intervals import CONFIDENCE
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from cbsim.address import Address
-from cbsim.errors import CbsimError
+from cbsim.base.errors import CbsimError
 from cbsim.experiment import Experiment
 from cbsim.metrics import flatten
 from cbsim.result import Result

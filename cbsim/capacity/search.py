@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cbsim.base.errors import CbsimError
 from cbsim.capacity.bracket import Bracket
 from cbsim.capacity.probe import ProbeStore
-from cbsim.errors import CbsimError
 from cbsim.experiment import Experiment
 
 ALONE_FACTOR = 1e-6

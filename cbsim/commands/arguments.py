@@ -46,8 +46,8 @@ with_out = click.option("--out", type=click.Path(path_type=Path), metavar="DIR",
 
 def load_experiment(config: str, overrides: tuple[str, ...]) -> Experiment:
     """The experiment that CONFIG means, its notes told on standard error; raises `ConfigError`."""
+    from cbsim.base.paths import find_experiment
     from cbsim.experiment import Experiment
-    from cbsim.paths import find_experiment
 
     experiment = Experiment.load(find_experiment(config), overrides)
     for note in experiment.notes:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from cbsim.base.errors import CbsimError
 from cbsim.command_group import INTERRUPTED
 from cbsim.commands.arguments import load_experiment, print_json, with_json, with_out, with_quiet, with_set
-from cbsim.errors import CbsimError
 
 if TYPE_CHECKING:
     from cbsim.bench.scaling import Scales

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from cbsim.base.units import format_seconds
 from cbsim.command_group import INTERRUPTED
 from cbsim.commands.arguments import (
     load_experiment,
@@ -21,7 +22,6 @@ from cbsim.commands.arguments import (
     with_set,
     with_workers,
 )
-from cbsim.units import format_seconds
 
 if TYPE_CHECKING:
     from cbsim.capacity import CapacityProgress

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from cbsim.base.errors import CbsimError
 from cbsim.commands.arguments import load_experiment, print_json, with_json, with_quiet, with_set
 from cbsim.commands.explain_steps import (
     TERMINAL,
@@ -19,7 +20,6 @@ from cbsim.commands.explain_steps import (
     show_steps,
     terminal_width,
 )
-from cbsim.errors import CbsimError
 
 if TYPE_CHECKING:
     from cbsim.experiment import Experiment

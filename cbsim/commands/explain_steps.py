@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from cbsim.base.errors import CbsimError
 from cbsim.command_group import INTERRUPTED
 from cbsim.commands.arguments import print_json
-from cbsim.errors import CbsimError
 
 if TYPE_CHECKING:
     from cbsim.explain.batch_step import BatchStep

@@ -8,6 +8,7 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import ValidationError
 
+from cbsim.base.errors import ConfigError
 from cbsim.config.document import Document
 from cbsim.config.expected import Expected
 from cbsim.config.fields import FOLDER
@@ -17,7 +18,6 @@ from cbsim.config.naming import Names
 from cbsim.config.overrides import SWEEP, Override, split_key
 from cbsim.config.section import Section
 from cbsim.config.yaml_text import Keys
-from cbsim.errors import ConfigError
 
 S = TypeVar("S", bound=Section)
 

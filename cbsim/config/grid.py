@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from cbsim.base.errors import ConfigError
 from cbsim.config.condition import Condition, parse_condition
 from cbsim.config.document import Document, describe_value
 from cbsim.config.overrides import SWEEP, SWEEP_WORDS, split_key
 from cbsim.config.yaml_text import Keys
-from cbsim.errors import ConfigError
 
 MAX_POINTS = 100_000
 

@@ -11,8 +11,8 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field, ValidationError
 
+from cbsim.base.errors import CalibrationError
 from cbsim.config.section import Section
-from cbsim.errors import CalibrationError
 
 Kind = Literal["dense", "logits", "prefill", "decode", "mixed"]
 KINDS: tuple[Kind, ...] = ("dense", "logits", "prefill", "decode", "mixed")

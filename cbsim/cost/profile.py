@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
+from cbsim.base.errors import ConfigError
 from cbsim.config.section import ComponentConfig
 from cbsim.cost.base import CostModel, StepShape
 from cbsim.cost.columns import Floats, Ints, StepColumns
@@ -21,7 +22,6 @@ from cbsim.cost.errors import KernelErrors
 from cbsim.cost.form import StepForm
 from cbsim.cost.host import Host, HostTime
 from cbsim.cost.uncertain import UncertainStep
-from cbsim.errors import ConfigError
 from cbsim.specs import GpuSpec, ModelSpec
 
 VLLM_GRAPH_BATCH_SIZES = [1, 2, 4, *range(8, 257, 8), *range(272, 513, 16)]

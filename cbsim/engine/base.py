@@ -6,9 +6,9 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
+from cbsim.base.errors import PluginError
 from cbsim.cost.base import CostModel
 from cbsim.engine.slice_log import Slices
-from cbsim.errors import PluginError
 from cbsim.recorder import Column, Recorder
 from cbsim.request import Request
 from cbsim.schedulers.base import Scheduler

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from cbsim.pieces import pieces
+from cbsim.base.column_pieces import pieces
 from cbsim.recorder import SLICE_STEP_COLUMNS, STEP_COLUMNS, Column, Table, as_column
 
 RUN_REALS = ("scheduled_at_s", "start_s", "transfer_s", "num_attention_pairs")

@@ -6,8 +6,8 @@ from array import array
 
 import numpy as np
 
+from cbsim.base.column_pieces import pieces
 from cbsim.gaps import distinct_gaps
-from cbsim.pieces import pieces
 from cbsim.recorder import Column, Table, as_column
 from cbsim.request import Request
 

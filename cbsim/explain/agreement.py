@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+from cbsim.base.errors import CbsimError
 from cbsim.engine.reference import Step
-from cbsim.errors import CbsimError
 from cbsim.explain.run_tables import steps_of
 from cbsim.manifest import hash_files, package_version
 from cbsim.request import Request

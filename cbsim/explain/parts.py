@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from cbsim.errors import CbsimError
+from cbsim.base.errors import CbsimError
 from cbsim.latency import PARTS, TTFT_PARTS
 from cbsim.result import Result
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from cbsim.errors import CbsimError
+from cbsim.base.errors import CbsimError
 from cbsim.explain.batch_step import BatchStep, Share
 from cbsim.explain.rerun import Window
 from cbsim.explain.run_tables import steps_of

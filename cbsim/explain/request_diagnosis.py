@@ -9,13 +9,13 @@ from typing import Any
 
 import pandas as pd
 
-from cbsim.errors import CbsimError
+from cbsim.base.errors import CbsimError
+from cbsim.base.units import format_seconds
 from cbsim.explain.parts import Breakdown, breakdown, has_parts
 from cbsim.explain.request_story import MAX_CULPRITS, Entry, RequestStory
 from cbsim.explain.rerun import Window
 from cbsim.explain.run_tables import steps_of
 from cbsim.explain.source import Source
-from cbsim.units import format_seconds
 
 _MAX_COMPARED = 20_000
 """Names of so many requests are compared with one that isn't there."""

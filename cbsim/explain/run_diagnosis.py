@@ -7,10 +7,10 @@ from typing import Any
 
 import pandas as pd
 
+from cbsim.base.units import format_seconds
 from cbsim.explain.parts import Breakdown, breakdown
 from cbsim.latency.means import slowest
 from cbsim.result import Result
-from cbsim.units import format_seconds
 
 LATENCIES = {"ttft": "TTFT", "e2e": "E2E"}
 

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from cbsim.errors import CbsimError
+from cbsim.base.errors import CbsimError
 from cbsim.experiment import Experiment
 from cbsim.explain.agreement import Agreement, changed_inputs, changes_since
 from cbsim.explain.recorded import recorded_steps

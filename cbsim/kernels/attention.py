@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cbsim.base.registry import Registry
 from cbsim.kernels.shard import Shard
-from cbsim.registry import Registry
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 
-from cbsim.errors import CalibrationError
+from cbsim.base.errors import CalibrationError
+from cbsim.base.registry import did_you_mean
+from cbsim.base.units import MIB
 from cbsim.kernels.memory import free_bytes
-from cbsim.registry import did_you_mean
-from cbsim.units import MIB
 
 KINDS = ("cuda", "cpu")
 PACKAGES = ("cbsim", "torch", "triton", "numpy")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from cbsim.units import KIB
+from cbsim.base.units import KIB
 
 MEMINFO = Path("/proc/meminfo")
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cbsim.errors import ConfigError
+from cbsim.base.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)

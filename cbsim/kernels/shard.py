@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from cbsim.errors import CalibrationError
+from cbsim.base.errors import CalibrationError
 from cbsim.specs import ModelSpec
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

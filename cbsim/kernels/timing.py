@@ -11,8 +11,8 @@ from time import perf_counter
 import numpy as np
 import torch
 
+from cbsim.base.units import MS_PER_S
 from cbsim.kernels.device import Device
-from cbsim.units import MS_PER_S
 
 Call = Callable[[], object]
 MakeCalls = Callable[[int], list[Call]]

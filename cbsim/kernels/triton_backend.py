@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cbsim.errors import CalibrationError
+from cbsim.base.errors import CalibrationError
 from cbsim.kernels.attention import AttentionBackend, ChunkBatch, DecodeBatch, LayerCache
 from cbsim.kernels.sdpa import SdpaBackend
 from cbsim.kernels.shard import Shard

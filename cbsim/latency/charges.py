@@ -7,13 +7,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from cbsim.base.column_pieces import pieces
 from cbsim.cost.base import CostModel
 from cbsim.engine.slice_log import Slices
 from cbsim.latency.prices import StepPrices
 from cbsim.latency.spans import Spans
 from cbsim.latency.steps import StepTimes
 from cbsim.latency.ticks import RangeSums, Ticks
-from cbsim.pieces import pieces
 from cbsim.recorder import Column
 from cbsim.schedulers.step_plan import WaitingFor
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from cbsim.errors import ConfigError
+from cbsim.base.errors import ConfigError
 from cbsim.kernels.sampling import SamplingParams
 from cbsim.live.engine import LiveEngine, wall_clock
 from cbsim.live.pool import LivePool

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import click
 
-from cbsim.errors import ConfigError
-from cbsim.units import format_count, format_seconds
+from cbsim.base.errors import ConfigError
+from cbsim.base.units import format_count, format_seconds
 
 
 @click.command()
@@ -52,10 +52,10 @@ def live(
         from cbsim.live.weights import Checkpoint
     except ImportError as error:
         raise ConfigError(f"a live run needs torch: pip install 'cbsim[torch]' ({error})") from error
+    from cbsim.base.paths import find_experiment
     from cbsim.experiment import Experiment
     from cbsim.kernels.sampling import SamplingParams
     from cbsim.output import check_run_target
-    from cbsim.paths import find_experiment
 
     experiment = Experiment.load(find_experiment(config), overrides)
     experiment.check_one_run(config)

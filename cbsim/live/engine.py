@@ -8,10 +8,10 @@ from collections import deque
 from collections.abc import Callable
 from typing import ClassVar
 
+from cbsim.base.errors import ConfigError
 from cbsim.config.section import ComponentConfig
 from cbsim.cost.base import CostModel, StepShape
 from cbsim.engine.reference import ReferenceEngine, Step
-from cbsim.errors import ConfigError
 from cbsim.live.pool import LivePool
 from cbsim.live.runner import LiveSlice, ModelRunner, Moves
 from cbsim.live.tokens import TokenBook

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from cbsim.errors import ConfigError
+from cbsim.base.errors import ConfigError
+from cbsim.base.units import GIB, format_bytes
 from cbsim.experiment import Experiment
 from cbsim.kernels.memory import free_bytes
 from cbsim.kernels.sampling import SamplingParams
@@ -26,7 +27,6 @@ from cbsim.recorder import Recorder, RunLog
 from cbsim.result import Result
 from cbsim.run import collect, log_notes, make_audience, make_cost_model, make_prices, make_workload
 from cbsim.schedulers import SCHEDULERS, Resources, Scheduler
-from cbsim.units import GIB, format_bytes
 from cbsim.workload.base import Workload
 
 KV_SHARE = 0.8

@@ -12,10 +12,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cbsim.errors import ConfigError
+from cbsim.base.errors import ConfigError
+from cbsim.base.registry import did_you_mean
+from cbsim.base.units import MIB
 from cbsim.kernels.decoder import Decoder
-from cbsim.registry import did_you_mean
-from cbsim.units import MIB
 
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 MAX_HEADER_BYTES = 100 * MIB

@@ -1,8 +1,8 @@
 """Observers by name: who watches a run, told of requests and steps as they happen."""
 
+from cbsim.base.registry import Registry
 from cbsim.observers.base import Needs, ObservedRun, Observer
 from cbsim.observers.step_view import StepView
-from cbsim.registry import Registry
 
 OBSERVERS: Registry[Observer] = Registry(
     "observer",

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from pydantic import Field
 
+from cbsim.base.units import format_seconds
 from cbsim.config.section import ComponentConfig
 from cbsim.observers.base import Needs, ObservedRun, Observer
 from cbsim.observers.spool import Spool
 from cbsim.observers.step_view import StepView
 from cbsim.request import Request, RequestState
-from cbsim.units import format_seconds
 
 
 class LogConfig(ComponentConfig):

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from pydantic import Field
 
+from cbsim.base.errors import PluginError
 from cbsim.config.section import ComponentConfig
-from cbsim.errors import PluginError
 from cbsim.kvcache import IdentityPool
 from cbsim.observers.base import Needs, ObservedRun, Observer
 from cbsim.observers.columns import Columns, Table

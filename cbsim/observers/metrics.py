@@ -8,12 +8,12 @@ from pathlib import Path
 
 from pydantic import Field
 
+from cbsim.base.errors import CbsimError
+from cbsim.base.paths import write_text
 from cbsim.config.section import ComponentConfig
-from cbsim.errors import CbsimError
 from cbsim.observers.base import Needs, ObservedRun, Observer
 from cbsim.observers.metric_set import MetricSet
 from cbsim.observers.step_view import StepView
-from cbsim.paths import write_text
 from cbsim.request import Request, RequestState
 
 _BEGINNING = "# HELP cbsim:"

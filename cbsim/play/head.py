@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from cbsim.base.units import format_seconds
 from cbsim.request import Request
 from cbsim.schedulers import Scheduler
 from cbsim.schedulers.paged import PagedScheduler
 from cbsim.schedulers.reserving import ReservingScheduler
 from cbsim.schedulers.static import StaticScheduler
-from cbsim.units import format_seconds
 
 
 def why_waiting(scheduler: Scheduler, now: float, budget: int | None, num_preempted: int) -> str:

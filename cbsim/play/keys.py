@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from cbsim.errors import CbsimError
-from cbsim.registry import did_you_mean
+from cbsim.base.errors import CbsimError
+from cbsim.base.registry import did_you_mean
 
 _SEQUENCE = re.compile(r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|O[@-~])|[\s\S]")
 _NAMES = {

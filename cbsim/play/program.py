@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.text import Text
 
-from cbsim.errors import CbsimError, ConfigError
+from cbsim.base.errors import CbsimError, ConfigError
 from cbsim.play.prompt import Prompt
 from cbsim.play.saving import free_name
 from cbsim.play.screen import Status, draw

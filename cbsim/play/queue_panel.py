@@ -6,10 +6,10 @@ import textwrap
 
 from rich.text import Text
 
+from cbsim.base.units import format_seconds
 from cbsim.play.look import AGAIN, FAINT, TITLE, badge, title
 from cbsim.play.replica import Replica
 from cbsim.request import Request
-from cbsim.units import format_seconds
 
 _MAX_NAME = 9
 

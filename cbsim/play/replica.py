@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from cbsim.base.errors import ConfigError
 from cbsim.engine.reference import ReferenceEngine
-from cbsim.errors import ConfigError
 from cbsim.experiment import Experiment
 from cbsim.play.event_log import EventLog
 from cbsim.play.head import why_waiting

@@ -6,7 +6,7 @@ import os
 import sys
 import time
 
-from cbsim.errors import CbsimError
+from cbsim.base.errors import CbsimError
 from cbsim.play.keys import read_script
 from cbsim.play.program import Program
 from cbsim.play.screen import MIN_HEIGHT, MIN_WIDTH

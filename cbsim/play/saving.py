@@ -8,11 +8,11 @@ from typing import Any
 
 import yaml
 
+from cbsim.base.errors import CbsimError
+from cbsim.base.paths import YAML_SUFFIXES, DataFolder, data_folder, write_text
 from cbsim.config.document import read_document
 from cbsim.config.section import Section
-from cbsim.errors import CbsimError
 from cbsim.experiment import Experiment
-from cbsim.paths import YAML_SUFFIXES, DataFolder, data_folder, write_text
 from cbsim.play.settings import LIVE
 from cbsim.request import Request
 from cbsim.specs import GpuSpec, ModelSpec

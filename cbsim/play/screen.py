@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from rich.text import Text
 
+from cbsim.base.units import format_seconds
 from cbsim.play.batch_panel import batch_panel
 from cbsim.play.help import help_lines, hints
 from cbsim.play.history_panel import HEIGHT, history_panel
@@ -17,7 +18,6 @@ from cbsim.play.queue_panel import queue_panel
 from cbsim.play.replica import Replica
 from cbsim.play.session import Session
 from cbsim.play.settings import LADDER, LIVE
-from cbsim.units import format_seconds
 
 MIN_WIDTH, MIN_HEIGHT = 60, 18
 _FRAME = 6

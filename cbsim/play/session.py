@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from cbsim.culprit import plugin_error
-from cbsim.errors import CbsimError, ConfigError
+from cbsim.base.errors import CbsimError, ConfigError
+from cbsim.base.plugin_errors import plugin_error
 from cbsim.experiment import Experiment
 from cbsim.play.replica import Replica
 from cbsim.play.saving import save

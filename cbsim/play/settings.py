@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from cbsim.errors import ConfigError
+from cbsim.base.errors import ConfigError
+from cbsim.base.registry import did_you_mean
 from cbsim.experiment import Experiment
-from cbsim.registry import did_you_mean
 from cbsim.request import Request
 from cbsim.schedulers import SCHEDULERS
 

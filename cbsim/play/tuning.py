@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from cbsim.base.errors import ConfigError
 from cbsim.cost import CostModel
-from cbsim.errors import ConfigError
 from cbsim.experiment import Experiment
 from cbsim.kvcache import BlockPool
 from cbsim.play.pool import PlayPool

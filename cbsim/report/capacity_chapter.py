@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cbsim.base.units import MS_PER_S
 from cbsim.capacity import CapacityAnswer
 from cbsim.report.bar_plot import capacity_bars
 from cbsim.report.capacity_text import capacity_table, describe_slo, meaning, sentence
@@ -10,7 +11,6 @@ from cbsim.report.html_table import Cell, HtmlTable
 from cbsim.report.notes import merged_notes
 from cbsim.report.rate_plot import RATE, rate_picture
 from cbsim.report.text import format_figure, format_share
-from cbsim.units import MS_PER_S
 
 _CURVE = {
     RATE: ("requests/s", 1),

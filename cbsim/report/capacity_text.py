@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from cbsim.base.units import format_seconds
 from cbsim.capacity import CapacityAnswer, Contender
 from cbsim.intervals import Interval
 from cbsim.replicates import is_known_by_spread
 from cbsim.report.differences import format_interval
 from cbsim.report.text import MISSING, Table, format_figure, format_share
-from cbsim.units import format_seconds
 
 
 def capacity_table(answer: CapacityAnswer) -> Table:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter
 
+from cbsim.base.units import MS_PER_S
 from cbsim.recorder import Column
 from cbsim.report.style import INK, head, line_style, new_figure, styled
 from cbsim.result import Result
-from cbsim.units import MS_PER_S
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from cbsim.base.units import MS_PER_S
 from cbsim.compare import WITHIN_SLO, Comparison, Difference
 from cbsim.intervals import Interval
 from cbsim.report.text import Table, format_figure, format_share
-from cbsim.units import MS_PER_S
 
 _NAMES = {
     "ttft_s": ("TTFT", "s"),

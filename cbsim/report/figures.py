@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from cbsim.units import MS_PER_S
+from cbsim.base.units import MS_PER_S
 
 SAME = 0.005
 """Figures nearer to each other than this share of the better one are taken for the same."""

@@ -15,12 +15,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cbsim.errors import CbsimError
+from cbsim.base.errors import CbsimError
+from cbsim.base.units import US_PER_S
 from cbsim.report.lanes import assign_lanes
 from cbsim.report.request_spans import RequestSpans, Span
 from cbsim.report.utilization import has_utilization, step_mbu, step_mfu
 from cbsim.result import Result
-from cbsim.units import US_PER_S
 
 if TYPE_CHECKING:
     import pandas as pd

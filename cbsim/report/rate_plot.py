@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter
 
+from cbsim.base.units import MS_PER_S
 from cbsim.capacity import CapacityAnswer
 from cbsim.replicates import HIGH, LOW, across_replicates, is_known_by_spread
 from cbsim.report.style import FAINT, INK, head, line_style, new_figure, styled
-from cbsim.units import MS_PER_S
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

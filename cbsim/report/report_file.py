@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from cbsim.base.errors import CbsimError
+from cbsim.base.paths import write_text
 from cbsim.capacity.folder import load_capacity
-from cbsim.errors import CbsimError
 from cbsim.output import (
     REPORT_MARK,
     check_report_target,
@@ -14,7 +15,6 @@ from cbsim.output import (
     is_run_folder,
     is_sweep_folder,
 )
-from cbsim.paths import write_text
 from cbsim.report.capacity_chapter import capacity_chapter
 from cbsim.report.chapter import Chapter
 from cbsim.report.differences import run_labels

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from cbsim.base.units import format_seconds
 from cbsim.explain.request_diagnosis import RequestDiagnosis
 from cbsim.explain.request_story import MAX_CULPRITS, Entry
 from cbsim.report.text import Table
-from cbsim.units import format_seconds
 
 MAX_CHUNKS = 8
 """More chunks in a row are told as one line between the first and the last of them."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from cbsim.base.units import MS_PER_S
 from cbsim.compare import STATISTICS, compare
 from cbsim.explain.parts import WORDS, has_parts
 from cbsim.explain.run_diagnosis import LATENCIES as LATENCY_NAMES
@@ -24,7 +25,6 @@ from cbsim.report.timeline_plot import timeline
 from cbsim.report.utilization import has_utilization
 from cbsim.report.utilization_plot import utilization
 from cbsim.result import Result
-from cbsim.units import MS_PER_S
 
 LATENCIES = {
     "queue_s": ("queue (s)", 1),

@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
+from cbsim.base.units import MEGA, US_PER_S, format_count
 from cbsim.report.style import FAINT, PALETTE, head, new_figure, styled
 from cbsim.report.text import format_figure
-from cbsim.units import MEGA, US_PER_S, format_count
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator, PercentFormatter
 
+from cbsim.base.units import MS_PER_S
 from cbsim.recorder import Column
 from cbsim.report.style import FAINT, INK, head, line_style, new_figure, styled
-from cbsim.units import MS_PER_S
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -5,9 +5,9 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Callable, Sequence
 
+from cbsim.base.units import format_seconds
 from cbsim.explain.batch_step import BatchStep
 from cbsim.report.text import MISSING, Table
-from cbsim.units import format_seconds
 
 MAX_NAMED = 4
 """Of more chunks, or requests to which the same happened, the rest are counted."""

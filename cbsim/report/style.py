@@ -9,7 +9,7 @@ import matplotlib as mpl
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from cbsim.errors import CbsimError
+from cbsim.base.errors import CbsimError
 from cbsim.output import PICTURE_MAKER
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from cbsim.errors import CbsimError
+from cbsim.base.errors import CbsimError
 from cbsim.labels import short_keys
 from cbsim.replicates import HIGH, LOW, is_known_by_spread
 from cbsim.report.capacity_text import describe_slo

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import pandas as pd
 from matplotlib.ticker import NullLocator, PercentFormatter
 
+from cbsim.base.units import MS_PER_S
 from cbsim.labels import point_name, short_keys
 from cbsim.report.style import head, line_style, new_figure, styled
-from cbsim.units import MS_PER_S
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cbsim.errors import CbsimError
+from cbsim.base.errors import CbsimError
 from cbsim.intervals import Interval, bootstrap_interval, t_interval
 from cbsim.labels import point_name
 from cbsim.replicates import BOOKKEEPING, HIGH, LOW, NUM_REPLICATES, SEED, across_replicates, swept_columns

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.ticker import PercentFormatter
 
+from cbsim.base.units import S_PER_DAY, S_PER_HOUR
 from cbsim.report.style import INK, PALETTE, head, new_figure, save_figure, styled
-from cbsim.units import S_PER_DAY, S_PER_HOUR
 from cbsim.workload.base import Workload
 from cbsim.workload.batch import FloatColumn, IntColumn
 from cbsim.workload.stats import WorkloadColumns

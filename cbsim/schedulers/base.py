@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
+from cbsim.base.errors import PluginError
 from cbsim.config.section import ComponentConfig
-from cbsim.errors import PluginError
 from cbsim.kvcache import BlockPool, PrefixHit
 from cbsim.request import Request, RequestState
 from cbsim.schedulers.queues import FcfsQueue, WaitingQueue

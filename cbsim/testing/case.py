@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from cbsim.base.units import MIB
 from cbsim.cost.base import CostModel, StepShape
 from cbsim.kvcache import BlockPool, IdentityPool
 from cbsim.request import Request
 from cbsim.schedulers import Prices, Resources, Scheduler, SchedulerConfig
-from cbsim.units import MIB
 from cbsim.workload.base import Workload, WorkloadConfig
 
 RECOMPUTE_S_PER_TOKEN = 2.0**-10

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cbsim.errors import ConfigError, WorkloadError
-from cbsim.units import MS_PER_S, format_count, format_seconds
+from cbsim.base.errors import ConfigError, WorkloadError
+from cbsim.base.units import MS_PER_S, format_count, format_seconds
 
 if TYPE_CHECKING:
     from cbsim.experiment import Experiment
@@ -100,9 +100,9 @@ def validate(
 
 def _load(config: str, overrides: tuple[str, ...], profile: Path | None, *, is_live: bool) -> Experiment:
     """The experiment; `--set cost_model.KEY=...` is of the profile given, whatever CONFIG's cost model is."""
+    from cbsim.base.paths import find_experiment
     from cbsim.cost.profile import ProfileConfig
     from cbsim.experiment import Experiment
-    from cbsim.paths import find_experiment
     from cbsim.validate.live_run import IN_TURNS
 
     path = find_experiment(config)

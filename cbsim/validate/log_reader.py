@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from cbsim.errors import WorkloadError
+from cbsim.base.errors import WorkloadError
+from cbsim.base.registry import did_you_mean
 from cbsim.output import is_run_folder
 from cbsim.recorder import Column
-from cbsim.registry import did_you_mean
 from cbsim.result import Result, load_run
 from cbsim.validate.server_log import ServerLog
 

@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from cbsim.errors import WorkloadError
+from cbsim.base.errors import WorkloadError
 from cbsim.recorder import Column
 from cbsim.request import Request
 from cbsim.workload.base import Workload, WorkloadConfig

@@ -1,6 +1,6 @@
 """Workloads by name."""
 
-from cbsim.registry import Registry
+from cbsim.base.registry import Registry
 from cbsim.workload.base import Workload, WorkloadConfig
 
 WORKLOADS: Registry[Workload] = Registry(

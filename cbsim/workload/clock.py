@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from cbsim.units import MS_PER_S
+from cbsim.base.units import MS_PER_S
 from cbsim.workload.batch import FloatColumn
 
 EPOCH_S = 1e9

@@ -16,7 +16,7 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet
 
-from cbsim.errors import WorkloadError
+from cbsim.base.errors import WorkloadError
 from cbsim.request import Request
 from cbsim.workload.base import Workload
 from cbsim.workload.batch import BATCH_SIZE

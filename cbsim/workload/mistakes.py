@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cbsim.errors import WorkloadError
+from cbsim.base.errors import WorkloadError
 
 MAX_LINES_TOLD = 20
 _KEPT = 50 * MAX_LINES_TOLD

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from cbsim.errors import WorkloadError
+from cbsim.base.errors import WorkloadError
+from cbsim.base.units import format_count, format_seconds
 from cbsim.request import Request
-from cbsim.units import format_count, format_seconds
 from cbsim.workload.base import Workload
 from cbsim.workload.batch import FloatColumn, IntColumn
 from cbsim.workload.prefixes import PrefixTree

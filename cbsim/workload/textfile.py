@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from cbsim.units import MIB
+from cbsim.base.units import MIB
 from cbsim.workload.mistakes import Mistakes
 
 BLOCK_BYTES = 4 * MIB

@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from cbsim.errors import WorkloadError
+from cbsim.base.errors import WorkloadError
 from cbsim.request import Request
 from cbsim.workload.base import Workload, WorkloadConfig
 from cbsim.workload.clock import clock_notes

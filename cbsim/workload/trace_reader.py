@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cbsim.errors import WorkloadError
-from cbsim.registry import did_you_mean
+from cbsim.base.errors import WorkloadError
+from cbsim.base.registry import did_you_mean
 from cbsim.request import Segments
 from cbsim.workload.formats import MOONCAKE_BLOCK_TOKENS, Field, Format, detect
 from cbsim.workload.mistakes import Mistakes

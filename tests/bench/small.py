@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from cbsim.base.units import MEGA
 from cbsim.bench.ledger import Ledger
 from cbsim.bench.machine import Machine
 from cbsim.bench.measure import Measured, measure_scaled
@@ -13,7 +14,6 @@ from cbsim.bench.scaling import Axis, Scales, Study
 from cbsim.bench.study import Row
 from cbsim.experiment import Experiment
 from cbsim.pool import WorkerLost
-from cbsim.units import MEGA
 
 GENERATOR = {
     "type": "synthetic",

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cbsim.base.errors import WorkloadError
 from cbsim.bench.repeated import RepeatedTrace
-from cbsim.errors import WorkloadError
 from cbsim.request import Request
 from cbsim.workload.trace import TraceWorkload
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from cbsim.base.errors import ConfigError
 from cbsim.bench.scaling import Axis, Scales, Study, parse_values
-from cbsim.errors import ConfigError
 from cbsim.experiment import Experiment
 from cbsim.request import Request
 from cbsim.run import make_workload, simulate

@@ -9,16 +9,16 @@ from typing import Any
 
 import pytest
 
+from cbsim.base.errors import CbsimError, WorkloadError
+from cbsim.base.units import MEGA
 from cbsim.bench.ledger import Entry
 from cbsim.bench.machine import Machine
 from cbsim.bench.process import in_fresh_process
 from cbsim.bench.scaling import Axis, Scales, Study
 from cbsim.bench.scaling_tables import scaling_frame, scaling_tables
 from cbsim.bench.study import StudyInterrupted, StudyProgress, measure_study, time_left_s
-from cbsim.errors import CbsimError, WorkloadError
 from cbsim.pool import WorkerLost
 from cbsim.report.scaling_plot import scaling_picture
-from cbsim.units import MEGA
 from tests.bench.small import GENERATOR, MEASURED, SMALL, TRACE, Bench, experiment, open_ledger, row
 
 

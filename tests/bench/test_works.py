@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from cbsim.base.units import MEGA
 from cbsim.bench import measure as measuring
 from cbsim.bench.machine import Machine, cpu_name
 from cbsim.bench.measure import Measured, measure, measure_command, measure_simulation, measure_steps
@@ -25,7 +26,6 @@ from cbsim.experiment import Experiment
 from cbsim.recorder import Recorder
 from cbsim.run import collect, make_cost_model, make_scheduler, make_workload, simulate
 from cbsim.testing import differences
-from cbsim.units import MEGA
 
 SMALL = experiment(poisson(40, 5.0), "vllm")
 MEASURED = Measured(

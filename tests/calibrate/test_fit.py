@@ -6,6 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from cbsim.base.errors import CalibrationError
+from cbsim.base.paths import data_folder
 from cbsim.calibrate.accuracy import Errors, errors_by_kind, predict, repeatability
 from cbsim.calibrate.attentionfit import seconds_of
 from cbsim.calibrate.densefit import fit_dense
@@ -15,8 +17,6 @@ from cbsim.calibrate.point import Point
 from cbsim.calibrate.pointsfile import read_points, write_points
 from cbsim.cost.costfile import file_sha256, model_shape, read_cost_file
 from cbsim.cost.tiles import Tiles
-from cbsim.errors import CalibrationError
-from cbsim.paths import data_folder
 from tests.calibrate.synthetic import decode_point, planned, sizes, timed
 from tests.cost.laws import NUM_LAYERS, make_form
 from tests.test_specs import load_model

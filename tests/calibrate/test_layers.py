@@ -5,8 +5,8 @@ from datetime import date
 
 import pytest
 
+from cbsim.base.errors import CalibrationError
 from cbsim.calibrate.layers import LayerTimings
-from cbsim.errors import CalibrationError
 from tests.test_specs import load_gpu, load_model
 
 DENSE = """layer,tokens,time_us

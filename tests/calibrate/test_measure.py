@@ -11,6 +11,8 @@ pytest.importorskip("torch")
 
 import torch
 
+from cbsim.base.errors import CalibrationError
+from cbsim.base.units import GIB
 from cbsim.calibrate import measure as measuring
 from cbsim.calibrate.measure import Measurement, measure, warnings_of
 from cbsim.calibrate.meta import read_meta
@@ -18,12 +20,10 @@ from cbsim.calibrate.plan import make_plan
 from cbsim.calibrate.point import Point
 from cbsim.calibrate.pointsfile import read_points
 from cbsim.calibrate.room import find_room
-from cbsim.errors import CalibrationError
 from cbsim.kernels.device import Device, open_device
 from cbsim.kernels.sdpa import SdpaBackend
 from cbsim.kernels.shard import Shard
 from cbsim.kernels.timing import CpuTimer, MakeCalls, Timing
-from cbsim.units import GIB
 from tests.kernels.references import load_model
 
 TINY = load_model("tiny")

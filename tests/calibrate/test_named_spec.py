@@ -2,8 +2,8 @@
 
 import pytest
 
+from cbsim.base.errors import CalibrationError
 from cbsim.calibrate.named_spec import gpu_of_device, load_gpu, load_model
-from cbsim.errors import CalibrationError
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 import yaml
 
+from cbsim.base.errors import CalibrationError
 from cbsim.calibrate.nvidia import SAMPLING_KERNELS, Wanted, import_meta, import_points
 from cbsim.calibrate.nvidia_tables import NvidiaTables
-from cbsim.errors import CalibrationError
 from tests.test_specs import load_model
 
 ROWS = (1, 16, 64, 512, 2048, 16_384, 32_768)

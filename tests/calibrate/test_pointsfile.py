@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cbsim.base.errors import CalibrationError
 from cbsim.calibrate.point import Point
 from cbsim.calibrate.pointsfile import COLUMNS, append_point, read_points, write_points
-from cbsim.errors import CalibrationError
 
 HEADER = "op,chunks,B,KV,Kmax,T,S,t_median_s"
 

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from cbsim.base.errors import CbsimError, ConfigError
 from cbsim.capacity import CapacityAnswer, Plan, capacity
 from cbsim.capacity.bracket import Bracket
 from cbsim.capacity.folder import load_capacity, save_capacity, to_json
 from cbsim.capacity.search import SearchOutcome
 from cbsim.capacity.verdict import Evidence
 from cbsim.cli import main
-from cbsim.errors import CbsimError, ConfigError
 from cbsim.intervals import Interval, bootstrap_interval, t_interval
 from cbsim.report.capacity_text import meaning, method, sentence
 

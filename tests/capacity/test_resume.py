@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from cbsim.base.errors import CbsimError
 from cbsim.capacity import CapacityInterrupted, CapacityProgress, Plan, capacity
 from cbsim.capacity.folder import save_capacity, to_json
 from cbsim.capacity.probe import ProbeStore
 from cbsim.cli import main
-from cbsim.errors import CbsimError
 from cbsim.experiment import Experiment
 from cbsim.output import check_sweep_target
 from cbsim.report.capacity_text import method

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cbsim.base.errors import ConfigError
 from cbsim.config.document import Document
 from cbsim.config.grid import Grid, parse_grid
 from cbsim.config.yaml_text import parse_yaml
-from cbsim.errors import ConfigError
 
 
 def grid(text: str, pinned: set[tuple[str | int, ...]] | None = None, seed: int = 0) -> Grid:

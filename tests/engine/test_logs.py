@@ -87,7 +87,7 @@ def test_a_run_of_steps_unfolds_to_its_steps(
         assert log.ends().tolist() == ends[1:]
         is_group_step = np.array([pairs != PROMPT_PAIRS for pairs in one["num_attention_pairs"]])
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("cbsim.pieces.PIECE", piece_size)
+            patch.setattr("cbsim.base.column_pieces.PIECE", piece_size)
             group_end_s = log.group_end_s(num_steps)
         np.testing.assert_array_equal(group_end_s, np.array(ends[1:])[is_group_step])
 
@@ -163,7 +163,7 @@ def test_segments_hold_the_gaps_of_their_tokens(
         assert (made.first_token_at_s, made.last_token_at_s) == (times[0], times[-1])
         longest[index] = max(own[:-1])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cbsim.pieces.PIECE", piece_size)
+        patch.setattr("cbsim.base.column_pieces.PIECE", piece_size)
         found_gaps = log.gaps(ends)
     assert sorted(np.repeat(found_gaps.real, found_gaps.imag.astype(int)).tolist()) == sorted(gaps)
     found: dict[int, float] = {}

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cbsim.base.errors import PluginError
 from cbsim.cost.base import StepShape
 from cbsim.engine.stretch import Stretch, group_steps_s
-from cbsim.errors import PluginError
 from tests.simulation import FixedCost
 
 

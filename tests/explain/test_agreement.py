@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cbsim.errors import CbsimError
+from cbsim.base.errors import CbsimError
 from cbsim.explain.batch_step import BatchStep
 from cbsim.explain.rerun import Window
 from cbsim.explain.source import Source

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cbsim.errors import CbsimError
+from cbsim.base.errors import CbsimError
 from cbsim.explain.request_diagnosis import RequestDiagnosis, diagnose_request
 from cbsim.explain.request_story import Entry
 from cbsim.explain.source import Source

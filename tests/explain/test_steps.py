@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cbsim.errors import CbsimError
+from cbsim.base.errors import CbsimError
 from cbsim.explain.batch_step import BatchStep
 from cbsim.explain.gantt import Gantt
 from cbsim.explain.rerun import Window

@@ -8,7 +8,7 @@ pytest.importorskip("torch")
 
 import torch
 
-from cbsim.errors import CalibrationError, PluginError
+from cbsim.base.errors import CalibrationError, PluginError
 from cbsim.kernels.attention import DecodeBatch, LayerCache, make_backend
 from cbsim.kernels.batch import SequenceSlice, StepBatch
 from cbsim.kernels.decoder import Decoder

@@ -8,8 +8,8 @@ pytest.importorskip("torch")
 
 import torch
 
+from cbsim.base.units import KIB
 from cbsim.kernels import memory
-from cbsim.units import KIB
 
 CPU = torch.device("cpu")
 

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cbsim.base.units import TICKS_PER_S
 from cbsim.cost.base import CostModel
 from cbsim.latency import PARTS, TTFT_PARTS, Replica, request_parts
 from cbsim.metrics import request_latencies
 from cbsim.recorder import RunLog
 from cbsim.testing import Case
-from cbsim.units import TICKS_PER_S
 from tests.latency.naive import naive_parts
 from tests.latency.runs import HostedCost, run
 from tests.latency.whims import WhimsicalCost, WhimsicalScheduler
@@ -66,7 +66,7 @@ def test_parts_are_what_a_walk_from_step_to_step_finds(
     log = run(kind, case, cost, stop_at_s)
     if len(log.steps["step"]):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("cbsim.pieces.PIECE", piece)
+            patch.setattr("cbsim.base.column_pieces.PIECE", piece)
             log = with_reasons(log, seed, cost)
         check(log, cost, is_padded=kind == "static")
 

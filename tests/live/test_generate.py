@@ -11,7 +11,7 @@ pytest.importorskip("torch")
 
 import torch
 
-from cbsim.errors import ConfigError
+from cbsim.base.errors import ConfigError
 from cbsim.live import Generation, SamplingParams, generate
 from cbsim.live.runner import ModelRunner
 from tests.kernels.references import load_model, naive_logits

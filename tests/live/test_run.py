@@ -15,9 +15,9 @@ import torch
 from click.testing import CliRunner
 
 import cbsim
+from cbsim.base.errors import ConfigError
 from cbsim.cost.base import CostModel, StepShape
 from cbsim.engine.reference import ReferenceEngine
-from cbsim.errors import ConfigError
 from cbsim.experiment import Experiment
 from cbsim.kernels.sampling import SamplingParams
 from cbsim.live import run_live

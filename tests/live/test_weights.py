@@ -13,7 +13,7 @@ pytest.importorskip("torch")
 import torch
 from torch import Tensor
 
-from cbsim.errors import ConfigError
+from cbsim.base.errors import ConfigError
 from cbsim.kernels.attention import make_backend
 from cbsim.kernels.decoder import Decoder
 from cbsim.kernels.shard import Shard

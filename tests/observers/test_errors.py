@@ -11,8 +11,8 @@ import pytest
 from click.testing import CliRunner
 
 import cbsim
+from cbsim.base.errors import CbsimError, PluginError
 from cbsim.cli import main
-from cbsim.errors import CbsimError, PluginError
 from cbsim.experiment import Experiment
 from cbsim.observers import Observer
 from cbsim.observers.audience import HOOKS

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cbsim.errors import CbsimError
+from cbsim.base.errors import CbsimError
 from cbsim.play.keys import decode, read_script
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cbsim.errors import CbsimError
+from cbsim.base.errors import CbsimError
 from cbsim.experiment import Experiment
 from cbsim.play.saving import MARK, free_name
 from cbsim.play.session import Session

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cbsim.errors import ConfigError, PluginError
+from cbsim.base.errors import ConfigError, PluginError
 from cbsim.experiment import Experiment
 from cbsim.play.session import Session
 from cbsim.recorder import RunLog

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cbsim.errors import CbsimError
+from cbsim.base.errors import CbsimError
 from cbsim.report.cdf_plot import latency_cdfs
 from cbsim.report.style import PALETTE, line_style, save_figure
 from cbsim.report.timeline_plot import bin_steps, timeline

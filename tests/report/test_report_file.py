@@ -15,10 +15,10 @@ import pytest
 from click.testing import CliRunner
 
 import cbsim
+from cbsim.base.errors import CbsimError
 from cbsim.capacity import Plan, capacity
 from cbsim.capacity.folder import save_capacity
 from cbsim.cli import main
-from cbsim.errors import CbsimError
 from cbsim.report.html_table import Cell, HtmlTable
 from cbsim.report.markup import Markup, prose, tag
 from cbsim.report.report_file import make_report, write_report

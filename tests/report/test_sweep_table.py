@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
+from cbsim.base.errors import CbsimError
 from cbsim.cli import main
-from cbsim.errors import CbsimError
 from cbsim.report.sweep_points import read_sweep_table
 from cbsim.sweep import sweep
 

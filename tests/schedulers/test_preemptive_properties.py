@@ -7,8 +7,8 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from cbsim.base.units import GIB
 from cbsim.kvcache import IdentityPool
-from cbsim.units import GIB
 from tests.schedulers.cases import BLOCK_BYTES, preemptive, row, run
 
 

@@ -11,9 +11,9 @@ import yaml
 from click.testing import CliRunner
 
 import cbsim
+from cbsim.base.paths import data_folder
 from cbsim.calibrate.meta import read_meta, save_meta
 from cbsim.cli import main
-from cbsim.paths import data_folder
 from cbsim.validate.commands import _warnings_of
 from tests.validate.logs import SETTINGS
 

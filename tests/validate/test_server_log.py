@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import cbsim
-from cbsim.errors import WorkloadError
+from cbsim.base.errors import WorkloadError
 from cbsim.validate.log_reader import read_server_log
 from tests.validate.logs import SETTINGS
 

@@ -8,7 +8,7 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
-from cbsim.errors import WorkloadError
+from cbsim.base.errors import WorkloadError
 
 HEADER = "arrived_at,num_prefill_tokens,num_decode_tokens\n"
 AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens\n"

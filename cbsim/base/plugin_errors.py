@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from cbsim.errors import CbsimError, PluginError
+from cbsim.base.errors import CbsimError, PluginError
 
 OWN = "cbsim"
 """The package whose errors are nobody else's."""

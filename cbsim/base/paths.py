@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from cbsim.errors import CbsimError, ConfigError
-from cbsim.registry import did_you_mean
+from cbsim.base.errors import CbsimError, ConfigError
+from cbsim.base.registry import did_you_mean
 
 DataFolder = Literal["workloads", "configs", "experiments", "calibration"]
 
@@ -15,7 +15,7 @@ YAML_SUFFIXES = (".yaml", ".yml")
 
 def data_folder(kind: DataFolder) -> Path:
     """The folder of shipped data: the checkout's if cbsim runs from one, else the wheel's copy of it."""
-    package = Path(__file__).resolve().parent
+    package = Path(__file__).resolve().parents[1]
     checkout = package.parent
     if (checkout / "pyproject.toml").is_file() and (checkout / kind).is_dir():
         return checkout / kind

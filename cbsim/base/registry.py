@@ -11,8 +11,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Generic, TypeVar
 
-from cbsim.culprit import told_in_one_line
-from cbsim.errors import PluginError
+from cbsim.base.errors import PluginError
+from cbsim.base.plugin_errors import told_in_one_line
 
 T = TypeVar("T")
 

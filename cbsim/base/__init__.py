@@ -1,0 +1,1 @@
+"""What everything else stands on: mistakes, units, names of parts, paths and text files."""
