@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 
 from cbsim.recorder import Column
-from cbsim.request import RequestState
+from cbsim.workload.request import RequestState
 
 NUM_PARTS = 10
 """Parts of equal length into which the span of arrivals is cut; the queue is averaged over each."""

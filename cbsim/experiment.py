@@ -19,9 +19,9 @@ from cbsim.config.fields import ByType, Named
 from cbsim.config.overrides import SWEEP, as_options, parse_overrides
 from cbsim.config.section import ComponentConfig, Section
 from cbsim.cost import COST_MODELS
-from cbsim.kvcache import KVCacheConfig
 from cbsim.observers import OBSERVERS
 from cbsim.schedulers import SCHEDULERS, SchedulerConfig
+from cbsim.schedulers.kvcache import KVCacheConfig
 from cbsim.specs import GpuSpec, ModelSpec
 from cbsim.workload import WORKLOADS, WorkloadConfig
 from cbsim.workload.lookup import missing_traces

@@ -14,8 +14,8 @@ import numpy as np
 from cbsim.base.column_pieces import pieces
 from cbsim.limits import limit_notes
 from cbsim.recorder import Column, RunLog
-from cbsim.request import RequestState
 from cbsim.specs import GpuSpec, ModelSpec
+from cbsim.workload.request import RequestState
 
 Summary = dict[str, Any]
 """What `summary.json` holds: plain numbers, texts, lists and mappings; `None` where nothing was measured."""

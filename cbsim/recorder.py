@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cbsim.observers.audience import Audience
-from cbsim.request import Request, RequestState
+from cbsim.workload.request import Request, RequestState
 
 if TYPE_CHECKING:
     from cbsim.engine.slice_log import Slices

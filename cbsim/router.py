@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from cbsim.engine.base import Engine
-from cbsim.request import Request
+from cbsim.workload.request import Request
 
 
 class Router(ABC):

@@ -19,7 +19,6 @@ from cbsim.engine.reference import ReferenceEngine
 from cbsim.engine.slice_log import Slices
 from cbsim.experiment import Experiment
 from cbsim.gaps import distinct_gaps
-from cbsim.kvcache import BlockPool, IdentityPool
 from cbsim.latency import Replica, mean_parts, request_parts
 from cbsim.manifest import make_manifest
 from cbsim.metrics import Deployment, request_latencies, summarize
@@ -27,11 +26,12 @@ from cbsim.observers import OBSERVERS, Needs, ObservedRun, Observer
 from cbsim.observers.audience import Audience
 from cbsim.output import REPORT, RUN_FILES
 from cbsim.recorder import Deferred, MergedSteps, Recorder, RunLog
-from cbsim.request import RequestState
 from cbsim.result import Result
 from cbsim.router import make_router
 from cbsim.schedulers import SCHEDULERS, Prices, Resources, Scheduler
+from cbsim.schedulers.kvcache import BlockPool, IdentityPool
 from cbsim.workload import WORKLOADS, Workload
+from cbsim.workload.request import RequestState
 from cbsim.world import Progress, World
 
 

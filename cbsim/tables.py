@@ -10,7 +10,7 @@ import numpy as np
 from cbsim.latency import PARTS, TTFT_PARTS
 from cbsim.metrics import request_latencies, weighted_quantiles
 from cbsim.recorder import EVENTS, KINDS, Column, RunLog
-from cbsim.request import RequestState
+from cbsim.workload.request import RequestState
 
 if TYPE_CHECKING:
     import pandas as pd

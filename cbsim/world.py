@@ -10,9 +10,9 @@ from simpy.events import EventPriority
 
 from cbsim.engine.base import Engine
 from cbsim.engine.fast import FastEngine
-from cbsim.request import Request
 from cbsim.router import Router
-from cbsim.workload.base import Workload
+from cbsim.workload.request import Request
+from cbsim.workload.request_source import Workload
 from cbsim.workload.think import ThinkTimes
 
 ARRIVAL = EventPriority(1)

@@ -10,7 +10,7 @@ import pytest
 import cbsim
 from cbsim.backlog import backlog_notes, mean_waiting
 from cbsim.recorder import Column
-from cbsim.request import RequestState
+from cbsim.workload.request import RequestState
 
 SEEDS = range(20)
 STEP_S = 0.1

@@ -16,8 +16,8 @@ from cbsim.compare import Comparison, Difference, compare
 from cbsim.intervals import Interval, block_weights
 from cbsim.recorder import RunLog
 from cbsim.report.differences import difference_table, format_interval
-from cbsim.request import RequestState
 from cbsim.result import Result
+from cbsim.workload.request import RequestState
 from tests.run_logs import make_result, random_log
 
 SLO = {"ttft_s": 0.2}

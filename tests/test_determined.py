@@ -13,10 +13,10 @@ import pytest
 from cbsim.determined import is_determined
 from cbsim.experiment import Experiment
 from cbsim.replicates import across_replicates
-from cbsim.request import Request
 from cbsim.run import make_cost_model, make_workload, run_experiment
 from cbsim.schedulers.continuous import ContinuousScheduler
 from cbsim.sweep import SweepProgress, sweep
+from cbsim.workload.request import Request
 from cbsim.workload.trace import TraceWorkload
 
 TRACE = "request_id,arrival_s,num_prompt_tokens,num_output_tokens\n" + "".join(

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cbsim.base.errors import ConfigError
-from cbsim.kvcache import BlockPool, IdentityPool, KVCacheConfig
-from cbsim.request import Request
+from cbsim.schedulers.kvcache import BlockPool, IdentityPool, KVCacheConfig
 from cbsim.specs import GpuSpec, ModelSpec
+from cbsim.workload.request import Request
 
 Token = tuple[str, int]
 

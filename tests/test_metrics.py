@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cbsim.metrics import flatten, summarize, weighted_quantiles
-from cbsim.request import RequestState
+from cbsim.workload.request import RequestState
 from tests.run_logs import PAPER, empty_log, paper_log, random_log
 
 KEYS = [

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from cbsim.recorder import EVENTS, KINDS, MergedSteps, Table
-from cbsim.request import RequestState
 from cbsim.schedulers import SCHEDULERS
 from cbsim.testing import Case, observe
+from cbsim.workload.request import RequestState
 
 
 def test_a_table_gives_its_rows_back_by_column() -> None:

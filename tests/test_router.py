@@ -9,8 +9,8 @@ from typing import Any, cast
 import pytest
 
 from cbsim.engine.base import Engine
-from cbsim.request import Request
 from cbsim.router import Router, make_router
+from cbsim.workload.request import Request
 
 
 @dataclass

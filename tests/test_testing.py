@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 from cbsim.engine.reference import ReferenceEngine
-from cbsim.request import Request
 from cbsim.schedulers import Scheduler, StepPlan
 from cbsim.schedulers.chunked_prefill import ChunkedPrefillScheduler
 from cbsim.schedulers.preemptive import PreemptiveScheduler
@@ -33,6 +32,7 @@ from cbsim.testing import (
 )
 from cbsim.testing.case import NUM_RIVALS, STARVED
 from cbsim.testing.laws import nobody_starves
+from cbsim.workload.request import Request
 
 
 class ExceedsTheBudget(ChunkedPrefillScheduler):

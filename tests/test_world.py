@@ -15,12 +15,12 @@ from cbsim.engine.base import Engine
 from cbsim.engine.fast import FastEngine
 from cbsim.engine.reference import ReferenceEngine
 from cbsim.recorder import EVENTS, Recorder, RunLog
-from cbsim.request import Request, RequestState
 from cbsim.router import RoundRobin, Router
 from cbsim.run import collect
 from cbsim.schedulers import SCHEDULERS
 from cbsim.testing import Case
-from cbsim.workload.base import WorkloadConfig
+from cbsim.workload.request import Request, RequestState
+from cbsim.workload.request_source import WorkloadConfig
 from cbsim.workload.think import ThinkTimes
 from cbsim.world import PROGRESS_EVERY, World, exact_delay
 

@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 from pydantic import Field
 
-from cbsim.request import Request, Segments
-from cbsim.workload.base import MAX_REQUESTS
-from cbsim.workload.batch import ObjectColumn, RequestBatch
+from cbsim.workload.request import Request, Segments
+from cbsim.workload.request_batch import ObjectColumn, RequestBatch
+from cbsim.workload.request_source import MAX_REQUESTS
 from cbsim.workload.trace import TraceWorkload
 from cbsim.workload.trim import Trim
 

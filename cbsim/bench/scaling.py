@@ -14,7 +14,7 @@ from cbsim.experiment import Experiment
 from cbsim.labels import label_values, point_name
 from cbsim.run import make_workload
 from cbsim.workload import WORKLOADS
-from cbsim.workload.base import MAX_REQUESTS
+from cbsim.workload.request_source import MAX_REQUESTS
 from cbsim.workload.trace import TraceWorkload
 
 BACKLOG_RATE_SCALE = float(MEGA)

@@ -8,7 +8,7 @@ from itertools import groupby
 from operator import attrgetter
 
 from cbsim.engine.base import Engine
-from cbsim.request import Request
+from cbsim.workload.request import Request
 
 
 def drive(engine: Engine, requests: Iterator[Request]) -> None:

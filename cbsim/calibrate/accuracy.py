@@ -9,8 +9,8 @@ import numpy as np
 
 from cbsim.calibrate.attentionfit import columns_of, seconds_of
 from cbsim.calibrate.point import Op, Point
-from cbsim.cost.columns import Floats
 from cbsim.cost.form import StepForm
+from cbsim.cost.step_columns import Floats
 
 PERCENT = 100.0
 

@@ -9,7 +9,7 @@ import numpy as np
 from cbsim.calibrate.coefficients import Unknown, Values, fit_with_bend
 from cbsim.calibrate.point import Point
 from cbsim.cost.attention import DecodeAttention, FusedAttention, PrefillAttention
-from cbsim.cost.columns import Floats, StepColumns
+from cbsim.cost.step_columns import Floats, StepColumns
 
 SERVING_WEIGHT = 3.0
 """Weight of points where serving sits: 8 to 128 decodes with 256 to 3,000 tokens of context each."""

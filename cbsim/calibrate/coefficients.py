@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
-from cbsim.cost.columns import Floats
+from cbsim.cost.step_columns import Floats
 
 Values = dict[str, float]
 

@@ -11,8 +11,8 @@ from cbsim.calibrate.attentionfit import seconds_of
 from cbsim.calibrate.coefficients import LOSS_SCALE, soft_weights
 from cbsim.calibrate.leftout import TILES, Mask, can_be_left_out, clearly_best, folds_in_order, left_out_loss
 from cbsim.calibrate.point import Point
-from cbsim.cost.columns import Floats
 from cbsim.cost.form import DenseTable
+from cbsim.cost.step_columns import Floats
 from cbsim.cost.tiles import Tiles
 
 KNOT_RATIO = 1.08

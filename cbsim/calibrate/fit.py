@@ -19,9 +19,9 @@ from cbsim.calibrate.meta import Meta
 from cbsim.calibrate.point import MIN_POINTS, Op, Point
 from cbsim.calibrate.prefillfit import fit_prefill
 from cbsim.calibrate.standins import with_stand_ins
-from cbsim.cost.columns import Floats
 from cbsim.cost.costfile import Box, CostFile, file_sha256
 from cbsim.cost.form import StepForm
+from cbsim.cost.step_columns import Floats
 
 Mask = NDArray[np.bool_]
 

@@ -14,7 +14,7 @@ from cbsim.calibrate.leftout import clearly_best
 from cbsim.calibrate.point import Point
 from cbsim.calibrate.thinning import thinned
 from cbsim.cost.attention import DecodeAttention, FusedAttention, PrefillAttention
-from cbsim.cost.grid import AttentionGrid, ChunkTable, DecodeTable, MixedTable, Skew, Slopes, Table
+from cbsim.cost.attention_grid import AttentionGrid, ChunkTable, DecodeTable, MixedTable, Skew, Slopes, Table
 
 NUM_PARTS = 20
 """Parts of the timings of a grid, each left out once to see what the others say of it."""

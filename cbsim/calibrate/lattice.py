@@ -9,7 +9,7 @@ import numpy as np
 
 from cbsim.calibrate.point import Op, Point
 from cbsim.cost.attention import DecodeAttention, FusedAttention, PrefillAttention
-from cbsim.cost.columns import Floats, StepColumns
+from cbsim.cost.step_columns import Floats, StepColumns
 
 Sizes = tuple[int, ...]
 

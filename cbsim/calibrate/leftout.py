@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cbsim.calibrate.coefficients import soft_loss
-from cbsim.cost.columns import Floats
+from cbsim.cost.step_columns import Floats
 from cbsim.cost.tiles import Tiles
 
 Mask = NDArray[np.bool_]

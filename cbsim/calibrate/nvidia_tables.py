@@ -20,7 +20,7 @@ import yaml
 from cbsim.base.errors import CalibrationError
 from cbsim.base.registry import did_you_mean
 from cbsim.base.units import MS_PER_S
-from cbsim.cost.columns import Floats
+from cbsim.cost.step_columns import Floats
 
 PACKAGE = "aiconfigurator-core"
 ROOT = "aiconfigurator_core/systems"

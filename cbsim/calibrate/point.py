@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from cbsim.cost.base import StepShape
+from cbsim.cost.cost_model import StepShape
 
 Op = Literal["dense", "logits", "prefill", "decode", "mixed", "step"]
 Split = Literal["fit", "repeat", "unseen", "warm"]

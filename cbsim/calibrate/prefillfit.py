@@ -13,7 +13,7 @@ from cbsim.calibrate.coefficients import Fit, Unknown, Values, fit_coefficients,
 from cbsim.calibrate.leftout import NUM_FOLDS, Mask, can_be_left_out, clearly_best, left_out_loss
 from cbsim.calibrate.point import Point
 from cbsim.cost.attention import ChunkLengths, PrefillAttention, Spill
-from cbsim.cost.columns import Floats, StepColumns, num_pairs
+from cbsim.cost.step_columns import Floats, StepColumns, num_pairs
 
 TILES = (16, 32, 64, 128)
 """Tile heights tried: FlashAttention kernels pack the heads of a group, so a tile holds fewer queries."""

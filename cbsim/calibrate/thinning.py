@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cbsim.calibrate.lattice import Lattice
-from cbsim.cost.columns import Floats
-from cbsim.cost.grid import Table
+from cbsim.cost.attention_grid import Table
+from cbsim.cost.step_columns import Floats
 
 TOLERANCE = 0.01
 """A knot is left out if a table without it errs by no more than this share,"""

@@ -17,7 +17,7 @@ from cbsim.base.paths import data_folder
 from cbsim.base.registry import did_you_mean
 from cbsim.config.mistakes import plain_words
 from cbsim.config.section import Section
-from cbsim.cost.base import StepShape
+from cbsim.cost.cost_model import StepShape
 from cbsim.cost.form import StepForm
 from cbsim.specs import ModelSpec
 

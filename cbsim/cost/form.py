@@ -36,8 +36,8 @@ from pydantic import Field, model_validator
 
 from cbsim.config.section import Section
 from cbsim.cost.attention import Coefficient, DecodeAttention, FusedAttention, PrefillAttention
-from cbsim.cost.columns import Floats, Ints, StepColumns
-from cbsim.cost.grid import AttentionGrid
+from cbsim.cost.attention_grid import AttentionGrid
+from cbsim.cost.step_columns import Floats, Ints, StepColumns
 from cbsim.cost.tiles import Tiles
 
 

@@ -7,11 +7,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
 from cbsim.base.errors import PluginError
-from cbsim.cost.base import CostModel
+from cbsim.cost.cost_model import CostModel
 from cbsim.engine.slice_log import Slices
 from cbsim.recorder import Column, Recorder
-from cbsim.request import Request
 from cbsim.schedulers.base import Scheduler
+from cbsim.workload.request import Request
 
 
 class Engine(ABC):

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cbsim.kvcache import BlockPool
 from cbsim.recorder import Column, Table
-from cbsim.request import Request
+from cbsim.schedulers.kvcache import BlockPool
+from cbsim.workload.request import Request
 
 MAX_STALE = 8
 """So many entries of the heap of contexts, for each active member, may be of members that have left."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from cbsim.cost.base import CostModel
+from cbsim.cost.cost_model import CostModel
 from cbsim.engine.base import Engine
 from cbsim.engine.decode_group import DecodeGroup, Member
 from cbsim.engine.mixed_step import Step, slice_of
@@ -17,8 +17,8 @@ from cbsim.engine.step_log import Facts, State, StepLog
 from cbsim.engine.token_log import TokenLog
 from cbsim.observers.step_view import StepView
 from cbsim.recorder import Column, Recorder
-from cbsim.request import Request, RequestState
 from cbsim.schedulers.base import Scheduler, Slice, StepPlan
+from cbsim.workload.request import Request, RequestState
 
 
 class GroupedEngine(Engine):

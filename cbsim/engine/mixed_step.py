@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from cbsim.cost.base import StepShape
+from cbsim.cost.cost_model import StepShape
 from cbsim.engine.decode_group import Member
 from cbsim.engine.step_log import Facts
 from cbsim.observers.step_view import StepView

@@ -11,7 +11,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from cbsim.cost.base import CostModel
+from cbsim.cost.cost_model import CostModel
 from cbsim.engine.base import Engine, checked_s
 from cbsim.engine.slice_log import SliceLog, Slices
 from cbsim.observers.step_view import StepView
@@ -25,8 +25,8 @@ from cbsim.recorder import (
     Recorder,
     Table,
 )
-from cbsim.request import Request
 from cbsim.schedulers.base import Scheduler, StepPlan
+from cbsim.workload.request import Request
 
 STEP_REALS = ("scheduled_at_s", "start_s", "duration_s", "transfer_s")
 STEP_INTEGERS = (

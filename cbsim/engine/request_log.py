@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from cbsim.recorder import FINISHED, Recorder
-from cbsim.request import Request
+from cbsim.workload.request import Request
 
 
 class RequestLog:

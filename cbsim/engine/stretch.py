@@ -6,7 +6,7 @@ import math
 from bisect import bisect_left
 from itertools import accumulate
 
-from cbsim.cost.base import CostModel, StepShape
+from cbsim.cost.cost_model import CostModel, StepShape
 from cbsim.engine.base import checked_s
 
 

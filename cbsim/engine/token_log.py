@@ -9,7 +9,7 @@ import numpy as np
 from cbsim.base.column_pieces import pieces
 from cbsim.gaps import distinct_gaps
 from cbsim.recorder import Column, Table, as_column
-from cbsim.request import Request
+from cbsim.workload.request import Request
 
 
 class TokenLog:

@@ -9,8 +9,8 @@ from cbsim.base.errors import CbsimError
 from cbsim.engine.reference import Step
 from cbsim.explain.run_tables import steps_of
 from cbsim.manifest import hash_files, package_version
-from cbsim.request import Request
 from cbsim.result import Result
+from cbsim.workload.request import Request
 
 _TIMES = ("start_s", "duration_s")
 _COUNTS = ("num_running", "num_waiting", "kv_blocks_used")

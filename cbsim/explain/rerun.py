@@ -12,10 +12,10 @@ from cbsim.experiment import Experiment
 from cbsim.explain.batch_step import BatchStep, Share
 from cbsim.explain.waiting import Limits
 from cbsim.recorder import Recorder
-from cbsim.request import Request
 from cbsim.run import make_cost_model, make_workload, make_world, run_world
 from cbsim.schedulers import Scheduler
 from cbsim.schedulers.base import Slice, StepPlan
+from cbsim.workload.request import Request
 from cbsim.world import Progress
 
 Take = Callable[[BatchStep], None]

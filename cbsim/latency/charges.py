@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cbsim.base.column_pieces import pieces
-from cbsim.cost.base import CostModel
+from cbsim.cost.cost_model import CostModel
 from cbsim.engine.slice_log import Slices
 from cbsim.latency.prices import StepPrices
 from cbsim.latency.spans import Spans

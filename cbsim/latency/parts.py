@@ -8,14 +8,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cbsim.cost.base import CostModel
+from cbsim.cost.cost_model import CostModel
 from cbsim.engine.slice_log import Slices
 from cbsim.latency.charges import Charges
 from cbsim.latency.spans import Spans, preemptions_of, spans_of
 from cbsim.latency.steps import StepTimes
 from cbsim.latency.ticks import Ticks
 from cbsim.recorder import Column
-from cbsim.request import RequestState
+from cbsim.workload.request import RequestState
 
 _NAMES = (
     *("queue", "no_slot", "no_kv", "prefill", "recompute", "others_prefill"),

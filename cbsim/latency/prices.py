@@ -7,8 +7,8 @@ from functools import cached_property
 
 import numpy as np
 
-from cbsim.cost.base import CostModel
-from cbsim.cost.columns import StepColumns
+from cbsim.cost.cost_model import CostModel
+from cbsim.cost.step_columns import StepColumns
 from cbsim.engine.slice_log import Slices
 from cbsim.recorder import Column
 

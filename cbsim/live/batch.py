@@ -16,8 +16,8 @@ from cbsim.live.pool import LivePool
 from cbsim.live.runner import ModelRunner
 from cbsim.live.tokens import TokenBook
 from cbsim.recorder import Recorder
-from cbsim.request import Request, Segments
 from cbsim.schedulers import SCHEDULERS, Prices, Resources
+from cbsim.workload.request import Request, Segments
 
 NO_PRICES = Prices(
     recompute_s=lambda num_tokens: num_tokens * 1.0, move_s=lambda num_blocks: 0.0, block_bytes=1

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from cbsim.kvcache import IdentityPool
-from cbsim.request import Request
+from cbsim.schedulers.kvcache import IdentityPool
+from cbsim.workload.request import Request
 
 
 class LivePool(IdentityPool):

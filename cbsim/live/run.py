@@ -27,7 +27,7 @@ from cbsim.recorder import Recorder, RunLog
 from cbsim.result import Result
 from cbsim.run import collect, log_notes, make_audience, make_cost_model, make_prices, make_workload
 from cbsim.schedulers import SCHEDULERS, Resources, Scheduler
-from cbsim.workload.base import Workload
+from cbsim.workload.request_source import Workload
 
 KV_SHARE = 0.8
 """Share of what is free beside the weights that the KV cache may take."""

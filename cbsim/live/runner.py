@@ -17,8 +17,8 @@ from cbsim.kernels.sampling import sample
 from cbsim.kernels.shard import Shard
 from cbsim.live.decode_graphs import DecodeGraphs
 from cbsim.live.tokens import TokenBook
-from cbsim.request import Request
 from cbsim.specs import ModelSpec
+from cbsim.workload.request import Request
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cbsim.kernels.sampling import SamplingParams
-from cbsim.request import Request
+from cbsim.workload.request import Request
 
 ANSWER_PREFIX = "o:"
 PROMPTS, SAMPLES = 0, 1

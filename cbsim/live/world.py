@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable, Iterator
 
 from cbsim.live.engine import LiveEngine
-from cbsim.request import Request
-from cbsim.workload.base import Workload
+from cbsim.workload.request import Request
+from cbsim.workload.request_source import Workload
 from cbsim.workload.think import ThinkTimes
 
 MAX_NAP_S = 0.05

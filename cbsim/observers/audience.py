@@ -9,9 +9,9 @@ from typing import Any, Literal, get_args
 
 from cbsim.base.errors import PluginError
 from cbsim.base.plugin_errors import told_in_one_line
-from cbsim.observers.base import STEP_HOOKS, Needs, ObservedRun, Observer
+from cbsim.observers.observer import STEP_HOOKS, Needs, ObservedRun, Observer
 from cbsim.observers.step_view import StepView
-from cbsim.request import Request
+from cbsim.workload.request import Request
 
 Hook = Literal[
     "on_request_arrived",

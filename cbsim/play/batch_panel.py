@@ -9,8 +9,8 @@ from rich.text import Text
 from cbsim.base.units import format_seconds
 from cbsim.play.look import FAINT, badge, bar, title
 from cbsim.play.replica import Outcome, Replica
-from cbsim.request import Request, RequestState
 from cbsim.schedulers import Slice
+from cbsim.workload.request import Request, RequestState
 
 _MAX_BAR = 60
 _MAX_NAME = 9

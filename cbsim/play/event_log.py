@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from cbsim.recorder import EMITTED, EVENTS, PREEMPTED, Recorder
-from cbsim.request import Request
+from cbsim.workload.request import Request
 
 
 class Event(NamedTuple):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from cbsim.base.units import format_seconds
-from cbsim.request import Request
 from cbsim.schedulers import Scheduler
 from cbsim.schedulers.paged import PagedScheduler
 from cbsim.schedulers.reserving import ReservingScheduler
 from cbsim.schedulers.static import StaticScheduler
+from cbsim.workload.request import Request
 
 
 def why_waiting(scheduler: Scheduler, now: float, budget: int | None, num_preempted: int) -> str:

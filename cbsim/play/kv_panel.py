@@ -9,7 +9,7 @@ from rich.text import Text
 
 from cbsim.play.look import FAINT, badge, letter, title
 from cbsim.play.replica import Replica
-from cbsim.request import Request, RequestState
+from cbsim.workload.request import Request, RequestState
 
 FREE, CACHED, SHARED = "·", "=", "&"
 _GROUP = 8

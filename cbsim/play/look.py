@@ -7,7 +7,7 @@ import string
 from rich.style import Style
 from rich.text import Text
 
-from cbsim.request import Request
+from cbsim.workload.request import Request
 
 _COLOURS = ("#56B4E9", "#E69F00", "#009E73", "#F0E442", "#CC79A7", "#D55E00", "#0072B2")
 """Okabe and Ito's colours for colour-blind readers (jfly.uni-koeln.de/color, 2008)."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable
 
-from cbsim.kvcache import IdentityPool
-from cbsim.request import Request
+from cbsim.schedulers.kvcache import IdentityPool
+from cbsim.workload.request import Request
 
 
 class PlayPool(IdentityPool):

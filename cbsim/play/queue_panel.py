@@ -9,7 +9,7 @@ from rich.text import Text
 from cbsim.base.units import format_seconds
 from cbsim.play.look import AGAIN, FAINT, TITLE, badge, title
 from cbsim.play.replica import Replica
-from cbsim.request import Request
+from cbsim.workload.request import Request
 
 _MAX_NAME = 9
 

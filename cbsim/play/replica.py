@@ -23,9 +23,9 @@ from cbsim.play.tuning import (
     tune,
 )
 from cbsim.recorder import PREEMPTED
-from cbsim.request import Request, RequestState
 from cbsim.run import make_cost_model
 from cbsim.schedulers import Scheduler, Slice
+from cbsim.workload.request import Request, RequestState
 
 
 class Tally(NamedTuple):

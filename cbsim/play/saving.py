@@ -14,10 +14,10 @@ from cbsim.config.document import read_document
 from cbsim.config.section import Section
 from cbsim.experiment import Experiment
 from cbsim.play.settings import LIVE
-from cbsim.request import Request
 from cbsim.specs import GpuSpec, ModelSpec
-from cbsim.workload.base import Workload, WorkloadConfig
 from cbsim.workload.convert import convert
+from cbsim.workload.request import Request
+from cbsim.workload.request_source import Workload, WorkloadConfig
 
 MARK = "# Played with cbsim."
 """How a saved file begins: such a file may be written over."""

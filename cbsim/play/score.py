@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from cbsim.request import Request
+from cbsim.workload.request import Request
 
 
 @dataclass(slots=True)

@@ -14,8 +14,8 @@ from cbsim.experiment import Experiment
 from cbsim.play.replica import Replica
 from cbsim.play.saving import save
 from cbsim.play.settings import changes, check_playable, on_rung, revised, told
-from cbsim.request import Request
 from cbsim.run import make_workload
+from cbsim.workload.request import Request
 from cbsim.workload.values import MAX_TOKENS
 
 Move = Callable[[Replica], object]

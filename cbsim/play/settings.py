@@ -8,8 +8,8 @@ from typing import Any
 from cbsim.base.errors import ConfigError
 from cbsim.base.registry import did_you_mean
 from cbsim.experiment import Experiment
-from cbsim.request import Request
 from cbsim.schedulers import SCHEDULERS
+from cbsim.workload.request import Request
 
 LADDER = ("static", "continuous", "chunked_prefill", "preemptive", "vllm")
 """The built-in schedulers, each with one idea more than the one before."""

@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from cbsim.base.errors import ConfigError
 from cbsim.cost import CostModel
 from cbsim.experiment import Experiment
-from cbsim.kvcache import BlockPool
 from cbsim.play.pool import PlayPool
-from cbsim.request import Request, RequestState
 from cbsim.run import make_prices
 from cbsim.schedulers import SCHEDULERS, Resources, Scheduler, SchedulerConfig, StepPlan
+from cbsim.schedulers.kvcache import BlockPool
+from cbsim.workload.request import Request, RequestState
 
 MAX_BLOCKS = 1_000_000
 """Each block is an object of its own here, so that they can be shown and renumbered."""

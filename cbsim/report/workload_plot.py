@@ -10,8 +10,8 @@ from matplotlib.ticker import PercentFormatter
 
 from cbsim.base.units import S_PER_DAY, S_PER_HOUR
 from cbsim.report.style import INK, PALETTE, head, new_figure, save_figure, styled
-from cbsim.workload.base import Workload
-from cbsim.workload.batch import FloatColumn, IntColumn
+from cbsim.workload.request_batch import FloatColumn, IntColumn
+from cbsim.workload.request_source import Workload
 from cbsim.workload.stats import WorkloadColumns
 
 if TYPE_CHECKING:

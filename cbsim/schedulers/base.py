@@ -9,10 +9,10 @@ from typing import ClassVar
 
 from cbsim.base.errors import PluginError
 from cbsim.config.section import ComponentConfig
-from cbsim.kvcache import BlockPool, PrefixHit
-from cbsim.request import Request, RequestState
+from cbsim.schedulers.kvcache import BlockPool, PrefixHit
 from cbsim.schedulers.queues import FcfsQueue, WaitingQueue
 from cbsim.schedulers.step_plan import Slice, StepPlan, WaitingFor, shape_of
+from cbsim.workload.request import Request, RequestState
 
 __all__ = [
     "Prices",

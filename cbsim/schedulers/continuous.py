@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from cbsim.request import Request
 from cbsim.schedulers.base import SchedulerConfig, StepPlan
 from cbsim.schedulers.reserving import ReservingScheduler
+from cbsim.workload.request import Request
 
 
 class ContinuousConfig(SchedulerConfig):

@@ -7,11 +7,11 @@ from typing import Literal
 
 from pydantic import Field
 
-from cbsim.kvcache import NO_HIT, PrefixHit
-from cbsim.request import Request, RequestState
 from cbsim.schedulers.base import Resources, Scheduler, SchedulerConfig, StepPlan, WaitingFor
+from cbsim.schedulers.kvcache import NO_HIT, PrefixHit
 from cbsim.schedulers.queues import FcfsQueue, RankedQueue, WaitingQueue, by_priority
 from cbsim.schedulers.victims import VictimRule, last_admitted
+from cbsim.workload.request import Request, RequestState
 
 
 class PagedConfig(SchedulerConfig):

@@ -6,14 +6,14 @@ from typing import Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from cbsim.kvcache import PrefixHit
-from cbsim.request import Request, RequestState
 from cbsim.schedulers.base import Resources, StepPlan
+from cbsim.schedulers.kvcache import PrefixHit
 from cbsim.schedulers.orders import OrderConfig, Policy, make_queue
 from cbsim.schedulers.paged import PagedConfig, PagedScheduler
 from cbsim.schedulers.queues import WaitingQueue
 from cbsim.schedulers.swap import SwapConfig, SwapSpace
 from cbsim.schedulers.victims import VICTIM_RULES
+from cbsim.workload.request import Request, RequestState
 
 
 class PreemptiveConfig(SwapConfig, OrderConfig, PagedConfig):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from cbsim.request import Request
 from cbsim.schedulers.base import Scheduler, StepPlan, WaitingFor
+from cbsim.workload.request import Request
 
 
 class ReservingScheduler(Scheduler):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from cbsim.cost.base import StepShape
-from cbsim.request import Request
+from cbsim.cost.cost_model import StepShape
 from cbsim.schedulers.base import Resources, Scheduler, SchedulerConfig, StepPlan
+from cbsim.workload.request import Request
 
 
 class StaticConfig(SchedulerConfig):

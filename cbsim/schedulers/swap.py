@@ -8,8 +8,8 @@ from typing import Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from cbsim.base.units import GIB, GIGA
-from cbsim.request import Request
 from cbsim.schedulers.base import Prices, SchedulerConfig
+from cbsim.workload.request import Request
 
 
 class SwapConfig(SchedulerConfig):

@@ -9,13 +9,13 @@ from typing import Any, NamedTuple, cast
 
 from cbsim.engine.base import Engine
 from cbsim.engine.reference import ReferenceEngine
-from cbsim.kvcache import IdentityPool
 from cbsim.recorder import Recorder, RunLog
-from cbsim.request import Request, RequestState
 from cbsim.router import RoundRobin
 from cbsim.run import collect
 from cbsim.schedulers import Scheduler, StepPlan
+from cbsim.schedulers.kvcache import IdentityPool
 from cbsim.testing.case import Case
+from cbsim.workload.request import Request, RequestState
 from cbsim.world import World
 
 CALLS_PER_TOKEN = 50

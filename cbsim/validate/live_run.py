@@ -14,17 +14,17 @@ from cbsim.calibrate.accuracy import predict
 from cbsim.calibrate.attentionfit import seconds_of
 from cbsim.calibrate.fit import fit_cost_file
 from cbsim.calibrate.pointsfile import read_points
-from cbsim.cost.base import CostModel, StepShape
+from cbsim.cost.cost_model import CostModel, StepShape
 from cbsim.cost.profile import ProfileConfig
 from cbsim.experiment import Experiment
 from cbsim.recorder import Column, RunLog
-from cbsim.request import Request
 from cbsim.result import Result
 from cbsim.run import make_cost_model, make_workload, run_experiment
 from cbsim.tables import batches_table, to_frame
 from cbsim.validate.figures import STATISTICS, TITLES, Figure
 from cbsim.validate.replay import RecordedSteps, replay
-from cbsim.workload.base import Workload, WorkloadConfig
+from cbsim.workload.request import Request
+from cbsim.workload.request_source import Workload, WorkloadConfig
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -9,7 +9,6 @@ import numpy as np
 
 from cbsim.experiment import Experiment
 from cbsim.recorder import RunLog
-from cbsim.request import RequestState
 from cbsim.run import simulate
 from cbsim.validate.figures import (
     Figure,
@@ -24,6 +23,7 @@ from cbsim.validate.replay import replay
 from cbsim.validate.server_log import Arrivals, LoggedWorkload, ServerLog
 from cbsim.validate.step_counts import Engine
 from cbsim.validate.token_clock import RecordedTokens
+from cbsim.workload.request import RequestState
 
 MAX_PASSES = 5
 

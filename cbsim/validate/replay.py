@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from cbsim.cost.base import CostModel
+from cbsim.cost.cost_model import CostModel
 from cbsim.engine.base import checked_s
 from cbsim.engine.reference import ReferenceEngine, Step
 from cbsim.experiment import Experiment
@@ -13,7 +13,7 @@ from cbsim.recorder import Recorder, RunLog
 from cbsim.router import make_router
 from cbsim.run import collect, make_cost_model, make_scheduler
 from cbsim.schedulers.base import Scheduler, StepPlan
-from cbsim.workload.base import Workload
+from cbsim.workload.request_source import Workload
 from cbsim.world import World
 
 

@@ -11,8 +11,8 @@ import numpy as np
 
 from cbsim.base.errors import WorkloadError
 from cbsim.recorder import Column
-from cbsim.request import Request
-from cbsim.workload.base import Workload, WorkloadConfig
+from cbsim.workload.request import Request
+from cbsim.workload.request_source import Workload, WorkloadConfig
 
 Arrivals = Literal["sent", "queued"]
 

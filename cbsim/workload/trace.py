@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Literal
 
 from cbsim.base.errors import WorkloadError
-from cbsim.request import Request
-from cbsim.workload.base import Workload, WorkloadConfig
 from cbsim.workload.clock import clock_notes
 from cbsim.workload.lookup import find_trace
+from cbsim.workload.request import Request
+from cbsim.workload.request_source import Workload, WorkloadConfig
 from cbsim.workload.trace_reader import read_trace
 from cbsim.workload.trace_table import TraceTable
 from cbsim.workload.trim import Trim

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from cbsim.base.errors import WorkloadError
 from cbsim.bench.repeated import RepeatedTrace
-from cbsim.request import Request
+from cbsim.workload.request import Request
 from cbsim.workload.trace import TraceWorkload
 
 ROWS = [

@@ -12,8 +12,8 @@ from cbsim.calibrate.attentionfit import columns_of, fit_decode, fit_fused, seco
 from cbsim.calibrate.gridfit import fit_grid
 from cbsim.calibrate.point import Point
 from cbsim.calibrate.prefillfit import fit_prefill
-from cbsim.cost.columns import StepColumns
-from cbsim.cost.grid import AttentionGrid
+from cbsim.cost.attention_grid import AttentionGrid
+from cbsim.cost.step_columns import StepColumns
 from tests.cost.laws import make_form
 
 LAW = make_form(fused=True)

@@ -17,9 +17,9 @@ from calibration.served_runs.tables import errors_table, runs_table, write_runs
 from cbsim.base.errors import CalibrationError
 from cbsim.calibrate import nvidia_tables
 from cbsim.calibrate.nvidia_tables import NvidiaTables
-from cbsim.cost.base import StepShape
-from cbsim.cost.columns import StepColumns
+from cbsim.cost.cost_model import StepShape
 from cbsim.cost.costfile import Box, CostFile, model_shape
+from cbsim.cost.step_columns import StepColumns
 from cbsim.experiment import Experiment
 from cbsim.report.served_plot import served_picture
 from tests.cost.laws import make_form

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from cbsim.base.errors import ConfigError
 from cbsim.config.document import Document
-from cbsim.config.grid import Grid, parse_grid
+from cbsim.config.sweep_grid import Grid, parse_grid
 from cbsim.config.yaml_text import parse_yaml
 
 

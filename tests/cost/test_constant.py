@@ -3,8 +3,8 @@
 import pytest
 from pydantic import ValidationError
 
-from cbsim.cost.base import StepShape
 from cbsim.cost.constant import ConstantConfig, ConstantCost
+from cbsim.cost.cost_model import StepShape
 from tests.test_specs import load_gpu, load_model
 
 

@@ -10,11 +10,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from cbsim.cost.base import StepShape
-from cbsim.cost.columns import StepColumns
+from cbsim.cost.attention_grid import AttentionGrid, ChunkTable, DecodeTable, MixedTable, Skew, Slopes, Table
 from cbsim.cost.compiled import CompiledStep
-from cbsim.cost.grid import AttentionGrid, ChunkTable, DecodeTable, MixedTable, Skew, Slopes, Table
+from cbsim.cost.cost_model import StepShape
 from cbsim.cost.mixed_margin import mixed_margins
+from cbsim.cost.step_columns import StepColumns
 from tests.cost.laws import make_form, shapes
 
 CHUNKS = (16.0, 64.0, 500.0, 2048.0)

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cbsim.cost.base import CostModel, StepShape
-from cbsim.cost.columns import StepColumns
 from cbsim.cost.constant import ConstantConfig, ConstantCost
+from cbsim.cost.cost_model import CostModel, StepShape
 from cbsim.cost.profile import ProfileConfig, ProfileCost
 from cbsim.cost.roofline import RooflineConfig, RooflineCost
+from cbsim.cost.step_columns import StepColumns
 from tests.cost.laws import shapes
 from tests.test_specs import load_gpu, load_model
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cbsim.cost.base import StepShape
+from cbsim.cost.cost_model import StepShape
 from cbsim.cost.costfile import CostFile, model_shape, read_cost_file
 from cbsim.cost.profile import ProfileConfig, ProfileCost
 from tests.cost.test_grid import FORM, GRID

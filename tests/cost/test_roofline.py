@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cbsim.cost.base import StepShape
+from cbsim.cost.cost_model import StepShape
 from cbsim.cost.roofline import RooflineConfig, RooflineCost
 from tests.test_specs import load_gpu, load_model
 

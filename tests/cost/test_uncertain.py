@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cbsim.base.errors import CalibrationError, ConfigError
-from cbsim.cost.base import StepShape
-from cbsim.cost.columns import StepColumns
-from cbsim.cost.errors import KINDS, ErrorRecord, KernelErrors, Kind
+from cbsim.cost.cost_model import StepShape
+from cbsim.cost.kernel_errors import KINDS, ErrorRecord, KernelErrors, Kind
 from cbsim.cost.profile import ProfileConfig, ProfileCost
+from cbsim.cost.step_columns import StepColumns
 from cbsim.replicates import across_replicates
 from cbsim.run import run
 from cbsim.sweep import sweep

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cbsim.engine.decode_group import DecodeGroup
-from cbsim.kvcache import BlockPool
-from cbsim.request import Request
+from cbsim.schedulers.kvcache import BlockPool
+from cbsim.workload.request import Request
 
 BLOCK_SIZE = 4
 

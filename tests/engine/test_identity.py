@@ -9,10 +9,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cbsim.request import Request
 from cbsim.schedulers.chunked_prefill import ChunkedPrefillScheduler
 from cbsim.schedulers.vllm import VllmScheduler
 from cbsim.testing import Case
+from cbsim.workload.request import Request
 from tests.engine.twins import COSTS, ROUTERS, Setting, assert_engines_agree, request
 from tests.strategies import SCHEDULERS, cases
 

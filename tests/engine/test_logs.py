@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cbsim.cost.base import StepShape
+from cbsim.cost.cost_model import StepShape
 from cbsim.engine.mixed_step import GroupShare, look_at
 from cbsim.engine.step_log import FACTS, StepLog
 from cbsim.engine.token_log import TokenLog
 from cbsim.recorder import SLICE_STEP_COLUMNS, STEP_COLUMNS
-from cbsim.request import Request
 from cbsim.schedulers.base import Slice, StepPlan
+from cbsim.workload.request import Request
 
 NUM_DECODES = 3
 RUNNING, WAITING = 7, 2

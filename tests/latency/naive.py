@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from cbsim.cost.base import CostModel, StepShape
+from cbsim.cost.cost_model import CostModel, StepShape
 from cbsim.latency import PARTS
 from cbsim.recorder import EVENTS, RunLog
-from cbsim.request import RequestState
+from cbsim.workload.request import RequestState
 
 
 @dataclass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cbsim.cost.base import CostModel, StepShape
+from cbsim.cost.cost_model import CostModel, StepShape
 from cbsim.engine.reference import ReferenceEngine
 from cbsim.recorder import Recorder, RunLog
 from cbsim.router import RoundRobin

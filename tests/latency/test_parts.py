@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cbsim.base.units import TICKS_PER_S
-from cbsim.cost.base import CostModel
+from cbsim.cost.cost_model import CostModel
 from cbsim.latency import PARTS, TTFT_PARTS, Replica, request_parts
 from cbsim.metrics import request_latencies
 from cbsim.recorder import RunLog

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from hypothesis import given, settings
 
-from cbsim.cost.base import StepShape
-from cbsim.cost.columns import Floats, Ints, StepColumns
+from cbsim.cost.cost_model import StepShape
+from cbsim.cost.step_columns import Floats, Ints, StepColumns
 from cbsim.latency.prices import StepPrices
 from cbsim.testing import Case
 from tests.latency.naive import Step, steps_of

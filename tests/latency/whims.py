@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from cbsim.cost.base import CostModel, StepShape
-from cbsim.request import Request, RequestState
+from cbsim.cost.cost_model import CostModel, StepShape
 from cbsim.schedulers.base import Resources, Scheduler, SchedulerConfig, StepPlan
+from cbsim.workload.request import Request, RequestState
 
 IDLE_S = 0.375
 """How long it does nothing when it has decided nothing."""

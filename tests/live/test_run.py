@@ -16,7 +16,7 @@ from click.testing import CliRunner
 
 import cbsim
 from cbsim.base.errors import ConfigError
-from cbsim.cost.base import CostModel, StepShape
+from cbsim.cost.cost_model import CostModel, StepShape
 from cbsim.engine.reference import ReferenceEngine
 from cbsim.experiment import Experiment
 from cbsim.kernels.sampling import SamplingParams

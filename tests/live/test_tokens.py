@@ -10,7 +10,7 @@ pytest.importorskip("torch")
 
 from cbsim.kernels.sampling import SamplingParams
 from cbsim.live.tokens import TokenBook
-from cbsim.request import Request
+from cbsim.workload.request import Request
 
 
 def make_book(seed: int = 0) -> TokenBook:

@@ -13,7 +13,7 @@ import cbsim
 from cbsim.capacity.search import SearchTask
 from cbsim.cli import main
 from cbsim.experiment import Experiment
-from cbsim.observers.csv import CsvObserver
+from cbsim.observers.csv_observer import CsvObserver
 from tests.observers.test_errors import EXPERIMENT
 
 SWEEP: dict[str, Any] = {

@@ -11,8 +11,8 @@ from cbsim.engine.reference import ReferenceEngine
 from cbsim.experiment import Experiment
 from cbsim.observers import Needs, Observer, StepView
 from cbsim.observers.audience import Audience
-from cbsim.request import Request, RequestState
 from cbsim.run import choose_engine
+from cbsim.workload.request import Request, RequestState
 from tests.observers.watched import Notes, Row, StateNotes, StepNotes, row, setting, watch
 
 KINDS = ("static", "continuous", "chunked_prefill", "preemptive", "vllm")

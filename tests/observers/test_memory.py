@@ -11,7 +11,7 @@ import pytest
 
 import cbsim
 from cbsim.base.errors import PluginError
-from cbsim.observers.memory import MemoryObserver
+from cbsim.observers.memory_observer import MemoryObserver
 from tests.observers.test_hooks import KINDS, crowd
 from tests.observers.watched import row, setting, watch
 

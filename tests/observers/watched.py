@@ -9,8 +9,8 @@ from cbsim.experiment import Experiment
 from cbsim.observers import Needs, ObservedRun, Observer, StepView
 from cbsim.observers.audience import Audience
 from cbsim.recorder import RunLog
-from cbsim.request import Request
 from cbsim.run import simulate
+from cbsim.workload.request import Request
 from tests.simulation import ListedWorkload
 
 Row = dict[str, Any]

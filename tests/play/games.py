@@ -11,7 +11,7 @@ from typing import Any
 from cbsim.experiment import Experiment
 from cbsim.play.replica import Replica
 from cbsim.play.session import Session
-from cbsim.request import Request, RequestState
+from cbsim.workload.request import Request, RequestState
 
 ROWS = (
     (0.0, 40, 10),

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cbsim.play.pool import PlayPool
-from cbsim.request import Request
+from cbsim.workload.request import Request
 
 BLOCK_SIZE = 4
 Action = tuple[str, int]

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from cbsim.workload.lengths import Lengths, LognormalLengths
+from cbsim.workload.length_distributions import Lengths, LognormalLengths
 from cbsim.workload.streams import Streams
 from cbsim.workload.trace_reader import read_trace
 

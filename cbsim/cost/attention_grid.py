@@ -43,7 +43,7 @@ from pydantic import Field, model_validator
 from cbsim.config.section import Section
 
 if TYPE_CHECKING:
-    from cbsim.cost.columns import StepColumns
+    from cbsim.cost.step_columns import StepColumns
 
 Floats = NDArray[np.float64]
 Coefficient = Annotated[float, Ge(0)]

@@ -10,10 +10,10 @@ from pydantic import Field
 
 from cbsim.base.units import format_seconds
 from cbsim.config.section import ComponentConfig
-from cbsim.observers.base import Needs, ObservedRun, Observer
+from cbsim.observers.observer import Needs, ObservedRun, Observer
 from cbsim.observers.spool import Spool
 from cbsim.observers.step_view import StepView
-from cbsim.request import Request, RequestState
+from cbsim.workload.request import Request, RequestState
 
 
 class LogConfig(ComponentConfig):

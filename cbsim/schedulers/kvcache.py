@@ -11,9 +11,9 @@ from pydantic import Field
 from cbsim.base.errors import ConfigError
 from cbsim.base.units import GIB, MIB, format_bytes
 from cbsim.config.section import Section
-from cbsim.prefix_keys import PrefixKey, PrefixKeys
-from cbsim.request import Request
+from cbsim.schedulers.prefix_keys import PrefixKey, PrefixKeys
 from cbsim.specs import GpuSpec, ModelSpec
+from cbsim.workload.request import Request
 
 MAX_NUMBERED_BLOCKS = 16 * MIB
 """Each of them takes some hundred bytes where their contents are known."""

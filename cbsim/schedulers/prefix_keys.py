@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterator
 
-from cbsim.request import Request
+from cbsim.workload.request import Request
 
 PrefixKey = tuple[int, int]
 """`(node, length)`: the tokens before a segment, as a node, and how many of the segment's tokens follow."""

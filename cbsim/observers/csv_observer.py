@@ -8,10 +8,10 @@ from functools import partial
 from pathlib import Path
 
 from cbsim.config.section import ComponentConfig
-from cbsim.observers.base import Needs, ObservedRun, Observer
-from cbsim.observers.columns import Columns, Table
+from cbsim.observers.gathered_columns import Columns, Table
+from cbsim.observers.observer import Needs, ObservedRun, Observer
 from cbsim.observers.step_view import StepView
-from cbsim.request import Request, RequestState
+from cbsim.workload.request import Request, RequestState
 
 
 class CsvConfig(ComponentConfig):

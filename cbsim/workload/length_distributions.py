@@ -12,8 +12,8 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from cbsim.config.section import Section
-from cbsim.workload.batch import FloatColumn, IntColumn
 from cbsim.workload.lookup import find_trace
+from cbsim.workload.request_batch import FloatColumn, IntColumn
 from cbsim.workload.streams import Streams
 from cbsim.workload.trace_table import TraceTable
 

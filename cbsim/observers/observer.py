@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 
 from cbsim.config.section import ComponentConfig
 from cbsim.observers.step_view import StepView
-from cbsim.request import Request
 from cbsim.schedulers.base import Scheduler
+from cbsim.workload.request import Request
 
 STEP_HOOKS = ("before_step", "after_step")
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cbsim.request import Request, Segments
+from cbsim.workload.request import Request, Segments
 
 BATCH_SIZE = 8192
 """Requests made from columns at a time: enough for numpy, little to keep in memory."""

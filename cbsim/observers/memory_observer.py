@@ -10,12 +10,12 @@ from pydantic import Field
 
 from cbsim.base.errors import PluginError
 from cbsim.config.section import ComponentConfig
-from cbsim.kvcache import IdentityPool
-from cbsim.observers.base import Needs, ObservedRun, Observer
-from cbsim.observers.columns import Columns, Table
+from cbsim.observers.gathered_columns import Columns, Table
+from cbsim.observers.observer import Needs, ObservedRun, Observer
 from cbsim.observers.step_view import StepView
-from cbsim.request import Request
 from cbsim.schedulers.base import Scheduler
+from cbsim.schedulers.kvcache import IdentityPool
+from cbsim.workload.request import Request
 
 _NO_STEP = -1
 _MAX_NAMED = 5

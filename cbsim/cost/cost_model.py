@@ -14,7 +14,7 @@ from cbsim.config.section import ComponentConfig
 from cbsim.specs import GpuSpec, ModelSpec
 
 if TYPE_CHECKING:
-    from cbsim.cost.columns import Floats, Ints, StepColumns
+    from cbsim.cost.step_columns import Floats, Ints, StepColumns
 
 
 class StepShape(NamedTuple):

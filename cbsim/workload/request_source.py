@@ -10,7 +10,7 @@ from typing import ClassVar, Self
 from pydantic import Field, model_validator
 
 from cbsim.config.section import ComponentConfig
-from cbsim.request import Request
+from cbsim.workload.request import Request
 
 MAX_REQUESTS = 1_000_000_000
 """The most that a generator may be asked for: what is beyond would run for days, and is a slip."""

@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from cbsim.cost.base import StepShape
+from cbsim.cost.cost_model import StepShape
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

@@ -11,10 +11,10 @@ from pydantic import Field
 from cbsim.base.errors import CbsimError
 from cbsim.base.paths import write_text
 from cbsim.config.section import ComponentConfig
-from cbsim.observers.base import Needs, ObservedRun, Observer
 from cbsim.observers.metric_set import MetricSet
+from cbsim.observers.observer import Needs, ObservedRun, Observer
 from cbsim.observers.step_view import StepView
-from cbsim.request import Request, RequestState
+from cbsim.workload.request import Request, RequestState
 
 _BEGINNING = "# HELP cbsim:"
 """What files of metrics begin with."""
