@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from cbsim.base.column_pieces import pieces
+from cbsim.core.engine.recorder import Column, RunLog
 from cbsim.limits import limit_notes
-from cbsim.recorder import Column, RunLog
 from cbsim.specs import GpuSpec, ModelSpec
 from cbsim.workload.request import RequestState
 

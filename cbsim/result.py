@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from cbsim.base.errors import CbsimError
 from cbsim.base.scratch_folder import scratch_folder
+from cbsim.core.engine.recorder import RunLog
 from cbsim.metrics import Summary
 from cbsim.observers import Observer
 from cbsim.observers.audience import write_files
@@ -24,7 +25,6 @@ from cbsim.output import (
     is_run_folder,
     observer_files,
 )
-from cbsim.recorder import RunLog
 from cbsim.table_file import read_table
 from cbsim.tables import TABLES, ArrowTable, to_frame
 

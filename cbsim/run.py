@@ -12,27 +12,27 @@ from cbsim.backlog import backlog_notes
 from cbsim.base.errors import CbsimError
 from cbsim.base.paths import data_folder
 from cbsim.base.plugin_errors import blaming, plugin_error
+from cbsim.cluster.router import make_router
+from cbsim.cluster.simpy_world import Progress, World
+from cbsim.core.engine.engine_interface import Engine
+from cbsim.core.engine.fast import FastEngine
+from cbsim.core.engine.recorder import Deferred, MergedSteps, Recorder, RunLog
+from cbsim.core.engine.reference import ReferenceEngine
+from cbsim.core.engine.slice_log import Slices
+from cbsim.core.engine.token_gaps import distinct_gaps
 from cbsim.cost import COST_MODELS, CostModel, StepShape
-from cbsim.engine.base import Engine
-from cbsim.engine.fast import FastEngine
-from cbsim.engine.reference import ReferenceEngine
-from cbsim.engine.slice_log import Slices
 from cbsim.experiment import Experiment
-from cbsim.gaps import distinct_gaps
 from cbsim.latency import Replica, mean_parts, request_parts
 from cbsim.manifest import make_manifest
 from cbsim.metrics import Deployment, request_latencies, summarize
 from cbsim.observers import OBSERVERS, Needs, ObservedRun, Observer
 from cbsim.observers.audience import Audience
 from cbsim.output import REPORT, RUN_FILES
-from cbsim.recorder import Deferred, MergedSteps, Recorder, RunLog
 from cbsim.result import Result
-from cbsim.router import make_router
 from cbsim.schedulers import SCHEDULERS, Prices, Resources, Scheduler
 from cbsim.schedulers.kvcache import BlockPool, IdentityPool
 from cbsim.workload import WORKLOADS, Workload
 from cbsim.workload.request import RequestState
-from cbsim.world import Progress, World
 
 
 def run(

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from cbsim.core.engine.recorder import EVENTS, KINDS, Column, RunLog
 from cbsim.latency import PARTS, TTFT_PARTS
 from cbsim.metrics import request_latencies, weighted_quantiles
-from cbsim.recorder import EVENTS, KINDS, Column, RunLog
 from cbsim.workload.request import RequestState
 
 if TYPE_CHECKING:

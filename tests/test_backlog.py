@@ -9,7 +9,7 @@ import pytest
 
 import cbsim
 from cbsim.backlog import backlog_notes, mean_waiting
-from cbsim.recorder import Column
+from cbsim.core.engine.recorder import Column
 from cbsim.workload.request import RequestState
 
 SEEDS = range(20)

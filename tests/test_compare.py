@@ -13,8 +13,8 @@ from click.testing import CliRunner
 from cbsim.base.errors import CbsimError
 from cbsim.cli import main
 from cbsim.compare import Comparison, Difference, compare
+from cbsim.core.engine.recorder import RunLog
 from cbsim.intervals import Interval, block_weights
-from cbsim.recorder import RunLog
 from cbsim.report.differences import difference_table, format_interval
 from cbsim.result import Result
 from cbsim.workload.request import RequestState

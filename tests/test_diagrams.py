@@ -15,14 +15,14 @@ from click.testing import CliRunner
 import cbsim
 from cbsim.base.paths import data_folder
 from cbsim.cli import main
+from cbsim.cluster.simpy_world import World
+from cbsim.core.engine.engine_interface import Engine
+from cbsim.core.engine.recorder import EVENTS, KINDS, RunLog
 from cbsim.cost.cost_model import CostModel
-from cbsim.engine.base import Engine
 from cbsim.experiment import Experiment
-from cbsim.recorder import EVENTS, KINDS, RunLog
 from cbsim.run import make_workload, simulate
 from cbsim.schedulers import SCHEDULERS, Scheduler
 from cbsim.workload.request import RequestState
-from cbsim.world import World
 from tests import mermaid, simulation
 from tests.mermaid import Flowchart, Message, Transition
 from tests.test_architecture import EXTRA_EDGES, LAYERS, PACKAGE, PARTS, imports, rank

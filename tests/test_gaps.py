@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cbsim.gaps import distinct_gaps
+from cbsim.core.engine.token_gaps import distinct_gaps
 
 parts = st.lists(
     st.lists(st.tuples(st.sampled_from([0.1, 0.25, 0.3, 1.0, 7.5]), st.integers(1, 9)), max_size=6)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from cbsim.recorder import EVENTS, KINDS, MergedSteps, Table
+from cbsim.core.engine.recorder import EVENTS, KINDS, MergedSteps, Table
 from cbsim.schedulers import SCHEDULERS
 from cbsim.testing import Case, observe
 from cbsim.workload.request import RequestState

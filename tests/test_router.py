@@ -8,8 +8,8 @@ from typing import Any, cast
 
 import pytest
 
-from cbsim.engine.base import Engine
-from cbsim.router import Router, make_router
+from cbsim.cluster.router import Router, make_router
+from cbsim.core.engine.engine_interface import Engine
 from cbsim.workload.request import Request
 
 

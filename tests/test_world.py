@@ -11,18 +11,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cbsim.engine.base import Engine
-from cbsim.engine.fast import FastEngine
-from cbsim.engine.reference import ReferenceEngine
-from cbsim.recorder import EVENTS, Recorder, RunLog
-from cbsim.router import RoundRobin, Router
+from cbsim.cluster.router import RoundRobin, Router
+from cbsim.cluster.simpy_world import PROGRESS_EVERY, World, exact_delay
+from cbsim.core.engine.engine_interface import Engine
+from cbsim.core.engine.fast import FastEngine
+from cbsim.core.engine.recorder import EVENTS, Recorder, RunLog
+from cbsim.core.engine.reference import ReferenceEngine
 from cbsim.run import collect
 from cbsim.schedulers import SCHEDULERS
 from cbsim.testing import Case
 from cbsim.workload.request import Request, RequestState
 from cbsim.workload.request_source import WorkloadConfig
 from cbsim.workload.think import ThinkTimes
-from cbsim.world import PROGRESS_EVERY, World, exact_delay
 
 ENGINES = pytest.mark.parametrize("engine_class", [ReferenceEngine, FastEngine])
 

@@ -18,10 +18,10 @@ from cbsim.bench.process import in_fresh_process
 from cbsim.bench.resources import bare_simpy_s, children_cpu_s, children_peak_bytes, peak_memory_bytes
 from cbsim.bench.stepwise import drive
 from cbsim.bench.works import How, Work
-from cbsim.engine.fast import FastEngine
+from cbsim.core.engine.fast import FastEngine
+from cbsim.core.engine.recorder import Recorder, RunLog
 from cbsim.experiment import Experiment
 from cbsim.metrics import Deployment, summarize
-from cbsim.recorder import Recorder, RunLog
 from cbsim.run import collect, make_cost_model, make_scheduler, make_workload, simulate
 
 NUM_WARM_UP = 20

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from itertools import groupby
 from operator import attrgetter
 
-from cbsim.engine.base import Engine
+from cbsim.core.engine.engine_interface import Engine
 from cbsim.workload.request import Request
 
 

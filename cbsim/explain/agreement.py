@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 
 from cbsim.base.errors import CbsimError
-from cbsim.engine.reference import Step
+from cbsim.core.engine.reference import Step
 from cbsim.explain.run_tables import steps_of
 from cbsim.manifest import hash_files, package_version
 from cbsim.result import Result

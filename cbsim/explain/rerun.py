@@ -6,17 +6,17 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
+from cbsim.cluster.simpy_world import Progress
+from cbsim.core.engine.recorder import Recorder
+from cbsim.core.engine.reference import ReferenceEngine, Step
 from cbsim.cost import CostModel
-from cbsim.engine.reference import ReferenceEngine, Step
 from cbsim.experiment import Experiment
 from cbsim.explain.batch_step import BatchStep, Share
 from cbsim.explain.waiting import Limits
-from cbsim.recorder import Recorder
 from cbsim.run import make_cost_model, make_workload, make_world, run_world
 from cbsim.schedulers import Scheduler
 from cbsim.schedulers.base import Slice, StepPlan
 from cbsim.workload.request import Request
-from cbsim.world import Progress
 
 Take = Callable[[BatchStep], None]
 """Takes a step with its batch, when it has ended."""

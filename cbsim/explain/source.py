@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from cbsim.base.errors import CbsimError
+from cbsim.cluster.simpy_world import Progress
 from cbsim.experiment import Experiment
 from cbsim.explain.agreement import Agreement, changed_inputs, changes_since
 from cbsim.explain.recorded import recorded_steps
 from cbsim.explain.rerun import Check, Take, Window, rerun
 from cbsim.result import Result, load_run
 from cbsim.run import run_experiment
-from cbsim.world import Progress
 
 _LIVE = "live on "
 """What the first note of a live run begins with."""

@@ -8,13 +8,13 @@ from typing import NamedTuple
 import numpy as np
 
 from cbsim.base.column_pieces import pieces
+from cbsim.core.engine.recorder import Column
+from cbsim.core.engine.slice_log import Slices
 from cbsim.cost.cost_model import CostModel
-from cbsim.engine.slice_log import Slices
 from cbsim.latency.prices import StepPrices
 from cbsim.latency.spans import Spans
 from cbsim.latency.steps import StepTimes
 from cbsim.latency.ticks import RangeSums, Ticks
-from cbsim.recorder import Column
 from cbsim.schedulers.step_plan import WaitingFor
 
 _LACKING = (WaitingFor.SLOT, WaitingFor.KV_BLOCKS)

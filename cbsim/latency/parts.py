@@ -8,13 +8,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from cbsim.core.engine.recorder import Column
+from cbsim.core.engine.slice_log import Slices
 from cbsim.cost.cost_model import CostModel
-from cbsim.engine.slice_log import Slices
 from cbsim.latency.charges import Charges
 from cbsim.latency.spans import Spans, preemptions_of, spans_of
 from cbsim.latency.steps import StepTimes
 from cbsim.latency.ticks import Ticks
-from cbsim.recorder import Column
 from cbsim.workload.request import RequestState
 
 _NAMES = (

@@ -7,10 +7,10 @@ from functools import cached_property
 
 import numpy as np
 
+from cbsim.core.engine.recorder import Column
+from cbsim.core.engine.slice_log import Slices
 from cbsim.cost.cost_model import CostModel
 from cbsim.cost.step_columns import StepColumns
-from cbsim.engine.slice_log import Slices
-from cbsim.recorder import Column
 
 
 class StepPrices:

@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cbsim.engine.slice_log import Slices
+from cbsim.core.engine.recorder import PREEMPTED, RESUMED, Column
+from cbsim.core.engine.slice_log import Slices
 from cbsim.latency.steps import StepTimes
 from cbsim.latency.ticks import RangeSums
-from cbsim.recorder import PREEMPTED, RESUMED, Column
 
 _TOKENS = 2**32
 """More than any request has computed."""

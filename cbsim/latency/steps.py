@@ -7,8 +7,8 @@ from functools import cached_property
 
 import numpy as np
 
+from cbsim.core.engine.recorder import Column
 from cbsim.latency.ticks import RangeSums, Ticks
-from cbsim.recorder import Column
 
 
 class StepTimes:

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from cbsim.base.errors import ConfigError
+from cbsim.core.engine.recorder import Recorder
 from cbsim.kernels.sampling import SamplingParams
 from cbsim.live.engine import LiveEngine, wall_clock
 from cbsim.live.pool import LivePool
 from cbsim.live.runner import ModelRunner
 from cbsim.live.tokens import TokenBook
-from cbsim.recorder import Recorder
 from cbsim.schedulers import SCHEDULERS, Prices, Resources
 from cbsim.workload.request import Request, Segments
 

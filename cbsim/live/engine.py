@@ -10,12 +10,12 @@ from typing import ClassVar
 
 from cbsim.base.errors import ConfigError
 from cbsim.config.section import ComponentConfig
+from cbsim.core.engine.recorder import Recorder
+from cbsim.core.engine.reference import ReferenceEngine, Step
 from cbsim.cost.cost_model import CostModel, StepShape
-from cbsim.engine.reference import ReferenceEngine, Step
 from cbsim.live.pool import LivePool
 from cbsim.live.runner import LiveSlice, ModelRunner, Moves
 from cbsim.live.tokens import TokenBook
-from cbsim.recorder import Recorder
 from cbsim.schedulers.base import Scheduler, StepPlan
 from cbsim.workload.request import Request
 

@@ -9,6 +9,7 @@ import torch
 
 from cbsim.base.errors import ConfigError
 from cbsim.base.units import GIB, format_bytes
+from cbsim.core.engine.recorder import Recorder, RunLog
 from cbsim.experiment import Experiment
 from cbsim.kernels.memory import free_bytes
 from cbsim.kernels.sampling import SamplingParams
@@ -23,7 +24,6 @@ from cbsim.manifest import make_manifest
 from cbsim.metrics import Deployment, summarize
 from cbsim.observers import ObservedRun, Observer
 from cbsim.observers.audience import Audience
-from cbsim.recorder import Recorder, RunLog
 from cbsim.result import Result
 from cbsim.run import collect, log_notes, make_audience, make_cost_model, make_prices, make_workload
 from cbsim.schedulers import SCHEDULERS, Resources, Scheduler

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from cbsim.recorder import EMITTED, EVENTS, PREEMPTED, Recorder
+from cbsim.core.engine.recorder import EMITTED, EVENTS, PREEMPTED, Recorder
 from cbsim.workload.request import Request
 
 
@@ -15,7 +15,7 @@ class Event(NamedTuple):
     step: int
     """-1 outside any step."""
     what: str
-    """One of `cbsim.recorder.EVENTS`, or `changed` for a setting."""
+    """One of `cbsim.core.engine.recorder.EVENTS`, or `changed` for a setting."""
     request: Request | None
     detail: str
 

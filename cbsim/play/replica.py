@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from cbsim.base.errors import ConfigError
-from cbsim.engine.reference import ReferenceEngine
+from cbsim.core.engine.recorder import PREEMPTED
+from cbsim.core.engine.reference import ReferenceEngine
 from cbsim.experiment import Experiment
 from cbsim.play.event_log import EventLog
 from cbsim.play.head import why_waiting
@@ -22,7 +23,6 @@ from cbsim.play.tuning import (
     queue_again,
     tune,
 )
-from cbsim.recorder import PREEMPTED
 from cbsim.run import make_cost_model
 from cbsim.schedulers import Scheduler, Slice
 from cbsim.workload.request import Request, RequestState

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from matplotlib.ticker import PercentFormatter
 
-from cbsim.recorder import Column
+from cbsim.core.engine.recorder import Column
 from cbsim.report.style import FAINT, INK, head, line_style, new_figure, styled
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ import pandas as pd
 from matplotlib.colors import LogNorm
 from matplotlib.patches import Rectangle
 
+from cbsim.core.engine.recorder import Column
 from cbsim.labels import short_keys
-from cbsim.recorder import Column
 from cbsim.report.figures import GOODPUT, ITL, SAME, TTFT, PicturedFigure
 from cbsim.report.style import PALETTE, head, new_figure, styled
 from cbsim.report.text import format_figure

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import StrMethodFormatter
 
-from cbsim.recorder import Column
+from cbsim.core.engine.recorder import Column
 from cbsim.report.figures import ITL, THROUGHPUT, PicturedFigure
 from cbsim.report.style import FAINT, PALETTE, head, new_figure, styled
 

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator, PercentFormatter
 
 from cbsim.base.units import MS_PER_S
-from cbsim.recorder import Column
+from cbsim.core.engine.recorder import Column
 from cbsim.report.style import FAINT, INK, head, line_style, new_figure, styled
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.ticker import PercentFormatter, StrMethodFormatter
 
-from cbsim.recorder import Column
+from cbsim.core.engine.recorder import Column
 from cbsim.report.style import PALETTE, head, new_figure, styled
 from cbsim.result import Result
 

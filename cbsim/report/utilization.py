@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cbsim.recorder import Column
+from cbsim.core.engine.recorder import Column
 from cbsim.result import Result
 from cbsim.specs import GpuSpec, ModelSpec
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.ticker import PercentFormatter
 
-from cbsim.recorder import Column
+from cbsim.core.engine.recorder import Column
 from cbsim.report.style import PALETTE, head, new_figure, styled
 from cbsim.report.timeline_plot import NUM_BINS, bin_steps
 from cbsim.report.utilization import has_utilization, step_mbu, step_mfu

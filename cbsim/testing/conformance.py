@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from cbsim.base.errors import PluginError
-from cbsim.engine.fast import FastEngine
-from cbsim.engine.reference import ReferenceEngine
+from cbsim.core.engine.fast import FastEngine
+from cbsim.core.engine.reference import ReferenceEngine
 from cbsim.schedulers import SCHEDULERS, Scheduler, SchedulerConfig
 from cbsim.testing.case import Case, draw_case, starvation_case
 from cbsim.testing.identity import differences, without_batches

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cbsim.recorder import EMITTED
+from cbsim.core.engine.recorder import EMITTED
 from cbsim.testing.case import NUM_RIVALS, STARVED
 from cbsim.testing.ledger import Ledger
 from cbsim.testing.observation import Call, Commit, History, Observation

@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple, cast
 
-from cbsim.engine.base import Engine
-from cbsim.engine.reference import ReferenceEngine
-from cbsim.recorder import Recorder, RunLog
-from cbsim.router import RoundRobin
+from cbsim.cluster.router import RoundRobin
+from cbsim.cluster.simpy_world import World
+from cbsim.core.engine.engine_interface import Engine
+from cbsim.core.engine.recorder import Recorder, RunLog
+from cbsim.core.engine.reference import ReferenceEngine
 from cbsim.run import collect
 from cbsim.schedulers import Scheduler, StepPlan
 from cbsim.schedulers.kvcache import IdentityPool
 from cbsim.testing.case import Case
 from cbsim.workload.request import Request, RequestState
-from cbsim.world import World
 
 CALLS_PER_TOKEN = 50
 """A run that needs more calls than this for each of its tokens gets nowhere."""

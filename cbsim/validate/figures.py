@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cbsim.core.engine.recorder import Column, RunLog
 from cbsim.metrics import weighted_quantiles
-from cbsim.recorder import Column, RunLog
 from cbsim.report.text import MISSING, Table, format_figure
 
 TITLES = {"ttft_s": "TTFT", "tpot_s": "TPOT", "itl_s": "ITL", "e2e_s": "E2E"}

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from cbsim.recorder import Column
+from cbsim.core.engine.recorder import Column
 from cbsim.validate.server_log import ServerLog
 from cbsim.validate.step_counts import SAME_TIME_S, Engine, count_steps
 

@@ -14,10 +14,10 @@ from cbsim.calibrate.accuracy import predict
 from cbsim.calibrate.attentionfit import seconds_of
 from cbsim.calibrate.fit import fit_cost_file
 from cbsim.calibrate.pointsfile import read_points
+from cbsim.core.engine.recorder import Column, RunLog
 from cbsim.cost.cost_model import CostModel, StepShape
 from cbsim.cost.profile import ProfileConfig
 from cbsim.experiment import Experiment
-from cbsim.recorder import Column, RunLog
 from cbsim.result import Result
 from cbsim.run import make_cost_model, make_workload, run_experiment
 from cbsim.tables import batches_table, to_frame

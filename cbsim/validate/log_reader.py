@@ -12,8 +12,8 @@ import numpy as np
 
 from cbsim.base.errors import WorkloadError
 from cbsim.base.registry import did_you_mean
+from cbsim.core.engine.recorder import Column
 from cbsim.output import is_run_folder
-from cbsim.recorder import Column
 from cbsim.result import Result, load_run
 from cbsim.validate.server_log import ServerLog
 

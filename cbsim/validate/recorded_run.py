@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from cbsim.core.engine.recorder import RunLog
 from cbsim.experiment import Experiment
-from cbsim.recorder import RunLog
 from cbsim.run import simulate
 from cbsim.validate.figures import (
     Figure,

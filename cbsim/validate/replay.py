@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from cbsim.cluster.router import make_router
+from cbsim.cluster.simpy_world import World
+from cbsim.core.engine.engine_interface import checked_s
+from cbsim.core.engine.recorder import Recorder, RunLog
+from cbsim.core.engine.reference import ReferenceEngine, Step
 from cbsim.cost.cost_model import CostModel
-from cbsim.engine.base import checked_s
-from cbsim.engine.reference import ReferenceEngine, Step
 from cbsim.experiment import Experiment
-from cbsim.recorder import Recorder, RunLog
-from cbsim.router import make_router
 from cbsim.run import collect, make_cost_model, make_scheduler
 from cbsim.schedulers.base import Scheduler, StepPlan
 from cbsim.workload.request_source import Workload
-from cbsim.world import World
 
 
 class StepClock(Protocol):

@@ -10,7 +10,7 @@ import numpy as np
 from scipy.optimize import linprog
 from scipy.sparse import csr_matrix, hstack, identity
 
-from cbsim.recorder import Column
+from cbsim.core.engine.recorder import Column
 from cbsim.validate.server_log import ServerLog
 
 SAME_TIME_S = 1e-6

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cbsim.recorder import Column
+from cbsim.core.engine.recorder import Column
 from cbsim.schedulers.base import Slice, StepPlan
 from cbsim.validate.gaps import Gaps
 from cbsim.validate.server_log import ServerLog

@@ -19,11 +19,11 @@ from cbsim.bench.stepwise import drive
 from cbsim.bench.tables import bench_tables, describe_goal, is_met, to_json, to_markdown, verdict
 from cbsim.bench.works import SCALES, Goal, How, Work, all_works, experiment, poisson
 from cbsim.cli import main
-from cbsim.engine.base import Engine
-from cbsim.engine.fast import FastEngine
-from cbsim.engine.reference import ReferenceEngine
+from cbsim.core.engine.engine_interface import Engine
+from cbsim.core.engine.fast import FastEngine
+from cbsim.core.engine.recorder import Recorder
+from cbsim.core.engine.reference import ReferenceEngine
 from cbsim.experiment import Experiment
-from cbsim.recorder import Recorder
 from cbsim.run import collect, make_cost_model, make_scheduler, make_workload, simulate
 from cbsim.testing import differences
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from cbsim.engine.base import Engine
-from cbsim.engine.fast import FastEngine
-from cbsim.engine.reference import ReferenceEngine
+from cbsim.core.engine.engine_interface import Engine
+from cbsim.core.engine.fast import FastEngine
+from cbsim.core.engine.reference import ReferenceEngine
 from cbsim.run import collect
 from cbsim.testing import Case
 from tests.engine.twins import ROUTERS, Setting, request

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cbsim.engine.decode_group import DecodeGroup
+from cbsim.core.engine.decode_group import DecodeGroup
 from cbsim.schedulers.kvcache import BlockPool
 from cbsim.workload.request import Request
 

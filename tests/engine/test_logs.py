@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cbsim.core.engine.mixed_step import GroupShare, look_at
+from cbsim.core.engine.recorder import SLICE_STEP_COLUMNS, STEP_COLUMNS
+from cbsim.core.engine.step_log import FACTS, StepLog
+from cbsim.core.engine.token_log import TokenLog
 from cbsim.cost.cost_model import StepShape
-from cbsim.engine.mixed_step import GroupShare, look_at
-from cbsim.engine.step_log import FACTS, StepLog
-from cbsim.engine.token_log import TokenLog
-from cbsim.recorder import SLICE_STEP_COLUMNS, STEP_COLUMNS
 from cbsim.schedulers.base import Slice, StepPlan
 from cbsim.workload.request import Request
 

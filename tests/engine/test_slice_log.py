@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cbsim.engine.slice_log import SliceLog, Slices
+from cbsim.core.engine.slice_log import SliceLog, Slices
 
 
 def unfolded(slices: Slices) -> set[tuple[int, int]]:

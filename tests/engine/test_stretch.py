@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cbsim.base.errors import PluginError
+from cbsim.core.engine.stretch import Stretch, group_steps_s
 from cbsim.cost.cost_model import StepShape
-from cbsim.engine.stretch import Stretch, group_steps_s
 from tests.simulation import FixedCost
 
 

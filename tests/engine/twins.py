@@ -7,17 +7,17 @@ from typing import Any
 
 import numpy as np
 
+from cbsim.cluster.router import make_router
+from cbsim.cluster.simpy_world import World
+from cbsim.core.engine.engine_interface import Engine
+from cbsim.core.engine.fast import FastEngine
+from cbsim.core.engine.recorder import Recorder, RunLog
+from cbsim.core.engine.reference import ReferenceEngine
 from cbsim.cost.cost_model import CostModel, StepShape
-from cbsim.engine.base import Engine
-from cbsim.engine.fast import FastEngine
-from cbsim.engine.reference import ReferenceEngine
-from cbsim.recorder import Recorder, RunLog
-from cbsim.router import make_router
 from cbsim.run import collect
 from cbsim.schedulers import SCHEDULERS, Scheduler
 from cbsim.testing import Case, differences
 from cbsim.testing.case import TokenCost
-from cbsim.world import World
 
 ROUTERS = ("round_robin", "random", "least_outstanding", "least_kv", "prefix_affinity")
 COSTS = ("exact", "irregular", "noisy")

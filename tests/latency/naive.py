@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from cbsim.core.engine.recorder import EVENTS, RunLog
 from cbsim.cost.cost_model import CostModel, StepShape
 from cbsim.latency import PARTS
-from cbsim.recorder import EVENTS, RunLog
 from cbsim.workload.request import RequestState
 
 

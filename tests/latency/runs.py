@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from cbsim.cluster.router import RoundRobin
+from cbsim.cluster.simpy_world import World
+from cbsim.core.engine.recorder import Recorder, RunLog
+from cbsim.core.engine.reference import ReferenceEngine
 from cbsim.cost.cost_model import CostModel, StepShape
-from cbsim.engine.reference import ReferenceEngine
-from cbsim.recorder import Recorder, RunLog
-from cbsim.router import RoundRobin
 from cbsim.run import collect
 from cbsim.schedulers import SCHEDULERS, Scheduler
 from cbsim.testing import Case
-from cbsim.world import World
 
 
 class HostedCost(CostModel):

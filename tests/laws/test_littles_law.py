@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 from hypothesis import given, settings
 
-from cbsim.recorder import ADMITTED, ARRIVED, EMITTED, FINISHED, PREEMPTED, RESUMED, RunLog
+from cbsim.core.engine.recorder import ADMITTED, ARRIVED, EMITTED, FINISHED, PREEMPTED, RESUMED, RunLog
 from cbsim.schedulers import SCHEDULERS
 from cbsim.testing import Case, observe
 from cbsim.workload.request import RequestState

@@ -16,8 +16,11 @@ from click.testing import CliRunner
 
 import cbsim
 from cbsim.base.errors import ConfigError
+from cbsim.cluster.router import RoundRobin
+from cbsim.cluster.simpy_world import World
+from cbsim.core.engine.recorder import Recorder
+from cbsim.core.engine.reference import ReferenceEngine
 from cbsim.cost.cost_model import CostModel, StepShape
-from cbsim.engine.reference import ReferenceEngine
 from cbsim.experiment import Experiment
 from cbsim.kernels.sampling import SamplingParams
 from cbsim.live import run_live
@@ -28,10 +31,7 @@ from cbsim.live.run import fit_blocks
 from cbsim.live.runner import ModelRunner
 from cbsim.live.tokens import TokenBook
 from cbsim.live.world import LiveWorld
-from cbsim.recorder import Recorder
-from cbsim.router import RoundRobin
 from cbsim.schedulers import SCHEDULERS, Prices, Resources, Scheduler, SchedulerConfig, StepPlan
-from cbsim.world import World
 from tests.kernels.references import load_model
 from tests.simulation import ListedWorkload
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from cbsim.engine.fast import FastEngine
+from cbsim.core.engine.fast import FastEngine
 from cbsim.experiment import Experiment
 from cbsim.observers import ObservedRun, Observer, StepView
 from cbsim.observers.audience import Audience

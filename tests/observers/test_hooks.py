@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from cbsim.engine.fast import FastEngine
-from cbsim.engine.reference import ReferenceEngine
+from cbsim.core.engine.fast import FastEngine
+from cbsim.core.engine.reference import ReferenceEngine
 from cbsim.experiment import Experiment
 from cbsim.observers import Needs, Observer, StepView
 from cbsim.observers.audience import Audience

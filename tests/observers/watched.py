@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+from cbsim.core.engine.recorder import RunLog
 from cbsim.experiment import Experiment
 from cbsim.observers import Needs, ObservedRun, Observer, StepView
 from cbsim.observers.audience import Audience
-from cbsim.recorder import RunLog
 from cbsim.run import simulate
 from cbsim.workload.request import Request
 from tests.simulation import ListedWorkload

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from cbsim.base.errors import ConfigError, PluginError
+from cbsim.core.engine.recorder import RunLog
 from cbsim.experiment import Experiment
 from cbsim.play.session import Session
-from cbsim.recorder import RunLog
 from cbsim.run import collect, make_workload, run_experiment, simulate
 from cbsim.schedulers import StepPlan
 from cbsim.schedulers.chunked_prefill import ChunkedPrefillScheduler

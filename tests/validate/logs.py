@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from cbsim.core.engine.recorder import EMITTED, RunLog
 from cbsim.experiment import Experiment
-from cbsim.recorder import EMITTED, RunLog
 from cbsim.run import make_workload
 from cbsim.schedulers.base import StepPlan
 from cbsim.validate.replay import replay

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cbsim.recorder import RunLog
+from cbsim.core.engine.recorder import RunLog
 from cbsim.validate.gaps import waiting_since
 from cbsim.validate.recorded_run import replay_log
 from cbsim.validate.replay import RecordedSteps, replay

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from cbsim.recorder import FINISHED, Recorder
+from cbsim.core.engine.recorder import FINISHED, Recorder
 from cbsim.workload.request import Request
 
 

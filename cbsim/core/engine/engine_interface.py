@@ -7,9 +7,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
 from cbsim.base.errors import PluginError
+from cbsim.core.engine.recorder import Column, Recorder
+from cbsim.core.engine.slice_log import Slices
 from cbsim.cost.cost_model import CostModel
-from cbsim.engine.slice_log import Slices
-from cbsim.recorder import Column, Recorder
 from cbsim.schedulers.base import Scheduler
 from cbsim.workload.request import Request
 

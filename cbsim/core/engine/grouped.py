@@ -7,16 +7,16 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from cbsim.core.engine.decode_group import DecodeGroup, Member
+from cbsim.core.engine.engine_interface import Engine
+from cbsim.core.engine.mixed_step import Step, slice_of
+from cbsim.core.engine.recorder import Column, Recorder
+from cbsim.core.engine.request_log import RequestLog
+from cbsim.core.engine.slice_log import SliceLog, Slices
+from cbsim.core.engine.step_log import Facts, State, StepLog
+from cbsim.core.engine.token_log import TokenLog
 from cbsim.cost.cost_model import CostModel
-from cbsim.engine.base import Engine
-from cbsim.engine.decode_group import DecodeGroup, Member
-from cbsim.engine.mixed_step import Step, slice_of
-from cbsim.engine.request_log import RequestLog
-from cbsim.engine.slice_log import SliceLog, Slices
-from cbsim.engine.step_log import Facts, State, StepLog
-from cbsim.engine.token_log import TokenLog
 from cbsim.observers.step_view import StepView
-from cbsim.recorder import Column, Recorder
 from cbsim.schedulers.base import Scheduler, Slice, StepPlan
 from cbsim.workload.request import Request, RequestState
 

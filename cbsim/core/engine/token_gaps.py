@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from cbsim.recorder import Column
+from cbsim.core.engine.recorder import Column
 
 
 def distinct_gaps(parts: Iterable[Column]) -> tuple[Column, Column]:

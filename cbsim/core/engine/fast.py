@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 
+from cbsim.core.engine.engine_interface import checked_s
+from cbsim.core.engine.grouped import GroupedEngine
+from cbsim.core.engine.hiding import must_show_all
+from cbsim.core.engine.mixed_step import NO_SHARE, GroupShare, Step, is_quiet, look_at
+from cbsim.core.engine.recorder import DECISIONS, Recorder
+from cbsim.core.engine.stretch import Stretch, group_steps_s
 from cbsim.cost.cost_model import CostModel
-from cbsim.engine.base import checked_s
-from cbsim.engine.grouped import GroupedEngine
-from cbsim.engine.hiding import must_show_all
-from cbsim.engine.mixed_step import NO_SHARE, GroupShare, Step, is_quiet, look_at
-from cbsim.engine.stretch import Stretch, group_steps_s
-from cbsim.recorder import DECISIONS, Recorder
 from cbsim.schedulers.base import Scheduler, StepPlan
 from cbsim.workload.request import Request
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from cbsim.core.engine.decode_group import Member
+from cbsim.core.engine.step_log import Facts
 from cbsim.cost.cost_model import StepShape
-from cbsim.engine.decode_group import Member
-from cbsim.engine.step_log import Facts
 from cbsim.observers.step_view import StepView
 from cbsim.schedulers.base import Slice, StepPlan
 

@@ -7,8 +7,8 @@ from array import array
 import numpy as np
 
 from cbsim.base.column_pieces import pieces
-from cbsim.gaps import distinct_gaps
-from cbsim.recorder import Column, Table, as_column
+from cbsim.core.engine.recorder import Column, Table, as_column
+from cbsim.core.engine.token_gaps import distinct_gaps
 from cbsim.workload.request import Request
 
 

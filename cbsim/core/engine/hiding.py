@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cbsim.engine.decode_group import DecodeGroup
+from cbsim.core.engine.decode_group import DecodeGroup
 from cbsim.schedulers.base import Scheduler
 
 

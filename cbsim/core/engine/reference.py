@@ -11,11 +11,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from cbsim.cost.cost_model import CostModel
-from cbsim.engine.base import Engine, checked_s
-from cbsim.engine.slice_log import SliceLog, Slices
-from cbsim.observers.step_view import StepView
-from cbsim.recorder import (
+from cbsim.core.engine.engine_interface import Engine, checked_s
+from cbsim.core.engine.recorder import (
     DECISIONS,
     EMITTED,
     FINISHED,
@@ -25,6 +22,9 @@ from cbsim.recorder import (
     Recorder,
     Table,
 )
+from cbsim.core.engine.slice_log import SliceLog, Slices
+from cbsim.cost.cost_model import CostModel
+from cbsim.observers.step_view import StepView
 from cbsim.schedulers.base import Scheduler, StepPlan
 from cbsim.workload.request import Request
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cbsim.recorder import Column, Table
+from cbsim.core.engine.recorder import Column, Table
 
 PREFILL_COLUMNS = ("step", "request", "num_tokens", "num_computed_tokens", "emits")
 DECODE_COLUMNS = ("request", "first_step", "last_step")

@@ -6,8 +6,8 @@ import math
 from bisect import bisect_left
 from itertools import accumulate
 
+from cbsim.core.engine.engine_interface import checked_s
 from cbsim.cost.cost_model import CostModel, StepShape
-from cbsim.engine.base import checked_s
 
 
 class Stretch:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from cbsim.base.column_pieces import pieces
-from cbsim.recorder import SLICE_STEP_COLUMNS, STEP_COLUMNS, Column, Table, as_column
+from cbsim.core.engine.recorder import SLICE_STEP_COLUMNS, STEP_COLUMNS, Column, Table, as_column
 
 RUN_REALS = ("scheduled_at_s", "start_s", "transfer_s", "num_attention_pairs")
 """Pairs are whole numbers, but of long prompts too many for 32 bits."""

@@ -8,9 +8,9 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 import simpy
 from simpy.events import EventPriority
 
-from cbsim.engine.base import Engine
-from cbsim.engine.fast import FastEngine
-from cbsim.router import Router
+from cbsim.cluster.router import Router
+from cbsim.core.engine.engine_interface import Engine
+from cbsim.core.engine.fast import FastEngine
 from cbsim.workload.request import Request
 from cbsim.workload.request_source import Workload
 from cbsim.workload.think import ThinkTimes

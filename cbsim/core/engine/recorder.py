@@ -16,7 +16,7 @@ from cbsim.observers.audience import Audience
 from cbsim.workload.request import Request, RequestState
 
 if TYPE_CHECKING:
-    from cbsim.engine.slice_log import Slices
+    from cbsim.core.engine.slice_log import Slices
 
 Column = NDArray[Any]
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cbsim.recorder import Column, Table
+from cbsim.core.engine.recorder import Column, Table
 from cbsim.schedulers.kvcache import BlockPool
 from cbsim.workload.request import Request
 

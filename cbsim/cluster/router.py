@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from cbsim.engine.base import Engine
+from cbsim.core.engine.engine_interface import Engine
 from cbsim.workload.request import Request
 
 

@@ -1,0 +1,1 @@
+"""One replica: engines, and the record of what happens in them."""
