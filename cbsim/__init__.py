@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from cbsim.capacity import capacity
     from cbsim.compare import compare
     from cbsim.experiment import Experiment
-    from cbsim.result import Result, load_run
+    from cbsim.results.result import Result, load_run
     from cbsim.run import run
     from cbsim.sweep import sweep
 
@@ -25,10 +25,10 @@ _HOME = {
     "PluginError": "cbsim.base.errors",
     "WorkloadError": "cbsim.base.errors",
     "Experiment": "cbsim.experiment",
-    "Result": "cbsim.result",
+    "Result": "cbsim.results.result",
     "capacity": "cbsim.capacity",
     "compare": "cbsim.compare",
-    "load_run": "cbsim.result",
+    "load_run": "cbsim.results.result",
     "run": "cbsim.run",
     "sweep": "cbsim.sweep",
 }

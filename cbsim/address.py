@@ -10,7 +10,7 @@ from cbsim.base.errors import CbsimError
 from cbsim.cost import CostModel
 from cbsim.determined import is_determined
 from cbsim.experiment import Experiment
-from cbsim.manifest import hash_files, hash_mapping, package_version
+from cbsim.results.manifest import hash_files, hash_mapping, package_version
 from cbsim.run import make_cost_model, make_workload
 
 SEED = "seed"

@@ -66,9 +66,9 @@ def run(
             click.echo(f"{experiment.name} has a sweep: running all its points", err=True)
         _sweep(experiment, out, workers, None, plots, as_json, quiet)
         return
-    from cbsim.manifest import hash_mapping
-    from cbsim.output import check_run_target
     from cbsim.progress import watch_run
+    from cbsim.results.manifest import hash_mapping
+    from cbsim.results.output import check_run_target
     from cbsim.run import run_experiment
 
     folder = out or Path("runs") / f"{experiment.name}-{hash_mapping(experiment.resolved())[:8]}"
@@ -238,12 +238,12 @@ def _sweep(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    from cbsim.output import other_points
     from cbsim.progress import watch_sweep
     from cbsim.replicates import has_replicates, is_known_by_spread
     from cbsim.report.sweep_points import Sweep
     from cbsim.report.sweep_text import replicate_table
     from cbsim.report.tables import compare_points, point_labels
+    from cbsim.results.output import other_points
     from cbsim.sweep import SweepInterrupted, save_table
     from cbsim.sweep import sweep as run_sweep
 
@@ -260,7 +260,7 @@ def _sweep(
         raise CbsimError(*dict.fromkeys(problems), f"none of the {len(table)} points could run")
     written = ["table.csv", "table.parquet", "points/"]
     if ran.any() and (plots or (plots is None and ran.sum() <= 6)):
-        from cbsim.result import load_run
+        from cbsim.results.result import load_run
 
         labels = dict(zip(point_labels(table), table["point"], strict=True))
         results = {

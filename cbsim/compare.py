@@ -11,8 +11,8 @@ import numpy as np
 
 from cbsim.base.errors import CbsimError
 from cbsim.intervals import CONFIDENCE, Interval, Values, block_weights, mean_of, quantile_of
-from cbsim.metrics import meets_slo
-from cbsim.result import Result
+from cbsim.results.metrics import meets_slo
+from cbsim.results.result import Result
 
 if TYPE_CHECKING:
     import pandas as pd

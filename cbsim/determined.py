@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cbsim.cost import CostModel
 from cbsim.experiment import Experiment
-from cbsim.result import copy_run
+from cbsim.results.result import copy_run
 from cbsim.schedulers import SCHEDULERS
 from cbsim.workload import Workload
 

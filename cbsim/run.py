@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cbsim.backlog import backlog_notes
 from cbsim.base.errors import CbsimError
 from cbsim.base.paths import data_folder
 from cbsim.base.plugin_errors import blaming, plugin_error
@@ -22,13 +21,14 @@ from cbsim.core.engine.slice_log import Slices
 from cbsim.core.engine.token_gaps import distinct_gaps
 from cbsim.cost import COST_MODELS, CostModel, StepShape
 from cbsim.experiment import Experiment
-from cbsim.latency import Replica, mean_parts, request_parts
-from cbsim.manifest import make_manifest
-from cbsim.metrics import Deployment, request_latencies, summarize
 from cbsim.observers import OBSERVERS, Needs, ObservedRun, Observer
 from cbsim.observers.audience import Audience
-from cbsim.output import REPORT, RUN_FILES
-from cbsim.result import Result
+from cbsim.results.backlog import backlog_notes
+from cbsim.results.latency import Replica, mean_parts, request_parts
+from cbsim.results.manifest import make_manifest
+from cbsim.results.metrics import Deployment, request_latencies, summarize
+from cbsim.results.output import REPORT, RUN_FILES
+from cbsim.results.result import Result
 from cbsim.schedulers import SCHEDULERS, Prices, Resources, Scheduler
 from cbsim.schedulers.kvcache import BlockPool, IdentityPool
 from cbsim.workload import WORKLOADS, Workload

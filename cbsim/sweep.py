@@ -14,10 +14,10 @@ from cbsim.base.errors import CbsimError
 from cbsim.determined import copy_for_seed
 from cbsim.experiment import Experiment
 from cbsim.labels import label_values
-from cbsim.metrics import Summary, flatten
-from cbsim.output import POINTS, check_sweep_target, drawn_from_sweep
 from cbsim.pool import Pool, open_pool
-from cbsim.result import is_whole_run, load_summary, remove_damaged_run
+from cbsim.results.metrics import Summary, flatten
+from cbsim.results.output import POINTS, check_sweep_target, drawn_from_sweep
+from cbsim.results.result import is_whole_run, load_summary, remove_damaged_run
 from cbsim.run import run_experiment
 
 if TYPE_CHECKING:

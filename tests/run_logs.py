@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from cbsim.core.engine.recorder import EVENTS, RunLog
-from cbsim.metrics import Deployment, summarize
-from cbsim.result import Result
+from cbsim.results.metrics import Deployment, summarize
+from cbsim.results.result import Result
 from cbsim.specs import GpuSpec, ModelSpec
 from cbsim.workload.request import RequestState
 

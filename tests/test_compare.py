@@ -16,7 +16,7 @@ from cbsim.compare import Comparison, Difference, compare
 from cbsim.core.engine.recorder import RunLog
 from cbsim.intervals import Interval, block_weights
 from cbsim.report.differences import difference_table, format_interval
-from cbsim.result import Result
+from cbsim.results.result import Result
 from cbsim.workload.request import RequestState
 from tests.run_logs import make_result, random_log
 

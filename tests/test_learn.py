@@ -9,7 +9,7 @@ from typing import NamedTuple
 import pytest
 
 from cbsim.experiment import Experiment
-from cbsim.result import Result
+from cbsim.results.result import Result
 from cbsim.run import run_experiment
 from tests.test_readmes import ROOT, Command, checkout, commands, run_block
 

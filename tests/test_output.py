@@ -14,8 +14,8 @@ from cbsim.base.errors import CbsimError
 from cbsim.capacity import Plan, capacity
 from cbsim.capacity.folder import save_capacity
 from cbsim.cli import main
-from cbsim.output import check_run_target, is_report, is_sweep_folder
 from cbsim.report.report_file import write_report
+from cbsim.results.output import check_run_target, is_report, is_sweep_folder
 from tests.run_logs import make_result, paper_log
 
 EXPERIMENT = """\

@@ -7,7 +7,7 @@ import pytest
 
 from cbsim.base.errors import CbsimError, ConfigError
 from cbsim.pool import open_pool
-from cbsim.result import load_run
+from cbsim.results.result import load_run
 from cbsim.run import run_experiment
 from cbsim.sweep import SweepInterrupted, sweep
 

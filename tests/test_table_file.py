@@ -15,9 +15,9 @@ import cbsim
 from cbsim.base.errors import CbsimError
 from cbsim.base.paths import find_experiment
 from cbsim.cli import main
-from cbsim.result import load_run
-from cbsim.table_file import FIELDS, read_table
-from cbsim.tables import TABLES
+from cbsim.results.result import load_run
+from cbsim.results.table_file import FIELDS, read_table
+from cbsim.results.tables import TABLES
 from tests.run_logs import make_result, paper_batches, paper_log
 
 

@@ -19,7 +19,7 @@ TICKS_PER_S = 2**36
 """Where durations must add up without remainder they are counted in ticks of 2**-36 s, 15 ps.
 
 A power of two, so that seconds become ticks by one rounding and ticks become seconds exactly; runs of more
-than a year are counted in longer ones (`cbsim.latency.ticks`).
+than a year are counted in longer ones (`cbsim.results.latency.ticks`).
 """
 
 

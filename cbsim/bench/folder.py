@@ -9,9 +9,9 @@ from cbsim.bench.machine import Machine
 from cbsim.bench.scaling import Study
 from cbsim.bench.scaling_tables import scaling_frame
 from cbsim.bench.study import Row
-from cbsim.output import BENCH
 from cbsim.report.scaling_plot import scaling_picture
 from cbsim.report.style import save_figure
+from cbsim.results.output import BENCH
 from cbsim.sweep import save_table
 
 

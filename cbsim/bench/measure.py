@@ -21,7 +21,7 @@ from cbsim.bench.works import How, Work
 from cbsim.core.engine.fast import FastEngine
 from cbsim.core.engine.recorder import Recorder, RunLog
 from cbsim.experiment import Experiment
-from cbsim.metrics import Deployment, summarize
+from cbsim.results.metrics import Deployment, summarize
 from cbsim.run import collect, make_cost_model, make_scheduler, make_workload, simulate
 
 NUM_WARM_UP = 20

@@ -19,9 +19,9 @@ from cbsim.capacity.search import SearchOutcome, SearchTask, search
 from cbsim.capacity.verdict import Contender, Evidence, judge_all
 from cbsim.experiment import Experiment
 from cbsim.labels import label_values, point_name
-from cbsim.manifest import hash_mapping
-from cbsim.output import POINTS, check_capacity_target
 from cbsim.pool import Pool, open_pool
+from cbsim.results.manifest import hash_mapping
+from cbsim.results.output import POINTS, check_capacity_target
 from cbsim.run import make_workload
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from cbsim.capacity.answer import CapacityAnswer
 from cbsim.capacity.plan import Plan
 from cbsim.capacity.verdict import Contender
 from cbsim.intervals import Interval
-from cbsim.output import ANSWER, check_capacity_target, has_file
+from cbsim.results.output import ANSWER, check_capacity_target, has_file
 from cbsim.sweep import save_table
 
 

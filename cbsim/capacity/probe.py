@@ -13,8 +13,8 @@ import numpy as np
 from cbsim.address import Address
 from cbsim.base.errors import CbsimError
 from cbsim.experiment import Experiment
-from cbsim.metrics import flatten
-from cbsim.result import Result
+from cbsim.results.metrics import flatten
+from cbsim.results.result import Result
 from cbsim.run import run_experiment
 
 NUM_QUARTERS = 4

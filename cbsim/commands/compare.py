@@ -23,7 +23,7 @@ def compare(first: Path, second: Path, seed: int, out: Path | None, as_json: boo
     """
     from cbsim.compare import compare as compare_results
     from cbsim.report.differences import difference_table, run_labels
-    from cbsim.result import load_run
+    from cbsim.results.result import load_run
 
     runs = [load_run(folder) for folder in (first, second)]
     comparison = compare_results(*runs, seed=seed)

@@ -152,8 +152,8 @@ def _stay(source: Source, request_id: str) -> Window:
 def _open(run: str, overrides: tuple[str, ...], quiet: bool) -> Source:
     """The run meant. Raises `CbsimError` for sweeps, of which one run must be named."""
     from cbsim.explain.source import Source
-    from cbsim.output import is_sweep_folder
     from cbsim.progress import watch_run
+    from cbsim.results.output import is_sweep_folder
 
     def watched(experiment: Experiment) -> AbstractContextManager[Callable[[int, float], None] | None]:
         return watch_run(experiment, quiet)

@@ -8,8 +8,8 @@ from pathlib import Path
 from cbsim.base.errors import CbsimError
 from cbsim.core.engine.reference import Step
 from cbsim.explain.run_tables import steps_of
-from cbsim.manifest import hash_files, package_version
-from cbsim.result import Result
+from cbsim.results.manifest import hash_files, package_version
+from cbsim.results.result import Result
 from cbsim.workload.request import Request
 
 _TIMES = ("start_s", "duration_s")

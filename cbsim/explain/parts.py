@@ -9,8 +9,8 @@ from typing import Any
 import pandas as pd
 
 from cbsim.base.errors import CbsimError
-from cbsim.latency import PARTS, TTFT_PARTS
-from cbsim.result import Result
+from cbsim.results.latency import PARTS, TTFT_PARTS
+from cbsim.results.result import Result
 
 WORDS = {
     "queue": "waiting for its turn",
@@ -38,7 +38,7 @@ class Breakdown:
 
     total_s: float
     parts_s: Mapping[str, float]
-    """By the names of `cbsim.latency.PARTS`, the largest first; those that are 0 left out."""
+    """By the names of `cbsim.results.latency.PARTS`, the largest first; those that are 0 left out."""
 
     @property
     def shares(self) -> dict[str, float]:

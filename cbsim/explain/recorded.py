@@ -14,7 +14,7 @@ from cbsim.explain.batch_step import BatchStep, Share
 from cbsim.explain.rerun import Window
 from cbsim.explain.run_tables import steps_of
 from cbsim.explain.waiting import Limits
-from cbsim.result import Result
+from cbsim.results.result import Result
 
 _DECISIONS = ("admitted", "resumed", "preempted", "finished")
 

@@ -9,8 +9,8 @@ import pandas as pd
 
 from cbsim.base.units import format_seconds
 from cbsim.explain.parts import Breakdown, breakdown
-from cbsim.latency.means import slowest
-from cbsim.result import Result
+from cbsim.results.latency.means import slowest
+from cbsim.results.result import Result
 
 LATENCIES = {"ttft": "TTFT", "e2e": "E2E"}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from cbsim.result import Result
+from cbsim.results.result import Result
 
 
 def steps_of(result: Result, replica: int) -> pd.DataFrame:

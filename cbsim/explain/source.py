@@ -15,7 +15,7 @@ from cbsim.experiment import Experiment
 from cbsim.explain.agreement import Agreement, changed_inputs, changes_since
 from cbsim.explain.recorded import recorded_steps
 from cbsim.explain.rerun import Check, Take, Window, rerun
-from cbsim.result import Result, load_run
+from cbsim.results.result import Result, load_run
 from cbsim.run import run_experiment
 
 _LIVE = "live on "

@@ -55,7 +55,7 @@ def live(
     from cbsim.base.paths import find_experiment
     from cbsim.experiment import Experiment
     from cbsim.kernels.sampling import SamplingParams
-    from cbsim.output import check_run_target
+    from cbsim.results.output import check_run_target
 
     experiment = Experiment.load(find_experiment(config), overrides)
     experiment.check_one_run(config)

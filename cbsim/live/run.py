@@ -20,11 +20,11 @@ from cbsim.live.runner import ModelRunner
 from cbsim.live.tokens import TokenBook
 from cbsim.live.weights import Checkpoint
 from cbsim.live.world import LiveWorld
-from cbsim.manifest import make_manifest
-from cbsim.metrics import Deployment, summarize
 from cbsim.observers import ObservedRun, Observer
 from cbsim.observers.audience import Audience
-from cbsim.result import Result
+from cbsim.results.manifest import make_manifest
+from cbsim.results.metrics import Deployment, summarize
+from cbsim.results.result import Result
 from cbsim.run import collect, log_notes, make_audience, make_cost_model, make_prices, make_workload
 from cbsim.schedulers import SCHEDULERS, Resources, Scheduler
 from cbsim.workload.request_source import Workload

@@ -11,7 +11,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter
 from cbsim.base.units import MS_PER_S
 from cbsim.core.engine.recorder import Column
 from cbsim.report.style import INK, head, line_style, new_figure, styled
-from cbsim.result import Result
+from cbsim.results.result import Result
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

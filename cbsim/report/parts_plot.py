@@ -11,7 +11,7 @@ from cbsim.explain.parts import has_parts
 from cbsim.report.percentile_bins import PercentileBin, percentile_bins
 from cbsim.report.style import INK, PALETTE, head, new_figure, styled
 from cbsim.report.text import format_figure
-from cbsim.result import Result
+from cbsim.results.result import Result
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from cbsim.latency import PARTS, TTFT_PARTS
+from cbsim.results.latency import PARTS, TTFT_PARTS
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -20,7 +20,7 @@ from cbsim.base.units import US_PER_S
 from cbsim.report.lanes import assign_lanes
 from cbsim.report.request_spans import RequestSpans, Span
 from cbsim.report.utilization import has_utilization, step_mbu, step_mfu
-from cbsim.result import Result
+from cbsim.results.result import Result
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.ticker import NullFormatter, PercentFormatter
 
 from cbsim.report.style import head, line_style, new_figure, styled
-from cbsim.result import Result
+from cbsim.results.result import Result
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -8,20 +8,20 @@ from pathlib import Path
 from cbsim.base.errors import CbsimError
 from cbsim.base.paths import write_text
 from cbsim.capacity.folder import load_capacity
-from cbsim.output import (
-    REPORT_MARK,
-    check_report_target,
-    is_capacity_folder,
-    is_run_folder,
-    is_sweep_folder,
-)
 from cbsim.report.capacity_chapter import capacity_chapter
 from cbsim.report.chapter import Chapter
 from cbsim.report.differences import run_labels
 from cbsim.report.markup import Markup, joined, tag
 from cbsim.report.run_chapter import run_chapter
 from cbsim.report.sweep_chapter import sweep_chapter
-from cbsim.result import load_run
+from cbsim.results.output import (
+    REPORT_MARK,
+    check_report_target,
+    is_capacity_folder,
+    is_run_folder,
+    is_sweep_folder,
+)
+from cbsim.results.result import load_run
 
 
 def write_report(folders: Sequence[Path], path: Path, title: str | None = None) -> None:

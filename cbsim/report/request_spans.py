@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from cbsim.report.lanes import assign_lanes
-from cbsim.result import Result
+from cbsim.results.result import Result
 
 _STARTS, _ENDS = ("admitted", "resumed"), ("preempted", "finished")
 

@@ -12,7 +12,6 @@ from cbsim.explain.parts import WORDS, has_parts
 from cbsim.explain.run_diagnosis import LATENCIES as LATENCY_NAMES
 from cbsim.explain.run_diagnosis import LatencyDiagnosis, diagnose_run
 from cbsim.intervals import Interval, block_bootstrap, mean_of
-from cbsim.metrics import meets_slo
 from cbsim.report.capacity_text import describe_slo
 from cbsim.report.cdf_plot import latency_cdfs
 from cbsim.report.chapter import Chapter, Picture, Provenance
@@ -24,7 +23,8 @@ from cbsim.report.text import format_figure
 from cbsim.report.timeline_plot import timeline
 from cbsim.report.utilization import has_utilization
 from cbsim.report.utilization_plot import utilization
-from cbsim.result import Result
+from cbsim.results.metrics import meets_slo
+from cbsim.results.result import Result
 
 LATENCIES = {
     "queue_s": ("queue (s)", 1),

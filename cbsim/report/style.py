@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from cbsim.base.errors import CbsimError
-from cbsim.output import PICTURE_MAKER
+from cbsim.results.output import PICTURE_MAKER
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -22,7 +22,7 @@ from cbsim.report.tables import COMPARED, Figure
 from cbsim.report.text import format_share
 from cbsim.report.timeline_plot import timeline
 from cbsim.report.utilization_plot import utilization
-from cbsim.result import Result, load_run
+from cbsim.results.result import Result, load_run
 
 _SHOWN = (*COMPARED[2:-1], Figure("mfu", "MFU", format_share), Figure("mbu", "MBU", format_share))
 

@@ -13,7 +13,7 @@ from cbsim.labels import point_name
 from cbsim.replicates import BOOKKEEPING, HIGH, LOW, NUM_REPLICATES, SEED, across_replicates, swept_columns
 from cbsim.report.capacity_text import describe_slo
 from cbsim.report.tables import COMPARED
-from cbsim.table_file import first_line
+from cbsim.results.table_file import first_line
 
 if TYPE_CHECKING:
     import pandas as pd

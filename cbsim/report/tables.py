@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from cbsim.base.units import MS_PER_S, format_seconds
 from cbsim.labels import point_name
-from cbsim.metrics import QUANTILES, flatten
 from cbsim.replicates import swept_columns
 from cbsim.report.notes import merged_notes
 from cbsim.report.text import BEST, MISSING, Table, format_figure, format_share
-from cbsim.result import Result
+from cbsim.results.metrics import QUANTILES, flatten
+from cbsim.results.result import Result
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -10,7 +10,7 @@ from matplotlib.ticker import PercentFormatter, StrMethodFormatter
 
 from cbsim.core.engine.recorder import Column
 from cbsim.report.style import PALETTE, head, new_figure, styled
-from cbsim.result import Result
+from cbsim.results.result import Result
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cbsim.core.engine.recorder import Column
-from cbsim.result import Result
+from cbsim.results.result import Result
 from cbsim.specs import GpuSpec, ModelSpec
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ def has_utilization(result: Result) -> bool:
 
 
 def step_mfu(result: Result, steps: pd.DataFrame) -> Column:
-    """Of each step, FLOP over what the GPUs could do in its time; the FLOP of `cbsim.metrics.mfu`."""
+    """Of each step, FLOP over what the GPUs could do in its time; the FLOP of `cbsim.results.metrics.mfu`."""
     model, gpu, num_gpus = _deployment(result)
     num_tokens = steps["num_prefill_tokens"].to_numpy() + steps["num_decode_tokens"].to_numpy()
     flop = (
@@ -34,7 +34,7 @@ def step_mfu(result: Result, steps: pd.DataFrame) -> Column:
 
 
 def step_mbu(result: Result, steps: pd.DataFrame) -> Column:
-    """Of each step, bytes over what memory could move in its time; the bytes of `cbsim.metrics.mbu`."""
+    """Of each step, bytes over what memory could move in its time; the bytes of `cbsim.results.metrics.mbu`."""
     model, gpu, num_gpus = _deployment(result)
     num_entries = (
         steps["num_context_tokens"].to_numpy()

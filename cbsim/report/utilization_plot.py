@@ -12,7 +12,7 @@ from cbsim.core.engine.recorder import Column
 from cbsim.report.style import PALETTE, head, new_figure, styled
 from cbsim.report.timeline_plot import NUM_BINS, bin_steps
 from cbsim.report.utilization import has_utilization, step_mbu, step_mfu
-from cbsim.result import Result
+from cbsim.results.result import Result
 
 if TYPE_CHECKING:
     import pandas as pd

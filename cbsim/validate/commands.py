@@ -149,7 +149,7 @@ def _validate_live(
     out: Path | None,
     as_json: bool,
 ) -> None:
-    from cbsim.output import check_run_target
+    from cbsim.results.output import check_run_target
 
     try:
         import cbsim.live.run  # noqa: F401 - told in one line where torch is missing

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from cbsim.core.engine.recorder import Column, RunLog
-from cbsim.metrics import weighted_quantiles
 from cbsim.report.text import MISSING, Table, format_figure
+from cbsim.results.metrics import weighted_quantiles
 
 TITLES = {"ttft_s": "TTFT", "tpot_s": "TPOT", "itl_s": "ITL", "e2e_s": "E2E"}
 STATISTICS = ("mean", "p50", "p90", "p99")
@@ -73,7 +73,7 @@ def rates(num_requests: int, num_output_tokens: int, makespan_s: float) -> dict[
 
 def log_statistics(log: RunLog) -> dict[str, dict[str, float]]:
     """The latencies of a run, live or simulated."""
-    from cbsim.metrics import request_latencies
+    from cbsim.results.metrics import request_latencies
 
     latencies = request_latencies(log)
     found = {name: statistics(latencies[name]) for name in ("ttft_s", "tpot_s", "e2e_s")}

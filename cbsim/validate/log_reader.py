@@ -13,8 +13,8 @@ import numpy as np
 from cbsim.base.errors import WorkloadError
 from cbsim.base.registry import did_you_mean
 from cbsim.core.engine.recorder import Column
-from cbsim.output import is_run_folder
-from cbsim.result import Result, load_run
+from cbsim.results.output import is_run_folder
+from cbsim.results.result import Result, load_run
 from cbsim.validate.server_log import ServerLog
 
 Numbered = list[tuple[int, dict[str, Any]]]

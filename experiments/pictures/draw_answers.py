@@ -21,7 +21,7 @@ from cbsim.report.style import save_figure
 from cbsim.report.sweep_pictures import sweep_pictures
 from cbsim.report.sweep_plot import sweep_curves
 from cbsim.report.sweep_text import Sweep
-from cbsim.result import load_run
+from cbsim.results.result import load_run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

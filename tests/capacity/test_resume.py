@@ -16,8 +16,8 @@ from cbsim.capacity.folder import save_capacity, to_json
 from cbsim.capacity.probe import ProbeStore
 from cbsim.cli import main
 from cbsim.experiment import Experiment
-from cbsim.output import check_sweep_target
 from cbsim.report.capacity_text import method
+from cbsim.results.output import check_sweep_target
 from cbsim.run import run_experiment
 
 CONFIG: dict[str, Any] = {

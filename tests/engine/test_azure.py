@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from cbsim.experiment import Experiment
-from cbsim.metrics import Deployment, flatten, summarize
+from cbsim.results.metrics import Deployment, flatten, summarize
 from cbsim.run import make_workload, simulate
 from cbsim.testing import differences
 

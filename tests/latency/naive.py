@@ -10,7 +10,7 @@ import numpy as np
 
 from cbsim.core.engine.recorder import EVENTS, RunLog
 from cbsim.cost.cost_model import CostModel, StepShape
-from cbsim.latency import PARTS
+from cbsim.results.latency import PARTS
 from cbsim.workload.request import RequestState
 
 

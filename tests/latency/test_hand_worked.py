@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from cbsim.core.engine.recorder import RunLog
-from cbsim.latency import PARTS, TTFT_PARTS
+from cbsim.results.latency import PARTS, TTFT_PARTS
 from cbsim.testing import Case
 from cbsim.testing.case import MOVE_S_PER_BLOCK
 from tests.latency.runs import HostedCost, run

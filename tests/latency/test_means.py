@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import cbsim
-from cbsim.latency import PARTS, TTFT_PARTS, mean_parts
-from cbsim.latency.means import slowest
-from cbsim.metrics import flatten
+from cbsim.results.latency import PARTS, TTFT_PARTS, mean_parts
+from cbsim.results.latency.means import slowest
+from cbsim.results.metrics import flatten
 from tests.run_logs import make_result, paper_log
 
 RUN = {

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from cbsim.base.units import TICKS_PER_S
 from cbsim.core.engine.recorder import RunLog
 from cbsim.cost.cost_model import CostModel
-from cbsim.latency import PARTS, TTFT_PARTS, Replica, request_parts
-from cbsim.metrics import request_latencies
+from cbsim.results.latency import PARTS, TTFT_PARTS, Replica, request_parts
+from cbsim.results.metrics import request_latencies
 from cbsim.testing import Case
 from tests.latency.naive import naive_parts
 from tests.latency.runs import HostedCost, run

@@ -16,7 +16,7 @@ from cbsim.base.units import US_PER_S
 from cbsim.cli import main
 from cbsim.report.lanes import assign_lanes
 from cbsim.report.perfetto import FIRST_QUEUE_TID, FIRST_SLOT_TID, STEPS_TID, write_timeline
-from cbsim.result import Result
+from cbsim.results.result import Result
 from tests.run_logs import empty_log, make_result
 
 NS = 1e-3

@@ -22,7 +22,7 @@ from cbsim.report.sweep_pictures import sweep_pictures
 from cbsim.report.sweep_points import Sweep
 from cbsim.report.utilization import step_mbu, step_mfu
 from cbsim.report.utilization_plot import utilization
-from cbsim.result import Result
+from cbsim.results.result import Result
 from cbsim.specs import GpuSpec, ModelSpec
 from tests.run_logs import GPU, MODEL, make_result, paper_log
 

@@ -10,7 +10,7 @@ from cbsim.base.errors import CbsimError
 from cbsim.report.cdf_plot import latency_cdfs
 from cbsim.report.style import PALETTE, line_style, save_figure
 from cbsim.report.timeline_plot import bin_steps, timeline
-from cbsim.result import load_run
+from cbsim.results.result import load_run
 from tests.run_logs import empty_log, make_result, paper_log, random_log
 
 

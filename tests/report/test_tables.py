@@ -74,7 +74,7 @@ def test_points_are_named_by_what_is_swept():
 
 
 def test_points_of_a_sweep_with_a_failed_one(tmp_path):
-    from cbsim.metrics import flatten
+    from cbsim.results.metrics import flatten
 
     figures = flatten(make_result(paper_log(), notes=["why"]).summary)
     table = pd.DataFrame(

@@ -11,10 +11,10 @@ from cbsim.base.column_pieces import pieces
 from cbsim.core.engine.recorder import Column
 from cbsim.core.engine.slice_log import Slices
 from cbsim.cost.cost_model import CostModel
-from cbsim.latency.prices import StepPrices
-from cbsim.latency.spans import Spans
-from cbsim.latency.steps import StepTimes
-from cbsim.latency.ticks import RangeSums, Ticks
+from cbsim.results.latency.prices import StepPrices
+from cbsim.results.latency.spans import Spans
+from cbsim.results.latency.step_times import StepTimes
+from cbsim.results.latency.ticks import RangeSums, Ticks
 from cbsim.schedulers.step_plan import WaitingFor
 
 _LACKING = (WaitingFor.SLOT, WaitingFor.KV_BLOCKS)

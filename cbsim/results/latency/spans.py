@@ -9,8 +9,8 @@ import numpy as np
 
 from cbsim.core.engine.recorder import PREEMPTED, RESUMED, Column
 from cbsim.core.engine.slice_log import Slices
-from cbsim.latency.steps import StepTimes
-from cbsim.latency.ticks import RangeSums
+from cbsim.results.latency.step_times import StepTimes
+from cbsim.results.latency.ticks import RangeSums
 
 _TOKENS = 2**32
 """More than any request has computed."""

@@ -13,7 +13,7 @@ import numpy as np
 
 from cbsim.base.column_pieces import pieces
 from cbsim.core.engine.recorder import Column, RunLog
-from cbsim.limits import limit_notes
+from cbsim.results.limits import limit_notes
 from cbsim.specs import GpuSpec, ModelSpec
 from cbsim.workload.request import RequestState
 

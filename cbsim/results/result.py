@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 from cbsim.base.errors import CbsimError
 from cbsim.base.scratch_folder import scratch_folder
 from cbsim.core.engine.recorder import RunLog
-from cbsim.metrics import Summary
 from cbsim.observers import Observer
 from cbsim.observers.audience import write_files
-from cbsim.output import (
+from cbsim.results.metrics import Summary
+from cbsim.results.output import (
     MANIFEST,
     OBSERVER_FILES,
     check_run_target,
@@ -25,8 +25,8 @@ from cbsim.output import (
     is_run_folder,
     observer_files,
 )
-from cbsim.table_file import read_table
-from cbsim.tables import TABLES, ArrowTable, to_frame
+from cbsim.results.table_file import read_table
+from cbsim.results.tables import TABLES, ArrowTable, to_frame
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -81,34 +81,34 @@ class Result:
 
     @cached_property
     def requests(self) -> pd.DataFrame:
-        """One row a request in order of arrival; see `cbsim.tables.REQUESTS`."""
+        """One row a request in order of arrival; see `cbsim.results.tables.REQUESTS`."""
         return self._frame("requests")
 
     @cached_property
     def steps(self) -> pd.DataFrame:
-        """One row a step in order of (start, replica); see `cbsim.tables.STEPS`."""
+        """One row a step in order of (start, replica); see `cbsim.results.tables.STEPS`."""
         return self._frame("steps")
 
     @cached_property
     def events(self) -> pd.DataFrame:
-        """One row an event in the order they happened; see `cbsim.tables.EVENT_ROWS`."""
+        """One row an event in the order they happened; see `cbsim.results.tables.EVENT_ROWS`."""
         return self._frame("events")
 
     @cached_property
     def batches(self) -> pd.DataFrame | None:
-        """One row a slice of a step; `None` without `output.batches`; see `cbsim.tables.BATCHES`."""
+        """One row a slice of a step; `None` without `output.batches`; see `cbsim.results.tables.BATCHES`."""
         return None if self.make_table("batches") is None else self._frame("batches")
 
     @cached_property
     def itl(self) -> pd.DataFrame:
-        """The distribution of inter-token gaps at evenly spaced quantiles; see `cbsim.tables.ITL`."""
+        """The distribution of inter-token gaps at evenly spaced quantiles; see `cbsim.results.tables.ITL`."""
         return self._frame("itl")
 
     def save(self, folder: str | Path) -> Path:
         """Write the run folder, whole or not at all; a former run there is replaced, anything else refused.
 
         Where `folder` is a link, it stays, and what it points to is written. Returns the folder. Raises
-        `CbsimError` if something other than a run is there (`cbsim.output.check_run_target`), or if it can't
+        `CbsimError` if something other than a run is there (`cbsim.results.output.check_run_target`), or if it can't
         be written.
         """
         _write_whole(Path(folder), self._write_files)

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from cbsim.base.errors import CbsimError
-from cbsim.latency import PARTS, TTFT_PARTS
-from cbsim.tables import (
+from cbsim.results.latency import PARTS, TTFT_PARTS
+from cbsim.results.tables import (
     BATCHES,
     EVENT_ROWS,
     ITL,

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from cbsim.core.engine.recorder import EVENTS, KINDS, Column, RunLog
-from cbsim.latency import PARTS, TTFT_PARTS
-from cbsim.metrics import request_latencies, weighted_quantiles
+from cbsim.results.latency import PARTS, TTFT_PARTS
+from cbsim.results.metrics import request_latencies, weighted_quantiles
 from cbsim.workload.request import RequestState
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 
 from cbsim.core.engine.recorder import Column
-from cbsim.latency.ticks import RangeSums, Ticks
+from cbsim.results.latency.ticks import RangeSums, Ticks
 
 
 class StepTimes:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from cbsim.core.engine.recorder import Column
-from cbsim.latency.parts import PARTS, TTFT_PARTS
+from cbsim.results.latency.parts import PARTS, TTFT_PARTS
 
 TAIL = 0.01
 """The share of requests that are the slowest."""

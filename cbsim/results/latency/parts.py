@@ -11,10 +11,10 @@ import numpy as np
 from cbsim.core.engine.recorder import Column
 from cbsim.core.engine.slice_log import Slices
 from cbsim.cost.cost_model import CostModel
-from cbsim.latency.charges import Charges
-from cbsim.latency.spans import Spans, preemptions_of, spans_of
-from cbsim.latency.steps import StepTimes
-from cbsim.latency.ticks import Ticks
+from cbsim.results.latency.charges import Charges
+from cbsim.results.latency.spans import Spans, preemptions_of, spans_of
+from cbsim.results.latency.step_times import StepTimes
+from cbsim.results.latency.ticks import Ticks
 from cbsim.workload.request import RequestState
 
 _NAMES = (
