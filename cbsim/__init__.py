@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cbsim.base.errors import CalibrationError, CbsimError, ConfigError, PluginError, WorkloadError
-    from cbsim.capacity import capacity
-    from cbsim.compare import compare
-    from cbsim.experiment import Experiment
     from cbsim.results.result import Result, load_run
-    from cbsim.run import run
-    from cbsim.sweep import sweep
+    from cbsim.studies.capacity import capacity
+    from cbsim.studies.compare import compare
+    from cbsim.studies.experiment import Experiment
+    from cbsim.studies.run import run
+    from cbsim.studies.sweep import sweep
 
     __version__: str
 
@@ -24,13 +24,13 @@ _HOME = {
     "ConfigError": "cbsim.base.errors",
     "PluginError": "cbsim.base.errors",
     "WorkloadError": "cbsim.base.errors",
-    "Experiment": "cbsim.experiment",
+    "Experiment": "cbsim.studies.experiment",
     "Result": "cbsim.results.result",
-    "capacity": "cbsim.capacity",
-    "compare": "cbsim.compare",
+    "capacity": "cbsim.studies.capacity",
+    "compare": "cbsim.studies.compare",
     "load_run": "cbsim.results.result",
-    "run": "cbsim.run",
-    "sweep": "cbsim.sweep",
+    "run": "cbsim.studies.run",
+    "sweep": "cbsim.studies.sweep",
 }
 
 __all__ = [

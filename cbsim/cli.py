@@ -24,8 +24,8 @@ from cbsim.commands.arguments import (
 )
 
 if TYPE_CHECKING:
-    from cbsim.experiment import Experiment
-    from cbsim.report.sweep_points import Sweep
+    from cbsim.show.sweep_points import Sweep
+    from cbsim.studies.experiment import Experiment
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -69,7 +69,7 @@ def run(
     from cbsim.progress import watch_run
     from cbsim.results.manifest import hash_mapping
     from cbsim.results.output import check_run_target
-    from cbsim.run import run_experiment
+    from cbsim.studies.run import run_experiment
 
     folder = out or Path("runs") / f"{experiment.name}-{hash_mapping(experiment.resolved())[:8]}"
     check_run_target(folder)
@@ -77,7 +77,7 @@ def run(
         result = run_experiment(experiment, progress)
     result.save(folder)
     if with_timeline:
-        from cbsim.report.perfetto import write_timeline
+        from cbsim.show.perfetto import write_timeline
 
         for note in write_timeline(result, folder / "timeline.json.gz"):
             click.echo(f"timeline: {note}", err=True)
@@ -86,7 +86,7 @@ def run(
     if as_json:
         print_json(result.summary)
         return
-    from cbsim.report.tables import run_tables
+    from cbsim.show.reader_tables import run_tables
 
     for table in run_tables(result):
         table.print()
@@ -170,7 +170,7 @@ def schema(out: Path | None) -> None:
     """Print the JSON Schema of experiment files, for editors; with --out write it and the reference."""
     from cbsim.config.reference_page import make_reference
     from cbsim.config.schema import make_schema
-    from cbsim.experiment import Experiment
+    from cbsim.studies.experiment import Experiment
 
     text = json.dumps(make_schema(Experiment), indent=2) + "\n"
     if out is None:
@@ -207,7 +207,7 @@ def stats(file: str, overrides: tuple[str, ...], plot: Path | None, as_json: boo
     else:
         click.echo(figures.to_text())
     if plot is not None:
-        from cbsim.report.workload_plot import plot_workload
+        from cbsim.show.workload_plot import plot_workload
 
         plot_workload(source, plot)
         click.echo(f"written to {plot}", err=as_json)
@@ -239,13 +239,13 @@ def _sweep(
     quiet: bool,
 ) -> None:
     from cbsim.progress import watch_sweep
-    from cbsim.replicates import has_replicates, is_known_by_spread
-    from cbsim.report.sweep_points import Sweep
-    from cbsim.report.sweep_text import replicate_table
-    from cbsim.report.tables import compare_points, point_labels
     from cbsim.results.output import other_points
-    from cbsim.sweep import SweepInterrupted, save_table
-    from cbsim.sweep import sweep as run_sweep
+    from cbsim.show.reader_tables import compare_points, point_labels
+    from cbsim.show.sweep_points import Sweep
+    from cbsim.show.sweep_text import replicate_table
+    from cbsim.studies.replicates import has_replicates, is_known_by_spread
+    from cbsim.studies.sweep import SweepInterrupted, save_table
+    from cbsim.studies.sweep import sweep as run_sweep
 
     folder = out or Path("runs") / experiment.name
     try:
@@ -292,8 +292,8 @@ def _sweep(
 
 def _draw_sweep(sweep: Sweep, name: str, folder: Path) -> list[str]:
     """Draw what the settings do; returns the names of the PNG files."""
-    from cbsim.report.style import save_figure
-    from cbsim.report.sweep_pictures import sweep_pictures
+    from cbsim.show.style import save_figure
+    from cbsim.show.sweep_pictures import sweep_pictures
 
     pictures = sweep_pictures(sweep, name)
     return [save_figure(picture.figure, folder / stem)[0].name for stem, picture in pictures.items()]
@@ -301,10 +301,10 @@ def _draw_sweep(sweep: Sweep, name: str, folder: Path) -> list[str]:
 
 def _draw(results: Mapping[str, Any], experiment: Experiment, folder: Path) -> list[str]:
     """Draw PNG and SVG pictures; returns the names of the PNG files."""
-    from cbsim.report.cdf_plot import latency_cdfs
-    from cbsim.report.style import save_figure
-    from cbsim.report.timeline_plot import timeline
-    from cbsim.report.utilization_plot import utilization
+    from cbsim.show.cdf_plot import latency_cdfs
+    from cbsim.show.style import save_figure
+    from cbsim.show.timeline_plot import timeline
+    from cbsim.show.utilization_plot import utilization
 
     save_figure(latency_cdfs(results, experiment.slo.limits()), folder / "latency_cdfs")
     save_figure(timeline(results), folder / "timeline")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from cbsim.base.errors import CbsimError
 from cbsim.base.units import format_count
-from cbsim.experiment import Experiment
-from cbsim.run import make_workload
+from cbsim.studies.experiment import Experiment
+from cbsim.studies.run import make_workload
 
 
 def preview(experiment: Experiment) -> str:

@@ -12,8 +12,8 @@ import click
 from cbsim.base.units import format_count, format_seconds
 
 if TYPE_CHECKING:
-    from cbsim.experiment import Experiment
-    from cbsim.sweep import SweepProgress
+    from cbsim.studies.experiment import Experiment
+    from cbsim.studies.sweep import SweepProgress
 
 
 @contextmanager
@@ -25,7 +25,7 @@ def watch_run(experiment: Experiment, quiet: bool) -> Iterator[Callable[[int, fl
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    from cbsim.run import make_workload
+    from cbsim.studies.run import make_workload
 
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:

@@ -15,8 +15,8 @@ from cbsim.config.document import Document, read_document
 from cbsim.config.fields import ByType
 from cbsim.config.overrides import parse_overrides
 from cbsim.config.section import Section
-from cbsim.experiment import Experiment
-from cbsim.run import make_workload
+from cbsim.studies.experiment import Experiment
+from cbsim.studies.run import make_workload
 from cbsim.workload import WORKLOADS, Workload, WorkloadConfig
 
 

@@ -94,7 +94,7 @@ def test_a_sweep_of_which_every_point_fails_says_so(monkeypatch: pytest.MonkeyPa
     def fail(experiment: object, progress: object = None) -> None:
         raise RuntimeError("no luck")
 
-    monkeypatch.setattr(import_module("cbsim.sweep"), "run_experiment", fail)
+    monkeypatch.setattr(import_module("cbsim.studies.sweep"), "run_experiment", fail)
     ran = cbsim_command("sweep", "e.yaml", "--set", "sweep.seed=[0, 1]", "--out", "out")
     assert ran.exit_code == 2
     assert "failed: seed=1: RuntimeError: no luck" in ran.stderr
@@ -106,7 +106,7 @@ def test_an_interrupted_sweep_ends_in_a_line(monkeypatch: pytest.MonkeyPatch) ->
     def interrupt(experiment: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(import_module("cbsim.sweep"), "run_experiment", interrupt)
+    monkeypatch.setattr(import_module("cbsim.studies.sweep"), "run_experiment", interrupt)
     ran = cbsim_command("sweep", "e.yaml", "--set", "sweep.seed=[0, 1]", "--out", "out", "--quiet")
     told = "\n0 of 2 points kept in out; the same call goes on\n"
     assert (ran.exit_code, ran.stdout, ran.stderr) == (130, "", told)
@@ -118,7 +118,7 @@ def test_an_interrupted_run_ends_in_a_line_and_leaves_no_folder(
     def interrupt(*arguments: object, **settings: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(import_module("cbsim.run"), "simulate", interrupt)
+    monkeypatch.setattr(import_module("cbsim.studies.run"), "simulate", interrupt)
     ran = cbsim_command("run", "e.yaml", "--out", "out", "--quiet")
     assert (ran.exit_code, ran.stdout, ran.stderr) == (130, "", "\ninterrupted\n")
     assert not (working_folder / "out").exists()

@@ -12,11 +12,11 @@ from click.testing import CliRunner
 
 from cbsim.base.errors import CbsimError
 from cbsim.cli import main
-from cbsim.compare import Comparison, Difference, compare
 from cbsim.core.engine.recorder import RunLog
-from cbsim.intervals import Interval, block_weights
-from cbsim.report.differences import difference_table, format_interval
 from cbsim.results.result import Result
+from cbsim.show.differences import difference_table, format_interval
+from cbsim.studies.compare import Comparison, Difference, compare
+from cbsim.studies.intervals import Interval, block_weights
 from cbsim.workload.request import RequestState
 from tests.run_logs import make_result, random_log
 

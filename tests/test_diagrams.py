@@ -19,9 +19,9 @@ from cbsim.cluster.simpy_world import World
 from cbsim.core.engine.engine_interface import Engine
 from cbsim.core.engine.recorder import EVENTS, KINDS, RunLog
 from cbsim.cost.cost_model import CostModel
-from cbsim.experiment import Experiment
-from cbsim.run import make_workload, simulate
 from cbsim.schedulers import SCHEDULERS, Scheduler
+from cbsim.studies.experiment import Experiment
+from cbsim.studies.run import make_workload, simulate
 from cbsim.workload.request import RequestState
 from tests import mermaid, simulation
 from tests.mermaid import Flowchart, Message, Transition

@@ -14,8 +14,8 @@ from pydantic import Field
 from cbsim.base.errors import ConfigError
 from cbsim.config.section import ComponentConfig
 from cbsim.cost import CostModel, StepShape
-from cbsim.experiment import Experiment
 from cbsim.schedulers.base import Scheduler, SchedulerConfig
+from cbsim.studies.experiment import Experiment
 
 WORKLOAD = {"type": "trace", "path": "azure-like.csv"}
 HEAD = "workload: {type: trace, path: azure-like.csv}\n"

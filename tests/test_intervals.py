@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cbsim.intervals import (
+from cbsim.studies.intervals import (
     Interval,
     block_bootstrap,
     block_weights,

@@ -1,4 +1,4 @@
-from cbsim.labels import label_values, point_name, short_keys
+from cbsim.studies.labels import label_values, point_name, short_keys
 
 
 def test_labels_are_short_where_they_are_distinct():

@@ -11,11 +11,11 @@ from click.testing import CliRunner, Result
 
 import cbsim
 from cbsim.base.errors import CbsimError
-from cbsim.capacity import Plan, capacity
-from cbsim.capacity.folder import save_capacity
 from cbsim.cli import main
-from cbsim.report.report_file import write_report
 from cbsim.results.output import check_run_target, is_report, is_sweep_folder
+from cbsim.show.report_file import write_report
+from cbsim.studies.capacity import Plan, capacity
+from cbsim.studies.capacity.capacity_folder import save_capacity
 from tests.run_logs import make_result, paper_log
 
 EXPERIMENT = """\

@@ -16,8 +16,8 @@ from typing import NamedTuple
 import pytest
 
 from cbsim.base.paths import YAML_SUFFIXES
-from cbsim.experiment import Experiment
 from cbsim.preview import preview
+from cbsim.studies.experiment import Experiment
 from cbsim.workload_file import load_workload
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -12,9 +12,9 @@ import yaml
 import cbsim
 from cbsim.base.errors import CbsimError
 from cbsim.base.registry import located, located_from_here
-from cbsim.experiment import Experiment
-from cbsim.run import run_experiment
 from cbsim.schedulers import SCHEDULERS
+from cbsim.studies.experiment import Experiment
+from cbsim.studies.run import run_experiment
 
 MODULE = """\
 from cbsim.schedulers.continuous import ContinuousScheduler, ContinuousConfig

@@ -7,8 +7,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from cbsim.intervals import bootstrap_interval, t_interval
-from cbsim.replicates import across_replicates, has_replicates, is_known_by_spread
+from cbsim.studies.intervals import bootstrap_interval, t_interval
+from cbsim.studies.replicates import across_replicates, has_replicates, is_known_by_spread
 
 
 def table(**changed: object) -> pd.DataFrame:

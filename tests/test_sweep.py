@@ -6,10 +6,10 @@ import pandas as pd
 import pytest
 
 from cbsim.base.errors import CbsimError, ConfigError
-from cbsim.pool import open_pool
 from cbsim.results.result import load_run
-from cbsim.run import run_experiment
-from cbsim.sweep import SweepInterrupted, sweep
+from cbsim.studies.run import run_experiment
+from cbsim.studies.sweep import SweepInterrupted, sweep
+from cbsim.studies.worker_pool import open_pool
 
 CONFIG = {
     "name": "even",

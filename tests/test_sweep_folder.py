@@ -9,9 +9,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from cbsim.cli import main
-from cbsim.report.style import new_figure, save_figure
 from cbsim.results.output import REPORT_MARK, drawn_from_sweep, other_points
-from cbsim.sweep import save_table, sweep
+from cbsim.show.style import new_figure, save_figure
+from cbsim.studies.sweep import save_table, sweep
 
 EXPERIMENT = """\
 workload: {type: "tests.sweep_parts:Even"}

@@ -17,8 +17,8 @@ from cbsim.core.engine.engine_interface import Engine
 from cbsim.core.engine.fast import FastEngine
 from cbsim.core.engine.recorder import EVENTS, Recorder, RunLog
 from cbsim.core.engine.reference import ReferenceEngine
-from cbsim.run import collect
 from cbsim.schedulers import SCHEDULERS
+from cbsim.studies.run import collect
 from cbsim.testing import Case
 from cbsim.workload.request import Request, RequestState
 from cbsim.workload.request_source import WorkloadConfig

@@ -14,8 +14,8 @@ from cbsim.calibrate.nvidia import SYSTEMS, Wanted, import_meta, import_points
 from cbsim.calibrate.nvidia_tables import NvidiaTables
 from cbsim.calibrate.profile_folder import write_profile
 from cbsim.cost import StepShape
-from cbsim.experiment import Experiment
-from cbsim.run import make_cost_model, run_experiment
+from cbsim.studies.experiment import Experiment
+from cbsim.studies.run import make_cost_model, run_experiment
 
 
 class ProfileOrder(NamedTuple):

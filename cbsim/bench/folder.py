@@ -9,10 +9,10 @@ from cbsim.bench.machine import Machine
 from cbsim.bench.scaling import Study
 from cbsim.bench.scaling_tables import scaling_frame
 from cbsim.bench.study import Row
-from cbsim.report.scaling_plot import scaling_picture
-from cbsim.report.style import save_figure
 from cbsim.results.output import BENCH
-from cbsim.sweep import save_table
+from cbsim.show.scaling_plot import scaling_picture
+from cbsim.show.style import save_figure
+from cbsim.studies.sweep import save_table
 
 
 def save_study(study: Study, machine: Machine, rows: Sequence[Row], folder: Path) -> list[str]:

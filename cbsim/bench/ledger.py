@@ -13,10 +13,10 @@ from cbsim.base.paths import write_text
 from cbsim.bench.machine import Machine
 from cbsim.bench.measure import Measured
 from cbsim.bench.scaling import ScalePoint
-from cbsim.experiment import Experiment
 from cbsim.results.manifest import hash_files, hash_mapping
 from cbsim.results.output import BENCH, check_bench_target, is_bench_folder
-from cbsim.run import make_cost_model, make_workload
+from cbsim.studies.experiment import Experiment
+from cbsim.studies.run import make_cost_model, make_workload
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,9 +20,9 @@ from cbsim.bench.stepwise import drive
 from cbsim.bench.works import How, Work
 from cbsim.core.engine.fast import FastEngine
 from cbsim.core.engine.recorder import Recorder, RunLog
-from cbsim.experiment import Experiment
 from cbsim.results.metrics import Deployment, summarize
-from cbsim.run import collect, make_cost_model, make_scheduler, make_workload, simulate
+from cbsim.studies.experiment import Experiment
+from cbsim.studies.run import collect, make_cost_model, make_scheduler, make_workload, simulate
 
 NUM_WARM_UP = 20
 """Requests of the run that loads modules and fills caches before anything is timed."""

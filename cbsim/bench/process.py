@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
-from cbsim.pool import WorkerLost
+from cbsim.studies.worker_pool import WorkerLost
 
 Answer = TypeVar("Answer")
 

@@ -10,9 +10,9 @@ from typing import Any
 from cbsim.base.errors import CbsimError, ConfigError
 from cbsim.base.units import MEGA
 from cbsim.bench.measure import NUM_WARM_UP
-from cbsim.experiment import Experiment
-from cbsim.labels import label_values, point_name
-from cbsim.run import make_workload
+from cbsim.studies.experiment import Experiment
+from cbsim.studies.labels import label_values, point_name
+from cbsim.studies.run import make_workload
 from cbsim.workload import WORKLOADS
 from cbsim.workload.request_source import MAX_REQUESTS
 from cbsim.workload.trace import TraceWorkload

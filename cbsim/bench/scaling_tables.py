@@ -11,7 +11,7 @@ from cbsim.bench.machine import Machine
 from cbsim.bench.measure import Measured
 from cbsim.bench.scaling import Axis, Study
 from cbsim.bench.study import Row
-from cbsim.report.text import MISSING, Table, format_figure
+from cbsim.show.text import MISSING, Table, format_figure
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -11,7 +11,7 @@ from cbsim.base.units import KILO, MEGA, US_PER_S
 from cbsim.bench.machine import Machine
 from cbsim.bench.measure import Measured
 from cbsim.bench.works import Goal, How, Work
-from cbsim.report.text import MISSING, Table, format_figure, format_share
+from cbsim.show.text import MISSING, Table, format_figure, format_share
 
 Rows = Sequence[tuple[Work, Measured]]
 

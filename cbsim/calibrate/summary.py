@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from cbsim.calibrate.fit import Report
-from cbsim.report.calibration_plot import ERROR_BAND, ERROR_LIMIT, Predictions, calibration_picture
-from cbsim.report.style import save_figure
-from cbsim.report.text import Table
+from cbsim.show.calibration_plot import ERROR_BAND, ERROR_LIMIT, Predictions, calibration_picture
+from cbsim.show.style import save_figure
+from cbsim.show.text import Table
 
 LABELS = {
     "fitted": "fitted",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from cbsim.experiment import Experiment
+    from cbsim.studies.experiment import Experiment
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -47,7 +47,7 @@ with_out = click.option("--out", type=click.Path(path_type=Path), metavar="DIR",
 def load_experiment(config: str, overrides: tuple[str, ...]) -> Experiment:
     """The experiment that CONFIG means, its notes told on standard error; raises `ConfigError`."""
     from cbsim.base.paths import find_experiment
-    from cbsim.experiment import Experiment
+    from cbsim.studies.experiment import Experiment
 
     experiment = Experiment.load(find_experiment(config), overrides)
     for note in experiment.notes:

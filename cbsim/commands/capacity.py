@@ -24,7 +24,7 @@ from cbsim.commands.arguments import (
 )
 
 if TYPE_CHECKING:
-    from cbsim.capacity import CapacityProgress
+    from cbsim.studies.capacity import CapacityProgress
 
 
 @click.command()
@@ -64,10 +64,10 @@ def capacity(
     in blocks for each replicate, a generator gets a seed for each. The answer, its curve and pictures go to
     --out (default: runs/NAME-capacity), with every run's figures: a second call runs only what is missing.
     """
-    from cbsim.capacity import CapacityInterrupted, Plan
-    from cbsim.capacity import capacity as find_capacity
-    from cbsim.capacity.folder import save_capacity, to_json
-    from cbsim.report.capacity_text import capacity_table, sentence
+    from cbsim.show.capacity_text import capacity_table, sentence
+    from cbsim.studies.capacity import CapacityInterrupted, Plan
+    from cbsim.studies.capacity import capacity as find_capacity
+    from cbsim.studies.capacity.capacity_folder import save_capacity, to_json
 
     plan = Plan(share, replicates, tolerance, requests, confidence)
     experiment = load_experiment(config, overrides)
@@ -83,9 +83,9 @@ def capacity(
     save_capacity(answer, folder)
     written = ["capacity.json", "curve.csv", "curve.parquet", "points/"]
     if plots:
-        from cbsim.report.bar_plot import capacity_bars
-        from cbsim.report.rate_plot import rate_picture
-        from cbsim.report.style import save_figure
+        from cbsim.show.bar_plot import capacity_bars
+        from cbsim.show.rate_plot import rate_picture
+        from cbsim.show.style import save_figure
 
         written += [save_figure(rate_picture(answer), folder / "curve")[0].name]
         written += [save_figure(capacity_bars(answer), folder / "capacity")[0].name]

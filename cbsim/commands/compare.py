@@ -21,17 +21,17 @@ def compare(first: Path, second: Path, seed: int, out: Path | None, as_json: boo
 
     Differences are second - first, with 95% intervals. With --out, the latencies of both are drawn there.
     """
-    from cbsim.compare import compare as compare_results
-    from cbsim.report.differences import difference_table, run_labels
     from cbsim.results.result import load_run
+    from cbsim.show.differences import difference_table, run_labels
+    from cbsim.studies.compare import compare as compare_results
 
     runs = [load_run(folder) for folder in (first, second)]
     comparison = compare_results(*runs, seed=seed)
     labels = run_labels([first, second])
     written = []
     if out is not None:
-        from cbsim.report.cdf_plot import latency_cdfs
-        from cbsim.report.style import save_figure
+        from cbsim.show.cdf_plot import latency_cdfs
+        from cbsim.show.style import save_figure
 
         slo = {name: limit for name, limit in (runs[0].config.get("slo") or {}).items() if limit is not None}
         written = save_figure(latency_cdfs(dict(zip(labels, runs, strict=True)), slo), out / "latency_cdfs")

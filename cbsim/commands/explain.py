@@ -22,9 +22,9 @@ from cbsim.commands.explain_steps import (
 )
 
 if TYPE_CHECKING:
-    from cbsim.experiment import Experiment
-    from cbsim.explain.rerun import Window
-    from cbsim.explain.source import Source
+    from cbsim.studies.experiment import Experiment
+    from cbsim.studies.explain.rerun import Window
+    from cbsim.studies.explain.source import Source
 
 _LINE = 100
 """Characters of a line of sentences."""
@@ -108,9 +108,9 @@ def explain(
 
 
 def _explain_run(source: Source, by: str, num_slow: int, as_json: bool) -> None:
-    from cbsim.explain.parts import check_parts
-    from cbsim.explain.run_diagnosis import diagnose_run
-    from cbsim.report.slow_table import slow_table
+    from cbsim.show.slow_table import slow_table
+    from cbsim.studies.explain.latency_shares import check_parts
+    from cbsim.studies.explain.run_diagnosis import diagnose_run
 
     check_parts(source.result, source.name)
     diagnosis = diagnose_run(source.result, by, num_slow)
@@ -125,8 +125,8 @@ def _explain_run(source: Source, by: str, num_slow: int, as_json: bool) -> None:
 
 
 def _explain_request(source: Source, request_id: str, as_json: bool) -> None:
-    from cbsim.explain.request_diagnosis import diagnose_request
-    from cbsim.report.request_text import request_table
+    from cbsim.show.request_text import request_table
+    from cbsim.studies.explain.request_diagnosis import diagnose_request
 
     diagnosis = diagnose_request(source, request_id)
     if as_json:
@@ -144,16 +144,16 @@ def _say(sentence: str) -> None:
 
 
 def _stay(source: Source, request_id: str) -> Window:
-    from cbsim.explain.request_diagnosis import stay_window
+    from cbsim.studies.explain.request_diagnosis import stay_window
 
     return stay_window(source, request_id)
 
 
 def _open(run: str, overrides: tuple[str, ...], quiet: bool) -> Source:
     """The run meant. Raises `CbsimError` for sweeps, of which one run must be named."""
-    from cbsim.explain.source import Source
     from cbsim.progress import watch_run
     from cbsim.results.output import is_sweep_folder
+    from cbsim.studies.explain.source import Source
 
     def watched(experiment: Experiment) -> AbstractContextManager[Callable[[int, float], None] | None]:
         return watch_run(experiment, quiet)
@@ -174,8 +174,8 @@ def _points(folder: Path) -> list[str]:
     """The runs of a sweep that have ended, each with what was swept."""
     import pandas as pd
 
-    from cbsim.report.sweep_points import read_sweep_table
-    from cbsim.report.tables import point_labels
+    from cbsim.show.reader_tables import point_labels
+    from cbsim.show.sweep_points import read_sweep_table
 
     if not (folder / "table.parquet").is_file():
         return [str(point) for point in sorted((folder / "points").iterdir())]

@@ -20,9 +20,9 @@ from cbsim.command_group import INTERRUPTED
 from cbsim.commands.arguments import print_json
 
 if TYPE_CHECKING:
-    from cbsim.explain.batch_step import BatchStep
-    from cbsim.explain.rerun import Window
-    from cbsim.explain.source import Source
+    from cbsim.studies.explain.batch_step import BatchStep
+    from cbsim.studies.explain.rerun import Window
+    from cbsim.studies.explain.source import Source
 
 TERMINAL = "-"
 """Where a Gantt without a file goes."""
@@ -39,7 +39,7 @@ _LONGEST_PAUSE_S = threading.TIMEOUT_MAX / 2
 
 def parse_window(text: str, replica: int) -> Window:
     """`0:40` is steps 0 to 39, `7` is step 7, `40:` all from 40 on."""
-    from cbsim.explain.rerun import Window
+    from cbsim.studies.explain.rerun import Window
 
     first, colon, end = text.partition(":")
     try:
@@ -79,7 +79,7 @@ def _no_such_step(source: Source, window: Window) -> CbsimError:
 
 def show_steps(source: Source, window: Window, as_json: bool) -> None:
     """Print the steps of a window as one table."""
-    from cbsim.report.step_table import RunningTable, step_notes, step_table
+    from cbsim.show.step_table import RunningTable, step_notes, step_table
 
     shown = _batch_steps(source, window)
     width = terminal_width()
@@ -98,7 +98,7 @@ def show_steps(source: Source, window: Window, as_json: bool) -> None:
 
 def follow_steps(source: Source, window: Window, speed: float, as_json: bool) -> None:
     """Print each step when its time has come: `speed` simulated seconds after the first for each second."""
-    from cbsim.report.step_table import RunningTable
+    from cbsim.show.step_table import RunningTable
 
     if math.isnan(speed):
         raise CbsimError("--speed: got nan; expected a number >= 0")
@@ -145,7 +145,7 @@ def draw_gantt(
     source: Source, window: Window, target: str, over_time: bool, marked: str | None, as_json: bool
 ) -> None:
     """Draw what each request did in the steps of a window; the name of the request `marked` in bold."""
-    from cbsim.explain.gantt import Gantt
+    from cbsim.studies.explain.gantt import Gantt
 
     path = Path(target)
     if target != TERMINAL and path.suffix not in (".png", ".svg"):
@@ -159,8 +159,8 @@ def draw_gantt(
         click.echo(f"steps {window.first} to {beyond - 1}; --steps {beyond}: shows others", err=True)
     gantt = Gantt.of(window.replica, shown, source.result.events)
     if target != TERMINAL:
-        from cbsim.report.gantt_plot import gantt_picture
-        from cbsim.report.style import save_figure
+        from cbsim.show.gantt_plot import gantt_picture
+        from cbsim.show.style import save_figure
 
         steps = f"steps {gantt.steps[0].step} to {gantt.steps[-1].step}"
         of = f" of replica {window.replica}" if source.config["replicas"]["count"] > 1 else ""
@@ -172,6 +172,6 @@ def draw_gantt(
     if as_json:
         print_json(gantt.to_json())
     elif target == TERMINAL:
-        from cbsim.report.gantt_text import print_gantt
+        from cbsim.show.gantt_text import print_gantt
 
         print_gantt(gantt)

@@ -21,7 +21,7 @@ def report(folders: tuple[Path, ...], out: Path | None, title: str | None) -> No
 
     It needs no network and no other file.
     """
-    from cbsim.report.report_file import write_report
+    from cbsim.show.report_file import write_report
 
     path = out or (folders[0] if len(folders) == 1 else Path()) / "report.html"
     write_report(folders, path, title)

@@ -53,9 +53,9 @@ def live(
     except ImportError as error:
         raise ConfigError(f"a live run needs torch: pip install 'cbsim[torch]' ({error})") from error
     from cbsim.base.paths import find_experiment
-    from cbsim.experiment import Experiment
     from cbsim.kernels.sampling import SamplingParams
     from cbsim.results.output import check_run_target
+    from cbsim.studies.experiment import Experiment
 
     experiment = Experiment.load(find_experiment(config), overrides)
     experiment.check_one_run(config)

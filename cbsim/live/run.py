@@ -10,7 +10,6 @@ import torch
 from cbsim.base.errors import ConfigError
 from cbsim.base.units import GIB, format_bytes
 from cbsim.core.engine.recorder import Recorder, RunLog
-from cbsim.experiment import Experiment
 from cbsim.kernels.memory import free_bytes
 from cbsim.kernels.sampling import SamplingParams
 from cbsim.kernels.shard import Shard
@@ -25,8 +24,9 @@ from cbsim.observers.audience import Audience
 from cbsim.results.manifest import make_manifest
 from cbsim.results.metrics import Deployment, summarize
 from cbsim.results.result import Result
-from cbsim.run import collect, log_notes, make_audience, make_cost_model, make_prices, make_workload
 from cbsim.schedulers import SCHEDULERS, Resources, Scheduler
+from cbsim.studies.experiment import Experiment
+from cbsim.studies.run import collect, log_notes, make_audience, make_cost_model, make_prices, make_workload
 from cbsim.workload.request_source import Workload
 
 KV_SHARE = 0.8

@@ -9,7 +9,6 @@ from typing import NamedTuple
 from cbsim.base.errors import ConfigError
 from cbsim.core.engine.recorder import PREEMPTED
 from cbsim.core.engine.reference import ReferenceEngine
-from cbsim.experiment import Experiment
 from cbsim.play.event_log import EventLog
 from cbsim.play.head import why_waiting
 from cbsim.play.score import Score
@@ -23,8 +22,9 @@ from cbsim.play.tuning import (
     queue_again,
     tune,
 )
-from cbsim.run import make_cost_model
 from cbsim.schedulers import Scheduler, Slice
+from cbsim.studies.experiment import Experiment
+from cbsim.studies.run import make_cost_model
 from cbsim.workload.request import Request, RequestState
 
 

@@ -12,9 +12,9 @@ from cbsim.base.errors import CbsimError
 from cbsim.base.paths import YAML_SUFFIXES, DataFolder, data_folder, write_text
 from cbsim.config.document import read_document
 from cbsim.config.section import Section
-from cbsim.experiment import Experiment
 from cbsim.play.settings import LIVE
 from cbsim.specs import GpuSpec, ModelSpec
+from cbsim.studies.experiment import Experiment
 from cbsim.workload.convert import convert
 from cbsim.workload.request import Request
 from cbsim.workload.request_source import Workload, WorkloadConfig

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from cbsim.base.errors import CbsimError, ConfigError
 from cbsim.base.plugin_errors import plugin_error
-from cbsim.experiment import Experiment
 from cbsim.play.replica import Replica
 from cbsim.play.saving import save
 from cbsim.play.settings import changes, check_playable, on_rung, revised, told
-from cbsim.run import make_workload
+from cbsim.studies.experiment import Experiment
+from cbsim.studies.run import make_workload
 from cbsim.workload.request import Request
 from cbsim.workload.values import MAX_TOKENS
 

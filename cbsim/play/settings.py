@@ -7,8 +7,8 @@ from typing import Any
 
 from cbsim.base.errors import ConfigError
 from cbsim.base.registry import did_you_mean
-from cbsim.experiment import Experiment
 from cbsim.schedulers import SCHEDULERS
+from cbsim.studies.experiment import Experiment
 from cbsim.workload.request import Request
 
 LADDER = ("static", "continuous", "chunked_prefill", "preemptive", "vllm")

@@ -6,11 +6,11 @@ from collections.abc import Iterable
 
 from cbsim.base.errors import ConfigError
 from cbsim.cost import CostModel
-from cbsim.experiment import Experiment
 from cbsim.play.pool import PlayPool
-from cbsim.run import make_prices
 from cbsim.schedulers import SCHEDULERS, Resources, Scheduler, SchedulerConfig, StepPlan
 from cbsim.schedulers.kvcache import BlockPool
+from cbsim.studies.experiment import Experiment
+from cbsim.studies.run import make_prices
 from cbsim.workload.request import Request, RequestState
 
 MAX_BLOCKS = 1_000_000

@@ -12,7 +12,7 @@ from cbsim.base.errors import CbsimError
 from cbsim.results.tables import TABLES
 
 MANIFEST = "manifest.json"
-"""The file that marks a folder as a run folder, by the keys that `cbsim.results.manifest.make_manifest` writes."""
+"""The file that marks a folder as a run folder, by the keys that `manifest.make_manifest` writes."""
 OBSERVER_FILES = "observer_files"
 """Its key for the names of files that observers have written beside the run's own."""
 ANSWER = "capacity.json"

@@ -108,7 +108,7 @@ class Result:
         """Write the run folder, whole or not at all; a former run there is replaced, anything else refused.
 
         Where `folder` is a link, it stays, and what it points to is written. Returns the folder. Raises
-        `CbsimError` if something other than a run is there (`cbsim.results.output.check_run_target`), or if it can't
+        `CbsimError` if something other than a run is there (`output.check_run_target`), or if it can't
         be written.
         """
         _write_whole(Path(folder), self._write_files)

@@ -12,9 +12,9 @@ from cbsim.cluster.simpy_world import World
 from cbsim.core.engine.engine_interface import Engine
 from cbsim.core.engine.recorder import Recorder, RunLog
 from cbsim.core.engine.reference import ReferenceEngine
-from cbsim.run import collect
 from cbsim.schedulers import Scheduler, StepPlan
 from cbsim.schedulers.kvcache import IdentityPool
+from cbsim.studies.run import collect
 from cbsim.testing.case import Case
 from cbsim.workload.request import Request, RequestState
 

@@ -14,7 +14,7 @@ from cbsim.base.errors import ConfigError, WorkloadError
 from cbsim.base.units import MS_PER_S, format_count, format_seconds
 
 if TYPE_CHECKING:
-    from cbsim.experiment import Experiment
+    from cbsim.studies.experiment import Experiment
     from cbsim.validate.live_run import BothWorlds
     from cbsim.validate.token_clock import RecordedTokens
 
@@ -102,7 +102,7 @@ def _load(config: str, overrides: tuple[str, ...], profile: Path | None, *, is_l
     """The experiment; `--set cost_model.KEY=...` is of the profile given, whatever CONFIG's cost model is."""
     from cbsim.base.paths import find_experiment
     from cbsim.cost.profile import ProfileConfig
-    from cbsim.experiment import Experiment
+    from cbsim.studies.experiment import Experiment
     from cbsim.validate.live_run import IN_TURNS
 
     path = find_experiment(config)
@@ -196,7 +196,7 @@ def _warnings_of(profile: Path) -> list[str]:
 
 
 def _print_both(both: BothWorlds) -> None:
-    from cbsim.report.text import Table
+    from cbsim.show.text import Table
     from cbsim.validate.figures import figures_table
 
     rows = tuple(
@@ -227,7 +227,7 @@ def _print_both(both: BothWorlds) -> None:
 
 
 def _print_replay(clock: RecordedTokens) -> None:
-    from cbsim.report.text import Table
+    from cbsim.show.text import Table
 
     click.echo(
         f"replay: {len(clock.contradictions):,} of {clock.num_recorded_steps:,} steps with recorded tokens "

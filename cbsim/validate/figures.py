@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from cbsim.core.engine.recorder import Column, RunLog
-from cbsim.report.text import MISSING, Table, format_figure
 from cbsim.results.metrics import weighted_quantiles
+from cbsim.show.text import MISSING, Table, format_figure
 
 TITLES = {"ttft_s": "TTFT", "tpot_s": "TPOT", "itl_s": "ITL", "e2e_s": "E2E"}
 STATISTICS = ("mean", "p50", "p90", "p99")

@@ -17,10 +17,10 @@ from cbsim.calibrate.pointsfile import read_points
 from cbsim.core.engine.recorder import Column, RunLog
 from cbsim.cost.cost_model import CostModel, StepShape
 from cbsim.cost.profile import ProfileConfig
-from cbsim.experiment import Experiment
 from cbsim.results.result import Result
 from cbsim.results.tables import batches_table, to_frame
-from cbsim.run import make_cost_model, make_workload, run_experiment
+from cbsim.studies.experiment import Experiment
+from cbsim.studies.run import make_cost_model, make_workload, run_experiment
 from cbsim.validate.figures import STATISTICS, TITLES, Figure
 from cbsim.validate.replay import RecordedSteps, replay
 from cbsim.workload.request import Request

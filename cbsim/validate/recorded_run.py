@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from cbsim.core.engine.recorder import RunLog
-from cbsim.experiment import Experiment
-from cbsim.run import simulate
+from cbsim.studies.experiment import Experiment
+from cbsim.studies.run import simulate
 from cbsim.validate.figures import (
     Figure,
     latency_figures,

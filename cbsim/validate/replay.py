@@ -11,9 +11,9 @@ from cbsim.core.engine.engine_interface import checked_s
 from cbsim.core.engine.recorder import Recorder, RunLog
 from cbsim.core.engine.reference import ReferenceEngine, Step
 from cbsim.cost.cost_model import CostModel
-from cbsim.experiment import Experiment
-from cbsim.run import collect, make_cost_model, make_scheduler
 from cbsim.schedulers.base import Scheduler, StepPlan
+from cbsim.studies.experiment import Experiment
+from cbsim.studies.run import collect, make_cost_model, make_scheduler
 from cbsim.workload.request_source import Workload
 
 

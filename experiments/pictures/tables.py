@@ -12,7 +12,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from cbsim.base.units import MS_PER_S
-from cbsim.report.text import format_figure, format_share
+from cbsim.show.text import format_figure, format_share
 
 
 class Column(NamedTuple):

@@ -12,8 +12,8 @@ from cbsim.bench.machine import Machine
 from cbsim.bench.measure import Measured, measure_scaled
 from cbsim.bench.scaling import Axis, Scales, Study
 from cbsim.bench.study import Row
-from cbsim.experiment import Experiment
-from cbsim.pool import WorkerLost
+from cbsim.studies.experiment import Experiment
+from cbsim.studies.worker_pool import WorkerLost
 
 GENERATOR = {
     "type": "synthetic",

@@ -11,8 +11,8 @@ import pytest
 
 from cbsim.base.errors import ConfigError
 from cbsim.bench.scaling import Axis, Scales, Study, parse_values
-from cbsim.experiment import Experiment
-from cbsim.run import make_workload, simulate
+from cbsim.studies.experiment import Experiment
+from cbsim.studies.run import make_workload, simulate
 from cbsim.workload import Workload, WorkloadConfig
 from cbsim.workload.request import Request
 from tests.bench.small import GENERATOR, SMALL, TIMED, experiment

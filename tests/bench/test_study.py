@@ -17,8 +17,8 @@ from cbsim.bench.process import in_fresh_process
 from cbsim.bench.scaling import Axis, Scales, Study
 from cbsim.bench.scaling_tables import scaling_frame, scaling_tables
 from cbsim.bench.study import StudyInterrupted, StudyProgress, measure_study, time_left_s
-from cbsim.pool import WorkerLost
-from cbsim.report.scaling_plot import scaling_picture
+from cbsim.show.scaling_plot import scaling_picture
+from cbsim.studies.worker_pool import WorkerLost
 from tests.bench.small import GENERATOR, MEASURED, SMALL, TRACE, Bench, experiment, open_ledger, row
 
 

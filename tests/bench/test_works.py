@@ -23,8 +23,8 @@ from cbsim.core.engine.engine_interface import Engine
 from cbsim.core.engine.fast import FastEngine
 from cbsim.core.engine.recorder import Recorder
 from cbsim.core.engine.reference import ReferenceEngine
-from cbsim.experiment import Experiment
-from cbsim.run import collect, make_cost_model, make_scheduler, make_workload, simulate
+from cbsim.studies.experiment import Experiment
+from cbsim.studies.run import collect, make_cost_model, make_scheduler, make_workload, simulate
 from cbsim.testing import differences
 
 SMALL = experiment(poisson(40, 5.0), "vllm")

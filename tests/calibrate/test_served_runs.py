@@ -20,8 +20,8 @@ from cbsim.calibrate.nvidia_tables import NvidiaTables
 from cbsim.cost.cost_model import StepShape
 from cbsim.cost.costfile import Box, CostFile, model_shape
 from cbsim.cost.step_columns import StepColumns
-from cbsim.experiment import Experiment
-from cbsim.report.served_plot import served_picture
+from cbsim.show.served_plot import served_picture
+from cbsim.studies.experiment import Experiment
 from tests.cost.laws import make_form
 from tests.test_specs import load_model
 

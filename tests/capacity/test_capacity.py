@@ -14,14 +14,14 @@ import pytest
 from click.testing import CliRunner
 
 from cbsim.base.errors import CbsimError, ConfigError
-from cbsim.capacity import CapacityAnswer, Plan, capacity
-from cbsim.capacity.bracket import Bracket
-from cbsim.capacity.folder import load_capacity, save_capacity, to_json
-from cbsim.capacity.search import SearchOutcome
-from cbsim.capacity.verdict import Evidence
 from cbsim.cli import main
-from cbsim.intervals import Interval, bootstrap_interval, t_interval
-from cbsim.report.capacity_text import meaning, method, sentence
+from cbsim.show.capacity_text import meaning, method, sentence
+from cbsim.studies.capacity import CapacityAnswer, Plan, capacity
+from cbsim.studies.capacity.bracket import Bracket
+from cbsim.studies.capacity.capacity_folder import load_capacity, save_capacity, to_json
+from cbsim.studies.capacity.search import SearchOutcome
+from cbsim.studies.capacity.verdict import Evidence
+from cbsim.studies.intervals import Interval, bootstrap_interval, t_interval
 
 SERVICE_S = 1.0
 CONFIG: dict[str, Any] = {

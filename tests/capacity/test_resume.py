@@ -11,14 +11,14 @@ import pytest
 from click.testing import CliRunner
 
 from cbsim.base.errors import CbsimError
-from cbsim.capacity import CapacityInterrupted, CapacityProgress, Plan, capacity
-from cbsim.capacity.folder import save_capacity, to_json
-from cbsim.capacity.probe import ProbeStore
 from cbsim.cli import main
-from cbsim.experiment import Experiment
-from cbsim.report.capacity_text import method
 from cbsim.results.output import check_sweep_target
-from cbsim.run import run_experiment
+from cbsim.show.capacity_text import method
+from cbsim.studies.capacity import CapacityInterrupted, CapacityProgress, Plan, capacity
+from cbsim.studies.capacity.capacity_folder import save_capacity, to_json
+from cbsim.studies.capacity.probe import ProbeStore
+from cbsim.studies.experiment import Experiment
+from cbsim.studies.run import run_experiment
 
 CONFIG: dict[str, Any] = {
     "name": "small",
@@ -38,8 +38,8 @@ FIXED = CONFIG["workload"] | {"arrivals": {"type": "constant", "rate_per_s": 0.3
 PLAN = Plan(share=0.9, num_replicates=2, tolerance=0.3)
 KILLED = f"""
 import os, sys
-from cbsim.capacity import Plan, capacity
-probe = sys.modules["cbsim.capacity.probe"]
+from cbsim.studies.capacity import Plan, capacity
+probe = sys.modules["cbsim.studies.capacity.probe"]
 calls = []
 def die(experiment, run=probe.run_experiment):
     calls.append(1)
@@ -108,7 +108,7 @@ def test_replicates_that_draw_nothing_are_searched_once(monkeypatch: pytest.Monk
     ran = Counting(monkeypatch)
     answer = capacity(fixed, PLAN)
     once, ran.num_runs = ran.num_runs, 0
-    monkeypatch.setattr("cbsim.address.is_determined", lambda *_: False)
+    monkeypatch.setattr("cbsim.studies.run_key.is_determined", lambda *_: False)
     each = capacity(fixed, PLAN)
     assert ran.num_runs == 2 * once
     assert to_json(each) == to_json(answer)

@@ -17,9 +17,9 @@ from cbsim.cost.cost_model import StepShape
 from cbsim.cost.kernel_errors import KINDS, ErrorRecord, KernelErrors, Kind
 from cbsim.cost.profile import ProfileConfig, ProfileCost
 from cbsim.cost.step_columns import StepColumns
-from cbsim.replicates import across_replicates
-from cbsim.run import run
-from cbsim.sweep import sweep
+from cbsim.studies.replicates import across_replicates
+from cbsim.studies.run import run
+from cbsim.studies.sweep import sweep
 from tests.cost.laws import make_form, shapes
 from tests.test_specs import load_gpu, load_model
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from cbsim.experiment import Experiment
 from cbsim.results.metrics import Deployment, flatten, summarize
-from cbsim.run import make_workload, simulate
+from cbsim.studies.experiment import Experiment
+from cbsim.studies.run import make_workload, simulate
 from cbsim.testing import differences
 
 NUM_REQUESTS = 1000

@@ -9,7 +9,7 @@ import pytest
 from cbsim.core.engine.engine_interface import Engine
 from cbsim.core.engine.fast import FastEngine
 from cbsim.core.engine.reference import ReferenceEngine
-from cbsim.run import collect
+from cbsim.studies.run import collect
 from cbsim.testing import Case
 from tests.engine.twins import ROUTERS, Setting, request
 

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from cbsim.experiment import Experiment
-from cbsim.explain.source import Source
+from cbsim.studies.experiment import Experiment
+from cbsim.studies.explain.source import Source
 
 Row = tuple[float, int, int]
 """Arrival, prompt tokens, output tokens."""

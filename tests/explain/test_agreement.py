@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from cbsim.base.errors import CbsimError
-from cbsim.explain.batch_step import BatchStep
-from cbsim.explain.rerun import Window
-from cbsim.explain.source import Source
-from cbsim.run import run_experiment
+from cbsim.studies.explain.batch_step import BatchStep
+from cbsim.studies.explain.rerun import Window
+from cbsim.studies.explain.source import Source
+from cbsim.studies.run import run_experiment
 from tests.explain.cases import PREEMPTED, Row, experiment
 
 

@@ -12,8 +12,8 @@ from click.testing import CliRunner, Result
 
 from cbsim.cli import main
 from cbsim.commands import explain_steps
-from cbsim.experiment import Experiment
-from cbsim.run import run_experiment
+from cbsim.studies.experiment import Experiment
+from cbsim.studies.run import run_experiment
 from tests.explain.cases import PREEMPTED, experiment
 
 EXPERIMENT = """\

@@ -7,10 +7,10 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from cbsim.explain.batch_step import BatchStep
-from cbsim.explain.gantt import Gantt
-from cbsim.explain.rerun import Window
-from cbsim.report.gantt_plot import MAX_ROWS, gantt_picture
+from cbsim.show.gantt_plot import MAX_ROWS, gantt_picture
+from cbsim.studies.explain.batch_step import BatchStep
+from cbsim.studies.explain.gantt import Gantt
+from cbsim.studies.explain.rerun import Window
 from tests.explain.cases import PREEMPTED, Row, source
 
 

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cbsim.base.errors import CbsimError
-from cbsim.explain.request_diagnosis import RequestDiagnosis, diagnose_request
-from cbsim.explain.request_story import Entry
-from cbsim.explain.source import Source
-from cbsim.report.request_text import MAX_CHUNKS, request_table
-from cbsim.run import run_experiment
+from cbsim.show.request_text import MAX_CHUNKS, request_table
+from cbsim.studies.explain.request_diagnosis import RequestDiagnosis, diagnose_request
+from cbsim.studies.explain.request_story import Entry
+from cbsim.studies.explain.source import Source
+from cbsim.studies.run import run_experiment
 from tests.explain.cases import PREEMPTED, Row, experiment, source
 
 VLLM = {"type": "vllm", "async_scheduling": False, "max_tokens_per_step": 8}

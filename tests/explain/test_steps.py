@@ -11,14 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cbsim.base.errors import CbsimError
-from cbsim.explain.batch_step import BatchStep
-from cbsim.explain.gantt import Gantt
-from cbsim.explain.rerun import Window
-from cbsim.explain.source import Source
-from cbsim.explain.waiting import Limits
-from cbsim.report.gantt_text import gantt_lines
-from cbsim.report.step_table import RunningTable, step_table
-from cbsim.run import run_experiment
+from cbsim.show.gantt_text import gantt_lines
+from cbsim.show.step_table import RunningTable, step_table
+from cbsim.studies.explain.batch_step import BatchStep
+from cbsim.studies.explain.gantt import Gantt
+from cbsim.studies.explain.rerun import Window
+from cbsim.studies.explain.source import Source
+from cbsim.studies.explain.waiting import Limits
+from cbsim.studies.run import run_experiment
 from tests.explain.cases import PREEMPTED, experiment, source
 
 VLLM = {"type": "vllm", "async_scheduling": False, "max_tokens_per_step": 8}

@@ -9,8 +9,8 @@ from cbsim.cluster.simpy_world import World
 from cbsim.core.engine.recorder import Recorder, RunLog
 from cbsim.core.engine.reference import ReferenceEngine
 from cbsim.cost.cost_model import CostModel, StepShape
-from cbsim.run import collect
 from cbsim.schedulers import SCHEDULERS, Scheduler
+from cbsim.studies.run import collect
 from cbsim.testing import Case
 
 

@@ -10,9 +10,9 @@ import pytest
 import cbsim
 from cbsim.cluster.simpy_world import PROGRESS_EVERY
 from cbsim.core.engine.recorder import RunLog
-from cbsim.experiment import Experiment
-from cbsim.run import make_workload, simulate
 from cbsim.schedulers import SCHEDULERS
+from cbsim.studies.experiment import Experiment
+from cbsim.studies.run import make_workload, simulate
 from cbsim.testing import differences
 
 NUM_REQUESTS = 600

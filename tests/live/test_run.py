@@ -21,7 +21,6 @@ from cbsim.cluster.simpy_world import World
 from cbsim.core.engine.recorder import Recorder
 from cbsim.core.engine.reference import ReferenceEngine
 from cbsim.cost.cost_model import CostModel, StepShape
-from cbsim.experiment import Experiment
 from cbsim.kernels.sampling import SamplingParams
 from cbsim.live import run_live
 from cbsim.live.commands import live
@@ -32,6 +31,7 @@ from cbsim.live.runner import ModelRunner
 from cbsim.live.tokens import TokenBook
 from cbsim.live.world import LiveWorld
 from cbsim.schedulers import SCHEDULERS, Prices, Resources, Scheduler, SchedulerConfig, StepPlan
+from cbsim.studies.experiment import Experiment
 from tests.kernels.references import load_model
 from tests.simulation import ListedWorkload
 

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from cbsim.core.engine.fast import FastEngine
-from cbsim.experiment import Experiment
 from cbsim.observers import ObservedRun, Observer, StepView
 from cbsim.observers.audience import Audience
-from cbsim.run import choose_engine
+from cbsim.studies.experiment import Experiment
+from cbsim.studies.run import choose_engine
 from cbsim.testing import Case
 from cbsim.workload.request import Request
 from tests.observers.test_hooks import KINDS, crowd

@@ -8,10 +8,10 @@ import pytest
 
 from cbsim.core.engine.fast import FastEngine
 from cbsim.core.engine.reference import ReferenceEngine
-from cbsim.experiment import Experiment
 from cbsim.observers import Needs, Observer, StepView
 from cbsim.observers.audience import Audience
-from cbsim.run import choose_engine
+from cbsim.studies.experiment import Experiment
+from cbsim.studies.run import choose_engine
 from cbsim.workload.request import Request, RequestState
 from tests.observers.watched import Notes, Row, StateNotes, StepNotes, row, setting, watch
 

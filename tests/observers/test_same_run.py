@@ -15,8 +15,8 @@ from cbsim.cluster.simpy_world import World
 from cbsim.core.engine.fast import FastEngine
 from cbsim.core.engine.recorder import ADMITTED, ARRIVED, FINISHED, PREEMPTED, RESUMED, Recorder, RunLog
 from cbsim.observers import OBSERVERS, Observer
-from cbsim.run import collect
 from cbsim.schedulers import SCHEDULERS
+from cbsim.studies.run import collect
 from cbsim.testing import Case, differences, draw_case
 from tests.engine.twins import IrregularCost
 from tests.observers.test_hooks import KINDS, crowd

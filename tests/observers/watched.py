@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from cbsim.core.engine.recorder import RunLog
-from cbsim.experiment import Experiment
 from cbsim.observers import Needs, ObservedRun, Observer, StepView
 from cbsim.observers.audience import Audience
-from cbsim.run import simulate
+from cbsim.studies.experiment import Experiment
+from cbsim.studies.run import simulate
 from cbsim.workload.request import Request
 from tests.simulation import ListedWorkload
 

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cbsim.experiment import Experiment
 from cbsim.play.replica import Replica
 from cbsim.play.session import Session
+from cbsim.studies.experiment import Experiment
 from cbsim.workload.request import Request, RequestState
 
 ROWS = (

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from cbsim.base.errors import CbsimError
-from cbsim.experiment import Experiment
 from cbsim.play.saving import MARK, free_name
 from cbsim.play.session import Session
-from cbsim.run import collect, make_workload, simulate
+from cbsim.studies.experiment import Experiment
+from cbsim.studies.run import collect, make_workload, simulate
 from cbsim.testing.identity import differences
 from tests.play.games import ROWS, SCHEDULERS, experiment, play_out
 

@@ -9,11 +9,11 @@ import pytest
 
 from cbsim.base.errors import ConfigError, PluginError
 from cbsim.core.engine.recorder import RunLog
-from cbsim.experiment import Experiment
 from cbsim.play.session import Session
-from cbsim.run import collect, make_workload, run_experiment, simulate
 from cbsim.schedulers import StepPlan
 from cbsim.schedulers.chunked_prefill import ChunkedPrefillScheduler
+from cbsim.studies.experiment import Experiment
+from cbsim.studies.run import collect, make_workload, run_experiment, simulate
 from cbsim.testing.identity import differences
 from tests.play.games import SCHEDULERS, check_ended, experiment, play_out, standing
 

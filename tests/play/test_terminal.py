@@ -13,8 +13,8 @@ import pytest
 from click.testing import CliRunner
 
 from cbsim.cli import main
-from cbsim.experiment import Experiment
-from cbsim.run import run_experiment
+from cbsim.studies.experiment import Experiment
+from cbsim.studies.run import run_experiment
 from tests.play.terminals import PLAY, Window
 
 ENTER_OTHER, LEAVE_OTHER = b"\x1b[?1049h", b"\x1b[?1049l"

@@ -16,12 +16,12 @@ from click.testing import CliRunner
 
 import cbsim
 from cbsim.base.errors import CbsimError
-from cbsim.capacity import Plan, capacity
-from cbsim.capacity.folder import save_capacity
 from cbsim.cli import main
-from cbsim.report.html_table import Cell, HtmlTable
-from cbsim.report.markup import Markup, prose, tag
-from cbsim.report.report_file import make_report, write_report
+from cbsim.show.html_table import Cell, HtmlTable
+from cbsim.show.markup import Markup, prose, tag
+from cbsim.show.report_file import make_report, write_report
+from cbsim.studies.capacity import Plan, capacity
+from cbsim.studies.capacity.capacity_folder import save_capacity
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 WIDTH = 600

@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 
 import cbsim
-from cbsim.report.priority_plot import ttft_by_priority, ttft_table
-from cbsim.report.sweep_plot import sweep_curves
+from cbsim.show.priority_plot import ttft_by_priority, ttft_table
+from cbsim.show.sweep_plot import sweep_curves
 
 TABLE = pd.DataFrame(
     {

@@ -11,8 +11,8 @@ from click.testing import CliRunner
 
 from cbsim.base.errors import CbsimError
 from cbsim.cli import main
-from cbsim.report.sweep_points import read_sweep_table
-from cbsim.sweep import sweep
+from cbsim.show.sweep_points import read_sweep_table
+from cbsim.studies.sweep import sweep
 
 CONFIG = {
     "workload": {"type": "tests.sweep_parts:Even"},

@@ -3,7 +3,13 @@ import dataclasses
 import pandas as pd
 import pytest
 
-from cbsim.report.tables import MAX_RUNS_AS_COLUMNS, compare_points, compare_runs, point_labels, run_tables
+from cbsim.show.reader_tables import (
+    MAX_RUNS_AS_COLUMNS,
+    compare_points,
+    compare_runs,
+    point_labels,
+    run_tables,
+)
 from tests.run_logs import empty_log, make_result, paper_log
 
 

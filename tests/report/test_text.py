@@ -2,7 +2,7 @@ import io
 
 import pytest
 
-from cbsim.report.text import Table, format_figure, format_share
+from cbsim.show.text import Table, format_figure, format_share
 
 TABLE = Table(
     ("", "static", "chunked_prefill"),

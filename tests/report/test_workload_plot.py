@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cbsim.report.workload_plot import plot_workload, workload_figure
+from cbsim.show.workload_plot import plot_workload, workload_figure
 from cbsim.workload import WORKLOADS
 from cbsim.workload.stats import WorkloadColumns
 

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from cbsim.core.engine.recorder import EMITTED, RunLog
-from cbsim.experiment import Experiment
-from cbsim.run import make_workload
 from cbsim.schedulers.base import StepPlan
+from cbsim.studies.experiment import Experiment
+from cbsim.studies.run import make_workload
 from cbsim.validate.replay import replay
 from cbsim.validate.server_log import ServerLog
 

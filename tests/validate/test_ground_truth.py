@@ -10,7 +10,7 @@ from cbsim.calibrate.fit import calibrated_box, fit_form
 from cbsim.calibrate.layers import LayerTimings
 from cbsim.calibrate.named_spec import load_gpu, load_model
 from cbsim.cost.costfile import CostFile, model_shape
-from cbsim.experiment import Experiment
+from cbsim.studies.experiment import Experiment
 from cbsim.validate.log_reader import read_server_log
 from cbsim.validate.recorded_run import compare_with_log, replay_log
 

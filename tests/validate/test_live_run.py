@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-from cbsim.experiment import Experiment
+from cbsim.studies.experiment import Experiment
 from cbsim.validate.live_run import AsTaken, validate_live
 from tests.kernels.references import load_model
 from tests.simulation import ListedWorkload

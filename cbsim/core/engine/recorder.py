@@ -75,7 +75,7 @@ class RunLog:
     slices: Slices | None = None
     """Who was in which step; `None` where the engine does not tell."""
     parts: Mapping[str, Column] | None = None
-    """Where each request's time went (`cbsim.results.latency`), made when asked for; `None` without `slices`."""
+    """Where each request's time went (`results.latency`), made when asked for; `None` without `slices`."""
 
 
 def empty_float() -> Column:
