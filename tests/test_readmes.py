@@ -16,9 +16,9 @@ from typing import NamedTuple
 import pytest
 
 from cbsim.base.paths import YAML_SUFFIXES
-from cbsim.preview import preview
+from cbsim.cli.preview import preview
+from cbsim.cli.workload_file import load_workload
 from cbsim.studies.experiment import Experiment
-from cbsim.workload_file import load_workload
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("calibration", "configs", "experiments", "workloads")

@@ -34,7 +34,7 @@ from calibration.served_runs.tables import (
     write_runs,
 )
 from cbsim.base.errors import CbsimError
-from cbsim.calibrate.nvidia_tables import NvidiaTables
+from cbsim.lab.calibrate.nvidia_tables import NvidiaTables
 from cbsim.show.served_plot import served_picture
 from cbsim.show.style import save_figure
 from cbsim.studies.worker_pool import Pool, open_pool

@@ -14,7 +14,7 @@ from calibration.served_runs.sample import ServedRun
 from calibration.served_runs.servers import SERIES, Series
 from cbsim.base.markdown import markdown_table
 from cbsim.base.paths import write_text
-from cbsim.calibrate.accuracy import Errors
+from cbsim.lab.calibrate.accuracy import Errors
 from cbsim.show.served_plot import ServedSeries
 
 PredictedRun = tuple[Series, ServedRun, Prediction]

@@ -10,8 +10,8 @@ import numpy as np
 
 from cbsim.core.engine.recorder import EMITTED
 from cbsim.testing.case import NUM_RIVALS, STARVED
-from cbsim.testing.ledger import Ledger
 from cbsim.testing.observation import Call, Commit, History, Observation
+from cbsim.testing.token_ledger import Ledger
 from cbsim.workload.request import RequestState
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cbsim.bench import study as studying
+from cbsim.lab.bench import study as studying
 from tests.bench.small import TRACE, Bench
 
 

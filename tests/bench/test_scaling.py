@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from cbsim.base.errors import ConfigError
-from cbsim.bench.scaling import Axis, Scales, Study, parse_values
+from cbsim.lab.bench.scaling import Axis, Scales, Study, parse_values
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.run import make_workload, simulate
 from cbsim.workload import Workload, WorkloadConfig

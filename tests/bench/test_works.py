@@ -11,18 +11,18 @@ import pytest
 from click.testing import CliRunner
 
 from cbsim.base.units import MEGA
-from cbsim.bench import measure as measuring
-from cbsim.bench.machine import Machine, cpu_name
-from cbsim.bench.measure import Measured, measure, measure_command, measure_simulation, measure_steps
-from cbsim.bench.resources import bare_simpy_s, peak_memory_bytes
-from cbsim.bench.stepwise import drive
-from cbsim.bench.tables import bench_tables, describe_goal, is_met, to_json, to_markdown, verdict
-from cbsim.bench.works import SCALES, Goal, How, Work, all_works, experiment, poisson
 from cbsim.cli import main
 from cbsim.core.engine.engine_interface import Engine
 from cbsim.core.engine.fast import FastEngine
 from cbsim.core.engine.recorder import Recorder
 from cbsim.core.engine.reference import ReferenceEngine
+from cbsim.lab.bench import work_timing as measuring
+from cbsim.lab.bench.bench_tables import bench_tables, describe_goal, is_met, to_json, to_markdown, verdict
+from cbsim.lab.bench.machine import Machine, cpu_name
+from cbsim.lab.bench.resources import bare_simpy_s, peak_memory_bytes
+from cbsim.lab.bench.stepwise import drive
+from cbsim.lab.bench.work_timing import Measured, measure, measure_command, measure_simulation, measure_steps
+from cbsim.lab.bench.works import SCALES, Goal, How, Work, all_works, experiment, poisson
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.run import collect, make_cost_model, make_scheduler, make_workload, simulate
 from cbsim.testing import differences
@@ -50,9 +50,9 @@ def small_works(azure: Path | None = None) -> list[Work]:
 @pytest.fixture
 def no_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Measure small works in this process."""
-    monkeypatch.setattr("cbsim.bench.works.all_works", small_works)
+    monkeypatch.setattr("cbsim.lab.bench.works.all_works", small_works)
     monkeypatch.setattr(
-        "cbsim.bench.measure.measure", lambda work: measuring.MEASURES[work.how](work.settings)
+        "cbsim.lab.bench.work_timing.measure", lambda work: measuring.MEASURES[work.how](work.settings)
     )
 
 
@@ -105,7 +105,7 @@ def test_a_work_has_a_process_of_its_own() -> None:
 
 
 def test_the_bare_loop_is_scaled_beyond_its_longest(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cbsim.bench.resources.MAX_BARE_EVENTS", 10)
+    monkeypatch.setattr("cbsim.lab.bench.resources.MAX_BARE_EVENTS", 10)
     ticks = iter([1.0, 3.0])
     monkeypatch.setattr("time.process_time", lambda: next(ticks))
     assert bare_simpy_s(50) == 10.0

@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from cbsim.calibrate.accuracy import predict
-from cbsim.calibrate.plan import Limits, PlanName, make_plan
-from cbsim.calibrate.point import Point
 from cbsim.cost.form import StepForm
+from cbsim.lab.calibrate.accuracy import predict
+from cbsim.lab.calibrate.point import Point
+from cbsim.lab.calibrate.timing_plan import Limits, PlanName, make_plan
 
 DENSE_TOKENS = sorted({*range(1, 9), *(round(10 * 1.2**power) for power in range(41)), 16_384})
 LOGITS_ROWS = (1, 2, 4, 8, 16, 32, 64, 96, 128, 192, 256, 320, 384, 512)

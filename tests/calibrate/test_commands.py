@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from cbsim.calibrate.accuracy import Errors
-from cbsim.calibrate.fit import Report
-from cbsim.calibrate.meta import Meta, read_meta, save_meta
-from cbsim.calibrate.pointsfile import write_points
-from cbsim.calibrate.summary import errors_table
 from cbsim.cli import main
 from cbsim.cost.costfile import model_shape
 from cbsim.cost.profile import ProfileConfig, ProfileCost
+from cbsim.lab.calibrate.accuracy import Errors
+from cbsim.lab.calibrate.fit import Report
+from cbsim.lab.calibrate.meta import Meta, read_meta, save_meta
+from cbsim.lab.calibrate.pointsfile import write_points
+from cbsim.lab.calibrate.summary import errors_table
 from tests.calibrate.synthetic import sizes, timed
 from tests.cost.laws import make_form
 from tests.test_specs import load_gpu, load_model

@@ -15,17 +15,17 @@ pytest.importorskip("torch")
 
 import torch
 
-from cbsim.calibrate import measure
-from cbsim.calibrate.accuracy import predict
-from cbsim.calibrate.figures import Reached, Sum, additivity, reached
-from cbsim.calibrate.kernel_report import KernelReport, additivity_sentence, grid
-from cbsim.calibrate.meta import Meta, read_meta
-from cbsim.calibrate.plan import PlanPoint
-from cbsim.calibrate.point import Point
 from cbsim.cost.costfile import Box, CostFile, model_shape
 from cbsim.cost.form import StepForm
-from cbsim.kernels import timing
-from cbsim.kernels.timing import CpuTimer, MakeCalls, Timing
+from cbsim.lab.calibrate import measurement as measure
+from cbsim.lab.calibrate.accuracy import predict
+from cbsim.lab.calibrate.kernel_report import KernelReport, additivity_sentence, grid
+from cbsim.lab.calibrate.meta import Meta, read_meta
+from cbsim.lab.calibrate.point import Point
+from cbsim.lab.calibrate.reached_peaks import Reached, Sum, additivity, reached
+from cbsim.lab.calibrate.timing_plan import PlanPoint
+from cbsim.lab.kernels import timing
+from cbsim.lab.kernels.timing import CpuTimer, MakeCalls, Timing
 from cbsim.specs import GpuSpec
 from tests.cost.laws import make_form
 from tests.kernels.references import CONFIGS, load_model

@@ -8,15 +8,15 @@ import pytest
 
 from cbsim.base.errors import CalibrationError
 from cbsim.base.paths import data_folder
-from cbsim.calibrate.accuracy import Errors, errors_by_kind, predict, repeatability
-from cbsim.calibrate.attentionfit import seconds_of
-from cbsim.calibrate.densefit import fit_dense
-from cbsim.calibrate.fit import calibrated_box, evaluate, fit_cost_file, fit_form
-from cbsim.calibrate.meta import Meta, read_meta
-from cbsim.calibrate.point import Point
-from cbsim.calibrate.pointsfile import read_points, write_points
 from cbsim.cost.costfile import file_sha256, model_shape, read_cost_file
 from cbsim.cost.tiles import Tiles
+from cbsim.lab.calibrate.accuracy import Errors, errors_by_kind, predict, repeatability
+from cbsim.lab.calibrate.attentionfit import seconds_of
+from cbsim.lab.calibrate.densefit import fit_dense
+from cbsim.lab.calibrate.fit import calibrated_box, evaluate, fit_cost_file, fit_form
+from cbsim.lab.calibrate.meta import Meta, read_meta
+from cbsim.lab.calibrate.point import Point
+from cbsim.lab.calibrate.pointsfile import read_points, write_points
 from tests.calibrate.synthetic import decode_point, planned, sizes, timed
 from tests.cost.laws import NUM_LAYERS, make_form
 from tests.test_specs import load_model

@@ -8,12 +8,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cbsim.calibrate.attentionfit import columns_of, fit_decode, fit_fused, seconds_of
-from cbsim.calibrate.gridfit import fit_grid
-from cbsim.calibrate.point import Point
-from cbsim.calibrate.prefillfit import fit_prefill
 from cbsim.cost.attention_grid import AttentionGrid
 from cbsim.cost.step_columns import StepColumns
+from cbsim.lab.calibrate.attentionfit import columns_of, fit_decode, fit_fused, seconds_of
+from cbsim.lab.calibrate.gridfit import fit_grid
+from cbsim.lab.calibrate.point import Point
+from cbsim.lab.calibrate.prefillfit import fit_prefill
 from tests.cost.laws import make_form
 
 LAW = make_form(fused=True)

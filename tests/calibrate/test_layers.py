@@ -6,7 +6,7 @@ from datetime import date
 import pytest
 
 from cbsim.base.errors import CalibrationError
-from cbsim.calibrate.layers import LayerTimings
+from cbsim.lab.calibrate.layers import LayerTimings
 from tests.test_specs import load_gpu, load_model
 
 DENSE = """layer,tokens,time_us

@@ -3,7 +3,7 @@
 import pytest
 
 from cbsim.base.errors import CalibrationError
-from cbsim.calibrate.named_spec import gpu_of_device, load_gpu, load_model
+from cbsim.lab.calibrate.named_spec import gpu_of_device, load_gpu, load_model
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cbsim.calibrate.plan import DENSE_TOKENS, EDGE_TOKENS, LOGITS_ROWS, Limits, make_plan
-from cbsim.calibrate.spread import coarse_to_fine, latin_hypercube, spread_contexts
+from cbsim.lab.calibrate.spread import coarse_to_fine, latin_hypercube, spread_contexts
+from cbsim.lab.calibrate.timing_plan import DENSE_TOKENS, EDGE_TOKENS, LOGITS_ROWS, Limits, make_plan
 
 FULL = make_plan("full", Limits())
 

@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cbsim.base.errors import CalibrationError
-from cbsim.calibrate.point import Point
-from cbsim.calibrate.pointsfile import COLUMNS, append_point, read_points, write_points
+from cbsim.lab.calibrate.point import Point
+from cbsim.lab.calibrate.pointsfile import COLUMNS, append_point, read_points, write_points
 
 HEADER = "op,chunks,B,KV,Kmax,T,S,t_median_s"
 

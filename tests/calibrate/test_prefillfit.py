@@ -5,11 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cbsim.calibrate.attentionfit import columns_of, seconds_of
-from cbsim.calibrate.point import Point
-from cbsim.calibrate.prefillfit import fit_prefill
 from cbsim.cost.attention import ChunkLengths, PrefillAttention
 from cbsim.cost.form import StepForm
+from cbsim.lab.calibrate.attentionfit import columns_of, seconds_of
+from cbsim.lab.calibrate.point import Point
+from cbsim.lab.calibrate.prefillfit import fit_prefill
 from tests.calibrate.synthetic import timed
 from tests.cost.laws import SPILL, make_form
 

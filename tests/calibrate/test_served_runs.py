@@ -15,11 +15,11 @@ from calibration.served_runs.sample import COLUMNS, ServedRun, read_runs
 from calibration.served_runs.servers import SERIES, Series, vllm
 from calibration.served_runs.tables import errors_table, runs_table, write_runs
 from cbsim.base.errors import CalibrationError
-from cbsim.calibrate import nvidia_tables
-from cbsim.calibrate.nvidia_tables import NvidiaTables
 from cbsim.cost.cost_model import StepShape
 from cbsim.cost.costfile import Box, CostFile, model_shape
 from cbsim.cost.step_columns import StepColumns
+from cbsim.lab.calibrate import nvidia_tables
+from cbsim.lab.calibrate.nvidia_tables import NvidiaTables
 from cbsim.show.served_plot import served_picture
 from cbsim.studies.experiment import Experiment
 from tests.cost.laws import make_form

@@ -3,8 +3,8 @@
 import pytest
 
 from cbsim.base.errors import CalibrationError
-from cbsim.calibrate.fit import fit_form
-from cbsim.calibrate.standins import SENTENCES, with_stand_ins
+from cbsim.lab.calibrate.fit import fit_form
+from cbsim.lab.calibrate.substitute_points import SENTENCES, with_stand_ins
 from tests.calibrate.synthetic import sizes, timed
 from tests.cost.laws import NUM_LAYERS, make_form
 

@@ -10,9 +10,9 @@ pytest.importorskip("triton")
 
 from triton.runtime.errors import OutOfResources
 
-from cbsim.calibrate import tunings
-from cbsim.calibrate.tunings import SIZES, all_tunings, compare_tunings, tunings_table
-from cbsim.kernels.triton_backend import DecodeTuning
+from cbsim.lab.calibrate import tunings
+from cbsim.lab.calibrate.tunings import SIZES, all_tunings, compare_tunings, tunings_table
+from cbsim.lab.kernels.triton_backend import DecodeTuning
 
 KV_TOKEN_BYTES = 4096
 

@@ -12,9 +12,9 @@ import torch
 import yaml
 from torch import Tensor
 
-from cbsim.kernels.attention import ChunkBatch, DecodeBatch, LayerCache
-from cbsim.kernels.decoder import Decoder
-from cbsim.kernels.shard import Shard
+from cbsim.lab.kernels.attention_backends import ChunkBatch, DecodeBatch, LayerCache
+from cbsim.lab.kernels.decoder import Decoder
+from cbsim.lab.kernels.shard import Shard
 from cbsim.specs import ModelSpec
 
 CONFIGS = Path(__file__).parents[2] / "configs"

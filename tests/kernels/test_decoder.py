@@ -9,11 +9,11 @@ pytest.importorskip("torch")
 import torch
 
 from cbsim.base.errors import CalibrationError, PluginError
-from cbsim.kernels.attention import DecodeBatch, LayerCache, make_backend
-from cbsim.kernels.batch import SequenceSlice, StepBatch
-from cbsim.kernels.decoder import Decoder
-from cbsim.kernels.sdpa import SdpaBackend
-from cbsim.kernels.shard import Shard
+from cbsim.lab.kernels.attention_backends import DecodeBatch, LayerCache, make_backend
+from cbsim.lab.kernels.decoder import Decoder
+from cbsim.lab.kernels.sdpa import SdpaBackend
+from cbsim.lab.kernels.shard import Shard
+from cbsim.lab.kernels.step_batch import SequenceSlice, StepBatch
 from tests.kernels.references import load_model, naive_logits
 
 CPU = torch.device("cpu")

@@ -9,7 +9,7 @@ pytest.importorskip("torch")
 import torch
 
 from cbsim.base.units import KIB
-from cbsim.kernels import memory
+from cbsim.lab.kernels import device_memory as memory
 
 CPU = torch.device("cpu")
 

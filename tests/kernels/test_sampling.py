@@ -10,7 +10,7 @@ pytest.importorskip("torch")
 import torch
 
 from cbsim.base.errors import ConfigError
-from cbsim.kernels.sampling import SamplingParams, sample
+from cbsim.lab.kernels.sampling import SamplingParams, sample
 
 LOGITS = torch.log(torch.tensor([0.05, 0.4, 0.1, 0.25, 0.2]))
 

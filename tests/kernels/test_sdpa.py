@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cbsim.kernels.attention import make_backend
+from cbsim.lab.kernels.attention_backends import make_backend
 from tests.kernels.references import attention_shard, scatter
 
 TOLERANCE = {"float32": 2e-6, "float16": 4e-3, "bfloat16": 3e-2}

@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-from cbsim.kernels.timing import MAX_CALLS, Call, CpuTimer, Timing, num_calls
+from cbsim.lab.kernels.timing import MAX_CALLS, Call, CpuTimer, Timing, num_calls
 
 
 def test_median_minimum_and_tail() -> None:

@@ -18,8 +18,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from cbsim.kernels import triton_decode
-from cbsim.kernels.triton_backend import DecodeTuning
+from cbsim.lab.kernels import triton_decode
+from cbsim.lab.kernels.triton_backend import DecodeTuning
 from tests.kernels.references import attention_shard
 
 POINTERS = ("query", "keys", "values", "out")

@@ -14,9 +14,9 @@ import torch
 if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("needs a GPU, or TRITON_INTERPRET=1", allow_module_level=True)
 
-from cbsim.kernels.attention import DecodeBatch, LayerCache, make_backend
-from cbsim.kernels.triton_backend import DecodeTuning, TritonBackend
-from cbsim.kernels.triton_decode import paged_decode
+from cbsim.lab.kernels.attention_backends import DecodeBatch, LayerCache, make_backend
+from cbsim.lab.kernels.triton_backend import DecodeTuning, TritonBackend
+from cbsim.lab.kernels.triton_decode import paged_decode
 from tests.kernels.references import Paged, attention_shard, scatter
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

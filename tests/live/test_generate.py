@@ -12,8 +12,8 @@ pytest.importorskip("torch")
 import torch
 
 from cbsim.base.errors import ConfigError
-from cbsim.live import Generation, SamplingParams, generate
-from cbsim.live.runner import ModelRunner
+from cbsim.lab.live import Generation, SamplingParams, generate
+from cbsim.lab.live.runner import ModelRunner
 from tests.kernels.references import load_model, naive_logits
 
 BLOCK_SIZE = 4

@@ -16,20 +16,20 @@ from click.testing import CliRunner
 
 import cbsim
 from cbsim.base.errors import ConfigError
+from cbsim.cli.commands.live_command import live
 from cbsim.cluster.router import RoundRobin
 from cbsim.cluster.simpy_world import World
 from cbsim.core.engine.recorder import Recorder
 from cbsim.core.engine.reference import ReferenceEngine
 from cbsim.cost.cost_model import CostModel, StepShape
-from cbsim.kernels.sampling import SamplingParams
-from cbsim.live import run_live
-from cbsim.live.commands import live
-from cbsim.live.engine import LiveEngine
-from cbsim.live.pool import LivePool
-from cbsim.live.run import fit_blocks
-from cbsim.live.runner import ModelRunner
-from cbsim.live.tokens import TokenBook
-from cbsim.live.world import LiveWorld
+from cbsim.lab.kernels.sampling import SamplingParams
+from cbsim.lab.live import run_live
+from cbsim.lab.live.live_engine import LiveEngine
+from cbsim.lab.live.live_run import fit_blocks
+from cbsim.lab.live.live_world import LiveWorld
+from cbsim.lab.live.numbered_blocks import LivePool
+from cbsim.lab.live.runner import ModelRunner
+from cbsim.lab.live.tokens import TokenBook
 from cbsim.schedulers import SCHEDULERS, Prices, Resources, Scheduler, SchedulerConfig, StepPlan
 from cbsim.studies.experiment import Experiment
 from tests.kernels.references import load_model

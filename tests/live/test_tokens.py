@@ -8,8 +8,8 @@ import pytest
 
 pytest.importorskip("torch")
 
-from cbsim.kernels.sampling import SamplingParams
-from cbsim.live.tokens import TokenBook
+from cbsim.lab.kernels.sampling import SamplingParams
+from cbsim.lab.live.tokens import TokenBook
 from cbsim.workload.request import Request
 
 

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from cbsim.base.errors import ConfigError
-from cbsim.kernels.attention import make_backend
-from cbsim.kernels.decoder import Decoder
-from cbsim.kernels.shard import Shard
-from cbsim.live.weights import Checkpoint
+from cbsim.lab.kernels.attention_backends import make_backend
+from cbsim.lab.kernels.decoder import Decoder
+from cbsim.lab.kernels.shard import Shard
+from cbsim.lab.live.weights import Checkpoint
 from tests.kernels.references import load_model
 
 CPU = torch.device("cpu")

@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-from cbsim.live import run_live
+from cbsim.lab.live import run_live
 from cbsim.observers import StepView
 from cbsim.observers.csv_observer import CsvObserver
 from cbsim.observers.memory_observer import MemoryObserver

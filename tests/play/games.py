@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cbsim.play.replica import Replica
-from cbsim.play.session import Session
+from cbsim.cli.play.replica import Replica
+from cbsim.cli.play.session import Session
 from cbsim.studies.experiment import Experiment
 from cbsim.workload.request import Request, RequestState
 

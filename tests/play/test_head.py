@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from cbsim.play.replica import Replica
-from cbsim.play.session import Session
+from cbsim.cli.play.replica import Replica
+from cbsim.cli.play.session import Session
 from cbsim.schedulers.step_plan import WaitingFor
 from tests.play.games import SCHEDULERS, experiment
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cbsim.play.pool import PlayPool
+from cbsim.cli.play.resizable_pool import PlayPool
 from cbsim.workload.request import Request
 
 BLOCK_SIZE = 4

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from cbsim.play.keys import read_script
-from cbsim.play.program import PACES, Program
-from cbsim.play.session import Session
+from cbsim.cli.play.keys import read_script
+from cbsim.cli.play.program import PACES, Program
+from cbsim.cli.play.session import Session
 from tests.play.games import SCHEDULERS, experiment
 
 

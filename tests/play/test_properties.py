@@ -10,8 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cbsim.play.program import Program
-from cbsim.play.session import Session
+from cbsim.cli.play.program import Program
+from cbsim.cli.play.session import Session
 from tests.play.games import SCHEDULERS, check, check_ended, experiment, standing
 
 STEPS = st.integers(1, 6).map(lambda count: [" "] * count)

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from cbsim.base.errors import CbsimError
-from cbsim.play.saving import MARK, free_name
-from cbsim.play.session import Session
+from cbsim.cli.play.saving import MARK, free_name
+from cbsim.cli.play.session import Session
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.run import collect, make_workload, simulate
 from cbsim.testing.identity import differences

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from rich.text import Text
 
-from cbsim.play.history_panel import columns, history_panel
-from cbsim.play.kv_panel import kv_panel
-from cbsim.play.look import bar, letter
-from cbsim.play.screen import MIN_HEIGHT, MIN_WIDTH, Status, draw
-from cbsim.play.session import Session
+from cbsim.cli.play.history_panel import columns, history_panel
+from cbsim.cli.play.kv_panel import kv_panel
+from cbsim.cli.play.look import bar, letter
+from cbsim.cli.play.screen import MIN_HEIGHT, MIN_WIDTH, Status, draw
+from cbsim.cli.play.session import Session
 from tests.play.games import SCHEDULERS, experiment
 
 SIZES = [(60, 18), (80, 24), (81, 25), (140, 45), (300, 90)]

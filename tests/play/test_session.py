@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from cbsim.base.errors import ConfigError, PluginError
+from cbsim.cli.play.session import Session
 from cbsim.core.engine.recorder import RunLog
-from cbsim.play.session import Session
 from cbsim.schedulers import StepPlan
 from cbsim.schedulers.chunked_prefill import ChunkedPrefillScheduler
 from cbsim.studies.experiment import Experiment

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 
 from cbsim.core.engine.recorder import EMITTED, RunLog
+from cbsim.lab.validate.replay import replay
+from cbsim.lab.validate.server_log import ServerLog
 from cbsim.schedulers.base import StepPlan
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.run import make_workload
-from cbsim.validate.replay import replay
-from cbsim.validate.server_log import ServerLog
 
 SETTINGS: dict[str, Any] = {
     "model": "llama-3-8b",

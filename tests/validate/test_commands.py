@@ -12,9 +12,9 @@ from click.testing import CliRunner
 
 import cbsim
 from cbsim.base.paths import data_folder
-from cbsim.calibrate.meta import read_meta, save_meta
 from cbsim.cli import main
-from cbsim.validate.commands import _warnings_of
+from cbsim.cli.commands.validate_command import _warnings_of
+from cbsim.lab.calibrate.meta import read_meta, save_meta
 from tests.validate.logs import SETTINGS
 
 

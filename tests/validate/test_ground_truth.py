@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from cbsim.calibrate.fit import calibrated_box, fit_form
-from cbsim.calibrate.layers import LayerTimings
-from cbsim.calibrate.named_spec import load_gpu, load_model
 from cbsim.cost.costfile import CostFile, model_shape
+from cbsim.lab.calibrate.fit import calibrated_box, fit_form
+from cbsim.lab.calibrate.layers import LayerTimings
+from cbsim.lab.calibrate.named_spec import load_gpu, load_model
+from cbsim.lab.validate.log_reader import read_server_log
+from cbsim.lab.validate.recorded_run import compare_with_log, replay_log
 from cbsim.studies.experiment import Experiment
-from cbsim.validate.log_reader import read_server_log
-from cbsim.validate.recorded_run import compare_with_log, replay_log
 
 FOLDER = Path(__file__).resolve().parents[3] / "shared" / "ground-truth" / "rtxpro6000-llama-3.1-8b"
 PEER_PCT = {"ttft_s.mean": 4.0, "tpot_s.mean": 1.0, "e2e_s.mean": 1.8}

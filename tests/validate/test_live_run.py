@@ -10,8 +10,8 @@ import pytest
 
 pytest.importorskip("torch")
 
+from cbsim.lab.validate.both_worlds import AsTaken, validate_live
 from cbsim.studies.experiment import Experiment
-from cbsim.validate.live_run import AsTaken, validate_live
 from tests.kernels.references import load_model
 from tests.simulation import ListedWorkload
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from cbsim.core.engine.recorder import RunLog
-from cbsim.validate.gaps import waiting_since
-from cbsim.validate.recorded_run import replay_log
-from cbsim.validate.replay import RecordedSteps, replay
-from cbsim.validate.server_log import LoggedWorkload, ServerLog
-from cbsim.validate.token_clock import RecordedTokens
+from cbsim.lab.validate.recorded_run import replay_log
+from cbsim.lab.validate.replay import RecordedSteps, replay
+from cbsim.lab.validate.server_log import LoggedWorkload, ServerLog
+from cbsim.lab.validate.step_gaps import waiting_since
+from cbsim.lab.validate.token_clock import RecordedTokens
 from tests.validate.logs import make_experiment, serve, server_log
 
 ASYNC = make_experiment()

@@ -11,7 +11,7 @@ import pytest
 
 import cbsim
 from cbsim.base.errors import WorkloadError
-from cbsim.validate.log_reader import read_server_log
+from cbsim.lab.validate.log_reader import read_server_log
 from tests.validate.logs import SETTINGS
 
 VLLM_ROWS = [

@@ -41,8 +41,8 @@ class Probe:
 class ProbeStore:
     """Runs experiments, each once: a probe whose file is in the folder is read from there.
 
-    Files are named by the experiment and its inputs (`studies.run_key`), so that a search that was killed, one
-    with more replicates or one with another SLO share runs only what is missing.
+    Files are named by the experiment and its inputs (`studies.run_key`), so that a search that was killed,
+    one with more replicates or one with another SLO share runs only what is missing.
     """
 
     def __init__(self, folder: Path | None) -> None:
