@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
+
+from cbsim.base.moved_modules import find_moved_modules
 
 if TYPE_CHECKING:
     from cbsim.base.errors import CalibrationError, CbsimError, ConfigError, PluginError, WorkloadError
@@ -61,18 +61,9 @@ def __getattr__(name: str) -> Any:
     return getattr(import_module(_HOME[name]), name)
 
 
-class _Package(ModuleType):
-    """Keeps functions such as `cbsim.run` what they are when the modules of their names are imported."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name in _HOME and isinstance(value, ModuleType):
-            value = getattr(value, name)
-        super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
-
-
 def __dir__() -> list[str]:
     """The public names."""
     return sorted(__all__)
+
+
+find_moved_modules()

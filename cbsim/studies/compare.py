@@ -63,8 +63,8 @@ def compare(first: Result, second: Result, *, seed: int = 0, confidence: float =
 
     The intervals come from a paired circular block bootstrap (Politis and Romano, 1992; see
     `studies.intervals`): whole blocks of neighbouring requests are drawn, the same for both runs, so that
-    what both have in common, as a burst of arrivals, doesn't blur the difference. A latency is compared over the
-    requests that have it in both runs; the share within the SLO over all pairs. Raises `CbsimError` if no
+    what both have in common, as a burst of arrivals, doesn't blur the difference. A latency is compared over
+    the requests that have it in both runs; the share within the SLO over all pairs. Raises `CbsimError` if no
     request is in both runs.
     """
     pairs = _Pairs(first, second)

@@ -5,7 +5,7 @@ from pydantic import ValidationError
 
 from cbsim.cost.constant import ConstantConfig, ConstantCost
 from cbsim.cost.cost_model import StepShape
-from tests.test_specs import load_gpu, load_model
+from tests.specs.test_specs import load_gpu, load_model
 
 
 def make(**settings) -> ConstantCost:

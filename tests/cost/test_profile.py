@@ -15,7 +15,7 @@ from cbsim.cost.costfile import Box, CostFile, model_shape, read_cost_file
 from cbsim.cost.profile import VLLM_GRAPH_BATCH_SIZES, ProfileConfig, ProfileCost
 from cbsim.cost.step_columns import StepColumns
 from tests.cost.laws import make_form, shapes
-from tests.test_specs import load_gpu, load_model
+from tests.specs.test_specs import load_gpu, load_model
 
 BOX = Box(
     max_tokens=16_384,

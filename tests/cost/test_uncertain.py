@@ -21,7 +21,7 @@ from cbsim.studies.replicates import across_replicates
 from cbsim.studies.run import run
 from cbsim.studies.sweep import sweep
 from tests.cost.laws import make_form, shapes
-from tests.test_specs import load_gpu, load_model
+from tests.specs.test_specs import load_gpu, load_model
 
 NOWHERE = Path("cost.json")
 SMALL = {"num_points": 100, "median_pct": 1.0, "p90_pct": 3.0, "worst_pct": 9.0, "bias_pct": 0.5}
