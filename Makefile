@@ -5,7 +5,7 @@
 #   make validate  hold the simulation against a tiny model served live on this CPU
 #   make bench     measure the simulator's own speed
 #   make install   install cbsim alone
-#   make generated write the reference and the JSON Schema anew
+#   make generated write the reference, the JSON Schema and the list of rooms anew
 # PYTHON chooses the interpreter (3.11 or newer), EXTRAS what `make test` installs besides cbsim.
 
 PYTHON ?= python3
@@ -52,7 +52,7 @@ check: $(TESTED)
 
 test: check
 	@if $(BIN)/python -c 'import triton, torch' 2>/dev/null; then \
-	  TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels/test_triton_decode.py; fi
+	  TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/lab/kernels/test_triton_decode.py; fi
 	$(BIN)/python -m pytest -n 2
 
 validate: $(TESTED)
@@ -61,8 +61,9 @@ validate: $(TESTED)
 bench: $(VENV)/.installed
 	$(BIN)/cbsim bench
 
-generated: $(VENV)/.installed
+generated: $(TESTED)
 	$(BIN)/cbsim schema --out configs
+	$(BIN)/python -m tests.test_architecture
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

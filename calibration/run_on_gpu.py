@@ -45,7 +45,7 @@ def main() -> int:
     if options.wheels or missing:
         return list_wheels(missing)
     sys.path.insert(0, str(ROOT))
-    from cbsim.errors import CbsimError
+    from cbsim.base.errors import CbsimError
 
     try:
         calibrate_all(options)
@@ -92,9 +92,9 @@ def list_wheels(missing: list[str]) -> int:
 
 def calibrate_all(options: argparse.Namespace) -> None:
     """Every model in turn; names are checked before minutes are spent on the first."""
-    from cbsim.calibrate.named_spec import gpu_of_device, load_gpu, load_model
-    from cbsim.errors import CalibrationError
-    from cbsim.kernels.device import open_device
+    from cbsim.base.errors import CalibrationError
+    from cbsim.lab.calibrate.named_spec import gpu_of_device, load_gpu, load_model
+    from cbsim.lab.kernels.device import open_device
 
     device = open_device(options.device)
     specs, problems = [], []
@@ -120,9 +120,9 @@ def calibrate_all(options: argparse.Namespace) -> None:
 
 def calibrate(model, gpu, options, tuned_as) -> None:  # type: ignore[no-untyped-def]
     """Everything for one model, into a folder of its own."""
-    from cbsim.calibrate.fit import fit_cost_file
-    from cbsim.calibrate.kernel_report import KernelReport
-    from cbsim.calibrate.measure import measure
+    from cbsim.lab.calibrate.fit import fit_cost_file
+    from cbsim.lab.calibrate.kernel_report import KernelReport
+    from cbsim.lab.calibrate.measurement import measure
 
     out = options.out / model.name
     start = time.monotonic()
@@ -148,8 +148,8 @@ def calibrate(model, gpu, options, tuned_as) -> None:  # type: ignore[no-untyped
 
 def write_report(report, bench, tuned_as, path: Path) -> None:  # type: ignore[no-untyped-def]
     """`report.md`, whole each time: first without the comparison of tunings, which takes a minute or two."""
-    from cbsim.calibrate.figures import additivity
-    from cbsim.paths import write_text
+    from cbsim.base.paths import write_text
+    from cbsim.lab.calibrate.reached_peaks import additivity
 
     sections = report.sections(additivity(bench.mixed[:NUM_SUMS], bench.seconds))
     write_text(path, "\n\n".join(sections) + "\n")
@@ -164,12 +164,12 @@ class Bench:
     """What times points that are not in the plan."""
 
     def __init__(self, model, options) -> None:  # type: ignore[no-untyped-def]
-        from cbsim.calibrate.measure import make_rig
-        from cbsim.calibrate.plan import make_plan
-        from cbsim.calibrate.room import find_room
-        from cbsim.kernels.device import open_device
-        from cbsim.kernels.shard import Shard
-        from cbsim.kernels.timing import make_timer
+        from cbsim.lab.calibrate.measurement import make_rig
+        from cbsim.lab.calibrate.memory_limits import find_room
+        from cbsim.lab.calibrate.timing_plan import make_plan
+        from cbsim.lab.kernels.device import open_device
+        from cbsim.lab.kernels.shard import Shard
+        from cbsim.lab.kernels.timing import make_timer
 
         shard = Shard(model)
         self.device = open_device(options.device)
@@ -182,13 +182,13 @@ class Bench:
         """Median seconds of a plan point."""
         from functools import partial
 
-        from cbsim.calibrate.measure import calls_of
+        from cbsim.lab.calibrate.measurement import calls_of
 
         return float(self.timer.time(partial(calls_of, self.rig, point)).median_s)
 
     def tunings(self) -> str:
         """Ways to cut the decode kernel's work, against each other."""
-        from cbsim.calibrate.tunings import all_tunings, compare_tunings, tunings_table
+        from cbsim.lab.calibrate.tunings import all_tunings, compare_tunings, tunings_table
 
         def progress(done: int, total: int) -> None:
             say_points("decode kernel", done, total, None, "tunings")

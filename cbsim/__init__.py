@@ -2,35 +2,35 @@
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from cbsim.base.moved_modules import find_moved_modules
+
 if TYPE_CHECKING:
-    from cbsim.capacity import capacity
-    from cbsim.compare import compare
-    from cbsim.errors import CalibrationError, CbsimError, ConfigError, PluginError, WorkloadError
-    from cbsim.experiment import Experiment
-    from cbsim.result import Result, load_run
-    from cbsim.run import run
-    from cbsim.sweep import sweep
+    from cbsim.base.errors import CalibrationError, CbsimError, ConfigError, PluginError, WorkloadError
+    from cbsim.results.result import Result, load_run
+    from cbsim.studies.capacity import capacity
+    from cbsim.studies.compare import compare
+    from cbsim.studies.experiment import Experiment
+    from cbsim.studies.run import run
+    from cbsim.studies.sweep import sweep
 
     __version__: str
 
 _HOME = {
-    "CalibrationError": "cbsim.errors",
-    "CbsimError": "cbsim.errors",
-    "ConfigError": "cbsim.errors",
-    "PluginError": "cbsim.errors",
-    "WorkloadError": "cbsim.errors",
-    "Experiment": "cbsim.experiment",
-    "Result": "cbsim.result",
-    "capacity": "cbsim.capacity",
-    "compare": "cbsim.compare",
-    "load_run": "cbsim.result",
-    "run": "cbsim.run",
-    "sweep": "cbsim.sweep",
+    "CalibrationError": "cbsim.base.errors",
+    "CbsimError": "cbsim.base.errors",
+    "ConfigError": "cbsim.base.errors",
+    "PluginError": "cbsim.base.errors",
+    "WorkloadError": "cbsim.base.errors",
+    "Experiment": "cbsim.studies.experiment",
+    "Result": "cbsim.results.result",
+    "capacity": "cbsim.studies.capacity",
+    "compare": "cbsim.studies.compare",
+    "load_run": "cbsim.results.result",
+    "run": "cbsim.studies.run",
+    "sweep": "cbsim.studies.sweep",
 }
 
 __all__ = [
@@ -61,18 +61,9 @@ def __getattr__(name: str) -> Any:
     return getattr(import_module(_HOME[name]), name)
 
 
-class _Package(ModuleType):
-    """Keeps functions such as `cbsim.run` what they are when the modules of their names are imported."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name in _HOME and isinstance(value, ModuleType):
-            value = getattr(value, name)
-        super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
-
-
 def __dir__() -> list[str]:
     """The public names."""
     return sorted(__all__)
+
+
+find_moved_modules()

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from cbsim.metrics import Deployment, summarize
-from cbsim.recorder import EVENTS, RunLog
-from cbsim.request import RequestState
-from cbsim.result import Result
+from cbsim.cluster.engine.recorder import EVENTS, RunLog
+from cbsim.results.metrics import Deployment, summarize
+from cbsim.results.result import Result
 from cbsim.specs import GpuSpec, ModelSpec
+from cbsim.workload.request import RequestState
 
 NEVER = np.nan
 # 34 layer weights: q, k, v, o of 2 x 2 and three MLP matrices of 2 x 3. 60 parameters with 4 + 2 norms and

@@ -7,15 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cbsim.cost.base import CostModel
-from cbsim.engine.reference import ReferenceEngine
-from cbsim.kvcache import BlockPool, IdentityPool
-from cbsim.recorder import Recorder
-from cbsim.request import Request
-from cbsim.router import RoundRobin
+from cbsim.cluster.engine.recorder import Recorder
+from cbsim.cluster.engine.reference import ReferenceEngine
+from cbsim.cluster.router import RoundRobin
+from cbsim.cluster.simpy_world import World
+from cbsim.cost.cost_model import CostModel
 from cbsim.schedulers import SCHEDULERS, Prices, Resources, Scheduler
-from cbsim.workload.base import Workload, WorkloadConfig
-from cbsim.world import World
+from cbsim.schedulers.kvcache import BlockPool, IdentityPool
+from cbsim.workload.request import Request
+from cbsim.workload.request_source import Workload, WorkloadConfig
 
 
 class ListedWorkload(Workload):

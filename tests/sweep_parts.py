@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-from cbsim.request import Request
 from cbsim.workload import Workload, WorkloadConfig
+from cbsim.workload.request import Request
 
 
 class EvenConfig(WorkloadConfig):

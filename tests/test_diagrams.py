@@ -1,4 +1,4 @@
-"""The READMEs' diagrams say what the code does: states, calls, imports, commands and files."""
+"""The READMEs' diagrams say what the code does: states, calls, commands and files."""
 
 from __future__ import annotations
 
@@ -13,19 +13,18 @@ import pytest
 from click.testing import CliRunner
 
 import cbsim
+from cbsim.base.paths import data_folder
 from cbsim.cli import main
-from cbsim.cost.base import CostModel
-from cbsim.engine.base import Engine
-from cbsim.experiment import Experiment
-from cbsim.paths import data_folder
-from cbsim.recorder import EVENTS, KINDS, RunLog
-from cbsim.request import RequestState
-from cbsim.run import make_workload, simulate
+from cbsim.cluster.engine.engine_interface import Engine
+from cbsim.cluster.engine.recorder import EVENTS, KINDS, RunLog
+from cbsim.cluster.simpy_world import World
+from cbsim.cost.cost_model import CostModel
 from cbsim.schedulers import SCHEDULERS, Scheduler
-from cbsim.world import World
+from cbsim.studies.experiment import Experiment
+from cbsim.studies.run import make_workload, simulate
+from cbsim.workload.request import RequestState
 from tests import mermaid, simulation
 from tests.mermaid import Flowchart, Message, Transition
-from tests.test_architecture import EXTRA_EDGES, LAYERS, PACKAGE, PARTS, imports, rank
 from tests.test_readmes import READMES, ROOT
 
 DRAWN = {path: found for path in READMES if (found := mermaid.diagrams(path))}
@@ -230,7 +229,7 @@ def calls_of_a_run(num_output_tokens: int, **settings: Any) -> list[Message]:
 
 def drawn_calls(number: int) -> list[Message]:
     """The calls of one of the engine README's diagrams, without their arguments."""
-    lines = mermaid.diagrams(ROOT / "cbsim/engine/README.md", "sequence")[number]
+    lines = mermaid.diagrams(ROOT / "cbsim/cluster/engine/README.md", "sequence")[number]
     return [
         each._replace(text=each.text.partition("(")[0]) for each in mermaid.messages(lines) if each.is_call
     ]
@@ -245,7 +244,7 @@ def test_two_steps_in_flight_are_called_as_drawn() -> None:
     shown = {(each.target, each.text) for each in drawn}
     calls = [each for each in calls_of_a_run(3, async_scheduling=True) if (each.target, each.text) in shown]
     assert calls == drawn
-    text = "\n".join(mermaid.diagrams(ROOT / "cbsim/engine/README.md", "sequence")[1])
+    text = "\n".join(mermaid.diagrams(ROOT / "cbsim/cluster/engine/README.md", "sequence")[1])
     assert re.findall(r"commit\((.*)\)", text) == ["step 0", "step 1", "step 2"]
 
 
@@ -255,58 +254,6 @@ def test_the_participants_of_a_step_are_classes_with_such_methods() -> None:
         for each in drawn_calls(number):
             assert callable(getattr(classes[each.target], each.text))
             assert each.source in classes
-
-
-# Who imports whom
-
-
-def boxes() -> tuple[Flowchart, dict[str, str]]:
-    """The diagram, and the box of each part."""
-    (lines,) = mermaid.diagrams(ROOT / "cbsim/README.md", "flowchart")
-    chart = mermaid.flowchart(lines)
-    listed = [(part, box) for box, label in chart.labels.items() for part in label[1].split(", ")]
-    assert len(dict(listed)) == len(listed), "a part stands in two boxes"
-    return chart, dict(listed)
-
-
-def imported_boxes(box_of: dict[str, str]) -> dict[str, set[str]]:
-    """The boxes that a box imports from; what is imported for annotations alone doesn't count."""
-    found: dict[str, set[str]] = {box: set() for box in box_of.values()}
-    for part, paths in PARTS.items():
-        for module, only_for_types in (each for path in paths for each in imports(path)):
-            names = module.split(".")
-            if part != "__init__" and names[0] == PACKAGE and len(names) > 1 and not only_for_types:
-                found[box_of[part]] |= {box_of[names[1]]} - {box_of[part]}
-    return found
-
-
-def all_below(box: str, imported: dict[str, set[str]]) -> set[str]:
-    """The boxes that arrows lead to from a box, directly or not."""
-    return imported[box].union(*(all_below(each, imported) for each in imported[box]))
-
-
-def test_every_part_stands_in_a_box_of_the_diagram() -> None:
-    assert set(boxes()[1]) == set().union(*LAYERS), "see the diagram in cbsim/README.md"
-
-
-def test_no_arrow_leads_to_a_higher_layer() -> None:
-    chart, box_of = boxes()
-    for source, target in chart.arrows:
-        for lower in (part for part, box in box_of.items() if box == target):
-            for upper in (part for part, box in box_of.items() if box == source):
-                assert rank(lower) < rank(upper) or (upper, lower) in EXTRA_EDGES
-
-
-def test_arrows_are_the_imports_that_no_other_arrow_implies() -> None:
-    chart, box_of = boxes()
-    imported = imported_boxes(box_of)
-    needed = {
-        (box, target)
-        for box, targets in imported.items()
-        for target in targets
-        if not any(target in all_below(other, imported) for other in targets - {target})
-    }
-    assert set(chart.arrows) == needed
 
 
 # From a trace to a report

@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import pytest
 
-from cbsim.experiment import Experiment
-from cbsim.result import Result
-from cbsim.run import run_experiment
+from cbsim.results.result import Result
+from cbsim.studies.experiment import Experiment
+from cbsim.studies.run import run_experiment
 from tests.test_readmes import ROOT, Command, checkout, commands, run_block
 
 __all__ = ["checkout"]

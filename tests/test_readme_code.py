@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cbsim.experiment import Experiment
-from cbsim.preview import preview
+from cbsim.cli.preview import preview
+from cbsim.studies.experiment import Experiment
 
 TEXT = (Path(__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")
 

@@ -15,10 +15,10 @@ from typing import NamedTuple
 
 import pytest
 
-from cbsim.experiment import Experiment
-from cbsim.paths import YAML_SUFFIXES
-from cbsim.preview import preview
-from cbsim.workload_file import load_workload
+from cbsim.base.paths import YAML_SUFFIXES
+from cbsim.cli.preview import preview
+from cbsim.cli.workload_file import load_workload
+from cbsim.studies.experiment import Experiment
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("calibration", "configs", "experiments", "workloads")

@@ -33,11 +33,11 @@ from calibration.served_runs.tables import (
     shown,
     write_runs,
 )
-from cbsim.calibrate.nvidia_tables import NvidiaTables
-from cbsim.errors import CbsimError
-from cbsim.pool import Pool, open_pool
-from cbsim.report.served_plot import served_picture
-from cbsim.report.style import save_figure
+from cbsim.base.errors import CbsimError
+from cbsim.lab.calibrate.nvidia_tables import NvidiaTables
+from cbsim.show.served_plot import served_picture
+from cbsim.show.style import save_figure
+from cbsim.studies.worker_pool import Pool, open_pool
 
 Task = TypeVar("Task")
 Answer = TypeVar("Answer")

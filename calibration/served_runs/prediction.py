@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 from calibration.served_runs.assumptions import Assumption
 from calibration.served_runs.sample import ServedRun
 from calibration.served_runs.servers import SYSTEM, Series, Settings
-from cbsim.calibrate.named_spec import load_model
-from cbsim.calibrate.nvidia import SYSTEMS, Wanted, import_meta, import_points
-from cbsim.calibrate.nvidia_tables import NvidiaTables
-from cbsim.calibrate.profile_folder import write_profile
 from cbsim.cost import StepShape
-from cbsim.experiment import Experiment
-from cbsim.run import make_cost_model, run_experiment
+from cbsim.lab.calibrate.named_spec import load_model
+from cbsim.lab.calibrate.nvidia import SYSTEMS, Wanted, import_meta, import_points
+from cbsim.lab.calibrate.nvidia_tables import NvidiaTables
+from cbsim.lab.calibrate.profile_folder import write_profile
+from cbsim.studies.experiment import Experiment
+from cbsim.studies.run import make_cost_model, run_experiment
 
 
 class ProfileOrder(NamedTuple):

@@ -12,10 +12,10 @@ from calibration.served_runs.assumptions import Assumption
 from calibration.served_runs.prediction import Prediction
 from calibration.served_runs.sample import ServedRun
 from calibration.served_runs.servers import SERIES, Series
-from cbsim.calibrate.accuracy import Errors
-from cbsim.markdown import markdown_table
-from cbsim.paths import write_text
-from cbsim.report.served_plot import ServedSeries
+from cbsim.base.markdown import markdown_table
+from cbsim.base.paths import write_text
+from cbsim.lab.calibrate.accuracy import Errors
+from cbsim.show.served_plot import ServedSeries
 
 PredictedRun = tuple[Series, ServedRun, Prediction]
 SIGNIFICANT_DIGITS = 6

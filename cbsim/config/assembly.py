@@ -8,16 +8,16 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import ValidationError
 
+from cbsim.base.errors import ConfigError
 from cbsim.config.document import Document
 from cbsim.config.expected import Expected
 from cbsim.config.fields import FOLDER
-from cbsim.config.grid import AxisValue, Grid, parse_grid
 from cbsim.config.mistakes import validation_problems
 from cbsim.config.naming import Names
 from cbsim.config.overrides import SWEEP, Override, split_key
 from cbsim.config.section import Section
+from cbsim.config.sweep_grid import AxisValue, Grid, parse_grid
 from cbsim.config.yaml_text import Keys
-from cbsim.errors import ConfigError
 
 S = TypeVar("S", bound=Section)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cbsim.errors import ConfigError
+from cbsim.base.errors import ConfigError
 
 MAX_LENGTH = 1000
 """Characters of a condition: a longer one is no condition."""

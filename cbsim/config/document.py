@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from cbsim.base.errors import ConfigError
+from cbsim.base.units import MIB
 from cbsim.config.yaml_text import Keys, format_keys, parse_yaml
-from cbsim.errors import ConfigError
-from cbsim.units import MIB
 
 MAX_FILE_BYTES = MIB
 """A larger file is no configuration."""

@@ -10,10 +10,10 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
 from pydantic.fields import FieldInfo
 
+from cbsim.base.errors import PluginError
+from cbsim.base.units import MEGA
 from cbsim.config.fields import ByType, Named
 from cbsim.config.section import Section
-from cbsim.errors import PluginError
-from cbsim.units import MEGA
 
 _BOUNDS = ((Gt, "gt", ">"), (Ge, "ge", ">="), (Lt, "lt", "<"), (Le, "le", "<="))
 _PLAIN = {int: "an integer", float: "a number", str: "text", bool: "true or false", type(None): "null"}

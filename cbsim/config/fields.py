@@ -10,9 +10,9 @@ from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationInfo
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
+from cbsim.base.errors import PluginError
+from cbsim.base.registry import Registry, located_from_here
 from cbsim.config.section import ComponentConfig
-from cbsim.errors import PluginError
-from cbsim.registry import Registry, located_from_here
 
 FOLDER = "folder"
 """In the context of a validation: where relative names start."""

@@ -8,11 +8,11 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from cbsim.base.registry import did_you_mean
 from cbsim.config.document import Document, describe_value
 from cbsim.config.expected import Expected
 from cbsim.config.section import Section
 from cbsim.config.yaml_text import Keys
-from cbsim.registry import did_you_mean
 
 
 def validation_problems(

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from cbsim.base.errors import ConfigError
+from cbsim.base.paths import YAML_SUFFIXES, data_folder, display_path, yaml_names
+from cbsim.base.registry import did_you_mean
 from cbsim.config.document import Document, read_document
 from cbsim.config.expected import Expected
 from cbsim.config.section import Section
 from cbsim.config.yaml_text import Keys
-from cbsim.errors import ConfigError
-from cbsim.paths import YAML_SUFFIXES, data_folder, display_path, yaml_names
-from cbsim.registry import did_you_mean
 
 
 class Names:

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from cbsim.base.errors import ConfigError
 from cbsim.config.yaml_text import Keys, parse_yaml
-from cbsim.errors import ConfigError
 
 SWEEP = "sweep"
 SWEEP_WORDS = ("zip", "where", "replicates")

@@ -15,7 +15,7 @@ from yaml.reader import Reader, ReaderError
 from yaml.resolver import BaseResolver
 from yaml.scanner import Scanner
 
-from cbsim.errors import ConfigError
+from cbsim.base.errors import ConfigError
 
 Keys = tuple[str | int, ...]
 """The way from the top of a document to a value: mapping keys and list positions."""

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cbsim.core.building import new_requests
-from cbsim.request import Segments
-from cbsim.workload.batch import RequestBatch
+from cbsim.workload.request import Segments
+from cbsim.workload.request_batch import RequestBatch
 
 Array = NDArray[Any]
 

@@ -23,8 +23,8 @@ from cbsim.core.layout import (
     SLOT,
     TURN,
 )
-from cbsim.core.queues import push
 from cbsim.core.verbs import step_s, take_result
+from cbsim.core.waiting_queue import push
 
 # What a scheduler gives, by these names
 

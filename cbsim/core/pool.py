@@ -138,7 +138,7 @@ def find_prefix(self: Any, request: Any) -> tuple[int, int]:
 
 
 def adopt(self: Any, request: Any, num_found: int) -> None:
-    """Let a request, which holds nothing yet, share the blocks found; those that nobody held are free no more."""
+    """Let a request, which holds nothing yet, share the blocks found, which are then free no more."""
     pool, own = self.pool, self.own
     if num_found == 0:
         return

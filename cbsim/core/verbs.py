@@ -22,7 +22,7 @@ from cbsim.core.layout import (
     WAITING,
 )
 from cbsim.core.pool import adopt, blocks_for, num_known_tokens, publish, release, withdraw
-from cbsim.core.queues import leave_queue, push, served
+from cbsim.core.waiting_queue import leave_queue, push, served
 
 NOT_LOOKED_UP = -1
 

@@ -1,7 +1,7 @@
 """Cost models by name."""
 
-from cbsim.cost.base import CostModel, StepShape
-from cbsim.registry import Registry
+from cbsim.base.registry import Registry
+from cbsim.cost.cost_model import CostModel, StepShape
 
 COST_MODELS: Registry[CostModel] = Registry(
     "cost model",

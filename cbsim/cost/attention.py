@@ -12,7 +12,7 @@ from annotated_types import Ge, Le
 from pydantic import Field, model_validator
 
 from cbsim.config.section import Section
-from cbsim.cost.columns import Floats, Ints, StepColumns
+from cbsim.cost.step_columns import Floats, Ints, StepColumns
 
 Coefficient = Annotated[float, Ge(0)]
 Softness = Annotated[float, Ge(0), Le(4)]

@@ -14,14 +14,14 @@ from math import sqrt
 import numpy as np
 
 from cbsim.cost.attention import DecodeAttention, FusedAttention, PrefillAttention
-from cbsim.cost.base import StepShape
-from cbsim.cost.columns import num_pairs
+from cbsim.cost.attention_grid import ChunkTable
 from cbsim.cost.compiled_decodes import CompiledDecodes, DecodeSeconds, DecodesSeconds
 from cbsim.cost.compiled_grid import compiled_chunks, compiled_mixed
+from cbsim.cost.cost_model import StepShape
 from cbsim.cost.counted import CountTables
 from cbsim.cost.form import StepForm
-from cbsim.cost.grid import ChunkTable
 from cbsim.cost.host import HostTime
+from cbsim.cost.step_columns import num_pairs
 
 StepSeconds = Callable[[StepShape], float]
 

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from cbsim.cost.attention_grid import DecodeTable, Floats, Table
 from cbsim.cost.counted import CountTables
-from cbsim.cost.grid import DecodeTable, Floats, Table
 
 DecodeSeconds = Callable[[int, int, int], float]
 """Of decodes, their context in all and the longest of them."""

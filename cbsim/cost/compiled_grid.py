@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cbsim.cost.base import StepShape
+from cbsim.cost.attention_grid import ChunkTable, MixedTable
 from cbsim.cost.compiled_decodes import CompiledAxis, CompiledDecodes, folded
-from cbsim.cost.grid import ChunkTable, MixedTable
+from cbsim.cost.cost_model import StepShape
 from cbsim.cost.mixed_margin import mixed_margins
 
 Chunks = tuple[tuple[int, int], ...]

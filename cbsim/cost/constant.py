@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from cbsim.config.section import ComponentConfig
-from cbsim.cost.base import CostModel, StepShape
+from cbsim.cost.cost_model import CostModel, StepShape
 from cbsim.specs import GpuSpec, ModelSpec
 
 

@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from pydantic import Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
+from cbsim.base.errors import CalibrationError
+from cbsim.base.paths import data_folder
+from cbsim.base.registry import did_you_mean
 from cbsim.config.mistakes import plain_words
 from cbsim.config.section import Section
-from cbsim.cost.base import StepShape
+from cbsim.cost.cost_model import StepShape
 from cbsim.cost.form import StepForm
-from cbsim.errors import CalibrationError
-from cbsim.paths import data_folder
-from cbsim.registry import did_you_mean
 from cbsim.specs import ModelSpec
 
 SHAPE_FIELDS = (

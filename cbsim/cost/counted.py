@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cbsim.cost.base import StepShape
-from cbsim.cost.columns import StepColumns
+from cbsim.cost.cost_model import StepShape
 from cbsim.cost.form import StepForm
 from cbsim.cost.host import HostTime
+from cbsim.cost.step_columns import StepColumns
 
 LISTED_TOKENS = 16_384
 """The lists reach at least so far, however small the sizes measured."""

@@ -23,7 +23,7 @@ lengths take beyond it; then it is `blend(W, per_token min(Q, 2 max(0, Q - cache
 the launch's data streamed through memory once they outgrow the L2 cache.
 
 Where a profile has the `fused` term, a step with chunks and decodes costs the largest of it, A_dec and A_pre
-in place of their sum. Where one of the three was timed over a whole grid, its table (`cbsim/cost/grid.py`)
+in place of their sum. Where one of the three was timed over a whole grid, its table (`attention_grid.py`)
 stands in its place. No coefficient is negative, so the time is monotone in everything and linear far out.
 Sums, products, square roots and comparisons are exactly rounded everywhere, so the scalar and the vector form
 agree to the bit; that is why `blend` stands where others write a p-norm.
@@ -36,8 +36,8 @@ from pydantic import Field, model_validator
 
 from cbsim.config.section import Section
 from cbsim.cost.attention import Coefficient, DecodeAttention, FusedAttention, PrefillAttention
-from cbsim.cost.columns import Floats, Ints, StepColumns
-from cbsim.cost.grid import AttentionGrid
+from cbsim.cost.attention_grid import AttentionGrid
+from cbsim.cost.step_columns import Floats, Ints, StepColumns
 from cbsim.cost.tiles import Tiles
 
 

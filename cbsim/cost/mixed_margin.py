@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from cbsim.cost.grid import ChunkTable, DecodeTable, Floats, MixedTable
+from cbsim.cost.attention_grid import ChunkTable, DecodeTable, Floats, MixedTable
 
 ROUNDING = 1e-9
 """Share of a time that rounding stays far below."""

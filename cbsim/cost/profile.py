@@ -12,16 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
+from cbsim.base.errors import ConfigError
 from cbsim.config.section import ComponentConfig
-from cbsim.cost.base import CostModel, StepShape
-from cbsim.cost.columns import Floats, Ints, StepColumns
 from cbsim.cost.compiled import CompiledStep
+from cbsim.cost.cost_model import CostModel, StepShape
 from cbsim.cost.costfile import find_cost_file, read_cost_file
-from cbsim.cost.errors import KernelErrors
 from cbsim.cost.form import StepForm
 from cbsim.cost.host import Host, HostTime
+from cbsim.cost.kernel_errors import KernelErrors
+from cbsim.cost.step_columns import Floats, Ints, StepColumns
 from cbsim.cost.uncertain import UncertainStep
-from cbsim.errors import ConfigError
 from cbsim.specs import GpuSpec, ModelSpec
 
 VLLM_GRAPH_BATCH_SIZES = [1, 2, 4, *range(8, 257, 8), *range(272, 513, 16)]

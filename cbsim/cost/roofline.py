@@ -9,11 +9,11 @@ import numpy as np
 from pydantic import Field
 
 from cbsim.config.section import ComponentConfig
-from cbsim.cost.base import CostModel, StepShape
+from cbsim.cost.cost_model import CostModel, StepShape
 from cbsim.specs import GpuSpec, ModelSpec
 
 if TYPE_CHECKING:
-    from cbsim.cost.columns import Floats, Ints, StepColumns
+    from cbsim.cost.step_columns import Floats, Ints, StepColumns
 
 
 class RooflineConfig(ComponentConfig):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from cbsim.cost.base import StepShape
-from cbsim.cost.columns import Floats, Ints, StepColumns
 from cbsim.cost.compiled import CompiledStep
-from cbsim.cost.errors import KernelErrors
+from cbsim.cost.cost_model import StepShape
 from cbsim.cost.form import StepForm
 from cbsim.cost.host import HostTime
+from cbsim.cost.kernel_errors import KernelErrors
+from cbsim.cost.step_columns import Floats, Ints, StepColumns
 
 Pair = tuple[float, float]
 """Seconds, and how much more of them errors make."""

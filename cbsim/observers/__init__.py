@@ -1,18 +1,18 @@
 """Observers by name: who watches a run, told of requests and steps as they happen."""
 
-from cbsim.observers.base import Needs, ObservedRun, Observer
+from cbsim.base.registry import Registry
+from cbsim.observers.observer import Needs, ObservedRun, Observer
 from cbsim.observers.step_view import StepView
-from cbsim.registry import Registry
 
 OBSERVERS: Registry[Observer] = Registry(
     "observer",
     "cbsim.observers",
     Observer,
     {
-        "log": "cbsim.observers.log:LogObserver",
-        "metrics": "cbsim.observers.metrics:MetricsObserver",
-        "memory": "cbsim.observers.memory:MemoryObserver",
-        "csv": "cbsim.observers.csv:CsvObserver",
+        "log": "cbsim.observers.log_observer:LogObserver",
+        "metrics": "cbsim.observers.metrics_observer:MetricsObserver",
+        "memory": "cbsim.observers.memory_observer:MemoryObserver",
+        "csv": "cbsim.observers.csv_observer:CsvObserver",
     },
 )
 

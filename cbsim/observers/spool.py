@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
 
-from cbsim.units import MIB
+from cbsim.base.units import MIB
 
 MAX_IN_MEMORY = 16 * MIB
 

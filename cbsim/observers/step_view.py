@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from cbsim.request import Request
 from cbsim.schedulers.step_plan import Slice
+from cbsim.workload.request import Request
 
 
 @dataclass(slots=True, eq=False)

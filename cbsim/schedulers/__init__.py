@@ -1,6 +1,6 @@
 """Schedulers by name: the ladder from static batches to vLLM."""
 
-from cbsim.registry import Registry
+from cbsim.base.registry import Registry
 from cbsim.schedulers.base import Prices, Resources, Scheduler, SchedulerConfig, Slice, StepPlan
 
 SCHEDULERS: Registry[Scheduler] = Registry(

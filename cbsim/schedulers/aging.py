@@ -6,8 +6,8 @@ import heapq
 from bisect import bisect_left, insort
 from collections.abc import Iterator
 
-from cbsim.request import Request, RequestState
 from cbsim.schedulers.queues import Rank, WaitingQueue
+from cbsim.workload.request import Request, RequestState
 
 
 class AgingQueue(WaitingQueue):

@@ -7,13 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
+from cbsim.base.errors import PluginError
 from cbsim.config.section import ComponentConfig
-from cbsim.errors import PluginError
-from cbsim.kvcache import BlockPool, PrefixHit
-from cbsim.request import Request, RequestState
+from cbsim.schedulers.kvcache import BlockPool, PrefixHit
 from cbsim.schedulers.queues import FcfsQueue, WaitingQueue
 from cbsim.schedulers.rung import Rung
 from cbsim.schedulers.step_plan import Slice, StepPlan, WaitingFor, shape_of
+from cbsim.workload.request import Request, RequestState
 
 __all__ = [
     "Prices",

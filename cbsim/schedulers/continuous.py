@@ -8,10 +8,10 @@ from pydantic import Field
 
 from cbsim.core.layout import NOBODY, PROMPT_TOO_LONG
 from cbsim.core.verbs import num_wanted, schedule
-from cbsim.request import Request
 from cbsim.schedulers.base import SchedulerConfig, StepPlan
 from cbsim.schedulers.reserving import ReservingRung, ReservingScheduler, admit_reserved, next_admissible
 from cbsim.schedulers.reserving import rejects as rejects_reservation
+from cbsim.workload.request import Request
 
 
 class ContinuousConfig(SchedulerConfig):

@@ -6,8 +6,8 @@ import heapq
 from collections import deque
 from collections.abc import Iterator
 
-from cbsim.request import Request
 from cbsim.schedulers.queues import Rank, WaitingQueue
+from cbsim.workload.request import Request
 
 
 class FairQueue(WaitingQueue):

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from cbsim.request import Request
+from cbsim.workload.request import Request
 
 LENGTH_STREAM = 0x6C656E67
 """Spawn key of the random streams of predicted lengths."""

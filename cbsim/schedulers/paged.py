@@ -25,14 +25,14 @@ from cbsim.core.layout import (
     TOO_MANY_BLOCKS,
 )
 from cbsim.core.pool import allocate, blocks_for, find_prefix, num_known_tokens
-from cbsim.core.queues import head_of_queue, is_aged, is_less_urgent
 from cbsim.core.verbs import admit, num_wanted, preempt, schedule
-from cbsim.kvcache import NO_HIT, PrefixHit
-from cbsim.request import Request, RequestState
+from cbsim.core.waiting_queue import head_of_queue, is_aged, is_less_urgent
 from cbsim.schedulers.base import Resources, Scheduler, SchedulerConfig, StepPlan, WaitingFor
+from cbsim.schedulers.kvcache import NO_HIT, PrefixHit
 from cbsim.schedulers.queues import FcfsQueue, RankedQueue, WaitingQueue, by_priority
 from cbsim.schedulers.rung import Means, Numbers, Rung, numbers_of
 from cbsim.schedulers.victims import VictimRule, last_admitted
+from cbsim.workload.request import Request, RequestState
 
 
 class PagedConfig(SchedulerConfig):

@@ -10,14 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, ValidationInfo, field_validator
 
+from cbsim.base.units import GIB, GIGA
 from cbsim.config.section import ComponentConfig
 from cbsim.core.layout import NOBODY, WAITING
 from cbsim.core.pool import allocate, blocks_for, num_freed_by, num_known_tokens
-from cbsim.core.queues import head_of_queue, is_aged, is_less_urgent
 from cbsim.core.verbs import admit, is_prefilling, move_in, preempt, schedule
-from cbsim.kvcache import PrefixHit
-from cbsim.request import Request, RequestState
+from cbsim.core.waiting_queue import head_of_queue, is_aged, is_less_urgent
 from cbsim.schedulers.base import Resources, StepPlan
+from cbsim.schedulers.kvcache import PrefixHit
 from cbsim.schedulers.lengths import length_z
 from cbsim.schedulers.orders import OrderConfig, Policy, make_queue
 from cbsim.schedulers.paged import (
@@ -35,7 +35,7 @@ from cbsim.schedulers.queues import WaitingQueue
 from cbsim.schedulers.rung import Means, Numbers, numbers_of
 from cbsim.schedulers.swap import SwapConfig, SwapSpace
 from cbsim.schedulers.victims import VICTIM_RULES
-from cbsim.units import GIB, GIGA
+from cbsim.workload.request import Request, RequestState
 
 
 class PreemptiveConfig(SwapConfig, OrderConfig, PagedConfig):
@@ -247,8 +247,8 @@ def try_admit(self: Any, step: Any, request: Any, cap: int) -> bool:
 def evict_for_head(self: Any, step: Any, cap: int) -> bool:
     """Preempt one less urgent request for the head of the queue, if enough of them run to let it in.
 
-    Only a request that never ran may do this, and nobody returns in the step that evicted it: so each eviction
-    serves a first admission, and requests never evict one another in turns.
+    Only a request that never ran may do this, and nobody returns in the step that evicted it: so each
+    eviction serves a first admission, and requests never evict one another in turns.
     """
     index = head_of_queue(self, step.now)
     if index == NOBODY or self.requests[index].state != WAITING:

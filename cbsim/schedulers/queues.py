@@ -8,7 +8,7 @@ from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Callable, Iterator
 
-from cbsim.request import Request
+from cbsim.workload.request import Request
 
 Rank = tuple[float, ...]
 """Smaller is served first; ends with the place in order of arrival, so that no two requests are equal."""

@@ -6,11 +6,11 @@ from typing import Any
 
 from cbsim.core.layout import FITS, KV_BLOCKS, NOBODY, TOO_MANY_BLOCKS
 from cbsim.core.pool import allocate, blocks_for
-from cbsim.core.queues import head_of_queue
 from cbsim.core.verbs import admit
-from cbsim.request import Request
+from cbsim.core.waiting_queue import head_of_queue
 from cbsim.schedulers.base import Scheduler, StepPlan, WaitingFor
 from cbsim.schedulers.rung import Rung
+from cbsim.workload.request import Request
 
 
 class ReservingScheduler(Scheduler):

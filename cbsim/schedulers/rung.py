@@ -38,7 +38,7 @@ class Rung:
 
     Config: ClassVar[type[ComponentConfig]]
     reserves_ahead: ClassVar[bool] = False
-    """Whether blocks are reserved at admission for tokens that may never come: prefix caching has no effect."""
+    """Whether blocks are reserved at admission for tokens that may never come, without prefix caching."""
 
     @classmethod
     def rules(cls) -> dict[str, FunctionType]:

@@ -10,12 +10,12 @@ from pydantic import Field
 from cbsim.config.section import ComponentConfig
 from cbsim.core.layout import FITS, LONGER_THAN_SLOT
 from cbsim.core.pool import allocate, release
-from cbsim.core.queues import head_of_queue
 from cbsim.core.verbs import admit, num_wanted, schedule
-from cbsim.cost.base import StepShape
-from cbsim.request import Request
+from cbsim.core.waiting_queue import head_of_queue
+from cbsim.cost.cost_model import StepShape
 from cbsim.schedulers.base import Resources, Scheduler, SchedulerConfig, StepPlan
 from cbsim.schedulers.rung import Means, Numbers, Rung, numbers_of
+from cbsim.workload.request import Request
 
 
 class StaticConfig(SchedulerConfig):

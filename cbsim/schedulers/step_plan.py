@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from enum import IntEnum
 from typing import NamedTuple
 
-from cbsim.cost.base import StepShape
-from cbsim.request import Request
+from cbsim.cost.cost_model import StepShape
+from cbsim.workload.request import Request
 
 
 class WaitingFor(IntEnum):

@@ -7,9 +7,9 @@ from typing import Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from cbsim.request import Request
+from cbsim.base.units import GIB, GIGA
 from cbsim.schedulers.base import Prices, SchedulerConfig
-from cbsim.units import GIB, GIGA
+from cbsim.workload.request import Request
 
 
 class SwapConfig(SchedulerConfig):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from cbsim.request import Request
+from cbsim.workload.request import Request
 
 VictimRule = Callable[[Sequence[Request]], Request]
 """Chooses one of the requests offered, which are in order of admission."""

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from cbsim.cost.base import CostModel, StepShape
-from cbsim.kvcache import BlockPool, IdentityPool
-from cbsim.request import Request
+from cbsim.base.units import MIB
+from cbsim.cost.cost_model import CostModel, StepShape
 from cbsim.schedulers import Prices, Resources, Scheduler, SchedulerConfig
-from cbsim.units import MIB
-from cbsim.workload.base import Workload, WorkloadConfig
+from cbsim.schedulers.kvcache import BlockPool, IdentityPool
+from cbsim.workload.request import Request
+from cbsim.workload.request_source import Workload, WorkloadConfig
 
 RECOMPUTE_S_PER_TOKEN = 2.0**-10
 MOVE_S_PER_BLOCK = 2.0**-8

@@ -8,9 +8,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from cbsim.engine.fast import FastEngine
-from cbsim.engine.reference import ReferenceEngine
-from cbsim.errors import PluginError
+from cbsim.base.errors import PluginError
+from cbsim.cluster.engine.fast import FastEngine
+from cbsim.cluster.engine.reference import ReferenceEngine
 from cbsim.schedulers import SCHEDULERS, Scheduler, SchedulerConfig
 from cbsim.testing.case import Case, draw_case, starvation_case
 from cbsim.testing.identity import differences, without_batches

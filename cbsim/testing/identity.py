@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from cbsim.recorder import EMITTED, RunLog
+from cbsim.cluster.engine.recorder import EMITTED, RunLog
 
 
 def without_batches(log: RunLog) -> RunLog:

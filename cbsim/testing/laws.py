@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cbsim.recorder import EMITTED
-from cbsim.request import RequestState
+from cbsim.cluster.engine.recorder import EMITTED
 from cbsim.testing.case import NUM_RIVALS, STARVED
-from cbsim.testing.ledger import Ledger
 from cbsim.testing.observation import Call, Commit, History, Observation
+from cbsim.testing.token_ledger import Ledger
+from cbsim.workload.request import RequestState
 
 
 class Violation(NamedTuple):

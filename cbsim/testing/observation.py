@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple, cast
 
-from cbsim.engine.base import Engine
-from cbsim.engine.reference import ReferenceEngine
-from cbsim.kvcache import IdentityPool
-from cbsim.recorder import Recorder, RunLog
-from cbsim.request import Request, RequestState
-from cbsim.router import RoundRobin
-from cbsim.run import collect
+from cbsim.cluster.engine.engine_interface import Engine
+from cbsim.cluster.engine.recorder import Recorder, RunLog
+from cbsim.cluster.engine.reference import ReferenceEngine
+from cbsim.cluster.router import RoundRobin
+from cbsim.cluster.simpy_world import World
 from cbsim.schedulers import Scheduler, StepPlan
+from cbsim.schedulers.kvcache import IdentityPool
+from cbsim.studies.run import collect
 from cbsim.testing.case import Case
-from cbsim.world import World
+from cbsim.workload.request import Request, RequestState
 
 CALLS_PER_TOKEN = 50
 """A run that needs more calls than this for each of its tokens gets nowhere."""

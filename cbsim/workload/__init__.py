@@ -1,7 +1,7 @@
 """Workloads by name."""
 
-from cbsim.registry import Registry
-from cbsim.workload.base import Workload, WorkloadConfig
+from cbsim.base.registry import Registry
+from cbsim.workload.request_source import Workload, WorkloadConfig
 
 WORKLOADS: Registry[Workload] = Registry(
     "workload",

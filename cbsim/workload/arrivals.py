@@ -13,9 +13,9 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
+from cbsim.base.units import S_PER_DAY
 from cbsim.config.section import Section
-from cbsim.units import S_PER_DAY
-from cbsim.workload.batch import FloatColumn
+from cbsim.workload.request_batch import FloatColumn
 from cbsim.workload.streams import Streams
 
 _PERIODS_DRAWN = 256

@@ -6,8 +6,8 @@ import math
 
 import numpy as np
 
-from cbsim.units import MS_PER_S
-from cbsim.workload.batch import FloatColumn
+from cbsim.base.units import MS_PER_S
+from cbsim.workload.request_batch import FloatColumn
 
 EPOCH_S = 1e9
 """Seconds from 1970 to 2001: no trace runs for so long, and every date since is later."""

@@ -16,10 +16,10 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet
 
-from cbsim.errors import WorkloadError
-from cbsim.request import Request
-from cbsim.workload.base import Workload
-from cbsim.workload.batch import BATCH_SIZE
+from cbsim.base.errors import WorkloadError
+from cbsim.workload.request import Request
+from cbsim.workload.request_batch import BATCH_SIZE
+from cbsim.workload.request_source import Workload
 
 REQUIRED = ("request_id", "arrival_s", "num_prompt_tokens", "num_output_tokens")
 OPTIONAL = ("priority", "session_id", "user", "deadline_s", "prompt")

@@ -6,8 +6,8 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from cbsim.units import MS_PER_S, NS_PER_S
-from cbsim.workload.mistakes import Mistakes
+from cbsim.base.units import MS_PER_S, NS_PER_S
+from cbsim.workload.file_mistakes import Mistakes
 from cbsim.workload.values import MAX_EXACT, MAX_TOKENS, IdList, Instant, Kind, Real, SegmentList, Text, Whole
 
 TOKENS = Whole(1, MAX_TOKENS)

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from cbsim.base.errors import WorkloadError
 from cbsim.config.yaml_text import Keys
-from cbsim.errors import WorkloadError
 
 _TRACE_TYPES = ("trace", "resampled", "empirical")
 """Parts of a workload whose `path` names a trace."""
@@ -23,7 +23,7 @@ def find_trace(path: str, folder: Path) -> Path:
     if wanted.is_absolute():
         candidates = [wanted]
     else:
-        from cbsim.paths import data_folder
+        from cbsim.base.paths import data_folder
 
         candidates = list(dict.fromkeys([folder / wanted, wanted, data_folder("workloads") / wanted]))
     for candidate in candidates:

@@ -8,8 +8,8 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from cbsim.config.section import Section
-from cbsim.workload.batch import FloatColumn, IntColumn
-from cbsim.workload.lengths import Sampler, check_weights, picker
+from cbsim.workload.length_distributions import Sampler, check_weights, picker
+from cbsim.workload.request_batch import FloatColumn, IntColumn
 from cbsim.workload.streams import Streams
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cbsim.request import Request
+from cbsim.workload.request import Request
 
 _Node = dict[str, dict[int, "_Node"]]
 

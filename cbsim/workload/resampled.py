@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import numpy as np
 from pydantic import Field
 
-from cbsim.workload.base import MAX_REQUESTS
-from cbsim.workload.batch import IntColumn, RequestBatch
+from cbsim.workload.request_batch import IntColumn, RequestBatch
+from cbsim.workload.request_source import MAX_REQUESTS
 from cbsim.workload.streams import Streams
 from cbsim.workload.trace import TraceWorkload
 from cbsim.workload.trace_table import TraceTable

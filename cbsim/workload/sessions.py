@@ -9,9 +9,9 @@ import numpy as np
 from pydantic import Field
 
 from cbsim.config.section import Section
-from cbsim.request import Segments
-from cbsim.workload.batch import FloatColumn, IntColumn
-from cbsim.workload.lengths import FixedLengths, Lengths
+from cbsim.workload.length_distributions import FixedLengths, Lengths
+from cbsim.workload.request import Segments
+from cbsim.workload.request_batch import FloatColumn, IntColumn
 from cbsim.workload.think import gamma_times
 
 

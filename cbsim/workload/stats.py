@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from cbsim.errors import WorkloadError
-from cbsim.request import Request
-from cbsim.units import format_count, format_seconds
-from cbsim.workload.base import Workload
-from cbsim.workload.batch import FloatColumn, IntColumn
+from cbsim.base.errors import WorkloadError
+from cbsim.base.units import format_count, format_seconds
 from cbsim.workload.prefixes import PrefixTree
+from cbsim.workload.request import Request
+from cbsim.workload.request_batch import FloatColumn, IntColumn
+from cbsim.workload.request_source import Workload
 
 
 @dataclass(frozen=True, slots=True)

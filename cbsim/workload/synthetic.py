@@ -12,11 +12,11 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from cbsim.workload.arrivals import AllAtOnceArrivals, Arrivals
-from cbsim.workload.base import MAX_REQUESTS, Workload, WorkloadConfig
-from cbsim.workload.batch import BATCH_SIZE, FloatColumn, IntColumn, ObjectColumn, RequestBatch
-from cbsim.workload.lengths import Lengths, Sampler, Traces
+from cbsim.workload.length_distributions import Lengths, Sampler, Traces
 from cbsim.workload.lookup import find_trace
 from cbsim.workload.population import Deadlines, Priorities, SharedPrefix, Users
+from cbsim.workload.request_batch import BATCH_SIZE, FloatColumn, IntColumn, ObjectColumn, RequestBatch
+from cbsim.workload.request_source import MAX_REQUESTS, Workload, WorkloadConfig
 from cbsim.workload.sessions import Conversations, Sessions, Turns, in_order, turn_arrivals
 from cbsim.workload.streams import Streams
 from cbsim.workload.trace_reader import read_trace

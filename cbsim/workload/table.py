@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
-from cbsim.workload.mistakes import Mistakes
+from cbsim.workload.file_mistakes import Mistakes
 from cbsim.workload.textfile import Block, read_blocks
 
 RawColumn = Any

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from cbsim.units import MIB
-from cbsim.workload.mistakes import Mistakes
+from cbsim.base.units import MIB
+from cbsim.workload.file_mistakes import Mistakes
 
 BLOCK_BYTES = 4 * MIB
 _MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}

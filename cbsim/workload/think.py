@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from cbsim.workload.base import WorkloadConfig
-from cbsim.workload.batch import FloatColumn
+from cbsim.workload.request_batch import FloatColumn
+from cbsim.workload.request_source import WorkloadConfig
 from cbsim.workload.streams import Streams
 
 BLOCK = 1024

@@ -7,11 +7,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from cbsim.errors import WorkloadError
-from cbsim.workload.base import Workload, WorkloadConfig
-from cbsim.workload.batch import RequestBatch
+from cbsim.base.errors import WorkloadError
 from cbsim.workload.clock import clock_notes
 from cbsim.workload.lookup import find_trace
+from cbsim.workload.request_batch import RequestBatch
+from cbsim.workload.request_source import Workload, WorkloadConfig
 from cbsim.workload.trace_reader import read_trace
 from cbsim.workload.trace_table import TraceTable
 from cbsim.workload.trim import Trim

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cbsim.errors import WorkloadError
-from cbsim.registry import did_you_mean
-from cbsim.request import Segments
+from cbsim.base.errors import WorkloadError
+from cbsim.base.registry import did_you_mean
+from cbsim.workload.file_mistakes import Mistakes
 from cbsim.workload.formats import MOONCAKE_BLOCK_TOKENS, Field, Format, detect
-from cbsim.workload.mistakes import Mistakes
+from cbsim.workload.request import Segments
 from cbsim.workload.table import Table, TableChunk, is_parquet, open_table
 from cbsim.workload.trace_table import TraceTable
 from cbsim.workload.values import Bad

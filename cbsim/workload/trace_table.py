@@ -8,9 +8,9 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from cbsim.request import Segments
-from cbsim.workload.batch import BATCH_SIZE, FloatColumn, IntColumn, RequestBatch
 from cbsim.workload.formats import MOONCAKE_BLOCK_TOKENS
+from cbsim.workload.request import Segments
+from cbsim.workload.request_batch import BATCH_SIZE, FloatColumn, IntColumn, RequestBatch
 
 Columns = dict[str, NDArray[Any]]
 

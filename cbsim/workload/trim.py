@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from cbsim.request import Segments
-from cbsim.workload.base import WorkloadConfig
-from cbsim.workload.batch import FloatColumn, IntColumn, RequestBatch
+from cbsim.workload.request import Segments
+from cbsim.workload.request_batch import FloatColumn, IntColumn, RequestBatch
+from cbsim.workload.request_source import WorkloadConfig
 
 
 class Trim:

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from cbsim.units import MEGA, NS_PER_S
+from cbsim.base.units import MEGA, NS_PER_S
 from cbsim.workload.table import RawColumn, shorten
 
 Bad = dict[int, str]

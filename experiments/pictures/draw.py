@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 import cbsim
-from cbsim.report.cdf_plot import latency_cdfs
-from cbsim.report.priority_plot import ttft_by_priority, ttft_table
-from cbsim.report.style import save_figure
-from cbsim.report.sweep_plot import sweep_curves
+from cbsim.show.cdf_plot import latency_cdfs
+from cbsim.show.priority_plot import ttft_by_priority, ttft_table
+from cbsim.show.style import save_figure
+from cbsim.show.sweep_plot import sweep_curves
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from cbsim.report.text import format_figure, format_share
-from cbsim.units import MS_PER_S
+from cbsim.base.units import MS_PER_S
+from cbsim.show.text import format_figure, format_share
 
 
 class Column(NamedTuple):

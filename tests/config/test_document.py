@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from cbsim.base.errors import ConfigError
 from cbsim.config.document import MAX_FILE_BYTES, Document, describe_value, read_document
 from cbsim.config.yaml_text import parse_yaml
-from cbsim.errors import ConfigError
 
 
 def document(text: str, source: str = "f.yaml") -> Document:

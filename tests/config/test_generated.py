@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from cbsim.config.reference import make_reference
+from cbsim.config.reference_page import make_reference
 from cbsim.config.schema import make_schema
-from cbsim.experiment import Experiment
 from cbsim.schedulers import SCHEDULERS
+from cbsim.studies.experiment import Experiment
 
 REGENERATE = "stale: run `make generated` and commit what it writes"
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from cbsim.base.errors import ConfigError
 from cbsim.config.overrides import as_options, parse_overrides, split_key
-from cbsim.errors import ConfigError
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cbsim.base.errors import ConfigError
 from cbsim.config.yaml_text import MAX_INT, dump_yaml, format_keys, parse_yaml
-from cbsim.errors import ConfigError
 
 
 @pytest.mark.parametrize(

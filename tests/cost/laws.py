@@ -3,7 +3,7 @@
 from hypothesis import strategies as st
 
 from cbsim.cost.attention import ChunkLengths, DecodeAttention, FusedAttention, PrefillAttention, Spill
-from cbsim.cost.base import StepShape
+from cbsim.cost.cost_model import StepShape
 from cbsim.cost.form import DenseTable, LogitsForm, StepForm
 
 NUM_LAYERS = 32

@@ -3,9 +3,9 @@
 import pytest
 from pydantic import ValidationError
 
-from cbsim.cost.base import StepShape
 from cbsim.cost.constant import ConstantConfig, ConstantCost
-from tests.test_specs import load_gpu, load_model
+from cbsim.cost.cost_model import StepShape
+from tests.specs.test_specs import load_gpu, load_model
 
 
 def make(**settings) -> ConstantCost:

@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from cbsim.cost.attention import PrefillAttention, blend
-from cbsim.cost.base import StepShape
-from cbsim.cost.columns import StepColumns, num_pairs
 from cbsim.cost.compiled import VECTOR_STEPS, CompiledStep
+from cbsim.cost.cost_model import StepShape
 from cbsim.cost.form import DenseTable
+from cbsim.cost.step_columns import StepColumns, num_pairs
 from tests.cost.laws import LENGTHS, NUM_LAYERS, SPILL, make_form, measured_chunks, shapes
 
 FORMS = {kind: make_form(fused=kind == "fused") for kind in ("split", "fused")}

@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cbsim.cost.base import CostModel, StepShape
-from cbsim.cost.columns import StepColumns
 from cbsim.cost.constant import ConstantConfig, ConstantCost
+from cbsim.cost.cost_model import CostModel, StepShape
 from cbsim.cost.profile import ProfileConfig, ProfileCost
 from cbsim.cost.roofline import RooflineConfig, RooflineCost
+from cbsim.cost.step_columns import StepColumns
 from tests.cost.laws import shapes
-from tests.test_specs import load_gpu, load_model
+from tests.specs.test_specs import load_gpu, load_model
 
 MODEL, GPU = load_model("llama-3-8b"), load_gpu("h200")
 SMALL = StepShape((), 0, 2, 200, 150)

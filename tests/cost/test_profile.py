@@ -8,14 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from cbsim.base.errors import CalibrationError, ConfigError
 from cbsim.cost import COST_MODELS
-from cbsim.cost.base import StepShape
-from cbsim.cost.columns import StepColumns
+from cbsim.cost.cost_model import StepShape
 from cbsim.cost.costfile import Box, CostFile, model_shape, read_cost_file
 from cbsim.cost.profile import VLLM_GRAPH_BATCH_SIZES, ProfileConfig, ProfileCost
-from cbsim.errors import CalibrationError, ConfigError
+from cbsim.cost.step_columns import StepColumns
 from tests.cost.laws import make_form, shapes
-from tests.test_specs import load_gpu, load_model
+from tests.specs.test_specs import load_gpu, load_model
 
 BOX = Box(
     max_tokens=16_384,

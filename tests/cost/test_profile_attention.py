@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from cbsim.cost.base import StepShape
+from cbsim.cost.cost_model import StepShape
 from cbsim.cost.costfile import CostFile, model_shape, read_cost_file
 from cbsim.cost.profile import ProfileConfig, ProfileCost
-from tests.cost.test_grid import FORM, GRID
+from tests.cost.test_attention_grid import FORM, GRID
 from tests.cost.test_profile import BOX
-from tests.test_specs import load_gpu, load_model
+from tests.specs.test_specs import load_gpu, load_model
 
 MIXED = StepShape(((500, 512),), 1, 64, 64_000, 3000)
 DECODES = StepShape((), 0, 64, 64_000, 3000)

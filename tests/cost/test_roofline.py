@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cbsim.cost.base import StepShape
+from cbsim.cost.cost_model import StepShape
 from cbsim.cost.roofline import RooflineConfig, RooflineCost
-from tests.test_specs import load_gpu, load_model
+from tests.specs.test_specs import load_gpu, load_model
 
 
 def make(model="llama-3-8b", gpu="h200", tensor_parallel=1, **config) -> RooflineCost:

@@ -12,16 +12,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cbsim.cost.base import StepShape
-from cbsim.cost.columns import StepColumns
-from cbsim.cost.errors import KINDS, ErrorRecord, KernelErrors, Kind
+from cbsim.base.errors import CalibrationError, ConfigError
+from cbsim.cost.cost_model import StepShape
+from cbsim.cost.kernel_errors import KINDS, ErrorRecord, KernelErrors, Kind
 from cbsim.cost.profile import ProfileConfig, ProfileCost
-from cbsim.errors import CalibrationError, ConfigError
-from cbsim.replicates import across_replicates
-from cbsim.run import run
-from cbsim.sweep import sweep
+from cbsim.cost.step_columns import StepColumns
+from cbsim.studies.replicates import across_replicates
+from cbsim.studies.run import run
+from cbsim.studies.sweep import sweep
 from tests.cost.laws import make_form, shapes
-from tests.test_specs import load_gpu, load_model
+from tests.specs.test_specs import load_gpu, load_model
 
 NOWHERE = Path("cost.json")
 SMALL = {"num_points": 100, "median_pct": 1.0, "p90_pct": 3.0, "worst_pct": 9.0, "bias_pct": 0.5}

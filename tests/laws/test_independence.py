@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 import cbsim
-from cbsim.experiment import Experiment
-from cbsim.recorder import RunLog
-from cbsim.run import make_workload, simulate
+from cbsim.cluster.engine.recorder import RunLog
+from cbsim.cluster.simpy_world import PROGRESS_EVERY
 from cbsim.schedulers import SCHEDULERS
+from cbsim.studies.experiment import Experiment
+from cbsim.studies.run import make_workload, simulate
 from cbsim.testing import differences
-from cbsim.world import PROGRESS_EVERY
 
 NUM_REQUESTS = 600
 

@@ -7,10 +7,10 @@ from dataclasses import replace
 import numpy as np
 from hypothesis import given, settings
 
-from cbsim.recorder import ADMITTED, ARRIVED, EMITTED, FINISHED, PREEMPTED, RESUMED, RunLog
-from cbsim.request import RequestState
+from cbsim.cluster.engine.recorder import ADMITTED, ARRIVED, EMITTED, FINISHED, PREEMPTED, RESUMED, RunLog
 from cbsim.schedulers import SCHEDULERS
 from cbsim.testing import Case, observe
+from cbsim.workload.request import RequestState
 from tests.strategies import cases
 
 

@@ -11,7 +11,7 @@ import pytest
 import cbsim
 from cbsim.config.section import ComponentConfig
 from cbsim.cost import CostModel, StepShape
-from cbsim.result import Result
+from cbsim.results.result import Result
 from cbsim.specs import GpuSpec, ModelSpec
 
 RATE_PER_S = 0.5

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 import cbsim
-from cbsim.observers.csv import CsvObserver
+from cbsim.observers.csv_observer import CsvObserver
 from tests.observers.test_hooks import crowd
 from tests.observers.watched import row, setting, watch
 

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from cbsim.engine.fast import FastEngine
-from cbsim.experiment import Experiment
+from cbsim.cluster.engine.fast import FastEngine
 from cbsim.observers import ObservedRun, Observer, StepView
 from cbsim.observers.audience import Audience
-from cbsim.request import Request
-from cbsim.run import choose_engine
+from cbsim.studies.experiment import Experiment
+from cbsim.studies.run import choose_engine
 from cbsim.testing import Case
+from cbsim.workload.request import Request
 from tests.observers.test_hooks import KINDS, crowd
 from tests.observers.test_same_run import drawn
 from tests.observers.watched import row, setting, watch

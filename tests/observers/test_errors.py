@@ -11,11 +11,11 @@ import pytest
 from click.testing import CliRunner
 
 import cbsim
+from cbsim.base.errors import CbsimError, PluginError
 from cbsim.cli import main
-from cbsim.errors import CbsimError, PluginError
-from cbsim.experiment import Experiment
 from cbsim.observers import Observer
 from cbsim.observers.audience import HOOKS
+from cbsim.studies.experiment import Experiment
 from tests.observers.watched import StepNotes, row, setting, watch
 
 ROWS = [row("a", 0.5, 7, 4), row("b", 0.5, 7, 4)]

@@ -10,10 +10,10 @@ import pytest
 from click.testing import CliRunner
 
 import cbsim
-from cbsim.capacity.search import SearchTask
 from cbsim.cli import main
-from cbsim.experiment import Experiment
-from cbsim.observers.csv import CsvObserver
+from cbsim.observers.csv_observer import CsvObserver
+from cbsim.studies.capacity.search import SearchTask
+from cbsim.studies.experiment import Experiment
 from tests.observers.test_errors import EXPERIMENT
 
 SWEEP: dict[str, Any] = {

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from cbsim.engine.fast import FastEngine
-from cbsim.engine.reference import ReferenceEngine
-from cbsim.experiment import Experiment
+from cbsim.cluster.engine.fast import FastEngine
+from cbsim.cluster.engine.reference import ReferenceEngine
 from cbsim.observers import Needs, Observer, StepView
 from cbsim.observers.audience import Audience
-from cbsim.request import Request, RequestState
-from cbsim.run import choose_engine
+from cbsim.studies.experiment import Experiment
+from cbsim.studies.run import choose_engine
+from cbsim.workload.request import Request, RequestState
 from tests.observers.watched import Notes, Row, StateNotes, StepNotes, row, setting, watch
 
 KINDS = ("static", "continuous", "chunked_prefill", "preemptive", "vllm")

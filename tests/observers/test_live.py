@@ -9,12 +9,12 @@ import pytest
 
 pytest.importorskip("torch")
 
-from cbsim.experiment import Experiment
-from cbsim.live import run_live
+from cbsim.lab.live import run_live
 from cbsim.observers import StepView
-from cbsim.observers.csv import CsvObserver
-from cbsim.observers.memory import MemoryObserver
-from cbsim.observers.metrics import MetricsObserver
+from cbsim.observers.csv_observer import CsvObserver
+from cbsim.observers.memory_observer import MemoryObserver
+from cbsim.observers.metrics_observer import MetricsObserver
+from cbsim.studies.experiment import Experiment
 from tests.observers.watched import StepNotes
 
 SETTINGS: dict[str, Any] = {

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import cbsim
-from cbsim.observers.log import LogObserver
+from cbsim.observers.log_observer import LogObserver
 from cbsim.observers.spool import Spool
 from tests.observers.watched import row, setting, watch
 

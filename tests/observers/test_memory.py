@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 import cbsim
-from cbsim.errors import PluginError
-from cbsim.observers.memory import MemoryObserver
+from cbsim.base.errors import PluginError
+from cbsim.observers.memory_observer import MemoryObserver
 from tests.observers.test_hooks import KINDS, crowd
 from tests.observers.watched import row, setting, watch
 

@@ -10,9 +10,9 @@ import pytest
 import yaml
 
 import cbsim
-from cbsim.experiment import Experiment
 from cbsim.observers import OBSERVERS
 from cbsim.observers.audience import HOOKS
+from cbsim.studies.experiment import Experiment
 
 TEXT = (Path(cbsim.__file__).parent / "observers" / "README.md").read_text(encoding="utf-8")
 

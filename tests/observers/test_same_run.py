@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 import simpy
 
-from cbsim.engine.fast import FastEngine
+from cbsim.cluster.engine.fast import FastEngine
+from cbsim.cluster.engine.recorder import ADMITTED, ARRIVED, FINISHED, PREEMPTED, RESUMED, Recorder, RunLog
+from cbsim.cluster.router import make_router
+from cbsim.cluster.simpy_world import World
 from cbsim.observers import OBSERVERS, Observer
-from cbsim.recorder import ADMITTED, ARRIVED, FINISHED, PREEMPTED, RESUMED, Recorder, RunLog
-from cbsim.router import make_router
-from cbsim.run import collect
 from cbsim.schedulers import SCHEDULERS
+from cbsim.studies.run import collect
 from cbsim.testing import Case, differences, draw_case
-from cbsim.world import World
-from tests.engine.twins import IrregularCost
+from tests.cluster.engine.twins import IrregularCost
 from tests.observers.test_hooks import KINDS, crowd
 from tests.observers.watched import Notes, StateNotes, StepNotes, row, setting, watch
 from tests.simulation import ListedWorkload

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from cbsim.experiment import Experiment
+from cbsim.cluster.engine.recorder import RunLog
 from cbsim.observers import Needs, ObservedRun, Observer, StepView
 from cbsim.observers.audience import Audience
-from cbsim.recorder import RunLog
-from cbsim.request import Request
-from cbsim.run import simulate
+from cbsim.studies.experiment import Experiment
+from cbsim.studies.run import simulate
+from cbsim.workload.request import Request
 from tests.simulation import ListedWorkload
 
 Row = dict[str, Any]

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 import cbsim
+from cbsim.base.errors import ConfigError
 from cbsim.cost import COST_MODELS
-from cbsim.errors import ConfigError
 from cbsim.observers import OBSERVERS
 from cbsim.schedulers import SCHEDULERS
 from cbsim.testing import check_scheduler

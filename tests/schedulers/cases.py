@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from cbsim.kvcache import BlockPool, IdentityPool
-from cbsim.request import Request, RequestState
 from cbsim.schedulers import Prices, Resources
+from cbsim.schedulers.kvcache import BlockPool, IdentityPool
 from cbsim.schedulers.preemptive import PreemptiveConfig, PreemptiveScheduler
+from cbsim.workload.request import Request, RequestState
 from tests.simulation import Simulation, simulate
 
 BLOCK_BYTES = 2**20

@@ -7,8 +7,8 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cbsim.kvcache import IdentityPool
-from cbsim.units import GIB
+from cbsim.base.units import GIB
+from cbsim.schedulers.kvcache import IdentityPool
 from tests.schedulers.cases import BLOCK_BYTES, preemptive, row, run
 
 

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import cbsim
-from cbsim.kvcache import IdentityPool
-from cbsim.prefix_keys import PrefixKeys
-from cbsim.request import Request
+from cbsim.schedulers.kvcache import IdentityPool
+from cbsim.schedulers.prefix_keys import PrefixKeys
+from cbsim.workload.request import Request
 from tests.schedulers.cases import preemptive, row, run
 from tests.simulation import make_scheduler, simulate
 

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cbsim.request import Request
 from cbsim.schedulers.lengths import LengthPredictor, answer_length, prompt_length
 from cbsim.schedulers.queues import FcfsQueue, RankedQueue, WaitingQueue, by_deadline, by_priority
+from cbsim.workload.request import Request
 from tests.schedulers.cases import admission_order, preemptive, request, row, run
 
 ROWS = [

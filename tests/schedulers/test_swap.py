@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from cbsim.request import RequestState
-from cbsim.units import GIB
+from cbsim.base.units import GIB
+from cbsim.workload.request import RequestState
 from tests.schedulers.cases import BLOCK_BYTES, finish_times, preemptive, request, row, run
 
 GIB_PER_BLOCK = BLOCK_BYTES / GIB

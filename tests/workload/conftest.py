@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from cbsim.request import Request
 from cbsim.workload import WORKLOADS, Workload
+from cbsim.workload.request import Request
 
 Make = Callable[..., Workload]
 

@@ -4,7 +4,7 @@ import gzip
 
 import pytest
 
-from cbsim.errors import WorkloadError
+from cbsim.base.errors import WorkloadError
 from cbsim.workload.convert import convert
 
 SUFFIXES = [".jsonl", ".csv", ".parquet", ".jsonl.gz", ".csv.zst"]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from cbsim.errors import WorkloadError
+from cbsim.base.errors import WorkloadError
 from cbsim.workload import Workload
 
 NUM_ROWS = 60

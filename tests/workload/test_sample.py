@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cbsim.paths import data_folder
+from cbsim.base.paths import data_folder
 from cbsim.workload import WORKLOADS
 from cbsim.workload.stats import describe
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from cbsim.workload.base import WorkloadConfig
+from cbsim.workload.request_source import WorkloadConfig
 from cbsim.workload.think import BLOCK, ThinkTimes
 
 

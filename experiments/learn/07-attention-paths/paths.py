@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from cbsim.experiment import Experiment
-from cbsim.live import generate
-from cbsim.live.runner import ModelRunner
+from cbsim.lab.live import generate
+from cbsim.lab.live.runner import ModelRunner
+from cbsim.studies.experiment import Experiment
 
 LENGTHS = (3, 17, 8)
 NUM_OUTPUT_TOKENS = 6

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from cbsim.config.section import ComponentConfig
 from cbsim.observers import ObservedRun, Observer
-from cbsim.request import Request
+from cbsim.workload.request import Request
 
 
 class AwayConfig(ComponentConfig):

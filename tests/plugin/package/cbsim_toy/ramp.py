@@ -5,9 +5,9 @@ from collections.abc import Iterator
 import numpy as np
 from pydantic import Field
 
-from cbsim.request import Request
 from cbsim.workload import Workload, WorkloadConfig
-from cbsim.workload.batch import RequestBatch
+from cbsim.workload.request import Request
+from cbsim.workload.request_batch import RequestBatch
 from cbsim.workload.trim import Trim
 
 

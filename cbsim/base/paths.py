@@ -1,0 +1,71 @@
+"""Where the data folders are, and how a name on the command line becomes a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from cbsim.base.errors import CbsimError, ConfigError
+from cbsim.base.registry import did_you_mean
+
+DataFolder = Literal["workloads", "configs", "experiments", "calibration"]
+
+YAML_SUFFIXES = (".yaml", ".yml")
+
+
+def data_folder(kind: DataFolder) -> Path:
+    """The folder of shipped data: the checkout's if cbsim runs from one, else the wheel's copy of it."""
+    package = Path(__file__).resolve().parents[1]
+    checkout = package.parent
+    if (checkout / "pyproject.toml").is_file() and (checkout / kind).is_dir():
+        return checkout / kind
+    return package / "_data" / kind
+
+
+def yaml_names(folder: Path) -> list[str]:
+    """The names of the YAML files in a folder, sorted; empty if there is no such folder."""
+    return sorted(path.stem for path in folder.glob("*.yaml"))
+
+
+def find_experiment(name: str) -> Path:
+    """The experiment file meant by a path or by the name of a shipped one (`quickstart`).
+
+    Raises `ConfigError` with the nearest name if there is neither.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    folder = data_folder("experiments")
+    shipped = folder / f"{name}.yaml"
+    if path.name == name and shipped.is_file():
+        return display_path(shipped)
+    if path.is_dir():
+        raise ConfigError(f"{name}: is a folder; expected an experiment file")
+    names = yaml_names(folder)
+    if path.name == name and path.suffix not in YAML_SUFFIXES:
+        hint = did_you_mean(name, names) if names else ""
+        raise ConfigError(f"{name}: no such file, and no experiment of that name{hint}")
+    siblings = [
+        str(path.parent / near.name) for near in path.parent.glob("*") if near.suffix in YAML_SUFFIXES
+    ]
+    hint = did_you_mean(name, siblings) if siblings else ""
+    raise ConfigError(f"{name}: no such file{hint if 'did you mean' in hint else ''}")
+
+
+def display_path(path: Path) -> Path:
+    """The path as a user would type it here: relative to the current folder if it lies below."""
+    try:
+        return path.resolve().relative_to(Path.cwd())
+    except ValueError:
+        return path
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all. Raises `CbsimError` if it can't be written."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise CbsimError(f"{path}: can't be written: {error.strerror or error}") from error

@@ -1,0 +1,69 @@
+"""Units: SI inside (seconds, bytes, tokens, FLOP); constants to convert at the edges, and formatters."""
+
+from __future__ import annotations
+
+KILO = 1000
+MEGA = 1_000_000
+GIGA = 1_000_000_000
+TERA = 1_000_000_000_000
+KIB = 2**10
+MIB = 2**20
+GIB = 2**30
+
+MS_PER_S = 1000
+US_PER_S = 1_000_000
+NS_PER_S = 1_000_000_000
+S_PER_HOUR = 3600
+S_PER_DAY = 86_400
+TICKS_PER_S = 2**36
+"""Where durations must add up without remainder they are counted in ticks of 2**-36 s, 15 ps.
+
+A power of two, so that seconds become ticks by one rounding and ticks become seconds exactly; runs of more
+than a year are counted in longer ones (`cbsim.results.latency.ticks`).
+"""
+
+
+def format_seconds(seconds: float | None) -> str:
+    """A duration with three significant digits: `832 us`, `41.2 ms`, `3.07 s`, `1 h 02 min`; `-` for None."""
+    if seconds is None:
+        return "-"
+    size = abs(seconds)
+    if size == 0:
+        return "0 s"
+    if size < 0.9995e-3:
+        return f"{_three_digits(seconds * US_PER_S)} us"
+    if size < 0.9995:
+        return f"{_three_digits(seconds * MS_PER_S)} ms"
+    if size < 120:
+        return f"{_three_digits(seconds)} s"
+    minutes = round(size / 60)
+    sign = "-" if seconds < 0 else ""
+    if minutes < 60:
+        return f"{sign}{minutes} min"
+    return f"{sign}{minutes // 60} h {minutes % 60:02d} min"
+
+
+def format_bytes(num_bytes: float) -> str:
+    """A size in binary units: `141 GiB`, `16.1 GiB`, `512 B`."""
+    size = float(num_bytes)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(size) < 999.5 or unit == "GiB":
+            return f"{int(size)} B" if unit == "B" else f"{_three_digits(size)} {unit}"
+        size /= KIB
+    raise AssertionError("unreachable")
+
+
+def format_count(count: float) -> str:
+    """A count that can be read at a glance: `950`, `19,366`, `4.09 M`."""
+    if abs(count) < MEGA:
+        return f"{count:,.0f}"
+    return f"{_three_digits(count / MEGA)} M"
+
+
+def _three_digits(number: float) -> str:
+    size = abs(number)
+    if size < 9.995:
+        return f"{number:.2f}"
+    if size < 99.95:
+        return f"{number:.1f}"
+    return f"{number:,.0f}"

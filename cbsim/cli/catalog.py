@@ -1,0 +1,80 @@
+"""Catalog: every part and named file that an experiment can ask for, each with what it is in a sentence."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import re
+from pathlib import Path
+from typing import Any
+
+from cbsim.base.errors import CbsimError, PluginError
+from cbsim.base.paths import data_folder, yaml_names
+from cbsim.base.registry import Registry
+from cbsim.base.units import GIB, format_bytes
+from cbsim.config.document import read_document
+from cbsim.cost import COST_MODELS
+from cbsim.observers import OBSERVERS
+from cbsim.schedulers import SCHEDULERS
+from cbsim.specs import GpuSpec, ModelSpec
+from cbsim.workload import WORKLOADS
+
+_REGISTRIES: dict[str, Registry[Any]] = {
+    "schedulers": SCHEDULERS,
+    "workloads": WORKLOADS,
+    "cost-models": COST_MODELS,
+    "observers": OBSERVERS,
+}
+KINDS = (*_REGISTRIES, "models", "gpus", "slos", "experiments")
+
+
+def catalog(kind: str) -> dict[str, str]:
+    """Name -> what it is, for one of `KINDS`."""
+    if kind in _REGISTRIES:
+        return {name: _describe_part(_REGISTRIES[kind], name) for name in _REGISTRIES[kind].names()}
+    folder = data_folder("experiments") if kind == "experiments" else data_folder("configs") / kind
+    describe = {"models": _describe_model, "gpus": _describe_gpu}.get(kind, _first_comment)
+    return {name: describe(folder / f"{name}.yaml") for name in yaml_names(folder)}
+
+
+def _describe_part(registry: Registry[Any], name: str) -> str:
+    """The first sentence of what it says about itself; a plug-in that can't be loaded says why."""
+    try:
+        part = registry.get(name)
+    except PluginError as error:
+        return f"({error})"
+    own = inspect.cleandoc(part.__doc__ or "").partition("\n")[0]
+    settings = inspect.cleandoc(part.Config.__doc__ or "").partition("\n")[0]
+    return own if registry is not SCHEDULERS else settings
+
+
+def _describe_model(path: Path) -> str:
+    try:
+        model = ModelSpec.model_validate(read_document(path).data)
+    except (CbsimError, ValueError) as error:
+        return f"({error})"
+    return (
+        f"{format_bytes(model.weight_bytes)} of {model.dtype} weights, "
+        f"{format_bytes(model.kv_bytes_per_token)} of KV cache a token, up to {model.max_model_len:,} tokens"
+    )
+
+
+def _describe_gpu(path: Path) -> str:
+    try:
+        gpu = GpuSpec.model_validate(read_document(path).data)
+    except (CbsimError, ValueError) as error:
+        return f"({error})"
+    memory = f"{gpu.memory_bytes / GIB:g} GiB at {gpu.memory_bandwidth_gb_s:,.0f} GB/s"
+    return f"{memory}, {gpu.bf16_tflops:,.0f} TFLOP/s in bf16"
+
+
+def _first_comment(path: Path) -> str:
+    """The sentence that a YAML file begins with."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    comment = " ".join(line[1:].strip() for line in itertools.takewhile(_is_comment, lines))
+    sentence = re.match(r".*?[.?!](?= |$)", comment)
+    return sentence[0] if sentence else comment
+
+
+def _is_comment(line: str) -> bool:
+    return line.startswith("#")

@@ -1,0 +1,95 @@
+"""The group of commands: imports those from elsewhere when named, and tells a user's mistakes in lines."""
+
+from __future__ import annotations
+
+import os
+import traceback
+from importlib import import_module
+from typing import Any
+
+import click
+
+from cbsim.base.errors import CbsimError
+
+_ELSEWHERE = {
+    "bench": (
+        "cbsim.cli.commands.bench_command:bench",
+        "Measure what simulating costs, on your configuration too.",
+    ),
+    "calibrate": (
+        "cbsim.cli.commands.calibrate_command:calibrate",
+        "Time kernels, fit a cost model, import timings.",
+    ),
+    "capacity": (
+        "cbsim.cli.commands.capacity_command:capacity",
+        "Find the highest request rate within an SLO.",
+    ),
+    "compare": ("cbsim.cli.commands.compare_command:compare", "Compare two runs, request by request."),
+    "explain": ("cbsim.cli.commands.explain_command:explain", "Tell where a run's time goes, step by step."),
+    "live": ("cbsim.cli.commands.live_command:live", "Serve an experiment's workload with a real model."),
+    "play": ("cbsim.cli.commands.play_command:play", "Play an experiment in the terminal, step by step."),
+    "report": (
+        "cbsim.cli.commands.report_command:report",
+        "Write runs, sweeps and capacities as one HTML page.",
+    ),
+    "validate": (
+        "cbsim.cli.commands.validate_command:validate",
+        "Hold a simulation against a live run or a log.",
+    ),
+}
+"""Commands with a file of their own: name -> `module:command`, help."""
+
+INTERRUPTED = 130
+"""The exit code of a command that Ctrl-C has stopped: 128 and the signal's number, as of any shell's."""
+TRACEBACK = "CBSIM_TRACEBACK"
+"""Environment variable: set to anything, a traceback is printed before the lines that tell a mistake."""
+
+
+class Commands(click.Group):
+    """Imports commands from elsewhere when named; turns a user's mistakes into lines and exit code 2."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """See `click.Group.list_commands`."""
+        return sorted({*super().list_commands(ctx), *_ELSEWHERE})
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        """See `click.Group.get_command`."""
+        if name in _ELSEWHERE:
+            module, _, command = _ELSEWHERE[name][0].partition(":")
+            found = getattr(import_module(module), command)
+            assert isinstance(found, click.Command)
+            return found
+        return super().get_command(ctx, name)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """See `click.Group.format_commands`; imports nothing."""
+        rows = [
+            (name, _ELSEWHERE[name][1] if name in _ELSEWHERE else self.commands[name].get_short_help_str(90))
+            for name in self.list_commands(ctx)
+        ]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """See `click.Group.resolve_command`; a wrong name is told with the nearest one."""
+        from cbsim.base.registry import did_you_mean
+
+        if args and not args[0].startswith("-") and args[0] not in self.list_commands(ctx):
+            ctx.fail(f"no command '{args[0]}'{did_you_mean(args[0], self.list_commands(ctx))}")
+        return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """See `click.Group.invoke`."""
+        try:
+            return super().invoke(ctx)
+        except CbsimError as error:
+            if os.environ.get(TRACEBACK):
+                click.echo("".join(traceback.format_exception(error)), err=True, nl=False)
+            for problem in error.problems:
+                click.echo(problem, err=True)
+            ctx.exit(2)
+        except KeyboardInterrupt:
+            click.echo("\ninterrupted", err=True)
+            ctx.exit(INTERRUPTED)

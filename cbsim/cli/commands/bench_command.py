@@ -1,0 +1,195 @@
+"""`cbsim bench`: how fast the simulator itself is here, on a user's configuration or on works of its own."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from cbsim.base.errors import CbsimError
+from cbsim.cli.command_group import INTERRUPTED
+from cbsim.cli.commands.arguments import (
+    load_experiment,
+    print_json,
+    with_json,
+    with_out,
+    with_quiet,
+    with_set,
+)
+
+if TYPE_CHECKING:
+    from cbsim.lab.bench.scaling import Scales
+
+_NONE = "none"
+
+
+@click.command()
+@click.argument("config", required=False)
+@with_set
+@click.option("--requests", metavar="N,...", help="Numbers of requests; default: 1000,10000,100000.")
+@click.option("--running", metavar="N,...", help="Requests running at once; default: 16,64,256.")
+@click.option("--replicas", metavar="N,...", help="Numbers of replicas; default: 1,4,16.")
+@with_out
+@click.option("--again", is_flag=True, help="Measure anew what is in the folder already.")
+@with_quiet
+@with_json
+@click.option(
+    "--azure",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    metavar="FILE",
+    help="Without CONFIG: the Azure 2023 conversation trace; default: its generator, as many requests.",
+)
+@click.option("--quick", is_flag=True, help="Without CONFIG: a few works only.")
+@click.option("--only", metavar="TEXT", multiple=True, help="Without CONFIG: works with this in their name.")
+@click.option("--markdown", is_flag=True, help="Without CONFIG: print the tables as Markdown.")
+def bench(
+    config: str | None,
+    overrides: tuple[str, ...],
+    requests: str | None,
+    running: str | None,
+    replicas: str | None,
+    out: Path | None,
+    again: bool,
+    quiet: bool,
+    as_json: bool,
+    azure: Path | None,
+    quick: bool,
+    only: tuple[str, ...],
+    markdown: bool,
+) -> None:
+    """Measure what simulating costs here: CPU time, steps a second, memory.
+
+    With CONFIG: that experiment with ever more requests, then requests running at once (max_num_seqs, with as
+    many waiting as it takes), then replicas (each with the same traffic); `none` leaves one of them out. A
+    trace that is too short is repeated, arrivals shifted. Each point is measured in a fresh process, beside a
+    bare SimPy loop of as many events as steps. Table, picture and figures go to --out (default:
+    runs/NAME-bench).
+
+    Ctrl-C keeps what is measured, and the same call goes on from there: what is in the folder already, from
+    the same code, machine, settings and files, is not measured again.
+
+    Without CONFIG: the works of cbsim's own README, with their targets.
+    """
+    scales = {"--requests": requests, "--running": running, "--replicas": replicas}
+    if config is None:
+        given: dict[str, object] = {
+            **scales,
+            "--set": overrides,
+            "--out": out,
+            "--again": again,
+            "--quiet": quiet,
+        }
+        _refuse(given, "needs a CONFIG to scale")
+        _bench_works(azure, quick, only, as_json, markdown)
+    else:
+        given = {"--azure": azure, "--quick": quick, "--only": only, "--markdown": markdown}
+        _refuse(given, "is for cbsim's own works, without a CONFIG")
+        _bench_config(config, overrides, _scales(scales), out, again, quiet, as_json)
+
+
+def _refuse(given: Mapping[str, object], why: str) -> None:
+    problems = [f"{name}: {why}" for name, value in given.items() if value]
+    if problems:
+        raise CbsimError(*problems)
+
+
+def _scales(given: dict[str, str | None]) -> Scales:
+    """The values along each axis; raises `CbsimError` with a line for each option that is wrong."""
+    from cbsim.lab.bench.scaling import Scales, parse_values
+
+    values: dict[str, tuple[int, ...]] = {}
+    problems: list[str] = []
+    for option, text in given.items():
+        if text is None:
+            continue
+        try:
+            values[option.removeprefix("--")] = () if text == _NONE else parse_values(option, text)
+        except CbsimError as error:
+            problems += error.problems
+    if problems:
+        raise CbsimError(*problems)
+    if all(text == _NONE for text in given.values()):
+        raise CbsimError(f"{', '.join(given)}: all are {_NONE}; allowed: numbers for one of them at least")
+    return Scales(**values)
+
+
+def _bench_config(
+    config: str,
+    overrides: tuple[str, ...],
+    scales: Scales,
+    out: Path | None,
+    again: bool,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    from cbsim.cli.scaling_progress import watch_study
+    from cbsim.lab.bench.machine import Machine
+    from cbsim.lab.bench.scaling import Study
+    from cbsim.lab.bench.scaling_folder import save_study
+    from cbsim.lab.bench.scaling_ledger import Ledger
+    from cbsim.lab.bench.scaling_tables import scaling_json, scaling_tables
+    from cbsim.lab.bench.study import StudyInterrupted, measure_study
+
+    study, machine = Study(load_experiment(config, overrides), scales), Machine.here()
+    ledger = Ledger(out or Path("runs") / f"{study.name}-bench", machine)
+    if again:
+        ledger.forget()
+    stopped = ""
+    try:
+        with watch_study(quiet) as progress:
+            rows = measure_study(study.points, ledger, progress)
+    except StudyInterrupted as interrupted:
+        rows, stopped = list(interrupted.rows), str(interrupted)
+    written = save_study(study, machine, rows, ledger.folder) if rows else []
+    if as_json:
+        print_json(scaling_json(study, machine, rows))
+    elif rows:
+        click.echo("\n".join([machine.describe(), *machine.warnings(), *study.notes]))
+        for table in scaling_tables(rows):
+            click.echo()
+            table.print()
+        click.echo(f"\nwritten to {ledger.folder}: {', '.join(written)}")
+    if stopped:
+        click.echo(f"\n{stopped}", err=True)
+        raise click.exceptions.Exit(INTERRUPTED)
+    if any(row.error is not None for row in rows):
+        raise click.exceptions.Exit(1)
+
+
+def _bench_works(
+    azure: Path | None, quick: bool, only: tuple[str, ...], as_json: bool, markdown: bool
+) -> None:
+    from cbsim.lab.bench.bench_tables import bench_tables, to_json, to_markdown
+    from cbsim.lab.bench.machine import Machine
+    from cbsim.lab.bench.work_timing import measure
+    from cbsim.lab.bench.works import all_works
+
+    works = [
+        work
+        for work in all_works(azure)
+        if (work.is_quick or not quick) and (not only or any(text in work.name for text in only))
+    ]
+    if not works:
+        names = ", ".join(f"'{work.name}'" for work in all_works(azure))
+        raise CbsimError(f"--only: no work has {' or '.join(map(repr, only))} in its name; there are {names}")
+    machine = Machine.here()
+    rows = []
+    for number, work in enumerate(works, start=1):
+        if sys.stderr.isatty():
+            click.echo(f"{number} of {len(works)}: {work.name}", err=True)
+        rows.append((work, measure(work)))
+    if as_json:
+        print_json(to_json(machine, rows))
+        return
+    trace = "the trace itself" if azure else "generated with the trace's rate and lengths"
+    lines = [machine.describe(), *machine.warnings(), f"hour: {trace}"]
+    click.echo("\n".join(f"* {line}" for line in lines) if markdown else "\n".join(lines))
+    for table in bench_tables(rows):
+        click.echo()
+        if markdown:
+            click.echo(to_markdown(table))
+        else:
+            table.print()

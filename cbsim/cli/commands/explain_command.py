@@ -1,0 +1,187 @@
+"""`cbsim explain`: where a run's time goes, and what its batches were, step by step."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from cbsim.base.errors import CbsimError
+from cbsim.cli.commands.arguments import load_experiment, print_json, with_json, with_quiet, with_set
+from cbsim.cli.commands.explain_steps import (
+    TERMINAL,
+    draw_gantt,
+    follow_steps,
+    parse_window,
+    show_steps,
+    terminal_width,
+)
+
+if TYPE_CHECKING:
+    from cbsim.studies.experiment import Experiment
+    from cbsim.studies.explain.rerun import Window
+    from cbsim.studies.explain.source import Source
+
+_LINE = 100
+"""Characters of a line of sentences."""
+
+
+@click.command()
+@click.argument("run")
+@with_set
+@click.option("--request", "request_id", metavar="ID", help="What happened to one request, and why.")
+@click.option("--steps", metavar="A:B", help="The batches of steps A to B-1; A: is all from A on.")
+@click.option("--replica", type=click.IntRange(min=0), default=0, show_default=True, help="Of the steps.")
+@click.option("--follow", is_flag=True, help="Steps as they happen, until Ctrl-C.")
+@click.option(
+    "--speed",
+    type=click.FloatRange(min=0),
+    default=1.0,
+    show_default=True,
+    help="Of --follow: simulated seconds a second; 0 is as fast as can be.",
+)
+@click.option(
+    "--gantt",
+    is_flag=False,
+    flag_value=TERMINAL,
+    metavar="[FILE]",
+    help="What each request did in these steps: a picture, .png or .svg; without FILE here, as text.",
+)
+@click.option(
+    "--over", type=click.Choice(["steps", "time"]), default="steps", show_default=True, help="Of the picture."
+)
+@click.option(
+    "--slowest", type=click.IntRange(min=0), default=5, show_default=True, help="Requests that are listed."
+)
+@click.option(
+    "--by", type=click.Choice(["ttft", "e2e"]), default="ttft", show_default=True, help="Of --slowest."
+)
+@with_json
+@with_quiet
+def explain(
+    run: str,
+    overrides: tuple[str, ...],
+    request_id: str | None,
+    steps: str | None,
+    replica: int,
+    follow: bool,
+    speed: float,
+    gantt: str | None,
+    over: str,
+    slowest: int,
+    by: str,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Tell where the time of RUN goes: a run folder, an experiment file, or the name of a shipped one.
+
+    Without options: the parts of TTFT and E2E, on average and in the slowest hundredth, and the slowest
+    requests. Batches that the run has not recorded are simulated again.
+    """
+    if request_id is not None and (follow or steps is not None):
+        raise CbsimError("--request: is of all steps of a request; allowed without --steps and --follow")
+    if follow and gantt is not None:
+        raise CbsimError("--gantt: is drawn of steps that have ended; allowed without --follow")
+    source = _open(run, overrides, quiet or follow)
+    source.check_replica(replica)
+    if request_id is not None and gantt is None:
+        _explain_request(source, request_id, as_json)
+    elif request_id is None and steps is None and not follow and gantt is None:
+        _explain_run(source, by, slowest, as_json)
+    else:
+        window = _stay(source, request_id) if request_id else parse_window(steps or "0:", replica)
+        num_replicas = source.config["replicas"]["count"]
+        if num_replicas > 1:
+            click.echo(f"replica {window.replica} of {num_replicas}, counted from 0", err=True)
+        if follow:
+            follow_steps(source, window, speed, as_json)
+        elif gantt is not None:
+            draw_gantt(source, window, gantt, over == "time", request_id, as_json)
+        else:
+            show_steps(source, window, as_json)
+    for remark in source.remarks:
+        click.echo(remark, err=True)
+
+
+def _explain_run(source: Source, by: str, num_slow: int, as_json: bool) -> None:
+    from cbsim.show.slow_table import slow_table
+    from cbsim.studies.explain.latency_shares import check_parts
+    from cbsim.studies.explain.run_diagnosis import diagnose_run
+
+    check_parts(source.result, source.name)
+    diagnosis = diagnose_run(source.result, by, num_slow)
+    if as_json:
+        print_json(diagnosis.to_json())
+        return
+    for sentence in diagnosis.sentences():
+        _say(sentence)
+    if diagnosis.slow:
+        click.echo()
+        slow_table(diagnosis, terminal_width()).print()
+
+
+def _explain_request(source: Source, request_id: str, as_json: bool) -> None:
+    from cbsim.show.request_text import request_table
+    from cbsim.studies.explain.request_diagnosis import diagnose_request
+
+    diagnosis = diagnose_request(source, request_id)
+    if as_json:
+        print_json(diagnosis.to_json())
+        return
+    _say(diagnosis.sentence())
+    if diagnosis.entries:
+        click.echo()
+        request_table(diagnosis).print()
+
+
+def _say(sentence: str) -> None:
+    """Print a sentence in lines that can be read."""
+    click.echo(textwrap.fill(sentence, min(_LINE, terminal_width() or _LINE), subsequent_indent="  "))
+
+
+def _stay(source: Source, request_id: str) -> Window:
+    from cbsim.studies.explain.request_diagnosis import stay_window
+
+    return stay_window(source, request_id)
+
+
+def _open(run: str, overrides: tuple[str, ...], quiet: bool) -> Source:
+    """The run meant. Raises `CbsimError` for sweeps, of which one run must be named."""
+    from cbsim.cli.progress import watch_run
+    from cbsim.results.output import is_sweep_folder
+    from cbsim.studies.explain.source import Source
+
+    def watched(experiment: Experiment) -> AbstractContextManager[Callable[[int, float], None] | None]:
+        return watch_run(experiment, quiet)
+
+    path = Path(run)
+    if not path.is_dir():
+        experiment = load_experiment(run, overrides)
+        experiment.check_one_run(run)
+        return Source(run, given=experiment, watched=watched)
+    if is_sweep_folder(path):
+        raise CbsimError(f"{run}: holds a sweep; allowed: one of its runs:", *_points(path))
+    if overrides:
+        raise CbsimError(f"--set: {run} is a run that has ended; allowed with an experiment")
+    return Source(run, folder=path, watched=watched)
+
+
+def _points(folder: Path) -> list[str]:
+    """The runs of a sweep that have ended, each with what was swept."""
+    import pandas as pd
+
+    from cbsim.show.reader_tables import point_labels
+    from cbsim.show.sweep_points import read_sweep_table
+
+    if not (folder / "table.parquet").is_file():
+        return [str(point) for point in sorted((folder / "points").iterdir())]
+    points = read_sweep_table(folder)
+    return [
+        f"{folder / 'points' / point}  {label}"
+        for point, label, error in zip(points["point"], point_labels(points), points["error"], strict=True)
+        if pd.isna(error)
+    ]

@@ -1,0 +1,86 @@
+"""`cbsim live`: an experiment served by a real model."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import click
+
+from cbsim.base.errors import ConfigError
+from cbsim.base.units import format_count, format_seconds
+
+
+@click.command()
+@click.argument("config")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Set one setting; repeatable.")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option(
+    "--time-scale", type=float, default=1.0, show_default=True, help="Arrivals so many times as fast."
+)
+@click.option("--temperature", type=float, default=0.0, show_default=True, help="0 is greedy.")
+@click.option(
+    "--top-k", type=int, default=0, show_default=True, help="Most likely tokens to choose from; 0: all."
+)
+@click.option("--top-p", type=float, default=1.0, show_default=True, help="Their probability, at least.")
+@click.option(
+    "--backend", metavar="NAME", help="Attention: sdpa, triton, module:Class; default: the device's."
+)
+@click.option("--weights", type=click.Path(path_type=Path, file_okay=False), help="Folder of safetensors.")
+@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Default: runs/NAME-live.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+def live(
+    config: str,
+    overrides: tuple[str, ...],
+    device: str,
+    time_scale: float,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    backend: str | None,
+    weights: Path | None,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Serve CONFIG's workload by its own scheduler with a real model, on the wall clock.
+
+    The run folder is that of `cbsim run`: `cbsim report` and `cbsim compare` read both.
+    """
+    try:
+        from cbsim.lab.live.live_run import run_live
+        from cbsim.lab.live.weights import Checkpoint
+    except ImportError as error:
+        raise ConfigError(f"a live run needs torch: pip install 'cbsim[torch]' ({error})") from error
+    from cbsim.base.paths import find_experiment
+    from cbsim.lab.kernels.sampling import SamplingParams
+    from cbsim.results.output import check_run_target
+    from cbsim.studies.experiment import Experiment
+
+    experiment = Experiment.load(find_experiment(config), overrides)
+    experiment.check_one_run(config)
+    folder = out or Path("runs") / f"{experiment.name}-live"
+    check_run_target(folder)
+    result = run_live(
+        experiment,
+        device=device,
+        time_scale=time_scale,
+        sampling=SamplingParams(temperature, top_k, top_p),
+        backend=backend,
+        checkpoint=Checkpoint(weights) if weights is not None else None,
+        progress=_show_progress if sys.stderr.isatty() else None,
+    )
+    result.save(folder)
+    if as_json:
+        click.echo(json.dumps(result.summary, indent=2))
+        return
+    summary = result.summary
+    click.echo(f"{format_count(summary['num_finished'])} requests in {format_seconds(summary['makespan_s'])}")
+    for name in ("ttft_s", "tpot_s", "e2e_s"):
+        shown = "  ".join(f"{part} {format_seconds(summary[name][part])}" for part in ("mean", "p50", "p99"))
+        click.echo(f"{name.removesuffix('_s').upper():5} {shown}")
+    click.echo(f"written to {folder}")
+
+
+def _show_progress(num_requests: int, now_s: float) -> None:
+    click.echo(f"\r{format_count(num_requests)} requests, {format_seconds(now_s)}  ", nl=False, err=True)

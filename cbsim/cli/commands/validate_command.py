@@ -1,0 +1,275 @@
+"""`cbsim validate`: an experiment in both worlds, or a recorded run beside its simulation."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cbsim.base.errors import ConfigError, WorkloadError
+from cbsim.base.units import MS_PER_S, format_count, format_seconds
+
+if TYPE_CHECKING:
+    from cbsim.lab.validate.both_worlds import BothWorlds
+    from cbsim.lab.validate.token_clock import RecordedTokens
+    from cbsim.studies.experiment import Experiment
+
+MAX_SHOWN = 5
+
+
+@click.command()
+@click.argument("config")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Set one setting; repeatable.")
+@click.option(
+    "--log",
+    "log_path",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="A server's log (JSONL, CSV, Parquet) or a run folder in place of a live run.",
+)
+@click.option(
+    "--column",
+    "columns",
+    multiple=True,
+    metavar="WHAT=NAME",
+    help="A log's own column for request_id, prompt_tokens, output_tokens, arrival, queued, scheduled, "
+    "first_token, last_token or token_times; may be repeated.",
+)
+@click.option(
+    "--arrivals",
+    type=click.Choice(["sent", "queued"]),
+    default="sent",
+    show_default=True,
+    help="What latencies of a log count from: the client's sending, or the engine's queue.",
+)
+@click.option("--replay", is_flag=True, help="Force the simulated clock to the log's recorded tokens too.")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option("--plan", type=click.Choice(["quick", "full"]), default="quick", show_default=True)
+@click.option(
+    "--profile",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    metavar="DIR",
+    help="A calibrated profile, of which --set cost_model.KEY then is; default: CONFIG's with --log, else "
+    "this machine is timed.",
+)
+@click.option(
+    "--time-scale", type=float, default=1.0, show_default=True, help="Live arrivals so much faster."
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Of a live run; default: runs/NAME-validate.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def validate(
+    config: str,
+    overrides: tuple[str, ...],
+    log_path: Path | None,
+    columns: tuple[str, ...],
+    arrivals: Any,
+    replay: bool,
+    device: str,
+    plan: str,
+    profile: Path | None,
+    time_scale: float,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Hold the simulation of CONFIG against reality.
+
+    Without --log: time this machine's kernels, serve CONFIG live, simulate the same arrivals, and compare.
+    With --log: simulate the log's requests by CONFIG's scheduler and cost model, and compare.
+    """
+    experiment = _load(config, overrides, profile, is_live=log_path is None)
+    if log_path is None:
+        if replay or columns:
+            raise ConfigError(f"{'--replay' if replay else '--column'}: needs --log")
+        _validate_live(experiment, device, plan, profile, time_scale, out, as_json)
+        return
+    if profile is not None:
+        from cbsim.lab.validate.both_worlds import with_profile
+
+        experiment = with_profile(experiment, profile)
+    _validate_log(experiment, log_path, _mapping(columns), arrivals, replay, as_json)
+
+
+def _load(config: str, overrides: tuple[str, ...], profile: Path | None, *, is_live: bool) -> Experiment:
+    """The experiment; `--set cost_model.KEY=...` is of the profile given, whatever CONFIG's cost model is."""
+    from cbsim.base.paths import find_experiment
+    from cbsim.cost.profile import ProfileConfig
+    from cbsim.lab.validate.both_worlds import IN_TURNS
+    from cbsim.studies.experiment import Experiment
+
+    path = find_experiment(config)
+    others = [override for override in overrides if not override.startswith("cost_model.")]
+    sets_type = any(override.startswith("cost_model.type=") for override in overrides)
+    if profile is None or sets_type or len(others) == len(overrides):
+        return Experiment.load(path, overrides)
+    if isinstance(Experiment.load(path, others).cost_model, ProfileConfig):
+        return Experiment.load(path, overrides)
+    settings = {"type": "profile", "profile": str(profile)} | (IN_TURNS if is_live else {})
+    return Experiment.load(path, (f"cost_model={json.dumps(settings)}", *overrides))
+
+
+def _validate_log(
+    experiment: Experiment, path: Path, columns: dict[str, str], arrivals: Any, replay: bool, as_json: bool
+) -> None:
+    from cbsim.lab.validate.log_reader import read_server_log
+    from cbsim.lab.validate.recorded_run import compare_with_log, replay_log
+    from cbsim.lab.validate.side_by_side import figures_table
+
+    if experiment.replicas.count != 1:
+        raise ConfigError(f"replicas.count: got {experiment.replicas.count}; a log is one replica's")
+    log = read_server_log(path, columns)
+    run = compare_with_log(experiment, log, arrivals)
+    clock = replay_log(experiment, log) if replay else None
+    if as_json:
+        told: dict[str, Any] = {"figures": _as_rows(run.figures), "notes": run.notes}
+        _print_json(told | ({"replay": _replay_as_dict(clock)} if clock is not None else {}))
+        return
+    title = f"{path.name}: {format_count(len(log))} requests, latencies from when they were {arrivals}"
+    figures_table(run.figures, "recorded", "simulated", title).print()
+    for note in run.notes:
+        click.echo(f"note: {note}")
+    if clock is not None:
+        _print_replay(clock)
+
+
+def _validate_live(
+    experiment: Experiment,
+    device: str,
+    plan: str,
+    profile: Path | None,
+    time_scale: float,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    from cbsim.results.output import check_run_target
+
+    try:
+        import cbsim.lab.live.live_run  # noqa: F401 - told in one line where torch is missing
+        from cbsim.lab.validate.both_worlds import IN_TURNS, calibrate_here, validate_live, with_profile
+    except ImportError as error:
+        raise ConfigError(f"a live run needs torch: pip install 'cbsim[torch]' ({error})") from error
+    folder = out or Path("runs") / f"{experiment.name}-validate"
+    for name in ("live", "simulated"):
+        check_run_target(folder / name)
+    if profile is not None:
+        experiment = with_profile(experiment, profile, **IN_TURNS)
+    else:
+        _say(f"timing the kernels of {experiment.model.name} on this machine's {device} ...")
+        profile = folder / "profile"
+        experiment = calibrate_here(experiment, profile, device=device, plan=plan)
+    notes = _warnings_of(profile)
+    _say("serving live ...")
+    both = validate_live(experiment, device=device, time_scale=time_scale)
+    both.live.save(folder / "live")
+    both.simulated.save(folder / "simulated")
+    if as_json:
+        _print_json(
+            {
+                "figures": _as_rows(both.figures),
+                "steps": [asdict(times) for times in both.steps],
+                "difference": both.difference and asdict(both.difference),
+                "replayed_difference": both.replayed_difference and asdict(both.replayed_difference),
+                "notes": notes,
+            }
+        )
+        return
+    _print_both(both)
+    for note in notes:
+        click.echo(f"- {note}")
+    click.echo(f"written to {folder}")
+
+
+def _warnings_of(profile: Path) -> list[str]:
+    """What is to be known about the timings of a profile's folder, if it says so."""
+    from cbsim.lab.calibrate.meta import read_meta
+
+    meta = profile / "meta.json"
+    return [f"the profile's timings: {told}" for told in read_meta(meta).warnings] if meta.is_file() else []
+
+
+def _print_both(both: BothWorlds) -> None:
+    from cbsim.lab.validate.side_by_side import figures_table
+    from cbsim.show.text import Table
+
+    rows = tuple(
+        (
+            times.kind,
+            f"{times.num_steps:,}",
+            f"{times.measured_s * MS_PER_S:.3g}",
+            f"{times.predicted_s * MS_PER_S:.3g}",
+            f"{times.ratio:.3f}",
+            f"{times.median_error_pct:.1f}%",
+        )
+        for times in both.steps
+    )
+    header = ("steps", "number", "measured (ms)", "predicted (ms)", "measured / predicted", "median error")
+    Table(header=header, rows=rows, title="Step times").print()
+    figures_table(both.figures, "live", "simulated", "Both worlds").print()
+    for what, difference in (
+        ("by predicted step times", both.difference),
+        ("by the live steps' times", both.replayed_difference),
+    ):
+        if difference is None:
+            click.echo(f"decisions {what}: the same in every step")
+        else:
+            click.echo(
+                f"decisions {what}: differ from step {difference.step}: live {difference.first}; "
+                f"simulated {difference.second}"
+            )
+
+
+def _print_replay(clock: RecordedTokens) -> None:
+    from cbsim.show.text import Table
+
+    click.echo(
+        f"replay: {len(clock.contradictions):,} of {clock.num_recorded_steps:,} steps with recorded tokens "
+        f"contradict the record ({clock.num_steps:,} steps in all)"
+    )
+    for found in clock.contradictions[:MAX_SHOWN]:
+        click.echo(f"  step {found.step}, from {format_seconds(found.at_s)}: {found.reason}")
+    ratios = clock.recorded_over_predicted()
+    rows = tuple((kind, f"{number:,}", f"{ratio:.3f}") for kind, (number, ratio) in ratios.items())
+    header = ("steps", "number", "recorded / predicted")
+    Table(header=header, rows=rows, title="Step times between recorded instants").print()
+
+
+def _replay_as_dict(clock: RecordedTokens) -> dict[str, Any]:
+    return {
+        "num_steps": clock.num_steps,
+        "num_recorded_steps": clock.num_recorded_steps,
+        "num_contradictions": len(clock.contradictions),
+        "first_contradictions": [found._asdict() for found in clock.contradictions[:MAX_SHOWN]],
+        "recorded_over_predicted": {
+            kind: {"num_steps": number, "ratio": ratio}
+            for kind, (number, ratio) in clock.recorded_over_predicted().items()
+        },
+    }
+
+
+def _as_rows(figures: list[Any]) -> list[dict[str, Any]]:
+    return [asdict(figure) | {"error_pct": figure.error_pct if figure.real else None} for figure in figures]
+
+
+def _print_json(data: dict[str, Any]) -> None:
+    click.echo(json.dumps(data, indent=2, allow_nan=False, ensure_ascii=False))
+
+
+def _mapping(columns: tuple[str, ...]) -> dict[str, str]:
+    pairs = [column.partition("=") for column in columns]
+    wrong = [column for column, pair in zip(columns, pairs, strict=True) if not (pair[0] and pair[2])]
+    if wrong:
+        raise WorkloadError(*(f"--column: got '{column}'; expected WHAT=NAME" for column in wrong))
+    return {what: name for what, _, name in pairs}
+
+
+def _say(text: str) -> None:
+    if sys.stderr.isatty():
+        click.echo(text, err=True)

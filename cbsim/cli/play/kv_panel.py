@@ -1,0 +1,90 @@
+"""The KV panel: a cell for each block, with the letter of the request that holds it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import NamedTuple
+
+from rich.text import Text
+
+from cbsim.cli.play.look import FAINT, badge, letter, title
+from cbsim.cli.play.replica import Replica
+from cbsim.workload.request import Request, RequestState
+
+FREE, CACHED, SHARED = "·", "=", "&"
+_GROUP = 8
+"""Cells in a row are a multiple of this, where there is room."""
+
+
+class _Cell(NamedTuple):
+    """What a block is: free, or held by a request, with tokens in it or only reserved."""
+
+    owner: Request | None
+    mark: str
+
+
+def kv_panel(replica: Replica, width: int, height: int) -> list[Text]:
+    """At most `height` lines; where there are more blocks than cells, each cell stands for several."""
+    pool = replica.pool
+    note = f"{pool.num_used}/{pool.num_blocks} blocks of {pool.block_size} tokens"
+    cells = _cells(replica)
+    digits = len(str(pool.num_blocks))
+    columns, room = width - digits - 1, max(1, height - 2)
+    per_row = _in_groups(columns // 2)
+    is_wide = len(cells) <= per_row * room
+    if not is_wide:
+        per_row = _in_groups(columns)
+    step = max(1, -(-len(cells) // (per_row * room)))
+    if step > 1:
+        cells = [_summary(cells[i : i + step]) for i in range(0, len(cells), step)]
+        note += f", {step} a cell"
+    lines = [title("KV cache", width, note)]
+    for start in range(0, len(cells), per_row):
+        line = Text().append(f"{start * step:>{digits}} ", FAINT)
+        for cell in cells[start : start + per_row]:
+            line.append_text(_shown(cell, is_wide))
+        lines.append(line)
+    lines.append(_legend(replica))
+    return lines
+
+
+def _in_groups(num_cells: int) -> int:
+    return num_cells - num_cells % _GROUP if num_cells >= _GROUP else max(1, num_cells)
+
+
+def _cells(replica: Replica) -> list[_Cell]:
+    """What each block is, by number."""
+    pool = replica.pool
+    marks = [CACHED if pool.is_cached(block) else FREE for block in range(pool.num_blocks)]
+    cells = [_Cell(None, mark) for mark in marks]
+    for request in replica.present:
+        is_running = request.state is RequestState.RUNNING
+        num_filled = pool.blocks_for(request.num_computed_tokens) if is_running else 0
+        for position, block in enumerate(request.blocks):
+            mark = letter(request) if position < num_filled else letter(request).lower()
+            cells[block] = _Cell(request, SHARED if pool.num_holders(block) > 1 else mark)
+    return cells
+
+
+def _summary(cells: list[_Cell]) -> _Cell:
+    """One cell for several: of those held, the holder of most."""
+    owners = Counter(cell.owner.index for cell in cells if cell.owner is not None)
+    if not owners:
+        return cells[0]
+    most = owners.most_common(1)[0][0]
+    return next(cell for cell in cells if cell.owner is not None and cell.owner.index == most)
+
+
+def _shown(cell: _Cell, is_wide: bool) -> Text:
+    mark = f"{cell.mark} " if is_wide else cell.mark
+    return Text(mark, FAINT) if cell.owner is None else badge(cell.owner, mark)
+
+
+def _legend(replica: Replica) -> Text:
+    parts = ["A filled"]
+    if replica.scheduler.reserves_ahead:
+        parts.append("a reserved")
+    parts.append(f"{FREE} free")
+    if replica.pool.prefix_caching:
+        parts += [f"{CACHED} free, content cached", f"{SHARED} shared"]
+    return Text("  ".join(parts), FAINT)

@@ -1,0 +1,88 @@
+"""Look: a letter and a colour for each request, and the parts that panels are made of."""
+
+from __future__ import annotations
+
+import string
+
+from rich.style import Style
+from rich.text import Text
+
+from cbsim.workload.request import Request
+
+_COLOURS = ("#56B4E9", "#E69F00", "#009E73", "#F0E442", "#CC79A7", "#D55E00", "#0072B2")
+"""Okabe and Ito's colours for colour-blind readers (jfly.uni-koeln.de/color, 2008)."""
+_WITH_WHITE = ("#0072B2",)
+"""Those dark enough for white letters."""
+
+TITLE = Style(bold=True)
+FAINT = Style(dim=True)
+ALERT = Style(bold=True, reverse=True)
+DONE, NOW, LEFT = "█", "▓", "░"
+"""Parts of a bar: what was there before the step, what the step added, what is still to come."""
+
+AGAIN = "↺"
+"""Before how many times a request was preempted."""
+
+
+def letter(request: Request) -> str:
+    """The letter of a request: the 27th to arrive has that of the first again."""
+    return string.ascii_uppercase[request.index % len(string.ascii_uppercase)]
+
+
+def badge(request: Request, mark: str = "") -> Text:
+    """The letter, or a mark in its place, in the request's colour."""
+    return Text().append(mark or letter(request), cell_style(request))
+
+
+def cell_style(request: Request) -> Style:
+    """What shows that something is a request's: readable on light and on dark terminals."""
+    colour = _COLOURS[request.index % len(_COLOURS)]
+    return Style(color="#FFFFFF" if colour in _WITH_WHITE else "#000000", bgcolor=colour)
+
+
+def title(text: str, width: int, note: str = "") -> Text:
+    """The heading of a panel: a rule that begins with its name."""
+    line = Text().append("─ ", FAINT)
+    line.append(f"{text} ", TITLE)
+    if note:
+        line.append(f"{note} ")
+    line.append("─" * max(0, width - line.cell_len), FAINT)
+    return line
+
+
+def bar(num_before: int, num_now: int, num_total: int, width: int) -> str:
+    """A bar of `width` cells: nothing that is there is without a cell, nothing that is left is hidden."""
+    if width <= 0:
+        return ""
+    if num_total <= 0:
+        return LEFT * width
+    filled = _cells(num_before + num_now, num_total, width)
+    before = min(_cells(num_before, num_total, width), filled - 1 if num_now and filled else filled)
+    return DONE * before + NOW * (filled - before) + LEFT * (width - filled)
+
+
+def _cells(count: int, total: int, width: int) -> int:
+    if count <= 0:
+        return 0
+    if count >= total:
+        return width
+    return min(max(1, round(width * count / total)), max(1, width - 1))
+
+
+def fitted(line: Text, width: int) -> Text:
+    """The line cut or filled to `width` cells."""
+    kept = line.copy()
+    kept.truncate(width, overflow="ellipsis", pad=True)
+    return kept
+
+
+def side_by_side(left: list[Text], right: list[Text], widths: tuple[int, int], height: int) -> list[Text]:
+    """Two panels with a blank column between, `height` lines of each."""
+    lines = []
+    for i in range(height):
+        line = Text()
+        line.append_text(fitted(left[i] if i < len(left) else Text(), widths[0]))
+        line.append(" ")
+        line.append_text(fitted(right[i] if i < len(right) else Text(), widths[1]))
+        lines.append(line)
+    return lines

@@ -1,0 +1,199 @@
+"""Session: steps, changes and additions to one replica, which can be taken back, begun again and saved."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from cbsim.base.errors import CbsimError, ConfigError
+from cbsim.base.plugin_errors import plugin_error
+from cbsim.cli.play.replica import Replica
+from cbsim.cli.play.saving import save
+from cbsim.cli.play.settings import changes, check_playable, on_rung, revised, told
+from cbsim.studies.experiment import Experiment
+from cbsim.studies.run import make_workload
+from cbsim.workload.request import Request
+from cbsim.workload.values import MAX_TOKENS
+
+Move = Callable[[Replica], object]
+"""What a player did to a replica."""
+MAX_REPLAYED = 20_000
+"""Moves that are played again within a second or so."""
+
+
+@dataclass(frozen=True, slots=True)
+class Addition:
+    """A request that a player has added."""
+
+    request_id: str
+    arrival_s: float
+    num_prompt_tokens: int
+    num_output_tokens: int
+    priority: int
+
+    def make(self) -> Request:
+        """The request, which has done nothing yet."""
+        return Request(
+            self.request_id,
+            self.arrival_s,
+            self.num_prompt_tokens,
+            self.num_output_tokens,
+            priority=self.priority,
+        )
+
+
+class Session:
+    """An experiment played step by step.
+
+    `undo` and `restart` play from the beginning again, so what is seen follows from the start and the moves
+    alone. Methods that change something raise `ConfigError` if it can't be, and then nothing has changed.
+    """
+
+    def __init__(self, experiment: Experiment) -> None:
+        """Raises `ConfigError` for settings that can't be played, `WorkloadError` for a wrong workload."""
+        check_playable(experiment)
+        self.experiment = experiment
+        """With the settings as they stand now."""
+        self.additions: list[Addition] = []
+        self.history: list[str] = []
+        """What was changed, added and restarted, each with its step and time, one line each."""
+        self._workload = make_workload(experiment)
+        self._start = experiment
+        self._started_with: tuple[Addition, ...] = ()
+        self._told_before: tuple[str, ...] = ()
+        self._moves: list[Move] = []
+        self.replica = self._new_replica()
+
+    @property
+    def num_steps(self) -> int:
+        """Steps that have ended since the beginning."""
+        last = self.replica.last_step
+        return 0 if last is None else last.number + 1
+
+    @property
+    def num_requests(self) -> int | None:
+        """Requests of the workload and added ones; `None` if the workload can't tell."""
+        num = self._workload.num_requests()
+        return None if num is None else num + len(self.additions)
+
+    def requests(self) -> Iterator[Request]:
+        """New requests in order of arrival: the workload's, and those added."""
+        return self._requests(self.additions)
+
+    def step(self) -> bool:
+        """Let one step be decided and end; False if there is nothing left to do.
+
+        Raises `PluginError` if a scheduler of a third party fails; the step has then not been.
+        """
+        try:
+            is_going = self.replica.advance()
+        except Exception as error:
+            failure = plugin_error(error, {"scheduler": type(self.replica.scheduler)})
+            if failure is None:
+                raise
+            self._replay(self._moves)
+            if isinstance(error, CbsimError):
+                raise
+            raise failure from error
+        if is_going:
+            self._moves.append(Replica.advance)
+        return is_going
+
+    def change(self, setting: str) -> str:
+        """Change a setting, given as `KEY=VALUE`; returns what has changed, in words."""
+        return self._become(revised(self.experiment, [setting]))
+
+    def use_scheduler(self, name: str) -> str:
+        """Go on with another scheduler; returns what has changed, in words."""
+        if name == self.experiment.scheduler.type:
+            return f"the scheduler is {name} already"
+        experiment, notes = on_rung(self.experiment, name, self.requests())
+        return "; ".join([self._become(experiment), *notes])
+
+    def add(self, num_prompt_tokens: int, num_output_tokens: int, priority: int = 0) -> str:
+        """Let a request arrive now; returns its name. It may be rejected, which the log tells."""
+        for name, number in (("prompt", num_prompt_tokens), ("output", num_output_tokens)):
+            if not 1 <= number <= MAX_TOKENS:
+                raise ConfigError(f"{name} tokens: got {number}; allowed: 1 to {MAX_TOKENS:,}")
+        names = {request.request_id for request in self.requests()}
+        number = next(n for n in range(1, len(names) + 2) if f"added-{n}" not in names)
+        addition = Addition(
+            f"added-{number}", self.replica.now_s, num_prompt_tokens, num_output_tokens, priority
+        )
+        said = f"{addition.request_id}: {num_prompt_tokens} + {num_output_tokens} tokens"
+        self._do(partial(self._add, addition=addition, said=said))
+        return addition.request_id
+
+    def undo(self) -> bool:
+        """Take back the last step, change or addition; False if there is none since the beginning.
+
+        Raises `ConfigError` after so many moves that playing them again would take long.
+        """
+        if not self._moves:
+            return False
+        if len(self._moves) > MAX_REPLAYED:
+            raise ConfigError(f"undo: no longer after {MAX_REPLAYED:,} moves")
+        self._replay(self._moves[:-1])
+        return True
+
+    def restart(self) -> None:
+        """From the first instant with the settings and requests as they stand now: what a saved file runs."""
+        self._told_before = (
+            (*self.history, f"{self._when()}: begun again") if self._moves else self._told_before
+        )
+        self._start, self._started_with = self.experiment, tuple(self.additions)
+        self._replay([])
+
+    def save(self, path: Path) -> list[Path]:
+        """Write the experiment as it stands, with all requests if some were added; returns the files.
+
+        `cbsim run` of it decides what this session decides after `restart`. Raises `CbsimError` for a file
+        that can't be written, or that nobody has saved here.
+        """
+        requests = self.requests if self.additions else None
+        return save(self.experiment, requests, self.history, path)
+
+    def _become(self, experiment: Experiment) -> str:
+        changed = changes(self.experiment, experiment)
+        if not changed:
+            return "that is so already"
+        said = told(changed)
+        self._do(partial(self._change, experiment=experiment, said=said))
+        return said
+
+    def _change(self, replica: Replica, experiment: Experiment, said: str) -> None:
+        when = self._when()
+        replica.become(experiment)
+        self.experiment = experiment
+        self.history.append(f"{when}: {said}")
+
+    def _add(self, replica: Replica, addition: Addition, said: str) -> None:
+        self.history.append(f"{self._when()}: added {said}")
+        self.additions.append(addition)
+        replica.add(addition.make())
+
+    def _do(self, move: Move) -> None:
+        move(self.replica)
+        self._moves.append(move)
+
+    def _replay(self, moves: list[Move]) -> None:
+        self.experiment = self._start
+        self.additions = list(self._started_with)
+        self.history = list(self._told_before)
+        self._moves = []
+        self.replica = self._new_replica()
+        for move in moves:
+            self._do(move)
+
+    def _new_replica(self) -> Replica:
+        return Replica(self._start, self._requests(self._started_with))
+
+    def _requests(self, additions: list[Addition] | tuple[Addition, ...]) -> Iterator[Request]:
+        added = (addition.make() for addition in additions)
+        return heapq.merge(self._workload.requests(), added, key=lambda request: request.arrival_s)
+
+    def _when(self) -> str:
+        return f"step {self.num_steps}, {self.replica.now_s:.6g} s"

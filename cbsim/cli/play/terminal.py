@@ -1,0 +1,130 @@
+"""Terminal: full-screen drawing and single keys on a POSIX terminal, left as it was found."""
+
+from __future__ import annotations
+
+import codecs
+import io
+import os
+import select
+import signal
+import termios
+from collections.abc import Iterator
+from types import FrameType, TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.text import Text
+
+from cbsim.cli.play.keys import decode
+
+_ENTER = "\x1b[?1049h\x1b[?25l\x1b[2J"
+"""The other screen, no cursor, empty."""
+_LEAVE = "\x1b[?25h\x1b[?1049l"
+_BEGIN, _END = "\x1b[?2026h", "\x1b[?2026l"
+"""Around a frame, for terminals that then show it at once; others ignore them."""
+_ECHO_AND_LINES = termios.ECHO | termios.ICANON | termios.ISIG | termios.IEXTEN
+
+
+class Terminal:
+    """A context in which the terminal is ours: raw keys in, whole frames out.
+
+    Keys that would send signals come as keys (`ctrl-c`), so that nothing stops half way; a signal that ends
+    the process does so after the terminal is restored.
+    """
+
+    def __init__(self, input_fd: int, output_fd: int) -> None:
+        self._in, self._out = input_fd, output_fd
+        self._shown: list[str] = []
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._console = Console(file=io.StringIO(), force_terminal=True, legacy_windows=False)
+        self._saved = termios.tcgetattr(input_fd)
+        self._wake_in, self._wake_out = os.pipe()
+
+    def __enter__(self) -> Self:
+        for number in (signal.SIGWINCH, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, self._take_signal)
+        os.set_blocking(self._wake_out, False)
+        signal.set_wakeup_fd(self._wake_out, warn_on_full_buffer=False)
+        self._open()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._close()
+        signal.set_wakeup_fd(-1)
+        for number in (signal.SIGWINCH, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+        os.close(self._wake_in)
+        os.close(self._wake_out)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Columns and lines."""
+        size = os.get_terminal_size(self._out)
+        return size.columns, size.lines
+
+    def keys(self, timeout_s: float | None) -> Iterator[str]:
+        """Keys pressed by now; waits for some, for another size or so many seconds (`None`: for ever).
+
+        `ctrl-d` stands for the end of the input.
+        """
+        ready, _, _ = select.select([self._in, self._wake_in], [], [], timeout_s)
+        if self._wake_in in ready:
+            os.read(self._wake_in, io.DEFAULT_BUFFER_SIZE)
+            self._shown = []
+        if self._in in ready:
+            try:
+                sent = os.read(self._in, io.DEFAULT_BUFFER_SIZE)
+            except OSError:  # the terminal is gone
+                sent = b""
+            yield from decode(self._decoder.decode(sent)) if sent else ["ctrl-d"]
+
+    def draw(self, lines: list[Text]) -> None:
+        """Show a frame; only lines that differ from the last one are written."""
+        rendered = [self._rendered(line) for line in lines]
+        written = [_BEGIN]
+        if len(rendered) != len(self._shown):
+            written.append("\x1b[2J")
+            self._shown = [""] * len(rendered)
+        for number, (line, shown) in enumerate(zip(rendered, self._shown, strict=True), 1):
+            if line != shown:
+                written.append(f"\x1b[{number};1H{line}")
+        self._shown = rendered
+        self._write("".join([*written, _END]))
+
+    def suspend(self) -> None:
+        """Stop as Ctrl-Z does elsewhere, with the terminal as it was; go on with it as ours."""
+        self._close()
+        os.kill(0, signal.SIGTSTP)
+        self._open()
+
+    def redraw(self) -> None:
+        """Write every line of the next frame."""
+        self._shown = []
+
+    def _open(self) -> None:
+        raw = termios.tcgetattr(self._in)
+        raw[3] &= ~_ECHO_AND_LINES
+        raw[0] &= ~(termios.IXON | termios.ICRNL)
+        termios.tcsetattr(self._in, termios.TCSADRAIN, raw)
+        self._shown = []
+        self._write(_ENTER)
+
+    def _close(self) -> None:
+        self._write(_LEAVE)
+        termios.tcsetattr(self._in, termios.TCSADRAIN, self._saved)
+
+    def _rendered(self, line: Text) -> str:
+        with self._console.capture() as capture:
+            self._console.print(line, end="", soft_wrap=True)
+        return capture.get()
+
+    def _write(self, text: str) -> None:
+        left = text.encode()
+        while left:
+            left = left[os.write(self._out, left) :]
+
+    def _take_signal(self, number: int, frame: FrameType | None) -> None:
+        if number != signal.SIGWINCH:
+            raise SystemExit(128 + number)

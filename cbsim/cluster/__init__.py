@@ -1,0 +1,1 @@
+"""Several replicas and their clients on one clock."""

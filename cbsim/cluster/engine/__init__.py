@@ -1,0 +1,1 @@
+"""The naive engine, the fast one, and their record."""

@@ -1,0 +1,203 @@
+"""The SimPy world: arrivals, clients and replicas on one clock."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Generator, Iterator, Sequence
+
+import simpy
+from simpy.events import EventPriority
+
+from cbsim.cluster.engine.engine_interface import Engine
+from cbsim.cluster.engine.fast import FastEngine
+from cbsim.cluster.router import Router
+from cbsim.workload.request import Request
+from cbsim.workload.request_source import Workload
+from cbsim.workload.think import ThinkTimes
+
+ARRIVAL = EventPriority(1)
+STEP_END = EventPriority(2)
+CALL = EventPriority(3)
+"""The order of one instant: arrivals join, the step that ends takes effect, the next one is decided."""
+
+Progress = Callable[[int, float], None]
+"""Called now and then with the number of requests that have arrived and the simulated time, seconds."""
+
+PROGRESS_EVERY = 512
+
+
+class Instant(simpy.Event):
+    """An event at an absolute time, to the last bit, with its place in the order of that instant."""
+
+    def __init__(self, env: simpy.Environment, at_s: float, priority: EventPriority) -> None:
+        super().__init__(env)
+        self._ok = True
+        self._value = None
+        env.schedule(self, priority, exact_delay(env.now, at_s))
+
+
+def exact_delay(now: float, at_s: float) -> float:
+    """The d with `now + d == at_s` in floating point: SimPy knows only delays, engines keep instants."""
+    delay = at_s - now
+    while now + delay < at_s:
+        delay = math.nextafter(delay, math.inf)
+    while now + delay > at_s:
+        delay = math.nextafter(delay, -math.inf)
+    return delay
+
+
+class World:
+    """Feeds a workload to replicas and runs them until all is done, or until `stop_at_s`."""
+
+    def __init__(
+        self,
+        workload: Workload,
+        engines: Sequence[Engine],
+        router: Router,
+        *,
+        stop_at_s: float | None = None,
+        step_by_step: bool = False,
+        progress: Progress | None = None,
+    ) -> None:
+        """With `step_by_step`, all that happens in any replica comes in order of time, at one instant by
+        replica, and no engine runs ahead.
+        """
+        self.env = simpy.Environment()
+        self.workload = workload
+        self.engines = engines
+        self.router = router
+        self.stop_at_s = stop_at_s
+        self.progress = progress
+        self.end_s = 0.0
+        """The last instant at which something happened."""
+        self._num_arrived = 0
+        self._is_closed_loop = workload.config.concurrency is not None
+        self._think_times = ThinkTimes(workload.config, workload.seed)
+        self._is_stepwise = step_by_step and not self._is_closed_loop
+        self._due_s = [math.inf] * len(engines)
+        """Where steps are gone through one by one: when each replica ends one or decides one next."""
+        self._wake: dict[int, simpy.Event] = {}
+        """Of idle replicas: the event that an arrival sets off."""
+        self._answered: dict[int, simpy.Event] = {}
+
+    def run(self) -> None:
+        """Run to the end."""
+        requests = self.workload.requests()
+        lazy = [engine for engine in self.engines if isinstance(engine, FastEngine)]
+        until_s = math.inf if self.stop_at_s is None else self.stop_at_s
+        if self._is_stepwise:
+            self.env.process(self._arrivals_between_steps(requests))
+            self.env.run(until=self.stop_at_s)
+            self._step_until(until_s)
+        elif len(lazy) == len(self.engines) and not self._is_closed_loop:
+            self.env.process(self._arrivals_at_lazy(requests, lazy))
+            self.env.run(until=self.stop_at_s)
+            for engine in lazy:
+                engine.advance(until_s)
+        else:
+            for eager in self.engines:
+                self.env.process(self._replica(eager))
+            if self.workload.config.concurrency is None:
+                self.env.process(self._arrivals(requests))
+            else:
+                for _ in range(self.workload.config.concurrency):
+                    self.env.process(self._client(requests))
+            self.env.run(until=self.stop_at_s)
+        self.end_s = max(self.end_s, *(engine.last_end_s for engine in self.engines))
+        if self.stop_at_s is not None and any(engine.num_outstanding for engine in self.engines):
+            self.end_s = self.stop_at_s
+
+    def _arrivals(self, requests: Iterator[Request]) -> Generator[simpy.Event, None, None]:
+        """Open loop: each request at its own time."""
+        for request in requests:
+            if request.arrival_s > self.env.now:
+                yield Instant(self.env, request.arrival_s, ARRIVAL)
+            self._submit(request)
+
+    def _arrivals_at_lazy(
+        self, requests: Iterator[Request], engines: Sequence[FastEngine]
+    ) -> Generator[simpy.Event, None, None]:
+        """The same for engines that run by themselves: brought up to the instant when looked at."""
+        sees_all = self.router.reads_state and len(engines) > 1
+        sees_blocks = self.router.reads_blocks
+        for request in requests:
+            at_s = request.arrival_s
+            if at_s > self.env.now:
+                yield Instant(self.env, at_s, ARRIVAL)
+            for engine in engines if sees_all else ():
+                if sees_blocks or engine.quiet_until_s < at_s:
+                    engine.advance(at_s, math.inf)
+            self._submit(request)
+
+    def _arrivals_between_steps(self, requests: Iterator[Request]) -> Generator[simpy.Event, None, None]:
+        """The same, every step of every replica before them ended and the next decided."""
+        for request in requests:
+            if request.arrival_s > self.env.now:
+                yield Instant(self.env, request.arrival_s, ARRIVAL)
+            self._step_until(request.arrival_s)
+            self._submit(request)
+
+    def _step_until(self, until_s: float) -> None:
+        """End and decide steps, one at a time, as long as the next such instant is before `until_s`."""
+        due_s = self._due_s
+        while (at_s := min(due_s)) < until_s:
+            replica = due_s.index(at_s)
+            engine = self.engines[replica]
+            if engine.next_end_s is not None:
+                engine.end_step()
+            engine.call(at_s)
+            next_s = engine.next_end_s
+            if next_s is None:
+                next_s = engine.scheduler.wake_at_s()
+            due_s[replica] = math.inf if next_s is None or next_s <= at_s else next_s
+
+    def _client(self, requests: Iterator[Request]) -> Generator[simpy.Event, None, None]:
+        """Closed loop: the next request when the last one has ended, after the think time."""
+        for request in requests:
+            request.arrival_s = self.env.now
+            if self._submit(request):
+                answered = self._answered[request.index] = self.env.event()
+                yield answered
+            think_time_s = self._think_times.after(request.index)
+            if think_time_s:
+                yield Instant(self.env, self.env.now + think_time_s, ARRIVAL)
+
+    def _submit(self, request: Request) -> bool:
+        request.index = self._num_arrived
+        self._num_arrived += 1
+        self.end_s = self.env.now
+        if self.progress is not None and request.index % PROGRESS_EVERY == 0:
+            self.progress(request.index, self.env.now)
+        chosen = self.router.choose(request, self.engines) if len(self.engines) > 1 else 0
+        engine = self.engines[chosen]
+        if isinstance(engine, FastEngine) and not (self._is_stepwise or self._is_closed_loop):
+            engine.advance(request.arrival_s)
+        accepted = engine.submit(request)
+        if accepted and chosen in self._wake:
+            self._wake.pop(chosen).succeed()
+        elif accepted and self._is_stepwise and engine.next_end_s is None:
+            self._due_s[chosen] = request.arrival_s
+        return accepted
+
+    def _replica(self, engine: Engine) -> Generator[simpy.Event, None, None]:
+        """Decide when idle and something arrives, then go from step end to step end."""
+        while True:
+            yield self._until_asked(engine)
+            yield Instant(self.env, self.env.now, CALL)
+            engine.call(self.env.now)
+            while (end_s := engine.next_end_s) is not None:
+                yield Instant(self.env, end_s, STEP_END)
+                finished = engine.end_step()
+                if self._is_closed_loop and finished:
+                    for request in finished:
+                        self._answered.pop(request.index).succeed()
+                    yield Instant(self.env, end_s, CALL)
+                engine.call(end_s)
+
+    def _until_asked(self, engine: Engine) -> simpy.Event:
+        """The next arrival, or the instant at which the scheduler wants to be asked again."""
+        wake = self._wake[engine.replica] = self.env.event()
+        at_s = engine.scheduler.wake_at_s()
+        if at_s is None or at_s <= self.env.now:
+            return wake
+        return wake | Instant(self.env, at_s, CALL)

@@ -1,1 +1,0 @@
-"""Commands that have a file of their own; `cbsim.command_group` imports each when it is named."""

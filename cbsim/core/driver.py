@@ -1,0 +1,111 @@
+"""Machine: a scheduler's rules, a cost model's formula and the step loop, put together at either speed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import inf
+from typing import Any
+
+import numpy as np
+
+from cbsim.base.binding import Bound, CannotCompile, can_compile
+from cbsim.base.records import plain
+from cbsim.core import layout
+from cbsim.core.feed import DONE, FAULT
+from cbsim.core.layout import World
+from cbsim.core.record import Record
+
+Progress = Callable[[int, float], None]
+"""Called now and then with the number of requests that have arrived and the simulated time, seconds."""
+
+
+class RuleFault(Exception):
+    """A rule did what it must not: `replica`, `request` (its row, or -1) and the sentence say what."""
+
+    def __init__(
+        self, replica: int, now: float, code: int, request: int, num_tokens: int, limit: int
+    ) -> None:
+        super().__init__(code)
+        self.replica, self.now, self.code, self.request = replica, now, code, request
+        self.num_tokens, self.limit = num_tokens, limit
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What differs between two runs of the core: a scheduler's rules, by name, and a step's price."""
+
+    rules: Mapping[str, Callable[..., Any]]
+    step_s: Callable[..., Any]
+
+    def bound(self, function: Callable[..., Any]) -> Bound:
+        """A function of the core that calls these."""
+        return Bound(function, {**self.rules, "step_s": self.step_s})
+
+
+def run_compiled(
+    world: World, bound: Bound, record: Record, until_s: float = inf, progress: Progress | None = None
+) -> None:
+    """Run a world of arrays to its end or to an instant. Raises `CannotCompile`, `RuleFault`."""
+    end = len(world.requests)
+    compiled = bound.compiled
+    compiled.prepare(world, end, until_s)
+    _drive(compiled, world, record, end, until_s, progress)
+
+
+def run_interpreted(
+    world: World, bound: Bound, record: Record, until_s: float = inf, progress: Progress | None = None
+) -> None:
+    """The same with the rules as Python runs them; `world` holds the results all the same."""
+    objects = interpreted(world)
+    try:
+        _drive(bound.interpreted, objects, record, len(world.requests), until_s, progress)
+    finally:
+        write_back(objects, world)
+
+
+def interpreted(world: World) -> World:
+    """A world's records as lists of objects."""
+    made: World = plain(world)
+    return made
+
+
+def write_back(objects: World, world: World) -> None:
+    """Copy what happened to requests and replicas from lists of objects into a world's arrays."""
+    for rows, into in ((objects.requests, world.requests), (objects.own, world.own)):
+        for name in into.dtype.names or ():
+            into[name] = [getattr(row, name) for row in rows]
+    for name in world.clients.dtype.names or ():
+        world.clients[name] = getattr(objects.clients, name)
+
+
+def _drive(
+    step: Callable[..., int], world: Any, record: Record, end: int, until_s: float, progress: Progress | None
+) -> None:
+    while True:
+        status = step(world, end, until_s)
+        record.take(world.log)
+        if progress is not None:
+            progress(
+                int(_field(world.clients, "num_sent")), max(float(_field(o, "last_end_s")) for o in world.own)
+            )
+        if status == DONE:
+            return
+        if status == FAULT:
+            raise _fault(world)
+
+
+def _fault(world: Any) -> RuleFault:
+    for own in world.own:
+        code = int(_field(own, "fault"))
+        if code != layout.NO_FAULT:
+            numbers = (int(_field(own, name)) for name in ("fault_request", "fault_tokens", "fault_limit"))
+            return RuleFault(int(_field(own, "replica")), float(_field(own, "last_end_s")), code, *numbers)
+    raise AssertionError("the core told a fault that no replica has")
+
+
+def _field(row: Any, name: str) -> Any:
+    return row[name] if isinstance(row, np.void) else getattr(row, name)
+
+
+__all__ = ["CannotCompile", "Parts", "RuleFault", "can_compile", "run_compiled", "run_interpreted"]

@@ -1,0 +1,294 @@
+"""AttentionGrid: attention as tables over measured sizes, where a whole grid of them was timed.
+
+Up to three tables, as the three regimes are three kernels' worth of behaviour; all rise along every axis:
+
+    decode   by the mean context KV / B of decodes and their number B
+    prefill  by a chunk's tokens q and its context x
+    mixed    by q, x, KV / B and B: one chunk and some decodes in one launch
+
+Between knots a table is multilinear. Beyond them the formula that was fitted to the same timings takes over:
+`table(nearest) + work(step) - work(nearest)`, `work` being the linear terms of that formula, so that time
+stays monotone and grows linearly far out.
+
+Of several chunks, `g` being the table of chunks alone and `g_min` its smallest value:
+
+    chunks alone   g_min + sum_i (g_i - g_min)
+    with decodes   max_i (mixed_i + crowding(B) max(0, sum_{j != i} (g_j - g_min)))
+
+`crowding(B)` is how much dearer a chunk is among so many decodes than alone, medians over the grid.
+
+Unequal contexts. The decodes of a launch that are still at work share the memory's bandwidth, and none walks
+its context faster than a chain of `c` seconds a token; once fewer than `m = c R` are left, R being the tokens
+a second of a full launch, bandwidth lies idle. With contexts of mean k whose longest is Kmax and whose tail
+is exponential (its scale is then (Kmax - k) / (H_B - 1), H_B the harmonic number), the time lost is
+
+    skew = c (Kmax - k) / (H_B - 1) (ln m + gamma - 1 + exp(-gamma) / m)    for B > m, else 0
+
+and no launch ends before its longest decode does: max(mixed + skew, mixed(q_min, 0, Kmax, 1)). Launches of
+decodes alone that are too few to fill a GPU split long contexts, and so have no such tail.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from math import prod
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+from annotated_types import Ge
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+
+from cbsim.config.section import Section
+
+if TYPE_CHECKING:
+    from cbsim.cost.step_columns import StepColumns
+
+Floats = NDArray[np.float64]
+Coefficient = Annotated[float, Ge(0)]
+
+MAX_KNOT = 10_000_000
+"""Tokens or decodes beyond what anybody times; `compiled_grid` lists every size up to the last knot."""
+
+
+class Table(Section):
+    """Seconds (or a factor) over a rectangular grid of sizes, never falling along any axis."""
+
+    axes: tuple[tuple[float, ...], ...] = Field(min_length=1)
+    """The knots of each axis, rising whole numbers, at least two."""
+    seconds: tuple[Coefficient, ...]
+    """At every combination of knots, the last axis fastest."""
+
+    @model_validator(mode="after")
+    def _rises(self) -> Table:
+        if len(self.seconds) != prod(len(axis) for axis in self.axes):
+            raise ValueError(f"{len(self.seconds)} seconds for a grid of {self.shape}")
+        for number, axis in enumerate(self.axes):
+            if len(axis) < 2 or any(np.diff(axis) <= 0):
+                raise ValueError(f"axis {number} must have two or more knots that rise")
+            if any(knot % 1 for knot in axis) or not 0 <= axis[0] <= axis[-1] <= MAX_KNOT:
+                raise ValueError(f"knots of axis {number} must be whole numbers up to {MAX_KNOT:,}")
+            if (np.diff(self.values, axis=number) < 0).any():
+                raise ValueError(f"seconds must not fall along axis {number}")
+        return self
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Knots by axis."""
+        return tuple(len(axis) for axis in self.axes)
+
+    @cached_property
+    def values(self) -> Floats:
+        """The seconds as an array of that shape."""
+        return np.array(self.seconds, dtype=np.float64).reshape(self.shape)
+
+    def __eq__(self, other: object) -> bool:
+        """By what it says, whether the array has been made or not."""
+        return isinstance(other, Table) and (self.axes, self.seconds) == (other.axes, other.seconds)
+
+    def __hash__(self) -> int:
+        """As equality has it."""
+        return hash((self.axes, self.seconds))
+
+    def nearest(self, *sizes: Any) -> list[Floats]:
+        """Sizes moved onto the grid where they lie beyond its ends."""
+        return [
+            np.minimum(np.maximum(size, axis[0]), axis[-1])
+            for size, axis in zip(sizes, self.axes, strict=True)
+        ]
+
+    def at(self, *sizes: Any) -> Floats:
+        """Seconds at sizes that lie on the grid, multilinear between its knots.
+
+        Folds the last axis first, each as `low + weight * (high - low)`: `compiled_grid` does the same.
+        """
+        places, weights = [], []
+        for size, axis in zip(sizes, self.axes, strict=True):
+            knots = np.array(axis)
+            place = np.clip(np.searchsorted(knots, size, side="right") - 1, 0, len(knots) - 2)
+            places.append((place, place + 1))
+            weights.append((size - knots[place]) / (knots[place + 1] - knots[place]))
+        return self._fold(places, weights, ())
+
+    def _fold(self, places: Sequence[tuple[Any, Any]], weights: Sequence[Floats], chosen: Any) -> Floats:
+        depth = len(chosen)
+        if depth == len(places):
+            found: Floats = self.values[chosen]
+            return found
+        low, high = (self._fold(places, weights, (*chosen, place)) for place in places[depth])
+        return low + weights[depth] * (high - low)
+
+
+class Slopes(Section):
+    """Seconds for more of a size than the grid has."""
+
+    per_pair_s: Coefficient = 0.0
+    per_token_s: Coefficient = 0.0
+    per_decode_s: Coefficient = 0.0
+    per_context_token_s: Coefficient = 0.0
+
+    def chunk_s(self, tokens: Any, context: Any) -> Any:
+        """The share of a chunk."""
+        return self.per_pair_s * (tokens * context + 0.5 * tokens * tokens) + self.per_token_s * tokens
+
+    def decodes_s(self, num_decodes: Any, mean_context: Any) -> Any:
+        """The share of decodes."""
+        return self.per_decode_s * num_decodes + self.per_context_token_s * (num_decodes * mean_context)
+
+
+class Skew(Section):
+    """What unequal contexts add, derived from timings of equal ones."""
+
+    chain_s_per_token: Coefficient
+    """c: one decode alone in a launch that doesn't split its context."""
+    tokens_per_s: float = Field(gt=0)
+    """R: of all decodes together in a full launch."""
+    split_up_to: int = Field(ge=0)
+    """So many decodes have their contexts split, and no tail."""
+
+    def factor(self, num_decodes: Any) -> Floats:
+        """Seconds for each token that the longest context is beyond the mean."""
+        decodes = np.asarray(num_decodes, dtype=np.int64)
+        left = max(self.chain_s_per_token * self.tokens_per_s, 1.0)
+        tail = np.log(left) + np.euler_gamma - 1.0 + np.exp(-np.euler_gamma) / left
+        counts = np.arange(max(int(decodes.max(initial=1)), 2) + 1)
+        spread = np.cumsum(1.0 / np.maximum(counts, 1)) - 2.0  # The first of the sum is 0's, made 1.
+        has_tail = (decodes > left) & (decodes > max(self.split_up_to, 1))
+        found: Floats = np.where(
+            has_tail, self.chain_s_per_token * max(tail, 0.0) / np.maximum(spread[decodes], 0.5), 0.0
+        )
+        return found
+
+
+class DecodeTable(Section):
+    """Decodes alone."""
+
+    table: Table
+    """By mean context and number."""
+    slopes: Slopes
+    skew: Skew
+
+    def at(self, num_decodes: Any, context: Any, max_context: Any) -> Floats:
+        """Seconds of so many decodes, at least one, over a context in all, and the longest of them."""
+        mean = context / num_decodes
+        near_mean, near = self.table.nearest(mean, num_decodes)
+        beyond = self.slopes.decodes_s(num_decodes, mean) - self.slopes.decodes_s(near, near_mean)
+        skew = self.skew.factor(num_decodes) * np.maximum(max_context - mean, 0.0)
+        seconds: Floats = (self.table.at(near_mean, near) + beyond) + skew
+        return seconds
+
+
+class ChunkTable(Section):
+    """Chunks alone."""
+
+    table: Table
+    """By tokens and context, of one chunk."""
+    slopes: Slopes
+
+    def at(self, tokens: Any, context: Any) -> Floats:
+        """Seconds of one chunk."""
+        near, near_context = self.table.nearest(tokens, context)
+        beyond = self.slopes.chunk_s(tokens, context) - self.slopes.chunk_s(near, near_context)
+        seconds: Floats = self.table.at(near, near_context) + beyond
+        return seconds
+
+    def together(self, columns: StepColumns) -> Floats:
+        """Seconds of all chunks of each step; 0 without."""
+        _, _, together = _alone(self, columns)
+        return np.where(columns.num_chunks > 0, self.smallest_s + together, 0.0)
+
+    @cached_property
+    def smallest_s(self) -> float:
+        """Seconds of the smallest chunk: what a launch takes at least."""
+        return float(self.table.values.flat[0])
+
+
+class MixedTable(Section):
+    """One chunk and some decodes in one launch."""
+
+    table: Table
+    """By tokens and context of the chunk, mean context and number of the decodes."""
+    slopes: Slopes
+    skew: Skew
+    crowding: Table
+    """By decodes: a factor, at least 1."""
+
+    def at(self, tokens: Any, context: Any, num_decodes: Any, mean_context: Any) -> Floats:
+        """Seconds of one chunk and some decodes, at least one, of a mean context."""
+        near = self.table.nearest(tokens, context, mean_context, num_decodes)
+        slopes = self.slopes
+        beyond = slopes.chunk_s(tokens, context) - slopes.chunk_s(near[0], near[1])
+        more = slopes.decodes_s(num_decodes, mean_context) - slopes.decodes_s(near[3], near[2])
+        seconds: Floats = (self.table.at(*near) + beyond) + more
+        return seconds
+
+    def crowding_at(self, num_decodes: Any) -> Floats:
+        """How much dearer a chunk is among so many decodes than alone."""
+        return self.crowding.at(*self.crowding.nearest(num_decodes))
+
+    @cached_property
+    def chain(self) -> Table:
+        """One decode beside the smallest chunk, by its context."""
+        return Table(axes=self.table.axes[2:3], seconds=tuple(self.table.values[0, 0, :, 0].tolist()))
+
+    def chain_at(self, max_context: Any) -> Floats:
+        """Seconds of one decode beside the smallest chunk: no launch that holds it ends sooner."""
+        (near,) = self.chain.nearest(max_context)
+        seconds: Floats = self.chain.at(near) + self.skew.chain_s_per_token * (max_context - near)
+        return seconds
+
+
+class AttentionGrid(Section):
+    """Seconds of one layer's attention by tables: of decodes, and of what else was timed over a grid."""
+
+    decode: DecodeTable
+    prefill: ChunkTable | None = None
+    mixed: MixedTable | None = None
+    """Only with `prefill`."""
+
+    @model_validator(mode="after")
+    def _axes_fit(self) -> AttentionGrid:
+        for name, num_axes in {"decode": 2, "prefill": 2, "mixed": 4}.items():
+            part = getattr(self, name)
+            if part is not None and len(part.table.axes) != num_axes:
+                raise ValueError(f"{name}.table must have {num_axes} axes")
+        if self.mixed is not None and (self.prefill is None or len(self.mixed.crowding.axes) != 1):
+            raise ValueError("mixed goes with prefill, and its crowding has one axis")
+        return self
+
+    def decodes(self, columns: StepColumns) -> Floats:
+        """Seconds of the decodes of steps as if alone; 0 without decodes."""
+        num_decodes = np.maximum(columns.num_decodes, 1)
+        seconds = self.decode.at(num_decodes, columns.decode_context, columns.max_decode_context)
+        return np.where(columns.num_decodes > 0, seconds, 0.0)
+
+    def chunks(self, columns: StepColumns) -> Floats:
+        """Seconds of the chunks of steps as if alone; 0 without chunks. Needs `prefill`."""
+        assert self.prefill is not None
+        return self.prefill.together(columns)
+
+    def chunks_among_decodes(self, columns: StepColumns) -> Floats:
+        """Seconds of steps of chunks and decodes, and nothing sensible of others. Needs `mixed`."""
+        assert self.prefill is not None
+        assert self.mixed is not None
+        mixed = self.mixed
+        (steps, tokens, context), alone, together = _alone(self.prefill, columns)
+        num_decodes = np.maximum(columns.num_decodes, 1)
+        mean = columns.decode_context / num_decodes
+        among = mixed.at(tokens, context, num_decodes[steps], mean[steps])
+        among = among + mixed.crowding_at(num_decodes[steps]) * np.maximum(together[steps] - alone, 0.0)
+        seconds = np.zeros(len(num_decodes))
+        np.maximum.at(seconds, steps, among)
+        unequal = np.maximum(columns.max_decode_context - mean, 0.0)
+        seconds = seconds + mixed.skew.factor(num_decodes) * unequal
+        return np.maximum(seconds, mixed.chain_at(columns.max_decode_context))
+
+
+def _alone(prefill: ChunkTable, columns: StepColumns) -> tuple[tuple[Any, Any, Any], Floats, Floats]:
+    """All chunks (their step, tokens, context); what each costs beyond a launch; the sum of a step's."""
+    steps, tokens, context = columns.flat_chunks
+    alone = prefill.at(tokens, context) - prefill.smallest_s
+    together = np.zeros(len(columns.num_chunks))
+    np.add.at(together, steps, alone)
+    return (steps, tokens, context), alone, together

@@ -1,0 +1,141 @@
+"""KernelErrors: how wrong a profile may be, as factors on its kernels' times drawn from a seed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field, ValidationError
+
+from cbsim.base.errors import CalibrationError
+from cbsim.config.section import Section
+
+Kind = Literal["dense", "logits", "prefill", "decode", "mixed"]
+KINDS: tuple[Kind, ...] = ("dense", "logits", "prefill", "decode", "mixed")
+ERROR_STREAM = 0x65727273
+"""Spawn key of the random streams of errors."""
+_PERCENT = 100.0
+_Z_50 = 0.6744897501960817
+_Z_90 = 1.6448536269514722
+"""The median and the 90th percentile of |z|, z standard normal."""
+_MEDIAN_DEVIATION = math.sqrt(math.pi / 2)
+"""Standard error of the median of n normal values, times sqrt(n) / sigma."""
+
+
+class ErrorRecord(Section):
+    """What `cost.json` tells of a kind of kernel: `predicted / measured - 1` of held-out points, percent."""
+
+    num_points: int = Field(ge=1)
+    median_pct: float = Field(ge=0)
+    """Of the size of errors, as the next two."""
+    p90_pct: float = Field(ge=0)
+    worst_pct: float = Field(ge=0)
+    bias_pct: float = Field(gt=-100)
+    """The signed median."""
+
+    def residual(self, z: float) -> float:
+        """The logarithm of predicted / measured, its systematic part apart, for a standard normal z.
+
+        Held-out errors have longer tails than a normal distribution: z is raised to the power that gives
+        their size the recorded median and p90, and cut off at the worst error seen.
+        """
+        scale, power = self._spread
+        return math.copysign(min(scale * abs(z) ** power, _log(self.worst_pct)), z)
+
+    def systematic(self, z: float) -> float:
+        """The same logarithm's part that all points have in common: the recorded bias, as well as known."""
+        sigma = _log(self.median_pct) / _Z_50
+        return _log(self.bias_pct) + _MEDIAN_DEVIATION * sigma / math.sqrt(self.num_points) * z
+
+    @cached_property
+    def _spread(self) -> tuple[float, float]:
+        median, p90 = _log(self.median_pct), _log(self.p90_pct)
+        if not 0 < median < p90:
+            return p90 / _Z_90, 1.0
+        power = math.log(p90 / median) / math.log(_Z_90 / _Z_50)
+        return median / _Z_50**power, power
+
+
+class KernelErrors:
+    """Factors on the times of kernels, the same for a seed, a kind and a cell of sizes, whenever asked.
+
+    A kernel's true time is its predicted one times `exp(-(b + e))`, and both parts are drawn:
+
+    * `b`, systematic, once for each seed and kind: all kernels of the kind err by it in all steps. It is the
+      recorded bias with the standard error of a median of so many points. Where whole steps were timed, it
+      is theirs, the same for every kind, for then it is known what kernels add up to.
+    * `e`, the residual, once for each seed, kind and cell: sizes within a factor of two of each other, that
+      is, of equal binary logarithm rounded down. A kernel errs in the same way each time it runs at a size,
+      so an error drawn anew for every step would be wrong: it would average out over a run and leave
+      intervals with nothing of it in them. How alike the errors of neighbouring sizes are is not recorded.
+      In the shipped profiles they correlate by up to 0.3 within a factor of two and not beyond, so that a
+      whole cell's erring alike overstates rather than understates what is left after averaging.
+
+    A seed is thus one guess at the true times. Intervals over replicates take the spread of these guesses for
+    the error of a figure, however many there are (`cbsim.studies.replicates.is_known_by_spread`).
+
+    Not in it, for a profile says nothing of them: a GPU or software other than those that were timed, sizes
+    beyond the calibrated range, and the host's time.
+    """
+
+    def __init__(self, records: Mapping[Kind, ErrorRecord], steps: ErrorRecord | None, seed: int) -> None:
+        """`records` has all kinds; `steps` is the record of whole steps, if any were timed."""
+        self._records = records
+        self._steps = steps
+        self._seed = seed
+        self._excess: dict[tuple[Kind, tuple[int, ...]], float] = {}
+
+    @classmethod
+    def read(cls, accuracy: Mapping[str, Any], path: Path, seed: int) -> KernelErrors:
+        """From the `accuracy` of the cost file at `path`; raises `CalibrationError` if it doesn't suffice.
+
+        Where mixed steps were not timed alone, their attention errs like that of chunks or of decodes,
+        whichever errs more at p90.
+        """
+        held_out = _records(accuracy.get("held_out", {}), path, "held_out")
+        missing = [kind for kind in ("dense", "logits", "prefill", "decode") if kind not in held_out]
+        if missing:
+            raise CalibrationError(
+                f"{path}: records no held-out errors of {', '.join(missing)}, which cost_model.uncertainty "
+                "draws from; fit the profile again"
+            )
+        wider = max(held_out["prefill"], held_out["decode"], key=lambda record: record.p90_pct)
+        records: dict[Kind, ErrorRecord] = {kind: held_out.get(kind, wider) for kind in KINDS}
+        steps = _records(accuracy.get("whole_steps", {}), path, "whole_steps").get("step")
+        return cls(records, steps, seed)
+
+    def excess(self, kind: Kind, *cell: int) -> float:
+        """What a kernel's time is to be multiplied by, less 1; `cell` is the bit lengths of its sizes."""
+        key = kind, cell
+        if key not in self._excess:
+            residual = self._records[kind].residual(self._normal(KINDS.index(kind), *cell))
+            self._excess[key] = math.expm1(-(self._systematic[kind] + residual))
+        return self._excess[key]
+
+    @cached_property
+    def _systematic(self) -> dict[Kind, float]:
+        if self._steps is not None:
+            shared = self._steps.systematic(self._normal(len(KINDS)))
+            return dict.fromkeys(KINDS, shared)
+        return {
+            kind: self._records[kind].systematic(self._normal(number)) for number, kind in enumerate(KINDS)
+        }
+
+    def _normal(self, *key: int) -> float:
+        sequence = np.random.SeedSequence(self._seed, spawn_key=(ERROR_STREAM, *key))
+        return float(np.random.default_rng(sequence).standard_normal())
+
+
+def _records(table: Any, path: Path, name: str) -> dict[str, ErrorRecord]:
+    try:
+        return {kind: ErrorRecord.model_validate(record) for kind, record in table.items()}
+    except (AttributeError, ValidationError) as error:
+        raise CalibrationError(f"{path}: accuracy.{name}: is no table of errors") from error
+
+
+def _log(error_pct: float) -> float:
+    return math.log1p(error_pct / _PERCENT)

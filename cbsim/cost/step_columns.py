@@ -1,0 +1,90 @@
+"""StepColumns: many steps as columns of equal length, what vector forms of a cost are functions of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cbsim.cost.cost_model import StepShape
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class StepColumns:
+    """Steps as columns of equal length, one row a step."""
+
+    num_tokens: Ints
+    num_logits: Ints
+    num_chunks: Ints
+    prefill_tokens: Ints
+    longest_prefill: Ints
+    """Largest context of a chunk, its own tokens included; 0 without chunks."""
+    num_decodes: Ints
+    decode_context: Ints
+    max_decode_context: Ints
+    chunks: tuple[tuple[tuple[int, int], ...], ...]
+    _pairs: dict[int, Ints] = field(default_factory=dict, repr=False, compare=False)
+
+    @classmethod
+    def from_shapes(cls, shapes: Sequence[StepShape]) -> StepColumns:
+        """The columns of some steps."""
+
+        def column(values: list[int]) -> Ints:
+            return np.array(values, dtype=np.int64)
+
+        return cls(
+            num_tokens=column([shape.num_tokens for shape in shapes]),
+            num_logits=column([shape.num_logits for shape in shapes]),
+            num_chunks=column([len(shape.chunks) for shape in shapes]),
+            prefill_tokens=column([sum(tokens for tokens, _ in shape.chunks) for shape in shapes]),
+            longest_prefill=column([max(map(sum, shape.chunks), default=0) for shape in shapes]),
+            num_decodes=column([shape.num_decodes for shape in shapes]),
+            decode_context=column([shape.decode_context for shape in shapes]),
+            max_decode_context=column([shape.max_decode_context for shape in shapes]),
+            chunks=tuple(shape.chunks for shape in shapes),
+        )
+
+    def take(self, places: Ints) -> StepColumns:
+        """Some of the steps."""
+        counts = {
+            each.name: getattr(self, each.name)[places]
+            for each in fields(self)
+            if each.name not in ("chunks", "_pairs")
+        }
+        return StepColumns(**counts, chunks=tuple(self.chunks[place] for place in places.tolist()))
+
+    def shapes(self) -> list[StepShape]:
+        """The steps one by one."""
+        counts = (self.num_decodes, self.decode_context, self.max_decode_context)
+        finishing = (self.num_logits - self.num_decodes).tolist()
+        rows = zip(self.chunks, finishing, *(count.tolist() for count in counts), strict=True)
+        return [StepShape(*row) for row in rows]
+
+    @cached_property
+    def flat_chunks(self) -> tuple[Ints, Ints, Ints]:
+        """All chunks, one row a chunk: its step, its tokens, its context."""
+        flat = [chunk for chunks in self.chunks for chunk in chunks]
+        tokens, context = np.array(flat, dtype=np.int64).reshape(-1, 2).T
+        return np.repeat(np.arange(len(self.num_chunks)), self.num_chunks), tokens, context
+
+    def pairs(self, tile: int) -> Ints:
+        """(query, key) pairs of each step's chunks, computed tile by tile."""
+        if tile not in self._pairs:
+            counts = [num_pairs(chunks, tile) for chunks in self.chunks]
+            self._pairs[tile] = np.array(counts, dtype=np.int64)
+        return self._pairs[tile]
+
+
+def num_pairs(chunks: Sequence[tuple[int, int]], tile: int) -> int:
+    """(query, key) pairs computed for chunks `(tokens, context)` by tiles of `tile` (even) queries."""
+    half_tile = tile // 2
+    total = 0
+    for tokens, context in chunks:
+        total += -(-tokens // tile) * half_tile * (2 * context + tokens + tile)
+    return total

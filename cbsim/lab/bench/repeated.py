@@ -1,0 +1,95 @@
+"""The workload of a scaling study on a trace: the trace over and over, until there are enough requests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+from pydantic import Field
+
+from cbsim.workload.request import Segments
+from cbsim.workload.request_batch import ObjectColumn, RequestBatch
+from cbsim.workload.request_source import MAX_REQUESTS
+from cbsim.workload.trace import TraceWorkload
+from cbsim.workload.trim import Trim
+
+
+class RepeatedTrace(TraceWorkload):
+    """Replays a trace lap after lap, each lap's arrivals later by its length and one mean gap.
+
+    Requests, sessions and prompts of later laps bear other names, so that within each lap prompts share what
+    they share in the trace, and nothing with an earlier lap.
+    """
+
+    class Config(TraceWorkload.Config):
+        """Settings of a repeated trace; window and limit choose what is repeated."""
+
+        type: str = "cbsim.lab.bench.repeated:RepeatedTrace"
+        num_requests: int = Field(ge=1, le=MAX_REQUESTS)
+        """How many requests, in all laps."""
+
+    config: Config
+
+    def batches(self) -> Iterator[RequestBatch]:
+        """The file is read when the first batch is asked for; raises as `TraceWorkload.batches`."""
+        if not self._num_in_window:
+            yield from super().batches()
+        whole = {"start_s": 0.0, "end_s": None, "limit": self.config.num_requests}
+        self._trim = Trim(self.config.model_copy(update=whole))
+        yield from self._trim.apply(self._laps())
+
+    def num_requests(self) -> int:
+        """As many as asked for."""
+        return self.config.num_requests
+
+    def notes(self) -> list[str]:
+        """What reading left out or sorted, how often the trace was repeated, and what the caps cut."""
+        num_laps = self.num_requests() / super().num_requests()
+        return [*super().notes(), *([f"trace replayed {num_laps:.3g} times"] if num_laps > 1 else [])]
+
+    def _laps(self) -> Iterator[RequestBatch]:
+        first, _ = Trim(self.config).window(self._table.arrival_s)
+        num_source = super().num_requests()
+        arrival_s = self._table.arrival_s[first : first + num_source]
+        span_s = float(arrival_s[-1] - arrival_s[0])
+        lap_s = span_s + span_s / max(1, num_source - 1)
+        source = Trim(self.config.model_copy(update={"limit": num_source}))
+        lap = 0
+        while True:
+            left = num_source
+            for batch in self._table.batches():
+                start, stop = source.window(batch.arrival_s)
+                stop = min(stop, start + left)
+                left -= stop - start
+                if stop > start:
+                    yield _later(batch.part(start, stop), lap, lap * lap_s - self.config.start_s)
+                if not left:
+                    break
+            lap += 1
+
+
+def _later(batch: RequestBatch, lap: int, shift_s: float) -> RequestBatch:
+    """Requests of a lap from 0, all arrivals shifted, all names but the first lap's their own."""
+    moved = replace(batch, arrival_s=batch.arrival_s + shift_s)
+    if lap == 0:
+        return moved
+    mark = f"#{lap + 1}"
+    names = batch.request_id
+    if names is None:
+        names = np.array([f"r{number}" for number in batch.number.tolist()], dtype=np.object_)
+    sessions = batch.session_id
+    return replace(
+        moved,
+        request_id=names + mark,
+        session_id=None if sessions is None else _marked_names(sessions, mark),
+        prompt=None if batch.prompt is None else [_marked(prompt, mark) for prompt in batch.prompt],
+    )
+
+
+def _marked_names(names: ObjectColumn, mark: str) -> ObjectColumn:
+    return np.array([name and name + mark for name in names], dtype=np.object_)
+
+
+def _marked(prompt: Segments | None, mark: str) -> Segments | None:
+    return prompt and tuple((f"{name}{mark}", num_tokens) for name, num_tokens in prompt)

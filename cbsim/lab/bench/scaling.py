@@ -1,0 +1,202 @@
+"""A scaling study: one experiment with more and more requests, running requests, and replicas."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import Any
+
+from cbsim.base.errors import CbsimError, ConfigError
+from cbsim.base.units import MEGA
+from cbsim.lab.bench.work_timing import NUM_WARM_UP
+from cbsim.studies.experiment import Experiment
+from cbsim.studies.labels import label_values, point_name
+from cbsim.studies.run import make_workload
+from cbsim.workload import WORKLOADS
+from cbsim.workload.request_source import MAX_REQUESTS
+from cbsim.workload.trace import TraceWorkload
+
+BACKLOG_RATE_SCALE = float(MEGA)
+"""Arrivals so many times as fast leave no slot empty while requests are left."""
+NUM_REQUESTS_EACH = 10_000
+REPEATED = "cbsim.lab.bench.repeated:RepeatedTrace"
+
+
+class Axis(StrEnum):
+    """What a study varies."""
+
+    REQUESTS = "requests"
+    RUNNING = "running"
+    REPLICAS = "replicas"
+
+
+@dataclass(frozen=True, slots=True)
+class Scales:
+    """The values along each axis, rising; none for an axis to leave out."""
+
+    requests: tuple[int, ...] = (1_000, 10_000, 100_000)
+    running: tuple[int, ...] = (16, 64, 256)
+    replicas: tuple[int, ...] = (1, 4, 16)
+
+    @property
+    def num_requests_each(self) -> int:
+        """Requests of a replica along the other axes: the middle value of `requests`, else 10,000."""
+        return self.requests[(len(self.requests) - 1) // 2] if self.requests else NUM_REQUESTS_EACH
+
+
+@dataclass(frozen=True, slots=True)
+class ScalePoint:
+    """One experiment of a study."""
+
+    axis: Axis
+    value: int
+    settings: dict[str, Any] = field(repr=False)
+    """The experiment, as `cbsim.run` takes it."""
+    small: dict[str, Any] = field(repr=False)
+    """The same with few requests, to warm up."""
+
+    @property
+    def label(self) -> str:
+        """What it is in words."""
+        unit = {Axis.REQUESTS: "request", Axis.RUNNING: "running", Axis.REPLICAS: "replica"}[self.axis]
+        return f"{self.value:,} {unit}" + "s" * (self.value != 1 and self.axis is not Axis.RUNNING)
+
+    @property
+    def num_requests(self) -> int:
+        """How many requests it simulates."""
+        workload = self.settings["workload"]
+        return int(workload.get("num_requests") or workload["limit"])
+
+
+def parse_values(option: str, text: str) -> tuple[int, ...]:
+    """The values after an option, `1000,10000`, rising and each once. Raises `ConfigError`."""
+    parts = [part.strip() for part in text.split(",")]
+    wrong = [part for part in parts if not (part.isdecimal() and 1 <= int(part) <= MAX_REQUESTS)]
+    if wrong:
+        raise ConfigError(
+            f"{option}: got '{wrong[0]}'; expected whole numbers from 1 to {MAX_REQUESTS:,}, as in 1,10,100"
+        )
+    return tuple(sorted({int(part) for part in parts}))
+
+
+class Study:
+    """The points of a study, and what a reader must know of them.
+
+    Raises `ConfigError` with a line for each point that is no right experiment.
+    """
+
+    def __init__(self, experiment: Experiment, scales: Scales) -> None:
+        self.name = experiment.name
+        self.notes: list[str] = []
+        points = experiment.points()
+        swept, self._experiment = points[0]
+        if swept:
+            first = point_name(label_values([values for values, _ in points])[0], list(swept))
+            self.notes.append(f"the first point of the sweep is scaled: {first}")
+        self.config = self._experiment.resolved()
+        """The experiment that is scaled, names and defaults spelled out."""
+        if self.config.pop("stop_at_s") is not None:
+            self.notes.append("stop_at_s is left out: every request is simulated to its end")
+        if "max_num_seqs" not in self.config["scheduler"] and scales.running:
+            scheduler = self.config["scheduler"]["type"]
+            self.notes.append(f"running is left out: scheduler '{scheduler}' has no max_num_seqs")
+            scales = replace(scales, running=())
+        self._scales = scales
+        self.points = self._make_points()
+        self._tell_axes()
+
+    def _make_points(self) -> list[ScalePoint]:
+        problems: list[str] = []
+        points = []
+        for axis in Axis:
+            for value in getattr(self._scales, axis.value):
+                num_requests = self._num_requests(axis, value)
+                settings = self._scaled(axis, value, num_requests)
+                points.append(ScalePoint(axis, value, settings, self._scaled(axis, value, NUM_WARM_UP)))
+                problems += [f"--{axis} {value}: {problem}" for problem in _problems(points[-1])]
+        if problems:
+            raise ConfigError(*problems)
+        return points
+
+    def _num_requests(self, axis: Axis, value: int) -> int:
+        if axis is Axis.REQUESTS:
+            return value
+        num_replicas = value if axis is Axis.REPLICAS else self._experiment.replicas.count
+        return num_replicas * self._scales.num_requests_each
+
+    def _scaled(self, axis: Axis, value: int, num_requests: int) -> dict[str, Any]:
+        settings = copy.deepcopy(self.config)
+        self._set_requests(settings["workload"], num_requests)
+        if axis is Axis.RUNNING:
+            self._set_running(settings, value)
+        elif axis is Axis.REPLICAS:
+            self._set_replicas(settings, value)
+        return settings
+
+    def _set_requests(self, workload: dict[str, Any], num_requests: int) -> None:
+        """So many requests, whatever window or limit there was; those of a trace choose what is repeated."""
+        kind = WORKLOADS.get(workload["type"])
+        if kind is TraceWorkload:
+            workload |= {"type": REPEATED, "num_requests": num_requests}
+        elif "num_requests" not in workload:
+            workload["limit"] = num_requests
+        else:
+            workload["num_requests"] = num_requests
+            if not issubclass(kind, TraceWorkload):
+                workload |= {"start_s": 0.0, "end_s": None, "limit": None}
+            if "duration_s" in workload:
+                workload["duration_s"] = None
+
+    def _set_running(self, settings: dict[str, Any], max_num_seqs: int) -> None:
+        """So many slots on each replica, none of them empty while requests are left."""
+        settings["scheduler"]["max_num_seqs"] = max_num_seqs
+        workload = settings["workload"]
+        if workload["concurrency"] is None:
+            workload["rate_scale"] *= BACKLOG_RATE_SCALE
+        else:
+            num_slots = max_num_seqs * self._experiment.replicas.count
+            workload |= {"concurrency": 2 * num_slots, "think_time_s": 0.0}
+
+    def _set_replicas(self, settings: dict[str, Any], count: int) -> None:
+        """So many replicas, each with as many arrivals as one has now."""
+        growth = count / self._experiment.replicas.count
+        settings["replicas"]["count"] = count
+        workload = settings["workload"]
+        if workload["concurrency"] is None:
+            workload["rate_scale"] *= growth
+        else:
+            workload["concurrency"] = max(1, round(growth * workload["concurrency"]))
+
+    def _tell_axes(self) -> None:
+        each = f"{self._scales.num_requests_each:,} requests"
+        workload = make_workload(self._experiment)
+        if type(workload) is TraceWorkload:
+            num_source = workload.num_requests()
+            if any(point.num_requests > num_source for point in self.points):
+                self.notes.append(
+                    f"the trace has {num_source:,} requests: for more it is repeated, each time later by "
+                    "its length"
+                )
+        if self._scales.running:
+            self.notes.append(
+                f"running: {each} a replica, all there from the start, so that some always wait for a slot"
+            )
+        if self._scales.replicas:
+            self.notes.append(f"replicas: {each} and as many arrivals a second for each of them")
+
+
+def _problems(point: ScalePoint) -> list[str]:
+    """What is wrong with the experiment of a point."""
+    try:
+        experiment = Experiment.from_mapping(point.settings)
+        if "num_requests" not in point.settings["workload"]:
+            num_requests = make_workload(experiment).num_requests()
+            if num_requests is not None and num_requests < point.num_requests:
+                name = experiment.workload.type.rpartition("/")[2]
+                return [f"workload '{name}' has no more than {num_requests:,} requests"]
+    except CbsimError as error:
+        return [problem.removeprefix("config: ") for problem in error.problems]
+    if point.num_requests > MAX_REQUESTS:
+        return [f"makes {point.num_requests:,} requests; expected at most {MAX_REQUESTS:,}"]
+    return []

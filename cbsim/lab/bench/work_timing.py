@@ -1,0 +1,197 @@
+"""Measure works, each in a fresh process: neither memory nor warm caches pass from one to the next."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cbsim.cluster.engine.fast import FastEngine
+from cbsim.cluster.engine.recorder import Recorder, RunLog
+from cbsim.lab.bench.process import in_fresh_process
+from cbsim.lab.bench.resources import bare_simpy_s, children_cpu_s, children_peak_bytes, peak_memory_bytes
+from cbsim.lab.bench.stepwise import drive
+from cbsim.lab.bench.works import How, Work
+from cbsim.results.metrics import Deployment, summarize
+from cbsim.studies.experiment import Experiment
+from cbsim.studies.run import collect, make_cost_model, make_scheduler, make_workload, simulate
+
+NUM_WARM_UP = 20
+"""Requests of the run that loads modules and fills caches before anything is timed."""
+NUM_RUNS = 3
+"""How often a work is timed; the fastest counts."""
+MAX_REPEATED_S = 10.0
+"""Works that take longer are timed once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What a work took: CPU seconds of one core (`time.process_time`)."""
+
+    num_requests: int
+    num_steps: int
+    cpu_s: float
+    peak_bytes: int
+    warm_bytes: int = 0
+    """The most memory held before the timed run: interpreter, modules, and a small run that warms up."""
+    num_decodes: int = 0
+    """Tokens decoded, in all steps."""
+    mean_running: float = 0.0
+    """Requests that held a slot, mean over all steps."""
+    metrics_cpu_s: float | None = None
+    """Of the metrics, not part of `cpu_s`."""
+    bare_simpy_s: float | None = None
+    """A bare SimPy loop of as many events as there were steps, in the same process."""
+
+    @property
+    def s_per_step(self) -> float:
+        """CPU seconds a step."""
+        return self.cpu_s / self.num_steps
+
+    @property
+    def s_per_request(self) -> float:
+        """CPU seconds a request."""
+        return self.cpu_s / self.num_requests
+
+    @property
+    def steps_per_s(self) -> float:
+        """Steps a CPU second."""
+        return self.num_steps / self.cpu_s
+
+    @property
+    def mean_decodes(self) -> float:
+        """Decodes of a step."""
+        return self.num_decodes / self.num_steps
+
+    @property
+    def metrics_share(self) -> float | None:
+        """Metrics' CPU seconds over the simulation's."""
+        return None if self.metrics_cpu_s is None else self.metrics_cpu_s / self.cpu_s
+
+    @property
+    def bare_ratio(self) -> float | None:
+        """The work's CPU seconds over the bare loop's."""
+        return None if self.bare_simpy_s is None else self.cpu_s / self.bare_simpy_s
+
+
+def measure(work: Work) -> Measured:
+    """Measure a work in a process of its own."""
+    return in_fresh_process(MEASURES[work.how], dict(work.settings))
+
+
+def measure_simulation(settings: Mapping[str, Any]) -> Measured:
+    """The simulation alone (arrivals read, steps run, arrays made), and the metrics beside it."""
+    experiment = Experiment.from_mapping(settings)
+    warm_up = Experiment.from_mapping(settings, overrides={"workload.limit": NUM_WARM_UP})
+    _simulate(warm_up)
+    warm_bytes = peak_memory_bytes()
+    return replace(_fastest(lambda: _simulate(experiment)), warm_bytes=warm_bytes)
+
+
+def measure_scaled(settings: Mapping[str, Any], small: Mapping[str, Any]) -> Measured:
+    """The same without what a trace's file costs however few of its requests are used.
+
+    `small` is the experiment that warms up.
+    """
+    experiment = Experiment.from_mapping(settings)
+    _simulate(Experiment.from_mapping(small))
+    warm_bytes = peak_memory_bytes()
+    return replace(_fastest(lambda: _simulate(experiment, is_read=True)), warm_bytes=warm_bytes)
+
+
+def measure_steps(settings: Mapping[str, Any]) -> Measured:
+    """The same, the engine asked for each single step."""
+    experiment = Experiment.from_mapping(settings)
+    _drive(Experiment.from_mapping(settings, overrides={"workload.limit": NUM_WARM_UP}))
+    return _fastest(lambda: _drive(experiment))
+
+
+def measure_command(settings: Mapping[str, Any]) -> Measured:
+    """`cbsim run` from the start of its process to the written run folder, twice; the faster counts."""
+    with tempfile.TemporaryDirectory(prefix="cbsim-bench-") as folder:
+        config = Path(folder) / "bench.yaml"
+        config.write_text(yaml.safe_dump(dict(settings)), encoding="utf-8")
+        out = Path(folder) / "run"
+        command = [sys.executable, "-m", "cbsim", "run", str(config), "--out", str(out), "--quiet", "--json"]
+        times = []
+        for _ in range(2):
+            before = children_cpu_s()
+            ran = subprocess.run(command, check=True, capture_output=True, text=True)
+            times.append(children_cpu_s() - before)
+    summary = json.loads(ran.stdout)
+    return Measured(
+        num_requests=summary["num_requests"],
+        num_steps=summary["num_steps"],
+        cpu_s=min(times),
+        peak_bytes=children_peak_bytes(),
+    )
+
+
+MEASURES: dict[How, Callable[[Mapping[str, Any]], Measured]] = {
+    How.SIMULATE: measure_simulation,
+    How.STEP_BY_STEP: measure_steps,
+    How.COMMAND: measure_command,
+}
+
+
+def num_runs(cpu_s: float) -> int:
+    """How often a work is timed whose run takes so long."""
+    return NUM_RUNS if cpu_s < MAX_REPEATED_S else 1
+
+
+def _fastest(once: Callable[[], Measured]) -> Measured:
+    """The fastest of three runs, or the only one where that takes long; memory is the first one's."""
+    runs = [once()]
+    runs += [once() for _ in range(num_runs(runs[0].cpu_s) - 1)]
+    best = min(runs, key=lambda run: run.cpu_s)
+    bare_s = min(bare_simpy_s(best.num_steps) for _ in runs)
+    return replace(best, peak_bytes=runs[0].peak_bytes, bare_simpy_s=bare_s)
+
+
+def _simulate(experiment: Experiment, *, is_read: bool = False) -> Measured:
+    workload = make_workload(experiment)
+    if is_read:
+        next(workload.requests(), None)
+    began = time.process_time()
+    log, _ = simulate(experiment, workload)
+    cpu_s = time.process_time() - began
+    deployment = Deployment(
+        model=experiment.model,
+        gpu=experiment.gpu,
+        tensor_parallel=experiment.replicas.tensor_parallel,
+        num_replicas=experiment.replicas.count,
+        kv_block_size=experiment.kv_cache.block_size,
+    )
+    summary = summarize(log, deployment, experiment.slo.limits())
+    return _measured(log, cpu_s, summary["simulation"]["metrics_cpu_s"])
+
+
+def _drive(experiment: Experiment) -> Measured:
+    workload, cost, recorder = make_workload(experiment), make_cost_model(experiment), Recorder()
+    scheduler = make_scheduler(experiment, cost)
+    num_in_flight = 2 if experiment.scheduler.async_scheduling else 1
+    engine = FastEngine(0, scheduler, cost, recorder, num_in_flight)
+    began = time.process_time()
+    drive(engine, workload.requests())
+    log = collect(recorder, [engine], engine.last_end_s)
+    return _measured(log, time.process_time() - began)
+
+
+def _measured(log: RunLog, cpu_s: float, metrics_cpu_s: float | None = None) -> Measured:
+    return Measured(
+        num_requests=len(log.requests["arrival_s"]),
+        num_steps=len(log.steps["step"]),
+        cpu_s=cpu_s,
+        peak_bytes=peak_memory_bytes(),
+        num_decodes=int(log.steps["num_decode_tokens"].sum()),
+        mean_running=float(log.steps["num_running"].mean()),
+        metrics_cpu_s=metrics_cpu_s,
+    )

@@ -1,0 +1,181 @@
+"""KernelReport: what a calibration on one device has found, as Markdown ready to be published."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from cbsim.base.markdown import markdown_table
+from cbsim.base.units import TERA, format_seconds
+from cbsim.cost.costfile import CostFile
+from cbsim.lab.calibrate.accuracy import Errors
+from cbsim.lab.calibrate.meta import Meta
+from cbsim.lab.calibrate.point import Point
+from cbsim.lab.calibrate.reached_peaks import Reached, Sum, reached, step_errors
+from cbsim.specs import GpuSpec, ModelSpec
+
+SOFTWARE = ("cbsim", "torch", "triton", "cuda", "driver", "python")
+TABLES = {
+    "held_out": "held out",
+    "largest_held_out": "largest sizes held out",
+    "repeatability": "repeats of the same timing",
+}
+"""The tables of a cost file's accuracy that a reader judges it by, and what they are called."""
+USUAL_DECODES = (64, 4096)
+"""Decodes x context that kernels are usually compared at."""
+ERROR_COLUMNS = ("points", "median", "p90", "worst", "bias")
+
+
+@dataclass(frozen=True, slots=True)
+class KernelReport:
+    """Timings of one model on one device, the form fitted to them, and the GPU's data sheet if known."""
+
+    model: ModelSpec
+    meta: Meta
+    points: Sequence[Point]
+    cost: CostFile
+    gpu: GpuSpec | None
+
+    def sections(self, sums: Sequence[Sum]) -> list[str]:
+        """What was timed, what the kernels reach, how additive mixing is, how far whole steps lie off."""
+        rows = reached(self.points, self.model, self.gpu, self.meta.tensor_parallel)
+        return [
+            f"## {self.model.name} on {self.meta.device}",
+            self._provenance(),
+            "What the kernels reach:",
+            highlights(rows),
+            "### Paged decode: TB/s of keys and values read" + self._of_peak("memory"),
+            grid([row for row in rows if row.op == "decode"], "decodes"),
+            "### Prefill attention: TFLOP/s" + self._of_peak("compute"),
+            grid([row for row in rows if row.op == "prefill"], "chunk tokens"),
+            "### Dense layer",
+            self._dense([row for row in rows if row.op == "dense"]),
+            "### Is the sum the sum?",
+            additivity_sentence(sums),
+            "### Whole steps against the prediction, nothing fitted to them: errors in %",
+            errors_table(step_errors(self.points, self.cost.form)),
+            "### Kernels against the fit: errors in %",
+            errors_table(_labelled(self.cost.accuracy)),
+        ]
+
+    def _provenance(self) -> str:
+        software = self.meta.software
+        versions = ", ".join(f"{name} {software[name]}" for name in SOFTWARE if name in software)
+        cold = sum(point.l2 == "cold" for point in self.points)
+        graphs = sum(point.graph for point in self.points)
+        lines = [
+            f"* {self.meta.source}, {self.meta.date}: {len(self.points)} timings, "
+            f"{cold or 'none'} of them with the L2 cache flushed, {graphs or 'none'} by CUDA graphs",
+            f"* {versions}",
+            f"* {software.get('attention', 'attention kernels not named')}",
+            f"* {self._peaks()}",
+            *(f"* {warning}" for warning in self.meta.warnings),
+        ]
+        return "\n".join(lines)
+
+    def _peaks(self) -> str:
+        if self.gpu is None:
+            return "what this device can do at most is not in `configs/gpus`, so no share of a peak is given"
+        flop, moved = self.gpu.peak_flop_per_s(self.model.dtype), self.gpu.memory_bytes_per_s
+        return (
+            f"peaks of `{self.gpu.name}` by its data sheet: {moved / TERA:.3g} TB/s, "
+            f"{flop / TERA:.0f} TFLOP/s in {self.model.dtype}"
+        )
+
+    def _of_peak(self, kind: str) -> str:
+        return "" if self.gpu is None else f" (share of the {kind} peak)"
+
+    def _dense(self, rows: Sequence[Reached]) -> str:
+        """A row for each power of two of tokens: FLOP against weights that must be read at least once."""
+        layer_bytes = self.model.layer_weights * self.model.element_bytes / self.meta.tensor_parallel
+        cells = []
+        for row in sorted(rows, key=lambda row: row.batch):
+            if row.batch & (row.batch - 1) == 0:
+                figures = [f"{row.rate:.3g}", f"{layer_bytes / row.seconds / TERA:.3g}"]
+                mfu = [] if row.share is None else [f"{row.share:.0%}"]
+                cells.append([f"{row.batch:,}", format_seconds(row.seconds), *figures, *mfu])
+        mfu_header = [] if self.gpu is None else ["MFU"]
+        return markdown_table(["tokens", "time", "TFLOP/s", "weights read, TB/s", *mfu_header], cells)
+
+
+def highlights(rows: Sequence[Reached]) -> str:
+    """The best of each kernel, and decodes as servers have them, in a line each."""
+    usual = [row for row in rows if (row.op, row.batch, row.context) == ("decode", *USUAL_DECODES)]
+    best = [
+        max((row for row in rows if row.op == op), key=lambda row: row.rate)
+        for op in ("decode", "prefill", "dense")
+        if any(row.op == op for row in rows)
+    ]
+    lines = []
+    for row in (*usual, *best):
+        unit = "TB/s" if row.op == "decode" else "TFLOP/s"
+        share = "" if row.share is None else f", {row.share:.0%} of the peak"
+        size = {
+            "decode": f"paged decode, {row.batch:,} x {row.context:,} tokens",
+            "prefill": f"prefill attention, {row.batch:,} tokens over {row.context:,}",
+        }.get(row.op, f"dense layer, {row.batch:,} tokens")
+        best_of = "" if row in usual and row not in best else " (the best)"
+        lines.append(f"* {size}: **{row.rate:.3g} {unit}**{share}{best_of}")
+    return "\n".join(dict.fromkeys(lines))
+
+
+def grid(rows: Iterable[Reached], batch_name: str) -> str:
+    """Rates by batch, downwards, and context, across: `3.42 (71%)`; empty where nothing was timed."""
+    by_size = {(row.batch, row.context): row for row in rows}
+    contexts = sorted({context for _, context in by_size})
+    header = [f"{batch_name} \\ context", *(f"{context:,}" for context in contexts)]
+    cells = [
+        [f"{batch:,}", *(_rate(by_size.get((batch, context))) for context in contexts)]
+        for batch in sorted({batch for batch, _ in by_size})
+    ]
+    return markdown_table(header, cells)
+
+
+def additivity_sentence(sums: Sequence[Sum]) -> str:
+    """How many times its parts a mix takes: the median, the middle 80 %, and the mix farthest off."""
+    if not sums:
+        return "No mix of chunks and decodes could be timed."
+    times = 1.0 + np.array([row.excess for row in sums])
+    low, high = np.quantile(times, (0.1, 0.9))
+    worst = max(sums, key=lambda row: abs(row.excess))
+    chunks = " and ".join(f"{tokens:,} over {context:,}" for tokens, context in worst.chunks)
+    return (
+        f"Attention of {len(sums)} mixes of chunks and decodes, one layer, timed together took "
+        f"{np.median(times):.2f} times the sum of its parts timed apart, at the median ({low:.2f} to "
+        f"{high:.2f} for the middle 80 %). Farthest off, {1 + worst.excess:.2f} times: a chunk of {chunks} "
+        f"tokens with {worst.num_decodes:,} decodes of {worst.decode_context:,} tokens in all, "
+        f"{format_seconds(worst.together_s)} together, {format_seconds(worst.prefill_s)} and "
+        f"{format_seconds(worst.decode_s)} apart."
+    )
+
+
+def errors_table(errors: Mapping[str, Errors]) -> str:
+    """One row for each kind, percent."""
+    cells = [
+        [
+            kind,
+            f"{row.num_points:,}",
+            f"{row.median_pct:.1f}",
+            f"{row.p90_pct:.1f}",
+            f"{row.worst_pct:.1f}",
+            f"{row.bias_pct:+.1f}",
+        ]
+        for kind, row in errors.items()
+    ]
+    return markdown_table(["", *ERROR_COLUMNS], cells)
+
+
+def _labelled(accuracy: Mapping[str, Mapping[str, Mapping[str, float]]]) -> dict[str, Errors]:
+    return {
+        f"{label}: {kind}": Errors(**row)  # type: ignore[arg-type]
+        for name, label in TABLES.items()
+        for kind, row in accuracy.get(name, {}).items()
+    }
+
+
+def _rate(row: Reached | None) -> str:
+    if row is None:
+        return ""
+    return f"{row.rate:.3g}" if row.share is None else f"{row.rate:.3g} ({row.share:.0%})"

@@ -1,0 +1,195 @@
+"""Points from layer timings of other profilers: dense ops, per-sequence ops, attention in one launch.
+
+Three CSV files, as LLMServingSim 2.0 writes them (times in microseconds, of one layer):
+
+* dense: `layer,tokens,time_us`
+* per sequence: `layer,sequences,time_us`
+* attention: `prefill_chunk,kv_prefill,n_decode,kv_decode,time_us`: a chunk, its context, and decodes of
+  equal context
+
+Other usual names of columns and other units of time are understood (`layer_tables.py`), and how often an op
+runs is told by its name (`layer_ops.py`); both can be said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import date as Date
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from cbsim.base.errors import CalibrationError
+from cbsim.base.registry import did_you_mean
+from cbsim.base.units import format_seconds
+from cbsim.cost.costfile import model_shape
+from cbsim.lab.calibrate.layer_ops import Runs, runs_of
+from cbsim.lab.calibrate.layer_tables import read_table
+from cbsim.lab.calibrate.meta import Meta
+from cbsim.lab.calibrate.plausible import check_plausible
+from cbsim.lab.calibrate.point import Op, Point
+from cbsim.specs import GpuSpec, ModelSpec
+
+DENSE_COLUMNS = ("layer", "tokens")
+SEQUENCE_COLUMNS = ("layer", "sequences")
+ATTENTION_COLUMNS = ("prefill_chunk", "kv_prefill", "n_decode", "kv_decode")
+ALL_REDUCE_LATENCY_S = 1e-5
+"""Of one that moves nothing, where none were timed."""
+
+
+@dataclass(frozen=True)
+class LayerTimings:
+    """Where the three files are, and what was timed."""
+
+    dense: Path
+    per_sequence: Path | None
+    """None where the dense table holds the LM head, by rows."""
+    attention: Path
+    model: ModelSpec
+    gpu: GpuSpec
+    tensor_parallel: int = 1
+    """GPUs of a replica; the timings are of one GPU's share."""
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """What columns are called that have no usual name."""
+    ops: Mapping[str, Runs] = field(default_factory=dict)
+    """How often ops run whose names don't tell."""
+
+    def points(self) -> list[Point]:
+        """All timings. Raises `CalibrationError` for a file that isn't as expected or can't be true."""
+        unknown = [op for op in self.ops if op not in self._runs]
+        if unknown:
+            hint = did_you_mean(unknown[0], list(self._runs))
+            raise CalibrationError(f"{self.dense}: no op '{unknown[0]}'{hint}")
+        return [*self._dense_points(), *self._logits_points(), *self._attention_points()]
+
+    def meta(self, source: str, date: Date) -> Meta:
+        """Where the points come from, with what looks odd in them."""
+        options = f" --per-sequence {self.per_sequence.name}" if self.per_sequence else ""
+        options += "".join(f" --column {name}={theirs}" for name, theirs in self.columns.items())
+        options += "".join(f" --op {name}={runs}" for name, runs in self.ops.items())
+        points = self.points()
+        return Meta(
+            device=self.gpu.name,
+            gpu=self.gpu.name,
+            model=model_shape(self.model),
+            tensor_parallel=self.tensor_parallel,
+            source=source,
+            date=date.isoformat(),
+            command=f"cbsim calibrate import layers --model {self.model.name} --gpu {self.gpu.name} "
+            f"--tp {self.tensor_parallel} --dense {self.dense.name} "
+            f"--attention {self.attention.name}{options}",
+            assumptions=self._assumptions(),
+            warnings=[
+                self._runs_sentence(),
+                *check_plausible(points, self.model, self.gpu, self.tensor_parallel),
+                "attention whose KV cache exceeds the device's memory is left out of the fit",
+            ],
+        )
+
+    @cached_property
+    def _runs(self) -> dict[str, Runs]:
+        """How often each op of the dense table runs."""
+        return {op: runs_of(op, self.ops) for op in self._dense_table["layer"].astype(str).unique()}
+
+    @cached_property
+    def _dense_table(self) -> pd.DataFrame:
+        return read_table(self.dense, DENSE_COLUMNS, self.columns)
+
+    @property
+    def _lacks_all_reduces(self) -> bool:
+        return self.tensor_parallel > 1 and not any("reduce" in op.lower() for op in self._runs)
+
+    def _assumptions(self) -> list[str]:
+        if not self._lacks_all_reduces:
+            return []
+        return [
+            f"all-reduces of {self.tensor_parallel} GPUs were not timed: estimated by the link's bandwidth "
+            f"and {format_seconds(ALL_REDUCE_LATENCY_S)} each"
+        ]
+
+    def _runs_sentence(self) -> str:
+        words = {"layer": "once a layer", "twice": "twice a layer", "step": "once a step"}
+        words |= {"sequence": "once a step, by rows of logits", "none": "not counted"}
+        parts = [
+            f"{word}: {', '.join(op for op, runs in self._runs.items() if runs == kind)}"
+            for kind, word in words.items()
+            if kind in self._runs.values()
+        ]
+        return f"dense ops are taken to run {'; '.join(parts)} (--op NAME=... says otherwise)"
+
+    def _dense_points(self) -> list[Point]:
+        shares = {"layer": 1.0, "twice": 2.0, "step": 1.0 / self.model.num_layers}
+        runs = {op: shares[kind] for op, kind in self._runs.items() if kind in shares}
+        tokens, seconds = _summed(self._dense_table, "tokens", runs)
+        if self._lacks_all_reduces:
+            gpus, model = self.tensor_parallel, self.model
+            moved = tokens * model.hidden_size * model.element_bytes * 2 * (gpus - 1) / gpus
+            seconds = seconds + 2 * (ALL_REDUCE_LATENCY_S + moved / self.gpu.link_bytes_per_s)
+        return [
+            Point("dense", second, tokens=count)
+            for count, second in zip(tokens.tolist(), seconds.tolist(), strict=True)
+        ]
+
+    def _logits_points(self) -> list[Point]:
+        by_rows = [op for op, kind in self._runs.items() if kind == "sequence"]
+        table = self._dense_table.rename(columns={"tokens": "sequences"})
+        table = table[table["layer"].isin(by_rows)]
+        if self.per_sequence is not None:
+            proper = read_table(self.per_sequence, SEQUENCE_COLUMNS, self.columns)
+            table = pd.concat([proper, table[~table["layer"].isin(proper["layer"])]])
+        if table.empty:
+            raise CalibrationError(f"{self.dense}: no LM head in it, and no --per-sequence")
+        runs = dict.fromkeys(table["layer"].astype(str), 1.0)
+        rows, seconds = _summed(table, "sequences", runs)
+        return [
+            Point("logits", second, num_logits=count)
+            for count, second in zip(rows.tolist(), seconds.tolist(), strict=True)
+        ]
+
+    def _attention_points(self) -> list[Point]:
+        table = read_table(self.attention, ATTENTION_COLUMNS, self.columns)
+        kv_shards = min(self.tensor_parallel, self.model.num_kv_heads)
+        max_tokens = self.gpu.memory_bytes / self.model.kv_bytes_per_token * kv_shards
+        rows = zip(*(table[name].tolist() for name in (*ATTENTION_COLUMNS, "seconds")), strict=True)
+        points = []
+        for chunk, chunk_context, num_decodes, context, seconds in rows:
+            if not (chunk or num_decodes):
+                continue
+            chunks = ((chunk, chunk_context),) if chunk else ()
+            op: Op = "mixed" if chunk and num_decodes else "prefill" if chunk else "decode"
+            # A decode attends to itself at least.
+            context = max(context, 1) if num_decodes else 0
+            num_keys = num_decodes * context + (chunk + chunk_context if chunk else 0)
+            points.append(
+                Point(
+                    op,
+                    seconds,
+                    chunks=chunks,
+                    num_decodes=num_decodes,
+                    decode_context=num_decodes * context,
+                    max_decode_context=context,
+                    split="unseen" if num_keys > max_tokens else "fit",
+                )
+            )
+        return points
+
+
+def _summed(table: pd.DataFrame, size: str, runs: Mapping[str, float]) -> tuple[np.ndarray, np.ndarray]:
+    """Sizes that lie within what every op was timed at, and the ops' seconds there, each as often as it runs.
+
+    An op that lacks a size is interpolated between its own.
+    """
+    times = table[table["layer"].isin(runs)].pivot_table(index=size, columns="layer", values="seconds")
+    timed = [times[op].dropna() for op in times]
+    if not timed:
+        raise CalibrationError(f"no op that counts by {size} was timed")
+    low, high = max(op.index[0] for op in timed), min(op.index[-1] for op in timed)
+    sizes = times.index.to_numpy()
+    sizes = sizes[(sizes >= max(low, 1)) & (sizes <= high)]
+    seconds = np.zeros(len(sizes))
+    for op in timed:
+        seconds += runs[str(op.name)] * np.interp(sizes, op.index.to_numpy(), op.to_numpy())
+    return sizes, seconds

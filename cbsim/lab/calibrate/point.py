@@ -1,0 +1,78 @@
+"""Point: the timing of one kernel, or of one whole step, and what was timed."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from cbsim.cost.cost_model import StepShape
+
+Op = Literal["dense", "logits", "prefill", "decode", "mixed", "step"]
+Split = Literal["fit", "repeat", "unseen", "warm"]
+OPS: tuple[Op, ...] = get_args(Op)
+SPLITS: tuple[Split, ...] = get_args(Split)
+MIN_POINTS: dict[Op, int] = {"dense": 3, "logits": 3, "prefill": 8, "decode": 8}
+"""Fewest points of each op that say anything."""
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One timing. `dense` is a layer outside attention by `tokens`; `logits` the LM head and sampling by
+    `num_logits`; `prefill`, `decode` and `mixed` are one layer's attention; `step` is everything. Seconds.
+    """
+
+    op: Op
+    t_median_s: float
+    chunks: tuple[tuple[int, int], ...] = ()
+    """Prompt chunks `(tokens, context)`."""
+    num_decodes: int = 0
+    decode_context: int = 0
+    max_decode_context: int = 0
+    tokens: int = 0
+    num_logits: int = 0
+    backend: str = ""
+    page_size: int = 16
+    dtype: str = "bfloat16"
+    graph: bool = False
+    """Whether a CUDA graph was replayed."""
+    l2: str = "cold"
+    """`cold`: other data went through the L2 cache between runs, as in serving; `warm`: it did not."""
+    num_runs: int = 1
+    t_min_s: float = math.nan
+    t_p90_s: float = math.nan
+    order: int = 0
+    split: Split = "fit"
+    """`fit`; `repeat`: an earlier one again; `unseen`: never fitted; `warm`: left out, its KV sat in L2."""
+    seed: int = 0
+
+    @property
+    def shape(self) -> StepShape:
+        """A step with this part: a `dense` point's tokens as a chunk, a `logits` point's rows as decodes."""
+        chunks = ((self.tokens, 0),) if self.op == "dense" else self.chunks
+        num_decodes = self.num_logits if self.op == "logits" else self.num_decodes
+        finishing = self.num_logits - self.num_decodes if self.op == "step" else 0
+        return StepShape(chunks, finishing, num_decodes, self.decode_context, self.max_decode_context)
+
+    @property
+    def size(self) -> int:
+        """What "the largest points" of an op are the largest of."""
+        if self.op == "dense":
+            return self.tokens
+        if self.op == "logits":
+            return self.num_logits
+        pairs = sum(tokens * context + tokens * tokens // 2 for tokens, context in self.chunks)
+        return pairs + self.decode_context
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """What was timed: equal for a point and its repeats."""
+        return (
+            self.op,
+            self.chunks,
+            self.num_decodes,
+            self.decode_context,
+            self.max_decode_context,
+            self.tokens,
+            self.num_logits,
+        )

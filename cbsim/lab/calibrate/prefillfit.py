@@ -1,0 +1,190 @@
+"""The fit of prompt chunks alone: a formula, and what cross-validation finds that it lacks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from cbsim.cost.attention import ChunkLengths, PrefillAttention, Spill
+from cbsim.cost.step_columns import Floats, StepColumns, num_pairs
+from cbsim.lab.calibrate.attentionfit import columns_of, seconds_of
+from cbsim.lab.calibrate.coefficients import Fit, Unknown, Values, fit_coefficients, is_beyond, soft_loss
+from cbsim.lab.calibrate.leftout import NUM_FOLDS, Mask, can_be_left_out, clearly_best, left_out_loss
+from cbsim.lab.calibrate.point import Point
+
+TILES = (16, 32, 64, 128)
+"""Tile heights tried: FlashAttention kernels pack the heads of a group, so a tile holds fewer queries."""
+SHORT_CHUNK = 64
+SHORT_WEIGHT = 0.3
+"""Weight of points whose chunks are shorter than that: they are hardly ever alone."""
+GOOD_LOSS = 1.25
+"""Of a formula that needs nothing more: errors as of timings that repeat within 1.5 %."""
+PULL = 0.15
+"""Towards no effect of a length: a factor of 1 + x counts as a relative error of so much of x."""
+LENGTH_RATIO = 1.19
+"""Lengths with an effect of their own are at least this ratio apart."""
+SPILL_NAMES = {
+    "spill_per_token_s": "per_token_s",
+    "spill_tokens": "cached_tokens",
+    "spill_softness": "softness",
+}
+
+
+Memory = Literal["none", "beyond", "spill"]
+"""How data that outgrow the L2 cache tell: not at all, by each token beyond a size, by streaming them all."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Variant:
+    """What the formula has beside its usual terms."""
+
+    tile: int
+    memory: Memory
+    lengths: tuple[int, ...] = ()
+    """Lengths with an effect of their own."""
+
+    def attention(self, values: Values, *, checked: bool = False) -> PrefillAttention:
+        """The form with some coefficients; effects of lengths are logarithms of factors."""
+        usual: dict[str, Any] = {
+            name: value for name, value in values.items() if name in PrefillAttention.model_fields
+        }
+        if self.memory != "beyond":
+            usual |= {"beyond_per_token_s": 0.0, "beyond_tokens": 0.0}
+        if self.memory == "spill":
+            spill = {field: values[name] for name, field in SPILL_NAMES.items()}
+            usual["spill"] = Spill(**spill) if checked else Spill.model_construct(None, **spill)
+        usual["tile"] = self.tile
+        plain = PrefillAttention.model_construct(None, **usual)
+        if self.lengths:
+            logs = np.array([values[_effect(length)] for length in self.lengths])
+            usual["lengths"] = _chunk_lengths(plain, self.lengths, logs)
+        return PrefillAttention(**usual) if checked else PrefillAttention.model_construct(None, **usual)
+
+
+class _Timings:
+    """Timings of chunks alone, and fits of variants to all or some of them."""
+
+    def __init__(self, columns: StepColumns, seconds: Floats) -> None:
+        self.columns, self.seconds = columns, seconds
+        self._weights = np.ones(len(seconds))
+        self._weights[columns.prefill_tokens < SHORT_CHUNK * columns.num_chunks] = SHORT_WEIGHT
+
+    def take(self, chosen: Mask) -> _Timings:
+        """Some of them."""
+        return _Timings(self.columns.take(np.flatnonzero(chosen)), self.seconds[chosen])
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """The lengths of chunks, thinned."""
+        kept: list[int] = []
+        for length in np.unique(self.columns.flat_chunks[1]).tolist():
+            if not kept or length >= LENGTH_RATIO * kept[-1]:
+                kept.append(length)
+        return tuple(kept)
+
+    def fit(self, variant: _Variant, rng: np.random.Generator, start_at: Values | None = None) -> Fit:
+        """The coefficients of a variant."""
+        return fit_coefficients(
+            lambda values: variant.attention(values).at(self.columns),
+            self._unknowns(variant),
+            self.seconds,
+            self._weights,
+            rng,
+            start_at,
+        )
+
+    def _unknowns(self, variant: _Variant) -> list[Unknown]:
+        columns, seconds = self.columns, self.seconds
+        shortest, tokens = float(seconds.min()), columns.prefill_tokens
+        pairs = columns.pairs(variant.tile)
+        largest, widest = int(pairs.argmax()), int(np.argmax(tokens / columns.pairs(2)))
+        per_token_s = float(seconds[widest] / tokens[widest])
+        memory: dict[Memory, list[Unknown]] = {
+            "none": [],
+            "beyond": [
+                Unknown("beyond_per_token_s", 0.1 * per_token_s),
+                Unknown("beyond_tokens", 0.5 * float(tokens.max())),
+            ],
+            "spill": [
+                Unknown("spill_per_token_s", 0.5 * per_token_s),
+                Unknown("spill_tokens", 0.3 * float(tokens.max())),
+                Unknown("spill_softness", 1.0, upper=4.0),
+            ],
+        }
+        return [
+            Unknown("launch_s", 0.5 * shortest),
+            Unknown("floor_s", 0.5 * shortest),
+            Unknown("per_pair_s", 0.8 * float(seconds[largest] / pairs[largest])),
+            Unknown("per_token_s", 0.3 * per_token_s),
+            Unknown("per_chunk_s", 0.1 * shortest),
+            *memory[variant.memory],
+            Unknown("per_longest_token_s", 0.1 * float(seconds[largest] / columns.longest_prefill[largest])),
+            Unknown("softness", 1.0, upper=4.0),
+            Unknown("floor_softness", 1.0, upper=4.0),
+            *(Unknown(_effect(n), 0.0, upper=1.0, lower=-1.0, pull=PULL) for n in variant.lengths),
+        ]
+
+
+def fit_prefill(points: Sequence[Point], rng: np.random.Generator) -> PrefillAttention:
+    """Fit the attention of prompt chunks.
+
+    The tile height is the one that leaves the least loss. Data that spill from the cache and effects of
+    lengths stay out unless cross-validation finds timings clearly nearer with them; so does whatever would
+    begin where hardly anything was timed.
+    """
+    timings = _Timings(columns_of(points), seconds_of(points))
+    plain, plain_fit = _best_tile(timings, rng, "beyond")
+    if is_beyond(plain_fit.values["beyond_tokens"], timings.columns.prefill_tokens):
+        plain, plain_fit = _best_tile(timings, rng, "none")
+    form = plain.attention(plain_fit.values, checked=True)
+    errors = np.log(form.at(timings.columns) / timings.seconds)
+    if soft_loss(errors) < GOOD_LOSS or not can_be_left_out(len(points)):
+        return form
+    fits = {plain: plain_fit}
+    spilling, spilling_fit = _best_tile(timings, rng, "spill")
+    if not is_beyond(spilling_fit.values["spill_tokens"], timings.columns.prefill_tokens):
+        fits[spilling] = spilling_fit
+    no_effects = {_effect(length): 0.0 for length in timings.lengths}
+    for variant, fit in list(fits.items()):
+        own = _Variant(variant.tile, variant.memory, timings.lengths)
+        fits[own] = timings.fit(own, rng, start_at=fit.values | no_effects)
+    fold = rng.permutation(np.arange(len(points)) % NUM_FOLDS)
+
+    def loss(variant: _Variant, fit: Fit) -> float:
+        def predict(kept: Mask) -> Floats:
+            found = timings.take(kept).fit(variant, rng, start_at=fit.values)
+            return variant.attention(found.values).at(timings.take(~kept).columns)
+
+        return left_out_loss(timings.seconds, fold, predict)
+
+    losses = [loss(variant, fit) for variant, fit in fits.items()]
+    best, best_fit = list(fits.items())[clearly_best(losses)]
+    return best.attention(best_fit.values, checked=True)
+
+
+def _best_tile(timings: _Timings, rng: np.random.Generator, memory: Memory) -> tuple[_Variant, Fit]:
+    fits = {(variant := _Variant(tile, memory)): timings.fit(variant, rng) for tile in TILES}
+    best = min(fits, key=lambda variant: fits[variant].loss)
+    return best, fits[best]
+
+
+def _chunk_lengths(plain: PrefillAttention, lengths: tuple[int, ...], logs: Floats) -> ChunkLengths:
+    """Effects by length, as far as a longer chunk does not take less for them."""
+    tokens = np.array(lengths)
+    pairs = np.array([num_pairs(((length, 0),), plain.tile) for length in lengths])
+    formula = plain.per_pair_s * pairs + plain.per_token_s * tokens + plain.per_chunk_s
+    more = formula * np.expm1(logs)
+    starts = np.concatenate([[0], tokens[:-1]])
+    falls = plain.least_slope(starts) * (tokens - starts)
+    last = 0.0
+    for place, fall in enumerate(falls.tolist()):
+        more[place] = last = max(float(more[place]), last - fall)
+    return ChunkLengths.model_construct(None, tokens=lengths, more_s=tuple(more.tolist()))
+
+
+def _effect(length: int) -> str:
+    """The name of a length's coefficient."""
+    return f"x{length}"

@@ -1,0 +1,134 @@
+"""Rig: a model on a device, set up so that each part of a step can be called alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cbsim.lab.kernels.attention_backends import LayerCache, make_backend
+from cbsim.lab.kernels.decoder import Decoder, attend
+from cbsim.lab.kernels.device import Device
+from cbsim.lab.kernels.sampling import greedy
+from cbsim.lab.kernels.shard import Shard
+from cbsim.lab.kernels.step_batch import SequenceSlice, StepBatch
+
+BLOCK_SIZE = 16
+Call = Callable[[], object]
+Chunks = Sequence[tuple[int, int]]
+"""Prompt chunks `(tokens, context)`."""
+
+
+class Rig:
+    """Random weights and random keys and values at a model's real shapes.
+
+    One pool of KV blocks serves twice: whole for the attention of one layer, shared out over the layers for
+    whole steps. Every call gets blocks of its own, scattered over the pool, and each `dense` call the weights
+    of another layer, so that calls in a row find caches cold.
+    """
+
+    def __init__(
+        self,
+        shard: Shard,
+        device: Device,
+        *,
+        num_blocks: int,
+        max_positions: int,
+        backend: str | None = None,
+        seed: int = 0,
+    ) -> None:
+        """`num_blocks` KV blocks of one layer in all. Raises MemoryError if it doesn't fit."""
+        self.shard = shard
+        self.device = device.torch_device
+        self.backend = make_backend(backend, shard, self.device)
+        try:
+            self.decoder = Decoder(shard, self.backend, self.device, max_positions=max_positions, seed=seed)
+            self.pool = LayerCache.allocate(shard, num_blocks, BLOCK_SIZE, self.device)
+        except torch.OutOfMemoryError as error:
+            raise MemoryError(str(error)) from error
+        self._random = torch.Generator(self.device).manual_seed(seed)
+        self._rng = np.random.Generator(np.random.PCG64(seed))
+        for part in (self.pool.keys, self.pool.values):
+            part.normal_(generator=self._random)
+        num_layers = shard.model.num_layers
+        per_layer = num_blocks // num_layers
+        self.step_caches = [self._share(layer * per_layer, per_layer) for layer in range(num_layers)]
+        self._scattered = {count: self._rng.permutation(count) for count in (num_blocks, per_layer)}
+        self._next_block = 0
+
+    def dense(self, tokens: int, count: int) -> list[Call]:
+        """Calls of one layer's work outside attention, KV write included."""
+        hidden = self._normal(tokens, self.shard.model.hidden_size)
+        attended = self._normal(tokens, self.shard.num_heads, self.shard.head_size)
+        positions = torch.arange(tokens, device=self.device) % self.decoder.rotary.cos.shape[0]
+        slots = torch.arange(tokens, device=self.device)
+        layers = self.decoder.layers
+
+        def call(place: int) -> Call:
+            layer = layers[place % len(layers)]
+
+            def run() -> Tensor:
+                _, keys, values = layer.project(hidden, positions, self.decoder.rotary)
+                self.pool.write(keys, values, slots)
+                return layer.merge(hidden, attended)
+
+            return run
+
+        return [call(place) for place in range(count)]
+
+    def logits(self, rows: int, count: int) -> list[Call]:
+        """Calls of the final norm, the LM head and greedy sampling."""
+        hidden = self._normal(rows, self.shard.model.hidden_size)
+        return [lambda: greedy(self.decoder.head.logits(hidden))] * count
+
+    def attention(self, chunks: Chunks, contexts: Sequence[int], count: int) -> list[Call]:
+        """Calls of one layer's attention: chunks, and decodes that attend to `contexts` tokens each."""
+        shard = self.shard
+        tokens = len(contexts) + sum(n for n, _ in chunks)
+        query = self._normal(tokens, shard.num_heads, shard.head_size)
+        keys = self._normal(tokens, shard.num_kv_heads, shard.head_size)
+        values = self._normal(tokens, shard.num_kv_heads, shard.head_size)
+
+        def call() -> Call:
+            batch = self._batch(chunks, contexts, 0, self.pool)
+            return lambda: attend(self.backend, query, keys, values, self.pool, batch)
+
+        return [call() for _ in range(count)]
+
+    def step(self, chunks: Chunks, contexts: Sequence[int], num_finishing: int, count: int) -> list[Call]:
+        """Calls of the whole model, from tokens to tokens; the first `num_finishing` chunks give logits."""
+
+        def call() -> Call:
+            batch = self._batch(chunks, contexts, num_finishing, self.step_caches[0])
+            return lambda: greedy(self.decoder.logits(batch, self.step_caches))
+
+        return [call() for _ in range(count)]
+
+    def _batch(
+        self, chunks: Chunks, contexts: Sequence[int], num_finishing: int, cache: LayerCache
+    ) -> StepBatch:
+        """Sequences on the next scattered blocks."""
+        sizes = [(1, context - 1, True) for context in contexts]
+        sizes += [(n, before, i < num_finishing) for i, (n, before) in enumerate(chunks)]
+        slices = []
+        for tokens, before, emits in sizes:
+            token_ids = self._rng.integers(0, self.shard.model.vocab_size, tokens)
+            blocks = self._take_blocks(-(-(before + tokens) // BLOCK_SIZE), cache.keys.shape[0])
+            slices.append(SequenceSlice(token_ids, before, blocks, emits))
+        return StepBatch.build(slices, BLOCK_SIZE, self.device)
+
+    def _take_blocks(self, count: int, num_blocks: int) -> NDArray[np.int64]:
+        places = np.arange(self._next_block, self._next_block + count) % num_blocks
+        self._next_block += count
+        return self._scattered[num_blocks][places]
+
+    def _share(self, first: int, count: int) -> LayerCache:
+        """One layer's part of the pool."""
+        return LayerCache(self.pool.keys[first : first + count], self.pool.values[first : first + count])
+
+    def _normal(self, *shape: int) -> Tensor:
+        out = torch.empty(shape, dtype=self.shard.dtype, device=self.device)
+        return out.normal_(generator=self._random)

@@ -1,0 +1,117 @@
+"""StepBatch: the tensors of one step, decodes first, then prompt chunks, ragged and packed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cbsim.lab.kernels.attention_backends import ChunkBatch, DecodeBatch
+
+
+class SequenceSlice(NamedTuple):
+    """One sequence's share of a step."""
+
+    token_ids: Sequence[int] | NDArray[np.int64]
+    """The tokens computed now."""
+    num_computed: int
+    """Tokens before them, whose keys and values are in the cache."""
+    blocks: Sequence[int] | NDArray[np.int64]
+    """The sequence's KV blocks in order of position; it may hold more than it fills."""
+    emits: bool
+    """Whether logits of its last token are wanted."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepBatch:
+    """One step, ready for the decoder. Slices of one token are decodes, longer ones are chunks."""
+
+    token_ids: Tensor
+    """`(T,)` int64."""
+    positions: Tensor
+    """`(T,)` int64."""
+    slots: Tensor
+    """`(T,)` int64: where each token's keys and values go, block number x block size + offset."""
+    logit_rows: Tensor
+    """`(S,)` int64: the rows whose logits are wanted."""
+    decodes: DecodeBatch | None
+    chunks: ChunkBatch | None
+    emitting: tuple[int, ...]
+    """Which of the slices given each row of logits belongs to."""
+
+    @property
+    def num_decodes(self) -> int:
+        """Leading tokens that are decodes."""
+        return 0 if self.decodes is None else self.decodes.context_lens.shape[0]
+
+    @classmethod
+    def build(cls, slices: Sequence[SequenceSlice], block_size: int, device: torch.device) -> StepBatch:
+        """Pack slices, given in any order."""
+        order = sorted(range(len(slices)), key=lambda i: len(slices[i].token_ids) > 1)
+        num_decodes = sum(len(part.token_ids) == 1 for part in slices)
+        decodes = [slices[i] for i in order[:num_decodes]]
+        chunks = [slices[i] for i in order[num_decodes:]]
+        parts = [_chunk_columns(part, block_size) for part in chunks]
+        columns = np.concatenate([decode_columns(decodes, block_size), *parts], axis=1)
+        token_ids, positions, slots = _int64(columns, device)
+        last_rows = [*range(num_decodes), *(num_decodes - 1 + np.cumsum([part.shape[1] for part in parts]))]
+        emitting = [place for place, i in enumerate(order) if slices[i].emits]
+        return cls(
+            token_ids=token_ids,
+            positions=positions,
+            slots=slots,
+            logit_rows=_int64(np.array([last_rows[place] for place in emitting], np.int64), device),
+            decodes=_decode_batch(decodes, block_size, device) if decodes else None,
+            chunks=_chunk_batch(chunks, block_size, device) if chunks else None,
+            emitting=tuple(order[place] for place in emitting),
+        )
+
+
+def decode_columns(slices: Sequence[SequenceSlice], block_size: int) -> NDArray[np.int64]:
+    """`(3, decodes)`: the token of each, its position, and the slot of its keys and values."""
+    columns = np.empty((3, len(slices)), np.int64)
+    columns[0] = [part.token_ids[0] for part in slices]
+    columns[1] = [part.num_computed for part in slices]
+    blocks = [part.blocks[part.num_computed // block_size] for part in slices]
+    columns[2] = np.array(blocks, np.int64) * block_size + columns[1] % block_size
+    return columns
+
+
+def _chunk_columns(part: SequenceSlice, block_size: int) -> NDArray[np.int64]:
+    """The same for every token of a chunk."""
+    positions = np.arange(part.num_computed, part.num_computed + len(part.token_ids))
+    blocks = np.asarray(part.blocks[: positions[-1] // block_size + 1], np.int64)
+    slots = blocks[positions // block_size] * block_size + positions % block_size
+    return np.stack([np.asarray(part.token_ids, np.int64), positions, slots])
+
+
+def _decode_batch(slices: Sequence[SequenceSlice], block_size: int, device: torch.device) -> DecodeBatch:
+    context_lens = [part.num_computed + 1 for part in slices]
+    num_blocks = [-(-length // block_size) for length in context_lens]
+    tables = np.zeros((len(slices), max(num_blocks)), np.int32)
+    for row, part, count in zip(tables, slices, num_blocks, strict=True):
+        row[:count] = part.blocks[:count]
+    return DecodeBatch(
+        block_tables=torch.from_numpy(tables).to(device),
+        context_lens=torch.tensor(context_lens, dtype=torch.int32, device=device),
+        max_context=max(context_lens),
+    )
+
+
+def _chunk_batch(slices: Sequence[SequenceSlice], block_size: int, device: torch.device) -> ChunkBatch:
+    num_tokens = [len(part.token_ids) for part in slices]
+    contexts = [part.num_computed for part in slices]
+    tables = [
+        _int64(np.asarray(part.blocks[: -(-(context + tokens) // block_size)], np.int64), device)
+        for part, tokens, context in zip(slices, num_tokens, contexts, strict=True)
+    ]
+    return ChunkBatch.build(num_tokens, contexts, tables, device)
+
+
+def _int64(values: NDArray[np.int64], device: torch.device) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values, np.int64)).to(device)

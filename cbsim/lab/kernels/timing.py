@@ -1,0 +1,181 @@
+"""Timing: how long calls take, by CUDA events round a graph, or by the clock on a CPU."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+
+import numpy as np
+import torch
+
+from cbsim.base.units import MS_PER_S
+from cbsim.lab.kernels.device import Device
+
+Call = Callable[[], object]
+MakeCalls = Callable[[int], list[Call]]
+"""Makes so many calls of the same work, each on data of its own so that caches stay cold."""
+
+NUM_WARMUPS = 3
+NUM_RUNS = 20
+MAX_CALLS = 16
+UNSTABLE_SPREAD = 0.1
+"""A timing is unstable if its 90th percentile lies more than this share above its median."""
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Seconds of one call: median, fastest and 90th percentile of the runs."""
+
+    median_s: float
+    min_s: float
+    p90_s: float
+    num_runs: int
+    graph: bool
+    """Whether a CUDA graph was replayed."""
+    is_cold: bool = False
+    """Whether the L2 cache was flushed before each run."""
+
+    @property
+    def is_unstable(self) -> bool:
+        """Whether the runs differ by more than a calm device's would."""
+        return self.p90_s > (1 + UNSTABLE_SPREAD) * self.median_s
+
+    @classmethod
+    def of(cls, runs_s: Sequence[float], *, graph: bool = False, is_cold: bool = False) -> Timing:
+        """From the seconds of each run."""
+        runs = np.sort(np.asarray(runs_s))
+        return cls(
+            float(np.median(runs)), float(runs[0]), float(np.quantile(runs, 0.9)), len(runs), graph, is_cold
+        )
+
+
+class Timer(ABC):
+    """Times work: warms up, then runs it often enough for a median."""
+
+    def __init__(self, num_runs: int = NUM_RUNS, num_warmups: int = NUM_WARMUPS) -> None:
+        self.num_runs = num_runs
+        self.num_warmups = num_warmups
+
+    def time(self, make_calls: MakeCalls) -> Timing:
+        """Seconds of one call. Raises MemoryError if the device has too little memory for it."""
+        try:
+            with torch.inference_mode():
+                return self._time(make_calls)
+        except torch.OutOfMemoryError as error:
+            torch.cuda.empty_cache()
+            raise MemoryError(str(error)) from error
+
+    @abstractmethod
+    def _time(self, make_calls: MakeCalls) -> Timing:
+        """What `time` returns."""
+
+
+class CpuTimer(Timer):
+    """`perf_counter` round several calls in a row, as many as fill `target_s`."""
+
+    def __init__(
+        self, num_runs: int = NUM_RUNS, num_warmups: int = NUM_WARMUPS, target_s: float = 2e-4
+    ) -> None:
+        super().__init__(num_runs, num_warmups)
+        self.target_s = target_s
+
+    def _time(self, make_calls: MakeCalls) -> Timing:
+        (first,) = make_calls(1)
+        warm_s = [_clock(first) for _ in range(max(1, self.num_warmups))]
+        calls = make_calls(num_calls(min(warm_s), self.target_s))
+        runs_s = []
+        for _ in range(self.num_runs):
+            start = perf_counter()
+            for call in calls:
+                call()
+            runs_s.append((perf_counter() - start) / len(calls))
+        return Timing.of(runs_s)
+
+
+class CudaTimer(Timer):
+    """CUDA events round one replay of a graph of several calls, with the L2 cache flushed before each.
+
+    The flush keeps the GPU busy while the host launches the graph, so launch time is not in the measurement.
+    Work that can't be captured is timed as it is, and says so.
+    """
+
+    def __init__(
+        self,
+        device: torch.device,
+        flush_bytes: int,
+        num_runs: int = NUM_RUNS,
+        num_warmups: int = NUM_WARMUPS,
+        target_s: float = 1e-3,
+    ) -> None:
+        super().__init__(num_runs, num_warmups)
+        self.target_s = target_s
+        self._device = device
+        self._flushed = torch.empty(flush_bytes, dtype=torch.uint8, device=device)
+
+    def _time(self, make_calls: MakeCalls) -> Timing:
+        side = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        side.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(side):
+            (first,) = make_calls(1)
+            warm_s = [self._event_s(first) for _ in range(max(1, self.num_warmups))]
+            calls = make_calls(num_calls(min(warm_s), self.target_s))
+            for call in calls:
+                call()
+        torch.cuda.current_stream(self._device).wait_stream(side)
+        torch.cuda.synchronize(self._device)
+        graph = self._capture(calls)
+        if graph is not None:
+            runs_s = self._runs(graph.replay, len(calls))
+            graph.reset()
+            return Timing.of(runs_s, graph=True, is_cold=True)
+        return Timing.of(self._runs(lambda: [call() for call in calls], len(calls)), is_cold=True)
+
+    def _capture(self, calls: Sequence[Call]) -> torch.cuda.CUDAGraph | None:
+        graph = torch.cuda.CUDAGraph()
+        try:
+            # Each graph has memory of its own: a pool whose last graph is gone can't be captured into again.
+            with torch.cuda.graph(graph):
+                for call in calls:
+                    call()
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:
+            torch.cuda.synchronize(self._device)
+            return None
+        return graph
+
+    def _runs(self, run: Call, count: int) -> list[float]:
+        for _ in range(self.num_warmups):
+            run()
+        return [self._event_s(run) / count for _ in range(self.num_runs)]
+
+    def _event_s(self, run: Call) -> float:
+        start = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        self._flushed.zero_()
+        start.record()
+        run()
+        end.record()
+        end.synchronize()
+        return float(start.elapsed_time(end)) / MS_PER_S
+
+
+def make_timer(device: Device) -> Timer:
+    """The timer that suits a device."""
+    if device.is_cuda:
+        return CudaTimer(device.torch_device, device.flush_bytes)
+    return CpuTimer()
+
+
+def num_calls(call_s: float, target_s: float) -> int:
+    """Calls that fill `target_s` together, 1 to `MAX_CALLS`."""
+    return max(1, min(MAX_CALLS, math.ceil(target_s / max(call_s, 1e-9))))
+
+
+def _clock(call: Call) -> float:
+    start = perf_counter()
+    call()
+    return perf_counter() - start

@@ -1,0 +1,202 @@
+"""TritonBackend: paged decode by our own kernel, prefill packed or by SDPA."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import os
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cbsim.base.errors import CalibrationError
+from cbsim.lab.kernels.attention_backends import AttentionBackend, ChunkBatch, DecodeBatch, LayerCache
+from cbsim.lab.kernels.sdpa import SdpaBackend
+from cbsim.lab.kernels.shard import Shard
+
+INTERPRETED_PROCESSORS = 8
+MIN_TILE = 16
+"""Tokens that `tl.dot` needs at least."""
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeTuning:
+    """How the decode kernel cuts its work."""
+
+    tile: int = 64
+    """Tokens read at once."""
+    num_warps: int = 4
+    num_stages: int = 3
+    programs_per_processor: int = 4
+    """How many programs to have for each multiprocessor, at most, by splitting contexts."""
+    max_splits: int = 64
+
+    def shared_bytes(self, shard: Shard) -> int:
+        """Shared memory of a program at most: keys and values of a tile for each stage."""
+        padded_size = 1 << (shard.head_size - 1).bit_length()
+        return 2 * self.num_stages * self.tile * padded_size * shard.model.element_bytes
+
+    def fitting(self, shard: Shard, shared_bytes: int) -> DecodeTuning:
+        """The same with the tile halved until a program fits so much shared memory."""
+        tuning = self
+        while tuning.shared_bytes(shard) > shared_bytes and tuning.tile > MIN_TILE:
+            tuning = replace(tuning, tile=tuning.tile // 2)
+        return tuning
+
+
+class TritonBackend(AttentionBackend):
+    """For CUDA, and for Triton's interpreter on a CPU (`TRITON_INTERPRET=1`).
+
+    Prefill is one packed flash-attention call a layer (`torch.nn.attention.varlen`) if this torch and this
+    GPU compute it rightly, which is tried once; else one SDPA call a chunk. Without a `tuning` the default is
+    cut down to the GPU's shared memory.
+    """
+
+    def __init__(self, shard: Shard, device: torch.device, tuning: DecodeTuning | None = None) -> None:
+        """Raises `CalibrationError` where Triton has nothing to run on."""
+        super().__init__(shard, device)
+        _check_triton(device)
+        self.tuning = tuning or DecodeTuning()
+        self._sdpa = SdpaBackend(shard, device)
+        self._varlen = _find_varlen(shard, device, self._sdpa)
+        self._num_processors = INTERPRETED_PROCESSORS
+        if device.type == "cuda":
+            properties = torch.cuda.get_device_properties(device)
+            self._num_processors = properties.multi_processor_count
+            # What a program may ask for beyond 48 KiB; only CUDA builds of torch know it.
+            shared_bytes = getattr(properties, "shared_memory_per_block_optin", None)
+            if tuning is None and shared_bytes is not None:
+                self.tuning = self.tuning.fitting(shard, shared_bytes)
+
+    def num_splits(self, num_decodes: int, max_context: int) -> int:
+        """Shares of each context: programs for every multiprocessor at once, none without a tile."""
+        tuning = self.tuning
+        wanted = self._num_processors * tuning.programs_per_processor
+        splits = wanted // (num_decodes * self.shard.num_kv_heads)
+        return max(1, min(splits, -(-max_context // tuning.tile), tuning.max_splits))
+
+    def prefill(
+        self, query: Tensor, keys: Tensor, values: Tensor, cache: LayerCache, batch: ChunkBatch
+    ) -> Tensor:
+        """See `AttentionBackend.prefill`."""
+        if self._varlen is None:
+            return self._sdpa.prefill(query, keys, values, cache, batch)
+        if any(batch.contexts):
+            keys, values = _pack(cache, batch)
+        max_keys = max(n + context for n, context in zip(batch.num_tokens, batch.contexts, strict=True))
+        return self._varlen(
+            query, keys, values, batch.token_starts, batch.key_starts, max(batch.num_tokens), max_keys
+        )
+
+    def decode(self, query: Tensor, cache: LayerCache, batch: DecodeBatch) -> Tensor:
+        """See `AttentionBackend.decode`."""
+        from cbsim.lab.kernels.triton_decode import paged_decode
+
+        return paged_decode(
+            query,
+            cache,
+            batch,
+            num_splits=self.num_splits(query.shape[0], batch.max_context),
+            tile=self.tuning.tile,
+            num_warps=self.tuning.num_warps,
+            num_stages=self.tuning.num_stages,
+        )
+
+    def describe(self) -> str:
+        """See `AttentionBackend.describe`."""
+        prefill = "scaled_dot_product_attention" if self._varlen is None else "varlen_attn"
+        return f"prefill: {prefill}; decode: Triton split-KV, {self.tuning}"
+
+
+def cannot_run(error: Exception) -> bool:
+    """Whether Triton says that a kernel can't be compiled or loaded as it is cut: mostly it is too large."""
+    from triton.errors import TritonError
+
+    return isinstance(error, TritonError)
+
+
+def _check_triton(device: torch.device) -> None:
+    if importlib.util.find_spec("triton") is None:
+        raise CalibrationError("attention backend triton: needs the package triton; allowed: sdpa")
+    if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+        raise CalibrationError(
+            "attention backend triton: needs a GPU, or TRITON_INTERPRET=1 for its interpreter; allowed: sdpa"
+        )
+
+
+class VarlenPrefill:
+    """`varlen_attn` with the keywords that this version of torch has for it."""
+
+    def __init__(self, grouped: bool) -> None:
+        from torch.nn.attention.varlen import varlen_attn
+
+        known = inspect.signature(varlen_attn).parameters
+        self._attend: Any = varlen_attn
+        self._keywords: dict[str, Any] = {}
+        if "window_size" in known:
+            self._keywords["window_size"] = (-1, 0)
+        else:
+            self._keywords["is_causal"] = True
+        if grouped and "enable_gqa" in known:
+            self._keywords["enable_gqa"] = True
+
+    def __call__(
+        self,
+        query: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        token_starts: Tensor,
+        key_starts: Tensor,
+        max_tokens: int,
+        max_keys: int,
+    ) -> Tensor:
+        """Packed causal attention, aligned at each chunk's last token."""
+        out: Tensor = self._attend(
+            query.contiguous(),
+            keys.contiguous(),
+            values.contiguous(),
+            token_starts,
+            key_starts,
+            max_tokens,
+            max_keys,
+            **self._keywords,
+        )
+        return out
+
+
+def _find_varlen(shard: Shard, device: torch.device, reference: SdpaBackend) -> VarlenPrefill | None:
+    """Packed attention, if it exists here and agrees with SDPA on two chunks, one of them over context."""
+    if device.type != "cuda" or shard.dtype not in (torch.bfloat16, torch.float16):
+        return None
+    num_tokens, contexts, block_size = [40, 24], [32, 0], 16
+    generator = torch.Generator(device).manual_seed(0)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, device=device).to(shard.dtype)
+
+    cache_shape = (8, block_size, shard.num_kv_heads, shard.head_size)
+    cache = LayerCache(random(*cache_shape), random(*cache_shape))
+    tables = [torch.arange(0, 5, device=device), torch.arange(5, 7, device=device)]
+    batch = ChunkBatch.build(num_tokens, contexts, tables, device)
+    query = random(sum(num_tokens), shard.num_heads, shard.head_size)
+    keys, values = _pack(cache, batch)
+    own = torch.cat((torch.arange(32, 72, device=device), torch.arange(72, 96, device=device)))
+    try:
+        varlen = VarlenPrefill(shard.group_size > 1)
+        got = varlen(query, keys, values, batch.token_starts, batch.key_starts, 40, 72)
+    except Exception:  # whatever this build of torch says against it, SDPA does the work
+        return None
+    wanted = reference.prefill(query, keys[own], values[own], cache, batch)
+    return varlen if torch.allclose(got.float(), wanted.float(), atol=2e-2, rtol=2e-2) else None
+
+
+def _pack(cache: LayerCache, batch: ChunkBatch) -> tuple[Tensor, Tensor]:
+    """The keys and values of all chunks, contexts included, one after another."""
+    packed_keys, packed_values = [], []
+    for num_tokens, context, table in zip(batch.num_tokens, batch.contexts, batch.block_tables, strict=True):
+        keys, values = cache.gather(table)
+        packed_keys.append(keys[: context + num_tokens])
+        packed_values.append(values[: context + num_tokens])
+    return torch.cat(packed_keys), torch.cat(packed_values)

@@ -1,0 +1,233 @@
+"""Split-KV paged decode attention in Triton: flash-decoding over a block table.
+
+Each program takes one sequence, one KV head with its whole group of query heads, and one share of the context
+(Flash-Decoding, https://pytorch.org/blog/flash-decoding); a second kernel combines the shares by their
+log-sum-exp. Sums are fp32 throughout.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from cbsim.lab.kernels.attention_backends import DecodeBatch, LayerCache
+
+LOG2_E = 1.4426950408889634
+MIN_ROWS = 16
+"""Rows that `tl.dot` needs at least: the group of query heads is padded to them."""
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _partial_kernel(  # type: ignore[no-untyped-def]
+    query,
+    keys,
+    values,
+    block_tables,
+    context_lens,
+    out,
+    partials,
+    log_sums,
+    scale_log2,
+    query_stride,
+    block_stride,
+    token_stride,
+    head_stride,
+    table_stride,
+    num_splits,
+    NUM_HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    ROWS: tl.constexpr,
+    HEAD_SIZE: tl.constexpr,
+    PADDED_SIZE: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    TILE: tl.constexpr,
+    IS_WHOLE: tl.constexpr,
+    NUM_STAGES: tl.constexpr,
+    WIDEN: tl.constexpr,
+):
+    """Attention of a group of heads to one share of a sequence's context: its output and log2-sum-exp2."""
+    sequence = tl.program_id(0).to(tl.int64)
+    kv_head = tl.program_id(1).to(tl.int64)
+    split = tl.program_id(2)
+    context = tl.load(context_lens + sequence)
+    tiles_per_split = tl.cdiv(tl.cdiv(context, TILE), num_splits)
+    start = split * tiles_per_split * TILE
+    end = tl.minimum(start + tiles_per_split * TILE, context)
+
+    rows = tl.arange(0, ROWS)
+    places = tl.arange(0, PADDED_SIZE)
+    in_tile = tl.arange(0, TILE)
+    heads = kv_head * GROUP + rows
+    is_head = rows < GROUP
+    is_place = places < HEAD_SIZE
+    wanted = is_head[:, None] & is_place[None, :]
+    query_at = query + sequence * query_stride + heads[:, None] * HEAD_SIZE + places[None, :]
+    q = tl.load(query_at, mask=wanted, other=0.0)
+    if WIDEN:
+        q = q.to(tl.float32)
+
+    highest = tl.full((ROWS,), float("-inf"), tl.float32)
+    total = tl.zeros((ROWS,), tl.float32)
+    acc = tl.zeros((ROWS, PADDED_SIZE), tl.float32)
+    for first in tl.range(start, end, TILE, num_stages=NUM_STAGES):
+        tokens = first + in_tile
+        is_token = tokens < end
+        table_at = block_tables + sequence * table_stride + tokens // BLOCK_SIZE
+        blocks = tl.load(table_at, mask=is_token, other=0).to(tl.int64)
+        token_at = blocks * block_stride + (tokens % BLOCK_SIZE) * token_stride + kv_head * head_stride
+        element_at = token_at[:, None] + places[None, :]
+        is_element = is_token[:, None] & is_place[None, :]
+        k = tl.load(keys + element_at, mask=is_element, other=0.0)
+        if WIDEN:
+            k = k.to(tl.float32)
+        scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale_log2
+        scores = tl.where(is_token[None, :], scores, float("-inf"))
+        new_highest = tl.maximum(highest, tl.max(scores, 1))
+        weights = tl.exp2(scores - new_highest[:, None])
+        shrink = tl.exp2(highest - new_highest)
+        v = tl.load(values + element_at, mask=is_element, other=0.0)
+        factors = weights.to(v.dtype)
+        if WIDEN:
+            factors, v = factors.to(tl.float32), v.to(tl.float32)
+        acc = acc * shrink[:, None] + tl.dot(factors, v, input_precision="ieee")
+        total = total * shrink + tl.sum(weights, 1)
+        highest = new_highest
+
+    row = sequence * NUM_HEADS + heads
+    # A share without tokens has a log-sum of -inf, which is no weight; a whole context without any gives 0.
+    divisor = tl.where(total > 0, total, 1.0)
+    result = acc / divisor[:, None]
+    if IS_WHOLE:
+        tl.store(
+            out + row[:, None] * HEAD_SIZE + places[None, :], result.to(out.dtype.element_ty), mask=wanted
+        )
+    else:
+        share = row * num_splits + split
+        tl.store(log_sums + share, highest + tl.log2(divisor), mask=is_head)
+        tl.store(partials + share[:, None] * HEAD_SIZE + places[None, :], result, mask=wanted)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _combine_kernel(  # type: ignore[no-untyped-def]
+    partials,
+    log_sums,
+    out,
+    num_splits,
+    HEAD_SIZE: tl.constexpr,
+    PADDED_SIZE: tl.constexpr,
+    PADDED_SPLITS: tl.constexpr,
+):
+    """Put the shares of one query head together, weighted by their sums."""
+    row = tl.program_id(0).to(tl.int64)
+    splits = tl.arange(0, PADDED_SPLITS)
+    places = tl.arange(0, PADDED_SIZE)
+    is_split = splits < num_splits
+    is_place = places < HEAD_SIZE
+    share = row * num_splits + splits
+    log_sum = tl.load(log_sums + share, mask=is_split, other=float("-inf"))
+    highest = tl.max(log_sum, 0)
+    # -inf less -inf is NaN: where no share has a token, every weight is to be 0.
+    weights = tl.exp2(log_sum - tl.where(highest > float("-inf"), highest, 0.0))
+    wanted = (weights > 0)[:, None] & is_place[None, :]
+    acc = tl.load(partials + share[:, None] * HEAD_SIZE + places[None, :], mask=wanted, other=0.0)
+    total = tl.sum(weights, 0)
+    result = tl.sum(acc * weights[:, None], 0) / tl.where(total > 0, total, 1.0)
+    tl.store(out + row * HEAD_SIZE + places, result.to(out.dtype.element_ty), mask=is_place)
+
+
+def paged_decode(
+    query: Tensor,
+    cache: LayerCache,
+    batch: DecodeBatch,
+    *,
+    num_splits: int,
+    tile: int = 64,
+    num_warps: int = 4,
+    num_stages: int = 3,
+) -> Tensor:
+    """Attention of `(decodes, num_heads, head_size)` queries, heads contiguous, over the cache's blocks.
+
+    `tile` is the tokens a program reads at once, a power of 2 from 16; `num_splits` the shares of each
+    context. Lengths are read on the device, so a CUDA graph may be replayed with others: any number of splits
+    is right for any length. A context of 0 tokens gives zeros. Returns a new tensor of the queries' shape and
+    dtype; raises ValueError for tensors laid out in another way.
+    """
+    _check_layout(query, cache, batch)
+    num_decodes, num_heads, head_size = query.shape
+    num_kv_heads = cache.keys.shape[2]
+    group = num_heads // num_kv_heads
+    out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+    is_whole = num_splits == 1
+    shape = (1,) if is_whole else (num_decodes, num_heads, num_splits)
+    log_sums = torch.empty(shape, dtype=torch.float32, device=query.device)
+    partials = torch.empty((*shape, head_size), dtype=torch.float32, device=query.device)
+    padded_size = triton.next_power_of_2(head_size)
+    _launch(
+        _partial_kernel,
+        (num_decodes, num_kv_heads, num_splits),
+        query,
+        cache.keys,
+        cache.values,
+        batch.block_tables,
+        batch.context_lens,
+        out,
+        partials,
+        log_sums,
+        head_size**-0.5 * LOG2_E,
+        query.stride(0),
+        cache.keys.stride(0),
+        cache.keys.stride(1),
+        cache.keys.stride(2),
+        batch.block_tables.stride(0),
+        num_splits,
+        NUM_HEADS=num_heads,
+        GROUP=group,
+        ROWS=max(MIN_ROWS, triton.next_power_of_2(group)),
+        HEAD_SIZE=head_size,
+        PADDED_SIZE=padded_size,
+        BLOCK_SIZE=cache.block_size,
+        TILE=tile,
+        IS_WHOLE=is_whole,
+        NUM_STAGES=num_stages,
+        # Triton's interpreter multiplies the bit patterns of bf16; on a GPU the products are fp32 anyway.
+        WIDEN=query.dtype == torch.bfloat16 and not query.is_cuda,
+        num_warps=num_warps,
+    )
+    if not is_whole:
+        _launch(
+            _combine_kernel,
+            (num_decodes * num_heads,),
+            partials,
+            log_sums,
+            out,
+            num_splits,
+            HEAD_SIZE=head_size,
+            PADDED_SIZE=padded_size,
+            PADDED_SPLITS=triton.next_power_of_2(num_splits),
+            num_warps=4,
+        )
+    return out
+
+
+def _check_layout(query: Tensor, cache: LayerCache, batch: DecodeBatch) -> None:
+    """The kernel walks heads and tables by their sizes: another layout would be read wrongly in silence."""
+    head_size = query.shape[2]
+    wrong = {
+        "heads of a query must lie one after another": query.stride()[1:] != (head_size, 1),
+        "keys and values must have equal strides": cache.keys.stride() != cache.values.stride(),
+        "elements of a head must lie one after another": cache.keys.stride(3) != 1,
+        "query heads must be a multiple of KV heads": query.shape[1] % cache.keys.shape[2] != 0,
+        "block numbers of a sequence must lie one after another": batch.block_tables.stride(1) != 1,
+        "context lengths must lie one after another": not batch.context_lens.is_contiguous(),
+    }
+    problems = [problem for problem, is_wrong in wrong.items() if is_wrong]
+    if problems:
+        raise ValueError(f"paged decode: {'; '.join(problems)}")
+
+
+def _launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
+    kernel[grid](*args, **options)

@@ -1,0 +1,198 @@
+"""Run an experiment live: its own workload, scheduler and metrics, a real model instead of a cost model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+
+from cbsim.base.errors import ConfigError
+from cbsim.base.units import GIB, format_bytes
+from cbsim.cluster.engine.recorder import Recorder, RunLog
+from cbsim.lab.kernels.device_memory import free_bytes
+from cbsim.lab.kernels.sampling import SamplingParams
+from cbsim.lab.kernels.shard import Shard
+from cbsim.lab.live.live_engine import LiveEngine, wall_clock
+from cbsim.lab.live.live_world import LiveWorld
+from cbsim.lab.live.numbered_blocks import LivePool
+from cbsim.lab.live.runner import ModelRunner
+from cbsim.lab.live.tokens import TokenBook
+from cbsim.lab.live.weights import Checkpoint
+from cbsim.observers import ObservedRun, Observer
+from cbsim.observers.audience import Audience
+from cbsim.results.manifest import make_manifest
+from cbsim.results.metrics import Deployment, summarize
+from cbsim.results.result import Result
+from cbsim.schedulers import SCHEDULERS, Resources, Scheduler
+from cbsim.studies.experiment import Experiment
+from cbsim.studies.run import collect, log_notes, make_audience, make_cost_model, make_prices, make_workload
+from cbsim.workload.request_source import Workload
+
+KV_SHARE = 0.8
+"""Share of what is free beside the weights that the KV cache may take."""
+MAX_CPU_KV_BYTES = 2 * GIB
+"""And on a CPU, which serves so little at once, unless the experiment says how many blocks."""
+MAX_GRAPH_DECODES = 512
+
+
+def run_live(
+    experiment: Experiment,
+    *,
+    device: str = "cpu",
+    time_scale: float = 1.0,
+    sampling: SamplingParams | None = None,
+    backend: str | None = None,
+    checkpoint: Checkpoint | None = None,
+    progress: Callable[[int, float], None] | None = None,
+    observers: Sequence[Observer] = (),
+) -> Result:
+    """Serve an experiment's workload with a real model and return what a simulation would.
+
+    Arrivals come `time_scale` times as fast. Weights are random from the experiment's seed unless a
+    `checkpoint` is given. `observers` watch beside the experiment's own; what they do takes part of the time
+    that is measured. Raises `ConfigError` for what only a simulation can do, or what doesn't fit.
+    """
+    torch_device = _open(device)
+    _check(experiment, time_scale)
+    audience = make_audience(experiment, observers)
+    workload = make_workload(experiment)
+    engine, notes = _make_engine(experiment, workload, torch_device, sampling or SamplingParams(), backend)
+    engine.recorder.audience = audience
+    if checkpoint is not None:
+        checkpoint.load_into(engine.runner.decoder)
+    engine.runner.warm_up()
+    audience.started(ObservedRun(experiment.name, experiment.model.name, [engine.scheduler]))
+    wall_start, cpu_start = time.perf_counter(), time.process_time()
+    engine.clock = wall_clock()
+    world = LiveWorld(workload, engine, time_scale=time_scale, progress=progress)
+    world.run()
+    spent = {"cpu_s": time.process_time() - cpu_start, "wall_s": time.perf_counter() - wall_start}
+    is_closed_loop = workload.config.concurrency is not None
+    log = collect(engine.recorder, [engine], world.end_s, is_closed_loop=is_closed_loop)
+    audience.ended(world.end_s)
+    notes = [f"live on this machine's {device}, not simulated", *notes, *engine.scheduler.notes()]
+    return _make_result(experiment, workload, log, spent, notes, audience)
+
+
+def _make_engine(
+    experiment: Experiment,
+    workload: Workload,
+    device: torch.device,
+    sampling: SamplingParams,
+    backend: str | None,
+) -> tuple[LiveEngine, list[str]]:
+    """The replica, and what differs from the simulated one."""
+    model = experiment.model
+    num_blocks, notes = fit_blocks(experiment, device)
+    longest = max((r.num_prompt_tokens + r.num_output_tokens for r in workload.requests()), default=1)
+    runner = ModelRunner(
+        model,
+        device,
+        num_blocks=num_blocks,
+        block_size=experiment.kv_cache.block_size,
+        backend=backend,
+        seed=experiment.seed,
+        max_positions=max(longest, model.max_model_len),
+        graph_decodes=_graph_decodes(experiment) if device.type == "cuda" else 0,
+    )
+    engine = LiveEngine(
+        _make_scheduler(experiment, num_blocks),
+        Recorder(with_batches=experiment.output.batches),
+        2 if experiment.scheduler.async_scheduling else 1,
+        runner,
+        TokenBook(model.vocab_size, experiment.seed, sampling),
+        wall_clock(),
+    )
+    return engine, notes
+
+
+def _make_result(
+    experiment: Experiment,
+    workload: Workload,
+    log: RunLog,
+    spent: dict[str, float],
+    notes: list[str],
+    audience: Audience,
+) -> Result:
+    deployment = Deployment(
+        model=experiment.model,
+        gpu=experiment.gpu,
+        tensor_parallel=1,
+        num_replicas=1,
+        kv_block_size=experiment.kv_cache.block_size,
+    )
+    told = [*notes, *workload.notes(), *log_notes(experiment, log)]
+    summary = summarize(log, deployment, experiment.slo.limits(), simulation=spent, notes=told)
+    manifest = make_manifest(experiment.seed, workload.inputs(), {"model": experiment.model})
+    return Result.from_log(log, summary, experiment.resolved(), manifest, audience.observers)
+
+
+def _check(experiment: Experiment, time_scale: float) -> None:
+    problems = []
+    if experiment.replicas.count != 1:
+        problems.append(f"replicas.count: got {experiment.replicas.count}; a live run has one replica")
+    if experiment.replicas.tensor_parallel != 1:
+        problems.append(
+            f"replicas.tensor_parallel: got {experiment.replicas.tensor_parallel}; a live run has one device"
+        )
+    if experiment.stop_at_s is not None:
+        problems.append("stop_at_s: a live run goes on until every request has ended")
+    if not time_scale > 0:
+        problems.append(f"time_scale: got {time_scale}; allowed: more than 0")
+    if problems:
+        raise ConfigError(*problems)
+
+
+def _graph_decodes(experiment: Experiment) -> int:
+    """The most decodes of a step that is worth a CUDA graph."""
+    return min(int(getattr(experiment.scheduler, "max_num_seqs", MAX_GRAPH_DECODES)), MAX_GRAPH_DECODES)
+
+
+def _open(device: str) -> torch.device:
+    if device not in ("cpu", "cuda"):
+        raise ConfigError(f"--device: unknown '{device}'; allowed: cpu, cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"--device cuda: no CUDA here (torch {torch.__version__}); allowed: --device cpu")
+    return torch.device(device)
+
+
+def fit_blocks(experiment: Experiment, device: torch.device) -> tuple[int, list[str]]:
+    """As many KV blocks as the experiment has; fewer if its GPU decides that and this device is smaller."""
+    shard = Shard(experiment.model)
+    kv_cache = experiment.kv_cache
+    block_bytes = kv_cache.block_size * shard.layer_kv_token_bytes * experiment.model.num_layers
+    left_bytes = free_bytes(device) - shard.weight_bytes
+    fitting = int(left_bytes * KV_SHARE) // block_bytes
+    if device.type == "cpu" and kv_cache.num_blocks is None:
+        fitting = min(fitting, MAX_CPU_KV_BYTES // block_bytes)
+    wanted = kv_cache.size(experiment.model, experiment.gpu)
+    if fitting < 1 or (kv_cache.num_blocks is not None and wanted > fitting):
+        raise ConfigError(
+            f"kv_cache: {wanted} blocks take {format_bytes(wanted * block_bytes)} beside "
+            f"{format_bytes(shard.weight_bytes)} of weights; {max(0, fitting)} fit on this device; "
+            f"allowed: a smaller model or kv_cache.num_blocks"
+        )
+    if wanted <= fitting:
+        return wanted, []
+    return fitting, [
+        f"KV cache of {fitting} blocks, what fits here; {experiment.gpu.name} would have {wanted}"
+    ]
+
+
+def _make_scheduler(experiment: Experiment, num_blocks: int) -> Scheduler:
+    """The experiment's scheduler, over blocks that are those of the real cache."""
+    config = experiment.scheduler
+    pool = LivePool(
+        num_blocks,
+        experiment.kv_cache.block_size,
+        prefix_caching=experiment.kv_cache.prefix_caching,
+        unknown_first=config.reuses_unknown_blocks_first,
+    )
+    resources = Resources(
+        pool=pool,
+        prices=make_prices(experiment, make_cost_model(experiment)),
+        max_model_len=experiment.model.max_model_len,
+        seed=experiment.seed,
+    )
+    return SCHEDULERS.get(config.type)(config, resources)

@@ -1,0 +1,127 @@
+"""ModelRunner: the model and its KV cache on a device; computes one step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cbsim.lab.kernels.attention_backends import LayerCache, make_backend
+from cbsim.lab.kernels.decoder import Decoder
+from cbsim.lab.kernels.sampling import sample
+from cbsim.lab.kernels.shard import Shard
+from cbsim.lab.kernels.step_batch import SequenceSlice, StepBatch
+from cbsim.lab.live.decode_graphs import DecodeGraphs
+from cbsim.lab.live.tokens import TokenBook
+from cbsim.specs import ModelSpec
+from cbsim.workload.request import Request
+
+
+@dataclass(frozen=True, slots=True)
+class LiveSlice:
+    """One request's share of a step, with the blocks it had when the step was decided."""
+
+    request: Request
+    num_tokens: int
+    num_computed: int
+    emits: bool
+    blocks: NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Moves:
+    """Requests whose KV goes to host memory, then those whose KV comes back: `(request index, blocks)`."""
+
+    out: list[tuple[int, list[int]]] = field(default_factory=list)
+    back: list[tuple[int, list[int]]] = field(default_factory=list)
+
+
+class ModelRunner:
+    """A decoder with a paged KV cache of `num_blocks` blocks, one set of block numbers for all layers.
+
+    `graph_decodes` is the most decodes of a step that is replayed as a CUDA graph once `warm_up` has captured
+    it; 0 computes every step kernel by kernel.
+    """
+
+    def __init__(
+        self,
+        model: ModelSpec,
+        device: torch.device,
+        *,
+        num_blocks: int,
+        block_size: int,
+        backend: str | None = None,
+        seed: int = 0,
+        max_positions: int | None = None,
+        graph_decodes: int = 0,
+    ) -> None:
+        shard = Shard(model)
+        self.device = device
+        self.block_size = block_size
+        self.max_positions = max_positions or model.max_model_len
+        """Longest sequence that it can serve, tokens."""
+        self.decoder = Decoder(
+            shard, make_backend(backend, shard, device), device, max_positions=self.max_positions, seed=seed
+        )
+        self.caches = [
+            LayerCache.allocate(shard, num_blocks + (graph_decodes > 0), block_size, device)
+            for _ in self.decoder.layers
+        ]
+        self.graphs: DecodeGraphs | None = None
+        if graph_decodes:
+            self.graphs = DecodeGraphs(
+                self.decoder,
+                self.caches,
+                max_decodes=graph_decodes,
+                max_context=min(self.max_positions, num_blocks * block_size),
+                spare_block=num_blocks,
+            )
+        self._host: dict[int, list[tuple[Tensor, Tensor]]] = {}
+
+    @torch.inference_mode()
+    def run(self, slices: Sequence[LiveSlice], book: TokenBook) -> None:
+        """Compute a step and put the sampled tokens into the book; returns when they are there."""
+        parts = [
+            SequenceSlice(
+                book.slice(s.request, s.num_computed, s.num_tokens), s.num_computed, s.blocks, s.emits
+            )
+            for s in slices
+        ]
+        if self.graphs is not None and self.graphs.covers(parts):
+            logits, emitting = self.graphs.logits(parts), [part.request for part in slices]
+        else:
+            batch = StepBatch.build(parts, self.block_size, self.device)
+            logits = self.decoder.logits(batch, self.caches)
+            emitting = [slices[place].request for place in batch.emitting]
+        if emitting:
+            params = [book.sampling_of(request) for request in emitting]
+            uniforms = [book.uniform(request) for request in emitting]
+            for request, token in zip(emitting, sample(logits, params, uniforms).tolist(), strict=True):
+                book.append(request, token)
+        elif self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    @torch.inference_mode()
+    def warm_up(self) -> None:
+        """Compute a small prompt and a decode on block 0 and capture graphs, for the first step to find."""
+        for num_tokens in (min(8, self.block_size), 1):
+            part = SequenceSlice([0] * num_tokens, 0, [0], True)
+            self.decoder.logits(StepBatch.build([part], self.block_size, self.device), self.caches)
+        if self.graphs is not None:
+            self.graphs.capture()
+
+    @torch.inference_mode()
+    def move(self, moves: Moves) -> None:
+        """Copy blocks to host memory, and back to the blocks that requests hold now."""
+        for index, blocks in moves.out:
+            at = torch.tensor(blocks, device=self.device)
+            self._host[index] = [(cache.keys[at].cpu(), cache.values[at].cpu()) for cache in self.caches]
+        for index, blocks in moves.back:
+            at = torch.tensor(blocks, device=self.device)
+            for cache, (keys, values) in zip(self.caches, self._host.pop(index), strict=True):
+                cache.keys[at] = keys.to(self.device)
+                cache.values[at] = values.to(self.device)

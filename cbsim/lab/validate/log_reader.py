@@ -1,0 +1,251 @@
+"""Logs as servers write them, read into a `ServerLog`: JSONL, CSV, Parquet, or a run folder of cbsim."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cbsim.base.errors import WorkloadError
+from cbsim.base.registry import did_you_mean
+from cbsim.cluster.engine.recorder import Column
+from cbsim.lab.validate.server_log import ServerLog
+from cbsim.results.output import is_run_folder
+from cbsim.results.result import Result, load_run
+
+Numbered = list[tuple[int, dict[str, Any]]]
+"""Rows of a file with the number of the line."""
+NAMES: dict[str, tuple[str, ...]] = {
+    "request_id": ("request_id", "req_id", "id"),
+    "prompt_tokens": (
+        "num_prompt_tokens", "prompt_tokens", "input_tokens", "input_toks", "input_length", "prompt_len",
+    ),
+    "output_tokens": (
+        "num_output_tokens", "output_tokens", "output_toks", "completion_tokens", "num_generation_tokens",
+        "output_length", "output_len",
+    ),
+    "arrival": ("arrival_s", "arrival_time", "arrival_ts", "arrived_at"),
+    "queued": ("queued_s", "queued_ts"),
+    "scheduled": ("scheduled_s", "scheduled_ts", "first_scheduled_time"),
+    "first_token": ("first_token_at_s", "first_token_ts", "first_token_time", "first_token_s"),
+    "last_token": ("last_token_at_s", "finished_at_s", "last_token_ts", "finished_time", "last_token_s"),
+    "token_times": ("token_times_s", "token_times"),
+}  # fmt: skip
+"""What a log says of a request, and the columns that say it: cbsim's own names, vLLM's and others'."""
+REQUIRED = ("prompt_tokens", "output_tokens", "arrival", "first_token", "last_token")
+MAX_PROBLEMS = 8
+
+
+def read_server_log(path: Path, columns: Mapping[str, str] | None = None) -> ServerLog:
+    """Read a log: JSONL, CSV, Parquet, or the run folder of a cbsim run, simulated or live.
+
+    `columns` maps keys of `NAMES` to a log's own column names. Raises `WorkloadError` with a line for each
+    mistake.
+    """
+    unknown = [name for name in columns or {} if name not in NAMES]
+    if unknown:
+        raise WorkloadError(*(f"--column: unknown '{name}'{did_you_mean(name, NAMES)}" for name in unknown))
+    if path.is_dir() and is_run_folder(path):
+        return _from_run_folder(path)
+    table = _Rows(path, _read_rows(path), columns or {})
+    return table.to_log()
+
+
+class _Rows:
+    """A log's rows as they stand in the file, and the mistakes found in them."""
+
+    def __init__(
+        self, path: Path, rows: list[tuple[int, dict[str, Any]]], columns: Mapping[str, str]
+    ) -> None:
+        self._path, self._rows = path, rows
+        self._problems: list[str] = []
+        present = dict.fromkeys(name for _, row in rows for name in row)
+        self._column = {
+            what: columns.get(what) or next((name for name in names if name in present), None)
+            for what, names in NAMES.items()
+        }
+        for what, name in self._column.items():
+            if what in columns and name not in present:
+                near = did_you_mean(str(name), present)
+                self._problems.append(f"{path}: --column {what}={name}: no such column{near}")
+            elif what in REQUIRED and name is None:
+                self._problems.append(
+                    f"{path}: no column for {what}: expected one of {', '.join(NAMES[what])}; "
+                    f"name yours by --column {what}=NAME"
+                )
+        self._raise_problems()
+
+    def to_log(self) -> ServerLog:
+        """Columns checked, one clock, in order of arrival."""
+        prompt, output = self._counts("prompt_tokens"), self._counts("output_tokens")
+        sent, first, last = (
+            self._seconds("arrival"),
+            self._seconds("first_token"),
+            self._seconds("last_token"),
+        )
+        queued = self._seconds("queued") if self._column["queued"] else None
+        scheduled = self._seconds("scheduled") if self._column["scheduled"] else None
+        self._raise_problems()
+        notes = []
+        if queued is not None:
+            delay = float((queued - sent).min())
+            sent = sent + delay
+            notes.append(f"arrivals moved by {delay:.6f} s onto the clock of {self._column['queued']}")
+        taken = sent if queued is None else queued
+        for row in np.flatnonzero((first < taken) | (last < first)).tolist():
+            self._problem(row, "expected arrival <= first token <= last token")
+        self._raise_problems()
+        start = float(sent.min())
+        order = np.argsort(sent, kind="stable")
+        ids = self._ids()
+        tokens = self._token_times()
+        self._raise_problems()
+        return ServerLog(
+            path=self._path,
+            request_id=tuple(ids[row] for row in order.tolist()),
+            num_prompt_tokens=prompt[order],
+            num_output_tokens=output[order],
+            sent_s=(sent - start)[order],
+            queued_s=None if queued is None else (queued - start)[order],
+            first_token_s=(first - start)[order],
+            last_token_s=(last - start)[order],
+            token_times_s=None if tokens is None else tuple(tokens[row] - start for row in order.tolist()),
+            scheduled_s=None if scheduled is None else (scheduled - start)[order],
+            notes=tuple(notes),
+        )
+
+    def _ids(self) -> list[str]:
+        name = self._column["request_id"]
+        if name is None:
+            return [str(number) for number in range(len(self._rows))]
+        ids = [str(values.get(name, "")) for _, values in self._rows]
+        seen: dict[str, int] = {}
+        for row, request_id in enumerate(ids):
+            if request_id in seen:
+                self._problem(row, f"{name} '{request_id}' stands in line {seen[request_id]} too")
+            seen.setdefault(request_id, self._rows[row][0])
+        return ids
+
+    def _counts(self, what: str) -> Column:
+        values = self._numbers(what, "a whole number, 1 or more", lambda value: value >= 1 and value % 1 == 0)
+        return values.astype(np.int64)
+
+    def _seconds(self, what: str) -> Column:
+        return self._numbers(what, "seconds", np.isfinite)
+
+    def _numbers(self, what: str, allowed: str, is_allowed: Any) -> Column:
+        name = str(self._column[what])
+        values = np.ones(len(self._rows))
+        for row, (_, fields) in enumerate(self._rows):
+            got = fields.get(name)
+            try:
+                value = float(got) if not isinstance(got, bool) else np.nan  # type: ignore[arg-type]
+            except (TypeError, ValueError):
+                value = np.nan
+            if np.isfinite(value) and is_allowed(value):
+                values[row] = value
+            else:
+                self._problem(row, f"{name}: expected {allowed}, got {got!r}")
+        return values
+
+    def _token_times(self) -> list[Column] | None:
+        name = self._column["token_times"]
+        if name is None:
+            return None
+        outputs = str(self._column["output_tokens"])
+        times = []
+        for row, (_, fields) in enumerate(self._rows):
+            got = fields.get(name)
+            num_tokens = int(float(fields[outputs]))
+            if not isinstance(got, list) or len(got) != num_tokens:
+                self._problem(
+                    row, f"{name}: expected a list of {num_tokens} times, one for each output token"
+                )
+                continue
+            column = np.array(got, dtype=np.float64)
+            if (np.diff(column) <= 0).any():
+                self._problem(row, f"{name}: times must rise")
+            times.append(column)
+        return times
+
+    def _problem(self, row: int, text: str) -> None:
+        self._problems.append(f"{self._path}:{self._rows[row][0]}: {text}")
+
+    def _raise_problems(self) -> None:
+        if self._problems:
+            more = len(self._problems) - MAX_PROBLEMS
+            rest = [f"{self._path}: and {more} more such mistakes"] if more > 0 else []
+            raise WorkloadError(*self._problems[:MAX_PROBLEMS], *rest)
+
+
+def _read_rows(path: Path) -> Numbered:
+    """Each row with its line number (of a Parquet file, its row number)."""
+    try:
+        if path.suffix == ".parquet":
+            import pyarrow.parquet as pq
+
+            rows = list(enumerate(pq.read_table(path).to_pylist(), start=1))
+        elif path.suffix == ".csv":
+            with path.open(encoding="utf-8", newline="") as file:
+                rows = list(enumerate(csv.DictReader(file), start=2))
+        else:
+            rows = _read_json_lines(path)
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        raise WorkloadError(f"{path}: can't be read: {str(error).splitlines()[0]}") from error
+    if not rows:
+        raise WorkloadError(f"{path}: holds no requests")
+    return rows
+
+
+def _read_json_lines(path: Path) -> Numbered:
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise WorkloadError(f"{path}:{number}: expected a JSON object: {error.msg}") from error
+        if not isinstance(row, dict):
+            raise WorkloadError(f"{path}:{number}: expected a JSON object, got {line[:40]}")
+        rows.append((number, row))
+    return rows
+
+
+def _from_run_folder(folder: Path) -> ServerLog:
+    result = load_run(folder)
+    requests = result.requests
+    finished = (requests["state"] == "finished").to_numpy()
+    kept = requests[finished]
+    if not len(kept):
+        raise WorkloadError(f"{folder}: holds no finished requests")
+    arrival = kept["arrival_s"].to_numpy(np.float64)
+    num_left = int((~finished).sum())
+    return ServerLog(
+        path=folder,
+        request_id=tuple(kept["request_id"].astype(str)),
+        num_prompt_tokens=kept["num_prompt_tokens"].to_numpy(np.int64),
+        num_output_tokens=kept["num_output_tokens"].to_numpy(np.int64),
+        sent_s=arrival,
+        queued_s=None,
+        first_token_s=arrival + kept["ttft_s"].to_numpy(np.float64),
+        last_token_s=kept["finished_at_s"].to_numpy(np.float64),
+        token_times_s=_emitted(result, list(kept["request_id"].astype(str))),
+        scheduled_s=arrival + kept["queue_s"].to_numpy(np.float64),
+        notes=(f"{num_left} requests that did not finish are left out",) if num_left else (),
+    )
+
+
+def _emitted(result: Result, ids: list[str]) -> tuple[Column, ...] | None:
+    """The times of every token, if the run recorded them."""
+    events = result.events
+    emitted = events[events["event"] == "emitted"]
+    if not len(emitted):
+        return None
+    by_request = emitted.groupby("request_id", observed=True)["time_s"]
+    times = {str(name): column.to_numpy() for name, column in by_request}
+    return tuple(np.sort(times[name]) for name in ids)

@@ -1,0 +1,1 @@
+"""What a run gives: figures, tables, and the run folder."""

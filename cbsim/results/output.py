@@ -1,0 +1,270 @@
+"""Output: how folders of runs, sweeps and so on are known, so that nobody's files are written over."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from cbsim.base.errors import CbsimError
+from cbsim.results.tables import TABLES
+
+MANIFEST = "manifest.json"
+"""The file that marks a folder as a run folder, by the keys that `manifest.make_manifest` writes."""
+OBSERVER_FILES = "observer_files"
+"""Its key for the names of files that observers have written beside the run's own."""
+ANSWER = "capacity.json"
+"""The file that marks a folder as that of a capacity."""
+BENCH = "bench.json"
+"""The file that marks a folder as that of a scaling study."""
+REPORT = "report.html"
+REPORT_MARK = '<meta name="generator" content="cbsim">'
+"""What tells a report from any other page."""
+PICTURE_MAKER = "cbsim"
+_PICTURE_MARKS = {".png": b"Software\0cbsim", ".svg": b"<dc:title>cbsim</dc:title>"}
+"""What tells a picture by cbsim from any other: the name of its maker, as PNG and SVG keep it."""
+_RUN_PICTURES = ("latency_cdfs", "timeline", "utilization")
+RUN_FILES = {
+    *("config.yaml", MANIFEST, "summary.json", "timeline.json.gz"),
+    *(f"{name}.parquet" for name in TABLES),
+    *(f"{name}{suffix}" for name in _RUN_PICTURES for suffix in (".png", ".svg")),
+}
+"""What lies in a run folder, but for its report and the files of observers."""
+_SWEEP_PICTURES = (*_RUN_PICTURES, "settings", "pareto")
+POINTS = "points"
+"""Where a sweep keeps its runs, and a capacity the figures of its own."""
+_POINT = re.compile(r"[0-9a-f]{16}|\.[0-9a-f]{16}\.[^.]*\.partial")
+"""What lies in the `points` of a sweep: run folders by their keys, and what killed processes left of some."""
+_PROBE = re.compile(r"[0-9a-f]{16}\.json|\.[0-9a-f]{16}\.json\..*\.partial")
+"""What lies in the `points` of a capacity."""
+_LITTER = re.compile(r"\.DS_Store|\._.*|Thumbs\.db|desktop\.ini")
+"""What file managers leave in any folder that somebody has looked into: it is nobody's."""
+_MARK_WITHIN = 1000
+"""Characters, or bytes, of a file in which its mark stands."""
+
+
+def is_run_folder(folder: Path) -> bool:
+    """Whether a run was written there."""
+    return {"versions", "seed", "inputs"} <= _keys(folder / MANIFEST)
+
+
+def is_sweep_folder(folder: Path) -> bool:
+    """Whether a sweep has begun there: it has points, or a table of them."""
+    points = _names(folder / POINTS)
+    if points is None:
+        return _has_sweep_table(folder)
+    if not all(map(_POINT.fullmatch, points)):
+        return False
+    return bool(points) or _has_sweep_table(folder) or _names(folder) == [POINTS]
+
+
+def is_capacity_folder(folder: Path) -> bool:
+    """Whether a capacity was written there."""
+    return {"slo", "plan", "contenders"} <= _keys(folder / ANSWER)
+
+
+def has_begun_capacity(folder: Path) -> bool:
+    """Whether a search for a capacity has begun there, and nothing else."""
+    points = _names(folder / POINTS)
+    return bool(points) and _names(folder) == [POINTS] and all(map(_PROBE.fullmatch, points or ()))
+
+
+def is_bench_folder(folder: Path) -> bool:
+    """Whether a scaling study was written there."""
+    return {"machine", "measured"} <= _keys(folder / BENCH)
+
+
+def has_file(folder: Path, name: str) -> bool:
+    """Whether a folder holds a file; an impossible folder holds none."""
+    try:
+        return (folder / name).is_file()
+    except OSError:
+        return False
+
+
+def foreign_files(folder: Path) -> list[str]:
+    """The names in a folder, sorted, that no run writes into its own."""
+    observed = observer_files(folder)
+    return sorted(
+        path.name
+        for path in folder.iterdir()
+        if not (_is_of_run(path) or path.name in observed or _LITTER.fullmatch(path.name))
+    )
+
+
+def observer_files(folder: Path) -> list[str]:
+    """Names of the files that observers of the run there have written, by its manifest."""
+    names = _read(folder / MANIFEST).get(OBSERVER_FILES)
+    if not isinstance(names, list):
+        return []
+    return [name for name in names if isinstance(name, str) and Path(name).name == name]
+
+
+def check_run_target(folder: Path) -> None:
+    """Raise `CbsimError` unless nothing, an empty folder or a run is where a run is to go.
+
+    A run beside which there lie files of another origin is not replaced, for they would be lost.
+    """
+    if _is_free(folder):
+        return
+    if not is_run_folder(folder):
+        kind = "folder" if folder.is_dir() else "file"
+        raise CbsimError(f"{folder}: a {kind} that is no run stands there; name another folder, or remove it")
+    foreign = foreign_files(folder)
+    if foreign:
+        more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
+        raise CbsimError(
+            f"{folder}: holds '{foreign[0]}'{more}, which no run has written; name another folder, or move it"
+        )
+
+
+def check_sweep_target(folder: Path) -> None:
+    """Raise `CbsimError` unless nothing, an empty folder or a sweep is where a sweep is to go."""
+    if not _is_free(folder) and (is_run_folder(folder) or not is_sweep_folder(folder)):
+        _refuse(folder, "sweep")
+
+
+def check_capacity_target(folder: Path) -> None:
+    """Raise `CbsimError` unless a capacity can be written there, as `check_sweep_target` does for a sweep."""
+    if not (_is_free(folder) or is_capacity_folder(folder) or has_begun_capacity(folder)):
+        _refuse(folder, "capacity")
+
+
+def check_bench_target(folder: Path) -> None:
+    """Raise `CbsimError` unless a scaling study can be written there, as `check_sweep_target` for a sweep."""
+    if not _is_free(folder) and not is_bench_folder(folder):
+        _refuse(folder, "scaling study")
+
+
+def check_report_target(path: Path) -> None:
+    """Raise `CbsimError` if a file stands there that is no report, or the file can't be written."""
+    if not _exists(path):
+        return
+    if path.is_dir():
+        raise CbsimError(f"{path}: is a folder; expected the name of a file")
+    if not is_report(path):
+        raise CbsimError(f"{path}: a file that is no report stands there; name another file, or remove it")
+
+
+def is_report(path: Path) -> bool:
+    """Whether a file is a report of cbsim's."""
+    try:
+        with path.open(encoding="utf-8", errors="replace") as stream:
+            return REPORT_MARK in stream.read(_MARK_WITHIN)
+    except OSError:
+        return False
+
+
+def drawn_from_sweep(folder: Path) -> list[Path]:
+    """What cbsim has made of the table of the sweep there: pictures, intervals and the report.
+
+    Files of the same names that somebody else has made are left out.
+    """
+    pictures = [folder / f"{name}{suffix}" for name in _SWEEP_PICTURES for suffix in _PICTURE_MARKS]
+    intervals = [folder / "intervals.csv", folder / "intervals.parquet"]
+    found = [*filter(_is_picture, pictures), *filter(_has_intervals, intervals)]
+    return [*found, folder / REPORT] if is_report(folder / REPORT) else found
+
+
+def other_points(folder: Path, points: Iterable[str]) -> list[Path]:
+    """The runs in a sweep's folder that belong to none of its points: those of former sweeps."""
+    names = _names(folder / POINTS) or []
+    others = (folder / POINTS / name for name in sorted({*names} - {*points}) if _POINT.fullmatch(name))
+    return [path for path in others if is_run_folder(path)]
+
+
+def _is_picture(path: Path) -> bool:
+    try:
+        with path.open("rb") as stream:
+            return _PICTURE_MARKS[path.suffix] in stream.read(_MARK_WITHIN)
+    except OSError:
+        return False
+
+
+def _has_intervals(path: Path) -> bool:
+    """Whether a file, CSV or Parquet, has the columns of a table over replicates."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return False
+    return b"num_replicates" in content and b"num_requests.low" in content
+
+
+def _refuse(folder: Path, expected: str) -> None:
+    found: dict[str, bool] = {
+        "a run": is_run_folder(folder),
+        "a capacity": is_capacity_folder(folder),
+        "a scaling study": is_bench_folder(folder),
+        "a sweep": is_sweep_folder(folder),
+        "a file": not folder.is_dir(),
+    }
+    kind = next((name for name, holds in found.items() if holds), "a folder")
+    raise CbsimError(
+        f"{folder}: {kind} that is no {expected} stands there; name another folder, or remove it"
+        if kind in ("a file", "a folder")
+        else f"{folder}: holds {kind}; name another folder for the {expected}"
+    )
+
+
+def _is_free(folder: Path) -> bool:
+    """Whether nothing or an empty folder is there. Raises `CbsimError` if no folder can be."""
+    if not _exists(folder):
+        return True
+    try:
+        return folder.is_dir() and not any(not _LITTER.fullmatch(path.name) for path in folder.iterdir())
+    except OSError as error:
+        raise CbsimError(f"{folder}: can't be read: {error.strerror or error}") from error
+
+
+def _exists(path: Path) -> bool:
+    """Whether something is there. Raises `CbsimError` if nothing can be, for its name or one above it."""
+    try:
+        path.stat()
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise CbsimError(f"{path}: can't be written: {error.strerror or error}") from error
+    return True
+
+
+def _is_of_run(path: Path) -> bool:
+    if path.is_dir():
+        return False
+    if path.name == REPORT:
+        return is_report(path)
+    name = path.name
+    return name in RUN_FILES or name.removeprefix(".").removesuffix(".partial") in RUN_FILES
+
+
+def _names(folder: Path) -> list[str] | None:
+    """What lies in a folder, litter apart; `None` if it can't be read."""
+    try:
+        return [path.name for path in folder.iterdir() if not _LITTER.fullmatch(path.name)]
+    except OSError:
+        return None
+
+
+def _has_sweep_table(folder: Path) -> bool:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return {"point", "error"} <= set(pq.read_schema(folder / "table.parquet").names)
+    except (OSError, pa.ArrowException):
+        return False
+
+
+def _keys(path: Path) -> set[Any]:
+    """The keys of a JSON file; none if it can't be read."""
+    return set(_read(path))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The mapping in a JSON file; nothing if it can't be read or holds something else."""
+    try:
+        read = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return read if isinstance(read, dict) else {}

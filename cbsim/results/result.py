@@ -1,0 +1,258 @@
+"""Result: what a run gives back, in memory and as a run folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cbsim.base.errors import CbsimError
+from cbsim.base.scratch_folder import scratch_folder
+from cbsim.cluster.engine.recorder import RunLog
+from cbsim.observers import Observer
+from cbsim.observers.audience import write_files
+from cbsim.results.metrics import Summary
+from cbsim.results.output import (
+    MANIFEST,
+    OBSERVER_FILES,
+    check_run_target,
+    foreign_files,
+    has_file,
+    is_run_folder,
+    observer_files,
+)
+from cbsim.results.table_file import read_table
+from cbsim.results.tables import TABLES, ArrowTable, to_frame
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+CONFIG = "config.yaml"
+
+
+class Result:
+    """One run: `summary` and `config` at hand, its tables as DataFrames that are made when first asked for.
+
+    `make_table` gives the Arrow table of a name in `TABLES`, or `None` where it wasn't recorded.
+    """
+
+    def __init__(
+        self,
+        summary: Summary,
+        config: dict[str, Any],
+        manifest: dict[str, Any],
+        make_table: Callable[[str], ArrowTable | None],
+        observers: Sequence[Observer] = (),
+    ) -> None:
+        self.summary = summary
+        self.config = config
+        """The resolved configuration, as in `config.yaml`."""
+        self.manifest = manifest
+        self.make_table = make_table
+        self.observers = tuple(observers)
+        """Who watched the run, with what they saw; nobody where it was read from a folder."""
+
+    @classmethod
+    def from_log(
+        cls,
+        log: RunLog,
+        summary: Summary,
+        config: dict[str, Any],
+        manifest: dict[str, Any],
+        observers: Sequence[Observer] = (),
+    ) -> Result:
+        """The result of a run that has just ended."""
+        return cls(summary, config, manifest, partial(_from_log, log), observers)
+
+    @property
+    def name(self) -> str:
+        """The experiment's name."""
+        return str(self.config.get("name", "run"))
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of the figures must know: backlog, assumed figures, uncalibrated steps."""
+        return list(self.summary["notes"])
+
+    @cached_property
+    def requests(self) -> pd.DataFrame:
+        """One row a request in order of arrival; see `cbsim.results.tables.REQUESTS`."""
+        return self._frame("requests")
+
+    @cached_property
+    def steps(self) -> pd.DataFrame:
+        """One row a step in order of (start, replica); see `cbsim.results.tables.STEPS`."""
+        return self._frame("steps")
+
+    @cached_property
+    def events(self) -> pd.DataFrame:
+        """One row an event in the order they happened; see `cbsim.results.tables.EVENT_ROWS`."""
+        return self._frame("events")
+
+    @cached_property
+    def batches(self) -> pd.DataFrame | None:
+        """One row a slice of a step; `None` without `output.batches`; see `cbsim.results.tables.BATCHES`."""
+        return None if self.make_table("batches") is None else self._frame("batches")
+
+    @cached_property
+    def itl(self) -> pd.DataFrame:
+        """The distribution of inter-token gaps at evenly spaced quantiles; see `cbsim.results.tables.ITL`."""
+        return self._frame("itl")
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the run folder, whole or not at all; a former run there is replaced, anything else refused.
+
+        Where `folder` is a link, it stays, and what it points to is written. Returns the folder. Raises
+        `CbsimError` if something other than a run is there (`output.check_run_target`), or if it can't
+        be written.
+        """
+        _write_whole(Path(folder), self._write_files)
+        return Path(folder)
+
+    def _write_files(self, folder: Path) -> None:
+        import pyarrow.parquet as pq
+
+        (folder / CONFIG).write_text(_yaml(self.config), encoding="utf-8")
+        names = write_files(self.observers, folder)
+        manifest = self.manifest | ({OBSERVER_FILES: names} if names else {})
+        (folder / MANIFEST).write_text(_json(manifest), encoding="utf-8")
+        (folder / "summary.json").write_text(_json(self.summary), encoding="utf-8")
+        for name in TABLES:
+            table = self.make_table(name)
+            if table is not None:
+                pq.write_table(table, folder / f"{name}.parquet", compression="zstd")
+
+    def _frame(self, name: str) -> pd.DataFrame:
+        return to_frame(self.make_table(name))
+
+    def __repr__(self) -> str:
+        finished, total = self.summary["num_finished"], self.summary["num_requests"]
+        return f"Result({self.name}: {finished} of {total} requests finished)"
+
+
+def load_run(folder: str | Path) -> Result:
+    """The result in a run folder; its tables are read when first asked for.
+
+    Raises `CbsimError` if it is no run folder or a file of it is missing or damaged.
+    """
+    import yaml
+
+    source = Path(folder)
+    if not is_run_folder(source):
+        why = f"its {MANIFEST} is no run's" if has_file(source, MANIFEST) else f"it has no {MANIFEST}"
+        raise CbsimError(f"{source}: is not a run folder ({why})")
+    try:
+        summary = json.loads((source / "summary.json").read_text(encoding="utf-8"))
+        manifest = json.loads((source / MANIFEST).read_text(encoding="utf-8"))
+        config = yaml.safe_load((source / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise CbsimError(f"{source}: is a damaged run folder: {' '.join(str(error).split())}") from error
+    for name, content in (("summary.json", summary), (CONFIG, config)):
+        if not isinstance(content, dict):
+            raise CbsimError(f"{source}: is a damaged run folder: its {name} is no run's")
+    return Result(summary, config, manifest, partial(_from_folder, source))
+
+
+def load_summary(folder: Path) -> Summary:
+    """The figures of a run folder alone. Raises `CbsimError` as `load_run` does."""
+    try:
+        summary: Summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CbsimError(f"{folder}: is a damaged run folder: {error}") from error
+    return summary
+
+
+def is_whole_run(folder: Path) -> bool:
+    """Whether a run folder has all its files, each of them readable as far as a table's footer tells."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        result = load_run(folder)
+        for name in TABLES:
+            path = folder / f"{name}.parquet"
+            if name != "batches" or path.exists():
+                pq.read_metadata(path)
+        if not all(map(partial(has_file, folder), observer_files(folder))):
+            return False
+    except (CbsimError, OSError, pa.ArrowException):
+        return False
+    return isinstance(result.config, dict) and "goodput_per_s" in result.summary
+
+
+def remove_damaged_run(folder: Path) -> None:
+    """Make room for a run where a damaged one lies, of whose files none is of another origin."""
+    if folder.is_dir() and not is_run_folder(folder) and not foreign_files(folder):
+        shutil.rmtree(folder)
+
+
+def copy_run(source: Path, folder: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Write a run folder again elsewhere; `change` is applied to its configuration and to its manifest.
+
+    Raises `CbsimError` as `load_run` does for the source, and as `Result.save` for the copy.
+    """
+    run = load_run(source)
+
+    def write(copy: Path) -> None:
+        tables = [f"{name}.parquet" for name in TABLES]
+        for name in ("summary.json", *tables, *observer_files(source)):
+            if name != "batches.parquet" or (source / name).exists():
+                shutil.copyfile(source / name, copy / name)
+        (copy / CONFIG).write_text(_yaml(change(run.config)), encoding="utf-8")
+        (copy / MANIFEST).write_text(_json(change(run.manifest)), encoding="utf-8")
+
+    _write_whole(folder, write)
+
+
+def _from_log(log: RunLog, name: str) -> ArrowTable | None:
+    return TABLES[name](log)
+
+
+def _from_folder(folder: Path, name: str) -> ArrowTable | None:
+    path = folder / f"{name}.parquet"
+    return None if name == "batches" and not path.exists() else read_table(path, name)
+
+
+def _write_whole(folder: Path, write: Callable[[Path], None]) -> None:
+    """Have a run folder's files written into an empty folder, which then takes its place; see `save`."""
+    check_run_target(folder)
+    target = Path(os.path.realpath(folder))
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with scratch_folder(target) as scratch:
+            written = scratch / "new"
+            written.mkdir()
+            write(written)
+            _replace_folder(written, target, former=scratch / "former")
+    except OSError as error:
+        raise CbsimError(f"{folder}: can't be written: {error.strerror or error}") from error
+
+
+def _replace_folder(written: Path, target: Path, former: Path) -> None:
+    """Put one folder in the place of another: `former` holds the old one until the new one stands."""
+    if not target.exists():
+        written.rename(target)
+        return
+    target.rename(former)
+    try:
+        written.rename(target)
+    except OSError:
+        former.rename(target)
+        raise
+    shutil.rmtree(former)
+
+
+def _yaml(data: dict[str, Any]) -> str:
+    import yaml
+
+    text: str = yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+    return text
+
+
+def _json(data: dict[str, Any]) -> str:
+    return json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"

@@ -1,0 +1,163 @@
+"""Table files: the Parquet files of a run folder, read back as the tables they were."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from cbsim.base.errors import CbsimError
+from cbsim.results.latency import PARTS, TTFT_PARTS
+from cbsim.results.tables import (
+    BATCHES,
+    EVENT_ROWS,
+    ITL,
+    REQUEST_PARTS,
+    REQUESTS,
+    SLICE_STEPS,
+    STEPS,
+    ArrowTable,
+    Field,
+    arrow_field,
+)
+
+FIELDS = {
+    "requests": (*REQUESTS, *REQUEST_PARTS),
+    "steps": (*STEPS, *SLICE_STEPS),
+    "events": EVENT_ROWS,
+    "batches": BATCHES,
+    "itl": ITL,
+}
+"""Name of a table -> the columns it may have."""
+_OPTIONAL = (
+    {field.name for field in REQUEST_PARTS},
+    {field.name for field in SLICE_STEPS},
+    {"num_attention_pairs", "num_context_tokens", "num_logits"},
+)
+"""Columns that live runs, or the runs of former versions, lack: each group whole."""
+
+
+def read_table(path: Path, name: str) -> ArrowTable:
+    """The table `name` in a file; columns rewritten by other tools get their own types again.
+
+    Raises `CbsimError` with a line for each column that is missing or holds something else, or if the file
+    can't be read.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table: ArrowTable = pq.read_table(path)
+    except (OSError, pa.ArrowException) as error:
+        raise CbsimError(f"{path}: can't be read: {first_line(error)}") from error
+    missing = _missing(set(table.column_names), name)
+    if missing:
+        raise CbsimError(f"{path}: no table of {name} of a run: has no column {', '.join(missing)}")
+    problems = []
+    for field in FIELDS[name]:
+        if field.name not in table.column_names:
+            continue
+        try:
+            table = _with_column(table, field)
+        except (ValueError, pa.ArrowException) as error:
+            problems.append(f"{path}: column {field.name}: {first_line(error)}")
+    if not problems and name == "requests":
+        problems = [f"{path}: column {problem}" for problem in (*_repeated(table), *_unknown_parts(table))]
+    if problems:
+        raise CbsimError(*problems)
+    return table
+
+
+def _missing(found: set[str], name: str) -> list[str]:
+    """The columns that a table lacks, in its order."""
+    lacks_all = [group for group in _OPTIONAL if not group & found]
+    optional = set().union(*lacks_all)
+    return [field.name for field in FIELDS[name] if field.name not in found | optional]
+
+
+def _repeated(requests: ArrowTable) -> Iterator[str]:
+    """What is wrong with names of requests that stand there several times."""
+    import pyarrow.compute as pc
+
+    names = requests.column("request_id")
+    if pc.count_distinct(names).as_py() < len(names):
+        counts = names.value_counts()
+        first = counts.filter(pc.greater(counts.field("counts"), 1))[0]
+        yield f"request_id: got {first['values'].as_py()!r} {first['counts']} times; expected each name once"
+
+
+def _unknown_parts(requests: ArrowTable) -> Iterator[str]:
+    """What is wrong with parts of latencies that are empty where the latency isn't."""
+    import pyarrow.compute as pc
+
+    for latency, parts in (("e2e_s", PARTS), ("ttft_s", TTFT_PARTS)):
+        is_known = requests.column(latency).is_valid()
+        for column in [name for name in parts.values() if name in requests.column_names]:
+            num_empty = pc.sum(pc.and_(is_known, requests.column(column).is_null())).as_py()
+            if num_empty:
+                yield f"{column}: got {_empty_cells(num_empty)} beside {latency}; expected numbers"
+
+
+def _with_column(table: ArrowTable, field: Field) -> ArrowTable:
+    """The table with a column in its own type. Raises `ValueError` with what was got and what is expected."""
+    found, wanted = table.column(field.name), arrow_field(field)
+    column = (_texts if field.type in ("label", "string") else _numbers)(found, wanted.type)
+    if column.null_count and not field.nullable:
+        raise ValueError(f"got {_empty_cells(column.null_count)}; expected one value a row")
+    place = table.schema.get_field_index(field.name)
+    is_same = column is found and table.schema.field(place).equals(wanted)
+    return table if is_same else table.set_column(place, wanted, column)
+
+
+def _texts(column: Any, wanted: Any) -> Any:
+    import pyarrow as pa
+
+    if not (_is_text(column.type) or pa.types.is_null(column.type)):
+        raise ValueError(f"got {_told(column)}; expected text")
+    if column.type == wanted:
+        return column
+    texts = column.cast(pa.string())
+    return texts.dictionary_encode() if pa.types.is_dictionary(wanted) else texts
+
+
+def _numbers(column: Any, wanted: Any) -> Any:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    kind = column.type
+    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_null(kind)):
+        raise ValueError(f"got {_told(column)}; expected numbers")
+    if pa.types.is_floating(kind) and pc.any(pc.is_nan(column)).as_py():
+        # Other tools write what is missing as NaN.
+        column = pc.if_else(pc.is_nan(column), pa.scalar(None, kind), column)
+    if column.type == wanted:
+        return column
+    try:
+        return column.cast(wanted)
+    except pa.ArrowInvalid as error:
+        is_whole = pc.and_(pc.is_finite(column), pc.equal(pc.trunc(column), column))
+        parts = column.filter(pc.invert(is_whole))
+        raise ValueError(f"got {_told(parts)}; expected whole numbers") from error
+
+
+def _is_text(kind: Any) -> bool:
+    import pyarrow as pa
+
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _empty_cells(number: int) -> str:
+    return "an empty cell" if number == 1 else f"{number:,} empty cells"
+
+
+def _told(column: Any) -> str:
+    """What a column holds, with its first value."""
+    filled = column.drop_null()
+    example = f" ({filled[0].as_py()!r})" if len(filled) else ""
+    return f"{'text' if _is_text(column.type) else column.type}{example}"
+
+
+def first_line(error: Exception) -> str:
+    """The first line of what an error says, as far as a reader is told of it."""
+    return str(error).strip().partition("\n")[0].rstrip(" :")

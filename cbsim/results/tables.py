@@ -1,0 +1,243 @@
+"""Tables of a run: their columns with types, units and meanings, and how they are made from a `RunLog`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from cbsim.cluster.engine.recorder import EVENTS, KINDS, Column, RunLog
+from cbsim.results.latency import PARTS, TTFT_PARTS
+from cbsim.results.metrics import request_latencies, weighted_quantiles
+from cbsim.workload.request import RequestState
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+ArrowTable = Any
+"""A `pyarrow.Table`; pyarrow carries no types, and is imported only where a table is made."""
+
+
+class Field(NamedTuple):
+    """One column: type (`int64`, `float64`, `string`, or `label` for repeated strings), unit and meaning."""
+
+    name: str
+    type: str
+    unit: str
+    description: str
+    nullable: bool = False
+
+
+_REPLICA = Field("replica", "int64", "", "Engine that served it, from 0; null where it came to none", True)
+_STEP_REPLICA = Field("replica", "int64", "", "Engine, from 0")
+_STEP = Field("step", "int64", "", "Number of the step on its replica, from 0")
+
+_WAITING_FOR = ("0 nobody waits", "1 its turn (budget, batch)", "2 a slot", "3 KV blocks")
+_PART_MEANINGS = {
+    "queue": "waiting for admission: for its turn, for the step under way",
+    "no_slot": "waiting while the head of the queue found no slot (max_num_seqs)",
+    "no_kv": "waiting while the head of the queue found too few KV blocks",
+    "prefill": "computing its own prompt",
+    "recompute": "computing again what a preemption threw away",
+    "others_prefill": "what the prompts of others add to its steps, and steps of prompts that pass it over",
+    "decode": "decoding its own tokens, beside other decodes",
+    "skipped": "running, while steps without prompts pass it over",
+    "preempted": "preempted, until it is resumed",
+    "swap": "moving KV blocks to and from host memory in its steps",
+    "host": "what the host adds to its steps",
+}
+
+
+def _parts(columns: Mapping[str, str], latency: str) -> tuple[Field, ...]:
+    return tuple(
+        Field(column, "float64", "s", f"Of {latency}: {_PART_MEANINGS[name]}", True)
+        for name, column in columns.items()
+    )
+
+
+REQUESTS = (
+    Field("request_id", "string", "", "Name of the request, unique"),
+    _REPLICA,
+    Field("arrival_s", "float64", "s", "Instant of arrival"),
+    Field("queue_s", "float64", "s", "First scheduled - arrival", True),
+    Field("ttft_s", "float64", "s", "First token - arrival, queueing included", True),
+    Field("tpot_s", "float64", "s", "(E2E - TTFT) / (output tokens - 1); null for one token", True),
+    Field("max_itl_s", "float64", "s", "Longest gap between consecutive tokens", True),
+    Field("e2e_s", "float64", "s", "Finish - arrival", True),
+    Field("finished_at_s", "float64", "s", "Instant of the last token", True),
+    Field("num_prompt_tokens", "int64", "tokens", "Length of the prompt"),
+    Field("num_output_tokens", "int64", "tokens", "Length of the whole answer"),
+    Field("num_cached_tokens", "int64", "tokens", "Prefix-cache tokens found at the first admission"),
+    Field("num_preemptions", "int64", "", "Times it was preempted"),
+    Field("priority", "int64", "", "Smaller goes first"),
+    Field("state", "label", "", "finished, rejected or unfinished"),
+)
+REQUEST_PARTS = (*_parts(PARTS, "E2E"), *_parts(TTFT_PARTS, "TTFT"))
+"""Behind `REQUESTS`, where the record tells: not of live runs."""
+STEPS = (
+    _STEP_REPLICA,
+    _STEP,
+    Field("scheduled_at_s", "float64", "s", "Instant the step was scheduled"),
+    Field("start_s", "float64", "s", "Instant the step started"),
+    Field("duration_s", "float64", "s", "From its start to its end"),
+    Field("num_prefill_tokens", "int64", "tokens", "Prompt tokens computed"),
+    Field("num_decode_tokens", "int64", "tokens", "Output tokens computed"),
+    Field("num_prefill_seqs", "int64", "requests", "Requests that computed prompt tokens"),
+    Field("num_decode_seqs", "int64", "requests", "Requests that computed an output token"),
+    Field("num_running", "int64", "requests", "Running right after scheduling"),
+    Field("num_waiting", "int64", "requests", "Waiting right after scheduling"),
+    Field("num_preempted", "int64", "requests", "Preempted while this step was scheduled"),
+    Field("num_finished", "int64", "requests", "Finished at the step's end"),
+    Field("kv_blocks_used", "int64", "blocks", "KV blocks taken right after scheduling"),
+    Field("kv_blocks_total", "int64", "blocks", "KV blocks there are"),
+    Field("num_attention_pairs", "int64", "", "Pairs of a query token and a key, for MFU"),
+    Field("num_context_tokens", "int64", "tokens", "KV entries read, for MBU"),
+    Field("num_logits", "int64", "", "Rows of logits computed"),
+)
+SLICE_STEPS = (
+    Field("transfer_s", "float64", "s", "Of its duration: moving KV blocks to and from host memory"),
+    Field("waiting_for", "int64", "", f"What the head of the queue lacked: {', '.join(_WAITING_FOR)}"),
+)
+"""Behind `STEPS`, where the record tells."""
+EVENT_ROWS = (
+    Field("time_s", "float64", "s", "Instant"),
+    _REPLICA,
+    Field("step", "int64", "", "Number of the step on its replica; null outside of steps", True),
+    Field("request_id", "label", "", "Name of the request"),
+    Field("event", "label", "", ", ".join(EVENTS)),
+    Field("num_tokens", "int64", "tokens", "Prefix-cache tokens found (admitted, resumed), tokens emitted"),
+    Field("reason", "label", "", "Why it was rejected; null for other events", True),
+)
+BATCHES = (
+    _STEP_REPLICA,
+    _STEP,
+    Field("start_s", "float64", "s", "Instant the step started"),
+    Field("position", "int64", "", "Place in the batch, from 0"),
+    Field("request_id", "label", "", "Name of the request"),
+    Field("num_tokens", "int64", "tokens", "Tokens computed in this step"),
+    Field("num_computed_tokens", "int64", "tokens", "Tokens computed before this step"),
+    Field("kind", "label", "", ", ".join(KINDS)),
+)
+ITL = (
+    Field("quantile", "float64", "", "Share of all gaps between tokens that are no longer"),
+    Field("itl_s", "float64", "s", "Exact quantile of the gaps between consecutive tokens"),
+)
+NUM_ITL_QUANTILES = 2001
+
+_STATES = ("finished", "rejected", "unfinished")
+
+
+def requests_table(log: RunLog) -> ArrowTable:
+    """One row a request in order of arrival."""
+    columns = {**log.requests, **request_latencies(log), **(log.parts or {})}
+    state = np.full(len(columns["state"]), _STATES.index("unfinished"), dtype=np.int8)
+    state[columns["state"] == RequestState.FINISHED] = _STATES.index("finished")
+    state[columns["state"] == RequestState.REJECTED] = _STATES.index("rejected")
+    fields = REQUESTS if log.parts is None else (*REQUESTS, *REQUEST_PARTS)
+    return _table(fields, columns | {"state": _label(state, _STATES)})
+
+
+def steps_table(log: RunLog) -> ArrowTable:
+    """One row a step in order of (start, replica)."""
+    return _table(STEPS if log.slices is None else (*STEPS, *SLICE_STEPS), log.steps)
+
+
+def events_table(log: RunLog) -> ArrowTable:
+    """One row an event in the order they happened, with the reason of each rejection."""
+    events = log.events
+    texts = sorted(set(log.rejections.values()))
+    code_of = {text: code for code, text in enumerate(texts)}
+    reason = np.full(len(events["event"]), -1, dtype=np.int32)
+    for row in np.flatnonzero(events["event"] == EVENTS.index("rejected")).tolist():
+        reason[row] = code_of.get(log.rejections.get(int(events["request"][row]), ""), -1)
+    labels = {
+        "request_id": _label(events["request"], log.requests["request_id"]),
+        "event": _label(events["event"], EVENTS),
+        "reason": _label(reason, texts),
+    }
+    return _table(EVENT_ROWS, {**events, **labels})
+
+
+def batches_table(log: RunLog) -> ArrowTable | None:
+    """One row a slice of a step; `None` where they weren't recorded."""
+    if log.batches is None:
+        return None
+    labels = {
+        "request_id": _label(log.batches["request"], log.requests["request_id"]),
+        "kind": _label(log.batches["kind"], KINDS),
+    }
+    return _table(BATCHES, log.batches | labels)
+
+
+def itl_table(log: RunLog) -> ArrowTable:
+    """The distribution of all inter-token gaps at evenly spaced quantiles; no rows without gaps."""
+    quantile = np.linspace(0, 1, NUM_ITL_QUANTILES if log.gap_count.sum() else 0)
+    itl_s = weighted_quantiles(log.gap_s, log.gap_count, quantile) if len(quantile) else quantile
+    return _table(ITL, {"quantile": quantile, "itl_s": itl_s})
+
+
+TABLES: dict[str, Callable[[RunLog], ArrowTable | None]] = {
+    "requests": requests_table,
+    "steps": steps_table,
+    "events": events_table,
+    "batches": batches_table,
+    "itl": itl_table,
+}
+"""Name of a Parquet file of the run folder -> how it is made."""
+
+
+def to_frame(table: ArrowTable) -> pd.DataFrame:
+    """The table for pandas: labels as categoricals, nullable integers as Int64, null instants as NaN."""
+    import pandas as pd
+    import pyarrow as pa
+
+    columns = {}
+    for field in table.schema:
+        nullable_integer = field.nullable and pa.types.is_int64(field.type)
+        mapper = {pa.int64(): pd.Int64Dtype()}.get if nullable_integer else None
+        columns[field.name] = table.column(field.name).to_pandas(types_mapper=mapper)
+    return pd.DataFrame(columns, copy=False)
+
+
+def _table(fields: tuple[Field, ...], columns: Mapping[str, Any]) -> ArrowTable:
+    import pyarrow as pa
+
+    schema = pa.schema(map(arrow_field, fields))
+    return pa.Table.from_arrays([_array(field, columns[field.name]) for field in fields], schema=schema)
+
+
+def arrow_field(field: Field) -> Any:
+    """A column's name, type and meaning, as Arrow has them: a `pyarrow.Field`."""
+    import pyarrow as pa
+
+    types = {
+        "int64": pa.int64(),
+        "float64": pa.float64(),
+        "string": pa.string(),
+        "label": pa.dictionary(pa.int32(), pa.string()),
+    }
+    return pa.field(field.name, types[field.type], field.nullable, _metadata(field))
+
+
+def _metadata(field: Field) -> dict[str, str]:
+    unit = {"unit": field.unit} if field.unit else {}
+    return unit | {"description": field.description}
+
+
+def _array(field: Field, values: Any) -> Any:
+    import pyarrow as pa
+
+    if field.type == "label":
+        return values
+    if field.type == "int64" and field.nullable:
+        return pa.array(values, pa.int64(), mask=values < 0)
+    return pa.array(values, arrow_field(field).type, from_pandas=field.nullable)
+
+
+def _label(codes: Column, names: Any) -> Any:
+    """Strings by their codes, as Arrow keeps them; a negative code is a null."""
+    import pyarrow as pa
+
+    indices = pa.array(codes.astype(np.int32), mask=codes < 0)
+    return pa.DictionaryArray.from_arrays(indices, pa.array(names, pa.string()))

@@ -1,0 +1,122 @@
+"""Where the time went: TTFT and E2E stacked from their parts, from the fast requests to the slowest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from matplotlib.ticker import MaxNLocator
+
+from cbsim.results.result import Result
+from cbsim.show.percentile_bins import PercentileBin, percentile_bins
+from cbsim.show.style import INK, PALETTE, head, new_figure, styled
+from cbsim.show.text import format_figure
+from cbsim.studies.explain.latency_shares import has_parts
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+SHOWN = {
+    "queue": ("waits its turn", "#C9C9C9"),
+    "no_slot": ("waits for a slot", "#929292"),
+    "no_kv": ("waits for KV blocks", "#5C5C5C"),
+    "preempted": ("preempted", PALETTE[3]),
+    "recompute": ("recomputed", "#F0E442"),
+    "swap": ("KV swapped", PALETTE[4]),
+    "prefill": ("own prompt", PALETTE[0]),
+    "others_prefill": ("others' prompts", PALETTE[1]),
+    "skipped": ("passed over", PALETTE[5]),
+    "decode": ("decodes", PALETTE[2]),
+    "host": ("host", PALETTE[6]),
+}
+"""Part -> its name and colour (Okabe and Ito's, waits in greys), from the bottom of the stack."""
+MIN_SHARE = 0.01
+"""Parts that are nowhere more of a bar than this are drawn and not named."""
+_TITLES = {"ttft_s": "TTFT", "e2e_s": "E2E"}
+_LINE = 0.075
+"""Height of a name, as a share of the panel's."""
+_CAPTION = (
+    "Each bar is the mean over the requests between two percentiles of that latency. Percentages: of the "
+    "slowest bar."
+)
+
+
+def latency_parts(results: Mapping[str, Result]) -> Figure:
+    """A row of two panels a run, for the runs that have written down where the time went."""
+    drawn = {label: result for label, result in results.items() if has_parts(result)}
+    with styled():
+        figure = new_figure(11, 1.3 + 2.9 * max(1, len(drawn)))
+        panels = figure.subplots(max(1, len(drawn)), len(_TITLES), squeeze=False)
+        for row, (label, result) in zip(panels, drawn.items(), strict=False):
+            for axes, (latency, title) in zip(row, _TITLES.items(), strict=True):
+                _draw(axes, percentile_bins(result.requests, latency))
+                axes.set_title(title if len(drawn) == 1 else f"{label}: {title}")
+                axes.set_ylabel("mean (s)")
+        for axes, title in zip(panels[-1], _TITLES.values(), strict=True):
+            axes.set_xlabel(f"percentiles of {title}")
+        head(figure, "Where the time went", _CAPTION)
+    return figure
+
+
+def _draw(axes: Axes, bins: Sequence[PercentileBin]) -> None:
+    bottoms = [0.0] * len(bins)
+    for name, (_, color) in SHOWN.items():
+        heights = [part.parts_s.get(name, 0.0) for part in bins]
+        if any(heights):
+            axes.bar(range(len(bins)), heights, 0.72, bottoms, color=color, edgecolor="white", linewidth=0.4)
+        bottoms = [bottom + height for bottom, height in zip(bottoms, heights, strict=True)]
+    for place, total_s in enumerate(bottoms):
+        axes.annotate(
+            f"{format_figure(total_s)} s",
+            (place, total_s),
+            xytext=(0, 3),
+            textcoords="offset points",
+            ha="center",
+            fontsize=8,
+        )
+    axes.set_xticks(range(len(bins)), [f"p{part.low}\N{EN DASH}{part.high}" for part in bins])
+    axes.tick_params(axis="x", length=0)
+    axes.grid(visible=False, axis="x")
+    top = 1.12 * max([*bottoms, 0.0]) or 1.0
+    axes.set_ylim(0, top)
+    axes.yaxis.set_major_locator(MaxNLocator(5))
+    axes.set_xlim(-0.6, len(bins) + 1.3)
+    if bins:
+        _name(axes, bins, top)
+
+
+def _name(axes: Axes, bins: Sequence[PercentileBin], top: float) -> None:
+    """Each part's name and its share of the slowest requests' time, beside their bar."""
+    slowest = bins[-1]
+    middles: dict[str, float] = {}
+    bottom = 0.0
+    for name in SHOWN:
+        height = slowest.parts_s.get(name, 0.0)
+        if any(part.parts_s.get(name, 0.0) > MIN_SHARE * part.total_s for part in bins):
+            middles[name] = bottom + height / 2
+        bottom += height
+    edge = len(bins) - 1 + 0.36
+    for (name, middle), place in zip(middles.items(), _spread(list(middles.values()), top), strict=True):
+        text, color = SHOWN[name]
+        share = slowest.parts_s[name] / slowest.total_s if slowest.total_s else 0.0
+        axes.plot([edge, edge + 0.28], [middle, place], color=color, linewidth=1, solid_capstyle="butt")
+        axes.plot([edge + 0.36], [place], "s", color=color, markersize=5)
+        axes.text(edge + 0.48, place, f"{text} {_percent(share)}", va="center", fontsize=8, color=INK)
+
+
+def _percent(share: float) -> str:
+    return f"{share:.0%}" if share >= MIN_SHARE or share == 0 else f"<{MIN_SHARE:.0%}"
+
+
+def _spread(middles: Sequence[float], top: float) -> list[float]:
+    """Places as near to `middles`, which rise, as names of one line allow within 0 and `top`."""
+    line = min(_LINE * top, top / max(1, len(middles)))
+    places: list[float] = []
+    for middle in middles:
+        places.append(max(middle, places[-1] + line if places else line / 2))
+    limit = top - line / 2
+    for place in range(len(places) - 1, -1, -1):
+        places[place] = min(places[place], limit)
+        limit = places[place] - line
+    return places

@@ -1,0 +1,185 @@
+"""The Perfetto timeline: a run as Chrome trace events, which ui.perfetto.dev and chrome://tracing open.
+
+The format is Google's "Trace Event Format": spans are complete events (`ph: X`), counters `ph: C`, names
+`ph: M`; times are microseconds, `pid` is a replica, `tid` a slot of its batch, a place in its queue, or its
+steps. Spans of one thread are nested or disjoint.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cbsim.base.errors import CbsimError
+from cbsim.base.units import US_PER_S
+from cbsim.results.result import Result
+from cbsim.show.lanes import assign_lanes
+from cbsim.show.request_spans import RequestSpans, Span
+from cbsim.show.utilization import has_utilization, step_mbu, step_mfu
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MAX_REQUESTS = 20_000
+"""Of more requests, every n-th is shown."""
+MAX_STEPS = 50_000
+"""Of more steps, every n-th is shown."""
+STEPS_TID = 1
+FIRST_SLOT_TID = 10
+FIRST_QUEUE_TID = 1_000_000
+"""Threads of a replica: its steps, then the slots of its batch, then the places in its queue."""
+_COUNTERS = {
+    "queue (requests)": {"waiting": "num_waiting"},
+    "batch (requests)": {"running": "num_running"},
+    "batch (tokens)": {"prefill": "num_prefill_tokens", "decode": "num_decode_tokens"},
+    "KV blocks": {"used": "kv_blocks_used"},
+}
+
+Event = dict[str, Any]
+
+
+def write_timeline(
+    result: Result, path: Path, max_requests: int = MAX_REQUESTS, max_steps: int = MAX_STEPS
+) -> list[str]:
+    """Write the trace as gzipped JSON, whole or not at all; returns the notes on what it leaves out.
+
+    Equal runs give equal bytes. Raises `CbsimError` if the file can't be written.
+    """
+    notes: list[str] = []
+    requests = _sampled(result.requests, max_requests, "requests", notes)
+    steps = _sampled(result.steps, max_steps, "steps", notes)
+    if result.batches is None:
+        notes.append("prefill is one span: chunks are told apart only with output.batches")
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with (
+            partial.open("wb") as raw,
+            gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) as packed,
+            io.TextIOWrapper(packed, "utf-8") as stream,
+        ):
+            for piece in _json(result, requests, steps, notes):
+                stream.write(piece)
+        partial.replace(path)
+    except OSError as error:
+        raise CbsimError(f"{path}: can't be written: {error.strerror or error}") from error
+    return notes
+
+
+def trace_events(result: Result, requests: pd.DataFrame, steps: pd.DataFrame) -> Iterator[Event]:
+    """The events for some of a run's requests and steps."""
+    spans = RequestSpans(result)
+    shown = set(requests["request_id"])
+    for replica in sorted({*result.steps["replica"], *spans.stays["replica"]}):
+        yield _name("process_name", replica, 0, f"replica {replica}")
+        yield _name("thread_name", replica, STEPS_TID, "steps")
+        yield from _step_events(result, steps[steps["replica"] == replica], replica)
+        yield from _slot_events(spans, shown, replica)
+        yield from _queue_events(spans, requests, replica)
+
+
+def _sampled(table: pd.DataFrame, limit: int, what: str, notes: list[str]) -> pd.DataFrame:
+    stride = max(1, math.ceil(len(table) / limit))
+    if stride > 1:
+        notes.append(f"sampled: one of {stride} {what} is shown, of {len(table):,}")
+    return table[::stride]
+
+
+def _json(result: Result, requests: pd.DataFrame, steps: pd.DataFrame, notes: list[str]) -> Iterator[str]:
+    """The file's text in pieces."""
+    told = {"experiment": result.name, "notes": notes, "versions": result.manifest.get("versions", {})}
+    yield '{"displayTimeUnit":"ms","otherData":' + json.dumps(told) + ',"traceEvents":[\n'
+    separator = ""
+    for event in trace_events(result, requests, steps):
+        yield separator + json.dumps(event, separators=(",", ":"), allow_nan=False)
+        separator = ",\n"
+    yield "\n]}\n"
+
+
+def _step_events(result: Result, steps: pd.DataFrame, replica: int) -> Iterator[Event]:
+    """A span and the counters of each step; those of work fall to 0 where idle time begins."""
+    shares: dict[str, Any] = {}
+    if has_utilization(result):
+        shares = {"MFU (%)": step_mfu(result, steps), "MBU (%)": step_mbu(result, steps)}
+    rows = steps.to_dict("records")
+    for place, row in enumerate(rows):
+        start_s, end_s = row["start_s"], row["start_s"] + row["duration_s"]
+        name = f"{row['num_prefill_tokens']} prefill + {row['num_decode_tokens']} decode"
+        yield _complete(Span(name, start_s, end_s), replica, STEPS_TID, {"step": row["step"]})
+        for counter, series in _COUNTERS.items():
+            yield _counter(counter, replica, start_s, {label: row[name] for label, name in series.items()})
+        for counter, share in shares.items():
+            yield _counter(counter, replica, start_s, {"share": round(float(share[place]) * 100, 3)})
+        following = rows[place + 1] if place + 1 < len(rows) else None
+        if following is None or (
+            following["step"] == row["step"] + 1 and _us(following["start_s"]) > _us(end_s)
+        ):
+            yield _counter("batch (tokens)", replica, end_s, {"prefill": 0, "decode": 0})
+            for counter in shares:
+                yield _counter(counter, replica, end_s, {"share": 0})
+
+
+def _slot_events(spans: RequestSpans, shown: set[str], replica: int) -> Iterator[Event]:
+    """Each stay in the batch on the slot it takes among all of them, its phases within."""
+    stays = spans.stays[spans.stays["replica"] == replica]
+    is_shown = stays["request_id"].isin(shown)
+    for lane in sorted(set(stays["lane"][is_shown])):
+        yield _name("thread_name", replica, FIRST_SLOT_TID + lane, f"slot {lane}")
+    for stay in stays[is_shown].to_dict("records"):
+        tid = FIRST_SLOT_TID + stay["lane"]
+        outer = Span(stay["request_id"], stay["start_s"], stay["end_s"])
+        yield _complete(outer, replica, tid, {"end": stay["end"]})
+        for phase in spans.phases(stay["request_id"], stay["start_s"], stay["end_s"]):
+            yield _complete(phase, replica, tid, {"request": stay["request_id"]})
+
+
+def _queue_events(spans: RequestSpans, requests: pd.DataFrame, replica: int) -> Iterator[Event]:
+    """What the requests shown wait for, each on the lowest place that is free among them."""
+    here = requests["request_id"][(requests["replica"] == replica).fillna(False).astype(bool)]
+    waits = [(span, request_id) for request_id in here for span in spans.waits(request_id)]
+    waits.sort(key=lambda wait: wait[0].start_s)
+    lanes = assign_lanes((span.start_s, span.end_s) for span, _ in waits)
+    for lane in sorted(set(lanes)):
+        yield _name("thread_name", replica, FIRST_QUEUE_TID + lane, f"queue {lane}")
+    for (span, request_id), lane in zip(waits, lanes, strict=True):
+        named = Span(f"{span.name} {request_id}", span.start_s, span.end_s)
+        yield _complete(named, replica, FIRST_QUEUE_TID + lane, {"request": request_id})
+
+
+def _complete(span: Span, replica: int, tid: int, args: Event) -> Event:
+    ts, end = _us(span.start_s), _us(span.end_s)
+    return {
+        "ph": "X",
+        "name": span.name,
+        "cat": span.name.partition(" ")[0],
+        "pid": int(replica) + 1,
+        "tid": int(tid),
+        "ts": ts,
+        "dur": max(0.0, round(end - ts, 3)),
+        "args": args,
+    }
+
+
+def _counter(name: str, replica: int, time_s: float, series: Event) -> Event:
+    return {"ph": "C", "name": name, "pid": int(replica) + 1, "tid": 0, "ts": _us(time_s), "args": series}
+
+
+def _name(kind: str, replica: int, tid: int, name: str) -> Event:
+    """Threads and processes are named by metadata, and stand in the order of their numbers."""
+    return {
+        "ph": "M",
+        "name": kind,
+        "pid": int(replica) + 1,
+        "tid": int(tid),
+        "ts": 0,
+        "args": {"name": name},
+    }
+
+
+def _us(seconds: float) -> float:
+    """Microseconds to the nanosecond."""
+    return round(float(seconds) * US_PER_S, 3)

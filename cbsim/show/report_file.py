@@ -1,0 +1,97 @@
+"""The report: runs, sweeps and capacities as one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from cbsim.base.errors import CbsimError
+from cbsim.base.paths import write_text
+from cbsim.results.output import (
+    REPORT_MARK,
+    check_report_target,
+    is_capacity_folder,
+    is_run_folder,
+    is_sweep_folder,
+)
+from cbsim.results.result import load_run
+from cbsim.show.capacity_chapter import capacity_chapter
+from cbsim.show.chapter import Chapter
+from cbsim.show.differences import run_labels
+from cbsim.show.markup import Markup, joined, tag
+from cbsim.show.run_chapter import run_chapter
+from cbsim.show.sweep_chapter import sweep_chapter
+from cbsim.studies.capacity.capacity_folder import load_capacity
+
+
+def write_report(folders: Sequence[Path], path: Path, title: str | None = None) -> None:
+    """Write the report on some folders, whole or not at all.
+
+    Each sweep and each capacity has a chapter of its own; all runs share one. Raises `CbsimError` with a line
+    for each folder that holds none of them, or if the file can't be written or is another than a report.
+    """
+    check_report_target(path)
+    write_text(path, make_report(folders, title))
+
+
+def make_report(folders: Sequence[Path], title: str | None = None) -> str:
+    """The text of the report; equal folders give equal texts."""
+    problems = [
+        f"{folder}: no run, sweep or capacity was written there"
+        for folder in folders
+        if not (is_run_folder(folder) or is_sweep_folder(folder) or is_capacity_folder(folder))
+    ]
+    if problems:
+        raise CbsimError(*problems)
+    return render_page(title, _chapters(folders))
+
+
+def render_page(title: str | None, chapters: Sequence[Chapter]) -> str:
+    """Chapters as a page; without a title it has the first chapter's."""
+    heading = title or chapters[0].title
+    # A page of one chapter has its title already.
+    own = "Answer" if len(chapters) == 1 and heading == chapters[0].title else None
+    keys = [f"chapter-{number}" for number in range(1, len(chapters) + 1)]
+    contents = None
+    if len(chapters) > 1:
+        links = (
+            tag("li", tag("a", each.title, href=f"#{key}")) for key, each in zip(keys, chapters, strict=True)
+        )
+        contents = tag("nav", tag("ul", *links), aria_label="Chapters")
+    head = tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        Markup(REPORT_MARK),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("title", heading),
+        tag("style", _own_file("page.css")),
+    )
+    body = tag(
+        "body",
+        tag("header", tag("h1", heading), contents),
+        tag("main", *(each.render(key, own) for key, each in zip(keys, chapters, strict=True))),
+        tag("footer", "Written by cbsim. Columns sort by a click on their names."),
+        tag("script", _own_file("page.js")),
+    )
+    return joined([Markup("<!doctype html>\n"), tag("html", head, body, lang="en"), "\n"])
+
+
+def _chapters(folders: Sequence[Path]) -> list[Chapter]:
+    chapters: list[Chapter] = []
+    runs: list[Path] = []
+    for folder in folders:
+        if is_capacity_folder(folder):
+            chapters.append(capacity_chapter(load_capacity(folder)))
+        elif is_sweep_folder(folder):
+            chapters.append(sweep_chapter(folder))
+        else:
+            runs.append(folder)
+    if runs:
+        results = dict(zip(run_labels(runs), map(load_run, runs), strict=True))
+        title = next(iter(results.values())).name if len(results) == 1 else f"{len(results)} runs"
+        chapters.append(run_chapter(results, title))
+    return chapters
+
+
+def _own_file(name: str) -> Markup:
+    return Markup((Path(__file__).with_name(name)).read_text(encoding="utf-8"))

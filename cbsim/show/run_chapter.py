@@ -1,0 +1,167 @@
+"""The report's chapter on single runs: what requests felt, with intervals, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from cbsim.base.units import MS_PER_S
+from cbsim.results.metrics import meets_slo
+from cbsim.results.result import Result
+from cbsim.show.capacity_text import describe_slo
+from cbsim.show.cdf_plot import latency_cdfs
+from cbsim.show.chapter import Chapter, Picture, Provenance
+from cbsim.show.differences import difference_table, format_interval
+from cbsim.show.html_table import Cell, HtmlTable
+from cbsim.show.parts_plot import latency_parts
+from cbsim.show.reader_tables import compare_runs
+from cbsim.show.text import format_figure
+from cbsim.show.timeline_plot import timeline
+from cbsim.show.utilization import has_utilization
+from cbsim.show.utilization_plot import utilization
+from cbsim.studies.compare import STATISTICS, compare
+from cbsim.studies.explain.latency_shares import WORDS, has_parts
+from cbsim.studies.explain.run_diagnosis import LATENCIES as LATENCY_NAMES
+from cbsim.studies.explain.run_diagnosis import LatencyDiagnosis, diagnose_run
+from cbsim.studies.intervals import Interval, block_bootstrap, mean_of
+
+LATENCIES = {
+    "queue_s": ("queue (s)", 1),
+    "ttft_s": ("TTFT (s)", 1),
+    "tpot_s": ("TPOT (ms)", MS_PER_S),
+    "max_itl_s": ("longest ITL (ms)", MS_PER_S),
+    "e2e_s": ("E2E (s)", 1),
+}
+MAX_DRAWN = 6
+"""More runs are not drawn over time."""
+
+
+def run_chapter(results: Mapping[str, Result], title: str) -> Chapter:
+    """The chapter of some runs under their labels."""
+    slo = {label: slo_of(result) for label, result in results.items()}
+    limits = next(iter(slo.values()))
+    told = compare_runs(results)
+    tables = [HtmlTable.of_text("Figures of each run", told)]
+    warnings = list(told.notes)
+    if len(results) == 2:
+        comparison = compare(*results.values())
+        differences = difference_table(comparison, *results)
+        tables.append(HtmlTable.of_text("Differences, paired by request", differences))
+        warnings += [note for note in differences.notes if note not in warnings]
+    tables.append(_interval_table(results))
+    drawn = dict(list(results.items())[:MAX_DRAWN])
+    pictures = [
+        Picture(latency_cdfs(results, limits), "Latency distributions", _describe_latencies(results)),
+        Picture(
+            timeline(drawn),
+            "Queue, batch and KV use over time",
+            "A row of panels a run: waiting requests, decodes and prompt tokens of a step, KV blocks taken.",
+        ),
+    ]
+    if any(map(has_parts, drawn.values())):
+        picture = Picture(latency_parts(drawn), "Where the time went", _describe_parts(drawn))
+        pictures.insert(1, picture)
+    if any(map(has_utilization, drawn.values())):
+        means = ", ".join(
+            f"{label}: MFU {result.summary['mfu']:.0%}, MBU {result.summary['mbu']:.0%}"
+            for label, result in drawn.items()
+            if result.summary["mfu"] is not None
+        )
+        pictures.append(Picture(utilization(drawn), "MFU and MBU over time", f"Means of each run: {means}"))
+    return Chapter(
+        title=title,
+        question=f"What do the requests feel, and how many meet {describe_slo(limits)}?"
+        if limits
+        else "What do the requests feel?",
+        answers=[_sentence(label, result, slo[label]) for label, result in results.items()],
+        warnings=warnings,
+        tables=tables,
+        pictures=pictures,
+        provenance=[Provenance(label, run.config, run.manifest) for label, run in results.items()],
+    )
+
+
+def slo_of(result: Result) -> dict[str, float]:
+    """The limits a run was given, seconds."""
+    return {name: limit for name, limit in (result.config.get("slo") or {}).items() if limit is not None}
+
+
+def _sentence(label: str, result: Result, slo: Mapping[str, float]) -> str:
+    summary = result.summary
+    ttft = _intervals(result, "ttft_s").get("p99")
+    told = f"TTFT p99 is {format_interval(ttft)} s" if ttft else "no request got a token"
+    rate = format_figure(summary["request_throughput_per_s"])
+    if not slo:
+        return f"`{label}`: {rate} requests/s finish; {told}."
+    within = _attainment(result, slo)
+    goodput = format_figure(summary["goodput_per_s"])
+    return (
+        f"`{label}`: {format_interval(within)} % of {summary['num_requests']:,} requests meet "
+        f"{describe_slo(slo)}, {goodput} of the {rate} requests/s that finish; {told}."
+    )
+
+
+def _attainment(result: Result, slo: Mapping[str, float]) -> Interval:
+    """Percent of requests within the SLO, its interval by the block bootstrap."""
+    requests = result.requests
+    latencies = {name: requests[name].to_numpy(np.float64) for name in LATENCIES}
+    good = meets_slo(latencies, (requests["state"] == "finished").to_numpy(bool), slo) * 100.0
+    return block_bootstrap(good, [mean_of], _random())[0]
+
+
+def _intervals(result: Result, name: str) -> dict[str, Interval]:
+    """Mean and percentiles of a latency; empty if no request has it."""
+    values = result.requests[name].dropna().to_numpy(np.float64)
+    if not len(values):
+        return {}
+    found = block_bootstrap(values, list(STATISTICS.values()), _random())
+    return dict(zip(STATISTICS, found, strict=True))
+
+
+def _interval_table(results: Mapping[str, Result]) -> HtmlTable:
+    rows = []
+    for label, result in results.items():
+        for name, (title, scale) in LATENCIES.items():
+            intervals = _intervals(result, name)
+            if intervals:
+                cells = [_cell(interval, scale) for interval in intervals.values()]
+                rows.append([Cell(label), Cell(title), *cells])
+    caption = "Latencies with 95% intervals by the circular block bootstrap over each run's requests"
+    return HtmlTable(caption, ("run", "latency", *STATISTICS), rows, num_labels=2)
+
+
+def _cell(interval: Interval, scale: float) -> Cell:
+    scaled = Interval(*(bound * scale for bound in interval))
+    low, high = format_figure(scaled.low), format_figure(scaled.high)
+    return Cell(f"{format_figure(scaled.estimate)} ({low} to {high})", scaled.estimate)
+
+
+def _describe_latencies(results: Mapping[str, Result]) -> str:
+    told = [
+        f"{label}: TTFT p50 {format_figure(result.summary['ttft_s']['p50'])} s, "
+        f"p99 {format_figure(result.summary['ttft_s']['p99'])} s"
+        for label, result in results.items()
+    ]
+    return f"Cumulative distributions of TTFT, TPOT, ITL and E2E, a curve a run. {'; '.join(told)}"
+
+
+def _describe_parts(results: Mapping[str, Result]) -> str:
+    """What the picture shows, and the largest part of each run's slowest requests."""
+    told = []
+    for label, result in results.items():
+        if has_parts(result):
+            known = diagnose_run(result).latencies.values()
+            told.append(f"{label} {', '.join(map(_largest_part, known)) or 'has no token'}")
+    shown = "Mean parts of TTFT and E2E, from the fastest requests to the slowest"
+    return f"{shown}. Where most time goes in the slowest hundredth: {'; '.join(told)}"
+
+
+def _largest_part(latency: LatencyDiagnosis) -> str:
+    part, share = next(iter(latency.slowest.shares.items()))
+    return f"{share:.0%} of {LATENCY_NAMES[latency.latency]} {WORDS[part]}"
+
+
+def _random() -> np.random.Generator:
+    """The same resamples in every report of the same runs."""
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(0)))

@@ -1,0 +1,78 @@
+"""What the simulator's cost grows with: time and memory against requests, running requests and replicas."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from matplotlib.ticker import FuncFormatter, NullFormatter
+
+from cbsim.base.units import MEGA, US_PER_S, format_count
+from cbsim.show.style import FAINT, PALETTE, head, new_figure, styled
+from cbsim.show.text import format_figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+AXES = {
+    "requests": "requests",
+    "running": "running at once (max_num_seqs)",
+    "replicas": "replicas",
+}
+"""What may be varied: the values of the column `varied`, and what the picture calls them."""
+
+_HEADROOM = 1.4
+"""Above the highest point, for its label."""
+
+
+def scaling_picture(table: pd.DataFrame, title: str, caption: str = "") -> Figure:
+    """A column a varied quantity, both axes logarithmic: CPU time of a request on top, peak memory below.
+
+    `table` has the columns `varied`, `value`, `s_per_request`, `bare_simpy_s`, `num_requests` and
+    `peak_bytes`; rows without figures are left out. Panels of a row have the same scale.
+    """
+    known = table.dropna(subset=["s_per_request"])
+    found = [axis for axis in AXES if (known["varied"] == axis).any()]
+    with styled():
+        figure = new_figure(3.2 + 2.9 * len(found), 6.4)
+        panels = figure.subplots(2, len(found), sharex="col", sharey="row", squeeze=False)
+        for place, axis in enumerate(found):
+            cost, memory = panels[:, place]
+            points = known[known["varied"] == axis].sort_values("value")
+            _curve(cost, points["value"], points["s_per_request"] * US_PER_S, PALETTE[0], "cbsim")
+            bare = points["bare_simpy_s"] / points["num_requests"] * US_PER_S
+            _curve(cost, points["value"], bare, FAINT, "bare SimPy, as many events as steps")
+            _curve(memory, points["value"], points["peak_bytes"] / MEGA, PALETTE[1], "peak memory")
+            memory.set_xlabel(AXES[axis])
+            memory.set_xticks(points["value"], [format_count(value) for value in points["value"]])
+            memory.xaxis.set_minor_formatter(NullFormatter())
+        for axes, label in zip(panels[:, 0], ("CPU us a request", "peak memory (MB)"), strict=True):
+            axes.set_ylabel(label)
+            _whole_decades(axes)
+        head(figure, title, caption, panels[0, 0])
+    return figure
+
+
+def _curve(axes: Axes, x: pd.Series[float], y: pd.Series[float], color: str, label: str) -> None:
+    """A line whose points are told by their values."""
+    axes.loglog(x, y, marker="o", markersize=4, color=color, label=label)
+    for at, value in zip(x, y, strict=True):
+        axes.annotate(
+            format_figure(float(value)),
+            (at, value),
+            xytext=(0, 6),
+            textcoords="offset points",
+            ha="center",
+            fontsize=8,
+        )
+    axes.margins(x=0.12)
+
+
+def _whole_decades(axes: Axes) -> None:
+    """A logarithmic scale of plain numbers, wide enough that noise doesn't look like growth."""
+    low, high = axes.get_ylim()
+    axes.set_ylim(10 ** np.floor(np.log10(low)), 10 ** np.ceil(np.log10(high * _HEADROOM)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: format_figure(value, digits=1)))
+    axes.yaxis.set_minor_formatter(NullFormatter())

@@ -1,0 +1,113 @@
+"""How every picture looks, and how a figure becomes a PNG and an SVG that are equal to the byte each time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import matplotlib as mpl
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from cbsim.base.errors import CbsimError
+from cbsim.results.output import PICTURE_MAKER
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""Okabe and Ito's colours for colour-blind readers (jfly.uni-koeln.de/color, 2008), dark ones first."""
+DASHES = ("-", "--", "-.", ":")
+"""Tell runs apart where colours have come round."""
+INK = "#222222"
+FAINT = "#B8B8B8"
+_CHARACTERS_PER_INCH = 13
+_KEY_CHARACTERS = 8
+"""How wide texts of a legend are, and the lines before them."""
+_RC: dict[Any, Any] = {
+    "axes.axisbelow": True,
+    "axes.edgecolor": FAINT,
+    "axes.grid": True,
+    "axes.labelcolor": INK,
+    "axes.labelsize": 9,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 10,
+    "figure.facecolor": "white",
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "grid.color": "#E6E6E6",
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "lines.linewidth": 1.6,
+    # Texts stay texts: they can be searched, and read by a screen reader.
+    "svg.fonttype": "none",
+    "svg.hashsalt": "cbsim",
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+}
+_DPI = 150
+
+
+def styled() -> Any:
+    """A context in which figures are made and saved in this style, whatever the user's matplotlibrc says."""
+    defaults: dict[Any, Any] = {key: value for key, value in mpl.rcParamsDefault.items() if key != "backend"}
+    return mpl.rc_context(defaults | _RC)
+
+
+def new_figure(width_in: float, height_in: float) -> Figure:
+    """An empty figure of a size in inches, without a window."""
+    figure = Figure(figsize=(width_in, height_in), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def line_style(place: int) -> dict[str, str]:
+    """Colour and dashes of the run at a place, different for the first 28."""
+    return {
+        "color": PALETTE[place % len(PALETTE)],
+        "linestyle": DASHES[place // len(PALETTE) % len(DASHES)],
+    }
+
+
+def head(figure: Figure, title: str, caption: str, axes: Axes | None = None) -> None:
+    """A title with, from the labelled lines of `axes`, one legend for all panels; a caption at the foot."""
+    handles, labels = axes.get_legend_handles_labels() if axes else ([], [])
+    # A line of the legend that is too long would be cut off at the figure's edge.
+    longest = max(map(len, labels), default=1) + _KEY_CHARACTERS
+    figure.legend(
+        handles,
+        labels,
+        loc="outside upper left",
+        ncols=max(1, min(len(labels), 6, int(_CHARACTERS_PER_INCH * figure.get_figwidth() / longest))),
+        borderaxespad=0.2,
+        title=title,
+        title_fontproperties={"size": 12, "weight": "bold"},
+        alignment="left",
+    )
+    figure.supxlabel(caption, x=0.01, ha="left", fontsize=8)
+
+
+def save_figure(figure: Figure, path: str | Path) -> list[Path]:
+    """Write `path` as PNG and SVG, whichever suffix it has, equal figures to equal bytes; returns both paths.
+
+    Raises `CbsimError` if the folder can't be written.
+    """
+    written = []
+    made_by = {".png": {"Software": PICTURE_MAKER}, ".svg": {"Date": None, "Creator": PICTURE_MAKER}}
+    for suffix, metadata in made_by.items():
+        target = Path(path).with_suffix(suffix)
+        partial = target.with_name(f".{target.name}.partial")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with styled():
+                figure.savefig(partial, format=suffix[1:], dpi=_DPI, metadata=metadata)
+            partial.replace(target)
+        except OSError as error:
+            raise CbsimError(f"{target}: can't be written: {error.strerror or error}") from error
+        written.append(target)
+    return written

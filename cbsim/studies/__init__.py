@@ -1,0 +1,1 @@
+"""Questions: one run, many runs, and what they say together."""

@@ -1,0 +1,226 @@
+"""CapacityAnswer: what `capacity` found for each contender, and the curve it found it on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Literal
+
+from cbsim.base.errors import ConfigError
+from cbsim.results.manifest import hash_mapping
+from cbsim.results.output import POINTS, check_capacity_target
+from cbsim.studies.capacity.capacity_plan import Plan
+from cbsim.studies.capacity.capacity_progress import CapacityProgress
+from cbsim.studies.capacity.curve import complete_curves
+from cbsim.studies.capacity.search import SearchOutcome, SearchTask, search
+from cbsim.studies.capacity.verdict import Contender, Evidence, judge_all
+from cbsim.studies.experiment import Experiment
+from cbsim.studies.labels import label_values, point_name
+from cbsim.studies.run import make_workload
+from cbsim.studies.run_key import Address
+from cbsim.studies.worker_pool import Pool, open_pool
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Progress = Callable[[CapacityProgress], None]
+"""Told how far the searches, then the curves, are."""
+
+
+class CapacityInterrupted(KeyboardInterrupt):
+    """Somebody stopped a search; its text says what is kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class CapacityAnswer:
+    """Capacities with their intervals, and every run behind them."""
+
+    name: str
+    slo: Mapping[str, float]
+    """The limits, seconds."""
+    plan: Plan
+    resampled_from: int | None
+    """Requests of the trace that replicates are resampled from; `None` where each is drawn from a seed."""
+    contenders: tuple[Contender, ...]
+    curve: pd.DataFrame
+    """A row a run: `contender`, the swept keys, `seed`, `rate_per_s` offered, then the flattened summary."""
+    config: Mapping[str, Any]
+    manifest: Mapping[str, Any]
+
+
+def capacity(
+    config: str | Path | Mapping[str, Any] | Experiment,
+    plan: Plan | None = None,
+    *,
+    workers: int = 1,
+    cluster: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+    out: str | Path | None = None,
+) -> CapacityAnswer:
+    """Find the highest rate of requests at which the experiment's SLO holds for `plan.share` of them.
+
+    Each point of a `sweep` is a contender. The rate is a generator's `arrivals.rate_per_s`, or else
+    `rate_scale`. Each replicate finds its own capacity by bracketing and bisection over a geometric ladder of
+    rates, the same for all, and every contender and rate meets the same requests (common random numbers).
+    Then every replicate runs at every rate that any of them tried: the curve. The capacity is where their
+    mean, the curve, falls below the share; the spread of their own capacities gives its interval.
+    Generators are replicated by seeds, with Student's t interval; traces by the block bootstrap, with the
+    standard error that it estimates (`cbsim.studies.intervals`).
+
+    `out` keeps the figures of every run in `out/points`, so that a search that was killed goes on where it
+    was; `capacity_folder.save_capacity` writes the answer beside them. Raises `ConfigError` for an
+    experiment without an SLO or a rate, `CbsimError` if something other than a capacity is in the folder or
+    nothing can be written, and whatever its runs raise; `CapacityInterrupted` for Ctrl-C.
+    """
+    experiment = Experiment.of(config, overrides or {})
+    plan = plan or Plan()
+    points = experiment.points()
+    _check([point for _, point in points])
+    folder = None if out is None else (Path(out) / POINTS).resolve()
+    if out is not None:
+        check_capacity_target(Path(out))
+    tasks = [_tasks(point, plan, folder) for _, point in points]
+    try:
+        outcomes = _search_all(tasks, workers, cluster, progress)
+    except KeyboardInterrupt:
+        kept = "" if folder is None else f"{len(list(folder.glob('*.json')))} runs kept in {out}; "
+        raise CapacityInterrupted(f"{kept}the same call goes on" if kept else "stopped") from None
+    return _answer(experiment, plan, points, outcomes)
+
+
+def _check(experiments: Sequence[Experiment]) -> None:
+    """Raise `ConfigError` for what leaves a capacity without a meaning, each mistake once."""
+    problems: dict[str, None] = {}
+    first = experiments[0]
+    for experiment in experiments:
+        if not experiment.slo.limits():
+            problems["slo: missing; capacity needs at least one limit, as in --set slo.ttft_s=2"] = None
+        if experiment.workload.concurrency is not None:
+            problems["workload.concurrency: clients that wait for their answers have no rate to vary"] = None
+        if experiment.stop_at_s is not None:
+            problems["stop_at_s: capacity needs runs to their end; leave it out"] = None
+        if experiment.seed != first.seed:
+            problems["sweep: varies the seed; leave that to the replicates of capacity"] = None
+        if experiment.workload.rate_scale != first.workload.rate_scale:
+            problems["sweep: varies workload.rate_scale, which is what capacity finds"] = None
+    if problems:
+        raise ConfigError(*problems)
+
+
+def _tasks(experiment: Experiment, plan: Plan, folder: Path | None) -> list[SearchTask]:
+    """The searches of a contender's replicates."""
+    settings = experiment.resolved()
+    workload = settings["workload"]
+    rate_key: tuple[str, ...] = ("workload", "rate_scale")
+    if _is_trace(experiment):
+        workload["type"] = "resampled"
+        if plan.num_requests is not None:
+            workload["num_requests"] = plan.num_requests
+    elif "rate_per_s" in workload.get("arrivals", {}):
+        rate_key = ("workload", "arrivals", "rate_per_s")
+    return [
+        SearchTask(settings | {"seed": experiment.seed + number}, rate_key, plan.growth, plan.share, folder)
+        for number in range(plan.num_replicates)
+    ]
+
+
+def _is_trace(experiment: Experiment) -> bool:
+    return experiment.workload.type == "trace"
+
+
+def _search_all(
+    tasks: Sequence[Sequence[SearchTask]], workers: int, cluster: str | None, progress: Progress | None
+) -> list[list[SearchOutcome]]:
+    """The outcomes of each contender's replicates; of searches that run the same, one is carried out."""
+    address, distinct = Address(), dict[str, SearchTask]()
+    keys = [[_key(task, address) for task in replicates] for replicates in tasks]
+    for key, task in zip(chain(*keys), chain(*tasks), strict=True):
+        distinct.setdefault(key, task)
+    pool = open_pool(min(workers, len(distinct)), cluster)
+    outcomes = _run_all(pool, progress, "searches", list(distinct.values()))
+    found = dict(zip(distinct, outcomes, strict=True))
+    complete_curves(keys, distinct, found, partial(_run_all, pool, progress, "curves"))
+    return [[found[key] for key in replicates] for replicates in keys]
+
+
+def _key(task: SearchTask, address: Address) -> str:
+    _, run_key = address.keys(Experiment.from_mapping(task.settings), task.settings)
+    return hash_mapping([run_key, task.rate_key])
+
+
+def _run_all(
+    pool: Pool,
+    progress: Progress | None,
+    phase: Literal["searches", "curves"],
+    tasks: Sequence[SearchTask],
+) -> list[SearchOutcome]:
+    """The outcomes in the order of the tasks; raises what the first failing one raised."""
+    outcomes: dict[int, SearchOutcome] = {}
+    started_s = perf_counter()
+    if progress is not None:
+        progress(CapacityProgress(phase, 0, len(tasks), 0.0))
+    for outcome in pool.run_all(search, tasks):
+        if outcome.error is not None:
+            raise outcome.error
+        assert outcome.answer is not None
+        outcomes[outcome.index] = outcome.answer
+        if progress is not None:
+            progress(CapacityProgress(phase, len(outcomes), len(tasks), perf_counter() - started_s))
+    return [outcomes[index] for index in range(len(tasks))]
+
+
+def _answer(
+    experiment: Experiment,
+    plan: Plan,
+    points: Sequence[tuple[Mapping[str, Any], Experiment]],
+    outcomes: Sequence[Sequence[SearchOutcome]],
+) -> CapacityAnswer:
+    import pandas as pd
+
+    cells = label_values([swept for swept, _ in points])
+    evidence = [
+        Evidence(
+            replicates,
+            plan,
+            _num_source_requests(point),
+            bool(getattr(point.cost_model, "uncertainty", False)),
+        )
+        for (_, point), replicates in zip(points, outcomes, strict=True)
+    ]
+    labels = _names(cells, experiment.name)
+    rows = [
+        {"contender": label, **swept, "seed": seed, "rate_per_s": each.rate_per_s(rung), **figures}
+        for label, swept, each in zip(labels, cells, evidence, strict=True)
+        for seed, outcome in enumerate(each.outcomes, experiment.seed)
+        for rung, figures in sorted(outcome.figures.items())
+    ]
+    return CapacityAnswer(
+        experiment.name,
+        experiment.slo.limits(),
+        plan,
+        _num_source_requests(experiment),
+        judge_all(labels, cells, evidence),
+        pd.DataFrame(rows),
+        experiment.resolved(),
+        outcomes[0][0].manifest,
+    )
+
+
+def _names(cells: Sequence[Mapping[str, Any]], default: str) -> list[str]:
+    """The shortest names that tell contenders apart, by the first so many of the swept settings."""
+    keys = list(cells[0])
+    names = [default]
+    for size in range(1, len(keys) + 1):
+        names = [point_name(cell, keys[:size]) for cell in cells]
+        if len(set(names)) == len(names):
+            break
+    return names
+
+
+def _num_source_requests(experiment: Experiment) -> int | None:
+    return make_workload(experiment).num_requests() if _is_trace(experiment) else None

@@ -1,0 +1,94 @@
+"""Probe: one run of a search for a capacity, of which only figures are kept, in a folder if one is given."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cbsim.base.errors import CbsimError
+from cbsim.results.metrics import flatten
+from cbsim.results.result import Result
+from cbsim.studies.experiment import Experiment
+from cbsim.studies.run import run_experiment
+from cbsim.studies.run_key import Address
+
+NUM_QUARTERS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What a search needs of a run."""
+
+    figures: dict[str, Any]
+    """The flattened summary, and `ttft_s.quarter_2` and `ttft_s.quarter_4`, means over requests."""
+    span_s: float
+    """From the first arrival to the last."""
+    manifest: dict[str, Any]
+
+    @classmethod
+    def of(cls, result: Result) -> Probe:
+        """Of a run that has ended."""
+        arrival_s = result.requests["arrival_s"].to_numpy()
+        span_s = float(arrival_s[-1] - arrival_s[0]) if len(arrival_s) else 0.0
+        return cls(flatten(result.summary) | _trend(result), span_s, result.manifest)
+
+
+class ProbeStore:
+    """Runs experiments, each once: a probe whose file is in the folder is read from there.
+
+    Files are named by the experiment and its inputs (`studies.run_key`), so that a search that was killed,
+    one with more replicates or one with another SLO share runs only what is missing.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        """`None` keeps nothing."""
+        self._folder = folder
+        self._address = Address()
+
+    def run(self, experiment: Experiment) -> Probe:
+        """The experiment's probe. Raises what its run raises, and `CbsimError` if it can't be kept."""
+        if self._folder is None:
+            return Probe.of(run_experiment(experiment))
+        _, key = self._address.keys(experiment, experiment.resolved())
+        path = self._folder / f"{key}.json"
+        kept = _read(path)
+        if kept is None:
+            kept = Probe.of(run_experiment(experiment))
+            _write(kept, path)
+        return kept
+
+
+def _read(path: Path) -> Probe | None:
+    """The probe in a file; `None` if there is none, or only a damaged one."""
+    try:
+        probe = Probe(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+    return probe if "slo_attainment" in probe.figures else None
+
+
+def _write(probe: Probe, path: Path) -> None:
+    # Workers may find the same at the same time.
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(json.dumps(asdict(probe), allow_nan=False) + "\n", encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise CbsimError(f"{path}: can't be written: {error.strerror or error}") from error
+
+
+def _trend(result: Result) -> dict[str, float | None]:
+    """How TTFT stands early and late in the run."""
+    quarters = np.array_split(result.requests["ttft_s"].to_numpy(np.float64), NUM_QUARTERS)
+    return {"ttft_s.quarter_2": _mean(quarters[1]), "ttft_s.quarter_4": _mean(quarters[-1])}
+
+
+def _mean(values: np.ndarray[Any, Any]) -> float | None:
+    measured = values[~np.isnan(values)]
+    return float(measured.mean()) if len(measured) else None

@@ -1,0 +1,250 @@
+"""From an experiment to a run of the core, and from its record to a `RunLog`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from math import inf
+from typing import Any, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cbsim.cluster.engine.recorder import SLICE_STEP_COLUMNS, STEP_COLUMNS, Deferred, Recorder, RunLog
+from cbsim.cluster.engine.slice_log import Slices
+from cbsim.cluster.engine.token_gaps import distinct_gaps
+from cbsim.cluster.router import ROUTER_STREAM
+from cbsim.core import layout
+from cbsim.core.building import KvPool, new_world
+from cbsim.core.driver import Parts, Progress, run_compiled, run_interpreted
+from cbsim.core.feed import run
+from cbsim.core.intake import Intake, take_in
+from cbsim.core.layout import World
+from cbsim.core.loop import close_decodes
+from cbsim.core.record import Record, StepColumns
+from cbsim.cost import CostModel, StepShape
+from cbsim.results.latency import Replica, request_parts
+from cbsim.schedulers import SCHEDULERS, SchedulerConfig
+from cbsim.schedulers.rung import Means, Rung
+from cbsim.studies.experiment import Experiment, ReplicasConfig
+from cbsim.workload import Workload
+from cbsim.workload.request import RequestState
+from cbsim.workload.think import ThinkTimes
+
+Array = NDArray[Any]
+ROUTERS = get_args(ReplicasConfig.model_fields["router"].annotation)
+
+
+def class_step_s(cost: Any, shape: Any, chunks: Any) -> float:
+    """A step's seconds by a cost model that is a class, given its own kind of shape."""
+    return cost.step_s(  # type: ignore[no-any-return]
+        StepShape(
+            tuple((chunk.num_tokens, chunk.num_computed_tokens) for chunk in chunks[: shape.num_chunks]),
+            shape.num_finishing_chunks,
+            shape.num_decodes,
+            shape.decode_context,
+            shape.max_decode_context,
+        )
+    )
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a run of the core is made from."""
+
+    workload: Workload
+    cost: CostModel
+    rung: type[Rung]
+    scheduler: SchedulerConfig
+    pool: KvPool
+    means: Means
+    num_replicas: int = 1
+    router: int = layout.ROUND_ROBIN
+    until_s: float = inf
+    with_batches: bool = False
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether clients send the requests."""
+        return self.workload.config.concurrency is not None
+
+
+def setup_of(experiment: Experiment, workload: Workload, cost: CostModel) -> Setup:
+    """The setup of an experiment of one point."""
+    rung = SCHEDULERS.get(experiment.scheduler.type).rung
+    assert rung is not None
+    kv_cache, model, gpu = experiment.kv_cache, experiment.model, experiment.gpu
+    tensor_parallel = experiment.replicas.tensor_parallel
+    num_blocks = kv_cache.size(model, gpu, tensor_parallel)
+    return Setup(
+        workload=workload,
+        cost=cost,
+        rung=rung,
+        scheduler=experiment.scheduler,
+        pool=KvPool(
+            num_blocks,
+            kv_cache.block_size,
+            kv_cache.prefix_caching and not rung.reserves_ahead,
+            experiment.scheduler.reuses_unknown_blocks_first,
+        ),
+        means=Means(
+            num_blocks=num_blocks,
+            block_size=kv_cache.block_size,
+            block_bytes=kv_cache.block_size * model.kv_bytes_per_token,
+            host_link_bytes_per_s=gpu.host_link_bytes_per_s * tensor_parallel,
+            max_model_len=model.max_model_len,
+            seed=experiment.seed,
+        ),
+        num_replicas=experiment.replicas.count,
+        router=ROUTERS.index(experiment.replicas.router),
+        until_s=inf if experiment.stop_at_s is None else experiment.stop_at_s,
+        with_batches=experiment.output.batches,
+    )
+
+
+def simulate_core(setup: Setup, *, compiled: bool, progress: Progress | None = None) -> tuple[RunLog, World]:
+    """What happens when a setup runs, and how its replicas stand at the end."""
+    cost, rung = setup.cost, setup.rung
+    intake = take_in(
+        setup.workload.batches(),
+        inf if setup.is_closed else setup.until_s,
+        with_chains=setup.pool.prefix_caching,
+    )
+    requests, seed = intake.requests, setup.means.seed
+    rung.rank_columns(setup.scheduler, intake.ids, requests, seed)
+    if setup.is_closed:
+        think = ThinkTimes(setup.workload.config, setup.workload.seed)
+        requests["think_s"] = [think.after(index) for index in range(len(requests))]
+    if setup.router == layout.RANDOM and setup.num_replicas > 1:
+        random = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(ROUTER_STREAM,)))
+        requests["route"] = [int(random.integers(setup.num_replicas)) for _ in range(len(requests))]
+    rules = cost.rules() if hasattr(cost, "rules") else None
+    world = new_world(
+        requests,
+        rules.record if rules else cost,
+        setup.pool,
+        {**rung.numbers(setup.scheduler, setup.means), "with_batches": setup.with_batches},
+        num_replicas=setup.num_replicas,
+        num_in_flight=2 if setup.scheduler.async_scheduling else 1,
+        router=setup.router,
+        num_clients=setup.workload.config.concurrency or 0,
+        chains=intake.chains,
+    )
+    parts = Parts(rung.rules(), rules.step_s if rules else class_step_s)
+    record = Record()
+    drive: Callable[..., None] = run_compiled if compiled else run_interpreted
+    drive(world, parts.bound(run), record, setup.until_s, progress)
+    log = log_of(world, intake, record, cost, rung, setup.until_s, is_closed=setup.is_closed)
+    return log, world
+
+
+def log_of(
+    world: World,
+    intake: Intake,
+    record: Record,
+    cost: CostModel,
+    rung: type[Rung],
+    until_s: float,
+    *,
+    is_closed: bool,
+) -> RunLog:
+    """The record of a run that has ended, as the rest of cbsim reads it."""
+    num_sent = int(world.clients["num_sent"])
+    rows, own = world.requests[:num_sent], world.own
+    state = rows["state"].astype(np.int64)
+    is_finished, is_rejected = state == layout.FINISHED, state == layout.REJECTED
+    requests: dict[str, Array] = {
+        "request_id": intake.ids[:num_sent],
+        "arrival_s": rows["arrival_s"],
+        "first_scheduled_at_s": rows["first_scheduled_at_s"],
+        "first_token_at_s": rows["first_token_at_s"],
+        "finished_at_s": np.where(is_finished, rows["last_token_at_s"], np.nan),
+        "max_itl_s": rows["max_itl_s"],
+        **{
+            name: rows[name].astype(np.int64)
+            for name in (
+                "replica",
+                "num_prompt_tokens",
+                "num_output_tokens",
+                "num_generated_tokens",
+                "num_cached_tokens",
+                "num_preemptions",
+                "priority",
+            )
+        },
+        "state": np.where(is_finished | is_rejected, state, RequestState.UNFINISHED),
+    }
+    steps = record.rows("steps")
+    rejections = {
+        int(index): rung.rejection(
+            int(rows[index]["rejection"]),
+            rows[index],
+            rung.num_blocks_needed(rows[index], world.config, int(own[0]["block_size"])),
+            world.config,
+            int(own[0]["num_blocks"]),
+        )
+        for index in np.flatnonzero(is_rejected)
+    }
+    slices = Slices(
+        {name: record.rows("prefills")[name] for name in layout.PREFILL_ROW.names or ()},
+        {name: record.rows("decodes")[name] for name in layout.DECODES_ROW.names or ()},
+    )
+    names = (*STEP_COLUMNS, *SLICE_STEP_COLUMNS)
+    num_blocks = int(own[0]["num_blocks"])
+    events = Deferred(partial(_events, requests, record.rows("events"), rejections, is_closed))
+    replicas = [
+        Replica(
+            number,
+            StepColumns(steps[steps["replica"] == number] if len(own) > 1 else steps, names, num_blocks, 1),
+            _of_replica(slices, number) if len(own) > 1 else slices,
+            cost,
+        )
+        for number in range(len(own))
+    ]
+    usual = steps[steps["num_usual_gaps"] > 0]
+    gaps = np.concatenate([usual["gap_s"] + 1j * usual["num_usual_gaps"], record.rows("gaps") + 1j])
+    gap_s, gap_count = distinct_gaps([gaps])
+    end_s = max(float(own["last_end_s"].max()), float(rows["arrival_s"].max(initial=0.0)))
+    if until_s < inf and own["num_outstanding"].any():
+        end_s = until_s
+    return RunLog(
+        requests=requests,
+        steps=StepColumns(steps, names, num_blocks, len(own)),
+        events=events,
+        batches=_batches(record.rows("batches")) if world.config["with_batches"] else None,
+        gap_s=gap_s,
+        gap_count=gap_count,
+        rejections=rejections,
+        num_tokens_recomputed=int(own["num_tokens_recomputed"].sum()),
+        num_prompt_tokens_queried=int(own["num_tokens_queried"].sum()),
+        num_prompt_tokens_hit=int(own["num_tokens_hit"].sum()),
+        num_padding_tokens=int(own["num_padding_tokens"].sum()),
+        end_s=end_s,
+        slices=slices,
+        parts=Deferred(partial(request_parts, requests, events, replicas)),
+    )
+
+
+def _of_replica(slices: Slices, number: int) -> Slices:
+    def chosen(table: dict[str, Array]) -> dict[str, Array]:
+        is_here = table["replica"] == number
+        return {name: column[is_here] for name, column in table.items()}
+
+    return Slices(chosen(slices.prefills), chosen(slices.decodes))
+
+
+def _events(
+    requests: dict[str, Array], rows: Array, rejections: dict[int, str], is_closed: bool
+) -> dict[str, Array]:
+    recorder = Recorder()
+    recorder._events._rows = bytearray(rows.astype(recorder._events._dtype).tobytes())
+    recorder.rejections = rejections
+    return recorder.event_columns(requests, answers_first=is_closed)
+
+
+def _batches(rows: Array) -> dict[str, Array]:
+    return {name: np.array(rows[name]) for name in layout.BATCH_ROW.names or ()}
+
+
+__all__ = ["close_decodes", "simulate_core"]

@@ -1,0 +1,302 @@
+"""Experiment: everything a run depends on, frozen and typed, from a YAML file or a mapping."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, PrivateAttr, field_validator
+
+from cbsim.base.errors import ConfigError, WorkloadError
+from cbsim.base.paths import data_folder
+from cbsim.base.registry import did_you_mean, located
+from cbsim.config.assembly import Assembly, nested_keys
+from cbsim.config.condition import has_key
+from cbsim.config.document import Document, in_order_of_lines, read_document
+from cbsim.config.fields import ByType, Named
+from cbsim.config.overrides import SWEEP, as_options, parse_overrides
+from cbsim.config.section import ComponentConfig, Section
+from cbsim.cost import COST_MODELS
+from cbsim.observers import OBSERVERS
+from cbsim.schedulers import SCHEDULERS, SchedulerConfig
+from cbsim.schedulers.kvcache import KVCacheConfig
+from cbsim.specs import GpuSpec, ModelSpec
+from cbsim.workload import WORKLOADS, WorkloadConfig
+from cbsim.workload.lookup import missing_traces
+
+MAX_CHECKED_POINTS = 1000
+"""A larger grid has each value checked alone when it is loaded, not each point."""
+
+WORKLOAD = "workload"
+
+Overrides = Mapping[str, Any] | Iterable[str]
+"""`{"scheduler.max_num_seqs": 64}`, or texts as after `--set`."""
+
+
+class ReplicasConfig(Section):
+    """Equal engines behind one router."""
+
+    count: int = Field(default=1, ge=1)
+    """How many engines."""
+    router: Literal["round_robin", "random", "least_outstanding", "least_kv", "prefix_affinity"] = (
+        "round_robin"
+    )
+    """Which engine an arriving request goes to."""
+    tensor_parallel: int = Field(default=1, ge=1)
+    """GPUs that share the work of one engine."""
+
+
+class SloConfig(Section):
+    """What users are promised: a request meets it if it finishes within every limit given, seconds."""
+
+    ttft_s: float | None = Field(default=None, gt=0)
+    """Longest time to the first token, queueing included."""
+    tpot_s: float | None = Field(default=None, gt=0)
+    """Longest mean time per output token after the first."""
+    itl_s: float | None = Field(default=None, gt=0)
+    """Longest gap between two consecutive tokens."""
+    e2e_s: float | None = Field(default=None, gt=0)
+    """Longest time from arrival to the last token."""
+
+    def limits(self) -> dict[str, float]:
+        """The limits that are given, seconds."""
+        return {name: limit for name, limit in self.model_dump().items() if limit is not None}
+
+
+class OutputConfig(Section):
+    """What is written beyond the summary, requests, steps and events."""
+
+    batches: bool = False
+    """Write `batches.parquet`: each request's share of each step."""
+
+
+class Experiment(Section):
+    """One question to the simulator. With a `sweep`, its other settings are those of the first point."""
+
+    name: str = "experiment"
+    """What its run folder is called; the file's name where nothing is said."""
+    seed: int = Field(default=0, ge=0)
+    """Where all random numbers come from."""
+    model: Annotated[ModelSpec, Named("model", "models", "llama-3-8b")]
+    """The model served."""
+    gpu: Annotated[GpuSpec, Named("gpu", "gpus", "h200")]
+    """The GPU it is served on."""
+    engine: Literal["fast", "reference"] = "fast"
+    """`reference` is the naive engine, one event a step: slower, with the same results to the last bit."""
+    workload: Annotated[WorkloadConfig, ByType(WORKLOADS)]
+    """The requests: a recorded trace or a generator."""
+    scheduler: Annotated[SchedulerConfig, Named("scheduler", "schedulers"), ByType(SCHEDULERS)]
+    """Which requests run in each step."""
+    kv_cache: KVCacheConfig = Field(default_factory=KVCacheConfig)
+    """The memory for keys and values."""
+    cost_model: Annotated[ComponentConfig, ByType(COST_MODELS, "roofline")]
+    """How long a step takes."""
+    replicas: ReplicasConfig = Field(default_factory=ReplicasConfig)
+    """How many engines there are."""
+    slo: Annotated[SloConfig, Named("slo", "slos")] = Field(default_factory=SloConfig)
+    """The limits that goodput counts by."""
+    stop_at_s: float | None = Field(default=None, gt=0)
+    """End the run at this instant, finished or not, seconds of simulated time."""
+    output: OutputConfig = Field(default_factory=OutputConfig)
+    """What is written."""
+    observers: list[Annotated[ComponentConfig, ByType(OBSERVERS)]] = Field(default_factory=list)
+    """Who watches the run: told of requests and steps as they happen, with files of their own."""
+    sweep: dict[str, Any] = Field(default_factory=dict)
+    """Many runs: dotted keys to lists of values, of which all combinations run. `zip:` varies several keys
+    together, `replicates: N` runs each point with N seeds, `where:` keeps the points for which a comparison
+    holds (`scheduler.chunk_size <= scheduler.max_tokens_per_step`)."""
+
+    _folder: Path = PrivateAttr(default_factory=Path)
+    _notes: tuple[str, ...] = PrivateAttr(default=())
+    _assembly: Assembly[Experiment] | None = PrivateAttr(default=None)
+    """Of an experiment with a sweep: what its points are made from."""
+
+    @field_validator("name")
+    @classmethod
+    def _names_a_folder(cls, name: str) -> str:
+        if not re.fullmatch(r"[\w][\w .+=,-]{0,99}", name):
+            raise ValueError(
+                f"got {name!r}; expected a folder's name: up to 100 letters, digits, blanks and any of _.+=,-"
+            )
+        return name
+
+    @classmethod
+    def of(cls, config: str | Path | Mapping[str, Any] | Experiment, overrides: Overrides = ()) -> Experiment:
+        """The experiment in a YAML file, in a mapping, or as it is; raises as `load`."""
+        if isinstance(config, Experiment):
+            return config
+        if isinstance(config, Mapping):
+            return cls.from_mapping(config, overrides)
+        return cls.load(config, overrides)
+
+    @classmethod
+    def load(cls, path: str | Path, overrides: Overrides = ()) -> Experiment:
+        """The experiment in a YAML file. Raises `ConfigError` with one line for each of all its mistakes."""
+        document = read_document(Path(path))
+        document.data.setdefault("name", re.sub(r"[^\w.+=,-]", "-", Path(path).stem) or "experiment")
+        return cls._assembled(document, overrides, Path(path).parent)
+
+    @classmethod
+    def from_mapping(
+        cls, mapping: Mapping[str, Any], overrides: Overrides = (), folder: str | Path = "."
+    ) -> Experiment:
+        """The experiment in a mapping, whose relative paths start from `folder`; raises as `load`."""
+        return cls._assembled(Document({**mapping}).copy(), overrides, Path(folder))
+
+    @property
+    def folder(self) -> Path:
+        """Where relative paths in the settings start."""
+        return self._folder
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know before the run: sweep axes that an override has pinned."""
+        return self._notes
+
+    def resolved(self) -> dict[str, Any]:
+        """Plain data that makes this experiment again from any folder, names and defaults spelled out."""
+        settings = self.model_dump(mode="json")
+        for key in (SWEEP, "observers"):
+            if not settings[key]:
+                del settings[key]
+        _anchor_paths(settings["workload"], self._folder)
+        _anchor_plugins(settings, self._folder)
+        return settings
+
+    def points(self) -> list[tuple[dict[str, Any], Experiment]]:
+        """Each point of the sweep: its swept values by dotted key, and its experiment.
+
+        In the order of the file, its first axis slowest. Without a sweep, the experiment itself is the only
+        point. Raises `ConfigError` with a line for each mistake in any point.
+        """
+        if self._assembly is None:
+            return [({}, self)]
+        points, problems = _checked(self._assembly, self._folder, self._assembly.points())
+        if problems:
+            raise ConfigError(*in_order_of_lines(problems, self._assembly.document.source))
+        return points
+
+    def check_one_run(self, name: str) -> None:
+        """Raise `ConfigError` if it has a sweep, of which one run must be named; users call it `name`."""
+        if self.sweep:
+            pinned = as_options(self.points()[0][0])
+            raise ConfigError(
+                f"{name}: has a sweep over {', '.join(self.sweep)}; allowed: one run, as with {pinned}"
+            )
+
+    @classmethod
+    def _assembled(cls, document: Document, overrides: Overrides, folder: Path) -> Experiment:
+        assembly = Assembly(cls, document, parse_overrides(overrides), folder)
+        problems = assembly.problems
+        grid = assembly.grid
+        if not grid.axes:
+            candidates: Iterable[tuple[dict[str, Any], Document]] = [({}, assembly.document)]
+        elif grid.num_points <= MAX_CHECKED_POINTS:
+            candidates = assembly.points()
+        else:
+            candidates = (({}, assembly.point(values)) for values in grid.points_one_by_one())
+        points, found = _checked(assembly, folder, candidates)
+        if problems or found:
+            raise ConfigError(*in_order_of_lines([*problems, *found], document.source), *assembly.hints)
+        experiment = points[0][1]
+        if grid.axes:
+            experiment = experiment.model_copy(update={SWEEP: assembly.document.data[SWEEP]})
+            experiment._assembly = assembly
+        experiment._notes = grid.notes
+        return experiment
+
+
+def _checked(
+    assembly: Assembly[Experiment], folder: Path, candidates: Iterable[tuple[dict[str, Any], Document]]
+) -> tuple[list[tuple[dict[str, Any], Experiment]], list[str]]:
+    """The points that the sweep's conditions keep, and a line for each mistake in them."""
+    points: list[tuple[dict[str, Any], Experiment]] = []
+    problems: dict[str, None] = {}
+    conditions = assembly.grid.conditions
+    unused = {name: condition for condition in conditions for name in condition.names}
+    known: dict[str, None] = {}
+    num_left_out = 0
+    for swept, document in candidates:
+        settings: Mapping[str, Any] = document.data
+        experiment, mistakes = None, []
+        try:
+            experiment = assembly.read(document)
+            experiment._folder = folder
+            settings = experiment.model_dump() if conditions else {}
+            mistakes = list(_misfits(experiment, document))
+        except ConfigError as error:
+            mistakes = [*error.problems, *_missing_traces(document, folder)]
+        if unused:
+            known |= dict.fromkeys(nested_keys(settings))
+            unused = {name: condition for name, condition in unused.items() if not has_key(settings, name)}
+        try:
+            is_kept = all(condition.holds(settings) for condition in conditions)
+        except ConfigError as error:
+            is_kept, mistakes = True, [assembly.document.place((SWEEP, "where")).problem(error.problems[0])]
+        if not is_kept:
+            num_left_out += 1
+            continue
+        problems |= dict.fromkeys(mistakes)
+        if experiment is not None:
+            points.append((swept, experiment))
+    where = assembly.document.place((SWEEP, "where"))
+    for name, condition in unused.items():
+        problems[where.problem(f"'{condition.text}': no setting '{name}'{did_you_mean(name, known)}")] = None
+    if num_left_out and not points and not problems:
+        problems[where.problem(f"leaves none of {num_left_out} points")] = None
+    return points, list(problems)
+
+
+def _missing_traces(document: Document, folder: Path) -> Iterator[str]:
+    """A line for each trace that the workload names and that is not there."""
+    for keys, problem in missing_traces(document.get((WORKLOAD,)), folder):
+        yield document.place((WORKLOAD, *keys)).problem(problem)
+
+
+def _misfits(experiment: Experiment, document: Document) -> Iterator[str]:
+    """Settings that are right alone and wrong together, or with the files that are there."""
+    missing = list(_missing_traces(document, experiment.folder))
+    yield from missing
+    if not missing:
+        try:
+            WORKLOADS.get(experiment.workload.type)(
+                experiment.workload, seed=experiment.seed, folder=experiment.folder
+            ).inputs()
+        except WorkloadError as error:
+            keys = (WORKLOAD, "path") if document.get((WORKLOAD, "path")) else (WORKLOAD,)
+            yield from (document.place(keys).problem(problem) for problem in error.problems)
+    num_gpus, num_heads = experiment.replicas.tensor_parallel, experiment.model.num_heads
+    if num_heads % num_gpus:
+        allowed = ", ".join(str(n) for n in range(1, num_heads + 1) if num_heads % n == 0)
+        place = document.place(("replicas", "tensor_parallel"))
+        yield place.problem(
+            f"got {num_gpus}; expected a divisor of the model's {num_heads} query heads: {allowed}"
+        )
+        return
+    try:
+        experiment.kv_cache.size(experiment.model, experiment.gpu, num_gpus)
+    except ConfigError as error:
+        where = document.place(("kv_cache",)).where
+        yield from (f"{where}: {problem}" for problem in error.problems)
+
+
+def _anchor_plugins(settings: dict[str, Any], folder: Path) -> None:
+    """Give parts named `module:Class` the folder of their module, where that lies beside the experiment."""
+    for section in settings.values():
+        for part in section if isinstance(section, list) else [section]:
+            if isinstance(part, dict) and isinstance(part.get("type"), str):
+                part["type"] = located(part["type"], folder)
+
+
+def _anchor_paths(settings: dict[str, Any], folder: Path) -> None:
+    """Make relative paths hold from any folder, where they name something beside the experiment's file."""
+    for key, value in settings.items():
+        for inner in value if isinstance(value, list) else [value]:
+            if isinstance(inner, dict):
+                _anchor_paths(inner, folder)
+        if key == "path" and isinstance(value, str) and (folder / value).exists():
+            path, bundled = (folder / value).resolve(), data_folder("workloads")
+            shortest = path.relative_to(bundled) if path.is_relative_to(bundled) else path
+            settings[key] = shortest.as_posix()

@@ -1,0 +1,17 @@
+"""Explain a run: what each step's batch was, what each request waited for, and where its time went."""
+
+from cbsim.studies.explain.gantt import Gantt
+from cbsim.studies.explain.request_diagnosis import RequestDiagnosis, diagnose_request
+from cbsim.studies.explain.rerun import Window
+from cbsim.studies.explain.run_diagnosis import RunDiagnosis, diagnose_run
+from cbsim.studies.explain.source import Source
+
+__all__ = [
+    "Gantt",
+    "RequestDiagnosis",
+    "RunDiagnosis",
+    "Source",
+    "Window",
+    "diagnose_request",
+    "diagnose_run",
+]

@@ -1,0 +1,159 @@
+"""RequestDiagnosis: one request's latencies in parts, what happened to it, and who held it up."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+import pandas as pd
+
+from cbsim.base.errors import CbsimError
+from cbsim.base.units import format_seconds
+from cbsim.studies.explain.latency_shares import Breakdown, breakdown, has_parts
+from cbsim.studies.explain.request_story import MAX_CULPRITS, Entry, RequestStory
+from cbsim.studies.explain.rerun import Window
+from cbsim.studies.explain.run_tables import steps_of
+from cbsim.studies.explain.source import Source
+
+_MAX_COMPARED = 20_000
+"""Names of so many requests are compared with one that isn't there."""
+
+
+@dataclass(frozen=True, slots=True)
+class RequestDiagnosis:
+    """Why a request took as long as it did. Make it with `diagnose_request`."""
+
+    request_id: str
+    state: str
+    reason: str | None
+    """Why it was rejected."""
+    num_prompt_tokens: int
+    num_output_tokens: int
+    num_preemptions: int
+    ttft: Breakdown | None
+    e2e: Breakdown | None
+    """`None` before the first, or the last, token, and where the run has not its parts."""
+    ttft_s: float | None
+    e2e_s: float | None
+    entries: list[Entry]
+
+    def sentence(self) -> str:
+        """The diagnosis in words."""
+        if self.state == "rejected":
+            return f"{self.request_id} was rejected: {self.reason or 'no reason is known'}."
+        told = []
+        if self.e2e_s is not None:
+            parts = f", {self.e2e.in_words('of which')}" if self.e2e else ""
+            told.append(f"took {format_seconds(self.e2e_s)}{parts}")
+        else:
+            told.append("was not finished when the run ended")
+        if self.ttft_s is not None:
+            parts = f", {self.ttft.in_words('of which')}" if self.ttft else ""
+            told.append(f"its first token came after {format_seconds(self.ttft_s)}{parts}")
+        if self.num_preemptions:
+            times = "once" if self.num_preemptions == 1 else f"{self.num_preemptions} times"
+            told.append(f"it was preempted {times}")
+        return f"{self.request_id} {'; '.join(told)}."
+
+    def slowed_by(self) -> dict[str, int]:
+        """The prompt tokens of other requests that were computed beside its own tokens, the most first."""
+        tokens: Counter[str] = Counter()
+        for entry in self.entries:
+            if entry.what in ("chunk", "decoded"):
+                tokens.update({name: int(number) for name, number in entry.culprits.items()})
+        return dict(tokens.most_common(MAX_CULPRITS))
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data."""
+        return {
+            "request_id": self.request_id,
+            "sentence": self.sentence(),
+            "state": self.state,
+            "num_prompt_tokens": self.num_prompt_tokens,
+            "num_output_tokens": self.num_output_tokens,
+            "num_preemptions": self.num_preemptions,
+            "ttft_s": self.ttft_s,
+            "e2e_s": self.e2e_s,
+            "ttft": self.ttft.to_json() if self.ttft else None,
+            "e2e": self.e2e.to_json() if self.e2e else None,
+            "slowed_by": self.slowed_by(),
+            "timeline": [entry.to_json() for entry in self.entries],
+        }
+
+
+def diagnose_request(source: Source, request_id: str) -> RequestDiagnosis:
+    """Why a request of a run took as long as it did, from the batches of the steps while it was there.
+
+    Raises `CbsimError` with the nearest name if there is no such request, and as `Source.batch_steps` does.
+    """
+    row = _row(source, request_id)
+    values = row.to_dict("records")[0]
+    is_known = has_parts(source.result)
+    state = str(values["state"])
+    return RequestDiagnosis(
+        request_id=request_id,
+        state=state,
+        reason=_reason(source.result.events, request_id) if state == "rejected" else None,
+        num_prompt_tokens=int(values["num_prompt_tokens"]),
+        num_output_tokens=int(values["num_output_tokens"]),
+        num_preemptions=int(values["num_preemptions"]),
+        ttft=breakdown(row, "ttft") if is_known else None,
+        e2e=breakdown(row, "e2e") if is_known else None,
+        ttft_s=_or_none(values["ttft_s"]),
+        e2e_s=_or_none(values["e2e_s"]),
+        entries=[] if state == "rejected" else _story(source, values).entries,
+    )
+
+
+def stay_window(source: Source, request_id: str) -> Window:
+    """The steps of its replica from a request's arrival to its end; raises as `diagnose_request`."""
+    return _window(source, _row(source, request_id).to_dict("records")[0])
+
+
+def _row(source: Source, request_id: str) -> pd.DataFrame:
+    requests = source.result.requests
+    row = requests[requests["request_id"] == request_id]
+    if not len(row):
+        raise CbsimError(_no_such(source.name, request_id, requests["request_id"]))
+    return row
+
+
+def _story(source: Source, values: dict[Any, Any]) -> RequestStory:
+    story = RequestStory(str(values["request_id"]), float(values["arrival_s"]))
+    window = _window(source, values)
+    if window.last is not None and window.last >= window.first:
+        source.batch_steps(window, story.add)
+    steps = steps_of(source.result, window.replica)
+    story.end(float((steps["start_s"] + steps["duration_s"]).max()) if len(steps) else story.entries[0].end_s)
+    return story
+
+
+def _window(source: Source, values: dict[Any, Any]) -> Window:
+    replica = 0 if pd.isna(values["replica"]) else int(values["replica"])
+    steps = steps_of(source.result, replica)
+    first = int((steps["start_s"] + steps["duration_s"]).searchsorted(values["arrival_s"], side="right"))
+    last = len(steps) - 1
+    if not pd.isna(values["finished_at_s"]):
+        last = int(steps["start_s"].searchsorted(values["finished_at_s"], side="left")) - 1
+    return Window(replica, first, last)
+
+
+def _reason(events: pd.DataFrame, request_id: str) -> str | None:
+    rejected = events[(events["request_id"] == request_id) & (events["event"] == "rejected")]
+    return str(rejected["reason"].iloc[0]) if len(rejected) else None
+
+
+def _no_such(name: str, request_id: str, ids: pd.Series[str]) -> str:
+    names = sorted(ids)
+    # Of many names only those around its place can be near it.
+    place = int(pd.Series(names).searchsorted(request_id)) if len(names) > _MAX_COMPARED else 0
+    compared = names[max(0, place - _MAX_COMPARED // 2) :][:_MAX_COMPARED]
+    near = get_close_matches(request_id, compared, n=1)
+    hint = f"did you mean '{near[0]}'?" if near else f"they are named like '{ids.iloc[0]}'" if names else ""
+    return f"--request: {name} has no request '{request_id}'; {hint or 'it has none'}"
+
+
+def _or_none(value: Any) -> float | None:
+    return None if pd.isna(value) else float(value)

@@ -1,0 +1,160 @@
+"""RunDiagnosis: where the time of a run's requests goes, on average and in the slowest hundredth."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from cbsim.base.units import format_seconds
+from cbsim.results.latency.means import slowest
+from cbsim.results.result import Result
+from cbsim.studies.explain.latency_shares import Breakdown, breakdown
+
+LATENCIES = {"ttft": "TTFT", "e2e": "E2E"}
+
+
+@dataclass(frozen=True, slots=True)
+class LatencyDiagnosis:
+    """One latency: its mean and its tail, in parts."""
+
+    latency: str
+    """A key of `LATENCIES`."""
+    mean: Breakdown
+    slowest: Breakdown
+    """The mean over the slowest hundredth of the requests."""
+    p99_s: float
+    num_slowest: int
+    num_slowest_preempted: int
+
+    def sentences(self) -> list[str]:
+        """The mean, then the tail."""
+        name = LATENCIES[self.latency]
+        requests, preempted = f"{self.num_slowest:,} requests", ""
+        if self.num_slowest == 1:
+            requests = "request"
+        if self.num_slowest_preempted:
+            who = "it" if self.num_slowest == 1 else f"{self.num_slowest_preempted:,} of them"
+            preempted = f"; {who} {'was' if self.num_slowest_preempted == 1 else 'were'} preempted"
+        return [
+            f"Mean {name} is {format_seconds(self.mean.total_s)}: {self.mean.in_words('of it')}.",
+            f"p99 {name} is {format_seconds(self.p99_s)}: in the slowest {requests}, "
+            f"{self.slowest.in_words('of it')}{preempted}.",
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data."""
+        return {
+            "mean": self.mean.to_json(),
+            "p99_s": self.p99_s,
+            "slowest": self.slowest.to_json(),
+            "num_slowest": self.num_slowest,
+            "num_slowest_preempted": self.num_slowest_preempted,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class SlowRequest:
+    """One of the slowest requests."""
+
+    request_id: str
+    arrival_s: float
+    ttft_s: float
+    e2e_s: float | None
+    num_prompt_tokens: int
+    num_output_tokens: int
+    num_preemptions: int
+    mostly: dict[str, float]
+    """The shares of the parts of the latency they are sorted by."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunDiagnosis:
+    """What a run's requests spent their time on. Make it with `diagnose_run`."""
+
+    latencies: dict[str, LatencyDiagnosis]
+    """By the keys of `LATENCIES`; empty if no request got a token."""
+    by: str
+    """The latency by which the requests of `slow` are the slowest."""
+    slow: list[SlowRequest]
+    num_requests: int
+    num_preempted: int
+    """Requests that were preempted at least once."""
+    num_rejected: int
+    num_unfinished: int
+
+    def sentences(self) -> list[str]:
+        """The diagnosis in words."""
+        told = [line for latency in self.latencies.values() for line in latency.sentences()]
+        if not told:
+            told = [f"None of {self.num_requests:,} requests got a token."]
+        counts = {
+            "preempted": self.num_preempted,
+            "rejected": self.num_rejected,
+            "left unfinished": self.num_unfinished,
+        }
+        happened = [
+            f"{count:,} {'was' if count == 1 else 'were'} {what}" for what, count in counts.items() if count
+        ]
+        return [*told, *([f"Of {self.num_requests:,} requests {', '.join(happened)}."] if happened else [])]
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data."""
+        return {
+            "sentences": self.sentences(),
+            **{name: latency.to_json() for name, latency in self.latencies.items()},
+            "slowest_by": self.by,
+            "slowest": [
+                {name: getattr(request, name) for name in SlowRequest.__slots__} for request in self.slow
+            ],
+            "num_requests": self.num_requests,
+            "num_preempted": self.num_preempted,
+            "num_rejected": self.num_rejected,
+            "num_unfinished": self.num_unfinished,
+        }
+
+
+def diagnose_run(result: Result, by: str = "ttft", num_slow: int = 5) -> RunDiagnosis:
+    """Where a run's time went, and its slowest requests `by` TTFT or E2E; the run must have its parts."""
+    requests = result.requests
+    latencies = {name: _diagnose(requests, name) for name in LATENCIES}
+    known = {name: latency for name, latency in latencies.items() if latency is not None}
+    rows = requests.iloc[slowest(requests[f"{by}_s"].to_numpy(float), share=1.0)[:num_slow]]
+    state = requests["state"].astype(str)
+    return RunDiagnosis(
+        latencies=known,
+        by=by,
+        slow=[_slow_request(rows[place : place + 1], by) for place in range(len(rows))],
+        num_requests=len(requests),
+        num_preempted=int((requests["num_preemptions"] > 0).sum()),
+        num_rejected=int((state == "rejected").sum()),
+        num_unfinished=int((state == "unfinished").sum()),
+    )
+
+
+def _diagnose(requests: pd.DataFrame, latency: str) -> LatencyDiagnosis | None:
+    latency_s = requests[f"{latency}_s"].to_numpy(float)
+    tail = requests.iloc[slowest(latency_s)]
+    mean, of_tail = breakdown(requests, latency), breakdown(tail, latency)
+    if mean is None or of_tail is None:
+        return None
+    p99_s = float(requests[f"{latency}_s"].quantile(0.99))
+    return LatencyDiagnosis(
+        latency, mean, of_tail, p99_s, len(tail), int((tail["num_preemptions"] > 0).sum())
+    )
+
+
+def _slow_request(row: pd.DataFrame, by: str) -> SlowRequest:
+    parts = breakdown(row, by)
+    values = row.to_dict("records")[0]
+    return SlowRequest(
+        request_id=str(values["request_id"]),
+        arrival_s=float(values["arrival_s"]),
+        ttft_s=float(values["ttft_s"]),
+        e2e_s=None if pd.isna(values["e2e_s"]) else float(values["e2e_s"]),
+        num_prompt_tokens=int(values["num_prompt_tokens"]),
+        num_output_tokens=int(values["num_output_tokens"]),
+        num_preemptions=int(values["num_preemptions"]),
+        mostly=parts.shares if parts else {},
+    )

@@ -1,0 +1,275 @@
+"""Sweep: many configurations, each run once and kept, and one tidy table over them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cbsim.base.errors import CbsimError
+from cbsim.results.metrics import Summary, flatten
+from cbsim.results.output import POINTS, check_sweep_target, drawn_from_sweep
+from cbsim.results.result import is_whole_run, load_summary, remove_damaged_run
+from cbsim.studies.deterministic_runs import copy_for_seed
+from cbsim.studies.experiment import Experiment
+from cbsim.studies.labels import label_values
+from cbsim.studies.run import run_experiment
+from cbsim.studies.run_key import Address
+from cbsim.studies.worker_pool import Pool, open_pool
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One configuration of a sweep: what is special about it, and the folder its run is kept in."""
+
+    swept: Mapping[str, Any]
+    """Dotted key -> value, in the order of the experiment file."""
+    settings: Mapping[str, Any]
+    """The experiment as resolved: plain data, which any worker can be sent."""
+    key: str
+    """Hash of all that its result depends on: equal keys, equal runs."""
+    folder: Path
+    run_key: str
+    """The same without the seed, where nothing in the run is drawn: equal ones need one run."""
+
+
+class SweepInterrupted(KeyboardInterrupt):
+    """Somebody stopped a sweep; its text says what is kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class SweepProgress:
+    """How far a sweep has come, after each point."""
+
+    num_points: int
+    num_reused: int = 0
+    """Points whose runs were there already."""
+    num_done: int = 0
+    """Points run now, failed ones included."""
+    num_failed: int = 0
+    elapsed_s: float = 0.0
+    """Wall-clock seconds since the first point began."""
+    best: tuple[Point, Summary] | None = None
+    """The point of the highest goodput so far."""
+    error: tuple[Point, str] | None = None
+    """The point that has just failed, and why."""
+
+    @property
+    def time_left_s(self) -> float | None:
+        """Wall-clock seconds to go at the pace so far; `None` before the first point is done."""
+        if not self.num_done:
+            return None
+        return self.elapsed_s / self.num_done * (self.num_points - self.num_reused - self.num_done)
+
+
+def sweep(
+    config: str | Path | Mapping[str, Any] | Experiment,
+    out: str | Path | None = None,
+    workers: int = 1,
+    cluster: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    progress: Callable[[SweepProgress], None] | None = None,
+) -> pd.DataFrame:
+    """Run every point of an experiment's `sweep:` and return the table, a row a point.
+
+    Columns: the swept keys under their dotted names, the flattened summary (`ttft_s.p99`, timings of the
+    simulation left out), `point` (folder under `out/points`) and `error` (null for a point that ran). Points
+    run in this process, on `workers` spawned ones, or on the dask cluster at the address `cluster`, whose
+    workers must see the same files; the table is the same to the byte. `out`, else `runs/<name>`, keeps the
+    run folders and the table as `table.csv` and `table.parquet`; points that are there already are not run
+    again, so that a killed sweep resumes; damaged ones are. Where another sweep was in `out`, its runs stay,
+    and what was drawn of its table is removed. A failing point leaves its error in the table and the others
+    go on.
+
+    Raises `ConfigError` for mistakes in the configuration, `CbsimError` if something other than a sweep is in
+    the folder, nothing can be written, or the cluster doesn't answer; `SweepInterrupted` for Ctrl-C.
+    """
+    experiment = Experiment.of(config, overrides or {})
+    folder = Path(out) if out is not None else Path("runs") / experiment.name
+    check_sweep_target(folder)
+    points = plan_points(experiment, folder)
+    try:
+        errors = _run_missing(points, workers, cluster, progress or _ignore)
+    except KeyboardInterrupt:
+        kept = f"{sum(is_whole_run(point.folder) for point in points)} of {len(points)} points"
+        raise SweepInterrupted(f"{kept} kept in {folder}; the same call goes on") from None
+    table = make_table(points, errors)
+    if not _is_stored(table, folder):
+        _remove_drawn(folder)
+    save_table(table, folder)
+    return table
+
+
+def plan_points(experiment: Experiment, folder: Path) -> list[Point]:
+    """The points of a sweep in the experiment file's order, each with its key and folder.
+
+    Raises `CbsimError` naming every input file that can't be read.
+    """
+    address = Address()
+    points = []
+    for swept, point in experiment.points():
+        settings = point.resolved()
+        key, run_key = address.keys(point, settings)
+        points.append(Point(swept, settings, key, (folder / POINTS / key).resolve(), run_key))
+    return points
+
+
+def run_point(point: Point) -> None:
+    """Run one point and write its folder: the task that workers are given."""
+    result = run_experiment(Experiment.from_mapping(point.settings))
+    remove_damaged_run(point.folder)
+    result.save(point.folder)
+
+
+def make_table(points: Sequence[Point], errors: Mapping[str, str]) -> pd.DataFrame:
+    """The table over points, whose runs are read from their folders; `errors` by key are of failed ones."""
+    import pandas as pd
+
+    labels = label_values([point.swept for point in points])
+    rows = []
+    for point, swept in zip(points, labels, strict=True):
+        figures = {} if point.key in errors else flatten(load_summary(point.folder))
+        rows.append(swept | figures | {"point": point.key, "error": errors.get(point.key)})
+    # Columns that a failing first point lacks still come before `point` and `error`.
+    widest = max(rows, key=len, default={})
+    table = pd.DataFrame(rows, columns=list(widest))
+    kinds: dict[Any, Any] = {
+        name: _dtype([row[name] for row in rows if row.get(name) is not None]) for name in table.columns
+    }
+    # The copy is whole again: a frame of many blocks warns whoever adds a column to it.
+    return table.astype(kinds).copy()
+
+
+def save_table(table: pd.DataFrame, folder: Path, name: str = "table") -> None:
+    """Write `<name>.csv` and `<name>.parquet`, each whole or not at all. Raises `CbsimError` if it can't."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        csv, parquet = folder / f".{name}.csv.partial", folder / f".{name}.parquet.partial"
+        csv.write_text(_csv(table), encoding="utf-8", newline="")
+        table.to_parquet(parquet, index=False, compression="zstd")
+        csv.replace(folder / f"{name}.csv")
+        parquet.replace(folder / f"{name}.parquet")
+    except OSError as error:
+        raise CbsimError(f"{folder}: can't be written: {error.strerror or error}") from error
+
+
+def _csv(table: pd.DataFrame) -> str:
+    return table.to_csv(index=False, lineterminator="\n")
+
+
+def _is_stored(table: pd.DataFrame, folder: Path) -> bool:
+    """Whether the same table is in the folder already."""
+    try:
+        return (folder / "table.csv").read_bytes() == _csv(table).encode()
+    except OSError:
+        return False
+
+
+def _remove_drawn(folder: Path) -> None:
+    """Remove what was drawn of a former sweep there, which would look like this one's."""
+    for path in drawn_from_sweep(folder):
+        try:
+            path.unlink()
+        except OSError as error:
+            raise CbsimError(f"{path}: can't be removed: {error.strerror or error}") from error
+
+
+def _run_missing(
+    points: Sequence[Point],
+    workers: int,
+    cluster: str | None,
+    progress: Callable[[SweepProgress], None],
+) -> dict[str, str]:
+    """Run the points that have no whole run yet, equal ones once; returns the errors by key."""
+    there: list[Point] = []
+    missing: dict[str, Point] = {}
+    for point in points:
+        if point.key not in missing and is_whole_run(point.folder):
+            there.append(point)
+        else:
+            missing[point.key] = point
+    state = SweepProgress(
+        num_points=len(points), num_reused=len(points) - len(missing), best=reduce(_better, there, None)
+    )
+    progress(state)
+    errors: dict[str, str] = {}
+    if not missing:
+        return errors
+    began = time.perf_counter()
+    pool = open_pool(min(workers, len(missing)), cluster)
+    for point, error in _outcomes(pool, list(missing.values()), there):
+        elapsed_s = time.perf_counter() - began
+        state = replace(state, num_done=state.num_done + 1, elapsed_s=elapsed_s, error=None)
+        if error is None:
+            state = replace(state, best=_better(state.best, point))
+        else:
+            errors[point.key] = _message(error)
+            state = replace(state, num_failed=state.num_failed + 1, error=(point, errors[point.key]))
+        progress(state)
+    return errors
+
+
+def _outcomes(
+    pool: Pool, missing: Sequence[Point], there: Sequence[Point]
+) -> Iterator[tuple[Point, BaseException | None]]:
+    """What becomes of each point: of those that need one run the first is run, the others are its copies.
+
+    Where that one fails, the next of them is run, for what failed may be of its own folder.
+    """
+    whole = {point.run_key: point for point in there}
+    waiting: dict[str, list[Point]] = {}
+    for point in missing:
+        waiting.setdefault(point.run_key, []).append(point)
+    for run_key in [run_key for run_key in waiting if run_key in whole]:
+        yield from _copies(whole[run_key], waiting.pop(run_key))
+    while waiting:
+        firsts = [alike.pop(0) for alike in waiting.values()]
+        for outcome in pool.run_all(run_point, firsts):
+            first = firsts[outcome.index]
+            yield first, outcome.error
+            if outcome.error is None:
+                yield from _copies(first, waiting.pop(first.run_key))
+        waiting = {run_key: alike for run_key, alike in waiting.items() if alike}
+
+
+def _copies(source: Point, points: Sequence[Point]) -> Iterator[tuple[Point, BaseException | None]]:
+    """The run of one point, written for others that are determined by the same."""
+    for point in points:
+        error: CbsimError | None = None
+        try:
+            remove_damaged_run(point.folder)
+            copy_for_seed(source.folder, point.folder, point.settings["seed"])
+        except CbsimError as caught:
+            error = caught
+        yield point, error
+
+
+def _better(best: tuple[Point, Summary] | None, point: Point) -> tuple[Point, Summary] | None:
+    summary = load_summary(point.folder)
+    if best is None or (summary["goodput_per_s"] or 0) > (best[1]["goodput_per_s"] or 0):
+        return point, summary
+    return best
+
+
+def _message(error: BaseException) -> str:
+    return str(error) if isinstance(error, CbsimError) else f"{type(error).__name__}: {error}"
+
+
+def _ignore(progress: SweepProgress) -> None:
+    """Nobody asked to be told."""
+
+
+def _dtype(values: Sequence[Any]) -> str:
+    """The narrowest type of a column: whole numbers stay whole beside nulls."""
+    kinds = {type(value) for value in values}
+    if kinds == {int}:
+        return "Int64"
+    if kinds <= {int, float}:
+        return "float64"
+    return "boolean" if kinds == {bool} else "object"

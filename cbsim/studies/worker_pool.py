@@ -1,0 +1,145 @@
+"""Pool: many independent tasks on any `concurrent.futures.Executor`; a lost worker takes none along."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    BrokenExecutor,
+    Executor,
+    Future,
+    ProcessPoolExecutor,
+    wait,
+)
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from cbsim.base.errors import CbsimError
+
+Task = TypeVar("Task")
+Answer = TypeVar("Answer")
+
+
+class WorkerLost(CbsimError):
+    """The process that ran a task ended without an answer, even with the machine to itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome(Generic[Answer]):
+    """What became of task number `index`: its answer, or the exception it raised."""
+
+    index: int
+    answer: Answer | None = None
+    error: BaseException | None = None
+
+
+class Pool:
+    """Where tasks run: `open_executor` gives an executor, which is handed `max_in_flight` tasks at a time."""
+
+    def __init__(
+        self, open_executor: Callable[[], AbstractContextManager[Executor]], max_in_flight: int
+    ) -> None:
+        self._open_executor = open_executor
+        self._max_in_flight = max_in_flight
+
+    def run_all(self, function: Callable[[Task], Answer], tasks: Sequence[Task]) -> Iterator[Outcome[Answer]]:
+        """The outcome of each task as it comes, in any order; function and tasks must pickle.
+
+        Where a lost worker broke the executor, the tasks in flight are run again one by one, so that the one
+        that brings its worker down (most often for want of memory) is known, fails with `WorkerLost`, and
+        harms no other.
+        """
+        waiting: Sequence[int] = range(len(tasks))
+        while waiting:
+            suspects, waiting = yield from self._run_until_broken(
+                function, tasks, waiting, self._max_in_flight
+            )
+            for index in suspects:
+                lost, _ = yield from self._run_until_broken(function, tasks, [index], 1)
+                if lost:
+                    error = WorkerLost("its worker process ended without an answer (out of memory?)")
+                    yield Outcome(index, error=error)
+
+    def _run_until_broken(
+        self,
+        function: Callable[[Task], Answer],
+        tasks: Sequence[Task],
+        indices: Iterable[int],
+        max_in_flight: int,
+    ) -> Generator[Outcome[Answer], None, tuple[list[int], list[int]]]:
+        """Run tasks on one executor; returns those in flight, and those not begun, when it broke."""
+        waiting = deque(indices)
+        in_flight: dict[Future[Answer], int] = {}
+        with self._open_executor() as executor:
+            try:
+                while waiting or in_flight:
+                    while waiting and len(in_flight) < max_in_flight:
+                        in_flight[executor.submit(function, tasks[waiting[0]])] = waiting[0]
+                        waiting.popleft()
+                    for future in wait(in_flight, return_when=FIRST_COMPLETED).done:
+                        error = BrokenExecutor() if future.cancelled() else future.exception()
+                        if isinstance(error, BrokenExecutor):
+                            raise error
+                        index = in_flight.pop(future)
+                        yield Outcome(index, None if error else future.result(), error)
+            except BrokenExecutor:
+                return sorted(in_flight.values()), list(waiting)
+            except BaseException:
+                executor.shutdown(wait=False, cancel_futures=True)
+                raise
+        return [], []
+
+
+def open_pool(num_workers: int = 1, cluster: str | None = None) -> Pool:
+    """A pool in this process (one worker), of spawned processes, or of the dask cluster at an address.
+
+    Raises `CbsimError` if the `cluster` extra is not installed or the scheduler can't be reached.
+    """
+    if num_workers < 1:
+        raise CbsimError(f"workers: got {num_workers}; expected an integer >= 1")
+    if cluster is not None:
+        return _cluster_pool(cluster)
+    if num_workers == 1:
+        return Pool(_InProcess, 1)
+    context = multiprocessing.get_context("spawn")
+    return Pool(lambda: ProcessPoolExecutor(num_workers, context), num_workers)
+
+
+class _InProcess(Executor):
+    """Runs a task when it is submitted."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
+def _cluster_pool(address: str) -> Pool:
+    try:
+        from distributed import Client
+    except ImportError as error:
+        raise CbsimError("cluster: needs dask.distributed: pip install 'cbsim[cluster]'") from error
+
+    client_class: Any = Client
+
+    def connect() -> Any:
+        try:
+            return client_class(address, timeout="10s", set_as_default=False)
+        except (OSError, ValueError) as error:
+            raise CbsimError(f"cluster: no dask scheduler answers at '{address}': {error}") from error
+
+    @contextmanager
+    def open_executor() -> Iterator[Executor]:
+        with connect() as client, client.get_executor(pure=False) as executor:
+            yield executor
+
+    with connect() as client:
+        num_threads = sum(client.nthreads().values())
+    # Two each: a worker that has answered finds its next task at hand.
+    return Pool(open_executor, max(2, 2 * num_threads))

@@ -1,0 +1,232 @@
+"""Lengths: how many tokens prompts and answers (and how many turns sessions) have."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal, Self
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from cbsim.config.section import Section
+from cbsim.workload.lookup import find_trace
+from cbsim.workload.request_batch import FloatColumn, IntColumn
+from cbsim.workload.streams import Streams
+from cbsim.workload.trace_table import TraceTable
+
+Z_90 = 1.2815515655446004
+"""The 90th percentile of the standard normal distribution."""
+
+Side = Literal["prompt", "output"]
+Traces = Callable[[str], TraceTable]
+"""Reads the trace that a path names."""
+Sampler = Callable[[int], IntColumn]
+"""Draws the next so many whole numbers; how many at a time doesn't change them."""
+
+
+class LengthDistribution(Section, ABC):
+    """A distribution of whole numbers from 1 up."""
+
+    is_drawn: ClassVar[bool] = True
+    """Whether chance decides."""
+
+    @abstractmethod
+    def sampler(self, streams: Streams, traces: Traces, side: Side) -> Sampler:
+        """A sampler at the start of its stream; `side` is what to take from one of the `traces`."""
+
+    def files(self, folder: Path) -> list[Path]:
+        """The trace files it draws from."""
+        return []
+
+
+class FixedLengths(LengthDistribution):
+    """Always the same."""
+
+    is_drawn: ClassVar[bool] = False
+    type: Literal["fixed"]
+    value: int = Field(ge=1)
+    """The number."""
+
+    def sampler(self, streams: Streams, traces: Traces, side: Side) -> Sampler:
+        """The value, every time."""
+        return lambda size: np.full(size, self.value, dtype=np.int64)
+
+
+class UniformLengths(LengthDistribution):
+    """Every whole number from `min` to `max` equally often."""
+
+    type: Literal["uniform"]
+    min: int = Field(ge=1)
+    """The smallest number."""
+    max: int = Field(ge=1)
+    """The largest number."""
+
+    @model_validator(mode="after")
+    def _check_order(self) -> Self:
+        if self.max < self.min:
+            raise ValueError(f"max: got {self.max}; allowed: min ({self.min}) or more")
+        return self
+
+    def sampler(self, streams: Streams, traces: Traces, side: Side) -> Sampler:
+        """Whole numbers, both ends included."""
+        random = streams.generator()
+        return lambda size: random.integers(self.min, self.max, size, endpoint=True)
+
+
+class LognormalLengths(LengthDistribution):
+    """A lognormal distribution, rounded, and clipped to `min` and `max`.
+
+    Its middle is given by `median` or `mean`, its width by `sigma` (of the logarithm) or `p90`, all before
+    rounding and clipping.
+    """
+
+    type: Literal["lognormal"]
+    median: float | None = Field(default=None, gt=0)
+    """Half of the numbers are smaller."""
+    mean: float | None = Field(default=None, gt=0)
+    """Their mean; in place of `median`."""
+    sigma: float | None = Field(default=None, ge=0)
+    """Standard deviation of the natural logarithm."""
+    p90: float | None = Field(default=None, gt=0)
+    """Nine in ten are smaller; in place of `sigma`."""
+    min: int = Field(default=1, ge=1)
+    """Smaller ones become this."""
+    max: int | None = Field(default=None, ge=1)
+    """Larger ones become this."""
+
+    @model_validator(mode="after")
+    def _check_parameters(self) -> Self:
+        if (self.median is None) == (self.mean is None):
+            raise ValueError("lognormal lengths: give one of median and mean")
+        if (self.sigma is None) == (self.p90 is None):
+            raise ValueError("lognormal lengths: give one of sigma and p90")
+        if self.max is not None and self.max < self.min:
+            raise ValueError(f"max: got {self.max}; allowed: min ({self.min}) or more")
+        if self.p90 is not None:
+            middle, most = (
+                (self.median, math.inf) if self.mean is None else (self.mean, math.exp(Z_90**2 / 2))
+            )
+            if middle is not None and not 1 <= self.p90 / middle <= most:
+                bound = "" if math.isinf(most) else f" and at most {most:.3f} times it"
+                name = "median" if self.mean is None else "mean"
+                raise ValueError(f"p90: got {self.p90:g}; allowed: at least the {name} ({middle:g}){bound}")
+        return self
+
+    @property
+    def log_mean_and_sigma(self) -> tuple[float, float]:
+        """The normal distribution of the logarithm.
+
+        The mean of a lognormal is exp(mu + sigma^2 / 2) and its p90 exp(mu + z sigma) with z = 1.2816; of the
+        two solutions for a mean and a p90 the narrower is meant.
+        """
+        if self.median is not None:
+            mu = math.log(self.median)
+            return mu, self.sigma if self.sigma is not None else (math.log(self.p90 or 1) - mu) / Z_90
+        log_mean = math.log(self.mean or 1)
+        if self.sigma is not None:
+            sigma = self.sigma
+        else:
+            sigma = Z_90 - math.sqrt(max(0.0, Z_90**2 - 2 * (math.log(self.p90 or 1) - log_mean)))
+        return log_mean - sigma**2 / 2, sigma
+
+    def sampler(self, streams: Streams, traces: Traces, side: Side) -> Sampler:
+        """Rounded to the nearest whole number, then clipped."""
+        random = streams.generator()
+        mu, sigma = self.log_mean_and_sigma
+        return lambda size: _whole(np.exp(mu + sigma * random.standard_normal(size)), self.min, self.max)
+
+
+class EmpiricalLengths(LengthDistribution):
+    """Values with weights, or the lengths found in a trace file.
+
+    Where prompts and answers are drawn from the same file, each request takes both from one of its rows, so
+    that their correlation is kept.
+    """
+
+    type: Literal["empirical"]
+    values: list[Annotated[int, Field(ge=1)]] | None = Field(default=None, min_length=1)
+    """The numbers that occur."""
+    weights: list[Annotated[float, Field(ge=0)]] | None = None
+    """How often each occurs, relative to the others; null for equally often."""
+    path: str | None = None
+    """A trace file of any format, in place of `values`."""
+
+    @model_validator(mode="after")
+    def _check_source(self) -> Self:
+        if (self.values is None) == (self.path is None):
+            raise ValueError("empirical lengths: give one of values and path")
+        if self.weights is not None:
+            check_weights(self.weights, 0 if self.values is None else len(self.values))
+        return self
+
+    def sampler(self, streams: Streams, traces: Traces, side: Side) -> Sampler:
+        """By inversion, one random number for each draw; a file's rows from a stream of the file's own."""
+        if self.path is not None:
+            trace = traces(self.path)
+            values = trace.num_prompt_tokens if side == "prompt" else trace.num_output_tokens
+            pick = picker(Streams(streams.seed, f"workload/rows/{self.path}"), len(values), None)
+        else:
+            values = np.array(self.values, dtype=np.int64)
+            pick = picker(streams, len(values), self.weights)
+        return lambda size: values[pick(size)]
+
+    def files(self, folder: Path) -> list[Path]:
+        """The trace file."""
+        return [] if self.path is None else [find_trace(self.path, folder)]
+
+
+class MixtureLengths(LengthDistribution):
+    """Each number from one of several distributions, for lengths with more than one peak."""
+
+    type: Literal["mixture"]
+    parts: list[Lengths] = Field(min_length=1)
+    """The distributions."""
+    weights: list[Annotated[float, Field(ge=0)]]
+    """How often each is drawn from, relative to the others."""
+
+    @model_validator(mode="after")
+    def _check_weights(self) -> Self:
+        check_weights(self.weights, len(self.parts))
+        return self
+
+    def sampler(self, streams: Streams, traces: Traces, side: Side) -> Sampler:
+        """Every part draws for every request, so that no stream's place hangs on which part was chosen."""
+        samplers = [part.sampler(streams.child(str(i)), traces, side) for i, part in enumerate(self.parts)]
+        pick = picker(streams.child("part"), len(samplers), self.weights)
+        return lambda size: np.stack([sampler(size) for sampler in samplers])[pick(size), np.arange(size)]
+
+    def files(self, folder: Path) -> list[Path]:
+        """The trace files of its parts."""
+        return [file for part in self.parts for file in part.files(folder)]
+
+
+Lengths = Annotated[
+    FixedLengths | UniformLengths | LognormalLengths | EmpiricalLengths | MixtureLengths,
+    Field(discriminator="type"),
+]
+MixtureLengths.model_rebuild()
+
+
+def picker(streams: Streams, num_choices: int, weights: list[float] | None) -> Sampler:
+    """Draws places 0 to `num_choices` - 1, equally often or by weight."""
+    random = streams.generator()
+    bounds = np.add.accumulate(
+        np.ones(num_choices) if weights is None else np.array(weights, dtype=np.float64)
+    )
+    bounds /= bounds[-1]
+    return lambda size: np.searchsorted(bounds, random.random(size), side="right")
+
+
+def check_weights(weights: list[float], num_wanted: int) -> None:
+    """Raises `ValueError` unless there are as many weights as wanted and one is above 0."""
+    if len(weights) != num_wanted:
+        raise ValueError(f"weights: got {len(weights)}; allowed: one for each value, {num_wanted}")
+    if sum(weights) <= 0:
+        raise ValueError("weights: got 0 for all; allowed: a sum above 0")
+
+
+def _whole(numbers: FloatColumn, low: int, high: int | None) -> IntColumn:
+    return np.clip(np.rint(numbers), low, high).astype(np.int64)

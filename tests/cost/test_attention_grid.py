@@ -1,0 +1,344 @@
+"""Attention tables: what lies on them, between, beyond; scalar and vector to the bit; unequal contexts."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from cbsim.cost.attention_grid import AttentionGrid, ChunkTable, DecodeTable, MixedTable, Skew, Slopes, Table
+from cbsim.cost.compiled import CompiledStep
+from cbsim.cost.cost_model import StepShape
+from cbsim.cost.mixed_margin import mixed_margins
+from cbsim.cost.step_columns import StepColumns
+from tests.cost.laws import make_form, shapes
+
+CHUNKS = (16.0, 64.0, 500.0, 2048.0)
+CONTEXTS = (0.0, 512.0, 4096.0)
+MEANS = (16.0, 256.0, 1024.0, 8192.0)
+DECODES = (1.0, 8.0, 32.0, 128.0)
+
+
+def chunk_law(tokens: float, context: float) -> float:
+    return 8e-6 + 5e-9 * tokens + 2e-11 * tokens * (context + 0.5 * tokens)
+
+
+def decode_law(mean: float, decodes: float) -> float:
+    return 6e-6 + 1e-7 * decodes + 3e-9 * mean * decodes
+
+
+def mixed_law(tokens: float, context: float, mean: float, decodes: float) -> float:
+    return 1.1 * chunk_law(tokens, context) + 1.4 * decode_law(mean, decodes) + 1e-8 * mean
+
+
+def table(law, *axes) -> Table:
+    return Table(axes=axes, seconds=tuple(law(*sizes) for sizes in itertools.product(*axes)))
+
+
+GRID = AttentionGrid(
+    decode=DecodeTable(
+        table=table(decode_law, MEANS, DECODES),
+        slopes=Slopes(per_decode_s=1e-7, per_context_token_s=3e-9),
+        skew=Skew(chain_s_per_token=2e-8, tokens_per_s=3e8, split_up_to=32),
+    ),
+    prefill=ChunkTable(
+        table=table(chunk_law, CHUNKS, CONTEXTS), slopes=Slopes(per_pair_s=2e-11, per_token_s=5e-9)
+    ),
+    mixed=MixedTable(
+        table=table(mixed_law, CHUNKS, CONTEXTS, MEANS, DECODES),
+        slopes=Slopes(per_pair_s=2.2e-11, per_token_s=6e-9, per_decode_s=1e-7, per_context_token_s=4e-9),
+        skew=Skew(chain_s_per_token=2e-8, tokens_per_s=2e8, split_up_to=0),
+        crowding=Table(axes=((1.0, 128.0),), seconds=(1.0, 2.0)),
+    ),
+)
+
+
+def rough(section, seed: int, knots: dict[int, tuple[float, ...]]):
+    """A part of the grid with noisy seconds (rising still), some axes with other knots."""
+    axes = [knots.get(number, axis) for number, axis in enumerate(section.table.axes)]
+    found = section.table.at(*section.table.nearest(*np.meshgrid(*axes, indexing="ij")))
+    found = found * np.random.default_rng(seed).uniform(0.7, 1.5, found.shape)
+    for axis in range(len(axes)):
+        found = np.maximum.accumulate(found, axis=axis)
+    return section.model_copy(
+        update={"table": Table(axes=tuple(axes), seconds=tuple(found.ravel().tolist()))}
+    )
+
+
+STEEP = Skew(chain_s_per_token=6e-8, tokens_per_s=3e8, split_up_to=32)
+# As timings are: now the launch of both is the longest, now the chunk alone, now the decodes alone.
+ROUGH = AttentionGrid(
+    decode=rough(
+        GRID.decode.model_copy(update={"skew": STEEP}),
+        1,
+        {0: (16.0, 300.0, 1024.0, 6000.0), 1: (1.0, 2.0, 20.0, 32.0, 100.0)},
+    ),
+    prefill=rough(GRID.prefill, 2, {0: (24.0, 64.0, 300.0, 1500.0), 1: (0.0, 300.0, 512.0, 5000.0)}),
+    mixed=rough(GRID.mixed, 3, {}),
+)
+PARTS = {
+    "all": GRID,
+    "all, rough": ROUGH,
+    "decodes": GRID.model_copy(update={"prefill": None, "mixed": None}),
+    "decodes and chunks": GRID.model_copy(update={"mixed": None}),
+}
+FORM = make_form(fused=True).model_copy(update={"grid": GRID})
+COMPILED = CompiledStep(FORM, [])
+FORMS = {
+    (parts, fused): make_form(fused=fused).model_copy(update={"grid": grid})
+    for parts, grid in PARTS.items()
+    for fused in (True, False)
+}
+COMPILED_FORMS = {key: CompiledStep(form, []) for key, form in FORMS.items()}
+
+
+def attention_s(*steps: StepShape) -> np.ndarray:
+    decode, rest = FORM.attention_s(StepColumns.from_shapes(steps))
+    return decode + rest
+
+
+def equal_decodes(count: int, mean: int) -> dict[str, int]:
+    return {"num_decodes": count, "decode_context": count * mean, "max_decode_context": mean}
+
+
+def test_at_its_knots_it_is_what_was_measured():
+    steps = {
+        StepShape((), 0, **equal_decodes(32, 256)): decode_law(256, 32),
+        StepShape(((500, 512),), 1, 0, 0, 0): chunk_law(500, 512),
+        StepShape(((2048, 4096),), 0, **equal_decodes(8, 1024)): mixed_law(2048, 4096, 1024, 8),
+    }
+    assert attention_s(*steps) == pytest.approx(list(steps.values()), rel=1e-12)
+
+
+def test_between_knots_it_is_exact_for_products_of_sizes():
+    """Decodes by their number, their context and its sum: multilinear, so nothing is lost."""
+    for mean, count in ((100, 20), (3000, 100), (17, 3)):
+        step = StepShape((), 0, **equal_decodes(count, mean))
+        assert attention_s(step)[0] == pytest.approx(decode_law(mean, count), rel=1e-12)
+
+
+def test_beyond_the_tables_it_grows_by_the_formula():
+    step = StepShape((), 0, **equal_decodes(300, 20_000))
+    assert attention_s(step)[0] == pytest.approx(decode_law(20_000, 300), rel=1e-12)
+    tokens, context = 5000, 9000
+    seconds = chunk_law(2048, 4096) + 5e-9 * (tokens - 2048)
+    seconds += 2e-11 * (tokens * (context + 0.5 * tokens) - 2048 * (4096 + 1024))
+    assert attention_s(StepShape(((tokens, context),), 1, 0, 0, 0))[0] == pytest.approx(seconds, rel=1e-12)
+
+
+def test_several_chunks_alone_add_what_each_costs_beyond_a_launch():
+    both = attention_s(StepShape(((500, 512), (64, 0)), 2, 0, 0, 0))[0]
+    expected = chunk_law(500, 512) + chunk_law(64, 0) - chunk_law(16, 0)
+    assert both == pytest.approx(expected, rel=1e-12)
+
+
+def test_several_chunks_among_decodes_are_crowded():
+    step = StepShape(((500, 512), (64, 0)), 2, **equal_decodes(128, 256))
+    expected = max(
+        mixed_law(500, 512, 256, 128) + 2.0 * (chunk_law(64, 0) - chunk_law(16, 0)),
+        mixed_law(64, 0, 256, 128) + 2.0 * (chunk_law(500, 512) - chunk_law(16, 0)),
+    )
+    assert attention_s(step)[0] == pytest.approx(expected, rel=1e-12)
+
+
+def worked_skew(contexts: list[float], chain: float, rate: float) -> float:
+    """Seconds that decodes of these contexts take, by following them until the last has ended."""
+    left = sorted(contexts)
+    walked = seconds = 0.0
+    for index, context in enumerate(left):
+        at_work = len(left) - index
+        seconds += (context - walked) * max(chain, at_work / rate)
+        walked = context
+    return seconds
+
+
+@pytest.mark.parametrize("count", [40, 64, 128, 250])
+def test_unequal_contexts_cost_what_following_each_of_them_says(count):
+    """Contexts with an exponential tail: the closed form against a walk through every decode."""
+    rng = np.random.default_rng(count)
+    chain, rate = 2e-8, 3e8
+    walked, told = [], []
+    for _ in range(300):
+        contexts = 300.0 + rng.exponential(900.0, count)
+        mean = contexts.mean()
+        walked.append(worked_skew(contexts.tolist(), chain, rate) - mean * count / rate)
+        factor = float(GRID.decode.skew.factor(count))
+        told.append(factor * (contexts.max() - mean))
+    assert np.mean(told) == pytest.approx(np.mean(walked), rel=0.1)
+
+
+def test_equal_contexts_and_split_ones_have_no_skew():
+    assert GRID.decode.skew.factor(32) == 0.0
+    assert GRID.decode.skew.factor(33) > 0.0
+    assert GRID.mixed.skew.factor(4) == 0.0
+    equal, unequal = (StepShape((), 0, 20, 20_000, longest) for longest in (1000, 9000))
+    assert attention_s(equal)[0] == attention_s(unequal)[0]
+
+
+def test_no_launch_ends_before_its_longest_decode():
+    step = StepShape(((16, 0),), 0, 3, 8192 + 32, 8192)
+    assert attention_s(step)[0] >= mixed_law(16, 0, 8192, 1)
+
+
+@settings(max_examples=150, deadline=None)
+@given(shape=shapes(), which=st.sampled_from(list(FORMS)))
+# Beyond the last knot: all the way from the knot before is not the last knot's height, by a bit.
+@example(shape=StepShape(((1, 0),), 1, 4, 34_750, 20_939), which=("decodes", True))
+def test_scalar_and_vector_agree_to_the_bit(shape, which):
+    form = FORMS[which]
+    assert COMPILED_FORMS[which].step_s(shape) == form.seconds(StepColumns.from_shapes([shape]))[0]
+
+
+def sizes_near(rng, knots, num_steps: int) -> np.ndarray:
+    """On knots, beside them, between them and somewhat beyond."""
+    between = rng.integers(0, int(knots[-1] * 1.1), num_steps)
+    beside = rng.choice(knots, num_steps).astype(np.int64) + rng.integers(-1, 2, num_steps)
+    return np.maximum(np.where(rng.random(num_steps) < 0.4, beside, between), 0)
+
+
+def steps_near(grid: AttentionGrid, num_steps: int, seed: int) -> list[StepShape]:
+    """Steps of one chunk, some of two, and decodes, of sizes about those of a grid's tables."""
+    rng = np.random.default_rng(seed)
+    tokens, context, mean, count = (
+        np.array([sizes_near(rng, axis, num_steps) for _ in range(2)]) for axis in grid.mixed.table.axes
+    )
+    tokens, mean, count = np.maximum(tokens, 1), np.maximum(mean[0], 1), np.maximum(count[0], 1)
+    context[:, rng.random(num_steps) < 0.5] = 0
+    total = mean * count + rng.integers(0, count)
+    longest = -(-total // count) + rng.choice([0, 5, 300, 4000], num_steps)
+    num_chunks = 1 + (rng.random(num_steps) < 0.2)
+    chunks = [
+        tuple(zip(tokens[:number, step].tolist(), context[:number, step].tolist(), strict=True))
+        for step, number in enumerate(num_chunks.tolist())
+    ]
+    columns = (count.tolist(), total.tolist(), longest.tolist())
+    return [StepShape(*row) for row in zip(chunks, num_chunks.tolist(), *columns, strict=True)]
+
+
+@pytest.mark.parametrize("parts", ["all", "all, rough"])
+def test_mixed_steps_about_the_tables_agree_to_the_bit(parts):
+    steps = steps_near(PARTS[parts], 20_000, seed=7)
+    vector = FORMS[parts, True].seconds(StepColumns.from_shapes(steps)).tolist()
+    step_s = COMPILED_FORMS[parts, True].step_s
+    assert [step for step, seconds in zip(steps, vector, strict=True) if step_s(step) != seconds] == []
+
+
+def test_each_of_three_launches_is_now_and_then_the_longest():
+    """Else the tests of what is the longest would prove little."""
+    columns = StepColumns.from_shapes(steps_near(ROUGH, 5000, seed=8))
+    three = np.array(
+        [launch(columns) for launch in (ROUGH.chunks_among_decodes, ROUGH.decodes, ROUGH.chunks)]
+    )
+    assert np.bincount(three.argmax(axis=0)).min() > 100
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_margins_hold_all_over_their_cells(data):
+    """Where the launch of both is said to be longer than either alone, by so much than the decodes, it is."""
+    margins, mixed = mixed_margins(ROUGH.prefill, ROUGH.mixed, ROUGH.decode), ROUGH.mixed.table
+    cell = data.draw(st.sampled_from(list(zip(*np.nonzero(margins >= 0.0), strict=True))))
+    tokens, context, mean, count = (
+        data.draw(st.integers(int(axis[place]), int(axis[place + 1])))
+        for axis, place in zip(mixed.axes, cell, strict=True)
+    )
+    together = ROUGH.mixed.at(tokens, context, count, mean)
+    assert together > ROUGH.prefill.at(tokens, context)
+    assert together >= ROUGH.decode.at(count, count * mean, mean) + margins[cell]
+
+
+def test_margins_are_least_at_corners_or_at_knots_between():
+    """By hand: the decodes come closest in the second cell, at a knot of their own, 10."""
+    skew = Skew(chain_s_per_token=0.0, tokens_per_s=1.0, split_up_to=0)
+    axes = ((1.0, 9.0), (0.0, 9.0), (1.0, 5.0, 15.0), (1.0, 2.0))
+    by_mean = (4.0, 4.0, 5.0, 5.0, 7.0, 7.0)
+    mixed = MixedTable(
+        table=Table(axes=axes, seconds=(*by_mean * 2, *(3.0 + seconds for seconds in by_mean * 2))),
+        slopes=Slopes(),
+        skew=skew,
+        crowding=Table(axes=((1.0, 2.0),), seconds=(1.0, 1.0)),
+    )
+    alone = Table(axes=((1.0, 10.0, 15.0), (1.0, 2.0)), seconds=(1.0, 1.0, 5.5, 5.5, 5.75, 5.75))
+    decode = DecodeTable(table=alone, slopes=Slopes(), skew=skew)
+
+    def margins(*chunk_s: float) -> np.ndarray:
+        """Of chunks that take so long at 1, 5 and 9 tokens."""
+        chunk = Table(axes=((1.0, 5.0, 9.0), (0.0, 9.0)), seconds=tuple(np.repeat(chunk_s, 2).tolist()))
+        found = mixed_margins(ChunkTable(table=chunk, slopes=Slopes()), mixed, decode)
+        assert np.isneginf(found[1:]).all()
+        assert np.isneginf(found[..., 1]).all()
+        return found[0, 0, :, 0]
+
+    assert margins(1.0, 1.0, 1.0) == pytest.approx([2.0, 0.5, -np.inf])
+    # The mixed launch of 5 tokens takes 5.5 and 6.5 at least in the two cells.
+    assert margins(1.0, 6.0, 6.0) == pytest.approx([-np.inf, 0.5, -np.inf])
+    assert margins(1.0, 6.6, 6.6) == pytest.approx([-np.inf] * 3)
+    assert margins(4.5, 4.5, 4.5) == pytest.approx([-np.inf, 0.5, -np.inf])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    count=st.integers(1, 300),
+    mean=st.integers(1, 12_000),
+    unequal=st.integers(0, 5000),
+    num_steps=st.integers(1, 100),
+)
+def test_a_stretch_of_decodes_to_the_bit(count, mean, unequal, num_steps):
+    """Over knots, into the table at its short end and out of it at its long one."""
+    sizes = [(count * (mean + step), mean + unequal + step) for step in range(num_steps)]
+    stretch = COMPILED.decodes_s(count, *sizes[0], num_steps)
+    assert stretch == [COMPILED.decode_s(count, *size) for size in sizes]
+    vector = FORM.seconds(StepColumns.from_shapes([StepShape((), 0, count, *size) for size in sizes]))
+    assert stretch == vector.tolist()
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    chunks=st.lists(st.tuples(st.integers(1, 4000), st.integers(0, 9000)), max_size=3),
+    count=st.integers(8, 200),
+    mean=st.integers(1, 12_000),
+    more=st.integers(1, 2000),
+    which=st.sampled_from(["chunk tokens", "chunk context", "new chunk", "contexts", "longest", "decodes"]),
+)
+# A chunk smaller than any timed lies below the smallest: as company it must not take time away.
+@example(chunks=[(1, 0)], count=8, mean=1, more=1, which="new chunk")
+def test_more_of_anything_never_costs_less(chunks, count, mean, more, which):
+    before = after = (chunks, count, count * mean, 2 * mean)
+    if which == "chunk tokens" and chunks:
+        after = ([(chunks[0][0] + more, chunks[0][1]), *chunks[1:]], *before[1:])
+    elif which == "chunk context" and chunks:
+        after = ([(chunks[0][0], chunks[0][1] + more), *chunks[1:]], *before[1:])
+    elif which == "new chunk":
+        after = ([*chunks, (more, 0)], *before[1:])
+    elif which == "contexts":
+        after = (chunks, count, count * (mean + more), 2 * mean + more)
+    elif which == "longest":
+        after = (chunks, count, count * mean, 2 * mean + more)
+    elif which == "decodes":
+        after = (chunks, count + 1, (count + 1) * mean, 2 * mean)
+
+    def seconds(sizes) -> float:
+        chunks, count, context, longest = sizes
+        return COMPILED.step_s(StepShape(tuple(chunks), 0, count, context, longest))
+
+    assert seconds(after) >= seconds(before) * (1 - 1e-12)
+
+
+@pytest.mark.parametrize(
+    ("axes", "seconds", "message"),
+    [
+        (((1.0, 2.0),), (1.0,), "1 seconds for a grid of"),
+        (((2.0, 1.0),), (1.0, 2.0), "two or more knots that rise"),
+        (((1.0,),), (1.0,), "two or more knots that rise"),
+        (((1.5, 2.0),), (1.0, 2.0), "whole numbers"),
+        (((1.0, 1e9),), (1.0, 2.0), "whole numbers up to 10,000,000"),
+        (((1.0, 2.0),), (2.0, 1.0), "seconds must not fall along axis 0"),
+    ],
+)
+def test_tables_that_are_none(axes, seconds, message):
+    with pytest.raises(ValidationError, match=message):
+        Table(axes=axes, seconds=seconds)

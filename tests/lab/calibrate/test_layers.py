@@ -1,0 +1,167 @@
+"""Layer timings of another profiler: what a layer adds up to, and every way a file can be wrong."""
+
+from dataclasses import replace
+from datetime import date
+
+import pytest
+
+from cbsim.base.errors import CalibrationError
+from cbsim.lab.calibrate.layers import LayerTimings
+from tests.specs.test_specs import load_gpu, load_model
+
+DENSE = """layer,tokens,time_us
+qkv_proj,1,30
+layernorm,1,2
+embedding,1,3.2
+qkv_proj,8,40
+layernorm,8,2.5
+embedding,8,6.4
+qkv_proj,9,41
+"""
+PER_SEQUENCE = "layer,sequences,time_us\nlm_head,1,700\nsampler,1,25\nlm_head,2,710\nsampler,2,26\n"
+ATTENTION = """prefill_chunk,kv_prefill,n_decode,kv_decode,time_us
+0,0,4,100,12
+512,1000,0,0,80
+512,1000,4,100,100
+0,0,128,16384,5654
+"""
+
+
+def timings(folder, **changed) -> LayerTimings:
+    texts = {"dense": DENSE, "per_sequence": PER_SEQUENCE, "attention": ATTENTION} | changed
+    paths = {name: folder / f"{name}.csv" for name in texts}
+    for name, text in texts.items():
+        paths[name].write_text(text)
+    return LayerTimings(**paths, model=load_model("llama-3-8b"), gpu=load_gpu("rtxpro6000"))
+
+
+def test_what_a_layer_adds_up_to(tmp_path):
+    """Norms run twice a layer, the embedding once in 32 layers; sizes where an op lacks say nothing."""
+    dense = [point for point in timings(tmp_path).points() if point.op == "dense"]
+    assert [point.tokens for point in dense] == [1, 8]
+    assert [point.t_median_s for point in dense] == pytest.approx([34.1e-6, 45.2e-6])
+
+
+def test_head_and_sampler_add_up(tmp_path):
+    logits = [point for point in timings(tmp_path).points() if point.op == "logits"]
+    assert {point.num_logits: point.t_median_s for point in logits} == pytest.approx({1: 725e-6, 2: 736e-6})
+
+
+def test_attention_is_told_apart(tmp_path):
+    """2 M tokens of 128 KiB are more than 96 GB hold: nothing to fit."""
+    points = [point for point in timings(tmp_path).points() if point.op not in ("dense", "logits")]
+    assert [(point.op, point.chunks, point.num_decodes, point.decode_context) for point in points] == [
+        ("decode", (), 4, 400),
+        ("prefill", ((512, 1000),), 0, 0),
+        ("mixed", ((512, 1000),), 4, 400),
+        ("decode", (), 128, 128 * 16_384),
+    ]
+    assert [point.split for point in points] == ["fit", "fit", "fit", "unseen"]
+    assert points[2].t_median_s == pytest.approx(100e-6)
+
+
+def test_where_they_come_from(tmp_path):
+    meta = timings(tmp_path).meta("somebody's profiler", date(2026, 1, 2))
+    assert (meta.gpu, meta.date, meta.source) == ("rtxpro6000", "2026-01-02", "somebody's profiler")
+    assert "--attention attention.csv" in meta.command
+
+
+def test_usual_names_and_units_are_understood(tmp_path):
+    """The same timings as another profiler writes them, repeats and a p90 included."""
+    renamed = timings(
+        tmp_path,
+        dense=DENSE.replace("layer,tokens,time_us", "Op,Num Tokens,Latency (us)"),
+        per_sequence="batch_size,op,median_ms,p90_ms\n"
+        "1,lm_head,0.7,9\n1,sampler,0.024,9\n1,sampler,0.025,9\n1,sampler,0.4,9\n"
+        "2,lm_head,0.71,9\n2,sampler,0.026,9\n",
+        attention=ATTENTION.replace(
+            "prefill_chunk,kv_prefill,n_decode,kv_decode,time_us",
+            "chunk_size,prefill_context,num_decodes,decode_kv_len,us",
+        ),
+    ).points()
+    expected = timings(tmp_path).points()
+    assert [point.shape for point in renamed] == [point.shape for point in expected]
+    assert [point.t_median_s for point in renamed] == pytest.approx([point.t_median_s for point in expected])
+
+
+def test_names_nobody_knows_can_be_said(tmp_path):
+    changed = {"dense": DENSE.replace("tokens", "T").replace("layernorm", "gain")}
+    with pytest.raises(CalibrationError, match=r"column tokens is missing among layer, T, time_us.*--column"):
+        timings(tmp_path, **changed).points()
+    said = replace(timings(tmp_path, **changed), columns={"tokens": "T"}, ops={"gain": "twice"})
+    assert said.points() == timings(tmp_path).points()
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"columns": {"tokens": "tokns"}}, "no column 'tokns' for tokens; did you mean 'tokens'"),
+        ({"columns": {"time": "layer"}}, "column layer has no unit at its end"),
+        ({"ops": {"layernrom": "twice"}}, "no op 'layernrom'; did you mean 'layernorm'"),
+    ],
+)
+def test_what_is_said_must_be_there(tmp_path, said, message):
+    with pytest.raises(CalibrationError, match=message):
+        replace(timings(tmp_path), **said).points()
+
+
+def test_an_op_that_lacks_a_size_is_interpolated(tmp_path):
+    dense = "layer,tokens,time_us\na,1,10\na,3,20\na,9,50\nb,1,100\nb,9,180\n"
+    points = timings(tmp_path, dense=dense).points()
+    seconds = {point.tokens: point.t_median_s for point in points if point.op == "dense"}
+    assert seconds == pytest.approx({1: 110e-6, 3: 140e-6, 9: 230e-6})
+
+
+def test_a_head_among_the_dense_ops_counts_by_rows(tmp_path):
+    """And attention among them, which has its own table, not at all."""
+    dense = DENSE + "lm_head,1,700\nlm_head,8,720\nattention,1,5000\nattention,8,9000\n"
+    alone = replace(timings(tmp_path, dense=dense), per_sequence=None).points()
+    dense_points = [point for point in timings(tmp_path).points() if point.op == "dense"]
+    assert [point for point in alone if point.op == "dense"] == dense_points
+    logits = {point.num_logits: point.t_median_s for point in alone if point.op == "logits"}
+    assert logits == pytest.approx({1: 700e-6, 8: 720e-6})
+    with pytest.raises(CalibrationError, match="no LM head in it"):
+        replace(timings(tmp_path), per_sequence=None).points()
+
+
+def test_all_reduces_that_were_not_timed_are_estimated(tmp_path):
+    """Ring: 2 (n - 1) / n of 8 x 4096 bf16 numbers over 64 GB/s, twice a layer."""
+    two = replace(timings(tmp_path), tensor_parallel=2)
+    one = [point.t_median_s for point in timings(tmp_path).points() if point.op == "dense"]
+    both = [point.t_median_s for point in two.points() if point.op == "dense"]
+    assert both[1] - one[1] == pytest.approx(2 * (1e-5 + 8 * 4096 * 2 / 64e9))
+    assert "all-reduces of 2 GPUs were not timed" in two.meta("x", date(2026, 1, 2)).assumptions[0]
+    timed = {"dense": DENSE + "all_reduce,1,12\nall_reduce,8,13\n"}
+    assert (
+        replace(timings(tmp_path, **timed), tensor_parallel=2).meta("x", date(2026, 1, 2)).assumptions == []
+    )
+
+
+def test_timings_that_can_not_be_are_told(tmp_path):
+    """436 MB of weights can't be read in 34 us: an op is missing. In 34 ns: the unit is another."""
+    warnings = timings(tmp_path).meta("x", date(2026, 1, 2)).warnings
+    assert any(
+        "a layer outside attention, 1 tokens: 0.0341 ms, but at least 0.27" in line for line in warnings
+    )
+    assert "twice a layer: layernorm; once a step: embedding" in warnings[0]
+    wrong = {"dense": DENSE.replace("time_us", "time_ns")}
+    with pytest.raises(CalibrationError, match="is the unit of time another"):
+        timings(tmp_path, **wrong).meta("x", date(2026, 1, 2))
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (
+            {"dense": "what,tokens,time_us\n"},
+            "column layer is missing among what, tokens, time_us; expected layer",
+        ),
+        ({"dense": ""}, "dense.csv: can't be read"),
+        ({"attention": ATTENTION + "0,0,4,100,0\n"}, "attention.csv: expected .* times > 0 in lines 6"),
+        ({"attention": ATTENTION + "0,0,-4,100,9\n"}, "expected counts >= 0 .* in lines 6"),
+        ({"per_sequence": PER_SEQUENCE + "sampler,4,soon\n"}, "per_sequence.csv: expected .* in lines 6"),
+    ],
+)
+def test_mistakes(tmp_path, changed, message):
+    with pytest.raises(CalibrationError, match=message):
+        timings(tmp_path, **changed).points()

@@ -1,0 +1,41 @@
+"""Which GPU of `configs/gpus` a device is, by what it calls itself."""
+
+import pytest
+
+from cbsim.base.errors import CalibrationError
+from cbsim.lab.calibrate.named_spec import gpu_of_device, load_gpu, load_model
+
+
+@pytest.mark.parametrize(
+    ("device", "gpu"),
+    [
+        ("NVIDIA H200", "h200"),
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA A100-SXM4-80GB", "a100-80g"),
+        ("NVIDIA L40S", "l40s"),
+        ("NVIDIA GeForce RTX 4090", "rtx4090"),
+        ("NVIDIA RTX PRO 6000 Blackwell Server Edition", "rtxpro6000"),
+        # The same chip with less memory, bandwidth or power, or another chip.
+        ("NVIDIA H200 NVL", None),
+        ("NVIDIA H100 PCIe", None),
+        ("NVIDIA GH200 480GB", None),
+        ("NVIDIA A100-SXM4-40GB", None),
+        ("NVIDIA L40", None),
+        ("AMD EPYC 7763", None),
+        ("", None),
+    ],
+)
+def test_devices(device: str, gpu: str | None) -> None:
+    assert gpu_of_device(device) == gpu
+
+
+def test_files_and_names(tmp_path) -> None:
+    assert load_gpu("h200").name == "h200"
+    with pytest.raises(CalibrationError, match="no model 'llama-3-8'; did you mean 'llama-3-8b'"):
+        load_model("llama-3-8")
+    path = tmp_path / "mine.yaml"
+    path.write_text("name: mine\nnum_layers: 0\n")
+    with pytest.raises(CalibrationError) as caught:
+        load_model(str(path))
+    assert f"{path}: num_layers: Input should be greater than or equal to 1" in caught.value.problems
+    assert f"{path}: hidden_size: Field required" in caught.value.problems

@@ -1,0 +1,243 @@
+"""The import of NVIDIA's tables, from a small wheel of the same make whose times follow simple rules."""
+
+import io
+import zipfile
+
+import pandas as pd
+import pytest
+import yaml
+
+from cbsim.base.errors import CalibrationError
+from cbsim.lab.calibrate.nvidia import SAMPLING_KERNELS, Wanted, import_meta, import_points
+from cbsim.lab.calibrate.nvidia_tables import NvidiaTables
+from tests.specs.test_specs import load_model
+
+ROWS = (1, 16, 64, 512, 2048, 16_384, 32_768)
+WIDTHS = (128, 1024, 4096, 16_384, 65_536)
+BYTES_PER_S = 1e12 * 0.8
+LAUNCH_S = 3e-6
+
+
+def gemm_ms(m: int, n: int, k: int) -> float:
+    """Bilinear in n and k, as the interpolation is."""
+    return 1e-9 * n * k * (1 + m / 1000)
+
+
+def tables() -> dict[str, pd.DataFrame]:
+    gemm = pd.DataFrame(
+        [
+            {"gemm_dtype": dtype, "m": m, "n": n, "k": k, "latency": factor * gemm_ms(m, n, k)}
+            for dtype, factor in (("bfloat16", 1.0), ("fp8", 0.5))
+            for m in ROWS
+            for n in WIDTHS
+            for k in WIDTHS
+        ]
+    )
+    heads = [(32, 8), (8, 2)]
+    attention = {
+        "head_dim": 128,
+        "attn_dtype": "bfloat16",
+        "kv_cache_dtype": "bfloat16",
+        "window_size": 0,
+        "kernel_source": "flash",
+    }
+    context = pd.DataFrame(
+        [
+            attention
+            | {
+                "num_heads": query,
+                "num_key_value_heads": kv,
+                "batch_size": batch,
+                "isl": length,
+                "step": 0,
+                "latency": 1e-3 * batch * length * query,
+            }
+            for query, kv in heads
+            for batch in (1, 4, 64)
+            for length in (1, 16, 1024, 16_384)
+        ]
+    )
+    generation = pd.DataFrame(
+        [
+            attention
+            | {
+                "num_heads": query,
+                "num_key_value_heads": kv,
+                "batch_size": batch,
+                "isl": 1,
+                "step": step,
+                "latency": 1e-2 + 1e-6 * batch * (step + 1),
+            }
+            for query, kv in heads
+            for batch in (1, 64, 2048)
+            for step in (1, 15, 1023, 65_535)
+        ]
+    )
+    window = context.assign(window_size=128, latency=9.0)
+    fp8_cache = generation.assign(kv_cache_dtype="fp8", latency=9.0)
+    all_reduce = pd.DataFrame(
+        [
+            {"num_gpus": 4, "message_size": size, "kernel_source": source, "latency": latency}
+            for size in (1, 1_000_000_000)
+            for source, latency in (("x_graph", 1e-9 * size), ("x_eager", 99.0))
+        ]
+    )
+    return {
+        "gemm/vllm/0.9.0/gemm_perf": gemm.assign(latency=99.0),
+        "gemm/vllm/0.10.0/gemm_perf": gemm,
+        "gemm/sglang/0.5/gemm_perf": gemm[gemm["m"] > 16].assign(latency=99.0),
+        "attention/vllm/0.10.0/context_attention_perf": pd.concat([context, window]),
+        "attention/vllm/0.10.0/generation_attention_perf": pd.concat([generation, fp8_cache]),
+        "attention/sglang/0.5/context_attention_perf": context.assign(num_heads=32, num_key_value_heads=32),
+        "attention/trtllm/1.0/generation_attention_perf": generation.assign(
+            num_heads=32, num_key_value_heads=32
+        ),
+        "comm/vllm/0.10.0/custom_allreduce_perf": all_reduce,
+    }
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    path = tmp_path_factory.mktemp("wheel") / "aiconfigurator_core-7.8.9-py3-none-any.whl"
+    root = "aiconfigurator_core/systems"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, table in tables().items():
+            content = io.BytesIO()
+            table.to_parquet(content)
+            archive.writestr(f"{root}/data/l40s/{name}.parquet", content.getvalue())
+        archive.writestr(f"{root}/data/empty/.gitkeep", "")
+        figures = {
+            "mem_bw": 1e12,
+            "mem_bw_empirical_scaling_factor": 0.8,
+            "mem_empirical_constant_latency": LAUNCH_S,
+        }
+        archive.writestr(f"{root}/l40s.yaml", yaml.safe_dump({"gpu": figures}))
+    return path
+
+
+def imported(wheel, model="llama-3-8b", tensor_parallel=1):
+    return import_points(NvidiaTables("l40s", wheel), Wanted(load_model(model), tensor_parallel))
+
+
+def of(points, op):
+    return [point for point in points if point.op == op]
+
+
+def test_a_layer_is_the_sum_of_its_kernels(wheel):
+    """Four products, from the newest and fullest table; four small kernels by their bytes and launches."""
+    points = {point.tokens: point.t_median_s for point in of(imported(wheel), "dense")}
+    assert sorted(points) == [1, 16, 64, 512, 2048, 16_384]
+    for tokens, seconds in points.items():
+        products = [(6144, 4096), (4096, 4096), (28_672, 4096), (4096, 14_336)]
+        gemm_s = sum(gemm_ms(tokens, n, k) for n, k in products) / 1000
+        small_bytes = tokens * 2 * (8 * 4096 + 2 * 5120 + 3 * 14_336)
+        assert seconds == pytest.approx(gemm_s + 4 * LAUNCH_S + small_bytes / BYTES_PER_S, rel=1e-9)
+
+
+def test_shards_and_all_reduces(wheel):
+    """A quarter of each product, and two all-reduces of the hidden states, whose sizes count elements."""
+    one = {point.tokens: point.t_median_s for point in of(imported(wheel, tensor_parallel=4), "dense")}
+    products = [(1536, 4096), (4096, 1024), (7168, 4096), (4096, 3584)]
+    gemm_s = sum(gemm_ms(2048, n, k) for n, k in products) / 1000
+    small_bytes = 2048 * 2 * (8 * 4096 + 2 * 1280 + 3 * 3584)
+    all_reduce_s = 1e-9 * 2048 * 4096 / 1000
+    expected = gemm_s + 4 * LAUNCH_S + small_bytes / BYTES_PER_S + 2 * all_reduce_s
+    assert one[2048] == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_head_grows_in_proportion_beyond_the_widest_product(wheel):
+    (seconds,) = (point.t_median_s for point in of(imported(wheel), "logits") if point.num_logits == 64)
+    head_s = gemm_ms(64, 65_536, 4096) / 1000 * 128_256 / 65_536
+    sampling_s = SAMPLING_KERNELS * LAUNCH_S + 64 * 128_256 * 10 / BYTES_PER_S
+    assert seconds == pytest.approx(head_s + sampling_s, rel=1e-9)
+
+
+def test_prompts_that_a_step_can_hold(wheel):
+    """Neither prompts of one token, nor more than 16,384 tokens at once, nor sliding windows."""
+    chunks = {point.chunks: point.t_median_s for point in of(imported(wheel), "prefill")}
+    assert {(len(key), key[0][0]) for key in chunks} == {
+        (1, 16),
+        (4, 16),
+        (64, 16),
+        (1, 1024),
+        (4, 1024),
+        (1, 16_384),
+    }
+    assert chunks[((1024, 0),) * 4] == pytest.approx(1e-3 * 4 * 1024 * 32 / 1000)
+
+
+def test_decodes_whose_kv_sits_in_l2_are_left_out(wheel):
+    """96 MB of L2 hold 24k tokens of 4 KiB; 16 tokens say enough, for reading them takes no time at all."""
+    splits = {
+        (point.num_decodes, point.max_decode_context): point.split for point in of(imported(wheel), "decode")
+    }
+    assert splits == {
+        (1, 16): "fit",
+        (1, 1024): "warm",
+        (1, 65_536): "fit",
+        (64, 16): "warm",
+        (64, 1024): "fit",
+        (64, 65_536): "fit",
+    }
+
+
+def test_where_points_come_from(wheel):
+    wanted = Wanted(load_model("llama-3-8b"), 4, "vllm", "sglang")
+    meta = import_meta(NvidiaTables("l40s", wheel), wanted, "2026-01-01")
+    assert meta.source == "aiconfigurator-core 7.8.9, kernels of vllm (decode attention: sglang) on l40s"
+    assert (meta.gpu, meta.tensor_parallel) == ("l40s", 4)
+    assert meta.licence is not None
+    assert meta.licence.startswith("Apache-2.0")
+    assert (
+        "--system l40s --model llama-3-8b --tp 4 --framework vllm --decode-framework sglang" in meta.command
+    )
+
+
+@pytest.mark.parametrize(
+    ("system", "wanted", "message"),
+    [
+        ("l40", {}, "no system 'l40' in aiconfigurator-core; did you mean 'l40s'"),
+        ("empty", {}, "no system 'empty'"),
+        ("l40s", {"framework": "vlm"}, "no context_attention_perf table of 'vlm'; did you mean 'vllm'"),
+        (
+            "l40s",
+            {"model": "llama-2-7b"},
+            "no context attention with 32 query heads and 32 KV heads of size 128 was timed; "
+            "allowed: --framework sglang",
+        ),
+        (
+            "l40s",
+            {"model": "llama-2-7b", "framework": "sglang"},
+            "no generation attention with 32 query heads and 32 KV heads of size 128 was timed; "
+            "allowed: --decode-framework trtllm",
+        ),
+        (
+            "l40s",
+            {"model": "qwen3-8b", "tensor_parallel": 4, "decode_framework": "trtllm"},
+            "--decode-framework vllm",
+        ),
+        (
+            "l40s",
+            {"model": "qwen3-32b", "framework": "sglang"},
+            "no context attention with 64 query heads and 8 KV heads of size 128 was timed; try another --tp",
+        ),
+        ("l40s", {"model": "tiny"}, "model tiny: tables are read for bfloat16 alone, got float32"),
+        ("l40s", {"tensor_parallel": 3}, "model llama-3-8b: num_heads 32 can't be split over 3 GPUs"),
+        ("l40s", {"tensor_parallel": 2}, "no all-reduce over 2 GPUs was timed; allowed: 1, 4"),
+    ],
+)
+def test_what_the_tables_lack_is_told(wheel, system, wanted, message):
+    wanted = {"model": "llama-3-8b"} | wanted
+    with pytest.raises(CalibrationError, match=message):
+        import_points(NvidiaTables(system, wheel), Wanted(**wanted | {"model": load_model(wanted["model"])}))
+
+
+def test_something_else_than_the_wheel(tmp_path):
+    other = tmp_path / "other.whl"
+    other.write_bytes(b"no archive")
+    with pytest.raises(CalibrationError, match="can't be read as a wheel"):
+        NvidiaTables("l40s", other)
+    with zipfile.ZipFile(other, "w") as archive:
+        archive.writestr("other/__init__.py", "")
+    with pytest.raises(CalibrationError, match="not a wheel of aiconfigurator-core"):
+        NvidiaTables("l40s", other)

@@ -1,0 +1,143 @@
+"""points.csv: what is written is read, and every mistake in it is named with its line."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cbsim.base.errors import CalibrationError
+from cbsim.lab.calibrate.point import Point
+from cbsim.lab.calibrate.pointsfile import COLUMNS, append_point, read_points, write_points
+
+HEADER = "op,chunks,B,KV,Kmax,T,S,t_median_s"
+
+
+@st.composite
+def points(draw) -> Point:
+    op = draw(st.sampled_from(["dense", "logits", "prefill", "decode", "mixed"]))
+    count = st.integers(1, 100_000)
+    batch = draw(st.integers(1, 512)) if op in ("decode", "mixed") else 0
+    context = draw(st.integers(1, 4096)) if batch else 0
+    chunk = st.tuples(count, st.integers(0, 100_000))
+    chunks = draw(st.lists(chunk, min_size=1, max_size=3)) if op in ("prefill", "mixed") else []
+    return Point(
+        op,
+        draw(st.floats(1e-6, 10.0)),
+        chunks=tuple(chunks),
+        num_decodes=batch,
+        decode_context=batch * context,
+        max_decode_context=context,
+        tokens=draw(count) if op == "dense" else 0,
+        num_logits=draw(count) if op == "logits" else 0,
+        graph=draw(st.booleans()),
+        l2=draw(st.sampled_from(["cold", "warm"])),
+        t_min_s=1e-6,
+        t_p90_s=1e-5,
+        order=draw(count),
+        seed=draw(st.sampled_from([0, 2**62])),
+        split=draw(st.sampled_from(["fit", "repeat", "unseen", "warm"])),
+    )
+
+
+@settings(max_examples=30, deadline=None)
+@given(written=st.lists(points(), min_size=1, max_size=8))
+def test_round_trip(tmp_path_factory, written):
+    path = tmp_path_factory.mktemp("points") / "points.csv"
+    write_points(path, written)
+    read = read_points(path)
+    assert [point.key for point in read] == [point.key for point in written]
+    for one, other in zip(read, written, strict=True):
+        assert one.t_median_s == pytest.approx(other.t_median_s, rel=1e-5)
+        assert (one.split, one.graph, one.l2, one.order, one.seed) == (
+            other.split,
+            other.graph,
+            other.l2,
+            other.order,
+            other.seed,
+        )
+    assert [entry.name for entry in path.parent.iterdir()] == ["points.csv"]
+
+
+def test_rows_are_appended_under_one_header(tmp_path):
+    path = tmp_path / "points.csv"
+    for tokens in (1, 2, 3):
+        append_point(path, Point("dense", 1e-4, tokens=tokens))
+    assert path.read_text().startswith(",".join(COLUMNS))
+    assert [point.tokens for point in read_points(path)] == [1, 2, 3]
+
+
+def test_a_torn_last_line_is_dropped_only_on_request(tmp_path):
+    path = tmp_path / "points.csv"
+    append_point(path, Point("dense", 1e-4, tokens=1))
+    with path.open("a") as file:
+        file.write("dense,,0,0,0,2")
+    assert len(read_points(path, drop_torn_line=True)) == 1
+    with pytest.raises(CalibrationError, match=":3: 6 values, expected 19"):
+        read_points(path)
+
+
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        ("dense,,0,0,0,5,0,0", "t_median_s: expected seconds > 0, got '0'"),
+        ("dense,,0,0,0,5,0,-1e-3", "t_median_s: expected seconds > 0, got '-1e-3'"),
+        ("dense,,0,0,0,5,0,nan", "t_median_s: expected seconds > 0, got 'nan'"),
+        ("dense,,0,0,0,5,0,inf", "t_median_s: expected seconds > 0, got 'inf'"),
+        ("dense,,0,0,0,5,0,soon", "t_median_s: expected seconds > 0, got 'soon'"),
+        ("dense,,0,0,0,5,0,", "t_median_s: expected seconds > 0, got ''"),
+        ("dens,,0,0,0,5,0,1e-3", "op: unknown 'dens'; did you mean 'dense'?"),
+        ("dense,,0,0,0,-5,0,1e-3", "T: expected a whole number >= 0, got '-5'"),
+        ("dense,,0,0,0,0,0,1e-3", "T: a dense point needs tokens"),
+        ("logits,,0,0,0,0,0,1e-3", "S: a logits point needs rows"),
+        ("prefill,,0,0,0,0,0,1e-3", "chunks: a prefill point needs some"),
+        ("prefill,12,0,0,0,0,0,1e-3", "chunks: expected TOKENS+CONTEXT;..., got '12'"),
+        ("prefill,0+5,0,0,0,0,0,1e-3", "chunks: expected TOKENS+CONTEXT;..., got '0+5'"),
+        ("decode,,0,0,0,0,0,1e-3", "B: a decode point needs decodes"),
+        ("decode,,4,3,1,0,0,1e-3", "KV: 3 tokens of context for 4 decodes"),
+        ("decode,,4,8,9,0,0,1e-3", "Kmax: expected 1 to KV = 8, got 9"),
+        ("dense,,0,0,0,5", "6 values, expected 8"),
+        (
+            "dense,,0,0,0,5,0,5400",
+            "t_median_s: expected seconds of one kernel or step, under an hour, got '5400'",
+        ),
+        ("dense,,0,0,0,200000000,0,1e-3", "T: expected at most 100,000,000, got '200000000'"),
+        (f"dense,,0,0,0,{'9' * 5000},0,1e-3", f"T: expected at most 100,000,000, got '{'9' * 40}'"),
+        ("prefill,8+999999999,0,0,0,0,0,1", "chunks: expected at most 100,000,000 tokens, got '8+999999999'"),
+    ],
+)
+def test_a_mistake_is_one_line(tmp_path, row, problem):
+    path = tmp_path / "points.csv"
+    path.write_text(f"{HEADER}\ndense,,0,0,0,5,0,1e-3\n{row}\n")
+    with pytest.raises(CalibrationError) as caught:
+        read_points(path)
+    assert caught.value.problems == (f"{path}:3: {problem}",)
+
+
+def test_all_mistakes_are_told_up_to_a_limit(tmp_path):
+    path = tmp_path / "points.csv"
+    path.write_text(HEADER + "\n" + "dense,,0,0,0,0,0,-1\n" * 50)
+    with pytest.raises(CalibrationError) as caught:
+        read_points(path)
+    assert len(caught.value.problems) == 21
+    assert caught.value.problems[-1] == f"{path}: and 30 more such mistakes"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "empty; expected a header"),
+        (
+            b"name,seconds\nx,1\n",
+            "not a points file: without columns op, chunks, B, KV, Kmax, T, S, t_median_s",
+        ),
+        (HEADER.encode() + b",op\n", ":1: twice in the header: column op"),
+        (HEADER.encode() + b"\n", "holds no points"),
+        (b"\xff\xfe\x00", "can't be read: not UTF-8"),
+    ],
+)
+def test_no_points_file_at_all(tmp_path, content, message):
+    path = tmp_path / "points.csv"
+    path.write_bytes(content)
+    with pytest.raises(CalibrationError, match=message):
+        read_points(path)
+    with pytest.raises(CalibrationError, match="No such file"):
+        read_points(tmp_path / "absent.csv")

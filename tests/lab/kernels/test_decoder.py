@@ -1,0 +1,139 @@
+"""The decoder: a ragged step over paged blocks against one sequence at a time, dense and in float64."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("torch")
+
+import torch
+
+from cbsim.base.errors import CalibrationError, PluginError
+from cbsim.lab.kernels.attention_backends import DecodeBatch, LayerCache, make_backend
+from cbsim.lab.kernels.decoder import Decoder
+from cbsim.lab.kernels.sdpa import SdpaBackend
+from cbsim.lab.kernels.shard import Shard
+from cbsim.lab.kernels.step_batch import SequenceSlice, StepBatch
+from tests.lab.kernels.references import load_model, naive_logits
+
+CPU = torch.device("cpu")
+BLOCK_SIZE = 8
+
+
+def make_decoder(**changes: object) -> tuple[Decoder, list[LayerCache]]:
+    shard = Shard(load_model("tiny", **changes))
+    decoder = Decoder(shard, make_backend(None, shard, CPU), CPU, max_positions=256, seed=3)
+    caches = [LayerCache.allocate(shard, 40, BLOCK_SIZE, CPU) for _ in decoder.layers]
+    return decoder, caches
+
+
+def compute(decoder: Decoder, caches: list[LayerCache], *slices: SequenceSlice) -> dict[int, torch.Tensor]:
+    """Logits by the slice that emits them."""
+    batch = StepBatch.build(slices, BLOCK_SIZE, CPU)
+    with torch.inference_mode():
+        logits = decoder.logits(batch, caches)
+    return dict(zip(batch.emitting, logits, strict=True))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"qk_norm": True}, {"tie_embeddings": True}, {"num_kv_heads": 4}, {"rope_theta": 500000.0}],
+    ids=str,
+)
+def test_ragged_steps_over_paged_blocks_are_dense_attention(changes: dict[str, object]) -> None:
+    decoder, caches = make_decoder(**changes)
+    first = torch.randint(512, (30,), generator=torch.Generator().manual_seed(1)).tolist()
+    second = torch.randint(512, (21,), generator=torch.Generator().manual_seed(2)).tolist()
+    blocks = [[9, 3, 17, 30], [4, 39, 0]]
+    compute(decoder, caches, SequenceSlice(first[:11], 0, blocks[0], False))
+    # One step: a chunk over context, and another sequence's whole prompt.
+    got = compute(
+        decoder,
+        caches,
+        SequenceSlice(first[11:29], 11, blocks[0], True),
+        SequenceSlice(second[:20], 0, blocks[1], True),
+    )
+    wanted = naive_logits(decoder, first), naive_logits(decoder, second)
+    torch.testing.assert_close(got[0].double(), wanted[0][28], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(got[1].double(), wanted[1][19], atol=1e-4, rtol=1e-4)
+    # The next step: both decode; the order of the slices is free.
+    got = compute(
+        decoder,
+        caches,
+        SequenceSlice(second[20:], 20, blocks[1], True),
+        SequenceSlice(first[29:], 29, blocks[0], True),
+    )
+    torch.testing.assert_close(got[0].double(), wanted[1][20], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(got[1].double(), wanted[0][29], atol=1e-4, rtol=1e-4)
+
+
+def test_a_step_of_a_chunk_and_a_decode() -> None:
+    decoder, caches = make_decoder()
+    tokens = list(range(40))
+    compute(decoder, caches, SequenceSlice(tokens[:12], 0, [5, 6], False))
+    got = compute(
+        decoder,
+        caches,
+        SequenceSlice(tokens[20:30], 0, [7, 8], True),
+        SequenceSlice(tokens[12:13], 12, [5, 6], True),
+    )
+    torch.testing.assert_close(
+        got[0].double(), naive_logits(decoder, tokens[20:30])[-1], atol=1e-4, rtol=1e-4
+    )
+    torch.testing.assert_close(got[1].double(), naive_logits(decoder, tokens[:13])[-1], atol=1e-4, rtol=1e-4)
+
+
+def test_equal_seeds_give_equal_weights() -> None:
+    (one, _), (other, _) = make_decoder(), make_decoder()
+    assert torch.equal(one.layers[1].down, other.layers[1].down)
+    assert not torch.equal(one.layers[0].down, one.layers[1].down)
+
+
+def test_two_shards_sum_to_the_whole() -> None:
+    """Half the heads and half the MLP each: what the all-reduce would add up."""
+    whole, half = Shard(load_model("tiny")), Shard(load_model("tiny"), 2)
+    assert (half.num_heads, half.num_kv_heads, half.intermediate_size, half.vocab_size) == (2, 1, 128, 256)
+    assert 2 * half.layer_weight_bytes == whole.layer_weight_bytes
+    assert whole.layer_weight_bytes == 4 * whole.model.layer_weights
+    assert Shard(load_model("tiny"), 4).num_kv_heads == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "tensor_parallel", "message"),
+    [
+        ({}, 3, "model tiny: num_heads 4 can't be split over 3 GPUs"),
+        ({"dtype": "fp8"}, 1, "there are no fp8 kernels; allowed: float32, bfloat16, float16"),
+        ({"head_size": 33}, 1, "head_size 33 is odd"),
+    ],
+)
+def test_models_that_the_kernels_cant_run(
+    changes: dict[str, object], tensor_parallel: int, message: str
+) -> None:
+    with pytest.raises(CalibrationError, match="model tiny") as caught:
+        Shard(load_model("tiny", **changes), tensor_parallel)
+    assert message in str(caught.value)
+
+
+class CountingBackend(SdpaBackend):
+    """A third party's backend: it needs only the two methods."""
+
+    num_calls = 0
+
+    def decode(self, query: torch.Tensor, cache: LayerCache, batch: DecodeBatch) -> torch.Tensor:
+        type(self).num_calls += 1
+        return super().decode(query, cache, batch)
+
+
+def test_a_backend_of_ones_own() -> None:
+    shard = Shard(load_model("tiny"))
+    backend = make_backend("tests.lab.kernels.test_decoder:CountingBackend", shard, CPU)
+    decoder = Decoder(shard, backend, CPU, max_positions=64, seed=3)
+    caches = [LayerCache.allocate(shard, 4, BLOCK_SIZE, CPU) for _ in decoder.layers]
+    compute(decoder, caches, SequenceSlice([5], 0, [2], True))
+    assert type(backend).__name__ == "CountingBackend"
+    assert backend.num_calls == 2  # type: ignore[attr-defined]
+
+
+def test_an_unknown_backend() -> None:
+    with pytest.raises(PluginError, match="unknown attention backend 'tritn'; did you mean 'triton'"):
+        make_backend("tritn", Shard(load_model("tiny")), CPU)

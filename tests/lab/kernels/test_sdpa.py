@@ -1,0 +1,51 @@
+"""The SDPA backend against attention written out in float64, over random block tables and ragged lengths."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("torch")
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cbsim.lab.kernels.attention_backends import make_backend
+from tests.lab.kernels.references import attention_shard, scatter
+
+TOLERANCE = {"float32": 2e-6, "float16": 4e-3, "bfloat16": 3e-2}
+HEADS = [(4, 4), (8, 2), (6, 2), (5, 1)]
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("head_size", [64, 128])
+@pytest.mark.parametrize("heads", HEADS)
+def test_decode(heads: tuple[int, int], head_size: int, dtype: str) -> None:
+    shard = attention_shard(*heads, head_size, dtype)
+    paged = scatter(shard, [1, 16, 17, 90, 33], [1] * 5, seed=1)
+    query = torch.cat(paged.queries)
+    got = make_backend("sdpa", shard, CPU).decode(query, paged.cache, paged.decode_batch())
+    torch.testing.assert_close(got.double(), paged.expected(), atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("head_size", [64, 128])
+@pytest.mark.parametrize("heads", HEADS)
+def test_prefill_with_and_without_context(heads: tuple[int, int], head_size: int, dtype: str) -> None:
+    shard = attention_shard(*heads, head_size, dtype)
+    paged = scatter(shard, [20, 37, 16, 50], [20, 5, 2, 33], seed=2)
+    backend = make_backend("sdpa", shard, CPU)
+    keys, values = paged.own(paged.keys), paged.own(paged.values)
+    got = backend.prefill(torch.cat(paged.queries), keys, values, paged.cache, paged.chunk_batch())
+    torch.testing.assert_close(got.double(), paged.expected(), atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(st.integers(1, 70), min_size=1, max_size=6), st.integers(0, 2**31))
+def test_decode_of_any_lengths(lengths: list[int], seed: int) -> None:
+    shard = attention_shard(4, 2, 32, "float32")
+    paged = scatter(shard, lengths, [1] * len(lengths), seed)
+    query = torch.cat(paged.queries)
+    got = make_backend("sdpa", shard, CPU).decode(query, paged.cache, paged.decode_batch())
+    torch.testing.assert_close(got.double(), paged.expected(), atol=2e-6, rtol=2e-6)

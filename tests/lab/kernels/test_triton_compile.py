@@ -1,0 +1,112 @@
+"""The decode kernel compiles for Hopper and Ampere, without a GPU, to tensor-core instructions."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("triton")
+
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("an interpreted kernel can't be compiled", allow_module_level=True)
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from cbsim.lab.kernels import triton_decode
+from cbsim.lab.kernels.triton_backend import DecodeTuning
+from tests.lab.kernels.references import attention_shard
+
+POINTERS = ("query", "keys", "values", "out")
+INDICES = ("block_tables", "context_lens")
+PARTIALS = ("partials", "log_sums")
+
+
+ELEMENT_TYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+
+
+def compile_for(
+    capability: int, dtype: str, head_size: int, tuning: DecodeTuning, *, is_whole: bool = False
+) -> Any:
+    """The kernel of a model with 32 query and 8 KV heads, as a GPU of that capability would run it."""
+    kernel = triton_decode._partial_kernel
+    constants = {
+        "NUM_HEADS": 32,
+        "GROUP": 4,
+        "ROWS": 16,
+        "HEAD_SIZE": head_size,
+        "PADDED_SIZE": triton.next_power_of_2(head_size),
+        "BLOCK_SIZE": 16,
+        "TILE": tuning.tile,
+        "IS_WHOLE": is_whole,
+        "NUM_STAGES": tuning.num_stages,
+        "WIDEN": False,
+    }
+    kinds = dict.fromkeys(POINTERS, f"*{ELEMENT_TYPES[dtype]}") | dict.fromkeys(INDICES, "*i32")
+    kinds |= {
+        **dict.fromkeys(PARTIALS, "*fp32"),
+        **dict.fromkeys(constants, "constexpr"),
+        "scale_log2": "fp32",
+    }
+    signature = {name: kinds.get(name, "i32") for name in kernel.arg_names}
+    aligned = (*POINTERS, *PARTIALS, "query_stride", "block_stride", "token_stride", "head_stride")
+    attributes = {(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in aligned}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return triton.compile(
+            ASTSource(kernel, signature, constants, attributes),
+            target=GPUTarget("cuda", capability, 32),
+            options={"num_warps": tuning.num_warps},
+        )
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize(("dtype", "head_size"), [("bfloat16", 128), ("float16", 64)])
+def test_it_compiles_to_tensor_core_instructions(dtype: str, head_size: int, capability: int) -> None:
+    compiled = compile_for(capability, dtype, head_size, DecodeTuning())
+    assert "mma.sync" in compiled.asm["ptx"]
+    assert "cp.async" in compiled.asm["ptx"]
+    assert compiled.metadata.shared <= 99 * 1024
+
+
+def test_a_whole_context_compiles_too() -> None:
+    compiled = compile_for(90, "bfloat16", 128, DecodeTuning(), is_whole=True)
+    assert "mma.sync" in compiled.asm["ptx"]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "head_size", "tuning"),
+    [
+        ("bfloat16", 128, DecodeTuning()),
+        ("bfloat16", 80, DecodeTuning()),
+        ("float32", 128, DecodeTuning()),
+        ("bfloat16", 128, DecodeTuning(tile=128, num_warps=8, num_stages=5)),
+        ("bfloat16", 128, DecodeTuning(num_stages=2)),
+    ],
+)
+def test_shared_memory_is_never_more_than_a_tuning_says(
+    dtype: str, head_size: int, tuning: DecodeTuning
+) -> None:
+    compiled = compile_for(90, dtype, head_size, tuning)
+    assert compiled.metadata.shared <= tuning.shared_bytes(attention_shard(32, 8, head_size, dtype))
+
+
+def test_tiles_are_halved_to_what_a_gpu_has() -> None:
+    llama, wide = (attention_shard(32, 8, size, "bfloat16") for size in (128, 256))
+    h200, l40s = 227 * 1024, 99 * 1024
+    # 3 stages of 64 tokens, 128 elements of 2 bytes, keys and values: 96 KiB.
+    assert DecodeTuning().shared_bytes(llama) == 96 * 1024
+    assert DecodeTuning().fitting(llama, h200) == DecodeTuning().fitting(llama, l40s) == DecodeTuning()
+    assert DecodeTuning().fitting(wide, h200).tile == 64
+    assert DecodeTuning().fitting(wide, l40s).tile == 32
+    assert DecodeTuning().fitting(wide, 1).tile == 16

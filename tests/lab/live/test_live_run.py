@@ -1,0 +1,280 @@
+"""An experiment served live: the run folder of a simulation, arrivals by the clock, the same decisions."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+
+import torch
+from click.testing import CliRunner
+
+import cbsim
+from cbsim.base.errors import ConfigError
+from cbsim.cli.commands.live_command import live
+from cbsim.cluster.engine.recorder import Recorder
+from cbsim.cluster.engine.reference import ReferenceEngine
+from cbsim.cluster.router import RoundRobin
+from cbsim.cluster.simpy_world import World
+from cbsim.cost.cost_model import CostModel, StepShape
+from cbsim.lab.kernels.sampling import SamplingParams
+from cbsim.lab.live import run_live
+from cbsim.lab.live.live_engine import LiveEngine
+from cbsim.lab.live.live_run import fit_blocks
+from cbsim.lab.live.live_world import LiveWorld
+from cbsim.lab.live.numbered_blocks import LivePool
+from cbsim.lab.live.runner import ModelRunner
+from cbsim.lab.live.tokens import TokenBook
+from cbsim.schedulers import SCHEDULERS, Prices, Resources, Scheduler, SchedulerConfig, StepPlan
+from cbsim.studies.experiment import Experiment
+from tests.lab.kernels.references import load_model
+from tests.simulation import ListedWorkload
+
+TINY = load_model("tiny", max_model_len=256)
+ROWS = [
+    {
+        "request_id": f"r{i}",
+        "arrival_s": 0.37 * i,
+        "num_prompt_tokens": 9 + 7 * (i % 5),
+        "num_output_tokens": 3 + i % 6,
+    }
+    for i in range(14)
+]
+
+
+class Ticks:
+    """A clock that moves only when steps run or somebody sleeps: live runs come out the same every time."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+class TickingRunner(ModelRunner):
+    """Computes for real; by the clock a step takes a second and a quarter for each request."""
+
+    clock: Ticks
+
+    def run(self, slices: Any, book: TokenBook) -> None:
+        super().run(slices, book)
+        self.clock.now += 1.0 + 0.25 * len(slices)
+
+
+class Recorded(CostModel):
+    """Gives back the step times of another run, in order."""
+
+    def __init__(self, durations: list[float]) -> None:
+        self.durations = iter(durations)
+
+    def step_s(self, shape: StepShape) -> float:
+        return next(self.durations)
+
+
+def make_scheduler(values: dict[str, Any], num_blocks: int) -> Scheduler:
+    scheduler_class = SCHEDULERS.get(values["type"])
+    config = scheduler_class.Config(**values)
+    pool = LivePool(num_blocks, 4, prefix_caching=True)
+    prices = Prices(recompute_s=lambda n: n * 1.0, move_s=lambda n: n * 1e-3, block_bytes=4096)
+    return scheduler_class(config, Resources(pool, prices, 256))
+
+
+def serve(values: dict[str, Any], num_blocks: int, **workload: Any) -> tuple[LiveEngine, Recorder]:
+    clock = Ticks()
+    runner = TickingRunner(TINY, torch.device("cpu"), num_blocks=num_blocks, block_size=4)
+    runner.clock = clock
+    scheduler = make_scheduler(values, num_blocks)
+    recorder = Recorder(with_batches=True)
+    in_flight = 2 if scheduler.config.async_scheduling else 1
+    book = TokenBook(TINY.vocab_size, 0, SamplingParams())
+    engine = LiveEngine(scheduler, recorder, in_flight, runner, book, clock)
+    LiveWorld(ListedWorkload(ROWS, **workload), engine, sleep=clock.sleep).run()
+    engine.finish_record()
+    scheduler.pool.check_integrity(scheduler.running)
+    return engine, recorder
+
+
+def columns(table: dict[str, Any]) -> dict[str, list[Any]]:
+    return {name: np.asarray(values).tolist() for name, values in table.items()}
+
+
+@pytest.mark.parametrize("async_scheduling", [False, True], ids=["sync", "async"])
+@pytest.mark.parametrize(
+    ("type", "num_blocks"),
+    [
+        ("vllm", 100),
+        ("vllm", 13),
+        ("preemptive", 13),
+        ("chunked_prefill", 40),
+        ("continuous", 40),
+        ("static", 200),
+    ],
+)
+def test_decisions_are_those_of_the_simulation_with_the_same_step_times(
+    type: str, num_blocks: int, async_scheduling: bool
+) -> None:
+    values = {"type": type, "async_scheduling": async_scheduling}
+    settings = {"static": {"max_model_len": 48}, "continuous": {"max_tokens_per_step": 48}}
+    values |= settings.get(type, {"max_tokens_per_step": 16})
+    live_engine, live_record = serve(values, num_blocks)
+    steps = live_engine.step_columns()
+    assert len(steps["step"]) > 12
+    recorder = Recorder(with_batches=True)
+    cost = Recorded(steps["duration_s"].tolist())
+    engine = ReferenceEngine(
+        0, make_scheduler(values, num_blocks), cost, recorder, 2 if async_scheduling else 1
+    )
+    World(ListedWorkload(ROWS), [engine], RoundRobin()).run()
+    engine.finish_record()
+    assert columns(engine.step_columns()) == columns(steps)
+    assert columns(recorder.batches.to_columns()) == columns(live_record.batches.to_columns())
+
+
+def test_arrivals_come_by_the_clock_and_faster_by_the_time_scale() -> None:
+    clock = Ticks()
+    runner = TickingRunner(TINY, torch.device("cpu"), num_blocks=100, block_size=4)
+    runner.clock = clock
+    scheduler = make_scheduler({"type": "vllm"}, 100)
+    recorder = Recorder()
+    book = TokenBook(TINY.vocab_size, 0, SamplingParams())
+    engine = LiveEngine(scheduler, recorder, 1, runner, book, clock)
+    late = [{**row, "arrival_s": 1000.0 * place} for place, row in enumerate(ROWS[:4])]
+    LiveWorld(ListedWorkload(late), engine, time_scale=10.0, sleep=clock.sleep).run()
+    engine.finish_record()
+    table = recorder.request_columns()
+    assert table["arrival_s"].tolist() == [0.0, 100.0, 200.0, 300.0]
+    waited = table["first_scheduled_at_s"] - table["arrival_s"]
+    assert ((waited >= 0) & (waited <= 0.05)).all()
+
+
+def test_closed_loop_clients_wait_for_their_answers() -> None:
+    engine, recorder = serve({"type": "vllm"}, 100, concurrency=2, think_time_s=0.5)
+    table = recorder.request_columns()
+    arrived, finished = table["arrival_s"], table["finished_at_s"]
+    assert not np.isnan(finished).any()
+    assert arrived[:2].tolist() == [0.0, 0.0]
+    assert arrived[2:].tolist() == sorted((finished + 0.5).tolist())[: len(arrived) - 2]
+    assert engine.step_columns()["num_running"].max() == 2
+
+
+class Idle(Scheduler):
+    """Never does anything."""
+
+    Config = SchedulerConfig
+
+    def decide(self, step: StepPlan) -> None:
+        """Leave the step empty."""
+
+
+def test_a_scheduler_that_leaves_requests_waiting_ends_the_run() -> None:
+    clock = Ticks()
+    runner = TickingRunner(TINY, torch.device("cpu"), num_blocks=8, block_size=4)
+    pool = LivePool(8, 4, prefix_caching=False)
+    prices = Prices(recompute_s=lambda n: n * 1.0, move_s=lambda n: n * 1e-3, block_bytes=4096)
+    scheduler = Idle(SchedulerConfig(type="idle"), Resources(pool, prices, 256))
+    book = TokenBook(TINY.vocab_size, 0, SamplingParams())
+    engine = LiveEngine(scheduler, Recorder(), 1, runner, book, clock)
+    LiveWorld(ListedWorkload(ROWS), engine, sleep=clock.sleep).run()
+    assert engine.num_outstanding == len(ROWS)
+
+
+def experiment(**changes: Any) -> dict[str, Any]:
+    settings: dict[str, Any] = {
+        "name": "small",
+        "model": {**load_model("tiny").model_dump()},
+        "gpu": "h200",
+        "scheduler": {"type": "vllm", "max_tokens_per_step": 64},
+        "kv_cache": {"num_blocks": 64},
+        "cost_model": {"type": "roofline"},
+    }
+    return {**settings, **changes}
+
+
+@pytest.fixture(scope="module")
+def trace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("trace") / "requests.csv"
+    lines = ["request_id,arrival_s,num_prompt_tokens,num_output_tokens"]
+    lines += [f"r{i},{0.002 * i},{9 + 7 * (i % 5)},{3 + i % 6}" for i in range(12)]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def load(trace: Path, **changes: Any) -> Experiment:
+    return Experiment.from_mapping(
+        experiment(workload={"type": "trace", "path": str(trace)}, **changes), folder=trace.parent
+    )
+
+
+def test_a_live_run_has_the_folder_of_a_simulated_one(trace: Path, tmp_path: Path) -> None:
+    result = run_live(load(trace, output={"batches": True}), sampling=SamplingParams(1.0, top_k=20))
+    assert result.summary["num_finished"] == 12
+    assert result.summary["output_token_throughput_per_s"] > 0
+    assert any(note.startswith("live on this machine's cpu") for note in result.summary["notes"])
+    assert (result.requests["ttft_s"] > 0).all()
+    starts, ends = result.steps["start_s"], result.steps["start_s"] + result.steps["duration_s"]
+    assert (starts.to_numpy()[1:] >= ends.to_numpy()[:-1] - 1e-9).all()
+    result.save(tmp_path / "run")
+    assert (tmp_path / "run" / "steps.parquet").is_file()
+    simulated = cbsim.run(experiment(workload={"type": "trace", "path": str(trace)}))
+    # Latencies are split by pricing steps again, for which nobody has prices here.
+    split = {"transfer_s", "waiting_for"}
+    assert list(result.steps.columns) == [name for name in simulated.steps if name not in split]
+    assert list(result.summary) == [name for name in simulated.summary if name != "parts"]
+
+
+def test_a_kv_cache_of_a_larger_gpu_shrinks_to_what_is_here(trace: Path) -> None:
+    num_blocks, (note,) = fit_blocks(load(trace, kv_cache={}), torch.device("cpu"))
+    # 2 GiB of blocks of 16 tokens, each 2 layers x (keys, values) x 2 heads x 32 x 4 bytes.
+    assert num_blocks == 2 * 2**30 // (16 * 1024)
+    assert note.startswith("KV cache of 131072 blocks, what fits here; h200 would have ")
+    assert fit_blocks(load(trace), torch.device("cpu")) == (64, [])
+
+
+def test_what_only_a_simulation_can_do(trace: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        run_live(load(trace, replicas={"count": 2}, stop_at_s=1.0), time_scale=0.0)
+    assert caught.value.problems == (
+        "replicas.count: got 2; a live run has one replica",
+        "stop_at_s: a live run goes on until every request has ended",
+        "time_scale: got 0.0; allowed: more than 0",
+    )
+    with pytest.raises(ConfigError, match=r"kv_cache: 1000000000 blocks take .* fit on this device"):
+        run_live(load(trace, kv_cache={"num_blocks": 10**9}))
+
+
+def test_a_request_longer_than_the_model_was_made_for_is_served(tmp_path: Path) -> None:
+    path = tmp_path / "long.csv"
+    path.write_text("request_id,arrival_s,num_prompt_tokens,num_output_tokens\nlong,0,2045,9\n")
+    result = run_live(load(path, kv_cache={"num_blocks": 200}))
+    assert result.summary["num_finished"] == 1
+
+
+def test_the_command(trace: Path, tmp_path: Path) -> None:
+    config = tmp_path / "small.yaml"
+    settings = experiment(workload={"type": "trace", "path": str(trace)})
+    config.write_text(json.dumps(settings))
+    words = [str(config), "--out", str(tmp_path / "out"), "--temperature", "0.8", "--set", "seed=3"]
+    ran = CliRunner().invoke(live, words, catch_exceptions=False)
+    assert ran.exit_code == 0
+    assert ran.output.startswith("12 requests in ")
+    assert (tmp_path / "out" / "summary.json").is_file()
+
+
+def test_the_command_serves_one_run_and_no_sweep(trace: Path, tmp_path: Path) -> None:
+    config = tmp_path / "small.yaml"
+    config.write_text(json.dumps(experiment(workload={"type": "trace", "path": str(trace)})))
+    words = [str(config), "--out", str(tmp_path / "out"), "--set", "sweep.seed=[1, 2]"]
+    ran = CliRunner().invoke(live, words)
+    assert isinstance(ran.exception, ConfigError)
+    told = f"{config}: has a sweep over seed; allowed: one run, as with --set seed=1"
+    assert ran.exception.problems == (told,)
+    assert not (tmp_path / "out").exists()

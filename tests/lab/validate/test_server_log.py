@@ -1,0 +1,125 @@
+"""Logs of servers: fields recognised, clocks brought together, every mistake told in a line of its own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import cbsim
+from cbsim.base.errors import WorkloadError
+from cbsim.lab.validate.log_reader import read_server_log
+from tests.lab.validate.logs import SETTINGS
+
+VLLM_ROWS = [
+    {
+        "request_id": f"bench-{index}",
+        "input_toks": 100 + index,
+        "output_toks": 3,
+        "arrival_time": 1_777_000_000.0 + index,
+        "queued_ts": 5000.0 + index + 0.01 * index,
+        "scheduled_ts": 5000.1 + index,
+        "first_token_ts": 5000.5 + index,
+        "last_token_ts": 5000.7 + index,
+    }
+    for index in range(3)
+]
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def problems(path: Path, columns: dict[str, str] | None = None) -> list[str]:
+    with pytest.raises(WorkloadError) as caught:
+        read_server_log(path, columns)
+    return [line.replace(str(path), "LOG") for line in caught.value.problems]
+
+
+def test_vllm_names_and_two_clocks(tmp_path):
+    log = read_server_log(write(tmp_path / "log.jsonl", VLLM_ROWS))
+    assert log.request_id == ("bench-0", "bench-1", "bench-2")
+    assert log.sent_s.tolist() == [0.0, 1.0, 2.0]
+    assert log.queued_s == pytest.approx([0.0, 1.01, 2.02])
+    assert log.first_token_s == pytest.approx([0.5, 1.5, 2.5])
+    assert log.latencies("sent")["ttft_s"] == pytest.approx([0.5, 0.5, 0.5])
+    assert log.latencies("queued")["ttft_s"] == pytest.approx([0.5, 0.49, 0.48])
+    assert log.latencies("sent")["tpot_s"] == pytest.approx([0.1, 0.1, 0.1])
+    assert log.latencies("sent")["e2e_s"] == pytest.approx([0.7, 0.7, 0.7])
+
+
+def test_own_names_of_columns_in_csv(tmp_path):
+    path = tmp_path / "log.csv"
+    path.write_text("in,out,came,began,done\n10,2,7.5,8,9\n20,1,7,8,8\n", encoding="utf-8")
+    named = {"prompt_tokens": "in", "output_tokens": "out", "arrival": "came", "first_token": "began"}
+    log = read_server_log(path, named | {"last_token": "done"})
+    assert log.num_prompt_tokens.tolist() == [20, 10]
+    assert log.sent_s.tolist() == [0.0, 0.5]
+    assert np.isnan(log.latencies("sent")["tpot_s"]).tolist() == [True, False]
+    with pytest.raises(WorkloadError, match="has no column queued_s or queued_ts; allowed: sent"):
+        log.workload("queued")
+
+
+def test_a_run_of_cbsim_is_a_log_too(tmp_path):
+    result = cbsim.run({**SETTINGS, "output": {"batches": True}}, out=tmp_path / "run")
+    log = read_server_log(tmp_path / "run")
+    assert len(log) == 60
+    assert log.token_times_s is not None
+    assert log.latencies("sent")["ttft_s"].mean() == pytest.approx(result.summary["ttft_s"]["mean"])
+    assert log.latencies("sent")["itl_s"].mean() == pytest.approx(result.summary["itl_s"]["mean"])
+
+
+def test_mistakes_are_told_by_line(tmp_path):
+    rows = [dict(row) for row in VLLM_ROWS]
+    rows[0]["output_toks"] = 0
+    rows[1]["first_token_ts"] = "soon"
+    rows[2]["input_toks"] = 3.5
+    assert problems(write(tmp_path / "log.jsonl", rows)) == [
+        "LOG:3: input_toks: expected a whole number, 1 or more, got 3.5",
+        "LOG:1: output_toks: expected a whole number, 1 or more, got 0",
+        "LOG:2: first_token_ts: expected seconds, got 'soon'",
+    ]
+
+
+def test_times_out_of_order(tmp_path):
+    rows = [dict(row) for row in VLLM_ROWS]
+    rows[1]["last_token_ts"] = rows[1]["first_token_ts"] - 0.1
+    expected = ["LOG:2: expected arrival <= first token <= last token"]
+    assert problems(write(tmp_path / "log.jsonl", rows)) == expected
+
+
+def test_names_given_twice(tmp_path):
+    rows = [*VLLM_ROWS, VLLM_ROWS[0]]
+    expected = ["LOG:4: request_id 'bench-0' stands in line 1 too"]
+    assert problems(write(tmp_path / "log.jsonl", rows)) == expected
+
+
+def test_missing_and_unknown_columns(tmp_path):
+    rows = [{name: value for name, value in row.items() if name != "last_token_ts"} for row in VLLM_ROWS]
+    path = write(tmp_path / "log.jsonl", rows)
+    (line,) = problems(path)
+    assert line.startswith("LOG: no column for last_token: expected one of last_token_at_s, finished_at_s")
+    assert line.endswith("; name yours by --column last_token=NAME")
+    (line,) = problems(path, {"last_token": "first_token_tss"})
+    assert line.endswith(
+        "--column last_token=first_token_tss: no such column; did you mean 'first_token_ts'?"
+    )
+    assert problems(path, {"last_tokn": "x"}) == ["--column: unknown 'last_tokn'; did you mean 'last_token'?"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "LOG: holds no requests"),
+        ("{\n", "LOG:1: expected a JSON object: Expecting property name enclosed in double quotes"),
+        ("[1]\n", "LOG:1: expected a JSON object, got [1]"),
+    ],
+)
+def test_files_that_are_no_logs(tmp_path, text, message):
+    path = tmp_path / "log.jsonl"
+    path.write_text(text, encoding="utf-8")
+    assert problems(path) == [message]

@@ -1,0 +1,206 @@
+"""The pictures of sweeps and capacities: what they mark, name and leave out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+import cbsim
+from cbsim.results.result import Result
+from cbsim.show.heat_plot import heat_maps
+from cbsim.show.pareto_plot import pareto_front, pareto_picture
+from cbsim.show.style import save_figure
+from cbsim.show.sweep_pictures import sweep_pictures
+from cbsim.show.sweep_points import Sweep
+from cbsim.show.utilization import step_mbu, step_mfu
+from cbsim.show.utilization_plot import utilization
+from cbsim.specs import GpuSpec, ModelSpec
+from tests.run_logs import GPU, MODEL, make_result, paper_log
+
+BUDGET, CHUNK = "scheduler.max_tokens_per_step", "scheduler.chunk_size"
+
+
+def texts(figure: Figure, folder: Path) -> list[str | None]:
+    _, svg = save_figure(figure, folder / "picture")
+    return [element.text for element in ElementTree.parse(svg).iter("{http://www.w3.org/2000/svg}text")]
+
+
+def table(num_seeds: int = 1, **keys: list[Any]) -> pd.DataFrame:
+    """A sweep's table over the product of some keys; goodput is best at budget 1024, chunk 256."""
+    axes = keys or {BUDGET: [512, 1024, 2048], CHUNK: [128, 256]}
+    rows = [{}]
+    for key, values in axes.items():
+        rows = [row | {key: value} for row in rows for value in values]
+    made = []
+    for place, row in enumerate(rows):
+        for seed in range(num_seeds):
+            best = row.get(BUDGET) == 1024 and row.get(CHUNK) == 256
+            noise = 0.01 * seed
+            made.append(
+                row
+                | ({"seed": seed} if num_seeds > 1 else {})
+                | {
+                    "num_requests": 10,
+                    "goodput_per_s": 5.0 + 3 * best + noise + 0.1 * place,
+                    "slo_attainment": 0.9,
+                    "output_token_throughput_per_s": 100.0 + place,
+                    "ttft_s.p99": 1.0 + place + noise,
+                    "tpot_s.p99": 0.02,
+                    "itl_s.p99": 0.05 + 0.01 * place,
+                    "notes": None,
+                    "rejection_reasons": None,
+                    "point": f"p{place}",
+                    "error": None,
+                }
+            )
+    return pd.DataFrame(made)
+
+
+def sweep(num_seeds: int = 1, **keys: list[Any]) -> Sweep:
+    return Sweep.of(table(num_seeds, **keys), {"ttft_s": 2.0})
+
+
+def test_the_best_cell_of_each_map_is_framed(tmp_path: Path) -> None:
+    figure = heat_maps(sweep().points, BUDGET, CHUNK, "maps")
+    frames = [
+        next(patch.get_xy() for patch in axes.patches if isinstance(patch, Rectangle)) for axes in figure.axes
+    ]
+    # Budgets along x, chunks along y: highest goodput at (1024, 256), lowest p99 at the first point.
+    assert frames == [(1, 1), (0, 0), (0, 0)]
+    shown = texts(figure, tmp_path)
+    for text in (
+        "goodput (requests/s within SLO)",
+        "ITL p99 (ms)",
+        "1,024",
+        "max_tokens_per_step",
+        "chunk_size",
+    ):
+        assert text in shown
+
+
+def test_cells_that_differ_by_next_to_nothing_are_framed_alike() -> None:
+    points = sweep().points
+    points["goodput_per_s"] = [10.0, 9.96, 9.94, 5.0, 6.0, 7.0]
+    axes = heat_maps(points, BUDGET, CHUNK, "maps").axes[0]
+    frames = [patch for patch in axes.patches if isinstance(patch, Rectangle)]
+    assert sorted(frame.get_xy() for frame in frames) == [(0, 0), (0, 1)]
+
+
+def test_labels_of_a_front_share_a_place_where_there_is_no_room_for_two(tmp_path: Path) -> None:
+    points = sweep().points
+    points["itl_s.p99"] = [0.05, 0.0501, 0.07, 0.09, 0.0902, 0.0903]
+    points["output_token_throughput_per_s"] = [100.0, 100.1, 150.0, 200.0, 200.1, 200.2]
+    shown = texts(pareto_picture(points, [f"point {place}" for place in range(6)], "front"), tmp_path)
+    assert {"1, 2", "3", "4 to 6"} <= set(shown)
+
+
+def test_figures_that_are_the_same_look_the_same(tmp_path: Path) -> None:
+    """An axis as wide as noise would make a trend of it, and name points apart that lie on one another."""
+    points = sweep().points
+    points["itl_s.p99"] = [0.05, 0.050001, 0.050002, 0.050003, 0.050004, 0.05001]
+    points["output_token_throughput_per_s"] = [100.0, 120.0, 140.0, 160.0, 180.0, 200.0]
+    figure = pareto_picture(points, list("abcdef"), "front")
+    low, high = figure.axes[0].get_xlim()
+    assert high - low > 0.05 * 50.0
+    assert low < 50.0 < 50.01 < high
+    bottom, top = figure.axes[0].get_ylim()
+    assert (bottom, top) == (pytest.approx(92.0), pytest.approx(208.0))
+    points["output_token_throughput_per_s"] = 100.0 + np.arange(6) * 1e-3
+    assert "1 to 6" in texts(pareto_picture(points, list("abcdef"), "front"), tmp_path)
+
+
+def test_cells_that_were_not_run_stay_empty(tmp_path: Path) -> None:
+    points = sweep().points.iloc[1:]
+    figure = heat_maps(points, BUDGET, CHUNK, "maps")
+    assert len(figure.axes[0].texts) == 5
+
+
+@given(st.lists(st.tuples(st.integers(0, 8), st.integers(0, 8)), min_size=1, max_size=30))
+@settings(max_examples=100, deadline=None)
+def test_the_front_is_what_a_naive_search_finds(points: list[tuple[int, int]]) -> None:
+    gain, cost = (np.array(values, dtype=np.float64) for values in zip(*points, strict=True))
+    front = pareto_front(gain, cost)
+    assert list(cost[front]) == sorted(cost[front])
+    beaten = [
+        any((g >= gain[i] and c < cost[i]) or (g > gain[i] and c <= cost[i]) for g, c in points)
+        for i in range(len(points))
+    ]
+    expected = {points[i] for i in range(len(points)) if not beaten[i]}
+    assert {(gain[i], cost[i]) for i in front} == expected
+    assert len(front) == len(expected)
+
+
+def test_the_front_is_named_and_points_without_figures_are_left_out(tmp_path: Path) -> None:
+    points = sweep().points
+    points.loc[0, "itl_s.p99"] = np.nan
+    labels = [f"point {place}" for place in range(len(points))]
+    shown = texts(pareto_picture(points, labels, "front"), tmp_path)
+    # Throughput and ITL rise together here, so that all others are on the front.
+    named = [text for text in shown if text and text[0].isdigit() and "point" in text]
+    assert named == [f"{number}  point {number}" for number in range(1, 6)]
+
+
+@pytest.mark.parametrize(
+    ("keys", "panel", "files"),
+    [
+        ({BUDGET: [512, 1024], CHUNK: [128, 256]}, "goodput (requests/s within SLO)", ["settings", "pareto"]),
+        ({BUDGET: [512, 1024, 2048]}, "ITL p99 (ms)", ["settings", "pareto"]),
+        ({BUDGET: [512, 1024], "gpu": ["a", "b"]}, "ITL p99 (ms)", ["settings", "pareto"]),
+        ({"workload.rate_scale": [1.0, 2.0], "gpu": ["a", "b"]}, "SLO attainment", ["settings", "pareto"]),
+        ({"gpu": ["a", "b", "c"]}, None, ["pareto"]),
+        ({"gpu": ["a", "b"]}, None, []),
+    ],
+)
+def test_a_sweep_gets_the_pictures_that_suit_it(
+    keys: dict[str, list[Any]], panel: str | None, files: list[str], tmp_path: Path
+) -> None:
+    pictures = sweep_pictures(sweep(**keys), "name")
+    assert list(pictures) == files
+    if panel is not None:
+        assert panel in texts(pictures["settings"].figure, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def small_run() -> Result:
+    workload = {
+        "type": "synthetic",
+        "num_requests": 40,
+        "arrivals": {"type": "poisson", "rate_per_s": 20.0},
+        "prompt_tokens": {"type": "uniform", "min": 50, "max": 400},
+        "output_tokens": {"type": "uniform", "min": 5, "max": 60},
+    }
+    return cbsim.run({"workload": workload, "scheduler": "vllm-server", "replicas": {"count": 2}})
+
+
+def test_mfu_and_mbu_of_the_steps_add_up_to_those_of_the_run(small_run: Result) -> None:
+    steps, summary = small_run.steps, small_run.summary
+    replica_s = summary["makespan_s"] * 2
+    for share, name in ((step_mfu, "mfu"), (step_mbu, "mbu")):
+        of_run = float((share(small_run, steps) * steps["duration_s"]).sum()) / replica_s
+        assert of_run == pytest.approx(summary[name])
+
+
+def test_mfu_of_a_step_worked_by_hand() -> None:
+    result = make_result(paper_log())
+    result.config |= {"model": MODEL.model_dump(), "gpu": GPU.model_dump()}
+    # Step 0: 4 tokens x 68, 1 row of logits x 20 and 10 pairs x 8 FLOP in 1 s of 1000 FLOP/s; 120 bytes of
+    # weights and 4 entries written and 4 read of 8 bytes in 1 s of 1000 bytes/s.
+    assert step_mfu(result, result.steps)[0] == pytest.approx((4 * 68 + 20 + 10 * 8) / 1000)
+    assert step_mbu(result, result.steps)[0] == pytest.approx((120 + 8 * 8) / 1000)
+    assert ModelSpec.model_validate(result.config["model"]) == MODEL
+    assert GpuSpec.model_validate(result.config["gpu"]) == GPU
+
+
+def test_utilization_over_time_is_drawn_for_runs_that_say_enough(small_run: Result, tmp_path: Path) -> None:
+    figure = utilization({"small": small_run, "paper": make_result(paper_log())})
+    assert len(figure.axes) == 2
+    assert "small" in texts(figure, tmp_path)

@@ -1,0 +1,266 @@
+"""The HTML report: one file, well-formed, accessible, and working in a browser."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+import cbsim
+from cbsim.base.errors import CbsimError
+from cbsim.cli import main
+from cbsim.show.html_table import Cell, HtmlTable
+from cbsim.show.markup import Markup, prose, tag
+from cbsim.show.report_file import make_report, write_report
+from cbsim.studies.capacity import Plan, capacity
+from cbsim.studies.capacity.capacity_folder import save_capacity
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+WIDTH = 600
+"""Of the browser's window: tables that are wider scroll by themselves, the page does not."""
+FLAGS = (
+    *("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"),
+    *("--disable-component-update", "--disable-sync", "--virtual-time-budget=5000"),
+    f"--window-size={WIDTH},900",
+)
+CONFIG: dict[str, Any] = {
+    "name": "chat",
+    "workload": {
+        "type": "synthetic",
+        "num_requests": 80,
+        "arrivals": {"type": "poisson", "rate_per_s": 2.0},
+        "prompt_tokens": {"type": "uniform", "min": 20, "max": 400},
+        "output_tokens": {"type": "uniform", "min": 2, "max": 20},
+    },
+    "scheduler": {"type": "vllm", "max_tokens_per_step": 512},
+    "cost_model": {"type": "constant", "step_s": 0.05},
+    "slo": {"ttft_s": 0.3},
+}
+VOID = {"meta", "input", "br", "use", "path"}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    base = tmp_path_factory.mktemp("report")
+    axes = {
+        "scheduler.max_num_seqs": [1, 2, 4, 8],
+        "scheduler.max_tokens_per_step": [256, 512],
+        "replicates": 2,
+    }
+    cbsim.sweep(CONFIG | {"sweep": axes}, out=base / "sweep")
+    cbsim.run(CONFIG, out=base / "one")
+    cbsim.run(CONFIG | {"seed": 0, "scheduler": {"type": "static", "max_num_seqs": 4}}, out=base / "two")
+    save_capacity(capacity(CONFIG, Plan(share=0.9, num_replicates=2, tolerance=0.3)), base / "capacity")
+    return {name: base / name for name in ("sweep", "one", "two", "capacity")}
+
+
+@pytest.fixture(scope="module")
+def page(folders: dict[str, Path]) -> str:
+    return make_report(list(folders.values()), title="All & everything")
+
+
+class Reader(HTMLParser):
+    """Collects elements with their attributes, and complains of tags that don't match."""
+
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.texts: list[str] = []
+
+    def handle_starttag(self, name: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((name, dict(attrs)))
+        if name not in VOID:
+            self.open.append(name)
+
+    def handle_startendtag(self, name: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((name, dict(attrs)))
+
+    def handle_endtag(self, name: str) -> None:
+        if name not in VOID:
+            assert self.open.pop() == name
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] not in ("style", "script"):
+            self.texts.append(data)
+
+
+@pytest.fixture(scope="module")
+def read(page: str) -> Reader:
+    reader = Reader()
+    reader.feed(page)
+    reader.close()
+    return reader
+
+
+def attributes(read: Reader, name: str) -> list[dict[str, str | None]]:
+    return [attrs for element, attrs in read.elements if element == name]
+
+
+def test_a_sweep_of_seeds_that_change_nothing_is_drawn_once_a_point(tmp_path: Path) -> None:
+    workload = CONFIG["workload"] | {"arrivals": {"type": "all_at_once"}, "num_requests": 5}
+    fixed = {name: {"type": "fixed", "value": 20} for name in ("prompt_tokens", "output_tokens")}
+    for axes in ({"seed": [0, 1]}, {"seed": [0, 1], "scheduler.max_num_seqs": [2, 4]}):
+        cbsim.sweep(CONFIG | {"workload": workload | fixed, "sweep": axes}, out=tmp_path / str(len(axes)))
+        assert "Latency distributions" in make_report([tmp_path / str(len(axes))])
+
+
+def test_tags_match_and_ids_are_unique_and_referred_to(read: Reader) -> None:
+    assert read.open == []
+    ids = [attrs["id"] for _, attrs in read.elements if "id" in attrs]
+    assert len(set(ids)) == len(ids)
+    for _, attrs in read.elements:
+        for key in ("aria-labelledby", "data-filters"):
+            assert set((attrs.get(key) or "").split()) <= set(ids)
+        for key in ("href", "xlink:href"):
+            if key in attrs:
+                assert (attrs[key] or "").removeprefix("#") in ids
+
+
+def test_nothing_is_fetched(page: str, read: Reader) -> None:
+    named = set(re.findall(r"https?://[^\s\"'<)]+", page))
+    kept = {url for url in named if not url.startswith(("http://www.w3.org/", "https://huggingface.co/"))}
+    assert kept == set()
+    assert not any("src" in attrs or name in ("link", "img", "iframe") for name, attrs in read.elements)
+    assert "@import" not in page
+    assert not re.findall(r"url\((?!#)", page)
+
+
+def test_a_screen_reader_finds_its_way(read: Reader) -> None:
+    assert attributes(read, "html") == [{"lang": "en"}]
+    levels = [int(name[1]) for name, _ in read.elements if re.fullmatch(r"h[1-6]", name)]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
+    assert {name for name, _ in read.elements} >= {"header", "main", "nav", "footer"}
+    num_tables = len(attributes(read, "table"))
+    assert len(attributes(read, "caption")) == num_tables >= 4
+    assert all(attrs["scope"] in ("col", "row") for attrs in attributes(read, "th"))
+    pictures = attributes(read, "svg")
+    assert pictures
+    assert all(attrs["role"] == "img" and attrs["aria-labelledby"] for attrs in pictures)
+    assert sum(name == "desc" for name, _ in read.elements) == len(pictures)
+
+
+def test_question_answer_warnings_and_provenance_are_there(read: Reader) -> None:
+    text = " ".join(" ".join(read.texts).split())
+    assert "Which scheduler.max_num_seqs and scheduler.max_tokens_per_step" in text
+    assert re.search(r" the highest goodput, [\d.]+ ± [\d.]+ requests/s within TTFT ≤ 300 ms", text)
+    assert re.search(r"holds TTFT ≤ 300 ms for 90% of requests up to [\d.]+ ± [\d.]+ requests/s", text)
+    assert re.search(r"one : [\d.]+ ± [\d.]+ % of 80 requests meet TTFT ≤ 300 ms", text)
+    assert "padding of static batches" in text
+    assert "Differences, paired by request" in text
+    assert f"cbsim {cbsim.__version__}" in text
+    assert "sha256" in text
+
+
+def test_equal_folders_give_equal_pages(folders: dict[str, Path], page: str) -> None:
+    assert make_report(list(folders.values()), title="All & everything") == page
+
+
+def test_a_page_of_one_chapter_has_its_title_once(folders: dict[str, Path], tmp_path: Path) -> None:
+    write_report([folders["sweep"]], tmp_path / "r.html")
+    text = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert re.findall(r"<h1>(.*?)</h1>", text) == re.findall(r"<title>(.*?)</title>", text)[:1]
+    assert ">Answer</h2>" in text
+    assert list(tmp_path.iterdir()) == [tmp_path / "r.html"]
+
+
+def test_folders_without_anything_are_all_told(folders: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(CbsimError) as caught:
+        make_report([tmp_path, folders["one"], tmp_path / "gone"])
+    assert caught.value.problems == (
+        f"{tmp_path}: no run, sweep or capacity was written there",
+        f"{tmp_path / 'gone'}: no run, sweep or capacity was written there",
+    )
+
+
+def test_the_command_writes_beside_the_only_folder(folders: dict[str, Path]) -> None:
+    ran = CliRunner().invoke(main, ["report", str(folders["one"])])
+    assert (ran.exit_code, ran.stdout) == (0, f"written to {folders['one'] / 'report.html'}\n")
+    assert cbsim.load_run(folders["one"]).summary["num_requests"] == 80
+
+
+def test_texts_are_escaped_and_markup_is_not() -> None:
+    assert tag("p", "a < b & 'c'", tag("b", "d")) == "<p>a &lt; b &amp; 'c'<b>d</b></p>"
+    assert tag("input", type="search", data_filters='"x"', hidden=False, required=True) == (
+        '<input type="search" data-filters="&quot;x&quot;" required>'
+    )
+    assert prose("set `a<b` to 1") == "set <code>a&lt;b</code> to 1"
+    assert isinstance(prose(""), Markup)
+
+
+def test_cells_without_a_value_carry_none() -> None:
+    table = HtmlTable(
+        "t", ("x", "y"), [[Cell("a"), Cell("-", float("nan"))], [Cell("b"), Cell("1", 1.0, True)]]
+    )
+    shown = table.render("k")
+    assert shown.count("data-value") == 1
+    assert (
+        '<td data-value="1.0" class="best number"><strong>1<span class="unseen"> (best)</span></strong>'
+        in shown
+    )
+
+
+# What a reader does: sort by the third column, twice, then filter by one word and by two.
+DRIVER = """
+<script>
+const errors = [];
+window.addEventListener("error", (event) => errors.push(event.message));
+const told = {};
+const table = document.querySelector("#chapter-1-table-0");
+const column = (number) => [...table.tBodies[0].rows].map((row) => row.cells[number].textContent);
+const button = table.tHead.rows[0].cells[2].querySelector("button");
+button.click();
+told.rising = column(2);
+told.sortRising = table.tHead.rows[0].cells[2].getAttribute("aria-sort");
+button.click();
+told.falling = column(2);
+told.sortFalling = table.tHead.rows[0].cells[2].getAttribute("aria-sort");
+const input = document.querySelector('input[data-filters="chapter-1-table-0"]');
+input.value = "512";
+input.dispatchEvent(new Event("input"));
+told.shown = [...table.tBodies[0].rows].filter((row) => !row.hidden).map((row) => row.cells[1].textContent);
+told.count = document.getElementById("chapter-1-table-0-count").textContent;
+input.value = "512 nowhere";
+input.dispatchEvent(new Event("input"));
+told.countOfNone = document.getElementById("chapter-1-table-0-count").textContent;
+told.width = document.scrollingElement.scrollWidth;
+told.errors = errors;
+document.body.dataset.told = JSON.stringify(told);
+</script>
+</body>"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_the_page_sorts_and_filters_in_a_browser(page: str, tmp_path: Path) -> None:
+    assert CHROMIUM is not None
+    (tmp_path / "page.html").write_text(page.replace("</body>", DRIVER), encoding="utf-8")
+    profile = f"--user-data-dir={tmp_path / 'profile'}"
+    ran = subprocess.run(
+        [CHROMIUM, *FLAGS, profile, "--dump-dom", (tmp_path / "page.html").as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    found = re.search(r'<body data-told="([^"]*)"', ran.stdout)
+    assert found is not None
+    told = json.loads(found.group(1).replace("&quot;", '"').replace("&amp;", "&"))
+    assert told["errors"] == []
+    assert told["width"] <= WIDTH
+    values = [float(text.split(" ")[0]) for text in told["rising"]]
+    assert len(values) == 8
+    assert values == sorted(values)
+    assert (told["sortRising"], told["sortFalling"]) == ("ascending", "descending")
+    assert [float(text.split(" ")[0]) for text in told["falling"]] == sorted(values, reverse=True)
+    assert told["shown"] == ["512"] * 4
+    assert (told["count"], told["countOfNone"]) == ("4 of 8 rows", "0 of 8 rows")

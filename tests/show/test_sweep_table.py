@@ -1,0 +1,79 @@
+"""A sweep's table that something else has written again, or broken, is told in a line a column."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner
+
+from cbsim.base.errors import CbsimError
+from cbsim.cli import main
+from cbsim.show.sweep_points import read_sweep_table
+from cbsim.studies.sweep import sweep
+
+CONFIG = {
+    "workload": {"type": "tests.sweep_parts:Even"},
+    "scheduler": {"type": "continuous"},
+    "cost_model": {"type": "constant", "step_s": 0.1},
+    "kv_cache": {"num_blocks": 100},
+    "sweep": {"scheduler.max_num_seqs": [1, 2]},
+}
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    sweep(CONFIG, out=tmp_path)
+    return tmp_path / "table.parquet"
+
+
+def rewrite(path: Path, column: str, values: list[object]) -> None:
+    table = pq.read_table(path)
+    pq.write_table(table.set_column(table.schema.get_field_index(column), column, pa.array(values)), path)
+
+
+def problems(path: Path) -> list[str]:
+    with pytest.raises(CbsimError) as caught:
+        read_sweep_table(path.parent)
+    return [problem.removeprefix(f"{path}: ") for problem in caught.value.problems]
+
+
+def test_text_among_figures(path: Path) -> None:
+    rewrite(path, "ttft_s.p99", ["fast", "slow"])
+    rewrite(path, "num_rejected", ["0", None])
+    assert problems(path) == [
+        "column num_rejected: got string ('0'); expected numbers",
+        "column ttft_s.p99: got string ('fast'); expected numbers",
+    ]
+
+
+def test_points_without_names(path: Path) -> None:
+    rewrite(path, "point", ["0123456789abcdef", None])
+    assert problems(path) == ["column point: got empty cells; expected names"]
+
+
+def test_missing_columns(path: Path) -> None:
+    pq.write_table(pq.read_table(path).drop_columns(["mfu", "goodput_per_s"]), path)
+    assert problems(path) == ["no table of a sweep: has no column goodput_per_s, mfu"]
+
+
+def test_a_truncated_file(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:200])
+    (told,) = problems(path)
+    assert told.startswith("can't be read: ")
+    assert "\n" not in told
+
+
+def test_swept_values_may_be_written_again_as_text(path: Path) -> None:
+    rewrite(path, "scheduler.max_num_seqs", ["one", "two"])
+    assert read_sweep_table(path.parent)["scheduler.max_num_seqs"].tolist() == ["one", "two"]
+
+
+@pytest.mark.parametrize("command", ["explain", "report"])
+def test_commands_tell_it_in_a_line(path: Path, command: str) -> None:
+    rewrite(path, "num_finished", ["x", "y"])
+    ran = CliRunner().invoke(main, [command, str(path.parent)])
+    assert ran.exit_code == 2
+    assert f"{path}: column num_finished: got string ('x'); expected numbers\n" in ran.output

@@ -1,0 +1,260 @@
+"""Capacities against queueing theory, and the answers where there is none."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from cbsim.base.errors import CbsimError, ConfigError
+from cbsim.cli import main
+from cbsim.show.capacity_text import meaning, method, sentence
+from cbsim.studies.capacity import CapacityAnswer, Plan, capacity
+from cbsim.studies.capacity.bracket import Bracket
+from cbsim.studies.capacity.capacity_folder import load_capacity, save_capacity, to_json
+from cbsim.studies.capacity.search import SearchOutcome
+from cbsim.studies.capacity.verdict import Evidence
+from cbsim.studies.intervals import Interval, bootstrap_interval, t_interval
+
+SERVICE_S = 1.0
+CONFIG: dict[str, Any] = {
+    "name": "md1",
+    # One request at a time, each of one step: service takes exactly a second.
+    "workload": {
+        "type": "synthetic",
+        "num_requests": 1500,
+        "arrivals": {"type": "poisson", "rate_per_s": 0.3},
+        "prompt_tokens": {"type": "fixed", "value": 8},
+        "output_tokens": {"type": "fixed", "value": 1},
+    },
+    "scheduler": {"type": "continuous", "max_num_seqs": 1},
+    "cost_model": {"type": "constant", "step_s": SERVICE_S},
+    "kv_cache": {"num_blocks": 100},
+    "slo": {"ttft_s": 5.0},
+}
+TRACE = "arrived_at,num_prefill_tokens,num_decode_tokens\n"
+
+
+def waits_no_longer(rate_per_s: float, limit_s: float) -> float:
+    """P(W <= t) in M/D/1 (Erlang, 1909; Tijms, A First Course in Stochastic Models, 2003, 9.6.2)."""
+    load = rate_per_s * SERVICE_S
+    total = 0.0
+    for k in range(int(limit_s / SERVICE_S) + 1):
+        x = rate_per_s * (k * SERVICE_S - limit_s)
+        total += x**k / math.factorial(k) * math.exp(-x)
+    return (1 - load) * total
+
+
+def theory(share: float, limit_s: float) -> float:
+    """The arrival rate at which that share waits no longer."""
+    low, high = 0.01, 0.999
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if waits_no_longer(middle, limit_s) >= share else (low, middle)
+    return low
+
+
+@pytest.fixture(scope="module")
+def answer() -> CapacityAnswer:
+    twice = {"sweep": {"scheduler": [{"type": "continuous", "max_num_seqs": 1}] * 2}}
+    return capacity(CONFIG | twice, Plan(share=0.9, tolerance=0.1))
+
+
+def test_the_capacity_is_that_of_queueing_theory(answer: CapacityAnswer) -> None:
+    expected = theory(0.9, 5.0 - SERVICE_S)
+    (found, _) = answer.contenders
+    assert found.verdict == "found"
+    assert found.rate_per_s is not None
+    assert found.rate_per_s.contains(expected)
+    assert found.rate_per_s.half_width < 0.15 * expected
+
+
+@pytest.mark.parametrize("share", [0.9, 0.99])
+def test_sentence_curve_and_picture_agree(share: float) -> None:
+    """The capacity lies on the curve: between two neighbours of the ladder, of which one holds."""
+    plan = Plan(share=share, tolerance=0.1)
+    found = capacity(CONFIG, plan)
+    (contender,) = found.contenders
+    assert contender.rate_per_s is not None
+    rate = contender.rate_per_s.estimate
+    curve = found.curve.groupby("rate_per_s")["slo_attainment"].mean()
+    below, above = curve[curve.index <= rate], curve[curve.index > rate]
+    assert (below >= share).all()
+    assert above.iloc[0] < share
+    assert above.index[0] / below.index[-1] == pytest.approx(plan.growth)
+    assert np.interp(rate, curve.index, curve) == pytest.approx(share)
+    assert min(contender.own_rates_per_s) <= rate <= max(contender.own_rates_per_s)
+    assert contender.rate_per_s.half_width == pytest.approx(t_interval(contender.own_rates_per_s).half_width)
+
+
+def test_replicates_that_miss_much_outweigh_those_with_little_to_spare() -> None:
+    # One replicate holds up to rung 4, the other up to 8; at 5 the curve has 0.8 on average.
+    ladders = {0: (1.0, 1.0), 4: (1.0, 1.0), 5: (0.6, 1.0), 8: (0.4, 1.0), 9: (0.3, 0.5)}
+    outcomes = [
+        SearchOutcome(
+            figures={rung: {"slo_attainment": met[place]} for rung, met in ladders.items()},
+            alone=1.0,
+            bracket=Bracket(0.9, -9, 20, {rung: met[place] for rung, met in ladders.items()}),
+            arrival_rate_per_s=1.0,
+        )
+        for place in range(2)
+    ]
+    evidence = Evidence(outcomes, Plan(share=0.9, tolerance=1.0), None)
+    assert evidence.capacity_per_s == pytest.approx(16 + 16 * 0.1 / 0.2)
+    assert evidence.own_rates_per_s == pytest.approx((16 + 16 * 0.1 / 0.4, 256 + 256 * 0.1 / 0.5))
+
+
+def test_contenders_that_cannot_be_told_apart_are_said_to_be(answer: CapacityAnswer) -> None:
+    def told(ratio: Interval) -> str:
+        first, second = answer.contenders
+        return sentence(replace(answer, contenders=(first, replace(second, against_best=ratio))))
+
+    assert told(Interval(0.97, 0.91, 1.03)).endswith(
+        "0.970 ± 0.060 times as much, so that the two can't be told apart."
+    )
+    assert told(Interval(0.90, 0.84, 0.96)).endswith("0.900 ± 0.060 times as much.")
+
+
+def test_intervals_finer_than_the_ladder_are_doubted(answer: CapacityAnswer) -> None:
+    first, second = answer.contenders
+    fine = replace(answer, contenders=(first, replace(second, against_first=Interval(0.9, 0.899, 0.901))))
+    assert any("try a smaller --tolerance" in note for note in meaning(fine))
+    assert not any("--tolerance" in note for note in meaning(answer))
+
+
+def test_equal_contenders_are_equal_under_common_random_numbers(answer: CapacityAnswer) -> None:
+    first, second = answer.contenders
+    assert first.against_first is None
+    assert first.rate_per_s == second.rate_per_s
+    assert second.against_first == second.against_best == (1.0, 1.0, 1.0)
+    assert first.against_best is None
+
+
+def test_every_replicate_has_run_at_every_rate_of_the_curve(answer: CapacityAnswer) -> None:
+    counts = answer.curve.groupby(["scheduler", "rate_per_s"])["seed"].nunique()
+    assert (counts == 5).all()
+    assert answer.curve["rate_per_s"].min() > 0
+    falling = answer.curve.groupby("rate_per_s")["slo_attainment"].mean().sort_index()
+    assert falling.iloc[0] > 0.9 > falling.iloc[-1]
+
+
+def test_an_answer_comes_back_from_its_folder(answer: CapacityAnswer, tmp_path: Path) -> None:
+    save_capacity(answer, tmp_path / "out")
+    again = load_capacity(tmp_path / "out")
+    assert to_json(again) == to_json(answer)
+    assert again.curve.equals(answer.curve)
+    assert not list((tmp_path / "out").glob(".*"))
+    (tmp_path / "out" / "capacity.json").write_text("{}")
+    with pytest.raises(CbsimError, match="damaged capacity folder"):
+        load_capacity(tmp_path / "out")
+
+
+def test_an_slo_that_no_rate_meets() -> None:
+    found = capacity(CONFIG | {"slo": {"ttft_s": 0.5}}, Plan(num_replicates=2))
+    (contender,) = found.contenders
+    assert (contender.verdict, contender.rate_per_s) == ("never", None)
+    assert sentence(found) == (
+        "No rate holds TTFT ≤ 500 ms for 99% of requests: "
+        "served alone, 0.0% of requests meet the SLO, fewer than 99.0%."
+    )
+
+
+def test_requests_too_few_for_the_share() -> None:
+    short = CONFIG | {"workload": CONFIG["workload"] | {"num_requests": 50}}
+    (contender,) = capacity(short, Plan(num_replicates=2)).contenders
+    assert contender.verdict == "too short"
+    assert "50 requests are too few to tell 99.0%: 1,000 would do" in contender.reasons
+
+
+def test_requests_too_few_to_form_a_queue() -> None:
+    short = CONFIG | {"workload": CONFIG["workload"] | {"num_requests": 5}}
+    (contender,) = capacity(short, Plan(num_replicates=2)).contenders
+    assert (contender.verdict, contender.rate_per_s) == ("too short", None)
+    assert "even if all requests come at once" in contender.reasons[0]
+
+
+def test_queues_that_still_grow_are_told() -> None:
+    # A wait of 300 s is reached only by overload that lasts: a longer run would have a lower capacity.
+    patient = CONFIG | {"slo": {"ttft_s": 300.0}}
+    (contender,) = capacity(patient, Plan(share=0.9, num_replicates=3)).contenders
+    assert contender.rate_per_s is not None
+    assert contender.rate_per_s.estimate > 1 / SERVICE_S
+    assert contender.verdict == "too short"
+    assert "queues still grow" in contender.reasons[0]
+
+
+def test_a_trace_is_resampled(tmp_path: Path) -> None:
+    gaps = [0.2, 4.1, 1.3, 2.9, 0.7] * 60
+    times = [sum(gaps[:place]) for place in range(len(gaps))]
+    (tmp_path / "t.csv").write_text(TRACE + "".join(f"{time},8,1\n" for time in times))
+    config = CONFIG | {"workload": {"type": "trace", "path": str(tmp_path / "t.csv")}}
+    found = capacity(config, Plan(share=0.9, num_replicates=3, num_requests=600))
+    assert found.resampled_from == 300
+    assert found.curve["num_requests"].unique().tolist() == [600]
+    (contender,) = found.contenders
+    assert contender.rate_per_s is not None
+    assert 0.5 < contender.rate_per_s.estimate < 1.5
+    assert "3 resamples of the trace's 300 requests" in method(found)
+
+
+def test_errors_of_the_cost_model_are_guesses_at_one_truth() -> None:
+    """Each replicate is one: more of them leave a capacity as unsure as they are spread."""
+    outcome = SearchOutcome(bracket=Bracket(0.9, 0, 9, {0: 1.0, 4: 0.8}), arrival_rate_per_s=2.0)
+    for is_uncertain, expected in ((False, t_interval), (True, bootstrap_interval)):
+        evidence = Evidence([outcome], Plan(), None, is_uncertain)
+        assert evidence.interval([1.0, 2.0, 4.0]) == expected([1.0, 2.0, 4.0])
+
+
+def test_mistakes_are_told_all_at_once() -> None:
+    wrong = CONFIG | {"slo": {}, "stop_at_s": 3.0, "workload": CONFIG["workload"] | {"concurrency": 2}}
+    with pytest.raises(ConfigError) as caught:
+        capacity(wrong)
+    assert caught.value.problems == (
+        "slo: missing; capacity needs at least one limit, as in --set slo.ttft_s=2",
+        "workload.concurrency: clients that wait for their answers have no rate to vary",
+        "stop_at_s: capacity needs runs to their end; leave it out",
+    )
+    with pytest.raises(ConfigError) as caught:
+        capacity(CONFIG | {"sweep": {"workload.rate_scale": [1.0, 2.0], "replicates": 2}})
+    assert caught.value.problems == (
+        "sweep: varies the seed; leave that to the replicates of capacity",
+        "sweep: varies workload.rate_scale, which is what capacity finds",
+    )
+    with pytest.raises(ConfigError) as caught:
+        Plan(share=1.0, num_replicates=1, tolerance=0.0)
+    assert [problem.split(":")[0] for problem in caught.value.problems] == [
+        "share",
+        "replicates",
+        "tolerance",
+    ]
+
+
+def test_requests_at_one_instant_have_no_rate() -> None:
+    at_once = CONFIG["workload"] | {"arrivals": {"type": "all_at_once"}, "num_requests": 3}
+    with pytest.raises(CbsimError, match="all requests arrive at one instant"):
+        capacity(CONFIG | {"workload": at_once})
+
+
+def test_the_command_prints_the_answer_and_writes_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "md1.yaml").write_text(
+        json.dumps(CONFIG | {"workload": CONFIG["workload"] | {"num_requests": 300}})
+    )
+    arguments = ["--share", "0.9", "--replicates", "2", "--tolerance", "0.2", "--out", str(tmp_path / "out")]
+    ran = CliRunner().invoke(main, ["capacity", str(tmp_path / "md1.yaml"), *arguments])
+    assert ran.exit_code == 0
+    first, second, *rounds = ran.stderr.splitlines()
+    assert re.fullmatch(r"1 of 2 searches, about [\d.]+ m?s left", first)
+    assert second == "2 of 2 searches"
+    assert all(re.fullmatch(r"completing the curves, (\d) of \1", line) for line in rounds)
+    assert "md1 holds TTFT ≤ 5 s for 90% of requests up to" in ran.stdout
+    pictures = {"curve.png", "curve.svg", "capacity.png", "capacity.svg"}
+    names = {"capacity.json", "curve.csv", "curve.parquet", "points", *pictures}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == names
+    assert load_capacity(tmp_path / "out").name == "md1"

@@ -1,0 +1,273 @@
+"""The diagnosis of a request: a sentence and a timeline for each way of being held up, worked by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cbsim.base.errors import CbsimError
+from cbsim.show.request_text import MAX_CHUNKS, request_table
+from cbsim.studies.explain.request_diagnosis import RequestDiagnosis, diagnose_request
+from cbsim.studies.explain.request_story import Entry
+from cbsim.studies.explain.source import Source
+from cbsim.studies.run import run_experiment
+from tests.studies.explain.cases import PREEMPTED, Row, experiment, source
+
+VLLM = {"type": "vllm", "async_scheduling": False, "max_tokens_per_step": 8}
+ROOMY = {"num_blocks": 40, "block_size": 2}
+
+
+def told(diagnosis: RequestDiagnosis) -> list[str]:
+    """The sentence, and the table without its header, runs of blanks made one."""
+    lines = request_table(diagnosis).to_text().splitlines()[2:]
+    return [diagnosis.sentence(), *(" ".join(line.split()) for line in lines)]
+
+
+def test_waiting_for_kv_blocks(tmp_path: Path) -> None:
+    """Of 4 blocks a holds 2, then 3, then 4; b needs 2 and waits from 1 s, when step 0 ends, to 4 s."""
+    run = source(tmp_path, {"a": (0.0, 4, 4), "b": (0.5, 4, 2)})
+    assert told(diagnose_request(run, "b")) == [
+        "b took 5.50 s, 55% of which is waiting for KV blocks, 18% computing its prompt, 18% decoding, 9% "
+        "waiting for its turn; its first token came after 4.50 s, 67% of which is waiting for KV blocks, 22% "
+        "computing its prompt, 11% waiting for its turn.",
+        "0.5000 arrived",
+        "0.5000 3.50 s waited for KV blocks (86%), the step under way (14%); a held 100% of the used blocks",
+        "4.0000 4 admitted",
+        "4.0000 1.00 s 4 prompt: 4 tokens",
+        "5.0000 4 first token",
+        "5.0000 1.00 s 5 1 token, 1.00 s each",
+        "6.0000 5 finished",
+    ]
+
+
+def test_waiting_for_a_slot(tmp_path: Path) -> None:
+    """One slot, which a has until 3 s."""
+    run = source(
+        tmp_path,
+        {"a": (0.0, 2, 3), "b": (0.5, 2, 2)},
+        scheduler=VLLM | {"max_num_seqs": 1},
+        kv_cache=ROOMY,
+    )
+    sentence, _, waited, *_ = told(diagnose_request(run, "b"))
+    assert sentence.startswith(
+        "b took 4.50 s, 44% of which is waiting for a slot, 22% computing its prompt, 22% decoding, 11% "
+        "waiting for its turn; its first token came after 3.50 s, 57% of which is waiting for a slot"
+    )
+    assert waited == "0.5000 2.50 s waited for a slot (80%), the step under way (20%)"
+
+
+def test_waiting_for_token_budget(tmp_path: Path) -> None:
+    """a's prompt takes the budgets of steps 0 and 1."""
+    run = source(tmp_path, {"a": (0.0, 20, 2), "b": (0.5, 2, 1)}, kv_cache=ROOMY)
+    sentence, _, waited, _, prompt, *_, beside = told(diagnose_request(run, "b"))
+    assert "60% of which is waiting for its turn, 40% computing its prompt" in sentence
+    assert waited == (
+        "0.5000 1.50 s waited for token budget (67%), the step under way (33%); it went to a (8 tokens)"
+    )
+    assert prompt == "2.0000 1.00 s 2 prompt: 2 tokens, beside a (4 tokens)"
+    assert beside == "- others' prompts computed beside it: a (4 tokens)"
+
+
+def test_preempted(tmp_path: Path) -> None:
+    run = source(tmp_path, PREEMPTED)
+    assert told(diagnose_request(run, "c")) == [
+        "c took 5.00 s, 40% of which is preempted and waiting, 20% computing its prompt, 20% computing again "
+        "what a preemption lost, 20% decoding; its first token came after 1.00 s, 100% of which is computing "
+        "its prompt; it was preempted once.",
+        "0.0000 arrived",
+        "0.0000 0 admitted",
+        "0.0000 1.00 s 0 prompt: 2 tokens, beside a (2 tokens), b (2)",
+        "1.0000 0 first token",
+        "1.0000 1 preempted",
+        "1.0000 2.00 s waited for its turn (50%), KV blocks (50%)",
+        "3.0000 3 resumed",
+        "3.0000 1.00 s 3 computed again: 3 tokens",
+        "4.0000 1.00 s 4 1 token, 1.00 s each",
+        "5.0000 4 finished",
+        "- others' prompts computed beside it: a (2 tokens), b (2)",
+    ]
+
+
+def test_swapped(tmp_path: Path) -> None:
+    """c's blocks wait in host memory, and nothing of it is computed again."""
+    scheduler = {"type": "preemptive", "max_tokens_per_step": 8, "preemption": "swap"}
+    lines = told(diagnose_request(source(tmp_path, PREEMPTED, scheduler=scheduler), "c"))
+    assert next(line for line in lines if "resumed" in line).endswith(
+        "resumed, its KV blocks back from host memory"
+    )
+    assert not any("computed again" in line for line in lines)
+
+
+def test_slowed_by_the_prompt_of_another(tmp_path: Path) -> None:
+    """b's 14 tokens at half a second each go 7 and 7 beside a's tokens, which take 4.5 s instead of 1 s."""
+    run = source(
+        tmp_path,
+        {"a": (0.0, 2, 5), "b": (0.5, 14, 1)},
+        kv_cache=ROOMY,
+        cost_model={"type": "constant", "step_s": 1.0, "per_prefill_token_s": 0.5},
+    )
+    sentence, *lines = told(diagnose_request(run, "a"))
+    assert sentence.startswith(
+        "a took 13.0 s, 54% of which is slowed by others' prompts, 31% decoding, 15% computing its prompt;"
+    )
+    assert (
+        "2.0000 11.0 s 1 to 4 4 tokens, 2.75 s each; 2 beside prompts of b (14 tokens): 4.50 s each, the "
+        "others 1.00 s" in lines
+    )
+
+
+def test_found_in_the_prefix_cache(tmp_path: Path) -> None:
+    run = source(
+        tmp_path,
+        {"a": (0.0, 6, 1), "b": (1.5, 6, 1)},
+        kv_cache=ROOMY | {"prefix_caching": True},
+        prompts={"a": [["s", 4], ["a", 2]], "b": [["s", 4], ["b", 2]]},
+    )
+    assert told(diagnose_request(run, "b"))[2:4] == [
+        "1.5000 1 admitted, 4 tokens found in the prefix cache",
+        "1.5000 1.00 s 1 prompt: 2 tokens",
+    ]
+
+
+def test_passed_over(tmp_path: Path) -> None:
+    """Orca's opposite: prompts run alone, and a's second token waits for b's prompt."""
+    run = source(
+        tmp_path,
+        {"a": (0.0, 2, 3), "b": (0.5, 2, 1)},
+        scheduler={"type": "continuous", "prefill_first": True, "max_tokens_per_step": 8},
+        kv_cache=ROOMY,
+    )
+    diagnosis = diagnose_request(run, "a")
+    assert "25% slowed by others' prompts" in diagnosis.sentence()
+    assert "1.0000 1.00 s 1 running, but not in the batch" in told(diagnosis)
+
+
+def test_waiting_for_a_static_batch_to_fill(tmp_path: Path) -> None:
+    run = source(
+        tmp_path,
+        {"a": (0.0, 2, 1)},
+        scheduler={"type": "static", "max_num_seqs": 2, "batch_timeout_s": 3.0, "max_model_len": 8},
+        kv_cache=ROOMY,
+    )
+    assert told(diagnose_request(run, "a"))[2] == "0.0000 3.00 s waited for its turn"
+
+
+def test_a_request_that_can_never_be_served(tmp_path: Path) -> None:
+    run = source(tmp_path, {"a": (0.0, 99, 1), "b": (0.0, 1, 1)})
+    diagnosis = diagnose_request(run, "a")
+    assert diagnosis.sentence() == "a was rejected: needs 50 KV blocks, the cache has 4."
+    assert diagnosis.entries == []
+
+
+def test_a_run_that_was_stopped(tmp_path: Path) -> None:
+    run = source(tmp_path, {"a": (0.0, 4, 4), "b": (0.5, 4, 2)}, stop_at_s=3.0)
+    diagnosis = diagnose_request(run, "b")
+    assert diagnosis.sentence() == "b was not finished when the run ended."
+    assert [entry.what for entry in diagnosis.entries] == ["arrived", "waited", "unfinished"]
+
+
+def test_many_chunks_become_one_line_between_the_first_and_the_last(tmp_path: Path) -> None:
+    run = source(
+        tmp_path,
+        {"a": (0.0, 2 * MAX_CHUNKS + 2, 1)},
+        scheduler=VLLM | {"max_tokens_per_step": 2},
+        kv_cache=ROOMY,
+    )
+    assert told(diagnose_request(run, "a"))[3:6] == [
+        "0.0000 1.00 s 0 prompt: 2 tokens of 18 left",
+        "1.0000 7.00 s 1 to 7 prompt: 14 tokens of 16 left in 7 steps",
+        "8.0000 1.00 s 8 prompt: 2 tokens",
+    ]
+
+
+def test_of_others_the_largest_are_named(tmp_path: Path) -> None:
+    requests = {name: (0.0, size, 1) for name, size in zip("abcde", (1, 5, 2, 4, 3), strict=True)}
+    run = source(tmp_path, requests, kv_cache=ROOMY, scheduler=VLLM | {"max_tokens_per_step": 99})
+    assert (
+        "prompt: 1 token, beside b (5 tokens), d (4), e (3) and 1 more" in told(diagnose_request(run, "a"))[3]
+    )
+
+
+def test_a_name_that_is_not_there_is_told_with_the_nearest(tmp_path: Path) -> None:
+    run = source(tmp_path, {"first": (0.0, 1, 1), "second": (0.0, 1, 1)})
+    with pytest.raises(CbsimError, match="has no request 'frist'; did you mean 'first'"):
+        diagnose_request(run, "frist")
+    with pytest.raises(CbsimError, match="has no request 'x'; they are named like 'first'"):
+        diagnose_request(run, "x")
+
+
+def test_a_folder_without_parts_has_a_timeline_all_the_same(tmp_path: Path) -> None:
+    given_run = experiment(tmp_path, PREEMPTED)
+    result = run_experiment(given_run)
+    result.requests = result.requests.drop(columns=[n for n in result.requests if "part_" in n])
+    run = Source("small", given=given_run)
+    run.__dict__["result"] = result
+    assert diagnose_request(run, "c").sentence() == (
+        "c took 5.00 s; its first token came after 1.00 s; it was preempted once."
+    )
+    assert len(diagnose_request(run, "c").entries) == 10
+
+
+@settings(max_examples=15, deadline=None)
+@given(data=st.data())
+def test_a_story_leaves_no_time_out(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Each thing that goes on begins where the last one ended, from the arrival to the last token."""
+    rows = data.draw(
+        st.lists(
+            st.tuples(st.sampled_from([0.0, 0.5, 2.0, 9.0]), st.integers(1, 9), st.integers(1, 6)),
+            min_size=1,
+            max_size=6,
+        )
+    )
+    requests = {f"r{place}": row for place, row in enumerate(sorted(rows))}
+    kind = data.draw(st.sampled_from(["static", "continuous", "chunked_prefill", "preemptive", "vllm"]))
+    scheduler: dict[str, Any] = {"type": kind, "max_num_seqs": data.draw(st.integers(1, 4))}
+    scheduler |= {"max_model_len": 16} if kind == "static" else {"max_tokens_per_step": 9}
+    check_story(requests, scheduler, data.draw(st.integers(8, 20)), tmp_path_factory.mktemp("run"))
+
+
+def test_a_token_that_was_under_way_comes_out_before_a_preemption_is_told(tmp_path: Path) -> None:
+    """Two steps in flight: b is preempted when step 2 is decided at 1 s; its token of step 1 still comes."""
+    scheduler = {"type": "vllm", "max_num_seqs": 2, "max_tokens_per_step": 9}
+    check_story({"a": (0.0, 1, 5), "b": (0.0, 7, 5)}, scheduler, 6, tmp_path)
+
+
+def check_story(requests: dict[str, Row], scheduler: dict[str, Any], num_blocks: int, folder: Path) -> None:
+    run = source(folder, requests, scheduler=scheduler, kv_cache={"num_blocks": num_blocks, "block_size": 2})
+    for name, (arrival_s, num_prompt_tokens, num_output_tokens) in requests.items():
+        diagnosis = diagnose_request(run, name)
+        if diagnosis.state == "rejected":
+            continue
+        assert diagnosis.entries[0].start_s == arrival_s
+        for before, after in zip(diagnosis.entries, diagnosis.entries[1:], strict=False):
+            assert after.start_s == before.end_s, (before, after)
+        assert diagnosis.entries[-1].what == "finished"
+        assert diagnosis.entries[-1].end_s - arrival_s == pytest.approx(diagnosis.e2e_s)
+        waits = [entry for entry in diagnosis.entries if entry.what == "waited"]
+        for wait in waits:
+            if next(iter(wait.reasons_s)) == "KV":
+                assert 0 < sum(wait.culprits.values()) <= 1 + 1e-9
+            assert sum(wait.reasons_s.values()) == pytest.approx(wait.duration_s)
+        check_parts(diagnosis, waits)
+        if not diagnosis.num_preemptions:
+            assert tokens(diagnosis, "chunk") == num_prompt_tokens
+            assert tokens(diagnosis, "decoded") == num_output_tokens - 1
+
+
+def tokens(diagnosis: RequestDiagnosis, what: str) -> int:
+    return sum(entry.num_tokens for entry in diagnosis.entries if entry.what == what)
+
+
+def check_parts(diagnosis: RequestDiagnosis, waits: list[Entry]) -> None:
+    """The first wait's reasons, gathered step by step, are the parts that the run has written down."""
+    assert diagnosis.ttft is not None
+    parts = diagnosis.ttft.parts_s
+    admission = waits[0].reasons_s if diagnosis.entries[1].what == "waited" else {}
+    assert parts.get("no_kv", 0.0) == pytest.approx(admission.get("KV", 0.0))
+    assert parts.get("no_slot", 0.0) == pytest.approx(admission.get("slot", 0.0))
+    queue = sum(admission.get(reason, 0.0) for reason in ("budget", "turn", "step"))
+    assert parts.get("queue", 0.0) == pytest.approx(queue)
