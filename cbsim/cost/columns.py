@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,15 +77,17 @@ class StepColumns:
     def pairs(self, tile: int) -> Ints:
         """(query, key) pairs of each step's chunks, computed tile by tile."""
         if tile not in self._pairs:
-            counts = [num_pairs(chunks, tile) for chunks in self.chunks]
-            self._pairs[tile] = np.array(counts, dtype=np.int64)
+            steps, tokens, context = self.flat_chunks
+            self._pairs[tile] = np.zeros(len(self.num_chunks), dtype=np.int64)
+            np.add.at(self._pairs[tile], steps, chunk_pairs(tile, tokens, context))
         return self._pairs[tile]
 
 
 def num_pairs(chunks: Sequence[tuple[int, int]], tile: int) -> int:
     """(query, key) pairs computed for chunks `(tokens, context)` by tiles of `tile` (even) queries."""
-    half_tile = tile // 2
-    total = 0
-    for tokens, context in chunks:
-        total += -(-tokens // tile) * half_tile * (2 * context + tokens + tile)
-    return total
+    return sum(chunk_pairs(tile, tokens, context) for tokens, context in chunks)
+
+
+def chunk_pairs(tile: Any, num_tokens: Any, before: Any) -> Any:
+    """(query, key) pairs computed for one chunk over a context of `before`, `P` of `StepForm`."""
+    return -(-num_tokens // tile) * (tile // 2) * (2 * before + num_tokens + tile)

@@ -30,10 +30,10 @@ decodes alone that are too few to fill a GPU split long contexts, and so have no
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from functools import cached_property
 from math import prod
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import numpy as np
 from annotated_types import Ge
@@ -41,6 +41,8 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from cbsim.config.section import Section
+from cbsim.cost.elementwise import chosen, larger, over_columns
+from cbsim.cost.interpolation import Axis, at_line, at_plane, at_space, axis_of, nearest
 
 if TYPE_CHECKING:
     from cbsim.cost.columns import StepColumns
@@ -50,6 +52,8 @@ Coefficient = Annotated[float, Ge(0)]
 
 MAX_KNOT = 10_000_000
 """Tokens or decodes beyond what anybody times; `compiled_grid` lists every size up to the last knot."""
+_BY_AXES: dict[int, Callable[..., Any]] = {1: at_line, 2: at_plane, 4: at_space}
+"""How tables are read, by their number of axes."""
 
 
 class Table(Section):
@@ -93,31 +97,17 @@ class Table(Section):
 
     def nearest(self, *sizes: Any) -> list[Floats]:
         """Sizes moved onto the grid where they lie beyond its ends."""
-        return [
-            np.minimum(np.maximum(size, axis[0]), axis[-1])
-            for size, axis in zip(sizes, self.axes, strict=True)
-        ]
+        return [over_columns(nearest)(axis, size) for size, axis in zip(sizes, self.known_axes, strict=True)]
 
     def at(self, *sizes: Any) -> Floats:
-        """Seconds at sizes that lie on the grid, multilinear between its knots.
+        """Seconds at sizes that lie on the grid, multilinear between its knots. One, two or four axes."""
+        found: Floats = over_columns(_BY_AXES[len(self.axes)])(self.values.ravel(), self.known_axes, *sizes)
+        return found
 
-        Folds the last axis first, each as `low + weight * (high - low)`: `compiled_grid` does the same.
-        """
-        places, weights = [], []
-        for size, axis in zip(sizes, self.axes, strict=True):
-            knots = np.array(axis)
-            place = np.clip(np.searchsorted(knots, size, side="right") - 1, 0, len(knots) - 2)
-            places.append((place, place + 1))
-            weights.append((size - knots[place]) / (knots[place + 1] - knots[place]))
-        return self._fold(places, weights, ())
-
-    def _fold(self, places: Sequence[tuple[Any, Any]], weights: Sequence[Floats], chosen: Any) -> Floats:
-        depth = len(chosen)
-        if depth == len(places):
-            found: Floats = self.values[chosen]
-            return found
-        low, high = (self._fold(places, weights, (*chosen, place)) for place in places[depth])
-        return low + weights[depth] * (high - low)
+    @cached_property
+    def known_axes(self) -> tuple[Axis, ...]:
+        """The axes as formulas take them."""
+        return tuple(map(axis_of, self.axes))
 
 
 class Slopes(Section):
@@ -130,11 +120,21 @@ class Slopes(Section):
 
     def chunk_s(self, tokens: Any, context: Any) -> Any:
         """The share of a chunk."""
-        return self.per_pair_s * (tokens * context + 0.5 * tokens * tokens) + self.per_token_s * tokens
+        return chunk_growth_s(self, tokens, context)
 
     def decodes_s(self, num_decodes: Any, mean_context: Any) -> Any:
         """The share of decodes."""
-        return self.per_decode_s * num_decodes + self.per_context_token_s * (num_decodes * mean_context)
+        return decodes_growth_s(self, num_decodes, mean_context)
+
+
+def chunk_growth_s(slopes: Any, tokens: Any, context: Any) -> Any:
+    """Seconds of `Slopes` for a chunk of `tokens` over a context."""
+    return slopes.per_pair_s * (tokens * context + 0.5 * tokens * tokens) + slopes.per_token_s * tokens
+
+
+def decodes_growth_s(slopes: Any, num_decodes: Any, mean_context: Any) -> Any:
+    """Seconds of `Slopes` for decodes of a mean context."""
+    return slopes.per_decode_s * num_decodes + slopes.per_context_token_s * (num_decodes * mean_context)
 
 
 class Skew(Section):
@@ -150,15 +150,44 @@ class Skew(Section):
     def factor(self, num_decodes: Any) -> Floats:
         """Seconds for each token that the longest context is beyond the mean."""
         decodes = np.asarray(num_decodes, dtype=np.int64)
-        left = max(self.chain_s_per_token * self.tokens_per_s, 1.0)
-        tail = np.log(left) + np.euler_gamma - 1.0 + np.exp(-np.euler_gamma) / left
-        counts = np.arange(max(int(decodes.max(initial=1)), 2) + 1)
-        spread = np.cumsum(1.0 / np.maximum(counts, 1)) - 2.0  # The first of the sum is 0's, made 1.
-        has_tail = (decodes > left) & (decodes > max(self.split_up_to, 1))
-        found: Floats = np.where(
-            has_tail, self.chain_s_per_token * max(tail, 0.0) / np.maximum(spread[decodes], 0.5), 0.0
-        )
+        harmonic = harmonic_numbers(max(int(decodes.max(initial=1)), 2))
+        found: Floats = over_columns(skew_factor_s)(self.figures, harmonic[decodes], decodes)
         return found
+
+    @property
+    def figures(self) -> SkewFigures:
+        """What decides it, as `skew_factor_s` takes it."""
+        left = max(self.chain_s_per_token * self.tokens_per_s, 1.0)
+        tail = float(np.log(left) + np.euler_gamma - 1.0 + np.exp(-np.euler_gamma) / left)
+        return SkewFigures(
+            chain_s_per_token=self.chain_s_per_token,
+            tail_s_per_token=self.chain_s_per_token * max(tail, 0.0),
+            num_left=left,
+            split_up_to=max(self.split_up_to, 1),
+        )
+
+
+class SkewFigures(NamedTuple):
+    """What a `Skew` comes to."""
+
+    chain_s_per_token: float = 0.0
+    tail_s_per_token: float = 0.0
+    """c (ln m + gamma - 1 + exp(-gamma) / m)."""
+    num_left: float = 1.0
+    """m: so few decodes leave bandwidth idle."""
+    split_up_to: int = 1
+
+
+def harmonic_numbers(last: int) -> Floats:
+    """The harmonic numbers from 1 to `last`, each with 1 more; the one of 0 is 1."""
+    harmonic: Floats = np.cumsum(1.0 / np.maximum(np.arange(last + 1), 1))
+    return harmonic
+
+
+def skew_factor_s(skew: Any, harmonic: Any, num_decodes: Any) -> Any:
+    """Seconds for each token that the longest context is beyond the mean; `harmonic` is 1 + H_B."""
+    has_tail = (num_decodes > skew.num_left) & (num_decodes > skew.split_up_to)
+    return chosen(has_tail, skew.tail_s_per_token / larger(harmonic - 2.0, 0.5), 0.0)
 
 
 class DecodeTable(Section):
