@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cbsim.config.section import ComponentConfig
+from cbsim.cost.costrules import MAX_DECODES, MAX_TOKENS, CostRules
 from cbsim.specs import GpuSpec, ModelSpec
 
 if TYPE_CHECKING:
@@ -72,6 +73,14 @@ class CostModel(ABC):
     def drawn(self, seed: int) -> CostModel:
         """The model as it is under a seed: itself, unless it has something to draw."""
         return self
+
+    def rules(self, max_tokens: int = MAX_TOKENS, max_decodes: int = MAX_DECODES) -> CostRules | None:
+        """The model as the core runs it, compiled or not; `None` for one that is a `step_s` alone.
+
+        Steps of more than `max_tokens` tokens or `max_decodes` decodes cost the same, but may take longer to
+        compute.
+        """
+        return None
 
     @abstractmethod
     def step_s(self, shape: StepShape) -> float:

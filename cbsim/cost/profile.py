@@ -17,9 +17,12 @@ from cbsim.cost.base import CostModel, StepShape
 from cbsim.cost.columns import Floats, Ints, StepColumns
 from cbsim.cost.compiled import CompiledStep
 from cbsim.cost.costfile import find_cost_file, read_cost_file
+from cbsim.cost.costrules import MAX_DECODES, MAX_TOKENS, CostRules
 from cbsim.cost.errors import KernelErrors
 from cbsim.cost.form import StepForm
 from cbsim.cost.host import Host, HostTime
+from cbsim.cost.profile_record import profile_record
+from cbsim.cost.profile_step import profile_step_s
 from cbsim.cost.uncertain import UncertainStep
 from cbsim.errors import ConfigError
 from cbsim.specs import GpuSpec, ModelSpec
@@ -108,6 +111,12 @@ class ProfileCost(CostModel):
         step = UncertainStep(_chosen(self._file.form, self.config), self._padded_tokens, self._host, errors)
         drawn._form = drawn._compiled = step
         return drawn
+
+    def rules(self, max_tokens: int = MAX_TOKENS, max_decodes: int = MAX_DECODES) -> CostRules:
+        """The rule of all profiles, and the record of this one."""
+        form = _chosen(self._file.form, self.config)
+        record = profile_record(form, self._padded_tokens, self._host, max_tokens, max_decodes)
+        return CostRules(profile_step_s, record)
 
     def step_s(self, shape: StepShape) -> float:
         """Seconds of a step."""
