@@ -21,7 +21,7 @@ from cbsim.cost.costrules import MAX_DECODES, MAX_TOKENS, CostRules
 from cbsim.cost.errors import KernelErrors
 from cbsim.cost.form import StepForm
 from cbsim.cost.host import Host, HostTime
-from cbsim.cost.profile_record import profile_record
+from cbsim.cost.profile_record import profile_record, with_errors
 from cbsim.cost.profile_step import profile_step_s
 from cbsim.cost.uncertain import UncertainStep
 from cbsim.errors import ConfigError
@@ -29,6 +29,9 @@ from cbsim.specs import GpuSpec, ModelSpec
 
 VLLM_GRAPH_BATCH_SIZES = [1, 2, 4, *range(8, 257, 8), *range(272, 513, 16)]
 """Batch sizes that vLLM V1 captures CUDA graphs for by default."""
+
+LEAST_MAX_CONTEXT = 32_768
+"""Tokens of context up to which errors of mixed steps are drawn at least, whatever the model was made for."""
 
 
 class ProfileConfig(ComponentConfig):
@@ -94,6 +97,7 @@ class ProfileCost(CostModel):
         form = _chosen(self._file.form, config)
         self._host = HostTime.of(config.host, config.host_step_s, config.host_request_s, config.host_gap_s)
         self._padded_tokens = [self._padded(count) for count in range(last + 1)]
+        self._errors: KernelErrors | None = None
         self._form: StepForm | UncertainStep = form
         self._compiled: CompiledStep | UncertainStep = CompiledStep(form, self._padded_tokens, self._host)
 
@@ -110,12 +114,16 @@ class ProfileCost(CostModel):
         drawn = copy(self)
         step = UncertainStep(_chosen(self._file.form, self.config), self._padded_tokens, self._host, errors)
         drawn._form = drawn._compiled = step
+        drawn._errors = errors
         return drawn
 
     def rules(self, max_tokens: int = MAX_TOKENS, max_decodes: int = MAX_DECODES) -> CostRules:
         """The rule of all profiles, and the record of this one."""
         form = _chosen(self._file.form, self.config)
         record = profile_record(form, self._padded_tokens, self._host, max_tokens, max_decodes)
+        if self._errors is not None:
+            max_context = max(self.model.max_model_len, LEAST_MAX_CONTEXT)
+            record = with_errors(record, self._errors, max_context)
         return CostRules(profile_step_s, record)
 
     def step_s(self, shape: StepShape) -> float:

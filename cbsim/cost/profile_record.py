@@ -14,8 +14,10 @@ from cbsim.cost.attention import (
     PrefillAttention,
     Spill,
 )
+from cbsim.cost.columns import Floats
 from cbsim.cost.costrules import MAX_DECODES, MAX_TOKENS, as_record
 from cbsim.cost.elementwise import over_columns
+from cbsim.cost.errors import KernelErrors, Kind
 from cbsim.cost.form import DenseLine, LogitsForm, StepForm
 from cbsim.cost.grid import (
     ChunkTable,
@@ -28,6 +30,7 @@ from cbsim.cost.grid import (
 from cbsim.cost.grid_step import decodes_height_s
 from cbsim.cost.host import HostTime
 from cbsim.cost.interpolation import Axis, axis_of
+from cbsim.cost.profile_step import MOST_BITS
 from cbsim.cost.tiles import Tiles
 
 
@@ -67,16 +70,23 @@ class MixedGrid(NamedTuple):
 
 
 class ErrorTables(NamedTuple):
-    """What kernels' times are multiplied by, less 1, by bit lengths of sizes; empty without errors."""
+    """What kernels' times are multiplied by, less 1, by bit lengths of sizes; empty without errors.
+
+    Larger sizes than a table has err like its largest.
+    """
 
     dense: Any
+    """By tokens."""
     logits: Any
+    """By rows."""
     prefill: Any
     """By tokens and longest context."""
     decode: Any
     """By decodes and mean context."""
     mixed: Any
-    """By all four."""
+    """By tokens, longest context, decodes and mean context."""
+    most_bits: Any
+    """The largest bit lengths of `mixed`: `tokens`, `context` (twice) and `decodes`."""
 
 
 class ProfileRecord(NamedTuple):
@@ -89,10 +99,8 @@ class ProfileRecord(NamedTuple):
     """Seconds of all layers outside attention, by tokens."""
     logits: Any
     """Seconds of LM head and sampling, by rows."""
-    decodes_base: Any
-    """The sum of both for a step of decodes alone, padded to a CUDA graph, by decodes."""
     padded: Any
-    """Tokens that such a step runs dense layers at, by decodes; beyond the list as many as decodes."""
+    """Tokens that a step of decodes alone runs dense layers at, by decodes; beyond the list as many."""
     dense_line: DenseLine
     logits_form: Any
     logits_tiles: Any
@@ -127,9 +135,6 @@ def profile_record(
     tokens = np.arange(max_tokens + 1, dtype=np.int64)
     dense = form.num_layers * form.dense.at(tokens)
     logits = form.logits.at(tokens)
-    decodes = np.arange(max(max_decodes + 1, len(padded_tokens)), dtype=np.int64)
-    padded = decodes.copy()
-    padded[: len(padded_tokens)] = padded_tokens
     lengths = form.prefill.lengths
     axis, more = (axis_of(()), np.zeros(0)) if lengths is None else lengths.line
     return ProfileRecord(
@@ -147,8 +152,7 @@ def profile_record(
         host=as_record((host or HostTime())._asdict()),
         dense=dense,
         logits=logits,
-        decodes_base=form.num_layers * form.dense.at(padded) + form.logits.at(decodes),
-        padded=padded,
+        padded=np.array(padded_tokens, dtype=np.int64),
         dense_line=form.dense.line._replace(tiles=_numbers(Tiles, form.dense.tiles)),
         logits_form=_numbers(LogitsForm, form.logits),
         logits_tiles=_numbers(Tiles, form.logits.tiles),
@@ -159,12 +163,43 @@ def profile_record(
         lengths=axis,
         lengths_more=more,
         by_length=np.zeros(0) if lengths is None else lengths.at(tokens),
-        decode_grid=_decode_grid(None if grid is None else grid.decode, len(decodes)),
+        decode_grid=_decode_grid(None if grid is None else grid.decode, max_decodes + 1),
         chunk_grid=_chunk_grid(prefill_table),
         mixed_grid=_mixed_grid(mixed_table),
-        harmonic=harmonic_numbers(len(decodes) - 1),
-        errors=ErrorTables(*(np.zeros(0) for _ in ErrorTables._fields)),
+        harmonic=harmonic_numbers(max_decodes),
+        errors=ErrorTables(
+            *(np.zeros(0),) * 5,
+            most_bits=as_record({"tokens": 0, "context": 0, "decodes": 0}),
+        ),
     )
+
+
+def with_errors(record: ProfileRecord, errors: KernelErrors, max_context: int) -> ProfileRecord:
+    """The record with factors on kernels' times; contexts beyond `max_context` err like it in mixed steps."""
+    figures = {name: record.figures[name].item() for name in record.figures.dtype.names}
+    tokens = (len(record.dense) - 1).bit_length()
+    decodes = (len(record.harmonic) - 1).bit_length()
+    context = max_context.bit_length()
+    return record._replace(
+        figures=as_record(figures | {"has_errors": True}),
+        errors=ErrorTables(
+            dense=_excesses(errors, "dense", MOST_BITS),
+            logits=_excesses(errors, "logits", MOST_BITS),
+            prefill=_excesses(errors, "prefill", MOST_BITS, MOST_BITS),
+            decode=_excesses(errors, "decode", MOST_BITS, MOST_BITS),
+            mixed=_excesses(errors, "mixed", tokens, context, decodes, context),
+            most_bits=as_record({"tokens": tokens, "context": context, "decodes": decodes}),
+        ),
+    )
+
+
+def _excesses(errors: KernelErrors, kind: Kind, *most_bits: int) -> Floats:
+    """Of all cells up to the largest, the last size fastest; 0 for mixed steps that lack one of the sizes."""
+    cells = np.indices([most + 1 for most in most_bits]).reshape(len(most_bits), -1)
+    occurs = np.logical_or(kind != "mixed", np.all(cells > 0, axis=0))
+    found = np.zeros(cells.shape[1])
+    found[occurs] = errors.excesses(kind, *cells[:, occurs])
+    return found
 
 
 def _decode_grid(part: DecodeTable | None, num_counts: int) -> DecodeGrid:

@@ -11,24 +11,27 @@ from cbsim.cost.attention import (
     length_s,
 )
 from cbsim.cost.columns import chunk_pairs
-from cbsim.cost.elementwise import larger
+from cbsim.cost.elementwise import bit_length, larger, smaller
 from cbsim.cost.form import dense_s, logits_s
 from cbsim.cost.grid_step import beyond_launch_s, decodes_by_grid_s, mixed_by_grid_s
 from cbsim.cost.host import with_host_s
 
+MOST_BITS = 24
+"""The largest bit length in tables of one or two sizes."""
+
 
 def profile_step_s(cost: Any, shape: Any, chunks: Any) -> Any:
     """Seconds of a step."""
-    num_layers = cost.figures.num_layers
-    if shape.num_chunks == 0:
-        base_s = decodes_base_s(cost, shape.num_decodes)
-        gpu_s = base_s + num_layers * decodes_attention_s(cost, shape)
-    else:
-        num_rows = shape.num_finishing_chunks + shape.num_decodes
-        base_s = layers_s(cost, shape.num_prefill_tokens + shape.num_decodes) + rows_s(cost, num_rows)
-        decode_s, prefill_s = attention_s(cost, shape, chunks)
-        gpu_s = (base_s + num_layers * decode_s) + num_layers * prefill_s
-    return with_host_s(cost.host, gpu_s, shape.num_chunks + shape.num_decodes)
+    num_layers, num_decodes = cost.figures.num_layers, shape.num_decodes
+    num_tokens = shape.num_prefill_tokens + num_decodes
+    if shape.num_chunks == 0 and num_decodes < len(cost.padded):
+        num_tokens = cost.padded[num_decodes]
+    dense_s, logits_s = layers_s(cost, num_tokens), rows_s(cost, shape.num_finishing_chunks + num_decodes)
+    decode_s, prefill_s = attention_s(cost, shape, chunks)
+    gpu_s = ((dense_s + logits_s) + num_layers * decode_s) + num_layers * prefill_s
+    if cost.figures.has_errors:
+        gpu_s = gpu_s + error_s(cost, shape, chunks, num_tokens, gpu_s, dense_s, logits_s)
+    return with_host_s(cost.host, gpu_s, shape.num_chunks + num_decodes)
 
 
 def layers_s(cost: Any, num_tokens: Any) -> Any:
@@ -43,13 +46,6 @@ def rows_s(cost: Any, num_rows: Any) -> Any:
     if num_rows < len(cost.logits):
         return cost.logits[num_rows]
     return logits_s(cost.logits_form, cost.logits_tiles, num_rows)
-
-
-def decodes_base_s(cost: Any, num_decodes: Any) -> Any:
-    """Seconds outside attention of a step of decodes alone, padded to a CUDA graph."""
-    if num_decodes < len(cost.decodes_base):
-        return cost.decodes_base[num_decodes]
-    return layers_s(cost, num_decodes) + rows_s(cost, num_decodes)
 
 
 def decodes_attention_s(cost: Any, shape: Any) -> Any:
@@ -121,3 +117,42 @@ def chunks_of(cost: Any, shape: Any, chunks: Any) -> Any:
             else:
                 more_s += length_s(cost.lengths, cost.lengths_more, tokens)
     return num_pairs, longest, more_s
+
+
+def error_s(
+    cost: Any, shape: Any, chunks: Any, num_tokens: Any, whole_s: Any, dense_s: Any, logits_s: Any
+) -> Any:
+    """Seconds that a seed's errors add to a step of `whole_s` on the GPU.
+
+    With `r` the factors of `KernelErrors` less 1, and attention what the step has beyond dense layers and LM
+    head: `(dense r + logits r) + attention r`.
+    """
+    errors = cost.errors
+    num_rows = shape.num_finishing_chunks + shape.num_decodes
+    more_dense_s = dense_s * errors.dense[up_to(MOST_BITS, num_tokens)]
+    more_logits_s = logits_s * errors.logits[up_to(MOST_BITS, num_rows)]
+    attention_r = attention_excess(errors, shape, chunks)
+    return (more_dense_s + more_logits_s) + (whole_s - (dense_s + logits_s)) * attention_r
+
+
+def attention_excess(errors: Any, shape: Any, chunks: Any) -> Any:
+    """What attention's time is multiplied by, less 1, by the octaves of its sizes."""
+    num_decodes, num_tokens = shape.num_decodes, shape.num_prefill_tokens
+    longest = mean = 0
+    for place in range(shape.num_chunks):
+        chunk = chunks[place]
+        longest = max(longest, chunk.num_tokens + chunk.num_computed_tokens)
+    if num_decodes == 0:
+        return errors.prefill[up_to(MOST_BITS, num_tokens) * (MOST_BITS + 1) + up_to(MOST_BITS, longest)]
+    mean = shape.decode_context // num_decodes
+    if shape.num_chunks == 0:
+        return errors.decode[up_to(MOST_BITS, num_decodes) * (MOST_BITS + 1) + up_to(MOST_BITS, mean)]
+    most = errors.most_bits
+    at = up_to(most.tokens, num_tokens) * (most.context + 1) + up_to(most.context, longest)
+    at = at * (most.decodes + 1) + up_to(most.decodes, num_decodes)
+    return errors.mixed[at * (most.context + 1) + up_to(most.context, mean)]
+
+
+def up_to(most_bits: Any, size: Any) -> Any:
+    """The bit length of a size, at most `most_bits`."""
+    return smaller(bit_length(size), most_bits)

@@ -23,6 +23,7 @@ from cbsim.cost.roofline import RooflineConfig, RooflineCost
 from tests.cost.laws import make_form, measured_chunks
 from tests.cost.test_grid import FORMS as GRID_FORMS
 from tests.cost.test_profile import BOX
+from tests.cost.test_uncertain import HELD_OUT
 from tests.test_specs import load_gpu, load_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -165,6 +166,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             form=form,
             box=BOX,
             points_sha256="0" * 64,
+            accuracy={"held_out": HELD_OUT},
         ).save(folder / name / "cost.json")
     return folder
 
@@ -178,6 +180,21 @@ def make(folder: Path, name: str, **settings: Any) -> ProfileCost:
 @pytest.mark.parametrize("way", WAYS)
 def test_made_up_profiles(name: str, way: str, folder: Path, compiled: Price) -> None:
     agree(make(folder, name, **WAYS[way]), compiled)
+
+
+@pytest.mark.parametrize("name", ["split", "fused", "decodes", "all, rough"])
+@pytest.mark.parametrize("seed", [0, 7, 2**40])
+def test_uncertain_profiles(name: str, seed: int, folder: Path, compiled: Price) -> None:
+    """Sizes beyond those for which mixed steps' errors are drawn err like the largest of those."""
+    cost = make(folder, name, uncertainty=True).drawn(seed)
+    agree(cost, compiled, Columns([shape for shape in SHAPES if is_drawn(shape)]))
+
+
+def is_drawn(shape: StepShape) -> bool:
+    tokens, contexts = shape.num_tokens - shape.num_decodes, [sum(chunk) for chunk in shape.chunks]
+    means = [shape.decode_context // max(shape.num_decodes, 1)]
+    is_mixed = bool(shape.chunks and shape.num_decodes)
+    return not is_mixed or (tokens < 128 and shape.num_decodes < 32 and max([*contexts, *means]) < 65_536)
 
 
 @pytest.mark.parametrize(
