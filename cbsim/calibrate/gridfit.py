@@ -14,6 +14,7 @@ from cbsim.calibrate.leftout import clearly_best
 from cbsim.calibrate.point import Point
 from cbsim.calibrate.thinning import thinned
 from cbsim.cost.attention import DecodeAttention, FusedAttention, PrefillAttention
+from cbsim.cost.formsteps import chunks_together_s
 from cbsim.cost.grid import AttentionGrid, ChunkTable, DecodeTable, MixedTable, Skew, Slopes, Table
 
 NUM_PARTS = 20
@@ -117,7 +118,7 @@ def _adds_up(chunks: ChunkTable, prefill: PrefillAttention, points: Sequence[Poi
         return True
     columns, measured = columns_of(several), seconds_of(several)
     by_formula, by_table = (
-        np.log(form / measured) for form in (prefill.at(columns), chunks.together(columns))
+        np.log(form / measured) for form in (prefill.at(columns), chunks_together_s(chunks, columns))
     )
     return soft_loss(by_table) <= soft_loss(by_formula)
 

@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cbsim.cost.base import StepShape
+from cbsim.base.records import plain
+from cbsim.cost.costrules import CHUNK, SHAPE
+from cbsim.cost.step_shape import StepShape
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -59,6 +61,26 @@ class StepColumns:
             if each.name not in ("chunks", "_pairs")
         }
         return StepColumns(**counts, chunks=tuple(self.chunks[place] for place in places.tolist()))
+
+    def records(self) -> tuple[NDArray[Any], NDArray[Any]]:
+        """The steps as rules take them: records of `SHAPE`, and those of `CHUNK`, step after step."""
+        shapes = np.zeros(len(self.num_chunks), dtype=SHAPE)
+        shapes["num_chunks"], shapes["num_prefill_tokens"] = self.num_chunks, self.prefill_tokens
+        shapes["num_finishing_chunks"] = self.num_logits - self.num_decodes
+        shapes["num_decodes"], shapes["decode_context"] = self.num_decodes, self.decode_context
+        shapes["max_decode_context"] = self.max_decode_context
+        _, tokens, before = self.flat_chunks
+        chunks = np.zeros(len(tokens), dtype=CHUNK)
+        chunks["num_tokens"], chunks["num_computed_tokens"] = tokens, before
+        return shapes, chunks
+
+    def plain_steps(self) -> list[tuple[Any, list[Any]]]:
+        """The steps one by one, as interpreted rules take them."""
+        shapes, chunks = map(plain, self.records())
+        ends = np.cumsum(self.num_chunks).tolist()
+        return [
+            (shape, chunks[end - shape.num_chunks : end]) for shape, end in zip(shapes, ends, strict=True)
+        ]
 
     def shapes(self) -> list[StepShape]:
         """The steps one by one."""

@@ -10,7 +10,7 @@ import numpy as np
 from cbsim.base.records import plain, record_class
 
 if TYPE_CHECKING:
-    from cbsim.cost.base import StepShape
+    from cbsim.cost.step_shape import StepShape
 
 SHAPE = np.dtype(
     [

@@ -38,7 +38,7 @@ from pydantic import Field, model_validator
 
 from cbsim.config.section import Section
 from cbsim.cost.attention import Coefficient, DecodeAttention, FusedAttention, PrefillAttention
-from cbsim.cost.columns import Floats, Ints, StepColumns
+from cbsim.cost.columns import Floats, Ints
 from cbsim.cost.elementwise import cell_of, chosen, larger, over_columns, smaller
 from cbsim.cost.grid import AttentionGrid
 from cbsim.cost.interpolation import axis_of, risen
@@ -140,29 +140,3 @@ class StepForm(Section):
     fused: FusedAttention | None = None
     grid: AttentionGrid | None = None
     """Tables of attention in place of some or all of the three formulas."""
-
-    def attention_s(self, columns: StepColumns) -> tuple[Floats, Floats]:
-        """Seconds of one layer's attention: the decodes', and the chunks' (or all of a mixed step)."""
-        grid = self.grid
-        decode = self.decode.at(columns) if grid is None else grid.decodes(columns)
-        has_chunks = grid is not None and grid.prefill is not None
-        prefill = grid.chunks(columns) if grid is not None and has_chunks else self.prefill.at(columns)
-        if grid is not None and grid.mixed is not None:
-            together = grid.chunks_among_decodes(columns)
-        elif self.fused is not None:
-            together = self.fused.at(columns, self.prefill.tile)
-        else:
-            return decode, prefill
-        together = np.maximum(np.maximum(together, decode), prefill)
-        mixed = (columns.num_chunks > 0) & (columns.num_decodes > 0)
-        return np.where(mixed, 0.0, decode), np.where(mixed, together, prefill)
-
-    def seconds(self, columns: StepColumns, dense_tokens: Ints | None = None) -> Floats:
-        """Seconds of steps; `dense_tokens` replaces `num_tokens` in g(T) where CUDA graphs pad it."""
-        decode, prefill = self.attention_s(columns)
-        dense = self.dense.at(columns.num_tokens if dense_tokens is None else dense_tokens)
-        layers = self.num_layers
-        total: Floats = (
-            (layers * dense + self.logits.at(columns.num_logits)) + layers * decode
-        ) + layers * prefill
-        return total

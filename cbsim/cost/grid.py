@@ -33,7 +33,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cached_property
 from math import prod
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 from annotated_types import Ge
@@ -43,9 +43,6 @@ from pydantic import Field, model_validator
 from cbsim.config.section import Section
 from cbsim.cost.elementwise import chosen, larger, over_columns
 from cbsim.cost.interpolation import Axis, at_line, at_plane, at_space, axis_of, nearest
-
-if TYPE_CHECKING:
-    from cbsim.cost.columns import StepColumns
 
 Floats = NDArray[np.float64]
 Coefficient = Annotated[float, Ge(0)]
@@ -222,11 +219,6 @@ class ChunkTable(Section):
         seconds: Floats = self.table.at(near, near_context) + beyond
         return seconds
 
-    def together(self, columns: StepColumns) -> Floats:
-        """Seconds of all chunks of each step; 0 without."""
-        _, _, together = _alone(self, columns)
-        return np.where(columns.num_chunks > 0, self.smallest_s + together, 0.0)
-
     @cached_property
     def smallest_s(self) -> float:
         """Seconds of the smallest chunk: what a launch takes at least."""
@@ -285,39 +277,3 @@ class AttentionGrid(Section):
         if self.mixed is not None and (self.prefill is None or len(self.mixed.crowding.axes) != 1):
             raise ValueError("mixed goes with prefill, and its crowding has one axis")
         return self
-
-    def decodes(self, columns: StepColumns) -> Floats:
-        """Seconds of the decodes of steps as if alone; 0 without decodes."""
-        num_decodes = np.maximum(columns.num_decodes, 1)
-        seconds = self.decode.at(num_decodes, columns.decode_context, columns.max_decode_context)
-        return np.where(columns.num_decodes > 0, seconds, 0.0)
-
-    def chunks(self, columns: StepColumns) -> Floats:
-        """Seconds of the chunks of steps as if alone; 0 without chunks. Needs `prefill`."""
-        assert self.prefill is not None
-        return self.prefill.together(columns)
-
-    def chunks_among_decodes(self, columns: StepColumns) -> Floats:
-        """Seconds of steps of chunks and decodes, and nothing sensible of others. Needs `mixed`."""
-        assert self.prefill is not None
-        assert self.mixed is not None
-        mixed = self.mixed
-        (steps, tokens, context), alone, together = _alone(self.prefill, columns)
-        num_decodes = np.maximum(columns.num_decodes, 1)
-        mean = columns.decode_context / num_decodes
-        among = mixed.at(tokens, context, num_decodes[steps], mean[steps])
-        among = among + mixed.crowding_at(num_decodes[steps]) * np.maximum(together[steps] - alone, 0.0)
-        seconds = np.zeros(len(num_decodes))
-        np.maximum.at(seconds, steps, among)
-        unequal = np.maximum(columns.max_decode_context - mean, 0.0)
-        seconds = seconds + mixed.skew.factor(num_decodes) * unequal
-        return np.maximum(seconds, mixed.chain_at(columns.max_decode_context))
-
-
-def _alone(prefill: ChunkTable, columns: StepColumns) -> tuple[tuple[Any, Any, Any], Floats, Floats]:
-    """All chunks (their step, tokens, context); what each costs beyond a launch; the sum of a step's."""
-    steps, tokens, context = columns.flat_chunks
-    alone = prefill.at(tokens, context) - prefill.smallest_s
-    together = np.zeros(len(columns.num_chunks))
-    np.add.at(together, steps, alone)
-    return (steps, tokens, context), alone, together

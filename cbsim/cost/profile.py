@@ -21,7 +21,8 @@ from cbsim.cost.costrules import MAX_DECODES, MAX_TOKENS, CostRules
 from cbsim.cost.errors import KernelErrors
 from cbsim.cost.form import StepForm
 from cbsim.cost.host import Host, HostTime
-from cbsim.cost.profile_record import profile_record, with_errors
+from cbsim.cost.pricing import price
+from cbsim.cost.profile_record import host_record, profile_record, with_errors
 from cbsim.cost.profile_step import profile_step_s
 from cbsim.cost.uncertain import UncertainStep
 from cbsim.errors import ConfigError
@@ -98,7 +99,6 @@ class ProfileCost(CostModel):
         self._host = HostTime.of(config.host, config.host_step_s, config.host_request_s, config.host_gap_s)
         self._padded_tokens = [self._padded(count) for count in range(last + 1)]
         self._errors: KernelErrors | None = None
-        self._form: StepForm | UncertainStep = form
         self._compiled: CompiledStep | UncertainStep = CompiledStep(form, self._padded_tokens, self._host)
 
     @property
@@ -112,8 +112,9 @@ class ProfileCost(CostModel):
             return self
         errors = KernelErrors.read(self._file.accuracy, self._path, seed)
         drawn = copy(self)
+        vars(drawn).pop("default_rules", None)
         step = UncertainStep(_chosen(self._file.form, self.config), self._padded_tokens, self._host, errors)
-        drawn._form = drawn._compiled = step
+        drawn._compiled = step
         drawn._errors = errors
         return drawn
 
@@ -139,13 +140,6 @@ class ProfileCost(CostModel):
     ) -> list[float]:
         """Seconds of so many such steps in a row, each with one token more of context for every decode."""
         return self._compiled.decodes_s(num_decodes, decode_context, max_decode_context, num_steps)
-
-    def steps_s(self, columns: StepColumns) -> Floats:
-        """Seconds of many steps at once: the same bits as `step_s` gives for each."""
-        gpu_s = self._gpu_s(columns)
-        requests = columns.num_chunks + columns.num_decodes
-        total: Floats = np.maximum(gpu_s, self._host.hidden_s(requests)) + self._host.added_s(requests)
-        return total
 
     def host_s(self, step_s: Floats, num_requests: Ints, columns_of: Callable[[Ints], StepColumns]) -> Floats:
         """Seconds by which steps would be shorter without the host: a gap, or all beyond the GPU's time."""
@@ -182,19 +176,14 @@ class ProfileCost(CostModel):
         return [self._path]
 
     def _gpu_s(self, columns: StepColumns) -> Floats:
-        return self._form.seconds(columns, self._dense_tokens(columns))
+        rules = self.default_rules
+        assert rules is not None
+        bare = rules.record._replace(host=host_record(HostTime()))
+        return price(CostRules(rules.step_s, bare), columns)
 
     def _padded(self, num_decodes: int) -> int:
         index = bisect_left(self._graph_sizes, num_decodes)
         return self._graph_sizes[index] if index < len(self._graph_sizes) else num_decodes
-
-    def _dense_tokens(self, columns: StepColumns) -> Ints:
-        if not self._graph_sizes:
-            return columns.num_tokens
-        sizes = np.array(self._graph_sizes, dtype=np.int64)
-        index = np.searchsorted(sizes, columns.num_decodes)
-        padded = np.where(index < len(sizes), sizes[np.minimum(index, len(sizes) - 1)], columns.num_decodes)
-        return np.where(columns.num_chunks > 0, columns.num_tokens, padded)
 
 
 def _chosen(form: StepForm, config: ProfileConfig) -> StepForm:

@@ -149,7 +149,7 @@ def profile_record(
                 "has_errors": False,
             }
         ),
-        host=as_record((host or HostTime())._asdict()),
+        host=host_record(host or HostTime()),
         dense=dense,
         logits=logits,
         padded=np.array(padded_tokens, dtype=np.int64),
@@ -164,7 +164,7 @@ def profile_record(
         lengths_more=more,
         by_length=np.zeros(0) if lengths is None else lengths.at(tokens),
         decode_grid=_decode_grid(None if grid is None else grid.decode, max_decodes + 1),
-        chunk_grid=_chunk_grid(prefill_table),
+        chunk_grid=chunk_grid(prefill_table),
         mixed_grid=_mixed_grid(mixed_table),
         harmonic=harmonic_numbers(max_decodes),
         errors=ErrorTables(
@@ -172,6 +172,11 @@ def profile_record(
             most_bits=as_record({"tokens": 0, "context": 0, "decodes": 0}),
         ),
     )
+
+
+def host_record(host: HostTime) -> np.void:
+    """What the host adds, as rules take it."""
+    return as_record({name: float(value) for name, value in host._asdict().items()})
 
 
 def with_errors(record: ProfileRecord, errors: KernelErrors, max_context: int) -> ProfileRecord:
@@ -214,7 +219,8 @@ def _decode_grid(part: DecodeTable | None, num_counts: int) -> DecodeGrid:
     return DecodeGrid(part.table.known_axes, values, lines, _numbers(Slopes, part.slopes), skew)
 
 
-def _chunk_grid(part: ChunkTable | None) -> ChunkGrid:
+def chunk_grid(part: ChunkTable | None) -> ChunkGrid:
+    """A table of chunks alone as rules take it."""
     if part is None:
         return ChunkGrid(_no_axes(2), np.zeros(0), _numbers(Slopes, None))
     return ChunkGrid(part.table.known_axes, part.table.values.ravel(), _numbers(Slopes, part.slopes))

@@ -13,6 +13,7 @@ from cbsim.calibrate.gridfit import fit_grid
 from cbsim.calibrate.point import Point
 from cbsim.calibrate.prefillfit import fit_prefill
 from cbsim.cost.columns import StepColumns
+from cbsim.cost.formsteps import form_attention_s
 from cbsim.cost.grid import AttentionGrid
 from tests.cost.laws import make_form
 
@@ -39,7 +40,7 @@ def make_points(*, noise: float, left_out: float = 0.0) -> list[Point]:
             decode_context=count * mean,
             max_decode_context=mean if count else 0,
         )
-        decode, prefill = LAW.attention_s(StepColumns.from_shapes([point.shape]))
+        decode, prefill = form_attention_s(LAW, StepColumns.from_shapes([point.shape]))
         seconds = float(decode[0] + prefill[0]) * rng.lognormal(0.0, noise)
         points.append(
             Point(
@@ -58,7 +59,7 @@ def fit(points: list[Point]):
 
 
 def attention(grid, points: list[Point]) -> np.ndarray:
-    decode, rest = LAW.model_copy(update={"grid": grid}).attention_s(columns_of(points))
+    decode, rest = form_attention_s(LAW.model_copy(update={"grid": grid}), columns_of(points))
     return decode + rest
 
 

@@ -12,6 +12,7 @@ from cbsim.cost.columns import StepColumns, num_pairs
 from cbsim.cost.compiled import VECTOR_STEPS, CompiledStep
 from cbsim.cost.elementwise import over_columns
 from cbsim.cost.form import DenseTable
+from cbsim.cost.formsteps import form_seconds
 from tests.cost.laws import LENGTHS, NUM_LAYERS, SPILL, make_form, measured_chunks, shapes
 
 FORMS = {kind: make_form(fused=kind == "fused") for kind in ("split", "fused")}
@@ -20,7 +21,7 @@ KINDS = st.sampled_from(sorted(FORMS))
 
 
 def seconds(form, *several: StepShape) -> list[float]:
-    return form.seconds(StepColumns.from_shapes(several)).tolist()
+    return form_seconds(form, StepColumns.from_shapes(several)).tolist()
 
 
 def test_blend_runs_from_maximum_to_sum():
