@@ -149,7 +149,7 @@ class Compiled:
         def finish(copy: FunctionType, is_outermost: bool) -> Callable[..., Any]:
             options: dict[str, Any] = dict(NUMBA_OPTIONS)
             options["inline"] = "always" if getattr(copy, "is_view", False) else "never"
-            options["forceinline"] = not is_outermost
+            options["forceinline"] = not is_outermost and _takes_many_arrays(copy)
             options["no_cpython_wrapper"] = not is_outermost
             options["cache"] = is_outermost and folder is not None
             return numba.njit(copy, **options)  # type: ignore[no-any-return]
@@ -211,6 +211,11 @@ def _is_writable(folder: Path) -> bool:
             return True
     except OSError:
         return False
+
+
+def _takes_many_arrays(function: FunctionType) -> bool:
+    """Whether calling it would cost more than its work: a tuple of arrays is passed array by array."""
+    return function.__code__.co_varnames[:1] in (("self",), ("world",), ("cost",))
 
 
 def _plainly(copy: FunctionType, is_outermost: bool) -> Callable[..., Any]:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cbsim.core import layout
-from cbsim.core.layout import NOBODY, Log, Pool, Users, World
+from cbsim.core.layout import NOBODY, Log, World
 
 Numbers = Mapping[str, float]
 Array = NDArray[Any]
@@ -79,12 +79,13 @@ def new_world(
     num_in_flight: int = 1,
     router: int = layout.ROUND_ROBIN,
     num_clients: int = 0,
-    chains: tuple[Array, Array] | None = None,
+    segments: Array | None = None,
+    prefill_s: Array | None = None,
     log_rows: int | None = None,
 ) -> World:
     """A world of equal replicas in which nothing has happened.
 
-    `chains` are, with prefix caching, the columns `Pool.starts` and `Pool.nodes`. `num_clients` 0 is an open
+    `segments` go with prefix caching, `prefill_s` with the preemption `cheaper`. `num_clients` 0 is an open
     loop. Nothing of it is shared with another world but `requests` and `cost`.
     """
     numbers = {**DEFAULT_CONFIG, **config}
@@ -103,14 +104,14 @@ def new_world(
     for name in ("head", "due_head", "aged_head", "last_user"):
         own[name] = NOBODY
     is_aging = numbers["aging_s"] < np.inf
-    num_users = int(requests["user"].max(initial=0)) + 1
-    users = Users(
-        np.zeros((R, num_users), "i8"), _filled((R, num_users), NOBODY), _filled((R, num_users), NOBODY)
-    )
-    by_place = (R, num_in_flight + 1)
+    own["num_nodes"] = num_requests
+    users = np.zeros((R, int(requests["user"].max(initial=0)) + 1), layout.USER)
+    users["head"] = NOBODY
     heap = np.zeros(max(num_clients, 1), layout.CLIENT)
     heap["order"] = np.arange(len(heap))
     sees = router in (layout.LEAST_OUTSTANDING, layout.LEAST_KV, layout.PREFIX_AFFINITY)
+    num_clients_at = {"is_closed": num_clients > 0, "size": num_clients, "order": num_clients}
+    blocks, keys, tables = _new_pool(requests, pool, R, most)
     return World(
         requests=requests,
         config=config_record(numbers),
@@ -119,22 +120,21 @@ def new_world(
         running=np.zeros((R, most + 1), "i4"),
         order=np.zeros((R, most + 1), "i4"),
         candidates=np.zeros((R, most + 1), "i4"),
-        batch=np.zeros((R, most + 1), "i4"),
-        waiting=np.zeros(num_requests, layout.NODE),
-        due=np.zeros(num_requests if is_aging else 1, layout.NODE),
-        aged=np.zeros(num_requests if is_aging else 1, layout.NODE),
+        nodes=np.zeros(num_requests * (3 if is_aging else 1), layout.NODE),
         users=users,
-        under_way=np.zeros(by_place, layout.STEP),
-        slices=np.zeros((*by_place, most + 1), layout.SLICE),
+        under_way=np.zeros((R, num_in_flight + 1), layout.STEP),
+        slices=np.zeros((R, num_in_flight + 1, most + 1), layout.SLICE),
         shape=record(layout.SHAPE),
         chunks=np.zeros(most + 1, layout.CHUNK),
-        pool=_new_pool(requests, pool, R, most, chains),
+        prefill_s=np.zeros(1) if prefill_s is None else prefill_s,
+        blocks=blocks,
+        keys=keys,
+        segments=np.zeros(1, layout.SEGMENT) if segments is None else segments,
+        tables=tables,
         log=new_log(most, bool(numbers.get("with_batches")), log_rows or _log_rows(requests)),
         router=record(layout.ROUTER, {"kind": router, "reads_state": sees and R > 1}),
-        homes=_filled(int(requests["affinity"].max(initial=0)) + 1, NOBODY),
-        clients=record(
-            layout.CLIENTS, {"is_closed": num_clients > 0, "size": num_clients, "order": num_clients}
-        ),
+        homes=np.full(int(requests["affinity"].max(initial=0)) + 1, NOBODY, dtype="i4"),
+        clients=record(layout.CLIENTS, num_clients_at),
         client_heap=heap,
     )
 
@@ -160,52 +160,19 @@ def _log_rows(requests: Array) -> int:
     return int(min(LOG_ROWS, max(256, num_tokens)))
 
 
-def _new_pool(requests: Array, pool: KvPool, R: int, most: int, chains: tuple[Array, Array] | None) -> Pool:
-    starts, nodes = chains or (np.zeros(1, "i4"), np.zeros(1, "i8"))
-    if not (pool.has_identities or pool.prefix_caching):
-        one, long = np.zeros((R, 1), "i4"), np.zeros((R, 1), "i8")
-        return Pool(
-            one,
-            one,
-            one,
-            long,
-            one,
-            one,
-            one,
-            np.zeros((R, 1, 1), "i4"),
-            one,
-            one,
-            long,
-            one,
-            one,
-            starts,
-            nodes,
-        )
-    N = pool.num_blocks + 1
-    numbers = np.arange(N)
-    next_free = np.broadcast_to((numbers + 1) % N, (R, N)).astype("i4")
-    last_free = np.broadcast_to((numbers - 1) % N, (R, N)).astype("i4")
+def _new_pool(requests: Array, pool: KvPool, R: int, most: int) -> tuple[Array, Array, Array]:
+    """Blocks, keys and tables of each replica; of the least size where blocks are only counted."""
+    has_numbers = pool.has_identities or pool.prefix_caching
+    num_blocks = pool.num_blocks + 1 if has_numbers else 1
+    numbers = np.arange(num_blocks)
+    blocks = np.zeros((R, num_blocks), layout.BLOCK)
+    blocks["next_free"] = (numbers + 1) % num_blocks
+    blocks["last_free"] = (numbers - 1) % num_blocks
+    blocks["key"] = NOBODY
+    keys = np.zeros((R, 2 * num_blocks if pool.prefix_caching else 1), layout.KEY)
+    keys["key"] = NOBODY
     num_tokens = requests["num_prompt_tokens"].astype("i8") + requests["num_output_tokens"]
-    longest = min(int(num_tokens.max(initial=1)) // pool.block_size + 2, pool.num_blocks + 1)
-    size = 1 << (2 * N - 1).bit_length() if pool.prefix_caching else 1
-    return Pool(
-        next_free=next_free,
-        last_free=last_free,
-        num_holders=np.zeros((R, N), "i4"),
-        key_of=_filled((R, N), NOBODY, "i8"),
-        next_copy=_filled((R, N), NOBODY),
-        last_copy=_filled((R, N), NOBODY),
-        num_seen=np.zeros((R, N), "i4"),
-        tables=np.zeros((R, most + 1, longest), "i4"),
-        next_slot=np.broadcast_to(np.arange(most + 1) + 1, (R, most + 1)).astype("i4"),
-        found=np.zeros((R, longest), "i4"),
-        keys=_filled((R, size), NOBODY, "i8"),
-        first_of=_filled((R, size), NOBODY),
-        last_of=_filled((R, size), NOBODY),
-        starts=starts,
-        nodes=nodes,
-    )
-
-
-def _filled(shape: int | tuple[int, ...], value: int, dtype: str = "i4") -> Array:
-    return np.full(shape, value, dtype=dtype)
+    longest = min(int(num_tokens.max(initial=1)) // pool.block_size + 2, num_blocks) if has_numbers else 1
+    tables = np.zeros((R, most + 2 if has_numbers else 1, longest), "i4")
+    tables[:, :, 0] = np.arange(tables.shape[1]) + 1
+    return blocks, keys, tables

@@ -17,11 +17,9 @@ from cbsim.core.layout import (
     PREFIX_AFFINITY,
     RANDOM,
     ROUND_ROBIN,
-    Pool,
     Replica,
-    Users,
 )
-from cbsim.core.loop import ask_at, call, end_step, happen, submit
+from cbsim.core.loop import ask_at, call, end_step, submit
 
 FULL, DONE, FAULT = range(3)
 """Why `run` returned: the log must be emptied, nothing more will happen, a rule did what it must not."""
@@ -35,50 +33,114 @@ MAX_CHUNK = 65_536
 @view
 def replica_of(world: Any, number: int) -> Any:
     """One replica of a world."""
-    pool, users = world.pool, world.users
     return Replica(
         world.requests,
         world.config,
-        world.cost,
         world.own[number],
         world.running[number],
         world.order[number],
         world.candidates[number],
-        world.batch[number],
-        world.waiting,
-        world.due,
-        world.aged,
-        Users(users.num_served[number], users.head[number], users.active[number]),
+        world.nodes,
+        world.users[number],
         world.under_way[number],
         world.slices[number],
         world.shape,
         world.chunks,
-        Pool(
-            pool.next_free[number],
-            pool.last_free[number],
-            pool.num_holders[number],
-            pool.key_of[number],
-            pool.next_copy[number],
-            pool.last_copy[number],
-            pool.num_seen[number],
-            pool.tables[number],
-            pool.next_slot[number],
-            pool.found[number],
-            pool.keys[number],
-            pool.first_of[number],
-            pool.last_of[number],
-            pool.starts,
-            pool.nodes,
-        ),
+        world.prefill_s,
+        world.blocks[number],
+        world.keys[number],
+        world.segments,
+        world.tables[number],
         world.log,
     )
 
 
 def run(world: Any, end: int, until_s: float) -> int:
-    """Feed requests up to row `end`, and let everything happen that comes before `until_s`, seconds."""
-    if world.clients.is_closed:
-        return run_clients(world, end, until_s)
-    return run_trace(world, end, until_s)
+    """Feed requests up to row `end`, and let everything happen that comes before `until_s`, seconds.
+
+    In an open loop replicas are independent of each other between arrivals, so each is brought up to the next
+    arrival in one go, and only where the router looks at it. In a closed loop any step may send a request, so
+    things happen one by one in the order of time. Every rule is called at one place: compiled, each call is
+    another copy.
+    """
+    clients, num_replicas = world.clients, len(world.own)
+    for _ in range(MAX_CHUNK):
+        at_s = next_arrival_s(world, end)
+        target_s = min(at_s, until_s)
+        first, last = 0, num_replicas
+        if clients.is_closed:
+            first = next_replica(world)
+            last = first + 1
+        elif at_s < until_s and not world.router.reads_state:
+            first = choose(world, world.requests[clients.num_sent])
+            last = first + 1
+        has_happened = False
+        for number in range(first, last):
+            if world.own[number].next_s >= target_s:
+                continue
+            self = replica_of(world, number)
+            while self.own.next_s < target_s:
+                if not has_room(world):
+                    return FULL
+                happen(world, self)
+                if self.own.fault != NO_FAULT:
+                    return FAULT
+                has_happened = True
+                if clients.is_closed:
+                    break
+        if has_happened and clients.is_closed:
+            continue
+        if at_s >= until_s:
+            return DONE
+        arrive(world, at_s)
+    return FULL
+
+
+def next_arrival_s(world: Any, end: int) -> float:
+    """When the next request arrives, seconds; infinite if none will."""
+    clients = world.clients
+    if clients.num_sent == end:
+        return inf
+    if clients.is_closed:
+        return world.client_heap[0].due_s if clients.size else inf
+    return world.requests[clients.num_sent].arrival_s
+
+
+def arrive(world: Any, at_s: float) -> None:
+    """The next request goes to a replica; if it is rejected, its client thinks again."""
+    clients = world.clients
+    request = world.requests[clients.num_sent]
+    if clients.is_closed:
+        take_client(world)
+        request.arrival_s = at_s
+    clients.num_sent += 1
+    chosen = choose(world, request)
+    routed(world, request, chosen)
+    was_asked = world.own[chosen].is_asked
+    if not submit(replica_of(world, chosen), request):
+        if clients.is_closed:
+            think(world, request, at_s, True)
+    elif world.own[chosen].is_asked > was_asked:
+        take_turn(world, chosen)
+
+
+def happen(world: Any, self: Any) -> None:
+    """What comes next in a replica: a step ends and another is decided, or the scheduler is asked.
+
+    In a closed loop those whom the step answered may send first, before the next one is decided.
+    """
+    own = self.own
+    now = own.next_s
+    take_turn(world, own.replica)
+    num_finished = 0
+    if not own.is_asked:
+        num_finished = end_step(self)
+    if world.clients.is_closed and num_finished:
+        for place in range(num_finished):
+            think(world, world.requests[self.candidates[place]], now, False)
+        ask_at(self, now)
+    else:
+        call(self, world.cost, now)
 
 
 def has_room(world: Any) -> bool:
@@ -93,50 +155,6 @@ def has_room(world: Any) -> bool:
         and lengths.gaps + margin < len(log.gaps)
         and (world.config.with_batches == 0 or lengths.batches + margin < len(log.batches))
     )
-
-
-def run_trace(world: Any, end: int, until_s: float) -> int:
-    """Open loop: each request at its own time."""
-    clients = world.clients
-    num_fed = 0
-    while clients.num_sent < end:
-        request = world.requests[clients.num_sent]
-        if request.arrival_s >= until_s:
-            break
-        if num_fed == MAX_CHUNK:
-            return FULL
-        if world.router.reads_state:
-            for number in range(len(world.own)):
-                status = advance(world, number, request.arrival_s)
-                if status != DONE:
-                    return status
-        chosen = choose(world, request)
-        status = advance(world, chosen, request.arrival_s)
-        if status != DONE:
-            return status
-        routed(world, request, chosen)
-        submit(replica_of(world, chosen), request)
-        clients.num_sent += 1
-        num_fed += 1
-    for number in range(len(world.own)):
-        status = advance(world, number, until_s)
-        if status != DONE:
-            return status
-    return DONE
-
-
-def advance(world: Any, number: int, until_s: float) -> int:
-    """Let everything happen in a replica that comes before an instant."""
-    if world.own[number].next_s >= until_s:
-        return DONE
-    self = replica_of(world, number)
-    while self.own.next_s < until_s:
-        if not has_room(world):
-            return FULL
-        happen(self)
-        if self.own.fault != NO_FAULT:
-            return FAULT
-    return DONE
 
 
 # Routers. They see the replicas as they stand at the instant of arrival, before any step that ends then.
@@ -183,35 +201,13 @@ def routed(world: Any, request: Any, chosen: int) -> None:
 # then the next steps are decided.
 
 
-def run_clients(world: Any, end: int, until_s: float) -> int:
-    """Let clients send the requests, in their order, and everything happen before an instant."""
-    clients = world.clients
-    num_happened = 0
-    while True:
-        number, at_s = next_replica(world)
-        due = world.client_heap[0].due_s if clients.size else inf
-        if clients.size and due <= at_s and clients.num_sent < end:
-            if due >= until_s:
-                return DONE
-            send(world, due)
-        elif at_s < until_s:
-            if not has_room(world) or num_happened == MAX_CHUNK:
-                return FULL
-            num_happened += 1
-            answer(world, number, at_s)
-            if world.own[number].fault != NO_FAULT:
-                return FAULT
-        else:
-            return DONE
-
-
-def next_replica(world: Any) -> tuple[int, float]:
-    """Where something happens next, and when: ends of steps before calls."""
+def next_replica(world: Any) -> int:
+    """Where something happens next: at one instant, ends of steps come before calls."""
     chosen = 0
     for number in range(1, len(world.own)):
         if comes_first(world.own[number], world.own[chosen]):
             chosen = number
-    return chosen, world.own[chosen].next_s
+    return chosen
 
 
 def comes_first(own: Any, other: Any) -> bool:
@@ -227,37 +223,6 @@ def take_turn(world: Any, number: int) -> None:
     """Of equal things at one instant, what was settled first comes first."""
     world.clients.turn += 1
     world.own[number].turn = world.clients.turn
-
-
-def send(world: Any, now: float) -> None:
-    """A client sends the next request; if it is rejected, the client thinks again."""
-    clients = world.clients
-    request = world.requests[clients.num_sent]
-    clients.num_sent += 1
-    take_client(world)
-    request.arrival_s = now
-    chosen = choose(world, request)
-    routed(world, request, chosen)
-    was_asked = world.own[chosen].is_asked
-    if not submit(replica_of(world, chosen), request):
-        think(world, request, now, True)
-    elif world.own[chosen].is_asked > was_asked:
-        take_turn(world, chosen)
-
-
-def answer(world: Any, number: int, at_s: float) -> None:
-    """A step ends, and the clients that it answers think; or the scheduler is asked."""
-    self = replica_of(world, number)
-    take_turn(world, number)
-    num_finished = 0
-    if not self.own.is_asked:
-        num_finished = end_step(self)
-    if num_finished == 0:
-        call(self, at_s)
-        return
-    for place in range(num_finished):
-        think(world, world.requests[self.candidates[place]], at_s, False)
-    ask_at(self, at_s)
 
 
 def think(world: Any, request: Any, now: float, is_rejected: bool) -> None:

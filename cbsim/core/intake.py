@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cbsim.core.building import new_requests
+from cbsim.core.layout import SEGMENT
 from cbsim.workload.request import Segments
 from cbsim.workload.request_batch import RequestBatch
 
@@ -22,11 +23,13 @@ class Intake:
 
     requests: Array
     ids: NDArray[np.object_]
-    chains: tuple[Array, Array] | None
-    """With prefix caching: the columns `Pool.starts` and `Pool.nodes`."""
+    segments: Array | None
+    """With prefix caching: `Replica.segments`."""
 
 
-def take_in(batches: Iterable[RequestBatch], until_s: float = np.inf, *, with_chains: bool = False) -> Intake:
+def take_in(
+    batches: Iterable[RequestBatch], until_s: float = np.inf, *, with_segments: bool = False
+) -> Intake:
     """Records of all requests that arrive before `until_s`, seconds."""
     kept = []
     for batch in batches:
@@ -53,14 +56,14 @@ def take_in(batches: Iterable[RequestBatch], until_s: float = np.inf, *, with_ch
             rows["affinity"] = [affinities.number(name) for name in _affinities(batch)]
         names = batch.names()
         ids[first : first + len(batch)] = names
-        if with_chains:
+        if with_segments:
             prompts = batch.prompt or [None] * len(batch)
             for row, name, prompt in zip(rows, names, prompts, strict=True):
                 row["first_link"], row["end_link"] = chains.add(
                     name, prompt, int(row["num_prompt_tokens"]), int(row["num_output_tokens"])
                 )
         first += len(batch)
-    return Intake(requests, ids, chains.columns() if with_chains else None)
+    return Intake(requests, ids, chains.rows() if with_segments else None)
 
 
 def _affinities(batch: RequestBatch) -> list[str | None]:
@@ -109,6 +112,9 @@ class Chains:
             start, length = start + num_tokens, num_tokens
         return first, len(self._starts)
 
-    def columns(self) -> tuple[Array, Array]:
-        """The first position and the node of each segment of each request."""
-        return np.array(self._starts or [0], dtype="i4"), np.array(self._of or [0], dtype="i8")
+    def rows(self) -> Array:
+        """A `SEGMENT` for each segment of each request."""
+        rows = np.zeros(max(len(self._starts), 1), SEGMENT)
+        rows["start"][: len(self._starts)] = self._starts
+        rows["node"][: len(self._of)] = self._of
+        return rows

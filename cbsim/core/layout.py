@@ -10,6 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from cbsim.cost.costrules import CHUNK, SHAPE
+
+__all__ = ["CHUNK", "SHAPE"]
+
 NOBODY = -1
 
 UNFINISHED, WAITING, RUNNING, PREEMPTED, FINISHED, REJECTED = range(6)
@@ -92,13 +96,13 @@ REQUEST = np.dtype(
 )
 """A visit of a request to a replica. Fixed: lengths in tokens, `deadline_s` after the arrival (infinite
 without), `job_length` (what `sjf` orders by), `user` and `affinity` (numbers for equal names), `route` (the
-replica drawn for it), `first_link` to `end_link` (its rows in `Pool.starts`), `think_s` (what its client
+replica drawn for it), `first_link` to `end_link` (its rows of `Replica.segments`), `think_s` (what its client
 thinks after it). Progress: `num_computed_tokens` counts tokens whose KV is computed or scheduled to be, steps
 in flight included, `num_generated_tokens` those whose result was taken, `num_in_flight_tokens` output tokens
 that a step under way will emit, `prefill_until` the tokens to compute before it decodes (its prompt; after a
 preemption its answer so far too), `num_lost_tokens` what the last preemption threw away, `waited_s` the time
-waited before `waiting_since_s`, `slot` its row in `Pool.tables`, `first_decode` to `last_decode` the numbers
-of the steps of its latest unbroken run of decodes."""
+waited before `waiting_since_s`, `slot` its row of `Replica.tables`, `first_decode` to `last_decode` the
+numbers of the steps of its latest unbroken run of decodes."""
 
 SLICE = np.dtype(
     [(name, "i4") for name in ("request", "num_tokens", "num_computed_tokens", "num_preemptions")]
@@ -109,18 +113,6 @@ a preemption while the step is in flight shows by a higher count. `emits`: token
 
 NODE = np.dtype([("key", "f8"), ("child", "i4"), ("next", "i4"), ("last", "i4"), ("is_in", "i4")])
 """A request's place in a heap: see `cbsim.core.heap`."""
-
-SHAPE_FIELDS = (
-    "num_chunks",
-    "num_prefill_tokens",
-    "num_finishing_chunks",
-    "num_decodes",
-    "decode_context",
-    "max_decode_context",
-)
-SHAPE = np.dtype([(name, "i8") for name in SHAPE_FIELDS])
-"""What a step costs by; see `cbsim.cost`."""
-CHUNK = np.dtype([("num_tokens", "i8"), ("num_computed_tokens", "i8")])
 
 STEP = np.dtype(
     [
@@ -170,6 +162,7 @@ OWN = np.dtype(
                 "prefix_caching",
                 "unknown_first",
                 "first_free_slot",
+                "num_nodes",
                 "num_running",
                 "num_waiting",
                 "head",
@@ -283,6 +276,24 @@ BATCH_ROW = np.dtype(
 LENGTHS = np.dtype([(name, "i8") for name in ("steps", "events", "prefills", "decodes", "gaps", "batches")])
 """Rows in use of each table of a `Log`."""
 
+USER = np.dtype([("num_served", "i8"), ("head", "i8"), ("active", "i8")])
+"""By number of user, for `fair`: tokens served, the root of the heap of its waiting requests; and, by place in
+a list of `num_active_users`, who has requests waiting."""
+
+BLOCK = np.dtype(
+    [("key", "i8")]
+    + [
+        (name, "i4")
+        for name in ("next_free", "last_free", "num_holders", "next_copy", "last_copy", "num_seen")
+    ]
+)
+"""A KV block: what it holds (`NOBODY` for nothing known), its place in the ring of free blocks and in the
+list of those with equal content, how many requests hold it, and room for counting shares."""
+KEY = np.dtype([("key", "i8"), ("first", "i4"), ("last", "i4")])
+"""What blocks may hold, and the first and the last block that does."""
+SEGMENT = np.dtype([("start", "i8"), ("node", "i8")])
+"""A segment of a request's tokens: its first position, and a number for the chain of segments up to it."""
+
 CLIENTS = np.dtype([(name, "i8") for name in ("num_sent", "is_closed", "size", "order", "turn")])
 """How many requests have been sent; of a closed loop, how many clients think."""
 CLIENT = np.dtype([("due_s", "f8"), ("order", "i8")])
@@ -304,76 +315,43 @@ class Log(NamedTuple):
     """Empty unless `with_batches`."""
 
 
-class Pool(NamedTuple):
-    """KV blocks by number, where a pool knows them; else arrays of length 1.
-
-    Free blocks form a ring through `next_free` and `last_free` whose head is the number beyond the last
-    block. Copies of equal content form a list through `next_copy` and `last_copy`. `keys` is a hash table.
-    """
-
-    next_free: Any
-    last_free: Any
-    num_holders: Any
-    key_of: Any
-    """What a block holds, as `node << 32 | length`; `NOBODY` for nothing known."""
-    next_copy: Any
-    last_copy: Any
-    num_seen: Any
-    """Room for counting shares."""
-    tables: Any
-    """Blocks of a running request in order of position, by its slot."""
-    next_slot: Any
-    found: Any
-    """The blocks that the last lookup found."""
-    keys: Any
-    first_of: Any
-    last_of: Any
-    starts: Any
-    """First position of each segment of each request; shared by all replicas, as `nodes`."""
-    nodes: Any
-
-
-class Users(NamedTuple):
-    """By number of user, for `fair`: tokens served, the heap of waiting requests; who has some waiting."""
-
-    num_served: Any
-    head: Any
-    active: Any
-
-
 class Replica(NamedTuple):
-    """One replica: `self` of every rule."""
+    """One replica: `self` of every rule. Few arrays: compiled, a call passes each of them."""
 
     requests: Any
     config: Any
-    cost: Any
     own: Any
     running: Any
     """Indices of the running requests in order of admission."""
     order: Any
-    """Room for those that are visited in a call."""
+    """Room for a rule's own list of requests."""
     candidates: Any
-    """Room for those of whom one is to be preempted."""
-    batch: Any
-    """Members of a static batch."""
-    waiting: Any
-    """A `NODE` for each request: the queue."""
-    due: Any
-    """The same by the instant at which they age; of those that have aged, by arrival."""
-    aged: Any
-    users: Users
+    """Room for those of whom one is to be preempted; at a step's end, those that it finished."""
+    nodes: Any
+    """A `NODE` for each request: the queue. With aging twice as many more, see `cbsim.core.waiting_queue`."""
+    users: Any
     under_way: Any
     """A ring of `STEP`."""
     slices: Any
     """By place in that ring."""
     shape: Any
     chunks: Any
-    pool: Pool
+    prefill_s: Any
+    """For `cheaper`: seconds of a step that computes a prompt alone, by its tokens."""
+    blocks: Any
+    """A `BLOCK` for each KV block where their contents are known, the head of the free queue behind them."""
+    keys: Any
+    """A hash table of `KEY`s with open addressing."""
+    segments: Any
+    """Rows `first_link` to `end_link` of each request; shared by all replicas."""
+    tables: Any
+    """Blocks of a running request in order of position, by its slot; in the first place of a free row, the
+    next free one; in the last row, the blocks that the last lookup found."""
     log: Log
 
 
 class World(NamedTuple):
-    """All replicas: arrays that have a row for each of them, and what they share."""
+    """All replicas: the arrays of `Replica` with a row for each of them, and what they share."""
 
     requests: Any
     config: Any
@@ -382,16 +360,17 @@ class World(NamedTuple):
     running: Any
     order: Any
     candidates: Any
-    batch: Any
-    waiting: Any
-    due: Any
-    aged: Any
-    users: Users
+    nodes: Any
+    users: Any
     under_way: Any
     slices: Any
     shape: Any
     chunks: Any
-    pool: Pool
+    prefill_s: Any
+    blocks: Any
+    keys: Any
+    segments: Any
+    tables: Any
     log: Log
     router: Any
     homes: Any

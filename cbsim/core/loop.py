@@ -23,7 +23,7 @@ from cbsim.core.layout import (
     SLOT,
     TURN,
 )
-from cbsim.core.verbs import step_s, take_result
+from cbsim.core.verbs import take_result
 from cbsim.core.waiting_queue import push
 
 # What a scheduler gives, by these names
@@ -36,6 +36,11 @@ def decide(self: Any, step: Any) -> None:
 def rejects(self: Any, request: Any) -> int:
     """Why this request could never be served; `FITS` if it can."""
     return FITS
+
+
+def step_s(cost: Any, shape: Any, chunks: Any) -> float:
+    """Seconds of a step: stands for the cost model's own."""
+    return 1.0
 
 
 def wake_at_s(self: Any) -> float:
@@ -66,21 +71,13 @@ def submit(self: Any, request: Any) -> bool:
     return True
 
 
-def happen(self: Any) -> None:
-    """What comes next, at `Own.next_s`: a step ends and another is decided, or the scheduler is asked."""
-    now = self.own.next_s
-    if not self.own.is_asked:
-        end_step(self)
-    call(self, now)
-
-
 def ask_at(self: Any, at_s: float) -> None:
     """What comes next is that the scheduler is asked."""
     self.own.is_asked = 1
     self.own.next_s = at_s
 
 
-def call(self: Any, now: float) -> None:
+def call(self: Any, cost: Any, now: float) -> None:
     """Let the scheduler decide steps until enough are under way or it has nothing to do."""
     own = self.own
     own.is_asked = 0
@@ -92,7 +89,7 @@ def call(self: Any, now: float) -> None:
         if own.fault != NO_FAULT:
             return
         if step.num_slices:
-            begin(self, step)
+            begin(self, cost, step)
         elif not step.num_preempted or own.num_under_way:
             # Where it preempted and nothing runs, there is no end of a step at which anybody would ask again.
             break
@@ -131,7 +128,7 @@ def plan(self: Any, step: Any, place: int, now: float) -> None:
     step.num_kv_tokens = own.num_kv_tokens
 
 
-def begin(self: Any, step: Any) -> None:
+def begin(self: Any, cost: Any, step: Any) -> None:
     """Price a step and put it under way."""
     own, lengths = self.own, self.log.lengths
     count_slices(self, step)
@@ -143,7 +140,7 @@ def begin(self: Any, step: Any) -> None:
     own.unspent_transfer_s = 0.0
     pad(self, step)
     own.num_padding_tokens += step.num_padding_tokens
-    step.duration_s = step_s(self.cost, self.shape, self.chunks) + step.transfer_s
+    step.duration_s = step_s(cost, self.shape, self.chunks) + step.transfer_s
     if not 0.0 < step.duration_s < inf:
         own.fault = BAD_DURATION
     step.start_s = step.now

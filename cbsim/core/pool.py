@@ -49,15 +49,14 @@ def release(self: Any, request: Any) -> None:
 
 def take_blocks(self: Any, request: Any, num_blocks: int) -> None:
     """From the front of the free queue; what they held is forgotten."""
-    pool, own = self.pool, self.own
+    blocks, end = self.blocks, self.own.num_blocks
     take_slot(self, request)
-    end = own.num_blocks
-    table = pool.tables[request.slot]
+    table = self.tables[request.slot]
     for place in range(request.num_blocks, request.num_blocks + num_blocks):
-        block = pool.next_free[end]
-        unlink(pool, block)
+        block = blocks[end].next_free
+        unlink(blocks, block)
         forget(self, block)
-        pool.num_holders[block] = 1
+        blocks[block].num_holders = 1
         table[place] = block
 
 
@@ -65,28 +64,29 @@ def take_slot(self: Any, request: Any) -> None:
     """A row for the request's block numbers."""
     if request.slot == NOBODY:
         request.slot = self.own.first_free_slot
-        self.own.first_free_slot = self.pool.next_slot[request.slot]
+        self.own.first_free_slot = self.tables[request.slot][0]
 
 
 def give_back_blocks(self: Any, request: Any) -> None:
     """From the last block to the first; those that nobody else holds become free."""
-    pool, own, end = self.pool, self.own, self.own.num_blocks
+    blocks, own, end = self.blocks, self.own, self.own.num_blocks
     if request.slot == NOBODY:
         return
-    table = pool.tables[request.slot]
+    table = self.tables[request.slot]
     for place in range(request.num_blocks - 1, -1, -1):
-        block = table[place]
-        pool.num_holders[block] -= 1
-        if pool.num_holders[block] == 0:
+        number = table[place]
+        block = blocks[number]
+        block.num_holders -= 1
+        if block.num_holders == 0:
             own.num_free += 1
-            if pool.key_of[block] != NOBODY:
+            if block.key != NOBODY:
                 own.num_cached_free += 1
-                link_after(pool, pool.last_free[end], block)
+                link_after(blocks, blocks[end].last_free, number)
             elif own.unknown_first:
-                link_after(pool, end, block)
+                link_after(blocks, end, number)
             else:
-                link_after(pool, pool.last_free[end], block)
-    pool.next_slot[request.slot] = own.first_free_slot
+                link_after(blocks, blocks[end].last_free, number)
+    table[0] = own.first_free_slot
     own.first_free_slot = request.slot
     request.slot = NOBODY
     request.num_published_blocks = 0
@@ -94,21 +94,21 @@ def give_back_blocks(self: Any, request: Any) -> None:
 
 def num_freed_by(self: Any, num_candidates: int) -> int:
     """Blocks that would be free if the first `num_candidates` of the candidates gave up all of theirs."""
-    pool, num_freed = self.pool, 0
+    blocks, num_freed = self.blocks, 0
     for number in range(num_candidates):
         request = self.requests[self.candidates[number]]
         if not self.own.has_identities:
             num_freed += request.num_blocks
             continue
         for place in range(request.num_blocks):
-            block = pool.tables[request.slot][place]
-            pool.num_seen[block] += 1
-            num_freed += pool.num_seen[block] == pool.num_holders[block]
+            block = blocks[self.tables[request.slot][place]]
+            block.num_seen += 1
+            num_freed += block.num_seen == block.num_holders
     if self.own.has_identities:
         for number in range(num_candidates):
             request = self.requests[self.candidates[number]]
             for place in range(request.num_blocks):
-                pool.num_seen[pool.tables[request.slot][place]] = 0
+                blocks[self.tables[request.slot][place]].num_seen = 0
     return num_freed
 
 
@@ -119,39 +119,41 @@ def find_prefix(self: Any, request: Any) -> tuple[int, int]:
     """`(blocks, those of them that nobody holds)`: the longest leading run of blocks whose content is there.
 
     Never the request's last token. Of several copies, the one that became known first. The blocks' numbers
-    stand in `Pool.found`.
+    stand in the last row of `Replica.tables`.
     """
-    pool, num_free, num_found = self.pool, 0, 0
+    keys, num_free, num_found = self.keys, 0, 0
     if not self.own.prefix_caching:
         return 0, 0
+    found = self.tables[len(self.tables) - 1]
     link = request.first_link
     for place in range((num_known_tokens(request) - 1) // self.own.block_size):
         link = link_of(self, request, link, place)
-        at = place_of_key(pool.keys, key_at(self, link, place))
-        if pool.keys[at] == NOBODY:
+        at = place_of_key(keys, key_at(self, link, place))
+        if keys[at].key == NOBODY:
             break
-        block = pool.first_of[at]
-        pool.found[place] = block
-        num_free += pool.num_holders[block] == 0
+        block = keys[at].first
+        found[place] = block
+        num_free += self.blocks[block].num_holders == 0
         num_found += 1
     return num_found, num_free
 
 
 def adopt(self: Any, request: Any, num_found: int) -> None:
     """Let a request, which holds nothing yet, share the blocks found, which are then free no more."""
-    pool, own = self.pool, self.own
+    own = self.own
     if num_found == 0:
         return
     take_slot(self, request)
-    table = pool.tables[request.slot]
+    table, found = self.tables[request.slot], self.tables[len(self.tables) - 1]
     for place in range(num_found):
-        block = pool.found[place]
-        if pool.num_holders[block] == 0:
-            unlink(pool, block)
+        number = found[place]
+        block = self.blocks[number]
+        if block.num_holders == 0:
+            unlink(self.blocks, number)
             own.num_free -= 1
             own.num_cached_free -= 1
-        pool.num_holders[block] += 1
-        table[place] = block
+        block.num_holders += 1
+        table[place] = number
     request.num_blocks = num_found
     request.num_published_blocks = num_found
 
@@ -163,25 +165,27 @@ def publish(self: Any, request: Any, num_tokens: int) -> None:
     """
     if not self.own.prefix_caching:
         return
-    pool, end = self.pool, num_tokens // self.own.block_size
+    blocks, keys, end = self.blocks, self.keys, num_tokens // self.own.block_size
     first = request.num_published_blocks
     if first >= end:
         return
     link = request.first_link
     for place in range(first, end):
         link = link_of(self, request, link, place)
-        block, key = pool.tables[request.slot][place], key_at(self, link, place)
-        pool.key_of[block] = key
-        at = place_of_key(pool.keys, key)
-        pool.next_copy[block] = NOBODY
-        if pool.keys[at] == NOBODY:
-            pool.keys[at] = key
-            pool.first_of[at] = block
-            pool.last_copy[block] = NOBODY
+        number, key = self.tables[request.slot][place], key_at(self, link, place)
+        block = blocks[number]
+        block.key = key
+        block.next_copy = NOBODY
+        at = place_of_key(keys, key)
+        entry = keys[at]
+        if entry.key == NOBODY:
+            entry.key = key
+            entry.first = number
+            block.last_copy = NOBODY
         else:
-            pool.next_copy[pool.last_of[at]] = block
-            pool.last_copy[block] = pool.last_of[at]
-        pool.last_of[at] = block
+            blocks[entry.last].next_copy = number
+            block.last_copy = entry.last
+        entry.last = number
     request.num_published_blocks = end
 
 
@@ -191,37 +195,37 @@ def withdraw(self: Any, request: Any, num_tokens: int) -> None:
         return
     num_kept = num_tokens // self.own.block_size
     for place in range(num_kept, request.num_published_blocks):
-        forget(self, self.pool.tables[request.slot][place])
+        forget(self, self.tables[request.slot][place])
     request.num_published_blocks = min(request.num_published_blocks, num_kept)
 
 
-def forget(self: Any, block: int) -> None:
+def forget(self: Any, number: int) -> None:
     """What a block holds is lost."""
-    pool = self.pool
-    key = pool.key_of[block]
-    if key == NOBODY:
+    blocks, keys = self.blocks, self.keys
+    block = blocks[number]
+    if block.key == NOBODY:
         return
-    pool.key_of[block] = NOBODY
-    if pool.num_holders[block] == 0:
+    at = place_of_key(keys, block.key)
+    block.key = NOBODY
+    if block.num_holders == 0:
         self.own.num_cached_free -= 1
-    at = place_of_key(pool.keys, key)
-    before, after = pool.last_copy[block], pool.next_copy[block]
+    before, after = block.last_copy, block.next_copy
     if before != NOBODY:
-        pool.next_copy[before] = after
+        blocks[before].next_copy = after
     else:
-        pool.first_of[at] = after
+        keys[at].first = after
     if after != NOBODY:
-        pool.last_copy[after] = before
+        blocks[after].last_copy = before
     else:
-        pool.last_of[at] = before
-    if pool.first_of[at] == NOBODY:
-        remove_key(pool, at)
+        keys[at].last = before
+    if keys[at].first == NOBODY:
+        remove_key(keys, at)
 
 
 def link_of(self: Any, request: Any, link: int, place: int) -> int:
     """The row of the segment that holds a block's last token, from an earlier block's row on."""
     num_tokens = (place + 1) * self.own.block_size
-    while link + 1 < request.end_link and self.pool.starts[link + 1] < num_tokens:
+    while link + 1 < request.end_link and self.segments[link + 1].start < num_tokens:
         link += 1
     return link
 
@@ -232,28 +236,31 @@ def key_at(self: Any, link: int, place: int) -> int:
     A sequence is a chain of segments, each used from its offset 0: it is told by the chain of whole segments
     before the last one (a node) and its length in that one.
     """
-    num_tokens = (place + 1) * self.own.block_size
-    return self.pool.nodes[link] * NODE_FACTOR + (num_tokens - self.pool.starts[link])
+    segment = self.segments[link]
+    return segment.node * NODE_FACTOR + ((place + 1) * self.own.block_size - segment.start)
 
 
 # A ring of free blocks, and a hash table with open addressing
 
 
-def unlink(pool: Any, block: int) -> None:
+def unlink(blocks: Any, number: int) -> None:
     """Take a block out of the free queue."""
-    pool.next_free[pool.last_free[block]] = pool.next_free[block]
-    pool.last_free[pool.next_free[block]] = pool.last_free[block]
+    block = blocks[number]
+    blocks[block.last_free].next_free = block.next_free
+    blocks[block.next_free].last_free = block.last_free
 
 
-def link_after(pool: Any, before: int, block: int) -> None:
+def link_after(blocks: Any, before: int, number: int) -> None:
     """Put a block into the free queue behind another, or behind the head."""
-    after = pool.next_free[before]
-    pool.next_free[before], pool.last_free[block] = block, before
-    pool.next_free[block], pool.last_free[after] = after, block
+    after = blocks[before].next_free
+    blocks[before].next_free = number
+    blocks[number].last_free = before
+    blocks[number].next_free = after
+    blocks[after].last_free = number
 
 
 def home_of(keys: Any, key: int) -> int:
-    """Where a key belongs; the table's length is a power of two."""
+    """Where a key belongs."""
     mixed = (key % NODE_FACTOR) * 2654435761 + (key // NODE_FACTOR) * 40503
     return (mixed // 65536) % len(keys)
 
@@ -261,23 +268,21 @@ def home_of(keys: Any, key: int) -> int:
 def place_of_key(keys: Any, key: int) -> int:
     """Where a key is, or would be."""
     at = home_of(keys, key)
-    while keys[at] != NOBODY and keys[at] != key:
+    while keys[at].key != NOBODY and keys[at].key != key:
         at = (at + 1) % len(keys)
     return at
 
 
-def remove_key(pool: Any, at: int) -> None:
+def remove_key(keys: Any, at: int) -> None:
     """Remove a key; those behind it that were pushed past their home move up."""
-    keys, size = pool.keys, len(pool.keys)
-    keys[at] = NOBODY
+    size = len(keys)
+    keys[at].key = NOBODY
     later = (at + 1) % size
-    while keys[later] != NOBODY:
-        if (later - home_of(keys, keys[later])) % size >= (later - at) % size:
-            keys[at], pool.first_of[at], pool.last_of[at] = (
-                keys[later],
-                pool.first_of[later],
-                pool.last_of[later],
-            )
-            keys[later] = NOBODY
+    while keys[later].key != NOBODY:
+        if (later - home_of(keys, keys[later].key)) % size >= (later - at) % size:
+            keys[at].key = keys[later].key
+            keys[at].first = keys[later].first
+            keys[at].last = keys[later].last
+            keys[later].key = NOBODY
             at = later
         later = (later + 1) % size

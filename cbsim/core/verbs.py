@@ -212,11 +212,6 @@ def left(self: Any, request: Any) -> None:
 # decided with it are done. Both directions share that stream.
 
 
-def step_s(cost: Any, shape: Any, chunks: Any) -> float:
-    """Seconds of a step: stands for the cost model's own."""
-    return 1.0
-
-
 def move_s(self: Any, num_blocks: int) -> float:
     """Seconds to move so many blocks of a request between the GPU and host memory, one way."""
     config = self.config
@@ -232,23 +227,12 @@ def takes_to_host(self: Any, num_tokens: int) -> bool:
     if preemption == RECOMPUTE or num_tokens == 0:
         return False
     num_blocks = blocks_for(self, num_tokens)
-    if preemption == CHEAPER and prefill_s(self, num_tokens) <= 2 * move_s(self, num_blocks):
+    if preemption == CHEAPER and self.prefill_s[num_tokens] <= 2 * move_s(self, num_blocks):
         return False
     has_room = self.own.num_swapped_blocks + num_blocks <= self.config.num_swap_blocks
     if not has_room:
         self.own.num_turned_away += 1
     return has_room
-
-
-def prefill_s(self: Any, num_tokens: int) -> float:
-    """Seconds of a step that computes a prompt alone."""
-    shape, chunk = self.shape, self.chunks[0]
-    shape.num_chunks = shape.num_finishing_chunks = 1
-    shape.num_prefill_tokens = num_tokens
-    shape.num_decodes = shape.decode_context = shape.max_decode_context = 0
-    chunk.num_tokens = num_tokens
-    chunk.num_computed_tokens = 0
-    return step_s(self.cost, shape, self.chunks)
 
 
 def move_out(self: Any, request: Any, num_blocks: int) -> None:

@@ -1,4 +1,8 @@
-"""The waiting queue: in the order of a rank, of users' shares, and with aging before either."""
+"""The waiting queue: in the order of a rank, of users' shares, and with aging before either.
+
+Request i has node i of `Replica.nodes`; with aging also node `num_nodes` + i among those that will age, by
+when, and node 2 `num_nodes` + i among those that have, by arrival.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +23,7 @@ def rank_of(self: Any, request: Any) -> float:
     if policy == EDF:
         return float(request.arrival_s + request.deadline_s)
     if policy == FAIR:
-        return float(self.users.num_served[request.user])
+        return float(self.users[request.user].num_served)
     return 0.0
 
 
@@ -36,9 +40,9 @@ def push(self: Any, request: Any) -> None:
     if self.config.policy == FAIR:
         push_by_user(self, request)
     else:
-        own.head = put(self.waiting, own.head, request.index, rank_of(self, request))
+        own.head = put(self.nodes, own.head, request.index, rank_of(self, request))
     if self.config.aging_s < inf:
-        own.due_head = put(self.due, own.due_head, request.index, due_s(self, request))
+        own.due_head = put(self.nodes, own.due_head, request.index + own.num_nodes, due_s(self, request))
 
 
 def head_of_queue(self: Any, now: float) -> int:
@@ -56,7 +60,7 @@ def head_of_queue(self: Any, now: float) -> int:
             return aged
     if self.config.policy == FAIR:
         return head_of_users(self)
-    return int(own.head)
+    return own.head
 
 
 def leave_queue(self: Any, request: Any) -> None:
@@ -66,18 +70,19 @@ def leave_queue(self: Any, request: Any) -> None:
     if self.config.policy == FAIR:
         leave_users(self, request)
     else:
-        own.head = take_out(self.waiting, own.head, request.index)
+        own.head = take_out(self.nodes, own.head, request.index)
     if self.config.aging_s < inf:
-        if self.due[request.index].is_in:
-            own.due_head = take_out(self.due, own.due_head, request.index)
+        due, aged = request.index + own.num_nodes, request.index + 2 * own.num_nodes
+        if self.nodes[due].is_in:
+            own.due_head = take_out(self.nodes, own.due_head, due)
         else:
-            own.aged_head = take_out(self.aged, own.aged_head, request.index)
+            own.aged_head = take_out(self.nodes, own.aged_head, aged)
 
 
 def served(self: Any, request: Any, num_tokens: int) -> None:
     """Tokens of a request have been served: its prompt at its first admission, each token that came out."""
     if self.config.policy == FAIR:
-        self.users.num_served[request.user] += num_tokens
+        self.users[request.user].num_served += num_tokens
 
 
 # Aging
@@ -100,11 +105,11 @@ def is_aged(self: Any, request: Any, now: float) -> bool:
 def first_aged(self: Any, now: float) -> int:
     """The aged request that arrived first, `NOBODY` if none is."""
     own = self.own
-    while own.due_head != NOBODY and self.due[own.due_head].key < now:
-        index = own.due_head
-        own.due_head = take_out(self.due, own.due_head, index)
-        own.aged_head = put(self.aged, own.aged_head, index, 0.0)
-    return int(own.aged_head)
+    while own.due_head != NOBODY and self.nodes[own.due_head].key < now:
+        due = own.due_head
+        own.due_head = take_out(self.nodes, due, due)
+        own.aged_head = put(self.nodes, own.aged_head, due + own.num_nodes, 0.0)
+    return NOBODY if own.aged_head == NOBODY else own.aged_head - 2 * own.num_nodes
 
 
 # Shares of users: the Virtual Token Counter of Sheng et al., OSDI'24, algorithm 2
@@ -112,15 +117,15 @@ def first_aged(self: Any, now: float) -> int:
 
 def push_by_user(self: Any, request: Any) -> None:
     """To its place among its user's own; the user is lifted if none of them waited."""
-    users, user = self.users, request.user
-    if users.head[user] == NOBODY:
+    user = self.users[request.user]
+    if user.head == NOBODY:
         lift(self, user)
-        users.active[self.own.num_active_users] = user
+        self.users[self.own.num_active_users].active = request.user
         self.own.num_active_users += 1
-    users.head[user] = put(self.waiting, users.head[user], request.index, 0.0)
+    user.head = put(self.nodes, user.head, request.index, 0.0)
 
 
-def lift(self: Any, user: int) -> None:
+def lift(self: Any, user: Any) -> None:
     """Idleness earns no credit: the counter rises to the least of the users who have requests waiting.
 
     If nobody has, to that of the user whose request left the queue last.
@@ -128,34 +133,37 @@ def lift(self: Any, user: int) -> None:
     users, own = self.users, self.own
     least = 0
     if own.num_active_users:
-        least = users.num_served[users.active[0]]
+        least = users[users[0].active].num_served
         for place in range(1, own.num_active_users):
-            least = min(least, users.num_served[users.active[place]])
+            least = min(least, users[users[place].active].num_served)
     elif own.last_user != NOBODY:
-        least = users.num_served[own.last_user]
-    users.num_served[user] = max(users.num_served[user], least)
+        least = users[own.last_user].num_served
+    user.num_served = max(user.num_served, least)
 
 
 def head_of_users(self: Any) -> int:
     """The first request of the user who was served least; of equals, who came first."""
     users = self.users
-    chosen = users.active[0]
+    chosen = users[0].active
     for place in range(1, self.own.num_active_users):
-        user = users.active[place]
-        served_here, least = users.num_served[user], users.num_served[chosen]
-        if served_here < least or (served_here == least and users.head[user] < users.head[chosen]):
-            chosen = user
-    return int(users.head[chosen])
+        number = users[place].active
+        user, least = users[number], users[chosen]
+        if user.num_served < least.num_served or (
+            user.num_served == least.num_served and user.head < least.head
+        ):
+            chosen = number
+    return users[chosen].head
 
 
 def leave_users(self: Any, request: Any) -> None:
     """A user whose last waiting request leaves is no longer among those who wait."""
-    users, own, user = self.users, self.own, request.user
-    users.head[user] = take_out(self.waiting, users.head[user], request.index)
-    own.last_user = user
-    if users.head[user] == NOBODY:
+    users, own = self.users, self.own
+    user = users[request.user]
+    user.head = take_out(self.nodes, user.head, request.index)
+    own.last_user = request.user
+    if user.head == NOBODY:
         place = 0
-        while users.active[place] != user:
+        while users[place].active != request.user:
             place += 1
         own.num_active_users -= 1
-        users.active[place] = users.active[own.num_active_users]
+        users[place].active = users[own.num_active_users].active

@@ -6,7 +6,7 @@ from cbsim.cost.cost_model import CostModel, StepShape
 COST_MODELS: Registry[CostModel] = Registry(
     "cost model",
     "cbsim.cost_models",
-    CostModel,  # type: ignore[type-abstract]
+    CostModel,
     {
         "constant": "cbsim.cost.constant:ConstantCost",
         "roofline": "cbsim.cost.roofline:RooflineCost",

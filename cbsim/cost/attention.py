@@ -12,6 +12,8 @@ from annotated_types import Ge, Le
 from pydantic import Field, model_validator
 
 from cbsim.config.section import Section
+from cbsim.cost.elementwise import cell_of, chosen, larger, over_columns, root, smaller
+from cbsim.cost.interpolation import Axis, axis_of, risen
 from cbsim.cost.step_columns import Floats, Ints, StepColumns
 
 Coefficient = Annotated[float, Ge(0)]
@@ -19,9 +21,9 @@ Softness = Annotated[float, Ge(0), Le(4)]
 
 
 def blend(a: Any, b: Any, softness: float) -> Any:
-    """A smooth maximum of arrays: `max(a, b)` at softness 0, `a + b` at 4; homogeneous, monotone in both."""
+    """A smooth maximum: `max(a, b)` at softness 0, `a + b` at 4; homogeneous, monotone in both."""
     difference = a - b
-    return 0.5 * ((a + b) + np.sqrt(difference * difference + softness * a * b))
+    return 0.5 * ((a + b) + root(difference * difference + softness * a * b))
 
 
 class DecodeAttention(Section):
@@ -44,14 +46,7 @@ class DecodeAttention(Section):
 
     def seconds(self, num_decodes: Ints | int, context: Ints) -> Floats:
         """Seconds of so many decodes, at least one, over a context in all."""
-        start_s = self.start_per_token_s * self.start_tokens
-        stream = np.where(
-            context < self.start_tokens,
-            (self.per_token_s + self.start_per_token_s) * context,
-            self.per_token_s * context + start_s,
-        )
-        work = blend(self.per_decode_s * num_decodes, stream, self.softness)
-        total: Floats = self.launch_s + blend(self.floor_s, work, self.floor_softness)
+        total: Floats = over_columns(decode_attention_s)(self, num_decodes, context)
         return total
 
 
@@ -65,9 +60,12 @@ class Spill(Section):
 
     def at(self, num_tokens: Ints) -> Floats:
         """Seconds by the tokens of a launch."""
-        streamed = np.minimum(num_tokens, 2.0 * np.maximum(num_tokens - self.cached_tokens, 0.0))
-        seconds: Floats = self.per_token_s * streamed
+        seconds: Floats = over_columns(spilled_s)(self, num_tokens)
         return seconds
+
+
+NO_SPILL = Spill(per_token_s=0.0, cached_tokens=0.0, softness=0.0)
+"""Of kernels without one."""
 
 
 class ChunkLengths(Section):
@@ -86,9 +84,14 @@ class ChunkLengths(Section):
             raise ValueError("lengths must be positive and rise")
         return self
 
+    @property
+    def line(self) -> tuple[Axis, Floats]:
+        """The lengths from 0 on and the seconds at them."""
+        return axis_of((0, *self.tokens)), np.array((0.0, *self.more_s))
+
     def at(self, tokens: Ints) -> Floats:
         """Seconds more of single chunks."""
-        found: Floats = np.interp(tokens, np.array((0, *self.tokens)), np.array((0.0, *self.more_s)))
+        found: Floats = over_columns(length_s)(*self.line, tokens)
         return found
 
     def together(self, columns: StepColumns) -> Floats:
@@ -136,23 +139,20 @@ class PrefillAttention(Section):
 
     def at(self, columns: StepColumns) -> Floats:
         """Seconds; 0 without chunks."""
-        work: Any = (
-            self.per_pair_s * columns.pairs(self.tile)
-            + self.tokens_s(columns.prefill_tokens)
-            + self.per_chunk_s * columns.num_chunks
+        seconds = over_columns(chunk_attention_s)(
+            self,
+            self.spill or NO_SPILL,
+            columns.pairs(self.tile),
+            0.0 if self.lengths is None else self.lengths.together(columns),
+            columns.prefill_tokens,
+            columns.num_chunks,
+            columns.longest_prefill,
         )
-        if self.lengths is not None:
-            work += self.lengths.together(columns)
-        if self.spill is not None:
-            work = blend(work, self.spill.at(columns.prefill_tokens), self.spill.softness)
-        work = blend(self.per_longest_token_s * columns.longest_prefill, work, self.softness)
-        seconds = self.launch_s + blend(self.floor_s, work, self.floor_softness)
         return np.where(columns.num_chunks > 0, seconds, 0.0)
 
     def tokens_s(self, num_tokens: Ints) -> Floats:
         """Seconds for tokens, whatever they attend to."""
-        beyond = np.maximum(num_tokens - self.beyond_tokens, 0.0)
-        seconds: Floats = self.per_token_s * num_tokens + self.beyond_per_token_s * beyond
+        seconds: Floats = over_columns(chunk_tokens_s)(self, num_tokens)
         return seconds
 
 
@@ -173,17 +173,85 @@ class FusedAttention(Section):
 
     def at(self, columns: StepColumns, tile: int) -> Floats:
         """Seconds of mixed steps, chunks in tiles as of prefill; for pure steps it has no meaning."""
-        work: Any = (
-            self.per_pair_s * columns.pairs(tile)
-            + self.per_token_s * columns.prefill_tokens
-            + self.per_decode_s * columns.num_decodes
-            + self.per_context_token_s * columns.decode_context
-            + self.beyond_per_context_token_s
-            * np.maximum(columns.decode_context - self.beyond_context_tokens, 0.0)
+        seconds: Floats = over_columns(fused_attention_s)(
+            self,
+            columns.pairs(tile),
+            columns.prefill_tokens,
+            columns.longest_prefill,
+            columns.num_decodes,
+            columns.decode_context,
+            columns.max_decode_context,
         )
-        chain = np.maximum(
-            self.per_longest_token_s * columns.longest_prefill,
-            self.per_longest_decode_token_s * columns.max_decode_context,
-        )
-        seconds: Floats = self.launch_s + blend(work, chain, self.softness)
         return seconds
+
+
+def decode_attention_s(form: Any, num_decodes: Any, context: Any) -> Any:
+    """Seconds of `A_dec` in `StepForm` for `num_decodes` >= 1 decodes whose contexts sum to `context`."""
+    start_s = form.start_per_token_s * form.start_tokens
+    stream_s = chosen(
+        context < form.start_tokens,
+        (form.per_token_s + form.start_per_token_s) * context,
+        form.per_token_s * context + start_s,
+    )
+    work_s = blend(form.per_decode_s * num_decodes, stream_s, form.softness)
+    return form.launch_s + blend(form.floor_s, work_s, form.floor_softness)
+
+
+def chunk_tokens_s(form: Any, num_tokens: Any) -> Any:
+    """Seconds of `PrefillAttention` for the tokens of chunks, whatever they attend to."""
+    beyond = larger(num_tokens - form.beyond_tokens, 0.0)
+    return form.per_token_s * num_tokens + form.beyond_per_token_s * beyond
+
+
+def spilled_s(spill: Any, num_tokens: Any) -> Any:
+    """Seconds of `Spill` by the tokens of a launch."""
+    return spill.per_token_s * smaller(num_tokens, 2.0 * larger(num_tokens - spill.cached_tokens, 0.0))
+
+
+def length_s(axis: Any, more_s: Any, num_tokens: Any) -> Any:
+    """Seconds more of a chunk of `ChunkLengths`, for its axis and the seconds at its knots."""
+    found_s = risen(axis.knots, more_s, cell_of(axis, smaller(num_tokens, axis.high)), num_tokens)
+    return chosen(num_tokens >= axis.high, more_s[len(more_s) - 1], found_s)
+
+
+def chunk_attention_s(
+    form: Any,
+    spill: Any,
+    num_pairs: Any,
+    more_s: Any,
+    num_tokens: Any,
+    num_chunks: Any,
+    longest: Any,
+) -> Any:
+    """Seconds for chunks alone, at least one, `A_pre` of `StepForm`.
+
+    `num_pairs` are their (query, key) pairs by tiles, `more_s` what their lengths add, `longest` the largest
+    context of a chunk, its own tokens included. A spill of 0 seconds a token is none.
+    """
+    work_s = form.per_pair_s * num_pairs + chunk_tokens_s(form, num_tokens) + form.per_chunk_s * num_chunks
+    work_s = work_s + more_s
+    if spill.per_token_s > 0.0:
+        work_s = blend(work_s, spilled_s(spill, num_tokens), spill.softness)
+    work_s = blend(form.per_longest_token_s * longest, work_s, form.softness)
+    return form.launch_s + blend(form.floor_s, work_s, form.floor_softness)
+
+
+def fused_attention_s(
+    form: Any,
+    num_pairs: Any,
+    num_tokens: Any,
+    longest: Any,
+    num_decodes: Any,
+    context: Any,
+    longest_decode: Any,
+) -> Any:
+    """Seconds for chunks and decodes in one launch, `fused` of `StepForm`."""
+    work_s = (
+        form.per_pair_s * num_pairs
+        + form.per_token_s * num_tokens
+        + form.per_decode_s * num_decodes
+        + form.per_context_token_s * context
+        + form.beyond_per_context_token_s * larger(context - form.beyond_context_tokens, 0.0)
+    )
+    chain_s = larger(form.per_longest_token_s * longest, form.per_longest_decode_token_s * longest_decode)
+    return form.launch_s + blend(work_s, chain_s, form.softness)

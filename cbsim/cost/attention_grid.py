@@ -30,10 +30,10 @@ decodes alone that are too few to fill a GPU split long contexts, and so have no
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from functools import cached_property
 from math import prod
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 from annotated_types import Ge
@@ -41,15 +41,16 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from cbsim.config.section import Section
-
-if TYPE_CHECKING:
-    from cbsim.cost.step_columns import StepColumns
+from cbsim.cost.elementwise import chosen, larger, over_columns
+from cbsim.cost.interpolation import Axis, at_line, at_plane, at_space, axis_of, nearest
 
 Floats = NDArray[np.float64]
 Coefficient = Annotated[float, Ge(0)]
 
 MAX_KNOT = 10_000_000
 """Tokens or decodes beyond what anybody times; `compiled_grid` lists every size up to the last knot."""
+_BY_AXES: dict[int, Callable[..., Any]] = {1: at_line, 2: at_plane, 4: at_space}
+"""How tables are read, by their number of axes."""
 
 
 class Table(Section):
@@ -93,31 +94,17 @@ class Table(Section):
 
     def nearest(self, *sizes: Any) -> list[Floats]:
         """Sizes moved onto the grid where they lie beyond its ends."""
-        return [
-            np.minimum(np.maximum(size, axis[0]), axis[-1])
-            for size, axis in zip(sizes, self.axes, strict=True)
-        ]
+        return [over_columns(nearest)(axis, size) for size, axis in zip(sizes, self.known_axes, strict=True)]
 
     def at(self, *sizes: Any) -> Floats:
-        """Seconds at sizes that lie on the grid, multilinear between its knots.
+        """Seconds at sizes that lie on the grid, multilinear between its knots. One, two or four axes."""
+        found: Floats = over_columns(_BY_AXES[len(self.axes)])(self.values.ravel(), self.known_axes, *sizes)
+        return found
 
-        Folds the last axis first, each as `low + weight * (high - low)`: `compiled_grid` does the same.
-        """
-        places, weights = [], []
-        for size, axis in zip(sizes, self.axes, strict=True):
-            knots = np.array(axis)
-            place = np.clip(np.searchsorted(knots, size, side="right") - 1, 0, len(knots) - 2)
-            places.append((place, place + 1))
-            weights.append((size - knots[place]) / (knots[place + 1] - knots[place]))
-        return self._fold(places, weights, ())
-
-    def _fold(self, places: Sequence[tuple[Any, Any]], weights: Sequence[Floats], chosen: Any) -> Floats:
-        depth = len(chosen)
-        if depth == len(places):
-            found: Floats = self.values[chosen]
-            return found
-        low, high = (self._fold(places, weights, (*chosen, place)) for place in places[depth])
-        return low + weights[depth] * (high - low)
+    @cached_property
+    def known_axes(self) -> tuple[Axis, ...]:
+        """The axes as formulas take them."""
+        return tuple(map(axis_of, self.axes))
 
 
 class Slopes(Section):
@@ -130,11 +117,21 @@ class Slopes(Section):
 
     def chunk_s(self, tokens: Any, context: Any) -> Any:
         """The share of a chunk."""
-        return self.per_pair_s * (tokens * context + 0.5 * tokens * tokens) + self.per_token_s * tokens
+        return chunk_growth_s(self, tokens, context)
 
     def decodes_s(self, num_decodes: Any, mean_context: Any) -> Any:
         """The share of decodes."""
-        return self.per_decode_s * num_decodes + self.per_context_token_s * (num_decodes * mean_context)
+        return decodes_growth_s(self, num_decodes, mean_context)
+
+
+def chunk_growth_s(slopes: Any, tokens: Any, context: Any) -> Any:
+    """Seconds of `Slopes` for a chunk of `tokens` over a context."""
+    return slopes.per_pair_s * (tokens * context + 0.5 * tokens * tokens) + slopes.per_token_s * tokens
+
+
+def decodes_growth_s(slopes: Any, num_decodes: Any, mean_context: Any) -> Any:
+    """Seconds of `Slopes` for decodes of a mean context."""
+    return slopes.per_decode_s * num_decodes + slopes.per_context_token_s * (num_decodes * mean_context)
 
 
 class Skew(Section):
@@ -150,15 +147,44 @@ class Skew(Section):
     def factor(self, num_decodes: Any) -> Floats:
         """Seconds for each token that the longest context is beyond the mean."""
         decodes = np.asarray(num_decodes, dtype=np.int64)
-        left = max(self.chain_s_per_token * self.tokens_per_s, 1.0)
-        tail = np.log(left) + np.euler_gamma - 1.0 + np.exp(-np.euler_gamma) / left
-        counts = np.arange(max(int(decodes.max(initial=1)), 2) + 1)
-        spread = np.cumsum(1.0 / np.maximum(counts, 1)) - 2.0  # The first of the sum is 0's, made 1.
-        has_tail = (decodes > left) & (decodes > max(self.split_up_to, 1))
-        found: Floats = np.where(
-            has_tail, self.chain_s_per_token * max(tail, 0.0) / np.maximum(spread[decodes], 0.5), 0.0
-        )
+        harmonic = harmonic_numbers(max(int(decodes.max(initial=1)), 2))
+        found: Floats = over_columns(skew_factor_s)(self.figures, harmonic[decodes], decodes)
         return found
+
+    @property
+    def figures(self) -> SkewFigures:
+        """What decides it, as `skew_factor_s` takes it."""
+        left = max(self.chain_s_per_token * self.tokens_per_s, 1.0)
+        tail = float(np.log(left) + np.euler_gamma - 1.0 + np.exp(-np.euler_gamma) / left)
+        return SkewFigures(
+            chain_s_per_token=self.chain_s_per_token,
+            tail_s_per_token=self.chain_s_per_token * max(tail, 0.0),
+            num_left=left,
+            split_up_to=max(self.split_up_to, 1),
+        )
+
+
+class SkewFigures(NamedTuple):
+    """What a `Skew` comes to."""
+
+    chain_s_per_token: float = 0.0
+    tail_s_per_token: float = 0.0
+    """c (ln m + gamma - 1 + exp(-gamma) / m)."""
+    num_left: float = 1.0
+    """m: so few decodes leave bandwidth idle."""
+    split_up_to: int = 1
+
+
+def harmonic_numbers(last: int) -> Floats:
+    """The harmonic numbers from 1 to `last`, each with 1 more; the one of 0 is 1."""
+    harmonic: Floats = np.cumsum(1.0 / np.maximum(np.arange(last + 1), 1))
+    return harmonic
+
+
+def skew_factor_s(skew: Any, harmonic: Any, num_decodes: Any) -> Any:
+    """Seconds for each token that the longest context is beyond the mean; `harmonic` is 1 + H_B."""
+    has_tail = (num_decodes > skew.num_left) & (num_decodes > skew.split_up_to)
+    return chosen(has_tail, skew.tail_s_per_token / larger(harmonic - 2.0, 0.5), 0.0)
 
 
 class DecodeTable(Section):
@@ -192,11 +218,6 @@ class ChunkTable(Section):
         beyond = self.slopes.chunk_s(tokens, context) - self.slopes.chunk_s(near, near_context)
         seconds: Floats = self.table.at(near, near_context) + beyond
         return seconds
-
-    def together(self, columns: StepColumns) -> Floats:
-        """Seconds of all chunks of each step; 0 without."""
-        _, _, together = _alone(self, columns)
-        return np.where(columns.num_chunks > 0, self.smallest_s + together, 0.0)
 
     @cached_property
     def smallest_s(self) -> float:
@@ -256,39 +277,3 @@ class AttentionGrid(Section):
         if self.mixed is not None and (self.prefill is None or len(self.mixed.crowding.axes) != 1):
             raise ValueError("mixed goes with prefill, and its crowding has one axis")
         return self
-
-    def decodes(self, columns: StepColumns) -> Floats:
-        """Seconds of the decodes of steps as if alone; 0 without decodes."""
-        num_decodes = np.maximum(columns.num_decodes, 1)
-        seconds = self.decode.at(num_decodes, columns.decode_context, columns.max_decode_context)
-        return np.where(columns.num_decodes > 0, seconds, 0.0)
-
-    def chunks(self, columns: StepColumns) -> Floats:
-        """Seconds of the chunks of steps as if alone; 0 without chunks. Needs `prefill`."""
-        assert self.prefill is not None
-        return self.prefill.together(columns)
-
-    def chunks_among_decodes(self, columns: StepColumns) -> Floats:
-        """Seconds of steps of chunks and decodes, and nothing sensible of others. Needs `mixed`."""
-        assert self.prefill is not None
-        assert self.mixed is not None
-        mixed = self.mixed
-        (steps, tokens, context), alone, together = _alone(self.prefill, columns)
-        num_decodes = np.maximum(columns.num_decodes, 1)
-        mean = columns.decode_context / num_decodes
-        among = mixed.at(tokens, context, num_decodes[steps], mean[steps])
-        among = among + mixed.crowding_at(num_decodes[steps]) * np.maximum(together[steps] - alone, 0.0)
-        seconds = np.zeros(len(num_decodes))
-        np.maximum.at(seconds, steps, among)
-        unequal = np.maximum(columns.max_decode_context - mean, 0.0)
-        seconds = seconds + mixed.skew.factor(num_decodes) * unequal
-        return np.maximum(seconds, mixed.chain_at(columns.max_decode_context))
-
-
-def _alone(prefill: ChunkTable, columns: StepColumns) -> tuple[tuple[Any, Any, Any], Floats, Floats]:
-    """All chunks (their step, tokens, context); what each costs beyond a launch; the sum of a step's."""
-    steps, tokens, context = columns.flat_chunks
-    alone = prefill.at(tokens, context) - prefill.smallest_s
-    together = np.zeros(len(columns.num_chunks))
-    np.add.at(together, steps, alone)
-    return (steps, tokens, context), alone, together

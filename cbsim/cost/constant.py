@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 from pydantic import Field
 
 from cbsim.config.section import ComponentConfig
 from cbsim.cost.cost_model import CostModel, StepShape
+from cbsim.cost.costrules import MAX_DECODES, MAX_TOKENS, CostRules
 from cbsim.specs import GpuSpec, ModelSpec
 
 
@@ -18,6 +21,23 @@ class ConstantConfig(ComponentConfig):
     """Seconds added for each prompt token in the step."""
     per_decode_s: float = Field(default=0.0, ge=0)
     """Seconds added for each decode in the step."""
+
+
+class ConstantFigures(NamedTuple):
+    """What `constant_step_s` takes, in seconds."""
+
+    each_step_s: float
+    each_prefill_token_s: float
+    each_decode_s: float
+
+
+def constant_step_s(cost: Any, shape: Any, chunks: Any) -> Any:
+    """Seconds of a step: a fixed time, and linear terms of its prompt tokens and its decodes."""
+    return (
+        cost.each_step_s
+        + cost.each_prefill_token_s * shape.num_prefill_tokens
+        + cost.each_decode_s * shape.num_decodes
+    )
 
 
 class ConstantCost(CostModel):
@@ -35,6 +55,11 @@ class ConstantCost(CostModel):
         self._step_s = config.step_s
         self._per_prefill_token_s = config.per_prefill_token_s
         self._per_decode_s = config.per_decode_s
+
+    def rules(self, max_tokens: int = MAX_TOKENS, max_decodes: int = MAX_DECODES) -> CostRules:
+        """The formula and its three figures."""
+        figures = ConstantFigures(self._step_s, self._per_prefill_token_s, self._per_decode_s)
+        return CostRules(constant_step_s, figures)
 
     def step_s(self, shape: StepShape) -> float:
         """Seconds of a step."""

@@ -2,51 +2,25 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cbsim.config.section import ComponentConfig
+from cbsim.cost.costrules import MAX_DECODES, MAX_TOKENS, CostRules, seconds_of
+from cbsim.cost.pricing import price
+from cbsim.cost.step_columns import Floats, Ints, StepColumns
+from cbsim.cost.step_shape import StepShape
 from cbsim.specs import GpuSpec, ModelSpec
 
-if TYPE_CHECKING:
-    from cbsim.cost.step_columns import Floats, Ints, StepColumns
+__all__ = ["CostModel", "StepShape"]
 
 
-class StepShape(NamedTuple):
-    """What a step computes, as far as its time depends on it."""
-
-    chunks: tuple[tuple[int, int], ...]
-    """Prompt chunks `(tokens, context)`: tokens computed now, tokens whose KV is there already."""
-    num_finishing_chunks: int
-    """Chunks that complete their prompt and so need a row of logits."""
-    num_decodes: int
-    decode_context: int
-    """Sum over the decodes of the tokens each attends to, the one computed now included."""
-    max_decode_context: int
-    """The longest of them; 0 without decodes."""
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens that go through the dense layers."""
-        return sum(tokens for tokens, _ in self.chunks) + self.num_decodes
-
-    @property
-    def num_logits(self) -> int:
-        """Rows of logits computed, one for each token sampled."""
-        return self.num_finishing_chunks + self.num_decodes
-
-    @property
-    def num_requests(self) -> int:
-        """Requests (or, in padded batches, slots) in the step."""
-        return len(self.chunks) + self.num_decodes
-
-
-class CostModel(ABC):
+class CostModel:
     """Predicts step times for one model on the GPUs of one replica.
 
     `is_deterministic` says that equal shapes always cost equal seconds; a model with random noise sets it to
@@ -55,6 +29,12 @@ class CostModel(ABC):
 
     Config: ClassVar[type[ComponentConfig]]
     is_deterministic: ClassVar[bool] = True
+
+    def __init_subclass__(cls, **settings: Any) -> None:
+        """A class with a `step_s` of its own has no rules but its own."""
+        super().__init_subclass__(**settings)
+        if "step_s" in vars(cls) and "rules" not in vars(cls):
+            cls.rules = _no_rules  # type: ignore[method-assign, assignment]
 
     def __init__(
         self, config: ComponentConfig, model: ModelSpec, gpu: GpuSpec, tensor_parallel: int = 1
@@ -73,9 +53,28 @@ class CostModel(ABC):
         """The model as it is under a seed: itself, unless it has something to draw."""
         return self
 
-    @abstractmethod
+    def rules(self, max_tokens: int = MAX_TOKENS, max_decodes: int = MAX_DECODES) -> CostRules | None:
+        """The model as the core runs it, compiled or not; `None` for one that is a `step_s` alone.
+
+        Steps of more than `max_tokens` tokens or `max_decodes` decodes cost the same, but may take longer to
+        compute.
+        """
+        return None
+
+    @cached_property
+    def default_rules(self) -> CostRules | None:
+        """The rules with lists of the usual sizes."""
+        return self.rules()
+
     def step_s(self, shape: StepShape) -> float:
-        """Seconds from the start of a step to its end, host time included."""
+        """Seconds from the start of a step to its end, host time included: by `rules`, interpreted."""
+        return self._by_rules(shape)
+
+    @cached_property
+    def _by_rules(self) -> Callable[[StepShape], float]:
+        if self.default_rules is None:
+            raise NotImplementedError(f"{type(self).__name__} has neither `rules` nor `step_s`")
+        return seconds_of(self.default_rules)
 
     def decode_s(self, num_decodes: int, decode_context: int, max_decode_context: int) -> float:
         """Seconds of a step of decodes alone: the same number, to the last bit, as `step_s` gives for it."""
@@ -97,7 +96,9 @@ class CostModel(ABC):
 
     def steps_s(self, columns: StepColumns) -> Floats:
         """Seconds of many steps at once: the same bits as `step_s` gives for each."""
-        return np.array([self.step_s(shape) for shape in columns.shapes()], dtype=np.float64)
+        if self.default_rules is None:
+            return np.array([self.step_s(shape) for shape in columns.shapes()], dtype=np.float64)
+        return price(self.default_rules, columns)
 
     def host_s(self, step_s: Floats, num_requests: Ints, columns_of: Callable[[Ints], StepColumns]) -> Floats:
         """Seconds by which each of some steps would be shorter without the host; 0 unless a model knows.
@@ -117,3 +118,9 @@ class CostModel(ABC):
     def inputs(self) -> list[Path]:
         """The files read, whose hashes go into the run's manifest."""
         return []
+
+
+def _no_rules(
+    cost: CostModel, max_tokens: int = MAX_TOKENS, max_decodes: int = MAX_DECODES
+) -> CostRules | None:
+    return None

@@ -8,6 +8,7 @@ import numpy as np
 
 from cbsim.cost.cost_model import StepShape
 from cbsim.cost.form import StepForm
+from cbsim.cost.formsteps import form_seconds
 from cbsim.cost.host import HostTime
 from cbsim.cost.step_columns import StepColumns
 
@@ -56,7 +57,7 @@ class CountTables:
 
     def step_s(self, shape: StepShape) -> float:
         """Seconds of a step with chunks by the vector form."""
-        gpu = self._form.seconds(StepColumns.from_shapes([shape]))
+        gpu = form_seconds(self._form, StepColumns.from_shapes([shape]))
         requests = len(shape.chunks) + shape.num_decodes
         return float(np.maximum(gpu, self.host.hidden_s(requests))[0] + self.host.added_s(requests))
 

@@ -31,14 +31,18 @@ agree to the bit; that is why `blend` stands where others write a p-norm.
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import numpy as np
 from pydantic import Field, model_validator
 
 from cbsim.config.section import Section
 from cbsim.cost.attention import Coefficient, DecodeAttention, FusedAttention, PrefillAttention
 from cbsim.cost.attention_grid import AttentionGrid
-from cbsim.cost.step_columns import Floats, Ints, StepColumns
-from cbsim.cost.tiles import Tiles
+from cbsim.cost.elementwise import cell_of, chosen, larger, over_columns, smaller
+from cbsim.cost.interpolation import axis_of, risen
+from cbsim.cost.step_columns import Floats, Ints
+from cbsim.cost.tiles import Tiles, counted_rows
 
 
 class DenseTable(Section):
@@ -65,12 +69,14 @@ class DenseTable(Section):
 
     def at(self, num_tokens: Ints | Floats) -> Floats:
         """Seconds at some token counts: none for 0, those of the first knot below it."""
-        knots = np.array(self.tokens, dtype=np.float64)
-        seconds = np.array(self.seconds)
-        counted = self.tiles.counted(num_tokens)
-        inside = np.interp(counted, knots, seconds)
-        beyond = seconds[-1] + self.tail_s_per_token * (counted - knots[-1])
-        return np.where(counted > 0, np.where(counted > knots[-1], beyond, inside), 0.0)
+        found: Floats = over_columns(dense_s)(self.line, np.asarray(num_tokens, np.float64))
+        return found
+
+    @property
+    def line(self) -> DenseLine:
+        """The table as `dense_s` takes it."""
+        axis, seconds = axis_of((0, *self.tokens)), np.array((self.seconds[0], *self.seconds))
+        return DenseLine(self.tiles, axis, seconds, self.tail_s_per_token)
 
 
 class LogitsForm(Section):
@@ -85,14 +91,40 @@ class LogitsForm(Section):
 
     def at(self, num_rows: Ints | Floats) -> Floats:
         """Seconds at row counts; no rows take no time."""
-        rows = self.tiles.counted(num_rows)
-        seconds: Floats = (
-            self.fixed_s
-            + self.per_row_s * rows
-            + self.per_row_beyond_128_s * np.maximum(rows - 128, 0)
-            + self.per_row_beyond_256_s * np.maximum(rows - 256, 0)
-        )
-        return np.where(num_rows > 0, seconds, 0.0)
+        found: Floats = over_columns(logits_s)(self, self.tiles, np.asarray(num_rows, np.float64))
+        return found
+
+
+class DenseLine(NamedTuple):
+    """A `DenseTable` as `dense_s` takes it."""
+
+    tiles: Any
+    axis: Any
+    """Its knots, and 0 before them."""
+    seconds: Any
+    """At those; at 0 as at the first knot."""
+    tail_s_per_token: float
+
+
+def dense_s(line: Any, num_tokens: Any) -> Any:
+    """Seconds of one layer outside attention: none for 0 tokens, those of the first knot below it."""
+    axis, seconds = line.axis, line.seconds
+    counted = counted_rows(line.tiles, num_tokens)
+    inside_s = risen(axis.knots, seconds, cell_of(axis, smaller(counted, axis.high)), counted)
+    beyond_s = seconds[len(seconds) - 1] + line.tail_s_per_token * (counted - axis.high)
+    return chosen(counted > 0, chosen(counted >= axis.high, beyond_s, inside_s), 0.0)
+
+
+def logits_s(form: Any, tiles: Any, num_rows: Any) -> Any:
+    """Seconds of LM head and sampling, `LM` of `StepForm`; no rows take no time."""
+    rows = counted_rows(tiles, num_rows)
+    seconds = (
+        form.fixed_s
+        + form.per_row_s * rows
+        + form.per_row_beyond_128_s * larger(rows - 128.0, 0.0)
+        + form.per_row_beyond_256_s * larger(rows - 256.0, 0.0)
+    )
+    return chosen(num_rows > 0, seconds, 0.0)
 
 
 class StepForm(Section):
@@ -108,29 +140,3 @@ class StepForm(Section):
     fused: FusedAttention | None = None
     grid: AttentionGrid | None = None
     """Tables of attention in place of some or all of the three formulas."""
-
-    def attention_s(self, columns: StepColumns) -> tuple[Floats, Floats]:
-        """Seconds of one layer's attention: the decodes', and the chunks' (or all of a mixed step)."""
-        grid = self.grid
-        decode = self.decode.at(columns) if grid is None else grid.decodes(columns)
-        has_chunks = grid is not None and grid.prefill is not None
-        prefill = grid.chunks(columns) if grid is not None and has_chunks else self.prefill.at(columns)
-        if grid is not None and grid.mixed is not None:
-            together = grid.chunks_among_decodes(columns)
-        elif self.fused is not None:
-            together = self.fused.at(columns, self.prefill.tile)
-        else:
-            return decode, prefill
-        together = np.maximum(np.maximum(together, decode), prefill)
-        mixed = (columns.num_chunks > 0) & (columns.num_decodes > 0)
-        return np.where(mixed, 0.0, decode), np.where(mixed, together, prefill)
-
-    def seconds(self, columns: StepColumns, dense_tokens: Ints | None = None) -> Floats:
-        """Seconds of steps; `dense_tokens` replaces `num_tokens` in g(T) where CUDA graphs pad it."""
-        decode, prefill = self.attention_s(columns)
-        dense = self.dense.at(columns.num_tokens if dense_tokens is None else dense_tokens)
-        layers = self.num_layers
-        total: Floats = (
-            (layers * dense + self.logits.at(columns.num_logits)) + layers * decode
-        ) + layers * prefill
-        return total

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 
 from cbsim.base.errors import CalibrationError
 from cbsim.config.section import Section
+from cbsim.cost.error_streams import first_normals
 
 Kind = Literal["dense", "logits", "prefill", "decode", "mixed"]
 KINDS: tuple[Kind, ...] = ("dense", "logits", "prefill", "decode", "mixed")
@@ -112,9 +114,16 @@ class KernelErrors:
         """What a kernel's time is to be multiplied by, less 1; `cell` is the bit lengths of its sizes."""
         key = kind, cell
         if key not in self._excess:
-            residual = self._records[kind].residual(self._normal(KINDS.index(kind), *cell))
-            self._excess[key] = math.expm1(-(self._systematic[kind] + residual))
+            self._excess[key] = self._excess_of(kind, self._normal(KINDS.index(kind), *cell))
         return self._excess[key]
+
+    def excesses(self, kind: Kind, *cells: NDArray[np.int64]) -> NDArray[np.float64]:
+        """The same for many cells, given as columns."""
+        normals = first_normals(self._seed, [ERROR_STREAM, KINDS.index(kind), *cells])
+        return np.array([self._excess_of(kind, normal) for normal in normals])
+
+    def _excess_of(self, kind: Kind, normal: float) -> float:
+        return math.expm1(-(self._systematic[kind] + self._records[kind].residual(normal)))
 
     @cached_property
     def _systematic(self) -> dict[Kind, float]:

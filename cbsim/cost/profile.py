@@ -17,15 +17,22 @@ from cbsim.config.section import ComponentConfig
 from cbsim.cost.compiled import CompiledStep
 from cbsim.cost.cost_model import CostModel, StepShape
 from cbsim.cost.costfile import find_cost_file, read_cost_file
+from cbsim.cost.costrules import MAX_DECODES, MAX_TOKENS, CostRules
 from cbsim.cost.form import StepForm
 from cbsim.cost.host import Host, HostTime
 from cbsim.cost.kernel_errors import KernelErrors
+from cbsim.cost.pricing import price
+from cbsim.cost.profile_record import host_record, profile_record, with_errors
+from cbsim.cost.profile_step import profile_step_s
 from cbsim.cost.step_columns import Floats, Ints, StepColumns
 from cbsim.cost.uncertain import UncertainStep
 from cbsim.specs import GpuSpec, ModelSpec
 
 VLLM_GRAPH_BATCH_SIZES = [1, 2, 4, *range(8, 257, 8), *range(272, 513, 16)]
 """Batch sizes that vLLM V1 captures CUDA graphs for by default."""
+
+LEAST_MAX_CONTEXT = 32_768
+"""Tokens of context up to which errors of mixed steps are drawn at least, whatever the model was made for."""
 
 
 class ProfileConfig(ComponentConfig):
@@ -91,7 +98,7 @@ class ProfileCost(CostModel):
         form = _chosen(self._file.form, config)
         self._host = HostTime.of(config.host, config.host_step_s, config.host_request_s, config.host_gap_s)
         self._padded_tokens = [self._padded(count) for count in range(last + 1)]
-        self._form: StepForm | UncertainStep = form
+        self._errors: KernelErrors | None = None
         self._compiled: CompiledStep | UncertainStep = CompiledStep(form, self._padded_tokens, self._host)
 
     @property
@@ -105,9 +112,20 @@ class ProfileCost(CostModel):
             return self
         errors = KernelErrors.read(self._file.accuracy, self._path, seed)
         drawn = copy(self)
+        vars(drawn).pop("default_rules", None)
         step = UncertainStep(_chosen(self._file.form, self.config), self._padded_tokens, self._host, errors)
-        drawn._form = drawn._compiled = step
+        drawn._compiled = step
+        drawn._errors = errors
         return drawn
+
+    def rules(self, max_tokens: int = MAX_TOKENS, max_decodes: int = MAX_DECODES) -> CostRules:
+        """The rule of all profiles, and the record of this one."""
+        form = _chosen(self._file.form, self.config)
+        record = profile_record(form, self._padded_tokens, self._host, max_tokens, max_decodes)
+        if self._errors is not None:
+            max_context = max(self.model.max_model_len, LEAST_MAX_CONTEXT)
+            record = with_errors(record, self._errors, max_context)
+        return CostRules(profile_step_s, record)
 
     def step_s(self, shape: StepShape) -> float:
         """Seconds of a step."""
@@ -122,13 +140,6 @@ class ProfileCost(CostModel):
     ) -> list[float]:
         """Seconds of so many such steps in a row, each with one token more of context for every decode."""
         return self._compiled.decodes_s(num_decodes, decode_context, max_decode_context, num_steps)
-
-    def steps_s(self, columns: StepColumns) -> Floats:
-        """Seconds of many steps at once: the same bits as `step_s` gives for each."""
-        gpu_s = self._gpu_s(columns)
-        requests = columns.num_chunks + columns.num_decodes
-        total: Floats = np.maximum(gpu_s, self._host.hidden_s(requests)) + self._host.added_s(requests)
-        return total
 
     def host_s(self, step_s: Floats, num_requests: Ints, columns_of: Callable[[Ints], StepColumns]) -> Floats:
         """Seconds by which steps would be shorter without the host: a gap, or all beyond the GPU's time."""
@@ -165,19 +176,14 @@ class ProfileCost(CostModel):
         return [self._path]
 
     def _gpu_s(self, columns: StepColumns) -> Floats:
-        return self._form.seconds(columns, self._dense_tokens(columns))
+        rules = self.default_rules
+        assert rules is not None
+        bare = rules.record._replace(host=host_record(HostTime()))
+        return price(CostRules(rules.step_s, bare), columns)
 
     def _padded(self, num_decodes: int) -> int:
         index = bisect_left(self._graph_sizes, num_decodes)
         return self._graph_sizes[index] if index < len(self._graph_sizes) else num_decodes
-
-    def _dense_tokens(self, columns: StepColumns) -> Ints:
-        if not self._graph_sizes:
-            return columns.num_tokens
-        sizes = np.array(self._graph_sizes, dtype=np.int64)
-        index = np.searchsorted(sizes, columns.num_decodes)
-        padded = np.where(index < len(sizes), sizes[np.minimum(index, len(sizes) - 1)], columns.num_decodes)
-        return np.where(columns.num_chunks > 0, columns.num_tokens, padded)
 
 
 def _chosen(form: StepForm, config: ProfileConfig) -> StepForm:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from pydantic import Field
 
 from cbsim.config.section import ComponentConfig
 from cbsim.cost.cost_model import CostModel, StepShape
+from cbsim.cost.costrules import MAX_DECODES, MAX_TOKENS, CostRules
+from cbsim.cost.elementwise import larger
 from cbsim.specs import GpuSpec, ModelSpec
 
 if TYPE_CHECKING:
@@ -33,6 +35,58 @@ class RooflineConfig(ComponentConfig):
     """Host seconds more for each request in the step."""
     all_reduce_latency_s: float = Field(default=1e-5, ge=0)
     """Seconds of an all-reduce of nothing, paid twice a layer when a replica has more than one GPU."""
+
+
+class RooflineFigures(NamedTuple):
+    """What `roofline_step_s` takes: seconds, of all layers on one GPU."""
+
+    weights_s: float
+    """Reading the layers' weights."""
+    token_memory_s: float
+    """Activations moved for a token, attention apart."""
+    token_compute_s: float
+    """Matrix products for a token, attention apart."""
+    key_memory_s: float
+    """Reading a key and a value."""
+    query_memory_s: float
+    """Moving a query and its output."""
+    pair_compute_s: float
+    """Attention of a query to a key."""
+    head_weights_s: float
+    """Reading the LM head's weights."""
+    head_row_memory_s: float
+    """Moved by the LM head for a row of logits."""
+    head_row_compute_s: float
+    link_token_s: float
+    """All-reduces, for a token."""
+    fixed_s: float
+    """A step's host time and the latency of its all-reduces."""
+    request_s: float
+    """Host time for a request."""
+
+
+def roofline_step_s(cost: Any, shape: Any, chunks: Any) -> Any:
+    """Seconds of a step: each group of kernels takes the longer of its memory and its compute time."""
+    num_tokens = shape.num_prefill_tokens + shape.num_decodes
+    total_s = larger(cost.weights_s + cost.token_memory_s * num_tokens, cost.token_compute_s * num_tokens)
+    if shape.num_chunks > 0:
+        num_keys = num_pairs = 0
+        for place in range(shape.num_chunks):
+            chunk = chunks[place]
+            tokens, before = chunk.num_tokens, chunk.num_computed_tokens
+            num_keys += before + tokens
+            num_pairs += tokens * before + tokens * (tokens + 1) // 2
+        memory_s = cost.key_memory_s * num_keys + cost.query_memory_s * shape.num_prefill_tokens
+        total_s += larger(memory_s, cost.pair_compute_s * num_pairs)
+    if shape.num_decodes > 0:
+        memory_s = cost.key_memory_s * shape.decode_context + cost.query_memory_s * shape.num_decodes
+        total_s += larger(memory_s, cost.pair_compute_s * shape.decode_context)
+    num_rows = shape.num_finishing_chunks + shape.num_decodes
+    if num_rows > 0:
+        memory_s = cost.head_weights_s + cost.head_row_memory_s * num_rows
+        total_s += larger(memory_s, cost.head_row_compute_s * num_rows)
+    num_requests = shape.num_chunks + shape.num_decodes
+    return total_s + cost.link_token_s * num_tokens + (cost.fixed_s + cost.request_s * num_requests)
 
 
 class RooflineCost(CostModel):
@@ -70,6 +124,24 @@ class RooflineCost(CostModel):
         moved_bytes = num_all_reduces * model.hidden_size * model.element_bytes * 2 * (gpus - 1) / gpus
         self._link_token_s = moved_bytes / gpu.link_bytes_per_s
         self._request_s = config.host_request_s
+        self._figures = RooflineFigures(
+            weights_s=self._layers_weights_s,
+            token_memory_s=self._layers_token_memory_s,
+            token_compute_s=self._layers_token_compute_s,
+            key_memory_s=self._context_memory_s,
+            query_memory_s=self._query_memory_s,
+            pair_compute_s=self._pair_compute_s,
+            head_weights_s=self._head_weights_s,
+            head_row_memory_s=self._head_row_memory_s,
+            head_row_compute_s=self._head_row_compute_s,
+            link_token_s=self._link_token_s,
+            fixed_s=self._fixed_s,
+            request_s=self._request_s,
+        )
+
+    def rules(self, max_tokens: int = MAX_TOKENS, max_decodes: int = MAX_DECODES) -> CostRules:
+        """The formula and its figures."""
+        return CostRules(roofline_step_s, self._figures)
 
     def step_s(self, shape: StepShape) -> float:
         """Seconds of a step."""

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cbsim.cost.cost_model import StepShape
+from cbsim.base.records import plain
+from cbsim.cost.costrules import CHUNK, SHAPE
+from cbsim.cost.step_shape import StepShape
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -59,6 +62,26 @@ class StepColumns:
         }
         return StepColumns(**counts, chunks=tuple(self.chunks[place] for place in places.tolist()))
 
+    def records(self) -> tuple[NDArray[Any], NDArray[Any]]:
+        """The steps as rules take them: records of `SHAPE`, and those of `CHUNK`, step after step."""
+        shapes = np.zeros(len(self.num_chunks), dtype=SHAPE)
+        shapes["num_chunks"], shapes["num_prefill_tokens"] = self.num_chunks, self.prefill_tokens
+        shapes["num_finishing_chunks"] = self.num_logits - self.num_decodes
+        shapes["num_decodes"], shapes["decode_context"] = self.num_decodes, self.decode_context
+        shapes["max_decode_context"] = self.max_decode_context
+        _, tokens, before = self.flat_chunks
+        chunks = np.zeros(len(tokens), dtype=CHUNK)
+        chunks["num_tokens"], chunks["num_computed_tokens"] = tokens, before
+        return shapes, chunks
+
+    def plain_steps(self) -> list[tuple[Any, list[Any]]]:
+        """The steps one by one, as interpreted rules take them."""
+        shapes, chunks = map(plain, self.records())
+        ends = np.cumsum(self.num_chunks).tolist()
+        return [
+            (shape, chunks[end - shape.num_chunks : end]) for shape, end in zip(shapes, ends, strict=True)
+        ]
+
     def shapes(self) -> list[StepShape]:
         """The steps one by one."""
         counts = (self.num_decodes, self.decode_context, self.max_decode_context)
@@ -76,15 +99,17 @@ class StepColumns:
     def pairs(self, tile: int) -> Ints:
         """(query, key) pairs of each step's chunks, computed tile by tile."""
         if tile not in self._pairs:
-            counts = [num_pairs(chunks, tile) for chunks in self.chunks]
-            self._pairs[tile] = np.array(counts, dtype=np.int64)
+            steps, tokens, context = self.flat_chunks
+            self._pairs[tile] = np.zeros(len(self.num_chunks), dtype=np.int64)
+            np.add.at(self._pairs[tile], steps, chunk_pairs(tile, tokens, context))
         return self._pairs[tile]
 
 
 def num_pairs(chunks: Sequence[tuple[int, int]], tile: int) -> int:
     """(query, key) pairs computed for chunks `(tokens, context)` by tiles of `tile` (even) queries."""
-    half_tile = tile // 2
-    total = 0
-    for tokens, context in chunks:
-        total += -(-tokens // tile) * half_tile * (2 * context + tokens + tile)
-    return total
+    return sum(chunk_pairs(tile, tokens, context) for tokens, context in chunks)
+
+
+def chunk_pairs(tile: Any, num_tokens: Any, before: Any) -> Any:
+    """(query, key) pairs computed for one chunk over a context of `before`, `P` of `StepForm`."""
+    return -(-num_tokens // tile) * (tile // 2) * (2 * before + num_tokens + tile)

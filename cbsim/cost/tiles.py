@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
 from cbsim.config.section import Section
+from cbsim.cost.elementwise import chosen, larger, over_columns, power_of_two_from, rounded_up
 
 
 class Tiles(Section):
@@ -31,8 +32,13 @@ class Tiles(Section):
         return height
 
     def counted(self, num_rows: Any) -> NDArray[np.float64]:
-        """Rows that count, empty ones by their share: `n + share (whole tiles - n)`. It rises with n."""
-        rows = np.asarray(num_rows, dtype=np.float64)
-        lowest = np.exp2(np.ceil(np.log2(np.maximum(rows, 1.0))))
-        whole = np.where(rows <= self.height, lowest, np.ceil(rows / self.height) * self.height)
-        return np.where(rows > 0, rows + self.share * (whole - rows), 0.0)
+        """Rows that count, for an array of numbers of rows."""
+        counted: NDArray[np.float64] = over_columns(counted_rows)(self, np.asarray(num_rows, np.float64))
+        return counted
+
+
+def counted_rows(tiles: Any, num_rows: Any) -> Any:
+    """Rows that count, empty ones by their share: `n + share (whole tiles - n)`. It rises with n."""
+    lowest = power_of_two_from(larger(num_rows, 1.0))
+    whole = chosen(num_rows <= tiles.height, lowest, rounded_up(num_rows / tiles.height) * tiles.height)
+    return chosen(num_rows > 0, num_rows + tiles.share * (whole - num_rows), 0.0)

@@ -9,7 +9,7 @@ from cbsim.cost.cost_model import StepShape
 from cbsim.cost.form import StepForm
 from cbsim.cost.host import HostTime
 from cbsim.cost.kernel_errors import KernelErrors
-from cbsim.cost.step_columns import Floats, Ints, StepColumns
+from cbsim.cost.step_columns import Floats, Ints
 
 Pair = tuple[float, float]
 """Seconds, and how much more of them errors make."""
@@ -78,17 +78,6 @@ class UncertainStep:
             gpu_s += [whole_s + (more_s + (whole_s - base_s) * excess) for whole_s in wholes_s[first:end]]
         hidden_s, added_s = self._host.hidden_s(num_decodes), self._host.added_s(num_decodes)
         return [(step_s if step_s > hidden_s else hidden_s) + added_s for step_s in gpu_s]
-
-    def seconds(self, columns: StepColumns, dense_tokens: Ints | None = None) -> Floats:
-        """Seconds on the GPU of many steps at once, as `StepForm.seconds`."""
-        dense, more_dense = self._dense_s(columns.num_tokens if dense_tokens is None else dense_tokens)
-        logits, more_logits = self._logits_s(columns.num_logits)
-        whole = self._form.seconds(columns, dense_tokens)
-        sizes = columns.prefill_tokens, columns.longest_prefill, columns.num_decodes, columns.decode_context
-        rows = zip(*(size.tolist() for size in sizes), strict=True)
-        excess = np.array([self._excess(*row) for row in rows], dtype=np.float64)
-        total: Floats = whole + ((more_dense + more_logits) + (whole - (dense + logits)) * excess)
-        return total
 
     def _excess(self, num_tokens: int, longest: int, num_decodes: int, context: int) -> float:
         """What attention is multiplied by, less 1, for so many tokens in chunks, and decodes."""

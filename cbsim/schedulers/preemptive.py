@@ -219,9 +219,10 @@ def ends_at_own_preemption(self: Any) -> bool:
 
 def admit_waiting(self: Any, step: Any, cap: int) -> None:
     """From the head of the queue while all lasts, with `preempt_on_arrival` beyond that."""
-    paged_admit_waiting(self, step, cap)
-    while self.config.preempt_on_arrival and evict_for_head(self, step, cap):
+    goes_on = True
+    while goes_on:
         paged_admit_waiting(self, step, cap)
+        goes_on = self.config.preempt_on_arrival and evict_for_head(self, step, cap)
 
 
 def try_admit(self: Any, step: Any, request: Any, cap: int) -> bool:

@@ -158,7 +158,7 @@ def start_batch(self: Any, step: Any) -> None:
         admit(self, step, request)
         allocate(self, request, self.config.blocks_per_slot)
         schedule(self, step, request, request.num_prompt_tokens)
-        self.batch[own.num_batch] = request.index
+        self.order[own.num_batch] = request.index
         own.num_batch += 1
         longest = max(longest, request.num_prompt_tokens)
     own.num_padded_tokens = longest
@@ -196,7 +196,7 @@ def left(self: Any, request: Any) -> None:
     own = self.own
     if own.num_running == 0:
         for place in range(own.num_batch):
-            release(self, self.requests[self.batch[place]])
+            release(self, self.requests[self.order[place]])
         own.num_batch = 0
 
 

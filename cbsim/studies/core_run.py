@@ -109,7 +109,7 @@ def simulate_core(setup: Setup, *, compiled: bool, progress: Progress | None = N
     intake = take_in(
         setup.workload.batches(),
         inf if setup.is_closed else setup.until_s,
-        with_chains=setup.pool.prefix_caching,
+        with_segments=setup.pool.prefix_caching,
     )
     requests, seed = intake.requests, setup.means.seed
     rung.rank_columns(setup.scheduler, intake.ids, requests, seed)
@@ -120,16 +120,23 @@ def simulate_core(setup: Setup, *, compiled: bool, progress: Progress | None = N
         random = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(ROUTER_STREAM,)))
         requests["route"] = [int(random.integers(setup.num_replicas)) for _ in range(len(requests))]
     rules = cost.rules() if hasattr(cost, "rules") else None
+    numbers = {**rung.numbers(setup.scheduler, setup.means), "with_batches": setup.with_batches}
+    prefill_s = None
+    if numbers.get("preemption") == layout.CHEAPER:
+        longest = int((requests["num_prompt_tokens"] + requests["num_output_tokens"]).max(initial=0))
+        shapes = [StepShape(((max(n, 1), 0),), 1, 0, 0, 0) for n in range(longest + 1)]
+        prefill_s = np.array([cost.step_s(shape) for shape in shapes])
     world = new_world(
         requests,
         rules.record if rules else cost,
         setup.pool,
-        {**rung.numbers(setup.scheduler, setup.means), "with_batches": setup.with_batches},
+        numbers,
         num_replicas=setup.num_replicas,
         num_in_flight=2 if setup.scheduler.async_scheduling else 1,
         router=setup.router,
         num_clients=setup.workload.config.concurrency or 0,
-        chains=intake.chains,
+        segments=intake.segments,
+        prefill_s=prefill_s,
     )
     parts = Parts(rung.rules(), rules.step_s if rules else class_step_s)
     record = Record()

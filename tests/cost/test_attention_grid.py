@@ -10,10 +10,15 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from cbsim.base.records import plain
 from cbsim.cost.attention_grid import AttentionGrid, ChunkTable, DecodeTable, MixedTable, Skew, Slopes, Table
 from cbsim.cost.compiled import CompiledStep
 from cbsim.cost.cost_model import StepShape
+from cbsim.cost.formsteps import form_attention_s, form_seconds
+from cbsim.cost.grid_step import beyond_launch_s, mixed_by_grid_s
 from cbsim.cost.mixed_margin import mixed_margins
+from cbsim.cost.profile_record import profile_record
+from cbsim.cost.profile_step import attention_s, decodes_attention_s
 from cbsim.cost.step_columns import StepColumns
 from tests.cost.laws import make_form, shapes
 
@@ -80,8 +85,13 @@ ROUGH = AttentionGrid(
     prefill=rough(GRID.prefill, 2, {0: (24.0, 64.0, 300.0, 1500.0), 1: (0.0, 300.0, 512.0, 5000.0)}),
     mixed=rough(GRID.mixed, 3, {}),
 )
+DEAR_TABLE = Table(
+    axes=ROUGH.prefill.table.axes, seconds=tuple(8.0 * seconds for seconds in ROUGH.prefill.table.seconds)
+)
+DEAR = ROUGH.model_copy(update={"prefill": ROUGH.prefill.model_copy(update={"table": DEAR_TABLE})})
 PARTS = {
     "all": GRID,
+    "all, dear chunks": DEAR,
     "all, rough": ROUGH,
     "decodes": GRID.model_copy(update={"prefill": None, "mixed": None}),
     "decodes and chunks": GRID.model_copy(update={"mixed": None}),
@@ -96,8 +106,8 @@ FORMS = {
 COMPILED_FORMS = {key: CompiledStep(form, []) for key, form in FORMS.items()}
 
 
-def attention_s(*steps: StepShape) -> np.ndarray:
-    decode, rest = FORM.attention_s(StepColumns.from_shapes(steps))
+def attention_of(*steps: StepShape) -> np.ndarray:
+    decode, rest = form_attention_s(FORM, StepColumns.from_shapes(steps))
     return decode + rest
 
 
@@ -111,27 +121,27 @@ def test_at_its_knots_it_is_what_was_measured():
         StepShape(((500, 512),), 1, 0, 0, 0): chunk_law(500, 512),
         StepShape(((2048, 4096),), 0, **equal_decodes(8, 1024)): mixed_law(2048, 4096, 1024, 8),
     }
-    assert attention_s(*steps) == pytest.approx(list(steps.values()), rel=1e-12)
+    assert attention_of(*steps) == pytest.approx(list(steps.values()), rel=1e-12)
 
 
 def test_between_knots_it_is_exact_for_products_of_sizes():
     """Decodes by their number, their context and its sum: multilinear, so nothing is lost."""
     for mean, count in ((100, 20), (3000, 100), (17, 3)):
         step = StepShape((), 0, **equal_decodes(count, mean))
-        assert attention_s(step)[0] == pytest.approx(decode_law(mean, count), rel=1e-12)
+        assert attention_of(step)[0] == pytest.approx(decode_law(mean, count), rel=1e-12)
 
 
 def test_beyond_the_tables_it_grows_by_the_formula():
     step = StepShape((), 0, **equal_decodes(300, 20_000))
-    assert attention_s(step)[0] == pytest.approx(decode_law(20_000, 300), rel=1e-12)
+    assert attention_of(step)[0] == pytest.approx(decode_law(20_000, 300), rel=1e-12)
     tokens, context = 5000, 9000
     seconds = chunk_law(2048, 4096) + 5e-9 * (tokens - 2048)
     seconds += 2e-11 * (tokens * (context + 0.5 * tokens) - 2048 * (4096 + 1024))
-    assert attention_s(StepShape(((tokens, context),), 1, 0, 0, 0))[0] == pytest.approx(seconds, rel=1e-12)
+    assert attention_of(StepShape(((tokens, context),), 1, 0, 0, 0))[0] == pytest.approx(seconds, rel=1e-12)
 
 
 def test_several_chunks_alone_add_what_each_costs_beyond_a_launch():
-    both = attention_s(StepShape(((500, 512), (64, 0)), 2, 0, 0, 0))[0]
+    both = attention_of(StepShape(((500, 512), (64, 0)), 2, 0, 0, 0))[0]
     expected = chunk_law(500, 512) + chunk_law(64, 0) - chunk_law(16, 0)
     assert both == pytest.approx(expected, rel=1e-12)
 
@@ -142,7 +152,7 @@ def test_several_chunks_among_decodes_are_crowded():
         mixed_law(500, 512, 256, 128) + 2.0 * (chunk_law(64, 0) - chunk_law(16, 0)),
         mixed_law(64, 0, 256, 128) + 2.0 * (chunk_law(500, 512) - chunk_law(16, 0)),
     )
-    assert attention_s(step)[0] == pytest.approx(expected, rel=1e-12)
+    assert attention_of(step)[0] == pytest.approx(expected, rel=1e-12)
 
 
 def worked_skew(contexts: list[float], chain: float, rate: float) -> float:
@@ -176,12 +186,12 @@ def test_equal_contexts_and_split_ones_have_no_skew():
     assert GRID.decode.skew.factor(33) > 0.0
     assert GRID.mixed.skew.factor(4) == 0.0
     equal, unequal = (StepShape((), 0, 20, 20_000, longest) for longest in (1000, 9000))
-    assert attention_s(equal)[0] == attention_s(unequal)[0]
+    assert attention_of(equal)[0] == attention_of(unequal)[0]
 
 
 def test_no_launch_ends_before_its_longest_decode():
     step = StepShape(((16, 0),), 0, 3, 8192 + 32, 8192)
-    assert attention_s(step)[0] >= mixed_law(16, 0, 8192, 1)
+    assert attention_of(step)[0] >= mixed_law(16, 0, 8192, 1)
 
 
 @settings(max_examples=150, deadline=None)
@@ -190,7 +200,7 @@ def test_no_launch_ends_before_its_longest_decode():
 @example(shape=StepShape(((1, 0),), 1, 4, 34_750, 20_939), which=("decodes", True))
 def test_scalar_and_vector_agree_to_the_bit(shape, which):
     form = FORMS[which]
-    assert COMPILED_FORMS[which].step_s(shape) == form.seconds(StepColumns.from_shapes([shape]))[0]
+    assert COMPILED_FORMS[which].step_s(shape) == form_seconds(form, StepColumns.from_shapes([shape]))[0]
 
 
 def sizes_near(rng, knots, num_steps: int) -> np.ndarray:
@@ -222,18 +232,24 @@ def steps_near(grid: AttentionGrid, num_steps: int, seed: int) -> list[StepShape
 @pytest.mark.parametrize("parts", ["all", "all, rough"])
 def test_mixed_steps_about_the_tables_agree_to_the_bit(parts):
     steps = steps_near(PARTS[parts], 20_000, seed=7)
-    vector = FORMS[parts, True].seconds(StepColumns.from_shapes(steps)).tolist()
+    vector = form_seconds(FORMS[parts, True], StepColumns.from_shapes(steps)).tolist()
     step_s = COMPILED_FORMS[parts, True].step_s
     assert [step for step, seconds in zip(steps, vector, strict=True) if step_s(step) != seconds] == []
 
 
 def test_each_of_three_launches_is_now_and_then_the_longest():
     """Else the tests of what is the longest would prove little."""
-    columns = StepColumns.from_shapes(steps_near(ROUGH, 5000, seed=8))
-    three = np.array(
-        [launch(columns) for launch in (ROUGH.chunks_among_decodes, ROUGH.decodes, ROUGH.chunks)]
-    )
-    assert np.bincount(three.argmax(axis=0)).min() > 100
+    columns = StepColumns.from_shapes(steps_near(DEAR, 5000, seed=8))
+    form = make_form(fused=False).model_copy(update={"grid": DEAR})
+    cost = plain(profile_record(form, [], max_tokens=0, max_decodes=0))
+    longest = []
+    for shape, chunks in columns.plain_steps():
+        beyond_s = beyond_launch_s(cost.chunk_grid, chunks, shape.num_chunks)
+        mixed_s = mixed_by_grid_s(cost, shape, chunks, beyond_s)
+        three = (mixed_s, decodes_attention_s(cost, shape), DEAR.prefill.smallest_s + beyond_s)
+        assert attention_s(cost, shape, chunks) == (0.0, max(three))
+        longest.append(three.index(max(three)))
+    assert np.bincount(longest, minlength=3).min() > 50
 
 
 @settings(max_examples=150, deadline=None)
@@ -292,7 +308,7 @@ def test_a_stretch_of_decodes_to_the_bit(count, mean, unequal, num_steps):
     sizes = [(count * (mean + step), mean + unequal + step) for step in range(num_steps)]
     stretch = COMPILED.decodes_s(count, *sizes[0], num_steps)
     assert stretch == [COMPILED.decode_s(count, *size) for size in sizes]
-    vector = FORM.seconds(StepColumns.from_shapes([StepShape((), 0, count, *size) for size in sizes]))
+    vector = form_seconds(FORM, StepColumns.from_shapes([StepShape((), 0, count, *size) for size in sizes]))
     assert stretch == vector.tolist()
 
 

@@ -9,7 +9,9 @@ from pydantic import ValidationError
 from cbsim.cost.attention import PrefillAttention, blend
 from cbsim.cost.compiled import VECTOR_STEPS, CompiledStep
 from cbsim.cost.cost_model import StepShape
+from cbsim.cost.elementwise import over_columns
 from cbsim.cost.form import DenseTable
+from cbsim.cost.formsteps import form_seconds
 from cbsim.cost.step_columns import StepColumns, num_pairs
 from tests.cost.laws import LENGTHS, NUM_LAYERS, SPILL, make_form, measured_chunks, shapes
 
@@ -19,14 +21,14 @@ KINDS = st.sampled_from(sorted(FORMS))
 
 
 def seconds(form, *several: StepShape) -> list[float]:
-    return form.seconds(StepColumns.from_shapes(several)).tolist()
+    return form_seconds(form, StepColumns.from_shapes(several)).tolist()
 
 
 def test_blend_runs_from_maximum_to_sum():
     a, b = np.array([3.0, 1.0, 0.0]), np.array([4.0, 1.0, 2.0])
-    assert blend(a, b, 0.0).tolist() == [4.0, 1.0, 2.0]
-    assert blend(a, b, 4.0).tolist() == [7.0, 2.0, 2.0]
-    assert blend(np.array(1.0), np.array(1.0), 1.0) == 1.5  # (1 + 1 + sqrt(1)) / 2
+    assert over_columns(blend)(a, b, 0.0).tolist() == [4.0, 1.0, 2.0]
+    assert over_columns(blend)(a, b, 4.0).tolist() == [7.0, 2.0, 2.0]
+    assert blend(1.0, 1.0, 1.0) == 1.5  # (1 + 1 + sqrt(1)) / 2
 
 
 def test_pairs_by_hand():

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from cbsim.base.errors import CalibrationError, ConfigError
 from cbsim.cost.cost_model import StepShape
+from cbsim.cost.formsteps import form_attention_s
 from cbsim.cost.kernel_errors import KINDS, ErrorRecord, KernelErrors, Kind
 from cbsim.cost.profile import ProfileConfig, ProfileCost
 from cbsim.cost.step_columns import StepColumns
@@ -150,7 +151,7 @@ def test_each_part_of_a_step_takes_its_own_factor(folders: dict[bool, Path]) -> 
     decode = StepShape((), 0, 100, 100_000, 2000)
     columns = StepColumns.from_shapes([decode])
     dense, logits = form.dense.at(np.array([128, 400])), form.logits.at(np.array([100, 101]))
-    attention, _ = form.attention_s(columns)
+    attention, _ = form_attention_s(form, columns)
     by_hand = (
         32 * dense[0] * (1 + drawn.excess("dense", 8))
         + logits[0] * (1 + drawn.excess("logits", 7))
@@ -158,7 +159,7 @@ def test_each_part_of_a_step_takes_its_own_factor(folders: dict[bool, Path]) -> 
     )
     assert cost.step_s(decode) == pytest.approx(by_hand, rel=1e-12)
     mixed = StepShape(((300, 500),), 1, *decode[2:])
-    _, attention = form.attention_s(StepColumns.from_shapes([mixed]))
+    _, attention = form_attention_s(form, StepColumns.from_shapes([mixed]))
     by_hand = (
         32 * dense[1] * (1 + drawn.excess("dense", 9))
         + logits[1] * (1 + drawn.excess("logits", 7))

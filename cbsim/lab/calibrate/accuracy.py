@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from cbsim.cost.form import StepForm
+from cbsim.cost.formsteps import form_attention_s, form_seconds
 from cbsim.cost.step_columns import Floats
 from cbsim.lab.calibrate.attentionfit import columns_of, seconds_of
 from cbsim.lab.calibrate.point import Op, Point
@@ -47,11 +48,11 @@ def predict(form: StepForm, points: Sequence[Point]) -> Floats:
     """What a form says of each point."""
     columns = columns_of(points)
     ops = np.array([point.op for point in points])
-    decode, prefill = form.attention_s(columns)
+    decode, prefill = form_attention_s(form, columns)
     seconds = decode + prefill
     seconds = np.where(ops == "dense", form.dense.at(columns.num_tokens), seconds)
     seconds = np.where(ops == "logits", form.logits.at(columns.num_logits), seconds)
-    return np.where(ops == "step", form.seconds(columns), seconds)
+    return np.where(ops == "step", form_seconds(form, columns), seconds)
 
 
 def errors_by_kind(points: Sequence[Point], predicted: Floats) -> Table:

@@ -9,6 +9,7 @@ import numpy as np
 
 from cbsim.cost.attention import DecodeAttention, FusedAttention, PrefillAttention
 from cbsim.cost.attention_grid import AttentionGrid, ChunkTable, DecodeTable, MixedTable, Skew, Slopes, Table
+from cbsim.cost.formsteps import chunks_together_s
 from cbsim.lab.calibrate.attentionfit import columns_of, seconds_of
 from cbsim.lab.calibrate.coefficients import soft_loss
 from cbsim.lab.calibrate.lattice import Lattice, LatticeFormula, filled, lattices_of, refined
@@ -117,7 +118,7 @@ def _adds_up(chunks: ChunkTable, prefill: PrefillAttention, points: Sequence[Poi
         return True
     columns, measured = columns_of(several), seconds_of(several)
     by_formula, by_table = (
-        np.log(form / measured) for form in (prefill.at(columns), chunks.together(columns))
+        np.log(form / measured) for form in (prefill.at(columns), chunks_together_s(chunks, columns))
     )
     return soft_loss(by_table) <= soft_loss(by_formula)
 

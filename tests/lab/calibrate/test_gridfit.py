@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from cbsim.cost.attention_grid import AttentionGrid
+from cbsim.cost.formsteps import form_attention_s
 from cbsim.cost.step_columns import StepColumns
 from cbsim.lab.calibrate.attentionfit import columns_of, fit_decode, fit_fused, seconds_of
 from cbsim.lab.calibrate.gridfit import fit_grid
@@ -39,7 +40,7 @@ def make_points(*, noise: float, left_out: float = 0.0) -> list[Point]:
             decode_context=count * mean,
             max_decode_context=mean if count else 0,
         )
-        decode, prefill = LAW.attention_s(StepColumns.from_shapes([point.shape]))
+        decode, prefill = form_attention_s(LAW, StepColumns.from_shapes([point.shape]))
         seconds = float(decode[0] + prefill[0]) * rng.lognormal(0.0, noise)
         points.append(
             Point(
@@ -58,7 +59,7 @@ def fit(points: list[Point]):
 
 
 def attention(grid, points: list[Point]) -> np.ndarray:
-    decode, rest = LAW.model_copy(update={"grid": grid}).attention_s(columns_of(points))
+    decode, rest = form_attention_s(LAW.model_copy(update={"grid": grid}), columns_of(points))
     return decode + rest
 
 

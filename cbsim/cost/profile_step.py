@@ -1,0 +1,158 @@
+"""profile_step_s: the seconds of one step by a `ProfileRecord`, the formula of `cbsim/cost/form.py`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cbsim.cost.attention import (
+    chunk_attention_s,
+    decode_attention_s,
+    fused_attention_s,
+    length_s,
+)
+from cbsim.cost.elementwise import bit_length, larger, smaller
+from cbsim.cost.form import dense_s, logits_s
+from cbsim.cost.grid_step import beyond_launch_s, decodes_by_grid_s, mixed_by_grid_s
+from cbsim.cost.host import with_host_s
+from cbsim.cost.step_columns import chunk_pairs
+
+MOST_BITS = 24
+"""The largest bit length in tables of one or two sizes."""
+
+
+def profile_step_s(cost: Any, shape: Any, chunks: Any) -> Any:
+    """Seconds of a step."""
+    num_layers, num_decodes = cost.figures.num_layers, shape.num_decodes
+    num_tokens = shape.num_prefill_tokens + num_decodes
+    if shape.num_chunks == 0 and num_decodes < len(cost.padded):
+        num_tokens = cost.padded[num_decodes]
+    dense_s, logits_s = layers_s(cost, num_tokens), rows_s(cost, shape.num_finishing_chunks + num_decodes)
+    decode_s, prefill_s = attention_s(cost, shape, chunks)
+    gpu_s = ((dense_s + logits_s) + num_layers * decode_s) + num_layers * prefill_s
+    if cost.figures.has_errors:
+        gpu_s = gpu_s + error_s(cost, shape, chunks, num_tokens, gpu_s, dense_s, logits_s)
+    return with_host_s(cost.host, gpu_s, shape.num_chunks + num_decodes)
+
+
+def layers_s(cost: Any, num_tokens: Any) -> Any:
+    """Seconds of all layers outside attention."""
+    if num_tokens < len(cost.dense):
+        return cost.dense[num_tokens]
+    return cost.figures.num_layers * dense_s(cost.dense_line, num_tokens)
+
+
+def rows_s(cost: Any, num_rows: Any) -> Any:
+    """Seconds of LM head and sampling."""
+    if num_rows < len(cost.logits):
+        return cost.logits[num_rows]
+    return logits_s(cost.logits_form, cost.logits_tiles, num_rows)
+
+
+def decodes_attention_s(cost: Any, shape: Any) -> Any:
+    """Seconds of one layer's attention for the decodes of a step as if alone; 0 without decodes."""
+    num_decodes = shape.num_decodes
+    if num_decodes == 0:
+        return 0.0
+    if cost.figures.has_decode_grid:
+        return decodes_by_grid_s(
+            cost.decode_grid, cost.harmonic, num_decodes, shape.decode_context, shape.max_decode_context
+        )
+    return decode_attention_s(cost.decode, num_decodes, shape.decode_context)
+
+
+def attention_s(cost: Any, shape: Any, chunks: Any) -> Any:
+    """Seconds of one layer's attention: the decodes', and the chunks' (or all of a mixed step)."""
+    figures = cost.figures
+    decode_s = decodes_attention_s(cost, shape)
+    if shape.num_chunks == 0:
+        return decode_s, 0.0
+    num_pairs, longest, more_s = chunks_of(cost, shape, chunks)
+    together_s = 0.0
+    if figures.has_chunk_grid:
+        together_s = beyond_launch_s(cost.chunk_grid, chunks, shape.num_chunks)
+        alone_s = cost.chunk_grid.values[0] + together_s
+    else:
+        alone_s = chunk_attention_s(
+            cost.prefill,
+            cost.spill,
+            num_pairs,
+            more_s,
+            shape.num_prefill_tokens,
+            shape.num_chunks,
+            longest,
+        )
+    if shape.num_decodes == 0:
+        return 0.0, alone_s
+    if figures.has_mixed_grid:
+        mixed_s = mixed_by_grid_s(cost, shape, chunks, together_s)
+    elif figures.has_fused:
+        mixed_s = fused_attention_s(
+            cost.fused,
+            num_pairs,
+            shape.num_prefill_tokens,
+            longest,
+            shape.num_decodes,
+            shape.decode_context,
+            shape.max_decode_context,
+        )
+    else:
+        return decode_s, alone_s
+    return 0.0, larger(larger(mixed_s, decode_s), alone_s)
+
+
+def chunks_of(cost: Any, shape: Any, chunks: Any) -> Any:
+    """(Query, key) pairs of all chunks by tiles, their longest context, and seconds that lengths add."""
+    has_lengths, tile = cost.figures.has_lengths, cost.prefill.tile
+    num_pairs = longest = 0
+    more_s = 0.0
+    for place in range(shape.num_chunks):
+        chunk = chunks[place]
+        tokens, before = chunk.num_tokens, chunk.num_computed_tokens
+        num_pairs += chunk_pairs(tile, tokens, before)
+        if before + tokens > longest:
+            longest = before + tokens
+        if has_lengths:
+            if tokens < len(cost.by_length):
+                more_s += cost.by_length[tokens]
+            else:
+                more_s += length_s(cost.lengths, cost.lengths_more, tokens)
+    return num_pairs, longest, more_s
+
+
+def error_s(
+    cost: Any, shape: Any, chunks: Any, num_tokens: Any, whole_s: Any, dense_s: Any, logits_s: Any
+) -> Any:
+    """Seconds that a seed's errors add to a step of `whole_s` on the GPU.
+
+    With `r` the factors of `KernelErrors` less 1, and attention what the step has beyond dense layers and LM
+    head: `(dense r + logits r) + attention r`.
+    """
+    errors = cost.errors
+    num_rows = shape.num_finishing_chunks + shape.num_decodes
+    more_dense_s = dense_s * errors.dense[up_to(MOST_BITS, num_tokens)]
+    more_logits_s = logits_s * errors.logits[up_to(MOST_BITS, num_rows)]
+    attention_r = attention_excess(errors, shape, chunks)
+    return (more_dense_s + more_logits_s) + (whole_s - (dense_s + logits_s)) * attention_r
+
+
+def attention_excess(errors: Any, shape: Any, chunks: Any) -> Any:
+    """What attention's time is multiplied by, less 1, by the octaves of its sizes."""
+    num_decodes, num_tokens = shape.num_decodes, shape.num_prefill_tokens
+    longest = mean = 0
+    for place in range(shape.num_chunks):
+        chunk = chunks[place]
+        longest = max(longest, chunk.num_tokens + chunk.num_computed_tokens)
+    if num_decodes == 0:
+        return errors.prefill[up_to(MOST_BITS, num_tokens) * (MOST_BITS + 1) + up_to(MOST_BITS, longest)]
+    mean = shape.decode_context // num_decodes
+    if shape.num_chunks == 0:
+        return errors.decode[up_to(MOST_BITS, num_decodes) * (MOST_BITS + 1) + up_to(MOST_BITS, mean)]
+    most = errors.most_bits
+    at = up_to(most.tokens, num_tokens) * (most.context + 1) + up_to(most.context, longest)
+    at = at * (most.decodes + 1) + up_to(most.decodes, num_decodes)
+    return errors.mixed[at * (most.context + 1) + up_to(most.context, mean)]
+
+
+def up_to(most_bits: Any, size: Any) -> Any:
+    """The bit length of a size, at most `most_bits`."""
+    return smaller(bit_length(size), most_bits)

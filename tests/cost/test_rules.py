@@ -1,0 +1,217 @@
+"""Rules of costs: interpreted, compiled, scalar and vector forms, all with the same bits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from cbsim.base.binding import Bound
+from cbsim.base.records import plain
+from cbsim.cost.constant import ConstantConfig, ConstantCost
+from cbsim.cost.cost_model import CostModel, StepShape
+from cbsim.cost.costfile import CostFile, model_shape
+from cbsim.cost.costrules import CHUNK, SHAPE, CostRules, price_steps
+from cbsim.cost.form import StepForm
+from cbsim.cost.profile import ProfileConfig, ProfileCost
+from cbsim.cost.roofline import RooflineConfig, RooflineCost
+from cbsim.cost.step_columns import StepColumns
+from tests.cost.laws import make_form, measured_chunks
+from tests.cost.test_attention_grid import FORMS as GRID_FORMS
+from tests.cost.test_profile import BOX
+from tests.cost.test_uncertain import HELD_OUT
+from tests.specs.test_specs import load_gpu, load_model
+
+ROOT = Path(__file__).resolve().parents[2]
+SHIPPED = sorted(
+    path.parent.relative_to(ROOT / "calibration/profiles").as_posix()
+    for path in (ROOT / "calibration/profiles").glob("*/*/cost.json")
+)
+MADE: dict[str, StepForm] = {
+    "split": make_form(fused=False),
+    "fused": make_form(fused=True),
+    "measured chunks": measured_chunks(make_form(fused=True)),
+    "one knot": make_form(fused=False).model_copy(
+        update={"dense": make_form(fused=False).dense.model_copy(update={"tokens": (7,), "seconds": (1e-4,)})}
+    ),
+    **{f"{parts}{' fused' if fused else ''}": form for (parts, fused), form in GRID_FORMS.items()},
+}
+WAYS: dict[str, dict[str, Any]] = {
+    "usual": {},
+    "sync": {"host": "sync", "host_step_s": 3e-3},
+    "bare": {"host": "none", "cuda_graph_batch_sizes": []},
+    "equal": {"host": "none", "unequal_contexts": False, "cuda_graph_batch_sizes": [3, 1500]},
+    "formula": {"attention": "formula", "host_step_s": 2e-2},
+    "sum": {"attention": "sum"},
+}
+NUM_SHAPES = 3000
+
+
+def draw_shapes(seed: int) -> list[StepShape]:
+    """Steps of all kinds: usual ones, ones on and beside the knots of tables, and ones far beyond them."""
+    rng = np.random.default_rng(seed)
+
+    def size(most: int) -> int:
+        kind = rng.random()
+        if kind < 0.4:
+            return int(rng.integers(1, most))
+        if kind < 0.8:
+            return max(int(2 ** rng.integers(0, most.bit_length())) + int(rng.integers(-1, 2)), 1)
+        if kind < 0.9:
+            return int(1.5 * 2 ** rng.integers(1, most.bit_length()))
+        return int(rng.integers(most, 30 * most))
+
+    shapes = []
+    for _ in range(NUM_SHAPES):
+        num_chunks = int(rng.choice([0, 0, 0, 1, 1, 2, 5]))
+        chunks = tuple((size(4096), size(16_384) - 1 if rng.random() < 0.7 else 0) for _ in range(num_chunks))
+        num_decodes = 0 if num_chunks and rng.random() < 0.3 else size(512)
+        mean = size(8192)
+        context = num_decodes * mean + int(rng.integers(0, num_decodes)) if num_decodes else 0
+        longest = -(-context // max(num_decodes, 1)) * int(rng.choice([1, 1, 3, 40]))
+        finishing = int(rng.integers(0, num_chunks + 1))
+        shapes.append(StepShape(chunks, finishing, num_decodes, context, longest))
+    return shapes
+
+
+SHAPES = draw_shapes(11)
+
+
+class Columns:
+    """The same steps in the forms that rules and models take."""
+
+    def __init__(self, shapes: list[StepShape]) -> None:
+        self.shapes = shapes
+        self.columns = StepColumns.from_shapes(shapes)
+        rows = [(len(chunks), sum(tokens for tokens, _ in chunks), *counts) for chunks, *counts in shapes]
+        self.records = np.array(rows, dtype=SHAPE)
+        self.chunks = np.array([chunk for shape in shapes for chunk in shape.chunks], dtype=CHUNK)
+        self.plain = plain(self.records), plain(self.chunks)
+
+
+STEPS = Columns(SHAPES)
+
+Price = Callable[[CostRules, Columns], NDArray[np.float64]]
+
+
+@pytest.fixture(scope="session")
+def compiled() -> Price:
+    """Seconds of steps by compiled rules; each rule is compiled once."""
+    made: dict[Any, Any] = {}
+
+    def price(rules: CostRules, steps: Columns) -> NDArray[np.float64]:
+        seconds = np.zeros(len(steps.records))
+        arguments = (rules.record, steps.records, steps.chunks, seconds)
+        if rules.step_s not in made:
+            made[rules.step_s] = Bound(price_steps, {"step_s": rules.step_s}).compiled
+            made[rules.step_s].prepare(*arguments)
+        made[rules.step_s](*arguments)
+        assert len(made[rules.step_s]._dispatcher.signatures) == 1, "records of one rule differ in type"
+        return seconds
+
+    return price
+
+
+def interpreted(rules: CostRules, steps: Columns) -> NDArray[np.float64]:
+    seconds = [0.0] * len(steps.shapes)
+    Bound(price_steps, {"step_s": rules.step_s}).interpreted(plain(rules.record), *steps.plain, seconds)
+    return np.array(seconds)
+
+
+def agree(cost: CostModel, compiled: Price, steps: Columns = STEPS) -> None:
+    """All forms of a model say the same of all steps."""
+    rules, small = cost.rules(), cost.rules(64, 20)
+    assert rules is not None
+    assert small is not None
+    by_rules = interpreted(rules, steps)
+    forms = {
+        "step_s": np.array([cost.step_s(shape) for shape in steps.shapes]),
+        "steps_s": cost.steps_s(steps.columns),
+        "compiled": compiled(rules, steps),
+        "compiled, small tables": compiled(small, steps),
+        "interpreted, small tables": interpreted(small, steps),
+    }
+    for name, seconds in forms.items():
+        differs = np.flatnonzero(seconds != by_rules)
+        assert not len(differs), f"{name}: {len(differs)} differ, first {steps.shapes[differs[0]]}"
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("way", ["usual", "bare"])
+def test_shipped_profiles(name: str, way: str, compiled: Price) -> None:
+    gpu, model = name.split("/")
+    tensor_parallel = CostFile.model_validate_json(
+        (ROOT / "calibration/profiles" / name / "cost.json").read_text()
+    ).tensor_parallel
+    config = ProfileConfig(type="profile", profile=name, **WAYS[way])
+    agree(ProfileCost(config, load_model(model), load_gpu(gpu), tensor_parallel), compiled)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Profiles of made-up forms."""
+    folder = tmp_path_factory.mktemp("profiles")
+    for name, form in MADE.items():
+        (folder / name).mkdir()
+        CostFile(
+            format="cbsim-cost/1",
+            gpu="h200",
+            device="a made-up device",
+            model=model_shape(load_model("llama-3-8b")),
+            tensor_parallel=1,
+            form=form,
+            box=BOX,
+            points_sha256="0" * 64,
+            accuracy={"held_out": HELD_OUT},
+        ).save(folder / name / "cost.json")
+    return folder
+
+
+def make(folder: Path, name: str, **settings: Any) -> ProfileCost:
+    config = ProfileConfig(type="profile", profile=str(folder / name), **settings)
+    return ProfileCost(config, load_model("llama-3-8b"), load_gpu("h200"))
+
+
+@pytest.mark.parametrize("name", MADE)
+@pytest.mark.parametrize("way", WAYS)
+def test_made_up_profiles(name: str, way: str, folder: Path, compiled: Price) -> None:
+    agree(make(folder, name, **WAYS[way]), compiled)
+
+
+@pytest.mark.parametrize("name", ["split", "fused", "decodes", "all, rough"])
+@pytest.mark.parametrize("seed", [0, 7, 2**40])
+def test_uncertain_profiles(name: str, seed: int, folder: Path, compiled: Price) -> None:
+    """Sizes beyond those for which mixed steps' errors are drawn err like the largest of those."""
+    cost = make(folder, name, uncertainty=True).drawn(seed)
+    agree(cost, compiled, Columns([shape for shape in SHAPES if is_drawn(shape)]))
+
+
+def is_drawn(shape: StepShape) -> bool:
+    tokens, contexts = shape.num_tokens - shape.num_decodes, [sum(chunk) for chunk in shape.chunks]
+    means = [shape.decode_context // max(shape.num_decodes, 1)]
+    is_mixed = bool(shape.chunks and shape.num_decodes)
+    return not is_mixed or (tokens < 128 and shape.num_decodes < 32 and max([*contexts, *means]) < 65_536)
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"per_prefill_token_s": 3e-5}, {"per_prefill_token_s": 3e-5, "per_decode_s": 1e-4}]
+)
+def test_constant(settings: dict[str, Any], compiled: Price) -> None:
+    config = ConstantConfig(type="constant", step_s=0.013, **settings)
+    agree(ConstantCost(config, load_model("llama-3-8b"), load_gpu("h100")), compiled)
+
+
+@pytest.mark.parametrize(
+    ("model", "gpu", "tensor_parallel"),
+    [("llama-3-8b", "h100", 1), ("qwen3-8b", "l40s", 2), ("llama-3-70b", "a100-80g", 8)],
+)
+@pytest.mark.parametrize("settings", [{}, {"host_step_s": 1e-3, "host_request_s": 2e-5}])
+def test_roofline(
+    model: str, gpu: str, tensor_parallel: int, settings: dict[str, Any], compiled: Price
+) -> None:
+    config = RooflineConfig(type="roofline", **settings)
+    agree(RooflineCost(config, load_model(model), load_gpu(gpu), tensor_parallel), compiled)
