@@ -277,8 +277,8 @@ LENGTHS = np.dtype([(name, "i8") for name in ("steps", "events", "prefills", "de
 """Rows in use of each table of a `Log`."""
 
 USER = np.dtype([("num_served", "i8"), ("head", "i8"), ("active", "i8")])
-"""By number of user, for `fair`: tokens served, the root of the heap of its waiting requests; and, by place in
-a list of `num_active_users`, who has requests waiting."""
+"""By number of user, for `fair`: tokens served, the root of the heap of its waiting requests; and, by place
+in a list of `num_active_users`, who has requests waiting."""
 
 BLOCK = np.dtype(
     [("key", "i8")]
