@@ -1,6 +1,7 @@
 """Cost models by name."""
 
 from cbsim.cost.base import CostModel, StepShape
+from cbsim.cost.costrules import CHUNK, SHAPE, CostRules
 from cbsim.registry import Registry
 
 COST_MODELS: Registry[CostModel] = Registry(
@@ -14,4 +15,4 @@ COST_MODELS: Registry[CostModel] = Registry(
     },
 )
 
-__all__ = ["COST_MODELS", "CostModel", "StepShape"]
+__all__ = ["CHUNK", "COST_MODELS", "SHAPE", "CostModel", "CostRules", "StepShape"]
