@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any, Literal, NamedTuple
 
-from cbsim.cost.elementwise import larger
-
 Host = Literal["async", "sync", "none"]
 
 
@@ -39,4 +37,5 @@ class HostTime(NamedTuple):
 def with_host_s(host: Any, gpu_s: Any, num_requests: Any) -> Any:
     """Seconds of a step of `num_requests` requests that takes the GPU `gpu_s`: `host` is a `HostTime`."""
     hidden_s = host.hidden_step_s + host.hidden_request_s * num_requests
-    return larger(gpu_s, hidden_s) + (host.added_step_s + host.added_request_s * num_requests)
+    longest_s = gpu_s if gpu_s > hidden_s else hidden_s
+    return longest_s + (host.added_step_s + host.added_request_s * num_requests)

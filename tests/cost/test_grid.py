@@ -19,7 +19,7 @@ from cbsim.cost.grid import AttentionGrid, ChunkTable, DecodeTable, MixedTable, 
 from cbsim.cost.grid_step import beyond_launch_s, mixed_by_grid_s
 from cbsim.cost.mixed_margin import mixed_margins
 from cbsim.cost.profile_record import profile_record
-from cbsim.cost.profile_step import attention_s, decodes_attention_s
+from cbsim.cost.profile_step import chunks_attention_s, decodes_attention_s
 from tests.cost.laws import make_form, shapes
 
 CHUNKS = (16.0, 64.0, 500.0, 2048.0)
@@ -247,7 +247,7 @@ def test_each_of_three_launches_is_now_and_then_the_longest():
         beyond_s = beyond_launch_s(cost.chunk_grid, chunks, shape.num_chunks)
         mixed_s = mixed_by_grid_s(cost, shape, chunks, beyond_s)
         three = (mixed_s, decodes_attention_s(cost, shape), DEAR.prefill.smallest_s + beyond_s)
-        assert attention_s(cost, shape, chunks) == (0.0, max(three))
+        assert chunks_attention_s(cost, shape, chunks, three[1]) == (0.0, max(three))
         longest.append(three.index(max(three)))
     assert np.bincount(longest, minlength=3).min() > 50
 
