@@ -19,6 +19,7 @@ from cbsim.calibrate.nvidia_tables import NvidiaTables
 from cbsim.cost.base import StepShape
 from cbsim.cost.columns import StepColumns
 from cbsim.cost.costfile import Box, CostFile, model_shape
+from cbsim.cost.formsteps import form_seconds
 from cbsim.errors import CalibrationError
 from cbsim.experiment import Experiment
 from cbsim.report.served_plot import served_picture
@@ -235,8 +236,8 @@ def test_one_command_with_a_law_known_beforehand(tmp_path, capsys, monkeypatch):
         [StepShape((), 0, 1, context, context) for context in range(1025, 1152)]
     )
     prompt = StepColumns.from_shapes([StepShape(((1024, 0),), 1, 0, 0, 0)])
-    tpot_s = law.seconds(decodes).mean() + HOST_S
-    ttft_s = law.seconds(prompt).sum() + HOST_S
+    tpot_s = form_seconds(law, decodes).mean() + HOST_S
+    ttft_s = form_seconds(law, prompt).sum() + HOST_S
     row = ROW | {
         "tp_size": 2.0,
         "silicon_ttft_ms": 1000 * ttft_s / 2,

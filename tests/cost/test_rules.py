@@ -1,13 +1,14 @@
 """Rules of costs: interpreted and compiled, with short lists and long ones, all with the same recorded bits.
 
 `recorded_seconds.json` has what each model said of these steps when its formulas still stood several times,
-as vectors and as closures: a digest of all seconds, and the first of them.
+as vectors and as closures: a digest and the sum of all seconds, and the first of them.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +30,8 @@ from cbsim.cost.profile import ProfileConfig, ProfileCost
 from cbsim.cost.roofline import RooflineConfig, RooflineCost
 from tests.cost.laws import make_form, measured_chunks
 from tests.cost.test_grid import FORMS as GRID_FORMS
+from tests.cost.test_grid import PARTS as GRID_PARTS
+from tests.cost.test_grid import steps_near
 from tests.cost.test_profile import BOX
 from tests.cost.test_uncertain import HELD_OUT
 from tests.test_specs import load_gpu, load_model
@@ -134,8 +137,8 @@ def interpreted(rules: CostRules, steps: Columns) -> NDArray[np.float64]:
     return np.array(seconds)
 
 
-def agree(name: str, cost: CostModel, compiled: Price, steps: Columns = STEPS) -> None:
-    """All forms of a model say the same of all steps, and what was recorded."""
+def in_all_forms(cost: CostModel, compiled: Price, steps: Columns) -> NDArray[np.float64]:
+    """Seconds of steps, which all forms of a model agree on."""
     rules, small = cost.rules(), cost.rules(64, 20)
     assert rules is not None
     assert small is not None
@@ -150,10 +153,16 @@ def agree(name: str, cost: CostModel, compiled: Price, steps: Columns = STEPS) -
     for form, seconds in forms.items():
         differs = np.flatnonzero(seconds != by_rules)
         assert not len(differs), f"{form}: {len(differs)} differ, first {steps.shapes[differs[0]]}"
-    recorded = RECORDED[name]
-    assert by_rules[: len(recorded["first"])].tolist() == pytest.approx(recorded["first"], rel=1e-12)
+    return by_rules
+
+
+def agree(name: str, cost: CostModel, compiled: Price, steps: Columns = STEPS) -> None:
+    """All forms of a model say the same of all steps, and what was recorded."""
+    seconds, recorded = in_all_forms(cost, compiled, steps), RECORDED[name]
+    assert seconds[: len(recorded["first"])].tolist() == pytest.approx(recorded["first"], rel=1e-12)
+    assert math.fsum(seconds.tolist()) == pytest.approx(recorded["sum"], rel=1e-12)
     if not name.startswith(WITH_LOGARITHMS) and "seed" not in name:
-        assert hashlib.sha256(by_rules.astype("<f8").tobytes()).hexdigest()[:16] == recorded["digest"]
+        assert hashlib.sha256(seconds.astype("<f8").tobytes()).hexdigest()[:16] == recorded["digest"]
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -197,6 +206,12 @@ def make(folder: Path, name: str, **settings: Any) -> ProfileCost:
 @pytest.mark.parametrize("way", WAYS)
 def test_made_up_profiles(name: str, way: str, folder: Path, compiled: Price) -> None:
     agree(f"{name}, {way}", make(folder, name, **WAYS[way]), compiled)
+
+
+@pytest.mark.parametrize("name", ["all", "all, rough", "all, dear chunks"])
+def test_mixed_steps_about_the_knots_of_tables(name: str, folder: Path, compiled: Price) -> None:
+    grid = GRID_PARTS[name]
+    in_all_forms(make(folder, name), compiled, Columns(steps_near(grid, 3000, seed=7)))
 
 
 @pytest.mark.parametrize("name", ["split", "fused", "decodes", "all, rough"])
