@@ -2,6 +2,7 @@
 
 from cbsim.base.registry import Registry
 from cbsim.cost.cost_model import CostModel, StepShape
+from cbsim.cost.costrules import CHUNK, SHAPE, CostRules
 
 COST_MODELS: Registry[CostModel] = Registry(
     "cost model",
@@ -14,4 +15,4 @@ COST_MODELS: Registry[CostModel] = Registry(
     },
 )
 
-__all__ = ["COST_MODELS", "CostModel", "StepShape"]
+__all__ = ["CHUNK", "COST_MODELS", "SHAPE", "CostModel", "CostRules", "StepShape"]

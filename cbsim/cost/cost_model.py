@@ -56,15 +56,21 @@ class CostModel:
     def rules(self, max_tokens: int = MAX_TOKENS, max_decodes: int = MAX_DECODES) -> CostRules | None:
         """The model as the core runs it, compiled or not; `None` for one that is a `step_s` alone.
 
-        Steps of more than `max_tokens` tokens or `max_decodes` decodes cost the same, but may take longer to
-        compute.
+        Steps of more than `max_tokens` tokens or `max_decodes` decodes can be priced too, but take longer.
         """
         return None
 
     @cached_property
     def default_rules(self) -> CostRules | None:
         """The rules with lists of the usual sizes."""
-        return self.rules()
+        return None if type(self).rules is _no_rules else self.inherited_rules
+
+    @cached_property
+    def inherited_rules(self) -> CostRules | None:
+        """The same, even if the class has a `step_s` of its own: what `super().step_s` in it stands for."""
+        given = (vars(kind)["rules"] for kind in type(self).__mro__ if "rules" in vars(kind))
+        rules: CostRules | None = next(each for each in given if each is not _no_rules)(self)
+        return rules
 
     def step_s(self, shape: StepShape) -> float:
         """Seconds from the start of a step to its end, host time included: by `rules`, interpreted."""
@@ -72,9 +78,9 @@ class CostModel:
 
     @cached_property
     def _by_rules(self) -> Callable[[StepShape], float]:
-        if self.default_rules is None:
+        if self.inherited_rules is None:
             raise NotImplementedError(f"{type(self).__name__} has neither `rules` nor `step_s`")
-        return seconds_of(self.default_rules)
+        return seconds_of(self.inherited_rules)
 
     def decode_s(self, num_decodes: int, decode_context: int, max_decode_context: int) -> float:
         """Seconds of a step of decodes alone: the same number, to the last bit, as `step_s` gives for it."""

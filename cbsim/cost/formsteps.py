@@ -11,7 +11,7 @@ from cbsim.cost.form import StepForm
 from cbsim.cost.grid_step import beyond_launch_s
 from cbsim.cost.pricing import price
 from cbsim.cost.profile_record import ProfileRecord, chunk_grid, profile_record
-from cbsim.cost.profile_step import attention_s, profile_step_s
+from cbsim.cost.profile_step import chunks_attention_s, decodes_attention_s, profile_step_s
 from cbsim.cost.step_columns import Floats, StepColumns
 
 
@@ -23,7 +23,11 @@ def form_seconds(form: StepForm, columns: StepColumns) -> Floats:
 def form_attention_s(form: StepForm, columns: StepColumns) -> tuple[Floats, Floats]:
     """Seconds of one layer's attention: the decodes', and the chunks' (or all of a mixed step)."""
     cost = plain(_record(form))
-    pairs = [attention_s(cost, *step) for step in columns.plain_steps()]
+    pairs = []
+    for shape, chunks in columns.plain_steps():
+        decode_s = decodes_attention_s(cost, shape)
+        has_chunks = shape.num_chunks > 0
+        pairs.append(chunks_attention_s(cost, shape, chunks, decode_s) if has_chunks else (decode_s, 0.0))
     decode, prefill = np.array(pairs, dtype=np.float64).reshape(-1, 2).T
     return decode, prefill
 

@@ -12,10 +12,10 @@ from cbsim.base.records import plain
 from cbsim.cost.costrules import CostRules, price_steps
 from cbsim.cost.step_columns import Floats, StepColumns
 
-STEPS_TO_COMPILE = 4_000_000
-STEPS_TO_LOAD = 300_000
+STEPS_TO_COMPILE = 2_000_000
+STEPS_TO_LOAD = 150_000
 """From so many steps on, compiling the loop (some 6 s), or loading what another process compiled (0.5 s),
-takes less time than interpreting it (2 us a step)."""
+takes less time than interpreting it (4 us a step)."""
 
 
 def price(rules: CostRules, columns: StepColumns) -> Floats:

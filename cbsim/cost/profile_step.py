@@ -4,12 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cbsim.cost.attention import (
-    chunk_attention_s,
-    decode_attention_s,
-    fused_attention_s,
-    length_s,
-)
+from cbsim.cost.attention import chunk_attention_s, decode_attention_s, fused_attention_s, length_s
 from cbsim.cost.elementwise import bit_length, larger, smaller
 from cbsim.cost.form import dense_s, logits_s
 from cbsim.cost.grid_step import beyond_launch_s, decodes_by_grid_s, mixed_by_grid_s
@@ -22,29 +17,28 @@ MOST_BITS = 24
 
 def profile_step_s(cost: Any, shape: Any, chunks: Any) -> Any:
     """Seconds of a step."""
-    num_layers, num_decodes = cost.figures.num_layers, shape.num_decodes
-    num_tokens = shape.num_prefill_tokens + num_decodes
-    if shape.num_chunks == 0 and num_decodes < len(cost.padded):
+    figures, num_decodes = cost.figures, shape.num_decodes
+    num_tokens, num_rows = shape.num_prefill_tokens + num_decodes, shape.num_finishing_chunks + num_decodes
+    attention_s, after_s = decodes_attention_s(cost, shape), 0.0
+    if shape.num_chunks > 0:
+        attention_s, after_s = chunks_attention_s(cost, shape, chunks, attention_s)
+    elif num_decodes < len(cost.padded):
         num_tokens = cost.padded[num_decodes]
-    dense_s, logits_s = layers_s(cost, num_tokens), rows_s(cost, shape.num_finishing_chunks + num_decodes)
-    decode_s, prefill_s = attention_s(cost, shape, chunks)
-    gpu_s = ((dense_s + logits_s) + num_layers * decode_s) + num_layers * prefill_s
-    if cost.figures.has_errors:
-        gpu_s = gpu_s + error_s(cost, shape, chunks, num_tokens, gpu_s, dense_s, logits_s)
+    layers_s = cost.dense[num_tokens] if num_tokens < len(cost.dense) else far_layers_s(cost, num_tokens)
+    head_s = cost.logits[num_rows] if num_rows < len(cost.logits) else far_head_s(cost, num_rows)
+    gpu_s = ((layers_s + head_s) + figures.num_layers * attention_s) + figures.num_layers * after_s
+    if figures.has_errors:
+        gpu_s += error_s(cost, shape, chunks, num_tokens, layers_s, head_s, gpu_s)
     return with_host_s(cost.host, gpu_s, shape.num_chunks + num_decodes)
 
 
-def layers_s(cost: Any, num_tokens: Any) -> Any:
-    """Seconds of all layers outside attention."""
-    if num_tokens < len(cost.dense):
-        return cost.dense[num_tokens]
+def far_layers_s(cost: Any, num_tokens: Any) -> Any:
+    """Seconds of all layers outside attention, beyond their list."""
     return cost.figures.num_layers * dense_s(cost.dense_line, num_tokens)
 
 
-def rows_s(cost: Any, num_rows: Any) -> Any:
-    """Seconds of LM head and sampling."""
-    if num_rows < len(cost.logits):
-        return cost.logits[num_rows]
+def far_head_s(cost: Any, num_rows: Any) -> Any:
+    """Seconds of LM head and sampling, beyond their list."""
     return logits_s(cost.logits_form, cost.logits_tiles, num_rows)
 
 
@@ -60,12 +54,13 @@ def decodes_attention_s(cost: Any, shape: Any) -> Any:
     return decode_attention_s(cost.decode, num_decodes, shape.decode_context)
 
 
-def attention_s(cost: Any, shape: Any, chunks: Any) -> Any:
-    """Seconds of one layer's attention: the decodes', and the chunks' (or all of a mixed step)."""
-    figures = cost.figures
-    decode_s = decodes_attention_s(cost, shape)
-    if shape.num_chunks == 0:
-        return decode_s, 0.0
+def chunks_attention_s(cost: Any, shape: Any, chunks: Any, decode_s: Any) -> Any:
+    """Seconds of one layer's attention in a step with chunks: in two launches, the decodes' and the chunks',
+    or of one launch of both, after 0.
+
+    `decode_s` is what the decodes take alone. A launch of both lasts no less than either part.
+    """
+    figures, num_tokens, num_decodes = cost.figures, shape.num_prefill_tokens, shape.num_decodes
     num_pairs, longest, more_s = chunks_of(cost, shape, chunks)
     together_s = 0.0
     if figures.has_chunk_grid:
@@ -73,27 +68,14 @@ def attention_s(cost: Any, shape: Any, chunks: Any) -> Any:
         alone_s = cost.chunk_grid.values[0] + together_s
     else:
         alone_s = chunk_attention_s(
-            cost.prefill,
-            cost.spill,
-            num_pairs,
-            more_s,
-            shape.num_prefill_tokens,
-            shape.num_chunks,
-            longest,
+            cost.prefill, cost.spill, num_pairs, more_s, num_tokens, shape.num_chunks, longest
         )
-    if shape.num_decodes == 0:
-        return 0.0, alone_s
-    if figures.has_mixed_grid:
+    if num_decodes > 0 and figures.has_mixed_grid:
         mixed_s = mixed_by_grid_s(cost, shape, chunks, together_s)
-    elif figures.has_fused:
+    elif num_decodes > 0 and figures.has_fused:
+        context, longest_decode = shape.decode_context, shape.max_decode_context
         mixed_s = fused_attention_s(
-            cost.fused,
-            num_pairs,
-            shape.num_prefill_tokens,
-            longest,
-            shape.num_decodes,
-            shape.decode_context,
-            shape.max_decode_context,
+            cost.fused, num_pairs, num_tokens, longest, num_decodes, context, longest_decode
         )
     else:
         return decode_s, alone_s
@@ -120,19 +102,19 @@ def chunks_of(cost: Any, shape: Any, chunks: Any) -> Any:
 
 
 def error_s(
-    cost: Any, shape: Any, chunks: Any, num_tokens: Any, whole_s: Any, dense_s: Any, logits_s: Any
+    cost: Any, shape: Any, chunks: Any, num_tokens: Any, layers_s: Any, head_s: Any, whole_s: Any
 ) -> Any:
-    """Seconds that a seed's errors add to a step of `whole_s` on the GPU.
+    """Seconds that a seed's errors add to a step of `whole_s` on the GPU, `num_tokens` padded.
 
     With `r` the factors of `KernelErrors` less 1, and attention what the step has beyond dense layers and LM
-    head: `(dense r + logits r) + attention r`.
+    head: `(layers r + head r) + attention r`.
     """
     errors = cost.errors
+    more_layers_s = layers_s * errors.dense[up_to(MOST_BITS, num_tokens)]
     num_rows = shape.num_finishing_chunks + shape.num_decodes
-    more_dense_s = dense_s * errors.dense[up_to(MOST_BITS, num_tokens)]
-    more_logits_s = logits_s * errors.logits[up_to(MOST_BITS, num_rows)]
-    attention_r = attention_excess(errors, shape, chunks)
-    return (more_dense_s + more_logits_s) + (whole_s - (dense_s + logits_s)) * attention_r
+    more_head_s = head_s * errors.logits[up_to(MOST_BITS, num_rows)]
+    more_attention_s = (whole_s - (layers_s + head_s)) * attention_excess(errors, shape, chunks)
+    return (more_layers_s + more_head_s) + more_attention_s
 
 
 def attention_excess(errors: Any, shape: Any, chunks: Any) -> Any:

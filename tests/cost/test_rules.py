@@ -1,7 +1,15 @@
-"""Rules of costs: interpreted, compiled, scalar and vector forms, all with the same bits."""
+"""Rules of costs: interpreted and compiled, with short lists and long ones, all with the same recorded bits.
+
+`recorded_seconds.json` has what each model said of these steps when its formulas still stood several times,
+as vectors and as closures: a digest and the sum of all seconds, and the first of them.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import math
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +30,8 @@ from cbsim.cost.roofline import RooflineConfig, RooflineCost
 from cbsim.cost.step_columns import StepColumns
 from tests.cost.laws import make_form, measured_chunks
 from tests.cost.test_attention_grid import FORMS as GRID_FORMS
+from tests.cost.test_attention_grid import PARTS as GRID_PARTS
+from tests.cost.test_attention_grid import steps_near
 from tests.cost.test_profile import BOX
 from tests.cost.test_uncertain import HELD_OUT
 from tests.specs.test_specs import load_gpu, load_model
@@ -49,32 +59,37 @@ WAYS: dict[str, dict[str, Any]] = {
     "sum": {"attention": "sum"},
 }
 NUM_SHAPES = 3000
+RECORDED = json.loads((Path(__file__).parent / "recorded_seconds.json").read_text())
+WITH_LOGARITHMS = ("all", "decodes")
+"""Forms whose figures include logarithms, which are not the same to the last bit on all machines."""
 
 
 def draw_shapes(seed: int) -> list[StepShape]:
     """Steps of all kinds: usual ones, ones on and beside the knots of tables, and ones far beyond them."""
-    rng = np.random.default_rng(seed)
+    chance = random.Random(seed).random  # The same numbers in all versions of Python.
+
+    def below(end: int) -> int:
+        return int(chance() * end)
 
     def size(most: int) -> int:
-        kind = rng.random()
+        kind = chance()
         if kind < 0.4:
-            return int(rng.integers(1, most))
+            return 1 + below(most)
         if kind < 0.8:
-            return max(int(2 ** rng.integers(0, most.bit_length())) + int(rng.integers(-1, 2)), 1)
+            return max(int(2 ** below(most.bit_length())) + below(3) - 1, 1)
         if kind < 0.9:
-            return int(1.5 * 2 ** rng.integers(1, most.bit_length()))
-        return int(rng.integers(most, 30 * most))
+            return int(1.5 * 2 ** (1 + below(most.bit_length() - 1)))
+        return most + below(29 * most)
 
     shapes = []
     for _ in range(NUM_SHAPES):
-        num_chunks = int(rng.choice([0, 0, 0, 1, 1, 2, 5]))
-        chunks = tuple((size(4096), size(16_384) - 1 if rng.random() < 0.7 else 0) for _ in range(num_chunks))
-        num_decodes = 0 if num_chunks and rng.random() < 0.3 else size(512)
+        num_chunks = (0, 0, 0, 1, 1, 2, 5)[below(7)]
+        chunks = tuple((size(4096), size(16_384) - 1 if chance() < 0.7 else 0) for _ in range(num_chunks))
+        num_decodes = 0 if num_chunks and chance() < 0.3 else size(512)
         mean = size(8192)
-        context = num_decodes * mean + int(rng.integers(0, num_decodes)) if num_decodes else 0
-        longest = -(-context // max(num_decodes, 1)) * int(rng.choice([1, 1, 3, 40]))
-        finishing = int(rng.integers(0, num_chunks + 1))
-        shapes.append(StepShape(chunks, finishing, num_decodes, context, longest))
+        context = num_decodes * mean + below(num_decodes)
+        longest = -(-context // max(num_decodes, 1)) * (1, 1, 3, 40)[below(4)]
+        shapes.append(StepShape(chunks, below(num_chunks + 1), num_decodes, context, longest))
     return shapes
 
 
@@ -122,8 +137,8 @@ def interpreted(rules: CostRules, steps: Columns) -> NDArray[np.float64]:
     return np.array(seconds)
 
 
-def agree(cost: CostModel, compiled: Price, steps: Columns = STEPS) -> None:
-    """All forms of a model say the same of all steps."""
+def in_all_forms(cost: CostModel, compiled: Price, steps: Columns) -> NDArray[np.float64]:
+    """Seconds of steps, which all forms of a model agree on."""
     rules, small = cost.rules(), cost.rules(64, 20)
     assert rules is not None
     assert small is not None
@@ -135,9 +150,19 @@ def agree(cost: CostModel, compiled: Price, steps: Columns = STEPS) -> None:
         "compiled, small tables": compiled(small, steps),
         "interpreted, small tables": interpreted(small, steps),
     }
-    for name, seconds in forms.items():
+    for form, seconds in forms.items():
         differs = np.flatnonzero(seconds != by_rules)
-        assert not len(differs), f"{name}: {len(differs)} differ, first {steps.shapes[differs[0]]}"
+        assert not len(differs), f"{form}: {len(differs)} differ, first {steps.shapes[differs[0]]}"
+    return by_rules
+
+
+def agree(name: str, cost: CostModel, compiled: Price, steps: Columns = STEPS) -> None:
+    """All forms of a model say the same of all steps, and what was recorded."""
+    seconds, recorded = in_all_forms(cost, compiled, steps), RECORDED[name]
+    assert seconds[: len(recorded["first"])].tolist() == pytest.approx(recorded["first"], rel=1e-12)
+    assert math.fsum(seconds.tolist()) == pytest.approx(recorded["sum"], rel=1e-12)
+    if not name.startswith(WITH_LOGARITHMS) and "seed" not in name:
+        assert hashlib.sha256(seconds.astype("<f8").tobytes()).hexdigest()[:16] == recorded["digest"]
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -148,7 +173,8 @@ def test_shipped_profiles(name: str, way: str, compiled: Price) -> None:
         (ROOT / "calibration/profiles" / name / "cost.json").read_text()
     ).tensor_parallel
     config = ProfileConfig(type="profile", profile=name, **WAYS[way])
-    agree(ProfileCost(config, load_model(model), load_gpu(gpu), tensor_parallel), compiled)
+    cost = ProfileCost(config, load_model(model), load_gpu(gpu), tensor_parallel)
+    agree(f"{name}, {way}", cost, compiled)
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +205,13 @@ def make(folder: Path, name: str, **settings: Any) -> ProfileCost:
 @pytest.mark.parametrize("name", MADE)
 @pytest.mark.parametrize("way", WAYS)
 def test_made_up_profiles(name: str, way: str, folder: Path, compiled: Price) -> None:
-    agree(make(folder, name, **WAYS[way]), compiled)
+    agree(f"{name}, {way}", make(folder, name, **WAYS[way]), compiled)
+
+
+@pytest.mark.parametrize("name", ["all", "all, rough", "all, dear chunks"])
+def test_mixed_steps_about_the_knots_of_tables(name: str, folder: Path, compiled: Price) -> None:
+    grid = GRID_PARTS[name]
+    in_all_forms(make(folder, name), compiled, Columns(steps_near(grid, 3000, seed=7)))
 
 
 @pytest.mark.parametrize("name", ["split", "fused", "decodes", "all, rough"])
@@ -187,7 +219,8 @@ def test_made_up_profiles(name: str, way: str, folder: Path, compiled: Price) ->
 def test_uncertain_profiles(name: str, seed: int, folder: Path, compiled: Price) -> None:
     """Sizes beyond those for which mixed steps' errors are drawn err like the largest of those."""
     cost = make(folder, name, uncertainty=True).drawn(seed)
-    agree(cost, compiled, Columns([shape for shape in SHAPES if is_drawn(shape)]))
+    steps = Columns([shape for shape in SHAPES if is_drawn(shape)])
+    agree(f"{name}, seed {seed}", cost, compiled, steps)
 
 
 def is_drawn(shape: StepShape) -> bool:
@@ -197,21 +230,21 @@ def is_drawn(shape: StepShape) -> bool:
     return not is_mixed or (tokens < 128 and shape.num_decodes < 32 and max([*contexts, *means]) < 65_536)
 
 
-@pytest.mark.parametrize(
-    "settings", [{}, {"per_prefill_token_s": 3e-5}, {"per_prefill_token_s": 3e-5, "per_decode_s": 1e-4}]
-)
-def test_constant(settings: dict[str, Any], compiled: Price) -> None:
-    config = ConstantConfig(type="constant", step_s=0.013, **settings)
-    agree(ConstantCost(config, load_model("llama-3-8b"), load_gpu("h100")), compiled)
+@pytest.mark.parametrize("number", range(3))
+def test_constant(number: int, compiled: Price) -> None:
+    settings = ({}, {"per_prefill_token_s": 3e-5}, {"per_prefill_token_s": 3e-5, "per_decode_s": 1e-4})
+    config = ConstantConfig(type="constant", step_s=0.013, **settings[number])
+    cost = ConstantCost(config, load_model("llama-3-8b"), load_gpu("h100"))
+    agree(f"constant {number}", cost, compiled)
 
 
 @pytest.mark.parametrize(
     ("model", "gpu", "tensor_parallel"),
     [("llama-3-8b", "h100", 1), ("qwen3-8b", "l40s", 2), ("llama-3-70b", "a100-80g", 8)],
 )
-@pytest.mark.parametrize("settings", [{}, {"host_step_s": 1e-3, "host_request_s": 2e-5}])
-def test_roofline(
-    model: str, gpu: str, tensor_parallel: int, settings: dict[str, Any], compiled: Price
-) -> None:
+@pytest.mark.parametrize("number", range(2))
+def test_roofline(model: str, gpu: str, tensor_parallel: int, number: int, compiled: Price) -> None:
+    settings = ({}, {"host_step_s": 1e-3, "host_request_s": 2e-5})[number]
     config = RooflineConfig(type="roofline", **settings)
-    agree(RooflineCost(config, load_model(model), load_gpu(gpu), tensor_parallel), compiled)
+    cost = RooflineCost(config, load_model(model), load_gpu(gpu), tensor_parallel)
+    agree(f"roofline {model} {gpu} {number}", cost, compiled)

@@ -7,6 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 from cbsim.cli import main
+from cbsim.cost.attention import decode_attention_s
 from cbsim.cost.costfile import model_shape
 from cbsim.cost.profile import ProfileConfig, ProfileCost
 from cbsim.lab.calibrate.accuracy import Errors
@@ -60,7 +61,7 @@ def test_fit_makes_a_profile_that_a_run_can_use(points, tmp_path):
     )
     law = make_form(fused=False)
     assert cost.decode_s(64, 64_000, 1000) == pytest.approx(
-        32 * (law.dense.at(64) + law.decode.seconds(64, 64_000)) + law.logits.at(64), rel=0.02
+        32 * (law.dense.at(64) + decode_attention_s(law.decode, 64, 64_000)) + law.logits.at(64), rel=0.02
     )
 
 

@@ -17,6 +17,7 @@ from calibration.served_runs.tables import errors_table, runs_table, write_runs
 from cbsim.base.errors import CalibrationError
 from cbsim.cost.cost_model import StepShape
 from cbsim.cost.costfile import Box, CostFile, model_shape
+from cbsim.cost.formsteps import form_seconds
 from cbsim.cost.step_columns import StepColumns
 from cbsim.lab.calibrate import nvidia_tables
 from cbsim.lab.calibrate.nvidia_tables import NvidiaTables
@@ -235,8 +236,8 @@ def test_one_command_with_a_law_known_beforehand(tmp_path, capsys, monkeypatch):
         [StepShape((), 0, 1, context, context) for context in range(1025, 1152)]
     )
     prompt = StepColumns.from_shapes([StepShape(((1024, 0),), 1, 0, 0, 0)])
-    tpot_s = law.seconds(decodes).mean() + HOST_S
-    ttft_s = law.seconds(prompt).sum() + HOST_S
+    tpot_s = form_seconds(law, decodes).mean() + HOST_S
+    ttft_s = form_seconds(law, prompt).sum() + HOST_S
     row = ROW | {
         "tp_size": 2.0,
         "silicon_ttft_ms": 1000 * ttft_s / 2,
