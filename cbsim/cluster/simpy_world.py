@@ -148,7 +148,7 @@ class World:
             engine.call(at_s)
             next_s = engine.next_end_s
             if next_s is None:
-                next_s = engine.scheduler.wake_at_s()
+                next_s = engine.wake_at_s()
             due_s[replica] = math.inf if next_s is None or next_s <= at_s else next_s
 
     def _client(self, requests: Iterator[Request]) -> Generator[simpy.Event, None, None]:
@@ -197,7 +197,7 @@ class World:
     def _until_asked(self, engine: Engine) -> simpy.Event:
         """The next arrival, or the instant at which the scheduler wants to be asked again."""
         wake = self._wake[engine.replica] = self.env.event()
-        at_s = engine.scheduler.wake_at_s()
+        at_s = engine.wake_at_s()
         if at_s is None or at_s <= self.env.now:
             return wake
         return wake | Instant(self.env, at_s, CALL)

@@ -105,7 +105,7 @@ def new_world(
         own[name] = NOBODY
     is_aging = numbers["aging_s"] < np.inf
     own["num_nodes"] = num_requests
-    users = np.zeros((R, int(requests["user"].max(initial=0)) + 1), layout.USER)
+    users = np.zeros((R, int(requests["user_number"].max(initial=0)) + 1), layout.USER)
     users["head"] = NOBODY
     heap = np.zeros(max(num_clients, 1), layout.CLIENT)
     heap["order"] = np.arange(len(heap))

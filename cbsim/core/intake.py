@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,7 +51,7 @@ def take_in(
         if batch.deadline_s is not None:
             rows["deadline_s"] = np.where(np.isnan(batch.deadline_s), np.inf, batch.deadline_s)
         if batch.user is not None:
-            rows["user"] = [users.number(user or "") for user in batch.user]
+            rows["user_number"] = [users.number(user or "") for user in batch.user]
         if batch.session_id is not None or batch.prompt is not None:
             rows["affinity"] = [affinities.number(name) for name in _affinities(batch)]
         names = batch.names()
@@ -70,10 +70,14 @@ def _affinities(batch: RequestBatch) -> list[str | None]:
     """What a router keeps together: the session, else the first segment of the prompt."""
     sessions = [None] * len(batch) if batch.session_id is None else batch.session_id.tolist()
     prompts = batch.prompt or [None] * len(batch)
-    return [
-        f"session:{session}" if session is not None else f"segment:{prompt[0][0]}" if prompt else None
-        for session, prompt in zip(sessions, prompts, strict=True)
-    ]
+    return [affinity_of(*each) for each in zip(sessions, prompts, strict=True)]
+
+
+def affinity_of(session_id: str | None, prompt: Segments | None) -> str | None:
+    """What a request has in common with those that a router keeps together, `None` for nothing."""
+    if session_id is not None:
+        return f"session:{session_id}"
+    return f"segment:{prompt[0][0]}" if prompt else None
 
 
 class Numbering:
@@ -111,6 +115,10 @@ class Chains:
             self._of.append(node)
             start, length = start + num_tokens, num_tokens
         return first, len(self._starts)
+
+    def from_row(self, first: int) -> Iterator[tuple[int, int]]:
+        """First position and node of each segment from a row on."""
+        return zip(self._starts[first:], self._of[first:], strict=True)
 
     def rows(self) -> Array:
         """A `SEGMENT` for each segment of each request."""

@@ -23,7 +23,7 @@ def rank_of(self: Any, request: Any) -> float:
     if policy == EDF:
         return float(request.arrival_s + request.deadline_s)
     if policy == FAIR:
-        return float(self.users[request.user].num_served)
+        return float(self.users[request.user_number].num_served)
     return 0.0
 
 
@@ -82,7 +82,7 @@ def leave_queue(self: Any, request: Any) -> None:
 def served(self: Any, request: Any, num_tokens: int) -> None:
     """Tokens of a request have been served: its prompt at its first admission, each token that came out."""
     if self.config.policy == FAIR:
-        self.users[request.user].num_served += num_tokens
+        self.users[request.user_number].num_served += num_tokens
 
 
 # Aging
@@ -117,10 +117,10 @@ def first_aged(self: Any, now: float) -> int:
 
 def push_by_user(self: Any, request: Any) -> None:
     """To its place among its user's own; the user is lifted if none of them waited."""
-    user = self.users[request.user]
+    user = self.users[request.user_number]
     if user.head == NOBODY:
         lift(self, user)
-        self.users[self.own.num_active_users].active = request.user
+        self.users[self.own.num_active_users].active = request.user_number
         self.own.num_active_users += 1
     user.head = put(self.nodes, user.head, request.index, 0.0)
 
@@ -158,12 +158,12 @@ def head_of_users(self: Any) -> int:
 def leave_users(self: Any, request: Any) -> None:
     """A user whose last waiting request leaves is no longer among those who wait."""
     users, own = self.users, self.own
-    user = users[request.user]
+    user = users[request.user_number]
     user.head = take_out(self.nodes, user.head, request.index)
-    own.last_user = request.user
+    own.last_user = request.user_number
     if user.head == NOBODY:
         place = 0
-        while users[place].active != request.user:
+        while users[place].active != request.user_number:
             place += 1
         own.num_active_users -= 1
         users[place].active = users[own.num_active_users].active

@@ -403,7 +403,9 @@ class PagedRung(Rung):
         if config.policy == "edf":
             figures = waited["arrival_s"] + waited["deadline_s"]
         else:
-            figures = waited[{"priority": "priority", "sjf": "job_length", "fair": "user"}[config.policy]]
+            figures = waited[
+                {"priority": "priority", "sjf": "job_length", "fair": "user_number"}[config.policy]
+            ]
         if len(figures) and (figures != figures[0]).any():
             return []
         return [

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from math import inf
 from typing import Any, Literal
 
-import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, ValidationInfo, field_validator
 
@@ -299,19 +299,17 @@ class PreemptiveRung(PagedRung):
         }
 
     @classmethod
-    def rank_columns(
-        cls, config: ComponentConfig, ids: NDArray[np.object_], requests: NDArray[Any], seed: int
-    ) -> None:
+    def job_length(cls, config: ComponentConfig, seed: int) -> Callable[[str, int, int], float] | None:
         """What `sjf` may know of the answers' lengths."""
         assert isinstance(config, PreemptiveConfig)
-        if config.policy != "sjf":
-            return
+        if config.policy != "sjf" or config.length_knowledge == "oracle":
+            return None
         if config.length_knowledge == "prompt_only":
-            requests["job_length"] = requests["num_prompt_tokens"]
-        elif config.length_knowledge == "predicted":
-            error = config.prediction_error or 0.0
-            factors = [math.exp(error * length_z(seed, request_id)) for request_id in ids]
-            requests["job_length"] = requests["num_output_tokens"] * np.array(factors)
+            return lambda request_id, num_prompt_tokens, num_output_tokens: num_prompt_tokens
+        error = config.prediction_error or 0.0
+        return lambda request_id, num_prompt_tokens, num_output_tokens: (
+            num_output_tokens * math.exp(error * length_z(seed, request_id))
+        )
 
     @classmethod
     def notes(cls, config: ComponentConfig, requests: NDArray[Any], own: NDArray[Any]) -> list[str]:

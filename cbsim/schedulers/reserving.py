@@ -9,7 +9,7 @@ from cbsim.core.pool import allocate, blocks_for
 from cbsim.core.verbs import admit
 from cbsim.core.waiting_queue import head_of_queue
 from cbsim.schedulers.base import Scheduler, StepPlan, WaitingFor
-from cbsim.schedulers.rung import Rung
+from cbsim.schedulers.rung import Numbers, Rung
 from cbsim.workload.request import Request
 
 
@@ -86,7 +86,7 @@ class ReservingRung(Rung):
     rejects = rejects
 
     @classmethod
-    def num_blocks_needed(cls, request: Any, config: Any, block_size: int) -> int:
+    def num_tokens_needed(cls, request: Any, numbers: Numbers) -> int:
         """The whole reservation."""
-        num_output_tokens = max(int(request["num_output_tokens"]), int(config["max_output_tokens"]))
-        return -(-(int(request["num_prompt_tokens"]) + num_output_tokens) // block_size)
+        num_output_tokens = max(int(request["num_output_tokens"]), int(numbers["max_output_tokens"]))
+        return int(request["num_prompt_tokens"]) + num_output_tokens

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import FunctionType, NoneType
 from typing import Any, ClassVar, Literal, get_args, get_origin
 
-import numpy as np
 from numpy.typing import NDArray
 
 from cbsim.config.section import ComponentConfig
@@ -57,35 +57,33 @@ class Rung:
         return numbers_of(config)
 
     @classmethod
-    def rank_columns(
-        cls, config: ComponentConfig, ids: NDArray[np.object_], requests: NDArray[Any], seed: int
-    ) -> None:
-        """Fill columns of the requests that the order of the queue goes by."""
+    def job_length(cls, config: ComponentConfig, seed: int) -> Callable[[str, int, int], float] | None:
+        """What `sjf` orders by, from a request's id, prompt and output tokens; `None` for the last."""
+        return None
 
     @classmethod
-    def rejection(cls, code: int, request: Any, num_blocks_needed: int, config: Any, num_blocks: int) -> str:
-        """Why a request was rejected, in words."""
-        match code:
-            case _ if code == TOO_MANY_BLOCKS:
-                return f"needs {num_blocks_needed} KV blocks, the cache has {num_blocks}"
-            case _ if code == PROMPT_TOO_LONG:
-                unsplit = "is not split" if cls.reserves_ahead else "enable_chunked_prefill is false"
-                return (
-                    f"prompt of {request['num_prompt_tokens']} tokens exceeds max_tokens_per_step "
-                    f"{config['max_tokens_per_step']} and {unsplit}"
-                )
-            case _ if code == LONGER_THAN_SLOT:
-                num_tokens = request["num_prompt_tokens"] + request["num_output_tokens"]
-                return (
-                    f"{num_tokens} tokens exceed the longest possible request, "
-                    f"{config['max_model_len']} tokens"
-                )
+    def rejection(cls, request: Any, numbers: Numbers, means: Means) -> str:
+        """Why a request was rejected, in words, by its code `rejection`."""
+        code = int(request["rejection"])
+        if code == TOO_MANY_BLOCKS:
+            num_needed = -(-cls.num_tokens_needed(request, numbers) // means.block_size)
+            return f"needs {num_needed} KV blocks, the cache has {means.num_blocks}"
+        if code == PROMPT_TOO_LONG:
+            unsplit = "is not split" if cls.reserves_ahead else "enable_chunked_prefill is false"
+            return (
+                f"prompt of {request['num_prompt_tokens']} tokens exceeds max_tokens_per_step "
+                f"{numbers['max_tokens_per_step']} and {unsplit}"
+            )
+        if code == LONGER_THAN_SLOT:
+            num_tokens = request["num_prompt_tokens"] + request["num_output_tokens"]
+            longest = numbers["max_model_len"]
+            return f"{num_tokens} tokens exceed the longest possible request, {longest} tokens"
         return f"rejected by the scheduler, code {code}"
 
     @classmethod
-    def num_blocks_needed(cls, request: Any, config: Any, block_size: int) -> int:
-        """KV blocks without which a request can never run."""
-        return -(-int(request["num_prompt_tokens"] + request["num_output_tokens"] - 1) // block_size)
+    def num_tokens_needed(cls, request: Any, numbers: Numbers) -> int:
+        """Tokens for which there must be KV blocks, or the request can never run."""
+        return int(request["num_prompt_tokens"]) + int(request["num_output_tokens"]) - 1
 
     @classmethod
     def notes(cls, config: ComponentConfig, requests: NDArray[Any], own: NDArray[Any]) -> list[str]:

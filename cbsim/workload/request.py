@@ -30,12 +30,18 @@ class Request:
 
     __slots__ = (
         "admission",
+        "affinity",
         "arrival_s",
         "blocks",
         "deadline_s",
+        "end_link",
+        "first_decode",
+        "first_link",
         "first_scheduled_at_s",
         "first_token_at_s",
         "index",
+        "job_length",
+        "last_decode",
         "last_token_at_s",
         "max_itl_s",
         "num_blocks",
@@ -48,14 +54,22 @@ class Request:
         "num_preemptions",
         "num_prompt_tokens",
         "num_published_blocks",
+        "num_swapped_blocks",
         "predicted_output_tokens",
+        "preempted_in_call",
         "prefill_until",
         "priority",
         "prompt",
+        "rejection",
+        "replica",
         "request_id",
+        "route",
         "session_id",
+        "slot",
         "state",
+        "think_s",
         "user",
+        "user_number",
         "waited_s",
         "waiting_since_s",
     )
@@ -115,6 +129,13 @@ class Request:
         """Time spent waiting before that."""
         self.predicted_output_tokens: float | None = None
         """What a length predictor said, where one was asked."""
+        # What the core keeps of it: see `cbsim.core.layout.REQUEST`.
+        self.job_length = float(num_output_tokens)
+        self.think_s = 0.0
+        self.user_number = self.route = self.rejection = 0
+        self.first_link = self.end_link = 0
+        self.preempted_in_call = self.num_swapped_blocks = 0
+        self.replica = self.affinity = self.slot = self.first_decode = self.last_decode = -1
 
     @property
     def num_known_tokens(self) -> int:

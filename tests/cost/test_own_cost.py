@@ -52,7 +52,7 @@ def test_the_example_runs(own: Any) -> None:
         "kv_cache": {"num_blocks": 3000},
         "cost_model": {"type": "per_row:PerRowCost", "token_s": 1e-5},
     }
-    assert cbsim.studies.run(config).summary["num_finished"] == 5
+    assert cbsim.run(config).summary["num_finished"] == 5
 
 
 def test_many_steps_are_priced_with_the_same_bits_compiled_or_not(

@@ -57,6 +57,10 @@ class Engine(ABC):
         """KV blocks in use now: what `least_kv` routes by."""
         return self.scheduler.pool.num_used
 
+    def wake_at_s(self) -> float | None:
+        """When an idle engine should ask its scheduler again although nothing arrived; `None` for never."""
+        return self.scheduler.wake_at_s()
+
     @property
     @abstractmethod
     def next_end_s(self) -> float | None:

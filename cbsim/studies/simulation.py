@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from math import inf
@@ -11,6 +11,7 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from cbsim.base.records import packed
 from cbsim.cluster.engine.recorder import SLICE_STEP_COLUMNS, STEP_COLUMNS, Deferred, Recorder, RunLog
 from cbsim.cluster.engine.slice_log import Slices
 from cbsim.cluster.engine.token_gaps import distinct_gaps
@@ -19,10 +20,11 @@ from cbsim.core import layout
 from cbsim.core.building import KvPool, new_world
 from cbsim.core.driver import Parts, Progress, run_compiled, run_interpreted
 from cbsim.core.feed import run
-from cbsim.core.intake import Intake, take_in
+from cbsim.core.intake import take_in
 from cbsim.core.layout import World
 from cbsim.core.loop import close_decodes
 from cbsim.core.record import Record, StepColumns
+from cbsim.core.stepwise import StepwiseWorld
 from cbsim.cost import CostModel, StepShape
 from cbsim.results.latency import Replica, request_parts
 from cbsim.schedulers import SCHEDULERS, SchedulerConfig
@@ -112,20 +114,27 @@ def simulate_core(setup: Setup, *, compiled: bool, progress: Progress | None = N
         with_segments=setup.pool.prefix_caching,
     )
     requests, seed = intake.requests, setup.means.seed
-    rung.rank_columns(setup.scheduler, intake.ids, requests, seed)
+    job_length = rung.job_length(setup.scheduler, seed)
+    if job_length is not None:
+        lengths = zip(
+            intake.ids,
+            requests["num_prompt_tokens"].tolist(),
+            requests["num_output_tokens"].tolist(),
+            strict=True,
+        )
+        requests["job_length"] = [job_length(*each) for each in lengths]
     if setup.is_closed:
         think = ThinkTimes(setup.workload.config, setup.workload.seed)
         requests["think_s"] = [think.after(index) for index in range(len(requests))]
     if setup.router == layout.RANDOM and setup.num_replicas > 1:
         random = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(ROUTER_STREAM,)))
         requests["route"] = [int(random.integers(setup.num_replicas)) for _ in range(len(requests))]
-    rules = cost.rules() if hasattr(cost, "rules") else None
+    rules = cost.rules()
     numbers = {**rung.numbers(setup.scheduler, setup.means), "with_batches": setup.with_batches}
-    prefill_s = None
+    prices = None
     if numbers.get("preemption") == layout.CHEAPER:
         longest = int((requests["num_prompt_tokens"] + requests["num_output_tokens"]).max(initial=0))
-        shapes = [StepShape(((max(n, 1), 0),), 1, 0, 0, 0) for n in range(longest + 1)]
-        prefill_s = np.array([cost.step_s(shape) for shape in shapes])
+        prices = np.array([prefill_s(cost, n) for n in range(longest + 1)])
     world = new_world(
         requests,
         rules.record if rules else cost,
@@ -136,33 +145,69 @@ def simulate_core(setup: Setup, *, compiled: bool, progress: Progress | None = N
         router=setup.router,
         num_clients=setup.workload.config.concurrency or 0,
         segments=intake.segments,
-        prefill_s=prefill_s,
+        prefill_s=prices,
     )
     parts = Parts(rung.rules(), rules.step_s if rules else class_step_s)
     record = Record()
     drive: Callable[..., None] = run_compiled if compiled else run_interpreted
     drive(world, parts.bound(run), record, setup.until_s, progress)
-    log = log_of(world, intake, record, cost, rung, setup.until_s, is_closed=setup.is_closed)
+    num_sent = int(world.clients["num_sent"])
+    log = log_of(requests[:num_sent], intake.ids[:num_sent], world.own, record, setup)
     return log, world
 
 
-def log_of(
-    world: World,
-    intake: Intake,
-    record: Record,
-    cost: CostModel,
-    rung: type[Rung],
-    until_s: float,
+def stepwise(
+    setup: Setup,
     *,
-    is_closed: bool,
-) -> RunLog:
-    """The record of a run that has ended, as the rest of cbsim reads it."""
-    num_sent = int(world.clients["num_sent"])
-    rows, own = world.requests[:num_sent], world.own
+    step_s: Callable[..., float] | None = None,
+    watches: Mapping[str, Callable[..., Any]] | None = None,
+) -> StepwiseWorld:
+    """The setup's replicas, to be gone through step by step: nobody has arrived yet.
+
+    `step_s(cost, shape, chunks)` stands for the cost model's; `watches` as for `StepwiseWorld`.
+    """
+    cost, rung = setup.cost, setup.rung
+    rules = cost.rules()
+    if step_s is not None:
+        priced_by, record = step_s, cost
+    else:
+        priced_by, record = (rules.step_s, rules.record) if rules else (class_step_s, cost)
+    return StepwiseWorld(
+        Parts(rung.rules(), priced_by),
+        record,
+        setup.pool,
+        {**rung.numbers(setup.scheduler, setup.means), "with_batches": setup.with_batches},
+        num_replicas=setup.num_replicas,
+        num_in_flight=2 if setup.scheduler.async_scheduling else 1,
+        prefill_s=partial(prefill_s, cost),
+        job_length=rung.job_length(setup.scheduler, setup.means.seed),
+        watches=watches,
+    )
+
+
+def prefill_s(cost: CostModel, num_tokens: int) -> float:
+    """Seconds of a step that computes a prompt alone."""
+    return cost.step_s(StepShape(((max(num_tokens, 1), 0),), 1, 0, 0, 0))
+
+
+def stepwise_log(world: StepwiseWorld, setup: Setup) -> RunLog:
+    """The record of a stepwise run that has ended."""
+    for request in world.requests:
+        close_decodes(world.replicas[max(request.replica, 0)].records, request)
+    own = packed(world.records.own, layout.OWN)
+    requests = packed(world.requests, layout.REQUEST)
+    ids = np.empty(len(requests), dtype=object)
+    ids[:] = [request.request_id for request in world.requests]
+    return log_of(requests, ids, own, world.record(), setup)
+
+
+def log_of(rows: Array, ids: NDArray[np.object_], own: Array, record: Record, setup: Setup) -> RunLog:
+    """The record of a run that has ended, as the rest of cbsim reads it; `rows` are the requests sent."""
+    rung, cost, until_s = setup.rung, setup.cost, setup.until_s
     state = rows["state"].astype(np.int64)
     is_finished, is_rejected = state == layout.FINISHED, state == layout.REJECTED
     requests: dict[str, Array] = {
-        "request_id": intake.ids[:num_sent],
+        "request_id": ids,
         "arrival_s": rows["arrival_s"],
         "first_scheduled_at_s": rows["first_scheduled_at_s"],
         "first_token_at_s": rows["first_token_at_s"],
@@ -183,15 +228,9 @@ def log_of(
         "state": np.where(is_finished | is_rejected, state, RequestState.UNFINISHED),
     }
     steps = record.rows("steps")
+    numbers = rung.numbers(setup.scheduler, setup.means)
     rejections = {
-        int(index): rung.rejection(
-            int(rows[index]["rejection"]),
-            rows[index],
-            rung.num_blocks_needed(rows[index], world.config, int(own[0]["block_size"])),
-            world.config,
-            int(own[0]["num_blocks"]),
-        )
-        for index in np.flatnonzero(is_rejected)
+        int(index): rung.rejection(rows[index], numbers, setup.means) for index in np.flatnonzero(is_rejected)
     }
     slices = Slices(
         {name: record.rows("prefills")[name] for name in layout.PREFILL_ROW.names or ()},
@@ -199,7 +238,7 @@ def log_of(
     )
     names = (*STEP_COLUMNS, *SLICE_STEP_COLUMNS)
     num_blocks = int(own[0]["num_blocks"])
-    events = Deferred(partial(_events, requests, record.rows("events"), rejections, is_closed))
+    events = Deferred(partial(_events, requests, record.rows("events"), rejections, setup.is_closed))
     replicas = [
         Replica(
             number,
@@ -219,7 +258,7 @@ def log_of(
         requests=requests,
         steps=StepColumns(steps, names, num_blocks, len(own)),
         events=events,
-        batches=_batches(record.rows("batches")) if world.config["with_batches"] else None,
+        batches=_batches(record.rows("batches")) if setup.with_batches else None,
         gap_s=gap_s,
         gap_count=gap_count,
         rejections=rejections,
@@ -252,6 +291,3 @@ def _events(
 
 def _batches(rows: Array) -> dict[str, Array]:
     return {name: np.array(rows[name]) for name in layout.BATCH_ROW.names or ()}
-
-
-__all__ = ["close_decodes", "simulate_core"]
