@@ -95,14 +95,15 @@ REQUEST = np.dtype(
     ]
 )
 """A visit of a request to a replica. Fixed: lengths in tokens, `deadline_s` after the arrival (infinite
-without), `job_length` (what `sjf` orders by), `user_number` and `affinity` (numbers for equal names), `route`
-(the replica drawn for it), `first_link` to `end_link` (its rows of `Replica.segments`), `think_s` (what its
-client thinks after it). Progress: `num_computed_tokens` counts tokens whose KV is computed or scheduled to
-be, steps in flight included, `num_generated_tokens` those whose result was taken, `num_in_flight_tokens`
-output tokens that a step under way will emit, `prefill_until` the tokens to compute before it decodes (its prompt; after a
-preemption its answer so far too), `num_lost_tokens` what the last preemption threw away, `waited_s` the time
-waited before `waiting_since_s`, `slot` its row of `Replica.tables`, `first_decode` to `last_decode` the
-numbers of the steps of its latest unbroken run of decodes."""
+without), `job_length` (what `sjf` orders by), `user_number` and `affinity` (numbers for equal names),
+`route` (the replica drawn for it), `first_link` to `end_link` (its rows of `Replica.segments`), `think_s`
+(what its client thinks after it). Progress: `num_computed_tokens` counts tokens whose KV is computed or
+scheduled to be, steps in flight included, `num_generated_tokens` those whose result was taken,
+`num_in_flight_tokens` output tokens that a step under way will emit, `prefill_until` the tokens to compute
+before it decodes (its prompt; after a preemption its answer so far too), `num_lost_tokens` what the last
+preemption threw away, `waited_s` the time waited before `waiting_since_s`, `slot` its row of
+`Replica.tables`, `first_decode` to `last_decode` the numbers of the steps of its latest unbroken run of
+decodes."""
 
 SLICE = np.dtype(
     [(name, "i4") for name in ("request", "num_tokens", "num_computed_tokens", "num_preemptions")]

@@ -97,6 +97,7 @@ class ProfileCost(CostModel):
         self._host = HostTime.of(config.host, config.host_step_s, config.host_request_s, config.host_gap_s)
         self._padded_tokens = [self._padded(count) for count in range(last + 1)]
         self._errors: KernelErrors | None = None
+        self._max_context = max(model.max_model_len, LEAST_MAX_CONTEXT)
 
     @property
     def uses_seed(self) -> bool:
@@ -117,8 +118,7 @@ class ProfileCost(CostModel):
         """The rule of all profiles, and the record of this one."""
         record = profile_record(self._form, self._padded_tokens, self._host, max_tokens, max_decodes)
         if self._errors is not None:
-            max_context = max(self.model.max_model_len, LEAST_MAX_CONTEXT)
-            record = with_errors(record, self._errors, max_context)
+            record = with_errors(record, self._errors, self._max_context)
         return CostRules(profile_step_s, record)
 
     def host_s(self, step_s: Floats, num_requests: Ints, columns_of: Callable[[Ints], StepColumns]) -> Floats:

@@ -24,7 +24,7 @@ from cbsim.core.intake import take_in
 from cbsim.core.layout import World
 from cbsim.core.loop import close_decodes
 from cbsim.core.record import Record, StepColumns
-from cbsim.core.stepwise import StepwiseWorld
+from cbsim.core.stepping import StepwiseWorld
 from cbsim.cost import CostModel, StepShape
 from cbsim.results.latency import Replica, request_parts
 from cbsim.schedulers import SCHEDULERS, SchedulerConfig
