@@ -99,6 +99,7 @@ class ProfileCost(CostModel):
         self._host = HostTime.of(config.host, config.host_step_s, config.host_request_s, config.host_gap_s)
         self._padded_tokens = [self._padded(count) for count in range(last + 1)]
         self._errors: KernelErrors | None = None
+        self._max_context = max(model.max_model_len, LEAST_MAX_CONTEXT)
         self._compiled: CompiledStep | UncertainStep = CompiledStep(form, self._padded_tokens, self._host)
 
     @property
@@ -112,8 +113,10 @@ class ProfileCost(CostModel):
             return self
         errors = KernelErrors.read(self._file.accuracy, self._path, seed)
         drawn = copy(self)
-        vars(drawn).pop("default_rules", None)
-        step = UncertainStep(_chosen(self._file.form, self.config), self._padded_tokens, self._host, errors)
+        for made in ("default_rules", "inherited_rules", "_by_rules"):
+            vars(drawn).pop(made, None)
+        form = _chosen(self._file.form, self.config)
+        step = UncertainStep(form, self._padded_tokens, self._host, errors, self._max_context)
         drawn._compiled = step
         drawn._errors = errors
         return drawn
@@ -123,8 +126,7 @@ class ProfileCost(CostModel):
         form = _chosen(self._file.form, self.config)
         record = profile_record(form, self._padded_tokens, self._host, max_tokens, max_decodes)
         if self._errors is not None:
-            max_context = max(self.model.max_model_len, LEAST_MAX_CONTEXT)
-            record = with_errors(record, self._errors, max_context)
+            record = with_errors(record, self._errors, self._max_context)
         return CostRules(profile_step_s, record)
 
     def step_s(self, shape: StepShape) -> float:

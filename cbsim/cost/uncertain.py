@@ -7,6 +7,7 @@ import numpy as np
 from cbsim.cost.base import StepShape
 from cbsim.cost.columns import Floats, Ints
 from cbsim.cost.compiled import CompiledStep
+from cbsim.cost.costrules import MAX_DECODES, MAX_TOKENS
 from cbsim.cost.errors import KernelErrors
 from cbsim.cost.form import StepForm
 from cbsim.cost.host import HostTime
@@ -28,9 +29,16 @@ class UncertainStep:
     """
 
     def __init__(
-        self, form: StepForm, padded_tokens: list[int], host: HostTime, errors: KernelErrors
+        self,
+        form: StepForm,
+        padded_tokens: list[int],
+        host: HostTime,
+        errors: KernelErrors,
+        max_context: int,
     ) -> None:
-        """`padded_tokens` as for `CompiledStep`."""
+        """`padded_tokens` as for `CompiledStep`, `max_context` as for `with_errors`."""
+        sizes = (MAX_TOKENS, max_context, MAX_DECODES, max_context)
+        self._most_bits = [size.bit_length() for size in sizes]
         self._form, self._host, self._errors = form, host, errors
         self._gpu = CompiledStep(form, padded_tokens)
         self._dense_excess = np.array([errors.excess("dense", bits) for bits in range(_MAX_BITS)])
@@ -86,7 +94,8 @@ class UncertainStep:
         decodes = num_decodes.bit_length(), (context // num_decodes).bit_length()
         if not num_tokens:
             return self._errors.excess("decode", *decodes)
-        return self._errors.excess("mixed", num_tokens.bit_length(), longest.bit_length(), *decodes)
+        cell = (num_tokens.bit_length(), longest.bit_length(), *decodes)
+        return self._errors.excess("mixed", *map(min, cell, self._most_bits))
 
     def _with_host(self, gpu_s: float, num_requests: int) -> float:
         hidden_s: float = self._host.hidden_s(num_requests)
