@@ -41,13 +41,8 @@ class DecodeAttention(Section):
 
     def at(self, columns: StepColumns) -> Floats:
         """Seconds; 0 without decodes."""
-        seconds = self.seconds(columns.num_decodes, columns.decode_context)
+        seconds = over_columns(decode_attention_s)(self, columns.num_decodes, columns.decode_context)
         return np.where(columns.num_decodes > 0, seconds, 0.0)
-
-    def seconds(self, num_decodes: Ints | int, context: Ints) -> Floats:
-        """Seconds of so many decodes, at least one, over a context in all."""
-        total: Floats = over_columns(decode_attention_s)(self, num_decodes, context)
-        return total
 
 
 class Spill(Section):
@@ -149,11 +144,6 @@ class PrefillAttention(Section):
             columns.longest_prefill,
         )
         return np.where(columns.num_chunks > 0, seconds, 0.0)
-
-    def tokens_s(self, num_tokens: Ints) -> Floats:
-        """Seconds for tokens, whatever they attend to."""
-        seconds: Floats = over_columns(chunk_tokens_s)(self, num_tokens)
-        return seconds
 
 
 class FusedAttention(Section):

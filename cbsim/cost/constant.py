@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from pydantic import Field
 
 from cbsim.config.section import ComponentConfig
-from cbsim.cost.base import CostModel, StepShape
+from cbsim.cost.base import CostModel
 from cbsim.cost.costrules import MAX_DECODES, MAX_TOKENS, CostRules
 from cbsim.specs import GpuSpec, ModelSpec
 
@@ -52,31 +52,8 @@ class ConstantCost(CostModel):
         self, config: ConstantConfig, model: ModelSpec, gpu: GpuSpec, tensor_parallel: int = 1
     ) -> None:
         super().__init__(config, model, gpu, tensor_parallel)
-        self._step_s = config.step_s
-        self._per_prefill_token_s = config.per_prefill_token_s
-        self._per_decode_s = config.per_decode_s
+        self._figures = ConstantFigures(config.step_s, config.per_prefill_token_s, config.per_decode_s)
 
     def rules(self, max_tokens: int = MAX_TOKENS, max_decodes: int = MAX_DECODES) -> CostRules:
         """The formula and its three figures."""
-        figures = ConstantFigures(self._step_s, self._per_prefill_token_s, self._per_decode_s)
-        return CostRules(constant_step_s, figures)
-
-    def step_s(self, shape: StepShape) -> float:
-        """Seconds of a step."""
-        num_prefill_tokens = sum(tokens for tokens, _ in shape.chunks)
-        return (
-            self._step_s
-            + self._per_prefill_token_s * num_prefill_tokens
-            + self._per_decode_s * shape.num_decodes
-        )
-
-    def decode_s(self, num_decodes: int, decode_context: int, max_decode_context: int) -> float:
-        """Seconds of a step of decodes alone."""
-        # step_s adds 0.0 for its prompt tokens, which is exact, so the two agree to the last bit.
-        return self._step_s + self._per_decode_s * num_decodes
-
-    def decodes_s(
-        self, num_decodes: int, decode_context: int, max_decode_context: int, num_steps: int
-    ) -> list[float]:
-        """Seconds of so many such steps in a row: all alike."""
-        return [self.decode_s(num_decodes, decode_context, max_decode_context)] * num_steps
+        return CostRules(constant_step_s, self._figures)

@@ -89,7 +89,6 @@ class KernelErrors:
         self._records = records
         self._steps = steps
         self._seed = seed
-        self._excess: dict[tuple[Kind, tuple[int, ...]], float] = {}
 
     @classmethod
     def read(cls, accuracy: Mapping[str, Any], path: Path, seed: int) -> KernelErrors:
@@ -112,10 +111,7 @@ class KernelErrors:
 
     def excess(self, kind: Kind, *cell: int) -> float:
         """What a kernel's time is to be multiplied by, less 1; `cell` is the bit lengths of its sizes."""
-        key = kind, cell
-        if key not in self._excess:
-            self._excess[key] = self._excess_of(kind, self._normal(KINDS.index(kind), *cell))
-        return self._excess[key]
+        return self._excess_of(kind, self._normal(KINDS.index(kind), *cell))
 
     def excesses(self, kind: Kind, *cells: NDArray[np.int64]) -> NDArray[np.float64]:
         """The same for many cells, given as columns."""

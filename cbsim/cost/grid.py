@@ -48,7 +48,7 @@ Floats = NDArray[np.float64]
 Coefficient = Annotated[float, Ge(0)]
 
 MAX_KNOT = 10_000_000
-"""Tokens or decodes beyond what anybody times; `compiled_grid` lists every size up to the last knot."""
+"""Tokens or decodes beyond what anybody times."""
 _BY_AXES: dict[int, Callable[..., Any]] = {1: at_line, 2: at_plane, 4: at_space}
 """How tables are read, by their number of axes."""
 
@@ -114,14 +114,6 @@ class Slopes(Section):
     per_token_s: Coefficient = 0.0
     per_decode_s: Coefficient = 0.0
     per_context_token_s: Coefficient = 0.0
-
-    def chunk_s(self, tokens: Any, context: Any) -> Any:
-        """The share of a chunk."""
-        return chunk_growth_s(self, tokens, context)
-
-    def decodes_s(self, num_decodes: Any, mean_context: Any) -> Any:
-        """The share of decodes."""
-        return decodes_growth_s(self, num_decodes, mean_context)
 
 
 def chunk_growth_s(slopes: Any, tokens: Any, context: Any) -> Any:
@@ -195,15 +187,6 @@ class DecodeTable(Section):
     slopes: Slopes
     skew: Skew
 
-    def at(self, num_decodes: Any, context: Any, max_context: Any) -> Floats:
-        """Seconds of so many decodes, at least one, over a context in all, and the longest of them."""
-        mean = context / num_decodes
-        near_mean, near = self.table.nearest(mean, num_decodes)
-        beyond = self.slopes.decodes_s(num_decodes, mean) - self.slopes.decodes_s(near, near_mean)
-        skew = self.skew.factor(num_decodes) * np.maximum(max_context - mean, 0.0)
-        seconds: Floats = (self.table.at(near_mean, near) + beyond) + skew
-        return seconds
-
 
 class ChunkTable(Section):
     """Chunks alone."""
@@ -211,13 +194,6 @@ class ChunkTable(Section):
     table: Table
     """By tokens and context, of one chunk."""
     slopes: Slopes
-
-    def at(self, tokens: Any, context: Any) -> Floats:
-        """Seconds of one chunk."""
-        near, near_context = self.table.nearest(tokens, context)
-        beyond = self.slopes.chunk_s(tokens, context) - self.slopes.chunk_s(near, near_context)
-        seconds: Floats = self.table.at(near, near_context) + beyond
-        return seconds
 
     @cached_property
     def smallest_s(self) -> float:
@@ -234,30 +210,6 @@ class MixedTable(Section):
     skew: Skew
     crowding: Table
     """By decodes: a factor, at least 1."""
-
-    def at(self, tokens: Any, context: Any, num_decodes: Any, mean_context: Any) -> Floats:
-        """Seconds of one chunk and some decodes, at least one, of a mean context."""
-        near = self.table.nearest(tokens, context, mean_context, num_decodes)
-        slopes = self.slopes
-        beyond = slopes.chunk_s(tokens, context) - slopes.chunk_s(near[0], near[1])
-        more = slopes.decodes_s(num_decodes, mean_context) - slopes.decodes_s(near[3], near[2])
-        seconds: Floats = (self.table.at(*near) + beyond) + more
-        return seconds
-
-    def crowding_at(self, num_decodes: Any) -> Floats:
-        """How much dearer a chunk is among so many decodes than alone."""
-        return self.crowding.at(*self.crowding.nearest(num_decodes))
-
-    @cached_property
-    def chain(self) -> Table:
-        """One decode beside the smallest chunk, by its context."""
-        return Table(axes=self.table.axes[2:3], seconds=tuple(self.table.values[0, 0, :, 0].tolist()))
-
-    def chain_at(self, max_context: Any) -> Floats:
-        """Seconds of one decode beside the smallest chunk: no launch that holds it ends sooner."""
-        (near,) = self.chain.nearest(max_context)
-        seconds: Floats = self.chain.at(near) + self.skew.chain_s_per_token * (max_context - near)
-        return seconds
 
 
 class AttentionGrid(Section):

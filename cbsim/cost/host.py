@@ -25,17 +25,18 @@ class HostTime(NamedTuple):
             return cls(step_s, request_s, gap_s, 0.0)
         return cls(added_step_s=step_s, added_request_s=request_s) if host == "sync" else cls()
 
-    def hidden_s(self, num_requests: Any) -> Any:
-        """Host seconds that the GPU's own hide."""
-        return self.hidden_step_s + self.hidden_request_s * num_requests
 
-    def added_s(self, num_requests: Any) -> Any:
-        """Host seconds on top."""
-        return self.added_step_s + self.added_request_s * num_requests
+def hidden_s(host: Any, num_requests: Any) -> Any:
+    """Host seconds that the GPU's own hide; `host` is a `HostTime`."""
+    return host.hidden_step_s + host.hidden_request_s * num_requests
+
+
+def added_s(host: Any, num_requests: Any) -> Any:
+    """Host seconds on top."""
+    return host.added_step_s + host.added_request_s * num_requests
 
 
 def with_host_s(host: Any, gpu_s: Any, num_requests: Any) -> Any:
-    """Seconds of a step of `num_requests` requests that takes the GPU `gpu_s`: `host` is a `HostTime`."""
-    hidden_s = host.hidden_step_s + host.hidden_request_s * num_requests
-    longest_s = gpu_s if gpu_s > hidden_s else hidden_s
-    return longest_s + (host.added_step_s + host.added_request_s * num_requests)
+    """Seconds of a step of `num_requests` requests that takes the GPU `gpu_s`."""
+    least_s = hidden_s(host, num_requests)
+    return (gpu_s if gpu_s > least_s else least_s) + added_s(host, num_requests)

@@ -15,16 +15,14 @@ from pydantic import Field, field_validator
 from cbsim.config.section import ComponentConfig
 from cbsim.cost.base import CostModel, StepShape
 from cbsim.cost.columns import Floats, Ints, StepColumns
-from cbsim.cost.compiled import CompiledStep
 from cbsim.cost.costfile import find_cost_file, read_cost_file
 from cbsim.cost.costrules import MAX_DECODES, MAX_TOKENS, CostRules
 from cbsim.cost.errors import KernelErrors
 from cbsim.cost.form import StepForm
-from cbsim.cost.host import Host, HostTime
+from cbsim.cost.host import Host, HostTime, added_s, hidden_s
 from cbsim.cost.pricing import price
 from cbsim.cost.profile_record import host_record, profile_record, with_errors
 from cbsim.cost.profile_step import profile_step_s
-from cbsim.cost.uncertain import UncertainStep
 from cbsim.errors import ConfigError
 from cbsim.specs import GpuSpec, ModelSpec
 
@@ -95,12 +93,11 @@ class ProfileCost(CostModel):
             )
         self._graph_sizes = config.cuda_graph_batch_sizes
         last = self._graph_sizes[-1] if self._graph_sizes else 0
-        form = _chosen(self._file.form, config)
+        self._form = _chosen(self._file.form, config)
         self._host = HostTime.of(config.host, config.host_step_s, config.host_request_s, config.host_gap_s)
         self._padded_tokens = [self._padded(count) for count in range(last + 1)]
         self._errors: KernelErrors | None = None
         self._max_context = max(model.max_model_len, LEAST_MAX_CONTEXT)
-        self._compiled: CompiledStep | UncertainStep = CompiledStep(form, self._padded_tokens, self._host)
 
     @property
     def uses_seed(self) -> bool:
@@ -111,42 +108,23 @@ class ProfileCost(CostModel):
         """With `uncertainty` the model with a seed's errors; `CalibrationError` if the profile has none."""
         if not self.config.uncertainty:
             return self
-        errors = KernelErrors.read(self._file.accuracy, self._path, seed)
         drawn = copy(self)
         for made in ("default_rules", "inherited_rules", "_by_rules"):
             vars(drawn).pop(made, None)
-        form = _chosen(self._file.form, self.config)
-        step = UncertainStep(form, self._padded_tokens, self._host, errors, self._max_context)
-        drawn._compiled = step
-        drawn._errors = errors
+        drawn._errors = KernelErrors.read(self._file.accuracy, self._path, seed)
         return drawn
 
     def rules(self, max_tokens: int = MAX_TOKENS, max_decodes: int = MAX_DECODES) -> CostRules:
         """The rule of all profiles, and the record of this one."""
-        form = _chosen(self._file.form, self.config)
-        record = profile_record(form, self._padded_tokens, self._host, max_tokens, max_decodes)
+        record = profile_record(self._form, self._padded_tokens, self._host, max_tokens, max_decodes)
         if self._errors is not None:
             record = with_errors(record, self._errors, self._max_context)
         return CostRules(profile_step_s, record)
 
-    def step_s(self, shape: StepShape) -> float:
-        """Seconds of a step."""
-        return self._compiled.step_s(shape)
-
-    def decode_s(self, num_decodes: int, decode_context: int, max_decode_context: int) -> float:
-        """Seconds of a step of decodes alone."""
-        return self._compiled.decode_s(num_decodes, decode_context, max_decode_context)
-
-    def decodes_s(
-        self, num_decodes: int, decode_context: int, max_decode_context: int, num_steps: int
-    ) -> list[float]:
-        """Seconds of so many such steps in a row, each with one token more of context for every decode."""
-        return self._compiled.decodes_s(num_decodes, decode_context, max_decode_context, num_steps)
-
     def host_s(self, step_s: Floats, num_requests: Ints, columns_of: Callable[[Ints], StepColumns]) -> Floats:
         """Seconds by which steps would be shorter without the host: a gap, or all beyond the GPU's time."""
-        added: Floats = self._host.added_s(num_requests)
-        is_bound = np.flatnonzero(step_s <= self._host.hidden_s(num_requests) + added)
+        added: Floats = added_s(self._host, num_requests)
+        is_bound = np.flatnonzero(step_s <= hidden_s(self._host, num_requests) + added)
         if len(is_bound):
             added[is_bound] = step_s[is_bound] - self._gpu_s(columns_of(is_bound))
         return added
@@ -178,7 +156,7 @@ class ProfileCost(CostModel):
         return [self._path]
 
     def _gpu_s(self, columns: StepColumns) -> Floats:
-        rules = self.default_rules
+        rules = self.inherited_rules
         assert rules is not None
         bare = rules.record._replace(host=host_record(HostTime()))
         return price(CostRules(rules.step_s, bare), columns)

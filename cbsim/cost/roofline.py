@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field
 
 from cbsim.config.section import ComponentConfig
-from cbsim.cost.base import CostModel, StepShape
+from cbsim.cost.base import CostModel
 from cbsim.cost.costrules import MAX_DECODES, MAX_TOKENS, CostRules
 from cbsim.cost.elementwise import larger
 from cbsim.specs import GpuSpec, ModelSpec
@@ -98,6 +98,7 @@ class RooflineCost(CostModel):
     """
 
     Config = RooflineConfig
+    config: RooflineConfig
 
     def __init__(
         self, config: RooflineConfig, model: ModelSpec, gpu: GpuSpec, tensor_parallel: int = 1
@@ -107,121 +108,34 @@ class RooflineCost(CostModel):
         flop_per_s = gpu.peak_flop_per_s(model.dtype) * config.compute_efficiency
         element_s = model.element_bytes / bytes_per_s
         gpus = tensor_parallel
-        self._layers_weights_s = model.num_layers * model.layer_weights * element_s / gpus
-        self._layers_token_memory_s = model.num_layers * _activations(model, gpus) * element_s
-        self._layers_token_compute_s = model.dense_flop_per_token / flop_per_s / gpus
-        self._pair_compute_s = model.attention_flop_per_pair / flop_per_s / gpus
         kv_shards = min(gpus, model.num_kv_heads)
-        self._context_memory_s = model.kv_bytes_per_token / bytes_per_s / kv_shards
         query_and_output = 2 * model.num_layers * model.num_heads * model.head_size
-        self._query_memory_s = query_and_output * element_s / gpus
-        self._head_weights_s = model.hidden_size * model.vocab_size * element_s / gpus
-        self._head_row_memory_s = (model.hidden_size + model.vocab_size / gpus) * element_s
-        self._head_row_compute_s = model.logits_flop / flop_per_s / gpus
         num_all_reduces = 2 * model.num_layers + 1 if gpus > 1 else 0
-        self._host_step_s = config.host_step_s
-        self._fixed_s = num_all_reduces * config.all_reduce_latency_s + config.host_step_s
         moved_bytes = num_all_reduces * model.hidden_size * model.element_bytes * 2 * (gpus - 1) / gpus
-        self._link_token_s = moved_bytes / gpu.link_bytes_per_s
-        self._request_s = config.host_request_s
         self._figures = RooflineFigures(
-            weights_s=self._layers_weights_s,
-            token_memory_s=self._layers_token_memory_s,
-            token_compute_s=self._layers_token_compute_s,
-            key_memory_s=self._context_memory_s,
-            query_memory_s=self._query_memory_s,
-            pair_compute_s=self._pair_compute_s,
-            head_weights_s=self._head_weights_s,
-            head_row_memory_s=self._head_row_memory_s,
-            head_row_compute_s=self._head_row_compute_s,
-            link_token_s=self._link_token_s,
-            fixed_s=self._fixed_s,
-            request_s=self._request_s,
+            weights_s=model.num_layers * model.layer_weights * element_s / gpus,
+            token_memory_s=model.num_layers * _activations(model, gpus) * element_s,
+            token_compute_s=model.dense_flop_per_token / flop_per_s / gpus,
+            key_memory_s=model.kv_bytes_per_token / bytes_per_s / kv_shards,
+            query_memory_s=query_and_output * element_s / gpus,
+            pair_compute_s=model.attention_flop_per_pair / flop_per_s / gpus,
+            head_weights_s=model.hidden_size * model.vocab_size * element_s / gpus,
+            head_row_memory_s=(model.hidden_size + model.vocab_size / gpus) * element_s,
+            head_row_compute_s=model.logits_flop / flop_per_s / gpus,
+            link_token_s=moved_bytes / gpu.link_bytes_per_s,
+            fixed_s=num_all_reduces * config.all_reduce_latency_s + config.host_step_s,
+            request_s=config.host_request_s,
         )
 
     def rules(self, max_tokens: int = MAX_TOKENS, max_decodes: int = MAX_DECODES) -> CostRules:
         """The formula and its figures."""
         return CostRules(roofline_step_s, self._figures)
 
-    def step_s(self, shape: StepShape) -> float:
-        """Seconds of a step."""
-        num_tokens = num_keys = num_pairs = 0
-        for tokens, context in shape.chunks:
-            num_tokens += tokens
-            num_keys += context + tokens
-            num_pairs += tokens * context + tokens * (tokens + 1) // 2
-        memory_s = self._context_memory_s * num_keys + self._query_memory_s * num_tokens
-        compute_s = self._pair_compute_s * num_pairs
-        return self._total_s(
-            num_tokens + shape.num_decodes,
-            shape.num_finishing_chunks + shape.num_decodes,
-            len(shape.chunks) + shape.num_decodes,
-            memory_s if memory_s > compute_s else compute_s,
-            shape.num_decodes,
-            shape.decode_context,
-        )
-
-    def decode_s(self, num_decodes: int, decode_context: int, max_decode_context: int) -> float:
-        """Seconds of a step of decodes alone."""
-        return self._total_s(num_decodes, num_decodes, num_decodes, 0.0, num_decodes, decode_context)
-
-    def decodes_s(
-        self, num_decodes: int, decode_context: int, max_decode_context: int, num_steps: int
-    ) -> list[float]:
-        """Seconds of so many such steps in a row: what doesn't depend on the context is computed once."""
-        before_s = self._layers_s(num_decodes) + 0.0
-        query_s = self._query_memory_s * num_decodes
-        head_s = self._head_s(num_decodes)
-        link_s = self._link_token_s * num_decodes
-        host_s = self._fixed_s + self._request_s * num_decodes
-        token_memory_s, token_compute_s = self._context_memory_s, self._pair_compute_s
-        contexts = range(decode_context, decode_context + num_decodes * num_steps, num_decodes)
-        if token_memory_s >= token_compute_s:
-            return [
-                before_s + (token_memory_s * context + query_s) + head_s + link_s + host_s
-                for context in contexts
-            ]
-        return [
-            before_s
-            + max(token_memory_s * context + query_s, token_compute_s * context)
-            + head_s
-            + link_s
-            + host_s
-            for context in contexts
-        ]
-
     def host_s(self, step_s: Floats, num_requests: Ints, columns_of: Callable[[Ints], StepColumns]) -> Floats:
         """Seconds that the host adds to steps of so many requests."""
-        return np.asarray(self._host_step_s + self._request_s * num_requests, dtype=np.float64)
-
-    def _layers_s(self, num_tokens: int) -> float:
-        memory_s = self._layers_weights_s + self._layers_token_memory_s * num_tokens
-        compute_s = self._layers_token_compute_s * num_tokens
-        return memory_s if memory_s > compute_s else compute_s
-
-    def _head_s(self, num_logits: int) -> float:
-        memory_s = self._head_weights_s + self._head_row_memory_s * num_logits
-        compute_s = self._head_row_compute_s * num_logits
-        return memory_s if memory_s > compute_s else compute_s
-
-    def _total_s(
-        self,
-        num_tokens: int,
-        num_logits: int,
-        num_requests: int,
-        chunk_attention_s: float,
-        num_decodes: int,
-        decode_context: int,
-    ) -> float:
-        """The one expression of the total, so that all of them agree to the last bit."""
-        total_s = self._layers_s(num_tokens) + chunk_attention_s
-        if num_decodes:
-            memory_s = self._context_memory_s * decode_context + self._query_memory_s * num_decodes
-            compute_s = self._pair_compute_s * decode_context
-            total_s += memory_s if memory_s > compute_s else compute_s
-        if num_logits:
-            total_s += self._head_s(num_logits)
-        return total_s + self._link_token_s * num_tokens + (self._fixed_s + self._request_s * num_requests)
+        return np.asarray(
+            self.config.host_step_s + self.config.host_request_s * num_requests, dtype=np.float64
+        )
 
 
 def _activations(model: ModelSpec, gpus: int) -> float:

@@ -12,6 +12,7 @@ from cbsim.calibrate.meta import Meta, read_meta, save_meta
 from cbsim.calibrate.pointsfile import write_points
 from cbsim.calibrate.summary import errors_table
 from cbsim.cli import main
+from cbsim.cost.attention import decode_attention_s
 from cbsim.cost.costfile import model_shape
 from cbsim.cost.profile import ProfileConfig, ProfileCost
 from tests.calibrate.synthetic import sizes, timed
@@ -60,7 +61,7 @@ def test_fit_makes_a_profile_that_a_run_can_use(points, tmp_path):
     )
     law = make_form(fused=False)
     assert cost.decode_s(64, 64_000, 1000) == pytest.approx(
-        32 * (law.dense.at(64) + law.decode.seconds(64, 64_000)) + law.logits.at(64), rel=0.02
+        32 * (law.dense.at(64) + decode_attention_s(law.decode, 64, 64_000)) + law.logits.at(64), rel=0.02
     )
 
 

@@ -90,7 +90,9 @@ def test_chains_and_rates_come_from_the_timings():
     grid = fit(make_points(noise=0.0))
     assert grid is not None
     lines = {
-        count: float(grid.mixed.at(16, 0, count, 4096)[()] - grid.mixed.at(16, 0, count, 1024)[()])
+        count: float(
+            grid.mixed.table.at(16, 0, 4096, count)[()] - grid.mixed.table.at(16, 0, 1024, count)[()]
+        )
         for count in (1, 64)
     }
     assert grid.mixed.skew.chain_s_per_token == pytest.approx(lines[1] / 3072, rel=0.02)

@@ -9,7 +9,6 @@ from pydantic import ValidationError
 from cbsim.cost.attention import PrefillAttention, blend
 from cbsim.cost.base import StepShape
 from cbsim.cost.columns import StepColumns, num_pairs
-from cbsim.cost.compiled import VECTOR_STEPS, CompiledStep
 from cbsim.cost.elementwise import over_columns
 from cbsim.cost.form import DenseTable
 from cbsim.cost.formsteps import form_seconds
@@ -155,29 +154,6 @@ def test_monotone_in_everything(shape, more, kind):
     assert before > 0
     # The blend's square root may round down by a unit in the last place.
     assert min(after) >= before * (1 - 1e-12)
-
-
-@settings(max_examples=150, deadline=None)
-@given(shape=shapes(), kind=KINDS)
-def test_scalar_is_vector_to_the_bit(shape, kind):
-    form = FORMS[kind]
-    assert CompiledStep(form, []).step_s(shape) == seconds(form, shape)[0]
-
-
-@settings(max_examples=40, deadline=None)
-@given(
-    num_decodes=st.integers(1, 17_000),
-    mean_context=st.integers(1, 5000),
-    num_steps=st.integers(1, 2 * VECTOR_STEPS),
-)
-def test_a_stretch_of_decodes_to_the_bit(num_decodes, mean_context, num_steps):
-    compiled = CompiledStep(FORMS["split"], [0, 1, 2, 4, 4, 8, 8, 8, 8])
-    context = num_decodes * mean_context
-    stretch = compiled.decodes_s(num_decodes, context, mean_context, num_steps)
-    assert stretch == [
-        compiled.decode_s(num_decodes, context + step * num_decodes, mean_context + step)
-        for step in range(num_steps)
-    ]
 
 
 def test_it_is_linear_far_out():

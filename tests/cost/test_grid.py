@@ -13,14 +13,12 @@ from pydantic import ValidationError
 from cbsim.base.records import plain
 from cbsim.cost.base import StepShape
 from cbsim.cost.columns import StepColumns
-from cbsim.cost.compiled import CompiledStep
 from cbsim.cost.formsteps import form_attention_s, form_seconds
 from cbsim.cost.grid import AttentionGrid, ChunkTable, DecodeTable, MixedTable, Skew, Slopes, Table
 from cbsim.cost.grid_step import beyond_launch_s, mixed_by_grid_s
-from cbsim.cost.mixed_margin import mixed_margins
 from cbsim.cost.profile_record import profile_record
 from cbsim.cost.profile_step import chunks_attention_s, decodes_attention_s
-from tests.cost.laws import make_form, shapes
+from tests.cost.laws import make_form
 
 CHUNKS = (16.0, 64.0, 500.0, 2048.0)
 CONTEXTS = (0.0, 512.0, 4096.0)
@@ -97,13 +95,11 @@ PARTS = {
     "decodes and chunks": GRID.model_copy(update={"mixed": None}),
 }
 FORM = make_form(fused=True).model_copy(update={"grid": GRID})
-COMPILED = CompiledStep(FORM, [])
 FORMS = {
     (parts, fused): make_form(fused=fused).model_copy(update={"grid": grid})
     for parts, grid in PARTS.items()
     for fused in (True, False)
 }
-COMPILED_FORMS = {key: CompiledStep(form, []) for key, form in FORMS.items()}
 
 
 def attention_of(*steps: StepShape) -> np.ndarray:
@@ -194,15 +190,6 @@ def test_no_launch_ends_before_its_longest_decode():
     assert attention_of(step)[0] >= mixed_law(16, 0, 8192, 1)
 
 
-@settings(max_examples=150, deadline=None)
-@given(shape=shapes(), which=st.sampled_from(list(FORMS)))
-# Beyond the last knot: all the way from the knot before is not the last knot's height, by a bit.
-@example(shape=StepShape(((1, 0),), 1, 4, 34_750, 20_939), which=("decodes", True))
-def test_scalar_and_vector_agree_to_the_bit(shape, which):
-    form = FORMS[which]
-    assert COMPILED_FORMS[which].step_s(shape) == form_seconds(form, StepColumns.from_shapes([shape]))[0]
-
-
 def sizes_near(rng, knots, num_steps: int) -> np.ndarray:
     """On knots, beside them, between them and somewhat beyond."""
     between = rng.integers(0, int(knots[-1] * 1.1), num_steps)
@@ -229,14 +216,6 @@ def steps_near(grid: AttentionGrid, num_steps: int, seed: int) -> list[StepShape
     return [StepShape(*row) for row in zip(chunks, num_chunks.tolist(), *columns, strict=True)]
 
 
-@pytest.mark.parametrize("parts", ["all", "all, rough"])
-def test_mixed_steps_about_the_tables_agree_to_the_bit(parts):
-    steps = steps_near(PARTS[parts], 20_000, seed=7)
-    vector = form_seconds(FORMS[parts, True], StepColumns.from_shapes(steps)).tolist()
-    step_s = COMPILED_FORMS[parts, True].step_s
-    assert [step for step, seconds in zip(steps, vector, strict=True) if step_s(step) != seconds] == []
-
-
 def test_each_of_three_launches_is_now_and_then_the_longest():
     """Else the tests of what is the longest would prove little."""
     columns = StepColumns.from_shapes(steps_near(DEAR, 5000, seed=8))
@@ -250,66 +229,6 @@ def test_each_of_three_launches_is_now_and_then_the_longest():
         assert chunks_attention_s(cost, shape, chunks, three[1]) == (0.0, max(three))
         longest.append(three.index(max(three)))
     assert np.bincount(longest, minlength=3).min() > 50
-
-
-@settings(max_examples=150, deadline=None)
-@given(data=st.data())
-def test_margins_hold_all_over_their_cells(data):
-    """Where the launch of both is said to be longer than either alone, by so much than the decodes, it is."""
-    margins, mixed = mixed_margins(ROUGH.prefill, ROUGH.mixed, ROUGH.decode), ROUGH.mixed.table
-    cell = data.draw(st.sampled_from(list(zip(*np.nonzero(margins >= 0.0), strict=True))))
-    tokens, context, mean, count = (
-        data.draw(st.integers(int(axis[place]), int(axis[place + 1])))
-        for axis, place in zip(mixed.axes, cell, strict=True)
-    )
-    together = ROUGH.mixed.at(tokens, context, count, mean)
-    assert together > ROUGH.prefill.at(tokens, context)
-    assert together >= ROUGH.decode.at(count, count * mean, mean) + margins[cell]
-
-
-def test_margins_are_least_at_corners_or_at_knots_between():
-    """By hand: the decodes come closest in the second cell, at a knot of their own, 10."""
-    skew = Skew(chain_s_per_token=0.0, tokens_per_s=1.0, split_up_to=0)
-    axes = ((1.0, 9.0), (0.0, 9.0), (1.0, 5.0, 15.0), (1.0, 2.0))
-    by_mean = (4.0, 4.0, 5.0, 5.0, 7.0, 7.0)
-    mixed = MixedTable(
-        table=Table(axes=axes, seconds=(*by_mean * 2, *(3.0 + seconds for seconds in by_mean * 2))),
-        slopes=Slopes(),
-        skew=skew,
-        crowding=Table(axes=((1.0, 2.0),), seconds=(1.0, 1.0)),
-    )
-    alone = Table(axes=((1.0, 10.0, 15.0), (1.0, 2.0)), seconds=(1.0, 1.0, 5.5, 5.5, 5.75, 5.75))
-    decode = DecodeTable(table=alone, slopes=Slopes(), skew=skew)
-
-    def margins(*chunk_s: float) -> np.ndarray:
-        """Of chunks that take so long at 1, 5 and 9 tokens."""
-        chunk = Table(axes=((1.0, 5.0, 9.0), (0.0, 9.0)), seconds=tuple(np.repeat(chunk_s, 2).tolist()))
-        found = mixed_margins(ChunkTable(table=chunk, slopes=Slopes()), mixed, decode)
-        assert np.isneginf(found[1:]).all()
-        assert np.isneginf(found[..., 1]).all()
-        return found[0, 0, :, 0]
-
-    assert margins(1.0, 1.0, 1.0) == pytest.approx([2.0, 0.5, -np.inf])
-    # The mixed launch of 5 tokens takes 5.5 and 6.5 at least in the two cells.
-    assert margins(1.0, 6.0, 6.0) == pytest.approx([-np.inf, 0.5, -np.inf])
-    assert margins(1.0, 6.6, 6.6) == pytest.approx([-np.inf] * 3)
-    assert margins(4.5, 4.5, 4.5) == pytest.approx([-np.inf, 0.5, -np.inf])
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    count=st.integers(1, 300),
-    mean=st.integers(1, 12_000),
-    unequal=st.integers(0, 5000),
-    num_steps=st.integers(1, 100),
-)
-def test_a_stretch_of_decodes_to_the_bit(count, mean, unequal, num_steps):
-    """Over knots, into the table at its short end and out of it at its long one."""
-    sizes = [(count * (mean + step), mean + unequal + step) for step in range(num_steps)]
-    stretch = COMPILED.decodes_s(count, *sizes[0], num_steps)
-    assert stretch == [COMPILED.decode_s(count, *size) for size in sizes]
-    vector = form_seconds(FORM, StepColumns.from_shapes([StepShape((), 0, count, *size) for size in sizes]))
-    assert stretch == vector.tolist()
 
 
 @settings(max_examples=100, deadline=None)
@@ -339,7 +258,8 @@ def test_more_of_anything_never_costs_less(chunks, count, mean, more, which):
 
     def seconds(sizes) -> float:
         chunks, count, context, longest = sizes
-        return COMPILED.step_s(StepShape(tuple(chunks), 0, count, context, longest))
+        shape = StepShape(tuple(chunks), 0, count, context, longest)
+        return float(form_seconds(FORM, StepColumns.from_shapes([shape]))[0])
 
     assert seconds(after) >= seconds(before) * (1 - 1e-12)
 
