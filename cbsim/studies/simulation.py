@@ -19,7 +19,6 @@ from cbsim.base.plugin_errors import plugin_error
 from cbsim.base.records import packed
 from cbsim.cluster.engine.recorder import SLICE_STEP_COLUMNS, STEP_COLUMNS, Deferred, Recorder, RunLog
 from cbsim.cluster.engine.slice_log import Slices
-from cbsim.cluster.engine.token_gaps import distinct_gaps
 from cbsim.cluster.router import ROUTER_STREAM
 from cbsim.core import layout
 from cbsim.core.building import KvPool, new_world
@@ -235,7 +234,7 @@ def compiled(world: World, bound: Bound) -> Speed:
         bound.compiled.prepare(world, len(world.requests), inf)
     except CannotCompile as error:
         return Speed(False, notes=(f"interpreted, since numba can't compile it: {error}",))
-    if not bound.compiled.was_cached:
+    if not bound.compiled.was_cached and bound.compiled.seconds > 1:
         LOGGER.warning("compiled in %.0f s", bound.compiled.seconds)
     return Speed(True, bound.compiled.seconds)
 
@@ -311,38 +310,36 @@ def log_of(rows: Array, ids: NDArray[np.object_], own: Array, record: Record, se
         },
         "state": np.where(is_finished | is_rejected, state, RequestState.UNFINISHED),
     }
-    steps = record.rows("steps")
     numbers = rung.numbers(setup.scheduler, setup.means)
     rejections = {
         int(index): rung.rejection(rows[index], numbers, setup.means) for index in np.flatnonzero(is_rejected)
     }
-    slices = Slices(
-        {name: record.rows("prefills")[name] for name in layout.PREFILL_ROW.names or ()},
-        {name: record.rows("decodes")[name] for name in layout.DECODES_ROW.names or ()},
-    )
-    names = (*STEP_COLUMNS, *SLICE_STEP_COLUMNS)
-    num_blocks = int(own[0]["num_blocks"])
-    events = Deferred(partial(_events, requests, record.rows("events"), rejections, setup.is_closed))
-    replicas = [
-        Replica(
-            number,
-            StepColumns(steps[steps["replica"] == number] if len(own) > 1 else steps, names, num_blocks, 1),
-            _of_replica(slices, number) if len(own) > 1 else slices,
-            cost,
-        )
-        for number in range(len(own))
-    ]
-    usual = steps[steps["num_usual_gaps"] > 0]
-    gaps = np.concatenate([usual["gap_s"] + 1j * usual["num_usual_gaps"], record.rows("gaps") + 1j])
-    gap_s, gap_count = distinct_gaps([gaps])
+    slices = Slices(record.columns("prefills"), record.columns("decodes"))
+    names, num_blocks = (*STEP_COLUMNS, *SLICE_STEP_COLUMNS), setup.means.num_blocks
+    events = Deferred(partial(_events, requests, record, rejections, setup.is_closed))
+    everywhere: Array | slice = slice(None)
+    replicas = [Replica(0, StepColumns(record, names, num_blocks, everywhere), slices, cost)]
+    if len(own) > 1:
+        replica, start_s = record.column("steps", "replica"), record.column("steps", "start_s")
+        replicas = [
+            Replica(
+                number,
+                StepColumns(record, names, num_blocks, np.flatnonzero(replica == number)),
+                _of_replica(slices, number),
+                cost,
+            )
+            for number in range(len(own))
+        ]
+        everywhere = np.lexsort((replica, start_s))
+    gap_s, gap_count = _gaps(record)
     end_s = max(float(own["last_end_s"].max()), float(rows["arrival_s"].max(initial=0.0)))
     if until_s < inf and own["num_outstanding"].any():
         end_s = until_s
     return RunLog(
         requests=requests,
-        steps=StepColumns(steps, names, num_blocks, len(own)),
+        steps=StepColumns(record, names, num_blocks, everywhere),
         events=events,
-        batches=_batches(record.rows("batches")) if setup.with_batches else None,
+        batches=record.columns("batches") if setup.with_batches else None,
         gap_s=gap_s,
         gap_count=gap_count,
         rejections=rejections,
@@ -364,14 +361,28 @@ def _of_replica(slices: Slices, number: int) -> Slices:
     return Slices(chosen(slices.prefills), chosen(slices.decodes))
 
 
+def _gaps(record: Record) -> tuple[Array, Array]:
+    """The distinct gaps between tokens, rising, seconds, and how often each occurred."""
+    count = record.column("steps", "num_usual_gaps")
+    is_gap = count > 0
+    gap_s = np.concatenate([record.column("steps", "gap_s")[is_gap], record.column("gaps", "gap_s")])
+    count = np.concatenate([count[is_gap], np.ones(len(gap_s) - int(is_gap.sum()), dtype=count.dtype)])
+    order = np.argsort(gap_s)
+    gap_s, count = gap_s[order], count[order].astype(np.int64)
+    if not len(gap_s):
+        return gap_s, count
+    first = np.flatnonzero(np.concatenate([[True], gap_s[1:] != gap_s[:-1]]))
+    return gap_s[first], np.add.reduceat(count, first)
+
+
 def _events(
-    requests: dict[str, Array], rows: Array, rejections: dict[int, str], is_closed: bool
+    requests: dict[str, Array], record: Record, rejections: dict[int, str], is_closed: bool
 ) -> dict[str, Array]:
+    """The events of a run in the order of time: see `Recorder.event_columns`."""
     recorder = Recorder()
-    recorder._events._rows = bytearray(rows.astype(recorder._events._dtype).tobytes())
+    rows = np.empty(len(record.column("events", "step")), recorder._events._dtype)
+    for name in rows.dtype.names or ():
+        rows[name] = record.column("events", name)
+    recorder._events._rows = bytearray(rows.tobytes())
     recorder.rejections = rejections
     return recorder.event_columns(requests, answers_first=is_closed)
-
-
-def _batches(rows: Array) -> dict[str, Array]:
-    return {name: np.array(rows[name]) for name in layout.BATCH_ROW.names or ()}
