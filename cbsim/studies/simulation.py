@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -331,7 +331,6 @@ def log_of(rows: Array, ids: NDArray[np.object_], own: Array, record: Record, se
             for number in range(len(own))
         ]
         everywhere = np.lexsort((replica, start_s))
-    gap_s, gap_count = _gaps(record)
     end_s = max(float(own["last_end_s"].max()), float(rows["arrival_s"].max(initial=0.0)))
     if until_s < inf and own["num_outstanding"].any():
         end_s = until_s
@@ -340,8 +339,7 @@ def log_of(rows: Array, ids: NDArray[np.object_], own: Array, record: Record, se
         steps=StepColumns(record, names, num_blocks, everywhere),
         events=events,
         batches=record.columns("batches") if setup.with_batches else None,
-        gap_s=gap_s,
-        gap_count=gap_count,
+        gaps=Gaps(record),
         rejections=rejections,
         num_tokens_recomputed=int(own["num_tokens_recomputed"].sum()),
         num_prompt_tokens_queried=int(own["num_tokens_queried"].sum()),
@@ -361,18 +359,25 @@ def _of_replica(slices: Slices, number: int) -> Slices:
     return Slices(chosen(slices.prefills), chosen(slices.decodes))
 
 
-def _gaps(record: Record) -> tuple[Array, Array]:
-    """The distinct gaps between tokens, rising, seconds, and how often each occurred."""
-    count = record.column("steps", "num_usual_gaps")
-    is_gap = count > 0
-    gap_s = np.concatenate([record.column("steps", "gap_s")[is_gap], record.column("gaps", "gap_s")])
-    count = np.concatenate([count[is_gap], np.ones(len(gap_s) - int(is_gap.sum()), dtype=count.dtype)])
-    order = np.argsort(gap_s)
-    gap_s, count = gap_s[order], count[order].astype(np.int64)
-    if not len(gap_s):
-        return gap_s, count
-    first = np.flatnonzero(np.concatenate([[True], gap_s[1:] != gap_s[:-1]]))
-    return gap_s[first], np.add.reduceat(count, first)
+class Gaps(Sequence[tuple[Array, Array]]):
+    """`RunLog.gaps`: the gaps between tokens as pieces `(seconds, how often)`, read when looked at."""
+
+    def __init__(self, record: Record) -> None:
+        self._record = record
+        self._num_pieces = sum(1 for _ in record.pieces("steps", "step")) + 1
+
+    def __len__(self) -> int:
+        return self._num_pieces
+
+    def __getitem__(self, place: Any) -> Any:
+        return list(self)[place]
+
+    def __iter__(self) -> Iterator[tuple[Array, Array]]:
+        for gap_s, count in self._record.pieces("steps", "gap_s", "num_usual_gaps"):
+            is_gap = count > 0
+            yield gap_s[is_gap], count[is_gap].astype(np.int64)
+        gap_s = self._record.column("gaps", "gap_s")
+        yield gap_s, np.ones(len(gap_s), dtype=np.int64)
 
 
 def _events(
