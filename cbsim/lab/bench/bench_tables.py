@@ -7,10 +7,10 @@ from dataclasses import asdict
 from typing import Any
 
 from cbsim.base.markdown import markdown_table
-from cbsim.base.units import KILO, MEGA, US_PER_S
+from cbsim.base.units import MEGA, US_PER_S
 from cbsim.lab.bench.machine import Machine
 from cbsim.lab.bench.work_timing import Measured
-from cbsim.lab.bench.works import Goal, How, Work
+from cbsim.lab.bench.works import Goal, Work
 from cbsim.show.text import MISSING, Table, format_figure, format_share
 
 Rows = Sequence[tuple[Work, Measured]]
@@ -26,13 +26,11 @@ WORKS_NOTES = (
 
 
 def bench_tables(rows: Rows) -> list[Table]:
-    """The table of works and, where there are any, the tables of steps and of scaling."""
-    works = [row for row in rows if row[0].how is not How.STEP_BY_STEP and not _is_small(row[0])]
-    steps = [row for row in rows if row[0].how is How.STEP_BY_STEP]
+    """The table of works and, where there are any, that of scaling."""
+    works = [row for row in rows if not _is_small(row[0])]
     scales = [row for row in rows if row[0].scale is not None]
     tables = [
         _table("Works", WORK_COLUMNS, works, WORKS_NOTES),
-        _table("Step by step: each one asked for and seen to end", STEP_COLUMNS, steps),
         _table("Scaling", SCALE_COLUMNS, scales, (SCALING_NOTE,)),
     ]
     return [table for table in tables if table.rows]
@@ -69,8 +67,8 @@ def describe_goal(goal: Goal | None) -> str:
     parts = []
     if goal.cpu_s is not None:
         parts.append(f"{goal.cpu_s:g} s")
-    if goal.steps_per_s is not None:
-        parts.append(f"{goal.steps_per_s / KILO:g}k/s")
+    if goal.s_per_step is not None:
+        parts.append(f"{goal.s_per_step * US_PER_S:g} us a step")
     if goal.peak_bytes is not None:
         parts.append(f"{goal.peak_bytes / MEGA:g} MB")
     if goal.metrics_share is not None:
@@ -82,7 +80,7 @@ def is_met(goal: Goal, measured: Measured) -> bool:
     """Whether every part of a goal is reached."""
     return (
         (goal.cpu_s is None or measured.cpu_s <= goal.cpu_s)
-        and (goal.steps_per_s is None or 1 / measured.s_per_step >= goal.steps_per_s)
+        and (goal.s_per_step is None or measured.s_per_step <= goal.s_per_step)
         and (goal.peak_bytes is None or measured.peak_bytes <= goal.peak_bytes)
         and (goal.metrics_share is None or (measured.metrics_share or 0.0) <= goal.metrics_share)
     )
@@ -131,12 +129,6 @@ WORK_COLUMNS: Mapping[str, Show] = {
     "us a step": lambda _, measured: _us(measured.s_per_step),
     "metrics": lambda _, measured: format_share(measured.metrics_share),
     **MEMORY,
-}
-STEP_COLUMNS: Mapping[str, Show] = {
-    **COMMON,
-    "decodes a step": lambda _, measured: format_figure(measured.mean_decodes),
-    "steps/s": lambda _, measured: f"{1 / measured.s_per_step:,.0f}",
-    **GOALS,
 }
 SCALE_COLUMNS: Mapping[str, Show] = {
     **COMMON,

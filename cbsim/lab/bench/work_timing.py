@@ -14,15 +14,13 @@ from typing import Any
 
 import yaml
 
-from cbsim.cluster.engine.fast import FastEngine
-from cbsim.cluster.engine.recorder import Recorder, RunLog
+from cbsim.cluster.engine.recorder import RunLog
 from cbsim.lab.bench.process import in_fresh_process
 from cbsim.lab.bench.resources import bare_simpy_s, children_cpu_s, children_peak_bytes, peak_memory_bytes
-from cbsim.lab.bench.stepwise import drive
 from cbsim.lab.bench.works import How, Work
 from cbsim.results.metrics import Deployment, summarize
 from cbsim.studies.experiment import Experiment
-from cbsim.studies.run import collect, make_cost_model, make_scheduler, make_workload, simulate
+from cbsim.studies.run import make_workload, simulate
 
 NUM_WARM_UP = 20
 """Requests of the run that loads modules and fills caches before anything is timed."""
@@ -107,13 +105,6 @@ def measure_scaled(settings: Mapping[str, Any], small: Mapping[str, Any]) -> Mea
     return replace(_fastest(lambda: _simulate(experiment, is_read=True)), warm_bytes=warm_bytes)
 
 
-def measure_steps(settings: Mapping[str, Any]) -> Measured:
-    """The same, the engine asked for each single step."""
-    experiment = Experiment.from_mapping(settings)
-    _drive(Experiment.from_mapping(settings, overrides={"workload.limit": NUM_WARM_UP}))
-    return _fastest(lambda: _drive(experiment))
-
-
 def measure_command(settings: Mapping[str, Any]) -> Measured:
     """`cbsim run` from the start of its process to the written run folder, twice; the faster counts."""
     with tempfile.TemporaryDirectory(prefix="cbsim-bench-") as folder:
@@ -137,7 +128,6 @@ def measure_command(settings: Mapping[str, Any]) -> Measured:
 
 MEASURES: dict[How, Callable[[Mapping[str, Any]], Measured]] = {
     How.SIMULATE: measure_simulation,
-    How.STEP_BY_STEP: measure_steps,
     How.COMMAND: measure_command,
 }
 
@@ -172,17 +162,6 @@ def _simulate(experiment: Experiment, *, is_read: bool = False) -> Measured:
     )
     summary = summarize(log, deployment, experiment.slo.limits())
     return _measured(log, cpu_s, summary["simulation"]["metrics_cpu_s"])
-
-
-def _drive(experiment: Experiment) -> Measured:
-    workload, cost, recorder = make_workload(experiment), make_cost_model(experiment), Recorder()
-    scheduler = make_scheduler(experiment, cost)
-    num_in_flight = 2 if experiment.scheduler.async_scheduling else 1
-    engine = FastEngine(0, scheduler, cost, recorder, num_in_flight)
-    began = time.process_time()
-    drive(engine, workload.requests())
-    log = collect(recorder, [engine], engine.last_end_s)
-    return _measured(log, time.process_time() - began)
 
 
 def _measured(log: RunLog, cpu_s: float, metrics_cpu_s: float | None = None) -> Measured:

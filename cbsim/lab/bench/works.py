@@ -27,8 +27,6 @@ class How(StrEnum):
 
     SIMULATE = "simulate"
     """Simulate it and compute its metrics."""
-    STEP_BY_STEP = "step_by_step"
-    """Ask the engine for every single step, as an observer of every step would make it."""
     COMMAND = "command"
     """`cbsim run` in a process of its own, until the run folder is written."""
 
@@ -38,7 +36,8 @@ class Goal:
     """What a work should cost at most, or how fast it should be at least."""
 
     cpu_s: float | None = None
-    steps_per_s: float | None = None
+    s_per_step: float | None = None
+    """CPU seconds a step."""
     peak_bytes: int | None = None
     metrics_share: float | None = None
     """Of the simulation's CPU seconds."""
@@ -63,33 +62,62 @@ class Work:
 def all_works(azure: Path | None = None) -> list[Work]:
     """Every work; the hour comes from a trace file, else from the generator fitted to it."""
     hour = azure_hour(azure)
-    return [*hour_works(hour), *large_works(), *step_works(hour), *scaling_works()]
+    return [*hour_works(hour), *large_works(), *scaling_works()]
 
 
 def hour_works(hour: dict[str, Any]) -> list[Work]:
-    """The Azure hour, by the fast engine, by the naive one, and from the shell."""
-    target = Goal(cpu_s=0.5, metrics_share=0.2)
-    stretch = Goal(cpu_s=0.3, metrics_share=0.05)
-    naive = {"engine": "reference"}
+    """The Azure hour: each scheduler, a tight KV cache, a plug-in, interpreted, and from the shell."""
+    target, stretch = Goal(cpu_s=0.2), Goal(cpu_s=0.12)
+    tight = {
+        "type": "vllm",
+        "chunk_size": 100,
+        "async_scheduling": False,
+    }
     return [
-        Work("hour, vllm", experiment(hour, "vllm"), target=target, stretch=stretch, is_quick=True),
-        Work("hour, preemptive", experiment(hour, "preemptive"), target=target, stretch=stretch),
-        Work("hour, chunked_prefill", experiment(hour, "chunked_prefill")),
-        Work("hour, vllm, reference engine", experiment(hour, "vllm", **naive)),
-        Work("hour, preemptive, reference engine", experiment(hour, "preemptive", **naive)),
+        Work(
+            "hour, vllm",
+            experiment(hour, "vllm"),
+            target=Goal(cpu_s=0.15),
+            stretch=Goal(cpu_s=0.1),
+            is_quick=True,
+        ),
+        *(
+            Work(f"hour, {name}", experiment(hour, name), target=target, stretch=stretch)
+            for name in ("preemptive", "chunked_prefill", "static", "continuous")
+        ),
+        Work(
+            "hour, 700 KV blocks, chunks of 100",
+            experiment(hour, "vllm", kv_cache={"num_blocks": 700}) | {"scheduler": tight},
+            target=target,
+            stretch=stretch,
+        ),
+        Work(
+            "hour, vllm, interpreted",
+            experiment(hour, "vllm", engine="interpreted"),
+            target=Goal(s_per_step=18e-6),
+            stretch=Goal(s_per_step=12e-6),
+        ),
         Work(
             "hour, cbsim run to the folder",
             experiment(hour, "vllm"),
             how=How.COMMAND,
-            target=Goal(cpu_s=3.0),
-            stretch=Goal(cpu_s=2.0),
+            target=Goal(cpu_s=1.5),
+            stretch=Goal(cpu_s=1.0),
+            is_quick=True,
+        ),
+        Work(
+            "20 requests, cbsim run to the folder",
+            experiment(poisson(20, RATE_PER_S), "vllm"),
+            how=How.COMMAND,
+            target=Goal(cpu_s=0.6),
+            stretch=Goal(cpu_s=0.4),
             is_quick=True,
         ),
     ]
 
 
 def large_works() -> list[Work]:
-    """Long answers, many replicas, a million requests."""
+    """Long answers, sessions, many replicas."""
     sixteen = {"replicas": {"count": 16, "router": "least_outstanding"}}
     return [
         Work(
@@ -100,30 +128,25 @@ def large_works() -> list[Work]:
             is_quick=True,
         ),
         Work(
+            "8,000 requests in sessions, prefix caching",
+            experiment(sessions(8_000), "vllm", kv_cache={"prefix_caching": True}),
+            target=Goal(cpu_s=0.3),
+            stretch=Goal(cpu_s=0.2),
+        ),
+        Work(
             "16 replicas, 310,000 requests",
             experiment(poisson(310_000, 16 * RATE_PER_S), "vllm", **sixteen),
-            target=Goal(cpu_s=10.0),
-            stretch=Goal(cpu_s=6.0),
+            target=Goal(cpu_s=3.0, peak_bytes=400 * MEGA),
+            stretch=Goal(cpu_s=2.0, peak_bytes=400 * MEGA),
         ),
-    ]
-
-
-def step_works(hour: dict[str, Any]) -> list[Work]:
-    """Every step asked for, with small batches and with large ones."""
-    target, stretch = Goal(steps_per_s=200_000), Goal(steps_per_s=350_000)
-    return [
-        Work(
-            "hour, step by step", experiment(hour, "vllm"), How.STEP_BY_STEP, target, stretch, is_quick=True
-        ),
-        Work("decode-heavy, step by step", decode_heavy(), How.STEP_BY_STEP, target, stretch),
     ]
 
 
 def scaling_works() -> list[Work]:
     """The same traffic, longer and longer; the last is the work of a million requests."""
     million = (
-        Goal(cpu_s=25.0, peak_bytes=800 * MEGA),
-        Goal(cpu_s=12.0, peak_bytes=400 * MEGA),
+        Goal(cpu_s=9.0, peak_bytes=450 * MEGA),
+        Goal(cpu_s=6.0, peak_bytes=350 * MEGA),
     )
     return [
         Work(
@@ -164,6 +187,13 @@ def poisson(num_requests: int, rate_per_s: float) -> dict[str, Any]:
     """Poisson arrivals with the hour's lengths."""
     arrivals = {"type": "poisson", "rate_per_s": rate_per_s}
     return azure_like() | {"num_requests": num_requests, "arrivals": arrivals}
+
+
+def sessions(num_requests: int) -> dict[str, Any]:
+    """Turns of conversations that hold all that was said before, at the hour's rate."""
+    return poisson(num_requests, RATE_PER_S) | {
+        "sessions": {"num_turns": {"type": "fixed", "value": 5}, "think_time_s": 20.0}
+    }
 
 
 def decode_heavy() -> dict[str, Any]:

@@ -12,20 +12,14 @@ from click.testing import CliRunner
 
 from cbsim.base.units import MEGA
 from cbsim.cli import main
-from cbsim.cluster.engine.engine_interface import Engine
-from cbsim.cluster.engine.fast import FastEngine
-from cbsim.cluster.engine.recorder import Recorder
-from cbsim.cluster.engine.reference import ReferenceEngine
 from cbsim.lab.bench import work_timing as measuring
 from cbsim.lab.bench.bench_tables import bench_tables, describe_goal, is_met, to_json, to_markdown, verdict
 from cbsim.lab.bench.machine import Machine, cpu_name
 from cbsim.lab.bench.resources import bare_simpy_s, peak_memory_bytes
-from cbsim.lab.bench.stepwise import drive
-from cbsim.lab.bench.work_timing import Measured, measure, measure_command, measure_simulation, measure_steps
-from cbsim.lab.bench.works import SCALES, Goal, How, Work, all_works, experiment, poisson
+from cbsim.lab.bench.work_timing import Measured, measure, measure_command, measure_simulation
+from cbsim.lab.bench.works import SCALES, Goal, Work, all_works, experiment, poisson
 from cbsim.studies.experiment import Experiment
-from cbsim.studies.run import collect, make_cost_model, make_scheduler, make_workload, simulate
-from cbsim.testing import differences
+from cbsim.studies.run import make_workload, simulate
 
 SMALL = experiment(poisson(40, 5.0), "vllm")
 MEASURED = Measured(
@@ -43,7 +37,7 @@ def small_works(azure: Path | None = None) -> list[Work]:
     trace = experiment({"type": "trace", "path": str(azure)}, "vllm") if azure else SMALL
     return [
         Work("small", trace, target=Goal(cpu_s=1e6), is_quick=True, scale=40),
-        Work("small, step by step", SMALL, How.STEP_BY_STEP),
+        Work("small, interpreted", {**SMALL, "engine": "interpreted"}),
     ]
 
 
@@ -70,19 +64,7 @@ def test_works_are_told_apart_by_name_and_the_quick_ones_are_few() -> None:
     assert [work.scale for work in works if work.scale] == list(SCALES)
 
 
-@pytest.mark.parametrize("engine_class", [FastEngine, ReferenceEngine])
-@pytest.mark.parametrize("scheduler", ["continuous", "chunked_prefill", "preemptive", "vllm"])
-def test_step_by_step_is_the_same_run(scheduler: str, engine_class: type[Engine]) -> None:
-    wanted = Experiment.from_mapping(experiment(poisson(60, 20.0), scheduler))
-    cost, recorder = make_cost_model(wanted), Recorder()
-    num_in_flight = 2 if wanted.scheduler.async_scheduling else 1
-    engine = engine_class(0, make_scheduler(wanted, cost), cost, recorder, num_in_flight)
-    drive(engine, make_workload(wanted).requests())
-    log, _ = simulate(wanted, make_workload(wanted))
-    assert differences(collect(recorder, [engine], engine.last_end_s), log) == []
-
-
-@pytest.mark.parametrize("measure_it", [measure_simulation, measure_steps, measure_command])
+@pytest.mark.parametrize("measure_it", [measure_simulation, measure_command])
 def test_every_way_of_measuring_counts_the_same_run(measure_it: Any) -> None:
     log, _ = simulate(Experiment.from_mapping(SMALL), make_workload(Experiment.from_mapping(SMALL)))
     found = measure_it(SMALL)
@@ -124,8 +106,8 @@ def test_ratios() -> None:
     [
         (Goal(cpu_s=0.5), True),
         (Goal(cpu_s=0.4), False),
-        (Goal(steps_per_s=2000), True),
-        (Goal(steps_per_s=2001), False),
+        (Goal(s_per_step=0.0005), True),
+        (Goal(s_per_step=0.0004), False),
         (Goal(cpu_s=1.0, peak_bytes=100 * MEGA), False),
         (Goal(cpu_s=1.0, metrics_share=0.05), False),
         (Goal(cpu_s=1.0, metrics_share=0.1, peak_bytes=200 * MEGA), True),
@@ -141,26 +123,23 @@ def test_the_best_goal_that_is_reached_is_told() -> None:
     assert verdict(work, replace(MEASURED, cpu_s=0.55)) == "target"
     assert verdict(work, replace(MEASURED, cpu_s=0.65)) == "missed"
     assert verdict(Work("x", {}), MEASURED) == "-"
-    assert describe_goal(Goal(25.0, 200_000, 800 * MEGA, 0.2)) == "25 s, 200k/s, 800 MB, metrics 20%"
+    assert describe_goal(Goal(25.0, 18e-6, 800 * MEGA, 0.2)) == "25 s, 18 us a step, 800 MB, metrics 20%"
 
 
 def test_rows_stand_in_the_tables_they_belong_to() -> None:
     rows = [
         (Work("hour", {}, target=Goal(cpu_s=0.5)), MEASURED),
-        (Work("by step", {}, How.STEP_BY_STEP), MEASURED),
         (Work("short", {}, scale=100), MEASURED),
         (Work("long", {}, scale=200, target=Goal(cpu_s=1.0)), MEASURED),
     ]
-    works, steps, scales = bench_tables(rows)
-    assert [[row[0] for row in table.rows] for table in (works, steps, scales)] == [
+    works, scales = bench_tables(rows)
+    assert [[row[0] for row in table.rows] for table in (works, scales)] == [
         ["hour", "long"],
-        ["by step"],
         ["short", "long"],
     ]
     figures = dict(zip(works.header, works.rows[0], strict=True))
     assert figures | {"CPU s": "0.500", "us a step": "500", "times": "2.00", "metrics": "10.0%"} == figures
     assert figures["peak MB"] == "200"
-    assert dict(zip(steps.header, steps.rows[0], strict=True))["steps/s"] == "2,000"
     assert dict(zip(scales.header, scales.rows[0], strict=True))["us a request"] == "5,000"
     assert len(bench_tables(rows[:1])) == 1
     lines = to_markdown(scales).splitlines()
