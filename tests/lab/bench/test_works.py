@@ -151,7 +151,7 @@ def test_rows_stand_in_the_tables_they_belong_to() -> None:
     ]
     told = json.loads(json.dumps(to_json(Machine.here(), rows)))
     assert told["works"][0]["target"] == {"cpu_s": 0.5}
-    assert told["works"][1]["how"] == "step_by_step"
+    assert told["works"][1]["how"] == "simulate"
 
 
 def test_the_machine_is_named(tmp_path: Path) -> None:
@@ -171,19 +171,19 @@ def test_the_command_prints_tables_markdown_or_json() -> None:
     assert ran.exit_code == 0, ran.output
     assert Machine.here().cpu in ran.output
     assert "Scaling" in ran.output
-    assert "small, step by step" in ran.output
+    assert "small, interpreted" in ran.output
     ran = CliRunner().invoke(main, ["bench", "--quick", "--markdown"])
     assert "| small |" in ran.output
-    assert "step by step" not in ran.output
-    ran = CliRunner().invoke(main, ["bench", "--only", "by step", "--json"])
-    assert [work["name"] for work in json.loads(ran.stdout)["works"]] == ["small, step by step"]
+    assert "interpreted" not in ran.output
+    ran = CliRunner().invoke(main, ["bench", "--only", "interpreted", "--json"])
+    assert [work["name"] for work in json.loads(ran.stdout)["works"]] == ["small, interpreted"]
 
 
 @pytest.mark.usefixtures("no_processes")
 def test_mistakes_in_the_command() -> None:
     ran = CliRunner().invoke(main, ["bench", "--only", "nothing"])
     assert ran.exit_code == 2
-    assert "no work has 'nothing' in its name; there are 'small', 'small, step by step'" in ran.output
+    assert "no work has 'nothing' in its name; there are 'small', 'small, interpreted'" in ran.output
     ran = CliRunner().invoke(main, ["bench", "--azure", "absent.csv"])
     assert ran.exit_code == 2
     assert "absent.csv" in ran.output
