@@ -357,7 +357,8 @@ class Stepper:
             tables = records.tables
             longest = len(tables[0])
             needed = (request.num_prompt_tokens + request.num_output_tokens) // own.block_size + 2
-            needed = min(needed, own.num_blocks + 1)
+            # A scheduler that reserves ahead gives every request as many.
+            needed = min(max(needed, records.config.blocks_per_slot), own.num_blocks + 1)
             if needed > longest:
                 for table in tables:
                     table.extend([0] * (needed - longest))
