@@ -13,13 +13,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cbsim.base.records import plain, record_class
+from cbsim.base.records import packed, plain, record_class
 from cbsim.core import layout, loop
 from cbsim.core.building import KvPool, Numbers, new_requests, new_world
 from cbsim.core.driver import Parts, RuleFault
 from cbsim.core.feed import replica_of
 from cbsim.core.intake import Chains, Numbering, affinity_of
 from cbsim.core.layout import NOBODY, World
+from cbsim.core.loop import begin as begin_step
+from cbsim.core.loop import plan as plan_step
 from cbsim.core.pool import NODE_FACTOR
 from cbsim.core.record import TABLES, Record
 from cbsim.core.waiting_queue import head_of_queue, is_aged, rank_of
@@ -88,10 +90,12 @@ class StepwiseWorld:
         prefill_s: Callable[[int], float] | None = None,
         job_length: Callable[[str, int, int], float] | None = None,
         watches: Mapping[str, Callable[..., Any]] | None = None,
+        make_replica: Callable[[StepwiseWorld, int], Stepper] | None = None,
     ) -> None:
         """`parts` and `config` are the scheduler's; `cost` is what its `step_s` takes; `prefill_s` prices a
         prompt alone, for the preemption `cheaper`; `job_length` is what `sjf` orders by. `watches` stand for
-        functions of the core, by name: whoever watches calls the function that he replaces.
+        functions of the core, by name: whoever watches calls the function that he replaces. `make_replica`
+        makes the `Stepper` of each replica from this world and its number.
         """
         made: World = plain(
             new_world(
@@ -126,11 +130,13 @@ class StepwiseWorld:
         self.watches = dict(watches or {})
         self._job_length = job_length
         self._users, self._affinities, self._chains = Numbering(), Numbering(), Chains()
-        self.replicas = [Stepper(self, number) for number in range(num_replicas)]
+        self.replicas = [(make_replica or Stepper)(self, number) for number in range(num_replicas)]
 
-    def bound(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """A function of the core with this world's rules."""
-        parts = Parts({**self.parts.rules, **self.watches}, self.parts.step_s)
+    def bound(
+        self, function: Callable[..., Any], watches: Mapping[str, Callable[..., Any]] | None = None
+    ) -> Callable[..., Any]:
+        """A function of the core with this world's rules and watches, and further watches of a replica's."""
+        parts = Parts({**self.parts.rules, **self.watches, **(watches or {})}, self.parts.step_s)
         return parts.bound(function).interpreted
 
     def add(self, request: Request) -> None:
@@ -162,6 +168,14 @@ class StepwiseWorld:
                 for start, node in self._chains.from_row(len(segments))
             )
 
+    def request_rows(self) -> Any:
+        """The requests as records."""
+        return packed(self.requests, layout.REQUEST)
+
+    def own_rows(self) -> Any:
+        """What the replicas have counted."""
+        return packed(self.records.own, layout.OWN)
+
     def record(self) -> Record:
         """What was written down since the last call."""
         record = Record()
@@ -182,8 +196,16 @@ class Stepper:
         self.replica = number
         self.records = replica_of(world.records, number)
         self.own = self.records.own
-        self._submit, self._call = world.bound(loop.submit), world.bound(loop.call)
-        self._end_step, self._wake_at_s = world.bound(loop.end_step), world.bound(loop.wake_at_s)
+        self.decided_at_s = 0.0
+        """When the scheduler was last asked."""
+        watches = self.watches()
+        self._submit, self._call = world.bound(loop.submit, watches), world.bound(loop.call, watches)
+        self._end_step = world.bound(loop.end_step, watches)
+        self._wake_at_s = world.bound(loop.wake_at_s, watches)
+
+    def watches(self) -> dict[str, Callable[..., Any]]:
+        """What stands for functions of the core in this replica alone, as `StepwiseWorld`'s `watches`."""
+        return {}
 
     def submit(self, request: Request) -> bool:
         """A request arrives, at its `arrival_s`; False if it was rejected."""
@@ -196,6 +218,7 @@ class Stepper:
 
         Raises `RuleFault` for what a rule must not do.
         """
+        self.decided_at_s = now
         self._call(self.records, self.world.records.cost, now)
         own = self.own
         if own.fault != layout.NO_FAULT:
@@ -342,7 +365,8 @@ class Stepper:
             tables = records.tables
             longest = len(tables[0])
             needed = (request.num_prompt_tokens + request.num_output_tokens) // own.block_size + 2
-            needed = min(needed, own.num_blocks + 1)
+            # A scheduler that reserves ahead gives every request as many.
+            needed = min(max(needed, records.config.blocks_per_slot), own.num_blocks + 1)
             if needed > longest:
                 for table in tables:
                     table.extend([0] * (needed - longest))
@@ -350,6 +374,31 @@ class Stepper:
             while len(tables) < most + 1:
                 # In front of the last row, which holds what lookups find; the chain of free rows ends there.
                 tables.insert(len(tables) - 1, [len(tables)] + [0] * (longest - 1))
+
+
+class WatchedStepper(Stepper):
+    """A replica whose decisions can be looked at one by one, as a single `call` may decide several steps."""
+
+    def decided(self, step: Any) -> None:
+        """The scheduler has decided a `STEP`, which may have no slices and then does not begin."""
+
+    def began(self, step: Any) -> None:
+        """A step is under way, numbered and priced. Its end may still be changed."""
+
+    def watches(self) -> dict[str, Callable[..., Any]]:
+        """See `Stepper.watches`."""
+
+        def plan(replica: Any, step: Any, place: int, now: float) -> None:
+            plan_step(replica, step, place, now)
+            if replica.own.fault == layout.NO_FAULT:
+                self.decided(step)
+
+        def begin(replica: Any, cost: Any, step: Any) -> None:
+            begin_step(replica, cost, step)
+            if replica.own.fault == layout.NO_FAULT:
+                self.began(step)
+
+        return {**super().watches(), "plan": plan, "begin": begin}
 
 
 class _Prices:
@@ -370,4 +419,4 @@ def _is_record(cost: Any) -> bool:
     return isinstance(cost, tuple) and hasattr(cost, "_fields")
 
 
-__all__ = ["DECISIONS", "Slice", "Stepper", "StepwiseWorld"]
+__all__ = ["DECISIONS", "Slice", "Stepper", "StepwiseWorld", "WatchedStepper"]

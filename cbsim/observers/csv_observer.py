@@ -75,7 +75,7 @@ class CsvObserver(Observer):
     def on_request_arrived(self, now: float, request: Request, replica: int) -> None:
         """See `Observer.on_request_arrived`."""
         self._add("arrived", now, request, replica)
-        if request.state is RequestState.REJECTED:
+        if request.state == RequestState.REJECTED:
             self._add("rejected", now, request, replica)
 
     def on_admitted(self, now: float, request: Request, replica: int) -> None:

@@ -45,7 +45,7 @@ class LogObserver(Observer):
     def on_request_arrived(self, now: float, request: Request, replica: int) -> None:
         """See `Observer.on_request_arrived`."""
         tokens = f"{request.num_prompt_tokens:,} prompt tokens, {request.num_output_tokens:,} to generate"
-        what = "rejected" if request.state is RequestState.REJECTED else "arrived"
+        what = "rejected" if request.state == RequestState.REJECTED else "arrived"
         self._tell(now, replica, what, request, tokens)
 
     def on_admitted(self, now: float, request: Request, replica: int) -> None:

@@ -12,9 +12,8 @@ from cbsim.base.errors import PluginError
 from cbsim.config.section import ComponentConfig
 from cbsim.observers.gathered_columns import Columns, Table
 from cbsim.observers.observer import Needs, ObservedRun, Observer
+from cbsim.observers.scheduler_view import SchedulerView
 from cbsim.observers.step_view import StepView
-from cbsim.schedulers.base import Scheduler
-from cbsim.schedulers.kvcache import IdentityPool
 from cbsim.workload.request import Request
 
 _NO_STEP = -1
@@ -125,7 +124,7 @@ class MemoryObserver(Observer):
 class _Replica:
     """One replica's KV cache as seen from outside."""
 
-    def __init__(self, scheduler: Scheduler) -> None:
+    def __init__(self, scheduler: SchedulerView) -> None:
         self.scheduler = scheduler
         self.pool = scheduler.pool
         self.holders: dict[int, Request] = {}
@@ -136,7 +135,7 @@ class _Replica:
         """The columns of `MemoryObserver.blocks` from `num_running` on."""
         pool, running = self.pool, self.scheduler.running
         num_used = pool.num_used
-        num_cached = pool.num_cached_free if isinstance(pool, IdentityPool) else 0
+        num_cached = pool.num_cached_free
         num_shares = sum(request.num_blocks for request in self.holders.values()) - num_used
         # Only full blocks are shared: what several hold is there once.
         num_tokens = sum(request.num_computed_tokens for request in running) - num_shares * pool.block_size
@@ -169,15 +168,15 @@ class _Replica:
     def leak(self) -> str | None:
         """What is wrong with the blocks at the end, `None` if nothing is."""
         try:
-            self.pool.check_integrity(self.holders.values())
+            self.pool.check_integrity()
         except RuntimeError as error:
-            return f"the KV blocks of {type(self.scheduler).__name__} don't add up: {error}"
+            return f"the KV blocks of {self.scheduler.name} don't add up: {error}"
         num_used = self.pool.num_used
         if self.scheduler.running or not num_used:
             return None
         names = [f"{request.request_id} ({request.num_blocks})" for request in self.holders.values()]
         more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
         return (
-            f"{type(self.scheduler).__name__} has not given back {num_used} of {self.pool.num_blocks} KV "
+            f"{self.scheduler.name} has not given back {num_used} of {self.pool.num_blocks} KV "
             f"blocks, held by {', '.join(names[:_MAX_NAMED])}{more}"
         )

@@ -59,7 +59,7 @@ class MetricsObserver(Observer):
         """See `Observer.on_request_arrived`."""
         self._at(now, replica)
         self.metrics.arrived.values[replica] += 1
-        if request.state is RequestState.REJECTED:
+        if request.state == RequestState.REJECTED:
             self.metrics.rejected.values[replica] += 1
         else:
             self.metrics.waiting.values[replica] += 1

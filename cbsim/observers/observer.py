@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from cbsim.config.section import ComponentConfig
+from cbsim.observers.scheduler_view import SchedulerView
 from cbsim.observers.step_view import StepView
-from cbsim.schedulers.base import Scheduler
 from cbsim.workload.request import Request
 
 STEP_HOOKS = ("before_step", "after_step")
@@ -39,7 +39,7 @@ class ObservedRun:
     """The experiment's name."""
     model: str
     """The model's name."""
-    schedulers: Sequence[Scheduler]
+    schedulers: Sequence[SchedulerView]
     """One a replica, with its `pool`, `running` and `waiting`."""
 
 

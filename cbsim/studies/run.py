@@ -3,35 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cbsim.base.errors import CbsimError
 from cbsim.base.paths import data_folder
-from cbsim.base.plugin_errors import blaming, plugin_error
-from cbsim.cluster.engine.engine_interface import Engine
-from cbsim.cluster.engine.fast import FastEngine
-from cbsim.cluster.engine.recorder import Deferred, MergedSteps, Recorder, RunLog
-from cbsim.cluster.engine.reference import ReferenceEngine
-from cbsim.cluster.engine.slice_log import Slices
-from cbsim.cluster.engine.token_gaps import distinct_gaps
-from cbsim.cluster.router import make_router
-from cbsim.cluster.simpy_world import Progress, World
-from cbsim.cost import COST_MODELS, CostModel, StepShape
-from cbsim.observers import OBSERVERS, Needs, ObservedRun, Observer
+from cbsim.base.plugin_errors import blaming
+from cbsim.cluster.engine.recorder import RunLog
+from cbsim.cluster.simpy_world import Progress
+from cbsim.cost import COST_MODELS, CostModel
+from cbsim.observers import OBSERVERS, Observer
 from cbsim.observers.audience import Audience
 from cbsim.results.backlog import backlog_notes
-from cbsim.results.latency import Replica, mean_parts, request_parts
+from cbsim.results.latency import mean_parts
 from cbsim.results.manifest import make_manifest
 from cbsim.results.metrics import Deployment, request_latencies, summarize
 from cbsim.results.output import REPORT, RUN_FILES
 from cbsim.results.result import Result
-from cbsim.schedulers import SCHEDULERS, Prices, Resources, Scheduler
-from cbsim.schedulers.kvcache import BlockPool, IdentityPool
+from cbsim.schedulers import SCHEDULERS
 from cbsim.studies.experiment import Experiment
-from cbsim.studies.simulation import setup_of, simulate_core
+from cbsim.studies.simulation import setup_of, simulate_core, simulate_told
 from cbsim.workload import WORKLOADS, Workload
 from cbsim.workload.request import RequestState
 
@@ -110,41 +101,6 @@ def make_cost_model(experiment: Experiment) -> CostModel:
         return cost.drawn(experiment.seed)
 
 
-def make_scheduler(experiment: Experiment, cost: CostModel) -> Scheduler:
-    """A scheduler of the experiment with a KV block pool of its own."""
-    kv_cache, config = experiment.kv_cache, experiment.scheduler
-    num_blocks = kv_cache.size(experiment.model, experiment.gpu, experiment.replicas.tensor_parallel)
-    pool: BlockPool
-    if kv_cache.prefix_caching and not SCHEDULERS.get(config.type).reserves_ahead:
-        pool = IdentityPool(num_blocks, kv_cache.block_size, unknown_first=config.reuses_unknown_blocks_first)
-    else:
-        pool = BlockPool(num_blocks, kv_cache.block_size)
-    resources = Resources(
-        pool=pool,
-        prices=make_prices(experiment, cost),
-        max_model_len=experiment.model.max_model_len,
-        seed=experiment.seed,
-    )
-    scheduler_class = SCHEDULERS.get(config.type)
-    with blaming("scheduler", scheduler_class):
-        return scheduler_class(config, resources)
-
-
-def make_prices(experiment: Experiment, cost: CostModel) -> Prices:
-    """What the scheduler may know of costs: a prompt's time by the cost model, a block's by the host link."""
-    block_bytes = experiment.kv_cache.block_size * experiment.model.kv_bytes_per_token
-    bytes_per_s = experiment.gpu.host_link_bytes_per_s * experiment.replicas.tensor_parallel
-    return Prices(
-        recompute_s=partial(_prefill_s, cost),
-        move_s=lambda n: n * block_bytes / bytes_per_s,
-        block_bytes=block_bytes,
-    )
-
-
-def _prefill_s(cost: CostModel, num_tokens: int) -> float:
-    return cost.step_s(StepShape(((num_tokens, 0),), 1, 0, 0, 0))
-
-
 def simulate(
     experiment: Experiment,
     workload: Workload,
@@ -158,122 +114,16 @@ def simulate(
     """
     audience = audience or Audience(())
     cost = cost or make_cost_model(experiment)
-    if not audience.observers:
-        setup = setup_of(experiment, workload, cost)
+    setup = setup_of(experiment, workload, cost)
+    speed_notes: tuple[str, ...] = ()
+    if audience.observers:
+        log, watched = simulate_told(setup, audience, experiment.name, experiment.model.name, progress)
+        requests, own = watched.request_rows(), watched.own_rows()
+    else:
         log, ended, speed = simulate_core(setup, experiment.speed, progress)
-        told = setup.rung.notes(experiment.scheduler, ended.requests, ended.own)
-        return log, [*speed.notes, *told, *cost.notes(log.steps)]
-    recorder = Recorder(
-        with_batches=experiment.output.batches, audience=audience if audience.observers else None
-    )
-    engine_class = choose_engine(experiment, audience)
-    world = make_world(
-        experiment,
-        workload,
-        cost,
-        lambda replica, scheduler, in_flight: engine_class(replica, scheduler, cost, recorder, in_flight),
-        step_by_step=audience.needs >= Needs.STEPS,
-        progress=progress,
-    )
-    engines = world.engines
-    schedulers = [engine.scheduler for engine in engines]
-    audience.started(ObservedRun(experiment.name, experiment.model.name, schedulers))
-    run_world(world, cost)
-    is_closed_loop = workload.config.concurrency is not None
-    # Replicas find the same things to note.
-    notes = dict.fromkeys(note for engine in engines for note in engine.scheduler.notes())
-    log = collect(recorder, engines, world.end_s, is_closed_loop=is_closed_loop)
-    audience.ended(world.end_s)
-    return log, [*notes, *cost.notes(log.steps)]
-
-
-def make_world(
-    experiment: Experiment,
-    workload: Workload,
-    cost: CostModel,
-    make_engine: Callable[[int, Scheduler, int], Engine],
-    *,
-    step_by_step: bool = False,
-    progress: Progress | None = None,
-) -> World:
-    """The experiment's replicas behind its router; `make_engine` is given the number of a replica, its
-    scheduler, and how many steps may be under way at once.
-    """
-    num_in_flight = 2 if experiment.scheduler.async_scheduling else 1
-    engines = [
-        make_engine(replica, make_scheduler(experiment, cost), num_in_flight)
-        for replica in range(experiment.replicas.count)
-    ]
-    router = make_router(experiment.replicas.router, experiment.seed)
-    return World(
-        workload,
-        engines,
-        router,
-        stop_at_s=experiment.stop_at_s,
-        step_by_step=step_by_step,
-        progress=progress,
-    )
-
-
-def run_world(world: World, cost: CostModel, passes: tuple[type[Exception], ...] = ()) -> None:
-    """Let a world run to its end. Raises `PluginError` for what a third party's part of it raises.
-
-    Errors of the classes in `passes`, and cbsim's own, stay what they are.
-    """
-    stay: tuple[type[Exception], ...] = (CbsimError, *passes)
-    try:
-        world.run()
-    except stay:
-        raise
-    except Exception as error:
-        parts = {
-            "scheduler": type(world.engines[0].scheduler),
-            "cost model": type(cost),
-            "workload": type(world.workload),
-        }
-        failure = plugin_error(error, parts, f" at {world.env.now:.6g} s")
-        if failure is None:
-            raise
-        raise failure from error
-
-
-def choose_engine(experiment: Experiment, audience: Audience) -> type[Engine]:
-    """The fast engine, unless the experiment, its batches or whoever watches asks for the naive one."""
-    is_asked_for = experiment.engine == "reference" or experiment.output.batches
-    return ReferenceEngine if is_asked_for or audience.needs is Needs.STATE else FastEngine
-
-
-def collect(
-    recorder: Recorder, engines: Sequence[Engine], end_s: float, *, is_closed_loop: bool = False
-) -> RunLog:
-    """The log of a run that has ended."""
-    for engine in engines:
-        engine.finish_record()
-    gap_s, gap_count = distinct_gaps(engine.gaps() for engine in engines)
-    schedulers = [engine.scheduler for engine in engines]
-    requests = recorder.request_columns()
-    steps = [engine.step_columns() for engine in engines]
-    events = Deferred(partial(recorder.event_columns, requests, answers_first=is_closed_loop))
-    replicas = [
-        Replica(engine.replica, columns, slices, engine.cost)
-        for engine, columns in zip(engines, steps, strict=True)
-        if (slices := engine.slice_columns()) is not None
-    ]
-    return RunLog(
-        requests=requests,
-        steps=MergedSteps(steps),
-        events=events,
-        batches=recorder.batches.to_columns() if recorder.with_batches else None,
-        gaps=[(gap_s, gap_count)],
-        rejections=recorder.rejections,
-        num_tokens_recomputed=sum(scheduler.num_tokens_recomputed for scheduler in schedulers),
-        num_prompt_tokens_queried=sum(scheduler.num_tokens_queried for scheduler in schedulers),
-        num_prompt_tokens_hit=sum(scheduler.num_tokens_hit for scheduler in schedulers),
-        num_padding_tokens=sum(engine.num_padding_tokens for engine in engines),
-        end_s=end_s,
-        slices=Slices.joined([replica.slices for replica in replicas]) if replicas else None,
-        parts=Deferred(partial(request_parts, requests, events, replicas)) if replicas else None,
-    )
+        requests, own, speed_notes = ended.requests, ended.own, speed.notes
+    notes = setup.rung.notes(experiment.scheduler, requests, own)
+    return log, [*speed_notes, *notes, *cost.notes(log.steps)]
 
 
 def is_measured(profile: str) -> bool:

@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from cbsim.base.binding import Bound, CannotCompile, can_compile
 from cbsim.base.errors import CbsimError, PluginError
 from cbsim.base.plugin_errors import plugin_error
-from cbsim.base.records import packed
 from cbsim.cluster.engine.recorder import SLICE_STEP_COLUMNS, STEP_COLUMNS, Deferred, Recorder, RunLog
 from cbsim.cluster.engine.slice_log import Slices
-from cbsim.cluster.router import ROUTER_STREAM
+from cbsim.cluster.router import ROUTER_STREAM, make_router
+from cbsim.cluster.simpy_world import World as SimpyWorld
+from cbsim.cluster.told import ToldStepper
 from cbsim.core import layout
 from cbsim.core.building import KvPool, new_world
 from cbsim.core.driver import Parts, Progress, RuleFault, run_compiled, run_interpreted
@@ -28,8 +29,11 @@ from cbsim.core.intake import take_in
 from cbsim.core.layout import World
 from cbsim.core.loop import close_decodes
 from cbsim.core.record import Record, StepColumns
-from cbsim.core.stepping import StepwiseWorld
+from cbsim.core.stepping import Stepper, StepwiseWorld
 from cbsim.cost import CostModel, StepShape
+from cbsim.observers import ObservedRun
+from cbsim.observers.audience import Audience
+from cbsim.observers.scheduler_view import SchedulerView
 from cbsim.results.latency import Replica, request_parts
 from cbsim.schedulers import SCHEDULERS, SchedulerConfig
 from cbsim.schedulers.rung import Means, Rung
@@ -178,11 +182,17 @@ def simulate_core(
 
 
 @contextmanager
-def blaming_plugins(setup: Setup, now: Callable[[], float]) -> Iterator[None]:
-    """What a third party's part raises in here becomes a `PluginError` that names it and the instant."""
+def blaming_plugins(
+    setup: Setup, now: Callable[[], float], passes: tuple[type[Exception], ...] = ()
+) -> Iterator[None]:
+    """What a third party's part raises in here becomes a `PluginError` that names it and the instant.
+
+    Errors of the classes in `passes`, and cbsim's own, stay what they are.
+    """
+    stay: tuple[type[Exception], ...] = (CbsimError, RuleFault, *passes)
     try:
         yield
-    except (CbsimError, RuleFault):
+    except stay:
         raise
     except Exception as error:
         parts = {"scheduler": setup.rung, "cost model": type(setup.cost), "workload": type(setup.workload)}
@@ -244,10 +254,11 @@ def stepwise(
     *,
     step_s: Callable[..., float] | None = None,
     watches: Mapping[str, Callable[..., Any]] | None = None,
+    make_replica: Callable[[StepwiseWorld, int], Stepper] | None = None,
 ) -> StepwiseWorld:
     """The setup's replicas, to be gone through step by step: nobody has arrived yet.
 
-    `step_s(cost, shape, chunks)` stands for the cost model's; `watches` as for `StepwiseWorld`.
+    `step_s(cost, shape, chunks)` stands for the cost model's; the others as for `StepwiseWorld`.
     """
     cost, rung = setup.cost, setup.rung
     rules = cost.rules()
@@ -265,7 +276,52 @@ def stepwise(
         prefill_s=partial(prefill_s, cost),
         job_length=rung.job_length(setup.scheduler, setup.means.seed),
         watches=watches,
+        make_replica=make_replica,
     )
+
+
+def step_through(
+    world: StepwiseWorld,
+    setup: Setup,
+    *,
+    step_by_step: bool = False,
+    progress: Progress | None = None,
+    passes: tuple[type[Exception], ...] = (),
+) -> None:
+    """Feed the setup's workload to its replicas until all is done, or until it is stopped.
+
+    With `step_by_step` all that happens in any replica comes in order of time. Raises `PluginError` as
+    `blaming_plugins` does, and for what a rule must not do.
+    """
+    feeding = SimpyWorld(
+        setup.workload,
+        world.replicas,  # type: ignore[arg-type]
+        make_router(ROUTERS[setup.router], setup.means.seed),
+        stop_at_s=None if setup.until_s == inf else setup.until_s,
+        step_by_step=step_by_step,
+        progress=progress,
+    )
+    try:
+        with blaming_plugins(setup, lambda: float(feeding.env.now), passes):
+            feeding.run()
+    except RuleFault as fault:
+        raise told_fault(fault, setup, _ids(world)) from fault
+
+
+def simulate_told(
+    setup: Setup, audience: Audience, name: str, model: str, progress: Progress | None = None
+) -> tuple[RunLog, StepwiseWorld]:
+    """What happens when a setup runs step by step, its audience told of it, and how its replicas end.
+
+    `name` and `model` are those of the experiment and of its model.
+    """
+    world = stepwise(setup, make_replica=partial(ToldStepper, audience=audience))
+    views = [SchedulerView(replica, setup.rung.__name__) for replica in world.replicas]
+    audience.started(ObservedRun(name, model, views))
+    step_through(world, setup, step_by_step=True, progress=progress)
+    log = stepwise_log(world, setup)
+    audience.ended(log.end_s)
+    return log, world
 
 
 def prefill_s(cost: CostModel, num_tokens: int) -> float:
@@ -277,11 +333,13 @@ def stepwise_log(world: StepwiseWorld, setup: Setup) -> RunLog:
     """The record of a stepwise run that has ended."""
     for request in world.requests:
         close_decodes(world.replicas[max(request.replica, 0)].records, request)
-    own = packed(world.records.own, layout.OWN)
-    requests = packed(world.requests, layout.REQUEST)
-    ids = np.empty(len(requests), dtype=object)
+    return log_of(world.request_rows(), _ids(world), world.own_rows(), world.record(), setup)
+
+
+def _ids(world: StepwiseWorld) -> NDArray[np.object_]:
+    ids = np.empty(len(world.requests), dtype=object)
     ids[:] = [request.request_id for request in world.requests]
-    return log_of(requests, ids, own, world.record(), setup)
+    return ids
 
 
 def log_of(rows: Array, ids: NDArray[np.object_], own: Array, record: Record, setup: Setup) -> RunLog:

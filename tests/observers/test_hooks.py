@@ -159,7 +159,7 @@ def test_a_token_counts_before_it_is_told(kind: str, is_async: bool) -> None:
 
         def on_finished(self, now: float, request: Request, replica: int) -> None:
             told.append(request.num_generated_tokens)
-            assert request.state is RequestState.FINISHED
+            assert request.state == RequestState.FINISHED
 
     told: list[int] = []
     scheduler = {"type": kind, "async_scheduling": is_async}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,16 @@ import pytest
 
 import cbsim
 from cbsim.base.errors import PluginError
+from cbsim.core.pool import release
+from cbsim.observers.audience import Audience
 from cbsim.observers.memory_observer import MemoryObserver
+from cbsim.schedulers.vllm import VllmRung
+from cbsim.studies.experiment import Experiment
+from cbsim.studies.run import make_cost_model
+from cbsim.studies.simulation import setup_of, simulate_told
 from tests.observers.test_hooks import KINDS, crowd
 from tests.observers.watched import row, setting, watch
+from tests.simulation import ListedWorkload
 
 
 def columns(table: dict[str, Any], *names: str) -> list[tuple[Any, ...]]:
@@ -145,48 +153,41 @@ def test_tables_lie_in_the_run_folder(tmp_path: Path) -> None:
         assert written["time_s"].to_pylist() == table["time_s"].tolist()
 
 
-MODULE = '''
-from cbsim.schedulers.vllm import VllmScheduler
-
-class Leaky(VllmScheduler):
-    """Keeps a block of every other request."""
-    can_fast_forward = False
-
-    def left(self, request):
-        if request.index % 2:
-            request.num_blocks -= 1
-        super().left(request)
-
-class Hoarding(VllmScheduler):
-    """Keeps all blocks of the first request."""
-
-    def left(self, request):
-        if request.index:
-            super().left(request)
-'''
+def keep_a_block(self: Any, request: Any) -> None:
+    """Keep a block of every other request."""
+    if request.index % 2:
+        request.num_blocks -= 1
+    release(self, request)
 
 
-@pytest.fixture
-def _leaking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "leaking_schedulers.py").write_text(MODULE)
-    monkeypatch.chdir(tmp_path)
+def keep_all_of_the_first(self: Any, request: Any) -> None:
+    """Keep all blocks of the first request."""
+    if request.index:
+        release(self, request)
 
 
-@pytest.mark.usefixtures("_leaking")
+class Leaky(VllmRung):
+    left = keep_a_block
+
+
+class Hoarding(VllmRung):
+    left = keep_all_of_the_first
+
+
 @pytest.mark.parametrize(
-    ("kind", "problem"),
+    ("rung", "problem"),
     [
-        ("Leaky", "replica 0: the KV blocks of Leaky don't add up: 0 KV blocks held, 18 free, 20 in all"),
-        ("Hoarding", "replica 0: Hoarding has not given back 3 of 20 KV blocks, held by a (3)"),
+        (Leaky, "replica 0: the KV blocks of Leaky don't add up: 0 KV blocks held, 18 free, 20 in all"),
+        (Hoarding, "replica 0: Hoarding has not given back 3 of 20 KV blocks, held by a (3)"),
     ],
 )
-def test_a_leak_is_an_error_that_names_scheduler_and_holder(kind: str, problem: str) -> None:
-    rows = [row(name, 0.0, 7, 4) for name in "abcd"]
-    mapping = setting(num_blocks=20)
-    mapping["scheduler"]["type"] = f"leaking_schedulers:{kind}"
-    watch(mapping, rows)  # nobody notices
+def test_a_leak_is_an_error_that_names_scheduler_and_holder(rung: type[VllmRung], problem: str) -> None:
+    experiment = Experiment.from_mapping(setting(num_blocks=20))
+    workload = ListedWorkload([row(name, 0.0, 7, 4) for name in "abcd"])
+    setup = replace(setup_of(experiment, workload, make_cost_model(experiment)), rung=rung)
+    simulate_told(setup, Audience(()), "leaking", "tiny")  # nobody notices
     with pytest.raises(PluginError) as caught:
-        watch(mapping, rows, MemoryObserver())
+        simulate_told(setup, Audience([MemoryObserver()]), "leaking", "tiny")
     assert str(caught.value) == f"observer MemoryObserver failed in on_run_end at 4 s: {problem}"
 
 

@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from math import inf
 from typing import Any
 
 import numpy as np
 
 from cbsim.base.errors import ConfigError
-from cbsim.cluster.engine.recorder import Recorder
+from cbsim.base.records import packed
+from cbsim.core.building import KvPool
+from cbsim.core.driver import Parts
+from cbsim.core.layout import REQUEST
+from cbsim.core.stepping import StepwiseWorld
 from cbsim.lab.kernels.sampling import SamplingParams
-from cbsim.lab.live.live_engine import LiveEngine, wall_clock
-from cbsim.lab.live.numbered_blocks import LivePool
+from cbsim.lab.live.live_engine import LiveEngine, any_step_s, live_engine, wall_clock
 from cbsim.lab.live.runner import ModelRunner
 from cbsim.lab.live.tokens import TokenBook
-from cbsim.schedulers import SCHEDULERS, Prices, Resources
+from cbsim.observers.audience import Audience
+from cbsim.schedulers import SCHEDULERS
+from cbsim.schedulers.rung import Means
 from cbsim.workload.request import Request, Segments
-
-NO_PRICES = Prices(
-    recompute_s=lambda num_tokens: num_tokens * 1.0, move_s=lambda num_blocks: 0.0, block_bytes=1
-)
-"""For `preemption: cheaper`: moving costs nothing, so it always swaps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,17 +65,32 @@ def generate(
     config_values = {"type": "vllm", **(scheduler or {})}
     scheduler_class = SCHEDULERS.get(config_values["type"])
     config = scheduler_class.Config.model_validate(config_values)
-    pool = LivePool(
-        num_blocks,
-        runner.block_size,
-        prefix_caching=prefix_caching,
-        unknown_first=config.reuses_unknown_blocks_first,
-    )
     model = runner.decoder.shard.model
-    made = scheduler_class(config, Resources(pool, NO_PRICES, model.max_model_len, seed))
+    rung = scheduler_class.rung
+    assert rung is not None
+    means = Means(
+        num_blocks=num_blocks,
+        block_size=runner.block_size,
+        block_bytes=1,
+        host_link_bytes_per_s=inf,  # Moving KV costs nothing, so `preemption: cheaper` always swaps.
+        max_model_len=model.max_model_len,
+        seed=seed,
+    )
+    numbers = rung.numbers(config, means)
+    unknown_first = config.reuses_unknown_blocks_first
     book = TokenBook(model.vocab_size, seed, batch.sampling)
-    engine = LiveEngine(made, Recorder(), 2 if config.async_scheduling else 1, runner, book, wall_clock())
-    _submit(engine, batch, prompts)
+    world = StepwiseWorld(
+        Parts(rung.rules(), any_step_s),
+        None,
+        KvPool(num_blocks, runner.block_size, prefix_caching, unknown_first, has_identities=True),
+        numbers,
+        num_in_flight=2 if config.async_scheduling else 1,
+        prefill_s=float,
+        job_length=rung.job_length(config, seed),
+        make_replica=partial(LiveEngine, runner=runner, book=book, clock=wall_clock(), audience=Audience(())),
+    )
+    engine = live_engine(world)
+    _submit(engine, batch, prompts, lambda request: rung.rejection(request, numbers, means))
     engine.call(0.0)
     while engine.under_way:
         end_s = engine.compute()
@@ -106,26 +123,30 @@ def _make_batch(
     problems += [f"prompt {i}: empty; expected at least one token" for i, p in enumerate(prompts) if not p]
     if problems:
         raise ConfigError(*problems)
-    for place, (prompt, count, name, one) in enumerate(zip(prompts, outputs, names, params, strict=True)):
-        request = Request(name, 0.0, len(prompt), count, prompt=_segments(prompt, block_size))
-        request.index = place
-        batch.requests.append(request)
+    for prompt, count, name, one in zip(prompts, outputs, names, params, strict=True):
+        batch.requests.append(Request(name, 0.0, len(prompt), count, prompt=_segments(prompt, block_size)))
         batch.sampling[name] = one
     return batch
 
 
-def _submit(engine: LiveEngine, batch: _Batch, prompts: Sequence[Sequence[int]]) -> None:
+def _submit(
+    engine: LiveEngine,
+    batch: _Batch,
+    prompts: Sequence[Sequence[int]],
+    rejection: Callable[[Any], str],
+) -> None:
     problems = []
     for place, (request, prompt) in enumerate(zip(batch.requests, prompts, strict=True)):
         length = request.num_prompt_tokens + request.num_output_tokens
         longest = engine.runner.max_positions
-        too_long = f"{length} tokens with its answer, the model has {longest} positions"
-        reason = too_long if length > longest else engine.scheduler.rejection(request)
-        if reason is not None:
-            problems.append(f"prompt {place}: {reason}")
+        if length > longest:
+            problems.append(
+                f"prompt {place}: {length} tokens with its answer, the model has {longest} positions"
+            )
             continue
         engine.book.add_prompt(request, prompt)
-        engine.submit(request)
+        if not engine.submit(request):
+            problems.append(f"prompt {place}: {rejection(packed([request], REQUEST)[0])}")
     if problems:
         raise ConfigError(*problems)
 

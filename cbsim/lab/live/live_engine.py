@@ -6,76 +6,80 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any
 
-from cbsim.base.errors import ConfigError
-from cbsim.cluster.engine.recorder import Recorder
-from cbsim.cluster.engine.reference import ReferenceEngine, Step
-from cbsim.config.section import ComponentConfig
-from cbsim.cost.cost_model import CostModel, StepShape
-from cbsim.lab.live.numbered_blocks import LivePool
+from cbsim.cluster.told import ToldStepper
+from cbsim.core.stepping import StepwiseWorld
+from cbsim.core.verbs import move_in as move_request_in
+from cbsim.core.verbs import preempt as preempt_request
+from cbsim.lab.live.numbered_blocks import BlockTables
 from cbsim.lab.live.runner import LiveSlice, ModelRunner, Moves
 from cbsim.lab.live.tokens import TokenBook
-from cbsim.schedulers.base import Scheduler, StepPlan
+from cbsim.observers.audience import Audience
 from cbsim.workload.request import Request
 
 Clock = Callable[[], float]
 """Seconds since the run began."""
 
 
-class WallClockCost(CostModel):
-    """Stands where the simulation has a cost model: a live step's seconds are known only when it has run."""
-
-    Config: ClassVar[type[ComponentConfig]] = ComponentConfig
-
-    def __init__(self) -> None:
-        """No settings, no model, no GPU."""
-
-    def step_s(self, shape: StepShape) -> float:
-        """Raises RuntimeError: nobody may ask."""
-        raise RuntimeError("a live step's seconds are not known before it has run")
+def any_step_s(cost: Any, shape: Any, chunks: Any) -> float:
+    """Stands where the simulation has a price: a live step's seconds are known only when it has run."""
+    return 1.0
 
 
-class LiveEngine(ReferenceEngine):
-    """Decides and records as the naive simulated engine does; `compute` runs the step at hand for real.
+class LiveEngine(ToldStepper):
+    """Decides and records as a simulated replica does; `compute` runs the step at hand for real.
 
     A step lasts from the end of the one before, or from the call that decided it, until its tokens are known:
     the host's work is in it. With two steps in flight the second is decided before the first is computed.
+    Blocks must have numbers (`KvPool.has_identities`).
     """
 
     def __init__(
         self,
-        scheduler: Scheduler,
-        recorder: Recorder,
-        num_in_flight: int,
+        world: StepwiseWorld,
+        number: int,
+        *,
         runner: ModelRunner,
         book: TokenBook,
         clock: Clock,
+        audience: Audience,
     ) -> None:
-        super().__init__(0, scheduler, WallClockCost(), recorder, num_in_flight)
-        if not isinstance(scheduler.pool, LivePool):
-            raise ConfigError("a live engine needs a scheduler over a LivePool")
-        self.pool = scheduler.pool
+        super().__init__(world, number, audience)
         self.runner = runner
         self.book = book
         self.clock = clock
+        self._tables = BlockTables(self)
         self._work: deque[tuple[list[LiveSlice], Moves]] = deque()
         self._moves = Moves()
-        self._swapped: set[int] = set()
 
-    def call(self, now: float) -> None:
-        """See `Engine.call`; each step's blocks are taken down, as later decisions may change them."""
-        while len(self.under_way) < self.num_in_flight:
-            plan = self.scheduler.plan(now)
-            number = self._num_steps if plan.slices else -1
-            self._record_decisions(plan, number)
-            self._note_moves(plan)
-            if not plan.slices:
-                return
-            self._work.append((self._slices(plan), self._moves))
-            self._moves = Moves()
-            self._num_steps += 1
-            self._begin(Step(number, plan, now, math.nan, math.nan))
+    def watches(self) -> dict[str, Callable[..., Any]]:
+        """See `Stepper.watches`: whose KV moves before the next step; nobody computes padding."""
+
+        def preempt(replica: Any, step: Any, victim: Any) -> None:
+            # Blocks that are released keep their content until the next step writes to them.
+            held = self.blocks_of(victim)
+            preempt_request(replica, step, victim)
+            # Whose KV has not come back yet still has it in host memory.
+            has_moved = self._moves.back.pop(victim.index, None) is None
+            if victim.num_swapped_blocks and has_moved:
+                self._moves.out[victim.index] = held[: victim.num_swapped_blocks]
+
+        def move_in(replica: Any, request: Any) -> None:
+            self._moves.back[request.index] = self.blocks_of(request)[: request.num_swapped_blocks]
+            move_request_in(replica, request)
+
+        def pad(replica: Any, step: Any) -> None:
+            """Leave the step as it is."""
+
+        return {**super().watches(), "preempt": preempt, "move_in": move_in, "pad": pad}
+
+    def began(self, step: Any) -> None:
+        """See `WatchedStepper.began`; its blocks are taken down, as later decisions may change them."""
+        step.start_s = step.duration_s = step.end_s = math.nan
+        self._work.append(([self._live_slice(part) for part in self.slices(step)], self._moves))
+        self._moves = Moves()
+        super().began(step)
 
     def compute(self) -> float:
         """Run the step at hand; returns the instant it ended. `end_step` then takes its effects."""
@@ -83,54 +87,34 @@ class LiveEngine(ReferenceEngine):
         slices, moves = self._work.popleft()
         self.runner.move(moves)
         self.runner.run(slices, self.book)
-        if self._num_ended:
-            step.start_s = max(step.start_s, self.last_end_s)
+        step.start_s = max(step.now, self.last_end_s)
         # Two steps never end at one instant, however coarse the clock.
         step.end_s = max(self.clock(), math.nextafter(step.start_s, math.inf))
         step.duration_s = step.end_s - step.start_s
-        return step.end_s
+        return float(step.end_s)
 
     def end_step(self) -> list[Request]:
-        """See `Engine.end_step`."""
+        """See `Stepper.end_step`."""
         finished = super().end_step()
         for request in finished:
-            self._swapped.discard(request.index)
+            self._tables.forget(request)
         return finished
 
-    def slice_columns(self) -> None:
-        """None: nobody can say what a live step would have taken with less in it."""
+    def _live_slice(self, part: Any) -> LiveSlice:
+        return LiveSlice(
+            part.request,
+            part.num_tokens,
+            part.num_computed_tokens,
+            part.emits,
+            self._tables.table(part.request),
+        )
 
-    @property
-    def _num_ended(self) -> int:
-        return self._num_steps - len(self.under_way)
 
-    def _slices(self, plan: StepPlan) -> list[LiveSlice]:
-        return [
-            LiveSlice(
-                part.request,
-                part.num_tokens,
-                part.num_computed_tokens,
-                part.emits,
-                self.pool.table(part.request),
-            )
-            for part in plan.slices
-        ]
-
-    def _note_moves(self, plan: StepPlan) -> None:
-        """Which requests' KV moves before the next step: out in the order of preemption, then back."""
-        host = getattr(self.scheduler, "swap", None)
-        if host is None:
-            return
-        for victim in plan.preempted:
-            if victim in host:
-                num_blocks = self.pool.blocks_for(victim.num_computed_tokens)
-                self._moves.out.append((victim.index, self.pool.released(victim)[:num_blocks]))
-                self._swapped.add(victim.index)
-        for part in plan.slices:
-            if part.request.index in self._swapped and part.request not in host:
-                num_blocks = self.pool.blocks_for(part.num_computed_tokens)
-                self._moves.back.append((part.request.index, list(part.request.blocks[:num_blocks])))
-                self._swapped.discard(part.request.index)
+def live_engine(world: StepwiseWorld) -> LiveEngine:
+    """The one replica of a live world."""
+    (engine,) = world.replicas
+    assert isinstance(engine, LiveEngine)
+    return engine
 
 
 def wall_clock() -> Clock:

@@ -4,29 +4,33 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 
 import torch
 
 from cbsim.base.errors import ConfigError
+from cbsim.base.records import packed
 from cbsim.base.units import GIB, format_bytes
-from cbsim.cluster.engine.recorder import Recorder, RunLog
+from cbsim.cluster.engine.recorder import RunLog
+from cbsim.core.layout import OWN, REQUEST
 from cbsim.lab.kernels.device_memory import free_bytes
 from cbsim.lab.kernels.sampling import SamplingParams
 from cbsim.lab.kernels.shard import Shard
-from cbsim.lab.live.live_engine import LiveEngine, wall_clock
+from cbsim.lab.live.live_engine import LiveEngine, any_step_s, live_engine, wall_clock
 from cbsim.lab.live.live_world import LiveWorld
-from cbsim.lab.live.numbered_blocks import LivePool
 from cbsim.lab.live.runner import ModelRunner
 from cbsim.lab.live.tokens import TokenBook
 from cbsim.lab.live.weights import Checkpoint
 from cbsim.observers import ObservedRun, Observer
 from cbsim.observers.audience import Audience
+from cbsim.observers.scheduler_view import SchedulerView
 from cbsim.results.manifest import make_manifest
 from cbsim.results.metrics import Deployment, summarize
 from cbsim.results.result import Result
-from cbsim.schedulers import SCHEDULERS, Resources, Scheduler
 from cbsim.studies.experiment import Experiment
-from cbsim.studies.run import collect, log_notes, make_audience, make_cost_model, make_prices, make_workload
+from cbsim.studies.run import log_notes, make_audience, make_cost_model, make_workload
+from cbsim.studies.simulation import Setup, setup_of, stepwise, stepwise_log
 from cbsim.workload.request_source import Workload
 
 KV_SHARE = 0.8
@@ -57,36 +61,54 @@ def run_live(
     _check(experiment, time_scale)
     audience = make_audience(experiment, observers)
     workload = make_workload(experiment)
-    engine, notes = _make_engine(experiment, workload, torch_device, sampling or SamplingParams(), backend)
-    engine.recorder.audience = audience
+    num_blocks, notes = fit_blocks(experiment, torch_device)
+    setup = setup_with(setup_of(experiment, workload, make_cost_model(experiment)), num_blocks)
+    world = stepwise(
+        setup,
+        step_s=any_step_s,
+        make_replica=partial(
+            LiveEngine,
+            runner=_make_runner(experiment, workload, torch_device, num_blocks, backend),
+            book=TokenBook(experiment.model.vocab_size, experiment.seed, sampling or SamplingParams()),
+            clock=wall_clock(),
+            audience=audience,
+        ),
+    )
+    engine = live_engine(world)
     if checkpoint is not None:
         checkpoint.load_into(engine.runner.decoder)
     engine.runner.warm_up()
-    audience.started(ObservedRun(experiment.name, experiment.model.name, [engine.scheduler]))
+    view = SchedulerView(engine, setup.rung.__name__)
+    audience.started(ObservedRun(experiment.name, experiment.model.name, [view]))
     wall_start, cpu_start = time.perf_counter(), time.process_time()
     engine.clock = wall_clock()
-    world = LiveWorld(workload, engine, time_scale=time_scale, progress=progress)
-    world.run()
+    LiveWorld(workload, engine, time_scale=time_scale, progress=progress).run()
     spent = {"cpu_s": time.process_time() - cpu_start, "wall_s": time.perf_counter() - wall_start}
-    is_closed_loop = workload.config.concurrency is not None
-    log = collect(engine.recorder, [engine], world.end_s, is_closed_loop=is_closed_loop)
-    audience.ended(world.end_s)
-    notes = [f"live on this machine's {device}, not simulated", *notes, *engine.scheduler.notes()]
+    # Nobody can say what a live step would have taken with less in it.
+    log = replace(stepwise_log(world, setup), slices=None, parts=None)
+    audience.ended(log.end_s)
+    told = setup.rung.notes(
+        experiment.scheduler, packed(world.requests, REQUEST), packed(world.records.own, OWN)
+    )
+    notes = [f"live on this machine's {device}, not simulated", *notes, *told]
     return _make_result(experiment, workload, log, spent, notes, audience)
 
 
-def _make_engine(
-    experiment: Experiment,
-    workload: Workload,
-    device: torch.device,
-    sampling: SamplingParams,
-    backend: str | None,
-) -> tuple[LiveEngine, list[str]]:
-    """The replica, and what differs from the simulated one."""
+def setup_with(setup: Setup, num_blocks: int) -> Setup:
+    """A setup over so many blocks, which are those of the real cache."""
+    return replace(
+        setup,
+        pool=replace(setup.pool, num_blocks=num_blocks, has_identities=True),
+        means=replace(setup.means, num_blocks=num_blocks),
+    )
+
+
+def _make_runner(
+    experiment: Experiment, workload: Workload, device: torch.device, num_blocks: int, backend: str | None
+) -> ModelRunner:
     model = experiment.model
-    num_blocks, notes = fit_blocks(experiment, device)
     longest = max((r.num_prompt_tokens + r.num_output_tokens for r in workload.requests()), default=1)
-    runner = ModelRunner(
+    return ModelRunner(
         model,
         device,
         num_blocks=num_blocks,
@@ -96,15 +118,6 @@ def _make_engine(
         max_positions=max(longest, model.max_model_len),
         graph_decodes=_graph_decodes(experiment) if device.type == "cuda" else 0,
     )
-    engine = LiveEngine(
-        _make_scheduler(experiment, num_blocks),
-        Recorder(with_batches=experiment.output.batches),
-        2 if experiment.scheduler.async_scheduling else 1,
-        runner,
-        TokenBook(model.vocab_size, experiment.seed, sampling),
-        wall_clock(),
-    )
-    return engine, notes
 
 
 def _make_result(
@@ -178,21 +191,3 @@ def fit_blocks(experiment: Experiment, device: torch.device) -> tuple[int, list[
     return fitting, [
         f"KV cache of {fitting} blocks, what fits here; {experiment.gpu.name} would have {wanted}"
     ]
-
-
-def _make_scheduler(experiment: Experiment, num_blocks: int) -> Scheduler:
-    """The experiment's scheduler, over blocks that are those of the real cache."""
-    config = experiment.scheduler
-    pool = LivePool(
-        num_blocks,
-        experiment.kv_cache.block_size,
-        prefix_caching=experiment.kv_cache.prefix_caching,
-        unknown_first=config.reuses_unknown_blocks_first,
-    )
-    resources = Resources(
-        pool=pool,
-        prices=make_prices(experiment, make_cost_model(experiment)),
-        max_model_len=experiment.model.max_model_len,
-        seed=experiment.seed,
-    )
-    return SCHEDULERS.get(config.type)(config, resources)

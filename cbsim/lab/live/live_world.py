@@ -84,7 +84,6 @@ class LiveWorld:
             self._submit(request)
 
     def _submit(self, request: Request) -> None:
-        request.index = self._num_arrived
         self._num_arrived += 1
         self.end_s = max(self.end_s, request.arrival_s)
         self.engine.book.add_prompt(request)
@@ -99,7 +98,7 @@ class LiveWorld:
 
     def _wait(self) -> bool:
         """Sleep towards the next arrival or call of the scheduler; False if there will be none."""
-        instants = [self.engine.scheduler.wake_at_s()]
+        instants = [self.engine.wake_at_s()]
         if self._is_closed_loop:
             instants.append(self._ready[0] if self._ready and self._next is not None else None)
         elif self._next is not None:

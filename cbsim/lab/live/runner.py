@@ -34,10 +34,10 @@ class LiveSlice:
 
 @dataclass(frozen=True, slots=True)
 class Moves:
-    """Requests whose KV goes to host memory, then those whose KV comes back: `(request index, blocks)`."""
+    """Blocks of requests, by index, whose KV goes to host memory, and then of those whose KV comes back."""
 
-    out: list[tuple[int, list[int]]] = field(default_factory=list)
-    back: list[tuple[int, list[int]]] = field(default_factory=list)
+    out: dict[int, list[int]] = field(default_factory=dict)
+    back: dict[int, list[int]] = field(default_factory=dict)
 
 
 class ModelRunner:
@@ -117,10 +117,10 @@ class ModelRunner:
     @torch.inference_mode()
     def move(self, moves: Moves) -> None:
         """Copy blocks to host memory, and back to the blocks that requests hold now."""
-        for index, blocks in moves.out:
+        for index, blocks in moves.out.items():
             at = torch.tensor(blocks, device=self.device)
             self._host[index] = [(cache.keys[at].cpu(), cache.values[at].cpu()) for cache in self.caches]
-        for index, blocks in moves.back:
+        for index, blocks in moves.back.items():
             at = torch.tensor(blocks, device=self.device)
             for cache, (keys, values) in zip(self.caches, self._host.pop(index), strict=True):
                 cache.keys[at] = keys.to(self.device)

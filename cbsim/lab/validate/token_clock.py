@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 
 from cbsim.cluster.engine.recorder import Column
+from cbsim.core.stepping import Slice
 from cbsim.lab.validate.server_log import ServerLog
 from cbsim.lab.validate.step_counts import SAME_TIME_S
 from cbsim.lab.validate.step_gaps import Gaps
-from cbsim.schedulers.base import Slice, StepPlan
 
 MEMORY = 0.9
 """Weight of stretches before the last in what predictions are off."""
@@ -79,17 +79,17 @@ class RecordedTokens:
         self._scale: dict[str, float] = {}
         """Of late, recorded over predicted time by kind of step."""
 
-    def end_s(self, number: int, plan: StepPlan, start_s: float, predicted_s: float) -> float:
+    def end_s(self, number: int, slices: Sequence[Slice], start_s: float, predicted_s: float) -> float:
         """See `StepClock.end_s`."""
         self.num_steps += 1
         if start_s > self._last_end_s:
             self._begin(start_s)  # After idling, a step starts with an arrival, whose time is recorded.
-        kind = _kind(plan)
+        kind = _kind(slices)
         self._predicted_s += predicted_s
         self._kinds.append(kind)
         self.gaps.note(start_s, kind, self._scale.get(kind, 1.0) * predicted_s)
-        tokens = self._recorded(plan)
-        dues = list(self._dues(plan))
+        tokens = self._recorded(slices)
+        dues = list(self._dues(slices))
         end_s, is_recorded = self._place(number, start_s, predicted_s, tokens, dues)
         if tokens:
             self.num_recorded_steps += 1
@@ -168,18 +168,18 @@ class RecordedTokens:
             num_steps = max(1, round(left_s / expected_s))
         return next_s if num_steps == 1 else start_s + left_s / num_steps
 
-    def _recorded(self, plan: StepPlan) -> dict[str, float]:
+    def _recorded(self, slices: Sequence[Slice]) -> dict[str, float]:
         """The recorded times of the tokens that the step brings, by request."""
         times = {}
-        for part in plan.slices:
+        for part in slices:
             if part.emits:
                 at_s = self._token_s(part, 0)
                 if at_s is not None:
                     times[part.request.request_id] = at_s
         return times
 
-    def _dues(self, plan: StepPlan) -> Iterator[Due]:
-        for part in plan.slices:
+    def _dues(self, slices: Sequence[Slice]) -> Iterator[Due]:
+        for part in slices:
             request = part.request
             if not part.emits:
                 left = request.prefill_until - part.num_computed_tokens - part.num_tokens
@@ -215,6 +215,6 @@ def _token_number(part: Slice) -> int:
     return part.request.num_generated_tokens + part.request.num_in_flight_tokens
 
 
-def _kind(plan: StepPlan) -> str:
-    prefills = [part.is_prefill for part in plan.slices]
+def _kind(slices: Sequence[Slice]) -> str:
+    prefills = [part.is_prefill for part in slices]
     return "prefill" if all(prefills) else "mixed" if any(prefills) else "decode"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from cbsim.base.errors import CbsimError
-from cbsim.cluster.engine.reference import Step
+from cbsim.core.stepping import Slice
 from cbsim.results.manifest import hash_files, package_version
 from cbsim.results.result import Result
 from cbsim.studies.explain.run_tables import steps_of
@@ -31,17 +33,16 @@ class Agreement:
         self._unseen = {name: values for name, *values in zip(*columns, strict=True)}
         self._seen: set[str] = set()
 
-    def check(self, step: Step) -> None:
-        """Raise `CbsimError` unless the folder has the same step, of requests that it has."""
+    def check(self, step: Any, slices: Sequence[Slice]) -> None:
+        """Raise `CbsimError` unless the folder has the same step (`STEP`), of requests that it has."""
         if step.number >= len(self._steps):
             raise self._differs(f"has a step {step.number}, which the folder has not")
         was = self._steps[step.number]
-        plan = step.plan
-        values = (step.start_s, step.duration_s, plan.num_running, plan.num_waiting, plan.num_blocks_used)
-        for name, now, before in zip((*_TIMES, *_COUNTS), values, was, strict=True):
+        for name, before in zip((*_TIMES, *_COUNTS), was, strict=True):
+            now = getattr(step, name)
             if not math.isclose(now, before, rel_tol=_TOLERANCE):
                 raise self._differs(f"differs from step {step.number} on: {name} {now:.9g}, was {before:.9g}")
-        for part in plan.slices:
+        for part in slices:
             if part.request.request_id not in self._seen:
                 self._check_request(part.request, step.number)
 

@@ -1,27 +1,26 @@
-"""Rerun: an experiment simulated again by the naive engine, each step handed on as it ends."""
+"""Rerun: an experiment simulated again step by step, each step handed on as it ends."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
-from cbsim.cluster.engine.recorder import Recorder
-from cbsim.cluster.engine.reference import ReferenceEngine, Step
 from cbsim.cluster.simpy_world import Progress
-from cbsim.cost import CostModel
-from cbsim.schedulers import Scheduler
-from cbsim.schedulers.base import Slice, StepPlan
+from cbsim.core.building import LOG_ROWS
+from cbsim.core.stepping import Slice, Stepper, StepwiseWorld, WatchedStepper
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.explain.batch_step import BatchStep, Share
 from cbsim.studies.explain.waiting import Limits
-from cbsim.studies.run import make_cost_model, make_workload, make_world, run_world
+from cbsim.studies.run import make_cost_model, make_workload
+from cbsim.studies.simulation import setup_of, step_through, stepwise
 from cbsim.workload.request import Request
 
 Take = Callable[[BatchStep], None]
 """Takes a step with its batch, when it has ended."""
-Check = Callable[[Step], None]
-"""Looks at a step before it ends; may raise."""
+Check = Callable[[Any, Sequence[Slice]], None]
+"""Looks at a `STEP` and its slices before it ends; may raise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,35 +48,27 @@ def rerun(
     `check` sees every step of the window's replica up to its end. Raises `PluginError` if a third party's
     scheduler fails.
     """
-    cost, limits = make_cost_model(experiment), Limits.of(experiment.resolved())
-    recorder = Recorder()
+    limits = Limits.of(experiment.resolved())
+    setup = setup_of(experiment, make_workload(experiment), make_cost_model(experiment))
 
-    def make_engine(replica: int, scheduler: Scheduler, num_in_flight: int) -> ReferenceEngine:
-        if replica == window.replica:
-            return _WatchedEngine(window, scheduler, cost, recorder, num_in_flight, limits, take, check)
-        return ReferenceEngine(replica, scheduler, cost, recorder, num_in_flight)
+    def make_replica(world: StepwiseWorld, number: int) -> Stepper:
+        if number == window.replica:
+            return _ShownReplica(world, window, limits, take, check)
+        return Stepper(world, number)
 
-    world = make_world(experiment, make_workload(experiment), cost, make_engine, progress=progress)
+    world = stepwise(setup, make_replica=make_replica)
     with suppress(_Enough):
         # An OSError is of `take`, whose reader may be gone.
-        run_world(world, cost, passes=(_Enough, OSError))
+        step_through(world, setup, progress=progress, passes=(_Enough, OSError))
 
 
-class _WatchedEngine(ReferenceEngine):
-    """The naive engine, which hands over steps with their batches."""
+class _ShownReplica(WatchedStepper):
+    """A replica that hands over its steps with their batches."""
 
     def __init__(
-        self,
-        window: Window,
-        scheduler: Scheduler,
-        cost: CostModel,
-        recorder: Recorder,
-        num_in_flight: int,
-        limits: Limits,
-        take: Take,
-        check: Check | None,
+        self, world: StepwiseWorld, window: Window, limits: Limits, take: Take, check: Check | None
     ) -> None:
-        super().__init__(window.replica, scheduler, cost, recorder, num_in_flight)
+        super().__init__(world, window.replica)
         self._window = window
         self._limits = limits
         self._take = take
@@ -86,14 +77,27 @@ class _WatchedEngine(ReferenceEngine):
         self._shares: dict[int, tuple[Share, ...]] = {}
         """These two of steps under way, by their numbers."""
 
+    def decided(self, step: Any) -> None:
+        """Keep decisions for the step they belong to; those of a call that made none, for the next."""
+        decisions = self.decisions(step)
+        if decisions:
+            self._decisions.setdefault(self.own.num_steps, []).extend(decisions)
+
+    def began(self, step: Any) -> None:
+        """Keep the batch as requests stand now: another step may be decided before this one ends."""
+        if step.number >= self._window.first:
+            self._shares[step.number] = tuple(map(_share, self.slices(step)))
+
     def end_step(self) -> list[Request]:
-        """See `Engine.end_step`."""
+        """See `Stepper.end_step`."""
         step, window = self.under_way[0], self._window
         if self._check is not None:
-            self._check(step)
+            self._check(step, self.slices(step))
         decisions = self._decisions.pop(step.number, [])
         shares = self._shares.pop(step.number, ())
         finished = super().end_step()
+        if self.records.log.lengths.steps >= LOG_ROWS:
+            self.world.record()  # Nobody asks for it.
         if step.number < window.first:
             return finished
         self._take(self._batch_step(step, shares, decisions, finished))
@@ -101,46 +105,35 @@ class _WatchedEngine(ReferenceEngine):
             raise _Enough
         return finished
 
-    def _record_decisions(self, plan: StepPlan, number: int) -> None:
-        """Keep them for the step they belong to; those of a call that made none, for the next.
-
-        And the batch as requests stand now: another step may be decided before this one ends.
-        """
-        if plan.decisions:
-            self._decisions.setdefault(self._num_steps, []).extend(plan.decisions)
-        if plan.slices and number >= self._window.first:
-            self._shares[number] = tuple(_share(part) for part in plan.slices)
-
     def _batch_step(
         self,
-        step: Step,
+        step: Any,
         shares: tuple[Share, ...],
         decisions: list[tuple[str, Request, int]],
         finished: list[Request],
     ) -> BatchStep:
-        plan = step.plan
         told: dict[str, list[tuple[str, int]]] = {"admitted": [], "resumed": [], "preempted": []}
         for what, request, num_cached in decisions:
             told[what].append((request.request_id, num_cached))
         return BatchStep(
             replica=self.replica,
             step=step.number,
-            scheduled_at_s=plan.now,
+            scheduled_at_s=step.now,
             start_s=step.start_s,
             duration_s=step.duration_s,
             shares=shares,
             budget=self._limits.max_tokens_per_step,
-            num_running=plan.num_running,
-            num_waiting=plan.num_waiting,
+            num_running=step.num_running,
+            num_waiting=step.num_waiting,
             waits_for=self._limits.reason(
-                code=plan.waiting_for,
-                num_waiting=plan.num_waiting,
-                num_running=plan.num_running,
+                code=step.waiting_for,
+                num_waiting=step.num_waiting,
+                num_running=step.num_running,
                 num_tokens=sum(share.num_tokens for share in shares),
-                has_preempted=bool(plan.preempted),
+                has_preempted=step.num_preempted > 0,
             ),
-            kv_blocks_used=plan.num_blocks_used,
-            kv_blocks_total=self.scheduler.pool.num_blocks,
+            kv_blocks_used=step.kv_blocks_used,
+            kv_blocks_total=self.own.num_blocks,
             admitted=tuple(told["admitted"]),
             resumed=tuple(told["resumed"]),
             preempted=tuple(request_id for request_id, _ in told["preempted"]),

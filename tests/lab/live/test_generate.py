@@ -12,8 +12,12 @@ pytest.importorskip("torch")
 import torch
 
 from cbsim.base.errors import ConfigError
+from cbsim.core.layout import RESUMED
+from cbsim.core.verbs import preempt
 from cbsim.lab.live import Generation, SamplingParams, generate
 from cbsim.lab.live.runner import ModelRunner
+from cbsim.schedulers.paged import decide as paged_decide
+from cbsim.schedulers.preemptive import PreemptiveRung, PreemptiveScheduler
 from tests.lab.kernels.references import load_model, naive_logits
 
 BLOCK_SIZE = 4
@@ -129,6 +133,31 @@ def test_after_swap(runner: ModelRunner, alone: list[list[int]], async_schedulin
     finally:
         del runner.move
     assert sum(moved) >= 2
+    assert tokens(answers) == alone
+
+
+def evict_who_came_back(self: Any, step: Any) -> None:
+    """Decide as ever, then take who was resumed in this step out of it again, the first two times."""
+    paged_decide(self, step)
+    end = self.log.lengths.events
+    for row in self.log.events[end - step.num_decisions : end]:
+        request = self.requests[row.request]
+        if row.event == RESUMED and request.num_preemptions < 3:
+            preempt(self, step, request)
+
+
+class Fickle(PreemptiveRung):
+    """Evicts requests whose KV is about to come back."""
+
+    decide = evict_who_came_back
+
+
+def test_after_a_swap_that_is_undone_before_the_kv_has_come_back(
+    runner: ModelRunner, alone: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PreemptiveScheduler, "rung", Fickle)
+    answers = serve(runner, 24, scheduler={"type": "preemptive", "preemption": "swap"})
+    assert max(answer.num_preemptions for answer in answers) == 3
     assert tokens(answers) == alone
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +19,25 @@ from click.testing import CliRunner
 import cbsim
 from cbsim.base.errors import ConfigError
 from cbsim.cli.commands.live_command import live
-from cbsim.cluster.engine.recorder import Recorder
-from cbsim.cluster.engine.reference import ReferenceEngine
-from cbsim.cluster.router import RoundRobin
-from cbsim.cluster.simpy_world import World
+from cbsim.cluster.engine.recorder import RunLog
+from cbsim.core.building import KvPool
 from cbsim.cost.cost_model import CostModel, StepShape
 from cbsim.lab.kernels.sampling import SamplingParams
 from cbsim.lab.live import run_live
-from cbsim.lab.live.live_engine import LiveEngine
+from cbsim.lab.live.live_engine import LiveEngine, any_step_s, live_engine
 from cbsim.lab.live.live_run import fit_blocks
 from cbsim.lab.live.live_world import LiveWorld
-from cbsim.lab.live.numbered_blocks import LivePool
 from cbsim.lab.live.runner import ModelRunner
 from cbsim.lab.live.tokens import TokenBook
-from cbsim.schedulers import SCHEDULERS, Prices, Resources, Scheduler, SchedulerConfig, StepPlan
+from cbsim.observers.audience import Audience
+from cbsim.schedulers import SCHEDULERS, SchedulerConfig
+from cbsim.schedulers.rung import Means, Rung
 from cbsim.studies.experiment import Experiment
+from cbsim.studies.simulation import Setup, step_through, stepwise, stepwise_log
+from cbsim.workload import Workload
+from cbsim.workload.request import RequestState
 from tests.lab.kernels.references import load_model
-from tests.simulation import ListedWorkload
+from tests.simulation import FixedCost, ListedWorkload
 
 TINY = load_model("tiny", max_model_len=256)
 ROWS = [
@@ -80,30 +84,42 @@ class Recorded(CostModel):
         return next(self.durations)
 
 
-def make_scheduler(values: dict[str, Any], num_blocks: int) -> Scheduler:
+def setup_of(
+    values: dict[str, Any],
+    num_blocks: int,
+    workload: Workload | None = None,
+    cost: CostModel | None = None,
+    rung: type[Rung] | None = None,
+) -> Setup:
     scheduler_class = SCHEDULERS.get(values["type"])
     config = scheduler_class.Config(**values)
-    pool = LivePool(num_blocks, 4, prefix_caching=True)
-    prices = Prices(recompute_s=lambda n: n * 1.0, move_s=lambda n: n * 1e-3, block_bytes=4096)
-    return scheduler_class(config, Resources(pool, prices, 256))
+    rung = rung or scheduler_class.rung
+    assert rung is not None
+    return Setup(
+        workload=workload or ListedWorkload(ROWS),
+        cost=cost or FixedCost(),
+        rung=rung,
+        scheduler=config,
+        pool=KvPool(num_blocks, 4, prefix_caching=True, has_identities=True),
+        means=Means(num_blocks, 4, 4096, 4096e3, 256, 0),
+        with_batches=True,
+    )
 
 
-def serve(values: dict[str, Any], num_blocks: int, **workload: Any) -> tuple[LiveEngine, Recorder]:
+def serve(setup: Setup, time_scale: float = 1.0) -> tuple[LiveEngine, RunLog]:
     clock = Ticks()
-    runner = TickingRunner(TINY, torch.device("cpu"), num_blocks=num_blocks, block_size=4)
+    runner = TickingRunner(TINY, torch.device("cpu"), num_blocks=setup.pool.num_blocks, block_size=4)
     runner.clock = clock
-    scheduler = make_scheduler(values, num_blocks)
-    recorder = Recorder(with_batches=True)
-    in_flight = 2 if scheduler.config.async_scheduling else 1
     book = TokenBook(TINY.vocab_size, 0, SamplingParams())
-    engine = LiveEngine(scheduler, recorder, in_flight, runner, book, clock)
-    LiveWorld(ListedWorkload(ROWS, **workload), engine, sleep=clock.sleep).run()
-    engine.finish_record()
-    scheduler.pool.check_integrity(scheduler.running)
-    return engine, recorder
+    made = {"runner": runner, "book": book, "clock": clock, "audience": Audience(())}
+    world = stepwise(setup, step_s=any_step_s, make_replica=partial(LiveEngine, **made))
+    engine = live_engine(world)
+    LiveWorld(setup.workload, engine, time_scale=time_scale, sleep=clock.sleep).run()
+    engine.check_integrity()
+    return engine, stepwise_log(world, setup)
 
 
-def columns(table: dict[str, Any]) -> dict[str, list[Any]]:
+def columns(table: Mapping[str, Any]) -> dict[str, list[Any]]:
     return {name: np.asarray(values).tolist() for name, values in table.items()}
 
 
@@ -125,66 +141,54 @@ def test_decisions_are_those_of_the_simulation_with_the_same_step_times(
     values = {"type": type, "async_scheduling": async_scheduling}
     settings = {"static": {"max_model_len": 48}, "continuous": {"max_tokens_per_step": 48}}
     values |= settings.get(type, {"max_tokens_per_step": 16})
-    live_engine, live_record = serve(values, num_blocks)
-    steps = live_engine.step_columns()
+    _, live_log = serve(setup_of(values, num_blocks))
+    steps = live_log.steps
     assert len(steps["step"]) > 12
-    recorder = Recorder(with_batches=True)
-    cost = Recorded(steps["duration_s"].tolist())
-    engine = ReferenceEngine(
-        0, make_scheduler(values, num_blocks), cost, recorder, 2 if async_scheduling else 1
-    )
-    World(ListedWorkload(ROWS), [engine], RoundRobin()).run()
-    engine.finish_record()
-    assert columns(engine.step_columns()) == columns(steps)
-    assert columns(recorder.batches.to_columns()) == columns(live_record.batches.to_columns())
+    setup = setup_of(values, num_blocks, cost=Recorded(steps["duration_s"].tolist()))
+    world = stepwise(setup)
+    step_through(world, setup)
+    simulated = stepwise_log(world, setup)
+    assert columns(simulated.steps) == columns(steps)
+    assert simulated.batches is not None
+    assert live_log.batches is not None
+    assert columns(simulated.batches) == columns(live_log.batches)
 
 
 def test_arrivals_come_by_the_clock_and_faster_by_the_time_scale() -> None:
-    clock = Ticks()
-    runner = TickingRunner(TINY, torch.device("cpu"), num_blocks=100, block_size=4)
-    runner.clock = clock
-    scheduler = make_scheduler({"type": "vllm"}, 100)
-    recorder = Recorder()
-    book = TokenBook(TINY.vocab_size, 0, SamplingParams())
-    engine = LiveEngine(scheduler, recorder, 1, runner, book, clock)
     late = [{**row, "arrival_s": 1000.0 * place} for place, row in enumerate(ROWS[:4])]
-    LiveWorld(ListedWorkload(late), engine, time_scale=10.0, sleep=clock.sleep).run()
-    engine.finish_record()
-    table = recorder.request_columns()
+    values = {"type": "vllm", "async_scheduling": False}
+    _, log = serve(setup_of(values, 100, ListedWorkload(late)), time_scale=10.0)
+    table = log.requests
     assert table["arrival_s"].tolist() == [0.0, 100.0, 200.0, 300.0]
     waited = table["first_scheduled_at_s"] - table["arrival_s"]
     assert ((waited >= 0) & (waited <= 0.05)).all()
 
 
 def test_closed_loop_clients_wait_for_their_answers() -> None:
-    engine, recorder = serve({"type": "vllm"}, 100, concurrency=2, think_time_s=0.5)
-    table = recorder.request_columns()
-    arrived, finished = table["arrival_s"], table["finished_at_s"]
+    clients = ListedWorkload(ROWS, concurrency=2, think_time_s=0.5)
+    _, log = serve(setup_of({"type": "vllm"}, 100, clients))
+    arrived, finished = log.requests["arrival_s"], log.requests["finished_at_s"]
     assert not np.isnan(finished).any()
     assert arrived[:2].tolist() == [0.0, 0.0]
     assert arrived[2:].tolist() == sorted((finished + 0.5).tolist())[: len(arrived) - 2]
-    assert engine.step_columns()["num_running"].max() == 2
+    assert log.steps["num_running"].max() == 2
 
 
-class Idle(Scheduler):
+def leave_it_empty(self: Any, step: Any) -> None:
     """Never does anything."""
 
-    Config = SchedulerConfig
 
-    def decide(self, step: StepPlan) -> None:
-        """Leave the step empty."""
+class Idle(Rung):
+    """Leaves everybody waiting."""
+
+    Config = SchedulerConfig
+    decide = leave_it_empty
 
 
 def test_a_scheduler_that_leaves_requests_waiting_ends_the_run() -> None:
-    clock = Ticks()
-    runner = TickingRunner(TINY, torch.device("cpu"), num_blocks=8, block_size=4)
-    pool = LivePool(8, 4, prefix_caching=False)
-    prices = Prices(recompute_s=lambda n: n * 1.0, move_s=lambda n: n * 1e-3, block_bytes=4096)
-    scheduler = Idle(SchedulerConfig(type="idle"), Resources(pool, prices, 256))
-    book = TokenBook(TINY.vocab_size, 0, SamplingParams())
-    engine = LiveEngine(scheduler, Recorder(), 1, runner, book, clock)
-    LiveWorld(ListedWorkload(ROWS), engine, sleep=clock.sleep).run()
+    engine, log = serve(setup_of({"type": "vllm"}, 8, rung=Idle))
     assert engine.num_outstanding == len(ROWS)
+    assert (log.requests["state"] == RequestState.UNFINISHED).all()
 
 
 def experiment(**changes: Any) -> dict[str, Any]:

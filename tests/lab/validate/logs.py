@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from cbsim.cluster.engine.recorder import EMITTED, RunLog
+from cbsim.core.stepping import Slice
 from cbsim.lab.validate.replay import replay
 from cbsim.lab.validate.server_log import ServerLog
-from cbsim.schedulers.base import StepPlan
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.run import make_workload
 
@@ -40,8 +41,8 @@ class Slower:
         self.decode, self.other, self.noise = decode, other, noise
         self.rng = np.random.default_rng(1)
 
-    def end_s(self, number: int, plan: StepPlan, start_s: float, predicted_s: float) -> float:
-        is_decode = not any(part.is_prefill for part in plan.slices)
+    def end_s(self, number: int, slices: Sequence[Slice], start_s: float, predicted_s: float) -> float:
+        is_decode = not any(part.is_prefill for part in slices)
         return start_s + predicted_s * (self.decode if is_decode else self.other) * self.rng.lognormal(
             0.0, self.noise
         )
