@@ -101,6 +101,10 @@ class Bound:
                 waiting.extend(self._stands_for(name, called) for name, called in _called(function))
         return list(found)
 
+    def calls(self) -> dict[str, FunctionType]:
+        """Every name by which a function that takes part calls another, and what stands there before binding."""
+        return {name: called for function in self.functions() for name, called in _called(function)}
+
     def _outermost(self) -> FunctionType:
         return self._stands_for(self._function.__name__, self._function)
 

@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 
 from cbsim.config.section import ComponentConfig
 from cbsim.observers.step_view import StepView
-from cbsim.schedulers.base import Scheduler
 from cbsim.workload.request import Request
 
 STEP_HOOKS = ("before_step", "after_step")
@@ -39,7 +38,7 @@ class ObservedRun:
     """The experiment's name."""
     model: str
     """The model's name."""
-    schedulers: Sequence[Scheduler]
+    schedulers: Sequence[Any]
     """One a replica, with its `pool`, `running` and `waiting`."""
 
 

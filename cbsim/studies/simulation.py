@@ -27,8 +27,7 @@ from cbsim.core.record import Record, StepColumns
 from cbsim.core.stepping import StepwiseWorld
 from cbsim.cost import CostModel, StepShape
 from cbsim.results.latency import Replica, request_parts
-from cbsim.schedulers import SCHEDULERS, SchedulerConfig
-from cbsim.schedulers.rung import Means, Rung
+from cbsim.schedulers import SCHEDULERS, Means, Scheduler, SchedulerConfig
 from cbsim.studies.experiment import Experiment, ReplicasConfig
 from cbsim.workload import Workload
 from cbsim.workload.request import RequestState
@@ -57,7 +56,7 @@ class Setup:
 
     workload: Workload
     cost: CostModel
-    rung: type[Rung]
+    rung: type[Scheduler]
     scheduler: SchedulerConfig
     pool: KvPool
     means: Means
@@ -74,8 +73,7 @@ class Setup:
 
 def setup_of(experiment: Experiment, workload: Workload, cost: CostModel) -> Setup:
     """The setup of an experiment of one point."""
-    rung = SCHEDULERS.get(experiment.scheduler.type).rung
-    assert rung is not None
+    rung = SCHEDULERS.get(experiment.scheduler.type)
     kv_cache, model, gpu = experiment.kv_cache, experiment.model, experiment.gpu
     tensor_parallel = experiment.replicas.tensor_parallel
     num_blocks = kv_cache.size(model, gpu, tensor_parallel)

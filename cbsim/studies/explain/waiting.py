@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cbsim.schedulers.step_plan import WaitingFor
+from cbsim.core.layout import KV_BLOCKS, NOBODY_WAITS, SLOT, TURN
 
 REASONS = ("slot", "KV", "budget", "turn")
 """No free slot (`max_num_seqs`); too few free KV blocks; no tokens left of the step's budget; or nobody is
@@ -40,18 +40,18 @@ class Limits:
     ) -> str | None:
         """A value of `REASONS`; `None` if nobody waits.
 
-        `code` is the step's `WaitingFor`, where a run has it. Without it the reason follows from the step:
-        all slots taken, the budget used up, or else KV blocks.
+        `code` is the step's `waiting_for` (`core.layout`), where a run has it. Without it the reason follows from
+        the step: all slots taken, the budget used up, or else KV blocks.
         """
-        if num_waiting == 0 or code == WaitingFor.NOBODY_WAITS:
+        if num_waiting == 0 or code == NOBODY_WAITS:
             return None
-        if code == WaitingFor.SLOT:
+        if code == SLOT:
             return "slot"
-        if code == WaitingFor.KV_BLOCKS:
+        if code == KV_BLOCKS:
             return "KV"
         if self.max_tokens_per_step is not None and num_tokens >= self.max_tokens_per_step:
             return "budget"
-        if code == WaitingFor.TURN or has_preempted or self.is_static:
+        if code == TURN or has_preempted or self.is_static:
             return "turn"
         if self.max_num_seqs is not None and num_running >= self.max_num_seqs:
             return "slot"
