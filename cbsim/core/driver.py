@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from cbsim.base.binding import Bound, CannotCompile, can_compile
+from cbsim.base.binding import Bound
 from cbsim.base.records import plain
 from cbsim.core import layout
 from cbsim.core.feed import DONE, FAULT
@@ -46,11 +46,9 @@ class Parts:
 def run_compiled(
     world: World, bound: Bound, record: Record, until_s: float = inf, progress: Progress | None = None
 ) -> None:
-    """Run a world of arrays to its end or to an instant. Raises `CannotCompile`, `RuleFault`."""
+    """Run a world of arrays to its end or to an instant. Raises `RuleFault`."""
     end = len(world.requests)
-    compiled = bound.compiled
-    compiled.prepare(world, end, until_s)
-    _drive(compiled, world, record, end, until_s, progress)
+    _drive(bound.compiled, world, record, end, until_s, progress)
 
 
 def run_interpreted(
@@ -106,6 +104,3 @@ def _fault(world: Any) -> RuleFault:
 
 def _field(row: Any, name: str) -> Any:
     return row[name] if isinstance(row, np.void) else getattr(row, name)
-
-
-__all__ = ["CannotCompile", "Parts", "RuleFault", "can_compile", "run_compiled", "run_interpreted"]

@@ -83,8 +83,9 @@ class Experiment(Section):
     """The model served."""
     gpu: Annotated[GpuSpec, Named("gpu", "gpus", "h200")]
     """The GPU it is served on."""
-    engine: Literal["fast", "reference"] = "fast"
-    """`reference` is the naive engine, one event a step: slower, with the same results to the last bit."""
+    engine: Literal["auto", "compiled", "interpreted", "fast", "reference"] = "auto"
+    """How the core runs, with the same results to the last bit: compiled where that pays, always, or never.
+    `fast` and `reference` are older names of `auto` and `interpreted`."""
     workload: Annotated[WorkloadConfig, ByType(WORKLOADS)]
     """The requests: a recorded trace or a generator."""
     scheduler: Annotated[SchedulerConfig, Named("scheduler", "schedulers"), ByType(SCHEDULERS)]
@@ -144,6 +145,13 @@ class Experiment(Section):
     ) -> Experiment:
         """The experiment in a mapping, whose relative paths start from `folder`; raises as `load`."""
         return cls._assembled(Document({**mapping}).copy(), overrides, Path(folder))
+
+    @property
+    def speed(self) -> Literal["auto", "compiled", "interpreted"]:
+        """`engine` by its present names."""
+        if self.engine == "fast":
+            return "auto"
+        return "interpreted" if self.engine == "reference" else self.engine
 
     @property
     def folder(self) -> Path:

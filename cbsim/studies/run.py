@@ -31,6 +31,7 @@ from cbsim.results.result import Result
 from cbsim.schedulers import SCHEDULERS, Prices, Resources, Scheduler
 from cbsim.schedulers.kvcache import BlockPool, IdentityPool
 from cbsim.studies.experiment import Experiment
+from cbsim.studies.simulation import setup_of, simulate_core
 from cbsim.workload import WORKLOADS, Workload
 from cbsim.workload.request import RequestState
 
@@ -156,10 +157,15 @@ def simulate(
     `cost` is the experiment's cost model, where the caller has made it already. `audience` watches.
     """
     audience = audience or Audience(())
+    cost = cost or make_cost_model(experiment)
+    if not audience.observers:
+        setup = setup_of(experiment, workload, cost)
+        log, ended, speed = simulate_core(setup, experiment.speed, progress)
+        told = setup.rung.notes(experiment.scheduler, ended.requests, ended.own)
+        return log, [*speed.notes, *told, *cost.notes(log.steps)]
     recorder = Recorder(
         with_batches=experiment.output.batches, audience=audience if audience.observers else None
     )
-    cost = cost or make_cost_model(experiment)
     engine_class = choose_engine(experiment, audience)
     world = make_world(
         experiment,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from math import inf
@@ -11,6 +13,9 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from cbsim.base.binding import Bound, CannotCompile, can_compile
+from cbsim.base.errors import CbsimError, PluginError
+from cbsim.base.plugin_errors import plugin_error
 from cbsim.base.records import packed
 from cbsim.cluster.engine.recorder import SLICE_STEP_COLUMNS, STEP_COLUMNS, Deferred, Recorder, RunLog
 from cbsim.cluster.engine.slice_log import Slices
@@ -18,7 +23,7 @@ from cbsim.cluster.engine.token_gaps import distinct_gaps
 from cbsim.cluster.router import ROUTER_STREAM
 from cbsim.core import layout
 from cbsim.core.building import KvPool, new_world
-from cbsim.core.driver import Parts, Progress, run_compiled, run_interpreted
+from cbsim.core.driver import Parts, Progress, RuleFault, run_compiled, run_interpreted
 from cbsim.core.feed import run
 from cbsim.core.intake import take_in
 from cbsim.core.layout import World
@@ -34,6 +39,11 @@ from cbsim.workload.request import RequestState
 from cbsim.workload.think import ThinkTimes
 
 Array = NDArray[Any]
+LOGGER = logging.getLogger("cbsim")
+TOKENS_TO_COMPILE = 3_000_000
+TOKENS_TO_LOAD = 150_000
+"""Output tokens of a run from which it takes less time to compile the core (some 15 s), or to load it (half a
+second), than to interpret it (some 2.5 us a token)."""
 ROUTERS = get_args(ReplicasConfig.model_fields["router"].annotation)
 
 
@@ -103,14 +113,20 @@ def setup_of(experiment: Experiment, workload: Workload, cost: CostModel) -> Set
     )
 
 
-def simulate_core(setup: Setup, *, compiled: bool, progress: Progress | None = None) -> tuple[RunLog, World]:
-    """What happens when a setup runs, and how its replicas stand at the end."""
+def simulate_core(
+    setup: Setup, engine: str = "auto", progress: Progress | None = None
+) -> tuple[RunLog, World, Speed]:
+    """What happens when a setup runs, how its replicas stand at the end, and how the core ran.
+
+    `engine` is `auto`, `compiled` or `interpreted`.
+    """
     cost, rung = setup.cost, setup.rung
-    intake = take_in(
-        setup.workload.batches(),
-        inf if setup.is_closed else setup.until_s,
-        with_segments=setup.pool.prefix_caching,
-    )
+    with blaming_plugins(setup, float):
+        intake = take_in(
+            setup.workload.batches(),
+            inf if setup.is_closed else setup.until_s,
+            with_segments=setup.pool.prefix_caching,
+        )
     requests, seed = intake.requests, setup.means.seed
     job_length = rung.job_length(setup.scheduler, seed)
     if job_length is not None:
@@ -145,13 +161,81 @@ def simulate_core(setup: Setup, *, compiled: bool, progress: Progress | None = N
         segments=intake.segments,
         prefill_s=prices,
     )
-    parts = Parts(rung.rules(), rules.step_s if rules else class_step_s)
-    record = Record()
-    drive: Callable[..., None] = run_compiled if compiled else run_interpreted
-    drive(world, parts.bound(run), record, setup.until_s, progress)
+    bound = Parts(rung.rules(), rules.step_s if rules else class_step_s).bound(run)
+    record, outcome = Record(), Speed(False)
+    if rules is not None and is_worth_compiling(engine, bound, requests):
+        outcome = compiled(world, bound)
+    drive = run_compiled if outcome.is_compiled else run_interpreted
+    try:
+        with blaming_plugins(setup, lambda: float(world.own["last_end_s"].max())):
+            drive(world, bound, record, setup.until_s, progress)
+    except RuleFault as fault:
+        raise told_fault(fault, setup, intake.ids) from fault
     num_sent = int(world.clients["num_sent"])
     log = log_of(requests[:num_sent], intake.ids[:num_sent], world.own, record, setup)
-    return log, world
+    return log, world, outcome
+
+
+@contextmanager
+def blaming_plugins(setup: Setup, now: Callable[[], float]) -> Iterator[None]:
+    """What a third party's part raises in here becomes a `PluginError` that names it and the instant."""
+    try:
+        yield
+    except (CbsimError, RuleFault):
+        raise
+    except Exception as error:
+        parts = {"scheduler": setup.rung, "cost model": type(setup.cost), "workload": type(setup.workload)}
+        failure = plugin_error(error, parts, f" at {now():.6g} s")
+        if failure is None:
+            raise
+        raise failure from error
+
+
+def told_fault(fault: RuleFault, setup: Setup, ids: NDArray[np.object_]) -> PluginError:
+    """What a rule did that it must not, in words."""
+    if fault.code == layout.BAD_DURATION:
+        return PluginError(f"{type(setup.cost).__name__}: a step's seconds; allowed: more than 0 and finite")
+    name, request = setup.rung.__name__, ids[fault.request]
+    if fault.code == layout.SCHEDULED_TOO_MUCH:
+        return PluginError(
+            f"{name} schedules {fault.num_tokens} tokens of request {request}, which has {fault.limit} left, "
+            "or more than is left of the step's budget"
+        )
+    return PluginError(f"{name} takes {fault.num_tokens} KV blocks for {request}, {fault.limit} are free")
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """How the core ran."""
+
+    is_compiled: bool
+    compile_s: float = 0.0
+    """Seconds spent on compiling it or on loading what had been compiled before."""
+    notes: tuple[str, ...] = ()
+    """What kept it from being compiled, where that was asked for."""
+
+
+def is_worth_compiling(engine: str, bound: Bound, requests: Array) -> bool:
+    """Whether a run is long enough for compiled code to pay, or is asked to have it."""
+    if engine == "interpreted" or not can_compile():
+        return False
+    if engine == "compiled":
+        return True
+    num_tokens = int(requests["num_output_tokens"].sum(dtype=np.int64)) + len(requests)
+    return num_tokens >= (TOKENS_TO_LOAD if bound.is_cached else TOKENS_TO_COMPILE)
+
+
+def compiled(world: World, bound: Bound) -> Speed:
+    """Compile the core for a world, or load it; says so where that takes long."""
+    if not bound.is_cached:
+        LOGGER.warning("compiling the core for these settings, once; later runs load it")
+    try:
+        bound.compiled.prepare(world, len(world.requests), inf)
+    except CannotCompile as error:
+        return Speed(False, notes=(f"interpreted, since numba can't compile it: {error}",))
+    if not bound.compiled.was_cached:
+        LOGGER.warning("compiled in %.0f s", bound.compiled.seconds)
+    return Speed(True, bound.compiled.seconds)
 
 
 def stepwise(

@@ -70,18 +70,31 @@ class Workload(ABC):
         self.seed = seed
         self.folder = folder
 
+    def __init_subclass__(cls) -> None:
+        """A subclass that gives `requests` has the columns of those, whatever its base has."""
+        super().__init_subclass__()
+        if "requests" in vars(cls) and "batches" not in vars(cls):
+            cls.batches = _batches_of_requests  # type: ignore[method-assign]
+        elif "batches" in vars(cls) and "requests" not in vars(cls):
+            given = cls.batches
+
+            def requests(self: Workload) -> Iterator[Request]:
+                for batch in given(self):
+                    yield from batch.requests()
+
+            cls.requests = requests  # type: ignore[method-assign]
+
     def requests(self) -> Iterator[Request]:
         """New `Request` objects in order of arrival, all settings applied; equal times keep their order.
 
         A workload gives either this or `batches`. Raises `WorkloadError` naming file and line for every
         mistake found.
         """
-        for batch in self.batches():
-            yield from batch.requests()
+        raise NotImplementedError
 
     def batches(self) -> Iterator[RequestBatch]:
         """The same requests as columns, many at a time; raises as `requests`."""
-        return batches_of(self.requests())
+        raise NotImplementedError
 
     @property
     def uses_seed(self) -> bool:
@@ -99,3 +112,7 @@ class Workload(ABC):
     def notes(self) -> list[str]:
         """Sentences for `summary.json`, complete after an iteration: what was left out, cut or sorted."""
         return []
+
+
+def _batches_of_requests(self: Workload) -> Iterator[RequestBatch]:
+    return batches_of(self.requests())

@@ -62,7 +62,7 @@ def test_defaults() -> None:
     experiment = Experiment.load(write(HEAD + "scheduler: {type: continuous}\n", "my trace.yaml"))
     assert experiment.name == "my-trace"
     assert (experiment.model.name, experiment.gpu.name) == ("llama-3-8b", "h200")
-    assert (experiment.engine, experiment.cost_model.type) == ("fast", "roofline")
+    assert (experiment.engine, experiment.cost_model.type) == ("auto", "roofline")
     assert (experiment.replicas.count, experiment.replicas.router) == (1, "round_robin")
     assert experiment.slo.limits() == {}
     assert experiment.points() == [({}, experiment)]
@@ -287,7 +287,7 @@ TABLE: list[tuple[str, list[str]]] = [
             "continuous, chunked_prefill, preemptive, vllm"
         ],
     ),
-    ("scheduler: orca\nengine: quick", ["engine: got 'quick' (str); expected one of 'fast', 'reference'"]),
+    ("scheduler: orca\nengine: quick", ["engine: got 'quick' (str); expected one of 'auto', 'compiled', 'interpreted', 'fast', 'reference'"]),
     (
         "scheduler: orca\nreplicas: {router: round_robbin}",
         [
