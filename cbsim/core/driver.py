@@ -21,14 +21,18 @@ Progress = Callable[[int, float], None]
 
 
 class RuleFault(Exception):
-    """A rule did what it must not: `replica`, `request` (its row, or -1) and the sentence say what."""
+    """A rule did what it must not, at `now`, seconds: `code` says what (see `cbsim.core.layout`).
+
+    `request` is its row or `NOBODY`, `num_asked` the tokens or KV blocks that it asked for, `num_allowed` how
+    many there could have been, `budget` the tokens that the step could still take.
+    """
 
     def __init__(
-        self, replica: int, now: float, code: int, request: int, num_tokens: int, limit: int
+        self, replica: int, now: float, code: int, request: int, num_asked: int, num_allowed: int, budget: int
     ) -> None:
         super().__init__(code)
         self.replica, self.now, self.code, self.request = replica, now, code, request
-        self.num_tokens, self.limit = num_tokens, limit
+        self.num_asked, self.num_allowed, self.budget = num_asked, num_allowed, budget
 
 
 @dataclass(frozen=True)
@@ -95,11 +99,15 @@ def _drive(
 
 def _fault(world: Any) -> RuleFault:
     for own in world.own:
-        code = int(_field(own, "fault"))
-        if code != layout.NO_FAULT:
-            numbers = (int(_field(own, name)) for name in ("fault_request", "fault_tokens", "fault_limit"))
-            return RuleFault(int(_field(own, "replica")), float(_field(own, "last_end_s")), code, *numbers)
+        if int(_field(own, "fault")) != layout.NO_FAULT:
+            return fault_of(own, float(_field(own, "last_end_s")))
     raise AssertionError("the core told a fault that no replica has")
+
+
+def fault_of(own: Any, now: float) -> RuleFault:
+    """What a replica's records say that a rule did."""
+    names = ("fault", "fault_request", "fault_tokens", "fault_limit", "fault_budget")
+    return RuleFault(int(_field(own, "replica")), now, *(int(_field(own, name)) for name in names))
 
 
 def _field(row: Any, name: str) -> Any:

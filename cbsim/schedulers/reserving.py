@@ -49,5 +49,5 @@ class ReservingScheduler(Scheduler):
     @classmethod
     def num_tokens_needed(cls, request: Any, numbers: Numbers) -> int:
         """The whole reservation."""
-        num_output_tokens = max(int(request["num_output_tokens"]), int(numbers["max_output_tokens"]))
+        num_output_tokens = max(int(request["num_output_tokens"]), int(numbers.get("max_output_tokens", 0)))
         return int(request["num_prompt_tokens"]) + num_output_tokens

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from math import inf
+from types import FunctionType
 from typing import Any, get_args
 
 import numpy as np
@@ -161,7 +162,7 @@ def simulate_core(
         segments=intake.segments,
         prefill_s=prices,
     )
-    bound = Parts(rung.rules(), rules.step_s if rules else class_step_s).bound(run)
+    bound = core_of(rung, rules.step_s if rules else class_step_s)
     record, outcome = Record(), Speed(False)
     if rules is not None and is_worth_compiling(engine, bound, requests):
         outcome = compiled(world, bound)
@@ -191,17 +192,29 @@ def blaming_plugins(setup: Setup, now: Callable[[], float]) -> Iterator[None]:
         raise failure from error
 
 
-def told_fault(fault: RuleFault, setup: Setup, ids: NDArray[np.object_]) -> PluginError:
-    """What a rule did that it must not, in words."""
+def told_fault(fault: RuleFault, setup: Setup, ids: Sequence[str] | NDArray[np.object_]) -> PluginError:
+    """What a rule or a cost model did that it must not, in words; `ids` are the requests' names by row."""
     if fault.code == layout.BAD_DURATION:
         return PluginError(f"{type(setup.cost).__name__}: a step's seconds; allowed: more than 0 and finite")
     name, request = setup.rung.__name__, ids[fault.request]
     if fault.code == layout.SCHEDULED_TOO_MUCH:
         return PluginError(
-            f"{name} schedules {fault.num_tokens} tokens of request {request}, which has {fault.limit} left, "
-            "or more than is left of the step's budget"
+            f"{name} schedules {fault.num_asked} tokens of request {request}, which has {fault.num_allowed} "
+            f"left, with {fault.budget} left of the step's budget"
         )
-    return PluginError(f"{name} takes {fault.num_tokens} KV blocks for {request}, {fault.limit} are free")
+    return PluginError(
+        f"{name} takes {fault.num_asked} KV blocks for request {request}, {fault.num_allowed} are free"
+    )
+
+
+def core_of(rung: type[Scheduler], step_s: Callable[..., float]) -> Bound:
+    """The core with a scheduler's rules and a cost model's price, put together once for many runs."""
+    return _core_of(tuple(rung.rules().items()), step_s)
+
+
+@lru_cache(maxsize=32)
+def _core_of(rules: tuple[tuple[str, FunctionType], ...], step_s: Callable[..., float]) -> Bound:
+    return Parts(dict(rules), step_s).bound(run)
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,13 +240,14 @@ def is_worth_compiling(engine: str, bound: Bound, requests: Array) -> bool:
 
 def compiled(world: World, bound: Bound) -> Speed:
     """Compile the core for a world, or load it; says so where that takes long."""
-    if not bound.is_cached:
+    is_new = not bound.is_cached
+    if is_new:
         LOGGER.warning("compiling the core for these settings, once; later runs load it")
     try:
         bound.compiled.prepare(world, len(world.requests), inf)
     except CannotCompile as error:
         return Speed(False, notes=(f"interpreted, since numba can't compile it: {error}",))
-    if not bound.compiled.was_cached:
+    if is_new:
         LOGGER.warning("compiled in %.0f s", bound.compiled.seconds)
     return Speed(True, bound.compiled.seconds)
 

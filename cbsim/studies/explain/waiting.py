@@ -40,8 +40,8 @@ class Limits:
     ) -> str | None:
         """A value of `REASONS`; `None` if nobody waits.
 
-        `code` is the step's `waiting_for` (`core.layout`), where a run has it. Without it the reason follows from
-        the step: all slots taken, the budget used up, or else KV blocks.
+        `code` is the step's `waiting_for` (see `core.layout`), where a run has it. Without it the reason
+        follows from the step: all slots taken, the budget used up, or else KV blocks.
         """
         if num_waiting == 0 or code == NOBODY_WAITS:
             return None
