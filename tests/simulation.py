@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from cbsim.base.records import packed
+from cbsim.core import layout
 from cbsim.core.stepping import Stepper
 from cbsim.cost.cost_model import CostModel
 from cbsim.schedulers import SCHEDULERS
@@ -114,9 +116,6 @@ class Simulation:
 
     def notes(self) -> list[str]:
         """What the scheduler has to say at the end."""
-        from cbsim.base.records import packed
-        from cbsim.core import layout
-
         requests = packed(self.replica.world.requests, layout.REQUEST)
         own = packed(self.replica.world.records.own, layout.OWN)
         return self.setup.rung.notes(self.setup.scheduler, requests, own)

@@ -28,9 +28,8 @@ def served(simulation: Simulation, name: str) -> list[tuple[float, int]]:
     """`(instant, tokens served to a user until then)`: prompts when admitted, answer tokens as they come."""
     events = []
     for step in simulation.rows:
-        prompts = sum(
-            simulation.seen.requests[new]["num_prompt_tokens"] for new in step["new"] if new[0] == name
-        )
+        admitted = [new for new in step["new"] if new.startswith(name)]
+        prompts = sum(simulation.seen.requests[new]["num_prompt_tokens"] for new in admitted)
         events.append((step["scheduled_at"], prompts))
         if step["start"] is not None:
             events.append((step["end"], sum(other.startswith(name) for other in step["emitted"])))
