@@ -111,8 +111,7 @@ def paper_log(**changed: Any) -> RunLog:
         "steps": steps,
         "events": events,
         "batches": None,
-        "gap_s": np.array([1.0, 1.5]),
-        "gap_count": np.array([2, 1]),
+        "gaps": [(np.array([1.0, 1.5]), np.array([2, 1]))],
         "rejections": {3: "too long"},
         "num_tokens_recomputed": 3,
         "end_s": 5.0,
@@ -142,7 +141,7 @@ def empty_log() -> RunLog:
         for table in (log.requests, log.steps, log.events)
     )
     none = np.empty(0)
-    return RunLog(requests, steps, events, None, gap_s=none, gap_count=none.astype(np.int64))
+    return RunLog(requests, steps, events, None, gaps=[(none, none.astype(np.int64))])
 
 
 def random_log(seed: int, num_requests: int = 50, num_steps: int = 400) -> RunLog:
@@ -183,7 +182,7 @@ def random_log(seed: int, num_requests: int = 50, num_steps: int = 400) -> RunLo
         "kv_blocks_total": np.full(num_steps, 64),
     }
     end_s = max(float(requests["finished_at_s"].max()), float(start_s[-1] + duration_s[-1]))
-    gaps = {"gap_s": np.sort(duration_s), "gap_count": rng.integers(1, 9, num_steps)}
+    gaps = {"gaps": [(duration_s, rng.integers(1, 9, num_steps))]}
     return paper_log(requests=requests, steps=steps, **gaps, rejections={}, end_s=end_s)
 
 

@@ -63,8 +63,10 @@ class Bound:
 
     @cached_property
     def compiled(self) -> Compiled:
-        """The function as numba compiles it at its first call, or loads it from the user's cache folder."""
-        return Compiled(self)
+        """The function as numba compiles it, or loads it from the user's cache folder; once a process."""
+        if self.key not in _COMPILED:
+            _COMPILED[self.key] = Compiled(self)
+        return _COMPILED[self.key]
 
     @cached_property
     def key(self) -> str:
@@ -142,7 +144,7 @@ class Bound:
 
 
 class Compiled:
-    """A bound function as numba runs it; `seconds` and `was_cached` tell how it came to be."""
+    """A bound function as numba runs it; `seconds` and `was_cached` tell of the last `prepare`."""
 
     def __init__(self, bound: Bound) -> None:
         import numba
@@ -151,7 +153,7 @@ class Compiled:
         config: Any = numba_config
 
         self.seconds = 0.0
-        """Seconds that the first call spent on importing numba and compiling or loading."""
+        """Seconds spent on compiling or loading, with numba's own import the first time."""
         self.was_cached = False
         self._functions = bound.functions()
         began = time.perf_counter()
@@ -178,16 +180,22 @@ class Compiled:
     def prepare(self, *arguments: Any) -> None:
         """Compile for the types of these arguments, or load what is cached. Raises `CannotCompile`."""
         began = time.perf_counter()
+        num_before = len(self._dispatcher.overloads)
         try:
             self._dispatcher.compile(tuple(map(self._dispatcher.typeof_pyval, arguments)))
         except Exception as error:  # numba's own errors, and what its analysis stumbles over
             raise CannotCompile(_first_cause(str(error), self._functions)) from error
         self.was_cached = bool(self._dispatcher.stats.cache_hits)
-        self.seconds = self._import_s + time.perf_counter() - began
+        self.seconds = time.perf_counter() - began
+        if num_before == 0:
+            self.seconds += self._import_s
 
     def __call__(self, *arguments: Any) -> Any:
         """Run it."""
         return self._dispatcher(*arguments)
+
+
+_COMPILED: dict[str, Compiled] = {}
 
 
 def can_compile() -> bool:

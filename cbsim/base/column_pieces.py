@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from numpy.typing import NDArray
 
 PIECE = 1 << 20
 """Rows of a piece."""
@@ -12,3 +15,13 @@ def pieces(num_rows: int) -> Iterator[slice]:
     """The rows from the first to the last as slices, one behind the other."""
     for start in range(0, num_rows, PIECE):
         yield slice(start, min(start + PIECE, num_rows))
+
+
+def column_pieces(
+    table: Mapping[str, NDArray[Any]], names: Sequence[str]
+) -> Iterator[tuple[NDArray[Any], ...]]:
+    """Some columns of a table, many rows at a time where it can give them so (`table.pieces(*names)`)."""
+    if hasattr(table, "pieces"):
+        yield from table.pieces(*names)
+    else:
+        yield tuple(table[name] for name in names)

@@ -15,8 +15,8 @@ from cbsim.core.layout import NOBODY, Log, World
 Numbers = Mapping[str, float]
 Array = NDArray[Any]
 
-LOG_ROWS = 65_536
-"""Steps that the log of a long run holds before Python takes them."""
+LOG_ROWS = 8_192
+"""Steps that the log of a long run holds before Python takes them: a piece that stays in the cache."""
 DEFAULT_CONFIG: Numbers = {
     "aging_s": np.inf,
     "swap_bytes_per_s": 1.0,

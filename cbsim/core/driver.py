@@ -53,6 +53,7 @@ def run_compiled(
     """Run a world of arrays to its end or to an instant. Raises `RuleFault`."""
     end = len(world.requests)
     _drive(bound.compiled, world, record, end, until_s, progress)
+    _close_decodes(world, record)
 
 
 def run_interpreted(
@@ -64,6 +65,7 @@ def run_interpreted(
         _drive(bound.interpreted, objects, record, len(world.requests), until_s, progress)
     finally:
         write_back(objects, world)
+    _close_decodes(world, record)
 
 
 def interpreted(world: World) -> World:
@@ -79,6 +81,21 @@ def write_back(objects: World, world: World) -> None:
             into[name] = [getattr(row, name) for row in rows]
     for name in world.clients.dtype.names or ():
         world.clients[name] = getattr(objects.clients, name)
+
+
+def _close_decodes(world: World, record: Record) -> None:
+    """Write down the unbroken runs of decodes of those that an early end has overtaken."""
+    left = world.requests[world.requests["last_decode"] != layout.NOBODY]
+    rows = np.zeros(len(left), layout.DECODES_ROW)
+    for name, field in (
+        ("replica", "replica"),
+        ("request", "index"),
+        ("first_step", "first_decode"),
+        ("last_step", "last_decode"),
+    ):
+        rows[name] = left[field]
+    if len(rows):
+        record.add("decodes", rows)
 
 
 def _drive(

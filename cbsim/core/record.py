@@ -1,14 +1,17 @@
-"""The record of a run: what the core's log held, taken piece by piece, as columns."""
+"""The record of a run: what the core's log held, taken piece by piece, column by column."""
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator, Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cbsim.base.records import packed
+from cbsim.base.units import MIB
 from cbsim.core import layout
 from cbsim.core.layout import Log
 
@@ -19,51 +22,125 @@ TABLES: dict[str, np.dtype[Any]] = {
     "events": layout.EVENT_ROW,
     "prefills": layout.PREFILL_ROW,
     "decodes": layout.DECODES_ROW,
-    "gaps": np.dtype("f8"),
+    "gaps": np.dtype([("gap_s", "f8")]),
     "batches": layout.BATCH_ROW,
 }
+"""The tables of a `Log`."""
+
+
+SPOOLED_BYTES = 64 * MIB
+"""Rows beyond this go to a file, so that memory does not grow with the length of a run."""
 
 
 class Record:
-    """Rows of each table of a `Log`, in the order in which they were written."""
+    """The columns of each table of a `Log`, rows in the order in which they were written.
+
+    Those of a long run lie in a temporary file without a name, which goes with the process.
+    """
 
     def __init__(self) -> None:
-        self._pieces: dict[str, list[Array]] = {name: [] for name in TABLES}
+        self._pieces: dict[tuple[str, str], list[Array | Stored]] = {
+            (table, name): [] for table, dtype in TABLES.items() for name in dtype.names or ()
+        }
+        self._held_bytes = 0
+        self._file: BinaryIO | None = None
 
     def take(self, log: Log) -> None:
         """Move all rows of a log here; it is empty afterwards."""
-        for name, dtype in TABLES.items():
-            num_rows = (
-                int(getattr(log.lengths, name)) if not _is_array(log.lengths) else int(log.lengths[name])
-            )
+        lengths = log.lengths
+        for table, dtype in TABLES.items():
+            is_record = isinstance(lengths, np.void)
+            num_rows = int(lengths[table] if is_record else getattr(lengths, table))
             if num_rows:
-                rows = getattr(log, name)
-                self._pieces[name].append(_copied(rows, num_rows, dtype))
-            if _is_array(log.lengths):
-                log.lengths[name] = 0
+                self.add(table, _rows(getattr(log, table), num_rows, dtype))
+            if is_record:
+                lengths[table] = 0
             else:
-                setattr(log.lengths, name, 0)
+                setattr(lengths, table, 0)
+        if self._held_bytes > SPOOLED_BYTES:
+            self._spool()
+
+    def add(self, table: str, rows: Array) -> None:
+        """Further rows of a table."""
+        self._held_bytes += rows.nbytes
+        for name in TABLES[table].names or ():
+            self._pieces[table, name].append(rows[name].copy())
 
     def num_rows(self, table: str) -> int:
         """How many rows were taken."""
-        return sum(map(len, self._pieces[table]))
+        return sum(map(len, self._pieces[table, (TABLES[table].names or ())[0]]))
 
-    def rows(self, table: str) -> Array:
-        """All rows of a table, in one array."""
-        pieces = self._pieces[table]
-        if len(pieces) != 1:
-            pieces[:] = [np.concatenate([np.empty(0, TABLES[table]), *pieces])]
-        return pieces[0]
+    def pieces(self, table: str, *names: str) -> Iterator[tuple[Array, ...]]:
+        """Some columns of a table, many rows at a time."""
+        for several in zip(*(self._pieces[table, name] for name in names), strict=True):
+            yield tuple(self._loaded(piece) for piece in several)
+
+    def column(self, table: str, name: str) -> Array:
+        """A column of a table, as it was written: integers of 32 bits where the log has those."""
+        pieces = [self._loaded(piece) for piece in self._pieces[table, name]]
+        if len(pieces) == 1 and pieces[0].dtype == TABLES[table][name]:
+            return pieces[0]
+        return np.concatenate([np.empty(0, TABLES[table][name]), *pieces], dtype=TABLES[table][name])
+
+    def columns(self, table: str) -> dict[str, Array]:
+        """All columns of a table."""
+        return {name: self.column(table, name) for name in TABLES[table].names or ()}
+
+    def _spool(self) -> None:
+        """Write all rows held to the file, each column in as few bytes as it needs."""
+        if self._file is None:
+            self._file = tempfile.TemporaryFile(prefix="cbsim-")  # noqa: SIM115 - lives as long as this
+        for pieces in self._pieces.values():
+            held = [piece for piece in pieces if isinstance(piece, np.ndarray)]
+            if held:
+                pieces[len(pieces) - len(held) :] = [_stored(self._file, np.concatenate(held))]
+        self._held_bytes = 0
+
+    def _loaded(self, piece: Array | Stored) -> Array:
+        if isinstance(piece, np.ndarray):
+            return piece
+        if piece.offset is None:
+            return np.full(piece.num_rows, piece.constant)
+        assert self._file is not None
+        self._file.seek(piece.offset)
+        return np.frombuffer(self._file.read(piece.num_rows * piece.dtype.itemsize), dtype=piece.dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """Rows of a column in the file at `offset`, or all of them `constant`."""
+
+    num_rows: int
+    dtype: np.dtype[Any]
+    offset: int | None
+    constant: Any = None
+
+    def __len__(self) -> int:
+        return self.num_rows
+
+
+def _stored(file: BinaryIO, rows: Array) -> Stored:
+    low, high = rows.min(), rows.max()
+    if low == high:
+        return Stored(len(rows), rows.dtype, None, low)
+    if rows.dtype.kind == "i":
+        rows = rows.astype(np.promote_types(np.min_scalar_type(low), np.min_scalar_type(high)))
+    offset = file.seek(0, 2)
+    file.write(rows.tobytes())
+    return Stored(len(rows), rows.dtype, offset)
 
 
 class StepColumns(Mapping[str, Array]):
-    """`RunLog.steps`: the steps of all replicas in order of (start, replica), a column at a time."""
+    """`RunLog.steps`: the steps of one replica or of all, a column at a time."""
 
-    def __init__(self, rows: Array, names: tuple[str, ...], num_blocks: int, num_replicas: int) -> None:
-        self._rows = rows
+    def __init__(
+        self, record: Record, names: tuple[str, ...], num_blocks: int, places: Array | slice
+    ) -> None:
+        """`places` are the rows of the record in the order wanted."""
+        self._record = record
         self._names = names
         self._num_blocks = num_blocks
-        self._order = np.lexsort((rows["replica"], rows["start_s"])) if num_replicas > 1 else None
+        self._places = places
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -71,22 +148,36 @@ class StepColumns(Mapping[str, Array]):
     def __len__(self) -> int:
         return len(self._names)
 
+    def pieces(self, *names: str) -> Iterator[tuple[Array, ...]]:
+        """Some columns, many rows at a time, in any order of rows, with integers of 64 bits."""
+        known = [name for name in names if name != "kv_blocks_total"]
+        for several in self._record.pieces("steps", *map(_written, known)):
+            found = dict(zip(known, map(_wide, several), strict=True))
+            total = np.broadcast_to(np.int64(self._num_blocks), len(several[0]))
+            yield tuple(total if name == "kv_blocks_total" else found[name] for name in names)
+
     def __getitem__(self, name: str) -> Array:
         if name == "kv_blocks_total":
-            return np.broadcast_to(np.int64(self._num_blocks), len(self._rows))
-        column = self._rows["num_decode_seqs" if name == "num_decode_tokens" else name]
-        if self._order is not None:
-            column = column[self._order]
-        return np.array(column, dtype=np.float64 if column.dtype.kind == "f" else np.int64)
+            num_rows = self._record.num_rows("steps")
+            if isinstance(self._places, np.ndarray):
+                num_rows = len(self._places)
+            return np.broadcast_to(np.int64(self._num_blocks), num_rows)
+        return _wide(self._record.column("steps", _written(name))[self._places])
 
 
-def _is_array(lengths: Any) -> bool:
-    return isinstance(lengths, np.void)
+def _written(name: str) -> str:
+    """The column of the log that a column of `RunLog.steps` is."""
+    return "num_decode_seqs" if name == "num_decode_tokens" else name
 
 
-def _copied(rows: Any, num_rows: int, dtype: np.dtype[Any]) -> Array:
+def _wide(column: Array) -> Array:
+    return column if column.dtype.kind == "f" else column.astype(np.int64)
+
+
+def _rows(rows: Any, num_rows: int, dtype: np.dtype[Any]) -> Array:
+    """The first rows of a table, of records or of objects."""
     if isinstance(rows, np.ndarray):
-        return rows[:num_rows].copy()
-    if dtype.names is None:
-        return np.array(rows[:num_rows], dtype=dtype)
+        return rows[:num_rows].view(dtype)
+    if isinstance(rows[0], float):
+        return np.array(rows[:num_rows]).view(dtype)
     return packed(rows[:num_rows], dtype)

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
+from cbsim.base.column_pieces import column_pieces
 from cbsim.base.errors import CalibrationError
 from cbsim.base.paths import data_folder
 from cbsim.base.registry import did_you_mean
@@ -61,15 +61,16 @@ class Box(Section):
             or pairs > self.max_attention_pairs
         )
 
-    def outside_steps(self, steps: Mapping[str, NDArray[Any]]) -> NDArray[np.bool_]:
-        """The same for the steps of a run log: whichever engine ran them, each step counts once."""
-        # One column at a time, or two: those of a long run are large.
-        outside: NDArray[np.bool_] = steps["num_decode_tokens"] > self.max_decodes
-        outside |= self.max_tokens - steps["num_decode_tokens"] < steps["num_prefill_tokens"]
-        outside |= steps["num_logits"] > self.max_logits
-        outside |= steps["num_context_tokens"] > self.max_context_tokens
-        outside |= steps["num_attention_pairs"] > self.max_attention_pairs
-        return outside
+    def num_outside(self, steps: Mapping[str, NDArray[Any]]) -> int:
+        """How many steps of a run log lie outside."""
+        names = ("num_decode_tokens", "num_prefill_tokens", "num_logits", "num_context_tokens")
+        num_outside = 0
+        for decodes, prompts, logits, context, pairs in column_pieces(steps, (*names, "num_attention_pairs")):
+            outside = (decodes > self.max_decodes) | (decodes + prompts > self.max_tokens)
+            outside |= (logits > self.max_logits) | (context > self.max_context_tokens)
+            outside |= pairs > self.max_attention_pairs
+            num_outside += int(outside.sum())
+        return num_outside
 
 
 class CostFile(Section):

@@ -141,7 +141,7 @@ class ProfileCost(CostModel):
                 f"profile {self._name}: step times carry errors drawn from the seed, as large as those of "
                 "its held-out kernels"
             )
-        num_outside = 0 if steps is None else int(self._file.box.outside_steps(steps).sum())
+        num_outside = 0 if steps is None else self._file.box.num_outside(steps)
         if steps is not None and num_outside:
             box = self._file.box
             sentences.append(

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from cbsim.base.column_pieces import pieces
-from cbsim.cluster.engine.recorder import Column, RunLog
+from cbsim.base.column_pieces import column_pieces
+from cbsim.cluster.engine.recorder import Column, RunLog, distinct_gaps
 from cbsim.results.limits import limit_notes
+from cbsim.results.quantiles import weighted_quantiles
 from cbsim.specs import GpuSpec, ModelSpec
 from cbsim.workload.request import RequestState
 
@@ -56,7 +57,8 @@ def summarize(
     have it.
     """
     began = time.process_time()
-    requests, steps = log.requests, log.steps
+    requests = log.requests
+    totals = StepTotals.of(log.steps, deployment.kv_block_size)
     latencies = request_latencies(log)
     finished = requests["state"] == RequestState.FINISHED
     num_requests, num_finished = len(finished), int(finished.sum())
@@ -80,17 +82,17 @@ def summarize(
     for name in LATENCIES:
         summary[name] = _itl_distribution(log) if name == "itl_s" else _distribution(latencies[name])
     summary |= {
-        "num_steps": len(steps["duration_s"]),
+        "num_steps": totals.num_steps,
         "num_preemptions": int(requests["num_preemptions"].sum()),
         "num_tokens_recomputed": int(log.num_tokens_recomputed),
-        "busy_fraction": _ratio(float(steps["duration_s"].sum()), replica_s),
-        "mfu": mfu(steps, deployment, replica_s),
-        "mbu": mbu(steps, deployment, replica_s),
-        "kv_utilization": _kv_utilization(steps, replica_s),
+        "busy_fraction": _ratio(totals.busy_s, replica_s),
+        "mfu": mfu(totals, deployment, replica_s),
+        "mbu": mbu(totals, deployment, replica_s),
+        "kv_utilization": _kv_utilization(totals, replica_s),
         "prefix_hit_rate": _ratio(log.num_prompt_tokens_hit, log.num_prompt_tokens_queried),
         "simulation": {"cpu_s": None, "wall_s": None, **(simulation or {}), "metrics_cpu_s": None},
         "notes": [*notes, *limit_notes(slo or {}, summary)],
-        "kv_waste": _kv_waste(log, deployment.kv_block_size),
+        "kv_waste": _kv_waste(log, totals),
         "rejection_reasons": _counted(log.rejections.values()),
     }
     summary["simulation"]["metrics_cpu_s"] = time.process_time() - began
@@ -147,22 +149,81 @@ def meets_slo(latencies: Mapping[str, Column], finished: Column, slo: Mapping[st
     return good
 
 
-def weighted_quantiles(values: Column, counts: Column, quantiles: Column) -> Column:
-    """`numpy.quantile(numpy.repeat(values, counts), quantiles)` to the last bit, with nothing repeated."""
-    if (values[1:] < values[:-1]).any():
-        order = np.argsort(values)
-        values, counts = values[order], counts[order]
-    num_up_to = np.cumsum(counts)
-    position = (int(num_up_to[-1]) - 1) * quantiles
-    below = np.floor(position)
-    lower = values[np.searchsorted(num_up_to, below, side="right")]
-    upper = values[np.searchsorted(num_up_to, np.ceil(position), side="right")]
-    # numpy's own interpolation between two neighbours: its formula may change, the last bit follows it.
-    between = zip(lower, upper, position - below, strict=True)
-    return np.array([np.quantile(np.array([low, high]), weight) for low, high, weight in between])
+@dataclass(slots=True)
+class StepTotals:
+    """Sums over all steps of a run."""
+
+    num_steps: int = 0
+    busy_s: float = 0.0
+    num_tokens: int = 0
+    num_logits: int = 0
+    num_attention_pairs: int = 0
+    num_context_tokens: int = 0
+    kv_share_s: float = 0.0
+    """Share of the KV blocks taken, times the step's seconds."""
+    max_kv_share: float = 0.0
+    slot_s: float = 0.0
+    """Tokens that fit into the blocks taken, times the step's seconds."""
+    empty_slot_s: float = 0.0
+    max_empty_share: float | None = None
+    """Highest share of those that were empty at a step's end."""
+
+    @classmethod
+    def of(cls, steps: Mapping[str, Column], kv_block_size: int = 1) -> StepTotals:
+        """Added up many steps at a time: a column of all steps of a long run takes hundreds of megabytes."""
+        totals = cls()
+        for columns in column_pieces(steps, SUMMED):
+            totals._add(kv_block_size, *columns)
+        return totals
+
+    def _add(
+        self,
+        kv_block_size: int,
+        duration_s: Column,
+        num_prefill_tokens: Column,
+        num_decode_tokens: Column,
+        num_logits: Column,
+        num_attention_pairs: Column,
+        num_context_tokens: Column,
+        kv_blocks_used: Column,
+        kv_blocks_total: Column,
+        num_kv_tokens: Column,
+    ) -> None:
+        if not len(duration_s):
+            return
+        self.num_steps += len(duration_s)
+        self.busy_s += float(duration_s.sum())
+        self.num_tokens += int(num_prefill_tokens.sum()) + int(num_decode_tokens.sum())
+        self.num_logits += int(num_logits.sum())
+        self.num_attention_pairs += int(num_attention_pairs.sum())
+        self.num_context_tokens += int(num_context_tokens.sum())
+        share = kv_blocks_used / kv_blocks_total
+        self.kv_share_s += float((share * duration_s).sum())
+        self.max_kv_share = max(self.max_kv_share, float(share.max()))
+        taken = kv_blocks_used > 0
+        num_slots, seconds = kv_blocks_used[taken] * kv_block_size, duration_s[taken]
+        if len(num_slots):
+            num_empty = num_slots - num_kv_tokens[taken]
+            self.slot_s += float((num_slots * seconds).sum())
+            self.empty_slot_s += float((num_empty * seconds).sum())
+            highest = float((num_empty / num_slots).max())
+            self.max_empty_share = max(self.max_empty_share or highest, highest)
 
 
-def mfu(steps: Mapping[str, Column], deployment: Deployment, replica_s: float) -> float | None:
+SUMMED = (
+    "duration_s",
+    "num_prefill_tokens",
+    "num_decode_tokens",
+    "num_logits",
+    "num_attention_pairs",
+    "num_context_tokens",
+    "kv_blocks_used",
+    "kv_blocks_total",
+    "num_kv_tokens",
+)
+
+
+def mfu(totals: StepTotals, deployment: Deployment, replica_s: float) -> float | None:
     """Model FLOP utilization: FLOP of all steps / (`replica_s` x GPUs a replica x peak FLOP/s at the dtype).
 
     FLOP as in PaLM (Chowdhery et al. 2022, appendix B), forward only: 2 for each matrix weight and token,
@@ -171,16 +232,15 @@ def mfu(steps: Mapping[str, Column], deployment: Deployment, replica_s: float) -
     included.
     """
     model, gpu = deployment.model, deployment.gpu
-    num_tokens = int(steps["num_prefill_tokens"].sum()) + int(steps["num_decode_tokens"].sum())
     flop = (
-        num_tokens * model.dense_flop_per_token
-        + int(steps["num_logits"].sum()) * model.logits_flop
-        + int(steps["num_attention_pairs"].sum()) * model.attention_flop_per_pair
+        totals.num_tokens * model.dense_flop_per_token
+        + totals.num_logits * model.logits_flop
+        + totals.num_attention_pairs * model.attention_flop_per_pair
     )
     return _ratio(flop, replica_s * deployment.tensor_parallel * gpu.peak_flop_per_s(model.dtype))
 
 
-def mbu(steps: Mapping[str, Column], deployment: Deployment, replica_s: float) -> float | None:
+def mbu(totals: StepTotals, deployment: Deployment, replica_s: float) -> float | None:
     """Memory bandwidth utilization: bytes moved / (`replica_s` x GPUs of a replica x peak bytes/s).
 
     Bytes are all weights once a step, the KV entries attended to and those written (Databricks, "LLM
@@ -188,12 +248,27 @@ def mbu(steps: Mapping[str, Column], deployment: Deployment, replica_s: float) -
     `replica_s` is makespan x replicas, idle time included.
     """
     model, gpu = deployment.model, deployment.gpu
-    num_written = int(steps["num_prefill_tokens"].sum()) + int(steps["num_decode_tokens"].sum())
-    num_read = int(steps["num_context_tokens"].sum())
-    num_bytes = (
-        len(steps["duration_s"]) * model.weight_bytes + (num_read + num_written) * model.kv_bytes_per_token
-    )
+    num_entries = totals.num_context_tokens + totals.num_tokens
+    num_bytes = totals.num_steps * model.weight_bytes + num_entries * model.kv_bytes_per_token
     return _ratio(num_bytes, replica_s * deployment.tensor_parallel * gpu.memory_bytes_per_s)
+
+
+def _kv_utilization(totals: StepTotals, replica_s: float) -> dict[str, float | None]:
+    """Share of the KV blocks taken: over the makespan, idle time as none, and at its highest."""
+    return {
+        "mean": _ratio(totals.kv_share_s, replica_s),
+        "max": totals.max_kv_share if totals.num_steps or replica_s else None,
+    }
+
+
+def _kv_waste(log: RunLog, totals: StepTotals) -> dict[str, float | None]:
+    """Share of the KV slots taken that are empty at a step's end: by slot-seconds, and at its highest.
+
+    `None` where requests shared blocks: tokens are counted by request, and a shared one fills no slot twice.
+    """
+    if log.num_prompt_tokens_hit or totals.max_empty_share is None:
+        return {"mean": None, "max": None}
+    return {"mean": _ratio(totals.empty_slot_s, totals.slot_s), "max": totals.max_empty_share}
 
 
 def _makespan_s(log: RunLog) -> float:
@@ -210,11 +285,11 @@ def _distribution(values: Column) -> dict[str, float | None]:
 
 
 def _itl_distribution(log: RunLog) -> dict[str, float | None]:
-    num_gaps = int(log.gap_count.sum())
+    num_gaps = sum(int(count.sum()) for _, count in log.gaps)
     if not num_gaps:
         return _described(None, None, None)
-    quantiles = weighted_quantiles(log.gap_s, log.gap_count, np.array(list(QUANTILES.values())))
-    longest_s = float(log.gap_s[log.gap_count > 0].max())
+    quantiles = weighted_quantiles(log.gaps, np.array(list(QUANTILES.values())))
+    longest_s = max(float(gap_s.max()) for gap_s, _ in log.gaps if len(gap_s))
     return _described(_total_gap_s(log) / num_gaps, quantiles, longest_s)
 
 
@@ -226,8 +301,8 @@ def _total_gap_s(log: RunLog) -> float:
     requests = log.requests
     has_gaps = requests["num_generated_tokens"] > 1
     if np.isnan(requests["finished_at_s"][has_gaps]).any():
-        distinct_s, place = np.unique(log.gap_s, return_inverse=True)
-        return math.fsum((distinct_s * np.bincount(place, weights=log.gap_count)).tolist())
+        distinct_s, count = distinct_gaps(log.gaps)
+        return math.fsum((distinct_s * count).tolist())
     first_s, last_s = requests["first_token_at_s"][has_gaps], requests["finished_at_s"][has_gaps]
     return math.fsum([*last_s.tolist(), *(-first_s).tolist()])
 
@@ -237,40 +312,6 @@ def _described(
 ) -> dict[str, float | None]:
     values = [None] * len(QUANTILES) if quantiles is None else quantiles.tolist()
     return {"mean": mean, **dict(zip(QUANTILES, values, strict=True)), "max": longest}
-
-
-def _kv_utilization(steps: Mapping[str, Column], replica_s: float) -> dict[str, float | None]:
-    """Share of the KV blocks taken: over the makespan, idle time as none, and at its highest."""
-    if not len(steps["duration_s"]):
-        return {"mean": _ratio(0, replica_s), "max": 0.0 if replica_s else None}
-    share = steps["kv_blocks_used"] / steps["kv_blocks_total"]
-    highest = float(share.max())
-    share *= steps["duration_s"]
-    return {"mean": _ratio(float(share.sum()), replica_s), "max": highest}
-
-
-def _kv_waste(log: RunLog, block_size: int) -> dict[str, float | None]:
-    """Share of the KV slots taken that are empty at a step's end: by slot-seconds, and at its highest.
-
-    `None` where requests shared blocks: tokens are counted by request, and a shared one fills no slot twice.
-    """
-    steps, duration_s = log.steps, log.steps["duration_s"]
-    num_slots = steps["kv_blocks_used"] * block_size
-    taken = num_slots > 0
-    if log.num_prompt_tokens_hit or not taken.any():
-        return {"mean": None, "max": None}
-    # In place, in pieces and one after the other: columns of a long run are large.
-    every = slice(None) if taken.all() else taken
-    num_slots, duration_s = num_slots[every], duration_s[every]
-    slot_s = float((num_slots * duration_s).sum())
-    num_filled = steps["num_kv_tokens"][every]
-    highest = max(
-        float(((num_slots[piece] - num_filled[piece]) / num_slots[piece]).max())
-        for piece in pieces(len(num_slots))
-    )
-    num_slots -= num_filled
-    del num_filled
-    return {"mean": _ratio(float((num_slots * duration_s).sum()), slot_s), "max": highest}
 
 
 def _counted(reasons: Iterable[str]) -> dict[str, int]:

@@ -9,7 +9,8 @@ import numpy as np
 
 from cbsim.cluster.engine.recorder import EVENTS, KINDS, Column, RunLog
 from cbsim.results.latency import PARTS, TTFT_PARTS
-from cbsim.results.metrics import request_latencies, weighted_quantiles
+from cbsim.results.metrics import request_latencies
+from cbsim.results.quantiles import weighted_quantiles
 from cbsim.workload.request import RequestState
 
 if TYPE_CHECKING:
@@ -172,8 +173,9 @@ def batches_table(log: RunLog) -> ArrowTable | None:
 
 def itl_table(log: RunLog) -> ArrowTable:
     """The distribution of all inter-token gaps at evenly spaced quantiles; no rows without gaps."""
-    quantile = np.linspace(0, 1, NUM_ITL_QUANTILES if log.gap_count.sum() else 0)
-    itl_s = weighted_quantiles(log.gap_s, log.gap_count, quantile) if len(quantile) else quantile
+    has_gaps = any(len(gap_s) for gap_s, _ in log.gaps)
+    quantile = np.linspace(0, 1, NUM_ITL_QUANTILES if has_gaps else 0)
+    itl_s = weighted_quantiles(log.gaps, quantile) if has_gaps else quantile
     return _table(ITL, {"quantile": quantile, "itl_s": itl_s})
 
 

@@ -20,7 +20,6 @@ from cbsim.base.plugin_errors import plugin_error
 from cbsim.base.records import packed
 from cbsim.cluster.engine.recorder import SLICE_STEP_COLUMNS, STEP_COLUMNS, Deferred, Recorder, RunLog
 from cbsim.cluster.engine.slice_log import Slices
-from cbsim.cluster.engine.token_gaps import distinct_gaps
 from cbsim.cluster.router import ROUTER_STREAM
 from cbsim.core import layout
 from cbsim.core.building import KvPool, new_world
@@ -323,40 +322,36 @@ def log_of(rows: Array, ids: NDArray[np.object_], own: Array, record: Record, se
         },
         "state": np.where(is_finished | is_rejected, state, RequestState.UNFINISHED),
     }
-    steps = record.rows("steps")
     numbers = rung.numbers(setup.scheduler, setup.means)
     rejections = {
         int(index): rung.rejection(rows[index], numbers, setup.means) for index in np.flatnonzero(is_rejected)
     }
-    slices = Slices(
-        {name: record.rows("prefills")[name] for name in layout.PREFILL_ROW.names or ()},
-        {name: record.rows("decodes")[name] for name in layout.DECODES_ROW.names or ()},
-    )
-    names = (*STEP_COLUMNS, *SLICE_STEP_COLUMNS)
-    num_blocks = int(own[0]["num_blocks"])
-    events = Deferred(partial(_events, requests, record.rows("events"), rejections, setup.is_closed))
-    replicas = [
-        Replica(
-            number,
-            StepColumns(steps[steps["replica"] == number] if len(own) > 1 else steps, names, num_blocks, 1),
-            _of_replica(slices, number) if len(own) > 1 else slices,
-            cost,
-        )
-        for number in range(len(own))
-    ]
-    usual = steps[steps["num_usual_gaps"] > 0]
-    gaps = np.concatenate([usual["gap_s"] + 1j * usual["num_usual_gaps"], record.rows("gaps") + 1j])
-    gap_s, gap_count = distinct_gaps([gaps])
+    slices = Slices(record.columns("prefills"), record.columns("decodes"))
+    names, num_blocks = (*STEP_COLUMNS, *SLICE_STEP_COLUMNS), setup.means.num_blocks
+    events = Deferred(partial(_events, requests, record, rejections, setup.is_closed))
+    everywhere: Array | slice = slice(None)
+    replicas = [Replica(0, StepColumns(record, names, num_blocks, everywhere), slices, cost)]
+    if len(own) > 1:
+        replica, start_s = record.column("steps", "replica"), record.column("steps", "start_s")
+        replicas = [
+            Replica(
+                number,
+                StepColumns(record, names, num_blocks, np.flatnonzero(replica == number)),
+                _of_replica(slices, number),
+                cost,
+            )
+            for number in range(len(own))
+        ]
+        everywhere = np.lexsort((replica, start_s))
     end_s = max(float(own["last_end_s"].max()), float(rows["arrival_s"].max(initial=0.0)))
     if until_s < inf and own["num_outstanding"].any():
         end_s = until_s
     return RunLog(
         requests=requests,
-        steps=StepColumns(steps, names, num_blocks, len(own)),
+        steps=StepColumns(record, names, num_blocks, everywhere),
         events=events,
-        batches=_batches(record.rows("batches")) if setup.with_batches else None,
-        gap_s=gap_s,
-        gap_count=gap_count,
+        batches=_in_order_of_time(record.columns("batches")) if setup.with_batches else None,
+        gaps=Gaps(record),
         rejections=rejections,
         num_tokens_recomputed=int(own["num_tokens_recomputed"].sum()),
         num_prompt_tokens_queried=int(own["num_tokens_queried"].sum()),
@@ -368,6 +363,12 @@ def log_of(rows: Array, ids: NDArray[np.object_], own: Array, record: Record, se
     )
 
 
+def _in_order_of_time(batches: dict[str, Array]) -> dict[str, Array]:
+    """Slices by (start, replica), as steps are, those of a step in their order."""
+    order = np.lexsort((batches["position"], batches["replica"], batches["start_s"]))
+    return {name: column[order] for name, column in batches.items()}
+
+
 def _of_replica(slices: Slices, number: int) -> Slices:
     def chosen(table: dict[str, Array]) -> dict[str, Array]:
         is_here = table["replica"] == number
@@ -376,14 +377,35 @@ def _of_replica(slices: Slices, number: int) -> Slices:
     return Slices(chosen(slices.prefills), chosen(slices.decodes))
 
 
+class Gaps(Sequence[tuple[Array, Array]]):
+    """`RunLog.gaps`: the gaps between tokens as pieces `(seconds, how often)`, read when looked at."""
+
+    def __init__(self, record: Record) -> None:
+        self._record = record
+        self._num_pieces = sum(1 for _ in record.pieces("steps", "step")) + 1
+
+    def __len__(self) -> int:
+        return self._num_pieces
+
+    def __getitem__(self, place: Any) -> Any:
+        return list(self)[place]
+
+    def __iter__(self) -> Iterator[tuple[Array, Array]]:
+        for gap_s, count in self._record.pieces("steps", "gap_s", "num_usual_gaps"):
+            is_gap = count > 0
+            yield gap_s[is_gap], count[is_gap].astype(np.int64)
+        gap_s = self._record.column("gaps", "gap_s")
+        yield gap_s, np.ones(len(gap_s), dtype=np.int64)
+
+
 def _events(
-    requests: dict[str, Array], rows: Array, rejections: dict[int, str], is_closed: bool
+    requests: dict[str, Array], record: Record, rejections: dict[int, str], is_closed: bool
 ) -> dict[str, Array]:
+    """The events of a run in the order of time: see `Recorder.event_columns`."""
     recorder = Recorder()
-    recorder._events._rows = bytearray(rows.astype(recorder._events._dtype).tobytes())
+    rows = np.empty(len(record.column("events", "step")), recorder._events._dtype)
+    for name in rows.dtype.names or ():
+        rows[name] = record.column("events", name)
+    recorder._events._rows = bytearray(rows.tobytes())
     recorder.rejections = rejections
     return recorder.event_columns(requests, answers_first=is_closed)
-
-
-def _batches(rows: Array) -> dict[str, Array]:
-    return {name: np.array(rows[name]) for name in layout.BATCH_ROW.names or ()}

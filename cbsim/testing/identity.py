@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from cbsim.cluster.engine.recorder import EMITTED, RunLog
+from cbsim.cluster.engine.recorder import EMITTED, RunLog, distinct_gaps
 
 
 def without_batches(log: RunLog) -> RunLog:
@@ -25,6 +25,12 @@ def differences(one: RunLog, other: RunLog) -> list[str]:
     lines = []
     for entry in fields(RunLog):
         if entry.name == "slices":
+            continue
+        if entry.name == "gaps":
+            for name, *columns in zip(
+                ("gap_s", "gap_count"), distinct_gaps(one.gaps), distinct_gaps(other.gaps), strict=True
+            ):
+                lines += _differences(name, *columns)
             continue
         lines += _differences(entry.name, getattr(one, entry.name), getattr(other, entry.name))
     return lines

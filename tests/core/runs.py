@@ -61,20 +61,20 @@ def raw_differences(one: Ended, other: Ended) -> list[str]:
 
     Not compared: numbers of nobody's concern, such as rows of tables and who was asked when.
     """
-    lines = []
-    for table in TABLES:
-        rows = [_sorted(run.record.rows(table)) for run in (one, other)]
-        if rows[0].tobytes() != rows[1].tobytes():
-            lines.append(f"{table}: {rows[0]} and {rows[1]}")
-    for name in RESULTS:
-        columns = [run.requests[name] for run in (one, other)]
-        if columns[0].tobytes() != columns[1].tobytes():
-            lines.append(f"requests.{name}: {columns[0]} and {columns[1]}")
-    for name in COUNTS:
-        columns = [run.own[name] for run in (one, other)]
-        if columns[0].tobytes() != columns[1].tobytes():
-            lines.append(f"own.{name}: {columns[0]} and {columns[1]}")
-    return lines
+    tables = [
+        *(
+            (table, _sorted(one.record.columns(table)), _sorted(other.record.columns(table)))
+            for table in TABLES
+        ),
+        ("requests", _chosen(one.requests, RESULTS), _chosen(other.requests, RESULTS)),
+        ("own", _chosen(one.own, COUNTS), _chosen(other.own, COUNTS)),
+    ]
+    return [
+        f"{table}.{name}: {columns[name]} and {others[name]}"
+        for table, columns, others in tables
+        for name in columns
+        if columns[name].tobytes() != others[name].tobytes()
+    ]
 
 
 RESULTS = (
@@ -109,10 +109,15 @@ COUNTS = (
 )
 
 
-def _sorted(rows: NDArray[Any]) -> NDArray[Any]:
-    if rows.dtype.names is None:
-        return np.sort(rows)
-    return rows[np.argsort(rows["replica"], kind="stable")]
+def _chosen(rows: NDArray[Any], names: tuple[str, ...]) -> dict[str, NDArray[Any]]:
+    return {name: rows[name] for name in names}
+
+
+def _sorted(columns: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    if "replica" not in columns:
+        return {name: np.sort(column) for name, column in columns.items()}
+    order = np.argsort(columns["replica"], kind="stable")
+    return {name: column[order] for name, column in columns.items()}
 
 
 def assert_same(setup: Setup, engines: tuple[str, ...]) -> RunLog:

@@ -61,7 +61,7 @@ PRICED: dict[str, dict[str, Any]] = {
     "profile": {
         "scheduler": {"type": "preemptive", "preemption": "cheaper"},
         "cost_model": {"type": "profile", "profile": "h200/llama-3-8b"},
-        "kv_cache": {"num_blocks": 900},
+        "kv_cache": {"num_blocks": 260},
     },
 }
 

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cbsim.results.metrics import flatten, summarize, weighted_quantiles
+from cbsim.results.metrics import flatten, summarize
+from cbsim.results.quantiles import weighted_quantiles
 from cbsim.workload.request import RequestState
 from tests.run_logs import PAPER, empty_log, paper_log, random_log
 
@@ -184,9 +185,7 @@ def test_one_token_answers_have_no_tpot_and_no_gaps():
     log = paper_log()
     rows = {name: column[1:2] for name, column in log.requests.items()}
     none = np.empty(0)
-    summary = summarize(
-        dataclasses.replace(log, requests=rows, gap_s=none, gap_count=none.astype(np.int64)), PAPER
-    )
+    summary = summarize(dataclasses.replace(log, requests=rows, gaps=[(none, none.astype(np.int64))]), PAPER)
     assert summary["tpot_s"] == summary["itl_s"] == NOTHING
     assert summary["ttft_s"]["p99"] == 1.5
 
@@ -214,7 +213,10 @@ def test_weighted_quantiles_are_numpys_to_the_last_bit(pairs, quantiles, rising)
     values, counts = (np.array(column) for column in zip(*(sorted(pairs) if rising else pairs), strict=True))
     wanted = np.array([*quantiles, 0.0, 0.5, 0.9, 0.95, 0.99, 1.0])
     expanded = np.repeat(values, counts)
-    assert weighted_quantiles(values, counts, wanted).tolist() == np.quantile(expanded, wanted).tolist()
+    assert (
+        weighted_quantiles([(values[:3], counts[:3]), (values[3:], counts[3:])], wanted).tolist()
+        == np.quantile(expanded, wanted).tolist()
+    )
 
 
 def test_weighted_quantiles_of_many_gaps():
@@ -222,7 +224,10 @@ def test_weighted_quantiles_of_many_gaps():
     values, counts = rng.lognormal(-4, 1, 20_000), rng.integers(0, 30, 20_000)
     wanted = np.array([0.5, 0.9, 0.95, 0.99, 0.999])
     expanded = np.repeat(values, counts)
-    assert weighted_quantiles(values, counts, wanted).tolist() == np.quantile(expanded, wanted).tolist()
+    assert (
+        weighted_quantiles([(values[:3], counts[:3]), (values[3:], counts[3:])], wanted).tolist()
+        == np.quantile(expanded, wanted).tolist()
+    )
 
 
 @given(st.integers(0, 2**32 - 1))

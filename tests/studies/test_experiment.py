@@ -287,7 +287,10 @@ TABLE: list[tuple[str, list[str]]] = [
             "continuous, chunked_prefill, preemptive, vllm"
         ],
     ),
-    ("scheduler: orca\nengine: quick", ["engine: got 'quick' (str); expected one of 'auto', 'compiled', 'interpreted', 'fast', 'reference'"]),
+    (
+        "scheduler: orca\nengine: quick",
+        ["engine: got 'quick' (str); expected one of 'auto', 'compiled', 'interpreted', 'fast', 'reference'"],
+    ),
     (
         "scheduler: orca\nreplicas: {router: round_robbin}",
         [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from struct import Struct
@@ -56,10 +56,8 @@ class RunLog:
     batches: dict[str, Column] | None
     """One row a slice, only on demand: `replica`, `step`, `start_s`, `position`, `request` (row in
     `requests`), `num_tokens`, `num_computed_tokens`, `kind` (codes of `KINDS`)."""
-    gap_s: Column
-    """The distinct inter-token gaps, rising, seconds."""
-    gap_count: Column
-    """How many times each gap of `gap_s` occurred."""
+    gaps: Sequence[tuple[Column, Column]]
+    """The gaps between tokens in pieces `(seconds, how often each occurred)`, in any order."""
     rejections: dict[int, str] = field(default_factory=dict)
     """Row in `requests` -> why it was rejected."""
     num_tokens_recomputed: int = 0
@@ -76,6 +74,19 @@ class RunLog:
     """Who was in which step; `None` where the engine does not tell."""
     parts: Mapping[str, Column] | None = None
     """Where each request's time went (`results.latency`), made when asked for; `None` without `slices`."""
+
+
+def distinct_gaps(gaps: Iterable[tuple[Column, Column]]) -> tuple[Column, Column]:
+    """The distinct gaps of all pieces, rising, and how often each occurred."""
+    several = list(gaps)
+    gap_s = np.concatenate([np.empty(0), *(seconds for seconds, _ in several)])
+    count = np.concatenate([np.empty(0, dtype=np.int64), *(count for _, count in several)])
+    order = np.argsort(gap_s, kind="stable")
+    gap_s, count = gap_s[order], count[order]
+    if not len(gap_s):
+        return gap_s, count
+    first = np.flatnonzero(np.concatenate([[True], gap_s[1:] != gap_s[:-1]]))
+    return gap_s[first], np.add.reduceat(count, first)
 
 
 def empty_float() -> Column:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cbsim.cluster.engine.recorder import Column, RunLog
-from cbsim.results.metrics import weighted_quantiles
+from cbsim.cluster.engine.recorder import Column, RunLog, distinct_gaps
+from cbsim.results.quantiles import weighted_quantiles
 from cbsim.show.text import MISSING, Table, format_figure
 
 TITLES = {"ttft_s": "TTFT", "tpot_s": "TPOT", "itl_s": "ITL", "e2e_s": "E2E"}
@@ -38,7 +38,7 @@ def statistics(values: Column, counts: Column | None = None) -> dict[str, float]
     counts = np.ones(len(values), dtype=np.int64) if counts is None else counts[known]
     if not len(values):
         return {}
-    quantiles = weighted_quantiles(values, counts, np.array([0.5, 0.9, 0.99]))
+    quantiles = weighted_quantiles([(values, counts)], np.array([0.5, 0.9, 0.99]))
     mean = float((values * counts).sum() / counts.sum())
     return dict(zip(STATISTICS, (mean, *quantiles.tolist()), strict=True))
 
@@ -77,7 +77,7 @@ def log_statistics(log: RunLog) -> dict[str, dict[str, float]]:
 
     latencies = request_latencies(log)
     found = {name: statistics(latencies[name]) for name in ("ttft_s", "tpot_s", "e2e_s")}
-    return found | {"itl_s": statistics(log.gap_s, log.gap_count)}
+    return found | {"itl_s": statistics(*distinct_gaps(log.gaps))}
 
 
 def figures_table(figures: list[Figure], real: str, simulated: str, title: str) -> Table:
