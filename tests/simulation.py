@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from cbsim.cluster.engine.recorder import Recorder
-from cbsim.cluster.engine.reference import ReferenceEngine
-from cbsim.cluster.router import RoundRobin
-from cbsim.cluster.simpy_world import World
+from cbsim.base.records import packed
+from cbsim.core import layout
+from cbsim.core.stepping import Stepper
 from cbsim.cost.cost_model import CostModel
-from cbsim.schedulers import SCHEDULERS, Prices, Resources, Scheduler
-from cbsim.schedulers.kvcache import BlockPool, IdentityPool
+from cbsim.schedulers import SCHEDULERS
+from cbsim.studies.simulation import Setup
+from cbsim.testing import Call, Case, Commit, Observation
+from cbsim.testing.observation import observe_setup
 from cbsim.workload.request import Request
 from cbsim.workload.request_source import Workload, WorkloadConfig
+
+BLOCK_BYTES = 2**20
 
 
 class ListedWorkload(Workload):
@@ -45,97 +48,130 @@ class FixedCost(CostModel):
         return self.step
 
 
-def make_scheduler(
-    type: str,
-    *,
-    num_blocks: int = 1000,
-    block_size: int = 16,
-    prefix_caching: bool = False,
-    max_model_len: int = 8192,
-    **settings: Any,
-) -> Scheduler:
-    scheduler_class = SCHEDULERS.get(type)
-    config = scheduler_class.Config(type=type, **settings)
-    pool: BlockPool
-    if prefix_caching:
-        pool = IdentityPool(num_blocks, block_size, unknown_first=config.reuses_unknown_blocks_first)
-    else:
-        pool = BlockPool(num_blocks, block_size)
-    prices = Prices(recompute_s=lambda n: n * 1e-4, move_s=lambda n: n * 1e-3, block_bytes=2**20)
-    return scheduler_class(config, Resources(pool, prices, max_model_len))
+class RecomputeCost(CostModel):
+    """What a prompt alone is said to take, for the preemption `cheaper`."""
+
+    def __init__(self, recompute_s: Callable[[int], float]) -> None:
+        self.recompute_s = recompute_s
+
+    def step_s(self, shape: Any) -> float:
+        return self.recompute_s(shape.num_tokens)
 
 
-class WatchedEngine(ReferenceEngine):
-    """Keeps a row for every call of the scheduler, in the words of the vLLM recordings."""
+def one_second(cost: Any, shape: Any, chunks: Any) -> float:
+    return 1.0
 
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self.rows: list[dict[str, Any]] = []
 
-    def call(self, now: float) -> None:
-        scheduler, plan_of = self.scheduler, self.scheduler.plan
+@dataclass(frozen=True)
+class Engine:
+    """A scheduler, its KV cache, and what it may know of costs."""
 
-        def plan(now: float) -> Any:
-            step = plan_of(now)
-            if step.slices or step.preempted:
-                self.rows.append(self._row(step))
-            return step
+    type: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    num_blocks: int = 1000
+    block_size: int = 16
+    prefix_caching: bool = False
+    recompute_s: Callable[[int], float] = lambda num_tokens: num_tokens * 1e-4
+    block_s: float = 1e-3
+    """Seconds to move a block to or from host memory."""
+    seed: int = 0
 
-        scheduler.plan = plan  # type: ignore[method-assign]
-        super().call(now)
-        del scheduler.plan
-
-    def end_step(self) -> list[Request]:
-        step = self.under_way[0]
-        finished = super().end_step()
-        row = next(row for row in self.rows if row["plan"] is step.plan)
-        row.update(
-            start=step.start_s,
-            end=step.end_s,
-            emitted=[part.request.request_id for part in step.plan.slices if part.emits],
-            finished=[request.request_id for request in finished],
-            used_end=self.scheduler.pool.num_used,
+    def case(self, rows: Sequence[dict[str, Any]]) -> Case:
+        return Case(
+            requests=tuple(rows),
+            settings=self.settings,
+            num_blocks=self.num_blocks,
+            block_size=self.block_size,
+            prefix_caching=self.prefix_caching,
+            max_model_len=8192,
         )
-        if isinstance(self.scheduler.pool, IdentityPool):
-            row["cached_free_end"] = self.scheduler.pool.num_cached_free
-        self.scheduler.pool.check_integrity(self.scheduler.running)
-        return finished
 
-    def _row(self, step: Any) -> dict[str, Any]:
-        scheduler = self.scheduler
-        return {
-            "plan": step,
-            "scheduled_at": step.now,
-            "start": None,
-            "sched": [[p.request.request_id, p.num_tokens, p.num_computed_tokens] for p in step.slices],
-            "new": [request.request_id for request, _ in step.admitted],
-            "resumed": [request.request_id for request, _ in step.resumed],
-            "preempted": [request.request_id for request in step.preempted],
-            "cached": {r.request_id: n for r, n in (*step.admitted, *step.resumed) if n},
-            "running": step.num_running,
-            "waiting": step.num_waiting,
-            "used": step.num_blocks_used,
-            "running_q": [request.request_id for request in scheduler.running],
-            "waiting_q": [request.request_id for request in scheduler.waiting],
-            "blocks": {request.request_id: request.num_blocks for request in scheduler.running},
-        }
+    def setup(self, case: Case) -> Setup:
+        setup = case.make_setup(SCHEDULERS.get(self.type), with_batches=True)
+        means = replace(
+            setup.means,
+            block_bytes=BLOCK_BYTES,
+            host_link_bytes_per_s=BLOCK_BYTES / self.block_s,
+            seed=self.seed,
+        )
+        return replace(setup, means=means, cost=RecomputeCost(self.recompute_s))
 
 
 @dataclass
 class Simulation:
-    engine: WatchedEngine
-    recorder: Recorder
-    world: World
-    rows: list[dict[str, Any]] = field(default_factory=list)
+    """What a run of one replica brought: `rows` in the words of the vLLM recordings, one a call."""
+
+    setup: Setup
+    seen: Observation
+    rows: list[dict[str, Any]]
+
+    @property
+    def replica(self) -> Stepper:
+        return self.seen.replicas[0].stepper
+
+    @property
+    def own(self) -> Any:
+        """The replica's counts."""
+        return self.replica.own
+
+    def notes(self) -> list[str]:
+        """What the scheduler has to say at the end."""
+        requests = packed(self.replica.world.requests, layout.REQUEST)
+        own = packed(self.replica.world.records.own, layout.OWN)
+        return self.setup.rung.notes(self.setup.scheduler, requests, own)
 
 
-def simulate(
-    scheduler: Scheduler, requests: Sequence[dict[str, Any]], *, step_s: float = 1.0, **workload: Any
-) -> Simulation:
-    """Run requests through one replica."""
-    recorder = Recorder(with_batches=True)
-    num_in_flight = 2 if scheduler.config.async_scheduling else 1
-    engine = WatchedEngine(0, scheduler, FixedCost(step_s), recorder, num_in_flight)
-    world = World(ListedWorkload(requests, **workload), [engine], RoundRobin())
-    world.run()
-    return Simulation(engine, recorder, world, engine.rows)
+def make_scheduler(type: str, *, num_blocks: int = 1000, block_size: int = 16, **further: Any) -> Engine:
+    prefix_caching = bool(further.pop("prefix_caching", False))
+    return Engine(type, further, num_blocks, block_size, prefix_caching)
+
+
+def simulate(engine: Engine, requests: Sequence[dict[str, Any]]) -> Simulation:
+    """Run requests through one replica, in steps of 1 s, and check its blocks at each."""
+    case = engine.case(requests)
+    setup = engine.setup(case)
+    seen = observe_setup(setup, case, step_s=one_second)
+    (replica,) = seen.replicas
+    assert [entry.integrity for entry in replica.history if entry.integrity] == []
+    commits = {entry.step: entry for entry in replica.history if isinstance(entry, Commit)}
+    log = seen.log.steps
+    start_s = log["start_s"].tolist()
+    end_s = (log["start_s"] + log["duration_s"]).tolist()
+    rows = []
+    for call in replica.calls:
+        if call.parts or call.decided("preempted"):
+            row = row_of(call)
+            if call.step >= 0:
+                commit = commits[call.step]
+                row |= {
+                    "start": start_s[call.step],
+                    "end": end_s[call.step],
+                    "emitted": list(commit.emitted),
+                    "finished": list(commit.finished),
+                    "used_end": commit.num_blocks_used,
+                }
+                if setup.pool.prefix_caching:
+                    row["cached_free_end"] = commit.num_cached_free
+            rows.append(row)
+    return Simulation(setup, seen, rows)
+
+
+def row_of(call: Call) -> dict[str, Any]:
+    cached = {**call.decided("admitted"), **call.decided("resumed")}
+    return {
+        "scheduled_at": call.now,
+        "start": None,
+        "sched": [[part.request_id, part.num_tokens, part.num_computed_tokens] for part in call.parts],
+        "prefills": [part.is_prefill for part in call.parts],
+        "new": list(call.decided("admitted")),
+        "resumed": list(call.decided("resumed")),
+        "preempted": list(call.decided("preempted")),
+        "cached": {name: num_cached for name, num_cached in cached.items() if num_cached},
+        "running": len(call.running),
+        "waiting": len(call.waiting),
+        "used": call.num_blocks_used,
+        "transfer_s": call.transfer_s,
+        "running_q": list(call.running),
+        "waiting_q": list(call.waiting),
+        "blocks": {name: call.after[name].num_blocks for name in call.running},
+    }

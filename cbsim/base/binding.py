@@ -10,10 +10,11 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import re
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
@@ -27,8 +28,15 @@ NUMBA_OPTIONS = {"boundscheck": True, "error_model": "python", "_nrt": False, "n
 counts, LLVM keeps records in registers. Rules therefore allocate nothing."""
 
 
+OWN = "cbsim"
+"""The package whose functions nobody can change."""
+NEEDS_MEMORY = "NRT required but not enabled"
+PLACE = re.compile(r'File "([^"]+)", line (\d+)|at (\S+\.py) \((\d+)\)')
+"""How numba names a line."""
+
+
 class CannotCompile(Exception):
-    """numba could not translate a rule; the text names the file and line that prevent it."""
+    """numba could not translate a rule; the text begins with the file and line that prevent it."""
 
 
 def view(function: AnyFunction) -> AnyFunction:
@@ -103,6 +111,10 @@ class Bound:
                 waiting.extend(self._stands_for(name, called) for name, called in _called(function))
         return list(found)
 
+    def calls(self) -> dict[str, FunctionType]:
+        """Every name by which a function that takes part calls another, and what it is there."""
+        return {name: called for function in self.functions() for name, called in _called(function)}
+
     def _outermost(self) -> FunctionType:
         return self._stands_for(self._function.__name__, self._function)
 
@@ -143,6 +155,7 @@ class Compiled:
         self.seconds = 0.0
         """Seconds spent on compiling or loading, with numba's own import the first time."""
         self.was_cached = False
+        self._functions = bound.functions()
         began = time.perf_counter()
         folder: Path | None = bound.folder
         if folder is not None and not _is_writable(folder):
@@ -166,14 +179,12 @@ class Compiled:
 
     def prepare(self, *arguments: Any) -> None:
         """Compile for the types of these arguments, or load what is cached. Raises `CannotCompile`."""
-        from numba.core import errors
-
         began = time.perf_counter()
         num_before = len(self._dispatcher.overloads)
         try:
             self._dispatcher.compile(tuple(map(self._dispatcher.typeof_pyval, arguments)))
-        except errors.NumbaError as error:
-            raise CannotCompile(_first_cause(str(error))) from error
+        except Exception as error:  # numba's own errors, and what its analysis stumbles over
+            raise CannotCompile(_first_cause(str(error), self._functions)) from error
         self.was_cached = bool(self._dispatcher.stats.cache_hits)
         self.seconds = time.perf_counter() - began
         if num_before == 0:
@@ -258,12 +269,27 @@ def _version(package: str) -> str:
         return ""
 
 
-def _first_cause(text: str) -> str:
-    """The message of numba in one line: what it could not do, and where."""
+def _first_cause(text: str, functions: Sequence[FunctionType]) -> str:
+    """What numba could not do, in one line that begins with a place among these functions, `file.py:line`.
+
+    That of the third party's line that led there, or else the innermost.
+    """
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    where = next((line for line in reversed(lines) if line.startswith("File ")), "")
     what = next((line for line in lines if not line.startswith(("Failed in", "During:", "File "))), lines[0])
-    return f"{what} ({where})" if where else what
+    if what == NEEDS_MEMORY:
+        what = "needs memory of its own (a list, a set, a dictionary, a string), and rules allocate nothing"
+    if what.endswith("for signature:"):
+        what = " ".join([what, *(line for line in lines if line.startswith(">>> "))][:2])
+    is_own = {
+        str(Path(function.__code__.co_filename).resolve()): function.__module__.partition(".")[0] == OWN
+        for function in functions
+    }
+    found = [
+        (str(Path(name or other).resolve()), line or at) for name, line, other, at in PLACE.findall(text)
+    ]
+    places = [place for place in found if place[0] in is_own]
+    foreign = [place for place in places if not is_own[place[0]]]
+    return ": ".join([*(f"{Path(name).name}:{line}" for name, line in (foreign or places)[:1]), what])
 
 
 def module_rules(module: ModuleType) -> dict[str, FunctionType]:

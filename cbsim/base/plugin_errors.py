@@ -41,9 +41,9 @@ def plugin_error(error: Exception, parts: Mapping[str, type], when: str = "") ->
     foreign = {kind: part for kind, part in parts.items() if _package(part.__module__) != OWN}
     if not foreign:
         return None
-    subjects = [frame.f_locals.get("self") for frame, _ in _frames(error)]
+    frames = [frame for frame, _ in _frames(error)]
     depths = {
-        kind: max((depth for depth, subject in enumerate(subjects) if isinstance(subject, part)), default=-1)
+        kind: max((depth for depth, frame in enumerate(frames) if _is_of(frame, part)), default=-1)
         for kind, part in foreign.items()
     }
     kind = max(depths, key=lambda kind: depths[kind])
@@ -73,6 +73,15 @@ def _frames(error: BaseException) -> list[tuple[FrameType, int]]:
         frames += traceback.walk_tb(caused.__traceback__)
         caused = caused.__cause__
     return frames
+
+
+def _is_of(frame: FrameType, part: type) -> bool:
+    """Whether a frame is a method's of an instance, or runs a plain function that stands in the class."""
+    return isinstance(frame.f_locals.get("self"), part) or any(
+        getattr(value, "__code__", None) is frame.f_code
+        for each in part.__mro__
+        for value in vars(each).values()
+    )
 
 
 def _package(module: str) -> str:

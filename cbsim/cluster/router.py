@@ -4,11 +4,23 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import numpy as np
 
-from cbsim.cluster.engine.engine_interface import Engine
 from cbsim.workload.request import Request
+
+
+class Engine(Protocol):
+    """What routers see of a replica."""
+
+    @property
+    def num_outstanding(self) -> int:
+        """Requests submitted and not ended."""
+
+    @property
+    def num_blocks_used(self) -> int:
+        """KV blocks held by requests."""
 
 
 class Router(ABC):

@@ -8,9 +8,8 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 import simpy
 from simpy.events import EventPriority
 
-from cbsim.cluster.engine.engine_interface import Engine
-from cbsim.cluster.engine.fast import FastEngine
 from cbsim.cluster.router import Router
+from cbsim.core.stepping import Stepper
 from cbsim.workload.request import Request
 from cbsim.workload.request_source import Workload
 from cbsim.workload.think import ThinkTimes
@@ -52,7 +51,7 @@ class World:
     def __init__(
         self,
         workload: Workload,
-        engines: Sequence[Engine],
+        engines: Sequence[Stepper],
         router: Router,
         *,
         stop_at_s: float | None = None,
@@ -60,7 +59,7 @@ class World:
         progress: Progress | None = None,
     ) -> None:
         """With `step_by_step`, all that happens in any replica comes in order of time, at one instant by
-        replica, and no engine runs ahead.
+        replica.
         """
         self.env = simpy.Environment()
         self.workload = workload
@@ -83,20 +82,14 @@ class World:
     def run(self) -> None:
         """Run to the end."""
         requests = self.workload.requests()
-        lazy = [engine for engine in self.engines if isinstance(engine, FastEngine)]
         until_s = math.inf if self.stop_at_s is None else self.stop_at_s
         if self._is_stepwise:
             self.env.process(self._arrivals_between_steps(requests))
             self.env.run(until=self.stop_at_s)
             self._step_until(until_s)
-        elif len(lazy) == len(self.engines) and not self._is_closed_loop:
-            self.env.process(self._arrivals_at_lazy(requests, lazy))
-            self.env.run(until=self.stop_at_s)
-            for engine in lazy:
-                engine.advance(until_s)
         else:
-            for eager in self.engines:
-                self.env.process(self._replica(eager))
+            for engine in self.engines:
+                self.env.process(self._replica(engine))
             if self.workload.config.concurrency is None:
                 self.env.process(self._arrivals(requests))
             else:
@@ -112,21 +105,6 @@ class World:
         for request in requests:
             if request.arrival_s > self.env.now:
                 yield Instant(self.env, request.arrival_s, ARRIVAL)
-            self._submit(request)
-
-    def _arrivals_at_lazy(
-        self, requests: Iterator[Request], engines: Sequence[FastEngine]
-    ) -> Generator[simpy.Event, None, None]:
-        """The same for engines that run by themselves: brought up to the instant when looked at."""
-        sees_all = self.router.reads_state and len(engines) > 1
-        sees_blocks = self.router.reads_blocks
-        for request in requests:
-            at_s = request.arrival_s
-            if at_s > self.env.now:
-                yield Instant(self.env, at_s, ARRIVAL)
-            for engine in engines if sees_all else ():
-                if sees_blocks or engine.quiet_until_s < at_s:
-                    engine.advance(at_s, math.inf)
             self._submit(request)
 
     def _arrivals_between_steps(self, requests: Iterator[Request]) -> Generator[simpy.Event, None, None]:
@@ -170,8 +148,6 @@ class World:
             self.progress(request.index, self.env.now)
         chosen = self.router.choose(request, self.engines) if len(self.engines) > 1 else 0
         engine = self.engines[chosen]
-        if isinstance(engine, FastEngine) and not (self._is_stepwise or self._is_closed_loop):
-            engine.advance(request.arrival_s)
         accepted = engine.submit(request)
         if accepted and chosen in self._wake:
             self._wake.pop(chosen).succeed()
@@ -179,7 +155,7 @@ class World:
             self._due_s[chosen] = request.arrival_s
         return accepted
 
-    def _replica(self, engine: Engine) -> Generator[simpy.Event, None, None]:
+    def _replica(self, engine: Stepper) -> Generator[simpy.Event, None, None]:
         """Decide when idle and something arrives, then go from step end to step end."""
         while True:
             yield self._until_asked(engine)
@@ -194,7 +170,7 @@ class World:
                     yield Instant(self.env, end_s, CALL)
                 engine.call(end_s)
 
-    def _until_asked(self, engine: Engine) -> simpy.Event:
+    def _until_asked(self, engine: Stepper) -> simpy.Event:
         """The next arrival, or the instant at which the scheduler wants to be asked again."""
         wake = self._wake[engine.replica] = self.env.event()
         at_s = engine.wake_at_s()

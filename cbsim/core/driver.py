@@ -21,14 +21,18 @@ Progress = Callable[[int, float], None]
 
 
 class RuleFault(Exception):
-    """A rule did what it must not: `replica`, `request` (its row, or -1) and the sentence say what."""
+    """A rule did what it must not, at `now`, seconds: `code` says what (see `cbsim.core.layout`).
+
+    `request` is its row or `NOBODY`, `num_asked` the tokens or KV blocks that it asked for, `num_allowed` how
+    many there could have been, `budget` the tokens that the step could still take.
+    """
 
     def __init__(
-        self, replica: int, now: float, code: int, request: int, num_tokens: int, limit: int
+        self, replica: int, now: float, code: int, request: int, num_asked: int, num_allowed: int, budget: int
     ) -> None:
         super().__init__(code)
         self.replica, self.now, self.code, self.request = replica, now, code, request
-        self.num_tokens, self.limit = num_tokens, limit
+        self.num_asked, self.num_allowed, self.budget = num_asked, num_allowed, budget
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,7 @@ def run_compiled(
     """Run a world of arrays to its end or to an instant. Raises `RuleFault`."""
     end = len(world.requests)
     _drive(bound.compiled, world, record, end, until_s, progress)
+    _close_decodes(world, record)
 
 
 def run_interpreted(
@@ -60,6 +65,7 @@ def run_interpreted(
         _drive(bound.interpreted, objects, record, len(world.requests), until_s, progress)
     finally:
         write_back(objects, world)
+    _close_decodes(world, record)
 
 
 def interpreted(world: World) -> World:
@@ -75,6 +81,21 @@ def write_back(objects: World, world: World) -> None:
             into[name] = [getattr(row, name) for row in rows]
     for name in world.clients.dtype.names or ():
         world.clients[name] = getattr(objects.clients, name)
+
+
+def _close_decodes(world: World, record: Record) -> None:
+    """Write down the unbroken runs of decodes of those that an early end has overtaken."""
+    left = world.requests[world.requests["last_decode"] != layout.NOBODY]
+    rows = np.zeros(len(left), layout.DECODES_ROW)
+    for name, field in (
+        ("replica", "replica"),
+        ("request", "index"),
+        ("first_step", "first_decode"),
+        ("last_step", "last_decode"),
+    ):
+        rows[name] = left[field]
+    if len(rows):
+        record.add("decodes", rows)
 
 
 def _drive(
@@ -95,11 +116,15 @@ def _drive(
 
 def _fault(world: Any) -> RuleFault:
     for own in world.own:
-        code = int(_field(own, "fault"))
-        if code != layout.NO_FAULT:
-            numbers = (int(_field(own, name)) for name in ("fault_request", "fault_tokens", "fault_limit"))
-            return RuleFault(int(_field(own, "replica")), float(_field(own, "last_end_s")), code, *numbers)
+        if int(_field(own, "fault")) != layout.NO_FAULT:
+            return fault_of(own, float(_field(own, "last_end_s")))
     raise AssertionError("the core told a fault that no replica has")
+
+
+def fault_of(own: Any, now: float) -> RuleFault:
+    """What a replica's records say that a rule did."""
+    names = ("fault", "fault_request", "fault_tokens", "fault_limit", "fault_budget")
+    return RuleFault(int(_field(own, "replica")), now, *(int(_field(own, name)) for name in names))
 
 
 def _field(row: Any, name: str) -> Any:

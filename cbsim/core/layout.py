@@ -192,12 +192,14 @@ OWN = np.dtype(
                 "fault_request",
                 "fault_tokens",
                 "fault_limit",
+                "fault_budget",
             )
         ),
     ]
 )
 """What a replica counts. `next_s` is when something happens next, infinite for never: the scheduler is asked
-(`is_asked`), or else the first step under way ends."""
+(`is_asked`), or else the first step under way ends. `fault` is what a rule did that it must not, with the
+row of the request, the tokens or blocks asked for, how many there could have been, and the step's budget."""
 
 CONFIG = np.dtype(
     [

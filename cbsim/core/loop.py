@@ -142,7 +142,7 @@ def begin(self: Any, cost: Any, step: Any) -> None:
     own.num_padding_tokens += step.num_padding_tokens
     step.duration_s = step_s(cost, self.shape, self.chunks) + step.transfer_s
     if not 0.0 < step.duration_s < inf:
-        own.fault = BAD_DURATION
+        own.fault, own.fault_request = BAD_DURATION, NOBODY
     step.start_s = step.now
     if own.num_under_way:
         step.start_s = self.under_way[place_of(self, own.num_under_way - 1)].end_s

@@ -52,16 +52,19 @@ class Record:
             is_record = isinstance(lengths, np.void)
             num_rows = int(lengths[table] if is_record else getattr(lengths, table))
             if num_rows:
-                rows = _rows(getattr(log, table), num_rows, dtype)
-                self._held_bytes += rows.nbytes
-                for name in dtype.names or ():
-                    self._pieces[table, name].append(rows[name].copy())
+                self.add(table, _rows(getattr(log, table), num_rows, dtype))
             if is_record:
                 lengths[table] = 0
             else:
                 setattr(lengths, table, 0)
         if self._held_bytes > SPOOLED_BYTES:
             self._spool()
+
+    def add(self, table: str, rows: Array) -> None:
+        """Further rows of a table."""
+        self._held_bytes += rows.nbytes
+        for name in TABLES[table].names or ():
+            self._pieces[table, name].append(rows[name].copy())
 
     def num_rows(self, table: str) -> int:
         """How many rows were taken."""

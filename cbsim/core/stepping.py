@@ -16,7 +16,7 @@ import numpy as np
 from cbsim.base.records import packed, plain, record_class
 from cbsim.core import layout, loop
 from cbsim.core.building import KvPool, Numbers, new_requests, new_world
-from cbsim.core.driver import Parts, RuleFault
+from cbsim.core.driver import Parts, fault_of
 from cbsim.core.feed import replica_of
 from cbsim.core.intake import Chains, Numbering, affinity_of
 from cbsim.core.layout import NOBODY, World
@@ -222,9 +222,7 @@ class Stepper:
         self._call(self.records, self.world.records.cost, now)
         own = self.own
         if own.fault != layout.NO_FAULT:
-            raise RuleFault(
-                self.replica, now, own.fault, own.fault_request, own.fault_tokens, own.fault_limit
-            )
+            raise fault_of(own, now)
 
     def end_step(self) -> list[Request]:
         """The step under way ends: its tokens come out. Returns the requests that got their last one."""

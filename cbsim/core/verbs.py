@@ -50,7 +50,9 @@ def schedule(self: Any, step: Any, request: Any, num_tokens: int) -> None:
     if num_tokens <= 0 or num_tokens > num_left or num_tokens > step.budget:
         own = self.own
         own.fault, own.fault_request = SCHEDULED_TOO_MUCH, request.index
-        own.fault_tokens, own.fault_limit = num_tokens, num_left
+        own.fault_tokens, own.fault_limit, own.fault_budget = num_tokens, num_left, step.budget
+        # Whoever goes on as long as the budget lasts comes to an end.
+        step.budget = 0
         return
     part = self.slices[step.place][step.num_slices]
     part.request = request.index

@@ -1,12 +1,12 @@
 """Schedulers by name: the ladder from static batches to vLLM."""
 
 from cbsim.base.registry import Registry
-from cbsim.schedulers.base import Prices, Resources, Scheduler, SchedulerConfig, Slice, StepPlan
+from cbsim.schedulers.scheduler import Means, Scheduler, SchedulerConfig
 
 SCHEDULERS: Registry[Scheduler] = Registry(
     "scheduler",
     "cbsim.schedulers",
-    Scheduler,  # type: ignore[type-abstract]
+    Scheduler,
     {
         "static": "cbsim.schedulers.static:StaticScheduler",
         "continuous": "cbsim.schedulers.continuous:ContinuousScheduler",
@@ -16,4 +16,4 @@ SCHEDULERS: Registry[Scheduler] = Registry(
     },
 )
 
-__all__ = ["SCHEDULERS", "Prices", "Resources", "Scheduler", "SchedulerConfig", "Slice", "StepPlan"]
+__all__ = ["SCHEDULERS", "Means", "Scheduler", "SchedulerConfig"]

@@ -8,8 +8,8 @@ from pydantic import Field
 
 from cbsim.core.layout import NOBODY
 from cbsim.core.verbs import is_prefilling, num_wanted, schedule
-from cbsim.schedulers.base import SchedulerConfig, StepPlan
-from cbsim.schedulers.reserving import ReservingRung, ReservingScheduler, admit_reserved, next_admissible
+from cbsim.schedulers.reserving import ReservingScheduler, admit_reserved, next_admissible
+from cbsim.schedulers.scheduler import SchedulerConfig
 
 
 class ChunkedPrefillConfig(SchedulerConfig):
@@ -23,33 +23,6 @@ class ChunkedPrefillConfig(SchedulerConfig):
     """Most prompt tokens of one request a step; 0 is no cap."""
     max_output_tokens: int | None = Field(default=None, ge=1)
     """Answer length to reserve KV cache for; null reserves exactly what the request will generate."""
-
-
-class ChunkedPrefillScheduler(ReservingScheduler):
-    """Sarathi-Serve, sec. 4.2 (stall-free batching): every decode, then begun prompts, then new ones."""
-
-    Config = ChunkedPrefillConfig
-    can_fast_forward = True
-    config: ChunkedPrefillConfig
-
-    def decide(self, step: StepPlan) -> None:
-        """Fill the budget in that order."""
-        chunk_size = self.config.chunk_size or self.max_tokens_per_step
-        prefilling = []
-        for request in self.running:
-            if request.is_prefilling:
-                prefilling.append(request)
-            elif step.budget and self.num_wanted(request):
-                self.schedule(step, request, 1)
-        for request in prefilling:
-            if step.budget:
-                self.schedule(step, request, min(self.num_wanted(request), chunk_size, step.budget))
-        while newcomer := self.next_admissible(step):
-            self.admit_reserved(step, newcomer)
-            self.schedule(step, newcomer, min(self.num_wanted(newcomer), chunk_size, step.budget))
-
-
-# The rules, over the core's records
 
 
 def decide(self: Any, step: Any) -> None:
@@ -77,11 +50,8 @@ def decide(self: Any, step: Any) -> None:
         head = next_admissible(self, step)
 
 
-class ChunkedPrefillRung(ReservingRung):
+class ChunkedPrefillScheduler(ReservingScheduler):
     """Sarathi-Serve, sec. 4.2 (stall-free batching): every decode, then begun prompts, then new ones."""
 
     Config = ChunkedPrefillConfig
     decide = decide
-
-
-ChunkedPrefillScheduler.rung = ChunkedPrefillRung

@@ -1,4 +1,4 @@
-"""From `policy` to the queue that waiting requests stand in."""
+"""In which order waiting requests are admitted: the settings."""
 
 from __future__ import annotations
 
@@ -6,11 +6,7 @@ from typing import Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from cbsim.schedulers.aging import AgingQueue
-from cbsim.schedulers.base import SchedulerConfig
-from cbsim.schedulers.fairness import FairQueue
-from cbsim.schedulers.lengths import make_length_rule
-from cbsim.schedulers.queues import FcfsQueue, RankedQueue, WaitingQueue, by_deadline, by_priority
+from cbsim.schedulers.scheduler import SchedulerConfig
 
 Policy = Literal["fcfs", "priority", "sjf", "edf", "fair"]
 
@@ -49,23 +45,3 @@ class OrderConfig(SchedulerConfig):
         if value is None and is_predicted:
             raise ValueError("missing; length_knowledge: predicted needs it, for example 0.5")
         return value
-
-
-def make_queue(config: OrderConfig, seed: int) -> WaitingQueue:
-    """An empty queue in the configured order."""
-    queue = _make_order(config, seed)
-    return queue if config.aging_s is None else AgingQueue(queue, config.aging_s)
-
-
-def _make_order(config: OrderConfig, seed: int) -> WaitingQueue:
-    match config.policy:
-        case "fcfs":
-            return FcfsQueue()
-        case "priority":
-            return RankedQueue(by_priority)
-        case "sjf":
-            return RankedQueue(make_length_rule(config.length_knowledge, config.prediction_error, seed))
-        case "edf":
-            return RankedQueue(by_deadline)
-        case "fair":
-            return FairQueue()

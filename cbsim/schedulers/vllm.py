@@ -6,10 +6,9 @@ from typing import Any, Literal
 
 from cbsim.config.section import ComponentConfig
 from cbsim.core.layout import FCFS
-from cbsim.schedulers.base import Resources
-from cbsim.schedulers.paged import PagedConfig, PagedRung, PagedScheduler
+from cbsim.schedulers.paged import PagedConfig, PagedScheduler
 from cbsim.schedulers.paged import chunk_cap as paged_chunk_cap
-from cbsim.schedulers.rung import Means, Numbers
+from cbsim.schedulers.scheduler import Means, Numbers
 
 
 class VllmConfig(PagedConfig):
@@ -28,39 +27,6 @@ class VllmConfig(PagedConfig):
         return self.version == "0.33"
 
 
-class VllmScheduler(PagedScheduler):
-    """The rules of `PagedScheduler` as they are, with the differences between vLLM's releases.
-
-    Before 0.33 a lone request was capped like any other, and a request that preempted itself ended the pass
-    under `priority` too; 0.15 had no `reserve_full_isl`, 0.15 and 0.20 no watermark.
-    """
-
-    Config = VllmConfig
-    can_fast_forward = True
-    decodes_first = False
-    config: VllmConfig
-
-    def __init__(self, config: VllmConfig, resources: Resources) -> None:
-        if config.version != "0.33":
-            config = config.model_copy(update={"watermark": 0.0})
-        if config.version == "0.15":
-            config = config.model_copy(update={"reserve_full_isl": False})
-        super().__init__(config, resources)
-
-    def chunk_cap(self) -> int:
-        """The cap spares a lone request (0.33)."""
-        is_lone = self.num_running + len(self.waiting) <= 1
-        if is_lone and self.config.version == "0.33":
-            return self.max_tokens_per_step
-        return super().chunk_cap()
-
-    def ends_at_own_preemption(self) -> bool:
-        """0.33 goes on with the next running request under `priority`."""
-        return self.config.policy == "fcfs" or self.config.version != "0.33"
-
-
-# The rules, over the core's records
-
 V0_15, V0_20, V0_33 = range(3)
 """Codes of `version`."""
 
@@ -77,8 +43,12 @@ def ends_at_own_preemption(self: Any) -> bool:
     return self.config.policy == FCFS or self.config.version != V0_33
 
 
-class VllmRung(PagedRung):
-    """Exactly what vLLM's V1 scheduler decides, with the differences between its releases."""
+class VllmScheduler(PagedScheduler):
+    """The rules of `PagedScheduler` as they are, with the differences between vLLM's releases.
+
+    Before 0.33 a lone request was capped like any other, and a request that preempted itself ended the pass
+    under `priority` too; 0.15 had no `reserve_full_isl`, 0.15 and 0.20 no watermark.
+    """
 
     Config = VllmConfig
     chunk_cap = chunk_cap
@@ -94,6 +64,3 @@ class VllmRung(PagedRung):
         if config.version == "0.15":
             numbers["reserve_full_isl"] = 0
         return numbers
-
-
-VllmScheduler.rung = VllmRung

@@ -6,8 +6,9 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from math import inf
+from types import FunctionType
 from typing import Any, get_args
 
 import numpy as np
@@ -35,8 +36,7 @@ from cbsim.observers import ObservedRun
 from cbsim.observers.audience import Audience
 from cbsim.observers.scheduler_view import SchedulerView
 from cbsim.results.latency import Replica, request_parts
-from cbsim.schedulers import SCHEDULERS, SchedulerConfig
-from cbsim.schedulers.rung import Means, Rung
+from cbsim.schedulers import SCHEDULERS, Means, Scheduler, SchedulerConfig
 from cbsim.studies.experiment import Experiment, ReplicasConfig
 from cbsim.workload import Workload
 from cbsim.workload.request import RequestState
@@ -70,7 +70,7 @@ class Setup:
 
     workload: Workload
     cost: CostModel
-    rung: type[Rung]
+    rung: type[Scheduler]
     scheduler: SchedulerConfig
     pool: KvPool
     means: Means
@@ -87,8 +87,7 @@ class Setup:
 
 def setup_of(experiment: Experiment, workload: Workload, cost: CostModel) -> Setup:
     """The setup of an experiment of one point."""
-    rung = SCHEDULERS.get(experiment.scheduler.type).rung
-    assert rung is not None
+    rung = SCHEDULERS.get(experiment.scheduler.type)
     kv_cache, model, gpu = experiment.kv_cache, experiment.model, experiment.gpu
     tensor_parallel = experiment.replicas.tensor_parallel
     num_blocks = kv_cache.size(model, gpu, tensor_parallel)
@@ -166,7 +165,7 @@ def simulate_core(
         segments=intake.segments,
         prefill_s=prices,
     )
-    bound = Parts(rung.rules(), rules.step_s if rules else class_step_s).bound(run)
+    bound = core_of(rung, rules.step_s if rules else class_step_s)
     record, outcome = Record(), Speed(False)
     if rules is not None and is_worth_compiling(engine, bound, requests):
         outcome = compiled(world, bound)
@@ -202,17 +201,29 @@ def blaming_plugins(
         raise failure from error
 
 
-def told_fault(fault: RuleFault, setup: Setup, ids: NDArray[np.object_]) -> PluginError:
-    """What a rule did that it must not, in words."""
+def told_fault(fault: RuleFault, setup: Setup, ids: Sequence[str] | NDArray[np.object_]) -> PluginError:
+    """What a rule or a cost model did that it must not, in words; `ids` are the requests' names by row."""
     if fault.code == layout.BAD_DURATION:
         return PluginError(f"{type(setup.cost).__name__}: a step's seconds; allowed: more than 0 and finite")
     name, request = setup.rung.__name__, ids[fault.request]
     if fault.code == layout.SCHEDULED_TOO_MUCH:
         return PluginError(
-            f"{name} schedules {fault.num_tokens} tokens of request {request}, which has {fault.limit} left, "
-            "or more than is left of the step's budget"
+            f"{name} schedules {fault.num_asked} tokens of request {request}, which has {fault.num_allowed} "
+            f"left, with {fault.budget} left of the step's budget"
         )
-    return PluginError(f"{name} takes {fault.num_tokens} KV blocks for {request}, {fault.limit} are free")
+    return PluginError(
+        f"{name} takes {fault.num_asked} KV blocks for request {request}, {fault.num_allowed} are free"
+    )
+
+
+def core_of(rung: type[Scheduler], step_s: Callable[..., float]) -> Bound:
+    """The core with a scheduler's rules and a cost model's price, put together once for many runs."""
+    return _core_of(tuple(rung.rules().items()), step_s)
+
+
+@lru_cache(maxsize=32)
+def _core_of(rules: tuple[tuple[str, FunctionType], ...], step_s: Callable[..., float]) -> Bound:
+    return Parts(dict(rules), step_s).bound(run)
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,13 +249,14 @@ def is_worth_compiling(engine: str, bound: Bound, requests: Array) -> bool:
 
 def compiled(world: World, bound: Bound) -> Speed:
     """Compile the core for a world, or load it; says so where that takes long."""
-    if not bound.is_cached:
+    is_new = not bound.is_cached
+    if is_new:
         LOGGER.warning("compiling the core for these settings, once; later runs load it")
     try:
         bound.compiled.prepare(world, len(world.requests), inf)
     except CannotCompile as error:
         return Speed(False, notes=(f"interpreted, since numba can't compile it: {error}",))
-    if not bound.compiled.was_cached and bound.compiled.seconds > 1:
+    if is_new:
         LOGGER.warning("compiled in %.0f s", bound.compiled.seconds)
     return Speed(True, bound.compiled.seconds)
 
@@ -295,7 +307,7 @@ def step_through(
     """
     feeding = SimpyWorld(
         setup.workload,
-        world.replicas,  # type: ignore[arg-type]
+        world.replicas,
         make_router(ROUTERS[setup.router], setup.means.seed),
         stop_at_s=None if setup.until_s == inf else setup.until_s,
         step_by_step=step_by_step,
@@ -396,7 +408,7 @@ def log_of(rows: Array, ids: NDArray[np.object_], own: Array, record: Record, se
         requests=requests,
         steps=StepColumns(record, names, num_blocks, everywhere),
         events=events,
-        batches=record.columns("batches") if setup.with_batches else None,
+        batches=_in_order_of_time(record.columns("batches")) if setup.with_batches else None,
         gaps=Gaps(record),
         rejections=rejections,
         num_tokens_recomputed=int(own["num_tokens_recomputed"].sum()),
@@ -407,6 +419,12 @@ def log_of(rows: Array, ids: NDArray[np.object_], own: Array, record: Record, se
         slices=slices,
         parts=Deferred(partial(request_parts, requests, events, replicas)),
     )
+
+
+def _in_order_of_time(batches: dict[str, Array]) -> dict[str, Array]:
+    """Slices by (start, replica), as steps are, those of a step in their order."""
+    order = np.lexsort((batches["position"], batches["replica"], batches["start_s"]))
+    return {name: column[order] for name, column in batches.items()}
 
 
 def _of_replica(slices: Slices, number: int) -> Slices:

@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from cbsim.base.units import MIB
-from cbsim.cost.cost_model import CostModel, StepShape
-from cbsim.schedulers import Prices, Resources, Scheduler, SchedulerConfig
-from cbsim.schedulers.kvcache import BlockPool, IdentityPool
+from cbsim.core.building import KvPool
+from cbsim.cost.cost_model import CostModel
+from cbsim.cost.costrules import MAX_DECODES, MAX_TOKENS, CostRules
+from cbsim.schedulers import Means, Scheduler, SchedulerConfig
+from cbsim.studies.simulation import Setup
 from cbsim.workload.request import Request
 from cbsim.workload.request_source import Workload, WorkloadConfig
 
-RECOMPUTE_S_PER_TOKEN = 2.0**-10
 MOVE_S_PER_BLOCK = 2.0**-8
 BLOCK_BYTES = MIB
 NUM_RIVALS = 240
@@ -53,10 +54,31 @@ class Case:
         """Prompt and output tokens of all requests."""
         return sum(row["num_prompt_tokens"] + row["num_output_tokens"] for row in self.requests)
 
-    def make_scheduler(self, scheduler_class: type[Scheduler]) -> Scheduler:
-        """A scheduler with a KV block pool of its own. Raises pydantic's error for a wrong setting."""
+    def make_setup(self, scheduler_class: type[Scheduler], *, with_batches: bool = False) -> Setup:
+        """What a run of the core is made from. Raises pydantic's error for a wrong setting."""
         config = scheduler_class.Config(type=scheduler_class.__name__, **self.settings)
-        return scheduler_class(config, self._resources(config))
+        return Setup(
+            workload=self.make_workload(),
+            cost=self.make_cost_model(),
+            rung=scheduler_class,
+            scheduler=config,
+            pool=KvPool(
+                self.num_blocks,
+                self.block_size,
+                self.prefix_caching and not scheduler_class.reserves_ahead,
+                config.reuses_unknown_blocks_first,
+            ),
+            means=Means(
+                num_blocks=self.num_blocks,
+                block_size=self.block_size,
+                block_bytes=BLOCK_BYTES,
+                host_link_bytes_per_s=BLOCK_BYTES / MOVE_S_PER_BLOCK,
+                max_model_len=self.max_model_len,
+                seed=0,
+            ),
+            num_replicas=self.num_replicas,
+            with_batches=with_batches,
+        )
 
     def make_workload(self) -> Workload:
         """The requests, new ones at each iteration."""
@@ -66,20 +88,6 @@ class Case:
     def make_cost_model(self) -> CostModel:
         """`step_s + token_s * tokens`."""
         return TokenCost(self.step_s, self.token_s)
-
-    def _resources(self, config: SchedulerConfig) -> Resources:
-        pool: BlockPool
-        if self.prefix_caching:
-            unknown_first = config.reuses_unknown_blocks_first
-            pool = IdentityPool(self.num_blocks, self.block_size, unknown_first=unknown_first)
-        else:
-            pool = BlockPool(self.num_blocks, self.block_size)
-        prices = Prices(
-            recompute_s=lambda num_tokens: num_tokens * RECOMPUTE_S_PER_TOKEN,
-            move_s=lambda num_blocks: num_blocks * MOVE_S_PER_BLOCK,
-            block_bytes=BLOCK_BYTES,
-        )
-        return Resources(pool=pool, prices=prices, max_model_len=self.max_model_len)
 
 
 class ListedWorkload(Workload):
@@ -101,16 +109,27 @@ class ListedWorkload(Workload):
         return len(self._rows)
 
 
+class TokenFigures(NamedTuple):
+    """What `token_step_s` takes, seconds."""
+
+    each_step_s: float
+    each_token_s: float
+
+
+def token_step_s(cost: Any, shape: Any, chunks: Any) -> Any:
+    """Seconds of a step: a fixed time, and one for each token."""
+    return cost.each_step_s + cost.each_token_s * (shape.num_prefill_tokens + shape.num_decodes)
+
+
 class TokenCost(CostModel):
     """A fixed time a step, and one a token."""
 
     def __init__(self, step_s: float, token_s: float) -> None:
-        self._step_s = step_s
-        self._token_s = token_s
+        self._figures = TokenFigures(step_s, token_s)
 
-    def step_s(self, shape: StepShape) -> float:
-        """See `CostModel.step_s`."""
-        return self._step_s + self._token_s * shape.num_tokens
+    def rules(self, max_tokens: int = MAX_TOKENS, max_decodes: int = MAX_DECODES) -> CostRules:
+        """See `CostModel.rules`."""
+        return CostRules(token_step_s, self._figures)
 
 
 def draw_case(

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
+from math import inf
 from typing import Any, TypeVar
 
 import numpy as np
 
+from cbsim.base.binding import CannotCompile, can_compile
 from cbsim.base.errors import PluginError
-from cbsim.cluster.engine.fast import FastEngine
-from cbsim.cluster.engine.reference import ReferenceEngine
+from cbsim.core.building import new_requests, new_world
 from cbsim.schedulers import SCHEDULERS, Scheduler, SchedulerConfig
+from cbsim.studies.simulation import core_of
 from cbsim.testing.case import Case, draw_case, starvation_case
 from cbsim.testing.identity import differences, without_batches
 from cbsim.testing.laws import HISTORY_LAWS, LOG_LAWS, Violation, nobody_starves
@@ -37,9 +40,10 @@ class ConformanceError(PluginError):
         self.step = step
         self._told = (scheduler, law, case, step, detail)
         place = f" in step {step}" if step >= 0 else ""
+        further = ", compiled=True" if law == "compiled_agrees" else ""
         super().__init__(
             f"scheduler '{scheduler}' breaks '{law}'{place}: {detail}; "
-            f"to see it again: cbsim.testing.check_case({scheduler}, {_told_case(case)}"
+            f"to see it again: cbsim.testing.check_case({scheduler}, {_told_case(case, further)}"
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -53,53 +57,86 @@ def check_scheduler(
     num_cases: int = 100,
     seed: int = 0,
     may_starve: bool = False,
+    compiled: bool = True,
 ) -> None:
     """Raise `ConformanceError` for the first law that a scheduler, a class or a `type:` name, breaks.
 
     Settings in `config` are kept; limits that it leaves open are drawn small, so that they bind. Every law is
     checked on `num_cases` simulations drawn from `seed`, each run three times (see `check_case`);
     `nobody_starves` on a stream of rivals, unless the policy `may_starve` by intention (pure priority,
-    shortest first).
+    shortest first). Whoever keeps all laws is then `compiled`, if numba is there and can, and must decide the
+    same; that takes some 20 s at the first time.
     """
     scheduler_class = SCHEDULERS.get(scheduler) if isinstance(scheduler, str) else scheduler
     settings = _settings(config)
     generator = np.random.default_rng(seed)
-    num_served = 0
+    seen = []
     for _ in range(num_cases):
         case = draw_case(generator, scheduler_class.Config, settings)
-        num_served += len(case.requests) - len(check_case(scheduler_class, case).log.rejections)
-    if not num_served:
+        seen.append(check_case(scheduler_class, case))
+    if all(len(each.log.rejections) == len(each.case.requests) for each in seen):
         raise ConformanceError(scheduler_class.__name__, "nobody_lost", case, -1, "every request is rejected")
     if not may_starve:
         case = starvation_case(scheduler_class.Config, settings)
-        seen = check_case(scheduler_class, case)
-        for violation in nobody_starves(seen):
+        seen.append(check_case(scheduler_class, case))
+        for violation in nobody_starves(seen[-1]):
             raise ConformanceError(scheduler_class.__name__, nobody_starves.__name__, case, *violation)
+    if compiled and can_compile() and what_prevents_compiling(scheduler_class, case) is None:
+        for each in seen:
+            _check_same(scheduler_class, each, "compiled")
 
 
-def check_case(scheduler_class: type[Scheduler], case: Case) -> Observation:
-    """Run one case on the naive engine, check every law, and that further runs are the same.
+def check_case(scheduler_class: type[Scheduler], case: Case, *, compiled: bool = False) -> Observation:
+    """Run one case step by step, check every law, and that further runs are the same. Returns what was seen.
 
-    The second is unobserved, the third on the fast engine. Returns what was seen.
+    The first run is observed in the SimPy world. Two more run by the core alone, interpreted, and know all
+    requests from the start; with `compiled` another, as numba compiles it.
     """
     name = scheduler_class.__name__
-    try:
+    with _breaches(name, case):
         seen = observe(scheduler_class, case)
-        runs = {
-            "deterministic": run_case(scheduler_class, case, ReferenceEngine),
-            "fast_engine_agrees": run_case(scheduler_class, case, FastEngine),
-        }
-    except BrokenOff as error:
-        # What went wrong before it tells more than the exception that came of it.
-        _check(name, HISTORY_LAWS, error.history)
-        law = "comes_to_an_end" if isinstance(error.__cause__, EndlessRun) else "raises_nothing"
-        raise ConformanceError(name, law, case, -1, str(error)) from error.__cause__
     _check(name, HISTORY_LAWS, seen)
     _check(name, LOG_LAWS, seen)
-    for law, log in runs.items():
-        for line in differences(without_batches(seen.log), log):
-            raise ConformanceError(name, law, case, -1, f"another run differs: {line}")
+    for engine in ("interpreted", "interpreted", "compiled")[: 2 + compiled]:
+        _check_same(scheduler_class, seen, engine)
     return seen
+
+
+def what_prevents_compiling(scheduler_class: type[Scheduler], case: Case) -> str | None:
+    """Why numba can't compile the core with a scheduler's rules, with file and line; `None` if it can."""
+    setup = case.make_setup(scheduler_class)
+    rules = setup.cost.rules()
+    assert rules is not None
+    numbers = scheduler_class.numbers(setup.scheduler, setup.means)
+    world = new_world(new_requests(1), rules.record, setup.pool, {**numbers, "with_batches": False})
+    try:
+        core_of(scheduler_class, rules.step_s).compiled.prepare(world, 1, inf)
+    except CannotCompile as error:
+        return str(error)
+    return None
+
+
+def _check_same(scheduler_class: type[Scheduler], seen: Observation, engine: str) -> None:
+    """Raise `ConformanceError` if a run that nobody watches differs from the one that was seen."""
+    with _breaches(scheduler_class.__name__, seen.case):
+        log = run_case(scheduler_class, seen.case, engine)
+    law = "compiled_agrees" if engine == "compiled" else "deterministic"
+    for line in differences(without_batches(seen.log), log):
+        raise ConformanceError(
+            scheduler_class.__name__, law, seen.case, -1, f"another run, {engine}, differs: {line}"
+        )
+
+
+@contextmanager
+def _breaches(scheduler: str, case: Case) -> Iterator[None]:
+    """What breaks a run off becomes a `ConformanceError`."""
+    try:
+        yield
+    except BrokenOff as error:
+        # What went wrong before it tells more than the exception that came of it.
+        _check(scheduler, HISTORY_LAWS, error.history)
+        law = "comes_to_an_end" if isinstance(error.__cause__, EndlessRun) else "raises_nothing"
+        raise ConformanceError(scheduler, law, case, -1, str(error)) from error.__cause__
 
 
 def _check(scheduler: str, laws: Mapping[str, Callable[[Seen], Iterator[Violation]]], seen: Seen) -> None:
@@ -108,12 +145,12 @@ def _check(scheduler: str, laws: Mapping[str, Callable[[Seen], Iterator[Violatio
             raise ConformanceError(scheduler, name, seen.case, *violation)
 
 
-def _told_case(case: Case) -> str:
+def _told_case(case: Case, further: str) -> str:
     """The end of a call with the case: as code, or, of many requests, where it is and what it begins with."""
     if len(case.requests) <= MAX_REQUESTS_TOLD:
-        return f"{case!r})"
+        return f"{case!r}{further})"
     first = replace(case, requests=case.requests[:NUM_FIRST_TOLD])
-    return f"error.case), which has {len(case.requests)} requests and begins as {first!r}"
+    return f"error.case{further}), which has {len(case.requests)} requests and begins as {first!r}"
 
 
 def _settings(config: SchedulerConfig | Mapping[str, Any] | None) -> dict[str, Any]:

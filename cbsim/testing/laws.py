@@ -57,7 +57,7 @@ def never_idle(seen: History) -> Iterator[Violation]:
 def budget_kept(seen: History) -> Iterator[Violation]:
     """No step has more tokens than `max_tokens_per_step`."""
     for replica in seen.replicas:
-        limit = replica.scheduler.max_tokens_per_step
+        limit = replica.stepper.records.config.max_tokens_per_step
         for call in replica.calls:
             num_tokens = sum(part.num_tokens for part in call.parts)
             if num_tokens > limit:
@@ -67,9 +67,9 @@ def budget_kept(seen: History) -> Iterator[Violation]:
 def slots_kept(seen: History) -> Iterator[Violation]:
     """No more than `max_num_seqs` requests run at once, and only running ones are scheduled."""
     for replica in seen.replicas:
-        limit = getattr(replica.scheduler.config, "max_num_seqs", None)
+        limit = replica.stepper.records.config.max_num_seqs
         for call in replica.calls:
-            if limit is not None and len(call.running) > limit:
+            if len(call.running) > limit:
                 yield Violation(call.step, f"{len(call.running)} requests run, max_num_seqs is {limit}")
             strangers = [part.request_id for part in call.parts if part.request_id not in call.running]
             if strangers:
@@ -170,7 +170,7 @@ def blocks_conserved(seen: History) -> Iterator[Violation]:
                 if hoarders:
                     yield Violation(entry.step, f"{hoarders} wait and hold KV blocks")
         if replica.history and not replica.history[-1].after:
-            num_used = replica.scheduler.pool.num_used
+            num_used = replica.stepper.num_blocks_used
             if num_used:
                 yield Violation(-1, f"{num_used} KV blocks are still held when nobody is there")
 

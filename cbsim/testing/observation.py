@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, NamedTuple, cast
+from math import inf
+from typing import Any, NamedTuple
 
-from cbsim.cluster.engine.engine_interface import Engine
-from cbsim.cluster.engine.recorder import Recorder, RunLog
-from cbsim.cluster.engine.reference import ReferenceEngine
+from cbsim.base.plugin_errors import told_in_one_line
+from cbsim.cluster.engine.recorder import RunLog
 from cbsim.cluster.router import RoundRobin
 from cbsim.cluster.simpy_world import World
-from cbsim.schedulers import Scheduler, StepPlan
-from cbsim.schedulers.kvcache import IdentityPool
-from cbsim.studies.run import collect
+from cbsim.core import layout, loop
+from cbsim.core.driver import RuleFault
+from cbsim.core.stepping import Stepper, StepwiseWorld
+from cbsim.schedulers import Scheduler
+from cbsim.studies.simulation import Setup, simulate_core, stepwise, stepwise_log, told_fault
 from cbsim.testing.case import Case
 from cbsim.workload.request import Request, RequestState
 
@@ -39,11 +42,12 @@ class Part(NamedTuple):
     num_computed_tokens: int
     """Before the step, as the plan says."""
     emits: bool
+    is_prefill: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One call of `Scheduler.plan`: what it decided, and how everybody stood before and after."""
+    """One call of a scheduler: what it decided, and how everybody stood before and after."""
 
     now: float
     step: int
@@ -69,7 +73,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """One call of `Scheduler.commit`: a step has ended."""
+    """A step has ended."""
 
     step: int
     emitted: tuple[str, ...]
@@ -83,9 +87,9 @@ class Commit:
 
 @dataclass(frozen=True, slots=True)
 class Replica:
-    """One replica's scheduler, and its calls and commits in the order they were made."""
+    """One replica, and the calls of its scheduler and the ends of its steps in their order."""
 
-    scheduler: Scheduler
+    stepper: Stepper
     history: list[Call | Commit]
 
     @property
@@ -119,152 +123,202 @@ class EndlessRun(Exception):
 
 
 class BrokenOff(Exception):
-    """A run that ended in an exception, its cause, with what was seen before."""
+    """A run that ended in an exception, its cause, with what was seen before.
 
-    def __init__(self, history: History, cause: Exception) -> None:
+    `module` is that of the scheduler, of which the line is told.
+    """
+
+    def __init__(self, history: History, cause: Exception, module: str) -> None:
         self.history = history
-        super().__init__(f"{type(cause).__name__}: {cause}")
+        super().__init__(told_in_one_line(cause, module))
 
 
 def observe(scheduler_class: type[Scheduler], case: Case) -> Observation:
-    """Run a case on the naive engine. Raises `BrokenOff` from whatever the scheduler raises."""
-    max_calls = CALLS_PER_TOKEN * (case.num_tokens + 10)
-    watches = [Watch(case.make_scheduler(scheduler_class), max_calls) for _ in range(case.num_replicas)]
-    replicas = [Replica(watch.scheduler, watch.history) for watch in watches]
-    try:
-        log = _run(case, [cast("Scheduler", watch) for watch in watches], ReferenceEngine, with_batches=True)
-    except Exception as error:
-        raise BrokenOff(History(case, replicas), error) from error
-    return Observation(case, replicas, log)
+    """Run a case step by step in the SimPy world, and write down all that can be seen.
 
-
-def run_case(scheduler_class: type[Scheduler], case: Case, engine_class: type[Engine]) -> RunLog:
-    """Run a case unobserved, on any engine: a log without batches and without a row for each token.
-
-    Raises `BrokenOff` from whatever the scheduler raises.
+    Raises `BrokenOff` from whatever the scheduler raises, `PluginError` for rules that can't be ones.
     """
-    schedulers = [case.make_scheduler(scheduler_class) for _ in range(case.num_replicas)]
+    return observe_setup(case.make_setup(scheduler_class, with_batches=True), case)
+
+
+def observe_setup(setup: Setup, case: Case, *, step_s: Callable[..., float] | None = None) -> Observation:
+    """The same for a setup made from the case and changed; `step_s` as for `stepwise`."""
+    watch = Watch(setup, CALLS_PER_TOKEN * (case.num_tokens + 10))
+    world = stepwise(setup, step_s=step_s, watches=watch.functions(step_s))
+    watch.follow(world)
+    history = History(case, watch.replicas)
+    with _broken_off(history, setup.rung):
+        try:
+            World(setup.workload, world.replicas, RoundRobin()).run()
+        except RuleFault as fault:
+            raise told_fault(fault, setup, [request.request_id for request in world.requests]) from fault
+    return Observation(case, watch.replicas, stepwise_log(world, setup))
+
+
+def run_case(scheduler_class: type[Scheduler], case: Case, engine: str = "interpreted") -> RunLog:
+    """Run a case unobserved: a log without batches and without a row for each token.
+
+    `engine` is `interpreted` or `compiled`; what can't be compiled is interpreted all the same. Raises
+    `BrokenOff` from whatever the scheduler raises.
+    """
+    setup = case.make_setup(scheduler_class)
+    with _broken_off(History(case, []), scheduler_class):
+        log, _, _ = simulate_core(setup, engine)
+    return log
+
+
+@contextmanager
+def _broken_off(history: History, scheduler_class: type[Scheduler]) -> Iterator[None]:
     try:
-        return _run(case, schedulers, engine_class, with_batches=False)
+        yield
     except Exception as error:
-        raise BrokenOff(History(case, []), error) from error
-
-
-def _run(
-    case: Case, schedulers: Sequence[Scheduler], engine_class: type[Engine], *, with_batches: bool
-) -> RunLog:
-    recorder = Recorder(with_batches=with_batches)
-    cost = case.make_cost_model()
-    engines = [
-        engine_class(replica, scheduler, cost, recorder, 2 if scheduler.config.async_scheduling else 1)
-        for replica, scheduler in enumerate(schedulers)
-    ]
-    world = World(case.make_workload(), engines, RoundRobin())
-    world.run()
-    return collect(recorder, engines, world.end_s, is_closed_loop=case.concurrency is not None)
+        raise BrokenOff(history, error, scheduler_class.__module__) from error
 
 
 class Watch:
-    """Stands before a scheduler and writes down every call and commit; all else goes through."""
+    """Stands before the core's functions of each replica, and writes down what every call brought."""
 
-    def __init__(self, scheduler: Scheduler, max_calls: int) -> None:
-        self.scheduler = scheduler
-        self.history: list[Call | Commit] = []
+    def __init__(self, setup: Setup, max_calls: int) -> None:
+        self.replicas: list[Replica] = []
+        self._setup = setup
         self._max_calls = max_calls
         self._num_calls = 0
-        self._steps: dict[int, int] = {}
-        """Identity of a plan under way -> the number of its step."""
-        self._num_steps = 0
-        self._present: dict[str, Request] = {}
+        self._present: list[dict[str, Request]] = []
+        """Of each replica: its requests until nothing of them is left."""
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.scheduler, name)
+    def follow(self, world: StepwiseWorld) -> None:
+        """The world whose functions are watched."""
+        self.replicas += [Replica(stepper, []) for stepper in world.replicas]
+        self._present += [{} for _ in world.replicas]
 
-    def add(self, request: Request) -> None:
-        """See `Scheduler.add`."""
-        self._present[request.request_id] = request
-        self.scheduler.add(request)
+    def functions(self, step_s: Callable[..., float] | None) -> dict[str, Callable[..., Any]]:
+        """What stands for functions of the core: `watches` of `stepwise`."""
+        unwatched = stepwise(self._setup, step_s=step_s)
+        submit_, plan_ = unwatched.bound(loop.submit), unwatched.bound(loop.plan)
+        begin_ = unwatched.bound(loop.begin)
+        end_step_, wake_at_s_ = unwatched.bound(loop.end_step), unwatched.bound(loop.wake_at_s)
 
-    def plan(self, now: float, *hidden: int) -> StepPlan:
-        """See `Scheduler.plan`."""
+        def submit(records: Any, request: Any) -> Any:
+            is_accepted = submit_(records, request)
+            if is_accepted:
+                self._present[records.own.replica][request.request_id] = request
+            return is_accepted
+
+        def plan(records: Any, step: Any, place: Any, now: Any) -> None:
+            number = records.own.replica
+            self._count_call()
+            before = self._standings(number)
+            plan_(records, step, place, now)
+            if records.own.fault == layout.NO_FAULT:
+                self._planned(number, step, now, before, wake_at_s_(records))
+
+        def begin(records: Any, cost: Any, step: Any) -> None:
+            begin_(records, cost, step)
+            history = self.replicas[records.own.replica].history
+            call = history[-1]
+            assert isinstance(call, Call)
+            history[-1] = replace(
+                call, num_padding_tokens=step.num_padding_tokens, transfer_s=step.transfer_s
+            )
+
+        def end_step(records: Any) -> Any:
+            number = records.own.replica
+            before, step = self._standings(number), self.replicas[number].stepper.under_way[0]
+            num_finished = end_step_(records)
+            self._ended(number, step, records.candidates[:num_finished], before)
+            return num_finished
+
+        return {"submit": submit, "plan": plan, "begin": begin, "end_step": end_step}
+
+    def _count_call(self) -> None:
         self._num_calls += 1
         if self._num_calls > self._max_calls:
-            raise EndlessRun(f"{self._max_calls} calls, and these are still there: {list(self._present)}")
-        before = self._standings()
-        step = self.scheduler.plan(now, *hidden)
-        number = -1
-        if step.slices:
-            number = self._steps[id(step)] = self._num_steps
-            self._num_steps += 1
-        self.history.append(
+            present = [name for requests in self._present for name in requests]
+            raise EndlessRun(f"{self._max_calls} calls, and these are still there: {present}")
+
+    def _planned(
+        self, number: int, step: Any, now: float, before: dict[str, Standing], wake_at_s: float
+    ) -> None:
+        replica = self.replicas[number]
+        stepper = replica.stepper
+        replica.history.append(
             Call(
                 now=now,
-                step=number,
+                step=stepper.own.num_steps if step.num_slices else -1,
                 parts=tuple(
-                    Part(part.request.request_id, part.num_tokens, part.num_computed_tokens, part.emits)
-                    for part in step.slices
+                    Part(
+                        part.request.request_id,
+                        part.num_tokens,
+                        part.num_computed_tokens,
+                        part.emits,
+                        part.is_prefill,
+                    )
+                    for part in stepper.slices(step)
                 ),
-                decisions=tuple((what, request.request_id, n) for what, request, n in step.decisions),
-                running=_ids(self.scheduler.running),
-                waiting=_ids(self.scheduler.waiting),
-                num_blocks_used=step.num_blocks_used,
-                num_padding_tokens=step.num_padding_tokens,
-                transfer_s=step.transfer_s,
+                decisions=tuple(
+                    (what, request.request_id, n) for what, request, n in stepper.decisions(step)
+                ),
+                running=_ids(stepper.running),
+                waiting=_ids(self._queue(number, now)),
+                num_blocks_used=step.kv_blocks_used,
+                num_padding_tokens=0,
+                transfer_s=0.0,
                 before=before,
-                after=self._standings(),
-                wake_at_s=self.scheduler.wake_at_s(),
-                integrity=self._integrity(),
+                after=self._standings(number),
+                wake_at_s=None if wake_at_s == inf else wake_at_s,
+                integrity=self._integrity(number),
             )
         )
-        return step
 
-    def commit(self, step: StepPlan) -> list[Request]:
-        """See `Scheduler.commit`."""
-        before = self._standings()
-        finished = self.scheduler.commit(step)
-        pool = self.scheduler.pool
-        self.history.append(
+    def _ended(self, number: int, step: Any, finished: list[int], before: dict[str, Standing]) -> None:
+        replica, present = self.replicas[number], self._present[number]
+        stepper = replica.stepper
+        replica.history.append(
             Commit(
-                step=self._steps.pop(id(step)),
-                emitted=_ids(part.request for part in step.slices if part.emits),
-                finished=_ids(finished),
-                num_blocks_used=pool.num_used,
-                num_cached_free=pool.num_cached_free if isinstance(pool, IdentityPool) else 0,
+                step=step.number,
+                emitted=_ids(part.request for part in stepper.slices(step) if part.emits),
+                finished=_ids(stepper.world.requests[index] for index in finished),
+                num_blocks_used=stepper.num_blocks_used,
+                num_cached_free=stepper.own.num_cached_free,
                 before=before,
-                after=self._standings(),
-                integrity=self._integrity(),
+                after=self._standings(number),
+                integrity=self._integrity(number),
             )
         )
-        self._forget_released()
-        return finished
+        # Static batches keep the blocks of their finished members until all are done.
+        for name in [name for name, request in present.items() if _is_gone(request)]:
+            del present[name]
 
-    def _forget_released(self) -> None:
-        """Static batches keep the blocks of their finished members until all are done."""
-        ended = [
-            name
-            for name, request in self._present.items()
-            if request.state is RequestState.FINISHED and request.num_blocks == 0
-        ]
-        for name in ended:
-            del self._present[name]
+    def _queue(self, number: int, now: float) -> list[Request]:
+        """Who really stands in the queue: those that wait in their order, then any that should not."""
+        nodes = self.replicas[number].stepper.records.nodes
+        queued = {
+            name: request for name, request in self._present[number].items() if nodes[request.index].is_in
+        }
+        ordered = {each.request_id: each for each in self.replicas[number].stepper.waiting(now)}
+        return [queued[name] for name in (*ordered, *(queued.keys() - ordered.keys())) if name in queued]
 
-    def _standings(self) -> dict[str, Standing]:
+    def _standings(self, number: int) -> dict[str, Standing]:
         return {
             name: Standing(
-                request.state,
+                RequestState(request.state),
                 request.num_computed_tokens,
                 request.num_generated_tokens,
                 request.num_blocks,
             )
-            for name, request in self._present.items()
+            for name, request in self._present[number].items()
         }
 
-    def _integrity(self) -> str | None:
+    def _integrity(self, number: int) -> str | None:
         try:
-            self.scheduler.pool.check_integrity(self._present.values())
+            self.replicas[number].stepper.check_integrity()
         except RuntimeError as error:
             return str(error)
         return None
+
+
+def _is_gone(request: Request) -> bool:
+    return request.state == RequestState.FINISHED and request.num_blocks == 0
 
 
 def _ids(requests: Iterable[Request]) -> tuple[str, ...]:

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import simpy
-
 from cbsim.cluster.engine.fast import FastEngine
+
 from cbsim.cluster.engine.recorder import ADMITTED, ARRIVED, FINISHED, PREEMPTED, RESUMED, Recorder, RunLog
 from cbsim.cluster.router import make_router
 from cbsim.cluster.simpy_world import World
@@ -18,7 +18,7 @@ from cbsim.observers import OBSERVERS, Observer
 from cbsim.schedulers import SCHEDULERS
 from cbsim.studies.run import collect
 from cbsim.testing import Case, differences, draw_case
-from tests.cluster.engine.twins import IrregularCost
+from tests.core.drawn import IrregularCost
 from tests.observers.test_hooks import KINDS, crowd
 from tests.observers.watched import Notes, StateNotes, StepNotes, row, setting, watch
 from tests.simulation import ListedWorkload

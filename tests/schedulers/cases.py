@@ -5,13 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from cbsim.schedulers import Prices, Resources
-from cbsim.schedulers.kvcache import BlockPool, IdentityPool
-from cbsim.schedulers.preemptive import PreemptiveConfig, PreemptiveScheduler
-from cbsim.workload.request import Request, RequestState
-from tests.simulation import Simulation, simulate
+from tests.simulation import BLOCK_BYTES, Engine, Simulation, simulate
 
-BLOCK_BYTES = 2**20
+__all__ = ["BLOCK_BYTES", "admission_order", "finish_times", "preemptive", "row", "run"]
 
 
 def row(name: str, arrival_s: float, num_prompt: int, num_output: int, **more: Any) -> dict[str, Any]:
@@ -25,41 +21,26 @@ def row(name: str, arrival_s: float, num_prompt: int, num_output: int, **more: A
     }
 
 
-def request(index: int, **more: Any) -> Request:
-    """A request that nobody has seen yet."""
-    made = Request(**row(f"r{index}", float(index), 8, 8, **more))
-    made.index = index
-    return made
-
-
 def preemptive(
     *,
     num_blocks: int = 100,
     prefix_caching: bool = False,
     recompute_s: Callable[[int], float] = lambda num_tokens: num_tokens / 4,
-    move_s: Callable[[int], float] = lambda num_blocks: num_blocks / 4,
+    block_s: float = 0.25,
     seed: int = 0,
     **settings: Any,
-) -> PreemptiveScheduler:
+) -> Engine:
     """A scheduler with blocks of 4 tokens and prices that floating point holds exactly."""
-    config = PreemptiveConfig(type="preemptive", **settings)
-    pool = IdentityPool(num_blocks, 4) if prefix_caching else BlockPool(num_blocks, 4)
-    return PreemptiveScheduler(config, Resources(pool, Prices(recompute_s, move_s, BLOCK_BYTES), 8192, seed))
+    return Engine("preemptive", settings, num_blocks, 4, prefix_caching, recompute_s, block_s, seed)
 
 
-def run(scheduler: PreemptiveScheduler, rows: Sequence[dict[str, Any]]) -> Simulation:
-    """Run to the end in steps of 1 s and check after each what no step may break."""
-    commit_of = scheduler.commit
-
-    def commit(step: Any) -> list[Request]:
-        finished = commit_of(step)
-        scheduler.swap.check_integrity(scheduler.waiting)
-        assert all(r.state in (RequestState.WAITING, RequestState.PREEMPTED) for r in scheduler.waiting)
-        return finished
-
-    scheduler.commit = commit  # type: ignore[method-assign]
-    simulation = simulate(scheduler, rows)
-    assert scheduler.pool.num_used == scheduler.swap.num_used == len(scheduler.waiting) == 0
+def run(engine: Engine, rows: Sequence[dict[str, Any]]) -> Simulation:
+    """Run to the end in steps of 1 s and check what no run may break, in host memory too."""
+    simulation = simulate(engine, rows)
+    own, requests = simulation.own, simulation.replica.world.requests
+    assert own.num_swapped_blocks == own.num_waiting == own.num_running == own.num_kv_tokens == 0
+    assert simulation.replica.num_blocks_used == 0
+    assert not any(request.num_swapped_blocks for request in requests)
     return simulation
 
 

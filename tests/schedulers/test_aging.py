@@ -8,9 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cbsim.schedulers.aging import AgingQueue
-from cbsim.schedulers.queues import FcfsQueue, RankedQueue, by_priority
-from tests.schedulers.cases import admission_order, finish_times, preemptive, request, row, run
+from tests.schedulers.cases import admission_order, finish_times, preemptive, row, run
 
 
 def flood(num_urgent: int) -> list[dict[str, Any]]:
@@ -100,56 +98,6 @@ def test_the_aged_are_not_preempted_for_the_others() -> None:
         scheduler = preemptive(num_blocks=5, max_num_seqs=2, policy="priority", aging_s=aging_s)
         simulation = run(scheduler, rows)
         assert [name for step in simulation.rows for name in step["preempted"]] == expected
-
-
-def test_among_the_aged_the_first_to_arrive_is_safe() -> None:
-    scheduler = preemptive(policy="priority", aging_s=1.0, victim="last_admitted")
-    first, second = request(0, priority=9), request(1, priority=0)
-    for running in (second, first):
-        running.waited_s = 2.0
-        running.state = running.state.RUNNING
-        scheduler.running.append(running)
-    assert scheduler.victim(5.0) is second
-
-
-def test_a_queue_of_aged_requests_is_first_come_first_served() -> None:
-    queue = AgingQueue(RankedQueue(by_priority), 5.0)
-    waiting = [request(i, priority=9 - i) for i in range(4)]
-    for newcomer in waiting:
-        queue.push(newcomer)
-    assert queue.head(5.0) is waiting[3]
-    assert list(queue) == waiting[::-1]
-    assert queue.head(6.5) is waiting[0]
-    assert list(queue) == [waiting[0], waiting[1], waiting[3], waiting[2]]
-    queue.remove(waiting[0])
-    assert queue.head(6.5) is waiting[1]
-    queue.remove(waiting[1])
-    assert queue.head(6.5) is waiting[3]
-    assert len(queue) == 2
-
-
-def test_a_stale_date_does_not_age_who_returned() -> None:
-    """Admitted after 2 of 5 s and back at 10 s, it is aged from 13 s on."""
-    queue = AgingQueue(FcfsQueue(), 5.0)
-    other, back = request(0), request(1)
-    back.arrival_s = back.waiting_since_s = 0.0
-    queue.push(back)
-    queue.remove(back)
-    back.waited_s, back.waiting_since_s = 2.0, 10.0
-    queue.put_back(back)
-    other.waiting_since_s = 12.0
-    queue.push(other)
-    assert not queue.is_aged(back, 13.0)
-    assert queue.is_aged(back, 13.5)
-    queue.head(12.5)
-    assert list(queue) == [back, other]
-
-
-def test_only_aging_lets_the_clock_decide() -> None:
-    assert not preemptive(policy="priority").decides_by_clock
-    assert preemptive(policy="priority", aging_s=1.0).decides_by_clock
-    assert not preemptive(policy="sjf").decides_by_progress
-    assert preemptive(policy="fair").decides_by_progress
 
 
 def test_admission_order_with_everyone_aged() -> None:

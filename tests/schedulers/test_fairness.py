@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cbsim.schedulers.fairness import FairQueue
-from tests.schedulers.cases import preemptive, request, row, run
+from tests.schedulers.cases import preemptive, row, run
 from tests.simulation import Simulation
 
 MAX_PROMPT, MAX_OUTPUT, NUM_SLOTS = 8, 8, 2
@@ -29,7 +28,8 @@ def served(simulation: Simulation, name: str) -> list[tuple[float, int]]:
     """`(instant, tokens served to a user until then)`: prompts when admitted, answer tokens as they come."""
     events = []
     for step in simulation.rows:
-        prompts = sum(r.num_prompt_tokens for r, _ in step["plan"].admitted if r.user == name)
+        admitted = [new for new in step["new"] if new.startswith(name)]
+        prompts = sum(simulation.seen.requests[new]["num_prompt_tokens"] for new in admitted)
         events.append((step["scheduled_at"], prompts))
         if step["start"] is not None:
             events.append((step["end"], sum(other.startswith(name) for other in step["emitted"])))
@@ -100,50 +100,7 @@ def test_recomputed_tokens_are_not_charged_again() -> None:
     scheduler = preemptive(policy="fair", max_num_seqs=2, num_blocks=6)
     simulation = run(scheduler, [*user("a", 4, output=9), *user("b", 4, output=9)])
     assert any(step["preempted"] for step in simulation.rows)
-    assert isinstance(scheduler.waiting, FairQueue)
     # The counter of whoever came back to the queue after the other is lifted by at most a request.
-    assert 4 * 17 <= scheduler.waiting.num_served["a"] <= 5 * 17
-    assert 4 * 17 <= scheduler.waiting.num_served["b"] <= 5 * 17
-
-
-def test_lifting_by_hand() -> None:
-    """Algorithm 2's cases: to the least counter of those waiting, else to that of who left last."""
-    queue = FairQueue()
-    a, b, c, d = (request(i, user=name) for i, name in enumerate("abcb"))
-    queue.push(a)
-    queue.served(a, 50)
-    queue.push(b)
-    assert queue.num_served == {"a": 50, "b": 50}
-    queue.served(b, 20)
-    queue.push(c)
-    assert queue.num_served["c"] == 50
-    for left in (a, c, b):
-        queue.remove(left)
-    assert queue.head(0.0) is None
-    queue.served(c, 10)
-    queue.push(request(9, user="new"))
-    assert queue.num_served["new"] == 70
-    queue.push(d)
-    assert queue.num_served["b"] == 70
-    assert next(iter(queue)) is queue.head(0.0) is d
-
-
-@settings(max_examples=40, deadline=None)
-@given(st.lists(st.tuples(st.sampled_from("pprs"), st.sampled_from("abc"), st.integers(1, 9)), max_size=60))
-def test_the_head_is_the_first_of_the_least_served(script: list[tuple[str, str, int]]) -> None:
-    queue, waiting, gone = FairQueue(), [], []
-    for index, (action, name, number) in enumerate(script):
-        if action == "p":
-            waiting.append(request(index, user=name))
-            queue.push(waiting[-1])
-        elif action == "r" and waiting:
-            gone.append(waiting.pop(number % len(waiting)))
-            queue.remove(gone[-1])
-        elif action == "s" and gone:
-            back = gone.pop(number % len(gone))
-            queue.served(back, number)
-            if number % 2:
-                waiting.append(back)
-                queue.put_back(back)
-        assert len(queue) == len(waiting)
-        assert queue.head(0.0) is min(waiting, key=queue.rank, default=None)
+    counters = [user.num_served for user in simulation.replica.records.users]
+    assert len(counters) == 2
+    assert all(4 * 17 <= num_served <= 5 * 17 for num_served in counters)

@@ -121,9 +121,3 @@ def test_nobody_returns_in_the_step_that_evicted_it() -> None:
     evicting = next(step for step in simulation.rows if step["preempted"])
     assert evicting["preempted"] == ["big"]
     assert evicting["resumed"] == []
-
-
-def test_it_forbids_fast_forward() -> None:
-    assert preemptive(policy="priority").can_fast_forward
-    assert not preemptive(policy="priority", preempt_on_arrival=True).can_fast_forward
-    assert not preemptive(policy="fair").can_fast_forward

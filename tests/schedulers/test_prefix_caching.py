@@ -7,51 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import cbsim
-from cbsim.schedulers.kvcache import IdentityPool
-from cbsim.schedulers.prefix_keys import PrefixKeys
-from cbsim.workload.request import Request
-from tests.schedulers.cases import preemptive, row, run
+from tests.schedulers.cases import row
 from tests.simulation import make_scheduler, simulate
 
 MOONCAKE = Path(__file__).parents[3] / "shared" / "traces" / "mooncake_synthetic_trace.jsonl"
 BLOCK = 4
-
-
-def expand(request: Request) -> list[tuple[str, int]]:
-    """A request's tokens, answer included, one by one."""
-    prompt = request.prompt or ((f"p:{request.request_id}", request.num_prompt_tokens),)
-    segments = (*prompt, (f"o:{request.request_id}", request.num_output_tokens))
-    return [(name, i) for name, n in segments for i in range(n)]
-
-
-@settings(max_examples=100, deadline=None)
-@given(
-    st.lists(
-        st.lists(st.tuples(st.sampled_from(["a", "b", "o:r0"]), st.integers(0, 9)), min_size=1, max_size=5),
-        min_size=2,
-        max_size=5,
-    ),
-    st.integers(1, 5),
-)
-def test_keys_are_equal_where_and_only_where_tokens_are(prompts: Any, block_size: int) -> None:
-    keys = PrefixKeys()
-    content_of: dict[Any, tuple[Any, ...]] = {}
-    for index, prompt in enumerate(prompts):
-        made = Request(f"r{index}", 0.0, sum(n for _, n in prompt), 3, prompt=tuple(prompt))
-        tokens = expand(made)
-        num_blocks = len(tokens) // block_size
-        whole = list(keys.keys(made, block_size, 0, num_blocks))
-        for first in range(num_blocks):
-            assert list(keys.keys(made, block_size, first, num_blocks)) == whole[first:]
-        for place, key in enumerate(whole):
-            content = tuple(tokens[: (place + 1) * block_size])
-            assert content_of.setdefault(key, content) == content
-        keys.forget(made)
-    assert len(set(content_of.values())) == len(content_of)
 
 
 @pytest.mark.parametrize("type", ["vllm", "preemptive"])
@@ -65,15 +27,6 @@ def test_the_next_turn_finds_prompt_and_answer(type: str) -> None:
     scheduler = make_scheduler(type, num_blocks=50, block_size=BLOCK, prefix_caching=True)
     simulation = simulate(scheduler, rows)
     assert [step["cached"] for step in simulation.rows if step["new"]] == [{}, {"turn2": 16}, {"other": 8}]
-
-
-def test_what_a_request_leaves_is_found_after_it_is_forgotten() -> None:
-    rows = [row("a", 0.0, 12, 2, prompt=(("s", 12),)), row("b", 9.0, 12, 2, prompt=(("s", 12),))]
-    scheduler = preemptive(num_blocks=20, prefix_caching=True)
-    simulation = run(scheduler, rows)
-    assert isinstance(scheduler.pool, IdentityPool)
-    assert simulation.rows[2]["cached"] == {"b": 8}
-    assert scheduler.pool._prefixes._chains == {}
 
 
 def test_cached_tokens_are_not_computed_and_stand_in_the_results(tmp_path: Path) -> None:

@@ -7,13 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from cbsim.schedulers.lengths import LengthPredictor, answer_length, prompt_length
-from cbsim.schedulers.queues import FcfsQueue, RankedQueue, WaitingQueue, by_deadline, by_priority
-from cbsim.workload.request import Request
-from tests.schedulers.cases import admission_order, preemptive, request, row, run
+from cbsim.schedulers.preemptive import PreemptiveConfig, PreemptiveScheduler
+from tests.schedulers.cases import admission_order, preemptive, row, run
 
 ROWS = [
     # One runs alone while the others arrive; they differ so that every order is another one.
@@ -47,60 +43,36 @@ def test_each_policy_admits_in_its_order(
     assert admission_order(run(scheduler, ROWS)) == ["first", *expected]
 
 
-def test_several_victims_return_in_order_of_arrival() -> None:
-    queue = FcfsQueue()
-    early, middle, late, newcomer = (request(i) for i in range(4))
-    queue.push(newcomer)
-    for victim in (middle, late, early):
-        queue.put_back(victim)
-    assert list(queue) == [early, middle, late, newcomer]
-
-
-@pytest.mark.parametrize("figure", [by_priority, by_deadline, answer_length, prompt_length])
-@settings(max_examples=30, deadline=None)
-@given(st.lists(st.tuples(st.booleans(), st.integers(1, 4)), max_size=30), st.randoms())
-def test_a_ranked_queue_is_a_sorted_list(figure: Any, script: list[tuple[bool, int]], chance: Any) -> None:
-    queue: WaitingQueue = RankedQueue(figure)
-    naive: list[Request] = []
-    for index, (leaves, number) in enumerate(script):
-        if leaves and naive:
-            gone = chance.choice(naive)
-            naive.remove(gone)
-            queue.remove(gone)
-        made = Request(f"r{index}", 0.0, number, 5 - number, priority=number % 3, deadline_s=float(number))
-        made.index = index
-        naive.append(made)
-        queue.push(made)
-        naive.sort(key=lambda r: (figure(r), r.index))
-        assert list(queue) == naive
-        assert queue.head(0.0) is naive[0]
-        assert len(queue) == len(naive)
+def predictor(seed: int) -> Any:
+    config = PreemptiveConfig(
+        type="preemptive", policy="sjf", length_knowledge="predicted", prediction_error=0.5
+    )
+    predicted = PreemptiveScheduler.job_length(config, seed)
+    assert predicted is not None
+    return lambda index: predicted(f"r{index}", 8, 8)
 
 
 def test_predictions_have_the_relative_error_asked_for() -> None:
-    predict = LengthPredictor(0.5, seed=3)
-    logs = [math.log(predict(request(i)) / 8) for i in range(1500)]
+    logs = [math.log(predictor(3)(index) / 8) for index in range(1500)]
     # Standard errors: 0.5 / sqrt(1500) = 0.013 of the mean, 0.5 / sqrt(3000) = 0.009 of sigma; 4 of them.
     assert abs(np.mean(logs)) < 0.052
     assert abs(np.std(logs) - 0.5) < 0.037
 
 
 def test_a_prediction_depends_on_seed_and_id_alone() -> None:
-    once = LengthPredictor(0.5, seed=3)
-    [once(request(i)) for i in range(5)]
-    assert once(request(7)) == LengthPredictor(0.5, seed=3)(request(7))
-    assert once(request(7)) != LengthPredictor(0.5, seed=4)(request(7))
-    assert once(request(7)) != once(request(8))
+    once = predictor(3)
+    [once(index) for index in range(5)]
+    assert once(7) == predictor(3)(7)
+    assert once(7) != predictor(4)(7)
+    assert once(7) != once(8)
 
 
 def test_a_policy_with_nothing_to_go_by_says_so() -> None:
     alike = [row("a", 0.0, 4, 2), row("b", 0.0, 8, 2)]
     for policy in ("priority", "edf", "fair", "sjf"):
         scheduler = preemptive(policy=policy)
-        run(scheduler, alike)
-        assert scheduler.notes() == [
+        assert run(scheduler, alike).notes() == [
             f"policy: {policy} found nothing that tells requests apart: they were served in order of arrival"
         ]
     scheduler = preemptive(policy="sjf", length_knowledge="prompt_only", aging_s=1.0)
-    run(scheduler, alike)
-    assert scheduler.notes() == []
+    assert run(scheduler, alike).notes() == []

@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 
 from cbsim.base.units import GIB
-from cbsim.workload.request import RequestState
-from tests.schedulers.cases import BLOCK_BYTES, finish_times, preemptive, request, row, run
+from tests.schedulers.cases import BLOCK_BYTES, finish_times, preemptive, row, run
 
 GIB_PER_BLOCK = BLOCK_BYTES / GIB
 
@@ -35,15 +34,15 @@ def test_a_swap_by_hand() -> None:
     ]
     assert simulation.rows[1]["preempted"] == ["b"]
     assert (simulation.rows[6]["resumed"], simulation.rows[6]["cached"]) == (["b"], {})
-    assert simulation.rows[6]["plan"].slices[0].is_prefill is False
-    assert simulation.engine.scheduler.num_tokens_recomputed == 0
+    assert simulation.rows[6]["prefills"] == [False]
+    assert simulation.own.num_tokens_recomputed == 0
 
 
 def test_the_same_by_recompute() -> None:
     simulation = run(preemptive(num_blocks=4), TWO)
     assert simulation.rows[6]["sched"] == [["b", 8, 0]]
     assert finish_times(simulation) == {"a": 6.0, "b": 9.0}
-    assert simulation.engine.scheduler.num_tokens_recomputed == 7
+    assert simulation.own.num_tokens_recomputed == 7
 
 
 def test_the_victims_token_in_flight_is_saved() -> None:
@@ -74,7 +73,7 @@ def test_a_prompt_goes_on_where_it_was() -> None:
     chunks = [part for step in simulation.rows for part in step["sched"] if part[0] == "b"]
     assert chunks == [["b", 4, 0], ["b", 4, 4], ["b", 4, 8], ["b", 4, 12], ["b", 1, 16]]
     assert [step["preempted"] for step in simulation.rows if step["preempted"]] == [["b"]]
-    prefills = [part.is_prefill for step in simulation.rows for part in step["plan"].slices]
+    prefills = [is_prefill for step in simulation.rows for is_prefill in step["prefills"]]
     assert prefills.count(True) == 2 + 4
 
 
@@ -83,7 +82,7 @@ def test_a_full_host_memory_falls_back_to_recompute() -> None:
     simulation = run(scheduler, TWO)
     assert simulation.rows[6]["sched"] == [["b", 8, 0]]
     assert finish_times(simulation) == {"a": 6.0, "b": 9.0}
-    assert scheduler.notes() == [
+    assert simulation.notes() == [
         "host memory was too full for 1 preempted requests, which were recomputed; 0 were swapped"
     ]
 
@@ -91,7 +90,6 @@ def test_a_full_host_memory_falls_back_to_recompute() -> None:
 def test_a_given_bandwidth_replaces_the_host_links() -> None:
     """2 blocks of 2**20 bytes at 2.097152e-3 GB/s take 1 s, whatever the GPU's link would need."""
     scheduler = preemptive(**SWAP, swap_bandwidth_gb_s=2.097152e-3)
-    assert scheduler.swap.move_s(2) == pytest.approx(1.125, rel=1e-12)
     simulation = run(scheduler, TWO)
     assert simulation.rows[1]["end"] == pytest.approx(1.0 + 1.0 + 1.125, rel=1e-12)
 
@@ -102,11 +100,9 @@ def test_a_given_bandwidth_replaces_the_host_links() -> None:
     [(0.25, True), (0.4375 - 2**-40, True), (0.4375, False), (0.5, False)],
 )
 def test_cheaper_flips_where_the_prices_cross(block_s: float, is_swapped: bool) -> None:
-    scheduler = preemptive(
-        num_blocks=4, preemption="cheaper", swap_latency_s=0.0, move_s=lambda num_blocks: num_blocks * block_s
-    )
+    scheduler = preemptive(num_blocks=4, preemption="cheaper", swap_latency_s=0.0, block_s=block_s)
     simulation = run(scheduler, TWO)
-    assert scheduler.swap.num_moved_out == is_swapped
+    assert simulation.own.num_moved_out == is_swapped
     assert simulation.rows[6]["sched"] == ([["b", 1, 7]] if is_swapped else [["b", 8, 0]])
 
 
@@ -114,8 +110,7 @@ def test_latency_counts_twice_for_cheaper() -> None:
     """4 x 0.25 + 2 x latency against 1.75: they cross at 0.375."""
     for latency_s, moved in ((0.374, 1), (0.375, 0)):
         scheduler = preemptive(num_blocks=4, preemption="cheaper", swap_latency_s=latency_s)
-        run(scheduler, TWO)
-        assert scheduler.swap.num_moved_out == moved
+        assert run(scheduler, TWO).own.num_moved_out == moved
 
 
 def test_kv_that_nobody_needs_again_is_not_moved() -> None:
@@ -136,22 +131,6 @@ def test_several_moves_of_a_step_follow_one_another() -> None:
     assert second["end"] - second["start"] == 1.0 + 2 * (0.5 + 0.25)
 
 
-def test_time_of_a_call_without_a_step_goes_to_the_next_step() -> None:
-    scheduler = preemptive(**SWAP)
-    lone = request(0)
-    lone.state = RequestState.RUNNING
-    lone.num_computed_tokens, lone.num_generated_tokens = 8, 1
-    scheduler.pool.allocate(lone, 2)
-    scheduler.running.append(lone)
-    scheduler.pool.num_free = 0
-    alone = scheduler.plan(1.0)
-    assert (alone.preempted, alone.slices, alone.transfer_s) == ([lone], [], 0.0)
-    scheduler.pool.num_free = 4
-    back = scheduler.plan(2.0)
-    assert back.resumed == [(lone, 0)]
-    assert back.transfer_s == 2 * (0.125 + 2 / 4)
-
-
 def test_a_swapped_prefix_is_shared_again() -> None:
     """While b is away, a overwrites all its blocks; b brings their content back, and c finds it."""
     prompt = (("system", 8),)
@@ -160,13 +139,3 @@ def test_a_swapped_prefix_is_shared_again() -> None:
     returned = next(step for step in simulation.rows if step["resumed"] == ["b"])
     assert (returned["start"], returned["cached"]) == (6.625, {})
     assert next(step["cached"] for step in simulation.rows if step["new"] == ["c"]) == {"c": 4}
-
-
-@pytest.mark.parametrize("change", ["too_many", "not_waiting", "miscounted"])
-def test_integrity_is_really_checked(change: str) -> None:
-    swap = preemptive(preemption="swap", swap_space_gib=4 * GIB_PER_BLOCK).swap
-    held = request(0)
-    swap.move_out(held, 5 if change == "too_many" else 3)
-    swap.num_used += change == "miscounted"
-    with pytest.raises(RuntimeError):
-        swap.check_integrity([] if change == "not_waiting" else [held])

@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from cbsim.schedulers.victims import least_progress, lowest_priority, most_blocks
-from tests.schedulers.cases import preemptive, request, row, run
+from tests.schedulers.cases import preemptive, row, run
 
 ROWS = [
     row("a", 0.0, 6, 9, priority=3),
@@ -49,18 +48,3 @@ def test_a_victim_already_scheduled_leaves_the_step() -> None:
     second = simulation.rows[1]
     assert second["preempted"] == ["b"]
     assert [name for name, _, _ in second["sched"]] == ["a", "c"]
-
-
-def test_ties_go_to_the_last_to_arrive() -> None:
-    older, newer = request(1), request(2)
-    for rule in (lowest_priority, least_progress):
-        assert rule([older, newer]) is rule([newer, older]) is newer
-    first = request(0)
-    assert most_blocks([first, newer, older]) is newer
-
-
-def test_most_blocks_spares_the_first_admitted() -> None:
-    first, second = request(0), request(1)
-    first.num_blocks, second.num_blocks = 9, 2
-    assert most_blocks([first, second]) is second
-    assert most_blocks([first]) is first

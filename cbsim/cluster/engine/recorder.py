@@ -48,7 +48,7 @@ class RunLog:
     `num_context_tokens` (sum over all slices of the KV entries read: context before plus tokens now),
     `num_logits` (rows of logits) and `num_kv_tokens` (KV entries of running requests computed by the
     step's end, for the waste of reservations). Where there are `slices`, also `transfer_s` (seconds of the
-    step spent moving KV blocks to and from host memory), `waiting_for` (codes of `WaitingFor`: what the
+    step spent moving KV blocks to and from host memory), `waiting_for` (codes of `core.layout`: what the
     head of the queue lacked) and `max_decode_context` (0 in steps without chunks)."""
     events: Mapping[str, Column]
     """In the order they happened: `time_s`, `replica`, `step`, `request` (row in `requests`), `event`

@@ -23,7 +23,7 @@ from cbsim.lab.live.runner import ModelRunner
 from cbsim.lab.live.tokens import TokenBook
 from cbsim.observers.audience import Audience
 from cbsim.schedulers import SCHEDULERS
-from cbsim.schedulers.rung import Means
+from cbsim.schedulers.scheduler import Means
 from cbsim.workload.request import Request, Segments
 
 
@@ -66,8 +66,7 @@ def generate(
     scheduler_class = SCHEDULERS.get(config_values["type"])
     config = scheduler_class.Config.model_validate(config_values)
     model = runner.decoder.shard.model
-    rung = scheduler_class.rung
-    assert rung is not None
+    rung = scheduler_class
     means = Means(
         num_blocks=num_blocks,
         block_size=runner.block_size,

@@ -10,14 +10,14 @@ import numpy as np
 from cbsim.base.column_pieces import pieces
 from cbsim.cluster.engine.recorder import Column
 from cbsim.cluster.engine.slice_log import Slices
+from cbsim.core.layout import KV_BLOCKS, SLOT
 from cbsim.cost.cost_model import CostModel
 from cbsim.results.latency.prices import StepPrices
 from cbsim.results.latency.spans import Spans
 from cbsim.results.latency.step_times import StepTimes
 from cbsim.results.latency.ticks import RangeSums, Ticks
-from cbsim.schedulers.step_plan import WaitingFor
 
-_LACKING = (WaitingFor.SLOT, WaitingFor.KV_BLOCKS)
+_LACKING = (SLOT, KV_BLOCKS)
 
 
 class Charges:

@@ -1,25 +1,69 @@
-"""Larger cases than hypothesis draws, from fixed seeds: longer answers, longer stretches, fuller pools."""
+"""Settings drawn from a seed: cases with routers, clients, pauses, early ends and costs."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+from math import inf
 from typing import Any
 
 import numpy as np
-import pytest
 
+from cbsim.cost.cost_model import CostModel, StepShape
+from cbsim.schedulers import SCHEDULERS, Scheduler
+from cbsim.studies.simulation import ROUTERS, Setup
 from cbsim.testing import Case
-from tests.cluster.engine.twins import COSTS, ROUTERS, Setting, assert_engines_agree, request
 
-NUM_CASES = 60
-"""For each scheduler; a longer campaign calls `draw` with seeds beyond."""
-TELLING = {"vllm": (372, 481, 534, 858), "preemptive": (258, 690)}
-"""Seeds further on, which alone have shown some mistake: tokens published while in flight, members that leave
-before others of their step, a call that only preempts."""
+COSTS = ("exact", "exact", "exact", "irregular")
+"""`exact` is the case's own, whose steps are multiples of 1/8 s, as arrivals are; it can be compiled."""
+
+
+class IrregularCost(CostModel):
+    """Depends on all that a cost model may depend on, in steps that no float holds exactly."""
+
+    def __init__(self) -> None:
+        pass
+
+    def step_s(self, shape: StepShape) -> float:
+        chunks_s = sum(0.00002 * tokens * context for tokens, context in shape.chunks)
+        decodes_s = 0.00001 * shape.decode_context + 0.0001 * shape.max_decode_context
+        return 0.01 + 0.001 * shape.num_tokens + 0.0003 * shape.num_logits + decodes_s + chunks_s
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A case of the conformance kit, and what else a run depends on."""
+
+    kind: str | type[Scheduler]
+    """Name or class of the scheduler."""
+    case: Case
+    router: str = "round_robin"
+    think_time_s: float = 0.0
+    think_time_cv: float = 0.0
+    stop_at_s: float | None = None
+    cost: str = "exact"
+
+    def make_setup(self, *, with_batches: bool = False) -> Setup:
+        """What a run is made from."""
+        scheduler_class = SCHEDULERS.get(self.kind) if isinstance(self.kind, str) else self.kind
+        setup = self.case.make_setup(scheduler_class, with_batches=with_batches)
+        workload = setup.workload
+        if self.case.concurrency and self.think_time_s:
+            think = {"think_time_s": self.think_time_s, "think_time_cv": self.think_time_cv}
+            workload.config = workload.config.model_copy(update=think)
+        return replace(
+            setup,
+            cost=IrregularCost() if self.cost == "irregular" else setup.cost,
+            router=ROUTERS.index(self.router),
+            until_s=inf if self.stop_at_s is None else self.stop_at_s,
+        )
+
+
 POLICIES = ("fcfs", "priority", "sjf", "edf", "fair")
 VICTIMS = (None, "last_admitted", "lowest_priority", "most_blocks", "least_progress")
 
 
 def draw(seed: int, kind: str) -> Setting:
+    """The setting of a seed: small and tight, with longer answers than hypothesis draws."""
     random = np.random.default_rng(seed)
     block_size = pick(random, [1, 2, 4, 16])
     rows = draw_requests(random, block_size)
@@ -45,7 +89,7 @@ def draw(seed: int, kind: str) -> Setting:
         router=pick(random, ROUTERS),
         think_time_s=pick(random, [0.0, 0.5]),
         stop_at_s=random.uniform(0, horizon_s) if chance(random, 0.2) else None,
-        cost=pick(random, ["exact", *COSTS]),
+        cost=pick(random, COSTS),
         think_time_cv=pick(random, [0.0, 1.0]),
     )
 
@@ -130,13 +174,14 @@ def chance(random: np.random.Generator, share: float) -> bool:
     return bool(random.random() < share)
 
 
-@pytest.mark.parametrize("kind", ["static", "continuous", "chunked_prefill", "preemptive", "vllm"])
-def test_engines_agree_on_seeded_cases(kind: str) -> None:
-    num_preemptions = num_hit = 0
-    for seed in (*range(NUM_CASES), *TELLING.get(kind, ())):
-        log = assert_engines_agree(draw(seed, kind))
-        num_preemptions += int(log.requests["num_preemptions"].sum())
-        num_hit += log.num_prompt_tokens_hit
-    if kind in ("preemptive", "vllm"):
-        assert num_preemptions > NUM_CASES / 3, "the cases must be tight enough to tell anything"
-        assert num_hit > NUM_CASES
+def request(
+    number: int, arrival_s: float, num_prompt: int, num_output: int, **further: Any
+) -> dict[str, Any]:
+    """A request's keyword arguments."""
+    return {
+        "request_id": f"r{number}",
+        "arrival_s": arrival_s,
+        "num_prompt_tokens": num_prompt,
+        "num_output_tokens": num_output,
+        **further,
+    }

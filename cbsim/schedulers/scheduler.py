@@ -1,4 +1,4 @@
-"""Rung: a scheduler as the core sees it, its settings and the rules it gives by name."""
+"""Scheduler: settings, and rules by name for the core to call. Users subclass it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from cbsim.config.section import ComponentConfig
 from cbsim.core.layout import LONGER_THAN_SLOT, PROMPT_TOO_LONG, TOO_MANY_BLOCKS
+from cbsim.schedulers.rule_check import check_rules
 
 Numbers = dict[str, float]
 
@@ -28,28 +29,48 @@ class Means:
     seed: int
 
 
-class Rung:
-    """Settings and rules of a scheduler. Never instantiated: the state is the replica's records.
+class SchedulerConfig(ComponentConfig):
+    """Settings that every scheduler has."""
+
+    async_scheduling: bool = False
+    """Decide the next step while one is running (two in flight), as vLLM does by default; false waits for
+    each step's result first."""
+
+    @property
+    def reuses_unknown_blocks_first(self) -> bool:
+        """Whether released KV blocks without cached content are taken before those with it."""
+        return True
+
+
+class Scheduler:
+    """Settings and rules. Never instantiated: the state is the records of a replica.
 
     Every plain function in the class is a rule: whoever calls a rule of that name, in the core or among the
-    other rules, calls this one. `decide(self, step)` and `rejects(self, request)` are what the core asks;
-    `wake_at_s`, `pad` and `left` have defaults there.
+    other rules, calls this one. A subclass writes `decide(self, step)`, from the verbs of `cbsim.core.verbs`:
+    it looks at who runs and who waits, admits, schedules and preempts. `self` is a
+    `cbsim.core.layout.Replica`. The core also asks `rejects(self, request)`, `wake_at_s(self)`,
+    `pad(self, step)` and `left(self, request)`, which have defaults there.
     """
 
-    Config: ClassVar[type[ComponentConfig]]
+    Config: ClassVar[type[SchedulerConfig]]
     reserves_ahead: ClassVar[bool] = False
     """Whether blocks are reserved at admission for tokens that may never come, without prefix caching."""
 
     @classmethod
     def rules(cls) -> dict[str, FunctionType]:
-        """The rules by name, a subclass's before those of its bases."""
-        return {
+        """The rules by name, a subclass's before those of its bases.
+
+        Raises `PluginError` with a line for each rule that can't be one, or that nobody would call.
+        """
+        found = {
             name: value
             for each in reversed(cls.__mro__)
-            if issubclass(each, Rung) and each is not Rung
+            if issubclass(each, Scheduler) and each is not Scheduler
             for name, value in vars(each).items()
             if isinstance(value, FunctionType)
         }
+        check_rules(cls, found)
+        return found
 
     @classmethod
     def numbers(cls, config: ComponentConfig, means: Means) -> Numbers:
