@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from cbsim.cluster.engine.recorder import EVENTS, RunLog
 from cbsim.results.metrics import Deployment, summarize
 from cbsim.results.result import Result
+from cbsim.results.run_log import EVENTS, RunLog
 from cbsim.specs import GpuSpec, ModelSpec
 from cbsim.workload.request import RequestState
 

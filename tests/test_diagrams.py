@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cbsim.cluster.engine.engine_interface import Engine
 from click.testing import CliRunner
 
 import cbsim
 from cbsim.base.paths import data_folder
 from cbsim.cli import main
-from cbsim.cluster.engine.engine_interface import Engine
-from cbsim.cluster.engine.recorder import EVENTS, KINDS, RunLog
 from cbsim.cluster.simpy_world import World
 from cbsim.cost.cost_model import CostModel
+from cbsim.results.run_log import EVENTS, KINDS, RunLog
 from cbsim.schedulers import SCHEDULERS, Scheduler
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.run import make_workload, simulate

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from cbsim.cluster.engine.recorder import Column
+from cbsim.results.run_log import Column
 from cbsim.workload.request import RequestState
 
 NUM_PARTS = 10

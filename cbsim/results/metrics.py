@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from cbsim.base.column_pieces import column_pieces
-from cbsim.cluster.engine.recorder import Column, RunLog, distinct_gaps
 from cbsim.results.limits import limit_notes
 from cbsim.results.quantiles import weighted_quantiles
+from cbsim.results.run_log import Column, RunLog, distinct_gaps
 from cbsim.specs import GpuSpec, ModelSpec
 from cbsim.workload.request import RequestState
 

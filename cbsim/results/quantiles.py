@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from cbsim.cluster.engine.recorder import Column
+from cbsim.results.run_log import Column
 
 LEADING_BITS = 20
 """Values fall into bins by the leading bits of their binary form, which order numbers >= 0 as they are."""

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from cbsim.base.errors import CbsimError
 from cbsim.base.scratch_folder import scratch_folder
-from cbsim.cluster.engine.recorder import RunLog
 from cbsim.observers import Observer
 from cbsim.observers.audience import write_files
 from cbsim.results.metrics import Summary
@@ -25,6 +24,7 @@ from cbsim.results.output import (
     is_run_folder,
     observer_files,
 )
+from cbsim.results.run_log import RunLog
 from cbsim.results.table_file import read_table
 from cbsim.results.tables import TABLES, ArrowTable, to_frame
 

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from cbsim.cluster.engine.recorder import EVENTS, KINDS, Column, RunLog
 from cbsim.results.latency import PARTS, TTFT_PARTS
 from cbsim.results.metrics import request_latencies
 from cbsim.results.quantiles import weighted_quantiles
+from cbsim.results.run_log import EVENTS, KINDS, Column, RunLog
 from cbsim.workload.request import RequestState
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from matplotlib.ticker import PercentFormatter
 
-from cbsim.cluster.engine.recorder import Column
+from cbsim.results.run_log import Column
 from cbsim.show.style import FAINT, INK, head, line_style, new_figure, styled
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ import numpy as np
 from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter
 
 from cbsim.base.units import MS_PER_S
-from cbsim.cluster.engine.recorder import Column
 from cbsim.results.result import Result
+from cbsim.results.run_log import Column
 from cbsim.show.style import INK, head, line_style, new_figure, styled
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.colors import LogNorm
 from matplotlib.patches import Rectangle
 
-from cbsim.cluster.engine.recorder import Column
+from cbsim.results.run_log import Column
 from cbsim.show.figures import GOODPUT, ITL, SAME, TTFT, PicturedFigure
 from cbsim.show.style import PALETTE, head, new_figure, styled
 from cbsim.show.text import format_figure

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import StrMethodFormatter
 
-from cbsim.cluster.engine.recorder import Column
+from cbsim.results.run_log import Column
 from cbsim.show.figures import ITL, THROUGHPUT, PicturedFigure
 from cbsim.show.style import FAINT, PALETTE, head, new_figure, styled
 

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator, PercentFormatter
 
 from cbsim.base.units import MS_PER_S
-from cbsim.cluster.engine.recorder import Column
+from cbsim.results.run_log import Column
 from cbsim.show.style import FAINT, INK, head, line_style, new_figure, styled
 
 if TYPE_CHECKING:

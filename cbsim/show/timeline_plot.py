@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.ticker import PercentFormatter, StrMethodFormatter
 
-from cbsim.cluster.engine.recorder import Column
 from cbsim.results.result import Result
+from cbsim.results.run_log import Column
 from cbsim.show.style import PALETTE, head, new_figure, styled
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cbsim.cluster.engine.recorder import Column
 from cbsim.results.result import Result
+from cbsim.results.run_log import Column
 from cbsim.specs import GpuSpec, ModelSpec
 
 if TYPE_CHECKING:

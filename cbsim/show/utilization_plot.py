@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.ticker import PercentFormatter
 
-from cbsim.cluster.engine.recorder import Column
 from cbsim.results.result import Result
+from cbsim.results.run_log import Column
 from cbsim.show.style import PALETTE, head, new_figure, styled
 from cbsim.show.timeline_plot import NUM_BINS, bin_steps
 from cbsim.show.utilization import has_utilization, step_mbu, step_mfu

@@ -9,7 +9,6 @@ from typing import Any
 
 from cbsim.base.paths import data_folder
 from cbsim.base.plugin_errors import blaming
-from cbsim.cluster.engine.recorder import RunLog
 from cbsim.cluster.simpy_world import Progress
 from cbsim.cost import COST_MODELS, CostModel
 from cbsim.observers import OBSERVERS, Observer
@@ -20,6 +19,7 @@ from cbsim.results.manifest import make_manifest
 from cbsim.results.metrics import Deployment, request_latencies, summarize
 from cbsim.results.output import REPORT, RUN_FILES
 from cbsim.results.result import Result
+from cbsim.results.run_log import RunLog
 from cbsim.schedulers import SCHEDULERS
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.simulation import setup_of, simulate_core, simulate_told

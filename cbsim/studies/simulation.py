@@ -17,8 +17,6 @@ from numpy.typing import NDArray
 from cbsim.base.binding import Bound, CannotCompile, can_compile
 from cbsim.base.errors import CbsimError, PluginError
 from cbsim.base.plugin_errors import plugin_error
-from cbsim.cluster.engine.recorder import SLICE_STEP_COLUMNS, STEP_COLUMNS, Deferred, Recorder, RunLog
-from cbsim.cluster.engine.slice_log import Slices
 from cbsim.cluster.router import ROUTER_STREAM, make_router
 from cbsim.cluster.simpy_world import World as SimpyWorld
 from cbsim.cluster.told import ToldStepper
@@ -36,6 +34,7 @@ from cbsim.observers import ObservedRun
 from cbsim.observers.audience import Audience
 from cbsim.observers.scheduler_view import SchedulerView
 from cbsim.results.latency import Replica, request_parts
+from cbsim.results.run_log import SLICE_STEP_COLUMNS, STEP_COLUMNS, Deferred, RunLog, Slices, event_columns
 from cbsim.schedulers import SCHEDULERS, Means, Scheduler, SchedulerConfig
 from cbsim.studies.experiment import Experiment, ReplicasConfig
 from cbsim.workload import Workload
@@ -386,7 +385,9 @@ def log_of(rows: Array, ids: NDArray[np.object_], own: Array, record: Record, se
     }
     slices = Slices(record.columns("prefills"), record.columns("decodes"))
     names, num_blocks = (*STEP_COLUMNS, *SLICE_STEP_COLUMNS), setup.means.num_blocks
-    events = Deferred(partial(_events, requests, record, rejections, setup.is_closed))
+    events = Deferred(
+        lambda: event_columns(requests, record.columns("events"), rejections, answers_first=setup.is_closed)
+    )
     everywhere: Array | slice = slice(None)
     replicas = [Replica(0, StepColumns(record, names, num_blocks, everywhere), slices, cost)]
     if len(own) > 1:
@@ -454,16 +455,3 @@ class Gaps(Sequence[tuple[Array, Array]]):
             yield gap_s[is_gap], count[is_gap].astype(np.int64)
         gap_s = self._record.column("gaps", "gap_s")
         yield gap_s, np.ones(len(gap_s), dtype=np.int64)
-
-
-def _events(
-    requests: dict[str, Array], record: Record, rejections: dict[int, str], is_closed: bool
-) -> dict[str, Array]:
-    """The events of a run in the order of time: see `Recorder.event_columns`."""
-    recorder = Recorder()
-    rows = np.empty(len(record.column("events", "step")), recorder._events._dtype)
-    for name in rows.dtype.names or ():
-        rows[name] = record.column("events", name)
-    recorder._events._rows = bytearray(rows.tobytes())
-    recorder.rejections = rejections
-    return recorder.event_columns(requests, answers_first=is_closed)

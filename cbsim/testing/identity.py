@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from cbsim.cluster.engine.recorder import EMITTED, RunLog, distinct_gaps
+from cbsim.results.run_log import EMITTED, RunLog, distinct_gaps
 
 
 def without_batches(log: RunLog) -> RunLog:

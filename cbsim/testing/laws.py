@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cbsim.cluster.engine.recorder import EMITTED
+from cbsim.results.run_log import EMITTED
 from cbsim.testing.case import NUM_RIVALS, STARVED
 from cbsim.testing.observation import Call, Commit, History, Observation
 from cbsim.testing.token_ledger import Ledger

@@ -10,12 +10,12 @@ from math import inf
 from typing import Any, NamedTuple
 
 from cbsim.base.plugin_errors import told_in_one_line
-from cbsim.cluster.engine.recorder import RunLog
 from cbsim.cluster.router import RoundRobin
 from cbsim.cluster.simpy_world import World
 from cbsim.core import layout, loop
 from cbsim.core.driver import RuleFault
 from cbsim.core.stepping import Stepper, StepwiseWorld
+from cbsim.results.run_log import RunLog
 from cbsim.schedulers import Scheduler
 from cbsim.studies.simulation import Setup, simulate_core, stepwise, stepwise_log, told_fault
 from cbsim.testing.case import Case

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from cbsim.cluster.engine.recorder import ADMITTED, FINISHED, PREEMPTED, RESUMED, RunLog
 from cbsim.observers import ObservedRun, StepView
 from cbsim.observers.audience import Audience
 from cbsim.observers.scheduler_view import SchedulerView
+from cbsim.results.run_log import ADMITTED, FINISHED, PREEMPTED, RESUMED, RunLog
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.run import make_cost_model
 from cbsim.studies.simulation import setup_of, simulate_core, simulate_told

@@ -10,10 +10,10 @@ from unittest import mock
 import numpy as np
 from numpy.typing import NDArray
 
-from cbsim.cluster.engine.recorder import RunLog
 from cbsim.cluster.router import make_router
 from cbsim.cluster.simpy_world import World
 from cbsim.core.record import TABLES, Record
+from cbsim.results.run_log import RunLog
 from cbsim.studies import simulation
 from cbsim.studies.simulation import ROUTERS, Setup, simulate_core, stepwise, stepwise_log
 from cbsim.testing import differences

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import cbsim
-from cbsim.cluster.engine.recorder import RunLog
+from cbsim.results.run_log import RunLog
 from cbsim.schedulers import SCHEDULERS
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.run import make_workload, simulate

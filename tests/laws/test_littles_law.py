@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 from hypothesis import given, settings
 
-from cbsim.cluster.engine.recorder import (
+from cbsim.results.run_log import (
     ADMITTED,
     ARRIVED,
     EMITTED,

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 import cbsim
-from cbsim.cluster.engine.recorder import RunLog, distinct_gaps
 from cbsim.observers import Observer, StepView
 from cbsim.observers.metrics_observer import MetricsObserver
 from cbsim.observers.prometheus import Histogram, Series, exposition
+from cbsim.results.run_log import RunLog, distinct_gaps
 from cbsim.workload.request import RequestState
 from tests.observers.test_hooks import KINDS, crowd
 from tests.observers.watched import row, setting, watch

@@ -11,10 +11,10 @@ import pytest
 import simpy
 from cbsim.cluster.engine.fast import FastEngine
 
-from cbsim.cluster.engine.recorder import ADMITTED, ARRIVED, FINISHED, PREEMPTED, RESUMED, Recorder, RunLog
 from cbsim.cluster.router import make_router
 from cbsim.cluster.simpy_world import World
 from cbsim.observers import OBSERVERS, Observer
+from cbsim.results.run_log import ADMITTED, ARRIVED, FINISHED, PREEMPTED, RESUMED, Recorder, RunLog
 from cbsim.schedulers import SCHEDULERS
 from cbsim.studies.run import collect
 from cbsim.testing import Case, differences, draw_case

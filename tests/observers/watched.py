@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from cbsim.cluster.engine.recorder import RunLog
 from cbsim.observers import Needs, ObservedRun, Observer, StepView
 from cbsim.observers.audience import Audience
+from cbsim.results.run_log import RunLog
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.run import simulate
 from cbsim.workload.request import Request

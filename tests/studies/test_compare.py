@@ -12,8 +12,8 @@ from click.testing import CliRunner
 
 from cbsim.base.errors import CbsimError
 from cbsim.cli import main
-from cbsim.cluster.engine.recorder import RunLog
 from cbsim.results.result import Result
+from cbsim.results.run_log import RunLog
 from cbsim.show.differences import difference_table, format_interval
 from cbsim.studies.compare import Comparison, Difference, compare
 from cbsim.studies.intervals import Interval, block_weights

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from cbsim.cluster.engine.recorder import EMITTED, EVENTS, PREEMPTED, Recorder
+from cbsim.results.run_log import EMITTED, EVENTS, PREEMPTED, Recorder
 from cbsim.workload.request import Request
 
 
@@ -15,7 +15,7 @@ class Event(NamedTuple):
     step: int
     """-1 outside any step."""
     what: str
-    """One of `cbsim.cluster.engine.recorder.EVENTS`, or `changed` for a setting."""
+    """One of `cbsim.results.run_log.EVENTS`, or `changed` for a setting."""
     request: Request | None
     detail: str
 

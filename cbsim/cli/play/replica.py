@@ -20,8 +20,8 @@ from cbsim.cli.play.tuning import (
     queue_again,
     tune,
 )
-from cbsim.cluster.engine.recorder import PREEMPTED
 from cbsim.cluster.engine.reference import ReferenceEngine
+from cbsim.results.run_log import PREEMPTED
 from cbsim.schedulers import Scheduler, Slice
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.run import make_cost_model

@@ -14,11 +14,11 @@ from typing import Any
 
 import yaml
 
-from cbsim.cluster.engine.recorder import RunLog
 from cbsim.lab.bench.process import in_fresh_process
 from cbsim.lab.bench.resources import bare_simpy_s, children_cpu_s, children_peak_bytes, peak_memory_bytes
 from cbsim.lab.bench.works import How, Work
 from cbsim.results.metrics import Deployment, summarize
+from cbsim.results.run_log import RunLog
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.run import make_workload, simulate
 

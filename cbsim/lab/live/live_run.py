@@ -12,7 +12,6 @@ import torch
 from cbsim.base.errors import ConfigError
 from cbsim.base.records import packed
 from cbsim.base.units import GIB, format_bytes
-from cbsim.cluster.engine.recorder import RunLog
 from cbsim.core.layout import OWN, REQUEST
 from cbsim.lab.kernels.device_memory import free_bytes
 from cbsim.lab.kernels.sampling import SamplingParams
@@ -28,6 +27,7 @@ from cbsim.observers.scheduler_view import SchedulerView
 from cbsim.results.manifest import make_manifest
 from cbsim.results.metrics import Deployment, summarize
 from cbsim.results.result import Result
+from cbsim.results.run_log import RunLog
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.run import log_notes, make_audience, make_cost_model, make_workload
 from cbsim.studies.simulation import Setup, setup_of, stepwise, stepwise_log

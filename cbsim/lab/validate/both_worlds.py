@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cbsim.cluster.engine.recorder import Column, RunLog
 from cbsim.cost.cost_model import CostModel, StepShape
 from cbsim.cost.profile import ProfileConfig
 from cbsim.lab.calibrate.accuracy import predict
@@ -20,6 +19,7 @@ from cbsim.lab.calibrate.pointsfile import read_points
 from cbsim.lab.validate.replay import RecordedSteps, replay
 from cbsim.lab.validate.side_by_side import STATISTICS, TITLES, Figure
 from cbsim.results.result import Result
+from cbsim.results.run_log import Column, RunLog
 from cbsim.results.tables import batches_table, to_frame
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.run import make_cost_model, make_workload, run_experiment

@@ -12,10 +12,10 @@ import numpy as np
 
 from cbsim.base.errors import WorkloadError
 from cbsim.base.registry import did_you_mean
-from cbsim.cluster.engine.recorder import Column
 from cbsim.lab.validate.server_log import ServerLog
 from cbsim.results.output import is_run_folder
 from cbsim.results.result import Result, load_run
+from cbsim.results.run_log import Column
 
 Numbered = list[tuple[int, dict[str, Any]]]
 """Rows of a file with the number of the line."""

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from cbsim.cluster.engine.recorder import RunLog
 from cbsim.lab.validate.replay import replay
 from cbsim.lab.validate.server_log import Arrivals, LoggedWorkload, ServerLog
 from cbsim.lab.validate.side_by_side import (
@@ -21,6 +20,7 @@ from cbsim.lab.validate.side_by_side import (
 from cbsim.lab.validate.step_counts import Engine
 from cbsim.lab.validate.step_gaps import waiting_since
 from cbsim.lab.validate.token_clock import RecordedTokens
+from cbsim.results.run_log import RunLog
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.run import simulate
 from cbsim.workload.request import RequestState

@@ -8,8 +8,8 @@ from functools import partial
 from math import inf
 from typing import Any, Protocol
 
-from cbsim.cluster.engine.recorder import RunLog
 from cbsim.core.stepping import Slice, StepwiseWorld, WatchedStepper
+from cbsim.results.run_log import RunLog
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.run import make_cost_model
 from cbsim.studies.simulation import setup_of, step_through, stepwise, stepwise_log

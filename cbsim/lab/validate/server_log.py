@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from cbsim.base.errors import WorkloadError
-from cbsim.cluster.engine.recorder import Column
+from cbsim.results.run_log import Column
 from cbsim.workload.request import Request
 from cbsim.workload.request_source import Workload, WorkloadConfig
 

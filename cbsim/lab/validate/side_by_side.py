@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cbsim.cluster.engine.recorder import Column, RunLog, distinct_gaps
 from cbsim.results.quantiles import weighted_quantiles
+from cbsim.results.run_log import Column, RunLog, distinct_gaps
 from cbsim.show.text import MISSING, Table, format_figure
 
 TITLES = {"ttft_s": "TTFT", "tpot_s": "TPOT", "itl_s": "ITL", "e2e_s": "E2E"}

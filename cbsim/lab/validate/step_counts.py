@@ -10,8 +10,8 @@ import numpy as np
 from scipy.optimize import linprog
 from scipy.sparse import csr_matrix, hstack, identity
 
-from cbsim.cluster.engine.recorder import Column
 from cbsim.lab.validate.server_log import ServerLog
+from cbsim.results.run_log import Column
 
 SAME_TIME_S = 1e-6
 """Recorded times this near to each other are one: a server takes its clock once a step."""

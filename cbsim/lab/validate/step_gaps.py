@@ -6,9 +6,9 @@ import math
 
 import numpy as np
 
-from cbsim.cluster.engine.recorder import Column
 from cbsim.lab.validate.server_log import ServerLog
 from cbsim.lab.validate.step_counts import SAME_TIME_S, Engine, count_steps
+from cbsim.results.run_log import Column
 
 TAKEN_WITHIN_S = 2e-3
 """A request taken or scheduled so soon after a recorded token was so at the end of that token's step."""

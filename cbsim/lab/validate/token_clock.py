@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cbsim.cluster.engine.recorder import Column
 from cbsim.core.stepping import Slice
 from cbsim.lab.validate.server_log import ServerLog
 from cbsim.lab.validate.step_counts import SAME_TIME_S
 from cbsim.lab.validate.step_gaps import Gaps
+from cbsim.results.run_log import Column
 
 MEMORY = 0.9
 """Weight of stretches before the last in what predictions are off."""

@@ -8,14 +8,13 @@ from typing import NamedTuple
 import numpy as np
 
 from cbsim.base.column_pieces import pieces
-from cbsim.cluster.engine.recorder import Column
-from cbsim.cluster.engine.slice_log import Slices
 from cbsim.core.layout import KV_BLOCKS, SLOT
 from cbsim.cost.cost_model import CostModel
 from cbsim.results.latency.prices import StepPrices
 from cbsim.results.latency.spans import Spans
 from cbsim.results.latency.step_times import StepTimes
 from cbsim.results.latency.ticks import RangeSums, Ticks
+from cbsim.results.run_log import Column, Slices
 
 _LACKING = (SLOT, KV_BLOCKS)
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from cbsim.cluster.engine.recorder import Column
 from cbsim.results.latency.parts import PARTS, TTFT_PARTS
+from cbsim.results.run_log import Column
 
 TAIL = 0.01
 """The share of requests that are the slowest."""

@@ -8,13 +8,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cbsim.cluster.engine.recorder import Column
-from cbsim.cluster.engine.slice_log import Slices
 from cbsim.cost.cost_model import CostModel
 from cbsim.results.latency.charges import Charges
 from cbsim.results.latency.spans import Spans, preemptions_of, spans_of
 from cbsim.results.latency.step_times import StepTimes
 from cbsim.results.latency.ticks import Ticks
+from cbsim.results.run_log import Column, Slices
 from cbsim.workload.request import RequestState
 
 _NAMES = (

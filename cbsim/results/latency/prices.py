@@ -7,10 +7,9 @@ from functools import cached_property
 
 import numpy as np
 
-from cbsim.cluster.engine.recorder import Column
-from cbsim.cluster.engine.slice_log import Slices
 from cbsim.cost.cost_model import CostModel
 from cbsim.cost.step_columns import StepColumns
+from cbsim.results.run_log import Column, Slices
 
 
 class StepPrices:

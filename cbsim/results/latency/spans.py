@@ -7,10 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cbsim.cluster.engine.recorder import PREEMPTED, RESUMED, Column
-from cbsim.cluster.engine.slice_log import Slices
 from cbsim.results.latency.step_times import StepTimes
 from cbsim.results.latency.ticks import RangeSums
+from cbsim.results.run_log import PREEMPTED, RESUMED, Column, Slices
 
 _TOKENS = 2**32
 """More than any request has computed."""

@@ -7,8 +7,8 @@ from functools import cached_property
 
 import numpy as np
 
-from cbsim.cluster.engine.recorder import Column
 from cbsim.results.latency.ticks import RangeSums, Ticks
+from cbsim.results.run_log import Column
 
 
 class StepTimes:

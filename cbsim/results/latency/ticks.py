@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from cbsim.base.units import TICKS_PER_S
-from cbsim.cluster.engine.recorder import Column
+from cbsim.results.run_log import Column
 
 _MOST_BITS = 61
 """Of a run's length in ticks; an int64 has 63."""

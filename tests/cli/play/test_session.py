@@ -9,7 +9,7 @@ import pytest
 
 from cbsim.base.errors import ConfigError, PluginError
 from cbsim.cli.play.session import Session
-from cbsim.cluster.engine.recorder import RunLog
+from cbsim.results.run_log import RunLog
 from cbsim.schedulers import StepPlan
 from cbsim.schedulers.chunked_prefill import ChunkedPrefillScheduler
 from cbsim.studies.experiment import Experiment

@@ -14,12 +14,12 @@ import pytest
 pytest.importorskip("torch")
 
 import torch
+from cbsim.schedulers.rung import Means, Rung
 from click.testing import CliRunner
 
 import cbsim
 from cbsim.base.errors import ConfigError
 from cbsim.cli.commands.live_command import live
-from cbsim.cluster.engine.recorder import RunLog
 from cbsim.core.building import KvPool
 from cbsim.cost.cost_model import CostModel, StepShape
 from cbsim.lab.kernels.sampling import SamplingParams
@@ -30,8 +30,8 @@ from cbsim.lab.live.live_world import LiveWorld
 from cbsim.lab.live.runner import ModelRunner
 from cbsim.lab.live.tokens import TokenBook
 from cbsim.observers.audience import Audience
+from cbsim.results.run_log import RunLog
 from cbsim.schedulers import SCHEDULERS, SchedulerConfig
-from cbsim.schedulers.rung import Means, Rung
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.simulation import Setup, step_through, stepwise, stepwise_log
 from cbsim.workload import Workload

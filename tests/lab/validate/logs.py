@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from cbsim.cluster.engine.recorder import EMITTED, RunLog
 from cbsim.core.stepping import Slice
 from cbsim.lab.validate.replay import replay
 from cbsim.lab.validate.server_log import ServerLog
+from cbsim.results.run_log import EMITTED, RunLog
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.run import make_workload
 

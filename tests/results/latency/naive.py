@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from cbsim.cluster.engine.recorder import EVENTS, RunLog
 from cbsim.cost.cost_model import CostModel, StepShape
 from cbsim.results.latency import PARTS
+from cbsim.results.run_log import EVENTS, RunLog
 from cbsim.workload.request import RequestState
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from cbsim.cluster.engine.recorder import Recorder, RunLog
 from cbsim.cluster.engine.reference import ReferenceEngine
+
 from cbsim.cluster.router import RoundRobin
 from cbsim.cluster.simpy_world import World
 from cbsim.cost.cost_model import CostModel, StepShape
+from cbsim.results.run_log import Recorder, RunLog
 from cbsim.schedulers import SCHEDULERS, Scheduler
 from cbsim.studies.run import collect
 from cbsim.testing import Case

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from cbsim.cluster.engine.recorder import RunLog
 from cbsim.results.latency import PARTS, TTFT_PARTS
+from cbsim.results.run_log import RunLog
 from cbsim.testing import Case
 from cbsim.testing.case import MOVE_S_PER_BLOCK
 from tests.results.latency.runs import HostedCost, run

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cbsim.base.units import TICKS_PER_S
-from cbsim.cluster.engine.recorder import RunLog
 from cbsim.cost.cost_model import CostModel
 from cbsim.results.latency import PARTS, TTFT_PARTS, Replica, request_parts
 from cbsim.results.metrics import request_latencies
+from cbsim.results.run_log import RunLog
 from cbsim.testing import Case
 from tests.results.latency.naive import naive_parts
 from tests.results.latency.runs import HostedCost, run

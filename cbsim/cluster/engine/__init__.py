@@ -1,1 +1,0 @@
-"""The naive engine, the fast one, and their record."""

@@ -1,0 +1,182 @@
+"""RunLog: the whole record of a run in arrays, nothing derived, and what its codes mean."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Column = NDArray[Any]
+
+EVENTS = ("arrived", "admitted", "resumed", "preempted", "emitted", "finished", "rejected")
+"""Names of the event codes 0, 1, 2, ... in `RunLog.events["event"]`."""
+ARRIVED, ADMITTED, RESUMED, PREEMPTED, EMITTED, FINISHED, REJECTED = range(7)
+KINDS = ("prefill", "decode")
+"""Names of the codes in `RunLog.batches["kind"]`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Slices:
+    """The slices of the steps that have ended, of one replica or of all.
+
+    Two engines may cut `decodes` differently; what these say is the same.
+    """
+
+    prefills: dict[str, Column]
+    """One row a prompt slice, by replica and in the order of its steps: `replica`, `step`, `request` (row in
+    `RunLog.requests`), `num_tokens`, `num_computed_tokens` (before the step), `emits` (1 if a token came
+    out)."""
+    decodes: dict[str, Column]
+    """Runs of decodes: `replica`, `request`, `first_step`, `last_step`. In each step of the run that decodes
+    anything at all, the request decodes one token. No run reaches over a preemption of its request."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunLog:
+    """The whole record of a run: tables as named columns of equal length.
+
+    NaN stands for an instant that never came, -1 for "no step" and "no replica". Equal runs have equal logs
+    to the last bit, whichever engine made them.
+    """
+
+    requests: dict[str, Column]
+    """One row a request in order of arrival: `request_id` (str objects), `replica`, `arrival_s`,
+    `first_scheduled_at_s`, `first_token_at_s`, `finished_at_s`, `num_prompt_tokens`, `num_output_tokens`,
+    `num_generated_tokens`, `num_cached_tokens`, `num_preemptions`, `priority`, `state` (RequestState codes),
+    `max_itl_s`."""
+    steps: Mapping[str, Column]
+    """One row a step in order of (start, replica): the columns of `steps.parquet`, and for MFU and MBU
+    `num_attention_pairs` (sum over all slices of (query token, key) pairs, prefill and decode alike),
+    `num_context_tokens` (sum over all slices of the KV entries read: context before plus tokens now),
+    `num_logits` (rows of logits) and `num_kv_tokens` (KV entries of running requests computed by the
+    step's end, for the waste of reservations). Where there are `slices`, also `transfer_s` (seconds of the
+    step spent moving KV blocks to and from host memory), `waiting_for` (codes of `core.layout`: what the
+    head of the queue lacked) and `max_decode_context` (0 in steps without chunks)."""
+    events: Mapping[str, Column]
+    """In the order they happened: `time_s`, `replica`, `step`, `request` (row in `requests`), `event`
+    (codes of `EVENTS`), `num_tokens`."""
+    batches: dict[str, Column] | None
+    """One row a slice, only on demand: `replica`, `step`, `start_s`, `position`, `request` (row in
+    `requests`), `num_tokens`, `num_computed_tokens`, `kind` (codes of `KINDS`)."""
+    gaps: Sequence[tuple[Column, Column]]
+    """The gaps between tokens in pieces `(seconds, how often each occurred)`, in any order."""
+    rejections: dict[int, str] = field(default_factory=dict)
+    """Row in `requests` -> why it was rejected."""
+    num_tokens_recomputed: int = 0
+    """Tokens computed again after preemptions."""
+    num_prompt_tokens_queried: int = 0
+    """Tokens looked up in the prefix cache at admissions; 0 when it is off."""
+    num_prompt_tokens_hit: int = 0
+    """Tokens found there."""
+    num_padding_tokens: int = 0
+    """Tokens computed only to fill padded batches."""
+    end_s: float = 0.0
+    """The instant the run ended: the last finish, or where it was stopped."""
+    slices: Slices | None = None
+    """Who was in which step; `None` where the engine does not tell."""
+    parts: Mapping[str, Column] | None = None
+    """Where each request's time went (`results.latency`), made when asked for; `None` without `slices`."""
+
+
+def distinct_gaps(gaps: Iterable[tuple[Column, Column]]) -> tuple[Column, Column]:
+    """The distinct gaps of all pieces, rising, and how often each occurred."""
+    several = list(gaps)
+    gap_s = np.concatenate([np.empty(0), *(seconds for seconds, _ in several)])
+    count = np.concatenate([np.empty(0, dtype=np.int64), *(count for _, count in several)])
+    order = np.argsort(gap_s, kind="stable")
+    gap_s, count = gap_s[order], count[order]
+    if not len(gap_s):
+        return gap_s, count
+    first = np.flatnonzero(np.concatenate([[True], gap_s[1:] != gap_s[:-1]]))
+    return gap_s[first], np.add.reduceat(count, first)
+
+
+STEP_COLUMNS = (
+    "replica",
+    "step",
+    "scheduled_at_s",
+    "start_s",
+    "duration_s",
+    "num_prefill_tokens",
+    "num_decode_tokens",
+    "num_prefill_seqs",
+    "num_decode_seqs",
+    "num_running",
+    "num_waiting",
+    "num_preempted",
+    "num_finished",
+    "kv_blocks_used",
+    "kv_blocks_total",
+    "num_attention_pairs",
+    "num_context_tokens",
+    "num_logits",
+    "num_kv_tokens",
+)
+"""Of `RunLog.steps`, in this order."""
+SLICE_STEP_COLUMNS = ("transfer_s", "waiting_for", "max_decode_context")
+"""And behind them, where there are slices."""
+
+
+def event_columns(
+    requests: Mapping[str, Column],
+    recorded: Mapping[str, Column],
+    rejections: Iterable[int],
+    *,
+    answers_first: bool = False,
+) -> dict[str, Column]:
+    """The table `RunLog.events`, in the order of time.
+
+    At one instant: arrivals in their order, then results, then decisions, each by replica; with
+    `answers_first`, as for clients that send when they are answered, results come before arrivals.
+    """
+    rejected = np.array(sorted(rejections), dtype=np.int64)
+    arrived = np.arange(len(requests["arrival_s"]))
+    request = np.concatenate([arrived, rejected, recorded["request"]])
+    num_outside = len(arrived) + len(rejected)
+    no_step = np.full(num_outside, -1)
+    event = np.concatenate(
+        [np.full(len(arrived), ARRIVED), np.full(len(rejected), REJECTED), recorded["event"]]
+    )
+    outside = request[:num_outside]
+    time_s = np.concatenate([requests["arrival_s"][outside], recorded["time_s"]])
+    replica = np.concatenate([requests["replica"][outside], recorded["replica"]])
+    is_result = (event == EMITTED) | (event == FINISHED)
+    phase = np.where(is_result, 1, 3)
+    phase[:num_outside] = 2 if answers_first else 0
+    place, by_replica = request.copy(), replica.copy()
+    place[num_outside:] = 0
+    by_replica[:num_outside] = 0
+    order = np.lexsort((place, by_replica, phase, time_s))
+    columns = {
+        "time_s": time_s,
+        "replica": replica,
+        "step": np.concatenate([no_step, recorded["step"]]),
+        "request": request,
+        "event": event,
+        "num_tokens": np.concatenate([np.zeros(num_outside, dtype=np.int64), recorded["num_tokens"]]),
+    }
+    return {name: column[order] for name, column in columns.items()}
+
+
+class Deferred(Mapping[str, Column]):
+    """Columns that are made when the first of them is asked for."""
+
+    def __init__(self, make: Callable[[], dict[str, Column]]) -> None:
+        self._make = make
+
+    @cached_property
+    def _columns(self) -> dict[str, Column]:
+        return self._make()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._columns)
+
+    def __len__(self) -> int:
+        return len(self._columns)
+
+    def __getitem__(self, name: str) -> Column:
+        return self._columns[name]
