@@ -26,7 +26,7 @@ from cbsim.results.output import (
 )
 from cbsim.results.run_log import RunLog
 from cbsim.results.table_file import read_table
-from cbsim.results.tables import TABLES, ArrowTable, to_frame
+from cbsim.results.tables import OPTIONAL_TABLES, TABLES, ArrowTable, to_frame
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -98,6 +98,11 @@ class Result:
     def batches(self) -> pd.DataFrame | None:
         """One row a slice of a step; `None` without `output.batches`; see `cbsim.results.tables.BATCHES`."""
         return None if self.make_table("batches") is None else self._frame("batches")
+
+    @cached_property
+    def visits(self) -> pd.DataFrame | None:
+        """One row a visit of a request to a replica, see `tables.VISITS`; `None` of former versions' runs."""
+        return None if self.make_table("visits") is None else self._frame("visits")
 
     @cached_property
     def itl(self) -> pd.DataFrame:
@@ -176,7 +181,7 @@ def is_whole_run(folder: Path) -> bool:
         result = load_run(folder)
         for name in TABLES:
             path = folder / f"{name}.parquet"
-            if name != "batches" or path.exists():
+            if name not in OPTIONAL_TABLES or path.exists():
                 pq.read_metadata(path)
         if not all(map(partial(has_file, folder), observer_files(folder))):
             return False
@@ -200,8 +205,9 @@ def copy_run(source: Path, folder: Path, change: Callable[[dict[str, Any]], dict
 
     def write(copy: Path) -> None:
         tables = [f"{name}.parquet" for name in TABLES]
+        may_lack = {f"{name}.parquet" for name in OPTIONAL_TABLES}
         for name in ("summary.json", *tables, *observer_files(source)):
-            if name != "batches.parquet" or (source / name).exists():
+            if name not in may_lack or (source / name).exists():
                 shutil.copyfile(source / name, copy / name)
         (copy / CONFIG).write_text(_yaml(change(run.config)), encoding="utf-8")
         (copy / MANIFEST).write_text(_json(change(run.manifest)), encoding="utf-8")
@@ -215,7 +221,7 @@ def _from_log(log: RunLog, name: str) -> ArrowTable | None:
 
 def _from_folder(folder: Path, name: str) -> ArrowTable | None:
     path = folder / f"{name}.parquet"
-    return None if name == "batches" and not path.exists() else read_table(path, name)
+    return None if name in OPTIONAL_TABLES and not path.exists() else read_table(path, name)
 
 
 def _write_whole(folder: Path, write: Callable[[Path], None]) -> None:

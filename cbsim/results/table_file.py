@@ -16,6 +16,7 @@ from cbsim.results.tables import (
     REQUESTS,
     SLICE_STEPS,
     STEPS,
+    VISITS,
     ArrowTable,
     Field,
     arrow_field,
@@ -23,6 +24,7 @@ from cbsim.results.tables import (
 
 FIELDS = {
     "requests": (*REQUESTS, *REQUEST_PARTS),
+    "visits": VISITS,
     "steps": (*STEPS, *SLICE_STEPS),
     "events": EVENT_ROWS,
     "batches": BATCHES,

@@ -76,6 +76,21 @@ REQUESTS = (
 )
 REQUEST_PARTS = (*_parts(PARTS, "E2E"), *_parts(TTFT_PARTS, "TTFT"))
 """Behind `REQUESTS`, where the record tells: not of live runs."""
+VISITS = (
+    Field("request_id", "string", "", "Name of the request"),
+    Field("pool", "label", "", "Pool of equal replicas that it came to"),
+    _REPLICA,
+    Field("role", "label", "", "What the replica does: both prefill and decode"),
+    Field("arrived_at_s", "float64", "s", "Instant at which it came to the replica"),
+    Field("admitted_at_s", "float64", "s", "Instant at which it was first scheduled there", True),
+    Field("left_at_s", "float64", "s", "Instant at which it left; null if it was there at the end", True),
+    Field("num_prefill_tokens", "int64", "tokens", "Prompt tokens it came with"),
+    Field("num_output_tokens", "int64", "tokens", "Output tokens it got there"),
+    Field("reason", "label", "", "Why it left: finished or rejected; null if it did not", True),
+)
+"""A row a request and replica: today each request visits one."""
+POOLS, ROLES = ("replicas",), ("both",)
+_REASONS = ("finished", "rejected")
 STEPS = (
     _STEP_REPLICA,
     _STEP,
@@ -139,6 +154,30 @@ def requests_table(log: RunLog) -> ArrowTable:
     return _table(fields, columns | {"state": _label(state, _STATES)})
 
 
+def visits_table(log: RunLog) -> ArrowTable:
+    """One row a visit of a request to a replica, in order of arrival."""
+    requests = log.requests
+    is_finished = requests["state"] == RequestState.FINISHED
+    is_rejected = requests["state"] == RequestState.REJECTED
+    nothing = np.zeros(len(is_finished), dtype=np.int8)
+    reason = np.select([is_finished, is_rejected], [0, 1], -1)
+    return _table(
+        VISITS,
+        {
+            "request_id": requests["request_id"],
+            "pool": _label(nothing, POOLS),
+            "replica": requests["replica"],
+            "role": _label(nothing, ROLES),
+            "arrived_at_s": requests["arrival_s"],
+            "admitted_at_s": requests["first_scheduled_at_s"],
+            "left_at_s": np.where(is_rejected, requests["arrival_s"], requests["finished_at_s"]),
+            "num_prefill_tokens": requests["num_prompt_tokens"],
+            "num_output_tokens": requests["num_generated_tokens"],
+            "reason": _label(reason, _REASONS),
+        },
+    )
+
+
 def steps_table(log: RunLog) -> ArrowTable:
     """One row a step in order of (start, replica)."""
     return _table(STEPS if log.slices is None else (*STEPS, *SLICE_STEPS), log.steps)
@@ -181,12 +220,15 @@ def itl_table(log: RunLog) -> ArrowTable:
 
 TABLES: dict[str, Callable[[RunLog], ArrowTable | None]] = {
     "requests": requests_table,
+    "visits": visits_table,
     "steps": steps_table,
     "events": events_table,
     "batches": batches_table,
     "itl": itl_table,
 }
 """Name of a Parquet file of the run folder -> how it is made."""
+OPTIONAL_TABLES = ("batches", "visits")
+"""Those that a run folder may lack: recorded on demand, or unknown to former versions."""
 
 
 def to_frame(table: ArrowTable) -> pd.DataFrame:

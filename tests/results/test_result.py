@@ -37,7 +37,7 @@ BATCHES = [
     *("replica", "step", "start_s", "position", "request_id", "num_tokens", "num_computed_tokens", "kind"),
 ]
 FILES = {"config.yaml", "manifest.json", "summary.json"} | {
-    f"{name}.parquet" for name in ("requests", "steps", "events", "itl")
+    f"{name}.parquet" for name in ("requests", "visits", "steps", "events", "itl")
 }
 
 
@@ -87,7 +87,7 @@ def test_what_is_saved_is_loaded(tmp_path):
     assert loaded.config == result.config
     assert loaded.manifest == result.manifest
     assert loaded.notes == ["mind the gap"]
-    for name in ("requests", "steps", "events", "batches", "itl"):
+    for name in ("requests", "visits", "steps", "events", "batches", "itl"):
         pd.testing.assert_frame_equal(getattr(loaded, name), getattr(result, name))
     assert set(contents(tmp_path / "deep" / "run")) == FILES | {"batches.parquet"}
 
@@ -263,3 +263,13 @@ def test_every_unreadable_input_is_named(tmp_path):
     assert caught.value.problems == tuple(
         f"{tmp_path / name}: can't be read: No such file or directory" for name in "ab"
     )
+
+
+def test_a_visit_stands_for_each_request_and_replica() -> None:
+    visits = make_result(paper_log()).visits
+    assert visits is not None
+    assert visits["reason"].tolist()[:3] == ["finished"] * 3
+    assert visits["reason"].tolist()[3] == "rejected"
+    assert visits["left_at_s"].tolist() == [3.0, 2.0, 4.5, 2.0]
+    assert (visits["left_at_s"] >= visits["arrived_at_s"]).all()
+    assert set(visits["role"]) == {"both"}
