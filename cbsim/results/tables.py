@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from cbsim.results.arrow_arrays import labels, numbers, texts
 from cbsim.results.latency import PARTS, TTFT_PARTS
 from cbsim.results.metrics import request_latencies
 from cbsim.results.quantiles import weighted_quantiles
-from cbsim.results.run_log import EVENTS, KINDS, Column, RunLog
+from cbsim.results.run_log import EVENTS, KINDS, RunLog
 from cbsim.workload.request import RequestState
 
 if TYPE_CHECKING:
@@ -151,7 +152,7 @@ def requests_table(log: RunLog) -> ArrowTable:
     state[columns["state"] == RequestState.FINISHED] = _STATES.index("finished")
     state[columns["state"] == RequestState.REJECTED] = _STATES.index("rejected")
     fields = REQUESTS if log.parts is None else (*REQUESTS, *REQUEST_PARTS)
-    return _table(fields, columns | {"state": _label(state, _STATES)})
+    return _table(fields, columns | {"state": labels(state, _STATES)})
 
 
 def visits_table(log: RunLog) -> ArrowTable:
@@ -165,15 +166,15 @@ def visits_table(log: RunLog) -> ArrowTable:
         VISITS,
         {
             "request_id": requests["request_id"],
-            "pool": _label(nothing, POOLS),
+            "pool": labels(nothing, POOLS),
             "replica": requests["replica"],
-            "role": _label(nothing, ROLES),
+            "role": labels(nothing, ROLES),
             "arrived_at_s": requests["arrival_s"],
             "admitted_at_s": requests["first_scheduled_at_s"],
             "left_at_s": np.where(is_rejected, requests["arrival_s"], requests["finished_at_s"]),
             "num_prefill_tokens": requests["num_prompt_tokens"],
             "num_output_tokens": requests["num_generated_tokens"],
-            "reason": _label(reason, _REASONS),
+            "reason": labels(reason, _REASONS),
         },
     )
 
@@ -191,23 +192,23 @@ def events_table(log: RunLog) -> ArrowTable:
     reason = np.full(len(events["event"]), -1, dtype=np.int32)
     for row in np.flatnonzero(events["event"] == EVENTS.index("rejected")).tolist():
         reason[row] = code_of.get(log.rejections.get(int(events["request"][row]), ""), -1)
-    labels = {
-        "request_id": _label(events["request"], log.requests["request_id"]),
-        "event": _label(events["event"], EVENTS),
-        "reason": _label(reason, texts),
+    named = {
+        "request_id": labels(events["request"], log.requests["request_id"]),
+        "event": labels(events["event"], EVENTS),
+        "reason": labels(reason, texts),
     }
-    return _table(EVENT_ROWS, {**events, **labels})
+    return _table(EVENT_ROWS, {**events, **named})
 
 
 def batches_table(log: RunLog) -> ArrowTable | None:
     """One row a slice of a step; `None` where they weren't recorded."""
     if log.batches is None:
         return None
-    labels = {
-        "request_id": _label(log.batches["request"], log.requests["request_id"]),
-        "kind": _label(log.batches["kind"], KINDS),
+    named = {
+        "request_id": labels(log.batches["request"], log.requests["request_id"]),
+        "kind": labels(log.batches["kind"], KINDS),
     }
-    return _table(BATCHES, log.batches | labels)
+    return _table(BATCHES, log.batches | named)
 
 
 def itl_table(log: RunLog) -> ArrowTable:
@@ -270,18 +271,11 @@ def _metadata(field: Field) -> dict[str, str]:
 
 
 def _array(field: Field, values: Any) -> Any:
-    import pyarrow as pa
-
     if field.type == "label":
         return values
-    if field.type == "int64" and field.nullable:
-        return pa.array(values, pa.int64(), mask=values < 0)
-    return pa.array(values, arrow_field(field).type, from_pandas=field.nullable)
-
-
-def _label(codes: Column, names: Any) -> Any:
-    """Strings by their codes, as Arrow keeps them; a negative code is a null."""
-    import pyarrow as pa
-
-    indices = pa.array(codes.astype(np.int32), mask=codes < 0)
-    return pa.DictionaryArray.from_arrays(indices, pa.array(names, pa.string()))
+    type_ = arrow_field(field).type
+    if field.type == "string":
+        return texts(values)
+    if not field.nullable:
+        return numbers(values, type_)
+    return numbers(values, type_, values < 0 if field.type == "int64" else np.isnan(values))
