@@ -149,7 +149,7 @@ class Request:
 
     def __repr__(self) -> str:
         return (
-            f"Request({self.request_id}: {self.state.name.lower()}, "
+            f"Request({self.request_id}: {RequestState(self.state).name.lower()}, "
             f"computed {self.num_computed_tokens}, prompt {self.num_prompt_tokens}, "
             f"generated {self.num_generated_tokens}/{self.num_output_tokens})"
         )
