@@ -6,7 +6,7 @@ itself stands for its record.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from math import inf, nan
 from typing import Any, NamedTuple
@@ -49,10 +49,10 @@ class Slice(NamedTuple):
 
 
 class Rows(list[Any]):
-    """A table of the log that grows when the row behind its last one is touched."""
+    """A table that grows when the row behind its last one is touched."""
 
-    def __init__(self, new_row: Callable[[], Any]) -> None:
-        super().__init__()
+    def __init__(self, new_row: Callable[[], Any], rows: Iterable[Any] = ()) -> None:
+        super().__init__(rows)
         self._new_row = new_row
 
     def __getitem__(self, place: Any) -> Any:
@@ -121,6 +121,7 @@ class StepwiseWorld:
             nodes=Nodes(),
             log=log,
             segments=[],
+            tables=[[Rows(int, row) for row in rows] for rows in made.tables],
             cost=cost if not _is_record(cost) else plain(cost),
             prefill_s=_Prices(prefill_s) if prefill_s else [0.0],
         )
@@ -128,6 +129,7 @@ class StepwiseWorld:
             own.num_nodes = NODE_FACTOR
         self.parts = parts
         self.watches = dict(watches or {})
+        self._bound: dict[Callable[..., Any], Callable[..., Any]] = {}
         self._job_length = job_length
         self._users, self._affinities, self._chains = Numbering(), Numbering(), Chains()
         self.replicas = [(make_replica or Stepper)(self, number) for number in range(num_replicas)]
@@ -136,20 +138,27 @@ class StepwiseWorld:
         self, function: Callable[..., Any], watches: Mapping[str, Callable[..., Any]] | None = None
     ) -> Callable[..., Any]:
         """A function of the core with this world's rules and watches, and further watches of a replica's."""
-        parts = Parts({**self.parts.rules, **self.watches, **(watches or {})}, self.parts.step_s)
-        return parts.bound(function).interpreted
+        if watches:
+            parts = Parts({**self.parts.rules, **self.watches, **watches}, self.parts.step_s)
+            return parts.bound(function).interpreted
+        if function not in self._bound:
+            parts = Parts({**self.parts.rules, **self.watches}, self.parts.step_s)
+            self._bound[function] = parts.bound(function).interpreted
+        return self._bound[function]
 
     def add(self, request: Request) -> None:
-        """A request is known from now on, under the next index; room is made for it."""
+        """A request is known from now on, under the next index; what it has got already it keeps."""
         request.index = len(self.requests)
         if request.deadline_s is None:
             request.deadline_s = inf
+        request.job_length = float(request.num_output_tokens)
         if self._job_length is not None:
             request.job_length = self._job_length(
                 request.request_id, request.num_prompt_tokens, request.num_output_tokens
             )
         for name in ("first_scheduled_at_s", "first_token_at_s", "last_token_at_s"):
-            setattr(request, name, nan)
+            if getattr(request, name) is None:
+                setattr(request, name, nan)
         request.user_number = self._users.number(request.user or "")
         request.affinity = self._affinities.number(affinity_of(request.session_id, request.prompt))
         self.requests.append(request)
@@ -210,8 +219,27 @@ class Stepper:
     def submit(self, request: Request) -> bool:
         """A request arrives, at its `arrival_s`; False if it was rejected."""
         self.world.add(request)
-        self._make_room(request)
-        return bool(self._submit(self.records, request))
+        accepted = bool(self._submit(self.records, request))
+        self.make_room()
+        return accepted
+
+    def make_room(self) -> None:
+        """Make lists that the rules fill by place as long as they can come to need for those who are here.
+
+        Needed after `max_num_seqs` has changed, too.
+        """
+        records = self.records
+        most = min(records.config.max_num_seqs, self.own.num_outstanding) + 1
+        for list_ in (records.running, records.order, records.candidates):
+            list_.extend([0] * (most - len(list_)))
+        for slices in records.slices:
+            slices.extend(_new_row(layout.SLICE) for _ in range(most - len(slices)))
+        records.chunks.extend(_new_row(layout.CHUNK) for _ in range(most - len(records.chunks)))
+        if self.own.has_identities:
+            tables = records.tables
+            while len(tables) < most + 1:
+                # In front of the last row, which holds what lookups find; the chain of free rows ends there.
+                tables.insert(len(tables) - 1, Rows(int, [len(tables)]))
 
     def call(self, now: float) -> None:
         """Let the scheduler decide steps until enough are under way or it has nothing to do.
@@ -349,29 +377,6 @@ class Stepper:
                 if blocks[copy].key != entry.key:
                     raise RuntimeError("the prefix cache knows a block by the wrong content")
                 copy = blocks[copy].next_copy
-
-    def _make_room(self, request: Request) -> None:
-        """Lists that the rules fill by place are as long as they can come to need."""
-        records, own = self.records, self.own
-        most = min(records.config.max_num_seqs, own.num_outstanding + 1) + 1
-        for list_ in (records.running, records.order, records.candidates):
-            list_.extend([0] * (most - len(list_)))
-        for slices in records.slices:
-            slices.extend(_new_row(layout.SLICE) for _ in range(most - len(slices)))
-        records.chunks.extend(_new_row(layout.CHUNK) for _ in range(most - len(records.chunks)))
-        if own.has_identities:
-            tables = records.tables
-            longest = len(tables[0])
-            needed = (request.num_prompt_tokens + request.num_output_tokens) // own.block_size + 2
-            # A scheduler that reserves ahead gives every request as many.
-            needed = min(max(needed, records.config.blocks_per_slot), own.num_blocks + 1)
-            if needed > longest:
-                for table in tables:
-                    table.extend([0] * (needed - longest))
-                longest = needed
-            while len(tables) < most + 1:
-                # In front of the last row, which holds what lookups find; the chain of free rows ends there.
-                tables.insert(len(tables) - 1, [len(tables)] + [0] * (longest - 1))
 
 
 class WatchedStepper(Stepper):

@@ -80,10 +80,13 @@ def decode_batch(self: Any, step: Any) -> None:
 
 
 def pad(self: Any, step: Any) -> None:
-    """Every slot of the batch costs as the longest: its prompt, or the tokens decoded since."""
+    """Every slot of the batch costs as the longest: its prompt, or the tokens decoded since.
+
+    A request that comes with an answer begun elsewhere computes it token by token, as if it decoded.
+    """
     own, shape = self.own, self.shape
     num_slots, length = own.num_batch, own.num_padded_tokens
-    if shape.num_chunks:
+    if step.num_decisions:
         for place in range(num_slots):
             self.chunks[place].num_tokens = length
             self.chunks[place].num_computed_tokens = 0
@@ -92,7 +95,8 @@ def pad(self: Any, step: Any) -> None:
         shape.num_prefill_tokens = num_slots * length
         return
     own.num_padded_tokens = length + 1
-    step.num_padding_tokens = num_slots - shape.num_decodes
+    step.num_padding_tokens = num_slots - step.num_slices
+    shape.num_chunks = shape.num_finishing_chunks = shape.num_prefill_tokens = 0
     shape.num_decodes = num_slots
     shape.decode_context = num_slots * (length + 1)
     shape.max_decode_context = length + 1

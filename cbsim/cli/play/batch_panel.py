@@ -9,7 +9,7 @@ from rich.text import Text
 from cbsim.base.units import format_seconds
 from cbsim.cli.play.look import FAINT, badge, bar, title
 from cbsim.cli.play.replica import Outcome, Replica
-from cbsim.schedulers import Slice
+from cbsim.core.stepping import Slice
 from cbsim.workload.request import Request, RequestState
 
 _MAX_BAR = 60
@@ -48,7 +48,7 @@ class _Row(NamedTuple):
     def standing(self) -> str:
         """Tokens of the prompt that are computed, tokens of the answer that are out."""
         request = self.request
-        if request.state is RequestState.FINISHED:
+        if request.state == RequestState.FINISHED:
             return "ended"
         prompt = f"{min(request.num_computed_tokens, request.num_prompt_tokens)}/{request.num_prompt_tokens}"
         return f"{prompt} {request.num_generated_tokens:>2}/{request.num_output_tokens}"
@@ -83,7 +83,7 @@ def batch_panel(replica: Replica, width: int, height: int) -> list[Text]:
         note += f", {format_seconds(step.transfer_s)} of it moving KV"
     rows = [_Row(part.request, part) for part in step.slices]
     served = {row.request.index for row in rows}
-    rows += [_Row(request, None) for request in replica.scheduler.running if request.index not in served]
+    rows += [_Row(request, None) for request in replica.stepper.running if request.index not in served]
     lines = [title(f"batch of step {step.number}", width, note), _budget(step, width)]
     return [*lines, *_table(rows, width, height - len(lines))]
 

@@ -19,10 +19,10 @@ def history_panel(replica: Replica, width: int) -> list[Text]:
     """`HEIGHT` lines: a blank one, and one for each figure, up to its limit or, without one, its maximum."""
     label = 7
     past = replica.history[-(width - label) :]
-    budget = replica.scheduler.max_tokens_per_step
+    budget = replica.stepper.records.config.max_tokens_per_step
     rows: dict[str, tuple[list[int], int | None]] = {
         "tokens": ([step.num_tokens for step in past], None if budget >= _UNLIMITED else budget),
-        "KV": ([step.num_blocks_used for step in past], replica.pool.num_blocks),
+        "KV": ([step.num_blocks_used for step in past], replica.stepper.own.num_blocks),
         "queue": ([step.num_waiting for step in past], None),
     }
     lines = [Text()]

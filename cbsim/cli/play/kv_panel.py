@@ -9,6 +9,8 @@ from rich.text import Text
 
 from cbsim.cli.play.look import FAINT, badge, letter, title
 from cbsim.cli.play.replica import Replica
+from cbsim.core.layout import NOBODY
+from cbsim.core.pool import blocks_for
 from cbsim.workload.request import Request, RequestState
 
 FREE, CACHED, SHARED = "·", "=", "&"
@@ -25,10 +27,10 @@ class _Cell(NamedTuple):
 
 def kv_panel(replica: Replica, width: int, height: int) -> list[Text]:
     """At most `height` lines; where there are more blocks than cells, each cell stands for several."""
-    pool = replica.pool
-    note = f"{pool.num_used}/{pool.num_blocks} blocks of {pool.block_size} tokens"
+    stepper, own = replica.stepper, replica.stepper.own
+    note = f"{stepper.num_blocks_used}/{own.num_blocks} blocks of {own.block_size} tokens"
     cells = _cells(replica)
-    digits = len(str(pool.num_blocks))
+    digits = len(str(own.num_blocks))
     columns, room = width - digits - 1, max(1, height - 2)
     per_row = _in_groups(columns // 2)
     is_wide = len(cells) <= per_row * room
@@ -54,15 +56,15 @@ def _in_groups(num_cells: int) -> int:
 
 def _cells(replica: Replica) -> list[_Cell]:
     """What each block is, by number."""
-    pool = replica.pool
-    marks = [CACHED if pool.is_cached(block) else FREE for block in range(pool.num_blocks)]
-    cells = [_Cell(None, mark) for mark in marks]
+    stepper, own = replica.stepper, replica.stepper.own
+    blocks = stepper.records.blocks[: own.num_blocks]
+    cells = [_Cell(None, FREE if block.key == NOBODY else CACHED) for block in blocks]
     for request in replica.present:
-        is_running = request.state is RequestState.RUNNING
-        num_filled = pool.blocks_for(request.num_computed_tokens) if is_running else 0
-        for position, block in enumerate(request.blocks):
+        is_running = request.state == RequestState.RUNNING
+        num_filled = blocks_for(stepper.records, request.num_computed_tokens) if is_running else 0
+        for position, block in enumerate(stepper.blocks_of(request)):
             mark = letter(request) if position < num_filled else letter(request).lower()
-            cells[block] = _Cell(request, SHARED if pool.num_holders(block) > 1 else mark)
+            cells[block] = _Cell(request, SHARED if blocks[block].num_holders > 1 else mark)
     return cells
 
 
@@ -82,9 +84,9 @@ def _shown(cell: _Cell, is_wide: bool) -> Text:
 
 def _legend(replica: Replica) -> Text:
     parts = ["A filled"]
-    if replica.scheduler.reserves_ahead:
+    if replica.setup.rung.reserves_ahead:
         parts.append("a reserved")
     parts.append(f"{FREE} free")
-    if replica.pool.prefix_caching:
+    if replica.setup.pool.prefix_caching:
         parts += [f"{CACHED} free, content cached", f"{SHARED} shared"]
     return Text("  ".join(parts), FAINT)

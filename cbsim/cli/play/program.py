@@ -178,7 +178,7 @@ class Program:
     def _ask_setting(self, key: str) -> None:
         name = key.rpartition(".")[2]
         if key == NUM_BLOCKS:
-            present: object = self.session.replica.pool.num_blocks
+            present: object = self.session.replica.stepper.own.num_blocks
         else:
             config = self.session.experiment.scheduler
             if not hasattr(config, name):

@@ -15,8 +15,8 @@ _MAX_NAME = 9
 
 
 def queue_panel(replica: Replica, width: int, height: int) -> list[Text]:
-    """At most `height` lines."""
-    waiting = list(replica.scheduler.waiting)
+    """At most `height` lines; the queue is in the order in which the last decision found it."""
+    waiting = replica.stepper.waiting(replica.decided_at_s)
     lines = [title(f"queue: {len(waiting)}", width)]
     if not waiting:
         at_s = replica.next_arrival_s

@@ -1,10 +1,13 @@
-"""Replica: one engine with its arrivals, from the first instant on, a step at a time."""
+"""Replica: one replica with its arrivals, from the first instant on, a step at a time."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import inf
 from typing import NamedTuple
+
+import numpy as np
 
 from cbsim.base.errors import ConfigError
 from cbsim.cli.play.event_log import EventLog
@@ -14,17 +17,18 @@ from cbsim.cli.play.settings import LIVE, NUM_BLOCKS, changes, told_briefly
 from cbsim.cli.play.tuning import (
     check_servable,
     clear,
-    is_tunable,
-    make_pool,
-    make_scheduler,
-    queue_again,
+    make_setup,
+    make_stepper,
+    succeed,
+    told_rejection,
     tune,
 )
-from cbsim.cluster.engine.reference import ReferenceEngine
-from cbsim.results.run_log import PREEMPTED
-from cbsim.schedulers import Scheduler, Slice
+from cbsim.core.driver import RuleFault
+from cbsim.core.stepping import Slice
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.run import make_cost_model
+from cbsim.studies.simulation import Setup, told_fault
+from cbsim.workload import Workload
 from cbsim.workload.request import Request, RequestState
 
 
@@ -55,20 +59,21 @@ class Outcome:
 class Replica:
     """Goes from step end to step end; in between, settings may change and requests may be added.
 
-    Decides what `World` with one naive engine does: at one instant arrivals join, the step that ends takes
-    effect, the next is decided (here: when `advance` is called next).
+    Decides what a run decides: at one instant arrivals join, the step that ends takes effect, the next is
+    decided (here: when `advance` is called next).
     """
 
-    def __init__(self, experiment: Experiment, requests: Iterator[Request]) -> None:
-        """`requests` come in order of arrival. Raises what reading them raises."""
+    def __init__(self, experiment: Experiment, workload: Workload, requests: Iterator[Request]) -> None:
+        """`requests`, the workload's and others, come in order of arrival. Raises what reading them does."""
         self.experiment = experiment
-        self.cost = make_cost_model(experiment)
-        self.pool = make_pool(experiment)
+        self.setup = make_setup(experiment, workload, make_cost_model(experiment))
+        self.stepper = make_stepper(self.setup)
+        """The one that decides now: another one under another scheduler."""
         self.log = EventLog()
         self.score = Score()
-        scheduler = make_scheduler(experiment, self.cost, self.pool)
-        self.engine = ReferenceEngine(0, scheduler, self.cost, self.log, self._num_in_flight)
         self.now_s = 0.0
+        self.decided_at_s = -inf
+        """When this scheduler was last asked; before any time if it never was."""
         self.last_step: Outcome | None = None
         self.history: list[Tally] = []
         """Every step that has ended."""
@@ -78,23 +83,17 @@ class Replica:
         """Requests in order of arrival that have not ended, or hold KV blocks still (of a static batch)."""
         self._requests = requests
         self._next = next(requests, None)
-        self._num_arrived = 0
         self._arrive()
-
-    @property
-    def scheduler(self) -> Scheduler:
-        """The one that decides now."""
-        return self.engine.scheduler
 
     @property
     def live(self) -> list[Request]:
         """Requests that have arrived and not ended."""
-        return [request for request in self.present if request.state is not RequestState.FINISHED]
+        return [request for request in self.present if request.state != RequestState.FINISHED]
 
     @property
     def is_over(self) -> bool:
         """Whether every request has ended and none will come."""
-        return self._next is None and not self.engine.num_outstanding
+        return self._next is None and not self.stepper.num_outstanding
 
     @property
     def next_arrival_s(self) -> float | None:
@@ -102,26 +101,38 @@ class Replica:
         return None if self._next is None else self._next.arrival_s
 
     def advance(self) -> bool:
-        """Decide the next step and let it end, after idling until there is one; False if there is none."""
+        """Decide the next step and let it end, after idling until there is one; False if there is none.
+
+        Raises `PluginError` for a scheduler or a cost model that does what it must not.
+        """
         while True:
-            if self.engine.num_outstanding:
-                self.engine.call(self.now_s)
-                self._note_head()
-            if self.engine.under_way:
+            if self.stepper.num_outstanding:
+                self.decide()
+            if self.stepper.under_way:
                 self._end_step()
                 return True
             if not self._idle():
                 return False
 
+    def decide(self) -> None:
+        """Let the scheduler decide now, and note why the head of the queue still waits."""
+        self.decided_at_s = self.now_s
+        try:
+            self.stepper.call(self.now_s)
+        except RuleFault as fault:
+            ids = np.array([request.request_id for request in self.stepper.world.requests], dtype=object)
+            raise told_fault(fault, self.setup, ids) from fault
+        self.log.read(self.stepper.world)
+        self._note_head()
+
     def add(self, request: Request) -> bool:
         """A request arrives now; False if it could never be served."""
-        request.index = self._num_arrived
-        self._num_arrived += 1
-        accepted = self.engine.submit(request)
+        accepted = self.stepper.submit(request)
         if accepted:
             self.present.append(request)
         else:
             self.score.num_rejected += 1
+            self.log.rejected(request, told_rejection(self.setup, request, request.rejection))
         return accepted
 
     def become(self, experiment: Experiment) -> None:
@@ -136,86 +147,72 @@ class Replica:
         fixed = [key for key in changed if key != NUM_BLOCKS and not key.startswith("scheduler.")]
         if fixed:
             raise ConfigError(*(f"{key}: can't change while it runs; name it in --set" for key in fixed))
-        num_blocks = self._num_blocks_wanted(experiment) if NUM_BLOCKS in changed else None
-        check_servable(experiment, self.cost, self.live)
-        if num_blocks is not None:
-            self.pool.resize(num_blocks, self.present)
-        limits = {f"scheduler.{name}" for name in LIVE}
-        settings = changed.keys() - {NUM_BLOCKS}
-        if settings <= limits and is_tunable(self.scheduler):
-            tune(self.scheduler, self.experiment, experiment, self.cost)
-            self.experiment = experiment
+        setup = make_setup(experiment, self.setup.workload, self.setup.cost)
+        num_blocks, num_used = setup.pool.num_blocks, self.stepper.num_blocks_used
+        if num_blocks < num_used:
+            raise ConfigError(
+                f"{NUM_BLOCKS}: got {num_blocks}, but {num_used} blocks are in use; only free ones can go"
+            )
+        check_servable(setup, self.live)
+        if changed.keys() <= {NUM_BLOCKS, *(f"scheduler.{name}" for name in LIVE)}:
+            tune(self.stepper, setup, self.present)
         else:
-            self._replace_scheduler(experiment)
+            self._replace_scheduler(setup)
+        self.setup, self.experiment = setup, experiment
         self.head_reason = None
         self.log.changed(self.now_s, told_briefly(changed))
 
-    @property
-    def _num_in_flight(self) -> int:
-        return 2 if self.experiment.scheduler.async_scheduling else 1
-
-    def _num_blocks_wanted(self, experiment: Experiment) -> int:
-        kv_cache = experiment.kv_cache
-        num_blocks = kv_cache.size(experiment.model, experiment.gpu, experiment.replicas.tensor_parallel)
-        if num_blocks < self.pool.num_used:
-            raise ConfigError(
-                f"{NUM_BLOCKS}: got {num_blocks}, but {self.pool.num_used} blocks are in use; only free ones "
-                "can go"
-            )
-        return num_blocks
-
-    def _replace_scheduler(self, experiment: Experiment) -> None:
-        while self.engine.under_way:
+    def _replace_scheduler(self, setup: Setup) -> None:
+        while self.stepper.under_way:
             self._end_step()
-        for request in clear(self.scheduler, self.now_s).preempted:
-            self.log.event(PREEMPTED, request, self.now_s, 0, -1, 0)
-        waiting = list(self.scheduler.waiting)
-        self.experiment = experiment
-        self.pool = make_pool(experiment)
-        self.engine.scheduler = make_scheduler(experiment, self.cost, self.pool)
-        self.engine.num_in_flight = self._num_in_flight
-        queue_again(waiting, self.scheduler)
+        clear(self.stepper, self.now_s)
+        self.stepper = succeed(self.stepper, setup)
+        self.decided_at_s = -inf
+        self.log.read(self.stepper.world)
         self.present = self.live
 
     def _end_step(self) -> None:
-        step = self.engine.under_way[0]
-        plan = step.plan
+        step = self.stepper.under_way[0]
+        slices = tuple(self.stepper.slices(step))
         self.now_s = step.end_s
         self._arrive()
-        finished = self.engine.end_step()
-        for part in plan.slices:
+        finished = self.stepper.end_step()
+        self.log.read(self.stepper.world)
+        for part in slices:
             if part.emits:
                 self.score.emitted(part.request, step.end_s)
         for request in finished:
             self.score.finished(request, step.end_s)
-        num_tokens = sum(part.num_tokens for part in plan.slices)
-        self.history.append(Tally(num_tokens, plan.num_blocks_used, plan.num_waiting))
+        num_tokens = sum(part.num_tokens for part in slices)
+        self.history.append(Tally(num_tokens, step.kv_blocks_used, step.num_waiting))
         self.last_step = Outcome(
             step.number,
             step.start_s,
             step.end_s,
-            tuple(plan.slices),
-            plan.budget + num_tokens,
-            plan.num_padding_tokens,
-            plan.transfer_s,
+            slices,
+            step.budget + num_tokens,
+            step.num_padding_tokens,
+            step.transfer_s,
         )
         self.present = [
             request
             for request in self.present
-            if request.state is not RequestState.FINISHED or request.num_blocks
+            if request.state != RequestState.FINISHED or request.num_blocks
         ]
 
     def _note_head(self) -> None:
-        head = self.scheduler.waiting.head(self.now_s)
-        plan = self.engine.under_way[-1].plan if self.engine.under_way else None
+        stepper = self.stepper
+        head = stepper.head(self.now_s)
         self.head_reason = None
         if head is not None:
-            budget, num_preempted = (plan.budget, len(plan.preempted)) if plan else (None, 0)
-            self.head_reason = (head, why_waiting(self.scheduler, self.now_s, budget, num_preempted))
+            step = stepper.under_way[-1] if stepper.under_way else None
+            budget, num_preempted = (step.budget, step.num_preempted) if step else (None, 0)
+            reason = why_waiting(stepper, self.setup.rung, self.now_s, budget, num_preempted)
+            self.head_reason = (head, reason)
 
     def _idle(self) -> bool:
         """Let time pass until somebody arrives or the scheduler is to be asked; False if neither will be."""
-        wake_s = self.scheduler.wake_at_s()
+        wake_s = self.stepper.wake_at_s()
         instants = [] if self._next is None else [self._next.arrival_s]
         if wake_s is not None and wake_s > self.now_s:
             instants.append(wake_s)

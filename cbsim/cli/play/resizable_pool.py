@@ -1,73 +1,112 @@
-"""PlayPool: numbered KV blocks whose number can change while requests hold some."""
+"""KV blocks known by number whose number can change while requests hold some; `self` is the replica."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterable
+from typing import Any
 
-from cbsim.schedulers.kvcache import IdentityPool
+from cbsim.base.records import record_class
+from cbsim.core.layout import BLOCK, KEY, NOBODY
+from cbsim.core.pool import forget, link_after, place_of_key
 from cbsim.workload.request import Request
 
 
-class PlayPool(IdentityPool):
-    """An `IdentityPool` that grows and shrinks by free blocks, and says what each block is.
+def resize(self: Any, num_blocks: int, holders: Iterable[Request]) -> None:
+    """Add blocks at the end, or give up free ones; `holders` are all requests that hold blocks.
 
-    Without prefix caching it decides nothing that a plain `BlockPool` would not.
+    Given up are those that would be used next, whose content is worth least. Blocks stay numbered from 0
+    without a gap: those beyond the new end take the numbers of those given up. Raises RuntimeError for fewer
+    blocks than are in use.
     """
+    own = self.own
+    num_used, num_more = own.num_blocks - own.num_free, num_blocks - own.num_blocks
+    if num_blocks < num_used:
+        raise RuntimeError(f"{num_used} KV blocks are in use, {num_blocks} wanted in all")
+    free = free_blocks(self)
+    self.blocks.pop()
+    free = grow(self, num_blocks, free) if num_more >= 0 else shrink(self, num_blocks, free, holders)
+    self.blocks.append(new_block())
+    own.num_blocks = num_blocks
+    own.num_free += num_more
+    queue_up(self, free)
 
-    def num_holders(self, block: int) -> int:
-        """Requests that hold a block; 0 if it is free."""
-        return self._num_holders[block]
 
-    def is_cached(self, block: int) -> bool:
-        """Whether lookups know the content of a block."""
-        return self._key_of[block] is not None
+def free_blocks(self: Any) -> list[int]:
+    """The free blocks, the one to be used next first."""
+    end = self.own.num_blocks
+    found, at = [], self.blocks[end].next_free
+    while at != end:
+        found.append(at)
+        at = self.blocks[at].next_free
+    return found
 
-    def resize(self, num_blocks: int, holders: Iterable[Request]) -> None:
-        """Add blocks at the end, or give up free ones; `holders` are all requests that hold blocks.
 
-        Given up are those that would be used next, whose content is worth least. Blocks stay numbered from 0
-        without a gap: those beyond the new end take the numbers of those given up. Raises RuntimeError for
-        fewer blocks than are in use.
-        """
-        if num_blocks < self.num_used:
-            raise RuntimeError(f"{self.num_used} KV blocks are in use, {num_blocks} wanted in all")
-        if num_blocks >= self.num_blocks:
-            self._grow(num_blocks)
-        else:
-            self._shrink(num_blocks, holders)
+def grow(self: Any, num_blocks: int, free: list[int]) -> list[int]:
+    """Add blocks behind the last; they are used before the free ones there are."""
+    added = range(self.own.num_blocks, num_blocks)
+    self.blocks.extend(new_block() for _ in added)
+    if self.own.prefix_caching:
+        rehash(self.keys, 2 * (num_blocks + 1))
+    return [*added, *free]
 
-    def _grow(self, num_blocks: int) -> None:
-        added = range(self.num_blocks, num_blocks)
-        self._num_holders += [0] * len(added)
-        self._key_of += [None] * len(added)
-        self._free.update(dict.fromkeys(added))
-        for block in reversed(added):
-            self._free.move_to_end(block, last=False)
-        self.num_free += len(added)
-        self.num_blocks = num_blocks
 
-    def _shrink(self, num_blocks: int, holders: Iterable[Request]) -> None:
-        given_up: set[int] = set()
-        for _ in range(self.num_blocks - num_blocks):
-            block, _ = self._free.popitem(last=False)
-            self._forget(block)
-            given_up.add(block)
-        vacant = sorted(block for block in given_up if block < num_blocks)
-        beyond = [block for block in range(num_blocks, self.num_blocks) if block not in given_up]
-        self._renumber(dict(zip(beyond, vacant, strict=True)), holders)
-        del self._num_holders[num_blocks:], self._key_of[num_blocks:]
-        self.num_free -= len(given_up)
-        self.num_blocks = num_blocks
+def shrink(self: Any, num_blocks: int, free: list[int], holders: Iterable[Request]) -> list[int]:
+    """Give up free blocks from the front of their queue; returns those left, by their new numbers."""
+    num_given_up = self.own.num_blocks - num_blocks
+    given_up = set(free[:num_given_up])
+    for block in given_up:
+        forget(self, block)
+    vacant = sorted(block for block in given_up if block < num_blocks)
+    beyond = [block for block in range(num_blocks, self.own.num_blocks) if block not in given_up]
+    new = dict(zip(beyond, vacant, strict=True))
+    for block, number in new.items():
+        renumber(self, block, number)
+    for request in holders:
+        for place in range(request.num_blocks):
+            table = self.tables[request.slot]
+            table[place] = new.get(table[place], table[place])
+    del self.blocks[num_blocks:]
+    return [new.get(block, block) for block in free[num_given_up:]]
 
-    def _renumber(self, new: dict[int, int], holders: Iterable[Request]) -> None:
-        """Let blocks take the numbers of others, which nobody holds, lists or looks up."""
-        for block, number in new.items():
-            self._num_holders[number] = self._num_holders[block]
-            key = self._key_of[number] = self._key_of[block]
-            if key is not None:
-                copies = self._copies[key]
-                copies[copies.index(block)] = number
-        self._free = OrderedDict.fromkeys(new.get(block, block) for block in self._free)
-        for request in holders:
-            request.blocks[:] = [new.get(block, block) for block in request.blocks]
+
+def renumber(self: Any, block: int, number: int) -> None:
+    """Let a block take the number of another, which nobody holds or looks up."""
+    blocks = self.blocks
+    moved = blocks[number] = blocks[block]
+    if moved.key == NOBODY:
+        return
+    entry = self.keys[place_of_key(self.keys, moved.key)]
+    if moved.last_copy == NOBODY:
+        entry.first = number
+    else:
+        blocks[moved.last_copy].next_copy = number
+    if moved.next_copy == NOBODY:
+        entry.last = number
+    else:
+        blocks[moved.next_copy].last_copy = number
+
+
+def rehash(keys: list[Any], size: int) -> None:
+    """Make the table of contents as long as so many, where it is shorter."""
+    if size <= len(keys):
+        return
+    known = [entry for entry in keys if entry.key != NOBODY]
+    keys[:] = [record_class(KEY)(NOBODY, NOBODY, NOBODY) for _ in range(size)]
+    for entry in known:
+        keys[place_of_key(keys, entry.key)] = entry
+
+
+def queue_up(self: Any, free: list[int]) -> None:
+    """Make these the free blocks, in this order of use."""
+    end = self.own.num_blocks
+    head = self.blocks[end]
+    head.next_free = head.last_free = end
+    for block in free:
+        link_after(self.blocks, head.last_free, block)
+
+
+def new_block() -> Any:
+    """A block that holds nothing."""
+    block = record_class(BLOCK)(*[0] * len(BLOCK.names or ()))
+    block.key = block.next_copy = block.last_copy = NOBODY
+    return block

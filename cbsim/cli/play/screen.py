@@ -82,7 +82,7 @@ def _header(session: Session, status: Status) -> Text:
     line.append(session.experiment.name)
     line.append(f"  {rung}{name}", TITLE)
     line.append(f"  {session.num_steps:,} steps  {session.replica.now_s:,.4f} s")
-    under_way = len(session.replica.engine.under_way)
+    under_way = len(session.replica.stepper.under_way)
     if under_way:
         line.append(f"  {under_way} under way", FAINT)
     line.append(f"  {status.pace}", TITLE)
@@ -97,12 +97,12 @@ def _settings(session: Session) -> Text:
             line.append(f"{key} ", TITLE)
             line.append(f"{name} {getattr(scheduler, name)}  ")
     line.append("k ", TITLE)
-    line.append(f"blocks {session.replica.pool.num_blocks}")
+    line.append(f"blocks {session.replica.stepper.own.num_blocks}")
     return line
 
 
 def _figures(session: Session) -> Text:
-    replica, score = session.replica, session.replica.score
+    replica, score, stepper = session.replica, session.replica.score, session.replica.stepper
     total = session.num_requests
     ended = (
         f"{score.num_finished}/{total} finished" if total is not None else f"{score.num_finished} finished"
@@ -111,7 +111,7 @@ def _figures(session: Session) -> Text:
         ended += f", {score.num_rejected} rejected"
     return Text(
         f"{ended}  TTFT {format_seconds(score.mean_ttft_s)}  TPOT {format_seconds(score.mean_tpot_s)}  "
-        f"{_preemptions(replica)}  KV {replica.pool.num_used / replica.pool.num_blocks:.0%}"
+        f"{_preemptions(replica)}  KV {stepper.num_blocks_used / stepper.own.num_blocks:.0%}"
     )
 
 

@@ -13,6 +13,7 @@ from cbsim.base.plugin_errors import plugin_error
 from cbsim.cli.play.replica import Replica
 from cbsim.cli.play.saving import save
 from cbsim.cli.play.settings import changes, check_playable, on_rung, revised, told
+from cbsim.schedulers import SCHEDULERS
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.run import make_workload
 from cbsim.workload.request import Request
@@ -91,7 +92,7 @@ class Session:
         try:
             is_going = self.replica.advance()
         except Exception as error:
-            failure = plugin_error(error, {"scheduler": type(self.replica.scheduler)})
+            failure = plugin_error(error, {"scheduler": SCHEDULERS.get(self.experiment.scheduler.type)})
             if failure is None:
                 raise
             self._replay(self._moves)
@@ -189,7 +190,7 @@ class Session:
             self._do(move)
 
     def _new_replica(self) -> Replica:
-        return Replica(self._start, self._requests(self._started_with))
+        return Replica(self._start, self._workload, self._requests(self._started_with))
 
     def _requests(self, additions: list[Addition] | tuple[Addition, ...]) -> Iterator[Request]:
         added = (addition.make() for addition in additions)

@@ -1,100 +1,134 @@
-"""Tuning: a scheduler that takes on other settings, or another one in its place, between two steps."""
+"""Tuning: a replica that takes on other settings, or another scheduler, between two steps."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from cbsim.base.errors import ConfigError
-from cbsim.cli.play.resizable_pool import PlayPool
+from cbsim.base.records import packed, plain
+from cbsim.cli.play.resizable_pool import resize
+from cbsim.core import layout
+from cbsim.core.building import config_record
+from cbsim.core.loop import place_of, rejects
+from cbsim.core.pool import release
+from cbsim.core.record import TABLES
+from cbsim.core.stepping import Stepper
+from cbsim.core.verbs import preempt
+from cbsim.core.waiting_queue import push
 from cbsim.cost import CostModel
-from cbsim.schedulers import SCHEDULERS, Resources, Scheduler, SchedulerConfig, StepPlan
-from cbsim.schedulers.kvcache import BlockPool
 from cbsim.studies.experiment import Experiment
-from cbsim.studies.run import make_prices
+from cbsim.studies.simulation import Setup, setup_of, stepwise
+from cbsim.workload import Workload
 from cbsim.workload.request import Request, RequestState
 
 MAX_BLOCKS = 1_000_000
 """Each block is an object of its own here, so that they can be shown and renumbered."""
-_Plain = bool | int | float | str | SchedulerConfig | None
+_COUNTED = (
+    "last_end_s",
+    "num_steps",
+    "num_calls",
+    "num_tokens_recomputed",
+    "num_tokens_queried",
+    "num_tokens_hit",
+    "num_padding_tokens",
+    "num_moved_out",
+    "num_turned_away",
+)
+"""What a replica counts from its first step on, whichever scheduler decides."""
 
 
-def make_pool(experiment: Experiment) -> PlayPool:
-    """The KV blocks of the experiment's replica. Raises `ConfigError` for more than `MAX_BLOCKS`."""
-    kv_cache, config = experiment.kv_cache, experiment.scheduler
-    num_blocks = kv_cache.size(experiment.model, experiment.gpu, experiment.replicas.tensor_parallel)
+def make_setup(experiment: Experiment, workload: Workload, cost: CostModel) -> Setup:
+    """The experiment's, its KV blocks known by number. Raises `ConfigError` for more than `MAX_BLOCKS`."""
+    setup = setup_of(experiment, workload, cost)
+    num_blocks = setup.pool.num_blocks
     if num_blocks > MAX_BLOCKS:
         raise ConfigError(f"kv_cache.num_blocks: got {num_blocks}; cbsim play has {MAX_BLOCKS} at most")
-    return PlayPool(
-        num_blocks,
-        kv_cache.block_size,
-        prefix_caching=kv_cache.prefix_caching and not SCHEDULERS.get(config.type).reserves_ahead,
-        unknown_first=config.reuses_unknown_blocks_first,
-    )
+    return replace(setup, pool=replace(setup.pool, has_identities=True))
 
 
-def make_scheduler(experiment: Experiment, cost: CostModel, pool: BlockPool) -> Scheduler:
-    """The experiment's scheduler over a pool."""
-    resources = Resources(
-        pool=pool,
-        prices=make_prices(experiment, cost),
-        max_model_len=experiment.model.max_model_len,
-        seed=experiment.seed,
-    )
-    return SCHEDULERS.get(experiment.scheduler.type)(experiment.scheduler, resources)
+def make_stepper(setup: Setup) -> Stepper:
+    """A replica that nobody has come to yet."""
+    return stepwise(setup).replicas[0]
 
 
-def check_servable(experiment: Experiment, cost: CostModel, requests: Iterable[Request]) -> None:
+def check_servable(setup: Setup, requests: Iterable[Request]) -> None:
     """Raise `ConfigError` if some of these requests, accepted once, could never be served any more."""
-    scheduler = _fresh(experiment, cost)
+    counted = replace(setup.pool, has_identities=False, prefix_caching=False)
+    fresh = make_stepper(replace(setup, pool=counted))
+    would_reject = fresh.world.bound(rejects)
     problems = []
     for request in requests:
-        if reason := scheduler.rejection(request):
-            problems.append(f"{request.request_id} could never be served: {reason}")
+        code = would_reject(fresh.records, request)
+        if code != layout.FITS:
+            problems.append(
+                f"{request.request_id} could never be served: {told_rejection(setup, request, code)}"
+            )
     if problems:
         raise ConfigError(*problems)
 
 
-def is_tunable(scheduler: Scheduler) -> bool:
-    """Whether `tune` knows all that a scheduler derives from its settings: those of cbsim."""
-    return type(scheduler).__module__.startswith("cbsim.")
+def told_rejection(setup: Setup, request: Request, code: int) -> str:
+    """Why a request can't be served, in words."""
+    row = packed([request], layout.REQUEST)[0]
+    row["rejection"] = code
+    return setup.rung.rejection(row, setup.rung.numbers(setup.scheduler, setup.means), setup.means)
 
 
-def tune(scheduler: Scheduler, before: Experiment, after: Experiment, cost: CostModel) -> None:
-    """Give a scheduler other limits, or what follows from another number of blocks; its requests stay.
+def tune(stepper: Stepper, setup: Setup, holders: Iterable[Request]) -> None:
+    """Give a replica other limits or another number of KV blocks; its requests stay where they are.
 
-    Where two schedulers that have done nothing yet differ is what follows from their settings.
+    `holders` are all who hold blocks, of which no more may be in use than there will be.
     """
-    old, new = (vars(_fresh(experiment, cost)) for experiment in (before, after))
-    for name, value in new.items():
-        if isinstance(value, _Plain) and value != old.get(name):
-            setattr(scheduler, name, value)
+    resize(stepper.records, setup.pool.num_blocks, holders)
+    stepper.world.pool = setup.pool
+    numbers = setup.rung.numbers(setup.scheduler, setup.means)
+    wanted = plain(config_record(numbers))
+    for name in numbers:
+        setattr(stepper.records.config, name, getattr(wanted, name))
+    stepper.make_room()
 
 
-def clear(scheduler: Scheduler, now: float) -> StepPlan:
+def clear(stepper: Stepper, now: float) -> None:
     """Preempt all who run, to be computed again, and give back every block. Needs no step under way.
 
-    Returns what it decided. Host memory keeps nothing: the next scheduler may have none.
+    Host memory keeps nothing: the next scheduler may have none.
     """
-    step = StepPlan(now, 0)
-    for request in list(scheduler.running):
-        scheduler.preempt(step, request)
-    for request in getattr(scheduler, "batch", ()):
-        scheduler.pool.release(request)
-    for request in scheduler.waiting:
-        if request.num_computed_tokens:
+    records, world = stepper.records, stepper.world
+    records.config.preemption = layout.RECOMPUTE
+    place = place_of(records, 0)
+    step = records.under_way[place]
+    step.place, step.now, step.num_slices = place, now, 0
+    let_go = world.bound(preempt)
+    for request in stepper.running:
+        let_go(records, step, request)
+    for request in world.requests:
+        if request.num_blocks:  # a member of a static batch that has ended
+            release(records, request)
+        if request.num_swapped_blocks:
             request.num_lost_tokens, request.num_computed_tokens = request.num_computed_tokens, 0
-    return step
+            request.num_swapped_blocks = 0
 
 
-def queue_again(waiting: Iterable[Request], scheduler: Scheduler) -> None:
-    """Let requests wait at another scheduler, in order of arrival."""
-    for request in sorted(waiting, key=lambda request: request.index):
-        if request.state is RequestState.PREEMPTED:
-            scheduler.waiting.put_back(request)
-        else:
-            scheduler.add(request)
+def succeed(stepper: Stepper, setup: Setup) -> Stepper:
+    """A replica with another scheduler that goes on where a cleared one stopped.
 
-
-def _fresh(experiment: Experiment, cost: CostModel) -> Scheduler:
-    """The experiment's scheduler, that has done nothing and never will."""
-    return make_scheduler(experiment, cost, make_pool(experiment))
+    Requests wait there in their order of arrival, and its log begins with what was written down so far.
+    """
+    successor = make_stepper(setup)
+    world, own = successor.world, successor.own
+    for name in _COUNTED:
+        setattr(own, name, getattr(stepper.own, name))
+    before, log = stepper.world.records.log, world.records.log
+    for name in TABLES:
+        num_rows = getattr(before.lengths, name)
+        setattr(log.lengths, name, num_rows)
+        getattr(log, name).extend(getattr(before, name)[:num_rows])
+    wait = world.bound(push)
+    for request in stepper.world.requests:
+        world.add(request)
+        if request.state in (RequestState.WAITING, RequestState.PREEMPTED):
+            own.num_outstanding += 1
+            wait(successor.records, request)
+    successor.make_room()
+    return successor

@@ -10,6 +10,7 @@ from typing import Any
 
 from cbsim.cli.play.replica import Replica
 from cbsim.cli.play.session import Session
+from cbsim.core.pool import blocks_for
 from cbsim.studies.experiment import Experiment
 from cbsim.workload.request import Request, RequestState
 
@@ -92,11 +93,11 @@ def standing(replica: Replica) -> object:
     """All that a player can see of a replica."""
     return (
         replica.now_s,
-        replica.pool.num_blocks,
+        replica.stepper.own.num_blocks,
         [(event.time_s, event.step, event.what, event.detail) for event in replica.log.events],
         [_figures(request) for request in replica.present],
-        [request.request_id for request in replica.scheduler.running],
-        [request.request_id for request in replica.scheduler.waiting],
+        [request.request_id for request in replica.stepper.running],
+        [request.request_id for request in replica.stepper.waiting(replica.now_s)],
         (replica.score.num_finished, replica.score.num_rejected),
         (replica.score.mean_ttft_s, replica.score.mean_tpot_s),
         replica.experiment,
@@ -105,19 +106,28 @@ def standing(replica: Replica) -> object:
 
 def check(replica: Replica) -> None:
     """Blocks, places and tokens are all there, once."""
-    replica.pool.check_integrity(replica.present)
-    running, waiting = replica.scheduler.running, list(replica.scheduler.waiting)
+    stepper = replica.stepper
+    stepper.check_integrity()
+    assert sum(request.num_blocks for request in stepper.world.requests) == sum(
+        request.num_blocks for request in replica.present
+    )
+    running, waiting = stepper.running, stepper.waiting(replica.now_s)
+    assert len(running) == stepper.own.num_running
+    assert len(waiting) == stepper.own.num_waiting
+    assert stepper.head(replica.now_s) is (waiting[0] if waiting else None)
     places = Counter(request.request_id for request in (*running, *waiting))
     assert places == Counter(request.request_id for request in replica.live)
-    assert replica.engine.num_outstanding == len(replica.live)
+    assert stepper.num_outstanding == len(replica.live)
     for request in running:
-        assert request.state is RequestState.RUNNING
-        num_written = request.num_computed_tokens
-        assert request.num_blocks >= replica.pool.blocks_for(min(num_written, request.num_known_tokens))
-    in_host_memory = getattr(replica.scheduler, "swap", ())
+        assert request.state == RequestState.RUNNING
+        num_written = min(request.num_computed_tokens, request.num_known_tokens)
+        assert request.num_blocks >= blocks_for(stepper.records, num_written)
+        assert len(set(stepper.blocks_of(request))) == request.num_blocks
     for request in waiting:
         assert request.num_blocks == 0
-        assert request.num_computed_tokens == 0 or request in in_host_memory
+        assert request.num_computed_tokens == 0 or request.num_swapped_blocks
+    num_swapped = sum(request.num_swapped_blocks for request in stepper.world.requests)
+    assert stepper.own.num_swapped_blocks == num_swapped
     for request in replica.live:
         assert 0 <= request.num_generated_tokens < request.num_output_tokens
 
@@ -134,14 +144,14 @@ def check_ended(session: Session) -> None:
     finished = {event.request for event in replica.log.events if event.what == "finished"}
     assert all(r is not None and r.num_generated_tokens == r.num_output_tokens for r in finished)
     assert replica.score.num_finished == len(finished)
-    assert replica.pool.num_used == 0
+    assert replica.stepper.num_blocks_used == 0
     assert replica.present == []
 
 
 def _figures(request: Request) -> tuple[object, ...]:
     return (
         request.request_id,
-        request.state,
+        RequestState(request.state),
         request.num_computed_tokens,
         request.num_generated_tokens,
         request.num_preemptions,

@@ -1,4 +1,4 @@
-"""Why the head of the queue waits: each reason on a case made for it, and all against the plan's own."""
+"""Why the head of the queue waits: each reason on a case made for it, and all against the step's own."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from cbsim.cli.play.replica import Replica
 from cbsim.cli.play.session import Session
-from cbsim.schedulers.step_plan import WaitingFor
+from cbsim.core import layout
 from tests.cli.play.games import SCHEDULERS, experiment
 
 TWO = ((0.0, 16, 8), (0.0, 16, 8))
@@ -74,8 +74,7 @@ def test_a_step_that_preempts(tmp_path: Path) -> None:
 def test_a_batch_that_fills_up(tmp_path: Path) -> None:
     scheduler = {"type": "static", "max_num_seqs": 2, "max_model_len": 32, "batch_timeout_s": 5.0}
     session = Session(experiment(tmp_path, scheduler, TWO[:1]))
-    session.replica.engine.call(0.0)
-    session.replica._note_head()
+    session.replica.decide()
     assert session.replica.head_reason is not None
     assert session.replica.head_reason[1] == "the batch fills up: 1 of 2, until 5.00 s"
     assert session.step()
@@ -84,7 +83,7 @@ def test_a_batch_that_fills_up(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("scheduler", [name for name in SCHEDULERS if name != "static"])
-def test_it_is_the_reason_that_the_plan_gives(
+def test_it_is_the_reason_that_the_step_gives(
     scheduler: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     note = Replica._note_head
@@ -92,14 +91,14 @@ def test_it_is_the_reason_that_the_plan_gives(
 
     def note_and_compare(replica: Replica) -> None:
         note(replica)
-        if replica.head_reason is None or not replica.engine.under_way:
+        if replica.head_reason is None or not replica.stepper.under_way:
             return
-        reason, plan = replica.head_reason[1], replica.engine.under_way[-1].plan
-        if plan.num_waiting and plan.waiting_for is not WaitingFor.NOBODY_WAITS:
-            told.add(plan.waiting_for)
+        reason, step = replica.head_reason[1], replica.stepper.under_way[-1]
+        if step.num_waiting and step.waiting_for != layout.NOBODY_WAITS:
+            told.add(step.waiting_for)
             is_kv, is_slot = reason.startswith("no KV"), reason.startswith("no slot")
-            assert is_kv == (plan.waiting_for is WaitingFor.KV_BLOCKS), reason
-            assert is_slot == (plan.waiting_for is WaitingFor.SLOT), reason
+            assert is_kv == (step.waiting_for == layout.KV_BLOCKS), reason
+            assert is_slot == (step.waiting_for == layout.SLOT), reason
 
     monkeypatch.setattr(Replica, "_note_head", note_and_compare)
     rows = tuple((number / 2, 8 + 7 * number % 40, 4 + 5 * number % 20) for number in range(12))

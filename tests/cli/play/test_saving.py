@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ from cbsim.base.errors import CbsimError
 from cbsim.cli.play.saving import MARK, free_name
 from cbsim.cli.play.session import Session
 from cbsim.studies.experiment import Experiment
-from cbsim.studies.run import collect, make_workload, simulate
+from cbsim.studies.run import make_workload, simulate
+from cbsim.studies.simulation import stepwise_log
 from cbsim.testing.identity import differences
 from tests.cli.play.games import ROWS, SCHEDULERS, experiment, play_out
 
@@ -41,8 +43,9 @@ def test_its_run_is_the_session_from_the_start(scheduler: str, session: Session,
     log, _ = simulate(saved, make_workload(saved))
     session.restart()
     play_out(session)
-    played = collect(session.replica.log, [session.replica.engine], log.end_s)
-    assert differences(played, log) == []
+    replica = session.replica
+    played = stepwise_log(replica.stepper.world, replica.setup)
+    assert differences(replace(played, end_s=log.end_s), log) == []
     assert saved.scheduler == session.experiment.scheduler
     assert (saved.seed, saved.kv_cache.num_blocks) == (7, 29)
 

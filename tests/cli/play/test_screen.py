@@ -14,6 +14,7 @@ from cbsim.cli.play.kv_panel import kv_panel
 from cbsim.cli.play.look import bar, letter
 from cbsim.cli.play.screen import MIN_HEIGHT, MIN_WIDTH, Status, draw
 from cbsim.cli.play.session import Session
+from cbsim.core.layout import NOBODY
 from tests.cli.play.games import SCHEDULERS, experiment
 
 SIZES = [(60, 18), (80, 24), (81, 25), (140, 45), (300, 90)]
@@ -91,10 +92,10 @@ def test_a_tiny_terminal_has_room_for_what_to_do(tmp_path: Path) -> None:
 @pytest.mark.parametrize("scheduler", ["static", "chunked_prefill", "preemptive"])
 def test_each_block_shows_the_letter_of_who_holds_it(scheduler: str, num_steps: int, tmp_path: Path) -> None:
     replica = played(tmp_path, scheduler, num_steps).replica
-    expected = ["·"] * replica.pool.num_blocks
+    expected = ["·"] * replica.stepper.own.num_blocks
     for request in replica.present:
-        for position, block in enumerate(request.blocks):
-            is_filled = position * replica.pool.block_size < request.num_computed_tokens
+        for position, block in enumerate(replica.stepper.blocks_of(request)):
+            is_filled = position * replica.stepper.own.block_size < request.num_computed_tokens
             expected[block] = letter(request) if is_filled else letter(request).lower()
     rows = [line.plain for line in kv_panel(replica, 80, 12)][1:-1]
     cells = [cell for row in rows for cell in re.sub(r"^ *\d+ ", "", row).replace(" ", "")]
@@ -107,7 +108,8 @@ def test_cached_and_shared_blocks_are_told_apart(tmp_path: Path) -> None:
     while session.step():
         pass
     marks = "".join(line.plain for line in kv_panel(session.replica, 80, 12)[1:-1])
-    assert marks.count("=") == sum(map(session.replica.pool.is_cached, range(32)))
+    blocks = session.replica.stepper.records.blocks[:32]
+    assert marks.count("=") == sum(block.key != NOBODY for block in blocks) > 0
 
 
 def test_more_blocks_than_cells_share_them(tmp_path: Path) -> None:

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from cbsim.base.errors import ConfigError, PluginError
 from cbsim.cli.play.session import Session
+from cbsim.core.layout import PREEMPTED_NOW
+from cbsim.core.verbs import is_prefilling, schedule
 from cbsim.results.run_log import RunLog
-from cbsim.schedulers import StepPlan
 from cbsim.schedulers.chunked_prefill import ChunkedPrefillScheduler
+from cbsim.schedulers.chunked_prefill import decide as decide_chunked
 from cbsim.studies.experiment import Experiment
-from cbsim.studies.run import collect, make_workload, run_experiment, simulate
+from cbsim.studies.run import make_workload, run_experiment, simulate
+from cbsim.studies.simulation import stepwise_log
 from cbsim.testing.identity import differences
 from tests.cli.play.games import SCHEDULERS, check_ended, experiment, play_out, standing
 
@@ -21,7 +26,7 @@ RUNGS = ("static", "continuous", "chunked_prefill", "preemptive", "vllm")
 
 
 def log_of(session: Session) -> RunLog:
-    return collect(session.replica.log, [session.replica.engine], session.replica.engine.last_end_s)
+    return stepwise_log(session.replica.stepper.world, session.replica.setup)
 
 
 def log_of_run(run: Experiment) -> RunLog:
@@ -92,12 +97,12 @@ def test_its_figures_are_those_of_a_run(session: Session) -> None:
 
 
 def test_limits_change_for_those_who_run(session: Session) -> None:
-    while len(session.replica.scheduler.running) < 3:
+    while len(session.replica.stepper.running) < 3:
         session.step()
-    running = list(session.replica.scheduler.running)
+    running = list(session.replica.stepper.running)
     said = session.change("scheduler.max_num_seqs=1")
     assert said == "scheduler.max_num_seqs 4 -> 1"
-    assert session.replica.scheduler.running == running
+    assert session.replica.stepper.running == running
     assert session.replica.log.num_preemptions == 0
     session.step()
     assert session.replica.head_reason is not None
@@ -105,32 +110,68 @@ def test_limits_change_for_those_who_run(session: Session) -> None:
 
 
 def test_another_scheduler_preempts_all_and_serves_them_again(session: Session) -> None:
-    while len(session.replica.scheduler.running) < 3:
+    while len(session.replica.stepper.running) < 3:
         session.step()
-    running = [request.request_id for request in session.replica.scheduler.running]
+    running = [request.request_id for request in session.replica.stepper.running]
     assert session.use_scheduler("vllm") == "scheduler preemptive -> vllm"
-    assert session.replica.scheduler.running == []
-    assert session.replica.pool.num_used == 0
-    assert [request.request_id for request in session.replica.scheduler.waiting][:3] == running
+    assert session.replica.stepper.running == []
+    assert session.replica.stepper.num_blocks_used == 0
+    assert [request.request_id for request in session.replica.stepper.waiting(session.replica.now_s)][
+        :3
+    ] == running
     assert session.replica.log.num_preemptions == 3
     play_out(session)
     check_ended(session)
+
+
+@pytest.mark.parametrize("rung", RUNGS)
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_what_is_counted_goes_on_under_another_scheduler(scheduler: str, rung: str, tmp_path: Path) -> None:
+    session = Session(experiment(tmp_path, SCHEDULERS[scheduler], shares_prefix=True))
+    for _ in range(9):
+        session.step()
+    before = {
+        name: getattr(session.replica.stepper.own, name)
+        for name in ("num_steps", "last_end_s", "num_tokens_queried", "num_tokens_hit", "num_padding_tokens")
+    }
+    session.use_scheduler(rung)
+    for name, count in before.items():
+        assert getattr(session.replica.stepper.own, name) >= count
+    play_out(session)
+    log = log_of(session)
+    assert log.steps["step"].tolist() == list(range(session.num_steps))
+    assert (log.events["event"] == PREEMPTED_NOW).sum() == session.replica.log.num_preemptions
+    assert log.requests["num_preemptions"].sum() == session.replica.log.num_preemptions
+    assert log.gap_count.sum() == (log.requests["num_output_tokens"] - 1).sum()
+    assert (np.diff(log.steps["start_s"]) > 0).all()
+
+
+def test_an_answer_begun_elsewhere_costs_a_static_batch_no_more_than_decodes(session: Session) -> None:
+    while session.replica.score.mean_tpot_s is None:
+        session.step()
+    session.use_scheduler("static")
+    assert any(request.num_generated_tokens for request in session.replica.live)
+    session.step()
+    while session.replica.stepper.running:
+        session.step()
+        assert session.replica.last_step is not None
+        assert session.replica.last_step.end_s - session.replica.last_step.start_s == 1.0
 
 
 def test_asynchronous_steps_end_before_another_scheduler_begins(tmp_path: Path) -> None:
     session = Session(experiment(tmp_path, SCHEDULERS["vllm-async"]))
     for _ in range(3):
         session.step()
-    assert len(session.replica.engine.under_way) == 1
+    assert len(session.replica.stepper.under_way) == 1
     before_s = session.replica.now_s
     session.use_scheduler("preemptive")
-    assert not session.replica.engine.under_way
+    assert not session.replica.stepper.under_way
     assert session.replica.now_s > before_s
     session.step()
-    assert len(session.replica.engine.under_way) == 1  # the new scheduler has taken that over
+    assert len(session.replica.stepper.under_way) == 1  # the new scheduler has taken that over
     session.change("scheduler.async_scheduling=false")
     session.step()
-    assert not session.replica.engine.under_way
+    assert not session.replica.stepper.under_way
     play_out(session)
     check_ended(session)
 
@@ -138,14 +179,14 @@ def test_asynchronous_steps_end_before_another_scheduler_begins(tmp_path: Path) 
 def test_blocks_in_use_stay(session: Session) -> None:
     for _ in range(4):
         session.step()
-    num_used = session.replica.pool.num_used
+    num_used = session.replica.stepper.num_blocks_used
     assert num_used > 17
     before = standing(session.replica)
     with pytest.raises(ConfigError, match=f"got 17, but {num_used} blocks are in use"):
         session.change("kv_cache.num_blocks=17")
     assert standing(session.replica) == before
     session.change(f"kv_cache.num_blocks={num_used}")
-    assert session.replica.pool.num_free == 0
+    assert session.replica.stepper.own.num_free == 0
     play_out(session)
     check_ended(session)
 
@@ -255,23 +296,49 @@ def test_a_restart_begins_with_all_that_stands_now(session: Session) -> None:
     check_ended(session)
 
 
-class Broken(ChunkedPrefillScheduler):
+def decide_until_a_decode(self: Any, step: Any) -> None:
     """Works until somebody decodes."""
+    running = [self.requests[index] for index in self.running[: self.own.num_running]]
+    decodes = [request for request in running if not is_prefilling(request)]
+    decide_chunked(self, step)
+    if decodes:
+        raise ZeroDivisionError("no idea")
 
-    def decide(self, step: StepPlan) -> None:
-        decodes = [request for request in self.running if not request.is_prefilling]
-        super().decide(step)
-        if decodes:
-            raise ZeroDivisionError("no idea")
+
+def decide_too_much(self: Any, step: Any) -> None:
+    """Gives the first who decodes two tokens."""
+    for place in range(self.own.num_running):
+        request = self.requests[self.running[place]]
+        if not is_prefilling(request):
+            schedule(self, step, request, 2)
+            return
+    decide_chunked(self, step)
 
 
-def test_a_scheduler_that_fails_is_named_and_what_was_played_stays(session: Session) -> None:
+class Broken(ChunkedPrefillScheduler):
+    decide = decide_until_a_decode
+
+
+class Greedy(ChunkedPrefillScheduler):
+    decide = decide_too_much
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("Broken", r"scheduler Broken failed: ZeroDivisionError: no idea \(test_session.py:"),
+        ("Greedy", "Greedy.* schedules 2 tokens of request r1, which has 1 left"),
+    ],
+)
+def test_a_scheduler_that_fails_is_named_and_what_was_played_stays(
+    name: str, problem: str, session: Session
+) -> None:
     session.step()
-    assert session.use_scheduler(f"{__name__}:Broken") == f"scheduler preemptive -> {__name__}:Broken"
-    while all(request.is_prefilling for request in session.replica.scheduler.running):
+    assert session.use_scheduler(f"{__name__}:{name}") == f"scheduler preemptive -> {__name__}:{name}"
+    while all(is_prefilling(request) for request in session.replica.stepper.running):
         session.step()
     before = standing(session.replica)
-    with pytest.raises(PluginError, match="Broken failed: ZeroDivisionError: no idea"):
+    with pytest.raises(PluginError, match=problem):
         session.step()
     assert standing(session.replica) == before
     session.use_scheduler("chunked_prefill")
