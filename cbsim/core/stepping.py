@@ -124,14 +124,17 @@ class StepwiseWorld:
             own.num_nodes = NODE_FACTOR
         self.parts = parts
         self.watches = dict(watches or {})
+        self._bound: dict[Callable[..., Any], Callable[..., Any]] = {}
         self._job_length = job_length
         self._users, self._affinities, self._chains = Numbering(), Numbering(), Chains()
         self.replicas = [Stepper(self, number) for number in range(num_replicas)]
 
     def bound(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """A function of the core with this world's rules."""
-        parts = Parts({**self.parts.rules, **self.watches}, self.parts.step_s)
-        return parts.bound(function).interpreted
+        """A function of the core with this world's rules, the same at each call."""
+        if function not in self._bound:
+            parts = Parts({**self.parts.rules, **self.watches}, self.parts.step_s)
+            self._bound[function] = parts.bound(function).interpreted
+        return self._bound[function]
 
     def add(self, request: Request) -> None:
         """A request is known from now on, under the next index; room is made for it."""
