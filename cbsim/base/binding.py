@@ -108,7 +108,7 @@ class Bound:
             function = waiting.pop()
             if function not in found:
                 found[function] = None
-                waiting.extend(self._stands_for(name, called) for name, called in _called(function))
+                waiting.extend(self._stands_for(name, called, function) for name, called in _called(function))
         return list(found)
 
     def calls(self) -> dict[str, FunctionType]:
@@ -118,8 +118,13 @@ class Bound:
     def _outermost(self) -> FunctionType:
         return self._stands_for(self._function.__name__, self._function)
 
-    def _stands_for(self, name: str, function: Callable[..., Any]) -> FunctionType:
+    def _stands_for(
+        self, name: str, function: Callable[..., Any], caller: FunctionType | None = None
+    ) -> FunctionType:
+        """What a caller calls by a name; who calls by the very name that it stands for means the original."""
         chosen = self._parts.get(name, function)
+        if chosen is caller:
+            chosen = function
         assert isinstance(chosen, FunctionType), f"{chosen!r} is no plain function"
         return chosen
 
@@ -136,7 +141,7 @@ class Bound:
                 copy.__dict__.update(function.__dict__)
                 done[function] = copy
                 for name, called in _called(function):
-                    scope[name] = twin(self._stands_for(name, called), False)
+                    scope[name] = twin(self._stands_for(name, called, function), False)
                 done[function] = finish(copy, is_outermost)
             return done[function]
 

@@ -29,7 +29,7 @@ ARRIVED, ADMITTED, RESUMED, PREEMPTED_NOW, EMITTED, FINISHED_NOW, REJECTED_NOW =
 FITS, TOO_MANY_BLOCKS, PROMPT_TOO_LONG, LONGER_THAN_SLOT = range(4)
 """Why a replica can never serve a request: what `rejects` returns."""
 
-NO_FAULT, SCHEDULED_TOO_MUCH, NO_FREE_BLOCKS, BAD_DURATION = range(4)
+NO_FAULT, SCHEDULED_TOO_MUCH, NO_FREE_BLOCKS, BAD_DURATION, ADMITTED_TOO_MANY = range(5)
 """What a rule or a cost model did that it must not."""
 
 FCFS, PRIORITY, SJF, EDF, FAIR = range(5)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cbsim.core.layout import NO_FREE_BLOCKS, NOBODY
+from cbsim.core.layout import NO_FAULT, NO_FREE_BLOCKS, NOBODY
 
 NODE_FACTOR = 4294967296
 """2^32: a key holds a node and, below it, a length."""
@@ -25,12 +25,19 @@ def num_known_tokens(request: Any) -> int:
     return request.num_prompt_tokens + request.num_generated_tokens
 
 
+def fail(self: Any, code: int, request: Any, num_asked: int, num_allowed: int, budget: int) -> None:
+    """A rule does what it must not: whoever runs the core raises the first such thing when `decide` is done."""
+    own = self.own
+    if own.fault == NO_FAULT:
+        own.fault, own.fault_request = code, request.index
+        own.fault_tokens, own.fault_limit, own.fault_budget = num_asked, num_allowed, budget
+
+
 def allocate(self: Any, request: Any, num_blocks: int) -> None:
     """Give a request further blocks, which must be free."""
     own = self.own
     if num_blocks > own.num_free:
-        own.fault, own.fault_request = NO_FREE_BLOCKS, request.index
-        own.fault_tokens, own.fault_limit = num_blocks, own.num_free
+        fail(self, NO_FREE_BLOCKS, request, num_blocks, own.num_free, 0)
         return
     if own.has_identities:
         take_blocks(self, request, num_blocks)

@@ -10,6 +10,7 @@ from typing import Any
 
 from cbsim.core.layout import (
     ADMITTED,
+    ADMITTED_TOO_MANY,
     CHEAPER,
     FINISHED,
     NOBODY_WAITS,
@@ -21,7 +22,7 @@ from cbsim.core.layout import (
     SCHEDULED_TOO_MUCH,
     WAITING,
 )
-from cbsim.core.pool import adopt, blocks_for, num_known_tokens, publish, release, withdraw
+from cbsim.core.pool import adopt, blocks_for, fail, num_known_tokens, publish, release, withdraw
 from cbsim.core.waiting_queue import leave_queue, push, served
 
 NOT_LOOKED_UP = -1
@@ -48,9 +49,7 @@ def schedule(self: Any, step: Any, request: Any, num_tokens: int) -> None:
     computed, known = request.num_computed_tokens, num_known_tokens(request)
     num_left = known + request.num_in_flight_tokens - computed
     if num_tokens <= 0 or num_tokens > num_left or num_tokens > step.budget:
-        own = self.own
-        own.fault, own.fault_request = SCHEDULED_TOO_MUCH, request.index
-        own.fault_tokens, own.fault_limit, own.fault_budget = num_tokens, num_left, step.budget
+        fail(self, SCHEDULED_TOO_MUCH, request, num_tokens, num_left, step.budget)
         # Whoever goes on as long as the budget lasts comes to an end.
         step.budget = 0
         return
@@ -72,6 +71,11 @@ def schedule(self: Any, step: Any, request: Any, num_tokens: int) -> None:
 def admit(self: Any, step: Any, request: Any, num_found: int = NOT_LOOKED_UP) -> None:
     """Move a request from the queue to the end of the running list; `num_found` of its blocks are cached."""
     own = self.own
+    if own.num_running >= self.config.max_num_seqs:
+        fail(self, ADMITTED_TOO_MANY, request, 1, own.num_running, step.budget)
+        step.budget = 0
+        leave_queue(self, request)
+        return
     step.waiting_for = NOBODY_WAITS
     if request.state == WAITING:
         served(self, request, request.num_prompt_tokens)

@@ -6,9 +6,8 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from math import inf
-from types import FunctionType
 from typing import Any, get_args
 
 import numpy as np
@@ -210,19 +209,16 @@ def told_fault(fault: RuleFault, setup: Setup, ids: Sequence[str] | NDArray[np.o
             f"{name} schedules {fault.num_asked} tokens of request {request}, which has {fault.num_allowed} "
             f"left, with {fault.budget} left of the step's budget"
         )
+    if fault.code == layout.ADMITTED_TOO_MANY:
+        return PluginError(f"{name} admits request {request}, though {fault.num_allowed} run, max_num_seqs")
     return PluginError(
         f"{name} takes {fault.num_asked} KV blocks for request {request}, {fault.num_allowed} are free"
     )
 
 
 def core_of(rung: type[Scheduler], step_s: Callable[..., float]) -> Bound:
-    """The core with a scheduler's rules and a cost model's price, put together once for many runs."""
-    return _core_of(tuple(rung.rules().items()), step_s)
-
-
-@lru_cache(maxsize=32)
-def _core_of(rules: tuple[tuple[str, FunctionType], ...], step_s: Callable[..., float]) -> Bound:
-    return Parts(dict(rules), step_s).bound(run)
+    """The core with a scheduler's rules and a cost model's price."""
+    return Parts(rung.rules(), step_s).bound(run)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,10 +12,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cbsim.cluster.engine.reference import ReferenceEngine
-from cbsim.schedulers import Scheduler, StepPlan
+from cbsim.base.binding import can_compile
+from cbsim.core.layout import FITS, NOBODY, WAITING
+from cbsim.core.pool import allocate, blocks_for
+from cbsim.core.verbs import NOT_LOOKED_UP, admit, left, preempt, schedule
+from cbsim.core.waiting_queue import head_of_queue, push
+from cbsim.schedulers import Means, Scheduler
 from cbsim.schedulers.chunked_prefill import ChunkedPrefillScheduler
+from cbsim.schedulers.chunked_prefill import decide as decide_chunked
 from cbsim.schedulers.preemptive import PreemptiveScheduler
+from cbsim.schedulers.reserving import num_reserved, rejects
+from cbsim.schedulers.scheduler import Numbers
 from cbsim.schedulers.vllm import VllmScheduler
 from cbsim.testing import (
     HISTORY_LAWS,
@@ -32,156 +39,172 @@ from cbsim.testing import (
 )
 from cbsim.testing.case import NUM_RIVALS, STARVED
 from cbsim.testing.laws import nobody_starves
-from cbsim.workload.request import Request
+
+GENERATOR = np.random.default_rng(1)
 
 
 class ExceedsTheBudget(ChunkedPrefillScheduler):
-    def decide(self, step: StepPlan) -> None:
+    def decide(self: Any, step: Any) -> None:
         step.budget += 1
-        super().decide(step)
+        decide_chunked(self, step)
 
 
 class ExceedsTheSlots(ChunkedPrefillScheduler):
-    def next_admissible(self, step: StepPlan) -> Request | None:
-        request = self.waiting.head(step.now)
-        if request is None or not step.budget or self.num_reserved(request) > self.pool.num_free:
-            return None
-        return request
+    def next_admissible(self: Any, step: Any) -> int:
+        head = head_of_queue(self, step.now)
+        if head == NOBODY or step.budget == 0:
+            return NOBODY
+        return NOBODY if num_reserved(self, self.requests[head]) > self.own.num_free else head
 
 
 class LosesARequest(ChunkedPrefillScheduler):
-    def add(self, request: Request) -> None:
+    def push(self: Any, request: Any) -> None:
         if request.index != 2:
-            super().add(request)
+            push(self, request)
 
 
 class RejectsSilently(ChunkedPrefillScheduler):
-    def rejection(self, request: Request) -> str | None:
-        return "" if request.index == 1 else super().rejection(request)
+    def rejects(self: Any, request: Any) -> int:
+        return 9 if request.index == 1 else rejects(self, request)
+
+    @classmethod
+    def rejection(cls, request: Any, numbers: Numbers, means: Means) -> str:
+        return "" if request["rejection"] == 9 else super().rejection(request, numbers, means)
 
 
 class RejectsEverybody(ChunkedPrefillScheduler):
-    def rejection(self, request: Request) -> str | None:
-        return "no"
+    def rejects(self: Any, request: Any) -> int:
+        return 9
 
 
 class WaitsForNothing(ChunkedPrefillScheduler):
     """Never runs a request alone."""
 
-    def decide(self, step: StepPlan) -> None:
-        if len(self.running) + len(self.waiting) > 1:
-            super().decide(step)
+    def decide(self: Any, step: Any) -> None:
+        if self.own.num_running + self.own.num_waiting > 1:
+            decide_chunked(self, step)
 
 
 class KeepsBlocks(ChunkedPrefillScheduler):
-    def left(self, request: Request) -> None:
+    def left(self: Any, request: Any) -> None:
         if request.index:
-            super().left(request)
+            left(self, request)
 
 
 class HoardsBlocks(PreemptiveScheduler):
     """A victim keeps a block."""
 
-    def preempt(self, step: StepPlan, victim: Request) -> None:
-        super().preempt(step, victim)
-        if self.pool.num_free and not self.pool.has_identities:
-            self.pool.allocate(victim, 1)
+    def preempt(self: Any, step: Any, victim: Any) -> None:
+        preempt(self, step, victim)
+        if self.own.num_free and not self.own.has_identities:
+            allocate(self, victim, 1)
 
 
 class TakesTooFewBlocks(ChunkedPrefillScheduler):
-    def num_reserved(self, request: Request) -> int:
-        return self.pool.blocks_for(request.num_prompt_tokens)
+    def num_reserved(self: Any, request: Any) -> int:
+        return blocks_for(self, request.num_prompt_tokens)
 
 
 class SkipsATokenOfTheKV(PreemptiveScheduler):
     """A resumed request is said to have a token that nobody computed."""
 
-    def admit(self, step: StepPlan, request: Request, *args: Any) -> None:
-        super().admit(step, request, *args)
+    def admit(self: Any, step: Any, request: Any, num_found: int = NOT_LOOKED_UP) -> None:
+        admit(self, step, request, num_found)
         if request.num_preemptions:
             request.num_computed_tokens += 1
 
 
 class SchedulesTwice(ChunkedPrefillScheduler):
-    def schedule(self, step: StepPlan, request: Request, num_tokens: int) -> None:
+    def schedule(self: Any, step: Any, request: Any, num_tokens: int) -> None:
         if num_tokens > 1:
-            super().schedule(step, request, 1)
+            schedule(self, step, request, 1)
             num_tokens -= 1
-        super().schedule(step, request, num_tokens)
+        schedule(self, step, request, num_tokens)
 
 
 class EmitsWhenPlanned(ChunkedPrefillScheduler):
-    def schedule(self, step: StepPlan, request: Request, num_tokens: int) -> None:
-        super().schedule(step, request, num_tokens)
-        if step.slices[-1].emits and request.num_in_flight_tokens == 1:
+    def schedule(self: Any, step: Any, request: Any, num_tokens: int) -> None:
+        schedule(self, step, request, num_tokens)
+        if self.slices[step.place][step.num_slices - 1].emits and request.num_in_flight_tokens == 1:
             request.num_generated_tokens += 1
             request.num_in_flight_tokens -= 1
 
 
 class MiscountsRecomputation(PreemptiveScheduler):
-    def preempt(self, step: StepPlan, victim: Request) -> None:
-        super().preempt(step, victim)
+    def preempt(self: Any, step: Any, victim: Any) -> None:
+        preempt(self, step, victim)
         victim.num_lost_tokens = 0
 
 
 class ServesTheNewest(ChunkedPrefillScheduler):
     """Last come, first served: the first may wait for ever."""
 
-    def add(self, request: Request) -> None:
-        others = list(self.waiting)
-        for other in others:
-            self.waiting.remove(other)
-        for each in (request, *others):
-            self.waiting.push(each)
+    def rank_of(self: Any, request: Any) -> float:
+        return float(-request.index)
 
 
 class DrawsFromNowhere(ChunkedPrefillScheduler):
     """Random numbers that no seed controls."""
 
-    generator = np.random.default_rng(1)
-
-    def decide(self, step: StepPlan) -> None:
-        step.budget -= int(self.generator.integers(min(2, step.budget)))
-        super().decide(step)
+    def decide(self: Any, step: Any) -> None:
+        step.budget -= int(GENERATOR.integers(min(2, step.budget)))
+        decide_chunked(self, step)
 
 
-class ClaimsToFastForward(ChunkedPrefillScheduler):
-    """Leaves a decode out in every other step, and promises that it doesn't."""
+class LooksAhead(ChunkedPrefillScheduler):
+    """Serves less while further requests are still to come, which nobody can know."""
 
-    can_fast_forward = True
-
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self.num_calls = 0
-
-    def decide(self, step: StepPlan) -> None:
-        self.num_calls += 1
-        first = self.running[0] if self.running and self.num_calls % 2 else None
-        if first is not None and len(self.running) > 1:
-            self.running.remove(first)
-            super().decide(step)
-            self.running.insert(0, first)
-        else:
-            super().decide(step)
+    def decide(self: Any, step: Any) -> None:
+        if self.requests[len(self.requests) - 1].state == WAITING and step.budget > 1:
+            step.budget -= 1
+        decide_chunked(self, step)
 
 
 class RunsInCircles(ChunkedPrefillScheduler):
     """Preempts everybody before anyone is done."""
 
-    def decide(self, step: StepPlan) -> None:
-        for request in list(self.running):
-            self.preempt(step, request)
-        super().decide(step)
+    def decide(self: Any, step: Any) -> None:
+        while self.own.num_running:
+            preempt(self, step, self.requests[self.running[0]])
+        decide_chunked(self, step)
 
 
 class Raises(ChunkedPrefillScheduler):
-    def decide(self, step: StepPlan) -> None:
+    def decide(self: Any, step: Any) -> None:
         raise KeyError("no such request")
+
+
+class SchedulesTooMuch(ChunkedPrefillScheduler):
+    def decide(self: Any, step: Any) -> None:
+        for place in range(self.own.num_running):
+            schedule(self, step, self.requests[self.running[place]], 9)
+        decide_chunked(self, step)
+
+
+class TakesBlocksThatAreNotFree(ChunkedPrefillScheduler):
+    def num_reserved(self: Any, request: Any) -> int:
+        return self.own.num_blocks + 1
+
+    def next_admissible(self: Any, step: Any) -> int:
+        return head_of_queue(self, step.now)
+
+    def rejects(self: Any, request: Any) -> int:
+        return FITS
+
+
+class Overflows(ChunkedPrefillScheduler):
+    """What numba counts in 64 bits, and Python without end."""
+
+    def decide(self: Any, step: Any) -> None:
+        large = self.own.num_blocks + 2**62
+        if large * 2 < 0:
+            step.budget = 1
+        decide_chunked(self, step)
 
 
 BROKEN: dict[type[Scheduler], set[str]] = {
     ExceedsTheBudget: {"budget_kept"},
-    ExceedsTheSlots: {"slots_kept"},
+    ExceedsTheSlots: {"slots_kept", "raises_nothing"},
     LosesARequest: {"each_in_one_place"},
     RejectsSilently: {"nobody_lost"},
     RejectsEverybody: {"nobody_lost"},
@@ -191,14 +214,48 @@ BROKEN: dict[type[Scheduler], set[str]] = {
     TakesTooFewBlocks: {"kv_covered"},
     SkipsATokenOfTheKV: {"tokens_in_order", "raises_nothing"},
     SchedulesTwice: {"tokens_in_order"},
-    EmitsWhenPlanned: {"effects_at_step_ends", "tokens_in_order"},
+    EmitsWhenPlanned: {"effects_at_step_ends", "tokens_in_order", "each_in_one_place"},
     MiscountsRecomputation: {"tokens_conserved"},
     ServesTheNewest: {"nobody_starves"},
-    DrawsFromNowhere: {"deterministic", "fast_engine_agrees"},
-    ClaimsToFastForward: {"fast_engine_agrees"},
+    DrawsFromNowhere: {"deterministic"},
+    LooksAhead: {"deterministic"},
     RunsInCircles: {"comes_to_an_end"},
     Raises: {"raises_nothing"},
+    SchedulesTooMuch: {"raises_nothing"},
+    TakesBlocksThatAreNotFree: {"raises_nothing"},
 }
+
+
+@pytest.mark.skipif(not can_compile(), reason="numba is not installed")
+def test_a_scheduler_that_decides_otherwise_when_compiled_is_caught() -> None:
+    check_scheduler(Overflows, num_cases=5, compiled=False)
+    with pytest.raises(ConformanceError, match="breaks 'compiled_agrees'") as caught:
+        check_scheduler(Overflows, num_cases=5)
+    assert "compiled=True" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("broken", "told"),
+    [
+        (
+            SchedulesTooMuch,
+            r"SchedulesTooMuch schedules 9 tokens of request r\d+, which has \d+ left, with \d+ left of the "
+            "step's budget",
+        ),
+        (
+            TakesBlocksThatAreNotFree,
+            r"TakesBlocksThatAreNotFree takes \d+ KV blocks for request r0, \d+ are free",
+        ),
+        (
+            ExceedsTheSlots,
+            r"ExceedsTheSlots admits request r\d+, though \d+ run, max_num_seqs",
+        ),
+        (Raises, r"KeyError: 'no such request' \(test_testing.py:\d+\)"),
+    ],
+)
+def test_what_a_rule_must_not_do_is_told_with_its_figures(broken: type[Scheduler], told: str) -> None:
+    with pytest.raises(ConformanceError, match=told):
+        check_scheduler(broken)
 
 
 @pytest.mark.parametrize("broken", BROKEN, ids=lambda scheduler: scheduler.__name__)
@@ -228,7 +285,7 @@ def test_the_error_survives_a_worker_process() -> None:
 
 def test_a_policy_that_starves_by_intention_may() -> None:
     with pytest.raises(ConformanceError, match="nobody_starves") as caught:
-        check_scheduler("vllm", {"policy": "priority"}, num_cases=1)
+        check_scheduler("vllm", {"policy": "priority"}, num_cases=1, compiled=False)
     told = str(caught.value)
     found = re.search(rf"(\d+) of {NUM_RIVALS} rivals that came later were done before {STARVED} ", told)
     assert found is not None
@@ -237,7 +294,7 @@ def test_a_policy_that_starves_by_intention_may() -> None:
     assert f"check_case(VllmScheduler, error.case), which has {NUM_RIVALS + 3} requests" in told
     assert len(told) < 1500
     assert len(list(nobody_starves(check_case(VllmScheduler, caught.value.case)))) == 1
-    check_scheduler("vllm", {"policy": "priority"}, num_cases=1, may_starve=True)
+    check_scheduler("vllm", {"policy": "priority"}, num_cases=1, may_starve=True, compiled=False)
 
 
 def test_settings_given_are_kept_and_others_drawn() -> None:
@@ -250,7 +307,7 @@ def test_settings_given_are_kept_and_others_drawn() -> None:
 
 def test_a_whole_configuration_is_taken_as_it_is() -> None:
     config = VllmScheduler.Config(type="vllm", max_num_seqs=2, async_scheduling=False)
-    check_scheduler("vllm", config, num_cases=5)
+    check_scheduler("vllm", config, num_cases=5, compiled=False)
 
 
 def test_cases_are_drawn_from_the_seed_alone() -> None:
@@ -275,7 +332,7 @@ def test_drawn_cases_reach_the_corners() -> None:
 
 def test_logs_that_differ_are_told_apart_to_the_last_bit() -> None:
     case = draw_case(np.random.default_rng(3), VllmScheduler.Config, {})
-    log = run_case(VllmScheduler, case, ReferenceEngine)
+    log = run_case(VllmScheduler, case)
     assert differences(log, without_batches(observe(VllmScheduler, case).log)) == []
     column = log.steps["duration_s"].copy()
     column[0] = np.nextafter(column[0], np.inf)
@@ -290,6 +347,6 @@ def test_every_law_says_what_it_holds() -> None:
 def test_the_kit_needs_neither_pytest_nor_hypothesis() -> None:
     script = (
         "import sys; sys.modules['pytest'] = sys.modules['hypothesis'] = None\n"
-        "from cbsim.testing import check_scheduler; check_scheduler('vllm', num_cases=3)"
+        "from cbsim.testing import check_scheduler; check_scheduler('vllm', num_cases=3, compiled=False)"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
