@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import pickle
 import platform
 import re
+import shutil
 import sys
 import tempfile
 import time
@@ -160,11 +162,32 @@ class Compiled:
         self.seconds = 0.0
         """Seconds spent on compiling or loading, with numba's own import the first time."""
         self.was_cached = False
-        self._functions = bound.functions()
+        self._bound, self._config, self._jit = bound, config, numba.njit
         began = time.perf_counter()
-        folder: Path | None = bound.folder
-        if folder is not None and not _is_writable(folder):
-            folder = None
+        folder = bound.folder
+        self._dispatcher = self._made(folder if _is_writable(folder) else None)
+        self._import_s = time.perf_counter() - began
+
+    def prepare(self, *arguments: Any) -> None:
+        """Compile for the types of these arguments, or load what is cached. Raises `CannotCompile`."""
+        began = time.perf_counter()
+        num_before = len(self._dispatcher.overloads)
+        types = tuple(map(self._dispatcher.typeof_pyval, arguments))
+        try:
+            self._dispatcher.compile(types)
+        except (pickle.UnpicklingError, EOFError):  # a file of the cache is damaged: without it
+            shutil.rmtree(self._bound.folder, ignore_errors=True)
+            self._dispatcher = self._made(None)
+            self._dispatcher.compile(types)
+        except Exception as error:  # numba's own errors, and what its analysis stumbles over
+            raise CannotCompile(_first_cause(str(error), self._bound.functions())) from error
+        self.was_cached = bool(self._dispatcher.stats.cache_hits)
+        self.seconds = time.perf_counter() - began
+        if num_before == 0:
+            self.seconds += self._import_s
+
+    def _made(self, folder: Path | None) -> Any:
+        """A dispatcher that keeps what it compiles in a folder, if one is given."""
 
         def finish(copy: FunctionType, is_outermost: bool) -> Callable[..., Any]:
             options: dict[str, Any] = dict(NUMBA_OPTIONS)
@@ -172,28 +195,15 @@ class Compiled:
             options["forceinline"] = not is_outermost and _takes_many_arrays(copy)
             options["no_cpython_wrapper"] = not is_outermost
             options["cache"] = is_outermost and folder is not None
-            return numba.njit(copy, **options)  # type: ignore[no-any-return]
+            made: Callable[..., Any] = self._jit(copy, **options)
+            return made
 
-        before = config.CACHE_DIR
-        config.CACHE_DIR = "" if folder is None else str(folder)
+        before = self._config.CACHE_DIR
+        self._config.CACHE_DIR = "" if folder is None else str(folder)
         try:
-            self._dispatcher: Any = bound._twin(finish)
+            return self._bound._twin(finish)
         finally:
-            config.CACHE_DIR = before
-        self._import_s = time.perf_counter() - began
-
-    def prepare(self, *arguments: Any) -> None:
-        """Compile for the types of these arguments, or load what is cached. Raises `CannotCompile`."""
-        began = time.perf_counter()
-        num_before = len(self._dispatcher.overloads)
-        try:
-            self._dispatcher.compile(tuple(map(self._dispatcher.typeof_pyval, arguments)))
-        except Exception as error:  # numba's own errors, and what its analysis stumbles over
-            raise CannotCompile(_first_cause(str(error), self._functions)) from error
-        self.was_cached = bool(self._dispatcher.stats.cache_hits)
-        self.seconds = time.perf_counter() - began
-        if num_before == 0:
-            self.seconds += self._import_s
+            self._config.CACHE_DIR = before
 
     def __call__(self, *arguments: Any) -> Any:
         """Run it."""

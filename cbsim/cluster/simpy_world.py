@@ -36,7 +36,7 @@ class Instant(simpy.Event):
 
 
 def exact_delay(now: float, at_s: float) -> float:
-    """The d with `now + d == at_s` in floating point: SimPy knows only delays, engines keep instants."""
+    """The d with `now + d == at_s` in floating point, or the nearest below: SimPy knows only delays."""
     delay = at_s - now
     while now + delay < at_s:
         delay = math.nextafter(delay, math.inf)
@@ -160,7 +160,8 @@ class World:
         while True:
             yield self._until_asked(engine)
             yield Instant(self.env, self.env.now, CALL)
-            engine.call(self.env.now)
+            # The clock may be a last bit beside the arrival: no delay leads to every instant.
+            engine.call(engine.own.next_s)
             while (end_s := engine.next_end_s) is not None:
                 yield Instant(self.env, end_s, STEP_END)
                 finished = engine.end_step()

@@ -1,0 +1,127 @@
+"""Rules are bound by name, compiled or not, and a changed rule is never served from a stale cache."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+
+from cbsim.base import binding
+from cbsim.base.binding import Bound, cache_folder, can_compile
+
+RULES = """
+    from cbsim.base.binding import Bound
+
+    STEP = {step}
+
+    def price(n):
+        return 1.0
+
+    def own_price(n):
+        return {own} * n
+
+    def add_up(n):
+        total = 0.0
+        for i in range(n):
+            total += price(i) + STEP
+        return total
+"""
+
+
+def price(n: int) -> float:
+    return 1.0
+
+
+def dear(n: int) -> float:
+    return 10.0 * n
+
+
+def add_up(n: int) -> float:
+    total = 0.0
+    for i in range(n):
+        total += price(i)
+    return total
+
+
+def looked_up(n: int) -> float:
+    return {1: 2.0}[n]
+
+
+def test_a_name_stands_for_another_function() -> None:
+    assert Bound(add_up, {}).interpreted(4) == 4.0
+    assert Bound(add_up, {"price": dear}).interpreted(4) == 60.0
+    assert add_up(4) == 4.0
+
+
+def test_what_takes_part_makes_the_key() -> None:
+    keys = {Bound(add_up, parts).key for parts in ({}, {"price": dear}, {"unused": dear})}
+    assert len(keys) == 2
+
+
+def test_the_cache_lies_where_the_user_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CBSIM_CACHE_DIR", str(tmp_path / "own"))
+    assert cache_folder() == tmp_path / "own" / "compiled"
+    monkeypatch.delenv("CBSIM_CACHE_DIR")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / "cbsim" / "compiled"
+
+
+def test_without_numba_nothing_can_be_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_version(package: str) -> str:
+        raise binding.metadata.PackageNotFoundError(package)
+
+    monkeypatch.setattr(binding.metadata, "version", no_version)
+    assert not can_compile()
+    assert Bound(add_up, {"price": dear}).interpreted(4) == 60.0
+    assert len(Bound(add_up, {}).key) == 24
+
+
+def run_rules(folder: Path, cache: Path, own: float = 2.0, step: float = 0.0) -> tuple[float, bool]:
+    """The sum of 4 prices by compiled rules in a process of their own, and whether they were cached."""
+    (folder / "own_rules.py").write_text(dedent(RULES.format(own=own, step=step)), encoding="utf-8")
+    code = (
+        "import own_rules as r; from cbsim.base.binding import Bound\n"
+        "c = Bound(r.add_up, {'price': r.own_price}).compiled; c.prepare(4); print(c(4), c.was_cached)"
+    )
+    environment = {"CBSIM_CACHE_DIR": str(cache), "PYTHONPATH": ":".join([str(folder), *sys.path])}
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert ran.returncode == 0, ran.stderr
+    total, was_cached = ran.stdout.split()
+    return float(total), was_cached == "True"
+
+
+def test_a_changed_rule_gives_another_result(tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    assert run_rules(tmp_path, cache) == (12.0, False)
+    assert run_rules(tmp_path, cache) == (12.0, True)
+    assert run_rules(tmp_path, cache, own=3.0) == (18.0, False)
+    assert run_rules(tmp_path, cache, own=3.0, step=1.0) == (22.0, False)
+    assert run_rules(tmp_path, cache) == (12.0, True)
+
+
+def test_a_cache_that_cannot_be_written_or_is_damaged_does_no_harm(tmp_path: Path) -> None:
+    not_a_folder = tmp_path / "file"
+    not_a_folder.write_text("", encoding="utf-8")
+    assert run_rules(tmp_path, not_a_folder) == (12.0, False)
+    cache = tmp_path / "cache"
+    run_rules(tmp_path, cache)
+    for path in cache.rglob("*.nbc"):
+        path.write_bytes(path.read_bytes()[:50])  # as a killed process might have left it
+    assert run_rules(tmp_path, cache)[0] == 12.0
+
+
+def test_processes_may_compile_at_once(tmp_path: Path) -> None:
+    (tmp_path / "own_rules.py").write_text(dedent(RULES.format(own=2.0, step=0.0)), encoding="utf-8")
+    code = (
+        "import own_rules as r; from cbsim.base.binding import Bound\n"
+        "c = Bound(r.add_up, {'price': r.own_price}).compiled; c.prepare(4); print(c(4))"
+    )
+    environment = {"CBSIM_CACHE_DIR": str(tmp_path / "c"), "PYTHONPATH": ":".join([str(tmp_path), *sys.path])}
+    several = [
+        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment)
+        for _ in range(3)
+    ]
+    assert [process.communicate()[0].strip() for process in several] == ["12.0"] * 3
