@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import pytest
-
 from cbsim.cluster.engine.engine_interface import Engine
+
 from cbsim.cluster.router import Router, make_router
 from cbsim.workload.request import Request
 

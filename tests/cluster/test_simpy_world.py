@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cbsim.cluster.engine.engine_interface import Engine
+from cbsim.cluster.engine.fast import FastEngine
+from cbsim.cluster.engine.reference import ReferenceEngine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cbsim.cluster.engine.engine_interface import Engine
-from cbsim.cluster.engine.fast import FastEngine
 from cbsim.cluster.engine.recorder import EVENTS, Recorder, RunLog
-from cbsim.cluster.engine.reference import ReferenceEngine
 from cbsim.cluster.router import RoundRobin, Router
 from cbsim.cluster.simpy_world import PROGRESS_EVERY, World, exact_delay
 from cbsim.schedulers import SCHEDULERS

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-
 from cbsim.cluster.engine.fast import FastEngine
+
 from cbsim.observers import ObservedRun, Observer, StepView
 from cbsim.observers.audience import Audience
 from cbsim.studies.experiment import Experiment

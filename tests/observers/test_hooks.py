@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-
 from cbsim.cluster.engine.fast import FastEngine
 from cbsim.cluster.engine.reference import ReferenceEngine
+
 from cbsim.observers import Needs, Observer, StepView
 from cbsim.observers.audience import Audience
 from cbsim.studies.experiment import Experiment

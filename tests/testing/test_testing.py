@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-
 from cbsim.cluster.engine.reference import ReferenceEngine
+
 from cbsim.schedulers import Scheduler, StepPlan
 from cbsim.schedulers.chunked_prefill import ChunkedPrefillScheduler
 from cbsim.schedulers.preemptive import PreemptiveScheduler

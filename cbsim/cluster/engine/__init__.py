@@ -1,1 +1,1 @@
-"""The naive engine, the fast one, and their record."""
+"""The record of a run."""

@@ -34,7 +34,7 @@ class RunLog:
     """The whole record of a run: tables as named columns of equal length.
 
     NaN stands for an instant that never came, -1 for "no step" and "no replica". Equal runs have equal logs
-    to the last bit, whichever engine made them.
+    to the last bit, compiled or interpreted.
     """
 
     requests: dict[str, Column]
@@ -71,7 +71,7 @@ class RunLog:
     end_s: float = 0.0
     """The instant the run ended: the last finish, or where it was stopped."""
     slices: Slices | None = None
-    """Who was in which step; `None` where the engine does not tell."""
+    """Who was in which step; `None` where that was not recorded."""
     parts: Mapping[str, Column] | None = None
     """Where each request's time went (`results.latency`), made when asked for; `None` without `slices`."""
 
@@ -147,9 +147,9 @@ STEP_COLUMNS = (
     "num_logits",
     "num_kv_tokens",
 )
-"""Of `RunLog.steps`, in this order."""
+"""Columns of `RunLog.steps`, in this order."""
 SLICE_STEP_COLUMNS = ("transfer_s", "waiting_for", "max_decode_context")
-"""And behind them, where there are slices."""
+"""Further columns of `RunLog.steps`, present if slices were recorded."""
 
 REQUEST_REALS = ("arrival_s", "first_scheduled_at_s", "first_token_at_s", "finished_at_s", "max_itl_s")
 REQUEST_INTEGERS = (
@@ -175,10 +175,10 @@ BATCH_INTEGERS = (
 
 
 class Recorder:
-    """Takes down what happens to requests and in which order, for every engine and every replica alike.
+    """Takes down what happens to requests and in which order, for all replicas.
 
     A request's row is written once, when it has ended or the run has. Times are seconds. What it takes down
-    it tells to `audience`, if there is one, and so do the engines that it serves.
+    it tells to `audience`, if there is one.
     """
 
     def __init__(self, *, with_batches: bool = False, audience: Audience | None = None) -> None:

@@ -15,10 +15,7 @@ DECODE_COLUMNS = ("request", "first_step", "last_step")
 
 @dataclass(frozen=True, slots=True)
 class Slices:
-    """The slices of the steps that have ended, of one replica or of all.
-
-    Two engines may cut `decodes` differently; what these say is the same.
-    """
+    """The slices of the steps that have ended, of one replica or of all."""
 
     prefills: dict[str, Column]
     """One row a prompt slice, by replica and in the order of its steps: `replica`, `step`, `request` (row in
@@ -30,7 +27,7 @@ class Slices:
 
     @classmethod
     def joined(cls, replicas: Sequence[Slices]) -> Slices:
-        """Those of several replicas, one behind the other."""
+        """The slices of several replicas, concatenated in their order."""
         return cls(
             _joined([slices.prefills for slices in replicas]),
             _joined([slices.decodes for slices in replicas]),

@@ -10,7 +10,9 @@ from cbsim.cluster.engine.recorder import Column
 
 
 def distinct_gaps(parts: Iterable[Column]) -> tuple[Column, Column]:
-    """`(gap_s, gap_count)` of `RunLog` from the gaps of each replica, as `Engine.gaps` hands them over."""
+    """`(gap_s, gap_count)` of `RunLog` from the gaps of each replica, complex numbers: seconds as the real
+    part, how often as the imaginary one.
+    """
     several = list(parts)
     together = several[0] if len(several) == 1 else np.concatenate([np.empty(0, np.complex128), *several])
     del several

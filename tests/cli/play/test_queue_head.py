@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cbsim.schedulers.step_plan import WaitingFor
 
 from cbsim.cli.play.replica import Replica
 from cbsim.cli.play.session import Session
-from cbsim.schedulers.step_plan import WaitingFor
 from tests.cli.play.games import SCHEDULERS, experiment
 
 TWO = ((0.0, 16, 8), (0.0, 16, 8))

@@ -1,4 +1,4 @@
-"""Gaps of all engines together, against a count one by one."""
+"""Gaps of all replicas together, against a count one by one."""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ import pytest
 pytest.importorskip("torch")
 
 import torch
+from cbsim.schedulers.rung import Means, Rung
 from click.testing import CliRunner
 
 import cbsim
@@ -31,7 +32,6 @@ from cbsim.lab.live.runner import ModelRunner
 from cbsim.lab.live.tokens import TokenBook
 from cbsim.observers.audience import Audience
 from cbsim.schedulers import SCHEDULERS, SchedulerConfig
-from cbsim.schedulers.rung import Means, Rung
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.simulation import Setup, step_through, stepwise, stepwise_log
 from cbsim.workload import Workload

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from cbsim.cluster.engine.recorder import Recorder, RunLog
 from cbsim.cluster.engine.reference import ReferenceEngine
+
+from cbsim.cluster.engine.recorder import Recorder, RunLog
 from cbsim.cluster.router import RoundRobin
 from cbsim.cluster.simpy_world import World
 from cbsim.cost.cost_model import CostModel, StepShape
