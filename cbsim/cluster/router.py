@@ -61,7 +61,7 @@ class Random(Router):
 
 
 class Least(Router):
-    """The replica with the least of something, the first of equals."""
+    """The replica with the least `load`; of several, the one with the lowest number."""
 
     reads_state = True
 
