@@ -12,7 +12,7 @@ PIECE = 1 << 20
 
 
 def pieces(num_rows: int) -> Iterator[slice]:
-    """The rows from the first to the last as slices, one behind the other."""
+    """Consecutive slices of at most `PIECE` rows that cover `num_rows` rows."""
     for start in range(0, num_rows, PIECE):
         yield slice(start, min(start + PIECE, num_rows))
 

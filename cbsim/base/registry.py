@@ -102,7 +102,7 @@ def located(name: str, folder: Path) -> str:
 
 
 def located_from_here(name: str, folder: Path) -> str:
-    """The same with the module's folder as seen from the current one, and none if it is that."""
+    """`located`, with the module's folder relative to the current folder."""
     found = located(name, folder)
     here = f"{Path.cwd().as_posix()}/"
     return found.removeprefix(here) if found != name else name

@@ -16,7 +16,7 @@ Numbers = Mapping[str, float]
 Array = NDArray[Any]
 
 LOG_ROWS = 8_192
-"""Steps that the log of a long run holds before Python takes them: a piece that stays in the cache."""
+"""Steps that the log of a long run holds before Python empties it: small enough for the CPU's cache."""
 DEFAULT_CONFIG: Numbers = {
     "aging_s": np.inf,
     "swap_bytes_per_s": 1.0,
@@ -35,7 +35,7 @@ class KvPool:
     prefix_caching: bool = False
     unknown_first: bool = True
     has_identities: bool = False
-    """Whether blocks are known by number: with prefix caching always."""
+    """Whether each block has a number, instead of blocks being only counted; prefix caching needs it."""
 
 
 def record(dtype: np.dtype[Any], numbers: Numbers = {}) -> Any:  # noqa: B006 - never changed
@@ -85,8 +85,9 @@ def new_world(
 ) -> World:
     """A world of equal replicas in which nothing has happened.
 
-    `segments` go with prefix caching, `prefill_s` with the preemption `cheaper`. `num_clients` 0 is an open
-    loop. Nothing of it is shared with another world but `requests` and `cost`.
+    `segments` are needed for prefix caching, `prefill_s` for the preemption `cheaper` (see `layout.Replica`).
+    `num_clients` 0 makes an open loop. Two worlds share no array but `requests` and `cost`, if both are given
+    the same.
     """
     numbers = {**DEFAULT_CONFIG, **config}
     R, num_requests = num_replicas, max(len(requests), 1)
@@ -141,7 +142,7 @@ def new_world(
 
 def new_log(most: int, with_batches: bool, rows: int) -> Log:
     """An empty log for replicas that run up to `most` requests at once."""
-    # A happening may add rows for each of them.
+    # One call or one end of a step may add rows for each running request.
     small = rows // 4 + 8 * (most + 2)
     return Log(
         lengths=record(layout.LENGTHS),
@@ -155,13 +156,13 @@ def new_log(most: int, with_batches: bool, rows: int) -> Log:
 
 
 def _log_rows(requests: Array) -> int:
-    """Rows enough for a short run to be taken at once."""
+    """Rows of the log: enough for all steps of a short run, at most `LOG_ROWS`."""
     num_tokens = int(requests["num_output_tokens"].sum()) + len(requests)
     return int(min(LOG_ROWS, max(256, num_tokens)))
 
 
 def _new_pool(requests: Array, pool: KvPool, R: int, most: int) -> tuple[Array, Array, Array]:
-    """Blocks, keys and tables of each replica; of the least size where blocks are only counted."""
+    """Arrays `blocks`, `keys` and `tables` of `World`; as small as can be where blocks are only counted."""
     has_numbers = pool.has_identities or pool.prefix_caching
     num_blocks = pool.num_blocks + 1 if has_numbers else 1
     numbers = np.arange(num_blocks)

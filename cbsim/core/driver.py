@@ -38,13 +38,13 @@ class RuleFault(Exception):
 
 @dataclass(frozen=True)
 class Parts:
-    """What differs between two runs of the core: a scheduler's rules, by name, and a step's price."""
+    """What differs between two runs of the core: a scheduler's rules, by name, and the seconds of a step."""
 
     rules: Mapping[str, Callable[..., Any]]
     step_s: Callable[..., Any]
 
     def bound(self, function: Callable[..., Any]) -> Bound:
-        """A function of the core that calls these."""
+        """A function of the core in which calls of these names reach these rules and this price."""
         return Bound(function, {**self.rules, "step_s": self.step_s})
 
 
@@ -60,7 +60,7 @@ def run_compiled(
 def run_interpreted(
     world: World, bound: Bound, record: Record, until_s: float = inf, progress: Progress | None = None
 ) -> None:
-    """The same with the rules as Python runs them; `world` holds the results all the same."""
+    """As `run_compiled`, interpreted: the results are in the arrays of `world` all the same."""
     objects = interpreted(world)
     try:
         _drive(bound.interpreted, objects, record, len(world.requests), until_s, progress)
@@ -85,7 +85,7 @@ def write_back(objects: World, world: World) -> None:
 
 
 def _close_decodes(world: World, record: Record) -> None:
-    """Write down the unbroken runs of decodes of those that an early end has overtaken."""
+    """Write down the runs of decodes of requests that were still decoding when the run was stopped."""
     left = world.requests[world.requests["last_decode"] != layout.NOBODY]
     rows = np.zeros(len(left), layout.DECODES_ROW)
     for name, field in (

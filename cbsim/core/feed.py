@@ -25,9 +25,9 @@ FULL, DONE, FAULT = range(3)
 """Why `run` returned: the log must be emptied, nothing more will happen, a rule did what it must not."""
 
 LOG_MARGIN = 4
-"""Rows that one happening may add to a table, in units of the requests that may run at once."""
+"""Rows that one call or one end of a step may add to a table, for each request that may run at once."""
 MAX_CHUNK = 65_536
-"""Arrivals between two returns: Python shows progress and hears Ctrl-C."""
+"""Most arrivals between two returns to Python, which then shows progress and hears Ctrl-C."""
 
 
 @view
@@ -144,7 +144,7 @@ def happen(world: Any, self: Any) -> None:
 
 
 def has_room(world: Any) -> bool:
-    """Whether the log takes whatever one happening more may write down."""
+    """Whether every table of the log has room for what one more `happen` may write down."""
     log, lengths = world.log, world.log.lengths
     margin = LOG_MARGIN * len(world.running[0]) + LOG_MARGIN
     return (
@@ -181,7 +181,7 @@ def choose(world: Any, request: Any) -> int:
 
 
 def load_of(world: Any, number: int) -> int:
-    """What the router compares: KV blocks in use, or requests that have not ended."""
+    """What the router compares of a replica: KV blocks in use, or requests that have not ended."""
     own = world.own[number]
     if world.router.kind == LEAST_KV:
         return own.num_blocks - own.num_free
@@ -202,7 +202,7 @@ def routed(world: Any, request: Any, chosen: int) -> None:
 
 
 def next_replica(world: Any) -> int:
-    """Where something happens next: at one instant, ends of steps come before calls."""
+    """The number of the replica in which something happens next; ends of steps come before calls."""
     chosen = 0
     for number in range(1, len(world.own)):
         if comes_first(world.own[number], world.own[chosen]):
@@ -220,7 +220,7 @@ def comes_first(own: Any, other: Any) -> bool:
 
 
 def take_turn(world: Any, number: int) -> None:
-    """Of equal things at one instant, what was settled first comes first."""
+    """Number what comes next in a replica: at one instant, things of one kind go by their `turn`."""
     world.clients.turn += 1
     world.own[number].turn = world.clients.turn
 

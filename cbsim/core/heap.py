@@ -80,7 +80,7 @@ def merge_siblings(nodes: Any, first: int) -> int:
 
 
 def comes_before(nodes: Any, one: int, other: int) -> bool:
-    """Whether the smaller key, of equals the smaller index, is the first one's."""
+    """Whether node `one` comes before `other`: by key, then by index."""
     if nodes[one].key != nodes[other].key:
         return nodes[one].key < nodes[other].key
     return one < other

@@ -1,4 +1,4 @@
-"""Intake: from a workload's columns to the records of requests, and the names that stand behind numbers."""
+"""Intake: from a workload's columns to the records of requests, in which numbers stand for names."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True, slots=True)
 class Intake:
-    """The requests of a run, as records and as the names of the workload."""
+    """The requests of a run: their records, and their names (`ids`) by row."""
 
     requests: Array
     ids: NDArray[np.object_]
     segments: Array | None
-    """With prefix caching: `Replica.segments`."""
+    """`layout.Replica.segments`; `None` without prefix caching."""
 
 
 def take_in(
@@ -67,14 +67,14 @@ def take_in(
 
 
 def _affinities(batch: RequestBatch) -> list[str | None]:
-    """What a router keeps together: the session, else the first segment of the prompt."""
+    """`affinity_of` each request."""
     sessions = [None] * len(batch) if batch.session_id is None else batch.session_id.tolist()
     prompts = batch.prompt or [None] * len(batch)
     return [affinity_of(*each) for each in zip(sessions, prompts, strict=True)]
 
 
 def affinity_of(session_id: str | None, prompt: Segments | None) -> str | None:
-    """What a request has in common with those that a router keeps together, `None` for nothing."""
+    """A name for the session, else for the prompt's first segment; `None` if the request has neither."""
     if session_id is not None:
         return f"session:{session_id}"
     return f"segment:{prompt[0][0]}" if prompt else None
@@ -104,7 +104,7 @@ class Chains:
         self._of: list[int] = []
 
     def add(self, name: str, prompt: Segments | None, num_prompt: int, num_output: int) -> tuple[int, int]:
-        """Write a request's chain down; its first row and the one behind its last."""
+        """Add the segments of a request. Returns its first row and the row after its last."""
         first = len(self._starts)
         node, start, length = 0, 0, 0
         for segment, num_tokens in (*(prompt or ((f"p:{name}", num_prompt),)), (f"o:{name}", num_output)):
@@ -117,7 +117,7 @@ class Chains:
         return first, len(self._starts)
 
     def from_row(self, first: int) -> Iterator[tuple[int, int]]:
-        """First position and node of each segment from a row on."""
+        """`(first position, node)` of each segment from row `first` on."""
         return zip(self._starts[first:], self._of[first:], strict=True)
 
     def rows(self) -> Array:

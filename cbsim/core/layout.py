@@ -1,7 +1,7 @@
 """The records that rules and the step loop work on: the same field names compiled and interpreted.
 
-Integers are of 64 bits in records of which there are few, of 32 in those of which there is one a request or
-a slice. Indices name rows; `NOBODY` stands for none. Instants are seconds, NaN for one that has not come.
+Integers have 64 bits in records that a replica has few of, 32 bits in those of requests and slices, to save
+memory. Indices name rows; `NOBODY` stands for none. Instants are seconds, NaN for one that has not come.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ UNFINISHED, WAITING, RUNNING, PREEMPTED, FINISHED, REJECTED = range(6)
 """States of a request; `UNFINISHED` only in results."""
 
 NOBODY_WAITS, TURN, SLOT, KV_BLOCKS = range(4)
-"""What the head of the queue lacks: nothing, policy's leave (budget, a batch that starts, a step that does
-not preempt), fewer requests running, KV blocks."""
+"""What keeps the head of the queue waiting: nothing (nobody waits); its turn (no budget left, no batch that
+starts, a step that preempted); `max_num_seqs` requests running; too few free KV blocks."""
 
 ARRIVED, ADMITTED, RESUMED, PREEMPTED_NOW, EMITTED, FINISHED_NOW, REJECTED_NOW = range(7)
 """Codes of events."""
@@ -232,7 +232,7 @@ CONFIG = np.dtype(
         ),
     ]
 )
-"""Settings of the built-in schedulers, as numbers. Those of a plug-in follow behind."""
+"""Settings of the built-in schedulers, as numbers. A plug-in's own settings are further fields."""
 
 STEP_ROW = np.dtype(
     [
@@ -268,7 +268,7 @@ PREFILL_ROW = np.dtype(
     [(name, "i4") for name in ("replica", "step", "request", "num_tokens", "num_computed_tokens", "emits")]
 )
 DECODES_ROW = np.dtype([(name, "i4") for name in ("replica", "request", "first_step", "last_step")])
-"""Steps one behind the other in each of which a request decoded."""
+"""An unbroken range of steps in each of which a request decoded one token; both ends included."""
 BATCH_ROW = np.dtype(
     [("start_s", "f8")]
     + [
@@ -280,8 +280,9 @@ LENGTHS = np.dtype([(name, "i8") for name in ("steps", "events", "prefills", "de
 """Rows in use of each table of a `Log`."""
 
 USER = np.dtype([("num_served", "i8"), ("head", "i8"), ("active", "i8")])
-"""By number of user, for `fair`: tokens served, the root of the heap of its waiting requests; and, by place
-in a list of `num_active_users`, who has requests waiting."""
+"""For `fair`, by number of user: `num_served`, its tokens served; `head`, the root of the heap of its waiting
+requests. `active` is a column of its own: its first `num_active_users` rows name the users with requests
+waiting."""
 
 BLOCK = np.dtype(
     [("key", "i8")]
@@ -293,7 +294,7 @@ BLOCK = np.dtype(
 """A KV block: what it holds (`NOBODY` for nothing known), its place in the ring of free blocks and in the
 list of those with equal content, how many requests hold it, and room for counting shares."""
 KEY = np.dtype([("key", "i8"), ("first", "i4"), ("last", "i4")])
-"""What blocks may hold, and the first and the last block that does."""
+"""A content (see `pool.key_at`), with the first and the last of the blocks that hold it."""
 SEGMENT = np.dtype([("start", "i8"), ("node", "i8")])
 """A segment of a request's tokens: its first position, and a number for the chain of segments up to it."""
 
@@ -313,7 +314,7 @@ class Log(NamedTuple):
     prefills: Any
     decodes: Any
     gaps: Any
-    """Gaps between tokens that are not the time between the ends of two steps one behind the other."""
+    """Gaps between tokens, seconds, that are not the time between the ends of two consecutive steps."""
     batches: Any
     """Empty unless `with_batches`."""
 
@@ -327,9 +328,9 @@ class Replica(NamedTuple):
     running: Any
     """Indices of the running requests in order of admission."""
     order: Any
-    """Room for a rule's own list of requests."""
+    """Scratch for rules: a list of requests, by their rows."""
     candidates: Any
-    """Room for those of whom one is to be preempted; at a step's end, those that it finished."""
+    """Scratch: the requests that may be preempted; after a step's end, the requests that it finished."""
     nodes: Any
     """A `NODE` for each request: the queue. With aging twice as many more, see `cbsim.core.waiting_queue`."""
     users: Any
@@ -340,7 +341,7 @@ class Replica(NamedTuple):
     shape: Any
     chunks: Any
     prefill_s: Any
-    """For `cheaper`: seconds of a step that computes a prompt alone, by its tokens."""
+    """For `cheaper`: seconds of a step that computes a prompt of n tokens and nothing else, at place n."""
     blocks: Any
     """A `BLOCK` for each KV block where their contents are known, the head of the free queue behind them."""
     keys: Any
@@ -377,7 +378,7 @@ class World(NamedTuple):
     log: Log
     router: Any
     homes: Any
-    """By number of `affinity`: the replica that has seen it, or `NOBODY`."""
+    """For `prefix_affinity`: number `affinity` -> the replica its requests go to, or `NOBODY`."""
     clients: Any
     client_heap: Any
-    """Of a closed loop: `CLIENT`s that think, by the instant they send at, then by when they began to."""
+    """Closed loop: a heap of the `CLIENT`s that think, by when they send, then by when they began to."""

@@ -72,7 +72,7 @@ def submit(self: Any, request: Any) -> bool:
 
 
 def ask_at(self: Any, at_s: float) -> None:
-    """What comes next is that the scheduler is asked."""
+    """Have the scheduler asked at the instant `at_s`, seconds, as the next thing that happens here."""
     self.own.is_asked = 1
     self.own.next_s = at_s
 
@@ -102,7 +102,7 @@ def call(self: Any, cost: Any, now: float) -> None:
 
 
 def place_of(self: Any, number: int) -> int:
-    """Where in the ring the step stands that comes `number` behind the first under way."""
+    """Place in the ring `Replica.under_way` of the step that is `number` steps after the first under way."""
     return (self.own.first_under_way + number) % len(self.under_way)
 
 
@@ -151,7 +151,7 @@ def begin(self: Any, cost: Any, step: Any) -> None:
 
 
 def count_slices(self: Any, step: Any) -> None:
-    """What a step computes, as the record tells it and as it is priced by."""
+    """Sum up a step's slices: into its record, and into `Replica.shape`, by which it is priced."""
     shape, slices = self.shape, self.slices[step.place]
     num_prefill_tokens = num_chunks = num_finishing = num_decodes = decode_context = longest = 0
     pairs = prefill_context = 0
@@ -222,7 +222,7 @@ def end_step(self: Any) -> int:
 
 
 def came_out(self: Any, step: Any, request: Any) -> int:
-    """A token of a request; 1 if the gap before it is the time since the last step's end."""
+    """Take down a token of a request. Returns 1 if its last token came with the step before, else 0."""
     now, last_s = step.end_s, request.last_token_at_s
     request.last_token_at_s = now
     if self.config.with_batches:
@@ -269,7 +269,7 @@ def record_step(self: Any, step: Any, num_finished: int, num_usual_gaps: int) ->
 
 
 def record_event(self: Any, step: Any, event: int, request: int, num_tokens: int) -> None:
-    """What a step brought at its end."""
+    """Add a row to the events: what a step brought at its end."""
     row = self.log.events[self.log.lengths.events]
     row.time_s = step.end_s
     row.replica = self.own.replica
@@ -293,7 +293,7 @@ def record_prefill(self: Any, step: Any, part: Any) -> None:
 
 
 def record_decode(self: Any, number: int, request: Any) -> None:
-    """A request decoded in a step: runs of steps one behind the other become one row."""
+    """A request decoded in step `number`; consecutive steps become one row of `Log.decodes`."""
     if request.last_decode != number - 1:
         close_decodes(self, request)
         request.first_decode = number
@@ -301,7 +301,7 @@ def record_decode(self: Any, number: int, request: Any) -> None:
 
 
 def close_decodes(self: Any, request: Any) -> None:
-    """A request's latest run of decodes is over."""
+    """Write down a request's latest unbroken run of decodes, if it has one."""
     if request.last_decode == NOBODY:
         return
     row = self.log.decodes[self.log.lengths.decodes]

@@ -16,7 +16,7 @@ NODE_FACTOR = 4294967296
 
 
 def blocks_for(self: Any, num_tokens: int) -> int:
-    """Blocks that so many tokens fill, the last one perhaps in part."""
+    """Blocks that `num_tokens` tokens fill, the last one perhaps in part."""
     return -(-num_tokens // self.own.block_size)
 
 
@@ -55,7 +55,7 @@ def release(self: Any, request: Any) -> None:
 
 
 def take_blocks(self: Any, request: Any, num_blocks: int) -> None:
-    """From the front of the free queue; what they held is forgotten."""
+    """Give a request blocks from the front of the free queue; what they held is forgotten."""
     blocks, end = self.blocks, self.own.num_blocks
     take_slot(self, request)
     table = self.tables[request.slot]
@@ -68,14 +68,14 @@ def take_blocks(self: Any, request: Any, num_blocks: int) -> None:
 
 
 def take_slot(self: Any, request: Any) -> None:
-    """A row for the request's block numbers."""
+    """Give a request a row of `Replica.tables` for its block numbers, unless it has one."""
     if request.slot == NOBODY:
         request.slot = self.own.first_free_slot
         self.own.first_free_slot = self.tables[request.slot][0]
 
 
 def give_back_blocks(self: Any, request: Any) -> None:
-    """From the last block to the first; those that nobody else holds become free."""
+    """Take back a request's blocks, the last one first; those that nobody else holds become free."""
     blocks, own, end = self.blocks, self.own, self.own.num_blocks
     if request.slot == NOBODY:
         return
@@ -123,10 +123,11 @@ def num_freed_by(self: Any, num_candidates: int) -> int:
 
 
 def find_prefix(self: Any, request: Any) -> tuple[int, int]:
-    """`(blocks, those of them that nobody holds)`: the longest leading run of blocks whose content is there.
+    """The longest run of leading blocks of a request that are cached: `(how many, how many nobody holds)`.
 
-    Never the request's last token. Of several copies, the one that became known first. The blocks' numbers
-    stand in the last row of `Replica.tables`.
+    A block with the request's last known token is never among them, so that one token is left to compute. Of
+    several copies the one that became known first is taken. The blocks' numbers stand in the last row of
+    `Replica.tables`.
     """
     keys, num_free, num_found = self.keys, 0, 0
     if not self.own.prefix_caching:
@@ -267,7 +268,7 @@ def link_after(blocks: Any, before: int, number: int) -> None:
 
 
 def home_of(keys: Any, key: int) -> int:
-    """Where a key belongs."""
+    """The place of a key in the hash table if no other is in its way."""
     mixed = (key % NODE_FACTOR) * 2654435761 + (key // NODE_FACTOR) * 40503
     return (mixed // 65536) % len(keys)
 

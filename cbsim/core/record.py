@@ -29,7 +29,7 @@ TABLES: dict[str, np.dtype[Any]] = {
 
 
 SPOOLED_BYTES = 64 * MIB
-"""Rows beyond this go to a file, so that memory does not grow with the length of a run."""
+"""Bytes of rows held in memory; beyond that all go to a file, so that memory does not grow with the run."""
 
 
 class Record:
@@ -46,7 +46,7 @@ class Record:
         self._file: BinaryIO | None = None
 
     def take(self, log: Log) -> None:
-        """Move all rows of a log here; it is empty afterwards."""
+        """Move all rows of a log into this record; the log is empty afterwards."""
         lengths = log.lengths
         for table, dtype in TABLES.items():
             is_record = isinstance(lengths, np.void)
@@ -149,7 +149,7 @@ class StepColumns(Mapping[str, Array]):
         return len(self._names)
 
     def pieces(self, *names: str) -> Iterator[tuple[Array, ...]]:
-        """Some columns, many rows at a time, in any order of rows, with integers of 64 bits."""
+        """Some columns, many rows at a time, in the order they were written; integers have 64 bits."""
         known = [name for name in names if name != "kv_blocks_total"]
         for several in self._record.pieces("steps", *map(_written, known)):
             found = dict(zip(known, map(_wide, several), strict=True))
@@ -166,7 +166,7 @@ class StepColumns(Mapping[str, Array]):
 
 
 def _written(name: str) -> str:
-    """The column of the log that a column of `RunLog.steps` is."""
+    """Name of a column of `RunLog.steps` -> its name in the core's log."""
     return "num_decode_seqs" if name == "num_decode_tokens" else name
 
 
@@ -175,7 +175,7 @@ def _wide(column: Array) -> Array:
 
 
 def _rows(rows: Any, num_rows: int, dtype: np.dtype[Any]) -> Array:
-    """The first rows of a table, of records or of objects."""
+    """The first `num_rows` rows of a table, which holds records or, interpreted, objects."""
     if isinstance(rows, np.ndarray):
         return rows[:num_rows].view(dtype)
     if isinstance(rows[0], float):

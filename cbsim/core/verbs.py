@@ -104,7 +104,7 @@ def admit(self: Any, step: Any, request: Any, num_found: int = NOT_LOOKED_UP) ->
 
 
 def decided(self: Any, step: Any, event: int, request: Any, num_tokens: int) -> None:
-    """Write a decision down; which step it belongs to is filled in when there is one."""
+    """Add a decision to the events; `loop.begin` fills in its step, if the call makes one."""
     lengths = self.log.lengths
     row = self.log.events[lengths.events]
     row.time_s = step.now
@@ -185,7 +185,7 @@ def remove_running(self: Any, request: Any) -> None:
 
 
 def take_result(self: Any, part: Any) -> bool:
-    """A slice has run; whether its request has got its last token."""
+    """A slice has run: take its token, if one comes out. True if that was the request's last one."""
     request = self.requests[part.request]
     was_preempted = request.num_preemptions != part.num_preemptions
     if not was_preempted:
@@ -219,15 +219,15 @@ def left(self: Any, request: Any) -> None:
 
 
 def move_s(self: Any, num_blocks: int) -> float:
-    """Seconds to move so many blocks of a request between the GPU and host memory, one way."""
+    """Seconds to move `num_blocks` blocks of a request between the GPU and host memory, one way."""
     config = self.config
     return config.swap_latency_s + num_blocks * config.block_bytes / config.swap_bytes_per_s
 
 
 def takes_to_host(self: Any, num_tokens: int) -> bool:
-    """Whether KV of so many tokens moves to host memory rather than be computed again.
+    """Whether KV of `num_tokens` tokens moves to host memory rather than be computed again.
 
-    `cheaper` compares two moves with one computation of those tokens alone in a step.
+    `cheaper` compares the seconds of two moves with those of a step that computes these tokens alone.
     """
     preemption = self.config.preemption
     if preemption == RECOMPUTE or num_tokens == 0:
@@ -251,7 +251,7 @@ def move_out(self: Any, request: Any, num_blocks: int) -> None:
 
 
 def move_in(self: Any, request: Any) -> None:
-    """They come back to the GPU, where the request has blocks again."""
+    """A request's KV comes back to the GPU, where the request has blocks again."""
     own = self.own
     own.num_swapped_blocks -= request.num_swapped_blocks
     own.unspent_transfer_s += move_s(self, request.num_swapped_blocks)

@@ -1,7 +1,8 @@
 """The waiting queue: in the order of a rank, of users' shares, and with aging before either.
 
-Request i has node i of `Replica.nodes`; with aging also node `num_nodes` + i among those that will age, by
-when, and node 2 `num_nodes` + i among those that have, by arrival.
+The queue is a heap of nodes: request i has node i of `Replica.nodes`. With aging there are two more heaps:
+node `num_nodes` + i stands in that of requests that will age, by when they will; node 2 `num_nodes` + i in
+that of requests that have aged, by arrival.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from cbsim.core.layout import EDF, FAIR, NOBODY, PREEMPTED, PRIORITY, SJF, WAITI
 
 
 def rank_of(self: Any, request: Any) -> float:
-    """How urgent a request is, waiting or running: smaller is served first, of equals the first to arrive."""
+    """How urgent a request is, waiting or running: the smallest is served first; ties go by arrival."""
     policy = self.config.policy
     if policy == PRIORITY:
         return float(request.priority)
@@ -116,7 +117,7 @@ def first_aged(self: Any, now: float) -> int:
 
 
 def push_by_user(self: Any, request: Any) -> None:
-    """To its place among its user's own; the user is lifted if none of them waited."""
+    """Queue a request among its user's own; if none of those waited, the user's counter is lifted."""
     user = self.users[request.user_number]
     if user.head == NOBODY:
         lift(self, user)
@@ -126,9 +127,9 @@ def push_by_user(self: Any, request: Any) -> None:
 
 
 def lift(self: Any, user: Any) -> None:
-    """Idleness earns no credit: the counter rises to the least of the users who have requests waiting.
+    """Idleness earns no credit: a user's counter rises to the least counter of users with requests waiting.
 
-    If nobody has, to that of the user whose request left the queue last.
+    If nobody has any waiting, it rises to the counter of the user whose request left the queue last.
     """
     users, own = self.users, self.own
     least = 0
@@ -142,7 +143,7 @@ def lift(self: Any, user: Any) -> None:
 
 
 def head_of_users(self: Any) -> int:
-    """The first request of the user who was served least; of equals, who came first."""
+    """The first request of the user who was served least; ties go to the first to arrive."""
     users = self.users
     chosen = users[0].active
     for place in range(1, self.own.num_active_users):

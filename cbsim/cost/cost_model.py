@@ -23,8 +23,8 @@ __all__ = ["CostModel", "StepShape"]
 class CostModel:
     """Predicts step times for one model on the GPUs of one replica.
 
-    `is_deterministic` says that equal shapes always cost equal seconds; a model with random noise sets it to
-    False, and the engine then goes step by step.
+    `is_deterministic` says that equal shapes always cost equal seconds. A model with random noise sets it to
+    False: each step is then priced once, in order, and runs with other seeds are taken to differ.
     """
 
     Config: ClassVar[type[ComponentConfig]]
@@ -117,7 +117,7 @@ class CostModel:
     def notes(self, steps: Mapping[str, NDArray[Any]] | None = None) -> list[str]:
         """Sentences for `summary.json`: what was assumed, how many steps lay outside the calibrated range.
 
-        `steps` are the step columns of the finished run's log, so that every engine counts alike.
+        `steps` are the step columns of the finished run's log.
         """
         return []
 

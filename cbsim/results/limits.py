@@ -10,7 +10,7 @@ from cbsim.base.units import MS_PER_S, format_seconds
 LOOSE_S = {"ttft_s": 100.0, "tpot_s": 2.0, "itl_s": 5.0, "e2e_s": 5000.0}
 """Limits from here on are longer than anybody waits; written in milliseconds they would be usual ones."""
 LOOSE_RATIO = 10
-"""A limit so many times the median leaves nothing to miss."""
+"""A limit that is at least this many times the median is one that nobody misses."""
 
 
 def limit_notes(slo: Mapping[str, float], summary: Mapping[str, Any]) -> list[str]:

@@ -30,7 +30,7 @@ _LIMITED_COLUMN = {name: name for name in LATENCIES} | {"itl_s": "max_itl_s"}
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
-    """What ran: the model on `num_replicas` engines of `tensor_parallel` GPUs each."""
+    """What ran: the model on `num_replicas` replicas of `tensor_parallel` GPUs each."""
 
     model: ModelSpec
     gpu: GpuSpec

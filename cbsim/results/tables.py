@@ -31,8 +31,8 @@ class Field(NamedTuple):
     nullable: bool = False
 
 
-_REPLICA = Field("replica", "int64", "", "Engine that served it, from 0; null where it came to none", True)
-_STEP_REPLICA = Field("replica", "int64", "", "Engine, from 0")
+_REPLICA = Field("replica", "int64", "", "Replica that served it, from 0; null where it came to none", True)
+_STEP_REPLICA = Field("replica", "int64", "", "Replica, from 0")
 _STEP = Field("step", "int64", "", "Number of the step on its replica, from 0")
 
 _WAITING_FOR = ("0 nobody waits", "1 its turn (budget, batch)", "2 a slot", "3 KV blocks")

@@ -152,7 +152,7 @@ def choose_among(self: Any, num_candidates: int) -> int:
 
 
 def is_rather_preempted(self: Any, index: int, other: int) -> bool:
-    """Whether the victim rule takes one request before another; of equals the last to arrive."""
+    """Whether the victim rule takes one request before another; ties go to the last to arrive."""
     rule, request, compared = self.config.victim, self.requests[index], self.requests[other]
     if rule == LOWEST_PRIORITY:
         figure, against = request.priority, compared.priority
@@ -214,7 +214,7 @@ def finds_blocks(
 def num_blocks_missing(self: Any, request: Any, num_tokens: int, num_found: int, num_found_free: int) -> int:
     """Blocks missing to admit a request that is to hold KV of `num_tokens`; 0 or less if none.
 
-    `num_found` of them are cached, of which nobody holds `num_found_free`.
+    `num_found` of its blocks are cached; `num_found_free` of those are held by nobody.
     """
     own, config = self.own, self.config
     num_resident = num_known_tokens(request) if config.reserve_full_isl else num_tokens

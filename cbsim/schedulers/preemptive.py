@@ -76,7 +76,7 @@ def ends_at_own_preemption(self: Any) -> bool:
 
 
 def admit_waiting(self: Any, step: Any, cap: int) -> None:
-    """From the head of the queue while all lasts, with `preempt_on_arrival` beyond that."""
+    """Admit from the head of the queue; with `preempt_on_arrival`, also in place of less urgent requests."""
     goes_on = True
     while goes_on:
         paged_admit_waiting(self, step, cap)

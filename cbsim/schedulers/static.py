@@ -21,7 +21,7 @@ class StaticConfig(SchedulerConfig):
     max_num_seqs: int = Field(default=32, ge=1)
     """Most requests a batch."""
     batch_timeout_s: float = Field(default=0.0, ge=0)
-    """How long the oldest waiting request waits, at most, for the batch to fill while the engine is idle."""
+    """How long the oldest waiting request waits, at most, for the batch to fill while the replica is idle."""
     max_model_len: int | None = Field(default=None, ge=1)
     """The longest possible request, prompt and answer, tokens: so much KV cache is reserved for every slot.
     Null takes the model's, or what the KV cache holds if that is less."""

@@ -36,16 +36,16 @@ Overrides = Mapping[str, Any] | Iterable[str]
 
 
 class ReplicasConfig(Section):
-    """Equal engines behind one router."""
+    """Equal replicas behind one router."""
 
     count: int = Field(default=1, ge=1)
-    """How many engines."""
+    """How many replicas."""
     router: Literal["round_robin", "random", "least_outstanding", "least_kv", "prefix_affinity"] = (
         "round_robin"
     )
-    """Which engine an arriving request goes to."""
+    """Which replica an arriving request goes to."""
     tensor_parallel: int = Field(default=1, ge=1)
-    """GPUs that share the work of one engine."""
+    """GPUs that share the work of one replica."""
 
 
 class SloConfig(Section):
@@ -84,8 +84,9 @@ class Experiment(Section):
     gpu: Annotated[GpuSpec, Named("gpu", "gpus", "h200")]
     """The GPU it is served on."""
     engine: Literal["auto", "compiled", "interpreted", "fast", "reference"] = "auto"
-    """How the core runs, with the same results to the last bit: compiled where that pays, always, or never.
-    `fast` and `reference` are older names of `auto` and `interpreted`."""
+    """How the simulation runs, with the same results to the last bit: `auto` compiles it where a run is long
+    enough for that to pay, `compiled` always does, `interpreted` never does. `fast` and `reference` are older
+    names of `auto` and `interpreted`."""
     workload: Annotated[WorkloadConfig, ByType(WORKLOADS)]
     """The requests: a recorded trace or a generator."""
     scheduler: Annotated[SchedulerConfig, Named("scheduler", "schedulers"), ByType(SCHEDULERS)]
@@ -95,7 +96,7 @@ class Experiment(Section):
     cost_model: Annotated[ComponentConfig, ByType(COST_MODELS, "roofline")]
     """How long a step takes."""
     replicas: ReplicasConfig = Field(default_factory=ReplicasConfig)
-    """How many engines there are."""
+    """How many replicas there are, and which of them a request goes to."""
     slo: Annotated[SloConfig, Named("slo", "slos")] = Field(default_factory=SloConfig)
     """The limits that goodput counts by."""
     stop_at_s: float | None = Field(default=None, gt=0)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 CONFIDENCE = 0.95
 NUM_BLOCKS = 20
-"""A run is cut into so many blocks (Schmeiser, Operations Research 30(3), 1982: 10 to 30 batches do)."""
+"""Blocks that a run is cut into (Schmeiser, Operations Research 30(3), 1982: 10 to 30 batches do)."""
 NUM_RESAMPLES = 1000
 MAX_DRAWN = 200_000_000
 """Values weighed over all resamples; longer runs are resampled less often, at least `MIN_RESAMPLES` times."""

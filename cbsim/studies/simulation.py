@@ -44,13 +44,13 @@ Array = NDArray[Any]
 LOGGER = logging.getLogger("cbsim")
 TOKENS_TO_COMPILE = 3_000_000
 TOKENS_TO_LOAD = 150_000
-"""Output tokens of a run from which it takes less time to compile the core (some 15 s), or to load it (half a
-second), than to interpret it (some 2.5 us a token)."""
+"""Output tokens from which a run is compiled: where the core has yet to be compiled (some 15 s), and where it
+is only loaded from the cache folder (half a second). Interpreting takes some 2.5 us a token."""
 ROUTERS = get_args(ReplicasConfig.model_fields["router"].annotation)
 
 
 def class_step_s(cost: Any, shape: Any, chunks: Any) -> float:
-    """A step's seconds by a cost model that is a class, given its own kind of shape."""
+    """Seconds of a step by a cost model that has `step_s` alone: the core's shape becomes a `StepShape`."""
     return cost.step_s(  # type: ignore[no-any-return]
         StepShape(
             tuple((chunk.num_tokens, chunk.num_computed_tokens) for chunk in chunks[: shape.num_chunks]),
@@ -64,7 +64,7 @@ def class_step_s(cost: Any, shape: Any, chunks: Any) -> float:
 
 @dataclass(frozen=True)
 class Setup:
-    """What a run of the core is made from."""
+    """What a run of the core is made from; `until_s` is the instant at which it is stopped, seconds."""
 
     workload: Workload
     cost: CostModel
@@ -118,9 +118,9 @@ def setup_of(experiment: Experiment, workload: Workload, cost: CostModel) -> Set
 def simulate_core(
     setup: Setup, engine: str = "auto", progress: Progress | None = None
 ) -> tuple[RunLog, World, Speed]:
-    """What happens when a setup runs, how its replicas stand at the end, and how the core ran.
+    """Run a setup. Returns its record, its world as it stands at the end, and whether it was compiled.
 
-    `engine` is `auto`, `compiled` or `interpreted`.
+    `engine` is `auto`, `compiled` or `interpreted`. Raises `PluginError` for what a third party's part does.
     """
     cost, rung = setup.cost, setup.rung
     with blaming_plugins(setup, float):
@@ -223,7 +223,7 @@ def core_of(rung: type[Scheduler], step_s: Callable[..., float]) -> Bound:
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """How the core ran."""
+    """Whether the core ran compiled, and what that took."""
 
     is_compiled: bool
     compile_s: float = 0.0
@@ -243,7 +243,7 @@ def is_worth_compiling(engine: str, bound: Bound, requests: Array) -> bool:
 
 
 def compiled(world: World, bound: Bound) -> Speed:
-    """Compile the core for a world, or load it; says so where that takes long."""
+    """Compile the core for a world, or load it from the cache folder; logs a line if it must be compiled."""
     is_new = not bound.is_cached
     if is_new:
         LOGGER.warning("compiling the core for these settings, once; later runs load it")
@@ -318,9 +318,9 @@ def step_through(
 def simulate_told(
     setup: Setup, audience: Audience, name: str, model: str, progress: Progress | None = None
 ) -> tuple[RunLog, StepwiseWorld]:
-    """What happens when a setup runs step by step, its audience told of it, and how its replicas end.
+    """Run a setup step by step and tell its audience. Returns its record, and its world at the end.
 
-    `name` and `model` are those of the experiment and of its model.
+    `name` is the experiment's name, `model` its model's.
     """
     world = stepwise(setup, make_replica=partial(ToldStepper, audience=audience))
     views = [SchedulerView(replica, setup.rung.__name__) for replica in world.replicas]
@@ -332,7 +332,7 @@ def simulate_told(
 
 
 def prefill_s(cost: CostModel, num_tokens: int) -> float:
-    """Seconds of a step that computes a prompt alone."""
+    """Seconds of a step that computes a prompt of `num_tokens` tokens and nothing else."""
     return cost.step_s(StepShape(((max(num_tokens, 1), 0),), 1, 0, 0, 0))
 
 
@@ -350,7 +350,7 @@ def _ids(world: StepwiseWorld) -> NDArray[np.object_]:
 
 
 def log_of(rows: Array, ids: NDArray[np.object_], own: Array, record: Record, setup: Setup) -> RunLog:
-    """The record of a run that has ended, as the rest of cbsim reads it; `rows` are the requests sent."""
+    """The core's record as a `RunLog`, as results need it; `rows`: the records of requests sent."""
     rung, cost, until_s = setup.rung, setup.cost, setup.until_s
     state = rows["state"].astype(np.int64)
     is_finished, is_rejected = state == layout.FINISHED, state == layout.REJECTED
@@ -419,7 +419,7 @@ def log_of(rows: Array, ids: NDArray[np.object_], own: Array, record: Record, se
 
 
 def _in_order_of_time(batches: dict[str, Array]) -> dict[str, Array]:
-    """Slices by (start, replica), as steps are, those of a step in their order."""
+    """`RunLog.batches`: rows by start of their step, then replica, then position."""
     order = np.lexsort((batches["position"], batches["replica"], batches["start_s"]))
     return {name: column[order] for name, column in batches.items()}
 
@@ -433,7 +433,7 @@ def _of_replica(slices: Slices, number: int) -> Slices:
 
 
 class Gaps(Sequence[tuple[Array, Array]]):
-    """`RunLog.gaps`: the gaps between tokens as pieces `(seconds, how often)`, read when looked at."""
+    """`RunLog.gaps`: the gaps between tokens as pieces `(seconds, how often)`, read when asked for."""
 
     def __init__(self, record: Record) -> None:
         self._record = record

@@ -36,7 +36,7 @@ class Point:
     """Hash of all that its result depends on: equal keys, equal runs."""
     folder: Path
     run_key: str
-    """The same without the seed, where nothing in the run is drawn: equal ones need one run."""
+    """`key`, without the seed where nothing in the run is drawn: points with equal `run_key` need one run."""
 
 
 class SweepInterrupted(KeyboardInterrupt):

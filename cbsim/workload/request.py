@@ -1,4 +1,4 @@
-"""Request: what a client asks for, and how far the engine has come with it."""
+"""Request: what a client asks for, and how far its replica has come with it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The observer `csv`: the record's own steps and events, as text, whatever the engine."""
+"""The observer `csv`: the record's own steps and events, as text."""
 
 from __future__ import annotations
 

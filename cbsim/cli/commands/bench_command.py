@@ -71,7 +71,7 @@ def bench(
     Ctrl-C keeps what is measured, and the same call goes on from there: what is in the folder already, from
     the same code, machine, settings and files, is not measured again.
 
-    Without CONFIG: the works of cbsim's own README, with their targets.
+    Without CONFIG: cbsim's own works (cbsim/lab/bench/README.md), with their targets.
     """
     scales = {"--requests": requests, "--running": running, "--replicas": replicas}
     if config is None:

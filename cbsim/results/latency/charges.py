@@ -38,7 +38,7 @@ class Charges:
         self._charge_prefills(split, prices)
 
     def _charge_decodes(self, split: _Splitter, prices: StepPrices) -> None:
-        """What ranges of steps come to for a request that decodes in those of them that decode anything."""
+        """What ranges of steps cost a request that takes part in all their steps with decodes."""
         decodes, chunk_steps = prices.has_decodes, prices.chunk_steps
         self._host_of_decodes = split.host_up_to(decodes)
         moving = split.moving[decodes[split.moving]]
@@ -53,7 +53,7 @@ class Charges:
         """Counts the steps of chunks without decodes."""
 
     def _charge_prefills(self, split: _Splitter, prices: StepPrices) -> None:
-        """What each prompt slice's step comes to for it."""
+        """What its step is charged with, for each prompt slice."""
         of_slices = split.of(prices.chunk_steps).only(prices.place)
         self._length, self._host, self._swap = of_slices.length, of_slices.host, of_slices.swap
         self._added = of_slices.added(prices.with_own_chunk_s(of_slices.gpu_s))
@@ -96,7 +96,7 @@ class Charges:
         return charged
 
     def _of_decodes(self, first: Column, last: Column) -> tuple[Column, ...]:
-        """The same for ranges of steps, in those among them that decode anything."""
+        """Ticks charged over ranges of steps, steps with decodes only; in the order of `names` in `of`."""
         (idle,) = self._times.idle.over(first + 1, last)
         (alone,) = self._alone.over(first, last)
         mixed, added = self._mixed.over(first, last)
@@ -116,11 +116,11 @@ class _Split(NamedTuple):
     swap: Column
 
     def only(self, rows: Column) -> _Split:
-        """Some of them, or some of them again."""
+        """The steps at `rows`; a row may come more than once."""
         return _Split(self.ticks, *(column[rows] for column in self[1:]))
 
     def added(self, without_s: Column) -> Column:
-        """Ticks by which they are longer than they would be without something, host apart."""
+        """Ticks by which steps are longer than their price without something, `without_s`, host apart."""
         most = self.length - self.host - self.swap
         added: Column = np.minimum(self.ticks.of(np.maximum(self.gpu_s - without_s, 0.0)), most)
         return added
@@ -146,7 +146,7 @@ class _Splitter:
         return _Split(ticks, step_s - host_s, length, host, swap)
 
     def host_up_to(self, chosen: Column) -> Column:
-        """The host's ticks in the chosen ones, a bool a step, among as many steps as the place says."""
+        """At place n: the host's ticks in the chosen of the first n steps; `chosen` has a bool a step."""
         up_to = np.zeros(len(chosen) + 1, dtype=np.int64)
         for piece in pieces(len(chosen)):
             up_to[piece.start + 1 : piece.stop + 1] = np.where(chosen[piece], self.of(piece).host, 0)

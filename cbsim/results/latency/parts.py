@@ -23,7 +23,7 @@ _NAMES = (
 PARTS = {name: f"part_{name}_s" for name in _NAMES}
 """Name of a part of E2E -> its column."""
 TTFT_PARTS = {name: f"ttft_part_{name}_s" for name in _NAMES if name != "decode"}
-"""The same of TTFT, before which nothing is decoded."""
+"""Name of a part of TTFT -> its column. There is no `decode`: before the first token nothing is decoded."""
 
 
 class Replica(NamedTuple):

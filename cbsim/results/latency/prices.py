@@ -25,7 +25,7 @@ class StepPrices:
         np.add.at(reach, self.place, self._reach(slice(None)))
         self._num_requests = steps["num_decode_seqs"].copy()
         self.has_decodes = self._num_requests > 0
-        """Of every step."""
+        """Whether anything decodes, for every step."""
         self._num_decodes = self._num_requests[self.chunk_steps]
         self._num_requests[self.chunk_steps] += self._num_chunks
         self._steps = steps

@@ -31,7 +31,7 @@ class Spans(NamedTuple):
     """Whether a prompt slice begins with tokens that were computed before a preemption."""
 
     def only(self, chosen: Column) -> Spans:
-        """Some of them."""
+        """The chosen rows."""
         return Spans(*(column[chosen] for column in self))
 
 
@@ -47,7 +47,7 @@ class Preemptions(NamedTuple):
 
 
 def preemptions_of(events: Mapping[str, Column], replica: int, times: StepTimes) -> Preemptions:
-    """From the events of a run."""
+    """The preemptions and resumptions on a replica, from the events of a run."""
     code, mine = events["event"], events["replica"] == replica
     preempted, resumed = (np.flatnonzero(mine & (code == wanted)) for wanted in (PREEMPTED, RESUMED))
     preempted, resumed = (

@@ -10,7 +10,7 @@ from cbsim.base.units import TICKS_PER_S
 from cbsim.results.run_log import Column
 
 _MOST_BITS = 61
-"""Of a run's length in ticks; an int64 has 63."""
+"""Most bits of a run's length in ticks; an int64 has 63."""
 
 
 class Ticks:
@@ -31,7 +31,7 @@ class Ticks:
         return ticks.astype(np.int64)
 
     def seconds(self, ticks: Column) -> Column:
-        """Exact for durations of less than 2**53 ticks, a day and more."""
+        """Ticks in seconds; exact for durations of less than 2**53 ticks (more than a day)."""
         seconds: Column = ticks / self.per_s
         return seconds
 
@@ -40,7 +40,7 @@ class RangeSums:
     """Sums over ranges of steps of figures that only some steps have."""
 
     def __init__(self, steps: Column, *figures: Column) -> None:
-        """The steps that have any, rising, and each figure there, int64."""
+        """`steps`: the numbers of the steps that have any, rising; each figure: their values, int64."""
         self._steps = steps
         self._up_to = [np.concatenate([[0], np.cumsum(figure)]) for figure in figures]
 

@@ -41,7 +41,7 @@ class SearchTask:
     """The rungs to run; `None` for a search."""
 
     def at(self, factor: float, key: tuple[str, ...] | None = None) -> Experiment:
-        """The experiment at so many times its rate, watched by nobody: only its figures are kept."""
+        """The experiment at `factor` times its rate, without observers: only its figures are kept."""
         settings = copy.deepcopy(dict(self.settings))
         settings.pop("observers", None)
         *way, last = key or self.rate_key

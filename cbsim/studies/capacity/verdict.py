@@ -17,7 +17,7 @@ from cbsim.studies.intervals import Interval, bootstrap_interval, t_interval
 MIN_MISSES = 10
 """n requests tell a share p from others if n (1 - p) is at least this: the binomial's rule of thumb."""
 MAX_GROWTH = 1.5
-"""A mean TTFT so many times as long in a run's last quarter as in its second says that queues still grow."""
+"""Queues still grow if the mean TTFT of a run's last quarter is at least this many times its second's."""
 
 Verdict = Literal["found", "too short", "never"]
 
@@ -42,7 +42,7 @@ class Contender:
     """The mean of `own_rates_per_s` over those of the first contender, in pairs of replicates that met the
     same requests: a ratio of means would be less sure. `None` of the first itself."""
     against_best: Interval | None
-    """The same, over the contender of the highest `rate_per_s`."""
+    """As `against_first`, over the contender of the highest `rate_per_s`."""
     alone: float
     """Share of requests that meet the SLO when each is served alone."""
     reasons: tuple[str, ...] = ()

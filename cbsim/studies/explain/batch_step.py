@@ -41,10 +41,10 @@ class BatchStep:
     admitted: tuple[tuple[str, int], ...]
     """Requests with the tokens found in the prefix cache."""
     resumed: tuple[tuple[str, int], ...]
-    """The same after a preemption."""
+    """Requests resumed after a preemption, with the tokens found in the prefix cache."""
     preempted: tuple[str, ...]
     finished: tuple[str, ...]
-    """Those that get their last token at the step's end."""
+    """Requests that get their last token at the step's end."""
 
     @property
     def end_s(self) -> float:

@@ -18,7 +18,7 @@ from cbsim.studies.explain.run_tables import steps_of
 from cbsim.studies.explain.source import Source
 
 _MAX_COMPARED = 20_000
-"""Names of so many requests are compared with one that isn't there."""
+"""Most names of requests that one that isn't there is compared with."""
 
 
 @dataclass(frozen=True, slots=True)

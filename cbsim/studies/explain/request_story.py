@@ -154,7 +154,7 @@ class _Wait:
 
     def add(self, step: BatchStep) -> None:
         """A step into which the request was not admitted."""
-        # Between steps an engine that waits for a batch to fill is idle.
+        # Between steps a replica that waits for a batch to fill is idle.
         self._go_on(step.start_s, "turn")
         if step.scheduled_at_s < self._queued_at_s:
             self._go_on(step.end_s, "step")

@@ -23,7 +23,7 @@ class Limits:
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Limits:
-        """Those of a resolved configuration."""
+        """The limits in a resolved configuration."""
         scheduler = config["scheduler"]
         return cls(
             scheduler.get("max_num_seqs"), scheduler.get("max_tokens_per_step"), scheduler["type"] == "static"

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from cbsim.schedulers.base import Resources, Scheduler, SchedulerConfig, StepPlan
 
 from cbsim.cost.cost_model import CostModel, StepShape
-from cbsim.schedulers.base import Resources, Scheduler, SchedulerConfig, StepPlan
 from cbsim.workload.request import Request, RequestState
 
 IDLE_S = 0.375
