@@ -1,9 +1,13 @@
 """A scheduler of one's own: so many prompt tokens a step, whoever they belong to."""
 
+from typing import Any
+
 from pydantic import Field
 
-from cbsim.schedulers import SchedulerConfig, StepPlan
-from cbsim.schedulers.reserving import ReservingScheduler
+from cbsim.core.layout import NOBODY
+from cbsim.core.verbs import is_prefilling, num_wanted, schedule
+from cbsim.schedulers import SchedulerConfig
+from cbsim.schedulers.reserving import ReservingScheduler, admit_reserved, next_admissible
 
 
 class PromptBudgetConfig(SchedulerConfig):
@@ -20,15 +24,20 @@ class PromptBudget(ReservingScheduler):
 
     Config = PromptBudgetConfig
 
-    def decide(self, step: StepPlan) -> None:
+    def decide(self: Any, step: Any) -> None:
         """One step."""
-        for request in self.running:
-            if not request.is_prefilling and self.num_wanted(request):
-                self.schedule(step, request, 1)
+        for place in range(self.own.num_running):
+            request = self.requests[self.running[place]]
+            if not is_prefilling(request) and num_wanted(request):
+                schedule(self, step, request, 1)
         step.budget = self.config.max_prompt_tokens_per_step
-        for request in self.running:
-            if request.is_prefilling and step.budget:
-                self.schedule(step, request, min(self.num_wanted(request), step.budget))
-        while newcomer := self.next_admissible(step):
-            self.admit_reserved(step, newcomer)
-            self.schedule(step, newcomer, min(self.num_wanted(newcomer), step.budget))
+        for place in range(self.own.num_running):
+            request = self.requests[self.running[place]]
+            if is_prefilling(request) and step.budget:
+                schedule(self, step, request, min(num_wanted(request), step.budget))
+        head = next_admissible(self, step)
+        while head != NOBODY:
+            newcomer = self.requests[head]
+            admit_reserved(self, step, newcomer)
+            schedule(self, step, newcomer, min(num_wanted(newcomer), step.budget))
+            head = next_admissible(self, step)
