@@ -77,7 +77,7 @@ def test_installed_parts_stand_beside_the_built_in_ones() -> None:
 
 
 @pytest.mark.usefixtures("installed")
-@pytest.mark.parametrize("engine", ["reference", "fast"])
+@pytest.mark.parametrize("engine", ["interpreted", "compiled"])
 def test_an_experiment_runs_on_all_three(engine: str) -> None:
     result = cbsim.run({**EXPERIMENT, "engine": engine})
     assert result.summary["num_finished"] == 50

@@ -62,25 +62,26 @@ CASE = Case(requests=tuple(request(i, i / 2, 5, 4) for i in range(6)), settings=
         (
             "    def decide(self, step):\n        self.schedule(step, self.running[0], 1)\n",
             [
-                f"mine.py:{LINE + 2}: `self.schedule`: a rule's self is the records of a replica, not a scheduler; "
-                "allowed: schedule(self, step, request, num_tokens) of cbsim.core.verbs"
+                f"mine.py:{LINE + 2}: `self.schedule`: a rule's self is the records of a replica, not a "
+                "scheduler; allowed: schedule(self, step, request, num_tokens) of cbsim.core.verbs"
             ],
         ),
         (
             "    def decide(self, step):\n        for request in self.running:\n            pass\n"
             "        head = self.waiting.head(step.now)\n",
             [
-                f"mine.py:{LINE + 2}: `for ... in self.running`: rows of requests, and room behind them; allowed: "
-                "`for place in range(self.own.num_running)`, with `self.requests[self.running[place]]`",
-                f"mine.py:{LINE + 4}: `self.waiting`: a rule's self is the records of a replica, not a scheduler; "
-                "allowed: head_of_queue(self, step.now) of cbsim.core.waiting_queue",
+                f"mine.py:{LINE + 2}: `for ... in self.running`: rows of requests, and room behind them; "
+                "allowed: `for place in range(self.own.num_running)`, with "
+                "`self.requests[self.running[place]]`",
+                f"mine.py:{LINE + 4}: `self.waiting`: a rule's self is the records of a replica, not a "
+                "scheduler; allowed: head_of_queue(self, step.now) of cbsim.core.waiting_queue",
             ],
         ),
         (
             "    def decide(self, step):\n        super().decide(step)\n",
             [
-                f"mine.py:{LINE + 2}: `super`: rules are plain functions; allowed: the base's rule, imported under "
-                "another name"
+                f"mine.py:{LINE + 2}: `super`: rules are plain functions; allowed: the base's rule, "
+                "imported under another name"
             ],
         ),
         (
@@ -100,10 +101,11 @@ CASE = Case(requests=tuple(request(i, i / 2, 5, 4) for i in range(6)), settings=
             [f"mine.py:{LINE + 1}: `decide` takes (step), and is called with (self, step)"],
         ),
         (
-            "    def decide(self, step):\n        rest(self, step)\n    def rest(self, step):\n        pass\n",
+            "    def decide(self, step):\n        rest(self, step)\n"
+            "    def rest(self, step):\n        pass\n",
             [
-                f"mine.py:{LINE + 2}: `rest`: rules call others by names of their module; allowed: `rest` imported "
-                "there"
+                f"mine.py:{LINE + 2}: `rest`: rules call others by names of their module; allowed: "
+                "`rest` imported there"
             ],
         ),
     ],
@@ -154,7 +156,10 @@ def test_settings_of_ones_own_arrive_as_numbers() -> None:
     assert with_limit["limit_s"] == 2.5
 
 
-NUMBERS = "    def decide(self, step):\n        step.budget = min(step.budget, 5)\n        chunked_prefill(self, step)\n"
+NUMBERS = """    def decide(self, step):
+        step.budget = min(step.budget, 5)
+        chunked_prefill(self, step)
+"""
 OUTSIDE = {
     "dict": ("counts = {}\n        counts[step.number] = 1", 2),
     "set": ("seen = {1, 2}\n        step.budget -= 3 in seen", 1),

@@ -1,4 +1,4 @@
-"""A scheduler of one's own: a budget of prompt tokens a step, shared by all prompts."""
+"""A scheduler of one's own: so many prompt tokens a step, whoever they belong to."""
 
 from typing import Any
 
@@ -26,13 +26,12 @@ class PromptBudget(ReservingScheduler):
 
     def decide(self: Any, step: Any) -> None:
         """One step."""
-        num_running = self.own.num_running
-        for place in range(num_running):
+        for place in range(self.own.num_running):
             request = self.requests[self.running[place]]
             if not is_prefilling(request) and num_wanted(request):
                 schedule(self, step, request, 1)
         step.budget = self.config.max_prompt_tokens_per_step
-        for place in range(num_running):
+        for place in range(self.own.num_running):
             request = self.requests[self.running[place]]
             if is_prefilling(request) and step.budget:
                 schedule(self, step, request, min(num_wanted(request), step.budget))
