@@ -29,7 +29,7 @@ class Router(ABC):
     reads_state = False
     """Whether choosing looks at the replicas, so that they must be brought up to the instant first."""
     reads_blocks = False
-    """Whether it looks at their KV blocks, which change with every step."""
+    """Whether choosing looks at the KV blocks of the replicas, which change with every step."""
 
     @abstractmethod
     def choose(self, request: Request, engines: Sequence[Engine]) -> int:
@@ -61,7 +61,7 @@ class Random(Router):
 
 
 class Least(Router):
-    """The replica with the least of something, the first of equals."""
+    """The replica with the least `load`; of several, the one with the lowest number."""
 
     reads_state = True
 

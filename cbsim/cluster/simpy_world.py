@@ -36,7 +36,7 @@ class Instant(simpy.Event):
 
 
 def exact_delay(now: float, at_s: float) -> float:
-    """The d with `now + d == at_s` in floating point: SimPy knows only delays, engines keep instants."""
+    """The d with `now + d == at_s` in floating point: SimPy knows only delays, replicas keep instants."""
     delay = at_s - now
     while now + delay < at_s:
         delay = math.nextafter(delay, math.inf)
@@ -58,8 +58,8 @@ class World:
         step_by_step: bool = False,
         progress: Progress | None = None,
     ) -> None:
-        """With `step_by_step`, all that happens in any replica comes in order of time, at one instant by
-        replica.
+        """With `step_by_step`, everything happens in order of time over all replicas; what happens at one
+        instant, in the order of their numbers.
         """
         self.env = simpy.Environment()
         self.workload = workload
@@ -74,10 +74,11 @@ class World:
         self._think_times = ThinkTimes(workload.config, workload.seed)
         self._is_stepwise = step_by_step and not self._is_closed_loop
         self._due_s = [math.inf] * len(engines)
-        """Where steps are gone through one by one: when each replica ends one or decides one next."""
+        """Step by step: the instant, seconds, at which each replica next ends or decides a step."""
         self._wake: dict[int, simpy.Event] = {}
-        """Of idle replicas: the event that an arrival sets off."""
+        """Idle replica -> the event that an arrival sets off."""
         self._answered: dict[int, simpy.Event] = {}
+        """Index of a request -> the event that tells its client that it has ended."""
 
     def run(self) -> None:
         """Run to the end."""
@@ -108,7 +109,7 @@ class World:
             self._submit(request)
 
     def _arrivals_between_steps(self, requests: Iterator[Request]) -> Generator[simpy.Event, None, None]:
-        """The same, every step of every replica before them ended and the next decided."""
+        """Open loop, step by step: before each arrival, every step that ends earlier is ended."""
         for request in requests:
             if request.arrival_s > self.env.now:
                 yield Instant(self.env, request.arrival_s, ARRIVAL)
@@ -171,7 +172,7 @@ class World:
                 engine.call(end_s)
 
     def _until_asked(self, engine: Stepper) -> simpy.Event:
-        """The next arrival, or the instant at which the scheduler wants to be asked again."""
+        """An event: the next arrival, or the instant at which the scheduler wants to be asked again."""
         wake = self._wake[engine.replica] = self.env.event()
         at_s = engine.wake_at_s()
         if at_s is None or at_s <= self.env.now:

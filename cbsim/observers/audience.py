@@ -70,7 +70,7 @@ class Audience:
             subject.shut()
 
     def tell_event(self, event: str, now: float, request: Request, replica: int) -> None:
-        """The same for an event by its name in the record, if there is a hook for it."""
+        """Tell of an event by its name in the record, if there is a hook for it."""
         hook = _HOOK_OF_EVENT.get(event)
         if hook is not None:
             self.tell(hook, now, request, replica)

@@ -24,7 +24,7 @@ class LogConfig(ComponentConfig):
     steps: bool = False
     """Tell each step as it ends."""
     every: int = Field(default=1, ge=1)
-    """Of the steps of a replica, tell only the first, the one so many later, and so on."""
+    """Log every n-th step of each replica, from the first on."""
     file: str | None = None
     """A file in the run folder; null writes to standard error at once."""
 

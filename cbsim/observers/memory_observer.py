@@ -23,11 +23,11 @@ _MAX_NAMED = 5
 
 class MemoryConfig(ComponentConfig):
     """KV blocks by state and by request over time, as `memory.parquet` and `memory_requests.parquet`. A block
-    that has not come back at the end is an error. The run goes by the reference engine.
+    that has not come back at the end is an error.
     """
 
     every: int = Field(default=1, ge=1)
-    """Of the steps of a replica, look at only the first, the one so many later, and so on."""
+    """Look at every n-th step of each replica, from the first on."""
     by_request: bool = True
     """Take down each request's blocks too: a row whenever their number has changed since the last look."""
 

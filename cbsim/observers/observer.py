@@ -17,23 +17,20 @@ STEP_HOOKS = ("before_step", "after_step")
 
 
 class Needs(IntEnum):
-    """How closely a run must be gone through for an observer; the closest of all observers decides."""
+    """What an observer is told. With any observer a run goes step by step, in order of time."""
 
     REQUESTS = 1
-    """The hooks of requests alone. The fast engine skips ahead: each replica's hooks come in its order, but
-    those of another replica perhaps later, at the latest when the run ends."""
+    """The hooks of requests alone."""
     STEPS = 2
-    """Every step. Engines go step by step, and all hooks of all replicas come in the order of time."""
+    """The hooks of steps too."""
     STATE = 3
-    """Every step, and after each of them all that schedulers, requests and KV block pools know: progress and
-    blocks of every running request. The reference engine runs."""
+    """The hooks of steps, and at each of them what schedulers, requests and KV block pools know: progress and
+    blocks of every running request."""
 
 
 @dataclass(frozen=True, slots=True)
 class ObservedRun:
-    """What an observer may look at: never to be changed. `schedulers` are true at any instant to those who
-    need `STATE`, to others only before the first arrival and when the run has ended.
-    """
+    """What an observer may look at, at any instant of the run: never to be changed."""
 
     name: str
     """The experiment's name."""

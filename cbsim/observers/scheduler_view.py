@@ -37,7 +37,7 @@ class PoolView:
 
     @property
     def num_cached_free(self) -> int:
-        """Those of them that still hold reusable content."""
+        """Free blocks that still hold reusable content."""
         return int(self._replica.own.num_cached_free)
 
     @property

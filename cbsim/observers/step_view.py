@@ -57,7 +57,7 @@ class StepView:
         return self._slices
 
     def shut(self) -> None:
-        """Nobody can be asked for slices any more, or until the engine says again who can."""
+        """From now on `slices` raises, until `make_slices` is set again."""
         self.make_slices = _not_now
 
 
