@@ -158,9 +158,7 @@ def test_in_a_closed_loop_there_are_a_few_events_a_step(num_events: list[int]) -
 
 
 @pytest.mark.parametrize("concurrency", [None, 3])
-def test_a_run_that_nobody_watches_has_no_simpy_event(
-    concurrency: int | None, num_events: list[int]
-) -> None:
+def test_a_run_that_nobody_watches_has_no_simpy_event(concurrency: int | None, num_events: list[int]) -> None:
     watch(setting(), [row(f"r{i}", 0.0, 8, 20) for i in range(20)], concurrency=concurrency)
     assert not num_events
 

@@ -1,21 +1,29 @@
-"""Both engines tell observers the same, whatever the fast one keeps out of the scheduler's sight."""
+"""All that observers are told, held against the record, and against a run whose replicas go on their own."""
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
+from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 
-from cbsim.cluster.engine.fast import FastEngine
+from cbsim.cluster.told import ToldStepper
 from cbsim.observers import ObservedRun, Observer, StepView
 from cbsim.observers.audience import Audience
+from cbsim.observers.scheduler_view import SchedulerView
+from cbsim.results.run_log import EMITTED, EVENTS, KINDS, RunLog
 from cbsim.studies.experiment import Experiment
-from cbsim.studies.run import choose_engine
-from cbsim.testing import Case
-from cbsim.workload.request import Request
-from tests.observers.test_hooks import KINDS, crowd
+from cbsim.studies.run import make_cost_model
+from cbsim.studies.simulation import setup_of, simulate_core, simulate_told, step_through, stepwise
+from cbsim.testing import Case, differences
+from cbsim.workload.request import Request, RequestState
+from tests.observers.test_hooks import KINDS as SCHEDULERS
+from tests.observers.test_hooks import crowd
 from tests.observers.test_same_run import drawn
-from tests.observers.watched import row, setting, watch
+from tests.observers.watched import Row, row, setting, watch
+from tests.simulation import ListedWorkload
 
 
 class Everything(Observer):
@@ -95,35 +103,169 @@ def mapping_of(case: Case, kind: str) -> dict[str, Any]:
     )
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_call_is_the_same_in_small_and_tight_cases(kind: str) -> None:
+def check_told(
+    mapping: dict[str, Any], rows: Any, everything: Everything, concurrency: int | None = None
+) -> RunLog:
+    """Watch a run: what is told is what its record says, and what is told of replicas that go on their own."""
+    experiment = Experiment.from_mapping({**mapping, "output": {"batches": True}})
+    workload = partial(ListedWorkload, rows, concurrency=concurrency)
+
+    setup = setup_of(experiment, workload(), make_cost_model(experiment))
+    log, _ = simulate_told(setup, Audience([everything]), "told", "tiny")
+    told = everything.told
+    untold, *_ = simulate_core(setup_of(experiment, workload(), setup.cost), "interpreted")
+    assert differences(log, untold) == []
+
+    setup = setup_of(experiment, workload(), setup.cost)
+    audience = Audience([everything])
+    world = stepwise(setup, make_replica=partial(ToldStepper, audience=audience))
+    views = [SchedulerView(replica, "any") for replica in world.replicas]
+    audience.started(ObservedRun("told", "tiny", views))
+    step_through(world, setup, step_by_step=False)
+    for replica in range(setup.num_replicas):
+        own = [[call for call in calls if call[2] == replica] for calls in (told, everything.told)]
+        assert own[0] == own[1]
+    check_requests(told, log)
+    check_steps(told, log, everything)
+    return log
+
+
+def check_requests(told: list[Any], log: RunLog) -> None:
+    """Each hook at its event's instant, with what has come of the request by then."""
+    names = log.requests["request_id"].tolist()
+    row_of = {name: place for place, name in enumerate(names)}
+    waiting_since_s = dict(zip(names, log.requests["arrival_s"].tolist(), strict=True))
+    num_tokens: Counter[str] = Counter()
+    num_preemptions: Counter[str] = Counter()
+    expected: list[Any] = []
+    order = zip(*(log.events[name].tolist() for name in ("time_s", "event", "request")), strict=True)
+    for time_s, code, place in order:
+        event, name = EVENTS[code], names[place]
+        num_tokens[name] += event == "emitted"
+        if event == "preempted":
+            num_preemptions[name] += 1
+            waiting_since_s[name] = time_s
+        hook = {"resumed": "admitted", "emitted": "first token" if num_tokens[name] == 1 else None}
+        hook = hook.get(event, event)
+        if hook is not None and event != "rejected":
+            known = (num_tokens[name], num_preemptions[name], waiting_since_s[name])
+            expected.append((time_s, name, hook, known))
+    seen = []
+    for hook, now, replica, name, known in (call for call in told if call[0] not in ("before", "after")):
+        state, num_generated, preemptions, num_cached, _, scheduled_at_s, first_at_s, since_s = known
+        place = row_of[name]
+        assert replica == log.requests["replica"][place]
+        assert state in STATES[hook]
+        assert (state == RequestState.REJECTED) == (place in log.rejections)
+        if place in log.rejections:  # waits for nothing
+            since_s = log.requests["arrival_s"][place].item()
+        if hook != "arrived":
+            assert num_cached == log.requests["num_cached_tokens"][place]
+            assert scheduled_at_s == log.requests["first_scheduled_at_s"][place]
+        if num_generated:
+            assert first_at_s == log.requests["first_token_at_s"][place]
+        seen.append((now, name, hook, (num_generated, preemptions, since_s)))
+    # At one instant the record has a step's tokens before those that are finished, and arrivals first.
+    assert Counter(seen) == Counter(expected)
+    assert [call[0] for call in seen] == [call[0] for call in expected]
+
+
+STATES = {
+    "arrived": (RequestState.WAITING, RequestState.REJECTED),
+    "admitted": (RequestState.RUNNING,),
+    "preempted": (RequestState.PREEMPTED,),
+    # With a step in flight a request may be preempted before its token is there.
+    "first token": (RequestState.RUNNING, RequestState.PREEMPTED, RequestState.FINISHED),
+    "finished": (RequestState.FINISHED,),
+}
+
+
+def check_steps(told: list[Any], log: RunLog, everything: Everything) -> None:
+    """Every figure of a step, whoever was preempted and finished, and each request's share of it."""
+    assert log.batches is not None
+    names = log.requests["request_id"]
+    slices: dict[tuple[int, int], list[Any]] = defaultdict(list)
+    columns = ("replica", "step", "request", "num_tokens", "num_computed_tokens", "kind")
+    for replica, step, request, tokens, before, kind in zip(
+        *(log.batches[name].tolist() for name in columns), strict=True
+    ):
+        slices[replica, step].append((names[request], tokens, before, KINDS[kind] == "prefill"))
+    events: dict[tuple[int, int, str], list[str]] = defaultdict(list)
+    columns = ("replica", "step", "event", "request")
+    for replica, step, code, request in zip(*(log.events[name].tolist() for name in columns), strict=True):
+        events[replica, step, EVENTS[code]].append(names[request])
+    rows = {
+        (replica, step): place
+        for place, (replica, step) in enumerate(
+            zip(log.steps["replica"].tolist(), log.steps["step"].tolist(), strict=True)
+        )
+    }
+    num_ended: Counter[int] = Counter()
+    for hook, now, replica, figures, (preempted, finished), parts in (
+        call for call in told if call[0] in ("before", "after")
+    ):
+        number = figures[0]
+        if hook == "after":
+            assert number == num_ended[replica]
+            num_ended[replica] += 1
+        if (replica, number) not in rows:
+            assert hook == "before"  # under way when the run was stopped
+            continue
+        of = {name: log.steps[name][rows[replica, number]].item() for name in log.steps}
+        end_s = of["start_s"] + of["duration_s"]
+        assert figures == (
+            number,
+            of["scheduled_at_s"],
+            of["start_s"],
+            of["duration_s"],
+            end_s,
+            of["num_prefill_tokens"],
+            of["num_decode_tokens"],
+            of["num_logits"],
+            of["num_running"],
+            of["num_waiting"],
+            of["kv_blocks_used"],
+            of["kv_blocks_total"],
+        )
+        assert now == (of["scheduled_at_s"] if hook == "before" else end_s)
+        assert preempted == events[replica, number, "preempted"]
+        assert finished == (events[replica, number, "finished"] if hook == "after" else [])
+        if parts or (everything.asks_before if hook == "before" else everything.asks_after):
+            assert [part[:4] for part in parts] == slices[replica, number]
+            emitting = [name for name, *_, emits, _ in parts if emits]
+            assert emitting == events[replica, number, "emitted"]
+    assert sum(num_ended.values()) == len(rows)
+
+
+@pytest.mark.parametrize("kind", SCHEDULERS)
+def test_every_call_is_right_in_small_and_tight_cases(kind: str) -> None:
     for seed in range(15):
         case = drawn(kind, seed, 1 + seed % 2)
-        mapping = mapping_of(case, kind)
-        told = []
-        for engine in ("reference", "fast"):
-            everything = Everything(asks_before=seed % 3 != 0, asks_after=seed % 3 != 1)
-            watch(
-                {**mapping, "engine": engine}, case.requests, everything, concurrency=None if seed % 4 else 3
-            )
-            told.append(everything.told)
-        assert told[0] == told[1], f"{seed}: {case!r}"
+        everything = Everything(asks_before=seed % 3 != 0, asks_after=seed % 3 != 1)
+        check_told(mapping_of(case, kind), case.requests, everything, None if seed % 4 else 3)
 
 
 @pytest.mark.parametrize("is_async", [False, True])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", SCHEDULERS)
 def test_and_where_most_steps_are_decodes_alone(kind: str, is_async: bool) -> None:
     rows = [row(f"r{i}", 3.0 * i, 5 + i % 7, 20 + 7 * (i % 5)) for i in range(25)]
     mapping = setting(scheduler={"type": kind, "async_scheduling": is_async}, num_blocks=90)
     if kind == "static":
         mapping["scheduler"]["max_model_len"] = 64
-    told = []
-    for engine in ("reference", "fast"):
-        everything = Everything(asks_before=True, asks_after=True)
-        watch({**mapping, "engine": engine}, rows, everything)
-        told.append(everything.told)
-    assert told[0] == told[1]
-    assert sum(call[0] == "after" for call in told[0]) > 100
+    log = check_told(mapping, rows, Everything(asks_before=True, asks_after=True))
+    assert len(log.steps["step"]) > 100
+
+
+BURSTS: list[Row] = [
+    row("a", 0.0, 9, 6),
+    row("b", 0.0, 14, 12),
+    row("c", 1.5, 5, 1),
+    row("d", 2.0, 30, 9),
+    row("e", 2.0, 3, 25),
+    row("f", 11.0, 8, 8),
+    row("g", 60.0, 6, 4),
+]
+"""Long prompts, an answer of one token, and a pause."""
 
 
 @pytest.mark.parametrize("asks_before", [True, False])
@@ -145,50 +287,44 @@ def test_and_where_most_steps_are_decodes_alone(kind: str, is_async: bool) -> No
 def test_and_in_each_mode_between_bursts(
     scheduler: dict[str, Any], num_blocks: int, asks_before: bool
 ) -> None:
-    """Long prompts, an answer of one token, and a pause; step times whose sums are rounded."""
-    rows = [
-        row("a", 0.0, 9, 6),
-        row("b", 0.0, 14, 12),
-        row("c", 1.5, 5, 1),
-        row("d", 2.0, 30, 9),
-        row("e", 2.0, 3, 25),
-        row("f", 11.0, 8, 8),
-        row("g", 60.0, 6, 4),
-    ]
+    """Step times whose sums are rounded."""
     mapping = setting(num_blocks=num_blocks, scheduler=scheduler)
-    told = []
-    for engine in ("reference", "fast"):
-        everything = Everything(asks_before=asks_before, asks_after=not asks_before)
-        cost_model = {"type": "constant", "step_s": 0.7}
-        watch({**mapping, "engine": engine, "cost_model": cost_model}, rows, everything)
-        told.append(everything.told)
-    assert told[0] == told[1]
-    assert sum(call[0] == "after" for call in told[0]) > 20
+    mapping["cost_model"] = {"type": "constant", "step_s": 0.7}
+    log = check_told(mapping, BURSTS, Everything(asks_before=asks_before, asks_after=not asks_before))
+    assert len(log.steps["step"]) > 20
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_those_who_hear_of_requests_alone_hear_the_same_while_it_runs_ahead(kind: str) -> None:
+@pytest.mark.parametrize("kind", SCHEDULERS)
+def test_and_in_a_run_that_is_stopped(kind: str) -> None:
+    mapping = setting(kind, num_blocks=12, stop_at_s=8.5, replicas={"count": 2})
+    if kind == "static":
+        mapping["scheduler"]["max_model_len"] = 24
+    log = check_told(mapping, crowd(60), Everything(asks_before=True, asks_after=True))
+    assert (log.requests["state"] == RequestState.UNFINISHED).any()
+    assert (log.events["event"] == EMITTED).any()
+    assert not np.isnan(log.steps["duration_s"]).any()
+
+
+@pytest.mark.parametrize("kind", SCHEDULERS)
+def test_those_who_hear_of_requests_alone_hear_the_same(kind: str) -> None:
     class RequestsAlone(Everything):
         before_step = Observer.before_step
         after_step = Observer.after_step
 
     told = []
-    for engine in ("reference", "fast"):
-        mapping = setting(kind, num_blocks=12, engine=engine)
-        requests = RequestsAlone(asks_before=False, asks_after=False)
-        assert choose_engine(Experiment.from_mapping(mapping), Audience([requests])) is FastEngine or (
-            engine == "reference"
-        )
+    for observer_class in (RequestsAlone, Everything):
+        mapping = setting(kind, num_blocks=12)
+        observer = observer_class(asks_before=False, asks_after=False)
         if kind == "static":
             mapping["scheduler"]["max_model_len"] = 24
-        watch(mapping, crowd(60), requests)
-        told.append(requests.told)
+        watch(mapping, crowd(60), observer)
+        told.append([call for call in observer.told if call[0] not in ("before", "after")])
     assert told[0] == told[1]
+    assert len(told[0]) > 200
 
 
-@pytest.mark.parametrize("engine", ["reference", "fast"])
-def test_slices_can_not_be_asked_for_later(engine: str) -> None:
-    """The fast engine can't tell any more, so it says so; what was asked for stays."""
+def test_slices_can_not_be_asked_for_later() -> None:
+    """Their room is another step's by then; what was asked for stays."""
     views: list[StepView] = []
     problem = "the slices of a step can be asked for in before_step and after_step, not later"
 
@@ -203,7 +339,7 @@ def test_slices_can_not_be_asked_for_later(engine: str) -> None:
                 with pytest.raises(RuntimeError, match=problem):
                     views[-1].slices
 
-    watch(setting(engine=engine), [row("a", 0.0, 4, 5), row("b", 2.5, 4, 5)], Keeps())
+    watch(setting(), [row("a", 0.0, 4, 5), row("b", 2.5, 4, 5)], Keeps())
     assert [part.num_computed_tokens for part in views[1].slices] == [4]
     for number in (0, 2, 3):
         with pytest.raises(RuntimeError, match=problem):
