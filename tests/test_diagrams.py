@@ -10,18 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cbsim.cluster.engine.engine_interface import Engine
 from click.testing import CliRunner
 
 import cbsim
 from cbsim.base.paths import data_folder
 from cbsim.cli import main
 from cbsim.cluster.simpy_world import World
+from cbsim.core.driver import Parts
+from cbsim.core.stepping import Stepper
 from cbsim.cost.cost_model import CostModel
 from cbsim.results.run_log import EVENTS, KINDS, RunLog
-from cbsim.schedulers import SCHEDULERS, Scheduler
+from cbsim.schedulers import SCHEDULERS
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.run import make_workload, simulate
+from cbsim.studies.simulation import step_through, stepwise
 from cbsim.workload.request import RequestState
 from tests import mermaid, simulation
 from tests.mermaid import Flowchart, Message, Transition
@@ -197,9 +199,9 @@ class Tape:
 
     def record(self, instance: Any, name: str, methods: tuple[str, ...]) -> None:
         for method in methods:
-            setattr(instance, method, self._recorded(name, method, getattr(instance, method)))
+            setattr(instance, method, self.recorded(name, method, getattr(instance, method)))
 
-    def _recorded(self, name: str, method: str, call: Callable[..., Any]) -> Callable[..., Any]:
+    def recorded(self, name: str, method: str, call: Callable[..., Any]) -> Callable[..., Any]:
         def recorded(*arguments: Any) -> Any:
             self.calls.append(Message(self._callers[-1], name, method, True))
             self._callers.append(name)
@@ -212,31 +214,34 @@ class Tape:
 
 
 def calls_of_a_run(num_output_tokens: int, **settings: Any) -> list[Message]:
-    """What World, Engine, Scheduler and CostModel call of each other for one request."""
+    """What World, Stepper, Scheduler and CostModel call of each other for one request."""
     tape = Tape()
-    scheduler = simulation.make_scheduler("vllm", **settings)
     request = {"request_id": "a", "arrival_s": 0.0, "num_prompt_tokens": 5}
-    row = {**request, "num_output_tokens": num_output_tokens}
-    made = simulation.ReferenceEngine(
-        0, scheduler, simulation.FixedCost(), simulation.Recorder(), 2 if settings else 1
-    )
-    tape.record(made, "Engine", ("submit", "call", "end_step"))
-    tape.record(scheduler, "Scheduler", ("rejection", "add", "plan", "commit"))
-    tape.record(made.cost, "CostModel", ("step_s",))
-    World(simulation.ListedWorkload([row]), [made], simulation.RoundRobin()).run()
+    scheduler = simulation.make_scheduler("vllm", **settings)
+    setup = scheduler.setup(scheduler.case([{**request, "num_output_tokens": num_output_tokens}]))
+    rules = setup.rung.rules()
+    parts = Parts(rules, simulation.one_second)
+    watches = {
+        rule: tape.recorded("Scheduler", rule, parts.bound(rules[rule]).interpreted)
+        for rule in ("rejects", "decide")
+    }
+    step_s = tape.recorded("CostModel", "step_s", simulation.one_second)
+    world = stepwise(setup, step_s=step_s, watches=watches)
+    tape.record(world.replicas[0], "Stepper", ("submit", "call", "end_step"))
+    step_through(world, setup)
     return tape.calls
 
 
 def drawn_calls(number: int) -> list[Message]:
-    """The calls of one of the engine README's diagrams, without their arguments."""
-    lines = mermaid.diagrams(ROOT / "cbsim/cluster/engine/README.md", "sequence")[number]
+    """The calls of one of the core README's diagrams, without their arguments."""
+    lines = mermaid.diagrams(ROOT / "cbsim/core/README.md", "sequence")[number]
     return [
         each._replace(text=each.text.partition("(")[0]) for each in mermaid.messages(lines) if each.is_call
     ]
 
 
 def test_a_step_is_called_as_drawn() -> None:
-    assert calls_of_a_run(1) == drawn_calls(0)
+    assert calls_of_a_run(1, async_scheduling=False) == drawn_calls(0)
 
 
 def test_two_steps_in_flight_are_called_as_drawn() -> None:
@@ -244,16 +249,20 @@ def test_two_steps_in_flight_are_called_as_drawn() -> None:
     shown = {(each.target, each.text) for each in drawn}
     calls = [each for each in calls_of_a_run(3, async_scheduling=True) if (each.target, each.text) in shown]
     assert calls == drawn
-    text = "\n".join(mermaid.diagrams(ROOT / "cbsim/cluster/engine/README.md", "sequence")[1])
-    assert re.findall(r"commit\((.*)\)", text) == ["step 0", "step 1", "step 2"]
+    text = "\n".join(mermaid.diagrams(ROOT / "cbsim/core/README.md", "sequence")[1])
+    assert re.findall(r"decide\((.*)\)", text) == ["step 0", "step 1", "step 2", "step 3", "step 3"]
 
 
-def test_the_participants_of_a_step_are_classes_with_such_methods() -> None:
-    classes = {"World": World, "Engine": Engine, "Scheduler": Scheduler, "CostModel": CostModel}
+def test_the_participants_of_a_step_have_such_functions() -> None:
+    vllm = SCHEDULERS.get("vllm").rules()
+    classes = {"World": World, "Stepper": Stepper, "CostModel": CostModel}
     for number in (0, 1):
         for each in drawn_calls(number):
-            assert callable(getattr(classes[each.target], each.text))
-            assert each.source in classes
+            assert each.source in {*classes, "Scheduler"}
+            if each.target == "Scheduler":
+                assert each.text in vllm
+            else:
+                assert callable(getattr(classes[each.target], each.text))
 
 
 # From a trace to a report

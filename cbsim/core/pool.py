@@ -26,7 +26,7 @@ def num_known_tokens(request: Any) -> int:
 
 
 def fail(self: Any, code: int, request: Any, num_asked: int, num_allowed: int, budget: int) -> None:
-    """A rule does what it must not: whoever runs the core raises the first such thing when `decide` is done."""
+    """A rule does what it must not: whoever runs the core raises the first such thing after `decide`."""
     own = self.own
     if own.fault == NO_FAULT:
         own.fault, own.fault_request = code, request.index

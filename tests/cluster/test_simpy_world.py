@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cbsim.cluster.engine.recorder import EVENTS, RunLog
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cbsim.cluster.router import Engine, RoundRobin, Router
 from cbsim.cluster.simpy_world import PROGRESS_EVERY, World, exact_delay
+from cbsim.results.run_log import EVENTS, RunLog
 from cbsim.schedulers import SCHEDULERS
 from cbsim.studies.simulation import simulate_core, stepwise, stepwise_log
 from cbsim.testing import Case

@@ -1,17 +1,14 @@
-"""When each hook is called, worked by hand, and what an observer's needs cost."""
+"""When each hook is called, worked by hand, and what an observer's needs decide."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pytest
-from cbsim.cluster.engine.fast import FastEngine
-from cbsim.cluster.engine.reference import ReferenceEngine
 
 from cbsim.observers import Needs, Observer, StepView
 from cbsim.observers.audience import Audience
-from cbsim.studies.experiment import Experiment
-from cbsim.studies.run import choose_engine
+from cbsim.studies import run as run_module
 from cbsim.workload.request import Request, RequestState
 from tests.observers.watched import Notes, Row, StateNotes, StepNotes, row, setting, watch
 
@@ -172,25 +169,20 @@ def crowd(num_requests: int = 30) -> list[Row]:
     return [row(f"r{i}", float(i // 3), 5 + i % 7, 1 + i % 9) for i in range(num_requests)]
 
 
-def test_the_hooks_of_all_replicas_come_in_order_of_time_where_steps_are_heard() -> None:
-    notes = StepNotes()
+@pytest.mark.parametrize("notes", [Notes(), StepNotes(), StateNotes()])
+def test_the_hooks_of_all_replicas_come_in_order_of_time(notes: Notes) -> None:
     watch(setting(num_blocks=8, replicas={"count": 3}), crowd(), notes)
     times = [call[0] for call in notes.calls]
     assert times == sorted(times)
     assert {call[3] for call in notes.calls} == {0, 1, 2}
 
 
-def test_every_replica_s_hooks_come_in_its_order_in_any_case() -> None:
+def test_who_hears_of_requests_alone_hears_the_same_in_the_same_order() -> None:
     closely, loosely = StepNotes(), Notes()
     for notes in (closely, loosely):
         watch(setting(num_blocks=8, replicas={"count": 3}), crowd(), notes)
-    for replica in range(3):
-        told, expected = (
-            [call for call in notes.calls if call[3] == replica and call[1] not in ("before", "after")]
-            for notes in (loosely, closely)
-        )
-        assert told == expected
-        assert len(told) > 30
+    assert loosely.calls == [call for call in closely.calls if call[1] not in ("before", "after")]
+    assert len(loosely.calls) > 90
 
 
 class Deaf(Observer):
@@ -213,13 +205,21 @@ def test_needs_follow_from_the_hooks() -> None:
     assert Audience([]).needs is Needs.REQUESTS
 
 
-def test_the_engine_follows_from_the_needs() -> None:
-    def engine(observer: Observer, **settings: Any) -> type:
-        return choose_engine(Experiment.from_mapping(setting(**settings)), Audience([observer]))
+@pytest.mark.parametrize("engine", ["auto", "compiled", "interpreted"])
+@pytest.mark.parametrize("observer", [Deaf(), Early(), StepNotes(), Stated()])
+def test_whoever_watches_makes_the_run_go_step_by_step(
+    observer: Observer, engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever its needs, and whatever `engine` asks for."""
 
-    assert engine(Early()) is engine(StepNotes()) is FastEngine
-    assert engine(Early(), engine="reference") is ReferenceEngine
-    assert engine(Stated()) is ReferenceEngine
+    def refused(*arguments: Any, **more: Any) -> None:
+        raise AssertionError("ran by the core alone")
+
+    monkeypatch.setattr(run_module, "simulate_core", refused)
+    log = watch(setting(engine=engine), [row("a", 0.0, 4, 2)], observer)
+    assert log.steps["start_s"].tolist() == [0.0, 1.0]
+    with pytest.raises(AssertionError, match="by the core alone"):
+        watch(setting(engine=engine), [row("a", 0.0, 4, 2)])
 
 
 def test_a_step_hook_is_not_called_for_who_says_that_it_needs_less() -> None:

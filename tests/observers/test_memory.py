@@ -15,7 +15,7 @@ from cbsim.base.errors import PluginError
 from cbsim.core.pool import release
 from cbsim.observers.audience import Audience
 from cbsim.observers.memory_observer import MemoryObserver
-from cbsim.schedulers.vllm import VllmRung
+from cbsim.schedulers.vllm import VllmScheduler
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.run import make_cost_model
 from cbsim.studies.simulation import setup_of, simulate_told
@@ -166,11 +166,11 @@ def keep_all_of_the_first(self: Any, request: Any) -> None:
         release(self, request)
 
 
-class Leaky(VllmRung):
+class Leaky(VllmScheduler):
     left = keep_a_block
 
 
-class Hoarding(VllmRung):
+class Hoarding(VllmScheduler):
     left = keep_all_of_the_first
 
 
@@ -181,7 +181,7 @@ class Hoarding(VllmRung):
         (Hoarding, "replica 0: Hoarding has not given back 3 of 20 KV blocks, held by a (3)"),
     ],
 )
-def test_a_leak_is_an_error_that_names_scheduler_and_holder(rung: type[VllmRung], problem: str) -> None:
+def test_a_leak_is_an_error_that_names_scheduler_and_holder(rung: type[VllmScheduler], problem: str) -> None:
     experiment = Experiment.from_mapping(setting(num_blocks=20))
     workload = ListedWorkload([row(name, 0.0, 7, 4) for name in "abcd"])
     setup = replace(setup_of(experiment, workload, make_cost_model(experiment)), rung=rung)

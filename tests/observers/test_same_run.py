@@ -1,4 +1,4 @@
-"""Observers change nothing: the same run to the last bit, and no more SimPy events than their needs cost."""
+"""Observers change nothing: the same run to the last bit, and no SimPy event a step in an open loop."""
 
 from __future__ import annotations
 
@@ -9,19 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 import simpy
-from cbsim.cluster.engine.fast import FastEngine
 
-from cbsim.cluster.router import make_router
-from cbsim.cluster.simpy_world import World
 from cbsim.observers import OBSERVERS, Observer
-from cbsim.results.run_log import ADMITTED, ARRIVED, FINISHED, PREEMPTED, RESUMED, Recorder, RunLog
+from cbsim.results.run_log import ADMITTED, ARRIVED, FINISHED, PREEMPTED, RESUMED, RunLog
 from cbsim.schedulers import SCHEDULERS
-from cbsim.studies.run import collect
+from cbsim.studies.simulation import ROUTERS, Setup, simulate_core, step_through, stepwise, stepwise_log
 from cbsim.testing import Case, differences, draw_case
 from tests.core.drawn import IrregularCost
 from tests.observers.test_hooks import KINDS, crowd
 from tests.observers.watched import Notes, StateNotes, StepNotes, row, setting, watch
-from tests.simulation import ListedWorkload
 
 ROWS = crowd(60)
 START_AND_END = 2
@@ -100,26 +96,25 @@ def drawn(kind: str, seed: int, num_replicas: int) -> Case:
     return replace(case, concurrency=None, num_replicas=num_replicas)
 
 
-def run_world(case: Case, kind: str, *, step_by_step: bool) -> RunLog:
-    recorder = Recorder()
-    num_in_flight = 2 if case.settings.get("async_scheduling") else 1
-    engines = [
-        FastEngine(i, case.make_scheduler(SCHEDULERS.get(kind)), IrregularCost(), recorder, num_in_flight)
-        for i in range(case.num_replicas)
-    ]
-    world = World(
-        ListedWorkload(case.requests), engines, make_router("least_kv", 0), step_by_step=step_by_step
-    )
-    world.run()
-    return collect(recorder, engines, world.end_s)
+def run_stepwise(case: Case, kind: str, *, step_by_step: bool) -> RunLog:
+    setup = irregular(case, kind)
+    world = stepwise(setup)
+    step_through(world, setup, step_by_step=step_by_step)
+    return stepwise_log(world, setup)
+
+
+def irregular(case: Case, kind: str) -> Setup:
+    setup = case.make_setup(SCHEDULERS.get(kind))
+    return replace(setup, cost=IrregularCost(), router=ROUTERS.index("least_kv"))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_fast_engine_step_by_step_gives_what_it_gives_when_it_runs_ahead(kind: str) -> None:
+def test_replicas_in_order_of_time_give_what_replicas_of_their_own_and_the_core_do(kind: str) -> None:
     for seed in range(6):
         case = drawn(kind, seed, 1 + seed % 3)
-        one, other = (run_world(case, kind, step_by_step=flag) for flag in (False, True))
-        assert differences(one, other) == [], f"{case!r}"
+        log, *_ = simulate_core(irregular(case, kind), "interpreted")
+        for flag in (False, True):
+            assert differences(log, run_stepwise(case, kind, step_by_step=flag)) == [], f"{case!r}"
 
 
 @pytest.fixture
@@ -141,18 +136,9 @@ class Ends(Observer):
         """Hears of the end of requests."""
 
 
+@pytest.mark.parametrize("observer", [Ends(), StepNotes(), StateNotes()])
 @pytest.mark.parametrize("num_replicas", [1, 3])
-def test_who_hears_of_requests_alone_costs_no_simpy_event(num_replicas: int, num_events: list[int]) -> None:
-    rows = [row(f"r{i}", 10.0 + i, 8, 200) for i in range(20)]
-    mapping = setting(num_blocks=2000, replicas={"count": num_replicas})
-    log = watch(mapping, rows, Ends())
-    assert len(num_events) == len(rows) + START_AND_END
-    assert len(log.steps["step"]) > 200
-
-
-@pytest.mark.parametrize("observer", [StepNotes(), StateNotes()])
-@pytest.mark.parametrize("num_replicas", [1, 3])
-def test_who_hears_of_steps_costs_none_either(
+def test_who_watches_an_open_loop_costs_no_simpy_event_a_step(
     num_replicas: int, observer: Observer, num_events: list[int]
 ) -> None:
     """The process that lets requests arrive goes through the steps in between."""
@@ -162,13 +148,19 @@ def test_who_hears_of_steps_costs_none_either(
     assert len(num_events) == len(rows) + START_AND_END
 
 
-def test_in_a_closed_loop_there_is_an_event_a_step(num_events: list[int]) -> None:
-    """As there is without observers: requests come when others end."""
+def test_in_a_closed_loop_there_are_a_few_events_a_step(num_events: list[int]) -> None:
+    """Requests come when others end: a step's end is one, and so is a call after an answer."""
     rows = [row(f"r{i}", 0.0, 8, 20) for i in range(20)]
-    watch(setting(), rows, concurrency=3)
-    num_unwatched = len(num_events)
-    watch(setting(), rows, StepNotes(), concurrency=3)
-    assert len(num_events) == 2 * num_unwatched > 2 * 140
+    log = watch(setting(), rows, StepNotes(), concurrency=3)
+    num_steps = len(log.steps["step"])
+    assert num_steps == 140
+    assert num_steps < len(num_events) < 2 * num_steps
+
+
+@pytest.mark.parametrize("concurrency", [None, 3])
+def test_a_run_that_nobody_watches_has_no_simpy_event(concurrency: int | None, num_events: list[int]) -> None:
+    watch(setting(), [row(f"r{i}", 0.0, 8, 20) for i in range(20)], concurrency=concurrency)
+    assert not num_events
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -85,6 +85,6 @@ class StepNotes(Notes):
 
 
 class StateNotes(StepNotes):
-    """The same on the reference engine."""
+    """The same, of one who looks at schedulers and pools too."""
 
     needs: ClassVar[Needs] = Needs.STATE  # type: ignore[assignment]
