@@ -67,8 +67,8 @@ class World:
         self.router = router
         self.stop_at_s = stop_at_s
         self.progress = progress
-        self.end_s = 0.0
-        """The last instant at which something happened."""
+        self.now = 0.0
+        """The instant of what happens, seconds; SimPy's own may be that of the next arrival."""
         self._num_arrived = 0
         self._is_closed_loop = workload.config.concurrency is not None
         self._think_times = ThinkTimes(workload.config, workload.seed)
@@ -97,9 +97,6 @@ class World:
                 for _ in range(self.workload.config.concurrency):
                     self.env.process(self._client(requests))
             self.env.run(until=self.stop_at_s)
-        self.end_s = max(self.end_s, *(engine.last_end_s for engine in self.engines))
-        if self.stop_at_s is not None and any(engine.num_outstanding for engine in self.engines):
-            self.end_s = self.stop_at_s
 
     def _arrivals(self, requests: Iterator[Request]) -> Generator[simpy.Event, None, None]:
         """Open loop: each request at its own time."""
@@ -122,6 +119,7 @@ class World:
         while (at_s := min(due_s)) < until_s:
             replica = due_s.index(at_s)
             engine = self.engines[replica]
+            self.now = at_s
             if engine.next_end_s is not None:
                 engine.end_step()
             engine.call(at_s)
@@ -144,7 +142,7 @@ class World:
     def _submit(self, request: Request) -> bool:
         request.index = self._num_arrived
         self._num_arrived += 1
-        self.end_s = self.env.now
+        self.now = self.env.now
         if self.progress is not None and request.index % PROGRESS_EVERY == 0:
             self.progress(request.index, self.env.now)
         chosen = self.router.choose(request, self.engines) if len(self.engines) > 1 else 0
@@ -161,10 +159,12 @@ class World:
         while True:
             yield self._until_asked(engine)
             yield Instant(self.env, self.env.now, CALL)
-            # The clock may be a last bit beside the arrival: no delay leads to every instant.
-            engine.call(engine.own.next_s)
+            # Not SimPy's clock: no delay leads to every instant, and it may be a last bit beside the arrival.
+            self.now = engine.own.next_s
+            engine.call(self.now)
             while (end_s := engine.next_end_s) is not None:
                 yield Instant(self.env, end_s, STEP_END)
+                self.now = end_s
                 finished = engine.end_step()
                 if self._is_closed_loop and finished:
                     for request in finished:

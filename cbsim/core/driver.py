@@ -118,7 +118,7 @@ def _drive(
 def _fault(world: Any) -> RuleFault:
     for own in world.own:
         if int(_field(own, "fault")) != layout.NO_FAULT:
-            return fault_of(own, float(_field(own, "last_end_s")))
+            return fault_of(own, float(_field(world.clients, "now")))
     raise AssertionError("the core told a fault that no replica has")
 
 

@@ -114,6 +114,7 @@ def arrive(world: Any, at_s: float) -> None:
         take_client(world)
         request.arrival_s = at_s
     clients.num_sent += 1
+    clients.now = at_s
     chosen = choose(world, request)
     routed(world, request, chosen)
     was_asked = world.own[chosen].is_asked
@@ -130,7 +131,7 @@ def happen(world: Any, self: Any) -> None:
     In a closed loop those whom the step answered may send first, before the next one is decided.
     """
     own = self.own
-    now = own.next_s
+    now = world.clients.now = own.next_s
     take_turn(world, own.replica)
     num_finished = 0
     if not own.is_asked:

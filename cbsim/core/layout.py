@@ -298,8 +298,11 @@ KEY = np.dtype([("key", "i8"), ("first", "i4"), ("last", "i4")])
 SEGMENT = np.dtype([("start", "i8"), ("node", "i8")])
 """A segment of a request's tokens: its first position, and a number for the chain of segments up to it."""
 
-CLIENTS = np.dtype([(name, "i8") for name in ("num_sent", "is_closed", "size", "order", "turn")])
-"""How many requests have been sent; of a closed loop, how many clients think."""
+CLIENTS = np.dtype(
+    [("now", "f8"), *((name, "i8") for name in ("num_sent", "is_closed", "size", "order", "turn"))]
+)
+"""How many requests have been sent, and the instant of what happens; of a closed loop, how many clients
+think."""
 CLIENT = np.dtype([("due_s", "f8"), ("order", "i8")])
 
 ROUTER = np.dtype([(name, "i8") for name in ("kind", "next", "reads_state")])

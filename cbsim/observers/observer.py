@@ -17,15 +17,15 @@ STEP_HOOKS = ("before_step", "after_step")
 
 
 class Needs(IntEnum):
-    """What an observer is told. With any observer a run goes step by step, in order of time."""
+    """Which hooks are called. Whatever it is, the run goes step by step, all hooks in order of time."""
 
     REQUESTS = 1
-    """The hooks of requests alone."""
+    """Those of requests alone, even if those of steps are overridden."""
     STEPS = 2
-    """The hooks of steps too."""
+    """Those of steps too."""
     STATE = 3
-    """The hooks of steps, and at each of them what schedulers, requests and KV block pools know: progress and
-    blocks of every running request."""
+    """The same: it says that the observer looks at schedulers, pools and running requests at each step. Those
+    are true for everyone at any instant."""
 
 
 @dataclass(frozen=True, slots=True)

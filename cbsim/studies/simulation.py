@@ -169,7 +169,7 @@ def simulate_core(
         outcome = compiled(world, bound)
     drive = run_compiled if outcome.is_compiled else run_interpreted
     try:
-        with blaming_plugins(setup, lambda: float(world.own["last_end_s"].max())):
+        with blaming_plugins(setup, lambda: float(world.clients["now"])):
             drive(world, bound, record, setup.until_s, progress)
     except RuleFault as fault:
         raise told_fault(fault, setup, intake.ids) from fault
@@ -309,7 +309,7 @@ def step_through(
         progress=progress,
     )
     try:
-        with blaming_plugins(setup, lambda: float(feeding.env.now), passes):
+        with blaming_plugins(setup, lambda: feeding.now, passes):
             feeding.run()
     except RuleFault as fault:
         raise told_fault(fault, setup, _ids(world)) from fault

@@ -29,7 +29,8 @@ class Own(ContinuousScheduler):
     Config = OwnConfig
     uses_seed = False
 
-    def notes(self):
+    @classmethod
+    def notes(cls, config, requests, own):
         return ["from {where}"]
 """
 EXPERIMENT = """\

@@ -40,7 +40,7 @@ def running(replica: Stepper, *requests: Request) -> None:
         replica.world.add(request)
         request.replica = 0
         replica.own.num_outstanding += 1
-        replica._make_room(request)
+        replica.make_room()
         replica.records.running[replica.own.num_running] = request.index
         replica.own.num_running += 1
         request.state = RequestState.RUNNING
@@ -51,5 +51,5 @@ def known(replica: Stepper, request: Request) -> Request:
     replica.world.add(request)
     request.replica = 0
     replica.own.num_outstanding += 1
-    replica._make_room(request)
+    replica.make_room()
     return request

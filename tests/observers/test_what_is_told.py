@@ -106,7 +106,7 @@ def mapping_of(case: Case, kind: str) -> dict[str, Any]:
 def check_told(
     mapping: dict[str, Any], rows: Any, everything: Everything, concurrency: int | None = None
 ) -> RunLog:
-    """Watch a run: what is told is what its record says, and what replicas on their own tell."""
+    """What is told of a run is what its record says, and what is told where replicas go on their own."""
     experiment = Experiment.from_mapping({**mapping, "output": {"batches": True}})
     workload = partial(ListedWorkload, rows, concurrency=concurrency)
 

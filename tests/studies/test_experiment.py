@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-from cbsim.schedulers.base import Scheduler, SchedulerConfig
 from pydantic import Field
 
 from cbsim.base.errors import ConfigError
 from cbsim.config.section import ComponentConfig
 from cbsim.cost import CostModel, StepShape
+from cbsim.schedulers import Scheduler, SchedulerConfig
 from cbsim.studies.experiment import Experiment
 
 WORKLOAD = {"type": "trace", "path": "azure-like.csv"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,20 @@ import pytest
 import cbsim
 
 MODULE = '''
+from cbsim.core.verbs import admit, schedule
+from cbsim.core.waiting_queue import head_of_queue
 from cbsim.schedulers import Scheduler, SchedulerConfig
+from cbsim.schedulers.vllm import VllmScheduler
 
 class Greedy(Scheduler):
     """Schedules more than there is."""
     Config = SchedulerConfig
 
     def decide(self, step):
-        while (request := self.waiting.head(step.now)) is not None:
-            self.admit(step, request)
-            self.schedule(step, request, 5000)
+        while self.own.num_waiting:
+            request = self.requests[head_of_queue(self, step.now)]
+            admit(self, step, request)
+            schedule(self, step, request, 5000)
 
 class Broken(Scheduler):
     """Raises."""
@@ -27,6 +32,13 @@ class Broken(Scheduler):
 
     def decide(self, step):
         return 1 / 0
+
+class Late(VllmScheduler):
+    """Raises at the third step of the second replica."""
+
+    def pad(self, step):
+        if step.number == 2 and self.own.replica == 1:
+            1 / 0
 '''
 
 
@@ -54,9 +66,27 @@ def test_a_scheduler_that_schedules_too_much_is_told_at_once() -> None:
 
 @pytest.mark.usefixtures("module_here")
 def test_a_scheduler_that_raises_is_named_with_the_instant() -> None:
-    message = "scheduler Broken failed at 0.393069 s: ZeroDivisionError: division by zero"
+    message = "scheduler Broken failed at 0.0635078 s: ZeroDivisionError: division by zero"
     with pytest.raises(cbsim.PluginError, match=message):
         cbsim.run(experiment(scheduler={"type": "erring_schedulers:Broken"}))
+
+
+@pytest.mark.usefixtures("module_here")
+@pytest.mark.parametrize("observers", [[], ["metrics"], ["memory"]])
+@pytest.mark.parametrize("concurrency", [None, 4])
+@pytest.mark.parametrize("router", ["round_robin", "least_kv"])
+def test_the_instant_is_that_of_the_replica_that_failed(
+    router: str, concurrency: int | None, observers: list[str]
+) -> None:
+    """Another may have come further, and the next request may be known already."""
+    workload = {"type": "trace", "path": "azure-like.csv", "limit": 12, "concurrency": concurrency}
+    settings = experiment(workload=workload, observers=observers, replicas={"count": 2, "router": router})
+    steps = cbsim.run(settings).steps
+    (failed_at_s,) = steps[(steps["replica"] == 1) & (steps["step"] == 2)]["scheduled_at_s"]
+    assert 0.5 < failed_at_s < steps["start_s"].max()
+    message = f"scheduler Late failed at {failed_at_s:.6g} s: ZeroDivisionError"
+    with pytest.raises(cbsim.PluginError, match=re.escape(message)):
+        cbsim.run({**settings, "scheduler": {"type": "erring_schedulers:Late"}})
 
 
 def test_a_roofline_beside_a_measured_profile_is_noted() -> None:

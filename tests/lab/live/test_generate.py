@@ -17,7 +17,7 @@ from cbsim.core.verbs import preempt
 from cbsim.lab.live import Generation, SamplingParams, generate
 from cbsim.lab.live.runner import ModelRunner
 from cbsim.schedulers.paged import decide as paged_decide
-from cbsim.schedulers.preemptive import PreemptiveRung, PreemptiveScheduler
+from cbsim.schedulers.preemptive import PreemptiveScheduler
 from tests.lab.kernels.references import load_model, naive_logits
 
 BLOCK_SIZE = 4
@@ -146,17 +146,16 @@ def evict_who_came_back(self: Any, step: Any) -> None:
             preempt(self, step, request)
 
 
-class Fickle(PreemptiveRung):
+class Fickle(PreemptiveScheduler):
     """Evicts requests whose KV is about to come back."""
 
     decide = evict_who_came_back
 
 
 def test_after_a_swap_that_is_undone_before_the_kv_has_come_back(
-    runner: ModelRunner, alone: list[list[int]], monkeypatch: pytest.MonkeyPatch
+    runner: ModelRunner, alone: list[list[int]]
 ) -> None:
-    monkeypatch.setattr(PreemptiveScheduler, "rung", Fickle)
-    answers = serve(runner, 24, scheduler={"type": "preemptive", "preemption": "swap"})
+    answers = serve(runner, 24, scheduler={"type": f"{__name__}:Fickle", "preemption": "swap"})
     assert max(answer.num_preemptions for answer in answers) == 3
     assert tokens(answers) == alone
 

@@ -14,7 +14,6 @@ import pytest
 pytest.importorskip("torch")
 
 import torch
-from cbsim.schedulers.rung import Means, Rung
 from click.testing import CliRunner
 
 import cbsim
@@ -31,7 +30,7 @@ from cbsim.lab.live.runner import ModelRunner
 from cbsim.lab.live.tokens import TokenBook
 from cbsim.observers.audience import Audience
 from cbsim.results.run_log import RunLog
-from cbsim.schedulers import SCHEDULERS, SchedulerConfig
+from cbsim.schedulers import SCHEDULERS, Means, Scheduler, SchedulerConfig
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.simulation import Setup, step_through, stepwise, stepwise_log
 from cbsim.workload import Workload
@@ -89,12 +88,10 @@ def setup_of(
     num_blocks: int,
     workload: Workload | None = None,
     cost: CostModel | None = None,
-    rung: type[Rung] | None = None,
+    rung: type[Scheduler] | None = None,
 ) -> Setup:
-    scheduler_class = SCHEDULERS.get(values["type"])
-    config = scheduler_class.Config(**values)
-    rung = rung or scheduler_class.rung
-    assert rung is not None
+    rung = rung or SCHEDULERS.get(values["type"])
+    config = SCHEDULERS.get(values["type"]).Config(**values)
     return Setup(
         workload=workload or ListedWorkload(ROWS),
         cost=cost or FixedCost(),
@@ -178,7 +175,7 @@ def leave_it_empty(self: Any, step: Any) -> None:
     """Never does anything."""
 
 
-class Idle(Rung):
+class Idle(Scheduler):
     """Leaves everybody waiting."""
 
     Config = SchedulerConfig

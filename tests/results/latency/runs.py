@@ -1,17 +1,15 @@
-"""Small runs on the naive engine, and a cost model with host time."""
+"""Small runs, and a cost model with host time."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+from math import inf
 from typing import Any
 
-from cbsim.cluster.engine.reference import ReferenceEngine
-
-from cbsim.cluster.router import RoundRobin
-from cbsim.cluster.simpy_world import World
 from cbsim.cost.cost_model import CostModel, StepShape
-from cbsim.results.run_log import Recorder, RunLog
+from cbsim.results.run_log import RunLog
 from cbsim.schedulers import SCHEDULERS, Scheduler
-from cbsim.studies.run import collect
+from cbsim.studies.simulation import simulate_core
 from cbsim.testing import Case
 
 
@@ -39,14 +37,10 @@ class HostedCost(CostModel):
 
 
 def run(kind: str | type[Scheduler], case: Case, cost: CostModel, stop_at_s: float | None = None) -> RunLog:
-    """A case on the naive engine, with batches."""
-    recorder = Recorder(with_batches=True)
-    num_in_flight = 2 if case.settings.get("async_scheduling") else 1
+    """A case, interpreted, with batches."""
     scheduler_class = SCHEDULERS.get(kind) if isinstance(kind, str) else kind
-    engines = [
-        ReferenceEngine(replica, case.make_scheduler(scheduler_class), cost, recorder, num_in_flight)
-        for replica in range(case.num_replicas)
-    ]
-    world = World(case.make_workload(), engines, RoundRobin(), stop_at_s=stop_at_s)
-    world.run()
-    return collect(recorder, engines, world.end_s, is_closed_loop=case.concurrency is not None)
+    setup = case.make_setup(scheduler_class, with_batches=True)
+    log, *_ = simulate_core(
+        replace(setup, cost=cost, until_s=inf if stop_at_s is None else stop_at_s), "interpreted"
+    )
+    return log

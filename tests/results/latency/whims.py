@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from math import inf
 from typing import Any
 
 import numpy as np
-from cbsim.schedulers.base import Resources, Scheduler, SchedulerConfig, StepPlan
 
+from cbsim.core.verbs import admit, num_wanted, preempt, schedule
+from cbsim.core.waiting_queue import head_of_queue
 from cbsim.cost.cost_model import CostModel, StepShape
-from cbsim.workload.request import Request, RequestState
+from cbsim.schedulers import Scheduler, SchedulerConfig
 
 IDLE_S = 0.375
 """How long it does nothing when it has decided nothing."""
@@ -18,45 +20,60 @@ class WhimsicalConfig(SchedulerConfig):
     seed: int = 0
 
 
+def decide(self: Any, step: Any) -> None:
+    own, place = self.own, 0
+    while place < own.num_running:
+        if happens(self, 0.08):
+            preempt(self, step, self.requests[self.running[place]])
+        else:
+            place += 1
+    if happens(self, 0.1):
+        return
+    for place in range(own.num_running):
+        if happens(self, 0.7):
+            serve(self, step, self.requests[self.running[place]])
+    while own.num_waiting and happens(self, 0.6):
+        head = self.requests[head_of_queue(self, step.now)]
+        if head.preempted_in_call == own.num_calls:
+            break
+        admit(self, step, head)
+        if happens(self, 0.8):
+            serve(self, step, head)
+    if step.num_slices and happens(self, 0.3):
+        own.unspent_transfer_s += 0.25
+
+
+def wake_at_s(self: Any) -> float:
+    """Some time after it was asked, while anybody is there. Nothing is under way then."""
+    own = self.own
+    if own.num_running == 0 and own.num_waiting == 0:
+        return inf
+    return self.under_way[own.first_under_way].now + IDLE_S
+
+
+def serve(self: Any, step: Any, request: Any) -> None:
+    wanted = num_wanted(request)
+    if wanted:
+        schedule(self, step, request, 1 + int(drawn(self) * wanted))
+
+
+def happens(self: Any, chance: float) -> bool:
+    return drawn(self) < chance
+
+
+def drawn(self: Any) -> float:
+    """A number from 0 to 1, of a stream that is kept where a static batch counts its tokens."""
+    state = (self.own.num_padded_tokens * 1103515245 + 12345 + 2 * self.config.seed) % 2147483648
+    self.own.num_padded_tokens = state
+    return (state // 65536) / 32768
+
+
 class WhimsicalScheduler(Scheduler):
     """Admits, passes over, preempts and idles at random; a pool that is too small never keeps it from it."""
 
     Config = WhimsicalConfig
-    config: WhimsicalConfig
-
-    def __init__(self, config: WhimsicalConfig, resources: Resources) -> None:
-        super().__init__(config, resources)
-        self._random = np.random.default_rng(config.seed)
-        self._asked_at_s = 0.0
-
-    def decide(self, step: StepPlan) -> None:
-        self._asked_at_s = step.now
-        for request in list(self.running):
-            if self._happens(0.08):
-                self.preempt(step, request)
-        if self._happens(0.1):
-            return
-        for request in self.running:
-            if self._happens(0.7):
-                self._serve(step, request)
-        while self._happens(0.6) and (head := self.waiting.head(step.now)) and head not in step.preempted:
-            self.admit(step, head)
-            if self._happens(0.8):
-                self._serve(step, head)
-        if step.slices and self._happens(0.3):
-            step.transfer_s = 0.25
-
-    def wake_at_s(self) -> float | None:
-        is_idle = not (self.running or len(self.waiting))
-        return None if is_idle else self._asked_at_s + IDLE_S
-
-    def _serve(self, step: StepPlan, request: Request) -> None:
-        num_wanted = self.num_wanted(request)
-        if num_wanted and request.state is RequestState.RUNNING:
-            self.schedule(step, request, int(self._random.integers(1, num_wanted + 1)))
-
-    def _happens(self, chance: float) -> bool:
-        return bool(self._random.random() < chance)
+    decide = decide
+    wake_at_s = wake_at_s
 
 
 class WhimsicalCost(CostModel):
