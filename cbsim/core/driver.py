@@ -30,7 +30,8 @@ class RuleFault(Exception):
     def __init__(
         self, replica: int, now: float, code: int, request: int, num_asked: int, num_allowed: int, budget: int
     ) -> None:
-        super().__init__(code)
+        # All of them: SimPy makes a copy from `args`.
+        super().__init__(replica, now, code, request, num_asked, num_allowed, budget)
         self.replica, self.now, self.code, self.request = replica, now, code, request
         self.num_asked, self.num_allowed, self.budget = num_asked, num_allowed, budget
 
