@@ -59,9 +59,10 @@ def module_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("module_here")
-def test_a_scheduler_that_schedules_too_much_is_told_at_once() -> None:
+@pytest.mark.parametrize("observers", [[], ["metrics"]])
+def test_a_scheduler_that_schedules_too_much_is_told_at_once(observers: list[str]) -> None:
     with pytest.raises(cbsim.PluginError, match=r"Greedy schedules 5000 tokens of request r0, which has"):
-        cbsim.run(experiment(scheduler={"type": "erring_schedulers:Greedy"}))
+        cbsim.run(experiment(scheduler={"type": "erring_schedulers:Greedy"}, observers=observers))
 
 
 @pytest.mark.usefixtures("module_here")
