@@ -268,9 +268,10 @@ def link_after(blocks: Any, before: int, number: int) -> None:
 
 
 def home_of(keys: Any, key: int) -> int:
-    """The place of a key in the hash table if no other is in its way."""
-    mixed = (key % NODE_FACTOR) * 2654435761 + (key // NODE_FACTOR) * 40503
-    return (mixed // 65536) % len(keys)
+    """Where a key belongs: its bits well mixed (as MurmurHash3 does), or neighbours would crowd."""
+    mixed = ((key // NODE_FACTOR) * 2654435761 + (key % NODE_FACTOR) * 2246822519) % NODE_FACTOR
+    mixed = ((mixed ^ (mixed >> 15)) * 739982445) % NODE_FACTOR
+    return (mixed ^ (mixed >> 12)) % len(keys)
 
 
 def place_of_key(keys: Any, key: int) -> int:
