@@ -53,7 +53,7 @@ check: $(TESTED)
 test: check
 	@if $(BIN)/python -c 'import triton, torch' 2>/dev/null; then \
 	  TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/lab/kernels/test_triton_decode.py; fi
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 validate: $(TESTED)
 	OMP_NUM_THREADS=1 $(BIN)/cbsim validate calibration/validate.yaml

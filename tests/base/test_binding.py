@@ -86,7 +86,12 @@ def run_rules(folder: Path, cache: Path, own: float = 2.0, step: float = 0.0) ->
         "import own_rules as r; from cbsim.base.binding import Bound\n"
         "c = Bound(r.add_up, {'price': r.own_price}).compiled; c.prepare(4); print(c(4), c.was_cached)"
     )
-    environment = {"CBSIM_CACHE_DIR": str(cache), "PYTHONPATH": ":".join([str(folder), *sys.path])}
+    # Python itself would take a file of equal size written in the same second for the old one.
+    environment = {
+        "CBSIM_CACHE_DIR": str(cache),
+        "PYTHONPATH": ":".join([str(folder), *sys.path]),
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert ran.returncode == 0, ran.stderr
     total, was_cached = ran.stdout.split()

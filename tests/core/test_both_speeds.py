@@ -22,11 +22,13 @@ NUM_CASES = int(os.environ.get("CBSIM_NUM_DRAWN_CASES", "1000"))
 """For each scheduler; `CBSIM_NUM_DRAWN_CASES=20000` makes a campaign of it."""
 WHOLE_LOG_EVERY = 25
 KINDS = SCHEDULERS.builtin_names()
+EACH_KIND = [pytest.param(kind, marks=pytest.mark.xdist_group(f"core-{kind}")) for kind in KINDS]
+"""Tests of one scheduler run in one process, which compiles it once."""
 INTERPRETED = ("interpreted", "simpy")
 ENGINES = ("compiled", *INTERPRETED) if can_compile() else INTERPRETED
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EACH_KIND)
 def test_on_drawn_settings(kind: str) -> None:
     """All options, routers, closed loops and early ends; compared are the core's own tables."""
     num_preemptions = num_hit = num_closed = 0
@@ -49,7 +51,7 @@ def test_on_drawn_settings(kind: str) -> None:
         assert num_hit > NUM_CASES
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EACH_KIND)
 def test_whole_logs_with_batches(kind: str) -> None:
     for seed in range(0, NUM_CASES, WHOLE_LOG_EVERY):
         setting = draw(seed, kind)

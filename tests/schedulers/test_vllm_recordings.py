@@ -122,6 +122,7 @@ def test_every_row_is_what_vllm_decided(name: str) -> None:
 
 
 @pytest.mark.skipif(not CASES, reason="the recordings of vLLM are not at hand")
+@pytest.mark.xdist_group("core-vllm")
 @pytest.mark.parametrize("speed", ["compiled", "interpreted"])
 @pytest.mark.parametrize("name", CASES or ["none"])
 def test_every_step_written_down_is_what_vllm_decided(name: str, speed: str) -> None:
