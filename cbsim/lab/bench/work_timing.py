@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from cbsim.base.binding import can_compile
 from cbsim.lab.bench.process import in_fresh_process
 from cbsim.lab.bench.resources import bare_simpy_s, children_cpu_s, children_peak_bytes, peak_memory_bytes
 from cbsim.lab.bench.works import How, Work
@@ -88,8 +89,9 @@ def measure(work: Work) -> Measured:
 def measure_simulation(settings: Mapping[str, Any]) -> Measured:
     """The simulation alone (arrivals read, steps run, arrays made), and the metrics beside it."""
     experiment = Experiment.from_mapping(settings)
-    warm_up = Experiment.from_mapping(settings, overrides={"workload.limit": NUM_WARM_UP})
-    _simulate(warm_up)
+    _simulate(
+        Experiment.from_mapping(settings, overrides={"workload.limit": NUM_WARM_UP, **_compiled(experiment)})
+    )
     warm_bytes = peak_memory_bytes()
     return replace(_fastest(lambda: _simulate(experiment)), warm_bytes=warm_bytes)
 
@@ -144,6 +146,11 @@ def _fastest(once: Callable[[], Measured]) -> Measured:
     best = min(runs, key=lambda run: run.cpu_s)
     bare_s = min(bare_simpy_s(best.num_steps) for _ in runs)
     return replace(best, peak_bytes=runs[0].peak_bytes, bare_simpy_s=bare_s)
+
+
+def _compiled(experiment: Experiment) -> dict[str, str]:
+    """Settings of a warm-up after which nothing is left to compile."""
+    return {"engine": "compiled"} if experiment.speed == "auto" and can_compile() else {}
 
 
 def _simulate(experiment: Experiment, *, is_read: bool = False) -> Measured:
