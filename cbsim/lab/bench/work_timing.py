@@ -23,6 +23,8 @@ from cbsim.results.run_log import RunLog
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.run import make_workload, simulate
 
+NUM_COMPILED = 1_000
+"""Requests of a work from which its warm-up compiles the core."""
 NUM_WARM_UP = 20
 """Requests of the run that loads modules and fills caches before anything is timed."""
 NUM_RUNS = 3
@@ -149,8 +151,10 @@ def _fastest(once: Callable[[], Measured]) -> Measured:
 
 
 def _compiled(experiment: Experiment) -> dict[str, str]:
-    """Settings of a warm-up after which nothing is left to compile."""
-    return {"engine": "compiled"} if experiment.speed == "auto" and can_compile() else {}
+    """Settings of a warm-up after which nothing is left to compile, where a work is so long that it would."""
+    num_requests = make_workload(experiment).num_requests() or 0
+    is_long = num_requests >= NUM_COMPILED and experiment.speed == "auto"
+    return {"engine": "compiled"} if is_long and can_compile() else {}
 
 
 def _simulate(experiment: Experiment, *, is_read: bool = False) -> Measured:
