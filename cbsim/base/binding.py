@@ -16,7 +16,9 @@ import shutil
 import sys
 import tempfile
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
@@ -44,6 +46,16 @@ class CannotCompile(Exception):
 def view(function: AnyFunction) -> AnyFunction:
     """Mark a rule that returns a tuple of arrays: compiled, it is pasted into its callers."""
     function.is_view = True  # type: ignore[attr-defined]
+    return function
+
+
+def apart(function: AnyFunction) -> AnyFunction:
+    """Mark a rule that runs seldom: compiled, it is called instead of pasted into its callers.
+
+    A call passes some thirty arrays, which takes about as long as a step's whole accounting; pasting takes
+    time to compile, anew at each place that calls it.
+    """
+    function.is_apart = True  # type: ignore[attr-defined]
     return function
 
 
@@ -174,7 +186,8 @@ class Compiled:
         num_before = len(self._dispatcher.overloads)
         types = tuple(map(self._dispatcher.typeof_pyval, arguments))
         try:
-            self._dispatcher.compile(types)
+            with _optimizing_only(self._dispatcher.py_func.__qualname__):
+                self._dispatcher.compile(types)
         except (pickle.UnpicklingError, EOFError):  # a file of the cache is damaged: without it
             shutil.rmtree(self._bound.folder, ignore_errors=True)
             self._dispatcher = self._made(None)
@@ -192,7 +205,8 @@ class Compiled:
         def finish(copy: FunctionType, is_outermost: bool) -> Callable[..., Any]:
             options: dict[str, Any] = dict(NUMBA_OPTIONS)
             options["inline"] = "always" if getattr(copy, "is_view", False) else "never"
-            options["forceinline"] = not is_outermost and _takes_many_arrays(copy)
+            is_pasted = _takes_many_arrays(copy) and not getattr(copy, "is_apart", False)
+            options["forceinline"] = is_pasted and not is_outermost
             options["no_cpython_wrapper"] = not is_outermost
             options["cache"] = is_outermost and folder is not None
             made: Callable[..., Any] = self._jit(copy, **options)
@@ -211,6 +225,44 @@ class Compiled:
 
 
 _COMPILED: dict[str, Compiled] = {}
+
+
+@contextmanager
+def _optimizing_only(outermost: str) -> Iterator[None]:
+    """Have LLVM optimise the outermost function alone, into which all others are linked.
+
+    numba would optimise each function, and all that it calls, again at every level of the tree of calls, and
+    make machine code of it that nobody runs: twice the time.
+    """
+    from numba.core import codegen
+
+    library: Any = codegen.JITCodeLibrary
+    engine: Any = codegen.JITCPUCodegen
+    optimize, finish, set_env = library._optimize_final_module, library._finalize_final_module, engine.set_env
+
+    def optimize_once(self: Any) -> None:
+        if self.name == outermost:
+            optimize(self)
+
+    def finish_once(self: Any) -> None:
+        if self.name == outermost:
+            finish(self)
+        else:
+            self._finalize_dynamic_globals()
+            self._final_module.__library = weakref.proxy(self)
+            self._finalized = True
+
+    def set_env_if_there(self: Any, name: str, env: Any) -> None:
+        if self._engine.get_global_value_address(name):
+            set_env(self, name, env)
+
+    library._optimize_final_module, library._finalize_final_module = optimize_once, finish_once
+    engine.set_env = set_env_if_there
+    try:
+        yield
+    finally:
+        library._optimize_final_module, library._finalize_final_module = optimize, finish
+        engine.set_env = set_env
 
 
 def can_compile() -> bool:
