@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +24,16 @@ DEFAULT_CONFIG: Numbers = {
     "max_num_seqs": 2**31,
     "max_tokens_per_step": 2**31,
     "enable_chunked_prefill": 1,
+    "num_stages": 1,
 }
+
+
+@dataclass(frozen=True, slots=True)
+class KvGroup:
+    """Layers whose keys and values share blocks: `window` tokens back, 0 for all, by `block_size` tokens."""
+
+    window: int
+    block_size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +46,42 @@ class KvPool:
     unknown_first: bool = True
     has_identities: bool = False
     """Whether each block has a number, instead of blocks being only counted; prefix caching needs it."""
+    looks_ahead: bool = False
+    """Whether cached blocks are told by the token behind them too."""
+    drops_last_hit: bool = False
+    """Whether the last block found cached is computed again."""
+    groups: tuple[KvGroup, ...] = ()
+    """Groups of layers that take their blocks from one pool; none: all layers attend to all tokens."""
+    retention_interval: int | None = 0
+    """Tokens after which groups with a window keep what a lookup needs, beside prompts' ends; `None`: all."""
+    max_model_len: int = 2**31
+    """Longest context, tokens: bounds what a group with a window may need."""
+
+    @property
+    def has_numbers(self) -> bool:
+        """Whether blocks have numbers."""
+        return self.has_identities or self.prefix_caching or len(self.groups) > 0
+
+    def group_rows(self, most_tokens: int) -> Array:
+        """A `GROUP` for each group of layers; `most_tokens` may be under way in all steps."""
+        groups = self.groups or (KvGroup(0, self.block_size),)
+        hit_size = self.hit_size
+        interval = hit_size if self.retention_interval is None else self.retention_interval
+        rows = np.zeros(len(groups), layout.GROUP)
+        for row, group, before in zip(rows, groups, (groups[:n] for n in range(len(groups))), strict=True):
+            size = group.block_size
+            row["window"], row["block_size"] = group.window, size
+            longest = min(group.window - 1 + most_tokens, self.max_model_len)
+            row["most_blocks"] = -(-longest // size) + 1
+            row["tail"] = -(-max(group.window - 1, 0) // size)
+            row["interval"] = interval // size
+            row["is_first_of_kind"] = group not in before
+        return rows
+
+    @property
+    def hit_size(self) -> int:
+        """Tokens of which every cached prefix is a multiple: the block sizes' least common one."""
+        return math.lcm(*(group.block_size for group in self.groups)) if self.groups else self.block_size
 
 
 def record(dtype: np.dtype[Any], numbers: Numbers = {}) -> Any:  # noqa: B006 - never changed
@@ -81,11 +127,14 @@ def new_world(
     num_clients: int = 0,
     segments: Array | None = None,
     prefill_s: Array | None = None,
+    extras: Array | None = None,
+    acceptance: Array | None = None,
     log_rows: int | None = None,
 ) -> World:
     """A world of equal replicas in which nothing has happened.
 
-    `segments` are needed for prefix caching, `prefill_s` for the preemption `cheaper` (see `layout.Replica`).
+    `segments` are needed for prefix caching, `prefill_s` for the preemption `cheaper`, `extras` and
+    `acceptance` for speculation and connectors (see `layout.Replica`).
     `num_clients` 0 makes an open loop. Two worlds share no array but `requests` and `cost`, if both are given
     the same.
     """
@@ -99,8 +148,11 @@ def new_world(
     own["num_in_flight"] = num_in_flight
     own["num_blocks"] = own["num_free"] = pool.num_blocks
     own["block_size"] = pool.block_size
-    own["has_identities"] = pool.has_identities or pool.prefix_caching
+    own["hit_size"] = pool.hit_size
+    own["has_identities"] = pool.has_numbers
     own["prefix_caching"] = pool.prefix_caching
+    own["looks_ahead"], own["drops_last_hit"] = pool.looks_ahead, pool.drops_last_hit
+    own["steps_since_prefill"] = 2**31
     own["unknown_first"] = pool.unknown_first
     for name in ("head", "due_head", "aged_head", "last_user"):
         own[name] = NOBODY
@@ -112,7 +164,13 @@ def new_world(
     heap["order"] = np.arange(len(heap))
     sees = router in (layout.LEAST_OUTSTANDING, layout.LEAST_KV, layout.PREFIX_AFFINITY)
     num_clients_at = {"is_closed": num_clients > 0, "size": num_clients, "order": num_clients}
-    blocks, keys, tables = _new_pool(requests, pool, R, most)
+    groups = pool.group_rows(num_in_flight * int(numbers["max_tokens_per_step"]))
+    own["num_groups"] = len(groups)
+    # Requests whose KV is on its way hold blocks without running.
+    has_connector = bool(numbers.get("connector"))
+    num_holders = min(num_requests, pool.num_blocks) if has_connector else most
+    num_drafted = int(numbers.get("num_speculative_tokens", 0) + numbers.get("num_lookahead_tokens", 0))
+    blocks, keys, tables = _new_pool(requests, pool, groups, R, max(most, num_holders), num_drafted)
     return World(
         requests=requests,
         config=config_record(numbers),
@@ -120,7 +178,7 @@ def new_world(
         own=own,
         running=np.zeros((R, most + 1), "i4"),
         order=np.zeros((R, most + 1), "i4"),
-        candidates=np.zeros((R, most + 1), "i4"),
+        candidates=np.zeros((R, num_in_flight * most + 1), "i4"),
         nodes=np.zeros(num_requests * (3 if is_aging else 1), layout.NODE),
         users=users,
         under_way=np.zeros((R, num_in_flight + 1), layout.STEP),
@@ -132,6 +190,11 @@ def new_world(
         keys=keys,
         segments=np.zeros(1, layout.SEGMENT) if segments is None else segments,
         tables=tables,
+        groups=groups,
+        shares=np.zeros(tables.shape[:2], layout.SHARE),
+        extras=new_extras(1) if extras is None else extras,
+        transfers=np.zeros((R, num_requests + 1 if has_connector else 1), "i4"),
+        acceptance=np.zeros(1) if acceptance is None else acceptance,
         log=new_log(most, bool(numbers.get("with_batches")), log_rows or _log_rows(requests)),
         router=record(layout.ROUTER, {"kind": router, "reads_state": sees and R > 1}),
         homes=np.full(int(requests["affinity"].max(initial=0)) + 1, NOBODY, dtype="i4"),
@@ -161,9 +224,21 @@ def _log_rows(requests: Array) -> int:
     return int(min(LOG_ROWS, max(256, num_tokens)))
 
 
-def _new_pool(requests: Array, pool: KvPool, R: int, most: int) -> tuple[Array, Array, Array]:
-    """Arrays `blocks`, `keys` and `tables` of `World`; as small as can be where blocks are only counted."""
-    has_numbers = pool.has_identities or pool.prefix_caching
+def new_extras(num_requests: int) -> Array:
+    """Records of what speculation and connectors need, for requests that bring nothing along."""
+    extras = np.zeros(num_requests, layout.EXTRA)
+    extras["first_bad_block"] = extras["found_in_call"] = NOBODY
+    return extras
+
+
+def _new_pool(
+    requests: Array, pool: KvPool, groups: Array, R: int, most: int, num_drafted: int
+) -> tuple[Array, Array, Array]:
+    """Arrays `blocks`, `keys` and `tables` of `World`; as small as can be where blocks are only counted.
+
+    `most` requests hold blocks at a time; each may come to hold KV of `num_drafted` tokens beyond its own.
+    """
+    has_numbers, num_groups = pool.has_numbers, len(groups)
     num_blocks = pool.num_blocks + 1 if has_numbers else 1
     numbers = np.arange(num_blocks)
     blocks = np.zeros((R, num_blocks), layout.BLOCK)
@@ -173,7 +248,13 @@ def _new_pool(requests: Array, pool: KvPool, R: int, most: int) -> tuple[Array, 
     keys = np.zeros((R, 2 * num_blocks if pool.prefix_caching else 1), layout.KEY)
     keys["key"] = NOBODY
     num_tokens = requests["num_prompt_tokens"].astype("i8") + requests["num_output_tokens"]
-    longest = min(int(num_tokens.max(initial=1)) // pool.block_size + 2, num_blocks) if has_numbers else 1
-    tables = np.zeros((R, most + 2 if has_numbers else 1, longest), "i4")
-    tables[:, :, 0] = np.arange(tables.shape[1]) + 1
+    longest, num_slots = 1, 1
+    if has_numbers:
+        smallest = int(groups["block_size"].min())
+        longest = (int(num_tokens.max(initial=1)) + num_drafted) // smallest + 2
+        if not groups["window"].any():
+            longest = min(longest, num_blocks)
+        num_slots = most + 2
+    tables = np.zeros((R, num_slots * num_groups, longest), "i4")
+    tables[:, ::num_groups, 0] = np.arange(num_slots) + 1
     return blocks, keys, tables

@@ -51,6 +51,11 @@ def replica_of(world: Any, number: int) -> Any:
         world.keys[number],
         world.segments,
         world.tables[number],
+        world.groups,
+        world.shares[number],
+        world.extras,
+        world.transfers[number],
+        world.acceptance,
         world.log,
     )
 

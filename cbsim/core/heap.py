@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from cbsim.base.binding import apart
 from cbsim.core.layout import NOBODY
 
 
+@apart
 def put(nodes: Any, root: int, index: int, key: float) -> int:
     """Add a node that is in no heap; the new root."""
     node = nodes[index]
@@ -20,6 +22,7 @@ def put(nodes: Any, root: int, index: int, key: float) -> int:
     return index if root == NOBODY else meld(nodes, root, index)
 
 
+@apart
 def take_out(nodes: Any, root: int, index: int) -> int:
     """Remove a node, usually the root; the new root."""
     node = nodes[index]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cbsim.core.building import new_requests
+from cbsim.core.building import new_extras, new_requests
 from cbsim.core.layout import SEGMENT
 from cbsim.workload.request import Segments
 from cbsim.workload.request_batch import RequestBatch
@@ -25,12 +25,21 @@ class Intake:
     ids: NDArray[np.object_]
     segments: Array | None
     """`layout.Replica.segments`; `None` without prefix caching."""
+    extras: Array | None
+    """`layout.Replica.extras`; `None` without speculation and connectors."""
+    acceptance: Array
+    """`layout.Replica.acceptance`."""
 
 
 def take_in(
-    batches: Iterable[RequestBatch], until_s: float = np.inf, *, with_segments: bool = False
+    batches: Iterable[RequestBatch],
+    until_s: float = np.inf,
+    *,
+    with_segments: bool = False,
+    with_extras: bool = False,
+    chances: Sequence[float] = (),
 ) -> Intake:
-    """Records of all requests that arrive before `until_s`, seconds."""
+    """Records of all requests that arrive before `until_s`, seconds; `chances` as for `Lists`."""
     kept = []
     for batch in batches:
         num_before = int(np.searchsorted(batch.arrival_s, until_s))
@@ -39,7 +48,8 @@ def take_in(
             break
     requests = new_requests(sum(map(len, kept)))
     ids = np.empty(len(requests), dtype=object)
-    users, affinities, chains = Numbering(), Numbering(), Chains()
+    users, affinities, chains, lists = Numbering(), Numbering(), Chains(), Lists(chances)
+    extras = new_extras(len(requests)) if with_extras else None
     first = 0
     for batch in kept:
         rows = requests[first : first + len(batch)]
@@ -62,8 +72,32 @@ def take_in(
                 row["first_link"], row["end_link"] = chains.add(
                     name, prompt, int(row["num_prompt_tokens"]), int(row["num_output_tokens"])
                 )
+        if extras is not None and batch.extra is not None:
+            for row, given in zip(extras[first : first + len(batch)], batch.extra, strict=True):
+                for name, value in lists.numbers(given or {}).items():
+                    row[name] = value
         first += len(batch)
-    return Intake(requests, ids, chains.rows() if with_segments else None)
+    segments = chains.rows() if with_segments else None
+    return Intake(requests, ids, segments, extras, np.array(lists.values or [0.0]))
+
+
+class Lists:
+    """`Replica.acceptance`: chances by position, then the lists that requests bring along."""
+
+    def __init__(self, chances: Sequence[float]) -> None:
+        self.values: list[float] = list(chances)
+
+    def numbers(self, given: Mapping[str, Any]) -> dict[str, float]:
+        """What a request brings along as fields of `layout.EXTRA`; its lists are kept here."""
+        found: dict[str, float] = {}
+        for name, value in given.items():
+            if isinstance(value, (list, tuple)):
+                found[f"first_{name}"] = len(self.values)
+                self.values.extend(map(float, value))
+                found[f"end_{name}"] = len(self.values)
+            else:
+                found[name] = value
+        return found
 
 
 def _affinities(batch: RequestBatch) -> list[str | None]:

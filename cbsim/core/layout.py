@@ -16,15 +16,41 @@ __all__ = ["CHUNK", "SHAPE"]
 
 NOBODY = -1
 
-UNFINISHED, WAITING, RUNNING, PREEMPTED, FINISHED, REJECTED = range(6)
+UNFINISHED, WAITING, RUNNING, PREEMPTED, FINISHED, REJECTED, FAILED = range(7)
 """States of a request; `UNFINISHED` only in results."""
 
 NOBODY_WAITS, TURN, SLOT, KV_BLOCKS = range(4)
 """What keeps the head of the queue waiting: nothing (nobody waits); its turn (no budget left, no batch that
 starts, a step that preempted); `max_num_seqs` requests running; too few free KV blocks."""
 
-ARRIVED, ADMITTED, RESUMED, PREEMPTED_NOW, EMITTED, FINISHED_NOW, REJECTED_NOW = range(7)
+(
+    ARRIVED,
+    ADMITTED,
+    RESUMED,
+    PREEMPTED_NOW,
+    EMITTED,
+    FINISHED_NOW,
+    REJECTED_NOW,
+    LOAD_STARTED,
+    LOADED,
+    READ,
+    SENT,
+    FAILED_NOW,
+) = range(12)
 """Codes of events."""
+
+NO_TRANSFER, LOADING, READY, SENDING, RELEASING, READING = range(6)
+"""What becomes of a request's KV cache between this replica and elsewhere (`EXTRA.transfer`)."""
+
+NO_CONNECTOR, REMOTE, TIER_READ, TIER_LOADED = range(4)
+"""Where KV computed before comes from: nowhere, another replica (vLLM's P/D connectors), a tier below the GPU
+that is read within the step, or one that is loaded from before the step."""
+
+CONSUMER, PRODUCER, BOTH = range(3)
+"""Role of a replica with a connector: takes KV in, hands it over, or both."""
+
+FAIL, RECOMPUTE_LOST = range(2)
+"""What becomes of a request whose KV did not come: it ends in error, or computes what is missing."""
 
 FITS, TOO_MANY_BLOCKS, PROMPT_TOO_LONG, LONGER_THAN_SLOT = range(4)
 """Why a replica can never serve a request: what `rejects` returns."""
@@ -78,13 +104,20 @@ REQUEST = np.dtype(
                 "num_computed_tokens",
                 "num_generated_tokens",
                 "num_in_flight_tokens",
+                "num_launched_tokens",
+                "num_drafts",
                 "prefill_until",
                 "num_preemptions",
                 "preempted_in_call",
+                "resumes_at_call",
+                "place_in_line",
+                "num_steps_in_flight",
+                "samples",
+                "was_passed_over",
                 "num_cached_tokens",
                 "num_lost_tokens",
                 "num_blocks",
-                "num_published_blocks",
+                "num_junction_tokens",
                 "num_swapped_blocks",
                 "slot",
                 "first_decode",
@@ -95,22 +128,73 @@ REQUEST = np.dtype(
     ]
 )
 """A visit of a request to a replica. Fixed: lengths in tokens, `deadline_s` after the arrival (infinite
-without), `job_length` (what `sjf` orders by), `user_number` and `affinity` (numbers for equal names),
-`route` (the replica drawn for it), `first_link` to `end_link` (its rows of `Replica.segments`), `think_s`
-(what its client thinks after it). Progress: `num_computed_tokens` counts tokens whose KV is computed or
-scheduled to be, steps in flight included, `num_generated_tokens` those whose result was taken,
-`num_in_flight_tokens` output tokens that a step under way will emit, `prefill_until` the tokens to compute
-before it decodes (its prompt; after a preemption its answer so far too), `num_lost_tokens` what the last
-preemption threw away, `waited_s` the time waited before `waiting_since_s`, `slot` its row of
-`Replica.tables`, `first_decode` to `last_decode` the numbers of the steps of its latest unbroken run of
-decodes."""
+without), `job_length` (what `sjf` orders by), `user_number` and `affinity` (numbers for equal names), `route`
+(the replica drawn for it), `first_link` to `end_link` (its rows of `Replica.segments`), `think_s` (what its
+client thinks after it). Progress: `num_computed_tokens` counts tokens whose KV is computed or scheduled to
+be, steps in flight included, `num_generated_tokens` those whose result was taken, `num_in_flight_tokens`
+output tokens that steps under way may emit if all their drafts are accepted (asynchronous scheduling only),
+`num_launched_tokens` tokens that steps under way compute, `num_steps_in_flight` how many of those sample for
+it, `num_drafts` drafts ready to be verified, `prefill_until` the tokens to compute before it decodes (its
+prompt; after a preemption its answer so far too), `samples` whether its last slice sampled, `was_passed_over`
+whether the queue passed it over since it last ran, `resumes_at_call` the call before which a pipeline passes
+it over, `place_in_line` where it stands under `fcfs` (0 for newcomers, the last one preempted first),
+`num_junction_tokens` how far a full-attention group knew its prefix where a sliding one did not,
+`num_lost_tokens` what the last preemption threw away, `waited_s` the time waited before `waiting_since_s`,
+`slot` its row of `Replica.tables`, `first_decode` to `last_decode` the numbers of the steps of its latest
+unbroken run of decodes."""
 
 SLICE = np.dtype(
     [(name, "i4") for name in ("request", "num_tokens", "num_computed_tokens", "num_preemptions")]
-    + [("is_prefill", "i4"), ("emits", "i4")]
+    + [
+        (name, "i4")
+        for name in ("is_prefill", "emits", "num_drafts", "num_accepted", "num_emitted", "is_padded")
+    ]
 )
 """A request's share of a step; `num_computed_tokens` before the step, `num_preemptions` when it was planned:
-a preemption while the step is in flight shows by a higher count. `emits`: tokens that come out."""
+a preemption while the step is in flight shows by a higher count. `emits`: whether it samples, so that a token
+comes out, with `num_drafts` drafts to verify, none of which can be right if `is_padded`. Once the step has
+ended: `num_accepted` drafts were right, `num_emitted` tokens came out."""
+
+EXTRA = np.dtype(
+    [(name, "f8") for name in ("load_s", "send_s", "transfer_end_s")]
+    + [
+        (name, "i4")
+        for name in (
+            "is_remote_prefill",
+            "is_remote_decode",
+            "num_tier_tokens",
+            "first_bad_block",
+            "transfer",
+            "found_in_call",
+            "num_transfers",
+            "num_local_tokens",
+            "num_external_tokens",
+            "first_accepted",
+            "end_accepted",
+            "first_proposed",
+            "end_proposed",
+            "num_verifications",
+            "num_proposals",
+        )
+    ]
+)
+"""What only requests with speculation or a connector have, by row of the request. `load_s`, `send_s`: seconds
+that KV takes to come and to go; `num_tier_tokens` leading tokens that a tier holds; `first_bad_block` the
+block from which the first transfer fails (`NOBODY`: none does); `transfer` its state, which ends at
+`transfer_end_s` and was found in call `found_in_call`; `num_transfers` begun so far, `num_external_tokens`
+that the last one brings behind `num_local_tokens` that were cached here. `first_accepted` to `end_accepted`
+and `first_proposed` to `end_proposed` are rows of `Replica.acceptance`, counted through again and again by
+`num_verifications` and `num_proposals`."""
+
+GROUP = np.dtype(
+    [(name, "i8") for name in ("window", "block_size", "most_blocks", "tail", "interval", "is_first_of_kind")]
+)
+"""A group of layers that share blocks: `window` tokens that its attention reaches back (0: all),
+`most_blocks` that the test of a whole prompt counts, `tail` blocks that a lookup needs (`ceil((window - 1) /
+block_size)`), `interval` blocks after which it keeps that many (0: never)."""
+SHARE = np.dtype([(name, "i4") for name in ("num_places", "num_behind", "num_published")])
+"""What a request holds of a group: blocks in all, of which the first `num_behind` have been given back as
+they lie behind the window, and how many of the first were made known to lookups."""
 
 NODE = np.dtype([("key", "f8"), ("child", "i4"), ("next", "i4"), ("last", "i4"), ("is_in", "i4")])
 """A request's place in a heap: see `cbsim.core.heap`."""
@@ -140,16 +224,29 @@ STEP = np.dtype(
                 "num_logits",
                 "max_decode_context",
                 "num_padding_tokens",
+                "call",
+                "num_found",
+                "num_started",
+                "num_drafts",
+                "skips_drafts",
+                "visits_prefill",
+                "num_served",
             )
         ),
     ]
 )
-"""A step under way: `place` is its row of `Replica.slices`, `now` when it was decided. Queue lengths and
-blocks are those right after the decision."""
+"""A step under way: `place` is its row of `Replica.slices`, `now` when it was decided, `call` the number of
+the call that did. It has no slices if that call scheduled nothing, and then takes no time. Queue lengths and
+blocks are those right after the decision. `num_found` transfers were found to have ended, `num_started`
+began. With `skips_drafts` no request can use further drafts. Before anybody was admitted `num_served`
+requests were scheduled, one of them with prompt tokens to compute if `visits_prefill`."""
 
 OWN = np.dtype(
     [
-        *((name, "f8") for name in ("next_s", "last_end_s", "unspent_transfer_s")),
+        *(
+            (name, "f8")
+            for name in ("next_s", "last_end_s", "unspent_transfer_s", "free_at_s", "last_begun_end_s")
+        ),
         *(
             (name, "i8")
             for name in (
@@ -157,15 +254,29 @@ OWN = np.dtype(
                 "num_in_flight",
                 "num_blocks",
                 "block_size",
+                "hit_size",
+                "num_groups",
                 "num_free",
                 "num_cached_free",
                 "has_identities",
                 "prefix_caching",
+                "looks_ahead",
+                "drops_last_hit",
                 "unknown_first",
                 "first_free_slot",
                 "num_nodes",
                 "num_running",
                 "num_waiting",
+                "num_holding",
+                "num_transfers",
+                "num_sending",
+                "num_news",
+                "num_begun",
+                "num_passed_over",
+                "num_preemptions",
+                "steps_since_prefill",
+                "holds_prefill",
+                "is_backed_up",
                 "head",
                 "due_head",
                 "aged_head",
@@ -205,7 +316,15 @@ CONFIG = np.dtype(
     [
         *(
             (name, "f8")
-            for name in ("aging_s", "batch_timeout_s", "block_bytes", "swap_bytes_per_s", "swap_latency_s")
+            for name in (
+                "aging_s",
+                "batch_timeout_s",
+                "block_bytes",
+                "swap_bytes_per_s",
+                "swap_latency_s",
+                "draft_s",
+                "draft_context_s",
+            )
         ),
         *(
             (name, "i8")
@@ -228,6 +347,19 @@ CONFIG = np.dtype(
                 "preempt_on_arrival",
                 "num_swap_blocks",
                 "with_batches",
+                "seed",
+                "async_scheduling",
+                "num_stages",
+                "num_speculative_tokens",
+                "num_lookahead_tokens",
+                "num_extra_slots",
+                "proposes",
+                "connector",
+                "role",
+                "load_failure_policy",
+                "max_num_active_seqs",
+                "adaptive_chunk_size",
+                "prefill_schedule_interval",
             )
         ),
     ]
@@ -244,6 +376,7 @@ STEP_ROW = np.dtype(
                 "replica",
                 "step",
                 "num_prefill_tokens",
+                "num_decode_tokens",
                 "num_prefill_seqs",
                 "num_decode_seqs",
                 "num_running",
@@ -255,17 +388,23 @@ STEP_ROW = np.dtype(
                 "waiting_for",
                 "max_decode_context",
                 "num_usual_gaps",
+                "num_joint_tokens",
+                "num_drafts",
+                "num_accepted",
+                "skips_drafts",
             )
         ),
     ]
 )
 """A step that has ended. `gap_s` is the time since the end of the step before (since 0 for the first): the
-gap between the two tokens of each of the `num_usual_gaps` requests that got one in both."""
+gap between the two tokens of each of the `num_usual_gaps` requests that got one in both. `num_joint_tokens`
+came out together with another one of their request."""
 EVENT_ROW = np.dtype(
     [("time_s", "f8")] + [(name, "i4") for name in ("replica", "step", "request", "event", "num_tokens")]
 )
 PREFILL_ROW = np.dtype(
     [(name, "i4") for name in ("replica", "step", "request", "num_tokens", "num_computed_tokens", "emits")]
+    + [("is_prefill", "i4")]
 )
 DECODES_ROW = np.dtype([(name, "i4") for name in ("replica", "request", "first_step", "last_step")])
 """An unbroken range of steps in each of which a request decoded one token; both ends included."""
@@ -273,7 +412,18 @@ BATCH_ROW = np.dtype(
     [("start_s", "f8")]
     + [
         (name, "i4")
-        for name in ("replica", "step", "position", "request", "num_tokens", "num_computed_tokens", "kind")
+        for name in (
+            "replica",
+            "step",
+            "position",
+            "request",
+            "num_tokens",
+            "num_computed_tokens",
+            "kind",
+            "num_drafts",
+            "num_accepted",
+            "is_padded",
+        )
     ]
 )
 LENGTHS = np.dtype([(name, "i8") for name in ("steps", "events", "prefills", "decodes", "gaps", "batches")])
@@ -352,8 +502,19 @@ class Replica(NamedTuple):
     segments: Any
     """Rows `first_link` to `end_link` of each request; shared by all replicas."""
     tables: Any
-    """Blocks of a running request in order of position, by its slot; in the first place of a free row, the
-    next free one; in the last row, the blocks that the last lookup found."""
+    """Blocks of a request in order of position, a row for each group from row `slot * num_groups` on,
+    `NOBODY` where one was given back; in the first place of a free slot, the next free one; in the last slot,
+    the blocks that the last lookup found."""
+    groups: Any
+    shares: Any
+    """A `SHARE` for each row of `tables`."""
+    extras: Any
+    """An `EXTRA` for each request, where any are needed."""
+    transfers: Any
+    """Requests whose KV comes or goes, in the order in which it began to."""
+    acceptance: Any
+    """The chance of each draft of a step to be accepted if those before it were, by position; then the lists
+    of accepted and of proposed drafts that requests bring along."""
     log: Log
 
 
@@ -378,6 +539,11 @@ class World(NamedTuple):
     keys: Any
     segments: Any
     tables: Any
+    groups: Any
+    shares: Any
+    extras: Any
+    transfers: Any
+    acceptance: Any
     log: Log
     router: Any
     homes: Any

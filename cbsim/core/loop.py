@@ -16,6 +16,7 @@ from cbsim.core.layout import (
     FINISHED_NOW,
     FITS,
     KV_BLOCKS,
+    NO_CONNECTOR,
     NO_FAULT,
     NOBODY,
     NOBODY_WAITS,
@@ -23,7 +24,15 @@ from cbsim.core.layout import (
     SLOT,
     TURN,
 )
-from cbsim.core.verbs import take_result
+from cbsim.core.transfers import (
+    look_for_ends,
+    next_transfer_s,
+    release_deferred,
+    remove_failed,
+    take_failed_reads,
+    take_news,
+)
+from cbsim.core.verbs import take_result, verify
 from cbsim.core.waiting_queue import push
 
 # What a scheduler gives, by these names
@@ -78,27 +87,55 @@ def ask_at(self: Any, at_s: float) -> None:
 
 
 def call(self: Any, cost: Any, now: float) -> None:
-    """Let the scheduler decide steps until enough are under way or it has nothing to do."""
+    """Let the scheduler decide steps until enough are under way or it has nothing to do.
+
+    vLLM's engine loop: calls stand in a queue, those that scheduled nothing too, and the scheduler is called
+    again at the same instant until the queue is full. Then the result of the oldest call is awaited.
+    """
     own = self.own
     own.is_asked = 0
     own.next_s = inf
-    while own.num_under_way < own.num_in_flight:
-        place = place_of(self, own.num_under_way)
-        step = self.under_way[place]
-        plan(self, step, place, now)
-        if own.fault != NO_FAULT:
-            return
-        if step.num_slices:
-            begin(self, cost, step)
-        elif not step.num_preempted or own.num_under_way:
-            # Where it preempted and nothing runs, there is no end of a step at which anybody would ask again.
+    while True:
+        has_moved = False
+        if has_requests(self):
+            step = self.under_way[place_of(self, own.num_under_way)]
+            plan(self, step, place_of(self, own.num_under_way), now)
+            if own.fault != NO_FAULT:
+                return
+            own.num_under_way += 1
+            if step.num_slices:
+                begin(self, cost, step)
+            look_for_ends(self, step, now)
+            has_moved = bool(step.num_slices or step.num_preempted or step.num_started or step.num_found)
+            if own.num_under_way < own.num_in_flight and (step.num_slices or has_requests(self)):
+                continue
+        if own.num_under_way == 0:
             break
-    if own.num_under_way:
+        oldest = self.under_way[own.first_under_way]
+        if oldest.num_slices or not (own.num_begun or own.num_news or has_moved):
+            break
+        release_deferred(self, oldest.call)
+        take_news(self, oldest, now)
+        next_under_way(self)
+    if own.num_begun:
         own.next_s = self.under_way[own.first_under_way].end_s
         return
-    at_s = wake_at_s(self)
+    own.num_under_way = 0
+    at_s = min(wake_at_s(self), next_transfer_s(self))
     if now < at_s < inf:
         ask_at(self, at_s)
+
+
+def has_requests(self: Any) -> bool:
+    """Whether the scheduler has anybody to decide about."""
+    own = self.own
+    return bool(own.num_running or own.num_waiting or own.num_holding or own.num_sending)
+
+
+def next_under_way(self: Any) -> None:
+    """The result of the oldest call has been taken."""
+    self.own.num_under_way -= 1
+    self.own.first_under_way = place_of(self, 1)
 
 
 def place_of(self: Any, number: int) -> int:
@@ -113,13 +150,16 @@ def plan(self: Any, step: Any, place: int, now: float) -> None:
     step.place = place
     step.now = now
     step.budget = config.max_tokens_per_step
+    step.call = own.num_calls
     step.num_slices = step.num_decisions = step.num_preempted = step.num_padding_tokens = 0
+    step.num_found = step.num_started = step.num_served = step.visits_prefill = 0
+    step.skips_drafts = 1 if config.num_lookahead_tokens else 0
     step.waiting_for = NOBODY_WAITS
     step.transfer_s = 0.0
     decide(self, step)
     step.num_running = own.num_running
-    step.num_waiting = own.num_waiting
-    if own.num_waiting:
+    step.num_waiting = own.num_waiting + own.num_holding
+    if step.num_waiting:
         if own.num_running >= config.max_num_seqs:
             step.waiting_for = SLOT
         elif step.waiting_for != KV_BLOCKS:
@@ -140,45 +180,66 @@ def begin(self: Any, cost: Any, step: Any) -> None:
     own.unspent_transfer_s = 0.0
     pad(self, step)
     own.num_padding_tokens += step.num_padding_tokens
-    step.duration_s = step_s(cost, self.shape, self.chunks) + step.transfer_s
+    step.duration_s = step_s(cost, self.shape, self.chunks) + step.transfer_s + drafting_s(self, step)
     if not 0.0 < step.duration_s < inf:
         own.fault, own.fault_request = BAD_DURATION, NOBODY
-    step.start_s = step.now
-    if own.num_under_way:
-        step.start_s = self.under_way[place_of(self, own.num_under_way - 1)].end_s
-    step.end_s = step.start_s + step.duration_s
-    own.num_under_way += 1
+    # A pipeline takes a step when its first stage is free; at each stage it comes after the step before it.
+    stage_s = step.duration_s / self.config.num_stages
+    step.start_s = max(step.now, own.free_at_s)
+    step.end_s = max(step.start_s + step.duration_s, own.last_begun_end_s + stage_s)
+    if self.config.num_stages > 1:
+        step.duration_s = step.end_s - step.start_s
+    own.free_at_s = step.start_s + stage_s
+    own.last_begun_end_s = step.end_s
+    own.num_begun += 1
+
+
+def drafting_s(self: Any, step: Any) -> float:
+    """Seconds that the drafter takes after a step: one pass over all requests that sample, for each draft."""
+    config = self.config
+    if config.num_speculative_tokens == 0 or step.skips_drafts or step.num_logits == 0:
+        return 0.0
+    pass_s = config.draft_s + config.draft_context_s * step.num_context_tokens
+    return float(config.num_speculative_tokens * pass_s)
 
 
 def count_slices(self: Any, step: Any) -> None:
     """Sum up a step's slices: into its record, and into `Replica.shape`, by which it is priced."""
     shape, slices = self.shape, self.slices[step.place]
-    num_prefill_tokens = num_chunks = num_finishing = num_decodes = decode_context = longest = 0
-    pairs = prefill_context = 0
+    num_chunk_tokens = num_chunks = num_finishing = num_decodes = decode_context = longest = 0
+    pairs = chunk_context = num_prefills = num_prefill_tokens = num_drafts = 0
     for place in range(step.num_slices):
         part = slices[place]
         tokens, before = part.num_tokens, part.num_computed_tokens
         pairs += tokens * before + tokens * (tokens + 1) // 2
+        num_drafts += part.num_drafts
         if part.is_prefill:
+            num_prefills += 1
+            num_prefill_tokens += tokens
+        if part.is_prefill or tokens > 1:
+            # Drafts attend to one context together, as the tokens of a chunk do; each gives its own logits.
             chunk = self.chunks[num_chunks]
             chunk.num_tokens = tokens
             chunk.num_computed_tokens = before
             num_chunks += 1
-            num_prefill_tokens += tokens
-            num_finishing += part.emits
-            prefill_context += before + tokens
+            num_chunk_tokens += tokens
+            num_finishing += part.emits + part.num_drafts
+            chunk_context += before + tokens
         else:
             num_decodes += 1
             decode_context += before + tokens
             longest = max(longest, before + tokens)
-    shape.num_chunks = step.num_prefill_seqs = num_chunks
-    shape.num_prefill_tokens = step.num_prefill_tokens = num_prefill_tokens
+    shape.num_chunks = num_chunks
+    shape.num_prefill_tokens = num_chunk_tokens
     shape.num_finishing_chunks = num_finishing
-    shape.num_decodes = step.num_decode_seqs = num_decodes
+    shape.num_decodes = num_decodes
     shape.decode_context = decode_context
     shape.max_decode_context = longest
+    step.num_prefill_seqs, step.num_prefill_tokens = num_prefills, num_prefill_tokens
+    step.num_decode_seqs = step.num_slices - num_prefills
+    step.num_drafts = num_drafts
     step.num_attention_pairs = pairs
-    step.num_context_tokens = prefill_context + decode_context
+    step.num_context_tokens = chunk_context + decode_context
     step.num_logits = num_finishing + num_decodes
     step.max_decode_context = longest if num_chunks else 0
 
@@ -191,42 +252,52 @@ def end_step(self: Any) -> int:
     own = self.own
     step = self.under_way[own.first_under_way]
     slices = self.slices[step.place]
-    num_finished = num_usual_gaps = 0
+    num_finished = num_usual_gaps = num_joint_tokens = num_accepted = 0
+    release_deferred(self, step.call)
+    take_failed_reads(self, step)
     for place in range(step.num_slices):
         part = slices[place]
         request = self.requests[part.request]
-        if part.is_prefill:
+        verify(self, part)
+        num_accepted += part.num_accepted
+        if part.is_prefill or part.num_tokens > 1:
             record_prefill(self, step, part)
         else:
             record_decode(self, step.number, request)
-        if part.emits:
-            num_usual_gaps += came_out(self, step, request)
+        if part.num_emitted:
+            num_usual_gaps += came_out(self, step, request, part.num_emitted)
+            num_joint_tokens += part.num_emitted - 1
         if self.config.with_batches:
             record_slice(self, step, place, part)
     for place in range(step.num_slices):
         part = slices[place]
-        if take_result(self, part):
+        if take_result(self, step, part):
             self.candidates[num_finished] = part.request
             num_finished += 1
             record_event(self, step, FINISHED_NOW, part.request, 0)
             close_decodes(self, self.requests[part.request])
-    record_step(self, step, num_finished, num_usual_gaps)
+    record_step(self, step, num_finished, num_usual_gaps, num_joint_tokens, num_accepted)
     own.last_end_s = step.end_s
     own.num_outstanding -= num_finished
-    own.num_under_way -= 1
-    own.first_under_way = place_of(self, 1)
+    own.num_begun -= 1
+    if self.config.connector != NO_CONNECTOR:
+        remove_failed(self, step, step.end_s)
+        take_news(self, step, step.end_s)
+    next_under_way(self)
     return num_finished
 
 
 # The record
 
 
-def came_out(self: Any, step: Any, request: Any) -> int:
-    """Take down a token of a request. Returns 1 if its last token came with the step before, else 0."""
+def came_out(self: Any, step: Any, request: Any, num_tokens: int) -> int:
+    """Take down tokens of a request. Returns 1 if its last token came with the step before, else 0."""
     now, last_s = step.end_s, request.last_token_at_s
     request.last_token_at_s = now
     if self.config.with_batches:
-        record_event(self, step, EMITTED, request.index, 1)
+        record_event(self, step, EMITTED, request.index, num_tokens)
+    if num_tokens > 1 and not request.max_itl_s >= 0.0:
+        request.max_itl_s = 0.0
     if request.first_token_at_s != request.first_token_at_s:
         request.first_token_at_s = now
         return 0
@@ -240,7 +311,9 @@ def came_out(self: Any, step: Any, request: Any) -> int:
     return 0
 
 
-def record_step(self: Any, step: Any, num_finished: int, num_usual_gaps: int) -> None:
+def record_step(
+    self: Any, step: Any, num_finished: int, num_usual_gaps: int, num_joint_tokens: int, num_accepted: int
+) -> None:
     """A row for a step that has ended."""
     row = self.log.steps[self.log.lengths.steps]
     row.scheduled_at_s = step.now
@@ -254,6 +327,7 @@ def record_step(self: Any, step: Any, num_finished: int, num_usual_gaps: int) ->
     row.replica = self.own.replica
     row.step = step.number
     row.num_prefill_tokens = step.num_prefill_tokens
+    row.num_decode_tokens = step.num_decode_seqs + step.num_drafts
     row.num_prefill_seqs = step.num_prefill_seqs
     row.num_decode_seqs = step.num_decode_seqs
     row.num_running = step.num_running
@@ -265,6 +339,10 @@ def record_step(self: Any, step: Any, num_finished: int, num_usual_gaps: int) ->
     row.waiting_for = step.waiting_for
     row.max_decode_context = step.max_decode_context
     row.num_usual_gaps = num_usual_gaps
+    row.num_joint_tokens = num_joint_tokens
+    row.num_drafts = step.num_drafts
+    row.num_accepted = num_accepted
+    row.skips_drafts = step.skips_drafts
     self.log.lengths.steps += 1
 
 
@@ -281,7 +359,7 @@ def record_event(self: Any, step: Any, event: int, request: int, num_tokens: int
 
 
 def record_prefill(self: Any, step: Any, part: Any) -> None:
-    """A request computed prompt tokens in a step."""
+    """A request computed prompt tokens, or one known token and drafts, in a step."""
     row = self.log.prefills[self.log.lengths.prefills]
     row.replica = self.own.replica
     row.step = step.number
@@ -289,6 +367,7 @@ def record_prefill(self: Any, step: Any, part: Any) -> None:
     row.num_tokens = part.num_tokens
     row.num_computed_tokens = part.num_computed_tokens
     row.emits = part.emits
+    row.is_prefill = part.is_prefill
     self.log.lengths.prefills += 1
 
 
@@ -324,4 +403,7 @@ def record_slice(self: Any, step: Any, position: int, part: Any) -> None:
     row.num_tokens = part.num_tokens
     row.num_computed_tokens = part.num_computed_tokens
     row.kind = 0 if part.is_prefill else 1
+    row.num_drafts = part.num_drafts
+    row.num_accepted = part.num_accepted
+    row.is_padded = part.is_padded
     self.log.lengths.batches += 1

@@ -151,7 +151,7 @@ class StepColumns(Mapping[str, Array]):
     def pieces(self, *names: str) -> Iterator[tuple[Array, ...]]:
         """Some columns, many rows at a time, in the order they were written; integers have 64 bits."""
         known = [name for name in names if name != "kv_blocks_total"]
-        for several in self._record.pieces("steps", *map(_written, known)):
+        for several in self._record.pieces("steps", *known):
             found = dict(zip(known, map(_wide, several), strict=True))
             total = np.broadcast_to(np.int64(self._num_blocks), len(several[0]))
             yield tuple(total if name == "kv_blocks_total" else found[name] for name in names)
@@ -162,12 +162,7 @@ class StepColumns(Mapping[str, Array]):
             if isinstance(self._places, np.ndarray):
                 num_rows = len(self._places)
             return np.broadcast_to(np.int64(self._num_blocks), num_rows)
-        return _wide(self._record.column("steps", _written(name))[self._places])
-
-
-def _written(name: str) -> str:
-    """Name of a column of `RunLog.steps` -> its name in the core's log."""
-    return "num_decode_seqs" if name == "num_decode_tokens" else name
+        return _wide(self._record.column("steps", name)[self._places])
 
 
 def _wide(column: Array) -> Array:

@@ -6,7 +6,7 @@ itself stands for its record.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from math import inf, nan
 from typing import Any, NamedTuple
@@ -15,10 +15,10 @@ import numpy as np
 
 from cbsim.base.records import packed, plain, record_class
 from cbsim.core import layout, loop
-from cbsim.core.building import KvPool, Numbers, new_requests, new_world
+from cbsim.core.building import KvPool, Numbers, new_extras, new_requests, new_world
 from cbsim.core.driver import Parts, fault_of
 from cbsim.core.feed import replica_of
-from cbsim.core.intake import Chains, Numbering, affinity_of
+from cbsim.core.intake import Chains, Lists, Numbering, affinity_of
 from cbsim.core.layout import NOBODY, World
 from cbsim.core.loop import begin as begin_step
 from cbsim.core.loop import plan as plan_step
@@ -31,6 +31,8 @@ DECISIONS = {
     layout.ADMITTED: "admitted",
     layout.RESUMED: "resumed",
     layout.PREEMPTED_NOW: "preempted",
+    layout.LOAD_STARTED: "load_started",
+    layout.READ: "read",
 }
 
 
@@ -89,11 +91,13 @@ class StepwiseWorld:
         num_in_flight: int = 1,
         prefill_s: Callable[[int], float] | None = None,
         job_length: Callable[[str, int, int], float] | None = None,
+        chances: Sequence[float] | None = None,
         watches: Mapping[str, Callable[..., Any]] | None = None,
         make_replica: Callable[[StepwiseWorld, int], Stepper] | None = None,
     ) -> None:
         """`parts` and `config` are the scheduler's; `cost` is what its `step_s` takes; `prefill_s` prices a
-        prompt alone, for the preemption `cheaper`; `job_length` is what `sjf` orders by. `watches` stand for
+        prompt alone, for the preemption `cheaper`; `job_length` is what `sjf` orders by; `chances`, by
+        position, that drafts are accepted, are given with speculation or a connector. `watches` stand for
         functions of the core, by name: whoever watches calls the function that he replaces. `make_replica`
         makes the `Stepper` of each replica from this world and its number.
         """
@@ -122,6 +126,8 @@ class StepwiseWorld:
             log=log,
             segments=[],
             tables=[[Rows(int, row) for row in rows] for rows in made.tables],
+            extras=[],
+            transfers=[Rows(int) for _ in made.transfers],
             cost=cost if not _is_record(cost) else plain(cost),
             prefill_s=_Prices(prefill_s) if prefill_s else [0.0],
         )
@@ -132,6 +138,9 @@ class StepwiseWorld:
         self._bound: dict[Callable[..., Any], Callable[..., Any]] = {}
         self._job_length = job_length
         self._users, self._affinities, self._chains = Numbering(), Numbering(), Chains()
+        self._lists = None if chances is None else Lists(chances)
+        if self._lists is not None:
+            self.records = self.records._replace(acceptance=self._lists.values)
         self.replicas = [(make_replica or Stepper)(self, number) for number in range(num_replicas)]
 
     def bound(
@@ -167,6 +176,11 @@ class StepwiseWorld:
                 users.append(record_class(layout.USER)(0, NOBODY, NOBODY))
         while len(self.records.homes) <= request.affinity:
             self.records.homes.append(NOBODY)
+        if self._lists is not None:
+            (extra,) = plain(new_extras(1))
+            for name, value in self._lists.numbers(request.extra or {}).items():
+                setattr(extra, name, value)
+            self.records.extras.append(extra)
         if self.pool.prefix_caching:
             request.first_link, request.end_link = self._chains.add(
                 request.request_id, request.prompt, request.num_prompt_tokens, request.num_output_tokens
@@ -210,7 +224,6 @@ class Stepper:
         watches = self.watches()
         self._submit, self._call = world.bound(loop.submit, watches), world.bound(loop.call, watches)
         self._end_step = world.bound(loop.end_step, watches)
-        self._wake_at_s = world.bound(loop.wake_at_s, watches)
 
     def watches(self) -> dict[str, Callable[..., Any]]:
         """What stands for functions of the core in this replica alone, as `StepwiseWorld`'s `watches`."""
@@ -230,16 +243,25 @@ class Stepper:
         """
         records = self.records
         most = min(records.config.max_num_seqs, self.own.num_outstanding) + 1
-        for list_ in (records.running, records.order, records.candidates):
-            list_.extend([0] * (most - len(list_)))
+        for list_, length in (
+            (records.running, most),
+            (records.order, most),
+            (records.candidates, most * self.own.num_in_flight),
+        ):
+            list_.extend([0] * (length - len(list_)))
         for slices in records.slices:
             slices.extend(_new_row(layout.SLICE) for _ in range(most - len(slices)))
         records.chunks.extend(_new_row(layout.CHUNK) for _ in range(most - len(records.chunks)))
-        if self.own.has_identities:
-            tables = records.tables
-            while len(tables) < most + 1:
-                # In front of the last row, which holds what lookups find; the chain of free rows ends there.
-                tables.insert(len(tables) - 1, Rows(int, [len(tables)]))
+        if not self.own.has_identities:
+            return
+        num_groups, tables, shares = self.own.num_groups, records.tables, records.shares
+        num_holders = self.own.num_outstanding + self.own.num_transfers if records.extras else most
+        while len(tables) < (num_holders + 2) * num_groups:
+            # In front of the last slot, which holds what lookups find; the chain of free slots ends there.
+            place, slot = len(tables) - num_groups, len(tables) // num_groups
+            for number in range(num_groups):
+                tables.insert(place + number, Rows(int, [slot]))
+                shares.append(_new_row(layout.SHARE))
 
     def call(self, now: float) -> None:
         """Let the scheduler decide steps until enough are under way or it has nothing to do.
@@ -259,13 +281,12 @@ class Stepper:
 
     def wake_at_s(self) -> float | None:
         """When an idle scheduler is to be asked again although nothing arrived; `None` for never."""
-        at_s = self._wake_at_s(self.records)
-        return None if at_s == inf else at_s
+        return self.own.next_s if self.own.is_asked else None
 
     @property
     def next_end_s(self) -> float | None:
         """When the running step ends; `None` if the replica is idle."""
-        return self.under_way[0].end_s if self.own.num_under_way else None
+        return self.under_way[0].end_s if self.own.num_begun else None
 
     @property
     def last_end_s(self) -> float:
@@ -286,7 +307,8 @@ class Stepper:
     def under_way(self) -> list[Any]:
         """The steps (`STEP`) under way, the one that ends first before the others."""
         own, ring = self.own, self.records.under_way
-        return [ring[(own.first_under_way + number) % len(ring)] for number in range(own.num_under_way)]
+        calls = (ring[(own.first_under_way + number) % len(ring)] for number in range(own.num_under_way))
+        return [step for step in calls if step.num_slices]
 
     def slices(self, step: Any) -> list[Slice]:
         """Each request's share of a step under way, or of the one that ended last."""
@@ -336,11 +358,16 @@ class Stepper:
         return None if index == NOBODY else self.world.requests[index]
 
     def blocks_of(self, request: Request) -> list[int]:
-        """The numbers of the blocks that a request holds, in order of position, where blocks have numbers."""
+        """The numbers of a request's blocks, group by group in order of position, if blocks have any."""
+        return [block for blocks in self.blocks_by_group(request) for block in blocks if block != NOBODY]
+
+    def blocks_by_group(self, request: Request) -> list[list[int]]:
+        """The numbers of a request's blocks by group of layers, `NOBODY` for those behind a window."""
+        num_groups = self.own.num_groups
         if not self.own.has_identities or request.slot == NOBODY:
-            return []
-        blocks: list[int] = self.records.tables[request.slot][: request.num_blocks]
-        return blocks
+            return [[] for _ in range(num_groups)]
+        rows = range(request.slot * num_groups, (request.slot + 1) * num_groups)
+        return [self.records.tables[row][: self.records.shares[row].num_places] for row in rows]
 
     def check_integrity(self) -> None:
         """Raise RuntimeError unless every KV block is either free or held, and by the requests here."""
@@ -353,6 +380,8 @@ class Stepper:
             return
         num_shares = [0] * own.num_blocks
         for request in here:
+            if len(self.blocks_of(request)) != request.num_blocks:
+                raise RuntimeError(f"{request.num_blocks} KV blocks of {request.request_id} counted wrongly")
             for block in self.blocks_of(request):
                 num_shares[block] += 1
         blocks = records.blocks

@@ -8,21 +8,27 @@ from __future__ import annotations
 
 from typing import Any
 
+from cbsim.base.binding import apart
+from cbsim.core.drafts import count_drafts, num_accepted
 from cbsim.core.layout import (
     ADMITTED,
     ADMITTED_TOO_MANY,
     CHEAPER,
+    FAILED,
     FINISHED,
     NOBODY_WAITS,
     PREEMPTED,
     PREEMPTED_NOW,
+    PRODUCER,
     RECOMPUTE,
+    REMOTE,
     RESUMED,
     RUNNING,
     SCHEDULED_TOO_MUCH,
     WAITING,
 )
 from cbsim.core.pool import adopt, blocks_for, fail, num_known_tokens, publish, release, withdraw
+from cbsim.core.transfers import keeps_blocks
 from cbsim.core.waiting_queue import leave_queue, push, served
 
 NOT_LOOKED_UP = -1
@@ -34,21 +40,26 @@ def is_prefilling(request: Any) -> bool:
 
 
 def num_wanted(request: Any) -> int:
-    """Tokens the request could compute now: those known or in flight, less those computed.
+    """Tokens the request could compute now: those known, in flight or drafted, less those computed.
 
-    0 if its last token is in flight already.
+    0 if it will have its last token when the steps under way end, even if they accept no draft.
     """
     in_flight = request.num_in_flight_tokens
-    if in_flight and request.num_generated_tokens + in_flight >= request.num_output_tokens:
+    num_at_least = request.num_computed_tokens + 2 - in_flight
+    if in_flight and num_at_least >= request.num_prompt_tokens + request.num_output_tokens:
         return 0
-    return num_known_tokens(request) + in_flight - request.num_computed_tokens
+    return num_known_tokens(request) + in_flight + request.num_drafts - request.num_computed_tokens
 
 
 def schedule(self: Any, step: Any, request: Any, num_tokens: int) -> None:
-    """Let a running request compute `num_tokens` in this step. Its blocks must be there already."""
-    computed, known = request.num_computed_tokens, num_known_tokens(request)
-    num_left = known + request.num_in_flight_tokens - computed
-    if num_tokens <= 0 or num_tokens > num_left or num_tokens > step.budget:
+    """Let a running request compute `num_tokens` in this step. Its blocks must be there already.
+
+    Tokens beyond those known or in flight are drafts, which the step verifies.
+    """
+    config, computed = self.config, request.num_computed_tokens
+    num_known = num_known_tokens(request) + request.num_in_flight_tokens
+    num_left = num_known + request.num_drafts - computed
+    if num_tokens <= 0 or num_tokens > num_left or num_tokens + config.num_extra_slots > step.budget:
         fail(self, SCHEDULED_TOO_MUCH, request, num_tokens, num_left, step.budget)
         # Whoever goes on as long as the budget lasts comes to an end.
         step.budget = 0
@@ -59,46 +70,78 @@ def schedule(self: Any, step: Any, request: Any, num_tokens: int) -> None:
     part.num_computed_tokens = computed
     part.num_preemptions = request.num_preemptions
     part.is_prefill = 1 if is_prefilling(request) else 0
-    part.emits = 1 if num_tokens == num_left else 0
+    part.emits = 1 if computed + num_tokens >= num_known else 0
+    part.num_drafts = max(0, computed + num_tokens - num_known)
+    part.num_accepted = part.num_emitted = part.is_padded = 0
     step.num_slices += 1
-    step.budget -= num_tokens
+    step.budget -= num_tokens + config.num_extra_slots
+    num_to_come = 2 if request.num_in_flight_tokens else 1
+    if (
+        computed + num_tokens >= request.num_prompt_tokens
+        and request.num_generated_tokens + num_to_come < request.num_output_tokens
+    ):
+        step.skips_drafts = 0
     request.num_computed_tokens = computed + num_tokens
-    request.num_in_flight_tokens += part.emits
+    request.num_launched_tokens += num_tokens
+    request.num_drafts = 0
+    request.samples = part.emits
     self.own.num_kv_tokens += num_tokens
-    publish(self, request, min(computed + num_tokens, known))
+    request.num_steps_in_flight += 1
+    if part.emits:
+        request.resumes_at_call = self.own.num_calls + config.num_stages
+        if config.async_scheduling:
+            request.num_in_flight_tokens += 1 + part.num_drafts
+            request.num_drafts = config.num_speculative_tokens
+    publish(self, request, computed + num_tokens)
 
 
 def admit(self: Any, step: Any, request: Any, num_found: int = NOT_LOOKED_UP) -> None:
-    """Move a request from the queue to the end of the running list; `num_found` of its blocks are cached."""
+    """Move a request from the queue to the end of the running list; `num_found` of its tokens are cached."""
     own = self.own
     if own.num_running >= self.config.max_num_seqs:
         fail(self, ADMITTED_TOO_MANY, request, 1, own.num_running, step.budget)
         step.budget = 0
         leave_queue(self, request)
         return
+    leave_queue(self, request)
+    num_cached = 0
+    if num_found != NOT_LOOKED_UP:
+        num_cached = num_found
+        find(self, request, num_cached)
+    start_running(self, step, request, num_cached)
+
+
+def find(self: Any, request: Any, num_cached: int) -> None:
+    """Let a request that leaves the queue share the blocks with its first `num_cached` tokens."""
+    own = self.own
+    adopt(self, request, num_cached)
+    if own.prefix_caching:
+        own.num_tokens_queried += num_known_tokens(request)
+    own.num_tokens_hit += num_cached
+
+
+def start_running(self: Any, step: Any, request: Any, num_computed: int) -> None:
+    """Add a request, whose first `num_computed` tokens are there, to the end of the running list."""
+    own = self.own
     step.waiting_for = NOBODY_WAITS
     if request.state == WAITING:
         served(self, request, request.num_prompt_tokens)
-    leave_queue(self, request)
     self.running[own.num_running] = request.index
     own.num_running += 1
-    num_cached = 0
-    if num_found != NOT_LOOKED_UP:
-        adopt(self, request, num_found)
-        num_cached = num_found * own.block_size
-        if own.prefix_caching:
-            own.num_tokens_queried += num_known_tokens(request)
-        own.num_tokens_hit += num_cached
-    own.num_kv_tokens += num_cached
-    request.num_computed_tokens = num_cached
+    own.num_kv_tokens += num_computed
+    request.num_computed_tokens = num_computed
     request.prefill_until = num_known_tokens(request)
+    request.samples = 0
+    if request.was_passed_over:
+        request.was_passed_over = 0
+        own.num_passed_over -= 1
     if request.state == PREEMPTED:
-        own.num_tokens_recomputed += max(0, request.num_lost_tokens - num_cached)
-        decided(self, step, RESUMED, request, num_cached)
+        own.num_tokens_recomputed += max(0, request.num_lost_tokens - num_computed)
+        decided(self, step, RESUMED, request, num_computed)
     else:
-        request.num_cached_tokens = num_cached
+        request.num_cached_tokens = num_computed
         request.first_scheduled_at_s = step.now
-        decided(self, step, ADMITTED, request, num_cached)
+        decided(self, step, ADMITTED, request, num_computed)
     request.waited_s += step.now - request.waiting_since_s
     request.state = RUNNING
 
@@ -117,6 +160,7 @@ def decided(self: Any, step: Any, event: int, request: Any, num_tokens: int) -> 
     step.num_decisions += 1
 
 
+@apart
 def preempt(self: Any, step: Any, victim: Any) -> None:
     """Take all blocks from a running request and send it back to the waiting queue.
 
@@ -131,7 +175,11 @@ def preempt(self: Any, step: Any, victim: Any) -> None:
     num_needed = num_computed if num_wanted(victim) else 0
     own.num_kv_tokens -= num_computed
     release(self, victim)
-    victim.num_in_flight_tokens = 0
+    victim.num_in_flight_tokens = victim.num_launched_tokens = victim.num_drafts = 0
+    if drops_results(self):
+        victim.num_steps_in_flight = 0
+    own.num_preemptions += 1
+    victim.place_in_line = -own.num_preemptions
     victim.num_preemptions += 1
     victim.preempted_in_call = own.num_calls
     victim.state = PREEMPTED
@@ -147,17 +195,19 @@ def preempt(self: Any, step: Any, victim: Any) -> None:
         victim.num_computed_tokens = 0
 
 
+@apart
 def unschedule(self: Any, step: Any, request: Any) -> None:
     """Take back what this step was to compute of a request."""
     slices = self.slices[step.place]
     for place in range(step.num_slices):
         part = slices[place]
         if part.request == request.index:
-            step.budget += part.num_tokens
+            step.budget += part.num_tokens + self.config.num_extra_slots
             self.own.num_kv_tokens -= part.num_tokens
             request.num_computed_tokens = part.num_computed_tokens
-            request.num_in_flight_tokens -= part.emits
-            withdraw(self, request, min(part.num_computed_tokens, num_known_tokens(request)))
+            request.num_launched_tokens -= part.num_tokens
+            request.num_steps_in_flight -= 1
+            withdraw(self, request, part.num_computed_tokens)
             for later in range(place + 1, step.num_slices):
                 copy_slice(slices[later], slices[later - 1])
             step.num_slices -= 1
@@ -172,6 +222,8 @@ def copy_slice(source: Any, target: Any) -> None:
     target.num_preemptions = source.num_preemptions
     target.is_prefill = source.is_prefill
     target.emits = source.emits
+    target.num_drafts = source.num_drafts
+    target.is_padded = source.is_padded
 
 
 def remove_running(self: Any, request: Any) -> None:
@@ -184,27 +236,60 @@ def remove_running(self: Any, request: Any) -> None:
         self.running[later] = self.running[later + 1]
 
 
-def take_result(self: Any, part: Any) -> bool:
-    """A slice has run: take its token, if one comes out. True if that was the request's last one."""
+def drops_results(self: Any) -> bool:
+    """Whether nothing comes out for a request that was preempted while a step was under way.
+
+    So on a replica that only hands KV over, with more than one step under way (vLLM's P/D connectors).
+    """
+    config = self.config
+    return bool(config.connector == REMOTE and config.role == PRODUCER and self.own.num_in_flight > 1)
+
+
+def verify(self: Any, part: Any) -> None:
+    """A slice has run: settle how many of its drafts were right, and how many tokens come out."""
     request = self.requests[part.request]
-    was_preempted = request.num_preemptions != part.num_preemptions
-    if not was_preempted:
-        publish(self, request, part.num_computed_tokens + part.num_tokens)
-    if not part.emits:
+    if not part.emits or request.state == FINISHED or request.state == FAILED:
+        return
+    part.num_accepted = num_accepted(self, request, part)
+    if request.num_preemptions == part.num_preemptions or not drops_results(self):
+        part.num_emitted = min(
+            part.num_accepted + 1, request.num_output_tokens - request.num_generated_tokens
+        )
+
+
+def take_result(self: Any, step: Any, part: Any) -> bool:
+    """Take what a slice brought, `verify` having settled that. True if it was the request's last token."""
+    own, config, request = self.own, self.config, self.requests[part.request]
+    if request.state == FINISHED or request.state == FAILED:
         return False
-    request.num_generated_tokens += 1
-    served(self, request, 1)
+    was_preempted = request.num_preemptions != part.num_preemptions
+    if not (was_preempted and drops_results(self)):
+        request.num_steps_in_flight -= 1
+    request.num_generated_tokens += part.num_emitted
     if not was_preempted:
-        request.num_in_flight_tokens -= 1
+        request.num_launched_tokens -= part.num_tokens
+        num_rejected = part.num_drafts - part.num_accepted if part.emits else 0
+        if request.num_computed_tokens > 0:
+            request.num_computed_tokens -= num_rejected
+            own.num_kv_tokens -= num_rejected
+        if part.emits and config.async_scheduling:
+            request.num_in_flight_tokens -= 1 + part.num_drafts
+        publish(self, request, request.num_computed_tokens - request.num_launched_tokens)
+    if part.num_emitted == 0:
+        return False
+    served(self, request, part.num_emitted)
     if request.num_generated_tokens < request.num_output_tokens:
+        if not was_preempted and not config.async_scheduling:
+            count_drafts(self, request)
         return False
     request.state = FINISHED
     if was_preempted:
         leave_queue(self, request)
     else:
         remove_running(self, request)
-        self.own.num_kv_tokens -= request.num_computed_tokens
-    left(self, request)
+        own.num_kv_tokens -= request.num_computed_tokens
+    if not keeps_blocks(self, request, step.end_s):
+        left(self, request)
     return True
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from math import inf
 from typing import Any
 
+from cbsim.base.binding import apart
 from cbsim.core.heap import put, take_out
 from cbsim.core.layout import EDF, FAIR, NOBODY, PREEMPTED, PRIORITY, SJF, WAITING
 
@@ -103,6 +104,7 @@ def is_aged(self: Any, request: Any, now: float) -> bool:
     return bool(request.waited_s > self.config.aging_s)
 
 
+@apart
 def first_aged(self: Any, now: float) -> int:
     """The aged request that arrived first, `NOBODY` if none is."""
     own = self.own
@@ -116,6 +118,7 @@ def first_aged(self: Any, now: float) -> int:
 # Shares of users: the Virtual Token Counter of Sheng et al., OSDI'24, algorithm 2
 
 
+@apart
 def push_by_user(self: Any, request: Any) -> None:
     """Queue a request among its user's own; if none of those waited, the user's counter is lifted."""
     user = self.users[request.user_number]
@@ -142,6 +145,7 @@ def lift(self: Any, user: Any) -> None:
     user.num_served = max(user.num_served, least)
 
 
+@apart
 def head_of_users(self: Any) -> int:
     """The first request of the user who was served least; ties go to the first to arrive."""
     users = self.users
@@ -156,6 +160,7 @@ def head_of_users(self: Any) -> int:
     return users[chosen].head
 
 
+@apart
 def leave_users(self: Any, request: Any) -> None:
     """A user whose last waiting request leaves is no longer among those who wait."""
     users, own = self.users, self.own

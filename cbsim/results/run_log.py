@@ -12,9 +12,35 @@ from numpy.typing import NDArray
 
 Column = NDArray[Any]
 
-EVENTS = ("arrived", "admitted", "resumed", "preempted", "emitted", "finished", "rejected")
+EVENTS = (
+    "arrived",
+    "admitted",
+    "resumed",
+    "preempted",
+    "emitted",
+    "finished",
+    "rejected",
+    "load_started",
+    "loaded",
+    "read",
+    "sent",
+    "failed",
+)
 """Names of the event codes 0, 1, 2, ... in `RunLog.events["event"]`."""
-ARRIVED, ADMITTED, RESUMED, PREEMPTED, EMITTED, FINISHED, REJECTED = range(7)
+(
+    ARRIVED,
+    ADMITTED,
+    RESUMED,
+    PREEMPTED,
+    EMITTED,
+    FINISHED,
+    REJECTED,
+    LOAD_STARTED,
+    LOADED,
+    READ,
+    SENT,
+    FAILED,
+) = range(12)
 KINDS = ("prefill", "decode")
 """Names of the codes in `RunLog.batches["kind"]`."""
 
@@ -27,9 +53,9 @@ class Slices:
     """
 
     prefills: dict[str, Column]
-    """One row a prompt slice, by replica and in the order of its steps: `replica`, `step`, `request` (row in
-    `RunLog.requests`), `num_tokens`, `num_computed_tokens` (before the step), `emits` (1 if a token came
-    out)."""
+    """One row a prompt slice, or a decode with drafts, by replica and in the order of its steps: `replica`,
+    `step`, `request` (row in `RunLog.requests`), `num_tokens`, `num_computed_tokens` (before the step),
+    `emits` (1 if a token came out) and `is_prefill`."""
     decodes: dict[str, Column]
     """Runs of decodes: `replica`, `request`, `first_step`, `last_step`. In each step of the run that decodes
     anything at all, the request decodes one token. No run reaches over a preemption of its request."""
@@ -53,15 +79,18 @@ class RunLog:
     `num_attention_pairs` (sum over all slices of (query token, key) pairs, prefill and decode alike),
     `num_context_tokens` (sum over all slices of the KV entries read: context before plus tokens now),
     `num_logits` (rows of logits) and `num_kv_tokens` (KV entries of running requests computed by the
-    step's end, for the waste of reservations). Where there are `slices`, also `transfer_s` (seconds of the
-    step spent moving KV blocks to and from host memory), `waiting_for` (codes of `core.layout`: what the
-    head of the queue lacked) and `max_decode_context` (0 in steps without chunks)."""
+    step's end, for the waste of reservations). With speculative decoding `num_drafts` were verified and
+    `num_accepted` of them right; `skips_drafts` is 1 if the drafter did not run, as nobody could use
+    drafts. Where there are `slices`, also `transfer_s` (seconds of the step spent moving KV blocks to and
+    from host memory), `waiting_for` (codes of `core.layout`: what the head of the queue lacked) and
+    `max_decode_context` (0 in steps without chunks)."""
     events: Mapping[str, Column]
     """In the order they happened: `time_s`, `replica`, `step`, `request` (row in `requests`), `event`
     (codes of `EVENTS`), `num_tokens`."""
     batches: dict[str, Column] | None
     """One row a slice, only on demand: `replica`, `step`, `start_s`, `position`, `request` (row in
-    `requests`), `num_tokens`, `num_computed_tokens`, `kind` (codes of `KINDS`)."""
+    `requests`), `num_tokens`, `num_computed_tokens`, `kind` (codes of `KINDS`), `num_drafts`,
+    `num_accepted`, `is_padded`."""
     gaps: Sequence[tuple[Column, Column]]
     """The gaps between tokens in pieces `(seconds, how often each occurred)`, in any order."""
     rejections: dict[int, str] = field(default_factory=dict)
@@ -78,6 +107,8 @@ class RunLog:
     """The instant the run ended: the last finish, or where it was stopped."""
     slices: Slices | None = None
     """Who was in which step; `None` where the engine does not tell."""
+    has_drafts: bool = False
+    """Whether drafts were verified (speculative decoding)."""
     parts: Mapping[str, Column] | None = None
     """Where each request's time went (`results.latency`), made when asked for; `None` without `slices`."""
 
@@ -118,7 +149,9 @@ STEP_COLUMNS = (
 )
 """Of `RunLog.steps`, in this order."""
 SLICE_STEP_COLUMNS = ("transfer_s", "waiting_for", "max_decode_context")
-"""And behind them, where there are slices."""
+"""Further columns, present if slices were recorded."""
+DRAFT_STEP_COLUMNS = ("num_drafts", "num_accepted", "skips_drafts")
+"""Further columns, present with speculative decoding."""
 
 
 def event_columns(
@@ -144,7 +177,7 @@ def event_columns(
     outside = request[:num_outside]
     time_s = np.concatenate([requests["arrival_s"][outside], recorded["time_s"]])
     replica = np.concatenate([requests["replica"][outside], recorded["replica"]])
-    is_result = (event == EMITTED) | (event == FINISHED)
+    is_result = np.isin(event, (EMITTED, FINISHED, LOADED, SENT, FAILED))
     phase = np.where(is_result, 1, 3)
     phase[:num_outside] = 2 if answers_first else 0
     place, by_replica = request.copy(), replica.copy()

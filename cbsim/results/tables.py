@@ -73,7 +73,7 @@ REQUESTS = (
     Field("num_cached_tokens", "int64", "tokens", "Prefix-cache tokens found at the first admission"),
     Field("num_preemptions", "int64", "", "Times it was preempted"),
     Field("priority", "int64", "", "Smaller goes first"),
-    Field("state", "label", "", "finished, rejected or unfinished"),
+    Field("state", "label", "", "finished, rejected, unfinished or failed (its KV never came)"),
 )
 REQUEST_PARTS = (*_parts(PARTS, "E2E"), *_parts(TTFT_PARTS, "TTFT"))
 """Behind `REQUESTS`, where the record tells: not of live runs."""
@@ -87,11 +87,11 @@ VISITS = (
     Field("left_at_s", "float64", "s", "Instant at which it left; null if it was there at the end", True),
     Field("num_prefill_tokens", "int64", "tokens", "Prompt tokens it came with"),
     Field("num_output_tokens", "int64", "tokens", "Output tokens it got there"),
-    Field("reason", "label", "", "Why it left: finished or rejected; null if it did not", True),
+    Field("reason", "label", "", "Why it left: finished, rejected or failed; null if it did not", True),
 )
 """A row a request and replica: today each request visits one."""
 POOLS, ROLES = ("replicas",), ("both",)
-_REASONS = ("finished", "rejected")
+_REASONS = ("finished", "rejected", "failed")
 STEPS = (
     _STEP_REPLICA,
     _STEP,
@@ -117,13 +117,24 @@ SLICE_STEPS = (
     Field("waiting_for", "int64", "", f"What the head of the queue lacked: {', '.join(_WAITING_FOR)}"),
 )
 """Behind `STEPS`, where the record tells."""
+DRAFT_STEPS = (
+    Field("num_drafts", "int64", "tokens", "Drafts verified"),
+    Field("num_accepted", "int64", "tokens", "Drafts that were right"),
+    Field("skips_drafts", "int64", "", "1 if the drafter did not run, as nobody could use drafts"),
+)
+"""Behind those, with speculative decoding."""
 EVENT_ROWS = (
     Field("time_s", "float64", "s", "Instant"),
     _REPLICA,
     Field("step", "int64", "", "Number of the step on its replica; null outside of steps", True),
     Field("request_id", "label", "", "Name of the request"),
     Field("event", "label", "", ", ".join(EVENTS)),
-    Field("num_tokens", "int64", "tokens", "Prefix-cache tokens found (admitted, resumed), tokens emitted"),
+    Field(
+        "num_tokens",
+        "int64",
+        "tokens",
+        "Cached or brought from elsewhere (admitted, resumed, load_started, loaded, read), or emitted",
+    ),
     Field("reason", "label", "", "Why it was rejected; null for other events", True),
 )
 BATCHES = (
@@ -136,13 +147,19 @@ BATCHES = (
     Field("num_computed_tokens", "int64", "tokens", "Tokens computed before this step"),
     Field("kind", "label", "", ", ".join(KINDS)),
 )
+DRAFT_BATCHES = (
+    Field("num_drafts", "int64", "tokens", "Of these tokens: drafts to verify"),
+    Field("num_accepted", "int64", "tokens", "Drafts that were right"),
+    Field("is_padded", "int64", "", "1 if the drafts are placeholders that can't be right"),
+)
+"""Behind `BATCHES`, with speculative decoding."""
 ITL = (
     Field("quantile", "float64", "", "Share of all gaps between tokens that are no longer"),
     Field("itl_s", "float64", "s", "Exact quantile of the gaps between consecutive tokens"),
 )
 NUM_ITL_QUANTILES = 2001
 
-_STATES = ("finished", "rejected", "unfinished")
+_STATES = ("finished", "rejected", "unfinished", "failed")
 
 
 def requests_table(log: RunLog) -> ArrowTable:
@@ -151,6 +168,7 @@ def requests_table(log: RunLog) -> ArrowTable:
     state = np.full(len(columns["state"]), _STATES.index("unfinished"), dtype=np.int8)
     state[columns["state"] == RequestState.FINISHED] = _STATES.index("finished")
     state[columns["state"] == RequestState.REJECTED] = _STATES.index("rejected")
+    state[columns["state"] == RequestState.FAILED] = _STATES.index("failed")
     fields = REQUESTS if log.parts is None else (*REQUESTS, *REQUEST_PARTS)
     return _table(fields, columns | {"state": labels(state, _STATES)})
 
@@ -161,7 +179,8 @@ def visits_table(log: RunLog) -> ArrowTable:
     is_finished = requests["state"] == RequestState.FINISHED
     is_rejected = requests["state"] == RequestState.REJECTED
     nothing = np.zeros(len(is_finished), dtype=np.int8)
-    reason = np.select([is_finished, is_rejected], [0, 1], -1)
+    is_failed = requests["state"] == RequestState.FAILED
+    reason = np.select([is_finished, is_rejected, is_failed], [0, 1, 2], -1)
     return _table(
         VISITS,
         {
@@ -181,7 +200,8 @@ def visits_table(log: RunLog) -> ArrowTable:
 
 def steps_table(log: RunLog) -> ArrowTable:
     """One row a step in order of (start, replica)."""
-    return _table(STEPS if log.slices is None else (*STEPS, *SLICE_STEPS), log.steps)
+    further = () if log.slices is None else SLICE_STEPS
+    return _table((*STEPS, *further, *(DRAFT_STEPS if log.has_drafts else ())), log.steps)
 
 
 def events_table(log: RunLog) -> ArrowTable:
@@ -208,7 +228,7 @@ def batches_table(log: RunLog) -> ArrowTable | None:
         "request_id": labels(log.batches["request"], log.requests["request_id"]),
         "kind": labels(log.batches["kind"], KINDS),
     }
-    return _table(BATCHES, log.batches | named)
+    return _table((*BATCHES, *(DRAFT_BATCHES if log.has_drafts else ())), log.batches | named)
 
 
 def itl_table(log: RunLog) -> ArrowTable:

@@ -10,6 +10,7 @@ from cbsim.core.layout import NOBODY
 from cbsim.core.verbs import is_prefilling, num_wanted, schedule
 from cbsim.schedulers.reserving import ReservingScheduler, admit_reserved, next_admissible
 from cbsim.schedulers.scheduler import SchedulerConfig
+from cbsim.schedulers.speculation import SpeculativeConfig
 
 
 class ChunkedPrefillConfig(SchedulerConfig):
@@ -23,11 +24,13 @@ class ChunkedPrefillConfig(SchedulerConfig):
     """Most prompt tokens of one request a step; 0 is no cap."""
     max_output_tokens: int | None = Field(default=None, ge=1)
     """Answer length to reserve KV cache for; null reserves exactly what the request will generate."""
+    speculative: SpeculativeConfig | None = None
+    """Speculative decoding; null has none."""
 
 
 def decide(self: Any, step: Any) -> None:
     """Fill the budget with decodes, then with begun prompts, then with new ones."""
-    chunk_size = self.config.chunk_size
+    chunk_size, num_extra = self.config.chunk_size, self.config.num_extra_slots
     if chunk_size == 0:
         chunk_size = self.config.max_tokens_per_step
     num_running, num_begun = self.own.num_running, 0
@@ -36,17 +39,17 @@ def decide(self: Any, step: Any) -> None:
         if is_prefilling(request):
             self.order[num_begun] = request.index
             num_begun += 1
-        elif step.budget and num_wanted(request):
-            schedule(self, step, request, 1)
+        elif num_wanted(request) and step.budget > num_extra:
+            schedule(self, step, request, min(num_wanted(request), step.budget - num_extra))
     for place in range(num_begun):
         request = self.requests[self.order[place]]
-        if step.budget:
-            schedule(self, step, request, min(num_wanted(request), chunk_size, step.budget))
+        if step.budget > num_extra:
+            schedule(self, step, request, min(num_wanted(request), chunk_size, step.budget - num_extra))
     head = next_admissible(self, step)
     while head != NOBODY:
         newcomer = self.requests[head]
         admit_reserved(self, step, newcomer)
-        schedule(self, step, newcomer, min(num_wanted(newcomer), chunk_size, step.budget))
+        schedule(self, step, newcomer, min(num_wanted(newcomer), chunk_size, step.budget - num_extra))
         head = next_admissible(self, step)
 
 

@@ -7,11 +7,11 @@ from typing import Any, Literal
 from numpy.typing import NDArray
 from pydantic import Field
 
+from cbsim.base.binding import apart
 from cbsim.config.section import ComponentConfig
 from cbsim.core.layout import (
     FCFS,
     FITS,
-    KV_BLOCKS,
     LAST_ADMITTED,
     LEAST_PROGRESS,
     LEAST_URGENT,
@@ -23,10 +23,13 @@ from cbsim.core.layout import (
     RUNNING,
     TOO_MANY_BLOCKS,
 )
-from cbsim.core.pool import allocate, blocks_for, find_prefix, num_known_tokens
-from cbsim.core.verbs import admit, num_wanted, preempt, schedule
-from cbsim.core.waiting_queue import head_of_queue, is_aged, is_less_urgent
+from cbsim.core.pool import give_back_behind, grow, num_missing
+from cbsim.core.transfers import defers_release
+from cbsim.core.verbs import num_wanted, preempt, schedule
+from cbsim.core.waiting_queue import is_aged, is_less_urgent
+from cbsim.schedulers.admission import admit_waiting
 from cbsim.schedulers.scheduler import Means, Numbers, Scheduler, SchedulerConfig, numbers_of
+from cbsim.schedulers.speculation import SpeculativeConfig
 
 
 class PagedConfig(SchedulerConfig):
@@ -47,12 +50,15 @@ class PagedConfig(SchedulerConfig):
     reserved all the same: later ones may take the blocks."""
     watermark: float = Field(default=0.0, ge=0, lt=1)
     """Share of all blocks that must stay free after an admission, unless nothing runs."""
+    speculative: SpeculativeConfig | None = None
+    """Speculative decoding; null has none."""
 
 
 def rejects(self: Any, request: Any) -> int:
     """A request that outgrows the whole KV cache, or a prompt that must stay whole and never fits."""
     config = self.config
-    if blocks_for(self, request.num_prompt_tokens + request.num_output_tokens - 1) > self.own.num_blocks:
+    num_tokens = request.num_prompt_tokens + request.num_output_tokens - 1
+    if num_missing(self, request, num_tokens, 0, True) > self.own.num_blocks:
         return TOO_MANY_BLOCKS
     splits = config.enable_chunked_prefill or 0 < config.chunk_size <= config.max_tokens_per_step
     if not splits and request.num_prompt_tokens > config.max_tokens_per_step:
@@ -64,6 +70,7 @@ def decide(self: Any, step: Any) -> None:
     """One pass over the running list, then admissions unless something was preempted."""
     cap = chunk_cap(self)
     serve_running(self, step, cap)
+    step.num_served = step.num_slices
     if step.num_preempted == 0:
         admit_waiting(self, step, cap)
 
@@ -84,16 +91,25 @@ def serve_running(self: Any, step: Any, cap: int) -> None:
     """Give each running request, in their order, what it wants while the budget lasts."""
     num_visited = running_order(self)
     for place in range(num_visited):
-        if step.budget == 0:
+        num_left = step.budget - self.config.num_extra_slots
+        if num_left <= 0:
             return
         request = self.requests[self.order[place]]
-        num_tokens = min(num_wanted(request), cap, step.budget)
-        if num_tokens == 0 or request.state != RUNNING:
+        num_tokens = min(num_wanted(request), cap, num_left)
+        if num_tokens == 0 or request.state != RUNNING or is_passed_over(self, request):
             continue
-        if make_room(self, step, request, num_tokens):
+        was_prefilling = not request.samples
+        outcome = make_room(self, step, request, num_tokens)
+        if outcome == HAS_ROOM:
             schedule(self, step, request, num_tokens)
-        elif ends_at_own_preemption(self):
+            step.visits_prefill += was_prefilling
+        elif outcome == NOBODY_MAY_GO or ends_at_own_preemption(self):
             return
+
+
+def is_passed_over(self: Any, request: Any) -> bool:
+    """Whether a running request gets nothing in this step, though there is something to compute."""
+    return False
 
 
 def running_order(self: Any) -> int:
@@ -104,22 +120,38 @@ def running_order(self: Any) -> int:
     return num_running
 
 
-def make_room(self: Any, step: Any, request: Any, num_tokens: int) -> bool:
+HAS_ROOM, IS_VICTIM, NOBODY_MAY_GO = range(3)
+"""What came of `make_room`: the request has its blocks, was itself preempted, or may preempt nobody."""
+
+
+def make_room(self: Any, step: Any, request: Any, num_tokens: int) -> int:
     """Give a running request the blocks for its next tokens, preempting others while they don't fit.
 
-    False if the request was itself the victim.
+    Where KV may be written to the blocks of a step under way, whoever is in one is not preempted.
     """
-    num_missing = blocks_for(self, request.num_computed_tokens + num_tokens) - request.num_blocks
-    while num_missing > self.own.num_free:
-        victim = choose_victim(self, step.now)
-        preempt(self, step, self.requests[victim])
-        if victim == request.index:
-            return False
-    if num_missing > 0:
-        allocate(self, request, num_missing)
-    return True
+    give_back_behind(self, request)
+    num_resident = request.num_computed_tokens + num_tokens + self.config.num_lookahead_tokens
+    while num_missing(self, request, num_resident) > self.own.num_free:
+        victim = self.requests[choose_victim(self, step.now)]
+        if defers_release(self) and is_under_way(self, step, victim):
+            return NOBODY_MAY_GO
+        preempt(self, step, victim)
+        if victim.index == request.index:
+            return IS_VICTIM
+    grow(self, request, num_resident)
+    return HAS_ROOM
 
 
+def is_under_way(self: Any, step: Any, request: Any) -> bool:
+    """Whether a step under way, other than the one being decided, computes tokens of a request."""
+    num_launched = request.num_launched_tokens
+    for place in range(step.num_slices):
+        if self.slices[step.place][place].request == request.index:
+            num_launched -= self.slices[step.place][place].num_tokens
+    return bool(num_launched > 0)
+
+
+@apart
 def choose_victim(self: Any, now: float) -> int:
     """The running request to preempt, among those that have not aged; if all have, the last to arrive."""
     own, num_young, last = self.own, 0, NOBODY
@@ -168,59 +200,6 @@ def is_rather_preempted(self: Any, index: int, other: int) -> bool:
 def ends_at_own_preemption(self: Any) -> bool:
     """Whether the pass over the running list ends when the visited request was itself the victim."""
     return self.config.policy == FCFS
-
-
-def admit_waiting(self: Any, step: Any, cap: int) -> None:
-    """Admit from the head of the queue while slots, budget and blocks last; nobody overtakes the head."""
-    while step.budget > 0 and self.own.num_running < self.config.max_num_seqs:
-        head = head_of_queue(self, step.now)
-        if head == NOBODY or not try_admit(self, step, self.requests[head], cap):
-            return
-
-
-def try_admit(self: Any, step: Any, request: Any, cap: int) -> bool:
-    """Admit the head of the queue with its first chunk, if they fit."""
-    num_found, num_found_free = find_prefix(self, request)
-    num_cached = num_found * self.own.block_size
-    num_tokens = first_chunk(self, step, request, num_cached, cap)
-    if num_tokens == 0:
-        return False
-    if not finds_blocks(self, step, request, num_cached + num_tokens, num_found, num_found_free):
-        return False
-    admit(self, step, request, num_found)
-    allocate(self, request, blocks_for(self, num_cached + num_tokens) - request.num_blocks)
-    schedule(self, step, request, num_tokens)
-    return True
-
-
-def first_chunk(self: Any, step: Any, request: Any, num_computed: int, cap: int) -> int:
-    """Tokens that a request would compute if admitted now; 0 if they must stay whole and don't fit."""
-    num_tokens = min(num_known_tokens(request) - num_computed, cap)
-    if num_tokens > step.budget and not self.config.enable_chunked_prefill:
-        return 0
-    return min(num_tokens, step.budget)
-
-
-def finds_blocks(
-    self: Any, step: Any, request: Any, num_tokens: int, num_found: int, num_found_free: int
-) -> bool:
-    """Whether the head of the queue finds its blocks; if not, that is what all others wait for."""
-    if num_blocks_missing(self, request, num_tokens, num_found, num_found_free) <= 0:
-        return True
-    step.waiting_for = KV_BLOCKS
-    return False
-
-
-def num_blocks_missing(self: Any, request: Any, num_tokens: int, num_found: int, num_found_free: int) -> int:
-    """Blocks missing to admit a request that is to hold KV of `num_tokens`; 0 or less if none.
-
-    `num_found` of its blocks are cached; `num_found_free` of those are held by nobody.
-    """
-    own, config = self.own, self.config
-    num_resident = num_known_tokens(request) if config.reserve_full_isl else num_tokens
-    num_needed = blocks_for(self, num_resident) - num_found + num_found_free
-    num_kept_free = config.num_watermark_blocks if own.num_running else 0
-    return num_needed + num_kept_free - own.num_free
 
 
 class PagedScheduler(Scheduler):

@@ -10,24 +10,23 @@ from typing import Any, Literal
 from numpy.typing import NDArray
 from pydantic import Field, ValidationInfo, field_validator
 
+from cbsim.base.binding import apart
 from cbsim.base.units import GIB, GIGA
 from cbsim.config.section import ComponentConfig
 from cbsim.core.layout import NOBODY, WAITING
-from cbsim.core.pool import allocate, blocks_for, num_freed_by, num_known_tokens
+from cbsim.core.pool import grow, num_freed_by, num_known_tokens
 from cbsim.core.verbs import admit, is_prefilling, move_in, preempt, schedule
 from cbsim.core.waiting_queue import head_of_queue, is_aged, is_less_urgent
+from cbsim.schedulers.admission import admit_waiting as paged_admit_waiting
+from cbsim.schedulers.admission import finds_blocks, first_chunk, num_blocks_missing
+from cbsim.schedulers.admission import try_admit as paged_try_admit
 from cbsim.schedulers.lengths import length_z
 from cbsim.schedulers.orders import OrderConfig, Policy
 from cbsim.schedulers.paged import (
     PagedConfig,
     PagedScheduler,
     choose_among,
-    finds_blocks,
-    first_chunk,
-    num_blocks_missing,
 )
-from cbsim.schedulers.paged import admit_waiting as paged_admit_waiting
-from cbsim.schedulers.paged import try_admit as paged_try_admit
 from cbsim.schedulers.scheduler import Means, Numbers, numbers_of
 from cbsim.schedulers.swap import SwapConfig
 
@@ -91,18 +90,20 @@ def try_admit(self: Any, step: Any, request: Any, cap: int) -> bool:
         return paged_try_admit(self, step, request, cap)
     num_computed, prefill_until = request.num_computed_tokens, request.prefill_until
     num_tokens = first_chunk(self, step, request, num_computed, cap)
-    if num_tokens == 0 or not finds_blocks(self, step, request, num_computed + num_tokens, 0, 0):
+    num_resident = num_computed + num_tokens + self.config.num_lookahead_tokens
+    if num_tokens == 0 or not finds_blocks(self, step, request, num_resident, 0, 0):
         return False
     admit(self, step, request)
     request.num_computed_tokens = num_computed
     request.prefill_until = prefill_until
     self.own.num_kv_tokens += num_computed
-    allocate(self, request, blocks_for(self, num_computed + num_tokens))
+    grow(self, request, num_resident)
     move_in(self, request)
     schedule(self, step, request, num_tokens)
     return True
 
 
+@apart
 def evict_for_head(self: Any, step: Any, cap: int) -> bool:
     """Preempt one less urgent request for the head of the queue, if enough of them run to let it in.
 

@@ -12,9 +12,10 @@ from cbsim.schedulers.scheduler import Numbers, Scheduler
 
 
 def num_reserved(self: Any, request: Any) -> int:
-    """Blocks for the prompt and the most tokens the request may generate."""
+    """Blocks for the prompt and the most tokens the request may generate, drafts included."""
     num_output_tokens = max(request.num_output_tokens, self.config.max_output_tokens)
-    return blocks_for(self, request.num_prompt_tokens + num_output_tokens)
+    num_drafted = self.config.num_speculative_tokens + self.config.num_lookahead_tokens
+    return blocks_for(self, request.num_prompt_tokens + num_output_tokens + num_drafted)
 
 
 def rejects(self: Any, request: Any) -> int:
@@ -25,7 +26,7 @@ def rejects(self: Any, request: Any) -> int:
 def next_admissible(self: Any, step: Any) -> int:
     """The head of the queue, if a slot, budget and its whole reservation are free; else `NOBODY`."""
     own = self.own
-    if step.budget == 0 or own.num_running >= self.config.max_num_seqs:
+    if step.budget <= self.config.num_extra_slots or own.num_running >= self.config.max_num_seqs:
         return NOBODY
     head = head_of_queue(self, step.now)
     if head != NOBODY and num_reserved(self, self.requests[head]) > own.num_free:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from cbsim.config.section import ComponentConfig
 from cbsim.core.layout import LONGER_THAN_SLOT, PROMPT_TOO_LONG, TOO_MANY_BLOCKS
 from cbsim.schedulers.rule_check import check_rules
+from cbsim.schedulers.speculation import ConnectorConfig, SpeculativeConfig
 
 Numbers = dict[str, float]
 
@@ -40,6 +41,21 @@ class SchedulerConfig(ComponentConfig):
     def reuses_unknown_blocks_first(self) -> bool:
         """Whether released KV blocks without cached content are taken before those with it."""
         return True
+
+    @property
+    def drafting(self) -> SpeculativeConfig | None:
+        """The speculative decoding asked for, if any."""
+        found = getattr(self, "speculative", None)
+        return found if isinstance(found, SpeculativeConfig) else None
+
+    @property
+    def has_connector(self) -> bool:
+        """Whether KV comes from elsewhere or goes there."""
+        return getattr(self, "connector", None) is not None
+
+    def num_in_flight(self, num_stages: int = 1) -> int:
+        """Most calls of the scheduler whose results are awaited, on a pipeline of so many stages."""
+        return num_stages + (1 if self.async_scheduling else 0)
 
 
 class Scheduler:
@@ -124,6 +140,8 @@ def numbers_of(config: ComponentConfig) -> Numbers:
             found[name] = 0
         elif isinstance(value, (bool, int, float)):
             found[name] = value
+        elif isinstance(value, (SpeculativeConfig, ConnectorConfig)):
+            found |= value.numbers()
     return found
 
 

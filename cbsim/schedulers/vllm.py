@@ -4,15 +4,22 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from pydantic import Field
+
 from cbsim.config.section import ComponentConfig
 from cbsim.core.layout import FCFS
+from cbsim.core.waiting_queue import push
+from cbsim.core.waiting_queue import rank_of as rank_by_policy
+from cbsim.schedulers.admission import admit_waiting as paged_admit_waiting
 from cbsim.schedulers.paged import PagedConfig, PagedScheduler
 from cbsim.schedulers.paged import chunk_cap as paged_chunk_cap
+from cbsim.schedulers.paged import decide as paged_decide
 from cbsim.schedulers.scheduler import Means, Numbers
+from cbsim.schedulers.speculation import ConnectorConfig
 
 
 class VllmConfig(PagedConfig):
-    """vLLM's V1 scheduler, one replica, no speculative decoding, full attention."""
+    """vLLM's V1 scheduler."""
 
     policy: Literal["fcfs", "priority"] = "fcfs"
     """Who is admitted first, and who is preempted last."""
@@ -20,6 +27,15 @@ class VllmConfig(PagedConfig):
     """The vLLM release to follow, where releases differ."""
     async_scheduling: bool = True
     """Decide the next step while one is running (two in flight), as vLLM does by default."""
+    max_num_active_seqs: int | None = Field(default=None, ge=1)
+    """Most requests running at once, if less than `max_num_seqs` (0.33)."""
+    adaptive_chunk_size: bool = False
+    """Let the cap rise to an equal share of the budget for each request, running or waiting (0.33:
+    `long_prefill_token_threshold_adaptive`). Without a `chunk_size` there is no cap."""
+    prefill_schedule_interval: int = Field(default=1, ge=1)
+    """Steps with prompt tokens come at least this many steps apart while somebody decodes (0.33)."""
+    connector: ConnectorConfig | None = None
+    """KV that comes from other replicas or from a tier below the GPU; null has none."""
 
     @property
     def reuses_unknown_blocks_first(self) -> bool:
@@ -31,16 +47,92 @@ V0_15, V0_20, V0_33 = range(3)
 """Codes of `version`."""
 
 
+def decide(self: Any, step: Any) -> None:
+    """Decide whether prompts are held back, then as `PagedScheduler`, and count the steps since any ran."""
+    own = self.own
+    own.holds_prefill = 1 if holds_prefill(self) else 0
+    paged_decide(self, step)
+    if step.num_slices:
+        own.steps_since_prefill = 0 if carries_prefill(self, step) else own.steps_since_prefill + 1
+
+
+def holds_prefill(self: Any) -> bool:
+    """Whether it is too early for prompts again: only while some request decodes and the queue moves."""
+    own = self.own
+    if own.steps_since_prefill + 1 >= self.config.prefill_schedule_interval or own.is_backed_up:
+        return False
+    num_decoding = 0
+    for place in range(own.num_running):
+        num_decoding += self.requests[self.running[place]].samples
+    return bool(num_decoding)
+
+
+def carries_prefill(self: Any, step: Any) -> bool:
+    """Whether a step computes prompt tokens: of a running request, or more than one of a new one."""
+    if step.visits_prefill:
+        return True
+    num_prompts = 0
+    for place in range(step.num_served, step.num_slices):
+        part = self.slices[step.place][place]
+        num_prompts += part.num_tokens > 1 and not part.is_padded
+    return bool(num_prompts)
+
+
+def is_passed_over(self: Any, request: Any) -> bool:
+    """Prompts that are held back, and whoever's last token has not yet left a pipeline's stages."""
+    if self.own.holds_prefill and not request.samples:
+        return True
+    return bool(
+        self.config.num_stages > 1
+        and self.config.async_scheduling
+        and self.own.num_calls < request.resumes_at_call
+    )
+
+
+def admit_waiting(self: Any, step: Any, cap: int) -> None:
+    """As `PagedScheduler`; while requests are left waiting, prompts are no longer held back."""
+    own = self.own
+    paged_admit_waiting(self, step, cap)
+    if not own.holds_prefill:
+        own.is_backed_up = 1 if own.num_waiting > own.num_passed_over else 0
+
+
+def pass_over(self: Any, request: Any) -> None:
+    """A request that was passed over keeps its place, and is not counted as waiting until it runs again."""
+    if not request.was_passed_over:
+        request.was_passed_over = 1
+        self.own.num_passed_over += 1
+    push(self, request)
+
+
+def has_slot(self: Any) -> bool:
+    """Fewer may be active than there is room for."""
+    config = self.config
+    return bool(self.own.num_running < min(config.max_num_seqs, config.max_num_active_seqs))
+
+
 def chunk_cap(self: Any) -> int:
-    """The cap spares a lone request (0.33)."""
-    if self.config.version == V0_33 and self.own.num_running + self.own.num_waiting <= 1:
-        return self.config.max_tokens_per_step
-    return paged_chunk_cap(self)
+    """The cap spares a lone request (0.33), and may rise as requests get fewer."""
+    config = self.config
+    num_here = self.own.num_running + self.own.num_waiting + self.own.num_holding
+    if config.version == V0_33 and num_here <= 1:
+        return config.max_tokens_per_step
+    cap = paged_chunk_cap(self)
+    if config.adaptive_chunk_size:
+        cap = max(cap, config.max_tokens_per_step // num_here)
+    return cap
 
 
 def ends_at_own_preemption(self: Any) -> bool:
     """0.33 goes on with the next running request under `priority`."""
     return self.config.policy == FCFS or self.config.version != V0_33
+
+
+def rank_of(self: Any, request: Any) -> float:
+    """Under `fcfs` whoever was preempted goes to the front, the last one first."""
+    if self.config.policy == FCFS:
+        return float(request.place_in_line)
+    return rank_by_policy(self, request)
 
 
 class VllmScheduler(PagedScheduler):
@@ -51,14 +143,21 @@ class VllmScheduler(PagedScheduler):
     """
 
     Config = VllmConfig
+    decide = decide
+    is_passed_over = is_passed_over
+    admit_waiting = admit_waiting
+    pass_over = pass_over
+    has_slot = has_slot
     chunk_cap = chunk_cap
     ends_at_own_preemption = ends_at_own_preemption
+    rank_of = rank_of
 
     @classmethod
     def numbers(cls, config: ComponentConfig, means: Means) -> Numbers:
         """0.15 had no `reserve_full_isl`, 0.15 and 0.20 no watermark."""
         assert isinstance(config, VllmConfig)
         numbers = super().numbers(config, means)
+        numbers["max_num_active_seqs"] = config.max_num_active_seqs or config.max_num_seqs
         if config.version != "0.33":
             numbers["num_watermark_blocks"] = 0
         if config.version == "0.15":

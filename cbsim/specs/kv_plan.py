@@ -55,7 +55,7 @@ class KvPlan:
         return total
 
     def num_tokens(self, num_blocks: int, max_model_len: int, max_tokens_under_way: int) -> int:
-        """What vLLM logs as "GPU KV cache size": tokens of requests of the longest context that fit at once."""
+        """What vLLM logs as "GPU KV cache size": the tokens of all longest requests that fit at once."""
         return int(self.max_concurrency(num_blocks, max_model_len, max_tokens_under_way) * max_model_len)
 
     def max_concurrency(self, num_blocks: int, max_model_len: int, max_tokens_under_way: int) -> float:
@@ -66,8 +66,8 @@ class KvPlan:
 def plan_kv_cache(kinds: Sequence[LayerKind], block_size: int, *, is_hybrid: bool = True) -> KvPlan:
     """Deal layers into groups. With `is_hybrid` off all layers make one group that keeps every token.
 
-    A group has as many layers as the smallest kind, or the largest if that is less than 1.5 times as many; each
-    kind is dealt into groups one layer at a time.
+    A group has as many layers as the smallest kind, or the largest if that is less than 1.5 times as many;
+    each kind is dealt into groups one layer at a time.
     """
     token_bytes = max(kind.token_bytes for kind in kinds)
     if not is_hybrid or len(kinds) == 1:

@@ -33,7 +33,15 @@ from cbsim.observers import ObservedRun
 from cbsim.observers.audience import Audience
 from cbsim.observers.scheduler_view import SchedulerView
 from cbsim.results.latency import Replica, request_parts
-from cbsim.results.run_log import SLICE_STEP_COLUMNS, STEP_COLUMNS, Deferred, RunLog, Slices, event_columns
+from cbsim.results.run_log import (
+    DRAFT_STEP_COLUMNS,
+    SLICE_STEP_COLUMNS,
+    STEP_COLUMNS,
+    Deferred,
+    RunLog,
+    Slices,
+    event_columns,
+)
 from cbsim.schedulers import SCHEDULERS, Means, Scheduler, SchedulerConfig
 from cbsim.studies.experiment import Experiment, ReplicasConfig
 from cbsim.workload import Workload
@@ -42,6 +50,7 @@ from cbsim.workload.think import ThinkTimes
 
 Array = NDArray[Any]
 LOGGER = logging.getLogger("cbsim")
+ENDED = (layout.FINISHED, layout.REJECTED, layout.FAILED)
 TOKENS_TO_COMPILE = 3_000_000
 TOKENS_TO_LOAD = 150_000
 """Output tokens from which a run is compiled: where the core has yet to be compiled (some 15 s), and where it
@@ -76,11 +85,45 @@ class Setup:
     router: int = layout.ROUND_ROBIN
     until_s: float = inf
     with_batches: bool = False
+    num_stages: int = 1
+    """Stages of the pipeline that a step passes through."""
 
     @property
     def is_closed(self) -> bool:
         """Whether clients send the requests."""
         return self.workload.config.concurrency is not None
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """`Replica.config`."""
+        numbers = self.rung.numbers(self.scheduler, self.means)
+        drafting = self.scheduler.drafting
+        if drafting is not None:
+            numbers["draft_s"] = drafting.share * self.cost.step_s(StepShape((), 0, 1, 1, 1))
+        return {
+            **numbers,
+            "with_batches": self.with_batches,
+            "num_stages": self.num_stages,
+            "seed": self.means.seed % 2**31,
+        }
+
+    @property
+    def num_in_flight(self) -> int:
+        """Most calls of the scheduler whose results are awaited."""
+        return self.scheduler.num_in_flight(self.num_stages)
+
+    @property
+    def chances(self) -> list[float] | None:
+        """The chance of each draft to be accepted; `None` without speculation and connectors."""
+        drafting = self.scheduler.drafting
+        if drafting is not None:
+            return drafting.chances
+        return [] if self.scheduler.has_connector else None
+
+    def priced(self) -> tuple[Callable[..., float], Any]:
+        """What prices a step, and the first thing that it takes."""
+        rules = self.cost.rules()
+        return (rules.step_s, rules.record) if rules else (class_step_s, self.cost)
 
 
 def setup_of(experiment: Experiment, workload: Workload, cost: CostModel) -> Setup:
@@ -128,6 +171,8 @@ def simulate_core(
             setup.workload.batches(),
             inf if setup.is_closed else setup.until_s,
             with_segments=setup.pool.prefix_caching,
+            with_extras=setup.chances is not None,
+            chances=setup.chances or (),
         )
     requests, seed = intake.requests, setup.means.seed
     job_length = rung.job_length(setup.scheduler, seed)
@@ -145,27 +190,28 @@ def simulate_core(
     if setup.router == layout.RANDOM and setup.num_replicas > 1:
         random = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(ROUTER_STREAM,)))
         requests["route"] = [int(random.integers(setup.num_replicas)) for _ in range(len(requests))]
-    rules = cost.rules()
-    numbers = {**rung.numbers(setup.scheduler, setup.means), "with_batches": setup.with_batches}
-    prices = None
+    numbers, prices = setup.numbers, None
+    step_s, figures = setup.priced()
     if numbers.get("preemption") == layout.CHEAPER:
         longest = int((requests["num_prompt_tokens"] + requests["num_output_tokens"]).max(initial=0))
         prices = np.array([prefill_s(cost, n) for n in range(longest + 1)])
     world = new_world(
         requests,
-        rules.record if rules else cost,
+        figures,
         setup.pool,
         numbers,
         num_replicas=setup.num_replicas,
-        num_in_flight=2 if setup.scheduler.async_scheduling else 1,
+        num_in_flight=setup.num_in_flight,
         router=setup.router,
         num_clients=setup.workload.config.concurrency or 0,
         segments=intake.segments,
         prefill_s=prices,
+        extras=intake.extras,
+        acceptance=intake.acceptance,
     )
-    bound = core_of(rung, rules.step_s if rules else class_step_s)
+    bound = core_of(rung, step_s)
     record, outcome = Record(), Speed(False)
-    if rules is not None and is_worth_compiling(engine, bound, requests):
+    if step_s is not class_step_s and is_worth_compiling(engine, bound, requests):
         outcome = compiled(world, bound)
     drive = run_compiled if outcome.is_compiled else run_interpreted
     try:
@@ -268,18 +314,15 @@ def stepwise(
     `step_s(cost, shape, chunks)` stands for the cost model's; the others as for `StepwiseWorld`.
     """
     cost, rung = setup.cost, setup.rung
-    rules = cost.rules()
-    if step_s is not None:
-        priced_by, record = step_s, cost
-    else:
-        priced_by, record = (rules.step_s, rules.record) if rules else (class_step_s, cost)
+    priced_by, figures = setup.priced() if step_s is None else (step_s, cost)
     return StepwiseWorld(
         Parts(rung.rules(), priced_by),
-        record,
+        figures,
         setup.pool,
-        {**rung.numbers(setup.scheduler, setup.means), "with_batches": setup.with_batches},
+        setup.numbers,
         num_replicas=setup.num_replicas,
-        num_in_flight=2 if setup.scheduler.async_scheduling else 1,
+        num_in_flight=setup.num_in_flight,
+        chances=setup.chances,
         prefill_s=partial(prefill_s, cost),
         job_length=rung.job_length(setup.scheduler, setup.means.seed),
         watches=watches,
@@ -373,14 +416,15 @@ def log_of(rows: Array, ids: NDArray[np.object_], own: Array, record: Record, se
                 "priority",
             )
         },
-        "state": np.where(is_finished | is_rejected, state, RequestState.UNFINISHED),
+        "state": np.where(np.isin(state, ENDED), state, RequestState.UNFINISHED),
     }
     numbers = rung.numbers(setup.scheduler, setup.means)
     rejections = {
         int(index): rung.rejection(rows[index], numbers, setup.means) for index in np.flatnonzero(is_rejected)
     }
     slices = Slices(record.columns("prefills"), record.columns("decodes"))
-    names, num_blocks = (*STEP_COLUMNS, *SLICE_STEP_COLUMNS), setup.means.num_blocks
+    has_drafts, num_blocks = setup.scheduler.drafting is not None, setup.means.num_blocks
+    names = (*STEP_COLUMNS, *SLICE_STEP_COLUMNS, *(DRAFT_STEP_COLUMNS if has_drafts else ()))
     events = Deferred(
         lambda: event_columns(requests, record.columns("events"), rejections, answers_first=setup.is_closed)
     )
@@ -414,6 +458,7 @@ def log_of(rows: Array, ids: NDArray[np.object_], own: Array, record: Record, se
         num_padding_tokens=int(own["num_padding_tokens"].sum()),
         end_s=end_s,
         slices=slices,
+        has_drafts=has_drafts,
         parts=Deferred(partial(request_parts, requests, events, replicas)),
     )
 
@@ -437,7 +482,7 @@ class Gaps(Sequence[tuple[Array, Array]]):
 
     def __init__(self, record: Record) -> None:
         self._record = record
-        self._num_pieces = sum(1 for _ in record.pieces("steps", "step")) + 1
+        self._num_pieces = sum(1 for _ in record.pieces("steps", "step")) + 2
 
     def __len__(self) -> int:
         return self._num_pieces
@@ -451,3 +496,5 @@ class Gaps(Sequence[tuple[Array, Array]]):
             yield gap_s[is_gap], count[is_gap].astype(np.int64)
         gap_s = self._record.column("gaps", "gap_s")
         yield gap_s, np.ones(len(gap_s), dtype=np.int64)
+        num_joint = self._record.column("steps", "num_joint_tokens").sum(dtype=np.int64)
+        yield np.zeros(int(num_joint > 0)), np.full(int(num_joint > 0), num_joint)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import IntEnum
+from typing import Any
 
 Segments = tuple[tuple[str, int], ...]
 """A prompt as `(segment name, number of tokens)`: two prompts share exactly their common leading
@@ -18,6 +20,7 @@ class RequestState(IntEnum):
     PREEMPTED = 3
     FINISHED = 4
     REJECTED = 5
+    FAILED = 6
 
 
 class Request:
@@ -35,6 +38,7 @@ class Request:
         "blocks",
         "deadline_s",
         "end_link",
+        "extra",
         "first_decode",
         "first_link",
         "first_scheduled_at_s",
@@ -47,14 +51,18 @@ class Request:
         "num_blocks",
         "num_cached_tokens",
         "num_computed_tokens",
+        "num_drafts",
         "num_generated_tokens",
         "num_in_flight_tokens",
+        "num_junction_tokens",
+        "num_launched_tokens",
         "num_lost_tokens",
         "num_output_tokens",
         "num_preemptions",
         "num_prompt_tokens",
-        "num_published_blocks",
+        "num_steps_in_flight",
         "num_swapped_blocks",
+        "place_in_line",
         "predicted_output_tokens",
         "preempted_in_call",
         "prefill_until",
@@ -63,7 +71,9 @@ class Request:
         "rejection",
         "replica",
         "request_id",
+        "resumes_at_call",
         "route",
+        "samples",
         "session_id",
         "slot",
         "state",
@@ -72,6 +82,7 @@ class Request:
         "user_number",
         "waited_s",
         "waiting_since_s",
+        "was_passed_over",
     )
 
     def __init__(
@@ -86,6 +97,7 @@ class Request:
         user: str | None = None,
         deadline_s: float | None = None,
         prompt: Segments | None = None,
+        extra: Mapping[str, Any] | None = None,
     ) -> None:
         self.request_id = request_id
         self.arrival_s = arrival_s
@@ -97,13 +109,16 @@ class Request:
         self.deadline_s = deadline_s
         """Seconds from the arrival."""
         self.prompt = prompt
+        self.extra = extra
+        """What it brings along for speculation and KV connectors, by fields of `cbsim.core.layout.EXTRA`;
+        lists as `accepted` and `proposed`."""
         self.index = -1
         """Place in order of arrival, given by the world: breaks every tie."""
         self.state = RequestState.WAITING
         self.num_computed_tokens = 0
         self.num_generated_tokens = 0
         self.num_in_flight_tokens = 0
-        """Output tokens that a step under way will emit."""
+        """Output tokens that steps under way may emit, with asynchronous scheduling."""
         self.prefill_until = num_prompt_tokens
         """Tokens to compute before it decodes: its prompt, after a preemption its answer so far too."""
         self.num_preemptions = 0
@@ -114,8 +129,6 @@ class Request:
         self.num_lost_tokens = 0
         """Computed tokens that the last preemption threw away."""
         self.num_blocks = 0
-        self.num_published_blocks = 0
-        """Leading blocks whose content the prefix cache knows."""
         self.blocks: list[int] = []
         """KV block numbers in order of position, where the pool keeps identities."""
         self.first_scheduled_at_s: float | None = None
@@ -135,6 +148,8 @@ class Request:
         self.user_number = self.route = self.rejection = 0
         self.first_link = self.end_link = 0
         self.preempted_in_call = self.num_swapped_blocks = 0
+        self.num_launched_tokens = self.num_drafts = self.num_junction_tokens = self.num_steps_in_flight = 0
+        self.place_in_line = self.resumes_at_call = self.samples = self.was_passed_over = 0
         self.replica = self.affinity = self.slot = self.first_decode = self.last_decode = -1
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from itertools import islice
 from typing import Any
@@ -36,6 +36,8 @@ class RequestBatch:
     deadline_s: FloatColumn | None = None
     """Seconds after the arrival by which the answer is due; NaN for none."""
     prompt: list[Segments | None] | None = None
+    extra: list[Mapping[str, Any] | None] | None = None
+    """See `Request.extra`."""
 
     def __len__(self) -> int:
         return len(self.arrival_s)
@@ -64,7 +66,7 @@ class RequestBatch:
             self.num_prompt_tokens.tolist(),
             self.num_output_tokens.tolist(),
         )
-        optional = (self.priority, self.session_id, self.user, self.deadline_s, self.prompt)
+        optional = (self.priority, self.session_id, self.user, self.deadline_s, self.prompt, self.extra)
         if all(column is None for column in optional):
             yield from map(Request, *needed)
             return
@@ -74,9 +76,19 @@ class RequestBatch:
         users = absent if self.user is None else self.user.tolist()
         deadlines = absent if self.deadline_s is None else _nan_to_none(self.deadline_s)
         prompts = absent if self.prompt is None else self.prompt
-        for name, arrival_s, num_prompt, num_output, priority, session, user, deadline_s, prompt in zip(
-            *needed, priorities, sessions, users, deadlines, prompts, strict=True
-        ):
+        extras = absent if self.extra is None else self.extra
+        for (
+            name,
+            arrival_s,
+            num_prompt,
+            num_output,
+            priority,
+            session,
+            user,
+            deadline_s,
+            prompt,
+            extra,
+        ) in zip(*needed, priorities, sessions, users, deadlines, prompts, extras, strict=True):
             yield Request(
                 name,
                 arrival_s,
@@ -87,6 +99,7 @@ class RequestBatch:
                 user=user,
                 deadline_s=deadline_s,
                 prompt=prompt,
+                extra=extra,
             )
 
 
@@ -110,6 +123,7 @@ def batches_of(requests: Iterable[Request]) -> Iterator[RequestBatch]:
             user=_objects([row.user for row in rows]),
             deadline_s=np.array([np.nan if row.deadline_s is None else row.deadline_s for row in rows]),
             prompt=[row.prompt for row in rows],
+            extra=[row.extra for row in rows],
         )
         first += len(rows)
 

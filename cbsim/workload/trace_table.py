@@ -38,7 +38,7 @@ class TraceTable:
             yield self._batch(slice(start, start + size))
 
     def _batch(self, rows: slice) -> RequestBatch:
-        plain = {
+        plain: dict[str, Any] = {
             name: column[rows] for name, column in self.optional.items() if name not in ("prompt", "hash_ids")
         }
         lengths = self.num_prompt_tokens[rows]

@@ -82,6 +82,7 @@ def broken_pools() -> list[Any]:
 
     def stolen(replica: Stepper, holder: Request) -> None:
         replica.records.tables[holder.slot][2] = replica.records.blocks[-1].next_free
+        replica.records.shares[holder.slot].num_places += 1
         holder.num_blocks += 1
 
     def uncounted(replica: Stepper, holder: Request) -> None:
@@ -199,13 +200,14 @@ def test_every_block_is_the_one_a_naive_pool_gives(
             ]
             prompt = tuple((name, n) for name, n in zip(names, lengths, strict=True) if n) or (("s", 1),)
             made = known(replica, with_prompt(number, 6, *prompt))
-            num_found, num_found_free = find_prefix(records, made)
+            num_cached, num_found_free = find_prefix(records, made)
+            num_found = num_cached // block_size
             num_missing = blocks_for(records, made.num_prompt_tokens) - num_found
             if num_missing + num_found_free > own.num_free:
                 continue
             found = records.tables[-1][:num_found]
             assert found == naive.start(made.request_id, tokens_of(made))
-            adopt(records, made, num_found)
+            adopt(records, made, num_cached)
             allocate(records, made, num_missing)
             naive.grow(made.request_id, num_missing)
             made.state = RequestState.RUNNING
@@ -252,10 +254,10 @@ def test_keys_are_equal_where_and_only_where_tokens_are(prompts: Any, block_size
         tokens = tokens_of(made)
         link = made.first_link
         for place in range(len(tokens) // block_size):
-            link = link_of(records, made, link, place)
-            assert link == link_of(records, made, made.first_link, place)
+            link = link_of(records, made, link, 0, place)
+            assert link == link_of(records, made, made.first_link, 0, place)
             content = tuple(tokens[: (place + 1) * block_size])
-            assert content_of.setdefault(key_at(records, link, place), content) == content
+            assert content_of.setdefault(key_at(records, link, 0, place), content) == content
     assert len(set(content_of.values())) == len(content_of)
 
 

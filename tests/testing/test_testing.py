@@ -15,7 +15,7 @@ import pytest
 from cbsim.base.binding import can_compile
 from cbsim.core.layout import FITS, NOBODY, WAITING
 from cbsim.core.pool import allocate, blocks_for
-from cbsim.core.verbs import NOT_LOOKED_UP, admit, left, preempt, schedule
+from cbsim.core.verbs import left, preempt, schedule, start_running
 from cbsim.core.waiting_queue import head_of_queue, push
 from cbsim.schedulers import Means, Scheduler
 from cbsim.schedulers.chunked_prefill import ChunkedPrefillScheduler
@@ -108,8 +108,8 @@ class TakesTooFewBlocks(ChunkedPrefillScheduler):
 class SkipsATokenOfTheKV(PreemptiveScheduler):
     """A resumed request is said to have a token that nobody computed."""
 
-    def admit(self: Any, step: Any, request: Any, num_found: int = NOT_LOOKED_UP) -> None:
-        admit(self, step, request, num_found)
+    def start_running(self: Any, step: Any, request: Any, num_computed: int) -> None:
+        start_running(self, step, request, num_computed)
         if request.num_preemptions:
             request.num_computed_tokens += 1
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from cbsim.base.units import format_seconds
 from cbsim.core.pool import blocks_for, find_prefix
 from cbsim.core.stepping import Stepper
-from cbsim.schedulers.paged import PagedScheduler, num_blocks_missing
+from cbsim.schedulers.admission import num_blocks_missing
+from cbsim.schedulers.paged import PagedScheduler
 from cbsim.schedulers.reserving import ReservingScheduler, num_reserved
 from cbsim.schedulers.scheduler import Scheduler
 from cbsim.schedulers.static import StaticScheduler

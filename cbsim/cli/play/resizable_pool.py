@@ -7,7 +7,7 @@ from typing import Any
 
 from cbsim.base.records import record_class
 from cbsim.core.layout import BLOCK, KEY, NOBODY
-from cbsim.core.pool import forget, link_after, place_of_key
+from cbsim.core.pool import forget, link_after, place_of_key, row_of
 from cbsim.workload.request import Request
 
 
@@ -62,9 +62,11 @@ def shrink(self: Any, num_blocks: int, free: list[int], holders: Iterable[Reques
     for block, number in new.items():
         renumber(self, block, number)
     for request in holders:
-        for place in range(request.num_blocks):
-            table = self.tables[request.slot]
-            table[place] = new.get(table[place], table[place])
+        for group in range(self.own.num_groups if request.num_blocks else 0):
+            row = row_of(self, request, group)
+            table = self.tables[row]
+            for place in range(self.shares[row].num_places):
+                table[place] = new.get(table[place], table[place])
     del self.blocks[num_blocks:]
     return [new.get(block, block) for block in free[num_given_up:]]
 

@@ -68,9 +68,10 @@ def test_whatever_happens_the_pool_is_whole_and_content_stays_with_its_holder(
     for number, (what, argument) in enumerate(actions):
         if what == "admit":
             request = newcomer(replica, number)
-            num_found, num_found_free = find_prefix(self, request)
+            num_cached, num_found_free = find_prefix(self, request)
+            num_found = num_cached // own.block_size
             if 4 - num_found + num_found_free <= own.num_free:
-                adopt(self, request, num_found)
+                adopt(self, request, num_cached)
                 allocate(self, request, 4 - num_found)
                 publish(self, request, 16)
                 holders.append(request)
@@ -92,7 +93,7 @@ def test_whatever_happens_the_pool_is_whole_and_content_stays_with_its_holder(
             # Whoever asks for the same tokens is led to blocks of the same content.
             twin = Request("twin", 0.0, 17, 1, prompt=(*(holder.prompt or ()), ("more", 1)))
             replica.world.add(twin)
-            num_found, _ = find_prefix(self, twin)
+            num_found = find_prefix(self, twin)[0] // own.block_size
             assert num_found == (4 if prefix_caching else 0)
             found = self.tables[-1][:num_found]
             assert [self.blocks[block].key for block in found] == [
@@ -126,7 +127,7 @@ def test_copies_of_a_content_stay_in_order_when_they_get_other_numbers() -> None
     assert replica.blocks_of(holders[1]) == [0, 1, 2, 3]
     replica.check_integrity()
     asking = newcomer(replica, 9)
-    assert find_prefix(replica.records, asking) == (2, 0)
+    assert find_prefix(replica.records, asking) == (8, 0)
     assert replica.records.tables[-1][:2] == [4, 5]  # known before those that are now 0 and 1
 
 
