@@ -69,15 +69,12 @@ class ResampledWorkload(TraceWorkload):
         rows: IntColumn = (starts[:, None] + np.arange(self._block_size)).ravel()[:num_drawn] % num_source
         times = np.cumsum(gap_s[rows])
         rows += first
+        chosen = ("priority", "user", "deadline_s", "contents")
+        columns = {name: getattr(table, name) for name in chosen}
         return TraceTable(
             np.arange(num_drawn),
             times - times[0],
             table.num_prompt_tokens[rows],
             table.num_output_tokens[rows],
-            {
-                name: column[rows]
-                for name, column in table.optional.items()
-                if name not in ("request_id", "session_id")
-            },
-            (),
+            **{name: column[rows] for name, column in columns.items() if column is not None},
         )

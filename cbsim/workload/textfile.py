@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import zlib
+import io
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pyarrow as pa
 
@@ -30,63 +30,27 @@ class Block(NamedTuple):
         return [(self.first_line + i, line) for i, line in enumerate(split) if line.rstrip(b"\r")]
 
 
-def compression_of(path: Path) -> str | None:
-    """`gzip` or `zstd` by the file's first bytes, whatever its name; `None` for a plain file."""
-    with path.open("rb") as file:
-        start = file.read(4)
-    return next((name for magic, name in _MAGIC.items() if start.startswith(magic)), None)
-
-
-def open_bytes(path: Path) -> Any:
-    """The file as a stream of bytes, decompressed on the fly."""
-    return pa.input_stream(str(path), compression=compression_of(path))
-
-
 def read_blocks(path: Path, mistakes: Mistakes) -> Iterator[Block]:
     """The file in blocks of whole lines; ends early, with a mistake added, where it can't be read on."""
-    line, offset, rest = 1, 0, b""
-    with open_bytes(path) as stream:
-        while True:
-            data, ended_early = _read(stream, path, mistakes)
-            if offset == 0 and not rest:
-                if data.startswith(_UTF16_BOMS):
+    with path.open("rb") as file:
+        start = file.read(4)
+    compression = next((name for magic, name in _MAGIC.items() if start.startswith(magic)), None)
+    line, offset = 1, 0
+    with io.BufferedReader(pa.input_stream(str(path), compression=compression)) as stream:
+        try:
+            while data := stream.read(BLOCK_BYTES) + stream.readline():
+                if offset == 0 and data.startswith(_UTF16_BOMS):
                     mistakes.add(0, 0, "got UTF-16 text; allowed: UTF-8")
                     return
-                if data.startswith(_UTF8_BOM):
-                    data, offset = data[len(_UTF8_BOM) :], len(_UTF8_BOM)
-            data = rest + data
-            whole = len(data) if len(data) == len(rest) else data.rfind(b"\n") + 1
-            rest = data[whole:]
-            data = data[:whole]
-            if data:
-                if not _is_utf8(data, line, offset, mistakes):
-                    return
-                yield Block(line, data)
+                text = data.removeprefix(_UTF8_BOM) if offset == 0 else data
+                data.decode()
+                yield Block(line, text)
                 line += data.count(b"\n")
                 offset += len(data)
-            elif not rest:
-                return
-            if ended_early:
-                return
-
-
-def _read(stream: Any, path: Path, mistakes: Mistakes) -> tuple[bytes, bool]:
-    try:
-        return stream.read(BLOCK_BYTES), False
-    except (OSError, zlib.error) as error:
-        what = "ends early" if "Truncated" in str(error) else "is corrupt"
-        mistakes.add(0, 0, f"the {compression_of(path)} data {what}; allowed: a whole file")
-        return b"", True
-
-
-def _is_utf8(data: bytes, first_line: int, offset: int, mistakes: Mistakes) -> bool:
-    try:
-        data.decode()
-    except UnicodeDecodeError as error:
-        line = first_line + data.count(b"\n", 0, error.start)
-        byte = data[error.start]
-        mistakes.add(
-            line, 0, f"got byte 0x{byte:02x} at offset {offset + error.start:,}; allowed: UTF-8 text"
-        )
-        return False
-    return True
+        except UnicodeDecodeError as error:
+            line += data.count(b"\n", 0, error.start)
+            got = f"got byte 0x{data[error.start]:02x} at offset {offset + error.start:,}"
+            mistakes.add(line, 0, f"{got}; allowed: UTF-8 text")
+        except OSError as error:
+            what = "ends early" if "Truncated" in str(error) else "is corrupt"
+            mistakes.add(0, 0, f"the {compression} data {what}; allowed: a whole file")
