@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Callable, Iterator
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field
@@ -24,9 +24,6 @@ _PERIODS_DRAWN = 256
 class ArrivalProcess(Section, ABC):
     """A way for requests to arrive."""
 
-    is_drawn: ClassVar[bool] = True
-    """Whether chance decides."""
-
     @abstractmethod
     def times(self, streams: Streams, size: int) -> Iterator[FloatColumn]:
         """Endless chunks of at most `size` instants, seconds, never falling; `size` doesn't change them."""
@@ -35,7 +32,6 @@ class ArrivalProcess(Section, ABC):
 class ConstantArrivals(ArrivalProcess):
     """One arrival every `1 / rate_per_s` seconds, the first at 0."""
 
-    is_drawn: ClassVar[bool] = False
     type: Literal["constant"]
     rate_per_s: float = Field(gt=0)
     """Arrivals a second."""
@@ -73,12 +69,7 @@ class GammaArrivals(ArrivalProcess):
         """Sums of gamma gaps of shape 1 / cv^2."""
         random = streams.generator()
         shape = 1 / self.cv**2
-
-        def gaps() -> Iterator[FloatColumn]:
-            while True:
-                yield random.standard_gamma(shape, size) / (shape * self.rate_per_s)
-
-        return _accumulated(gaps())
+        return _summed(lambda: random.standard_gamma(shape, size) / (shape * self.rate_per_s))
 
 
 class OnOffArrivals(ArrivalProcess):
@@ -143,7 +134,6 @@ class DailyArrivals(ArrivalProcess):
 class AllAtOnceArrivals(ArrivalProcess):
     """Everything arrives at 0, as in an offline benchmark."""
 
-    is_drawn: ClassVar[bool] = False
     type: Literal["all_at_once"]
 
     def times(self, streams: Streams, size: int) -> Iterator[FloatColumn]:
@@ -159,17 +149,14 @@ Arrivals = Annotated[
 
 
 def _poisson(random: np.random.Generator, rate_per_s: float, size: int) -> Iterator[FloatColumn]:
-    def gaps() -> Iterator[FloatColumn]:
-        while True:
-            yield random.standard_exponential(size) / rate_per_s
-
-    return _accumulated(gaps())
+    return _summed(lambda: random.standard_exponential(size) / rate_per_s)
 
 
-def _accumulated(gap_chunks: Iterator[FloatColumn]) -> Iterator[FloatColumn]:
+def _summed(draw_gaps: Callable[[], FloatColumn]) -> Iterator[FloatColumn]:
     """Running sums over all chunks, added one by one in order, so that chunks don't show in the last bit."""
     now = 0.0
-    for gaps in gap_chunks:
+    while True:
+        gaps = draw_gaps()
         gaps[0] += now
         times = np.add.accumulate(gaps)
         now = times[-1]

@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 from pydantic import Field, model_validator
 
 from cbsim.config.section import Section
-from cbsim.workload.lookup import find_trace
 from cbsim.workload.request_batch import FloatColumn, IntColumn
 from cbsim.workload.streams import Streams
 from cbsim.workload.trace_table import TraceTable
@@ -23,29 +22,21 @@ Z_90 = 1.2815515655446004
 Side = Literal["prompt", "output"]
 Traces = Callable[[str], TraceTable]
 """Reads the trace that a path names."""
-Sampler = Callable[[int], IntColumn]
-"""Draws the next so many whole numbers; how many at a time doesn't change them."""
+Sampler = Callable[[int], NDArray[Any]]
+"""Draws the next `size` numbers; how many at a time doesn't change them."""
 
 
 class LengthDistribution(Section, ABC):
     """A distribution of whole numbers from 1 up."""
 
-    is_drawn: ClassVar[bool] = True
-    """Whether chance decides."""
-
     @abstractmethod
     def sampler(self, streams: Streams, traces: Traces, side: Side) -> Sampler:
         """A sampler at the start of its stream; `side` is what to take from one of the `traces`."""
-
-    def files(self, folder: Path) -> list[Path]:
-        """The trace files it draws from."""
-        return []
 
 
 class FixedLengths(LengthDistribution):
     """Always the same."""
 
-    is_drawn: ClassVar[bool] = False
     type: Literal["fixed"]
     value: int = Field(ge=1)
     """The number."""
@@ -164,18 +155,11 @@ class EmpiricalLengths(LengthDistribution):
 
     def sampler(self, streams: Streams, traces: Traces, side: Side) -> Sampler:
         """By inversion, one random number for each draw; a file's rows from a stream of the file's own."""
-        if self.path is not None:
-            trace = traces(self.path)
-            values = trace.num_prompt_tokens if side == "prompt" else trace.num_output_tokens
-            pick = picker(Streams(streams.seed, f"workload/rows/{self.path}"), len(values), None)
-        else:
-            values = np.array(self.values, dtype=np.int64)
-            pick = picker(streams, len(values), self.weights)
-        return lambda size: values[pick(size)]
-
-    def files(self, folder: Path) -> list[Path]:
-        """The trace file."""
-        return [] if self.path is None else [find_trace(self.path, folder)]
+        if self.path is None:
+            return picker(streams, self.values or (), self.weights)
+        trace = traces(self.path)
+        values = trace.num_prompt_tokens if side == "prompt" else trace.num_output_tokens
+        return picker(Streams(streams.seed, f"workload/rows/{self.path}"), values)
 
 
 class MixtureLengths(LengthDistribution):
@@ -195,12 +179,8 @@ class MixtureLengths(LengthDistribution):
     def sampler(self, streams: Streams, traces: Traces, side: Side) -> Sampler:
         """Every part draws for every request, so that no stream's place hangs on which part was chosen."""
         samplers = [part.sampler(streams.child(str(i)), traces, side) for i, part in enumerate(self.parts)]
-        pick = picker(streams.child("part"), len(samplers), self.weights)
+        pick = picker(streams.child("part"), range(len(samplers)), self.weights)
         return lambda size: np.stack([sampler(size) for sampler in samplers])[pick(size), np.arange(size)]
-
-    def files(self, folder: Path) -> list[Path]:
-        """The trace files of its parts."""
-        return [file for part in self.parts for file in part.files(folder)]
 
 
 Lengths = Annotated[
@@ -210,14 +190,13 @@ Lengths = Annotated[
 MixtureLengths.model_rebuild()
 
 
-def picker(streams: Streams, num_choices: int, weights: list[float] | None) -> Sampler:
-    """Draws places 0 to `num_choices` - 1, equally often or by weight."""
+def picker(streams: Streams, values: ArrayLike, weights: ArrayLike | None = None) -> Sampler:
+    """Draws from `values`, equally often or by weight."""
     random = streams.generator()
-    bounds = np.add.accumulate(
-        np.ones(num_choices) if weights is None else np.array(weights, dtype=np.float64)
-    )
+    choices = np.asarray(values)
+    bounds = np.add.accumulate(np.ones(len(choices)) if weights is None else np.asarray(weights, float))
     bounds /= bounds[-1]
-    return lambda size: np.searchsorted(bounds, random.random(size), side="right")
+    return lambda size: choices[np.searchsorted(bounds, random.random(size), side="right")]
 
 
 def check_weights(weights: list[float], num_wanted: int) -> None:
