@@ -81,11 +81,7 @@ FORMATS = (
         optional={"session_id": Column("Session ID", TEXT)},
     ),
     Format(
-        "vidur",
-        Column("arrived_at", _SECONDS),
-        "num_prefill_tokens",
-        "num_decode_tokens",
-        unit_may_slip=True,
+        "vidur", Column("arrived_at", _SECONDS), "num_prefill_tokens", "num_decode_tokens", unit_may_slip=True
     ),
     Format(
         "cbsim",

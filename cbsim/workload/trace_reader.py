@@ -87,8 +87,9 @@ class _Reader:
                 wrong_lengths = parsed["num_prompt_tokens"][1]
                 self._check_prompts(chunk, columns, wrong_lengths, len(wanted))
             if "request_id" in columns:
-                columns["request_id"] = _named(columns["request_id"], num_before)
-                self._check_ids(chunk, columns["request_id"].tolist(), list(wanted).index("request_id"))
+                ids = [each or f"r{row}" for row, each in enumerate(columns["request_id"], num_before)]
+                columns["request_id"] = np.array(ids, dtype=np.object_)
+                self._check_ids(chunk, ids, list(wanted).index("request_id"))
             yield columns
             num_before += len(chunk.lines)
 
@@ -101,10 +102,6 @@ class _Reader:
                 self._mistakes.add(chunk.lines[row], order, text)
 
     def _check_ids(self, chunk: TableChunk, ids: list[str], order: int) -> None:
-        new = set(ids)
-        if len(new) == len(ids) and self._ids.isdisjoint(new):
-            self._ids |= new
-            return
         for row, request_id in enumerate(ids):
             if request_id in self._ids:
                 text = f"request_id: got {request_id} again; allowed: each id once"
@@ -150,13 +147,6 @@ def _misfit(content: Any, num_prompt_tokens: int) -> str | None:
     if got == num_prompt_tokens:
         return None
     return f"prompt: got segments of {got:,} tokens; allowed: num_prompt_tokens, {num_prompt_tokens:,}"
-
-
-def _named(ids: NDArray[Any], num_before: int) -> NDArray[Any]:
-    """Request ids, rows without one named by their place."""
-    return np.array(
-        [f"r{num_before + i}" if each is None else each for i, each in enumerate(ids)], dtype=np.object_
-    )
 
 
 def _is_used(column: NDArray[Any]) -> bool:
