@@ -38,19 +38,11 @@ class Assembly(Generic[S]):
         self._overrides = overrides
         self.document = document.copy()
         self.grid = Grid()
-        self._problems: list[str] = list(document.problems)
-        self._hints: list[str] = []
-        self._prepare()
-
-    @property
-    def problems(self) -> list[str]:
+        self.problems: list[str] = list(document.problems)
         """Mistakes found so far, none of them in values."""
-        return list(self._problems)
-
-    @property
-    def hints(self) -> list[str]:
+        self.hints: list[str] = []
         """What the user may have meant, for where there are mistakes: lines of their own."""
-        return list(self._hints)
+        self._prepare()
 
     def read(self, document: Document) -> S:
         """The document, typed. Raises `ConfigError` with a line for each mistake."""
@@ -70,9 +62,7 @@ class Assembly(Generic[S]):
         """The document with some swept values in their places, and without its sweep."""
         document = self.document.copy()
         for value in values:
-            keys = split_key(value.key)
-            self._open_way(document, keys)
-            document.put(keys, value.value, self.document, value.origin)
+            self._put(document, split_key(value.key), value.value, self.document, value.origin)
         document.data.pop(SWEEP, None)
         return document
 
@@ -94,12 +84,11 @@ class Assembly(Generic[S]):
         for axis, items in self._axes():
             if override.keys[: len(axis)] == axis and len(override.keys) > len(axis):
                 if override.keys == (*axis, "type"):
-                    self._hints.append(_hint_of_type(override))
+                    self.hints.append(_hint_of_type(override))
                 for item in items:
                     self._apply_to_item(override, axis, item)
                 return
-        self._open_way(self.document, override.keys)
-        self.document.put(override.keys, override.value, override.origin)
+        self._put(self.document, override.keys, override.value, override.origin)
 
     def _apply_to_item(self, override: Override, axis: Keys, item: Keys) -> None:
         """Set a key below what an axis sweeps as a whole: in each of its values."""
@@ -117,10 +106,11 @@ class Assembly(Generic[S]):
                 if isinstance(values, list):
                     yield split_key(key), [(*origin, key, i) for i in range(len(values))]
 
-    def _open_way(self, document: Document, keys: Keys) -> None:
-        """A name on the way to a key becomes the mapping it stands for."""
+    def _put(self, document: Document, keys: Keys, value: Any, *origin: Any) -> None:
+        """Set a value; a name on the way to its key becomes the mapping that it stands for."""
         if len(keys) > 1:
             self._names.expand(document, str(keys[0]))
+        document.put(keys, value, *origin)
 
     def _read_grid(self) -> None:
         pinned = {override.keys for override in self._overrides}
@@ -142,16 +132,15 @@ class Assembly(Generic[S]):
     def _may_be_empty(self, key: str) -> bool:
         """Whether null means the same as nothing: an optional section, all its lines commented out."""
         info = self._model.model_fields.get(key)
-        if info is None:
+        if info is None or (info.is_required() and key not in self._names.defaults()):
             return False
-        is_needed = info.is_required() and key not in self._names.defaults()
-        return not is_needed and Expected.of_field(info).holds_mapping
+        return Expected.of_field(info).holds_mapping
 
     def _tell(self, action: Callable[..., None], *arguments: Any) -> None:
         try:
             action(*arguments)
         except ConfigError as error:
-            self._problems += error.problems
+            self.problems += error.problems
 
 
 def _hint_of_type(override: Override) -> str:

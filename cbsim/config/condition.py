@@ -136,11 +136,11 @@ def _number(node: ast.expr, settings: Mapping[str, Any]) -> int | float:
 
 
 def _dotted(node: ast.expr) -> str | None:
-    if isinstance(node, ast.Name):
-        return node.id
-    if isinstance(node, ast.Attribute):
-        head = _dotted(node.value)
-        return None if head is None else f"{head}.{node.attr}"
+    match node:
+        case ast.Name(id=name):
+            return name
+        case ast.Attribute(value=inner, attr=name) if (head := _dotted(inner)) is not None:
+            return f"{head}.{name}"
     return None
 
 

@@ -73,13 +73,10 @@ def _parse(text: str) -> Override:
         raise ConfigError(f"--set: got '{text}'; expected KEY=VALUE, as in --set scheduler.max_num_seqs=64")
     try:
         parsed = parse_yaml(value, "--set")
+        if parsed.problems:
+            raise ConfigError(*parsed.problems)
     except ConfigError as error:
-        raise ConfigError(*(f"--set: {key}: {_after_line(problem)}" for problem in error.problems)) from None
-    if parsed.problems:
-        raise ConfigError(*(f"--set: {key}: {_after_line(problem)}" for problem in parsed.problems))
+        # A text of one line needs no `--set:1: ` before the message.
+        problems = (problem.split(": ", 1)[1] for problem in error.problems)
+        raise ConfigError(*(f"--set: {key}: {problem}" for problem in problems)) from None
     return Override(split_key(key), parsed.value, "--set")
-
-
-def _after_line(problem: str) -> str:
-    """The message without the `--set:1: ` that a one-line text doesn't need."""
-    return problem.split(": ", 1)[1]
