@@ -105,14 +105,12 @@ def _check(node: ast.expr, text: str, names: dict[str, None]) -> None:
 
 def _evaluate(node: ast.expr, settings: Mapping[str, Any]) -> Any:
     match node:
-        case ast.BoolOp(op=ast.And(), values=parts):
-            return all(_evaluate(part, settings) for part in parts)
-        case ast.BoolOp(values=parts):
-            return any(_evaluate(part, settings) for part in parts)
-        case ast.UnaryOp(op=ast.Not(), operand=operand):
-            return not _evaluate(operand, settings)
-        case ast.UnaryOp(operand=operand):
-            return -_evaluate(operand, settings)
+        case ast.BoolOp(op=op, values=parts):
+            holds = all if isinstance(op, ast.And) else any
+            return holds(_evaluate(part, settings) for part in parts)
+        case ast.UnaryOp(op=op, operand=operand):
+            value = _evaluate(operand, settings)
+            return not value if isinstance(op, ast.Not) else -value
         case ast.BinOp(left=left, op=op, right=right):
             return _ARITHMETIC[type(op)](_number(left, settings), _number(right, settings))
         case ast.Compare(left=left, ops=ops, comparators=others):

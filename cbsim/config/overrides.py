@@ -7,10 +7,8 @@ import shlex
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-import yaml
-
 from cbsim.base.errors import ConfigError
-from cbsim.config.yaml_text import Keys, parse_yaml
+from cbsim.config.yaml_text import Keys, dump_yaml, parse_yaml
 
 SWEEP = "sweep"
 SWEEP_WORDS = ("zip", "where", "replicates")
@@ -59,9 +57,7 @@ def as_options(settings: Mapping[str, Any]) -> str:
     """`--set KEY=VALUE ...` as a shell takes it, of dotted keys and plain values."""
     options = []
     for key, value in settings.items():
-        text = yaml.safe_dump(
-            value, default_flow_style=True, sort_keys=False, width=math.inf, allow_unicode=True
-        )
+        text = dump_yaml(value, default_flow_style=True, width=math.inf)
         options.append(f"--set {shlex.quote(f'{key}={text.removesuffix(_END_OF_SCALAR).strip()}')}")
     return " ".join(options)
 

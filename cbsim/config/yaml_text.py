@@ -78,9 +78,10 @@ def parse_yaml(text: str, source: str) -> ParsedYaml:
     return builder.parsed
 
 
-def dump_yaml(data: Any) -> str:
+def dump_yaml(data: Any, **style: Any) -> str:
     """YAML text that any YAML reader, 1.1 or 1.2, reads as the same plain data, keys in their order."""
-    return yaml.dump(data, Dumper=_CoreDumper, sort_keys=False, allow_unicode=True)
+    text: str = yaml.dump(data, Dumper=_CoreDumper, sort_keys=False, allow_unicode=True, **style)
+    return text
 
 
 class _Builder:
