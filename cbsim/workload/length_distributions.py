@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, Self
 
@@ -12,7 +11,6 @@ from numpy.typing import ArrayLike, NDArray
 from pydantic import Field, model_validator
 
 from cbsim.config.section import Section
-from cbsim.workload.request_batch import FloatColumn, IntColumn
 from cbsim.workload.streams import Streams
 from cbsim.workload.trace_table import TraceTable
 
@@ -26,15 +24,7 @@ Sampler = Callable[[int], NDArray[Any]]
 """Draws the next `size` numbers; how many at a time doesn't change them."""
 
 
-class LengthDistribution(Section, ABC):
-    """A distribution of whole numbers from 1 up."""
-
-    @abstractmethod
-    def sampler(self, streams: Streams, traces: Traces, side: Side) -> Sampler:
-        """A sampler at the start of its stream; `side` is what to take from one of the `traces`."""
-
-
-class FixedLengths(LengthDistribution):
+class FixedLengths(Section):
     """Always the same."""
 
     type: Literal["fixed"]
@@ -46,7 +36,7 @@ class FixedLengths(LengthDistribution):
         return lambda size: np.full(size, self.value, dtype=np.int64)
 
 
-class UniformLengths(LengthDistribution):
+class UniformLengths(Section):
     """Every whole number from `min` to `max` equally often."""
 
     type: Literal["uniform"]
@@ -67,7 +57,7 @@ class UniformLengths(LengthDistribution):
         return lambda size: random.integers(self.min, self.max, size, endpoint=True)
 
 
-class LognormalLengths(LengthDistribution):
+class LognormalLengths(Section):
     """A lognormal distribution, rounded, and clipped to `min` and `max`.
 
     Its middle is given by `median` or `mean`, its width by `sigma` (of the logarithm) or `p90`, all before
@@ -96,14 +86,12 @@ class LognormalLengths(LengthDistribution):
             raise ValueError("lognormal lengths: give one of sigma and p90")
         if self.max is not None and self.max < self.min:
             raise ValueError(f"max: got {self.max}; allowed: min ({self.min}) or more")
-        if self.p90 is not None:
-            middle, most = (
-                (self.median, math.inf) if self.mean is None else (self.mean, math.exp(Z_90**2 / 2))
-            )
-            if middle is not None and not 1 <= self.p90 / middle <= most:
-                bound = "" if math.isinf(most) else f" and at most {most:.3f} times it"
-                name = "median" if self.mean is None else "mean"
-                raise ValueError(f"p90: got {self.p90:g}; allowed: at least the {name} ({middle:g}){bound}")
+        most = math.exp(Z_90**2 / 2)
+        if self.p90 is not None and self.median is not None and self.p90 < self.median:
+            raise ValueError(f"p90: got {self.p90:g}; allowed: at least the median ({self.median:g})")
+        if self.p90 is not None and self.mean is not None and not 1 <= self.p90 / self.mean <= most:
+            allowed = f"at least the mean ({self.mean:g}) and at most {most:.3f} times it"
+            raise ValueError(f"p90: got {self.p90:g}; allowed: {allowed}")
         return self
 
     @property
@@ -113,24 +101,28 @@ class LognormalLengths(LengthDistribution):
         The mean of a lognormal is exp(mu + sigma^2 / 2) and its p90 exp(mu + z sigma) with z = 1.2816; of the
         two solutions for a mean and a p90 the narrower is meant.
         """
+        log_p90 = math.log(self.p90 or 1)
         if self.median is not None:
             mu = math.log(self.median)
-            return mu, self.sigma if self.sigma is not None else (math.log(self.p90 or 1) - mu) / Z_90
-        log_mean = math.log(self.mean or 1)
-        if self.sigma is not None:
-            sigma = self.sigma
-        else:
-            sigma = Z_90 - math.sqrt(max(0.0, Z_90**2 - 2 * (math.log(self.p90 or 1) - log_mean)))
+            return mu, (log_p90 - mu) / Z_90 if self.sigma is None else self.sigma
+        log_mean, sigma = math.log(self.mean or 1), self.sigma
+        if sigma is None:
+            sigma = Z_90 - math.sqrt(max(0.0, Z_90**2 - 2 * (log_p90 - log_mean)))
         return log_mean - sigma**2 / 2, sigma
 
     def sampler(self, streams: Streams, traces: Traces, side: Side) -> Sampler:
         """Rounded to the nearest whole number, then clipped."""
         random = streams.generator()
         mu, sigma = self.log_mean_and_sigma
-        return lambda size: _whole(np.exp(mu + sigma * random.standard_normal(size)), self.min, self.max)
+
+        def draw(size: int) -> NDArray[Any]:
+            numbers = np.rint(np.exp(mu + sigma * random.standard_normal(size)))
+            return np.clip(numbers, self.min, self.max).astype(np.int64)
+
+        return draw
 
 
-class EmpiricalLengths(LengthDistribution):
+class EmpiricalLengths(Section):
     """Values with weights, or the lengths found in a trace file.
 
     Where prompts and answers are drawn from the same file, each request takes both from one of its rows, so
@@ -162,7 +154,7 @@ class EmpiricalLengths(LengthDistribution):
         return picker(Streams(streams.seed, f"workload/rows/{self.path}"), values)
 
 
-class MixtureLengths(LengthDistribution):
+class MixtureLengths(Section):
     """Each number from one of several distributions, for lengths with more than one peak."""
 
     type: Literal["mixture"]
@@ -187,6 +179,10 @@ Lengths = Annotated[
     FixedLengths | UniformLengths | LognormalLengths | EmpiricalLengths | MixtureLengths,
     Field(discriminator="type"),
 ]
+"""A distribution of whole numbers from 1 up.
+
+Its `sampler` is one at the start of its stream; `side` is what to take from one of the `traces`.
+"""
 MixtureLengths.model_rebuild()
 
 
@@ -205,7 +201,3 @@ def check_weights(weights: list[float], num_wanted: int) -> None:
         raise ValueError(f"weights: got {len(weights)}; allowed: one for each value, {num_wanted}")
     if sum(weights) <= 0:
         raise ValueError("weights: got 0 for all; allowed: a sum above 0")
-
-
-def _whole(numbers: FloatColumn, low: int, high: int | None) -> IntColumn:
-    return np.clip(np.rint(numbers), low, high).astype(np.int64)
