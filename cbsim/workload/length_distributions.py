@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from cbsim.config.section import Section
 from cbsim.workload.streams import Streams
-from cbsim.workload.trace_table import TraceTable
+from cbsim.workload.trace_reader import TraceTable
 
 Z_90 = 1.2815515655446004
 """The 90th percentile of the standard normal distribution."""

@@ -12,7 +12,7 @@ from cbsim.workload.request_batch import IntColumn, RequestBatch
 from cbsim.workload.request_source import MAX_REQUESTS
 from cbsim.workload.streams import Streams
 from cbsim.workload.trace import TraceWorkload
-from cbsim.workload.trace_table import TraceTable
+from cbsim.workload.trace_reader import TraceTable
 from cbsim.workload.trim import Trim
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator
 from functools import cache, cached_property
 from pathlib import Path
@@ -118,10 +119,8 @@ class SyntheticWorkload(Workload):
         conversations = Conversations(prefix_tokens) if config.sessions or config.shared_prefix else None
         number = 0
         for turns in in_order(parts) if config.sessions else parts:
-            if config.duration_s is not None:
-                num_kept = int(np.searchsorted(turns["arrival_s"], config.duration_s))
-            else:
-                num_kept = min(len(turns), (config.num_requests or 0) - number)
+            num_kept = int(np.searchsorted(turns["arrival_s"], config.duration_s or math.inf))
+            num_kept = min(num_kept, (config.num_requests or sys.maxsize) - number)
             if num_kept == 0:
                 return
             yield self._batch(turns[:num_kept], number, conversations)
@@ -167,16 +166,14 @@ class SyntheticWorkload(Workload):
 
     def _starts(self, streams: Streams) -> Iterator[FloatColumn]:
         """Arrivals, as many as can be needed: no request is without one."""
-        left = self.config.num_requests
+        left = self.config.num_requests or sys.maxsize
+        end_s = self.config.duration_s or math.inf
         for times in self.config.arrivals.times(streams.child("arrivals"), self.batch_size):
-            size = len(times) if left is None else min(left, len(times))
-            if self.config.duration_s is not None:
-                size = int(np.searchsorted(times, self.config.duration_s))
-            if size:
-                yield times[:size]
-            if left is not None:
-                left -= size
-            if size < len(times) or left == 0:
+            kept = times[: min(left, int(np.searchsorted(times, end_s)))]
+            if len(kept):
+                yield kept
+            left -= len(kept)
+            if len(kept) < len(times) or left == 0:
                 return
 
     def _batch(self, turns: Turns, number: int, conversations: Conversations | None) -> RequestBatch:

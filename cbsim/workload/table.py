@@ -1,8 +1,9 @@
-"""Tables: the columns of a CSV, JSONL or Parquet file, in chunks, as they stand there."""
+"""Tables: the columns of a CSV, JSONL (either may be compressed) or Parquet file, as they stand there."""
 
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,14 +15,30 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
+from cbsim.base.units import MIB
 from cbsim.workload.file_mistakes import Mistakes
-from cbsim.workload.textfile import Block, read_blocks
 
 RawColumn = Any
 """A `pyarrow.Array` (of strings, from a CSV file) or a list of JSON values."""
 
 _PARQUET_MAGIC = b"PAR1"
+BLOCK_BYTES = 4 * MIB
+_MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
+_UTF8_BOM = b"\xef\xbb\xbf"
+_UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
 _MAX_SHOWN = 40
+
+
+class Block(NamedTuple):
+    """Some whole lines of a file, known to be UTF-8."""
+
+    first_line: int
+    data: bytes
+
+    def lines(self) -> list[tuple[int, bytes]]:
+        """The lines that aren't blank, each with its number in the file."""
+        split = self.data.split(b"\n")
+        return [(self.first_line + i, line) for i, line in enumerate(split) if line.rstrip(b"\r")]
 
 
 class TableChunk(NamedTuple):
@@ -50,7 +67,7 @@ def open_table(path: Path, mistakes: Mistakes) -> Table | None:
     """The table in a file, its kind told by its first bytes; `None`, with a mistake added, if it has none."""
     if is_parquet(path):
         return _open_parquet(path, mistakes)
-    blocks = read_blocks(path, mistakes)
+    blocks = _read_blocks(path, mistakes)
     for block in blocks:
         if not (lines := block.lines()):
             continue
@@ -76,6 +93,32 @@ def is_parquet(path: Path) -> bool:
 def shorten(text: str) -> str:
     """A piece of a file for an error line."""
     return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
+
+
+def _read_blocks(path: Path, mistakes: Mistakes) -> Iterator[Block]:
+    """The file in blocks of whole lines; ends early, with a mistake added, where it can't be read on."""
+    with path.open("rb") as file:
+        start = file.read(4)
+    compression = next((name for magic, name in _MAGIC.items() if start.startswith(magic)), None)
+    line, offset = 1, 0
+    with io.BufferedReader(pa.input_stream(str(path), compression=compression)) as stream:
+        try:
+            while data := stream.read(BLOCK_BYTES) + stream.readline():
+                if offset == 0 and data.startswith(_UTF16_BOMS):
+                    mistakes.add(0, 0, "got UTF-16 text; allowed: UTF-8")
+                    return
+                text = data.removeprefix(_UTF8_BOM) if offset == 0 else data
+                data.decode()
+                yield Block(line, text)
+                line += data.count(b"\n")
+                offset += len(data)
+        except UnicodeDecodeError as error:
+            line += data.count(b"\n", 0, error.start)
+            got = f"got byte 0x{data[error.start]:02x} at offset {offset + error.start:,}"
+            mistakes.add(line, 0, f"{got}; allowed: UTF-8 text")
+        except OSError as error:
+            what = "ends early" if "Truncated" in str(error) else "is corrupt"
+            mistakes.add(0, 0, f"the {compression} data {what}; allowed: a whole file")
 
 
 def _csv_table(line: int, header: bytes, blocks: Iterator[Block], mistakes: Mistakes) -> Table | None:

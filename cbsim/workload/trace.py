@@ -15,8 +15,7 @@ from cbsim.base.units import MS_PER_S
 from cbsim.workload.lookup import find_trace
 from cbsim.workload.request_batch import FloatColumn, RequestBatch
 from cbsim.workload.request_source import Workload, WorkloadConfig
-from cbsim.workload.trace_reader import read_trace
-from cbsim.workload.trace_table import TraceTable
+from cbsim.workload.trace_reader import TraceTable, read_trace
 from cbsim.workload.trim import Trim
 
 EPOCH_S = 1e9
@@ -66,8 +65,7 @@ class TraceWorkload(Workload):
 
     def num_requests(self) -> int:
         """Exact; reads the file."""
-        limit = self.config.limit
-        return self._num_in_window if limit is None else min(limit, self._num_in_window)
+        return min(self.config.limit or self._num_in_window, self._num_in_window)
 
     def inputs(self) -> list[Path]:
         """The trace file."""

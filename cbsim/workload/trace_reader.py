@@ -1,8 +1,9 @@
-"""From a trace file to its columns: every value checked, every mistake told, arrivals in order."""
+"""TraceTable: all requests of a trace file, every value checked, every mistake told, arrivals in order."""
 
 from __future__ import annotations
 
 from collections.abc import Container, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,36 @@ from cbsim.base.errors import WorkloadError
 from cbsim.base.registry import did_you_mean
 from cbsim.workload.file_mistakes import Mistakes
 from cbsim.workload.formats import Format, detect
+from cbsim.workload.request import Segments
+from cbsim.workload.request_batch import BATCH_SIZE, ObjectColumn, RequestBatch
 from cbsim.workload.table import Table, TableChunk, is_parquet, open_table
-from cbsim.workload.trace_table import MOONCAKE_BLOCK_TOKENS, TraceTable
 
+MOONCAKE_BLOCK_TOKENS = 512
+"""Prompt tokens that one of Mooncake's `hash_ids` stands for."""
 Columns = dict[str, Any]
 """Arrays by their names in `TraceTable`; arrivals are in the file's own ticks."""
+
+
+@dataclass(frozen=True, slots=True)
+class TraceTable(RequestBatch):
+    """A trace in memory, as one batch whose prompts are still as the file gave them."""
+
+    contents: ObjectColumn | None = None
+    """Prompts as segments, or as arrays of Mooncake's block ids; None where a row has neither."""
+    notes: tuple[str, ...] = ()
+    """Sentences on lines left out, sorting done and columns not used."""
+    unit_may_slip: bool = False
+    """Whether arrivals are in seconds only if whoever wrote the file meant so."""
+
+    def batches(self, size: int = BATCH_SIZE) -> Iterator[RequestBatch]:
+        """The requests in order of arrival, `size` at a time."""
+        for start in range(0, len(self), size):
+            batch = self.part(start, start + size)
+            if self.contents is not None:
+                columns = (self.contents[start : start + size], batch.num_prompt_tokens, batch.number)
+                rows = zip(*(column.tolist() for column in columns), strict=True)
+                batch = replace(batch, prompt=[_prompt(*row) for row in rows])
+            yield batch
 
 
 def read_trace(path: Path, format_name: str | None = None) -> TraceTable:
@@ -156,3 +182,18 @@ def _is_used(column: NDArray[Any]) -> bool:
     if column.dtype == np.float64:
         return not bool(np.isnan(column).all())
     return bool(column.any())
+
+
+def _prompt(content: Any, num_prompt_tokens: int, number: int) -> Segments | None:
+    """Block ids as segments: equal ids are equal tokens; what no id covers is unshared."""
+    if not isinstance(content, np.ndarray):
+        given: Segments | None = content
+        return given
+    segments = []
+    left = num_prompt_tokens
+    for block in content.tolist():
+        segments.append((f"h:{block}", min(left, MOONCAKE_BLOCK_TOKENS)))
+        left -= MOONCAKE_BLOCK_TOKENS
+    if left > 0:
+        segments.append((f"p:r{number}", left))
+    return tuple(segments)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -23,18 +24,15 @@ class Trim:
 
     def apply(self, batches: Iterable[RequestBatch]) -> Iterator[RequestBatch]:
         """The batches with every setting applied; reads no further than the window and the limit need."""
-        left = self._config.limit
+        left = self._config.limit or sys.maxsize
         for batch in batches:
-            start, stop = self.window(batch.arrival_s)
-            is_last = stop < len(batch)
-            if left is not None:
-                stop = min(stop, start + left)
-                left -= stop - start
-                is_last = is_last or left == 0
+            start, end = self.window(batch.arrival_s)
+            stop = min(end, start + left)
+            left -= stop - start
             if stop > start:
                 kept = batch.part(start, stop)
                 yield self._capped(kept, (kept.arrival_s - self._config.start_s) / self._config.rate_scale)
-            if is_last:
+            if end < len(batch) or left == 0:
                 return
 
     def window(self, arrival_s: FloatColumn) -> tuple[int, int]:

@@ -11,12 +11,13 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, timezone
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
+from pydantic import Field, Strict, TypeAdapter
 
 from cbsim.base.units import MEGA, NS_PER_S
 from cbsim.workload.table import RawColumn, shorten
@@ -34,6 +35,10 @@ _INSTANT = re.compile(
 )
 _DIGITS = re.compile(r"[+-]?\d+", re.ASCII)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_SEGMENTS = TypeAdapter(
+    list[tuple[Annotated[str, Strict()], Annotated[int, Strict(), Field(ge=1, le=MAX_TOKENS)]]]
+)
+_IDS = TypeAdapter(list[Annotated[int, Field(ge=-MAX_EXACT, le=MAX_EXACT)]], config={"strict": True})
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,23 +137,11 @@ def _read_text(value: Any) -> str:
 
 
 def _read_segments(value: Any) -> tuple[tuple[str, int], ...]:
-    listed = json.loads(value) if isinstance(value, str) else value
-    if not isinstance(listed, list):
-        raise ValueError
-    for part in listed:
-        if not (isinstance(part, list) and len(part) == 2 and isinstance(part[0], str)):
-            raise ValueError
-        if type(part[1]) is not int or not 1 <= part[1] <= MAX_TOKENS:
-            raise ValueError
-    return tuple((name, num_tokens) for name, num_tokens in listed)
+    return tuple(_SEGMENTS.validate_python(json.loads(value) if isinstance(value, str) else value))
 
 
 def _read_ids(value: Any) -> NDArray[np.int64]:
-    listed = json.loads(value) if isinstance(value, str) else value
-    if not isinstance(listed, list) or not set(map(type, listed)) <= {int}:
-        raise ValueError
-    if any(abs(number) > MAX_EXACT for number in listed):
-        raise ValueError
+    listed = _IDS.validate_python(json.loads(value) if isinstance(value, str) else value)
     return np.array(listed, dtype=np.int64)
 
 
