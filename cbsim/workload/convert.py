@@ -14,31 +14,22 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 
 from cbsim.base.errors import WorkloadError
 from cbsim.workload.request import Request
-from cbsim.workload.request_batch import BATCH_SIZE
+from cbsim.workload.request_batch import BATCH_SIZE, COLUMN_TYPES
 from cbsim.workload.request_source import Workload
 
 SUFFIXES = (".jsonl", ".csv", ".parquet")
 COMPRESSED = (".gz", ".zst")
 
-REQUIRED = {
-    "request_id": pa.string(),
-    "arrival_s": pa.float64(),
-    "num_prompt_tokens": pa.int64(),
-    "num_output_tokens": pa.int64(),
-}
-OPTIONAL = {
-    "priority": pa.int64(),
-    "session_id": pa.string(),
-    "user": pa.string(),
-    "deadline_s": pa.float64(),
-    "prompt": pa.string(),
-}
+REQUIRED = list(COLUMN_TYPES)[:4]
+OPTIONAL = [*list(COLUMN_TYPES)[4:], "prompt"]
 """Columns that are written if some request has a value there."""
+_ARROW_TYPES: dict[type, pa.DataType] = {float: pa.float64(), np.int64: pa.int64(), object: pa.string()}
 
 
 def convert(workload: Workload, path: Path) -> int:
@@ -113,7 +104,7 @@ def _write_text(requests: Iterable[Request], columns: list[str], file: IO[bytes]
 
 def _write_parquet(requests: Iterable[Request], columns: list[str], file: IO[bytes]) -> int:
     num_requests = 0
-    schema = pa.schema([(name, (REQUIRED | OPTIONAL)[name]) for name in columns])
+    schema = pa.schema([(name, _ARROW_TYPES[COLUMN_TYPES.get(name, object)]) for name in columns])
     with pyarrow.parquet.ParquetWriter(file, schema) as writer:
         for batch in _batched(requests):
             cells = [[_field(request, name) for request in batch] for name in columns]

@@ -74,16 +74,17 @@ class RequestBatch:
         )
 
 
-_TYPES = {
+COLUMN_TYPES: dict[str, type] = {
+    "request_id": object,
     "arrival_s": float,
     "num_prompt_tokens": np.int64,
     "num_output_tokens": np.int64,
-    "request_id": object,
     "priority": np.int64,
     "session_id": object,
     "user": object,
     "deadline_s": float,
 }
+"""What a request has too of a batch's arrays; the first four are in every batch that is written."""
 
 
 def batches_of(requests: Iterable[Request]) -> Iterator[RequestBatch]:
@@ -92,7 +93,8 @@ def batches_of(requests: Iterable[Request]) -> Iterator[RequestBatch]:
     first = 0
     while rows := list(islice(rest, BATCH_SIZE)):
         columns: dict[str, Any] = {
-            name: np.array([getattr(row, name) for row in rows], dtype) for name, dtype in _TYPES.items()
+            name: np.array([getattr(row, name) for row in rows], dtype)
+            for name, dtype in COLUMN_TYPES.items()
         }
         number = np.arange(first, first + len(rows))
         yield RequestBatch(number, **columns, prompt=[row.prompt for row in rows])

@@ -97,12 +97,12 @@ class SyntheticWorkload(Workload):
         config = self.config
         if config.num_requests is None or config.start_s > 0 or config.end_s is not None:
             return None
-        return config.num_requests if config.limit is None else min(config.limit, config.num_requests)
+        return min(config.limit or config.num_requests, config.num_requests)
 
     def inputs(self) -> list[Path]:
         """The traces that lengths are drawn from."""
-        paths = dict.fromkeys(path for _, path in trace_paths(self.config.model_dump()))
-        return list(dict.fromkeys(find_trace(path, self.folder) for path in paths))
+        found = (find_trace(path, self.folder) for _, path in trace_paths(self.config.model_dump()))
+        return list(dict.fromkeys(found))
 
     def notes(self) -> list[str]:
         """What the caps cut in the last iteration."""
