@@ -60,9 +60,7 @@ def missing_traces(settings: Any, folder: Path) -> Iterator[tuple[Keys, str]]:
 
 def _nearest(candidates: list[Path]) -> str:
     for candidate in candidates:
-        if candidate.parent.is_dir():
-            names = [each.name for each in candidate.parent.iterdir()]
-            near = difflib.get_close_matches(candidate.name, names, n=1)
-            if near:
-                return f"; did you mean '{near[0]}'?"
+        beside = [each.name for each in candidate.parent.glob("*")]
+        for near in difflib.get_close_matches(candidate.name, beside, n=1):
+            return f"; did you mean '{near}'?"
     return ""

@@ -84,7 +84,7 @@ COLUMN_TYPES: dict[str, type] = {
     "user": object,
     "deadline_s": float,
 }
-"""What a request has too of a batch's arrays; the first four are in every batch that is written."""
+"""The columns that a request has a value for, by its name for them; `prompt`, a list, is apart."""
 
 
 def batches_of(requests: Iterable[Request]) -> Iterator[RequestBatch]:

@@ -108,17 +108,14 @@ def clock_notes(file: str, arrival_s: FloatColumn, start_s: float, *, unit_may_s
             f"{file}: arrivals begin at {first_s:,.0f} s, as {unit} since 1970 would: to start there, set "
             f"{settings}"
         ]
-    if unit_may_slip and _looks_like_ms(arrival_s):
-        mean_gap_s = float(arrival_s[-1] - arrival_s[0]) / (len(arrival_s) - 1)
+    span_s = float(arrival_s[-1] - arrival_s[0])
+    is_slow = len(arrival_s) >= _NUM_TOLD and span_s >= _SLOW_GAP_S * len(arrival_s)
+    are_whole = bool((arrival_s == np.rint(arrival_s)).all())
+    are_round = bool((arrival_s % 10 == 0).all())
+    if unit_may_slip and is_slow and are_whole and not are_round:
+        mean_gap_s = span_s / (len(arrival_s) - 1)
         return [
             f"{file}: arrivals are whole numbers, {mean_gap_s:.3g} s apart on average: if they are "
             f"milliseconds, workload.rate_scale={MS_PER_S} makes seconds of them"
         ]
     return []
-
-
-def _looks_like_ms(arrival_s: FloatColumn) -> bool:
-    """Whether all are whole, some no round numbers of seconds, and far between."""
-    if len(arrival_s) < _NUM_TOLD or float(arrival_s[-1] - arrival_s[0]) < _SLOW_GAP_S * len(arrival_s):
-        return False
-    return bool((arrival_s == np.rint(arrival_s)).all()) and bool((arrival_s % 10 != 0).any())

@@ -83,28 +83,25 @@ class Kind:
 
 def whole(low: int, high: int, absent: int | None = None) -> Kind:
     """A whole number from `low` to `high`: int64."""
-
-    def read(value: Any) -> int:
-        number = _number(value)
-        if not low <= number <= high or number != int(number):
-            raise ValueError
-        return int(number)
-
-    allowed = f"a whole number from {low:,} to {high:,}"
-    return Kind(allowed, read, np.int64, absent, lambda raw: _numbers(raw, pa.int64()), (low, high))
+    return _number_kind(f"a whole number from {low:,} to {high:,}", low, high, np.int64, absent)
 
 
 def real(unit: str, absent: float | None = None) -> Kind:
     """A finite number from 0 up: float64."""
+    return _number_kind(f"a number of {unit} from 0 to {MAX_EXACT:,}", 0, MAX_EXACT, np.float64, absent)
 
-    def read(value: Any) -> float:
-        number = float(_number(value))
-        if not 0 <= number <= MAX_EXACT:
+
+def _number_kind(allowed: str, low: int, high: int, dtype: Any, absent: float | None) -> Kind:
+    def read(value: Any) -> Any:
+        number = _number(value)
+        if not low <= number <= high or number != dtype(number):
             raise ValueError
-        return number
+        return dtype(number)
 
-    allowed = f"a number of {unit} from 0 to {MAX_EXACT:,}"
-    return Kind(allowed, read, np.float64, absent, lambda raw: _numbers(raw, pa.float64()), (0, MAX_EXACT))
+    def at_once(raw: RawColumn) -> NDArray[Any] | None:
+        return _numbers(raw, pa.from_numpy_dtype(dtype))
+
+    return Kind(allowed, read, dtype, absent, at_once, (low, high))
 
 
 def _read_instant(value: Any) -> int:
