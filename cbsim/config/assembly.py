@@ -42,7 +42,13 @@ class Assembly(Generic[S]):
         """Mistakes found so far, none of them in values."""
         self.hints: list[str] = []
         """What the user may have meant, for where there are mistakes: lines of their own."""
-        self._prepare()
+        self._fill_in_defaults()
+        # What the sweep varies decides where other overrides go, so it is settled first.
+        for override in sorted(overrides, key=lambda override: override.keys[0] != SWEEP):
+            self._tell(self._apply, override)
+        self._tell(self._read_grid)
+        # Names that all points share; unknown ones are told by `read`, which meets them again.
+        self._names.expand_all(self.document)
 
     def read(self, document: Document) -> S:
         """The document, typed. Raises `ConfigError` with a line for each mistake."""
@@ -66,19 +72,15 @@ class Assembly(Generic[S]):
         document.data.pop(SWEEP, None)
         return document
 
-    def _prepare(self) -> None:
-        """Fill in defaults, apply the overrides, read the grid, expand the names that all points share."""
-        document = self.document
-        for key in [key for key, value in document.data.items() if value is None and self._may_be_empty(key)]:
-            del document.data[key]
-        for key, name in self._names.defaults().items():
-            document.data.setdefault(key, name)
-        # What the sweep varies decides where other overrides go, so it is settled first.
-        for override in sorted(self._overrides, key=lambda override: override.keys[0] != SWEEP):
-            self._tell(self._apply, override)
-        self._tell(self._read_grid)
-        # Unknown names are told by `read`, which meets them again.
-        self._names.expand_all(document)
+    def _fill_in_defaults(self) -> None:
+        data, defaults = self.document.data, self._names.defaults()
+        for key, info in self._model.model_fields.items():
+            is_needed = info.is_required() and key not in defaults
+            # Null means the same as nothing in an optional section, all its lines commented out.
+            if data.get(key) is None and not is_needed and Expected.of_field(info).holds_mapping:
+                data.pop(key, None)
+        for key, name in defaults.items():
+            data.setdefault(key, name)
 
     def _apply(self, override: Override) -> None:
         for axis, items in self._axes():
@@ -122,19 +124,12 @@ class Assembly(Generic[S]):
         for group in (sweep, sweep.get("zip", {})):
             for key in [key for key in group if split_key(key) in pinned]:
                 del group[key]
-        if not self.grid.axes or sweep.get("zip") == {}:
-            sweep.pop("zip", None)
+        if sweep.get("zip") == {}:
+            del sweep["zip"]
         if ("seed",) in pinned:
             sweep.pop("replicates", None)
         if not self.grid.axes:
-            self.document.data.pop(SWEEP)
-
-    def _may_be_empty(self, key: str) -> bool:
-        """Whether null means the same as nothing: an optional section, all its lines commented out."""
-        info = self._model.model_fields.get(key)
-        if info is None or (info.is_required() and key not in self._names.defaults()):
-            return False
-        return Expected.of_field(info).holds_mapping
+            del self.document.data[SWEEP]
 
     def _tell(self, action: Callable[..., None], *arguments: Any) -> None:
         try:

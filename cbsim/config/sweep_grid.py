@@ -67,9 +67,8 @@ def parse_grid(document: Document, pinned: set[Keys], seed: int) -> Grid:
         return Grid()
     parser = _Parser(document, pinned)
     if not isinstance(raw, dict):
-        parser.problem(
-            (SWEEP,), f"got {describe_value(raw)}; expected a mapping of dotted keys to lists of values"
-        )
+        got = describe_value(raw)
+        parser.problem((SWEEP,), f"got {got}; expected a mapping of dotted keys to lists of values")
     else:
         for key, value in raw.items():
             if key == "zip":
@@ -149,18 +148,17 @@ class _Parser:
 
     def _steps(self, key: str, values: Any, origin: Keys) -> list[AxisValue]:
         keys = split_key(key)
+        is_swept_twice = keys in self._seen
+        self._seen.add(keys)
         if keys[0] == SWEEP:
             self.problem(origin, "a sweep can't vary itself")
-            return []
-        if keys in self._seen:
+        elif is_swept_twice:
             self.problem(origin, "is swept twice")
-            return []
-        self._seen.add(keys)
-        if keys in self._pinned:
+        elif keys in self._pinned:
             self._notes.append(f"sweep.{key}: dropped, since {key} is set")
-            return []
-        if not isinstance(values, list) or not values:
+        elif not isinstance(values, list) or not values:
             got = "an empty list" if values == [] else describe_value(values)
             self.problem(origin, f"got {got}; expected a list of values")
-            return []
-        return [AxisValue(key, value, (*origin, i)) for i, value in enumerate(values)]
+        else:
+            return [AxisValue(key, value, (*origin, i)) for i, value in enumerate(values)]
+        return []
