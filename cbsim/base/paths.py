@@ -41,14 +41,12 @@ def find_experiment(name: str) -> Path:
         return display_path(shipped)
     if path.is_dir():
         raise ConfigError(f"{name}: is a folder; expected an experiment file")
-    names = yaml_names(folder)
     if path.name == name and path.suffix not in YAML_SUFFIXES:
+        names = yaml_names(folder)
         hint = did_you_mean(name, names) if names else ""
         raise ConfigError(f"{name}: no such file, and no experiment of that name{hint}")
-    siblings = [
-        str(path.parent / near.name) for near in path.parent.glob("*") if near.suffix in YAML_SUFFIXES
-    ]
-    hint = did_you_mean(name, siblings) if siblings else ""
+    siblings = [str(near) for near in path.parent.glob("*") if near.suffix in YAML_SUFFIXES]
+    hint = did_you_mean(name, siblings)
     raise ConfigError(f"{name}: no such file{hint if 'did you mean' in hint else ''}")
 
 

@@ -38,16 +38,15 @@ def plugin_error(error: Exception, parts: Mapping[str, type], when: str = "") ->
     method was entered last is named, and the first where none was under way: it may have handed over what the
     error is about. `when` follows "failed".
     """
-    foreign = {kind: part for kind, part in parts.items() if _package(part.__module__) != OWN}
+    frames = [frame for frame, _ in _frames(error)]
+
+    def depth(named: tuple[str, type]) -> int:
+        return max((place for place, frame in enumerate(frames) if _is_of(frame, named[1])), default=-1)
+
+    foreign = [(kind, part) for kind, part in parts.items() if _package(part.__module__) != OWN]
     if not foreign:
         return None
-    frames = [frame for frame, _ in _frames(error)]
-    depths = {
-        kind: max((depth for depth, frame in enumerate(frames) if _is_of(frame, part)), default=-1)
-        for kind, part in foreign.items()
-    }
-    kind = max(depths, key=lambda kind: depths[kind])
-    part = foreign[kind]
+    kind, part = max(foreign, key=depth)
     return PluginError(f"{kind} {part.__name__} failed{when}: {told_in_one_line(error, part.__module__)}")
 
 
@@ -67,12 +66,9 @@ def blaming(kind: str, part: type) -> Iterator[None]:
 
 def _frames(error: BaseException) -> list[tuple[FrameType, int]]:
     """Each frame that the error passed through, with the line, the innermost last."""
-    frames: list[tuple[FrameType, int]] = []
-    caused: BaseException | None = error
-    while caused is not None:  # SimPy raises a copy of what a process raised, from the original
-        frames += traceback.walk_tb(caused.__traceback__)
-        caused = caused.__cause__
-    return frames
+    frames = list(traceback.walk_tb(error.__traceback__))
+    # SimPy raises a copy of what a process raised, from the original.
+    return frames + _frames(error.__cause__) if error.__cause__ else frames
 
 
 def _is_of(frame: FrameType, part: type) -> bool:

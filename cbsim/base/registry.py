@@ -6,7 +6,7 @@ import difflib
 import importlib
 import sys
 from collections.abc import Iterable, Mapping
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import Generic, TypeVar
@@ -27,13 +27,13 @@ class Registry(Generic[T]):
 
     def __init__(self, kind: str, group: str, base: type[T], builtin: Mapping[str, str]) -> None:
         self.kind = kind
-        self.group = group
+        self._group = group
         self._base = base
         self._builtin = dict(builtin)
 
     def names(self) -> list[str]:
         """Every name that `get` knows: the built-in ones in their order, then those of installed packages."""
-        installed = sorted({point.name for point in self._entry_points()} - self._builtin.keys())
+        installed = sorted(entry_points(group=self._group).names - self._builtin.keys())
         return [*self._builtin, *installed]
 
     def builtin_names(self) -> list[str]:
@@ -47,15 +47,11 @@ class Registry(Generic[T]):
         """
         if name in self._builtin:
             return self._import(name, self._builtin[name])
-        for point in self._entry_points():
-            if point.name == name:
-                return self._import(name, point.value)
+        for point in entry_points(group=self._group, name=name):
+            return self._import(name, point.value)
         if ":" in name:
             return self._import(name, name, folder)
         raise PluginError(f"unknown {self.kind} '{name}'{did_you_mean(name, self.names())}")
-
-    def _entry_points(self) -> Iterable[EntryPoint]:
-        return entry_points(group=self.group)
 
     def _import(self, name: str, target: str, folder: Path | None = None) -> type[T]:
         location, _, class_name = target.rpartition(":")
@@ -63,15 +59,12 @@ class Registry(Generic[T]):
         told = f"{self.kind} '{name}'"
         try:
             module = _import_from(own_folder or None, module_name)
-        except ImportError as error:
-            where = ""
+        except Exception as error:  # whatever a third party's module does wrong is told in one line
+            reason = str(error) if isinstance(error, ImportError) else told_in_one_line(error, module_name)
             if isinstance(error, ModuleNotFoundError) and error.name == module_name.partition(".")[0]:
                 looked_in = [Path(own_folder)] if own_folder else [folder or Path.cwd(), Path.cwd()]
                 folders = dict.fromkeys(str(each.resolve()) for each in looked_in)
-                where = f"; looked in {', '.join(folders)} and among what is installed"
-            raise PluginError(f"{told}: can't import module '{module_name}': {error}{where}") from error
-        except Exception as error:  # whatever a third party's module does wrong is told in one line
-            reason = told_in_one_line(error, module_name)
+                reason += f"; looked in {', '.join(folders)} and among what is installed"
             raise PluginError(f"{told}: can't import module '{module_name}': {reason}") from error
         if own_folder and not _lies_in(module, Path(own_folder)):
             raise PluginError(
@@ -132,7 +125,5 @@ def _lies_in(module: ModuleType, folder: Path) -> bool:
 def did_you_mean(name: str, allowed: Iterable[str]) -> str:
     """`; did you mean 'x'?` for a near miss, else the names allowed: the end of an error line."""
     names = list(allowed)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-    if near:
-        return f"; did you mean '{near[0]}'?"
-    return f"; allowed: {', '.join(names)}"
+    near = difflib.get_close_matches(name, names, n=1)
+    return f"; did you mean '{near[0]}'?" if near else f"; allowed: {', '.join(names)}"

@@ -45,12 +45,14 @@ def format_seconds(seconds: float | None) -> str:
 
 def format_bytes(num_bytes: float) -> str:
     """A size in binary units: `141 GiB`, `16.1 GiB`, `512 B`."""
-    size = float(num_bytes)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(size) < 999.5 or unit == "GiB":
-            return f"{int(size)} B" if unit == "B" else f"{_three_digits(size)} {unit}"
-        size /= KIB
-    raise AssertionError("unreachable")
+    if abs(num_bytes) < 999.5:
+        return f"{int(num_bytes)} B"
+    size = num_bytes / KIB
+    unit = "KiB"
+    for larger in ("MiB", "GiB"):
+        if abs(size) >= 999.5:
+            size, unit = size / KIB, larger
+    return f"{_three_digits(size)} {unit}"
 
 
 def format_count(count: float) -> str:

@@ -168,8 +168,7 @@ def list_parts(kind: str | None, as_json: bool) -> None:
 )
 def schema(out: Path | None) -> None:
     """Print the JSON Schema of experiment files, for editors; with --out write it and the reference."""
-    from cbsim.config.reference_page import make_reference
-    from cbsim.config.schema import make_schema
+    from cbsim.config.reference_page import make_reference, make_schema
     from cbsim.studies.experiment import Experiment
 
     text = json.dumps(make_schema(Experiment), indent=2) + "\n"

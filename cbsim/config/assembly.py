@@ -38,19 +38,17 @@ class Assembly(Generic[S]):
         self._overrides = overrides
         self.document = document.copy()
         self.grid = Grid()
-        self._problems: list[str] = list(document.problems)
-        self._hints: list[str] = []
-        self._prepare()
-
-    @property
-    def problems(self) -> list[str]:
+        self.problems: list[str] = list(document.problems)
         """Mistakes found so far, none of them in values."""
-        return list(self._problems)
-
-    @property
-    def hints(self) -> list[str]:
+        self.hints: list[str] = []
         """What the user may have meant, for where there are mistakes: lines of their own."""
-        return list(self._hints)
+        self._fill_in_defaults()
+        # What the sweep varies decides where other overrides go, so it is settled first.
+        for override in sorted(overrides, key=lambda override: override.keys[0] != SWEEP):
+            self._tell(self._apply, override)
+        self._tell(self._read_grid)
+        # Names that all points share; unknown ones are told by `read`, which meets them again.
+        self._names.expand_all(self.document)
 
     def read(self, document: Document) -> S:
         """The document, typed. Raises `ConfigError` with a line for each mistake."""
@@ -70,36 +68,29 @@ class Assembly(Generic[S]):
         """The document with some swept values in their places, and without its sweep."""
         document = self.document.copy()
         for value in values:
-            keys = split_key(value.key)
-            self._open_way(document, keys)
-            document.put(keys, value.value, self.document, value.origin)
+            self._put(document, split_key(value.key), value.value, self.document, value.origin)
         document.data.pop(SWEEP, None)
         return document
 
-    def _prepare(self) -> None:
-        """Fill in defaults, apply the overrides, read the grid, expand the names that all points share."""
-        document = self.document
-        for key in [key for key, value in document.data.items() if value is None and self._may_be_empty(key)]:
-            del document.data[key]
-        for key, name in self._names.defaults().items():
-            document.data.setdefault(key, name)
-        # What the sweep varies decides where other overrides go, so it is settled first.
-        for override in sorted(self._overrides, key=lambda override: override.keys[0] != SWEEP):
-            self._tell(self._apply, override)
-        self._tell(self._read_grid)
-        # Unknown names are told by `read`, which meets them again.
-        self._names.expand_all(document)
+    def _fill_in_defaults(self) -> None:
+        data, defaults = self.document.data, self._names.defaults()
+        for key, info in self._model.model_fields.items():
+            is_needed = info.is_required() and key not in defaults
+            # Null means the same as nothing in an optional section, all its lines commented out.
+            if data.get(key) is None and not is_needed and Expected.of_field(info).holds_mapping:
+                data.pop(key, None)
+        for key, name in defaults.items():
+            data.setdefault(key, name)
 
     def _apply(self, override: Override) -> None:
         for axis, items in self._axes():
             if override.keys[: len(axis)] == axis and len(override.keys) > len(axis):
                 if override.keys == (*axis, "type"):
-                    self._hints.append(_hint_of_type(override))
+                    self.hints.append(_hint_of_type(override))
                 for item in items:
                     self._apply_to_item(override, axis, item)
                 return
-        self._open_way(self.document, override.keys)
-        self.document.put(override.keys, override.value, override.origin)
+        self._put(self.document, override.keys, override.value, override.origin)
 
     def _apply_to_item(self, override: Override, axis: Keys, item: Keys) -> None:
         """Set a key below what an axis sweeps as a whole: in each of its values."""
@@ -117,10 +108,11 @@ class Assembly(Generic[S]):
                 if isinstance(values, list):
                     yield split_key(key), [(*origin, key, i) for i in range(len(values))]
 
-    def _open_way(self, document: Document, keys: Keys) -> None:
-        """A name on the way to a key becomes the mapping it stands for."""
+    def _put(self, document: Document, keys: Keys, value: Any, *origin: Any) -> None:
+        """Set a value; a name on the way to its key becomes the mapping that it stands for."""
         if len(keys) > 1:
             self._names.expand(document, str(keys[0]))
+        document.put(keys, value, *origin)
 
     def _read_grid(self) -> None:
         pinned = {override.keys for override in self._overrides}
@@ -132,26 +124,18 @@ class Assembly(Generic[S]):
         for group in (sweep, sweep.get("zip", {})):
             for key in [key for key in group if split_key(key) in pinned]:
                 del group[key]
-        if not self.grid.axes or sweep.get("zip") == {}:
-            sweep.pop("zip", None)
+        if sweep.get("zip") == {}:
+            del sweep["zip"]
         if ("seed",) in pinned:
             sweep.pop("replicates", None)
         if not self.grid.axes:
-            self.document.data.pop(SWEEP)
-
-    def _may_be_empty(self, key: str) -> bool:
-        """Whether null means the same as nothing: an optional section, all its lines commented out."""
-        info = self._model.model_fields.get(key)
-        if info is None:
-            return False
-        is_needed = info.is_required() and key not in self._names.defaults()
-        return not is_needed and Expected.of_field(info).holds_mapping
+            del self.document.data[SWEEP]
 
     def _tell(self, action: Callable[..., None], *arguments: Any) -> None:
         try:
             action(*arguments)
         except ConfigError as error:
-            self._problems += error.problems
+            self.problems += error.problems
 
 
 def _hint_of_type(override: Override) -> str:

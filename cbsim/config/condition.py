@@ -105,14 +105,12 @@ def _check(node: ast.expr, text: str, names: dict[str, None]) -> None:
 
 def _evaluate(node: ast.expr, settings: Mapping[str, Any]) -> Any:
     match node:
-        case ast.BoolOp(op=ast.And(), values=parts):
-            return all(_evaluate(part, settings) for part in parts)
-        case ast.BoolOp(values=parts):
-            return any(_evaluate(part, settings) for part in parts)
-        case ast.UnaryOp(op=ast.Not(), operand=operand):
-            return not _evaluate(operand, settings)
-        case ast.UnaryOp(operand=operand):
-            return -_evaluate(operand, settings)
+        case ast.BoolOp(op=op, values=parts):
+            holds = all if isinstance(op, ast.And) else any
+            return holds(_evaluate(part, settings) for part in parts)
+        case ast.UnaryOp(op=op, operand=operand):
+            value = _evaluate(operand, settings)
+            return not value if isinstance(op, ast.Not) else -value
         case ast.BinOp(left=left, op=op, right=right):
             return _ARITHMETIC[type(op)](_number(left, settings), _number(right, settings))
         case ast.Compare(left=left, ops=ops, comparators=others):
@@ -136,11 +134,11 @@ def _number(node: ast.expr, settings: Mapping[str, Any]) -> int | float:
 
 
 def _dotted(node: ast.expr) -> str | None:
-    if isinstance(node, ast.Name):
-        return node.id
-    if isinstance(node, ast.Attribute):
-        head = _dotted(node.value)
-        return None if head is None else f"{head}.{node.attr}"
+    match node:
+        case ast.Name(id=name):
+            return name
+        case ast.Attribute(value=inner, attr=name) if (head := _dotted(inner)) is not None:
+            return f"{head}.{name}"
     return None
 
 

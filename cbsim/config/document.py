@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,19 +38,13 @@ class Document:
     lines: Mapping[Keys, int] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     """Mistakes found while reading, which don't keep the rest from being checked."""
-    _grafts: dict[Keys, tuple[Document, Keys]] = field(default_factory=dict)
-    _set: dict[Keys, str] = field(default_factory=dict)
+    _origins: dict[Keys, tuple[Document, Keys] | str] = field(default_factory=dict)
+    """Of what was put here: the document and place that it came from, or where from in words."""
 
     def copy(self) -> Document:
         """An independent copy."""
-        return Document(
-            copy.deepcopy(self.data),
-            self.source,
-            self.lines,
-            list(self.problems),
-            dict(self._grafts),
-            dict(self._set),
-        )
+        data, problems = copy.deepcopy(self.data), list(self.problems)
+        return replace(self, data=data, problems=problems, _origins=dict(self._origins))
 
     def get(self, keys: Keys) -> Any:
         """The value at a place, `None` where there is nothing."""
@@ -88,25 +82,21 @@ class Document:
                     f"{where}: {format_keys(keys)}: '{below}' is {describe_value(node)}, not a mapping"
                 )
         node[int(keys[-1]) if isinstance(node, list) else keys[-1]] = copy.deepcopy(value)
-        for origins in (self._grafts, self._set):
-            for known in [known for known in origins if known[: len(keys)] == keys]:
-                del origins[known]
+        for known in [known for known in self._origins if known[: len(keys)] == keys]:
+            del self._origins[known]
         for known in (made, keys) if made else (keys,):
-            if isinstance(origin, str):
-                self._set[known] = origin
-            else:
-                self._grafts[known] = (origin, origin_keys)
+            self._origins[known] = origin if isinstance(origin, str) else (origin, origin_keys)
 
     def place(self, keys: Keys) -> Place:
         """Where a value came from; for one that isn't there, where its nearest parent came from."""
         for depth in range(len(keys), 0, -1):
             head, tail = keys[:depth], keys[depth:]
-            if head in self._set:
-                return Place(self._set[head], format_keys(keys))
-            if head in self._grafts:
-                origin, origin_keys = self._grafts[head]
-                place = origin.place((*origin_keys, *tail))
-                return place._replace(key=format_keys(keys)) if origin.source == self.source else place
+            match self._origins.get(head):
+                case str() as where:
+                    return Place(where, format_keys(keys))
+                case (Document() as origin, origin_keys):
+                    place = origin.place((*origin_keys, *tail))
+                    return place._replace(key=format_keys(keys)) if origin.source == self.source else place
         known = (keys[:depth] for depth in range(len(keys), -1, -1))
         line = next((self.lines[head] for head in known if head in self.lines), 0)
         return Place(f"{self.source}:{line}" if line else self.source, format_keys(keys))
@@ -160,17 +150,14 @@ def describe_value(value: object) -> str:
 
 
 def _decode(content: bytes, source: str) -> str:
-    for mark, encoding in ((b"\xff\xfe", "UTF-16"), (b"\xfe\xff", "UTF-16")):
-        if content.startswith(mark):
-            raise ConfigError(f"{source}: is encoded as {encoding}; expected UTF-8")
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise ConfigError(f"{source}: is encoded as UTF-16; expected UTF-8")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        byte = content[error.start]
-        raise ConfigError(
-            f"{source}:{line}: byte 0x{byte:02x} at offset {error.start} is not UTF-8"
-        ) from None
+        byte = f"byte 0x{content[error.start]:02x} at offset {error.start}"
+        raise ConfigError(f"{source}:{line}: {byte} is not UTF-8") from None
 
 
 def _is_index(key: str | int, items: list[Any]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from cbsim.base.errors import ConfigError
 from cbsim.base.paths import YAML_SUFFIXES, data_folder, display_path, yaml_names
@@ -24,12 +25,8 @@ class Names:
 
     def defaults(self) -> dict[str, str]:
         """The names that stand where a document says nothing."""
-        defaults = {}
-        for key, expected in self._fields.items():
-            for mark in (expected.named, expected.by_type):
-                if mark is not None and mark.default is not None:
-                    defaults[key] = mark.default
-        return defaults
+        names = {key: expected.default_name for key, expected in self._fields.items()}
+        return {key: name for key, name in names.items() if name is not None}
 
     def expand_all(self, document: Document) -> dict[str, str]:
         """Put mappings in the place of all names; returns an error line for each unknown one, by field."""
@@ -44,41 +41,33 @@ class Names:
     def expand(self, document: Document, key: str, at: Keys | None = None) -> None:
         """Put the mapping that it stands for in the place of a name, if the field `key` holds one.
 
-        `at` is where the name stands, if not in the field itself. Raises `ConfigError` for an unknown name.
+        `at` is where the name stands, if not in the field itself. Raises `ConfigError` for an unknown name;
+        in a list of parts one is left to be told as a wrong value.
         """
         at = (key,) if at is None else at
         name, expected = document.get(at), self._fields.get(key)
-        if isinstance(name, list) and expected is not None:
-            self._expand_items(document, expected, at, name)
-        if not isinstance(name, str) or expected is None:
+        if expected is None:
             return
-        place = document.place(at)
-        if expected.named is not None:
-            path = self._path(name, expected.named.folder)
-            if path is not None:
-                content = self._read(path)
-                document.put(at, content.data, content)
-                return
-        if expected.by_type is not None and (":" in name or name in expected.by_type.registry.names()):
-            document.put(at, {"type": name}, place.where)
+        if isinstance(name, list) and (item := expected.item(0)):
+            for i, each in enumerate(name):
+                self._expand_type(document, (*at, i), each, item)
+        if not isinstance(name, str):
             return
-        if expected.named is not None or expected.by_type is not None:
-            raise ConfigError(place.problem(self._unknown(name, expected)))
+        path = self._path(name, expected.named.folder) if expected.named else None
+        if path is not None:
+            content = self._read(path)
+            document.put(at, content.data, content)
+        elif not self._expand_type(document, at, name, expected) and (expected.named or expected.by_type):
+            raise ConfigError(document.place(at).problem(self._unknown(key, name, expected)))
 
-    def _expand_items(self, document: Document, expected: Expected, at: Keys, items: list[object]) -> None:
-        """The same for the items of a list of parts; unknown names are left to be told as wrong values."""
-        item = expected.item(0)
-        if item is None or item.by_type is None:
-            return
-        for i, name in enumerate(items):
-            if isinstance(name, str) and (":" in name or name in item.by_type.registry.names()):
-                document.put((*at, i), {"type": name}, document.place((*at, i)).where)
-
-    def known(self, key: str) -> list[str]:
-        """Every name that may stand in a field."""
-        expected = self._fields[key]
-        files = yaml_names(data_folder("configs") / expected.named.folder) if expected.named else []
-        return [*files, *(expected.by_type.registry.names() if expected.by_type else [])]
+    def _expand_type(self, document: Document, at: Keys, name: Any, expected: Expected) -> bool:
+        """Put a part's settings in the place of its `type`; whether there is such a part."""
+        if expected.by_type is None or not isinstance(name, str):
+            return False
+        is_known = ":" in name or name in expected.by_type.registry.names()
+        if is_known:
+            document.put(at, {"type": name}, document.place(at).where)
+        return is_known
 
     def _path(self, name: str, folder: str) -> Path | None:
         if Path(name).suffix in YAML_SUFFIXES:
@@ -97,13 +86,12 @@ class Names:
             self._files[path] = document
         return self._files[path]
 
-    def _unknown(self, name: str, expected: Expected) -> str:
+    def _unknown(self, key: str, name: str, expected: Expected) -> str:
         if Path(name).suffix in YAML_SUFFIXES:
             return f"{name}: no such file"
-        kind = (
-            expected.by_type.registry.kind
-            if expected.by_type
-            else str(expected.named and expected.named.kind)
-        )
-        key = next(key for key, field in self._fields.items() if field is expected)
-        return f"unknown {kind} '{name}'{did_you_mean(name, self.known(key))}"
+        known, kind = [], key
+        if expected.named:
+            known, kind = yaml_names(data_folder("configs") / expected.named.folder), expected.named.kind
+        if expected.by_type:
+            known, kind = [*known, *expected.by_type.registry.names()], expected.by_type.registry.kind
+        return f"unknown {kind} '{name}'{did_you_mean(name, known)}"

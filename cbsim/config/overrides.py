@@ -7,10 +7,8 @@ import shlex
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-import yaml
-
 from cbsim.base.errors import ConfigError
-from cbsim.config.yaml_text import Keys, parse_yaml
+from cbsim.config.yaml_text import Keys, dump_yaml, parse_yaml
 
 SWEEP = "sweep"
 SWEEP_WORDS = ("zip", "where", "replicates")
@@ -59,9 +57,7 @@ def as_options(settings: Mapping[str, Any]) -> str:
     """`--set KEY=VALUE ...` as a shell takes it, of dotted keys and plain values."""
     options = []
     for key, value in settings.items():
-        text = yaml.safe_dump(
-            value, default_flow_style=True, sort_keys=False, width=math.inf, allow_unicode=True
-        )
+        text = dump_yaml(value, default_flow_style=True, width=math.inf)
         options.append(f"--set {shlex.quote(f'{key}={text.removesuffix(_END_OF_SCALAR).strip()}')}")
     return " ".join(options)
 
@@ -73,13 +69,10 @@ def _parse(text: str) -> Override:
         raise ConfigError(f"--set: got '{text}'; expected KEY=VALUE, as in --set scheduler.max_num_seqs=64")
     try:
         parsed = parse_yaml(value, "--set")
+        if parsed.problems:
+            raise ConfigError(*parsed.problems)
     except ConfigError as error:
-        raise ConfigError(*(f"--set: {key}: {_after_line(problem)}" for problem in error.problems)) from None
-    if parsed.problems:
-        raise ConfigError(*(f"--set: {key}: {_after_line(problem)}" for problem in parsed.problems))
+        # A text of one line needs no `--set:1: ` before the message.
+        problems = (problem.split(": ", 1)[1] for problem in error.problems)
+        raise ConfigError(*(f"--set: {key}: {problem}" for problem in problems)) from None
     return Override(split_key(key), parsed.value, "--set")
-
-
-def _after_line(problem: str) -> str:
-    """The message without the `--set:1: ` that a one-line text doesn't need."""
-    return problem.split(": ", 1)[1]

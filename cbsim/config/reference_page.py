@@ -1,12 +1,14 @@
-"""Reference: every section and key of an experiment file as Markdown, from the docstrings beside them."""
+"""Reference: every section and key of an experiment file, as Markdown and as JSON Schema."""
 
 from __future__ import annotations
 
 import inspect
 import json
 from collections.abc import Iterator
+from typing import Any
 
 from pydantic.fields import FieldInfo
+from pydantic.json_schema import GenerateJsonSchema
 
 from cbsim.config.expected import Expected
 from cbsim.config.section import Section
@@ -57,7 +59,7 @@ def _chapter(heading: str, section: type[Section], told: set[type[Section]]) -> 
 def _sections(expected: Expected) -> Iterator[tuple[type[Section], str]]:
     """The sections that may stand in a setting, each with the tag that chooses it or nothing."""
     for member in expected.members():
-        if isinstance(member.annotation, type) and issubclass(member.annotation, Section):
+        if member.is_section:
             yield member.annotation, str(member.tags()[0]) if member.tags() else ""
 
 
@@ -74,12 +76,10 @@ def _table(section: type[Section]) -> str:
 
 def _words(expected: Expected) -> str:
     """What it may hold, whatever plug-ins are installed here."""
-    if expected.by_type is not None:
-        return expected.words_by_type(expected.by_type.registry.builtin_names())
     item = expected.item(0)
     if item is not None and item.by_type is not None:
         return f"a list of ({_words(item)})"
-    return expected.words()
+    return expected.words(expected.by_type.registry.builtin_names() if expected.by_type else None)
 
 
 def _sentence(info: FieldInfo) -> str:
@@ -87,12 +87,28 @@ def _sentence(info: FieldInfo) -> str:
 
 
 def _default(info: FieldInfo, expected: Expected) -> str:
-    for mark in (expected.named, expected.by_type):
-        if mark is not None and mark.default is not None:
-            return f"`{mark.default}`"
+    if expected.default_name is not None:
+        return f"`{expected.default_name}`"
     if info.is_required():
         return "required"
     value = info.get_default(call_default_factory=True, validated_data={})
-    if isinstance(value, Section):
-        return "the section's own"
-    return f"`{json.dumps(value)}`"
+    return "the section's own" if isinstance(value, Section) else f"`{json.dumps(value)}`"
+
+
+class _Generator(GenerateJsonSchema):
+    """Sections without the titles that pydantic makes up from field names."""
+
+    def field_title_should_be_set(self, schema: Any) -> bool:
+        """Never: the key says it."""
+        return False
+
+
+def make_schema(model: type[Section]) -> dict[str, Any]:
+    """The JSON Schema (draft 2020-12) of what a file may hold: parts are `oneOf` the built-in ones."""
+    schema = model.model_json_schema(schema_generator=_Generator)
+    needed = [
+        key
+        for key in schema.get("required", [])
+        if Expected.of_field(model.model_fields[key]).default_name is None
+    ]
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "required": needed}

@@ -67,15 +67,14 @@ def parse_grid(document: Document, pinned: set[Keys], seed: int) -> Grid:
         return Grid()
     parser = _Parser(document, pinned)
     if not isinstance(raw, dict):
-        parser.problem(
-            (SWEEP,), f"got {describe_value(raw)}; expected a mapping of dotted keys to lists of values"
-        )
+        got = describe_value(raw)
+        parser.problem((SWEEP,), f"got {got}; expected a mapping of dotted keys to lists of values")
     else:
         for key, value in raw.items():
-            if key not in SWEEP_WORDS:
-                parser.add_axis(key, value)
-            elif key == "zip":
+            if key == "zip":
                 parser.add_zip(value)
+            elif key not in SWEEP_WORDS:
+                parser.add_axis({key: value}, (SWEEP,))
         parser.add_replicates(raw.get("replicates"), seed)
         parser.add_conditions(raw.get("where"))
     return parser.grid()
@@ -96,25 +95,23 @@ class _Parser:
     def problem(self, keys: Keys, message: str) -> None:
         self._problems.append(self._document.place(keys).problem(message))
 
-    def add_axis(self, key: str, values: Any) -> None:
-        steps = self._steps(key, values, (SWEEP, key))
-        if steps:
-            self._axes.append(tuple((step,) for step in steps))
+    def add_axis(self, columns: dict[str, Any], origin: Keys) -> None:
+        """Some keys that vary together, each with its values."""
+        read = [self._steps(key, values, (*origin, key)) for key, values in columns.items()]
+        steps = [column for column in read if column]
+        if len({len(column) for column in steps}) > 1:
+            told = ", ".join(f"{column[0].key} has {len(column)}" for column in steps)
+            self.problem(origin, f"lists of unequal length: {told}")
+        elif steps:
+            self._axes.append(tuple(zip(*steps, strict=True)))
 
     def add_zip(self, columns: Any) -> None:
         origin: Keys = (SWEEP, "zip")
-        if not isinstance(columns, dict) or not columns:
+        if isinstance(columns, dict) and columns:
+            self.add_axis(columns, origin)
+        else:
             got = describe_value(columns) if columns != {} else "an empty mapping"
             self.problem(origin, f"got {got}; expected a mapping of dotted keys to lists of equal length")
-            return
-        read = {key: self._steps(key, values, (*origin, key)) for key, values in columns.items()}
-        steps = {key: column for key, column in read.items() if column}
-        lengths = {key: len(column) for key, column in steps.items()}
-        if len(set(lengths.values())) > 1:
-            told = ", ".join(f"{key} has {length}" for key, length in lengths.items())
-            self.problem(origin, f"lists of unequal length: {told}")
-        elif steps:
-            self._axes.append(tuple(zip(*steps.values(), strict=True)))
 
     def add_replicates(self, count: Any, seed: int) -> None:
         if count is None:
@@ -151,18 +148,17 @@ class _Parser:
 
     def _steps(self, key: str, values: Any, origin: Keys) -> list[AxisValue]:
         keys = split_key(key)
+        is_swept_twice = keys in self._seen
+        self._seen.add(keys)
         if keys[0] == SWEEP:
             self.problem(origin, "a sweep can't vary itself")
-            return []
-        if keys in self._seen:
+        elif is_swept_twice:
             self.problem(origin, "is swept twice")
-            return []
-        self._seen.add(keys)
-        if keys in self._pinned:
+        elif keys in self._pinned:
             self._notes.append(f"sweep.{key}: dropped, since {key} is set")
-            return []
-        if not isinstance(values, list) or not values:
+        elif not isinstance(values, list) or not values:
             got = "an empty list" if values == [] else describe_value(values)
             self.problem(origin, f"got {got}; expected a list of values")
-            return []
-        return [AxisValue(key, value, (*origin, i)) for i, value in enumerate(values)]
+        else:
+            return [AxisValue(key, value, (*origin, i)) for i, value in enumerate(values)]
+        return []

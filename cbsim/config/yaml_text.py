@@ -8,12 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
-from yaml.composer import Composer
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
-from yaml.parser import Parser
-from yaml.reader import Reader, ReaderError
-from yaml.resolver import BaseResolver
-from yaml.scanner import Scanner
+from yaml.reader import ReaderError
 
 from cbsim.base.errors import ConfigError
 
@@ -34,15 +30,8 @@ _FLOAT = re.compile(
 _WHOLE_FLOAT = re.compile(r"([-+]?[0-9]+)[eE]\+?([0-9]{1,2})")
 
 
-class _CoreLoader(Reader, Scanner, Parser, Composer, BaseResolver):
+class _CoreLoader(yaml.BaseLoader):
     """Composes nodes and resolves scalars by the YAML 1.2 core schema (PyYAML's own is YAML 1.1)."""
-
-    def __init__(self, text: str) -> None:
-        Reader.__init__(self, text)
-        Scanner.__init__(self)
-        Parser.__init__(self)
-        Composer.__init__(self)
-        BaseResolver.__init__(self)
 
 
 class _CoreDumper(yaml.SafeDumper):
@@ -72,8 +61,12 @@ class ParsedYaml:
 
 def parse_yaml(text: str, source: str) -> ParsedYaml:
     """Read one YAML document; `source` names it in messages. Raises `ConfigError` on a syntax error."""
+    builder = _Builder(source)
     try:
         node = _CoreLoader(text).get_single_node()
+        if node is not None:
+            builder.parsed.lines[()] = node.start_mark.line + 1
+            builder.parsed.value = builder.build(node, ())
     except yaml.MarkedYAMLError as error:
         raise ConfigError(_syntax_message(error, text, source)) from None
     except ReaderError as error:
@@ -82,20 +75,13 @@ def parse_yaml(text: str, source: str) -> ParsedYaml:
         raise ConfigError(f"{source}:{line}: character {code} is not allowed in YAML") from None
     except RecursionError:
         raise ConfigError(f"{source}: nested too deeply to be read") from None
-    builder = _Builder(source)
-    if node is None:
-        return builder.parsed
-    builder.parsed.lines[()] = node.start_mark.line + 1
-    try:
-        builder.parsed.value = builder.build(node, ())
-    except RecursionError:
-        raise ConfigError(f"{source}: nested too deeply to be read") from None
     return builder.parsed
 
 
-def dump_yaml(data: Any) -> str:
+def dump_yaml(data: Any, **style: Any) -> str:
     """YAML text that any YAML reader, 1.1 or 1.2, reads as the same plain data, keys in their order."""
-    return yaml.dump(data, Dumper=_CoreDumper, sort_keys=False, allow_unicode=True)
+    text: str = yaml.dump(data, Dumper=_CoreDumper, sort_keys=False, allow_unicode=True, **style)
+    return text
 
 
 class _Builder:
@@ -121,7 +107,7 @@ class _Builder:
             if isinstance(node, MappingNode) and node.tag == _TAG + "map":
                 return self._mapping(node, keys)
             if isinstance(node, SequenceNode) and node.tag == _TAG + "seq":
-                return self._sequence(node, keys)
+                return [self._item(item, (*keys, i)) for i, item in enumerate(node.value)]
             if isinstance(node, ScalarNode):
                 return self._scalar(node, keys)
             return self._unknown_tag(node, keys)
@@ -132,44 +118,32 @@ class _Builder:
         merged: dict[str, Any] = {}
         own: dict[str, Any] = {}
         for key_node, value_node in node.value:
-            if key_node.tag == _TAG + "merge":
-                for name, value in self._merged(value_node, keys).items():
-                    merged.setdefault(name, value)
-                continue
             name = key_node.value
-            if (
-                not isinstance(key_node, ScalarNode)
-                or not isinstance(name, str)
-                or key_node.tag == _TAG + "null"
-            ):
+            if key_node.tag == _TAG + "merge":
+                merged |= self._merged(value_node, keys) | merged
+            elif not isinstance(key_node, ScalarNode) or key_node.tag == _TAG + "null":
                 self._problem(key_node, keys, "a key must be plain text")
-                continue
-            if name in own:
+            elif name in own:
                 first = self.parsed.lines[(*keys, name)]
                 self._problem(key_node, (*keys, name), f"given twice, first in line {first}")
-                continue
-            self.parsed.lines[(*keys, name)] = key_node.start_mark.line + 1
-            own[name] = self.build(value_node, (*keys, name))
+            else:
+                self.parsed.lines[(*keys, name)] = key_node.start_mark.line + 1
+                own[name] = self.build(value_node, (*keys, name))
         return {**merged, **own}
 
     def _merged(self, node: Node, keys: Keys) -> dict[str, Any]:
         """What `<<: *anchor` or `<<: [*a, *b]` brings in; of several the first wins."""
-        sources = node.value if isinstance(node, SequenceNode) else [node]
         merged: dict[str, Any] = {}
-        for source in sources:
-            if not isinstance(source, MappingNode):
+        for source in node.value if isinstance(node, SequenceNode) else [node]:
+            if isinstance(source, MappingNode):
+                merged |= self.build(source, keys) | merged
+            else:
                 self._problem(node, keys, "'<<' merges mappings only")
-                continue
-            for name, value in self.build(source, keys).items():
-                merged.setdefault(name, value)
         return merged
 
-    def _sequence(self, node: SequenceNode, keys: Keys) -> list[Any]:
-        items = []
-        for i, item in enumerate(node.value):
-            self.parsed.lines[(*keys, i)] = item.start_mark.line + 1
-            items.append(self.build(item, (*keys, i)))
-        return items
+    def _item(self, node: Node, keys: Keys) -> Any:
+        self.parsed.lines[keys] = node.start_mark.line + 1
+        return self.build(node, keys)
 
     def _scalar(self, node: ScalarNode, keys: Keys) -> Any:
         text = node.value

@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Callable, Iterator
+from itertools import count, repeat
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field
@@ -21,34 +21,19 @@ from cbsim.workload.streams import Streams
 _PERIODS_DRAWN = 256
 
 
-class ArrivalProcess(Section, ABC):
-    """A way for requests to arrive."""
-
-    is_drawn: ClassVar[bool] = True
-    """Whether chance decides."""
-
-    @abstractmethod
-    def times(self, streams: Streams, size: int) -> Iterator[FloatColumn]:
-        """Endless chunks of at most `size` instants, seconds, never falling; `size` doesn't change them."""
-
-
-class ConstantArrivals(ArrivalProcess):
+class ConstantArrivals(Section):
     """One arrival every `1 / rate_per_s` seconds, the first at 0."""
 
-    is_drawn: ClassVar[bool] = False
     type: Literal["constant"]
     rate_per_s: float = Field(gt=0)
     """Arrivals a second."""
 
     def times(self, streams: Streams, size: int) -> Iterator[FloatColumn]:
         """Each is its place divided by the rate, so that no error adds up."""
-        start = 0
-        while True:
-            yield np.arange(start, start + size) / self.rate_per_s
-            start += size
+        return (np.arange(start, start + size) / self.rate_per_s for start in count(step=size))
 
 
-class PoissonArrivals(ArrivalProcess):
+class PoissonArrivals(Section):
     """Independent arrivals: exponential times between them."""
 
     type: Literal["poisson"]
@@ -60,7 +45,7 @@ class PoissonArrivals(ArrivalProcess):
         return _poisson(streams.generator(), self.rate_per_s, size)
 
 
-class GammaArrivals(ArrivalProcess):
+class GammaArrivals(Section):
     """Gamma-distributed times between arrivals: cv 1 is Poisson, more is bursty, less is steady."""
 
     type: Literal["gamma"]
@@ -73,15 +58,10 @@ class GammaArrivals(ArrivalProcess):
         """Sums of gamma gaps of shape 1 / cv^2."""
         random = streams.generator()
         shape = 1 / self.cv**2
-
-        def gaps() -> Iterator[FloatColumn]:
-            while True:
-                yield random.standard_gamma(shape, size) / (shape * self.rate_per_s)
-
-        return _accumulated(gaps())
+        return _summed(lambda: random.standard_gamma(shape, size) / (shape * self.rate_per_s))
 
 
-class OnOffArrivals(ArrivalProcess):
+class OnOffArrivals(Section):
     """Bursts of Poisson arrivals with silence between them, as an interrupted Poisson process."""
 
     type: Literal["on_off"]
@@ -109,14 +89,13 @@ class OnOffArrivals(ArrivalProcess):
         burst_ends, silence_before = np.zeros(1), np.zeros(1)
         for times in on_time:
             while burst_ends[-1] <= times[-1]:
-                burst_ends = _extended(burst_ends, self.on_s * on.standard_exponential(_PERIODS_DRAWN))
-                silence_before = _extended(
-                    silence_before, self.off_s * off.standard_exponential(_PERIODS_DRAWN)
-                )
+                bursts, silences = (each.standard_exponential(_PERIODS_DRAWN) for each in (on, off))
+                burst_ends = _extended(burst_ends, self.on_s * bursts)
+                silence_before = _extended(silence_before, self.off_s * silences)
             yield times + silence_before[np.searchsorted(burst_ends, times, side="right") - 1]
 
 
-class DailyArrivals(ArrivalProcess):
+class DailyArrivals(Section):
     """Poisson arrivals whose rate follows a cosine: a busy and a quiet time every day."""
 
     type: Literal["daily"]
@@ -140,36 +119,35 @@ class DailyArrivals(ArrivalProcess):
                 yield kept
 
 
-class AllAtOnceArrivals(ArrivalProcess):
+class AllAtOnceArrivals(Section):
     """Everything arrives at 0, as in an offline benchmark."""
 
-    is_drawn: ClassVar[bool] = False
     type: Literal["all_at_once"]
 
     def times(self, streams: Streams, size: int) -> Iterator[FloatColumn]:
         """Zeros."""
-        while True:
-            yield np.zeros(size)
+        return repeat(np.zeros(size))
 
 
 Arrivals = Annotated[
     ConstantArrivals | PoissonArrivals | GammaArrivals | OnOffArrivals | DailyArrivals | AllAtOnceArrivals,
     Field(discriminator="type"),
 ]
+"""A way for requests to arrive: its `times` are endless chunks of at most `size` instants, seconds.
+
+They never fall, and `size` doesn't change them.
+"""
 
 
 def _poisson(random: np.random.Generator, rate_per_s: float, size: int) -> Iterator[FloatColumn]:
-    def gaps() -> Iterator[FloatColumn]:
-        while True:
-            yield random.standard_exponential(size) / rate_per_s
-
-    return _accumulated(gaps())
+    return _summed(lambda: random.standard_exponential(size) / rate_per_s)
 
 
-def _accumulated(gap_chunks: Iterator[FloatColumn]) -> Iterator[FloatColumn]:
+def _summed(draw_gaps: Callable[[], FloatColumn]) -> Iterator[FloatColumn]:
     """Running sums over all chunks, added one by one in order, so that chunks don't show in the last bit."""
     now = 0.0
-    for gaps in gap_chunks:
+    while True:
+        gaps = draw_gaps()
         gaps[0] += now
         times = np.add.accumulate(gaps)
         now = times[-1]

@@ -7,36 +7,29 @@ import gzip
 import io
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 
 from cbsim.base.errors import WorkloadError
 from cbsim.workload.request import Request
-from cbsim.workload.request_batch import BATCH_SIZE
+from cbsim.workload.request_batch import BATCH_SIZE, COLUMN_TYPES
 from cbsim.workload.request_source import Workload
 
-REQUIRED = ("request_id", "arrival_s", "num_prompt_tokens", "num_output_tokens")
-OPTIONAL = ("priority", "session_id", "user", "deadline_s", "prompt")
 SUFFIXES = (".jsonl", ".csv", ".parquet")
 COMPRESSED = (".gz", ".zst")
 
-_ARROW_TYPES = {
-    "request_id": pa.string(),
-    "arrival_s": pa.float64(),
-    "num_prompt_tokens": pa.int64(),
-    "num_output_tokens": pa.int64(),
-    "priority": pa.int64(),
-    "session_id": pa.string(),
-    "user": pa.string(),
-    "deadline_s": pa.float64(),
-    "prompt": pa.string(),
-}
+REQUIRED = list(COLUMN_TYPES)[:4]
+OPTIONAL = [*list(COLUMN_TYPES)[4:], "prompt"]
+"""Columns that are written if some request has a value there."""
+_ARROW_TYPES: dict[type, pa.DataType] = {float: pa.float64(), np.int64: pa.int64(), object: pa.string()}
 
 
 def convert(workload: Workload, path: Path) -> int:
@@ -46,11 +39,18 @@ def convert(workload: Workload, path: Path) -> int:
     whole or not at all. Returns how many requests there are; raises `WorkloadError` for another suffix, a
     folder that can't be written, or a wrong workload.
     """
-    write = _writer(path)
+    is_compressed = path.suffix in COMPRESSED
+    kind = Path(path.stem).suffix if is_compressed else path.suffix
+    if kind not in SUFFIXES or (kind == ".parquet" and is_compressed):
+        raise WorkloadError(
+            f"{path}: got suffix '{kind}{path.suffix if is_compressed else ''}'; "
+            f"allowed: .jsonl and .csv, also with .gz or .zst, and .parquet"
+        )
     columns = [*REQUIRED, *_optional_columns(workload.requests())]
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with _opened(temporary, path.suffix) as file:
+            write = _write_parquet if kind == ".parquet" else partial(_write_text, is_csv=kind == ".csv")
             num_requests = write(workload.requests(), columns, file)
         temporary.replace(path)
     except OSError as error:
@@ -58,21 +58,6 @@ def convert(workload: Workload, path: Path) -> int:
     finally:
         temporary.unlink(missing_ok=True)
     return num_requests
-
-
-def _writer(path: Path) -> Callable[[Iterable[Request], list[str], IO[bytes]], int]:
-    suffix = Path(path.stem).suffix if path.suffix in COMPRESSED else path.suffix
-    is_compressed = path.suffix in COMPRESSED
-    if suffix == ".jsonl":
-        return _write_jsonl
-    if suffix == ".csv":
-        return _write_csv
-    if suffix == ".parquet" and not is_compressed:
-        return _write_parquet
-    raise WorkloadError(
-        f"{path}: got suffix '{suffix}{path.suffix if is_compressed else ''}'; "
-        f"allowed: .jsonl and .csv, also with .gz or .zst, and .parquet"
-    )
 
 
 @contextmanager
@@ -98,49 +83,42 @@ def _optional_columns(requests: Iterable[Request]) -> list[str]:
     return [name for name in OPTIONAL if name in wanted]
 
 
-def _write_jsonl(requests: Iterable[Request], columns: list[str], file: IO[bytes]) -> int:
+def _write_text(requests: Iterable[Request], columns: list[str], file: IO[bytes], *, is_csv: bool) -> int:
     num_requests = 0
-    for request in requests:
-        row = {name: getattr(request, name) for name in columns}
-        said = {name: value for name, value in row.items() if value is not None}
-        file.write(json.dumps(said, ensure_ascii=False).encode() + b"\n")
-        num_requests += 1
-    return num_requests
-
-
-def _write_csv(requests: Iterable[Request], columns: list[str], file: IO[bytes]) -> int:
-    num_requests = 0
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
+    if is_csv:
+        file.write(",".join(columns).encode() + b"\n")
     for batch in _batched(requests):
-        writer.writerows([_field(request, name) for name in columns] for request in batch)
-        num_requests += len(batch)
+        text = io.StringIO(newline="")
+        if is_csv:
+            rows = ([_field(request, name) for name in columns] for request in batch)
+            csv.writer(text, lineterminator="\n").writerows(rows)
+        else:
+            for request in batch:
+                row = {name: getattr(request, name) for name in columns}
+                said = {name: value for name, value in row.items() if value is not None}
+                text.write(json.dumps(said, ensure_ascii=False) + "\n")
         file.write(text.getvalue().encode())
-        text.seek(0)
-        text.truncate()
+        num_requests += len(batch)
     return num_requests
 
 
 def _write_parquet(requests: Iterable[Request], columns: list[str], file: IO[bytes]) -> int:
     num_requests = 0
-    schema = pa.schema([(name, _ARROW_TYPES[name]) for name in columns])
+    schema = pa.schema([(name, _ARROW_TYPES[COLUMN_TYPES.get(name, object)]) for name in columns])
     with pyarrow.parquet.ParquetWriter(file, schema) as writer:
         for batch in _batched(requests):
-            arrays = [
-                pa.array([_field(request, name) for request in batch], _ARROW_TYPES[name]) for name in columns
-            ]
-            writer.write_batch(pa.record_batch(arrays, schema=schema))
+            cells = [[_field(request, name) for request in batch] for name in columns]
+            writer.write_batch(pa.record_batch(list(map(pa.array, cells, schema.types)), schema=schema))
             num_requests += len(batch)
     return num_requests
-
-
-def _field(request: Request, name: str) -> Any:
-    value = getattr(request, name)
-    return json.dumps(value, ensure_ascii=False) if name == "prompt" and value is not None else value
 
 
 def _batched(requests: Iterable[Request]) -> Iterator[list[Request]]:
     remaining = iter(requests)
     while batch := list(islice(remaining, BATCH_SIZE)):
         yield batch
+
+
+def _field(request: Request, name: str) -> Any:
+    value = getattr(request, name)
+    return json.dumps(value, ensure_ascii=False) if name == "prompt" and value is not None else value

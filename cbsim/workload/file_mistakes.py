@@ -13,7 +13,7 @@ class Mistakes:
 
     def __init__(self, file: str, unit: str = "") -> None:
         """`unit` goes before a row number in a file that has no lines: `trace.parquet:row 3`."""
-        self.file = file
+        self._file = file
         self._unit = unit
         self._kept: list[tuple[int, int, str]] = []
         self._num_mistakes = 0
@@ -24,7 +24,7 @@ class Mistakes:
     def add(self, line: int, column: int, text: str) -> None:
         """One mistake; line 0 is the file as a whole, `column` orders the mistakes of a line."""
         self._num_mistakes += 1
-        place = f"{self.file}:{self._unit}{line}" if line else self.file
+        place = f"{self._file}:{self._unit}{line}" if line else self._file
         self._kept.append((line, column, f"{place}: {text}"))
         if len(self._kept) > 2 * _KEPT:
             self._kept = sorted(self._kept)[:_KEPT]
@@ -34,10 +34,5 @@ class Mistakes:
         lines = [text for _, _, text in sorted(self._kept)[:MAX_LINES_TOLD]]
         num_more = self._num_mistakes - len(lines)
         if num_more:
-            lines.append(f"{self.file}: ... and {num_more:,} more")
+            lines.append(f"{self._file}: ... and {num_more:,} more")
         return WorkloadError(*lines)
-
-    def raise_if_any(self) -> None:
-        """Raises `WorkloadError` if a mistake was added."""
-        if self:
-            raise self.error()

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Callable
-from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 from pydantic import Field, model_validator
 
 from cbsim.config.section import Section
-from cbsim.workload.lookup import find_trace
-from cbsim.workload.request_batch import FloatColumn, IntColumn
 from cbsim.workload.streams import Streams
-from cbsim.workload.trace_table import TraceTable
+from cbsim.workload.trace_reader import TraceTable
 
 Z_90 = 1.2815515655446004
 """The 90th percentile of the standard normal distribution."""
@@ -23,29 +20,13 @@ Z_90 = 1.2815515655446004
 Side = Literal["prompt", "output"]
 Traces = Callable[[str], TraceTable]
 """Reads the trace that a path names."""
-Sampler = Callable[[int], IntColumn]
-"""Draws the next so many whole numbers; how many at a time doesn't change them."""
+Sampler = Callable[[int], NDArray[Any]]
+"""Draws the next `size` numbers; how many at a time doesn't change them."""
 
 
-class LengthDistribution(Section, ABC):
-    """A distribution of whole numbers from 1 up."""
-
-    is_drawn: ClassVar[bool] = True
-    """Whether chance decides."""
-
-    @abstractmethod
-    def sampler(self, streams: Streams, traces: Traces, side: Side) -> Sampler:
-        """A sampler at the start of its stream; `side` is what to take from one of the `traces`."""
-
-    def files(self, folder: Path) -> list[Path]:
-        """The trace files it draws from."""
-        return []
-
-
-class FixedLengths(LengthDistribution):
+class FixedLengths(Section):
     """Always the same."""
 
-    is_drawn: ClassVar[bool] = False
     type: Literal["fixed"]
     value: int = Field(ge=1)
     """The number."""
@@ -55,7 +36,7 @@ class FixedLengths(LengthDistribution):
         return lambda size: np.full(size, self.value, dtype=np.int64)
 
 
-class UniformLengths(LengthDistribution):
+class UniformLengths(Section):
     """Every whole number from `min` to `max` equally often."""
 
     type: Literal["uniform"]
@@ -76,7 +57,7 @@ class UniformLengths(LengthDistribution):
         return lambda size: random.integers(self.min, self.max, size, endpoint=True)
 
 
-class LognormalLengths(LengthDistribution):
+class LognormalLengths(Section):
     """A lognormal distribution, rounded, and clipped to `min` and `max`.
 
     Its middle is given by `median` or `mean`, its width by `sigma` (of the logarithm) or `p90`, all before
@@ -105,14 +86,12 @@ class LognormalLengths(LengthDistribution):
             raise ValueError("lognormal lengths: give one of sigma and p90")
         if self.max is not None and self.max < self.min:
             raise ValueError(f"max: got {self.max}; allowed: min ({self.min}) or more")
-        if self.p90 is not None:
-            middle, most = (
-                (self.median, math.inf) if self.mean is None else (self.mean, math.exp(Z_90**2 / 2))
-            )
-            if middle is not None and not 1 <= self.p90 / middle <= most:
-                bound = "" if math.isinf(most) else f" and at most {most:.3f} times it"
-                name = "median" if self.mean is None else "mean"
-                raise ValueError(f"p90: got {self.p90:g}; allowed: at least the {name} ({middle:g}){bound}")
+        most = math.exp(Z_90**2 / 2)
+        if self.p90 is not None and self.median is not None and self.p90 < self.median:
+            raise ValueError(f"p90: got {self.p90:g}; allowed: at least the median ({self.median:g})")
+        if self.p90 is not None and self.mean is not None and not 1 <= self.p90 / self.mean <= most:
+            allowed = f"at least the mean ({self.mean:g}) and at most {most:.3f} times it"
+            raise ValueError(f"p90: got {self.p90:g}; allowed: {allowed}")
         return self
 
     @property
@@ -122,24 +101,28 @@ class LognormalLengths(LengthDistribution):
         The mean of a lognormal is exp(mu + sigma^2 / 2) and its p90 exp(mu + z sigma) with z = 1.2816; of the
         two solutions for a mean and a p90 the narrower is meant.
         """
+        log_p90 = math.log(self.p90 or 1)
         if self.median is not None:
             mu = math.log(self.median)
-            return mu, self.sigma if self.sigma is not None else (math.log(self.p90 or 1) - mu) / Z_90
-        log_mean = math.log(self.mean or 1)
-        if self.sigma is not None:
-            sigma = self.sigma
-        else:
-            sigma = Z_90 - math.sqrt(max(0.0, Z_90**2 - 2 * (math.log(self.p90 or 1) - log_mean)))
+            return mu, (log_p90 - mu) / Z_90 if self.sigma is None else self.sigma
+        log_mean, sigma = math.log(self.mean or 1), self.sigma
+        if sigma is None:
+            sigma = Z_90 - math.sqrt(max(0.0, Z_90**2 - 2 * (log_p90 - log_mean)))
         return log_mean - sigma**2 / 2, sigma
 
     def sampler(self, streams: Streams, traces: Traces, side: Side) -> Sampler:
         """Rounded to the nearest whole number, then clipped."""
         random = streams.generator()
         mu, sigma = self.log_mean_and_sigma
-        return lambda size: _whole(np.exp(mu + sigma * random.standard_normal(size)), self.min, self.max)
+
+        def draw(size: int) -> NDArray[Any]:
+            numbers = np.rint(np.exp(mu + sigma * random.standard_normal(size)))
+            return np.clip(numbers, self.min, self.max).astype(np.int64)
+
+        return draw
 
 
-class EmpiricalLengths(LengthDistribution):
+class EmpiricalLengths(Section):
     """Values with weights, or the lengths found in a trace file.
 
     Where prompts and answers are drawn from the same file, each request takes both from one of its rows, so
@@ -164,21 +147,14 @@ class EmpiricalLengths(LengthDistribution):
 
     def sampler(self, streams: Streams, traces: Traces, side: Side) -> Sampler:
         """By inversion, one random number for each draw; a file's rows from a stream of the file's own."""
-        if self.path is not None:
-            trace = traces(self.path)
-            values = trace.num_prompt_tokens if side == "prompt" else trace.num_output_tokens
-            pick = picker(Streams(streams.seed, f"workload/rows/{self.path}"), len(values), None)
-        else:
-            values = np.array(self.values, dtype=np.int64)
-            pick = picker(streams, len(values), self.weights)
-        return lambda size: values[pick(size)]
-
-    def files(self, folder: Path) -> list[Path]:
-        """The trace file."""
-        return [] if self.path is None else [find_trace(self.path, folder)]
+        if self.path is None:
+            return picker(streams, self.values or (), self.weights)
+        trace = traces(self.path)
+        values = trace.num_prompt_tokens if side == "prompt" else trace.num_output_tokens
+        return picker(Streams(streams.seed, f"workload/rows/{self.path}"), values)
 
 
-class MixtureLengths(LengthDistribution):
+class MixtureLengths(Section):
     """Each number from one of several distributions, for lengths with more than one peak."""
 
     type: Literal["mixture"]
@@ -195,29 +171,28 @@ class MixtureLengths(LengthDistribution):
     def sampler(self, streams: Streams, traces: Traces, side: Side) -> Sampler:
         """Every part draws for every request, so that no stream's place hangs on which part was chosen."""
         samplers = [part.sampler(streams.child(str(i)), traces, side) for i, part in enumerate(self.parts)]
-        pick = picker(streams.child("part"), len(samplers), self.weights)
+        pick = picker(streams.child("part"), range(len(samplers)), self.weights)
         return lambda size: np.stack([sampler(size) for sampler in samplers])[pick(size), np.arange(size)]
-
-    def files(self, folder: Path) -> list[Path]:
-        """The trace files of its parts."""
-        return [file for part in self.parts for file in part.files(folder)]
 
 
 Lengths = Annotated[
     FixedLengths | UniformLengths | LognormalLengths | EmpiricalLengths | MixtureLengths,
     Field(discriminator="type"),
 ]
+"""A distribution of whole numbers from 1 up.
+
+Its `sampler` is one at the start of its stream; `side` is what to take from one of the `traces`.
+"""
 MixtureLengths.model_rebuild()
 
 
-def picker(streams: Streams, num_choices: int, weights: list[float] | None) -> Sampler:
-    """Draws places 0 to `num_choices` - 1, equally often or by weight."""
+def picker(streams: Streams, values: ArrayLike, weights: ArrayLike | None = None) -> Sampler:
+    """Draws from `values`, equally often or by weight."""
     random = streams.generator()
-    bounds = np.add.accumulate(
-        np.ones(num_choices) if weights is None else np.array(weights, dtype=np.float64)
-    )
+    choices = np.asarray(values)
+    bounds = np.add.accumulate(np.ones(len(choices)) if weights is None else np.asarray(weights, float))
     bounds /= bounds[-1]
-    return lambda size: np.searchsorted(bounds, random.random(size), side="right")
+    return lambda size: choices[np.searchsorted(bounds, random.random(size), side="right")]
 
 
 def check_weights(weights: list[float], num_wanted: int) -> None:
@@ -226,7 +201,3 @@ def check_weights(weights: list[float], num_wanted: int) -> None:
         raise ValueError(f"weights: got {len(weights)}; allowed: one for each value, {num_wanted}")
     if sum(weights) <= 0:
         raise ValueError("weights: got 0 for all; allowed: a sum above 0")
-
-
-def _whole(numbers: FloatColumn, low: int, high: int | None) -> IntColumn:
-    return np.clip(np.rint(numbers), low, high).astype(np.int64)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cbsim.base.errors import WorkloadError
+from cbsim.base.paths import data_folder
 from cbsim.config.yaml_text import Keys
 
 _TRACE_TYPES = ("trace", "resampled", "empirical")
@@ -23,8 +24,6 @@ def find_trace(path: str, folder: Path) -> Path:
     if wanted.is_absolute():
         candidates = [wanted]
     else:
-        from cbsim.base.paths import data_folder
-
         candidates = list(dict.fromkeys([folder / wanted, wanted, data_folder("workloads") / wanted]))
     for candidate in candidates:
         if candidate.is_file():
@@ -32,35 +31,36 @@ def find_trace(path: str, folder: Path) -> Path:
     for candidate in candidates:
         if candidate.is_dir():
             raise WorkloadError(f"{candidate}: got a folder; allowed: a trace file")
-    raise WorkloadError(f"{path}: no such file{_nearest(candidates)}; looked in {_folders(candidates)}")
+    folders = ", ".join(dict.fromkeys(str(candidate.parent.resolve()) for candidate in candidates))
+    raise WorkloadError(f"{path}: no such file{_nearest(candidates)}; looked in {folders}")
 
 
-def missing_traces(settings: Any, folder: Path, keys: Keys = ()) -> Iterator[tuple[Keys, str]]:
-    """Where, below plain settings that need not be right otherwise, a `path` names no trace, and why."""
+def trace_paths(settings: Any, keys: Keys = ()) -> Iterator[tuple[Keys, str]]:
+    """Each `path` of a trace below plain settings, which need not be right otherwise, and where it stands."""
     if isinstance(settings, list):
         for place, value in enumerate(settings):
-            yield from missing_traces(value, folder, (*keys, place))
+            yield from trace_paths(value, (*keys, place))
     if not isinstance(settings, dict):
         return
     path = settings.get("path")
     if settings.get("type") in _TRACE_TYPES and isinstance(path, str):
+        yield (*keys, "path"), path
+    for key, value in settings.items():
+        yield from trace_paths(value, (*keys, key))
+
+
+def missing_traces(settings: Any, folder: Path) -> Iterator[tuple[Keys, str]]:
+    """Where, below plain settings, a `path` names no trace, and why."""
+    for keys, path in trace_paths(settings):
         try:
             find_trace(path, folder)
         except WorkloadError as error:
-            yield from (((*keys, "path"), problem) for problem in error.problems)
-    for key, value in settings.items():
-        yield from missing_traces(value, folder, (*keys, key))
+            yield from ((keys, problem) for problem in error.problems)
 
 
 def _nearest(candidates: list[Path]) -> str:
     for candidate in candidates:
-        if candidate.parent.is_dir():
-            names = [each.name for each in candidate.parent.iterdir()]
-            near = difflib.get_close_matches(candidate.name, names, n=1)
-            if near:
-                return f"; did you mean '{near[0]}'?"
+        beside = [each.name for each in candidate.parent.glob("*")]
+        for near in difflib.get_close_matches(candidate.name, beside, n=1):
+            return f"; did you mean '{near}'?"
     return ""
-
-
-def _folders(candidates: list[Path]) -> str:
-    return ", ".join(dict.fromkeys(str(candidate.parent.resolve()) for candidate in candidates))

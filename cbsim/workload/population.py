@@ -9,7 +9,6 @@ from pydantic import Field, model_validator
 
 from cbsim.config.section import Section
 from cbsim.workload.length_distributions import Sampler, check_weights, picker
-from cbsim.workload.request_batch import FloatColumn, IntColumn
 from cbsim.workload.streams import Streams
 
 
@@ -23,7 +22,7 @@ class SharedPrefix(Section):
 
     def sampler(self, streams: Streams) -> Sampler:
         """Draws which system prompt a request (or session) has."""
-        return picker(streams, self.num_groups, None)
+        return picker(streams, range(self.num_groups))
 
 
 class Users(Section):
@@ -37,10 +36,26 @@ class Users(Section):
     def sampler(self, streams: Streams) -> Sampler:
         """Draws a user's number."""
         weights = 1 / np.arange(1, self.num_users + 1) ** self.skew
-        return picker(streams, self.num_users, weights.tolist())
+        return picker(streams, range(self.num_users), weights)
 
 
-class Priorities(Section):
+class _Mix(Section):
+    """A setting of the values that occur, then one of their weights."""
+
+    @model_validator(mode="after")
+    def _check_weights(self) -> Self:
+        values, weights = dict(self).values()
+        if weights is not None:
+            check_weights(weights, len(values))
+        return self
+
+    def sampler(self, streams: Streams) -> Sampler:
+        """Draws from the values."""
+        values, weights = dict(self).values()
+        return picker(streams, values, weights)
+
+
+class Priorities(_Mix):
     """A mix of priorities; a smaller one is more urgent."""
 
     values: list[int] = Field(min_length=1)
@@ -48,37 +63,11 @@ class Priorities(Section):
     weights: list[Annotated[float, Field(ge=0)]] | None = None
     """How often each occurs, relative to the others; null for equally often."""
 
-    @model_validator(mode="after")
-    def _check_weights(self) -> Self:
-        if self.weights is not None:
-            check_weights(self.weights, len(self.values))
-        return self
 
-    def sampler(self, streams: Streams) -> Sampler:
-        """Draws a priority."""
-        values = np.array(self.values, dtype=np.int64)
-        pick = picker(streams, len(values), self.weights)
-        return lambda size: values[pick(size)]
-
-
-class Deadlines(Section):
+class Deadlines(_Mix):
     """A mix of deadlines, each counted from the request's arrival."""
 
     values_s: list[Annotated[float, Field(gt=0)]] = Field(min_length=1)
     """Seconds from arrival to deadline that occur."""
     weights: list[Annotated[float, Field(ge=0)]] | None = None
     """How often each occurs, relative to the others; null for equally often."""
-
-    @model_validator(mode="after")
-    def _check_weights(self) -> Self:
-        if self.weights is not None:
-            check_weights(self.weights, len(self.values_s))
-        return self
-
-    def sampler(self, streams: Streams) -> Sampler:
-        """Draws the place of a deadline in `values_s`."""
-        return picker(streams, len(self.values_s), self.weights)
-
-    def seconds(self, places: IntColumn) -> FloatColumn:
-        """The deadlines at these places."""
-        return np.array(self.values_s, dtype=np.float64)[places]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
-from itertools import islice
+from itertools import islice, repeat
 from typing import Any
 
 import numpy as np
@@ -44,11 +45,11 @@ class RequestBatch:
 
     def part(self, start: int, stop: int) -> RequestBatch:
         """The requests from `start` up to `stop`."""
-        parts: dict[str, Any] = {}
-        for field in fields(self):
-            column = getattr(self, field.name)
-            parts[field.name] = None if column is None else column[start:stop]
-        return RequestBatch(**parts)
+
+        def cut(column: Any) -> Any:
+            return None if column is None else column[start:stop]
+
+        return RequestBatch(**{each.name: cut(getattr(self, each.name)) for each in fields(RequestBatch)})
 
     def names(self) -> list[str]:
         """The ids of the requests."""
@@ -59,52 +60,33 @@ class RequestBatch:
 
     def requests(self) -> Iterator[Request]:
         """New `Request` objects, with Python's own numbers."""
-        names = self.names()
-        needed = (
-            names,
+        given = [] if self.deadline_s is None else self.deadline_s.tolist()
+        deadlines = [None if math.isnan(deadline_s) else deadline_s for deadline_s in given] or None
+        return map(
+            Request,
+            self.names(),
             self.arrival_s.tolist(),
             self.num_prompt_tokens.tolist(),
             self.num_output_tokens.tolist(),
+            repeat(0) if self.priority is None else self.priority.tolist(),
+            *(
+                repeat(None) if each is None else each
+                for each in (self.session_id, self.user, deadlines, self.prompt, self.extra)
+            ),
         )
-        optional = (self.priority, self.session_id, self.user, self.deadline_s, self.prompt, self.extra)
-        if all(column is None for column in optional):
-            yield from map(Request, *needed)
-            return
-        absent: list[None] = [None] * len(self)
-        priorities = [0] * len(self) if self.priority is None else self.priority.tolist()
-        sessions = absent if self.session_id is None else self.session_id.tolist()
-        users = absent if self.user is None else self.user.tolist()
-        deadlines = absent if self.deadline_s is None else _nan_to_none(self.deadline_s)
-        prompts = absent if self.prompt is None else self.prompt
-        extras = absent if self.extra is None else self.extra
-        for (
-            name,
-            arrival_s,
-            num_prompt,
-            num_output,
-            priority,
-            session,
-            user,
-            deadline_s,
-            prompt,
-            extra,
-        ) in zip(*needed, priorities, sessions, users, deadlines, prompts, extras, strict=True):
-            yield Request(
-                name,
-                arrival_s,
-                num_prompt,
-                num_output,
-                priority=priority,
-                session_id=session,
-                user=user,
-                deadline_s=deadline_s,
-                prompt=prompt,
-                extra=extra,
-            )
 
 
-def _nan_to_none(column: FloatColumn) -> list[float | None]:
-    return [None if value != value else value for value in column.tolist()]
+COLUMN_TYPES: dict[str, type] = {
+    "request_id": object,
+    "arrival_s": float,
+    "num_prompt_tokens": np.int64,
+    "num_output_tokens": np.int64,
+    "priority": np.int64,
+    "session_id": object,
+    "user": object,
+    "deadline_s": float,
+}
+"""The columns that a request has a value for, by its name for them; `prompt` and `extra`, lists, are apart."""
 
 
 def batches_of(requests: Iterable[Request]) -> Iterator[RequestBatch]:
@@ -112,23 +94,11 @@ def batches_of(requests: Iterable[Request]) -> Iterator[RequestBatch]:
     rest = iter(requests)
     first = 0
     while rows := list(islice(rest, BATCH_SIZE)):
-        yield RequestBatch(
-            number=np.arange(first, first + len(rows)),
-            arrival_s=np.array([row.arrival_s for row in rows]),
-            num_prompt_tokens=np.array([row.num_prompt_tokens for row in rows], dtype=np.int64),
-            num_output_tokens=np.array([row.num_output_tokens for row in rows], dtype=np.int64),
-            request_id=_objects([row.request_id for row in rows]),
-            priority=np.array([row.priority for row in rows], dtype=np.int64),
-            session_id=_objects([row.session_id for row in rows]),
-            user=_objects([row.user for row in rows]),
-            deadline_s=np.array([np.nan if row.deadline_s is None else row.deadline_s for row in rows]),
-            prompt=[row.prompt for row in rows],
-            extra=[row.extra for row in rows],
-        )
+        columns: dict[str, Any] = {
+            name: np.array([getattr(row, name) for row in rows], dtype)
+            for name, dtype in COLUMN_TYPES.items()
+        }
+        number = np.arange(first, first + len(rows))
+        prompts, extras = [row.prompt for row in rows], [row.extra for row in rows]
+        yield RequestBatch(number, **columns, prompt=prompts, extra=extras)
         first += len(rows)
-
-
-def _objects(values: list[Any]) -> ObjectColumn:
-    column = np.empty(len(values), dtype=object)
-    column[:] = values
-    return column

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -71,18 +72,15 @@ class Workload(ABC):
         self.folder = folder
 
     def __init_subclass__(cls) -> None:
-        """A subclass that gives `requests` has the columns of those, whatever its base has."""
+        """A subclass that gives `requests` or `batches` has the other by it, whatever its base has."""
         super().__init_subclass__()
+        given = cls.batches
         if "requests" in vars(cls) and "batches" not in vars(cls):
-            cls.batches = _batches_of_requests  # type: ignore[method-assign]
+            cls.batches = lambda self: batches_of(self.requests())  # type: ignore[method-assign]
         elif "batches" in vars(cls) and "requests" not in vars(cls):
-            given = cls.batches
-
-            def requests(self: Workload) -> Iterator[Request]:
-                for batch in given(self):
-                    yield from batch.requests()
-
-            cls.requests = requests  # type: ignore[method-assign]
+            cls.requests = lambda self: chain.from_iterable(  # type: ignore[method-assign]
+                batch.requests() for batch in given(self)
+            )
 
     def requests(self) -> Iterator[Request]:
         """New `Request` objects in order of arrival, all settings applied; equal times keep their order.
@@ -112,7 +110,3 @@ class Workload(ABC):
     def notes(self) -> list[str]:
         """Sentences for `summary.json`, complete after an iteration: what was left out, cut or sorted."""
         return []
-
-
-def _batches_of_requests(self: Workload) -> Iterator[RequestBatch]:
-    return batches_of(self.requests())

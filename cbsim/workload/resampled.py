@@ -12,7 +12,7 @@ from cbsim.workload.request_batch import IntColumn, RequestBatch
 from cbsim.workload.request_source import MAX_REQUESTS
 from cbsim.workload.streams import Streams
 from cbsim.workload.trace import TraceWorkload
-from cbsim.workload.trace_table import TraceTable
+from cbsim.workload.trace_reader import TraceTable
 from cbsim.workload.trim import Trim
 
 
@@ -35,14 +35,13 @@ class ResampledWorkload(TraceWorkload):
         """Requests that stay together; null: a twentieth of those drawn from."""
 
     config: Config
-    _cut: Trim | None = None
 
     def batches(self) -> Iterator[RequestBatch]:
         """The file is read when the first batch is asked for; raises as `TraceWorkload.batches`."""
         if not self._num_in_window:
             yield from super().batches()
-        self._cut = Trim(self.config.model_copy(update={"start_s": 0.0, "end_s": None, "limit": None}))
-        yield from self._cut.apply(self._drawn().batches())
+        self._trim = Trim(self.config.model_copy(update={"start_s": 0.0, "end_s": None, "limit": None}))
+        yield from self._trim.apply(self._drawn().batches())
 
     def num_requests(self) -> int:
         """Exact; reads the file."""
@@ -51,7 +50,7 @@ class ResampledWorkload(TraceWorkload):
     def notes(self) -> list[str]:
         """What reading left out or sorted, how it was resampled, and what the caps cut."""
         told = f"requests drawn from {super().num_requests():,} of the trace in blocks of {self._block_size}"
-        return [*self._table.notes, told, *(self._cut.notes() if self._cut else [])]
+        return [*self._table.notes, told, *(self._trim.notes() if self._trim else [])]
 
     @property
     def _block_size(self) -> int:
@@ -69,15 +68,12 @@ class ResampledWorkload(TraceWorkload):
         rows: IntColumn = (starts[:, None] + np.arange(self._block_size)).ravel()[:num_drawn] % num_source
         times = np.cumsum(gap_s[rows])
         rows += first
+        chosen = ("priority", "user", "deadline_s", "contents")
+        columns = {name: getattr(table, name) for name in chosen}
         return TraceTable(
             np.arange(num_drawn),
             times - times[0],
             table.num_prompt_tokens[rows],
             table.num_output_tokens[rows],
-            {
-                name: column[rows]
-                for name, column in table.optional.items()
-                if name not in ("request_id", "session_id")
-            },
-            (),
+            **{name: column[rows] for name, column in columns.items() if column is not None},
         )

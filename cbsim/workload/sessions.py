@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from cbsim.config.section import Section
@@ -34,36 +34,24 @@ class Sessions(Section):
         return gamma_times(random, self.think_time_s, self.think_time_cv, size)
 
 
-@dataclass(frozen=True, slots=True)
-class Turns:
-    """Turns of sessions as columns of equal length. A request without sessions is a session of one turn."""
+TURN = np.dtype(
+    [
+        ("arrival_s", "f8"),
+        ("session", "i8"),
+        ("turn", "i8"),  # place in the session, from 0
+        ("is_last", "?"),
+        ("num_new_tokens", "i8"),  # prompt tokens that this turn adds
+        ("num_output_tokens", "i8"),
+        ("priority", "i8"),
+        ("user", "i8"),
+        ("group", "i8"),  # which system prompt the session begins with
+        ("deadline_s", "f8"),  # seconds from the arrival
+    ]
+)
+"""A turn of a session. A request without sessions is a session of one turn."""
 
-    arrival_s: FloatColumn
-    session: IntColumn
-    turn: IntColumn
-    """Place in the session, from 0."""
-    is_last: IntColumn
-    """1 for the last turn of its session."""
-    num_new_tokens: IntColumn
-    """Prompt tokens that this turn adds."""
-    num_output_tokens: IntColumn
-    priority: IntColumn
-    user: IntColumn
-    group: IntColumn
-    """Which system prompt the session begins with."""
-    deadline: IntColumn
-    """Place of the deadline in the list of them."""
-
-    def __len__(self) -> int:
-        return len(self.arrival_s)
-
-    def take(self, rows: IntColumn) -> Turns:
-        """The turns of some rows."""
-        return Turns(*(getattr(self, field.name)[rows] for field in fields(self)))
-
-    def followed_by(self, other: Turns) -> Turns:
-        """These turns, then others."""
-        return Turns(*(np.concatenate([getattr(self, f.name), getattr(other, f.name)]) for f in fields(self)))
+Turns = NDArray[np.void]
+"""Rows of `TURN`."""
 
 
 def turn_arrivals(start_s: FloatColumn, num_turns: IntColumn, gaps_s: FloatColumn) -> FloatColumn:
@@ -87,16 +75,16 @@ def in_order(parts: Iterator[Turns]) -> Iterator[Turns]:
 
     A turn is held back until no later session can start before it.
     """
-    held: Turns | None = None
+    held: Turns = np.empty(0, TURN)
     for part in parts:
-        held = part if held is None else held.followed_by(part)
-        held = held.take(np.lexsort((held.turn, held.session, held.arrival_s)))
-        last_start_s = part.arrival_s[part.turn == 0].max()
-        num_ready = int(np.searchsorted(held.arrival_s, last_start_s))
+        held = np.concatenate([held, part])
+        held = held[np.lexsort((held["turn"], held["session"], held["arrival_s"]))]
+        last_start_s = part["arrival_s"][part["turn"] == 0].max()
+        num_ready = int(np.searchsorted(held["arrival_s"], last_start_s))
         if num_ready:
-            yield held.take(np.arange(num_ready))
-            held = held.take(np.arange(num_ready, len(held)))
-    if held is not None and len(held):
+            yield held[:num_ready]
+            held = held[num_ready:]
+    if len(held):
         yield held
 
 
@@ -109,8 +97,7 @@ class Conversations:
 
     def prompts(self, turns: Turns, first_number: int) -> list[Segments | None]:
         """The prompt of each turn, in order of arrival; the requests are `r<first_number>` and on."""
-        columns = (turns.session, turns.num_new_tokens, turns.num_output_tokens, turns.is_last, turns.group)
-        rows = zip(*(column.tolist() for column in columns), strict=True)
+        rows = turns[["session", "num_new_tokens", "num_output_tokens", "is_last", "group"]].tolist()
         prompts: list[Segments | None] = []
         for number, (session, num_new, num_output, is_last, group) in enumerate(rows, first_number):
             said = self._said.pop(session, None)

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-from array import array
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, astuple, dataclass
-from typing import Any
+from dataclasses import asdict, astuple, dataclass, fields
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from cbsim.base.errors import WorkloadError
 from cbsim.base.units import format_count, format_seconds
-from cbsim.workload.prefixes import PrefixTree
 from cbsim.workload.request import Request
 from cbsim.workload.request_batch import FloatColumn, IntColumn
 from cbsim.workload.request_source import Workload
@@ -59,10 +57,7 @@ class WorkloadStats:
 
     def to_json(self) -> dict[str, Any]:
         """Everything under its name; null for NaN."""
-        figures = asdict(self)
-        for name in ("rate_per_s", "interarrival_cv"):
-            if math.isnan(figures[name]):
-                figures[name] = None
+        figures = {name: None if value != value else value for name, value in asdict(self).items()}
         return {**figures, "notes": list(self.notes)}
 
     def to_text(self) -> str:
@@ -79,17 +74,13 @@ class WorkloadStats:
             "prompt tokens said before": f"{self.prefix_share:.1%}",
         }
         lines = [f"{name:<27}{figure:>11}" for name, figure in figures.items()]
-        lines += [
-            "",
-            f"{'tokens':<16}" + "".join(f"{name:>11}" for name in ("mean", "p50", "p90", "p99", "max")),
-        ]
+        lines += ["", f"{'tokens':<16}" + "".join(f"{field.name:>11}" for field in fields(LengthStats))]
         for name, lengths in (("of a prompt", self.prompt_tokens), ("of an answer", self.output_tokens)):
             lines.append(f"{name:<16}" + "".join(f"{figure:>11,.0f}" for figure in astuple(lengths)))
         return "\n".join([*lines, *([""] if self.notes else []), *self.notes])
 
 
-@dataclass(frozen=True, slots=True)
-class WorkloadColumns:
+class WorkloadColumns(NamedTuple):
     """Arrivals and lengths of all requests, in order of arrival."""
 
     arrival_s: FloatColumn
@@ -99,18 +90,16 @@ class WorkloadColumns:
     @classmethod
     def of(cls, requests: Iterable[Request]) -> WorkloadColumns:
         """Of requests, read through once."""
-        arrivals, prompts, outputs = array("d"), array("q"), array("q")
-        for request in requests:
-            arrivals.append(request.arrival_s)
-            prompts.append(request.num_prompt_tokens)
-            outputs.append(request.num_output_tokens)
-        return cls(np.array(arrivals), np.array(prompts), np.array(outputs))
+        kind = np.dtype([("arrival_s", "f8"), ("num_prompt_tokens", "i8"), ("num_output_tokens", "i8")])
+        rows = ((each.arrival_s, each.num_prompt_tokens, each.num_output_tokens) for each in requests)
+        table = np.fromiter(rows, kind)
+        return cls(*(table[name] for name in cls._fields))
 
 
 def describe(workload: Workload) -> WorkloadStats:
     """Reads a workload through; raises `WorkloadError` if it is wrong or holds no requests."""
-    sessions: set[str] = set()
-    users: set[str] = set()
+    sessions: set[str | None] = {None}
+    users: set[str | None] = {None}
     tree = PrefixTree()
     num_shared = 0
 
@@ -118,35 +107,58 @@ def describe(workload: Workload) -> WorkloadStats:
         nonlocal num_shared
         for request in workload.requests():
             num_shared += tree.add(request)
-            if request.session_id is not None:
-                sessions.add(request.session_id)
-            if request.user is not None:
-                users.add(request.user)
+            sessions.add(request.session_id)
+            users.add(request.user)
             yield request
 
-    columns = WorkloadColumns.of(seen())
-    return _stats(columns, num_shared, len(sessions), len(users), tuple(workload.notes()))
-
-
-def _stats(
-    columns: WorkloadColumns, num_shared: int, num_sessions: int, num_users: int, notes: tuple[str, ...]
-) -> WorkloadStats:
-    if not len(columns.arrival_s):
+    arrival_s, prompt_tokens, output_tokens = WorkloadColumns.of(seen())
+    if not len(arrival_s):
         raise WorkloadError("the workload: got no requests; allowed: at least one")
-    gaps_s = np.diff(columns.arrival_s)
-    duration_s = float(columns.arrival_s[-1] - columns.arrival_s[0])
-    num_prompt_tokens = int(columns.num_prompt_tokens.sum())
+    gaps_s = np.diff(arrival_s)
+    duration_s = float(arrival_s[-1] - arrival_s[0])
+    num_prompt_tokens = int(prompt_tokens.sum())
     return WorkloadStats(
-        num_requests=len(columns.arrival_s),
+        num_requests=len(arrival_s),
         duration_s=duration_s,
         rate_per_s=len(gaps_s) / duration_s if duration_s else math.nan,
         interarrival_cv=float(gaps_s.std() / gaps_s.mean()) if duration_s else math.nan,
         num_prompt_tokens=num_prompt_tokens,
-        num_output_tokens=int(columns.num_output_tokens.sum()),
-        prompt_tokens=LengthStats.of(columns.num_prompt_tokens),
-        output_tokens=LengthStats.of(columns.num_output_tokens),
-        num_sessions=num_sessions,
-        num_users=num_users,
+        num_output_tokens=int(output_tokens.sum()),
+        prompt_tokens=LengthStats.of(prompt_tokens),
+        output_tokens=LengthStats.of(output_tokens),
+        num_sessions=len(sessions) - 1,
+        num_users=len(users) - 1,
         prefix_share=num_shared / num_prompt_tokens,
-        notes=notes,
+        notes=tuple(workload.notes()),
     )
+
+
+_Node = dict[str, dict[int, "_Node"]]
+
+
+class PrefixTree:
+    """Everything said so far, as a tree of segments: what a prefix cache without limits would hold."""
+
+    def __init__(self) -> None:
+        self._root: _Node = {}
+
+    def add(self, request: Request) -> int:
+        """Adds a request's prompt and answer; returns how many of its first tokens were there already.
+
+        A prompt without segments shares nothing. The answer counts as said at once, so that the sum is the
+        most that any cache could find.
+        """
+        if request.prompt is None:
+            return 0
+        num_shared = 0
+        is_known = True
+        node = self._root
+        for name, length in (*request.prompt, (f"o:{request.request_id}", request.num_output_tokens)):
+            lengths = node.setdefault(name, {})
+            if is_known and length not in lengths:
+                num_shared += min(length, max(lengths, default=0))
+                is_known = False
+            elif is_known:
+                num_shared += length
+            node = lengths.setdefault(length, {})
+        return min(num_shared, request.num_prompt_tokens)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator
 from functools import cache, cached_property
 from pathlib import Path
@@ -11,16 +12,18 @@ from typing import Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from cbsim.workload.arrivals import AllAtOnceArrivals, Arrivals
-from cbsim.workload.length_distributions import Lengths, Sampler, Traces
-from cbsim.workload.lookup import find_trace
+from cbsim.workload.arrivals import AllAtOnceArrivals, Arrivals, ConstantArrivals
+from cbsim.workload.length_distributions import FixedLengths, Lengths, Traces
+from cbsim.workload.lookup import find_trace, trace_paths
 from cbsim.workload.population import Deadlines, Priorities, SharedPrefix, Users
 from cbsim.workload.request_batch import BATCH_SIZE, FloatColumn, IntColumn, ObjectColumn, RequestBatch
 from cbsim.workload.request_source import MAX_REQUESTS, Workload, WorkloadConfig
-from cbsim.workload.sessions import Conversations, Sessions, Turns, in_order, turn_arrivals
+from cbsim.workload.sessions import TURN, Conversations, Sessions, Turns, in_order, turn_arrivals
 from cbsim.workload.streams import Streams
 from cbsim.workload.trace_reader import read_trace
 from cbsim.workload.trim import Trim
+
+_ONE_TURN = Sessions(num_turns=FixedLengths(type="fixed", value=1))
 
 
 class SyntheticWorkload(Workload):
@@ -86,19 +89,20 @@ class SyntheticWorkload(Workload):
         config = self.config
         others = (config.sessions, config.shared_prefix, config.users, config.priorities, config.deadlines)
         drawn = (config.arrivals, config.prompt_tokens, config.output_tokens)
-        return any(part is not None for part in others) or any(part.is_drawn for part in drawn)
+        fixed = (ConstantArrivals, AllAtOnceArrivals, FixedLengths)
+        return any(others) or not all(isinstance(part, fixed) for part in drawn)
 
     def num_requests(self) -> int | None:
         """Exact with `num_requests`; `None` where chance decides, with a duration or a window."""
         config = self.config
         if config.num_requests is None or config.start_s > 0 or config.end_s is not None:
             return None
-        return config.num_requests if config.limit is None else min(config.limit, config.num_requests)
+        return min(config.limit or config.num_requests, config.num_requests)
 
     def inputs(self) -> list[Path]:
         """The traces that lengths are drawn from."""
-        lengths = (self.config.prompt_tokens, self.config.output_tokens)
-        return list(dict.fromkeys(file for each in lengths for file in each.files(self.folder)))
+        found = (find_trace(path, self.folder) for _, path in trace_paths(self.config.model_dump()))
+        return list(dict.fromkeys(found))
 
     def notes(self) -> list[str]:
         """What the caps cut in the last iteration."""
@@ -115,13 +119,11 @@ class SyntheticWorkload(Workload):
         conversations = Conversations(prefix_tokens) if config.sessions or config.shared_prefix else None
         number = 0
         for turns in in_order(parts) if config.sessions else parts:
-            if config.duration_s is not None:
-                num_kept = int(np.searchsorted(turns.arrival_s, config.duration_s))
-            else:
-                num_kept = min(len(turns), (config.num_requests or 0) - number)
+            num_kept = int(np.searchsorted(turns["arrival_s"], config.duration_s or math.inf))
+            num_kept = min(num_kept, (config.num_requests or sys.maxsize) - number)
             if num_kept == 0:
                 return
-            yield self._batch(turns.take(np.arange(num_kept)), number, conversations)
+            yield self._batch(turns[:num_kept], number, conversations)
             number += num_kept
 
     def _turns(self) -> Iterator[Turns]:
@@ -131,81 +133,67 @@ class SyntheticWorkload(Workload):
         prompt = config.prompt_tokens.sampler(streams.child("prompt_tokens"), self._traces, "prompt")
         output = config.output_tokens.sampler(streams.child("output_tokens"), self._traces, "output")
         gaps = streams.child("gaps").generator()
-        num_turns: Sampler = _ones
-        if config.sessions:
-            num_turns = config.sessions.num_turns.sampler(streams.child("num_turns"), self._traces, "prompt")
-        priority, user, group, deadline = (
-            part.sampler(streams.child(name)) if part else _zeros
+        sessions = config.sessions or _ONE_TURN
+        num_turns = sessions.num_turns.sampler(streams.child("num_turns"), self._traces, "prompt")
+        population = {
+            name: part.sampler(streams.child(name))
             for name, part in (
                 ("priority", config.priorities),
                 ("user", config.users),
                 ("group", config.shared_prefix),
-                ("deadline", config.deadlines),
             )
-        )
+            if part
+        }
+        deadline = config.deadlines and config.deadlines.sampler(streams.child("deadline"))
         first_session = 0
         for start_s in self._starts(streams):
-            turns = num_turns(len(start_s))
-            total = int(turns.sum())
-            session = np.repeat(np.arange(len(start_s)), turns)
-            arrival_s = start_s
-            if config.sessions:
-                arrival_s = turn_arrivals(start_s, turns, config.sessions.gaps(gaps, total - len(turns)))
-            turn = np.arange(total) - np.repeat(np.cumsum(turns) - turns, turns)
-            yield Turns(
-                arrival_s,
-                first_session + session,
-                turn,
-                (turn == turns[session] - 1).astype(np.int64),
-                prompt(total),
-                output(total),
-                priority(len(start_s))[session],
-                user(len(start_s))[session],
-                group(len(start_s))[session],
-                deadline(total),
-            )
+            num_of = num_turns(len(start_s))
+            session = np.repeat(np.arange(len(start_s)), num_of)
+            turns = np.zeros(len(session), TURN)
+            gaps_s = sessions.gaps(gaps, len(session) - len(start_s))
+            turns["arrival_s"] = turn_arrivals(start_s, num_of, gaps_s)
+            turns["session"] = first_session + session
+            turns["turn"] = np.arange(len(session)) - (np.cumsum(num_of) - num_of)[session]
+            turns["is_last"] = turns["turn"] == num_of[session] - 1
+            turns["num_new_tokens"] = prompt(len(session))
+            turns["num_output_tokens"] = output(len(session))
+            for name, draw in population.items():
+                turns[name] = draw(len(start_s))[session]
+            if deadline:
+                turns["deadline_s"] = deadline(len(session))
+            yield turns
             first_session += len(start_s)
 
     def _starts(self, streams: Streams) -> Iterator[FloatColumn]:
         """Arrivals, as many as can be needed: no request is without one."""
-        left = self.config.num_requests
+        left = self.config.num_requests or sys.maxsize
+        end_s = self.config.duration_s or math.inf
         for times in self.config.arrivals.times(streams.child("arrivals"), self.batch_size):
-            size = len(times) if left is None else min(left, len(times))
-            if self.config.duration_s is not None:
-                size = int(np.searchsorted(times, self.config.duration_s))
-            if size:
-                yield times[:size]
-            if left is not None:
-                left -= size
-            if size < len(times) or left == 0:
+            kept = times[: min(left, int(np.searchsorted(times, end_s)))]
+            if len(kept):
+                yield kept
+            left -= len(kept)
+            if len(kept) < len(times) or left == 0:
                 return
 
     def _batch(self, turns: Turns, number: int, conversations: Conversations | None) -> RequestBatch:
         config = self.config
         prompt = None if conversations is None else conversations.prompts(turns, number)
-        lengths = turns.num_new_tokens
+        lengths = turns["num_new_tokens"]
         if prompt is not None:
             lengths = np.array([sum(n for _, n in each or ()) for each in prompt], dtype=np.int64)
         return RequestBatch(
             np.arange(number, number + len(turns)),
-            turns.arrival_s,
+            turns["arrival_s"],
             lengths,
-            turns.num_output_tokens,
-            priority=turns.priority if config.priorities else None,
-            session_id=_names("s", turns.session) if config.sessions else None,
-            user=_names("u", turns.user) if config.users else None,
-            deadline_s=None if config.deadlines is None else config.deadlines.seconds(turns.deadline),
+            turns["num_output_tokens"],
+            priority=turns["priority"] if config.priorities else None,
+            session_id=_names("s", turns["session"]) if config.sessions else None,
+            user=_names("u", turns["user"]) if config.users else None,
+            deadline_s=turns["deadline_s"] if config.deadlines else None,
             prompt=prompt,
         )
 
 
 def _names(letter: str, numbers: IntColumn) -> ObjectColumn:
     return np.array([f"{letter}{number}" for number in numbers.tolist()], dtype=np.object_)
-
-
-def _zeros(size: int) -> IntColumn:
-    return np.zeros(size, dtype=np.int64)
-
-
-def _ones(size: int) -> IntColumn:
-    return np.ones(size, dtype=np.int64)

@@ -1,37 +1,52 @@
-"""Tables: the columns of a CSV, JSONL or Parquet file, in chunks, as they stand there."""
+"""Tables: the columns of a CSV, JSONL (either may be compressed) or Parquet file, as they stand there."""
 
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
+from cbsim.base.units import MIB
 from cbsim.workload.file_mistakes import Mistakes
-from cbsim.workload.textfile import Block, read_blocks
 
 RawColumn = Any
 """A `pyarrow.Array` (of strings, from a CSV file) or a list of JSON values."""
 
 _PARQUET_MAGIC = b"PAR1"
+BLOCK_BYTES = 4 * MIB
+_MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
+_UTF8_BOM = b"\xef\xbb\xbf"
+_UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
 _MAX_SHOWN = 40
 
 
-@dataclass(frozen=True, slots=True)
-class TableChunk:
+class Block(NamedTuple):
+    """Some whole lines of a file, known to be UTF-8."""
+
+    first_line: int
+    data: bytes
+
+    def lines(self) -> list[tuple[int, bytes]]:
+        """The lines that aren't blank, each with its number in the file."""
+        split = self.data.split(b"\n")
+        return [(self.first_line + i, line) for i, line in enumerate(split) if line.rstrip(b"\r")]
+
+
+class TableChunk(NamedTuple):
     """Some rows of a table: raw columns of equal length, and where each row stands in the file."""
 
     columns: dict[str, RawColumn]
-    num_rows: int
-    line_of: Callable[[int], int]
-    """From a row of the chunk to its line (Parquet: row number, from 1) in the file."""
+    lines: Sequence[int]
+    """The line (Parquet: row number, from 1) of each row in the file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,30 +55,30 @@ class Table:
 
     names: list[str]
     """The columns found: a header's, a schema's, or the keys of the first JSON object."""
-    has_fixed_columns: bool
-    """False for JSON lines, where a key may appear for the first time in any row."""
     header_line: int
     """Where they stand, for error lines; 0 is the file as a whole."""
     chunks: Callable[[Sequence[str]], Iterator[TableChunk]]
     """Reads the columns named; a JSON key that a row lacks is None there."""
+    has_fixed_columns: bool = True
+    """False for JSON lines, where a key may appear for the first time in any row."""
 
 
 def open_table(path: Path, mistakes: Mistakes) -> Table | None:
     """The table in a file, its kind told by its first bytes; `None`, with a mistake added, if it has none."""
     if is_parquet(path):
         return _open_parquet(path, mistakes)
-    blocks = read_blocks(path, mistakes)
+    blocks = _read_blocks(path, mistakes)
     for block in blocks:
-        lines = block.lines()
-        if not lines:
+        if not (lines := block.lines()):
             continue
         line, text = lines[0]
         if text.lstrip().startswith(b"{"):
-            return _jsonl_table(line, text, block, blocks, mistakes)
+            return _jsonl_table(line, text, chain([block], blocks), mistakes)
         if text.lstrip().startswith(b"["):
             mistakes.add(line, 0, "got a JSON array; allowed: one JSON object a line")
             return None
-        return _csv_table(line, text, block, blocks, mistakes)
+        below_header = block.data.partition(text)[2].partition(b"\n")[2]
+        return _csv_table(line, text, chain([Block(line + 1, below_header)], blocks), mistakes)
     if not mistakes:
         mistakes.add(0, 0, "got an empty file; allowed: a CSV header, JSON lines or Parquet")
     return None
@@ -80,37 +95,59 @@ def shorten(text: str) -> str:
     return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
 
 
-def _csv_table(
-    line: int, header: bytes, block: Block, blocks: Iterator[Block], mistakes: Mistakes
-) -> Table | None:
+def _read_blocks(path: Path, mistakes: Mistakes) -> Iterator[Block]:
+    """The file in blocks of whole lines; ends early, with a mistake added, where it can't be read on."""
+    with path.open("rb") as file:
+        start = file.read(4)
+    compression = next((name for magic, name in _MAGIC.items() if start.startswith(magic)), None)
+    line, offset = 1, 0
+    with io.BufferedReader(pa.input_stream(str(path), compression=compression)) as stream:
+        try:
+            while data := stream.read(BLOCK_BYTES) + stream.readline():
+                if offset == 0 and data.startswith(_UTF16_BOMS):
+                    mistakes.add(0, 0, "got UTF-16 text; allowed: UTF-8")
+                    return
+                text = data.removeprefix(_UTF8_BOM) if offset == 0 else data
+                data.decode()
+                yield Block(line, text)
+                line += data.count(b"\n")
+                offset += len(data)
+        except UnicodeDecodeError as error:
+            line += data.count(b"\n", 0, error.start)
+            got = f"got byte 0x{data[error.start]:02x} at offset {offset + error.start:,}"
+            mistakes.add(line, 0, f"{got}; allowed: UTF-8 text")
+        except OSError as error:
+            what = "ends early" if "Truncated" in str(error) else "is corrupt"
+            mistakes.add(0, 0, f"the {compression} data {what}; allowed: a whole file")
+
+
+def _csv_table(line: int, header: bytes, blocks: Iterator[Block], mistakes: Mistakes) -> Table | None:
     names = [name.strip() for name in next(csv.reader([header.decode().rstrip("\r")]))]
     repeated = sorted({name for name in names if names.count(name) > 1})
     for name in repeated:
         mistakes.add(line, 0, f"{name}: got this column {names.count(name)} times; allowed: once")
     if repeated:
         return None
-    end_of_header = _offset_of_line(block, line + 1)
-    first = Block(line + 1, block.data[end_of_header:])
 
     def chunks(columns: Sequence[str]) -> Iterator[TableChunk]:
-        for part in _chain(first, blocks):
-            if part.data.strip(b"\r\n"):
-                yield _csv_chunk(part, names, columns, mistakes)
+        for block in blocks:
+            if block.data.strip(b"\r\n"):
+                yield _csv_chunk(block, names, columns, mistakes)
 
-    return Table(names, True, line, chunks)
+    return Table(names, line, chunks)
 
 
 def _csv_chunk(block: Block, names: list[str], columns: Sequence[str], mistakes: Mistakes) -> TableChunk:
-    odd: list[Any] = []
+    odd: dict[int, str] = {}
 
-    def keep_odd(row: Any) -> str:
-        odd.append(row)
+    def leave_out(row: Any) -> str:
+        odd[row.number - 1] = f"got {row.actual_columns} columns ({shorten(row.text)})"
         return "skip"
 
     read = pyarrow.csv.read_csv(
         pa.BufferReader(block.data),
         pyarrow.csv.ReadOptions(column_names=names, use_threads=False, block_size=len(block.data) + 1),
-        pyarrow.csv.ParseOptions(invalid_row_handler=keep_odd),
+        pyarrow.csv.ParseOptions(invalid_row_handler=leave_out),
         pyarrow.csv.ConvertOptions(
             include_columns=list(columns),
             column_types=dict.fromkeys(names, pa.string()),
@@ -118,24 +155,16 @@ def _csv_chunk(block: Block, names: list[str], columns: Sequence[str], mistakes:
             null_values=[],
         ),
     )
-    skipped = {row.number - 1 for row in odd}
-
-    @cache
-    def lines() -> list[int]:
-        return [line for i, (line, _) in enumerate(block.lines()) if i not in skipped]
-
-    if odd:
+    lines: Sequence[int] = range(block.first_line, block.first_line + read.num_rows)
+    if odd or read.num_rows <= block.data.rstrip(b"\n").count(b"\n"):
         numbers = [line for line, _ in block.lines()]
-        for row in odd:
-            got = f"{row.actual_columns} columns ({shorten(row.text)})"
-            mistakes.add(numbers[row.number - 1], 0, f"got {got}; allowed: {len(names)}")
-    found = {name: read.column(name).combine_chunks() for name in columns}
-    return TableChunk(found, read.num_rows, lambda row: lines()[row])
+        for row, got in odd.items():
+            mistakes.add(numbers[row], 0, f"{got}; allowed: {len(names)}")
+        lines = [line for row, line in enumerate(numbers) if row not in odd]
+    return TableChunk({name: read.column(name).combine_chunks() for name in columns}, lines)
 
 
-def _jsonl_table(
-    line: int, text: bytes, block: Block, blocks: Iterator[Block], mistakes: Mistakes
-) -> Table | None:
+def _jsonl_table(line: int, text: bytes, blocks: Iterator[Block], mistakes: Mistakes) -> Table | None:
     try:
         names = list(json.loads(text))
     except ValueError:
@@ -143,32 +172,31 @@ def _jsonl_table(
         return None
 
     def chunks(columns: Sequence[str]) -> Iterator[TableChunk]:
-        for part in _chain(block, blocks):
-            numbered = _json_objects(part, mistakes)
-            rows = [row for _, row in numbered]
-            found = {name: [row.get(name) for row in rows] for name in columns}
-            yield TableChunk(found, len(rows), lambda row, numbered=numbered: numbered[row][0])  # type: ignore[misc]
+        for block in blocks:
+            rows = _json_objects(block, mistakes)
+            found = {name: [row.get(name) for row in rows.values()] for name in columns}
+            yield TableChunk(found, list(rows))
 
-    return Table(names, False, line, chunks)
+    return Table(names, line, chunks, has_fixed_columns=False)
 
 
-def _json_objects(block: Block, mistakes: Mistakes) -> list[tuple[int, dict[str, Any]]]:
-    """The objects of a block with their lines; parsed together, which is faster, where all are sound."""
-    lines = block.lines()
+def _json_objects(block: Block, mistakes: Mistakes) -> dict[int, dict[str, Any]]:
+    """The objects of a block by line; parsed together, which is faster, where all are sound."""
+    lines = dict(block.lines())
     try:
-        together = json.loads(b"[" + b",".join(text for _, text in lines) + b"]")
+        together = json.loads(b"[" + b",".join(lines.values()) + b"]")
     except ValueError:
         together = []
     if len(together) == len(lines) and set(map(type, together)) <= {dict}:
-        return [(line, row) for (line, _), row in zip(lines, together, strict=True)]
-    found = []
-    for line, text in lines:
+        return dict(zip(lines, together, strict=True))
+    found = {}
+    for line, text in lines.items():
         try:
             row = json.loads(text)
         except ValueError:
             row = None
         if isinstance(row, dict):
-            found.append((line, row))
+            found[line] = row
         else:
             _tell_broken_json(line, text, mistakes)
     return found
@@ -189,22 +217,7 @@ def _open_parquet(path: Path, mistakes: Mistakes) -> Table | None:
         first = 1
         for batch in file.iter_batches(columns=list(columns)):
             found = {name: batch.column(batch.schema.get_field_index(name)) for name in columns}
-            yield TableChunk(found, batch.num_rows, lambda row, first=first: first + row)  # type: ignore[misc]
+            yield TableChunk(found, range(first, first + batch.num_rows))
             first += batch.num_rows
 
-    return Table(list(file.schema_arrow.names), True, 0, chunks)
-
-
-def _chain(first: Block, rest: Iterator[Block]) -> Iterator[Block]:
-    yield first
-    yield from rest
-
-
-def _offset_of_line(block: Block, line: int) -> int:
-    offset = 0
-    for _ in range(line - block.first_line):
-        end = block.data.find(b"\n", offset)
-        if end < 0:
-            return len(block.data)
-        offset = end + 1
-    return offset
+    return Table(list(file.schema_arrow.names), 0, chunks)

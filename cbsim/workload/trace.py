@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from cbsim.base.errors import WorkloadError
-from cbsim.workload.clock import clock_notes
+from cbsim.base.units import MS_PER_S
 from cbsim.workload.lookup import find_trace
-from cbsim.workload.request_batch import RequestBatch
+from cbsim.workload.request_batch import FloatColumn, RequestBatch
 from cbsim.workload.request_source import Workload, WorkloadConfig
-from cbsim.workload.trace_reader import read_trace
-from cbsim.workload.trace_table import TraceTable
+from cbsim.workload.trace_reader import TraceTable, read_trace
 from cbsim.workload.trim import Trim
+
+EPOCH_S = 1e9
+"""Seconds from 1970 to 2001: no trace runs for so long, and every date since is later."""
+_NUM_TOLD = 20
+"""Fewer arrivals tell too little about their unit."""
+_SLOW_GAP_S = 20.0
+"""Mean seconds between arrivals at which a service would mostly idle; in milliseconds it is a busy one's."""
 
 
 class TraceWorkload(Workload):
@@ -56,8 +65,7 @@ class TraceWorkload(Workload):
 
     def num_requests(self) -> int:
         """Exact; reads the file."""
-        limit = self.config.limit
-        return self._num_in_window if limit is None else min(limit, self._num_in_window)
+        return min(self.config.limit or self._num_in_window, self._num_in_window)
 
     def inputs(self) -> list[Path]:
         """The trace file."""
@@ -84,3 +92,30 @@ class TraceWorkload(Workload):
     def _num_in_window(self) -> int:
         window = Trim(self.config).window(self._table.arrival_s)
         return len(range(*window))
+
+
+def clock_notes(file: str, arrival_s: FloatColumn, start_s: float, *, unit_may_slip: bool) -> list[str]:
+    """What to think of a trace's arrivals, rising, as they are in the file; time starts at `start_s`.
+
+    `unit_may_slip` says that the file's format doesn't fix their unit but by its word.
+    """
+    first_s = float(arrival_s[0])
+    if first_s - start_s >= EPOCH_S:
+        unit, settings = "seconds", f"workload.start_s={math.floor(first_s)}"
+        if first_s - start_s >= EPOCH_S * MS_PER_S:
+            unit, settings = "milliseconds", f"{settings} and workload.rate_scale={MS_PER_S}"
+        return [
+            f"{file}: arrivals begin at {first_s:,.0f} s, as {unit} since 1970 would: to start there, set "
+            f"{settings}"
+        ]
+    span_s = float(arrival_s[-1] - arrival_s[0])
+    is_slow = len(arrival_s) >= _NUM_TOLD and span_s >= _SLOW_GAP_S * len(arrival_s)
+    are_whole = bool((arrival_s == np.rint(arrival_s)).all())
+    are_round = bool((arrival_s % 10 == 0).all())
+    if unit_may_slip and is_slow and are_whole and not are_round:
+        mean_gap_s = span_s / (len(arrival_s) - 1)
+        return [
+            f"{file}: arrivals are whole numbers, {mean_gap_s:.3g} s apart on average: if they are "
+            f"milliseconds, workload.rate_scale={MS_PER_S} makes seconds of them"
+        ]
+    return []

@@ -1,8 +1,9 @@
-"""From a trace file to its columns: every value checked, every mistake told, arrivals in order."""
+"""TraceTable: all requests of a trace file, every value checked, every mistake told, arrivals in order."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,37 @@ from numpy.typing import NDArray
 from cbsim.base.errors import WorkloadError
 from cbsim.base.registry import did_you_mean
 from cbsim.workload.file_mistakes import Mistakes
-from cbsim.workload.formats import MOONCAKE_BLOCK_TOKENS, Field, Format, detect
+from cbsim.workload.formats import Format, detect
 from cbsim.workload.request import Segments
+from cbsim.workload.request_batch import BATCH_SIZE, ObjectColumn, RequestBatch
 from cbsim.workload.table import Table, TableChunk, is_parquet, open_table
-from cbsim.workload.trace_table import TraceTable
-from cbsim.workload.values import Bad
 
-Columns = dict[str, NDArray[Any]]
-"""By the name of the request's attribute; `arrival` is in the file's own ticks, `number` the row's place."""
+MOONCAKE_BLOCK_TOKENS = 512
+"""Prompt tokens that one of Mooncake's `hash_ids` stands for."""
+Columns = dict[str, Any]
+"""Arrays by their names in `TraceTable`; arrivals are in the file's own ticks."""
+
+
+@dataclass(frozen=True, slots=True)
+class TraceTable(RequestBatch):
+    """A trace in memory, as one batch whose prompts are still as the file gave them."""
+
+    contents: ObjectColumn | None = None
+    """Prompts as segments, or as arrays of Mooncake's block ids; None where a row has neither."""
+    notes: tuple[str, ...] = ()
+    """Sentences on lines left out, sorting done and columns not used."""
+    unit_may_slip: bool = False
+    """Whether arrivals are in seconds only if whoever wrote the file meant so."""
+
+    def batches(self, size: int = BATCH_SIZE) -> Iterator[RequestBatch]:
+        """The requests in order of arrival, `size` at a time."""
+        for start in range(0, len(self), size):
+            batch = self.part(start, start + size)
+            if self.contents is not None:
+                columns = (self.contents[start : start + size], batch.num_prompt_tokens, batch.number)
+                rows = zip(*(column.tolist() for column in columns), strict=True)
+                batch = replace(batch, prompt=[_prompt(*row) for row in rows])
+            yield batch
 
 
 def read_trace(path: Path, format_name: str | None = None) -> TraceTable:
@@ -44,152 +68,111 @@ class _Reader:
 
     def read(self, format_name: str | None) -> TraceTable:
         table = open_table(self._path, self._mistakes)
-        if table is None:
+        found = detect(table.names, format_name, table.header_line, self._mistakes) if table else None
+        if table is None or found is None:
             raise self._mistakes.error()
-        found = detect(table.names, format_name, table.header_line, self._mistakes)
-        if found is None:
+        parts = list(self._chunks(table, found))
+        if not parts and not self._mistakes:
+            self._mistakes.add(0, 0, "got no requests; allowed: at least one")
+        if self._mistakes:
             raise self._mistakes.error()
-        columns = self._columns(table, found)
-        self._mistakes.raise_if_any()
-        self._note_unused_columns(table, found)
+        columns: Columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        columns = {
+            name: column for name, column in columns.items() if name in found.required or _is_used(column)
+        }
+        columns["number"] = np.arange(len(columns["arrival_s"]))
+        if found.notes_unused:
+            self._note_unused_columns(table, found)
         if found.drops_failures:
             columns = self._without_failures(columns)
         columns = self._sorted(columns)
-        arrivals = columns.pop("arrival")
         if found.has_absolute_clock:
-            arrivals = arrivals - arrivals[0]
-        return TraceTable(
-            columns.pop("number"),
-            arrivals / found.ticks_per_s if found.ticks_per_s > 1 else arrivals,
-            columns.pop("num_prompt_tokens"),
-            columns.pop("num_output_tokens"),
-            columns,
-            tuple(self._notes),
-            found.unit_may_slip,
-        )
-
-    def _columns(self, table: Table, found: Format) -> Columns:
-        parts = list(self._chunks(table, found))
-        if not parts:
-            if not self._mistakes:
-                self._mistakes.add(0, 0, "got no requests; allowed: at least one")
-            return {}
-        columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        columns["number"] = np.arange(len(columns["arrival"]))
-        return {
-            name: column for name, column in columns.items() if name not in found.optional or _is_used(column)
-        }
+            columns["arrival_s"] = columns["arrival_s"] - columns["arrival_s"][0]
+        if found.ticks_per_s > 1:
+            columns["arrival_s"] = columns["arrival_s"] / found.ticks_per_s
+        return TraceTable(**columns, notes=tuple(self._notes), unit_may_slip=found.unit_may_slip)
 
     def _chunks(self, table: Table, found: Format) -> Iterator[Columns]:
-        wanted = dict(zip(("arrival", "num_prompt_tokens", "num_output_tokens"), found.required, strict=True))
+        wanted = dict(found.required)
         for name, column in found.optional.items():
             if column.name in table.names or not table.has_fixed_columns:
                 wanted[name] = column
-        num_rows = 0
+        num_before = 0
         for chunk in table.chunks([column.name for column in wanted.values()]):
-            if chunk.num_rows:
-                yield self._chunk(chunk, found, wanted, num_rows)
-            num_rows += chunk.num_rows
+            if not chunk.lines:
+                continue
+            parsed = {name: column.kind.parse(chunk.columns[column.name]) for name, column in wanted.items()}
+            columns = {name: values for name, (values, _) in parsed.items()}
+            is_failure = columns["num_output_tokens"] == 0
+            for order, (name, column) in enumerate(wanted.items()):
+                for row, got in parsed[name][1].items():
+                    if not (found.drops_failures and name == "num_prompt_tokens" and is_failure[row]):
+                        text = f"{column.name}: got {got}; allowed: {column.kind.allowed}"
+                        self._mistakes.add(chunk.lines[row], order, text)
+            if "contents" in columns:
+                wrong_lengths = parsed["num_prompt_tokens"][1]
+                self._check_prompts(chunk, columns, wrong_lengths, len(wanted))
+            if "request_id" in columns:
+                ids = [each or f"r{row}" for row, each in enumerate(columns["request_id"], num_before)]
+                columns["request_id"] = np.array(ids, dtype=np.object_)
+                self._check_ids(chunk, ids, list(wanted).index("request_id"))
+            yield columns
+            num_before += len(chunk.lines)
 
-    def _chunk(self, chunk: TableChunk, found: Format, wanted: dict[str, Field], num_before: int) -> Columns:
-        parsed = {name: column.kind.parse(chunk.columns[column.name]) for name, column in wanted.items()}
-        columns = {name: values for name, (values, _) in parsed.items()}
-        for order, (name, column) in enumerate(wanted.items()):
-            bad = parsed[name][1]
-            for row, got in bad.items():
-                if (
-                    found.drops_failures
-                    and name == "num_prompt_tokens"
-                    and columns["num_output_tokens"][row] == 0
-                ):
-                    continue
-                self._tell(chunk, row, order, f"{column.name}: got {got}; allowed: {column.kind.allowed}")
-        self._check_prompts(chunk, columns, parsed["num_prompt_tokens"][1], len(wanted))
-        if "request_id" in columns:
-            columns["request_id"] = _named(columns["request_id"], num_before)
-            self._check_ids(chunk, columns["request_id"].tolist(), list(wanted).index("request_id"))
-        return columns
-
-    def _check_prompts(self, chunk: TableChunk, columns: Columns, bad: Bad, order: int) -> None:
-        """Whether segments add up to the prompt and ids don't exceed it; `bad` lengths are told already."""
-        contents = columns.get("prompt", columns.get("hash_ids"))
-        if contents is None:
-            return
-        check = _wrong_segments if "prompt" in columns else _wrong_ids
-        for row, (content, length) in enumerate(
-            zip(contents, columns["num_prompt_tokens"].tolist(), strict=True)
-        ):
-            text = None if content is None or row in bad else check(content, length)
+    def _check_prompts(self, chunk: TableChunk, columns: Columns, told: Container[int], order: int) -> None:
+        """Whether segments add up to the prompt and ids don't exceed it, but for the rows `told` already."""
+        lengths = columns["num_prompt_tokens"].tolist()
+        for row, (content, length) in enumerate(zip(columns["contents"], lengths, strict=True)):
+            text = None if content is None or row in told else _misfit(content, length)
             if text is not None:
-                self._tell(chunk, row, order, text)
+                self._mistakes.add(chunk.lines[row], order, text)
 
     def _check_ids(self, chunk: TableChunk, ids: list[str], order: int) -> None:
-        new = set(ids)
-        if len(new) == len(ids) and self._ids.isdisjoint(new):
-            self._ids |= new
-            return
         for row, request_id in enumerate(ids):
             if request_id in self._ids:
-                self._tell(chunk, row, order, f"request_id: got {request_id} again; allowed: each id once")
+                text = f"request_id: got {request_id} again; allowed: each id once"
+                self._mistakes.add(chunk.lines[row], order, text)
             self._ids.add(request_id)
-
-    def _tell(self, chunk: TableChunk, row: int, order: int, text: str) -> None:
-        self._mistakes.add(chunk.line_of(row), order, text)
 
     def _without_failures(self, columns: Columns) -> Columns:
         kept = columns["num_output_tokens"] > 0
         num_failed = int((~kept).sum())
-        if num_failed:
-            if num_failed == len(kept):
-                raise WorkloadError(
-                    f"{self._path}: got {num_failed:,} failed requests alone; allowed: one answer or more"
-                )
-            self._notes.append(
-                f"{self._path.name}: failed requests left out (answers of 0 tokens): {num_failed:,}"
+        if num_failed == len(kept):
+            raise WorkloadError(
+                f"{self._path}: got {num_failed:,} failed requests alone; allowed: one answer or more"
             )
+        if num_failed:
+            self._note(f"failed requests left out (answers of 0 tokens): {num_failed:,}")
         return {name: column[kept] for name, column in columns.items()}
 
     def _sorted(self, columns: Columns) -> Columns:
-        num_early = int((np.diff(columns["arrival"]) < 0).sum())
+        num_early = int((np.diff(columns["arrival_s"]) < 0).sum())
         if not num_early:
             return columns
-        order = np.argsort(columns["arrival"], kind="stable")
-        self._notes.append(
-            f"{self._path.name}: {num_early:,} of {len(order):,} requests stood after a later one; sorted"
-        )
+        order = np.argsort(columns["arrival_s"], kind="stable")
+        self._note(f"{num_early:,} of {len(order):,} requests stood after a later one; sorted")
         return {name: column[order] for name, column in columns.items()}
 
     def _note_unused_columns(self, table: Table, found: Format) -> None:
-        known = [column.name for column in (*found.required, *found.optional.values())]
-        unused = [name for name in table.names if name not in known]
-        if found.notes_unused:
-            self._notes += [
-                f"{self._path.name}: column '{name}' is not used{did_you_mean(name, known)}"
-                for name in unused
-            ]
+        known = [column.name for column in (found.required | found.optional).values()]
+        for name in table.names:
+            if name not in known:
+                self._note(f"column '{name}' is not used{did_you_mean(name, known)}")
+
+    def _note(self, text: str) -> None:
+        self._notes.append(f"{self._path.name}: {text}")
 
 
-def _wrong_segments(segments: Segments, num_prompt_tokens: int) -> str | None:
-    got = sum(num_tokens for _, num_tokens in segments)
+def _misfit(content: Any, num_prompt_tokens: int) -> str | None:
+    """What is wrong with a prompt's segments or block ids beside its length, if anything is."""
+    if isinstance(content, np.ndarray):
+        most = -(-num_prompt_tokens // MOONCAKE_BLOCK_TOKENS)
+        told = f"at most {most:,} for {num_prompt_tokens:,} prompt tokens"
+        return f"hash_ids: got {len(content):,} ids; allowed: {told}" if len(content) > most else None
+    got = sum(num_tokens for _, num_tokens in content)
     if got == num_prompt_tokens:
         return None
     return f"prompt: got segments of {got:,} tokens; allowed: num_prompt_tokens, {num_prompt_tokens:,}"
-
-
-def _wrong_ids(ids: NDArray[np.int64], num_prompt_tokens: int) -> str | None:
-    most = -(-num_prompt_tokens // MOONCAKE_BLOCK_TOKENS)
-    if len(ids) <= most:
-        return None
-    return (
-        f"hash_ids: got {len(ids):,} ids; allowed: at most {most:,} for {num_prompt_tokens:,} prompt tokens"
-    )
-
-
-def _named(ids: NDArray[Any], num_before: int) -> NDArray[Any]:
-    """Request ids, rows without one named by their place."""
-    return np.array(
-        [f"r{num_before + i}" if each is None else each for i, each in enumerate(ids)], dtype=np.object_
-    )
 
 
 def _is_used(column: NDArray[Any]) -> bool:
@@ -199,3 +182,18 @@ def _is_used(column: NDArray[Any]) -> bool:
     if column.dtype == np.float64:
         return not bool(np.isnan(column).all())
     return bool(column.any())
+
+
+def _prompt(content: Any, num_prompt_tokens: int, number: int) -> Segments | None:
+    """Block ids as segments: equal ids are equal tokens; what no id covers is unshared."""
+    if not isinstance(content, np.ndarray):
+        given: Segments | None = content
+        return given
+    segments = []
+    left = num_prompt_tokens
+    for block in content.tolist():
+        segments.append((f"h:{block}", min(left, MOONCAKE_BLOCK_TOKENS)))
+        left -= MOONCAKE_BLOCK_TOKENS
+    if left > 0:
+        segments.append((f"p:r{number}", left))
+    return tuple(segments)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
@@ -17,22 +19,20 @@ class Trim:
 
     def __init__(self, config: WorkloadConfig) -> None:
         self._config = config
-        self._num_cut = {"max_prompt_tokens": 0, "max_output_tokens": 0}
-        self._num_tokens_cut = {"max_prompt_tokens": 0, "max_output_tokens": 0}
+        self._num_cut: Counter[str] = Counter()
+        self._num_tokens_cut: Counter[str] = Counter()
 
     def apply(self, batches: Iterable[RequestBatch]) -> Iterator[RequestBatch]:
         """The batches with every setting applied; reads no further than the window and the limit need."""
-        left = self._config.limit
+        left = self._config.limit or sys.maxsize
         for batch in batches:
-            start, stop = self.window(batch.arrival_s)
-            is_last = stop < len(batch)
-            if left is not None:
-                stop = min(stop, start + left)
-                left -= stop - start
-                is_last = is_last or left == 0
+            start, end = self.window(batch.arrival_s)
+            stop = min(end, start + left)
+            left -= stop - start
             if stop > start:
-                yield self._cap(self._scale(batch.part(start, stop)))
-            if is_last:
+                kept = batch.part(start, stop)
+                yield self._capped(kept, (kept.arrival_s - self._config.start_s) / self._config.rate_scale)
+            if end < len(batch) or left == 0:
                 return
 
     def window(self, arrival_s: FloatColumn) -> tuple[int, int]:
@@ -45,34 +45,31 @@ class Trim:
     def notes(self) -> list[str]:
         """What the caps have cut so far."""
         return [
-            f"{name} = {getattr(self._config, name):,}: {what} cut: {num_cut:,}, "
+            f"{name} = {getattr(self._config, name):,}: {what} cut: {self._num_cut[name]:,}, "
             f"tokens left out: {self._num_tokens_cut[name]:,}"
-            for (name, num_cut), what in zip(self._num_cut.items(), ("prompts", "answers"), strict=True)
-            if num_cut
+            for name, what in (("max_prompt_tokens", "prompts"), ("max_output_tokens", "answers"))
+            if self._num_cut[name]
         ]
 
-    def _scale(self, batch: RequestBatch) -> RequestBatch:
-        if self._config.start_s == 0 and self._config.rate_scale == 1:
-            return batch
-        return replace(batch, arrival_s=(batch.arrival_s - self._config.start_s) / self._config.rate_scale)
-
-    def _cap(self, batch: RequestBatch) -> RequestBatch:
-        num_prompt_tokens = self._capped("max_prompt_tokens", batch.num_prompt_tokens)
-        num_output_tokens = self._capped("max_output_tokens", batch.num_output_tokens)
+    def _capped(self, batch: RequestBatch, arrival_s: FloatColumn) -> RequestBatch:
+        """The batch with other arrivals and with the caps applied."""
+        num_prompt_tokens = self._cap("max_prompt_tokens", batch.num_prompt_tokens)
+        num_output_tokens = self._cap("max_output_tokens", batch.num_output_tokens)
         prompt = batch.prompt
         if prompt is not None and num_prompt_tokens is not batch.num_prompt_tokens:
             lengths = num_prompt_tokens.tolist()
             prompt = [each and first_tokens(each, n) for each, n in zip(prompt, lengths, strict=True)]
         return replace(
-            batch, num_prompt_tokens=num_prompt_tokens, num_output_tokens=num_output_tokens, prompt=prompt
+            batch,
+            arrival_s=arrival_s,
+            num_prompt_tokens=num_prompt_tokens,
+            num_output_tokens=num_output_tokens,
+            prompt=prompt,
         )
 
-    def _capped(self, name: str, lengths: IntColumn) -> IntColumn:
+    def _cap(self, name: str, lengths: IntColumn) -> IntColumn:
         cap: int | None = getattr(self._config, name)
-        if cap is None:
-            return lengths
-        over = lengths > cap
-        if not over.any():
+        if cap is None or not (over := lengths > cap).any():
             return lengths
         self._num_cut[name] += int(over.sum())
         self._num_tokens_cut[name] += int((lengths[over] - cap).sum())

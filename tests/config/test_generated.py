@@ -6,8 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from cbsim.config.reference_page import make_reference
-from cbsim.config.schema import make_schema
+from cbsim.config.reference_page import make_reference, make_schema
 from cbsim.schedulers import SCHEDULERS
 from cbsim.studies.experiment import Experiment
 

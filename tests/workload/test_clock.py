@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cbsim.workload.clock import clock_notes
+from cbsim.workload.trace import clock_notes
 
 GAPS_MS = np.random.default_rng(7).integers(1, 500, 60)
 MS = np.cumsum(GAPS_MS).astype(np.float64)

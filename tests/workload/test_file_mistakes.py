@@ -214,7 +214,7 @@ def test_twenty_lines_are_told_and_the_rest_counted(trace, tmp_path):
 
 
 def test_lines_are_right_beyond_the_first_block(trace, tmp_path, monkeypatch):
-    monkeypatch.setattr("cbsim.workload.textfile.BLOCK_BYTES", 100)
+    monkeypatch.setattr("cbsim.workload.table.BLOCK_BYTES", 100)
     content = HEADER + "1,5,6\n" * 100 + "\n" + "2,5,6\n" * 50 + "3,x,6\n"
     with pytest.raises(WorkloadError) as caught:
         list(trace("t.csv", content).requests())
@@ -222,7 +222,7 @@ def test_lines_are_right_beyond_the_first_block(trace, tmp_path, monkeypatch):
 
 
 def test_a_duplicate_id_is_found_across_blocks(trace, tmp_path, monkeypatch):
-    monkeypatch.setattr("cbsim.workload.textfile.BLOCK_BYTES", 100)
+    monkeypatch.setattr("cbsim.workload.table.BLOCK_BYTES", 100)
     rows = [{**json.loads(GOOD), "request_id": name} for name in ["a", "b", "c", "d", "e", "b"]]
     with pytest.raises(WorkloadError) as caught:
         list(trace("t.jsonl", "".join(json.dumps(row) + "\n" for row in rows)).requests())

@@ -169,7 +169,7 @@ def test_many_equal_arrivals_keep_their_order(trace):
 
 
 def test_rows_without_an_id_are_named_by_their_place_in_the_file(trace, monkeypatch):
-    monkeypatch.setattr("cbsim.workload.textfile.BLOCK_BYTES", 100)
+    monkeypatch.setattr("cbsim.workload.table.BLOCK_BYTES", 100)
     text = "request_id,arrival_s,num_prompt_tokens,num_output_tokens\nfirst,0,1,1\n" + ",0,1,1\n" * 50
     names = [r.request_id for r in trace("c.csv", text).requests()]
     assert names == ["first", *(f"r{i}" for i in range(1, 51))]

@@ -7,9 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cbsim.workload.prefixes import PrefixTree
 from cbsim.workload.request import Request
-from cbsim.workload.stats import describe
+from cbsim.workload.stats import PrefixTree, describe
 
 HEADER = "arrival_s,num_prompt_tokens,num_output_tokens,user\n"
 
