@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -70,6 +70,10 @@ class Record:
         """How many rows were taken."""
         return sum(map(len, self._pieces[table, (TABLES[table].names or ())[0]]))
 
+    def num_pieces(self, table: str) -> int:
+        """How many pieces `pieces` gives."""
+        return len(self._pieces[table, (TABLES[table].names or ())[0]])
+
     def pieces(self, table: str, *names: str) -> Iterator[tuple[Array, ...]]:
         """Some columns of a table, many rows at a time."""
         for several in zip(*(self._pieces[table, name] for name in names), strict=True):
@@ -134,9 +138,13 @@ class StepColumns(Mapping[str, Array]):
     """`RunLog.steps`: the steps of one replica or of all, a column at a time."""
 
     def __init__(
-        self, record: Record, names: tuple[str, ...], num_blocks: int, places: Array | slice
+        self,
+        record: Record,
+        names: tuple[str, ...],
+        num_blocks: int,
+        places: Callable[[], Array] | None = None,
     ) -> None:
-        """`places` are the rows of the record in the order wanted."""
+        """`places` gives the rows of the record in the order wanted; `None`: all, as they were written."""
         self._record = record
         self._names = names
         self._num_blocks = num_blocks
@@ -157,12 +165,12 @@ class StepColumns(Mapping[str, Array]):
             yield tuple(total if name == "kv_blocks_total" else found[name] for name in names)
 
     def __getitem__(self, name: str) -> Array:
+        places = None if self._places is None else self._places()
         if name == "kv_blocks_total":
-            num_rows = self._record.num_rows("steps")
-            if isinstance(self._places, np.ndarray):
-                num_rows = len(self._places)
+            num_rows = self._record.num_rows("steps") if places is None else len(places)
             return np.broadcast_to(np.int64(self._num_blocks), num_rows)
-        return _wide(self._record.column("steps", _written(name))[self._places])
+        column = self._record.column("steps", _written(name))
+        return _wide(column if places is None else column[places])
 
 
 def _written(name: str) -> str:

@@ -26,11 +26,11 @@ class Slices:
     Two engines may cut `decodes` differently; what these say is the same.
     """
 
-    prefills: dict[str, Column]
+    prefills: Mapping[str, Column]
     """One row a prompt slice, by replica and in the order of its steps: `replica`, `step`, `request` (row in
     `RunLog.requests`), `num_tokens`, `num_computed_tokens` (before the step), `emits` (1 if a token came
     out)."""
-    decodes: dict[str, Column]
+    decodes: Mapping[str, Column]
     """Runs of decodes: `replica`, `request`, `first_step`, `last_step`. In each step of the run that decodes
     anything at all, the request decodes one token. No run reaches over a preemption of its request."""
 
@@ -43,7 +43,7 @@ class RunLog:
     to the last bit, whichever engine made them.
     """
 
-    requests: dict[str, Column]
+    requests: Mapping[str, Column]
     """One row a request in order of arrival: `request_id` (str objects), `replica`, `arrival_s`,
     `first_scheduled_at_s`, `first_token_at_s`, `finished_at_s`, `num_prompt_tokens`, `num_output_tokens`,
     `num_generated_tokens`, `num_cached_tokens`, `num_preemptions`, `priority`, `state` (RequestState codes),
@@ -163,14 +163,17 @@ def event_columns(
 
 
 class Deferred(Mapping[str, Column]):
-    """Columns that are made when the first of them is asked for."""
+    """Columns that are made when the first of them is asked for, and others that are known before."""
 
-    def __init__(self, make: Callable[[], dict[str, Column]]) -> None:
+    def __init__(
+        self, make: Callable[[], dict[str, Column]], known: Mapping[str, Column] | None = None
+    ) -> None:
         self._make = make
+        self._known = known or {}
 
     @cached_property
     def _columns(self) -> dict[str, Column]:
-        return self._make()
+        return {**self._known, **self._make()}
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._columns)
@@ -179,4 +182,4 @@ class Deferred(Mapping[str, Column]):
         return len(self._columns)
 
     def __getitem__(self, name: str) -> Column:
-        return self._columns[name]
+        return self._known[name] if name in self._known else self._columns[name]

@@ -48,12 +48,14 @@ class RequestBatch:
             parts[field.name] = None if column is None else column[start:stop]
         return RequestBatch(**parts)
 
+    @property
+    def named_by(self) -> IntColumn | ObjectColumn:
+        """The column that tells the ids of the requests to `names_by`."""
+        return self.number if self.request_id is None else self.request_id
+
     def names(self) -> list[str]:
         """The ids of the requests."""
-        if self.request_id is None:
-            return [f"r{number}" for number in self.number.tolist()]
-        names: list[str] = self.request_id.tolist()
-        return names
+        return names_by(self.named_by)
 
     def requests(self) -> Iterator[Request]:
         """New `Request` objects, with Python's own numbers."""
@@ -88,6 +90,12 @@ class RequestBatch:
                 deadline_s=deadline_s,
                 prompt=prompt,
             )
+
+
+def names_by(column: IntColumn | ObjectColumn) -> list[str]:
+    """The ids of requests by their numbers, or the ids themselves."""
+    values: list[Any] = column.tolist()
+    return [f"r{number}" for number in values] if column.dtype.kind == "i" else values
 
 
 def _nan_to_none(column: FloatColumn) -> list[float | None]:
