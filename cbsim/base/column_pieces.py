@@ -7,7 +7,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-PIECE = 1 << 20
+PIECE = 1 << 16
 """Rows of a piece."""
 
 
