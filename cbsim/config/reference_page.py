@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from pydantic.fields import FieldInfo
 
 from cbsim.config.expected import Expected
-from cbsim.config.section import Section
+from cbsim.config.section import Section, setting_docs
 
 _PREAMBLE = """\
 # Experiment files
@@ -29,7 +29,7 @@ def make_reference(model: type[Section]) -> str:
         item = expected.item(0)
         by_type = expected.by_type or (item and item.by_type)
         if by_type:
-            parts.append(f"## `{key}`\n\n{_sentence(info)}\n")
+            parts.append(f"## `{key}`\n\n{_sentence(setting_docs(model), key)}\n")
             for name in by_type.registry.builtin_names():
                 value = f"{{type: {name}}}" if expected.by_type else f"[{{type: {name}}}]"
                 parts += _chapter(f"### `{key}: {value}`", by_type.config_class(name), told)
@@ -63,11 +63,12 @@ def _sections(expected: Expected) -> Iterator[tuple[type[Section], str]]:
 
 def _table(section: type[Section]) -> str:
     rows = ["| key | expects | default | meaning |", "|---|---|---|---|"]
+    docs = setting_docs(section)
     for key, info in section.model_fields.items():
         if key == "type":
             continue
         expected = Expected.of_field(info)
-        cells = (f"`{key}`", _words(expected), _default(info, expected), _sentence(info))
+        cells = (f"`{key}`", _words(expected), _default(info, expected), _sentence(docs, key))
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(rows) + "\n" if len(rows) > 2 else ""
 
@@ -82,8 +83,8 @@ def _words(expected: Expected) -> str:
     return expected.words()
 
 
-def _sentence(info: FieldInfo) -> str:
-    return " ".join((info.description or "").split())
+def _sentence(docs: Mapping[str, str], key: str) -> str:
+    return " ".join(docs.get(key, "").split())
 
 
 def _default(info: FieldInfo, expected: Expected) -> str:

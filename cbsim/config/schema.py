@@ -7,11 +7,18 @@ from typing import Any
 from pydantic.json_schema import GenerateJsonSchema
 
 from cbsim.config.expected import Expected
-from cbsim.config.section import Section
+from cbsim.config.section import Section, setting_docs
 
 
 class _Generator(GenerateJsonSchema):
-    """Sections without the titles that pydantic makes up from field names."""
+    """Sections with the docstrings under their keys, and without the titles that pydantic makes up."""
+
+    def model_schema(self, schema: Any) -> Any:
+        """See `GenerateJsonSchema.model_schema`."""
+        made = super().model_schema(schema)
+        for key, text in setting_docs(schema["cls"]).items():
+            made["properties"][key]["description"] = text
+        return made
 
     def field_title_should_be_set(self, schema: Any) -> bool:
         """Never: the key says it."""
