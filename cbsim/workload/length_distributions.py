@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -15,13 +15,15 @@ from cbsim.config.section import Section
 from cbsim.workload.lookup import find_trace
 from cbsim.workload.request_batch import FloatColumn, IntColumn
 from cbsim.workload.streams import Streams
-from cbsim.workload.trace_table import TraceTable
+
+if TYPE_CHECKING:
+    from cbsim.workload.trace_table import TraceTable
 
 Z_90 = 1.2815515655446004
 """The 90th percentile of the standard normal distribution."""
 
 Side = Literal["prompt", "output"]
-Traces = Callable[[str], TraceTable]
+Traces = Callable[[str], "TraceTable"]
 """Reads the trace that a path names."""
 Sampler = Callable[[int], IntColumn]
 """Draws the next so many whole numbers; how many at a time doesn't change them."""

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -19,8 +19,10 @@ from cbsim.workload.request_batch import BATCH_SIZE, FloatColumn, IntColumn, Obj
 from cbsim.workload.request_source import MAX_REQUESTS, Workload, WorkloadConfig
 from cbsim.workload.sessions import Conversations, Sessions, Turns, in_order, turn_arrivals
 from cbsim.workload.streams import Streams
-from cbsim.workload.trace_reader import read_trace
 from cbsim.workload.trim import Trim
+
+if TYPE_CHECKING:
+    from cbsim.workload.trace_table import TraceTable
 
 
 class SyntheticWorkload(Workload):
@@ -106,7 +108,13 @@ class SyntheticWorkload(Workload):
 
     @cached_property
     def _traces(self) -> Traces:
-        return cache(lambda path: read_trace(find_trace(path, self.folder)))
+        @cache
+        def read(path: str) -> TraceTable:
+            from cbsim.workload.trace_reader import read_trace
+
+            return read_trace(find_trace(path, self.folder))
+
+        return read
 
     def _batches(self) -> Iterator[RequestBatch]:
         config = self.config
