@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from importlib import metadata
-from operator import is_not
 from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
 from typing import Any, TypeVar
@@ -170,8 +169,6 @@ class Compiled:
         self.was_cached = False
         self._bound = bound
         self._codes: dict[str, MachineCode] = {}
-        self._last: tuple[Any, ...] = ()
-        self._call: Callable[[], Any] = lambda: None
 
     def prepare(self, *arguments: Any) -> None:
         """Compile for the types of these arguments, or load what is cached. Raises `CannotCompile`."""
@@ -181,10 +178,11 @@ class Compiled:
 
     def __call__(self, *arguments: Any) -> Any:
         """Run it."""
-        # The core is called thousands of times for one world.
-        if len(arguments) != len(self._last) or any(map(is_not, arguments, self._last)):
-            self._call, self._last = self._code_for(arguments).bound_to(arguments), arguments
-        return self._call()
+        return self.bound_to(*arguments)()
+
+    def bound_to(self, *arguments: Any) -> Callable[[], Any]:
+        """It without arguments, for whoever calls it with the same ones again and again."""
+        return self._code_for(arguments).bound_to(arguments)
 
     def _code_for(self, arguments: tuple[Any, ...]) -> MachineCode:
         kind = kind_of(arguments)

@@ -58,6 +58,7 @@ class MachineCode:
         words = [ctypes.byref(result), ctypes.byref(raised), *words_of(arguments)]
 
         def call() -> Any:
+            assert arguments  # kept alive as long as their words
             if self._function(*words) not in SUCCESSES:
                 found = raised.contents
                 error, values, _ = pickle.loads(ctypes.string_at(found.pickled, found.size))
