@@ -70,10 +70,6 @@ class Record:
         """How many rows were taken."""
         return sum(map(len, self._pieces[table, (TABLES[table].names or ())[0]]))
 
-    def num_pieces(self, table: str) -> int:
-        """How many pieces `pieces` gives."""
-        return len(self._pieces[table, (TABLES[table].names or ())[0]])
-
     def pieces(self, table: str, *names: str) -> Iterator[tuple[Array, ...]]:
         """Some columns of a table, many rows at a time."""
         for several in zip(*(self._pieces[table, name] for name in names), strict=True):
@@ -97,7 +93,7 @@ class Record:
         for pieces in self._pieces.values():
             held = [piece for piece in pieces if isinstance(piece, np.ndarray)]
             if held:
-                pieces[len(pieces) - len(held) :] = [_stored(self._file, np.concatenate(held))]
+                pieces[len(pieces) - len(held) :] = [_stored(self._file, held)]
         self._held_bytes = 0
 
     def _loaded(self, piece: Array | Stored) -> Array:
@@ -123,15 +119,17 @@ class Stored:
         return self.num_rows
 
 
-def _stored(file: BinaryIO, rows: Array) -> Stored:
-    low, high = rows.min(), rows.max()
-    if low == high:
-        return Stored(len(rows), rows.dtype, None, low)
-    if rows.dtype.kind == "i":
-        rows = rows.astype(np.promote_types(np.min_scalar_type(low), np.min_scalar_type(high)))
+def _stored(file: BinaryIO, parts: list[Array]) -> Stored:
+    first, dtype = parts[0][0], parts[0].dtype
+    if all((part == first).all() for part in parts):
+        return Stored(sum(map(len, parts)), dtype, None, first)
+    if dtype.kind == "i":
+        ends = (min(part.min() for part in parts), max(part.max() for part in parts))
+        dtype = np.promote_types(*map(np.min_scalar_type, ends))
+    rows = np.concatenate(parts, dtype=dtype, casting="unsafe")
     offset = file.seek(0, 2)
-    file.write(rows.tobytes())
-    return Stored(len(rows), rows.dtype, offset)
+    file.write(rows.data)
+    return Stored(len(rows), dtype, offset)
 
 
 class StepColumns(Mapping[str, Array]):
@@ -157,10 +155,10 @@ class StepColumns(Mapping[str, Array]):
         return len(self._names)
 
     def pieces(self, *names: str) -> Iterator[tuple[Array, ...]]:
-        """Some columns, many rows at a time, in the order they were written; integers have 64 bits."""
+        """Some columns, many rows at a time, in the order they were written; integers may have few bits."""
         known = [name for name in names if name != "kv_blocks_total"]
         for several in self._record.pieces("steps", *map(_written, known)):
-            found = dict(zip(known, map(_wide, several), strict=True))
+            found = dict(zip(known, several, strict=True))
             total = np.broadcast_to(np.int64(self._num_blocks), len(several[0]))
             yield tuple(total if name == "kv_blocks_total" else found[name] for name in names)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from cbsim.base.column_pieces import PIECE, column_pieces
+from cbsim.base.column_pieces import column_pieces, pieces
 from cbsim.results.limits import limit_notes
 from cbsim.results.quantiles import weighted_quantiles
 from cbsim.results.run_log import Column, RunLog, distinct_gaps
@@ -202,7 +202,7 @@ class StepTotals:
         self.kv_share_s += float((share * duration_s).sum())
         self.max_kv_share = max(self.max_kv_share, float(share.max()))
         taken = kv_blocks_used > 0
-        num_slots, seconds = kv_blocks_used[taken] * kv_block_size, duration_s[taken]
+        num_slots, seconds = kv_blocks_used[taken] * np.int64(kv_block_size), duration_s[taken]
         if len(num_slots):
             num_empty = num_slots - num_kv_tokens[taken]
             self.slot_s += float((num_slots * seconds).sum())
@@ -305,11 +305,13 @@ def _total_gap_s(log: RunLog) -> float:
     if np.isnan(requests["finished_at_s"][has_gaps]).any():
         distinct_s, count = distinct_gaps(log.gaps)
         return math.fsum((distinct_s * count).tolist())
-    first_s, last_s = requests["first_token_at_s"][has_gaps], requests["finished_at_s"][has_gaps]
-    ends = np.concatenate([last_s, -first_s])
-    # Python's numbers take four times the memory of numpy's.
-    few = np.array_split(ends, len(ends) // PIECE + 1)
-    return math.fsum(chain.from_iterable(values.tolist() for values in few))
+    # A few at a time: Python's numbers take four times the memory of numpy's.
+    ends = (
+        (sign * requests[name][rows][has_gaps[rows]]).tolist()
+        for name, sign in (("finished_at_s", 1), ("first_token_at_s", -1))
+        for rows in pieces(len(has_gaps))
+    )
+    return math.fsum(chain.from_iterable(ends))
 
 
 def _described(

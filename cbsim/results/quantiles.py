@@ -36,7 +36,7 @@ def weighted_quantiles(pieces: Iterable[tuple[Column, Column]], quantiles: Colum
         kept.append((values[is_kept], counts[is_kept]))
     values, counts = (np.concatenate(columns) for columns in zip(*kept, strict=True))
     order = np.argsort(values)
-    values, num_kept_up_to = values[order], np.cumsum(counts[order])
+    values, num_kept_up_to = values[order], np.cumsum(counts[order], dtype=np.int64)
     # Values in bins that were not kept lie before those of later bins.
     num_left_out = np.cumsum(np.where(is_wanted, 0, num_in)).astype(np.int64)
 

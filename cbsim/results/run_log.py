@@ -92,7 +92,7 @@ def distinct_gaps(gaps: Iterable[tuple[Column, Column]]) -> tuple[Column, Column
     if not len(gap_s):
         return gap_s, count
     first = np.flatnonzero(np.concatenate([[True], gap_s[1:] != gap_s[:-1]]))
-    return gap_s[first], np.add.reduceat(count, first)
+    return gap_s[first], np.add.reduceat(count, first, dtype=np.int64)
 
 
 STEP_COLUMNS = (

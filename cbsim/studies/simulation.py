@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cbsim.base.binding import Bound, CannotCompile, can_compile
+from cbsim.base.column_pieces import pieces
 from cbsim.base.errors import CbsimError, PluginError
 from cbsim.base.plugin_errors import plugin_error
 from cbsim.cluster.router import ROUTER_STREAM, make_router
@@ -447,17 +448,17 @@ class Gaps(Sequence[tuple[Array, Array]]):
 
     def __init__(self, record: Record) -> None:
         self._record = record
-        self._num_pieces = record.num_pieces("steps") + 1
 
     def __len__(self) -> int:
-        return self._num_pieces
+        return sum(1 for _ in self)
 
     def __getitem__(self, place: Any) -> Any:
         return list(self)[place]
 
     def __iter__(self) -> Iterator[tuple[Array, Array]]:
         for gap_s, count in self._record.pieces("steps", "gap_s", "num_usual_gaps"):
-            is_gap = count > 0
-            yield gap_s[is_gap], count[is_gap].astype(np.int64)
+            for rows in pieces(len(count)):
+                is_gap = count[rows] > 0
+                yield gap_s[rows][is_gap], count[rows][is_gap]
         gap_s = self._record.column("gaps", "gap_s")
         yield gap_s, np.ones(len(gap_s), dtype=np.int64)
