@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -62,7 +62,7 @@ class RunLog:
     batches: dict[str, Column] | None
     """One row a slice, only on demand: `replica`, `step`, `start_s`, `position`, `request` (row in
     `requests`), `num_tokens`, `num_computed_tokens`, `kind` (codes of `KINDS`)."""
-    gaps: Sequence[tuple[Column, Column]]
+    gaps: Iterable[tuple[Column, Column]]
     """The gaps between tokens in pieces `(seconds, how often each occurred)`, in any order."""
     rejections: dict[int, str] = field(default_factory=dict)
     """Row in `requests` -> why it was rejected."""

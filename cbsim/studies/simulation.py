@@ -443,17 +443,11 @@ def _of_replica(slices: Slices, number: int) -> Slices:
     return Slices(*(Deferred(partial(chosen, table)) for table in (slices.prefills, slices.decodes)))
 
 
-class Gaps(Sequence[tuple[Array, Array]]):
+class Gaps:
     """`RunLog.gaps`: the gaps between tokens as pieces `(seconds, how often)`, read when asked for."""
 
     def __init__(self, record: Record) -> None:
         self._record = record
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self)
-
-    def __getitem__(self, place: Any) -> Any:
-        return list(self)[place]
 
     def __iter__(self) -> Iterator[tuple[Array, Array]]:
         for gap_s, count in self._record.pieces("steps", "gap_s", "num_usual_gaps"):
