@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-import pickle
 import platform
 import re
-import shutil
 import sys
 import tempfile
 import time
@@ -25,9 +23,17 @@ from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
 from typing import Any, TypeVar
 
+from cbsim.base.machine_code import MachineCode, host, kind_of, read_code, write_code
+
 AnyFunction = TypeVar("AnyFunction", bound=Callable[..., Any])
 
-NUMBA_OPTIONS = {"boundscheck": True, "error_model": "python", "_nrt": False, "no_cfunc_wrapper": True}
+NUMBA_OPTIONS = {
+    "boundscheck": True,
+    "error_model": "python",
+    "_nrt": False,
+    "no_cfunc_wrapper": True,
+    "no_cpython_wrapper": True,
+}
 """`_nrt=False` with `forceinline` makes the core some twenty times as fast as plain `njit`: without reference
 counts, LLVM keeps records in registers. Rules therefore allocate nothing."""
 
@@ -112,7 +118,7 @@ class Bound:
     @property
     def is_cached(self) -> bool:
         """Whether some process has compiled the same functions before. Does not import numba."""
-        return any(self.folder.glob("**/*.nbc"))
+        return any(self.folder.glob("*.code"))
 
     def functions(self) -> list[FunctionType]:
         """The originals of all functions that take part, each once, in the order in which they are met."""
@@ -163,65 +169,65 @@ class Bound:
 
 
 class Compiled:
-    """A bound function as numba runs it; `seconds` and `was_cached` tell of the last `prepare`."""
+    """A bound function as machine code; `seconds` and `was_cached` tell of the last `prepare`.
+
+    The code lies in a file of the cache folder, and whoever finds it there needs no numba, which takes half a
+    second and 80 MB to be ready.
+    """
 
     def __init__(self, bound: Bound) -> None:
-        import numba
-        from numba.core import config as numba_config
-
-        config: Any = numba_config
-
         self.seconds = 0.0
-        """Seconds spent on compiling or loading, with numba's own import the first time."""
+        """Seconds spent on compiling or loading, with numba's own import."""
         self.was_cached = False
-        self._bound, self._config, self._jit = bound, config, numba.njit
-        began = time.perf_counter()
-        folder = bound.folder
-        self._dispatcher = self._made(folder if _is_writable(folder) else None)
-        self._import_s = time.perf_counter() - began
+        self._bound = bound
+        self._codes: dict[str, MachineCode] = {}
 
     def prepare(self, *arguments: Any) -> None:
         """Compile for the types of these arguments, or load what is cached. Raises `CannotCompile`."""
         began = time.perf_counter()
-        num_before = len(self._dispatcher.overloads)
-        types = tuple(map(self._dispatcher.typeof_pyval, arguments))
-        try:
-            with _optimizing_only(self._dispatcher.py_func.__qualname__):
-                self._dispatcher.compile(types)
-        except (pickle.UnpicklingError, EOFError):  # a file of the cache is damaged: without it
-            shutil.rmtree(self._bound.folder, ignore_errors=True)
-            self._dispatcher = self._made(None)
-            self._dispatcher.compile(types)
-        except Exception as error:  # numba's own errors, and what its analysis stumbles over
-            raise CannotCompile(_first_cause(str(error), self._bound.functions())) from error
-        self.was_cached = bool(self._dispatcher.stats.cache_hits)
+        self._code_for(arguments)
         self.seconds = time.perf_counter() - began
-        if num_before == 0:
-            self.seconds += self._import_s
 
-    def _made(self, folder: Path | None) -> Any:
-        """A dispatcher that keeps what it compiles in a folder, if one is given."""
+    def __call__(self, *arguments: Any) -> Any:
+        """Run it."""
+        return self.bound_to(*arguments)()
+
+    def bound_to(self, *arguments: Any) -> Callable[[], Any]:
+        """It without arguments, for whoever calls it with the same ones again and again."""
+        return self._code_for(arguments).bound_to(arguments)
+
+    def _code_for(self, arguments: tuple[Any, ...]) -> MachineCode:
+        kind = kind_of(arguments)
+        if kind not in self._codes:
+            path = self._bound.folder / f"{hashlib.sha256((kind + host()).encode()).hexdigest()[:24]}.code"
+            kept = read_code(path)
+            self.was_cached = kept is not None
+            if kept is None:
+                kept = self._compile(arguments)
+                write_code(path, kept)
+            self._codes[kind] = MachineCode(*kept)
+        return self._codes[kind]
+
+    def _compile(self, arguments: tuple[Any, ...]) -> tuple[str, str, bytes]:
+        """Name, type of result and object code, as `MachineCode` takes them."""
+        import numba
 
         def finish(copy: FunctionType, is_outermost: bool) -> Callable[..., Any]:
             options: dict[str, Any] = dict(NUMBA_OPTIONS)
             options["inline"] = "always" if getattr(copy, "is_view", False) else "never"
             is_pasted = _takes_many_arrays(copy) and not getattr(copy, "is_apart", False)
             options["forceinline"] = is_pasted and not is_outermost
-            options["no_cpython_wrapper"] = not is_outermost
-            options["cache"] = is_outermost and folder is not None
-            made: Callable[..., Any] = self._jit(copy, **options)
+            made: Callable[..., Any] = numba.njit(copy, **options)
             return made
 
-        before = self._config.CACHE_DIR
-        self._config.CACHE_DIR = "" if folder is None else str(folder)
+        dispatcher: Any = self._bound._twin(finish)
         try:
-            return self._bound._twin(finish)
-        finally:
-            self._config.CACHE_DIR = before
-
-    def __call__(self, *arguments: Any) -> Any:
-        """Run it."""
-        return self._dispatcher(*arguments)
+            with _optimizing_only(dispatcher.py_func.__qualname__):
+                dispatcher.compile(tuple(map(dispatcher.typeof_pyval, arguments)))
+        except Exception as error:  # numba's own errors, and what its analysis stumbles over
+            raise CannotCompile(_first_cause(str(error), self._bound.functions())) from error
+        (made,) = dispatcher.overloads.values()
+        return made.fndesc.llvm_func_name, str(made.fndesc.restype), made.library._get_compiled_object()
 
 
 _COMPILED: dict[str, Compiled] = {}
@@ -288,15 +294,6 @@ def _home() -> Path:
         return Path.home()
     except RuntimeError:
         return Path(tempfile.gettempdir())
-
-
-def _is_writable(folder: Path) -> bool:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return True
-    except OSError:
-        return False
 
 
 def _takes_many_arrays(function: FunctionType) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-PIECE = 1 << 20
+PIECE = 1 << 16
 """Rows of a piece."""
 
 
@@ -20,7 +20,10 @@ def pieces(num_rows: int) -> Iterator[slice]:
 def column_pieces(
     table: Mapping[str, NDArray[Any]], names: Sequence[str]
 ) -> Iterator[tuple[NDArray[Any], ...]]:
-    """Some columns of a table, many rows at a time where it can give them so (`table.pieces(*names)`)."""
+    """Some columns of a table, many rows at a time where it can give them so (`table.pieces(*names)`).
+
+    Integers may have as few bits as hold them.
+    """
     if hasattr(table, "pieces"):
         yield from table.pieces(*names)
     else:

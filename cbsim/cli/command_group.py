@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import traceback
 from importlib import import_module
@@ -82,6 +84,8 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """See `click.Group.invoke`."""
+        # At its end Python would look through all objects for cycles, for 0.1 s.
+        atexit.register(gc.freeze)
         try:
             return super().invoke(ctx)
         except CbsimError as error:

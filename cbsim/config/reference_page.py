@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic.fields import FieldInfo
 from pydantic.json_schema import GenerateJsonSchema
 
 from cbsim.config.expected import Expected
-from cbsim.config.section import Section
+from cbsim.config.section import Section, setting_docs
 
 _PREAMBLE = """\
 # Experiment files
@@ -31,7 +31,7 @@ def make_reference(model: type[Section]) -> str:
         item = expected.item(0)
         by_type = expected.by_type or (item and item.by_type)
         if by_type:
-            parts.append(f"## `{key}`\n\n{_sentence(info)}\n")
+            parts.append(f"## `{key}`\n\n{_sentence(setting_docs(model), key)}\n")
             for name in by_type.registry.builtin_names():
                 value = f"{{type: {name}}}" if expected.by_type else f"[{{type: {name}}}]"
                 parts += _chapter(f"### `{key}: {value}`", by_type.config_class(name), told)
@@ -65,11 +65,12 @@ def _sections(expected: Expected) -> Iterator[tuple[type[Section], str]]:
 
 def _table(section: type[Section]) -> str:
     rows = ["| key | expects | default | meaning |", "|---|---|---|---|"]
+    docs = setting_docs(section)
     for key, info in section.model_fields.items():
         if key == "type":
             continue
         expected = Expected.of_field(info)
-        cells = (f"`{key}`", _words(expected), _default(info, expected), _sentence(info))
+        cells = (f"`{key}`", _words(expected), _default(info, expected), _sentence(docs, key))
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(rows) + "\n" if len(rows) > 2 else ""
 
@@ -82,8 +83,8 @@ def _words(expected: Expected) -> str:
     return expected.words(expected.by_type.registry.builtin_names() if expected.by_type else None)
 
 
-def _sentence(info: FieldInfo) -> str:
-    return " ".join((info.description or "").split())
+def _sentence(docs: Mapping[str, str], key: str) -> str:
+    return " ".join(docs.get(key, "").split())
 
 
 def _default(info: FieldInfo, expected: Expected) -> str:
@@ -96,7 +97,14 @@ def _default(info: FieldInfo, expected: Expected) -> str:
 
 
 class _Generator(GenerateJsonSchema):
-    """Sections without the titles that pydantic makes up from field names."""
+    """Sections with the docstrings under their keys, and without the titles that pydantic makes up."""
+
+    def model_schema(self, schema: Any) -> Any:
+        """See `GenerateJsonSchema.model_schema`."""
+        made = super().model_schema(schema)
+        for key, text in setting_docs(schema["cls"]).items():
+            made["properties"][key]["description"] = text
+        return made
 
     def field_title_should_be_set(self, schema: Any) -> bool:
         """Never: the key says it."""

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
+from itertools import zip_longest
+from textwrap import dedent
+
 from pydantic import BaseModel, ConfigDict
 
 
@@ -16,9 +21,29 @@ class Section(BaseModel):
         extra="forbid",
         strict=True,
         allow_inf_nan=False,
-        use_attribute_docstrings=True,
         protected_namespaces=(),
+        defer_build=True,
     )
+
+
+def setting_docs(section: type[BaseModel]) -> dict[str, str]:
+    """The docstring under each setting of a section, by its key.
+
+    Read from the source when asked for: pydantic would do so for every class that is imported.
+    """
+    docs: dict[str, str] = {}
+    for parent in reversed(section.__mro__):
+        if not issubclass(parent, Section):
+            continue
+        (definition,) = ast.parse(dedent(inspect.getsource(parent))).body
+        assert isinstance(definition, ast.ClassDef)
+        for setting, following in zip_longest(definition.body, definition.body[1:]):
+            if not (isinstance(setting, ast.AnnAssign) and isinstance(setting.target, ast.Name)):
+                continue
+            docs.pop(setting.target.id, None)
+            if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
+                docs[setting.target.id] = inspect.cleandoc(str(following.value.value))
+    return {key: text for key, text in docs.items() if key in section.model_fields}
 
 
 class ComponentConfig(Section):

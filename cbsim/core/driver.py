@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from math import inf
 from typing import Any
 
@@ -52,8 +53,7 @@ def run_compiled(
     world: World, bound: Bound, record: Record, until_s: float = inf, progress: Progress | None = None
 ) -> None:
     """Run a world of arrays to its end or to an instant. Raises `RuleFault`."""
-    end = len(world.requests)
-    _drive(bound.compiled, world, record, end, until_s, progress)
+    _drive(bound.compiled.bound_to(world, len(world.requests), until_s), world, record, progress)
     _close_decodes(world, record)
 
 
@@ -63,7 +63,8 @@ def run_interpreted(
     """As `run_compiled`, interpreted: the results are in the arrays of `world` all the same."""
     objects = interpreted(world)
     try:
-        _drive(bound.interpreted, objects, record, len(world.requests), until_s, progress)
+        step = partial(bound.interpreted, objects, len(world.requests), until_s)
+        _drive(step, objects, record, progress)
     finally:
         write_back(objects, world)
     _close_decodes(world, record)
@@ -99,11 +100,9 @@ def _close_decodes(world: World, record: Record) -> None:
         record.add("decodes", rows)
 
 
-def _drive(
-    step: Callable[..., int], world: Any, record: Record, end: int, until_s: float, progress: Progress | None
-) -> None:
+def _drive(step: Callable[[], int], world: Any, record: Record, progress: Progress | None) -> None:
     while True:
-        status = step(world, end, until_s)
+        status = step()
         record.take(world.log)
         if progress is not None:
             progress(

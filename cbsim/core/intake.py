@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,17 +12,18 @@ from numpy.typing import NDArray
 from cbsim.core.building import new_extras, new_requests
 from cbsim.core.layout import SEGMENT
 from cbsim.workload.request import Segments
-from cbsim.workload.request_batch import RequestBatch
+from cbsim.workload.request_batch import RequestBatch, names_by
 
 Array = NDArray[Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Intake:
-    """The requests of a run: their records, and their names (`ids`) by row."""
+    """The requests of a run."""
 
     requests: Array
-    ids: NDArray[np.object_]
+    names: Callable[[], NDArray[np.object_]]
+    """Makes their names, by row: a million of them take 60 MB, and a run needs none."""
     segments: Array | None
     """`layout.Replica.segments`; `None` without prefix caching."""
     extras: Array | None
@@ -47,7 +48,6 @@ def take_in(
         if num_before < len(batch):
             break
     requests = new_requests(sum(map(len, kept)))
-    ids = np.empty(len(requests), dtype=object)
     users, affinities, chains, lists = Numbering(), Numbering(), Chains(), Lists(chances)
     extras = new_extras(len(requests)) if with_extras else None
     first = 0
@@ -64,11 +64,9 @@ def take_in(
             rows["user_number"] = [users.number(user or "") for user in batch.user]
         if batch.session_id is not None or batch.prompt is not None:
             rows["affinity"] = [affinities.number(name) for name in _affinities(batch)]
-        names = batch.names()
-        ids[first : first + len(batch)] = names
         if with_segments:
             prompts = batch.prompt or [None] * len(batch)
-            for row, name, prompt in zip(rows, names, prompts, strict=True):
+            for row, name, prompt in zip(rows, batch.names(), prompts, strict=True):
                 row["first_link"], row["end_link"] = chains.add(
                     name, prompt, int(row["num_prompt_tokens"]), int(row["num_output_tokens"])
                 )
@@ -77,8 +75,14 @@ def take_in(
                 for name, value in lists.numbers(given or {}).items():
                     row[name] = value
         first += len(batch)
+    named = [batch.named_by for batch in kept]
+
+    def names() -> NDArray[np.object_]:
+        made = [name for column in named for name in names_by(column)]
+        return np.array(made, dtype=object)
+
     segments = chains.rows() if with_segments else None
-    return Intake(requests, ids, segments, extras, np.array(lists.values or [0.0]))
+    return Intake(requests, names, segments, extras, np.array(lists.values or [0.0]))
 
 
 class Lists:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -93,7 +93,7 @@ class Record:
         for pieces in self._pieces.values():
             held = [piece for piece in pieces if isinstance(piece, np.ndarray)]
             if held:
-                pieces[len(pieces) - len(held) :] = [_stored(self._file, np.concatenate(held))]
+                pieces[len(pieces) - len(held) :] = [_stored(self._file, held)]
         self._held_bytes = 0
 
     def _loaded(self, piece: Array | Stored) -> Array:
@@ -119,24 +119,30 @@ class Stored:
         return self.num_rows
 
 
-def _stored(file: BinaryIO, rows: Array) -> Stored:
-    low, high = rows.min(), rows.max()
-    if low == high:
-        return Stored(len(rows), rows.dtype, None, low)
-    if rows.dtype.kind == "i":
-        rows = rows.astype(np.promote_types(np.min_scalar_type(low), np.min_scalar_type(high)))
+def _stored(file: BinaryIO, parts: list[Array]) -> Stored:
+    first, dtype = parts[0][0], parts[0].dtype
+    if all((part == first).all() for part in parts):
+        return Stored(sum(map(len, parts)), dtype, None, first)
+    if dtype.kind == "i":
+        ends = (min(part.min() for part in parts), max(part.max() for part in parts))
+        dtype = np.promote_types(*map(np.min_scalar_type, ends))
+    rows = np.concatenate(parts, dtype=dtype, casting="unsafe")
     offset = file.seek(0, 2)
-    file.write(rows.tobytes())
-    return Stored(len(rows), rows.dtype, offset)
+    file.write(rows.data)
+    return Stored(len(rows), dtype, offset)
 
 
 class StepColumns(Mapping[str, Array]):
     """`RunLog.steps`: the steps of one replica or of all, a column at a time."""
 
     def __init__(
-        self, record: Record, names: tuple[str, ...], num_blocks: int, places: Array | slice
+        self,
+        record: Record,
+        names: tuple[str, ...],
+        num_blocks: int,
+        places: Callable[[], Array] | None = None,
     ) -> None:
-        """`places` are the rows of the record in the order wanted."""
+        """`places` gives the rows of the record in the order wanted; `None`: all, as they were written."""
         self._record = record
         self._names = names
         self._num_blocks = num_blocks
@@ -149,20 +155,20 @@ class StepColumns(Mapping[str, Array]):
         return len(self._names)
 
     def pieces(self, *names: str) -> Iterator[tuple[Array, ...]]:
-        """Some columns, many rows at a time, in the order they were written; integers have 64 bits."""
+        """Some columns, many rows at a time, in the order they were written; integers may have few bits."""
         known = [name for name in names if name != "kv_blocks_total"]
         for several in self._record.pieces("steps", *known):
-            found = dict(zip(known, map(_wide, several), strict=True))
+            found = dict(zip(known, several, strict=True))
             total = np.broadcast_to(np.int64(self._num_blocks), len(several[0]))
             yield tuple(total if name == "kv_blocks_total" else found[name] for name in names)
 
     def __getitem__(self, name: str) -> Array:
+        places = None if self._places is None else self._places()
         if name == "kv_blocks_total":
-            num_rows = self._record.num_rows("steps")
-            if isinstance(self._places, np.ndarray):
-                num_rows = len(self._places)
+            num_rows = self._record.num_rows("steps") if places is None else len(places)
             return np.broadcast_to(np.int64(self._num_blocks), num_rows)
-        return _wide(self._record.column("steps", name)[self._places])
+        column = self._record.column("steps", name)
+        return _wide(column if places is None else column[places])
 
 
 def _wide(column: Array) -> Array:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
@@ -66,7 +67,8 @@ class Box(Section):
         names = ("num_decode_tokens", "num_prefill_tokens", "num_logits", "num_context_tokens")
         num_outside = 0
         for decodes, prompts, logits, context, pairs in column_pieces(steps, (*names, "num_attention_pairs")):
-            outside = (decodes > self.max_decodes) | (decodes + prompts > self.max_tokens)
+            tokens = np.add(decodes, prompts, dtype=np.int64)
+            outside = (decodes > self.max_decodes) | (tokens > self.max_tokens)
             outside |= (logits > self.max_logits) | (context > self.max_context_tokens)
             outside |= pairs > self.max_attention_pairs
             num_outside += int(outside.sum())

@@ -26,11 +26,9 @@ def texts(strings: Sequence[str] | NDArray[Any]) -> ArrowArray:
     import pyarrow as pa
 
     encoded = [text.encode() for text in strings]
-    ends = np.zeros(len(encoded) + 1, dtype=np.int64)
-    np.cumsum([len(text) for text in encoded], out=ends[1:])
+    ends = np.cumsum([0, *map(len, encoded)]).astype(np.int32)
     buffers = [None, pa.py_buffer(ends), pa.py_buffer(b"".join(encoded))]
-    made = pa.Array.from_buffers(pa.large_string(), len(encoded), buffers, 0)
-    return made.cast(pa.string())
+    return pa.Array.from_buffers(pa.string(), len(encoded), buffers, 0)
 
 
 def labels(codes: NDArray[Any], names: Sequence[str] | NDArray[Any]) -> ArrowArray:

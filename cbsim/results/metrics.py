@@ -7,11 +7,12 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
 
-from cbsim.base.column_pieces import column_pieces
+from cbsim.base.column_pieces import column_pieces, pieces
 from cbsim.results.limits import limit_notes
 from cbsim.results.quantiles import weighted_quantiles
 from cbsim.results.run_log import Column, RunLog, distinct_gaps
@@ -201,7 +202,7 @@ class StepTotals:
         self.kv_share_s += float((share * duration_s).sum())
         self.max_kv_share = max(self.max_kv_share, float(share.max()))
         taken = kv_blocks_used > 0
-        num_slots, seconds = kv_blocks_used[taken] * kv_block_size, duration_s[taken]
+        num_slots, seconds = kv_blocks_used[taken] * np.int64(kv_block_size), duration_s[taken]
         if len(num_slots):
             num_empty = num_slots - num_kv_tokens[taken]
             self.slot_s += float((num_slots * seconds).sum())
@@ -285,11 +286,12 @@ def _distribution(values: Column) -> dict[str, float | None]:
 
 
 def _itl_distribution(log: RunLog) -> dict[str, float | None]:
-    num_gaps = sum(int(count.sum()) for _, count in log.gaps)
+    num_gaps, longest_s = 0, 0.0
+    for gap_s, count in log.gaps:
+        num_gaps, longest_s = num_gaps + int(count.sum()), max(longest_s, float(gap_s.max(initial=0.0)))
     if not num_gaps:
         return _described(None, None, None)
     quantiles = weighted_quantiles(log.gaps, np.array(list(QUANTILES.values())))
-    longest_s = max(float(gap_s.max()) for gap_s, _ in log.gaps if len(gap_s))
     return _described(_total_gap_s(log) / num_gaps, quantiles, longest_s)
 
 
@@ -303,8 +305,13 @@ def _total_gap_s(log: RunLog) -> float:
     if np.isnan(requests["finished_at_s"][has_gaps]).any():
         distinct_s, count = distinct_gaps(log.gaps)
         return math.fsum((distinct_s * count).tolist())
-    first_s, last_s = requests["first_token_at_s"][has_gaps], requests["finished_at_s"][has_gaps]
-    return math.fsum([*last_s.tolist(), *(-first_s).tolist()])
+    # A few at a time: Python's numbers take four times the memory of numpy's.
+    ends = (
+        (sign * requests[name][rows][has_gaps[rows]]).tolist()
+        for name, sign in (("finished_at_s", 1), ("first_token_at_s", -1))
+        for rows in pieces(len(has_gaps))
+    )
+    return math.fsum(chain.from_iterable(ends))
 
 
 def _described(

@@ -25,7 +25,7 @@ from cbsim.results.output import (
     observer_files,
 )
 from cbsim.results.run_log import RunLog
-from cbsim.results.table_file import read_table
+from cbsim.results.table_file import read_table, write_table
 from cbsim.results.tables import OPTIONAL_TABLES, TABLES, ArrowTable, to_frame
 
 if TYPE_CHECKING:
@@ -120,8 +120,6 @@ class Result:
         return Path(folder)
 
     def _write_files(self, folder: Path) -> None:
-        import pyarrow.parquet as pq
-
         (folder / CONFIG).write_text(_yaml(self.config), encoding="utf-8")
         names = write_files(self.observers, folder)
         manifest = self.manifest | ({OBSERVER_FILES: names} if names else {})
@@ -130,7 +128,7 @@ class Result:
         for name in TABLES:
             table = self.make_table(name)
             if table is not None:
-                pq.write_table(table, folder / f"{name}.parquet", compression="zstd")
+                write_table(table, folder / f"{name}.parquet")
 
     def _frame(self, name: str) -> pd.DataFrame:
         return to_frame(self.make_table(name))

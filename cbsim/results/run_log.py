@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -52,11 +52,11 @@ class Slices:
     Two engines may cut `decodes` differently; what these say is the same.
     """
 
-    prefills: dict[str, Column]
+    prefills: Mapping[str, Column]
     """One row a prompt slice, or a decode with drafts, by replica and in the order of its steps: `replica`,
     `step`, `request` (row in `RunLog.requests`), `num_tokens`, `num_computed_tokens` (before the step),
     `emits` (1 if a token came out) and `is_prefill`."""
-    decodes: dict[str, Column]
+    decodes: Mapping[str, Column]
     """Runs of decodes: `replica`, `request`, `first_step`, `last_step`. In each step of the run that decodes
     anything at all, the request decodes one token. No run reaches over a preemption of its request."""
 
@@ -69,7 +69,7 @@ class RunLog:
     to the last bit, whichever engine made them.
     """
 
-    requests: dict[str, Column]
+    requests: Mapping[str, Column]
     """One row a request in order of arrival: `request_id` (str objects), `replica`, `arrival_s`,
     `first_scheduled_at_s`, `first_token_at_s`, `finished_at_s`, `num_prompt_tokens`, `num_output_tokens`,
     `num_generated_tokens`, `num_cached_tokens`, `num_preemptions`, `priority`, `state` (RequestState codes),
@@ -91,7 +91,7 @@ class RunLog:
     """One row a slice, only on demand: `replica`, `step`, `start_s`, `position`, `request` (row in
     `requests`), `num_tokens`, `num_computed_tokens`, `kind` (codes of `KINDS`), `num_drafts`,
     `num_accepted`, `is_padded`."""
-    gaps: Sequence[tuple[Column, Column]]
+    gaps: Iterable[tuple[Column, Column]]
     """The gaps between tokens in pieces `(seconds, how often each occurred)`, in any order."""
     rejections: dict[int, str] = field(default_factory=dict)
     """Row in `requests` -> why it was rejected."""
@@ -123,7 +123,7 @@ def distinct_gaps(gaps: Iterable[tuple[Column, Column]]) -> tuple[Column, Column
     if not len(gap_s):
         return gap_s, count
     first = np.flatnonzero(np.concatenate([[True], gap_s[1:] != gap_s[:-1]]))
-    return gap_s[first], np.add.reduceat(count, first)
+    return gap_s[first], np.add.reduceat(count, first, dtype=np.int64)
 
 
 STEP_COLUMNS = (
@@ -196,14 +196,17 @@ def event_columns(
 
 
 class Deferred(Mapping[str, Column]):
-    """Columns that are made when the first of them is asked for."""
+    """Columns that are made when the first of them is asked for, and others that are known before."""
 
-    def __init__(self, make: Callable[[], dict[str, Column]]) -> None:
+    def __init__(
+        self, make: Callable[[], dict[str, Column]], known: Mapping[str, Column] | None = None
+    ) -> None:
         self._make = make
+        self._known = known or {}
 
     @cached_property
     def _columns(self) -> dict[str, Column]:
-        return self._make()
+        return {**self._known, **self._make()}
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._columns)
@@ -212,4 +215,4 @@ class Deferred(Mapping[str, Column]):
         return len(self._columns)
 
     def __getitem__(self, name: str) -> Column:
-        return self._columns[name]
+        return self._known[name] if name in self._known else self._columns[name]

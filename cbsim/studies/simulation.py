@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from math import inf
 from typing import Any, get_args
 
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cbsim.base.binding import Bound, CannotCompile, can_compile
+from cbsim.base.column_pieces import pieces
 from cbsim.base.errors import CbsimError, PluginError
 from cbsim.base.plugin_errors import plugin_error
 from cbsim.cluster.router import ROUTER_STREAM, make_router
@@ -52,9 +53,9 @@ Array = NDArray[Any]
 LOGGER = logging.getLogger("cbsim")
 ENDED = (layout.FINISHED, layout.REJECTED, layout.FAILED)
 TOKENS_TO_COMPILE = 3_000_000
-TOKENS_TO_LOAD = 150_000
+TOKENS_TO_LOAD = 15_000
 """Output tokens from which a run is compiled: where the core has yet to be compiled (some 15 s), and where it
-is only loaded from the cache folder (half a second). Interpreting takes some 2.5 us a token."""
+is only loaded from the cache folder (0.04 s). Interpreting takes some 2.5 us a token."""
 ROUTERS = get_args(ReplicasConfig.model_fields["router"].annotation)
 
 
@@ -178,7 +179,7 @@ def simulate_core(
     job_length = rung.job_length(setup.scheduler, seed)
     if job_length is not None:
         lengths = zip(
-            intake.ids,
+            intake.names(),
             requests["num_prompt_tokens"].tolist(),
             requests["num_output_tokens"].tolist(),
             strict=True,
@@ -218,9 +219,9 @@ def simulate_core(
         with blaming_plugins(setup, lambda: float(world.clients["now"])):
             drive(world, bound, record, setup.until_s, progress)
     except RuleFault as fault:
-        raise told_fault(fault, setup, intake.ids) from fault
+        raise told_fault(fault, setup, intake.names()) from fault
     num_sent = int(world.clients["num_sent"])
-    log = log_of(requests[:num_sent], intake.ids[:num_sent], world.own, record, setup)
+    log = log_of(requests[:num_sent], lambda: intake.names()[:num_sent], world.own, record, setup)
     return log, world, outcome
 
 
@@ -285,7 +286,7 @@ def is_worth_compiling(engine: str, bound: Bound, requests: Array) -> bool:
     if engine == "compiled":
         return True
     num_tokens = int(requests["num_output_tokens"].sum(dtype=np.int64)) + len(requests)
-    return num_tokens >= (TOKENS_TO_LOAD if bound.is_cached else TOKENS_TO_COMPILE)
+    return num_tokens >= TOKENS_TO_COMPILE or (num_tokens >= TOKENS_TO_LOAD and bound.is_cached)
 
 
 def compiled(world: World, bound: Bound) -> Speed:
@@ -383,7 +384,7 @@ def stepwise_log(world: StepwiseWorld, setup: Setup) -> RunLog:
     """The record of a stepwise run that has ended."""
     for request in world.requests:
         close_decodes(world.replicas[max(request.replica, 0)].records, request)
-    return log_of(world.request_rows(), _ids(world), world.own_rows(), world.record(), setup)
+    return log_of(world.request_rows(), partial(_ids, world), world.own_rows(), world.record(), setup)
 
 
 def _ids(world: StepwiseWorld) -> NDArray[np.object_]:
@@ -392,20 +393,21 @@ def _ids(world: StepwiseWorld) -> NDArray[np.object_]:
     return ids
 
 
-def log_of(rows: Array, ids: NDArray[np.object_], own: Array, record: Record, setup: Setup) -> RunLog:
+def log_of(
+    rows: Array, names_of: Callable[[], NDArray[np.object_]], own: Array, record: Record, setup: Setup
+) -> RunLog:
     """The core's record as a `RunLog`, as results need it; `rows`: the records of requests sent."""
     rung, cost, until_s = setup.rung, setup.cost, setup.until_s
-    state = rows["state"].astype(np.int64)
+    state = rows["state"]
     is_finished, is_rejected = state == layout.FINISHED, state == layout.REJECTED
-    requests: dict[str, Array] = {
-        "request_id": ids,
+    known: dict[str, Array] = {
         "arrival_s": rows["arrival_s"],
         "first_scheduled_at_s": rows["first_scheduled_at_s"],
         "first_token_at_s": rows["first_token_at_s"],
         "finished_at_s": np.where(is_finished, rows["last_token_at_s"], np.nan),
         "max_itl_s": rows["max_itl_s"],
         **{
-            name: rows[name].astype(np.int64)
+            name: rows[name]
             for name in (
                 "replica",
                 "num_prompt_tokens",
@@ -418,36 +420,45 @@ def log_of(rows: Array, ids: NDArray[np.object_], own: Array, record: Record, se
         },
         "state": np.where(np.isin(state, ENDED), state, RequestState.UNFINISHED),
     }
+    requests = Deferred(lambda: {"request_id": names_of()}, known)
     numbers = rung.numbers(setup.scheduler, setup.means)
     rejections = {
         int(index): rung.rejection(rows[index], numbers, setup.means) for index in np.flatnonzero(is_rejected)
     }
-    slices = Slices(record.columns("prefills"), record.columns("decodes"))
+    slices = Slices(*(Deferred(partial(record.columns, table)) for table in ("prefills", "decodes")))
     has_drafts, num_blocks = setup.scheduler.drafting is not None, setup.means.num_blocks
     names = (*STEP_COLUMNS, *SLICE_STEP_COLUMNS, *(DRAFT_STEP_COLUMNS if has_drafts else ()))
     events = Deferred(
         lambda: event_columns(requests, record.columns("events"), rejections, answers_first=setup.is_closed)
     )
-    everywhere: Array | slice = slice(None)
-    replicas = [Replica(0, StepColumns(record, names, num_blocks, everywhere), slices, cost)]
+    steps = StepColumns(record, names, num_blocks)
+    replicas: Sequence[Replica] = [Replica(0, steps, slices, cost)]
     if len(own) > 1:
-        replica, start_s = record.column("steps", "replica"), record.column("steps", "start_s")
+
+        @cache
+        def places_of(number: int) -> Array:
+            return np.flatnonzero(record.column("steps", "replica") == number)
+
+        @cache
+        def in_order_of_time() -> Array:
+            return np.lexsort((record.column("steps", "replica"), record.column("steps", "start_s")))
+
         replicas = [
             Replica(
                 number,
-                StepColumns(record, names, num_blocks, np.flatnonzero(replica == number)),
+                StepColumns(record, names, num_blocks, partial(places_of, number)),
                 _of_replica(slices, number),
                 cost,
             )
             for number in range(len(own))
         ]
-        everywhere = np.lexsort((replica, start_s))
+        steps = StepColumns(record, names, num_blocks, in_order_of_time)
     end_s = max(float(own["last_end_s"].max()), float(rows["arrival_s"].max(initial=0.0)))
     if until_s < inf and own["num_outstanding"].any():
         end_s = until_s
     return RunLog(
         requests=requests,
-        steps=StepColumns(record, names, num_blocks, everywhere),
+        steps=steps,
         events=events,
         batches=_in_order_of_time(record.columns("batches")) if setup.with_batches else None,
         gaps=Gaps(record),
@@ -470,30 +481,24 @@ def _in_order_of_time(batches: dict[str, Array]) -> dict[str, Array]:
 
 
 def _of_replica(slices: Slices, number: int) -> Slices:
-    def chosen(table: dict[str, Array]) -> dict[str, Array]:
+    def chosen(table: Mapping[str, Array]) -> dict[str, Array]:
         is_here = table["replica"] == number
         return {name: column[is_here] for name, column in table.items()}
 
-    return Slices(chosen(slices.prefills), chosen(slices.decodes))
+    return Slices(*(Deferred(partial(chosen, table)) for table in (slices.prefills, slices.decodes)))
 
 
-class Gaps(Sequence[tuple[Array, Array]]):
+class Gaps:
     """`RunLog.gaps`: the gaps between tokens as pieces `(seconds, how often)`, read when asked for."""
 
     def __init__(self, record: Record) -> None:
         self._record = record
-        self._num_pieces = sum(1 for _ in record.pieces("steps", "step")) + 2
-
-    def __len__(self) -> int:
-        return self._num_pieces
-
-    def __getitem__(self, place: Any) -> Any:
-        return list(self)[place]
 
     def __iter__(self) -> Iterator[tuple[Array, Array]]:
         for gap_s, count in self._record.pieces("steps", "gap_s", "num_usual_gaps"):
-            is_gap = count > 0
-            yield gap_s[is_gap], count[is_gap].astype(np.int64)
+            for rows in pieces(len(count)):
+                is_gap = count[rows] > 0
+                yield gap_s[rows][is_gap], count[rows][is_gap]
         gap_s = self._record.column("gaps", "gap_s")
         yield gap_s, np.ones(len(gap_s), dtype=np.int64)
         num_joint = self._record.column("steps", "num_joint_tokens").sum(dtype=np.int64)

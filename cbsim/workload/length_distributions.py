@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -12,13 +12,15 @@ from pydantic import Field, model_validator
 
 from cbsim.config.section import Section
 from cbsim.workload.streams import Streams
-from cbsim.workload.trace_reader import TraceTable
+
+if TYPE_CHECKING:
+    from cbsim.workload.trace_reader import TraceTable
 
 Z_90 = 1.2815515655446004
 """The 90th percentile of the standard normal distribution."""
 
 Side = Literal["prompt", "output"]
-Traces = Callable[[str], TraceTable]
+Traces = Callable[[str], "TraceTable"]
 """Reads the trace that a path names."""
 Sampler = Callable[[int], NDArray[Any]]
 """Draws the next `size` numbers; how many at a time doesn't change them."""

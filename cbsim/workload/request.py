@@ -45,8 +45,8 @@ class Request:
     """Seconds from the arrival."""
     prompt: Segments | None = None
     extra: Mapping[str, Any] | None = None
-    """What it brings along for speculation and KV connectors, by fields of `cbsim.core.layout.EXTRA`; lists as
-    `accepted` and `proposed`."""
+    """What it brings along for speculation and KV connectors, by fields of `cbsim.core.layout.EXTRA`; lists
+    as `accepted` and `proposed`."""
 
     index: int = field(default=-1, init=False)
     """Place in order of arrival, given by the world: breaks every tie."""

@@ -51,12 +51,14 @@ class RequestBatch:
 
         return RequestBatch(**{each.name: cut(getattr(self, each.name)) for each in fields(RequestBatch)})
 
+    @property
+    def named_by(self) -> IntColumn | ObjectColumn:
+        """The column that tells the ids of the requests to `names_by`."""
+        return self.number if self.request_id is None else self.request_id
+
     def names(self) -> list[str]:
         """The ids of the requests."""
-        if self.request_id is None:
-            return [f"r{number}" for number in self.number.tolist()]
-        names: list[str] = self.request_id.tolist()
-        return names
+        return names_by(self.named_by)
 
     def requests(self) -> Iterator[Request]:
         """New `Request` objects, with Python's own numbers."""
@@ -86,7 +88,13 @@ COLUMN_TYPES: dict[str, type] = {
     "user": object,
     "deadline_s": float,
 }
-"""The columns that a request has a value for, by its name for them; `prompt` and `extra`, lists, are apart."""
+"""The columns that a request has a value for, by its name for them; `prompt` and `extra` are lists."""
+
+
+def names_by(column: IntColumn | ObjectColumn) -> list[str]:
+    """The ids of requests by their numbers, or the ids themselves."""
+    values: list[Any] = column.tolist()
+    return [f"r{number}" for number in values] if column.dtype.kind == "i" else values
 
 
 def batches_of(requests: Iterable[Request]) -> Iterator[RequestBatch]:

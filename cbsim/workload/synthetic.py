@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -20,8 +20,10 @@ from cbsim.workload.request_batch import BATCH_SIZE, FloatColumn, IntColumn, Obj
 from cbsim.workload.request_source import MAX_REQUESTS, Workload, WorkloadConfig
 from cbsim.workload.sessions import TURN, Conversations, Sessions, Turns, in_order, turn_arrivals
 from cbsim.workload.streams import Streams
-from cbsim.workload.trace_reader import read_trace
 from cbsim.workload.trim import Trim
+
+if TYPE_CHECKING:
+    from cbsim.workload.trace_reader import TraceTable
 
 _ONE_TURN = Sessions(num_turns=FixedLengths(type="fixed", value=1))
 
@@ -110,7 +112,13 @@ class SyntheticWorkload(Workload):
 
     @cached_property
     def _traces(self) -> Traces:
-        return cache(lambda path: read_trace(find_trace(path, self.folder)))
+        @cache
+        def read(path: str) -> TraceTable:
+            from cbsim.workload.trace_reader import read_trace
+
+            return read_trace(find_trace(path, self.folder))
+
+        return read
 
     def _batches(self) -> Iterator[RequestBatch]:
         config = self.config

@@ -113,7 +113,7 @@ def test_a_cache_that_cannot_be_written_or_is_damaged_does_no_harm(tmp_path: Pat
     assert run_rules(tmp_path, not_a_folder) == (12.0, False)
     cache = tmp_path / "cache"
     run_rules(tmp_path, cache)
-    for path in cache.rglob("*.nbc"):
+    for path in cache.rglob("*.code"):
         path.write_bytes(path.read_bytes()[:50])  # as a killed process might have left it
     assert run_rules(tmp_path, cache)[0] == 12.0
 

@@ -63,7 +63,7 @@ def test_many_steps_are_priced_with_the_same_bits_compiled_or_not(
     assert cost.steps_s(columns).tolist() == one_by_one
     monkeypatch.setattr(pricing, "STEPS_TO_COMPILE", 100)
     assert cost.steps_s(columns).tolist() == one_by_one
-    assert pricing._Loop.of(own.step_s)._compiled is not None
+    assert pricing.loop_of(own.step_s).is_cached
 
 
 def test_a_rule_that_numba_cannot_compile_is_interpreted(monkeypatch: pytest.MonkeyPatch) -> None:

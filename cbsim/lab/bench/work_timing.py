@@ -15,10 +15,11 @@ from typing import Any
 import yaml
 
 from cbsim.base.binding import can_compile
+from cbsim.base.column_pieces import column_pieces
 from cbsim.lab.bench.process import in_fresh_process
 from cbsim.lab.bench.resources import bare_simpy_s, children_cpu_s, children_peak_bytes, peak_memory_bytes
 from cbsim.lab.bench.works import How, Work
-from cbsim.results.metrics import Deployment, summarize
+from cbsim.results.metrics import Deployment, Summary, summarize
 from cbsim.results.run_log import RunLog
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.run import make_workload, simulate
@@ -172,16 +173,23 @@ def _simulate(experiment: Experiment, *, is_read: bool = False) -> Measured:
         kv_block_size=experiment.kv_cache.block_size,
     )
     summary = summarize(log, deployment, experiment.slo.limits())
-    return _measured(log, cpu_s, summary["simulation"]["metrics_cpu_s"])
+    return _measured(log, summary, cpu_s)
 
 
-def _measured(log: RunLog, cpu_s: float, metrics_cpu_s: float | None = None) -> Measured:
+def _measured(log: RunLog, summary: Summary, cpu_s: float) -> Measured:
+    # The peak first: whole columns of steps are what neither the run nor its metrics hold.
+    peak_bytes, num_steps = peak_memory_bytes(), summary["num_steps"]
     return Measured(
-        num_requests=len(log.requests["arrival_s"]),
-        num_steps=len(log.steps["step"]),
+        num_requests=summary["num_requests"],
+        num_steps=num_steps,
         cpu_s=cpu_s,
-        peak_bytes=peak_memory_bytes(),
-        num_decodes=int(log.steps["num_decode_tokens"].sum()),
-        mean_running=float(log.steps["num_running"].mean()),
-        metrics_cpu_s=metrics_cpu_s,
+        peak_bytes=peak_bytes,
+        num_decodes=_total(log, "num_decode_tokens"),
+        mean_running=_total(log, "num_running") / num_steps,
+        metrics_cpu_s=summary["simulation"]["metrics_cpu_s"],
     )
+
+
+def _total(log: RunLog, name: str) -> int:
+    """Sum of a column of whole numbers over all steps."""
+    return sum(int(column.sum()) for (column,) in column_pieces(log.steps, [name]))
