@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from math import inf
 from typing import Any
 
@@ -12,12 +13,15 @@ import numpy as np
 from cbsim.base.binding import Bound
 from cbsim.base.records import plain
 from cbsim.core import layout
-from cbsim.core.feed import DONE, FAULT
+from cbsim.core.feed import ARRIVAL, DECISION, DONE, FAULT, STEP_END
 from cbsim.core.layout import World
 from cbsim.core.record import Record
 
 Progress = Callable[[int, float], None]
 """Called now and then with the number of requests that have arrived and the simulated time, seconds."""
+Watch = Callable[[World], Callable[[int], None]]
+"""Takes a world as it is run, arrays or lists of objects. Gives what is called at each `ARRIVAL`, `DECISION` and
+`STEP_END` (see `cbsim.core.feed`) that is heard of."""
 
 
 class RuleFault(Exception):
@@ -49,21 +53,35 @@ class Parts:
 
 
 def run_compiled(
-    world: World, bound: Bound, record: Record, until_s: float = inf, progress: Progress | None = None
+    world: World,
+    bound: Bound,
+    record: Record,
+    until_s: float = inf,
+    progress: Progress | None = None,
+    watch: Watch | None = None,
 ) -> None:
-    """Run a world of arrays to its end or to an instant. Raises `RuleFault`."""
-    end = len(world.requests)
-    _drive(bound.compiled, world, record, end, until_s, progress)
+    """Run a world of arrays to its end or to an instant. Raises `RuleFault`, and what the watch does.
+
+    Without a `watch` the world must be `UNWATCHED`.
+    """
+    step = bound.compiled.repeated(world, len(world.requests), until_s)
+    _drive(step, world, record, progress, watch)
     _close_decodes(world, record)
 
 
 def run_interpreted(
-    world: World, bound: Bound, record: Record, until_s: float = inf, progress: Progress | None = None
+    world: World,
+    bound: Bound,
+    record: Record,
+    until_s: float = inf,
+    progress: Progress | None = None,
+    watch: Watch | None = None,
 ) -> None:
     """As `run_compiled`, interpreted: the results are in the arrays of `world` all the same."""
     objects = interpreted(world)
     try:
-        _drive(bound.interpreted, objects, record, len(world.requests), until_s, progress)
+        step = partial(bound.interpreted, objects, len(world.requests), until_s)
+        _drive(step, objects, record, progress, watch)
     finally:
         write_back(objects, world)
     _close_decodes(world, record)
@@ -100,10 +118,14 @@ def _close_decodes(world: World, record: Record) -> None:
 
 
 def _drive(
-    step: Callable[..., int], world: Any, record: Record, end: int, until_s: float, progress: Progress | None
+    step: Callable[[], int], world: Any, record: Record, progress: Progress | None, watch: Watch | None
 ) -> None:
+    tell = watch(world) if watch is not None else None
     while True:
-        status = step(world, end, until_s)
+        status = step()
+        if tell is not None and status in (ARRIVAL, DECISION, STEP_END):
+            tell(status)
+            continue
         record.take(world.log)
         if progress is not None:
             progress(

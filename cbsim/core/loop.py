@@ -11,6 +11,7 @@ from math import inf
 from typing import Any
 
 from cbsim.core.layout import (
+    AT_ONCE,
     BAD_DURATION,
     EMITTED,
     FINISHED_NOW,
@@ -59,12 +60,12 @@ def submit(self: Any, request: Any) -> bool:
     """A request arrives, at its `arrival_s`; False if it can never be served."""
     own = self.own
     request.replica = own.replica
+    request.waiting_since_s = request.arrival_s
     request.rejection = rejects(self, request)
     if request.rejection != FITS:
         request.state = REJECTED
         return False
     own.num_outstanding += 1
-    request.waiting_since_s = request.arrival_s
     push(self, request)
     if own.num_under_way == 0:
         ask_at(self, request.arrival_s)
@@ -77,8 +78,11 @@ def ask_at(self: Any, at_s: float) -> None:
     self.own.next_s = at_s
 
 
-def call(self: Any, cost: Any, now: float) -> None:
-    """Let the scheduler decide steps until enough are under way or it has nothing to do."""
+def call(self: Any, cost: Any, now: float, one_by_one: bool = False) -> None:
+    """Let the scheduler decide steps until enough are under way or it has nothing to do.
+
+    With `one_by_one` it decides a single one, and is asked again at once if another may follow.
+    """
     own = self.own
     own.is_asked = 0
     own.next_s = inf
@@ -93,6 +97,10 @@ def call(self: Any, cost: Any, now: float) -> None:
         elif not step.num_preempted or own.num_under_way:
             # Where it preempted and nothing runs, there is no end of a step at which anybody would ask again.
             break
+        if one_by_one and own.num_under_way < own.num_in_flight:
+            ask_at(self, now)
+            own.is_asked = AT_ONCE
+            return
     if own.num_under_way:
         own.next_s = self.under_way[own.first_under_way].end_s
         return
