@@ -229,7 +229,7 @@ class _Memory:
     """Where a record lies. numba asks a record for its `data`; numpy's takes 1 us to describe its fields."""
 
     def __init__(self, record: np.void) -> None:
-        self.data = memoryview(np.frombuffer(record.data, np.uint8))
+        self.data = np.frombuffer(record.data, np.uint8).data
 
 
 def _unpacked(value: Any) -> Any:

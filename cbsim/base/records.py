@@ -54,7 +54,7 @@ def live(value: Any) -> Any:
         return value
     if value.ndim > 1:
         return [live(row) for row in value]
-    return memoryview(value).toreadonly() if value.dtype.names is None else LiveTable(value)
+    return value.data.toreadonly() if value.dtype.names is None else LiveTable(value)
 
 
 class LiveTable(Sequence[Any]):
@@ -98,7 +98,7 @@ def live_class(dtype: np.dtype[Any], base: type = object) -> type:
 
 @cache
 def _copy_class(dtype: np.dtype[Any]) -> Any:
-    return namedtuple("Copy", dtype.names or ())  # type: ignore[misc]
+    return namedtuple("Copy", dtype.names or ())
 
 
 def packed(values: list[Any], dtype: np.dtype[Any]) -> Any:

@@ -1,4 +1,4 @@
-"""Telling: which hooks of observers follow from what happens in a replica, and a stepwise replica that tells."""
+"""Which hooks of observers follow from what happens in a replica, and a stepwise replica that tells of it."""
 
 from __future__ import annotations
 
@@ -62,9 +62,7 @@ class Teller:
     def _view(self, step: Any) -> StepView:
         preempted: list[Request] = []
         if step.num_preempted:
-            preempted += [
-                request for what, request, _ in self.replica.decisions(step) if what == "preempted"
-            ]
+            preempted += [request for what, request, _ in self.replica.decisions(step) if what == "preempted"]
         return StepView(
             replica=self.replica.replica,
             number=step.number,

@@ -20,8 +20,8 @@ from cbsim.core.record import Record
 Progress = Callable[[int, float], None]
 """Called now and then with the number of requests that have arrived and the simulated time, seconds."""
 Watch = Callable[[World], Callable[[int], None]]
-"""Takes a world as it is run, arrays or lists of objects. Gives what is called at each `ARRIVAL`, `DECISION` and
-`STEP_END` (see `cbsim.core.feed`) that is heard of."""
+"""Takes a world as it is run, arrays or lists of objects. Gives what is called with each `ARRIVAL`,
+`DECISION` and `STEP_END` for which `feed.run` returns."""
 
 
 class RuleFault(Exception):

@@ -25,8 +25,8 @@ from cbsim.core.layout import (
 from cbsim.core.loop import ask_at, call, end_step, place_of, submit
 
 FULL, DONE, FAULT, ARRIVAL, DECISION, STEP_END = range(6)
-"""Why `run` returned: the log must be emptied, nothing more will happen, a rule did what it must not; or, where
-somebody watches, a request arrived, the scheduler decided something, a step ended."""
+"""Why `run` returned: the log must be emptied, nothing more will happen, a rule did what it must not; where
+somebody watches also that a request arrived, the scheduler decided something, a step ended."""
 UNHEARD = -1
 """Nothing happened that anybody hears of."""
 

@@ -42,8 +42,8 @@ class ReplicaView:
         now: Callable[[], float],
         bound: Callable[[Callable[..., Any]], Callable[..., Any]],
     ) -> None:
-        """`records` are `plain` or `live`; `requests[i]` is the request of record i, and `present` gives all that
-        may be here. `now` is the instant, seconds; `bound` binds a function of the core to this scheduler.
+        """`records` are `plain` or `live`; `requests[i]` is the request of record i, and `present` gives all
+        that may be here. `now` is the instant, seconds; `bound` binds a function to this scheduler's rules.
         """
         self.records, self.requests = records, requests
         self.own = records.own
@@ -150,5 +150,3 @@ class ReplicaView:
                 if blocks[copy].key != entry.key:
                     raise RuntimeError("the prefix cache knows a block by the wrong content")
                 copy = blocks[copy].next_copy
-
-

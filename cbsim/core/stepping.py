@@ -28,6 +28,7 @@ from cbsim.core.replica_view import DECISIONS, ReplicaView, Slice
 from cbsim.core.waiting_queue import head_of_queue
 from cbsim.workload.request import Request
 
+
 class Rows(list[Any]):
     """A table that grows when the row behind its last one is touched."""
 

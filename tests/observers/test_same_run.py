@@ -21,6 +21,7 @@ from tests.observers.watched import Notes, StateNotes, StepNotes, row, setting, 
 
 ROWS = crowd(60)
 
+
 def observers() -> list[Observer]:
     built_in = [
         OBSERVERS.get(name)(None, **{"file": "log.txt"} if name == "log" else {})
