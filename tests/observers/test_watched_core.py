@@ -123,6 +123,8 @@ def test_on_drawn_settings(kind: str) -> None:
                 assert raw_differences(unwatched, ended) == [], (engine, repr(setting))
                 told.append(observer.told)
             assert told[0] == told[-1], repr(setting)
+            times = [row[1] for row in told[0][: -setup.num_replicas]]
+            assert times == sorted(times), repr(setting)
             num_told += len(told[0])
             num_replicas += setup.num_replicas > 1
             num_closed += setup.is_closed
