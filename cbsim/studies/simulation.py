@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
+from itertools import chain, tee
 from math import inf
 from typing import Any, get_args
 
@@ -22,7 +22,7 @@ from cbsim.cluster.simpy_world import World as SimpyWorld
 from cbsim.cluster.watched_run import WatchedRun
 from cbsim.core import layout
 from cbsim.core.building import KvPool, new_world
-from cbsim.core.driver import Parts, Progress, RuleFault, run_compiled, run_interpreted
+from cbsim.core.driver import Parts, Progress, RuleFault, drive
 from cbsim.core.feed import run
 from cbsim.core.intake import take_in
 from cbsim.core.layout import World
@@ -139,11 +139,13 @@ def simulate_core(
     `engine` is `auto`, `compiled` or `interpreted`. Raises `PluginError` for what a third party's part does.
     """
     cost, rung = setup.cost, setup.rung
-    kept: list[RequestBatch] = []
     batches = setup.workload.batches()
+    kept: Iterator[RequestBatch] = iter(())
+    if told is not None:
+        batches, kept = tee(batches)
     with blaming_plugins(setup, float):
         intake = take_in(
-            batches if told is None else _keeping(batches, kept),
+            batches,
             inf if setup.is_closed else setup.until_s,
             with_segments=setup.pool.prefix_caching,
         )
@@ -186,7 +188,6 @@ def simulate_core(
     record, outcome = Record(), Speed(False)
     if rules is not None and is_worth_compiling(engine, bound, requests):
         outcome = compiled(world, bound)
-    drive = run_compiled if outcome.is_compiled else run_interpreted
 
     def watch(as_run: World) -> Callable[[int], None]:
         assert told is not None
@@ -198,7 +199,15 @@ def simulate_core(
 
     try:
         with blaming_plugins(setup, lambda: float(world.clients["now"])):
-            drive(world, bound, record, setup.until_s, progress, None if told is None else watch)
+            drive(
+                world,
+                bound,
+                record,
+                is_compiled=outcome.is_compiled,
+                until_s=setup.until_s,
+                progress=progress,
+                watch=None if told is None else watch,
+            )
     except RuleFault as fault:
         raise told_fault(fault, setup, intake.ids) from fault
     num_sent = int(world.clients["num_sent"])
@@ -206,13 +215,6 @@ def simulate_core(
     if told is not None:
         told.audience.ended(log.end_s)
     return log, world, outcome
-
-
-def _keeping(batches: Iterable[RequestBatch], kept: list[RequestBatch]) -> Iterator[RequestBatch]:
-    """The same batches; those that were asked for are added to `kept`."""
-    for batch in batches:
-        kept.append(batch)
-        yield batch
 
 
 @contextmanager
