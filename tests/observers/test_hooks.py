@@ -9,8 +9,8 @@ import pytest
 from cbsim.base.binding import can_compile
 from cbsim.observers import Needs, Observer, StepView
 from cbsim.observers.audience import Audience
-from cbsim.studies import run as run_module
-from cbsim.studies.simulation import simulate_core
+from cbsim.studies import simulation
+from cbsim.studies.simulation import Speed
 from cbsim.workload.request import Request, RequestState
 from tests.observers.watched import Notes, Row, StateNotes, StepNotes, row, setting, watch
 
@@ -207,25 +207,24 @@ def test_needs_follow_from_the_hooks() -> None:
     assert Audience([]).needs is Needs.REQUESTS
 
 
-@pytest.mark.xdist_group("core-vllm")
 @pytest.mark.parametrize("observer", [Deaf(), Early(), StepNotes(), Stated()])
 @pytest.mark.parametrize("engine", ["compiled", "interpreted", "auto"])
 def test_a_watched_run_is_compiled_where_any_other_would_be(
     engine: str, observer: Observer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever the observer's needs. Of the two steps here nobody would compile the core unasked."""
-    speeds: list[bool] = []
+    asked: list[bool] = []
 
-    def noted(*arguments: Any) -> Any:
-        ended = simulate_core(*arguments)
-        speeds.append(ended[2].is_compiled)
-        return ended
+    def refused(world: Any, bound: Any) -> Speed:
+        asked.append(True)
+        return Speed(False)
 
-    monkeypatch.setattr(run_module, "simulate_core", noted)
-    for watching in ([observer], []):
-        log = watch(setting(engine=engine), [row("a", 0.0, 4, 2)], *watching)
+    monkeypatch.setattr(simulation, "compiled", refused)
+    for observers in ([observer], []):
+        asked.clear()
+        log = watch(setting(engine=engine), [row("a", 0.0, 4, 2)], *observers)
         assert log.steps["start_s"].tolist() == [0.0, 1.0]
-    assert speeds == [engine == "compiled" and can_compile()] * 2
+        assert bool(asked) == (engine == "compiled" and can_compile())
 
 
 def test_a_step_hook_is_not_called_for_who_says_that_it_needs_less() -> None:

@@ -21,7 +21,7 @@ from cbsim.workload.request import Request
 from tests.core.drawn import Setting, draw, request
 from tests.core.runs import raw_differences, run, unread
 
-NUM_CASES = int(os.environ.get("CBSIM_NUM_WATCHED_CASES", "150"))
+NUM_CASES = int(os.environ.get("CBSIM_NUM_WATCHED_CASES", "80"))
 """For each scheduler."""
 EACH_KIND = [
     pytest.param(kind, marks=pytest.mark.xdist_group(f"core-{kind}")) for kind in SCHEDULERS.builtin_names()
