@@ -110,6 +110,10 @@ class Bound:
                     digest.update(repr((name, value)).encode())
         return digest.hexdigest()[:24]
 
+    def other(self, function: Callable[..., Any]) -> Bound:
+        """Another function in which the same names stand for the same functions."""
+        return Bound(function, self._parts)
+
     @property
     def folder(self) -> Path:
         """Where the compiled form is kept between processes."""

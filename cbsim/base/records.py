@@ -1,15 +1,22 @@
 """Records in two forms: numpy arrays for compiled rules, lists of objects for interpreted ones.
 
+`plain` makes the second of the first; `live` lets Python read the first as if it were the second.
+
 The same rule reads `requests[i].priority` in either form. Fields are assigned one by one: assigning a whole
 record copies in numpy and names the same object in a list.
 """
 
 from __future__ import annotations
 
+from collections import namedtuple
+from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Any
 
 import numpy as np
+
+COPIED_AT_ONCE = 4_096
+"""Records of a table that whoever goes through all of it gets as copies at a time."""
 
 
 def plain(value: Any) -> Any:
@@ -32,6 +39,66 @@ def plain(value: Any) -> Any:
         make = record_class(value.dtype)
         return [make(*row) for row in value.tolist()]
     return value
+
+
+def live(value: Any) -> Any:
+    """As `plain`, but in the memory of the arrays: what is read is what stands there at that instant.
+
+    Nothing can be set. A slice of a table is a copy.
+    """
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*map(live, value))
+    if isinstance(value, np.void):
+        return LiveTable(np.frombuffer(value.data, value.dtype))[0]
+    if not isinstance(value, np.ndarray):
+        return value
+    if value.ndim > 1:
+        return [live(row) for row in value]
+    return value.data.toreadonly() if value.dtype.names is None else LiveTable(value)
+
+
+class LiveTable(Sequence[Any]):
+    """The records of an array, each an object when it is asked for."""
+
+    def __init__(self, array: Any, base: type = object) -> None:
+        """The objects are of a class derived from `base`."""
+        self._array = array
+        self._make = live_class(array.dtype, base)
+        self._copy = _copy_class(array.dtype)
+        self._readers = tuple(array[name].item for name in array.dtype.names)
+
+    def __len__(self) -> int:
+        return len(self._array)
+
+    def __iter__(self) -> Iterator[Any]:
+        for first in range(0, len(self), COPIED_AT_ONCE):
+            yield from self[first : first + COPIED_AT_ONCE]
+
+    def __getitem__(self, place: Any) -> Any:
+        if isinstance(place, slice):
+            return list(map(self._copy._make, self._array[place].tolist()))
+        return self._make(self._readers, place)
+
+
+@cache
+def live_class(dtype: np.dtype[Any], base: type = object) -> type:
+    """A class for records of an array: its fields are read, by `readers`, when they are asked for."""
+    names = dtype.names
+    assert names is not None
+
+    def __init__(self: Any, readers: Any, row: int) -> None:
+        self._readers, self._row = readers, row
+
+    def field(number: int) -> property:
+        return property(lambda self: self._readers[number](self._row))
+
+    fields = {name: field(number) for number, name in enumerate(names)}
+    return type("Live", (base,), {"__slots__": ("_readers", "_row"), "__init__": __init__, **fields})
+
+
+@cache
+def _copy_class(dtype: np.dtype[Any]) -> Any:
+    return namedtuple("Copy", dtype.names or ())
 
 
 def packed(values: list[Any], dtype: np.dtype[Any]) -> Any:

@@ -55,12 +55,8 @@ class World:
         router: Router,
         *,
         stop_at_s: float | None = None,
-        step_by_step: bool = False,
         progress: Progress | None = None,
     ) -> None:
-        """With `step_by_step`, everything happens in order of time over all replicas; what happens at one
-        instant, in the order of their numbers.
-        """
         self.env = simpy.Environment()
         self.workload = workload
         self.engines = engines
@@ -72,9 +68,6 @@ class World:
         self._num_arrived = 0
         self._is_closed_loop = workload.config.concurrency is not None
         self._think_times = ThinkTimes(workload.config, workload.seed)
-        self._is_stepwise = step_by_step and not self._is_closed_loop
-        self._due_s = [math.inf] * len(engines)
-        """Step by step: the instant, seconds, at which each replica next ends or decides a step."""
         self._wake: dict[int, simpy.Event] = {}
         """Idle replica -> the event that an arrival sets off."""
         self._answered: dict[int, simpy.Event] = {}
@@ -83,20 +76,14 @@ class World:
     def run(self) -> None:
         """Run to the end."""
         requests = self.workload.requests()
-        until_s = math.inf if self.stop_at_s is None else self.stop_at_s
-        if self._is_stepwise:
-            self.env.process(self._arrivals_between_steps(requests))
-            self.env.run(until=self.stop_at_s)
-            self._step_until(until_s)
+        for engine in self.engines:
+            self.env.process(self._replica(engine))
+        if self.workload.config.concurrency is None:
+            self.env.process(self._arrivals(requests))
         else:
-            for engine in self.engines:
-                self.env.process(self._replica(engine))
-            if self.workload.config.concurrency is None:
-                self.env.process(self._arrivals(requests))
-            else:
-                for _ in range(self.workload.config.concurrency):
-                    self.env.process(self._client(requests))
-            self.env.run(until=self.stop_at_s)
+            for _ in range(self.workload.config.concurrency):
+                self.env.process(self._client(requests))
+        self.env.run(until=self.stop_at_s)
 
     def _arrivals(self, requests: Iterator[Request]) -> Generator[simpy.Event, None, None]:
         """Open loop: each request at its own time."""
@@ -104,29 +91,6 @@ class World:
             if request.arrival_s > self.env.now:
                 yield Instant(self.env, request.arrival_s, ARRIVAL)
             self._submit(request)
-
-    def _arrivals_between_steps(self, requests: Iterator[Request]) -> Generator[simpy.Event, None, None]:
-        """Open loop, step by step: before each arrival, every step that ends earlier is ended."""
-        for request in requests:
-            if request.arrival_s > self.env.now:
-                yield Instant(self.env, request.arrival_s, ARRIVAL)
-            self._step_until(request.arrival_s)
-            self._submit(request)
-
-    def _step_until(self, until_s: float) -> None:
-        """End and decide steps, one at a time, as long as the next such instant is before `until_s`."""
-        due_s = self._due_s
-        while (at_s := min(due_s)) < until_s:
-            replica = due_s.index(at_s)
-            engine = self.engines[replica]
-            self.now = at_s
-            if engine.next_end_s is not None:
-                engine.end_step()
-            engine.call(at_s)
-            next_s = engine.next_end_s
-            if next_s is None:
-                next_s = engine.wake_at_s()
-            due_s[replica] = math.inf if next_s is None or next_s <= at_s else next_s
 
     def _client(self, requests: Iterator[Request]) -> Generator[simpy.Event, None, None]:
         """Closed loop: the next request when the last one has ended, after the think time."""
@@ -150,8 +114,6 @@ class World:
         accepted = engine.submit(request)
         if accepted and chosen in self._wake:
             self._wake.pop(chosen).succeed()
-        elif accepted and self._is_stepwise and engine.next_end_s is None:
-            self._due_s[chosen] = request.arrival_s
         return accepted
 
     def _replica(self, engine: Stepper) -> Generator[simpy.Event, None, None]:

@@ -125,6 +125,7 @@ def new_world(
     num_in_flight: int = 1,
     router: int = layout.ROUND_ROBIN,
     num_clients: int = 0,
+    watched: int = layout.UNWATCHED,
     segments: Array | None = None,
     prefill_s: Array | None = None,
     extras: Array | None = None,
@@ -163,7 +164,7 @@ def new_world(
     heap = np.zeros(max(num_clients, 1), layout.CLIENT)
     heap["order"] = np.arange(len(heap))
     sees = router in (layout.LEAST_OUTSTANDING, layout.LEAST_KV, layout.PREFIX_AFFINITY)
-    num_clients_at = {"is_closed": num_clients > 0, "size": num_clients, "order": num_clients}
+    clients = {"is_closed": num_clients > 0, "size": num_clients, "order": num_clients, "watched": watched}
     groups = pool.group_rows(num_in_flight * int(numbers["max_tokens_per_step"]))
     own["num_groups"] = len(groups)
     # Requests whose KV is on its way hold blocks without running.
@@ -198,7 +199,7 @@ def new_world(
         log=new_log(most, bool(numbers.get("with_batches")), log_rows or _log_rows(requests)),
         router=record(layout.ROUTER, {"kind": router, "reads_state": sees and R > 1}),
         homes=np.full(int(requests["affinity"].max(initial=0)) + 1, NOBODY, dtype="i4"),
-        clients=record(layout.CLIENTS, num_clients_at),
+        clients=record(layout.CLIENTS, clients),
         client_heap=heap,
     )
 

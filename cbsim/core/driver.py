@@ -13,12 +13,15 @@ import numpy as np
 from cbsim.base.binding import Bound
 from cbsim.base.records import plain
 from cbsim.core import layout
-from cbsim.core.feed import DONE, FAULT
+from cbsim.core.feed import ARRIVAL, DECISION, DONE, FAULT, STEP_END
 from cbsim.core.layout import World
 from cbsim.core.record import Record
 
 Progress = Callable[[int, float], None]
 """Called now and then with the number of requests that have arrived and the simulated time, seconds."""
+Watch = Callable[[World], Callable[[int], None]]
+"""Takes a world as it is run, arrays or lists of objects. Gives what is called with each `ARRIVAL`,
+`DECISION` and `STEP_END` for which `feed.run` returns."""
 
 
 class RuleFault(Exception):
@@ -49,25 +52,48 @@ class Parts:
         return Bound(function, {**self.rules, "step_s": self.step_s})
 
 
-def run_compiled(
-    world: World, bound: Bound, record: Record, until_s: float = inf, progress: Progress | None = None
+def drive(
+    world: World,
+    bound: Bound,
+    record: Record,
+    *,
+    is_compiled: bool,
+    until_s: float = inf,
+    progress: Progress | None = None,
+    watch: Watch | None = None,
 ) -> None:
-    """Run a world of arrays to its end or to an instant. Raises `RuleFault`."""
-    _drive(bound.compiled.bound_to(world, len(world.requests), until_s), world, record, progress)
-    _close_decodes(world, record)
+    """Run a world of arrays to its end or to an instant; what came of it is in the arrays at either speed.
 
-
-def run_interpreted(
-    world: World, bound: Bound, record: Record, until_s: float = inf, progress: Progress | None = None
-) -> None:
-    """As `run_compiled`, interpreted: the results are in the arrays of `world` all the same."""
-    objects = interpreted(world)
+    Raises `RuleFault`, and what the watch does. Without a `watch` the world must be `UNWATCHED`.
+    """
+    end = len(world.requests)
+    as_run = world if is_compiled else interpreted(world)
+    run = (
+        bound.compiled.bound_to(world, end, until_s)
+        if is_compiled
+        else partial(bound.interpreted, as_run, end, until_s)
+    )
     try:
-        step = partial(bound.interpreted, objects, len(world.requests), until_s)
-        _drive(step, objects, record, progress)
+        tell = None if watch is None else watch(as_run)
+        while (status := run()) != DONE:
+            if tell is not None and status in (ARRIVAL, DECISION, STEP_END):
+                tell(status)
+                continue
+            _empty_log(as_run, record, progress)
+            if status == FAULT:
+                raise _fault(as_run)
+        _empty_log(as_run, record, progress)
     finally:
-        write_back(objects, world)
+        if as_run is not world:
+            write_back(as_run, world)
     _close_decodes(world, record)
+
+
+def _empty_log(world: World, record: Record, progress: Progress | None) -> None:
+    record.take(world.log)
+    if progress is not None:
+        ends_s = [float(_field(own, "last_end_s")) for own in world.own]
+        progress(int(_field(world.clients, "num_sent")), max(ends_s))
 
 
 def interpreted(world: World) -> World:
@@ -98,20 +124,6 @@ def _close_decodes(world: World, record: Record) -> None:
         rows[name] = left[field]
     if len(rows):
         record.add("decodes", rows)
-
-
-def _drive(step: Callable[[], int], world: Any, record: Record, progress: Progress | None) -> None:
-    while True:
-        status = step()
-        record.take(world.log)
-        if progress is not None:
-            progress(
-                int(_field(world.clients, "num_sent")), max(float(_field(o, "last_end_s")) for o in world.own)
-            )
-        if status == DONE:
-            return
-        if status == FAULT:
-            raise _fault(world)
 
 
 def _fault(world: Any) -> RuleFault:

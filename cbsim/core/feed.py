@@ -1,7 +1,8 @@
 """Feeding a world: traces and clients, through routers, from one thing that somebody sees to the next.
 
 `run` goes on until the requests are all done, `until_s` is reached, or the log is full; Python then takes
-what was written and calls it again. It never calls back, allocates or raises.
+what was written and calls it again. Where somebody watches it returns at all that he hears of, too. It never
+calls back, allocates or raises.
 """
 
 from __future__ import annotations
@@ -11,18 +12,23 @@ from typing import Any
 
 from cbsim.base.binding import view
 from cbsim.core.layout import (
+    AT_ONCE,
     LEAST_KV,
     NO_FAULT,
     NOBODY,
     PREFIX_AFFINITY,
     RANDOM,
     ROUND_ROBIN,
+    STEPS_WATCHED,
     Replica,
 )
-from cbsim.core.loop import ask_at, call, end_step, submit
+from cbsim.core.loop import ask_at, call, end_step, place_of, submit
 
-FULL, DONE, FAULT = range(3)
-"""Why `run` returned: the log must be emptied, nothing more will happen, a rule did what it must not."""
+FULL, DONE, FAULT, ARRIVAL, DECISION, STEP_END = range(6)
+"""Why `run` returned: the log must be emptied, nothing more will happen, a rule did what it must not; where
+somebody watches also that a request arrived, the scheduler decided something, a step ended."""
+UNHEARD = -1
+"""Nothing happened that anybody hears of."""
 
 LOG_MARGIN = 4
 """Rows that one call or one end of a step may add to a table, for each request that may run at once."""
@@ -65,21 +71,22 @@ def run(world: Any, end: int, until_s: float) -> int:
 
     In an open loop replicas are independent of each other between arrivals, so each is brought up to the next
     arrival in one go, and only where the router looks at it. In a closed loop any step may send a request, so
-    things happen one by one in the order of time. Every rule is called at one place: compiled, each call is
-    another copy.
+    things happen one by one in the order of time; so they do where somebody watches. Every rule is called at
+    one place: compiled, each call is another copy.
     """
     clients, num_replicas = world.clients, len(world.own)
+    is_in_order = clients.is_closed != 0 or clients.watched != 0
     for _ in range(MAX_CHUNK):
         at_s = next_arrival_s(world, end)
         target_s = min(at_s, until_s)
         first, last = 0, num_replicas
-        if clients.is_closed:
+        if is_in_order:
             first = next_replica(world)
             last = first + 1
         elif at_s < until_s and not world.router.reads_state:
             first = choose(world, world.requests[clients.num_sent])
             last = first + 1
-        has_happened = False
+        has_happened, heard = False, UNHEARD
         for number in range(first, last):
             if world.own[number].next_s >= target_s:
                 continue
@@ -87,17 +94,21 @@ def run(world: Any, end: int, until_s: float) -> int:
             while self.own.next_s < target_s:
                 if not has_room(world):
                     return FULL
-                happen(world, self)
+                heard = happen(world, self)
                 if self.own.fault != NO_FAULT:
                     return FAULT
                 has_happened = True
-                if clients.is_closed:
+                if is_in_order:
                     break
-        if has_happened and clients.is_closed:
+        if heard != UNHEARD:
+            return heard
+        if has_happened and is_in_order:
             continue
         if at_s >= until_s:
             return DONE
         arrive(world, at_s)
+        if clients.watched:
+            return ARRIVAL
     return FULL
 
 
@@ -130,23 +141,45 @@ def arrive(world: Any, at_s: float) -> None:
         take_turn(world, chosen)
 
 
-def happen(world: Any, self: Any) -> None:
+def happen(world: Any, self: Any) -> int:
     """What comes next in a replica: a step ends and another is decided, or the scheduler is asked.
 
-    In a closed loop those whom the step answered may send first, before the next one is decided.
+    In a closed loop those whom the step answered may send first, before the next one is decided. Where
+    somebody watches, the end and each decision are told apart, and nothing else happens between them. Returns
+    `STEP_END` or `DECISION` where that is heard, else `UNHEARD`.
     """
-    own = self.own
-    now = world.clients.now = own.next_s
+    own, clients = self.own, world.clients
+    now = clients.now = own.next_s
     take_turn(world, own.replica)
-    num_finished = 0
-    if not own.is_asked:
+    is_end, num_finished = own.is_asked == 0, 0
+    clients.replica, clients.place = own.replica, place_of(self, 0 if is_end else own.num_under_way)
+    if is_end:
         num_finished = end_step(self)
-    if world.clients.is_closed and num_finished:
-        for place in range(num_finished):
-            think(world, world.requests[self.candidates[place]], now, False)
+    if clients.is_closed and num_finished:
+        for number in range(num_finished):
+            think(world, world.requests[self.candidates[number]], now, False)
         ask_at(self, now)
+    elif clients.watched and is_end:
+        ask_at(self, now)
+        own.is_asked = AT_ONCE
     else:
-        call(self, world.cost, now)
+        call(self, world.cost, now, clients.watched != 0)
+    return heard_of(world, self, is_end, num_finished)
+
+
+def heard_of(world: Any, self: Any, is_end: bool, num_finished: int) -> int:
+    """`STEP_END` or `DECISION` if somebody hears of what has just happened in a replica, else `UNHEARD`.
+
+    Who hears of requests alone hears of decisions about them, and of ends that bring a first or a last token.
+    """
+    clients = world.clients
+    step, with_steps = self.under_way[clients.place], clients.watched == STEPS_WATCHED
+    if clients.watched and is_end:
+        if with_steps or num_finished or step.num_logits > step.num_decode_seqs:
+            return STEP_END
+    elif clients.watched and (step.num_decisions or (with_steps and step.num_slices)):
+        return DECISION
+    return UNHEARD
 
 
 def has_room(world: Any) -> bool:

@@ -70,6 +70,12 @@ RECOMPUTE, SWAP, CHEAPER = range(3)
 ROUND_ROBIN, RANDOM, LEAST_OUTSTANDING, LEAST_KV, PREFIX_AFFINITY = range(5)
 """Routers built in."""
 
+UNWATCHED, REQUESTS_WATCHED, STEPS_WATCHED = range(3)
+"""Who watches a run: nobody, somebody who hears of requests, somebody who hears of steps too."""
+
+AT_ONCE = -1
+"""In `is_asked`: the scheduler is asked at this instant, before anything else happens anywhere."""
+
 REQUEST = np.dtype(
     [
         *(
@@ -449,10 +455,13 @@ SEGMENT = np.dtype([("start", "i8"), ("node", "i8")])
 """A segment of a request's tokens: its first position, and a number for the chain of segments up to it."""
 
 CLIENTS = np.dtype(
-    [("now", "f8"), *((name, "i8") for name in ("num_sent", "is_closed", "size", "order", "turn"))]
+    [("now", "f8")]
+    + [(name, "i8") for name in ("num_sent", "is_closed", "size", "order", "turn")]
+    + [(name, "i8") for name in ("watched", "replica", "place")]
 )
 """How many requests have been sent, and the instant of what happens; of a closed loop, how many clients
-think."""
+think. Where the run is `watched`: in which `replica` something happened last, and the `place` of its step in
+`Replica.under_way`."""
 CLIENT = np.dtype([("due_s", "f8"), ("order", "i8")])
 
 ROUTER = np.dtype([(name, "i8") for name in ("kind", "next", "reads_state")])

@@ -11,6 +11,7 @@ from math import inf
 from typing import Any
 
 from cbsim.core.layout import (
+    AT_ONCE,
     BAD_DURATION,
     EMITTED,
     FINISHED_NOW,
@@ -68,12 +69,12 @@ def submit(self: Any, request: Any) -> bool:
     """A request arrives, at its `arrival_s`; False if it can never be served."""
     own = self.own
     request.replica = own.replica
+    request.waiting_since_s = request.arrival_s
     request.rejection = rejects(self, request)
     if request.rejection != FITS:
         request.state = REJECTED
         return False
     own.num_outstanding += 1
-    request.waiting_since_s = request.arrival_s
     push(self, request)
     if own.num_under_way == 0:
         ask_at(self, request.arrival_s)
@@ -86,11 +87,18 @@ def ask_at(self: Any, at_s: float) -> None:
     self.own.next_s = at_s
 
 
-def call(self: Any, cost: Any, now: float) -> None:
+def ask_at_once(self: Any, now: float) -> None:
+    """Have the scheduler asked again at this instant, before anything else happens anywhere."""
+    ask_at(self, now)
+    self.own.is_asked = AT_ONCE
+
+
+def call(self: Any, cost: Any, now: float, one_by_one: bool = False) -> None:
     """Let the scheduler decide steps until enough are under way or it has nothing to do.
 
     vLLM's engine loop: calls stand in a queue, those that scheduled nothing too, and the scheduler is called
-    again at the same instant until the queue is full. Then the result of the oldest call is awaited.
+    again at the same instant until the queue is full. Then the result of the oldest call is awaited. With
+    `one_by_one` it decides once, and is asked again at once if another decision may follow.
     """
     own = self.own
     own.is_asked = 0
@@ -108,6 +116,9 @@ def call(self: Any, cost: Any, now: float) -> None:
             look_for_ends(self, step, now)
             has_moved = bool(step.num_slices or step.num_preempted or step.num_started or step.num_found)
             if own.num_under_way < own.num_in_flight and (step.num_slices or has_requests(self)):
+                if one_by_one:
+                    ask_at_once(self, now)
+                    return
                 continue
         if own.num_under_way == 0:
             break
@@ -117,6 +128,9 @@ def call(self: Any, cost: Any, now: float) -> None:
         release_deferred(self, oldest.call)
         take_news(self, oldest, now)
         next_under_way(self)
+        if one_by_one:
+            ask_at_once(self, now)
+            return
     if own.num_begun:
         own.next_s = self.under_way[own.first_under_way].end_s
         return

@@ -34,7 +34,11 @@ class LogObserver(Observer):
 
     Config = LogConfig
     config: LogConfig
-    needs = Needs.STEPS
+
+    @property
+    def needs(self) -> Needs:
+        """See `Observer.needs`."""
+        return Needs.STEPS if self.config.steps else Needs.REQUESTS
 
     def on_run_start(self, run: ObservedRun) -> None:
         """See `Observer.on_run_start`."""
@@ -72,7 +76,7 @@ class LogObserver(Observer):
 
     def after_step(self, now: float, step: StepView, replica: int) -> None:
         """See `Observer.after_step`."""
-        if not self.config.steps or step.number % self.config.every:
+        if step.number % self.config.every:
             return
         share = step.kv_blocks_used / step.kv_blocks_total
         parts = [

@@ -23,7 +23,7 @@ _MAX_NAMED = 5
 
 class MemoryConfig(ComponentConfig):
     """KV blocks by state and by request over time, as `memory.parquet` and `memory_requests.parquet`. A block
-    that has not come back at the end is an error. As under any observer, the run is interpreted.
+    that has not come back at the end is an error.
     """
 
     every: int = Field(default=1, ge=1)

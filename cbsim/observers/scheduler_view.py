@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import overload
 
-from cbsim.core.stepping import Stepper
+from cbsim.core.replica_view import ReplicaView
 from cbsim.workload.request import Request
 
 
 class PoolView:
     """The KV blocks of a replica."""
 
-    def __init__(self, replica: Stepper) -> None:
+    def __init__(self, replica: ReplicaView) -> None:
         self._replica = replica
 
     @property
@@ -53,14 +53,14 @@ class PoolView:
 class WaitingView(Sequence[Request]):
     """The waiting requests in the order in which they would be admitted, sorted when looked at."""
 
-    def __init__(self, replica: Stepper) -> None:
+    def __init__(self, replica: ReplicaView) -> None:
         self._replica = replica
 
     def __len__(self) -> int:
         return int(self._replica.own.num_waiting)
 
     def __iter__(self) -> Iterator[Request]:
-        return iter(self._replica.waiting(self._replica.decided_at_s))
+        return iter(self._replica.waiting(self._replica.now()))
 
     @overload
     def __getitem__(self, place: int) -> Request: ...
@@ -75,7 +75,7 @@ class WaitingView(Sequence[Request]):
 class SchedulerView:
     """A replica's scheduler; `name` is that of its class."""
 
-    def __init__(self, replica: Stepper, name: str) -> None:
+    def __init__(self, replica: ReplicaView, name: str) -> None:
         self._replica = replica
         self.name = name
         self.pool = PoolView(replica)

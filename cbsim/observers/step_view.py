@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from cbsim.core.stepping import Slice
+from cbsim.core.replica_view import Slice
 from cbsim.workload.request import Request
 
 

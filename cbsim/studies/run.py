@@ -22,7 +22,7 @@ from cbsim.results.result import Result
 from cbsim.results.run_log import RunLog
 from cbsim.schedulers import SCHEDULERS
 from cbsim.studies.experiment import Experiment
-from cbsim.studies.simulation import setup_of, simulate_core, simulate_told
+from cbsim.studies.simulation import Told, setup_of, simulate_core
 from cbsim.workload import WORKLOADS, Workload
 from cbsim.workload.request import RequestState
 
@@ -112,18 +112,14 @@ def simulate(
 
     `cost` is the experiment's cost model, where the caller has made it already. `audience` watches.
     """
-    audience = audience or Audience(())
     cost = cost or make_cost_model(experiment)
+    told = None
+    if audience is not None and audience.observers:
+        told = Told(audience, experiment.name, experiment.model.name)
     setup = setup_of(experiment, workload, cost)
-    speed_notes: tuple[str, ...] = ()
-    if audience.observers:
-        log, watched = simulate_told(setup, audience, experiment.name, experiment.model.name, progress)
-        requests, own = watched.request_rows(), watched.own_rows()
-    else:
-        log, ended, speed = simulate_core(setup, experiment.speed, progress)
-        requests, own, speed_notes = ended.requests, ended.own, speed.notes
-    notes = setup.rung.notes(experiment.scheduler, requests, own)
-    return log, [*speed_notes, *notes, *cost.notes(log.steps)]
+    log, ended, speed = simulate_core(setup, experiment.speed, progress, told)
+    notes = setup.rung.notes(experiment.scheduler, ended.requests, ended.own)
+    return log, [*speed.notes, *notes, *cost.notes(log.steps)]
 
 
 def is_measured(profile: str) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
+from itertools import chain, tee
 from math import inf
 from typing import Any, get_args
 
@@ -19,10 +20,10 @@ from cbsim.base.errors import CbsimError, PluginError
 from cbsim.base.plugin_errors import plugin_error
 from cbsim.cluster.router import ROUTER_STREAM, make_router
 from cbsim.cluster.simpy_world import World as SimpyWorld
-from cbsim.cluster.told import ToldStepper
+from cbsim.cluster.watched_run import WatchedRun
 from cbsim.core import layout
 from cbsim.core.building import KvPool, new_world
-from cbsim.core.driver import Parts, Progress, RuleFault, run_compiled, run_interpreted
+from cbsim.core.driver import Parts, Progress, RuleFault, drive
 from cbsim.core.feed import run
 from cbsim.core.intake import take_in
 from cbsim.core.layout import World
@@ -47,6 +48,7 @@ from cbsim.schedulers import SCHEDULERS, Means, Scheduler, SchedulerConfig
 from cbsim.studies.experiment import Experiment, ReplicasConfig
 from cbsim.workload import Workload
 from cbsim.workload.request import RequestState
+from cbsim.workload.request_batch import RequestBatch
 from cbsim.workload.think import ThinkTimes
 
 Array = NDArray[Any]
@@ -159,17 +161,35 @@ def setup_of(experiment: Experiment, workload: Workload, cost: CostModel) -> Set
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Told:
+    """Who is told of a run, and what of: the experiment's name and that of its model."""
+
+    audience: Audience
+    name: str
+    model: str
+
+    @property
+    def watched(self) -> int:
+        """The run's `layout.CLIENTS.watched`."""
+        return layout.STEPS_WATCHED if self.audience.hears_steps else layout.REQUESTS_WATCHED
+
+
 def simulate_core(
-    setup: Setup, engine: str = "auto", progress: Progress | None = None
+    setup: Setup, engine: str = "auto", progress: Progress | None = None, told: Told | None = None
 ) -> tuple[RunLog, World, Speed]:
     """Run a setup. Returns its record, its world as it stands at the end, and whether it was compiled.
 
     `engine` is `auto`, `compiled` or `interpreted`. Raises `PluginError` for what a third party's part does.
     """
     cost, rung = setup.cost, setup.rung
+    batches = setup.workload.batches()
+    kept: Iterator[RequestBatch] = iter(())
+    if told is not None:
+        batches, kept = tee(batches)
     with blaming_plugins(setup, float):
         intake = take_in(
-            setup.workload.batches(),
+            batches,
             inf if setup.is_closed else setup.until_s,
             with_segments=setup.pool.prefix_caching,
             with_extras=setup.chances is not None,
@@ -205,6 +225,7 @@ def simulate_core(
         num_in_flight=setup.num_in_flight,
         router=setup.router,
         num_clients=setup.workload.config.concurrency or 0,
+        watched=layout.UNWATCHED if told is None else told.watched,
         segments=intake.segments,
         prefill_s=prices,
         extras=intake.extras,
@@ -214,14 +235,32 @@ def simulate_core(
     record, outcome = Record(), Speed(False)
     if step_s is not class_step_s and is_worth_compiling(engine, bound, requests):
         outcome = compiled(world, bound)
-    drive = run_compiled if outcome.is_compiled else run_interpreted
+
+    def watch(as_run: World) -> Callable[[int], None]:
+        assert told is not None
+        requests = chain.from_iterable(batch.requests() for batch in kept)
+        watched = WatchedRun(as_run, requests, told.audience, bound)
+        views = [SchedulerView(replica, rung.__name__) for replica in watched.replicas]
+        told.audience.started(ObservedRun(told.name, told.model, views))
+        return watched.tell
+
     try:
         with blaming_plugins(setup, lambda: float(world.clients["now"])):
-            drive(world, bound, record, setup.until_s, progress)
+            drive(
+                world,
+                bound,
+                record,
+                is_compiled=outcome.is_compiled,
+                until_s=setup.until_s,
+                progress=progress,
+                watch=None if told is None else watch,
+            )
     except RuleFault as fault:
         raise told_fault(fault, setup, intake.names()) from fault
     num_sent = int(world.clients["num_sent"])
     log = log_of(requests[:num_sent], lambda: intake.names()[:num_sent], world.own, record, setup)
+    if told is not None:
+        told.audience.ended(log.end_s)
     return log, world, outcome
 
 
@@ -335,21 +374,18 @@ def step_through(
     world: StepwiseWorld,
     setup: Setup,
     *,
-    step_by_step: bool = False,
     progress: Progress | None = None,
     passes: tuple[type[Exception], ...] = (),
 ) -> None:
     """Feed the setup's workload to its replicas until all is done, or until it is stopped.
 
-    With `step_by_step` all that happens in any replica comes in order of time. Raises `PluginError` as
-    `blaming_plugins` does, and for what a rule must not do.
+    Raises `PluginError` as `blaming_plugins` does, and for what a rule must not do.
     """
     feeding = SimpyWorld(
         setup.workload,
         world.replicas,
         make_router(ROUTERS[setup.router], setup.means.seed),
         stop_at_s=None if setup.until_s == inf else setup.until_s,
-        step_by_step=step_by_step,
         progress=progress,
     )
     try:
@@ -357,22 +393,6 @@ def step_through(
             feeding.run()
     except RuleFault as fault:
         raise told_fault(fault, setup, _ids(world)) from fault
-
-
-def simulate_told(
-    setup: Setup, audience: Audience, name: str, model: str, progress: Progress | None = None
-) -> tuple[RunLog, StepwiseWorld]:
-    """Run a setup step by step and tell its audience. Returns its record, and its world at the end.
-
-    `name` is the experiment's name, `model` its model's.
-    """
-    world = stepwise(setup, make_replica=partial(ToldStepper, audience=audience))
-    views = [SchedulerView(replica, setup.rung.__name__) for replica in world.replicas]
-    audience.started(ObservedRun(name, model, views))
-    step_through(world, setup, step_by_step=True, progress=progress)
-    log = stepwise_log(world, setup)
-    audience.ended(log.end_s)
-    return log, world
 
 
 def prefill_s(cost: CostModel, num_tokens: int) -> float:

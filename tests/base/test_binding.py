@@ -6,7 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 from textwrap import dedent
+from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 
 from cbsim.base import binding
@@ -96,6 +98,29 @@ def run_rules(folder: Path, cache: Path, own: float = 2.0, step: float = 0.0) ->
     assert ran.returncode == 0, ran.stderr
     total, was_cached = ran.stdout.split()
     return float(total), was_cached == "True"
+
+
+class Tally(NamedTuple):
+    total: Any
+    others: tuple[Any, ...]
+
+
+def count_up(world: Any, by: int) -> int:
+    world.total.count += by
+    for row in world.others[0]:
+        row.count += 1
+    return int(world.total.count)
+
+
+@pytest.mark.skipif(not can_compile(), reason="needs numba")
+def test_a_repeated_call_sees_and_changes_the_records_themselves() -> None:
+    rows = np.zeros(3, [("count", "i8")])
+    world = Tally(rows[0], (rows[1:],))
+    again = Bound(count_up, {}).compiled.repeated(world, 5)
+    assert (again(), again()) == (5, 10)
+    rows["count"][0] = 100
+    assert again() == 105
+    assert rows["count"].tolist() == [105, 3, 3]
 
 
 def test_a_changed_rule_gives_another_result(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from cbsim.observers.scheduler_view import SchedulerView
 from cbsim.results.run_log import ADMITTED, FINISHED, PREEMPTED, RESUMED, RunLog
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.run import make_cost_model
-from cbsim.studies.simulation import setup_of, simulate_core, simulate_told
+from cbsim.studies.simulation import Told, setup_of, simulate_core
 from cbsim.testing import differences
 from tests.observers.test_hooks import KINDS, crowd
 from tests.observers.watched import StepNotes, row, setting
@@ -52,7 +52,7 @@ def run(kind: str, observer: Looks, **further: Any) -> tuple[RunLog, RunLog]:
         mapping["scheduler"]["max_model_len"] = 24
     experiment = Experiment.from_mapping(mapping)
     setup = setup_of(experiment, ListedWorkload(crowd(60)), make_cost_model(experiment))
-    told, _ = simulate_told(setup, Audience([observer]), "told", "tiny")
+    told, *_ = simulate_core(setup, told=Told(Audience([observer]), "told", "tiny"))
     untold, *_ = simulate_core(replace(setup, workload=ListedWorkload(crowd(60))), "interpreted")
     return told, untold
 
@@ -83,5 +83,5 @@ def test_of_two_steps_decided_at_once_the_first_is_told_before_the_second_is_dec
     experiment = Experiment.from_mapping(mapping)
     workload = ListedWorkload([row("a", 0.5, 4, 3)])
     setup = setup_of(experiment, workload, make_cost_model(experiment))
-    simulate_told(setup, Audience([InFlight()]), "told", "tiny")
+    simulate_core(setup, told=Told(Audience([InFlight()]), "told", "tiny"))
     assert num_in_flight == [(0, 0.5, 1), (1, 0.5, 2), (2, 1.5, 2)]

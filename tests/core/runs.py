@@ -15,7 +15,7 @@ from cbsim.cluster.simpy_world import World
 from cbsim.core.record import TABLES, Record
 from cbsim.results.run_log import RunLog
 from cbsim.studies import simulation
-from cbsim.studies.simulation import ROUTERS, Setup, simulate_core, stepwise, stepwise_log
+from cbsim.studies.simulation import ROUTERS, Setup, Told, simulate_core, stepwise, stepwise_log
 from cbsim.testing import differences
 
 ENGINES = ("compiled", "interpreted", "simpy")
@@ -27,10 +27,12 @@ class Ended(NamedTuple):
     requests: NDArray[Any]
     own: NDArray[Any]
     record: Record
+    end_s: float = 0.0
+    """Not looked at here; observers are told one."""
 
 
-def run(setup: Setup, engine: str) -> RunLog:
-    """A run by one of `ENGINES`. What can't be compiled is no test: it fails."""
+def run(setup: Setup, engine: str, told: Told | None = None) -> RunLog:
+    """A run by one of `ENGINES`, the core's perhaps told of. What can't be compiled is no test: it fails."""
     if engine == "simpy":
         world = stepwise(setup)
         stop_at_s = None if setup.until_s == np.inf else setup.until_s
@@ -40,7 +42,7 @@ def run(setup: Setup, engine: str) -> RunLog:
             replica.check_integrity()
             assert replica.num_outstanding == 0 or stop_at_s is not None
         return stepwise_log(world, setup)
-    log, _, speed = simulate_core(setup, engine)
+    log, _, speed = simulate_core(setup, engine, told=told)
     assert speed.is_compiled == (engine == "compiled"), speed.notes
     return log
 

@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 
+from cbsim.base.binding import can_compile
 from cbsim.observers import Needs, Observer, StepView
 from cbsim.observers.audience import Audience
-from cbsim.studies import run as run_module
+from cbsim.studies import simulation
+from cbsim.studies.simulation import Speed
 from cbsim.workload.request import Request, RequestState
 from tests.observers.watched import Notes, Row, StateNotes, StepNotes, row, setting, watch
 
@@ -205,21 +207,24 @@ def test_needs_follow_from_the_hooks() -> None:
     assert Audience([]).needs is Needs.REQUESTS
 
 
-@pytest.mark.parametrize("engine", ["auto", "compiled", "interpreted"])
 @pytest.mark.parametrize("observer", [Deaf(), Early(), StepNotes(), Stated()])
-def test_whoever_watches_makes_the_run_go_step_by_step(
-    observer: Observer, engine: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("engine", ["compiled", "interpreted", "auto"])
+def test_a_watched_run_is_compiled_where_any_other_would_be(
+    engine: str, observer: Observer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever its needs, and whatever `engine` asks for."""
+    """Whatever the observer's needs. Of the two steps here nobody would compile the core unasked."""
+    asked: list[bool] = []
 
-    def refused(*arguments: Any, **more: Any) -> None:
-        raise AssertionError("ran by the core alone")
+    def refused(world: Any, bound: Any) -> Speed:
+        asked.append(True)
+        return Speed(False)
 
-    monkeypatch.setattr(run_module, "simulate_core", refused)
-    log = watch(setting(engine=engine), [row("a", 0.0, 4, 2)], observer)
-    assert log.steps["start_s"].tolist() == [0.0, 1.0]
-    with pytest.raises(AssertionError, match="by the core alone"):
-        watch(setting(engine=engine), [row("a", 0.0, 4, 2)])
+    monkeypatch.setattr(simulation, "compiled", refused)
+    for observers in ([observer], []):
+        asked.clear()
+        log = watch(setting(engine=engine), [row("a", 0.0, 4, 2)], *observers)
+        assert log.steps["start_s"].tolist() == [0.0, 1.0]
+        assert bool(asked) == (engine == "compiled" and can_compile())
 
 
 def test_a_step_hook_is_not_called_for_who_says_that_it_needs_less() -> None:

@@ -18,7 +18,7 @@ from cbsim.observers.memory_observer import MemoryObserver
 from cbsim.schedulers.vllm import VllmScheduler
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.run import make_cost_model
-from cbsim.studies.simulation import setup_of, simulate_told
+from cbsim.studies.simulation import Told, setup_of, simulate_core
 from tests.observers.test_hooks import KINDS, crowd
 from tests.observers.watched import row, setting, watch
 from tests.simulation import ListedWorkload
@@ -185,9 +185,9 @@ def test_a_leak_is_an_error_that_names_scheduler_and_holder(rung: type[VllmSched
     experiment = Experiment.from_mapping(setting(num_blocks=20))
     workload = ListedWorkload([row(name, 0.0, 7, 4) for name in "abcd"])
     setup = replace(setup_of(experiment, workload, make_cost_model(experiment)), rung=rung)
-    simulate_told(setup, Audience(()), "leaking", "tiny")  # nobody notices
+    simulate_core(setup)  # nobody notices
     with pytest.raises(PluginError) as caught:
-        simulate_told(setup, Audience([MemoryObserver()]), "leaking", "tiny")
+        simulate_core(setup, told=Told(Audience([MemoryObserver()]), "leaking", "tiny"))
     assert str(caught.value) == f"observer MemoryObserver failed in on_run_end at 4 s: {problem}"
 
 

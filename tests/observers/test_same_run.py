@@ -1,4 +1,4 @@
-"""Observers change nothing: the same run to the last bit, and no SimPy event a step in an open loop."""
+"""Observers change nothing: the same run to the last bit, by the same core."""
 
 from __future__ import annotations
 
@@ -20,8 +20,6 @@ from tests.observers.test_hooks import KINDS, crowd
 from tests.observers.watched import Notes, StateNotes, StepNotes, row, setting, watch
 
 ROWS = crowd(60)
-START_AND_END = 2
-"""SimPy events of the one process that lets requests arrive."""
 
 
 def observers() -> list[Observer]:
@@ -96,10 +94,10 @@ def drawn(kind: str, seed: int, num_replicas: int) -> Case:
     return replace(case, concurrency=None, num_replicas=num_replicas)
 
 
-def run_stepwise(case: Case, kind: str, *, step_by_step: bool) -> RunLog:
+def run_stepwise(case: Case, kind: str) -> RunLog:
     setup = irregular(case, kind)
     world = stepwise(setup)
-    step_through(world, setup, step_by_step=step_by_step)
+    step_through(world, setup)
     return stepwise_log(world, setup)
 
 
@@ -113,8 +111,7 @@ def test_replicas_in_order_of_time_give_what_replicas_of_their_own_and_the_core_
     for seed in range(6):
         case = drawn(kind, seed, 1 + seed % 3)
         log, *_ = simulate_core(irregular(case, kind), "interpreted")
-        for flag in (False, True):
-            assert differences(log, run_stepwise(case, kind, step_by_step=flag)) == [], f"{case!r}"
+        assert differences(log, run_stepwise(case, kind)) == [], f"{case!r}"
 
 
 @pytest.fixture
@@ -136,30 +133,13 @@ class Ends(Observer):
         """Hears of the end of requests."""
 
 
-@pytest.mark.parametrize("observer", [Ends(), StepNotes(), StateNotes()])
-@pytest.mark.parametrize("num_replicas", [1, 3])
-def test_who_watches_an_open_loop_costs_no_simpy_event_a_step(
-    num_replicas: int, observer: Observer, num_events: list[int]
-) -> None:
-    """The process that lets requests arrive goes through the steps in between."""
-    rows = [row(f"r{i}", 10.0 + 50 * i, 8, 20) for i in range(20)]
-    log = watch(setting(replicas={"count": num_replicas}), rows, observer)
-    assert len(log.steps["step"]) == 400
-    assert len(num_events) == len(rows) + START_AND_END
-
-
-def test_in_a_closed_loop_there_are_a_few_events_a_step(num_events: list[int]) -> None:
-    """Requests come when others end: a step's end is one, and so is a call after an answer."""
-    rows = [row(f"r{i}", 0.0, 8, 20) for i in range(20)]
-    log = watch(setting(), rows, StepNotes(), concurrency=3)
-    num_steps = len(log.steps["step"])
-    assert num_steps == 140
-    assert num_steps < len(num_events) < 2 * num_steps
-
-
 @pytest.mark.parametrize("concurrency", [None, 3])
-def test_a_run_that_nobody_watches_has_no_simpy_event(concurrency: int | None, num_events: list[int]) -> None:
-    watch(setting(), [row(f"r{i}", 0.0, 8, 20) for i in range(20)], concurrency=concurrency)
+@pytest.mark.parametrize("observers", [[], [Ends()], [StepNotes()], [StateNotes()]])
+def test_a_run_has_no_simpy_event_watched_or_not(
+    observers: list[Observer], concurrency: int | None, num_events: list[int]
+) -> None:
+    rows = [row(f"r{i}", 0.0, 8, 20) for i in range(20)]
+    watch(setting(replicas={"count": 2}), rows, *observers, concurrency=concurrency)
     assert not num_events
 
 
