@@ -151,7 +151,7 @@ def happen(world: Any, self: Any) -> int:
     own, clients = self.own, world.clients
     now = clients.now = own.next_s
     take_turn(world, own.replica)
-    is_end, num_finished = own.is_asked == 0, 0
+    is_end, has_decided, num_finished = own.is_asked == 0, False, 0
     clients.replica, clients.place = own.replica, place_of(self, 0 if is_end else own.num_under_way)
     if is_end:
         num_finished = end_step(self)
@@ -163,11 +163,11 @@ def happen(world: Any, self: Any) -> int:
         ask_at(self, now)
         own.is_asked = AT_ONCE
     else:
-        call(self, world.cost, now, clients.watched != 0)
-    return heard_of(world, self, is_end, num_finished)
+        has_decided = call(self, world.cost, now, clients.watched != 0)
+    return heard_of(world, self, is_end, has_decided, num_finished)
 
 
-def heard_of(world: Any, self: Any, is_end: bool, num_finished: int) -> int:
+def heard_of(world: Any, self: Any, is_end: bool, has_decided: bool, num_finished: int) -> int:
     """`STEP_END` or `DECISION` if somebody hears of what has just happened in a replica, else `UNHEARD`.
 
     Who hears of requests alone hears of decisions about them, and of ends that bring a first or a last token.
@@ -177,7 +177,7 @@ def heard_of(world: Any, self: Any, is_end: bool, num_finished: int) -> int:
     if clients.watched and is_end:
         if with_steps or num_finished or step.num_logits > step.num_decode_seqs:
             return STEP_END
-    elif clients.watched and (step.num_decisions or (with_steps and step.num_slices)):
+    elif has_decided and clients.watched and (step.num_decisions or (with_steps and step.num_slices)):
         return DECISION
     return UNHEARD
 

@@ -93,23 +93,26 @@ def ask_at_once(self: Any, now: float) -> None:
     self.own.is_asked = AT_ONCE
 
 
-def call(self: Any, cost: Any, now: float, one_by_one: bool = False) -> None:
+def call(self: Any, cost: Any, now: float, one_by_one: bool = False) -> bool:
     """Let the scheduler decide steps until enough are under way or it has nothing to do.
 
     vLLM's engine loop: calls stand in a queue, those that scheduled nothing too, and the scheduler is called
     again at the same instant until the queue is full. Then the result of the oldest call is awaited. With
-    `one_by_one` it decides once, and is asked again at once if another decision may follow.
+    `one_by_one` it decides once, and is asked again at once if another decision may follow. False if there
+    was nobody to decide about.
     """
     own = self.own
     own.is_asked = 0
     own.next_s = inf
+    has_decided = False
     while True:
         has_moved = False
         if has_requests(self):
             step = self.under_way[place_of(self, own.num_under_way)]
             plan(self, step, place_of(self, own.num_under_way), now)
+            has_decided = True
             if own.fault != NO_FAULT:
-                return
+                return True
             own.num_under_way += 1
             if step.num_slices:
                 begin(self, cost, step)
@@ -118,7 +121,7 @@ def call(self: Any, cost: Any, now: float, one_by_one: bool = False) -> None:
             if own.num_under_way < own.num_in_flight and (step.num_slices or has_requests(self)):
                 if one_by_one:
                     ask_at_once(self, now)
-                    return
+                    return True
                 continue
         if own.num_under_way == 0:
             break
@@ -130,14 +133,15 @@ def call(self: Any, cost: Any, now: float, one_by_one: bool = False) -> None:
         next_under_way(self)
         if one_by_one:
             ask_at_once(self, now)
-            return
+            return has_decided
     if own.num_begun:
         own.next_s = self.under_way[own.first_under_way].end_s
-        return
+        return has_decided
     own.num_under_way = 0
     at_s = min(wake_at_s(self), next_transfer_s(self))
     if now < at_s < inf:
         ask_at(self, at_s)
+    return has_decided
 
 
 def has_requests(self: Any) -> bool:

@@ -116,7 +116,7 @@ def count_up(world: Any, by: int) -> int:
 def test_a_repeated_call_sees_and_changes_the_records_themselves() -> None:
     rows = np.zeros(3, [("count", "i8")])
     world = Tally(rows[0], (rows[1:],))
-    again = Bound(count_up, {}).compiled.repeated(world, 5)
+    again = Bound(count_up, {}).compiled.bound_to(world, 5)
     assert (again(), again()) == (5, 10)
     rows["count"][0] = 100
     assert again() == 105

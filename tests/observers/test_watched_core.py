@@ -155,11 +155,11 @@ def test_compiled_a_request_is_gone_when_it_has_ended_and_nobody_holds_it() -> N
         def on_finished(self, now: float, request: Request, replica: int) -> None:
             if request.index % 50 == 49:
                 gc.collect()
-                num_alive.append(sum(isinstance(each, Request) for each in gc.get_objects()))
+                num_alive.append(sum(type(each) is Request for each in gc.get_objects()))
 
     setup = Setting("vllm", Case(rows, {}, num_blocks=100)).make_setup()
     gc.collect()
-    num_before = sum(isinstance(each, Request) for each in gc.get_objects())
+    num_before = sum(type(each) is Request for each in gc.get_objects())
     run(setup, "compiled", Told(Audience([Counts()]), "counts", "tiny"))
     assert len(num_alive) == 4
     assert max(num_alive) - num_before < 20
