@@ -3,34 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from functools import cache
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from cbsim.base.records import plain, record_class
+from cbsim.base.binding import Bound, CannotCompile, Compiled, can_compile
+from cbsim.base.records import plain
+from cbsim.cost.step_columns import Floats, StepColumns, StepShape, split_shape
 
-if TYPE_CHECKING:
-    from cbsim.cost.step_shape import StepShape
-
-SHAPE = np.dtype(
-    [
-        ("num_chunks", np.int64),
-        ("num_prefill_tokens", np.int64),
-        ("num_finishing_chunks", np.int64),
-        ("num_decodes", np.int64),
-        ("decode_context", np.int64),
-        ("max_decode_context", np.int64),
-    ]
-)
-"""What a step computes, chunks apart: the fields of `StepShape`, and the sum of its chunks' tokens."""
-CHUNK = np.dtype([("num_tokens", np.int64), ("num_computed_tokens", np.int64)])
-"""A prompt chunk: tokens computed now, tokens whose KV is there already."""
 MAX_TOKENS = 16_384
 MAX_DECODES = 1024
 """Sizes up to which a cost model lists what counts alone decide, unless told others."""
-
-_make_shape = record_class(SHAPE)
-_make_chunk = record_class(CHUNK)
+STEPS_TO_COMPILE = 2_000_000
+STEPS_TO_LOAD = 150_000
+"""From so many steps on, compiling the loop (some 6 s), or loading what another process compiled (0.5 s),
+takes less time than interpreting it (4 us a step)."""
 
 
 class CostRules(NamedTuple):
@@ -43,6 +31,26 @@ class CostRules(NamedTuple):
     """
     record: Any
     """`cost`: a named tuple of arrays and records; `cbsim.base.records.plain` gives the interpreted form."""
+
+
+def seconds_of(rules: CostRules) -> Callable[[StepShape], float]:
+    """The rule, interpreted, as a function of a `StepShape`."""
+    rule, cost = rules.step_s, plain(rules.record)
+    return lambda shape: rule(cost, *split_shape(shape))
+
+
+def price(rules: CostRules, columns: StepColumns) -> Floats:
+    """Seconds of each step: the same bits as the rule gives for it alone."""
+    shapes, chunks = columns.records()
+    loop = _Loop.of(rules.step_s)
+    compiled = loop.compiled_for(len(shapes), rules, shapes, chunks)
+    if compiled is None:
+        prices = [0.0] * len(shapes)
+        loop.bound.interpreted(plain(rules.record), plain(shapes), plain(chunks), prices)
+        return np.array(prices, dtype=np.float64)
+    seconds = np.zeros(len(shapes))
+    compiled(rules.record, shapes, chunks, seconds)
+    return seconds
 
 
 def price_steps(cost: Any, shapes: Any, chunks: Any, seconds: Any) -> None:
@@ -60,22 +68,30 @@ def step_s(cost: Any, shape: Any, chunks: Any) -> float:
     raise NotImplementedError
 
 
-def seconds_of(rules: CostRules) -> Callable[[StepShape], float]:
-    """The rule, interpreted, as a function of a `StepShape`."""
-    rule, cost = rules.step_s, plain(rules.record)
+class _Loop:
+    """The loop over steps for one rule; it is compiled once in a process."""
 
-    def seconds(shape: StepShape) -> float:
-        return rule(cost, *split_shape(shape))
+    def __init__(self, step_s: Any) -> None:
+        self.bound = Bound(price_steps, {"step_s": step_s})
+        self._compiled: Compiled | None = None
+        self._can_compile = can_compile()
 
-    return seconds
+    @staticmethod
+    @cache
+    def of(step_s: Any) -> _Loop:
+        """The one of a rule."""
+        return _Loop(step_s)
 
-
-def split_shape(shape: StepShape) -> tuple[Any, list[Any]]:
-    """A `StepShape` as a rule takes it, interpreted: its counts, its chunks."""
-    chunks, num_finishing, num_decodes, context, longest = shape
-    num_tokens = sum([tokens for tokens, _ in chunks])
-    counts = _make_shape(len(chunks), num_tokens, num_finishing, num_decodes, context, longest)
-    return counts, [_make_chunk(tokens, before) for tokens, before in chunks]
+    def compiled_for(self, num_steps: int, rules: CostRules, shapes: Any, chunks: Any) -> Compiled | None:
+        """The compiled loop, if there is one or so many steps are worth it."""
+        is_long = num_steps >= STEPS_TO_COMPILE or (num_steps >= STEPS_TO_LOAD and self.bound.is_cached)
+        if self._compiled is None and self._can_compile and is_long:
+            try:
+                self.bound.compiled.prepare(rules.record, shapes, chunks, np.zeros(0))
+                self._compiled = self.bound.compiled
+            except CannotCompile:
+                self._can_compile = False
+        return self._compiled
 
 
 def as_record(values: Mapping[str, float]) -> np.void:

@@ -69,8 +69,7 @@ class DenseTable(Section):
 
     def at(self, num_tokens: Ints | Floats) -> Floats:
         """Seconds at some token counts: none for 0, those of the first knot below it."""
-        found: Floats = over_columns(dense_s)(self.line, np.asarray(num_tokens, np.float64))
-        return found
+        return over_columns(dense_s)(self.line, np.asarray(num_tokens, np.float64))
 
     @property
     def line(self) -> DenseLine:
@@ -91,8 +90,7 @@ class LogitsForm(Section):
 
     def at(self, num_rows: Ints | Floats) -> Floats:
         """Seconds at row counts; no rows take no time."""
-        found: Floats = over_columns(logits_s)(self, self.tiles, np.asarray(num_rows, np.float64))
-        return found
+        return over_columns(logits_s)(self, self.tiles, np.asarray(num_rows, np.float64))
 
 
 class DenseLine(NamedTuple):

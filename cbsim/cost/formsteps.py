@@ -6,23 +6,22 @@ import numpy as np
 
 from cbsim.base.records import plain
 from cbsim.cost.attention_grid import ChunkTable
-from cbsim.cost.costrules import CostRules
+from cbsim.cost.costrules import CostRules, price
 from cbsim.cost.form import StepForm
 from cbsim.cost.grid_step import beyond_launch_s
-from cbsim.cost.pricing import price
-from cbsim.cost.profile_record import ProfileRecord, chunk_grid, profile_record
+from cbsim.cost.profile_record import chunk_grid, profile_record
 from cbsim.cost.profile_step import chunks_attention_s, decodes_attention_s, profile_step_s
 from cbsim.cost.step_columns import Floats, StepColumns
 
 
 def form_seconds(form: StepForm, columns: StepColumns) -> Floats:
     """Seconds of each step."""
-    return price(CostRules(profile_step_s, _record(form)), columns)
+    return price(CostRules(profile_step_s, profile_record(form)), columns)
 
 
 def form_attention_s(form: StepForm, columns: StepColumns) -> tuple[Floats, Floats]:
     """Seconds of one layer's attention: the decodes', and the chunks' (or all of a mixed step)."""
-    cost = plain(_record(form))
+    cost = plain(profile_record(form))
     pairs = []
     for shape, chunks in columns.plain_steps():
         decode_s = decodes_attention_s(cost, shape)
@@ -41,8 +40,3 @@ def chunks_together_s(table: ChunkTable, columns: StepColumns) -> Floats:
             for shape, chunks in columns.plain_steps()
         ]
     )
-
-
-def _record(form: StepForm) -> ProfileRecord:
-    """Without lists by counts, which few steps are not worth."""
-    return profile_record(form, [], max_tokens=0, max_decodes=0)

@@ -1,4 +1,4 @@
-"""Attention of one layer by tables, for one step: the formulas of `cbsim/cost/grid.py`, over records."""
+"""Attention of one layer by tables, for one step: those of `attention_grid.py`, over records."""
 
 from __future__ import annotations
 

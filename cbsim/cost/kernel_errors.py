@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from functools import cached_property
+from functools import cached_property, lru_cache
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 
 from cbsim.base.errors import CalibrationError
 from cbsim.config.section import Section
-from cbsim.cost.error_streams import first_normals
+from cbsim.cost.step_columns import Floats
 
 Kind = Literal["dense", "logits", "prefill", "decode", "mixed"]
 KINDS: tuple[Kind, ...] = ("dense", "logits", "prefill", "decode", "mixed")
@@ -111,12 +111,13 @@ class KernelErrors:
 
     def excess(self, kind: Kind, *cell: int) -> float:
         """What a kernel's time is to be multiplied by, less 1; `cell` is the bit lengths of its sizes."""
-        return self._excess_of(kind, self._normal(KINDS.index(kind), *cell))
+        return self._excess_of(kind, _normal(self._seed, KINDS.index(kind), *cell))
 
-    def excesses(self, kind: Kind, *cells: NDArray[np.int64]) -> NDArray[np.float64]:
-        """The same for many cells, given as columns."""
-        normals = first_normals(self._seed, [ERROR_STREAM, KINDS.index(kind), *cells])
-        return np.array([self._excess_of(kind, normal) for normal in normals])
+    def excesses(self, kind: Kind, first: int, most_bits: tuple[int, ...]) -> Floats:
+        """The same for all cells whose bit lengths are from `first` to `most_bits`, an axis a size."""
+        normals = _normals(self._seed, KINDS.index(kind), first, most_bits)
+        found = [self._excess_of(kind, normal) for normal in normals]
+        return np.reshape(found, [most + 1 - first for most in most_bits])
 
     def _excess_of(self, kind: Kind, normal: float) -> float:
         return math.expm1(-(self._systematic[kind] + self._records[kind].residual(normal)))
@@ -124,15 +125,23 @@ class KernelErrors:
     @cached_property
     def _systematic(self) -> dict[Kind, float]:
         if self._steps is not None:
-            shared = self._steps.systematic(self._normal(len(KINDS)))
-            return dict.fromkeys(KINDS, shared)
+            return dict.fromkeys(KINDS, self._steps.systematic(_normal(self._seed, len(KINDS))))
         return {
-            kind: self._records[kind].systematic(self._normal(number)) for number, kind in enumerate(KINDS)
+            kind: self._records[kind].systematic(_normal(self._seed, number))
+            for number, kind in enumerate(KINDS)
         }
 
-    def _normal(self, *key: int) -> float:
-        sequence = np.random.SeedSequence(self._seed, spawn_key=(ERROR_STREAM, *key))
-        return float(np.random.default_rng(sequence).standard_normal())
+
+def _normal(seed: int, *key: int) -> float:
+    sequence = np.random.SeedSequence(seed, spawn_key=(ERROR_STREAM, *key))
+    return float(np.random.default_rng(sequence).standard_normal())
+
+
+@lru_cache(maxsize=32)
+def _normals(seed: int, kind: int, first: int, most_bits: tuple[int, ...]) -> list[float]:
+    """Of all such cells, the last size fastest; drawn once for all the runs of a seed in a process."""
+    cells = product(*(range(first, most + 1) for most in most_bits))
+    return [_normal(seed, kind, *cell) for cell in cells]
 
 
 def _records(table: Any, path: Path, name: str) -> dict[str, ErrorRecord]:

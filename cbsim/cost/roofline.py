@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from pydantic import Field
@@ -12,10 +12,8 @@ from cbsim.config.section import ComponentConfig
 from cbsim.cost.cost_model import CostModel
 from cbsim.cost.costrules import MAX_DECODES, MAX_TOKENS, CostRules
 from cbsim.cost.elementwise import larger
+from cbsim.cost.step_columns import Floats, Ints, StepColumns
 from cbsim.specs import GpuSpec, ModelSpec
-
-if TYPE_CHECKING:
-    from cbsim.cost.step_columns import Floats, Ints, StepColumns
 
 
 class RooflineConfig(ComponentConfig):
@@ -132,10 +130,8 @@ class RooflineCost(CostModel):
         return CostRules(roofline_step_s, self._figures)
 
     def host_s(self, step_s: Floats, num_requests: Ints, columns_of: Callable[[Ints], StepColumns]) -> Floats:
-        """Seconds that the host adds to steps of so many requests."""
-        return np.asarray(
-            self.config.host_step_s + self.config.host_request_s * num_requests, dtype=np.float64
-        )
+        """Seconds that the host adds to steps of `num_requests` requests."""
+        return np.asarray(self.config.host_step_s + self.config.host_request_s * num_requests, np.float64)
 
 
 def _activations(model: ModelSpec, gpus: int) -> float:

@@ -33,8 +33,7 @@ class Tiles(Section):
 
     def counted(self, num_rows: Any) -> NDArray[np.float64]:
         """Rows that count, for an array of numbers of rows."""
-        counted: NDArray[np.float64] = over_columns(counted_rows)(self, np.asarray(num_rows, np.float64))
-        return counted
+        return over_columns(counted_rows)(self, np.asarray(num_rows, np.float64))
 
 
 def counted_rows(tiles: Any, num_rows: Any) -> Any:
