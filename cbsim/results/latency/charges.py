@@ -12,8 +12,7 @@ from cbsim.core.layout import KV_BLOCKS, SLOT
 from cbsim.cost.cost_model import CostModel
 from cbsim.results.latency.prices import StepPrices
 from cbsim.results.latency.spans import Spans
-from cbsim.results.latency.step_times import StepTimes
-from cbsim.results.latency.ticks import RangeSums, Ticks
+from cbsim.results.latency.ticks import RangeSums, StepTimes, Ticks
 from cbsim.results.run_log import Column, Slices
 
 _LACKING = (SLOT, KV_BLOCKS)

@@ -22,7 +22,7 @@ class StepPrices:
         """The steps with prompt chunks, rising; and of each prompt slice, which of these it is in."""
         self._num_chunks = np.bincount(self.place, minlength=len(self.chunk_steps))
         reach = np.zeros(len(self.chunk_steps), dtype=np.int64)
-        np.add.at(reach, self.place, self._reach(slice(None)))
+        np.add.at(reach, self.place, slices.prefills["num_tokens"] + slices.prefills["num_computed_tokens"])
         self._num_requests = steps["num_decode_seqs"].copy()
         self.has_decodes = self._num_requests > 0
         """Whether anything decodes, for every step."""
@@ -49,7 +49,9 @@ class StepPrices:
         seconds = np.zeros(len(self.chunk_steps))
         mixed = np.flatnonzero(self._num_decodes)
         if len(mixed):
-            seconds[mixed] = self._without_host_s(self._decodes_of(mixed))
+            none = np.zeros(len(mixed), dtype=np.int64)
+            alone = StepColumns([()] * len(mixed), none, *self._decodes(mixed))
+            seconds[mixed] = self._without_host_s(alone)
         return seconds
 
     def with_own_chunk_s(self, own_s: Column) -> Column:
@@ -60,7 +62,9 @@ class StepPrices:
         seconds = own_s.copy()
         beside = np.flatnonzero(self._num_chunks[self.place] > 1)
         if len(beside):
-            seconds[beside] = self._without_host_s(self._one_chunk(beside))
+            chunks = [(chunk,) for chunk in self._chunks(beside)]
+            emits, decodes = self._prefills["emits"][beside], self._decodes(self.place[beside])
+            seconds[beside] = self._without_host_s(StepColumns(chunks, emits, *decodes))
         return seconds
 
     def _without_host_s(self, columns: StepColumns) -> Column:
@@ -68,21 +72,6 @@ class StepPrices:
         host_s = self._cost.host_s(step_s, columns.num_chunks + columns.num_decodes, columns.take)
         seconds: Column = step_s - host_s
         return seconds
-
-    def _reach(self, rows: Column | slice) -> Column:
-        """Tokens that the last query of each prompt slice attends to."""
-        reach: Column = (self._prefills["num_tokens"] + self._prefills["num_computed_tokens"])[rows]
-        return reach
-
-    def _decodes_of(self, places: Column) -> StepColumns:
-        """The decodes alone of some of `chunk_steps`."""
-        none = np.zeros(len(places), dtype=np.int64)
-        return StepColumns([()] * len(places), none, *self._decodes(places))
-
-    def _one_chunk(self, prefills: Column) -> StepColumns:
-        """The steps of some prompt slices, each with that slice and the step's decodes."""
-        chunks = [(chunk,) for chunk in self._chunks(prefills)]
-        return StepColumns(chunks, self._prefills["emits"][prefills], *self._decodes(self.place[prefills]))
 
     def _decodes(self, places: Column) -> tuple[Column, Column, Column]:
         """Number, context and longest context of the decodes of some of `chunk_steps`."""
