@@ -196,8 +196,8 @@ def remove_damaged_run(folder: Path) -> None:
         shutil.rmtree(folder)
 
 
-def copy_run(source: Path, folder: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-    """Write a run folder again elsewhere; `change` is applied to its configuration and to its manifest.
+def copy_run(source: Path, folder: Path, changed: dict[str, Any]) -> None:
+    """Write a run folder again elsewhere, with some keys `changed` in its configuration and its manifest.
 
     Raises `CbsimError` as `load_run` does for the source, and as `Result.save` for the copy.
     """
@@ -209,8 +209,8 @@ def copy_run(source: Path, folder: Path, change: Callable[[dict[str, Any]], dict
         for name in ("summary.json", *tables, *observer_files(source)):
             if name not in may_lack or (source / name).exists():
                 shutil.copyfile(source / name, copy / name)
-        (copy / CONFIG).write_text(_yaml(change(run.config)), encoding="utf-8")
-        (copy / MANIFEST).write_text(_json(change(run.manifest)), encoding="utf-8")
+        (copy / CONFIG).write_text(_yaml(run.config | changed), encoding="utf-8")
+        (copy / MANIFEST).write_text(_json(run.manifest | changed), encoding="utf-8")
 
     _write_whole(folder, write)
 

@@ -13,10 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from cbsim.base.errors import ConfigError
 from cbsim.results.manifest import hash_mapping
 from cbsim.results.output import POINTS, check_capacity_target
-from cbsim.studies.capacity.capacity_plan import Plan
-from cbsim.studies.capacity.capacity_progress import CapacityProgress
-from cbsim.studies.capacity.curve import complete_curves
-from cbsim.studies.capacity.search import SearchOutcome, SearchTask, search
+from cbsim.studies.capacity.search import Plan, SearchOutcome, SearchTask, complete_curves, search
 from cbsim.studies.capacity.verdict import Contender, Evidence, judge_all
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.labels import label_values, point_name
@@ -26,6 +23,27 @@ from cbsim.studies.worker_pool import Pool, open_pool
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+@dataclass(frozen=True, slots=True)
+class CapacityProgress:
+    """The state of one of the two phases, told at its beginning and after each of its tasks."""
+
+    phase: Literal["searches", "curves"]
+    """First each replicate is searched; then the curves are completed, in as many rounds as that takes."""
+    num_done: int
+    num_tasks: int
+    """Of the phase, or of this round of it."""
+    elapsed_s: float
+    """Wall-clock seconds since the phase, or the round, began."""
+
+    @property
+    def time_left_s(self) -> float | None:
+        """Wall-clock seconds to the end of it at the pace so far; `None` before the first task is done."""
+        if not self.num_done:
+            return None
+        return self.elapsed_s / self.num_done * (self.num_tasks - self.num_done)
+
 
 Progress = Callable[[CapacityProgress], None]
 """Told how far the searches, then the curves, are."""
@@ -154,10 +172,7 @@ def _key(task: SearchTask, address: Address) -> str:
 
 
 def _run_all(
-    pool: Pool,
-    progress: Progress | None,
-    phase: Literal["searches", "curves"],
-    tasks: Sequence[SearchTask],
+    pool: Pool, progress: Progress | None, phase: Literal["searches", "curves"], tasks: Sequence[SearchTask]
 ) -> list[SearchOutcome]:
     """The outcomes in the order of the tasks; raises what the first failing one raised."""
     outcomes: dict[int, SearchOutcome] = {}
