@@ -33,6 +33,13 @@ class CostRules(NamedTuple):
     """`cost`: a named tuple of arrays and records; `cbsim.base.records.plain` gives the interpreted form."""
 
 
+class Figures(NamedTuple):
+    """The record of a formula that takes numbers alone."""
+
+    figures: Any
+    """As `as_record` makes them."""
+
+
 def seconds_of(rules: CostRules) -> Callable[[StepShape], float]:
     """The rule, interpreted, as a function of a `StepShape`."""
     rule, cost = rules.step_s, plain(rules.record)

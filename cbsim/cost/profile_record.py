@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from cbsim.base.records import plain
 from cbsim.config.section import Section
 from cbsim.cost.attention import NO_SPILL, DecodeAttention, FusedAttention, PrefillAttention, Spill
 from cbsim.cost.attention_grid import (
@@ -19,52 +20,28 @@ from cbsim.cost.attention_grid import (
     Table,
     harmonic_numbers,
 )
-from cbsim.cost.costrules import as_record
+from cbsim.cost.costrules import CostRules, as_record, price
 from cbsim.cost.elementwise import over_columns
-from cbsim.cost.form import DenseLine, LogitsForm, StepForm
-from cbsim.cost.grid_step import decodes_height_s
+from cbsim.cost.form import DenseLine, LogitsForm, StepForm, Tiles
+from cbsim.cost.grid_step import beyond_launch_s, decodes_height_s
 from cbsim.cost.interpolation import Axis, axis_of
 from cbsim.cost.kernel_errors import KernelErrors, Kind
-from cbsim.cost.profile_step import MOST_BITS, HostTime
-from cbsim.cost.step_columns import Floats
-from cbsim.cost.tiles import Tiles
-
-Axes = tuple[Axis, ...]
-
-
-class DecodeGrid(NamedTuple):
-    """A `DecodeTable`."""
-
-    axes: Axes
-    """Mean context, number of decodes."""
-    values: Any
-    lines: Any
-    """Seconds at each knot of the mean context, by number of decodes from 0 on."""
-    slopes: Any
-    skew: Any
+from cbsim.cost.profile_step import (
+    MOST_BITS,
+    HostTime,
+    chunks_attention_s,
+    decodes_attention_s,
+    profile_step_s,
+)
+from cbsim.cost.step_columns import Floats, StepColumns
 
 
-class ChunkGrid(NamedTuple):
-    """A `ChunkTable`."""
+class GridRecord(NamedTuple):
+    """A table of attention, and the slopes beyond it."""
 
-    axes: Axes
-    """Tokens, context."""
+    axes: tuple[Axis, ...]
     values: Any
     slopes: Any
-
-
-class MixedGrid(NamedTuple):
-    """A `MixedTable`."""
-
-    axes: Axes
-    """Tokens and context of the chunk, mean context and number of decodes."""
-    values: Any
-    chain: Any
-    """Seconds of one decode beside the smallest chunk, at the knots of its context."""
-    slopes: Any
-    skew: Any
-    crowding_axes: Axes
-    crowding: Any
 
 
 class ErrorTables(NamedTuple):
@@ -111,9 +88,16 @@ class ProfileRecord(NamedTuple):
     """Seconds more of chunks of the lengths of `lengths`."""
     by_length: Any
     """The same by each length."""
-    decode_grid: DecodeGrid
-    chunk_grid: ChunkGrid
-    mixed_grid: MixedGrid
+    decode_grid: GridRecord
+    decode_lines: Any
+    """Seconds of `decode_grid` at each knot of the mean context, by number of decodes from 0 on."""
+    decode_skew: Any
+    chunk_grid: GridRecord
+    mixed_grid: GridRecord
+    mixed_skew: Any
+    mixed_chain: Any
+    """Seconds of one decode beside the smallest chunk, at the knots of its context."""
+    crowding: GridRecord
     harmonic: Any
     """Of `harmonic_numbers`, by decodes."""
     errors: ErrorTables
@@ -142,6 +126,9 @@ def profile_record(
     Up to `max_tokens` and `max_decodes` it lists what counts alone decide.
     """
     grid = form.grid or _NO_GRID
+    chunks, mixed = grid.prefill or _NO_CHUNKS, grid.mixed or _NO_MIXED
+    decode_grid = grid_record(grid.decode.table, grid.decode.slopes)
+    counts, places = np.ogrid[: max_decodes + 1, : len(decode_grid.axes[0].knots)]
     tokens = np.arange(max_tokens + 1, dtype=np.int64)
     lengths = form.prefill.lengths
     axis, more = (axis_of(()), np.zeros(0)) if lengths is None else lengths.line
@@ -171,9 +158,14 @@ def profile_record(
         lengths=axis,
         lengths_more=more,
         by_length=np.zeros(0) if lengths is None else lengths.at(tokens),
-        decode_grid=_decode_grid(grid.decode, max_decodes + 1),
-        chunk_grid=chunk_grid(grid.prefill or _NO_CHUNKS),
-        mixed_grid=_mixed_grid(grid.mixed or _NO_MIXED),
+        decode_grid=decode_grid,
+        decode_lines=over_columns(decodes_height_s)(decode_grid, counts, places).ravel(),
+        decode_skew=grid.decode.skew.record,
+        chunk_grid=grid_record(chunks.table, chunks.slopes),
+        mixed_grid=grid_record(mixed.table, mixed.slopes),
+        mixed_skew=mixed.skew.record,
+        mixed_chain=mixed.table.values[0, 0, :, 0].copy(),
+        crowding=grid_record(mixed.crowding),
         harmonic=harmonic_numbers(max_decodes),
         errors=ErrorTables(*(np.zeros(0),) * 5, most_bits=no_bits),
     )
@@ -205,28 +197,9 @@ def _excesses(errors: KernelErrors, kind: Kind, *most_bits: int) -> Floats:
     return found.ravel()
 
 
-def _decode_grid(part: DecodeTable, num_counts: int) -> DecodeGrid:
-    axes, values = part.table.known_axes, part.table.values.ravel()
-    counts, places = np.ogrid[:num_counts, : len(axes[0].knots)]
-    lines = over_columns(decodes_height_s)(axes[1], values, counts, places).ravel()
-    return DecodeGrid(axes, values, lines, _numbers(Slopes, part.slopes), part.skew.record)
-
-
-def chunk_grid(part: ChunkTable) -> ChunkGrid:
-    """A table of chunks alone as rules take it."""
-    return ChunkGrid(part.table.known_axes, part.table.values.ravel(), _numbers(Slopes, part.slopes))
-
-
-def _mixed_grid(part: MixedTable) -> MixedGrid:
-    return MixedGrid(
-        axes=part.table.known_axes,
-        values=part.table.values.ravel(),
-        chain=part.table.values[0, 0, :, 0].copy(),
-        slopes=_numbers(Slopes, part.slopes),
-        skew=part.skew.record,
-        crowding_axes=part.crowding.known_axes,
-        crowding=part.crowding.values.ravel(),
-    )
+def grid_record(table: Table, slopes: Slopes | None = None) -> GridRecord:
+    """A table as rules take it."""
+    return GridRecord(table.known_axes, table.values.ravel(), _numbers(Slopes, slopes))
 
 
 def _numbers(kind: type[Section], section: Section | None) -> np.void:
@@ -234,3 +207,31 @@ def _numbers(kind: type[Section], section: Section | None) -> np.void:
     types = {name: field.annotation for name, field in kind.model_fields.items()}
     values = {name: 0 if section is None else getattr(section, name) for name in types}
     return as_record({name: type_(values[name]) for name, type_ in types.items() if type_ in (int, float)})
+
+
+def form_seconds(form: StepForm, columns: StepColumns) -> Floats:
+    """Seconds of each step."""
+    return price(CostRules(profile_step_s, profile_record(form)), columns)
+
+
+def form_attention_s(form: StepForm, columns: StepColumns) -> tuple[Floats, Floats]:
+    """Seconds of one layer's attention: the decodes', and the chunks' (or all of a mixed step)."""
+    cost = plain(profile_record(form))
+    pairs = []
+    for shape, chunks in columns.plain_steps():
+        decode_s = decodes_attention_s(cost, shape)
+        has_chunks = shape.num_chunks > 0
+        pairs.append(chunks_attention_s(cost, shape, chunks, decode_s) if has_chunks else (decode_s, 0.0))
+    decode, prefill = np.array(pairs, dtype=np.float64).reshape(-1, 2).T
+    return decode, prefill
+
+
+def chunks_together_s(table: ChunkTable, columns: StepColumns) -> Floats:
+    """Seconds of all chunks of each step by the table of single ones; 0 without chunks."""
+    grid = plain(grid_record(table.table, table.slopes))
+    return np.array(
+        [
+            grid.values[0] + beyond_launch_s(grid, chunks, shape.num_chunks) if shape.num_chunks else 0.0
+            for shape, chunks in columns.plain_steps()
+        ]
+    )

@@ -67,9 +67,7 @@ def decodes_attention_s(cost: Any, shape: Any) -> Any:
     if num_decodes == 0:
         return 0.0
     if cost.figures.has_decode_grid:
-        return decodes_by_grid_s(
-            cost.decode_grid, cost.harmonic, num_decodes, shape.decode_context, shape.max_decode_context
-        )
+        return decodes_by_grid_s(cost, shape)
     return decode_attention_s(cost.decode, num_decodes, shape.decode_context)
 
 

@@ -23,9 +23,8 @@ from cbsim.cost.attention_grid import (
     skew_factor_s,
 )
 from cbsim.cost.cost_model import StepShape
-from cbsim.cost.formsteps import form_attention_s, form_seconds
 from cbsim.cost.grid_step import beyond_launch_s, mixed_by_grid_s
-from cbsim.cost.profile_record import profile_record
+from cbsim.cost.profile_record import form_attention_s, form_seconds, profile_record
 from cbsim.cost.profile_step import chunks_attention_s, decodes_attention_s
 from cbsim.cost.step_columns import StepColumns
 from tests.cost.laws import make_form

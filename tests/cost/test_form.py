@@ -10,7 +10,7 @@ from cbsim.cost.attention import PrefillAttention, blend, spilled_s
 from cbsim.cost.cost_model import StepShape
 from cbsim.cost.elementwise import over_columns
 from cbsim.cost.form import DenseTable
-from cbsim.cost.formsteps import form_seconds
+from cbsim.cost.profile_record import form_seconds
 from cbsim.cost.step_columns import StepColumns, num_pairs
 from tests.cost.laws import LENGTHS, NUM_LAYERS, SPILL, make_form, measured_chunks, shapes
 

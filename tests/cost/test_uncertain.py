@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from cbsim.base.errors import CalibrationError, ConfigError
 from cbsim.cost.cost_model import StepShape
-from cbsim.cost.formsteps import form_attention_s
 from cbsim.cost.kernel_errors import KINDS, ErrorRecord, KernelErrors, Kind
 from cbsim.cost.profile import ProfileConfig, ProfileCost
+from cbsim.cost.profile_record import form_attention_s
 from cbsim.cost.step_columns import StepColumns
 from cbsim.studies.replicates import across_replicates
 from cbsim.studies.run import run

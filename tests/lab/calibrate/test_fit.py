@@ -9,7 +9,7 @@ import pytest
 from cbsim.base.errors import CalibrationError
 from cbsim.base.paths import data_folder
 from cbsim.cost.costfile import file_sha256, model_shape, read_cost_file
-from cbsim.cost.tiles import Tiles
+from cbsim.cost.form import Tiles
 from cbsim.lab.calibrate.accuracy import Errors, errors_by_kind, predict, repeatability
 from cbsim.lab.calibrate.attentionfit import seconds_of
 from cbsim.lab.calibrate.densefit import fit_dense
