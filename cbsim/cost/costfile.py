@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -104,11 +103,6 @@ class CostFile(Section):
 def model_shape(model: ModelSpec) -> dict[str, int | str]:
     """The `model` of a cost file for a model."""
     return {"name": model.name} | {key: getattr(model, key) for key in SHAPE_FIELDS}
-
-
-def file_sha256(path: Path) -> str:
-    """Hash of a file's bytes."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def read_cost_file(path: Path) -> CostFile:
