@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import product
 from pathlib import Path
@@ -62,6 +63,7 @@ class ErrorRecord(Section):
         return median / _Z_50**power, power
 
 
+@dataclass(frozen=True)
 class KernelErrors:
     """Factors on the times of kernels, the same for a seed, a kind and a cell of sizes, whenever asked.
 
@@ -84,11 +86,11 @@ class KernelErrors:
     beyond the calibrated range, and the host's time.
     """
 
-    def __init__(self, records: Mapping[Kind, ErrorRecord], steps: ErrorRecord | None, seed: int) -> None:
-        """`records` has all kinds; `steps` is the record of whole steps, if any were timed."""
-        self._records = records
-        self._steps = steps
-        self._seed = seed
+    records: Mapping[Kind, ErrorRecord]
+    """Of all kinds."""
+    steps: ErrorRecord | None
+    """Of whole steps, if any were timed."""
+    seed: int
 
     @classmethod
     def read(cls, accuracy: Mapping[str, Any], path: Path, seed: int) -> KernelErrors:
@@ -111,23 +113,23 @@ class KernelErrors:
 
     def excess(self, kind: Kind, *cell: int) -> float:
         """What a kernel's time is to be multiplied by, less 1; `cell` is the bit lengths of its sizes."""
-        return self._excess_of(kind, _normal(self._seed, KINDS.index(kind), *cell))
+        return self._excess_of(kind, _normal(self.seed, KINDS.index(kind), *cell))
 
     def excesses(self, kind: Kind, first: int, most_bits: tuple[int, ...]) -> Floats:
         """The same for all cells whose bit lengths are from `first` to `most_bits`, an axis a size."""
-        normals = _normals(self._seed, KINDS.index(kind), first, most_bits)
+        normals = _normals(self.seed, KINDS.index(kind), first, most_bits)
         found = [self._excess_of(kind, normal) for normal in normals]
         return np.reshape(found, [most + 1 - first for most in most_bits])
 
     def _excess_of(self, kind: Kind, normal: float) -> float:
-        return math.expm1(-(self._systematic[kind] + self._records[kind].residual(normal)))
+        return math.expm1(-(self._systematic[kind] + self.records[kind].residual(normal)))
 
     @cached_property
     def _systematic(self) -> dict[Kind, float]:
-        if self._steps is not None:
-            return dict.fromkeys(KINDS, self._steps.systematic(_normal(self._seed, len(KINDS))))
+        if self.steps is not None:
+            return dict.fromkeys(KINDS, self.steps.systematic(_normal(self.seed, len(KINDS))))
         return {
-            kind: self._records[kind].systematic(_normal(self._seed, number))
+            kind: self.records[kind].systematic(_normal(self.seed, number))
             for number, kind in enumerate(KINDS)
         }
 

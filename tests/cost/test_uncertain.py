@@ -98,9 +98,9 @@ def test_kinds_of_equal_records_err_each_in_its_own_way() -> None:
 
 
 def test_mixed_attention_errs_like_the_worse_of_its_parts_unless_it_was_timed() -> None:
-    assert errors(0)._records["mixed"] == ErrorRecord.model_validate(LARGE)
+    assert errors(0).records["mixed"] == ErrorRecord.model_validate(LARGE)
     timed = errors(0, HELD_OUT | {"mixed": SMALL})
-    assert timed._records["mixed"] == ErrorRecord.model_validate(SMALL)
+    assert timed.records["mixed"] == ErrorRecord.model_validate(SMALL)
 
 
 def test_whole_steps_tell_what_kernels_have_in_common() -> None:
