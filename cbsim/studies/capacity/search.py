@@ -48,7 +48,7 @@ class Plan:
             ("confidence", self.confidence, 0 < self.confidence < 1, "a number > 0 and < 1"),
         )
         problems = [
-            f"{name}: got {got}; expected {allowed}" for name, got, is_ok, allowed in checks if not is_ok
+            f"{name}: got {got}; expected {range_}" for name, got, is_ok, range_ in checks if not is_ok
         ]
         if problems:
             raise ConfigError(*problems)
@@ -67,9 +67,7 @@ class SearchTask:
     """The experiment as resolved, with the replicate's seed."""
     rate_key: tuple[str, ...]
     """Where the setting that scales with the rate stands."""
-    growth: float
-    """From one rung to the next the rate grows by this factor."""
-    share: float
+    plan: Plan
     folder: Path | None = None
     """Where its runs' figures are kept; `None` keeps none."""
     rungs: tuple[int, ...] | None = None
@@ -88,7 +86,7 @@ class SearchTask:
 
     def at_rung(self, rung: int) -> Experiment:
         """The experiment at a rung of the ladder."""
-        return self.at(self.growth**rung)
+        return self.at(self.plan.growth**rung)
 
 
 @dataclass(slots=True)
@@ -121,24 +119,23 @@ def search(task: SearchTask) -> SearchOutcome:
 def _open_bracket(task: SearchTask, outcome: SearchOutcome, probes: ProbeStore) -> Bracket:
     """Runs requests one by one, which tells what a load can't better and where the ladder ends."""
     first = probes.run(task.at_rung(0))
-    outcome.manifest = first.manifest
-    outcome.figures[0] = first.figures
+    outcome.manifest, outcome.figures[0] = first.manifest, first.figures
     span_s, num_gaps = first.span_s, first.figures["num_requests"] - 1
     if not span_s:
         raise CbsimError("workload: all requests arrive at one instant; capacity needs a rate to vary")
     outcome.arrival_rate_per_s = num_gaps / span_s
     alone_factor = max(ALONE_FACTOR, span_s / ALONE_SPAN_S)
     alone = probes.run(task.at(alone_factor, ("workload", "rate_scale"))).figures
-    outcome.alone = alone["slo_attainment"]
+    outcome.alone, share = alone["slo_attainment"], task.plan.share
     if alone["e2e_s.max"] is None:
-        return Bracket(task.share, bottom=-1, top=1, attainment={-1: outcome.alone})
-    gap_s = span_s / num_gaps
-    bottom = math.floor(math.log(gap_s / (_ALONE_GAP * alone["e2e_s.max"])) / math.log(task.growth))
-    top = math.ceil(math.log(span_s / (_AT_ONCE * alone["e2e_s.mean"])) / math.log(task.growth))
+        return Bracket(share, bottom=-1, top=1, attainment={-1: outcome.alone})
+    gap_s, log_growth = span_s / num_gaps, math.log(task.plan.growth)
+    bottom = math.floor(math.log(gap_s / (_ALONE_GAP * alone["e2e_s.max"])) / log_growth)
+    top = math.ceil(math.log(span_s / (_AT_ONCE * alone["e2e_s.mean"])) / log_growth)
     attainment = {bottom: outcome.alone}
-    if bottom < 0 < top and outcome.alone >= task.share:
-        attainment[0] = outcome.figures[0]["slo_attainment"]
-    return Bracket(task.share, bottom, max(top, bottom + 1), attainment)
+    if bottom < 0 < top and outcome.alone >= share:
+        attainment[0] = first.figures["slo_attainment"]
+    return Bracket(share, bottom, max(top, bottom + 1), attainment)
 
 
 def pooled_bracket(outcomes: Sequence[SearchOutcome]) -> Bracket:

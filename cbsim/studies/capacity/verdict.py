@@ -8,7 +8,6 @@ from functools import cached_property
 from statistics import fmean
 from typing import Any, Literal
 
-from cbsim.studies.capacity.bracket import Bracket
 from cbsim.studies.capacity.search import Plan, SearchOutcome, pooled_bracket
 from cbsim.studies.intervals import Interval, bootstrap_interval, t_interval
 
@@ -58,19 +57,10 @@ class Evidence:
     is_uncertain: bool = False
     """Whether each replicate draws errors of the cost model."""
 
-    @property
-    def base_per_s(self) -> float:
-        """Requests a second at rung 0."""
-        return fmean(outcome.arrival_rate_per_s for outcome in self.outcomes)
-
     def rate_per_s(self, rung: float) -> float:
         """Requests a second at a rung, or between two."""
-        return self.base_per_s * float(self.plan.growth**rung)
-
-    @cached_property
-    def pooled(self) -> Bracket:
-        """What the replicates have shown together."""
-        return pooled_bracket(self.outcomes)
+        base_per_s = fmean(outcome.arrival_rate_per_s for outcome in self.outcomes)
+        return base_per_s * float(self.plan.growth**rung)
 
     @property
     def alone(self) -> float:
@@ -85,7 +75,7 @@ class Evidence:
     @cached_property
     def capacity_per_s(self) -> float | None:
         """Where the curve falls below the share; `None` if it never holds, or a replicate always does."""
-        return self.pooled.crossing(self.rate_per_s) if self.own_rates_per_s else None
+        return pooled_bracket(self.outcomes).crossing(self.rate_per_s) if self.own_rates_per_s else None
 
     @cached_property
     def own_rates_per_s(self) -> tuple[float, ...]:
@@ -107,8 +97,7 @@ class Evidence:
         """The capacity on the curve, as unsure as the mean of the replicates' own is."""
         if self.capacity_per_s is None:
             return None
-        half_width = self.interval(self.own_rates_per_s).half_width
-        return Interval.around(self.capacity_per_s, half_width)
+        return Interval.around(self.capacity_per_s, self.interval(self.own_rates_per_s).half_width)
 
     def against(self, other: Evidence) -> Interval | None:
         """The replicates' own capacities over another's; `None` of itself, or where one is not known."""
