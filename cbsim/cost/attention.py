@@ -169,12 +169,6 @@ def decode_attention_s(form: Any, num_decodes: Any, context: Any) -> Any:
     return form.launch_s + blend(form.floor_s, work_s, form.floor_softness)
 
 
-def chunk_tokens_s(form: Any, num_tokens: Any) -> Any:
-    """Seconds of `PrefillAttention` for the tokens of chunks, whatever they attend to."""
-    beyond = larger(num_tokens - form.beyond_tokens, 0.0)
-    return form.per_token_s * num_tokens + form.beyond_per_token_s * beyond
-
-
 def spilled_s(spill: Any, num_tokens: Any) -> Any:
     """Seconds of `Spill` by the tokens of a launch."""
     return spill.per_token_s * smaller(num_tokens, 2.0 * larger(num_tokens - spill.cached_tokens, 0.0))
@@ -194,8 +188,9 @@ def chunk_attention_s(
     `num_pairs` are their (query, key) pairs by tiles, `more_s` what their lengths add, `longest` the largest
     context of a chunk, its own tokens included. A spill of 0 seconds a token is none.
     """
-    work_s = form.per_pair_s * num_pairs + chunk_tokens_s(form, num_tokens) + form.per_chunk_s * num_chunks
-    work_s = work_s + more_s
+    beyond = larger(num_tokens - form.beyond_tokens, 0.0)
+    tokens_s = form.per_token_s * num_tokens + form.beyond_per_token_s * beyond
+    work_s = form.per_pair_s * num_pairs + tokens_s + form.per_chunk_s * num_chunks + more_s
     if spill.per_token_s > 0.0:
         work_s = blend(work_s, spilled_s(spill, num_tokens), spill.softness)
     work_s = blend(form.per_longest_token_s * longest, work_s, form.softness)

@@ -122,8 +122,10 @@ class ProfileCost(CostModel):
         """Seconds by which steps would be shorter without the host: a gap, or all beyond the GPU's time."""
         added: Floats = added_s(self._host, num_requests)
         is_bound = np.flatnonzero(step_s <= hidden_s(self._host, num_requests) + added)
-        if len(is_bound):
-            added[is_bound] = step_s[is_bound] - self._gpu_s(columns_of(is_bound))
+        rules = self.inherited_rules
+        if len(is_bound) and rules is not None:
+            without_host = CostRules(rules.step_s, rules.record._replace(host=HostTime()))
+            added[is_bound] = step_s[is_bound] - price(without_host, columns_of(is_bound))
         return added
 
     def notes(self, steps: Mapping[str, NDArray[Any]] | None = None) -> list[str]:
@@ -144,12 +146,6 @@ class ProfileCost(CostModel):
     def inputs(self) -> list[Path]:
         """The profile's file."""
         return [self._path]
-
-    def _gpu_s(self, columns: StepColumns) -> Floats:
-        rules = self.inherited_rules
-        assert rules is not None
-        bare = rules.record._replace(host=HostTime())
-        return price(CostRules(rules.step_s, bare), columns)
 
 
 def _chosen(form: StepForm, config: ProfileConfig) -> StepForm:

@@ -62,17 +62,15 @@ def is_determined(experiment: Experiment, workload: Workload, cost: CostModel) -
     Workloads and cost models say so themselves. Of cbsim's own schedulers only those that predict lengths
     draw; one of a third party is taken to, unless its class has `uses_seed = False`.
     """
+    scheduler_class = SCHEDULERS.get(experiment.scheduler.type)
+    if scheduler_class.__module__.startswith("cbsim."):
+        scheduler_draws = getattr(experiment.scheduler, "length_knowledge", None) == "predicted"
+    else:
+        scheduler_draws = bool(getattr(scheduler_class, "uses_seed", True))
     return not (
         workload.uses_seed
         or workload.config.draws_think_times
         or cost.uses_seed
-        or _scheduler_uses_seed(experiment)
+        or scheduler_draws
         or (experiment.replicas.router == "random" and experiment.replicas.count > 1)
     )
-
-
-def _scheduler_uses_seed(experiment: Experiment) -> bool:
-    scheduler_class = SCHEDULERS.get(experiment.scheduler.type)
-    if scheduler_class.__module__.startswith("cbsim."):
-        return getattr(experiment.scheduler, "length_knowledge", None) == "predicted"
-    return bool(getattr(scheduler_class, "uses_seed", True))

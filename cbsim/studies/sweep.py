@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from cbsim.base.errors import CbsimError
 from cbsim.results.metrics import Summary, flatten
-from cbsim.results.output import POINTS, check_sweep_target, drawn_from_sweep
+from cbsim.results.output import POINTS, check_sweep_target, drawn_from_sweep, has_file
 from cbsim.results.result import copy_run, is_whole_run, load_summary, remove_damaged_run
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.labels import label_values
@@ -99,8 +99,7 @@ def sweep(
         kept = f"{sum(is_whole_run(point.folder) for point in points)} of {len(points)} points"
         raise SweepInterrupted(f"{kept} kept in {folder}; the same call goes on") from None
     table = make_table(points, errors)
-    if not _is_stored(table, folder):
-        _remove_drawn(folder)
+    _remove_drawn_of_others(table, folder)
     save_table(table, folder)
     return table
 
@@ -162,16 +161,11 @@ def _csv(table: pd.DataFrame) -> str:
     return table.to_csv(index=False, lineterminator="\n")
 
 
-def _is_stored(table: pd.DataFrame, folder: Path) -> bool:
-    """Whether the same table is in the folder already."""
-    try:
-        return (folder / "table.csv").read_bytes() == _csv(table).encode()
-    except OSError:
-        return False
-
-
-def _remove_drawn(folder: Path) -> None:
-    """Remove what was drawn of a former sweep there, which would look like this one's."""
+def _remove_drawn_of_others(table: pd.DataFrame, folder: Path) -> None:
+    """Remove what was drawn of another table in a folder, which would look like this one's."""
+    stored = folder / "table.csv"
+    if has_file(folder, stored.name) and stored.read_bytes() == _csv(table).encode():
+        return
     for path in drawn_from_sweep(folder):
         try:
             path.unlink()

@@ -134,8 +134,7 @@ class Ledger(NamedTuple):
         first, last = spans.first[begin], stop[np.append(begin[1:], len(stop)) - 1]
         place = np.searchsorted(begin, starts)
         running = np.add.reduceat(self.times.end(last) - self.times.start(first), place)
-        with_chunks = np.add.reduceat(self.charges.steps_with_chunks(first, last), place)
-        return running, with_chunks
+        return running, np.add.reduceat(self.charges.chunk_steps.over(first, last)[0], place)
 
 
 def mean_parts(latencies: Mapping[str, Column], parts: Mapping[str, Column]) -> Means:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from functools import cached_property
 
 import numpy as np
 
@@ -96,8 +95,4 @@ class StepTimes:
 
     def first_decided(self, at_s: Column) -> Column:
         """The first step decided at or after each instant, seconds; their number if none was."""
-        return np.searchsorted(self._scheduled_at_s, at_s)
-
-    @cached_property
-    def _scheduled_at_s(self) -> Column:
-        return self._steps["scheduled_at_s"]
+        return np.searchsorted(self._steps["scheduled_at_s"], at_s)
