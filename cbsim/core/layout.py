@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cbsim.cost.costrules import CHUNK, SHAPE
+from cbsim.cost.step_columns import CHUNK, SHAPE
 
 __all__ = ["CHUNK", "SHAPE"]
 

@@ -2,7 +2,8 @@
 
 from cbsim.base.registry import Registry
 from cbsim.cost.cost_model import CostModel, StepShape
-from cbsim.cost.costrules import CHUNK, SHAPE, CostRules
+from cbsim.cost.costrules import CostRules
+from cbsim.cost.step_columns import CHUNK, SHAPE
 
 COST_MODELS: Registry[CostModel] = Registry(
     "cost model",

@@ -50,17 +50,12 @@ class Spill(Section):
 
     per_token_s: Coefficient
     cached_tokens: Coefficient
-    """Queries, keys, values and outputs of so many tokens stay in the cache, and of twice as many none do."""
+    """Queries, keys, values and outputs of this many tokens stay in the cache, of twice as many none do."""
     softness: Softness
-
-    def at(self, num_tokens: Ints) -> Floats:
-        """Seconds by the tokens of a launch."""
-        seconds: Floats = over_columns(spilled_s)(self, num_tokens)
-        return seconds
 
 
 NO_SPILL = Spill(per_token_s=0.0, cached_tokens=0.0, softness=0.0)
-"""Of kernels without one."""
+"""For kernels that spill nothing."""
 
 
 class ChunkLengths(Section):
@@ -86,8 +81,7 @@ class ChunkLengths(Section):
 
     def at(self, tokens: Ints) -> Floats:
         """Seconds more of single chunks."""
-        found: Floats = over_columns(length_s)(*self.line, tokens)
-        return found
+        return over_columns(length_s)(*self.line, tokens)
 
     def together(self, columns: StepColumns) -> Floats:
         """Seconds more of all chunks of each step."""
@@ -127,21 +121,16 @@ class PrefillAttention(Section):
         return self
 
     def least_slope(self, tokens: Ints) -> Floats:
-        """Seconds that each token more than so many adds to a chunk at least, by the formula."""
+        """Least seconds, by the formula, that one token more adds to a chunk of `tokens`."""
         rows = (self.tile // 2) * (tokens // self.tile + 1)
-        slope: Floats = self.per_token_s + self.per_pair_s * rows.astype(np.float64)
-        return slope
+        return np.asarray(self.per_token_s + self.per_pair_s * rows.astype(np.float64))
 
     def at(self, columns: StepColumns) -> Floats:
         """Seconds; 0 without chunks."""
+        more_s = 0.0 if self.lengths is None else self.lengths.together(columns)
+        sizes = columns.prefill_tokens, columns.num_chunks, columns.longest_prefill
         seconds = over_columns(chunk_attention_s)(
-            self,
-            self.spill or NO_SPILL,
-            columns.pairs(self.tile),
-            0.0 if self.lengths is None else self.lengths.together(columns),
-            columns.prefill_tokens,
-            columns.num_chunks,
-            columns.longest_prefill,
+            self, self.spill or NO_SPILL, columns.pairs(self.tile), more_s, *sizes
         )
         return np.where(columns.num_chunks > 0, seconds, 0.0)
 
@@ -163,16 +152,9 @@ class FusedAttention(Section):
 
     def at(self, columns: StepColumns, tile: int) -> Floats:
         """Seconds of mixed steps, chunks in tiles as of prefill; for pure steps it has no meaning."""
-        seconds: Floats = over_columns(fused_attention_s)(
-            self,
-            columns.pairs(tile),
-            columns.prefill_tokens,
-            columns.longest_prefill,
-            columns.num_decodes,
-            columns.decode_context,
-            columns.max_decode_context,
-        )
-        return seconds
+        chunks = columns.pairs(tile), columns.prefill_tokens, columns.longest_prefill
+        decodes = columns.num_decodes, columns.decode_context, columns.max_decode_context
+        return over_columns(fused_attention_s)(self, *chunks, *decodes)
 
 
 def decode_attention_s(form: Any, num_decodes: Any, context: Any) -> Any:
@@ -187,12 +169,6 @@ def decode_attention_s(form: Any, num_decodes: Any, context: Any) -> Any:
     return form.launch_s + blend(form.floor_s, work_s, form.floor_softness)
 
 
-def chunk_tokens_s(form: Any, num_tokens: Any) -> Any:
-    """Seconds of `PrefillAttention` for the tokens of chunks, whatever they attend to."""
-    beyond = larger(num_tokens - form.beyond_tokens, 0.0)
-    return form.per_token_s * num_tokens + form.beyond_per_token_s * beyond
-
-
 def spilled_s(spill: Any, num_tokens: Any) -> Any:
     """Seconds of `Spill` by the tokens of a launch."""
     return spill.per_token_s * smaller(num_tokens, 2.0 * larger(num_tokens - spill.cached_tokens, 0.0))
@@ -205,21 +181,16 @@ def length_s(axis: Any, more_s: Any, num_tokens: Any) -> Any:
 
 
 def chunk_attention_s(
-    form: Any,
-    spill: Any,
-    num_pairs: Any,
-    more_s: Any,
-    num_tokens: Any,
-    num_chunks: Any,
-    longest: Any,
+    form: Any, spill: Any, num_pairs: Any, more_s: Any, num_tokens: Any, num_chunks: Any, longest: Any
 ) -> Any:
     """Seconds for chunks alone, at least one, `A_pre` of `StepForm`.
 
     `num_pairs` are their (query, key) pairs by tiles, `more_s` what their lengths add, `longest` the largest
     context of a chunk, its own tokens included. A spill of 0 seconds a token is none.
     """
-    work_s = form.per_pair_s * num_pairs + chunk_tokens_s(form, num_tokens) + form.per_chunk_s * num_chunks
-    work_s = work_s + more_s
+    beyond = larger(num_tokens - form.beyond_tokens, 0.0)
+    tokens_s = form.per_token_s * num_tokens + form.beyond_per_token_s * beyond
+    work_s = form.per_pair_s * num_pairs + tokens_s + form.per_chunk_s * num_chunks + more_s
     if spill.per_token_s > 0.0:
         work_s = blend(work_s, spilled_s(spill, num_tokens), spill.softness)
     work_s = blend(form.per_longest_token_s * longest, work_s, form.softness)

@@ -31,21 +31,18 @@ decodes alone that are too few to fill a GPU split long contexts, and so have no
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cached_property
 from math import prod
-from typing import Annotated, Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from annotated_types import Ge
-from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from cbsim.config.section import Section
+from cbsim.cost.attention import Coefficient
+from cbsim.cost.costrules import as_record
 from cbsim.cost.elementwise import chosen, larger, over_columns
 from cbsim.cost.interpolation import Axis, at_line, at_plane, at_space, axis_of, nearest
-
-Floats = NDArray[np.float64]
-Coefficient = Annotated[float, Ge(0)]
+from cbsim.cost.step_columns import Floats
 
 MAX_KNOT = 10_000_000
 """Tokens or decodes beyond what anybody times."""
@@ -65,12 +62,13 @@ class Table(Section):
     def _rises(self) -> Table:
         if len(self.seconds) != prod(len(axis) for axis in self.axes):
             raise ValueError(f"{len(self.seconds)} seconds for a grid of {self.shape}")
+        values = self.values
         for number, axis in enumerate(self.axes):
             if len(axis) < 2 or any(np.diff(axis) <= 0):
                 raise ValueError(f"axis {number} must have two or more knots that rise")
             if any(knot % 1 for knot in axis) or not 0 <= axis[0] <= axis[-1] <= MAX_KNOT:
                 raise ValueError(f"knots of axis {number} must be whole numbers up to {MAX_KNOT:,}")
-            if (np.diff(self.values, axis=number) < 0).any():
+            if (np.diff(values, axis=number) < 0).any():
                 raise ValueError(f"seconds must not fall along axis {number}")
         return self
 
@@ -79,18 +77,10 @@ class Table(Section):
         """Knots by axis."""
         return tuple(len(axis) for axis in self.axes)
 
-    @cached_property
+    @property
     def values(self) -> Floats:
         """The seconds as an array of that shape."""
         return np.array(self.seconds, dtype=np.float64).reshape(self.shape)
-
-    def __eq__(self, other: object) -> bool:
-        """By what it says, whether the array has been made or not."""
-        return isinstance(other, Table) and (self.axes, self.seconds) == (other.axes, other.seconds)
-
-    def __hash__(self) -> int:
-        """As equality has it."""
-        return hash((self.axes, self.seconds))
 
     def nearest(self, *sizes: Any) -> list[Floats]:
         """Sizes moved onto the grid where they lie beyond its ends."""
@@ -98,10 +88,9 @@ class Table(Section):
 
     def at(self, *sizes: Any) -> Floats:
         """Seconds at sizes that lie on the grid, multilinear between its knots. One, two or four axes."""
-        found: Floats = over_columns(_BY_AXES[len(self.axes)])(self.values.ravel(), self.known_axes, *sizes)
-        return found
+        return over_columns(_BY_AXES[len(self.axes)])(self.values.ravel(), self.known_axes, *sizes)
 
-    @cached_property
+    @property
     def known_axes(self) -> tuple[Axis, ...]:
         """The axes as formulas take them."""
         return tuple(map(axis_of, self.axes))
@@ -134,43 +123,25 @@ class Skew(Section):
     tokens_per_s: float = Field(gt=0)
     """R: of all decodes together in a full launch."""
     split_up_to: int = Field(ge=0)
-    """So many decodes have their contexts split, and no tail."""
-
-    def factor(self, num_decodes: Any) -> Floats:
-        """Seconds for each token that the longest context is beyond the mean."""
-        decodes = np.asarray(num_decodes, dtype=np.int64)
-        harmonic = harmonic_numbers(max(int(decodes.max(initial=1)), 2))
-        found: Floats = over_columns(skew_factor_s)(self.figures, harmonic[decodes], decodes)
-        return found
+    """Up to this number of decodes, contexts are split, and there is no tail."""
 
     @property
-    def figures(self) -> SkewFigures:
-        """What decides it, as `skew_factor_s` takes it."""
+    def record(self) -> np.void:
+        """What rules take: c, c (ln m + gamma - 1 + exp(-gamma) / m), m, and `split_up_to`."""
         left = max(self.chain_s_per_token * self.tokens_per_s, 1.0)
         tail = float(np.log(left) + np.euler_gamma - 1.0 + np.exp(-np.euler_gamma) / left)
-        return SkewFigures(
-            chain_s_per_token=self.chain_s_per_token,
-            tail_s_per_token=self.chain_s_per_token * max(tail, 0.0),
-            num_left=left,
-            split_up_to=max(self.split_up_to, 1),
-        )
-
-
-class SkewFigures(NamedTuple):
-    """What a `Skew` comes to."""
-
-    chain_s_per_token: float = 0.0
-    tail_s_per_token: float = 0.0
-    """c (ln m + gamma - 1 + exp(-gamma) / m)."""
-    num_left: float = 1.0
-    """m: so few decodes leave bandwidth idle."""
-    split_up_to: int = 1
+        figures = {
+            "chain_s_per_token": self.chain_s_per_token,
+            "tail_s_per_token": self.chain_s_per_token * max(tail, 0.0),
+            "num_left": left,
+            "split_up_to": max(self.split_up_to, 1),
+        }
+        return as_record(figures)
 
 
 def harmonic_numbers(last: int) -> Floats:
     """The harmonic numbers from 1 to `last`, each with 1 more; the one of 0 is 1."""
-    harmonic: Floats = np.cumsum(1.0 / np.maximum(np.arange(last + 1), 1))
-    return harmonic
+    return np.asarray(np.cumsum(1.0 / np.maximum(np.arange(last + 1), 1)))
 
 
 def skew_factor_s(skew: Any, harmonic: Any, num_decodes: Any) -> Any:
@@ -194,11 +165,6 @@ class ChunkTable(Section):
     table: Table
     """By tokens and context, of one chunk."""
     slopes: Slopes
-
-    @cached_property
-    def smallest_s(self) -> float:
-        """Seconds of the smallest chunk: what a launch takes at least."""
-        return float(self.table.values.flat[0])
 
 
 class MixedTable(Section):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 from pydantic import Field
 
 from cbsim.config.section import ComponentConfig
 from cbsim.cost.cost_model import CostModel
-from cbsim.cost.costrules import MAX_DECODES, MAX_TOKENS, CostRules
-from cbsim.specs import GpuSpec, ModelSpec
+from cbsim.cost.costrules import MAX_DECODES, MAX_TOKENS, CostRules, Figures, as_record
 
 
 class ConstantConfig(ComponentConfig):
@@ -23,21 +22,11 @@ class ConstantConfig(ComponentConfig):
     """Seconds added for each decode in the step."""
 
 
-class ConstantFigures(NamedTuple):
-    """What `constant_step_s` takes, in seconds."""
-
-    each_step_s: float
-    each_prefill_token_s: float
-    each_decode_s: float
-
-
 def constant_step_s(cost: Any, shape: Any, chunks: Any) -> Any:
     """Seconds of a step: a fixed time, and linear terms of its prompt tokens and its decodes."""
-    return (
-        cost.each_step_s
-        + cost.each_prefill_token_s * shape.num_prefill_tokens
-        + cost.each_decode_s * shape.num_decodes
-    )
+    figures = cost.figures
+    linear_s = figures.per_prefill_token_s * shape.num_prefill_tokens
+    return figures.step_s + linear_s + figures.per_decode_s * shape.num_decodes
 
 
 class ConstantCost(CostModel):
@@ -48,12 +37,7 @@ class ConstantCost(CostModel):
 
     Config = ConstantConfig
 
-    def __init__(
-        self, config: ConstantConfig, model: ModelSpec, gpu: GpuSpec, tensor_parallel: int = 1
-    ) -> None:
-        super().__init__(config, model, gpu, tensor_parallel)
-        self._figures = ConstantFigures(config.step_s, config.per_prefill_token_s, config.per_decode_s)
-
     def rules(self, max_tokens: int = MAX_TOKENS, max_decodes: int = MAX_DECODES) -> CostRules:
         """The formula and its three figures."""
-        return CostRules(constant_step_s, self._figures)
+        figures = self.config.model_dump(include={"step_s", "per_prefill_token_s", "per_decode_s"})
+        return CostRules(constant_step_s, Figures(as_record(figures)))

@@ -11,10 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cbsim.config.section import ComponentConfig
-from cbsim.cost.costrules import MAX_DECODES, MAX_TOKENS, CostRules, seconds_of
-from cbsim.cost.pricing import price
-from cbsim.cost.step_columns import Floats, Ints, StepColumns
-from cbsim.cost.step_shape import StepShape
+from cbsim.cost.costrules import MAX_DECODES, MAX_TOKENS, CostRules, price, seconds_of
+from cbsim.cost.step_columns import Floats, Ints, StepColumns, StepShape
 from cbsim.specs import GpuSpec, ModelSpec
 
 __all__ = ["CostModel", "StepShape"]
@@ -61,13 +59,11 @@ class CostModel:
         return None
 
     @cached_property
-    def default_rules(self) -> CostRules | None:
-        """The rules with lists of the usual sizes."""
-        return None if type(self).rules is _no_rules else self.inherited_rules
-
-    @cached_property
     def inherited_rules(self) -> CostRules | None:
-        """The same, even if the class has a `step_s` of its own: what `super().step_s` in it stands for."""
+        """The rules with lists of the usual sizes, even if the class has a `step_s` of its own.
+
+        They are what `super().step_s` in it stands for.
+        """
         given = (vars(kind)["rules"] for kind in type(self).__mro__ if "rules" in vars(kind))
         rules: CostRules | None = next(each for each in given if each is not _no_rules)(self)
         return rules
@@ -86,25 +82,12 @@ class CostModel:
         """Seconds of a step of decodes alone: the same number, to the last bit, as `step_s` gives for it."""
         return self.step_s(StepShape((), 0, num_decodes, decode_context, max_decode_context))
 
-    def decodes_s(
-        self, num_decodes: int, decode_context: int, max_decode_context: int, num_steps: int
-    ) -> list[float]:
-        """Seconds of so many such steps in a row, each with one token more of context for every decode.
-
-        Each is the same number, to the last bit, as `decode_s` gives.
-        """
-        price_s = self.decode_s
-        contexts = range(decode_context, decode_context + num_decodes * num_steps, num_decodes)
-        return [
-            price_s(num_decodes, context, max_context)
-            for max_context, context in enumerate(contexts, max_decode_context)
-        ]
-
     def steps_s(self, columns: StepColumns) -> Floats:
         """Seconds of many steps at once: the same bits as `step_s` gives for each."""
-        if self.default_rules is None:
+        rules = None if type(self).rules is _no_rules else self.inherited_rules
+        if rules is None:
             return np.array([self.step_s(shape) for shape in columns.shapes()], dtype=np.float64)
-        return price(self.default_rules, columns)
+        return price(rules, columns)
 
     def host_s(self, step_s: Floats, num_requests: Ints, columns_of: Callable[[Ints], StepColumns]) -> Floats:
         """Seconds by which each of some steps would be shorter without the host; 0 unless a model knows.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -14,11 +13,10 @@ from pydantic_core import ErrorDetails
 
 from cbsim.base.column_pieces import column_pieces
 from cbsim.base.errors import CalibrationError
-from cbsim.base.paths import data_folder
+from cbsim.base.paths import data_folder, write_text
 from cbsim.base.registry import did_you_mean
 from cbsim.config.mistakes import plain_words
 from cbsim.config.section import Section
-from cbsim.cost.cost_model import StepShape
 from cbsim.cost.form import StepForm
 from cbsim.specs import ModelSpec
 
@@ -47,20 +45,6 @@ class Box(Section):
     """KV entries read by one layer's attention."""
     max_attention_pairs: int = Field(ge=1)
     """(query, key) pairs of one layer's attention."""
-
-    def outside(self, shape: StepShape) -> bool:
-        """Whether a step lies beyond what was measured."""
-        keys = pairs = shape.decode_context
-        for tokens, context in shape.chunks:
-            keys += tokens + context
-            pairs += tokens * context + tokens * (tokens + 1) // 2
-        return (
-            shape.num_tokens > self.max_tokens
-            or shape.num_logits > self.max_logits
-            or shape.num_decodes > self.max_decodes
-            or keys > self.max_context_tokens
-            or pairs > self.max_attention_pairs
-        )
 
     def num_outside(self, steps: Mapping[str, NDArray[Any]]) -> int:
         """How many steps of a run log lie outside."""
@@ -103,18 +87,15 @@ class CostFile(Section):
         return self
 
     def save(self, path: Path) -> None:
-        """Write the file whole or not at all."""
-        temporary = path.with_name(f".{path.name}.part")
-        temporary.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        temporary.replace(path)
+        """Write the file whole or not at all. Raises `CbsimError` if it can't be written."""
+        write_text(path, self.model_dump_json(indent=2) + "\n")
 
     def mismatch(self, model: ModelSpec, tensor_parallel: int) -> list[str]:
         """What differs between the model measured and the one asked for: `num_layers 32, not 36`."""
-        wanted: dict[str, int | str] = {key: getattr(model, key) for key in SHAPE_FIELDS}
         differs = [
-            f"{key} {self.model[key]}, not {wanted[key]}"
-            for key in SHAPE_FIELDS
-            if self.model[key] != wanted[key]
+            f"{key} {self.model[key]}, not {wanted}"
+            for key, wanted in model_shape(model).items()
+            if key != "name" and self.model[key] != wanted
         ]
         if self.tensor_parallel != tensor_parallel:
             differs.append(f"tensor_parallel {self.tensor_parallel}, not {tensor_parallel}")
@@ -124,11 +105,6 @@ class CostFile(Section):
 def model_shape(model: ModelSpec) -> dict[str, int | str]:
     """The `model` of a cost file for a model."""
     return {"name": model.name} | {key: getattr(model, key) for key in SHAPE_FIELDS}
-
-
-def file_sha256(path: Path) -> str:
-    """Hash of a file's bytes."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def read_cost_file(path: Path) -> CostFile:

@@ -3,34 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from contextlib import suppress
+from functools import cache
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from cbsim.base.records import plain, record_class
+from cbsim.base.binding import Bound, CannotCompile, can_compile
+from cbsim.base.records import plain
+from cbsim.cost.step_columns import Floats, StepColumns, StepShape, split_shape
 
-if TYPE_CHECKING:
-    from cbsim.cost.step_shape import StepShape
-
-SHAPE = np.dtype(
-    [
-        ("num_chunks", np.int64),
-        ("num_prefill_tokens", np.int64),
-        ("num_finishing_chunks", np.int64),
-        ("num_decodes", np.int64),
-        ("decode_context", np.int64),
-        ("max_decode_context", np.int64),
-    ]
-)
-"""What a step computes, chunks apart: the fields of `StepShape`, and the sum of its chunks' tokens."""
-CHUNK = np.dtype([("num_tokens", np.int64), ("num_computed_tokens", np.int64)])
-"""A prompt chunk: tokens computed now, tokens whose KV is there already."""
 MAX_TOKENS = 16_384
 MAX_DECODES = 1024
 """Sizes up to which a cost model lists what counts alone decide, unless told others."""
-
-_make_shape = record_class(SHAPE)
-_make_chunk = record_class(CHUNK)
+STEPS_TO_COMPILE = 2_000_000
+STEPS_TO_LOAD = 10_000
+"""Numbers of steps from which compiling the loop (some 6 s), or loading what another process compiled (0.04 s),
+takes less time than interpreting it (4 us a step)."""
 
 
 class CostRules(NamedTuple):
@@ -43,6 +32,39 @@ class CostRules(NamedTuple):
     """
     record: Any
     """`cost`: a named tuple of arrays and records; `cbsim.base.records.plain` gives the interpreted form."""
+
+
+class Figures(NamedTuple):
+    """The record of a formula that takes numbers alone."""
+
+    figures: Any
+    """As `as_record` makes them."""
+
+
+def seconds_of(rules: CostRules) -> Callable[[StepShape], float]:
+    """The rule, interpreted, as a function of a `StepShape`."""
+    rule, cost = rules.step_s, plain(rules.record)
+    return lambda shape: rule(cost, *split_shape(shape))
+
+
+def price(rules: CostRules, columns: StepColumns) -> Floats:
+    """Seconds of each step: the same bits as the rule gives for it alone."""
+    shapes, chunks = columns.records()
+    loop, seconds = loop_of(rules.step_s), np.zeros(len(shapes))
+    pays = len(shapes) >= STEPS_TO_COMPILE or (len(shapes) >= STEPS_TO_LOAD and loop.is_cached)
+    if pays and can_compile():
+        with suppress(CannotCompile):
+            loop.compiled(rules.record, shapes, chunks, seconds)
+            return seconds
+    prices = seconds.tolist()
+    loop.interpreted(plain(rules.record), plain(shapes), plain(chunks), prices)
+    return np.array(prices, dtype=np.float64)
+
+
+@cache
+def loop_of(step_s: Any) -> Bound:
+    """The loop over steps for one rule."""
+    return Bound(price_steps, {"step_s": step_s})
 
 
 def price_steps(cost: Any, shapes: Any, chunks: Any, seconds: Any) -> None:
@@ -58,24 +80,6 @@ def price_steps(cost: Any, shapes: Any, chunks: Any, seconds: Any) -> None:
 def step_s(cost: Any, shape: Any, chunks: Any) -> float:
     """Stands for a cost model's rule."""
     raise NotImplementedError
-
-
-def seconds_of(rules: CostRules) -> Callable[[StepShape], float]:
-    """The rule, interpreted, as a function of a `StepShape`."""
-    rule, cost = rules.step_s, plain(rules.record)
-
-    def seconds(shape: StepShape) -> float:
-        return rule(cost, *split_shape(shape))
-
-    return seconds
-
-
-def split_shape(shape: StepShape) -> tuple[Any, list[Any]]:
-    """A `StepShape` as a rule takes it, interpreted: its counts, its chunks."""
-    chunks, num_finishing, num_decodes, context, longest = shape
-    num_tokens = sum([tokens for tokens, _ in chunks])
-    counts = _make_shape(len(chunks), num_tokens, num_finishing, num_decodes, context, longest)
-    return counts, [_make_chunk(tokens, before) for tokens, before in chunks]
 
 
 def as_record(values: Mapping[str, float]) -> np.void:

@@ -14,6 +14,7 @@ from math import ceil, frexp, ldexp, sqrt
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cbsim.base.binding import Bound
 
@@ -66,57 +67,24 @@ def cell_of(axis: Any, size: Any) -> Any:
     return cell
 
 
-def over_columns(formula: Callable[..., Any]) -> Callable[..., Any]:
+@cache
+def over_columns(formula: Callable[..., Any]) -> Callable[..., NDArray[Any]]:
     """The formula over arrays, element by element."""
-    return _twin(formula)
-
-
-def _root(square: Any) -> Any:
-    return np.sqrt(square)
-
-
-def _larger(a: Any, b: Any) -> Any:
-    return np.maximum(a, b)
-
-
-def _smaller(a: Any, b: Any) -> Any:
-    return np.minimum(a, b)
-
-
-def _chosen(condition: Any, then: Any, otherwise: Any) -> Any:
-    return np.where(condition, then, otherwise)
-
-
-def _rounded_up(number: Any) -> Any:
-    return np.ceil(number)
-
-
-def _bit_length(number: Any) -> Any:
-    return np.frexp(np.asarray(number, dtype=np.float64))[1].astype(np.int64)
-
-
-def _power_of_two_from(number: Any) -> Any:
-    mantissa, exponent = np.frexp(number)
-    return np.ldexp(np.where(mantissa == 0.5, 0.5, 1.0), exponent)
-
-
-def _cell_of(axis: Any, size: Any) -> Any:
-    cell = np.searchsorted(axis.knots, size, side="right") - 1
-    return np.minimum(np.maximum(cell, 0), len(axis.knots) - 2)
+    return Bound(formula, _VERBS).interpreted
 
 
 _VERBS: dict[str, Callable[..., Any]] = {
-    "root": _root,
-    "larger": _larger,
-    "smaller": _smaller,
-    "chosen": _chosen,
-    "rounded_up": _rounded_up,
-    "bit_length": _bit_length,
-    "power_of_two_from": _power_of_two_from,
-    "cell_of": _cell_of,
+    "root": lambda square: np.sqrt(square),
+    "larger": lambda a, b: np.maximum(a, b),
+    "smaller": lambda a, b: np.minimum(a, b),
+    "chosen": lambda condition, then, otherwise: np.where(condition, then, otherwise),
+    "rounded_up": lambda number: np.ceil(number),
+    "power_of_two_from": lambda number: _power_of_two_from(*np.frexp(number)),
+    "cell_of": lambda axis, size: np.clip(
+        np.searchsorted(axis.knots, size, side="right") - 1, 0, len(axis.knots) - 2
+    ),
 }
 
 
-@cache
-def _twin(formula: Callable[..., Any]) -> Callable[..., Any]:
-    return Bound(formula, _VERBS).interpreted
+def _power_of_two_from(mantissa: Any, exponent: Any) -> Any:
+    return np.ldexp(1.0, exponent - (mantissa == 0.5))

@@ -6,7 +6,7 @@ max(a, b) at s = 0 to a + b at s = 4:
 
     t       = L g(T) + LM(S) + L A_dec + L A_pre
     g       = one layer outside attention: a rising piecewise-linear table, linear beyond its last knot;
-              T and S are counted by tiles (`cbsim/cost/tiles.py`)
+              T and S are counted by `Tiles`
     LM      = fixed + per_row S + per_row_beyond_128 max(0, S - 128)
             + per_row_beyond_256 max(0, S - 256)
     A_dec   = launch + blend(blend(per_decode B, per_token KV + start_per_token min(KV, start), s),
@@ -34,15 +34,53 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from cbsim.config.section import Section
 from cbsim.cost.attention import Coefficient, DecodeAttention, FusedAttention, PrefillAttention
 from cbsim.cost.attention_grid import AttentionGrid
-from cbsim.cost.elementwise import cell_of, chosen, larger, over_columns, smaller
+from cbsim.cost.elementwise import (
+    cell_of,
+    chosen,
+    larger,
+    over_columns,
+    power_of_two_from,
+    rounded_up,
+    smaller,
+)
 from cbsim.cost.interpolation import axis_of, risen
 from cbsim.cost.step_columns import Floats, Ints
-from cbsim.cost.tiles import Tiles, counted_rows
+
+
+class Tiles(Section):
+    """Rows are computed by tiles, the last of them partly empty (tile quantisation, NVIDIA's "Matrix
+    Multiplication Background User's Guide").
+
+    Kernels come in heights of powers of two; the lowest tile that holds all rows is taken, up to `height`.
+    """
+
+    height: int = Field(default=1, ge=1)
+    """Rows of the largest tile, a power of two; 1 for none."""
+    share: float = Field(default=0.0, ge=0, le=1)
+    """Share of its time that an empty row still takes."""
+
+    @field_validator("height")
+    @classmethod
+    def _is_power_of_two(cls, height: int) -> int:
+        if height & (height - 1):
+            raise ValueError("must be a power of two")
+        return height
+
+    def counted(self, num_rows: Any) -> Floats:
+        """Rows that count, for an array of numbers of rows."""
+        return over_columns(counted_rows)(self, np.asarray(num_rows, np.float64))
+
+
+def counted_rows(tiles: Any, num_rows: Any) -> Any:
+    """Rows that count, empty ones by their share: `n + share (whole tiles - n)`. It rises with n."""
+    lowest = power_of_two_from(larger(num_rows, 1.0))
+    whole = chosen(num_rows <= tiles.height, lowest, rounded_up(num_rows / tiles.height) * tiles.height)
+    return chosen(num_rows > 0, num_rows + tiles.share * (whole - num_rows), 0.0)
 
 
 class DenseTable(Section):
@@ -69,8 +107,7 @@ class DenseTable(Section):
 
     def at(self, num_tokens: Ints | Floats) -> Floats:
         """Seconds at some token counts: none for 0, those of the first knot below it."""
-        found: Floats = over_columns(dense_s)(self.line, np.asarray(num_tokens, np.float64))
-        return found
+        return over_columns(dense_s)(self.line, np.asarray(num_tokens, np.float64))
 
     @property
     def line(self) -> DenseLine:
@@ -91,8 +128,7 @@ class LogitsForm(Section):
 
     def at(self, num_rows: Ints | Floats) -> Floats:
         """Seconds at row counts; no rows take no time."""
-        found: Floats = over_columns(logits_s)(self, self.tiles, np.asarray(num_rows, np.float64))
-        return found
+        return over_columns(logits_s)(self, self.tiles, np.asarray(num_rows, np.float64))
 
 
 class DenseLine(NamedTuple):

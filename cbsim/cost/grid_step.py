@@ -1,4 +1,4 @@
-"""Attention of one layer by tables, for one step: the formulas of `cbsim/cost/grid.py`, over records."""
+"""Attention of one layer by tables, for one step: those of `attention_grid.py`, over records."""
 
 from __future__ import annotations
 
@@ -9,18 +9,20 @@ from cbsim.cost.elementwise import cell_of, larger
 from cbsim.cost.interpolation import at_line, at_plane, at_space, nearest, on_line, share_of
 
 
-def decodes_height_s(axis: Any, values: Any, num_decodes: Any, place: Any) -> Any:
+def decodes_height_s(grid: Any, num_decodes: Any, place: Any) -> Any:
     """Seconds of a `DecodeTable` for a number of decodes at the knot `place` of their mean context."""
+    axis = grid.axes[1]
     near = nearest(axis, num_decodes)
     cell = cell_of(axis, near)
-    return on_line(values, place * len(axis.knots) + cell, 1, share_of(axis, cell, near))
+    return on_line(grid.values, place * len(axis.knots) + cell, 1, share_of(axis, cell, near))
 
 
-def decodes_by_grid_s(grid: Any, harmonic: Any, num_decodes: Any, context: Any, longest: Any) -> Any:
-    """Seconds for `num_decodes` >= 1 decodes alone whose contexts sum to `context`, the longest of them."""
+def decodes_by_grid_s(cost: Any, shape: Any) -> Any:
+    """Seconds for the decodes of a step alone, at least one."""
+    grid, lines, num_decodes = cost.decode_grid, cost.decode_lines, shape.num_decodes
     means, decodes = grid.axes
-    lines = grid.lines
-    mean = near_mean = context / num_decodes
+    longest = shape.max_decode_context
+    mean = near_mean = shape.decode_context / num_decodes
     if mean < means.low:
         near_mean = means.low
     elif mean > means.high:
@@ -30,15 +32,14 @@ def decodes_by_grid_s(grid: Any, harmonic: Any, num_decodes: Any, context: Any, 
     if at + 1 < len(lines):
         low_s, high_s = lines[at], lines[at + 1]
     else:
-        low_s = decodes_height_s(decodes, grid.values, num_decodes, place)
-        high_s = decodes_height_s(decodes, grid.values, num_decodes, place + 1)
+        low_s = decodes_height_s(grid, num_decodes, place)
+        high_s = decodes_height_s(grid, num_decodes, place + 1)
     seconds = low_s + share_of(means, place, near_mean) * (high_s - low_s)
     if near_mean != mean or num_decodes < decodes.low or num_decodes > decodes.high:
         seconds += beyond_decodes_s(grid.slopes, means, decodes, num_decodes, mean)
-    if longest > mean and grid.skew.tail_s_per_token > 0.0:
-        seconds += skew_factor_s(grid.skew, harmonic_number(harmonic, num_decodes), num_decodes) * (
-            longest - mean
-        )
+    if longest > mean and cost.decode_skew.tail_s_per_token > 0.0:
+        harmonic = harmonic_number(cost.harmonic, num_decodes)
+        seconds += skew_factor_s(cost.decode_skew, harmonic, num_decodes) * (longest - mean)
     return seconds
 
 
@@ -91,18 +92,16 @@ def mixed_by_grid_s(cost: Any, shape: Any, chunks: Any, together_s: Any) -> Any:
         if shape.num_chunks > 1:
             others_s = together_s - (chunk_by_grid_s(alone, tokens, before) - alone.values[0])
             if others_s > 0.0:
-                crowding = at_line(
-                    grid.crowding, grid.crowding_axes, nearest(grid.crowding_axes[0], num_decodes)
-                )
-                among_s += crowding * others_s
+                near = nearest(cost.crowding.axes[0], num_decodes)
+                among_s += at_line(cost.crowding.values, cost.crowding.axes, near) * others_s
         seconds = larger(seconds, among_s)
     longest = shape.max_decode_context
     if longest > mean:
-        factor_s = skew_factor_s(grid.skew, harmonic_number(cost.harmonic, num_decodes), num_decodes)
-        seconds += factor_s * (longest - mean)
-    near = nearest(grid.axes[2], longest)
-    chain_s = at_line(grid.chain, (grid.axes[2],), near)
-    return larger(seconds, chain_s + grid.skew.chain_s_per_token * (longest - near))
+        harmonic = harmonic_number(cost.harmonic, num_decodes)
+        seconds += skew_factor_s(cost.mixed_skew, harmonic, num_decodes) * (longest - mean)
+    near_longest = nearest(grid.axes[2], longest)
+    chain_s = at_line(cost.mixed_chain, (grid.axes[2],), near_longest)
+    return larger(seconds, chain_s + cost.mixed_skew.chain_s_per_token * (longest - near_longest))
 
 
 def one_mixed_s(grid: Any, num_tokens: Any, before: Any, num_decodes: Any, mean: Any) -> Any:

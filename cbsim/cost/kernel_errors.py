@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from functools import cached_property
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 
 from cbsim.base.errors import CalibrationError
 from cbsim.config.section import Section
-from cbsim.cost.error_streams import first_normals
+from cbsim.cost.step_columns import Floats
 
 Kind = Literal["dense", "logits", "prefill", "decode", "mixed"]
 KINDS: tuple[Kind, ...] = ("dense", "logits", "prefill", "decode", "mixed")
@@ -62,6 +63,7 @@ class ErrorRecord(Section):
         return median / _Z_50**power, power
 
 
+@dataclass(frozen=True)
 class KernelErrors:
     """Factors on the times of kernels, the same for a seed, a kind and a cell of sizes, whenever asked.
 
@@ -84,11 +86,11 @@ class KernelErrors:
     beyond the calibrated range, and the host's time.
     """
 
-    def __init__(self, records: Mapping[Kind, ErrorRecord], steps: ErrorRecord | None, seed: int) -> None:
-        """`records` has all kinds; `steps` is the record of whole steps, if any were timed."""
-        self._records = records
-        self._steps = steps
-        self._seed = seed
+    records: Mapping[Kind, ErrorRecord]
+    """Of all kinds."""
+    steps: ErrorRecord | None
+    """Of whole steps, if any were timed."""
+    seed: int
 
     @classmethod
     def read(cls, accuracy: Mapping[str, Any], path: Path, seed: int) -> KernelErrors:
@@ -111,28 +113,37 @@ class KernelErrors:
 
     def excess(self, kind: Kind, *cell: int) -> float:
         """What a kernel's time is to be multiplied by, less 1; `cell` is the bit lengths of its sizes."""
-        return self._excess_of(kind, self._normal(KINDS.index(kind), *cell))
+        return self._excess_of(kind, _normal(self.seed, KINDS.index(kind), *cell))
 
-    def excesses(self, kind: Kind, *cells: NDArray[np.int64]) -> NDArray[np.float64]:
-        """The same for many cells, given as columns."""
-        normals = first_normals(self._seed, [ERROR_STREAM, KINDS.index(kind), *cells])
-        return np.array([self._excess_of(kind, normal) for normal in normals])
+    def excesses(self, kind: Kind, first: int, most_bits: tuple[int, ...]) -> Floats:
+        """The same for all cells whose bit lengths are from `first` to `most_bits`, an axis a size."""
+        normals = _normals(self.seed, KINDS.index(kind), first, most_bits)
+        found = [self._excess_of(kind, normal) for normal in normals]
+        return np.reshape(found, [most + 1 - first for most in most_bits])
 
     def _excess_of(self, kind: Kind, normal: float) -> float:
-        return math.expm1(-(self._systematic[kind] + self._records[kind].residual(normal)))
+        return math.expm1(-(self._systematic[kind] + self.records[kind].residual(normal)))
 
     @cached_property
     def _systematic(self) -> dict[Kind, float]:
-        if self._steps is not None:
-            shared = self._steps.systematic(self._normal(len(KINDS)))
-            return dict.fromkeys(KINDS, shared)
+        if self.steps is not None:
+            return dict.fromkeys(KINDS, self.steps.systematic(_normal(self.seed, len(KINDS))))
         return {
-            kind: self._records[kind].systematic(self._normal(number)) for number, kind in enumerate(KINDS)
+            kind: self.records[kind].systematic(_normal(self.seed, number))
+            for number, kind in enumerate(KINDS)
         }
 
-    def _normal(self, *key: int) -> float:
-        sequence = np.random.SeedSequence(self._seed, spawn_key=(ERROR_STREAM, *key))
-        return float(np.random.default_rng(sequence).standard_normal())
+
+def _normal(seed: int, *key: int) -> float:
+    sequence = np.random.SeedSequence(seed, spawn_key=(ERROR_STREAM, *key))
+    return float(np.random.default_rng(sequence).standard_normal())
+
+
+@lru_cache(maxsize=32)
+def _normals(seed: int, kind: int, first: int, most_bits: tuple[int, ...]) -> list[float]:
+    """Of all such cells, the last size fastest; drawn once for all the runs of a seed in a process."""
+    cells = product(*(range(first, most + 1) for most in most_bits))
+    return [_normal(seed, kind, *cell) for cell in cells]
 
 
 def _records(table: Any, path: Path, name: str) -> dict[str, ErrorRecord]:

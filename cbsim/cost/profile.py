@@ -14,15 +14,13 @@ from pydantic import Field, field_validator
 
 from cbsim.base.errors import ConfigError
 from cbsim.config.section import ComponentConfig
-from cbsim.cost.cost_model import CostModel, StepShape
+from cbsim.cost.cost_model import CostModel
 from cbsim.cost.costfile import find_cost_file, read_cost_file
-from cbsim.cost.costrules import MAX_DECODES, MAX_TOKENS, CostRules
+from cbsim.cost.costrules import MAX_DECODES, MAX_TOKENS, CostRules, price
 from cbsim.cost.form import StepForm
-from cbsim.cost.host import Host, HostTime, added_s, hidden_s
 from cbsim.cost.kernel_errors import KernelErrors
-from cbsim.cost.pricing import price
-from cbsim.cost.profile_record import host_record, profile_record, with_errors
-from cbsim.cost.profile_step import profile_step_s
+from cbsim.cost.profile_record import profile_record, with_errors
+from cbsim.cost.profile_step import Host, HostTime, added_s, hidden_s, profile_step_s
 from cbsim.cost.step_columns import Floats, Ints, StepColumns
 from cbsim.specs import GpuSpec, ModelSpec
 
@@ -81,7 +79,6 @@ class ProfileCost(CostModel):
         self, config: ProfileConfig, model: ModelSpec, gpu: GpuSpec, tensor_parallel: int = 1
     ) -> None:
         super().__init__(config, model, gpu, tensor_parallel)
-        self._name = config.profile
         self._path = find_cost_file(config.profile)
         self._file = read_cost_file(self._path)
         differs = self._file.mismatch(model, tensor_parallel)
@@ -91,11 +88,11 @@ class ProfileCost(CostModel):
             raise ConfigError(
                 f"cost_model.profile: '{config.profile}' was measured with {', '.join(differs)}"
             )
-        self._graph_sizes = config.cuda_graph_batch_sizes
-        last = self._graph_sizes[-1] if self._graph_sizes else 0
+        sizes = config.cuda_graph_batch_sizes
+        up_to_last = range(sizes[-1] + 1) if sizes else ()
+        self._padded_tokens = [sizes[bisect_left(sizes, count)] for count in up_to_last]
         self._form = _chosen(self._file.form, config)
         self._host = HostTime.of(config.host, config.host_step_s, config.host_request_s, config.host_gap_s)
-        self._padded_tokens = [self._padded(count) for count in range(last + 1)]
         self._errors: KernelErrors | None = None
         self._max_context = max(model.max_model_len, LEAST_MAX_CONTEXT)
 
@@ -109,7 +106,7 @@ class ProfileCost(CostModel):
         if not self.config.uncertainty:
             return self
         drawn = copy(self)
-        for made in ("default_rules", "inherited_rules", "_by_rules"):
+        for made in ("inherited_rules", "_by_rules"):
             vars(drawn).pop(made, None)
         drawn._errors = KernelErrors.read(self._file.accuracy, self._path, seed)
         return drawn
@@ -125,45 +122,30 @@ class ProfileCost(CostModel):
         """Seconds by which steps would be shorter without the host: a gap, or all beyond the GPU's time."""
         added: Floats = added_s(self._host, num_requests)
         is_bound = np.flatnonzero(step_s <= hidden_s(self._host, num_requests) + added)
-        if len(is_bound):
-            added[is_bound] = step_s[is_bound] - self._gpu_s(columns_of(is_bound))
+        rules = self.inherited_rules
+        if len(is_bound) and rules is not None:
+            without_host = CostRules(rules.step_s, rules.record._replace(host=HostTime()))
+            added[is_bound] = step_s[is_bound] - price(without_host, columns_of(is_bound))
         return added
-
-    def outside(self, shape: StepShape) -> bool:
-        """Whether a step lies beyond the sizes that were measured."""
-        return self._file.box.outside(shape)
 
     def notes(self, steps: Mapping[str, NDArray[Any]] | None = None) -> list[str]:
         """What the profile takes for granted, and how many steps of a run lay beyond what was measured."""
-        sentences = [f"profile {self._name}: {assumption}" for assumption in self._file.assumptions]
+        sentences, box = list(self._file.assumptions), self._file.box
         if self.config.uncertainty:
             sentences.append(
-                f"profile {self._name}: step times carry errors drawn from the seed, as large as those of "
-                "its held-out kernels"
+                "step times carry errors drawn from the seed, as large as those of its held-out kernels"
             )
-        num_outside = 0 if steps is None else self._file.box.num_outside(steps)
-        if steps is not None and num_outside:
-            box = self._file.box
+        if steps is not None and (num_outside := box.num_outside(steps)):
             sentences.append(
-                f"profile {self._name}: {num_outside:,} of {len(steps['num_logits']):,} steps lay outside "
-                f"the calibrated range (up to {box.max_tokens:,} tokens, {box.max_decodes:,} decodes, "
+                f"{num_outside:,} of {len(steps['num_logits']):,} steps lay outside the calibrated range "
+                f"(up to {box.max_tokens:,} tokens, {box.max_decodes:,} decodes, "
                 f"{box.max_context_tokens:,} tokens of context), with times extrapolated"
             )
-        return sentences
+        return [f"profile {self.config.profile}: {sentence}" for sentence in sentences]
 
     def inputs(self) -> list[Path]:
         """The profile's file."""
         return [self._path]
-
-    def _gpu_s(self, columns: StepColumns) -> Floats:
-        rules = self.inherited_rules
-        assert rules is not None
-        bare = rules.record._replace(host=host_record(HostTime()))
-        return price(CostRules(rules.step_s, bare), columns)
-
-    def _padded(self, num_decodes: int) -> int:
-        index = bisect_left(self._graph_sizes, num_decodes)
-        return self._graph_sizes[index] if index < len(self._graph_sizes) else num_decodes
 
 
 def _chosen(form: StepForm, config: ProfileConfig) -> StepForm:

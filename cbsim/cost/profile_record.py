@@ -2,71 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from cbsim.base.records import plain
 from cbsim.config.section import Section
-from cbsim.cost.attention import (
-    NO_SPILL,
-    DecodeAttention,
-    FusedAttention,
-    PrefillAttention,
-    Spill,
-)
+from cbsim.cost.attention import NO_SPILL, DecodeAttention, FusedAttention, PrefillAttention, Spill
 from cbsim.cost.attention_grid import (
+    AttentionGrid,
     ChunkTable,
     DecodeTable,
     MixedTable,
-    SkewFigures,
+    Skew,
     Slopes,
+    Table,
     harmonic_numbers,
 )
-from cbsim.cost.costrules import MAX_DECODES, MAX_TOKENS, as_record
+from cbsim.cost.costrules import CostRules, as_record, price
 from cbsim.cost.elementwise import over_columns
-from cbsim.cost.form import DenseLine, LogitsForm, StepForm
-from cbsim.cost.grid_step import decodes_height_s
-from cbsim.cost.host import HostTime
+from cbsim.cost.form import DenseLine, LogitsForm, StepForm, Tiles
+from cbsim.cost.grid_step import beyond_launch_s, decodes_height_s
 from cbsim.cost.interpolation import Axis, axis_of
 from cbsim.cost.kernel_errors import KernelErrors, Kind
-from cbsim.cost.profile_step import MOST_BITS
-from cbsim.cost.step_columns import Floats
-from cbsim.cost.tiles import Tiles
+from cbsim.cost.profile_step import (
+    MOST_BITS,
+    HostTime,
+    chunks_attention_s,
+    decodes_attention_s,
+    profile_step_s,
+)
+from cbsim.cost.step_columns import Floats, StepColumns
 
 
-class DecodeGrid(NamedTuple):
-    """A `DecodeTable`; without knots where there is none."""
-
-    axes: tuple[Axis, ...]
-    """Mean context, number of decodes."""
-    values: Any
-    lines: Any
-    """Seconds at each knot of the mean context, by number of decodes from 0 on."""
-    slopes: Any
-    skew: Any
-
-
-class ChunkGrid(NamedTuple):
-    """A `ChunkTable`; without knots where there is none."""
+class GridRecord(NamedTuple):
+    """A table of attention, and the slopes beyond it."""
 
     axes: tuple[Axis, ...]
-    """Tokens, context."""
     values: Any
     slopes: Any
-
-
-class MixedGrid(NamedTuple):
-    """A `MixedTable`; without knots where there is none."""
-
-    axes: tuple[Axis, ...]
-    """Tokens and context of the chunk, mean context and number of decodes."""
-    values: Any
-    chain: Any
-    """Seconds of one decode beside the smallest chunk, at the knots of its context."""
-    slopes: Any
-    skew: Any
-    crowding_axes: tuple[Axis, ...]
-    crowding: Any
 
 
 class ErrorTables(NamedTuple):
@@ -94,7 +69,7 @@ class ProfileRecord(NamedTuple):
 
     figures: Any
     """The number of layers, and which parts there are."""
-    host: Any
+    host: HostTime
     dense: Any
     """Seconds of all layers outside attention, by tokens."""
     logits: Any
@@ -113,45 +88,65 @@ class ProfileRecord(NamedTuple):
     """Seconds more of chunks of the lengths of `lengths`."""
     by_length: Any
     """The same by each length."""
-    decode_grid: DecodeGrid
-    chunk_grid: ChunkGrid
-    mixed_grid: MixedGrid
+    decode_grid: GridRecord
+    decode_lines: Any
+    """Seconds of `decode_grid` at each knot of the mean context, by number of decodes from 0 on."""
+    decode_skew: Any
+    chunk_grid: GridRecord
+    mixed_grid: GridRecord
+    mixed_skew: Any
+    mixed_chain: Any
+    """Seconds of one decode beside the smallest chunk, at the knots of its context."""
+    crowding: GridRecord
     harmonic: Any
     """Of `harmonic_numbers`, by decodes."""
     errors: ErrorTables
 
 
+def _flat(num_axes: int) -> Table:
+    return Table(axes=((0, 1),) * num_axes, seconds=(0.0,) * 2**num_axes)
+
+
+_NO_SKEW = Skew(chain_s_per_token=0.0, tokens_per_s=1.0, split_up_to=0)
+_NO_CHUNKS = ChunkTable(table=_flat(2), slopes=Slopes())
+_NO_MIXED = MixedTable(table=_flat(4), slopes=Slopes(), skew=_NO_SKEW, crowding=_flat(1))
+_NO_GRID = AttentionGrid(decode=DecodeTable(table=_flat(2), slopes=Slopes(), skew=_NO_SKEW))
+"""In place of tables that a form lacks, which nobody then reads."""
+
+
 def profile_record(
     form: StepForm,
-    padded_tokens: list[int],
+    padded_tokens: Sequence[int] = (),
     host: HostTime | None = None,
-    max_tokens: int = MAX_TOKENS,
-    max_decodes: int = MAX_DECODES,
+    max_tokens: int = 0,
+    max_decodes: int = 0,
 ) -> ProfileRecord:
-    """The record of a form; a step of n decodes alone runs dense layers at `padded_tokens[n]` tokens."""
-    grid = form.grid
-    prefill_table = None if grid is None else grid.prefill
-    mixed_table = None if grid is None else grid.mixed
+    """The record of a form; a step of n decodes alone runs dense layers at `padded_tokens[n]` tokens.
+
+    Up to `max_tokens` and `max_decodes` it lists what counts alone decide.
+    """
+    grid = form.grid or _NO_GRID
+    chunks, mixed = grid.prefill or _NO_CHUNKS, grid.mixed or _NO_MIXED
+    decode_grid = grid_record(grid.decode.table, grid.decode.slopes)
+    counts, places = np.ogrid[: max_decodes + 1, : len(decode_grid.axes[0].knots)]
     tokens = np.arange(max_tokens + 1, dtype=np.int64)
-    dense = form.num_layers * form.dense.at(tokens)
-    logits = form.logits.at(tokens)
     lengths = form.prefill.lengths
     axis, more = (axis_of(()), np.zeros(0)) if lengths is None else lengths.line
+    figures = {
+        "num_layers": float(form.num_layers),
+        "has_lengths": lengths is not None,
+        "has_fused": form.fused is not None,
+        "has_decode_grid": form.grid is not None,
+        "has_chunk_grid": grid.prefill is not None,
+        "has_mixed_grid": grid.mixed is not None,
+        "has_errors": False,
+    }
+    no_bits = as_record({"tokens": 0, "context": 0, "decodes": 0})
     return ProfileRecord(
-        figures=as_record(
-            {
-                "num_layers": float(form.num_layers),
-                "has_lengths": lengths is not None,
-                "has_fused": form.fused is not None,
-                "has_decode_grid": grid is not None,
-                "has_chunk_grid": prefill_table is not None,
-                "has_mixed_grid": mixed_table is not None,
-                "has_errors": False,
-            }
-        ),
-        host=host_record(host or HostTime()),
-        dense=dense,
-        logits=logits,
+        figures=as_record(figures),
+        host=host or HostTime(),
+        dense=form.num_layers * form.dense.at(tokens),
+        logits=form.logits.at(tokens),
         padded=np.array(padded_tokens, dtype=np.int64),
         dense_line=form.dense.line._replace(tiles=_numbers(Tiles, form.dense.tiles)),
         logits_form=_numbers(LogitsForm, form.logits),
@@ -163,27 +158,23 @@ def profile_record(
         lengths=axis,
         lengths_more=more,
         by_length=np.zeros(0) if lengths is None else lengths.at(tokens),
-        decode_grid=_decode_grid(None if grid is None else grid.decode, max_decodes + 1),
-        chunk_grid=chunk_grid(prefill_table),
-        mixed_grid=_mixed_grid(mixed_table),
+        decode_grid=decode_grid,
+        decode_lines=over_columns(decodes_height_s)(decode_grid, counts, places).ravel(),
+        decode_skew=grid.decode.skew.record,
+        chunk_grid=grid_record(chunks.table, chunks.slopes),
+        mixed_grid=grid_record(mixed.table, mixed.slopes),
+        mixed_skew=mixed.skew.record,
+        mixed_chain=mixed.table.values[0, 0, :, 0].copy(),
+        crowding=grid_record(mixed.crowding),
         harmonic=harmonic_numbers(max_decodes),
-        errors=ErrorTables(
-            *(np.zeros(0),) * 5,
-            most_bits=as_record({"tokens": 0, "context": 0, "decodes": 0}),
-        ),
+        errors=ErrorTables(*(np.zeros(0),) * 5, most_bits=no_bits),
     )
-
-
-def host_record(host: HostTime) -> np.void:
-    """What the host adds, as rules take it."""
-    return as_record({name: float(value) for name, value in host._asdict().items()})
 
 
 def with_errors(record: ProfileRecord, errors: KernelErrors, max_context: int) -> ProfileRecord:
     """The record with factors on kernels' times; contexts beyond `max_context` err like it in mixed steps."""
     figures = {name: record.figures[name].item() for name in record.figures.dtype.names}
-    tokens = (len(record.dense) - 1).bit_length()
-    decodes = (len(record.harmonic) - 1).bit_length()
+    tokens, decodes = (len(record.dense) - 1).bit_length(), (len(record.harmonic) - 1).bit_length()
     context = max_context.bit_length()
     return record._replace(
         figures=as_record(figures | {"has_errors": True}),
@@ -200,59 +191,47 @@ def with_errors(record: ProfileRecord, errors: KernelErrors, max_context: int) -
 
 def _excesses(errors: KernelErrors, kind: Kind, *most_bits: int) -> Floats:
     """Of all cells up to the largest, the last size fastest; 0 for mixed steps that lack one of the sizes."""
-    cells = np.indices([most + 1 for most in most_bits]).reshape(len(most_bits), -1)
-    occurs = np.logical_or(kind != "mixed", np.all(cells > 0, axis=0))
-    found = np.zeros(cells.shape[1])
-    found[occurs] = errors.excesses(kind, *cells[:, occurs])
-    return found
+    first = int(kind == "mixed")
+    found = np.zeros([most + 1 for most in most_bits])
+    found[(slice(first, None),) * len(most_bits)] = errors.excesses(kind, first, most_bits)
+    return found.ravel()
 
 
-def _decode_grid(part: DecodeTable | None, num_counts: int) -> DecodeGrid:
-    if part is None:
-        skew = as_record(SkewFigures()._asdict())
-        return DecodeGrid(_no_axes(2), np.zeros(0), np.zeros(0), _numbers(Slopes, None), skew)
-    means, decodes = part.table.known_axes
-    values = part.table.values.ravel()
-    counts, places = np.ogrid[:num_counts, : len(means.knots)]
-    lines = over_columns(decodes_height_s)(decodes, values, counts, places).ravel()
-    skew = as_record(part.skew.figures._asdict())
-    return DecodeGrid(part.table.known_axes, values, lines, _numbers(Slopes, part.slopes), skew)
-
-
-def chunk_grid(part: ChunkTable | None) -> ChunkGrid:
-    """A table of chunks alone as rules take it."""
-    if part is None:
-        return ChunkGrid(_no_axes(2), np.zeros(0), _numbers(Slopes, None))
-    return ChunkGrid(part.table.known_axes, part.table.values.ravel(), _numbers(Slopes, part.slopes))
-
-
-def _mixed_grid(part: MixedTable | None) -> MixedGrid:
-    if part is None:
-        skew = as_record(SkewFigures()._asdict())
-        slopes = _numbers(Slopes, None)
-        return MixedGrid(_no_axes(4), np.zeros(0), np.zeros(0), slopes, skew, _no_axes(1), np.zeros(0))
-    return MixedGrid(
-        axes=part.table.known_axes,
-        values=part.table.values.ravel(),
-        chain=part.table.values[0, 0, :, 0].copy(),
-        slopes=_numbers(Slopes, part.slopes),
-        skew=as_record(part.skew.figures._asdict()),
-        crowding_axes=part.crowding.known_axes,
-        crowding=part.crowding.values.ravel(),
-    )
-
-
-def _no_axes(number: int) -> tuple[Axis, ...]:
-    return (axis_of(()),) * number
+def grid_record(table: Table, slopes: Slopes | None = None) -> GridRecord:
+    """A table as rules take it."""
+    return GridRecord(table.known_axes, table.values.ravel(), _numbers(Slopes, slopes))
 
 
 def _numbers(kind: type[Section], section: Section | None) -> np.void:
     """The numbers of a section as a record; zeros where there is none."""
-    names = {name: field.annotation for name, field in kind.model_fields.items()}
-    return as_record(
-        {
-            name: number(0 if section is None else getattr(section, name))
-            for name, number in names.items()
-            if number in (int, float)
-        }
+    types = {name: field.annotation for name, field in kind.model_fields.items()}
+    values = {name: 0 if section is None else getattr(section, name) for name in types}
+    return as_record({name: type_(values[name]) for name, type_ in types.items() if type_ in (int, float)})
+
+
+def form_seconds(form: StepForm, columns: StepColumns) -> Floats:
+    """Seconds of each step."""
+    return price(CostRules(profile_step_s, profile_record(form)), columns)
+
+
+def form_attention_s(form: StepForm, columns: StepColumns) -> tuple[Floats, Floats]:
+    """Seconds of one layer's attention: the decodes', and the chunks' (or all of a mixed step)."""
+    cost = plain(profile_record(form))
+    pairs = []
+    for shape, chunks in columns.plain_steps():
+        decode_s = decodes_attention_s(cost, shape)
+        has_chunks = shape.num_chunks > 0
+        pairs.append(chunks_attention_s(cost, shape, chunks, decode_s) if has_chunks else (decode_s, 0.0))
+    decode, prefill = np.array(pairs, dtype=np.float64).reshape(-1, 2).T
+    return decode, prefill
+
+
+def chunks_together_s(table: ChunkTable, columns: StepColumns) -> Floats:
+    """Seconds of all chunks of each step by the table of single ones; 0 without chunks."""
+    grid = plain(grid_record(table.table, table.slopes))
+    return np.array(
+        [
+            grid.values[0] + beyond_launch_s(grid, chunks, shape.num_chunks) if shape.num_chunks else 0.0
+            for shape, chunks in columns.plain_steps()
+        ]
     )

@@ -2,17 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from cbsim.cost.attention import chunk_attention_s, decode_attention_s, fused_attention_s, length_s
 from cbsim.cost.elementwise import bit_length, larger, smaller
 from cbsim.cost.form import dense_s, logits_s
 from cbsim.cost.grid_step import beyond_launch_s, decodes_by_grid_s, mixed_by_grid_s
-from cbsim.cost.host import with_host_s
 from cbsim.cost.step_columns import chunk_pairs
 
 MOST_BITS = 24
 """The largest bit length in tables of one or two sizes."""
+Host = Literal["async", "sync", "none"]
+
+
+class HostTime(NamedTuple):
+    """A step takes `max(gpu, hidden) + added`, each linear in the requests of the step, in seconds.
+
+    Rounding is monotone, so `max(gpu + added, hidden + added)` is the same number to the last bit.
+    """
+
+    hidden_step_s: float = 0.0
+    hidden_request_s: float = 0.0
+    added_step_s: float = 0.0
+    added_request_s: float = 0.0
+
+    @classmethod
+    def of(cls, host: Host, step_s: float, request_s: float, gap_s: float) -> HostTime:
+        """Of a host that works beside the GPU (and then leaves a gap), before it, or not at all."""
+        if host == "async":
+            return cls(step_s, request_s, gap_s, 0.0)
+        return cls(added_step_s=step_s, added_request_s=request_s) if host == "sync" else cls()
 
 
 def profile_step_s(cost: Any, shape: Any, chunks: Any) -> Any:
@@ -48,9 +67,7 @@ def decodes_attention_s(cost: Any, shape: Any) -> Any:
     if num_decodes == 0:
         return 0.0
     if cost.figures.has_decode_grid:
-        return decodes_by_grid_s(
-            cost.decode_grid, cost.harmonic, num_decodes, shape.decode_context, shape.max_decode_context
-        )
+        return decodes_by_grid_s(cost, shape)
     return decode_attention_s(cost.decode, num_decodes, shape.decode_context)
 
 
@@ -138,3 +155,19 @@ def attention_excess(errors: Any, shape: Any, chunks: Any) -> Any:
 def up_to(most_bits: Any, size: Any) -> Any:
     """The bit length of a size, at most `most_bits`."""
     return smaller(bit_length(size), most_bits)
+
+
+def hidden_s(host: Any, num_requests: Any) -> Any:
+    """Host seconds that the GPU's own hide; `host` is a `HostTime`."""
+    return host.hidden_step_s + host.hidden_request_s * num_requests
+
+
+def added_s(host: Any, num_requests: Any) -> Any:
+    """Host seconds on top."""
+    return host.added_step_s + host.added_request_s * num_requests
+
+
+def with_host_s(host: Any, gpu_s: Any, num_requests: Any) -> Any:
+    """Seconds of a step of `num_requests` requests that takes the GPU `gpu_s`."""
+    least_s = hidden_s(host, num_requests)
+    return (gpu_s if gpu_s > least_s else least_s) + added_s(host, num_requests)

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from pydantic import Field
 
 from cbsim.config.section import ComponentConfig
 from cbsim.cost.cost_model import CostModel
-from cbsim.cost.costrules import MAX_DECODES, MAX_TOKENS, CostRules
+from cbsim.cost.costrules import MAX_DECODES, MAX_TOKENS, CostRules, Figures, as_record
 from cbsim.cost.elementwise import larger
-from cbsim.specs import GpuSpec, ModelSpec
-
-if TYPE_CHECKING:
-    from cbsim.cost.step_columns import Floats, Ints, StepColumns
+from cbsim.cost.step_columns import Floats, Ints, StepColumns
+from cbsim.specs import ModelSpec
 
 
 class RooflineConfig(ComponentConfig):
@@ -37,38 +35,12 @@ class RooflineConfig(ComponentConfig):
     """Seconds of an all-reduce of nothing, paid twice a layer when a replica has more than one GPU."""
 
 
-class RooflineFigures(NamedTuple):
-    """What `roofline_step_s` takes: seconds, of all layers on one GPU."""
-
-    weights_s: float
-    """Reading the layers' weights."""
-    token_memory_s: float
-    """Activations moved for a token, attention apart."""
-    token_compute_s: float
-    """Matrix products for a token, attention apart."""
-    key_memory_s: float
-    """Reading a key and a value."""
-    query_memory_s: float
-    """Moving a query and its output."""
-    pair_compute_s: float
-    """Attention of a query to a key."""
-    head_weights_s: float
-    """Reading the LM head's weights."""
-    head_row_memory_s: float
-    """Moved by the LM head for a row of logits."""
-    head_row_compute_s: float
-    link_token_s: float
-    """All-reduces, for a token."""
-    fixed_s: float
-    """A step's host time and the latency of its all-reduces."""
-    request_s: float
-    """Host time for a request."""
-
-
 def roofline_step_s(cost: Any, shape: Any, chunks: Any) -> Any:
     """Seconds of a step: each group of kernels takes the longer of its memory and its compute time."""
+    figures = cost.figures
     num_tokens = shape.num_prefill_tokens + shape.num_decodes
-    total_s = larger(cost.weights_s + cost.token_memory_s * num_tokens, cost.token_compute_s * num_tokens)
+    memory_s = figures.weights_s + figures.token_memory_s * num_tokens
+    total_s = larger(memory_s, figures.token_compute_s * num_tokens)
     if shape.num_chunks > 0:
         num_keys = num_pairs = 0
         for place in range(shape.num_chunks):
@@ -76,17 +48,17 @@ def roofline_step_s(cost: Any, shape: Any, chunks: Any) -> Any:
             tokens, before = chunk.num_tokens, chunk.num_computed_tokens
             num_keys += before + tokens
             num_pairs += tokens * before + tokens * (tokens + 1) // 2
-        memory_s = cost.key_memory_s * num_keys + cost.query_memory_s * shape.num_prefill_tokens
-        total_s += larger(memory_s, cost.pair_compute_s * num_pairs)
+        memory_s = figures.key_memory_s * num_keys + figures.query_memory_s * shape.num_prefill_tokens
+        total_s += larger(memory_s, figures.pair_compute_s * num_pairs)
     if shape.num_decodes > 0:
-        memory_s = cost.key_memory_s * shape.decode_context + cost.query_memory_s * shape.num_decodes
-        total_s += larger(memory_s, cost.pair_compute_s * shape.decode_context)
+        memory_s = figures.key_memory_s * shape.decode_context + figures.query_memory_s * shape.num_decodes
+        total_s += larger(memory_s, figures.pair_compute_s * shape.decode_context)
     num_rows = shape.num_finishing_chunks + shape.num_decodes
     if num_rows > 0:
-        memory_s = cost.head_weights_s + cost.head_row_memory_s * num_rows
-        total_s += larger(memory_s, cost.head_row_compute_s * num_rows)
+        memory_s = figures.head_weights_s + figures.head_row_memory_s * num_rows
+        total_s += larger(memory_s, figures.head_row_compute_s * num_rows)
     num_requests = shape.num_chunks + shape.num_decodes
-    return total_s + cost.link_token_s * num_tokens + (cost.fixed_s + cost.request_s * num_requests)
+    return total_s + figures.link_token_s * num_tokens + (figures.fixed_s + figures.request_s * num_requests)
 
 
 class RooflineCost(CostModel):
@@ -100,42 +72,38 @@ class RooflineCost(CostModel):
     Config = RooflineConfig
     config: RooflineConfig
 
-    def __init__(
-        self, config: RooflineConfig, model: ModelSpec, gpu: GpuSpec, tensor_parallel: int = 1
-    ) -> None:
-        super().__init__(config, model, gpu, tensor_parallel)
+    def rules(self, max_tokens: int = MAX_TOKENS, max_decodes: int = MAX_DECODES) -> CostRules:
+        """The formula and its figures."""
+        config, model, gpu, gpus = self.config, self.model, self.gpu, self.tensor_parallel
         bytes_per_s = gpu.memory_bytes_per_s * config.memory_efficiency
         flop_per_s = gpu.peak_flop_per_s(model.dtype) * config.compute_efficiency
         element_s = model.element_bytes / bytes_per_s
-        gpus = tensor_parallel
         kv_shards = min(gpus, model.num_kv_heads)
         query_and_output = 2 * model.num_layers * model.num_heads * model.head_size
         num_all_reduces = 2 * model.num_layers + 1 if gpus > 1 else 0
         moved_bytes = num_all_reduces * model.hidden_size * model.element_bytes * 2 * (gpus - 1) / gpus
-        self._figures = RooflineFigures(
-            weights_s=model.num_layers * model.layer_weights * element_s / gpus,
-            token_memory_s=model.num_layers * _activations(model, gpus) * element_s,
-            token_compute_s=model.dense_flop_per_token / flop_per_s / gpus,
-            key_memory_s=model.kv_bytes_per_token / bytes_per_s / kv_shards,
-            query_memory_s=query_and_output * element_s / gpus,
-            pair_compute_s=model.attention_flop_per_pair / flop_per_s / gpus,
-            head_weights_s=model.hidden_size * model.vocab_size * element_s / gpus,
-            head_row_memory_s=(model.hidden_size + model.vocab_size / gpus) * element_s,
-            head_row_compute_s=model.logits_flop / flop_per_s / gpus,
-            link_token_s=moved_bytes / gpu.link_bytes_per_s,
-            fixed_s=num_all_reduces * config.all_reduce_latency_s + config.host_step_s,
-            request_s=config.host_request_s,
-        )
-
-    def rules(self, max_tokens: int = MAX_TOKENS, max_decodes: int = MAX_DECODES) -> CostRules:
-        """The formula and its figures."""
-        return CostRules(roofline_step_s, self._figures)
+        # Seconds of all layers on one GPU: reading their weights; for a token, attention apart; for a key,
+        # for a query and its output, for attention of one to the other; for the LM head's weights and a row
+        # of logits; all-reduces for a token; what a step has besides, and the host's for a request.
+        figures = {
+            "weights_s": model.num_layers * model.layer_weights * element_s / gpus,
+            "token_memory_s": model.num_layers * _activations(model, gpus) * element_s,
+            "token_compute_s": model.dense_flop_per_token / flop_per_s / gpus,
+            "key_memory_s": model.kv_bytes_per_token / bytes_per_s / kv_shards,
+            "query_memory_s": query_and_output * element_s / gpus,
+            "pair_compute_s": model.attention_flop_per_pair / flop_per_s / gpus,
+            "head_weights_s": model.hidden_size * model.vocab_size * element_s / gpus,
+            "head_row_memory_s": (model.hidden_size + model.vocab_size / gpus) * element_s,
+            "head_row_compute_s": model.logits_flop / flop_per_s / gpus,
+            "link_token_s": moved_bytes / gpu.link_bytes_per_s,
+            "fixed_s": num_all_reduces * config.all_reduce_latency_s + config.host_step_s,
+            "request_s": config.host_request_s,
+        }
+        return CostRules(roofline_step_s, Figures(as_record(figures)))
 
     def host_s(self, step_s: Floats, num_requests: Ints, columns_of: Callable[[Ints], StepColumns]) -> Floats:
-        """Seconds that the host adds to steps of so many requests."""
-        return np.asarray(
-            self.config.host_step_s + self.config.host_request_s * num_requests, dtype=np.float64
-        )
+        """Seconds that the host adds to steps of `num_requests` requests."""
+        return np.asarray(self.config.host_step_s + self.config.host_request_s * num_requests, np.float64)
 
 
 def _activations(model: ModelSpec, gpus: int) -> float:

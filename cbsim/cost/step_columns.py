@@ -1,74 +1,124 @@
-"""StepColumns: many steps as columns of equal length, what vector forms of a cost are functions of."""
+"""What steps compute: one as a `StepShape`, many as `StepColumns`, and both as rules take them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cbsim.base.records import plain
-from cbsim.cost.costrules import CHUNK, SHAPE
-from cbsim.cost.step_shape import StepShape
+from cbsim.base.records import record_class
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+Chunks = tuple[tuple[int, int], ...]
+"""Prompt chunks `(tokens, context)`: tokens computed now, tokens whose KV is there already."""
+
+
+class StepShape(NamedTuple):
+    """What a step computes, as far as its time depends on it."""
+
+    chunks: Chunks
+    num_finishing_chunks: int
+    """Chunks that complete their prompt and so need a row of logits."""
+    num_decodes: int
+    decode_context: int
+    """Sum over the decodes of the tokens each attends to, the one computed now included."""
+    max_decode_context: int
+    """The longest of them; 0 without decodes."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that go through the dense layers."""
+        return sum(tokens for tokens, _ in self.chunks) + self.num_decodes
+
+    @property
+    def num_logits(self) -> int:
+        """Rows of logits computed, one for each token sampled."""
+        return self.num_finishing_chunks + self.num_decodes
+
+    @property
+    def num_requests(self) -> int:
+        """Requests (or, in padded batches, slots) in the step."""
+        return len(self.chunks) + self.num_decodes
+
+
+_COUNTS = ("num_finishing_chunks", "num_decodes", "decode_context", "max_decode_context")
+SHAPE = np.dtype([(name, np.int64) for name in ("num_chunks", "num_prefill_tokens", *_COUNTS)])
+"""What a step computes, chunks apart: the fields of `StepShape`, and the sum of its chunks' tokens."""
+CHUNK = np.dtype([("num_tokens", np.int64), ("num_computed_tokens", np.int64)])
+"""A prompt chunk: tokens computed now, tokens whose KV is there already."""
+
+_make_shape, _make_chunk = record_class(SHAPE), record_class(CHUNK)
+
+
+def split_shape(shape: StepShape) -> tuple[Any, list[Any]]:
+    """A `StepShape` as a rule takes it, interpreted: its counts, its chunks."""
+    chunks, *counts = shape
+    num_tokens = sum([tokens for tokens, _ in chunks])
+    return _make_shape(len(chunks), num_tokens, *counts), [_make_chunk(*chunk) for chunk in chunks]
 
 
 @dataclass(frozen=True)
 class StepColumns:
-    """Steps as columns of equal length, one row a step."""
+    """Many steps: the fields of `StepShape` as columns of equal length, one row a step."""
 
-    num_tokens: Ints
-    num_logits: Ints
-    num_chunks: Ints
-    prefill_tokens: Ints
-    longest_prefill: Ints
-    """Largest context of a chunk, its own tokens included; 0 without chunks."""
+    chunks: Sequence[Chunks]
+    num_finishing_chunks: Ints
     num_decodes: Ints
     decode_context: Ints
     max_decode_context: Ints
-    chunks: tuple[tuple[tuple[int, int], ...], ...]
-    _pairs: dict[int, Ints] = field(default_factory=dict, repr=False, compare=False)
+    _pairs: dict[int, Ints] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
     def from_shapes(cls, shapes: Sequence[StepShape]) -> StepColumns:
         """The columns of some steps."""
+        chunks, counts = [shape.chunks for shape in shapes], [shape[1:] for shape in shapes]
+        return cls(chunks, *np.array(counts, dtype=np.int64).reshape(-1, len(_COUNTS)).T)
 
-        def column(values: list[int]) -> Ints:
-            return np.array(values, dtype=np.int64)
+    @cached_property
+    def num_chunks(self) -> Ints:
+        """Prompt chunks."""
+        return np.array([len(chunks) for chunks in self.chunks], dtype=np.int64)
 
-        return cls(
-            num_tokens=column([shape.num_tokens for shape in shapes]),
-            num_logits=column([shape.num_logits for shape in shapes]),
-            num_chunks=column([len(shape.chunks) for shape in shapes]),
-            prefill_tokens=column([sum(tokens for tokens, _ in shape.chunks) for shape in shapes]),
-            longest_prefill=column([max(map(sum, shape.chunks), default=0) for shape in shapes]),
-            num_decodes=column([shape.num_decodes for shape in shapes]),
-            decode_context=column([shape.decode_context for shape in shapes]),
-            max_decode_context=column([shape.max_decode_context for shape in shapes]),
-            chunks=tuple(shape.chunks for shape in shapes),
-        )
+    @cached_property
+    def prefill_tokens(self) -> Ints:
+        """Tokens of the chunks."""
+        steps, tokens, _ = self.flat_chunks
+        return self._summed(steps, tokens)
+
+    @cached_property
+    def longest_prefill(self) -> Ints:
+        """Largest context of a chunk, its own tokens included; 0 without chunks."""
+        steps, tokens, context = self.flat_chunks
+        longest = np.zeros(len(self.chunks), dtype=np.int64)
+        np.maximum.at(longest, steps, tokens + context)
+        return longest
+
+    @property
+    def num_tokens(self) -> Ints:
+        """Tokens that go through the dense layers."""
+        return self.prefill_tokens + self.num_decodes
+
+    @property
+    def num_logits(self) -> Ints:
+        """Rows of logits computed."""
+        return self.num_finishing_chunks + self.num_decodes
 
     def take(self, places: Ints) -> StepColumns:
         """Some of the steps."""
-        counts = {
-            each.name: getattr(self, each.name)[places]
-            for each in fields(self)
-            if each.name not in ("chunks", "_pairs")
-        }
-        return StepColumns(**counts, chunks=tuple(self.chunks[place] for place in places.tolist()))
+        chunks = [self.chunks[place] for place in places.tolist()]
+        return StepColumns(chunks, *(getattr(self, name)[places] for name in _COUNTS))
 
     def records(self) -> tuple[NDArray[Any], NDArray[Any]]:
         """The steps as rules take them: records of `SHAPE`, and those of `CHUNK`, step after step."""
-        shapes = np.zeros(len(self.num_chunks), dtype=SHAPE)
+        shapes = np.zeros(len(self.chunks), dtype=SHAPE)
         shapes["num_chunks"], shapes["num_prefill_tokens"] = self.num_chunks, self.prefill_tokens
-        shapes["num_finishing_chunks"] = self.num_logits - self.num_decodes
-        shapes["num_decodes"], shapes["decode_context"] = self.num_decodes, self.decode_context
-        shapes["max_decode_context"] = self.max_decode_context
+        for name in _COUNTS:
+            shapes[name] = getattr(self, name)
         _, tokens, before = self.flat_chunks
         chunks = np.zeros(len(tokens), dtype=CHUNK)
         chunks["num_tokens"], chunks["num_computed_tokens"] = tokens, before
@@ -76,36 +126,35 @@ class StepColumns:
 
     def plain_steps(self) -> list[tuple[Any, list[Any]]]:
         """The steps one by one, as interpreted rules take them."""
-        shapes, chunks = map(plain, self.records())
-        ends = np.cumsum(self.num_chunks).tolist()
-        return [
-            (shape, chunks[end - shape.num_chunks : end]) for shape, end in zip(shapes, ends, strict=True)
-        ]
+        return [split_shape(shape) for shape in self.shapes()]
 
     def shapes(self) -> list[StepShape]:
         """The steps one by one."""
-        counts = (self.num_decodes, self.decode_context, self.max_decode_context)
-        finishing = (self.num_logits - self.num_decodes).tolist()
-        rows = zip(self.chunks, finishing, *(count.tolist() for count in counts), strict=True)
-        return [StepShape(*row) for row in rows]
+        counts = (getattr(self, name).tolist() for name in _COUNTS)
+        return [StepShape(*row) for row in zip(self.chunks, *counts, strict=True)]
 
     @cached_property
     def flat_chunks(self) -> tuple[Ints, Ints, Ints]:
         """All chunks, one row a chunk: its step, its tokens, its context."""
         flat = [chunk for chunks in self.chunks for chunk in chunks]
         tokens, context = np.array(flat, dtype=np.int64).reshape(-1, 2).T
-        return np.repeat(np.arange(len(self.num_chunks)), self.num_chunks), tokens, context
+        return np.repeat(np.arange(len(self.chunks)), self.num_chunks), tokens, context
 
     def pairs(self, tile: int) -> Ints:
         """(query, key) pairs of each step's chunks, computed tile by tile."""
         if tile not in self._pairs:
             steps, tokens, context = self.flat_chunks
-            self._pairs[tile] = np.zeros(len(self.num_chunks), dtype=np.int64)
-            np.add.at(self._pairs[tile], steps, chunk_pairs(tile, tokens, context))
+            self._pairs[tile] = self._summed(steps, chunk_pairs(tile, tokens, context))
         return self._pairs[tile]
 
+    def _summed(self, steps: Ints, figures: Ints) -> Ints:
+        """The sum over each step's chunks."""
+        sums = np.zeros(len(self.chunks), dtype=np.int64)
+        np.add.at(sums, steps, figures)
+        return sums
 
-def num_pairs(chunks: Sequence[tuple[int, int]], tile: int) -> int:
+
+def num_pairs(chunks: Chunks, tile: int) -> int:
     """(query, key) pairs computed for chunks `(tokens, context)` by tiles of `tile` (even) queries."""
     return sum(chunk_pairs(tile, tokens, context) for tokens, context in chunks)
 

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from cbsim.base.column_pieces import column_pieces, pieces
-from cbsim.results.limits import limit_notes
 from cbsim.results.quantiles import weighted_quantiles
 from cbsim.results.run_log import Column, RunLog, distinct_gaps
+from cbsim.results.run_notes import limit_notes
 from cbsim.specs import GpuSpec, ModelSpec
 from cbsim.workload.request import RequestState
 
@@ -25,6 +25,7 @@ Summary = dict[str, Any]
 LATENCIES = ("ttft_s", "tpot_s", "itl_s", "e2e_s", "queue_s")
 """The summary figures that are distributions over requests (or, for `itl_s`, over gaps), seconds."""
 QUANTILES = {"p50": 0.50, "p90": 0.90, "p95": 0.95, "p99": 0.99}
+_NOT_MEASURED: dict[str, float | None] = dict.fromkeys(("mean", *QUANTILES, "max"))
 _LIMITED_COLUMN = {name: name for name in LATENCIES} | {"itl_s": "max_itl_s"}
 """SLO -> the request's figure that must not exceed it: an ITL limit holds for every gap of a request."""
 
@@ -64,7 +65,7 @@ def summarize(
     finished = requests["state"] == RequestState.FINISHED
     num_requests, num_finished = len(finished), int(finished.sum())
     num_good = int(meets_slo(latencies, finished, slo or {}).sum())
-    makespan_s = _makespan_s(log)
+    makespan_s = max(0.0, float(log.end_s) - float(requests["arrival_s"][0])) if num_requests else 0.0
     replica_s = makespan_s * deployment.num_replicas
     answered = ~np.isnan(requests["first_token_at_s"])
     num_output_tokens = int(requests["num_generated_tokens"].sum())
@@ -94,7 +95,7 @@ def summarize(
         "simulation": {"cpu_s": None, "wall_s": None, **(simulation or {}), "metrics_cpu_s": None},
         "notes": [*notes, *limit_notes(slo or {}, summary)],
         "kv_waste": _kv_waste(log, totals),
-        "rejection_reasons": _counted(log.rejections.values()),
+        "rejection_reasons": dict(Counter(sorted(log.rejections.values())).most_common()),
     }
     summary["simulation"]["metrics_cpu_s"] = time.process_time() - began
     return summary
@@ -174,37 +175,25 @@ class StepTotals:
         """Added up many steps at a time: a column of all steps of a long run takes hundreds of megabytes."""
         totals = cls()
         for columns in column_pieces(steps, SUMMED):
-            totals._add(kv_block_size, *columns)
+            if len(columns[0]):
+                totals._add(kv_block_size, dict(zip(SUMMED, columns, strict=True)))
         return totals
 
-    def _add(
-        self,
-        kv_block_size: int,
-        duration_s: Column,
-        num_prefill_tokens: Column,
-        num_decode_tokens: Column,
-        num_logits: Column,
-        num_attention_pairs: Column,
-        num_context_tokens: Column,
-        kv_blocks_used: Column,
-        kv_blocks_total: Column,
-        num_kv_tokens: Column,
-    ) -> None:
-        if not len(duration_s):
-            return
+    def _add(self, kv_block_size: int, steps: Mapping[str, Column]) -> None:
+        duration_s, blocks_used = steps["duration_s"], steps["kv_blocks_used"]
         self.num_steps += len(duration_s)
         self.busy_s += float(duration_s.sum())
-        self.num_tokens += int(num_prefill_tokens.sum()) + int(num_decode_tokens.sum())
-        self.num_logits += int(num_logits.sum())
-        self.num_attention_pairs += int(num_attention_pairs.sum())
-        self.num_context_tokens += int(num_context_tokens.sum())
-        share = kv_blocks_used / kv_blocks_total
+        self.num_tokens += int(steps["num_prefill_tokens"].sum()) + int(steps["num_decode_tokens"].sum())
+        self.num_logits += int(steps["num_logits"].sum())
+        self.num_attention_pairs += int(steps["num_attention_pairs"].sum())
+        self.num_context_tokens += int(steps["num_context_tokens"].sum())
+        share = blocks_used / steps["kv_blocks_total"]
         self.kv_share_s += float((share * duration_s).sum())
         self.max_kv_share = max(self.max_kv_share, float(share.max()))
-        taken = kv_blocks_used > 0
-        num_slots, seconds = kv_blocks_used[taken] * np.int64(kv_block_size), duration_s[taken]
+        taken = blocks_used > 0
+        num_slots, seconds = blocks_used[taken] * np.int64(kv_block_size), duration_s[taken]
         if len(num_slots):
-            num_empty = num_slots - num_kv_tokens[taken]
+            num_empty = num_slots - steps["num_kv_tokens"][taken]
             self.slot_s += float((num_slots * seconds).sum())
             self.empty_slot_s += float((num_empty * seconds).sum())
             highest = float((num_empty / num_slots).max())
@@ -256,10 +245,8 @@ def mbu(totals: StepTotals, deployment: Deployment, replica_s: float) -> float |
 
 def _kv_utilization(totals: StepTotals, replica_s: float) -> dict[str, float | None]:
     """Share of the KV blocks taken: over the makespan, idle time as none, and at its highest."""
-    return {
-        "mean": _ratio(totals.kv_share_s, replica_s),
-        "max": totals.max_kv_share if totals.num_steps or replica_s else None,
-    }
+    highest = totals.max_kv_share if totals.num_steps or replica_s else None
+    return {"mean": _ratio(totals.kv_share_s, replica_s), "max": highest}
 
 
 def _kv_waste(log: RunLog, totals: StepTotals) -> dict[str, float | None]:
@@ -272,15 +259,10 @@ def _kv_waste(log: RunLog, totals: StepTotals) -> dict[str, float | None]:
     return {"mean": _ratio(totals.empty_slot_s, totals.slot_s), "max": totals.max_empty_share}
 
 
-def _makespan_s(log: RunLog) -> float:
-    arrival_s = log.requests["arrival_s"]
-    return max(0.0, float(log.end_s) - float(arrival_s[0])) if len(arrival_s) else 0.0
-
-
 def _distribution(values: Column) -> dict[str, float | None]:
     measured = values[~np.isnan(values)]
     if not len(measured):
-        return _described(None, None, None)
+        return _NOT_MEASURED.copy()
     quantiles = np.quantile(measured, list(QUANTILES.values()))
     return _described(float(measured.mean()), quantiles, float(measured.max()))
 
@@ -290,7 +272,7 @@ def _itl_distribution(log: RunLog) -> dict[str, float | None]:
     for gap_s, count in log.gaps:
         num_gaps, longest_s = num_gaps + int(count.sum()), max(longest_s, float(gap_s.max(initial=0.0)))
     if not num_gaps:
-        return _described(None, None, None)
+        return _NOT_MEASURED.copy()
     quantiles = weighted_quantiles(log.gaps, np.array(list(QUANTILES.values())))
     return _described(_total_gap_s(log) / num_gaps, quantiles, longest_s)
 
@@ -314,15 +296,8 @@ def _total_gap_s(log: RunLog) -> float:
     return math.fsum(chain.from_iterable(ends))
 
 
-def _described(
-    mean: float | None, quantiles: Column | None, longest: float | None
-) -> dict[str, float | None]:
-    values = [None] * len(QUANTILES) if quantiles is None else quantiles.tolist()
-    return {"mean": mean, **dict(zip(QUANTILES, values, strict=True)), "max": longest}
-
-
-def _counted(reasons: Iterable[str]) -> dict[str, int]:
-    return dict(sorted(Counter(reasons).items(), key=lambda item: (-item[1], item[0])))
+def _described(mean: float, quantiles: Column, longest: float) -> dict[str, float | None]:
+    return {"mean": mean, **dict(zip(QUANTILES, quantiles.tolist(), strict=True)), "max": longest}
 
 
 def _ratio(numerator: float, denominator: float) -> float | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +42,12 @@ _PROBE = re.compile(r"[0-9a-f]{16}\.json|\.[0-9a-f]{16}\.json\..*\.partial")
 _LITTER = re.compile(r"\.DS_Store|\._.*|Thumbs\.db|desktop\.ini")
 """What file managers leave in any folder that somebody has looked into: it is nobody's."""
 _MARK_WITHIN = 1000
-"""Characters, or bytes, of a file in which its mark stands."""
+"""Bytes of a file in which its mark stands."""
 
 
 def is_run_folder(folder: Path) -> bool:
     """Whether a run was written there."""
-    return {"versions", "seed", "inputs"} <= _keys(folder / MANIFEST)
+    return {"versions", "seed", "inputs"} <= _read(folder / MANIFEST).keys()
 
 
 def is_sweep_folder(folder: Path) -> bool:
@@ -62,7 +62,7 @@ def is_sweep_folder(folder: Path) -> bool:
 
 def is_capacity_folder(folder: Path) -> bool:
     """Whether a capacity was written there."""
-    return {"slo", "plan", "contenders"} <= _keys(folder / ANSWER)
+    return {"slo", "plan", "contenders"} <= _read(folder / ANSWER).keys()
 
 
 def has_begun_capacity(folder: Path) -> bool:
@@ -73,7 +73,7 @@ def has_begun_capacity(folder: Path) -> bool:
 
 def is_bench_folder(folder: Path) -> bool:
     """Whether a scaling study was written there."""
-    return {"machine", "measured"} <= _keys(folder / BENCH)
+    return {"machine", "measured"} <= _read(folder / BENCH).keys()
 
 
 def has_file(folder: Path, name: str) -> bool:
@@ -110,8 +110,7 @@ def check_run_target(folder: Path) -> None:
     if _is_free(folder):
         return
     if not is_run_folder(folder):
-        kind = "folder" if folder.is_dir() else "file"
-        raise CbsimError(f"{folder}: a {kind} that is no run stands there; name another folder, or remove it")
+        raise _unknown(folder, "run")
     foreign = foreign_files(folder)
     if foreign:
         more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
@@ -122,20 +121,17 @@ def check_run_target(folder: Path) -> None:
 
 def check_sweep_target(folder: Path) -> None:
     """Raise `CbsimError` unless nothing, an empty folder or a sweep is where a sweep is to go."""
-    if not _is_free(folder) and (is_run_folder(folder) or not is_sweep_folder(folder)):
-        _refuse(folder, "sweep")
+    _check_target(folder, "sweep", lambda folder: is_sweep_folder(folder) and not is_run_folder(folder))
 
 
 def check_capacity_target(folder: Path) -> None:
     """Raise `CbsimError` unless a capacity can be written there, as `check_sweep_target` does for a sweep."""
-    if not (_is_free(folder) or is_capacity_folder(folder) or has_begun_capacity(folder)):
-        _refuse(folder, "capacity")
+    _check_target(folder, "capacity", is_capacity_folder, has_begun_capacity)
 
 
 def check_bench_target(folder: Path) -> None:
     """Raise `CbsimError` unless a scaling study can be written there, as `check_sweep_target` for a sweep."""
-    if not _is_free(folder) and not is_bench_folder(folder):
-        _refuse(folder, "scaling study")
+    _check_target(folder, "scaling study", is_bench_folder)
 
 
 def check_report_target(path: Path) -> None:
@@ -150,11 +146,7 @@ def check_report_target(path: Path) -> None:
 
 def is_report(path: Path) -> bool:
     """Whether a file is a report of cbsim's."""
-    try:
-        with path.open(encoding="utf-8", errors="replace") as stream:
-            return REPORT_MARK in stream.read(_MARK_WITHIN)
-    except OSError:
-        return False
+    return REPORT_MARK.encode() in _beginning(path)
 
 
 def drawn_from_sweep(folder: Path) -> list[Path]:
@@ -176,36 +168,44 @@ def other_points(folder: Path, points: Iterable[str]) -> list[Path]:
 
 
 def _is_picture(path: Path) -> bool:
-    try:
-        with path.open("rb") as stream:
-            return _PICTURE_MARKS[path.suffix] in stream.read(_MARK_WITHIN)
-    except OSError:
-        return False
+    return _PICTURE_MARKS[path.suffix] in _beginning(path)
 
 
 def _has_intervals(path: Path) -> bool:
     """Whether a file, CSV or Parquet, has the columns of a table over replicates."""
-    try:
-        content = path.read_bytes()
-    except OSError:
-        return False
+    content = _beginning(path, size=-1)
     return b"num_replicates" in content and b"num_requests.low" in content
 
 
-def _refuse(folder: Path, expected: str) -> None:
-    found: dict[str, bool] = {
-        "a run": is_run_folder(folder),
-        "a capacity": is_capacity_folder(folder),
-        "a scaling study": is_bench_folder(folder),
-        "a sweep": is_sweep_folder(folder),
-        "a file": not folder.is_dir(),
+def _beginning(path: Path, size: int = _MARK_WITHIN) -> bytes:
+    """The first bytes of a file, all of them for -1; none if it can't be read."""
+    try:
+        with path.open("rb") as stream:
+            return stream.read(size)
+    except OSError:
+        return b""
+
+
+def _check_target(folder: Path, expected: str, *may_be: Callable[[Path], bool]) -> None:
+    """Raise `CbsimError` unless nothing, an empty folder or one that `may_be` allows is there."""
+    if _is_free(folder) or any(allows(folder) for allows in may_be):
+        return
+    kinds = {
+        "a run": is_run_folder,
+        "a capacity": is_capacity_folder,
+        "a scaling study": is_bench_folder,
+        "a sweep": is_sweep_folder,
     }
-    kind = next((name for name, holds in found.items() if holds), "a folder")
-    raise CbsimError(
-        f"{folder}: {kind} that is no {expected} stands there; name another folder, or remove it"
-        if kind in ("a file", "a folder")
-        else f"{folder}: holds {kind}; name another folder for the {expected}"
-    )
+    for kind, holds in kinds.items():
+        if holds(folder):
+            raise CbsimError(f"{folder}: holds {kind}; name another folder for the {expected}")
+    raise _unknown(folder, expected)
+
+
+def _unknown(folder: Path, expected: str) -> CbsimError:
+    kind = "folder" if folder.is_dir() else "file"
+    told = f"a {kind} that is no {expected} stands there; name another folder, or remove it"
+    return CbsimError(f"{folder}: {told}")
 
 
 def _is_free(folder: Path) -> bool:
@@ -254,11 +254,6 @@ def _has_sweep_table(folder: Path) -> bool:
         return {"point", "error"} <= set(pq.read_schema(folder / "table.parquet").names)
     except (OSError, pa.ArrowException):
         return False
-
-
-def _keys(path: Path) -> set[Any]:
-    """The keys of a JSON file; none if it can't be read."""
-    return set(_read(path))
 
 
 def _read(path: Path) -> dict[str, Any]:

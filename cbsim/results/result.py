@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,27 +36,20 @@ if TYPE_CHECKING:
 CONFIG = "config.yaml"
 
 
+@dataclass(eq=False, repr=False)
 class Result:
     """One run: `summary` and `config` at hand, its tables as DataFrames that are made when first asked for.
 
     `make_table` gives the Arrow table of a name in `TABLES`, or `None` where it wasn't recorded.
     """
 
-    def __init__(
-        self,
-        summary: Summary,
-        config: dict[str, Any],
-        manifest: dict[str, Any],
-        make_table: Callable[[str], ArrowTable | None],
-        observers: Sequence[Observer] = (),
-    ) -> None:
-        self.summary = summary
-        self.config = config
-        """The resolved configuration, as in `config.yaml`."""
-        self.manifest = manifest
-        self.make_table = make_table
-        self.observers = tuple(observers)
-        """Who watched the run, with what they saw; nobody where it was read from a folder."""
+    summary: Summary
+    config: dict[str, Any]
+    """The resolved configuration, as in `config.yaml`."""
+    manifest: dict[str, Any]
+    make_table: Callable[[str], ArrowTable | None]
+    observers: Sequence[Observer] = ()
+    """Who watched the run, with what they saw; nobody where it was read from a folder."""
 
     @classmethod
     def from_log(
@@ -67,7 +61,7 @@ class Result:
         observers: Sequence[Observer] = (),
     ) -> Result:
         """The result of a run that has just ended."""
-        return cls(summary, config, manifest, partial(_from_log, log), observers)
+        return cls(summary, config, manifest, partial(_from_log, log), tuple(observers))
 
     @property
     def name(self) -> str:
@@ -177,15 +171,12 @@ def is_whole_run(folder: Path) -> bool:
 
     try:
         result = load_run(folder)
-        for name in TABLES:
-            path = folder / f"{name}.parquet"
-            if name not in OPTIONAL_TABLES or path.exists():
-                pq.read_metadata(path)
-        if not all(map(partial(has_file, folder), observer_files(folder))):
-            return False
+        for name in _table_files(folder):
+            pq.read_metadata(folder / name)
     except (CbsimError, OSError, pa.ArrowException):
         return False
-    return isinstance(result.config, dict) and "goodput_per_s" in result.summary
+    has_all = all(has_file(folder, name) for name in observer_files(folder))
+    return has_all and "goodput_per_s" in result.summary
 
 
 def remove_damaged_run(folder: Path) -> None:
@@ -194,23 +185,29 @@ def remove_damaged_run(folder: Path) -> None:
         shutil.rmtree(folder)
 
 
-def copy_run(source: Path, folder: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-    """Write a run folder again elsewhere; `change` is applied to its configuration and to its manifest.
+def copy_run(source: Path, folder: Path, changed: dict[str, Any]) -> None:
+    """Write a run folder again elsewhere, with some keys `changed` in its configuration and its manifest.
 
     Raises `CbsimError` as `load_run` does for the source, and as `Result.save` for the copy.
     """
     run = load_run(source)
 
     def write(copy: Path) -> None:
-        tables = [f"{name}.parquet" for name in TABLES]
-        may_lack = {f"{name}.parquet" for name in OPTIONAL_TABLES}
-        for name in ("summary.json", *tables, *observer_files(source)):
-            if name not in may_lack or (source / name).exists():
-                shutil.copyfile(source / name, copy / name)
-        (copy / CONFIG).write_text(_yaml(change(run.config)), encoding="utf-8")
-        (copy / MANIFEST).write_text(_json(change(run.manifest)), encoding="utf-8")
+        for name in ("summary.json", *_table_files(source), *observer_files(source)):
+            shutil.copyfile(source / name, copy / name)
+        (copy / CONFIG).write_text(_yaml(run.config | changed), encoding="utf-8")
+        (copy / MANIFEST).write_text(_json(run.manifest | changed), encoding="utf-8")
 
     _write_whole(folder, write)
+
+
+def _table_files(folder: Path) -> list[str]:
+    """The names of the tables that a run folder must have, and of the optional ones that it has."""
+    return [
+        f"{name}.parquet"
+        for name in TABLES
+        if name not in OPTIONAL_TABLES or (folder / f"{name}.parquet").exists()
+    ]
 
 
 def _from_log(log: RunLog, name: str) -> ArrowTable | None:
@@ -219,7 +216,7 @@ def _from_log(log: RunLog, name: str) -> ArrowTable | None:
 
 def _from_folder(folder: Path, name: str) -> ArrowTable | None:
     path = folder / f"{name}.parquet"
-    return None if name in OPTIONAL_TABLES and not path.exists() else read_table(path, name)
+    return read_table(path, name) if path.name in _table_files(folder) else None
 
 
 def _write_whole(folder: Path, write: Callable[[Path], None]) -> None:

@@ -29,6 +29,11 @@ class Interval(NamedTuple):
     low: float
     high: float
 
+    @classmethod
+    def around(cls, estimate: float, half_width: float) -> Interval:
+        """An interval as wide on either side."""
+        return cls(estimate, estimate - half_width, estimate + half_width)
+
     @property
     def half_width(self) -> float:
         """Half of the interval, the `0.3` of `11.8 ± 0.3`."""
@@ -45,11 +50,7 @@ def t_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Inter
     A percentile of each replicate is such a value too: the interval is then that of the percentile a run of
     this length is expected to have. Of one value, the interval is without bounds.
     """
-    mean = fmean(values)
-    if len(values) < 2:
-        return Interval(mean, -math.inf, math.inf)
-    half_width = t_quantile(confidence, len(values) - 1) * stdev(values) / math.sqrt(len(values))
-    return Interval(mean, mean - half_width, mean + half_width)
+    return Interval.around(fmean(values), _spread(values, confidence) / math.sqrt(len(values)))
 
 
 def bootstrap_interval(
@@ -61,11 +62,12 @@ def bootstrap_interval(
     An Introduction to the Bootstrap, 1993, ch. 6), so that more replicates don't make it smaller.
     `size_ratio`, the replicates' size over that of the data, scales it for the m out of n bootstrap.
     """
-    mean = fmean(values)
-    if len(values) < 2:
-        return Interval(mean, -math.inf, math.inf)
-    half_width = t_quantile(confidence, len(values) - 1) * stdev(values) * math.sqrt(size_ratio)
-    return Interval(mean, mean - half_width, mean + half_width)
+    return Interval.around(fmean(values), _spread(values, confidence) * math.sqrt(size_ratio))
+
+
+def _spread(values: Sequence[float], confidence: float) -> float:
+    """The t quantile times the standard deviation; infinite of one value."""
+    return t_quantile(confidence, len(values) - 1) * stdev(values) if len(values) > 1 else math.inf
 
 
 @cache
@@ -108,19 +110,25 @@ def block_bootstrap(
     """
     order = np.argsort(values, kind="stable")
     ranked = values[order]
-    once = np.ones(len(values), dtype=np.int64)
-    drawn = np.array(
-        [
-            [statistic(ranked, weights[order]) for statistic in statistics]
-            for weights in block_weights(len(values), random)
-        ]
-    )
+
+    def figures_of(weights: Values) -> list[float]:
+        return [statistic(ranked, weights[order]) for statistic in statistics]
+
+    return resampled_intervals(len(values), figures_of, random, confidence)
+
+
+def resampled_intervals(
+    size: int,
+    figures_of: Callable[[Values], Sequence[float]],
+    random: np.random.Generator,
+    confidence: float = CONFIDENCE,
+) -> list[Interval]:
+    """Figures, functions of how often each value was drawn, with intervals by the same bootstrap."""
+    drawn = np.array([figures_of(weights) for weights in block_weights(size, random)])
     tail = (1 - confidence) / 2
-    bounds = np.quantile(drawn, [tail, 1 - tail], axis=0)
-    return [
-        Interval(statistic(ranked, once), float(low), float(high))
-        for statistic, low, high in zip(statistics, *bounds, strict=True)
-    ]
+    bounds = np.quantile(drawn, [tail, 1 - tail], axis=0).tolist()
+    once = np.ones(size, dtype=np.int64)
+    return [Interval(*figure) for figure in zip(figures_of(once), *bounds, strict=True)]
 
 
 def block_weights(size: int, random: np.random.Generator) -> Iterator[Values]:

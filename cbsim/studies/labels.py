@@ -13,7 +13,8 @@ _VAGUE = frozenset({"count", "limit", "max", "mean", "median", "min", "p90", "pa
 
 def short_keys(keys: Sequence[str]) -> dict[str, str]:
     """As few of the last parts of each dotted key as tell it from the others and say what it is."""
-    parts = {key: _telling(key.split(".")) for key in keys}
+    parts = {key: key.split(".") for key in keys}
+    parts = {key: own[:-1] if len(own) > 1 and own[-1] in _MUTE else own for key, own in parts.items()}
     short = {}
     for key, own in parts.items():
         size = 2 if own[-1] in _VAGUE else 1
@@ -80,7 +81,3 @@ def _full(value: Any, alike: Sequence[Any] = ()) -> Any:
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(str(_full(item)) for item in value)}]"
     return value
-
-
-def _telling(parts: list[str]) -> list[str]:
-    return parts[:-1] if len(parts) > 1 and parts[-1] in _MUTE else parts

@@ -13,13 +13,13 @@ from cbsim.cluster.simpy_world import Progress
 from cbsim.cost import COST_MODELS, CostModel
 from cbsim.observers import OBSERVERS, Observer
 from cbsim.observers.audience import Audience
-from cbsim.results.backlog import backlog_notes
 from cbsim.results.latency import mean_parts
 from cbsim.results.manifest import make_manifest
 from cbsim.results.metrics import Deployment, request_latencies, summarize
 from cbsim.results.output import REPORT, RUN_FILES
 from cbsim.results.result import Result
 from cbsim.results.run_log import RunLog
+from cbsim.results.run_notes import backlog_notes
 from cbsim.schedulers import SCHEDULERS
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.simulation import Told, setup_of, simulate_core

@@ -9,9 +9,10 @@ from typing import Any
 from cbsim.base.errors import CbsimError
 from cbsim.cost import CostModel
 from cbsim.results.manifest import hash_files, hash_mapping, package_version
-from cbsim.studies.deterministic_runs import is_determined
+from cbsim.schedulers import SCHEDULERS
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.run import make_cost_model, make_workload
+from cbsim.workload import Workload
 
 SEED = "seed"
 _COST_SECTIONS = ("cost_model", "model", "gpu", "replicas")
@@ -53,3 +54,23 @@ class Address:
             except CbsimError:
                 self._costs[key] = None
         return self._costs[key]
+
+
+def is_determined(experiment: Experiment, workload: Workload, cost: CostModel) -> bool:
+    """Whether a run would be the same under any seed; `workload` and `cost` are the experiment's.
+
+    Workloads and cost models say so themselves. Of cbsim's own schedulers only those that predict lengths
+    draw; one of a third party is taken to, unless its class has `uses_seed = False`.
+    """
+    scheduler_class = SCHEDULERS.get(experiment.scheduler.type)
+    if scheduler_class.__module__.startswith("cbsim."):
+        scheduler_draws = getattr(experiment.scheduler, "length_knowledge", None) == "predicted"
+    else:
+        scheduler_draws = bool(getattr(scheduler_class, "uses_seed", True))
+    return not (
+        workload.uses_seed
+        or workload.config.draws_think_times
+        or cost.uses_seed
+        or scheduler_draws
+        or (experiment.replicas.router == "random" and experiment.replicas.count > 1)
+    )

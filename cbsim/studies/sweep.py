@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from cbsim.base.errors import CbsimError
 from cbsim.results.metrics import Summary, flatten
-from cbsim.results.output import POINTS, check_sweep_target, drawn_from_sweep
-from cbsim.results.result import is_whole_run, load_summary, remove_damaged_run
-from cbsim.studies.deterministic_runs import copy_for_seed
+from cbsim.results.output import POINTS, check_sweep_target, drawn_from_sweep, has_file
+from cbsim.results.result import copy_run, is_whole_run, load_summary, remove_damaged_run
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.labels import label_values
 from cbsim.studies.run import run_experiment
@@ -95,13 +94,12 @@ def sweep(
     check_sweep_target(folder)
     points = plan_points(experiment, folder)
     try:
-        errors = _run_missing(points, workers, cluster, progress or _ignore)
+        errors = _run_missing(points, workers, cluster, progress or (lambda _: None))
     except KeyboardInterrupt:
         kept = f"{sum(is_whole_run(point.folder) for point in points)} of {len(points)} points"
         raise SweepInterrupted(f"{kept} kept in {folder}; the same call goes on") from None
     table = make_table(points, errors)
-    if not _is_stored(table, folder):
-        _remove_drawn(folder)
+    _remove_drawn_of_others(table, folder)
     save_table(table, folder)
     return table
 
@@ -163,16 +161,11 @@ def _csv(table: pd.DataFrame) -> str:
     return table.to_csv(index=False, lineterminator="\n")
 
 
-def _is_stored(table: pd.DataFrame, folder: Path) -> bool:
-    """Whether the same table is in the folder already."""
-    try:
-        return (folder / "table.csv").read_bytes() == _csv(table).encode()
-    except OSError:
-        return False
-
-
-def _remove_drawn(folder: Path) -> None:
-    """Remove what was drawn of a former sweep there, which would look like this one's."""
+def _remove_drawn_of_others(table: pd.DataFrame, folder: Path) -> None:
+    """Remove what was drawn of another table in a folder, which would look like this one's."""
+    stored = folder / "table.csv"
+    if has_file(folder, stored.name) and stored.read_bytes() == _csv(table).encode():
+        return
     for path in drawn_from_sweep(folder):
         try:
             path.unlink()
@@ -181,10 +174,7 @@ def _remove_drawn(folder: Path) -> None:
 
 
 def _run_missing(
-    points: Sequence[Point],
-    workers: int,
-    cluster: str | None,
-    progress: Callable[[SweepProgress], None],
+    points: Sequence[Point], workers: int, cluster: str | None, progress: Callable[[SweepProgress], None]
 ) -> dict[str, str]:
     """Run the points that have no whole run yet, equal ones once; returns the errors by key."""
     there: list[Point] = []
@@ -194,9 +184,7 @@ def _run_missing(
             there.append(point)
         else:
             missing[point.key] = point
-    state = SweepProgress(
-        num_points=len(points), num_reused=len(points) - len(missing), best=reduce(_better, there, None)
-    )
+    state = SweepProgress(len(points), len(points) - len(missing), best=reduce(_better, there, None))
     progress(state)
     errors: dict[str, str] = {}
     if not missing:
@@ -209,8 +197,9 @@ def _run_missing(
         if error is None:
             state = replace(state, best=_better(state.best, point))
         else:
-            errors[point.key] = _message(error)
-            state = replace(state, num_failed=state.num_failed + 1, error=(point, errors[point.key]))
+            told = str(error) if isinstance(error, CbsimError) else f"{type(error).__name__}: {error}"
+            errors[point.key] = told
+            state = replace(state, num_failed=state.num_failed + 1, error=(point, told))
         progress(state)
     return errors
 
@@ -239,12 +228,12 @@ def _outcomes(
 
 
 def _copies(source: Point, points: Sequence[Point]) -> Iterator[tuple[Point, BaseException | None]]:
-    """The run of one point, written for others that are determined by the same."""
+    """The run of one point, written for others that differ in a seed from which nothing is drawn."""
     for point in points:
         error: CbsimError | None = None
         try:
             remove_damaged_run(point.folder)
-            copy_for_seed(source.folder, point.folder, point.settings["seed"])
+            copy_run(source.folder, point.folder, {"seed": point.settings["seed"]})
         except CbsimError as caught:
             error = caught
         yield point, error
@@ -255,14 +244,6 @@ def _better(best: tuple[Point, Summary] | None, point: Point) -> tuple[Point, Su
     if best is None or (summary["goodput_per_s"] or 0) > (best[1]["goodput_per_s"] or 0):
         return point, summary
     return best
-
-
-def _message(error: BaseException) -> str:
-    return str(error) if isinstance(error, CbsimError) else f"{type(error).__name__}: {error}"
-
-
-def _ignore(progress: SweepProgress) -> None:
-    """Nobody asked to be told."""
 
 
 def _dtype(values: Sequence[Any]) -> str:

@@ -5,14 +5,7 @@ from __future__ import annotations
 import multiprocessing
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import (
-    FIRST_COMPLETED,
-    BrokenExecutor,
-    Executor,
-    Future,
-    ProcessPoolExecutor,
-    wait,
-)
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -36,14 +29,12 @@ class Outcome(Generic[Answer]):
     error: BaseException | None = None
 
 
+@dataclass(frozen=True, slots=True)
 class Pool:
     """Where tasks run: `open_executor` gives an executor, which is handed `max_in_flight` tasks at a time."""
 
-    def __init__(
-        self, open_executor: Callable[[], AbstractContextManager[Executor]], max_in_flight: int
-    ) -> None:
-        self._open_executor = open_executor
-        self._max_in_flight = max_in_flight
+    open_executor: Callable[[], AbstractContextManager[Executor]]
+    max_in_flight: int
 
     def run_all(self, function: Callable[[Task], Answer], tasks: Sequence[Task]) -> Iterator[Outcome[Answer]]:
         """The outcome of each task as it comes, in any order; function and tasks must pickle.
@@ -55,7 +46,7 @@ class Pool:
         waiting: Sequence[int] = range(len(tasks))
         while waiting:
             suspects, waiting = yield from self._run_until_broken(
-                function, tasks, waiting, self._max_in_flight
+                function, tasks, waiting, self.max_in_flight
             )
             for index in suspects:
                 lost, _ = yield from self._run_until_broken(function, tasks, [index], 1)
@@ -73,7 +64,7 @@ class Pool:
         """Run tasks on one executor; returns those in flight, and those not begun, when it broke."""
         waiting = deque(indices)
         in_flight: dict[Future[Answer], int] = {}
-        with self._open_executor() as executor:
+        with self.open_executor() as executor:
             try:
                 while waiting or in_flight:
                     while waiting and len(in_flight) < max_in_flight:

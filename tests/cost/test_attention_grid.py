@@ -11,11 +11,20 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from cbsim.base.records import plain
-from cbsim.cost.attention_grid import AttentionGrid, ChunkTable, DecodeTable, MixedTable, Skew, Slopes, Table
+from cbsim.cost.attention_grid import (
+    AttentionGrid,
+    ChunkTable,
+    DecodeTable,
+    MixedTable,
+    Skew,
+    Slopes,
+    Table,
+    harmonic_numbers,
+    skew_factor_s,
+)
 from cbsim.cost.cost_model import StepShape
-from cbsim.cost.formsteps import form_attention_s, form_seconds
 from cbsim.cost.grid_step import beyond_launch_s, mixed_by_grid_s
-from cbsim.cost.profile_record import profile_record
+from cbsim.cost.profile_record import form_attention_s, form_seconds, profile_record
 from cbsim.cost.profile_step import chunks_attention_s, decodes_attention_s
 from cbsim.cost.step_columns import StepColumns
 from tests.cost.laws import make_form
@@ -151,6 +160,11 @@ def test_several_chunks_among_decodes_are_crowded():
     assert attention_of(step)[0] == pytest.approx(expected, rel=1e-12)
 
 
+def factor_of(skew: Skew, num_decodes: int) -> float:
+    """Seconds for each token that the longest context is beyond the mean."""
+    return skew_factor_s(plain(skew.record), harmonic_numbers(num_decodes)[num_decodes], num_decodes)
+
+
 def worked_skew(contexts: list[float], chain: float, rate: float) -> float:
     """Seconds that decodes of these contexts take, by following them until the last has ended."""
     left = sorted(contexts)
@@ -172,15 +186,15 @@ def test_unequal_contexts_cost_what_following_each_of_them_says(count):
         contexts = 300.0 + rng.exponential(900.0, count)
         mean = contexts.mean()
         walked.append(worked_skew(contexts.tolist(), chain, rate) - mean * count / rate)
-        factor = float(GRID.decode.skew.factor(count))
+        factor = factor_of(GRID.decode.skew, count)
         told.append(factor * (contexts.max() - mean))
     assert np.mean(told) == pytest.approx(np.mean(walked), rel=0.1)
 
 
 def test_equal_contexts_and_split_ones_have_no_skew():
-    assert GRID.decode.skew.factor(32) == 0.0
-    assert GRID.decode.skew.factor(33) > 0.0
-    assert GRID.mixed.skew.factor(4) == 0.0
+    assert factor_of(GRID.decode.skew, 32) == 0.0
+    assert factor_of(GRID.decode.skew, 33) > 0.0
+    assert factor_of(GRID.mixed.skew, 4) == 0.0
     equal, unequal = (StepShape((), 0, 20, 20_000, longest) for longest in (1000, 9000))
     assert attention_of(equal)[0] == attention_of(unequal)[0]
 
@@ -220,12 +234,12 @@ def test_each_of_three_launches_is_now_and_then_the_longest():
     """Else the tests of what is the longest would prove little."""
     columns = StepColumns.from_shapes(steps_near(DEAR, 5000, seed=8))
     form = make_form(fused=False).model_copy(update={"grid": DEAR})
-    cost = plain(profile_record(form, [], max_tokens=0, max_decodes=0))
-    longest = []
+    cost = plain(profile_record(form))
+    longest, smallest_s = [], float(DEAR.prefill.table.values.flat[0])
     for shape, chunks in columns.plain_steps():
         beyond_s = beyond_launch_s(cost.chunk_grid, chunks, shape.num_chunks)
         mixed_s = mixed_by_grid_s(cost, shape, chunks, beyond_s)
-        three = (mixed_s, decodes_attention_s(cost, shape), DEAR.prefill.smallest_s + beyond_s)
+        three = (mixed_s, decodes_attention_s(cost, shape), smallest_s + beyond_s)
         assert chunks_attention_s(cost, shape, chunks, three[1]) == (0.0, max(three))
         longest.append(three.index(max(three)))
     assert np.bincount(longest, minlength=3).min() > 50

@@ -6,11 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from cbsim.cost.attention import PrefillAttention, blend
+from cbsim.cost.attention import PrefillAttention, blend, spilled_s
 from cbsim.cost.cost_model import StepShape
 from cbsim.cost.elementwise import over_columns
 from cbsim.cost.form import DenseTable
-from cbsim.cost.formsteps import form_seconds
+from cbsim.cost.profile_record import form_seconds
 from cbsim.cost.step_columns import StepColumns, num_pairs
 from tests.cost.laws import LENGTHS, NUM_LAYERS, SPILL, make_form, measured_chunks, shapes
 
@@ -84,7 +84,9 @@ def test_split_adds_and_fused_takes_the_largest():
 def test_what_spills_by_hand():
     """Nothing up to 3,000 tokens, all from 6,000 on."""
     tokens = np.array([0, 3000, 4500, 6000, 9000])
-    assert SPILL.at(tokens).tolist() == pytest.approx([0, 0, 45e-9 * 3000, 45e-9 * 6000, 45e-9 * 9000])
+    assert over_columns(spilled_s)(SPILL, tokens).tolist() == pytest.approx(
+        [0, 0, 45e-9 * 3000, 45e-9 * 6000, 45e-9 * 9000]
+    )
 
 
 def test_lengths_by_hand():

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import cbsim
-from cbsim.cost import CostModel, CostRules, StepShape, pricing
+from cbsim.cost import CostModel, CostRules, StepShape, costrules
 from cbsim.cost.constant import ConstantConfig, ConstantCost
 from cbsim.cost.step_columns import StepColumns
 from tests.specs.test_specs import load_gpu, load_model
@@ -61,13 +61,13 @@ def test_many_steps_are_priced_with_the_same_bits_compiled_or_not(
     cost, columns = make(own), StepColumns.from_shapes(STEPS * 50)
     one_by_one = [cost.step_s(step) for step in STEPS] * 50
     assert cost.steps_s(columns).tolist() == one_by_one
-    monkeypatch.setattr(pricing, "STEPS_TO_COMPILE", 100)
+    monkeypatch.setattr(costrules, "STEPS_TO_COMPILE", 100)
     assert cost.steps_s(columns).tolist() == one_by_one
-    assert pricing.loop_of(own.step_s).is_cached
+    assert costrules.loop_of(own.step_s).is_cached
 
 
 def test_a_rule_that_numba_cannot_compile_is_interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pricing, "STEPS_TO_COMPILE", 1)
+    monkeypatch.setattr(costrules, "STEPS_TO_COMPILE", 1)
 
     class Odd(CostModel):
         def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Profiles with attention tables: what the configuration takes from them, a stretch to the bit, the file."""
+"""Profiles with attention tables: what the configuration takes from them, the file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from cbsim.cost.cost_model import StepShape
 from cbsim.cost.costfile import CostFile, model_shape, read_cost_file
 from cbsim.cost.profile import ProfileConfig, ProfileCost
-from tests.cost.test_attention_grid import FORM, GRID
+from tests.cost.test_attention_grid import FORM, GRID, factor_of
 from tests.cost.test_profile import BOX
 from tests.specs.test_specs import load_gpu, load_model
 
@@ -46,7 +46,7 @@ def test_the_file_keeps_its_tables(folder):
 def test_unequal_contexts_can_be_left_out(folder):
     with_skew, without = make(folder), make(folder, unequal_contexts=False)
     assert with_skew.step_s(EQUAL) == without.step_s(EQUAL) == without.step_s(DECODES)
-    lost = 32 * float(GRID.decode.skew.factor(64)) * 2000
+    lost = 32 * factor_of(GRID.decode.skew, 64) * 2000
     assert with_skew.step_s(DECODES) - without.step_s(DECODES) == pytest.approx(lost, rel=1e-9)
 
 
@@ -54,10 +54,3 @@ def test_the_formula_and_the_sum_can_be_had_in_place_of_tables(folder):
     by_formula, by_sum = make(folder, attention="formula"), make(folder, attention="sum")
     assert by_formula.step_s(DECODES) == by_sum.step_s(DECODES) != make(folder).step_s(DECODES)
     assert by_sum.step_s(MIXED) != by_formula.step_s(MIXED)
-
-
-def test_a_stretch_of_decodes_is_priced_to_the_bit(folder):
-    cost = make(folder)
-    stretch = cost.decodes_s(40, 40_000, 2500, 100)
-    assert stretch == [cost.decode_s(40, 40_000 + 40 * step, 2500 + step) for step in range(100)]
-    assert stretch[0] == cost.step_s(StepShape((), 0, 40, 40_000, 2500))

@@ -23,11 +23,11 @@ from cbsim.base.records import plain
 from cbsim.cost.constant import ConstantConfig, ConstantCost
 from cbsim.cost.cost_model import CostModel, StepShape
 from cbsim.cost.costfile import CostFile, model_shape
-from cbsim.cost.costrules import CHUNK, SHAPE, CostRules, price_steps
+from cbsim.cost.costrules import CostRules, price_steps
 from cbsim.cost.form import StepForm
 from cbsim.cost.profile import ProfileConfig, ProfileCost
 from cbsim.cost.roofline import RooflineConfig, RooflineCost
-from cbsim.cost.step_columns import StepColumns
+from cbsim.cost.step_columns import CHUNK, SHAPE, StepColumns
 from tests.cost.laws import make_form, measured_chunks
 from tests.cost.test_attention_grid import FORMS as GRID_FORMS
 from tests.cost.test_attention_grid import PARTS as GRID_PARTS

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from cbsim.cost.tiles import Tiles
+from cbsim.cost.form import Tiles
 
 
 def test_rows_by_hand():

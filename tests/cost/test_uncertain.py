@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from cbsim.base.errors import CalibrationError, ConfigError
 from cbsim.cost.cost_model import StepShape
-from cbsim.cost.formsteps import form_attention_s
 from cbsim.cost.kernel_errors import KINDS, ErrorRecord, KernelErrors, Kind
 from cbsim.cost.profile import ProfileConfig, ProfileCost
+from cbsim.cost.profile_record import form_attention_s
 from cbsim.cost.step_columns import StepColumns
 from cbsim.studies.replicates import across_replicates
 from cbsim.studies.run import run
@@ -98,9 +98,9 @@ def test_kinds_of_equal_records_err_each_in_its_own_way() -> None:
 
 
 def test_mixed_attention_errs_like_the_worse_of_its_parts_unless_it_was_timed() -> None:
-    assert errors(0)._records["mixed"] == ErrorRecord.model_validate(LARGE)
+    assert errors(0).records["mixed"] == ErrorRecord.model_validate(LARGE)
     timed = errors(0, HELD_OUT | {"mixed": SMALL})
-    assert timed._records["mixed"] == ErrorRecord.model_validate(SMALL)
+    assert timed.records["mixed"] == ErrorRecord.model_validate(SMALL)
 
 
 def test_whole_steps_tell_what_kernels_have_in_common() -> None:
@@ -174,29 +174,15 @@ def test_each_part_of_a_step_takes_its_own_factor(folders: dict[bool, Path]) -> 
     host=st.sampled_from(["async", "sync", "none"]),
     fused=st.booleans(),
     seed=st.integers(0, 3),
-    num_steps=st.integers(1, 130),
 )
 def test_all_ways_to_the_same_bits(
-    folders: dict[bool, Path], shape: StepShape, host: str, fused: bool, seed: int, num_steps: int
+    folders: dict[bool, Path], shape: StepShape, host: str, fused: bool, seed: int
 ) -> None:
     cost = make(folders[fused], host=host, uncertainty=True).drawn(seed)
     assert cost.steps_s(StepColumns.from_shapes([shape]))[0] == cost.step_s(shape)
     if not shape.chunks:
         num_decodes, context, longest = shape[2:]
         assert cost.decode_s(num_decodes, context, longest) == cost.step_s(shape)
-        one_by_one = [
-            cost.decode_s(num_decodes, context + step * num_decodes, longest + step)
-            for step in range(num_steps)
-        ]
-        assert cost.decodes_s(num_decodes, context, longest, num_steps) == one_by_one
-
-
-@pytest.mark.parametrize("first", [1000, 1023, 1024])
-def test_a_stretch_goes_from_cell_to_cell(folders: dict[bool, Path], first: int) -> None:
-    """A mean context of 1024 tokens opens a cell, whose factor is another."""
-    cost = make(folders[False], host="none", uncertainty=True).drawn(2)
-    stretch = cost.decodes_s(10, 10 * first + 3, first + 9, 60)
-    assert stretch == [cost.decode_s(10, 10 * mean + 3, mean + 9) for mean in range(first, first + 60)]
 
 
 def test_without_uncertainty_the_model_is_its_own(folders: dict[bool, Path]) -> None:

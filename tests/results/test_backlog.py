@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import cbsim
-from cbsim.results.backlog import backlog_notes, mean_waiting
 from cbsim.results.run_log import Column
+from cbsim.results.run_notes import backlog_notes, mean_waiting
 from cbsim.workload.request import RequestState
 
 SEEDS = range(20)

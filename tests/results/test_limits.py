@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import cbsim
-from cbsim.results.limits import limit_notes
+from cbsim.results.run_notes import limit_notes
 
 EXPERIMENT = {
     "workload": {

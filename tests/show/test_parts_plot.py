@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cbsim.results.latency import PARTS, TTFT_PARTS
-from cbsim.results.latency.means import slowest
+from cbsim.results.latency.parts import slowest
 from cbsim.results.result import Result
 from cbsim.show.parts_plot import SHOWN, _spread, latency_parts
 from cbsim.show.percentile_bins import percentile_bins

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from cbsim.schedulers.continuous import ContinuousScheduler
-from cbsim.studies.deterministic_runs import is_determined
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.replicates import across_replicates
 from cbsim.studies.run import make_cost_model, make_workload, run_experiment
+from cbsim.studies.run_key import is_determined
 from cbsim.studies.sweep import SweepProgress, sweep
 from cbsim.workload.request import Request
 from cbsim.workload.trace import TraceWorkload

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from cbsim.cost.form import StepForm
-from cbsim.cost.formsteps import form_attention_s, form_seconds
+from cbsim.cost.profile_record import form_attention_s, form_seconds
 from cbsim.cost.step_columns import Floats
 from cbsim.lab.calibrate.attentionfit import columns_of, seconds_of
 from cbsim.lab.calibrate.point import Op, Point

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cbsim.base.errors import CalibrationError
-from cbsim.cost.costfile import Box, CostFile, file_sha256
+from cbsim.cost.costfile import Box, CostFile
 from cbsim.cost.form import StepForm
 from cbsim.cost.step_columns import Floats
 from cbsim.lab.calibrate.accuracy import Table, as_json, errors_by_kind, predict, repeatability
@@ -22,6 +22,7 @@ from cbsim.lab.calibrate.meta import Meta
 from cbsim.lab.calibrate.point import MIN_POINTS, Op, Point
 from cbsim.lab.calibrate.prefillfit import fit_prefill
 from cbsim.lab.calibrate.substitute_points import with_stand_ins
+from cbsim.results.manifest import hash_files
 
 Mask = NDArray[np.bool_]
 
@@ -157,7 +158,7 @@ def fit_cost_file(
         box=calibrated_box(op_points),
         assumptions=[*meta.assumptions, *stand_ins, *_assumptions(op_points, form)],
         accuracy={name: as_json(table) for name, table in report.tables.items()},
-        points_sha256=file_sha256(points_path),
+        points_sha256=hash_files([points_path])[points_path],
     )
     return cost_file, report
 

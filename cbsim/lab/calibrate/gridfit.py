@@ -9,7 +9,7 @@ import numpy as np
 
 from cbsim.cost.attention import DecodeAttention, FusedAttention, PrefillAttention
 from cbsim.cost.attention_grid import AttentionGrid, ChunkTable, DecodeTable, MixedTable, Skew, Slopes, Table
-from cbsim.cost.formsteps import chunks_together_s
+from cbsim.cost.profile_record import chunks_together_s
 from cbsim.lab.calibrate.attentionfit import columns_of, seconds_of
 from cbsim.lab.calibrate.coefficients import soft_loss
 from cbsim.lab.calibrate.lattice import Lattice, LatticeFormula, filled, lattices_of, refined

@@ -71,15 +71,11 @@ class LatticeFormula:
             tokens, context, _, decodes = flat
             total = np.asarray(total_context).ravel()
         columns = StepColumns(
-            num_tokens=tokens + decodes,
-            num_logits=zeros,
-            num_chunks=(tokens > 0).astype(np.int64),
-            prefill_tokens=tokens,
-            longest_prefill=tokens + context,
+            chunks=[((int(q), int(x)),) if q else () for q, x in zip(tokens, context, strict=True)],
+            num_finishing_chunks=zeros,
             num_decodes=decodes,
             decode_context=total.astype(np.int64),
             max_decode_context=np.ceil(total / np.maximum(decodes, 1)).astype(np.int64),
-            chunks=tuple(((int(q), int(x)),) if q else () for q, x in zip(tokens, context, strict=True)),
         )
         decode, prefill = self._decode.at(columns), self._prefill.at(columns)
         seconds = np.maximum(decode, prefill)

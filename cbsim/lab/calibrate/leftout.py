@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from cbsim.cost.form import Tiles
 from cbsim.cost.step_columns import Floats
-from cbsim.cost.tiles import Tiles
 from cbsim.lab.calibrate.coefficients import soft_loss
 
 Mask = NDArray[np.bool_]

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.optimize import nnls
 
-from cbsim.cost.form import LogitsForm
+from cbsim.cost.form import LogitsForm, Tiles
 from cbsim.cost.step_columns import Floats
-from cbsim.cost.tiles import Tiles
 from cbsim.lab.calibrate.attentionfit import seconds_of
 from cbsim.lab.calibrate.coefficients import LOSS_SCALE, soft_weights
 from cbsim.lab.calibrate.leftout import (

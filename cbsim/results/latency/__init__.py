@@ -1,6 +1,5 @@
 """Where the time of each request went: its TTFT and E2E in parts that add up to the whole."""
 
-from cbsim.results.latency.means import mean_parts
-from cbsim.results.latency.parts import PARTS, TTFT_PARTS, Replica, request_parts
+from cbsim.results.latency.parts import PARTS, TTFT_PARTS, Replica, mean_parts, request_parts
 
 __all__ = ["PARTS", "TTFT_PARTS", "Replica", "mean_parts", "request_parts"]

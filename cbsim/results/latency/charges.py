@@ -12,11 +12,8 @@ from cbsim.core.layout import KV_BLOCKS, SLOT
 from cbsim.cost.cost_model import CostModel
 from cbsim.results.latency.prices import StepPrices
 from cbsim.results.latency.spans import Spans
-from cbsim.results.latency.step_times import StepTimes
-from cbsim.results.latency.ticks import RangeSums, Ticks
+from cbsim.results.latency.ticks import RangeSums, StepTimes, Ticks
 from cbsim.results.run_log import Column, Slices
-
-_LACKING = (SLOT, KV_BLOCKS)
 
 
 class Charges:
@@ -30,7 +27,7 @@ class Charges:
         self, steps: Mapping[str, Column], slices: Slices, cost: CostModel, times: StepTimes
     ) -> None:
         self._times = times
-        self._lacking = _lacking(steps["waiting_for"])
+        self._lacking = [np.flatnonzero(steps["waiting_for"] == code) for code in (SLOT, KV_BLOCKS)]
         """The steps decided while the head of the queue lacked a slot, and KV blocks."""
         prices = StepPrices(steps, slices, cost)
         split = _Splitter(times, prices, steps["transfer_s"])
@@ -46,7 +43,8 @@ class Charges:
         is_mixed = decodes[chunk_steps]
         mixed, alone = chunk_steps[is_mixed], chunk_steps[~is_mixed]
         added = split.of(mixed).added(prices.without_chunks_s()[is_mixed])
-        self._chunk_steps = RangeSums(chunk_steps, self._times.length(chunk_steps))
+        self.chunk_steps = RangeSums(chunk_steps, self._times.length(chunk_steps))
+        """Ticks of the steps of chunks."""
         self._mixed = RangeSums(mixed, self._times.length(mixed), added)
         self._alone = RangeSums(alone, self._times.length(alone))
         self.chunks_alone = RangeSums(alone, np.ones(len(alone), dtype=np.int64))
@@ -57,10 +55,6 @@ class Charges:
         of_slices = split.of(prices.chunk_steps).only(prices.place)
         self._length, self._host, self._swap = of_slices.length, of_slices.host, of_slices.swap
         self._added = of_slices.added(prices.with_own_chunk_s(of_slices.gpu_s))
-
-    def steps_with_chunks(self, first: Column, last: Column) -> Column:
-        """Ticks of the steps with prompt chunks in each range of steps."""
-        return self._chunk_steps.over(first, last)[0]
 
     def waits(self, arrival_s: Column, admitted: Column) -> tuple[Column, Column]:
         """Ticks until each request's first step that the head of the queue lacked a slot, and KV blocks.
@@ -151,7 +145,3 @@ class _Splitter:
         for piece in pieces(len(chosen)):
             up_to[piece.start + 1 : piece.stop + 1] = np.where(chosen[piece], self.of(piece).host, 0)
         return np.cumsum(up_to, out=up_to)
-
-
-def _lacking(waiting_for: Column) -> list[Column]:
-    return [np.flatnonzero(waiting_for == code) for code in _LACKING]

@@ -11,8 +11,7 @@ import numpy as np
 from cbsim.cost.cost_model import CostModel
 from cbsim.results.latency.charges import Charges
 from cbsim.results.latency.spans import Spans, preemptions_of, spans_of
-from cbsim.results.latency.step_times import StepTimes
-from cbsim.results.latency.ticks import Ticks
+from cbsim.results.latency.ticks import StepTimes, Ticks
 from cbsim.results.run_log import Column, Slices
 from cbsim.workload.request import RequestState
 
@@ -24,6 +23,9 @@ PARTS = {name: f"part_{name}_s" for name in _NAMES}
 """Name of a part of E2E -> its column."""
 TTFT_PARTS = {name: f"ttft_part_{name}_s" for name in _NAMES if name != "decode"}
 """Name of a part of TTFT -> its column. There is no `decode`: before the first token nothing is decoded."""
+TAIL = 0.01
+"""The share of requests that are the slowest."""
+Means = dict[str, dict[str, dict[str, float | None]]]
 
 
 class Replica(NamedTuple):
@@ -55,10 +57,11 @@ def request_parts(
         spans = spans_of(replica.slices, times, charges.chunks_alone, preemptions)
         ledger = Ledger(charges, times, arrival_s)
         is_finished = requests["state"][spans.request] == RequestState.FINISHED
-        _enter(columns, PARTS, ticks, ledger.split(spans.only(is_finished)))
-        _enter(
-            columns, TTFT_PARTS, ticks, ledger.split(spans.only(_up_to_first_token(spans, replica.slices)))
-        )
+        has_first = _up_to_first_token(spans, replica.slices)
+        for names, chosen in ((PARTS, is_finished), (TTFT_PARTS, has_first)):
+            request, parts = ledger.split(spans.only(chosen))
+            for part, name in names.items():
+                columns[name][request] = ticks.seconds(parts[part])
     return columns
 
 
@@ -66,17 +69,6 @@ def _end_s(steps: Mapping[str, Column]) -> float:
     """When the last step of a replica ends, seconds; 0 without steps."""
     start_s = steps["start_s"]
     return float(start_s[-1] + steps["duration_s"][-1]) if len(start_s) else 0.0
-
-
-def _enter(
-    columns: dict[str, Column],
-    names: Mapping[str, str],
-    ticks: Ticks,
-    split: tuple[Column, dict[str, Column]],
-) -> None:
-    request, parts = split
-    for part, name in names.items():
-        columns[name][request] = ticks.seconds(parts[part])
 
 
 def _up_to_first_token(spans: Spans, slices: Slices) -> Column:
@@ -99,27 +91,27 @@ def _starts(request: Column) -> Column:
     return np.concatenate([[0], np.flatnonzero(request[1:] != request[:-1]) + 1])
 
 
-class Ledger:
+class Ledger(NamedTuple):
     """Adds up what spans are charged with, and says what the time between them was."""
 
-    def __init__(self, charges: Charges, times: StepTimes, arrival_s: Column) -> None:
-        self._charges = charges
-        self._times = times
-        self._arrival_s = arrival_s
+    charges: Charges
+    times: StepTimes
+    arrival_s: Column
 
     def split(self, spans: Spans) -> tuple[Column, dict[str, Column]]:
         """Requests, and the ticks of each part from their arrivals to the ends of their last spans."""
-        times, starts = self._times, _starts(spans.request)
+        times, starts = self.times, _starts(spans.request)
         request = spans.request[starts]
+        arrival_s = self.arrival_s[request]
         ends = np.append(starts, len(spans.request))[1:] - 1
-        charged = self._charges.of(spans)
+        charged = self.charges.of(spans)
         sums = {
             name: np.add.reduceat(ticks, starts) if len(starts) else ticks for name, ticks in charged.items()
         }
         running, others = self._periods(spans, starts, ends)
-        wait = times.start(spans.first[starts]) - times.at(self._arrival_s[request])
-        whole = times.end(spans.last[ends]) - times.at(self._arrival_s[request])
-        no_slot, no_kv = self._charges.waits(self._arrival_s[request], spans.first[starts])
+        wait = times.start(spans.first[starts]) - times.at(arrival_s)
+        whole = times.end(spans.last[ends]) - times.at(arrival_s)
+        no_slot, no_kv = self.charges.waits(arrival_s, spans.first[starts])
         in_steps, beside = sums.pop("in_steps"), sums.pop("beside_chunks")
         passed_over = others - beside
         return request, {
@@ -141,6 +133,33 @@ class Ledger:
         begin = np.flatnonzero(spans.begins)
         first, last = spans.first[begin], stop[np.append(begin[1:], len(stop)) - 1]
         place = np.searchsorted(begin, starts)
-        running = np.add.reduceat(self._times.end(last) - self._times.start(first), place)
-        with_chunks = np.add.reduceat(self._charges.steps_with_chunks(first, last), place)
-        return running, with_chunks
+        running = np.add.reduceat(self.times.end(last) - self.times.start(first), place)
+        return running, np.add.reduceat(self.charges.chunk_steps.over(first, last)[0], place)
+
+
+def mean_parts(latencies: Mapping[str, Column], parts: Mapping[str, Column]) -> Means:
+    """`{"ttft_s": {"mean": {"queue_s": ...}, "slowest": ...}, "e2e_s": ...}`: seconds by part.
+
+    `mean` is over the requests that have the latency, `slowest` over the slowest hundredth of them, rounded
+    up; `None` where there are none. `latencies` has `ttft_s` and `e2e_s`.
+    """
+    return {
+        latency: _means(latencies[latency], {name: parts[column] for name, column in names.items()})
+        for latency, names in (("ttft_s", TTFT_PARTS), ("e2e_s", PARTS))
+    }
+
+
+def slowest(latency_s: Column, share: float = TAIL) -> Column:
+    """The rows of the slowest requests, a share rounded up, the slowest first and equals by arrival."""
+    has = np.flatnonzero(~np.isnan(latency_s))
+    order = np.argsort(-latency_s[has], kind="stable")
+    # 0.01 is a little more than a hundredth.
+    return has[order[: math.ceil(round(share * len(has), 6))]]
+
+
+def _means(latency_s: Column, parts: Mapping[str, Column]) -> dict[str, dict[str, float | None]]:
+    has, tail = np.flatnonzero(~np.isnan(latency_s)), slowest(latency_s)
+    return {
+        group: {f"{name}_s": float(part[rows].mean()) if len(rows) else None for name, part in parts.items()}
+        for group, rows in (("mean", has), ("slowest", tail))
+    }

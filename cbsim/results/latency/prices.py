@@ -22,7 +22,7 @@ class StepPrices:
         """The steps with prompt chunks, rising; and of each prompt slice, which of these it is in."""
         self._num_chunks = np.bincount(self.place, minlength=len(self.chunk_steps))
         reach = np.zeros(len(self.chunk_steps), dtype=np.int64)
-        np.add.at(reach, self.place, self._reach(slice(None)))
+        np.add.at(reach, self.place, slices.prefills["num_tokens"] + slices.prefills["num_computed_tokens"])
         self._num_requests = steps["num_decode_seqs"].copy()
         self.has_decodes = self._num_requests > 0
         """Whether anything decodes, for every step."""
@@ -49,7 +49,9 @@ class StepPrices:
         seconds = np.zeros(len(self.chunk_steps))
         mixed = np.flatnonzero(self._num_decodes)
         if len(mixed):
-            seconds[mixed] = self._without_host_s(self._decodes_of(mixed))
+            none = np.zeros(len(mixed), dtype=np.int64)
+            alone = StepColumns([()] * len(mixed), none, *self._decodes(mixed))
+            seconds[mixed] = self._without_host_s(alone)
         return seconds
 
     def with_own_chunk_s(self, own_s: Column) -> Column:
@@ -60,7 +62,9 @@ class StepPrices:
         seconds = own_s.copy()
         beside = np.flatnonzero(self._num_chunks[self.place] > 1)
         if len(beside):
-            seconds[beside] = self._without_host_s(self._one_chunk(beside))
+            chunks = [(chunk,) for chunk in self._chunks(beside)]
+            emits, decodes = self._prefills["emits"][beside], self._decodes(self.place[beside])
+            seconds[beside] = self._without_host_s(StepColumns(chunks, emits, *decodes))
         return seconds
 
     def _without_host_s(self, columns: StepColumns) -> Column:
@@ -69,77 +73,32 @@ class StepPrices:
         seconds: Column = step_s - host_s
         return seconds
 
-    def _reach(self, rows: Column | slice) -> Column:
-        """Tokens that the last query of each prompt slice attends to."""
-        reach: Column = (self._prefills["num_tokens"] + self._prefills["num_computed_tokens"])[rows]
-        return reach
+    def _decodes(self, places: Column) -> tuple[Column, Column, Column]:
+        """Number, context and longest context of the decodes of some of `chunk_steps`."""
+        return self._num_decodes[places], self._context[places], self._max_context[places]
 
-    def _decodes_of(self, places: Column) -> StepColumns:
-        """The decodes alone of some of `chunk_steps`."""
-        num_decodes, none = self._num_decodes[places], np.zeros(len(places), dtype=np.int64)
-        return StepColumns(
-            num_tokens=num_decodes,
-            num_logits=num_decodes,
-            num_chunks=none,
-            prefill_tokens=none,
-            longest_prefill=none,
-            num_decodes=num_decodes,
-            decode_context=self._context[places],
-            max_decode_context=self._max_context[places],
-            chunks=((),) * len(places),
-        )
-
-    def _one_chunk(self, prefills: Column) -> StepColumns:
-        """The steps of some prompt slices, each with that slice and the step's decodes."""
-        places = self.place[prefills]
-        num_decodes, num_tokens = self._num_decodes[places], self._prefills["num_tokens"][prefills]
-        before = self._prefills["num_computed_tokens"][prefills]
-        return StepColumns(
-            num_tokens=num_decodes + num_tokens,
-            num_logits=num_decodes + self._prefills["emits"][prefills],
-            num_chunks=np.ones(len(places), dtype=np.int64),
-            prefill_tokens=num_tokens,
-            longest_prefill=before + num_tokens,
-            num_decodes=num_decodes,
-            decode_context=self._context[places],
-            max_decode_context=self._max_context[places],
-            chunks=tuple((chunk,) for chunk in zip(num_tokens.tolist(), before.tolist(), strict=True)),
-        )
+    def _chunks(self, rows: Column | slice) -> list[tuple[int, int]]:
+        """Tokens now and before of some prompt slices."""
+        tokens, before = (self._prefills[name][rows] for name in ("num_tokens", "num_computed_tokens"))
+        return list(zip(tokens.tolist(), before.tolist(), strict=True))
 
     def _columns(self, rows: Column) -> StepColumns:
         """Any steps as they were; decodes without chunks as if their contexts were equal."""
-        place = np.minimum(np.searchsorted(self.chunk_steps, rows), max(len(self.chunk_steps) - 1, 0))
-        has_chunks = self.chunk_steps[place] == rows if len(self.chunk_steps) else np.zeros(len(rows), bool)
+        has_chunks = np.isin(rows, self.chunk_steps)
+        places = np.searchsorted(self.chunk_steps, rows[has_chunks])
         num_decodes, context = self._num_requests[rows], self._context_of_steps[rows]
-        num_decodes[has_chunks] -= self._num_chunks[place[has_chunks]]
         max_context = -(-context // np.maximum(num_decodes, 1))
-        num_chunks, num_tokens, num_logits, longest = (np.zeros(len(rows), dtype=np.int64) for _ in range(4))
+        decodes = num_decodes, context, max_context
+        for column, of_chunk_steps in zip(decodes, self._decodes(places), strict=True):
+            column[has_chunks] = of_chunk_steps
+        num_finishing = np.zeros(len(rows), dtype=np.int64)
         chunks: list[tuple[tuple[int, int], ...]] = [()] * len(rows)
-        for row in np.flatnonzero(has_chunks).tolist():
-            mine = self._chunk_slice(int(place[row]))
-            tokens, before = self._prefills["num_tokens"][mine], self._prefills["num_computed_tokens"][mine]
-            chunks[row] = tuple(zip(tokens.tolist(), before.tolist(), strict=True))
-            num_chunks[row], num_tokens[row] = len(tokens), tokens.sum()
-            num_logits[row] = self._prefills["emits"][mine].sum()
-            longest[row] = (tokens + before).max()
-            context[row], max_context[row] = self._context[place[row]], self._max_context[place[row]]
-        return StepColumns(
-            num_tokens=num_decodes + num_tokens,
-            num_logits=num_decodes + num_logits,
-            num_chunks=num_chunks,
-            prefill_tokens=num_tokens,
-            longest_prefill=longest,
-            num_decodes=num_decodes,
-            decode_context=context,
-            max_decode_context=max_context,
-            chunks=tuple(chunks),
-        )
+        for row, place in zip(np.flatnonzero(has_chunks).tolist(), places.tolist(), strict=True):
+            mine = slice(*np.searchsorted(self.place, [place, place + 1]).tolist())
+            chunks[row], num_finishing[row] = tuple(self._chunks(mine)), self._prefills["emits"][mine].sum()
+        return StepColumns(chunks, num_finishing, *decodes)
 
     @cached_property
     def _context_of_steps(self) -> Column:
         """Tokens that each step attends to; seldom asked for."""
         return self._steps["num_context_tokens"]
-
-    def _chunk_slice(self, place: int) -> slice:
-        first, end = np.searchsorted(self.place, [place, place + 1])
-        return slice(int(first), int(end))

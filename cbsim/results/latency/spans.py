@@ -7,8 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cbsim.results.latency.step_times import StepTimes
-from cbsim.results.latency.ticks import RangeSums
+from cbsim.results.latency.ticks import RangeSums, StepTimes
 from cbsim.results.run_log import PREEMPTED, RESUMED, Column, Slices
 
 _TOKENS = 2**32

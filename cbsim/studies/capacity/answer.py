@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -13,10 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from cbsim.base.errors import ConfigError
 from cbsim.results.manifest import hash_mapping
 from cbsim.results.output import POINTS, check_capacity_target
-from cbsim.studies.capacity.capacity_plan import Plan
-from cbsim.studies.capacity.capacity_progress import CapacityProgress
-from cbsim.studies.capacity.curve import complete_curves
-from cbsim.studies.capacity.search import SearchOutcome, SearchTask, search
+from cbsim.studies.capacity.search import Plan, SearchOutcome, SearchTask, complete_curves, search
 from cbsim.studies.capacity.verdict import Contender, Evidence, judge_all
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.labels import label_values, point_name
@@ -26,6 +23,27 @@ from cbsim.studies.worker_pool import Pool, open_pool
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+@dataclass(frozen=True, slots=True)
+class CapacityProgress:
+    """The state of one of the two phases, told at its beginning and after each of its tasks."""
+
+    phase: Literal["searches", "curves"]
+    """First each replicate is searched; then the curves are completed, in as many rounds as that takes."""
+    num_done: int
+    num_tasks: int
+    """Of the phase, or of this round of it."""
+    elapsed_s: float
+    """Wall-clock seconds since the phase, or the round, began."""
+
+    @property
+    def time_left_s(self) -> float | None:
+        """Wall-clock seconds to the end of it at the pace so far; `None` before the first task is done."""
+        if not self.num_done:
+            return None
+        return self.elapsed_s / self.num_done * (self.num_tasks - self.num_done)
+
 
 Progress = Callable[[CapacityProgress], None]
 """Told how far the searches, then the curves, are."""
@@ -80,36 +98,32 @@ def capacity(
     experiment = Experiment.of(config, overrides or {})
     plan = plan or Plan()
     points = experiment.points()
-    _check([point for _, point in points])
+    if problems := dict.fromkeys(chain(*(_problems(point, points[0][1]) for _, point in points))):
+        raise ConfigError(*problems)
     folder = None if out is None else (Path(out) / POINTS).resolve()
     if out is not None:
         check_capacity_target(Path(out))
     tasks = [_tasks(point, plan, folder) for _, point in points]
     try:
-        outcomes = _search_all(tasks, workers, cluster, progress)
+        outcomes = _search_all(tasks, workers, cluster, progress or (lambda _: None))
     except KeyboardInterrupt:
         kept = "" if folder is None else f"{len(list(folder.glob('*.json')))} runs kept in {out}; "
         raise CapacityInterrupted(f"{kept}the same call goes on" if kept else "stopped") from None
     return _answer(experiment, plan, points, outcomes)
 
 
-def _check(experiments: Sequence[Experiment]) -> None:
-    """Raise `ConfigError` for what leaves a capacity without a meaning, each mistake once."""
-    problems: dict[str, None] = {}
-    first = experiments[0]
-    for experiment in experiments:
-        if not experiment.slo.limits():
-            problems["slo: missing; capacity needs at least one limit, as in --set slo.ttft_s=2"] = None
-        if experiment.workload.concurrency is not None:
-            problems["workload.concurrency: clients that wait for their answers have no rate to vary"] = None
-        if experiment.stop_at_s is not None:
-            problems["stop_at_s: capacity needs runs to their end; leave it out"] = None
-        if experiment.seed != first.seed:
-            problems["sweep: varies the seed; leave that to the replicates of capacity"] = None
-        if experiment.workload.rate_scale != first.workload.rate_scale:
-            problems["sweep: varies workload.rate_scale, which is what capacity finds"] = None
-    if problems:
-        raise ConfigError(*problems)
+def _problems(experiment: Experiment, first: Experiment) -> Iterator[str]:
+    """What leaves a capacity without a meaning, of a contender and of the first one."""
+    if not experiment.slo.limits():
+        yield "slo: missing; capacity needs at least one limit, as in --set slo.ttft_s=2"
+    if experiment.workload.concurrency is not None:
+        yield "workload.concurrency: clients that wait for their answers have no rate to vary"
+    if experiment.stop_at_s is not None:
+        yield "stop_at_s: capacity needs runs to their end; leave it out"
+    if experiment.seed != first.seed:
+        yield "sweep: varies the seed; leave that to the replicates of capacity"
+    if experiment.workload.rate_scale != first.workload.rate_scale:
+        yield "sweep: varies workload.rate_scale, which is what capacity finds"
 
 
 def _tasks(experiment: Experiment, plan: Plan, folder: Path | None) -> list[SearchTask]:
@@ -117,24 +131,20 @@ def _tasks(experiment: Experiment, plan: Plan, folder: Path | None) -> list[Sear
     settings = experiment.resolved()
     workload = settings["workload"]
     rate_key: tuple[str, ...] = ("workload", "rate_scale")
-    if _is_trace(experiment):
+    if workload["type"] == "trace":
         workload["type"] = "resampled"
         if plan.num_requests is not None:
             workload["num_requests"] = plan.num_requests
     elif "rate_per_s" in workload.get("arrivals", {}):
         rate_key = ("workload", "arrivals", "rate_per_s")
     return [
-        SearchTask(settings | {"seed": experiment.seed + number}, rate_key, plan.growth, plan.share, folder)
+        SearchTask(settings | {"seed": experiment.seed + number}, rate_key, plan, folder)
         for number in range(plan.num_replicates)
     ]
 
 
-def _is_trace(experiment: Experiment) -> bool:
-    return experiment.workload.type == "trace"
-
-
 def _search_all(
-    tasks: Sequence[Sequence[SearchTask]], workers: int, cluster: str | None, progress: Progress | None
+    tasks: Sequence[Sequence[SearchTask]], workers: int, cluster: str | None, progress: Progress
 ) -> list[list[SearchOutcome]]:
     """The outcomes of each contender's replicates; of searches that run the same, one is carried out."""
     address, distinct = Address(), dict[str, SearchTask]()
@@ -154,23 +164,18 @@ def _key(task: SearchTask, address: Address) -> str:
 
 
 def _run_all(
-    pool: Pool,
-    progress: Progress | None,
-    phase: Literal["searches", "curves"],
-    tasks: Sequence[SearchTask],
+    pool: Pool, progress: Progress, phase: Literal["searches", "curves"], tasks: Sequence[SearchTask]
 ) -> list[SearchOutcome]:
     """The outcomes in the order of the tasks; raises what the first failing one raised."""
     outcomes: dict[int, SearchOutcome] = {}
     started_s = perf_counter()
-    if progress is not None:
-        progress(CapacityProgress(phase, 0, len(tasks), 0.0))
+    progress(CapacityProgress(phase, 0, len(tasks), 0.0))
     for outcome in pool.run_all(search, tasks):
         if outcome.error is not None:
             raise outcome.error
         assert outcome.answer is not None
         outcomes[outcome.index] = outcome.answer
-        if progress is not None:
-            progress(CapacityProgress(phase, len(outcomes), len(tasks), perf_counter() - started_s))
+        progress(CapacityProgress(phase, len(outcomes), len(tasks), perf_counter() - started_s))
     return [outcomes[index] for index in range(len(tasks))]
 
 
@@ -212,7 +217,7 @@ def _answer(
 
 
 def _names(cells: Sequence[Mapping[str, Any]], default: str) -> list[str]:
-    """The shortest names that tell contenders apart, by the first so many of the swept settings."""
+    """The shortest names that tell contenders apart, by as few of the first swept settings as do."""
     keys = list(cells[0])
     names = [default]
     for size in range(1, len(keys) + 1):
@@ -223,4 +228,4 @@ def _names(cells: Sequence[Mapping[str, Any]], default: str) -> list[str]:
 
 
 def _num_source_requests(experiment: Experiment) -> int | None:
-    return make_workload(experiment).num_requests() if _is_trace(experiment) else None
+    return make_workload(experiment).num_requests() if experiment.workload.type == "trace" else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -11,36 +11,20 @@ from cbsim.base.errors import CbsimError
 from cbsim.base.paths import write_text
 from cbsim.results.output import ANSWER, check_capacity_target, has_file
 from cbsim.studies.capacity.answer import CapacityAnswer
-from cbsim.studies.capacity.capacity_plan import Plan
+from cbsim.studies.capacity.search import Plan
 from cbsim.studies.capacity.verdict import Contender
 from cbsim.studies.intervals import Interval
 from cbsim.studies.sweep import save_table
 
+_INTERVALS = ("rate_per_s", "against_first", "against_best")
+"""The fields of a contender that are intervals."""
+
 
 def to_json(answer: CapacityAnswer) -> dict[str, Any]:
     """Everything but the curve, as plain data; intervals as `estimate`, `low` and `high`."""
-    return {
-        "name": answer.name,
-        "slo": dict(answer.slo),
-        "plan": asdict(answer.plan),
-        "resampled_from": answer.resampled_from,
-        "contenders": [
-            {
-                "label": contender.label,
-                "swept": dict(contender.swept),
-                "verdict": contender.verdict,
-                "rate_per_s": _interval_to_json(contender.rate_per_s),
-                "own_rates_per_s": list(contender.own_rates_per_s),
-                "against_first": _interval_to_json(contender.against_first),
-                "against_best": _interval_to_json(contender.against_best),
-                "alone": contender.alone,
-                "reasons": list(contender.reasons),
-            }
-            for contender in answer.contenders
-        ],
-        "config": dict(answer.config),
-        "manifest": dict(answer.manifest),
-    }
+    told = {field.name: getattr(answer, field.name) for field in fields(answer) if field.name != "curve"}
+    contenders = [_contender_to_json(contender) for contender in answer.contenders]
+    return told | {"plan": asdict(answer.plan), "contenders": contenders}
 
 
 def save_capacity(answer: CapacityAnswer, folder: Path) -> None:
@@ -74,13 +58,11 @@ def load_capacity(folder: Path) -> CapacityAnswer:
 
 
 def _contender(read: dict[str, Any]) -> Contender:
-    intervals = {
-        name: None if read[name] is None else Interval(**read[name])
-        for name in ("rate_per_s", "against_first", "against_best")
-    }
+    intervals = {name: None if read[name] is None else Interval(**read[name]) for name in _INTERVALS}
     tuples = {name: tuple(read[name]) for name in ("own_rates_per_s", "reasons")}
     return Contender(**(read | intervals | tuples))
 
 
-def _interval_to_json(interval: Interval | None) -> dict[str, float] | None:
-    return None if interval is None else interval._asdict()
+def _contender_to_json(contender: Contender) -> dict[str, Any]:
+    told = asdict(contender)
+    return told | {name: told[name] and told[name]._asdict() for name in _INTERVALS}

@@ -1,18 +1,20 @@
-"""CapacitySearch: one replicate of one contender, run at rate after rate; the task that workers are given."""
+"""Search: how a capacity is searched for, and one replicate of one contender, the task of a worker."""
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
-from cbsim.base.errors import CbsimError
+from cbsim.base.errors import CbsimError, ConfigError
 from cbsim.studies.capacity.bracket import Bracket
 from cbsim.studies.capacity.probe import ProbeStore
 from cbsim.studies.experiment import Experiment
+from cbsim.studies.intervals import CONFIDENCE
 
 ALONE_FACTOR = 1e-6
 """Times the rate: requests come one by one."""
@@ -25,6 +27,39 @@ _AT_ONCE = 0.01
 
 
 @dataclass(frozen=True, slots=True)
+class Plan:
+    """Share, replicates and resolution of a search; raises `ConfigError` for values out of range."""
+
+    share: float = 0.99
+    """Share of requests that must meet the SLO."""
+    num_replicates: int = 5
+    tolerance: float = 0.05
+    """Neighbouring rates differ by this share; between them attainment is interpolated."""
+    num_requests: int | None = None
+    """Of a trace: requests of each replicate; `None` for as many as the trace has."""
+    confidence: float = CONFIDENCE
+
+    def __post_init__(self) -> None:
+        checks = (
+            ("share", self.share, 0 < self.share < 1, "a number > 0 and < 1"),
+            ("replicates", self.num_replicates, self.num_replicates >= 2, "an integer >= 2"),
+            ("tolerance", self.tolerance, 0 < self.tolerance <= 1, "a number > 0 and <= 1"),
+            ("requests", self.num_requests, (self.num_requests or 2) >= 2, "an integer >= 2"),
+            ("confidence", self.confidence, 0 < self.confidence < 1, "a number > 0 and < 1"),
+        )
+        problems = [
+            f"{name}: got {got}; expected {range_}" for name, got, is_ok, range_ in checks if not is_ok
+        ]
+        if problems:
+            raise ConfigError(*problems)
+
+    @property
+    def growth(self) -> float:
+        """From one rung of the ladder of rates to the next, the rate grows by this factor."""
+        return 1 + self.tolerance
+
+
+@dataclass(frozen=True, slots=True)
 class SearchTask:
     """What one replicate of one contender is asked: its whole search, or some rungs more for the curve."""
 
@@ -32,9 +67,7 @@ class SearchTask:
     """The experiment as resolved, with the replicate's seed."""
     rate_key: tuple[str, ...]
     """Where the setting that scales with the rate stands."""
-    growth: float
-    """From one rung to the next the rate grows by this factor."""
-    share: float
+    plan: Plan
     folder: Path | None = None
     """Where its runs' figures are kept; `None` keeps none."""
     rungs: tuple[int, ...] | None = None
@@ -53,7 +86,7 @@ class SearchTask:
 
     def at_rung(self, rung: int) -> Experiment:
         """The experiment at a rung of the ladder."""
-        return self.at(self.growth**rung)
+        return self.at(self.plan.growth**rung)
 
 
 @dataclass(slots=True)
@@ -86,21 +119,70 @@ def search(task: SearchTask) -> SearchOutcome:
 def _open_bracket(task: SearchTask, outcome: SearchOutcome, probes: ProbeStore) -> Bracket:
     """Runs requests one by one, which tells what a load can't better and where the ladder ends."""
     first = probes.run(task.at_rung(0))
-    outcome.manifest = first.manifest
-    outcome.figures[0] = first.figures
+    outcome.manifest, outcome.figures[0] = first.manifest, first.figures
     span_s, num_gaps = first.span_s, first.figures["num_requests"] - 1
     if not span_s:
         raise CbsimError("workload: all requests arrive at one instant; capacity needs a rate to vary")
     outcome.arrival_rate_per_s = num_gaps / span_s
     alone_factor = max(ALONE_FACTOR, span_s / ALONE_SPAN_S)
     alone = probes.run(task.at(alone_factor, ("workload", "rate_scale"))).figures
-    outcome.alone = alone["slo_attainment"]
+    outcome.alone, share = alone["slo_attainment"], task.plan.share
     if alone["e2e_s.max"] is None:
-        return Bracket(task.share, bottom=-1, top=1, attainment={-1: outcome.alone})
-    gap_s = span_s / num_gaps
-    bottom = math.floor(math.log(gap_s / (_ALONE_GAP * alone["e2e_s.max"])) / math.log(task.growth))
-    top = math.ceil(math.log(span_s / (_AT_ONCE * alone["e2e_s.mean"])) / math.log(task.growth))
+        return Bracket(share, bottom=-1, top=1, attainment={-1: outcome.alone})
+    gap_s, log_growth = span_s / num_gaps, math.log(task.plan.growth)
+    bottom = math.floor(math.log(gap_s / (_ALONE_GAP * alone["e2e_s.max"])) / log_growth)
+    top = math.ceil(math.log(span_s / (_AT_ONCE * alone["e2e_s.mean"])) / log_growth)
     attainment = {bottom: outcome.alone}
-    if bottom < 0 < top and outcome.alone >= task.share:
-        attainment[0] = outcome.figures[0]["slo_attainment"]
-    return Bracket(task.share, bottom, max(top, bottom + 1), attainment)
+    if bottom < 0 < top and outcome.alone >= share:
+        attainment[0] = first.figures["slo_attainment"]
+    return Bracket(share, bottom, max(top, bottom + 1), attainment)
+
+
+def pooled_bracket(outcomes: Sequence[SearchOutcome]) -> Bracket:
+    """The mean attainment of a contender's replicates, at every rung on which all of them have run.
+
+    Its crossing is the capacity: the rate up to which the SLO holds for the share of all requests, whichever
+    replicate they are in, and where the curve that is shown falls below the share. The mean of the
+    replicates' own capacities is higher where attainment drops steeply, for at that rate the replicates that
+    are beyond theirs miss far more than the others have to spare.
+    """
+    own = [outcome.bracket for outcome in outcomes if outcome.bracket is not None]
+    bottom, top = min(each.bottom for each in own), max(each.top for each in own)
+    shared = set.intersection(*(set(outcome.figures) for outcome in outcomes))
+    attainment = {bottom: fmean(outcome.alone for outcome in outcomes)} | {
+        rung: fmean(outcome.figures[rung]["slo_attainment"] for outcome in outcomes)
+        for rung in sorted(shared)
+        if bottom < rung <= top
+    }
+    return Bracket(own[0].share, bottom, top, attainment)
+
+
+def complete_curves(
+    contenders: Sequence[Sequence[str]],
+    tasks: Mapping[str, SearchTask],
+    found: Mapping[str, SearchOutcome],
+    run_all: Callable[[Sequence[SearchTask]], Sequence[SearchOutcome]],
+) -> None:
+    """Run what the curves lack, until the capacity of each contender lies between neighbours of the ladder.
+
+    A contender is the keys of its replicates' searches. In the end all of them have run at every rate that
+    any of them tried. `found` is added to; `run_all` carries out tasks and gives the outcomes in their order.
+    """
+    while missing := _missing(contenders, found):
+        more = [replace(tasks[key], rungs=tuple(sorted(rungs))) for key, rungs in missing.items()]
+        for key, outcome in zip(missing, run_all(more), strict=True):
+            found[key].figures |= outcome.figures
+
+
+def _missing(contenders: Sequence[Sequence[str]], found: Mapping[str, SearchOutcome]) -> dict[str, set[int]]:
+    """The rungs to run next, by search."""
+    missing: dict[str, set[int]] = {}
+    for keys in contenders:
+        rungs = {rung for key in keys for rung in found[key].figures}
+        if all(rungs == found[key].figures.keys() for key in keys):
+            asked = pooled_bracket([found[key] for key in keys]).next_rung()
+            rungs = rungs if asked is None else {*rungs, asked}
+        for key in keys:
+            if left := rungs - found[key].figures.keys():
+                missing.setdefault(key, set()).update(left)
+    return missing

@@ -8,10 +8,7 @@ from functools import cached_property
 from statistics import fmean
 from typing import Any, Literal
 
-from cbsim.studies.capacity.bracket import Bracket
-from cbsim.studies.capacity.capacity_plan import Plan
-from cbsim.studies.capacity.curve import pooled_bracket
-from cbsim.studies.capacity.search import SearchOutcome
+from cbsim.studies.capacity.search import Plan, SearchOutcome, pooled_bracket
 from cbsim.studies.intervals import Interval, bootstrap_interval, t_interval
 
 MIN_MISSES = 10
@@ -60,19 +57,10 @@ class Evidence:
     is_uncertain: bool = False
     """Whether each replicate draws errors of the cost model."""
 
-    @property
-    def base_per_s(self) -> float:
-        """Requests a second at rung 0."""
-        return fmean(outcome.arrival_rate_per_s for outcome in self.outcomes)
-
     def rate_per_s(self, rung: float) -> float:
         """Requests a second at a rung, or between two."""
-        return self.base_per_s * float(self.plan.growth**rung)
-
-    @cached_property
-    def pooled(self) -> Bracket:
-        """What the replicates have shown together."""
-        return pooled_bracket(self.outcomes)
+        base_per_s = fmean(outcome.arrival_rate_per_s for outcome in self.outcomes)
+        return base_per_s * float(self.plan.growth**rung)
 
     @property
     def alone(self) -> float:
@@ -87,7 +75,7 @@ class Evidence:
     @cached_property
     def capacity_per_s(self) -> float | None:
         """Where the curve falls below the share; `None` if it never holds, or a replicate always does."""
-        return self.pooled.crossing(self.rate_per_s) if self.own_rates_per_s else None
+        return pooled_bracket(self.outcomes).crossing(self.rate_per_s) if self.own_rates_per_s else None
 
     @cached_property
     def own_rates_per_s(self) -> tuple[float, ...]:
@@ -109,10 +97,7 @@ class Evidence:
         """The capacity on the curve, as unsure as the mean of the replicates' own is."""
         if self.capacity_per_s is None:
             return None
-        half_width = self.interval(self.own_rates_per_s).half_width
-        return Interval(
-            self.capacity_per_s, self.capacity_per_s - half_width, self.capacity_per_s + half_width
-        )
+        return Interval.around(self.capacity_per_s, self.interval(self.own_rates_per_s).half_width)
 
     def against(self, other: Evidence) -> Interval | None:
         """The replicates' own capacities over another's; `None` of itself, or where one is not known."""
@@ -128,47 +113,37 @@ def judge_all(
     """The verdict on each contender, beside the first and the best of them."""
     best = max(evidence, key=lambda each: each.capacity_per_s or 0.0)
     return tuple(
-        judge(label, cell, each, evidence[0], best)
+        _contender(label, cell, each, evidence[0], best)
         for label, cell, each in zip(labels, swept, evidence, strict=True)
     )
 
 
-def judge(
+def _contender(
     label: str, swept: Mapping[str, Any], evidence: Evidence, first: Evidence, best: Evidence
 ) -> Contender:
-    """The verdict on a contender, beside the first and the best."""
-    alone, share = evidence.alone, evidence.plan.share
-    if evidence.capacity_per_s is None:
-        if evidence.holds_alone:
-            reason = "the SLO holds even if all requests come at once: too few of them to form a queue"
-        else:
-            reason = f"served alone, {alone:.1%} of requests meet the SLO, fewer than {share:.1%}"
-        verdict: Verdict = "too short" if evidence.holds_alone else "never"
-        return Contender(label, swept, verdict, None, (), None, None, alone, (reason,))
-    reasons = _doubts(evidence)
-    return Contender(
-        label,
-        swept,
-        "too short" if reasons else "found",
-        evidence.capacity_interval(),
-        evidence.own_rates_per_s,
-        evidence.against(first),
-        evidence.against(best),
-        alone,
-        reasons,
-    )
+    rate_per_s, alone = evidence.capacity_interval(), evidence.alone
+    if rate_per_s is not None:
+        doubts = _doubts(evidence)
+        verdict: Verdict = "too short" if doubts else "found"
+        ratios = evidence.against(first), evidence.against(best)
+        return Contender(label, swept, verdict, rate_per_s, evidence.own_rates_per_s, *ratios, alone, doubts)
+    if evidence.holds_alone:
+        verdict = "too short"
+        reason = "the SLO holds even if all requests come at once: too few of them to form a queue"
+    else:
+        verdict = "never"
+        reason = f"served alone, {alone:.1%} of requests meet the SLO, fewer than {evidence.plan.share:.1%}"
+    return Contender(label, swept, verdict, None, (), None, None, alone, (reason,))
 
 
 def _doubts(evidence: Evidence) -> tuple[str, ...]:
     """Why a longer trace might have another capacity."""
     doubts = []
+    share = evidence.plan.share
     num_requests = min(outcome.figures[0]["num_requests"] for outcome in evidence.outcomes)
-    num_misses = num_requests * (1 - evidence.plan.share)
-    if num_misses < MIN_MISSES:
-        needed = round(MIN_MISSES / (1 - evidence.plan.share))
-        doubts.append(
-            f"{num_requests:,} requests are too few to tell {evidence.plan.share:.1%}: {needed:,} would do"
-        )
+    if num_requests * (1 - share) < MIN_MISSES:
+        needed = round(MIN_MISSES / (1 - share))
+        doubts.append(f"{num_requests:,} requests are too few to tell {share:.1%}: {needed:,} would do")
     early, late = _trend(evidence)
     if early and len(early) > 1 and fmean(late) > MAX_GROWTH * fmean(early):
         growth = t_interval([after - before for before, after in zip(early, late, strict=True)])

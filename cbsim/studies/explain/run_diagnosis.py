@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from cbsim.base.units import format_seconds
-from cbsim.results.latency.means import slowest
+from cbsim.results.latency.parts import slowest
 from cbsim.results.result import Result
 from cbsim.studies.explain.latency_shares import Breakdown, breakdown
 

@@ -8,8 +8,8 @@ import pytest
 
 from cbsim.base.errors import CalibrationError
 from cbsim.base.paths import data_folder
-from cbsim.cost.costfile import file_sha256, model_shape, read_cost_file
-from cbsim.cost.tiles import Tiles
+from cbsim.cost.costfile import model_shape, read_cost_file
+from cbsim.cost.form import Tiles
 from cbsim.lab.calibrate.accuracy import Errors, errors_by_kind, predict, repeatability
 from cbsim.lab.calibrate.attentionfit import seconds_of
 from cbsim.lab.calibrate.densefit import fit_dense
@@ -17,6 +17,7 @@ from cbsim.lab.calibrate.fit import calibrated_box, evaluate, fit_cost_file, fit
 from cbsim.lab.calibrate.meta import Meta, read_meta
 from cbsim.lab.calibrate.point import Point
 from cbsim.lab.calibrate.pointsfile import read_points, write_points
+from cbsim.results.manifest import hash_files
 from tests.cost.laws import NUM_LAYERS, make_form
 from tests.lab.calibrate.synthetic import decode_point, planned, sizes, timed
 from tests.specs.test_specs import load_model
@@ -202,7 +203,7 @@ def test_a_cost_file_says_what_it_is_of(calibration):
     cost_file.save(folder / "cost.json")
     again = read_cost_file(folder / "cost.json")
     assert again == cost_file
-    assert again.points_sha256 == file_sha256(folder / "points.csv")
+    assert again.points_sha256 == hash_files([folder / "points.csv"])[folder / "points.csv"]
     assert again.accuracy["held_out"]["all"]["median_pct"] == report.held_out["all"].median_pct
     assert "mix chunks and decodes" in again.assumptions[0]
     assert again.box == calibrated_box(points)
@@ -217,7 +218,7 @@ def test_a_shipped_profile_belongs_to_its_points(path):
     cost_file, folder = read_cost_file(path), path.parent
     points = read_points(folder / "points.csv")
     meta = read_meta(folder / "meta.json")
-    assert cost_file.points_sha256 == file_sha256(folder / "points.csv")
+    assert cost_file.points_sha256 == hash_files([folder / "points.csv"])[folder / "points.csv"]
     assert cost_file.model == meta.model == model_shape(load_model(folder.name))
     assert meta.licence or meta.source
     fitted = errors_by_kind(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cbsim.cost.attention_grid import AttentionGrid
-from cbsim.cost.formsteps import form_attention_s
+from cbsim.cost.profile_record import form_attention_s
 from cbsim.cost.step_columns import StepColumns
 from cbsim.lab.calibrate.attentionfit import columns_of, fit_decode, fit_fused, seconds_of
 from cbsim.lab.calibrate.gridfit import fit_grid

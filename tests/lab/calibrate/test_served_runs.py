@@ -17,7 +17,7 @@ from calibration.served_runs.tables import errors_table, runs_table, write_runs
 from cbsim.base.errors import CalibrationError
 from cbsim.cost.cost_model import StepShape
 from cbsim.cost.costfile import Box, CostFile, model_shape
-from cbsim.cost.formsteps import form_seconds
+from cbsim.cost.profile_record import form_seconds
 from cbsim.cost.step_columns import StepColumns
 from cbsim.lab.calibrate import nvidia_tables
 from cbsim.lab.calibrate.nvidia_tables import NvidiaTables

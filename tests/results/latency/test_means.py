@@ -10,7 +10,7 @@ import pytest
 
 import cbsim
 from cbsim.results.latency import PARTS, TTFT_PARTS, mean_parts
-from cbsim.results.latency.means import slowest
+from cbsim.results.latency.parts import slowest
 from cbsim.results.metrics import flatten
 from tests.run_logs import make_result, paper_log
 

@@ -1,13 +1,15 @@
-"""Backlog: whether the queue still grew when arrivals ended, told from the instants of the requests."""
+"""Run notes: a queue that still grew as arrivals ended, and SLOs that look like milliseconds."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
+from cbsim.base.units import MS_PER_S, format_seconds
 from cbsim.results.run_log import Column
 from cbsim.workload.request import RequestState
 
@@ -19,6 +21,10 @@ MIN_SHARE = 0.05
 """A backlog takes this share of the requests that arrive meanwhile, and of the span to drain."""
 MAX_CHANCE = 1.5
 """Standard deviations by which the arrivals' own chance may fill a queue that has room on average."""
+LOOSE_S = {"ttft_s": 100.0, "tpot_s": 2.0, "itl_s": 5.0, "e2e_s": 5000.0}
+"""Limits from here on are longer than anybody waits; written in milliseconds they would be usual ones."""
+LOOSE_RATIO = 10
+"""A limit that is at least this many times the median is one that nobody misses."""
 
 
 def backlog_notes(requests: Mapping[str, Column]) -> list[str]:
@@ -64,3 +70,21 @@ def mean_waiting(arrival_s: Column, start_s: Column, begin_s: float, end_s: floa
     """Requests that wait between two instants on average: the integral of their number over the time."""
     waited_s = np.minimum(start_s, end_s) - np.maximum(arrival_s, begin_s)
     return float(np.maximum(waited_s, 0).sum()) / (end_s - begin_s)
+
+
+def limit_notes(slo: Mapping[str, float], summary: Mapping[str, Any]) -> list[str]:
+    """A sentence for each limit, seconds, that is longer than anybody waits and than what was measured.
+
+    `summary` holds the distributions of the latencies, as in `summary.json`. Where a service is so slow that
+    such a limit means something, nothing is said.
+    """
+    notes = []
+    for name, limit_s in slo.items():
+        median_s = summary[name]["p50"]
+        if limit_s < LOOSE_S[name] or median_s is None or limit_s < LOOSE_RATIO * median_s:
+            continue
+        notes.append(
+            f"slo.{name} = {limit_s:g} is {limit_s:g} seconds, {limit_s / median_s:,.0f} times the median of "
+            f"{format_seconds(median_s)}: {limit_s:g} ms would be {limit_s / MS_PER_S:g}"
+        )
+    return notes
