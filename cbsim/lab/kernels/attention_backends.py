@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import accumulate
+from operator import add
 
 import torch
 from torch import Tensor
@@ -23,10 +26,7 @@ class LayerCache:
     def allocate(cls, shard: Shard, num_blocks: int, block_size: int, device: torch.device) -> LayerCache:
         """An empty cache; zeros, so that what was never written is finite."""
         shape = (num_blocks, block_size, shard.num_kv_heads, shard.head_size)
-        return cls(
-            torch.zeros(shape, dtype=shard.dtype, device=device),
-            torch.zeros(shape, dtype=shard.dtype, device=device),
-        )
+        return cls(*(torch.zeros(shape, dtype=shard.dtype, device=device) for _ in range(2)))
 
     @property
     def block_size(self) -> int:
@@ -38,9 +38,13 @@ class LayerCache:
         self.keys.flatten(0, 1).index_copy_(0, slots, keys)
         self.values.flatten(0, 1).index_copy_(0, slots, values)
 
-    def gather(self, block_table: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of whole blocks: `(*any, n)` gives `(*any, n x block_size, heads, head_size)`."""
-        return self.keys[block_table].flatten(-4, -3), self.values[block_table].flatten(-4, -3)
+    def gather(self, block_table: Tensor, num_tokens: int | None = None) -> tuple[Tensor, Tensor]:
+        """Keys and values of blocks: `(*any, n)` gives `(*any, n x block_size, heads, head_size)`.
+
+        With `num_tokens`, and for the blocks of one sequence, only those of its first tokens.
+        """
+        keys, values = (part[block_table].flatten(-4, -3) for part in (self.keys, self.values))
+        return keys[:num_tokens], values[:num_tokens]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +66,12 @@ class ChunkBatch:
         cls, num_tokens: list[int], contexts: list[int], block_tables: list[Tensor], device: torch.device
     ) -> ChunkBatch:
         """Put chunks together; `block_tables` are on the device already."""
-        keys = [tokens + context for tokens, context in zip(num_tokens, contexts, strict=True)]
-        return cls(
-            tuple(num_tokens),
-            tuple(contexts),
-            tuple(block_tables),
-            _starts(num_tokens, device),
-            _starts(keys, device),
-        )
+
+        def starts(counts: Iterable[int]) -> Tensor:
+            return torch.tensor([0, *accumulate(counts)], dtype=torch.int32, device=device)
+
+        key_starts = starts(map(add, num_tokens, contexts))
+        return cls(tuple(num_tokens), tuple(contexts), tuple(block_tables), starts(num_tokens), key_starts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,18 +127,7 @@ ATTENTION_BACKENDS: Registry[AttentionBackend] = Registry(
 )
 
 
-def default_backend(device: torch.device) -> str:
-    """`triton` on CUDA, else `sdpa`."""
-    return "triton" if device.type == "cuda" else "sdpa"
-
-
 def make_backend(name: str | None, shard: Shard, device: torch.device) -> AttentionBackend:
-    """The backend of a name, or the device's default. Raises `PluginError` for an unknown one."""
-    return ATTENTION_BACKENDS.get(name or default_backend(device))(shard, device)
-
-
-def _starts(counts: list[int], device: torch.device) -> Tensor:
-    starts = [0]
-    for count in counts:
-        starts.append(starts[-1] + count)
-    return torch.tensor(starts, dtype=torch.int32, device=device)
+    """The backend of a name, by default `triton` on CUDA, else `sdpa`. Raises `PluginError` for others."""
+    default = "triton" if device.type == "cuda" else "sdpa"
+    return ATTENTION_BACKENDS.get(name or default)(shard, device)

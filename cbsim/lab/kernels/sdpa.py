@@ -17,20 +17,16 @@ class SdpaBackend(AttentionBackend):
         self, query: Tensor, keys: Tensor, values: Tensor, cache: LayerCache, batch: ChunkBatch
     ) -> Tensor:
         """See `AttentionBackend.prefill`: one call a chunk."""
-        out = query.new_empty(query.shape)
+        parts = []
         start = 0
         for num_tokens, context, table in zip(
             batch.num_tokens, batch.contexts, batch.block_tables, strict=True
         ):
-            end = start + num_tokens
-            chunk_keys, chunk_values = keys[start:end], values[start:end]
-            if context:
-                num_keys = context + num_tokens
-                gathered_keys, gathered_values = cache.gather(table)
-                chunk_keys, chunk_values = gathered_keys[:num_keys], gathered_values[:num_keys]
-            out[start:end] = self._chunk(query[start:end], chunk_keys, chunk_values)
-            start = end
-        return out
+            own = slice(start, start + num_tokens)
+            start += num_tokens
+            seen = cache.gather(table, context + num_tokens) if context else (keys[own], values[own])
+            parts.append(self._chunk(query[own], *seen))
+        return torch.cat(parts)
 
     def decode(self, query: Tensor, cache: LayerCache, batch: DecodeBatch) -> Tensor:
         """See `AttentionBackend.decode`: the query heads of a group are the rows of one product.
@@ -55,13 +51,9 @@ class SdpaBackend(AttentionBackend):
 
     def _chunk(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """One chunk: `(q, heads, size)` against `(k, kv_heads, size)`, aligned at the last token of both."""
+        q, k, v = (part.transpose(0, 1)[None] for part in (query, keys, values))
         mask = causal_lower_right(query.shape[0], keys.shape[0])
         out = scaled_dot_product_attention(
-            query.transpose(0, 1)[None],
-            keys.transpose(0, 1)[None],
-            values.transpose(0, 1)[None],
-            attn_mask=mask,
-            scale=self.scale,
-            enable_gqa=self.shard.group_size > 1,
+            q, k, v, attn_mask=mask, scale=self.scale, enable_gqa=self.shard.group_size > 1
         )
         return out[0].transpose(0, 1)
