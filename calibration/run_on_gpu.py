@@ -164,8 +164,7 @@ class Bench:
     """What times points that are not in the plan."""
 
     def __init__(self, model, options) -> None:  # type: ignore[no-untyped-def]
-        from cbsim.lab.calibrate.measurement import make_rig
-        from cbsim.lab.calibrate.memory_limits import find_room
+        from cbsim.lab.calibrate.measurement import find_room, make_rig
         from cbsim.lab.calibrate.timing_plan import make_plan
         from cbsim.lab.kernels.device import open_device
         from cbsim.lab.kernels.shard import Shard

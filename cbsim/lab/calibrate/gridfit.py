@@ -10,12 +10,10 @@ import numpy as np
 from cbsim.cost.attention import DecodeAttention, FusedAttention, PrefillAttention
 from cbsim.cost.attention_grid import AttentionGrid, ChunkTable, DecodeTable, MixedTable, Skew, Slopes, Table
 from cbsim.cost.formsteps import chunks_together_s
-from cbsim.lab.calibrate.attentionfit import columns_of, seconds_of
 from cbsim.lab.calibrate.coefficients import soft_loss
-from cbsim.lab.calibrate.lattice import Lattice, LatticeFormula, filled, lattices_of, refined
+from cbsim.lab.calibrate.lattice import Lattice, LatticeFormula, filled, lattices_of, refined, thinned
 from cbsim.lab.calibrate.leftout import clearly_best
-from cbsim.lab.calibrate.point import Point
-from cbsim.lab.calibrate.thinning import thinned
+from cbsim.lab.calibrate.point import Point, columns_of, seconds_of
 
 NUM_PARTS = 20
 """Parts of the timings of a grid, each left out once to see what the others say of it."""

@@ -10,7 +10,7 @@ import numpy as np
 from cbsim.base.markdown import markdown_table
 from cbsim.base.units import TERA, format_seconds
 from cbsim.cost.costfile import CostFile
-from cbsim.lab.calibrate.accuracy import Errors
+from cbsim.lab.calibrate.accuracy import HEADER, Errors
 from cbsim.lab.calibrate.meta import Meta
 from cbsim.lab.calibrate.point import Point
 from cbsim.lab.calibrate.reached_peaks import Reached, Sum, reached, step_errors
@@ -25,7 +25,6 @@ TABLES = {
 """The tables of a cost file's accuracy that a reader judges it by, and what they are called."""
 USUAL_DECODES = (64, 4096)
 """Decodes x context that kernels are usually compared at."""
-ERROR_COLUMNS = ("points", "median", "p90", "worst", "bias")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +56,7 @@ class KernelReport:
             "### Whole steps against the prediction, nothing fitted to them: errors in %",
             errors_table(step_errors(self.points, self.cost.form)),
             "### Kernels against the fit: errors in %",
-            errors_table(_labelled(self.cost.accuracy)),
+            errors_table(self._accuracy()),
         ]
 
     def _provenance(self) -> str:
@@ -83,6 +82,14 @@ class KernelReport:
             f"peaks of `{self.gpu.name}` by its data sheet: {moved / TERA:.3g} TB/s, "
             f"{flop / TERA:.0f} TFLOP/s in {self.model.dtype}"
         )
+
+    def _accuracy(self) -> dict[str, Errors]:
+        """The errors of the cost file that a reader judges it by."""
+        return {
+            f"{label}: {kind}": Errors(**errors)
+            for name, label in TABLES.items()
+            for kind, errors in self.cost.accuracy.get(name, {}).items()
+        }
 
     def _of_peak(self, kind: str) -> str:
         return "" if self.gpu is None else f" (share of the {kind} peak)"
@@ -153,26 +160,7 @@ def additivity_sentence(sums: Sequence[Sum]) -> str:
 
 def errors_table(errors: Mapping[str, Errors]) -> str:
     """One row for each kind, percent."""
-    cells = [
-        [
-            kind,
-            f"{row.num_points:,}",
-            f"{row.median_pct:.1f}",
-            f"{row.p90_pct:.1f}",
-            f"{row.worst_pct:.1f}",
-            f"{row.bias_pct:+.1f}",
-        ]
-        for kind, row in errors.items()
-    ]
-    return markdown_table(["", *ERROR_COLUMNS], cells)
-
-
-def _labelled(accuracy: Mapping[str, Mapping[str, Mapping[str, float]]]) -> dict[str, Errors]:
-    return {
-        f"{label}: {kind}": Errors(**row)  # type: ignore[arg-type]
-        for name, label in TABLES.items()
-        for kind, row in accuracy.get(name, {}).items()
-    }
+    return markdown_table(["", *HEADER], [[kind, *row.cells] for kind, row in errors.items()])
 
 
 def _rate(row: Reached | None) -> str:

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from cbsim.base.units import TERA
 from cbsim.cost.form import StepForm
 from cbsim.lab.calibrate.accuracy import Errors, predict
-from cbsim.lab.calibrate.attentionfit import seconds_of
-from cbsim.lab.calibrate.point import Op, Point
+from cbsim.lab.calibrate.point import Op, Point, seconds_of
 from cbsim.lab.calibrate.timing_plan import PlanPoint
 from cbsim.specs import GpuSpec, ModelSpec
 
@@ -41,24 +40,30 @@ def reached(
     Decodes by the bytes of keys and values they read, the others by the FLOP they need, which is half of the
     square for causal attention.
     """
-    peak_flop_per_s = None if gpu is None else gpu.peak_flop_per_s(model.dtype)
-    peak_bytes_per_s = None if gpu is None else gpu.memory_bytes_per_s
     rows = []
     for point in points:
         if point.split != "fit":
             continue
         if point.op == "dense":
-            flop = point.tokens * model.dense_flop_per_token / model.num_layers / tensor_parallel
-            rows.append(_row(point, point.tokens, 0, flop, peak_flop_per_s))
+            size = (point.tokens, 0)
+            work = point.tokens * model.dense_flop_per_token / model.num_layers / tensor_parallel
         elif point.op == "prefill" and len(point.chunks) == 1:
-            ((tokens, context),) = point.chunks
+            (size,) = point.chunks
+            tokens, context = size
             pairs = tokens * context + tokens * (tokens + 1) / 2
-            flop = pairs * model.attention_flop_per_pair / model.num_layers / tensor_parallel
-            rows.append(_row(point, tokens, context, flop, peak_flop_per_s))
+            work = pairs * model.attention_flop_per_pair / model.num_layers / tensor_parallel
         elif point.op == "decode" and point.decode_context == point.num_decodes * point.max_decode_context:
+            size = (point.num_decodes, point.max_decode_context)
             shards = min(tensor_parallel, model.num_kv_heads)
-            moved = point.decode_context * model.kv_bytes_per_token / model.num_layers / shards
-            rows.append(_row(point, point.num_decodes, point.max_decode_context, moved, peak_bytes_per_s))
+            work = point.decode_context * model.kv_bytes_per_token / model.num_layers / shards
+        else:
+            continue
+        per_s = work / point.t_median_s
+        share = None
+        if gpu is not None:
+            is_read = point.op == "decode"
+            share = per_s / (gpu.memory_bytes_per_s if is_read else gpu.peak_flop_per_s(model.dtype))
+        rows.append(Reached(point.op, *size, point.t_median_s, per_s / TERA, share))
     return rows
 
 
@@ -104,9 +109,3 @@ def step_errors(points: Sequence[Point], form: StepForm) -> dict[str, Errors]:
         "all": steps,
     }
     return {kind: Errors.of(predict(form, rows), seconds_of(rows)) for kind, rows in kinds.items() if rows}
-
-
-def _row(point: Point, batch: int, context: int, work: float, peak_per_s: float | None) -> Reached:
-    per_s = work / point.t_median_s
-    share = None if peak_per_s is None else per_s / peak_per_s
-    return Reached(point.op, batch, context, point.t_median_s, per_s / TERA, share)

@@ -67,7 +67,8 @@ def tunings_table(tuned: Iterable[Tuned]) -> str:
     cells = [
         [
             f"tile {row.tuning.tile}, {row.tuning.num_warps} warps, {row.tuning.num_stages} stages, "
-            f"{row.tuning.programs_per_processor} programs" + _mark(row.tuning),
+            f"{row.tuning.programs_per_processor} programs"
+            + (" (default)" if row.tuning == DecodeTuning() else ""),
             *("can't run" if math.isnan(rate) else f"{rate / TERA:.3g}" for rate in row.bytes_per_s),
         ]
         for row in shown
@@ -86,7 +87,3 @@ def _rate(rig: Rig, seconds: Seconds, num_decodes: int, context: int) -> float:
         if cannot_run(error):
             return math.nan
         raise
-
-
-def _mark(tuning: DecodeTuning) -> str:
-    return " (default)" if tuning == DecodeTuning() else ""

@@ -14,8 +14,7 @@ import torch
 from cbsim.base.errors import CalibrationError
 from cbsim.base.units import GIB
 from cbsim.lab.calibrate import measurement as measuring
-from cbsim.lab.calibrate.measurement import Measurement, measure, warnings_of
-from cbsim.lab.calibrate.memory_limits import find_room
+from cbsim.lab.calibrate.measurement import Measurement, find_room, measure, warnings_of
 from cbsim.lab.calibrate.meta import read_meta
 from cbsim.lab.calibrate.point import Point
 from cbsim.lab.calibrate.pointsfile import read_points
