@@ -43,7 +43,7 @@ def _pairs(context: click.Context, option: click.Parameter, texts: tuple[str, ..
 def _op_runs(context: click.Context, option: click.Parameter, texts: tuple[str, ...]) -> dict[str, str]:
     from typing import get_args
 
-    from cbsim.lab.calibrate.layer_ops import Runs
+    from cbsim.lab.calibrate.layers import Runs
 
     pairs = _pairs(context, option, texts)
     wrong = [runs for runs in pairs.values() if runs not in get_args(Runs)]

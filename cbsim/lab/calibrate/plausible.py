@@ -19,16 +19,15 @@ def check_plausible(
     points: Sequence[Point], model: ModelSpec, gpu: GpuSpec, tensor_parallel: int
 ) -> list[str]:
     """Sentences on what looks odd. Raises `CalibrationError` for times that must be of another unit."""
-    sheet = _DataSheet(model, gpu, tensor_parallel)
     sentences = []
     for op in ("dense", "logits", "decode"):
         sample = sorted((point for point in points if point.op == op), key=lambda point: point.size)
         # Few decodes are mere launches, and their KV may lie in the L2 cache.
         ends = sample[-1:] if op == "decode" else [*sample[:1], *sample[-1:]]
         for point in ends:
-            least_s = sheet.least_s(point)
+            what, least_s = _least_s(point, model, gpu, tensor_parallel)
             told = (
-                f"{_told(point)}: {point.t_median_s * MS_PER_S:.3g} ms, "
+                f"{what}: {point.t_median_s * MS_PER_S:.3g} ms, "
                 f"but at least {least_s * MS_PER_S:.3g} ms by the data sheet of {gpu.name}"
             )
             if not least_s / IMPOSSIBLY_FAST < point.t_median_s < least_s * IMPOSSIBLY_SLOW:
@@ -38,30 +37,19 @@ def check_plausible(
     return sentences
 
 
-class _DataSheet:
-    """The shortest times of kernels: weights and KV read at full bandwidth, FLOP at the peak rate."""
-
-    def __init__(self, model: ModelSpec, gpu: GpuSpec, tensor_parallel: int) -> None:
-        element_s = model.element_bytes / gpu.memory_bytes_per_s / tensor_parallel
-        flop_s = 1.0 / gpu.peak_flop_per_s(model.dtype) / tensor_parallel
-        self._layer_s = model.layer_weights * element_s
-        self._token_s = model.dense_flop_per_token / model.num_layers * flop_s
-        self._head_s = model.hidden_size * model.vocab_size * element_s
-        self._row_s = model.logits_flop * flop_s
-        kv_bytes = model.kv_bytes_per_token / model.num_layers / min(tensor_parallel, model.num_kv_heads)
-        self._context_token_s = kv_bytes / gpu.memory_bytes_per_s
-
-    def least_s(self, point: Point) -> float:
-        if point.op == "dense":
-            return max(self._layer_s, self._token_s * point.tokens)
-        if point.op == "logits":
-            return max(self._head_s, self._row_s * point.num_logits)
-        return self._context_token_s * point.decode_context
-
-
-def _told(point: Point) -> str:
+def _least_s(point: Point, model: ModelSpec, gpu: GpuSpec, tensor_parallel: int) -> tuple[str, float]:
+    """What was timed, and its shortest time: weights and KV read at full bandwidth, FLOP at the peak rate."""
+    element_s = model.element_bytes / gpu.memory_bytes_per_s / tensor_parallel
+    flop_s = 1.0 / gpu.peak_flop_per_s(model.dtype) / tensor_parallel
     if point.op == "dense":
-        return f"a layer outside attention, {point.tokens:,} tokens"
+        token_s = model.dense_flop_per_token / model.num_layers * flop_s
+        what = f"a layer outside attention, {point.tokens:,} tokens"
+        return what, max(model.layer_weights * element_s, token_s * point.tokens)
     if point.op == "logits":
-        return f"LM head and sampling, {point.num_logits:,} rows"
-    return f"a layer's attention of {point.num_decodes} decodes, {point.decode_context:,} tokens of context"
+        head_s = model.hidden_size * model.vocab_size * element_s
+        what = f"LM head and sampling, {point.num_logits:,} rows"
+        return what, max(head_s, model.logits_flop * flop_s * point.num_logits)
+    kv_bytes = model.kv_bytes_per_token / model.num_layers / min(tensor_parallel, model.num_kv_heads)
+    tokens = f"{point.decode_context:,} tokens of context"
+    what = f"a layer's attention of {point.num_decodes} decodes, {tokens}"
+    return what, kv_bytes / gpu.memory_bytes_per_s * point.decode_context
