@@ -25,9 +25,9 @@ from cbsim.lab.calibrate.pointsfile import append_point, read_points
 from cbsim.lab.calibrate.profile_folder import META, POINTS, check_resumable, resume, writing
 from cbsim.lab.calibrate.timing_plan import Limits, PlanName, PlanPoint, make_plan
 from cbsim.lab.kernels.device import Device, open_device
-from cbsim.lab.kernels.rig import BLOCK_SIZE, Call, Rig
+from cbsim.lab.kernels.rig import BLOCK_SIZE, Rig
 from cbsim.lab.kernels.shard import Shard
-from cbsim.lab.kernels.timing import UNSTABLE_SPREAD, Timer, Timing, make_timer
+from cbsim.lab.kernels.timing import UNSTABLE_SPREAD, Call, Timer, Timing, make_timer
 from cbsim.specs import ModelSpec
 
 MAX_DRIFT = 0.05
@@ -57,6 +57,12 @@ class Room:
     num_blocks: int
     """Blocks of one layer; a whole step has them shared out over the layers."""
     limits: Limits
+
+    def rig(self, shard: Shard, device: Device, backend: str | None = None, seed: int = 0) -> Rig:
+        """The rig that everything is timed on. Raises `CalibrationError` if it doesn't fit after all."""
+        longest = max(self.limits.max_context, self.limits.max_tokens) + 1
+        sizes = {"num_blocks": self.num_blocks, "max_positions": longest}
+        return Rig(shard, device, **sizes, backend=backend, seed=seed)
 
 
 def measure(
@@ -97,7 +103,7 @@ def measure(
         assumptions=[alone] if tensor_parallel > 1 else [],
     )
     check_resumable(out, meta)
-    rig = make_rig(shard, opened, room, backend, seed)
+    rig = room.rig(shard, opened, backend, seed)
     meta = meta.model_copy(update={"software": {**meta.software, "attention": rig.backend.describe()}})
     with writing(out):
         done = resume(out, meta, planned)
@@ -155,21 +161,6 @@ def find_room(device: Device, shard: Shard) -> Room:
 def _stable(num_tokens: int) -> int:
     """A power of two at most that: a run that is resumed with a little less free memory has the same plan."""
     return 1 << max(0, num_tokens.bit_length() - 1)
-
-
-def make_rig(shard: Shard, device: Device, room: Room, backend: str | None = None, seed: int = 0) -> Rig:
-    """The rig that everything is timed on. Raises `CalibrationError` if it doesn't fit after all."""
-    try:
-        return Rig(
-            shard,
-            device,
-            num_blocks=room.num_blocks,
-            max_positions=max(room.limits.max_context, room.limits.max_tokens) + 1,
-            backend=backend,
-            seed=seed,
-        )
-    except MemoryError as error:
-        raise CalibrationError(f"model {shard.model.name} doesn't fit on {device.name}: {error}") from error
 
 
 def calls_of(rig: Rig, point: PlanPoint, count: int) -> list[Call]:

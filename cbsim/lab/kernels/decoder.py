@@ -117,13 +117,7 @@ class Decoder:
     """
 
     def __init__(
-        self,
-        shard: Shard,
-        backend: AttentionBackend,
-        device: torch.device,
-        *,
-        max_positions: int,
-        seed: int = 0,
+        self, shard: Shard, backend: AttentionBackend, device: torch.device, max_positions: int, seed: int = 0
     ) -> None:
         generator = torch.Generator(device).manual_seed(seed)
         model = shard.model
@@ -142,24 +136,5 @@ class Decoder:
         for layer, cache in zip(self.layers, caches, strict=True):
             query, keys, values = layer.project(hidden, batch.positions, self.rotary)
             cache.write(keys, values, batch.slots)
-            hidden = layer.merge(hidden, attend(self.backend, query, keys, values, cache, batch))
+            hidden = layer.merge(hidden, batch.attend(self.backend, query, keys, values, cache))
         return self.head.logits(hidden[batch.logit_rows])
-
-
-def attend(
-    backend: AttentionBackend,
-    query: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    cache: LayerCache,
-    batch: StepBatch,
-) -> Tensor:
-    """Attention of a whole step: decodes by the one kernel, chunks by the other."""
-    num_decodes = batch.num_decodes
-    parts = []
-    if batch.decodes is not None:
-        parts.append(backend.decode(query[:num_decodes], cache, batch.decodes))
-    if batch.chunks is not None:
-        query, keys, values = query[num_decodes:], keys[num_decodes:], values[num_decodes:]
-        parts.append(backend.prefill(query, keys, values, cache, batch.chunks))
-    return parts[0] if len(parts) == 1 else torch.cat(parts)

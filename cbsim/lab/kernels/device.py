@@ -7,7 +7,6 @@ import os
 import platform
 import re
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -15,6 +14,8 @@ import torch
 from cbsim.base.errors import CalibrationError
 from cbsim.base.registry import did_you_mean
 from cbsim.base.units import KIB, MIB
+from cbsim.lab.bench.machine import cpu_name
+from cbsim.results.manifest import package_version
 
 MEMINFO = Path("/proc/meminfo")
 KINDS = ("cuda", "cpu")
@@ -49,15 +50,13 @@ def open_device(kind: str) -> Device:
     """The first GPU, or this machine's processor. Raises `CalibrationError` if there is no such device."""
     if kind not in KINDS:
         raise CalibrationError(f"--device: unknown '{kind}'{did_you_mean(kind, KINDS)}")
-    software = {package: _version(package) for package in PACKAGES}
+    software = {package: package_version(package) for package in PACKAGES}
     software["python"] = platform.python_version()
     if kind == "cpu":
         software["system"] = platform.platform()
         software["threads"] = str(torch.get_num_threads())
         cpu = torch.device("cpu")
-        model = re.search(r"^model name.*?:(.*)", _system_file(Path("/proc/cpuinfo")), re.MULTILINE)
-        name = model[1].strip() if model else platform.processor() or platform.machine()
-        return Device(cpu, name, free_bytes(cpu), 0, software)
+        return Device(cpu, cpu_name(), free_bytes(cpu), 0, software)
     if not torch.cuda.is_available():
         built = torch.version.cuda
         why = f"torch {torch.__version__} is built without it" if built is None else "torch finds no GPU"
@@ -92,10 +91,3 @@ def _system_file(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except OSError:
         return ""
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"

@@ -47,10 +47,8 @@ class Timing:
     @classmethod
     def of(cls, runs_s: Sequence[float], *, graph: bool = False, is_cold: bool = False) -> Timing:
         """From the seconds of each run."""
-        runs = np.sort(np.asarray(runs_s))
-        return cls(
-            float(np.median(runs)), float(runs[0]), float(np.quantile(runs, 0.9)), len(runs), graph, is_cold
-        )
+        median, p90 = np.median(runs_s), np.quantile(runs_s, 0.9)
+        return cls(float(median), float(min(runs_s)), float(p90), len(runs_s), graph, is_cold)
 
 
 class Timer(ABC):

@@ -15,8 +15,13 @@ import torch
 from torch import Tensor
 
 from cbsim.base.errors import CalibrationError
-from cbsim.lab.kernels.attention_backends import AttentionBackend, ChunkBatch, DecodeBatch, LayerCache
-from cbsim.lab.kernels.sdpa import SdpaBackend
+from cbsim.lab.kernels.attention_backends import (
+    AttentionBackend,
+    ChunkBatch,
+    DecodeBatch,
+    LayerCache,
+    SdpaBackend,
+)
 from cbsim.lab.kernels.shard import Shard
 
 INTERPRETED_PROCESSORS = 8

@@ -164,16 +164,8 @@ def paged_decode(
     log_sums = torch.empty(shape, dtype=torch.float32, device=query.device)
     partials = torch.empty((*shape, head_size), dtype=torch.float32, device=query.device)
     sizes = {"HEAD_SIZE": head_size, "PADDED_SIZE": triton.next_power_of_2(head_size)}
-    tensors = (
-        query,
-        cache.keys,
-        cache.values,
-        batch.block_tables,
-        batch.context_lens,
-        out,
-        partials,
-        log_sums,
-    )
+    tables = (batch.block_tables, batch.context_lens)
+    tensors = (query, cache.keys, cache.values, *tables, out, partials, log_sums)
     strides = (query.stride(0), *cache.keys.stride()[:3], batch.block_tables.stride(0))
     _partial_kernel[num_decodes, num_kv_heads, num_splits](
         *tensors,
