@@ -187,7 +187,7 @@ class Bench:
 
     def tunings(self) -> str:
         """Ways to cut the decode kernel's work, against each other."""
-        from cbsim.lab.calibrate.tunings import all_tunings, compare_tunings, tunings_table
+        from cbsim.lab.calibrate.reached_peaks import all_tunings, compare_tunings, tunings_table
 
         def progress(done: int, total: int) -> None:
             say_points("decode kernel", done, total, None, "tunings")

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
-from cbsim.cost.step_columns import Floats
+from cbsim.cost.step_columns import Floats, Ints
 
 Values = dict[str, float]
+Predict = Callable[[Values], Floats]
 
 ZERO_BELOW = 1e-5
 """A coefficient that ends below this share of its first guess does nothing and is set to 0."""
@@ -68,12 +68,7 @@ class Search:
     weights: Floats
     rng: np.random.Generator
 
-    def fit(
-        self,
-        predict: Callable[[Values], Floats],
-        unknowns: Sequence[Unknown],
-        start_at: Values | None = None,
-    ) -> Fit:
+    def fit(self, predict: Predict, unknowns: Sequence[Unknown], start_at: Values | None = None) -> Fit:
         """The best of several starts of `least_squares` with soft L1 loss on `log(predicted / measured)`.
 
         The first starts at the guesses; with `start_at` there is that one start only.
@@ -97,18 +92,9 @@ class Search:
         starts = [first]
         if start_at is None:
             starts += [first + self.rng.normal(0.0, 1.0, len(first)) for _ in range(NUM_STARTS - 1)]
-        found = [
-            least_squares(
-                residuals,
-                np.clip(start, lower + 1e-9, upper - 1e-9),
-                bounds=(lower, upper),
-                loss="soft_l1",
-                f_scale=LOSS_SCALE,
-                max_nfev=200,
-            )
-            for start in starts
-        ]
-        best = min(found, key=lambda each: each.cost)
+        how = {"bounds": (lower, upper), "loss": "soft_l1", "f_scale": LOSS_SCALE, "max_nfev": 200}
+        inside = [np.clip(start, lower + 1e-9, upper - 1e-9) for start in starts]
+        best = min((least_squares(residuals, start, **how) for start in inside), key=lambda found: found.cost)
         values = decoded(best.x)
         for unknown in unknowns:
             if unknown.upper is None and values[unknown.name] < ZERO_BELOW * unknown.guess:
@@ -116,29 +102,21 @@ class Search:
         return Fit(values, float(best.cost))
 
     def fit_bent(
-        self,
-        predict: Callable[[Values], Floats],
-        unknowns: Sequence[Unknown],
-        bend: str,
-        straight: Values,
-        sizes: NDArray[np.int64],
+        self, predict: Predict, unknowns: Sequence[Unknown], bend: str, straight: Values, sizes: Ints
     ) -> Values:
         """Coefficients of a line that may bend at one of `sizes`, the coefficient `bend`.
 
         Those of a line that doesn't, `straight`, stand in their places where the bend would lie beyond what
         was timed.
         """
-
-        def of_line(values: Values) -> Floats:
-            return predict(straight | values)
-
-        values = self.fit(of_line, unknowns).values
+        values = self.fit(predict, unknowns).values
         if is_beyond(values[bend], sizes):
-            values = self.fit(of_line, [each for each in unknowns if each.name not in straight]).values
+            unbent = [each for each in unknowns if each.name not in straight]
+            values = self.fit(lambda found: predict(straight | found), unbent).values
         return straight | values
 
 
-def is_beyond(kink: float, sizes: NDArray[np.int64]) -> bool:
+def is_beyond(kink: float, sizes: Ints) -> bool:
     """Whether a line bends beyond what was timed, or so near its end that the slope from there is made up."""
     return kink > KINK_SHARE * float(sizes.max())
 

@@ -212,13 +212,7 @@ def _places_by_op(points: Sequence[Point]) -> list[NDArray[np.int64]]:
 
 def _assumptions(points: Sequence[Point], form: StepForm) -> list[str]:
     """What the form takes for granted because nothing of the kind was measured."""
-    sentences = []
-    if form.fused is None:
-        sentences.append(
-            "attention of steps that mix chunks and decodes was not measured: the sum of the two is taken"
-        )
-    if not any(context for point in points if point.op == "prefill" for _, context in point.chunks):
-        sentences.append(
-            "chunks over existing context were not measured: their pairs are taken to cost alike"
-        )
-    return sentences
+    has_context = any(context for point in points if point.op == "prefill" for _, context in point.chunks)
+    mixed = "attention of steps that mix chunks and decodes was not measured: the sum of the two is taken"
+    chunks = "chunks over existing context were not measured: their pairs are taken to cost alike"
+    return [*([] if form.fused else [mixed]), *([] if has_context else [chunks])]

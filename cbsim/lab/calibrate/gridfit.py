@@ -115,10 +115,8 @@ def _adds_up(chunks: ChunkTable, prefill: PrefillAttention, points: Sequence[Poi
     if not several:
         return True
     columns, measured = columns_of(several), seconds_of(several)
-    by_formula, by_table = (
-        np.log(form / measured) for form in (prefill.at(columns), chunks_together_s(chunks, columns))
-    )
-    return soft_loss(by_table) <= soft_loss(by_formula)
+    by_table, by_formula = chunks_together_s(chunks, columns), prefill.at(columns)
+    return soft_loss(np.log(by_table / measured)) <= soft_loss(np.log(by_formula / measured))
 
 
 def _crowding(prefill: Table, mixed: Table) -> Table:

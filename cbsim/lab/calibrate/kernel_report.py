@@ -110,21 +110,19 @@ class KernelReport:
 def highlights(rows: Sequence[Reached]) -> str:
     """The best of each kernel, and decodes as servers have them, in a line each."""
     usual = [row for row in rows if (row.op, row.batch, row.context) == ("decode", *USUAL_DECODES)]
-    best = [
-        max((row for row in rows if row.op == op), key=lambda row: row.rate)
-        for op in ("decode", "prefill", "dense")
-        if any(row.op == op for row in rows)
-    ]
+    by_op = {op: [row for row in rows if row.op == op] for op in ("decode", "prefill", "dense")}
+    best = [max(of_op, key=lambda row: row.rate) for of_op in by_op.values() if of_op]
     lines = []
     for row in (*usual, *best):
-        unit = "TB/s" if row.op == "decode" else "TFLOP/s"
-        share = "" if row.share is None else f", {row.share:.0%} of the peak"
-        size = {
+        sizes = {
             "decode": f"paged decode, {row.batch:,} x {row.context:,} tokens",
             "prefill": f"prefill attention, {row.batch:,} tokens over {row.context:,}",
-        }.get(row.op, f"dense layer, {row.batch:,} tokens")
-        best_of = "" if row in usual and row not in best else " (the best)"
-        lines.append(f"* {size}: **{row.rate:.3g} {unit}**{share}{best_of}")
+            "dense": f"dense layer, {row.batch:,} tokens",
+        }
+        unit = "TB/s" if row.op == "decode" else "TFLOP/s"
+        share = "" if row.share is None else f", {row.share:.0%} of the peak"
+        best_of = " (the best)" if row in best else ""
+        lines.append(f"* {sizes[row.op]}: **{row.rate:.3g} {unit}**{share}{best_of}")
     return "\n".join(dict.fromkeys(lines))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from cbsim.cost.step_columns import Floats
+from cbsim.cost.step_columns import Floats, Ints
 from cbsim.lab.calibrate.coefficients import soft_loss
 
 Mask = NDArray[np.bool_]
@@ -17,7 +17,7 @@ MIN_GAIN = 0.04
 """Share of the loss that a form with more to say must take away, or the simpler one is kept."""
 
 
-def left_out_loss(seconds: Floats, fold: NDArray[np.int64], predict: Callable[[Mask], Floats]) -> float:
+def left_out_loss(seconds: Floats, fold: Ints, predict: Callable[[Mask], Floats]) -> float:
     """Mean soft L1 loss over points, each left out once with the others of its fold.
 
     `predict` says the seconds of those that a mask leaves out, by a fit to those it keeps.

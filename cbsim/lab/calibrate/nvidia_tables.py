@@ -112,11 +112,11 @@ class NvidiaTables:
         table = self._read("attention", framework, f"{phase}_attention_perf")
         table = table[table["kv_cache_dtype"].isin(BF16)]
         wanted = {"head_dim": heads.head_size, "window_size": 0, "attn_dtype": "bfloat16"}
+        wanted |= {"num_heads": heads.num_heads, "num_key_value_heads": heads.num_kv_heads}
         for column, value in wanted.items():
             if column in table:
                 table = table[table[column] == value]
-        is_split_so = table["num_heads"] == heads.num_heads
-        return table[is_split_so & (table["num_key_value_heads"] == heads.num_kv_heads)]
+        return table
 
     def _frameworks(self, op: str) -> list[str]:
         return sorted(entry.name for entry in (self.folder / "data" / self.system / op).iterdir())

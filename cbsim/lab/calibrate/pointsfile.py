@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,13 +51,10 @@ def _seconds(text: str) -> float:
     return value
 
 
-def _one_of(allowed: Sequence[str]) -> Callable[[str], str]:
-    def read(text: str) -> str:
-        if text not in allowed:
-            raise ValueError(f"unknown '{text}'{did_you_mean(text, allowed)}")
-        return text
-
-    return read
+def _one_of(allowed: Sequence[str], text: str) -> str:
+    if text not in allowed:
+        raise ValueError(f"unknown '{text}'{did_you_mean(text, allowed)}")
+    return text
 
 
 def _chunks(text: str) -> tuple[tuple[int, int], ...]:
@@ -77,7 +75,7 @@ def _is_beyond(digits: str) -> bool:
 
 
 COLUMNS: dict[str, tuple[str, Callable[[str], Any]]] = {
-    "op": ("op", _one_of(OPS)),
+    "op": ("op", partial(_one_of, OPS)),
     "chunks": ("chunks", _chunks),
     "B": ("num_decodes", _size),
     "KV": ("decode_context", _size),
@@ -88,13 +86,13 @@ COLUMNS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "page_size": ("page_size", _size),
     "dtype": ("dtype", str),
     "graph": ("graph", "1".__eq__),
-    "l2": ("l2", _one_of(("cold", "warm"))),
+    "l2": ("l2", partial(_one_of, ("cold", "warm"))),
     "n": ("num_runs", _size),
     "t_median_s": ("t_median_s", _seconds),
     "t_min_s": ("t_min_s", _seconds),
     "t_p90_s": ("t_p90_s", _seconds),
     "order": ("order", _size),
-    "split": ("split", _one_of(SPLITS)),
+    "split": ("split", partial(_one_of, SPLITS)),
     "seed": ("seed", _whole),
 }
 """Of each column the attribute of `Point` that it holds, and the reader of its values."""
