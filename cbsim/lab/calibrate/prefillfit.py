@@ -22,7 +22,7 @@ SHORT_WEIGHT = 0.3
 GOOD_LOSS = 1.25
 """Of a formula that needs nothing more: errors as of timings that repeat within 1.5 %."""
 PULL = 0.15
-"""Towards no effect of a length: a factor of 1 + x counts as a relative error of so much of x."""
+"""Towards no effect of a length: a factor of 1 + x counts as a relative error of this share of x."""
 LENGTH_RATIO = 1.19
 """Lengths with an effect of their own are at least this ratio apart."""
 NOTHING_BEYOND = {"beyond_per_token_s": 0.0, "beyond_tokens": 0.0}
@@ -45,9 +45,8 @@ class _Variant(NamedTuple):
         """The form with some coefficients, unchecked; effects of lengths are logarithms of factors."""
         form: dict[str, Any] = {"tile": self.tile, **NOTHING_BEYOND}
         form |= {name: value for name, value in values.items() if name in PrefillAttention.model_fields}
-        if self.memory == "spill":
-            names = (name for name in values if name.startswith(SPILL))
-            spill = {name.removeprefix(SPILL): values[name] for name in names}
+        spill = {name: values[f"{SPILL}{name}"] for name in Spill.model_fields if f"{SPILL}{name}" in values}
+        if spill:
             form["spill"] = Spill.model_construct(None, **spill)
         if self.lengths:
             logs = np.array([values[_effect(length)] for length in self.lengths])

@@ -19,11 +19,11 @@ TILES = (
     Tiles(),
     *(Tiles(height=height, share=share) for height in (32, 64, 128, 256) for share in (0.25, 0.5, 0.75, 1.0)),
 )
-"""Of which cross-validation takes one; the heights are those of the tiles of cuBLAS and CUTLASS."""
+"""Cross-validation chooses among them; the heights are those of the tiles of cuBLAS and CUTLASS."""
 KNOT_RATIO = 1.08
 """Knots are at least this ratio of counted tokens apart."""
 SMOOTHINGS = (0.01, 0.03, 0.1, 0.3, 1.0)
-"""Weights of the roughness, of which cross-validation takes one."""
+"""Weights of the roughness that cross-validation chooses among."""
 FIRST_SMOOTHING = 0.1
 """The one that tiles are chosen with."""
 ROUGHNESS_SCALE = 0.1

@@ -17,7 +17,7 @@ from cbsim.lab.kernels.device import Device
 
 Call = Callable[[], object]
 MakeCalls = Callable[[int], list[Call]]
-"""Makes so many calls of the same work, each on data of its own so that caches stay cold."""
+"""Makes that number of calls of the same work, each on data of its own so that caches stay cold."""
 
 NUM_WARMUPS = 3
 NUM_RUNS = 20

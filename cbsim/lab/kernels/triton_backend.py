@@ -47,7 +47,7 @@ class DecodeTuning:
         return 2 * self.num_stages * self.tile * padded_size * shard.model.element_bytes
 
     def fitting(self, shard: Shard, shared_bytes: int) -> DecodeTuning:
-        """The same with the tile halved until a program fits so much shared memory."""
+        """This tuning with its tile halved until a program fits the shared memory."""
         tuning = self
         while tuning.shared_bytes(shard) > shared_bytes and tuning.tile > MIN_TILE:
             tuning = replace(tuning, tile=tuning.tile // 2)
