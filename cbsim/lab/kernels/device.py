@@ -13,7 +13,7 @@ import torch
 
 from cbsim.base.errors import CalibrationError
 from cbsim.base.registry import did_you_mean
-from cbsim.base.units import KIB, MIB
+from cbsim.base.units import KIB
 from cbsim.lab.bench.machine import cpu_name
 from cbsim.results.manifest import package_version
 
@@ -39,11 +39,6 @@ class Device:
     def is_cuda(self) -> bool:
         """Whether it is a GPU."""
         return self.torch_device.type == "cuda"
-
-    @property
-    def flush_bytes(self) -> int:
-        """How much to write so that nothing of the last run is left in the L2 cache."""
-        return max(4 * self.l2_bytes, 256 * MIB)
 
 
 def open_device(kind: str) -> Device:

@@ -12,7 +12,7 @@ from time import perf_counter
 import numpy as np
 import torch
 
-from cbsim.base.units import MS_PER_S
+from cbsim.base.units import MIB, MS_PER_S
 from cbsim.lab.kernels.device import Device
 
 Call = Callable[[], object]
@@ -106,10 +106,12 @@ class CudaTimer(Timer):
     Work that can't be captured is timed as it is, and says so.
     """
 
-    def __init__(self, device: torch.device, flush_bytes: int) -> None:
+    def __init__(self, device: Device) -> None:
         super().__init__(target_s=1e-3)
-        self._device = device
-        self._flushed = torch.empty(flush_bytes, dtype=torch.uint8, device=device)
+        self._device = device.torch_device
+        # Enough that nothing of the last run is left in the L2 cache.
+        flush_bytes = max(4 * device.l2_bytes, 256 * MIB)
+        self._flushed = torch.empty(flush_bytes, dtype=torch.uint8, device=self._device)
 
     def _time(self, make_calls: MakeCalls) -> Timing:
         side = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
@@ -154,9 +156,7 @@ class CudaTimer(Timer):
 
 def make_timer(device: Device) -> Timer:
     """The timer that suits a device."""
-    if device.is_cuda:
-        return CudaTimer(device.torch_device, device.flush_bytes)
-    return CpuTimer()
+    return CudaTimer(device) if device.is_cuda else CpuTimer()
 
 
 def num_calls(call_s: float, target_s: float) -> int:
