@@ -17,6 +17,7 @@ from cbsim.cost.step_columns import Floats
 from cbsim.lab.calibrate.accuracy import Report, errors_by_kind, predict, repeatability
 from cbsim.lab.calibrate.attentionfit import fit_decode, fit_fused
 from cbsim.lab.calibrate.gridfit import USUAL_KV_HEADS, fit_grid
+from cbsim.lab.calibrate.lattice import LatticeFormula
 from cbsim.lab.calibrate.meta import Meta
 from cbsim.lab.calibrate.point import MIN_POINTS, OPS, Op, Point, columns_of
 from cbsim.lab.calibrate.prefillfit import fit_prefill
@@ -72,7 +73,7 @@ def fit_form(
         decode=decode,
         prefill=prefill,
         fused=fused,
-        grid=fit_grid(points, decode, prefill, fused, num_kv_heads),
+        grid=fit_grid(points, LatticeFormula(decode, prefill, fused), num_kv_heads),
     )
 
 
