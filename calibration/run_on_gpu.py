@@ -164,8 +164,7 @@ class Bench:
     """What times points that are not in the plan."""
 
     def __init__(self, model, options) -> None:  # type: ignore[no-untyped-def]
-        from cbsim.lab.calibrate.measurement import make_rig
-        from cbsim.lab.calibrate.memory_limits import find_room
+        from cbsim.lab.calibrate.measurement import find_room
         from cbsim.lab.calibrate.timing_plan import make_plan
         from cbsim.lab.kernels.device import open_device
         from cbsim.lab.kernels.shard import Shard
@@ -174,7 +173,7 @@ class Bench:
         shard = Shard(model)
         self.device = open_device(options.device)
         room = find_room(self.device, shard)
-        self.rig = make_rig(shard, self.device, room)
+        self.rig = room.rig(shard, self.device)
         self.timer = make_timer(self.device)
         self.mixed = [point for point in make_plan(options.plan, room.limits) if point.op == "mixed"]
 
@@ -188,7 +187,7 @@ class Bench:
 
     def tunings(self) -> str:
         """Ways to cut the decode kernel's work, against each other."""
-        from cbsim.lab.calibrate.tunings import all_tunings, compare_tunings, tunings_table
+        from cbsim.lab.calibrate.reached_peaks import all_tunings, compare_tunings, tunings_table
 
         def progress(done: int, total: int) -> None:
             say_points("decode kernel", done, total, None, "tunings")

@@ -18,8 +18,8 @@ MAX_DECODES = 1024
 """Sizes up to which a cost model lists what counts alone decide, unless told others."""
 STEPS_TO_COMPILE = 2_000_000
 STEPS_TO_LOAD = 10_000
-"""Numbers of steps from which compiling the loop (some 6 s), or loading what another process compiled (0.04 s),
-takes less time than interpreting it (4 us a step)."""
+"""Numbers of steps from which compiling the loop (some 6 s), or loading what another process compiled
+(0.04 s), takes less time than interpreting it (4 us a step)."""
 
 
 class CostRules(NamedTuple):

@@ -14,7 +14,7 @@ from cbsim.base.errors import CalibrationError
 
 if TYPE_CHECKING:
     from cbsim.cost.costfile import CostFile
-    from cbsim.lab.calibrate.fit import Report
+    from cbsim.lab.calibrate.accuracy import Report
 
 TOLD_IN_LOGS = 10
 """How often progress is told where no terminal is."""
@@ -43,7 +43,7 @@ def _pairs(context: click.Context, option: click.Parameter, texts: tuple[str, ..
 def _op_runs(context: click.Context, option: click.Parameter, texts: tuple[str, ...]) -> dict[str, str]:
     from typing import get_args
 
-    from cbsim.lab.calibrate.layer_ops import Runs
+    from cbsim.lab.calibrate.layers import Runs
 
     pairs = _pairs(context, option, texts)
     wrong = [runs for runs in pairs.values() if runs not in get_args(Runs)]
@@ -239,15 +239,13 @@ def layers(
 
 def _tell(out: Path, cost: CostFile, report: Report, picture: bool, as_json: bool) -> None:
     """Print the errors of a fit, and draw them beside the profile."""
-    from cbsim.lab.calibrate.summary import draw_errors, errors_table
-
     title = f"{cost.model['name']} on {cost.device}"
     if picture:
-        draw_errors(report, title, out / "errors.png")
+        report.draw(title, out / "errors.png")
     if as_json:
         click.echo(json.dumps(cost.accuracy, indent=2))
     else:
-        errors_table(report, title).print()
+        report.table(title).print()
         click.echo(f"wrote {out / 'cost.json'}")
 
 

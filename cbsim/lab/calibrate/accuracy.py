@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from cbsim.cost.form import StepForm
 from cbsim.cost.profile_record import form_attention_s, form_seconds
 from cbsim.cost.step_columns import Floats
-from cbsim.lab.calibrate.attentionfit import columns_of, seconds_of
-from cbsim.lab.calibrate.point import Op, Point
+from cbsim.lab.calibrate.point import OPS, Point, columns_of, seconds_of
+from cbsim.show.text import Table
 
 PERCENT = 100.0
+LABELS = {
+    "fitted": "fitted",
+    "held_out": "held out",
+    "largest_held_out": "largest sizes held out",
+    "whole_steps": "whole steps, never fitted",
+    "repeatability": "repeatability of the timings",
+}
+"""The tables of a report and what a reader calls them. A point held out is predicted by a fit that a random
+quarter of the points was left out of, one of the largest by a fit to the others; repeats of the same timing
+are held against the first, which is the floor of all the others."""
+HEADER = ("points", "median", "p90", "worst", "bias")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,21 +43,62 @@ class Errors:
         """The errors of predictions, at least one."""
         signed = PERCENT * (predicted / measured - 1.0)
         size = np.abs(signed)
-        return cls(
-            num_points=len(size),
-            median_pct=round(float(np.median(size)), 3),
-            p90_pct=round(float(np.quantile(size, 0.9)), 3),
-            worst_pct=round(float(size.max()), 3),
-            bias_pct=round(float(np.median(signed)), 3),
-        )
+        figures = (np.median(size), np.quantile(size, 0.9), size.max(), np.median(signed))
+        return cls(len(size), *(round(float(figure), 3) for figure in figures))
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """Its figures under `HEADER`."""
+        sizes = (f"{pct:.1f}" for pct in (self.median_pct, self.p90_pct, self.worst_pct))
+        return f"{self.num_points:,}", *sizes, f"{self.bias_pct:+.1f}"
 
 
-Table = dict[str, Errors]
+ErrorsByKind = dict[str, Errors]
 """Errors by kind of point, and of `all` op points together."""
 
 
+@dataclass(frozen=True, slots=True)
+class Report:
+    """How wrong a fitted form is, seen from every side."""
+
+    points: list[Point]
+    """The points fitted."""
+    predicted: Floats
+    """Seconds of each, by a fit that it was held out of."""
+    tables: dict[str, ErrorsByKind]
+    """Those of `LABELS` that aren't empty, by name."""
+
+    def table(self, title: str) -> Table:
+        """One row for each table and kind of point, percent."""
+        rows = [
+            (f"{LABELS[name]}: {kind}", *errors.cells)
+            for name, table in self.tables.items()
+            for kind, errors in table.items()
+        ]
+        return Table(("error, %", *HEADER), tuple(rows), title)
+
+    def draw(self, title: str, path: Path) -> None:
+        """Predictions of points that were held out of the fit, as PNG and SVG."""
+        from cbsim.show.calibration_plot import ERROR_BAND, ERROR_LIMIT, Predictions, calibration_picture
+        from cbsim.show.style import save_figure
+
+        ops = np.array([point.op for point in self.points])
+        size = np.array([point.size for point in self.points], dtype=np.float64)
+        measured = seconds_of(self.points)
+        kinds = {
+            str(op): Predictions(size[ops == op], self.predicted[ops == op], measured[ops == op])
+            for op in dict.fromkeys(ops.tolist())
+        }
+        caption = f"Each point is predicted by a fit that it was held out of. Grey: within {ERROR_BAND:.0%}."
+        num_beyond = int((np.abs(self.predicted / measured - 1.0) > ERROR_LIMIT).sum())
+        if num_beyond:
+            shown = f"{num_beyond:,} of {len(measured):,} points with errors over {ERROR_LIMIT:.0%}"
+            caption += f" At the edge: {shown}."
+        save_figure(calibration_picture(kinds, title, caption), path)
+
+
 def predict(form: StepForm, points: Sequence[Point]) -> Floats:
-    """What a form says of each point."""
+    """What a form says of each point, seconds."""
     columns = columns_of(points)
     ops = np.array([point.op for point in points])
     decode, prefill = form_attention_s(form, columns)
@@ -55,41 +108,25 @@ def predict(form: StepForm, points: Sequence[Point]) -> Floats:
     return np.where(ops == "step", form_seconds(form, columns), seconds)
 
 
-def errors_by_kind(points: Sequence[Point], predicted: Floats) -> Table:
+def errors_by_kind(points: Sequence[Point], predicted: Floats) -> ErrorsByKind:
     """The errors of predictions, by op, and over all ops but whole steps."""
-    return _by_kind([point.op for point in points], predicted, seconds_of(points))
+    ops, measured = np.array([point.op for point in points]), seconds_of(points)
+    masks = {op: ops == op for op in OPS} | {"all": ops != "step"} if points else {}
+    return {kind: Errors.of(predicted[of], measured[of]) for kind, of in masks.items() if of.any()}
 
 
-def repeatability(points: Iterable[Point]) -> Table:
+def repeatability(points: Sequence[Point]) -> ErrorsByKind:
     """How far repeats lie from the first timing of the same thing: no model can be nearer than that."""
-    first: dict[tuple[object, ...], float] = {}
-    ops: list[Op] = []
-    pairs: list[tuple[float, float]] = []
+    pairs = repeats(points)
+    return errors_by_kind([first for _, first in pairs], seconds_of([again for again, _ in pairs]))
+
+
+def repeats(points: Sequence[Point]) -> list[tuple[Point, Point]]:
+    """Each repeat with the first timing of the same thing."""
+    first: dict[object, Point] = {}
+    pairs = []
     for point in sorted(points, key=lambda point: point.order):
-        if point.split == "repeat" and point.key in first:
-            ops.append(point.op)
-            pairs.append((point.t_median_s, first[point.key]))
-        else:
-            first.setdefault(point.key, point.t_median_s)
-    if not pairs:
-        return {}
-    again, before = np.array(pairs).T
-    return _by_kind(ops, again, before)
-
-
-def as_json(table: Table) -> dict[str, dict[str, float]]:
-    """A table as it stands in `cost.json`."""
-    return {kind: asdict(errors) for kind, errors in table.items()}
-
-
-def _by_kind(ops: Sequence[Op], predicted: Floats, measured: Floats) -> Table:
-    kinds = np.array(ops)
-    table = {
-        op: Errors.of(predicted[kinds == op], measured[kinds == op])
-        for op in ("dense", "logits", "prefill", "decode", "mixed", "step")
-        if (kinds == op).any()
-    }
-    parts = kinds != "step"
-    if parts.any():
-        table["all"] = Errors.of(predicted[parts], measured[parts])
-    return table
+        before = first.setdefault(point.key, point)
+        if point.split == "repeat" and before is not point:
+            pairs.append((point, before))
+    return pairs

@@ -8,8 +8,8 @@ import numpy as np
 
 from cbsim.cost.attention import DecodeAttention, FusedAttention, PrefillAttention
 from cbsim.cost.step_columns import Floats, StepColumns
-from cbsim.lab.calibrate.coefficients import Unknown, Values, fit_with_bend
-from cbsim.lab.calibrate.point import Point
+from cbsim.lab.calibrate.coefficients import Search, Unknown, Values
+from cbsim.lab.calibrate.point import Point, columns_of, seconds_of
 
 SERVING_WEIGHT = 3.0
 """Weight of points where serving sits: 8 to 128 decodes with 256 to 3,000 tokens of context each."""
@@ -37,24 +37,20 @@ def fit_decode(points: Sequence[Point], rng: np.random.Generator) -> DecodeAtten
         Unknown("softness", 1.0, upper=4.0),
         Unknown("floor_softness", 0.5, upper=4.0),
     ]
-    weights = _serving_weights(columns)
 
     def predict(values: Values) -> Floats:
         return DecodeAttention.model_construct(None, **values).at(columns)
 
-    return DecodeAttention(
-        **fit_with_bend(predict, unknowns, "start_tokens", NO_START, context, seconds, weights, rng)
-    )
+    search = Search(seconds, _serving_weights(columns), rng)
+    return DecodeAttention(**search.fit_bent(predict, unknowns, "start_tokens", NO_START, context))
 
 
 def fit_fused(
-    points: Sequence[Point],
-    decode: DecodeAttention,
-    prefill: PrefillAttention,
-    rng: np.random.Generator,
+    points: Sequence[Point], decode: DecodeAttention, prefill: PrefillAttention, rng: np.random.Generator
 ) -> FusedAttention:
     """Fit the attention of mixed steps; a step never costs less than its decodes or its chunks alone."""
     columns, seconds = columns_of(points), seconds_of(points)
+    context = columns.decode_context
     alone = np.maximum(decode.at(columns), prefill.at(columns))
     longest_s = float(np.median(seconds / np.maximum(columns.longest_prefill, columns.max_decode_context)))
     unknowns = [
@@ -64,7 +60,7 @@ def fit_fused(
         Unknown("per_decode_s", max(decode.per_decode_s, 1e-12)),
         Unknown("per_context_token_s", max(decode.per_token_s, 1e-15)),
         Unknown("beyond_per_context_token_s", max(decode.per_token_s, 1e-15)),
-        Unknown("beyond_context_tokens", 0.3 * float(columns.decode_context.max())),
+        Unknown("beyond_context_tokens", 0.3 * float(context.max())),
         Unknown("per_longest_token_s", 0.1 * longest_s),
         Unknown("per_longest_decode_token_s", 0.1 * longest_s),
         Unknown("softness", 1.0, upper=4.0),
@@ -74,17 +70,8 @@ def fit_fused(
         form = FusedAttention.model_construct(None, **values)
         return np.maximum(form.at(columns, prefill.tile), alone)
 
-    weights = _serving_weights(columns)
-    found = fit_with_bend(
-        predict,
-        unknowns,
-        "beyond_context_tokens",
-        NOTHING_BEYOND,
-        columns.decode_context,
-        seconds,
-        weights,
-        rng,
-    )
+    search = Search(seconds, _serving_weights(columns), rng)
+    found = search.fit_bent(predict, unknowns, "beyond_context_tokens", NOTHING_BEYOND, context)
     return FusedAttention(**found)
 
 
@@ -97,13 +84,3 @@ def _serving_weights(columns: StepColumns) -> Floats:
     weights[usual] = SERVING_WEIGHT
     weights[mean_context < 16] = ODD_WEIGHT
     return weights
-
-
-def columns_of(points: Sequence[Point]) -> StepColumns:
-    """The columns of some points' shapes."""
-    return StepColumns.from_shapes([point.shape for point in points])
-
-
-def seconds_of(points: Sequence[Point]) -> Floats:
-    """The medians of some points."""
-    return np.array([point.t_median_s for point in points])

@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
-from cbsim.cost.step_columns import Floats
+from cbsim.cost.step_columns import Floats, Ints
 
 Values = dict[str, float]
+Predict = Callable[[Values], Floats]
 
 ZERO_BELOW = 1e-5
 """A coefficient that ends below this share of its first guess does nothing and is set to 0."""
@@ -52,79 +53,70 @@ class Unknown:
         return math.log(self.guess) - 7 * math.log(10), math.log(self.guess) + 3 * math.log(10)
 
 
-@dataclass(frozen=True, slots=True)
-class Fit:
+class Fit(NamedTuple):
     """Coefficients found and the loss they leave."""
 
     values: Values
     loss: float
 
 
-def fit_coefficients(
-    predict: Callable[[Values], Floats],
-    unknowns: Sequence[Unknown],
-    seconds: Floats,
-    weights: Floats,
-    rng: np.random.Generator,
-    start_at: Values | None = None,
-) -> Fit:
-    """The best of several starts of `least_squares` with soft L1 loss on `log(predicted / measured)`.
+@dataclass(frozen=True, slots=True)
+class Search:
+    """Timings, how much each counts, and the random starts of searches for coefficients that fit them."""
 
-    The first starts at the guesses; with `start_at` there is that one start only.
-    """
-    log_seconds = np.log(seconds)
-    root_weights = np.sqrt(weights)
+    seconds: Floats
+    weights: Floats
+    rng: np.random.Generator
 
-    def residuals(numbers: Floats) -> Floats:
-        values = _decode(unknowns, numbers)
-        result: Floats = root_weights * (np.log(np.maximum(predict(values), 1e-12)) - log_seconds)
-        return np.concatenate([result, pulls * numbers]) if pulls.any() else result
+    def fit(self, predict: Predict, unknowns: Sequence[Unknown], start_at: Values | None = None) -> Fit:
+        """The best of several starts of `least_squares` with soft L1 loss on `log(predicted / measured)`.
 
-    pulls = np.array([unknown.pull for unknown in unknowns])
-    guesses = {unknown.name: unknown.guess for unknown in unknowns} | (start_at or {})
-    first = np.array([unknown.encode(guesses[unknown.name]) for unknown in unknowns])
-    lower = np.array([unknown.bounds[0] for unknown in unknowns])
-    upper = np.array([unknown.bounds[1] for unknown in unknowns])
-    best = None
-    for start in range(NUM_STARTS if start_at is None else 1):
-        numbers = first if start == 0 else first + rng.normal(0.0, 1.0, len(first))
-        numbers = np.clip(numbers, lower + 1e-9, upper - 1e-9)
-        found = least_squares(
-            residuals, numbers, bounds=(lower, upper), loss="soft_l1", f_scale=LOSS_SCALE, max_nfev=200
-        )
-        if best is None or found.cost < best.cost:
-            best = found
-    assert best is not None
-    values = _decode(unknowns, best.x)
-    for unknown in unknowns:
-        if unknown.upper is None and values[unknown.name] < ZERO_BELOW * unknown.guess:
-            values[unknown.name] = 0.0
-    return Fit(values, float(best.cost))
+        The first starts at the guesses; with `start_at` there is that one start only.
+        """
+        log_seconds = np.log(self.seconds)
+        root_weights = np.sqrt(self.weights)
+        pulls = np.array([unknown.pull for unknown in unknowns])
 
+        def decoded(numbers: Floats) -> Values:
+            pairs = zip(unknowns, numbers.tolist(), strict=True)
+            return {unknown.name: unknown.decode(number) for unknown, number in pairs}
 
-def fit_with_bend(
-    predict: Callable[[Values], Floats],
-    unknowns: Sequence[Unknown],
-    bend: str,
-    straight: Values,
-    sizes: NDArray[np.int64],
-    seconds: Floats,
-    weights: Floats,
-    rng: np.random.Generator,
-) -> Values:
-    """Coefficients of a line that may bend at one of `sizes`, the coefficient `bend`.
+        def residuals(numbers: Floats) -> Floats:
+            predicted = np.maximum(predict(decoded(numbers)), 1e-12)
+            result: Floats = root_weights * (np.log(predicted) - log_seconds)
+            return np.concatenate([result, pulls * numbers]) if pulls.any() else result
 
-    Those of a line that doesn't, `straight`, stand in their places where the bend would lie beyond what was
-    timed.
-    """
-    fit = fit_coefficients(lambda values: predict(straight | values), unknowns, seconds, weights, rng)
-    if is_beyond(fit.values[bend], sizes):
-        unbent = [unknown for unknown in unknowns if unknown.name not in straight]
-        fit = fit_coefficients(lambda values: predict(straight | values), unbent, seconds, weights, rng)
-    return straight | fit.values
+        guesses = {unknown.name: unknown.guess for unknown in unknowns} | (start_at or {})
+        first = np.array([unknown.encode(guesses[unknown.name]) for unknown in unknowns])
+        lower, upper = np.array([unknown.bounds for unknown in unknowns]).T
+        starts = [first]
+        if start_at is None:
+            starts += [first + self.rng.normal(0.0, 1.0, len(first)) for _ in range(NUM_STARTS - 1)]
+        how = {"bounds": (lower, upper), "loss": "soft_l1", "f_scale": LOSS_SCALE, "max_nfev": 200}
+        inside = [np.clip(start, lower + 1e-9, upper - 1e-9) for start in starts]
+        best = min((least_squares(residuals, start, **how) for start in inside), key=lambda found: found.cost)
+        values = decoded(best.x)
+        for unknown in unknowns:
+            if unknown.upper is None and values[unknown.name] < ZERO_BELOW * unknown.guess:
+                values[unknown.name] = 0.0
+        return Fit(values, float(best.cost))
+
+    def fit_bent(
+        self, predict: Predict, unknowns: Sequence[Unknown], bend: str, straight: Values, sizes: Ints
+    ) -> Values:
+        """Coefficients of a line that may bend at one of `sizes`, the coefficient `bend`.
+
+        Those of a line that doesn't, `straight`, stand in their places where the bend would lie beyond what
+        was timed.
+        """
+        values = self.fit(predict, unknowns).values
+        if is_beyond(values[bend], sizes):
+            unbent = [each for each in unknowns if each.name not in straight]
+            values = self.fit(lambda found: predict(straight | found), unbent).values
+        return straight | values
 
 
-def is_beyond(kink: float, sizes: NDArray[np.int64]) -> bool:
+def is_beyond(kink: float, sizes: Ints) -> bool:
     """Whether a line bends beyond what was timed, or so near its end that the slope from there is made up."""
     return kink > KINK_SHARE * float(sizes.max())
 
@@ -138,9 +130,3 @@ def soft_weights(residuals: Floats) -> Floats:
     """Weights of soft L1 in least squares that are solved again and again; they multiply residuals."""
     weights: Floats = (1.0 + residuals**2) ** -0.25
     return weights
-
-
-def _decode(unknowns: Sequence[Unknown], numbers: Floats) -> Values:
-    return {
-        unknown.name: unknown.decode(float(number)) for unknown, number in zip(unknowns, numbers, strict=True)
-    }

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, replace
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
@@ -13,15 +14,14 @@ from cbsim.base.errors import CalibrationError
 from cbsim.cost.costfile import Box, CostFile
 from cbsim.cost.form import StepForm
 from cbsim.cost.step_columns import Floats
-from cbsim.lab.calibrate.accuracy import Table, as_json, errors_by_kind, predict, repeatability
+from cbsim.lab.calibrate.accuracy import Report, errors_by_kind, predict, repeatability
 from cbsim.lab.calibrate.attentionfit import fit_decode, fit_fused
-from cbsim.lab.calibrate.densefit import fit_dense
 from cbsim.lab.calibrate.gridfit import USUAL_KV_HEADS, fit_grid
-from cbsim.lab.calibrate.logitsfit import fit_logits
+from cbsim.lab.calibrate.lattice import LatticeFormula
 from cbsim.lab.calibrate.meta import Meta
-from cbsim.lab.calibrate.point import MIN_POINTS, Op, Point
+from cbsim.lab.calibrate.point import MIN_POINTS, OPS, Op, Point, columns_of
 from cbsim.lab.calibrate.prefillfit import fit_prefill
-from cbsim.lab.calibrate.substitute_points import with_stand_ins
+from cbsim.lab.calibrate.rowsfit import fit_dense, fit_logits
 from cbsim.results.manifest import hash_files
 
 Mask = NDArray[np.bool_]
@@ -34,37 +34,13 @@ MAX_MIXED_POINTS = 2000
 """Mixed points fitted at most, a random choice: some profilers make grids of tens of thousands."""
 MIN_MIXED_POINTS = 16
 """Mixed points from which the fused regime is fitted; with fewer, mixed attention is the sum of its parts."""
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """How wrong a fitted form is, seen from every side."""
-
-    points: list[Point]
-    """The points fitted, and below what is said of each by a fit it was held out of, seconds."""
-    predicted: Floats
-    fitted: Table
-    """On the points it was fitted to."""
-    held_out: Table
-    """On every point, each predicted by a fit that a random quarter of the points was left out of."""
-    largest: Table
-    """On the largest sizes, predicted by a fit to the others."""
-    steps: Table
-    """On whole steps, which are never fitted."""
-    repeatability: Table
-    """Of timings of the same thing, the floor of all the others."""
-
-    @property
-    def tables(self) -> dict[str, Table]:
-        """The tables that aren't empty, by name."""
-        tables = {
-            "fitted": self.fitted,
-            "held_out": self.held_out,
-            "largest_held_out": self.largest,
-            "whole_steps": self.steps,
-            "repeatability": self.repeatability,
-        }
-        return {name: table for name, table in tables.items() if table}
+SENTENCES: dict[Op, str] = {
+    "prefill": "chunks alone were hardly timed: launches with the least decode context stand for them, "
+    "which makes steps without decodes too long",
+    "decode": "decodes alone were hardly timed: launches with the smallest chunks stand for them, which "
+    "makes steps of decodes alone too long, by a third and more",
+}
+"""What is said of launches of chunks and decodes together that stand for those alone."""
 
 
 def fit_form(
@@ -74,21 +50,19 @@ def fit_form(
 
     `num_kv_heads` are those of one GPU.
     """
-    by_op: dict[Op, list[Point]] = {}
-    for point in points:
-        by_op.setdefault(point.op, []).append(point)
+    by_op = {op: [point for point in points if point.op == op] for op in OPS}
     short = [
-        f"{op}: {len(by_op.get(op, []))} points, expected at least {least}"
+        f"too few points to fit: {op}: {len(by_op[op])} points, expected at least {least}"
         for op, least in MIN_POINTS.items()
-        if len(by_op.get(op, [])) < least
+        if len(by_op[op]) < least
     ]
     if short:
-        raise CalibrationError(*(f"too few points to fit: {line}" for line in short))
+        raise CalibrationError(*short)
     streams = np.random.SeedSequence(seed).spawn(3)
     decode_rng, prefill_rng, fused_rng = map(np.random.default_rng, streams)
     decode = fit_decode(by_op["decode"], decode_rng)
     prefill = fit_prefill(by_op["prefill"], prefill_rng)
-    mixed = by_op.get("mixed", [])
+    mixed = by_op["mixed"]
     if len(mixed) > MAX_MIXED_POINTS:
         chosen = fused_rng.choice(len(mixed), size=MAX_MIXED_POINTS, replace=False)
         mixed = [mixed[index] for index in chosen]
@@ -100,39 +74,32 @@ def fit_form(
         decode=decode,
         prefill=prefill,
         fused=fused,
-        grid=fit_grid(points, decode, prefill, fused, num_kv_heads),
+        grid=fit_grid(points, LatticeFormula(decode, prefill, fused), num_kv_heads),
     )
 
 
 def evaluate(points: Sequence[Point], form: StepForm, seed: int) -> Report:
     """The report on a form: more fits, each without the points it is then held against."""
-    op_points = _op_points(points)
-    fold = _folds(op_points, seed)
-    is_large = _largest(op_points)
+    op_points, steps = _op_points(points), [point for point in points if point.op == "step"]
+    fold, is_large = _folds(op_points, seed), _largest(op_points)
     predicted = np.empty(len(op_points))
     for number in range(NUM_FOLDS):
         predicted[fold == number] = _predicted_without(op_points, fold == number, form.num_layers, seed)
-    large = [point for point, chosen in zip(op_points, is_large, strict=True) if chosen]
-    return Report(
-        points=op_points,
-        predicted=predicted,
-        fitted=errors_by_kind(op_points, predict(form, op_points)),
-        held_out=errors_by_kind(op_points, predicted),
-        largest=errors_by_kind(large, _predicted_without(op_points, is_large, form.num_layers, seed)),
-        steps=_step_errors(form, [point for point in points if point.op == "step"]),
-        repeatability=repeatability(points),
-    )
+    large_s = _predicted_without(op_points, is_large, form.num_layers, seed)
+    tables = {
+        "fitted": errors_by_kind(op_points, predict(form, op_points)),
+        "held_out": errors_by_kind(op_points, predicted),
+        "largest_held_out": errors_by_kind(list(compress(op_points, is_large)), large_s),
+        "whole_steps": errors_by_kind(steps, predict(form, steps)) if steps else {},
+        "repeatability": repeatability(points),
+    }
+    return Report(op_points, predicted, {name: table for name, table in tables.items() if table})
 
 
 def _predicted_without(points: Sequence[Point], held_out: Mask, num_layers: int, seed: int) -> Floats:
     """What a fit to the points that are not held out says of those that are."""
-    kept = [point for point, out in zip(points, held_out, strict=True) if not out]
-    left_out = [point for point, out in zip(points, held_out, strict=True) if out]
-    return predict(fit_form(kept, num_layers, seed), left_out)
-
-
-def _step_errors(form: StepForm, steps: Sequence[Point]) -> Table:
-    return errors_by_kind(steps, predict(form, steps)) if steps else {}
+    form = fit_form(list(compress(points, ~held_out)), num_layers, seed)
+    return predict(form, list(compress(points, held_out)))
 
 
 def _op_points(points: Sequence[Point]) -> list[Point]:
@@ -157,29 +124,66 @@ def fit_cost_file(
         form=form,
         box=calibrated_box(op_points),
         assumptions=[*meta.assumptions, *stand_ins, *_assumptions(op_points, form)],
-        accuracy={name: as_json(table) for name, table in report.tables.items()},
+        accuracy={
+            name: {kind: asdict(errors) for kind, errors in table.items()}
+            for name, table in report.tables.items()
+        },
         points_sha256=hash_files([points_path])[points_path],
     )
     return cost_file, report
 
 
+def with_stand_ins(points: Sequence[Point]) -> tuple[list[Point], list[str]]:
+    """The points, with stand-ins for chunks alone and decodes alone if too few were timed, a sentence each.
+
+    A fused launch costs more than its larger part alone, so that pure steps come out dear rather than cheap.
+    """
+    fitted = _op_points(points)
+    mixed = [point for point in fitted if point.op == "mixed"]
+    added: list[Point] = []
+    sentences = []
+    for op, sentence in SENTENCES.items():
+        if mixed and sum(point.op == op for point in fitted) < MIN_POINTS[op]:
+            added += [_alone(point, op) for point in _least_mixed(mixed, op)]
+            sentences.append(sentence)
+    return [*points, *added], sentences
+
+
+def _least_mixed(mixed: Sequence[Point], op: Op) -> list[Point]:
+    """Of launches equal but for the part that isn't `op`, those with the least of it."""
+
+    def other_size(point: Point) -> int:
+        return point.decode_context if op == "prefill" else sum(map(sum, point.chunks))
+
+    best: dict[object, Point] = {}
+    for point in sorted(mixed, key=other_size):
+        own_part = point.chunks if op == "prefill" else (point.num_decodes, point.decode_context)
+        best.setdefault(own_part, point)
+    limit = 2 * min(map(other_size, mixed))
+    few = 2 * MIN_POINTS[op]
+    return [point for number, point in enumerate(best.values()) if number < few or other_size(point) <= limit]
+
+
+def _alone(point: Point, op: Op) -> Point:
+    """One part of a mixed launch, with the time of the whole."""
+    if op == "prefill":
+        return replace(point, op=op, num_decodes=0, decode_context=0, max_decode_context=0)
+    return replace(point, op=op, chunks=())
+
+
 def calibrated_box(points: Sequence[Point]) -> Box:
     """The largest sizes among points."""
-    context = pairs = decodes = 1
-    for point in points:
-        if point.op not in ("prefill", "decode", "mixed"):
-            continue
-        decodes = max(decodes, point.num_decodes)
-        chunk_keys = sum(tokens + context for tokens, context in point.chunks)
-        chunk_pairs = sum(tokens * context + tokens * (tokens + 1) // 2 for tokens, context in point.chunks)
-        context = max(context, point.decode_context + chunk_keys)
-        pairs = max(pairs, point.decode_context + chunk_pairs)
+    attention = columns_of([point for point in points if point.op in ("prefill", "decode", "mixed")])
+    steps, tokens, before = attention.flat_chunks
+    keys, pairs = attention.decode_context.copy(), attention.decode_context.copy()
+    np.add.at(keys, steps, tokens + before)
+    np.add.at(pairs, steps, tokens * before + tokens * (tokens + 1) // 2)
     return Box(
         max_tokens=max(point.tokens for point in points if point.op == "dense"),
         max_logits=max(point.num_logits for point in points if point.op == "logits"),
-        max_decodes=decodes,
-        max_context_tokens=context,
-        max_attention_pairs=pairs,
+        max_decodes=max(1, int(attention.num_decodes.max())),
+        max_context_tokens=max(1, int(keys.max())),
+        max_attention_pairs=max(1, int(pairs.max())),
     )
 
 
@@ -187,37 +191,30 @@ def _folds(points: Sequence[Point], seed: int) -> NDArray[np.int64]:
     """The fold of each point: every fold holds the same share of each op."""
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(1,)))
     fold = np.zeros(len(points), dtype=np.int64)
-    for indices in _indices_by_op(points).values():
-        fold[rng.permutation(indices)] = np.arange(len(indices)) % NUM_FOLDS
+    for places in _places_by_op(points):
+        fold[rng.permutation(places)] = np.arange(len(places)) % NUM_FOLDS
     return fold
 
 
 def _largest(points: Sequence[Point]) -> Mask:
     """Whether a point is among the largest of its op; those of one size go together."""
     large = np.zeros(len(points), dtype=np.bool_)
-    for indices in _indices_by_op(points).values():
-        sizes = np.array([points[index].size for index in indices])
-        limit = np.sort(sizes)[int((1.0 - LARGEST_SHARE) * len(sizes))]
-        large[np.array(indices)[sizes >= limit]] = True
+    sizes = np.array([point.size for point in points])
+    for places in _places_by_op(points):
+        limit = np.sort(sizes[places])[int((1.0 - LARGEST_SHARE) * len(places))]
+        large[places] = sizes[places] >= limit
     return large
 
 
-def _indices_by_op(points: Sequence[Point]) -> dict[Op, list[int]]:
-    indices: dict[Op, list[int]] = {}
-    for index, point in enumerate(points):
-        indices.setdefault(point.op, []).append(index)
-    return indices
+def _places_by_op(points: Sequence[Point]) -> list[NDArray[np.int64]]:
+    """The places of each op's points, in the order in which ops occur."""
+    ops = np.array([point.op for point in points])
+    return [np.flatnonzero(ops == op) for op in dict.fromkeys(ops.tolist())]
 
 
 def _assumptions(points: Sequence[Point], form: StepForm) -> list[str]:
     """What the form takes for granted because nothing of the kind was measured."""
-    sentences = []
-    if form.fused is None:
-        sentences.append(
-            "attention of steps that mix chunks and decodes was not measured: the sum of the two is taken"
-        )
-    if not any(context for point in points if point.op == "prefill" for _, context in point.chunks):
-        sentences.append(
-            "chunks over existing context were not measured: their pairs are taken to cost alike"
-        )
-    return sentences
+    has_context = any(context for point in points if point.op == "prefill" for _, context in point.chunks)
+    mixed = "attention of steps that mix chunks and decodes was not measured: the sum of the two is taken"
+    chunks = "chunks over existing context were not measured: their pairs are taken to cost alike"
+    return [*([] if form.fused else [mixed]), *([] if has_context else [chunks])]

@@ -7,15 +7,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from cbsim.cost.attention import DecodeAttention, FusedAttention, PrefillAttention
+from cbsim.cost.attention import FusedAttention, PrefillAttention
 from cbsim.cost.attention_grid import AttentionGrid, ChunkTable, DecodeTable, MixedTable, Skew, Slopes, Table
 from cbsim.cost.profile_record import chunks_together_s
-from cbsim.lab.calibrate.attentionfit import columns_of, seconds_of
 from cbsim.lab.calibrate.coefficients import soft_loss
-from cbsim.lab.calibrate.lattice import Lattice, LatticeFormula, filled, lattices_of, refined
+from cbsim.lab.calibrate.lattice import Lattice, LatticeFormula, filled, lattices_of, refined, thinned
 from cbsim.lab.calibrate.leftout import clearly_best
-from cbsim.lab.calibrate.point import Point
-from cbsim.lab.calibrate.thinning import thinned
+from cbsim.lab.calibrate.point import Point, columns_of, seconds_of
 
 NUM_PARTS = 20
 """Parts of the timings of a grid, each left out once to see what the others say of it."""
@@ -29,65 +27,48 @@ USUAL_KV_HEADS = 8
 
 
 def fit_grid(
-    points: Sequence[Point],
-    decode: DecodeAttention,
-    prefill: PrefillAttention,
-    fused: FusedAttention | None,
-    num_kv_heads: int = USUAL_KV_HEADS,
+    points: Sequence[Point], formula: LatticeFormula, num_kv_heads: int = USUAL_KV_HEADS
 ) -> AttentionGrid | None:
     """Tables of attention timings, of each regime that was timed over a grid; `None` if decodes were not.
 
-    Points of several chunks or of unequal contexts are left to the formula. `fused` is the formula of mixed
-    launches; what lies between timings follows the ratio of timing to formula, linear between its knots.
-    `num_kv_heads` are those of one GPU.
+    Points of several chunks or of unequal contexts are left to the formula. What lies between timings follows
+    the ratio of timing to formula, linear between its knots. `num_kv_heads` are those of one GPU.
     """
-    formula = LatticeFormula(decode, prefill, fused)
+    decode, prefill, fused = formula
     lattices = lattices_of(points)
     decode_lattice, chunk_lattice, mixed_lattice = (lattices.get(op) for op in ("decode", "prefill", "mixed"))
     is_whole = chunk_lattice is not None and mixed_lattice is not None
     if decode_lattice is None or not (is_whole or _beats_formula(decode_lattice, formula)):
         return None
-    decode_table = thinned(refined(filled(decode_lattice, formula), formula))
     chunks = mixed = None
     if chunk_lattice is not None:
-        table = ChunkTable(
-            table=thinned(filled(chunk_lattice, formula)),
-            slopes=Slopes(
-                per_pair_s=prefill.per_pair_s, per_token_s=prefill.per_token_s + prefill.beyond_per_token_s
-            ),
-        )
+        token_s = prefill.per_token_s + prefill.beyond_per_token_s
+        slopes = Slopes(per_pair_s=prefill.per_pair_s, per_token_s=token_s)
+        table = ChunkTable(table=thinned(filled(chunk_lattice, formula)), slopes=slopes)
         if is_whole or (_beats_formula(chunk_lattice, formula) and _adds_up(table, prefill, points)):
             chunks = table
     if chunks is not None and mixed_lattice is not None and fused is not None:
         mixed = _mixed_table(thinned(refined(filled(mixed_lattice, formula), formula)), chunks, fused)
-    chain_s = mixed.skew.chain_s_per_token if mixed is not None else 0.0
-    return AttentionGrid(
-        decode=DecodeTable(
-            table=decode_table,
-            slopes=Slopes(per_decode_s=decode.per_decode_s, per_context_token_s=decode.per_token_s),
-            skew=Skew(
-                chain_s_per_token=chain_s,
-                tokens_per_s=_full_rate(decode_table),
-                split_up_to=SPLIT_HEADS // num_kv_heads,
-            ),
-        ),
-        prefill=chunks,
-        mixed=mixed,
+    decode_table = thinned(refined(filled(decode_lattice, formula), formula))
+    skew = Skew(
+        chain_s_per_token=mixed.skew.chain_s_per_token if mixed is not None else 0.0,
+        tokens_per_s=_full_rate(decode_table),
+        split_up_to=SPLIT_HEADS // num_kv_heads,
     )
+    slopes = Slopes(per_decode_s=decode.per_decode_s, per_context_token_s=decode.per_token_s)
+    decodes = DecodeTable(table=decode_table, slopes=slopes, skew=skew)
+    return AttentionGrid(decode=decodes, prefill=chunks, mixed=mixed)
 
 
 def _mixed_table(table: Table, chunks: ChunkTable, fused: FusedAttention) -> MixedTable:
-    return MixedTable(
-        table=table,
-        slopes=Slopes(
-            per_pair_s=fused.per_pair_s,
-            per_token_s=fused.per_token_s,
-            per_decode_s=fused.per_decode_s,
-            per_context_token_s=fused.per_context_token_s + fused.beyond_per_context_token_s,
-        ),
-        skew=Skew(chain_s_per_token=_chain_s_per_token(table), tokens_per_s=_full_rate(table), split_up_to=0),
-        crowding=_crowding(chunks.table, table),
+    slopes = Slopes(
+        per_pair_s=fused.per_pair_s,
+        per_token_s=fused.per_token_s,
+        per_decode_s=fused.per_decode_s,
+        per_context_token_s=fused.per_context_token_s + fused.beyond_per_context_token_s,
     )
+    skew = Skew(chain_s_per_token=_chain_s_per_token(table), tokens_per_s=_full_rate(table), split_up_to=0)
+    return MixedTable(table=table, slopes=slopes, skew=skew, crowding=_crowding(chunks.table, table))
 
 
 def _beats_formula(lattice: Lattice, formula: LatticeFormula) -> bool:
@@ -117,10 +98,8 @@ def _adds_up(chunks: ChunkTable, prefill: PrefillAttention, points: Sequence[Poi
     if not several:
         return True
     columns, measured = columns_of(several), seconds_of(several)
-    by_formula, by_table = (
-        np.log(form / measured) for form in (prefill.at(columns), chunks_together_s(chunks, columns))
-    )
-    return soft_loss(by_table) <= soft_loss(by_formula)
+    by_table, by_formula = chunks_together_s(chunks, columns), prefill.at(columns)
+    return soft_loss(np.log(by_table / measured)) <= soft_loss(np.log(by_formula / measured))
 
 
 def _crowding(prefill: Table, mixed: Table) -> Table:

@@ -10,7 +10,7 @@ import numpy as np
 from cbsim.base.markdown import markdown_table
 from cbsim.base.units import TERA, format_seconds
 from cbsim.cost.costfile import CostFile
-from cbsim.lab.calibrate.accuracy import Errors
+from cbsim.lab.calibrate.accuracy import HEADER, Errors
 from cbsim.lab.calibrate.meta import Meta
 from cbsim.lab.calibrate.point import Point
 from cbsim.lab.calibrate.reached_peaks import Reached, Sum, reached, step_errors
@@ -25,7 +25,6 @@ TABLES = {
 """The tables of a cost file's accuracy that a reader judges it by, and what they are called."""
 USUAL_DECODES = (64, 4096)
 """Decodes x context that kernels are usually compared at."""
-ERROR_COLUMNS = ("points", "median", "p90", "worst", "bias")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +56,7 @@ class KernelReport:
             "### Whole steps against the prediction, nothing fitted to them: errors in %",
             errors_table(step_errors(self.points, self.cost.form)),
             "### Kernels against the fit: errors in %",
-            errors_table(_labelled(self.cost.accuracy)),
+            errors_table(self._accuracy()),
         ]
 
     def _provenance(self) -> str:
@@ -84,6 +83,14 @@ class KernelReport:
             f"{flop / TERA:.0f} TFLOP/s in {self.model.dtype}"
         )
 
+    def _accuracy(self) -> dict[str, Errors]:
+        """The errors of the cost file that a reader judges it by."""
+        return {
+            f"{label}: {kind}": Errors(**errors)
+            for name, label in TABLES.items()
+            for kind, errors in self.cost.accuracy.get(name, {}).items()
+        }
+
     def _of_peak(self, kind: str) -> str:
         return "" if self.gpu is None else f" (share of the {kind} peak)"
 
@@ -103,21 +110,19 @@ class KernelReport:
 def highlights(rows: Sequence[Reached]) -> str:
     """The best of each kernel, and decodes as servers have them, in a line each."""
     usual = [row for row in rows if (row.op, row.batch, row.context) == ("decode", *USUAL_DECODES)]
-    best = [
-        max((row for row in rows if row.op == op), key=lambda row: row.rate)
-        for op in ("decode", "prefill", "dense")
-        if any(row.op == op for row in rows)
-    ]
+    by_op = {op: [row for row in rows if row.op == op] for op in ("decode", "prefill", "dense")}
+    best = [max(of_op, key=lambda row: row.rate) for of_op in by_op.values() if of_op]
     lines = []
     for row in (*usual, *best):
-        unit = "TB/s" if row.op == "decode" else "TFLOP/s"
-        share = "" if row.share is None else f", {row.share:.0%} of the peak"
-        size = {
+        sizes = {
             "decode": f"paged decode, {row.batch:,} x {row.context:,} tokens",
             "prefill": f"prefill attention, {row.batch:,} tokens over {row.context:,}",
-        }.get(row.op, f"dense layer, {row.batch:,} tokens")
-        best_of = "" if row in usual and row not in best else " (the best)"
-        lines.append(f"* {size}: **{row.rate:.3g} {unit}**{share}{best_of}")
+            "dense": f"dense layer, {row.batch:,} tokens",
+        }
+        unit = "TB/s" if row.op == "decode" else "TFLOP/s"
+        share = "" if row.share is None else f", {row.share:.0%} of the peak"
+        best_of = " (the best)" if row in best else ""
+        lines.append(f"* {sizes[row.op]}: **{row.rate:.3g} {unit}**{share}{best_of}")
     return "\n".join(dict.fromkeys(lines))
 
 
@@ -153,26 +158,7 @@ def additivity_sentence(sums: Sequence[Sum]) -> str:
 
 def errors_table(errors: Mapping[str, Errors]) -> str:
     """One row for each kind, percent."""
-    cells = [
-        [
-            kind,
-            f"{row.num_points:,}",
-            f"{row.median_pct:.1f}",
-            f"{row.p90_pct:.1f}",
-            f"{row.worst_pct:.1f}",
-            f"{row.bias_pct:+.1f}",
-        ]
-        for kind, row in errors.items()
-    ]
-    return markdown_table(["", *ERROR_COLUMNS], cells)
-
-
-def _labelled(accuracy: Mapping[str, Mapping[str, Mapping[str, float]]]) -> dict[str, Errors]:
-    return {
-        f"{label}: {kind}": Errors(**row)  # type: ignore[arg-type]
-        for name, label in TABLES.items()
-        for kind, row in accuracy.get(name, {}).items()
-    }
+    return markdown_table(["", *HEADER], [[kind, *row.cells] for kind, row in errors.items()])
 
 
 def _rate(row: Reached | None) -> str:

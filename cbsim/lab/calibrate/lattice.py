@@ -1,14 +1,17 @@
-"""Lattice: timings of attention that lie on a grid of sizes, and what a formula says of the gaps."""
+"""Lattice: timings of attention on a grid of sizes, its gaps filled by a formula, thinned to a table."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cbsim.cost.attention import DecodeAttention, FusedAttention, PrefillAttention
-from cbsim.cost.step_columns import Floats, StepColumns
+from cbsim.cost.attention_grid import Table
+from cbsim.cost.step_columns import Floats, StepColumns, StepShape
 from cbsim.lab.calibrate.point import Op, Point
 
 Sizes = tuple[int, ...]
@@ -17,6 +20,10 @@ MIN_FILLED = 0.15
 """Share of all combinations of sizes that must have been timed to speak of a grid."""
 MIN_KNOTS = 3
 """Fewest sizes along each axis."""
+TOLERANCE = 0.01
+"""A knot is left out if a table without it errs by no more than this share,"""
+TOLERATED_SHARE = 0.95
+"""in this share of the places where it stands."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +38,10 @@ class Lattice:
     @classmethod
     def of(cls, timings: dict[Sizes, float], has_decodes: bool) -> Lattice:
         """Timings by sizes."""
-        columns = np.array(list(timings))
-        axes = tuple(np.unique(column) for column in columns.T)
+        columns = np.array(list(timings)).T
+        axes = [np.unique(column) for column in columns]
         seconds = np.full([len(axis) for axis in axes], np.nan)
-        places = tuple(np.searchsorted(axis, column) for axis, column in zip(axes, columns.T, strict=True))
-        seconds[places] = list(timings.values())
+        seconds[tuple(map(np.searchsorted, axes, columns))] = list(timings.values())
         return cls(tuple(axis.astype(np.float64) for axis in axes), seconds, has_decodes)
 
     @property
@@ -45,43 +51,28 @@ class Lattice:
         return share >= MIN_FILLED and min(self.seconds.shape) >= MIN_KNOTS
 
 
-class LatticeFormula:
-    """The formula of each regime, by sizes as a lattice has them; contexts of decodes are sums."""
+class LatticeFormula(NamedTuple):
+    """The formula of each regime, by sizes as a lattice has them."""
 
-    def __init__(
-        self, decode: DecodeAttention, prefill: PrefillAttention, fused: FusedAttention | None
-    ) -> None:
-        self._decode, self._prefill, self._fused = decode, prefill, fused
+    decode: DecodeAttention
+    prefill: PrefillAttention
+    fused: FusedAttention | None
 
     def of(self, lattice: Lattice) -> Floats:
         """Seconds over all combinations of a lattice's sizes."""
-        return self.over(lattice.axes, _total_context(lattice.axes, lattice.has_decodes))
-
-    def over(self, axes: Sequence[Floats], total_context: Floats | None) -> Floats:
-        """Seconds over all combinations of sizes; `total_context` in place of the last axis' own."""
-        mesh = np.meshgrid(*axes, indexing="ij")
-        shape = mesh[0].shape
-        flat = [axis.ravel().astype(np.int64) for axis in mesh]
-        zeros = np.zeros(len(flat[0]), dtype=np.int64)
-        if len(axes) == 2 and total_context is None:
-            tokens, context, decodes, total = flat[0], flat[1], zeros, zeros
-        elif len(axes) == 2:
-            tokens, context, decodes, total = zeros, zeros, flat[1], np.asarray(total_context).ravel()
-        else:
-            tokens, context, _, decodes = flat
-            total = np.asarray(total_context).ravel()
-        columns = StepColumns(
-            chunks=[((int(q), int(x)),) if q else () for q, x in zip(tokens, context, strict=True)],
-            num_finishing_chunks=zeros,
-            num_decodes=decodes,
-            decode_context=total.astype(np.int64),
-            max_decode_context=np.ceil(total / np.maximum(decodes, 1)).astype(np.int64),
+        mesh = np.meshgrid(*lattice.axes, indexing="ij")
+        sizes = [axis.ravel().astype(np.int64) for axis in mesh]
+        none = np.zeros_like(sizes[0])
+        tokens, before = (none, none) if len(sizes) == 2 and lattice.has_decodes else sizes[:2]
+        context, decodes = sizes[-2:] if lattice.has_decodes else (none, none)
+        rows = np.stack([tokens, before, context, decodes], axis=1).tolist()
+        columns = StepColumns.from_shapes(
+            [StepShape(((q, x),) if q else (), 0, n, k * n, k if n else 0) for q, x, k, n in rows]
         )
-        decode, prefill = self._decode.at(columns), self._prefill.at(columns)
-        seconds = np.maximum(decode, prefill)
-        if len(axes) == 4 and self._fused is not None:
-            seconds = np.maximum(seconds, self._fused.at(columns, self._prefill.tile))
-        return seconds.reshape(shape)
+        seconds = np.maximum(self.decode.at(columns), self.prefill.at(columns))
+        if len(sizes) == 4 and self.fused is not None:
+            seconds = np.maximum(seconds, self.fused.at(columns, self.prefill.tile))
+        return seconds.reshape(mesh[0].shape)
 
 
 def lattices_of(points: Sequence[Point]) -> dict[Op, Lattice]:
@@ -119,7 +110,7 @@ def filled(lattice: Lattice, formula: LatticeFormula) -> Lattice:
     for beyond_ends in (False, True):
         for axis in order:
             ratio = np.apply_along_axis(_bridged, axis, ratio, lattice.axes[axis], beyond_ends)
-    return Lattice(lattice.axes, seconds * np.exp(ratio), lattice.has_decodes)
+    return replace(lattice, seconds=seconds * np.exp(ratio))
 
 
 def refined(lattice: Lattice, formula: LatticeFormula) -> Lattice:
@@ -127,10 +118,10 @@ def refined(lattice: Lattice, formula: LatticeFormula) -> Lattice:
     decodes = lattice.axes[-1]
     middle = 0.5 * (decodes[1:] + decodes[:-1])
     finer = np.sort(np.concatenate([decodes, middle[middle % 1 == 0]]))
-    axes = (*lattice.axes[:-1], finer)
     ratio = lattice.seconds / formula.of(lattice)
     turned = np.apply_along_axis(lambda values: np.interp(finer, decodes, values), -1, ratio)
-    return Lattice(axes, formula.over(axes, _total_context(axes, True)) * turned, has_decodes=True)
+    fine = Lattice((*lattice.axes[:-1], finer), turned, has_decodes=True)
+    return replace(fine, seconds=formula.of(fine) * turned)
 
 
 def _bridged(ratio: Floats, knots: Floats, beyond_ends: bool) -> Floats:
@@ -143,9 +134,41 @@ def _bridged(ratio: Floats, knots: Floats, beyond_ends: bool) -> Floats:
     return bridged
 
 
-def _total_context(axes: Sequence[Floats], has_decodes: bool) -> Floats | None:
-    """Over all combinations: decodes times the context of each; `None` for chunks alone."""
-    if not has_decodes:
-        return None
-    mesh = np.meshgrid(*axes, indexing="ij")
-    return mesh[-2] * mesh[-1]
+def thinned(lattice: Lattice) -> Table:
+    """The table with as few knots as the tolerance allows."""
+    axes = list(lattice.axes)
+    seconds = _monotone(lattice.seconds)
+    for axis in range(seconds.ndim):
+        kept = _needed(axes[axis], np.moveaxis(seconds, axis, 0).reshape(len(axes[axis]), -1))
+        axes[axis] = axes[axis][kept]
+        seconds = np.take(seconds, kept, axis=axis)
+    rounded = tuple(float(f"{value:.5g}") for value in seconds.flat)
+    return Table(axes=tuple(tuple(axis.tolist()) for axis in axes), seconds=rounded)
+
+
+def _monotone(seconds: Floats) -> Floats:
+    """The middle between the lowest monotone table above and the highest one below."""
+    for axis in range(seconds.ndim):
+        above = np.maximum.accumulate(seconds, axis=axis)
+        below = np.flip(np.minimum.accumulate(np.flip(seconds, axis), axis=axis), axis)
+        seconds = 0.5 * (above + below)
+    return seconds
+
+
+def _needed(knots: Floats, lines: Floats) -> NDArray[np.int64]:
+    """Knots to keep, greedily from the first: each as far on as the lines between stay within tolerance."""
+    kept = [0]
+    while kept[-1] < len(knots) - 1:
+        start = kept[-1]
+        end = start + 1
+        while end + 1 < len(knots) and _is_straight(knots, lines, start, end + 1):
+            end += 1
+        kept.append(end)
+    return np.array(kept)
+
+
+def _is_straight(knots: Floats, lines: Floats, start: int, end: int) -> bool:
+    weight = ((knots[start + 1 : end] - knots[start]) / (knots[end] - knots[start]))[:, None]
+    between = lines[start] + weight * (lines[end] - lines[start])
+    inner = lines[start + 1 : end]
+    return bool((np.abs(between - inner) <= TOLERANCE * inner).mean() >= TOLERATED_SHARE)

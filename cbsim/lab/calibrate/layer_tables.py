@@ -12,40 +12,17 @@ from cbsim.base.errors import CalibrationError
 from cbsim.base.registry import did_you_mean
 from cbsim.base.units import MS_PER_S, NS_PER_S, US_PER_S
 
-USUAL_NAMES: dict[str, tuple[str, ...]] = {
-    "layer": ("layer", "op", "op_name", "operator", "name", "kernel", "module"),
-    "tokens": ("tokens", "num_tokens", "n_tokens", "total_tokens", "batch_tokens"),
-    "sequences": ("sequences", "num_sequences", "seqs", "num_seqs", "n_seqs", "batch_size", "batch", "rows"),
-    "prefill_chunk": (
-        "prefill_chunk",
-        "chunk",
-        "chunk_size",
-        "chunk_tokens",
-        "prefill_tokens",
-        "num_prefill_tokens",
-        "prefill_chunk_size",
-        "q_len",
-    ),
-    "kv_prefill": (
-        "kv_prefill",
-        "prefill_kv",
-        "prefill_context",
-        "chunk_context",
-        "prefill_kv_len",
-        "kv_cache_size",
-    ),
-    "n_decode": (
-        "n_decode",
-        "num_decode",
-        "n_decodes",
-        "num_decodes",
-        "decodes",
-        "decode_batch",
-        "decode_batch_size",
-    ),
-    "kv_decode": ("kv_decode", "decode_kv", "decode_context", "decode_kv_len", "kv_len", "context_len"),
+USUAL_NAMES = {
+    "layer": "layer op op_name operator name kernel module",
+    "tokens": "tokens num_tokens n_tokens total_tokens batch_tokens",
+    "sequences": "sequences num_sequences seqs num_seqs n_seqs batch_size batch rows",
+    "prefill_chunk": "prefill_chunk chunk chunk_size chunk_tokens prefill_tokens num_prefill_tokens "
+    "prefill_chunk_size q_len",
+    "kv_prefill": "kv_prefill prefill_kv prefill_context chunk_context prefill_kv_len kv_cache_size",
+    "n_decode": "n_decode num_decode n_decodes num_decodes decodes decode_batch decode_batch_size",
+    "kv_decode": "kv_decode decode_kv decode_context decode_kv_len kv_len context_len",
 }
-"""Column by what it says; upper and lower case, blanks and hyphens don't count."""
+"""What a column is called: the first name that is there; case, blanks and hyphens don't count."""
 UNITS = {"s": 1, "ms": MS_PER_S, "us": US_PER_S, "ns": NS_PER_S}
 _TIME = re.compile(
     r"(?:(?:time|latency|duration|elapsed|median|mean|avg|average|t)(?:_[a-z0-9]+)*_)?(ns|us|ms|s)"
@@ -65,9 +42,16 @@ def read_table(path: Path, columns: tuple[str, ...], renamed: Mapping[str, str])
     except (OSError, UnicodeDecodeError, ValueError) as error:
         raise CalibrationError(f"{path}: can't be read: {str(error).splitlines()[0]}") from error
     names = {_plain(name): str(name) for name in table.columns}
-    theirs = {column: _find(path, names, column, renamed, columns) for column in columns}
+    found = pd.DataFrame()
+    for column in columns:
+        theirs = _find(path, names, column, renamed)
+        if theirs is None:
+            raise CalibrationError(
+                f"{path}:1: column {column} is missing among {', '.join(names.values())}; expected "
+                f"{', '.join(columns)} and a time with its unit, such as time_us, or --column {column}=NAME"
+            )
+        found[column] = table[theirs]
     time, per_s = _find_time(path, names, renamed)
-    found = pd.DataFrame({column: table[theirs[column]] for column in columns})
     found["seconds"] = pd.to_numeric(table[time], errors="coerce") / per_s
     counts = [column for column in columns if column != "layer"]
     found[counts] = found[counts].apply(pd.to_numeric, errors="coerce")
@@ -81,31 +65,24 @@ def read_table(path: Path, columns: tuple[str, ...], renamed: Mapping[str, str])
     return medians
 
 
-def _find(
-    path: Path, names: Mapping[str, str], column: str, renamed: Mapping[str, str], columns: tuple[str, ...]
-) -> str:
+def _find(path: Path, names: Mapping[str, str], column: str, renamed: Mapping[str, str]) -> str | None:
+    """The name of a column there: the one that was said, else the first usual one."""
     if column in renamed:
         if _plain(renamed[column]) not in names:
             hint = did_you_mean(renamed[column], list(names.values()))
             raise CalibrationError(f"{path}:1: no column '{renamed[column]}' for {column}{hint}")
         return names[_plain(renamed[column])]
-    for usual in USUAL_NAMES[column]:
-        if usual in names:
-            return names[usual]
-    raise CalibrationError(
-        f"{path}:1: column {column} is missing among {', '.join(names.values())}; expected "
-        f"{', '.join(columns)} and a time with its unit, such as time_us, or --column {column}=NAME"
-    )
+    return next((names[usual] for usual in USUAL_NAMES.get(column, "").split() if usual in names), None)
 
 
 def _find_time(path: Path, names: Mapping[str, str], renamed: Mapping[str, str]) -> tuple[str, int]:
     """The column of times, and how many of its units are a second."""
-    if "time" in renamed:
-        name = _find(path, names, "time", renamed, ())
-        unit = _plain(name).rpartition("_")[2]
+    said = _find(path, names, "time", renamed)
+    if said is not None:
+        unit = _plain(said).rpartition("_")[2]
         if unit not in UNITS:
-            raise CalibrationError(f"{path}:1: column {name} has no unit at its end: _ns, _us, _ms or _s")
-        return name, UNITS[unit]
+            raise CalibrationError(f"{path}:1: column {said} has no unit at its end: _ns, _us, _ms or _s")
+        return said, UNITS[unit]
     units = {name: match[1] for name in names if (match := _TIME.fullmatch(name))}
     for word in (*_PREFERRED, *UNITS):
         for name, unit in units.items():

@@ -8,29 +8,28 @@ Three CSV files, as LLMServingSim 2.0 writes them (times in microseconds, of one
   equal context
 
 Other usual names of columns and other units of time are understood (`layer_tables.py`), and how often an op
-runs is told by its name (`layer_ops.py`); both can be said.
+runs is told by its name; both can be said.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date as Date
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 
 from cbsim.base.errors import CalibrationError
 from cbsim.base.registry import did_you_mean
-from cbsim.base.units import format_seconds
+from cbsim.base.units import MS_PER_S, format_seconds
 from cbsim.cost.costfile import model_shape
-from cbsim.lab.calibrate.layer_ops import Runs, runs_of
 from cbsim.lab.calibrate.layer_tables import read_table
 from cbsim.lab.calibrate.meta import Meta
-from cbsim.lab.calibrate.plausible import check_plausible
-from cbsim.lab.calibrate.point import Op, Point
+from cbsim.lab.calibrate.point import Point
 from cbsim.specs import GpuSpec, ModelSpec
 
 DENSE_COLUMNS = ("layer", "tokens")
@@ -38,6 +37,29 @@ SEQUENCE_COLUMNS = ("layer", "sequences")
 ATTENTION_COLUMNS = ("prefill_chunk", "kv_prefill", "n_decode", "kv_decode")
 ALL_REDUCE_LATENCY_S = 1e-5
 """Of one that moves nothing, where none were timed."""
+ODD_SHARE = 0.7
+"""Of the least time that a data sheet allows; below it something is missing, or not what it is taken for."""
+IMPOSSIBLY_FAST = 20.0
+IMPOSSIBLY_SLOW = 200.0
+
+
+Runs = Literal["layer", "twice", "step", "sequence", "none"]
+SAID: dict[Runs, str] = {
+    "layer": "once a layer",
+    "twice": "twice a layer",
+    "step": "once a step",
+    "sequence": "once a step, by rows of logits",
+    "none": "not counted",
+}
+"""How often an op runs."""
+KNOWN_OPS: dict[Runs, str] = {
+    "twice": "layernorm layer_norm rmsnorm rms_norm norm all_reduce allreduce",
+    "step": "embedding embed embed_tokens token_embedding word_embedding word_embeddings final_layernorm "
+    "final_layer_norm final_norm final_rmsnorm ln_f norm_f",
+    "sequence": "lm_head logits logits_processor compute_logits sampler sampling",
+    "none": "attention attn core_attention self_attention flash_attention paged_attention",
+}
+"""Ops by how often they run; every other one runs once a layer. Attention stands in a table of its own."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +92,10 @@ class LayerTimings:
         options = f" --per-sequence {self.per_sequence.name}" if self.per_sequence else ""
         options += "".join(f" --column {name}={theirs}" for name, theirs in self.columns.items())
         options += "".join(f" --op {name}={runs}" for name, runs in self.ops.items())
-        points = self.points()
+        estimated = (
+            f"all-reduces of {self.tensor_parallel} GPUs were not timed: estimated by the link's bandwidth "
+            f"and {format_seconds(ALL_REDUCE_LATENCY_S)} each"
+        )
         return Meta(
             device=self.gpu.name,
             gpu=self.gpu.name,
@@ -81,18 +106,20 @@ class LayerTimings:
             command=f"cbsim calibrate import layers --model {self.model.name} --gpu {self.gpu.name} "
             f"--tp {self.tensor_parallel} --dense {self.dense.name} "
             f"--attention {self.attention.name}{options}",
-            assumptions=self._assumptions(),
+            assumptions=[estimated] if self._lacks_all_reduces else [],
             warnings=[
                 self._runs_sentence(),
-                *check_plausible(points, self.model, self.gpu, self.tensor_parallel),
+                *check_plausible(self.points(), self.model, self.gpu, self.tensor_parallel),
                 "attention whose KV cache exceeds the device's memory is left out of the fit",
             ],
         )
 
     @cached_property
     def _runs(self) -> dict[str, Runs]:
-        """How often each op of the dense table runs."""
-        return {op: runs_of(op, self.ops) for op in self._dense_table["layer"].astype(str).unique()}
+        """How often each op of the dense table runs: as was said, else as its name tells."""
+        known = {op: runs for runs, ops in KNOWN_OPS.items() for op in ops.split()}
+        names = {op: op.strip().lower().replace("-", "_") for op in map(str, self._dense_table["layer"])}
+        return {op: self.ops.get(op) or known.get(name, "layer") for op, name in names.items()}
 
     @cached_property
     def _dense_table(self) -> pd.DataFrame:
@@ -102,20 +129,10 @@ class LayerTimings:
     def _lacks_all_reduces(self) -> bool:
         return self.tensor_parallel > 1 and not any("reduce" in op.lower() for op in self._runs)
 
-    def _assumptions(self) -> list[str]:
-        if not self._lacks_all_reduces:
-            return []
-        return [
-            f"all-reduces of {self.tensor_parallel} GPUs were not timed: estimated by the link's bandwidth "
-            f"and {format_seconds(ALL_REDUCE_LATENCY_S)} each"
-        ]
-
     def _runs_sentence(self) -> str:
-        words = {"layer": "once a layer", "twice": "twice a layer", "step": "once a step"}
-        words |= {"sequence": "once a step, by rows of logits", "none": "not counted"}
         parts = [
             f"{word}: {', '.join(op for op, runs in self._runs.items() if runs == kind)}"
-            for kind, word in words.items()
+            for kind, word in SAID.items()
             if kind in self._runs.values()
         ]
         return f"dense ops are taken to run {'; '.join(parts)} (--op NAME=... says otherwise)"
@@ -128,10 +145,8 @@ class LayerTimings:
             gpus, model = self.tensor_parallel, self.model
             moved = tokens * model.hidden_size * model.element_bytes * 2 * (gpus - 1) / gpus
             seconds = seconds + 2 * (ALL_REDUCE_LATENCY_S + moved / self.gpu.link_bytes_per_s)
-        return [
-            Point("dense", second, tokens=count)
-            for count, second in zip(tokens.tolist(), seconds.tolist(), strict=True)
-        ]
+        rows = zip(tokens.tolist(), seconds.tolist(), strict=True)
+        return [Point("dense", second, tokens=count) for count, second in rows]
 
     def _logits_points(self) -> list[Point]:
         by_rows = [op for op, kind in self._runs.items() if kind == "sequence"]
@@ -142,38 +157,24 @@ class LayerTimings:
             table = pd.concat([proper, table[~table["layer"].isin(proper["layer"])]])
         if table.empty:
             raise CalibrationError(f"{self.dense}: no LM head in it, and no --per-sequence")
-        runs = dict.fromkeys(table["layer"].astype(str), 1.0)
-        rows, seconds = _summed(table, "sequences", runs)
-        return [
-            Point("logits", second, num_logits=count)
-            for count, second in zip(rows.tolist(), seconds.tolist(), strict=True)
-        ]
+        sizes, seconds = _summed(table, "sequences", dict.fromkeys(table["layer"].astype(str), 1.0))
+        rows = zip(sizes.tolist(), seconds.tolist(), strict=True)
+        return [Point("logits", second, num_logits=count) for count, second in rows]
 
     def _attention_points(self) -> list[Point]:
         table = read_table(self.attention, ATTENTION_COLUMNS, self.columns)
         kv_shards = min(self.tensor_parallel, self.model.num_kv_heads)
         max_tokens = self.gpu.memory_bytes / self.model.kv_bytes_per_token * kv_shards
-        rows = zip(*(table[name].tolist() for name in (*ATTENTION_COLUMNS, "seconds")), strict=True)
         points = []
-        for chunk, chunk_context, num_decodes, context, seconds in rows:
+        for chunk, chunk_context, num_decodes, context, seconds in table.itertuples(index=False):
             if not (chunk or num_decodes):
                 continue
             chunks = ((chunk, chunk_context),) if chunk else ()
-            op: Op = "mixed" if chunk and num_decodes else "prefill" if chunk else "decode"
             # A decode attends to itself at least.
             context = max(context, 1) if num_decodes else 0
-            num_keys = num_decodes * context + (chunk + chunk_context if chunk else 0)
-            points.append(
-                Point(
-                    op,
-                    seconds,
-                    chunks=chunks,
-                    num_decodes=num_decodes,
-                    decode_context=num_decodes * context,
-                    max_decode_context=context,
-                    split="unseen" if num_keys > max_tokens else "fit",
-                )
-            )
+            num_keys = num_decodes * context + sum(map(sum, chunks))
+            split = "unseen" if num_keys > max_tokens else "fit"
+            points.append(Point.attention(seconds, chunks, num_decodes, context, split=split))
         return points
 
 
@@ -193,3 +194,43 @@ def _summed(table: pd.DataFrame, size: str, runs: Mapping[str, float]) -> tuple[
     for op in timed:
         seconds += runs[str(op.name)] * np.interp(sizes, op.index.to_numpy(), op.to_numpy())
     return sizes, seconds
+
+
+def check_plausible(
+    points: Sequence[Point], model: ModelSpec, gpu: GpuSpec, tensor_parallel: int
+) -> list[str]:
+    """Sentences on what looks odd. Raises `CalibrationError` for times that must be of another unit."""
+    sentences = []
+    for op in ("dense", "logits", "decode"):
+        sample = sorted((point for point in points if point.op == op), key=lambda point: point.size)
+        # Few decodes are mere launches, and their KV may lie in the L2 cache.
+        ends = sample[-1:] if op == "decode" else [*sample[:1], *sample[-1:]]
+        for point in ends:
+            what, least_s = _least_s(point, model, gpu, tensor_parallel)
+            told = (
+                f"{what}: {point.t_median_s * MS_PER_S:.3g} ms, "
+                f"but at least {least_s * MS_PER_S:.3g} ms by the data sheet of {gpu.name}"
+            )
+            if not least_s / IMPOSSIBLY_FAST < point.t_median_s < least_s * IMPOSSIBLY_SLOW:
+                raise CalibrationError(f"{told}; is the unit of time another?")
+            if point.t_median_s < ODD_SHARE * least_s:
+                sentences.append(f"{told}; is an op missing, or is it another model, GPU or --tp?")
+    return sentences
+
+
+def _least_s(point: Point, model: ModelSpec, gpu: GpuSpec, tensor_parallel: int) -> tuple[str, float]:
+    """What was timed, and its shortest time: weights and KV read at full bandwidth, FLOP at the peak rate."""
+    element_s = model.element_bytes / gpu.memory_bytes_per_s / tensor_parallel
+    flop_s = 1.0 / gpu.peak_flop_per_s(model.dtype) / tensor_parallel
+    if point.op == "dense":
+        token_s = model.dense_flop_per_token / model.num_layers * flop_s
+        what = f"a layer outside attention, {point.tokens:,} tokens"
+        return what, max(model.layer_weights * element_s, token_s * point.tokens)
+    if point.op == "logits":
+        head_s = model.hidden_size * model.vocab_size * element_s
+        what = f"LM head and sampling, {point.num_logits:,} rows"
+        return what, max(head_s, model.logits_flop * flop_s * point.num_logits)
+    kv_bytes = model.kv_bytes_per_token / model.num_layers / min(tensor_parallel, model.num_kv_heads)
+    tokens = f"{point.decode_context:,} tokens of context"
+    what = f"a layer's attention of {point.num_decodes} decodes, {tokens}"
+    return what, kv_bytes / gpu.memory_bytes_per_s * point.decode_context

@@ -9,29 +9,34 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
 from cbsim.base.errors import CalibrationError
+from cbsim.base.units import MIB, format_bytes
 from cbsim.cost.costfile import model_shape
-from cbsim.lab.calibrate.memory_limits import Room, find_room
+from cbsim.lab.calibrate.accuracy import repeats
 from cbsim.lab.calibrate.meta import Meta, save_meta
 from cbsim.lab.calibrate.named_spec import gpu_of_device
 from cbsim.lab.calibrate.point import Point
 from cbsim.lab.calibrate.pointsfile import append_point, read_points
-from cbsim.lab.calibrate.profile_folder import writing
-from cbsim.lab.calibrate.resume import check_resumable, resume
-from cbsim.lab.calibrate.timing_plan import PlanName, PlanPoint, make_plan
+from cbsim.lab.calibrate.profile_folder import META, POINTS, check_resumable, resume, writing
+from cbsim.lab.calibrate.timing_plan import Limits, PlanName, PlanPoint, make_plan
 from cbsim.lab.kernels.device import Device, open_device
-from cbsim.lab.kernels.rig import BLOCK_SIZE, Call, Rig
+from cbsim.lab.kernels.rig import BLOCK_SIZE, Rig
 from cbsim.lab.kernels.shard import Shard
-from cbsim.lab.kernels.timing import UNSTABLE_SPREAD, Timer, Timing, make_timer
+from cbsim.lab.kernels.timing import UNSTABLE_SPREAD, Call, Timer, Timing, make_timer
 from cbsim.specs import ModelSpec
 
 MAX_DRIFT = 0.05
 """How far repeats of a point may lie from it, at the median, before it is worth a warning."""
+
+KV_SHARE = 0.7
+"""Share of what is free beside the weights that the KV cache takes; activations and graphs have the rest."""
+MAX_CPU_KV_BYTES = 128 * MIB
+MIN_KV_BLOCKS = 1024
 
 Progress = Callable[[int, int, float | None], None]
 """Called after each point: how many are done, how many there are, the seconds left if they can be told."""
@@ -43,6 +48,21 @@ class Measurement:
 
     points: list[Point]
     meta: Meta
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """How much KV cache fits beside a model's weights."""
+
+    num_blocks: int
+    """Blocks of one layer; a whole step has them shared out over the layers."""
+    limits: Limits
+
+    def rig(self, shard: Shard, device: Device, backend: str | None = None, seed: int = 0) -> Rig:
+        """The rig that everything is timed on. Raises `CalibrationError` if it doesn't fit after all."""
+        longest = max(self.limits.max_context, self.limits.max_tokens) + 1
+        sizes = {"num_blocks": self.num_blocks, "max_positions": longest}
+        return Rig(shard, device, **sizes, backend=backend, seed=seed)
 
 
 def measure(
@@ -70,34 +90,77 @@ def measure(
     opened = open_device(device)
     room = find_room(opened, shard)
     planned = make_plan(plan, room.limits, seed)
-    gpu = gpu or gpu_of_device(opened.name)
-    meta = _make_meta(model, opened, tensor_parallel, gpu, plan, seed, command)
+    alone = "all-reduces between GPUs were not measured: one GPU timed its shard alone"
+    meta = Meta(
+        device=opened.name,
+        gpu=gpu or gpu_of_device(opened.name),
+        model=model_shape(model),
+        tensor_parallel=tensor_parallel,
+        source=f"cbsim calibrate, plan {plan}, seed {seed}",
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=command or shlex.join(["cbsim", *sys.argv[1:]]),
+        software=opened.software,
+        assumptions=[alone] if tensor_parallel > 1 else [],
+    )
     check_resumable(out, meta)
-    rig = make_rig(shard, opened, room, backend, seed)
+    rig = room.rig(shard, opened, backend, seed)
     meta = meta.model_copy(update={"software": {**meta.software, "attention": rig.backend.describe()}})
     with writing(out):
-        points = resume(out, meta, planned)
-        save_meta(meta, out / "meta.json")
-        _time_all(rig, timer or make_timer(opened), planned, points, out / "points.csv", seed, progress)
-        points = read_points(out / "points.csv")
+        done = resume(out, meta, planned)
+        save_meta(meta, out / META)
+        known = {point.order for point in done}
+        left = [point for point in planned if point.order not in known]
+        time_point = partial(_timed, rig, timer or make_timer(opened), seed=seed)
+        start = time.monotonic()
+        for count, point in enumerate(left, start=1):
+            with contextlib.suppress(MemoryError):
+                append_point(out / POINTS, time_point(point))
+            if progress is not None:
+                left_s = (time.monotonic() - start) / count * (len(left) - count)
+                progress(len(done) + count, len(planned), left_s if count >= 5 else None)
+        points = read_points(out / POINTS)
         meta = meta.model_copy(update={"warnings": warnings_of(points, planned, opened)})
-        save_meta(meta, out / "meta.json")
+        save_meta(meta, out / META)
     return Measurement(points, meta)
 
 
-def make_rig(shard: Shard, device: Device, room: Room, backend: str | None = None, seed: int = 0) -> Rig:
-    """The rig that everything is timed on. Raises `CalibrationError` if it doesn't fit after all."""
-    try:
-        return Rig(
-            shard,
-            device,
-            num_blocks=room.num_blocks,
-            max_positions=max(room.limits.max_context, room.limits.max_tokens) + 1,
-            backend=backend,
-            seed=seed,
+def find_room(device: Device, shard: Shard) -> Room:
+    """What can be timed here. Raises `CalibrationError` if weights and a small KV cache don't fit."""
+    block_bytes = BLOCK_SIZE * shard.layer_kv_token_bytes
+    num_layers = shard.model.num_layers
+    wanted = Limits()
+    # A sequence's last block is only partly filled: count one block more for each.
+    partial_tokens = wanted.max_decodes * BLOCK_SIZE
+    wanted_tokens = max(wanted.max_kv_tokens, (wanted.max_step_kv_tokens + partial_tokens) * num_layers)
+    left_bytes = device.free_bytes - shard.weight_bytes
+    kv_bytes = min(int(left_bytes * KV_SHARE), wanted_tokens * shard.layer_kv_token_bytes)
+    least_bytes = MIN_KV_BLOCKS * num_layers * block_bytes
+    if not device.is_cuda:
+        longest = shard.model.max_model_len
+        wanted = Limits(longest, longest, longest, 32 * longest, 16 * longest, max_decodes=128)
+        kv_bytes = min(kv_bytes, max(MAX_CPU_KV_BYTES, least_bytes))
+    if kv_bytes < least_bytes:
+        needed = shard.weight_bytes + int(least_bytes / KV_SHARE)
+        raise CalibrationError(
+            f"model {shard.model.name} needs {format_bytes(needed)} for weights and a small KV cache; "
+            f"{device.name} has {format_bytes(device.free_bytes)} free; allowed: a smaller model or a "
+            f"higher --tp"
         )
-    except MemoryError as error:
-        raise CalibrationError(f"model {shard.model.name} doesn't fit on {device.name}: {error}") from error
+    num_blocks = kv_bytes // block_bytes
+    kv_tokens = _stable(num_blocks * BLOCK_SIZE - partial_tokens)
+    step_kv_tokens = _stable(num_blocks // num_layers * BLOCK_SIZE - partial_tokens)
+    limits = replace(
+        wanted,
+        max_context=min(wanted.max_context, kv_tokens) if device.is_cuda else wanted.max_context,
+        max_kv_tokens=min(wanted.max_kv_tokens, kv_tokens),
+        max_step_kv_tokens=min(wanted.max_step_kv_tokens, step_kv_tokens),
+    )
+    return Room(num_blocks, limits)
+
+
+def _stable(num_tokens: int) -> int:
+    """A power of two at most that: a run that is resumed with a little less free memory has the same plan."""
+    return 1 << max(0, num_tokens.bit_length() - 1)
 
 
 def calls_of(rig: Rig, point: PlanPoint, count: int) -> list[Call]:
@@ -111,10 +174,28 @@ def calls_of(rig: Rig, point: PlanPoint, count: int) -> list[Call]:
     return rig.attention(point.chunks, point.contexts, count)
 
 
+def _timed(rig: Rig, timer: Timer, point: PlanPoint, *, seed: int) -> Point:
+    timing = timer.time(partial(calls_of, rig, point))
+    return point.timed(
+        timing.median_s,
+        backend=type(rig.backend).__name__.removesuffix("Backend").lower(),
+        page_size=BLOCK_SIZE,
+        dtype=rig.shard.model.dtype,
+        graph=timing.graph,
+        l2="cold" if timing.is_cold else "warm",
+        num_runs=timing.num_runs,
+        t_min_s=timing.min_s,
+        t_p90_s=timing.p90_s,
+        seed=seed,
+    )
+
+
 def warnings_of(points: Sequence[Point], planned: Sequence[PlanPoint], device: Device) -> list[str]:
     """What to know about the timings, in words."""
     warnings = []
-    unstable = [point for point in points if _timing(point).is_unstable]
+    unstable = [
+        p for p in points if Timing(p.t_median_s, p.t_min_s, p.t_p90_s, p.num_runs, p.graph).is_unstable
+    ]
     if unstable:
         worst = max(unstable, key=lambda point: point.t_p90_s / point.t_median_s)
         several_threads = not device.is_cuda and device.software.get("threads") != "1"
@@ -124,7 +205,8 @@ def warnings_of(points: Sequence[Point], planned: Sequence[PlanPoint], device: D
             f"{worst.t_p90_s / worst.t_median_s:.1f} times); other work ran there, or clocks moved"
             + ("; with OMP_NUM_THREADS=1 no thread waits for another" if several_threads else "")
         )
-    drift = statistics.median(_drifts(points) or [0.0])
+    drifts = [abs(math.log(again.t_median_s / first.t_median_s)) for again, first in repeats(points)]
+    drift = statistics.median(drifts or [0.0])
     if drift > MAX_DRIFT:
         warnings.append(
             f"timings drifted: repeats of the same point differ by {drift:.0%} at the median; let the device "
@@ -134,89 +216,3 @@ def warnings_of(points: Sequence[Point], planned: Sequence[PlanPoint], device: D
     if missing > 0:
         warnings.append(f"{missing} of {len(planned)} points could not be timed: too little memory")
     return warnings
-
-
-def _time_all(
-    rig: Rig,
-    timer: Timer,
-    planned: Sequence[PlanPoint],
-    done: Sequence[Point],
-    path: Path,
-    seed: int,
-    progress: Progress | None,
-) -> None:
-    known = {point.order for point in done}
-    left = [point for point in planned if point.order not in known]
-    start = time.monotonic()
-    for count, plan_point in enumerate(left, start=1):
-        with contextlib.suppress(MemoryError):
-            timing = timer.time(partial(calls_of, rig, plan_point))
-            append_point(path, _row(plan_point, timing, rig, seed))
-        if progress is not None:
-            spent_s = time.monotonic() - start
-            left_s = spent_s / count * (len(left) - count) if count >= 5 else None
-            progress(len(done) + count, len(planned), left_s)
-
-
-def _row(plan_point: PlanPoint, timing: Timing, rig: Rig, seed: int) -> Point:
-    contexts = plan_point.contexts
-    return Point(
-        op=plan_point.op,
-        t_median_s=timing.median_s,
-        chunks=plan_point.chunks,
-        num_decodes=len(contexts),
-        decode_context=sum(contexts),
-        max_decode_context=max(contexts, default=0),
-        tokens=plan_point.tokens,
-        num_logits=plan_point.num_logits,
-        backend=type(rig.backend).__name__.removesuffix("Backend").lower(),
-        page_size=BLOCK_SIZE,
-        dtype=rig.shard.model.dtype,
-        graph=timing.graph,
-        l2="cold" if timing.is_cold else "warm",
-        num_runs=timing.num_runs,
-        t_min_s=timing.min_s,
-        t_p90_s=timing.p90_s,
-        order=plan_point.order,
-        split=plan_point.split,
-        seed=seed,
-    )
-
-
-def _make_meta(
-    model: ModelSpec,
-    device: Device,
-    tensor_parallel: int,
-    gpu: str | None,
-    plan: PlanName,
-    seed: int,
-    command: str | None,
-) -> Meta:
-    assumptions = []
-    if tensor_parallel > 1:
-        assumptions.append("all-reduces between GPUs were not measured: one GPU timed its shard alone")
-    return Meta(
-        device=device.name,
-        gpu=gpu,
-        model=model_shape(model),
-        tensor_parallel=tensor_parallel,
-        source=f"cbsim calibrate, plan {plan}, seed {seed}",
-        date=datetime.now(UTC).isoformat(timespec="seconds"),
-        command=command or shlex.join(["cbsim", *sys.argv[1:]]),
-        software=device.software,
-        assumptions=assumptions,
-    )
-
-
-def _timing(point: Point) -> Timing:
-    return Timing(point.t_median_s, point.t_min_s, point.t_p90_s, point.num_runs, point.graph)
-
-
-def _drifts(points: Sequence[Point]) -> list[float]:
-    """How far each repeat lies from its original."""
-    firsts = {point.key: point.t_median_s for point in points if point.split != "repeat"}
-    return [
-        abs(math.log(point.t_median_s / firsts[point.key]))
-        for point in points
-        if point.split == "repeat" and point.key in firsts
-    ]

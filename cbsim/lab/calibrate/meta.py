@@ -40,15 +40,12 @@ class Meta(Section):
     @model_validator(mode="after")
     def _model_is_whole(self) -> Meta:
         missing = [key for key in ("name", *SHAPE_FIELDS) if key not in self.model]
-        wrong = [
-            f"{key} {self.model[key]!r}"
-            for key in SHAPE_FIELDS
-            if key != "dtype" and key in self.model and not _is_count(self.model[key])
-        ]
-        if missing or wrong:
-            lacks = f"lacks {', '.join(missing)}" if missing else ""
-            counts = f"has {', '.join(wrong)}, expected whole numbers > 0" if wrong else ""
-            raise ValueError(f"model {' and '.join(filter(None, (lacks, counts)))}")
+        counts = {key: self.model[key] for key in SHAPE_FIELDS if key != "dtype" and key in self.model}
+        wrong = [f"{key} {n!r}" for key, n in counts.items() if not (isinstance(n, int) and n > 0)]
+        problems = [f"lacks {', '.join(missing)}"] if missing else []
+        problems += [f"has {', '.join(wrong)}, expected whole numbers > 0"] if wrong else []
+        if problems:
+            raise ValueError(f"model {' and '.join(problems)}")
         return self
 
 
@@ -70,7 +67,3 @@ def read_meta(path: Path) -> Meta:
         return Meta.model_validate_json(text)
     except ValidationError as error:
         raise CalibrationError(*(f"{path}: {plain_words(mistake)}" for mistake in error.errors())) from error
-
-
-def _is_count(value: int | str) -> bool:
-    return isinstance(value, int) and value > 0

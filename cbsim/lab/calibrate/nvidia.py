@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -10,7 +11,7 @@ from cbsim.base.errors import CalibrationError
 from cbsim.base.units import MEGA
 from cbsim.cost.costfile import model_shape
 from cbsim.lab.calibrate.meta import Meta
-from cbsim.lab.calibrate.nvidia_tables import PACKAGE, GemmTable, NvidiaTables
+from cbsim.lab.calibrate.nvidia_tables import PACKAGE, GemmTable, Heads, NvidiaTables
 from cbsim.lab.calibrate.point import Point
 from cbsim.specs import ModelSpec
 
@@ -28,12 +29,11 @@ SAMPLING_BYTES_PER_LOGIT = 10
 """bf16 logits read, written as float32 and read again."""
 
 
-@dataclass(frozen=True, slots=True)
-class System:
+class System(NamedTuple):
     """A system of the tables: the GPU's name here, and its L2 cache."""
 
-    gpu: str | None
-    l2_bytes: int
+    gpu: str | None = None
+    l2_bytes: int = 0
 
 
 SYSTEMS = {
@@ -62,14 +62,10 @@ class Wanted:
     """Whose decode attention."""
 
     @property
-    def num_heads(self) -> int:
-        """Query heads of one GPU."""
-        return self.model.num_heads // self.tensor_parallel
-
-    @property
-    def num_kv_heads(self) -> int:
-        """KV heads of one GPU, copies included."""
-        return max(1, self.model.num_kv_heads // self.tensor_parallel)
+    def heads(self) -> Heads:
+        """Those of one GPU."""
+        model, gpus = self.model, self.tensor_parallel
+        return Heads(model.num_heads // gpus, max(1, model.num_kv_heads // gpus), model.head_size)
 
 
 def import_points(tables: NvidiaTables, wanted: Wanted) -> list[Point]:
@@ -111,7 +107,7 @@ def import_meta(tables: NvidiaTables, wanted: Wanted, date: str) -> Meta:
         frameworks += f" (decode attention: {wanted.decode_framework})"
     return Meta(
         device=tables.system,
-        gpu=SYSTEMS[tables.system].gpu if tables.system in SYSTEMS else None,
+        gpu=SYSTEMS.get(tables.system, System()).gpu,
         model=model_shape(wanted.model),
         tensor_parallel=wanted.tensor_parallel,
         source=f"{PACKAGE} {tables.package_version}, kernels of {frameworks} on {tables.system}",
@@ -126,8 +122,8 @@ def import_meta(tables: NvidiaTables, wanted: Wanted, date: str) -> Meta:
 
 def _dense_points(tables: NvidiaTables, gemm: GemmTable, wanted: Wanted) -> list[Point]:
     model, gpus = wanted.model, wanted.tensor_parallel
-    hidden, heads = model.hidden_size, wanted.num_heads * model.head_size
-    kv_heads = wanted.num_kv_heads * model.head_size
+    hidden, heads = model.hidden_size, wanted.heads.num_heads * model.head_size
+    kv_heads = wanted.heads.num_kv_heads * model.head_size
     width = model.intermediate_size // gpus
     products = [(heads + 2 * kv_heads, hidden), (hidden, heads), (2 * width, hidden), (hidden, width)]
     small_kernels = 5 if model.qk_norm else 4
@@ -146,10 +142,10 @@ def _dense_points(tables: NvidiaTables, gemm: GemmTable, wanted: Wanted) -> list
 
 
 def _logits_points(tables: NvidiaTables, gemm: GemmTable, wanted: Wanted) -> list[Point]:
-    model, gpus = wanted.model, wanted.tensor_parallel
+    model = wanted.model
     points = []
     for rows in (count for count in gemm.rows if count <= MAX_SEQS):
-        seconds = gemm.seconds(rows, model.vocab_size // gpus, model.hidden_size)
+        seconds = gemm.seconds(rows, model.vocab_size // wanted.tensor_parallel, model.hidden_size)
         seconds += SAMPLING_KERNELS * tables.launch_s
         seconds += rows * model.vocab_size * SAMPLING_BYTES_PER_LOGIT / tables.bytes_per_s
         points.append(Point("logits", seconds, num_logits=rows, backend="gemm", l2="warm"))
@@ -157,43 +153,26 @@ def _logits_points(tables: NvidiaTables, gemm: GemmTable, wanted: Wanted) -> lis
 
 
 def _prefill_points(tables: NvidiaTables, wanted: Wanted) -> list[Point]:
-    table = tables.prefill(wanted.framework, wanted.num_heads, wanted.num_kv_heads, wanted.model.head_size)
-    points = []
-    for row in table.itertuples():
-        batch, length = int(str(row.batch_size)), int(str(row.isl))
-        if length >= MIN_LENGTH and batch * length <= MAX_STEP_TOKENS:
-            chunks = ((length, 0),) * batch
-            points.append(
-                Point("prefill", float(str(row.seconds)), chunks=chunks, backend=str(row.backend), l2="warm")
-            )
-    return points
+    table = tables.attention("context", wanted.framework, wanted.heads)
+    table = table[(table["isl"] >= MIN_LENGTH) & (table["batch_size"] * table["isl"] <= MAX_STEP_TOKENS)]
+    rows = table[["seconds", "batch_size", "isl", "backend"]].itertuples(index=False)
+    return [
+        Point.attention(seconds, ((length, 0),) * batch, backend=backend, l2="warm")
+        for seconds, batch, length, backend in rows
+    ]
 
 
 def _decode_points(tables: NvidiaTables, wanted: Wanted) -> list[Point]:
-    model = wanted.model
-    table = tables.decode(wanted.decode_framework, wanted.num_heads, wanted.num_kv_heads, model.head_size)
-    layer_bytes = 2 * wanted.num_kv_heads * model.head_size * model.element_bytes
-    l2_bytes = SYSTEMS[tables.system].l2_bytes if tables.system in SYSTEMS else 0
-    points = []
-    for row in table.itertuples():
-        batch, context = int(str(row.batch_size)), int(str(row.step)) + 1
-        if context < MIN_LENGTH or batch > MAX_SEQS:
-            continue
-        seconds = float(str(row.seconds))
-        kv_bytes = batch * context * layer_bytes
-        says_nothing = (
-            kv_bytes < L2_MARGIN * l2_bytes and kv_bytes / tables.bytes_per_s > COLD_SHARE * seconds
-        )
-        points.append(
-            Point(
-                "decode",
-                seconds,
-                num_decodes=batch,
-                decode_context=batch * context,
-                max_decode_context=context,
-                backend=str(row.backend),
-                l2="warm",
-                split="warm" if says_nothing else "fit",
-            )
-        )
-    return points
+    table = tables.attention("generation", wanted.decode_framework, wanted.heads)
+    table = table.assign(context=table["step"] + 1)
+    table = table[(table["context"] >= MIN_LENGTH) & (table["batch_size"] <= MAX_SEQS)]
+    token_bytes = 2 * wanted.heads.num_kv_heads * wanted.model.head_size * wanted.model.element_bytes
+    kv_bytes = table["batch_size"] * table["context"] * token_bytes
+    may_be_cached = kv_bytes < L2_MARGIN * SYSTEMS.get(tables.system, System()).l2_bytes
+    matters = kv_bytes / tables.bytes_per_s > COLD_SHARE * table["seconds"]
+    table = table.assign(split=np.where(may_be_cached & matters, "warm", "fit"))
+    rows = table[["seconds", "batch_size", "context", "backend", "split"]].itertuples(index=False)
+    return [
+        Point.attention(seconds, (), batch, context, backend=backend, l2="warm", split=split)
+        for seconds, batch, context, backend, split in rows
+    ]

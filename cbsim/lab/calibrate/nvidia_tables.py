@@ -12,6 +12,7 @@ import re
 import zipfile
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -24,7 +25,20 @@ from cbsim.cost.step_columns import Floats
 
 PACKAGE = "aiconfigurator-core"
 ROOT = "aiconfigurator_core/systems"
+BF16 = ("bfloat16", "float16")
 Folder = Path | zipfile.Path
+Phase = Literal["context", "generation"]
+OPTIONS: dict[Phase, str] = {"context": "--framework", "generation": "--decode-framework"}
+"""What names the framework whose attention is taken."""
+
+
+class Heads(NamedTuple):
+    """The attention heads of one GPU."""
+
+    num_heads: int
+    num_kv_heads: int
+    """Copies included."""
+    head_size: int
 
 
 class NvidiaTables:
@@ -50,17 +64,9 @@ class NvidiaTables:
         tables = []
         for framework in self._frameworks("gemm"):
             table = self._read("gemm", framework, "gemm_perf")
-            tables.append(table.loc[table["gemm_dtype"].isin(["bfloat16", "float16"])])
+            tables.append(table.loc[table["gemm_dtype"].isin(BF16)])
         most = max(table["m"].nunique() for table in tables)
         return GemmTable(pd.concat(table for table in tables if table["m"].nunique() == most))
-
-    def prefill(self, framework: str, num_heads: int, num_kv_heads: int, head_size: int) -> pd.DataFrame:
-        """`batch_size`, `isl`, `seconds`, `backend` of attention of whole prompts without context."""
-        return self._attention("context", framework, num_heads, num_kv_heads, head_size)
-
-    def decode(self, framework: str, num_heads: int, num_kv_heads: int, head_size: int) -> pd.DataFrame:
-        """`batch_size`, `step` (context before the token), `seconds`, `backend` of attention of decodes."""
-        return self._attention("generation", framework, num_heads, num_kv_heads, head_size)
 
     def all_reduce(self, framework: str, num_gpus: int) -> tuple[Floats, Floats]:
         """Bytes and seconds of an all-reduce within one node, in a CUDA graph where that was timed."""
@@ -76,23 +82,25 @@ class NvidiaTables:
         best = table.loc[in_graph if in_graph.any() else ~in_graph].groupby("message_size")["seconds"].min()
         return best.index.to_numpy(np.float64) * 2, best.to_numpy(np.float64)
 
-    def _attention(
-        self, phase: str, framework: str, num_heads: int, num_kv_heads: int, head_size: int
-    ) -> pd.DataFrame:
-        table = self._timed_attention(phase, framework, num_heads, num_kv_heads, head_size)
+    def attention(self, phase: Phase, framework: str, heads: Heads) -> pd.DataFrame:
+        """`batch_size`, `isl`, `step`, `seconds`, `backend` of attention over bf16.
+
+        In the phase `context` of whole prompts of `isl` tokens, in `generation` of decodes with `step` tokens
+        before each.
+        """
+        table = self._timed_attention(phase, framework, heads)
         if table.empty:
             others = [
                 other
                 for other in self._frameworks("attention")
                 if other != framework
-                and self._has("attention", other, f"{phase}_attention_perf")
-                and not self._timed_attention(phase, other, num_heads, num_kv_heads, head_size).empty
+                and self._versions("attention", other, f"{phase}_attention_perf")
+                and not self._timed_attention(phase, other, heads).empty
             ]
-            option = {"context": "--framework", "generation": "--decode-framework"}[phase]
-            hint = f"; allowed: {option} {' or '.join(others)}" if others else "; try another --tp"
+            hint = f"; allowed: {OPTIONS[phase]} {' or '.join(others)}" if others else "; try another --tp"
             raise CalibrationError(
-                f"{self.system}, {framework}: no {phase} attention with {num_heads} query heads and "
-                f"{num_kv_heads} KV heads of size {head_size} was timed{hint}"
+                f"{self.system}, {framework}: no {phase} attention with {heads.num_heads} query heads and "
+                f"{heads.num_kv_heads} KV heads of size {heads.head_size} was timed{hint}"
             )
         usual = table["kernel_source"].mode().iloc[0]
         table = table[table["kernel_source"] == usual].rename(columns={"kernel_source": "backend"})
@@ -100,26 +108,24 @@ class NvidiaTables:
         best: pd.DataFrame = table.groupby(keys)["seconds"].min().reset_index()
         return best
 
-    def _timed_attention(
-        self, phase: str, framework: str, num_heads: int, num_kv_heads: int, head_size: int
-    ) -> pd.DataFrame:
+    def _timed_attention(self, phase: Phase, framework: str, heads: Heads) -> pd.DataFrame:
         table = self._read("attention", framework, f"{phase}_attention_perf")
-        table = table[table["kv_cache_dtype"].isin(["bfloat16", "float16"])]
-        for column, wanted in (("head_dim", head_size), ("window_size", 0), ("attn_dtype", "bfloat16")):
+        table = table[table["kv_cache_dtype"].isin(BF16)]
+        wanted = {"head_dim": heads.head_size, "window_size": 0, "attn_dtype": "bfloat16"}
+        wanted |= {"num_heads": heads.num_heads, "num_key_value_heads": heads.num_kv_heads}
+        for column, value in wanted.items():
             if column in table:
-                table = table[table[column] == wanted]
-        return table[(table["num_heads"] == num_heads) & (table["num_key_value_heads"] == num_kv_heads)]
+                table = table[table[column] == value]
+        return table
 
     def _frameworks(self, op: str) -> list[str]:
         return sorted(entry.name for entry in (self.folder / "data" / self.system / op).iterdir())
 
-    def _has(self, op: str, framework: str, name: str) -> bool:
-        return bool(self._versions(op, framework, name))
-
     def _versions(self, op: str, framework: str, name: str) -> dict[tuple[int, ...], Folder]:
+        """The files of a table, by version."""
         folder = self.folder / "data" / self.system / op / framework
         return {
-            _version_key(version.name): version / f"{name}.parquet"
+            tuple(map(int, re.findall(r"\d+", version.name))): version / f"{name}.parquet"
             for version in (folder.iterdir() if folder.is_dir() else [])
             if (version / f"{name}.parquet").is_file()
         }
@@ -127,7 +133,7 @@ class NvidiaTables:
     def _read(self, op: str, framework: str, name: str) -> pd.DataFrame:
         found = self._versions(op, framework, name)
         if not found:
-            allowed = [other for other in self._frameworks(op) if self._has(op, other, name)]
+            allowed = [other for other in self._frameworks(op) if self._versions(op, other, name)]
             hint = did_you_mean(framework, allowed)
             raise CalibrationError(f"{self.system}: {PACKAGE} has no {name} table of '{framework}'{hint}")
         table = pd.read_parquet(io.BytesIO(found[max(found)].read_bytes()))
@@ -173,7 +179,3 @@ def _open_package(wheel: Path | None) -> tuple[Folder, str]:
             f"{PACKAGE} is not installed: pip install 'cbsim[nvidia]', or pass its wheel by --wheel"
         ) from error
     return Path(str(package.locate_file(ROOT))), package.version
-
-
-def _version_key(version: str) -> tuple[int, ...]:
-    return tuple(int(number) for number in re.findall(r"\d+", version))

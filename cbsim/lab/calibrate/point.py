@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
-from cbsim.cost.cost_model import StepShape
+import numpy as np
+
+from cbsim.cost.step_columns import Floats, StepColumns, StepShape
 
 Op = Literal["dense", "logits", "prefill", "decode", "mixed", "step"]
 Split = Literal["fit", "repeat", "unseen", "warm"]
 OPS: tuple[Op, ...] = get_args(Op)
 SPLITS: tuple[Split, ...] = get_args(Split)
+Chunks = tuple[tuple[int, int], ...]
+"""Prompt chunks `(tokens, context)`."""
 MIN_POINTS: dict[Op, int] = {"dense": 3, "logits": 3, "prefill": 8, "decode": 8}
 """Fewest points of each op that say anything."""
 
@@ -24,8 +29,7 @@ class Point:
 
     op: Op
     t_median_s: float
-    chunks: tuple[tuple[int, int], ...] = ()
-    """Prompt chunks `(tokens, context)`."""
+    chunks: Chunks = ()
     num_decodes: int = 0
     decode_context: int = 0
     max_decode_context: int = 0
@@ -46,6 +50,14 @@ class Point:
     """`fit`; `repeat`: an earlier one again; `unseen`: never fitted; `warm`: left out, its KV sat in L2."""
     seed: int = 0
 
+    @classmethod
+    def attention(
+        cls, median_s: float, chunks: Chunks, num_decodes: int = 0, context: int = 0, **how: Any
+    ) -> Point:
+        """The timing of a layer's attention to chunks and decodes of equal context; `how` are attributes."""
+        op: Op = "mixed" if chunks and num_decodes else "prefill" if chunks else "decode"
+        return cls(op, median_s, chunks, num_decodes, num_decodes * context, context, **how)
+
     @property
     def shape(self) -> StepShape:
         """A step with this part: a `dense` point's tokens as a chunk, a `logits` point's rows as decodes."""
@@ -65,14 +77,16 @@ class Point:
         return pairs + self.decode_context
 
     @property
-    def key(self) -> tuple[object, ...]:
+    def key(self) -> tuple[Op, StepShape]:
         """What was timed: equal for a point and its repeats."""
-        return (
-            self.op,
-            self.chunks,
-            self.num_decodes,
-            self.decode_context,
-            self.max_decode_context,
-            self.tokens,
-            self.num_logits,
-        )
+        return self.op, self.shape
+
+
+def columns_of(points: Sequence[Point]) -> StepColumns:
+    """The shapes of points as columns."""
+    return StepColumns.from_shapes([point.shape for point in points])
+
+
+def seconds_of(points: Sequence[Point]) -> Floats:
+    """The medians of points."""
+    return np.array([point.t_median_s for point in points])

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from cbsim.cost.attention import ChunkLengths, PrefillAttention, Spill
 from cbsim.cost.step_columns import Floats, StepColumns, num_pairs
-from cbsim.lab.calibrate.attentionfit import columns_of, seconds_of
-from cbsim.lab.calibrate.coefficients import Fit, Unknown, Values, fit_coefficients, is_beyond, soft_loss
+from cbsim.lab.calibrate.coefficients import Fit, Search, Unknown, Values, is_beyond, soft_loss
 from cbsim.lab.calibrate.leftout import NUM_FOLDS, Mask, can_be_left_out, clearly_best, left_out_loss
-from cbsim.lab.calibrate.point import Point
+from cbsim.lab.calibrate.point import Point, columns_of, seconds_of
 
 TILES = (16, 32, 64, 128)
 """Tile heights tried: FlashAttention kernels pack the heads of a group, so a tile holds fewer queries."""
@@ -23,22 +22,18 @@ SHORT_WEIGHT = 0.3
 GOOD_LOSS = 1.25
 """Of a formula that needs nothing more: errors as of timings that repeat within 1.5 %."""
 PULL = 0.15
-"""Towards no effect of a length: a factor of 1 + x counts as a relative error of so much of x."""
+"""Towards no effect of a length: a factor of 1 + x counts as a relative error of this share of x."""
 LENGTH_RATIO = 1.19
 """Lengths with an effect of their own are at least this ratio apart."""
-SPILL_NAMES = {
-    "spill_per_token_s": "per_token_s",
-    "spill_tokens": "cached_tokens",
-    "spill_softness": "softness",
-}
-
+NOTHING_BEYOND = {"beyond_per_token_s": 0.0, "beyond_tokens": 0.0}
+SPILL = "spill."
+"""Begins the names of the coefficients of `Spill`."""
 
 Memory = Literal["none", "beyond", "spill"]
 """How data that outgrow the L2 cache tell: not at all, by each token beyond a size, by streaming them all."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Variant:
+class _Variant(NamedTuple):
     """What the formula has beside its usual terms."""
 
     tile: int
@@ -46,35 +41,35 @@ class _Variant:
     lengths: tuple[int, ...] = ()
     """Lengths with an effect of their own."""
 
-    def attention(self, values: Values, *, checked: bool = False) -> PrefillAttention:
-        """The form with some coefficients; effects of lengths are logarithms of factors."""
-        usual: dict[str, Any] = {
-            name: value for name, value in values.items() if name in PrefillAttention.model_fields
-        }
-        if self.memory != "beyond":
-            usual |= {"beyond_per_token_s": 0.0, "beyond_tokens": 0.0}
-        if self.memory == "spill":
-            spill = {field: values[name] for name, field in SPILL_NAMES.items()}
-            usual["spill"] = Spill(**spill) if checked else Spill.model_construct(None, **spill)
-        usual["tile"] = self.tile
-        plain = PrefillAttention.model_construct(None, **usual)
+    def attention(self, values: Values) -> PrefillAttention:
+        """The form with some coefficients, unchecked; effects of lengths are logarithms of factors."""
+        form: dict[str, Any] = {"tile": self.tile, **NOTHING_BEYOND}
+        form |= {name: value for name, value in values.items() if name in PrefillAttention.model_fields}
+        spill = {name: values[f"{SPILL}{name}"] for name in Spill.model_fields if f"{SPILL}{name}" in values}
+        if spill:
+            form["spill"] = Spill.model_construct(None, **spill)
         if self.lengths:
             logs = np.array([values[_effect(length)] for length in self.lengths])
-            usual["lengths"] = _chunk_lengths(plain, self.lengths, logs)
-        return PrefillAttention(**usual) if checked else PrefillAttention.model_construct(None, **usual)
+            plain = PrefillAttention.model_construct(None, **form)
+            form["lengths"] = _chunk_lengths(plain, self.lengths, logs)
+        return PrefillAttention.model_construct(None, **form)
+
+    def checked(self, values: Values) -> PrefillAttention:
+        """The form with coefficients that were found."""
+        return PrefillAttention(**self.attention(values).model_dump())
 
 
+@dataclass(frozen=True, slots=True)
 class _Timings:
     """Timings of chunks alone, and fits of variants to all or some of them."""
 
-    def __init__(self, columns: StepColumns, seconds: Floats) -> None:
-        self.columns, self.seconds = columns, seconds
-        self._weights = np.ones(len(seconds))
-        self._weights[columns.prefill_tokens < SHORT_CHUNK * columns.num_chunks] = SHORT_WEIGHT
+    columns: StepColumns
+    seconds: Floats
+    rng: np.random.Generator
 
     def take(self, chosen: Mask) -> _Timings:
         """Some of them."""
-        return _Timings(self.columns.take(np.flatnonzero(chosen)), self.seconds[chosen])
+        return _Timings(self.columns.take(np.flatnonzero(chosen)), self.seconds[chosen], self.rng)
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -85,16 +80,20 @@ class _Timings:
                 kept.append(length)
         return tuple(kept)
 
-    def fit(self, variant: _Variant, rng: np.random.Generator, start_at: Values | None = None) -> Fit:
+    def fit(self, variant: _Variant, start_at: Values | None = None) -> Fit:
         """The coefficients of a variant."""
-        return fit_coefficients(
-            lambda values: variant.attention(values).at(self.columns),
-            self._unknowns(variant),
-            self.seconds,
-            self._weights,
-            rng,
-            start_at,
-        )
+        weights = np.ones(len(self.seconds))
+        weights[self.columns.prefill_tokens < SHORT_CHUNK * self.columns.num_chunks] = SHORT_WEIGHT
+
+        def predict(values: Values) -> Floats:
+            return variant.attention(values).at(self.columns)
+
+        return Search(self.seconds, weights, self.rng).fit(predict, self._unknowns(variant), start_at)
+
+    def best_tile(self, memory: Memory) -> tuple[_Variant, Fit]:
+        """The variant whose tile height leaves the least loss."""
+        fits = {(variant := _Variant(tile, memory)): self.fit(variant) for tile in TILES}
+        return min(fits.items(), key=lambda item: item[1].loss)
 
     def _unknowns(self, variant: _Variant) -> list[Unknown]:
         columns, seconds = self.columns, self.seconds
@@ -109,9 +108,9 @@ class _Timings:
                 Unknown("beyond_tokens", 0.5 * float(tokens.max())),
             ],
             "spill": [
-                Unknown("spill_per_token_s", 0.5 * per_token_s),
-                Unknown("spill_tokens", 0.3 * float(tokens.max())),
-                Unknown("spill_softness", 1.0, upper=4.0),
+                Unknown(f"{SPILL}per_token_s", 0.5 * per_token_s),
+                Unknown(f"{SPILL}cached_tokens", 0.3 * float(tokens.max())),
+                Unknown(f"{SPILL}softness", 1.0, upper=4.0),
             ],
         }
         return [
@@ -135,40 +134,35 @@ def fit_prefill(points: Sequence[Point], rng: np.random.Generator) -> PrefillAtt
     lengths stay out unless cross-validation finds timings clearly nearer with them; so does whatever would
     begin where hardly anything was timed.
     """
-    timings = _Timings(columns_of(points), seconds_of(points))
-    plain, plain_fit = _best_tile(timings, rng, "beyond")
-    if is_beyond(plain_fit.values["beyond_tokens"], timings.columns.prefill_tokens):
-        plain, plain_fit = _best_tile(timings, rng, "none")
-    form = plain.attention(plain_fit.values, checked=True)
+    timings = _Timings(columns_of(points), seconds_of(points), rng)
+    tokens = timings.columns.prefill_tokens
+    plain, plain_fit = timings.best_tile("beyond")
+    if is_beyond(plain_fit.values["beyond_tokens"], tokens):
+        plain, plain_fit = timings.best_tile("none")
+    form = plain.checked(plain_fit.values)
     errors = np.log(form.at(timings.columns) / timings.seconds)
     if soft_loss(errors) < GOOD_LOSS or not can_be_left_out(len(points)):
         return form
-    fits = {plain: plain_fit}
-    spilling, spilling_fit = _best_tile(timings, rng, "spill")
-    if not is_beyond(spilling_fit.values["spill_tokens"], timings.columns.prefill_tokens):
-        fits[spilling] = spilling_fit
-    no_effects = {_effect(length): 0.0 for length in timings.lengths}
-    for variant, fit in list(fits.items()):
-        own = _Variant(variant.tile, variant.memory, timings.lengths)
-        fits[own] = timings.fit(own, rng, start_at=fit.values | no_effects)
+    candidates = [(plain, plain_fit)]
+    spilling, spilling_fit = timings.best_tile("spill")
+    if not is_beyond(spilling_fit.values[f"{SPILL}cached_tokens"], tokens):
+        candidates.append((spilling, spilling_fit))
+    lengths = timings.lengths
+    no_effects = {_effect(length): 0.0 for length in lengths}
+    for variant, fit in list(candidates):
+        own = variant._replace(lengths=lengths)
+        candidates.append((own, timings.fit(own, fit.values | no_effects)))
     fold = rng.permutation(np.arange(len(points)) % NUM_FOLDS)
 
     def loss(variant: _Variant, fit: Fit) -> float:
         def predict(kept: Mask) -> Floats:
-            found = timings.take(kept).fit(variant, rng, start_at=fit.values)
+            found = timings.take(kept).fit(variant, fit.values)
             return variant.attention(found.values).at(timings.take(~kept).columns)
 
         return left_out_loss(timings.seconds, fold, predict)
 
-    losses = [loss(variant, fit) for variant, fit in fits.items()]
-    best, best_fit = list(fits.items())[clearly_best(losses)]
-    return best.attention(best_fit.values, checked=True)
-
-
-def _best_tile(timings: _Timings, rng: np.random.Generator, memory: Memory) -> tuple[_Variant, Fit]:
-    fits = {(variant := _Variant(tile, memory)): timings.fit(variant, rng) for tile in TILES}
-    best = min(fits, key=lambda variant: fits[variant].loss)
-    return best, fits[best]
+    best, best_fit = candidates[clearly_best([loss(*each) for each in candidates])]
+    return best.checked(best_fit.values)
 
 
 def _chunk_lengths(plain: PrefillAttention, lengths: tuple[int, ...], logs: Floats) -> ChunkLengths:

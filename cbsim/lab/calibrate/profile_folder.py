@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from cbsim.base.errors import CalibrationError
 from cbsim.base.scratch_folder import scratch_folder
 from cbsim.cost.costfile import CostFile
-from cbsim.lab.calibrate.fit import Report, fit_cost_file
+from cbsim.lab.calibrate.accuracy import Report
+from cbsim.lab.calibrate.fit import fit_cost_file
 from cbsim.lab.calibrate.meta import Meta, read_meta, save_meta
 from cbsim.lab.calibrate.point import Point
 from cbsim.lab.calibrate.pointsfile import read_points, write_points
+from cbsim.lab.calibrate.timing_plan import PlanPoint
 
 POINTS, META, COST = "points.csv", "meta.json", "cost.json"
+SOFTWARE = {"torch": "version of torch", "threads": "number of threads", "attention": "attention backend"}
+"""Of `meta.software` what timings of one file must have in common, and what a reader calls it."""
 
 
 @contextmanager
@@ -26,35 +30,55 @@ def writing(folder: Path) -> Iterator[None]:
         raise CalibrationError(f"{folder}: can't be written: {error.strerror or error}") from error
 
 
-def origin_of(folder: Path) -> Meta | None:
-    """Where the points in a folder come from, None without any; `CalibrationError` if nothing says so."""
-    with writing(folder):
-        names = {path.name for path in folder.iterdir()} if folder.exists() else set()
-    if POINTS not in names:
-        return None
-    if META not in names:
-        raise CalibrationError(f"{folder}: holds {POINTS} without {META}; give another --out")
-    return read_meta(folder / META)
-
-
 def check_profile_target(folder: Path, meta: Meta) -> None:
     """Raise `CalibrationError` if points of another origin are there, which would be lost."""
-    before = origin_of(folder)
-    if before is None:
-        return
-    pairs = {
-        "model": (before.model.get("name"), meta.model.get("name")),
-        "device": (before.device, meta.device),
-        "tensor parallelism": (before.tensor_parallel, meta.tensor_parallel),
-        "source": (before.source, meta.source),
-    }
-    differing = [
-        f"{folder}: holds points of another {name}: {old}, not {new}; give another --out"
-        for name, (old, new) in pairs.items()
-        if old != new
-    ]
-    if differing:
-        raise CalibrationError(*differing)
+    before = _origin(folder)
+    if before is not None:
+        figures = {
+            "model": (before.model["name"], meta.model["name"]),
+            "device": (before.device, meta.device),
+            "tensor parallelism": (before.tensor_parallel, meta.tensor_parallel),
+            "source": (before.source, meta.source),
+        }
+        _refuse_others(folder, "points", figures)
+
+
+def check_resumable(folder: Path, meta: Meta) -> None:
+    """Raise `CalibrationError` if timings of another model, device or plan are there."""
+    before = _origin(folder)
+    if before is not None:
+        figures: dict[str, tuple[object, object]] = {
+            "model": (_model(before, meta), _model(meta, before)),
+            "plan": (before.source, meta.source),
+            "device": (before.device, meta.device),
+            "tensor parallelism": (before.tensor_parallel, meta.tensor_parallel),
+        }
+        for name, said in SOFTWARE.items():
+            if name in before.software and name in meta.software:
+                figures[said] = before.software[name], meta.software[name]
+        _refuse_others(folder, "timings", figures)
+
+
+def resume(folder: Path, meta: Meta, planned: Sequence[PlanPoint]) -> list[Point]:
+    """The rows that a killed run of the same plan left there; a torn last one is dropped.
+
+    Raises `CalibrationError` if they are of something else, `OSError` if the folder can't be written.
+    """
+    check_resumable(folder, meta)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / POINTS
+    if not path.exists():
+        return []
+    if path.read_text(encoding="utf-8").count("\n") < 2:
+        path.unlink()
+        return []
+    points = read_points(path, drop_torn_line=True)
+    keys = {point.order: point.timed(0.0).key for point in planned}
+    for point in points:
+        if point.key != keys.get(point.order):
+            raise CalibrationError(f"{path}: row {point.order} is of another plan; give another --out")
+    write_points(path, points)
+    return points
 
 
 def write_profile(
@@ -72,21 +96,54 @@ def write_profile(
         try:
             with scratch_folder(folder / POINTS) as scratch:
                 write_points(scratch / POINTS, points)
-                cost, report = fit_cost_file(read_points(scratch / POINTS), meta, scratch / POINTS, seed)
                 save_meta(meta, scratch / META)
-                cost.save(scratch / COST)
+                fitted = _fit_and_save(scratch, meta, seed)
                 for name in (POINTS, META, COST):
                     (scratch / name).replace(folder / name)
         finally:
             if is_new:
                 with suppress(OSError):  # it isn't empty, as it should be
                     folder.rmdir()
-    return cost, report
+    return fitted
 
 
 def fit_profile(folder: Path, meta: Meta, seed: int = 0) -> tuple[CostFile, Report]:
     """Fit the points that a folder holds and add `cost.json`; raises as `write_profile` does."""
     with writing(folder):
-        cost, report = fit_cost_file(read_points(folder / POINTS), meta, folder / POINTS, seed)
-        cost.save(folder / COST)
+        return _fit_and_save(folder, meta, seed)
+
+
+def _fit_and_save(folder: Path, meta: Meta, seed: int) -> tuple[CostFile, Report]:
+    cost, report = fit_cost_file(read_points(folder / POINTS), meta, folder / POINTS, seed)
+    cost.save(folder / COST)
     return cost, report
+
+
+def _origin(folder: Path) -> Meta | None:
+    """Where the points in a folder come from, None without any; `CalibrationError` if nothing says so."""
+    with writing(folder):
+        names = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    if POINTS not in names:
+        return None
+    if META not in names:
+        raise CalibrationError(f"{folder}: holds {POINTS} without {META}; give another --out")
+    return read_meta(folder / META)
+
+
+def _refuse_others(folder: Path, held: str, figures: Mapping[str, tuple[object, object]]) -> None:
+    """Raise `CalibrationError` with a line for each figure that is another one in the folder."""
+    problems = [
+        f"{folder}: holds {held} of another {name}: {old}, not {new}; give another --out"
+        for name, (old, new) in figures.items()
+        if old != new
+    ]
+    if problems:
+        raise CalibrationError(*problems)
+
+
+def _model(meta: Meta, other: Meta) -> str:
+    """A model by its name, or by what differs from another of the same name."""
+    if meta.model["name"] != other.model["name"]:
+        return str(meta.model["name"])
+    figures = (f"{key} {value}" for key, value in meta.model.items() if other.model.get(key) != value)
+    return f"{meta.model['name']} with {', '.join(figures)}"

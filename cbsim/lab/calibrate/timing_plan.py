@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from itertools import product
+from operator import itemgetter
+from typing import Any, Literal, TypeVar, overload
 
 import numpy as np
+from numpy.typing import NDArray
 
-from cbsim.lab.calibrate.point import Op, Split
-from cbsim.lab.calibrate.spread import coarse_to_fine, latin_hypercube, spread_contexts
+from cbsim.lab.calibrate.point import Chunks, Op, Point, Split
 
+A = TypeVar("A")
+B = TypeVar("B")
 PlanName = Literal["quick", "full"]
 
 DENSE_TOKENS = (
@@ -47,8 +51,7 @@ class PlanPoint:
     """One thing to time: what a row of `points.csv` says of it, and each decode's own context."""
 
     op: Op
-    chunks: tuple[tuple[int, int], ...] = ()
-    """Prompt chunks `(tokens, context)`."""
+    chunks: Chunks = ()
     contexts: tuple[int, ...] = ()
     """Of each decode the tokens it attends to, itself included."""
     tokens: int = 0
@@ -60,7 +63,13 @@ class PlanPoint:
     @property
     def num_kv_tokens(self) -> int:
         """KV entries that it reads."""
-        return sum(self.contexts) + sum(tokens + context for tokens, context in self.chunks)
+        return sum(self.contexts) + sum(map(sum, self.chunks))
+
+    def timed(self, median_s: float, **how: Any) -> Point:
+        """Its timing; `how` are the further attributes of a `Point`."""
+        decodes = (len(self.contexts), sum(self.contexts), max(self.contexts, default=0))
+        what = (self.chunks, *decodes, self.tokens, self.num_logits)
+        return Point(self.op, median_s, *what, order=self.order, split=self.split, **how)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,15 +87,13 @@ class Limits:
 
     def allow(self, point: PlanPoint) -> bool:
         """Whether a point fits."""
-        is_step = point.op == "step"
-        chunk_tokens = sum(tokens for tokens, _ in point.chunks)
+        longest = max((*point.contexts, *map(sum, point.chunks)), default=0)
         return (
             point.tokens <= self.max_tokens
-            and chunk_tokens <= self.max_chunk_tokens
-            and len(point.contexts) <= self.max_decodes
-            and point.num_logits <= self.max_decodes
-            and max((*point.contexts, *(sum(chunk) for chunk in point.chunks)), default=0) <= self.max_context
-            and point.num_kv_tokens <= (self.max_step_kv_tokens if is_step else self.max_kv_tokens)
+            and sum(tokens for tokens, _ in point.chunks) <= self.max_chunk_tokens
+            and max(len(point.contexts), point.num_logits) <= self.max_decodes
+            and longest <= self.max_context
+            and point.num_kv_tokens <= (self.max_step_kv_tokens if point.op == "step" else self.max_kv_tokens)
         )
 
 
@@ -98,131 +105,133 @@ def make_plan(name: PlanName, limits: Limits, seed: int = 0) -> list[PlanPoint]:
     """
     streams = np.random.SeedSequence(seed).spawn(4)
     unequal, several, mixed, steps = (np.random.Generator(np.random.PCG64(stream)) for stream in streams)
-    fitted = [
-        [PlanPoint("dense", tokens=tokens) for tokens in coarse_to_fine(DENSE_TOKENS)],
-        [PlanPoint("dense", tokens=tokens) for tokens in EDGE_TOKENS],
-        [PlanPoint("logits", num_logits=rows) for rows in coarse_to_fine(LOGITS_ROWS)],
-        _equal_decodes(DECODES, DECODE_CONTEXTS),
-        _equal_decodes(SERVING_DECODES, SERVING_CONTEXTS),
-        _unequal_decodes(unequal, limits),
-        _single_chunks(),
-        _several_chunks(several, limits),
-    ]
-    checked = [_mixed(mixed, limits), _steps(steps, limits)]
     share = QUICK_SHARE if name == "quick" else 1.0
-    least = [MIN_QUICK_DENSE, MIN_QUICK_EDGES, *[MIN_QUICK] * (len(fitted) - 2)]
-    fitted = [
-        _coarsest(filter(limits.allow, family), share, fewest)
-        for family, fewest in zip(fitted, least, strict=True)
-    ]
-    checked = [
-        _coarsest(filter(limits.allow, family), share, fewest)
-        for family, fewest in zip(checked, (MIN_QUICK_MIXED, MIN_QUICK), strict=True)
-    ]
-    points = _interleave(fitted, 0.0) + _interleave(checked, 0.5)
-    points.sort(key=lambda placed: placed[0])
-    ordered = [point for _, point in points]
-    ordered += _repeats(ordered, max(1, round(NUM_REPEATS * share)))
+    placed: list[tuple[float, PlanPoint]] = []
+
+    def spread(family: Iterable[PlanPoint], *, least: int = MIN_QUICK, start: float = 0.0) -> None:
+        """Give the coarsest points of a family places from `start` to 1."""
+        allowed = list(filter(limits.allow, family))
+        points = allowed[: max(least, round(len(allowed) * share))]
+        places = start + (1 - start) * (np.arange(len(points)) + 0.5) / max(1, len(points))
+        placed.extend(zip(places.tolist(), points, strict=True))
+
+    dense = (PlanPoint("dense", tokens=tokens) for tokens in coarse_to_fine(DENSE_TOKENS))
+    spread(dense, least=MIN_QUICK_DENSE)
+    spread((PlanPoint("dense", tokens=tokens) for tokens in EDGE_TOKENS), least=MIN_QUICK_EDGES)
+    spread(PlanPoint("logits", num_logits=rows) for rows in coarse_to_fine(LOGITS_ROWS))
+    for counts, sizes in ((DECODES, DECODE_CONTEXTS), (SERVING_DECODES, SERVING_CONTEXTS)):
+        grid = coarse_to_fine(counts, sizes)
+        spread(PlanPoint("decode", contexts=(context,) * count) for count, context in grid)
+    spread(_unequal_decodes(unequal, limits))
+    spread(PlanPoint("prefill", chunks=(chunk,)) for chunk in coarse_to_fine(CHUNK_TOKENS, CHUNK_CONTEXTS))
+    spread(_several_chunks(several, limits))
+    spread(_mixed(mixed, limits), least=MIN_QUICK_MIXED, start=0.5)
+    spread(_steps(steps, limits), start=0.5)
+    ordered = [point for _, point in sorted(placed, key=itemgetter(0))]
+    # Repeats are taken evenly from the whole plan: how far two timings of one thing differ.
+    num_repeats = min(len(ordered), max(1, round(NUM_REPEATS * share)))
+    places = np.linspace(0, len(ordered) - 1, num_repeats).round().astype(int)
+    ordered += [replace(ordered[place], split="repeat") for place in places]
     return [replace(point, order=order) for order, point in enumerate(ordered)]
 
 
-def _equal_decodes(decodes: Sequence[int], contexts: Sequence[int]) -> list[PlanPoint]:
-    pairs = coarse_to_fine(decodes, contexts)
-    return [PlanPoint("decode", contexts=(context,) * count) for count, context in pairs]
+def _unequal_decodes(rng: np.random.Generator, limits: Limits) -> Iterator[PlanPoint]:
+    high = (min(256, limits.max_decodes), min(3000, limits.max_context / 4))
+    for count, mean in latin_hypercube(rng, NUM_UNEQUAL, (8, 128), high):
+        yield PlanPoint("decode", contexts=spread_contexts(rng, round(count), mean, limits.max_context))
 
 
-def _unequal_decodes(rng: np.random.Generator, limits: Limits) -> list[PlanPoint]:
-    low, high = (8, 128), (min(256, limits.max_decodes), min(3000, limits.max_context / 4))
-    sizes = latin_hypercube(rng, NUM_UNEQUAL, low, high)
-    return [
-        PlanPoint("decode", contexts=spread_contexts(rng, round(count), mean, limits.max_context))
-        for count, mean in sizes
-    ]
-
-
-def _single_chunks() -> list[PlanPoint]:
-    return [PlanPoint("prefill", chunks=(chunk,)) for chunk in coarse_to_fine(CHUNK_TOKENS, CHUNK_CONTEXTS)]
-
-
-def _several_chunks(rng: np.random.Generator, limits: Limits) -> list[PlanPoint]:
+def _several_chunks(rng: np.random.Generator, limits: Limits) -> Iterator[PlanPoint]:
     """From a pair of long ones to dozens of short ones, as far as they fit in a step together."""
     most = min(2048, limits.max_chunk_tokens / 4, limits.max_context / 2)
-    rows = latin_hypercube(rng, NUM_SEVERAL, (2, 16, 1), (MAX_SEVERAL, most, most))
-    return [
-        PlanPoint(
-            "prefill",
-            chunks=_chunks(rng, count, min(tokens, limits.max_chunk_tokens / count), context),
-        )
-        for count, tokens, context in rows
-    ]
+    for count, tokens, context in latin_hypercube(rng, NUM_SEVERAL, (2, 16, 1), (MAX_SEVERAL, most, most)):
+        chunks = _chunks(rng, count, min(tokens, limits.max_chunk_tokens / count), context)
+        yield PlanPoint("prefill", chunks=chunks)
 
 
-def _mixed(rng: np.random.Generator, limits: Limits) -> list[PlanPoint]:
+def _mixed(rng: np.random.Generator, limits: Limits) -> Iterator[PlanPoint]:
     """Chunks and decodes in one layer: is the sum the sum?"""
     most = min(2048, limits.max_chunk_tokens, limits.max_context / 2)
-    low, high = (1, 64, 16, 1), (min(256, limits.max_decodes), min(4096, limits.max_context / 4), most, most)
-    rows = latin_hypercube(rng, NUM_MIXED, low, high)
-    return [
-        PlanPoint(
-            "mixed",
-            chunks=_chunks(rng, 1, tokens, context),
-            contexts=spread_contexts(rng, round(count), mean, limits.max_context),
-        )
-        for count, mean, tokens, context in rows
-    ]
+    high = (min(256, limits.max_decodes), min(4096, limits.max_context / 4), most, most)
+    for count, mean, tokens, context in latin_hypercube(rng, NUM_MIXED, (1, 64, 16, 1), high):
+        chunks = _chunks(rng, 1, tokens, context)
+        contexts = spread_contexts(rng, round(count), mean, limits.max_context)
+        yield PlanPoint("mixed", chunks=chunks, contexts=contexts)
 
 
-def _steps(rng: np.random.Generator, limits: Limits) -> list[PlanPoint]:
+def _steps(rng: np.random.Generator, limits: Limits) -> Iterator[PlanPoint]:
     """Whole steps, never fitted: a third decodes alone, a third prompts alone, a third both."""
     most = min(2048, limits.max_chunk_tokens / 2, limits.max_context / 2)
     high = (min(256, limits.max_decodes), min(4096, limits.max_context / 4), 4, most, most)
-    points = []
     for place, row in enumerate(latin_hypercube(rng, NUM_STEPS, (1, 64, 1, 16, 1), high)):
         count, mean, num_chunks, tokens, context = row
         contexts: tuple[int, ...] = ()
-        chunks: tuple[tuple[int, int], ...] = ()
+        chunks: Chunks = ()
         if place % 3 != 1:
             contexts = spread_contexts(rng, round(count), mean, limits.max_context)
         if place % 3 != 0:
             chunks = _chunks(rng, num_chunks, tokens, context)
-        finishing = int(rng.integers(0, len(chunks) + 1))
-        points.append(
-            PlanPoint(
-                "step",
-                chunks=chunks,
-                contexts=contexts,
-                tokens=len(contexts) + sum(n for n, _ in chunks),
-                num_logits=len(contexts) + finishing,
-                split="unseen",
-            )
-        )
-    return points
+        num_tokens = len(contexts) + sum(n for n, _ in chunks)
+        num_logits = len(contexts) + int(rng.integers(0, len(chunks) + 1))
+        yield PlanPoint("step", chunks, contexts, num_tokens, num_logits, split="unseen")
 
 
-def _chunks(
-    rng: np.random.Generator, count: float, tokens: float, context: float
-) -> tuple[tuple[int, int], ...]:
+def _chunks(rng: np.random.Generator, count: float, tokens: float, context: float) -> Chunks:
     """About `count` chunks whose sizes vary twofold; half of them have no context."""
     sizes = tokens * rng.uniform(0.5, 1.0, round(count))
     contexts = context * rng.uniform(0.5, 1.0, round(count)) * (rng.random(round(count)) < 0.5)
     return tuple((max(2, round(n)), round(before)) for n, before in zip(sizes, contexts, strict=True))
 
 
-def _coarsest(family: Iterable[PlanPoint], share: float, least: int) -> list[PlanPoint]:
-    points = list(family)
-    return points[: max(least, round(len(points) * share))]
+@overload
+def coarse_to_fine(first: Sequence[A]) -> list[A]: ...
+@overload
+def coarse_to_fine(first: Sequence[A], second: Sequence[B]) -> list[tuple[A, B]]: ...
+def coarse_to_fine(first: Sequence[A], second: Sequence[B] | None = None) -> list[A] | list[tuple[A, B]]:
+    """A range, or the grid of two, its ends first, then its middle, its quarters and so on."""
+    sizes = len(first), 1 if second is None else len(second)
+    depths = _depths(sizes[0]), _depths(sizes[1])
+    places = sorted(
+        product(*map(range, sizes)), key=lambda place: (depths[0][place[0]] + depths[1][place[1]], place)
+    )
+    if second is None:
+        return [first[i] for i, _ in places]
+    return [(first[i], second[j]) for i, j in places]
 
 
-def _interleave(families: Sequence[Sequence[PlanPoint]], start: float) -> list[tuple[float, PlanPoint]]:
-    """Each point with its place between `start` and 1, families spread evenly."""
-    return [
-        (start + (1 - start) * (place + 0.5) / len(family), point)
-        for family in families
-        for place, point in enumerate(family)
-    ]
+def latin_hypercube(
+    rng: np.random.Generator, count: int, low: Sequence[float], high: Sequence[float]
+) -> list[list[float]]:
+    """`count` points between `low` and `high`, positive, evenly spread over the logarithm of each axis.
+
+    McKay, Beckman and Conover, Technometrics 21(2), 1979: cut into `count` shares, each axis has a point in
+    every share.
+    """
+    bottom, top = np.log(np.array(low, dtype=float)), np.log(np.maximum(low, high))
+    shares = np.stack([rng.permutation(count) for _ in low], axis=1)
+    places: NDArray[np.float64] = (shares + rng.random(shares.shape)) / count
+    rows: list[list[float]] = np.exp(bottom + places * (top - bottom)).tolist()
+    return rows
 
 
-def _repeats(points: Sequence[PlanPoint], count: int) -> list[PlanPoint]:
-    """Earlier points again, taken evenly from the whole plan: how far two timings of one thing differ."""
-    places = np.linspace(0, len(points) - 1, min(count, len(points))).round().astype(int)
-    return [replace(points[place], split="repeat") for place in places]
+def spread_contexts(rng: np.random.Generator, count: int, mean: float, max_context: int) -> tuple[int, ...]:
+    """Log-normal contexts, the longest 2 to 3.5 times the mean in a large batch, as in recorded traffic."""
+    sigma = rng.uniform(0.35, 0.6)
+    drawn = rng.lognormal(0.0, sigma, max(1, count))
+    scaled = np.clip(np.rint(drawn / drawn.mean() * mean), 1, max_context)
+    return tuple(int(context) for context in scaled)
+
+
+def _depths(count: int) -> list[int]:
+    """Of each place how many halvings it takes to reach it; 0 for the two ends."""
+    depths = [0] * count
+
+    def halve(first: int, last: int, depth: int) -> None:
+        if last - first >= 2:
+            middle = (first + last) // 2
+            depths[middle] = depth
+            halve(first, middle, depth + 1)
+            halve(middle, last, depth + 1)
+
+    halve(0, count - 1, 1)
+    return depths

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import accumulate
+from operator import add
 
 import torch
 from torch import Tensor
+from torch.nn.attention.bias import causal_lower_right
+from torch.nn.functional import scaled_dot_product_attention
 
 from cbsim.base.registry import Registry
 from cbsim.lab.kernels.shard import Shard
@@ -23,10 +28,7 @@ class LayerCache:
     def allocate(cls, shard: Shard, num_blocks: int, block_size: int, device: torch.device) -> LayerCache:
         """An empty cache; zeros, so that what was never written is finite."""
         shape = (num_blocks, block_size, shard.num_kv_heads, shard.head_size)
-        return cls(
-            torch.zeros(shape, dtype=shard.dtype, device=device),
-            torch.zeros(shape, dtype=shard.dtype, device=device),
-        )
+        return cls(*(torch.zeros(shape, dtype=shard.dtype, device=device) for _ in range(2)))
 
     @property
     def block_size(self) -> int:
@@ -38,9 +40,13 @@ class LayerCache:
         self.keys.flatten(0, 1).index_copy_(0, slots, keys)
         self.values.flatten(0, 1).index_copy_(0, slots, values)
 
-    def gather(self, block_table: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of whole blocks: `(*any, n)` gives `(*any, n x block_size, heads, head_size)`."""
-        return self.keys[block_table].flatten(-4, -3), self.values[block_table].flatten(-4, -3)
+    def gather(self, block_table: Tensor, num_tokens: int | None = None) -> tuple[Tensor, Tensor]:
+        """Keys and values of blocks: `(*any, n)` gives `(*any, n x block_size, heads, head_size)`.
+
+        With `num_tokens`, and for the blocks of one sequence, only those of its first tokens.
+        """
+        keys, values = (part[block_table].flatten(-4, -3) for part in (self.keys, self.values))
+        return keys[:num_tokens], values[:num_tokens]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +68,12 @@ class ChunkBatch:
         cls, num_tokens: list[int], contexts: list[int], block_tables: list[Tensor], device: torch.device
     ) -> ChunkBatch:
         """Put chunks together; `block_tables` are on the device already."""
-        keys = [tokens + context for tokens, context in zip(num_tokens, contexts, strict=True)]
-        return cls(
-            tuple(num_tokens),
-            tuple(contexts),
-            tuple(block_tables),
-            _starts(num_tokens, device),
-            _starts(keys, device),
-        )
+
+        def starts(counts: Iterable[int]) -> Tensor:
+            return torch.tensor([0, *accumulate(counts)], dtype=torch.int32, device=device)
+
+        key_starts = starts(map(add, num_tokens, contexts))
+        return cls(tuple(num_tokens), tuple(contexts), tuple(block_tables), starts(num_tokens), key_starts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,29 +118,66 @@ class AttentionBackend(ABC):
         return type(self).__name__
 
 
+class SdpaBackend(AttentionBackend):
+    """Attention by torch alone: the path of CPUs, and the one that others are checked against."""
+
+    def prefill(
+        self, query: Tensor, keys: Tensor, values: Tensor, cache: LayerCache, batch: ChunkBatch
+    ) -> Tensor:
+        """See `AttentionBackend.prefill`: one call a chunk."""
+        parts = []
+        start = 0
+        chunks = zip(batch.num_tokens, batch.contexts, batch.block_tables, strict=True)
+        for num_tokens, context, table in chunks:
+            own = slice(start, start + num_tokens)
+            start += num_tokens
+            seen = cache.gather(table, context + num_tokens) if context else (keys[own], values[own])
+            parts.append(self._chunk(query[own], *seen))
+        return torch.cat(parts)
+
+    def decode(self, query: Tensor, cache: LayerCache, batch: DecodeBatch) -> Tensor:
+        """See `AttentionBackend.decode`: the query heads of a group are the rows of one product.
+
+        `(B, num_kv_heads, group, head_size)` is 2 to 3 times as fast as `enable_gqa` in fp32 on a CPU,
+        and over ten times in bf16.
+        """
+        num_decodes = query.shape[0]
+        num_blocks = -(-batch.max_context // cache.block_size)
+        keys, values = cache.gather(batch.block_tables[:, :num_blocks].long())
+        places = torch.arange(keys.shape[1], device=query.device, dtype=torch.int32)
+        seen = (places < batch.context_lens[:, None])[:, None, None, :]
+        packed = query.view(num_decodes, self.shard.num_kv_heads, self.shard.group_size, self.shard.head_size)
+        out = scaled_dot_product_attention(
+            packed, keys.transpose(1, 2), values.transpose(1, 2), attn_mask=seen, scale=self.scale
+        )
+        return out.reshape(query.shape)
+
+    def describe(self) -> str:
+        """See `AttentionBackend.describe`."""
+        return "prefill: scaled_dot_product_attention; decode: gathered blocks, scaled_dot_product_attention"
+
+    def _chunk(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """One chunk: `(q, heads, size)` against `(k, kv_heads, size)`, aligned at the last token of both."""
+        q, k, v = (part.transpose(0, 1)[None] for part in (query, keys, values))
+        mask = causal_lower_right(query.shape[0], keys.shape[0])
+        out = scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, scale=self.scale, enable_gqa=self.shard.group_size > 1
+        )
+        return out[0].transpose(0, 1)
+
+
 ATTENTION_BACKENDS: Registry[AttentionBackend] = Registry(
     "attention backend",
     "cbsim.attention_backends",
     AttentionBackend,  # type: ignore[type-abstract]
     {
-        "sdpa": "cbsim.lab.kernels.sdpa:SdpaBackend",
+        "sdpa": "cbsim.lab.kernels.attention_backends:SdpaBackend",
         "triton": "cbsim.lab.kernels.triton_backend:TritonBackend",
     },
 )
 
 
-def default_backend(device: torch.device) -> str:
-    """`triton` on CUDA, else `sdpa`."""
-    return "triton" if device.type == "cuda" else "sdpa"
-
-
 def make_backend(name: str | None, shard: Shard, device: torch.device) -> AttentionBackend:
-    """The backend of a name, or the device's default. Raises `PluginError` for an unknown one."""
-    return ATTENTION_BACKENDS.get(name or default_backend(device))(shard, device)
-
-
-def _starts(counts: list[int], device: torch.device) -> Tensor:
-    starts = [0]
-    for count in counts:
-        starts.append(starts[-1] + count)
-    return torch.tensor(starts, dtype=torch.int32, device=device)
+    """The backend of a name, by default `triton` on CUDA, else `sdpa`. Raises `PluginError` for others."""
+    default = "triton" if device.type == "cuda" else "sdpa"
+    return ATTENTION_BACKENDS.get(name or default)(shard, device)

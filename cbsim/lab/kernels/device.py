@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import platform
+import re
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 
 from cbsim.base.errors import CalibrationError
 from cbsim.base.registry import did_you_mean
-from cbsim.base.units import MIB
-from cbsim.lab.kernels.device_memory import free_bytes
+from cbsim.base.units import KIB
+from cbsim.lab.bench.machine import cpu_name
+from cbsim.results.manifest import package_version
 
+MEMINFO = Path("/proc/meminfo")
 KINDS = ("cuda", "cpu")
 PACKAGES = ("cbsim", "torch", "triton", "numpy")
 
@@ -36,56 +40,49 @@ class Device:
         """Whether it is a GPU."""
         return self.torch_device.type == "cuda"
 
-    @property
-    def flush_bytes(self) -> int:
-        """How much to write so that nothing of the last run is left in the L2 cache."""
-        return max(4 * self.l2_bytes, 256 * MIB)
-
 
 def open_device(kind: str) -> Device:
     """The first GPU, or this machine's processor. Raises `CalibrationError` if there is no such device."""
     if kind not in KINDS:
         raise CalibrationError(f"--device: unknown '{kind}'{did_you_mean(kind, KINDS)}")
-    software = {package: _version(package) for package in PACKAGES}
+    software = {package: package_version(package) for package in PACKAGES}
     software["python"] = platform.python_version()
     if kind == "cpu":
         software["system"] = platform.platform()
         software["threads"] = str(torch.get_num_threads())
         cpu = torch.device("cpu")
-        return Device(cpu, _processor_name(), free_bytes(cpu), 0, software)
+        return Device(cpu, cpu_name(), free_bytes(cpu), 0, software)
     if not torch.cuda.is_available():
         built = torch.version.cuda
         why = f"torch {torch.__version__} is built without it" if built is None else "torch finds no GPU"
         raise CalibrationError(f"--device cuda: no CUDA here: {why}; allowed: --device cpu")
     device = torch.device("cuda", torch.cuda.current_device())
     properties = torch.cuda.get_device_properties(device)
+    driver_line = _system_file(Path("/proc/driver/nvidia/version")).partition("\n")[0]
+    driver = re.search(r"\s(\d\S*\.\S*)", driver_line)
     software["cuda"] = str(torch.version.cuda)
-    software["driver"] = _driver_version()
+    software["driver"] = driver[1] if driver else "unknown"
     return Device(device, properties.name, free_bytes(device), properties.L2_cache_size, software)
 
 
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
+def free_bytes(device: torch.device) -> int:
+    """Bytes free on a GPU, or in this machine's memory; what torch holds without need is given back first.
+
+    Of a machine's memory counts what Linux would take back from its file cache for the asking.
+    """
+    if device.type == "cuda":
+        gc.collect()
+        torch.cuda.empty_cache()
+        return int(torch.cuda.mem_get_info(device)[0])
+    available = re.search(r"^MemAvailable:\s*(\d+)", _system_file(MEMINFO), re.MULTILINE)
+    if available:
+        return int(available[1]) * KIB
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def _processor_name() -> str:
+def _system_file(path: Path) -> str:
+    """What the system says in a file; nothing where it has no such file."""
     try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
+        return path.read_text(encoding="utf-8")
     except OSError:
-        pass
-    return platform.processor() or platform.machine()
-
-
-def _driver_version() -> str:
-    try:
-        text = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8")
-    except OSError:
-        return "unknown"
-    words = text.splitlines()[0].split()
-    versions = [word for word in words if word[0].isdigit() and "." in word]
-    return versions[0] if versions else "unknown"
+        return ""

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
+from itertools import cycle, islice
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cbsim.base.errors import CalibrationError
 from cbsim.lab.kernels.attention_backends import LayerCache, make_backend
-from cbsim.lab.kernels.decoder import Decoder, attend
+from cbsim.lab.kernels.decoder import Decoder, DenseLayer
 from cbsim.lab.kernels.device import Device
 from cbsim.lab.kernels.sampling import greedy
 from cbsim.lab.kernels.shard import Shard
 from cbsim.lab.kernels.step_batch import SequenceSlice, StepBatch
+from cbsim.lab.kernels.timing import Call
 
 BLOCK_SIZE = 16
-Call = Callable[[], object]
 Chunks = Sequence[tuple[int, int]]
 """Prompt chunks `(tokens, context)`."""
 
@@ -40,7 +43,7 @@ class Rig:
         backend: str | None = None,
         seed: int = 0,
     ) -> None:
-        """`num_blocks` KV blocks of one layer in all. Raises MemoryError if it doesn't fit."""
+        """`num_blocks` KV blocks of one layer in all. Raises `CalibrationError` if it doesn't fit."""
         self.shard = shard
         self.device = device.torch_device
         self.backend = make_backend(backend, shard, self.device)
@@ -48,14 +51,15 @@ class Rig:
             self.decoder = Decoder(shard, self.backend, self.device, max_positions=max_positions, seed=seed)
             self.pool = LayerCache.allocate(shard, num_blocks, BLOCK_SIZE, self.device)
         except torch.OutOfMemoryError as error:
-            raise MemoryError(str(error)) from error
+            problem = f"model {shard.model.name} doesn't fit on {device.name}: {error}"
+            raise CalibrationError(problem) from error
         self._random = torch.Generator(self.device).manual_seed(seed)
         self._rng = np.random.Generator(np.random.PCG64(seed))
-        for part in (self.pool.keys, self.pool.values):
-            part.normal_(generator=self._random)
         num_layers = shard.model.num_layers
         per_layer = num_blocks // num_layers
-        self.step_caches = [self._share(layer * per_layer, per_layer) for layer in range(num_layers)]
+        pools = [part.normal_(generator=self._random) for part in (self.pool.keys, self.pool.values)]
+        parts = (torch.split(pool[: num_layers * per_layer], per_layer) for pool in pools)
+        self.step_caches = [LayerCache(*part) for part in zip(*parts, strict=True)]
         self._scattered = {count: self._rng.permutation(count) for count in (num_blocks, per_layer)}
         self._next_block = 0
 
@@ -65,19 +69,13 @@ class Rig:
         attended = self._normal(tokens, self.shard.num_heads, self.shard.head_size)
         positions = torch.arange(tokens, device=self.device) % self.decoder.rotary.cos.shape[0]
         slots = torch.arange(tokens, device=self.device)
-        layers = self.decoder.layers
 
-        def call(place: int) -> Call:
-            layer = layers[place % len(layers)]
+        def run(layer: DenseLayer) -> Tensor:
+            _, keys, values = layer.project(hidden, positions, self.decoder.rotary)
+            self.pool.write(keys, values, slots)
+            return layer.merge(hidden, attended)
 
-            def run() -> Tensor:
-                _, keys, values = layer.project(hidden, positions, self.decoder.rotary)
-                self.pool.write(keys, values, slots)
-                return layer.merge(hidden, attended)
-
-            return run
-
-        return [call(place) for place in range(count)]
+        return [partial(run, layer) for layer in islice(cycle(self.decoder.layers), count)]
 
     def logits(self, rows: int, count: int) -> list[Call]:
         """Calls of the final norm, the LM head and greedy sampling."""
@@ -89,23 +87,18 @@ class Rig:
         shard = self.shard
         tokens = len(contexts) + sum(n for n, _ in chunks)
         query = self._normal(tokens, shard.num_heads, shard.head_size)
-        keys = self._normal(tokens, shard.num_kv_heads, shard.head_size)
-        values = self._normal(tokens, shard.num_kv_heads, shard.head_size)
-
-        def call() -> Call:
-            batch = self._batch(chunks, contexts, 0, self.pool)
-            return lambda: attend(self.backend, query, keys, values, self.pool, batch)
-
-        return [call() for _ in range(count)]
+        keys, values = (self._normal(tokens, shard.num_kv_heads, shard.head_size) for _ in range(2))
+        batches = [self._batch(chunks, contexts, 0, self.pool) for _ in range(count)]
+        return [partial(batch.attend, self.backend, query, keys, values, self.pool) for batch in batches]
 
     def step(self, chunks: Chunks, contexts: Sequence[int], num_finishing: int, count: int) -> list[Call]:
         """Calls of the whole model, from tokens to tokens; the first `num_finishing` chunks give logits."""
 
-        def call() -> Call:
-            batch = self._batch(chunks, contexts, num_finishing, self.step_caches[0])
-            return lambda: greedy(self.decoder.logits(batch, self.step_caches))
+        def run(batch: StepBatch) -> Tensor:
+            return greedy(self.decoder.logits(batch, self.step_caches))
 
-        return [call() for _ in range(count)]
+        cache = self.step_caches[0]
+        return [partial(run, self._batch(chunks, contexts, num_finishing, cache)) for _ in range(count)]
 
     def _batch(
         self, chunks: Chunks, contexts: Sequence[int], num_finishing: int, cache: LayerCache
@@ -124,10 +117,6 @@ class Rig:
         places = np.arange(self._next_block, self._next_block + count) % num_blocks
         self._next_block += count
         return self._scattered[num_blocks][places]
-
-    def _share(self, first: int, count: int) -> LayerCache:
-        """One layer's part of the pool."""
-        return LayerCache(self.pool.keys[first : first + count], self.pool.values[first : first + count])
 
     def _normal(self, *shape: int) -> Tensor:
         out = torch.empty(shape, dtype=self.shard.dtype, device=self.device)

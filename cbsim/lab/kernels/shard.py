@@ -26,29 +26,17 @@ class Shard:
 
     def __post_init__(self) -> None:
         model, gpus = self.model, self.tensor_parallel
-        problems = [
-            f"model {model.name}: {name} {size} can't be split over {gpus} GPUs"
-            for name, size in [
-                ("num_heads", model.num_heads),
-                ("intermediate_size", model.intermediate_size),
-                ("vocab_size", model.vocab_size),
-            ]
-            if size % gpus
-        ]
+        sizes = {name: getattr(model, name) for name in ("num_heads", "intermediate_size", "vocab_size")}
+        undivided = [f"{name} {size}" for name, size in sizes.items() if size % gpus]
         if model.num_kv_heads % gpus and gpus % model.num_kv_heads:
-            problems.append(
-                f"model {model.name}: num_kv_heads {model.num_kv_heads} can't be split over {gpus} GPUs"
-            )
+            undivided.append(f"num_kv_heads {model.num_kv_heads}")
+        problems = [f"{figure} can't be split over {gpus} GPUs" for figure in undivided]
         if model.dtype not in DTYPES:
-            problems.append(
-                f"model {model.name}: there are no {model.dtype} kernels; allowed: {', '.join(DTYPES)}"
-            )
+            problems.append(f"there are no {model.dtype} kernels; allowed: {', '.join(DTYPES)}")
         if model.head_size % 2:
-            problems.append(
-                f"model {model.name}: head_size {model.head_size} is odd; rotary positions need pairs"
-            )
+            problems.append(f"head_size {model.head_size} is odd; rotary positions need pairs")
         if problems:
-            raise CalibrationError(*problems)
+            raise CalibrationError(*(f"model {model.name}: {problem}" for problem in problems))
 
     @property
     def dtype(self) -> torch.dtype:

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cbsim.lab.kernels.attention_backends import ChunkBatch, DecodeBatch
+from cbsim.lab.kernels.attention_backends import AttentionBackend, ChunkBatch, DecodeBatch, LayerCache
 
 
 class SequenceSlice(NamedTuple):
@@ -25,6 +25,11 @@ class SequenceSlice(NamedTuple):
     """The sequence's KV blocks in order of position; it may hold more than it fills."""
     emits: bool
     """Whether logits of its last token are wanted."""
+
+    def filled_blocks(self, block_size: int) -> NDArray[np.int64]:
+        """The blocks of its tokens, those computed now included."""
+        num_blocks = -(-(self.num_computed + len(self.token_ids)) // block_size)
+        return np.asarray(self.blocks[:num_blocks], np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +53,18 @@ class StepBatch:
     def num_decodes(self) -> int:
         """Leading tokens that are decodes."""
         return 0 if self.decodes is None else self.decodes.context_lens.shape[0]
+
+    def attend(
+        self, backend: AttentionBackend, query: Tensor, keys: Tensor, values: Tensor, cache: LayerCache
+    ) -> Tensor:
+        """One layer's attention: decodes by the one kernel, chunks by the other."""
+        parts, start = [], self.num_decodes
+        if self.decodes is not None:
+            parts.append(backend.decode(query[:start], cache, self.decodes))
+        if self.chunks is not None:
+            chunks = query[start:], keys[start:], values[start:]
+            parts.append(backend.prefill(*chunks, cache, self.chunks))
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     @classmethod
     def build(cls, slices: Sequence[SequenceSlice], block_size: int, device: torch.device) -> StepBatch:
@@ -83,34 +100,26 @@ def decode_columns(slices: Sequence[SequenceSlice], block_size: int) -> NDArray[
 
 
 def _chunk_columns(part: SequenceSlice, block_size: int) -> NDArray[np.int64]:
-    """The same for every token of a chunk."""
+    """`(3, tokens)`: each token of a chunk, its position, and the slot of its keys and values."""
     positions = np.arange(part.num_computed, part.num_computed + len(part.token_ids))
-    blocks = np.asarray(part.blocks[: positions[-1] // block_size + 1], np.int64)
-    slots = blocks[positions // block_size] * block_size + positions % block_size
+    slots = part.filled_blocks(block_size)[positions // block_size] * block_size + positions % block_size
     return np.stack([np.asarray(part.token_ids, np.int64), positions, slots])
 
 
 def _decode_batch(slices: Sequence[SequenceSlice], block_size: int, device: torch.device) -> DecodeBatch:
     context_lens = [part.num_computed + 1 for part in slices]
-    num_blocks = [-(-length // block_size) for length in context_lens]
-    tables = np.zeros((len(slices), max(num_blocks)), np.int32)
-    for row, part, count in zip(tables, slices, num_blocks, strict=True):
-        row[:count] = part.blocks[:count]
-    return DecodeBatch(
-        block_tables=torch.from_numpy(tables).to(device),
-        context_lens=torch.tensor(context_lens, dtype=torch.int32, device=device),
-        max_context=max(context_lens),
-    )
+    blocks = [part.filled_blocks(block_size) for part in slices]
+    tables = np.zeros((len(slices), max(map(len, blocks))), np.int32)
+    for row, own in zip(tables, blocks, strict=True):
+        row[: len(own)] = own
+    lengths = torch.tensor(context_lens, dtype=torch.int32, device=device)
+    return DecodeBatch(torch.from_numpy(tables).to(device), lengths, max(context_lens))
 
 
 def _chunk_batch(slices: Sequence[SequenceSlice], block_size: int, device: torch.device) -> ChunkBatch:
     num_tokens = [len(part.token_ids) for part in slices]
-    contexts = [part.num_computed for part in slices]
-    tables = [
-        _int64(np.asarray(part.blocks[: -(-(context + tokens) // block_size)], np.int64), device)
-        for part, tokens, context in zip(slices, num_tokens, contexts, strict=True)
-    ]
-    return ChunkBatch.build(num_tokens, contexts, tables, device)
+    tables = [_int64(part.filled_blocks(block_size), device) for part in slices]
+    return ChunkBatch.build(num_tokens, [part.num_computed for part in slices], tables, device)
 
 
 def _int64(values: NDArray[np.int64], device: torch.device) -> Tensor:

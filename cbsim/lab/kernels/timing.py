@@ -6,17 +6,18 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
 
 import numpy as np
 import torch
 
-from cbsim.base.units import MS_PER_S
+from cbsim.base.units import MIB, MS_PER_S
 from cbsim.lab.kernels.device import Device
 
 Call = Callable[[], object]
 MakeCalls = Callable[[int], list[Call]]
-"""Makes so many calls of the same work, each on data of its own so that caches stay cold."""
+"""Makes that number of calls of the same work, each on data of its own so that caches stay cold."""
 
 NUM_WARMUPS = 3
 NUM_RUNS = 20
@@ -46,18 +47,17 @@ class Timing:
     @classmethod
     def of(cls, runs_s: Sequence[float], *, graph: bool = False, is_cold: bool = False) -> Timing:
         """From the seconds of each run."""
-        runs = np.sort(np.asarray(runs_s))
-        return cls(
-            float(np.median(runs)), float(runs[0]), float(np.quantile(runs, 0.9)), len(runs), graph, is_cold
-        )
+        median, p90 = np.median(runs_s), np.quantile(runs_s, 0.9)
+        return cls(float(median), float(min(runs_s)), float(p90), len(runs_s), graph, is_cold)
 
 
 class Timer(ABC):
-    """Times work: warms up, then runs it often enough for a median."""
+    """Times work: warms up, then runs calls that fill `target_s` together, often enough for a median."""
 
-    def __init__(self, num_runs: int = NUM_RUNS, num_warmups: int = NUM_WARMUPS) -> None:
-        self.num_runs = num_runs
-        self.num_warmups = num_warmups
+    def __init__(
+        self, num_runs: int = NUM_RUNS, num_warmups: int = NUM_WARMUPS, target_s: float = 2e-4
+    ) -> None:
+        self.num_runs, self.num_warmups, self.target_s = num_runs, num_warmups, target_s
 
     def time(self, make_calls: MakeCalls) -> Timing:
         """Seconds of one call. Raises MemoryError if the device has too little memory for it."""
@@ -72,27 +72,31 @@ class Timer(ABC):
     def _time(self, make_calls: MakeCalls) -> Timing:
         """What `time` returns."""
 
+    @abstractmethod
+    def _run_s(self, run: Call) -> float:
+        """Seconds of one run."""
+
+    def _warm_calls(self, make_calls: MakeCalls) -> list[Call]:
+        """The calls to time, as many as the fastest warm-up of one says."""
+        (first,) = make_calls(1)
+        warm_s = [self._run_s(first) for _ in range(max(1, self.num_warmups))]
+        return make_calls(num_calls(min(warm_s), self.target_s))
+
+    def _runs_s(self, run: Call, count: int) -> list[float]:
+        return [self._run_s(run) / count for _ in range(self.num_runs)]
+
 
 class CpuTimer(Timer):
-    """`perf_counter` round several calls in a row, as many as fill `target_s`."""
-
-    def __init__(
-        self, num_runs: int = NUM_RUNS, num_warmups: int = NUM_WARMUPS, target_s: float = 2e-4
-    ) -> None:
-        super().__init__(num_runs, num_warmups)
-        self.target_s = target_s
+    """`perf_counter` round several calls in a row."""
 
     def _time(self, make_calls: MakeCalls) -> Timing:
-        (first,) = make_calls(1)
-        warm_s = [_clock(first) for _ in range(max(1, self.num_warmups))]
-        calls = make_calls(num_calls(min(warm_s), self.target_s))
-        runs_s = []
-        for _ in range(self.num_runs):
-            start = perf_counter()
-            for call in calls:
-                call()
-            runs_s.append((perf_counter() - start) / len(calls))
-        return Timing.of(runs_s)
+        calls = self._warm_calls(make_calls)
+        return Timing.of(self._runs_s(partial(_run_all, calls), len(calls)))
+
+    def _run_s(self, run: Call) -> float:
+        start = perf_counter()
+        run()
+        return perf_counter() - start
 
 
 class CudaTimer(Timer):
@@ -102,44 +106,36 @@ class CudaTimer(Timer):
     Work that can't be captured is timed as it is, and says so.
     """
 
-    def __init__(
-        self,
-        device: torch.device,
-        flush_bytes: int,
-        num_runs: int = NUM_RUNS,
-        num_warmups: int = NUM_WARMUPS,
-        target_s: float = 1e-3,
-    ) -> None:
-        super().__init__(num_runs, num_warmups)
-        self.target_s = target_s
-        self._device = device
-        self._flushed = torch.empty(flush_bytes, dtype=torch.uint8, device=device)
+    def __init__(self, device: Device) -> None:
+        super().__init__(target_s=1e-3)
+        self._device = device.torch_device
+        # Enough that nothing of the last run is left in the L2 cache.
+        flush_bytes = max(4 * device.l2_bytes, 256 * MIB)
+        self._flushed = torch.empty(flush_bytes, dtype=torch.uint8, device=self._device)
 
     def _time(self, make_calls: MakeCalls) -> Timing:
         side = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(side):
-            (first,) = make_calls(1)
-            warm_s = [self._event_s(first) for _ in range(max(1, self.num_warmups))]
-            calls = make_calls(num_calls(min(warm_s), self.target_s))
-            for call in calls:
-                call()
+            calls = self._warm_calls(make_calls)
+            _run_all(calls)
         torch.cuda.current_stream(self._device).wait_stream(side)
         torch.cuda.synchronize(self._device)
         graph = self._capture(calls)
+        run: Call = partial(_run_all, calls) if graph is None else graph.replay
+        for _ in range(self.num_warmups):
+            run()
+        runs_s = self._runs_s(run, len(calls))
         if graph is not None:
-            runs_s = self._runs(graph.replay, len(calls))
             graph.reset()
-            return Timing.of(runs_s, graph=True, is_cold=True)
-        return Timing.of(self._runs(lambda: [call() for call in calls], len(calls)), is_cold=True)
+        return Timing.of(runs_s, graph=graph is not None, is_cold=True)
 
     def _capture(self, calls: Sequence[Call]) -> torch.cuda.CUDAGraph | None:
         graph = torch.cuda.CUDAGraph()
         try:
             # Each graph has memory of its own: a pool whose last graph is gone can't be captured into again.
             with torch.cuda.graph(graph):
-                for call in calls:
-                    call()
+                _run_all(calls)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError:
@@ -147,12 +143,7 @@ class CudaTimer(Timer):
             return None
         return graph
 
-    def _runs(self, run: Call, count: int) -> list[float]:
-        for _ in range(self.num_warmups):
-            run()
-        return [self._event_s(run) / count for _ in range(self.num_runs)]
-
-    def _event_s(self, run: Call) -> float:
+    def _run_s(self, run: Call) -> float:
         start = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         self._flushed.zero_()
@@ -165,9 +156,7 @@ class CudaTimer(Timer):
 
 def make_timer(device: Device) -> Timer:
     """The timer that suits a device."""
-    if device.is_cuda:
-        return CudaTimer(device.torch_device, device.flush_bytes)
-    return CpuTimer()
+    return CudaTimer(device) if device.is_cuda else CpuTimer()
 
 
 def num_calls(call_s: float, target_s: float) -> int:
@@ -175,7 +164,6 @@ def num_calls(call_s: float, target_s: float) -> int:
     return max(1, min(MAX_CALLS, math.ceil(target_s / max(call_s, 1e-9))))
 
 
-def _clock(call: Call) -> float:
-    start = perf_counter()
-    call()
-    return perf_counter() - start
+def _run_all(calls: Sequence[Call]) -> None:
+    for call in calls:
+        call()

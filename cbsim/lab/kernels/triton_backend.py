@@ -5,15 +5,23 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
+from operator import add
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from cbsim.base.errors import CalibrationError
-from cbsim.lab.kernels.attention_backends import AttentionBackend, ChunkBatch, DecodeBatch, LayerCache
-from cbsim.lab.kernels.sdpa import SdpaBackend
+from cbsim.lab.kernels.attention_backends import (
+    AttentionBackend,
+    ChunkBatch,
+    DecodeBatch,
+    LayerCache,
+    SdpaBackend,
+)
 from cbsim.lab.kernels.shard import Shard
 
 INTERPRETED_PROCESSORS = 8
@@ -39,7 +47,7 @@ class DecodeTuning:
         return 2 * self.num_stages * self.tile * padded_size * shard.model.element_bytes
 
     def fitting(self, shard: Shard, shared_bytes: int) -> DecodeTuning:
-        """The same with the tile halved until a program fits so much shared memory."""
+        """This tuning with its tile halved until a program fits the shared memory."""
         tuning = self
         while tuning.shared_bytes(shard) > shared_bytes and tuning.tile > MIN_TILE:
             tuning = replace(tuning, tile=tuning.tile // 2)
@@ -85,24 +93,17 @@ class TritonBackend(AttentionBackend):
             return self._sdpa.prefill(query, keys, values, cache, batch)
         if any(batch.contexts):
             keys, values = _pack(cache, batch)
-        max_keys = max(n + context for n, context in zip(batch.num_tokens, batch.contexts, strict=True))
-        return self._varlen(
-            query, keys, values, batch.token_starts, batch.key_starts, max(batch.num_tokens), max_keys
-        )
+        packed = (part.contiguous() for part in (query, keys, values))
+        longest = max(batch.num_tokens), max(map(add, batch.num_tokens, batch.contexts))
+        return self._varlen(*packed, batch.token_starts, batch.key_starts, *longest)
 
     def decode(self, query: Tensor, cache: LayerCache, batch: DecodeBatch) -> Tensor:
         """See `AttentionBackend.decode`."""
         from cbsim.lab.kernels.triton_decode import paged_decode
 
-        return paged_decode(
-            query,
-            cache,
-            batch,
-            num_splits=self.num_splits(query.shape[0], batch.max_context),
-            tile=self.tuning.tile,
-            num_warps=self.tuning.num_warps,
-            num_stages=self.tuning.num_stages,
-        )
+        tuning, num_splits = self.tuning, self.num_splits(query.shape[0], batch.max_context)
+        cut = {"tile": tuning.tile, "num_warps": tuning.num_warps, "num_stages": tuning.num_stages}
+        return paged_decode(query, cache, batch, num_splits=num_splits, **cut)
 
     def describe(self) -> str:
         """See `AttentionBackend.describe`."""
@@ -126,47 +127,7 @@ def _check_triton(device: torch.device) -> None:
         )
 
 
-class VarlenPrefill:
-    """`varlen_attn` with the keywords that this version of torch has for it."""
-
-    def __init__(self, grouped: bool) -> None:
-        from torch.nn.attention.varlen import varlen_attn
-
-        known = inspect.signature(varlen_attn).parameters
-        self._attend: Any = varlen_attn
-        self._keywords: dict[str, Any] = {}
-        if "window_size" in known:
-            self._keywords["window_size"] = (-1, 0)
-        else:
-            self._keywords["is_causal"] = True
-        if grouped and "enable_gqa" in known:
-            self._keywords["enable_gqa"] = True
-
-    def __call__(
-        self,
-        query: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        token_starts: Tensor,
-        key_starts: Tensor,
-        max_tokens: int,
-        max_keys: int,
-    ) -> Tensor:
-        """Packed causal attention, aligned at each chunk's last token."""
-        out: Tensor = self._attend(
-            query.contiguous(),
-            keys.contiguous(),
-            values.contiguous(),
-            token_starts,
-            key_starts,
-            max_tokens,
-            max_keys,
-            **self._keywords,
-        )
-        return out
-
-
-def _find_varlen(shard: Shard, device: torch.device, reference: SdpaBackend) -> VarlenPrefill | None:
+def _find_varlen(shard: Shard, device: torch.device, reference: SdpaBackend) -> Callable[..., Tensor] | None:
     """Packed attention, if it exists here and agrees with SDPA on two chunks, one of them over context."""
     if device.type != "cuda" or shard.dtype not in (torch.bfloat16, torch.float16):
         return None
@@ -184,7 +145,7 @@ def _find_varlen(shard: Shard, device: torch.device, reference: SdpaBackend) -> 
     keys, values = _pack(cache, batch)
     own = torch.cat((torch.arange(32, 72, device=device), torch.arange(72, 96, device=device)))
     try:
-        varlen = VarlenPrefill(shard.group_size > 1)
+        varlen = _causal_varlen(shard.group_size > 1)
         got = varlen(query, keys, values, batch.token_starts, batch.key_starts, 40, 72)
     except Exception:  # whatever this build of torch says against it, SDPA does the work
         return None
@@ -192,11 +153,21 @@ def _find_varlen(shard: Shard, device: torch.device, reference: SdpaBackend) -> 
     return varlen if torch.allclose(got.float(), wanted.float(), atol=2e-2, rtol=2e-2) else None
 
 
+def _causal_varlen(grouped: bool) -> Callable[..., Tensor]:
+    """`varlen_attn`, causal from each chunk's last token back, by the keywords of this version of torch."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    attend: Any = varlen_attn
+    known = inspect.signature(attend).parameters
+    keywords: dict[str, Any] = {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}
+    if grouped and "enable_gqa" in known:
+        keywords["enable_gqa"] = True
+    return partial(attend, **keywords)
+
+
 def _pack(cache: LayerCache, batch: ChunkBatch) -> tuple[Tensor, Tensor]:
     """The keys and values of all chunks, contexts included, one after another."""
-    packed_keys, packed_values = [], []
-    for num_tokens, context, table in zip(batch.num_tokens, batch.contexts, batch.block_tables, strict=True):
-        keys, values = cache.gather(table)
-        packed_keys.append(keys[: context + num_tokens])
-        packed_values.append(values[: context + num_tokens])
-    return torch.cat(packed_keys), torch.cat(packed_values)
+    lengths = map(add, batch.contexts, batch.num_tokens)
+    parts = [cache.gather(table, length) for table, length in zip(batch.block_tables, lengths, strict=True)]
+    keys, values = zip(*parts, strict=True)
+    return torch.cat(keys), torch.cat(values)

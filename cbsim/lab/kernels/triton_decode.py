@@ -7,8 +7,6 @@ log-sum-exp. Sums are fp32 throughout.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -165,30 +163,18 @@ def paged_decode(
     shape = (1,) if is_whole else (num_decodes, num_heads, num_splits)
     log_sums = torch.empty(shape, dtype=torch.float32, device=query.device)
     partials = torch.empty((*shape, head_size), dtype=torch.float32, device=query.device)
-    padded_size = triton.next_power_of_2(head_size)
-    _launch(
-        _partial_kernel,
-        (num_decodes, num_kv_heads, num_splits),
-        query,
-        cache.keys,
-        cache.values,
-        batch.block_tables,
-        batch.context_lens,
-        out,
-        partials,
-        log_sums,
+    sizes = {"HEAD_SIZE": head_size, "PADDED_SIZE": triton.next_power_of_2(head_size)}
+    tables = (batch.block_tables, batch.context_lens)
+    tensors = (query, cache.keys, cache.values, *tables, out, partials, log_sums)
+    strides = (query.stride(0), *cache.keys.stride()[:3], batch.block_tables.stride(0))
+    _partial_kernel[num_decodes, num_kv_heads, num_splits](
+        *tensors,
         head_size**-0.5 * LOG2_E,
-        query.stride(0),
-        cache.keys.stride(0),
-        cache.keys.stride(1),
-        cache.keys.stride(2),
-        batch.block_tables.stride(0),
+        *strides,
         num_splits,
         NUM_HEADS=num_heads,
         GROUP=group,
         ROWS=max(MIN_ROWS, triton.next_power_of_2(group)),
-        HEAD_SIZE=head_size,
-        PADDED_SIZE=padded_size,
         BLOCK_SIZE=cache.block_size,
         TILE=tile,
         IS_WHOLE=is_whole,
@@ -196,19 +182,12 @@ def paged_decode(
         # Triton's interpreter multiplies the bit patterns of bf16; on a GPU the products are fp32 anyway.
         WIDEN=query.dtype == torch.bfloat16 and not query.is_cuda,
         num_warps=num_warps,
+        **sizes,
     )
     if not is_whole:
-        _launch(
-            _combine_kernel,
-            (num_decodes * num_heads,),
-            partials,
-            log_sums,
-            out,
-            num_splits,
-            HEAD_SIZE=head_size,
-            PADDED_SIZE=padded_size,
-            PADDED_SPLITS=triton.next_power_of_2(num_splits),
-            num_warps=4,
+        padded_splits = triton.next_power_of_2(num_splits)
+        _combine_kernel[(num_decodes * num_heads,)](
+            partials, log_sums, out, num_splits, PADDED_SPLITS=padded_splits, num_warps=4, **sizes
         )
     return out
 
@@ -227,7 +206,3 @@ def _check_layout(query: Tensor, cache: LayerCache, batch: DecodeBatch) -> None:
     problems = [problem for problem, is_wrong in wrong.items() if is_wrong]
     if problems:
         raise ValueError(f"paged decode: {'; '.join(problems)}")
-
-
-def _launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
-    kernel[grid](*args, **options)

@@ -13,7 +13,7 @@ from cbsim.base.errors import ConfigError
 from cbsim.base.records import packed
 from cbsim.base.units import GIB, format_bytes
 from cbsim.core.layout import OWN, REQUEST
-from cbsim.lab.kernels.device_memory import free_bytes
+from cbsim.lab.kernels.device import free_bytes
 from cbsim.lab.kernels.sampling import SamplingParams
 from cbsim.lab.kernels.shard import Shard
 from cbsim.lab.live.live_engine import LiveEngine, any_step_s, live_engine, wall_clock

@@ -13,8 +13,8 @@ import numpy as np
 from cbsim.cost.cost_model import CostModel, StepShape
 from cbsim.cost.profile import ProfileConfig
 from cbsim.lab.calibrate.accuracy import predict
-from cbsim.lab.calibrate.attentionfit import seconds_of
 from cbsim.lab.calibrate.fit import fit_cost_file
+from cbsim.lab.calibrate.point import seconds_of
 from cbsim.lab.calibrate.pointsfile import read_points
 from cbsim.lab.validate.replay import RecordedSteps, replay
 from cbsim.lab.validate.side_by_side import STATISTICS, TITLES, Figure

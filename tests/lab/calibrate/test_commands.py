@@ -10,11 +10,9 @@ from cbsim.cli import main
 from cbsim.cost.attention import decode_attention_s
 from cbsim.cost.costfile import model_shape
 from cbsim.cost.profile import ProfileConfig, ProfileCost
-from cbsim.lab.calibrate.accuracy import Errors
-from cbsim.lab.calibrate.fit import Report
+from cbsim.lab.calibrate.accuracy import Errors, Report
 from cbsim.lab.calibrate.meta import Meta, read_meta, save_meta
 from cbsim.lab.calibrate.pointsfile import write_points
-from cbsim.lab.calibrate.summary import errors_table
 from tests.cost.laws import make_form
 from tests.lab.calibrate.synthetic import sizes, timed
 from tests.specs.test_specs import load_gpu, load_model
@@ -67,16 +65,8 @@ def test_fit_makes_a_profile_that_a_run_can_use(points, tmp_path):
 
 def test_errors_as_a_table():
     errors = Errors(4, 1.25, 3.0, 12.0, -0.5)
-    report = Report(
-        points=[],
-        predicted=np.empty(0),
-        fitted={"dense": errors},
-        held_out={"all": errors},
-        largest={},
-        steps={},
-        repeatability={},
-    )
-    table = errors_table(report, "somewhere")
+    report = Report([], np.empty(0), {"fitted": {"dense": errors}, "held_out": {"all": errors}})
+    table = report.table("somewhere")
     assert table.rows == (
         ("fitted: dense", "4", "1.2", "3.0", "12.0", "-0.5"),
         ("held out: all", "4", "1.2", "3.0", "12.0", "-0.5"),

@@ -11,12 +11,11 @@ from cbsim.base.paths import data_folder
 from cbsim.cost.costfile import model_shape, read_cost_file
 from cbsim.cost.form import Tiles
 from cbsim.lab.calibrate.accuracy import Errors, errors_by_kind, predict, repeatability
-from cbsim.lab.calibrate.attentionfit import seconds_of
-from cbsim.lab.calibrate.densefit import fit_dense
 from cbsim.lab.calibrate.fit import calibrated_box, evaluate, fit_cost_file, fit_form
 from cbsim.lab.calibrate.meta import Meta, read_meta
-from cbsim.lab.calibrate.point import Point
+from cbsim.lab.calibrate.point import Point, seconds_of
 from cbsim.lab.calibrate.pointsfile import read_points, write_points
+from cbsim.lab.calibrate.rowsfit import fit_dense
 from cbsim.results.manifest import hash_files
 from tests.cost.laws import NUM_LAYERS, make_form
 from tests.lab.calibrate.synthetic import decode_point, planned, sizes, timed
@@ -136,16 +135,16 @@ def calibration(tmp_path_factory):
 
 def test_whole_steps_follow_from_their_parts(calibration):
     _, _, _, report = calibration
-    assert report.steps["step"].num_points == 2
-    assert report.steps["step"].worst_pct < 2.0
-    assert "step" not in report.fitted
+    assert report.tables["whole_steps"]["step"].num_points == 2
+    assert report.tables["whole_steps"]["step"].worst_pct < 2.0
+    assert "step" not in report.tables["fitted"]
 
 
 def test_only_points_to_fit_are_fitted(calibration):
     points, _, cost_file, report = calibration
     assert report.points == points
     assert cost_file.form == fit_form(points, NUM_LAYERS, seed=0)
-    assert report.repeatability["dense"] == Errors(5, 10.0, 10.0, 10.0, 10.0)
+    assert report.tables["repeatability"]["dense"] == Errors(5, 10.0, 10.0, 10.0, 10.0)
 
 
 def test_held_out_predictions_do_not_know_their_point(calibration):
@@ -156,8 +155,8 @@ def test_held_out_predictions_do_not_know_their_point(calibration):
     changed = [*points[:victim], slower, *points[victim + 1 :]]
     after = evaluate(changed, fit_form(changed, NUM_LAYERS, seed=0), seed=0)
     assert after.predicted[victim] == before.predicted[victim]
-    assert after.held_out["decode"].worst_pct > before.held_out["decode"].worst_pct + 10
-    assert after.held_out["decode"].num_points == sum(point.op == "decode" for point in points)
+    assert after.tables["held_out"]["decode"].worst_pct > before.tables["held_out"]["decode"].worst_pct + 10
+    assert after.tables["held_out"]["decode"].num_points == sum(point.op == "decode" for point in points)
 
 
 def test_errors_by_hand():
@@ -204,7 +203,7 @@ def test_a_cost_file_says_what_it_is_of(calibration):
     again = read_cost_file(folder / "cost.json")
     assert again == cost_file
     assert again.points_sha256 == hash_files([folder / "points.csv"])[folder / "points.csv"]
-    assert again.accuracy["held_out"]["all"]["median_pct"] == report.held_out["all"].median_pct
+    assert again.accuracy["held_out"]["all"]["median_pct"] == report.tables["held_out"]["all"].median_pct
     assert "mix chunks and decodes" in again.assumptions[0]
     assert again.box == calibrated_box(points)
     assert (again.box.max_tokens, again.box.max_logits, again.box.max_decodes) == (16_384, 512, 512)

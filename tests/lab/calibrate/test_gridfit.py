@@ -11,9 +11,10 @@ import pytest
 from cbsim.cost.attention_grid import AttentionGrid
 from cbsim.cost.profile_record import form_attention_s
 from cbsim.cost.step_columns import StepColumns
-from cbsim.lab.calibrate.attentionfit import columns_of, fit_decode, fit_fused, seconds_of
+from cbsim.lab.calibrate.attentionfit import fit_decode, fit_fused
 from cbsim.lab.calibrate.gridfit import fit_grid
-from cbsim.lab.calibrate.point import Point
+from cbsim.lab.calibrate.lattice import LatticeFormula
+from cbsim.lab.calibrate.point import Point, columns_of, seconds_of
 from cbsim.lab.calibrate.prefillfit import fit_prefill
 from tests.cost.laws import make_form
 
@@ -55,7 +56,8 @@ def fit(points: list[Point]):
     rng = np.random.default_rng(0)
     by_op = {op: [point for point in points if point.op == op] for op in ("decode", "prefill", "mixed")}
     decode, prefill = fit_decode(by_op["decode"], rng), fit_prefill(by_op["prefill"], rng)
-    return fit_grid(points, decode, prefill, fit_fused(by_op["mixed"], decode, prefill, rng))
+    fused = fit_fused(by_op["mixed"], decode, prefill, rng)
+    return fit_grid(points, LatticeFormula(decode, prefill, fused))
 
 
 def attention(grid, points: list[Point]) -> np.ndarray:
@@ -102,9 +104,9 @@ def test_chains_and_rates_come_from_the_timings():
 def test_contexts_are_split_until_the_kv_heads_fill_the_gpu():
     """256 of decodes x KV heads, so 32 decodes of 8 heads and 128 of 2."""
     points = make_points(noise=0.0)
-    formulas = (LAW.decode, LAW.prefill, LAW.fused)
-    assert fit_grid(points, *formulas).decode.skew.split_up_to == 32
-    assert fit_grid(points, *formulas, num_kv_heads=2).decode.skew.split_up_to == 128
+    formula = LatticeFormula(LAW.decode, LAW.prefill, LAW.fused)
+    assert fit_grid(points, formula).decode.skew.split_up_to == 32
+    assert fit_grid(points, formula, num_kv_heads=2).decode.skew.split_up_to == 128
 
 
 def test_several_chunks_and_unequal_contexts_are_left_to_the_formula():
@@ -113,8 +115,8 @@ def test_several_chunks_and_unequal_contexts_are_left_to_the_formula():
         Point("prefill", 9.0, chunks=((16, 0), (16, 0))),
         Point("decode", 9.0, num_decodes=2, decode_context=300, max_decode_context=200),
     ]
-    formulas = (LAW.decode, LAW.prefill, LAW.fused)
-    assert fit_grid(points, *formulas) == fit_grid([*points, *odd], *formulas)
+    formula = LatticeFormula(LAW.decode, LAW.prefill, LAW.fused)
+    assert fit_grid(points, formula) == fit_grid([*points, *odd], formula)
 
 
 def slow_at(count: int, points: list[Point]) -> list[Point]:
@@ -127,10 +129,10 @@ def slow_at(count: int, points: list[Point]) -> list[Point]:
 
 def test_regimes_that_were_timed_over_a_grid_have_a_table_each():
     points = slow_at(4, make_points(noise=0.0))
-    formulas = (LAW.decode, LAW.prefill, LAW.fused)
+    formula = LatticeFormula(LAW.decode, LAW.prefill, LAW.fused)
 
     def without(op: str) -> AttentionGrid | None:
-        return fit_grid([point for point in points if point.op != op], *formulas)
+        return fit_grid([point for point in points if point.op != op], formula)
 
     assert without("decode") is None
     for op in ("prefill", "mixed"):
@@ -143,7 +145,7 @@ def test_regimes_that_were_timed_over_a_grid_have_a_table_each():
 def test_decodes_alone_keep_what_the_formula_misses():
     """A leap from one number of decodes to the next is the same over all contexts, so gaps are bridged."""
     points = [point for point in slow_at(4, make_points(noise=0.0)) if point.op == "decode"]
-    grid = fit_grid([*points[:5], *points[6:]], LAW.decode, LAW.prefill, None)
+    grid = fit_grid([*points[:5], *points[6:]], LatticeFormula(LAW.decode, LAW.prefill, None))
     assert points[5].num_decodes == 4
     assert attention(grid, points[5:6])[0] == pytest.approx(points[5].t_median_s, rel=0.01)
 
@@ -155,9 +157,9 @@ def test_a_formula_that_says_as_much_is_kept():
     points = [Point("decode", 1.0, (), count, count * mean, mean) for count, mean in shapes]
     seconds = LAW.decode.at(columns_of(points)) * rng.lognormal(0.0, 0.05, len(points))
     points = [replace(point, t_median_s=float(s)) for point, s in zip(points, seconds, strict=True)]
-    assert fit_grid(points, fit_decode(points, rng), LAW.prefill, None) is None
+    assert fit_grid(points, LatticeFormula(fit_decode(points, rng), LAW.prefill, None)) is None
 
 
 def test_a_few_points_here_and_there_are_no_grid():
     points = make_points(noise=0.0, left_out=0.95)
-    assert fit_grid(points, LAW.decode, LAW.prefill, LAW.fused) is None
+    assert fit_grid(points, LatticeFormula(LAW.decode, LAW.prefill, LAW.fused)) is None

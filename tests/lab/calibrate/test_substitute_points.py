@@ -3,8 +3,7 @@
 import pytest
 
 from cbsim.base.errors import CalibrationError
-from cbsim.lab.calibrate.fit import fit_form
-from cbsim.lab.calibrate.substitute_points import SENTENCES, with_stand_ins
+from cbsim.lab.calibrate.fit import SENTENCES, fit_form, with_stand_ins
 from tests.cost.laws import NUM_LAYERS, make_form
 from tests.lab.calibrate.synthetic import sizes, timed
 

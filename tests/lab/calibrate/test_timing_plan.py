@@ -9,8 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cbsim.lab.calibrate.spread import coarse_to_fine, latin_hypercube, spread_contexts
-from cbsim.lab.calibrate.timing_plan import DENSE_TOKENS, EDGE_TOKENS, LOGITS_ROWS, Limits, make_plan
+from cbsim.lab.calibrate.timing_plan import (
+    DENSE_TOKENS,
+    EDGE_TOKENS,
+    LOGITS_ROWS,
+    Limits,
+    coarse_to_fine,
+    latin_hypercube,
+    make_plan,
+    spread_contexts,
+)
 
 FULL = make_plan("full", Limits())
 

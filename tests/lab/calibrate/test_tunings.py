@@ -10,8 +10,8 @@ pytest.importorskip("triton")
 
 from triton.runtime.errors import OutOfResources
 
-from cbsim.lab.calibrate import tunings
-from cbsim.lab.calibrate.tunings import SIZES, all_tunings, compare_tunings, tunings_table
+from cbsim.lab.calibrate import reached_peaks
+from cbsim.lab.calibrate.reached_peaks import SIZES, all_tunings, compare_tunings, tunings_table
 from cbsim.lab.kernels.triton_backend import DecodeTuning
 
 KV_TOKEN_BYTES = 4096
@@ -19,7 +19,7 @@ KV_TOKEN_BYTES = 4096
 
 @pytest.fixture
 def rig(monkeypatch):
-    monkeypatch.setattr(tunings, "TritonBackend", lambda shard, device, tuning: tuning)
+    monkeypatch.setattr(reached_peaks, "TritonBackend", lambda shard, device, tuning: tuning)
     shard = SimpleNamespace(layer_kv_token_bytes=KV_TOKEN_BYTES)
     return SimpleNamespace(shard=shard, device=None, backend="before")
 

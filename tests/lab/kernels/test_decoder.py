@@ -9,9 +9,8 @@ pytest.importorskip("torch")
 import torch
 
 from cbsim.base.errors import CalibrationError, PluginError
-from cbsim.lab.kernels.attention_backends import DecodeBatch, LayerCache, make_backend
+from cbsim.lab.kernels.attention_backends import DecodeBatch, LayerCache, SdpaBackend, make_backend
 from cbsim.lab.kernels.decoder import Decoder
-from cbsim.lab.kernels.sdpa import SdpaBackend
 from cbsim.lab.kernels.shard import Shard
 from cbsim.lab.kernels.step_batch import SequenceSlice, StepBatch
 from tests.lab.kernels.references import load_model, naive_logits
