@@ -21,8 +21,8 @@ from cbsim.show.timeline_plot import timeline
 from cbsim.show.utilization import has_utilization
 from cbsim.show.utilization_plot import utilization
 from cbsim.studies.compare import STATISTICS, compare
+from cbsim.studies.explain.latency_shares import LATENCIES as LATENCY_NAMES
 from cbsim.studies.explain.latency_shares import WORDS, has_parts
-from cbsim.studies.explain.run_diagnosis import LATENCIES as LATENCY_NAMES
 from cbsim.studies.explain.run_diagnosis import LatencyDiagnosis, diagnose_run
 from cbsim.studies.intervals import Interval, block_bootstrap, mean_of
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from cbsim.show.text import Table, format_figure
-from cbsim.studies.explain.latency_shares import MIN_SHARE, WORDS
-from cbsim.studies.explain.run_diagnosis import LATENCIES, RunDiagnosis, SlowRequest
+from cbsim.studies.explain.latency_shares import LATENCIES, MIN_SHARE, WORDS
+from cbsim.studies.explain.run_diagnosis import RunDiagnosis, SlowRequest
 
 WIDE = 110
 """Characters in which the largest parts can be told in full."""

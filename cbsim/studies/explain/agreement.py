@@ -11,8 +11,7 @@ from cbsim.base.errors import CbsimError
 from cbsim.core.stepping import Slice
 from cbsim.results.manifest import hash_files, package_version
 from cbsim.results.result import Result
-from cbsim.studies.explain.run_tables import steps_of
-from cbsim.workload.request import Request
+from cbsim.studies.explain.batch_step import steps_of
 
 _TIMES = ("start_s", "duration_s")
 _COUNTS = ("num_running", "num_waiting", "kv_blocks_used")
@@ -30,34 +29,29 @@ class Agreement:
         steps = steps_of(result, replica)
         self._steps = list(zip(*(steps[name].tolist() for name in (*_TIMES, *_COUNTS)), strict=True))
         columns = (result.requests[name].tolist() for name in ("request_id", *_OF_REQUESTS))
-        self._unseen = {name: values for name, *values in zip(*columns, strict=True)}
+        self._requests = {name: values for name, *values in zip(*columns, strict=True)}
         self._seen: set[str] = set()
 
     def check(self, step: Any, slices: Sequence[Slice]) -> None:
         """Raise `CbsimError` unless the folder has the same step (`STEP`), of requests that it has."""
-        if step.number >= len(self._steps):
-            raise self._differs(f"has a step {step.number}, which the folder has not")
-        was = self._steps[step.number]
-        for name, before in zip((*_TIMES, *_COUNTS), was, strict=True):
-            now = getattr(step, name)
-            if not math.isclose(now, before, rel_tol=_TOLERANCE):
-                raise self._differs(f"differs from step {step.number} on: {name} {now:.9g}, was {before:.9g}")
-        for part in slices:
-            if part.request.request_id not in self._seen:
-                self._check_request(part.request, step.number)
+        number = step.number
+        if number >= len(self._steps):
+            raise self._differs(f"has a step {number}, which the folder has not")
+        self._compare((*_TIMES, *_COUNTS), step, self._steps[number], number)
+        for name, request in ((part.request.request_id, part.request) for part in slices):
+            if name in self._seen:
+                continue
+            if name not in self._requests:
+                raise self._differs(f"has in step {number} a request '{name}', which the folder has not")
+            self._compare(_OF_REQUESTS, request, self._requests[name], number, f"request '{name}' has ")
+            self._seen.add(name)
 
-    def _check_request(self, request: Request, number: int) -> None:
-        was = self._unseen.pop(request.request_id, None)
-        if was is None:
-            raise self._differs(
-                f"has in step {number} a request '{request.request_id}', which the folder has not"
-            )
-        self._seen.add(request.request_id)
-        for name, before in zip(_OF_REQUESTS, was, strict=True):
-            now = getattr(request, name)
-            if not math.isclose(now, before, rel_tol=_TOLERANCE):
-                told = f"request '{request.request_id}' has {name} {now:.9g}, was {before:.9g}"
-                raise self._differs(f"differs from step {number} on: {told}")
+    def _compare(self, names: Sequence[str], now: Any, then: Any, step: int, of: str = "") -> None:
+        """Raise `CbsimError` if one of some attributes is not what it was."""
+        for name, before in zip(names, then, strict=True):
+            value = getattr(now, name)
+            if not math.isclose(value, before, rel_tol=_TOLERANCE):
+                raise self._differs(f"differs from step {step} on: {of}{name} {value:.9g}, was {before:.9g}")
 
     def _differs(self, how: str) -> CbsimError:
         return CbsimError(
@@ -76,9 +70,7 @@ def changes_since(result: Result) -> list[str]:
 def changed_inputs(result: Result) -> list[str]:
     """The input files of a run that are gone or not what they were."""
     changes = []
-    for entry in result.manifest["inputs"]:
-        if "file" not in entry:
-            continue
+    for entry in (entry for entry in result.manifest["inputs"] if "file" in entry):
         path = Path(entry["file"])
         if not path.is_file():
             changes.append(f"its input {path} is gone")

@@ -26,7 +26,9 @@ WORDS = {
     "host": "the host's own work",
 }
 """What each part is, in words."""
-_COLUMNS = {"e2e": PARTS, "ttft": TTFT_PARTS}
+LATENCIES = {"ttft": "TTFT", "e2e": "E2E"}
+COLUMNS = {"ttft": TTFT_PARTS, "e2e": PARTS}
+"""By the keys of `LATENCIES`: the columns of the parts."""
 MIN_SHARE = 0.01
 """Smaller parts go unsaid."""
 MAX_TOLD = 4
@@ -77,6 +79,6 @@ def breakdown(requests: pd.DataFrame, latency: str) -> Breakdown | None:
     known = requests[requests[f"{latency}_s"].notna()]
     if not len(known):
         return None
-    means = {name: float(known[column].mean()) for name, column in _COLUMNS[latency].items()}
+    means = {name: float(known[column].mean()) for name, column in COLUMNS[latency].items()}
     largest = sorted(means.items(), key=lambda item: -item[1])
     return Breakdown(float(known[f"{latency}_s"].mean()), {name: s for name, s in largest if s > 0})

@@ -13,11 +13,10 @@ from hypothesis import strategies as st
 from cbsim.base.errors import CbsimError
 from cbsim.show.gantt_text import gantt_lines
 from cbsim.show.step_table import RunningTable, step_table
-from cbsim.studies.explain.batch_step import BatchStep
+from cbsim.studies.explain.batch_step import BatchStep, Limits
 from cbsim.studies.explain.gantt import Gantt
 from cbsim.studies.explain.rerun import Window
 from cbsim.studies.explain.source import Source
-from cbsim.studies.explain.waiting import Limits
 from cbsim.studies.run import run_experiment
 from tests.studies.explain.cases import PREEMPTED, experiment, source
 
