@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -12,7 +13,7 @@ import pandas as pd
 from cbsim.base.errors import CbsimError
 from cbsim.base.units import format_seconds
 from cbsim.studies.explain.batch_step import steps_of
-from cbsim.studies.explain.latency_shares import Breakdown, breakdown, has_parts
+from cbsim.studies.explain.latency_shares import Breakdown, breakdown
 from cbsim.studies.explain.request_story import MAX_CULPRITS, Entry, RequestStory
 from cbsim.studies.explain.rerun import Window
 from cbsim.studies.explain.source import Source
@@ -44,15 +45,11 @@ class RequestDiagnosis:
         """The diagnosis in words."""
         if self.state == "rejected":
             return f"{self.request_id} was rejected: {self.reason or 'no reason is known'}."
-        told = []
+        told = ["was not finished when the run ended"]
         if self.e2e_s is not None:
-            parts = f", {self.e2e.in_words('of which')}" if self.e2e else ""
-            told.append(f"took {format_seconds(self.e2e_s)}{parts}")
-        else:
-            told.append("was not finished when the run ended")
+            told = [f"took {format_seconds(self.e2e_s)}{_parts(self.e2e)}"]
         if self.ttft_s is not None:
-            parts = f", {self.ttft.in_words('of which')}" if self.ttft else ""
-            told.append(f"its first token came after {format_seconds(self.ttft_s)}{parts}")
+            told.append(f"its first token came after {format_seconds(self.ttft_s)}{_parts(self.ttft)}")
         if self.num_preemptions:
             times = "once" if self.num_preemptions == 1 else f"{self.num_preemptions} times"
             told.append(f"it was preempted {times}")
@@ -80,6 +77,10 @@ class RequestDiagnosis:
         }
 
 
+def _parts(of: Breakdown | None) -> str:
+    return f", {of.in_words('of which')}" if of else ""
+
+
 def diagnose_request(source: Source, request_id: str) -> RequestDiagnosis:
     """Why a request of a run took as long as it did, from the batches of the steps while it was there.
 
@@ -87,14 +88,14 @@ def diagnose_request(source: Source, request_id: str) -> RequestDiagnosis:
     """
     row = _row(source, request_id)
     values = row.astype(object).where(row.notna(), None).to_dict("records")[0]
-    is_known, state = has_parts(source.result), str(values["state"])
+    state = str(values["state"])
     return RequestDiagnosis(
         request_id=request_id,
         state=state,
         reason=_reason(source.result.events, request_id) if state == "rejected" else None,
         **{name: int(values[name]) for name in _COUNTS},
-        ttft=breakdown(row, "ttft") if is_known else None,
-        e2e=breakdown(row, "e2e") if is_known else None,
+        ttft=breakdown(row, "ttft"),
+        e2e=breakdown(row, "e2e"),
         ttft_s=values["ttft_s"],
         e2e_s=values["e2e_s"],
         entries=[] if state == "rejected" else _story(source, values).entries,
@@ -142,8 +143,8 @@ def _reason(events: pd.DataFrame, request_id: str) -> str | None:
 def _no_such(name: str, request_id: str, ids: pd.Series[str]) -> str:
     names = sorted(ids)
     # Of many names only those around its place can be near it.
-    place = int(pd.Series(names).searchsorted(request_id)) if len(names) > _MAX_COMPARED else 0
-    near = get_close_matches(request_id, names[max(0, place - _MAX_COMPARED // 2) :][:_MAX_COMPARED], n=1)
+    first = max(0, bisect_left(names, request_id) - _MAX_COMPARED // 2) if len(names) > _MAX_COMPARED else 0
+    near = get_close_matches(request_id, names[first : first + _MAX_COMPARED], n=1)
     hint = f"they are named like '{ids.iloc[0]}'" if names else "it has none"
     hint = f"did you mean '{near[0]}'?" if near else hint
     return f"--request: {name} has no request '{request_id}'; {hint}"

@@ -29,12 +29,11 @@ class LatencyDiagnosis:
     def sentences(self) -> list[str]:
         """The mean, then the tail."""
         name = LATENCIES[self.latency]
-        requests, preempted = f"{self.num_slowest:,} requests", ""
-        if self.num_slowest == 1:
-            requests = "request"
-        if self.num_slowest_preempted:
-            who = "it" if self.num_slowest == 1 else f"{self.num_slowest_preempted:,} of them"
-            preempted = f"; {who} {'was' if self.num_slowest_preempted == 1 else 'were'} preempted"
+        is_one, num_preempted, preempted = self.num_slowest == 1, self.num_slowest_preempted, ""
+        if num_preempted:
+            who = "it" if is_one else f"{num_preempted:,} of them"
+            preempted = f"; {who} {_was(num_preempted)} preempted"
+        requests = "request" if is_one else f"{self.num_slowest:,} requests"
         return [
             f"Mean {name} is {format_seconds(self.mean.total_s)}: {self.mean.in_words('of it')}.",
             f"p99 {name} is {format_seconds(self.p99_s)}: in the slowest {requests}, "
@@ -79,17 +78,11 @@ class RunDiagnosis:
     def sentences(self) -> list[str]:
         """The diagnosis in words."""
         told = [line for latency in self.latencies.values() for line in latency.sentences()]
-        if not told:
-            told = [f"None of {self.num_requests:,} requests got a token."]
-        counts = {
-            "preempted": self.num_preempted,
-            "rejected": self.num_rejected,
-            "left unfinished": self.num_unfinished,
-        }
-        happened = [
-            f"{count:,} {'was' if count == 1 else 'were'} {what}" for what, count in counts.items() if count
-        ]
-        return [*told, *([f"Of {self.num_requests:,} requests {', '.join(happened)}."] if happened else [])]
+        told = told or [f"None of {self.num_requests:,} requests got a token."]
+        counts = (self.num_preempted, self.num_rejected, self.num_unfinished)
+        named = zip(counts, ("preempted", "rejected", "left unfinished"), strict=True)
+        happened = ", ".join(f"{count:,} {_was(count)} {what}" for count, what in named if count)
+        return [*told, f"Of {self.num_requests:,} requests {happened}."] if happened else told
 
     def to_json(self) -> dict[str, Any]:
         """As plain data."""
@@ -98,10 +91,7 @@ class RunDiagnosis:
             **{name: latency.to_json() for name, latency in self.latencies.items()},
             "slowest_by": self.by,
             "slowest": [request._asdict() for request in self.slow],
-            "num_requests": self.num_requests,
-            "num_preempted": self.num_preempted,
-            "num_rejected": self.num_rejected,
-            "num_unfinished": self.num_unfinished,
+            **{name: getattr(self, name) for name in self.__slots__ if name.startswith("num_")},
         }
 
 
@@ -132,6 +122,10 @@ def _diagnose(requests: pd.DataFrame, latency: str) -> LatencyDiagnosis | None:
     num_preempted = int((tail["num_preemptions"] > 0).sum())
     p99_s = float(requests[f"{latency}_s"].quantile(0.99))
     return LatencyDiagnosis(latency, mean, p99_s, of_tail, len(tail), num_preempted)
+
+
+def _was(count: int) -> str:
+    return "was" if count == 1 else "were"
 
 
 def _slow_request(row: pd.DataFrame, by: str) -> SlowRequest:
