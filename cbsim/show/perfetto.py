@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Any
 from cbsim.base.errors import CbsimError
 from cbsim.base.units import US_PER_S
 from cbsim.results.result import Result
-from cbsim.show.lanes import assign_lanes
-from cbsim.show.request_spans import RequestSpans, Span
+from cbsim.show.request_spans import RequestSpans, Span, assign_lanes
 from cbsim.show.utilization import has_utilization, step_mbu, step_mfu
 
 if TYPE_CHECKING:
@@ -152,16 +151,9 @@ def _queue_events(spans: RequestSpans, requests: pd.DataFrame, replica: int) -> 
 
 def _complete(span: Span, replica: int, tid: int, args: Event) -> Event:
     ts, end = _us(span.start_s), _us(span.end_s)
-    return {
-        "ph": "X",
-        "name": span.name,
-        "cat": span.name.partition(" ")[0],
-        "pid": int(replica) + 1,
-        "tid": int(tid),
-        "ts": ts,
-        "dur": max(0.0, round(end - ts, 3)),
-        "args": args,
-    }
+    named = {"ph": "X", "name": span.name, "cat": span.name.partition(" ")[0]}
+    where = {"pid": int(replica) + 1, "tid": int(tid), "ts": ts}
+    return named | where | {"dur": max(0.0, round(end - ts, 3)), "args": args}
 
 
 def _counter(name: str, replica: int, time_s: float, series: Event) -> Event:
@@ -170,14 +162,8 @@ def _counter(name: str, replica: int, time_s: float, series: Event) -> Event:
 
 def _name(kind: str, replica: int, tid: int, name: str) -> Event:
     """Threads and processes are named by metadata, and stand in the order of their numbers."""
-    return {
-        "ph": "M",
-        "name": kind,
-        "pid": int(replica) + 1,
-        "tid": int(tid),
-        "ts": 0,
-        "args": {"name": name},
-    }
+    where = {"pid": int(replica) + 1, "tid": int(tid), "ts": 0}
+    return {"ph": "M", "name": kind, **where, "args": {"name": name}}
 
 
 def _us(seconds: float) -> float:
