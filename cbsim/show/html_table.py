@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from cbsim.show.markup import Markup, tag
+from cbsim.show.markup import Markup, scroller, tag
 from cbsim.show.text import BEST, Table
 
 MIN_FILTERED = 6
@@ -44,26 +44,15 @@ class HtmlTable:
         """The element; `key` is unique on the page."""
         head = tag("tr", *(self._heading(name, place) for place, name in enumerate(self.header)))
         body = [tag("tr", *(self._cell(cell, place) for place, cell in enumerate(row))) for row in self.rows]
-        table = tag(
-            "table",
-            tag("caption", self.caption),
-            tag("thead", head),
-            tag("tbody", *body),
-            id=key,
-            class_="sortable",
-        )
-        scroller = tag("div", table, class_="scroll", tabindex="0", role="region", aria_label=self.caption)
+        named = tag("caption", self.caption)
+        table = tag("table", named, tag("thead", head), tag("tbody", *body), id=key, class_="sortable")
+        shown = scroller(table, self.caption)
         if len(self.rows) < MIN_FILTERED:
-            return scroller
+            return shown
         num_rows = f"{len(self.rows)} of {len(self.rows)} rows"
-        search = tag(
-            "p",
-            tag("label", "Filter: ", tag("input", type="search", data_filters=key, autocomplete="off")),
-            " ",
-            tag("output", num_rows, id=f"{key}-count", aria_live="polite"),
-            class_="filter",
-        )
-        return tag("div", search, scroller)
+        field = tag("label", "Filter: ", tag("input", type="search", data_filters=key, autocomplete="off"))
+        count = tag("output", num_rows, id=f"{key}-count", aria_live="polite")
+        return tag("div", tag("p", field, " ", count, class_="filter"), shown)
 
     def _heading(self, name: str, place: int) -> Markup:
         kind = None if place < self.num_labels else "number"
@@ -73,9 +62,8 @@ class HtmlTable:
 
     def _cell(self, cell: Cell, place: int) -> Markup:
         value = None if cell.value is None or math.isnan(cell.value) else repr(float(cell.value))
-        shown = (
-            tag("strong", cell.text, tag("span", " (best)", class_="unseen")) if cell.is_best else cell.text
-        )
+        best = tag("strong", cell.text, tag("span", " (best)", class_="unseen"))
+        shown = best if cell.is_best else cell.text
         if place < self.num_labels:
             return tag("th", shown, scope="row", data_value=value)
         return tag("td", shown, data_value=value, class_="best number" if cell.is_best else "number")

@@ -37,6 +37,11 @@ def joined(pieces: Iterable[str]) -> Markup:
     )
 
 
+def scroller(child: str, label: str) -> Markup:
+    """A box in which something wide scrolls by itself; `label` is for those who can't see it."""
+    return tag("div", child, class_="scroll", tabindex="0", role="region", aria_label=label)
+
+
 def prose(text: str) -> Markup:
     """A sentence in which `names in backquotes` are code."""
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text, quote=False)))
