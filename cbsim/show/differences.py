@@ -1,24 +1,13 @@
-"""The tables of answers with intervals: differences of two runs, replicated points, capacities."""
+"""The differences of two runs as a table, each with its interval."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from cbsim.base.units import MS_PER_S
-from cbsim.show.text import Table, format_figure, format_share
+from cbsim.show.figures import SummaryFigure, latency
+from cbsim.show.text import Table, format_share
 from cbsim.studies.compare import WITHIN_SLO, Comparison, Difference
-from cbsim.studies.intervals import Interval
-
-_NAMES = {
-    "ttft_s": ("TTFT", "s"),
-    "tpot_s": ("TPOT", "ms"),
-    "max_itl_s": ("longest ITL", "ms"),
-    "e2e_s": ("E2E", "s"),
-    "queue_s": ("queue", "s"),
-    WITHIN_SLO: ("requests within SLO", "%"),
-}
-_SCALES = {"s": 1, "ms": MS_PER_S, "%": 1}
 
 
 def difference_table(comparison: Comparison, first: str, second: str) -> Table:
@@ -38,36 +27,15 @@ def run_labels(folders: Sequence[Path]) -> list[str]:
     return names if len(set(names)) == len(names) else [str(folder) for folder in folders]
 
 
-def format_interval(interval: Interval, digits: int = 3) -> str:
-    """`11.8 ± 0.3`: the estimate to as many digits as its half-width of two digits allows."""
-    half_width = format_figure(interval.half_width, digits=2)
-    decimals = len(half_width.partition(".")[2])
-    estimate = (
-        f"{interval.estimate:,.{decimals}f}" if decimals else format_figure(interval.estimate, digits=digits)
-    )
-    return f"{estimate} ± {half_width}"
-
-
 def _row(difference: Difference) -> tuple[str, ...]:
-    name, unit = _NAMES[difference.figure]
-    title = (
-        f"{name} ({unit})" if difference.figure == WITHIN_SLO else f"{name} {difference.statistic} ({unit})"
-    )
-    low, high = (_signed(bound, unit) for bound in (difference.change.low, difference.change.high))
-    return (
-        title,
-        _plain(difference.first, unit),
-        _plain(difference.second, unit),
-        _signed(difference.change.estimate, unit),
-        f"{low} to {high}",
-        "" if difference.is_clear else "not clear",
-    )
+    figure = SummaryFigure(WITHIN_SLO, "requests within SLO (%)", format_share)
+    if difference.figure != WITHIN_SLO:
+        figure = latency(difference.figure, difference.statistic)
+    change, low, high = (_signed(figure, value) for value in difference.change)
+    told = (figure.show(difference.first), figure.show(difference.second), change, f"{low} to {high}")
+    return figure.title, *told, "" if difference.is_clear else "not clear"
 
 
-def _plain(value: float, unit: str) -> str:
-    return format_share(value) if unit == "%" else format_figure(value * _SCALES[unit])
-
-
-def _signed(value: float, unit: str) -> str:
-    text = _plain(abs(value), unit)
+def _signed(figure: SummaryFigure, value: float) -> str:
+    text = figure.show(abs(value))
     return f"{'-' if value < 0 else '+'}{text}" if value else text

@@ -2,37 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from cbsim.base.units import MS_PER_S
 from cbsim.results.metrics import meets_slo
 from cbsim.results.result import Result
 from cbsim.show.capacity_text import describe_slo
 from cbsim.show.cdf_plot import latency_cdfs
 from cbsim.show.chapter import Chapter, Picture, Provenance
-from cbsim.show.differences import difference_table, format_interval
+from cbsim.show.differences import difference_table
+from cbsim.show.figures import SummaryFigure, latency
 from cbsim.show.html_table import Cell, HtmlTable
 from cbsim.show.parts_plot import latency_parts
 from cbsim.show.reader_tables import compare_runs
-from cbsim.show.text import format_figure
-from cbsim.show.timeline_plot import timeline
+from cbsim.show.text import format_figure, format_interval
+from cbsim.show.timeline_plot import timeline, utilization
 from cbsim.show.utilization import has_utilization
-from cbsim.show.utilization_plot import utilization
 from cbsim.studies.compare import STATISTICS, compare
 from cbsim.studies.explain.latency_shares import LATENCIES as LATENCY_NAMES
 from cbsim.studies.explain.latency_shares import WORDS, has_parts
 from cbsim.studies.explain.run_diagnosis import LatencyDiagnosis, diagnose_run
 from cbsim.studies.intervals import Interval, block_bootstrap, mean_of
 
-LATENCIES = {
-    "queue_s": ("queue (s)", 1),
-    "ttft_s": ("TTFT (s)", 1),
-    "tpot_s": ("TPOT (ms)", MS_PER_S),
-    "max_itl_s": ("longest ITL (ms)", MS_PER_S),
-    "e2e_s": ("E2E (s)", 1),
-}
+LATENCIES = ("queue_s", "ttft_s", "tpot_s", "max_itl_s", "e2e_s")
 MAX_DRAWN = 6
 """More runs are not drawn over time."""
 
@@ -50,36 +43,36 @@ def run_chapter(results: Mapping[str, Result], title: str) -> Chapter:
         tables.append(HtmlTable.of_text("Differences, paired by request", differences))
         warnings += [note for note in differences.notes if note not in warnings]
     tables.append(_interval_table(results))
+    return Chapter(
+        title=title,
+        question="What do the requests feel"
+        + (f", and how many meet {describe_slo(limits)}?" if limits else "?"),
+        answers=[_sentence(label, result, slo[label]) for label, result in results.items()],
+        warnings=warnings,
+        tables=tables,
+        pictures=list(_pictures(results, limits)),
+        provenance=[Provenance(label, run.config, run.manifest) for label, run in results.items()],
+    )
+
+
+def _pictures(results: Mapping[str, Result], limits: Mapping[str, float]) -> Iterator[Picture]:
     drawn = dict(list(results.items())[:MAX_DRAWN])
-    pictures = [
-        Picture(latency_cdfs(results, limits), "Latency distributions", _describe_latencies(results)),
-        Picture(
-            timeline(drawn),
-            "Queue, batch and KV use over time",
-            "A row of panels a run: waiting requests, decodes and prompt tokens of a step, KV blocks taken.",
-        ),
-    ]
+    felt = "; ".join(_ttft(label, result) for label, result in results.items())
+    described = f"Cumulative distributions of TTFT, TPOT, ITL and E2E, a curve a run. {felt}"
+    yield Picture(latency_cdfs(results, limits), "Latency distributions", described)
     if any(map(has_parts, drawn.values())):
-        picture = Picture(latency_parts(drawn), "Where the time went", _describe_parts(drawn))
-        pictures.insert(1, picture)
+        yield Picture(latency_parts(drawn), "Where the time went", _describe_parts(drawn))
+    described = (
+        "A row of panels a run: waiting requests, decodes and prompt tokens of a step, KV blocks taken."
+    )
+    yield Picture(timeline(drawn), "Queue, batch and KV use over time", described)
     if any(map(has_utilization, drawn.values())):
         means = ", ".join(
             f"{label}: MFU {result.summary['mfu']:.0%}, MBU {result.summary['mbu']:.0%}"
             for label, result in drawn.items()
             if result.summary["mfu"] is not None
         )
-        pictures.append(Picture(utilization(drawn), "MFU and MBU over time", f"Means of each run: {means}"))
-    return Chapter(
-        title=title,
-        question=f"What do the requests feel, and how many meet {describe_slo(limits)}?"
-        if limits
-        else "What do the requests feel?",
-        answers=[_sentence(label, result, slo[label]) for label, result in results.items()],
-        warnings=warnings,
-        tables=tables,
-        pictures=pictures,
-        provenance=[Provenance(label, run.config, run.manifest) for label, run in results.items()],
-    )
+        yield Picture(utilization(drawn), "MFU and MBU over time", f"Means of each run: {means}")
 
 
 def slo_of(result: Result) -> dict[str, float]:
@@ -122,28 +115,21 @@ def _intervals(result: Result, name: str) -> dict[str, Interval]:
 def _interval_table(results: Mapping[str, Result]) -> HtmlTable:
     rows = []
     for label, result in results.items():
-        for name, (title, scale) in LATENCIES.items():
-            intervals = _intervals(result, name)
-            if intervals:
-                cells = [_cell(interval, scale) for interval in intervals.values()]
-                rows.append([Cell(label), Cell(title), *cells])
+        for figure in map(latency, LATENCIES):
+            cells = [_cell(interval, figure) for interval in _intervals(result, figure.key).values()]
+            rows += [[Cell(label), Cell(figure.title), *cells]] if cells else []
     caption = "Latencies with 95% intervals by the circular block bootstrap over each run's requests"
     return HtmlTable(caption, ("run", "latency", *STATISTICS), rows, num_labels=2)
 
 
-def _cell(interval: Interval, scale: float) -> Cell:
-    scaled = Interval(*(bound * scale for bound in interval))
-    low, high = format_figure(scaled.low), format_figure(scaled.high)
-    return Cell(f"{format_figure(scaled.estimate)} ({low} to {high})", scaled.estimate)
+def _cell(interval: Interval, figure: SummaryFigure) -> Cell:
+    estimate, low, high = map(figure.show, interval)
+    return Cell(f"{estimate} ({low} to {high})", interval.estimate * figure.scale)
 
 
-def _describe_latencies(results: Mapping[str, Result]) -> str:
-    told = [
-        f"{label}: TTFT p50 {format_figure(result.summary['ttft_s']['p50'])} s, "
-        f"p99 {format_figure(result.summary['ttft_s']['p99'])} s"
-        for label, result in results.items()
-    ]
-    return f"Cumulative distributions of TTFT, TPOT, ITL and E2E, a curve a run. {'; '.join(told)}"
+def _ttft(label: str, result: Result) -> str:
+    p50, p99 = (format_figure(result.summary["ttft_s"][name]) for name in ("p50", "p99"))
+    return f"{label}: TTFT p50 {p50} s, p99 {p99} s"
 
 
 def _describe_parts(results: Mapping[str, Result]) -> str:

@@ -11,20 +11,19 @@ from cbsim.results.result import Result, load_run
 from cbsim.show.capacity_text import describe_slo
 from cbsim.show.cdf_plot import latency_cdfs
 from cbsim.show.chapter import Chapter, Picture, Provenance
+from cbsim.show.figures import COMPARED, MBU, MFU, SummaryFigure
 from cbsim.show.html_table import Cell, HtmlTable
-from cbsim.show.notes import merged_notes
-from cbsim.show.reader_tables import COMPARED, Figure
+from cbsim.show.notes import merged_column
 from cbsim.show.run_chapter import MAX_DRAWN, slo_of
-from cbsim.show.sweep_pictures import sweep_pictures
+from cbsim.show.sweep_plot import sweep_pictures
 from cbsim.show.sweep_points import Sweep, read_sweep_table
 from cbsim.show.sweep_text import determined_note, sentence
-from cbsim.show.text import format_share
-from cbsim.show.timeline_plot import timeline
-from cbsim.show.utilization_plot import utilization
+from cbsim.show.text import MISSING
+from cbsim.show.timeline_plot import timeline, utilization
 from cbsim.studies.labels import short_keys
-from cbsim.studies.replicates import HIGH, LOW, is_known_by_spread
+from cbsim.studies.replicates import is_known_by_spread
 
-_SHOWN = (*COMPARED[2:-1], Figure("mfu", "MFU", format_share), Figure("mbu", "MBU", format_share))
+_SHOWN = (*COMPARED[2:-1], MFU, MBU)
 
 
 def sweep_chapter(folder: Path) -> Chapter:
@@ -58,17 +57,15 @@ def _table(sweep: Sweep) -> HtmlTable:
     return HtmlTable(f"Points of the sweep{replicated}", header, rows, num_labels=max(1, len(sweep.keys)))
 
 
-def _cell(sweep: Sweep, figure: Figure, row: Mapping[str, Any]) -> Cell:
+def _cell(sweep: Sweep, figure: SummaryFigure, row: Mapping[str, Any]) -> Cell:
     value = row.get(figure.key)
     if value is None:
-        return Cell("-")
+        return Cell(MISSING)
     text = figure.show(value)
-    if sweep.is_replicated and row[figure.key + HIGH] is not None and row[figure.key + HIGH] > value:
-        text += f" ± {figure.show((row[figure.key + HIGH] - row[figure.key + LOW]) / 2)}"
-    others = [other[figure.key] for other in sweep.records() if other.get(figure.key) is not None]
-    shown = figure.show(value)
-    tells_apart = figure.better is not None and len(set(map(figure.show, others))) > 1
-    is_best = tells_apart and figure.better is not None and shown == figure.show(figure.better(others))
+    is_best = text == figure.best(other.get(figure.key) for other in sweep.records())
+    interval = sweep.interval(row, figure.key)
+    if sweep.is_replicated and interval.high is not None and interval.high > value:
+        text += f" ± {figure.show(interval.half_width)}"
     return Cell(text, float(value), is_best)
 
 
@@ -78,8 +75,7 @@ def _warnings(sweep: Sweep) -> list[str]:
     ran = sweep.ran
     names = [sweep.name({str(key): value for key, value in row.items()}) for row in ran.to_dict("records")]
     for column in ("notes", "rejection_reasons"):
-        notes = [told.split("; ") if isinstance(told, str) else [] for told in ran[column]]
-        warnings += merged_notes(list(zip(names, notes, strict=True)))
+        warnings += merged_column(names, ran[column])
     return [*warnings, *determined_note(sweep)]
 
 

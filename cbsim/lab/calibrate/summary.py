@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from cbsim.lab.calibrate.fit import Report
-from cbsim.show.calibration_plot import ERROR_BAND, ERROR_LIMIT, Predictions, calibration_picture
+from cbsim.show.accuracy_plot import ERROR_BAND, ERROR_LIMIT, Predictions, calibration_picture
 from cbsim.show.style import save_figure
 from cbsim.show.text import Table
 
