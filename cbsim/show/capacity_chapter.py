@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from cbsim.show.capacity_plot import RATE, capacity_bars, rate_picture
 from cbsim.show.capacity_text import capacity_table, describe_slo, meaning, sentence
-from cbsim.show.chapter import Chapter, Picture, Provenance
+from cbsim.show.chapter import Chapter, Picture, provenance
 from cbsim.show.figures import ITL, TPOT, TTFT, SummaryFigure
-from cbsim.show.html_table import Cell, HtmlTable
+from cbsim.show.markup import Cell, HtmlTable
 from cbsim.show.notes import merged_column
 from cbsim.show.text import format_share
 from cbsim.studies.capacity import CapacityAnswer
@@ -42,7 +42,7 @@ def capacity_chapter(answer: CapacityAnswer) -> Chapter:
             Picture(capacity_bars(answer), title, "A bar a contender, with its interval."),
             Picture(rate_picture(answer), "What a request rate does", described),
         ],
-        provenance=[Provenance(answer.name, answer.config, answer.manifest)],
+        provenance=[provenance(answer.name, answer.config, answer.manifest)],
     )
 
 

@@ -11,8 +11,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from cbsim.show.html_table import HtmlTable
-from cbsim.show.markup import Markup, prose, scroller, tag
+from cbsim.show.markup import HtmlTable, Markup, prose, scroller, tag
 from cbsim.show.style import INK, PALETTE, styled
 
 _FOLLOWING = {INK: "currentColor", PALETTE[-1]: "currentColor", "#e6e6e6": "var(--grid)"}
@@ -54,30 +53,17 @@ class Picture:
         return tag("figure", drawn, tag("figcaption", prose(self.description)))
 
 
-@dataclass(frozen=True, slots=True)
-class Provenance:
-    """What one run, or all of a sweep's, depended on."""
-
-    label: str
-    config: Mapping[str, Any]
-    manifest: Mapping[str, Any]
-
-    def render(self) -> Markup:
-        """A summary that opens."""
-        versions = ", ".join(f"{name} {number}" for name, number in self.manifest.get("versions", {}).items())
-        rows = [("versions", versions), ("seed", str(self.manifest.get("seed", "")))]
-        for read in self.manifest.get("inputs", []):
-            what = f"file {read['file']}" if "file" in read else f"{read['spec']} as resolved"
-            rows.append((what, f"sha256 {read['sha256']}"))
-        terms = [piece for name, value in rows if value for piece in (tag("dt", name), tag("dd", value))]
-        config = json.dumps(self.config, indent=2, ensure_ascii=False)
-        return tag(
-            "details",
-            tag("summary", self.label),
-            tag("dl", *terms),
-            tag("p", "Configuration as resolved:"),
-            tag("pre", tag("code", config), tabindex="0"),
-        )
+def provenance(label: str, config: Mapping[str, Any], manifest: Mapping[str, Any]) -> Markup:
+    """What one run, or all of a sweep's, depended on, behind a line that opens."""
+    versions = ", ".join(f"{name} {number}" for name, number in manifest.get("versions", {}).items())
+    rows = [("versions", versions), ("seed", str(manifest.get("seed", "")))]
+    for read in manifest.get("inputs", []):
+        what = f"file {read['file']}" if "file" in read else f"{read['spec']} as resolved"
+        rows.append((what, f"sha256 {read['sha256']}"))
+    terms = [piece for name, value in rows if value for piece in (tag("dt", name), tag("dd", value))]
+    shown = tag("pre", tag("code", json.dumps(config, indent=2, ensure_ascii=False)), tabindex="0")
+    told = tag("p", "Configuration as resolved:")
+    return tag("details", tag("summary", label), tag("dl", *terms), told, shown)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +77,7 @@ class Chapter:
     warnings: Sequence[str]
     tables: Sequence[HtmlTable]
     pictures: Sequence[Picture]
-    provenance: Sequence[Provenance]
+    provenance: Sequence[Markup]
 
     def render(self, key: str, heading: str | None = None) -> Markup:
         """The section under its title, or another heading; `key` is unique on the page."""
@@ -109,7 +95,7 @@ class Chapter:
             tag("h3", "Pictures") if pictures else None,
             *pictures,
             tag("h3", "Provenance"),
-            *(each.render() for each in self.provenance),
+            *self.provenance,
             id=key,
             aria_labelledby=f"{key}-heading",
         )

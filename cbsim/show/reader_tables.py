@@ -1,8 +1,9 @@
-"""The tables a reader gets: one run's figures, several runs side by side, the points of a sweep."""
+"""The tables a reader gets: one run's figures, runs side by side, differences, the points of a sweep."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cbsim.base.units import format_seconds
@@ -11,6 +12,7 @@ from cbsim.results.result import Result
 from cbsim.show.figures import COMPARED, MBU, MFU, SummaryFigure, latency
 from cbsim.show.notes import merged_notes
 from cbsim.show.text import BEST, Table, format_share
+from cbsim.studies.compare import WITHIN_SLO, Comparison, Difference
 from cbsim.studies.labels import point_name
 from cbsim.studies.replicates import swept_columns
 
@@ -98,3 +100,34 @@ def _compared(figure: SummaryFigure, values: Sequence[float | None]) -> tuple[st
 def _remarks(result: Result) -> tuple[str, ...]:
     reasons = result.summary["rejection_reasons"]
     return (*result.notes, *(f"rejected: {count} x {reason}" for reason, count in reasons.items()))
+
+
+def difference_table(comparison: Comparison, first: str, second: str) -> Table:
+    """A row for each figure: both runs, the change with its interval, and whether it is clear of none."""
+    rows = tuple(_row(difference) for difference in comparison.differences)
+    paired = f"{comparison.num_pairs:,} requests in both runs"
+    for label, num_alone in ((first, comparison.num_only_first), (second, comparison.num_only_second)):
+        if num_alone:
+            paired += f", {num_alone:,} in {label} only"
+    header = ("", first, second, "change", "95% interval", "")
+    return Table(header, rows, notes=(paired, *comparison.notes))
+
+
+def run_labels(folders: Sequence[Path]) -> list[str]:
+    """Short names of folders: the last part of each, or the whole path where two would be the same."""
+    names = [folder.resolve().name for folder in folders]
+    return names if len(set(names)) == len(names) else [str(folder) for folder in folders]
+
+
+def _row(difference: Difference) -> tuple[str, ...]:
+    figure = SummaryFigure(WITHIN_SLO, "requests within SLO (%)", format_share)
+    if difference.figure != WITHIN_SLO:
+        figure = latency(difference.figure, difference.statistic)
+    change, low, high = (_signed(figure, value) for value in difference.change)
+    told = (figure.show(difference.first), figure.show(difference.second), change, f"{low} to {high}")
+    return figure.title, *told, "" if difference.is_clear else "not clear"
+
+
+def _signed(figure: SummaryFigure, value: float) -> str:
+    text = figure.show(abs(value))
+    return f"{'-' if value < 0 else '+'}{text}" if value else text

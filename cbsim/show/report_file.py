@@ -17,8 +17,8 @@ from cbsim.results.output import (
 from cbsim.results.result import load_run
 from cbsim.show.capacity_chapter import capacity_chapter
 from cbsim.show.chapter import Chapter
-from cbsim.show.differences import run_labels
 from cbsim.show.markup import Markup, joined, tag
+from cbsim.show.reader_tables import run_labels
 from cbsim.show.run_chapter import run_chapter
 from cbsim.show.sweep_chapter import sweep_chapter
 from cbsim.studies.capacity.capacity_folder import load_capacity

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from cbsim.base.errors import CbsimError
-from cbsim.results.result import Result, load_run
+from cbsim.results.result import load_run
 from cbsim.show.capacity_text import describe_slo
 from cbsim.show.cdf_plot import latency_cdfs
-from cbsim.show.chapter import Chapter, Picture, Provenance
+from cbsim.show.chapter import Chapter, Picture, provenance
 from cbsim.show.figures import COMPARED, MBU, MFU, SummaryFigure
-from cbsim.show.html_table import Cell, HtmlTable
+from cbsim.show.markup import Cell, HtmlTable
 from cbsim.show.notes import merged_column
 from cbsim.show.run_chapter import MAX_DRAWN, slo_of
 from cbsim.show.sweep_plot import sweep_pictures
@@ -43,14 +43,14 @@ def sweep_chapter(folder: Path) -> Chapter:
         warnings=_warnings(sweep),
         tables=[_table(sweep)],
         pictures=[*sweep_pictures(sweep, first.name).values(), *_run_pictures(sweep, folder)],
-        provenance=[Provenance(f"{first.name}, first point", first.config, first.manifest)],
+        provenance=[provenance(f"{first.name}, first point", first.config, first.manifest)],
     )
 
 
 def _table(sweep: Sweep) -> HtmlTable:
     rows = []
     for row in sweep.records():
-        labels = [Cell(_plain(row[key]), _number(row[key])) for key in sweep.keys]
+        labels = [_label(row[key]) for key in sweep.keys]
         rows.append([*labels, *(_cell(sweep, figure, row) for figure in _SHOWN)])
     header = [*short_keys(sweep.keys).values(), *(figure.title for figure in _SHOWN)]
     replicated = ", means of replicates ± 95% intervals" if sweep.is_replicated else ""
@@ -70,12 +70,10 @@ def _cell(sweep: Sweep, figure: SummaryFigure, row: Mapping[str, Any]) -> Cell:
 
 
 def _warnings(sweep: Sweep) -> list[str]:
-    table = sweep.table
-    warnings = [f"{error} (a point that failed)" for error in table["error"].dropna().unique()]
-    ran = sweep.ran
-    names = [sweep.name({str(key): value for key, value in row.items()}) for row in ran.to_dict("records")]
+    warnings = [f"{error} (a point that failed)" for error in sweep.table["error"].dropna().unique()]
+    names = [sweep.name({str(key): row[key] for key in row}) for row in sweep.ran.to_dict("records")]
     for column in ("notes", "rejection_reasons"):
-        warnings += merged_column(names, ran[column])
+        warnings += merged_column(names, sweep.ran[column])
     return [*warnings, *determined_note(sweep)]
 
 
@@ -85,23 +83,17 @@ def _run_pictures(sweep: Sweep, folder: Path) -> list[Picture]:
         return []
     labels = [sweep.name(row) for row in sweep.records()]
     first_runs = sweep.ran.drop_duplicates(sweep.keys) if sweep.keys else sweep.ran.head(1)
-    runs = dict(
-        zip(labels, map(load_run, (folder / "points" / point for point in first_runs["point"])), strict=True)
-    )
-    draw: dict[str, Callable[[Mapping[str, Result]], Any]] = {
-        "Latency distributions": lambda results: latency_cdfs(results, sweep.slo),
-        "Queue, batch and KV use over time": timeline,
-        "MFU and MBU over time": utilization,
+    folders = [folder / "points" / point for point in first_runs["point"]]
+    runs = dict(zip(labels, map(load_run, folders), strict=True))
+    pictures = {
+        "Latency distributions": latency_cdfs(runs, sweep.slo),
+        "Queue, batch and KV use over time": timeline(runs),
+        "MFU and MBU over time": utilization(runs),
     }
-    return [
-        Picture(make(runs), title, f"A curve or a row of panels for each of {', '.join(labels)}")
-        for title, make in draw.items()
-    ]
+    described = f"A curve or a row of panels for each of {', '.join(labels)}"
+    return [Picture(figure, title, described) for title, figure in pictures.items()]
 
 
-def _plain(value: Any) -> str:
-    return f"{value:,.15g}" if _number(value) is not None else str(value)
-
-
-def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+def _label(value: Any) -> Cell:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return Cell(f"{value:,.15g}", float(value)) if is_number else Cell(str(value))

@@ -85,15 +85,14 @@ class Sweep:
 
     def difference(self, first: Mapping[str, Any], second: Mapping[str, Any], column: str) -> Interval:
         """By how much a figure of one point exceeds another's, paired by seed."""
-        runs = [self._by_seed(row, column) for row in (first, second)]
-        paired = [runs[0][seed] - runs[1][seed] for seed in runs[0] if seed in runs[1]]
+        by_seed = []
+        for row in (first, second):
+            runs = self.ran
+            for key in self.keys:
+                runs = runs[runs[key] == row[key]]
+            by_seed.append(runs.set_index(SEED)[column])
+        paired = (by_seed[0] - by_seed[1]).dropna().tolist()
         return (bootstrap_interval if self.by_spread else t_interval)(paired)
-
-    def _by_seed(self, row: Mapping[str, Any], column: str) -> dict[Any, float]:
-        runs = self.ran
-        for key in self.keys:
-            runs = runs[runs[key] == row[key]]
-        return dict(zip(runs[SEED], runs[column], strict=True))
 
     def records(self) -> list[dict[str, Any]]:
         """The points as mappings, `None` for what is missing."""

@@ -132,13 +132,7 @@ class Limits:
     def batch_step(self, row: Mapping[str, Any], shares: Iterable[Share], changes: Changes) -> BatchStep:
         """The step in a row of the table of steps (`results.tables.STEPS`), with its batch and decisions."""
         batch = tuple(shares)
-        waits_for = self.reason(
-            code=row.get("waiting_for"),
-            num_waiting=row["num_waiting"],
-            num_running=row["num_running"],
-            num_tokens=sum(share.num_tokens for share in batch),
-            has_preempted=row["num_preempted"] > 0,
-        )
+        waits_for = self.reason(row, sum(share.num_tokens for share in batch))
         admitted, resumed, preempted, finished = (tuple(changes.get(what, ())) for what in DECISIONS)
         return BatchStep(
             **{name: row[name] for name in _OF_ROWS},
@@ -151,25 +145,24 @@ class Limits:
             finished=tuple(name for name, _ in finished),
         )
 
-    def reason(
-        self, *, code: int | None, num_waiting: int, num_running: int, num_tokens: int, has_preempted: bool
-    ) -> str | None:
-        """What the head of the queue waits for; `None` if nobody waits.
+    def reason(self, row: Mapping[str, Any], num_tokens: int) -> str | None:
+        """What the head of the queue waits for in a step of `num_tokens`; `None` if nobody waits.
 
         `slot`: all `max_num_seqs` are taken; `KV`: too few blocks are free; `budget`: the step's tokens are
         used up; `turn`: nobody is admitted, as the step preempted, a static batch is under way, or a prompt
-        that must stay whole doesn't fit. `code` is the step's `waiting_for` (`core.layout`); without it the
-        reason follows from the step: all slots taken, the budget used up, or else KV blocks.
+        that must stay whole doesn't fit. Where `row` lacks `waiting_for` (a code of `core.layout`) the reason
+        follows from the step: all slots taken, the budget used up, or else KV blocks.
         """
-        if num_waiting == 0 or code == NOBODY_WAITS:
+        code = row.get("waiting_for")
+        if row["num_waiting"] == 0 or code == NOBODY_WAITS:
             return None
         if code in (SLOT, KV_BLOCKS):
             return "slot" if code == SLOT else "KV"
         if self.max_tokens_per_step is not None and num_tokens >= self.max_tokens_per_step:
             return "budget"
-        if code == TURN or has_preempted or self.is_static:
+        if code == TURN or row["num_preempted"] > 0 or self.is_static:
             return "turn"
-        return "slot" if self.max_num_seqs is not None and num_running >= self.max_num_seqs else "KV"
+        return "slot" if self.max_num_seqs is not None and row["num_running"] >= self.max_num_seqs else "KV"
 
 
 def steps_of(result: Result, replica: int) -> pd.DataFrame:

@@ -92,13 +92,13 @@ def diagnose_request(source: Source, request_id: str) -> RequestDiagnosis:
     return RequestDiagnosis(
         request_id=request_id,
         state=state,
-        reason=_reason(source.result.events, request_id) if state == "rejected" else None,
+        reason=_reason(source.result.events, request_id),
         **{name: int(values[name]) for name in _COUNTS},
         ttft=breakdown(row, "ttft"),
         e2e=breakdown(row, "e2e"),
         ttft_s=values["ttft_s"],
         e2e_s=values["e2e_s"],
-        entries=[] if state == "rejected" else _story(source, values).entries,
+        entries=[] if state == "rejected" else _entries(source, values),
     )
 
 
@@ -115,14 +115,14 @@ def _row(source: Source, request_id: str) -> pd.DataFrame:
     return row
 
 
-def _story(source: Source, values: dict[Any, Any]) -> RequestStory:
+def _entries(source: Source, values: dict[Any, Any]) -> list[Entry]:
     story = RequestStory(str(values["request_id"]), float(values["arrival_s"]))
     window = _window(source, values)
     if window.last is not None and window.last >= window.first:
         source.batch_steps(window, story.add)
     steps = steps_of(source.result, window.replica)
     story.end(float((steps["start_s"] + steps["duration_s"]).max()) if len(steps) else story.entries[0].end_s)
-    return story
+    return story.entries
 
 
 def _window(source: Source, values: dict[Any, Any]) -> Window:

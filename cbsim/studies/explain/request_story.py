@@ -142,8 +142,7 @@ class _Wait:
     def __init__(self, queued_at_s: float, since_s: float) -> None:
         """Decisions from `queued_at_s` on look at the request; its time from `since_s` on is a wait."""
         self.since_s = since_s
-        self._queued_at_s = queued_at_s
-        self._until_s = since_s
+        self._queued_at_s, self._until_s = queued_at_s, since_s
         self._reasons_s: defaultdict[str, float] = defaultdict(float)
         self._block_s: defaultdict[str, float] = defaultdict(float)
         self._used_block_s = 0.0
@@ -153,15 +152,13 @@ class _Wait:
         """A step into which the request was not admitted."""
         # Between steps a replica that waits for a batch to fill is idle.
         self._go_on(step.start_s, "turn")
-        if step.scheduled_at_s < self._queued_at_s:
-            self._go_on(step.end_s, "step")
-            return
-        self._go_on(step.end_s, step.waits_for or "turn")
-        if step.waits_for == "KV":
+        reason = step.waits_for or "turn" if step.scheduled_at_s >= self._queued_at_s else "step"
+        self._go_on(step.end_s, reason)
+        if reason == "KV":
             self._used_block_s += step.kv_blocks_used * step.duration_s
             for share in step.shares:
                 self._block_s[share.request_id] += share.num_blocks * step.duration_s
-        elif step.waits_for == "budget":
+        elif reason == "budget":
             for chunk in step.chunks:
                 self._budget_tokens[chunk.request_id] += chunk.num_tokens
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from cbsim.cluster.simpy_world import Progress
 from cbsim.core.building import LOG_ROWS
+from cbsim.core.layout import STEP
 from cbsim.core.stepping import Slice, Stepper, StepwiseWorld, WatchedStepper
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.explain.batch_step import BatchStep, Limits, Share
@@ -21,12 +22,6 @@ Take = Callable[[BatchStep], None]
 """Takes a step with its batch, when it has ended."""
 Check = Callable[[Any, Sequence[Slice]], None]
 """Looks at a `STEP` and its slices before it ends; may raise."""
-
-
-_OF_STEPS = (
-    *("start_s", "duration_s", "num_running", "num_waiting", "num_preempted", "waiting_for"),
-    "kv_blocks_used",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +66,7 @@ class _ShownReplica(WatchedStepper):
         self, world: StepwiseWorld, window: Window, limits: Limits, take: Take, check: Check | None
     ) -> None:
         super().__init__(world, window.replica)
-        self._window = window
-        self._limits = limits
-        self._take = take
-        self._check = check
+        self._window, self._limits, self._take, self._check = window, limits, take, check
         self._decisions: dict[int, dict[str, list[tuple[str, int]]]]
         self._decisions = defaultdict(lambda: defaultdict(list))
         self._shares: dict[int, tuple[Share, ...]] = {}
@@ -102,7 +94,7 @@ class _ShownReplica(WatchedStepper):
             self.world.record()  # Nobody asks for it.
         if step.number < window.first:
             return finished
-        row = {name: getattr(step, name) for name in _OF_STEPS}
+        row = {name: getattr(step, name) for name in STEP.names or ()}
         row |= {"replica": self.replica, "step": step.number, "scheduled_at_s": step.now}
         row["kv_blocks_total"] = self.own.num_blocks
         decisions["finished"] = [(request.request_id, 0) for request in finished]
