@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,39 +26,12 @@ FAINT = "#B8B8B8"
 _CHARACTERS_PER_INCH = 13
 _KEY_CHARACTERS = 8
 """How wide texts of a legend are, and the lines before them."""
-_RC: dict[Any, Any] = {
-    "axes.axisbelow": True,
-    "axes.edgecolor": FAINT,
-    "axes.grid": True,
-    "axes.labelcolor": INK,
-    "axes.labelsize": 9,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.titlelocation": "left",
-    "axes.titlesize": 10,
-    "figure.facecolor": "white",
-    "font.family": "sans-serif",
-    "font.size": 9,
-    "grid.color": "#E6E6E6",
-    "grid.linewidth": 0.6,
-    "legend.frameon": False,
-    "lines.linewidth": 1.6,
-    # Texts stay texts: they can be searched, and read by a screen reader.
-    "svg.fonttype": "none",
-    "svg.hashsalt": "cbsim",
-    "text.color": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 8,
-}
 _DPI = 150
 
 
-def styled() -> Any:
+def styled() -> AbstractContextManager[None]:
     """A context in which figures are made and saved in this style, whatever the user's matplotlibrc says."""
-    defaults: dict[Any, Any] = {key: value for key, value in mpl.rcParamsDefault.items() if key != "backend"}
-    return mpl.rc_context(defaults | _RC)
+    return mpl.rc_context(fname=Path(__file__).with_name("pictures.mplstyle"))
 
 
 def new_figure(width_in: float, height_in: float) -> Figure:
