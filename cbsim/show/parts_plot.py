@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from cbsim.results.result import Result
 from cbsim.show.style import INK, PALETTE, drawing, head, label
 from cbsim.show.text import format_figure
-from cbsim.studies.explain.latency_shares import COLUMNS, LATENCIES, has_parts
+from cbsim.studies.explain.latency_shares import LATENCIES, breakdown, has_parts
 
 PERCENTILES = (0, 50, 90, 95, 99, 100)
 SHOWN = {
@@ -49,8 +49,8 @@ class PercentileBin(NamedTuple):
     high: int
     """Percentiles: the slowest hundredth is from 99 to 100."""
     num_requests: int
-    parts_s: dict[str, float]
-    """Mean of each part over them, seconds."""
+    parts_s: Mapping[str, float]
+    """Mean of each part over them, seconds; without those that are 0."""
 
     @property
     def total_s(self) -> float:
@@ -64,15 +64,13 @@ def percentile_bins(requests: pd.DataFrame, latency: str) -> list[PercentileBin]
     Of equal latencies the earlier row comes first. A boundary between two requests goes to the slower bin, so
     that the slowest hundredth of 1,000 is ten requests.
     """
-    columns = COLUMNS[latency.removesuffix("_s")]
     measured = requests[requests[latency].notna()].sort_values(latency, kind="stable")
     edges = np.floor(np.array(PERCENTILES) * len(measured) / 100).astype(int)
     bins = []
     for (low, high), (first, end) in zip(pairwise(PERCENTILES), pairwise(edges), strict=True):
-        if end > first:
-            means = measured.iloc[first:end][list(columns.values())].mean()
-            parts_s = {name: float(means[column]) for name, column in columns.items()}
-            bins.append(PercentileBin(low, high, int(end - first), parts_s))
+        parts = breakdown(measured.iloc[first:end], latency.removesuffix("_s"))
+        if parts is not None:
+            bins.append(PercentileBin(low, high, int(end - first), parts.parts_s))
     return bins
 
 
@@ -125,7 +123,7 @@ def _name(axes: Axes, bins: Sequence[PercentileBin], top: float) -> None:
     edge = len(bins) - 1 + 0.36
     for (name, middle), place in zip(middles.items(), _spread(list(middles.values()), top), strict=True):
         text, color = SHOWN[name]
-        share = slowest.parts_s[name] / slowest.total_s if slowest.total_s else 0.0
+        share = slowest.parts_s.get(name, 0.0) / slowest.total_s if slowest.total_s else 0.0
         percent = f"<{MIN_SHARE:.0%}" if 0 < share < MIN_SHARE else f"{share:.0%}"
         axes.plot([edge, edge + 0.28], [middle, place], color=color, linewidth=1, solid_capstyle="butt")
         axes.plot([edge + 0.36], [place], "s", color=color, markersize=5)
