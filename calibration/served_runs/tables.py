@@ -15,7 +15,7 @@ from calibration.served_runs.servers import SERIES, Series
 from cbsim.base.markdown import markdown_table
 from cbsim.base.paths import write_text
 from cbsim.lab.calibrate.accuracy import Errors
-from cbsim.show.served_plot import ServedSeries
+from cbsim.show.accuracy_plot import ServedSeries
 
 PredictedRun = tuple[Series, ServedRun, Prediction]
 SIGNIFICANT_DIGITS = 6

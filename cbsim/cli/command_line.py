@@ -292,7 +292,7 @@ def _sweep(
 def _draw_sweep(sweep: Sweep, name: str, folder: Path) -> list[str]:
     """Draw what the settings do; returns the names of the PNG files."""
     from cbsim.show.style import save_figure
-    from cbsim.show.sweep_pictures import sweep_pictures
+    from cbsim.show.sweep_plot import sweep_pictures
 
     pictures = sweep_pictures(sweep, name)
     return [save_figure(picture.figure, folder / stem)[0].name for stem, picture in pictures.items()]
@@ -302,8 +302,7 @@ def _draw(results: Mapping[str, Any], experiment: Experiment, folder: Path) -> l
     """Draw PNG and SVG pictures; returns the names of the PNG files."""
     from cbsim.show.cdf_plot import latency_cdfs
     from cbsim.show.style import save_figure
-    from cbsim.show.timeline_plot import timeline
-    from cbsim.show.utilization_plot import utilization
+    from cbsim.show.timeline_plot import timeline, utilization
 
     save_figure(latency_cdfs(results, experiment.slo.limits()), folder / "latency_cdfs")
     save_figure(timeline(results), folder / "timeline")

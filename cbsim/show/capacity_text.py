@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from cbsim.base.units import format_seconds
-from cbsim.show.differences import format_interval
-from cbsim.show.text import MISSING, Table, format_figure, format_share
+from cbsim.show.text import MISSING, Table, format_figure, format_interval, format_share
 from cbsim.studies.capacity import CapacityAnswer, Contender
 from cbsim.studies.intervals import Interval
 from cbsim.studies.replicates import is_known_by_spread
@@ -14,19 +13,19 @@ from cbsim.studies.replicates import is_known_by_spread
 
 def capacity_table(answer: CapacityAnswer) -> Table:
     """A row for each contender: requests a second, how that compares with the first, and what to know."""
-    contenders = answer.contenders
-    ratios = {"x the first": tuple(map(_ratio, contenders))} if len(contenders) > 1 else {}
-    columns = {
-        "": tuple(each.label for each in contenders),
-        "capacity (req/s)": tuple(
-            MISSING if each.rate_per_s is None else format_estimate(each.rate_per_s) for each in contenders
-        ),
-        **ratios,
-        "within SLO unloaded": tuple(format_share(each.alone) for each in contenders),
-        "verdict": tuple({"never": "never met"}.get(each.verdict, each.verdict) for each in contenders),
-    }
-    notes = [f"{each.label}: {reason}" for each in contenders for reason in each.reasons]
-    return Table(tuple(columns), tuple(zip(*columns.values(), strict=True)), notes=(*notes, *meaning(answer)))
+    rows = [
+        {
+            "": each.label,
+            "capacity (req/s)": format_estimate(each.rate_per_s),
+            **({"x the first": format_estimate(each.against_first)} if len(answer.contenders) > 1 else {}),
+            "within SLO unloaded": format_share(each.alone),
+            "verdict": "never met" if each.verdict == "never" else each.verdict,
+        }
+        for each in answer.contenders
+    ]
+    notes = [f"{each.label}: {reason}" for each in answer.contenders for reason in each.reasons]
+    cells = tuple(tuple(row.values()) for row in rows)
+    return Table(tuple(rows[0]), cells, notes=(*notes, *meaning(answer)))
 
 
 def sentence(answer: CapacityAnswer) -> str:
@@ -37,23 +36,20 @@ def sentence(answer: CapacityAnswer) -> str:
         if all(contender.verdict == "never" for contender in answer.contenders):
             return f"No rate holds {slo}: {answer.contenders[0].reasons[0]}."
         return f"These requests are too few to find the rate that holds {slo}."
-    best = max(known, key=lambda contender: _estimate(contender))
-    assert best.rate_per_s is not None
+    best, *others = sorted(known, key=_estimate, reverse=True)
     held = f"{best.label} holds {slo} up to {format_estimate(best.rate_per_s)} requests/s"
     if best.verdict == "too short":
         held += ", as far as requests so few can tell"
-    others = sorted((each for each in known if each is not best), key=_estimate, reverse=True)
     return f"{held}.{_runners_up(others)}"
 
 
 def _runners_up(others: Sequence[Contender]) -> str:
     """The next best, and which contenders the paired intervals can't tell from the best."""
-    if not others or others[0].rate_per_s is None or others[0].against_best is None:
+    if not others or others[0].against_best is None:
         return ""
     following, *rest = others
-    rate = format_estimate(others[0].rate_per_s)
-    ratio = f"{format_estimate(others[0].against_best)} times as much"
-    told = f" {following.label}, the next, up to {rate}: replicate by replicate {ratio}"
+    rate, ratio = format_estimate(following.rate_per_s), format_estimate(following.against_best)
+    told = f" {following.label}, the next, up to {rate}: replicate by replicate {ratio} times as much"
     alike = [each.label for each in rest if _is_tied(each)]
     if _is_tied(following):
         told += ", so that the two can't be told apart"
@@ -84,7 +80,9 @@ def meaning(answer: CapacityAnswer) -> tuple[str, ...]:
         )
     told.append("within SLO unloaded: of requests served one by one, which no rate can better")
     told.append(method(answer))
-    if any(_is_finer_than_steps(each, answer.plan.tolerance) for each in answer.contenders):
+    intervals = [each for of in answer.contenders for each in (of.rate_per_s, of.against_first) if each]
+    # Chance in where the rates lie may then be more than the intervals tell.
+    if any(0 < each.half_width < answer.plan.tolerance / 2 * each.estimate for each in intervals):
         told.append(
             f"an interval narrower than the steps between the rates that were run, "
             f"{_percent(answer.plan.tolerance)}, may owe that to them: try a smaller --tolerance"
@@ -92,14 +90,10 @@ def meaning(answer: CapacityAnswer) -> tuple[str, ...]:
     return tuple(told)
 
 
-def _is_finer_than_steps(contender: Contender, tolerance: float) -> bool:
-    """Whether chance in where the rates lie may be more than the intervals tell."""
-    told = (contender.rate_per_s, contender.against_first)
-    return any(each is not None and 0 < each.half_width < tolerance / 2 * each.estimate for each in told)
-
-
-def format_estimate(interval: Interval) -> str:
-    """`19.8 ± 3.8`, or `24.3` alone where nothing was drawn that would give an interval."""
+def format_estimate(interval: Interval | None) -> str:
+    """`19.8 ± 3.8`, or `24.3` alone where nothing was drawn that would give an interval; `-` for `None`."""
+    if interval is None:
+        return MISSING
     return format_interval(interval) if interval.half_width > 0 else format_figure(interval.estimate)
 
 
@@ -109,26 +103,17 @@ def method(answer: CapacityAnswer) -> str:
     found = [each.rate_per_s for each in answer.contenders if each.rate_per_s is not None]
     if found and all(interval.low == interval.high for interval in found):
         return "nothing in these runs is drawn: replicates are identical and give no intervals"
-    percent = _percent(plan.confidence)
-    if answer.resampled_from is None and is_known_by_spread(answer.config):
+    percent, seeds = _percent(plan.confidence), f"{plan.num_replicates} seeds' own capacities"
+    if answer.resampled_from is not None:
         return (
-            f"± {percent} intervals by the spread of {plan.num_replicates} seeds' own capacities, "
-            "each the same for every rate, which draw the cost model's errors"
+            f"± {percent} intervals by the block bootstrap, the spread of the own capacities of "
+            f"{plan.num_replicates} resamples of the trace's {answer.resampled_from:,} requests, "
+            "each the same for every rate and contender"
         )
-    if answer.resampled_from is None:
-        return (
-            f"± {percent} t intervals over {plan.num_replicates} seeds' own capacities, "
-            "each seed the same for every rate"
-        )
-    return (
-        f"± {percent} intervals by the block bootstrap, the spread of the own capacities of "
-        f"{plan.num_replicates} resamples of the trace's {answer.resampled_from:,} requests, "
-        "each the same for every rate and contender"
-    )
-
-
-def _ratio(contender: Contender) -> str:
-    return MISSING if contender.against_first is None else format_estimate(contender.against_first)
+    if is_known_by_spread(answer.config):
+        drawn = "each the same for every rate, which draw the cost model's errors"
+        return f"± {percent} intervals by the spread of {seeds}, {drawn}"
+    return f"± {percent} t intervals over {seeds}, each seed the same for every rate"
 
 
 def _estimate(contender: Contender) -> float:

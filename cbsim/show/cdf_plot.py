@@ -1,89 +1,117 @@
-"""The latency CDFs: what share of requests waited no longer than t for TTFT, TPOT, ITL and E2E."""
+"""Latencies as CDFs: what share of requests waited no longer than t, runs overlaid; TTFT by priority too."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
-from cbsim.base.units import MS_PER_S
 from cbsim.results.result import Result
 from cbsim.results.run_log import Column
-from cbsim.show.style import INK, head, line_style, new_figure, styled
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from cbsim.show.figures import LATENCIES, SCALES
+from cbsim.show.style import INK, drawing, head, label, line_style, show_percent, show_plain
 
 MAX_POINTS = 2000
 """A curve has no more vertices than this; between them it is straight."""
 _PANELS = {
-    "ttft_s": ("TTFT: time to first token", "s", "requests"),
-    "tpot_s": ("TPOT: mean time per output token", "ms", "requests"),
-    "itl_s": ("ITL: gap between two tokens", "ms", "gaps"),
-    "e2e_s": ("E2E: time to last token", "s", "requests"),
+    "ttft_s": ("time to first token", "requests"),
+    "tpot_s": ("mean time per output token", "requests"),
+    "itl_s": ("gap between two tokens", "gaps"),
+    "e2e_s": ("time to last token", "requests"),
 }
 _MARKED = np.array([0.5, 0.99])
 
 
 def latency_cdfs(results: Mapping[str, Result], slo: Mapping[str, float | None] | None = None) -> Figure:
     """Four panels, one curve a run under its label, with the SLO's limits (seconds) as vertical lines."""
-    with styled():
-        figure = new_figure(11, 6.4)
+    with drawing(11, 6.4) as figure:
         panels = figure.subplots(2, 2)
-        for axes, (name, (title, unit, counted)) in zip(panels.flat, _PANELS.items(), strict=True):
-            scale = MS_PER_S if unit == "ms" else 1
-            for place, (label, result) in enumerate(results.items()):
-                values_s, share = _curve(result, name)
+        for axes, (key, (meaning, counted)) in zip(panels.flat, _PANELS.items(), strict=True):
+            name, unit = LATENCIES[key]
+            curves = []
+            for place, (run, result) in enumerate(results.items()):
+                values, share = _curve(result, key)
+                curves.append(values * SCALES[unit])
                 style = line_style(place)
-                axes.plot(values_s * scale, share, label=label, **style)
+                axes.plot(curves[-1], share, label=run, **style)
                 if len(share):
-                    marked = np.interp(_MARKED, share, values_s * scale)
+                    marked = np.interp(_MARKED, share, curves[-1])
                     axes.plot(marked, _MARKED, "o", markersize=4, color=style["color"])
-            axes.set(title=title, xlabel=f"{name[:-2].upper()} ({unit})", ylabel=f"share of {counted}")
-            axes.set_ylim(0, 1.01)
-            axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
-            _choose_scale(axes)
-            _draw_limit(axes, (slo or {}).get(name), scale, unit)
+            axes.set(title=f"{name}: {meaning}", xlabel=f"{name} ({unit})", ylabel=f"share of {counted}")
+            _show_shares(axes)
+            _choose_scale(axes, [curve for curve in curves if len(curve)])
+            limit_s = (slo or {}).get(key)
+            if limit_s is not None:
+                _draw_limit(axes, limit_s * SCALES[unit], unit)
         head(figure, "Latency", "Dots: p50 and p99.", panels.flat[0])
     return figure
+
+
+def ttft_by_priority(results: Mapping[str, Result], title: str, caption: str = "") -> Figure:
+    """A panel for each priority, a curve for each run under its label; the axis is logarithmic, seconds."""
+    priorities = sorted({int(p) for result in results.values() for p in result.requests["priority"].unique()})
+    with drawing(11, 4.2) as figure:
+        panels = figure.subplots(1, len(priorities), squeeze=False, sharex=True)[0]
+        for axes, priority in zip(panels, priorities, strict=True):
+            for place, (run, result) in enumerate(results.items()):
+                requests = result.requests
+                ttft_s = np.sort(requests.loc[requests["priority"] == priority, "ttft_s"].dropna().to_numpy())
+                share = np.arange(1, len(ttft_s) + 1) / max(len(ttft_s), 1)
+                axes.plot(ttft_s, share, label=run, **line_style(place))
+            axes.set(title=f"priority {priority}", xlabel="TTFT (s)", ylabel="share of requests")
+            axes.set_xscale("log")
+            _show_shares(axes)
+            show_plain(axes.xaxis)
+        head(figure, title, caption, panels[0])
+    return figure
+
+
+def ttft_table(results: Mapping[str, Result]) -> pd.DataFrame:
+    """TTFT of each run and priority: the number of requests and `p50`, `p99` and `max` in seconds."""
+    tables = {
+        name: result.requests.groupby("priority")["ttft_s"].agg(
+            num_requests="size", p50="median", p99=lambda ttft_s: ttft_s.quantile(0.99), max="max"
+        )
+        for name, result in results.items()
+    }
+    table: pd.DataFrame = pd.concat(tables, names=["run"]).reset_index()
+    return table
 
 
 def _curve(result: Result, name: str) -> tuple[Column, Column]:
     """Quantiles in seconds and the share of requests (gaps) at or below them."""
     if name == "itl_s":
-        itl = result.itl
-        return itl["itl_s"].to_numpy(), itl["quantile"].to_numpy()
+        return result.itl["itl_s"].to_numpy(), result.itl["quantile"].to_numpy()
     measured = np.sort(result.requests[name].dropna().to_numpy())
     share = np.linspace(0, 1, min(MAX_POINTS, len(measured)))
     return (np.quantile(measured, share) if len(measured) else measured), share
 
 
-def _choose_scale(axes: Axes) -> None:
+def _show_shares(axes: Axes) -> None:
+    axes.set_ylim(0, 1.01)
+    show_percent(axes.yaxis)
+
+
+def _choose_scale(axes: Axes, curves: list[Column]) -> None:
     """A logarithmic axis where curves span more than two decades, from their first percentiles on."""
-    curves: list[Any] = [
-        np.asarray(line.get_xdata()) for line in axes.get_lines() if line.get_marker() == "None"
-    ]
-    starts = [curve[len(curve) // 50] for curve in curves if len(curve)]
-    longest = max((curve[-1] for curve in curves if len(curve)), default=0)
-    if starts and min(starts) > 0 and longest > 30 * min(starts):
-        axes.set_xscale("log")
-        axes.set_xlim(left=min(starts) / 2)
-        digits = (1, 2, 5) if longest < 3000 * min(starts) else (1,)
-        axes.xaxis.set_major_locator(LogLocator(subs=digits))
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axes.xaxis.set_minor_formatter(NullFormatter())
-    else:
+    start = min((curve[len(curve) // 50] for curve in curves), default=0)
+    longest = max((curve[-1] for curve in curves), default=0)
+    if not 0 < 30 * start < longest:
         axes.set_xlim(left=0)
-
-
-def _draw_limit(axes: Axes, limit_s: float | None, scale: float, unit: str) -> None:
-    """A line at the limit, or an arrow to where it lies beyond the curves."""
-    if limit_s is None:
         return
-    limit, text = limit_s * scale, f"SLO {limit_s * scale:g} {unit}"
+    axes.set_xscale("log")
+    axes.set_xlim(left=start / 2)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if longest < 3000 * start else (1,)))
+    show_plain(axes.xaxis)
+
+
+def _draw_limit(axes: Axes, limit: float, unit: str) -> None:
+    """A line at the limit, or an arrow to where it lies beyond the curves."""
+    text = f"SLO {limit:g} {unit}"
     first, last = axes.get_xlim()
     if limit > last:
         axes.text(0.99, 0.03, f"{text} →", transform=axes.transAxes, ha="right", fontsize=8)
@@ -91,4 +119,4 @@ def _draw_limit(axes: Axes, limit_s: float | None, scale: float, unit: str) -> N
         axes.text(0.01, 0.03, f"← {text}", transform=axes.transAxes, fontsize=8)
     else:
         axes.axvline(limit, color=INK, linewidth=1, linestyle=(0, (1, 2)))
-        axes.annotate(text, (limit, 0.03), xytext=(4, 0), textcoords="offset points", fontsize=8)
+        label(axes, text, (limit, 0.03), (4, 0), ha="left")

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
-from cbsim.show.style import FAINT, INK, PALETTE, head, new_figure, styled
+from cbsim.show.style import FAINT, INK, PALETTE, drawing, head, label
 from cbsim.studies.explain.gantt import Bar, Gantt, Row
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
 MAX_ROWS = 60
-"""So many requests are drawn; of more, first those that do anything but decode."""
+"""How many requests are drawn at most: rather those that do anything but decode."""
 _COLORS = {
     "waiting": "#DDDDDD",
     "prefill": PALETTE[0],
@@ -39,97 +38,75 @@ def gantt_picture(gantt: Gantt, title: str, *, over_time: bool = False, marked: 
     name in bold.
     """
     rows = _shown(gantt.rows, marked)
-    with styled():
-        figure = new_figure(_WIDTH_IN, 2.6 + _ROW_IN * max(4, len(rows)))
-        upper, lower = figure.subplots(2, sharex=True, height_ratios=[_ROW_IN * max(4, len(rows)), 0.9])
+    height_in = _ROW_IN * max(4, len(rows))
+    with drawing(_WIDTH_IN, 2.6 + height_in) as figure:
+        upper, lower = figure.subplots(2, sharex=True, height_ratios=[height_in, 0.9])
         for place, row in enumerate(rows):
-            for bar in row.bars:
-                _draw_bar(upper, place, bar, over_time)
+            _draw_row(upper, place, row.bars, over_time)
         _draw_tokens(lower, gantt, over_time)
         first, last = gantt.steps[0], gantt.steps[-1]
         span = (first.start_s, last.end_s) if over_time else (first.step - 0.5, last.step + 0.5)
         upper.set_xlim(*span)
         upper.set_ylim(len(rows) - 0.4, -0.6)
         upper.set_yticks(range(len(rows)), [row.request_id for row in rows], fontsize=7)
-        for label in upper.get_yticklabels():
-            label.set_fontweight("bold" if label.get_text() == marked else "normal")
+        for tick in upper.get_yticklabels():
+            tick.set_fontweight("bold" if tick.get_text() == marked else "normal")
         upper.tick_params(axis="y", length=0)
         upper.grid(visible=False, axis="y")
-        if over_time:
-            lower.set_xlabel("simulated time (s)")
-        else:
-            lower.set_xlabel("step")
+        lower.set_xlabel("simulated time (s)" if over_time else "step")
+        if not over_time:
             lower.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=20))
         is_labelled = _label_chunks(upper, rows, span[1] - span[0], over_time)
-        figure.legend(handles=_keys(rows), loc="outside upper right", ncols=5, fontsize=8)
+        seen = {bar.kind for row in rows for bar in row.bars}
+        keys = [Patch(color=color, label=kind) for kind, color in _COLORS.items() if kind in seen]
+        figure.legend(handles=keys, loc="outside upper right", ncols=5, fontsize=8)
         head(figure, title, _caption(gantt, is_labelled))
     return figure
 
 
 def _shown(rows: Sequence[Row], marked: str | None) -> list[Row]:
     """The rows that are drawn, in their order."""
-    if len(rows) <= MAX_ROWS:
-        return list(rows)
-    places = range(len(rows))
-    by_interest = sorted(places, key=lambda place: _dullness(rows[place], marked))
-    kept = set(by_interest[:MAX_ROWS])
-    return [rows[place] for place in places if place in kept]
 
+    def dullness(place: int) -> int:
+        if rows[place].request_id == marked:
+            return 0
+        return 1 if any(bar.kind != "decode" for bar in rows[place].bars) else 2
 
-def _dullness(row: Row, marked: str | None) -> int:
-    if row.request_id == marked:
-        return 0
-    return 1 if any(bar.kind != "decode" for bar in row.bars) else 2
-
-
-def _keys(rows: Sequence[Row]) -> list[Patch]:
-    seen = {bar.kind for row in rows for bar in row.bars}
-    return [Patch(color=color, label=kind) for kind, color in _COLORS.items() if kind in seen]
+    kept = sorted(range(len(rows)), key=dullness)[:MAX_ROWS]
+    return [rows[place] for place in sorted(kept)]
 
 
 def _caption(gantt: Gantt, is_labelled: bool) -> str:
-    told = ["Below: tokens in each step."]
-    if is_labelled:
-        told.insert(0, "Numbers on bars: tokens of a prompt's chunk.")
-    if len(gantt.rows) > MAX_ROWS:
-        told.append(
-            f"{MAX_ROWS} of {len(gantt.rows):,} requests are drawn: rather those that do more than decode."
-        )
-    return " ".join(told)
+    told = "Numbers on bars: tokens of a prompt's chunk. " if is_labelled else ""
+    told += "Below: tokens in each step."
+    if len(gantt.rows) <= MAX_ROWS:
+        return told
+    drawn = f"{MAX_ROWS} of {len(gantt.rows):,} requests are drawn"
+    return f"{told} {drawn}: rather those that do more than decode."
 
 
 def _span(bar: Bar, over_time: bool) -> tuple[float, float]:
     return (bar.start_s, bar.end_s) if over_time else (bar.first - 0.5, bar.last + 0.5)
 
 
-def _draw_bar(axes: Axes, place: int, bar: Bar, over_time: bool) -> None:
-    start, end = _span(bar, over_time)
-    axes.barh(
-        place,
-        end - start,
-        left=start,
-        height=0.8,
-        color=_COLORS[bar.kind],
-        edgecolor="white" if bar.kind == "prefill" else "none",
-        linewidth=0.5,
-    )
+def _draw_row(axes: Axes, place: int, bars: Sequence[Bar], over_time: bool) -> None:
+    starts, ends = np.array([_span(bar, over_time) for bar in bars]).T
+    colors = [_COLORS[bar.kind] for bar in bars]
+    edges = ["white" if bar.kind == "prefill" else "none" for bar in bars]
+    axes.barh(place, ends - starts, 0.8, starts, color=colors, edgecolor=edges, linewidth=0.5)
 
 
 def _label_chunks(axes: Axes, rows: Sequence[Row], span: float, over_time: bool) -> bool:
     """Write the tokens of each chunk on its bar, if there is room on most of them; whether there was."""
     in_per_unit = _AXES_SHARE * _WIDTH_IN / span
+    chunks = [(place, bar) for place, row in enumerate(rows) for bar in row.bars if bar.num_tokens]
     labels = []
-    num_chunks = 0
-    for place, row in enumerate(rows):
-        for bar in row.bars:
-            if not bar.num_tokens:
-                continue
-            num_chunks += 1
-            start, end = _span(bar, over_time)
-            text = f"{bar.num_tokens:,}"
-            if len(text) * _CHARACTER_IN <= (end - start) * in_per_unit:
-                labels.append(((start + end) / 2, place, text))
-    if 2 * len(labels) < num_chunks:
+    for place, bar in chunks:
+        start, end = _span(bar, over_time)
+        text = f"{bar.num_tokens:,}"
+        if len(text) * _CHARACTER_IN <= (end - start) * in_per_unit:
+            labels.append(((start + end) / 2, place, text))
+    if 2 * len(labels) < len(chunks):
         return False
     for x, y, text in labels:
         axes.text(x, y, text, size=6, color="white", ha="center", va="center_baseline")
@@ -148,16 +125,8 @@ def _draw_tokens(axes: Axes, gantt: Gantt, over_time: bool) -> None:
     budget = steps[0].budget
     if budget is not None and max(step.num_tokens for step in steps) > budget / 4:
         axes.axhline(budget, color=INK, linewidth=0.8, linestyle="--")
-        axes.annotate(
-            "budget",
-            (1, budget),
-            (0, 2),
-            xycoords=("axes fraction", "data"),
-            textcoords="offset points",
-            ha="right",
-            va="bottom",
-            size=7,
-        )
+        where: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "bottom"}
+        label(axes, "budget", (1, budget), (0, 2), fontsize=7, **where)
         axes.set_ylim(top=budget * 1.25)
     axes.set_ylabel("tokens")
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 MAX_NAMED = 3
 """Of more runs a note tells only how many they are."""
@@ -23,26 +24,27 @@ def merged_notes(notes_by_run: Sequence[tuple[str, Sequence[str]]]) -> list[str]
             pattern = _NUMBER.sub("#", note)
             whose.setdefault(pattern, {})[name] = None
             told.setdefault(pattern, []).append(note)
-    names = dict.fromkeys(name for name, _ in notes_by_run)
-    return [_prefix(whose[pattern], names) + _with_ranges(notes) for pattern, notes in told.items()]
+    num_runs = len({name for name, _ in notes_by_run})
+    return [_prefix(whose[pattern], num_runs) + _with_ranges(notes) for pattern, notes in told.items()]
 
 
-def _prefix(whose: Mapping[str, None], names: Mapping[str, None]) -> str:
-    if len(whose) == len(names):
+def merged_column(names: Iterable[str], told: Iterable[Any]) -> list[str]:
+    """The merged notes of the rows of a table: each row's in one text between semicolons, or missing."""
+    notes = [text.split("; ") if isinstance(text, str) else [] for text in told]
+    return merged_notes(list(zip(names, notes, strict=True)))
+
+
+def _prefix(whose: Mapping[str, None], num_runs: int) -> str:
+    if len(whose) == num_runs:
         return ""
-    if len(whose) <= MAX_NAMED:
-        return f"{', '.join(whose)}: "
-    return f"{len(whose)} of {len(names)}: "
+    return f"{', '.join(whose)}: " if len(whose) <= MAX_NAMED else f"{len(whose)} of {num_runs}: "
 
 
 def _with_ranges(notes: Sequence[str]) -> str:
     """One note for several that differ in numbers."""
-    columns = list(zip(*(_NUMBER.findall(note) for note in notes), strict=True))
-    ranges = iter([_range(column) for column in columns])
-    return _NUMBER.sub(lambda match: next(ranges), notes[0])
-
-
-def _range(numbers: Sequence[str]) -> str:
-    ordered = sorted(numbers, key=lambda number: float(number.replace(",", "")))
-    low, high = ordered[0], ordered[-1]
-    return low if low == high else f"{low} to {high}"
+    ranges = []
+    for numbers in zip(*map(_NUMBER.findall, notes), strict=True):
+        low, *_, high = sorted([*numbers, *numbers], key=lambda number: float(number.replace(",", "")))
+        ranges.append(low if low == high else f"{low} to {high}")
+    told = iter(ranges)
+    return _NUMBER.sub(lambda _: next(told), notes[0])

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from itertools import pairwise
+from typing import NamedTuple
 
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from cbsim.results.result import Result
-from cbsim.show.percentile_bins import PercentileBin, percentile_bins
-from cbsim.show.style import INK, PALETTE, head, new_figure, styled
+from cbsim.show.style import INK, PALETTE, drawing, head, label
 from cbsim.show.text import format_figure
-from cbsim.studies.explain.latency_shares import has_parts
+from cbsim.studies.explain.latency_shares import LATENCIES, breakdown, has_parts
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
+PERCENTILES = (0, 50, 90, 95, 99, 100)
 SHOWN = {
     "queue": ("waits its turn", "#C9C9C9"),
     "no_slot": ("waits for a slot", "#929292"),
@@ -33,7 +34,6 @@ SHOWN = {
 """Part -> its name and colour (Okabe and Ito's, waits in greys), from the bottom of the stack."""
 MIN_SHARE = 0.01
 """Parts that are nowhere more of a bar than this are drawn and not named."""
-_TITLES = {"ttft_s": "TTFT", "e2e_s": "E2E"}
 _LINE = 0.075
 """Height of a name, as a share of the panel's."""
 _CAPTION = (
@@ -42,40 +42,64 @@ _CAPTION = (
 )
 
 
+class PercentileBin(NamedTuple):
+    """Some of the requests sorted by a latency."""
+
+    low: int
+    high: int
+    """Percentiles: the slowest hundredth is from 99 to 100."""
+    num_requests: int
+    parts_s: Mapping[str, float]
+    """Mean of each part over them, seconds; without those that are 0."""
+
+    @property
+    def total_s(self) -> float:
+        """Their mean latency."""
+        return sum(self.parts_s.values())
+
+
+def percentile_bins(requests: pd.DataFrame, latency: str) -> list[PercentileBin]:
+    """The bins between `PERCENTILES` that hold requests, of those that have the latency (`ttft_s`, `e2e_s`).
+
+    Of equal latencies the earlier row comes first. A boundary between two requests goes to the slower bin, so
+    that the slowest hundredth of 1,000 is ten requests.
+    """
+    measured = requests[requests[latency].notna()].sort_values(latency, kind="stable")
+    edges = np.floor(np.array(PERCENTILES) * len(measured) / 100).astype(int)
+    bins = []
+    for (low, high), (first, end) in zip(pairwise(PERCENTILES), pairwise(edges), strict=True):
+        parts = breakdown(measured.iloc[first:end], latency.removesuffix("_s"))
+        if parts is not None:
+            bins.append(PercentileBin(low, high, int(end - first), parts.parts_s))
+    return bins
+
+
 def latency_parts(results: Mapping[str, Result]) -> Figure:
     """A row of two panels a run, for the runs that have written down where the time went."""
-    drawn = {label: result for label, result in results.items() if has_parts(result)}
-    with styled():
-        figure = new_figure(11, 1.3 + 2.9 * max(1, len(drawn)))
-        panels = figure.subplots(max(1, len(drawn)), len(_TITLES), squeeze=False)
-        for row, (label, result) in zip(panels, drawn.items(), strict=False):
-            for axes, (latency, title) in zip(row, _TITLES.items(), strict=True):
-                _draw(axes, percentile_bins(result.requests, latency))
-                axes.set_title(title if len(drawn) == 1 else f"{label}: {title}")
-                axes.set_ylabel("mean (s)")
-        for axes, title in zip(panels[-1], _TITLES.values(), strict=True):
+    drawn = {name: result for name, result in results.items() if has_parts(result)}
+    with drawing(11, 1.3 + 2.9 * max(1, len(drawn))) as figure:
+        panels = figure.subplots(max(1, len(drawn)), len(LATENCIES), squeeze=False)
+        for row, (name, result) in zip(panels, drawn.items(), strict=False):
+            for axes, (latency, title) in zip(row, LATENCIES.items(), strict=True):
+                _draw(axes, percentile_bins(result.requests, f"{latency}_s"))
+                axes.set(title=title if len(drawn) == 1 else f"{name}: {title}", ylabel="mean (s)")
+        for axes, title in zip(panels[-1], LATENCIES.values(), strict=True):
             axes.set_xlabel(f"percentiles of {title}")
         head(figure, "Where the time went", _CAPTION)
     return figure
 
 
 def _draw(axes: Axes, bins: Sequence[PercentileBin]) -> None:
+    places = range(len(bins))
     bottoms = [0.0] * len(bins)
     for name, (_, color) in SHOWN.items():
         heights = [part.parts_s.get(name, 0.0) for part in bins]
         if any(heights):
-            axes.bar(range(len(bins)), heights, 0.72, bottoms, color=color, edgecolor="white", linewidth=0.4)
+            axes.bar(places, heights, 0.72, bottoms, color=color, edgecolor="white", linewidth=0.4)
         bottoms = [bottom + height for bottom, height in zip(bottoms, heights, strict=True)]
     for place, total_s in enumerate(bottoms):
-        axes.annotate(
-            f"{format_figure(total_s)} s",
-            (place, total_s),
-            xytext=(0, 3),
-            textcoords="offset points",
-            ha="center",
-            fontsize=8,
-        )
-    axes.set_xticks(range(len(bins)), [f"p{part.low}\N{EN DASH}{part.high}" for part in bins])
+        label(axes, f"{format_figure(total_s)} s", (place, total_s), (0, 3))
+    axes.set_xticks(places, [f"p{part.low}\N{EN DASH}{part.high}" for part in bins])
     axes.tick_params(axis="x", length=0)
     axes.grid(visible=False, axis="x")
     top = 1.12 * max([*bottoms, 0.0]) or 1.0
@@ -99,14 +123,11 @@ def _name(axes: Axes, bins: Sequence[PercentileBin], top: float) -> None:
     edge = len(bins) - 1 + 0.36
     for (name, middle), place in zip(middles.items(), _spread(list(middles.values()), top), strict=True):
         text, color = SHOWN[name]
-        share = slowest.parts_s[name] / slowest.total_s if slowest.total_s else 0.0
+        share = slowest.parts_s.get(name, 0.0) / slowest.total_s if slowest.total_s else 0.0
+        percent = f"<{MIN_SHARE:.0%}" if 0 < share < MIN_SHARE else f"{share:.0%}"
         axes.plot([edge, edge + 0.28], [middle, place], color=color, linewidth=1, solid_capstyle="butt")
         axes.plot([edge + 0.36], [place], "s", color=color, markersize=5)
-        axes.text(edge + 0.48, place, f"{text} {_percent(share)}", va="center", fontsize=8, color=INK)
-
-
-def _percent(share: float) -> str:
-    return f"{share:.0%}" if share >= MIN_SHARE or share == 0 else f"<{MIN_SHARE:.0%}"
+        axes.text(edge + 0.48, place, f"{text} {percent}", va="center", fontsize=8, color=INK)
 
 
 def _spread(middles: Sequence[float], top: float) -> list[float]:
@@ -116,7 +137,7 @@ def _spread(middles: Sequence[float], top: float) -> list[float]:
     for middle in middles:
         places.append(max(middle, places[-1] + line if places else line / 2))
     limit = top - line / 2
-    for place in range(len(places) - 1, -1, -1):
+    for place in reversed(range(len(places))):
         places[place] = min(places[place], limit)
         limit = places[place] - line
     return places

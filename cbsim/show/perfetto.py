@@ -12,14 +12,14 @@ import io
 import json
 import math
 from collections.abc import Iterator
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cbsim.base.errors import CbsimError
 from cbsim.base.units import US_PER_S
 from cbsim.results.result import Result
-from cbsim.show.lanes import assign_lanes
-from cbsim.show.request_spans import RequestSpans, Span
+from cbsim.show.request_spans import RequestSpans, Span, assign_lanes
 from cbsim.show.utilization import has_utilization, step_mbu, step_mfu
 
 if TYPE_CHECKING:
@@ -70,18 +70,6 @@ def write_timeline(
     return notes
 
 
-def trace_events(result: Result, requests: pd.DataFrame, steps: pd.DataFrame) -> Iterator[Event]:
-    """The events for some of a run's requests and steps."""
-    spans = RequestSpans(result)
-    shown = set(requests["request_id"])
-    for replica in sorted({*result.steps["replica"], *spans.stays["replica"]}):
-        yield _name("process_name", replica, 0, f"replica {replica}")
-        yield _name("thread_name", replica, STEPS_TID, "steps")
-        yield from _step_events(result, steps[steps["replica"] == replica], replica)
-        yield from _slot_events(spans, shown, replica)
-        yield from _queue_events(spans, requests, replica)
-
-
 def _sampled(table: pd.DataFrame, limit: int, what: str, notes: list[str]) -> pd.DataFrame:
     stride = max(1, math.ceil(len(table) / limit))
     if stride > 1:
@@ -93,34 +81,40 @@ def _json(result: Result, requests: pd.DataFrame, steps: pd.DataFrame, notes: li
     """The file's text in pieces."""
     told = {"experiment": result.name, "notes": notes, "versions": result.manifest.get("versions", {})}
     yield '{"displayTimeUnit":"ms","otherData":' + json.dumps(told) + ',"traceEvents":[\n'
-    separator = ""
-    for event in trace_events(result, requests, steps):
-        yield separator + json.dumps(event, separators=(",", ":"), allow_nan=False)
-        separator = ",\n"
+    for place, event in enumerate(_events(result, requests, steps)):
+        yield ",\n" * (place > 0) + json.dumps(event, separators=(",", ":"), allow_nan=False)
     yield "\n]}\n"
+
+
+def _events(result: Result, requests: pd.DataFrame, steps: pd.DataFrame) -> Iterator[Event]:
+    spans = RequestSpans(result)
+    shown = set(requests["request_id"])
+    for replica in sorted({*result.steps["replica"], *spans.stays["replica"]}):
+        yield _name("process_name", replica, 0, f"replica {replica}")
+        yield _name("thread_name", replica, STEPS_TID, "steps")
+        yield from _step_events(result, steps[steps["replica"] == replica], replica)
+        yield from _slot_events(spans, shown, replica)
+        yield from _queue_events(spans, requests, replica)
 
 
 def _step_events(result: Result, steps: pd.DataFrame, replica: int) -> Iterator[Event]:
     """A span and the counters of each step; those of work fall to 0 where idle time begins."""
-    shares: dict[str, Any] = {}
-    if has_utilization(result):
-        shares = {"MFU (%)": step_mfu(result, steps), "MBU (%)": step_mbu(result, steps)}
-    rows = steps.to_dict("records")
-    for place, row in enumerate(rows):
+    shares = {"MFU (%)": step_mfu, "MBU (%)": step_mbu} if has_utilization(result) else {}
+    counters = _COUNTERS | {name: {"share": name} for name in shares}
+    percent = {name: share(result, steps) * 100 for name, share in shares.items()}
+    rounded = {name: [round(float(value), 3) for value in values] for name, values in percent.items()}
+    rows = steps.assign(**rounded).to_dict("records")
+    for row, following in zip_longest(rows, rows[1:]):
         start_s, end_s = row["start_s"], row["start_s"] + row["duration_s"]
         name = f"{row['num_prefill_tokens']} prefill + {row['num_decode_tokens']} decode"
         yield _complete(Span(name, start_s, end_s), replica, STEPS_TID, {"step": row["step"]})
-        for counter, series in _COUNTERS.items():
+        for counter, series in counters.items():
             yield _counter(counter, replica, start_s, {label: row[name] for label, name in series.items()})
-        for counter, share in shares.items():
-            yield _counter(counter, replica, start_s, {"share": round(float(share[place]) * 100, 3)})
-        following = rows[place + 1] if place + 1 < len(rows) else None
         if following is None or (
             following["step"] == row["step"] + 1 and _us(following["start_s"]) > _us(end_s)
         ):
-            yield _counter("batch (tokens)", replica, end_s, {"prefill": 0, "decode": 0})
-            for counter in shares:
-                yield _counter(counter, replica, end_s, {"share": 0})
+            for counter in ("batch (tokens)", *shares):
+                yield _counter(counter, replica, end_s, dict.fromkeys(counters[counter], 0))
 
 
 def _slot_events(spans: RequestSpans, shown: set[str], replica: int) -> Iterator[Event]:
@@ -152,16 +146,9 @@ def _queue_events(spans: RequestSpans, requests: pd.DataFrame, replica: int) -> 
 
 def _complete(span: Span, replica: int, tid: int, args: Event) -> Event:
     ts, end = _us(span.start_s), _us(span.end_s)
-    return {
-        "ph": "X",
-        "name": span.name,
-        "cat": span.name.partition(" ")[0],
-        "pid": int(replica) + 1,
-        "tid": int(tid),
-        "ts": ts,
-        "dur": max(0.0, round(end - ts, 3)),
-        "args": args,
-    }
+    named = {"ph": "X", "name": span.name, "cat": span.name.partition(" ")[0]}
+    where = {"pid": int(replica) + 1, "tid": int(tid), "ts": ts}
+    return named | where | {"dur": max(0.0, round(end - ts, 3)), "args": args}
 
 
 def _counter(name: str, replica: int, time_s: float, series: Event) -> Event:
@@ -170,14 +157,8 @@ def _counter(name: str, replica: int, time_s: float, series: Event) -> Event:
 
 def _name(kind: str, replica: int, tid: int, name: str) -> Event:
     """Threads and processes are named by metadata, and stand in the order of their numbers."""
-    return {
-        "ph": "M",
-        "name": kind,
-        "pid": int(replica) + 1,
-        "tid": int(tid),
-        "ts": 0,
-        "args": {"name": name},
-    }
+    where = {"pid": int(replica) + 1, "tid": int(tid), "ts": 0}
+    return {"ph": "M", "name": kind, **where, "args": {"name": name}}
 
 
 def _us(seconds: float) -> float:

@@ -1,16 +1,18 @@
-"""The tables a reader gets: one run's figures, several runs side by side, the points of a sweep."""
+"""The tables a reader gets: one run's figures, runs side by side, differences, the points of a sweep."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cbsim.base.units import MS_PER_S, format_seconds
+from cbsim.base.units import format_seconds
 from cbsim.results.metrics import QUANTILES, flatten
 from cbsim.results.result import Result
+from cbsim.show.figures import COMPARED, MBU, MFU, SummaryFigure, latency
 from cbsim.show.notes import merged_notes
-from cbsim.show.text import BEST, MISSING, Table, format_figure, format_share
+from cbsim.show.text import BEST, Table, format_share
+from cbsim.studies.compare import WITHIN_SLO, Comparison, Difference
 from cbsim.studies.labels import point_name
 from cbsim.studies.replicates import swept_columns
 
@@ -18,69 +20,24 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MAX_RUNS_AS_COLUMNS = 6
-"""So many runs are compared as columns; more of them become rows."""
+"""More runs than these are compared as rows instead of columns."""
 
 
-@dataclass(frozen=True, slots=True)
-class Figure:
-    """One line of a comparison: a summary figure in the unit it is shown in."""
-
-    key: str
-    """Of the flattened summary, as `ttft_s.p99`."""
-    title: str
-    show: Callable[[Any], str] = format_figure
-    better: Callable[[Sequence[float]], float] | None = None
-    """`min` or `max` where one run can be called the best."""
-
-
-def _milliseconds(value: float | None) -> str:
-    return MISSING if value is None else format_figure(float(value) * MS_PER_S)
-
-
-def _latency(key: str, name: str, unit: str) -> list[Figure]:
-    show = _milliseconds if unit == "ms" else format_figure
-    return [Figure(f"{key}.{part}", f"{name} {part} ({unit})", show, min) for part in ("p50", "p99")]
-
-
-COMPARED = (
-    Figure("num_finished", "finished"),
-    Figure("num_rejected", "rejected"),
-    Figure("request_throughput_per_s", "throughput (req/s)", format_figure, max),
-    Figure("output_token_throughput_per_s", "output (tokens/s)", format_figure, max),
-    Figure("goodput_per_s", "goodput (req/s)", format_figure, max),
-    Figure("slo_attainment", "requests within SLO", format_share, max),
-    *_latency("ttft_s", "TTFT", "s"),
-    *_latency("tpot_s", "TPOT", "ms"),
-    *_latency("itl_s", "ITL", "ms"),
-    *_latency("e2e_s", "E2E", "s"),
-    Figure("num_preemptions", "preemptions"),
-    Figure("kv_utilization.mean", "KV use, mean", format_share),
-    Figure("kv_utilization.max", "KV use, max", format_share),
-    Figure("kv_waste.mean", "KV taken but empty", format_share, min),
-)
 _SINGLE = (
-    Figure("num_requests", "requests"),
+    SummaryFigure("num_requests", "requests"),
     *COMPARED[:2],
-    Figure("makespan_s", "makespan", format_seconds),
+    SummaryFigure("makespan_s", "makespan", format_seconds),
     *COMPARED[2:4],
-    Figure("total_token_throughput_per_s", "prompt and output (tokens/s)"),
+    SummaryFigure("total_token_throughput_per_s", "prompt and output (tokens/s)"),
     *COMPARED[4:6],
-    Figure("num_steps", "steps"),
-    Figure("num_preemptions", "preemptions"),
-    Figure("num_tokens_recomputed", "tokens recomputed"),
-    Figure("busy_fraction", "busy", format_share),
-    Figure("mfu", "MFU", format_share),
-    Figure("mbu", "MBU", format_share),
-    *COMPARED[-3:],
-    Figure("prefix_hit_rate", "prefix-cache hits", format_share),
+    SummaryFigure("num_steps", "steps"),
+    SummaryFigure("num_preemptions", "preemptions"),
+    SummaryFigure("num_tokens_recomputed", "tokens recomputed"),
+    SummaryFigure("busy_fraction", "busy", format_share),
+    *(MFU, MBU, *COMPARED[-3:]),
+    SummaryFigure("prefix_hit_rate", "prefix-cache hits", format_share),
 )
-_DISTRIBUTIONS = {
-    "queue_s": ("queue (s)", format_figure),
-    "ttft_s": ("TTFT (s)", format_figure),
-    "tpot_s": ("TPOT (ms)", _milliseconds),
-    "itl_s": ("ITL (ms)", _milliseconds),
-    "e2e_s": ("E2E (s)", format_figure),
-}
+_DISTRIBUTIONS = [latency(name) for name in ("queue_s", "ttft_s", "tpot_s", "itl_s", "e2e_s")]
 
 
 def run_tables(result: Result) -> tuple[Table, Table]:
@@ -89,8 +46,7 @@ def run_tables(result: Result) -> tuple[Table, Table]:
     rows = tuple((figure.title, figure.show(figures[figure.key])) for figure in _SINGLE)
     parts = ("mean", *QUANTILES, "max")
     latencies = tuple(
-        (title, *(show(figures[f"{key}.{part}"]) for part in parts))
-        for key, (title, show) in _DISTRIBUTIONS.items()
+        (each.title, *(each.show(figures[f"{each.key}.{part}"]) for part in parts)) for each in _DISTRIBUTIONS
     )
     return Table((result.name, ""), rows), Table(("latency", *parts), latencies, notes=_remarks(result))
 
@@ -103,17 +59,15 @@ def compare_runs(results: Mapping[str, Result]) -> Table:
 
 def compare_points(table: pd.DataFrame) -> Table:
     """The points of a sweep's table (see `cbsim.studies.sweep.sweep`) side by side, failed ones as notes."""
-    failures: list[str] = []
-    compared = {}
-    remarks: dict[str, list[str]] = {label: [] for label in point_labels(table)}
-    for label, row in zip(point_labels(table), _records(table), strict=True):
-        if row["error"]:
-            failures.append(f"{label}: failed: {row['error']}")
-            continue
-        compared[label] = row
-        told = [row[name] for name in ("notes", "rejection_reasons") if row[name]]
+    labels = point_labels(table)
+    rows = list(zip(labels, records(table), strict=True))
+    remarks: dict[str, list[str]] = {label: [] for label in labels}
+    for label, row in rows:
+        told = [row[name] for name in ("notes", "rejection_reasons") if row[name] and not row["error"]]
         remarks[label] = [note for notes in told for note in notes.split("; ")]
-    return _comparison(compared, (*merged_notes(list(remarks.items())), *failures))
+    failures = [f"{label}: failed: {row['error']}" for label, row in rows if row["error"]]
+    compared = {label: row for label, row in rows if not row["error"]}
+    return _comparison(compared, [*merged_notes(list(remarks.items())), *failures])
 
 
 def point_labels(table: pd.DataFrame) -> list[str]:
@@ -121,10 +75,10 @@ def point_labels(table: pd.DataFrame) -> list[str]:
     swept = swept_columns(table)
     if not swept:
         return [str(key) for key in table["point"]]
-    return [point_name(row, swept) for row in _records(table)]
+    return [point_name(row, swept) for row in records(table)]
 
 
-def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
+def records(table: pd.DataFrame) -> list[dict[str, Any]]:
     """Rows as plain mappings, `None` for what is missing."""
     plain = table.astype(object).where(table.notna(), None)
     return [{str(key): value for key, value in row.items()} for row in plain.to_dict("records")]
@@ -136,16 +90,44 @@ def _comparison(runs: Mapping[str, Mapping[str, Any]], notes: Sequence[str]) -> 
     return table if len(runs) <= MAX_RUNS_AS_COLUMNS else table.transposed()
 
 
-def _compared(figure: Figure, values: Sequence[float | None]) -> tuple[str, ...]:
+def _compared(figure: SummaryFigure, values: Sequence[float | None]) -> tuple[str, ...]:
     """A row of a comparison, the best run's figure marked, and any that reads the same."""
-    cells = [figure.show(value) for value in values]
-    known = [value for value in values if value is not None]
-    if figure.better is not None and len(set(cells) - {MISSING}) > 1:
-        best = figure.show(figure.better(known))
-        cells = [cell + BEST if cell == best else cell for cell in cells]
-    return figure.title, *cells
+    best = figure.best(values)
+    cells = map(figure.show, values)
+    return figure.title, *(cell + BEST if cell == best else cell for cell in cells)
 
 
 def _remarks(result: Result) -> tuple[str, ...]:
     reasons = result.summary["rejection_reasons"]
     return (*result.notes, *(f"rejected: {count} x {reason}" for reason, count in reasons.items()))
+
+
+def difference_table(comparison: Comparison, first: str, second: str) -> Table:
+    """A row for each figure: both runs, the change with its interval, and whether it is clear of none."""
+    rows = tuple(_row(difference) for difference in comparison.differences)
+    paired = f"{comparison.num_pairs:,} requests in both runs"
+    for label, num_alone in ((first, comparison.num_only_first), (second, comparison.num_only_second)):
+        if num_alone:
+            paired += f", {num_alone:,} in {label} only"
+    header = ("", first, second, "change", "95% interval", "")
+    return Table(header, rows, notes=(paired, *comparison.notes))
+
+
+def run_labels(folders: Sequence[Path]) -> list[str]:
+    """Short names of folders: the last part of each, or the whole path where two would be the same."""
+    names = [folder.resolve().name for folder in folders]
+    return names if len(set(names)) == len(names) else [str(folder) for folder in folders]
+
+
+def _row(difference: Difference) -> tuple[str, ...]:
+    figure = SummaryFigure(WITHIN_SLO, "requests within SLO (%)", format_share)
+    if difference.figure != WITHIN_SLO:
+        figure = latency(difference.figure, difference.statistic)
+    change, low, high = (_signed(figure, value) for value in difference.change)
+    told = (figure.show(difference.first), figure.show(difference.second), change, f"{low} to {high}")
+    return figure.title, *told, "" if difference.is_clear else "not clear"
+
+
+def _signed(figure: SummaryFigure, value: float) -> str:
+    text = figure.show(abs(value))
+    return f"{'-' if value < 0 else '+'}{text}" if value else text

@@ -17,8 +17,8 @@ from cbsim.results.output import (
 from cbsim.results.result import load_run
 from cbsim.show.capacity_chapter import capacity_chapter
 from cbsim.show.chapter import Chapter
-from cbsim.show.differences import run_labels
 from cbsim.show.markup import Markup, joined, tag
+from cbsim.show.reader_tables import run_labels
 from cbsim.show.run_chapter import run_chapter
 from cbsim.show.sweep_chapter import sweep_chapter
 from cbsim.studies.capacity.capacity_folder import load_capacity
@@ -35,7 +35,7 @@ def write_report(folders: Sequence[Path], path: Path, title: str | None = None) 
 
 
 def make_report(folders: Sequence[Path], title: str | None = None) -> str:
-    """The text of the report; equal folders give equal texts."""
+    """The text of the report, without a title under its first chapter's; equal folders give equal texts."""
     problems = [
         f"{folder}: no run, sweep or capacity was written there"
         for folder in folders
@@ -43,21 +43,13 @@ def make_report(folders: Sequence[Path], title: str | None = None) -> str:
     ]
     if problems:
         raise CbsimError(*problems)
-    return render_page(title, _chapters(folders))
-
-
-def render_page(title: str | None, chapters: Sequence[Chapter]) -> str:
-    """Chapters as a page; without a title it has the first chapter's."""
+    chapters = _chapters(folders)
     heading = title or chapters[0].title
     # A page of one chapter has its title already.
     own = "Answer" if len(chapters) == 1 and heading == chapters[0].title else None
-    keys = [f"chapter-{number}" for number in range(1, len(chapters) + 1)]
-    contents = None
-    if len(chapters) > 1:
-        links = (
-            tag("li", tag("a", each.title, href=f"#{key}")) for key, each in zip(keys, chapters, strict=True)
-        )
-        contents = tag("nav", tag("ul", *links), aria_label="Chapters")
+    sections = {f"chapter-{number}": chapter for number, chapter in enumerate(chapters, 1)}
+    links = (tag("li", tag("a", each.title, href=f"#{key}")) for key, each in sections.items())
+    contents = tag("nav", tag("ul", *links), aria_label="Chapters")
     head = tag(
         "head",
         tag("meta", charset="utf-8"),
@@ -68,8 +60,8 @@ def render_page(title: str | None, chapters: Sequence[Chapter]) -> str:
     )
     body = tag(
         "body",
-        tag("header", tag("h1", heading), contents),
-        tag("main", *(each.render(key, own) for key, each in zip(keys, chapters, strict=True))),
+        tag("header", tag("h1", heading), contents if len(chapters) > 1 else None),
+        tag("main", *(each.render(key, own) for key, each in sections.items())),
         tag("footer", "Written by cbsim. Columns sort by a click on their names."),
         tag("script", _own_file("page.js")),
     )
@@ -94,4 +86,4 @@ def _chapters(folders: Sequence[Path]) -> list[Chapter]:
 
 
 def _own_file(name: str) -> Markup:
-    return Markup((Path(__file__).with_name(name)).read_text(encoding="utf-8"))
+    return Markup(Path(__file__).with_name(name).read_text(encoding="utf-8"))

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import itertools
+import heapq
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import takewhile
 from operator import attrgetter
 from typing import Any, NamedTuple
 
 import pandas as pd
 
 from cbsim.results.result import Result
-from cbsim.show.lanes import assign_lanes
 
 _STARTS, _ENDS = ("admitted", "resumed"), ("preempted", "finished")
 
@@ -44,7 +45,8 @@ class RequestSpans:
         self.stays = _stays(result, self._end_s)
         """One row for each stay in the batch: `request_id`, `replica`, `start_s`, `end_s`, `end` (preempted,
         finished or unfinished) and `lane`: the slot, lowest free first, of those running on its replica."""
-        self._stays_of = _by_request(self.stays)
+        stays = self.stays.groupby("request_id", observed=True)
+        self._stays_of = {str(name): of_one for name, of_one in stays}
         self._slices = _slices(result)
 
     def waits(self, request_id: str) -> list[Span]:
@@ -72,7 +74,7 @@ class RequestSpans:
             return
         first = bisect_left(slices, start_s, key=attrgetter("start_s"))
         decoding_since_s = None
-        for piece in itertools.takewhile(lambda piece: piece.start_s < end_s, slices[first:]):
+        for piece in takewhile(lambda piece: piece.start_s < end_s, slices[first:]):
             if piece.kind == "decode":
                 decoding_since_s = piece.start_s if decoding_since_s is None else decoding_since_s
                 continue
@@ -98,9 +100,8 @@ def _stays(result: Result, run_end_s: float) -> pd.DataFrame:
     kept = events[events["event"].isin([*_STARTS, *_ENDS])]
     kept = kept.sort_values("request_id", kind="stable", key=lambda column: column.cat.codes)
     following = kept.shift(-1)
-    is_ended = (following["request_id"].cat.codes == kept["request_id"].cat.codes) & following["event"].isin(
-        _ENDS
-    )
+    is_same = following["request_id"].cat.codes == kept["request_id"].cat.codes
+    is_ended = is_same & following["event"].isin(_ENDS)
     starts = kept["event"].isin(_STARTS)
     stays = pd.DataFrame(
         {
@@ -120,22 +121,28 @@ def _stays(result: Result, run_end_s: float) -> pd.DataFrame:
 
 def _slices(result: Result) -> dict[str, list[_Slice]]:
     """What each request computed, step by step, each piece with the end of its step."""
-    if result.batches is None:
-        return {}
-    steps = result.steps[["replica", "step", "duration_s"]]
-    rows = result.batches.merge(steps, on=["replica", "step"], how="left")
-    slices: dict[str, list[_Slice]] = {}
-    for request_id, start_s, duration_s, num_tokens, kind in zip(
-        *(rows[name].tolist() for name in ("request_id", "start_s", "duration_s", "num_tokens", "kind")),
-        strict=True,
-    ):
-        piece = _Slice(start_s, start_s + duration_s, num_tokens, kind)
-        slices.setdefault(request_id, []).append(piece)
+    slices: dict[str, list[_Slice]] = defaultdict(list)
+    if result.batches is not None:
+        steps = result.steps[["replica", "step", "duration_s"]]
+        rows = result.batches.merge(steps, on=["replica", "step"], how="left")
+        rows["end_s"] = rows["start_s"] + rows["duration_s"]
+        columns = (rows[name].tolist() for name in ("request_id", *_Slice._fields))
+        for request_id, *values in zip(*columns, strict=True):
+            slices[request_id].append(_Slice._make(values))
     return slices
 
 
-def _by_request(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    return {str(name): of_one for name, of_one in rows.groupby("request_id", observed=True)}
+def assign_lanes(spans: Iterable[tuple[float, float]]) -> list[int]:
+    """The lane of each span `(start, end)`, given in order of start: the lowest that is free by then."""
+    free: list[int] = []
+    busy: list[tuple[float, int]] = []
+    lanes = []
+    for start, end in spans:
+        while busy and busy[0][0] <= start:
+            heapq.heappush(free, heapq.heappop(busy)[1])
+        lanes.append(heapq.heappop(free) if free else len(busy))
+        heapq.heappush(busy, (end, lanes[-1]))
+    return lanes
 
 
 def _end_s(result: Result) -> float:

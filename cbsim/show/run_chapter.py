@@ -2,37 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
-from cbsim.base.units import MS_PER_S
 from cbsim.results.metrics import meets_slo
 from cbsim.results.result import Result
 from cbsim.show.capacity_text import describe_slo
 from cbsim.show.cdf_plot import latency_cdfs
-from cbsim.show.chapter import Chapter, Picture, Provenance
-from cbsim.show.differences import difference_table, format_interval
-from cbsim.show.html_table import Cell, HtmlTable
+from cbsim.show.chapter import Chapter, Picture, provenance
+from cbsim.show.figures import latency
+from cbsim.show.markup import Cell, HtmlTable
 from cbsim.show.parts_plot import latency_parts
-from cbsim.show.reader_tables import compare_runs
-from cbsim.show.text import format_figure
-from cbsim.show.timeline_plot import timeline
+from cbsim.show.reader_tables import compare_runs, difference_table
+from cbsim.show.text import format_figure, format_interval
+from cbsim.show.timeline_plot import timeline, utilization
 from cbsim.show.utilization import has_utilization
-from cbsim.show.utilization_plot import utilization
 from cbsim.studies.compare import STATISTICS, compare
+from cbsim.studies.explain.latency_shares import LATENCIES as LATENCY_NAMES
 from cbsim.studies.explain.latency_shares import WORDS, has_parts
-from cbsim.studies.explain.run_diagnosis import LATENCIES as LATENCY_NAMES
-from cbsim.studies.explain.run_diagnosis import LatencyDiagnosis, diagnose_run
-from cbsim.studies.intervals import Interval, block_bootstrap, mean_of
+from cbsim.studies.explain.run_diagnosis import diagnose_run
+from cbsim.studies.intervals import Interval, Values, block_bootstrap, mean_of
 
-LATENCIES = {
-    "queue_s": ("queue (s)", 1),
-    "ttft_s": ("TTFT (s)", 1),
-    "tpot_s": ("TPOT (ms)", MS_PER_S),
-    "max_itl_s": ("longest ITL (ms)", MS_PER_S),
-    "e2e_s": ("E2E (s)", 1),
-}
+LATENCIES = ("queue_s", "ttft_s", "tpot_s", "max_itl_s", "e2e_s")
+Statistic = Callable[[Values, Values], float]
 MAX_DRAWN = 6
 """More runs are not drawn over time."""
 
@@ -50,36 +43,37 @@ def run_chapter(results: Mapping[str, Result], title: str) -> Chapter:
         tables.append(HtmlTable.of_text("Differences, paired by request", differences))
         warnings += [note for note in differences.notes if note not in warnings]
     tables.append(_interval_table(results))
+    and_how_many = f", and how many meet {describe_slo(limits)}" if limits else ""
+    return Chapter(
+        title=title,
+        question=f"What do the requests feel{and_how_many}?",
+        answers=[_sentence(label, result, slo[label]) for label, result in results.items()],
+        warnings=warnings,
+        tables=tables,
+        pictures=list(_pictures(results, limits)),
+        provenance=[provenance(label, run.config, run.manifest) for label, run in results.items()],
+    )
+
+
+def _pictures(results: Mapping[str, Result], limits: Mapping[str, float]) -> Iterator[Picture]:
     drawn = dict(list(results.items())[:MAX_DRAWN])
-    pictures = [
-        Picture(latency_cdfs(results, limits), "Latency distributions", _describe_latencies(results)),
-        Picture(
-            timeline(drawn),
-            "Queue, batch and KV use over time",
-            "A row of panels a run: waiting requests, decodes and prompt tokens of a step, KV blocks taken.",
-        ),
-    ]
+    felt = []
+    for label, result in results.items():
+        p50, p99 = (format_figure(result.summary["ttft_s"][name]) for name in ("p50", "p99"))
+        felt.append(f"{label}: TTFT p50 {p50} s, p99 {p99} s")
+    described = f"Cumulative distributions of TTFT, TPOT, ITL and E2E, a curve a run. {'; '.join(felt)}"
+    yield Picture(latency_cdfs(results, limits), "Latency distributions", described)
     if any(map(has_parts, drawn.values())):
-        picture = Picture(latency_parts(drawn), "Where the time went", _describe_parts(drawn))
-        pictures.insert(1, picture)
+        yield Picture(latency_parts(drawn), "Where the time went", _describe_parts(drawn))
+    row = "waiting requests, decodes and prompt tokens of a step, KV blocks taken."
+    yield Picture(timeline(drawn), "Queue, batch and KV use over time", f"A row of panels a run: {row}")
     if any(map(has_utilization, drawn.values())):
         means = ", ".join(
             f"{label}: MFU {result.summary['mfu']:.0%}, MBU {result.summary['mbu']:.0%}"
             for label, result in drawn.items()
             if result.summary["mfu"] is not None
         )
-        pictures.append(Picture(utilization(drawn), "MFU and MBU over time", f"Means of each run: {means}"))
-    return Chapter(
-        title=title,
-        question=f"What do the requests feel, and how many meet {describe_slo(limits)}?"
-        if limits
-        else "What do the requests feel?",
-        answers=[_sentence(label, result, slo[label]) for label, result in results.items()],
-        warnings=warnings,
-        tables=tables,
-        pictures=pictures,
-        provenance=[Provenance(label, run.config, run.manifest) for label, run in results.items()],
-    )
+        yield Picture(utilization(drawn), "MFU and MBU over time", f"Means of each run: {means}")
 
 
 def slo_of(result: Result) -> dict[str, float]:
@@ -103,65 +97,48 @@ def _sentence(label: str, result: Result, slo: Mapping[str, float]) -> str:
 
 
 def _attainment(result: Result, slo: Mapping[str, float]) -> Interval:
-    """Percent of requests within the SLO, its interval by the block bootstrap."""
+    """Percent of requests within the SLO."""
     requests = result.requests
     latencies = {name: requests[name].to_numpy(np.float64) for name in LATENCIES}
-    good = meets_slo(latencies, (requests["state"] == "finished").to_numpy(bool), slo) * 100.0
-    return block_bootstrap(good, [mean_of], _random())[0]
+    good = meets_slo(latencies, (requests["state"] == "finished").to_numpy(bool), slo)
+    return _bootstrap(good * 100.0, {"mean": mean_of})["mean"]
 
 
 def _intervals(result: Result, name: str) -> dict[str, Interval]:
     """Mean and percentiles of a latency; empty if no request has it."""
     values = result.requests[name].dropna().to_numpy(np.float64)
-    if not len(values):
-        return {}
-    found = block_bootstrap(values, list(STATISTICS.values()), _random())
-    return dict(zip(STATISTICS, found, strict=True))
+    return _bootstrap(values, STATISTICS) if len(values) else {}
+
+
+def _bootstrap(
+    values: Values, statistics: Mapping[str, Callable[[Values, Values], float]]
+) -> dict[str, Interval]:
+    """Statistics by the block bootstrap, with the same resamples in every report of the same runs."""
+    random = np.random.Generator(np.random.PCG64(np.random.SeedSequence(0)))
+    return dict(zip(statistics, block_bootstrap(values, list(statistics.values()), random), strict=True))
 
 
 def _interval_table(results: Mapping[str, Result]) -> HtmlTable:
     rows = []
     for label, result in results.items():
-        for name, (title, scale) in LATENCIES.items():
-            intervals = _intervals(result, name)
-            if intervals:
-                cells = [_cell(interval, scale) for interval in intervals.values()]
-                rows.append([Cell(label), Cell(title), *cells])
+        for figure in map(latency, LATENCIES):
+            cells = []
+            for interval in _intervals(result, figure.key).values():
+                estimate, low, high = map(figure.show, interval)
+                cells.append(Cell(f"{estimate} ({low} to {high})", interval.estimate * figure.scale))
+            rows += [[Cell(label), Cell(figure.title), *cells]] if cells else []
     caption = "Latencies with 95% intervals by the circular block bootstrap over each run's requests"
     return HtmlTable(caption, ("run", "latency", *STATISTICS), rows, num_labels=2)
-
-
-def _cell(interval: Interval, scale: float) -> Cell:
-    scaled = Interval(*(bound * scale for bound in interval))
-    low, high = format_figure(scaled.low), format_figure(scaled.high)
-    return Cell(f"{format_figure(scaled.estimate)} ({low} to {high})", scaled.estimate)
-
-
-def _describe_latencies(results: Mapping[str, Result]) -> str:
-    told = [
-        f"{label}: TTFT p50 {format_figure(result.summary['ttft_s']['p50'])} s, "
-        f"p99 {format_figure(result.summary['ttft_s']['p99'])} s"
-        for label, result in results.items()
-    ]
-    return f"Cumulative distributions of TTFT, TPOT, ITL and E2E, a curve a run. {'; '.join(told)}"
 
 
 def _describe_parts(results: Mapping[str, Result]) -> str:
     """What the picture shows, and the largest part of each run's slowest requests."""
     told = []
-    for label, result in results.items():
-        if has_parts(result):
-            known = diagnose_run(result).latencies.values()
-            told.append(f"{label} {', '.join(map(_largest_part, known)) or 'has no token'}")
+    for label, result in ((label, result) for label, result in results.items() if has_parts(result)):
+        largest = []
+        for name, each in diagnose_run(result).latencies.items():
+            part, share = next(iter(each.slowest.shares.items()))
+            largest.append(f"{share:.0%} of {LATENCY_NAMES[name]} {WORDS[part]}")
+        told.append(f"{label} {', '.join(largest) or 'has no token'}")
     shown = "Mean parts of TTFT and E2E, from the fastest requests to the slowest"
     return f"{shown}. Where most time goes in the slowest hundredth: {'; '.join(told)}"
-
-
-def _largest_part(latency: LatencyDiagnosis) -> str:
-    part, share = next(iter(latency.slowest.shares.items()))
-    return f"{share:.0%} of {LATENCY_NAMES[latency.latency]} {WORDS[part]}"
-
-
-def _random() -> np.random.Generator:
-    """The same resamples in every report of the same runs."""
-    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(0)))

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from cbsim.base.units import MEGA, US_PER_S, format_count
-from cbsim.show.style import FAINT, PALETTE, head, new_figure, styled
+from cbsim.show.style import FAINT, PALETTE, drawing, head, label
 from cbsim.show.text import format_figure
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-AXES = {
-    "requests": "requests",
-    "running": "running at once (max_num_seqs)",
-    "replicas": "replicas",
-}
+AXES = {"requests": "requests", "running": "running at once (max_num_seqs)", "replicas": "replicas"}
 """What may be varied: the values of the column `varied`, and what the picture calls them."""
 
 _HEADROOM = 1.4
@@ -35,8 +27,7 @@ def scaling_picture(table: pd.DataFrame, title: str, caption: str = "") -> Figur
     """
     known = table.dropna(subset=["s_per_request"])
     found = [axis for axis in AXES if (known["varied"] == axis).any()]
-    with styled():
-        figure = new_figure(3.2 + 2.9 * len(found), 6.4)
+    with drawing(3.2 + 2.9 * len(found), 6.4) as figure:
         panels = figure.subplots(2, len(found), sharex="col", sharey="row", squeeze=False)
         for place, axis in enumerate(found):
             cost, memory = panels[:, place]
@@ -48,25 +39,18 @@ def scaling_picture(table: pd.DataFrame, title: str, caption: str = "") -> Figur
             memory.set_xlabel(AXES[axis])
             memory.set_xticks(points["value"], [format_count(value) for value in points["value"]])
             memory.xaxis.set_minor_formatter(NullFormatter())
-        for axes, label in zip(panels[:, 0], ("CPU us a request", "peak memory (MB)"), strict=True):
-            axes.set_ylabel(label)
+        for axes, told in zip(panels[:, 0], ("CPU us a request", "peak memory (MB)"), strict=True):
+            axes.set_ylabel(told)
             _whole_decades(axes)
         head(figure, title, caption, panels[0, 0])
     return figure
 
 
-def _curve(axes: Axes, x: pd.Series[float], y: pd.Series[float], color: str, label: str) -> None:
+def _curve(axes: Axes, x: pd.Series[float], y: pd.Series[float], color: str, name: str) -> None:
     """A line whose points are told by their values."""
-    axes.loglog(x, y, marker="o", markersize=4, color=color, label=label)
+    axes.loglog(x, y, marker="o", markersize=4, color=color, label=name)
     for at, value in zip(x, y, strict=True):
-        axes.annotate(
-            format_figure(float(value)),
-            (at, value),
-            xytext=(0, 6),
-            textcoords="offset points",
-            ha="center",
-            fontsize=8,
-        )
+        label(axes, format_figure(float(value)), (at, value))
     axes.margins(x=0.12)
 
 

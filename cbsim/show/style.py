@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter, PercentFormatter
 
 from cbsim.base.errors import CbsimError
 from cbsim.results.output import PICTURE_MAKER
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's colours for colour-blind readers (jfly.uni-koeln.de/color, 2008), dark ones first."""
@@ -24,39 +26,12 @@ FAINT = "#B8B8B8"
 _CHARACTERS_PER_INCH = 13
 _KEY_CHARACTERS = 8
 """How wide texts of a legend are, and the lines before them."""
-_RC: dict[Any, Any] = {
-    "axes.axisbelow": True,
-    "axes.edgecolor": FAINT,
-    "axes.grid": True,
-    "axes.labelcolor": INK,
-    "axes.labelsize": 9,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.titlelocation": "left",
-    "axes.titlesize": 10,
-    "figure.facecolor": "white",
-    "font.family": "sans-serif",
-    "font.size": 9,
-    "grid.color": "#E6E6E6",
-    "grid.linewidth": 0.6,
-    "legend.frameon": False,
-    "lines.linewidth": 1.6,
-    # Texts stay texts: they can be searched, and read by a screen reader.
-    "svg.fonttype": "none",
-    "svg.hashsalt": "cbsim",
-    "text.color": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 8,
-}
 _DPI = 150
 
 
-def styled() -> Any:
+def styled() -> AbstractContextManager[None]:
     """A context in which figures are made and saved in this style, whatever the user's matplotlibrc says."""
-    defaults: dict[Any, Any] = {key: value for key, value in mpl.rcParamsDefault.items() if key != "backend"}
-    return mpl.rc_context(defaults | _RC)
+    return mpl.rc_context(fname=Path(__file__).with_name("pictures.mplstyle"))
 
 
 def new_figure(width_in: float, height_in: float) -> Figure:
@@ -66,12 +41,36 @@ def new_figure(width_in: float, height_in: float) -> Figure:
     return figure
 
 
+@contextmanager
+def drawing(width_in: float, height_in: float) -> Iterator[Figure]:
+    """A figure of a size in inches that is drawn, within this context, in this style."""
+    with styled():
+        yield new_figure(width_in, height_in)
+
+
 def line_style(place: int) -> dict[str, str]:
     """Colour and dashes of the run at a place, different for the first 28."""
-    return {
-        "color": PALETTE[place % len(PALETTE)],
-        "linestyle": DASHES[place // len(PALETTE) % len(DASHES)],
-    }
+    round_, color = divmod(place, len(PALETTE))
+    return {"color": PALETTE[color], "linestyle": DASHES[round_ % len(DASHES)]}
+
+
+def label(
+    axes: Axes, text: str, at: tuple[Any, Any], offset: tuple[float, float] = (0, 6), **style: Any
+) -> None:
+    """A small text `offset` points (1/72 inch) from a place, centred unless `style` says otherwise."""
+    told: dict[str, Any] = {"ha": "center", "fontsize": 8} | style
+    axes.annotate(text, at, offset, textcoords="offset points", **told)
+
+
+def show_percent(axis: Axis) -> None:
+    """Write an axis of shares as percentages."""
+    axis.set_major_formatter(PercentFormatter(xmax=1))
+
+
+def show_plain(axis: Axis) -> None:
+    """Write the ticks of a logarithmic axis as plain numbers, minor ones not at all."""
+    axis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.set_minor_formatter(NullFormatter())
 
 
 def head(figure: Figure, title: str, caption: str, axes: Axes | None = None) -> None:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from cbsim.base.errors import CbsimError
 from cbsim.results.table_file import first_line
 from cbsim.show.capacity_text import describe_slo
-from cbsim.show.reader_tables import COMPARED
+from cbsim.show.figures import COMPARED, MBU, MFU
+from cbsim.show.reader_tables import records
 from cbsim.studies.intervals import Interval, bootstrap_interval, t_interval
 from cbsim.studies.labels import point_name
 from cbsim.studies.replicates import (
@@ -84,20 +85,18 @@ class Sweep:
 
     def difference(self, first: Mapping[str, Any], second: Mapping[str, Any], column: str) -> Interval:
         """By how much a figure of one point exceeds another's, paired by seed."""
-        runs = [self._by_seed(row, column) for row in (first, second)]
-        paired = [runs[0][seed] - runs[1][seed] for seed in runs[0] if seed in runs[1]]
+        by_seed = []
+        for row in (first, second):
+            runs = self.ran
+            for key in self.keys:
+                runs = runs[runs[key] == row[key]]
+            by_seed.append(runs.set_index(SEED)[column])
+        paired = (by_seed[0] - by_seed[1]).dropna().tolist()
         return (bootstrap_interval if self.by_spread else t_interval)(paired)
-
-    def _by_seed(self, row: Mapping[str, Any], column: str) -> dict[Any, float]:
-        runs = self.ran
-        for key in self.keys:
-            runs = runs[runs[key] == row[key]]
-        return dict(zip(runs[SEED], runs[column], strict=True))
 
     def records(self) -> list[dict[str, Any]]:
         """The points as mappings, `None` for what is missing."""
-        plain = self.points.astype(object).where(self.points.notna(), None)
-        return [{str(key): value for key, value in row.items()} for row in plain.to_dict("records")]
+        return records(self.points)
 
 
 def read_sweep_table(folder: Path) -> pd.DataFrame:
@@ -131,7 +130,7 @@ def _check_columns(stored: Any) -> None:
     names: list[str] = stored.column_names
     needed = {"point", "error"}
     if "error" in names and stored.column("error").null_count:
-        needed |= {"num_requests", *(figure.key for figure in COMPARED), "mfu", "mbu", *BOOKKEEPING}
+        needed |= {"num_requests", *(figure.key for figure in (*COMPARED, MFU, MBU)), *BOOKKEEPING}
     missing = sorted(needed - {*names})
     if missing:
         raise CbsimError(f"no table of a sweep: has no column {', '.join(missing)}")

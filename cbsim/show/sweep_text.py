@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cbsim.show.differences import format_interval
-from cbsim.show.figures import ATTAINMENT, GOODPUT, ITL, SAME, THROUGHPUT, TPOT, TTFT, PicturedFigure
+from cbsim.show.figures import ATTAINMENT, GOODPUT, ITL, SAME, THROUGHPUT, TPOT, TTFT, SummaryFigure
 from cbsim.show.sweep_points import Sweep
-from cbsim.show.text import MISSING, Table, format_figure
+from cbsim.show.text import MISSING, Table, format_figure, format_interval
 from cbsim.studies.intervals import Interval
 from cbsim.studies.labels import is_word, plain_text, short_keys
 from cbsim.studies.replicates import HIGH, LOW, NUM_REPLICATES
@@ -72,11 +71,11 @@ def determined_note(sweep: Sweep) -> list[str]:
 
 def replicate_table(sweep: Sweep) -> Table:
     """A row a point: the figures that decide, each with the half-width of its interval."""
-    rows = []
-    for row in sweep.records():
-        cells = [_with_interval(row, figure) for figure in _DECIDING]
-        rows.append((sweep.name(row), str(row[NUM_REPLICATES]), *cells))
-    header = ("", "replicates", *(figure.label for figure in _DECIDING))
+    rows = [
+        (sweep.name(row), str(row[NUM_REPLICATES]), *(_with_interval(row, figure) for figure in _DECIDING))
+        for row in sweep.records()
+    ]
+    header = ("", "replicates", *(figure.title for figure in _DECIDING))
     failed = [f"failed: {error}" for error in sweep.table["error"].dropna()]
     notes = (*failed, *determined_note(sweep), sentence(sweep))
     return Table(header, tuple(rows), notes=tuple(note.replace("`", "") for note in notes))
@@ -86,10 +85,15 @@ def _leads(sweep: Sweep, best: Mapping[str, Any], other: Mapping[str, Any], colu
     """Whether a point is better than another of a lower figure by more than could be nothing."""
     lead = best[column] - other[column]
     # A request more or less within the SLO is a matter of rounding.
-    request = 1 / best["makespan_s"] if column == GOODPUT.column and best.get("makespan_s") else 0.0
+    request = 1 / best["makespan_s"] if column == GOODPUT.key and best.get("makespan_s") else 0.0
     if lead <= max(SAME * abs(best[column]), request * (1 + _ROUNDING)):
         return False
-    return not sweep.is_replicated or sweep.difference(best, other, column).low > 0
+    return _is_clear(sweep, best, other, column)
+
+
+def _is_clear(sweep: Sweep, more: Mapping[str, Any], less: Mapping[str, Any], column: str) -> bool:
+    """Whether the interval of a difference, where there is one, holds only more."""
+    return not sweep.is_replicated or sweep.difference(more, less, column).low > 0
 
 
 def _together(sweep: Sweep, alike: Sequence[Mapping[str, Any]], num_others: int, told: str) -> str:
@@ -120,9 +124,8 @@ def _then(sweep: Sweep, alike: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _is_shorter(sweep: Sweep, first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
-    if second[_THEN] - first[_THEN] <= SAME * first[_THEN]:
-        return False
-    return not sweep.is_replicated or sweep.difference(second, first, _THEN).low > 0
+    is_beyond_same = second[_THEN] - first[_THEN] > SAME * first[_THEN]
+    return is_beyond_same and _is_clear(sweep, second, first, _THEN)
 
 
 def _figure(sweep: Sweep, row: Mapping[str, Any], column: str) -> str:
@@ -131,8 +134,8 @@ def _figure(sweep: Sweep, row: Mapping[str, Any], column: str) -> str:
     return format_figure(float(row[column]))
 
 
-def _with_interval(row: Mapping[str, Any], figure: PicturedFigure) -> str:
-    bounds = [row[figure.column + end] for end in ("", LOW, HIGH)]
+def _with_interval(row: Mapping[str, Any], figure: SummaryFigure) -> str:
+    bounds = [row[figure.key + end] for end in ("", LOW, HIGH)]
     if None in bounds:
         return MISSING
     if bounds[1] == bounds[2]:

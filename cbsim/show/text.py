@@ -6,10 +6,13 @@ import math
 import sys
 import textwrap
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from cbsim.studies.intervals import Interval
 
 BEST = "*"
 """Ends the best figure of its kind in plain text; rich shows it in bold green."""
@@ -35,22 +38,20 @@ class Table:
 
     def to_text(self) -> str:
         """Aligned lines without colour, the notes under them."""
-        columns = list(zip(self.header, *self.rows, strict=True))
-        # A column that holds a marked figure leaves room for the mark beside the others.
-        padded = [_padded(column) for column in columns]
-        widths = [max(map(len, column)) for column in padded]
+        padded = [_padded(column) for column in zip(self.header, *self.rows, strict=True)]
+        aligned: list[list[str]] = []
+        for name, column in zip(self.header, padded, strict=True):
+            width = max(map(len, column))
+            is_left = not aligned or name in self.words
+            cells = [cell.ljust(width) if is_left else cell.rjust(width) for cell in column]
+            aligned.append([cells[0], "-" * width, *cells[1:]])
         lines = [self.title] if self.title else []
-        for number, row in enumerate(zip(*padded, strict=True)):
-            first, *figures = (
-                cell.ljust(width) if self._is_left(place) else cell.rjust(width)
-                for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-            )
-            lines.append("  ".join([first, *figures]).rstrip())
-            if number == 0:
-                lines.append("  ".join("-" * width for width in widths))
-        if any(_is_best(cell) for row in self.rows for cell in row):
+        lines += ["  ".join(line).rstrip() for line in zip(*aligned, strict=True)]
+        if any(map(_is_best, chain(*self.rows))):
             lines.append(f"{BEST} best of the runs compared")
-        lines += [_wrapped(note) for note in self.notes]
+        lines += [
+            textwrap.fill(note, 100, initial_indent="- ", subsequent_indent="  ") for note in self.notes
+        ]
         return "\n".join(lines)
 
     def print(self, stream: TextIO | None = None) -> None:
@@ -63,9 +64,6 @@ class Table:
         else:
             stream.write(self.to_text() + "\n")
 
-    def _is_left(self, place: int) -> bool:
-        return place == 0 or self.header[place] in self.words
-
     def _print_rich(self, console: Console) -> None:
         from rich import box
         from rich.table import Table as RichTable
@@ -73,18 +71,18 @@ class Table:
 
         table = RichTable(title=self.title or None, title_justify="left", box=box.SIMPLE_HEAD)
         for place, name in enumerate(self.header):
-            table.add_column(Text(name), justify="left" if self._is_left(place) else "right", overflow="fold")
+            is_left = place == 0 or name in self.words
+            table.add_column(Text(name), justify="left" if is_left else "right", overflow="fold")
         for row in self.rows:
-            table.add_row(
-                *(Text(cell.removesuffix(BEST), "bold green" if _is_best(cell) else "") for cell in row)
-            )
+            styles = ["bold green" if _is_best(cell) else "" for cell in row]
+            table.add_row(*map(Text, (cell.removesuffix(BEST) for cell in row), styles))
         console.print(table)
         for note in self.notes:
             console.print(Text(f"- {note}", "dim"))
 
 
 def format_figure(value: float | None, *, digits: int = 3) -> str:
-    """A number with so many significant digits and no exponent: `1,240`, `13.2`, `0.0513`; integers whole."""
+    """A number with `digits` significant ones and no exponent: `1,240`, `13.2`, `0.0513`; integers whole."""
     if value is None or math.isnan(value):
         return MISSING
     if isinstance(value, int) or value == 0:
@@ -100,16 +98,21 @@ def format_share(value: float | None) -> str:
     return MISSING if value is None or math.isnan(value) else f"{value:.1%}"
 
 
+def format_interval(interval: Interval) -> str:
+    """`11.8 ± 0.3`: the estimate to as many digits as its half-width of two digits allows."""
+    half_width = format_figure(interval.half_width, digits=2)
+    decimals = len(half_width.partition(".")[2])
+    estimate = f"{interval.estimate:,.{decimals}f}" if decimals else format_figure(interval.estimate)
+    return f"{estimate} ± {half_width}"
+
+
 def _is_best(cell: str) -> bool:
     return cell.endswith(BEST)
 
 
 def _padded(column: tuple[str, ...]) -> list[str]:
+    """A column that holds a marked figure leaves room for the mark beside the others."""
     header, *cells = column
     if not any(map(_is_best, cells)):
         return list(column)
     return [f"{header} ", *(cell if _is_best(cell) else f"{cell} " for cell in cells)]
-
-
-def _wrapped(note: str) -> str:
-    return textwrap.fill(note, width=100, initial_indent="- ", subsequent_indent="  ")

@@ -1,24 +1,23 @@
-"""The timeline: queue, batch and KV use over the run, a row of panels for each run."""
+"""Runs over simulated time, a row of panels each: queue, batch and KV use; MFU and MBU."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
-from matplotlib.ticker import PercentFormatter, StrMethodFormatter
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import StrMethodFormatter
 
 from cbsim.results.result import Result
 from cbsim.results.run_log import Column
-from cbsim.show.style import PALETTE, head, new_figure, styled
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from cbsim.show.style import PALETTE, drawing, head, show_percent
+from cbsim.show.utilization import has_utilization, step_mbu, step_mfu
 
 NUM_BINS = 160
-"""Panels show so many bins: the line is the mean over a bin's time, the band reaches to its highest step."""
+"""Bins of a panel: the line is the mean over a bin's time, the band reaches to its highest step."""
 MAX_SPREAD = 4
 """Runs share an axis unless their highest values differ by more than this factor."""
 _PANELS = {
@@ -27,6 +26,7 @@ _PANELS = {
     "prompt tokens in a step": "num_prefill_tokens",
     "KV blocks taken": "kv_share",
 }
+_SHARES = {"MFU: share of peak FLOP/s": step_mfu, "MBU: share of peak memory bandwidth": step_mbu}
 _CAPTION = (
     f"Line: mean over 1/{NUM_BINS} of the time shown, idle time as 0. Band: up to the highest step in it. "
     "Runs that differ widely have scales of their own."
@@ -35,34 +35,55 @@ _CAPTION = (
 
 def timeline(results: Mapping[str, Result]) -> Figure:
     """Panels over simulated time; axes are shared by all runs where that leaves each of them legible."""
-    with styled():
-        figure = new_figure(13, 1.4 + 1.9 * len(results))
+    with drawing(13, 1.4 + 1.9 * len(results)) as figure:
         panels = figure.subplots(max(1, len(results)), len(_PANELS), squeeze=False)
         ends_s = _scales([_end_s(result.steps) for result in results.values()])
-        for row, (label, result), end_s in zip(panels, results.items(), ends_s, strict=False):
-            edges_s = np.linspace(0, end_s, NUM_BINS + 1)
+        for row, result, end_s in zip(panels, results.values(), ends_s, strict=False):
             for axes, column, color in zip(row, _PANELS.values(), PALETTE[: len(row)], strict=True):
-                _draw(axes, result.steps, column, edges_s, color)
+                _draw_column(axes, result.steps, column, np.linspace(0, end_s, NUM_BINS + 1), color)
                 axes.set_xlim(0, end_s)
                 axes.tick_params(labelbottom=len(set(ends_s)) > 1)
-            row[0].set_ylabel(label, fontsize=10, fontweight="bold")
         for column_of_panels, title in zip(panels.T, _PANELS, strict=True):
-            _label_column(column_of_panels, title)
+            tops = _scales([axes.dataLim.y1 for axes in column_of_panels])
+            for axes, top in zip(column_of_panels, tops, strict=True):
+                axes.set_ylim(0, top * 1.05)
+                if _PANELS[title] == "kv_share":
+                    show_percent(axes.yaxis)
+                else:
+                    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+            column_of_panels[-1].tick_params(labelbottom=True)
+        _name(panels, results, _PANELS)
         figure.align_ylabels(panels[:, 0])
         head(figure, "Queue, batch and KV use over time", _CAPTION)
     return figure
 
 
-def _label_column(panels: Sequence[Axes], title: str) -> None:
-    """What is shown, once for the whole column, and one scale for all its panels if that is legible."""
-    for axes, top in zip(panels, _scales([axes.dataLim.y1 for axes in panels]), strict=True):
-        axes.set_ylim(0, top * 1.05)
-        axes.yaxis.set_major_formatter(
-            PercentFormatter(xmax=1) if _PANELS[title] == "kv_share" else StrMethodFormatter("{x:,g}")
-        )
-    panels[0].set_title(title, fontweight="bold")
-    panels[-1].set_xlabel("simulated time (s)")
-    panels[-1].tick_params(labelbottom=True)
+def utilization(results: Mapping[str, Result]) -> Figure:
+    """MFU and MBU over simulated time of the runs that say enough of their steps; replicas are averaged."""
+    shown = {label: result for label, result in results.items() if has_utilization(result)}
+    with drawing(11, 1.4 + 1.7 * max(1, len(shown))) as figure:
+        panels = figure.subplots(max(1, len(shown)), len(_SHARES), squeeze=False)
+        for row, result in zip(panels, shown.values(), strict=False):
+            for axes, share, color in zip(row, _SHARES.values(), PALETTE[: len(row)], strict=True):
+                _draw_share(axes, result.steps, partial(share, result), color)
+        for column in panels.T:
+            top = max(axes.dataLim.y1 for axes in column)
+            for axes in column:
+                axes.set_ylim(0, top * 1.1 if top > 0 else 1)
+                show_percent(axes.yaxis)
+        _name(panels, shown, _SHARES)
+        caption = f"Mean over 1/{NUM_BINS} of the time, idle time as 0. Dashed: mean over the run."
+        head(figure, "What the GPUs do over time", caption)
+    return figure
+
+
+def _name(panels: Column, rows: Iterable[str], columns: Iterable[str]) -> None:
+    """Say once for each row and column of panels what it shows."""
+    for axes, title in zip(panels[:, 0], rows, strict=False):
+        axes.set_ylabel(title, fontsize=10, fontweight="bold")
+    for column, title in zip(panels.T, columns, strict=True):
+        column[0].set_title(title, fontweight="bold")
+        column[-1].set_xlabel("simulated time (s)")
 
 
 def _scales(highest: Sequence[float]) -> list[float]:
@@ -78,9 +99,8 @@ def bin_steps(start_s: Column, duration_s: Column, values: Column, edges_s: Colu
     Steps are of one replica, in order, so that they don't overlap; values are not negative; all times are in
     seconds. Means are exact integrals over the bin, however many steps lie in it or reach across its edges.
     """
-    num_bins = len(edges_s) - 1
     if not len(start_s):
-        return np.zeros(num_bins), np.zeros(num_bins)
+        return np.zeros(len(edges_s) - 1), np.zeros(len(edges_s) - 1)
     end_s = start_s + duration_s
     area = np.cumsum(values * duration_s)
     instants = np.column_stack([start_s, end_s]).ravel()
@@ -94,24 +114,41 @@ def bin_steps(start_s: Column, duration_s: Column, values: Column, edges_s: Colu
     return mean, np.maximum(highest, np.where(reaches_in, values[under_way], 0.0))
 
 
-def _draw(axes: Axes, steps: pd.DataFrame, column: str, edges_s: Column, color: str) -> None:
+def _binned(
+    steps: pd.DataFrame, values: Callable[[pd.DataFrame], Column], edges_s: Column
+) -> list[tuple[Column, Column]]:
+    """What `bin_steps` finds for each replica."""
+    replicas = (frame for _, frame in steps.groupby("replica"))
+    return [
+        bin_steps(frame["start_s"].to_numpy(), frame["duration_s"].to_numpy(), values(frame), edges_s)
+        for frame in replicas
+    ]
+
+
+def _draw_column(axes: Axes, steps: pd.DataFrame, column: str, edges_s: Column, color: str) -> None:
     """Several replicas are added up (KV use: averaged), bandless: their highest steps don't coincide."""
-    replicas = [frame for _, frame in steps.groupby("replica")]
-    binned = [bin_steps(*_step_values(frame, column), edges_s) for frame in replicas]
+
+    def values(frame: pd.DataFrame) -> Column:
+        shares = frame["kv_blocks_used"] / frame["kv_blocks_total"] if column == "kv_share" else frame[column]
+        return shares.to_numpy(np.float64)
+
+    binned = _binned(steps, values, edges_s)
     mean = np.sum([mean for mean, _ in binned], axis=0) if binned else np.zeros(len(edges_s) - 1)
     if column == "kv_share":
-        mean = mean / max(1, len(replicas))
+        mean = mean / max(1, len(binned))
     if len(binned) == 1:
         axes.stairs(binned[0][1], edges_s, fill=True, color=color, alpha=0.22, linewidth=0)
     axes.stairs(mean, edges_s, color=color, linewidth=0.9, baseline=None)
 
 
-def _step_values(steps: pd.DataFrame, column: str) -> tuple[Column, Column, Column]:
-    if column == "kv_share":
-        values = steps["kv_blocks_used"].to_numpy() / steps["kv_blocks_total"].to_numpy()
-    else:
-        values = steps[column].to_numpy(np.float64)
-    return steps["start_s"].to_numpy(), steps["duration_s"].to_numpy(), values
+def _draw_share(axes: Axes, steps: pd.DataFrame, share: Callable[[pd.DataFrame], Column], color: str) -> None:
+    if not len(steps):
+        return
+    edges_s = np.linspace(0, _end_s(steps), NUM_BINS + 1)
+    average = np.mean([mean for mean, _ in _binned(steps, share, edges_s)], axis=0)
+    axes.stairs(average, edges_s, color=color, linewidth=0.9, baseline=None)
+    axes.axhline(float(average.mean()), color=color, linewidth=0.9, linestyle="--")
+    axes.set_xlim(0, edges_s[-1])
 
 
 def _end_s(steps: pd.DataFrame) -> float:

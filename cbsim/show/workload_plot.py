@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.ticker import PercentFormatter
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from cbsim.base.units import S_PER_DAY, S_PER_HOUR
-from cbsim.show.style import INK, PALETTE, head, new_figure, save_figure, styled
+from cbsim.show.style import INK, PALETTE, drawing, head, save_figure, show_percent
 from cbsim.workload.request_batch import FloatColumn, IntColumn
 from cbsim.workload.request_source import Workload
 from cbsim.workload.stats import WorkloadColumns
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 NUM_BINS = 60
 """Bins of every histogram."""
@@ -31,8 +27,7 @@ def plot_workload(workload: Workload, path: str | Path) -> list[Path]:
 
 def workload_figure(columns: WorkloadColumns) -> Figure:
     """Arrivals over time on top; below, histogram and CDF of prompts' and answers' lengths."""
-    with styled():
-        figure = new_figure(11, 6.4)
+    with drawing(11, 6.4) as figure:
         layout = figure.add_gridspec(2, 2)
         _draw_arrivals(figure.add_subplot(layout[0, :]), columns.arrival_s)
         _draw_lengths(figure.add_subplot(layout[1, 0]), columns.num_prompt_tokens, "Prompts", PALETTE[0])
@@ -64,7 +59,7 @@ def _draw_lengths(axes: Axes, lengths: IntColumn, title: str, color: str) -> Non
     shares = axes.twinx()
     shares.set_ylim(0, 1.01)
     shares.grid(False)
-    shares.yaxis.set_major_formatter(PercentFormatter(xmax=1))
+    show_percent(shares.yaxis)
     if not len(lengths):
         return
     bins = np.geomspace(max(1, lengths.min()) * 0.95, lengths.max() * 1.05, NUM_BINS + 1)

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 import cbsim
-from cbsim.show.cdf_plot import latency_cdfs
-from cbsim.show.priority_plot import ttft_by_priority, ttft_table
+from cbsim.show.cdf_plot import latency_cdfs, ttft_by_priority, ttft_table
 from cbsim.show.style import save_figure
 from cbsim.show.sweep_plot import sweep_curves
 

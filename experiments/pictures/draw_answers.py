@@ -14,11 +14,9 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from cbsim.results.result import load_run
-from cbsim.show.bar_plot import capacity_bars, interval_bars
-from cbsim.show.rate_plot import rate_picture
+from cbsim.show.capacity_plot import capacity_bars, interval_bars, rate_picture
 from cbsim.show.style import save_figure
-from cbsim.show.sweep_pictures import sweep_pictures
-from cbsim.show.sweep_plot import sweep_curves
+from cbsim.show.sweep_plot import sweep_curves, sweep_pictures
 from cbsim.show.sweep_text import Sweep
 from cbsim.studies.capacity.capacity_folder import load_capacity
 from cbsim.studies.intervals import Interval

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 import cbsim
-from cbsim.show.priority_plot import ttft_by_priority, ttft_table
+from cbsim.show.cdf_plot import ttft_by_priority, ttft_table
 from cbsim.show.sweep_plot import sweep_curves
 
 TABLE = pd.DataFrame(

@@ -14,7 +14,8 @@ from cbsim.base.errors import CbsimError
 from cbsim.cli import main
 from cbsim.results.result import Result
 from cbsim.results.run_log import RunLog
-from cbsim.show.differences import difference_table, format_interval
+from cbsim.show.reader_tables import difference_table
+from cbsim.show.text import format_interval
 from cbsim.studies.compare import Comparison, Difference, compare
 from cbsim.studies.intervals import Interval, block_weights
 from cbsim.workload.request import RequestState

@@ -83,8 +83,7 @@ def capacity(
     save_capacity(answer, folder)
     written = ["capacity.json", "curve.csv", "curve.parquet", "points/"]
     if plots:
-        from cbsim.show.bar_plot import capacity_bars
-        from cbsim.show.rate_plot import rate_picture
+        from cbsim.show.capacity_plot import capacity_bars, rate_picture
         from cbsim.show.style import save_figure
 
         written += [save_figure(rate_picture(answer), folder / "curve")[0].name]

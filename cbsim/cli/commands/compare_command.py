@@ -22,7 +22,7 @@ def compare(first: Path, second: Path, seed: int, out: Path | None, as_json: boo
     Differences are second - first, with 95% intervals. With --out, the latencies of both are drawn there.
     """
     from cbsim.results.result import load_run
-    from cbsim.show.differences import difference_table, run_labels
+    from cbsim.show.reader_tables import difference_table, run_labels
     from cbsim.studies.compare import compare as compare_results
 
     runs = [load_run(folder) for folder in (first, second)]

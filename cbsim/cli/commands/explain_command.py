@@ -108,7 +108,7 @@ def explain(
 
 
 def _explain_run(source: Source, by: str, num_slow: int, as_json: bool) -> None:
-    from cbsim.show.slow_table import slow_table
+    from cbsim.show.request_text import slow_table
     from cbsim.studies.explain.latency_shares import check_parts
     from cbsim.studies.explain.run_diagnosis import diagnose_run
 

@@ -79,7 +79,7 @@ def _no_such_step(source: Source, window: Window) -> CbsimError:
 
 def show_steps(source: Source, window: Window, as_json: bool) -> None:
     """Print the steps of a window as one table."""
-    from cbsim.show.step_table import RunningTable, step_notes, step_table
+    from cbsim.show.step_text import RunningTable, step_notes, step_table
 
     shown = _batch_steps(source, window)
     width = terminal_width()
@@ -98,7 +98,7 @@ def show_steps(source: Source, window: Window, as_json: bool) -> None:
 
 def follow_steps(source: Source, window: Window, speed: float, as_json: bool) -> None:
     """Print each step when its time has come: `speed` simulated seconds after the first for each second."""
-    from cbsim.show.step_table import RunningTable
+    from cbsim.show.step_text import RunningTable
 
     if math.isnan(speed):
         raise CbsimError("--speed: got nan; expected a number >= 0")
@@ -172,6 +172,6 @@ def draw_gantt(
     if as_json:
         print_json(gantt.to_json())
     elif target == TERMINAL:
-        from cbsim.show.gantt_text import print_gantt
+        from cbsim.show.step_text import print_gantt
 
         print_gantt(gantt)

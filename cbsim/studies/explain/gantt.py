@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -10,9 +10,6 @@ import pandas as pd
 
 from cbsim.studies.explain.batch_step import BatchStep
 
-KINDS = ("waiting", "prefill", "decode", "passed over", "preempted")
-"""What a request does in a step: waiting for its first admission, running with a prompt chunk, with an output
-token or with nothing in the batch, waiting after a preemption."""
 _AFTER = {
     "arrived": "waiting",
     "admitted": "passed over",
@@ -26,6 +23,8 @@ class Bar(NamedTuple):
     """A request does the same from step `first` to `last`, both included, seconds `start_s` to `end_s`."""
 
     kind: str
+    """waiting (for its first admission), preempted (and waiting again), or running: prefill (a prompt chunk),
+    decode (an output token) or passed over (nothing in the batch)."""
     first: int
     last: int
     start_s: float
@@ -64,12 +63,20 @@ class Gantt:
         rows: dict[str, Row] = {}
         arrival_s: dict[str, float] = {}
         doing: dict[str, str] = {}
-        moments = _moments(events, replica)
-        upcoming = next(moments, None)
+        is_told = events["event"].isin([*_AFTER, "finished"])
+        told = events[(events["replica"] == replica).fillna(False) & is_told]
+        done = 0
         for step in steps:
-            while upcoming is not None and upcoming.time_s <= step.scheduled_at_s:
-                _apply(upcoming, doing, arrival_s)
-                upcoming = next(moments, None)
+            upto = int(told["time_s"].searchsorted(step.scheduled_at_s, side="right"))
+            columns = (told[name].iloc[done:upto] for name in ("time_s", "request_id", "event"))
+            for time_s, name, event in zip(*columns, strict=True):
+                if event == "arrived":
+                    arrival_s[name] = float(time_s)
+                if event == "finished":
+                    doing.pop(name, None)
+                else:
+                    doing[name] = _AFTER[event]
+            done = upto
             computes = {share.request_id: share for share in step.shares}
             for name in [*doing, *(computes.keys() - doing.keys())]:
                 share = computes.get(name)
@@ -89,25 +96,3 @@ class Gantt:
         ]
         steps = [{"step": s.step, "start_s": s.start_s, "end_s": s.end_s} for s in self.steps]
         return {"replica": self.replica, "steps": steps, "requests": requests}
-
-
-class _Moment(NamedTuple):
-    time_s: float
-    request_id: str
-    event: str
-
-
-def _moments(events: pd.DataFrame, replica: int) -> Iterator[_Moment]:
-    """The events of a replica that change what a request does, in order."""
-    kept = events[(events["replica"] == replica).fillna(False) & events["event"].isin([*_AFTER, "finished"])]
-    columns: Iterable[tuple[Any, ...]] = zip(kept["time_s"], kept["request_id"], kept["event"], strict=True)
-    return (_Moment(float(time_s), str(name), str(event)) for time_s, name, event in columns)
-
-
-def _apply(moment: _Moment, doing: dict[str, str], arrival_s: dict[str, float]) -> None:
-    if moment.event == "arrived":
-        arrival_s[moment.request_id] = moment.time_s
-    if moment.event in _AFTER:
-        doing[moment.request_id] = _AFTER[moment.event]
-    else:
-        doing.pop(moment.request_id, None)

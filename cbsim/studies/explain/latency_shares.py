@@ -12,21 +12,25 @@ from cbsim.base.errors import CbsimError
 from cbsim.results.latency import PARTS, TTFT_PARTS
 from cbsim.results.result import Result
 
-WORDS = {
-    "queue": "waiting for its turn",
-    "no_slot": "waiting for a slot",
-    "no_kv": "waiting for KV blocks",
-    "prefill": "computing its prompt",
-    "recompute": "computing again what a preemption lost",
-    "others_prefill": "slowed by others' prompts",
-    "decode": "decoding",
-    "skipped": "running but passed over",
-    "preempted": "preempted and waiting",
-    "swap": "moving KV blocks to and from the host",
-    "host": "the host's own work",
+_NAMES = {
+    "queue": ("waiting for its turn", "its turn"),
+    "no_slot": ("waiting for a slot", "slot"),
+    "no_kv": ("waiting for KV blocks", "KV blocks"),
+    "prefill": ("computing its prompt", "prompt"),
+    "recompute": ("computing again what a preemption lost", "again"),
+    "others_prefill": ("slowed by others' prompts", "others"),
+    "decode": ("decoding", "decodes"),
+    "skipped": ("running but passed over", "passed by"),
+    "preempted": ("preempted and waiting", "preempted"),
+    "swap": ("moving KV blocks to and from the host", "swap"),
+    "host": ("the host's own work", "host"),
 }
-"""What each part is, in words."""
-_COLUMNS = {"e2e": PARTS, "ttft": TTFT_PARTS}
+WORDS = {name: told for name, (told, _) in _NAMES.items()}
+SHORT_WORDS = {name: short for name, (_, short) in _NAMES.items()}
+"""What each part is, in words, and in a word or two where there is little room."""
+LATENCIES = {"ttft": "TTFT", "e2e": "E2E"}
+COLUMNS = {"ttft": TTFT_PARTS, "e2e": PARTS}
+"""By the keys of `LATENCIES`: the columns of the parts."""
 MIN_SHARE = 0.01
 """Smaller parts go unsaid."""
 MAX_TOLD = 4
@@ -73,10 +77,10 @@ def check_parts(result: Result, name: str) -> None:
 
 
 def breakdown(requests: pd.DataFrame, latency: str) -> Breakdown | None:
-    """The mean over requests of `ttft` or `e2e`, in parts; `None` if none of them has it."""
+    """The mean over requests of `ttft` or `e2e`, in parts; `None` if none has it or its parts."""
     known = requests[requests[f"{latency}_s"].notna()]
-    if not len(known):
+    if not len(known) or not {*COLUMNS[latency].values()} <= {*requests.columns}:
         return None
-    means = {name: float(known[column].mean()) for name, column in _COLUMNS[latency].items()}
+    means = {name: float(known[column].mean()) for name, column in COLUMNS[latency].items()}
     largest = sorted(means.items(), key=lambda item: -item[1])
     return Breakdown(float(known[f"{latency}_s"].mean()), {name: s for name, s in largest if s > 0})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -11,14 +12,15 @@ import pandas as pd
 
 from cbsim.base.errors import CbsimError
 from cbsim.base.units import format_seconds
-from cbsim.studies.explain.latency_shares import Breakdown, breakdown, has_parts
+from cbsim.studies.explain.batch_step import steps_of
+from cbsim.studies.explain.latency_shares import Breakdown, breakdown
 from cbsim.studies.explain.request_story import MAX_CULPRITS, Entry, RequestStory
 from cbsim.studies.explain.rerun import Window
-from cbsim.studies.explain.run_tables import steps_of
 from cbsim.studies.explain.source import Source
 
+_COUNTS = ("num_prompt_tokens", "num_output_tokens", "num_preemptions")
 _MAX_COMPARED = 20_000
-"""Most names of requests that one that isn't there is compared with."""
+"""How many requests' names an unknown one is compared with at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,15 +45,11 @@ class RequestDiagnosis:
         """The diagnosis in words."""
         if self.state == "rejected":
             return f"{self.request_id} was rejected: {self.reason or 'no reason is known'}."
-        told = []
+        told = ["was not finished when the run ended"]
         if self.e2e_s is not None:
-            parts = f", {self.e2e.in_words('of which')}" if self.e2e else ""
-            told.append(f"took {format_seconds(self.e2e_s)}{parts}")
-        else:
-            told.append("was not finished when the run ended")
+            told = [f"took {format_seconds(self.e2e_s)}{_parts(self.e2e)}"]
         if self.ttft_s is not None:
-            parts = f", {self.ttft.in_words('of which')}" if self.ttft else ""
-            told.append(f"its first token came after {format_seconds(self.ttft_s)}{parts}")
+            told.append(f"its first token came after {format_seconds(self.ttft_s)}{_parts(self.ttft)}")
         if self.num_preemptions:
             times = "once" if self.num_preemptions == 1 else f"{self.num_preemptions} times"
             told.append(f"it was preempted {times}")
@@ -67,20 +65,20 @@ class RequestDiagnosis:
 
     def to_json(self) -> dict[str, Any]:
         """As plain data."""
+        names = ("state", *_COUNTS, "ttft_s", "e2e_s")
         return {
             "request_id": self.request_id,
             "sentence": self.sentence(),
-            "state": self.state,
-            "num_prompt_tokens": self.num_prompt_tokens,
-            "num_output_tokens": self.num_output_tokens,
-            "num_preemptions": self.num_preemptions,
-            "ttft_s": self.ttft_s,
-            "e2e_s": self.e2e_s,
+            **{name: getattr(self, name) for name in names},
             "ttft": self.ttft.to_json() if self.ttft else None,
             "e2e": self.e2e.to_json() if self.e2e else None,
             "slowed_by": self.slowed_by(),
             "timeline": [entry.to_json() for entry in self.entries],
         }
+
+
+def _parts(of: Breakdown | None) -> str:
+    return f", {of.in_words('of which')}" if of else ""
 
 
 def diagnose_request(source: Source, request_id: str) -> RequestDiagnosis:
@@ -89,21 +87,18 @@ def diagnose_request(source: Source, request_id: str) -> RequestDiagnosis:
     Raises `CbsimError` with the nearest name if there is no such request, and as `Source.batch_steps` does.
     """
     row = _row(source, request_id)
-    values = row.to_dict("records")[0]
-    is_known = has_parts(source.result)
+    values = row.astype(object).where(row.notna(), None).to_dict("records")[0]
     state = str(values["state"])
     return RequestDiagnosis(
         request_id=request_id,
         state=state,
-        reason=_reason(source.result.events, request_id) if state == "rejected" else None,
-        num_prompt_tokens=int(values["num_prompt_tokens"]),
-        num_output_tokens=int(values["num_output_tokens"]),
-        num_preemptions=int(values["num_preemptions"]),
-        ttft=breakdown(row, "ttft") if is_known else None,
-        e2e=breakdown(row, "e2e") if is_known else None,
-        ttft_s=_or_none(values["ttft_s"]),
-        e2e_s=_or_none(values["e2e_s"]),
-        entries=[] if state == "rejected" else _story(source, values).entries,
+        reason=_reason(source.result.events, request_id),
+        **{name: int(values[name]) for name in _COUNTS},
+        ttft=breakdown(row, "ttft"),
+        e2e=breakdown(row, "e2e"),
+        ttft_s=values["ttft_s"],
+        e2e_s=values["e2e_s"],
+        entries=[] if state == "rejected" else _entries(source, values),
     )
 
 
@@ -120,14 +115,14 @@ def _row(source: Source, request_id: str) -> pd.DataFrame:
     return row
 
 
-def _story(source: Source, values: dict[Any, Any]) -> RequestStory:
+def _entries(source: Source, values: dict[Any, Any]) -> list[Entry]:
     story = RequestStory(str(values["request_id"]), float(values["arrival_s"]))
     window = _window(source, values)
     if window.last is not None and window.last >= window.first:
         source.batch_steps(window, story.add)
     steps = steps_of(source.result, window.replica)
     story.end(float((steps["start_s"] + steps["duration_s"]).max()) if len(steps) else story.entries[0].end_s)
-    return story
+    return story.entries
 
 
 def _window(source: Source, values: dict[Any, Any]) -> Window:
@@ -148,12 +143,8 @@ def _reason(events: pd.DataFrame, request_id: str) -> str | None:
 def _no_such(name: str, request_id: str, ids: pd.Series[str]) -> str:
     names = sorted(ids)
     # Of many names only those around its place can be near it.
-    place = int(pd.Series(names).searchsorted(request_id)) if len(names) > _MAX_COMPARED else 0
-    compared = names[max(0, place - _MAX_COMPARED // 2) :][:_MAX_COMPARED]
-    near = get_close_matches(request_id, compared, n=1)
-    hint = f"did you mean '{near[0]}'?" if near else f"they are named like '{ids.iloc[0]}'" if names else ""
-    return f"--request: {name} has no request '{request_id}'; {hint or 'it has none'}"
-
-
-def _or_none(value: Any) -> float | None:
-    return None if pd.isna(value) else float(value)
+    first = max(0, bisect_left(names, request_id) - _MAX_COMPARED // 2) if len(names) > _MAX_COMPARED else 0
+    near = get_close_matches(request_id, names[first : first + _MAX_COMPARED], n=1)
+    hint = f"they are named like '{ids.iloc[0]}'" if names else "it has none"
+    hint = f"did you mean '{near[0]}'?" if near else hint
+    return f"--request: {name} has no request '{request_id}'; {hint}"

@@ -10,7 +10,7 @@ from typing import Any
 from cbsim.studies.explain.batch_step import BatchStep, Share
 
 MAX_CULPRITS = 3
-"""So many others are named, those that had the most."""
+"""How many others are named, those that had the most."""
 
 
 @dataclass(slots=True)
@@ -37,8 +37,7 @@ class Entry:
     slowed_s: float = 0.0
     """The time of those steps."""
     reasons_s: dict[str, float] = field(default_factory=dict)
-    """Of a wait: for what the queue waited how long, by `explain.waiting.REASONS`; `step` is the wait
-    for the step under way."""
+    """Of a wait: how long it was for what, as `Limits.reason` tells it; `step`: for the step under way."""
     culprits: dict[str, float] = field(default_factory=dict)
     """Other requests: of a wait for KV the mean share of the used blocks that they held, of a wait for budget
     the prompt tokens they computed; of a chunk or of decodes the prompt tokens computed beside it."""
@@ -50,8 +49,8 @@ class Entry:
 
     def to_json(self) -> dict[str, Any]:
         """As plain data, without what says nothing of such an entry."""
-        told = {name: value for name, value in asdict(self).items() if value not in (None, {}, 0)}
-        return {"what": self.what, "start_s": self.start_s, "end_s": self.end_s} | told
+        always = {"what": self.what, "start_s": self.start_s, "end_s": self.end_s}
+        return always | {name: value for name, value in asdict(self).items() if value not in (None, {}, 0)}
 
 
 class RequestStory:
@@ -71,52 +70,51 @@ class RequestStory:
         if name in step.preempted:
             # A step that was under way then may still bring it a token.
             at_s = max(step.scheduled_at_s, self.entries[-1].end_s)
-            self.entries.append(Entry("preempted", at_s, at_s, step.step, step.step))
+            self._tell("preempted", at_s, step)
             self._wait = _Wait(step.scheduled_at_s, at_s)
             self._was_preempted = True
         for what, pairs in (("admitted", step.admitted), ("resumed", step.resumed)):
             for _, num_cached in (pair for pair in pairs if pair[0] == name):
-                self._admit(what, step, num_cached)
+                self._end_wait(step.start_s)
+                self._tell(what, step.start_s, step, num_cached)
         if self._wait is not None:
             self._wait.add(step)
         elif share is None:
-            self._extend("passed over", step, Entry("passed over", step.start_s, step.end_s))
+            self._extend("passed over", step)
         elif share.is_prefill:
             self._chunk(step, share)
         else:
             self.entries[-1].is_swapped = self.entries[-1].what == "resumed"
             self._decode(step)
         if name in step.finished:
-            self.entries.append(Entry("finished", step.end_s, step.end_s, step.step, step.step))
+            self._tell("finished", step.end_s, step)
 
     def end(self, at_s: float) -> None:
         """Nothing more is known of it: the run ended at `at_s`."""
         if self.entries[-1].what == "finished":
             return
-        if self._wait is not None and at_s > self._wait.since_s:
-            self.entries.append(self._wait.close(at_s))
+        self._end_wait(at_s)
         self.entries.append(Entry("unfinished", at_s, at_s))
 
-    def _admit(self, what: str, step: BatchStep, num_cached: int) -> None:
-        assert self._wait is not None
-        if step.start_s > self._wait.since_s:
-            self.entries.append(self._wait.close(step.start_s))
+    def _tell(self, what: str, at_s: float, step: BatchStep, num_tokens: int = 0) -> None:
+        self.entries.append(Entry(what, at_s, at_s, step.step, step.step, num_tokens))
+
+    def _end_wait(self, at_s: float) -> None:
+        if self._wait is not None and at_s > self._wait.since_s:
+            self.entries.append(self._wait.close(at_s))
         self._wait = None
-        self.entries.append(Entry(what, step.start_s, step.start_s, step.step, step.step, num_cached))
 
     def _chunk(self, step: BatchStep, share: Share) -> None:
-        entry = Entry(
-            "chunk", step.start_s, step.end_s, step.step, step.step, share.num_tokens, share.num_left
-        )
-        entry.is_recomputed = self._was_preempted
+        span = (step.start_s, step.end_s, step.step, step.step)
+        entry = Entry("chunk", *span, share.num_tokens, share.num_left, self._was_preempted)
         entry.culprits = dict(self._beside(step))
         self.entries.append(entry)
         if share.num_tokens == share.num_left and not self._has_answered:
             self._has_answered = True
-            self.entries.append(Entry("first token", step.end_s, step.end_s, step.step, step.step))
+            self._tell("first token", step.end_s, step)
 
     def _decode(self, step: BatchStep) -> None:
-        entry = self._extend("decoded", step, Entry("decoded", step.start_s, step.end_s))
+        entry = self._extend("decoded", step)
         entry.num_tokens += 1
         beside = self._beside(step)
         if beside:
@@ -124,12 +122,11 @@ class RequestStory:
             entry.slowed_s += step.duration_s
             entry.culprits = dict(Counter(entry.culprits) + beside)
 
-    def _extend(self, what: str, step: BatchStep, new: Entry) -> Entry:
+    def _extend(self, what: str, step: BatchStep) -> Entry:
         """The last entry, gone on for one more step, or a new one if that was something else."""
+        if self.entries[-1].what != what:
+            self.entries.append(Entry(what, step.start_s, step.end_s, step.step))
         last = self.entries[-1]
-        if last.what != what:
-            new.first_step, last = step.step, new
-            self.entries.append(new)
         last.last_step, last.end_s = step.step, step.end_s
         return last
 
@@ -145,8 +142,7 @@ class _Wait:
     def __init__(self, queued_at_s: float, since_s: float) -> None:
         """Decisions from `queued_at_s` on look at the request; its time from `since_s` on is a wait."""
         self.since_s = since_s
-        self._queued_at_s = queued_at_s
-        self._until_s = since_s
+        self._queued_at_s, self._until_s = queued_at_s, since_s
         self._reasons_s: defaultdict[str, float] = defaultdict(float)
         self._block_s: defaultdict[str, float] = defaultdict(float)
         self._used_block_s = 0.0
@@ -156,15 +152,13 @@ class _Wait:
         """A step into which the request was not admitted."""
         # Between steps a replica that waits for a batch to fill is idle.
         self._go_on(step.start_s, "turn")
-        if step.scheduled_at_s < self._queued_at_s:
-            self._go_on(step.end_s, "step")
-            return
-        self._go_on(step.end_s, step.waits_for or "turn")
-        if step.waits_for == "KV":
+        reason = step.waits_for or "turn" if step.scheduled_at_s >= self._queued_at_s else "step"
+        self._go_on(step.end_s, reason)
+        if reason == "KV":
             self._used_block_s += step.kv_blocks_used * step.duration_s
             for share in step.shares:
                 self._block_s[share.request_id] += share.num_blocks * step.duration_s
-        elif step.waits_for == "budget":
+        elif reason == "budget":
             for chunk in step.chunks:
                 self._budget_tokens[chunk.request_id] += chunk.num_tokens
 

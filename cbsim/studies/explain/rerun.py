@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -9,10 +10,10 @@ from typing import Any
 
 from cbsim.cluster.simpy_world import Progress
 from cbsim.core.building import LOG_ROWS
+from cbsim.core.layout import STEP
 from cbsim.core.stepping import Slice, Stepper, StepwiseWorld, WatchedStepper
 from cbsim.studies.experiment import Experiment
-from cbsim.studies.explain.batch_step import BatchStep, Share
-from cbsim.studies.explain.waiting import Limits
+from cbsim.studies.explain.batch_step import BatchStep, Limits, Share
 from cbsim.studies.run import make_cost_model, make_workload
 from cbsim.studies.simulation import setup_of, step_through, stepwise
 from cbsim.workload.request import Request
@@ -37,11 +38,7 @@ class _Enough(Exception):
 
 
 def rerun(
-    experiment: Experiment,
-    window: Window,
-    take: Take,
-    check: Check | None = None,
-    progress: Progress | None = None,
+    experiment: Experiment, window: Window, take: Take, check: Check | None, progress: Progress | None
 ) -> None:
     """Simulate an experiment up to the window's end and hand its steps to `take`.
 
@@ -69,19 +66,16 @@ class _ShownReplica(WatchedStepper):
         self, world: StepwiseWorld, window: Window, limits: Limits, take: Take, check: Check | None
     ) -> None:
         super().__init__(world, window.replica)
-        self._window = window
-        self._limits = limits
-        self._take = take
-        self._check = check
-        self._decisions: dict[int, list[tuple[str, Request, int]]] = {}
+        self._window, self._limits, self._take, self._check = window, limits, take, check
+        self._decisions: dict[int, dict[str, list[tuple[str, int]]]]
+        self._decisions = defaultdict(lambda: defaultdict(list))
         self._shares: dict[int, tuple[Share, ...]] = {}
-        """These two of steps under way, by their numbers."""
+        """Both are of the steps under way, by their numbers."""
 
     def decided(self, step: Any) -> None:
         """Keep decisions for the step they belong to; those of a call that made none, for the next."""
-        decisions = self.decisions(step)
-        if decisions:
-            self._decisions.setdefault(self.own.num_steps, []).extend(decisions)
+        for what, request, num_cached in self.decisions(step):
+            self._decisions[self.own.num_steps][what].append((request.request_id, num_cached))
 
     def began(self, step: Any) -> None:
         """Keep the batch as requests stand now: another step may be decided before this one ends."""
@@ -93,52 +87,21 @@ class _ShownReplica(WatchedStepper):
         step, window = self.under_way[0], self._window
         if self._check is not None:
             self._check(step, self.slices(step))
-        decisions = self._decisions.pop(step.number, [])
+        decisions = self._decisions.pop(step.number, {})
         shares = self._shares.pop(step.number, ())
         finished = super().end_step()
         if self.records.log.lengths.steps >= LOG_ROWS:
             self.world.record()  # Nobody asks for it.
         if step.number < window.first:
             return finished
-        self._take(self._batch_step(step, shares, decisions, finished))
+        row = {name: getattr(step, name) for name in STEP.names or ()}
+        row |= {"replica": self.replica, "step": step.number, "scheduled_at_s": step.now}
+        row["kv_blocks_total"] = self.own.num_blocks
+        decisions["finished"] = [(request.request_id, 0) for request in finished]
+        self._take(self._limits.batch_step(row, shares, decisions))
         if step.number == window.last:
             raise _Enough
         return finished
-
-    def _batch_step(
-        self,
-        step: Any,
-        shares: tuple[Share, ...],
-        decisions: list[tuple[str, Request, int]],
-        finished: list[Request],
-    ) -> BatchStep:
-        told: dict[str, list[tuple[str, int]]] = {"admitted": [], "resumed": [], "preempted": []}
-        for what, request, num_cached in decisions:
-            told[what].append((request.request_id, num_cached))
-        return BatchStep(
-            replica=self.replica,
-            step=step.number,
-            scheduled_at_s=step.now,
-            start_s=step.start_s,
-            duration_s=step.duration_s,
-            shares=shares,
-            budget=self._limits.max_tokens_per_step,
-            num_running=step.num_running,
-            num_waiting=step.num_waiting,
-            waits_for=self._limits.reason(
-                code=step.waiting_for,
-                num_waiting=step.num_waiting,
-                num_running=step.num_running,
-                num_tokens=sum(share.num_tokens for share in shares),
-                has_preempted=step.num_preempted > 0,
-            ),
-            kv_blocks_used=step.kv_blocks_used,
-            kv_blocks_total=self.own.num_blocks,
-            admitted=tuple(told["admitted"]),
-            resumed=tuple(told["resumed"]),
-            preempted=tuple(request_id for request_id, _ in told["preempted"]),
-            finished=tuple(request.request_id for request in finished),
-        )
 
 
 def _share(part: Slice) -> Share:

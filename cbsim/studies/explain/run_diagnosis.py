@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
 from cbsim.base.units import format_seconds
 from cbsim.results.latency.parts import slowest
 from cbsim.results.result import Result
-from cbsim.studies.explain.latency_shares import Breakdown, breakdown
-
-LATENCIES = {"ttft": "TTFT", "e2e": "E2E"}
+from cbsim.studies.explain.latency_shares import LATENCIES, Breakdown, breakdown
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,21 +20,20 @@ class LatencyDiagnosis:
     latency: str
     """A key of `LATENCIES`."""
     mean: Breakdown
+    p99_s: float
     slowest: Breakdown
     """The mean over the slowest hundredth of the requests."""
-    p99_s: float
     num_slowest: int
     num_slowest_preempted: int
 
     def sentences(self) -> list[str]:
         """The mean, then the tail."""
         name = LATENCIES[self.latency]
-        requests, preempted = f"{self.num_slowest:,} requests", ""
-        if self.num_slowest == 1:
-            requests = "request"
-        if self.num_slowest_preempted:
-            who = "it" if self.num_slowest == 1 else f"{self.num_slowest_preempted:,} of them"
-            preempted = f"; {who} {'was' if self.num_slowest_preempted == 1 else 'were'} preempted"
+        is_one, num_preempted, preempted = self.num_slowest == 1, self.num_slowest_preempted, ""
+        if num_preempted:
+            who = "it" if is_one else f"{num_preempted:,} of them"
+            preempted = f"; {who} {_was(num_preempted)} preempted"
+        requests = "request" if is_one else f"{self.num_slowest:,} requests"
         return [
             f"Mean {name} is {format_seconds(self.mean.total_s)}: {self.mean.in_words('of it')}.",
             f"p99 {name} is {format_seconds(self.p99_s)}: in the slowest {requests}, "
@@ -45,17 +42,11 @@ class LatencyDiagnosis:
 
     def to_json(self) -> dict[str, Any]:
         """As plain data."""
-        return {
-            "mean": self.mean.to_json(),
-            "p99_s": self.p99_s,
-            "slowest": self.slowest.to_json(),
-            "num_slowest": self.num_slowest,
-            "num_slowest_preempted": self.num_slowest_preempted,
-        }
+        told = {name: getattr(self, name) for name in self.__slots__ if name != "latency"}
+        return told | {"mean": self.mean.to_json(), "slowest": self.slowest.to_json()}
 
 
-@dataclass(frozen=True, slots=True)
-class SlowRequest:
+class SlowRequest(NamedTuple):
     """One of the slowest requests."""
 
     request_id: str
@@ -87,17 +78,11 @@ class RunDiagnosis:
     def sentences(self) -> list[str]:
         """The diagnosis in words."""
         told = [line for latency in self.latencies.values() for line in latency.sentences()]
-        if not told:
-            told = [f"None of {self.num_requests:,} requests got a token."]
-        counts = {
-            "preempted": self.num_preempted,
-            "rejected": self.num_rejected,
-            "left unfinished": self.num_unfinished,
-        }
-        happened = [
-            f"{count:,} {'was' if count == 1 else 'were'} {what}" for what, count in counts.items() if count
-        ]
-        return [*told, *([f"Of {self.num_requests:,} requests {', '.join(happened)}."] if happened else [])]
+        told = told or [f"None of {self.num_requests:,} requests got a token."]
+        counts = (self.num_preempted, self.num_rejected, self.num_unfinished)
+        named = zip(counts, ("preempted", "rejected", "left unfinished"), strict=True)
+        happened = ", ".join(f"{count:,} {_was(count)} {what}" for count, what in named if count)
+        return [*told, f"Of {self.num_requests:,} requests {happened}."] if happened else told
 
     def to_json(self) -> dict[str, Any]:
         """As plain data."""
@@ -105,13 +90,8 @@ class RunDiagnosis:
             "sentences": self.sentences(),
             **{name: latency.to_json() for name, latency in self.latencies.items()},
             "slowest_by": self.by,
-            "slowest": [
-                {name: getattr(request, name) for name in SlowRequest.__slots__} for request in self.slow
-            ],
-            "num_requests": self.num_requests,
-            "num_preempted": self.num_preempted,
-            "num_rejected": self.num_rejected,
-            "num_unfinished": self.num_unfinished,
+            "slowest": [request._asdict() for request in self.slow],
+            **{name: getattr(self, name) for name in self.__slots__ if name.startswith("num_")},
         }
 
 
@@ -121,15 +101,15 @@ def diagnose_run(result: Result, by: str = "ttft", num_slow: int = 5) -> RunDiag
     latencies = {name: _diagnose(requests, name) for name in LATENCIES}
     known = {name: latency for name, latency in latencies.items() if latency is not None}
     rows = requests.iloc[slowest(requests[f"{by}_s"].to_numpy(float), share=1.0)[:num_slow]]
-    state = requests["state"].astype(str)
+    num_in = requests["state"].astype(str).value_counts()
     return RunDiagnosis(
         latencies=known,
         by=by,
         slow=[_slow_request(rows[place : place + 1], by) for place in range(len(rows))],
         num_requests=len(requests),
         num_preempted=int((requests["num_preemptions"] > 0).sum()),
-        num_rejected=int((state == "rejected").sum()),
-        num_unfinished=int((state == "unfinished").sum()),
+        num_rejected=int(num_in.get("rejected", 0)),
+        num_unfinished=int(num_in.get("unfinished", 0)),
     )
 
 
@@ -139,22 +119,17 @@ def _diagnose(requests: pd.DataFrame, latency: str) -> LatencyDiagnosis | None:
     mean, of_tail = breakdown(requests, latency), breakdown(tail, latency)
     if mean is None or of_tail is None:
         return None
+    num_preempted = int((tail["num_preemptions"] > 0).sum())
     p99_s = float(requests[f"{latency}_s"].quantile(0.99))
-    return LatencyDiagnosis(
-        latency, mean, of_tail, p99_s, len(tail), int((tail["num_preemptions"] > 0).sum())
-    )
+    return LatencyDiagnosis(latency, mean, p99_s, of_tail, len(tail), num_preempted)
+
+
+def _was(count: int) -> str:
+    return "was" if count == 1 else "were"
 
 
 def _slow_request(row: pd.DataFrame, by: str) -> SlowRequest:
+    columns = row[list(SlowRequest._fields[:-1])].astype(object)
     parts = breakdown(row, by)
-    values = row.to_dict("records")[0]
-    return SlowRequest(
-        request_id=str(values["request_id"]),
-        arrival_s=float(values["arrival_s"]),
-        ttft_s=float(values["ttft_s"]),
-        e2e_s=None if pd.isna(values["e2e_s"]) else float(values["e2e_s"]),
-        num_prompt_tokens=int(values["num_prompt_tokens"]),
-        num_output_tokens=int(values["num_output_tokens"]),
-        num_preemptions=int(values["num_preemptions"]),
-        mostly=parts.shares if parts else {},
-    )
+    values = columns.where(columns.notna(), None).iloc[0]
+    return SlowRequest._make([*values, parts.shares if parts else {}])

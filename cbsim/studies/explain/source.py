@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,15 +12,22 @@ from typing import Any
 
 from cbsim.base.errors import CbsimError
 from cbsim.cluster.simpy_world import Progress
+from cbsim.core.stepping import Slice
+from cbsim.results.manifest import hash_files, package_version
 from cbsim.results.result import Result, load_run
 from cbsim.studies.experiment import Experiment
-from cbsim.studies.explain.agreement import Agreement, changed_inputs, changes_since
+from cbsim.studies.explain.batch_step import steps_of
 from cbsim.studies.explain.recorded import recorded_steps
 from cbsim.studies.explain.rerun import Check, Take, Window, rerun
 from cbsim.studies.run import run_experiment
 
 _LIVE = "live on "
 """What the first note of a live run begins with."""
+_TIMES = ("start_s", "duration_s")
+_COUNTS = ("num_running", "num_waiting", "kv_blocks_used")
+_OF_REQUESTS = ("arrival_s", "num_prompt_tokens", "num_output_tokens")
+_TOLERANCE = 1e-9
+"""Relative, of times: another machine's mathematics may differ in the last bits."""
 
 
 @dataclass(frozen=True)
@@ -89,14 +97,67 @@ class Source:
                 f"{self.name}: a live run without batches.parquet, which can't be simulated again; "
                 "allowed: cbsim live with --set output.batches=true"
             )
-        agreement = Agreement(folder, self.result, window.replica)
         try:
-            self._rerun(window, take, agreement.check)
+            self._rerun(window, take, _Agreement(folder, self.result, window.replica).check)
         except CbsimError as error:
-            reasons = (f"{folder}: {why}" for why in changes_since(self.result))
+            then, now = self.result.manifest["versions"].get("cbsim"), package_version("cbsim")
+            versions = [] if then == now else [f"it was run with cbsim {then}, this is {now}"]
             allowed = f"allowed: cbsim run {folder / 'config.yaml'} --out DIR, then cbsim explain DIR"
-            raise CbsimError(*error.problems, *reasons, f"{folder}: {allowed}") from error
+            told = (f"{folder}: {why}" for why in (*versions, *_changed_inputs(self.result), allowed))
+            raise CbsimError(*error.problems, *told) from error
         self.remarks.extend(
             f"{folder}: {change}; the steps up to here are simulated again from it, and go as they went"
-            for change in changed_inputs(self.result)
+            for change in _changed_inputs(self.result)
         )
+
+
+class _Agreement:
+    """Compares the steps of one replica, as they are simulated again, with those in a run folder."""
+
+    def __init__(self, folder: Path, result: Result, replica: int) -> None:
+        self._folder = folder
+        self._result = result
+        steps = steps_of(result, replica)
+        self._steps = list(zip(*(steps[name].tolist() for name in (*_TIMES, *_COUNTS)), strict=True))
+        columns = (result.requests[name].tolist() for name in ("request_id", *_OF_REQUESTS))
+        self._requests = {name: values for name, *values in zip(*columns, strict=True)}
+        self._seen: set[str] = set()
+
+    def check(self, step: Any, slices: Sequence[Slice]) -> None:
+        """Raise `CbsimError` unless the folder has the same step (`STEP`), of requests that it has."""
+        number = step.number
+        if number >= len(self._steps):
+            raise self._differs(f"has a step {number}, which the folder has not")
+        self._compare((*_TIMES, *_COUNTS), step, self._steps[number], number)
+        for name, request in ((part.request.request_id, part.request) for part in slices):
+            if name in self._seen:
+                continue
+            if name not in self._requests:
+                raise self._differs(f"has in step {number} a request '{name}', which the folder has not")
+            self._compare(_OF_REQUESTS, request, self._requests[name], number, f"request '{name}' has ")
+            self._seen.add(name)
+
+    def _compare(self, names: Sequence[str], now: Any, then: Any, step: int, of: str = "") -> None:
+        """Raise `CbsimError` if one of some attributes is not what it was."""
+        for name, before in zip(names, then, strict=True):
+            value = getattr(now, name)
+            if not math.isclose(value, before, rel_tol=_TOLERANCE):
+                raise self._differs(f"differs from step {step} on: {of}{name} {value:.9g}, was {before:.9g}")
+
+    def _differs(self, how: str) -> CbsimError:
+        return CbsimError(
+            f"{self._folder}: can't be explained step by step: it has no batches.parquet, and simulating it "
+            f"again {how}"
+        )
+
+
+def _changed_inputs(result: Result) -> list[str]:
+    """The input files of a run that are gone or not what they were."""
+    changes = []
+    for entry in (entry for entry in result.manifest["inputs"] if "file" in entry):
+        path = Path(entry["file"])
+        if not path.is_file():
+            changes.append(f"its input {path} is gone")
+        elif hash_files([path])[path] != entry["sha256"]:
+            changes.append(f"its input {path} has changed since")
+    return changes

@@ -21,7 +21,7 @@ from cbsim.cost.profile_record import form_seconds
 from cbsim.cost.step_columns import StepColumns
 from cbsim.lab.calibrate import nvidia_tables
 from cbsim.lab.calibrate.nvidia_tables import NvidiaTables
-from cbsim.show.served_plot import served_picture
+from cbsim.show.accuracy_plot import served_picture
 from cbsim.studies.experiment import Experiment
 from tests.cost.laws import make_form
 from tests.specs.test_specs import load_model

@@ -11,13 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cbsim.base.errors import CbsimError
-from cbsim.show.gantt_text import gantt_lines
-from cbsim.show.step_table import RunningTable, step_table
-from cbsim.studies.explain.batch_step import BatchStep
+from cbsim.show.step_text import RunningTable, gantt_lines, step_table
+from cbsim.studies.explain.batch_step import BatchStep, Limits
 from cbsim.studies.explain.gantt import Gantt
 from cbsim.studies.explain.rerun import Window
 from cbsim.studies.explain.source import Source
-from cbsim.studies.explain.waiting import Limits
 from cbsim.studies.run import run_experiment
 from tests.studies.explain.cases import PREEMPTED, experiment, source
 
@@ -138,9 +136,15 @@ def test_why_the_head_of_the_queue_waits(
 
 
 def test_without_the_column_the_reason_follows_from_the_step() -> None:
-    def reason(code: int | None = None, static: bool = False, **changed: Any) -> str | None:
-        step = {"num_waiting": 1, "num_running": 2, "num_tokens": 5, "has_preempted": False} | changed
-        return Limits(4, 8, static).reason(code=code, **step)
+    def reason(
+        code: int | None = None,
+        static: bool = False,
+        num_tokens: int = 5,
+        has_preempted: bool = False,
+        **changed: Any,
+    ) -> str | None:
+        step = {"num_waiting": 1, "num_running": 2, "num_preempted": int(has_preempted)} | changed
+        return Limits(4, 8, static).reason(step | {"waiting_for": code}, num_tokens)
 
     assert reason() == "KV"
     assert reason(num_waiting=0) is None
