@@ -15,6 +15,31 @@ from cbsim.show.text import MISSING, Table, format_figure, format_share
 
 Rows = Sequence[tuple[Work, Measured]]
 
+FIGURES: Mapping[str, Callable[[Measured], str]] = {
+    "requests": lambda measured: f"{measured.num_requests:,}",
+    "steps": lambda measured: f"{measured.num_steps:,}",
+    "running": lambda measured: format_figure(measured.mean_running),
+    "CPU s": lambda measured: format_figure(measured.cpu_s),
+    "us a step": lambda measured: format_figure(measured.s_per_step * US_PER_S),
+    "us a request": lambda measured: format_figure(measured.s_per_request * US_PER_S),
+    "steps/s": lambda measured: f"{measured.steps_per_s:,.0f}",
+    "bare SimPy s": lambda measured: format_figure(measured.bare_simpy_s),
+    "times": lambda measured: format_figure(measured.bare_ratio),
+    "metrics": lambda measured: format_share(measured.metrics_share),
+    "peak MB": lambda measured: f"{measured.peak_bytes / MEGA:,.0f}",
+}
+"""The columns of figures that a table may have, and what they show."""
+LIMITS: Mapping[str, Callable[[float], str]] = {
+    "cpu_s": lambda most: f"{most:g} s",
+    "s_per_step": lambda most: f"{most * US_PER_S:g} us a step",
+    "peak_bytes": lambda most: f"{most / MEGA:g} MB",
+}
+"""How each part of a `Goal` is told."""
+WORK_COLUMNS = (
+    *("requests", "steps", "CPU s", "target", "stretch", "reached"),
+    *("bare SimPy s", "times", "us a step", "metrics", "peak MB"),
+)
+SCALE_COLUMNS = ("requests", "steps", "CPU s", "us a request", "peak MB")
 SCALING_NOTE = "the cost of a request must not grow with the length of the trace"
 WORKS_NOTES = (
     "CPU s: of one core, the fastest of three runs (one where a run takes over 10 s); simulation alone, "
@@ -26,14 +51,26 @@ WORKS_NOTES = (
 
 
 def bench_tables(rows: Rows) -> list[Table]:
-    """The table of works and, where there are any, that of scaling."""
-    works = [row for row in rows if not _is_small(row[0])]
+    """The table of works and, where there are any, that of scaling; points without goals are no works."""
+    works = [row for row in rows if row[0].scale is None or row[0].target is not None]
     scales = [row for row in rows if row[0].scale is not None]
     tables = [
         _table("Works", WORK_COLUMNS, works, WORKS_NOTES),
         _table("Scaling", SCALE_COLUMNS, scales, (SCALING_NOTE,)),
     ]
     return [table for table in tables if table.rows]
+
+
+def _table(title: str, columns: Sequence[str], rows: Rows, notes: tuple[str, ...]) -> Table:
+    cells = []
+    for work, measured in rows:
+        goals = {
+            "target": describe_goal(work.target),
+            "stretch": describe_goal(work.stretch),
+            "reached": verdict(work, measured),
+        }
+        cells.append((work.name, *(goals.get(name) or FIGURES[name](measured) for name in columns)))
+    return Table(("", *columns), tuple(cells), title, notes)
 
 
 def to_markdown(table: Table) -> str:
@@ -44,46 +81,28 @@ def to_markdown(table: Table) -> str:
 
 def to_json(machine: Machine, rows: Rows) -> dict[str, Any]:
     """Everything measured, in SI units."""
-    return {
-        "machine": asdict(machine),
-        "works": [
-            {
-                "name": work.name,
-                "how": work.how.value,
-                **asdict(measured),
-                "target": _goal_json(work.target),
-                "stretch": _goal_json(work.stretch),
-                "experiment": dict(work.settings),
-            }
-            for work, measured in rows
-        ],
-    }
+    works = [
+        {
+            "name": work.name,
+            "how": work.how,
+            **asdict(measured),
+            "target": work.target and work.target.limits,
+            "stretch": work.stretch and work.stretch.limits,
+            "experiment": dict(work.settings),
+        }
+        for work, measured in rows
+    ]
+    return {"machine": asdict(machine), "works": works}
 
 
 def describe_goal(goal: Goal | None) -> str:
     """A goal in a cell."""
-    if goal is None:
-        return MISSING
-    parts = []
-    if goal.cpu_s is not None:
-        parts.append(f"{goal.cpu_s:g} s")
-    if goal.s_per_step is not None:
-        parts.append(f"{goal.s_per_step * US_PER_S:g} us a step")
-    if goal.peak_bytes is not None:
-        parts.append(f"{goal.peak_bytes / MEGA:g} MB")
-    if goal.metrics_share is not None:
-        parts.append(f"metrics {goal.metrics_share:.0%}")
-    return ", ".join(parts)
+    return ", ".join(LIMITS[name](most) for name, most in goal.limits.items()) if goal else MISSING
 
 
 def is_met(goal: Goal, measured: Measured) -> bool:
     """Whether every part of a goal is reached."""
-    return (
-        (goal.cpu_s is None or measured.cpu_s <= goal.cpu_s)
-        and (goal.s_per_step is None or measured.s_per_step <= goal.s_per_step)
-        and (goal.peak_bytes is None or measured.peak_bytes <= goal.peak_bytes)
-        and (goal.metrics_share is None or (measured.metrics_share or 0.0) <= goal.metrics_share)
-    )
+    return all(getattr(measured, name) <= most for name, most in goal.limits.items())
 
 
 def verdict(work: Work, measured: Measured) -> str:
@@ -93,54 +112,3 @@ def verdict(work: Work, measured: Measured) -> str:
     if work.stretch is not None and is_met(work.stretch, measured):
         return "stretch"
     return "target" if is_met(work.target, measured) else "missed"
-
-
-def _is_small(work: Work) -> bool:
-    """Points of the scaling table that are no work of their own."""
-    return work.scale is not None and work.target is None
-
-
-def _us(seconds: float) -> str:
-    return format_figure(seconds * US_PER_S)
-
-
-def _megabytes(num_bytes: int) -> str:
-    return f"{num_bytes / MEGA:,.0f}"
-
-
-Show = Callable[[Work, Measured], str]
-COMMON: Mapping[str, Show] = {
-    "": lambda work, _: work.name,
-    "requests": lambda _, measured: f"{measured.num_requests:,}",
-    "steps": lambda _, measured: f"{measured.num_steps:,}",
-    "CPU s": lambda _, measured: format_figure(measured.cpu_s),
-}
-GOALS: Mapping[str, Show] = {
-    "target": lambda work, _: describe_goal(work.target),
-    "stretch": lambda work, _: describe_goal(work.stretch),
-    "reached": verdict,
-}
-MEMORY: Mapping[str, Show] = {"peak MB": lambda _, measured: _megabytes(measured.peak_bytes)}
-WORK_COLUMNS: Mapping[str, Show] = {
-    **COMMON,
-    **GOALS,
-    "bare SimPy s": lambda _, measured: format_figure(measured.bare_simpy_s),
-    "times": lambda _, measured: format_figure(measured.bare_ratio),
-    "us a step": lambda _, measured: _us(measured.s_per_step),
-    "metrics": lambda _, measured: format_share(measured.metrics_share),
-    **MEMORY,
-}
-SCALE_COLUMNS: Mapping[str, Show] = {
-    **COMMON,
-    "us a request": lambda _, measured: _us(measured.s_per_request),
-    **MEMORY,
-}
-
-
-def _table(title: str, columns: Mapping[str, Show], rows: Rows, notes: tuple[str, ...] = ()) -> Table:
-    cells = tuple(tuple(show(work, measured) for show in columns.values()) for work, measured in rows)
-    return Table(tuple(columns), cells, title, notes)
-
-
-def _goal_json(goal: Goal | None) -> dict[str, Any] | None:
-    return None if goal is None else {key: value for key, value in asdict(goal).items() if value is not None}

@@ -18,7 +18,7 @@ from cbsim.workload.request_source import MAX_REQUESTS
 from cbsim.workload.trace import TraceWorkload
 
 BACKLOG_RATE_SCALE = float(MEGA)
-"""Arrivals so many times as fast leave no slot empty while requests are left."""
+"""Arrivals this many times as fast leave no slot empty while requests are left."""
 NUM_REQUESTS_EACH = 10_000
 REPEATED = "cbsim.lab.bench.repeated:RepeatedTrace"
 
@@ -102,28 +102,24 @@ class Study:
             scheduler = self.config["scheduler"]["type"]
             self.notes.append(f"running is left out: scheduler '{scheduler}' has no max_num_seqs")
             scales = replace(scales, running=())
-        self._scales = scales
-        self.points = self._make_points()
-        self._tell_axes()
+        self.points = self._make_points(scales)
+        self._tell_axes(scales)
 
-    def _make_points(self) -> list[ScalePoint]:
+    def _make_points(self, scales: Scales) -> list[ScalePoint]:
         problems: list[str] = []
         points = []
         for axis in Axis:
-            for value in getattr(self._scales, axis.value):
-                num_requests = self._num_requests(axis, value)
-                settings = self._scaled(axis, value, num_requests)
-                points.append(ScalePoint(axis, value, settings, self._scaled(axis, value, NUM_WARM_UP)))
+            for value in getattr(scales, axis.value):
+                num_requests = value
+                if axis is not Axis.REQUESTS:
+                    num_replicas = value if axis is Axis.REPLICAS else self._experiment.replicas.count
+                    num_requests = num_replicas * scales.num_requests_each
+                settings, small = (self._scaled(axis, value, n) for n in (num_requests, NUM_WARM_UP))
+                points.append(ScalePoint(axis, value, settings, small))
                 problems += [f"--{axis} {value}: {problem}" for problem in _problems(points[-1])]
         if problems:
             raise ConfigError(*problems)
         return points
-
-    def _num_requests(self, axis: Axis, value: int) -> int:
-        if axis is Axis.REQUESTS:
-            return value
-        num_replicas = value if axis is Axis.REPLICAS else self._experiment.replicas.count
-        return num_replicas * self._scales.num_requests_each
 
     def _scaled(self, axis: Axis, value: int, num_requests: int) -> dict[str, Any]:
         settings = copy.deepcopy(self.config)
@@ -135,7 +131,7 @@ class Study:
         return settings
 
     def _set_requests(self, workload: dict[str, Any], num_requests: int) -> None:
-        """So many requests, whatever window or limit there was; those of a trace choose what is repeated."""
+        """That number, whatever window or limit there was; those of a trace choose what is repeated."""
         kind = WORKLOADS.get(workload["type"])
         if kind is TraceWorkload:
             workload |= {"type": REPEATED, "num_requests": num_requests}
@@ -149,7 +145,7 @@ class Study:
                 workload["duration_s"] = None
 
     def _set_running(self, settings: dict[str, Any], max_num_seqs: int) -> None:
-        """So many slots on each replica, none of them empty while requests are left."""
+        """`max_num_seqs` slots on each replica, none of them empty while requests are left."""
         settings["scheduler"]["max_num_seqs"] = max_num_seqs
         workload = settings["workload"]
         if workload["concurrency"] is None:
@@ -159,7 +155,7 @@ class Study:
             workload |= {"concurrency": 2 * num_slots, "think_time_s": 0.0}
 
     def _set_replicas(self, settings: dict[str, Any], count: int) -> None:
-        """So many replicas, each with as many arrivals as one has now."""
+        """`count` replicas, each with as many arrivals as one has now."""
         growth = count / self._experiment.replicas.count
         settings["replicas"]["count"] = count
         workload = settings["workload"]
@@ -168,21 +164,19 @@ class Study:
         else:
             workload["concurrency"] = max(1, round(growth * workload["concurrency"]))
 
-    def _tell_axes(self) -> None:
-        each = f"{self._scales.num_requests_each:,} requests"
+    def _tell_axes(self, scales: Scales) -> None:
+        each = f"{scales.num_requests_each:,} requests"
         workload = make_workload(self._experiment)
         if type(workload) is TraceWorkload:
             num_source = workload.num_requests()
+            longer = f"the trace has {num_source:,} requests: for more it is repeated, each time later by "
             if any(point.num_requests > num_source for point in self.points):
-                self.notes.append(
-                    f"the trace has {num_source:,} requests: for more it is repeated, each time later by "
-                    "its length"
-                )
-        if self._scales.running:
+                self.notes.append(f"{longer}its length")
+        if scales.running:
             self.notes.append(
                 f"running: {each} a replica, all there from the start, so that some always wait for a slot"
             )
-        if self._scales.replicas:
+        if scales.replicas:
             self.notes.append(f"replicas: {each} and as many arrivals a second for each of them")
 
 

@@ -1,17 +1,20 @@
-"""A scaling study for its readers: a table an axis, one frame of everything, and plain data."""
+"""A scaling study for its readers: a table an axis, one frame of everything, plain data, the picture."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cbsim.base.units import GIGA, KILO, MEGA, US_PER_S
+from cbsim.base.units import GIGA, KILO, MEGA
+from cbsim.lab.bench.bench_tables import FIGURES
 from cbsim.lab.bench.machine import Machine
 from cbsim.lab.bench.scaling import Axis, Study
 from cbsim.lab.bench.study import Row
-from cbsim.lab.bench.work_timing import Measured
+from cbsim.results.output import BENCH
 from cbsim.show.text import MISSING, Table, format_figure
+from cbsim.studies.sweep import save_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,37 +33,16 @@ TITLES = {
 }
 NAMES = {Axis.REQUESTS: "requests", Axis.RUNNING: "max_num_seqs", Axis.REPLICAS: "replicas"}
 """What the first column of an axis is called."""
+COLUMNS = [name for name in FIGURES if name not in ("us a step", "metrics")]
 _CROWDED = 0.8
 """Fewer running than this share of the slots is worth a note."""
-
-Show = Callable[[Measured], str]
-COLUMNS: Mapping[str, Show] = {
-    "requests": lambda measured: f"{measured.num_requests:,}",
-    "steps": lambda measured: f"{measured.num_steps:,}",
-    "running": lambda measured: format_figure(measured.mean_running),
-    "CPU s": lambda measured: format_figure(measured.cpu_s),
-    "us a request": lambda measured: format_figure(measured.s_per_request * US_PER_S),
-    "steps/s": lambda measured: f"{measured.steps_per_s:,.0f}",
-    "bare SimPy s": lambda measured: format_figure(measured.bare_simpy_s),
-    "times": lambda measured: format_figure(measured.bare_ratio),
-    "peak MB": lambda measured: f"{measured.peak_bytes / MEGA:,.0f}",
-}
 
 
 def scaling_tables(rows: Sequence[Row]) -> list[Table]:
     """A table an axis, what its ends say under it; what columns mean under the last."""
-    tables = []
-    for axis, title in TITLES.items():
-        found = [row for row in rows if row.point.axis is axis]
-        if found:
-            columns = {name: show for name, show in COLUMNS.items() if name != NAMES[axis]}
-            cells = tuple((f"{row.point.value:,}", *_cells(row, columns)) for row in found)
-            failed = [f"{row.point.label}: {row.error}" for row in found if row.error is not None]
-            header = (NAMES[axis], *columns)
-            tables.append(Table(header, cells, title, (*failed, *_sentences(axis, found))))
-    if tables:
-        last = tables[-1]
-        tables[-1] = Table(last.header, last.rows, last.title, (*last.notes, *COLUMN_NOTES))
+    tables = [_table(axis, [row for row in rows if row.point.axis is axis]) for axis in Axis]
+    tables = [table for table in tables if table.rows]
+    tables[-1:] = [replace(last, notes=(*last.notes, *COLUMN_NOTES)) for last in tables[-1:]]
     return tables
 
 
@@ -82,17 +64,40 @@ def scaling_json(study: Study, machine: Machine, rows: Sequence[Row]) -> dict[st
     }
 
 
+def save_study(study: Study, machine: Machine, rows: Sequence[Row], folder: Path) -> list[str]:
+    """Write table and picture beside a study's `bench.json`; returns the names of all files a reader wants.
+
+    Raises `CbsimError` if the folder can't be written.
+    """
+    from cbsim.show.scaling_plot import scaling_picture
+    from cbsim.show.style import save_figure
+
+    table = scaling_frame(rows)
+    save_table(table, folder)
+    written = [BENCH, "table.csv", "table.parquet"]
+    if any(row.measured is not None for row in rows):
+        caption = ". ".join([machine.describe(), *machine.warnings(), "Each point in a fresh process."])
+        figure = scaling_picture(table, f"{study.name}: what a simulation costs", caption)
+        written += [path.name for path in save_figure(figure, folder / "scaling")]
+    return written
+
+
 def _record(row: Row) -> dict[str, Any]:
-    measured = row.measured
-    figures: dict[str, Any] = {} if measured is None else asdict(measured)
-    if measured is not None:
-        figures |= {"s_per_request": measured.s_per_request, "steps_per_s": measured.steps_per_s}
+    figures: dict[str, Any] = {}
+    if row.measured is not None:
+        rates = {"s_per_request": row.measured.s_per_request, "steps_per_s": row.measured.steps_per_s}
+        figures = asdict(row.measured) | rates
     return {"varied": row.point.axis.value, "value": row.point.value, **figures, "error": row.error}
 
 
-def _cells(row: Row, columns: Mapping[str, Show]) -> list[str]:
-    measured = row.measured
-    return [MISSING if measured is None else show(measured) for show in columns.values()]
+def _table(axis: Axis, rows: Sequence[Row]) -> Table:
+    columns = [name for name in COLUMNS if name != NAMES[axis]]
+    cells = []
+    for row in rows:
+        figures = (MISSING if row.measured is None else FIGURES[name](row.measured) for name in columns)
+        cells.append((f"{row.point.value:,}", *figures))
+    failed = [f"{row.point.label}: {row.error}" for row in rows if row.error is not None]
+    return Table((NAMES[axis], *columns), tuple(cells), TITLES[axis], (*failed, *_sentences(axis, rows)))
 
 
 def _sentences(axis: Axis, rows: Sequence[Row]) -> list[str]:
@@ -101,29 +106,23 @@ def _sentences(axis: Axis, rows: Sequence[Row]) -> list[str]:
     told = []
     if len(known) > 1:
         (first_point, first), (last_point, last) = known[0], known[-1]
-        ratio = last.s_per_request / first.s_per_request
+        ratio = format_figure(last.s_per_request / first.s_per_request)
         told.append(
-            f"a request costs {format_figure(ratio)} times as much with {last_point.label} as with "
-            f"{first_point.label}"
+            f"a request costs {ratio} times as much with {last_point.label} as with {first_point.label}"
         )
         if axis is Axis.REQUESTS:
             growth_bytes = (last.peak_bytes - first.peak_bytes) / (last.num_requests - first.num_requests)
+            growth_bytes = max(0.0, growth_bytes)
+            million_bytes = first.peak_bytes + growth_bytes * (MEGA - first.num_requests)
             told.append(
-                f"memory grows by {format_figure(max(0.0, growth_bytes) / KILO)} kB a request: "
-                f"a million of them would take {_gigabytes(first, growth_bytes)}"
+                f"memory grows by {format_figure(growth_bytes / KILO)} kB a request: "
+                f"a million of them would take {format_figure(million_bytes / GIGA)} GB"
             )
     if axis is Axis.RUNNING:
-        idle = [
-            (point, measured) for point, measured in known if measured.mean_running < _CROWDED * point.value
-        ]
         told += [
             f"{point.label}: {format_figure(measured.mean_running)} ran on average: scheduler, KV blocks or "
             "the number of requests allow no more"
-            for point, measured in idle
+            for point, measured in known
+            if measured.mean_running < _CROWDED * point.value
         ]
     return told
-
-
-def _gigabytes(first: Measured, growth_bytes: float) -> str:
-    total_bytes = first.peak_bytes + max(0.0, growth_bytes) * (MEGA - first.num_requests)
-    return f"{format_figure(total_bytes / GIGA)} GB"
