@@ -8,18 +8,21 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from cbsim.cluster.told import ToldStepper
 from cbsim.core.stepping import StepwiseWorld
 from cbsim.core.verbs import move_in as move_request_in
 from cbsim.core.verbs import preempt as preempt_request
-from cbsim.lab.live.numbered_blocks import BlockTables
-from cbsim.lab.live.runner import LiveSlice, ModelRunner, Moves
+from cbsim.lab.live.runner import BlockedSlice, ModelRunner, Moves
 from cbsim.lab.live.tokens import TokenBook
 from cbsim.observers.audience import Audience
 from cbsim.workload.request import Request
 
 Clock = Callable[[], float]
 """Seconds since the run began."""
+NO_BLOCKS = np.zeros(0, dtype=np.int64)
 
 
 def any_step_s(cost: Any, shape: Any, chunks: Any) -> float:
@@ -49,8 +52,9 @@ class LiveEngine(ToldStepper):
         self.runner = runner
         self.book = book
         self.clock = clock
-        self._tables = BlockTables(self)
-        self._work: deque[tuple[list[LiveSlice], Moves]] = deque()
+        self._tables: dict[int, tuple[NDArray[np.int64], int, int]] = {}
+        """Of each running request: its blocks, how many are written, its preemptions when they were."""
+        self._work: deque[tuple[list[BlockedSlice], Moves]] = deque()
         self._moves = Moves()
 
     def watches(self) -> dict[str, Callable[..., Any]]:
@@ -75,9 +79,10 @@ class LiveEngine(ToldStepper):
         return {**super().watches(), "preempt": preempt, "move_in": move_in, "pad": pad}
 
     def began(self, step: Any) -> None:
-        """See `WatchedStepper.began`; its blocks are taken down, as later decisions may change them."""
+        """See `WatchedStepper.began`; blocks are written down, as later decisions may change them."""
         step.start_s = step.duration_s = step.end_s = math.nan
-        self._work.append(([self._live_slice(part) for part in self.slices(step)], self._moves))
+        slices = [(part, self._block_table(part.request)) for part in self.slices(step)]
+        self._work.append((slices, self._moves))
         self._moves = Moves()
         super().began(step)
 
@@ -97,17 +102,19 @@ class LiveEngine(ToldStepper):
         """See `Stepper.end_step`."""
         finished = super().end_step()
         for request in finished:
-            self._tables.forget(request)
+            self._tables.pop(request.index, None)
         return finished
 
-    def _live_slice(self, part: Any) -> LiveSlice:
-        return LiveSlice(
-            part.request,
-            part.num_tokens,
-            part.num_computed_tokens,
-            part.emits,
-            self._tables.table(part.request),
-        )
+    def _block_table(self, request: Request) -> NDArray[np.int64]:
+        """The blocks it holds now, in order of position; the array stays as it is while the request runs."""
+        blocks = self.blocks_of(request)
+        table, num_written, num_preemptions = self._tables.get(request.index, (NO_BLOCKS, 0, 0))
+        if num_preemptions != request.num_preemptions or len(blocks) > len(table):
+            # A new array, as steps under way have parts of the old one: each preemption takes all blocks.
+            table, num_written = np.zeros(2 * len(blocks), dtype=np.int64), 0
+        table[num_written : len(blocks)] = blocks[num_written:]
+        self._tables[request.index] = table, len(blocks), request.num_preemptions
+        return table[: len(blocks)]
 
 
 def live_engine(world: StepwiseWorld) -> LiveEngine:

@@ -34,8 +34,6 @@ class LiveWorld:
     ) -> None:
         self.engine = engine
         self.progress = progress
-        self.end_s = 0.0
-        """The last instant at which something happened."""
         self._time_scale = time_scale
         self._sleep = sleep
         self._requests: Iterator[Request] = workload.requests()
@@ -54,56 +52,48 @@ class LiveWorld:
             self._arrive(now)
             engine.call(now)
             while engine.under_way:
-                end_s = self.end_s = engine.compute()
+                end_s = engine.compute()
                 if not self._is_closed_loop:
                     self._arrive(end_s)
                 for request in engine.end_step():
-                    if self._is_closed_loop:
-                        self._think(request, end_s)
-                if self._is_closed_loop:
-                    self._arrive(end_s)
+                    self._think(request, end_s)
+                self._arrive(end_s)
                 engine.call(end_s)
             if self._next is None and not engine.num_outstanding:
                 return
             if not self._wait():
                 return
 
+    def _due_s(self) -> float | None:
+        """When the next request is sent; `None` if there is none, or in a closed loop no client free."""
+        if self._next is None or (self._is_closed_loop and not self._ready):
+            return None
+        return self._ready[0] if self._is_closed_loop else self._next.arrival_s / self._time_scale
+
     def _arrive(self, now: float) -> None:
         """Everybody who is due by now joins the queue."""
-        while self._next is not None:
+        while (due_s := self._due_s()) is not None and due_s <= now:
             request = self._next
-            if self._is_closed_loop:
-                if not self._ready or self._ready[0] > now:
-                    return
-                request.arrival_s = heapq.heappop(self._ready)
-            elif request.arrival_s / self._time_scale > now:
-                return
-            else:
-                request.arrival_s /= self._time_scale
+            assert request is not None
             self._next = next(self._requests, None)
-            self._submit(request)
-
-    def _submit(self, request: Request) -> None:
-        self._num_arrived += 1
-        self.end_s = max(self.end_s, request.arrival_s)
-        self.engine.book.add_prompt(request)
-        if not self.engine.submit(request) and self._is_closed_loop:
-            self._think(request, request.arrival_s)
-        if self.progress is not None:
-            self.progress(self._num_arrived, request.arrival_s)
+            if self._is_closed_loop:
+                heapq.heappop(self._ready)
+            request.arrival_s = due_s
+            self._num_arrived += 1
+            self.engine.book.add_prompt(request)
+            if not self.engine.submit(request):
+                self._think(request, due_s)
+            if self.progress is not None:
+                self.progress(self._num_arrived, due_s)
 
     def _think(self, request: Request, end_s: float) -> None:
-        """The client whose request has ended will send its next."""
-        heapq.heappush(self._ready, end_s + self._think_times.after(request.index) / self._time_scale)
+        """In a closed loop, the client whose request has ended will send its next."""
+        if self._is_closed_loop:
+            heapq.heappush(self._ready, end_s + self._think_times.after(request.index) / self._time_scale)
 
     def _wait(self) -> bool:
         """Sleep towards the next arrival or call of the scheduler; False if there will be none."""
-        instants = [self.engine.wake_at_s()]
-        if self._is_closed_loop:
-            instants.append(self._ready[0] if self._ready and self._next is not None else None)
-        elif self._next is not None:
-            instants.append(self._next.arrival_s / self._time_scale)
-        due = [at_s for at_s in instants if at_s is not None]
+        due = [at_s for at_s in (self.engine.wake_at_s(), self._due_s()) if at_s is not None]
         if not due:
             return False
         left_s = min(due) - self.engine.clock()
