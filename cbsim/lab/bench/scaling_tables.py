@@ -31,8 +31,6 @@ TITLES = {
     Axis.RUNNING: "By requests running at once",
     Axis.REPLICAS: "By number of replicas",
 }
-NAMES = {Axis.REQUESTS: "requests", Axis.RUNNING: "max_num_seqs", Axis.REPLICAS: "replicas"}
-"""What the first column of an axis is called."""
 COLUMNS = [name for name in FIGURES if name not in ("us a step", "metrics")]
 _CROWDED = 0.8
 """Fewer running than this share of the slots is worth a note."""
@@ -91,13 +89,13 @@ def _record(row: Row) -> dict[str, Any]:
 
 
 def _table(axis: Axis, rows: Sequence[Row]) -> Table:
-    columns = [name for name in COLUMNS if name != NAMES[axis]]
+    columns = [name for name in COLUMNS if name != axis.column]
     cells = []
     for row in rows:
         figures = (MISSING if row.measured is None else FIGURES[name](row.measured) for name in columns)
         cells.append((f"{row.point.value:,}", *figures))
     failed = [f"{row.point.label}: {row.error}" for row in rows if row.error is not None]
-    return Table((NAMES[axis], *columns), tuple(cells), TITLES[axis], (*failed, *_sentences(axis, rows)))
+    return Table((axis.column, *columns), tuple(cells), TITLES[axis], (*failed, *_sentences(axis, rows)))
 
 
 def _sentences(axis: Axis, rows: Sequence[Row]) -> list[str]:

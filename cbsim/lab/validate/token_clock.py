@@ -11,8 +11,7 @@ import numpy as np
 
 from cbsim.core.stepping import Slice
 from cbsim.lab.validate.server_log import ServerLog
-from cbsim.lab.validate.step_counts import SAME_TIME_S
-from cbsim.lab.validate.step_gaps import Gaps
+from cbsim.lab.validate.step_counts import SAME_TIME_S, Gaps
 from cbsim.results.run_log import Column
 
 MEMORY = 0.9
@@ -88,7 +87,8 @@ class RecordedTokens:
         self._predicted_s += predicted_s
         self._kinds.append(kind)
         self.gaps.note(start_s, kind, self._scale.get(kind, 1.0) * predicted_s)
-        tokens = self._recorded(slices)
+        recorded = {part.request.request_id: self._token_s(part, 0) for part in slices if part.emits}
+        tokens = {name: at_s for name, at_s in recorded.items() if at_s is not None}
         dues = list(self._dues(slices))
         end_s, is_recorded = self._place(number, start_s, predicted_s, tokens, dues)
         if tokens:
@@ -97,7 +97,9 @@ class RecordedTokens:
                 stretch_kind = kind if set(self._kinds) == {kind} else "several"
                 stretch_s = end_s - self._since_s
                 self.stretches.append(Stretch(stretch_kind, len(self._kinds), stretch_s, self._predicted_s))
-                self._learn(stretch_kind, stretch_s / self._predicted_s)
+                ratio = stretch_s / self._predicted_s
+                before = self._scale.get(stretch_kind, ratio)
+                self._scale[stretch_kind] = MEMORY * before + (1.0 - MEMORY) * ratio
             self._begin(end_s)
             self._is_whole = is_recorded
         self._last_end_s = end_s
@@ -123,9 +125,6 @@ class RecordedTokens:
         self._predicted_s = 0.0
         self._kinds = []
 
-    def _learn(self, kind: str, ratio: float) -> None:
-        self._scale[kind] = MEMORY * self._scale.get(kind, ratio) + (1.0 - MEMORY) * ratio
-
     def _place(
         self, number: int, start_s: float, predicted_s: float, tokens: dict[str, float], dues: list[Due]
     ) -> tuple[float, bool]:
@@ -134,7 +133,7 @@ class RecordedTokens:
             return self._between(start_s, predicted_s, dues), False
         first, last = min(tokens.values()), max(tokens.values())
         if last - first > SAME_TIME_S:
-            early, late = (min(tokens, key=tokens.__getitem__), max(tokens, key=tokens.__getitem__))
+            early, late = (pick(tokens, key=tokens.__getitem__) for pick in (min, max))
             reason = f"requests {early} and {late} get tokens at {first:.6f} and {last:.6f} s"
         elif first <= start_s:
             reason = f"request {next(iter(tokens))} got its token at {first:.6f} s, before the step started"
@@ -168,32 +167,18 @@ class RecordedTokens:
             num_steps = max(1, round(left_s / expected_s))
         return next_s if num_steps == 1 else start_s + left_s / num_steps
 
-    def _recorded(self, slices: Sequence[Slice]) -> dict[str, float]:
-        """The recorded times of the tokens that the step brings, by request."""
-        times = {}
-        for part in slices:
-            if part.emits:
-                at_s = self._token_s(part, 0)
-                if at_s is not None:
-                    times[part.request.request_id] = at_s
-        return times
-
     def _dues(self, slices: Sequence[Slice]) -> Iterator[Due]:
         for part in slices:
-            request = part.request
-            if not part.emits:
-                left = request.prefill_until - part.num_computed_tokens - part.num_tokens
-                if request.num_generated_tokens == 0:
-                    at_s = self._times(part)[0]
-                    yield Due(at_s, max(1, -(-left // self.max_tokens_per_step)))
-                continue
-            number = _token_number(part)
-            if number < request.num_output_tokens:
+            request, number = part.request, _token_number(part)
+            if part.emits and number < request.num_output_tokens:
                 following = self._token_s(part, 1)
                 if following is not None:
                     yield Due(following, 1)
                 else:
                     yield Due(self._times(part)[-1], request.num_output_tokens - number)
+            elif not part.emits and request.num_generated_tokens == 0:
+                left = request.prefill_until - part.num_computed_tokens - part.num_tokens
+                yield Due(self._times(part)[0], max(1, -(-left // self.max_tokens_per_step)))
 
     def _token_s(self, part: Slice, further: int) -> float | None:
         """The recorded time of the token that a slice brings, or of one further on; `None` if unrecorded."""
@@ -206,8 +191,7 @@ class RecordedTokens:
 
     def _times(self, part: Slice) -> tuple[float, float]:
         row = self._row[part.request.request_id]
-        first: Column = self.log.first_token_s
-        return float(first[row]), float(self.log.last_token_s[row])
+        return float(self.log.first_token_s[row]), float(self.log.last_token_s[row])
 
 
 def _token_number(part: Slice) -> int:
