@@ -60,7 +60,7 @@ class Case:
         has_prefixes = self.prefix_caching and not scheduler_class.reserves_ahead
         unknown_first = config.reuses_unknown_blocks_first
         return Setup(
-            workload=ListedWorkload(self.requests, self.concurrency),
+            workload=self.make_workload(),
             cost=self.make_cost_model(),
             rung=scheduler_class,
             scheduler=config,
@@ -77,13 +77,17 @@ class Case:
             with_batches=with_batches,
         )
 
+    def make_workload(self) -> Workload:
+        """The requests, new ones at each iteration."""
+        return ListedWorkload(self.requests, self.concurrency)
+
     def make_cost_model(self) -> CostModel:
         """`step_s + token_s * tokens`."""
         return TokenCost(self.step_s, self.token_s)
 
 
 class ListedWorkload(Workload):
-    """Requests given one by one, as keyword arguments of `Request`; new ones at each iteration."""
+    """Requests given one by one, as keyword arguments of `Request`."""
 
     Config = WorkloadConfig
 

@@ -272,9 +272,12 @@ def nobody_starves(seen: Observation) -> Iterator[Violation]:
         )
 
 
-_OF_HISTORIES = (budget_kept, slots_kept, each_in_one_place, tokens_in_order, kv_covered, blocks_conserved)
 HISTORY_LAWS: dict[str, Callable[[History], Iterator[Violation]]] = {
-    law.__name__: law for law in (*_OF_HISTORIES, effects_at_step_ends, never_idle)
+    law.__name__: law
+    for law in (
+        *(budget_kept, slots_kept, each_in_one_place, tokens_in_order, kv_covered, blocks_conserved),
+        *(effects_at_step_ends, never_idle),
+    )
 }
 """Those that also hold for a run that was broken off."""
 LOG_LAWS: dict[str, Callable[[Observation], Iterator[Violation]]] = {

@@ -6,17 +6,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 from cbsim.base.plugin_errors import told_in_one_line
-from cbsim.cluster.router import RoundRobin
-from cbsim.cluster.simpy_world import World
 from cbsim.core import layout, loop
-from cbsim.core.driver import RuleFault
 from cbsim.core.stepping import Stepper, StepwiseWorld
 from cbsim.results.run_log import RunLog
 from cbsim.schedulers import Scheduler
-from cbsim.studies.simulation import Setup, simulate_core, stepwise, stepwise_log, told_fault
+from cbsim.studies.simulation import Setup, simulate_core, step_through, stepwise, stepwise_log
 from cbsim.testing.case import Case
 from cbsim.workload.request import Request, RequestState
 
@@ -31,6 +29,10 @@ class Standing(NamedTuple):
     num_computed_tokens: int
     num_generated_tokens: int
     num_blocks: int
+
+
+_progress = attrgetter(*Standing._fields[1:])
+"""A request's numbers in a `Standing`."""
 
 
 class Part(NamedTuple):
@@ -142,10 +144,7 @@ def observe_setup(setup: Setup, case: Case, *, step_s: Callable[..., float] | No
 
     world = stepwise(setup, step_s=step_s, make_replica=make_replica)
     with _broken_off(History(case, replicas), setup.rung):
-        try:
-            World(setup.workload, replicas, RoundRobin()).run()
-        except RuleFault as fault:
-            raise told_fault(fault, setup, [request.request_id for request in world.requests]) from fault
+        step_through(world, setup, passes=(Exception,))
     return Observation(case, replicas, stepwise_log(world, setup))
 
 
@@ -277,12 +276,7 @@ class Replica(Stepper):
 
     def _standings(self) -> dict[str, Standing]:
         return {
-            name: Standing(
-                RequestState(request.state),
-                request.num_computed_tokens,
-                request.num_generated_tokens,
-                request.num_blocks,
-            )
+            name: Standing(RequestState(request.state), *_progress(request))
             for name, request in self._present.items()
         }
 
