@@ -18,7 +18,7 @@ from cbsim.core.driver import Parts
 from cbsim.core.layout import REQUEST
 from cbsim.core.stepping import StepwiseWorld
 from cbsim.lab.kernels.sampling import SamplingParams
-from cbsim.lab.live.live_engine import LiveEngine, any_step_s, live_engine, wall_clock
+from cbsim.lab.live.live_engine import LiveEngine, any_step_s, live_engine
 from cbsim.lab.live.runner import ModelRunner
 from cbsim.lab.live.tokens import TokenBook
 from cbsim.observers.audience import Audience
@@ -79,7 +79,7 @@ def generate(
         num_in_flight=2 if config.async_scheduling else 1,
         prefill_s=float,
         job_length=rung.job_length(config, seed),
-        make_replica=partial(LiveEngine, runner=runner, book=book, clock=wall_clock(), audience=Audience(())),
+        make_replica=partial(LiveEngine, runner=runner, book=book, audience=Audience(())),
     )
     engine = live_engine(world)
     _submit(engine, requests, prompts, lambda request: rung.rejection(request, numbers, means))

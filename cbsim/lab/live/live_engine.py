@@ -45,13 +45,13 @@ class LiveEngine(ToldStepper):
         *,
         runner: ModelRunner,
         book: TokenBook,
-        clock: Clock,
+        clock: Clock | None = None,
         audience: Audience,
     ) -> None:
         super().__init__(world, number, audience)
         self.runner = runner
         self.book = book
-        self.clock = clock
+        self.clock = clock or wall_clock()
         self._tables: dict[int, tuple[NDArray[np.int64], int, int]] = {}
         """Of each running request: its blocks, how many are written, its preemptions when they were."""
         self._work: deque[tuple[list[BlockedSlice], Moves]] = deque()

@@ -10,9 +10,7 @@ from functools import partial
 import torch
 
 from cbsim.base.errors import ConfigError
-from cbsim.base.records import packed
 from cbsim.base.units import GIB, format_bytes
-from cbsim.core.layout import OWN, REQUEST
 from cbsim.lab.kernels.device_memory import free_bytes
 from cbsim.lab.kernels.sampling import SamplingParams
 from cbsim.lab.kernels.shard import Shard
@@ -71,7 +69,6 @@ def run_live(
             LiveEngine,
             runner=_make_runner(experiment, workload, torch_device, num_blocks, backend),
             book=TokenBook(experiment.model.vocab_size, experiment.seed, sampling or SamplingParams()),
-            clock=wall_clock(),
             audience=audience,
         ),
     )
@@ -88,9 +85,7 @@ def run_live(
     # Nobody can say what a live step would have taken with less in it.
     log = replace(stepwise_log(world, setup), slices=None, parts=None)
     audience.ended(log.end_s)
-    told = setup.rung.notes(
-        experiment.scheduler, packed(world.requests, REQUEST), packed(world.records.own, OWN)
-    )
+    told = setup.rung.notes(experiment.scheduler, world.request_rows(), world.own_rows())
     notes = [f"live on this machine's {device}, not simulated", *notes, *told]
     notes += [*workload.notes(), *log_notes(experiment, log)]
     deployment = Deployment(experiment.model, experiment.gpu, kv_block_size=experiment.kv_cache.block_size)

@@ -42,7 +42,6 @@ class LiveWorld:
         self._ready = [0.0] * (workload.config.concurrency or 0)
         """Closed loop: when each client that has no request under way will send its next."""
         self._next: Request | None = next(self._requests, None)
-        self._num_arrived = 0
 
     def run(self) -> None:
         """Run to the end."""
@@ -79,12 +78,11 @@ class LiveWorld:
             if self._is_closed_loop:
                 heapq.heappop(self._ready)
             request.arrival_s = due_s
-            self._num_arrived += 1
             self.engine.book.add_prompt(request)
             if not self.engine.submit(request):
                 self._think(request, due_s)
             if self.progress is not None:
-                self.progress(self._num_arrived, due_s)
+                self.progress(request.index + 1, due_s)
 
     def _think(self, request: Request, end_s: float) -> None:
         """In a closed loop, the client whose request has ended will send its next."""
