@@ -77,36 +77,34 @@ class _Rows:
     def to_log(self) -> ServerLog:
         """Columns checked, one clock, in order of arrival."""
         prompt, output = (self._numbers(f"{what}_tokens").astype(np.int64) for what in ("prompt", "output"))
-        sent, first, last = (self._numbers(what) for what in ("arrival", "first_token", "last_token"))
-        queued, scheduled = (
-            self._numbers(what) if self._column[what] else None for what in ("queued", "scheduled")
-        )
+        instants = ("arrival", "first_token", "last_token", "queued", "scheduled")
+        times = {what: self._numbers(what) for what in instants if self._column[what]}
         self._raise_problems()
         notes = []
-        if queued is not None:
-            delay = float((queued - sent).min())
+        sent, first, last = times["arrival"], times["first_token"], times["last_token"]
+        if "queued" in times:
+            delay = float((times["queued"] - sent).min())
             sent = sent + delay
             notes.append(f"arrivals moved by {delay:.6f} s onto the clock of {self._column['queued']}")
-        taken = sent if queued is None else queued
+        taken = times.get("queued", sent)
         for row in np.flatnonzero((first < taken) | (last < first)).tolist():
             self._problem(row, "expected arrival <= first token <= last token")
         self._raise_problems()
-        start = float(sent.min())
-        order = np.argsort(sent, kind="stable")
-        ids = self._ids()
-        tokens = self._token_times()
+        ids, tokens = self._ids(), self._token_times()
         self._raise_problems()
+        start, order = float(sent.min()), np.argsort(sent, kind="stable")
+        since_start = {what: (column - start)[order] for what, column in times.items()}
         return ServerLog(
             path=self._path,
             request_id=tuple(ids[row] for row in order.tolist()),
             num_prompt_tokens=prompt[order],
             num_output_tokens=output[order],
             sent_s=(sent - start)[order],
-            queued_s=None if queued is None else (queued - start)[order],
-            first_token_s=(first - start)[order],
-            last_token_s=(last - start)[order],
+            queued_s=since_start.get("queued"),
+            first_token_s=since_start["first_token"],
+            last_token_s=since_start["last_token"],
             token_times_s=None if tokens is None else tuple(tokens[row] - start for row in order.tolist()),
-            scheduled_s=None if scheduled is None else (scheduled - start)[order],
+            scheduled_s=since_start.get("scheduled"),
             notes=tuple(notes),
         )
 
@@ -115,11 +113,10 @@ class _Rows:
         if name is None:
             return [str(number) for number in range(len(self._rows))]
         ids = [str(values.get(name, "")) for _, values in self._rows]
-        seen: dict[str, int] = {}
-        for row, request_id in enumerate(ids):
-            if request_id in seen:
-                self._problem(row, f"{name} '{request_id}' stands in line {seen[request_id]} too")
-            seen.setdefault(request_id, self._rows[row][0])
+        first_line: dict[str, int] = {}
+        for row, (request_id, (line, _)) in enumerate(zip(ids, self._rows, strict=True)):
+            if first_line.setdefault(request_id, line) != line:
+                self._problem(row, f"{name} '{request_id}' stands in line {first_line[request_id]} too")
         return ids
 
     def _numbers(self, what: str) -> Column:

@@ -39,7 +39,7 @@ class Stretch(NamedTuple):
 
 
 class Due(NamedTuple):
-    """The next recorded token of a request beyond the step at hand."""
+    """The next recorded token of a request beyond the step at hand; at infinity for none."""
 
     at_s: float
     num_steps: int
@@ -89,8 +89,8 @@ class RecordedTokens:
         self.gaps.note(start_s, kind, self._scale.get(kind, 1.0) * predicted_s)
         recorded = {part.request.request_id: self._token_s(part, 0) for part in slices if part.emits}
         tokens = {name: at_s for name, at_s in recorded.items() if at_s is not None}
-        dues = list(self._dues(slices))
-        end_s, is_recorded = self._place(number, start_s, predicted_s, tokens, dues)
+        due = min(self._dues(slices), default=Due(math.inf, 0))
+        end_s, is_recorded = self._place(number, start_s, predicted_s, tokens, due)
         if tokens:
             self.num_recorded_steps += 1
             if is_recorded and self._is_whole:
@@ -126,31 +126,31 @@ class RecordedTokens:
         self._kinds = []
 
     def _place(
-        self, number: int, start_s: float, predicted_s: float, tokens: dict[str, float], dues: list[Due]
+        self, number: int, start_s: float, predicted_s: float, tokens: dict[str, float], due: Due
     ) -> tuple[float, bool]:
         """Where a step ends, and whether the record says so without contradiction."""
         if not tokens:
-            return self._between(start_s, predicted_s, dues), False
+            return self._between(start_s, predicted_s, due), False
         first, last = min(tokens.values()), max(tokens.values())
         if last - first > SAME_TIME_S:
             early, late = (pick(tokens, key=tokens.__getitem__) for pick in (min, max))
             reason = f"requests {early} and {late} get tokens at {first:.6f} and {last:.6f} s"
         elif first <= start_s:
             reason = f"request {next(iter(tokens))} got its token at {first:.6f} s, before the step started"
-        elif dues and min(dues).at_s <= last + SAME_TIME_S:
+        elif due.at_s <= last + SAME_TIME_S:
             reason = (
                 f"request {next(iter(tokens))} gets its token at {last:.6f} s, and another in the step "
-                f"its next one at {min(dues).at_s:.6f} s already"
+                f"its next one at {due.at_s:.6f} s already"
             )
         else:
             return last, True
         self.contradictions.append(Contradiction(number, start_s, reason))
         rising = [at_s for at_s in tokens.values() if at_s > start_s]
-        if not rising or (dues and min(dues).at_s <= min(rising)):
-            return self._between(start_s, predicted_s, dues), False
+        if not rising or due.at_s <= min(rising):
+            return self._between(start_s, predicted_s, due), False
         return float(np.median(rising)), False
 
-    def _between(self, start_s: float, predicted_s: float, dues: list[Due]) -> float:
+    def _between(self, start_s: float, predicted_s: float, due: Due) -> float:
         """The step's share of the time to the next recorded instant."""
         expected_s = self._scale.get(self._kinds[-1], 1.0) * predicted_s
         gap, instants_s = self.gaps.index(start_s), self.gaps.instants_s
@@ -158,7 +158,6 @@ class RecordedTokens:
             return start_s + expected_s
         next_s = float(instants_s[gap + 1])
         left_s = next_s - start_s
-        due = min(dues, default=Due(math.inf, 0))
         if self.counts is not None and gap >= 0:
             num_steps = max(1, int(self.counts[gap] - self.gaps.num_steps[gap]) + 1)
         elif due.num_steps and due.at_s <= start_s + left_s + SAME_TIME_S:
