@@ -56,10 +56,10 @@ class RepeatedTrace(TraceWorkload):
         span_s = float(arrival_s[-1] - arrival_s[0])
         lap_s = span_s + span_s / max(1, num_source - 1)
         for lap in itertools.count():
-            passed = 0
+            row = 0
             for batch in self._table.batches():
-                start, stop = (min(max(0, end - passed), len(batch)) for end in (first, first + num_source))
-                passed += len(batch)
+                start, stop = max(0, first - row), min(len(batch), first + num_source - row)
+                row += len(batch)
                 if stop > start:
                     yield _later(batch.part(start, stop), lap, lap * lap_s - self.config.start_s)
 
@@ -70,15 +70,13 @@ def _later(batch: RequestBatch, lap: int, shift_s: float) -> RequestBatch:
     if lap == 0:
         return moved
     mark = f"#{lap + 1}"
-    sessions = batch.session_id
-    return replace(
-        moved,
-        request_id=np.array(batch.names(), dtype=np.object_) + mark,
-        session_id=None
-        if sessions is None
-        else np.array([name and name + mark for name in sessions], np.object_),
-        prompt=None if batch.prompt is None else [_marked(prompt, mark) for prompt in batch.prompt],
-    )
+    names = np.array(batch.names(), dtype=np.object_) + mark
+    sessions, prompts = batch.session_id, batch.prompt
+    if sessions is not None:
+        sessions = np.array([name and name + mark for name in sessions], dtype=np.object_)
+    if prompts is not None:
+        prompts = [_marked(prompt, mark) for prompt in prompts]
+    return replace(moved, request_id=names, session_id=sessions, prompt=prompts)
 
 
 def _marked(prompt: Segments | None, mark: str) -> Segments | None:

@@ -123,29 +123,21 @@ def measure_study(
     try:
         for place, (key, point) in enumerate(missing):
             tell(place, point)
-            outcome = _measure(point)
-            if isinstance(outcome, Entry):
-                ledger.put(key, outcome)
+            began = time.perf_counter()
+            try:
+                measured = in_fresh_process(measure_scaled, point.settings, point.small)
+            except Exception as error:
+                errors[key] = (
+                    str(error) if isinstance(error, CbsimError) else f"{type(error).__name__}: {error}"
+                )
             else:
-                errors[key] = outcome
+                ledger.put(key, Entry(measured, time.perf_counter() - began))
     except KeyboardInterrupt:
         num_kept = sum(key in entries for key in distinct)
         kept = f"{num_kept} of {num_points} points kept in {ledger.folder}; the same call goes on"
         raise StudyInterrupted([row for row in rows() if row.measured is not None], kept) from None
     tell(len(missing), None)
     return rows()
-
-
-def _measure(point: ScalePoint) -> Entry | str:
-    """A point's figures, or why there are none."""
-    began = time.perf_counter()
-    try:
-        measured = in_fresh_process(measure_scaled, point.settings, point.small)
-    except CbsimError as error:
-        return str(error)
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-    return Entry(measured, time.perf_counter() - began)
 
 
 def time_left_s(points: Sequence[ScalePoint], measured: Sequence[Entry]) -> float | None:
