@@ -1,17 +1,26 @@
-"""The benchmark as tables: for reading, for a README, and as plain data."""
+"""What was measured, for its readers: tables, plain data, and of a scaling study a folder with a picture."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from cbsim.base.markdown import markdown_table
-from cbsim.base.units import MEGA, US_PER_S
+from cbsim.base.units import GIGA, KILO, MEGA, US_PER_S
 from cbsim.lab.bench.machine import Machine
+from cbsim.lab.bench.scaling import Axis, Study
+from cbsim.lab.bench.study import Row
 from cbsim.lab.bench.work_timing import Measured
 from cbsim.lab.bench.works import Goal, Work
+from cbsim.results.output import BENCH
+from cbsim.show.scaling_plot import scaling_picture
+from cbsim.show.style import save_figure
 from cbsim.show.text import MISSING, Table, format_figure, format_share
+from cbsim.studies.sweep import save_table
 
 Rows = Sequence[tuple[Work, Measured]]
 
@@ -49,6 +58,22 @@ WORKS_NOTES = (
     "peak memory: of a fresh process in which the work is the first thing that runs",
 )
 
+STUDY_NOTES = (
+    "CPU s: of one core, the fastest of three runs (one where a run takes over 10 s); running: mean over "
+    "all steps",
+    "bare SimPy: a process that waits as many times as there are steps, in the same process; times: CPU s "
+    "over it",
+    "peak MB: of a fresh process, interpreter and modules included",
+)
+TITLES = {
+    Axis.REQUESTS: "By number of requests",
+    Axis.RUNNING: "By requests running at once",
+    Axis.REPLICAS: "By number of replicas",
+}
+STUDY_COLUMNS = [name for name in FIGURES if name not in ("us a step", "metrics")]
+_CROWDED = 0.8
+"""Fewer running than this share of the slots is worth a note."""
+
 
 def bench_tables(rows: Rows) -> list[Table]:
     """The table of works and, where there are any, that of scaling; points without goals are no works."""
@@ -64,11 +89,8 @@ def bench_tables(rows: Rows) -> list[Table]:
 def _table(title: str, columns: Sequence[str], rows: Rows, notes: tuple[str, ...]) -> Table:
     cells = []
     for work, measured in rows:
-        goals = {
-            "target": describe_goal(work.target),
-            "stretch": describe_goal(work.stretch),
-            "reached": verdict(work, measured),
-        }
+        goals = {"target": describe_goal(work.target), "stretch": describe_goal(work.stretch)}
+        goals["reached"] = verdict(work, measured)
         cells.append((work.name, *(goals.get(name) or FIGURES[name](measured) for name in columns)))
     return Table(("", *columns), tuple(cells), title, notes)
 
@@ -112,3 +134,88 @@ def verdict(work: Work, measured: Measured) -> str:
     if work.stretch is not None and is_met(work.stretch, measured):
         return "stretch"
     return "target" if is_met(work.target, measured) else "missed"
+
+
+def scaling_tables(rows: Sequence[Row]) -> list[Table]:
+    """A table an axis, what its ends say under it; what columns mean under the last."""
+    tables = [_axis_table(axis, [row for row in rows if row.point.axis is axis]) for axis in Axis]
+    tables = [table for table in tables if table.rows]
+    tables[-1:] = [replace(last, notes=(*last.notes, *STUDY_NOTES)) for last in tables[-1:]]
+    return tables
+
+
+def scaling_frame(rows: Sequence[Row]) -> pd.DataFrame:
+    """A row a point that was measured or failed, SI units."""
+    return pd.DataFrame([_record(row) for row in rows])
+
+
+def scaling_json(study: Study, machine: Machine, rows: Sequence[Row]) -> dict[str, Any]:
+    """Everything measured, in SI units, and what it was measured on."""
+    return {
+        "name": study.name,
+        "machine": asdict(machine),
+        "config": study.config,
+        "notes": study.notes,
+        "points": [_record(row) for row in rows],
+    }
+
+
+def save_study(study: Study, machine: Machine, rows: Sequence[Row], folder: Path) -> list[str]:
+    """Write table and picture beside a study's `bench.json`; returns the names of all files a reader wants.
+
+    Raises `CbsimError` if the folder can't be written.
+    """
+    table = scaling_frame(rows)
+    save_table(table, folder)
+    written = [BENCH, "table.csv", "table.parquet"]
+    if any(row.measured is not None for row in rows):
+        caption = ". ".join([machine.describe(), *machine.warnings(), "Each point in a fresh process."])
+        figure = scaling_picture(table, f"{study.name}: what a simulation costs", caption)
+        written += [path.name for path in save_figure(figure, folder / "scaling")]
+    return written
+
+
+def _record(row: Row) -> dict[str, Any]:
+    figures: dict[str, Any] = {}
+    if row.measured is not None:
+        rates = {"s_per_request": row.measured.s_per_request, "steps_per_s": row.measured.steps_per_s}
+        figures = asdict(row.measured) | rates
+    return {"varied": row.point.axis.value, "value": row.point.value, **figures, "error": row.error}
+
+
+def _axis_table(axis: Axis, rows: Sequence[Row]) -> Table:
+    columns = [name for name in STUDY_COLUMNS if name != axis.column]
+    cells = []
+    for row in rows:
+        figures = (MISSING if row.measured is None else FIGURES[name](row.measured) for name in columns)
+        cells.append((f"{row.point.value:,}", *figures))
+    failed = [f"{row.point.label}: {row.error}" for row in rows if row.error is not None]
+    return Table((axis.column, *columns), tuple(cells), TITLES[axis], (*failed, *_sentences(axis, rows)))
+
+
+def _sentences(axis: Axis, rows: Sequence[Row]) -> list[str]:
+    """What the ends of an axis say, and where slots stayed empty."""
+    known = [(row.point, row.measured) for row in rows if row.measured is not None]
+    told = []
+    if len(known) > 1:
+        (first_point, first), (last_point, last) = known[0], known[-1]
+        ratio = format_figure(last.s_per_request / first.s_per_request)
+        told.append(
+            f"a request costs {ratio} times as much with {last_point.label} as with {first_point.label}"
+        )
+        if axis is Axis.REQUESTS:
+            growth_bytes = (last.peak_bytes - first.peak_bytes) / (last.num_requests - first.num_requests)
+            growth_bytes = max(0.0, growth_bytes)
+            million_bytes = first.peak_bytes + growth_bytes * (MEGA - first.num_requests)
+            told.append(
+                f"memory grows by {format_figure(growth_bytes / KILO)} kB a request: "
+                f"a million of them would take {format_figure(million_bytes / GIGA)} GB"
+            )
+    if axis is Axis.RUNNING:
+        told += [
+            f"{point.label}: {format_figure(measured.mean_running)} ran on average: scheduler, KV blocks or "
+            "the number of requests allow no more"
+            for point, measured in known
+            if measured.mean_running < _CROWDED * point.value
+        ]
+    return told

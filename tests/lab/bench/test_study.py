@@ -11,10 +11,10 @@ import pytest
 
 from cbsim.base.errors import CbsimError, WorkloadError
 from cbsim.base.units import MEGA
+from cbsim.lab.bench.bench_tables import scaling_frame, scaling_tables
 from cbsim.lab.bench.machine import Machine
 from cbsim.lab.bench.process import in_fresh_process
 from cbsim.lab.bench.scaling import Axis, Scales, Study
-from cbsim.lab.bench.scaling_tables import scaling_frame, scaling_tables
 from cbsim.lab.bench.study import Entry, StudyInterrupted, StudyProgress, measure_study, time_left_s
 from cbsim.show.scaling_plot import scaling_picture
 from cbsim.studies.worker_pool import WorkerLost
