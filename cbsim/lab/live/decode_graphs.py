@@ -47,7 +47,7 @@ class DecodeGraphs:
         """Capture every size, the largest first, so that the smaller ones find memory to share."""
         pool = torch.cuda.graph_pool_handle() if self._device.type == "cuda" else None
         for size in reversed(self.sizes):
-            batch = self._empty_batch(size)
+            batch = self._spare_batch(size)
             compute = partial(self._decoder.logits, batch, self._caches)
             # A CPU has no graphs: there the same padded batch is computed as it is.
             self._captured[size] = batch, compute if pool is None else self._graph_of(compute, pool)
@@ -78,36 +78,34 @@ class DecodeGraphs:
 
     def _fill(self, batch: StepBatch, slices: Sequence[SequenceSlice]) -> None:
         assert batch.decodes is not None
-        size = len(batch.token_ids)
         block_size = self._caches[0].block_size
-        columns = np.zeros((3, size), np.int64)
-        columns[2] = self._spare_block * block_size
+        spare = SequenceSlice([0], 0, [self._spare_block], True)
+        padded = [*slices, *[spare] * (len(batch.token_ids) - len(slices))]
+        token_ids, positions, slots = torch.from_numpy(decode_columns(padded, block_size)).to(self._device)
         tables = np.full(batch.decodes.block_tables.shape, self._spare_block, np.int32)
-        columns[:, : len(slices)] = decode_columns(slices, block_size)
-        for row, part in zip(tables, slices, strict=False):
+        for row, part in zip(tables, padded, strict=True):
             num_blocks = part.num_computed // block_size + 1
             row[:num_blocks] = part.blocks[:num_blocks]
-        token_ids, positions, slots = torch.from_numpy(columns).to(self._device)
         batch.token_ids.copy_(token_ids)
         batch.positions.copy_(positions)
         batch.slots.copy_(slots)
         batch.decodes.context_lens.copy_(positions + 1)
         batch.decodes.block_tables.copy_(torch.from_numpy(tables))
 
-    def _empty_batch(self, size: int) -> StepBatch:
-        block_size = self._caches[0].block_size
-
+    def _spare_batch(self, size: int) -> StepBatch:
         def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
             return torch.zeros(shape, dtype=dtype, device=self._device)
 
-        num_blocks = -(-self._max_context // block_size)
-        block_tables = zeros(size, num_blocks, dtype=torch.int32) + self._spare_block
-        return StepBatch(
+        num_blocks = -(-self._max_context // self._caches[0].block_size)
+        tables, lens = zeros(size, num_blocks, dtype=torch.int32), zeros(size, dtype=torch.int32)
+        batch = StepBatch(
             token_ids=zeros(size),
             positions=zeros(size),
-            slots=zeros(size) + self._spare_block * block_size,
+            slots=zeros(size),
             logit_rows=torch.arange(size, device=self._device),
-            decodes=DecodeBatch(block_tables, zeros(size, dtype=torch.int32) + 1, self._max_context),
+            decodes=DecodeBatch(tables, lens, self._max_context),
             chunks=None,
             emitting=tuple(range(size)),
         )
+        self._fill(batch, ())
+        return batch

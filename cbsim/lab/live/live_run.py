@@ -14,8 +14,7 @@ from cbsim.base.units import GIB, format_bytes
 from cbsim.lab.kernels.device_memory import free_bytes
 from cbsim.lab.kernels.sampling import SamplingParams
 from cbsim.lab.kernels.shard import Shard
-from cbsim.lab.live.live_engine import LiveEngine, any_step_s, live_engine, wall_clock
-from cbsim.lab.live.live_world import LiveWorld
+from cbsim.lab.live.live_engine import LiveEngine, LiveWorld, any_step_s, live_engine, wall_clock
 from cbsim.lab.live.runner import ModelRunner
 from cbsim.lab.live.tokens import TokenBook
 from cbsim.lab.live.weights import Checkpoint
