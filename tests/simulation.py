@@ -107,7 +107,7 @@ class Simulation:
 
     @property
     def replica(self) -> Stepper:
-        return self.seen.replicas[0].stepper
+        return self.seen.replicas[0]
 
     @property
     def own(self) -> Any:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from cbsim.base.units import MIB
 from cbsim.core.building import KvPool
+from cbsim.cost.constant import ConstantConfig, ConstantCost
 from cbsim.cost.cost_model import CostModel
-from cbsim.cost.costrules import MAX_DECODES, MAX_TOKENS, CostRules
 from cbsim.schedulers import Means, Scheduler, SchedulerConfig
 from cbsim.studies.simulation import Setup
 from cbsim.workload.request import Request
@@ -57,17 +57,14 @@ class Case:
     def make_setup(self, scheduler_class: type[Scheduler], *, with_batches: bool = False) -> Setup:
         """What a run of the core is made from. Raises pydantic's error for a wrong setting."""
         config = scheduler_class.Config(type=scheduler_class.__name__, **self.settings)
+        has_prefixes = self.prefix_caching and not scheduler_class.reserves_ahead
+        unknown_first = config.reuses_unknown_blocks_first
         return Setup(
             workload=self.make_workload(),
             cost=self.make_cost_model(),
             rung=scheduler_class,
             scheduler=config,
-            pool=KvPool(
-                self.num_blocks,
-                self.block_size,
-                self.prefix_caching and not scheduler_class.reserves_ahead,
-                config.reuses_unknown_blocks_first,
-            ),
+            pool=KvPool(self.num_blocks, self.block_size, has_prefixes, unknown_first),
             means=Means(
                 num_blocks=self.num_blocks,
                 block_size=self.block_size,
@@ -82,8 +79,7 @@ class Case:
 
     def make_workload(self) -> Workload:
         """The requests, new ones at each iteration."""
-        config = WorkloadConfig(type="listed", concurrency=self.concurrency)
-        return ListedWorkload(self.requests, config)
+        return ListedWorkload(self.requests, self.concurrency)
 
     def make_cost_model(self) -> CostModel:
         """`step_s + token_s * tokens`."""
@@ -95,8 +91,8 @@ class ListedWorkload(Workload):
 
     Config = WorkloadConfig
 
-    def __init__(self, rows: tuple[Mapping[str, Any], ...], config: WorkloadConfig) -> None:
-        super().__init__(config, seed=0, folder=Path())
+    def __init__(self, rows: tuple[Mapping[str, Any], ...], concurrency: int | None) -> None:
+        super().__init__(WorkloadConfig(type="listed", concurrency=concurrency), seed=0, folder=Path())
         self._rows = rows
 
     def requests(self) -> Iterator[Request]:
@@ -109,27 +105,13 @@ class ListedWorkload(Workload):
         return len(self._rows)
 
 
-class TokenFigures(NamedTuple):
-    """What `token_step_s` takes, seconds."""
-
-    each_step_s: float
-    each_token_s: float
-
-
-def token_step_s(cost: Any, shape: Any, chunks: Any) -> Any:
-    """Seconds of a step: a fixed time, and one for each token."""
-    return cost.each_step_s + cost.each_token_s * (shape.num_prefill_tokens + shape.num_decodes)
-
-
-class TokenCost(CostModel):
-    """A fixed time a step, and one a token."""
+class TokenCost(ConstantCost):
+    """A fixed time a step, and one a token; without model and GPU."""
 
     def __init__(self, step_s: float, token_s: float) -> None:
-        self._figures = TokenFigures(step_s, token_s)
-
-    def rules(self, max_tokens: int = MAX_TOKENS, max_decodes: int = MAX_DECODES) -> CostRules:
-        """See `CostModel.rules`."""
-        return CostRules(token_step_s, self._figures)
+        self.config = ConstantConfig(
+            type="constant", step_s=step_s, per_prefill_token_s=token_s, per_decode_s=token_s
+        )
 
 
 def draw_case(
@@ -146,15 +128,13 @@ def draw_case(
         "max_tokens_per_step": int(generator.choice([1, 3, 8, 16, 64])),
         "chunk_size": int(generator.choice([0, 2, 5, 16])),
     }
-    drawn = {name: value for name, value in limits.items() if name in config_class.model_fields}
-    drawn.update(settings)
     block_size = int(generator.choice([1, 4, 16]))
     requests = _draw_requests(generator, prefix_sharing=bool(generator.integers(2)))
     largest = max(row["num_prompt_tokens"] + row["num_output_tokens"] for row in requests)
     num_blocks = -(-largest // block_size) + int(generator.choice([-1, 0, 1, 3, 20]))
     return Case(
         requests=requests,
-        settings=drawn,
+        settings=_kept(limits, config_class, settings),
         num_blocks=max(1, num_blocks),
         block_size=block_size,
         prefix_caching=bool(generator.integers(2)),
@@ -170,14 +150,19 @@ def starvation_case(config_class: type[SchedulerConfig], settings: Mapping[str, 
 
     They beat it by every measure that an order may go by: shorter, more important, due earlier.
     """
-    drawn = {"max_num_seqs": 2, "max_tokens_per_step": 32} | dict(settings)
-    kept = {name: value for name, value in drawn.items() if name in config_class.model_fields}
-    kept |= dict(settings)
+    limits = {"max_num_seqs": 2, "max_tokens_per_step": 32}
     rows = [_row(number, 0.0, 4, 3, deadline_s=10.0, user="first") for number in range(2)]
     rows.append(_row(2, 0.5, 24, 8, priority=2, deadline_s=1e6, user="long"))
     for number in range(3, 3 + NUM_RIVALS):
         rows.append(_row(number, number / 2, 4, 3, deadline_s=10.0, user=f"short{number}"))
-    return Case(requests=tuple(rows), settings=kept, num_blocks=32)
+    return Case(tuple(rows), _kept(limits, config_class, settings), num_blocks=32)
+
+
+def _kept(
+    limits: Mapping[str, Any], config_class: type[SchedulerConfig], settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The settings, and of the limits those that the scheduler has and `settings` leaves open."""
+    return {name: value for name, value in limits.items() if name in config_class.model_fields} | {**settings}
 
 
 def _draw_requests(generator: np.random.Generator, *, prefix_sharing: bool) -> tuple[dict[str, Any], ...]:

@@ -23,9 +23,8 @@ from cbsim.testing.observation import BrokenOff, EndlessRun, History, Observatio
 Seen = TypeVar("Seen", bound=History)
 
 MAX_REQUESTS_TOLD = 12
-"""A case of more requests isn't shown whole in an error's message."""
 NUM_FIRST_TOLD = 3
-"""So many are shown of it."""
+"""Of a case of more than `MAX_REQUESTS_TOLD` requests, an error shows the first `NUM_FIRST_TOLD`."""
 
 
 class ConformanceError(PluginError):
@@ -68,7 +67,8 @@ def check_scheduler(
     same; that takes some 20 s at the first time.
     """
     scheduler_class = SCHEDULERS.get(scheduler) if isinstance(scheduler, str) else scheduler
-    settings = _settings(config)
+    settings = config.model_dump() if isinstance(config, SchedulerConfig) else dict(config or {})
+    settings.pop("type", None)
     generator = np.random.default_rng(seed)
     seen = []
     for _ in range(num_cases):
@@ -122,9 +122,8 @@ def _check_same(scheduler_class: type[Scheduler], seen: Observation, engine: str
         log = run_case(scheduler_class, seen.case, engine)
     law = "compiled_agrees" if engine == "compiled" else "deterministic"
     for line in differences(without_batches(seen.log), log):
-        raise ConformanceError(
-            scheduler_class.__name__, law, seen.case, -1, f"another run, {engine}, differs: {line}"
-        )
+        detail = f"another run, {engine}, differs: {line}"
+        raise ConformanceError(scheduler_class.__name__, law, seen.case, -1, detail)
 
 
 @contextmanager
@@ -151,11 +150,3 @@ def _told_case(case: Case, further: str) -> str:
         return f"{case!r}{further})"
     first = replace(case, requests=case.requests[:NUM_FIRST_TOLD])
     return f"error.case{further}), which has {len(case.requests)} requests and begins as {first!r}"
-
-
-def _settings(config: SchedulerConfig | Mapping[str, Any] | None) -> dict[str, Any]:
-    if config is None:
-        return {}
-    settings = config.model_dump() if isinstance(config, SchedulerConfig) else dict(config)
-    settings.pop("type", None)
-    return settings

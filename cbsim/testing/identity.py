@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from cbsim.results.run_log import EMITTED, RunLog, distinct_gaps
+from cbsim.results.run_log import EMITTED, Column, RunLog, distinct_gaps
 
 
 def without_batches(log: RunLog) -> RunLog:
@@ -22,18 +22,18 @@ def differences(one: RunLog, other: RunLog) -> list[str]:
 
     Slices, which may be cut differently, are compared by what follows from them: the parts of latencies.
     """
-    lines = []
+    others = _parts(other)
+    return [line for name, part in _parts(one).items() for line in _differences(name, part, others[name])]
+
+
+def _parts(log: RunLog) -> dict[str, Any]:
+    parts: dict[str, Any] = {}
     for entry in fields(RunLog):
-        if entry.name == "slices":
-            continue
         if entry.name == "gaps":
-            for name, *columns in zip(
-                ("gap_s", "gap_count"), distinct_gaps(one.gaps), distinct_gaps(other.gaps), strict=True
-            ):
-                lines += _differences(name, *columns)
-            continue
-        lines += _differences(entry.name, getattr(one, entry.name), getattr(other, entry.name))
-    return lines
+            parts["gap_s"], parts["gap_count"] = distinct_gaps(log.gaps)
+        elif entry.name != "slices":
+            parts[entry.name] = getattr(log, entry.name)
+    return parts
 
 
 def _differences(name: str, one: Any, other: Any) -> list[str]:
@@ -41,21 +41,19 @@ def _differences(name: str, one: Any, other: Any) -> list[str]:
         if set(one) != set(other):
             return [f"{name}: columns {sorted(one)} and {sorted(other)}"]
         return [line for key in one for line in _differences(f"{name}.{key}", one[key], other[key])]
-    if isinstance(one, np.ndarray) and isinstance(other, np.ndarray):
-        return _array_differences(name, one, other)
-    return [] if one == other else [f"{name}: {one} and {other}"]
-
-
-def _array_differences(name: str, one: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> list[str]:
+    if not (isinstance(one, np.ndarray) and isinstance(other, np.ndarray)):
+        return [] if one == other else [f"{name}: {one} and {other}"]
     if one.dtype != other.dtype or one.shape != other.shape:
         return [f"{name}: {one.dtype} {one.shape} and {other.dtype} {other.shape}"]
-    if one.dtype == object:
-        unequal = np.flatnonzero(one != other)
-    else:
-        width = one.dtype.itemsize
-        bits = [np.ascontiguousarray(column).view(np.uint8).reshape(-1, width) for column in (one, other)]
-        unequal = np.flatnonzero((bits[0] != bits[1]).any(axis=1))
+    unequal = np.flatnonzero(_bits(one) != _bits(other))
     if not len(unequal):
         return []
     row = int(unequal[0])
     return [f"{name}: {len(unequal)} of {len(one)} rows, first row {row}: {one[row]} and {other[row]}"]
+
+
+def _bits(column: Column) -> Column:
+    """Values that are equal where all bits are; objects as they are."""
+    if column.dtype == object:
+        return column
+    return np.ascontiguousarray(column).view(f"V{column.dtype.itemsize}")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from itertools import pairwise, zip_longest
 from typing import NamedTuple
 
@@ -10,8 +12,7 @@ import numpy as np
 
 from cbsim.results.run_log import EMITTED
 from cbsim.testing.case import NUM_RIVALS, STARVED
-from cbsim.testing.observation import Call, Commit, History, Observation
-from cbsim.testing.token_ledger import Ledger
+from cbsim.testing.observation import Call, Commit, History, Observation, Part
 from cbsim.workload.request import RequestState
 
 
@@ -22,6 +23,49 @@ class Violation(NamedTuple):
     detail: str
 
 
+@dataclass(slots=True)
+class Ledger:
+    """An account of every request's tokens, kept from what the scheduler said it did."""
+
+    num_computed: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
+    """Tokens computed, steps in flight included."""
+    num_generated: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
+    num_in_flight: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
+    num_lost: dict[str, int] = field(default_factory=dict)
+    """Tokens that were computed when the request was preempted last."""
+
+    def num_sampled(self, name: str) -> int:
+        """Output tokens known or in flight."""
+        return self.num_generated[name] + self.num_in_flight[name]
+
+    def calls(self, history: list[Call | Commit]) -> Iterator[Call]:
+        """A replica's calls, each when all before it is booked; the caller books what is in it."""
+        for entry in history:
+            if isinstance(entry, Call):
+                yield entry
+                continue
+            for name in entry.emitted:
+                self.num_generated[name] += 1
+                # The token of a request preempted meanwhile is no longer in flight.
+                self.num_in_flight[name] = max(0, self.num_in_flight[name] - 1)
+
+    def decide(self, call: Call) -> Iterator[tuple[str, int, int]]:
+        """Book a call's decisions; yields `(request, tokens cached, tokens it starts with)` of newcomers."""
+        for decision, name, num_cached in call.decisions:
+            if decision == "preempted":
+                self.num_lost[name] = self.num_computed[name]
+                self.num_computed[name] = self.num_in_flight[name] = 0
+            else:
+                now_computed = sum(part.num_tokens for part in call.parts if part.request_id == name)
+                self.num_computed[name] = call.after[name].num_computed_tokens - now_computed
+                yield name, num_cached, self.num_computed[name]
+
+    def schedule(self, part: Part) -> None:
+        """Book a share of a step."""
+        self.num_computed[part.request_id] += part.num_tokens
+        self.num_in_flight[part.request_id] += part.emits
+
+
 def nobody_lost(seen: Observation) -> Iterator[Violation]:
     """Every request is finished with all its tokens, or rejected with a reason."""
     table = seen.log.requests
@@ -30,15 +74,14 @@ def nobody_lost(seen: Observation) -> Iterator[Violation]:
             yield Violation(-1, f"request number {row} never arrived: a client still waits for an answer")
             return
         name, state = table["request_id"][row], table["state"][row]
+        num_emitted, num_due = table["num_generated_tokens"][row], table["num_output_tokens"][row]
         if state == RequestState.REJECTED:
             if not seen.log.rejections.get(row):
                 yield Violation(-1, f"{name} was rejected without a reason")
         elif state != RequestState.FINISHED:
             yield Violation(-1, f"{name} never finished")
-        elif table["num_generated_tokens"][row] != table["num_output_tokens"][row]:
-            yield Violation(
-                -1, f"{name} emitted {table['num_generated_tokens'][row]}/{table['num_output_tokens'][row]}"
-            )
+        elif num_emitted != num_due:
+            yield Violation(-1, f"{name} emitted {num_emitted}/{num_due}")
 
 
 def never_idle(seen: History) -> Iterator[Violation]:
@@ -56,35 +99,30 @@ def never_idle(seen: History) -> Iterator[Violation]:
 
 def budget_kept(seen: History) -> Iterator[Violation]:
     """No step has more tokens than `max_tokens_per_step`."""
-    for replica in seen.replicas:
-        limit = replica.stepper.records.config.max_tokens_per_step
-        for call in replica.calls:
-            num_tokens = sum(part.num_tokens for part in call.parts)
-            if num_tokens > limit:
-                yield Violation(call.step, f"{num_tokens} tokens, the budget is {limit}")
+    for replica, call in seen.calls:
+        limit = replica.records.config.max_tokens_per_step
+        num_tokens = sum(part.num_tokens for part in call.parts)
+        if num_tokens > limit:
+            yield Violation(call.step, f"{num_tokens} tokens, the budget is {limit}")
 
 
 def slots_kept(seen: History) -> Iterator[Violation]:
     """No more than `max_num_seqs` requests run at once, and only running ones are scheduled."""
-    for replica in seen.replicas:
-        limit = replica.stepper.records.config.max_num_seqs
-        for call in replica.calls:
-            if len(call.running) > limit:
-                yield Violation(call.step, f"{len(call.running)} requests run, max_num_seqs is {limit}")
-            strangers = [part.request_id for part in call.parts if part.request_id not in call.running]
-            if strangers:
-                yield Violation(call.step, f"{strangers} are scheduled and not running")
+    for replica, call in seen.calls:
+        limit = replica.records.config.max_num_seqs
+        if len(call.running) > limit:
+            yield Violation(call.step, f"{len(call.running)} requests run, max_num_seqs is {limit}")
+        strangers = [part.request_id for part in call.parts if part.request_id not in call.running]
+        if strangers:
+            yield Violation(call.step, f"{strangers} are scheduled and not running")
 
 
 def each_in_one_place(seen: History) -> Iterator[Violation]:
     """Every request that is there stands in exactly one of the queue and the running list."""
-    for replica in seen.replicas:
-        for call in replica.calls:
-            places = sorted([*call.running, *call.waiting])
-            if places != sorted(_unfinished(call)):
-                yield Violation(
-                    call.step, f"{_unfinished(call)} are there, queue and running list hold {places}"
-                )
+    for _, call in seen.calls:
+        here, places = _unfinished(call), sorted([*call.running, *call.waiting])
+        if places != sorted(here):
+            yield Violation(call.step, f"{here} are there, queue and running list hold {places}")
 
 
 def tokens_in_order(seen: History) -> Iterator[Violation]:
@@ -93,37 +131,31 @@ def tokens_in_order(seen: History) -> Iterator[Violation]:
     """
     for replica in seen.replicas:
         ledger = Ledger()
-        for entry in replica.history:
-            if isinstance(entry, Commit):
-                ledger.take(entry)
-                continue
-            for name, cached, restored in ledger.decide(entry):
-                if restored != cached and not (entry.transfer_s and restored <= ledger.num_lost[name]):
-                    yield Violation(
-                        entry.step, f"{name} returns with {restored} tokens, {cached} were cached"
-                    )
-            named = [part.request_id for part in entry.parts]
-            if len(named) != len(set(named)):
-                yield Violation(entry.step, f"scheduled twice in one step: {named}")
-            for part in entry.parts:
-                name = part.request_id
-                num_known = seen.requests[name]["num_prompt_tokens"] + ledger.num_sampled(name)
-                computed = ledger.num_computed[name]
-                if part.num_computed_tokens != computed:
-                    yield Violation(
-                        entry.step, f"{name} goes on at token {part.num_computed_tokens}, not {computed}"
-                    )
-                if not 1 <= part.num_tokens <= num_known - computed:
-                    yield Violation(
-                        entry.step, f"{name} computes {part.num_tokens} of {num_known - computed} tokens"
-                    )
-                if part.emits != (computed + part.num_tokens == num_known):
-                    yield Violation(
-                        entry.step, f"{name}: emits is {part.emits} after {part.num_tokens} tokens"
-                    )
-                ledger.schedule(part)
-                if ledger.num_sampled(name) > seen.requests[name]["num_output_tokens"]:
-                    yield Violation(entry.step, f"{name} is scheduled beyond its last token")
+        for call in ledger.calls(replica.history):
+            for detail in _misplaced_tokens(seen, ledger, call):
+                yield Violation(call.step, detail)
+
+
+def _misplaced_tokens(seen: History, ledger: Ledger, call: Call) -> Iterator[str]:
+    for name, cached, restored in ledger.decide(call):
+        if restored != cached and not (call.transfer_s and restored <= ledger.num_lost[name]):
+            yield f"{name} returns with {restored} tokens, {cached} were cached"
+    named = [part.request_id for part in call.parts]
+    if len(named) != len(set(named)):
+        yield f"scheduled twice in one step: {named}"
+    for part in call.parts:
+        name, num_tokens = part.request_id, part.num_tokens
+        computed = ledger.num_computed[name]
+        num_known = seen.requests[name]["num_prompt_tokens"] + ledger.num_sampled(name)
+        if part.num_computed_tokens != computed:
+            yield f"{name} goes on at token {part.num_computed_tokens}, not {computed}"
+        if not 1 <= num_tokens <= num_known - computed:
+            yield f"{name} computes {num_tokens} of {num_known - computed} tokens"
+        if part.emits != (computed + num_tokens == num_known):
+            yield f"{name}: emits is {part.emits} after {num_tokens} tokens"
+        ledger.schedule(part)
+        if ledger.num_sampled(name) > seen.requests[name]["num_output_tokens"]:
+            yield f"{name} is scheduled beyond its last token"
 
 
 def tokens_conserved(seen: Observation) -> Iterator[Violation]:
@@ -138,25 +170,21 @@ def tokens_conserved(seen: Observation) -> Iterator[Violation]:
     num_recomputed = 0
     for replica in seen.replicas:
         ledger = Ledger()
-        for entry in replica.history:
-            if isinstance(entry, Commit):
-                ledger.take(entry)
-                continue
-            for name, _, num_kept in ledger.decide(entry):
+        for call in ledger.calls(replica.history):
+            for name, _, num_kept in ledger.decide(call):
                 num_again = ledger.num_lost.pop(name, 0) - num_kept
                 num_due[name] += num_again
                 num_recomputed += max(0, num_again)
-            for part in entry.parts:
+            for part in call.parts:
                 num_computed[part.request_id] += part.num_tokens
                 ledger.schedule(part)
     for name, num_tokens in num_computed.items():
         due = 0 if name in rejected else num_due[name]
         if num_tokens != due:
             yield Violation(-1, f"{num_tokens} tokens of {name} were computed, due were {due}")
-    if num_recomputed != seen.log.num_tokens_recomputed:
-        yield Violation(
-            -1, f"the log counts {seen.log.num_tokens_recomputed} recomputed tokens, {num_recomputed} were"
-        )
+    counted = seen.log.num_tokens_recomputed
+    if num_recomputed != counted:
+        yield Violation(-1, f"the log counts {counted} recomputed tokens, {num_recomputed} were")
 
 
 def blocks_conserved(seen: History) -> Iterator[Violation]:
@@ -165,59 +193,50 @@ def blocks_conserved(seen: History) -> Iterator[Violation]:
         for entry in replica.history:
             if entry.integrity is not None:
                 yield Violation(entry.step, entry.integrity)
-            if isinstance(entry, Call):
-                hoarders = [name for name in entry.waiting if entry.after[name].num_blocks]
-                if hoarders:
-                    yield Violation(entry.step, f"{hoarders} wait and hold KV blocks")
-        if replica.history and not replica.history[-1].after:
-            num_used = replica.stepper.num_blocks_used
-            if num_used:
-                yield Violation(-1, f"{num_used} KV blocks are still held when nobody is there")
+            waiting = entry.waiting if isinstance(entry, Call) else ()
+            hoarders = [name for name in waiting if entry.after[name].num_blocks]
+            if hoarders:
+                yield Violation(entry.step, f"{hoarders} wait and hold KV blocks")
+        num_used = replica.num_blocks_used
+        if replica.history and not replica.history[-1].after and num_used:
+            yield Violation(-1, f"{num_used} KV blocks are still held when nobody is there")
 
 
 def kv_covered(seen: History) -> Iterator[Violation]:
     """A request holds blocks for every token it computes, those of this step included."""
-    for replica in seen.replicas:
-        for call in replica.calls:
-            for part in call.parts:
-                capacity = call.after[part.request_id].num_blocks * seen.case.block_size
-                num_tokens = part.num_computed_tokens + part.num_tokens
-                if num_tokens > capacity:
-                    yield Violation(
-                        call.step, f"{part.request_id} has KV cache for {capacity} of {num_tokens} tokens"
-                    )
+    for _, call in seen.calls:
+        for part in call.parts:
+            name, num_tokens = part.request_id, part.num_computed_tokens + part.num_tokens
+            capacity = call.after[name].num_blocks * seen.case.block_size
+            if num_tokens > capacity:
+                yield Violation(call.step, f"{name} has KV cache for {capacity} of {num_tokens} tokens")
 
 
 def effects_at_step_ends(seen: History) -> Iterator[Violation]:
     """Tokens and finishes come with a step's end, those that the step emits, and never with a plan."""
+    done = RequestState.FINISHED
     for replica in seen.replicas:
         for entry in replica.history:
-            emitted = set(entry.emitted) if isinstance(entry, Commit) else set()
-            for name, before in entry.before.items():
-                after = entry.after.get(name)
-                num_new = (
-                    1 if after is None else after.num_generated_tokens - before.num_generated_tokens
-                )  # who is gone had its last token
+            before, after = entry.before, entry.after
+            emitted = entry.emitted if isinstance(entry, Commit) else ()
+            for name, old in before.items():
+                # Who is gone had its last token.
+                num_new = after[name].num_generated_tokens - old.num_generated_tokens if name in after else 1
                 if num_new != (name in emitted):
-                    yield Violation(
-                        entry.step, f"{name} got {num_new} tokens, {name in emitted:d} were emitted"
-                    )
-            if isinstance(entry, Call) and any(
-                standing.state is RequestState.FINISHED
-                and entry.before[name].state is not RequestState.FINISHED
-                for name, standing in entry.after.items()
-            ):
-                yield Violation(entry.step, "a request finished while a step was planned")
-            if isinstance(entry, Commit):
-                due = [
-                    name
-                    for name in entry.emitted
-                    if entry.before[name].num_generated_tokens + 1 == seen.requests[name]["num_output_tokens"]
-                ]
-                if list(entry.finished) != due:
-                    yield Violation(
-                        entry.step, f"{list(entry.finished)} finished, {due} got their last token"
-                    )
+                    told = f"{name} got {num_new} tokens, {name in emitted:d} were emitted"
+                    yield Violation(entry.step, told)
+            if isinstance(entry, Call):
+                if any(new.state is done and before[name].state is not done for name, new in after.items()):
+                    yield Violation(entry.step, "a request finished while a step was planned")
+                continue
+            due = [
+                name
+                for name in emitted
+                if before[name].num_generated_tokens + 1 == seen.requests[name]["num_output_tokens"]
+            ]
+            if list(entry.finished) != due:
+                told = f"{list(entry.finished)} finished, {due} got their last token"
+                yield Violation(entry.step, told)
 
 
 def time_goes_forward(seen: Observation) -> Iterator[Violation]:
@@ -238,26 +257,6 @@ def time_goes_forward(seen: Observation) -> Iterator[Violation]:
             yield Violation(-1, f"tokens of {seen.log.requests['request_id'][row]} come at {times.tolist()}")
 
 
-HISTORY_LAWS: dict[str, Callable[[History], Iterator[Violation]]] = {
-    law.__name__: law
-    for law in (
-        budget_kept,
-        slots_kept,
-        each_in_one_place,
-        tokens_in_order,
-        kv_covered,
-        blocks_conserved,
-        effects_at_step_ends,
-        never_idle,
-    )
-}
-"""Those that also hold for a run that was broken off."""
-LOG_LAWS: dict[str, Callable[[Observation], Iterator[Violation]]] = {
-    law.__name__: law for law in (nobody_lost, tokens_conserved, time_goes_forward)
-}
-"""Those about a run that came to its end."""
-
-
 def nobody_starves(seen: Observation) -> Iterator[Violation]:
     """In a `starvation_case`, most rivals have not overtaken the long request when it is done."""
     requests = seen.log.requests
@@ -265,12 +264,26 @@ def nobody_starves(seen: Observation) -> Iterator[Violation]:
     row = int(np.flatnonzero(requests["request_id"] == STARVED)[0])
     is_rival = arrival_s > arrival_s[row]
     num_before = int((is_rival & (finished_at_s < finished_at_s[row])).sum())
-    if not num_before <= NUM_RIVALS // 2:
+    if num_before > NUM_RIVALS // 2:
         yield Violation(
             -1,
             f"{num_before} of {NUM_RIVALS} rivals that came later were done before {STARVED} "
             "(a policy that lets some wait by intention is checked with may_starve=True)",
         )
+
+
+HISTORY_LAWS: dict[str, Callable[[History], Iterator[Violation]]] = {
+    law.__name__: law
+    for law in (
+        *(budget_kept, slots_kept, each_in_one_place, tokens_in_order, kv_covered, blocks_conserved),
+        *(effects_at_step_ends, never_idle),
+    )
+}
+"""Those that also hold for a run that was broken off."""
+LOG_LAWS: dict[str, Callable[[Observation], Iterator[Violation]]] = {
+    law.__name__: law for law in (nobody_lost, tokens_conserved, time_goes_forward)
+}
+"""Those about a run that came to its end."""
 
 
 def _unfinished(call: Call) -> list[str]:

@@ -6,18 +6,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
-from math import inf
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 from cbsim.base.plugin_errors import told_in_one_line
-from cbsim.cluster.router import RoundRobin
-from cbsim.cluster.simpy_world import World
 from cbsim.core import layout, loop
-from cbsim.core.driver import RuleFault
 from cbsim.core.stepping import Stepper, StepwiseWorld
 from cbsim.results.run_log import RunLog
 from cbsim.schedulers import Scheduler
-from cbsim.studies.simulation import Setup, simulate_core, stepwise, stepwise_log, told_fault
+from cbsim.studies.simulation import Setup, simulate_core, step_through, stepwise, stepwise_log
 from cbsim.testing.case import Case
 from cbsim.workload.request import Request, RequestState
 
@@ -32,6 +29,10 @@ class Standing(NamedTuple):
     num_computed_tokens: int
     num_generated_tokens: int
     num_blocks: int
+
+
+_progress = attrgetter(*Standing._fields[1:])
+"""A request's numbers in a `Standing`."""
 
 
 class Part(NamedTuple):
@@ -85,19 +86,6 @@ class Commit:
     integrity: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Replica:
-    """One replica, and the calls of its scheduler and the ends of its steps in their order."""
-
-    stepper: Stepper
-    history: list[Call | Commit]
-
-    @property
-    def calls(self) -> list[Call]:
-        """Its calls alone."""
-        return [entry for entry in self.history if isinstance(entry, Call)]
-
-
 @dataclass(frozen=True)
 class History:
     """What happened to a case, perhaps not to its end."""
@@ -109,6 +97,11 @@ class History:
     def requests(self) -> dict[str, Mapping[str, Any]]:
         """Request -> its row of the case."""
         return {row["request_id"]: row for row in self.case.requests}
+
+    @property
+    def calls(self) -> Iterator[tuple[Replica, Call]]:
+        """Every call of every replica's scheduler, one replica after the other."""
+        return ((replica, call) for replica in self.replicas for call in replica.calls)
 
 
 @dataclass(frozen=True)
@@ -143,16 +136,16 @@ def observe(scheduler_class: type[Scheduler], case: Case) -> Observation:
 
 def observe_setup(setup: Setup, case: Case, *, step_s: Callable[..., float] | None = None) -> Observation:
     """The same for a setup made from the case and changed; `step_s` as for `stepwise`."""
-    watch = Watch(setup, CALLS_PER_TOKEN * (case.num_tokens + 10))
-    world = stepwise(setup, step_s=step_s, watches=watch.functions(step_s))
-    watch.follow(world)
-    history = History(case, watch.replicas)
-    with _broken_off(history, setup.rung):
-        try:
-            World(setup.workload, world.replicas, RoundRobin()).run()
-        except RuleFault as fault:
-            raise told_fault(fault, setup, [request.request_id for request in world.requests]) from fault
-    return Observation(case, watch.replicas, stepwise_log(world, setup))
+    replicas: list[Replica] = []
+
+    def make_replica(world: StepwiseWorld, number: int) -> Replica:
+        replicas.append(Replica(world, number, replicas, CALLS_PER_TOKEN * (case.num_tokens + 10)))
+        return replicas[-1]
+
+    world = stepwise(setup, step_s=step_s, make_replica=make_replica)
+    with _broken_off(History(case, replicas), setup.rung):
+        step_through(world, setup, passes=(Exception,))
+    return Observation(case, replicas, stepwise_log(world, setup))
 
 
 def run_case(scheduler_class: type[Scheduler], case: Case, engine: str = "interpreted") -> RunLog:
@@ -175,150 +168,124 @@ def _broken_off(history: History, scheduler_class: type[Scheduler]) -> Iterator[
         raise BrokenOff(history, error, scheduler_class.__module__) from error
 
 
-class Watch:
-    """Stands before the core's functions of each replica, and writes down what every call brought."""
+class Replica(Stepper):
+    """One replica that writes down every call of its scheduler and every end of a step, in their order."""
 
-    def __init__(self, setup: Setup, max_calls: int) -> None:
-        self.replicas: list[Replica] = []
-        self._setup = setup
-        self._max_calls = max_calls
+    def __init__(self, world: StepwiseWorld, number: int, peers: list[Replica], max_calls: int) -> None:
+        """`peers` are all replicas of the run, which has `max_calls` calls of schedulers at most."""
+        super().__init__(world, number)
+        self.history: list[Call | Commit] = []
+        self._peers, self._max_calls = peers, max_calls
         self._num_calls = 0
-        self._present: list[dict[str, Request]] = []
-        """Of each replica: its requests until nothing of them is left."""
+        self._here: dict[str, Request] = {}
+        """Its requests until nothing of them is left."""
 
-    def follow(self, world: StepwiseWorld) -> None:
-        """The world whose functions are watched."""
-        self.replicas += [Replica(stepper, []) for stepper in world.replicas]
-        self._present += [{} for _ in world.replicas]
+    @property
+    def calls(self) -> list[Call]:
+        """The calls of its history."""
+        return [entry for entry in self.history if isinstance(entry, Call)]
 
-    def functions(self, step_s: Callable[..., float] | None) -> dict[str, Callable[..., Any]]:
-        """What stands for functions of the core: `watches` of `stepwise`."""
-        unwatched = stepwise(self._setup, step_s=step_s)
-        submit_, plan_ = unwatched.bound(loop.submit), unwatched.bound(loop.plan)
-        begin_ = unwatched.bound(loop.begin)
-        end_step_, wake_at_s_ = unwatched.bound(loop.end_step), unwatched.bound(loop.wake_at_s)
+    def watches(self) -> dict[str, Callable[..., Any]]:
+        """See `Stepper.watches`: what every call brought, and what it cost."""
+        plan, begin = self.world.bound(loop.plan), self.world.bound(loop.begin)
 
-        def submit(records: Any, request: Any) -> Any:
-            is_accepted = submit_(records, request)
-            if is_accepted:
-                self._present[records.own.replica][request.request_id] = request
-            return is_accepted
-
-        def plan(records: Any, step: Any, place: Any, now: Any) -> None:
-            number = records.own.replica
+        def watched_plan(records: Any, step: Any, place: Any, now: Any) -> None:
             self._count_call()
-            before = self._standings(number)
-            plan_(records, step, place, now)
+            before = self._standings()
+            plan(records, step, place, now)
             if records.own.fault == layout.NO_FAULT:
-                self._planned(number, step, now, before, wake_at_s_(records))
+                self.history.append(self._planned(step, now, before))
 
-        def begin(records: Any, cost: Any, step: Any) -> None:
-            begin_(records, cost, step)
-            history = self.replicas[records.own.replica].history
-            call = history[-1]
+        def watched_begin(records: Any, cost: Any, step: Any) -> None:
+            begin(records, cost, step)
+            call = self.history[-1]
             assert isinstance(call, Call)
-            history[-1] = replace(
+            self.history[-1] = replace(
                 call, num_padding_tokens=step.num_padding_tokens, transfer_s=step.transfer_s
             )
 
-        def end_step(records: Any) -> Any:
-            number = records.own.replica
-            before, step = self._standings(number), self.replicas[number].stepper.under_way[0]
-            num_finished = end_step_(records)
-            self._ended(number, step, records.candidates[:num_finished], before)
-            return num_finished
+        return {"plan": watched_plan, "begin": watched_begin}
 
-        return {"submit": submit, "plan": plan, "begin": begin, "end_step": end_step}
+    def submit(self, request: Request) -> bool:
+        """See `Stepper.submit`."""
+        is_accepted = super().submit(request)
+        if is_accepted:
+            self._here[request.request_id] = request
+        return is_accepted
+
+    def end_step(self) -> list[Request]:
+        """See `Stepper.end_step`."""
+        before, step = self._standings(), self.under_way[0]
+        finished = super().end_step()
+        commit = Commit(
+            step=step.number,
+            emitted=_ids(part.request for part in self.slices(step) if part.emits),
+            finished=_ids(finished),
+            num_blocks_used=self.num_blocks_used,
+            num_cached_free=self.own.num_cached_free,
+            before=before,
+            after=self._standings(),
+            integrity=self._integrity(),
+        )
+        self.history.append(commit)
+        # Static batches keep the blocks of their finished members until all are done.
+        for name, request in list(self._here.items()):
+            if request.state == RequestState.FINISHED and request.num_blocks == 0:
+                del self._here[name]
+        return finished
 
     def _count_call(self) -> None:
         self._num_calls += 1
-        if self._num_calls > self._max_calls:
-            present = [name for requests in self._present for name in requests]
+        if sum(peer._num_calls for peer in self._peers) > self._max_calls:
+            present = [name for peer in self._peers for name in peer._here]
             raise EndlessRun(f"{self._max_calls} calls, and these are still there: {present}")
 
-    def _planned(
-        self, number: int, step: Any, now: float, before: dict[str, Standing], wake_at_s: float
-    ) -> None:
-        replica = self.replicas[number]
-        stepper = replica.stepper
-        replica.history.append(
-            Call(
-                now=now,
-                step=stepper.own.num_steps if step.num_slices else -1,
-                parts=tuple(
-                    Part(
-                        part.request.request_id,
-                        part.num_tokens,
-                        part.num_computed_tokens,
-                        part.emits,
-                        part.is_prefill,
-                    )
-                    for part in stepper.slices(step)
-                ),
-                decisions=tuple(
-                    (what, request.request_id, n) for what, request, n in stepper.decisions(step)
-                ),
-                running=_ids(stepper.running),
-                waiting=_ids(self._queue(number, now)),
-                num_blocks_used=step.kv_blocks_used,
-                num_padding_tokens=0,
-                transfer_s=0.0,
-                before=before,
-                after=self._standings(number),
-                wake_at_s=None if wake_at_s == inf else wake_at_s,
-                integrity=self._integrity(number),
+    def _planned(self, step: Any, now: float, before: dict[str, Standing]) -> Call:
+        parts = (
+            Part(
+                part.request.request_id,
+                part.num_tokens,
+                part.num_computed_tokens,
+                part.emits,
+                part.is_prefill,
             )
+            for part in self.slices(step)
+        )
+        return Call(
+            now=now,
+            step=self.own.num_steps if step.num_slices else -1,
+            parts=tuple(parts),
+            decisions=tuple((what, request.request_id, n) for what, request, n in self.decisions(step)),
+            running=_ids(self.running),
+            waiting=self._queue(now),
+            num_blocks_used=step.kv_blocks_used,
+            num_padding_tokens=0,
+            transfer_s=0.0,
+            before=before,
+            after=self._standings(),
+            wake_at_s=self.wake_at_s(),
+            integrity=self._integrity(),
         )
 
-    def _ended(self, number: int, step: Any, finished: list[int], before: dict[str, Standing]) -> None:
-        replica, present = self.replicas[number], self._present[number]
-        stepper = replica.stepper
-        replica.history.append(
-            Commit(
-                step=step.number,
-                emitted=_ids(part.request for part in stepper.slices(step) if part.emits),
-                finished=_ids(stepper.world.requests[index] for index in finished),
-                num_blocks_used=stepper.num_blocks_used,
-                num_cached_free=stepper.own.num_cached_free,
-                before=before,
-                after=self._standings(number),
-                integrity=self._integrity(number),
-            )
-        )
-        # Static batches keep the blocks of their finished members until all are done.
-        for name in [name for name, request in present.items() if _is_gone(request)]:
-            del present[name]
-
-    def _queue(self, number: int, now: float) -> list[Request]:
+    def _queue(self, now: float) -> tuple[str, ...]:
         """Who really stands in the queue: those that wait in their order, then any that should not."""
-        nodes = self.replicas[number].stepper.records.nodes
-        queued = {
-            name: request for name, request in self._present[number].items() if nodes[request.index].is_in
-        }
-        ordered = {each.request_id: each for each in self.replicas[number].stepper.waiting(now)}
-        return [queued[name] for name in (*ordered, *(queued.keys() - ordered.keys())) if name in queued]
+        nodes = self.records.nodes
+        queued = {name for name, request in self._here.items() if nodes[request.index].is_in}
+        ordered = _ids(self.waiting(now))
+        return (*(name for name in ordered if name in queued), *queued.difference(ordered))
 
-    def _standings(self, number: int) -> dict[str, Standing]:
+    def _standings(self) -> dict[str, Standing]:
         return {
-            name: Standing(
-                RequestState(request.state),
-                request.num_computed_tokens,
-                request.num_generated_tokens,
-                request.num_blocks,
-            )
-            for name, request in self._present[number].items()
+            name: Standing(RequestState(request.state), *_progress(request))
+            for name, request in self._here.items()
         }
 
-    def _integrity(self, number: int) -> str | None:
+    def _integrity(self) -> str | None:
         try:
-            self.replicas[number].stepper.check_integrity()
+            self.check_integrity()
         except RuntimeError as error:
             return str(error)
         return None
-
-
-def _is_gone(request: Request) -> bool:
-    return request.state == RequestState.FINISHED and request.num_blocks == 0
 
 
 def _ids(requests: Iterable[Request]) -> tuple[str, ...]:

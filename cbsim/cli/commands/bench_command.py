@@ -126,17 +126,15 @@ def _bench_config(
     as_json: bool,
 ) -> None:
     from cbsim.cli.scaling_progress import watch_study
+    from cbsim.lab.bench.bench_tables import save_study, scaling_json, scaling_tables
     from cbsim.lab.bench.machine import Machine
     from cbsim.lab.bench.scaling import Study
-    from cbsim.lab.bench.scaling_folder import save_study
-    from cbsim.lab.bench.scaling_ledger import Ledger
-    from cbsim.lab.bench.scaling_tables import scaling_json, scaling_tables
-    from cbsim.lab.bench.study import StudyInterrupted, measure_study
+    from cbsim.lab.bench.study import Ledger, StudyInterrupted, measure_study
 
     study, machine = Study(load_experiment(config, overrides), scales), Machine.here()
     ledger = Ledger(out or Path("runs") / f"{study.name}-bench", machine)
     if again:
-        ledger.forget()
+        ledger.entries.clear()
     stopped = ""
     try:
         with watch_study(quiet) as progress:

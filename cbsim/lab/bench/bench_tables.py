@@ -1,20 +1,54 @@
-"""The benchmark as tables: for reading, for a README, and as plain data."""
+"""What was measured, for its readers: tables, plain data, and of a scaling study a folder with a picture."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from cbsim.base.markdown import markdown_table
-from cbsim.base.units import MEGA, US_PER_S
+from cbsim.base.units import GIGA, KILO, MEGA, US_PER_S
 from cbsim.lab.bench.machine import Machine
+from cbsim.lab.bench.scaling import Axis, Study
+from cbsim.lab.bench.study import Row
 from cbsim.lab.bench.work_timing import Measured
 from cbsim.lab.bench.works import Goal, Work
+from cbsim.results.output import BENCH
+from cbsim.show.scaling_plot import scaling_picture
+from cbsim.show.style import save_figure
 from cbsim.show.text import MISSING, Table, format_figure, format_share
+from cbsim.studies.sweep import save_table
 
 Rows = Sequence[tuple[Work, Measured]]
 
+FIGURES: Mapping[str, Callable[[Measured], str]] = {
+    "requests": lambda measured: f"{measured.num_requests:,}",
+    "steps": lambda measured: f"{measured.num_steps:,}",
+    "running": lambda measured: format_figure(measured.mean_running),
+    "CPU s": lambda measured: format_figure(measured.cpu_s),
+    "us a step": lambda measured: format_figure(measured.s_per_step * US_PER_S),
+    "us a request": lambda measured: format_figure(measured.s_per_request * US_PER_S),
+    "steps/s": lambda measured: f"{measured.steps_per_s:,.0f}",
+    "bare SimPy s": lambda measured: format_figure(measured.bare_simpy_s),
+    "times": lambda measured: format_figure(measured.bare_ratio),
+    "metrics": lambda measured: format_share(measured.metrics_share),
+    "peak MB": lambda measured: f"{measured.peak_bytes / MEGA:,.0f}",
+}
+"""The columns of figures that a table may have, and what they show."""
+LIMITS: Mapping[str, Callable[[float], str]] = {
+    "cpu_s": lambda most: f"{most:g} s",
+    "s_per_step": lambda most: f"{most * US_PER_S:g} us a step",
+    "peak_bytes": lambda most: f"{most / MEGA:g} MB",
+}
+"""How each part of a `Goal` is told."""
+WORK_COLUMNS = (
+    *("requests", "steps", "CPU s", "target", "stretch", "reached"),
+    *("bare SimPy s", "times", "us a step", "metrics", "peak MB"),
+)
+SCALE_COLUMNS = ("requests", "steps", "CPU s", "us a request", "peak MB")
 SCALING_NOTE = "the cost of a request must not grow with the length of the trace"
 WORKS_NOTES = (
     "CPU s: of one core, the fastest of three runs (one where a run takes over 10 s); simulation alone, "
@@ -24,16 +58,41 @@ WORKS_NOTES = (
     "peak memory: of a fresh process in which the work is the first thing that runs",
 )
 
+STUDY_NOTES = (
+    "CPU s: of one core, the fastest of three runs (one where a run takes over 10 s); running: mean over "
+    "all steps",
+    "bare SimPy: a process that waits as many times as there are steps, in the same process; times: CPU s "
+    "over it",
+    "peak MB: of a fresh process, interpreter and modules included",
+)
+TITLES = {
+    Axis.REQUESTS: "By number of requests",
+    Axis.RUNNING: "By requests running at once",
+    Axis.REPLICAS: "By number of replicas",
+}
+STUDY_COLUMNS = [name for name in FIGURES if name not in ("us a step", "metrics")]
+_CROWDED = 0.8
+"""Fewer running than this share of the slots is worth a note."""
+
 
 def bench_tables(rows: Rows) -> list[Table]:
-    """The table of works and, where there are any, that of scaling."""
-    works = [row for row in rows if not _is_small(row[0])]
+    """The table of works and, where there are any, that of scaling; points without goals are no works."""
+    works = [row for row in rows if row[0].scale is None or row[0].target is not None]
     scales = [row for row in rows if row[0].scale is not None]
     tables = [
         _table("Works", WORK_COLUMNS, works, WORKS_NOTES),
         _table("Scaling", SCALE_COLUMNS, scales, (SCALING_NOTE,)),
     ]
     return [table for table in tables if table.rows]
+
+
+def _table(title: str, columns: Sequence[str], rows: Rows, notes: tuple[str, ...]) -> Table:
+    cells = []
+    for work, measured in rows:
+        goals = {"target": describe_goal(work.target), "stretch": describe_goal(work.stretch)}
+        goals["reached"] = verdict(work, measured)
+        cells.append((work.name, *(goals.get(name) or FIGURES[name](measured) for name in columns)))
+    return Table(("", *columns), tuple(cells), title, notes)
 
 
 def to_markdown(table: Table) -> str:
@@ -44,46 +103,28 @@ def to_markdown(table: Table) -> str:
 
 def to_json(machine: Machine, rows: Rows) -> dict[str, Any]:
     """Everything measured, in SI units."""
-    return {
-        "machine": asdict(machine),
-        "works": [
-            {
-                "name": work.name,
-                "how": work.how.value,
-                **asdict(measured),
-                "target": _goal_json(work.target),
-                "stretch": _goal_json(work.stretch),
-                "experiment": dict(work.settings),
-            }
-            for work, measured in rows
-        ],
-    }
+    works = [
+        {
+            "name": work.name,
+            "how": work.how,
+            **asdict(measured),
+            "target": work.target and work.target.limits,
+            "stretch": work.stretch and work.stretch.limits,
+            "experiment": dict(work.settings),
+        }
+        for work, measured in rows
+    ]
+    return {"machine": asdict(machine), "works": works}
 
 
 def describe_goal(goal: Goal | None) -> str:
     """A goal in a cell."""
-    if goal is None:
-        return MISSING
-    parts = []
-    if goal.cpu_s is not None:
-        parts.append(f"{goal.cpu_s:g} s")
-    if goal.s_per_step is not None:
-        parts.append(f"{goal.s_per_step * US_PER_S:g} us a step")
-    if goal.peak_bytes is not None:
-        parts.append(f"{goal.peak_bytes / MEGA:g} MB")
-    if goal.metrics_share is not None:
-        parts.append(f"metrics {goal.metrics_share:.0%}")
-    return ", ".join(parts)
+    return ", ".join(LIMITS[name](most) for name, most in goal.limits.items()) if goal else MISSING
 
 
 def is_met(goal: Goal, measured: Measured) -> bool:
     """Whether every part of a goal is reached."""
-    return (
-        (goal.cpu_s is None or measured.cpu_s <= goal.cpu_s)
-        and (goal.s_per_step is None or measured.s_per_step <= goal.s_per_step)
-        and (goal.peak_bytes is None or measured.peak_bytes <= goal.peak_bytes)
-        and (goal.metrics_share is None or (measured.metrics_share or 0.0) <= goal.metrics_share)
-    )
+    return all(getattr(measured, name) <= most for name, most in goal.limits.items())
 
 
 def verdict(work: Work, measured: Measured) -> str:
@@ -95,52 +136,86 @@ def verdict(work: Work, measured: Measured) -> str:
     return "target" if is_met(work.target, measured) else "missed"
 
 
-def _is_small(work: Work) -> bool:
-    """Points of the scaling table that are no work of their own."""
-    return work.scale is not None and work.target is None
+def scaling_tables(rows: Sequence[Row]) -> list[Table]:
+    """A table an axis, what its ends say under it; what columns mean under the last."""
+    tables = [_axis_table(axis, [row for row in rows if row.point.axis is axis]) for axis in Axis]
+    tables = [table for table in tables if table.rows]
+    tables[-1:] = [replace(last, notes=(*last.notes, *STUDY_NOTES)) for last in tables[-1:]]
+    return tables
 
 
-def _us(seconds: float) -> str:
-    return format_figure(seconds * US_PER_S)
+def scaling_frame(rows: Sequence[Row]) -> pd.DataFrame:
+    """A row a point that was measured or failed, SI units."""
+    return pd.DataFrame([_record(row) for row in rows])
 
 
-def _megabytes(num_bytes: int) -> str:
-    return f"{num_bytes / MEGA:,.0f}"
+def scaling_json(study: Study, machine: Machine, rows: Sequence[Row]) -> dict[str, Any]:
+    """Everything measured, in SI units, and what it was measured on."""
+    return {
+        "name": study.name,
+        "machine": asdict(machine),
+        "config": study.config,
+        "notes": study.notes,
+        "points": [_record(row) for row in rows],
+    }
 
 
-Show = Callable[[Work, Measured], str]
-COMMON: Mapping[str, Show] = {
-    "": lambda work, _: work.name,
-    "requests": lambda _, measured: f"{measured.num_requests:,}",
-    "steps": lambda _, measured: f"{measured.num_steps:,}",
-    "CPU s": lambda _, measured: format_figure(measured.cpu_s),
-}
-GOALS: Mapping[str, Show] = {
-    "target": lambda work, _: describe_goal(work.target),
-    "stretch": lambda work, _: describe_goal(work.stretch),
-    "reached": verdict,
-}
-MEMORY: Mapping[str, Show] = {"peak MB": lambda _, measured: _megabytes(measured.peak_bytes)}
-WORK_COLUMNS: Mapping[str, Show] = {
-    **COMMON,
-    **GOALS,
-    "bare SimPy s": lambda _, measured: format_figure(measured.bare_simpy_s),
-    "times": lambda _, measured: format_figure(measured.bare_ratio),
-    "us a step": lambda _, measured: _us(measured.s_per_step),
-    "metrics": lambda _, measured: format_share(measured.metrics_share),
-    **MEMORY,
-}
-SCALE_COLUMNS: Mapping[str, Show] = {
-    **COMMON,
-    "us a request": lambda _, measured: _us(measured.s_per_request),
-    **MEMORY,
-}
+def save_study(study: Study, machine: Machine, rows: Sequence[Row], folder: Path) -> list[str]:
+    """Write table and picture beside a study's `bench.json`; returns the names of all files a reader wants.
+
+    Raises `CbsimError` if the folder can't be written.
+    """
+    table = scaling_frame(rows)
+    save_table(table, folder)
+    written = [BENCH, "table.csv", "table.parquet"]
+    if any(row.measured is not None for row in rows):
+        caption = ". ".join([machine.describe(), *machine.warnings(), "Each point in a fresh process."])
+        figure = scaling_picture(table, f"{study.name}: what a simulation costs", caption)
+        written += [path.name for path in save_figure(figure, folder / "scaling")]
+    return written
 
 
-def _table(title: str, columns: Mapping[str, Show], rows: Rows, notes: tuple[str, ...] = ()) -> Table:
-    cells = tuple(tuple(show(work, measured) for show in columns.values()) for work, measured in rows)
-    return Table(tuple(columns), cells, title, notes)
+def _record(row: Row) -> dict[str, Any]:
+    figures: dict[str, Any] = {}
+    if row.measured is not None:
+        rates = {"s_per_request": row.measured.s_per_request, "steps_per_s": row.measured.steps_per_s}
+        figures = asdict(row.measured) | rates
+    return {"varied": row.point.axis.value, "value": row.point.value, **figures, "error": row.error}
 
 
-def _goal_json(goal: Goal | None) -> dict[str, Any] | None:
-    return None if goal is None else {key: value for key, value in asdict(goal).items() if value is not None}
+def _axis_table(axis: Axis, rows: Sequence[Row]) -> Table:
+    columns = [name for name in STUDY_COLUMNS if name != axis.column]
+    cells = []
+    for row in rows:
+        figures = (MISSING if row.measured is None else FIGURES[name](row.measured) for name in columns)
+        cells.append((f"{row.point.value:,}", *figures))
+    failed = [f"{row.point.label}: {row.error}" for row in rows if row.error is not None]
+    return Table((axis.column, *columns), tuple(cells), TITLES[axis], (*failed, *_sentences(axis, rows)))
+
+
+def _sentences(axis: Axis, rows: Sequence[Row]) -> list[str]:
+    """What the ends of an axis say, and where slots stayed empty."""
+    known = [(row.point, row.measured) for row in rows if row.measured is not None]
+    told = []
+    if len(known) > 1:
+        (first_point, first), (last_point, last) = known[0], known[-1]
+        ratio = format_figure(last.s_per_request / first.s_per_request)
+        told.append(
+            f"a request costs {ratio} times as much with {last_point.label} as with {first_point.label}"
+        )
+        if axis is Axis.REQUESTS:
+            growth_bytes = (last.peak_bytes - first.peak_bytes) / (last.num_requests - first.num_requests)
+            growth_bytes = max(0.0, growth_bytes)
+            million_bytes = first.peak_bytes + growth_bytes * (MEGA - first.num_requests)
+            told.append(
+                f"memory grows by {format_figure(growth_bytes / KILO)} kB a request: "
+                f"a million of them would take {format_figure(million_bytes / GIGA)} GB"
+            )
+    if axis is Axis.RUNNING:
+        told += [
+            f"{point.label}: {format_figure(measured.mean_running)} ran on average: scheduler, KV blocks or "
+            "the number of requests allow no more"
+            for point, measured in known
+            if measured.mean_running < _CROWDED * point.value
+        ]
+    return told

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -43,18 +44,12 @@ class Machine:
 
     def warnings(self) -> list[str]:
         """What may have made the figures worse than they are."""
-        if self.load <= BUSY_LOAD:
-            return []
-        return [
-            f"load of {self.load:.1f} a core when this began: other work makes figures worse and unsteady"
-        ]
+        busy = f"load of {self.load:.1f} a core when this began: other work makes figures worse and unsteady"
+        return [busy] if self.load > BUSY_LOAD else []
 
 
 def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     """The processor's name as the kernel tells it, else what Python knows."""
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
-            key, _, name = line.partition(":")
-            if key.strip() == "model name":
-                return name.strip()
-    return platform.processor() or platform.machine()
+    told = cpuinfo.read_text(encoding="utf-8", errors="replace") if cpuinfo.is_file() else ""
+    found = re.search(r"^model name\s*:(.*)$", told, re.MULTILINE)
+    return found[1].strip() if found else platform.processor() or platform.machine()

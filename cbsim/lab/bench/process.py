@@ -27,6 +27,7 @@ def in_fresh_process(function: Callable[..., Answer], *arguments: Any) -> Answer
     with _interrupts_ignored():
         process.start()
     sender.close()
+    answer: Answer
     try:
         answer, error = receiver.recv()
     except EOFError:
@@ -39,17 +40,14 @@ def in_fresh_process(function: Callable[..., Answer], *arguments: Any) -> Answer
         receiver.close()
     if error is not None:
         raise error
-    found: Answer = answer
-    return found
+    return answer
 
 
 def _answer(sender: Connection, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-    outcome: tuple[Any, Exception | None]
     try:
-        outcome = (function(*arguments), None)
+        sender.send((function(*arguments), None))
     except Exception as error:
-        outcome = (None, error)
-    sender.send(outcome)
+        sender.send((None, error))
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -9,7 +10,7 @@ import numpy as np
 from pydantic import Field
 
 from cbsim.workload.request import Segments
-from cbsim.workload.request_batch import ObjectColumn, RequestBatch
+from cbsim.workload.request_batch import RequestBatch
 from cbsim.workload.request_source import MAX_REQUESTS
 from cbsim.workload.trace import TraceWorkload
 from cbsim.workload.trim import Trim
@@ -54,19 +55,13 @@ class RepeatedTrace(TraceWorkload):
         arrival_s = self._table.arrival_s[first : first + num_source]
         span_s = float(arrival_s[-1] - arrival_s[0])
         lap_s = span_s + span_s / max(1, num_source - 1)
-        source = Trim(self.config.model_copy(update={"limit": num_source}))
-        lap = 0
-        while True:
-            left = num_source
+        for lap in itertools.count():
+            row = 0
             for batch in self._table.batches():
-                start, stop = source.window(batch.arrival_s)
-                stop = min(stop, start + left)
-                left -= stop - start
+                start, stop = max(0, first - row), min(len(batch), first + num_source - row)
+                row += len(batch)
                 if stop > start:
                     yield _later(batch.part(start, stop), lap, lap * lap_s - self.config.start_s)
-                if not left:
-                    break
-            lap += 1
 
 
 def _later(batch: RequestBatch, lap: int, shift_s: float) -> RequestBatch:
@@ -75,20 +70,13 @@ def _later(batch: RequestBatch, lap: int, shift_s: float) -> RequestBatch:
     if lap == 0:
         return moved
     mark = f"#{lap + 1}"
-    names = batch.request_id
-    if names is None:
-        names = np.array([f"r{number}" for number in batch.number.tolist()], dtype=np.object_)
-    sessions = batch.session_id
-    return replace(
-        moved,
-        request_id=names + mark,
-        session_id=None if sessions is None else _marked_names(sessions, mark),
-        prompt=None if batch.prompt is None else [_marked(prompt, mark) for prompt in batch.prompt],
-    )
-
-
-def _marked_names(names: ObjectColumn, mark: str) -> ObjectColumn:
-    return np.array([name and name + mark for name in names], dtype=np.object_)
+    names = np.array(batch.names(), dtype=np.object_) + mark
+    sessions, prompts = batch.session_id, batch.prompt
+    if sessions is not None:
+        sessions = np.array([name and name + mark for name in sessions], dtype=np.object_)
+    if prompts is not None:
+        prompts = [_marked(prompt, mark) for prompt in prompts]
+    return replace(moved, request_id=names, session_id=sessions, prompt=prompts)
 
 
 def _marked(prompt: Segments | None, mark: str) -> Segments | None:

@@ -18,7 +18,7 @@ from cbsim.workload.request_source import MAX_REQUESTS
 from cbsim.workload.trace import TraceWorkload
 
 BACKLOG_RATE_SCALE = float(MEGA)
-"""Arrivals so many times as fast leave no slot empty while requests are left."""
+"""Arrivals this many times as fast leave no slot empty while requests are left."""
 NUM_REQUESTS_EACH = 10_000
 REPEATED = "cbsim.lab.bench.repeated:RepeatedTrace"
 
@@ -29,6 +29,11 @@ class Axis(StrEnum):
     REQUESTS = "requests"
     RUNNING = "running"
     REPLICAS = "replicas"
+
+    @property
+    def column(self) -> str:
+        """What the values are called in a table."""
+        return "max_num_seqs" if self is Axis.RUNNING else self.value
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +64,8 @@ class ScalePoint:
     @property
     def label(self) -> str:
         """What it is in words."""
-        unit = {Axis.REQUESTS: "request", Axis.RUNNING: "running", Axis.REPLICAS: "replica"}[self.axis]
-        return f"{self.value:,} {unit}" + "s" * (self.value != 1 and self.axis is not Axis.RUNNING)
+        unit = self.axis.value
+        return f"{self.value:,} {unit.removesuffix('s') if self.value == 1 else unit}"
 
     @property
     def num_requests(self) -> int:
@@ -102,88 +107,77 @@ class Study:
             scheduler = self.config["scheduler"]["type"]
             self.notes.append(f"running is left out: scheduler '{scheduler}' has no max_num_seqs")
             scales = replace(scales, running=())
-        self._scales = scales
-        self.points = self._make_points()
-        self._tell_axes()
+        self.points = self._make_points(scales)
+        self._tell_axes(scales)
 
-    def _make_points(self) -> list[ScalePoint]:
+    def _make_points(self, scales: Scales) -> list[ScalePoint]:
         problems: list[str] = []
         points = []
         for axis in Axis:
-            for value in getattr(self._scales, axis.value):
-                num_requests = self._num_requests(axis, value)
-                settings = self._scaled(axis, value, num_requests)
-                points.append(ScalePoint(axis, value, settings, self._scaled(axis, value, NUM_WARM_UP)))
+            for value in getattr(scales, axis.value):
+                num_requests = value
+                if axis is not Axis.REQUESTS:
+                    num_replicas = value if axis is Axis.REPLICAS else self._experiment.replicas.count
+                    num_requests = num_replicas * scales.num_requests_each
+                settings, small = (self._scaled(axis, value, n) for n in (num_requests, NUM_WARM_UP))
+                points.append(ScalePoint(axis, value, settings, small))
                 problems += [f"--{axis} {value}: {problem}" for problem in _problems(points[-1])]
         if problems:
             raise ConfigError(*problems)
         return points
 
-    def _num_requests(self, axis: Axis, value: int) -> int:
-        if axis is Axis.REQUESTS:
-            return value
-        num_replicas = value if axis is Axis.REPLICAS else self._experiment.replicas.count
-        return num_replicas * self._scales.num_requests_each
-
     def _scaled(self, axis: Axis, value: int, num_requests: int) -> dict[str, Any]:
         settings = copy.deepcopy(self.config)
-        self._set_requests(settings["workload"], num_requests)
+        workload, replicas = settings["workload"], settings["replicas"]
+        _set_requests(workload, num_requests)
+        num_replicas, num_clients, growth = replicas["count"], workload["concurrency"], 1.0
         if axis is Axis.RUNNING:
-            self._set_running(settings, value)
+            # None of the slots of each replica is empty while requests are left.
+            settings["scheduler"]["max_num_seqs"] = value
+            growth = BACKLOG_RATE_SCALE
+            if num_clients is not None:
+                num_clients = 2 * value * num_replicas
+                workload["think_time_s"] = 0.0
         elif axis is Axis.REPLICAS:
-            self._set_replicas(settings, value)
-        return settings
-
-    def _set_requests(self, workload: dict[str, Any], num_requests: int) -> None:
-        """So many requests, whatever window or limit there was; those of a trace choose what is repeated."""
-        kind = WORKLOADS.get(workload["type"])
-        if kind is TraceWorkload:
-            workload |= {"type": REPEATED, "num_requests": num_requests}
-        elif "num_requests" not in workload:
-            workload["limit"] = num_requests
-        else:
-            workload["num_requests"] = num_requests
-            if not issubclass(kind, TraceWorkload):
-                workload |= {"start_s": 0.0, "end_s": None, "limit": None}
-            if "duration_s" in workload:
-                workload["duration_s"] = None
-
-    def _set_running(self, settings: dict[str, Any], max_num_seqs: int) -> None:
-        """So many slots on each replica, none of them empty while requests are left."""
-        settings["scheduler"]["max_num_seqs"] = max_num_seqs
-        workload = settings["workload"]
-        if workload["concurrency"] is None:
-            workload["rate_scale"] *= BACKLOG_RATE_SCALE
-        else:
-            num_slots = max_num_seqs * self._experiment.replicas.count
-            workload |= {"concurrency": 2 * num_slots, "think_time_s": 0.0}
-
-    def _set_replicas(self, settings: dict[str, Any], count: int) -> None:
-        """So many replicas, each with as many arrivals as one has now."""
-        growth = count / self._experiment.replicas.count
-        settings["replicas"]["count"] = count
-        workload = settings["workload"]
-        if workload["concurrency"] is None:
+            # Each has as many arrivals as one has now.
+            replicas["count"] = value
+            growth = value / num_replicas
+            num_clients = num_clients and max(1, round(growth * num_clients))
+        if num_clients is None:
             workload["rate_scale"] *= growth
         else:
-            workload["concurrency"] = max(1, round(growth * workload["concurrency"]))
+            workload["concurrency"] = num_clients
+        return settings
 
-    def _tell_axes(self) -> None:
-        each = f"{self._scales.num_requests_each:,} requests"
+    def _tell_axes(self, scales: Scales) -> None:
+        each = f"{scales.num_requests_each:,} requests"
         workload = make_workload(self._experiment)
         if type(workload) is TraceWorkload:
             num_source = workload.num_requests()
+            repeated = "for more it is repeated, each time later by its length"
             if any(point.num_requests > num_source for point in self.points):
-                self.notes.append(
-                    f"the trace has {num_source:,} requests: for more it is repeated, each time later by "
-                    "its length"
-                )
-        if self._scales.running:
+                self.notes.append(f"the trace has {num_source:,} requests: {repeated}")
+        if scales.running:
             self.notes.append(
                 f"running: {each} a replica, all there from the start, so that some always wait for a slot"
             )
-        if self._scales.replicas:
+        if scales.replicas:
             self.notes.append(f"replicas: {each} and as many arrivals a second for each of them")
+
+
+def _set_requests(workload: dict[str, Any], num_requests: int) -> None:
+    """That number, whatever window or limit there was; those of a trace choose what is repeated."""
+    kind = WORKLOADS.get(workload["type"])
+    if kind is TraceWorkload:
+        workload |= {"type": REPEATED, "num_requests": num_requests}
+    elif "num_requests" not in workload:
+        workload["limit"] = num_requests
+    else:
+        workload["num_requests"] = num_requests
+        if not issubclass(kind, TraceWorkload):
+            workload |= {"start_s": 0.0, "end_s": None, "limit": None}
+        if "duration_s" in workload:
+            workload["duration_s"] = None
 
 
 def _problems(point: ScalePoint) -> list[str]:

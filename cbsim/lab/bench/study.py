@@ -1,16 +1,25 @@
-"""Measure a scaling study point by point, and say how long the rest will take."""
+"""A scaling study measured point by point, what was measured kept in its folder, the time left told."""
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
+import cbsim
 from cbsim.base.errors import CbsimError
+from cbsim.base.paths import write_text
+from cbsim.lab.bench.machine import Machine
 from cbsim.lab.bench.process import in_fresh_process
 from cbsim.lab.bench.scaling import ScalePoint
-from cbsim.lab.bench.scaling_ledger import Entry, Ledger
 from cbsim.lab.bench.work_timing import Measured, measure_scaled, num_runs
+from cbsim.results.manifest import hash_files, hash_mapping
+from cbsim.results.output import BENCH, check_bench_target, is_bench_folder
+from cbsim.studies.experiment import Experiment
+from cbsim.studies.run import make_cost_model, make_workload
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +54,46 @@ class StudyInterrupted(KeyboardInterrupt):
         self.rows = rows
 
 
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One measured point: its figures, and the seconds that measuring it took on the wall."""
+
+    measured: Measured
+    wall_s: float
+
+
+class Ledger:
+    """Keeps what was measured in a folder's `bench.json`, written anew after each point.
+
+    A figure holds for the code, the machine, the settings and the files it was measured with: anything else
+    makes another key. Raises `CbsimError` if something other than a study is in the folder.
+    """
+
+    def __init__(self, folder: Path, machine: Machine) -> None:
+        check_bench_target(folder)
+        self.folder = folder
+        self.entries: dict[str, Entry] = _read(folder / BENCH) if is_bench_folder(folder) else {}
+        """What was measured, by key."""
+        self._machine = machine
+        self._code = hash_mapping([digest for _, digest in _code_hashes()])
+        self._hashes: dict[Path, str] = {}
+
+    def key(self, point: ScalePoint) -> str:
+        """What a point's figures depend on, as a hash. Raises `CbsimError` for files that can't be read."""
+        experiment = Experiment.from_mapping(point.settings)
+        files = [*make_workload(experiment).inputs(), *make_cost_model(experiment).inputs()]
+        self._hashes |= hash_files(path for path in files if path not in self._hashes)
+        machine = asdict(self._machine) | {"load": None}
+        return hash_mapping([self._code, machine, point.settings, [self._hashes[path] for path in files]])
+
+    def put(self, key: str, entry: Entry) -> None:
+        """Keep what was measured. Raises `CbsimError` if it can't be written."""
+        self.entries[key] = entry
+        measured = {key: asdict(entry) for key, entry in self.entries.items()}
+        content = {"machine": asdict(self._machine), "measured": measured}
+        write_text(self.folder / BENCH, json.dumps(content, indent=2) + "\n")
+
+
 def measure_study(
     points: Sequence[ScalePoint], ledger: Ledger, progress: Callable[[StudyProgress], None] | None = None
 ) -> list[Row]:
@@ -53,45 +102,42 @@ def measure_study(
     A point that fails leaves its error in its row. Raises `StudyInterrupted` for Ctrl-C, after which a second
     call goes on, and `CbsimError` if the ledger can't be written.
     """
-    tell = progress or _ignore
+    entries, errors = ledger.entries, dict[str, str]()
     keys = [ledger.key(point) for point in points]
-    missing: dict[str, ScalePoint] = {}
-    for key, point in zip(keys, points, strict=True):
-        if ledger.get(key) is None:
-            missing.setdefault(key, point)
-    num_points = len(set(keys))
-    num_reused = num_points - len(missing)
-    errors: dict[str, str] = {}
+    distinct = {key: points[keys.index(key)] for key in keys}
     # The cheapest first: they say how long the others will take.
-    waiting = sorted(missing.items(), key=lambda item: item[1].num_requests)
+    missing = [(key, point) for key, point in distinct.items() if key not in entries]
+    missing.sort(key=lambda item: item[1].num_requests)
+    num_points, num_reused = len(distinct), len(distinct) - len(missing)
+
+    def tell(num_measured: int, current: ScalePoint | None) -> None:
+        if progress is not None:
+            known = [entries[key] for key in distinct if key in entries]
+            left_s = time_left_s([point for _, point in missing[num_measured:]], known) if current else None
+            progress(StudyProgress(num_points, num_reused + num_measured, num_reused, current, left_s))
+
+    def rows() -> list[Row]:
+        measured = {key: entry.measured for key, entry in entries.items()}
+        return [Row(p, measured.get(key), errors.get(key)) for p, key in zip(points, keys, strict=True)]
+
     try:
-        for place, (key, point) in enumerate(waiting):
-            left_s = time_left_s([later for _, later in waiting[place:]], _measured(ledger, keys))
-            tell(StudyProgress(num_points, num_reused + place, num_reused, point, left_s))
-            outcome = _measure(point)
-            if isinstance(outcome, Entry):
-                ledger.put(key, outcome)
+        for place, (key, point) in enumerate(missing):
+            tell(place, point)
+            began = time.perf_counter()
+            try:
+                measured = in_fresh_process(measure_scaled, point.settings, point.small)
+            except Exception as error:
+                errors[key] = (
+                    str(error) if isinstance(error, CbsimError) else f"{type(error).__name__}: {error}"
+                )
             else:
-                errors[key] = outcome
+                ledger.put(key, Entry(measured, time.perf_counter() - began))
     except KeyboardInterrupt:
-        done = [row for row in _rows(points, keys, ledger, errors) if row.measured is not None]
-        num_kept = sum(ledger.get(key) is not None for key in set(keys))
+        num_kept = sum(key in entries for key in distinct)
         kept = f"{num_kept} of {num_points} points kept in {ledger.folder}; the same call goes on"
-        raise StudyInterrupted(done, kept) from None
-    tell(StudyProgress(num_points, num_points, num_reused, None, None))
-    return _rows(points, keys, ledger, errors)
-
-
-def _measure(point: ScalePoint) -> Entry | str:
-    """A point's figures, or why there are none."""
-    began = time.perf_counter()
-    try:
-        measured = in_fresh_process(measure_scaled, point.settings, point.small)
-    except CbsimError as error:
-        return str(error)
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-    return Entry(measured, time.perf_counter() - began)
+        raise StudyInterrupted([row for row in rows() if row.measured is not None], kept) from None
+    tell(len(missing), None)
+    return rows()
 
 
 def time_left_s(points: Sequence[ScalePoint], measured: Sequence[Entry]) -> float | None:
@@ -105,20 +151,19 @@ def time_left_s(points: Sequence[ScalePoint], measured: Sequence[Entry]) -> floa
     return sum(max(0.0, fixed_s) + each_s * num_runs(each_s) for each_s in run_s)
 
 
-def _measured(ledger: Ledger, keys: Sequence[str]) -> list[Entry]:
-    """What is known of the study's own points."""
-    return [entry for entry in map(ledger.get, dict.fromkeys(keys)) if entry is not None]
+def _read(path: Path) -> dict[str, Entry]:
+    """The entries of a file; none of one that is damaged, whose points are then measured anew."""
+    try:
+        read: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))["measured"]
+        return {
+            key: Entry(Measured(**entry["measured"]), float(entry["wall_s"])) for key, entry in read.items()
+        }
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return {}
 
 
-def _rows(
-    points: Sequence[ScalePoint], keys: Sequence[str], ledger: Ledger, errors: dict[str, str]
-) -> list[Row]:
-    rows = []
-    for point, key in zip(points, keys, strict=True):
-        entry = ledger.get(key)
-        rows.append(Row(point, None if entry is None else entry.measured, errors.get(key)))
-    return rows
-
-
-def _ignore(progress: StudyProgress) -> None:
-    """Nobody asked to be told."""
+def _code_hashes() -> list[tuple[str, str]]:
+    """Every file of the package with its hash: figures of other code are not mixed with this one's."""
+    root = Path(cbsim.__file__).parent
+    hashes = hash_files(path for path in root.rglob("*.py") if "_data" not in path.parts)
+    return [(path.relative_to(root).as_posix(), digest) for path, digest in hashes.items()]

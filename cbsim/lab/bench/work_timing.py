@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import json
+import resource
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import simpy
 import yaml
 
 from cbsim.base.binding import can_compile
 from cbsim.base.column_pieces import column_pieces
+from cbsim.base.units import KIB
 from cbsim.lab.bench.process import in_fresh_process
-from cbsim.lab.bench.resources import bare_simpy_s, children_cpu_s, children_peak_bytes, peak_memory_bytes
-from cbsim.lab.bench.works import How, Work
-from cbsim.results.metrics import Deployment, Summary, summarize
+from cbsim.lab.bench.works import Work
+from cbsim.results.metrics import Deployment, summarize
 from cbsim.results.run_log import RunLog
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.run import make_workload, simulate
@@ -32,6 +34,10 @@ NUM_RUNS = 3
 """How often a work is timed; the fastest counts."""
 MAX_REPEATED_S = 10.0
 """Works that take longer are timed once."""
+MAX_BARE_EVENTS = 1_000_000
+"""The most events for which the bare SimPy loop is timed; the time of more is scaled."""
+MAXRSS_BYTES = 1 if sys.platform == "darwin" else KIB
+"""The unit of `ru_maxrss`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +75,6 @@ class Measured:
         return self.num_steps / self.cpu_s
 
     @property
-    def mean_decodes(self) -> float:
-        """Decodes of a step."""
-        return self.num_decodes / self.num_steps
-
-    @property
     def metrics_share(self) -> float | None:
         """Metrics' CPU seconds over the simulation's."""
         return None if self.metrics_cpu_s is None else self.metrics_cpu_s / self.cpu_s
@@ -92,11 +93,11 @@ def measure(work: Work) -> Measured:
 def measure_simulation(settings: Mapping[str, Any]) -> Measured:
     """The simulation alone (arrivals read, steps run, arrays made), and the metrics beside it."""
     experiment = Experiment.from_mapping(settings)
-    _simulate(
-        Experiment.from_mapping(settings, overrides={"workload.limit": NUM_WARM_UP, **_compiled(experiment)})
-    )
-    warm_bytes = peak_memory_bytes()
-    return replace(_fastest(lambda: _simulate(experiment)), warm_bytes=warm_bytes)
+    overrides: dict[str, Any] = {"workload.limit": NUM_WARM_UP}
+    num_requests = make_workload(experiment).num_requests() or 0
+    if num_requests >= NUM_COMPILED and experiment.speed == "auto" and can_compile():
+        overrides["engine"] = "compiled"  # So long a work would compile while it is timed.
+    return _measure(experiment, Experiment.from_mapping(settings, overrides=overrides))
 
 
 def measure_scaled(settings: Mapping[str, Any], small: Mapping[str, Any]) -> Measured:
@@ -104,58 +105,80 @@ def measure_scaled(settings: Mapping[str, Any], small: Mapping[str, Any]) -> Mea
 
     `small` is the experiment that warms up.
     """
-    experiment = Experiment.from_mapping(settings)
-    _simulate(Experiment.from_mapping(small))
-    warm_bytes = peak_memory_bytes()
-    return replace(_fastest(lambda: _simulate(experiment, is_read=True)), warm_bytes=warm_bytes)
+    return _measure(Experiment.from_mapping(settings), Experiment.from_mapping(small), is_read=True)
 
 
 def measure_command(settings: Mapping[str, Any]) -> Measured:
     """`cbsim run` from the start of its process to the written run folder, twice; the faster counts."""
     with tempfile.TemporaryDirectory(prefix="cbsim-bench-") as folder:
-        config = Path(folder) / "bench.yaml"
+        config, out = Path(folder) / "bench.yaml", Path(folder) / "run"
         config.write_text(yaml.safe_dump(dict(settings)), encoding="utf-8")
-        out = Path(folder) / "run"
         command = [sys.executable, "-m", "cbsim", "run", str(config), "--out", str(out), "--quiet", "--json"]
         times = []
         for _ in range(2):
-            before = children_cpu_s()
+            before_s = _children_cpu_s()
             ran = subprocess.run(command, check=True, capture_output=True, text=True)
-            times.append(children_cpu_s() - before)
+            times.append(_children_cpu_s() - before_s)
     summary = json.loads(ran.stdout)
-    return Measured(
-        num_requests=summary["num_requests"],
-        num_steps=summary["num_steps"],
-        cpu_s=min(times),
-        peak_bytes=children_peak_bytes(),
-    )
+    peak_bytes = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * MAXRSS_BYTES
+    return Measured(summary["num_requests"], summary["num_steps"], min(times), peak_bytes)
 
 
-MEASURES: dict[How, Callable[[Mapping[str, Any]], Measured]] = {
-    How.SIMULATE: measure_simulation,
-    How.COMMAND: measure_command,
+MEASURES: dict[str, Callable[[Mapping[str, Any]], Measured]] = {
+    "simulate": measure_simulation,
+    "command": measure_command,
 }
+"""By `Work.how`."""
 
 
 def num_runs(cpu_s: float) -> int:
-    """How often a work is timed whose run takes so long."""
+    """How often a work is timed whose run takes `cpu_s` seconds."""
     return NUM_RUNS if cpu_s < MAX_REPEATED_S else 1
 
 
-def _fastest(once: Callable[[], Measured]) -> Measured:
+def bare_simpy_s(num_events: int) -> float:
+    """CPU seconds of a SimPy process that does nothing but wait `num_events` times."""
+    num_timed = min(num_events, MAX_BARE_EVENTS)
+
+    def wait(env: simpy.Environment) -> Generator[simpy.Event, None, None]:
+        for _ in range(num_timed):
+            yield env.timeout(0.01)
+
+    env = simpy.Environment()
+    env.process(wait(env))
+    began = time.process_time()
+    env.run()
+    return (time.process_time() - began) * num_events / num_timed
+
+
+def peak_memory_bytes() -> int:
+    """The most memory this process has held.
+
+    From the kernel's high-water mark where it is told, as `ru_maxrss` begins with the parent's.
+    """
+    status = Path("/proc/self/status")
+    if status.is_file():
+        for line in status.read_text(encoding="utf-8").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * KIB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * MAXRSS_BYTES
+
+
+def _children_cpu_s() -> float:
+    """CPU seconds of the child processes that have ended."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def _measure(experiment: Experiment, warm_up: Experiment, *, is_read: bool = False) -> Measured:
     """The fastest of three runs, or the only one where that takes long; memory is the first one's."""
-    runs = [once()]
-    runs += [once() for _ in range(num_runs(runs[0].cpu_s) - 1)]
+    _simulate(warm_up)
+    warm_bytes = peak_memory_bytes()
+    runs = [_simulate(experiment, is_read=is_read)]
+    runs += [_simulate(experiment, is_read=is_read) for _ in range(num_runs(runs[0].cpu_s) - 1)]
     best = min(runs, key=lambda run: run.cpu_s)
     bare_s = min(bare_simpy_s(best.num_steps) for _ in runs)
-    return replace(best, peak_bytes=runs[0].peak_bytes, bare_simpy_s=bare_s)
-
-
-def _compiled(experiment: Experiment) -> dict[str, str]:
-    """Settings of a warm-up after which nothing is left to compile, where a work is so long that it would."""
-    num_requests = make_workload(experiment).num_requests() or 0
-    is_long = num_requests >= NUM_COMPILED and experiment.speed == "auto"
-    return {"engine": "compiled"} if is_long and can_compile() else {}
+    return replace(best, peak_bytes=runs[0].peak_bytes, warm_bytes=warm_bytes, bare_simpy_s=bare_s)
 
 
 def _simulate(experiment: Experiment, *, is_read: bool = False) -> Measured:
@@ -165,18 +188,11 @@ def _simulate(experiment: Experiment, *, is_read: bool = False) -> Measured:
     began = time.process_time()
     log, _ = simulate(experiment, workload)
     cpu_s = time.process_time() - began
+    replicas, block_size = experiment.replicas, experiment.kv_cache.block_size
     deployment = Deployment(
-        model=experiment.model,
-        gpu=experiment.gpu,
-        tensor_parallel=experiment.replicas.tensor_parallel,
-        num_replicas=experiment.replicas.count,
-        kv_block_size=experiment.kv_cache.block_size,
+        experiment.model, experiment.gpu, replicas.tensor_parallel, replicas.count, block_size
     )
     summary = summarize(log, deployment, experiment.slo.limits())
-    return _measured(log, summary, cpu_s)
-
-
-def _measured(log: RunLog, summary: Summary, cpu_s: float) -> Measured:
     # The peak first: whole columns of steps are what neither the run nor its metrics hold.
     peak_bytes, num_steps = peak_memory_bytes(), summary["num_steps"]
     return Measured(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from math import inf
 from typing import Any
@@ -18,7 +18,7 @@ from cbsim.core.driver import Parts
 from cbsim.core.layout import REQUEST
 from cbsim.core.stepping import StepwiseWorld
 from cbsim.lab.kernels.sampling import SamplingParams
-from cbsim.lab.live.live_engine import LiveEngine, any_step_s, live_engine, wall_clock
+from cbsim.lab.live.live_engine import LiveEngine, any_step_s, live_engine
 from cbsim.lab.live.runner import ModelRunner
 from cbsim.lab.live.tokens import TokenBook
 from cbsim.observers.audience import Audience
@@ -35,12 +35,6 @@ class Generation:
     num_cached_tokens: int
     """Tokens of the prompt that the prefix cache had at the first admission."""
     num_preemptions: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Batch:
-    requests: list[Request] = field(default_factory=list)
-    sampling: dict[str, SamplingParams] = field(default_factory=dict)
 
 
 def generate(
@@ -61,12 +55,11 @@ def generate(
     Answers are as long as asked: there is no end token. A prompt's random numbers depend on `seed` and its
     stream, by default its place. Raises `ConfigError` with a line for each prompt that can't be served.
     """
-    batch = _make_batch(prompts, num_output_tokens, sampling, streams, runner.block_size)
+    requests, params = _requests(prompts, num_output_tokens, sampling, streams, runner.block_size)
     config_values = {"type": "vllm", **(scheduler or {})}
-    scheduler_class = SCHEDULERS.get(config_values["type"])
-    config = scheduler_class.Config.model_validate(config_values)
+    rung = SCHEDULERS.get(config_values["type"])
+    config = rung.Config.model_validate(config_values)
     model = runner.decoder.shard.model
-    rung = scheduler_class
     means = Means(
         num_blocks=num_blocks,
         block_size=runner.block_size,
@@ -77,7 +70,7 @@ def generate(
     )
     numbers = rung.numbers(config, means)
     unknown_first = config.reuses_unknown_blocks_first
-    book = TokenBook(model.vocab_size, seed, batch.sampling)
+    book = TokenBook(model.vocab_size, seed, params)
     world = StepwiseWorld(
         Parts(rung.rules(), any_step_s),
         None,
@@ -86,10 +79,10 @@ def generate(
         num_in_flight=2 if config.async_scheduling else 1,
         prefill_s=float,
         job_length=rung.job_length(config, seed),
-        make_replica=partial(LiveEngine, runner=runner, book=book, clock=wall_clock(), audience=Audience(())),
+        make_replica=partial(LiveEngine, runner=runner, book=book, audience=Audience(())),
     )
     engine = live_engine(world)
-    _submit(engine, batch, prompts, lambda request: rung.rejection(request, numbers, means))
+    _submit(engine, requests, prompts, lambda request: rung.rejection(request, numbers, means))
     engine.call(0.0)
     while engine.under_way:
         end_s = engine.compute()
@@ -99,18 +92,18 @@ def generate(
         raise RuntimeError(f"the scheduler left {engine.num_outstanding} requests unserved")
     return [
         Generation(book.answer(request.request_id), request.num_cached_tokens, request.num_preemptions)
-        for request in batch.requests
+        for request in requests
     ]
 
 
-def _make_batch(
+def _requests(
     prompts: Sequence[Sequence[int]],
     num_output_tokens: int | Sequence[int],
     sampling: SamplingParams | Sequence[SamplingParams],
     streams: Sequence[str] | None,
     block_size: int,
-) -> _Batch:
-    batch = _Batch()
+) -> tuple[list[Request], dict[str, SamplingParams]]:
+    """The prompts as requests, named by their streams, and how each is sampled."""
     outputs = [num_output_tokens] * len(prompts) if isinstance(num_output_tokens, int) else num_output_tokens
     params = [sampling] * len(prompts) if isinstance(sampling, SamplingParams) else sampling
     names = [str(place) for place in range(len(prompts))] if streams is None else streams
@@ -122,22 +115,23 @@ def _make_batch(
     problems += [f"prompt {i}: empty; expected at least one token" for i, p in enumerate(prompts) if not p]
     if problems:
         raise ConfigError(*problems)
-    for prompt, count, name, one in zip(prompts, outputs, names, params, strict=True):
-        batch.requests.append(Request(name, 0.0, len(prompt), count, prompt=_segments(prompt, block_size)))
-        batch.sampling[name] = one
-    return batch
+    requests = [
+        Request(name, 0.0, len(prompt), count, prompt=_segments(prompt, block_size))
+        for name, prompt, count in zip(names, prompts, outputs, strict=True)
+    ]
+    return requests, dict(zip(names, params, strict=True))
 
 
 def _submit(
     engine: LiveEngine,
-    batch: _Batch,
+    requests: Sequence[Request],
     prompts: Sequence[Sequence[int]],
     rejection: Callable[[Any], str],
 ) -> None:
     problems = []
-    for place, (request, prompt) in enumerate(zip(batch.requests, prompts, strict=True)):
+    longest = engine.runner.max_positions
+    for place, (request, prompt) in enumerate(zip(requests, prompts, strict=True)):
         length = request.num_prompt_tokens + request.num_output_tokens
-        longest = engine.runner.max_positions
         if length > longest:
             problems.append(
                 f"prompt {place}: {length} tokens with its answer, the model has {longest} positions"

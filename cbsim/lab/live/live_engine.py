@@ -1,25 +1,32 @@
-"""LiveEngine: a replica whose steps are computed, and take the time they take."""
+"""LiveEngine: a replica whose steps are computed, and take the time they take; LiveWorld feeds it."""
 
 from __future__ import annotations
 
+import heapq
 import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from cbsim.cluster.told import ToldStepper
 from cbsim.core.stepping import StepwiseWorld
 from cbsim.core.verbs import move_in as move_request_in
 from cbsim.core.verbs import preempt as preempt_request
-from cbsim.lab.live.numbered_blocks import BlockTables
-from cbsim.lab.live.runner import LiveSlice, ModelRunner, Moves
+from cbsim.lab.live.runner import BlockedSlice, ModelRunner, Moves
 from cbsim.lab.live.tokens import TokenBook
 from cbsim.observers.audience import Audience
 from cbsim.workload.request import Request
+from cbsim.workload.request_source import Workload
+from cbsim.workload.think import ThinkTimes
 
 Clock = Callable[[], float]
 """Seconds since the run began."""
+NO_BLOCKS = np.zeros(0, dtype=np.int64)
+MAX_NAP_S = 0.05
 
 
 def any_step_s(cost: Any, shape: Any, chunks: Any) -> float:
@@ -42,15 +49,16 @@ class LiveEngine(ToldStepper):
         *,
         runner: ModelRunner,
         book: TokenBook,
-        clock: Clock,
+        clock: Clock | None = None,
         audience: Audience,
     ) -> None:
         super().__init__(world, number, audience)
         self.runner = runner
         self.book = book
-        self.clock = clock
-        self._tables = BlockTables(self)
-        self._work: deque[tuple[list[LiveSlice], Moves]] = deque()
+        self.clock = clock or wall_clock()
+        self._tables: dict[int, tuple[NDArray[np.int64], int, int]] = {}
+        """Of each running request: its blocks, how many are written, its preemptions when they were."""
+        self._work: deque[tuple[list[BlockedSlice], Moves]] = deque()
         self._moves = Moves()
 
     def watches(self) -> dict[str, Callable[..., Any]]:
@@ -75,9 +83,10 @@ class LiveEngine(ToldStepper):
         return {**super().watches(), "preempt": preempt, "move_in": move_in, "pad": pad}
 
     def began(self, step: Any) -> None:
-        """See `WatchedStepper.began`; its blocks are taken down, as later decisions may change them."""
+        """See `WatchedStepper.began`; blocks are written down, as later decisions may change them."""
         step.start_s = step.duration_s = step.end_s = math.nan
-        self._work.append(([self._live_slice(part) for part in self.slices(step)], self._moves))
+        slices = [(part, self._block_table(part.request)) for part in self.slices(step)]
+        self._work.append((slices, self._moves))
         self._moves = Moves()
         super().began(step)
 
@@ -97,17 +106,104 @@ class LiveEngine(ToldStepper):
         """See `Stepper.end_step`."""
         finished = super().end_step()
         for request in finished:
-            self._tables.forget(request)
+            self._tables.pop(request.index, None)
         return finished
 
-    def _live_slice(self, part: Any) -> LiveSlice:
-        return LiveSlice(
-            part.request,
-            part.num_tokens,
-            part.num_computed_tokens,
-            part.emits,
-            self._tables.table(part.request),
-        )
+    def _block_table(self, request: Request) -> NDArray[np.int64]:
+        """The blocks it holds now, in order of position; the array stays as it is while the request runs."""
+        blocks = self.blocks_of(request)
+        table, num_written, num_preemptions = self._tables.get(request.index, (NO_BLOCKS, 0, 0))
+        if num_preemptions != request.num_preemptions or len(blocks) > len(table):
+            # A new array, as steps under way have parts of the old one: each preemption takes all blocks.
+            table, num_written = np.zeros(2 * len(blocks), dtype=np.int64), 0
+        table[num_written : len(blocks)] = blocks[num_written:]
+        self._tables[request.index] = table, len(blocks), request.num_preemptions
+        return table[: len(blocks)]
+
+
+class LiveWorld:
+    """Feeds a workload to one live replica until all is done.
+
+    At the end of a step those that arrived meanwhile join the queue first, then the step takes effect, then
+    the next is decided. Arrivals come `time_scale` times as fast as the workload says. In a closed loop
+    the next request is sent when one has ended.
+    """
+
+    def __init__(
+        self,
+        workload: Workload,
+        engine: LiveEngine,
+        *,
+        time_scale: float = 1.0,
+        progress: Callable[[int, float], None] | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.engine = engine
+        self.progress = progress
+        self._time_scale = time_scale
+        self._sleep = sleep
+        self._requests: Iterator[Request] = workload.requests()
+        self._think_times = ThinkTimes(workload.config, workload.seed)
+        self._is_closed_loop = workload.config.concurrency is not None
+        self._ready = [0.0] * (workload.config.concurrency or 0)
+        """Closed loop: when each client that has no request under way will send its next."""
+        self._next: Request | None = next(self._requests, None)
+
+    def run(self) -> None:
+        """Run to the end."""
+        engine = self.engine
+        while True:
+            now = engine.clock()
+            self._arrive(now)
+            engine.call(now)
+            while engine.under_way:
+                end_s = engine.compute()
+                if not self._is_closed_loop:
+                    self._arrive(end_s)
+                for request in engine.end_step():
+                    self._think(request, end_s)
+                self._arrive(end_s)
+                engine.call(end_s)
+            if self._next is None and not engine.num_outstanding:
+                return
+            if not self._wait():
+                return
+
+    def _due_s(self) -> float | None:
+        """When the next request is sent; `None` if there is none, or in a closed loop no client free."""
+        if self._next is None or (self._is_closed_loop and not self._ready):
+            return None
+        return self._ready[0] if self._is_closed_loop else self._next.arrival_s / self._time_scale
+
+    def _arrive(self, now: float) -> None:
+        """Everybody who is due by now joins the queue."""
+        while (due_s := self._due_s()) is not None and due_s <= now:
+            request = self._next
+            assert request is not None
+            self._next = next(self._requests, None)
+            if self._is_closed_loop:
+                heapq.heappop(self._ready)
+            request.arrival_s = due_s
+            self.engine.book.add_prompt(request)
+            if not self.engine.submit(request):
+                self._think(request, due_s)
+            if self.progress is not None:
+                self.progress(request.index + 1, due_s)
+
+    def _think(self, request: Request, end_s: float) -> None:
+        """In a closed loop, the client whose request has ended will send its next."""
+        if self._is_closed_loop:
+            heapq.heappush(self._ready, end_s + self._think_times.after(request.index) / self._time_scale)
+
+    def _wait(self) -> bool:
+        """Sleep towards the next arrival or call of the scheduler; False if there will be none."""
+        due = [at_s for at_s in (self.engine.wake_at_s(), self._due_s()) if at_s is not None]
+        if not due:
+            return False
+        left_s = min(due) - self.engine.clock()
+        if left_s > 0:
+            self._sleep(min(left_s, MAX_NAP_S))
+        return True
 
 
 def live_engine(world: StepwiseWorld) -> LiveEngine:

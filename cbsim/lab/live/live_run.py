@@ -10,27 +10,22 @@ from functools import partial
 import torch
 
 from cbsim.base.errors import ConfigError
-from cbsim.base.records import packed
 from cbsim.base.units import GIB, format_bytes
-from cbsim.core.layout import OWN, REQUEST
 from cbsim.lab.kernels.device import free_bytes
 from cbsim.lab.kernels.sampling import SamplingParams
 from cbsim.lab.kernels.shard import Shard
-from cbsim.lab.live.live_engine import LiveEngine, any_step_s, live_engine, wall_clock
-from cbsim.lab.live.live_world import LiveWorld
+from cbsim.lab.live.live_engine import LiveEngine, LiveWorld, any_step_s, live_engine, wall_clock
 from cbsim.lab.live.runner import ModelRunner
 from cbsim.lab.live.tokens import TokenBook
 from cbsim.lab.live.weights import Checkpoint
 from cbsim.observers import ObservedRun, Observer
-from cbsim.observers.audience import Audience
 from cbsim.observers.scheduler_view import SchedulerView
 from cbsim.results.manifest import make_manifest
 from cbsim.results.metrics import Deployment, summarize
 from cbsim.results.result import Result
-from cbsim.results.run_log import RunLog
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.run import log_notes, make_audience, make_cost_model, make_workload
-from cbsim.studies.simulation import Setup, setup_of, stepwise, stepwise_log
+from cbsim.studies.simulation import setup_of, stepwise, stepwise_log
 from cbsim.workload.request_source import Workload
 
 KV_SHARE = 0.8
@@ -38,6 +33,7 @@ KV_SHARE = 0.8
 MAX_CPU_KV_BYTES = 2 * GIB
 """And on a CPU, which serves so little at once, unless the experiment says how many blocks."""
 MAX_GRAPH_DECODES = 512
+"""The most decodes of a step that is worth a CUDA graph."""
 
 
 def run_live(
@@ -62,7 +58,9 @@ def run_live(
     audience = make_audience(experiment, observers)
     workload = make_workload(experiment)
     num_blocks, notes = fit_blocks(experiment, torch_device)
-    setup = setup_with(setup_of(experiment, workload, make_cost_model(experiment)), num_blocks)
+    setup = setup_of(experiment, workload, make_cost_model(experiment))
+    pool = replace(setup.pool, num_blocks=num_blocks, has_identities=True)
+    setup = replace(setup, pool=pool, means=replace(setup.means, num_blocks=num_blocks))
     world = stepwise(
         setup,
         step_s=any_step_s,
@@ -70,7 +68,6 @@ def run_live(
             LiveEngine,
             runner=_make_runner(experiment, workload, torch_device, num_blocks, backend),
             book=TokenBook(experiment.model.vocab_size, experiment.seed, sampling or SamplingParams()),
-            clock=wall_clock(),
             audience=audience,
         ),
     )
@@ -87,20 +84,13 @@ def run_live(
     # Nobody can say what a live step would have taken with less in it.
     log = replace(stepwise_log(world, setup), slices=None, parts=None)
     audience.ended(log.end_s)
-    told = setup.rung.notes(
-        experiment.scheduler, packed(world.requests, REQUEST), packed(world.records.own, OWN)
-    )
+    told = setup.rung.notes(experiment.scheduler, world.request_rows(), world.own_rows())
     notes = [f"live on this machine's {device}, not simulated", *notes, *told]
-    return _make_result(experiment, workload, log, spent, notes, audience)
-
-
-def setup_with(setup: Setup, num_blocks: int) -> Setup:
-    """A setup over so many blocks, which are those of the real cache."""
-    return replace(
-        setup,
-        pool=replace(setup.pool, num_blocks=num_blocks, has_identities=True),
-        means=replace(setup.means, num_blocks=num_blocks),
-    )
+    notes += [*workload.notes(), *log_notes(experiment, log)]
+    deployment = Deployment(experiment.model, experiment.gpu, kv_block_size=experiment.kv_cache.block_size)
+    summary = summarize(log, deployment, experiment.slo.limits(), simulation=spent, notes=notes)
+    manifest = make_manifest(experiment.seed, workload.inputs(), {"model": experiment.model})
+    return Result.from_log(log, summary, experiment.resolved(), manifest, audience.observers)
 
 
 def _make_runner(
@@ -108,6 +98,7 @@ def _make_runner(
 ) -> ModelRunner:
     model = experiment.model
     longest = max((r.num_prompt_tokens + r.num_output_tokens for r in workload.requests()), default=1)
+    most = min(int(getattr(experiment.scheduler, "max_num_seqs", MAX_GRAPH_DECODES)), MAX_GRAPH_DECODES)
     return ModelRunner(
         model,
         device,
@@ -116,38 +107,17 @@ def _make_runner(
         backend=backend,
         seed=experiment.seed,
         max_positions=max(longest, model.max_model_len),
-        graph_decodes=_graph_decodes(experiment) if device.type == "cuda" else 0,
+        graph_decodes=most if device.type == "cuda" else 0,
     )
-
-
-def _make_result(
-    experiment: Experiment,
-    workload: Workload,
-    log: RunLog,
-    spent: dict[str, float],
-    notes: list[str],
-    audience: Audience,
-) -> Result:
-    deployment = Deployment(
-        model=experiment.model,
-        gpu=experiment.gpu,
-        tensor_parallel=1,
-        num_replicas=1,
-        kv_block_size=experiment.kv_cache.block_size,
-    )
-    told = [*notes, *workload.notes(), *log_notes(experiment, log)]
-    summary = summarize(log, deployment, experiment.slo.limits(), simulation=spent, notes=told)
-    manifest = make_manifest(experiment.seed, workload.inputs(), {"model": experiment.model})
-    return Result.from_log(log, summary, experiment.resolved(), manifest, audience.observers)
 
 
 def _check(experiment: Experiment, time_scale: float) -> None:
-    problems = []
-    if experiment.replicas.count != 1:
-        problems.append(f"replicas.count: got {experiment.replicas.count}; a live run has one replica")
-    if experiment.replicas.tensor_parallel != 1:
+    replicas, problems = experiment.replicas, []
+    if replicas.count != 1:
+        problems.append(f"replicas.count: got {replicas.count}; a live run has one replica")
+    if replicas.tensor_parallel != 1:
         problems.append(
-            f"replicas.tensor_parallel: got {experiment.replicas.tensor_parallel}; a live run has one device"
+            f"replicas.tensor_parallel: got {replicas.tensor_parallel}; a live run has one device"
         )
     if experiment.stop_at_s is not None:
         problems.append("stop_at_s: a live run goes on until every request has ended")
@@ -155,11 +125,6 @@ def _check(experiment: Experiment, time_scale: float) -> None:
         problems.append(f"time_scale: got {time_scale}; allowed: more than 0")
     if problems:
         raise ConfigError(*problems)
-
-
-def _graph_decodes(experiment: Experiment) -> int:
-    """The most decodes of a step that is worth a CUDA graph."""
-    return min(int(getattr(experiment.scheduler, "max_num_seqs", MAX_GRAPH_DECODES)), MAX_GRAPH_DECODES)
 
 
 def _open(device: str) -> torch.device:

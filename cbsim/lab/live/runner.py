@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cbsim.core.stepping import Slice
 from cbsim.lab.kernels.attention_backends import LayerCache, make_backend
 from cbsim.lab.kernels.decoder import Decoder
 from cbsim.lab.kernels.sampling import sample
@@ -18,18 +19,9 @@ from cbsim.lab.kernels.step_batch import SequenceSlice, StepBatch
 from cbsim.lab.live.decode_graphs import DecodeGraphs
 from cbsim.lab.live.tokens import TokenBook
 from cbsim.specs import ModelSpec
-from cbsim.workload.request import Request
 
-
-@dataclass(frozen=True, slots=True)
-class LiveSlice:
-    """One request's share of a step, with the blocks it had when the step was decided."""
-
-    request: Request
-    num_tokens: int
-    num_computed: int
-    emits: bool
-    blocks: NDArray[np.int64]
+BlockedSlice = tuple[Slice, NDArray[np.int64]]
+"""One request's share of a step, and the blocks it had when the step was decided."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,20 +75,18 @@ class ModelRunner:
         self._host: dict[int, list[tuple[Tensor, Tensor]]] = {}
 
     @torch.inference_mode()
-    def run(self, slices: Sequence[LiveSlice], book: TokenBook) -> None:
+    def run(self, slices: Sequence[BlockedSlice], book: TokenBook) -> None:
         """Compute a step and put the sampled tokens into the book; returns when they are there."""
-        parts = [
-            SequenceSlice(
-                book.slice(s.request, s.num_computed, s.num_tokens), s.num_computed, s.blocks, s.emits
-            )
-            for s in slices
-        ]
+        parts = []
+        for part, blocks in slices:
+            tokens = book.slice(part.request, part.num_computed_tokens, part.num_tokens)
+            parts.append(SequenceSlice(tokens, part.num_computed_tokens, blocks, part.emits))
         if self.graphs is not None and self.graphs.covers(parts):
-            logits, emitting = self.graphs.logits(parts), [part.request for part in slices]
+            logits, emitting = self.graphs.logits(parts), [part.request for part, _ in slices]
         else:
             batch = StepBatch.build(parts, self.block_size, self.device)
             logits = self.decoder.logits(batch, self.caches)
-            emitting = [slices[place].request for place in batch.emitting]
+            emitting = [slices[place][0].request for place in batch.emitting]
         if emitting:
             params = [book.sampling_of(request) for request in emitting]
             uniforms = [book.uniform(request) for request in emitting]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,18 @@ from cbsim.workload.request import Request
 ANSWER_PREFIX = "o:"
 PROMPTS, SAMPLES = 0, 1
 """Purposes that random streams are spawned by."""
+
+
+@dataclass(slots=True)
+class _Sequence:
+    """A request's prompt and answer, as far as it is known."""
+
+    tokens: NDArray[np.int64]
+    """Zeros where nobody knows them yet."""
+    num_prompt: int
+    num_known: int
+    uniforms: NDArray[np.float64]
+    """A random number in [0, 1) for each token of the answer."""
 
 
 class TokenBook:
@@ -31,38 +44,33 @@ class TokenBook:
         self._vocab_size = vocab_size
         self._seed = seed
         self._sampling = sampling
-        self._tokens: dict[str, NDArray[np.int64]] = {}
-        self._num_known: dict[str, int] = {}
-        self._num_prompt: dict[str, int] = {}
-        self._uniforms: dict[str, NDArray[np.float64]] = {}
+        self._sequences: dict[str, _Sequence] = {}
 
     def add_prompt(self, request: Request, prompt: Sequence[int] | None = None) -> None:
         """Give a request its prompt, or make one up from its segments."""
-        length = request.num_prompt_tokens + request.num_output_tokens
-        tokens = np.zeros(length, dtype=np.int64)
-        tokens[: request.num_prompt_tokens] = self._made_up(request) if prompt is None else prompt
-        self._tokens[request.request_id] = tokens
-        self._num_known[request.request_id] = self._num_prompt[request.request_id] = request.num_prompt_tokens
-        self._uniforms[request.request_id] = self._stream(SAMPLES, request.request_id).random(
-            request.num_output_tokens
-        )
+        num_prompt, num_output = request.num_prompt_tokens, request.num_output_tokens
+        tokens = np.zeros(num_prompt + num_output, dtype=np.int64)
+        tokens[:num_prompt] = self._made_up(request) if prompt is None else prompt
+        uniforms = self._stream(SAMPLES, request.request_id).random(num_output)
+        self._sequences[request.request_id] = _Sequence(tokens, num_prompt, num_prompt, uniforms)
 
     def slice(self, request: Request, first: int, count: int) -> NDArray[np.int64]:
         """`count` tokens from position `first`. Raises RuntimeError for tokens that nobody knows yet."""
-        if first + count > self._num_known[request.request_id]:
+        sequence = self._sequences[request.request_id]
+        if first + count > sequence.num_known:
             raise RuntimeError(f"{request.request_id}: token {first + count - 1} is not known yet")
-        return self._tokens[request.request_id][first : first + count]
+        return sequence.tokens[first : first + count]
 
     def append(self, request: Request, token: int) -> None:
         """A token was sampled for a request."""
-        place = self._num_known[request.request_id]
-        self._tokens[request.request_id][place] = token
-        self._num_known[request.request_id] = place + 1
+        sequence = self._sequences[request.request_id]
+        sequence.tokens[sequence.num_known] = token
+        sequence.num_known += 1
 
     def answer(self, request_id: str) -> list[int]:
         """The tokens generated so far."""
-        first, last = self._num_prompt[request_id], self._num_known[request_id]
-        answer: list[int] = self._tokens[request_id][first:last].tolist()
+        sequence = self._sequences[request_id]
+        answer: list[int] = sequence.tokens[sequence.num_prompt : sequence.num_known].tolist()
         return answer
 
     def sampling_of(self, request: Request) -> SamplingParams:
@@ -73,8 +81,8 @@ class TokenBook:
 
     def uniform(self, request: Request) -> float:
         """The random number in [0, 1) of its next token."""
-        place = self._num_known[request.request_id] - self._num_prompt[request.request_id]
-        return float(self._uniforms[request.request_id][place])
+        sequence = self._sequences[request.request_id]
+        return float(sequence.uniforms[sequence.num_known - sequence.num_prompt])
 
     def _made_up(self, request: Request) -> NDArray[np.int64]:
         segments = request.prompt or ((f"p:{request.request_id}", request.num_prompt_tokens),)
@@ -84,7 +92,7 @@ class TokenBook:
     def _segment(self, name: str, count: int) -> NDArray[np.int64]:
         tokens = self._stream(PROMPTS, name).integers(0, self._vocab_size, count)
         answered = name.removeprefix(ANSWER_PREFIX)
-        if name.startswith(ANSWER_PREFIX) and answered in self._tokens:
+        if name.startswith(ANSWER_PREFIX) and answered in self._sequences:
             known = self.answer(answered)[:count]
             tokens[: len(known)] = known
         return tokens
@@ -92,6 +100,5 @@ class TokenBook:
     def _stream(self, purpose: int, name: str) -> np.random.Generator:
         digest = hashlib.sha256(name.encode()).digest()
         words = tuple(int.from_bytes(digest[i : i + 4], "little") for i in range(0, 16, 4))
-        return np.random.Generator(
-            np.random.PCG64(np.random.SeedSequence(self._seed, spawn_key=(purpose, *words)))
-        )
+        seeds = np.random.SeedSequence(self._seed, spawn_key=(purpose, *words))
+        return np.random.Generator(np.random.PCG64(seeds))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -16,8 +17,10 @@ from cbsim.lab.calibrate.accuracy import predict
 from cbsim.lab.calibrate.fit import fit_cost_file
 from cbsim.lab.calibrate.point import seconds_of
 from cbsim.lab.calibrate.pointsfile import read_points
-from cbsim.lab.validate.replay import RecordedSteps, replay
-from cbsim.lab.validate.side_by_side import STATISTICS, TITLES, Figure
+from cbsim.lab.validate.recorded_run import RecordedSteps, replay
+from cbsim.lab.validate.side_by_side import Figure, side_by_side
+from cbsim.lab.validate.token_clock import KINDS
+from cbsim.results.metrics import flatten
 from cbsim.results.result import Result
 from cbsim.results.run_log import Column, RunLog
 from cbsim.results.tables import batches_table, to_frame
@@ -29,8 +32,6 @@ from cbsim.workload.request_source import Workload, WorkloadConfig
 if TYPE_CHECKING:
     import pandas as pd
 
-Progress = Callable[[int, float], None]
-KINDS = ("prefill", "decode", "mixed")
 IN_TURNS: dict[str, Any] = {"host": "sync", "cuda_graph_batch_sizes": []}
 """The live engine builds a step when the tokens of the one before are known; it pads no batch of a CPU."""
 
@@ -74,9 +75,7 @@ class BothWorlds:
     """The same, when the simulation is given the live steps' times."""
 
 
-def validate_live(
-    experiment: Experiment, *, device: str, time_scale: float = 1.0, progress: Progress | None = None
-) -> BothWorlds:
+def validate_live(experiment: Experiment, *, device: str, time_scale: float = 1.0) -> BothWorlds:
     """Serve an experiment live, simulate the same arrivals, and compare; needs torch.
 
     Raises `ConfigError` for what can't be served live here.
@@ -85,12 +84,11 @@ def validate_live(
 
     output = experiment.output.model_copy(update={"batches": True})
     experiment = experiment.model_copy(update={"output": output})
-    live = run_live(experiment, device=device, time_scale=time_scale, progress=progress)
+    live = run_live(experiment, device=device, time_scale=time_scale)
     num_blocks = int(live.steps["kv_blocks_total"].max())
     kv_cache = experiment.kv_cache.model_copy(update={"num_blocks": num_blocks})
-    workload = experiment.workload.model_copy(
-        update={"rate_scale": experiment.workload.rate_scale * time_scale}
-    )
+    rate_scale = experiment.workload.rate_scale * time_scale
+    workload = experiment.workload.model_copy(update={"rate_scale": rate_scale})
     same = experiment.model_copy(update={"kv_cache": kv_cache, "workload": workload})
     simulated = run_experiment(same)
     assert live.batches is not None
@@ -103,7 +101,7 @@ def validate_live(
     return BothWorlds(
         live=live,
         simulated=simulated,
-        figures=_figures(live, simulated),
+        figures=side_by_side(flatten(live.summary), flatten(simulated.summary)),
         steps=_step_times(live, make_cost_model(experiment)),
         difference=_first_difference(live.batches, simulated.batches),
         replayed_difference=_first_difference(live.batches, to_frame(batches_table(replayed))),
@@ -150,15 +148,15 @@ class AsTaken(Workload):
     def __init__(self, workload: Workload, live: Result) -> None:
         super().__init__(workload.config, seed=workload.seed, folder=workload.folder)
         self._workload = workload
-        starts: Column = live.steps["start_s"].to_numpy(np.float64)
-        ends: Column = starts + live.steps["duration_s"].to_numpy(np.float64)
-        arrival: Column = live.requests["arrival_s"].to_numpy(np.float64)
-        nearest = np.searchsorted(starts, arrival, side="right")
-        is_idle = (nearest == 0) | (ends[np.maximum(nearest - 1, 0)] < arrival)
-        following = starts[np.minimum(nearest, len(starts) - 1)]
-        taken = np.where(is_idle & (nearest < len(starts)), following, arrival)
+        starts_s: Column = live.steps["start_s"].to_numpy(np.float64)
+        ends_s = starts_s + live.steps["duration_s"].to_numpy(np.float64)
+        arrival_s = live.requests["arrival_s"].to_numpy(np.float64)
+        num_started = np.searchsorted(starts_s, arrival_s, side="right")
+        is_idle = np.append(-math.inf, ends_s)[num_started] < arrival_s
+        wakes_s = np.append(starts_s, math.nan)[num_started]
+        taken_s = np.where(is_idle & (num_started < len(starts_s)), wakes_s, arrival_s)
         ids = live.requests["request_id"].astype(str)
-        self._taken = dict(zip(ids, taken.tolist(), strict=True))
+        self._taken = dict(zip(ids, taken_s.tolist(), strict=True))
 
     def requests(self) -> Iterator[Request]:
         """See `Workload.requests`."""
@@ -169,18 +167,6 @@ class AsTaken(Workload):
     def num_requests(self) -> int | None:
         """As many as live."""
         return self._workload.num_requests()
-
-
-def _figures(live: Result, simulated: Result) -> list[Figure]:
-    figures = []
-    for name in TITLES:
-        for statistic in STATISTICS:
-            real, told = live.summary[name][statistic], simulated.summary[name][statistic]
-            if real is not None and told is not None:
-                figures.append(Figure(f"{name}.{statistic}", real, told))
-    for name in ("request_throughput_per_s", "output_token_throughput_per_s"):
-        figures.append(Figure(name, live.summary[name], simulated.summary[name]))
-    return figures
 
 
 def _step_times(live: Result, cost: CostModel) -> list[StepTimes]:
@@ -198,11 +184,9 @@ def _step_times(live: Result, cost: CostModel) -> list[StepTimes]:
     for kind, pairs in times.items():
         if pairs:
             real, told = np.array(pairs).T
+            medians_s = (float(np.median(real)), float(np.median(told)))
             error_pct = 100.0 * float(np.median(np.abs(told / real - 1.0)))
-            ratio = float(real.sum() / told.sum())
-            found.append(
-                StepTimes(kind, len(pairs), float(np.median(real)), float(np.median(told)), ratio, error_pct)
-            )
+            found.append(StepTimes(kind, len(pairs), *medians_s, float(real.sum() / told.sum()), error_pct))
     return found
 
 
@@ -214,10 +198,8 @@ def _shape(rows: pd.DataFrame, prompt: dict[str, int]) -> StepShape:
             contexts.append(int(computed + tokens))
         else:
             chunks.append((int(tokens), int(computed)))
-            num_finishing += computed + tokens >= prompt[str(request_id)]
-    return StepShape(
-        tuple(chunks), int(num_finishing), len(contexts), sum(contexts), max(contexts, default=0)
-    )
+            num_finishing += int(computed + tokens >= prompt[str(request_id)])
+    return StepShape(tuple(chunks), num_finishing, len(contexts), sum(contexts), max(contexts, default=0))
 
 
 def _first_difference(first: pd.DataFrame, second: pd.DataFrame) -> Difference | None:

@@ -14,11 +14,9 @@ from cbsim.base.errors import WorkloadError
 from cbsim.base.registry import did_you_mean
 from cbsim.lab.validate.server_log import ServerLog
 from cbsim.results.output import is_run_folder
-from cbsim.results.result import Result, load_run
+from cbsim.results.result import load_run
 from cbsim.results.run_log import Column
 
-Numbered = list[tuple[int, dict[str, Any]]]
-"""Rows of a file with the number of the line."""
 NAMES: dict[str, tuple[str, ...]] = {
     "request_id": ("request_id", "req_id", "id"),
     "prompt_tokens": (
@@ -51,19 +49,16 @@ def read_server_log(path: Path, columns: Mapping[str, str] | None = None) -> Ser
         raise WorkloadError(*(f"--column: unknown '{name}'{did_you_mean(name, NAMES)}" for name in unknown))
     if path.is_dir() and is_run_folder(path):
         return _from_run_folder(path)
-    table = _Rows(path, _read_rows(path), columns or {})
-    return table.to_log()
+    return _Rows(path, columns or {}).to_log()
 
 
 class _Rows:
     """A log's rows as they stand in the file, and the mistakes found in them."""
 
-    def __init__(
-        self, path: Path, rows: list[tuple[int, dict[str, Any]]], columns: Mapping[str, str]
-    ) -> None:
-        self._path, self._rows = path, rows
+    def __init__(self, path: Path, columns: Mapping[str, str]) -> None:
+        self._path, self._rows = path, _read_rows(path)
         self._problems: list[str] = []
-        present = dict.fromkeys(name for _, row in rows for name in row)
+        present = dict.fromkeys(name for _, row in self._rows for name in row)
         self._column = {
             what: columns.get(what) or next((name for name in names if name in present), None)
             for what, names in NAMES.items()
@@ -81,40 +76,35 @@ class _Rows:
 
     def to_log(self) -> ServerLog:
         """Columns checked, one clock, in order of arrival."""
-        prompt, output = self._counts("prompt_tokens"), self._counts("output_tokens")
-        sent, first, last = (
-            self._seconds("arrival"),
-            self._seconds("first_token"),
-            self._seconds("last_token"),
-        )
-        queued = self._seconds("queued") if self._column["queued"] else None
-        scheduled = self._seconds("scheduled") if self._column["scheduled"] else None
+        prompt, output = (self._numbers(f"{what}_tokens").astype(np.int64) for what in ("prompt", "output"))
+        instants = ("arrival", "first_token", "last_token", "queued", "scheduled")
+        times = {what: self._numbers(what) for what in instants if self._column[what]}
         self._raise_problems()
         notes = []
-        if queued is not None:
-            delay = float((queued - sent).min())
+        sent, first, last = times["arrival"], times["first_token"], times["last_token"]
+        if "queued" in times:
+            delay = float((times["queued"] - sent).min())
             sent = sent + delay
             notes.append(f"arrivals moved by {delay:.6f} s onto the clock of {self._column['queued']}")
-        taken = sent if queued is None else queued
+        taken = times.get("queued", sent)
         for row in np.flatnonzero((first < taken) | (last < first)).tolist():
             self._problem(row, "expected arrival <= first token <= last token")
         self._raise_problems()
-        start = float(sent.min())
-        order = np.argsort(sent, kind="stable")
-        ids = self._ids()
-        tokens = self._token_times()
+        ids, tokens = self._ids(), self._token_times()
         self._raise_problems()
+        start, order = float(sent.min()), np.argsort(sent, kind="stable")
+        since_start = {what: (column - start)[order] for what, column in times.items()}
         return ServerLog(
             path=self._path,
             request_id=tuple(ids[row] for row in order.tolist()),
             num_prompt_tokens=prompt[order],
             num_output_tokens=output[order],
             sent_s=(sent - start)[order],
-            queued_s=None if queued is None else (queued - start)[order],
-            first_token_s=(first - start)[order],
-            last_token_s=(last - start)[order],
+            queued_s=since_start.get("queued"),
+            first_token_s=since_start["first_token"],
+            last_token_s=since_start["last_token"],
             token_times_s=None if tokens is None else tuple(tokens[row] - start for row in order.tolist()),
-            scheduled_s=None if scheduled is None else (scheduled - start)[order],
+            scheduled_s=since_start.get("scheduled"),
             notes=tuple(notes),
         )
 
@@ -123,53 +113,43 @@ class _Rows:
         if name is None:
             return [str(number) for number in range(len(self._rows))]
         ids = [str(values.get(name, "")) for _, values in self._rows]
-        seen: dict[str, int] = {}
-        for row, request_id in enumerate(ids):
-            if request_id in seen:
-                self._problem(row, f"{name} '{request_id}' stands in line {seen[request_id]} too")
-            seen.setdefault(request_id, self._rows[row][0])
+        first_line: dict[str, int] = {}
+        for row, (request_id, (line, _)) in enumerate(zip(ids, self._rows, strict=True)):
+            if first_line.setdefault(request_id, line) != line:
+                self._problem(row, f"{name} '{request_id}' stands in line {first_line[request_id]} too")
         return ids
 
-    def _counts(self, what: str) -> Column:
-        values = self._numbers(what, "a whole number, 1 or more", lambda value: value >= 1 and value % 1 == 0)
-        return values.astype(np.int64)
-
-    def _seconds(self, what: str) -> Column:
-        return self._numbers(what, "seconds", np.isfinite)
-
-    def _numbers(self, what: str, allowed: str, is_allowed: Any) -> Column:
-        name = str(self._column[what])
+    def _numbers(self, what: str) -> Column:
+        """A column of counts, if they are of tokens, or of seconds."""
+        name, is_count = str(self._column[what]), what.endswith("_tokens")
+        allowed = "a whole number, 1 or more" if is_count else "seconds"
         values = np.ones(len(self._rows))
         for row, (_, fields) in enumerate(self._rows):
             got = fields.get(name)
             try:
-                value = float(got) if not isinstance(got, bool) else np.nan  # type: ignore[arg-type]
+                value = np.nan if isinstance(got, bool) else float(got)  # type: ignore[arg-type]
             except (TypeError, ValueError):
                 value = np.nan
-            if np.isfinite(value) and is_allowed(value):
+            if np.isfinite(value) and (not is_count or (value >= 1 and value % 1 == 0)):
                 values[row] = value
             else:
                 self._problem(row, f"{name}: expected {allowed}, got {got!r}")
         return values
 
     def _token_times(self) -> list[Column] | None:
-        name = self._column["token_times"]
+        name, outputs = self._column["token_times"], str(self._column["output_tokens"])
         if name is None:
             return None
-        outputs = str(self._column["output_tokens"])
         times = []
         for row, (_, fields) in enumerate(self._rows):
-            got = fields.get(name)
-            num_tokens = int(float(fields[outputs]))
+            got, num_tokens = fields.get(name), int(float(fields[outputs]))
             if not isinstance(got, list) or len(got) != num_tokens:
-                self._problem(
-                    row, f"{name}: expected a list of {num_tokens} times, one for each output token"
-                )
+                wanted = f"a list of {num_tokens} times, one for each output token"
+                self._problem(row, f"{name}: expected {wanted}")
                 continue
-            column = np.array(got, dtype=np.float64)
-            if (np.diff(column) <= 0).any():
+            times.append(np.array(got, dtype=np.float64))
+            if (np.diff(times[-1]) <= 0).any():
                 self._problem(row, f"{name}: times must rise")
-            times.append(column)
         return times
 
     def _problem(self, row: int, text: str) -> None:
@@ -182,7 +162,7 @@ class _Rows:
             raise WorkloadError(*self._problems[:MAX_PROBLEMS], *rest)
 
 
-def _read_rows(path: Path) -> Numbered:
+def _read_rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
     """Each row with its line number (of a Parquet file, its row number)."""
     try:
         if path.suffix == ".parquet":
@@ -193,7 +173,8 @@ def _read_rows(path: Path) -> Numbered:
             with path.open(encoding="utf-8", newline="") as file:
                 rows = list(enumerate(csv.DictReader(file), start=2))
         else:
-            rows = _read_json_lines(path)
+            lines = path.read_text(encoding="utf-8").splitlines()
+            rows = [(n, _json_row(path, n, line)) for n, line in enumerate(lines, start=1) if line.strip()]
     except (OSError, UnicodeDecodeError, ValueError) as error:
         raise WorkloadError(f"{path}: can't be read: {str(error).splitlines()[0]}") from error
     if not rows:
@@ -201,51 +182,38 @@ def _read_rows(path: Path) -> Numbered:
     return rows
 
 
-def _read_json_lines(path: Path) -> Numbered:
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise WorkloadError(f"{path}:{number}: expected a JSON object: {error.msg}") from error
-        if not isinstance(row, dict):
-            raise WorkloadError(f"{path}:{number}: expected a JSON object, got {line[:40]}")
-        rows.append((number, row))
-    return rows
+def _json_row(path: Path, number: int, line: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise WorkloadError(f"{path}:{number}: expected a JSON object: {error.msg}") from error
+    if not isinstance(row, dict):
+        raise WorkloadError(f"{path}:{number}: expected a JSON object, got {line[:40]}")
+    return row
 
 
 def _from_run_folder(folder: Path) -> ServerLog:
     result = load_run(folder)
-    requests = result.requests
-    finished = (requests["state"] == "finished").to_numpy()
-    kept = requests[finished]
+    finished = (result.requests["state"] == "finished").to_numpy()
+    kept = result.requests[finished]
     if not len(kept):
         raise WorkloadError(f"{folder}: holds no finished requests")
+    request_ids = tuple(kept["request_id"].astype(str))
     arrival = kept["arrival_s"].to_numpy(np.float64)
+    emitted = result.events[result.events["event"] == "emitted"]
+    by_request = emitted.groupby("request_id", observed=True)["time_s"]
+    times = {str(name): np.sort(column.to_numpy()) for name, column in by_request}
     num_left = int((~finished).sum())
     return ServerLog(
         path=folder,
-        request_id=tuple(kept["request_id"].astype(str)),
+        request_id=request_ids,
         num_prompt_tokens=kept["num_prompt_tokens"].to_numpy(np.int64),
         num_output_tokens=kept["num_output_tokens"].to_numpy(np.int64),
         sent_s=arrival,
         queued_s=None,
         first_token_s=arrival + kept["ttft_s"].to_numpy(np.float64),
         last_token_s=kept["finished_at_s"].to_numpy(np.float64),
-        token_times_s=_emitted(result, list(kept["request_id"].astype(str))),
+        token_times_s=tuple(times[request_id] for request_id in request_ids) if times else None,
         scheduled_s=arrival + kept["queue_s"].to_numpy(np.float64),
         notes=(f"{num_left} requests that did not finish are left out",) if num_left else (),
     )
-
-
-def _emitted(result: Result, ids: list[str]) -> tuple[Column, ...] | None:
-    """The times of every token, if the run recorded them."""
-    events = result.events
-    emitted = events[events["event"] == "emitted"]
-    if not len(emitted):
-        return None
-    by_request = emitted.groupby("request_id", observed=True)["time_s"]
-    times = {str(name): column.to_numpy() for name, column in by_request}
-    return tuple(np.sort(times[name]) for name in ids)

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from math import inf
+from typing import Any, Protocol
 
 import numpy as np
 
-from cbsim.lab.validate.replay import replay
+from cbsim.core.stepping import Slice, StepwiseWorld, WatchedStepper
 from cbsim.lab.validate.server_log import Arrivals, LoggedWorkload, ServerLog
-from cbsim.lab.validate.side_by_side import (
-    Figure,
-    latency_figures,
-    log_statistics,
-    rates,
-    statistics,
-    throughput_figures,
-)
-from cbsim.lab.validate.step_counts import Engine
-from cbsim.lab.validate.step_gaps import waiting_since
+from cbsim.lab.validate.side_by_side import Figure, rates, side_by_side, statistics
+from cbsim.lab.validate.step_counts import Engine, waiting_since
 from cbsim.lab.validate.token_clock import RecordedTokens
-from cbsim.results.run_log import RunLog
+from cbsim.results.metrics import request_latencies
+from cbsim.results.run_log import RunLog, distinct_gaps
 from cbsim.studies.experiment import Experiment
-from cbsim.studies.run import simulate
+from cbsim.studies.run import make_cost_model, simulate
+from cbsim.studies.simulation import setup_of, step_through, stepwise, stepwise_log
 from cbsim.workload.request import RequestState
+from cbsim.workload.request_source import Workload
 
 MAX_PASSES = 5
 
@@ -33,26 +31,27 @@ class RecordedRun:
     """What the server measured beside what the simulation says."""
 
     figures: list[Figure]
-    log: RunLog
-    """Of the simulation."""
     notes: list[str]
 
 
 def compare_with_log(experiment: Experiment, log: ServerLog, arrivals: Arrivals = "sent") -> RecordedRun:
     """Simulate a log's requests by an experiment's settings; latencies count from `arrivals` in both."""
     simulated, notes = simulate(experiment, log.workload(arrivals))
-    real = {name: statistics(values) for name, values in log.latencies(arrivals).items()}
-    finished = simulated.requests["state"] == RequestState.FINISHED
     makespan_s = float(log.last_token_s.max() - log.arrival_s(arrivals).min())
-    simulated_s = float(simulated.end_s - simulated.requests["arrival_s"].min())
-    served = int(simulated.requests["num_output_tokens"][finished].sum())
-    figures = latency_figures(real, log_statistics(simulated)) + throughput_figures(
-        rates(len(log), int(log.num_output_tokens.sum()), makespan_s),
-        rates(int(finished.sum()), served, simulated_s),
-    )
+    real = rates(len(log), int(log.num_output_tokens.sum()), makespan_s)
+    for name, values in log.latencies(arrivals).items():
+        real |= statistics(name, values)
+    requests = simulated.requests
+    finished = requests["state"] == RequestState.FINISHED
+    served = int(requests["num_output_tokens"][finished].sum())
+    told = rates(int(finished.sum()), served, float(simulated.end_s - requests["arrival_s"].min()))
+    latencies = request_latencies(simulated)
+    for name in ("ttft_s", "tpot_s", "e2e_s"):
+        told |= statistics(name, latencies[name])
+    told |= statistics("itl_s", *distinct_gaps(simulated.gaps))
     num_lost = int((~finished).sum())
     lost = [f"{num_lost:,} requests did not finish in the simulation"] if num_lost else []
-    return RecordedRun(figures, simulated, [*log.notes, *notes, *lost])
+    return RecordedRun(side_by_side(real, told), [*log.notes, *notes, *lost])
 
 
 def replay_log(experiment: Experiment, log: ServerLog) -> RecordedTokens:
@@ -65,20 +64,55 @@ def replay_log(experiment: Experiment, log: ServerLog) -> RecordedTokens:
     budget = int(getattr(experiment.scheduler, "max_tokens_per_step", 2**31))
     cap = int(getattr(experiment.scheduler, "chunk_size", 0)) or budget
     engine = Engine(2 if experiment.scheduler.async_scheduling else 1, min(cap, budget))
-    best: RecordedTokens | None = None
+    passes: list[RecordedTokens] = []
     counts = None
-    for _ in range(MAX_PASSES):
+    while len(passes) < MAX_PASSES:
         clock = RecordedTokens(log, budget, counts)
+        passes.append(clock)
         replay(experiment, LoggedWorkload(log, waiting_since(log)), clock)
-        if best is None or len(clock.contradictions) < len(best.contradictions):
-            best = clock
         better = clock.gaps.counts(log, engine)
-        if not clock.contradictions or _equal(counts, better):
+        if not clock.contradictions or (counts is not None and np.array_equal(counts, better)):
             break
         counts = better
-    assert best is not None
-    return best
+    return min(passes, key=lambda clock: len(clock.contradictions))
 
 
-def _equal(first: Any, second: Any) -> bool:
-    return first is not None and bool(np.array_equal(first, second))
+class StepClock(Protocol):
+    """Says when steps end."""
+
+    def end_s(self, number: int, slices: Sequence[Slice], start_s: float, predicted_s: float) -> float:
+        """The end of a step that has just been decided, after `start_s`."""
+
+
+class RecordedSteps:
+    """The clock of a run that recorded every step's end, in order; steps beyond them take as predicted."""
+
+    def __init__(self, ends_s: Sequence[float]) -> None:
+        self._ends_s = ends_s
+
+    def end_s(self, number: int, slices: Sequence[Slice], start_s: float, predicted_s: float) -> float:
+        """See `StepClock.end_s`."""
+        recorded = self._ends_s[number] if number < len(self._ends_s) else start_s
+        return recorded if recorded > start_s else start_s + predicted_s
+
+
+class ReplayedReplica(WatchedStepper):
+    """A replica on a clock that is not its cost model's."""
+
+    def __init__(self, world: StepwiseWorld, number: int, clock: StepClock) -> None:
+        super().__init__(world, number)
+        self._clock = clock
+
+    def began(self, step: Any) -> None:
+        """See `WatchedStepper.began`."""
+        step.end_s = self._clock.end_s(step.number, self.slices(step), step.start_s, step.duration_s)
+        step.duration_s = step.end_s - step.start_s
+
+
+def replay(experiment: Experiment, workload: Workload, clock: StepClock) -> RunLog:
+    """What an experiment's scheduler decides on one replica if steps end by the clock; with its batches."""
+    setup = setup_of(experiment, workload, make_cost_model(experiment))
+    setup = replace(setup, num_replicas=1, until_s=inf, with_batches=True)
+    world = stepwise(setup, make_replica=partial(ReplayedReplica, clock=clock))
+    step_through(world, setup)
+    return stepwise_log(world, setup)

@@ -8,12 +8,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from cbsim.results.quantiles import weighted_quantiles
-from cbsim.results.run_log import Column, RunLog, distinct_gaps
+from cbsim.results.run_log import Column
 from cbsim.show.text import MISSING, Table, format_figure
 
 TITLES = {"ttft_s": "TTFT", "tpot_s": "TPOT", "itl_s": "ITL", "e2e_s": "E2E"}
-STATISTICS = ("mean", "p50", "p90", "p99")
-PERCENT = 100.0
+QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
+STATISTICS = ("mean", *QUANTILES)
+RATES = ("request_throughput_per_s", "output_token_throughput_per_s")
+NAMES = (*(f"{latency}.{statistic}" for latency in TITLES for statistic in STATISTICS), *RATES)
+"""Of the figures that are compared: seconds, and rates a second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,63 +24,39 @@ class Figure:
     """One figure of both worlds."""
 
     name: str
-    """As `ttft_s.mean`; seconds, or a rate a second."""
+    """Of `NAMES`."""
     real: float
     simulated: float
 
     @property
     def error_pct(self) -> float:
         """How far the simulation is off, percent; NaN where the real figure is 0."""
-        return PERCENT * (self.simulated / self.real - 1.0) if self.real else float("nan")
+        return 100.0 * (self.simulated / self.real - 1.0) if self.real else float("nan")
 
 
-def statistics(values: Column, counts: Column | None = None) -> dict[str, float]:
-    """Mean, p50, p90 and p99 of values, each occurring so many times; of none, nothing."""
+def side_by_side(real: Mapping[str, float | None], simulated: Mapping[str, float | None]) -> list[Figure]:
+    """The figures that both worlds have."""
+    pairs = ((name, real.get(name), simulated.get(name)) for name in NAMES)
+    return [Figure(name, one, other) for name, one, other in pairs if one is not None and other is not None]
+
+
+def statistics(name: str, values: Column, counts: Column | None = None) -> dict[str, float]:
+    """The figures of a latency whose values occur `counts` times each, once by default; none of no value."""
     known = ~np.isnan(values)
     values = values[known]
     counts = np.ones(len(values), dtype=np.int64) if counts is None else counts[known]
     if not len(values):
         return {}
-    quantiles = weighted_quantiles([(values, counts)], np.array([0.5, 0.9, 0.99]))
-    mean = float((values * counts).sum() / counts.sum())
-    return dict(zip(STATISTICS, (mean, *quantiles.tolist()), strict=True))
-
-
-def latency_figures(
-    real: Mapping[str, dict[str, float]], simulated: Mapping[str, dict[str, float]]
-) -> list[Figure]:
-    """Each latency's statistics, where both worlds have them."""
-    return [
-        Figure(f"{name}.{statistic}", real[name][statistic], simulated[name][statistic])
-        for name in TITLES
-        if name in real and name in simulated
-        for statistic in STATISTICS
-        if statistic in real[name] and statistic in simulated[name]
-    ]
-
-
-def throughput_figures(real: Mapping[str, float], simulated: Mapping[str, float]) -> list[Figure]:
-    """Rates a second."""
-    return [Figure(name, real[name], simulated[name]) for name in real if name in simulated]
+    quantiles = weighted_quantiles([(values, counts)], np.array(list(QUANTILES.values())))
+    figures = (float((values * counts).sum() / counts.sum()), *quantiles.tolist())
+    return {f"{name}.{statistic}": figure for statistic, figure in zip(STATISTICS, figures, strict=True)}
 
 
 def rates(num_requests: int, num_output_tokens: int, makespan_s: float) -> dict[str, float]:
     """What was served a second, from the first arrival to the last token."""
     if makespan_s <= 0:
         return {}
-    return {
-        "request_throughput_per_s": num_requests / makespan_s,
-        "output_token_throughput_per_s": num_output_tokens / makespan_s,
-    }
-
-
-def log_statistics(log: RunLog) -> dict[str, dict[str, float]]:
-    """The latencies of a run, live or simulated."""
-    from cbsim.results.metrics import request_latencies
-
-    latencies = request_latencies(log)
-    found = {name: statistics(latencies[name]) for name in ("ttft_s", "tpot_s", "e2e_s")}
-    return found | {"itl_s": statistics(*distinct_gaps(log.gaps))}
+    return dict(zip(RATES, (num_requests / makespan_s, num_output_tokens / makespan_s), strict=True))
 
 
 def figures_table(figures: list[Figure], real: str, simulated: str, title: str) -> Table:

@@ -11,8 +11,7 @@ import numpy as np
 
 from cbsim.core.stepping import Slice
 from cbsim.lab.validate.server_log import ServerLog
-from cbsim.lab.validate.step_counts import SAME_TIME_S
-from cbsim.lab.validate.step_gaps import Gaps
+from cbsim.lab.validate.step_counts import SAME_TIME_S, Gaps
 from cbsim.results.run_log import Column
 
 MEMORY = 0.9
@@ -40,7 +39,7 @@ class Stretch(NamedTuple):
 
 
 class Due(NamedTuple):
-    """The next recorded token of a request beyond the step at hand."""
+    """The next recorded token of a request beyond the step at hand; at infinity for none."""
 
     at_s: float
     num_steps: int
@@ -88,16 +87,19 @@ class RecordedTokens:
         self._predicted_s += predicted_s
         self._kinds.append(kind)
         self.gaps.note(start_s, kind, self._scale.get(kind, 1.0) * predicted_s)
-        tokens = self._recorded(slices)
-        dues = list(self._dues(slices))
-        end_s, is_recorded = self._place(number, start_s, predicted_s, tokens, dues)
+        recorded = {part.request.request_id: self._token_s(part, 0) for part in slices if part.emits}
+        tokens = {name: at_s for name, at_s in recorded.items() if at_s is not None}
+        due = min(self._dues(slices), default=Due(math.inf, 0))
+        end_s, is_recorded = self._place(number, start_s, predicted_s, tokens, due)
         if tokens:
             self.num_recorded_steps += 1
             if is_recorded and self._is_whole:
                 stretch_kind = kind if set(self._kinds) == {kind} else "several"
                 stretch_s = end_s - self._since_s
                 self.stretches.append(Stretch(stretch_kind, len(self._kinds), stretch_s, self._predicted_s))
-                self._learn(stretch_kind, stretch_s / self._predicted_s)
+                ratio = stretch_s / self._predicted_s
+                before = self._scale.get(stretch_kind, ratio)
+                self._scale[stretch_kind] = MEMORY * before + (1.0 - MEMORY) * ratio
             self._begin(end_s)
             self._is_whole = is_recorded
         self._last_end_s = end_s
@@ -123,35 +125,32 @@ class RecordedTokens:
         self._predicted_s = 0.0
         self._kinds = []
 
-    def _learn(self, kind: str, ratio: float) -> None:
-        self._scale[kind] = MEMORY * self._scale.get(kind, ratio) + (1.0 - MEMORY) * ratio
-
     def _place(
-        self, number: int, start_s: float, predicted_s: float, tokens: dict[str, float], dues: list[Due]
+        self, number: int, start_s: float, predicted_s: float, tokens: dict[str, float], due: Due
     ) -> tuple[float, bool]:
         """Where a step ends, and whether the record says so without contradiction."""
         if not tokens:
-            return self._between(start_s, predicted_s, dues), False
+            return self._between(start_s, predicted_s, due), False
         first, last = min(tokens.values()), max(tokens.values())
         if last - first > SAME_TIME_S:
-            early, late = (min(tokens, key=tokens.__getitem__), max(tokens, key=tokens.__getitem__))
+            early, late = (pick(tokens, key=tokens.__getitem__) for pick in (min, max))
             reason = f"requests {early} and {late} get tokens at {first:.6f} and {last:.6f} s"
         elif first <= start_s:
             reason = f"request {next(iter(tokens))} got its token at {first:.6f} s, before the step started"
-        elif dues and min(dues).at_s <= last + SAME_TIME_S:
+        elif due.at_s <= last + SAME_TIME_S:
             reason = (
                 f"request {next(iter(tokens))} gets its token at {last:.6f} s, and another in the step "
-                f"its next one at {min(dues).at_s:.6f} s already"
+                f"its next one at {due.at_s:.6f} s already"
             )
         else:
             return last, True
         self.contradictions.append(Contradiction(number, start_s, reason))
         rising = [at_s for at_s in tokens.values() if at_s > start_s]
-        if not rising or (dues and min(dues).at_s <= min(rising)):
-            return self._between(start_s, predicted_s, dues), False
+        if not rising or due.at_s <= min(rising):
+            return self._between(start_s, predicted_s, due), False
         return float(np.median(rising)), False
 
-    def _between(self, start_s: float, predicted_s: float, dues: list[Due]) -> float:
+    def _between(self, start_s: float, predicted_s: float, due: Due) -> float:
         """The step's share of the time to the next recorded instant."""
         expected_s = self._scale.get(self._kinds[-1], 1.0) * predicted_s
         gap, instants_s = self.gaps.index(start_s), self.gaps.instants_s
@@ -159,7 +158,6 @@ class RecordedTokens:
             return start_s + expected_s
         next_s = float(instants_s[gap + 1])
         left_s = next_s - start_s
-        due = min(dues, default=Due(math.inf, 0))
         if self.counts is not None and gap >= 0:
             num_steps = max(1, int(self.counts[gap] - self.gaps.num_steps[gap]) + 1)
         elif due.num_steps and due.at_s <= start_s + left_s + SAME_TIME_S:
@@ -168,32 +166,18 @@ class RecordedTokens:
             num_steps = max(1, round(left_s / expected_s))
         return next_s if num_steps == 1 else start_s + left_s / num_steps
 
-    def _recorded(self, slices: Sequence[Slice]) -> dict[str, float]:
-        """The recorded times of the tokens that the step brings, by request."""
-        times = {}
-        for part in slices:
-            if part.emits:
-                at_s = self._token_s(part, 0)
-                if at_s is not None:
-                    times[part.request.request_id] = at_s
-        return times
-
     def _dues(self, slices: Sequence[Slice]) -> Iterator[Due]:
         for part in slices:
-            request = part.request
-            if not part.emits:
-                left = request.prefill_until - part.num_computed_tokens - part.num_tokens
-                if request.num_generated_tokens == 0:
-                    at_s = self._times(part)[0]
-                    yield Due(at_s, max(1, -(-left // self.max_tokens_per_step)))
-                continue
-            number = _token_number(part)
-            if number < request.num_output_tokens:
+            request, number = part.request, _token_number(part)
+            if part.emits and number < request.num_output_tokens:
                 following = self._token_s(part, 1)
                 if following is not None:
                     yield Due(following, 1)
                 else:
                     yield Due(self._times(part)[-1], request.num_output_tokens - number)
+            elif not part.emits and request.num_generated_tokens == 0:
+                left = request.prefill_until - part.num_computed_tokens - part.num_tokens
+                yield Due(self._times(part)[0], max(1, -(-left // self.max_tokens_per_step)))
 
     def _token_s(self, part: Slice, further: int) -> float | None:
         """The recorded time of the token that a slice brings, or of one further on; `None` if unrecorded."""
@@ -206,8 +190,7 @@ class RecordedTokens:
 
     def _times(self, part: Slice) -> tuple[float, float]:
         row = self._row[part.request.request_id]
-        first: Column = self.log.first_token_s
-        return float(first[row]), float(self.log.last_token_s[row])
+        return float(self.log.first_token_s[row]), float(self.log.last_token_s[row])
 
 
 def _token_number(part: Slice) -> int:

@@ -51,7 +51,7 @@ def test_the_command_prints_tables_and_leaves_a_folder(folder: Path) -> None:
 
 @pytest.mark.usefixtures("folder")
 def test_what_is_there_is_measured_again_on_demand(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cbsim.lab.bench.scaling_folder.save_study", lambda *study: [])
+    monkeypatch.setattr("cbsim.lab.bench.bench_tables.save_study", lambda *study: [])
     arguments = ("mine.yaml", "--requests", "5", "--running", "none", "--replicas", "none", "--quiet")
     for _ in range(2):
         assert cbsim_bench(*arguments).exit_code == 0

@@ -11,12 +11,11 @@ import pytest
 
 from cbsim.base.errors import CbsimError, WorkloadError
 from cbsim.base.units import MEGA
+from cbsim.lab.bench.bench_tables import scaling_frame, scaling_tables
 from cbsim.lab.bench.machine import Machine
 from cbsim.lab.bench.process import in_fresh_process
 from cbsim.lab.bench.scaling import Axis, Scales, Study
-from cbsim.lab.bench.scaling_ledger import Entry
-from cbsim.lab.bench.scaling_tables import scaling_frame, scaling_tables
-from cbsim.lab.bench.study import StudyInterrupted, StudyProgress, measure_study, time_left_s
+from cbsim.lab.bench.study import Entry, StudyInterrupted, StudyProgress, measure_study, time_left_s
 from cbsim.show.scaling_plot import scaling_picture
 from cbsim.studies.worker_pool import WorkerLost
 from tests.lab.bench.small import GENERATOR, MEASURED, SMALL, TRACE, Bench, experiment, open_ledger, row
@@ -66,7 +65,7 @@ def test_figures_hold_for_settings_files_and_code_alone(
     assert not measured_anew(seed=1)
     trace.write_text(TRACE.replace("100", "101"))
     assert measured_anew()
-    monkeypatch.setattr("cbsim.lab.bench.scaling_ledger._code_hashes", lambda: [("fast.py", "another")])
+    monkeypatch.setattr("cbsim.lab.bench.study._code_hashes", lambda: [("fast.py", "another")])
     assert measured_anew()
     monkeypatch.setattr(Machine, "here", lambda: Machine("Zen", 1, "3", "2", "4", 0.0))
     assert measured_anew()

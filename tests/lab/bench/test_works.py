@@ -15,8 +15,14 @@ from cbsim.cli import main
 from cbsim.lab.bench import work_timing as measuring
 from cbsim.lab.bench.bench_tables import bench_tables, describe_goal, is_met, to_json, to_markdown, verdict
 from cbsim.lab.bench.machine import Machine, cpu_name
-from cbsim.lab.bench.resources import bare_simpy_s, peak_memory_bytes
-from cbsim.lab.bench.work_timing import Measured, measure, measure_command, measure_simulation
+from cbsim.lab.bench.work_timing import (
+    Measured,
+    bare_simpy_s,
+    measure,
+    measure_command,
+    measure_simulation,
+    peak_memory_bytes,
+)
 from cbsim.lab.bench.works import SCALES, Goal, Work, all_works, experiment, poisson
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.run import make_workload, simulate
@@ -87,7 +93,7 @@ def test_a_work_has_a_process_of_its_own() -> None:
 
 
 def test_the_bare_loop_is_scaled_beyond_its_longest(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cbsim.lab.bench.resources.MAX_BARE_EVENTS", 10)
+    monkeypatch.setattr("cbsim.lab.bench.work_timing.MAX_BARE_EVENTS", 10)
     ticks = iter([1.0, 3.0])
     monkeypatch.setattr("time.process_time", lambda: next(ticks))
     assert bare_simpy_s(50) == 10.0
@@ -96,7 +102,6 @@ def test_the_bare_loop_is_scaled_beyond_its_longest(monkeypatch: pytest.MonkeyPa
 def test_ratios() -> None:
     assert MEASURED.s_per_step == 0.0005
     assert MEASURED.s_per_request == 0.005
-    assert MEASURED.mean_decodes == 4.0
     assert MEASURED.metrics_share == 0.1
     assert MEASURED.bare_ratio == 2.0
 
@@ -109,8 +114,7 @@ def test_ratios() -> None:
         (Goal(s_per_step=0.0005), True),
         (Goal(s_per_step=0.0004), False),
         (Goal(cpu_s=1.0, peak_bytes=100 * MEGA), False),
-        (Goal(cpu_s=1.0, metrics_share=0.05), False),
-        (Goal(cpu_s=1.0, metrics_share=0.1, peak_bytes=200 * MEGA), True),
+        (Goal(cpu_s=1.0, peak_bytes=200 * MEGA), True),
     ],
 )
 def test_a_goal_is_met_in_all_its_parts(goal: Goal, met: bool) -> None:
@@ -123,7 +127,7 @@ def test_the_best_goal_that_is_reached_is_told() -> None:
     assert verdict(work, replace(MEASURED, cpu_s=0.55)) == "target"
     assert verdict(work, replace(MEASURED, cpu_s=0.65)) == "missed"
     assert verdict(Work("x", {}), MEASURED) == "-"
-    assert describe_goal(Goal(25.0, 18e-6, 800 * MEGA, 0.2)) == "25 s, 18 us a step, 800 MB, metrics 20%"
+    assert describe_goal(Goal(25.0, 18e-6, 800 * MEGA)) == "25 s, 18 us a step, 800 MB"
 
 
 def test_rows_stand_in_the_tables_they_belong_to() -> None:

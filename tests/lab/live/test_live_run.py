@@ -23,9 +23,8 @@ from cbsim.core.building import KvPool
 from cbsim.cost.cost_model import CostModel, StepShape
 from cbsim.lab.kernels.sampling import SamplingParams
 from cbsim.lab.live import run_live
-from cbsim.lab.live.live_engine import LiveEngine, any_step_s, live_engine
+from cbsim.lab.live.live_engine import LiveEngine, LiveWorld, any_step_s, live_engine
 from cbsim.lab.live.live_run import fit_blocks
-from cbsim.lab.live.live_world import LiveWorld
 from cbsim.lab.live.runner import ModelRunner
 from cbsim.lab.live.tokens import TokenBook
 from cbsim.observers.audience import Audience

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from cbsim.core.stepping import Slice
-from cbsim.lab.validate.replay import replay
+from cbsim.lab.validate.recorded_run import replay
 from cbsim.lab.validate.server_log import ServerLog
 from cbsim.results.run_log import EMITTED, RunLog
 from cbsim.studies.experiment import Experiment

@@ -7,10 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cbsim.lab.validate.recorded_run import replay_log
-from cbsim.lab.validate.replay import RecordedSteps, replay
+from cbsim.lab.validate.recorded_run import RecordedSteps, replay, replay_log
 from cbsim.lab.validate.server_log import LoggedWorkload, ServerLog
-from cbsim.lab.validate.step_gaps import waiting_since
+from cbsim.lab.validate.step_counts import waiting_since
 from cbsim.lab.validate.token_clock import RecordedTokens
 from cbsim.results.run_log import RunLog
 from tests.lab.validate.logs import make_experiment, serve, server_log
