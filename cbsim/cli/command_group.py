@@ -12,32 +12,18 @@ import click
 from cbsim.base.errors import CbsimError
 
 _ELSEWHERE = {
-    "bench": (
-        "cbsim.cli.commands.bench_command:bench",
-        "Measure what simulating costs, on your configuration too.",
-    ),
-    "calibrate": (
-        "cbsim.cli.commands.calibrate_command:calibrate",
-        "Time kernels, fit a cost model, import timings.",
-    ),
-    "capacity": (
-        "cbsim.cli.commands.capacity_command:capacity",
-        "Find the highest request rate within an SLO.",
-    ),
-    "compare": ("cbsim.cli.commands.compare_command:compare", "Compare two runs, request by request."),
-    "explain": ("cbsim.cli.commands.explain_command:explain", "Tell where a run's time goes, step by step."),
-    "live": ("cbsim.cli.commands.live_command:live", "Serve an experiment's workload with a real model."),
-    "play": ("cbsim.cli.commands.play_command:play", "Play an experiment in the terminal, step by step."),
-    "report": (
-        "cbsim.cli.commands.report_command:report",
-        "Write runs, sweeps and capacities as one HTML page.",
-    ),
-    "validate": (
-        "cbsim.cli.commands.validate_command:validate",
-        "Hold a simulation against a live run or a log.",
-    ),
+    "bench": "Measure what simulating costs, on your configuration too.",
+    "calibrate": "Time kernels, fit a cost model, import timings.",
+    "capacity": "Find the highest request rate within an SLO.",
+    "compare": "Compare two runs, request by request.",
+    "explain": "Tell where a run's time goes, step by step.",
+    "live": "Serve an experiment's workload with a real model.",
+    "play": "Play an experiment in the terminal, step by step.",
+    "report": "Write runs, sweeps and capacities as one HTML page.",
+    "sweep": "Run every point of CONFIG's sweep and compare them.",
+    "validate": "Hold a simulation against a live run or a log.",
 }
-"""Commands with a file of their own: name -> `module:command`, help."""
+"""Commands with a file of their own, `commands/NAME_command.py`, each with its help."""
 
 INTERRUPTED = 130
 """The exit code of a command that Ctrl-C has stopped: 128 and the signal's number, as of any shell's."""
@@ -55,16 +41,15 @@ class Commands(click.Group):
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         """See `click.Group.get_command`."""
         if name in _ELSEWHERE:
-            module, _, command = _ELSEWHERE[name][0].partition(":")
-            found = getattr(import_module(module), command)
-            assert isinstance(found, click.Command)
+            module = import_module(f"cbsim.cli.commands.{name}_command")
+            found: click.Command = getattr(module, name)
             return found
         return super().get_command(ctx, name)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """See `click.Group.format_commands`; imports nothing."""
         rows = [
-            (name, _ELSEWHERE[name][1] if name in _ELSEWHERE else self.commands[name].get_short_help_str(90))
+            (name, _ELSEWHERE[name] if name in _ELSEWHERE else self.commands[name].get_short_help_str(90))
             for name in self.list_commands(ctx)
         ]
         with formatter.section("Commands"):

@@ -10,55 +10,47 @@ from typing import TYPE_CHECKING
 import click
 
 from cbsim.base.errors import CbsimError
+from cbsim.base.units import format_seconds
 from cbsim.cli.command_group import INTERRUPTED
+from cbsim.cli.commands import shared
 from cbsim.cli.commands.arguments import (
+    argument,
+    flag,
     load_experiment,
+    option,
     print_json,
-    with_json,
-    with_out,
-    with_quiet,
-    with_set,
+    with_parameters,
 )
 
 if TYPE_CHECKING:
     from cbsim.lab.bench.scaling import Scales
+    from cbsim.lab.bench.study import StudyProgress
 
 _NONE = "none"
 
 
 @click.command()
-@click.argument("config", required=False)
-@with_set
-@click.option("--requests", metavar="N,...", help="Numbers of requests; default: 1000,10000,100000.")
-@click.option("--running", metavar="N,...", help="Requests running at once; default: 16,64,256.")
-@click.option("--replicas", metavar="N,...", help="Numbers of replicas; default: 1,4,16.")
-@with_out
-@click.option("--again", is_flag=True, help="Measure anew what is in the folder already.")
-@with_quiet
-@with_json
-@click.option(
-    "--azure",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    metavar="FILE",
-    help="Without CONFIG: the Azure 2023 conversation trace; default: its generator, as many requests.",
-)
-@click.option("--quick", is_flag=True, help="Without CONFIG: a few works only.")
-@click.option("--only", metavar="TEXT", multiple=True, help="Without CONFIG: works with this in their name.")
-@click.option("--markdown", is_flag=True, help="Without CONFIG: print the tables as Markdown.")
+@with_parameters
 def bench(
-    config: str | None,
-    overrides: tuple[str, ...],
-    requests: str | None,
-    running: str | None,
-    replicas: str | None,
-    out: Path | None,
-    again: bool,
-    quiet: bool,
-    as_json: bool,
-    azure: Path | None,
-    quick: bool,
-    only: tuple[str, ...],
-    markdown: bool,
+    config: str | None = argument(required=False),
+    overrides: tuple[str, ...] = shared.SET,
+    requests: str | None = option("--requests N,...", "Numbers of requests; default: 1000,10000,100000."),
+    running: str | None = option("--running N,...", "Requests running at once; default: 16,64,256."),
+    replicas: str | None = option("--replicas N,...", "Numbers of replicas; default: 1,4,16."),
+    out: Path | None = shared.OUT,
+    again: bool = flag("--again", "Measure anew what is in the folder already."),
+    quiet: bool = shared.QUIET,
+    as_json: bool = shared.JSON,
+    azure: Path | None = option(
+        "--azure FILE",
+        "Without CONFIG: the Azure 2023 conversation trace; default: its generator, as many requests.",
+        type=shared.FILE,
+    ),
+    quick: bool = flag("--quick", "Without CONFIG: a few works only."),
+    only: tuple[str, ...] = option(
+        "--only TEXT", "Without CONFIG: works with this in their name.", multiple=True
+    ),
+    markdown: bool = flag("--markdown", "Without CONFIG: print the tables as Markdown."),
 ) -> None:
     """Measure what simulating costs here: CPU time, steps a second, memory.
 
@@ -102,11 +94,11 @@ def _scales(given: dict[str, str | None]) -> Scales:
 
     values: dict[str, tuple[int, ...]] = {}
     problems: list[str] = []
-    for option, text in given.items():
+    for name, text in given.items():
         if text is None:
             continue
         try:
-            values[option.removeprefix("--")] = () if text == _NONE else parse_values(option, text)
+            values[name.removeprefix("--")] = () if text == _NONE else parse_values(name, text)
         except CbsimError as error:
             problems += error.problems
     if problems:
@@ -125,7 +117,7 @@ def _bench_config(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    from cbsim.cli.scaling_progress import watch_study
+    from cbsim.cli.progress import watch_study
     from cbsim.lab.bench.machine import Machine
     from cbsim.lab.bench.scaling import Study
     from cbsim.lab.bench.scaling_folder import save_study
@@ -139,7 +131,7 @@ def _bench_config(
         ledger.forget()
     stopped = ""
     try:
-        with watch_study(quiet) as progress:
+        with watch_study(quiet, "reading what is to be measured", _describe) as progress:
             rows = measure_study(study.points, ledger, progress)
     except StudyInterrupted as interrupted:
         rows, stopped = list(interrupted.rows), str(interrupted)
@@ -157,6 +149,18 @@ def _bench_config(
         raise click.exceptions.Exit(INTERRUPTED)
     if any(row.error is not None for row in rows):
         raise click.exceptions.Exit(1)
+
+
+def _describe(state: StudyProgress) -> str:
+    """How far a study is: points done and reused, the one being measured, time left."""
+    parts = [f"{state.num_done} of {state.num_points} points"]
+    if state.num_reused:
+        parts.append(f"{state.num_reused} there already")
+    if state.current is not None:
+        parts.append(f"measuring {state.current.label}")
+    if state.time_left_s is not None:
+        parts.append(f"about {format_seconds(state.time_left_s)} left")
+    return ", ".join(parts)
 
 
 def _bench_works(

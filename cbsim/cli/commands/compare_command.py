@@ -7,16 +7,19 @@ from pathlib import Path
 
 import click
 
-from cbsim.cli.commands.arguments import print_json, with_json, with_out
+from cbsim.cli.commands import shared
+from cbsim.cli.commands.arguments import argument, option, print_json, with_parameters
 
 
 @click.command()
-@click.argument("first", type=click.Path(path_type=Path))
-@click.argument("second", type=click.Path(path_type=Path))
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the resampling.")
-@with_out
-@with_json
-def compare(first: Path, second: Path, seed: int, out: Path | None, as_json: bool) -> None:
+@with_parameters
+def compare(
+    first: Path = argument(type=shared.PATH),
+    second: Path = argument(type=shared.PATH),
+    seed: int = option("--seed", "Of the resampling.", type=shared.NATURAL, default=0),
+    out: Path | None = shared.OUT,
+    as_json: bool = shared.JSON,
+) -> None:
     """Compare the runs in folders FIRST and SECOND, paired by request.
 
     Differences are second - first, with 95% intervals. With --out, the latencies of both are drawn there.

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import click
 
 from cbsim.base.errors import CbsimError
-from cbsim.cli.commands.arguments import load_experiment, print_json, with_json, with_quiet, with_set
+from cbsim.cli.commands import shared
+from cbsim.cli.commands.arguments import argument, flag, load_experiment, option, print_json, with_parameters
 from cbsim.cli.commands.explain_steps import (
     TERMINAL,
     draw_gantt,
@@ -31,51 +32,31 @@ _LINE = 100
 
 
 @click.command()
-@click.argument("run")
-@with_set
-@click.option("--request", "request_id", metavar="ID", help="What happened to one request, and why.")
-@click.option("--steps", metavar="A:B", help="The batches of steps A to B-1; A: is all from A on.")
-@click.option("--replica", type=click.IntRange(min=0), default=0, show_default=True, help="Of the steps.")
-@click.option("--follow", is_flag=True, help="Steps as they happen, until Ctrl-C.")
-@click.option(
-    "--speed",
-    type=click.FloatRange(min=0),
-    default=1.0,
-    show_default=True,
-    help="Of --follow: simulated seconds a second; 0 is as fast as can be.",
-)
-@click.option(
-    "--gantt",
-    is_flag=False,
-    flag_value=TERMINAL,
-    metavar="[FILE]",
-    help="What each request did in these steps: a picture, .png or .svg; without FILE here, as text.",
-)
-@click.option(
-    "--over", type=click.Choice(["steps", "time"]), default="steps", show_default=True, help="Of the picture."
-)
-@click.option(
-    "--slowest", type=click.IntRange(min=0), default=5, show_default=True, help="Requests that are listed."
-)
-@click.option(
-    "--by", type=click.Choice(["ttft", "e2e"]), default="ttft", show_default=True, help="Of --slowest."
-)
-@with_json
-@with_quiet
+@with_parameters
 def explain(
-    run: str,
-    overrides: tuple[str, ...],
-    request_id: str | None,
-    steps: str | None,
-    replica: int,
-    follow: bool,
-    speed: float,
-    gantt: str | None,
-    over: str,
-    slowest: int,
-    by: str,
-    as_json: bool,
-    quiet: bool,
+    run: str = argument(),
+    overrides: tuple[str, ...] = shared.SET,
+    request_id: str | None = option("--request ID", "What happened to one request, and why."),
+    steps: str | None = option("--steps A:B", "The batches of steps A to B-1; A: is all from A on."),
+    replica: int = option("--replica", "Of the steps.", type=shared.NATURAL, default=0),
+    follow: bool = flag("--follow", "Steps as they happen, until Ctrl-C."),
+    speed: float = option(
+        "--speed",
+        "Of --follow: simulated seconds a second; 0 is as fast as can be.",
+        type=click.FloatRange(min=0),
+        default=1.0,
+    ),
+    gantt: str | None = option(
+        "--gantt [FILE]",
+        "What each request did in these steps: a picture, .png or .svg; without FILE here, as text.",
+        is_flag=False,
+        flag_value=TERMINAL,
+    ),
+    over: str = option("--over", "Of the picture.", type=click.Choice(["steps", "time"]), default="steps"),
+    slowest: int = option("--slowest", "Requests that are listed.", type=shared.NATURAL, default=5),
+    by: str = option("--by", "Of --slowest.", type=click.Choice(["ttft", "e2e"]), default="ttft"),
+    as_json: bool = shared.JSON,
+    quiet: bool = shared.QUIET,
 ) -> None:
     """Tell where the time of RUN goes: a run folder, an experiment file, or the name of a shipped one.
 

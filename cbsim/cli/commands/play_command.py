@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import click
 
-from cbsim.cli.commands.arguments import load_experiment, with_set
+from cbsim.cli.commands import shared
+from cbsim.cli.commands.arguments import argument, load_experiment, option, with_parameters
 
 
 @click.command()
-@click.argument("config", default="play")
-@click.option("--seed", type=click.IntRange(min=0), help="As --set seed=N.")
-@with_set
-@click.option(
-    "--script",
-    metavar="KEYS",
-    help="Press these keys and print the screen, as in --script 'sss t48<enter> s'; needs no terminal.",
-)
-@click.option("--size", default="80x24", show_default=True, help="Of the screen that --script prints.")
-def play(config: str, seed: int | None, overrides: tuple[str, ...], script: str | None, size: str) -> None:
+@with_parameters
+def play(
+    config: str = argument(default="play"),
+    seed: int | None = option("--seed", "As --set seed=N.", type=shared.NATURAL),
+    overrides: tuple[str, ...] = shared.SET,
+    script: str | None = option(
+        "--script KEYS",
+        "Press these keys and print the screen, as in --script 'sss t48<enter> s'; needs no terminal.",
+    ),
+    size: str = option("--size", "Of the screen that --script prints.", default="80x24"),
+) -> None:
     """Play CONFIG step by step in the terminal, and change its scheduler while it runs.
 
     Default: twelve requests on a KV cache that is too small for them. Shows the batch, the queue and who

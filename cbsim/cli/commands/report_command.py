@@ -6,17 +6,19 @@ from pathlib import Path
 
 import click
 
+from cbsim.cli.commands import shared
+from cbsim.cli.commands.arguments import argument, option, with_parameters
+
+_FILE = click.Path(path_type=Path, dir_okay=False)
+
 
 @click.command()
-@click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="DIR...")
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path, dir_okay=False),
-    metavar="FILE",
-    help="Default: report.html, in DIR if there is only one.",
-)
-@click.option("--title", help="Of the page; default: what the first DIR is.")
-def report(folders: tuple[Path, ...], out: Path | None, title: str | None) -> None:
+@with_parameters
+def report(
+    folders: tuple[Path, ...] = argument(nargs=-1, required=True, type=shared.PATH, metavar="DIR..."),
+    out: Path | None = option("--out FILE", "Default: report.html, in DIR if there is only one.", type=_FILE),
+    title: str | None = option("--title", "Of the page; default: what the first DIR is."),
+) -> None:
     """Write one HTML file on what lies in DIR...: folders of runs, sweeps and capacities.
 
     It needs no network and no other file.

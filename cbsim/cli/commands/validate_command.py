@@ -12,6 +12,8 @@ import click
 
 from cbsim.base.errors import ConfigError, WorkloadError
 from cbsim.base.units import MS_PER_S, format_count, format_seconds
+from cbsim.cli.commands import shared
+from cbsim.cli.commands.arguments import flag, option, print_json, with_parameters
 
 if TYPE_CHECKING:
     from cbsim.lab.validate.both_worlds import BothWorlds
@@ -22,63 +24,39 @@ MAX_SHOWN = 5
 
 
 @click.command()
-@click.argument("config")
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Set one setting; repeatable.")
-@click.option(
-    "--log",
-    "log_path",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="A server's log (JSONL, CSV, Parquet) or a run folder in place of a live run.",
-)
-@click.option(
-    "--column",
-    "columns",
-    multiple=True,
-    metavar="WHAT=NAME",
-    help="A log's own column for request_id, prompt_tokens, output_tokens, arrival, queued, scheduled, "
-    "first_token, last_token or token_times; may be repeated.",
-)
-@click.option(
-    "--arrivals",
-    type=click.Choice(["sent", "queued"]),
-    default="sent",
-    show_default=True,
-    help="What latencies of a log count from: the client's sending, or the engine's queue.",
-)
-@click.option("--replay", is_flag=True, help="Force the simulated clock to the log's recorded tokens too.")
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
-@click.option("--plan", type=click.Choice(["quick", "full"]), default="quick", show_default=True)
-@click.option(
-    "--profile",
-    type=click.Path(path_type=Path, exists=True, file_okay=False),
-    metavar="DIR",
-    help="A calibrated profile, of which --set cost_model.KEY then is; default: CONFIG's with --log, else "
-    "this machine is timed.",
-)
-@click.option(
-    "--time-scale", type=float, default=1.0, show_default=True, help="Live arrivals so much faster."
-)
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="Of a live run; default: runs/NAME-validate.",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@with_parameters
 def validate(
-    config: str,
-    overrides: tuple[str, ...],
-    log_path: Path | None,
-    columns: tuple[str, ...],
-    arrivals: Any,
-    replay: bool,
-    device: str,
-    plan: str,
-    profile: Path | None,
-    time_scale: float,
-    out: Path | None,
-    as_json: bool,
+    config: str = shared.CONFIG,
+    overrides: tuple[str, ...] = shared.SET_ONE,
+    log_path: Path | None = option(
+        "--log FILE",
+        "A server's log (JSONL, CSV, Parquet) or a run folder in place of a live run.",
+        type=shared.PATH,
+    ),
+    columns: tuple[str, ...] = option(
+        "--column WHAT=NAME",
+        "A log's own column for request_id, prompt_tokens, output_tokens, arrival, queued, scheduled, "
+        "first_token, last_token or token_times; may be repeated.",
+        multiple=True,
+    ),
+    arrivals: Any = option(
+        "--arrivals",
+        "What latencies of a log count from: the client's sending, or the engine's queue.",
+        type=click.Choice(["sent", "queued"]),
+        default="sent",
+    ),
+    replay: bool = flag("--replay", "Force the simulated clock to the log's recorded tokens too."),
+    device: str = shared.DEVICE,
+    plan: str = option("--plan", type=click.Choice(["quick", "full"]), default="quick"),
+    profile: Path | None = option(
+        "--profile DIR",
+        "A calibrated profile, of which --set cost_model.KEY then is; default: CONFIG's with --log, else "
+        "this machine is timed.",
+        type=click.Path(path_type=Path, exists=True, file_okay=False),
+    ),
+    time_scale: float = option("--time-scale", "Live arrivals so much faster.", default=1.0),
+    out: Path | None = option("--out DIR", "Of a live run; default: runs/NAME-validate.", type=shared.PATH),
+    as_json: bool = shared.JSON,
 ) -> None:
     """Hold the simulation of CONFIG against reality.
 
@@ -130,7 +108,7 @@ def _validate_log(
     clock = replay_log(experiment, log) if replay else None
     if as_json:
         told: dict[str, Any] = {"figures": _as_rows(run.figures), "notes": run.notes}
-        _print_json(told | ({"replay": _replay_as_dict(clock)} if clock is not None else {}))
+        print_json(told | ({"replay": _replay_as_dict(clock)} if clock is not None else {}))
         return
     title = f"{path.name}: {format_count(len(log))} requests, latencies from when they were {arrivals}"
     figures_table(run.figures, "recorded", "simulated", title).print()
@@ -171,7 +149,7 @@ def _validate_live(
     both.live.save(folder / "live")
     both.simulated.save(folder / "simulated")
     if as_json:
-        _print_json(
+        print_json(
             {
                 "figures": _as_rows(both.figures),
                 "steps": [asdict(times) for times in both.steps],
@@ -256,10 +234,6 @@ def _replay_as_dict(clock: RecordedTokens) -> dict[str, Any]:
 
 def _as_rows(figures: list[Any]) -> list[dict[str, Any]]:
     return [asdict(figure) | {"error_pct": figure.error_pct if figure.real else None} for figure in figures]
-
-
-def _print_json(data: dict[str, Any]) -> None:
-    click.echo(json.dumps(data, indent=2, allow_nan=False, ensure_ascii=False))
 
 
 def _mapping(columns: tuple[str, ...]) -> dict[str, str]:
