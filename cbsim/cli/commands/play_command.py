@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from cbsim.base.errors import CbsimError
 from cbsim.cli.commands import shared
 from cbsim.cli.commands.arguments import argument, load_experiment, option, with_parameters
 
@@ -25,9 +26,10 @@ def play(
     Default: twelve requests on a KV cache that is too small for them. Shows the batch, the queue and who
     holds which KV block; ? tells the keys. What was played can be saved as an experiment.
     """
+    from cbsim.cli.play.keys import read_script
     from cbsim.cli.play.program import Program
-    from cbsim.cli.play.program_run import play_on_terminal, play_script
     from cbsim.cli.play.session import Session
+    from cbsim.cli.play.terminal import play_on_terminal
 
     if seed is not None:
         overrides = (*overrides, f"seed={seed}")
@@ -42,5 +44,22 @@ def play(
     program = Program(Session(experiment), notes)
     if script is None:
         play_on_terminal(program)
-    else:
-        click.echo(play_script(program, script, size))
+        return
+    screen = _read_size(size)
+    program.run_script(read_script(script))
+    for line in program.frame(*screen):
+        click.echo(line.plain.rstrip())
+
+
+def _read_size(size: str) -> tuple[int, int]:
+    """Columns and lines of `80x24`."""
+    from cbsim.cli.play.screen import MIN_HEIGHT, MIN_WIDTH
+
+    width, _, height = size.partition("x")
+    try:
+        columns, lines = int(width), int(height)
+    except ValueError:
+        columns = lines = 0
+    if columns < MIN_WIDTH or lines < MIN_HEIGHT:
+        raise CbsimError(f"--size: got '{size}'; allowed: COLUMNSxLINES, {MIN_WIDTH}x{MIN_HEIGHT} or more")
+    return columns, lines

@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from copy import copy
 from math import inf
-from typing import NamedTuple
+from statistics import fmean
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from cbsim.base.errors import ConfigError
+from cbsim.cli.play import tuning
 from cbsim.cli.play.event_log import EventLog
 from cbsim.cli.play.queue_head import why_waiting
-from cbsim.cli.play.score import Score
 from cbsim.cli.play.settings import LIVE, NUM_BLOCKS, changes, told_briefly
-from cbsim.cli.play.tuning import (
-    check_servable,
-    clear,
-    make_setup,
-    make_stepper,
-    succeed,
-    told_rejection,
-    tune,
-)
 from cbsim.core.driver import RuleFault
 from cbsim.core.stepping import Slice
 from cbsim.studies.experiment import Experiment
@@ -31,29 +23,22 @@ from cbsim.studies.simulation import Setup, told_fault
 from cbsim.workload import Workload
 from cbsim.workload.request import Request, RequestState
 
-
-class Tally(NamedTuple):
-    """A step in three figures."""
-
-    num_tokens: int
-    num_blocks_used: int
-    """This and the queue: right after it was decided."""
-    num_waiting: int
+UNLIMITED = 2**31
+"""The token budget of a scheduler that has none."""
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """A step that has ended."""
+class Score(NamedTuple):
+    """The figures of a run so far, defined as in `summary.json`.
 
-    number: int
-    start_s: float
-    end_s: float
-    slices: tuple[Slice, ...]
-    max_tokens: int
-    """The token budget it had."""
-    num_padding_tokens: int
-    transfer_s: float
-    """Seconds of it that KV blocks moved to and from host memory."""
+    Times are seconds; `None` before there is anything to average.
+    """
+
+    num_finished: int
+    num_rejected: int
+    mean_ttft_s: float | None
+    """Over the requests that have a token."""
+    mean_tpot_s: float | None
+    """Over the finished requests of more than one token."""
 
 
 class Replica:
@@ -66,17 +51,16 @@ class Replica:
     def __init__(self, experiment: Experiment, workload: Workload, requests: Iterator[Request]) -> None:
         """`requests`, the workload's and others, come in order of arrival. Raises what reading them does."""
         self.experiment = experiment
-        self.setup = make_setup(experiment, workload, make_cost_model(experiment))
-        self.stepper = make_stepper(self.setup)
+        self.setup = tuning.make_setup(experiment, workload, make_cost_model(experiment))
+        self.stepper = tuning.make_stepper(self.setup)
         """The one that decides now: another one under another scheduler."""
         self.log = EventLog()
-        self.score = Score()
         self.now_s = 0.0
         self.decided_at_s = -inf
         """When this scheduler was last asked; before any time if it never was."""
-        self.last_step: Outcome | None = None
-        self.history: list[Tally] = []
-        """Every step that has ended."""
+        self.last_step: Any = None
+        """The `STEP` that ended last; `None` before the first."""
+        self.last_slices: list[Slice] = []
         self.head_reason: tuple[Request, str] | None = None
         """The head of the queue at the last decision, and why it was left there."""
         self.present: list[Request] = []
@@ -94,6 +78,24 @@ class Replica:
     def is_over(self) -> bool:
         """Whether every request has ended and none will come."""
         return self._next is None and not self.stepper.num_outstanding
+
+    @property
+    def score(self) -> Score:
+        """The figures so far."""
+        requests: list[Any] = self.stepper.world.requests
+        finished = [request for request in requests if request.state == RequestState.FINISHED]
+        ttfts_s = [
+            request.first_token_at_s - request.arrival_s
+            for request in requests
+            if request.num_generated_tokens
+        ]
+        tpots_s = [
+            (request.last_token_at_s - request.first_token_at_s) / (request.num_output_tokens - 1)
+            for request in finished
+            if request.num_output_tokens > 1
+        ]
+        num_rejected = sum(request.state == RequestState.REJECTED for request in requests)
+        return Score(len(finished), num_rejected, _mean(ttfts_s), _mean(tpots_s))
 
     @property
     def next_arrival_s(self) -> float | None:
@@ -131,8 +133,7 @@ class Replica:
         if accepted:
             self.present.append(request)
         else:
-            self.score.num_rejected += 1
-            self.log.rejected(request, told_rejection(self.setup, request, request.rejection))
+            self.log.rejected(request, tuning.told_rejection(self.setup, request, request.rejection))
         return accepted
 
     def become(self, experiment: Experiment) -> None:
@@ -147,15 +148,15 @@ class Replica:
         fixed = [key for key in changed if key != NUM_BLOCKS and not key.startswith("scheduler.")]
         if fixed:
             raise ConfigError(*(f"{key}: can't change while it runs; name it in --set" for key in fixed))
-        setup = make_setup(experiment, self.setup.workload, self.setup.cost)
+        setup = tuning.make_setup(experiment, self.setup.workload, self.setup.cost)
         num_blocks, num_used = setup.pool.num_blocks, self.stepper.num_blocks_used
         if num_blocks < num_used:
             raise ConfigError(
                 f"{NUM_BLOCKS}: got {num_blocks}, but {num_used} blocks are in use; only free ones can go"
             )
-        check_servable(setup, self.live)
+        tuning.check_servable(setup, self.live)
         if changed.keys() <= {NUM_BLOCKS, *(f"scheduler.{name}" for name in LIVE)}:
-            tune(self.stepper, setup, self.present)
+            tuning.tune(self.stepper, setup, self.present)
         else:
             self._replace_scheduler(setup)
         self.setup, self.experiment = setup, experiment
@@ -165,35 +166,19 @@ class Replica:
     def _replace_scheduler(self, setup: Setup) -> None:
         while self.stepper.under_way:
             self._end_step()
-        clear(self.stepper, self.now_s)
-        self.stepper = succeed(self.stepper, setup)
+        tuning.clear(self.stepper, self.now_s)
+        self.stepper = tuning.succeed(self.stepper, setup)
         self.decided_at_s = -inf
         self.log.read(self.stepper.world)
         self.present = self.live
 
     def _end_step(self) -> None:
-        step = self.stepper.under_way[0]
-        slices = tuple(self.stepper.slices(step))
+        step = copy(self.stepper.under_way[0])
+        self.last_step, self.last_slices = step, self.stepper.slices(step)
         self.now_s = step.end_s
         self._arrive()
-        finished = self.stepper.end_step()
+        self.stepper.end_step()
         self.log.read(self.stepper.world)
-        for part in slices:
-            if part.emits:
-                self.score.emitted(part.request, step.end_s)
-        for request in finished:
-            self.score.finished(request, step.end_s)
-        num_tokens = sum(part.num_tokens for part in slices)
-        self.history.append(Tally(num_tokens, step.kv_blocks_used, step.num_waiting))
-        self.last_step = Outcome(
-            step.number,
-            step.start_s,
-            step.end_s,
-            slices,
-            step.budget + num_tokens,
-            step.num_padding_tokens,
-            step.transfer_s,
-        )
         self.present = [
             request
             for request in self.present
@@ -227,3 +212,7 @@ class Replica:
         while self._next is not None and self._next.arrival_s <= self.now_s:
             request, self._next = self._next, next(self._requests, None)
             self.add(request)
+
+
+def _mean(values: list[float]) -> float | None:
+    return fmean(values) if values else None

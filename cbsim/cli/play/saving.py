@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from cbsim.base.errors import CbsimError
-from cbsim.base.paths import YAML_SUFFIXES, DataFolder, data_folder, write_text
+from cbsim.base.paths import YAML_SUFFIXES, data_folder, write_text
 from cbsim.cli.play.settings import LIVE
 from cbsim.config.document import read_document
 from cbsim.config.section import Section
@@ -22,10 +23,9 @@ from cbsim.workload.request_source import Workload, WorkloadConfig
 MARK = "# Played with cbsim."
 """How a saved file begins: such a file may be written over."""
 _WIDTH = 110
-_CONFIGS: DataFolder = "configs"
 
 
-class PlayedWorkload(Workload):
+class _Played(Workload):
     """Requests as they were played."""
 
     Config = WorkloadConfig
@@ -35,11 +35,9 @@ class PlayedWorkload(Workload):
         self._make = requests
 
     def requests(self) -> Iterator[Request]:
-        """See `Workload.requests`."""
         return self._make()
 
     def num_requests(self) -> int | None:
-        """See `Workload.num_requests`."""
         return None
 
 
@@ -58,10 +56,10 @@ def save(
         raise CbsimError(f"{path}: expected a name that ends in {' or '.join(YAML_SUFFIXES)}")
     trace = path.with_suffix(".jsonl")
     _check_target(path, trace if requests is not None else None)
-    settings = concise(experiment)
+    settings = _concise(experiment)
     written = [path]
     if requests is not None:
-        convert(PlayedWorkload(requests), trace)
+        convert(_Played(requests), trace)
         settings["workload"] = {"type": "trace", "path": trace.name}
         written.append(trace)
     lines = [
@@ -79,46 +77,40 @@ def save(
 
 def free_name(folder: Path, stem: str) -> Path:
     """A name for a saved file, `STEM.yaml` or with a number, that nothing stands at yet."""
-    number = 1
-    while True:
-        path = folder / (f"{stem}.yaml" if number == 1 else f"{stem}-{number}.yaml")
-        if not path.exists() and not path.with_suffix(".jsonl").exists():
-            return path
-        number += 1
+    names = chain([stem], (f"{stem}-{number}" for number in count(2)))
+    paths = (folder / f"{name}.yaml" for name in names)
+    return next(path for path in paths if not (path.exists() or path.with_suffix(".jsonl").exists()))
 
 
-def concise(experiment: Experiment) -> dict[str, Any]:
+def _concise(experiment: Experiment) -> dict[str, Any]:
     """Settings that make the experiment again from any folder: names where they stand for it, no defaults."""
     resolved = experiment.resolved()
     said: dict[str, Any] = {
         "model": _name_or_mapping("models", experiment.model, resolved["model"]),
         "gpu": _name_or_mapping("gpus", experiment.gpu, resolved["gpu"]),
     }
-    for key, field in Experiment.model_fields.items():
-        value = getattr(experiment, key)
-        if key in said or key == "name":
-            continue
-        if isinstance(value, Section):
-            kept = _without_defaults(value, resolved[key])
-            if kept:
-                said[key] = kept
-        elif value != field.get_default(call_default_factory=True):
+    for key in _changed(experiment):
+        section = getattr(experiment, key)
+        if isinstance(section, Section):
+            wanted = {"type", *LIVE, *_changed(section)}
+            said.setdefault(key, {name: value for name, value in resolved[key].items() if name in wanted})
+        elif key != "name":
             said[key] = resolved[key]
     return said
 
 
-def _without_defaults(section: Section, resolved: dict[str, Any]) -> dict[str, Any]:
-    fields = type(section).model_fields
-    return {
-        key: value
-        for key, value in resolved.items()
-        if key in ("type", *LIVE)
-        or getattr(section, key) != fields[key].get_default(call_default_factory=True)
-    }
+def _changed(section: Section) -> list[str]:
+    """The settings of a section that are not at their defaults."""
+    fields = type(section).model_fields.items()
+    return [
+        name
+        for name, field in fields
+        if getattr(section, name) != field.get_default(call_default_factory=True)
+    ]
 
 
 def _name_or_mapping(folder: str, spec: ModelSpec | GpuSpec, resolved: dict[str, Any]) -> Any:
-    path = data_folder(_CONFIGS) / folder / f"{spec.name}.yaml"
+    path = data_folder("configs") / folder / f"{spec.name}.yaml"
     if path.is_file() and type(spec).model_validate(read_document(path).data) == spec:
         return spec.name
     return resolved
@@ -132,7 +124,6 @@ def _check_target(path: Path, trace: Path | None) -> None:
             is_ours = path.read_text(encoding="utf-8").startswith(MARK)
         except (OSError, UnicodeDecodeError) as error:
             raise CbsimError(f"{path}: something that is no saved play stands there") from error
-        if not is_ours:
-            raise CbsimError(f"{path}: a file that was not saved here stands there; name another")
-    if trace is not None and trace.exists() and not is_ours:
-        raise CbsimError(f"{trace}: a file that was not saved here stands there; name another")
+    for file in (path, trace):
+        if file is not None and file.exists() and not is_ours:
+            raise CbsimError(f"{file}: a file that was not saved here stands there; name another")

@@ -8,16 +8,12 @@ from dataclasses import dataclass
 from rich.text import Text
 
 from cbsim.base.units import format_seconds
-from cbsim.cli.play.batch_panel import batch_panel
 from cbsim.cli.play.help import help_lines, hints
-from cbsim.cli.play.history_panel import HEIGHT, history_panel
-from cbsim.cli.play.kv_panel import kv_panel
-from cbsim.cli.play.log_panel import log_panel
 from cbsim.cli.play.look import ALERT, FAINT, TITLE, fitted, side_by_side
-from cbsim.cli.play.queue_panel import queue_panel
-from cbsim.cli.play.replica import Replica
+from cbsim.cli.play.replica_panels import HISTORY_HEIGHT, history_panel, kv_panel, log_panel
+from cbsim.cli.play.request_panels import batch_panel, queue_panel
 from cbsim.cli.play.session import Session
-from cbsim.cli.play.settings import LADDER, LIVE
+from cbsim.cli.play.settings import KEYS, LADDER
 
 MIN_WIDTH, MIN_HEIGHT = 60, 18
 _FRAME = 6
@@ -25,8 +21,6 @@ _FRAME = 6
 _LEFT_SHARE = 0.6
 _USUAL_TOP = 14
 """Lines for batch and queue, where there is room; more where more requests may run."""
-_KEYS = dict(zip(LIVE, ("t", "c", "n"), strict=True))
-"""The key that changes each limit."""
 
 
 @dataclass(slots=True)
@@ -67,8 +61,8 @@ def _panels(session: Session, status: Status, width: int, height: int) -> list[T
     )
     lines.append(Text())
     bottom = room - top
-    if bottom >= 2 * HEIGHT:
-        blocks = [*kv_panel(replica, widths[0], bottom - HEIGHT), *history_panel(replica, widths[0])]
+    if bottom >= 2 * HISTORY_HEIGHT:
+        blocks = [*kv_panel(replica, widths[0], bottom - HISTORY_HEIGHT), *history_panel(replica, widths[0])]
     else:
         blocks = kv_panel(replica, widths[0], bottom)
     lines += side_by_side(blocks, log_panel(replica, widths[1], bottom), widths, bottom)
@@ -92,7 +86,8 @@ def _header(session: Session, status: Status) -> Text:
 def _settings(session: Session) -> Text:
     scheduler = session.experiment.scheduler
     line = Text()
-    for name, key in _KEYS.items():
+    for key, setting in KEYS.items():
+        name = setting.rpartition(".")[2]
         if hasattr(scheduler, name):
             line.append(f"{key} ", TITLE)
             line.append(f"{name} {getattr(scheduler, name)}  ")
@@ -109,15 +104,12 @@ def _figures(session: Session) -> Text:
     )
     if score.num_rejected:
         ended += f", {score.num_rejected} rejected"
+    count = replica.log.num_preemptions
+    preemptions = "1 preemption" if count == 1 else f"{count} preemptions"
     return Text(
         f"{ended}  TTFT {format_seconds(score.mean_ttft_s)}  TPOT {format_seconds(score.mean_tpot_s)}  "
-        f"{_preemptions(replica)}  KV {stepper.num_blocks_used / stepper.own.num_blocks:.0%}"
+        f"{preemptions}  KV {stepper.num_blocks_used / stepper.own.num_blocks:.0%}"
     )
-
-
-def _preemptions(replica: Replica) -> str:
-    count = replica.log.num_preemptions
-    return "1 preemption" if count == 1 else f"{count} preemptions"
 
 
 def _message(status: Status) -> Text:

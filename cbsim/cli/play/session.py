@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from copy import copy
 from functools import partial
 from pathlib import Path
 
@@ -19,31 +19,10 @@ from cbsim.studies.run import make_workload
 from cbsim.workload.request import Request
 from cbsim.workload.values import MAX_TOKENS
 
-Move = Callable[[Replica], object]
-"""What a player did to a replica."""
+Move = Callable[[], object]
+"""What a player did."""
 MAX_REPLAYED = 20_000
 """Moves that are played again within a second or so."""
-
-
-@dataclass(frozen=True, slots=True)
-class Addition:
-    """A request that a player has added."""
-
-    request_id: str
-    arrival_s: float
-    num_prompt_tokens: int
-    num_output_tokens: int
-    priority: int
-
-    def make(self) -> Request:
-        """The request, which has done nothing yet."""
-        return Request(
-            self.request_id,
-            self.arrival_s,
-            self.num_prompt_tokens,
-            self.num_output_tokens,
-            priority=self.priority,
-        )
 
 
 class Session:
@@ -58,21 +37,21 @@ class Session:
         check_playable(experiment)
         self.experiment = experiment
         """With the settings as they stand now."""
-        self.additions: list[Addition] = []
+        self.additions: list[Request] = []
+        """Requests that the player has added, as they come."""
         self.history: list[str] = []
         """What was changed, added and restarted, each with its step and time, one line each."""
         self._workload = make_workload(experiment)
         self._start = experiment
-        self._started_with: tuple[Addition, ...] = ()
-        self._told_before: tuple[str, ...] = ()
+        self._started_with: list[Request] = []
+        self._told_before: list[str] = []
         self._moves: list[Move] = []
         self.replica = self._new_replica()
 
     @property
     def num_steps(self) -> int:
         """Steps that have ended since the beginning."""
-        last = self.replica.last_step
-        return 0 if last is None else last.number + 1
+        return 0 if self.replica.last_step is None else int(self.replica.last_step.number) + 1
 
     @property
     def num_requests(self) -> int | None:
@@ -90,7 +69,7 @@ class Session:
         Raises `PluginError` if a scheduler of a third party fails; the step has then not been.
         """
         try:
-            is_going = self.replica.advance()
+            is_going = self._advance()
         except Exception as error:
             failure = plugin_error(error, {"scheduler": SCHEDULERS.get(self.experiment.scheduler.type)})
             if failure is None:
@@ -100,7 +79,7 @@ class Session:
                 raise
             raise failure from error
         if is_going:
-            self._moves.append(Replica.advance)
+            self._moves.append(self._advance)
         return is_going
 
     def change(self, setting: str) -> str:
@@ -121,11 +100,10 @@ class Session:
                 raise ConfigError(f"{name} tokens: got {number}; allowed: 1 to {MAX_TOKENS:,}")
         names = {request.request_id for request in self.requests()}
         number = next(n for n in range(1, len(names) + 2) if f"added-{n}" not in names)
-        addition = Addition(
-            f"added-{number}", self.replica.now_s, num_prompt_tokens, num_output_tokens, priority
+        addition = Request(
+            f"added-{number}", self.replica.now_s, num_prompt_tokens, num_output_tokens, priority=priority
         )
-        said = f"{addition.request_id}: {num_prompt_tokens} + {num_output_tokens} tokens"
-        self._do(partial(self._add, addition=addition, said=said))
+        self._do(partial(self._add, addition))
         return addition.request_id
 
     def undo(self) -> bool:
@@ -142,10 +120,9 @@ class Session:
 
     def restart(self) -> None:
         """From the first instant with the settings and requests as they stand now: what a saved file runs."""
-        self._told_before = (
-            (*self.history, f"{self._when()}: begun again") if self._moves else self._told_before
-        )
-        self._start, self._started_with = self.experiment, tuple(self.additions)
+        if self._moves:
+            self._told_before = [*self.history, f"{self._when()}: begun again"]
+        self._start, self._started_with = self.experiment, list(self.additions)
         self._replay([])
 
     def save(self, path: Path) -> list[Path]:
@@ -162,29 +139,32 @@ class Session:
         if not changed:
             return "that is so already"
         said = told(changed)
-        self._do(partial(self._change, experiment=experiment, said=said))
+        self._do(partial(self._change, experiment, said))
         return said
 
-    def _change(self, replica: Replica, experiment: Experiment, said: str) -> None:
+    def _advance(self) -> bool:
+        return self.replica.advance()
+
+    def _change(self, experiment: Experiment, said: str) -> None:
         when = self._when()
-        replica.become(experiment)
+        self.replica.become(experiment)
         self.experiment = experiment
         self.history.append(f"{when}: {said}")
 
-    def _add(self, replica: Replica, addition: Addition, said: str) -> None:
-        self.history.append(f"{self._when()}: added {said}")
+    def _add(self, addition: Request) -> None:
+        tokens = f"{addition.num_prompt_tokens} + {addition.num_output_tokens} tokens"
+        self.history.append(f"{self._when()}: added {addition.request_id}: {tokens}")
         self.additions.append(addition)
-        replica.add(addition.make())
+        self.replica.add(copy(addition))
 
     def _do(self, move: Move) -> None:
-        move(self.replica)
+        move()
         self._moves.append(move)
 
     def _replay(self, moves: list[Move]) -> None:
         self.experiment = self._start
         self.additions = list(self._started_with)
-        self.history = list(self._told_before)
-        self._moves = []
+        self.history, self._moves = list(self._told_before), []
         self.replica = self._new_replica()
         for move in moves:
             self._do(move)
@@ -192,8 +172,8 @@ class Session:
     def _new_replica(self) -> Replica:
         return Replica(self._start, self._workload, self._requests(self._started_with))
 
-    def _requests(self, additions: list[Addition] | tuple[Addition, ...]) -> Iterator[Request]:
-        added = (addition.make() for addition in additions)
+    def _requests(self, additions: list[Request]) -> Iterator[Request]:
+        added = map(copy, additions)
         return heapq.merge(self._workload.requests(), added, key=lambda request: request.arrival_s)
 
     def _when(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from cbsim.base.errors import ConfigError
@@ -16,6 +16,8 @@ LADDER = ("static", "continuous", "chunked_prefill", "preemptive", "vllm")
 LIVE = ("max_tokens_per_step", "chunk_size", "max_num_seqs")
 """Settings of a scheduler that change without a pause: policies read them anew at each step."""
 NUM_BLOCKS = "kv_cache.num_blocks"
+KEYS = {"t": "scheduler.max_tokens_per_step", "c": "scheduler.chunk_size", "n": "scheduler.max_num_seqs"}
+"""The key that a player presses to change each limit."""
 _KEPT = (*LIVE, "async_scheduling", "policy")
 """What a scheduler takes over from the one before it, where it has such a setting."""
 
@@ -38,9 +40,16 @@ def check_playable(experiment: Experiment) -> None:
         raise ConfigError(*problems)
 
 
-def revised(experiment: Experiment, settings: Iterable[str]) -> Experiment:
-    """The experiment with settings given as `KEY=VALUE`; raises `ConfigError` as a file would."""
-    return _assembled(experiment, experiment.resolved(), settings)
+def revised(experiment: Experiment, settings: Iterable[str] = (), **sections: Any) -> Experiment:
+    """The experiment with whole sections replaced, and settings given as `KEY=VALUE`.
+
+    Raises `ConfigError` as a file would.
+    """
+    try:
+        return Experiment.from_mapping(experiment.resolved() | sections, settings, experiment.folder)
+    except ConfigError as error:
+        lines = [line.removeprefix("--set: ").removeprefix("config: ") for line in error.problems]
+        raise ConfigError(*lines) from None
 
 
 def on_rung(
@@ -57,22 +66,24 @@ def on_rung(
     present = experiment.scheduler.model_dump(mode="json")
     settings = {name: present[name] for name in _KEPT if name in present and name in known}
     notes = _fit(rung, settings, list(requests))
-    mapping = experiment.resolved()
     try:
-        return _assembled(experiment, mapping | {"scheduler": {"type": rung, **settings}}), notes
+        return revised(experiment, scheduler={"type": rung, **settings}), notes
     except ConfigError:  # an order that this scheduler does not have
         settings.pop("policy", None)
-        return _assembled(experiment, mapping | {"scheduler": {"type": rung, **settings}}), notes
+        return revised(experiment, scheduler={"type": rung, **settings}), notes
 
 
 def changes(before: Experiment, after: Experiment) -> dict[str, tuple[Any, Any]]:
     """The dotted keys whose values differ, and both values; a setting that one of them lacks is `None`."""
-    old, new = _flat(before.model_dump(mode="json")), _flat(after.model_dump(mode="json"))
-    found = {}
-    for key in [*old, *(key for key in new if key not in old)]:
-        if old.get(key) != new.get(key):
-            found[key] = (old.get(key), new.get(key))
-    return found
+    return dict(_changes(before.model_dump(mode="json"), after.model_dump(mode="json")))
+
+
+def _changes(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, tuple[Any, Any]]]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in old | new:
+            yield from _changes(old.get(name), new.get(name), f"{key}.{name}" if key else name)
+    elif old != new:
+        yield key, (old, new)
 
 
 def told(changed: Mapping[str, tuple[Any, Any]]) -> str:
@@ -101,27 +112,6 @@ def _fit(rung: str, settings: dict[str, Any], requests: list[Request]) -> tuple[
         settings["max_tokens_per_step"] = longest
         return (f"max_tokens_per_step raised to {longest}, the longest prompt: continuous splits none",)
     return ()
-
-
-def _assembled(
-    experiment: Experiment, mapping: Mapping[str, Any], settings: Iterable[str] = ()
-) -> Experiment:
-    try:
-        return Experiment.from_mapping(mapping, settings, experiment.folder)
-    except ConfigError as error:
-        lines = [line.removeprefix("--set: ").removeprefix("config: ") for line in error.problems]
-        raise ConfigError(*lines) from None
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by dotted key."""
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def _text(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Terminal: full-screen drawing and single keys on a POSIX terminal, left as it was found."""
+"""Terminal: full-screen drawing and single keys on a POSIX terminal, left as found; a program on it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import io
 import os
 import select
 import signal
+import sys
 import termios
+import time
 from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Self
@@ -15,7 +17,9 @@ from typing import Self
 from rich.console import Console
 from rich.text import Text
 
+from cbsim.base.errors import CbsimError
 from cbsim.cli.play.keys import decode
+from cbsim.cli.play.program import Program
 
 _ENTER = "\x1b[?1049h\x1b[?25l\x1b[2J"
 """The other screen, no cursor, empty."""
@@ -128,3 +132,29 @@ class Terminal:
     def _take_signal(self, number: int, frame: FrameType | None) -> None:
         if number != signal.SIGWINCH:
             raise SystemExit(128 + number)
+
+
+def play_on_terminal(program: Program) -> None:
+    """Until the player quits. Raises `CbsimError` where there is no terminal to play on."""
+    if not (sys.stdin.isatty() and sys.stdout.isatty()) or os.environ.get("TERM") == "dumb":
+        raise CbsimError(
+            "cbsim play: needs a terminal to draw on and read keys from; --script KEYS prints the screen"
+        )
+    with Terminal(sys.stdin.fileno(), sys.stdout.fileno()) as terminal:
+        due_s = time.monotonic()
+        while not program.is_done:
+            terminal.draw(program.frame(*terminal.size))
+            pace_s = program.seconds_a_step
+            left_s = None if pace_s is None else max(0.0, due_s - time.monotonic())
+            for key in terminal.keys(left_s):
+                if key == "ctrl-z":
+                    terminal.suspend()
+                elif key == "ctrl-l":
+                    terminal.redraw()
+                else:
+                    program.press(key)
+            if pace_s is None:
+                due_s = time.monotonic()
+            elif time.monotonic() >= due_s:
+                program.tick()
+                due_s = time.monotonic() + pace_s

@@ -1,18 +1,24 @@
-"""The KV panel: a cell for each block, with the letter of the request that holds it."""
+"""Panels of the replica: who holds which KV block, figures of the last steps, the last events."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from rich.text import Text
 
-from cbsim.cli.play.look import FAINT, badge, letter, title
-from cbsim.cli.play.replica import Replica
+from cbsim.cli.play.event_log import Event
+from cbsim.cli.play.look import ALERT, FAINT, badge, letter, num_cells, title
+from cbsim.cli.play.replica import UNLIMITED, Replica
 from cbsim.core.layout import NOBODY
 from cbsim.core.pool import blocks_for
 from cbsim.workload.request import Request, RequestState
 
+HISTORY_HEIGHT = 4
+_LEVELS = " ▁▂▃▄▅▆▇█"
+_WIDE = 44
+"""Cells from which on each event has room for its time."""
 FREE, CACHED, SHARED = "·", "=", "&"
 _GROUP = 8
 """Cells in a row are a multiple of this, where there is room."""
@@ -26,7 +32,10 @@ class _Cell(NamedTuple):
 
 
 def kv_panel(replica: Replica, width: int, height: int) -> list[Text]:
-    """At most `height` lines; where there are more blocks than cells, each cell stands for several."""
+    """A cell for each KV block, with the letter of the request that holds it: at most `height` lines.
+
+    Where there are more blocks than cells, each cell stands for several.
+    """
     stepper, own = replica.stepper, replica.stepper.own
     note = f"{stepper.num_blocks_used}/{own.num_blocks} blocks of {own.block_size} tokens"
     cells = _cells(replica)
@@ -90,3 +99,53 @@ def _legend(replica: Replica) -> Text:
     if replica.setup.pool.prefix_caching:
         parts += [f"{CACHED} free, content cached", f"{SHARED} shared"]
     return Text("  ".join(parts), FAINT)
+
+
+def history_panel(replica: Replica, width: int) -> list[Text]:
+    """A blank line, then tokens, KV blocks and queue: a column for each of the last steps.
+
+    Columns reach up to the figure's limit or, without one, its maximum.
+    """
+    label = 7
+    log = replica.stepper.world.records.log
+    past = log.steps[max(0, log.lengths.steps - (width - label)) : log.lengths.steps]
+    budget = replica.stepper.records.config.max_tokens_per_step
+    tokens = [step.num_prefill_tokens + step.num_decode_seqs for step in past]
+    rows: dict[str, tuple[list[int], int | None]] = {
+        "tokens": (tokens, None if budget >= UNLIMITED else budget),
+        "KV": ([step.kv_blocks_used for step in past], replica.stepper.own.num_blocks),
+        "queue": ([step.num_waiting for step in past], None),
+    }
+    lines = [Text()]
+    for name, (values, limit) in rows.items():
+        line = Text().append(f"{name:<{label}}", FAINT)
+        lines.append(line.append(columns(values, max(values, default=0) if limit is None else limit)))
+    return lines
+
+
+def columns(values: Sequence[int], limit: int) -> str:
+    """A column for each value, empty for 0 alone, full at `limit` or beyond."""
+    return "".join(_LEVELS[num_cells(value, limit, len(_LEVELS) - 1)] for value in values)
+
+
+def log_panel(replica: Replica, width: int, height: int) -> list[Text]:
+    """The last events, the latest last: at most `height` lines."""
+    room = max(0, height - 1)
+    events = replica.log.events[-room:] if room else []
+    return [title("events", width), *(_line(event, width) for event in events)]
+
+
+def _line(event: Event, width: int) -> Text:
+    step = f"{event.step:>4}" if event.step >= 0 else " " * 4
+    line = Text().append(f"{step} ", FAINT)
+    if width >= _WIDE:
+        line.append(f"{event.time_s:>10,.4f} s ", FAINT)
+    if event.request is None:
+        line.append(event.detail)
+        return line
+    line.append_text(badge(event.request))
+    line.append(f" {event.request.request_id} ")
+    line.append(event.what, ALERT if event.what in ("preempted", "rejected") else "")
+    if event.detail:
+        line.append(f": {event.detail}" if event.what == "rejected" else f", {event.detail}")
+    return line
