@@ -33,8 +33,7 @@ def catalog(kind: str) -> dict[str, str]:
     if kind in _REGISTRIES:
         return {name: _describe_part(_REGISTRIES[kind], name) for name in _REGISTRIES[kind].names()}
     folder = data_folder("experiments") if kind == "experiments" else data_folder("configs") / kind
-    describe = {"models": _describe_model, "gpus": _describe_gpu}.get(kind, _first_comment)
-    return {name: describe(folder / f"{name}.yaml") for name in yaml_names(folder)}
+    return {name: _describe_file(kind, folder / f"{name}.yaml") for name in yaml_names(folder)}
 
 
 def _describe_part(registry: Registry[Any], name: str) -> str:
@@ -43,38 +42,26 @@ def _describe_part(registry: Registry[Any], name: str) -> str:
         part = registry.get(name)
     except PluginError as error:
         return f"({error})"
-    own = inspect.cleandoc(part.__doc__ or "").partition("\n")[0]
-    settings = inspect.cleandoc(part.Config.__doc__ or "").partition("\n")[0]
-    return own if registry is not SCHEDULERS else settings
+    described = part.Config if registry is SCHEDULERS else part
+    return inspect.cleandoc(described.__doc__ or "").partition("\n")[0]
 
 
-def _describe_model(path: Path) -> str:
+def _describe_file(kind: str, path: Path) -> str:
+    """What a model or a GPU is; of other files the sentence that they begin with."""
     try:
-        model = ModelSpec.model_validate(read_document(path).data)
+        if kind == "models":
+            model = ModelSpec.model_validate(read_document(path).data)
+            weights = f"{format_bytes(model.weight_bytes)} of {model.dtype} weights"
+            kv_cache = f"{format_bytes(model.kv_bytes_per_token)} of KV cache a token"
+            return f"{weights}, {kv_cache}, up to {model.max_model_len:,} tokens"
+        if kind == "gpus":
+            gpu = GpuSpec.model_validate(read_document(path).data)
+            memory = f"{gpu.memory_bytes / GIB:g} GiB at {gpu.memory_bandwidth_gb_s:,.0f} GB/s"
+            return f"{memory}, {gpu.bf16_tflops:,.0f} TFLOP/s in bf16"
     except (CbsimError, ValueError) as error:
         return f"({error})"
-    return (
-        f"{format_bytes(model.weight_bytes)} of {model.dtype} weights, "
-        f"{format_bytes(model.kv_bytes_per_token)} of KV cache a token, up to {model.max_model_len:,} tokens"
-    )
-
-
-def _describe_gpu(path: Path) -> str:
-    try:
-        gpu = GpuSpec.model_validate(read_document(path).data)
-    except (CbsimError, ValueError) as error:
-        return f"({error})"
-    memory = f"{gpu.memory_bytes / GIB:g} GiB at {gpu.memory_bandwidth_gb_s:,.0f} GB/s"
-    return f"{memory}, {gpu.bf16_tflops:,.0f} TFLOP/s in bf16"
-
-
-def _first_comment(path: Path) -> str:
-    """The sentence that a YAML file begins with."""
     lines = path.read_text(encoding="utf-8").splitlines()
-    comment = " ".join(line[1:].strip() for line in itertools.takewhile(_is_comment, lines))
+    comments = itertools.takewhile(lambda line: line.startswith("#"), lines)
+    comment = " ".join(line[1:].strip() for line in comments)
     sentence = re.match(r".*?[.?!](?= |$)", comment)
     return sentence[0] if sentence else comment
-
-
-def _is_comment(line: str) -> bool:
-    return line.startswith("#")

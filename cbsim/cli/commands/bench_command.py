@@ -23,7 +23,7 @@ from cbsim.cli.commands.arguments import (
 )
 
 if TYPE_CHECKING:
-    from cbsim.lab.bench.scaling import Scales
+    from cbsim.lab.bench.scaling import Study
     from cbsim.lab.bench.study import StudyProgress
 
 _NONE = "none"
@@ -67,19 +67,14 @@ def bench(
     """
     scales = {"--requests": requests, "--running": running, "--replicas": replicas}
     if config is None:
-        given: dict[str, object] = {
-            **scales,
-            "--set": overrides,
-            "--out": out,
-            "--again": again,
-            "--quiet": quiet,
-        }
-        _refuse(given, "needs a CONFIG to scale")
+        given: dict[str, object] = {"--set": overrides, "--out": out, "--again": again, "--quiet": quiet}
+        _refuse(scales | given, "needs a CONFIG to scale")
         _bench_works(azure, quick, only, as_json, markdown)
     else:
         given = {"--azure": azure, "--quick": quick, "--only": only, "--markdown": markdown}
         _refuse(given, "is for cbsim's own works, without a CONFIG")
-        _bench_config(config, overrides, _scales(scales), out, again, quiet, as_json)
+        study = _study(config, overrides, scales)
+        _bench_config(study, out, again, quiet, as_json)
 
 
 def _refuse(given: Mapping[str, object], why: str) -> None:
@@ -88,9 +83,9 @@ def _refuse(given: Mapping[str, object], why: str) -> None:
         raise CbsimError(*problems)
 
 
-def _scales(given: dict[str, str | None]) -> Scales:
-    """The values along each axis; raises `CbsimError` with a line for each option that is wrong."""
-    from cbsim.lab.bench.scaling import Scales, parse_values
+def _study(config: str, overrides: tuple[str, ...], given: dict[str, str | None]) -> Study:
+    """The study of CONFIG along the axes; raises `CbsimError` with a line for each option that is wrong."""
+    from cbsim.lab.bench.scaling import Scales, Study, parse_values
 
     values: dict[str, tuple[int, ...]] = {}
     problems: list[str] = []
@@ -105,27 +100,18 @@ def _scales(given: dict[str, str | None]) -> Scales:
         raise CbsimError(*problems)
     if all(text == _NONE for text in given.values()):
         raise CbsimError(f"{', '.join(given)}: all are {_NONE}; allowed: numbers for one of them at least")
-    return Scales(**values)
+    return Study(load_experiment(config, overrides), Scales(**values))
 
 
-def _bench_config(
-    config: str,
-    overrides: tuple[str, ...],
-    scales: Scales,
-    out: Path | None,
-    again: bool,
-    quiet: bool,
-    as_json: bool,
-) -> None:
+def _bench_config(study: Study, out: Path | None, again: bool, quiet: bool, as_json: bool) -> None:
     from cbsim.cli.progress import watch_study
     from cbsim.lab.bench.machine import Machine
-    from cbsim.lab.bench.scaling import Study
     from cbsim.lab.bench.scaling_folder import save_study
     from cbsim.lab.bench.scaling_ledger import Ledger
     from cbsim.lab.bench.scaling_tables import scaling_json, scaling_tables
     from cbsim.lab.bench.study import StudyInterrupted, measure_study
 
-    study, machine = Study(load_experiment(config, overrides), scales), Machine.here()
+    machine = Machine.here()
     ledger = Ledger(out or Path("runs") / f"{study.name}-bench", machine)
     if again:
         ledger.forget()
@@ -171,11 +157,8 @@ def _bench_works(
     from cbsim.lab.bench.work_timing import measure
     from cbsim.lab.bench.works import all_works
 
-    works = [
-        work
-        for work in all_works(azure)
-        if (work.is_quick or not quick) and (not only or any(text in work.name for text in only))
-    ]
+    works = [work for work in all_works(azure) if work.is_quick or not quick]
+    works = [work for work in works if not only or any(text in work.name for text in only)]
     if not works:
         names = ", ".join(f"'{work.name}'" for work in all_works(azure))
         raise CbsimError(f"--only: no work has {' or '.join(map(repr, only))} in its name; there are {names}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,8 +23,10 @@ from cbsim.cli.commands.explain_steps import (
 )
 
 if TYPE_CHECKING:
+    from cbsim.show.text import Table
     from cbsim.studies.experiment import Experiment
-    from cbsim.studies.explain.rerun import Window
+    from cbsim.studies.explain.request_diagnosis import RequestDiagnosis
+    from cbsim.studies.explain.run_diagnosis import RunDiagnosis
     from cbsim.studies.explain.source import Source
 
 _LINE = 100
@@ -74,7 +76,9 @@ def explain(
     elif request_id is None and steps is None and not follow and gantt is None:
         _explain_run(source, by, slowest, as_json)
     else:
-        window = _stay(source, request_id) if request_id else parse_window(steps or "0:", replica)
+        from cbsim.studies.explain.request_diagnosis import stay_window
+
+        window = stay_window(source, request_id) if request_id else parse_window(steps or "0:", replica)
         num_replicas = source.config["replicas"]["count"]
         if num_replicas > 1:
             click.echo(f"replica {window.replica} of {num_replicas}, counted from 0", err=True)
@@ -95,14 +99,8 @@ def _explain_run(source: Source, by: str, num_slow: int, as_json: bool) -> None:
 
     check_parts(source.result, source.name)
     diagnosis = diagnose_run(source.result, by, num_slow)
-    if as_json:
-        print_json(diagnosis.to_json())
-        return
-    for sentence in diagnosis.sentences():
-        _say(sentence)
-    if diagnosis.slow:
-        click.echo()
-        slow_table(diagnosis, terminal_width()).print()
+    table = slow_table(diagnosis, terminal_width()) if diagnosis.slow else None
+    _tell(diagnosis, diagnosis.sentences(), table, as_json)
 
 
 def _explain_request(source: Source, request_id: str, as_json: bool) -> None:
@@ -110,24 +108,22 @@ def _explain_request(source: Source, request_id: str, as_json: bool) -> None:
     from cbsim.studies.explain.request_diagnosis import diagnose_request
 
     diagnosis = diagnose_request(source, request_id)
+    table = request_table(diagnosis) if diagnosis.entries else None
+    _tell(diagnosis, [diagnosis.sentence()], table, as_json)
+
+
+def _tell(
+    diagnosis: RunDiagnosis | RequestDiagnosis, sentences: Iterable[str], table: Table | None, as_json: bool
+) -> None:
+    """Print a diagnosis: its sentences, in lines that can be read, and its table."""
     if as_json:
         print_json(diagnosis.to_json())
         return
-    _say(diagnosis.sentence())
-    if diagnosis.entries:
+    for sentence in sentences:
+        click.echo(textwrap.fill(sentence, min(_LINE, terminal_width() or _LINE), subsequent_indent="  "))
+    if table is not None:
         click.echo()
-        request_table(diagnosis).print()
-
-
-def _say(sentence: str) -> None:
-    """Print a sentence in lines that can be read."""
-    click.echo(textwrap.fill(sentence, min(_LINE, terminal_width() or _LINE), subsequent_indent="  "))
-
-
-def _stay(source: Source, request_id: str) -> Window:
-    from cbsim.studies.explain.request_diagnosis import stay_window
-
-    return stay_window(source, request_id)
+        table.print()
 
 
 def _open(run: str, overrides: tuple[str, ...], quiet: bool) -> Source:

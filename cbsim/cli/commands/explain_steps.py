@@ -135,12 +135,6 @@ def terminal_width() -> int | None:
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
-def _first_steps(window: Window, limit: int) -> Window:
-    """As much of a window as has so many steps."""
-    last = window.first + limit - 1
-    return replace(window, last=last if window.last is None else min(last, window.last))
-
-
 def draw_gantt(
     source: Source, window: Window, target: str, over_time: bool, marked: str | None, as_json: bool
 ) -> None:
@@ -153,7 +147,9 @@ def draw_gantt(
     limit = _MAX_PICTURE_STEPS
     if target == TERMINAL and not as_json:
         limit = (terminal_width() or _NAME_WIDTH + _MAX_TEXT_STEPS) - _NAME_WIDTH
-    shown = _batch_steps(source, _first_steps(window, limit + 1))
+    beyond = window.first + limit
+    last = beyond if window.last is None else min(beyond, window.last)
+    shown = _batch_steps(source, replace(window, last=last))
     if len(shown) > limit:
         beyond = shown.pop().step
         click.echo(f"steps {window.first} to {beyond - 1}; --steps {beyond}: shows others", err=True)
