@@ -15,13 +15,12 @@ _ELSEWHERE = {
     "bench": "Measure what simulating costs, on your configuration too.",
     "calibrate": "Time kernels, fit a cost model, import timings.",
     "capacity": "Find the highest request rate within an SLO.",
-    "compare": "Compare two runs, request by request.",
     "explain": "Tell where a run's time goes, step by step.",
     "live": "Serve an experiment's workload with a real model.",
     "play": "Play an experiment in the terminal, step by step.",
-    "report": "Write runs, sweeps and capacities as one HTML page.",
     "sweep": "Run every point of CONFIG's sweep and compare them.",
     "validate": "Hold a simulation against a live run or a log.",
+    "workload": "Look into traces and generators, and convert them.",
 }
 """Commands with a file of their own, `commands/NAME_command.py`, each with its help."""
 
@@ -75,6 +74,6 @@ class Commands(click.Group):
             for problem in error.problems:
                 click.echo(problem, err=True)
             ctx.exit(2)
-        except KeyboardInterrupt:
-            click.echo("\ninterrupted", err=True)
+        except KeyboardInterrupt as interrupt:
+            click.echo(f"\n{str(interrupt) or 'interrupted'}", err=True)
             ctx.exit(INTERRUPTED)

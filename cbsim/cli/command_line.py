@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from cbsim.base.errors import CbsimError
+from cbsim.base.units import format_count
 from cbsim.cli.command_group import Commands
 from cbsim.cli.commands import shared
 from cbsim.cli.commands.arguments import argument, flag, load_experiment, option, print_json, with_parameters
+
+if TYPE_CHECKING:
+    from cbsim.studies.experiment import Experiment
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -83,8 +90,6 @@ def check(
     overrides: tuple[str, ...] = shared.SET,
 ) -> None:
     """Check configurations and the traces they name without running them."""
-    from cbsim.cli.preview import preview
-
     problems: list[str] = []
     for config in configs:
         try:
@@ -136,49 +141,107 @@ def schema(
         click.echo(f"written to {out / name}")
 
 
-@main.group()
-def workload() -> None:
-    """Look into traces and generators, and convert them."""
-
-
-@workload.command()
+@main.command(short_help="Compare two runs, request by request.")
 @with_parameters
-def stats(
-    file: str = argument(),
-    overrides: tuple[str, ...] = shared.SET,
-    plot: Path | None = option("--plot PNG", "Draw arrivals and lengths there.", type=shared.PATH),
+def compare(
+    first: Path = argument(type=shared.PATH),
+    second: Path = argument(type=shared.PATH),
+    seed: int = option("--seed", "Of the resampling.", type=shared.NATURAL, default=0),
+    out: Path | None = shared.OUT,
     as_json: bool = shared.JSON,
 ) -> None:
-    """Print what FILE holds: a trace, a generator's YAML, or an experiment's workload."""
-    from cbsim.cli.workload_file import load_workload
-    from cbsim.workload.stats import describe
+    """Compare the runs in folders FIRST and SECOND, paired by request.
 
-    source = load_workload(file, overrides)
-    figures = describe(source)
+    Differences are second - first, with 95% intervals. With --out, the latencies of both are drawn there.
+    """
+    from cbsim.results.result import load_run
+    from cbsim.show.differences import difference_table, run_labels
+    from cbsim.studies.compare import compare as compare_results
+
+    runs = [load_run(folder) for folder in (first, second)]
+    comparison = compare_results(*runs, seed=seed)
+    labels = run_labels([first, second])
+    written = []
+    if out is not None:
+        from cbsim.show.cdf_plot import latency_cdfs
+        from cbsim.show.style import save_figure
+
+        slo = {name: limit for name, limit in (runs[0].config.get("slo") or {}).items() if limit is not None}
+        written = save_figure(latency_cdfs(dict(zip(labels, runs, strict=True)), slo), out / "latency_cdfs")
     if as_json:
-        print_json(figures.to_json())
-    else:
-        click.echo(figures.to_text())
-    if plot is not None:
-        from cbsim.show.workload_plot import plot_workload
+        told = asdict(comparison)
+        for difference, row in zip(comparison.differences, told["differences"], strict=True):
+            row["change"] = difference.change._asdict()
+        print_json({"first": labels[0], "second": labels[1], **told})
+        return
+    difference_table(comparison, *labels).print()
+    for path in written:
+        click.echo(f"written to {path}")
 
-        plot_workload(source, plot)
-        click.echo(f"written to {plot}", err=as_json)
 
-
-@workload.command("convert")
+@main.command(short_help="Write runs, sweeps and capacities as one HTML page.")
 @with_parameters
-def convert_trace(
-    source: str = argument(),
-    target: Path = argument(type=shared.PATH),
-    overrides: tuple[str, ...] = shared.SET,
+def report(
+    folders: tuple[Path, ...] = argument(nargs=-1, required=True, type=shared.PATH, metavar="DIR..."),
+    out: Path | None = option(
+        "--out FILE", "Default: report.html, in DIR if there is only one.", type=shared.NEW_FILE
+    ),
+    title: str | None = option("--title", "Of the page; default: what the first DIR is."),
 ) -> None:
-    """Write SOURCE in cbsim's own format to TARGET: .jsonl, .csv (with .gz or .zst too) or .parquet."""
-    from cbsim.cli.workload_file import load_workload
-    from cbsim.workload.convert import convert
+    """Write one HTML file on what lies in DIR...: folders of runs, sweeps and capacities.
 
-    read = load_workload(source, overrides)
-    convert(read, target)
-    for note in read.notes():
-        click.echo(note, err=True)
-    click.echo(f"written to {target}")
+    It needs no network and no other file.
+    """
+    from cbsim.show.report_file import write_report
+
+    path = out or (folders[0] if len(folders) == 1 else Path()) / "report.html"
+    write_report(folders, path, title)
+    click.echo(f"written to {path}")
+
+
+def preview(experiment: Experiment) -> str:
+    """One line on what would run. Raises `CbsimError` for traces that can't be read."""
+    points = experiment.points()
+    experiments = [point for _, point in points]
+    swept = dict.fromkeys(key for values, _ in points for key in values)
+    over = f"{len(points)} points over {', '.join(swept)}; " if experiment.sweep else ""
+    requests = " or ".join(format_count(count) for count in _request_counts(experiments))
+    schedulers = _distinct(point.scheduler.type for point in experiments)
+    models = _distinct(point.model.name for point in experiments)
+    gpus = _distinct(_gpus(point) for point in experiments)
+    costs = _distinct(point.cost_model.type for point in experiments)
+    return (
+        f"{over}{requests or 'unknown number of'} requests, {schedulers}, {models} on {gpus}, {costs} costs"
+    )
+
+
+def _request_counts(experiments: list[Experiment]) -> list[int]:
+    """How many requests each different workload holds, after a look at its first."""
+    from cbsim.studies.run import make_workload
+
+    counts: list[int | None] = []
+    problems: list[str] = []
+    looked_at: list[object] = []
+    for experiment in experiments:
+        kind = (experiment.workload, experiment.seed)
+        if kind in looked_at:
+            continue
+        looked_at.append(kind)
+        workload = make_workload(experiment)
+        try:
+            next(workload.requests(), None)
+            counts.append(workload.num_requests())
+        except CbsimError as error:
+            problems += error.problems
+    if problems:
+        raise CbsimError(*dict.fromkeys(problems))
+    return [count for count in dict.fromkeys(counts) if count is not None]
+
+
+def _gpus(experiment: Experiment) -> str:
+    count = experiment.replicas.count * experiment.replicas.tensor_parallel
+    return experiment.gpu.name if count == 1 else f"{count} x {experiment.gpu.name}"
+
+
+def _distinct(names: Iterable[str]) -> str:
+    return " and ".join(dict.fromkeys(names))

@@ -5,26 +5,22 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from cbsim.base.errors import CbsimError
 from cbsim.base.units import format_seconds
-from cbsim.cli.command_group import INTERRUPTED
 from cbsim.cli.commands import shared
-from cbsim.cli.commands.arguments import (
-    argument,
-    flag,
-    load_experiment,
-    option,
-    print_json,
-    with_parameters,
-)
-
-if TYPE_CHECKING:
-    from cbsim.lab.bench.scaling import Study
-    from cbsim.lab.bench.study import StudyProgress
+from cbsim.cli.commands.arguments import argument, flag, load_experiment, option, print_json, with_parameters
+from cbsim.cli.progress import watch_study
+from cbsim.lab.bench.bench_tables import bench_tables, to_json, to_markdown
+from cbsim.lab.bench.machine import Machine
+from cbsim.lab.bench.scaling import Scales, Study, parse_values
+from cbsim.lab.bench.scaling_ledger import Ledger
+from cbsim.lab.bench.scaling_tables import scaling_json, scaling_tables
+from cbsim.lab.bench.study import StudyInterrupted, StudyProgress, measure_study
+from cbsim.lab.bench.work_timing import measure
+from cbsim.lab.bench.works import all_works
 
 _NONE = "none"
 
@@ -85,8 +81,6 @@ def _refuse(given: Mapping[str, object], why: str) -> None:
 
 def _study(config: str, overrides: tuple[str, ...], given: dict[str, str | None]) -> Study:
     """The study of CONFIG along the axes; raises `CbsimError` with a line for each option that is wrong."""
-    from cbsim.lab.bench.scaling import Scales, Study, parse_values
-
     values: dict[str, tuple[int, ...]] = {}
     problems: list[str] = []
     for name, text in given.items():
@@ -104,12 +98,7 @@ def _study(config: str, overrides: tuple[str, ...], given: dict[str, str | None]
 
 
 def _bench_config(study: Study, out: Path | None, again: bool, quiet: bool, as_json: bool) -> None:
-    from cbsim.cli.progress import watch_study
-    from cbsim.lab.bench.machine import Machine
     from cbsim.lab.bench.scaling_folder import save_study
-    from cbsim.lab.bench.scaling_ledger import Ledger
-    from cbsim.lab.bench.scaling_tables import scaling_json, scaling_tables
-    from cbsim.lab.bench.study import StudyInterrupted, measure_study
 
     machine = Machine.here()
     ledger = Ledger(out or Path("runs") / f"{study.name}-bench", machine)
@@ -131,8 +120,7 @@ def _bench_config(study: Study, out: Path | None, again: bool, quiet: bool, as_j
             table.print()
         click.echo(f"\nwritten to {ledger.folder}: {', '.join(written)}")
     if stopped:
-        click.echo(f"\n{stopped}", err=True)
-        raise click.exceptions.Exit(INTERRUPTED)
+        raise KeyboardInterrupt(stopped)
     if any(row.error is not None for row in rows):
         raise click.exceptions.Exit(1)
 
@@ -152,11 +140,6 @@ def _describe(state: StudyProgress) -> str:
 def _bench_works(
     azure: Path | None, quick: bool, only: tuple[str, ...], as_json: bool, markdown: bool
 ) -> None:
-    from cbsim.lab.bench.bench_tables import bench_tables, to_json, to_markdown
-    from cbsim.lab.bench.machine import Machine
-    from cbsim.lab.bench.work_timing import measure
-    from cbsim.lab.bench.works import all_works
-
     works = [work for work in all_works(azure) if work.is_quick or not quick]
     works = [work for work in works if not only or any(text in work.name for text in only)]
     if not works:

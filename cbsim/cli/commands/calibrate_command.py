@@ -6,17 +6,24 @@ import json
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, get_args
 
 import click
 
 from cbsim.base.errors import CalibrationError
+from cbsim.base.units import format_seconds
 from cbsim.cli.commands import shared
 from cbsim.cli.commands.arguments import argument, flag, option, with_parameters
-
-if TYPE_CHECKING:
-    from cbsim.cost.costfile import CostFile
-    from cbsim.lab.calibrate.fit import Report
+from cbsim.cost.costfile import CostFile
+from cbsim.lab.calibrate.fit import Report
+from cbsim.lab.calibrate.layer_ops import Runs
+from cbsim.lab.calibrate.layers import LayerTimings
+from cbsim.lab.calibrate.meta import read_meta
+from cbsim.lab.calibrate.named_spec import load_gpu, load_model
+from cbsim.lab.calibrate.nvidia import Wanted, import_meta, import_points
+from cbsim.lab.calibrate.nvidia_tables import NvidiaTables
+from cbsim.lab.calibrate.pointsfile import read_points
+from cbsim.lab.calibrate.profile_folder import check_profile_target, fit_profile, write_profile
 
 TOLD_IN_LOGS = 10
 """How often progress is told where no terminal is."""
@@ -40,9 +47,6 @@ def _pairs(context: click.Context, option: click.Parameter, texts: tuple[str, ..
 
 
 def _op_runs(context: click.Context, option: click.Parameter, texts: tuple[str, ...]) -> dict[str, str]:
-    from typing import get_args
-
-    from cbsim.lab.calibrate.layer_ops import Runs
 
     pairs = _pairs(context, option, texts)
     wrong = [runs for runs in pairs.values() if runs not in get_args(Runs)]
@@ -78,8 +82,6 @@ def calibrate(
         from cbsim.lab.calibrate.measurement import measure
     except ImportError as error:
         raise CalibrationError(f"timing kernels needs torch: pip install 'cbsim[torch]' ({error})") from error
-    from cbsim.lab.calibrate.named_spec import load_gpu, load_model
-    from cbsim.lab.calibrate.profile_folder import fit_profile
 
     measured = measure(
         load_model(model),
@@ -109,10 +111,6 @@ def fit(
     seed: int = SEED,
 ) -> None:
     """Fit a cost model to POINTS, a points.csv with its meta.json, and report how wrong it is."""
-    from cbsim.lab.calibrate.meta import read_meta
-    from cbsim.lab.calibrate.pointsfile import read_points
-    from cbsim.lab.calibrate.profile_folder import fit_profile, write_profile
-
     timings = read_points(points)
     meta = read_meta(meta_path or points.with_name("meta.json"))
     is_there = (out / "points.csv").resolve() == points.resolve()
@@ -144,11 +142,6 @@ def nvidia(
     seed: int = SEED,
 ) -> None:
     """NVIDIA's measured kernel tables, in the PyPI package aiconfigurator-core."""
-    from cbsim.lab.calibrate.named_spec import load_model
-    from cbsim.lab.calibrate.nvidia import Wanted, import_meta, import_points
-    from cbsim.lab.calibrate.nvidia_tables import NvidiaTables
-    from cbsim.lab.calibrate.profile_folder import check_profile_target, write_profile
-
     wanted = Wanted(load_model(model), tp, framework, decode_framework or framework)
     tables = NvidiaTables(system, wheel)
     meta = import_meta(tables, wanted, datetime.now(UTC).date().isoformat())
@@ -191,10 +184,6 @@ def layers(
     seed: int = SEED,
 ) -> None:
     """Layer timings of another profiler, as LLMServingSim 2.0 writes them or with other usual names."""
-    from cbsim.lab.calibrate.layers import LayerTimings
-    from cbsim.lab.calibrate.named_spec import load_gpu, load_model
-    from cbsim.lab.calibrate.profile_folder import write_profile
-
     timings = LayerTimings(dense, per_sequence, attention, load_model(model), load_gpu(gpu), tp, columns, ops)
     points = timings.points()
     meta = timings.meta(source, datetime.now(UTC).date())
@@ -219,8 +208,6 @@ def _tell(out: Path, cost: CostFile, report: Report, picture: bool, as_json: boo
 
 def _show_progress(done: int, total: int, left_s: float | None) -> None:
     """On a terminal a line that stays in its place, in a log one for every tenth of the way."""
-    from cbsim.base.units import format_seconds
-
     left = f", {format_seconds(left_s)} left" if left_s and done < total else ""
     if sys.stderr.isatty():
         click.echo(f"\r{done} of {total} timings{left}      ", nl=done == total, err=True)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from cbsim.base.units import format_seconds
-from cbsim.cli.command_group import INTERRUPTED
 from cbsim.cli.commands import shared
 from cbsim.cli.commands.arguments import load_experiment, option, print_json, with_parameters
-
-if TYPE_CHECKING:
-    from cbsim.studies.capacity import CapacityProgress
+from cbsim.cli.commands.sweep_command import draw
+from cbsim.cli.progress import watch_study
+from cbsim.show.capacity_text import capacity_table, sentence
+from cbsim.studies.capacity import CapacityProgress, Plan
+from cbsim.studies.capacity import capacity as find_capacity
+from cbsim.studies.capacity.capacity_folder import save_capacity, to_json
 
 
 @click.command()
@@ -43,32 +44,20 @@ def capacity(
     in blocks for each replicate, a generator gets a seed for each. The answer, its curve and pictures go to
     --out (default: runs/NAME-capacity), with every run's figures: a second call runs only what is missing.
     """
-    from cbsim.cli.progress import watch_study
-    from cbsim.show.capacity_text import capacity_table, sentence
-    from cbsim.studies.capacity import CapacityInterrupted, Plan
-    from cbsim.studies.capacity import capacity as find_capacity
-    from cbsim.studies.capacity.capacity_folder import save_capacity, to_json
-
     plan = Plan(share, replicates, tolerance, requests, confidence)
     experiment = load_experiment(config, overrides)
     folder = out or Path("runs") / f"{experiment.name}-capacity"
-    try:
-        with watch_study(quiet, "planning the searches", _describe, is_told=_is_told) as progress:
-            answer = find_capacity(
-                experiment, plan, workers=workers, cluster=cluster, progress=progress, out=folder
-            )
-    except CapacityInterrupted as interrupted:
-        click.echo(f"\n{interrupted}", err=True)
-        raise click.exceptions.Exit(INTERRUPTED) from None
+    with watch_study(quiet, "planning the searches", _describe, is_told=_is_told) as progress:
+        answer = find_capacity(
+            experiment, plan, workers=workers, cluster=cluster, progress=progress, out=folder
+        )
     save_capacity(answer, folder)
     written = ["capacity.json", "curve.csv", "curve.parquet", "points/"]
     if plots:
         from cbsim.show.bar_plot import capacity_bars
         from cbsim.show.rate_plot import rate_picture
-        from cbsim.show.style import save_figure
 
-        written += [save_figure(rate_picture(answer), folder / "curve")[0].name]
-        written += [save_figure(capacity_bars(answer), folder / "capacity")[0].name]
+        written += draw({"curve": rate_picture(answer), "capacity": capacity_bars(answer)}, folder)
     if as_json:
         print_json(to_json(answer))
         return

@@ -3,31 +3,28 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import click
+import pandas as pd
 
 from cbsim.base.errors import CbsimError
-from cbsim.cli.commands import shared
+from cbsim.cli.commands import explain_steps, shared
 from cbsim.cli.commands.arguments import argument, flag, load_experiment, option, print_json, with_parameters
-from cbsim.cli.commands.explain_steps import (
-    TERMINAL,
-    draw_gantt,
-    follow_steps,
-    parse_window,
-    show_steps,
-    terminal_width,
-)
-
-if TYPE_CHECKING:
-    from cbsim.show.text import Table
-    from cbsim.studies.experiment import Experiment
-    from cbsim.studies.explain.request_diagnosis import RequestDiagnosis
-    from cbsim.studies.explain.run_diagnosis import RunDiagnosis
-    from cbsim.studies.explain.source import Source
+from cbsim.cli.progress import watch_run
+from cbsim.results.output import is_sweep_folder
+from cbsim.show.reader_tables import point_labels
+from cbsim.show.request_text import request_table
+from cbsim.show.slow_table import slow_table
+from cbsim.show.sweep_points import read_sweep_table
+from cbsim.show.text import Table
+from cbsim.studies.explain.latency_shares import check_parts
+from cbsim.studies.explain.request_diagnosis import diagnose_request, stay_window
+from cbsim.studies.explain.run_diagnosis import diagnose_run
+from cbsim.studies.explain.source import Source
 
 _LINE = 100
 """Characters of a line of sentences."""
@@ -52,7 +49,7 @@ def explain(
         "--gantt [FILE]",
         "What each request did in these steps: a picture, .png or .svg; without FILE here, as text.",
         is_flag=False,
-        flag_value=TERMINAL,
+        flag_value=explain_steps.TERMINAL,
     ),
     over: str = option("--over", "Of the picture.", type=click.Choice(["steps", "time"]), default="steps"),
     slowest: int = option("--slowest", "Requests that are listed.", type=shared.NATURAL, default=5),
@@ -76,51 +73,45 @@ def explain(
     elif request_id is None and steps is None and not follow and gantt is None:
         _explain_run(source, by, slowest, as_json)
     else:
-        from cbsim.studies.explain.request_diagnosis import stay_window
-
-        window = stay_window(source, request_id) if request_id else parse_window(steps or "0:", replica)
+        window = (
+            stay_window(source, request_id)
+            if request_id
+            else explain_steps.parse_window(steps or "0:", replica)
+        )
         num_replicas = source.config["replicas"]["count"]
         if num_replicas > 1:
             click.echo(f"replica {window.replica} of {num_replicas}, counted from 0", err=True)
         if follow:
-            follow_steps(source, window, speed, as_json)
+            explain_steps.follow_steps(source, window, speed, as_json)
         elif gantt is not None:
-            draw_gantt(source, window, gantt, over == "time", request_id, as_json)
+            explain_steps.draw_gantt(source, window, gantt, over == "time", request_id, as_json)
         else:
-            show_steps(source, window, as_json)
+            explain_steps.show_steps(source, window, as_json)
     for remark in source.remarks:
         click.echo(remark, err=True)
 
 
 def _explain_run(source: Source, by: str, num_slow: int, as_json: bool) -> None:
-    from cbsim.show.slow_table import slow_table
-    from cbsim.studies.explain.latency_shares import check_parts
-    from cbsim.studies.explain.run_diagnosis import diagnose_run
-
     check_parts(source.result, source.name)
     diagnosis = diagnose_run(source.result, by, num_slow)
-    table = slow_table(diagnosis, terminal_width()) if diagnosis.slow else None
-    _tell(diagnosis, diagnosis.sentences(), table, as_json)
+    table = slow_table(diagnosis, explain_steps.terminal_width()) if diagnosis.slow else None
+    _tell(diagnosis.to_json(), diagnosis.sentences(), table, as_json)
 
 
 def _explain_request(source: Source, request_id: str, as_json: bool) -> None:
-    from cbsim.show.request_text import request_table
-    from cbsim.studies.explain.request_diagnosis import diagnose_request
-
     diagnosis = diagnose_request(source, request_id)
     table = request_table(diagnosis) if diagnosis.entries else None
-    _tell(diagnosis, [diagnosis.sentence()], table, as_json)
+    _tell(diagnosis.to_json(), [diagnosis.sentence()], table, as_json)
 
 
-def _tell(
-    diagnosis: RunDiagnosis | RequestDiagnosis, sentences: Iterable[str], table: Table | None, as_json: bool
-) -> None:
-    """Print a diagnosis: its sentences, in lines that can be read, and its table."""
+def _tell(data: dict[str, Any], sentences: Iterable[str], table: Table | None, as_json: bool) -> None:
+    """Print a diagnosis: its data, or its sentences in lines that can be read, and its table."""
     if as_json:
-        print_json(diagnosis.to_json())
+        print_json(data)
         return
     for sentence in sentences:
-        click.echo(textwrap.fill(sentence, min(_LINE, terminal_width() or _LINE), subsequent_indent="  "))
+        width = min(_LINE, explain_steps.terminal_width() or _LINE)
+        click.echo(textwrap.fill(sentence, width, subsequent_indent="  "))
     if table is not None:
         click.echo()
         table.print()
@@ -128,14 +119,7 @@ def _tell(
 
 def _open(run: str, overrides: tuple[str, ...], quiet: bool) -> Source:
     """The run meant. Raises `CbsimError` for sweeps, of which one run must be named."""
-    from cbsim.cli.progress import watch_run
-    from cbsim.results.output import is_sweep_folder
-    from cbsim.studies.explain.source import Source
-
-    def watched(experiment: Experiment) -> AbstractContextManager[Callable[[int, float], None] | None]:
-        return watch_run(experiment, quiet)
-
-    path = Path(run)
+    path, watched = Path(run), partial(watch_run, quiet=quiet)
     if not path.is_dir():
         experiment = load_experiment(run, overrides)
         experiment.check_one_run(run)
@@ -149,11 +133,6 @@ def _open(run: str, overrides: tuple[str, ...], quiet: bool) -> Source:
 
 def _points(folder: Path) -> list[str]:
     """The runs of a sweep that have ended, each with what was swept."""
-    import pandas as pd
-
-    from cbsim.show.reader_tables import point_labels
-    from cbsim.show.sweep_points import read_sweep_table
-
     if not (folder / "table.parquet").is_file():
         return [str(point) for point in sorted((folder / "points").iterdir())]
     points = read_sweep_table(folder)

@@ -9,9 +9,12 @@ from pathlib import Path
 import click
 
 from cbsim.base.errors import ConfigError
+from cbsim.base.paths import find_experiment
 from cbsim.base.units import format_count, format_seconds
 from cbsim.cli.commands import shared
 from cbsim.cli.commands.arguments import flag, option, with_parameters
+from cbsim.results.output import check_run_target
+from cbsim.studies.experiment import Experiment
 
 
 @click.command()
@@ -36,15 +39,11 @@ def live(
     The run folder is that of `cbsim run`: `cbsim report` and `cbsim compare` read both.
     """
     try:
+        from cbsim.lab.kernels.sampling import SamplingParams
         from cbsim.lab.live.live_run import run_live
         from cbsim.lab.live.weights import Checkpoint
     except ImportError as error:
         raise ConfigError(f"a live run needs torch: pip install 'cbsim[torch]' ({error})") from error
-    from cbsim.base.paths import find_experiment
-    from cbsim.lab.kernels.sampling import SamplingParams
-    from cbsim.results.output import check_run_target
-    from cbsim.studies.experiment import Experiment
-
     experiment = Experiment.load(find_experiment(config), overrides)
     experiment.check_one_run(config)
     folder = out or Path("runs") / f"{experiment.name}-live"

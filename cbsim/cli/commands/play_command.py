@@ -7,6 +7,10 @@ import click
 from cbsim.base.errors import CbsimError
 from cbsim.cli.commands import shared
 from cbsim.cli.commands.arguments import argument, load_experiment, option, with_parameters
+from cbsim.cli.play.program import Program
+from cbsim.cli.play.screen import MIN_HEIGHT, MIN_WIDTH
+from cbsim.cli.play.session import Session
+from cbsim.cli.play.terminal import play_on_terminal, read_script
 
 
 @click.command()
@@ -26,11 +30,6 @@ def play(
     Default: twelve requests on a KV cache that is too small for them. Shows the batch, the queue and who
     holds which KV block; ? tells the keys. What was played can be saved as an experiment.
     """
-    from cbsim.cli.play.keys import read_script
-    from cbsim.cli.play.program import Program
-    from cbsim.cli.play.session import Session
-    from cbsim.cli.play.terminal import play_on_terminal
-
     if seed is not None:
         overrides = (*overrides, f"seed={seed}")
     experiment = load_experiment(config, overrides)
@@ -53,8 +52,6 @@ def play(
 
 def _read_size(size: str) -> tuple[int, int]:
     """Columns and lines of `80x24`."""
-    from cbsim.cli.play.screen import MIN_HEIGHT, MIN_WIDTH
-
     width, _, height = size.partition("x")
     try:
         columns, lines = int(width), int(height)

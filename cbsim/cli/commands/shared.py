@@ -11,6 +11,7 @@ from cbsim.cli.commands.arguments import argument, flag, option
 PATH = click.Path(path_type=Path)
 FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 FOLDER = click.Path(path_type=Path, file_okay=False)
+NEW_FILE = click.Path(path_type=Path, dir_okay=False)
 NATURAL = click.IntRange(min=0)
 POSITIVE = click.IntRange(min=1)
 

@@ -10,16 +10,21 @@ import click
 
 from cbsim.base.errors import CbsimError
 from cbsim.base.units import format_seconds
-from cbsim.cli.command_group import INTERRUPTED
 from cbsim.cli.commands import shared
 from cbsim.cli.commands.arguments import load_experiment, with_parameters
+from cbsim.cli.progress import watch_study
+from cbsim.results.output import other_points
+from cbsim.results.result import Result, load_run
+from cbsim.show.reader_tables import compare_points, point_labels
+from cbsim.show.sweep_points import Sweep
+from cbsim.show.sweep_text import replicate_table
+from cbsim.studies.experiment import Experiment
+from cbsim.studies.replicates import has_replicates, is_known_by_spread
+from cbsim.studies.sweep import Point, SweepProgress, save_table
+from cbsim.studies.sweep import sweep as run_sweep
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from cbsim.results.result import Result
-    from cbsim.studies.experiment import Experiment
-    from cbsim.studies.sweep import Point, SweepProgress
 
 
 @click.command()
@@ -52,24 +57,11 @@ def run_points(
     quiet: bool,
 ) -> None:
     """Run the points of an experiment, and print and save what they tell together."""
-    from cbsim.cli.progress import watch_study
-    from cbsim.results.output import other_points
-    from cbsim.results.result import load_run
-    from cbsim.show.reader_tables import compare_points, point_labels
     from cbsim.show.sweep_pictures import sweep_pictures
-    from cbsim.show.sweep_points import Sweep
-    from cbsim.show.sweep_text import replicate_table
-    from cbsim.studies.replicates import has_replicates, is_known_by_spread
-    from cbsim.studies.sweep import SweepInterrupted, save_table
-    from cbsim.studies.sweep import sweep as run_sweep
 
     folder = out or Path("runs") / experiment.name
-    try:
-        with watch_study(quiet, "planning the points", _counts, failure=_failure) as progress:
-            table = run_sweep(experiment, folder, workers, cluster, progress=progress)
-    except SweepInterrupted as interrupted:
-        click.echo(f"\n{interrupted}", err=True)
-        raise click.exceptions.Exit(INTERRUPTED) from None
+    with watch_study(quiet, "planning the points", _counts, failure=_failure) as progress:
+        table = run_sweep(experiment, folder, workers, cluster, progress=progress)
     ran = table["error"].isna()
     if not ran.any():
         problems = [line for error in table["error"] for line in str(error).splitlines()]

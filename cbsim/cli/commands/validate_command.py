@@ -6,19 +6,25 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from cbsim.base.errors import ConfigError, WorkloadError
+from cbsim.base.paths import find_experiment
 from cbsim.base.units import MS_PER_S, format_count, format_seconds
 from cbsim.cli.commands import shared
 from cbsim.cli.commands.arguments import flag, option, print_json, with_parameters
-
-if TYPE_CHECKING:
-    from cbsim.lab.validate.both_worlds import BothWorlds
-    from cbsim.lab.validate.token_clock import RecordedTokens
-    from cbsim.studies.experiment import Experiment
+from cbsim.cost.profile import ProfileConfig
+from cbsim.lab.calibrate.meta import read_meta
+from cbsim.lab.validate.both_worlds import IN_TURNS, BothWorlds, calibrate_here, validate_live, with_profile
+from cbsim.lab.validate.log_reader import read_server_log
+from cbsim.lab.validate.recorded_run import compare_with_log, replay_log
+from cbsim.lab.validate.side_by_side import figures_table
+from cbsim.lab.validate.token_clock import RecordedTokens
+from cbsim.results.output import check_run_target
+from cbsim.show.text import Table
+from cbsim.studies.experiment import Experiment
 
 MAX_SHOWN = 5
 
@@ -70,37 +76,25 @@ def validate(
         _validate_live(experiment, device, plan, profile, time_scale, out, as_json)
         return
     if profile is not None:
-        from cbsim.lab.validate.both_worlds import with_profile
-
         experiment = with_profile(experiment, profile)
     _validate_log(experiment, log_path, _mapping(columns), arrivals, replay, as_json)
 
 
 def _load(config: str, overrides: tuple[str, ...], profile: Path | None, *, is_live: bool) -> Experiment:
     """The experiment; `--set cost_model.KEY=...` is of the profile given, whatever CONFIG's cost model is."""
-    from cbsim.base.paths import find_experiment
-    from cbsim.cost.profile import ProfileConfig
-    from cbsim.lab.validate.both_worlds import IN_TURNS
-    from cbsim.studies.experiment import Experiment
-
     path = find_experiment(config)
     others = [override for override in overrides if not override.startswith("cost_model.")]
     sets_type = any(override.startswith("cost_model.type=") for override in overrides)
-    if profile is None or sets_type or len(others) == len(overrides):
-        return Experiment.load(path, overrides)
-    if isinstance(Experiment.load(path, others).cost_model, ProfileConfig):
-        return Experiment.load(path, overrides)
-    settings = {"type": "profile", "profile": str(profile)} | (IN_TURNS if is_live else {})
-    return Experiment.load(path, (f"cost_model={json.dumps(settings)}", *overrides))
+    is_of_profile = profile is not None and not sets_type and len(others) < len(overrides)
+    if is_of_profile and not isinstance(Experiment.load(path, others).cost_model, ProfileConfig):
+        settings = {"type": "profile", "profile": str(profile)} | (IN_TURNS if is_live else {})
+        overrides = (f"cost_model={json.dumps(settings)}", *overrides)
+    return Experiment.load(path, overrides)
 
 
 def _validate_log(
     experiment: Experiment, path: Path, columns: dict[str, str], arrivals: Any, replay: bool, as_json: bool
 ) -> None:
-    from cbsim.lab.validate.log_reader import read_server_log
-    from cbsim.lab.validate.recorded_run import compare_with_log, replay_log
-    from cbsim.lab.validate.side_by_side import figures_table
-
     if experiment.replicas.count != 1:
         raise ConfigError(f"replicas.count: got {experiment.replicas.count}; a log is one replica's")
     log = read_server_log(path, columns)
@@ -127,11 +121,8 @@ def _validate_live(
     out: Path | None,
     as_json: bool,
 ) -> None:
-    from cbsim.results.output import check_run_target
-
     try:
         import cbsim.lab.live.live_run  # noqa: F401 - told in one line where torch is missing
-        from cbsim.lab.validate.both_worlds import IN_TURNS, calibrate_here, validate_live, with_profile
     except ImportError as error:
         raise ConfigError(f"a live run needs torch: pip install 'cbsim[torch]' ({error})") from error
     folder = out or Path("runs") / f"{experiment.name}-validate"
@@ -167,16 +158,11 @@ def _validate_live(
 
 def _warnings_of(profile: Path) -> list[str]:
     """What is to be known about the timings of a profile's folder, if it says so."""
-    from cbsim.lab.calibrate.meta import read_meta
-
     meta = profile / "meta.json"
     return [f"the profile's timings: {told}" for told in read_meta(meta).warnings] if meta.is_file() else []
 
 
 def _print_both(both: BothWorlds) -> None:
-    from cbsim.lab.validate.side_by_side import figures_table
-    from cbsim.show.text import Table
-
     rows = tuple(
         (
             times.kind,
@@ -195,18 +181,14 @@ def _print_both(both: BothWorlds) -> None:
         ("by predicted step times", both.difference),
         ("by the live steps' times", both.replayed_difference),
     ):
-        if difference is None:
-            click.echo(f"decisions {what}: the same in every step")
-        else:
-            click.echo(
-                f"decisions {what}: differ from step {difference.step}: live {difference.first}; "
-                f"simulated {difference.second}"
-            )
+        told = "the same in every step"
+        if difference is not None:
+            worlds = f"live {difference.first}; simulated {difference.second}"
+            told = f"differ from step {difference.step}: {worlds}"
+        click.echo(f"decisions {what}: {told}")
 
 
 def _print_replay(clock: RecordedTokens) -> None:
-    from cbsim.show.text import Table
-
     click.echo(
         f"replay: {len(clock.contradictions):,} of {clock.num_recorded_steps:,} steps with recorded tokens "
         f"contradict the record ({clock.num_steps:,} steps in all)"
@@ -237,11 +219,10 @@ def _as_rows(figures: list[Any]) -> list[dict[str, Any]]:
 
 
 def _mapping(columns: tuple[str, ...]) -> dict[str, str]:
-    pairs = [column.partition("=") for column in columns]
-    wrong = [column for column, pair in zip(columns, pairs, strict=True) if not (pair[0] and pair[2])]
+    wrong = [column for column in columns if not all(column.partition("="))]
     if wrong:
         raise WorkloadError(*(f"--column: got '{column}'; expected WHAT=NAME" for column in wrong))
-    return {what: name for what, _, name in pairs}
+    return dict(column.split("=", 1) for column in columns)
 
 
 def _say(text: str) -> None:

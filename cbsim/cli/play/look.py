@@ -30,24 +30,16 @@ def letter(request: Request) -> str:
 
 
 def badge(request: Request, mark: str = "") -> Text:
-    """The letter, or a mark in its place, in the request's colour."""
-    return Text().append(mark or letter(request), cell_style(request))
-
-
-def cell_style(request: Request) -> Style:
-    """What shows that something is a request's: readable on light and on dark terminals."""
+    """The letter, or a mark in its place, in the request's colour: readable on light and dark terminals."""
     colour = _COLOURS[request.index % len(_COLOURS)]
-    return Style(color="#FFFFFF" if colour in _WITH_WHITE else "#000000", bgcolor=colour)
+    ink = "#FFFFFF" if colour in _WITH_WHITE else "#000000"
+    return Text().append(mark or letter(request), Style(color=ink, bgcolor=colour))
 
 
 def title(text: str, width: int, note: str = "") -> Text:
     """The heading of a panel: a rule that begins with its name."""
-    line = Text().append("─ ", FAINT)
-    line.append(f"{text} ", TITLE)
-    if note:
-        line.append(f"{note} ")
-    line.append("─" * max(0, width - line.cell_len), FAINT)
-    return line
+    line = Text.assemble(("─ ", FAINT), (f"{text} ", TITLE), f"{note} " if note else "")
+    return line.append("─" * max(0, width - line.cell_len), FAINT)
 
 
 def bar(num_before: int, num_now: int, num_total: int, width: int) -> str:

@@ -17,6 +17,8 @@ from cbsim.cli.play.screen import Status, draw
 from cbsim.cli.play.session import Session
 from cbsim.cli.play.settings import KEYS, LADDER, NUM_BLOCKS
 
+Mode = Literal["paused", "running", "racing"]
+"""Racing is on the way to the end, as fast as it goes."""
 PACES = (1, 2, 5, 10, 20, 50)
 """Steps a second."""
 _USUAL_PACE = 2
@@ -60,18 +62,17 @@ class Program:
         self.session = session
         self.is_done = False
         self._pace = _USUAL_PACE
-        self._mode: Literal["paused", "running", "racing"] = "paused"
-        """Racing is on the way to the end, as fast as it goes."""
+        self._mode: Mode = "paused"
         self._prompt: _Prompt | None = None
         self._status = Status(message="; ".join(notes))
         self._keys: dict[str, Callable[[], None]] = {
             **dict.fromkeys(_STEP_KEYS, self._step),
             **dict.fromkeys(_UNDO_KEYS, self._undo),
             "r": self._toggle_run,
-            "f": self._race,
+            "f": partial(self._go, "racing"),
             **dict.fromkeys("+=", partial(self._change_pace, 1)),
             "-": partial(self._change_pace, -1),
-            **{key: partial(self._ask_limit, setting) for key, setting in KEYS.items()},
+            **{key: partial(self._ask_limit, name) for key, name in KEYS.items()},
             "k": self._ask_num_blocks,
             ":": partial(self._ask, "KEY=VALUE of the scheduler", self._set),
             "a": partial(self._ask, "prompt tokens, output tokens, priority", self._add, "32 12 0"),
@@ -167,11 +168,11 @@ class Program:
         if not self.session.undo():
             self._say("this is the beginning")
 
-    def _toggle_run(self) -> None:
-        self._mode = "paused" if self._mode == "running" else "running"
+    def _go(self, mode: Mode) -> None:
+        self._mode = mode
 
-    def _race(self) -> None:
-        self._mode = "racing"
+    def _toggle_run(self) -> None:
+        self._go("paused" if self._mode == "running" else "running")
 
     def _change_pace(self, num_up: int) -> None:
         self._pace = min(max(self._pace + num_up, 0), len(PACES) - 1)
@@ -192,18 +193,15 @@ class Program:
         self._mode = "paused"
         self._prompt = _Prompt(question, answer, default)
 
-    def _ask_limit(self, setting: str) -> None:
-        config, name = self.session.experiment.scheduler, setting.rpartition(".")[2]
+    def _ask_limit(self, name: str) -> None:
+        config = self.session.experiment.scheduler
         if not hasattr(config, name):
             raise ConfigError(f"{config.type} has no {name}")
-        self._ask_value(setting, getattr(config, name))
+        self._ask(f"{name}, now {getattr(config, name)}", lambda text: self._set(f"{name}={text}"))
 
     def _ask_num_blocks(self) -> None:
-        self._ask_value(NUM_BLOCKS, self.session.replica.stepper.own.num_blocks)
-
-    def _ask_value(self, setting: str, present: object) -> None:
-        name = setting.rpartition(".")[2]
-        self._ask(f"{name}, now {present}", lambda text: self._set(f"{setting}={text}"))
+        present = self.session.replica.stepper.own.num_blocks
+        self._ask(f"num_blocks, now {present}", lambda text: self._set(f"{NUM_BLOCKS}={text}"))
 
     def _set(self, setting: str) -> None:
         key, _, value = (part.strip() for part in setting.partition("="))

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from copy import copy
-from math import inf
 from statistics import fmean
 from typing import Any, NamedTuple
 
@@ -19,7 +18,7 @@ from cbsim.core.driver import RuleFault
 from cbsim.core.stepping import Slice
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.run import make_cost_model
-from cbsim.studies.simulation import Setup, told_fault
+from cbsim.studies.simulation import Setup, stepwise, told_fault
 from cbsim.workload import Workload
 from cbsim.workload.request import Request, RequestState
 
@@ -52,12 +51,10 @@ class Replica:
         """`requests`, the workload's and others, come in order of arrival. Raises what reading them does."""
         self.experiment = experiment
         self.setup = tuning.make_setup(experiment, workload, make_cost_model(experiment))
-        self.stepper = tuning.make_stepper(self.setup)
+        self.stepper = stepwise(self.setup).replicas[0]
         """The one that decides now: another one under another scheduler."""
         self.log = EventLog()
         self.now_s = 0.0
-        self.decided_at_s = -inf
-        """When this scheduler was last asked; before any time if it never was."""
         self.last_step: Any = None
         """The `STEP` that ended last; `None` before the first."""
         self.last_slices: list[Slice] = []
@@ -84,18 +81,17 @@ class Replica:
         """The figures so far."""
         requests: list[Any] = self.stepper.world.requests
         finished = [request for request in requests if request.state == RequestState.FINISHED]
-        ttfts_s = [
-            request.first_token_at_s - request.arrival_s
-            for request in requests
-            if request.num_generated_tokens
-        ]
-        tpots_s = [
-            (request.last_token_at_s - request.first_token_at_s) / (request.num_output_tokens - 1)
-            for request in finished
-            if request.num_output_tokens > 1
-        ]
-        num_rejected = sum(request.state == RequestState.REJECTED for request in requests)
-        return Score(len(finished), num_rejected, _mean(ttfts_s), _mean(tpots_s))
+        begun = [request for request in requests if request.num_generated_tokens]
+        longer = [request for request in finished if request.num_output_tokens > 1]
+        return Score(
+            num_finished=len(finished),
+            num_rejected=sum(request.state == RequestState.REJECTED for request in requests),
+            mean_ttft_s=_mean(request.first_token_at_s - request.arrival_s for request in begun),
+            mean_tpot_s=_mean(
+                (request.last_token_at_s - request.first_token_at_s) / (request.num_output_tokens - 1)
+                for request in longer
+            ),
+        )
 
     @property
     def next_arrival_s(self) -> float | None:
@@ -118,7 +114,6 @@ class Replica:
 
     def decide(self) -> None:
         """Let the scheduler decide now, and note why the head of the queue still waits."""
-        self.decided_at_s = self.now_s
         try:
             self.stepper.call(self.now_s)
         except RuleFault as fault:
@@ -168,7 +163,6 @@ class Replica:
             self._end_step()
         tuning.clear(self.stepper, self.now_s)
         self.stepper = tuning.succeed(self.stepper, setup)
-        self.decided_at_s = -inf
         self.log.read(self.stepper.world)
         self.present = self.live
 
@@ -186,24 +180,22 @@ class Replica:
         ]
 
     def _note_head(self) -> None:
-        stepper = self.stepper
-        head = stepper.head(self.now_s)
+        head, under_way = self.stepper.head(self.now_s), self.stepper.under_way
         self.head_reason = None
         if head is not None:
-            step = stepper.under_way[-1] if stepper.under_way else None
-            budget, num_preempted = (step.budget, step.num_preempted) if step else (None, 0)
-            reason = why_waiting(stepper, self.setup.rung, self.now_s, budget, num_preempted)
+            budget, num_preempted = None, 0
+            if under_way:
+                budget, num_preempted = under_way[-1].budget, under_way[-1].num_preempted
+            reason = why_waiting(self.stepper, self.setup.rung, self.now_s, budget, num_preempted)
             self.head_reason = (head, reason)
 
     def _idle(self) -> bool:
         """Let time pass until somebody arrives or the scheduler is to be asked; False if neither will be."""
-        wake_s = self.stepper.wake_at_s()
-        instants = [] if self._next is None else [self._next.arrival_s]
-        if wake_s is not None and wake_s > self.now_s:
-            instants.append(wake_s)
-        if not instants:
+        instants = (self.stepper.wake_at_s(), self.next_arrival_s)
+        to_come = [at_s for at_s in instants if at_s is not None and at_s > self.now_s]
+        if not to_come:
             return False
-        self.now_s = min(instants)
+        self.now_s = min(to_come)
         self._arrive()
         return True
 
@@ -214,5 +206,6 @@ class Replica:
             self.add(request)
 
 
-def _mean(values: list[float]) -> float | None:
-    return fmean(values) if values else None
+def _mean(values: Iterable[float]) -> float | None:
+    known = list(values)
+    return fmean(known) if known else None

@@ -51,12 +51,9 @@ def kv_panel(replica: Replica, width: int, height: int) -> list[Text]:
         note += f", {step} a cell"
     lines = [title("KV cache", width, note)]
     for start in range(0, len(cells), per_row):
-        line = Text().append(f"{start * step:>{digits}} ", FAINT)
-        for cell in cells[start : start + per_row]:
-            line.append_text(_shown(cell, is_wide))
-        lines.append(line)
-    lines.append(_legend(replica))
-    return lines
+        row = [_shown(cell, is_wide) for cell in cells[start : start + per_row]]
+        lines.append(Text.assemble((f"{start * step:>{digits}} ", FAINT), *row))
+    return [*lines, _legend(replica)]
 
 
 def _in_groups(num_cells: int) -> int:
@@ -79,11 +76,11 @@ def _cells(replica: Replica) -> list[_Cell]:
 
 def _summary(cells: list[_Cell]) -> _Cell:
     """One cell for several: of those held, the holder of most."""
-    owners = Counter(cell.owner.index for cell in cells if cell.owner is not None)
-    if not owners:
+    held = [cell for cell in cells if cell.owner is not None]
+    if not held:
         return cells[0]
-    most = owners.most_common(1)[0][0]
-    return next(cell for cell in cells if cell.owner is not None and cell.owner.index == most)
+    most = Counter(cell.owner for cell in held).most_common(1)[0][0]
+    return next(cell for cell in held if cell.owner is most)
 
 
 def _shown(cell: _Cell, is_wide: bool) -> Text:
@@ -136,16 +133,12 @@ def log_panel(replica: Replica, width: int, height: int) -> list[Text]:
 
 
 def _line(event: Event, width: int) -> Text:
-    step = f"{event.step:>4}" if event.step >= 0 else " " * 4
-    line = Text().append(f"{step} ", FAINT)
-    if width >= _WIDE:
-        line.append(f"{event.time_s:>10,.4f} s ", FAINT)
+    step = f"{event.step:>4} " if event.step >= 0 else " " * 5
+    when = (f"{step}{event.time_s:>10,.4f} s " if width >= _WIDE else step, FAINT)
     if event.request is None:
-        line.append(event.detail)
-        return line
-    line.append_text(badge(event.request))
-    line.append(f" {event.request.request_id} ")
-    line.append(event.what, ALERT if event.what in ("preempted", "rejected") else "")
-    if event.detail:
-        line.append(f": {event.detail}" if event.what == "rejected" else f", {event.detail}")
-    return line
+        return Text.assemble(when, event.detail)
+    style = ALERT if event.what in ("preempted", "rejected") else ""
+    separator = ": " if event.what == "rejected" else ", "
+    detail = separator + event.detail if event.detail else ""
+    request = event.request
+    return Text.assemble(when, badge(request), f" {request.request_id} ", (event.what, style), detail)

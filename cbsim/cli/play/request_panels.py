@@ -90,8 +90,7 @@ def batch_panel(replica: Replica, width: int, height: int) -> list[Text]:
     for row in shown:
         line = badge(row.request)
         line.append(f" {row.request.request_id[:name]:<{name}} {row.kind:<7} {row.num_tokens:>{count}} ")
-        if bar_width >= 8:
-            line.append(f"{row.progress(bar_width)} ")
+        line.append(f"{row.progress(bar_width)} " if bar_width >= 8 else "")
         lines.append(line.append(f"{row.standing:>{standing}}"))
     return lines + rest
 
@@ -111,7 +110,7 @@ def _budget(replica: Replica, width: int) -> Text:
 
 def queue_panel(replica: Replica, width: int, height: int) -> list[Text]:
     """Who waits, in the order in which the last decision found them: at most `height` lines."""
-    waiting = replica.stepper.waiting(replica.decided_at_s)
+    waiting = replica.stepper.waiting(replica.stepper.decided_at_s)
     lines = [title(f"queue: {len(waiting)}", width)]
     if not waiting:
         at_s = replica.next_arrival_s
@@ -123,9 +122,8 @@ def queue_panel(replica: Replica, width: int, height: int) -> list[Text]:
     name = _name_width(shown)
     prompt = max((len(str(request.num_prompt_tokens)) for request in shown), default=0)
     for request in shown:
-        line = badge(request)
-        line.append(f" {request.request_id[:name]:<{name}} {request.num_prompt_tokens:>{prompt}}")
-        line.append(f"+{request.num_output_tokens}")
+        tokens = f"{request.num_prompt_tokens:>{prompt}}+{request.num_output_tokens}"
+        line = badge(request).append(f" {request.request_id[:name]:<{name}} {tokens}")
         lines.append(line.append(_remarks(request, replica.now_s), FAINT))
     return lines + rest
 

@@ -35,18 +35,11 @@ class Session:
     def __init__(self, experiment: Experiment) -> None:
         """Raises `ConfigError` for settings that can't be played, `WorkloadError` for a wrong workload."""
         check_playable(experiment)
-        self.experiment = experiment
-        """With the settings as they stand now."""
-        self.additions: list[Request] = []
-        """Requests that the player has added, as they come."""
-        self.history: list[str] = []
-        """What was changed, added and restarted, each with its step and time, one line each."""
         self._workload = make_workload(experiment)
         self._start = experiment
         self._started_with: list[Request] = []
         self._told_before: list[str] = []
-        self._moves: list[Move] = []
-        self.replica = self._new_replica()
+        self._play([])
 
     @property
     def num_steps(self) -> int:
@@ -61,7 +54,8 @@ class Session:
 
     def requests(self) -> Iterator[Request]:
         """New requests in order of arrival: the workload's, and those added."""
-        return self._requests(self.additions)
+        added = map(copy, list(self.additions))
+        return heapq.merge(self._workload.requests(), added, key=lambda request: request.arrival_s)
 
     def step(self) -> bool:
         """Let one step be decided and end; False if there is nothing left to do.
@@ -74,7 +68,7 @@ class Session:
             failure = plugin_error(error, {"scheduler": SCHEDULERS.get(self.experiment.scheduler.type)})
             if failure is None:
                 raise
-            self._replay(self._moves)
+            self._play(self._moves)
             if isinstance(error, CbsimError):
                 raise
             raise failure from error
@@ -90,7 +84,7 @@ class Session:
         """Go on with another scheduler; returns what has changed, in words."""
         if name == self.experiment.scheduler.type:
             return f"the scheduler is {name} already"
-        experiment, notes = on_rung(self.experiment, name, self.requests())
+        experiment, notes = on_rung(self.experiment, name, list(self.requests()))
         return "; ".join([self._become(experiment), *notes])
 
     def add(self, num_prompt_tokens: int, num_output_tokens: int, priority: int = 0) -> str:
@@ -115,7 +109,7 @@ class Session:
             return False
         if len(self._moves) > MAX_REPLAYED:
             raise ConfigError(f"undo: no longer after {MAX_REPLAYED:,} moves")
-        self._replay(self._moves[:-1])
+        self._play(self._moves[:-1])
         return True
 
     def restart(self) -> None:
@@ -123,7 +117,7 @@ class Session:
         if self._moves:
             self._told_before = [*self.history, f"{self._when()}: begun again"]
         self._start, self._started_with = self.experiment, list(self.additions)
-        self._replay([])
+        self._play([])
 
     def save(self, path: Path) -> list[Path]:
         """Write the experiment as it stands, with all requests if some were added; returns the files.
@@ -135,12 +129,10 @@ class Session:
         return save(self.experiment, requests, self.history, path)
 
     def _become(self, experiment: Experiment) -> str:
-        changed = changes(self.experiment, experiment)
-        if not changed:
-            return "that is so already"
-        said = told(changed)
-        self._do(partial(self._change, experiment, said))
-        return said
+        said = told(changes(self.experiment, experiment))
+        if said:
+            self._do(partial(self._change, experiment, said))
+        return said or "that is so already"
 
     def _advance(self) -> bool:
         return self.replica.advance()
@@ -161,20 +153,18 @@ class Session:
         move()
         self._moves.append(move)
 
-    def _replay(self, moves: list[Move]) -> None:
+    def _play(self, moves: list[Move]) -> None:
+        """From the beginning."""
         self.experiment = self._start
+        """With the settings as they stand now."""
         self.additions = list(self._started_with)
-        self.history, self._moves = list(self._told_before), []
-        self.replica = self._new_replica()
+        """Requests that the player has added, as they come."""
+        self.history: list[str] = list(self._told_before)
+        """What was changed, added and restarted, each with its step and time, one line each."""
+        self.replica: Replica = Replica(self._start, self._workload, self.requests())
+        self._moves: list[Move] = []
         for move in moves:
             self._do(move)
-
-    def _new_replica(self) -> Replica:
-        return Replica(self._start, self._workload, self._requests(self._started_with))
-
-    def _requests(self, additions: list[Request]) -> Iterator[Request]:
-        added = map(copy, additions)
-        return heapq.merge(self._workload.requests(), added, key=lambda request: request.arrival_s)
 
     def _when(self) -> str:
         return f"step {self.num_steps}, {self.replica.now_s:.6g} s"

@@ -13,29 +13,27 @@ from cbsim.workload.request import Request
 
 LADDER = ("static", "continuous", "chunked_prefill", "preemptive", "vllm")
 """The built-in schedulers, each with one idea more than the one before."""
-LIVE = ("max_tokens_per_step", "chunk_size", "max_num_seqs")
-"""Settings of a scheduler that change without a pause: policies read them anew at each step."""
+KEYS = {"t": "max_tokens_per_step", "c": "chunk_size", "n": "max_num_seqs"}
+"""The limits of a scheduler by the key that a player presses to change them."""
+LIVE = tuple(KEYS.values())
+"""They change without a pause: policies read them anew at each step."""
 NUM_BLOCKS = "kv_cache.num_blocks"
-KEYS = {"t": "scheduler.max_tokens_per_step", "c": "scheduler.chunk_size", "n": "scheduler.max_num_seqs"}
-"""The key that a player presses to change each limit."""
 _KEPT = (*LIVE, "async_scheduling", "policy")
 """What a scheduler takes over from the one before it, where it has such a setting."""
 
 
 def check_playable(experiment: Experiment) -> None:
     """Raise `ConfigError` with a line for each setting that needs more than one replica on its own clock."""
+    count, concurrency = experiment.replicas.count, experiment.workload.concurrency
     problems = []
-    if experiment.replicas.count != 1:
-        problems.append(f"replicas.count: got {experiment.replicas.count}; cbsim play has one replica")
-    if experiment.workload.concurrency is not None:
-        problems.append(
-            f"workload.concurrency: got {experiment.workload.concurrency}; in cbsim play requests arrive at "
-            "their own times: null"
-        )
+    if count != 1:
+        problems.append(f"replicas.count: got {count}; cbsim play has one replica")
+    if concurrency is not None:
+        allowed = "in cbsim play requests arrive at their own times: null"
+        problems.append(f"workload.concurrency: got {concurrency}; {allowed}")
     if experiment.stop_at_s is not None:
-        problems.append(
-            f"stop_at_s: got {experiment.stop_at_s:g}; cbsim play goes on until every request has ended: null"
-        )
+        allowed = "cbsim play goes on until every request has ended: null"
+        problems.append(f"stop_at_s: got {experiment.stop_at_s:g}; {allowed}")
     if problems:
         raise ConfigError(*problems)
 
@@ -52,9 +50,7 @@ def revised(experiment: Experiment, settings: Iterable[str] = (), **sections: An
         raise ConfigError(*lines) from None
 
 
-def on_rung(
-    experiment: Experiment, rung: str, requests: Iterable[Request]
-) -> tuple[Experiment, tuple[str, ...]]:
+def on_rung(experiment: Experiment, rung: str, requests: list[Request]) -> tuple[Experiment, list[str]]:
     """The experiment with another scheduler, and sentences on what had to be set for it to serve `requests`.
 
     Limits of the present scheduler are kept where the new one has them. Raises `ConfigError` for an unknown
@@ -65,7 +61,7 @@ def on_rung(
     known = SCHEDULERS.get(rung).Config.model_fields
     present = experiment.scheduler.model_dump(mode="json")
     settings = {name: present[name] for name in _KEPT if name in present and name in known}
-    notes = _fit(rung, settings, list(requests))
+    notes = _fit(rung, settings, requests)
     try:
         return revised(experiment, scheduler={"type": rung, **settings}), notes
     except ConfigError:  # an order that this scheduler does not have
@@ -91,7 +87,8 @@ def told(changed: Mapping[str, tuple[Any, Any]]) -> str:
     if "scheduler.type" in changed:
         old, new = changed["scheduler.type"]
         return f"scheduler {old} -> {new}"
-    return ", ".join(f"{key} {_text(old)} -> {_text(new)}" for key, (old, new) in changed.items())
+    named = {key: ["null" if value is None else value for value in pair] for key, pair in changed.items()}
+    return ", ".join(f"{key} {old} -> {new}" for key, (old, new) in named.items())
 
 
 def told_briefly(changed: Mapping[str, tuple[Any, Any]]) -> str:
@@ -99,20 +96,14 @@ def told_briefly(changed: Mapping[str, tuple[Any, Any]]) -> str:
     return told(changed).replace("scheduler ", "").replace("scheduler.", "").replace(" -> ", "→")
 
 
-def _fit(rung: str, settings: dict[str, Any], requests: list[Request]) -> tuple[str, ...]:
+def _fit(rung: str, settings: dict[str, Any], requests: list[Request]) -> list[str]:
     """Set what the two rungs that split nothing need, for otherwise they would reject what others serve."""
-    if not requests:
-        return ()
-    if rung == "static":
+    if requests and rung == "static":
         longest = max(request.num_prompt_tokens + request.num_output_tokens for request in requests)
         settings["max_model_len"] = longest
-        return (f"max_model_len {longest}, the longest request: so much is reserved for each slot",)
-    longest = max(request.num_prompt_tokens for request in requests)
+        return [f"max_model_len {longest}, the longest request: so much is reserved for each slot"]
+    longest = max((request.num_prompt_tokens for request in requests), default=0)
     if rung == "continuous" and settings.get("max_tokens_per_step", longest) < longest:
         settings["max_tokens_per_step"] = longest
-        return (f"max_tokens_per_step raised to {longest}, the longest prompt: continuous splits none",)
-    return ()
-
-
-def _text(value: Any) -> str:
-    return "null" if value is None else f"{value}"
+        return [f"max_tokens_per_step raised to {longest}, the longest prompt: continuous splits none"]
+    return []
