@@ -12,17 +12,25 @@ import click
 from cbsim.base.errors import CbsimError
 
 _ELSEWHERE = {
-    "bench": "Measure what simulating costs, on your configuration too.",
-    "calibrate": "Time kernels, fit a cost model, import timings.",
-    "capacity": "Find the highest request rate within an SLO.",
-    "explain": "Tell where a run's time goes, step by step.",
-    "live": "Serve an experiment's workload with a real model.",
-    "play": "Play an experiment in the terminal, step by step.",
-    "sweep": "Run every point of CONFIG's sweep and compare them.",
-    "validate": "Hold a simulation against a live run or a log.",
-    "workload": "Look into traces and generators, and convert them.",
+    "bench": ("bench_command", "Measure what simulating costs, on your configuration too."),
+    "calibrate": ("calibrate_command", "Time kernels, fit a cost model, import timings."),
+    "capacity": ("capacity_command", "Find the highest request rate within an SLO."),
+    "explain": ("explain_command", "Tell where a run's time goes, step by step."),
+    "list": (
+        "list_command",
+        "List schedulers, workloads, cost-models, observers, models, gpus, slos or experiments;...",
+    ),
+    "live": ("live_command", "Serve an experiment's workload with a real model."),
+    "play": ("play_command", "Play an experiment in the terminal, step by step."),
+    "run": (
+        "run_command",
+        "Run CONFIG: an experiment file, or the name of a shipped one (`cbsim list experiments`).",
+    ),
+    "sweep": ("run_command", "Run every point of CONFIG's sweep and compare them."),
+    "validate": ("validate_command", "Hold a simulation against a live run or a log."),
+    "workload": ("workload_command", "Look into traces and generators, and convert them."),
 }
-"""Commands with a file of their own, `commands/NAME_command.py`, each with its help."""
+"""Commands from elsewhere: name -> module of `commands`, which is imported when they are named, and help."""
 
 INTERRUPTED = 130
 """The exit code of a command that Ctrl-C has stopped: 128 and the signal's number, as of any shell's."""
@@ -40,15 +48,14 @@ class Commands(click.Group):
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         """See `click.Group.get_command`."""
         if name in _ELSEWHERE:
-            module = import_module(f"cbsim.cli.commands.{name}_command")
-            found: click.Command = getattr(module, name)
-            return found
+            found = vars(import_module(f"cbsim.cli.commands.{_ELSEWHERE[name][0]}")).values()
+            return next(each for each in found if isinstance(each, click.Command) and each.name == name)
         return super().get_command(ctx, name)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """See `click.Group.format_commands`; imports nothing."""
         rows = [
-            (name, _ELSEWHERE[name] if name in _ELSEWHERE else self.commands[name].get_short_help_str(90))
+            (name, _ELSEWHERE[name][1] if name in _ELSEWHERE else self.commands[name].get_short_help_str(90))
             for name in self.list_commands(ctx)
         ]
         with formatter.section("Commands"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +13,7 @@ from cbsim.base.errors import CbsimError
 from cbsim.base.units import format_count
 from cbsim.cli.command_group import Commands
 from cbsim.cli.commands import shared
-from cbsim.cli.commands.arguments import argument, flag, load_experiment, option, print_json, with_parameters
+from cbsim.cli.commands.arguments import argument, command, load_experiment, option, print_json
 
 if TYPE_CHECKING:
     from cbsim.studies.experiment import Experiment
@@ -26,65 +25,7 @@ def main() -> None:
     """What an LLM serving engine does with your traffic: simulated, before any GPU hour is spent."""
 
 
-@main.command()
-@with_parameters
-def run(
-    config: str = shared.CONFIG,
-    overrides: tuple[str, ...] = shared.SET,
-    out: Path | None = shared.OUT,
-    workers: int = shared.WORKERS,
-    plots: bool | None = shared.PLOTS,
-    with_timeline: bool = flag("--timeline", "Write timeline.json.gz, for Perfetto."),
-    as_json: bool = shared.JSON,
-    quiet: bool = shared.QUIET,
-) -> None:
-    """Run CONFIG: an experiment file, or the name of a shipped one (`cbsim list experiments`).
-
-    Prints the figures and writes the run folder (default: runs/NAME-HASH). A configuration with `sweep:` is
-    run as `cbsim sweep` would.
-    """
-    experiment = load_experiment(config, overrides)
-    if experiment.sweep:
-        if with_timeline:
-            raise CbsimError("--timeline: is of one run; pin the sweep's keys, as in --set seed=0")
-        if not quiet:
-            click.echo(f"{experiment.name} has a sweep: running all its points", err=True)
-        from cbsim.cli.commands.sweep_command import run_points
-
-        run_points(experiment, out, workers, None, plots, as_json, quiet)
-        return
-    from cbsim.cli.progress import watch_run
-    from cbsim.results.manifest import hash_mapping
-    from cbsim.results.output import check_run_target
-    from cbsim.studies.run import run_experiment
-
-    folder = out or Path("runs") / f"{experiment.name}-{hash_mapping(experiment.resolved())[:8]}"
-    check_run_target(folder)
-    with watch_run(experiment, quiet) as progress:
-        result = run_experiment(experiment, progress)
-    result.save(folder)
-    if with_timeline:
-        from cbsim.show.perfetto import write_timeline
-
-        for note in write_timeline(result, folder / "timeline.json.gz"):
-            click.echo(f"timeline: {note}", err=True)
-    if plots:
-        from cbsim.cli.commands.sweep_command import draw, run_pictures
-
-        draw(run_pictures({experiment.name: result}, experiment), folder)
-    if as_json:
-        print_json(result.summary)
-        return
-    from cbsim.show.reader_tables import run_tables
-
-    for table in run_tables(result):
-        table.print()
-        click.echo()
-    click.echo(f"written to {folder}")
-
-
-@main.command()
-@with_parameters
+@command(of=main)
 def check(
     configs: tuple[str, ...] = argument(nargs=-1, required=True, metavar="CONFIG..."),
     overrides: tuple[str, ...] = shared.SET,
@@ -100,28 +41,7 @@ def check(
         raise CbsimError(*dict.fromkeys(problems))
 
 
-@main.command("list")
-@with_parameters
-def list_parts(kind: str | None = argument(required=False), as_json: bool = shared.JSON) -> None:
-    """List schedulers, workloads, cost-models, observers, models, gpus, slos or experiments; else all."""
-    from cbsim.base.registry import did_you_mean
-    from cbsim.cli.catalog import KINDS, catalog
-
-    if kind is not None and kind not in KINDS:
-        raise CbsimError(f"no list of '{kind}'{did_you_mean(kind, KINDS)}")
-    found = {name: catalog(name) for name in ([kind] if kind else KINDS)}
-    if as_json:
-        print_json(found)
-        return
-    for i, (name, entries) in enumerate(found.items()):
-        width = max(map(len, entries), default=0)
-        click.echo("\n" * (i > 0) + f"{name}:")
-        for entry, meaning in entries.items():
-            click.echo(f"  {entry:{width}}  {meaning}".rstrip())
-
-
-@main.command()
-@with_parameters
+@command(of=main)
 def schema(
     out: Path | None = option("--out DIR", "Write schema and reference.md.", type=shared.FOLDER),
 ) -> None:
@@ -141,8 +61,7 @@ def schema(
         click.echo(f"written to {out / name}")
 
 
-@main.command(short_help="Compare two runs, request by request.")
-@with_parameters
+@command(short_help="Compare two runs, request by request.", of=main)
 def compare(
     first: Path = argument(type=shared.PATH),
     second: Path = argument(type=shared.PATH),
@@ -179,8 +98,7 @@ def compare(
         click.echo(f"written to {path}")
 
 
-@main.command(short_help="Write runs, sweeps and capacities as one HTML page.")
-@with_parameters
+@command(short_help="Write runs, sweeps and capacities as one HTML page.", of=main)
 def report(
     folders: tuple[Path, ...] = argument(nargs=-1, required=True, type=shared.PATH, metavar="DIR..."),
     out: Path | None = option(
@@ -206,10 +124,12 @@ def preview(experiment: Experiment) -> str:
     swept = dict.fromkeys(key for values, _ in points for key in values)
     over = f"{len(points)} points over {', '.join(swept)}; " if experiment.sweep else ""
     requests = " or ".join(format_count(count) for count in _request_counts(experiments))
-    schedulers = _distinct(point.scheduler.type for point in experiments)
-    models = _distinct(point.model.name for point in experiments)
-    gpus = _distinct(_gpus(point) for point in experiments)
-    costs = _distinct(point.cost_model.type for point in experiments)
+    parts = [
+        (each.scheduler.type, each.model.name, _gpus(each), each.cost_model.type) for each in experiments
+    ]
+    schedulers, models, gpus, costs = (
+        " and ".join(dict.fromkeys(names)) for names in zip(*parts, strict=True)
+    )
     return (
         f"{over}{requests or 'unknown number of'} requests, {schedulers}, {models} on {gpus}, {costs} costs"
     )
@@ -241,7 +161,3 @@ def _request_counts(experiments: list[Experiment]) -> list[int]:
 def _gpus(experiment: Experiment) -> str:
     count = experiment.replicas.count * experiment.replicas.tensor_parallel
     return experiment.gpu.name if count == 1 else f"{count} x {experiment.gpu.name}"
-
-
-def _distinct(names: Iterable[str]) -> str:
-    return " and ".join(dict.fromkeys(names))

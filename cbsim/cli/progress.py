@@ -5,14 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import click
 
 from cbsim.base.units import format_count, format_seconds
-
-if TYPE_CHECKING:
-    from cbsim.studies.experiment import Experiment
+from cbsim.studies.experiment import Experiment
+from cbsim.studies.run import make_workload
 
 State = TypeVar("State")
 
@@ -25,8 +24,6 @@ def watch_run(experiment: Experiment, quiet: bool) -> Iterator[Callable[[int, fl
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-    from cbsim.studies.run import make_workload
 
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:

@@ -15,11 +15,16 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def with_parameters(command: F) -> F:
-    """Declare to click every parameter of a command, as its default says: `option`, `flag` or `argument`."""
-    for parameter in reversed([*inspect.signature(command).parameters.values()]):
-        parameter.default(parameter.name)(command)
-    return command
+def command(name: str | None = None, of: Any = click, **settings: Any) -> Callable[[F], click.Command]:
+    """Make a function a command, of the group `of` if one is given; its parameters say what they are."""
+    return lambda function: of.command(name, **settings)(with_parameters(function))
+
+
+def with_parameters(function: F) -> F:
+    """Declare to click every parameter, as its default says: `option`, `flag` or `argument`."""
+    for parameter in reversed([*inspect.signature(function).parameters.values()]):
+        parameter.default(parameter.name)(function)
+    return function
 
 
 def option(declaration: str, help: str | None = None, **settings: Any) -> Any:

@@ -11,7 +11,7 @@ import click
 from cbsim.base.errors import CbsimError
 from cbsim.base.units import format_seconds
 from cbsim.cli.commands import shared
-from cbsim.cli.commands.arguments import argument, flag, load_experiment, option, print_json, with_parameters
+from cbsim.cli.commands.arguments import argument, command, flag, load_experiment, option, print_json
 from cbsim.cli.progress import watch_study
 from cbsim.lab.bench.bench_tables import bench_tables, to_json, to_markdown
 from cbsim.lab.bench.machine import Machine
@@ -25,8 +25,7 @@ from cbsim.lab.bench.works import all_works
 _NONE = "none"
 
 
-@click.command()
-@with_parameters
+@command()
 def bench(
     config: str | None = argument(required=False),
     overrides: tuple[str, ...] = shared.SET,
@@ -126,7 +125,6 @@ def _bench_config(study: Study, out: Path | None, again: bool, quiet: bool, as_j
 
 
 def _describe(state: StudyProgress) -> str:
-    """How far a study is: points done and reused, the one being measured, time left."""
     parts = [f"{state.num_done} of {state.num_points} points"]
     if state.num_reused:
         parts.append(f"{state.num_reused} there already")

@@ -13,7 +13,7 @@ import click
 from cbsim.base.errors import CalibrationError
 from cbsim.base.units import format_seconds
 from cbsim.cli.commands import shared
-from cbsim.cli.commands.arguments import argument, flag, option, with_parameters
+from cbsim.cli.commands.arguments import argument, command, flag, option, with_parameters
 from cbsim.cost.costfile import CostFile
 from cbsim.lab.calibrate.fit import Report
 from cbsim.lab.calibrate.layer_ops import Runs
@@ -100,8 +100,7 @@ def calibrate(
     _tell(out, *fit_profile(out, measured.meta, seed), picture, as_json)
 
 
-@calibrate.command()
-@with_parameters
+@command(of=calibrate)
 def fit(
     points: Path = argument(type=shared.PATH),
     out: Path = OUT,
@@ -123,8 +122,7 @@ def import_() -> None:
     """Build a profile from timings that somebody else has measured."""
 
 
-@import_.command()
-@with_parameters
+@command(of=import_)
 def nvidia(
     system: str = option("--system NAME", "A system of the tables: h200_sxm, l40s ...", required=True),
     model: str = MODEL,
@@ -150,8 +148,7 @@ def nvidia(
     _tell(out, *write_profile(out, points, meta, seed), picture, as_json)
 
 
-@import_.command()
-@with_parameters
+@command(of=import_)
 def layers(
     dense: Path = option("--dense", "CSV: layer, tokens, time_us.", type=shared.FILE, required=True),
     per_sequence: Path | None = option(

@@ -8,8 +8,8 @@ import click
 
 from cbsim.base.units import format_seconds
 from cbsim.cli.commands import shared
-from cbsim.cli.commands.arguments import load_experiment, option, print_json, with_parameters
-from cbsim.cli.commands.sweep_command import draw
+from cbsim.cli.commands.arguments import command, load_experiment, option, print_json
+from cbsim.cli.commands.run_command import draw
 from cbsim.cli.progress import watch_study
 from cbsim.show.capacity_text import capacity_table, sentence
 from cbsim.studies.capacity import CapacityProgress, Plan
@@ -17,8 +17,7 @@ from cbsim.studies.capacity import capacity as find_capacity
 from cbsim.studies.capacity.capacity_folder import save_capacity, to_json
 
 
-@click.command()
-@with_parameters
+@command()
 def capacity(
     config: str = shared.CONFIG,
     overrides: tuple[str, ...] = shared.SET,

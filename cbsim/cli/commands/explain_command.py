@@ -13,7 +13,7 @@ import pandas as pd
 
 from cbsim.base.errors import CbsimError
 from cbsim.cli.commands import explain_steps, shared
-from cbsim.cli.commands.arguments import argument, flag, load_experiment, option, print_json, with_parameters
+from cbsim.cli.commands.arguments import argument, command, flag, load_experiment, option, print_json
 from cbsim.cli.progress import watch_run
 from cbsim.results.output import is_sweep_folder
 from cbsim.show.reader_tables import point_labels
@@ -30,8 +30,7 @@ _LINE = 100
 """Characters of a line of sentences."""
 
 
-@click.command()
-@with_parameters
+@command()
 def explain(
     run: str = argument(),
     overrides: tuple[str, ...] = shared.SET,
@@ -69,9 +68,14 @@ def explain(
     source = _open(run, overrides, quiet or follow)
     source.check_replica(replica)
     if request_id is not None and gantt is None:
-        _explain_request(source, request_id, as_json)
+        story = diagnose_request(source, request_id)
+        table = request_table(story) if story.entries else None
+        _tell(story.to_json(), [story.sentence()], table, as_json)
     elif request_id is None and steps is None and not follow and gantt is None:
-        _explain_run(source, by, slowest, as_json)
+        check_parts(source.result, source.name)
+        diagnosis = diagnose_run(source.result, by, slowest)
+        table = slow_table(diagnosis, explain_steps.terminal_width()) if diagnosis.slow else None
+        _tell(diagnosis.to_json(), diagnosis.sentences(), table, as_json)
     else:
         window = (
             stay_window(source, request_id)
@@ -89,19 +93,6 @@ def explain(
             explain_steps.show_steps(source, window, as_json)
     for remark in source.remarks:
         click.echo(remark, err=True)
-
-
-def _explain_run(source: Source, by: str, num_slow: int, as_json: bool) -> None:
-    check_parts(source.result, source.name)
-    diagnosis = diagnose_run(source.result, by, num_slow)
-    table = slow_table(diagnosis, explain_steps.terminal_width()) if diagnosis.slow else None
-    _tell(diagnosis.to_json(), diagnosis.sentences(), table, as_json)
-
-
-def _explain_request(source: Source, request_id: str, as_json: bool) -> None:
-    diagnosis = diagnose_request(source, request_id)
-    table = request_table(diagnosis) if diagnosis.entries else None
-    _tell(diagnosis.to_json(), [diagnosis.sentence()], table, as_json)
 
 
 def _tell(data: dict[str, Any], sentences: Iterable[str], table: Table | None, as_json: bool) -> None:

@@ -12,13 +12,12 @@ from cbsim.base.errors import ConfigError
 from cbsim.base.paths import find_experiment
 from cbsim.base.units import format_count, format_seconds
 from cbsim.cli.commands import shared
-from cbsim.cli.commands.arguments import flag, option, with_parameters
+from cbsim.cli.commands.arguments import command, flag, option
 from cbsim.results.output import check_run_target
 from cbsim.studies.experiment import Experiment
 
 
-@click.command()
-@with_parameters
+@command()
 def live(
     config: str = shared.CONFIG,
     overrides: tuple[str, ...] = shared.SET_ONE,

@@ -6,15 +6,14 @@ import click
 
 from cbsim.base.errors import CbsimError
 from cbsim.cli.commands import shared
-from cbsim.cli.commands.arguments import argument, load_experiment, option, with_parameters
+from cbsim.cli.commands.arguments import argument, command, load_experiment, option
 from cbsim.cli.play.program import Program
 from cbsim.cli.play.screen import MIN_HEIGHT, MIN_WIDTH
 from cbsim.cli.play.session import Session
 from cbsim.cli.play.terminal import play_on_terminal, read_script
 
 
-@click.command()
-@with_parameters
+@command()
 def play(
     config: str = argument(default="play"),
     seed: int | None = option("--seed", "As --set seed=N.", type=shared.NATURAL),
@@ -51,7 +50,6 @@ def play(
 
 
 def _read_size(size: str) -> tuple[int, int]:
-    """Columns and lines of `80x24`."""
     width, _, height = size.partition("x")
     try:
         columns, lines = int(width), int(height)

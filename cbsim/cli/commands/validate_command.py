@@ -14,7 +14,7 @@ from cbsim.base.errors import ConfigError, WorkloadError
 from cbsim.base.paths import find_experiment
 from cbsim.base.units import MS_PER_S, format_count, format_seconds
 from cbsim.cli.commands import shared
-from cbsim.cli.commands.arguments import flag, option, print_json, with_parameters
+from cbsim.cli.commands.arguments import command, flag, option, print_json
 from cbsim.cost.profile import ProfileConfig
 from cbsim.lab.calibrate.meta import read_meta
 from cbsim.lab.validate.both_worlds import IN_TURNS, BothWorlds, calibrate_here, validate_live, with_profile
@@ -29,8 +29,7 @@ from cbsim.studies.experiment import Experiment
 MAX_SHOWN = 5
 
 
-@click.command()
-@with_parameters
+@command()
 def validate(
     config: str = shared.CONFIG,
     overrides: tuple[str, ...] = shared.SET_ONE,

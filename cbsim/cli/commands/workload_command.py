@@ -12,7 +12,7 @@ from pydantic import Field
 from cbsim.base.errors import ConfigError
 from cbsim.base.paths import YAML_SUFFIXES
 from cbsim.cli.commands import shared
-from cbsim.cli.commands.arguments import argument, option, print_json, with_parameters
+from cbsim.cli.commands.arguments import argument, command, option, print_json
 from cbsim.config.assembly import Assembly
 from cbsim.config.document import Document, read_document
 from cbsim.config.fields import ByType
@@ -30,8 +30,7 @@ def workload() -> None:
     """Look into traces and generators, and convert them."""
 
 
-@workload.command()
-@with_parameters
+@command(of=workload)
 def stats(
     file: str = argument(),
     overrides: tuple[str, ...] = shared.SET,
@@ -52,8 +51,7 @@ def stats(
         click.echo(f"written to {plot}", err=as_json)
 
 
-@workload.command("convert")
-@with_parameters
+@command("convert", of=workload)
 def convert_trace(
     source: str = argument(),
     target: Path = argument(type=shared.PATH),

@@ -12,10 +12,9 @@ from typing import Literal
 from rich.text import Text
 
 from cbsim.base.errors import CbsimError, ConfigError
-from cbsim.cli.play.saving import free_name
 from cbsim.cli.play.screen import Status, draw
 from cbsim.cli.play.session import Session
-from cbsim.cli.play.settings import KEYS, LADDER, NUM_BLOCKS
+from cbsim.cli.play.settings import KEYS, LADDER, NUM_BLOCKS, free_name
 
 Mode = Literal["paused", "running", "racing"]
 """Racing is on the way to the end, as fast as it goes."""

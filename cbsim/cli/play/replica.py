@@ -13,7 +13,7 @@ from cbsim.base.errors import ConfigError
 from cbsim.cli.play import tuning
 from cbsim.cli.play.event_log import EventLog
 from cbsim.cli.play.queue_head import why_waiting
-from cbsim.cli.play.settings import LIVE, NUM_BLOCKS, changes, told_briefly
+from cbsim.cli.play.settings import LIVE, NUM_BLOCKS, changes, told
 from cbsim.core.driver import RuleFault
 from cbsim.core.stepping import Slice
 from cbsim.studies.experiment import Experiment
@@ -122,14 +122,12 @@ class Replica:
         self.log.read(self.stepper.world)
         self._note_head()
 
-    def add(self, request: Request) -> bool:
-        """A request arrives now; False if it could never be served."""
-        accepted = self.stepper.submit(request)
-        if accepted:
+    def add(self, request: Request) -> None:
+        """A request arrives now; it is rejected if it could never be served."""
+        if self.stepper.submit(request):
             self.present.append(request)
         else:
             self.log.rejected(request, tuning.told_rejection(self.setup, request, request.rejection))
-        return accepted
 
     def become(self, experiment: Experiment) -> None:
         """Go on with other settings of the scheduler or another number of KV blocks.
@@ -156,7 +154,8 @@ class Replica:
             self._replace_scheduler(setup)
         self.setup, self.experiment = setup, experiment
         self.head_reason = None
-        self.log.changed(self.now_s, told_briefly(changed))
+        brief = told(changed).replace("scheduler ", "").replace("scheduler.", "").replace(" -> ", "→")
+        self.log.changed(self.now_s, brief)
 
     def _replace_scheduler(self, setup: Setup) -> None:
         while self.stepper.under_way:

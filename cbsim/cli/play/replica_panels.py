@@ -61,7 +61,6 @@ def _in_groups(num_cells: int) -> int:
 
 
 def _cells(replica: Replica) -> list[_Cell]:
-    """What each block is, by number."""
     stepper, own = replica.stepper, replica.stepper.own
     blocks = stepper.records.blocks[: own.num_blocks]
     cells = [_Cell(None, FREE if block.key == NOBODY else CACHED) for block in blocks]

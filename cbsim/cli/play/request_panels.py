@@ -96,7 +96,6 @@ def batch_panel(replica: Replica, width: int, height: int) -> list[Text]:
 
 
 def _budget(replica: Replica, width: int) -> Text:
-    """How much of the step's tokens were used."""
     num_prefill = sum(part.num_tokens for part in replica.last_slices if part.is_prefill)
     num_decodes = sum(part.num_tokens for part in replica.last_slices if not part.is_prefill)
     split = f"{num_decodes} decodes, {num_prefill} prefill"

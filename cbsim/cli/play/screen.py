@@ -37,34 +37,27 @@ _HINTS = (
 _LAST_HINTS = (("?", "help"), ("q", "quit"))
 """There is always room for these."""
 _KEY_WIDTH = 10
-_KEYS = (
-    ("space s", "one step: decided, run and ended"),
-    ("r", "run, or pause; + and - change the pace"),
-    ("f", "go to the end; any key stops"),
-    ("u", "undo the last step, change or addition"),
-    (
-        "1 - 5",
-        "static, continuous, chunked_prefill, preemptive, vllm: those who run are preempted, and queue at "
-        "the new scheduler",
-    ),
-    ("t c n", "max_tokens_per_step, chunk_size, max_num_seqs"),
-    ("k", "number of KV blocks; only free ones can go"),
-    (":", "any setting of the scheduler, as in policy=priority"),
-    ("a", "add a request that arrives now"),
-    ("R", "play from the start, with settings and requests as they are now"),
-    ("w", "save that as an experiment for cbsim run"),
-    ("q", "quit"),
-)
-_SCREEN = (
-    (
-        "batch",
-        f"{DONE} before the step, {NOW} in the step, {LEFT} to come; prompt│answer; "
-        "again: after a preemption",
-    ),
-    ("queue", f"prompt+answer, time waited, prio if any, {AGAIN}2 if preempted twice"),
-    ("KV cache", "A: a block of request A; a: reserved for it, still empty"),
-    ("below it", "tokens, blocks and queue of the last steps"),
-)
+_HELP = f"""\
+# keys
+space s   one step: decided, run and ended
+r         run, or pause; + and - change the pace
+f         go to the end; any key stops
+u         undo the last step, change or addition
+1 - 5     static, continuous, chunked_prefill, preemptive, vllm: those who run are preempted, and queue at \
+the new scheduler
+t c n     max_tokens_per_step, chunk_size, max_num_seqs
+k         number of KV blocks; only free ones can go
+:         any setting of the scheduler, as in policy=priority
+a         add a request that arrives now
+R         play from the start, with settings and requests as they are now
+w         save that as an experiment for cbsim run
+q         quit
+# screen
+batch     {DONE} before the step, {NOW} in the step, {LEFT} to come; prompt│answer; again: after a preemption
+queue     prompt+answer, time waited, prio if any, {AGAIN}2 if preempted twice
+KV cache  A: a block of request A; a: reserved for it, still empty
+below it  tokens, blocks and queue of the last steps
+"""
 
 
 @dataclass(slots=True)
@@ -153,7 +146,6 @@ def _message(status: Status) -> Text:
 
 
 def _hints(width: int) -> Text:
-    """As many keys as fit into one line."""
     lines = (_hint_line(shown) for shown in range(len(_HINTS), 0, -1))
     return next((line for line in lines if line.cell_len <= width), _hint_line(0))
 
@@ -166,12 +158,12 @@ def _hint_line(shown: int) -> Text:
 
 
 def _help_lines(width: int) -> list[Text]:
-    """The help, from the top."""
     lines = []
-    for heading, entries in {"keys": _KEYS, "screen": _SCREEN}.items():
-        lines.append(title(heading, width))
-        for key, meaning in entries:
-            first, *others = textwrap.wrap(meaning, width - _KEY_WIDTH)
-            lines.append(Text().append(f"{key:<{_KEY_WIDTH}}", TITLE).append(first))
-            lines += [Text(" " * _KEY_WIDTH + other) for other in others]
+    for entry in _HELP.splitlines():
+        if entry.startswith("# "):
+            lines.append(title(entry[2:], width))
+            continue
+        first, *others = textwrap.wrap(entry, width, subsequent_indent=" " * _KEY_WIDTH)
+        lines.append(Text.assemble((first[:_KEY_WIDTH], TITLE), first[_KEY_WIDTH:]))
+        lines += map(Text, others)
     return [*lines, Text("any key goes back", FAINT)]

@@ -11,8 +11,7 @@ from pathlib import Path
 from cbsim.base.errors import CbsimError, ConfigError
 from cbsim.base.plugin_errors import plugin_error
 from cbsim.cli.play.replica import Replica
-from cbsim.cli.play.saving import save
-from cbsim.cli.play.settings import changes, check_playable, on_rung, revised, told
+from cbsim.cli.play.settings import changes, check_playable, on_rung, revised, save, told
 from cbsim.schedulers import SCHEDULERS
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.run import make_workload

@@ -161,7 +161,10 @@ def resize(self: Any, num_blocks: int, holders: Iterable[Request]) -> None:
         rehash(self.keys, 2 * (num_blocks + 1))
     own.num_blocks, own.num_free = num_blocks, own.num_free + num_blocks - old
     left = [new.get(block, block) for block in free[len(given_up) :]]
-    queue_up(self, [*range(old, num_blocks), *left])
+    head = blocks[num_blocks]
+    head.next_free = head.last_free = num_blocks
+    for block in (*range(old, num_blocks), *left):
+        link_after(blocks, head.last_free, block)
 
 
 def free_blocks(self: Any) -> list[int]:
@@ -199,15 +202,6 @@ def rehash(keys: list[Any], size: int) -> None:
     keys[:] = [record_class(KEY)(NOBODY, NOBODY, NOBODY) for _ in range(size)]
     for entry in known:
         keys[place_of_key(keys, entry.key)] = entry
-
-
-def queue_up(self: Any, free: list[int]) -> None:
-    """Make these the free blocks, in this order of use."""
-    end = self.own.num_blocks
-    head = self.blocks[end]
-    head.next_free = head.last_free = end
-    for block in free:
-        link_after(self.blocks, head.last_free, block)
 
 
 def new_block() -> Any:

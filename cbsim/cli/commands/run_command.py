@@ -1,4 +1,4 @@
-"""`cbsim sweep`: every point of a sweep, and all of them compared."""
+"""`cbsim run` and `cbsim sweep`: one run, or every point of a sweep and all of them compared."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ import click
 from cbsim.base.errors import CbsimError
 from cbsim.base.units import format_seconds
 from cbsim.cli.commands import shared
-from cbsim.cli.commands.arguments import load_experiment, with_parameters
-from cbsim.cli.progress import watch_study
-from cbsim.results.output import other_points
+from cbsim.cli.commands.arguments import command, flag, load_experiment, print_json
+from cbsim.cli.progress import watch_run, watch_study
+from cbsim.results.manifest import hash_mapping
+from cbsim.results.output import check_run_target, other_points
 from cbsim.results.result import Result, load_run
-from cbsim.show.reader_tables import compare_points, point_labels
+from cbsim.show.reader_tables import compare_points, point_labels, run_tables
 from cbsim.show.sweep_points import Sweep
 from cbsim.show.sweep_text import replicate_table
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.replicates import has_replicates, is_known_by_spread
+from cbsim.studies.run import run_experiment
 from cbsim.studies.sweep import Point, SweepProgress, save_table
 from cbsim.studies.sweep import sweep as run_sweep
 
@@ -27,8 +29,52 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-@click.command()
-@with_parameters
+@command()
+def run(
+    config: str = shared.CONFIG,
+    overrides: tuple[str, ...] = shared.SET,
+    out: Path | None = shared.OUT,
+    workers: int = shared.WORKERS,
+    plots: bool | None = shared.PLOTS,
+    with_timeline: bool = flag("--timeline", "Write timeline.json.gz, for Perfetto."),
+    as_json: bool = shared.JSON,
+    quiet: bool = shared.QUIET,
+) -> None:
+    """Run CONFIG: an experiment file, or the name of a shipped one (`cbsim list experiments`).
+
+    Prints the figures and writes the run folder (default: runs/NAME-HASH). A configuration with `sweep:` is
+    run as `cbsim sweep` would.
+    """
+    experiment = load_experiment(config, overrides)
+    if experiment.sweep:
+        if with_timeline:
+            raise CbsimError("--timeline: is of one run; pin the sweep's keys, as in --set seed=0")
+        if not quiet:
+            click.echo(f"{experiment.name} has a sweep: running all its points", err=True)
+        _run_points(experiment, out, workers, None, plots, as_json, quiet)
+        return
+    folder = out or Path("runs") / f"{experiment.name}-{hash_mapping(experiment.resolved())[:8]}"
+    check_run_target(folder)
+    with watch_run(experiment, quiet) as progress:
+        result = run_experiment(experiment, progress)
+    result.save(folder)
+    if with_timeline:
+        from cbsim.show.perfetto import write_timeline
+
+        for note in write_timeline(result, folder / "timeline.json.gz"):
+            click.echo(f"timeline: {note}", err=True)
+    if plots:
+        draw(_run_pictures({experiment.name: result}, experiment), folder)
+    if as_json:
+        print_json(result.summary)
+        return
+    for table in run_tables(result):
+        table.print()
+        click.echo()
+    click.echo(f"written to {folder}")
+
+
+@command()
 def sweep(
     config: str = shared.CONFIG,
     overrides: tuple[str, ...] = shared.SET,
@@ -44,10 +90,10 @@ def sweep(
     Points that are in the folder already (default: runs/NAME) are not run again. Of another sweep there the
     runs stay, and what was drawn goes.
     """
-    run_points(load_experiment(config, overrides), out, workers, cluster, plots, as_json, quiet)
+    _run_points(load_experiment(config, overrides), out, workers, cluster, plots, as_json, quiet)
 
 
-def run_points(
+def _run_points(
     experiment: Experiment,
     out: Path | None,
     workers: int,
@@ -56,7 +102,6 @@ def run_points(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Run the points of an experiment, and print and save what they tell together."""
     from cbsim.show.sweep_pictures import sweep_pictures
 
     folder = out or Path("runs") / experiment.name
@@ -70,7 +115,7 @@ def run_points(
     if plots or (plots is None and ran.sum() <= 6):
         points = zip(point_labels(table), table["point"], ran, strict=True)
         runs = {label: load_run(folder / "points" / point) for label, point, did_run in points if did_run}
-        written += draw(run_pictures(runs, experiment), folder)
+        written += draw(_run_pictures(runs, experiment), folder)
     sweep = Sweep.of(table, experiment.slo.limits(), is_known_by_spread(experiment.resolved()))
     if plots is not False:
         pictures = sweep_pictures(sweep, experiment.name)
@@ -94,7 +139,6 @@ def run_points(
 
 
 def _counts(state: SweepProgress) -> str:
-    """How far a sweep is: points done, reused and failed, time left, the best so far."""
     parts = [f"{state.num_reused + state.num_done} of {state.num_points} points"]
     if state.num_reused:
         parts.append(f"{state.num_reused} there already")
@@ -115,15 +159,11 @@ def _failure(state: SweepProgress) -> str:
 
 def _swept(point: Point) -> str:
     """The values of a point; of a section its type."""
-    values = {
-        key: value.get("type", "...") if isinstance(value, dict) else value
-        for key, value in point.swept.items()
-    }
-    return ", ".join(f"{key}={value}" for key, value in values.items())
+    types = {key: value.get("type", "...") for key, value in point.swept.items() if isinstance(value, dict)}
+    return ", ".join(f"{key}={value}" for key, value in {**point.swept, **types}.items())
 
 
-def run_pictures(runs: Mapping[str, Result], experiment: Experiment) -> dict[str, Figure]:
-    """Pictures of runs by the names of their files."""
+def _run_pictures(runs: Mapping[str, Result], experiment: Experiment) -> dict[str, Figure]:
     from cbsim.show.cdf_plot import latency_cdfs
     from cbsim.show.timeline_plot import timeline
     from cbsim.show.utilization_plot import utilization

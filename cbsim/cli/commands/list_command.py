@@ -1,4 +1,4 @@
-"""Catalog: every part and named file that an experiment can ask for, each with what it is in a sentence."""
+"""`cbsim list`: every part and named file that an experiment can ask for, each with what it is."""
 
 from __future__ import annotations
 
@@ -8,10 +8,14 @@ import re
 from pathlib import Path
 from typing import Any
 
+import click
+
 from cbsim.base.errors import CbsimError, PluginError
 from cbsim.base.paths import data_folder, yaml_names
-from cbsim.base.registry import Registry
+from cbsim.base.registry import Registry, did_you_mean
 from cbsim.base.units import GIB, format_bytes
+from cbsim.cli.commands import shared
+from cbsim.cli.commands.arguments import argument, command, print_json
 from cbsim.config.document import read_document
 from cbsim.cost import COST_MODELS
 from cbsim.observers import OBSERVERS
@@ -25,11 +29,27 @@ _REGISTRIES: dict[str, Registry[Any]] = {
     "cost-models": COST_MODELS,
     "observers": OBSERVERS,
 }
-KINDS = (*_REGISTRIES, "models", "gpus", "slos", "experiments")
+_KINDS = (*_REGISTRIES, "models", "gpus", "slos", "experiments")
 
 
-def catalog(kind: str) -> dict[str, str]:
-    """Name -> what it is, for one of `KINDS`."""
+@command("list")
+def list_parts(kind: str | None = argument(required=False), as_json: bool = shared.JSON) -> None:
+    """List schedulers, workloads, cost-models, observers, models, gpus, slos or experiments; else all."""
+    if kind is not None and kind not in _KINDS:
+        raise CbsimError(f"no list of '{kind}'{did_you_mean(kind, _KINDS)}")
+    found = {name: _catalog(name) for name in ([kind] if kind else _KINDS)}
+    if as_json:
+        print_json(found)
+        return
+    for i, (name, entries) in enumerate(found.items()):
+        width = max(map(len, entries), default=0)
+        click.echo("\n" * (i > 0) + f"{name}:")
+        for entry, meaning in entries.items():
+            click.echo(f"  {entry:{width}}  {meaning}".rstrip())
+
+
+def _catalog(kind: str) -> dict[str, str]:
+    """Name -> what it is, for one of `_KINDS`."""
     if kind in _REGISTRIES:
         return {name: _describe_part(_REGISTRIES[kind], name) for name in _REGISTRIES[kind].names()}
     folder = data_folder("experiments") if kind == "experiments" else data_folder("configs") / kind
