@@ -109,7 +109,7 @@ def _tell(data: dict[str, Any], sentences: Iterable[str], table: Table | None, a
 
 
 def _open(run: str, overrides: tuple[str, ...], quiet: bool) -> Source:
-    """The run meant. Raises `CbsimError` for sweeps, of which one run must be named."""
+    """The run meant. Raises `CbsimError` for a sweep: one of its runs must be named."""
     path, watched = Path(run), partial(watch_run, quiet=quiet)
     if not path.is_dir():
         experiment = load_experiment(run, overrides)

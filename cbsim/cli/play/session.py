@@ -102,7 +102,7 @@ class Session:
     def undo(self) -> bool:
         """Take back the last step, change or addition; False if there is none since the beginning.
 
-        Raises `ConfigError` after so many moves that playing them again would take long.
+        Raises `ConfigError` after more than `MAX_REPLAYED` moves, which would take long to play again.
         """
         if not self._moves:
             return False

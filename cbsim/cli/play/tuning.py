@@ -72,7 +72,7 @@ def told_rejection(setup: Setup, request: Request, code: int) -> str:
 def tune(stepper: Stepper, setup: Setup, holders: Iterable[Request]) -> None:
     """Give a replica other limits or another number of KV blocks; its requests stay where they are.
 
-    `holders` are all who hold blocks, of which no more may be in use than there will be.
+    `holders` are all who hold blocks; no more blocks may be in use than there will be.
     """
     resize(stepper.records, setup.pool.num_blocks, holders)
     stepper.world.pool = setup.pool
