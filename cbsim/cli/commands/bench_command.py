@@ -19,8 +19,6 @@ from cbsim.lab.bench.scaling import Scales, Study, parse_values
 from cbsim.lab.bench.scaling_ledger import Ledger
 from cbsim.lab.bench.scaling_tables import scaling_json, scaling_tables
 from cbsim.lab.bench.study import StudyInterrupted, StudyProgress, measure_study
-from cbsim.lab.bench.work_timing import measure
-from cbsim.lab.bench.works import all_works
 
 _NONE = "none"
 
@@ -138,6 +136,9 @@ def _describe(state: StudyProgress) -> str:
 def _bench_works(
     azure: Path | None, quick: bool, only: tuple[str, ...], as_json: bool, markdown: bool
 ) -> None:
+    from cbsim.lab.bench.work_timing import measure
+    from cbsim.lab.bench.works import all_works
+
     works = [work for work in all_works(azure) if work.is_quick or not quick]
     works = [work for work in works if not only or any(text in work.name for text in only)]
     if not works:
