@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cbsim.cli.preview import preview
+from cbsim.cli.command_line import preview
 from cbsim.studies.experiment import Experiment
 
 TEXT = (Path(__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")

@@ -16,8 +16,8 @@ from typing import NamedTuple
 import pytest
 
 from cbsim.base.paths import YAML_SUFFIXES
-from cbsim.cli.preview import preview
-from cbsim.cli.workload_file import load_workload
+from cbsim.cli.command_line import preview
+from cbsim.cli.commands.workload_command import load_workload
 from cbsim.studies.experiment import Experiment
 
 ROOT = Path(__file__).resolve().parent.parent

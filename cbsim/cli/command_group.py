@@ -14,32 +14,25 @@ import click
 from cbsim.base.errors import CbsimError
 
 _ELSEWHERE = {
-    "bench": (
-        "cbsim.cli.commands.bench_command:bench",
-        "Measure what simulating costs, on your configuration too.",
+    "bench": ("bench_command", "Measure what simulating costs, on your configuration too."),
+    "calibrate": ("calibrate_command", "Time kernels, fit a cost model, import timings."),
+    "capacity": ("capacity_command", "Find the highest request rate within an SLO."),
+    "explain": ("explain_command", "Tell where a run's time goes, step by step."),
+    "list": (
+        "list_command",
+        "List schedulers, workloads, cost-models, observers, models, gpus, slos or experiments;...",
     ),
-    "calibrate": (
-        "cbsim.cli.commands.calibrate_command:calibrate",
-        "Time kernels, fit a cost model, import timings.",
+    "live": ("live_command", "Serve an experiment's workload with a real model."),
+    "play": ("play_command", "Play an experiment in the terminal, step by step."),
+    "run": (
+        "run_command",
+        "Run CONFIG: an experiment file, or the name of a shipped one (`cbsim list experiments`).",
     ),
-    "capacity": (
-        "cbsim.cli.commands.capacity_command:capacity",
-        "Find the highest request rate within an SLO.",
-    ),
-    "compare": ("cbsim.cli.commands.compare_command:compare", "Compare two runs, request by request."),
-    "explain": ("cbsim.cli.commands.explain_command:explain", "Tell where a run's time goes, step by step."),
-    "live": ("cbsim.cli.commands.live_command:live", "Serve an experiment's workload with a real model."),
-    "play": ("cbsim.cli.commands.play_command:play", "Play an experiment in the terminal, step by step."),
-    "report": (
-        "cbsim.cli.commands.report_command:report",
-        "Write runs, sweeps and capacities as one HTML page.",
-    ),
-    "validate": (
-        "cbsim.cli.commands.validate_command:validate",
-        "Hold a simulation against a live run or a log.",
-    ),
+    "sweep": ("run_command", "Run every point of CONFIG's sweep and compare them."),
+    "validate": ("validate_command", "Hold a simulation against a live run or a log."),
+    "workload": ("workload_command", "Look into traces and generators, and convert them."),
 }
-"""Commands with a file of their own: name -> `module:command`, help."""
+"""Commands from elsewhere: name -> module of `commands`, which is imported when they are named, and help."""
 
 INTERRUPTED = 130
 """The exit code of a command that Ctrl-C has stopped: 128 and the signal's number, as of any shell's."""
@@ -57,10 +50,8 @@ class Commands(click.Group):
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         """See `click.Group.get_command`."""
         if name in _ELSEWHERE:
-            module, _, command = _ELSEWHERE[name][0].partition(":")
-            found = getattr(import_module(module), command)
-            assert isinstance(found, click.Command)
-            return found
+            found = vars(import_module(f"cbsim.cli.commands.{_ELSEWHERE[name][0]}")).values()
+            return next(each for each in found if isinstance(each, click.Command) and each.name == name)
         return super().get_command(ctx, name)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -94,6 +85,6 @@ class Commands(click.Group):
             for problem in error.problems:
                 click.echo(problem, err=True)
             ctx.exit(2)
-        except KeyboardInterrupt:
-            click.echo("\ninterrupted", err=True)
+        except KeyboardInterrupt as interrupt:
+            click.echo(f"\n{str(interrupt) or 'interrupted'}", err=True)
             ctx.exit(INTERRUPTED)

@@ -1,19 +1,19 @@
-"""Progress on a terminal: requests, simulated time and speed of a run; points of a sweep."""
+"""Progress on standard error: a run's requests, simulated time and speed; the points of a study."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TypeVar
 
 import click
 
 from cbsim.base.units import format_count, format_seconds
+from cbsim.studies.experiment import Experiment
+from cbsim.studies.run import make_workload
 
-if TYPE_CHECKING:
-    from cbsim.studies.experiment import Experiment
-    from cbsim.studies.sweep import SweepProgress
+State = TypeVar("State")
 
 
 @contextmanager
@@ -24,8 +24,6 @@ def watch_run(experiment: Experiment, quiet: bool) -> Iterator[Callable[[int, fl
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-    from cbsim.studies.run import make_workload
 
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
@@ -41,53 +39,36 @@ def watch_run(experiment: Experiment, quiet: bool) -> Iterator[Callable[[int, fl
 
 
 @contextmanager
-def watch_sweep(quiet: bool) -> Iterator[Callable[[SweepProgress], None] | None]:
-    """A line on standard error after each point; on a terminal it stays in its place."""
+def watch_study(
+    quiet: bool,
+    beginning: str,
+    describe: Callable[[State], str],
+    *,
+    failure: Callable[[State], str] = lambda state: "",
+    is_told: Callable[[State], bool] = lambda state: True,
+) -> Iterator[Callable[[State], None] | None]:
+    """A line for each state in which a study is; on a terminal it stays in its place, `beginning` at first.
+
+    A state's `failure` gets a line of its own. Where there is no terminal, only states that `is_told` are.
+    """
     if quiet:
         yield None
-        return
-    if not sys.stderr.isatty():
-        yield lambda state: click.echo(describe_sweep(state), err=True)
-        return
-    from rich.console import Console
+    elif sys.stderr.isatty():
+        from rich.console import Console
 
-    console = Console(stderr=True)
-    with console.status("planning the points") as status:
+        console = Console(stderr=True)
+        with console.status(beginning) as status:
 
-        def update(state: SweepProgress) -> None:
-            if state.error is not None:
-                console.print(_failure(state), markup=False, highlight=False)
-            status.update(_counts(state))
+            def update(state: State) -> None:
+                if failed := failure(state):
+                    console.print(failed, markup=False, highlight=False)
+                status.update(describe(state))
 
-        yield update
+            yield update
+    else:
 
+        def tell(state: State) -> None:
+            if is_told(state):
+                click.echo(failure(state) or describe(state), err=True)
 
-def describe_sweep(state: SweepProgress) -> str:
-    """How far a sweep is: points done, reused and failed, time left, the best so far."""
-    return _failure(state) if state.error is not None else _counts(state)
-
-
-def _failure(state: SweepProgress) -> str:
-    assert state.error is not None
-    point, message = state.error
-    told = ", ".join(f"{key}={_short(value)}" for key, value in point.swept.items())
-    return f"failed: {told}: {message}"
-
-
-def _counts(state: SweepProgress) -> str:
-    parts = [f"{state.num_reused + state.num_done} of {state.num_points} points"]
-    if state.num_reused:
-        parts.append(f"{state.num_reused} there already")
-    if state.num_failed:
-        parts.append(f"{state.num_failed} failed")
-    if state.time_left_s:
-        parts.append(f"{format_seconds(state.time_left_s)} left")
-    if state.best is not None:
-        point, summary = state.best
-        told = ", ".join(f"{key}={_short(value)}" for key, value in point.swept.items())
-        parts.append(f"best so far {summary['goodput_per_s']:.3g} req/s goodput with {told}")
-    return ", ".join(parts)
-
-
-def _short(value: object) -> object:
-    return value.get("type", "...") if isinstance(value, dict) else value
+        yield tell

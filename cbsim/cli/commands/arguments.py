@@ -1,10 +1,10 @@
-"""Arguments: the options that commands share, and how a CONFIG becomes an experiment."""
+"""Arguments: a command's parameters, each declared by its default, and CONFIG as an experiment."""
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -15,33 +15,36 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def with_set(command: F) -> F:
-    """Adds `--set KEY=VALUE`, given to the command as `overrides`."""
-    return click.option(
-        "--set",
-        "overrides",
-        multiple=True,
-        metavar="KEY=VALUE",
-        help="Set one setting, as in --set scheduler.max_num_seqs=64; may be repeated.",
-    )(command)
+def command(name: str | None = None, of: Any = click, **settings: Any) -> Callable[[F], click.Command]:
+    """Make a function a command, of the group `of` if one is given; its parameters say what they are."""
+    return lambda function: of.command(name, **settings)(with_parameters(function))
 
 
-with_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-with_quiet = click.option("--quiet", is_flag=True, help="Print no progress.")
-with_workers = click.option(
-    "--workers",
-    type=click.IntRange(min=1),
-    default=1,
-    show_default=True,
-    help="Processes for a sweep's points.",
-)
-with_cluster = click.option(
-    "--cluster", metavar="ADDRESS", help="A dask scheduler to run on, as tcp://HOST:8786."
-)
-with_plots = click.option(
-    "--plots/--no-plots", default=None, help="Draw pictures; default: for up to 6 points."
-)
-with_out = click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Where results go.")
+def with_parameters(function: F) -> F:
+    """Declare to click every parameter, as its default says: `option`, `flag` or `argument`."""
+    for parameter in reversed([*inspect.signature(function).parameters.values()]):
+        parameter.default(parameter.name)(function)
+    return function
+
+
+def option(declaration: str, help: str | None = None, **settings: Any) -> Any:
+    """The default of a parameter that is a `click.option`, declared as its help shows it: `--out DIR`.
+
+    Its help tells its own default, if it has one.
+    """
+    flags, _, metavar = declaration.partition(" ")
+    settings.setdefault("show_default", settings.get("default") is not None)
+    return lambda name: click.option(name, flags, metavar=metavar or None, help=help, **settings)
+
+
+def flag(declaration: str, help: str) -> Any:
+    """The default of a parameter that is true where an option is given."""
+    return option(declaration, help, is_flag=True)
+
+
+def argument(**settings: Any) -> Any:
+    """The default of a parameter that is a `click.argument`."""
+    return lambda name: click.argument(name, **settings)
 
 
 def load_experiment(config: str, overrides: tuple[str, ...]) -> Experiment:

@@ -5,60 +5,43 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from cbsim.base.errors import CbsimError
-from cbsim.cli.command_group import INTERRUPTED
-from cbsim.cli.commands.arguments import (
-    load_experiment,
-    print_json,
-    with_json,
-    with_out,
-    with_quiet,
-    with_set,
-)
-
-if TYPE_CHECKING:
-    from cbsim.lab.bench.scaling import Scales
+from cbsim.base.units import format_seconds
+from cbsim.cli.commands import shared
+from cbsim.cli.commands.arguments import argument, command, flag, load_experiment, option, print_json
+from cbsim.cli.progress import watch_study
+from cbsim.lab.bench.bench_tables import bench_tables, scaling_json, scaling_tables, to_json, to_markdown
+from cbsim.lab.bench.machine import Machine
+from cbsim.lab.bench.scaling import Scales, Study, parse_values
+from cbsim.lab.bench.study import Ledger, StudyInterrupted, StudyProgress, measure_study
 
 _NONE = "none"
 
 
-@click.command()
-@click.argument("config", required=False)
-@with_set
-@click.option("--requests", metavar="N,...", help="Numbers of requests; default: 1000,10000,100000.")
-@click.option("--running", metavar="N,...", help="Requests running at once; default: 16,64,256.")
-@click.option("--replicas", metavar="N,...", help="Numbers of replicas; default: 1,4,16.")
-@with_out
-@click.option("--again", is_flag=True, help="Measure anew what is in the folder already.")
-@with_quiet
-@with_json
-@click.option(
-    "--azure",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    metavar="FILE",
-    help="Without CONFIG: the Azure 2023 conversation trace; default: its generator, as many requests.",
-)
-@click.option("--quick", is_flag=True, help="Without CONFIG: a few works only.")
-@click.option("--only", metavar="TEXT", multiple=True, help="Without CONFIG: works with this in their name.")
-@click.option("--markdown", is_flag=True, help="Without CONFIG: print the tables as Markdown.")
+@command()
 def bench(
-    config: str | None,
-    overrides: tuple[str, ...],
-    requests: str | None,
-    running: str | None,
-    replicas: str | None,
-    out: Path | None,
-    again: bool,
-    quiet: bool,
-    as_json: bool,
-    azure: Path | None,
-    quick: bool,
-    only: tuple[str, ...],
-    markdown: bool,
+    config: str | None = argument(required=False),
+    overrides: tuple[str, ...] = shared.SET,
+    requests: str | None = option("--requests N,...", "Numbers of requests; default: 1000,10000,100000."),
+    running: str | None = option("--running N,...", "Requests running at once; default: 16,64,256."),
+    replicas: str | None = option("--replicas N,...", "Numbers of replicas; default: 1,4,16."),
+    out: Path | None = shared.OUT,
+    again: bool = flag("--again", "Measure anew what is in the folder already."),
+    quiet: bool = shared.QUIET,
+    as_json: bool = shared.JSON,
+    azure: Path | None = option(
+        "--azure FILE",
+        "Without CONFIG: the Azure 2023 conversation trace; default: its generator, as many requests.",
+        type=shared.FILE,
+    ),
+    quick: bool = flag("--quick", "Without CONFIG: a few works only."),
+    only: tuple[str, ...] = option(
+        "--only TEXT", "Without CONFIG: works with this in their name.", multiple=True
+    ),
+    markdown: bool = flag("--markdown", "Without CONFIG: print the tables as Markdown."),
 ) -> None:
     """Measure what simulating costs here: CPU time, steps a second, memory.
 
@@ -75,19 +58,14 @@ def bench(
     """
     scales = {"--requests": requests, "--running": running, "--replicas": replicas}
     if config is None:
-        given: dict[str, object] = {
-            **scales,
-            "--set": overrides,
-            "--out": out,
-            "--again": again,
-            "--quiet": quiet,
-        }
-        _refuse(given, "needs a CONFIG to scale")
+        given: dict[str, object] = {"--set": overrides, "--out": out, "--again": again, "--quiet": quiet}
+        _refuse(scales | given, "needs a CONFIG to scale")
         _bench_works(azure, quick, only, as_json, markdown)
     else:
         given = {"--azure": azure, "--quick": quick, "--only": only, "--markdown": markdown}
         _refuse(given, "is for cbsim's own works, without a CONFIG")
-        _bench_config(config, overrides, _scales(scales), out, again, quiet, as_json)
+        study = _study(config, overrides, scales)
+        _bench_config(study, out, again, quiet, as_json)
 
 
 def _refuse(given: Mapping[str, object], why: str) -> None:
@@ -96,48 +74,34 @@ def _refuse(given: Mapping[str, object], why: str) -> None:
         raise CbsimError(*problems)
 
 
-def _scales(given: dict[str, str | None]) -> Scales:
-    """The values along each axis; raises `CbsimError` with a line for each option that is wrong."""
-    from cbsim.lab.bench.scaling import Scales, parse_values
-
+def _study(config: str, overrides: tuple[str, ...], given: dict[str, str | None]) -> Study:
+    """The study of CONFIG along the axes; raises `CbsimError` with a line for each option that is wrong."""
     values: dict[str, tuple[int, ...]] = {}
     problems: list[str] = []
-    for option, text in given.items():
+    for name, text in given.items():
         if text is None:
             continue
         try:
-            values[option.removeprefix("--")] = () if text == _NONE else parse_values(option, text)
+            values[name.removeprefix("--")] = () if text == _NONE else parse_values(name, text)
         except CbsimError as error:
             problems += error.problems
     if problems:
         raise CbsimError(*problems)
     if all(text == _NONE for text in given.values()):
         raise CbsimError(f"{', '.join(given)}: all are {_NONE}; allowed: numbers for one of them at least")
-    return Scales(**values)
+    return Study(load_experiment(config, overrides), Scales(**values))
 
 
-def _bench_config(
-    config: str,
-    overrides: tuple[str, ...],
-    scales: Scales,
-    out: Path | None,
-    again: bool,
-    quiet: bool,
-    as_json: bool,
-) -> None:
-    from cbsim.cli.scaling_progress import watch_study
-    from cbsim.lab.bench.bench_tables import save_study, scaling_json, scaling_tables
-    from cbsim.lab.bench.machine import Machine
-    from cbsim.lab.bench.scaling import Study
-    from cbsim.lab.bench.study import Ledger, StudyInterrupted, measure_study
+def _bench_config(study: Study, out: Path | None, again: bool, quiet: bool, as_json: bool) -> None:
+    from cbsim.lab.bench.bench_tables import save_study
 
-    study, machine = Study(load_experiment(config, overrides), scales), Machine.here()
+    machine = Machine.here()
     ledger = Ledger(out or Path("runs") / f"{study.name}-bench", machine)
     if again:
         ledger.entries.clear()
     stopped = ""
     try:
-        with watch_study(quiet) as progress:
+        with watch_study(quiet, "reading what is to be measured", _describe) as progress:
             rows = measure_study(study.points, ledger, progress)
     except StudyInterrupted as interrupted:
         rows, stopped = list(interrupted.rows), str(interrupted)
@@ -151,25 +115,30 @@ def _bench_config(
             table.print()
         click.echo(f"\nwritten to {ledger.folder}: {', '.join(written)}")
     if stopped:
-        click.echo(f"\n{stopped}", err=True)
-        raise click.exceptions.Exit(INTERRUPTED)
+        raise KeyboardInterrupt(stopped)
     if any(row.error is not None for row in rows):
         raise click.exceptions.Exit(1)
+
+
+def _describe(state: StudyProgress) -> str:
+    parts = [f"{state.num_done} of {state.num_points} points"]
+    if state.num_reused:
+        parts.append(f"{state.num_reused} there already")
+    if state.current is not None:
+        parts.append(f"measuring {state.current.label}")
+    if state.time_left_s is not None:
+        parts.append(f"about {format_seconds(state.time_left_s)} left")
+    return ", ".join(parts)
 
 
 def _bench_works(
     azure: Path | None, quick: bool, only: tuple[str, ...], as_json: bool, markdown: bool
 ) -> None:
-    from cbsim.lab.bench.bench_tables import bench_tables, to_json, to_markdown
-    from cbsim.lab.bench.machine import Machine
     from cbsim.lab.bench.work_timing import measure
     from cbsim.lab.bench.works import all_works
 
-    works = [
-        work
-        for work in all_works(azure)
-        if (work.is_quick or not quick) and (not only or any(text in work.name for text in only))
-    ]
+    works = [work for work in all_works(azure) if work.is_quick or not quick]
+    works = [work for work in works if not only or any(text in work.name for text in only)]
     if not works:
         names = ", ".join(f"'{work.name}'" for work in all_works(azure))
         raise CbsimError(f"--only: no work has {' or '.join(map(repr, only))} in its name; there are {names}")

@@ -2,61 +2,40 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from cbsim.base.units import format_seconds
-from cbsim.cli.command_group import INTERRUPTED
-from cbsim.cli.commands.arguments import (
-    load_experiment,
-    print_json,
-    with_cluster,
-    with_json,
-    with_out,
-    with_quiet,
-    with_set,
-    with_workers,
-)
-
-if TYPE_CHECKING:
-    from cbsim.studies.capacity import CapacityProgress
+from cbsim.cli.commands import shared
+from cbsim.cli.commands.arguments import command, load_experiment, option, print_json
+from cbsim.cli.commands.run_command import draw
+from cbsim.cli.progress import watch_study
+from cbsim.show.capacity_text import capacity_table, sentence
+from cbsim.studies.capacity import CapacityProgress, Plan
+from cbsim.studies.capacity import capacity as find_capacity
+from cbsim.studies.capacity.capacity_folder import save_capacity, to_json
 
 
-@click.command()
-@click.argument("config")
-@with_set
-@click.option(
-    "--share", type=float, default=0.99, show_default=True, help="Of requests that must meet the SLO."
-)
-@click.option("--replicates", type=int, default=5, show_default=True, help="Searches, each its own seed.")
-@click.option("--tolerance", type=float, default=0.05, show_default=True, help="From one rate to the next.")
-@click.option("--requests", type=int, help="Of each replicate of a trace; default: as many as it has.")
-@click.option("--confidence", type=float, default=0.95, show_default=True, help="Of the intervals.")
-@with_out
-@with_workers
-@with_cluster
-@click.option("--plots/--no-plots", default=True, help="Draw the curve; default: yes.")
-@with_json
-@with_quiet
+@command()
 def capacity(
-    config: str,
-    overrides: tuple[str, ...],
-    share: float,
-    replicates: int,
-    tolerance: float,
-    requests: int | None,
-    confidence: float,
-    out: Path | None,
-    workers: int,
-    cluster: str | None,
-    plots: bool,
-    as_json: bool,
-    quiet: bool,
+    config: str = shared.CONFIG,
+    overrides: tuple[str, ...] = shared.SET,
+    share: float = option("--share", "Of requests that must meet the SLO.", default=0.99),
+    replicates: int = option("--replicates", "Searches, each its own seed.", default=5),
+    tolerance: float = option("--tolerance", "From one rate to the next.", default=0.05),
+    requests: int | None = option(
+        "--requests", "Of each replicate of a trace; default: as many as it has.", type=int
+    ),
+    confidence: float = option("--confidence", "Of the intervals.", default=0.95),
+    out: Path | None = shared.OUT,
+    workers: int = shared.WORKERS,
+    cluster: str | None = shared.CLUSTER,
+    plots: bool = option(
+        "--plots/--no-plots", "Draw the curve; default: yes.", default=True, show_default=False
+    ),
+    as_json: bool = shared.JSON,
+    quiet: bool = shared.QUIET,
 ) -> None:
     """Find the highest rate of requests at which CONFIG's SLO holds.
 
@@ -64,58 +43,29 @@ def capacity(
     in blocks for each replicate, a generator gets a seed for each. The answer, its curve and pictures go to
     --out (default: runs/NAME-capacity), with every run's figures: a second call runs only what is missing.
     """
-    from cbsim.show.capacity_text import capacity_table, sentence
-    from cbsim.studies.capacity import CapacityInterrupted, Plan
-    from cbsim.studies.capacity import capacity as find_capacity
-    from cbsim.studies.capacity.capacity_folder import save_capacity, to_json
-
     plan = Plan(share, replicates, tolerance, requests, confidence)
     experiment = load_experiment(config, overrides)
     folder = out or Path("runs") / f"{experiment.name}-capacity"
-    try:
-        with _watch(quiet) as progress:
-            answer = find_capacity(
-                experiment, plan, workers=workers, cluster=cluster, progress=progress, out=folder
-            )
-    except CapacityInterrupted as interrupted:
-        click.echo(f"\n{interrupted}", err=True)
-        raise click.exceptions.Exit(INTERRUPTED) from None
+    with watch_study(quiet, "planning the searches", _describe, is_told=_is_told) as progress:
+        answer = find_capacity(
+            experiment, plan, workers=workers, cluster=cluster, progress=progress, out=folder
+        )
     save_capacity(answer, folder)
     written = ["capacity.json", "curve.csv", "curve.parquet", "points/"]
     if plots:
         from cbsim.show.capacity_plot import capacity_bars, rate_picture
-        from cbsim.show.style import save_figure
 
-        written += [save_figure(rate_picture(answer), folder / "curve")[0].name]
-        written += [save_figure(capacity_bars(answer), folder / "capacity")[0].name]
+        written += draw({"curve": rate_picture(answer), "capacity": capacity_bars(answer)}, folder)
     if as_json:
         print_json(to_json(answer))
         return
     capacity_table(answer).print()
-    click.echo()
-    click.echo(sentence(answer))
-    click.echo(f"written to {folder}: {', '.join(written)}")
+    click.echo(f"\n{sentence(answer)}\nwritten to {folder}: {', '.join(written)}")
 
 
-@contextmanager
-def _watch(quiet: bool) -> Iterator[Callable[[CapacityProgress], None] | None]:
-    """On a terminal one line that stays in its place; elsewhere lines."""
-    if quiet:
-        yield None
-        return
-    if not sys.stderr.isatty():
-        yield _print_progress
-        return
-    from rich.console import Console
-
-    with Console(stderr=True).status("planning the searches") as status:
-        yield lambda state: status.update(_describe(state))
-
-
-def _print_progress(state: CapacityProgress) -> None:
-    """A line after each search, and one for each round of the curves."""
-    if state.num_done and (state.phase == "searches" or state.num_done == state.num_tasks):
-        click.echo(_describe(state), err=True)
+def _is_told(state: CapacityProgress) -> bool:
+    """After each search, and after each round of the curves."""
+    return bool(state.num_done) and (state.phase == "searches" or state.num_done == state.num_tasks)
 
 
 def _describe(state: CapacityProgress) -> str:

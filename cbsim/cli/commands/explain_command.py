@@ -3,79 +3,57 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import click
+import pandas as pd
 
 from cbsim.base.errors import CbsimError
-from cbsim.cli.commands.arguments import load_experiment, print_json, with_json, with_quiet, with_set
-from cbsim.cli.commands.explain_steps import (
-    TERMINAL,
-    draw_gantt,
-    follow_steps,
-    parse_window,
-    show_steps,
-    terminal_width,
-)
-
-if TYPE_CHECKING:
-    from cbsim.studies.experiment import Experiment
-    from cbsim.studies.explain.rerun import Window
-    from cbsim.studies.explain.source import Source
+from cbsim.cli.commands import explain_steps, shared
+from cbsim.cli.commands.arguments import argument, command, flag, load_experiment, option, print_json
+from cbsim.cli.progress import watch_run
+from cbsim.results.output import is_sweep_folder
+from cbsim.show.reader_tables import point_labels
+from cbsim.show.request_text import request_table, slow_table
+from cbsim.show.sweep_points import read_sweep_table
+from cbsim.show.text import Table
+from cbsim.studies.explain.latency_shares import check_parts
+from cbsim.studies.explain.request_diagnosis import diagnose_request, stay_window
+from cbsim.studies.explain.run_diagnosis import diagnose_run
+from cbsim.studies.explain.source import Source
 
 _LINE = 100
 """Characters of a line of sentences."""
 
 
-@click.command()
-@click.argument("run")
-@with_set
-@click.option("--request", "request_id", metavar="ID", help="What happened to one request, and why.")
-@click.option("--steps", metavar="A:B", help="The batches of steps A to B-1; A: is all from A on.")
-@click.option("--replica", type=click.IntRange(min=0), default=0, show_default=True, help="Of the steps.")
-@click.option("--follow", is_flag=True, help="Steps as they happen, until Ctrl-C.")
-@click.option(
-    "--speed",
-    type=click.FloatRange(min=0),
-    default=1.0,
-    show_default=True,
-    help="Of --follow: simulated seconds a second; 0 is as fast as can be.",
-)
-@click.option(
-    "--gantt",
-    is_flag=False,
-    flag_value=TERMINAL,
-    metavar="[FILE]",
-    help="What each request did in these steps: a picture, .png or .svg; without FILE here, as text.",
-)
-@click.option(
-    "--over", type=click.Choice(["steps", "time"]), default="steps", show_default=True, help="Of the picture."
-)
-@click.option(
-    "--slowest", type=click.IntRange(min=0), default=5, show_default=True, help="Requests that are listed."
-)
-@click.option(
-    "--by", type=click.Choice(["ttft", "e2e"]), default="ttft", show_default=True, help="Of --slowest."
-)
-@with_json
-@with_quiet
+@command()
 def explain(
-    run: str,
-    overrides: tuple[str, ...],
-    request_id: str | None,
-    steps: str | None,
-    replica: int,
-    follow: bool,
-    speed: float,
-    gantt: str | None,
-    over: str,
-    slowest: int,
-    by: str,
-    as_json: bool,
-    quiet: bool,
+    run: str = argument(),
+    overrides: tuple[str, ...] = shared.SET,
+    request_id: str | None = option("--request ID", "What happened to one request, and why."),
+    steps: str | None = option("--steps A:B", "The batches of steps A to B-1; A: is all from A on."),
+    replica: int = option("--replica", "Of the steps.", type=shared.NATURAL, default=0),
+    follow: bool = flag("--follow", "Steps as they happen, until Ctrl-C."),
+    speed: float = option(
+        "--speed",
+        "Of --follow: simulated seconds a second; 0 is as fast as can be.",
+        type=click.FloatRange(min=0),
+        default=1.0,
+    ),
+    gantt: str | None = option(
+        "--gantt [FILE]",
+        "What each request did in these steps: a picture, .png or .svg; without FILE here, as text.",
+        is_flag=False,
+        flag_value=explain_steps.TERMINAL,
+    ),
+    over: str = option("--over", "Of the picture.", type=click.Choice(["steps", "time"]), default="steps"),
+    slowest: int = option("--slowest", "Requests that are listed.", type=shared.NATURAL, default=5),
+    by: str = option("--by", "Of --slowest.", type=click.Choice(["ttft", "e2e"]), default="ttft"),
+    as_json: bool = shared.JSON,
+    quiet: bool = shared.QUIET,
 ) -> None:
     """Tell where the time of RUN goes: a run folder, an experiment file, or the name of a shipped one.
 
@@ -89,76 +67,49 @@ def explain(
     source = _open(run, overrides, quiet or follow)
     source.check_replica(replica)
     if request_id is not None and gantt is None:
-        _explain_request(source, request_id, as_json)
+        story = diagnose_request(source, request_id)
+        table = request_table(story) if story.entries else None
+        _tell(story.to_json(), [story.sentence()], table, as_json)
     elif request_id is None and steps is None and not follow and gantt is None:
-        _explain_run(source, by, slowest, as_json)
+        check_parts(source.result, source.name)
+        diagnosis = diagnose_run(source.result, by, slowest)
+        table = slow_table(diagnosis, explain_steps.terminal_width()) if diagnosis.slow else None
+        _tell(diagnosis.to_json(), diagnosis.sentences(), table, as_json)
     else:
-        window = _stay(source, request_id) if request_id else parse_window(steps or "0:", replica)
+        window = (
+            stay_window(source, request_id)
+            if request_id
+            else explain_steps.parse_window(steps or "0:", replica)
+        )
         num_replicas = source.config["replicas"]["count"]
         if num_replicas > 1:
             click.echo(f"replica {window.replica} of {num_replicas}, counted from 0", err=True)
         if follow:
-            follow_steps(source, window, speed, as_json)
+            explain_steps.follow_steps(source, window, speed, as_json)
         elif gantt is not None:
-            draw_gantt(source, window, gantt, over == "time", request_id, as_json)
+            explain_steps.draw_gantt(source, window, gantt, over == "time", request_id, as_json)
         else:
-            show_steps(source, window, as_json)
+            explain_steps.show_steps(source, window, as_json)
     for remark in source.remarks:
         click.echo(remark, err=True)
 
 
-def _explain_run(source: Source, by: str, num_slow: int, as_json: bool) -> None:
-    from cbsim.show.request_text import slow_table
-    from cbsim.studies.explain.latency_shares import check_parts
-    from cbsim.studies.explain.run_diagnosis import diagnose_run
-
-    check_parts(source.result, source.name)
-    diagnosis = diagnose_run(source.result, by, num_slow)
+def _tell(data: dict[str, Any], sentences: Iterable[str], table: Table | None, as_json: bool) -> None:
+    """Print a diagnosis: its data, or its sentences in lines that can be read, and its table."""
     if as_json:
-        print_json(diagnosis.to_json())
+        print_json(data)
         return
-    for sentence in diagnosis.sentences():
-        _say(sentence)
-    if diagnosis.slow:
+    for sentence in sentences:
+        width = min(_LINE, explain_steps.terminal_width() or _LINE)
+        click.echo(textwrap.fill(sentence, width, subsequent_indent="  "))
+    if table is not None:
         click.echo()
-        slow_table(diagnosis, terminal_width()).print()
-
-
-def _explain_request(source: Source, request_id: str, as_json: bool) -> None:
-    from cbsim.show.request_text import request_table
-    from cbsim.studies.explain.request_diagnosis import diagnose_request
-
-    diagnosis = diagnose_request(source, request_id)
-    if as_json:
-        print_json(diagnosis.to_json())
-        return
-    _say(diagnosis.sentence())
-    if diagnosis.entries:
-        click.echo()
-        request_table(diagnosis).print()
-
-
-def _say(sentence: str) -> None:
-    """Print a sentence in lines that can be read."""
-    click.echo(textwrap.fill(sentence, min(_LINE, terminal_width() or _LINE), subsequent_indent="  "))
-
-
-def _stay(source: Source, request_id: str) -> Window:
-    from cbsim.studies.explain.request_diagnosis import stay_window
-
-    return stay_window(source, request_id)
+        table.print()
 
 
 def _open(run: str, overrides: tuple[str, ...], quiet: bool) -> Source:
-    """The run meant. Raises `CbsimError` for sweeps, of which one run must be named."""
-    from cbsim.cli.progress import watch_run
-    from cbsim.results.output import is_sweep_folder
-    from cbsim.studies.explain.source import Source
-
-    def watched(experiment: Experiment) -> AbstractContextManager[Callable[[int, float], None] | None]:
-        return watch_run(experiment, quiet)
-
-    path = Path(run)
+    """The run meant. Raises `CbsimError` for a sweep: one of its runs must be named."""
+    path, watched = Path(run), partial(watch_run, quiet=quiet)
     if not path.is_dir():
         experiment = load_experiment(run, overrides)
         experiment.check_one_run(run)
@@ -172,11 +123,6 @@ def _open(run: str, overrides: tuple[str, ...], quiet: bool) -> Source:
 
 def _points(folder: Path) -> list[str]:
     """The runs of a sweep that have ended, each with what was swept."""
-    import pandas as pd
-
-    from cbsim.show.reader_tables import point_labels
-    from cbsim.show.sweep_points import read_sweep_table
-
     if not (folder / "table.parquet").is_file():
         return [str(point) for point in sorted((folder / "points").iterdir())]
     points = read_sweep_table(folder)

@@ -11,18 +11,16 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from cbsim.base.errors import CbsimError
-from cbsim.cli.command_group import INTERRUPTED
 from cbsim.cli.commands.arguments import print_json
-
-if TYPE_CHECKING:
-    from cbsim.studies.explain.batch_step import BatchStep
-    from cbsim.studies.explain.rerun import Window
-    from cbsim.studies.explain.source import Source
+from cbsim.show.step_text import RunningTable, print_gantt, step_notes, step_table
+from cbsim.studies.explain.batch_step import BatchStep
+from cbsim.studies.explain.gantt import Gantt
+from cbsim.studies.explain.rerun import Window
+from cbsim.studies.explain.source import Source
 
 TERMINAL = "-"
 """Where a Gantt without a file goes."""
@@ -39,8 +37,6 @@ _LONGEST_PAUSE_S = threading.TIMEOUT_MAX / 2
 
 def parse_window(text: str, replica: int) -> Window:
     """`0:40` is steps 0 to 39, `7` is step 7, `40:` all from 40 on."""
-    from cbsim.studies.explain.rerun import Window
-
     first, colon, end = text.partition(":")
     try:
         start = int(first or 0)
@@ -79,8 +75,6 @@ def _no_such_step(source: Source, window: Window) -> CbsimError:
 
 def show_steps(source: Source, window: Window, as_json: bool) -> None:
     """Print the steps of a window as one table."""
-    from cbsim.show.step_text import RunningTable, step_notes, step_table
-
     shown = _batch_steps(source, window)
     width = terminal_width()
     if as_json:
@@ -98,8 +92,6 @@ def show_steps(source: Source, window: Window, as_json: bool) -> None:
 
 def follow_steps(source: Source, window: Window, speed: float, as_json: bool) -> None:
     """Print each step when its time has come: `speed` simulated seconds after the first for each second."""
-    from cbsim.show.step_text import RunningTable
-
     if math.isnan(speed):
         raise CbsimError("--speed: got nan; expected a number >= 0")
     is_terminal = sys.stdout.isatty()
@@ -124,8 +116,7 @@ def follow_steps(source: Source, window: Window, speed: float, as_json: bool) ->
     try:
         source.batch_steps(window, show)
     except KeyboardInterrupt:
-        click.echo(f"\nstopped after {num_shown:,} steps", err=True)
-        raise click.exceptions.Exit(INTERRUPTED) from None
+        raise KeyboardInterrupt(f"stopped after {num_shown:,} steps") from None
     if not num_shown:
         raise _no_such_step(source, window)
 
@@ -135,25 +126,19 @@ def terminal_width() -> int | None:
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
-def _first_steps(window: Window, limit: int) -> Window:
-    """As much of a window as has so many steps."""
-    last = window.first + limit - 1
-    return replace(window, last=last if window.last is None else min(last, window.last))
-
-
 def draw_gantt(
     source: Source, window: Window, target: str, over_time: bool, marked: str | None, as_json: bool
 ) -> None:
     """Draw what each request did in the steps of a window; the name of the request `marked` in bold."""
-    from cbsim.studies.explain.gantt import Gantt
-
     path = Path(target)
     if target != TERMINAL and path.suffix not in (".png", ".svg"):
         raise CbsimError(f"--gantt: got '{target}'; expected a file that ends in .png or .svg")
     limit = _MAX_PICTURE_STEPS
     if target == TERMINAL and not as_json:
         limit = (terminal_width() or _NAME_WIDTH + _MAX_TEXT_STEPS) - _NAME_WIDTH
-    shown = _batch_steps(source, _first_steps(window, limit + 1))
+    beyond = window.first + limit
+    last = beyond if window.last is None else min(beyond, window.last)
+    shown = _batch_steps(source, replace(window, last=last))
     if len(shown) > limit:
         beyond = shown.pop().step
         click.echo(f"steps {window.first} to {beyond - 1}; --steps {beyond}: shows others", err=True)
@@ -164,14 +149,10 @@ def draw_gantt(
 
         steps = f"steps {gantt.steps[0].step} to {gantt.steps[-1].step}"
         of = f" of replica {window.replica}" if source.config["replicas"]["count"] > 1 else ""
-        picture = gantt_picture(
-            gantt, f"{source.result.name}: {steps}{of}", over_time=over_time, marked=marked
-        )
-        written = save_figure(picture, path)
+        title = f"{source.result.name}: {steps}{of}"
+        written = save_figure(gantt_picture(gantt, title, over_time=over_time, marked=marked), path)
         click.echo(f"written to {' and '.join(map(str, written))}", err=as_json)
     if as_json:
         print_json(gantt.to_json())
     elif target == TERMINAL:
-        from cbsim.show.step_text import print_gantt
-
         print_gantt(gantt)

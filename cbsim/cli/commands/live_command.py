@@ -9,54 +9,40 @@ from pathlib import Path
 import click
 
 from cbsim.base.errors import ConfigError
+from cbsim.base.paths import find_experiment
 from cbsim.base.units import format_count, format_seconds
+from cbsim.cli.commands import shared
+from cbsim.cli.commands.arguments import command, flag, option
+from cbsim.results.output import check_run_target
+from cbsim.studies.experiment import Experiment
 
 
-@click.command()
-@click.argument("config")
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Set one setting; repeatable.")
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
-@click.option(
-    "--time-scale", type=float, default=1.0, show_default=True, help="Arrivals so many times as fast."
-)
-@click.option("--temperature", type=float, default=0.0, show_default=True, help="0 is greedy.")
-@click.option(
-    "--top-k", type=int, default=0, show_default=True, help="Most likely tokens to choose from; 0: all."
-)
-@click.option("--top-p", type=float, default=1.0, show_default=True, help="Their probability, at least.")
-@click.option(
-    "--backend", metavar="NAME", help="Attention: sdpa, triton, module:Class; default: the device's."
-)
-@click.option("--weights", type=click.Path(path_type=Path, file_okay=False), help="Folder of safetensors.")
-@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Default: runs/NAME-live.")
-@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+@command()
 def live(
-    config: str,
-    overrides: tuple[str, ...],
-    device: str,
-    time_scale: float,
-    temperature: float,
-    top_k: int,
-    top_p: float,
-    backend: str | None,
-    weights: Path | None,
-    out: Path | None,
-    as_json: bool,
+    config: str = shared.CONFIG,
+    overrides: tuple[str, ...] = shared.SET_ONE,
+    device: str = shared.DEVICE,
+    time_scale: float = option("--time-scale", "Arrivals so many times as fast.", default=1.0),
+    temperature: float = option("--temperature", "0 is greedy.", default=0.0),
+    top_k: int = option("--top-k", "Most likely tokens to choose from; 0: all.", default=0),
+    top_p: float = option("--top-p", "Their probability, at least.", default=1.0),
+    backend: str | None = option(
+        "--backend NAME", "Attention: sdpa, triton, module:Class; default: the device's."
+    ),
+    weights: Path | None = option("--weights", "Folder of safetensors.", type=shared.FOLDER),
+    out: Path | None = option("--out DIR", "Default: runs/NAME-live.", type=shared.PATH),
+    as_json: bool = flag("--json", "Print the summary as JSON."),
 ) -> None:
     """Serve CONFIG's workload by its own scheduler with a real model, on the wall clock.
 
     The run folder is that of `cbsim run`: `cbsim report` and `cbsim compare` read both.
     """
     try:
+        from cbsim.lab.kernels.sampling import SamplingParams
         from cbsim.lab.live.live_run import run_live
         from cbsim.lab.live.weights import Checkpoint
     except ImportError as error:
         raise ConfigError(f"a live run needs torch: pip install 'cbsim[torch]' ({error})") from error
-    from cbsim.base.paths import find_experiment
-    from cbsim.lab.kernels.sampling import SamplingParams
-    from cbsim.results.output import check_run_target
-    from cbsim.studies.experiment import Experiment
-
     experiment = Experiment.load(find_experiment(config), overrides)
     experiment.check_one_run(config)
     folder = out or Path("runs") / f"{experiment.name}-live"

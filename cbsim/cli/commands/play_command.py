@@ -4,29 +4,31 @@ from __future__ import annotations
 
 import click
 
-from cbsim.cli.commands.arguments import load_experiment, with_set
+from cbsim.base.errors import CbsimError
+from cbsim.cli.commands import shared
+from cbsim.cli.commands.arguments import argument, command, load_experiment, option
+from cbsim.cli.play.program import Program
+from cbsim.cli.play.screen import MIN_HEIGHT, MIN_WIDTH
+from cbsim.cli.play.session import Session
+from cbsim.cli.play.terminal import play_on_terminal, read_script
 
 
-@click.command()
-@click.argument("config", default="play")
-@click.option("--seed", type=click.IntRange(min=0), help="As --set seed=N.")
-@with_set
-@click.option(
-    "--script",
-    metavar="KEYS",
-    help="Press these keys and print the screen, as in --script 'sss t48<enter> s'; needs no terminal.",
-)
-@click.option("--size", default="80x24", show_default=True, help="Of the screen that --script prints.")
-def play(config: str, seed: int | None, overrides: tuple[str, ...], script: str | None, size: str) -> None:
+@command()
+def play(
+    config: str = argument(default="play"),
+    seed: int | None = option("--seed", "As --set seed=N.", type=shared.NATURAL),
+    overrides: tuple[str, ...] = shared.SET,
+    script: str | None = option(
+        "--script KEYS",
+        "Press these keys and print the screen, as in --script 'sss t48<enter> s'; needs no terminal.",
+    ),
+    size: str = option("--size", "Of the screen that --script prints.", default="80x24"),
+) -> None:
     """Play CONFIG step by step in the terminal, and change its scheduler while it runs.
 
     Default: twelve requests on a KV cache that is too small for them. Shows the batch, the queue and who
     holds which KV block; ? tells the keys. What was played can be saved as an experiment.
     """
-    from cbsim.cli.play.program import Program
-    from cbsim.cli.play.program_run import play_on_terminal, play_script
-    from cbsim.cli.play.session import Session
-
     if seed is not None:
         overrides = (*overrides, f"seed={seed}")
     experiment = load_experiment(config, overrides)
@@ -40,5 +42,19 @@ def play(config: str, seed: int | None, overrides: tuple[str, ...], script: str 
     program = Program(Session(experiment), notes)
     if script is None:
         play_on_terminal(program)
-    else:
-        click.echo(play_script(program, script, size))
+        return
+    screen = _read_size(size)
+    program.run_script(read_script(script))
+    for line in program.frame(*screen):
+        click.echo(line.plain.rstrip())
+
+
+def _read_size(size: str) -> tuple[int, int]:
+    width, _, height = size.partition("x")
+    try:
+        columns, lines = int(width), int(height)
+    except ValueError:
+        columns = lines = 0
+    if columns < MIN_WIDTH or lines < MIN_HEIGHT:
+        raise CbsimError(f"--size: got '{size}'; allowed: COLUMNSxLINES, {MIN_WIDTH}x{MIN_HEIGHT} or more")
+    return columns, lines

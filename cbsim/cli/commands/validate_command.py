@@ -6,79 +6,62 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from cbsim.base.errors import ConfigError, WorkloadError
+from cbsim.base.paths import find_experiment
 from cbsim.base.units import MS_PER_S, format_count, format_seconds
-
-if TYPE_CHECKING:
-    from cbsim.lab.validate.both_worlds import BothWorlds
-    from cbsim.lab.validate.token_clock import RecordedTokens
-    from cbsim.studies.experiment import Experiment
+from cbsim.cli.commands import shared
+from cbsim.cli.commands.arguments import command, flag, option, print_json
+from cbsim.cost.profile import ProfileConfig
+from cbsim.lab.calibrate.meta import read_meta
+from cbsim.lab.validate.both_worlds import IN_TURNS, BothWorlds, calibrate_here, validate_live, with_profile
+from cbsim.lab.validate.log_reader import read_server_log
+from cbsim.lab.validate.recorded_run import compare_with_log, replay_log
+from cbsim.lab.validate.side_by_side import figures_table
+from cbsim.lab.validate.token_clock import RecordedTokens
+from cbsim.results.output import check_run_target
+from cbsim.show.text import Table
+from cbsim.studies.experiment import Experiment
 
 MAX_SHOWN = 5
 
 
-@click.command()
-@click.argument("config")
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Set one setting; repeatable.")
-@click.option(
-    "--log",
-    "log_path",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="A server's log (JSONL, CSV, Parquet) or a run folder in place of a live run.",
-)
-@click.option(
-    "--column",
-    "columns",
-    multiple=True,
-    metavar="WHAT=NAME",
-    help="A log's own column for request_id, prompt_tokens, output_tokens, arrival, queued, scheduled, "
-    "first_token, last_token or token_times; may be repeated.",
-)
-@click.option(
-    "--arrivals",
-    type=click.Choice(["sent", "queued"]),
-    default="sent",
-    show_default=True,
-    help="What latencies of a log count from: the client's sending, or the engine's queue.",
-)
-@click.option("--replay", is_flag=True, help="Force the simulated clock to the log's recorded tokens too.")
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
-@click.option("--plan", type=click.Choice(["quick", "full"]), default="quick", show_default=True)
-@click.option(
-    "--profile",
-    type=click.Path(path_type=Path, exists=True, file_okay=False),
-    metavar="DIR",
-    help="A calibrated profile, of which --set cost_model.KEY then is; default: CONFIG's with --log, else "
-    "this machine is timed.",
-)
-@click.option(
-    "--time-scale", type=float, default=1.0, show_default=True, help="Live arrivals so much faster."
-)
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="Of a live run; default: runs/NAME-validate.",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@command()
 def validate(
-    config: str,
-    overrides: tuple[str, ...],
-    log_path: Path | None,
-    columns: tuple[str, ...],
-    arrivals: Any,
-    replay: bool,
-    device: str,
-    plan: str,
-    profile: Path | None,
-    time_scale: float,
-    out: Path | None,
-    as_json: bool,
+    config: str = shared.CONFIG,
+    overrides: tuple[str, ...] = shared.SET_ONE,
+    log_path: Path | None = option(
+        "--log FILE",
+        "A server's log (JSONL, CSV, Parquet) or a run folder in place of a live run.",
+        type=shared.PATH,
+    ),
+    columns: tuple[str, ...] = option(
+        "--column WHAT=NAME",
+        "A log's own column for request_id, prompt_tokens, output_tokens, arrival, queued, scheduled, "
+        "first_token, last_token or token_times; may be repeated.",
+        multiple=True,
+    ),
+    arrivals: Any = option(
+        "--arrivals",
+        "What latencies of a log count from: the client's sending, or the engine's queue.",
+        type=click.Choice(["sent", "queued"]),
+        default="sent",
+    ),
+    replay: bool = flag("--replay", "Force the simulated clock to the log's recorded tokens too."),
+    device: str = shared.DEVICE,
+    plan: str = option("--plan", type=click.Choice(["quick", "full"]), default="quick"),
+    profile: Path | None = option(
+        "--profile DIR",
+        "A calibrated profile, of which --set cost_model.KEY then is; default: CONFIG's with --log, else "
+        "this machine is timed.",
+        type=click.Path(path_type=Path, exists=True, file_okay=False),
+    ),
+    time_scale: float = option("--time-scale", "Live arrivals so much faster.", default=1.0),
+    out: Path | None = option("--out DIR", "Of a live run; default: runs/NAME-validate.", type=shared.PATH),
+    as_json: bool = shared.JSON,
 ) -> None:
     """Hold the simulation of CONFIG against reality.
 
@@ -92,37 +75,25 @@ def validate(
         _validate_live(experiment, device, plan, profile, time_scale, out, as_json)
         return
     if profile is not None:
-        from cbsim.lab.validate.both_worlds import with_profile
-
         experiment = with_profile(experiment, profile)
     _validate_log(experiment, log_path, _mapping(columns), arrivals, replay, as_json)
 
 
 def _load(config: str, overrides: tuple[str, ...], profile: Path | None, *, is_live: bool) -> Experiment:
     """The experiment; `--set cost_model.KEY=...` is of the profile given, whatever CONFIG's cost model is."""
-    from cbsim.base.paths import find_experiment
-    from cbsim.cost.profile import ProfileConfig
-    from cbsim.lab.validate.both_worlds import IN_TURNS
-    from cbsim.studies.experiment import Experiment
-
     path = find_experiment(config)
     others = [override for override in overrides if not override.startswith("cost_model.")]
     sets_type = any(override.startswith("cost_model.type=") for override in overrides)
-    if profile is None or sets_type or len(others) == len(overrides):
-        return Experiment.load(path, overrides)
-    if isinstance(Experiment.load(path, others).cost_model, ProfileConfig):
-        return Experiment.load(path, overrides)
-    settings = {"type": "profile", "profile": str(profile)} | (IN_TURNS if is_live else {})
-    return Experiment.load(path, (f"cost_model={json.dumps(settings)}", *overrides))
+    is_of_profile = profile is not None and not sets_type and len(others) < len(overrides)
+    if is_of_profile and not isinstance(Experiment.load(path, others).cost_model, ProfileConfig):
+        settings = {"type": "profile", "profile": str(profile)} | (IN_TURNS if is_live else {})
+        overrides = (f"cost_model={json.dumps(settings)}", *overrides)
+    return Experiment.load(path, overrides)
 
 
 def _validate_log(
     experiment: Experiment, path: Path, columns: dict[str, str], arrivals: Any, replay: bool, as_json: bool
 ) -> None:
-    from cbsim.lab.validate.log_reader import read_server_log
-    from cbsim.lab.validate.recorded_run import compare_with_log, replay_log
-    from cbsim.lab.validate.side_by_side import figures_table
-
     if experiment.replicas.count != 1:
         raise ConfigError(f"replicas.count: got {experiment.replicas.count}; a log is one replica's")
     log = read_server_log(path, columns)
@@ -130,7 +101,7 @@ def _validate_log(
     clock = replay_log(experiment, log) if replay else None
     if as_json:
         told: dict[str, Any] = {"figures": _as_rows(run.figures), "notes": run.notes}
-        _print_json(told | ({"replay": _replay_as_dict(clock)} if clock is not None else {}))
+        print_json(told | ({"replay": _replay_as_dict(clock)} if clock is not None else {}))
         return
     title = f"{path.name}: {format_count(len(log))} requests, latencies from when they were {arrivals}"
     figures_table(run.figures, "recorded", "simulated", title).print()
@@ -149,11 +120,8 @@ def _validate_live(
     out: Path | None,
     as_json: bool,
 ) -> None:
-    from cbsim.results.output import check_run_target
-
     try:
         import cbsim.lab.live.live_run  # noqa: F401 - told in one line where torch is missing
-        from cbsim.lab.validate.both_worlds import IN_TURNS, calibrate_here, validate_live, with_profile
     except ImportError as error:
         raise ConfigError(f"a live run needs torch: pip install 'cbsim[torch]' ({error})") from error
     folder = out or Path("runs") / f"{experiment.name}-validate"
@@ -171,7 +139,7 @@ def _validate_live(
     both.live.save(folder / "live")
     both.simulated.save(folder / "simulated")
     if as_json:
-        _print_json(
+        print_json(
             {
                 "figures": _as_rows(both.figures),
                 "steps": [asdict(times) for times in both.steps],
@@ -189,16 +157,11 @@ def _validate_live(
 
 def _warnings_of(profile: Path) -> list[str]:
     """What is to be known about the timings of a profile's folder, if it says so."""
-    from cbsim.lab.calibrate.meta import read_meta
-
     meta = profile / "meta.json"
     return [f"the profile's timings: {told}" for told in read_meta(meta).warnings] if meta.is_file() else []
 
 
 def _print_both(both: BothWorlds) -> None:
-    from cbsim.lab.validate.side_by_side import figures_table
-    from cbsim.show.text import Table
-
     rows = tuple(
         (
             times.kind,
@@ -217,18 +180,14 @@ def _print_both(both: BothWorlds) -> None:
         ("by predicted step times", both.difference),
         ("by the live steps' times", both.replayed_difference),
     ):
-        if difference is None:
-            click.echo(f"decisions {what}: the same in every step")
-        else:
-            click.echo(
-                f"decisions {what}: differ from step {difference.step}: live {difference.first}; "
-                f"simulated {difference.second}"
-            )
+        told = "the same in every step"
+        if difference is not None:
+            worlds = f"live {difference.first}; simulated {difference.second}"
+            told = f"differ from step {difference.step}: {worlds}"
+        click.echo(f"decisions {what}: {told}")
 
 
 def _print_replay(clock: RecordedTokens) -> None:
-    from cbsim.show.text import Table
-
     click.echo(
         f"replay: {len(clock.contradictions):,} of {clock.num_recorded_steps:,} steps with recorded tokens "
         f"contradict the record ({clock.num_steps:,} steps in all)"
@@ -258,16 +217,11 @@ def _as_rows(figures: list[Any]) -> list[dict[str, Any]]:
     return [asdict(figure) | {"error_pct": figure.error_pct if figure.real else None} for figure in figures]
 
 
-def _print_json(data: dict[str, Any]) -> None:
-    click.echo(json.dumps(data, indent=2, allow_nan=False, ensure_ascii=False))
-
-
 def _mapping(columns: tuple[str, ...]) -> dict[str, str]:
-    pairs = [column.partition("=") for column in columns]
-    wrong = [column for column, pair in zip(columns, pairs, strict=True) if not (pair[0] and pair[2])]
+    wrong = [column for column in columns if not all(column.partition("="))]
     if wrong:
         raise WorkloadError(*(f"--column: got '{column}'; expected WHAT=NAME" for column in wrong))
-    return {what: name for what, _, name in pairs}
+    return dict(column.split("=", 1) for column in columns)
 
 
 def _say(text: str) -> None:

@@ -30,24 +30,16 @@ def letter(request: Request) -> str:
 
 
 def badge(request: Request, mark: str = "") -> Text:
-    """The letter, or a mark in its place, in the request's colour."""
-    return Text().append(mark or letter(request), cell_style(request))
-
-
-def cell_style(request: Request) -> Style:
-    """What shows that something is a request's: readable on light and on dark terminals."""
+    """The letter, or a mark in its place, in the request's colour: readable on light and dark terminals."""
     colour = _COLOURS[request.index % len(_COLOURS)]
-    return Style(color="#FFFFFF" if colour in _WITH_WHITE else "#000000", bgcolor=colour)
+    ink = "#FFFFFF" if colour in _WITH_WHITE else "#000000"
+    return Text().append(mark or letter(request), Style(color=ink, bgcolor=colour))
 
 
 def title(text: str, width: int, note: str = "") -> Text:
     """The heading of a panel: a rule that begins with its name."""
-    line = Text().append("─ ", FAINT)
-    line.append(f"{text} ", TITLE)
-    if note:
-        line.append(f"{note} ")
-    line.append("─" * max(0, width - line.cell_len), FAINT)
-    return line
+    line = Text.assemble(("─ ", FAINT), (f"{text} ", TITLE), f"{note} " if note else "")
+    return line.append("─" * max(0, width - line.cell_len), FAINT)
 
 
 def bar(num_before: int, num_now: int, num_total: int, width: int) -> str:
@@ -56,12 +48,13 @@ def bar(num_before: int, num_now: int, num_total: int, width: int) -> str:
         return ""
     if num_total <= 0:
         return LEFT * width
-    filled = _cells(num_before + num_now, num_total, width)
-    before = min(_cells(num_before, num_total, width), filled - 1 if num_now and filled else filled)
+    filled = num_cells(num_before + num_now, num_total, width)
+    before = min(num_cells(num_before, num_total, width), filled - 1 if num_now and filled else filled)
     return DONE * before + NOW * (filled - before) + LEFT * (width - filled)
 
 
-def _cells(count: int, total: int, width: int) -> int:
+def num_cells(count: int, total: int, width: int) -> int:
+    """Cells of `width` that show `count` of `total`: none for 0 alone, all from `total` on."""
     if count <= 0:
         return 0
     if count >= total:
@@ -78,11 +71,6 @@ def fitted(line: Text, width: int) -> Text:
 
 def side_by_side(left: list[Text], right: list[Text], widths: tuple[int, int], height: int) -> list[Text]:
     """Two panels with a blank column between, `height` lines of each."""
-    lines = []
-    for i in range(height):
-        line = Text()
-        line.append_text(fitted(left[i] if i < len(left) else Text(), widths[0]))
-        line.append(" ")
-        line.append_text(fitted(right[i] if i < len(right) else Text(), widths[1]))
-        lines.append(line)
-    return lines
+    blank = [Text()] * height
+    pairs = zip((left + blank)[:height], (right + blank)[:height], strict=True)
+    return [Text(" ").join([fitted(one, widths[0]), fitted(other, widths[1])]) for one, other in pairs]

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from rich.text import Text
 
 from cbsim.base.errors import CbsimError, ConfigError
-from cbsim.cli.play.prompt import Prompt
-from cbsim.cli.play.saving import free_name
 from cbsim.cli.play.screen import Status, draw
 from cbsim.cli.play.session import Session
-from cbsim.cli.play.settings import LADDER, NUM_BLOCKS
+from cbsim.cli.play.settings import KEYS, LADDER, NUM_BLOCKS, free_name
 
+Mode = Literal["paused", "running", "racing"]
+"""Racing is on the way to the end, as fast as it goes."""
 PACES = (1, 2, 5, 10, 20, 50)
 """Steps a second."""
 _USUAL_PACE = 2
@@ -22,6 +25,32 @@ _SLICE_S = 0.05
 """Wall-clock seconds between frames on the way to the end."""
 _STEP_KEYS = (" ", "s", "right", "down")
 _UNDO_KEYS = ("u", "left", "up", "backspace")
+_LEAVE_KEYS = ("esc", "ctrl-c", "ctrl-d")
+
+
+@dataclass(slots=True)
+class _Prompt:
+    """A question in the message line, and what is typed there."""
+
+    question: str
+    answer: Callable[[str], None]
+    """Called with what was typed, blanks around it cut, when enter is pressed."""
+    default: str = ""
+    """Taken if nothing was typed; if that is empty too, nobody is called."""
+    typed: str = ""
+
+    def press(self, key: str) -> None:
+        """Take a key that is typed."""
+        if key == "backspace":
+            self.typed = self.typed[:-1]
+        elif key == "ctrl-u":
+            self.typed = ""
+        elif len(key) == 1:
+            self.typed += key
+
+    def __str__(self) -> str:
+        default = f" ({self.default})" if self.default else ""
+        return f"{self.question}{default}: {self.typed}"
 
 
 class Program:
@@ -32,39 +61,32 @@ class Program:
         self.session = session
         self.is_done = False
         self._pace = _USUAL_PACE
-        self._is_running = False
-        self._is_racing = False
-        """On the way to the end, as fast as it goes."""
-        self._prompt: Prompt | None = None
-        self._shows_help = False
-        self._message, self._is_alert = "; ".join(notes), False
+        self._mode: Mode = "paused"
+        self._prompt: _Prompt | None = None
+        self._status = Status(message="; ".join(notes))
         self._keys: dict[str, Callable[[], None]] = {
             **dict.fromkeys(_STEP_KEYS, self._step),
             **dict.fromkeys(_UNDO_KEYS, self._undo),
             "r": self._toggle_run,
-            "f": self._race,
-            "+": self._faster,
-            "=": self._faster,
-            "-": self._slower,
-            "t": lambda: self._ask_setting("scheduler.max_tokens_per_step"),
-            "c": lambda: self._ask_setting("scheduler.chunk_size"),
-            "n": lambda: self._ask_setting("scheduler.max_num_seqs"),
-            "k": lambda: self._ask_setting(NUM_BLOCKS),
-            ":": lambda: self._ask("KEY=VALUE of the scheduler", self._set),
-            "a": lambda: self._ask("prompt tokens, output tokens, priority", self._add, "32 12 0"),
+            "f": partial(self._go, "racing"),
+            **dict.fromkeys("+=", partial(self._change_pace, 1)),
+            "-": partial(self._change_pace, -1),
+            **{key: partial(self._ask_limit, name) for key, name in KEYS.items()},
+            "k": self._ask_num_blocks,
+            ":": partial(self._ask, "KEY=VALUE of the scheduler", self._set),
+            "a": partial(self._ask, "prompt tokens, output tokens, priority", self._add, "32 12 0"),
             "R": self._restart,
             "w": self._ask_name,
-            "?": self._help,
-            "h": self._help,
+            **dict.fromkeys("?h", self._help),
             **dict.fromkeys(("q", "ctrl-c", "ctrl-d"), self._quit),
         }
 
     @property
     def seconds_a_step(self) -> float | None:
         """How long to wait for keys before the next step is due; `None` for ever, while paused."""
-        if self._is_racing:
-            return 0.0
-        return 1 / PACES[self._pace] if self._is_running else None
+        if self._mode == "paused":
+            return None
+        return 0.0 if self._mode == "racing" else 1 / PACES[self._pace]
 
     def press(self, key: str) -> None:
         """Do what a key means."""
@@ -75,46 +97,39 @@ class Program:
 
     def tick(self) -> None:
         """A step is due; on the way to the end, as many as fit between two frames."""
-        if not (self._is_running or self._is_racing):
+        if self._mode == "paused":
             return
-        until_s = time.monotonic() + (_SLICE_S if self._is_racing else 0.0)
+        until_s = time.monotonic() + (_SLICE_S if self._mode == "racing" else 0.0)
         try:
             while self._advance() and time.monotonic() < until_s:
                 pass
         except CbsimError as error:
-            self._is_running = self._is_racing = False
+            self._mode = "paused"
             self._tell(error)
 
     def run_script(self, keys: list[str]) -> None:
         """Press keys, where no time passes between them except on the way to the end."""
         for key in keys:
             self.press(key)
-            while self._is_racing:
+            while self._mode == "racing":
                 self.tick()
 
     def frame(self, width: int, height: int) -> list[Text]:
         """The screen, `height` lines of `width` cells."""
-        pace = "to the end" if self._is_racing else f"{PACES[self._pace]} steps/s"
-        status = Status(
-            pace=pace if self._is_running or self._is_racing else "paused",
-            message=self._message,
-            is_alert=self._is_alert,
-            prompt=None if self._prompt is None else str(self._prompt),
-            shows_help=self._shows_help,
-        )
-        return draw(self.session, status, width, height)
+        paces = {"paused": "paused", "racing": "to the end", "running": f"{PACES[self._pace]} steps/s"}
+        self._status.pace = paces[self._mode]
+        self._status.prompt = None if self._prompt is None else str(self._prompt)
+        return draw(self.session, self._status, width, height)
 
     def _press(self, key: str) -> None:
         if self._prompt is not None:
-            prompt = self._prompt
-            if key in ("enter", "esc", "ctrl-c", "ctrl-d"):
-                self._prompt = None
-            prompt.press(key)
+            self._press_in_prompt(self._prompt, key)
             return
-        if self._shows_help:
-            self._shows_help = False
+        if self._status.shows_help:
+            self._status.shows_help = False
             return
-        self._is_racing = False
+        if self._mode == "racing":
+            self._mode = "paused"
         self._say("")
         if key in self._keys:
             self._keys[key]()
@@ -123,68 +138,69 @@ class Program:
         elif len(key) == 1:
             self._say(f"'{key}' means nothing here; ? tells what does")
 
+    def _press_in_prompt(self, prompt: _Prompt, key: str) -> None:
+        if key not in ("enter", *_LEAVE_KEYS):
+            prompt.press(key)
+            return
+        self._prompt = None
+        if key == "enter" and (text := prompt.typed.strip() or prompt.default):
+            prompt.answer(text)
+
     def _step(self) -> None:
-        self._is_running = False
+        self._mode = "paused"
         self._advance()
 
     def _advance(self) -> bool:
         """One step; at the end, say so and stop."""
         is_going = self.session.step()
-        if not is_going or self.session.replica.is_over:
-            self._is_running = self._is_racing = False
-            self._say(self._ending())
-        return is_going
-
-    def _ending(self) -> str:
         replica = self.session.replica
         if replica.is_over:
-            return "all requests have ended: a adds one, R plays again, w saves"
-        return f"the scheduler has nothing it could do for {len(replica.live)} requests"
+            self._mode = "paused"
+            self._say("all requests have ended: a adds one, R plays again, w saves")
+        elif not is_going:
+            self._mode = "paused"
+            self._say(f"the scheduler has nothing it could do for {len(replica.live)} requests")
+        return is_going
 
     def _undo(self) -> None:
-        self._is_running = False
+        self._mode = "paused"
         if not self.session.undo():
             self._say("this is the beginning")
 
+    def _go(self, mode: Mode) -> None:
+        self._mode = mode
+
     def _toggle_run(self) -> None:
-        self._is_running = not self._is_running
+        self._go("paused" if self._mode == "running" else "running")
 
-    def _race(self) -> None:
-        self._is_running, self._is_racing = False, True
-
-    def _faster(self) -> None:
-        self._pace = min(self._pace + 1, len(PACES) - 1)
-        self._say(f"{PACES[self._pace]} steps a second")
-
-    def _slower(self) -> None:
-        self._pace = max(self._pace - 1, 0)
+    def _change_pace(self, num_up: int) -> None:
+        self._pace = min(max(self._pace + num_up, 0), len(PACES) - 1)
         self._say(f"{PACES[self._pace]} steps a second")
 
     def _restart(self) -> None:
-        self._is_running = False
+        self._mode = "paused"
         self.session.restart()
         self._say("from the start, with settings and requests as they are")
 
     def _help(self) -> None:
-        self._is_running, self._shows_help = False, True
+        self._mode, self._status.shows_help = "paused", True
 
     def _quit(self) -> None:
         self.is_done = True
 
     def _ask(self, question: str, answer: Callable[[str], None], default: str = "") -> None:
-        self._is_running = False
-        self._prompt = Prompt(question, answer, default)
+        self._mode = "paused"
+        self._prompt = _Prompt(question, answer, default)
 
-    def _ask_setting(self, key: str) -> None:
-        name = key.rpartition(".")[2]
-        if key == NUM_BLOCKS:
-            present: object = self.session.replica.stepper.own.num_blocks
-        else:
-            config = self.session.experiment.scheduler
-            if not hasattr(config, name):
-                raise ConfigError(f"{config.type} has no {name}")
-            present = getattr(config, name)
-        self._ask(f"{name}, now {present}", lambda text: self._set(f"{key}={text}"))
+    def _ask_limit(self, name: str) -> None:
+        config = self.session.experiment.scheduler
+        if not hasattr(config, name):
+            raise ConfigError(f"{config.type} has no {name}")
+        self._ask(f"{name}, now {getattr(config, name)}", lambda text: self._set(f"{name}={text}"))
+
+    def _ask_num_blocks(self) -> None:
+        present = self.session.replica.stepper.own.num_blocks
+        self._ask(f"num_blocks, now {present}", lambda text: self._set(f"{NUM_BLOCKS}={text}"))
 
     def _set(self, setting: str) -> None:
         key, _, value = (part.strip() for part in setting.partition("="))
@@ -194,9 +210,8 @@ class Program:
             self._say(self.session.change(setting if "." in key else f"scheduler.{setting}"))
 
     def _add(self, text: str) -> None:
-        fields = text.replace(",", " ").split()
         try:
-            numbers = [int(field) for field in fields]
+            numbers = [int(field) for field in text.replace(",", " ").split()]
         except ValueError:
             numbers = []
         if len(numbers) not in (2, 3):
@@ -217,4 +232,4 @@ class Program:
         self._say(error.problems[0] + (f" (and {more} more)" if more else ""), is_alert=True)
 
     def _say(self, message: str, *, is_alert: bool = False) -> None:
-        self._message, self._is_alert = message, is_alert
+        self._status.message, self._status.is_alert = message, is_alert

@@ -2,58 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from math import inf
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator
+from copy import copy
+from statistics import fmean
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from cbsim.base.errors import ConfigError
+from cbsim.cli.play import tuning
 from cbsim.cli.play.event_log import EventLog
 from cbsim.cli.play.queue_head import why_waiting
-from cbsim.cli.play.score import Score
-from cbsim.cli.play.settings import LIVE, NUM_BLOCKS, changes, told_briefly
-from cbsim.cli.play.tuning import (
-    check_servable,
-    clear,
-    make_setup,
-    make_stepper,
-    succeed,
-    told_rejection,
-    tune,
-)
+from cbsim.cli.play.settings import LIVE, NUM_BLOCKS, changes, told
 from cbsim.core.driver import RuleFault
 from cbsim.core.stepping import Slice
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.run import make_cost_model
-from cbsim.studies.simulation import Setup, told_fault
+from cbsim.studies.simulation import Setup, stepwise, told_fault
 from cbsim.workload import Workload
 from cbsim.workload.request import Request, RequestState
 
-
-class Tally(NamedTuple):
-    """A step in three figures."""
-
-    num_tokens: int
-    num_blocks_used: int
-    """This and the queue: right after it was decided."""
-    num_waiting: int
+UNLIMITED = 2**31
+"""The token budget of a scheduler that has none."""
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """A step that has ended."""
+class Score(NamedTuple):
+    """The figures of a run so far, defined as in `summary.json`.
 
-    number: int
-    start_s: float
-    end_s: float
-    slices: tuple[Slice, ...]
-    max_tokens: int
-    """The token budget it had."""
-    num_padding_tokens: int
-    transfer_s: float
-    """Seconds of it that KV blocks moved to and from host memory."""
+    Times are seconds; `None` before there is anything to average.
+    """
+
+    num_finished: int
+    num_rejected: int
+    mean_ttft_s: float | None
+    """Over the requests that have a token."""
+    mean_tpot_s: float | None
+    """Over the finished requests of more than one token."""
 
 
 class Replica:
@@ -66,17 +50,14 @@ class Replica:
     def __init__(self, experiment: Experiment, workload: Workload, requests: Iterator[Request]) -> None:
         """`requests`, the workload's and others, come in order of arrival. Raises what reading them does."""
         self.experiment = experiment
-        self.setup = make_setup(experiment, workload, make_cost_model(experiment))
-        self.stepper = make_stepper(self.setup)
+        self.setup = tuning.make_setup(experiment, workload, make_cost_model(experiment))
+        self.stepper = stepwise(self.setup).replicas[0]
         """The one that decides now: another one under another scheduler."""
         self.log = EventLog()
-        self.score = Score()
         self.now_s = 0.0
-        self.decided_at_s = -inf
-        """When this scheduler was last asked; before any time if it never was."""
-        self.last_step: Outcome | None = None
-        self.history: list[Tally] = []
-        """Every step that has ended."""
+        self.last_step: Any = None
+        """The `STEP` that ended last; `None` before the first."""
+        self.last_slices: list[Slice] = []
         self.head_reason: tuple[Request, str] | None = None
         """The head of the queue at the last decision, and why it was left there."""
         self.present: list[Request] = []
@@ -94,6 +75,23 @@ class Replica:
     def is_over(self) -> bool:
         """Whether every request has ended and none will come."""
         return self._next is None and not self.stepper.num_outstanding
+
+    @property
+    def score(self) -> Score:
+        """The figures so far."""
+        requests: list[Any] = self.stepper.world.requests
+        finished = [request for request in requests if request.state == RequestState.FINISHED]
+        begun = [request for request in requests if request.num_generated_tokens]
+        longer = [request for request in finished if request.num_output_tokens > 1]
+        return Score(
+            num_finished=len(finished),
+            num_rejected=sum(request.state == RequestState.REJECTED for request in requests),
+            mean_ttft_s=_mean(request.first_token_at_s - request.arrival_s for request in begun),
+            mean_tpot_s=_mean(
+                (request.last_token_at_s - request.first_token_at_s) / (request.num_output_tokens - 1)
+                for request in longer
+            ),
+        )
 
     @property
     def next_arrival_s(self) -> float | None:
@@ -116,7 +114,6 @@ class Replica:
 
     def decide(self) -> None:
         """Let the scheduler decide now, and note why the head of the queue still waits."""
-        self.decided_at_s = self.now_s
         try:
             self.stepper.call(self.now_s)
         except RuleFault as fault:
@@ -125,15 +122,12 @@ class Replica:
         self.log.read(self.stepper.world)
         self._note_head()
 
-    def add(self, request: Request) -> bool:
-        """A request arrives now; False if it could never be served."""
-        accepted = self.stepper.submit(request)
-        if accepted:
+    def add(self, request: Request) -> None:
+        """A request arrives now; it is rejected if it could never be served."""
+        if self.stepper.submit(request):
             self.present.append(request)
         else:
-            self.score.num_rejected += 1
-            self.log.rejected(request, told_rejection(self.setup, request, request.rejection))
-        return accepted
+            self.log.rejected(request, tuning.told_rejection(self.setup, request, request.rejection))
 
     def become(self, experiment: Experiment) -> None:
         """Go on with other settings of the scheduler or another number of KV blocks.
@@ -147,53 +141,37 @@ class Replica:
         fixed = [key for key in changed if key != NUM_BLOCKS and not key.startswith("scheduler.")]
         if fixed:
             raise ConfigError(*(f"{key}: can't change while it runs; name it in --set" for key in fixed))
-        setup = make_setup(experiment, self.setup.workload, self.setup.cost)
+        setup = tuning.make_setup(experiment, self.setup.workload, self.setup.cost)
         num_blocks, num_used = setup.pool.num_blocks, self.stepper.num_blocks_used
         if num_blocks < num_used:
             raise ConfigError(
                 f"{NUM_BLOCKS}: got {num_blocks}, but {num_used} blocks are in use; only free ones can go"
             )
-        check_servable(setup, self.live)
+        tuning.check_servable(setup, self.live)
         if changed.keys() <= {NUM_BLOCKS, *(f"scheduler.{name}" for name in LIVE)}:
-            tune(self.stepper, setup, self.present)
+            tuning.tune(self.stepper, setup, self.present)
         else:
             self._replace_scheduler(setup)
         self.setup, self.experiment = setup, experiment
         self.head_reason = None
-        self.log.changed(self.now_s, told_briefly(changed))
+        brief = told(changed).replace("scheduler ", "").replace("scheduler.", "").replace(" -> ", "→")
+        self.log.changed(self.now_s, brief)
 
     def _replace_scheduler(self, setup: Setup) -> None:
         while self.stepper.under_way:
             self._end_step()
-        clear(self.stepper, self.now_s)
-        self.stepper = succeed(self.stepper, setup)
-        self.decided_at_s = -inf
+        tuning.clear(self.stepper, self.now_s)
+        self.stepper = tuning.succeed(self.stepper, setup)
         self.log.read(self.stepper.world)
         self.present = self.live
 
     def _end_step(self) -> None:
-        step = self.stepper.under_way[0]
-        slices = tuple(self.stepper.slices(step))
+        step = copy(self.stepper.under_way[0])
+        self.last_step, self.last_slices = step, self.stepper.slices(step)
         self.now_s = step.end_s
         self._arrive()
-        finished = self.stepper.end_step()
+        self.stepper.end_step()
         self.log.read(self.stepper.world)
-        for part in slices:
-            if part.emits:
-                self.score.emitted(part.request, step.end_s)
-        for request in finished:
-            self.score.finished(request, step.end_s)
-        num_tokens = sum(part.num_tokens for part in slices)
-        self.history.append(Tally(num_tokens, step.kv_blocks_used, step.num_waiting))
-        self.last_step = Outcome(
-            step.number,
-            step.start_s,
-            step.end_s,
-            slices,
-            step.budget + num_tokens,
-            step.num_padding_tokens,
-            step.transfer_s,
-        )
         self.present = [
             request
             for request in self.present
@@ -201,24 +179,22 @@ class Replica:
         ]
 
     def _note_head(self) -> None:
-        stepper = self.stepper
-        head = stepper.head(self.now_s)
+        head, under_way = self.stepper.head(self.now_s), self.stepper.under_way
         self.head_reason = None
         if head is not None:
-            step = stepper.under_way[-1] if stepper.under_way else None
-            budget, num_preempted = (step.budget, step.num_preempted) if step else (None, 0)
-            reason = why_waiting(stepper, self.setup.rung, self.now_s, budget, num_preempted)
+            budget, num_preempted = None, 0
+            if under_way:
+                budget, num_preempted = under_way[-1].budget, under_way[-1].num_preempted
+            reason = why_waiting(self.stepper, self.setup.rung, self.now_s, budget, num_preempted)
             self.head_reason = (head, reason)
 
     def _idle(self) -> bool:
         """Let time pass until somebody arrives or the scheduler is to be asked; False if neither will be."""
-        wake_s = self.stepper.wake_at_s()
-        instants = [] if self._next is None else [self._next.arrival_s]
-        if wake_s is not None and wake_s > self.now_s:
-            instants.append(wake_s)
-        if not instants:
+        instants = (self.stepper.wake_at_s(), self.next_arrival_s)
+        to_come = [at_s for at_s in instants if at_s is not None and at_s > self.now_s]
+        if not to_come:
             return False
-        self.now_s = min(instants)
+        self.now_s = min(to_come)
         self._arrive()
         return True
 
@@ -227,3 +203,8 @@ class Replica:
         while self._next is not None and self._next.arrival_s <= self.now_s:
             request, self._next = self._next, next(self._requests, None)
             self.add(request)
+
+
+def _mean(values: Iterable[float]) -> float | None:
+    known = list(values)
+    return fmean(known) if known else None

@@ -8,16 +8,11 @@ from dataclasses import dataclass
 from rich.text import Text
 
 from cbsim.base.units import format_seconds
-from cbsim.cli.play.batch_panel import batch_panel
-from cbsim.cli.play.help import help_lines, hints
-from cbsim.cli.play.history_panel import HEIGHT, history_panel
-from cbsim.cli.play.kv_panel import kv_panel
-from cbsim.cli.play.log_panel import log_panel
-from cbsim.cli.play.look import ALERT, FAINT, TITLE, fitted, side_by_side
-from cbsim.cli.play.queue_panel import queue_panel
-from cbsim.cli.play.replica import Replica
+from cbsim.cli.play.look import AGAIN, ALERT, DONE, FAINT, LEFT, NOW, TITLE, fitted, side_by_side, title
+from cbsim.cli.play.replica_panels import HISTORY_HEIGHT, history_panel, kv_panel, log_panel
+from cbsim.cli.play.request_panels import batch_panel, queue_panel
 from cbsim.cli.play.session import Session
-from cbsim.cli.play.settings import LADDER, LIVE
+from cbsim.cli.play.settings import KEYS, LADDER
 
 MIN_WIDTH, MIN_HEIGHT = 60, 18
 _FRAME = 6
@@ -25,8 +20,44 @@ _FRAME = 6
 _LEFT_SHARE = 0.6
 _USUAL_TOP = 14
 """Lines for batch and queue, where there is room; more where more requests may run."""
-_KEYS = dict(zip(LIVE, ("t", "c", "n"), strict=True))
-"""The key that changes each limit."""
+_HINTS = (
+    ("s", "step"),
+    ("r", "run"),
+    ("u", "undo"),
+    ("1-5", "scheduler"),
+    ("tcnk", "limits"),
+    ("a", "add"),
+    ("w", "save"),
+    ("+ -", "pace"),
+    ("f", "to the end"),
+    ("R", "restart"),
+    (":", "any setting"),
+)
+"""From the most useful one."""
+_LAST_HINTS = (("?", "help"), ("q", "quit"))
+"""There is always room for these."""
+_KEY_WIDTH = 10
+_HELP = f"""\
+# keys
+space s   one step: decided, run and ended
+r         run, or pause; + and - change the pace
+f         go to the end; any key stops
+u         undo the last step, change or addition
+1 - 5     static, continuous, chunked_prefill, preemptive, vllm: those who run are preempted, and queue at \
+the new scheduler
+t c n     max_tokens_per_step, chunk_size, max_num_seqs
+k         number of KV blocks; only free ones can go
+:         any setting of the scheduler, as in policy=priority
+a         add a request that arrives now
+R         play from the start, with settings and requests as they are now
+w         save that as an experiment for cbsim run
+q         quit
+# screen
+batch     {DONE} before the step, {NOW} in the step, {LEFT} to come; prompt│answer; again: after a preemption
+queue     prompt+answer, time waited, prio if any, {AGAIN}2 if preempted twice
+KV cache  A: a block of request A; a: reserved for it, still empty
+below it  tokens, blocks and queue of the last steps
+"""
 
 
 @dataclass(slots=True)
@@ -48,7 +79,7 @@ def draw(session: Session, status: Status, width: int, height: int) -> list[Text
         notice = f"{width} x {height} is too small: make it {MIN_WIDTH} x {MIN_HEIGHT}, or press q to quit"
         lines = [Text(line) for line in textwrap.wrap(notice, width)]
     elif status.shows_help:
-        lines = [*help_lines(width)[: height - 1], Text()]
+        lines = [*_help_lines(width)[: height - 1], Text()]
     else:
         lines = _panels(session, status, width, height)
     lines += [Text()] * (height - len(lines))
@@ -62,67 +93,77 @@ def _panels(session: Session, status: Status, width: int, height: int) -> list[T
     room = height - _FRAME
     top = min((room + 1) // 2, max(_USUAL_TOP, getattr(session.experiment.scheduler, "max_num_seqs", 0) + 3))
     lines = [_header(session, status), _settings(session)]
-    lines += side_by_side(
-        batch_panel(replica, widths[0], top), queue_panel(replica, widths[1], top), widths, top
-    )
-    lines.append(Text())
+    batch, queue = batch_panel(replica, widths[0], top), queue_panel(replica, widths[1], top)
+    lines += [*side_by_side(batch, queue, widths, top), Text()]
     bottom = room - top
-    if bottom >= 2 * HEIGHT:
-        blocks = [*kv_panel(replica, widths[0], bottom - HEIGHT), *history_panel(replica, widths[0])]
-    else:
-        blocks = kv_panel(replica, widths[0], bottom)
+    history = history_panel(replica, widths[0]) if bottom >= 2 * HISTORY_HEIGHT else []
+    blocks = kv_panel(replica, widths[0], bottom - len(history)) + history
     lines += side_by_side(blocks, log_panel(replica, widths[1], bottom), widths, bottom)
-    return [*lines, _figures(session), _message(status), hints(width)]
+    return [*lines, _figures(session), _message(status), _hints(width)]
 
 
 def _header(session: Session, status: Status) -> Text:
     name = session.experiment.scheduler.type
     rung = f"{LADDER.index(name) + 1} " if name in LADDER else ""
-    line = Text().append("cbsim play  ", FAINT)
-    line.append(session.experiment.name)
-    line.append(f"  {rung}{name}", TITLE)
-    line.append(f"  {session.num_steps:,} steps  {session.replica.now_s:,.4f} s")
     under_way = len(session.replica.stepper.under_way)
-    if under_way:
-        line.append(f"  {under_way} under way", FAINT)
-    line.append(f"  {status.pace}", TITLE)
-    return line
+    return Text.assemble(
+        ("cbsim play  ", FAINT),
+        session.experiment.name,
+        (f"  {rung}{name}", TITLE),
+        f"  {session.num_steps:,} steps  {session.replica.now_s:,.4f} s",
+        (f"  {under_way} under way" if under_way else "", FAINT),
+        (f"  {status.pace}", TITLE),
+    )
 
 
 def _settings(session: Session) -> Text:
     scheduler = session.experiment.scheduler
     line = Text()
-    for name, key in _KEYS.items():
+    for key, name in KEYS.items():
         if hasattr(scheduler, name):
-            line.append(f"{key} ", TITLE)
-            line.append(f"{name} {getattr(scheduler, name)}  ")
-    line.append("k ", TITLE)
-    line.append(f"blocks {session.replica.stepper.own.num_blocks}")
-    return line
+            line.append(f"{key} ", TITLE).append(f"{name} {getattr(scheduler, name)}  ")
+    return line.append("k ", TITLE).append(f"blocks {session.replica.stepper.own.num_blocks}")
 
 
 def _figures(session: Session) -> Text:
     replica, score, stepper = session.replica, session.replica.score, session.replica.stepper
     total = session.num_requests
-    ended = (
-        f"{score.num_finished}/{total} finished" if total is not None else f"{score.num_finished} finished"
-    )
+    ended = f"{score.num_finished}{'' if total is None else f'/{total}'} finished"
     if score.num_rejected:
         ended += f", {score.num_rejected} rejected"
+    count = replica.log.num_preemptions
+    preemptions = "1 preemption" if count == 1 else f"{count} preemptions"
     return Text(
         f"{ended}  TTFT {format_seconds(score.mean_ttft_s)}  TPOT {format_seconds(score.mean_tpot_s)}  "
-        f"{_preemptions(replica)}  KV {stepper.num_blocks_used / stepper.own.num_blocks:.0%}"
+        f"{preemptions}  KV {stepper.num_blocks_used / stepper.own.num_blocks:.0%}"
     )
-
-
-def _preemptions(replica: Replica) -> str:
-    count = replica.log.num_preemptions
-    return "1 preemption" if count == 1 else f"{count} preemptions"
 
 
 def _message(status: Status) -> Text:
     if status.prompt is not None:
-        line = Text(status.prompt)
-        line.append(" ", ALERT)
-        return line
+        return Text.assemble(status.prompt, (" ", ALERT))
     return Text(status.message, ALERT if status.is_alert else TITLE)
+
+
+def _hints(width: int) -> Text:
+    lines = (_hint_line(shown) for shown in range(len(_HINTS), 0, -1))
+    return next((line for line in lines if line.cell_len <= width), _hint_line(0))
+
+
+def _hint_line(shown: int) -> Text:
+    line = Text()
+    for key, meaning in (*_HINTS[:shown], *_LAST_HINTS):
+        line.append(f"{'  ' if line else ''}{key}", TITLE).append(f" {meaning}", FAINT)
+    return line
+
+
+def _help_lines(width: int) -> list[Text]:
+    lines = []
+    for entry in _HELP.splitlines():
+        if entry.startswith("# "):
+            lines.append(title(entry[2:], width))
+            continue
+        first, *others = textwrap.wrap(entry, width, subsequent_indent=" " * _KEY_WIDTH)
+        lines.append(Text.assemble((first[:_KEY_WIDTH], TITLE), first[_KEY_WIDTH:]))
+        lines += map(Text, others)
+    return [*lines, Text("any key goes back", FAINT)]

@@ -4,46 +4,24 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from copy import copy
 from functools import partial
 from pathlib import Path
 
 from cbsim.base.errors import CbsimError, ConfigError
 from cbsim.base.plugin_errors import plugin_error
 from cbsim.cli.play.replica import Replica
-from cbsim.cli.play.saving import save
-from cbsim.cli.play.settings import changes, check_playable, on_rung, revised, told
+from cbsim.cli.play.settings import changes, check_playable, on_rung, revised, save, told
 from cbsim.schedulers import SCHEDULERS
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.run import make_workload
 from cbsim.workload.request import Request
 from cbsim.workload.values import MAX_TOKENS
 
-Move = Callable[[Replica], object]
-"""What a player did to a replica."""
+Move = Callable[[], object]
+"""What a player did."""
 MAX_REPLAYED = 20_000
 """Moves that are played again within a second or so."""
-
-
-@dataclass(frozen=True, slots=True)
-class Addition:
-    """A request that a player has added."""
-
-    request_id: str
-    arrival_s: float
-    num_prompt_tokens: int
-    num_output_tokens: int
-    priority: int
-
-    def make(self) -> Request:
-        """The request, which has done nothing yet."""
-        return Request(
-            self.request_id,
-            self.arrival_s,
-            self.num_prompt_tokens,
-            self.num_output_tokens,
-            priority=self.priority,
-        )
 
 
 class Session:
@@ -56,23 +34,16 @@ class Session:
     def __init__(self, experiment: Experiment) -> None:
         """Raises `ConfigError` for settings that can't be played, `WorkloadError` for a wrong workload."""
         check_playable(experiment)
-        self.experiment = experiment
-        """With the settings as they stand now."""
-        self.additions: list[Addition] = []
-        self.history: list[str] = []
-        """What was changed, added and restarted, each with its step and time, one line each."""
         self._workload = make_workload(experiment)
         self._start = experiment
-        self._started_with: tuple[Addition, ...] = ()
-        self._told_before: tuple[str, ...] = ()
-        self._moves: list[Move] = []
-        self.replica = self._new_replica()
+        self._started_with: list[Request] = []
+        self._told_before: list[str] = []
+        self._play([])
 
     @property
     def num_steps(self) -> int:
         """Steps that have ended since the beginning."""
-        last = self.replica.last_step
-        return 0 if last is None else last.number + 1
+        return 0 if self.replica.last_step is None else int(self.replica.last_step.number) + 1
 
     @property
     def num_requests(self) -> int | None:
@@ -82,7 +53,8 @@ class Session:
 
     def requests(self) -> Iterator[Request]:
         """New requests in order of arrival: the workload's, and those added."""
-        return self._requests(self.additions)
+        added = map(copy, list(self.additions))
+        return heapq.merge(self._workload.requests(), added, key=lambda request: request.arrival_s)
 
     def step(self) -> bool:
         """Let one step be decided and end; False if there is nothing left to do.
@@ -90,17 +62,17 @@ class Session:
         Raises `PluginError` if a scheduler of a third party fails; the step has then not been.
         """
         try:
-            is_going = self.replica.advance()
+            is_going = self._advance()
         except Exception as error:
             failure = plugin_error(error, {"scheduler": SCHEDULERS.get(self.experiment.scheduler.type)})
             if failure is None:
                 raise
-            self._replay(self._moves)
+            self._play(self._moves)
             if isinstance(error, CbsimError):
                 raise
             raise failure from error
         if is_going:
-            self._moves.append(Replica.advance)
+            self._moves.append(self._advance)
         return is_going
 
     def change(self, setting: str) -> str:
@@ -111,7 +83,7 @@ class Session:
         """Go on with another scheduler; returns what has changed, in words."""
         if name == self.experiment.scheduler.type:
             return f"the scheduler is {name} already"
-        experiment, notes = on_rung(self.experiment, name, self.requests())
+        experiment, notes = on_rung(self.experiment, name, list(self.requests()))
         return "; ".join([self._become(experiment), *notes])
 
     def add(self, num_prompt_tokens: int, num_output_tokens: int, priority: int = 0) -> str:
@@ -121,32 +93,30 @@ class Session:
                 raise ConfigError(f"{name} tokens: got {number}; allowed: 1 to {MAX_TOKENS:,}")
         names = {request.request_id for request in self.requests()}
         number = next(n for n in range(1, len(names) + 2) if f"added-{n}" not in names)
-        addition = Addition(
-            f"added-{number}", self.replica.now_s, num_prompt_tokens, num_output_tokens, priority
+        addition = Request(
+            f"added-{number}", self.replica.now_s, num_prompt_tokens, num_output_tokens, priority=priority
         )
-        said = f"{addition.request_id}: {num_prompt_tokens} + {num_output_tokens} tokens"
-        self._do(partial(self._add, addition=addition, said=said))
+        self._do(partial(self._add, addition))
         return addition.request_id
 
     def undo(self) -> bool:
         """Take back the last step, change or addition; False if there is none since the beginning.
 
-        Raises `ConfigError` after so many moves that playing them again would take long.
+        Raises `ConfigError` after more than `MAX_REPLAYED` moves, which would take long to play again.
         """
         if not self._moves:
             return False
         if len(self._moves) > MAX_REPLAYED:
             raise ConfigError(f"undo: no longer after {MAX_REPLAYED:,} moves")
-        self._replay(self._moves[:-1])
+        self._play(self._moves[:-1])
         return True
 
     def restart(self) -> None:
         """From the first instant with the settings and requests as they stand now: what a saved file runs."""
-        self._told_before = (
-            (*self.history, f"{self._when()}: begun again") if self._moves else self._told_before
-        )
-        self._start, self._started_with = self.experiment, tuple(self.additions)
-        self._replay([])
+        if self._moves:
+            self._told_before = [*self.history, f"{self._when()}: begun again"]
+        self._start, self._started_with = self.experiment, list(self.additions)
+        self._play([])
 
     def save(self, path: Path) -> list[Path]:
         """Write the experiment as it stands, with all requests if some were added; returns the files.
@@ -158,43 +128,42 @@ class Session:
         return save(self.experiment, requests, self.history, path)
 
     def _become(self, experiment: Experiment) -> str:
-        changed = changes(self.experiment, experiment)
-        if not changed:
-            return "that is so already"
-        said = told(changed)
-        self._do(partial(self._change, experiment=experiment, said=said))
-        return said
+        said = told(changes(self.experiment, experiment))
+        if said:
+            self._do(partial(self._change, experiment, said))
+        return said or "that is so already"
 
-    def _change(self, replica: Replica, experiment: Experiment, said: str) -> None:
+    def _advance(self) -> bool:
+        return self.replica.advance()
+
+    def _change(self, experiment: Experiment, said: str) -> None:
         when = self._when()
-        replica.become(experiment)
+        self.replica.become(experiment)
         self.experiment = experiment
         self.history.append(f"{when}: {said}")
 
-    def _add(self, replica: Replica, addition: Addition, said: str) -> None:
-        self.history.append(f"{self._when()}: added {said}")
+    def _add(self, addition: Request) -> None:
+        tokens = f"{addition.num_prompt_tokens} + {addition.num_output_tokens} tokens"
+        self.history.append(f"{self._when()}: added {addition.request_id}: {tokens}")
         self.additions.append(addition)
-        replica.add(addition.make())
+        self.replica.add(copy(addition))
 
     def _do(self, move: Move) -> None:
-        move(self.replica)
+        move()
         self._moves.append(move)
 
-    def _replay(self, moves: list[Move]) -> None:
+    def _play(self, moves: list[Move]) -> None:
+        """From the beginning."""
         self.experiment = self._start
+        """With the settings as they stand now."""
         self.additions = list(self._started_with)
-        self.history = list(self._told_before)
-        self._moves = []
-        self.replica = self._new_replica()
+        """Requests that the player has added, as they come."""
+        self.history: list[str] = list(self._told_before)
+        """What was changed, added and restarted, each with its step and time, one line each."""
+        self.replica: Replica = Replica(self._start, self._workload, self.requests())
+        self._moves: list[Move] = []
         for move in moves:
             self._do(move)
-
-    def _new_replica(self) -> Replica:
-        return Replica(self._start, self._workload, self._requests(self._started_with))
-
-    def _requests(self, additions: list[Addition] | tuple[Addition, ...]) -> Iterator[Request]:
-        added = (addition.make() for addition in additions)
-        return heapq.merge(self._workload.requests(), added, key=lambda request: request.arrival_s)
 
     def _when(self) -> str:
         return f"step {self.num_steps}, {self.replica.now_s:.6g} s"

@@ -1,51 +1,69 @@
-"""Settings: experiments that differ from another by what a player has changed."""
+"""Settings: experiments that differ from another by what a player has changed, and the file of one."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain, count
+from pathlib import Path
 from typing import Any
 
-from cbsim.base.errors import ConfigError
+import yaml
+
+from cbsim.base.errors import CbsimError, ConfigError
+from cbsim.base.paths import YAML_SUFFIXES, data_folder, write_text
 from cbsim.base.registry import did_you_mean
+from cbsim.config.document import read_document
+from cbsim.config.section import Section
 from cbsim.schedulers import SCHEDULERS
+from cbsim.specs import GpuSpec, ModelSpec
 from cbsim.studies.experiment import Experiment
+from cbsim.workload.convert import convert
 from cbsim.workload.request import Request
+from cbsim.workload.request_source import Workload, WorkloadConfig
 
 LADDER = ("static", "continuous", "chunked_prefill", "preemptive", "vllm")
 """The built-in schedulers, each with one idea more than the one before."""
-LIVE = ("max_tokens_per_step", "chunk_size", "max_num_seqs")
-"""Settings of a scheduler that change without a pause: policies read them anew at each step."""
+KEYS = {"t": "max_tokens_per_step", "c": "chunk_size", "n": "max_num_seqs"}
+"""The limits of a scheduler by the key that a player presses to change them."""
+LIVE = tuple(KEYS.values())
+"""They change without a pause: policies read them anew at each step."""
 NUM_BLOCKS = "kv_cache.num_blocks"
 _KEPT = (*LIVE, "async_scheduling", "policy")
 """What a scheduler takes over from the one before it, where it has such a setting."""
+MARK = "# Played with cbsim."
+"""How a saved file begins: such a file may be written over."""
+_WIDTH = 110
 
 
 def check_playable(experiment: Experiment) -> None:
     """Raise `ConfigError` with a line for each setting that needs more than one replica on its own clock."""
+    count, concurrency = experiment.replicas.count, experiment.workload.concurrency
     problems = []
-    if experiment.replicas.count != 1:
-        problems.append(f"replicas.count: got {experiment.replicas.count}; cbsim play has one replica")
-    if experiment.workload.concurrency is not None:
-        problems.append(
-            f"workload.concurrency: got {experiment.workload.concurrency}; in cbsim play requests arrive at "
-            "their own times: null"
-        )
+    if count != 1:
+        problems.append(f"replicas.count: got {count}; cbsim play has one replica")
+    if concurrency is not None:
+        allowed = "in cbsim play requests arrive at their own times: null"
+        problems.append(f"workload.concurrency: got {concurrency}; {allowed}")
     if experiment.stop_at_s is not None:
-        problems.append(
-            f"stop_at_s: got {experiment.stop_at_s:g}; cbsim play goes on until every request has ended: null"
-        )
+        allowed = "cbsim play goes on until every request has ended: null"
+        problems.append(f"stop_at_s: got {experiment.stop_at_s:g}; {allowed}")
     if problems:
         raise ConfigError(*problems)
 
 
-def revised(experiment: Experiment, settings: Iterable[str]) -> Experiment:
-    """The experiment with settings given as `KEY=VALUE`; raises `ConfigError` as a file would."""
-    return _assembled(experiment, experiment.resolved(), settings)
+def revised(experiment: Experiment, settings: Iterable[str] = (), **sections: Any) -> Experiment:
+    """The experiment with whole sections replaced, and settings given as `KEY=VALUE`.
+
+    Raises `ConfigError` as a file would.
+    """
+    try:
+        return Experiment.from_mapping(experiment.resolved() | sections, settings, experiment.folder)
+    except ConfigError as error:
+        lines = [line.removeprefix("--set: ").removeprefix("config: ") for line in error.problems]
+        raise ConfigError(*lines) from None
 
 
-def on_rung(
-    experiment: Experiment, rung: str, requests: Iterable[Request]
-) -> tuple[Experiment, tuple[str, ...]]:
+def on_rung(experiment: Experiment, rung: str, requests: list[Request]) -> tuple[Experiment, list[str]]:
     """The experiment with another scheduler, and sentences on what had to be set for it to serve `requests`.
 
     Limits of the present scheduler are kept where the new one has them. Raises `ConfigError` for an unknown
@@ -56,23 +74,25 @@ def on_rung(
     known = SCHEDULERS.get(rung).Config.model_fields
     present = experiment.scheduler.model_dump(mode="json")
     settings = {name: present[name] for name in _KEPT if name in present and name in known}
-    notes = _fit(rung, settings, list(requests))
-    mapping = experiment.resolved()
+    notes = _fit(rung, settings, requests)
     try:
-        return _assembled(experiment, mapping | {"scheduler": {"type": rung, **settings}}), notes
+        return revised(experiment, scheduler={"type": rung, **settings}), notes
     except ConfigError:  # an order that this scheduler does not have
         settings.pop("policy", None)
-        return _assembled(experiment, mapping | {"scheduler": {"type": rung, **settings}}), notes
+        return revised(experiment, scheduler={"type": rung, **settings}), notes
 
 
 def changes(before: Experiment, after: Experiment) -> dict[str, tuple[Any, Any]]:
     """The dotted keys whose values differ, and both values; a setting that one of them lacks is `None`."""
-    old, new = _flat(before.model_dump(mode="json")), _flat(after.model_dump(mode="json"))
-    found = {}
-    for key in [*old, *(key for key in new if key not in old)]:
-        if old.get(key) != new.get(key):
-            found[key] = (old.get(key), new.get(key))
-    return found
+    return dict(_changes(before.model_dump(mode="json"), after.model_dump(mode="json")))
+
+
+def _changes(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, tuple[Any, Any]]]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in old | new:
+            yield from _changes(old.get(name), new.get(name), f"{key}.{name}" if key else name)
+    elif old != new:
+        yield key, (old, new)
 
 
 def told(changed: Mapping[str, tuple[Any, Any]]) -> str:
@@ -80,49 +100,124 @@ def told(changed: Mapping[str, tuple[Any, Any]]) -> str:
     if "scheduler.type" in changed:
         old, new = changed["scheduler.type"]
         return f"scheduler {old} -> {new}"
-    return ", ".join(f"{key} {_text(old)} -> {_text(new)}" for key, (old, new) in changed.items())
+    named = {key: ["null" if value is None else value for value in pair] for key, pair in changed.items()}
+    return ", ".join(f"{key} {old} -> {new}" for key, (old, new) in named.items())
 
 
-def told_briefly(changed: Mapping[str, tuple[Any, Any]]) -> str:
-    """The same where there is little room."""
-    return told(changed).replace("scheduler ", "").replace("scheduler.", "").replace(" -> ", "→")
-
-
-def _fit(rung: str, settings: dict[str, Any], requests: list[Request]) -> tuple[str, ...]:
+def _fit(rung: str, settings: dict[str, Any], requests: list[Request]) -> list[str]:
     """Set what the two rungs that split nothing need, for otherwise they would reject what others serve."""
-    if not requests:
-        return ()
-    if rung == "static":
+    if requests and rung == "static":
         longest = max(request.num_prompt_tokens + request.num_output_tokens for request in requests)
         settings["max_model_len"] = longest
-        return (f"max_model_len {longest}, the longest request: so much is reserved for each slot",)
-    longest = max(request.num_prompt_tokens for request in requests)
+        return [f"max_model_len {longest}, the longest request: so much is reserved for each slot"]
+    longest = max((request.num_prompt_tokens for request in requests), default=0)
     if rung == "continuous" and settings.get("max_tokens_per_step", longest) < longest:
         settings["max_tokens_per_step"] = longest
-        return (f"max_tokens_per_step raised to {longest}, the longest prompt: continuous splits none",)
-    return ()
+        return [f"max_tokens_per_step raised to {longest}, the longest prompt: continuous splits none"]
+    return []
 
 
-def _assembled(
-    experiment: Experiment, mapping: Mapping[str, Any], settings: Iterable[str] = ()
-) -> Experiment:
-    try:
-        return Experiment.from_mapping(mapping, settings, experiment.folder)
-    except ConfigError as error:
-        lines = [line.removeprefix("--set: ").removeprefix("config: ") for line in error.problems]
-        raise ConfigError(*lines) from None
+# Saving
 
 
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by dotted key."""
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
+class _Played(Workload):
+    """Requests as they were played."""
+
+    Config = WorkloadConfig
+
+    def __init__(self, requests: Callable[[], Iterator[Request]]) -> None:
+        super().__init__(WorkloadConfig(type="played"), seed=0, folder=Path())
+        self._make = requests
+
+    def requests(self) -> Iterator[Request]:
+        return self._make()
+
+    def num_requests(self) -> int | None:
+        return None
 
 
-def _text(value: Any) -> str:
-    return "null" if value is None else f"{value}"
+def save(
+    experiment: Experiment,
+    requests: Callable[[], Iterator[Request]] | None,
+    history: Sequence[str],
+    path: Path,
+) -> list[Path]:
+    """Write the experiment to `path`; `requests`, if they are not its workload's, to a `.jsonl` beside it.
+
+    Returns the files. Raises `CbsimError` for a name that is not of a YAML file, for a file of another
+    origin, and for one that can't be written.
+    """
+    if path.suffix not in YAML_SUFFIXES:
+        raise CbsimError(f"{path}: expected a name that ends in {' or '.join(YAML_SUFFIXES)}")
+    trace = path.with_suffix(".jsonl")
+    _check_target(path, trace if requests is not None else None)
+    settings = _concise(experiment)
+    written = [path]
+    if requests is not None:
+        convert(_Played(requests), trace)
+        settings["workload"] = {"type": "trace", "path": trace.name}
+        written.append(trace)
+    lines = [
+        MARK,
+        f"# `cbsim run {path.name}` goes from the start with the settings as they stood when this was saved.",
+        *(["# What was done in play, and when:"] if history else []),
+        *(f"#   {line}" for line in history),
+    ]
+    text = yaml.safe_dump(
+        settings, sort_keys=False, allow_unicode=True, default_flow_style=None, width=_WIDTH
+    )
+    write_text(path, "\n".join(lines) + "\n" + text)
+    return written
+
+
+def free_name(folder: Path, stem: str) -> Path:
+    """A name for a saved file, `STEM.yaml` or with a number, that nothing stands at yet."""
+    names = chain([stem], (f"{stem}-{number}" for number in count(2)))
+    paths = (folder / f"{name}.yaml" for name in names)
+    return next(path for path in paths if not (path.exists() or path.with_suffix(".jsonl").exists()))
+
+
+def _concise(experiment: Experiment) -> dict[str, Any]:
+    """Settings that make the experiment again from any folder: names where they stand for it, no defaults."""
+    resolved = experiment.resolved()
+    said: dict[str, Any] = {
+        "model": _name_or_mapping("models", experiment.model, resolved["model"]),
+        "gpu": _name_or_mapping("gpus", experiment.gpu, resolved["gpu"]),
+    }
+    for key in _changed(experiment):
+        section = getattr(experiment, key)
+        if isinstance(section, Section):
+            wanted = {"type", *LIVE, *_changed(section)}
+            said.setdefault(key, {name: value for name, value in resolved[key].items() if name in wanted})
+        elif key != "name":
+            said[key] = resolved[key]
+    return said
+
+
+def _changed(section: Section) -> list[str]:
+    fields = type(section).model_fields.items()
+    return [
+        name
+        for name, field in fields
+        if getattr(section, name) != field.get_default(call_default_factory=True)
+    ]
+
+
+def _name_or_mapping(folder: str, spec: ModelSpec | GpuSpec, resolved: dict[str, Any]) -> Any:
+    path = data_folder("configs") / folder / f"{spec.name}.yaml"
+    if path.is_file() and type(spec).model_validate(read_document(path).data) == spec:
+        return spec.name
+    return resolved
+
+
+def _check_target(path: Path, trace: Path | None) -> None:
+    """Nobody else's files are written over."""
+    is_ours = False
+    if path.exists():
+        try:
+            is_ours = path.read_text(encoding="utf-8").startswith(MARK)
+        except (OSError, UnicodeDecodeError) as error:
+            raise CbsimError(f"{path}: something that is no saved play stands there") from error
+    for file in (path, trace):
+        if file is not None and file.exists() and not is_ours:
+            raise CbsimError(f"{file}: a file that was not saved here stands there; name another")

@@ -1,32 +1,74 @@
-"""Terminal: full-screen drawing and single keys on a POSIX terminal, left as it was found."""
+"""Terminal: keys by name and full-screen drawing on a POSIX terminal, left as found; a program on it."""
 
 from __future__ import annotations
 
 import codecs
 import io
 import os
+import re
 import select
 import signal
+import sys
 import termios
+import time
+import tty
 from collections.abc import Iterator
-from types import FrameType, TracebackType
-from typing import Self
+from contextlib import closing
+from types import FrameType
 
 from rich.console import Console
 from rich.text import Text
 
-from cbsim.cli.play.keys import decode
+from cbsim.base.errors import CbsimError
+from cbsim.base.registry import did_you_mean
+from cbsim.cli.play.program import Program
 
 _ENTER = "\x1b[?1049h\x1b[?25l\x1b[2J"
 """The other screen, no cursor, empty."""
 _LEAVE = "\x1b[?25h\x1b[?1049l"
 _BEGIN, _END = "\x1b[?2026h", "\x1b[?2026l"
 """Around a frame, for terminals that then show it at once; others ignore them."""
-_ECHO_AND_LINES = termios.ECHO | termios.ICANON | termios.ISIG | termios.IEXTEN
+_SIGNALS = (signal.SIGWINCH, signal.SIGTERM, signal.SIGHUP)
+_SEQUENCE = re.compile(r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|O[@-~])|[\s\S]")
+_ARROWS = {"A": "up", "B": "down", "C": "right", "D": "left"}
+_NAMES = {
+    "\r": "enter",
+    "\n": "enter",
+    "\x1b": "esc",
+    "\x7f": "backspace",
+    "\b": "backspace",
+    **{chr(ord(letter) - ord("a") + 1): f"ctrl-{letter}" for letter in "cdluz"},
+    **{f"\x1b{kind}{letter}": arrow for kind in "[O" for letter, arrow in _ARROWS.items()},
+}
+_WRITTEN = re.compile(r"<([a-z-]+)>|[\s\S]")
+
+
+def decode(text: str) -> Iterator[str]:
+    """Keys by name, printable ones as they are; control sequences that mean nothing here are left out."""
+    for sequence in _SEQUENCE.findall(text):
+        if sequence in _NAMES:
+            yield _NAMES[sequence]
+        elif sequence.isprintable():
+            yield sequence
+
+
+def read_script(script: str) -> list[str]:
+    """Keys as one types them, with `<enter>`, `<esc>` and other names for those without a character.
+
+    Raises `CbsimError` for an unknown name.
+    """
+    keys = []
+    known = sorted(set(_NAMES.values()))
+    for found in _WRITTEN.finditer(script):
+        name = found[1]
+        if name is not None and name not in known:
+            raise CbsimError(f"--script: unknown key '<{name}>'{did_you_mean(name, known)}")
+        keys.append(name or found[0])
+    return keys
 
 
 class Terminal:
-    """A context in which the terminal is ours: raw keys in, whole frames out.
+    """A terminal that is ours until it is closed: raw keys in, whole frames out.
 
     Keys that would send signals come as keys (`ctrl-c`), so that nothing stops half way; a signal that ends
     the process does so after the terminal is restored.
@@ -39,21 +81,17 @@ class Terminal:
         self._console = Console(file=io.StringIO(), force_terminal=True, legacy_windows=False)
         self._saved = termios.tcgetattr(input_fd)
         self._wake_in, self._wake_out = os.pipe()
-
-    def __enter__(self) -> Self:
-        for number in (signal.SIGWINCH, signal.SIGTERM, signal.SIGHUP):
+        for number in _SIGNALS:
             signal.signal(number, self._take_signal)
         os.set_blocking(self._wake_out, False)
         signal.set_wakeup_fd(self._wake_out, warn_on_full_buffer=False)
-        self._open()
-        return self
+        self._take()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._close()
+    def close(self) -> None:
+        """Leave the terminal as it was found."""
+        self._give_back()
         signal.set_wakeup_fd(-1)
-        for number in (signal.SIGWINCH, signal.SIGTERM, signal.SIGHUP):
+        for number in _SIGNALS:
             signal.signal(number, signal.SIG_DFL)
         os.close(self._wake_in)
         os.close(self._wake_out)
@@ -65,7 +103,7 @@ class Terminal:
         return size.columns, size.lines
 
     def keys(self, timeout_s: float | None) -> Iterator[str]:
-        """Keys pressed by now; waits for some, for another size or so many seconds (`None`: for ever).
+        """Keys pressed by now; waits for some, for another size or `timeout_s` seconds (`None`: for ever).
 
         `ctrl-d` stands for the end of the input.
         """
@@ -95,23 +133,20 @@ class Terminal:
 
     def suspend(self) -> None:
         """Stop as Ctrl-Z does elsewhere, with the terminal as it was; go on with it as ours."""
-        self._close()
+        self._give_back()
         os.kill(0, signal.SIGTSTP)
-        self._open()
+        self._take()
 
     def redraw(self) -> None:
         """Write every line of the next frame."""
         self._shown = []
 
-    def _open(self) -> None:
-        raw = termios.tcgetattr(self._in)
-        raw[3] &= ~_ECHO_AND_LINES
-        raw[0] &= ~(termios.IXON | termios.ICRNL)
-        termios.tcsetattr(self._in, termios.TCSADRAIN, raw)
+    def _take(self) -> None:
+        tty.setraw(self._in, termios.TCSADRAIN)
         self._shown = []
         self._write(_ENTER)
 
-    def _close(self) -> None:
+    def _give_back(self) -> None:
         self._write(_LEAVE)
         termios.tcsetattr(self._in, termios.TCSADRAIN, self._saved)
 
@@ -128,3 +163,29 @@ class Terminal:
     def _take_signal(self, number: int, frame: FrameType | None) -> None:
         if number != signal.SIGWINCH:
             raise SystemExit(128 + number)
+
+
+def play_on_terminal(program: Program) -> None:
+    """Until the player quits. Raises `CbsimError` where there is no terminal to play on."""
+    if not (sys.stdin.isatty() and sys.stdout.isatty()) or os.environ.get("TERM") == "dumb":
+        raise CbsimError(
+            "cbsim play: needs a terminal to draw on and read keys from; --script KEYS prints the screen"
+        )
+    with closing(Terminal(sys.stdin.fileno(), sys.stdout.fileno())) as terminal:
+        due_s = time.monotonic()
+        while not program.is_done:
+            terminal.draw(program.frame(*terminal.size))
+            pace_s = program.seconds_a_step
+            left_s = None if pace_s is None else max(0.0, due_s - time.monotonic())
+            for key in terminal.keys(left_s):
+                if key == "ctrl-z":
+                    terminal.suspend()
+                elif key == "ctrl-l":
+                    terminal.redraw()
+                else:
+                    program.press(key)
+            if pace_s is None:
+                due_s = time.monotonic()
+            elif time.monotonic() >= due_s:
+                program.tick()
+                due_s = time.monotonic() + pace_s

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
 from cbsim.base.errors import ConfigError
-from cbsim.base.records import packed, plain
-from cbsim.cli.play.resizable_pool import resize
+from cbsim.base.records import packed, plain, record_class
 from cbsim.core import layout
 from cbsim.core.building import config_record
+from cbsim.core.layout import BLOCK, KEY, NOBODY
 from cbsim.core.loop import place_of, rejects
-from cbsim.core.pool import release
+from cbsim.core.pool import forget, link_after, place_of_key, release, row_of
 from cbsim.core.record import TABLES
 from cbsim.core.stepping import Stepper
 from cbsim.core.verbs import preempt
@@ -47,23 +48,16 @@ def make_setup(experiment: Experiment, workload: Workload, cost: CostModel) -> S
     return replace(setup, pool=replace(setup.pool, has_identities=True))
 
 
-def make_stepper(setup: Setup) -> Stepper:
-    """A replica that nobody has come to yet."""
-    return stepwise(setup).replicas[0]
-
-
 def check_servable(setup: Setup, requests: Iterable[Request]) -> None:
     """Raise `ConfigError` if some of these requests, accepted once, could never be served any more."""
     counted = replace(setup.pool, has_identities=False, prefix_caching=False)
-    fresh = make_stepper(replace(setup, pool=counted))
+    fresh = stepwise(replace(setup, pool=counted)).replicas[0]
     would_reject = fresh.world.bound(rejects)
-    problems = []
-    for request in requests:
-        code = would_reject(fresh.records, request)
-        if code != layout.FITS:
-            problems.append(
-                f"{request.request_id} could never be served: {told_rejection(setup, request, code)}"
-            )
+    problems = [
+        f"{request.request_id} could never be served: {told_rejection(setup, request, code)}"
+        for request in requests
+        if (code := would_reject(fresh.records, request)) != layout.FITS
+    ]
     if problems:
         raise ConfigError(*problems)
 
@@ -78,7 +72,7 @@ def told_rejection(setup: Setup, request: Request, code: int) -> str:
 def tune(stepper: Stepper, setup: Setup, holders: Iterable[Request]) -> None:
     """Give a replica other limits or another number of KV blocks; its requests stay where they are.
 
-    `holders` are all who hold blocks, of which no more may be in use than there will be.
+    `holders` are all who hold blocks; no more blocks may be in use than there will be.
     """
     resize(stepper.records, setup.pool.num_blocks, holders)
     stepper.world.pool = setup.pool
@@ -115,7 +109,7 @@ def succeed(stepper: Stepper, setup: Setup) -> Stepper:
 
     Requests wait there in their order of arrival, and its log begins with what was written down so far.
     """
-    successor = make_stepper(setup)
+    successor = stepwise(setup).replicas[0]
     world, own = successor.world, successor.own
     for name in _COUNTED:
         setattr(own, name, getattr(stepper.own, name))
@@ -132,3 +126,88 @@ def succeed(stepper: Stepper, setup: Setup) -> Stepper:
             wait(successor.records, request)
     successor.make_room()
     return successor
+
+
+# KV blocks known by number, whose number changes; `self` is the replica
+
+
+def resize(self: Any, num_blocks: int, holders: Iterable[Request]) -> None:
+    """Add blocks at the end, or give up free ones; `holders` are all requests that hold blocks.
+
+    New blocks are used before the free ones there are. Given up are those that would be used next, whose
+    content is worth least. Blocks stay numbered from 0 without a gap: those beyond the new end take the
+    numbers of those given up. Raises RuntimeError for fewer blocks than are in use.
+    """
+    own, blocks, old = self.own, self.blocks, self.own.num_blocks
+    num_used = old - own.num_free
+    if num_blocks < num_used:
+        raise RuntimeError(f"{num_used} KV blocks are in use, {num_blocks} wanted in all")
+    free = free_blocks(self)
+    given_up = set(free[: max(0, old - num_blocks)])
+    for block in given_up:
+        forget(self, block)
+    vacant = sorted(block for block in given_up if block < num_blocks)
+    beyond = [block for block in range(num_blocks, old) if block not in given_up]
+    new = dict(zip(beyond, vacant, strict=True))
+    for block, number in new.items():
+        renumber(self, block, number)
+    for request in holders:
+        for group in range(own.num_groups if request.num_blocks else 0):
+            row = row_of(self, request, group)
+            table = self.tables[row]
+            for place in range(self.shares[row].num_places):
+                table[place] = new.get(table[place], table[place])
+    del blocks[min(num_blocks, old) :]
+    blocks.extend(new_block() for _ in range(len(blocks), num_blocks + 1))
+    if own.prefix_caching:
+        rehash(self.keys, 2 * (num_blocks + 1))
+    own.num_blocks, own.num_free = num_blocks, own.num_free + num_blocks - old
+    left = [new.get(block, block) for block in free[len(given_up) :]]
+    head = blocks[num_blocks]
+    head.next_free = head.last_free = num_blocks
+    for block in (*range(old, num_blocks), *left):
+        link_after(blocks, head.last_free, block)
+
+
+def free_blocks(self: Any) -> list[int]:
+    """The free blocks, the one to be used next first."""
+    end = self.own.num_blocks
+    found, at = [], self.blocks[end].next_free
+    while at != end:
+        found.append(at)
+        at = self.blocks[at].next_free
+    return found
+
+
+def renumber(self: Any, block: int, number: int) -> None:
+    """Let a block take the number of another, which nobody holds or looks up."""
+    blocks = self.blocks
+    moved = blocks[number] = blocks[block]
+    if moved.key == NOBODY:
+        return
+    entry = self.keys[place_of_key(self.keys, moved.key)]
+    if moved.last_copy == NOBODY:
+        entry.first = number
+    else:
+        blocks[moved.last_copy].next_copy = number
+    if moved.next_copy == NOBODY:
+        entry.last = number
+    else:
+        blocks[moved.next_copy].last_copy = number
+
+
+def rehash(keys: list[Any], size: int) -> None:
+    """Make the table of contents `size` entries long, where it is shorter."""
+    if size <= len(keys):
+        return
+    known = [entry for entry in keys if entry.key != NOBODY]
+    keys[:] = [record_class(KEY)(NOBODY, NOBODY, NOBODY) for _ in range(size)]
+    for entry in known:
+        keys[place_of_key(keys, entry.key)] = entry
+
+
+def new_block() -> Any:
+    """A block that holds nothing."""
+    block = record_class(BLOCK)(*[0] * len(BLOCK.names or ()))
+    block.key = block.next_copy = block.last_copy = NOBODY
+    return block

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cbsim.base.errors import CbsimError
-from cbsim.cli.play.keys import decode, read_script
+from cbsim.cli.play.terminal import decode, read_script
 
 
 @pytest.mark.parametrize(

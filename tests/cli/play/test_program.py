@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from cbsim.cli.play.keys import read_script
 from cbsim.cli.play.program import PACES, Program
 from cbsim.cli.play.session import Session
+from cbsim.cli.play.terminal import read_script
 from tests.cli.play.games import SCHEDULERS, experiment
 
 

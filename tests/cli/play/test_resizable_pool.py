@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cbsim.cli.play.resizable_pool import free_blocks, resize
+from cbsim.cli.play.tuning import free_blocks, resize
 from cbsim.core.building import KvPool
 from cbsim.core.driver import Parts
 from cbsim.core.layout import FITS, NOBODY

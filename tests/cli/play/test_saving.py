@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from cbsim.base.errors import CbsimError
-from cbsim.cli.play.saving import MARK, free_name
 from cbsim.cli.play.session import Session
+from cbsim.cli.play.settings import MARK, free_name
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.run import make_workload, simulate
 from cbsim.studies.simulation import stepwise_log

@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 from rich.text import Text
 
-from cbsim.cli.play.history_panel import columns, history_panel
-from cbsim.cli.play.kv_panel import kv_panel
 from cbsim.cli.play.look import bar, letter
+from cbsim.cli.play.replica_panels import columns, history_panel, kv_panel
 from cbsim.cli.play.screen import MIN_HEIGHT, MIN_WIDTH, Status, draw
 from cbsim.cli.play.session import Session
 from cbsim.core.layout import NOBODY
@@ -123,8 +122,9 @@ def test_more_blocks_than_cells_share_them(tmp_path: Path) -> None:
 
 def test_the_history_shows_each_step_in_a_column(tmp_path: Path) -> None:
     replica = played(tmp_path, "preemptive", 3).replica
-    assert [step.num_tokens for step in replica.history] == [24, 24, 24]
-    assert [step.num_waiting for step in replica.history] == [0, 1, 2]
+    steps = replica.stepper.world.records.log.steps[:3]
+    assert [step.num_prefill_tokens + step.num_decode_seqs for step in steps] == [24, 24, 24]
+    assert [step.num_waiting for step in steps] == [0, 1, 2]
     rows = [line.plain for line in history_panel(replica, 47)]
     assert rows[1] == "tokens ███"
     assert rows[3] == "queue   ▄█"

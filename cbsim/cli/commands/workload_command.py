@@ -1,4 +1,4 @@
-"""A workload from one file: a trace, a generator's YAML, or the workload of an experiment."""
+"""`cbsim workload`: what traces and generators hold, and traces converted."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
+import click
 from pydantic import Field
 
 from cbsim.base.errors import ConfigError
 from cbsim.base.paths import YAML_SUFFIXES
+from cbsim.cli.commands import shared
+from cbsim.cli.commands.arguments import argument, command, option, print_json
 from cbsim.config.assembly import Assembly
 from cbsim.config.document import Document, read_document
 from cbsim.config.fields import ByType
@@ -18,6 +21,48 @@ from cbsim.config.section import Section
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.run import make_workload
 from cbsim.workload import WORKLOADS, Workload, WorkloadConfig
+from cbsim.workload.convert import convert
+from cbsim.workload.stats import describe
+
+
+@click.group()
+def workload() -> None:
+    """Look into traces and generators, and convert them."""
+
+
+@command(of=workload)
+def stats(
+    file: str = argument(),
+    overrides: tuple[str, ...] = shared.SET,
+    plot: Path | None = option("--plot PNG", "Draw arrivals and lengths there.", type=shared.PATH),
+    as_json: bool = shared.JSON,
+) -> None:
+    """Print what FILE holds: a trace, a generator's YAML, or an experiment's workload."""
+    source = load_workload(file, overrides)
+    figures = describe(source)
+    if as_json:
+        print_json(figures.to_json())
+    else:
+        click.echo(figures.to_text())
+    if plot is not None:
+        from cbsim.show.workload_plot import plot_workload
+
+        plot_workload(source, plot)
+        click.echo(f"written to {plot}", err=as_json)
+
+
+@command("convert", of=workload)
+def convert_trace(
+    source: str = argument(),
+    target: Path = argument(type=shared.PATH),
+    overrides: tuple[str, ...] = shared.SET,
+) -> None:
+    """Write SOURCE in cbsim's own format to TARGET: .jsonl, .csv (with .gz or .zst too) or .parquet."""
+    read = load_workload(source, overrides)
+    convert(read, target)
+    for note in read.notes():
+        click.echo(note, err=True)
+    click.echo(f"written to {target}")
 
 
 class WorkloadFile(Section):
@@ -28,9 +73,10 @@ class WorkloadFile(Section):
 
 
 def load_workload(file: str, overrides: Iterable[str] = ()) -> Workload:
-    """The workload in a file; settings of `overrides` begin with `workload.`, as in an experiment.
+    """The workload in a trace, a generator's YAML or an experiment's.
 
-    Raises `ConfigError` for mistakes in settings; a trace is not read yet.
+    Settings of `overrides` begin with `workload.`, as in an experiment. Raises `ConfigError` for mistakes in
+    settings; a trace is not read yet.
     """
     path = Path(file)
     document = Document({"workload": {"type": "trace", "path": file}})

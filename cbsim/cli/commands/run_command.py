@@ -1,0 +1,178 @@
+"""`cbsim run` and `cbsim sweep`: one run, or every point of a sweep and all of them compared."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from cbsim.base.errors import CbsimError
+from cbsim.base.units import format_seconds
+from cbsim.cli.commands import shared
+from cbsim.cli.commands.arguments import command, flag, load_experiment, print_json
+from cbsim.cli.progress import watch_run, watch_study
+from cbsim.results.manifest import hash_mapping
+from cbsim.results.output import check_run_target, other_points
+from cbsim.results.result import Result, load_run
+from cbsim.show.reader_tables import compare_points, point_labels, run_tables
+from cbsim.show.sweep_points import Sweep
+from cbsim.show.sweep_text import replicate_table
+from cbsim.studies.experiment import Experiment
+from cbsim.studies.replicates import has_replicates, is_known_by_spread
+from cbsim.studies.run import run_experiment
+from cbsim.studies.sweep import Point, SweepProgress, save_table
+from cbsim.studies.sweep import sweep as run_sweep
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@command()
+def run(
+    config: str = shared.CONFIG,
+    overrides: tuple[str, ...] = shared.SET,
+    out: Path | None = shared.OUT,
+    workers: int = shared.WORKERS,
+    plots: bool | None = shared.PLOTS,
+    with_timeline: bool = flag("--timeline", "Write timeline.json.gz, for Perfetto."),
+    as_json: bool = shared.JSON,
+    quiet: bool = shared.QUIET,
+) -> None:
+    """Run CONFIG: an experiment file, or the name of a shipped one (`cbsim list experiments`).
+
+    Prints the figures and writes the run folder (default: runs/NAME-HASH). A configuration with `sweep:` is
+    run as `cbsim sweep` would.
+    """
+    experiment = load_experiment(config, overrides)
+    if experiment.sweep:
+        if with_timeline:
+            raise CbsimError("--timeline: is of one run; pin the sweep's keys, as in --set seed=0")
+        if not quiet:
+            click.echo(f"{experiment.name} has a sweep: running all its points", err=True)
+        _run_points(experiment, out, workers, None, plots, as_json, quiet)
+        return
+    folder = out or Path("runs") / f"{experiment.name}-{hash_mapping(experiment.resolved())[:8]}"
+    check_run_target(folder)
+    with watch_run(experiment, quiet) as progress:
+        result = run_experiment(experiment, progress)
+    result.save(folder)
+    if with_timeline:
+        from cbsim.show.perfetto import write_timeline
+
+        for note in write_timeline(result, folder / "timeline.json.gz"):
+            click.echo(f"timeline: {note}", err=True)
+    if plots:
+        draw(_run_pictures({experiment.name: result}, experiment), folder)
+    if as_json:
+        print_json(result.summary)
+        return
+    for table in run_tables(result):
+        table.print()
+        click.echo()
+    click.echo(f"written to {folder}")
+
+
+@command()
+def sweep(
+    config: str = shared.CONFIG,
+    overrides: tuple[str, ...] = shared.SET,
+    out: Path | None = shared.OUT,
+    workers: int = shared.WORKERS,
+    cluster: str | None = shared.CLUSTER,
+    plots: bool | None = shared.PLOTS,
+    as_json: bool = shared.JSON,
+    quiet: bool = shared.QUIET,
+) -> None:
+    """Run every point of CONFIG's sweep and compare them.
+
+    Points that are in the folder already (default: runs/NAME) are not run again. Of another sweep there the
+    runs stay, and what was drawn goes.
+    """
+    _run_points(load_experiment(config, overrides), out, workers, cluster, plots, as_json, quiet)
+
+
+def _run_points(
+    experiment: Experiment,
+    out: Path | None,
+    workers: int,
+    cluster: str | None,
+    plots: bool | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    from cbsim.show.sweep_plot import sweep_pictures
+
+    folder = out or Path("runs") / experiment.name
+    with watch_study(quiet, "planning the points", _counts, failure=_failure) as progress:
+        table = run_sweep(experiment, folder, workers, cluster, progress=progress)
+    ran = table["error"].isna()
+    if not ran.any():
+        problems = [line for error in table["error"] for line in str(error).splitlines()]
+        raise CbsimError(*dict.fromkeys(problems), f"none of the {len(table)} points could run")
+    written = ["table.csv", "table.parquet", "points/"]
+    if plots or (plots is None and ran.sum() <= 6):
+        points = zip(point_labels(table), table["point"], ran, strict=True)
+        runs = {label: load_run(folder / "points" / point) for label, point, did_run in points if did_run}
+        written += draw(_run_pictures(runs, experiment), folder)
+    sweep = Sweep.of(table, experiment.slo.limits(), is_known_by_spread(experiment.resolved()))
+    if plots is not False:
+        pictures = sweep_pictures(sweep, experiment.name)
+        written += draw({stem: picture.figure for stem, picture in pictures.items()}, folder)
+    told = compare_points(table)
+    if has_replicates(table[ran]):
+        save_table(sweep.points, folder, "intervals")
+        written += ["intervals.csv", "intervals.parquet"]
+        told = replicate_table(sweep)
+    if as_json:
+        click.echo(table.to_json(orient="records", indent=2))
+    else:
+        told.print()
+        click.echo(f"\nwritten to {folder}: {', '.join(written)}")
+    others = other_points(folder, table["point"])
+    if others and not quiet:
+        former = "a run of a former sweep" if len(others) == 1 else f"{len(others):,} runs of former sweeps"
+        click.echo(f"{folder / 'points'} also keeps {former}, which no table or picture here shows", err=True)
+    if not ran.all():
+        raise click.exceptions.Exit(1)
+
+
+def _counts(state: SweepProgress) -> str:
+    parts = [f"{state.num_reused + state.num_done} of {state.num_points} points"]
+    if state.num_reused:
+        parts.append(f"{state.num_reused} there already")
+    if state.num_failed:
+        parts.append(f"{state.num_failed} failed")
+    if state.time_left_s:
+        parts.append(f"{format_seconds(state.time_left_s)} left")
+    if state.best is not None:
+        point, summary = state.best
+        parts.append(f"best so far {summary['goodput_per_s']:.3g} req/s goodput with {_swept(point)}")
+    return ", ".join(parts)
+
+
+def _failure(state: SweepProgress) -> str:
+    """The point that has just failed, and why; empty if none has."""
+    return "" if state.error is None else f"failed: {_swept(state.error[0])}: {state.error[1]}"
+
+
+def _swept(point: Point) -> str:
+    """The values of a point; of a section its type."""
+    types = {key: value.get("type", "...") for key, value in point.swept.items() if isinstance(value, dict)}
+    return ", ".join(f"{key}={value}" for key, value in {**point.swept, **types}.items())
+
+
+def _run_pictures(runs: Mapping[str, Result], experiment: Experiment) -> dict[str, Figure]:
+    from cbsim.show.cdf_plot import latency_cdfs
+    from cbsim.show.timeline_plot import timeline, utilization
+
+    cdfs = latency_cdfs(runs, experiment.slo.limits())
+    return {"latency_cdfs": cdfs, "timeline": timeline(runs), "utilization": utilization(runs)}
+
+
+def draw(figures: Mapping[str, Figure], folder: Path) -> list[str]:
+    """Save figures as PNG and SVG; returns the names of the PNG files."""
+    from cbsim.show.style import save_figure
+
+    return [save_figure(figure, folder / stem)[0].name for stem, figure in figures.items()]
