@@ -190,5 +190,5 @@ def test_a_difference_is_noticed() -> None:
 
 def replace_cost(setup: Any) -> Any:
     """The same model, a bit slower."""
-    figures = setup.cost.rules().record
-    return type(setup.cost)(figures.each_step_s + 2**-40, figures.each_decode_s)
+    config = setup.cost.config
+    return type(setup.cost)(config.step_s + 2**-40, config.per_decode_s)

@@ -125,7 +125,7 @@ def compiled() -> Price:
             made[rules.step_s] = Bound(price_steps, {"step_s": rules.step_s}).compiled
             made[rules.step_s].prepare(*arguments)
         made[rules.step_s](*arguments)
-        assert len(made[rules.step_s]._dispatcher.signatures) == 1, "records of one rule differ in type"
+        assert len(made[rules.step_s]._codes) == 1, "records of one rule differ in type"
         return seconds
 
     return price
