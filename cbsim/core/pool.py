@@ -47,6 +47,16 @@ def num_behind(group: Any, num_tokens: int) -> int:
     return int((num_tokens - group.window + 1) // group.block_size)
 
 
+def num_at_most(self: Any, num_tokens: int) -> int:
+    """Most blocks that a request of `num_tokens` tokens holds at a time, in all groups."""
+    total = 0
+    for number in range(self.own.num_groups):
+        group = self.groups[number]
+        num_needed = -(-num_tokens // group.block_size)
+        total += min(num_needed, group.most_blocks) if group.window else num_needed
+    return int(total)
+
+
 def num_missing(self: Any, request: Any, num_tokens: int, num_cached: int = 0, is_whole: bool = False) -> int:
     """Blocks that a request lacks to hold KV of its first `num_tokens` tokens, in all groups.
 

@@ -25,6 +25,7 @@ from cbsim.core.loop import plan as plan_step
 from cbsim.core.pool import NODE_FACTOR
 from cbsim.core.record import TABLES, Record
 from cbsim.core.replica_view import DECISIONS, ReplicaView, Slice
+from cbsim.core.transfers import next_transfer_s
 from cbsim.core.waiting_queue import head_of_queue
 from cbsim.workload.request import Request
 
@@ -204,6 +205,8 @@ class Stepper(ReplicaView):
         watches = self.watches()
         self._submit, self._call = world.bound(loop.submit, watches), world.bound(loop.call, watches)
         self._end_step = world.bound(loop.end_step, watches)
+        self._wake_at_s = world.bound(loop.wake_at_s, watches)
+        self._next_transfer_s = world.bound(next_transfer_s, watches)
 
     def watches(self) -> dict[str, Callable[..., Any]]:
         """What stands for functions of the core in this replica alone, as `StepwiseWorld`'s `watches`."""
@@ -261,7 +264,8 @@ class Stepper(ReplicaView):
 
     def wake_at_s(self) -> float | None:
         """When an idle scheduler is to be asked again although nothing arrived; `None` for never."""
-        return self.own.next_s if self.own.is_asked else None
+        at_s = min(self._wake_at_s(self.records), self._next_transfer_s(self.records))
+        return None if at_s == inf else at_s
 
     @property
     def next_end_s(self) -> float | None:

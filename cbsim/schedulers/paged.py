@@ -23,7 +23,7 @@ from cbsim.core.layout import (
     RUNNING,
     TOO_MANY_BLOCKS,
 )
-from cbsim.core.pool import give_back_behind, grow, num_missing
+from cbsim.core.pool import give_back_behind, grow, num_at_most, num_missing
 from cbsim.core.transfers import defers_release
 from cbsim.core.verbs import num_wanted, preempt, schedule
 from cbsim.core.waiting_queue import is_aged, is_less_urgent
@@ -58,7 +58,7 @@ def rejects(self: Any, request: Any) -> int:
     """A request that outgrows the whole KV cache, or a prompt that must stay whole and never fits."""
     config = self.config
     num_tokens = request.num_prompt_tokens + request.num_output_tokens - 1
-    if num_missing(self, request, num_tokens, 0, True) > self.own.num_blocks:
+    if num_at_most(self, num_tokens) > self.own.num_blocks:
         return TOO_MANY_BLOCKS
     splits = config.enable_chunked_prefill or 0 < config.chunk_size <= config.max_tokens_per_step
     if not splits and request.num_prompt_tokens > config.max_tokens_per_step:

@@ -76,7 +76,7 @@ def tune(stepper: Stepper, setup: Setup, holders: Iterable[Request]) -> None:
     """
     resize(stepper.records, setup.pool.num_blocks, holders)
     stepper.world.pool = setup.pool
-    numbers = setup.rung.numbers(setup.scheduler, setup.means)
+    numbers = setup.numbers
     wanted = plain(config_record(numbers))
     for name in numbers:
         setattr(stepper.records.config, name, getattr(wanted, name))
@@ -94,7 +94,7 @@ def clear(stepper: Stepper, now: float) -> None:
     step = records.under_way[place]
     step.place, step.now, step.num_slices = place, now, 0
     let_go = world.bound(preempt)
-    for request in stepper.running:
+    for request in reversed(stepper.running):
         let_go(records, step, request)
     for request in world.requests:
         if request.num_blocks:  # a member of a static batch that has ended
@@ -121,6 +121,7 @@ def succeed(stepper: Stepper, setup: Setup) -> Stepper:
     wait = world.bound(push)
     for request in stepper.world.requests:
         world.add(request)
+        request.place_in_line = 0
         if request.state in (RequestState.WAITING, RequestState.PREEMPTED):
             own.num_outstanding += 1
             wait(successor.records, request)
