@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tests.oracle.case import Request, Settings
+    from tests.oracle.request import Request
+    from tests.oracle.settings import Settings
 
 Token = tuple[str, int]
 """A segment's name and a place in it: equal tokens have both equal."""
@@ -135,7 +136,7 @@ class Pool:
         """The full blocks of the first so many tokens can be hit from now on (22, H6, H9)."""
         if not self.settings.enable_prefix_caching:
             return
-        end = min(num_tokens, len(request.tokens)) // self.unit * self.unit
+        end = max(0, min(num_tokens, len(request.tokens))) // self.unit * self.unit
         for group, (size, places) in enumerate(zip(self.sizes, request.blocks, strict=True)):
             for place, block in enumerate(places[: end // size]):
                 if block is not None and block.content is None and self.is_kept(request, group, place):

@@ -5,24 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from tests.oracle.case import Connector, Group, Request, Settings, Speculative, make_requests, settings_of
-from tests.oracle.scheduler import Entry, Row, Scheduler, Step
+from tests.oracle.request import Request, make_requests
+from tests.oracle.results import take_results
+from tests.oracle.scheduler import Scheduler
+from tests.oracle.settings import Settings, settings_of
+from tests.oracle.step import Row, Step
 
-__all__ = [
-    "Connector",
-    "Entry",
-    "Group",
-    "NeverEndsError",
-    "Request",
-    "Row",
-    "Settings",
-    "Speculative",
-    "Step",
-    "replay",
-    "replay_case",
-]
-
-MAX_CALLS = 100_000
+MAX_CALLS = 20_000
 
 
 class NeverEndsError(Exception):
@@ -62,8 +51,9 @@ def replay(
             continue
         oldest = calls.pop(0)
         now = now if oldest.end is None else oldest.end
-        if oldest.has_changed:
-            take(scheduler, oldest, now)
+        if oldest.entries or oldest.received or oldest.sent:
+            oldest.end = now
+            take_results(scheduler, oldest, now)
         if not any(call.has_changed for call in [oldest, *calls]):  # E4
             later = [request.arrival for request in arrivals[:1]]
             later += [end for end, _ in (*scheduler.loads, *scheduler.sends)]
@@ -80,13 +70,6 @@ def launch(step: Step, stages: list[float], duration: Callable[[Step], float]) -
         step.start = step.end = max(step.scheduled_at, stages[0])
         for number, free_at in enumerate(stages):
             step.end = stages[number] = max(step.end, free_at) + step.duration / len(stages)
-
-
-def take(scheduler: Scheduler, step: Step, now: float) -> None:
-    """The result of a step, or the news that a call without one brought."""
-    if step.entries or step.received or step.sent:
-        step.end = now
-        scheduler.take_results(step, now)
 
 
 def replay_case(case: Mapping[str, Any]) -> list[Row]:

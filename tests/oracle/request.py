@@ -1,127 +1,12 @@
-"""A case: what is set, and who asks for what. The names are those of the recorded cases."""
+"""Who asks for what, and how far each has come."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from tests.oracle.blocks import Block, Token
-
-
-@dataclass(frozen=True)
-class Speculative:
-    method: str
-    """`eagle`, `ngram` or `draft_model`."""
-    num_speculative_tokens: int
-    disable_lookahead_block_hashes: bool = False
-
-
-@dataclass(frozen=True)
-class Connector:
-    kind: str
-    """`pd`, `tier_sync` or `tier_async`."""
-    role: str
-    """`kv_consumer`, `kv_producer` or `kv_both`."""
-    load_failure_policy: str = "fail"
-
-
-@dataclass(frozen=True)
-class Group:
-    """Layers that share a table of blocks."""
-
-    kind: str = "full"
-    """`full` or `sliding`."""
-    window: int = 0
-    block_size: int | None = None
-    """`None` for that of the settings."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The keys of a recorded case's `config`, and the release."""
-
-    max_num_seqs: int
-    max_num_batched_tokens: int
-    block_size: int
-    num_gpu_blocks: int
-    """One of them, the null block, is never used."""
-    enable_chunked_prefill: bool = True
-    long_prefill_token_threshold: int = 0
-    policy: str = "fcfs"
-    enable_prefix_caching: bool = False
-    reserve_full_isl: bool = True
-    watermark: float = 0.0
-    async_scheduling: bool = False
-    version: str = "0.33"
-    speculative: Speculative | None = None
-    connector: Connector | None = None
-    kv_groups: tuple[Group, ...] = (Group(),)
-    prefix_cache_retention_interval: int | None = 0
-    pipeline_parallel_size: int = 1
-    max_num_active_seqs: int | None = None
-    long_prefill_token_threshold_adaptive: bool = False
-    prefill_schedule_interval: int = 1
-    max_model_len: float = math.inf
-
-    @property
-    def num_calls(self) -> int:
-        """`D`: calls that may be outstanding (E1, Q1)."""
-        return self.pipeline_parallel_size + self.async_scheduling
-
-    @property
-    def num_drafts(self) -> int:
-        return self.speculative.num_speculative_tokens if self.speculative else 0
-
-    @property
-    def num_lookahead(self) -> int:
-        """`look`: slots held beyond what a step computes (S4)."""
-        return 0 if self.speculative is None or self.speculative.method == "ngram" else self.num_drafts
-
-    @property
-    def num_extra(self) -> int:
-        """`x`: what each entry costs of the budget beside its tokens (S3)."""
-        return int(self.speculative is not None and self.speculative.method == "draft_model")
-
-    @property
-    def has_eagle(self) -> bool:
-        return self.speculative is not None and self.speculative.method == "eagle"
-
-    @property
-    def drops_last_hit(self) -> bool:
-        """S8."""
-        is_plain = self.speculative is not None and self.speculative.disable_lookahead_block_hashes
-        return self.has_eagle and (is_plain or self.connector is not None)
-
-    @property
-    def num_behind(self) -> int:
-        """Tokens behind a block that its key covers too (S7)."""
-        return int(self.has_eagle and not self.drops_last_hit)
-
-    @property
-    def fetches(self) -> bool:
-        """Whether blocks may be written to from outside while steps run (P10)."""
-        is_consumer = self.connector is not None and self.connector.role != "kv_producer"
-        return is_consumer and self.num_calls > 1
-
-    @property
-    def drops_victims(self) -> bool:
-        """Whether a victim's steps under way come to nothing (P11)."""
-        is_pd = self.connector is not None and self.connector.kind == "pd"
-        return is_pd and not self.fetches and self.num_calls > 1
-
-
-def settings_of(config: Mapping[str, Any]) -> Settings:
-    """From the JSON of a recorded case."""
-    parts: dict[str, Any] = {}
-    if "speculative" in config:
-        parts["speculative"] = Speculative(**config["speculative"])
-    if "connector" in config:
-        parts["connector"] = Connector(**config["connector"])
-    if "kv_groups" in config:
-        parts["kv_groups"] = tuple(Group(**group) for group in config["kv_groups"])
-    return Settings(**{**config, **parts})
 
 
 @dataclass(eq=False)
