@@ -63,6 +63,13 @@ class Settings:
     prefill_schedule_interval: int = 1
     max_model_len: float = math.inf
 
+    def __post_init__(self) -> None:
+        has_one = [group.kind for group in self.kv_groups] == ["full"]
+        if not has_one and (self.connector.kind or self.drops_last_hit):
+            raise NotImplementedError("groups of layers with a connector, or by S8, were not recorded")
+        if self.num_drafts and self.num_calls > 1 and not self.async_scheduling:
+            raise NotImplementedError("synchronous speculation with a pipeline was not recorded (Q6)")
+
     @property
     def num_calls(self) -> int:
         """`D`: calls that may be outstanding (E1, Q1)."""

@@ -21,6 +21,7 @@ class Entry:
     """Tokens computed or in flight before this step."""
     is_decode: bool
     emits: bool
+    """Whether it is to give the request tokens (20, A6)."""
     num_preemptions: int
     """Of the request when this was decided: if it has more by the end, the step runs with a victim (A8)."""
     num_drafts: int = 0
@@ -29,6 +30,7 @@ class Entry:
     num_accepted: int | None = None
     """Known at the end; `None` without drafts, and where nothing came out."""
     num_emitted: int = 0
+    """Tokens that came out; fewer than it was to give where they are dropped (P8, P11, S12)."""
 
     @property
     def is_victims(self) -> bool:
