@@ -178,9 +178,8 @@ class Scheduler:
         self.pool.take(request, end + self.settings.num_lookahead)
         self.pool.make_known(request, end)
         emits = end >= known + ahead
-        entry = Entry(
-            request, num_tokens, before, before >= request.to_prefill, emits, request.num_preemptions
-        )
+        is_decode = before >= request.to_prefill
+        entry = Entry(request, num_tokens, before, is_decode, emits, request.num_preemptions)
         entry.num_drafts = max(0, end - known - ahead)
         step.entries.append(entry)
         is_last = request.generated + 1 + (ahead > 0) >= request.num_output
@@ -231,14 +230,7 @@ class Scheduler:
                 break
             if not is_loaded:
                 self.pool.hold_hits(request, hits, start)
-            (self.holding if request in self.holding else self.waiting).remove(request)
-            self.running.append(request)
-            request.done, request.to_prefill = start, len(request.tokens)
-            request.load, request.was_passed_over = "", False
-            step.row["resumed" if request.num_admissions else "new"].append(request.name)
-            if start:
-                step.row["cached"][request.name] = start
-            request.num_admissions += 1
+            self.let_in(step, request, start)
             step.carries_prefill |= num_wanted > 1
             left -= self.schedule(step, request, num_tokens)
             if is_padded:
@@ -246,6 +238,17 @@ class Scheduler:
                 step.row["padded"].append(request.name)
             if num_read:
                 loads.read(step, request, self.settings.block_size, num_hit, num_read)
+
+    def let_in(self, step: Step, request: Request, start: int) -> None:
+        """From its queue to the end of the running list (19)."""
+        (self.holding if request in self.holding else self.waiting).remove(request)
+        self.running.append(request)
+        request.done, request.to_prefill = start, len(request.tokens)
+        request.load, request.was_passed_over = "", False
+        step.row["resumed" if request.num_admissions else "new"].append(request.name)
+        if start:
+            step.row["cached"][request.name] = start
+        request.num_admissions += 1
 
     def is_in_flight(self, request: Request) -> bool:
         """Whether steps under way still owe a victim their results (Q5)."""
