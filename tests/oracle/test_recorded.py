@@ -10,7 +10,7 @@ import pytest
 from tests.oracle.oracle import replay_case
 
 RECORDINGS = Path(__file__).parents[3] / "shared" / "vllm-oracle"
-CASES = sorted(path.stem for path in RECORDINGS.glob("case_*.json"))
+CASES = sorted(str(path.relative_to(RECORDINGS).with_suffix("")) for path in RECORDINGS.rglob("case_*.json"))
 
 
 @pytest.mark.skipif(not CASES, reason="the recordings of vLLM are not at hand")
