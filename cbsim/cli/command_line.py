@@ -158,5 +158,5 @@ def _request_counts(experiments: list[Experiment]) -> list[int]:
 
 
 def _gpus(experiment: Experiment) -> str:
-    count = experiment.replicas.count * experiment.replicas.tensor_parallel
+    count = experiment.replicas.count * experiment.num_gpus
     return experiment.gpu.name if count == 1 else f"{count} x {experiment.gpu.name}"

@@ -278,6 +278,7 @@ OWN = np.dtype(
                 "num_sending",
                 "num_news",
                 "num_begun",
+                "newest_step_call",
                 "num_passed_over",
                 "num_preemptions",
                 "steps_since_prefill",

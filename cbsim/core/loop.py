@@ -210,6 +210,7 @@ def begin(self: Any, cost: Any, step: Any) -> None:
     own.free_at_s = step.start_s + stage_s
     own.last_begun_end_s = step.end_s
     own.num_begun += 1
+    own.newest_step_call = step.call
 
 
 def drafting_s(self: Any, step: Any) -> float:

@@ -119,7 +119,7 @@ def keeps_blocks(self: Any, request: Any, now: float) -> bool:
         return True
     if defers_release(self) and request.num_launched_tokens > 0:
         add_transfer(self, request, RELEASING, inf)
-        extra.found_in_call = self.own.num_calls
+        extra.found_in_call = self.own.newest_step_call
         self.own.num_news += 1
         return True
     return False

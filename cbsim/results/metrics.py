@@ -32,11 +32,11 @@ _LIMITED_COLUMN = {name: name for name in LATENCIES} | {"itl_s": "max_itl_s"}
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
-    """What ran: the model on `num_replicas` replicas of `tensor_parallel` GPUs each."""
+    """What ran: the model on `num_replicas` replicas of `num_gpus` GPUs each."""
 
     model: ModelSpec
     gpu: GpuSpec
-    tensor_parallel: int = 1
+    num_gpus: int = 1
     num_replicas: int = 1
     kv_block_size: int = 16
     """Tokens a KV block holds."""
@@ -227,7 +227,7 @@ def mfu(totals: StepTotals, deployment: Deployment, replica_s: float) -> float |
         + totals.num_logits * model.logits_flop
         + totals.num_attention_pairs * model.attention_flop_per_pair
     )
-    return _ratio(flop, replica_s * deployment.tensor_parallel * gpu.peak_flop_per_s(model.dtype))
+    return _ratio(flop, replica_s * deployment.num_gpus * gpu.peak_flop_per_s(model.dtype))
 
 
 def mbu(totals: StepTotals, deployment: Deployment, replica_s: float) -> float | None:
@@ -240,7 +240,7 @@ def mbu(totals: StepTotals, deployment: Deployment, replica_s: float) -> float |
     model, gpu = deployment.model, deployment.gpu
     num_entries = totals.num_context_tokens + totals.num_tokens
     num_bytes = totals.num_steps * model.weight_bytes + num_entries * model.kv_bytes_per_token
-    return _ratio(num_bytes, replica_s * deployment.tensor_parallel * gpu.memory_bytes_per_s)
+    return _ratio(num_bytes, replica_s * deployment.num_gpus * gpu.memory_bytes_per_s)
 
 
 def _kv_utilization(totals: StepTotals, replica_s: float) -> dict[str, float | None]:

@@ -32,7 +32,7 @@ from cbsim.core.transfers import (
     num_external,
     remove_transfer,
 )
-from cbsim.core.verbs import decided, find, is_prefilling, schedule, start_running
+from cbsim.core.verbs import decided, find, schedule, start_running
 from cbsim.core.waiting_queue import head_of_queue, is_less_urgent, leave_queue, push
 
 
@@ -249,7 +249,7 @@ def num_owed(self: Any) -> int:
         total += blocks_for(self, num_drafted)
     for place in range(self.own.num_running):
         request = self.requests[self.running[place]]
-        if is_prefilling(request):
+        if request.num_computed_tokens < request.num_prompt_tokens:
             total += num_missing(self, request, num_known_tokens(request) + num_drafted)
     for place in range(self.own.num_transfers):
         request = self.requests[self.transfers[place]]

@@ -2,15 +2,38 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
 
 from cbsim.base.errors import ConfigError
 from cbsim.base.units import GIB, MIB, format_bytes
 from cbsim.config.section import Section
+from cbsim.core.building import KvGroup
 from cbsim.specs import GpuSpec, ModelSpec
+from cbsim.specs.kv_plan import KvPlan, plan_kv_cache
 
 MAX_NUMBERED_BLOCKS = 16 * MIB
 """Each of them takes some hundred bytes where their contents are known."""
+
+
+class KvGroupConfig(Section):
+    """Layers that share KV blocks."""
+
+    kind: Literal["full", "sliding"] = "full"
+    """Whether their attention reaches back to the first token, or `window` tokens."""
+    window: int | None = Field(default=None, ge=1)
+    """Tokens that sliding attention reaches back, the present one included."""
+    block_size: int | None = Field(default=None, ge=1)
+    """Tokens a block; null takes the cache's."""
+
+    @model_validator(mode="after")
+    def _has_a_window_if_it_slides(self) -> Self:
+        if (self.kind == "sliding") != (self.window is not None):
+            raise ValueError(
+                f"got kind: {self.kind} and window: {self.window}; expected a window for sliding"
+            )
+        return self
 
 
 class KVCacheConfig(Section):
@@ -26,6 +49,28 @@ class KVCacheConfig(Section):
     """Memory kept for activations and CUDA graphs on each GPU, GiB."""
     prefix_caching: bool = False
     """Whether requests share the blocks of equal prefixes."""
+    groups: list[KvGroupConfig] | None = Field(default=None, min_length=1)
+    """Groups of layers that draw their blocks from one pool, of which a block is one group's; null takes the
+    model's: one group, or with sliding layers those that vLLM would make."""
+    hybrid: bool = True
+    """False lets sliding layers keep every token (vLLM's `--disable-hybrid-kv-cache-manager`)."""
+    prefix_cache_retention_interval: int | None = Field(default=0, ge=0)
+    """Tokens after which sliding groups keep the blocks that a lookup needs; 0 keeps those before the ends of
+    prompts alone, null all (vLLM's setting of that name)."""
+
+    def layer_groups(self, model: ModelSpec) -> tuple[KvGroup, ...]:
+        """The groups of layers, none if there is one that keeps every token."""
+        if self.groups is not None:
+            groups = tuple(
+                KvGroup(each.window or 0, each.block_size or self.block_size) for each in self.groups
+            )
+        else:
+            groups = tuple(KvGroup(each.window, self.block_size) for each in self.plan(model).groups)
+        return () if groups == (KvGroup(0, self.block_size),) else groups
+
+    def plan(self, model: ModelSpec) -> KvPlan:
+        """How the model's layers share blocks."""
+        return plan_kv_cache(model.layer_kinds, self.block_size, is_hybrid=self.hybrid)
 
     def size(self, model: ModelSpec, gpu: GpuSpec, tensor_parallel: int = 1) -> int:
         """Usable blocks of a replica: `num_blocks`, or what fits beside the weights.
@@ -36,7 +81,7 @@ class KVCacheConfig(Section):
         num_blocks = (
             self._num_fitting(model, gpu, tensor_parallel) if self.num_blocks is None else self.num_blocks
         )
-        if self.prefix_caching and num_blocks > MAX_NUMBERED_BLOCKS:
+        if (self.prefix_caching or self.layer_groups(model)) and num_blocks > MAX_NUMBERED_BLOCKS:
             raise ConfigError(
                 f"kv_cache: got {num_blocks:,} KV blocks with prefix_caching; allowed: up to "
                 f"{MAX_NUMBERED_BLOCKS:,}, or prefix_caching: false"
@@ -46,8 +91,7 @@ class KVCacheConfig(Section):
     def _num_fitting(self, model: ModelSpec, gpu: GpuSpec, tensor_parallel: int) -> int:
         usable = int(gpu.memory_bytes * self.gpu_memory_utilization) * tensor_parallel
         activations = int(self.activation_gib * GIB) * tensor_parallel
-        block_bytes = self.block_size * model.kv_bytes_per_token
-        num_blocks = (usable - model.weight_bytes - activations) // block_bytes
+        num_blocks = (usable - model.weight_bytes - activations) // self.plan(model).block_bytes
         if num_blocks < 1:
             raise ConfigError(
                 f"kv_cache: no room for a KV block: {model.name} weighs {format_bytes(model.weight_bytes)} "

@@ -8,8 +8,7 @@ from pydantic import Field, field_validator
 
 from cbsim.config.section import Section
 from cbsim.core.layout import BOTH, CONSUMER, FAIL, PRODUCER, RECOMPUTE_LOST, REMOTE, TIER_LOADED, TIER_READ
-
-MAX_DRAFTS = 32
+from cbsim.workload.values import MAX_DRAFTS
 
 
 class SpeculativeConfig(Section):

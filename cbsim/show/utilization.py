@@ -50,6 +50,8 @@ def _num_tokens(steps: pd.DataFrame) -> Column:
 
 
 def _share(amount: Column, result: Result, steps: pd.DataFrame, per_gpu_s: float) -> Column:
-    num_gpus = int(result.config.get("replicas", {}).get("tensor_parallel", 1))
+    parallel = {"tensor": 1, "pipeline": 1, **result.config.get("parallel", {})}
+    num_tensor = max(parallel["tensor"], result.config.get("replicas", {}).get("tensor_parallel", 1))
+    num_gpus = int(num_tensor * parallel["pipeline"])
     possible = steps["duration_s"].to_numpy() * (num_gpus * per_gpu_s)
     return np.divide(amount, possible, out=np.zeros(len(steps)), where=possible > 0)

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from cbsim.config.section import Section
+from cbsim.specs.kv_plan import LayerKind
 
 BYTES_PER_ELEMENT = {"float32": 4, "bfloat16": 2, "float16": 2, "fp8": 1}
 
@@ -36,6 +37,10 @@ class ModelSpec(Section):
     norm_eps: float = Field(default=1e-5, gt=0)
     qk_norm: bool = False
     """Whether queries and keys are normalised per head (Qwen3)."""
+    sliding_window: int | None = Field(default=None, ge=1)
+    """Tokens that the attention of sliding layers reaches back, the present one included."""
+    num_sliding_layers: int = Field(default=0, ge=0)
+    """Layers whose attention slides; the others reach back to the first token."""
     sources: dict[str, str] = Field(default_factory=dict)
     """Where the figures come from."""
 
@@ -46,6 +51,22 @@ class ModelSpec(Section):
                 f"num_heads ({self.num_heads}) must be a multiple of num_kv_heads ({self.num_kv_heads})"
             )
         return self
+
+    @model_validator(mode="after")
+    def _slides_over_a_window(self) -> ModelSpec:
+        if self.num_sliding_layers > self.num_layers:
+            raise ValueError(f"got {self.num_sliding_layers} sliding layers of {self.num_layers}")
+        if self.num_sliding_layers and self.sliding_window is None:
+            raise ValueError("got num_sliding_layers without sliding_window; expected both or neither")
+        return self
+
+    @property
+    def layer_kinds(self) -> list[LayerKind]:
+        """Layers that attend alike, the sliding ones first."""
+        token_bytes = self.kv_bytes_per_token // self.num_layers
+        sliding = LayerKind(self.num_sliding_layers, token_bytes, self.sliding_window or 0)
+        full = LayerKind(self.num_layers - self.num_sliding_layers, token_bytes)
+        return [kind for kind in (sliding, full) if kind.num_layers]
 
     @property
     def element_bytes(self) -> int:

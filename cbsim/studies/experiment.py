@@ -45,7 +45,17 @@ class ReplicasConfig(Section):
     )
     """Which replica an arriving request goes to."""
     tensor_parallel: int = Field(default=1, ge=1)
-    """GPUs that share the work of one replica."""
+    """GPUs that share each layer: the same as `parallel.tensor`."""
+
+
+class ParallelConfig(Section):
+    """How a replica's GPUs share the model."""
+
+    tensor: int = Field(default=1, ge=1)
+    """GPUs that share each layer."""
+    pipeline: int = Field(default=1, ge=1)
+    """Stages, each of which has its share of the layers; a step passes them one after the other, and the next
+    step follows a stage behind."""
 
 
 class SloConfig(Section):
@@ -97,6 +107,8 @@ class Experiment(Section):
     """How long a step takes."""
     replicas: ReplicasConfig = Field(default_factory=ReplicasConfig)
     """How many replicas there are, and which of them a request goes to."""
+    parallel: ParallelConfig = Field(default_factory=ParallelConfig)
+    """How the GPUs of a replica share the model."""
     slo: Annotated[SloConfig, Named("slo", "slos")] = Field(default_factory=SloConfig)
     """The limits that goodput counts by."""
     stop_at_s: float | None = Field(default=None, gt=0)
@@ -153,6 +165,16 @@ class Experiment(Section):
         if self.engine == "fast":
             return "auto"
         return "interpreted" if self.engine == "reference" else self.engine
+
+    @property
+    def tensor_parallel(self) -> int:
+        """GPUs that share each layer of a replica."""
+        return max(self.parallel.tensor, self.replicas.tensor_parallel)
+
+    @property
+    def num_gpus(self) -> int:
+        """GPUs of a replica."""
+        return self.tensor_parallel * self.parallel.pipeline
 
     @property
     def folder(self) -> Path:
@@ -276,16 +298,23 @@ def _misfits(experiment: Experiment, document: Document) -> Iterator[str]:
         except WorkloadError as error:
             keys = (WORKLOAD, "path") if document.get((WORKLOAD, "path")) else (WORKLOAD,)
             yield from (document.place(keys).problem(problem) for problem in error.problems)
-    num_gpus, num_heads = experiment.replicas.tensor_parallel, experiment.model.num_heads
+    num_gpus, num_heads = experiment.tensor_parallel, experiment.model.num_heads
+    is_old = experiment.replicas.tensor_parallel > 1
+    if is_old and experiment.parallel.tensor not in (1, num_gpus):
+        yield document.place(("replicas", "tensor_parallel")).problem(
+            f"got {experiment.replicas.tensor_parallel}, with parallel.tensor: "
+            f"{experiment.parallel.tensor}; expected one of the two, which mean the same"
+        )
+        return
     if num_heads % num_gpus:
         allowed = ", ".join(str(n) for n in range(1, num_heads + 1) if num_heads % n == 0)
-        place = document.place(("replicas", "tensor_parallel"))
+        place = document.place(("replicas", "tensor_parallel") if is_old else ("parallel", "tensor"))
         yield place.problem(
             f"got {num_gpus}; expected a divisor of the model's {num_heads} query heads: {allowed}"
         )
         return
     try:
-        experiment.kv_cache.size(experiment.model, experiment.gpu, num_gpus)
+        experiment.kv_cache.size(experiment.model, experiment.gpu, experiment.num_gpus)
     except ConfigError as error:
         where = document.place(("kv_cache",)).where
         yield from (f"{where}: {problem}" for problem in error.problems)

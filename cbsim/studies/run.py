@@ -56,7 +56,7 @@ def run_experiment(
     deployment = Deployment(
         model=experiment.model,
         gpu=experiment.gpu,
-        tensor_parallel=experiment.replicas.tensor_parallel,
+        num_gpus=experiment.num_gpus,
         num_replicas=experiment.replicas.count,
         kv_block_size=experiment.kv_cache.block_size,
     )
@@ -95,9 +95,7 @@ def make_cost_model(experiment: Experiment) -> CostModel:
     """The experiment's cost model, with what it draws from the seed."""
     cost_class = COST_MODELS.get(experiment.cost_model.type)
     with blaming("cost model", cost_class):
-        cost = cost_class(
-            experiment.cost_model, experiment.model, experiment.gpu, experiment.replicas.tensor_parallel
-        )
+        cost = cost_class(experiment.cost_model, experiment.model, experiment.gpu, experiment.tensor_parallel)
         return cost.drawn(experiment.seed)
 
 
@@ -151,6 +149,10 @@ def log_notes(experiment: Experiment, log: RunLog) -> list[str]:
             f"{num_longer:,} served {requests_are} longer than {experiment.model.name}'s context of "
             f"{experiment.model.max_model_len:,} tokens (a real engine would refuse that)"
         )
+    if any(group.window for group in experiment.kv_cache.layer_groups(experiment.model)):
+        notes.append("steps are priced as if the attention of sliding layers reached back to the first token")
+    if experiment.parallel.pipeline > 1:
+        notes.append("the way of a step from one pipeline stage to the next is not priced")
     profile = f"{experiment.gpu.name}/{experiment.model.name}"
     if experiment.cost_model.type == "roofline" and is_measured(profile):
         notes.append(

@@ -133,8 +133,10 @@ def setup_of(experiment: Experiment, workload: Workload, cost: CostModel) -> Set
     """The setup of an experiment of one point."""
     rung = SCHEDULERS.get(experiment.scheduler.type)
     kv_cache, model, gpu = experiment.kv_cache, experiment.model, experiment.gpu
-    tensor_parallel = experiment.replicas.tensor_parallel
-    num_blocks = kv_cache.size(model, gpu, tensor_parallel)
+    num_blocks = kv_cache.size(model, gpu, experiment.num_gpus)
+    drafting, has_connector = experiment.scheduler.drafting, experiment.scheduler.has_connector
+    is_eagle = drafting is not None and drafting.method == "eagle"
+    looks_ahead = drafting is not None and drafting.lookahead_block_hashes and not has_connector
     return Setup(
         workload=workload,
         cost=cost,
@@ -145,12 +147,18 @@ def setup_of(experiment: Experiment, workload: Workload, cost: CostModel) -> Set
             kv_cache.block_size,
             kv_cache.prefix_caching and not rung.reserves_ahead,
             experiment.scheduler.reuses_unknown_blocks_first,
+            has_identities=has_connector,
+            looks_ahead=is_eagle and looks_ahead,
+            drops_last_hit=is_eagle and not looks_ahead,
+            groups=() if rung.reserves_ahead else kv_cache.layer_groups(model),
+            retention_interval=kv_cache.prefix_cache_retention_interval,
+            max_model_len=model.max_model_len,
         ),
         means=Means(
             num_blocks=num_blocks,
             block_size=kv_cache.block_size,
-            block_bytes=kv_cache.block_size * model.kv_bytes_per_token,
-            host_link_bytes_per_s=gpu.host_link_bytes_per_s * tensor_parallel,
+            block_bytes=kv_cache.plan(model).block_bytes,
+            host_link_bytes_per_s=gpu.host_link_bytes_per_s * experiment.num_gpus,
             max_model_len=model.max_model_len,
             seed=experiment.seed,
         ),
@@ -158,6 +166,7 @@ def setup_of(experiment: Experiment, workload: Workload, cost: CostModel) -> Set
         router=ROUTERS.index(experiment.replicas.router),
         until_s=inf if experiment.stop_at_s is None else experiment.stop_at_s,
         with_batches=experiment.output.batches,
+        num_stages=experiment.parallel.pipeline,
     )
 
 

@@ -10,7 +10,18 @@ from typing import NamedTuple
 
 from cbsim.base.units import MS_PER_S, NS_PER_S
 from cbsim.workload.file_mistakes import Mistakes
-from cbsim.workload.values import IDS, INSTANT, MAX_EXACT, MAX_TOKENS, SEGMENTS, TEXT, Kind, real, whole
+from cbsim.workload.values import (
+    COUNTS,
+    IDS,
+    INSTANT,
+    MAX_EXACT,
+    MAX_TOKENS,
+    SEGMENTS,
+    TEXT,
+    Kind,
+    real,
+    whole,
+)
 
 _TOKENS = whole(1, MAX_TOKENS)
 _SECONDS = real("seconds")
@@ -55,6 +66,25 @@ class Format:
         }
 
 
+EXTRAS = {
+    "accepted": (COUNTS, "accepted"),
+    "proposed": (COUNTS, "proposed"),
+    "remote_prefill": (whole(0, 1, absent=0), "is_remote_prefill"),
+    "load_s": (real("seconds", absent=0.0), "load_s"),
+    "remote_decode": (whole(0, 1, absent=0), "is_remote_decode"),
+    "send_s": (real("seconds", absent=0.0), "send_s"),
+    "tier_tokens": (whole(0, MAX_TOKENS, absent=0), "num_tier_tokens"),
+    "fail_from_block": (whole(-1, MAX_TOKENS, absent=-1), "first_bad_block"),
+}
+"""Columns for speculation and KV connectors: what may stand there, and the request's field in the core.
+
+`accepted`, `proposed`: drafts accepted and proposed the first time, the second and so on, and from the
+beginning again behind the last. `remote_prefill`, `load_s`: whether the prompt's KV is elsewhere, and seconds
+until it is here. `remote_decode`, `send_s`: whether the answer is decoded elsewhere, and seconds until its KV
+is fetched. `tier_tokens`: leading tokens that a tier below the GPU holds. `fail_from_block`: the block from
+which the first transfer fails, -1 if it does not.
+"""
+
 FORMATS = (
     Format(
         "azure",
@@ -95,6 +125,7 @@ FORMATS = (
             "user": Column("user", TEXT),
             "deadline_s": Column("deadline_s", real("seconds", absent=math.nan)),
             "contents": Column("prompt", SEGMENTS),
+            **{name: Column(name, kind) for name, (kind, _) in EXTRAS.items()},
         },
         unit_may_slip=True,
         notes_unused=True,

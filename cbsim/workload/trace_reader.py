@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Container, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from cbsim.base.errors import WorkloadError
 from cbsim.base.registry import did_you_mean
 from cbsim.workload.file_mistakes import Mistakes
-from cbsim.workload.formats import Format, detect
+from cbsim.workload.formats import EXTRAS, Format, detect
 from cbsim.workload.request import Segments
 from cbsim.workload.request_batch import BATCH_SIZE, ObjectColumn, RequestBatch
 from cbsim.workload.table import Table, TableChunk, is_parquet, open_table
@@ -34,6 +34,8 @@ class TraceTable(RequestBatch):
     """Sentences on lines left out, sorting done and columns not used."""
     unit_may_slip: bool = False
     """Whether arrivals are in seconds only if whoever wrote the file meant so."""
+    extras: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    """Columns of `formats.EXTRAS`, by the request's field in the core."""
 
     def batches(self, size: int = BATCH_SIZE) -> Iterator[RequestBatch]:
         """The requests in order of arrival, `size` at a time."""
@@ -43,6 +45,13 @@ class TraceTable(RequestBatch):
                 columns = (self.contents[start : start + size], batch.num_prompt_tokens, batch.number)
                 rows = zip(*(column.tolist() for column in columns), strict=True)
                 batch = replace(batch, prompt=[_prompt(*row) for row in rows])
+            if self.extras:
+                columns_of = [column[start : start + size].tolist() for column in self.extras.values()]
+                given = [dict(zip(self.extras, row, strict=True)) for row in zip(*columns_of, strict=True)]
+                # A list that a request does not bring is none.
+                batch = replace(
+                    batch, extra=[{k: v for k, v in row.items() if v is not None} for row in given]
+                )
             yield batch
 
 
@@ -90,7 +99,10 @@ class _Reader:
             columns["arrival_s"] = columns["arrival_s"] - columns["arrival_s"][0]
         if found.ticks_per_s > 1:
             columns["arrival_s"] = columns["arrival_s"] / found.ticks_per_s
-        return TraceTable(**columns, notes=tuple(self._notes), unit_may_slip=found.unit_may_slip)
+        extras = {told: columns.pop(name) for name, (_, told) in EXTRAS.items() if name in columns}
+        return TraceTable(
+            **columns, notes=tuple(self._notes), unit_may_slip=found.unit_may_slip, extras=extras
+        )
 
     def _chunks(self, table: Table, found: Format) -> Iterator[Columns]:
         wanted = dict(found.required)

@@ -27,6 +27,8 @@ Bad = dict[int, str]
 
 MAX_TOKENS = 100 * MEGA
 """Longer prompts and answers are taken for mistakes."""
+MAX_DRAFTS = 32
+"""Drafts of a request in a step: no drafter proposes more."""
 MAX_EXACT = 2**53
 """Above this a float64 no longer holds every whole number."""
 
@@ -35,6 +37,9 @@ _DIGITS = re.compile(r"[+-]?\d+", re.ASCII)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _SEGMENTS = TypeAdapter(
     list[tuple[Annotated[str, Strict()], Annotated[int, Strict(), Field(ge=1, le=MAX_TOKENS)]]]
+)
+_COUNTS = TypeAdapter(
+    Annotated[list[Annotated[int, Field(ge=0, le=MAX_DRAFTS)]], Field(min_length=1)], config={"strict": True}
 )
 _IDS = TypeAdapter(list[Annotated[int, Field(ge=-MAX_EXACT, le=MAX_EXACT)]], config={"strict": True})
 
@@ -132,6 +137,10 @@ def _read_segments(value: Any) -> tuple[tuple[str, int], ...]:
     return tuple(_SEGMENTS.validate_python(json.loads(value) if isinstance(value, str) else value))
 
 
+def _read_counts(value: Any) -> tuple[int, ...]:
+    return tuple(_COUNTS.validate_python(json.loads(value) if isinstance(value, str) else value))
+
+
 def _read_ids(value: Any) -> NDArray[np.int64]:
     listed = _IDS.validate_python(json.loads(value) if isinstance(value, str) else value)
     return np.array(listed, dtype=np.int64)
@@ -143,6 +152,8 @@ TEXT = Kind("text", _read_text)
 """A name; whole numbers are taken as their digits: str objects, or None where it is left out."""
 SEGMENTS = Kind("[[segment, num_tokens], ...] with whole numbers from 1 up", _read_segments)
 """A prompt as `[[segment, n], ...]`, or the same as JSON text: tuples, or None where it is left out."""
+COUNTS = Kind(f"[n, ...] with whole numbers from 0 to {MAX_DRAFTS}", _read_counts)
+"""A list of counts of drafts, or the same as JSON text: tuples, or None where it is left out."""
 IDS = Kind("a list of whole numbers", _read_ids)
 """A list of block ids, or the same as JSON text: int64 arrays, or None where it is left out."""
 

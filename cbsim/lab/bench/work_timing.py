@@ -189,9 +189,7 @@ def _simulate(experiment: Experiment, *, is_read: bool = False) -> Measured:
     log, _ = simulate(experiment, workload)
     cpu_s = time.process_time() - began
     replicas, block_size = experiment.replicas, experiment.kv_cache.block_size
-    deployment = Deployment(
-        experiment.model, experiment.gpu, replicas.tensor_parallel, replicas.count, block_size
-    )
+    deployment = Deployment(experiment.model, experiment.gpu, experiment.num_gpus, replicas.count, block_size)
     summary = summarize(log, deployment, experiment.slo.limits())
     # The peak first: whole columns of steps are what neither the run nor its metrics hold.
     peak_bytes, num_steps = peak_memory_bytes(), summary["num_steps"]

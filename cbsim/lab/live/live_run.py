@@ -115,10 +115,9 @@ def _check(experiment: Experiment, time_scale: float) -> None:
     replicas, problems = experiment.replicas, []
     if replicas.count != 1:
         problems.append(f"replicas.count: got {replicas.count}; a live run has one replica")
-    if replicas.tensor_parallel != 1:
-        problems.append(
-            f"replicas.tensor_parallel: got {replicas.tensor_parallel}; a live run has one device"
-        )
+    if experiment.num_gpus != 1:
+        key = "replicas.tensor_parallel" if replicas.tensor_parallel > 1 else "parallel"
+        problems.append(f"{key}: got {experiment.num_gpus}; a live run has one device")
     if experiment.stop_at_s is not None:
         problems.append("stop_at_s: a live run goes on until every request has ended")
     if not time_scale > 0:
