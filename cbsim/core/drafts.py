@@ -8,14 +8,17 @@ from __future__ import annotations
 
 from typing import Any
 
+from cbsim.base.binding import apart
+
 TWO_TO_32 = 4294967296
 
 
+@apart
 def count_drafts(self: Any, request: Any) -> None:
     """A request that goes on has sampled a token: the drafter gives it new drafts, in place of older ones."""
     config = self.config
     request.num_drafts = config.num_speculative_tokens
-    if config.num_speculative_tokens and config.proposes:
+    if config.proposes:
         extra = self.extras[request.index]
         length = extra.end_proposed - extra.first_proposed
         if length:
@@ -24,6 +27,7 @@ def count_drafts(self: Any, request: Any) -> None:
             extra.num_proposals += 1
 
 
+@apart
 def num_accepted(self: Any, request: Any, part: Any) -> int:
     """How many of a slice's drafts are right: as the request's own list says, else drawn by their chances.
 

@@ -23,6 +23,7 @@ from cbsim.core.layout import (
     NOBODY_WAITS,
     REJECTED,
     SLOT,
+    TIER_READ,
     TURN,
 )
 from cbsim.core.transfers import (
@@ -116,7 +117,8 @@ def call(self: Any, cost: Any, now: float, one_by_one: bool = False) -> bool:
             own.num_under_way += 1
             if step.num_slices:
                 begin(self, cost, step)
-            look_for_ends(self, step, now)
+            if own.num_transfers:
+                look_for_ends(self, step, now)
             has_moved = bool(step.num_slices or step.num_preempted or step.num_started or step.num_found)
             if own.num_under_way < own.num_in_flight and (step.num_slices or has_requests(self)):
                 if one_by_one:
@@ -128,8 +130,9 @@ def call(self: Any, cost: Any, now: float, one_by_one: bool = False) -> bool:
         oldest = self.under_way[own.first_under_way]
         if oldest.num_slices or not (own.num_begun or own.num_news or has_moved):
             break
-        release_deferred(self, oldest.call)
-        take_news(self, oldest, now)
+        if own.num_news:
+            release_deferred(self, oldest.call)
+            take_news(self, oldest, now)
         next_under_way(self)
         if one_by_one:
             ask_at_once(self, now)
@@ -272,8 +275,10 @@ def end_step(self: Any) -> int:
     step = self.under_way[own.first_under_way]
     slices = self.slices[step.place]
     num_finished = num_usual_gaps = num_joint_tokens = num_accepted = 0
-    release_deferred(self, step.call)
-    take_failed_reads(self, step)
+    if own.num_news:
+        release_deferred(self, step.call)
+    if self.config.connector == TIER_READ:
+        take_failed_reads(self, step)
     for place in range(step.num_slices):
         part = slices[place]
         request = self.requests[part.request]

@@ -218,8 +218,6 @@ def take_failed_reads(self: Any, step: Any) -> None:
 
     In the order of the running list; a block that two requests share is computed anew by the first of them.
     """
-    if self.config.connector != TIER_READ:
-        return
     blocks, num_bad = self.blocks, 0
     for place in range(step.num_slices):
         request = self.requests[self.slices[step.place][place].request]
@@ -273,7 +271,12 @@ def drop(self: Any, step: Any, request: Any, position: int, first_bad: int) -> N
         if part.emits:
             num_accepted(self, request, part)
             part.emits = 0
-            if self.config.load_failure_policy != FAIL and not self.config.async_scheduling:
+            config = self.config
+            if (
+                config.load_failure_policy != FAIL
+                and config.num_speculative_tokens
+                and not config.async_scheduling
+            ):
                 count_drafts(self, request)
     if self.config.load_failure_policy == FAIL:
         request.state = FAILED

@@ -16,6 +16,7 @@ from cbsim.core.layout import (
     CHEAPER,
     FAILED,
     FINISHED,
+    NO_CONNECTOR,
     NOBODY_WAITS,
     PREEMPTED,
     PREEMPTED_NOW,
@@ -250,7 +251,8 @@ def verify(self: Any, part: Any) -> None:
     request = self.requests[part.request]
     if not part.emits or request.state == FINISHED or request.state == FAILED:
         return
-    part.num_accepted = num_accepted(self, request, part)
+    if part.num_drafts:
+        part.num_accepted = num_accepted(self, request, part)
     if request.num_preemptions == part.num_preemptions or not drops_results(self):
         part.num_emitted = min(
             part.num_accepted + 1, request.num_output_tokens - request.num_generated_tokens
@@ -279,7 +281,7 @@ def take_result(self: Any, step: Any, part: Any) -> bool:
         return False
     served(self, request, part.num_emitted)
     if request.num_generated_tokens < request.num_output_tokens:
-        if not was_preempted and not config.async_scheduling:
+        if config.num_speculative_tokens and not (was_preempted or config.async_scheduling):
             count_drafts(self, request)
         return False
     request.state = FINISHED
@@ -288,7 +290,7 @@ def take_result(self: Any, step: Any, part: Any) -> bool:
     else:
         remove_running(self, request)
         own.num_kv_tokens -= request.num_computed_tokens
-    if not keeps_blocks(self, request, step.end_s):
+    if config.connector == NO_CONNECTOR or not keeps_blocks(self, request, step.end_s):
         left(self, request)
     return True
 

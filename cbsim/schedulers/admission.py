@@ -67,9 +67,15 @@ def pass_over(self: Any, request: Any) -> None:
     push(self, request)
 
 
-@apart
 def next_to_admit(self: Any, step: Any) -> int:
     """The request to be admitted next, `NOBODY` for none; whoever has loaded KV goes before the queue."""
+    ready = next_ready(self) if self.own.num_holding else NOBODY
+    return head_of_queue(self, step.now) if ready == NOBODY else ready
+
+
+@apart
+def next_ready(self: Any) -> int:
+    """The request that has loaded KV and is to be admitted first, `NOBODY` for none."""
     ready = NOBODY
     for place in range(self.own.num_transfers):
         index = self.transfers[place]
@@ -81,7 +87,7 @@ def next_to_admit(self: Any, step: Any) -> int:
             )
         ):
             ready = index
-    return head_of_queue(self, step.now) if ready == NOBODY else ready
+    return int(ready)
 
 
 def try_admit(self: Any, step: Any, request: Any, cap: int) -> bool:

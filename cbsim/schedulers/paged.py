@@ -131,14 +131,16 @@ def make_room(self: Any, step: Any, request: Any, num_tokens: int) -> int:
     """
     give_back_behind(self, request)
     num_resident = request.num_computed_tokens + num_tokens + self.config.num_lookahead_tokens
-    while num_missing(self, request, num_resident) > self.own.num_free:
+    num_wanting = num_missing(self, request, num_resident)
+    while num_wanting > self.own.num_free:
         victim = self.requests[choose_victim(self, step.now)]
         if defers_release(self) and is_under_way(self, step, victim):
             return NOBODY_MAY_GO
         preempt(self, step, victim)
         if victim.index == request.index:
             return IS_VICTIM
-    grow(self, request, num_resident)
+    if num_wanting:
+        grow(self, request, num_resident)
     return HAS_ROOM
 
 
