@@ -220,7 +220,7 @@ class Recorder(WatchedStepper):
             "drafts": {names([p.request])[0]: p.num_drafts for p in parts if p.num_drafts},
             "padded": names([p.request for p in parts if p.is_padded]),
             "skip_drafts": bool(step.skips_drafts and parts),
-            "loading": names(sorted(holding)),
+            "loading": names([i for i in sorted(holding) if not records.extras[i].is_known]),
             "running": self.own.num_running,
             "waiting": step.num_waiting,
             "used": step.kv_blocks_used,

@@ -170,7 +170,8 @@ def new_world(
     # Requests whose KV is on its way hold blocks without running.
     has_connector = bool(numbers.get("connector"))
     num_holders = min(num_requests, pool.num_blocks) if has_connector else most
-    num_drafted = int(numbers.get("num_speculative_tokens", 0) + numbers.get("num_lookahead_tokens", 0))
+    num_drafts, num_ahead = (numbers.get(f"num_{name}_tokens", 0) for name in ("speculative", "lookahead"))
+    num_drafted = int(num_in_flight * (1 + num_drafts) + num_ahead)
     blocks, keys, tables = _new_pool(requests, pool, groups, R, max(most, num_holders), num_drafted)
     return World(
         requests=requests,

@@ -172,6 +172,7 @@ EXTRA = np.dtype(
             "first_bad_block",
             "transfer",
             "found_in_call",
+            "is_known",
             "num_transfers",
             "num_local_tokens",
             "num_external_tokens",
@@ -187,10 +188,11 @@ EXTRA = np.dtype(
 """What only requests with speculation or a connector have, by row of the request. `load_s`, `send_s`: seconds
 that KV takes to come and to go; `num_tier_tokens` leading tokens that a tier holds; `first_bad_block` the
 block from which the first transfer fails (`NOBODY`: none does); `transfer` its state, which ends at
-`transfer_end_s` and was found in call `found_in_call`; `num_transfers` begun so far, `num_external_tokens`
-that the last one brings behind `num_local_tokens` that were cached here. `first_accepted` to `end_accepted`
-and `first_proposed` to `end_proposed` are rows of `Replica.acceptance`, counted through again and again by
-`num_verifications` and `num_proposals`."""
+`transfer_end_s` and was found in call `found_in_call`; `is_known` whether what was loaded has been made known
+to lookups; `num_transfers` begun so far, `num_external_tokens` that the last one brings behind
+`num_local_tokens` that were cached here. `first_accepted` to `end_accepted` and `first_proposed` to
+`end_proposed` are rows of `Replica.acceptance`, counted through again and again by `num_verifications` and
+`num_proposals`."""
 
 GROUP = np.dtype(
     [(name, "i8") for name in ("window", "block_size", "most_blocks", "tail", "interval", "is_first_of_kind")]

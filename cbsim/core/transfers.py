@@ -19,6 +19,7 @@ from cbsim.core.layout import (
     FAILED,
     FAILED_NOW,
     LOADED,
+    LOADING,
     NO_CONNECTOR,
     NO_TRANSFER,
     NOBODY,
@@ -67,6 +68,7 @@ def add_transfer(self: Any, request: Any, state: int, end_s: float) -> None:
     """KV of a request is on its way until `end_s`, seconds."""
     extra, own = self.extras[request.index], self.own
     extra.transfer, extra.transfer_end_s, extra.found_in_call = state, end_s, NOBODY
+    extra.is_known = 0
     self.transfers[own.num_transfers] = request.index
     own.num_transfers += 1
 
@@ -144,39 +146,45 @@ def release_deferred(self: Any, call: int) -> None:
 def take_news(self: Any, step: Any, now: float) -> None:
     """What was found right after a call is known: KV has come, which may have failed, or was fetched."""
     for is_sent in range(2):
-        place = 0
-        while place < self.own.num_transfers:
-            request = self.requests[self.transfers[place]]
-            extra = self.extras[request.index]
-            is_new = extra.found_in_call == step.call and extra.transfer != RELEASING
-            place += 1
-            if is_new and (extra.transfer == SENDING) == is_sent and extra.transfer != READY:
-                self.own.num_news -= 1
-                if is_sent:
-                    record_news(self, step, now, SENT, request, 0)
-                    self.own.num_sending -= 1
-                    remove_transfer(self, request)
-                    release(self, request)
-                    place -= 1
-                elif not take_load(self, step, now, request):
-                    place -= 1
+        index = first_news(self, step.call, is_sent)
+        while index != NOBODY:
+            self.own.num_news -= 1
+            request = self.requests[index]
+            if is_sent:
+                record_news(self, step, now, SENT, request, 0)
+                self.own.num_sending -= 1
+                remove_transfer(self, request)
+                release(self, request)
+            else:
+                take_load(self, step, now, request)
+            index = first_news(self, step.call, is_sent)
 
 
-def take_load(self: Any, step: Any, now: float, request: Any) -> bool:
-    """A load has ended. False if it failed and the request with it."""
+def first_news(self: Any, call: int, is_sent: int) -> int:
+    """The first to arrive of those whose load, or whose fetching, was found to have ended after a call."""
+    first, state = NOBODY, SENDING if is_sent else LOADING
+    for place in range(self.own.num_transfers):
+        index = self.transfers[place]
+        extra = self.extras[index]
+        if extra.transfer == state and extra.found_in_call == call and (first == NOBODY or index < first):
+            first = index
+    return int(first)
+
+
+def take_load(self: Any, step: Any, now: float, request: Any) -> None:
+    """A load has ended; if it failed, the request may fail with it."""
     extra = self.extras[request.index]
     record_news(self, step, now, LOADED, request, extra.num_external_tokens)
     extra.transfer = READY
     first_bad = first_bad_block(self, request)
     if first_bad == NOBODY:
-        return True
+        return
     if self.config.load_failure_policy != FAIL:
         request.num_computed_tokens = first_bad * self.own.block_size
-        return True
+        return
     self.own.num_holding -= 1
     remove_transfer(self, request)
     end_in_error(self, step, now, request)
-    return False
 
 
 def first_bad_block(self: Any, request: Any) -> int:

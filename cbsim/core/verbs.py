@@ -49,7 +49,8 @@ def num_wanted(request: Any) -> int:
     num_at_least = request.num_computed_tokens + 2 - in_flight
     if in_flight and num_at_least >= request.num_prompt_tokens + request.num_output_tokens:
         return 0
-    return num_known_tokens(request) + in_flight + request.num_drafts - request.num_computed_tokens
+    # Less than none if drafts are in flight whose results alone tell what comes next.
+    return max(0, num_known_tokens(request) + in_flight + request.num_drafts - request.num_computed_tokens)
 
 
 def schedule(self: Any, step: Any, request: Any, num_tokens: int) -> None:
@@ -172,8 +173,9 @@ def preempt(self: Any, step: Any, victim: Any) -> None:
     remove_running(self, victim)
     unschedule(self, step, victim)
     num_computed = victim.num_computed_tokens
-    # With its last token in flight it ends from the queue, without its KV.
-    num_needed = num_computed if num_wanted(victim) else 0
+    # With its last token in flight it ends from the queue, without its KV. What drafts in flight come to
+    # nobody knows.
+    num_needed = min(num_computed, num_known_tokens(victim)) if num_wanted(victim) else 0
     own.num_kv_tokens -= num_computed
     release(self, victim)
     victim.num_in_flight_tokens = victim.num_launched_tokens = victim.num_drafts = 0
@@ -190,6 +192,7 @@ def preempt(self: Any, step: Any, victim: Any) -> None:
     decided(self, step, PREEMPTED_NOW, victim, 0)
     if takes_to_host(self, num_needed):
         move_out(self, victim, blocks_for(self, num_needed))
+        victim.num_computed_tokens = num_needed
         victim.num_lost_tokens = 0
     else:
         victim.num_lost_tokens = num_computed

@@ -194,6 +194,7 @@ def num_loaded(self: Any, request: Any) -> int:
     if request.num_computed_tokens == 0:
         release(self, request)
     publish(self, request, request.num_computed_tokens)
+    self.extras[request.index].is_known = 1
     return min(request.num_computed_tokens, num_known_tokens(request) - 1)
 
 

@@ -108,8 +108,11 @@ def serve_running(self: Any, step: Any, cap: int) -> None:
 
 
 def is_passed_over(self: Any, request: Any) -> bool:
-    """Whether a running request gets nothing in this step, though there is something to compute."""
-    return False
+    """Whether a running request gets nothing, as its last token has not yet left the stages of a pipeline."""
+    config = self.config
+    return bool(
+        config.num_stages > 1 and config.async_scheduling and self.own.num_calls < request.resumes_at_call
+    )
 
 
 def running_order(self: Any) -> int:

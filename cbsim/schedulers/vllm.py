@@ -14,6 +14,7 @@ from cbsim.schedulers.admission import admit_waiting as paged_admit_waiting
 from cbsim.schedulers.paged import PagedConfig, PagedScheduler
 from cbsim.schedulers.paged import chunk_cap as paged_chunk_cap
 from cbsim.schedulers.paged import decide as paged_decide
+from cbsim.schedulers.paged import is_passed_over as paged_is_passed_over
 from cbsim.schedulers.scheduler import Means, Numbers
 from cbsim.schedulers.speculation import ConnectorConfig
 
@@ -79,14 +80,9 @@ def carries_prefill(self: Any, step: Any) -> bool:
 
 
 def is_passed_over(self: Any, request: Any) -> bool:
-    """Prompts that are held back, and whoever's last token has not yet left a pipeline's stages."""
-    if self.own.holds_prefill and not request.samples:
-        return True
-    return bool(
-        self.config.num_stages > 1
-        and self.config.async_scheduling
-        and self.own.num_calls < request.resumes_at_call
-    )
+    """Also prompts that are held back."""
+    is_held = self.own.holds_prefill and not request.samples
+    return bool(is_held or paged_is_passed_over(self, request))
 
 
 def admit_waiting(self: Any, step: Any, cap: int) -> None:

@@ -313,6 +313,12 @@ def _misfits(experiment: Experiment, document: Document) -> Iterator[str]:
             f"got {num_gpus}; expected a divisor of the model's {num_heads} query heads: {allowed}"
         )
         return
+    stages, scheduler = experiment.parallel.pipeline, experiment.scheduler
+    if stages > 1 and scheduler.async_scheduling and SCHEDULERS.get(scheduler.type).reserves_ahead:
+        yield document.place(("parallel", "pipeline")).problem(
+            f"got {stages} with async_scheduling: true; expected 1, or async_scheduling: false, as "
+            f"{scheduler.type} does not wait for tokens to leave the stages"
+        )
     try:
         experiment.kv_cache.size(experiment.model, experiment.gpu, experiment.num_gpus)
     except ConfigError as error:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from cbsim.core.building import KvGroup
 from cbsim.cost.cost_model import CostModel, StepShape
 from cbsim.schedulers import SCHEDULERS, Scheduler
 from cbsim.studies.simulation import ROUTERS, Setup
@@ -41,6 +42,9 @@ class Setting:
     think_time_cv: float = 0.0
     stop_at_s: float | None = None
     cost: str = "exact"
+    windows: tuple[int, ...] = ()
+    """Of groups of layers, 0 for all tokens; none: one group."""
+    num_stages: int = 1
 
     def make_setup(self, *, with_batches: bool = False) -> Setup:
         """What a run is made from."""
@@ -50,8 +54,16 @@ class Setting:
         if self.case.concurrency and self.think_time_s:
             think = {"think_time_s": self.think_time_s, "think_time_cv": self.think_time_cv}
             workload.config = workload.config.model_copy(update=think)
+        drafting = setup.scheduler.drafting
+        pool = replace(
+            setup.pool,
+            groups=tuple(KvGroup(window, setup.pool.block_size) for window in self.windows),
+            looks_ahead=drafting is not None and drafting.method == "eagle",
+        )
         return replace(
             setup,
+            pool=pool,
+            num_stages=self.num_stages,
             cost=IrregularCost() if self.cost == "irregular" else setup.cost,
             router=ROUTERS.index(self.router),
             until_s=inf if self.stop_at_s is None else self.stop_at_s,
@@ -71,12 +83,18 @@ def draw(seed: int, kind: str) -> Setting:
     spare = pick(random, [0, 1, int(random.integers(0, 7)), int(need * random.uniform(0, 1.5))])
     concurrency = pick(random, [None, None, None, 1, 3])
     horizon_s = rows[-1]["arrival_s"] + 1
+    is_paged = kind in ("vllm", "preemptive")
+    windows = pick(random, [(), (), (), (0, 5), (3, 0, 3), (6,)]) if is_paged else ()
+    settings = draw_settings(random, kind)
+    if kind in ("vllm", "preemptive", "chunked_prefill") and chance(random, 0.3):
+        settings["speculative"] = draw_speculation(random)
+        need += -(-12 // block_size)
     case = Case(
         requests=rows,
-        settings=draw_settings(random, kind),
-        num_blocks=need + spare,
+        settings=settings,
+        num_blocks=max(len(windows), 1) * need + spare,
         block_size=block_size,
-        prefix_caching=kind in ("vllm", "preemptive") and chance(random, 0.5),
+        prefix_caching=is_paged and chance(random, 0.5),
         step_s=pick(random, [0.125, 1.0]),
         token_s=pick(random, [0.0, 0.125]),
         num_replicas=pick(random, [1, 1, 1, 2, 3]),
@@ -91,7 +109,18 @@ def draw(seed: int, kind: str) -> Setting:
         stop_at_s=random.uniform(0, horizon_s) if chance(random, 0.2) else None,
         cost=pick(random, COSTS),
         think_time_cv=pick(random, [0.0, 1.0]),
+        windows=windows,
+        num_stages=pick(random, [1, 1, 1, 2, 3]) if is_paged else 1,
     )
+
+
+def draw_speculation(random: np.random.Generator) -> dict[str, Any]:
+    return {
+        "method": pick(random, ["eagle", "ngram", "draft_model"]),
+        "num_tokens": pick(random, [1, 2, 3]),
+        "acceptance": pick(random, [0.0, 0.7, [0.9, 0.5]]),
+        "draft_share": 0.0,
+    }
 
 
 def draw_settings(random: np.random.Generator, kind: str) -> dict[str, Any]:
