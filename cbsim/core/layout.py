@@ -209,7 +209,7 @@ NODE = np.dtype([("key", "f8"), ("child", "i4"), ("next", "i4"), ("last", "i4"),
 
 STEP = np.dtype(
     [
-        *((name, "f8") for name in ("now", "start_s", "duration_s", "end_s", "transfer_s")),
+        *((name, "f8") for name in ("now", "start_s", "duration_s", "end_s", "transfer_s", "stage_s")),
         *(
             (name, "i8")
             for name in (
@@ -246,15 +246,13 @@ STEP = np.dtype(
 """A step under way: `place` is its row of `Replica.slices`, `now` when it was decided, `call` the number of
 the call that did. It has no slices if that call scheduled nothing, and then takes no time. Queue lengths and
 blocks are those right after the decision. `num_found` transfers were found to have ended, `num_started`
-began. With `skips_drafts` no request can use further drafts. Before anybody was admitted `num_served`
-requests were scheduled, one of them with prompt tokens to compute if `visits_prefill`."""
+began. `stage_s` seconds at each stage of a pipeline. With `skips_drafts` no request can use further drafts.
+Before anybody was admitted `num_served` requests were scheduled, one of them with prompt tokens to compute if
+`visits_prefill`."""
 
 OWN = np.dtype(
     [
-        *(
-            (name, "f8")
-            for name in ("next_s", "last_end_s", "unspent_transfer_s", "free_at_s", "last_begun_end_s")
-        ),
+        *((name, "f8") for name in ("next_s", "last_end_s", "unspent_transfer_s")),
         *(
             (name, "i8")
             for name in (

@@ -204,16 +204,33 @@ def begin(self: Any, cost: Any, step: Any) -> None:
     step.duration_s = step_s(cost, self.shape, self.chunks) + step.transfer_s + drafting_s(self, step)
     if not 0.0 < step.duration_s < inf:
         own.fault, own.fault_request = BAD_DURATION, NOBODY
-    # A pipeline takes a step when its first stage is free; at each stage it comes after the step before it.
-    stage_s = step.duration_s / self.config.num_stages
-    step.start_s = max(step.now, own.free_at_s)
-    step.end_s = max(step.start_s + step.duration_s, own.last_begun_end_s + stage_s)
-    if self.config.num_stages > 1:
-        step.duration_s = step.end_s - step.start_s
-    own.free_at_s = step.start_s + stage_s
-    own.last_begun_end_s = step.end_s
+    put_in_line(self, step)
     own.num_begun += 1
     own.newest_step_call = step.call
+
+
+def put_in_line(self: Any, step: Any) -> None:
+    """Set when a step starts and ends: behind the step before it, if that is under way.
+
+    A pipeline takes a step when its first stage is free, and at each stage it comes after the one before.
+    """
+    own, num_stages = self.own, self.config.num_stages
+    step.start_s = step.now
+    step.end_s = step.start_s + step.duration_s
+    step.stage_s = step.duration_s / num_stages
+    number = own.num_under_way - 2
+    while number >= 0 and self.under_way[place_of(self, number)].num_slices == 0:
+        number -= 1
+    if number < 0:
+        return
+    before = self.under_way[place_of(self, number)]
+    if num_stages == 1:
+        step.start_s = before.end_s
+        step.end_s = step.start_s + step.duration_s
+    else:
+        step.start_s = max(step.now, before.start_s + before.stage_s)
+        step.end_s = max(step.start_s + step.duration_s, before.end_s + step.stage_s)
+        step.duration_s = step.end_s - step.start_s
 
 
 def drafting_s(self: Any, step: Any) -> float:

@@ -86,9 +86,8 @@ class _Reader:
         if self._mistakes:
             raise self._mistakes.error()
         columns: Columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        columns = {
-            name: column for name, column in columns.items() if name in found.required or _is_used(column)
-        }
+        kept = {*found.required, *EXTRAS}
+        columns = {name: column for name, column in columns.items() if name in kept or _is_used(column)}
         columns["number"] = np.arange(len(columns["arrival_s"]))
         if found.notes_unused:
             self._note_unused_columns(table, found)

@@ -93,7 +93,7 @@ def test_figures_taken_piece_by_piece_are_the_same(piece, monkeypatch):
 
 
 def test_more_gpus_share_the_work():
-    deployment = dataclasses.replace(PAPER, tensor_parallel=2, num_replicas=3)
+    deployment = dataclasses.replace(PAPER, num_gpus=2, num_replicas=3)
     one, six = summarize(paper_log(), PAPER), summarize(paper_log(), deployment)
     assert six["mfu"] == pytest.approx(one["mfu"] / 6)
     assert six["mbu"] == pytest.approx(one["mbu"] / 6)

@@ -195,7 +195,8 @@ class RecordedTokens:
 
 def _token_number(part: Slice) -> int:
     """Which of the request's tokens a slice that emits brings, from 1."""
-    return part.request.num_generated_tokens + part.request.num_in_flight_tokens
+    # Synchronous scheduling counts nothing in flight: this step is the only one.
+    return part.request.num_generated_tokens + max(part.request.num_in_flight_tokens, 1)
 
 
 def _kind(slices: Sequence[Slice]) -> str:
