@@ -117,9 +117,10 @@ def find(self: Any, request: Any, num_cached: int) -> None:
     """Let a request that leaves the queue share the blocks with its first `num_cached` tokens."""
     own = self.own
     adopt(self, request, num_cached)
-    if own.prefix_caching:
+    # What a preempted request finds of its own is no hit of the cache, as in vLLM's statistics.
+    if own.prefix_caching and request.num_preemptions == 0:
         own.num_tokens_queried += num_known_tokens(request)
-    own.num_tokens_hit += num_cached
+        own.num_tokens_hit += num_cached
 
 
 def start_running(self: Any, step: Any, request: Any, num_computed: int) -> None:

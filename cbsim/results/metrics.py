@@ -97,6 +97,14 @@ def summarize(
         "kv_waste": _kv_waste(log, totals),
         "rejection_reasons": dict(Counter(sorted(log.rejections.values())).most_common()),
     }
+    if log.has_drafts:
+        num_drafts, num_accepted = int(log.steps["num_drafts"].sum()), int(log.steps["num_accepted"].sum())
+        summary |= {
+            "num_drafts": num_drafts,
+            "num_accepted_drafts": num_accepted,
+            "draft_acceptance_rate": _ratio(num_accepted, num_drafts),
+            "tokens_per_step_and_request": _ratio(num_output_tokens, totals.num_logits - num_drafts),
+        }
     summary["simulation"]["metrics_cpu_s"] = time.process_time() - began
     return summary
 

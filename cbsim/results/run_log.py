@@ -98,7 +98,7 @@ class RunLog:
     num_tokens_recomputed: int = 0
     """Tokens computed again after preemptions."""
     num_prompt_tokens_queried: int = 0
-    """Tokens looked up in the prefix cache at admissions; 0 when it is off."""
+    """Tokens looked up in the prefix cache at first admissions; 0 when it is off."""
     num_prompt_tokens_hit: int = 0
     """Tokens found there."""
     num_padding_tokens: int = 0

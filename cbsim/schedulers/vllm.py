@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from cbsim.base.units import GIB
 from cbsim.config.section import ComponentConfig
 from cbsim.core.layout import FCFS
 from cbsim.core.waiting_queue import push
@@ -17,6 +18,7 @@ from cbsim.schedulers.paged import decide as paged_decide
 from cbsim.schedulers.paged import is_passed_over as paged_is_passed_over
 from cbsim.schedulers.scheduler import Means, Numbers
 from cbsim.schedulers.speculation import ConnectorConfig
+from cbsim.specs import GpuSpec
 
 
 class VllmConfig(PagedConfig):
@@ -28,6 +30,10 @@ class VllmConfig(PagedConfig):
     """The vLLM release to follow, where releases differ."""
     async_scheduling: bool = True
     """Decide the next step while one is running (two in flight), as vLLM does by default."""
+    entry: Literal["server", "llm"] | None = None
+    """Take vLLM's own defaults, of `vllm serve` or of its class `LLM`, where nothing is said: by the GPU's
+    memory those of `max_num_seqs` and `max_tokens_per_step`, and of `kv_cache` those of `gpu_memory_utilization` and
+    `prefix_caching`. Null keeps cbsim's."""
     max_num_active_seqs: int | None = Field(default=None, ge=1)
     """Most requests running at once, if less than `max_num_seqs` (0.33)."""
     adaptive_chunk_size: bool = False
@@ -37,6 +43,23 @@ class VllmConfig(PagedConfig):
     """Steps with prompt tokens come at least this many steps apart while somebody decodes (0.33)."""
     connector: ConnectorConfig | None = None
     """KV that comes from other replicas or from a tier below the GPU; null has none."""
+
+    def engine_defaults(self, gpu: GpuSpec) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What vLLM takes for itself and for its KV cache on a GPU, where nobody says otherwise.
+
+        `vllm/engine/arg_utils.py` of 0.33; releases before took 0.9 of the memory, and knew no third class.
+        """
+        is_server, memory_gib = self.entry == "server", gpu.memory_bytes / GIB
+        num_tokens, num_seqs = (2048 if is_server else 8192), 256
+        if memory_gib >= 160 and self.version == "0.33":
+            num_tokens, num_seqs = 16_384, 1024
+        elif memory_gib >= 70 and "a100" not in gpu.name:
+            num_tokens, num_seqs = (8192 if is_server else 16_384), 1024
+        share = 0.92 if self.version == "0.33" else 0.9
+        return (
+            {"max_tokens_per_step": num_tokens, "max_num_seqs": min(num_seqs, num_tokens)},
+            {"gpu_memory_utilization": share, "prefix_caching": True},
+        )
 
     @property
     def reuses_unknown_blocks_first(self) -> bool:

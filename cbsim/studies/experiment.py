@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PrivateAttr, field_validator
+from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from cbsim.base.errors import ConfigError, WorkloadError
 from cbsim.base.paths import data_folder
@@ -22,6 +22,7 @@ from cbsim.cost import COST_MODELS
 from cbsim.observers import OBSERVERS
 from cbsim.schedulers import SCHEDULERS, SchedulerConfig
 from cbsim.schedulers.kvcache import KVCacheConfig
+from cbsim.schedulers.vllm import VllmConfig
 from cbsim.specs import GpuSpec, ModelSpec
 from cbsim.workload import WORKLOADS, WorkloadConfig
 from cbsim.workload.lookup import missing_traces
@@ -126,6 +127,18 @@ class Experiment(Section):
     _notes: tuple[str, ...] = PrivateAttr(default=())
     _assembly: Assembly[Experiment] | None = PrivateAttr(default=None)
     """Of an experiment with a sweep: what its points are made from."""
+
+    @model_validator(mode="after")
+    def _takes_the_engines_defaults(self) -> Self:
+        """With `scheduler.entry`, settings that nobody gives become those of the engine."""
+        if getattr(self.scheduler, "entry", None) is not None and isinstance(self.scheduler, VllmConfig):
+            for section, defaults in zip(
+                ("scheduler", "kv_cache"), self.scheduler.engine_defaults(self.gpu), strict=True
+            ):
+                given = getattr(self, section)
+                taken = {key: value for key, value in defaults.items() if key not in given.model_fields_set}
+                object.__setattr__(self, section, given.model_copy(update=taken))
+        return self
 
     @field_validator("name")
     @classmethod

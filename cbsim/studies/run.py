@@ -21,6 +21,7 @@ from cbsim.results.result import Result
 from cbsim.results.run_log import RunLog
 from cbsim.results.run_notes import backlog_notes
 from cbsim.schedulers import SCHEDULERS
+from cbsim.schedulers.vllm import VllmConfig
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.simulation import Told, setup_of, simulate_core
 from cbsim.workload import WORKLOADS, Workload
@@ -151,6 +152,15 @@ def log_notes(experiment: Experiment, log: RunLog) -> list[str]:
         )
     if any(group.window for group in experiment.kv_cache.layer_groups(experiment.model)):
         notes.append("steps are priced as if the attention of sliding layers reached back to the first token")
+    if isinstance(experiment.scheduler, VllmConfig) and experiment.scheduler.entry is not None:
+        taken, cache = experiment.scheduler, experiment.kv_cache
+        entry = "vllm serve" if taken.entry == "server" else "class LLM"
+        notes.append(
+            f"defaults of vLLM {taken.version} ({entry}) on {experiment.gpu.name}, unless set otherwise: "
+            f"max_num_seqs {taken.max_num_seqs}, max_tokens_per_step {taken.max_tokens_per_step}, "
+            f"gpu_memory_utilization {cache.gpu_memory_utilization}, "
+            f"prefix_caching {str(cache.prefix_caching).lower()}"
+        )
     if experiment.parallel.pipeline > 1:
         notes.append("the way of a step from one pipeline stage to the next is not priced")
     profile = f"{experiment.gpu.name}/{experiment.model.name}"

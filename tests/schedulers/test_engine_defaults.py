@@ -1,0 +1,121 @@
+"""vLLM's own defaults by the GPU, what a user says instead, and how GPUs share a model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+import cbsim
+from cbsim.base.errors import ConfigError
+from cbsim.studies.experiment import Experiment
+
+
+def experiment(**settings: Any) -> Experiment:
+    return Experiment.from_mapping({"workload": {"type": "trace", "path": "azure-like.csv"}, **settings})
+
+
+@pytest.mark.parametrize(
+    ("gpu", "scheduler", "tokens", "seqs", "share"),
+    [
+        ("h100", "vllm-0.33", 8192, 1024, 0.92),
+        ("h200", "vllm-0.20", 8192, 1024, 0.9),
+        ("a100-80g", "vllm-0.33", 2048, 256, 0.92),
+        ("l40s", "vllm-0.33", 2048, 256, 0.92),
+        ("h100", {"type": "vllm", "entry": "llm"}, 16_384, 1024, 0.92),
+        ("l40s", {"type": "vllm", "entry": "llm"}, 8192, 256, 0.92),
+    ],
+)
+def test_an_entry_takes_what_vllm_takes(
+    gpu: str, scheduler: Any, tokens: int, seqs: int, share: float
+) -> None:
+    made = experiment(gpu=gpu, scheduler=scheduler)
+    config: Any = made.scheduler
+    assert (config.max_tokens_per_step, config.max_num_seqs) == (tokens, seqs)
+    assert made.kv_cache.gpu_memory_utilization == share
+    assert made.kv_cache.prefix_caching
+
+
+def test_what_a_user_says_stays_and_the_run_says_the_rest() -> None:
+    mapping = {
+        "workload": {"type": "trace", "path": "azure-like.csv", "limit": 5},
+        "gpu": "h100",
+        "scheduler": {"type": "vllm", "entry": "server", "max_num_seqs": 64},
+        "kv_cache": {"prefix_caching": False},
+    }
+    result = cbsim.run(mapping)
+    assert result.config["scheduler"]["max_num_seqs"] == 64
+    assert result.config["scheduler"]["max_tokens_per_step"] == 8192
+    assert not result.config["kv_cache"]["prefix_caching"]
+    (note,) = (each for each in result.summary["notes"] if each.startswith("defaults of vLLM"))
+    assert "max_num_seqs 64, max_tokens_per_step 8192" in note
+
+
+def test_without_an_entry_nothing_changes() -> None:
+    made = experiment(scheduler={"type": "vllm"}, gpu="h100")
+    config: Any = made.scheduler
+    assert (config.max_tokens_per_step, config.max_num_seqs, made.kv_cache.prefix_caching) == (
+        2048,
+        256,
+        False,
+    )
+
+
+def test_the_two_names_of_tensor_parallelism_mean_one_thing() -> None:
+    assert experiment(scheduler={"type": "vllm"}, parallel={"tensor": 4}).num_gpus == 4
+    assert experiment(scheduler={"type": "vllm"}, replicas={"tensor_parallel": 4}).num_gpus == 4
+    assert experiment(scheduler={"type": "vllm"}, parallel={"tensor": 2, "pipeline": 2}).num_gpus == 4
+    with pytest.raises(ConfigError, match="expected one of the two"):
+        experiment(scheduler={"type": "vllm"}, parallel={"tensor": 2}, replicas={"tensor_parallel": 4})
+
+
+def test_who_does_not_wait_for_a_pipeline_is_refused() -> None:
+    scheduler = {"type": "chunked_prefill", "async_scheduling": True}
+    with pytest.raises(ConfigError, match="does not wait for tokens to leave the stages"):
+        experiment(scheduler=scheduler, parallel={"pipeline": 2})
+
+
+def test_a_pipeline_overlaps_steps() -> None:
+    """Two stages: a step of 2 s begins each second, so that requests decode in turns."""
+    mapping = {
+        "workload": {"type": "trace", "path": "azure-like.csv", "limit": 40},
+        "scheduler": {"type": "vllm"},
+        "cost_model": {"type": "constant", "step_s": 2.0},
+    }
+    alone = cbsim.run(mapping).summary
+    piped = cbsim.run(mapping | {"parallel": {"pipeline": 2}}).summary
+    assert piped["makespan_s"] < alone["makespan_s"] * 1.01
+    assert piped["num_steps"] > 1.2 * alone["num_steps"]
+
+
+def test_chances_and_lists_of_accepted_drafts() -> None:
+    """With every draft accepted each step brings 1 + n tokens; with none, one."""
+    mapping = {
+        "workload": {"type": "trace", "path": "azure-like.csv", "limit": 20},
+        "cost_model": {"type": "constant", "step_s": 0.01},
+    }
+    spec = {"num_tokens": 3, "draft_share": 0.0}
+    for name in ("vllm", "chunked_prefill", "preemptive"):
+        for chance, tokens in ((0.0, 1.0), (1.0, 4.0)):
+            scheduler = {"type": name, "speculative": spec | {"acceptance": chance}}
+            summary = cbsim.run(mapping | {"scheduler": scheduler}).summary
+            assert summary["num_finished"] == 20
+            # First tokens come alone, and answers end amid a step.
+            assert summary["tokens_per_step_and_request"] == pytest.approx(tokens, abs=0.5)
+            # Asynchronous steps also verify drafts of requests that have just ended.
+            assert summary["draft_acceptance_rate"] == pytest.approx(chance, abs=0.03)
+
+
+def test_what_a_preempted_request_finds_of_its_own_is_no_hit() -> None:
+    scheduler = {"type": "vllm", "max_num_seqs": 64}
+    mapping = {
+        "workload": {"type": "trace", "path": "azure-like.csv", "limit": 60, "rate_scale": 20.0},
+        "scheduler": scheduler,
+        "kv_cache": {"num_blocks": 600, "prefix_caching": True},
+        "cost_model": {"type": "constant", "step_s": 0.05},
+    }
+    result = cbsim.run(mapping)
+    assert result.summary["num_preemptions"] > 0
+    resumed = result.events[result.events["event"] == "resumed"]
+    assert resumed["num_tokens"].sum() > 0
+    assert result.summary["prefix_hit_rate"] == 0.0
