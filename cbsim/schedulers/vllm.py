@@ -32,8 +32,8 @@ class VllmConfig(PagedConfig):
     """Decide the next step while one is running (two in flight), as vLLM does by default."""
     entry: Literal["server", "llm"] | None = None
     """Take vLLM's own defaults, of `vllm serve` or of its class `LLM`, where nothing is said: by the GPU's
-    memory those of `max_num_seqs` and `max_tokens_per_step`, and of `kv_cache` those of `gpu_memory_utilization` and
-    `prefix_caching`. Null keeps cbsim's."""
+    memory those of `max_num_seqs` and `max_tokens_per_step`, and of `kv_cache` those of
+    `gpu_memory_utilization` and `prefix_caching`. Null keeps cbsim's."""
     max_num_active_seqs: int | None = Field(default=None, ge=1)
     """Most requests running at once, if less than `max_num_seqs` (0.33)."""
     adaptive_chunk_size: bool = False
