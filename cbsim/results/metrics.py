@@ -37,6 +37,8 @@ class Deployment:
     model: ModelSpec
     gpu: GpuSpec
     num_gpus: int = 1
+    num_stages: int = 1
+    """Stages of each replica's pipeline, in which as many steps may be under way at once."""
     num_replicas: int = 1
     kv_block_size: int = 16
     """Tokens a KV block holds."""
@@ -60,7 +62,7 @@ def summarize(
     """
     began = time.process_time()
     requests = log.requests
-    totals = StepTotals.of(log.steps, deployment.kv_block_size)
+    totals = StepTotals.of(log.steps, deployment.kv_block_size, deployment.num_stages)
     latencies = request_latencies(log)
     finished = requests["state"] == RequestState.FINISHED
     num_requests, num_finished = len(finished), int(finished.sum())
@@ -179,12 +181,16 @@ class StepTotals:
     """Highest share of those that were empty at a step's end."""
 
     @classmethod
-    def of(cls, steps: Mapping[str, Column], kv_block_size: int = 1) -> StepTotals:
-        """Added up many steps at a time: a column of all steps of a long run takes hundreds of megabytes."""
+    def of(cls, steps: Mapping[str, Column], kv_block_size: int = 1, num_stages: int = 1) -> StepTotals:
+        """Added up many steps at a time: a column of all steps of a long run takes hundreds of megabytes.
+
+        Of a pipeline a step keeps one of `num_stages` stages busy at a time.
+        """
         totals = cls()
         for columns in column_pieces(steps, SUMMED):
             if len(columns[0]):
-                totals._add(kv_block_size, dict(zip(SUMMED, columns, strict=True)))
+                found = dict(zip(SUMMED, columns, strict=True))
+                totals._add(kv_block_size, found | {"duration_s": found["duration_s"] / num_stages})
         return totals
 
     def _add(self, kv_block_size: int, steps: Mapping[str, Column]) -> None:

@@ -141,10 +141,12 @@ def _chunk(entry: Entry) -> str:
 
 def _decoded(entry: Entry) -> str:
     told = f"{_count(entry.num_tokens)}, {format_seconds(entry.duration_s / entry.num_tokens)} each"
+    if entry.num_drafts:
+        told += f"; {entry.num_accepted:,} of {entry.num_drafts:,} drafts accepted"
     if not entry.num_slowed:
         return told
     told += f"; {entry.num_slowed:,} beside prompts of {_tokens(entry.culprits)}"
-    num_others = entry.num_tokens - entry.num_slowed
+    num_others = entry.num_tokens - entry.num_accepted - entry.num_slowed
     if not num_others:
         return told
     slowed_s = entry.slowed_s / entry.num_slowed

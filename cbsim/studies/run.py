@@ -58,6 +58,7 @@ def run_experiment(
         model=experiment.model,
         gpu=experiment.gpu,
         num_gpus=experiment.num_gpus,
+        num_stages=experiment.parallel.pipeline,
         num_replicas=experiment.replicas.count,
         kv_block_size=experiment.kv_cache.block_size,
     )
@@ -160,6 +161,11 @@ def log_notes(experiment: Experiment, log: RunLog) -> list[str]:
             f"max_num_seqs {taken.max_num_seqs}, max_tokens_per_step {taken.max_tokens_per_step}, "
             f"gpu_memory_utilization {cache.gpu_memory_utilization}, "
             f"prefix_caching {str(cache.prefix_caching).lower()}"
+        )
+    if log.has_drafts or experiment.parallel.pipeline > 1:
+        notes.append(
+            "the parts of latencies are not told with speculative decoding or a pipeline: several tokens of a "
+            "request, or several steps, share their time"
         )
     if experiment.parallel.pipeline > 1:
         notes.append("the way of a step from one pipeline stage to the next is not priced")

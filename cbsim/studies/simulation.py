@@ -482,6 +482,8 @@ def log_of(
             for number in range(len(own))
         ]
         steps = StepColumns(record, names, num_blocks, in_order_of_time)
+    # Parts of latencies take steps to follow one another, each with a token of a request at most.
+    is_shared = has_drafts or setup.num_stages > 1
     end_s = max(float(own["last_end_s"].max()), float(rows["arrival_s"].max(initial=0.0)))
     if until_s < inf and own["num_outstanding"].any():
         end_s = until_s
@@ -499,7 +501,7 @@ def log_of(
         end_s=end_s,
         slices=slices,
         has_drafts=has_drafts,
-        parts=Deferred(partial(request_parts, requests, events, replicas)),
+        parts=None if is_shared else Deferred(partial(request_parts, requests, events, replicas)),
     )
 
 

@@ -32,6 +32,9 @@ class Share:
     is_prefill: bool
     num_blocks: int
     """KV blocks it held."""
+    num_drafts: int = 0
+    num_accepted: int = 0
+    """Of the drafts that it verified."""
 
 
 @dataclass(frozen=True, slots=True)

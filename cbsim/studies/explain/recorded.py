@@ -44,11 +44,13 @@ class _Shares:
 
     def of(self, rows: pd.DataFrame, scheduled_at_s: float) -> Iterator[Share]:
         """The shares of one step."""
-        columns = ("request_id", "num_tokens", "num_computed_tokens", "kind")
-        for name, num_tokens, before, kind in zip(*(rows[column] for column in columns), strict=True):
+        columns = ("request_id", "num_tokens", "num_computed_tokens", "kind", "num_drafts", "num_accepted")
+        table = (rows.get(column, [0] * len(rows)) for column in columns)
+        for name, num_tokens, before, kind, *drafts in zip(*table, strict=True):
             num_left = self._prefill_until(name, scheduled_at_s) - before if kind == "prefill" else 1
             num_blocks = -(-(before + num_tokens) // self._block_size)
-            yield Share(name, int(num_tokens), int(num_left), kind == "prefill", int(num_blocks))
+            counts = (int(num_blocks), *map(int, drafts))
+            yield Share(name, int(num_tokens), int(num_left), kind == "prefill", *counts)
 
     def _prefill_until(self, request_id: str, now: float) -> int:
         """Its prompt, and after a preemption what it had answered by then."""

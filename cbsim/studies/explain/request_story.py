@@ -36,6 +36,10 @@ class Entry:
     """Of decodes: those in steps that also computed chunks of others."""
     slowed_s: float = 0.0
     """The time of those steps."""
+    num_drafts: int = 0
+    """Of decodes: drafts verified."""
+    num_accepted: int = 0
+    """Of decodes: drafts that were right; each step brought one token more than these."""
     reasons_s: dict[str, float] = field(default_factory=dict)
     """Of a wait: how long it was for what, as `Limits.reason` tells it; `step`: for the step under way."""
     culprits: dict[str, float] = field(default_factory=dict)
@@ -85,7 +89,7 @@ class RequestStory:
             self._chunk(step, share)
         else:
             self.entries[-1].is_swapped = self.entries[-1].what == "resumed"
-            self._decode(step)
+            self._decode(step, share)
         if name in step.finished:
             self._tell("finished", step.end_s, step)
 
@@ -113,9 +117,11 @@ class RequestStory:
             self._has_answered = True
             self._tell("first token", step.end_s, step)
 
-    def _decode(self, step: BatchStep) -> None:
+    def _decode(self, step: BatchStep, share: Share) -> None:
         entry = self._extend("decoded", step)
-        entry.num_tokens += 1
+        entry.num_tokens += 1 + share.num_accepted
+        entry.num_drafts += share.num_drafts
+        entry.num_accepted += share.num_accepted
         beside = self._beside(step)
         if beside:
             entry.num_slowed += 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cbsim.cluster.simpy_world import Progress
@@ -90,6 +90,11 @@ class _ShownReplica(WatchedStepper):
         decisions = self._decisions.pop(step.number, {})
         shares = self._shares.pop(step.number, ())
         finished = super().end_step()
+        parts = self.records.slices[step.place]
+        shares = tuple(
+            replace(share, num_drafts=part.num_drafts, num_accepted=part.num_accepted)
+            for share, part in zip(shares, parts, strict=False)
+        )
         if self.records.log.lengths.steps >= LOG_ROWS:
             self.world.record()  # Nobody asks for it.
         if step.number < window.first:
