@@ -184,13 +184,16 @@ class StepTotals:
     def of(cls, steps: Mapping[str, Column], kv_block_size: int = 1, num_stages: int = 1) -> StepTotals:
         """Added up many steps at a time: a column of all steps of a long run takes hundreds of megabytes.
 
-        Of a pipeline a step keeps one of `num_stages` stages busy at a time.
+        Steps of a pipeline overlap: each counts for the time in which none before it runs.
         """
         totals = cls()
+        if num_stages > 1:
+            whole = {name: steps[name] for name in SUMMED}
+            totals._add(kv_block_size, whole | {"duration_s": _not_overlapped_s(steps)})
+            return totals
         for columns in column_pieces(steps, SUMMED):
             if len(columns[0]):
-                found = dict(zip(SUMMED, columns, strict=True))
-                totals._add(kv_block_size, found | {"duration_s": found["duration_s"] / num_stages})
+                totals._add(kv_block_size, dict(zip(SUMMED, columns, strict=True)))
         return totals
 
     def _add(self, kv_block_size: int, steps: Mapping[str, Column]) -> None:
@@ -225,6 +228,18 @@ SUMMED = (
     "kv_blocks_total",
     "num_kv_tokens",
 )
+
+
+def _not_overlapped_s(steps: Mapping[str, Column]) -> Column:
+    """Of each step the seconds in which no step before it runs on its replica."""
+    alone_s, replica = steps["duration_s"].copy(), steps["replica"]
+    for number in np.unique(replica):
+        rows = np.flatnonzero(replica == number)
+        start_s = steps["start_s"][rows]
+        end_s = start_s + steps["duration_s"][rows]
+        free_s = np.concatenate([[-np.inf], np.maximum.accumulate(end_s)[:-1]])
+        alone_s[rows] = np.maximum(0.0, end_s - np.maximum(start_s, free_s))
+    return alone_s
 
 
 def mfu(totals: StepTotals, deployment: Deployment, replica_s: float) -> float | None:

@@ -164,7 +164,7 @@ def log_notes(experiment: Experiment, log: RunLog) -> list[str]:
         )
     if log.has_drafts or experiment.parallel.pipeline > 1:
         notes.append(
-            "the parts of latencies are not told with speculative decoding or a pipeline: several tokens of a "
+            "parts of latencies are not told with speculative decoding or a pipeline: several tokens of a "
             "request, or several steps, share their time"
         )
     if experiment.parallel.pipeline > 1:
