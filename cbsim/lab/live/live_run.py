@@ -118,6 +118,12 @@ def _check(experiment: Experiment, time_scale: float) -> None:
     if experiment.num_gpus != 1:
         key = "replicas.tensor_parallel" if replicas.tensor_parallel > 1 else "parallel"
         problems.append(f"{key}: got {experiment.num_gpus}; a live run has one device")
+    if experiment.scheduler.drafting is not None:
+        problems.append("scheduler.speculative: got a drafter; a live run has none")
+    if experiment.scheduler.has_connector:
+        problems.append("scheduler.connector: got one; a live run has its own KV cache alone")
+    if experiment.kv_cache.layer_groups(experiment.model):
+        problems.append("kv_cache.groups: got several, or sliding ones; a live run's layers share one KV cache")
     if experiment.stop_at_s is not None:
         problems.append("stop_at_s: a live run goes on until every request has ended")
     if not time_scale > 0:
