@@ -123,7 +123,7 @@ def _check(experiment: Experiment, time_scale: float) -> None:
     if experiment.scheduler.has_connector:
         problems.append("scheduler.connector: got one; a live run has its own KV cache alone")
     if experiment.kv_cache.layer_groups(experiment.model):
-        problems.append("kv_cache.groups: got several, or sliding ones; a live run's layers share one KV cache")
+        problems.append("kv_cache.groups: got several; layers of a live run share one KV cache")
     if experiment.stop_at_s is not None:
         problems.append("stop_at_s: a live run goes on until every request has ended")
     if not time_scale > 0:
