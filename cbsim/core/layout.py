@@ -330,7 +330,6 @@ CONFIG = np.dtype(
                 "swap_bytes_per_s",
                 "swap_latency_s",
                 "draft_s",
-                "draft_context_s",
             )
         ),
         *(

@@ -234,12 +234,11 @@ def put_in_line(self: Any, step: Any) -> None:
 
 
 def drafting_s(self: Any, step: Any) -> float:
-    """Seconds that the drafter takes after a step: one pass over all requests that sample, for each draft."""
+    """Seconds that the drafter takes after a step: `draft_s` for each draft, all requests together."""
     config = self.config
     if config.num_speculative_tokens == 0 or step.skips_drafts or step.num_logits == 0:
         return 0.0
-    pass_s = config.draft_s + config.draft_context_s * step.num_context_tokens
-    return float(config.num_speculative_tokens * pass_s)
+    return float(config.num_speculative_tokens * config.draft_s)
 
 
 def count_slices(self: Any, step: Any) -> None:

@@ -24,7 +24,10 @@ class SpeculativeConfig(Section):
     Requests that bring a list of their own (`accepted`) go by that."""
     draft_share: float | None = Field(default=None, ge=0)
     """Seconds of one pass of the drafter, as a share of a decode of one request by the model itself; null
-    takes 0.05 for `eagle`, 0.1 for `draft_model`, and 0 for `ngram`."""
+    takes that of `draft_parameters`, else 0.05 for `eagle`, 0.1 for `draft_model`, and 0 for `ngram`."""
+    draft_parameters: float | None = Field(default=None, gt=0)
+    """Parameters of the drafter. A pass reads them all, as a decode reads the model's, and takes as much less
+    time as they are fewer."""
     lookahead_block_hashes: bool = True
     """Whether `eagle` tells cached blocks by the token behind them too; false drops the last block of a hit
     (vLLM's `disable_lookahead_block_hashes`)."""
@@ -43,11 +46,13 @@ class SpeculativeConfig(Section):
         given = self.acceptance if isinstance(self.acceptance, list) else [self.acceptance]
         return [given[min(position, len(given) - 1)] for position in range(self.num_tokens)]
 
-    @property
-    def share(self) -> float:
-        """`draft_share`, or what the method usually takes."""
-        usual = {"eagle": 0.05, "draft_model": 0.1, "ngram": 0.0}
-        return usual[self.method] if self.draft_share is None else self.draft_share
+    def share_of(self, num_parameters: int) -> float:
+        """Seconds of a pass of the drafter over those of a decode by a model of `num_parameters`."""
+        if self.draft_share is not None:
+            return self.draft_share
+        if self.draft_parameters is not None:
+            return self.draft_parameters / num_parameters
+        return {"eagle": 0.05, "draft_model": 0.1, "ngram": 0.0}[self.method]
 
     def numbers(self) -> dict[str, float]:
         """Fields of `Replica.config`."""

@@ -90,6 +90,8 @@ class Setup:
     with_batches: bool = False
     num_stages: int = 1
     """Stages of the pipeline that a step passes through."""
+    draft_share: float = 0.0
+    """Seconds of a pass of the drafter over those of a decode of one request by the model."""
 
     @property
     def is_closed(self) -> bool:
@@ -102,7 +104,7 @@ class Setup:
         numbers = self.rung.numbers(self.scheduler, self.means)
         drafting = self.scheduler.drafting
         if drafting is not None:
-            numbers["draft_s"] = drafting.share * self.cost.step_s(StepShape((), 0, 1, 1, 1))
+            numbers["draft_s"] = self.draft_share * self.cost.step_s(StepShape((), 0, 1, 1, 1))
         return {
             **numbers,
             "with_batches": self.with_batches,
@@ -167,6 +169,7 @@ def setup_of(experiment: Experiment, workload: Workload, cost: CostModel) -> Set
         until_s=inf if experiment.stop_at_s is None else experiment.stop_at_s,
         with_batches=experiment.output.batches,
         num_stages=experiment.parallel.pipeline,
+        draft_share=0.0 if drafting is None else drafting.share_of(model.num_parameters),
     )
 
 
