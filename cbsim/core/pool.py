@@ -89,6 +89,8 @@ def num_missing_by_group(self: Any, request: Any, num_tokens: int, num_cached: i
 def grow(self: Any, request: Any, num_tokens: int) -> None:
     """Give a request the blocks that it lacks for its first `num_tokens` tokens; they must be free."""
     own = self.own
+    if own.has_identities:
+        take_slot(self, request)
     missing = num_missing(self, request, num_tokens)
     if missing > own.num_free:
         fail(self, NO_FREE_BLOCKS, request, missing, own.num_free, 0)
@@ -97,7 +99,6 @@ def grow(self: Any, request: Any, num_tokens: int) -> None:
         request.num_blocks += missing
         own.num_free -= missing
         return
-    take_slot(self, request)
     for number in range(own.num_groups):
         num_needed = -(-num_tokens // self.groups[number].block_size)
         take_blocks(self, request, number, num_needed - self.shares[row_of(self, request, number)].num_places)

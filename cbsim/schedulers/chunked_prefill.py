@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from cbsim.core.layout import NOBODY
 from cbsim.core.verbs import is_prefilling, num_wanted, schedule
 from cbsim.schedulers.reserving import ReservingScheduler, admit_reserved, next_admissible
 from cbsim.schedulers.scheduler import SchedulerConfig
-from cbsim.schedulers.speculation import SpeculativeConfig
+from cbsim.schedulers.speculation import SpeculativeConfig, fits_budget
 
 
 class ChunkedPrefillConfig(SchedulerConfig):
@@ -26,6 +26,13 @@ class ChunkedPrefillConfig(SchedulerConfig):
     """Answer length to reserve KV cache for; null reserves exactly what the request will generate."""
     speculative: SpeculativeConfig | None = None
     """Speculative decoding; null has none."""
+
+    @field_validator("speculative")
+    @classmethod
+    def _fits_into_a_step(
+        cls, value: SpeculativeConfig | None, info: ValidationInfo
+    ) -> SpeculativeConfig | None:
+        return fits_budget(value, info.data.get("max_tokens_per_step"))
 
 
 def decide(self: Any, step: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from cbsim.base.binding import apart
 from cbsim.config.section import ComponentConfig
@@ -29,7 +29,7 @@ from cbsim.core.verbs import num_wanted, preempt, schedule
 from cbsim.core.waiting_queue import is_aged, is_less_urgent
 from cbsim.schedulers.admission import admit_waiting
 from cbsim.schedulers.scheduler import Means, Numbers, Scheduler, SchedulerConfig, numbers_of
-from cbsim.schedulers.speculation import SpeculativeConfig
+from cbsim.schedulers.speculation import SpeculativeConfig, fits_budget
 
 
 class PagedConfig(SchedulerConfig):
@@ -53,6 +53,13 @@ class PagedConfig(SchedulerConfig):
     speculative: SpeculativeConfig | None = None
     """Speculative decoding; null has none."""
 
+    @field_validator("speculative")
+    @classmethod
+    def _fits_into_a_step(
+        cls, value: SpeculativeConfig | None, info: ValidationInfo
+    ) -> SpeculativeConfig | None:
+        return fits_budget(value, info.data.get("max_tokens_per_step"))
+
 
 def rejects(self: Any, request: Any) -> int:
     """A request that outgrows the whole KV cache, or a prompt that must stay whole and never fits."""
@@ -60,8 +67,9 @@ def rejects(self: Any, request: Any) -> int:
     num_tokens = request.num_prompt_tokens + request.num_output_tokens - 1
     if num_at_most(self, num_tokens) > self.own.num_blocks:
         return TOO_MANY_BLOCKS
-    splits = config.enable_chunked_prefill or 0 < config.chunk_size <= config.max_tokens_per_step
-    if not splits and request.num_prompt_tokens > config.max_tokens_per_step:
+    most = config.max_tokens_per_step - config.num_extra_slots
+    splits = config.enable_chunked_prefill or 0 < config.chunk_size <= most
+    if not splits and request.num_prompt_tokens > most:
         return PROMPT_TOO_LONG
     return FITS
 
@@ -82,9 +90,8 @@ def chunk_cap(self: Any) -> int:
     the budget, would wait for ever.
     """
     config = self.config
-    if config.chunk_size == 0:
-        return config.max_tokens_per_step
-    return min(config.chunk_size, config.max_tokens_per_step)
+    most = config.max_tokens_per_step - config.num_extra_slots
+    return min(config.chunk_size, most) if config.chunk_size else most
 
 
 def serve_running(self: Any, step: Any, cap: int) -> None:

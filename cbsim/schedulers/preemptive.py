@@ -14,7 +14,7 @@ from cbsim.base.binding import apart
 from cbsim.base.units import GIB, GIGA
 from cbsim.config.section import ComponentConfig
 from cbsim.core.layout import NOBODY, WAITING
-from cbsim.core.pool import grow, num_freed_by, num_known_tokens
+from cbsim.core.pool import grow, leave_behind, num_freed_by, num_known_tokens
 from cbsim.core.verbs import admit, is_prefilling, move_in, preempt, schedule
 from cbsim.core.waiting_queue import head_of_queue, is_aged, is_less_urgent
 from cbsim.schedulers.admission import admit_waiting as paged_admit_waiting
@@ -97,6 +97,7 @@ def try_admit(self: Any, step: Any, request: Any, cap: int) -> bool:
     request.num_computed_tokens = num_computed
     request.prefill_until = prefill_until
     self.own.num_kv_tokens += num_computed
+    leave_behind(self, request, num_computed)
     grow(self, request, num_resident)
     move_in(self, request)
     schedule(self, step, request, num_tokens)

@@ -64,6 +64,18 @@ class SpeculativeConfig(Section):
         }
 
 
+def fits_budget(value: SpeculativeConfig | None, max_tokens_per_step: int | None) -> SpeculativeConfig | None:
+    """The settings as they are. Raises ValueError if a request with its drafts is more than a step takes."""
+    if value is not None and max_tokens_per_step is not None:
+        num_needed = 1 + value.num_tokens + (1 if value.method == "draft_model" else 0)
+        if num_needed > max_tokens_per_step:
+            raise ValueError(
+                f"got num_tokens: {value.num_tokens}, which with method: {value.method} takes {num_needed} tokens "
+                f"of a step; expected at most max_tokens_per_step, {max_tokens_per_step}"
+            )
+    return value
+
+
 class ConnectorConfig(Section):
     """KV that other replicas or a tier below the GPU hold, as vLLM's KV connectors bring and fetch it."""
 

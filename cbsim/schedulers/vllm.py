@@ -135,7 +135,7 @@ def chunk_cap(self: Any) -> int:
     config = self.config
     num_here = self.own.num_running + self.own.num_waiting + self.own.num_holding
     if config.version == V0_33 and num_here <= 1:
-        return config.max_tokens_per_step
+        return config.max_tokens_per_step - config.num_extra_slots
     cap = paged_chunk_cap(self)
     if config.adaptive_chunk_size:
         cap = max(cap, config.max_tokens_per_step // num_here)

@@ -88,6 +88,8 @@ def draw(seed: int, kind: str) -> Setting:
     settings = draw_settings(random, kind)
     if kind in ("vllm", "preemptive", "chunked_prefill") and chance(random, 0.3):
         settings["speculative"] = draw_speculation(random)
+        if settings["max_tokens_per_step"] < 8:
+            settings["speculative"]["num_tokens"] = 1
         need += -(-12 // block_size)
     case = Case(
         requests=rows,
