@@ -70,8 +70,8 @@ def fits_budget(value: SpeculativeConfig | None, max_tokens_per_step: int | None
         num_needed = 1 + value.num_tokens + (1 if value.method == "draft_model" else 0)
         if num_needed > max_tokens_per_step:
             raise ValueError(
-                f"got num_tokens: {value.num_tokens}, which with method: {value.method} takes {num_needed} tokens "
-                f"of a step; expected at most max_tokens_per_step, {max_tokens_per_step}"
+                f"got num_tokens: {value.num_tokens}, which with method: {value.method} takes {num_needed} "
+                f"tokens of a step; expected at most max_tokens_per_step, {max_tokens_per_step}"
             )
     return value
 
