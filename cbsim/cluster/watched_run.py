@@ -39,7 +39,9 @@ class WatchedRun:
     ) -> None:
         """`requests` are those of the workload in order of arrival; `bound` is what runs."""
         self._present: dict[int, Request] = {}
-        """By row, requests that have arrived and not ended."""
+        """By row, requests that have arrived and not left."""
+        self._leaving: list[Request] = []
+        """Those that have ended while steps with them are under way."""
         self._is_compiled = isinstance(world.requests, np.ndarray)
         if self._is_compiled:
             self._coming = requests
@@ -77,7 +79,10 @@ class WatchedRun:
         num_finished = log.steps[log.lengths.steps - 1].num_finished
         finished = [self._present[row] for row in teller.replica.records.candidates[:num_finished]]
         teller.ended(step, finished)
-        for request in finished:
+        self._leaving += finished
+        # Steps under way may hold requests that have ended.
+        for request in [each for each in self._leaving if each.num_steps_in_flight == 0]:
+            self._leaving.remove(request)
             del self._present[request.index]
 
     def _arrived(self, row: int) -> None:

@@ -218,6 +218,7 @@ STEP = np.dtype(
                 "budget",
                 "num_slices",
                 "num_decisions",
+                "first_decision",
                 "num_preempted",
                 "waiting_for",
                 "num_running",
@@ -244,11 +245,11 @@ STEP = np.dtype(
     ]
 )
 """A step under way: `place` is its row of `Replica.slices`, `now` when it was decided, `call` the number of
-the call that did. It has no slices if that call scheduled nothing, and then takes no time. Queue lengths and
-blocks are those right after the decision. `num_found` transfers were found to have ended, `num_started`
-began. `stage_s` seconds at each stage of a pipeline. With `skips_drafts` no request can use further drafts.
-Before anybody was admitted `num_served` requests were scheduled, one of them with prompt tokens to compute if
-`visits_prefill`."""
+the call that did. It has no slices if that call scheduled nothing, and then takes no time. Queue lengths
+and blocks are those right after the decision. `num_found` transfers were found to have ended, `num_started`
+began. `first_decision` is the row of the log's events with the first of its decisions, `stage_s` the
+seconds at each stage of a pipeline. With `skips_drafts` no request can use further drafts. Before anybody
+was admitted `num_served` requests were scheduled, one with prompt tokens to compute if `visits_prefill`."""
 
 OWN = np.dtype(
     [

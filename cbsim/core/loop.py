@@ -172,6 +172,7 @@ def plan(self: Any, step: Any, place: int, now: float) -> None:
     step.now = now
     step.budget = config.max_tokens_per_step
     step.call = own.num_calls
+    step.first_decision = self.log.lengths.events
     step.num_slices = step.num_decisions = step.num_preempted = step.num_padding_tokens = 0
     step.num_found = step.num_started = step.num_served = step.visits_prefill = 0
     step.skips_drafts = 1 if config.num_lookahead_tokens else 0

@@ -86,8 +86,8 @@ class ReplicaView:
 
     def decisions(self, step: Any) -> list[tuple[str, Request, int]]:
         """What the latest call decided: `(admitted | resumed | preempted, request, prefix-cache tokens)`."""
-        end = self.records.log.lengths.events
-        rows = self.records.log.events[end - step.num_decisions : end]
+        first = step.first_decision
+        rows = self.records.log.events[first : first + step.num_decisions]
         return [(DECISIONS[row.event], self.requests[row.request], row.num_tokens) for row in rows]
 
     @property

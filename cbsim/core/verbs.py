@@ -267,6 +267,7 @@ def take_result(self: Any, step: Any, part: Any) -> bool:
     """Take what a slice brought, `verify` having settled that. True if it was the request's last token."""
     own, config, request = self.own, self.config, self.requests[part.request]
     if request.state == FINISHED or request.state == FAILED:
+        request.num_steps_in_flight -= 1
         return False
     was_preempted = request.num_preemptions != part.num_preemptions
     if not (was_preempted and drops_results(self)):

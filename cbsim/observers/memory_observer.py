@@ -172,7 +172,7 @@ class _Replica:
         except RuntimeError as error:
             return f"the KV blocks of {self.scheduler.name} don't add up: {error}"
         num_used = self.pool.num_used
-        if self.scheduler.running or not num_used:
+        if self.scheduler.running or self.scheduler.num_transfers or not num_used:
             return None
         names = [f"{request.request_id} ({request.num_blocks})" for request in self.holders.values()]
         more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""

@@ -87,6 +87,11 @@ class SchedulerView:
         return self._replica.running
 
     @property
+    def num_transfers(self) -> int:
+        """Requests that hold blocks for KV which comes from elsewhere or goes there."""
+        return int(self._replica.own.num_transfers)
+
+    @property
     def num_running(self) -> int:
         """How many they are."""
         return int(self._replica.own.num_running)

@@ -99,6 +99,8 @@ def summarize(
         "kv_waste": _kv_waste(log, totals),
         "rejection_reasons": dict(Counter(sorted(log.rejections.values())).most_common()),
     }
+    if num_failed := int((requests["state"] == RequestState.FAILED).sum()):
+        summary["num_failed"] = num_failed
     if log.has_drafts:
         num_drafts, num_accepted = int(log.steps["num_drafts"].sum()), int(log.steps["num_accepted"].sum())
         summary |= {
@@ -189,7 +191,8 @@ class StepTotals:
         totals = cls()
         if num_stages > 1:
             whole = {name: steps[name] for name in SUMMED}
-            totals._add(kv_block_size, whole | {"duration_s": _not_overlapped_s(steps)})
+            if len(steps["duration_s"]):
+                totals._add(kv_block_size, whole | {"duration_s": _not_overlapped_s(steps)})
             return totals
         for columns in column_pieces(steps, SUMMED):
             if len(columns[0]):

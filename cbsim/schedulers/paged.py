@@ -64,7 +64,7 @@ class PagedConfig(SchedulerConfig):
 def rejects(self: Any, request: Any) -> int:
     """A request that outgrows the whole KV cache, or a prompt that must stay whole and never fits."""
     config = self.config
-    num_tokens = request.num_prompt_tokens + request.num_output_tokens - 1
+    num_tokens = request.num_prompt_tokens + request.num_output_tokens - 1 + num_drafted(self, request)
     if num_at_most(self, num_tokens) > self.own.num_blocks:
         return TOO_MANY_BLOCKS
     most = config.max_tokens_per_step - config.num_extra_slots
@@ -72,6 +72,20 @@ def rejects(self: Any, request: Any) -> int:
     if not splits and request.num_prompt_tokens > most:
         return PROMPT_TOO_LONG
     return FITS
+
+
+def num_drafted(self: Any, request: Any) -> int:
+    """Tokens beyond its own for which a request must find KV blocks, or it may preempt itself for ever.
+
+    One that brings a list of accepted drafts along is taken to need no more than with all of them accepted.
+    """
+    config = self.config
+    if config.num_speculative_tokens == 0:
+        return 0
+    extra = self.extras[request.index]
+    if extra.end_accepted > extra.first_accepted:
+        return int(config.num_lookahead_tokens)
+    return int(self.own.num_in_flight * config.num_speculative_tokens + config.num_lookahead_tokens)
 
 
 def decide(self: Any, step: Any) -> None:
@@ -234,6 +248,15 @@ class PagedScheduler(Scheduler):
             "num_watermark_blocks": int(config.watermark * (means.num_blocks + 1)),
             "victim": LAST_ADMITTED if config.policy == "fcfs" else LEAST_URGENT,
         }
+
+    @classmethod
+    def num_tokens_needed(cls, request: Any, numbers: Numbers) -> int:
+        """Also for drafts in flight and the drafter's own."""
+        num_in_flight = int(numbers.get("num_stages", 1) + numbers.get("async_scheduling", 0))
+        num_drafts, num_ahead = (
+            int(numbers.get(f"num_{name}_tokens", 0)) for name in ("speculative", "lookahead")
+        )
+        return super().num_tokens_needed(request, numbers) + num_in_flight * num_drafts + num_ahead
 
     @classmethod
     def notes(cls, config: ComponentConfig, requests: NDArray[Any], own: NDArray[Any]) -> list[str]:

@@ -139,6 +139,9 @@ def log_notes(experiment: Experiment, log: RunLog) -> list[str]:
     if num_unfinished:
         why = "" if experiment.stop_at_s else ": the scheduler had nothing it could do for them"
         notes.append(f"{num_unfinished:,} requests left unfinished at {log.end_s:.6g} s{why}")
+    num_failed = int((state == RequestState.FAILED).sum())
+    if num_failed:
+        notes.append(f"{num_failed:,} requests failed, as KV that was to come from elsewhere did not")
     if not len(state) and experiment.stop_at_s is not None:
         notes.append(f"no request arrives before stop_at_s, {experiment.stop_at_s:g} s")
     if experiment.workload.concurrency is None:

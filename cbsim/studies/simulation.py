@@ -453,7 +453,7 @@ def log_of(
         "state": np.where(np.isin(state, ENDED), state, RequestState.UNFINISHED),
     }
     requests = Deferred(lambda: {"request_id": names_of()}, known)
-    numbers = rung.numbers(setup.scheduler, setup.means)
+    numbers = setup.numbers
     rejections = {
         int(index): rung.rejection(rows[index], numbers, setup.means) for index in np.flatnonzero(is_rejected)
     }
