@@ -37,10 +37,10 @@ class Deployment:
     model: ModelSpec
     gpu: GpuSpec
     num_gpus: int = 1
-    num_stages: int = 1
-    """Stages of each replica's pipeline, in which as many steps may be under way at once."""
     num_replicas: int = 1
     kv_block_size: int = 16
+    num_stages: int = 1
+    """Stages of each replica's pipeline, in which as many steps may be under way at once."""
     """Tokens a KV block holds."""
 
 
