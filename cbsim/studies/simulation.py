@@ -535,5 +535,5 @@ class Gaps:
                 yield gap_s[rows][is_gap], count[rows][is_gap]
         gap_s = self._record.column("gaps", "gap_s")
         yield gap_s, np.ones(len(gap_s), dtype=np.int64)
-        num_joint = self._record.column("steps", "num_joint_tokens").sum(dtype=np.int64)
+        num_joint = sum(int(count.sum()) for (count,) in self._record.pieces("steps", "num_joint_tokens"))
         yield np.zeros(int(num_joint > 0)), np.full(int(num_joint > 0), num_joint)
