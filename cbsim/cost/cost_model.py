@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from cbsim.config.section import ComponentConfig
 from cbsim.cost.costrules import MAX_DECODES, MAX_TOKENS, CostRules, price, seconds_of
 from cbsim.cost.step_columns import Floats, Ints, StepColumns, StepShape
-from cbsim.specs import GpuSpec, ModelSpec
+from cbsim.specs import GpuSpec, ModelSpec, ParallelSpec
+from cbsim.specs.parallel import as_parallel
 
 __all__ = ["CostModel", "StepShape"]
 
@@ -35,12 +36,12 @@ class CostModel:
             cls.rules = _no_rules  # type: ignore[method-assign, assignment]
 
     def __init__(
-        self, config: ComponentConfig, model: ModelSpec, gpu: GpuSpec, tensor_parallel: int = 1
+        self, config: ComponentConfig, model: ModelSpec, gpu: GpuSpec, parallel: ParallelSpec | int = 1
     ) -> None:
         self.config = config
         self.model = model
         self.gpu = gpu
-        self.tensor_parallel = tensor_parallel
+        self.parallel = as_parallel(parallel)
 
     @property
     def uses_seed(self) -> bool:

@@ -22,7 +22,7 @@ from cbsim.cost.kernel_errors import KernelErrors
 from cbsim.cost.profile_record import profile_record, with_errors
 from cbsim.cost.profile_step import Host, HostTime, added_s, hidden_s, profile_step_s
 from cbsim.cost.step_columns import Floats, Ints, StepColumns
-from cbsim.specs import GpuSpec, ModelSpec
+from cbsim.specs import GpuSpec, ModelSpec, ParallelSpec
 
 VLLM_GRAPH_BATCH_SIZES = [1, 2, 4, *range(8, 257, 8), *range(272, 513, 16)]
 """Batch sizes that vLLM V1 captures CUDA graphs for by default."""
@@ -76,12 +76,12 @@ class ProfileCost(CostModel):
     config: ProfileConfig
 
     def __init__(
-        self, config: ProfileConfig, model: ModelSpec, gpu: GpuSpec, tensor_parallel: int = 1
+        self, config: ProfileConfig, model: ModelSpec, gpu: GpuSpec, parallel: ParallelSpec | int = 1
     ) -> None:
-        super().__init__(config, model, gpu, tensor_parallel)
+        super().__init__(config, model, gpu, parallel)
         self._path = find_cost_file(config.profile)
         self._file = read_cost_file(self._path)
-        differs = self._file.mismatch(model, tensor_parallel)
+        differs = self._file.mismatch(model, self.parallel.tensor)
         if self._file.gpu is not None and self._file.gpu != gpu.name:
             differs.append(f"gpu {self._file.gpu}, not {gpu.name}")
         if differs:

@@ -74,7 +74,7 @@ class RooflineCost(CostModel):
 
     def rules(self, max_tokens: int = MAX_TOKENS, max_decodes: int = MAX_DECODES) -> CostRules:
         """The formula and its figures."""
-        config, model, gpu, gpus = self.config, self.model, self.gpu, self.tensor_parallel
+        config, model, gpu, gpus = self.config, self.model, self.gpu, self.parallel.tensor
         bytes_per_s = gpu.memory_bytes_per_s * config.memory_efficiency
         flop_per_s = gpu.peak_flop_per_s(model.dtype) * config.compute_efficiency
         element_s = model.element_bytes / bytes_per_s

@@ -10,8 +10,10 @@ from cbsim.base.errors import ConfigError
 from cbsim.base.units import GIB, MIB, format_bytes
 from cbsim.config.section import Section
 from cbsim.core.building import KvGroup
-from cbsim.specs import GpuSpec, ModelSpec
+from cbsim.specs import GpuSpec, ModelSpec, ParallelSpec
 from cbsim.specs.kv_plan import KvPlan, plan_kv_cache
+from cbsim.specs.parallel import ONE_GPU
+from cbsim.specs.precision import KvDtype
 
 MAX_NUMBERED_BLOCKS = 16 * MIB
 """Each of them takes some hundred bytes where their contents are known."""
@@ -49,6 +51,8 @@ class KVCacheConfig(Section):
     """Memory kept for activations and CUDA graphs on each GPU, GiB."""
     prefix_caching: bool = False
     """Whether requests share the blocks of equal prefixes."""
+    dtype: KvDtype = "auto"
+    """Of keys and values; `auto` takes the model's."""
     groups: list[KvGroupConfig] | None = Field(default=None, min_length=1)
     """Groups of layers that draw their blocks from one pool, of which a block is one group's; null takes the
     model's: one group, or with sliding layers those that vLLM would make."""
@@ -68,19 +72,17 @@ class KVCacheConfig(Section):
             groups = tuple(KvGroup(each.window, self.block_size) for each in self.plan(model).groups)
         return () if groups == (KvGroup(0, self.block_size),) else groups
 
-    def plan(self, model: ModelSpec) -> KvPlan:
-        """How the model's layers share blocks."""
-        return plan_kv_cache(model.layer_kinds, self.block_size, is_hybrid=self.hybrid)
+    def plan(self, model: ModelSpec, parallel: ParallelSpec = ONE_GPU) -> KvPlan:
+        """How the model's layers on one GPU share blocks."""
+        return plan_kv_cache(model.layer_kinds(parallel), self.block_size, is_hybrid=self.hybrid)
 
-    def size(self, model: ModelSpec, gpu: GpuSpec, tensor_parallel: int = 1) -> int:
-        """Usable blocks of a replica: `num_blocks`, or what fits beside the weights.
+    def size(self, model: ModelSpec, gpu: GpuSpec, parallel: ParallelSpec = ONE_GPU) -> int:
+        """Usable blocks of a replica: `num_blocks`, or what fits beside the weights on each GPU.
 
         Raises `ConfigError` if the weights leave no room for a single block, or there are too many to know
         each one's content.
         """
-        num_blocks = (
-            self._num_fitting(model, gpu, tensor_parallel) if self.num_blocks is None else self.num_blocks
-        )
+        num_blocks = self.num_blocks or self._num_fitting(model, gpu, parallel)
         if (self.prefix_caching or self.layer_groups(model)) and num_blocks > MAX_NUMBERED_BLOCKS:
             raise ConfigError(
                 f"kv_cache: got {num_blocks:,} KV blocks with prefix_caching; allowed: up to "
@@ -88,15 +90,17 @@ class KVCacheConfig(Section):
             )
         return num_blocks
 
-    def _num_fitting(self, model: ModelSpec, gpu: GpuSpec, tensor_parallel: int) -> int:
-        usable = int(gpu.memory_bytes * self.gpu_memory_utilization) * tensor_parallel
-        activations = int(self.activation_gib * GIB) * tensor_parallel
-        num_blocks = (usable - model.weight_bytes - activations) // self.plan(model).block_bytes
+    def _num_fitting(self, model: ModelSpec, gpu: GpuSpec, parallel: ParallelSpec) -> int:
+        """What fits on each GPU; all of them hold the same blocks."""
+        usable = int(gpu.memory_bytes * self.gpu_memory_utilization)
+        activations = int(self.activation_gib * GIB)
+        weights = model.weight_bytes_of_gpu(parallel)
+        num_blocks = (usable - weights - activations) // self.plan(model, parallel).block_bytes
         if num_blocks < 1:
             raise ConfigError(
-                f"kv_cache: no room for a KV block: {model.name} weighs {format_bytes(model.weight_bytes)} "
-                f"and {tensor_parallel} x {gpu.name} at gpu_memory_utilization {self.gpu_memory_utilization} "
+                f"kv_cache: no room for a KV block: {model.name} weighs {format_bytes(weights)} on each of "
+                f"{parallel.num_gpus} {gpu.name}, and gpu_memory_utilization {self.gpu_memory_utilization} "
                 f"gives {format_bytes(usable)}, of which activations take {format_bytes(activations)}; "
-                f"allowed: a larger GPU, a higher replicas.tensor_parallel, or kv_cache.num_blocks"
+                f"allowed: a larger GPU, a higher parallel.tensor, or kv_cache.num_blocks"
             )
         return num_blocks

@@ -23,7 +23,7 @@ from cbsim.observers import OBSERVERS
 from cbsim.schedulers import SCHEDULERS, SchedulerConfig
 from cbsim.schedulers.kvcache import KVCacheConfig
 from cbsim.schedulers.vllm import VllmConfig
-from cbsim.specs import GpuSpec, ModelSpec
+from cbsim.specs import GpuSpec, ModelSpec, ParallelSpec
 from cbsim.workload import WORKLOADS, WorkloadConfig
 from cbsim.workload.lookup import missing_traces
 
@@ -47,16 +47,6 @@ class ReplicasConfig(Section):
     """Which replica an arriving request goes to."""
     tensor_parallel: int = Field(default=1, ge=1)
     """GPUs that share each layer: the same as `parallel.tensor`."""
-
-
-class ParallelConfig(Section):
-    """How a replica's GPUs share the model."""
-
-    tensor: int = Field(default=1, ge=1)
-    """GPUs that share each layer."""
-    pipeline: int = Field(default=1, ge=1)
-    """Stages, each of which has its share of the layers; a step passes them one after the other, and the next
-    step follows a stage behind."""
 
 
 class SloConfig(Section):
@@ -108,7 +98,7 @@ class Experiment(Section):
     """How long a step takes."""
     replicas: ReplicasConfig = Field(default_factory=ReplicasConfig)
     """How many replicas there are, and which of them a request goes to."""
-    parallel: ParallelConfig = Field(default_factory=ParallelConfig)
+    parallel: ParallelSpec = Field(default_factory=ParallelSpec)
     """How the GPUs of a replica share the model."""
     slo: Annotated[SloConfig, Named("slo", "slos")] = Field(default_factory=SloConfig)
     """The limits that goodput counts by."""
@@ -130,7 +120,12 @@ class Experiment(Section):
 
     @model_validator(mode="after")
     def _takes_the_engines_defaults(self) -> Self:
-        """With `scheduler.entry`, settings that nobody gives become those of the engine."""
+        """With `scheduler.entry`, settings that nobody gives become those of the engine; the cache's dtype is
+        the model's where it is given.
+        """
+        if self.kv_cache.dtype != "auto":
+            served = self.model.model_copy(update={"kv_dtype": self.kv_cache.dtype})
+            object.__setattr__(self, "model", served)
         if getattr(self.scheduler, "entry", None) is not None and isinstance(self.scheduler, VllmConfig):
             for section, defaults in zip(
                 ("scheduler", "kv_cache"), self.scheduler.engine_defaults(self.gpu), strict=True
@@ -180,14 +175,20 @@ class Experiment(Section):
         return "interpreted" if self.engine == "reference" else self.engine
 
     @property
+    def sharing(self) -> ParallelSpec:
+        """How a replica's GPUs share the model, under either name of tensor parallelism."""
+        tensor = max(self.parallel.tensor, self.replicas.tensor_parallel)
+        return self.parallel.model_copy(update={"tensor": tensor})
+
+    @property
     def tensor_parallel(self) -> int:
         """GPUs that share each layer of a replica."""
-        return max(self.parallel.tensor, self.replicas.tensor_parallel)
+        return self.sharing.tensor
 
     @property
     def num_gpus(self) -> int:
         """GPUs of a replica."""
-        return self.tensor_parallel * self.parallel.pipeline
+        return self.sharing.num_gpus
 
     @property
     def folder(self) -> Path:
@@ -333,7 +334,7 @@ def _misfits(experiment: Experiment, document: Document) -> Iterator[str]:
             f"{scheduler.type} does not wait for tokens to leave the stages"
         )
     try:
-        experiment.kv_cache.size(experiment.model, experiment.gpu, experiment.num_gpus)
+        experiment.kv_cache.size(experiment.model, experiment.gpu, experiment.sharing)
     except ConfigError as error:
         where = document.place(("kv_cache",)).where
         yield from (f"{where}: {problem}" for problem in error.problems)

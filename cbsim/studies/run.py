@@ -97,7 +97,7 @@ def make_cost_model(experiment: Experiment) -> CostModel:
     """The experiment's cost model, with what it draws from the seed."""
     cost_class = COST_MODELS.get(experiment.cost_model.type)
     with blaming("cost model", cost_class):
-        cost = cost_class(experiment.cost_model, experiment.model, experiment.gpu, experiment.tensor_parallel)
+        cost = cost_class(experiment.cost_model, experiment.model, experiment.gpu, experiment.sharing)
         return cost.drawn(experiment.seed)
 
 

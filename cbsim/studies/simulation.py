@@ -135,7 +135,7 @@ def setup_of(experiment: Experiment, workload: Workload, cost: CostModel) -> Set
     """The setup of an experiment of one point."""
     rung = SCHEDULERS.get(experiment.scheduler.type)
     kv_cache, model, gpu = experiment.kv_cache, experiment.model, experiment.gpu
-    num_blocks = kv_cache.size(model, gpu, experiment.num_gpus)
+    num_blocks = kv_cache.size(model, gpu, experiment.sharing)
     drafting, has_connector = experiment.scheduler.drafting, experiment.scheduler.has_connector
     is_eagle = drafting is not None and drafting.method == "eagle"
     looks_ahead = drafting is not None and drafting.lookahead_block_hashes and not has_connector
@@ -159,8 +159,8 @@ def setup_of(experiment: Experiment, workload: Workload, cost: CostModel) -> Set
         means=Means(
             num_blocks=num_blocks,
             block_size=kv_cache.block_size,
-            block_bytes=kv_cache.plan(model).block_bytes,
-            host_link_bytes_per_s=gpu.host_link_bytes_per_s * experiment.num_gpus,
+            block_bytes=kv_cache.plan(model, experiment.sharing).block_bytes,
+            host_link_bytes_per_s=gpu.host_link_bytes_per_s,
             max_model_len=model.max_model_len,
             seed=experiment.seed,
         ),

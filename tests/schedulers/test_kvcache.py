@@ -8,7 +8,7 @@ import pytest
 
 from cbsim.base.errors import ConfigError
 from cbsim.schedulers.kvcache import KVCacheConfig
-from cbsim.specs import GpuSpec, ModelSpec
+from cbsim.specs import GpuSpec, ModelSpec, ParallelSpec
 
 
 def model(**changes: Any) -> ModelSpec:
@@ -45,9 +45,12 @@ def test_blocks_are_what_weights_and_activations_leave() -> None:
     assert model().kv_bytes_per_token == 256
     room = 2**30 // 2 - 2**28 - model().weight_bytes
     assert config.size(model(), gpu(1.0)) == room // 2**15
-    # Two GPUs hold one copy of the weights between them.
-    room = 2 * (2**30 // 2 - 2**28) - model().weight_bytes
-    assert config.size(model(), gpu(1.0), tensor_parallel=2) == room // 2**15
+    # Of two GPUs each holds half of the matrices, all 5 norms of 32 elements, and half of each block.
+    norms = 5 * 32 * 2
+    half = (model().weight_bytes - norms) // 2 + norms
+    assert model().weight_bytes_of_gpu(ParallelSpec(tensor=2)) == half
+    room = 2**30 // 2 - 2**28 - half
+    assert config.size(model(), gpu(1.0), ParallelSpec(tensor=2)) == room // 2**14
 
 
 def test_blocks_given_are_taken_whatever_the_memory() -> None:
