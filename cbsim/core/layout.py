@@ -230,6 +230,8 @@ STEP = np.dtype(
                 "num_decode_seqs",
                 "num_attention_pairs",
                 "num_context_tokens",
+                "num_window_pairs",
+                "num_window_keys",
                 "num_logits",
                 "max_decode_context",
                 "num_padding_tokens",
@@ -357,6 +359,7 @@ CONFIG = np.dtype(
                 "seed",
                 "async_scheduling",
                 "num_stages",
+                "window",
                 "num_speculative_tokens",
                 "num_lookahead_tokens",
                 "num_extra_slots",
@@ -376,7 +379,16 @@ CONFIG = np.dtype(
 STEP_ROW = np.dtype(
     [
         *((name, "f8") for name in ("scheduled_at_s", "start_s", "duration_s", "transfer_s", "gap_s")),
-        *((name, "i8") for name in ("num_attention_pairs", "num_context_tokens", "num_kv_tokens")),
+        *(
+            (name, "i8")
+            for name in (
+                "num_attention_pairs",
+                "num_context_tokens",
+                "num_kv_tokens",
+                "num_window_pairs",
+                "num_window_keys",
+            )
+        ),
         *(
             (name, "i4")
             for name in (

@@ -123,6 +123,11 @@ DRAFT_STEPS = (
     Field("skips_drafts", "int64", "", "1 if the drafter did not run, as nobody could use drafts"),
 )
 """Behind those, with speculative decoding."""
+WINDOW_STEPS = (
+    Field("num_window_pairs", "int64", "", "Pairs of a query token and a key in layers with a window"),
+    Field("num_window_keys", "int64", "tokens", "KV entries read in layers with a window"),
+)
+"""Behind those, where some layers have a window."""
 EVENT_ROWS = (
     Field("time_s", "float64", "s", "Instant"),
     _REPLICA,
@@ -200,8 +205,8 @@ def visits_table(log: RunLog) -> ArrowTable:
 
 def steps_table(log: RunLog) -> ArrowTable:
     """One row a step in order of (start, replica)."""
-    further = () if log.slices is None else SLICE_STEPS
-    return _table((*STEPS, *further, *(DRAFT_STEPS if log.has_drafts else ())), log.steps)
+    further = (*SLICE_STEPS, *DRAFT_STEPS, *WINDOW_STEPS)
+    return _table((*STEPS, *(field for field in further if field.name in log.steps)), log.steps)
 
 
 def events_table(log: RunLog) -> ArrowTable:

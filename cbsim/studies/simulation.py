@@ -39,6 +39,7 @@ from cbsim.results.run_log import (
     DRAFT_STEP_COLUMNS,
     SLICE_STEP_COLUMNS,
     STEP_COLUMNS,
+    WINDOW_STEP_COLUMNS,
     Deferred,
     RunLog,
     Slices,
@@ -70,6 +71,8 @@ def class_step_s(cost: Any, shape: Any, chunks: Any) -> float:
             shape.num_decodes,
             shape.decode_context,
             shape.max_decode_context,
+            shape.windowed_context,
+            shape.num_other_tokens,
         )
     )
 
@@ -90,6 +93,8 @@ class Setup:
     with_batches: bool = False
     num_stages: int = 1
     """Stages of the pipeline that a step passes through."""
+    window: int = 0
+    """Tokens that the model's sliding layers reach back; 0 if there are none."""
     draft_share: float = 0.0
     """Seconds of a pass of the drafter over those of a decode of one request by the model."""
 
@@ -109,6 +114,7 @@ class Setup:
             **numbers,
             "with_batches": self.with_batches,
             "num_stages": self.num_stages,
+            "window": self.window,
             "seed": self.means.seed % 2**31,
         }
 
@@ -169,6 +175,7 @@ def setup_of(experiment: Experiment, workload: Workload, cost: CostModel) -> Set
         until_s=inf if experiment.stop_at_s is None else experiment.stop_at_s,
         with_batches=experiment.output.batches,
         num_stages=experiment.parallel.pipeline,
+        window=model.window,
         draft_share=0.0 if drafting is None else drafting.share_of(model.num_parameters),
     )
 
@@ -459,7 +466,12 @@ def log_of(
     }
     slices = Slices(*(Deferred(partial(record.columns, table)) for table in ("prefills", "decodes")))
     has_drafts, num_blocks = setup.scheduler.drafting is not None, setup.means.num_blocks
-    names = (*STEP_COLUMNS, *SLICE_STEP_COLUMNS, *(DRAFT_STEP_COLUMNS if has_drafts else ()))
+    names = (
+        *STEP_COLUMNS,
+        *SLICE_STEP_COLUMNS,
+        *(DRAFT_STEP_COLUMNS if has_drafts else ()),
+        *(WINDOW_STEP_COLUMNS if setup.window else ()),
+    )
     events = Deferred(
         lambda: event_columns(requests, record.columns("events"), rejections, answers_first=setup.is_closed)
     )
