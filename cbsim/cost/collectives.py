@@ -62,7 +62,11 @@ def step_traffic(model: ModelSpec, parallel: ParallelSpec, link: Link) -> StepTr
             copies = min(experts.num_experts_per_token, parallel.expert) / gpus
         sent = num_expert_layers * 2 * copies * (gpus - 1) / gpus
         per_group_token_s += sent * state_bytes / link.bytes_per_s
-    if parallel.pipeline > 1:
-        fixed_s += (parallel.pipeline - 1) * link.latency_s
-        per_token_s += (parallel.pipeline - 1) * state_bytes / link.bytes_per_s
-    return StepTraffic(fixed_s, per_token_s, per_group_token_s)
+    hop_s, hop_token_s = hops_s(model, parallel, link)
+    return StepTraffic(fixed_s + hop_s, per_token_s + hop_token_s, per_group_token_s)
+
+
+def hops_s(model: ModelSpec, parallel: ParallelSpec, link: Link) -> tuple[float, float]:
+    """Seconds, of a step and more for each token, to hand the hidden state on from stage to stage."""
+    num_hops = parallel.pipeline - 1
+    return num_hops * link.latency_s, num_hops * model.hidden_size * model.element_bytes / link.bytes_per_s

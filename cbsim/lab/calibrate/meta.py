@@ -22,6 +22,8 @@ class Meta(Section):
     model: dict[str, int | str]
     """The model's name and the figures its kernels depend on."""
     tensor_parallel: int = Field(default=1, ge=1)
+    expert_parallel: int = Field(default=1, ge=1)
+    data_parallel: int = Field(default=1, ge=1)
     source: str
     """Who measured what, with which software."""
     licence: str | None = None
@@ -37,10 +39,16 @@ class Meta(Section):
     warnings: list[str] = Field(default_factory=list)
     """What to know about the timings: unstable clocks, points left out."""
 
+    @property
+    def parallel(self) -> str:
+        """How GPUs shared the model, in words."""
+        return f"{self.tensor_parallel} tensor, {self.expert_parallel} expert, {self.data_parallel} data"
+
     @model_validator(mode="after")
     def _model_is_whole(self) -> Meta:
         missing = [key for key in ("name", *SHAPE_FIELDS) if key not in self.model]
-        counts = {key: self.model[key] for key in SHAPE_FIELDS if key != "dtype" and key in self.model}
+        numbers = (*SHAPE_FIELDS, "window", "num_windowed_layers")
+        counts = {key: self.model[key] for key in numbers if key != "dtype" and key in self.model}
         wrong = [f"{key} {n!r}" for key, n in counts.items() if not (isinstance(n, int) and n > 0)]
         problems = [f"lacks {', '.join(missing)}"] if missing else []
         problems += [f"has {', '.join(wrong)}, expected whole numbers > 0"] if wrong else []

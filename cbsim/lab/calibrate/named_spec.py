@@ -22,17 +22,17 @@ OTHER_CARDS = ("pcie", "nvl")
 """What a card calls itself that has the chip of an SXM module, but not its peaks."""
 
 
-def load_model(name: str) -> ModelSpec:
-    """A model by its name in `configs/models` or by the path of its file.
+def load_model(name: str, **changes: str | None) -> ModelSpec:
+    """A model by its name in `configs/models` or by its file, with `changes` where they aren't `None`.
 
     Raises `CalibrationError` with the nearest name if there is none, or with every mistake in the file.
     """
-    return _load_spec(ModelSpec, "model", name)
+    return _load_spec(ModelSpec, "model", name, {key: to for key, to in changes.items() if to is not None})
 
 
 def load_gpu(name: str) -> GpuSpec:
     """A GPU by its name in `configs/gpus` or by the path of its file; raises as `load_model` does."""
-    return _load_spec(GpuSpec, "gpu", name)
+    return _load_spec(GpuSpec, "gpu", name, {})
 
 
 def gpu_of_device(device: str) -> str | None:
@@ -53,12 +53,12 @@ def _stands_in(part: str, words: str) -> bool:
     return re.search(r"(?<![a-z0-9])" + " ?".join(part) + r"(?!\d)", words) is not None
 
 
-def _load_spec(spec: type[S], kind: str, name: str) -> S:
+def _load_spec(spec: type[S], kind: str, name: str, changes: dict[str, str]) -> S:
     folder = data_folder("configs") / f"{kind}s"
     path = Path(name) if Path(name).suffix in YAML_SUFFIXES else folder / f"{name}.yaml"
     if not path.is_file():
         raise CalibrationError(f"no {kind} '{name}'{did_you_mean(name, yaml_names(folder))}")
     try:
-        return spec.model_validate(read_document(path).data)
+        return spec.model_validate(read_document(path).data | changes)
     except ValidationError as error:
         raise CalibrationError(*(f"{path}: {plain_words(mistake)}" for mistake in error.errors())) from error

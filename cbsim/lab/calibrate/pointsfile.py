@@ -12,7 +12,7 @@ from typing import Any
 from cbsim.base.errors import CalibrationError
 from cbsim.base.registry import did_you_mean
 from cbsim.base.units import S_PER_HOUR
-from cbsim.lab.calibrate.point import OPS, SPLITS, Point
+from cbsim.lab.calibrate.point import BY_TOKENS, OPS, SPLITS, Point
 
 REQUIRED = ("op", "chunks", "B", "KV", "Kmax", "T", "S", "t_median_s")
 NEVER_EMPTY = ("op", "t_median_s")
@@ -94,6 +94,7 @@ COLUMNS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "order": ("order", _size),
     "split": ("split", partial(_one_of, SPLITS)),
     "seed": ("seed", _whole),
+    "window": ("window", _size),
 }
 """Of each column the attribute of `Point` that it holds, and the reader of its values."""
 
@@ -188,8 +189,8 @@ def _parse(header: Sequence[str], row: Sequence[str]) -> Point | list[str]:
 
 def _lacks(point: Point) -> Iterator[str]:
     """What is wrong with the sizes that an op is a function of."""
-    if point.op == "dense" and point.tokens < 1:
-        yield "T: a dense point needs tokens"
+    if point.op in BY_TOKENS and point.tokens < 1:
+        yield f"T: a {point.op} point needs tokens"
     if point.op == "logits" and point.num_logits < 1:
         yield "S: a logits point needs rows"
     if point.op in ("prefill", "mixed") and not point.chunks:

@@ -71,7 +71,7 @@ def test_a_torn_last_line_is_dropped_only_on_request(tmp_path):
     with path.open("a") as file:
         file.write("dense,,0,0,0,2")
     assert len(read_points(path, drop_torn_line=True)) == 1
-    with pytest.raises(CalibrationError, match=":3: 6 values, expected 19"):
+    with pytest.raises(CalibrationError, match=":3: 6 values, expected 20"):
         read_points(path)
 
 
