@@ -11,8 +11,8 @@ import numpy as np
 from cbsim.base.binding import Bound
 from cbsim.base.records import LiveTable, live
 from cbsim.cluster.told import Teller
-from cbsim.core.feed import ARRIVAL, DECISION, replica_of
-from cbsim.core.layout import REJECTED, REQUEST, World
+from cbsim.core.feed import ARRIVAL, DECISION
+from cbsim.core.layout import REJECTED, REQUEST, World, replica_of
 from cbsim.core.replica_view import ReplicaView
 from cbsim.observers.audience import Audience
 from cbsim.workload.request import Request

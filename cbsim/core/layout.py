@@ -6,6 +6,7 @@ memory. Indices name rows; `NOBODY` stands for none. Instants are seconds, NaN f
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -573,3 +574,39 @@ class World(NamedTuple):
     clients: Any
     client_heap: Any
     """Closed loop: a heap of the `CLIENT`s that think, by when they send, then by when they began to."""
+    replicas: Sequence[Replica] = ()
+    """Each of them, of the same arrays or lists: see `with_replicas`."""
+
+
+def with_replicas(world: World) -> World:
+    """The world with its replicas made anew of its arrays or lists."""
+    return world._replace(replicas=[replica_of(world, number) for number in range(len(world.own))])
+
+
+def replica_of(world: World, number: int) -> Replica:
+    """One replica of a world."""
+    return Replica(
+        *(
+            field[number] if name in PER_REPLICA else field
+            for name, field in zip(
+                Replica._fields, (getattr(world, name) for name in Replica._fields), strict=True
+            )
+        )
+    )
+
+
+PER_REPLICA = (
+    "own",
+    "running",
+    "order",
+    "candidates",
+    "users",
+    "under_way",
+    "slices",
+    "blocks",
+    "keys",
+    "tables",
+    "shares",
+    "transfers",
+)
+"""Fields of `World` with a row for each replica."""
