@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationInfo
 from pydantic.json_schema import JsonSchemaValue
@@ -98,6 +99,17 @@ class ByType:
         return either if self.default is None else {**either, "default": self.default}
 
 
+class ForeignForm(NamedTuple):
+    """A form in which others write down what a section holds: with files and keys of theirs."""
+
+    find: Callable[[Path], Path | None]
+    """Their file that a path means, if it means one."""
+    read: Callable[[Path], dict[str, Any]]
+    """What such a file holds. Raises `ConfigError`."""
+    translate: Callable[[dict[str, Any]], dict[str, Any]]
+    """A mapping of theirs as ours, any other as it is. Raises `ConfigError` with lines without a place."""
+
+
 @dataclass(frozen=True, slots=True)
 class Named:
     """A mapping, or the name of a YAML file in `configs/FOLDER` that holds it."""
@@ -107,6 +119,8 @@ class Named:
     folder: str
     default: str | None = None
     """The name used where an experiment says nothing."""
+    foreign: ForeignForm | None = None
+    """Another form that it may have."""
 
     def __get_pydantic_json_schema__(
         self, schema: CoreSchema, handler: GetJsonSchemaHandler

@@ -14,7 +14,7 @@ from cbsim.base.registry import did_you_mean
 from cbsim.config.document import read_document
 from cbsim.config.mistakes import plain_words
 from cbsim.config.section import Section
-from cbsim.specs import GpuSpec, ModelSpec
+from cbsim.specs import GpuSpec, ModelSpec, huggingface
 
 S = TypeVar("S", bound=Section)
 
@@ -23,7 +23,8 @@ OTHER_CARDS = ("pcie", "nvl")
 
 
 def load_model(name: str, **changes: str | None) -> ModelSpec:
-    """A model by its name in `configs/models` or by its file, with `changes` where they aren't `None`.
+    """A model by its name in `configs/models` or by its file, ours or Hugging Face's, with `changes` where they
+    aren't `None`.
 
     Raises `CalibrationError` with the nearest name if there is none, or with every mistake in the file.
     """
@@ -56,9 +57,12 @@ def _stands_in(part: str, words: str) -> bool:
 def _load_spec(spec: type[S], kind: str, name: str, changes: dict[str, str]) -> S:
     folder = data_folder("configs") / f"{kind}s"
     path = Path(name) if Path(name).suffix in YAML_SUFFIXES else folder / f"{name}.yaml"
-    if not path.is_file():
+    foreign = huggingface.find(Path(name)) if spec is ModelSpec and not path.is_file() else None
+    if foreign is None and not path.is_file():
         raise CalibrationError(f"no {kind} '{name}'{did_you_mean(name, yaml_names(folder))}")
     try:
+        if foreign is not None:
+            return spec.model_validate(huggingface.translate(huggingface.read(foreign)) | changes)
         return spec.model_validate(read_document(path).data | changes)
     except ValidationError as error:
         raise CalibrationError(*(f"{path}: {plain_words(mistake)}" for mistake in error.errors())) from error
