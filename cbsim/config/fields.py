@@ -102,12 +102,14 @@ class ByType:
 class ForeignForm(NamedTuple):
     """A form in which others write down what a section holds: with files and keys of theirs."""
 
+    marks: tuple[str, ...]
+    """Keys that tell a mapping of theirs: it has one of them."""
     find: Callable[[Path], Path | None]
     """Their file that a path means, if it means one."""
     read: Callable[[Path], dict[str, Any]]
     """What such a file holds. Raises `ConfigError`."""
     translate: Callable[[dict[str, Any]], dict[str, Any]]
-    """A mapping of theirs as ours, any other as it is. Raises `ConfigError` with lines without a place."""
+    """A mapping of theirs as ours. Raises `ConfigError` with lines without a place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,4 +130,7 @@ class Named:
         """A name or the mapping itself."""
         by_name = {"type": "string", "description": f"A name in configs/{self.folder}."}
         either: JsonSchemaValue = {"anyOf": [by_name, handler(schema)]}
+        if self.foreign is not None:
+            by_name["description"] = f"A name in configs/{self.folder}, or a path."
+            either["anyOf"] += [{"type": "object", "required": [mark]} for mark in self.foreign.marks]
         return either if self.default is None else {**either, "default": self.default}

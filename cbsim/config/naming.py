@@ -76,15 +76,14 @@ class Names:
         return is_known
 
     def _translate(self, document: Document, at: Keys, form: ForeignForm) -> None:
-        """Put our keys in the place of a mapping with others'."""
-        given = document.get(at)
+        """Put our keys in the place of others', if that is what a mapping has."""
+        given, place = document.get(at), document.place(at)
+        if not given.keys() & {*form.marks}:
+            return
         try:
-            ours = form.translate(given)
+            document.put(at, form.translate(given), place.where)
         except ConfigError as error:
-            place = document.place(at)
             raise ConfigError(*map(place.problem, error.problems)) from None
-        if ours is not given:
-            document.put(at, ours, document.place(at).where)
 
     def _path(self, name: str, named: Named) -> Path | None:
         """The file that a name means: a YAML, one of another form, or one that is shipped."""
@@ -110,11 +109,12 @@ class Names:
     def _unknown(self, key: str, name: str, expected: Expected) -> str:
         if Path(name).suffix in YAML_SUFFIXES or Path(name).suffix == ".json":
             return f"{name}: no such file"
-        if expected.named and any(path.is_dir() for path in (self._folder / name, Path(name))):
-            return f"{name}: a folder without a {expected.named.kind}'s file"
         known, kind = [], key
         if expected.named:
+            here = (self._folder / name, Path(name))
+            if expected.named.foreign and any(path.is_dir() for path in here):
+                return f"{name}: a folder without a {expected.named.kind}'s file"
             known, kind = yaml_names(data_folder("configs") / expected.named.folder), expected.named.kind
         if expected.by_type:
             known, kind = [*known, *expected.by_type.registry.names()], expected.by_type.registry.kind
-        return f"unknown {kind} '{name}'{did_you_mean(name, known)}"
+        return f"unknown {kind} '{name}'{did_you_mean(Path(name).name.lower(), known)}"

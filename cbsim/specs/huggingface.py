@@ -16,70 +16,11 @@ from cbsim.base.registry import did_you_mean
 from cbsim.config.document import describe_value
 from cbsim.config.fields import ForeignForm, Named
 from cbsim.specs.model import ModelSpec
-from cbsim.specs.quantization import Module, Quantization
+from cbsim.specs.model_types import NOT_MODELLED, REFUSED, TYPES
+from cbsim.specs.quantization import Quantization, modules_of
 
 CONFIG, QUANTIZATION = "config.json", "hf_quant_config.json"
 
-_QWEN2 = {"attention_bias": True, "use_sliding_window": False}
-_QWEN3 = {"use_qk_norm": True, "use_sliding_window": False}
-_EXPERTS = {"has_experts": True}
-_GEMMA3 = {
-    **{"tie_word_embeddings": True, "use_qk_norm": True, "sliding_window_pattern": 6, "vocab_size": 262_208},
-    **{"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256},
-    **{"max_position_embeddings": 131_072, "rms_norm_eps": 1e-6, "rope_theta": 1e6},
-}
-_FAMILIES: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
-    (("llama", "mistral", "ministral", "phi3", "mimo"), {}),
-    (("qwen2", "qwen2_vl", "qwen2_vl_text", "qwen2_5_vl", "qwen2_5_vl_text"), _QWEN2),
-    (("qwen2_moe",), _QWEN2 | _EXPERTS),
-    (("qwen3", "qwen3_vl_text"), _QWEN3),
-    (("qwen3_moe", "qwen3_vl_moe_text"), _QWEN3 | _EXPERTS),
-    (("mixtral", "phimoe", "gpt_oss", "minimax_m2", "step3p7", "mimo_v2_flash"), _EXPERTS),
-    (("deepseek_v2", "deepseek_v3", "kimi_k2", "glm4_moe"), _EXPERTS),
-    (("llama4_text",), {**_EXPERTS, "n_shared_experts": 1}),
-    (("glm4",), {"attention_bias": True}),
-    (("gemma",), {"tie_word_embeddings": True}),
-    (("gemma2",), {"tie_word_embeddings": True, "head_dim": 256, "sliding_window_pattern": 2}),
-    (("gemma3", "gemma3_text"), _GEMMA3),
-    (("gemma4_text",), {"tie_word_embeddings": True, "use_qk_norm": True}),
-)
-TYPES = {kind: unsaid for kinds, unsaid in _FAMILIES for kind in kinds}
-"""What is modelled: `model_type` -> what its configuration says where it leaves a key out."""
-REFUSED = {
-    "linear attention": (
-        *("linear_attn_config", "linear_num_key_heads"),
-        *("qwen3_next", "kimi_linear", "minimax", "minimax_text_01", "rwkv"),
-    ),
-    "Mamba layers": (
-        *("mamba_num_heads", "mamba_n_heads", "mamba_d_state", "ssm_state_size", "state_size"),
-        *("mamba", "mamba2", "falcon_mamba", "jamba", "bamba", "zamba2", "granitemoehybrid", "nemotron_h"),
-    ),
-    "sparse attention": (
-        *("index_topk", "sparse_attention_config", "compress_ratios", "dual_chunk_attention_config"),
-        *("deepseek_v32", "deepseek_v4", "glm_moe_dsa", "minimax_m3", "phi3small"),
-    ),
-    "layers that differ one by one": ("block_configs",),
-    "keys and values shared between layers": ("num_kv_shared_layers",),
-    "embeddings of each layer": ("hidden_size_per_layer_input",),
-    "an encoder": (
-        *("is_encoder_decoder", "bert", "roberta", "xlm-roberta", "modernbert", "deberta-v2", "electra"),
-        *("t5", "bart", "whisper", "clip", "siglip", "vit"),
-    ),
-}
-"""What can't be modelled: the reason -> keys of a configuration that tell it, and `model_type`s."""
-NOT_MODELLED = {
-    "vision_config": "the encoder of images, with its weights",
-    "audio_config": "the encoder of sound, with its weights",
-    "num_nextn_predict_layers": "layers that draft tokens, with their weights",
-    "num_mtp_modules": "layers that draft tokens, with their weights",
-    "attention_chunk_size": "chunks of attention, taken as a window of as many tokens",
-    "attn_logit_softcapping": "the cap on attention's logits",
-    "final_logit_softcapping": "the cap on the LM head's logits",
-    "attention_k_eq_v": "keys that are values too in layers without a window; both projections are counted",
-    "attn_output_gate": "the gate on attention's output",
-    "mlp_bias": "biases of MLPs",
-}
-"""Keys that change what a model costs, and what they stand for."""
 SHARED_KEYS = frozenset(
     {"hidden_size", "intermediate_size", "vocab_size", "rope_theta", "dtype"}
     | {"attention_bias", "sliding_window"}
@@ -107,13 +48,11 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def translate(given: dict[str, Any]) -> dict[str, Any]:
-    """Hugging Face's keys as those of ModelSpec; a mapping that has none of them as it is.
+    """Hugging Face's keys as those of ModelSpec.
 
     Keys of ModelSpec beside them, such as `weight_dtype`, go before what follows from the others. Raises
     `ConfigError` with a line without a place for each mistake, or for a model that can't be modelled.
     """
-    if not given.keys() & {"model_type", "architectures", "num_hidden_layers", "text_config"}:
-        return given
     try:
         found = _Figures(given).model()
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -123,7 +62,9 @@ def translate(given: dict[str, Any]) -> dict[str, Any]:
     return {**found, **ours, **({"not_modelled": notes} if notes else {})}
 
 
-NAMED_MODEL = Named("model", "models", "llama-3-8b", ForeignForm(find, read, translate))
+MARKS = ("model_type", "architectures", "num_hidden_layers", "text_config")
+"""Keys of which a `config.json` has at least one, and ModelSpec none."""
+NAMED_MODEL = Named("model", "models", "llama-3-8b", ForeignForm(MARKS, find, read, translate))
 """A model by its name in `configs/models`, by a file of ours or of Hugging Face, or as a mapping."""
 
 
@@ -168,6 +109,17 @@ class _Figures:
         got = "missing" if found is None else f"got {describe_value(found)}"
         self._problems.append(f"{keys[0]}: {got}; expected a whole number")
         return 1
+
+    def _listed(self, key: str, num_layers: int) -> list[Any]:
+        """What a list says of each layer; empty where there is none, a mistake where it is too short."""
+        found = self.get(key)
+        if not isinstance(found, list):
+            return []
+        if len(found) < num_layers:
+            self._problems.append(
+                f"{key}: got {len(found)} items; expected one for each of {num_layers} layers"
+            )
+        return found[:num_layers]
 
     def model(self) -> dict[str, Any]:
         """The keys of ModelSpec. Raises `ConfigError` with all mistakes."""
@@ -237,18 +189,19 @@ class _Figures:
     def _windows(self, num_layers: int, max_model_len: int) -> list[int | None]:
         """Tokens that each layer's attention reaches back, None for all."""
         window = self.get("sliding_window")
-        kinds, pattern = self.get("layer_types"), self.get("hybrid_layer_pattern")
         period = self.get("sliding_window_pattern", "_sliding_window_pattern")
         if self.get("use_sliding_window", default=True) is False:
             window = None
-        if kinds:
-            windows = [self.get(_WINDOWS[kind]) if kind in _WINDOWS else None for kind in kinds[:num_layers]]
+        if kinds := self._listed("layer_types", num_layers):
+            windows = [self.get(_WINDOWS[kind]) if kind in _WINDOWS else None for kind in kinds]
         elif self._type == "llama4_text":
             period = self.get("no_rope_layer_interval", default=4)
-            slides = self.get("no_rope_layers") or [(at + 1) % period for at in range(num_layers)]
+            slides = self._listed("no_rope_layers", num_layers) or [
+                (at + 1) % period for at in range(num_layers)
+            ]
             windows = [self.number("attention_chunk_size") if each else None for each in slides]
-        elif pattern:
-            windows = [window if each else None for each in pattern[:num_layers]]
+        elif slides := self._listed("hybrid_layer_pattern", num_layers):
+            windows = [window if each else None for each in slides]
         elif period and window:
             windows = [window if (at + 1) % period else None for at in range(num_layers)]
         else:
@@ -274,20 +227,17 @@ class _Figures:
         """Which layers have experts."""
         if not (self.get("has_experts") or self.get(*_NUM_EXPERTS)):
             return [False] * num_layers
-        listed, frequency = self.get("mlp_layer_types"), self.get("moe_layer_freq")
-        if listed:
-            return [kind == "sparse" for kind in listed[:num_layers]]
-        if isinstance(frequency, list):
-            return [bool(each) for each in frequency[:num_layers]]
-        if self.get("moe_layers") is not None:
-            return [at in self.get("moe_layers") for at in range(num_layers)]
+        if kinds := self._listed("mlp_layer_types", num_layers):
+            return [kind == "sparse" for kind in kinds]
+        if numbers := self._listed("moe_layer_freq", num_layers):
+            return [bool(each) for each in numbers]
         every = self.number("decoder_sparse_step", "interleave_moe_layer_step", default=1) or 1
-        first, dense = (
-            self.number("first_k_dense_replace", default=0),
-            self.get("mlp_only_layers", default=()),
-        )
+        frequency = self.number("moe_layer_freq", default=1) or 1
+        first = self.number("first_k_dense_replace", default=0)
+        chosen = self.get("moe_layers", default=range(num_layers))
+        dense = self.get("mlp_only_layers", default=())
         return [
-            at >= first and at % (frequency or 1) == 0 and (at + 1) % every == 0 and at not in dense
+            at >= first and at % frequency == 0 and (at + 1) % every == 0 and at in chosen and at not in dense
             for at in range(num_layers)
         ]
 
@@ -310,10 +260,11 @@ class _Figures:
         if not given:
             return {}, []
         quantization = Quantization(given)
+        is_beside = bool(self.get("enable_moe_block"))
         modules = [
             module
             for at, has_experts in enumerate(with_experts)
-            for module in self._modules(model, f"model.layers.{at}.", has_experts)
+            for module in modules_of(model, f"model.layers.{at}.", has_experts, is_beside)
         ]
         dtypes, notes = quantization.weight_dtypes(modules, model["dtype"])
         usual = max(dtypes, key=lambda part: sum(each.num_weights for each in modules if each.part == part))
@@ -323,33 +274,6 @@ class _Figures:
             found["weight_dtypes"] = others
         kv_dtype, remarks = quantization.kv_dtype()
         return {**found, **({"kv_dtype": kv_dtype} if kv_dtype else {})}, [*notes, *remarks]
-
-    def _modules(self, model: dict[str, Any], at: str, has_experts: bool) -> list[Module]:
-        """The weight matrices of a layer; one stands for all of an MLP, and of the experts."""
-        hidden, heads, size = model["hidden_size"], model["num_heads"], model["head_size"]
-        mla, experts = model.get("mla"), model.get("experts", {})
-        if mla:
-            latent, values = mla["kv_lora_rank"], heads * mla["v_head_dim"]
-            attention = {
-                "kv_a_proj_with_mqa": hidden * (latent + mla["qk_rope_head_dim"]),
-                "kv_b_proj": latent * (heads * mla["qk_nope_head_dim"] + values),
-                "o_proj": hidden * values,
-            }
-            narrow = mla.get("q_lora_rank")
-            queries = {"q_a_proj": hidden * narrow, "q_b_proj": narrow * heads * size} if narrow else {}
-            attention |= queries or {"q_proj": hidden * heads * size}
-        else:
-            attention = dict.fromkeys(("q_proj", "o_proj"), hidden * heads * size)
-            attention |= dict.fromkeys(("k_proj", "v_proj"), hidden * model["num_kv_heads"] * size)
-        modules = [Module("attention", f"{at}self_attn.{name}", num) for name, num in attention.items()]
-        if not has_experts:
-            return [*modules, Module("mlp", f"{at}mlp.down_proj", 3 * hidden * model["intermediate_size"])]
-        is_beside = bool(self.get("enable_moe_block"))
-        routed = 3 * hidden * experts["intermediate_size"] * experts["num_experts"]
-        shared = 3 * hidden * experts["shared_intermediate_size"]
-        modules.append(Module("experts", f"{at}{'' if is_beside else 'mlp.'}experts.0.down_proj", routed))
-        name = "mlp.down_proj" if is_beside else "mlp.shared_experts.down_proj"
-        return [*modules, Module("shared_experts", at + name, shared)] if shared else modules
 
 
 _NUM_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")

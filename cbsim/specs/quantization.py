@@ -154,3 +154,32 @@ def _pattern(names: Iterable[str]) -> re.Pattern[str]:
         steps = re.escape(name).replace(r"\*", ".*")
         found.append(rf"(?:^|\.){steps}(?:\.|$)")
     return re.compile("|".join(found) or "(?!)")
+
+
+def modules_of(model: Mapping[str, Any], at: str, has_experts: bool, is_beside: bool) -> list[Module]:
+    """The weight matrices of the layer `at`, of a model in the keys of ModelSpec.
+
+    One stands for a whole MLP, and for all experts. `is_beside`: the experts lie beside an MLP, not in it.
+    """
+    hidden, heads, size = model["hidden_size"], model["num_heads"], model["head_size"]
+    mla, experts = model.get("mla"), model.get("experts", {})
+    if mla:
+        latent, values, narrow = mla["kv_lora_rank"], heads * mla["v_head_dim"], mla.get("q_lora_rank")
+        attention = {
+            "kv_a_proj_with_mqa": hidden * (latent + mla["qk_rope_head_dim"]),
+            "kv_b_proj": latent * (heads * mla["qk_nope_head_dim"] + values),
+            "o_proj": hidden * values,
+        }
+        queries = {"q_a_proj": hidden * narrow, "q_b_proj": narrow * heads * size} if narrow else {}
+        attention |= queries or {"q_proj": hidden * heads * size}
+    else:
+        attention = dict.fromkeys(("q_proj", "o_proj"), hidden * heads * size)
+        attention |= dict.fromkeys(("k_proj", "v_proj"), hidden * model["num_kv_heads"] * size)
+    modules = [Module("attention", f"{at}self_attn.{name}", number) for name, number in attention.items()]
+    if not has_experts:
+        return [*modules, Module("mlp", f"{at}mlp.down_proj", 3 * hidden * model["intermediate_size"])]
+    routed = 3 * hidden * experts["intermediate_size"] * experts["num_experts"]
+    shared = 3 * hidden * experts["shared_intermediate_size"]
+    names = ("experts", "mlp") if is_beside else ("mlp.experts", "mlp.shared_experts")
+    modules.append(Module("experts", f"{at}{names[0]}.0.down_proj", routed))
+    return [*modules, Module("shared_experts", f"{at}{names[1]}.down_proj", shared)] if shared else modules

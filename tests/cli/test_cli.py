@@ -258,14 +258,17 @@ def test_a_model_is_told_as_text_and_as_json() -> None:
     config = {"model_type": "mixtral", "num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 128}
     config |= {"num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 100, "num_local_experts": 8}
     config |= {"num_experts_per_tok": 2, "max_position_embeddings": 256, "vision_config": {"depth": 2}}
-    Path("config.json").write_text(json.dumps(config))
-    told = cbsim_command("model", "config.json", "--set", "parallel.tensor=2", "--json")
+    Path("mixtral.json").write_text(json.dumps(config))
+    told = cbsim_command("model", "mixtral.json", "--set", "parallel.tensor=2", "--json")
     figures = json.loads(told.stdout)
     assert figures["num_parameters"] - figures["num_active_parameters"] == 2 * 6 * 3 * 64 * 128
     assert (figures["kv_bytes_per_token"], figures["kv_bytes_per_token_of_gpu"]) == (256, 128)
     assert figures["weight_bytes"] == 2 * figures["num_parameters"]
     assert figures["not_modelled"] == ["vision_config: the encoder of images, with its weights"]
-    text = cbsim_command("model", "config.json", "--set", "parallel.tensor=2").stdout
+    ran = cbsim_command("run", "e.yaml", "--set", "model=mixtral.json", "--set", "name=mine", "--json")
+    note = "mixtral: not modelled: vision_config: the encoder of images, with its weights"
+    assert [each for each in json.loads(ran.stdout)["notes"] if "not modelled" in each] == [note]
+    text = cbsim_command("model", "mixtral.json", "--set", "parallel.tensor=2").stdout
     assert "2       8 experts, 2 a token, each 128 wide\n" in text
     assert "on each of 2 GPUs" in text
     assert text.endswith("- not modelled: vision_config: the encoder of images, with its weights\n")
