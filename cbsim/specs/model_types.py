@@ -13,15 +13,15 @@ _GEMMA3 = {
     **{"max_position_embeddings": 131_072, "rms_norm_eps": 1e-6, "rope_theta": 1e6},
 }
 _FAMILIES: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
-    (("llama", "mistral", "ministral", "phi3", "mimo"), {}),
+    (("llama", "mistral", "ministral", "ministral3", "phi3", "mimo"), {}),
     (("qwen2", "qwen2_vl", "qwen2_vl_text", "qwen2_5_vl", "qwen2_5_vl_text"), _QWEN2),
     (("qwen2_moe",), _QWEN2 | _EXPERTS),
     (("qwen3", "qwen3_vl_text"), _QWEN3),
     (("qwen3_moe", "qwen3_vl_moe_text"), _QWEN3 | _EXPERTS),
     (("mixtral", "phimoe", "gpt_oss", "minimax_m2", "step3p7", "mimo_v2_flash"), _EXPERTS),
-    (("deepseek_v2", "deepseek_v3", "kimi_k2", "glm4_moe"), _EXPERTS),
+    (("deepseek_v2", "deepseek_v3", "kimi_k2", "glm4_moe", "glm4v_moe_text"), _EXPERTS),
     (("llama4_text",), {**_EXPERTS, "n_shared_experts": 1}),
-    (("glm4",), {"attention_bias": True}),
+    (("glm", "glm4", "glm4v_text"), {"attention_bias": True}),
     (("gemma",), {"tie_word_embeddings": True}),
     (("gemma2",), {"tie_word_embeddings": True, "head_dim": 256, "sliding_window_pattern": 2}),
     (("gemma3", "gemma3_text"), _GEMMA3),

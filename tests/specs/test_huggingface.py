@@ -256,6 +256,13 @@ def test_a_path_in_an_experiment(folder: Path, model: str) -> None:
     assert served.max_model_len == 512
 
 
+def test_a_path_is_relative_to_the_experiment(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment_of("Tiny-NVFP4")
+    Path("elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    assert Experiment.load(Path("..") / "e.yaml").model.weight_dtype == "nvfp4"
+
+
 def test_a_mapping_with_hugging_faces_keys(folder: Path) -> None:
     assert experiment_of({**LLAMA, "name": "mine"}).model == model_of(name="mine")
     with pytest.raises(ConfigError) as refused:

@@ -114,6 +114,14 @@ def test_a_shipped_model_has_as_many_parameters_as_published(path: Path) -> None
     assert check(model, path.stem) or path.stem == "tiny"
 
 
+def test_quantized_weights_weigh_what_their_files_do() -> None:
+    """Total sizes of the published safetensors, which hold 4-bit experts with their scales."""
+    for name, num_bytes in (("gpt-oss-20b", 13.76e9), ("gpt-oss-120b", 65.25e9)):
+        path = next(path for path in MODELS if path.stem == name)
+        model = ModelSpec.model_validate(yaml.safe_load(path.read_text()))
+        assert model.weight_bytes == pytest.approx(num_bytes, rel=0.01)
+
+
 @pytest.mark.skipif(not CONFIGS, reason="aiconfigurator-core is not installed")
 @pytest.mark.parametrize("path", CONFIGS or [Path("none")], ids=lambda path: path.name)
 def test_a_configuration_is_read_or_refused_in_one_line(path: Path) -> None:
