@@ -23,8 +23,9 @@ OTHER_CARDS = ("pcie", "nvl")
 
 
 def load_model(name: str, **changes: str | None) -> ModelSpec:
-    """A model by its name in `configs/models` or by its file, ours or Hugging Face's, with `changes` where they
-    aren't `None`.
+    """A model by its name in `configs/models` or by its file, ours or Hugging Face's.
+
+    `changes` that aren't `None` replace what is there.
 
     Raises `CalibrationError` with the nearest name if there is none, or with every mistake in the file.
     """
