@@ -17,7 +17,9 @@ from cbsim.workload.think import ThinkTimes
 ARRIVAL = EventPriority(1)
 STEP_END = EventPriority(2)
 CALL = EventPriority(3)
-"""The order of one instant: arrivals join, the step that ends takes effect, the next one is decided."""
+LAUNCH = EventPriority(4)
+"""The order of one instant: arrivals join, the step that ends takes effect, the next one is decided, ranks
+that work in step begin theirs."""
 
 Progress = Callable[[int, float], None]
 """Called now and then with the number of requests that have arrived and the simulated time, seconds."""
@@ -72,6 +74,9 @@ class World:
         """Idle replica -> the event that an arrival sets off."""
         self._answered: dict[int, simpy.Event] = {}
         """Index of a request -> the event that tells its client that it has ended."""
+        self._begun: dict[int, simpy.Event] = {}
+        self._ended: dict[int, simpy.Event] = {}
+        """First of the ranks that work in step -> the event that their steps begin, or end."""
 
     def run(self) -> None:
         """Run to the end."""
@@ -120,19 +125,44 @@ class World:
         """Decide when idle and something arrives, then go from step end to step end."""
         while True:
             yield self._until_asked(engine)
+            if engine.num_ranks > 1:
+                yield from self._until_ranks_end(engine)
             yield Instant(self.env, self.env.now, CALL)
             # Not SimPy's clock: no delay leads to every instant, and it may be a last bit beside the arrival.
             self.now = engine.own.next_s
             engine.call(self.now)
+            yield from self._until_ranks_begin(engine, self.now)
             while (end_s := engine.next_end_s) is not None:
                 yield Instant(self.env, end_s, STEP_END)
                 self.now = end_s
+                if engine.first_rank in self._ended:
+                    self._ended.pop(engine.first_rank).succeed()
                 finished = engine.end_step()
                 if self._is_closed_loop and finished:
                     for request in finished:
                         self._answered.pop(request.index).succeed()
                     yield Instant(self.env, end_s, CALL)
                 engine.call(end_s)
+                yield from self._until_ranks_begin(engine, end_s)
+
+    def _until_ranks_end(self, engine: Stepper) -> Generator[simpy.Event, None, None]:
+        """A rank that was idle waits for the end of the step that others have under way."""
+        first = engine.first_rank
+        if any(
+            rank.own.num_begun and not rank.is_held for rank in self.engines[first : first + engine.num_ranks]
+        ):
+            yield self._ended.setdefault(first, self.env.event())
+
+    def _until_ranks_begin(self, engine: Stepper, now: float) -> Generator[simpy.Event, None, None]:
+        """A rank that has decided a step waits until the others have decided, too."""
+        if engine.num_ranks > 1 and engine.is_held:
+            first = engine.first_rank
+            begun = self._begun.setdefault(first, self.env.event())
+            yield Instant(self.env, self.env.now, LAUNCH)
+            if engine.is_held:
+                engine.launch(now)
+                self._begun.pop(first).succeed()
+            yield begun
 
     def _until_asked(self, engine: Stepper) -> simpy.Event:
         """An event: the next arrival, or the instant at which the scheduler wants to be asked again."""

@@ -25,6 +25,7 @@ DEFAULT_CONFIG: Numbers = {
     "max_tokens_per_step": 2**31,
     "enable_chunked_prefill": 1,
     "num_stages": 1,
+    "num_ranks": 1,
 }
 
 
@@ -185,8 +186,8 @@ def new_world(
         users=users,
         under_way=np.zeros((R, num_in_flight + 1), layout.STEP),
         slices=np.zeros((R, num_in_flight + 1, most + 1), layout.SLICE),
-        shape=record(layout.SHAPE),
-        chunks=np.zeros(most + 1, layout.CHUNK),
+        shape=np.zeros(R, layout.SHAPE),
+        chunks=np.zeros((R, most + 1), layout.CHUNK),
         prefill_s=np.zeros(1) if prefill_s is None else prefill_s,
         blocks=blocks,
         keys=keys,

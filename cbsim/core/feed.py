@@ -20,7 +20,7 @@ from cbsim.core.layout import (
     ROUND_ROBIN,
     STEPS_WATCHED,
 )
-from cbsim.core.loop import ask_at, call, end_step, place_of, submit
+from cbsim.core.loop import ask_at, call, end_step, launch, place_of, submit, wait_for_ranks
 
 FULL, DONE, FAULT, ARRIVAL, DECISION, STEP_END = range(6)
 """Why `run` returned: the log must be emptied, nothing more will happen, a rule did what it must not; where
@@ -39,13 +39,15 @@ def run(world: Any, end: int, until_s: float) -> int:
 
     In an open loop replicas are independent of each other between arrivals, so each is brought up to the next
     arrival in one go, and only where the router looks at it. In a closed loop any step may send a request, so
-    things happen one by one in the order of time; so they do where somebody watches. Every rule is called at
-    one place: compiled, each call is another copy.
+    things happen one by one in the order of time; so they do where somebody watches, and where ranks work in
+    step. Every rule is called at one place: compiled, each call is another copy.
     """
     clients, num_replicas = world.clients, len(world.own)
-    is_in_order = clients.is_closed != 0 or clients.watched != 0
+    is_in_order = clients.is_closed != 0 or clients.watched != 0 or world.config.num_ranks > 1
     for _ in range(MAX_CHUNK):
         at_s = next_arrival_s(world, end)
+        if not begin_together(world, at_s):
+            return FAULT
         target_s = min(at_s, until_s)
         first, last = 0, num_replicas
         if is_in_order:
@@ -105,8 +107,40 @@ def arrive(world: Any, at_s: float) -> None:
     if not submit(world.replicas[chosen], request):
         if clients.is_closed:
             think(world, request, at_s, True)
-    elif world.own[chosen].is_asked > was_asked:
+        return
+    if world.config.num_ranks > 1:
+        wait_for_ranks(world.replicas, first_rank(world, chosen), world.config.num_ranks, chosen)
+    if world.own[chosen].is_asked > was_asked:
         take_turn(world, chosen)
+
+
+def first_rank(world: Any, number: int) -> int:
+    """The first of the ranks that work in step with a replica."""
+    return number - number % int(world.config.num_ranks)
+
+
+def begin_together(world: Any, at_s: float) -> bool:
+    """Ranks that work in step begin what they have decided, once nothing else happens at this instant.
+
+    `at_s` is when the next request arrives. False if a step may not begin.
+    """
+    now, num_replicas, num_ranks = world.clients.now, len(world.own), world.config.num_ranks
+    if at_s <= now:
+        return True
+    for number in range(num_replicas):
+        if world.own[number].next_s <= now:
+            return True
+    has_fault = False
+    for first in range(0, num_replicas, num_ranks):
+        launch(world.replicas, first, num_ranks, world.cost, now)
+        for number in range(first, first + num_ranks):
+            has_fault = has_fault or world.own[number].fault != NO_FAULT
+    return not has_fault
+
+
+def begin_alone(world: Any, at_s: float) -> bool:
+    """In place of `begin_together` where no ranks work in step."""
+    return True
 
 
 def happen(world: Any, self: Any) -> int:

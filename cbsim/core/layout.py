@@ -361,6 +361,7 @@ CONFIG = np.dtype(
                 "async_scheduling",
                 "num_stages",
                 "window",
+                "num_ranks",
                 "num_speculative_tokens",
                 "num_lookahead_tokens",
                 "num_extra_slots",
@@ -597,6 +598,8 @@ def replica_of(world: World, number: int) -> Replica:
 
 PER_REPLICA = (
     "own",
+    "shape",
+    "chunks",
     "running",
     "order",
     "candidates",

@@ -203,12 +203,67 @@ def begin(self: Any, cost: Any, step: Any) -> None:
     own.unspent_transfer_s = 0.0
     pad(self, step)
     own.num_padding_tokens += step.num_padding_tokens
-    step.duration_s = step_s(cost, self.shape, self.chunks) + step.transfer_s + drafting_s(self, step)
-    if not 0.0 < step.duration_s < inf:
-        own.fault, own.fault_request = BAD_DURATION, NOBODY
-    put_in_line(self, step)
     own.num_begun += 1
     own.newest_step_call = step.call
+    if self.config.num_ranks > 1:
+        step.start_s = step.end_s = inf
+    else:
+        price(self, cost, step)
+        put_in_line(self, step)
+
+
+def price(self: Any, cost: Any, step: Any) -> None:
+    """Find out how long a step takes of which `Replica.shape` tells what it computes."""
+    step.duration_s = step_s(cost, self.shape, self.chunks) + step.transfer_s + drafting_s(self, step)
+    if not 0.0 < step.duration_s < inf:
+        self.own.fault, self.own.fault_request = BAD_DURATION, NOBODY
+
+
+def launch(replicas: Any, first: int, num_ranks: int, cost: Any, now: float) -> None:
+    """Ranks that work in step begin what they have decided.
+
+    Their experts see the tokens of all of them, and every rank's step lasts as long as the longest. A rank
+    without requests takes part without a step of its own.
+    """
+    num_tokens, last, longest_s = 0, first + num_ranks, 0.0
+    for number in range(first, last):
+        if is_held(replicas[number]):
+            num_tokens += num_tokens_of(replicas[number].shape)
+    for number in range(first, last):
+        self = replicas[number]
+        if is_held(self):
+            step = self.under_way[self.own.first_under_way]
+            self.shape.num_other_tokens = num_tokens - num_tokens_of(self.shape)
+            price(self, cost, step)
+            longest_s = max(longest_s, step.duration_s)
+    for number in range(first, last):
+        self = replicas[number]
+        if is_held(self):
+            step = self.under_way[self.own.first_under_way]
+            step.start_s = now
+            step.duration_s = longest_s
+            step.end_s = self.own.next_s = now + longest_s
+
+
+def is_held(self: Any) -> bool:
+    """Whether a rank has decided a step that waits for other ranks."""
+    return bool(self.own.num_begun and self.under_way[self.own.first_under_way].end_s == inf)
+
+
+def num_tokens_of(shape: Any) -> int:
+    """Tokens that a step sends through the layers."""
+    return int(shape.num_prefill_tokens + shape.num_decodes)
+
+
+def wait_for_ranks(replicas: Any, first: int, num_ranks: int, number: int) -> None:
+    """A rank that would be asked while others have a step under way is asked when that ends."""
+    own = replicas[number].own
+    if own.num_under_way:
+        return
+    for other in range(first, first + num_ranks):
+        rank = replicas[other]
+        if rank.own.num_begun and not is_held(rank):
+            own.next_s = max(own.next_s, rank.under_way[rank.own.first_under_way].end_s)
 
 
 def put_in_line(self: Any, step: Any) -> None:

@@ -204,6 +204,7 @@ class Stepper(ReplicaView):
         watches = self.watches()
         self._submit, self._call = world.bound(loop.submit, watches), world.bound(loop.call, watches)
         self._end_step = world.bound(loop.end_step, watches)
+        self._launch = world.bound(loop.launch, watches)
         self._wake_at_s = world.bound(loop.wake_at_s, watches)
         self._next_transfer_s = world.bound(next_transfer_s, watches)
 
@@ -215,8 +216,40 @@ class Stepper(ReplicaView):
         """A request arrives, at its `arrival_s`; False if it was rejected."""
         self.world.add(request)
         accepted = bool(self._submit(self.records, request))
+        if accepted and self.num_ranks > 1:
+            loop.wait_for_ranks(self._ranks(), 0, self.num_ranks, self.replica - self.first_rank)
         self.make_room()
         return accepted
+
+    @property
+    def num_ranks(self) -> int:
+        """Replicas that work in step, this one among them."""
+        return int(self.records.config.num_ranks)
+
+    @property
+    def first_rank(self) -> int:
+        """The number of the first of them."""
+        return self.replica - self.replica % self.num_ranks
+
+    def _ranks(self) -> list[Any]:
+        replicas = self.world.replicas[self.first_rank : self.first_rank + self.num_ranks]
+        return [replica.records for replica in replicas]
+
+    @property
+    def is_held(self) -> bool:
+        """Whether a step is decided that waits for the other ranks."""
+        return loop.is_held(self.records)
+
+    def launch(self, now: float) -> None:
+        """Begin the steps that this rank and those in step with it have decided.
+
+        Raises `RuleFault` as `call` does.
+        """
+        ranks = self._ranks()
+        self._launch(ranks, 0, len(ranks), self.world.records.cost, now)
+        for rank in ranks:
+            if rank.own.fault != layout.NO_FAULT:
+                raise fault_of(rank.own, now)
 
     def make_room(self) -> None:
         """Make lists that the rules fill by place as long as they can come to need for those who are here.

@@ -334,6 +334,17 @@ def _misfits(experiment: Experiment, document: Document) -> Iterator[str]:
             f"got {stages} with async_scheduling: true; expected 1, or async_scheduling: false, as "
             f"{scheduler.type} does not wait for tokens to leave the stages"
         )
+    if experiment.parallel.data > 1:
+        place = document.place(("parallel", "data"))
+        if experiment.model.experts is None:
+            yield place.problem(
+                f"got {experiment.parallel.data} with a model without experts; expected 1: ranks would share "
+                "nothing, as replicas (replicas.count) do"
+            )
+        if stages > 1:
+            yield place.problem(f"got {experiment.parallel.data} with {stages} pipeline stages; expected 1")
+        if scheduler.has_connector:
+            yield place.problem(f"got {experiment.parallel.data} with a connector; expected 1")
     try:
         experiment.kv_cache.size(experiment.model, experiment.gpu, experiment.sharing)
     except ConfigError as error:

@@ -57,9 +57,9 @@ def run_experiment(
     deployment = Deployment(
         model=experiment.model,
         gpu=experiment.gpu,
-        num_gpus=experiment.num_gpus,
+        num_gpus=experiment.sharing.num_rank_gpus,
         num_stages=experiment.parallel.pipeline,
-        num_replicas=experiment.replicas.count,
+        num_replicas=experiment.replicas.count * experiment.parallel.data,
         kv_block_size=experiment.kv_cache.block_size,
     )
     notes = [*workload.notes(), *log_notes(experiment, log), *noted]
@@ -166,13 +166,17 @@ def log_notes(experiment: Experiment, log: RunLog) -> list[str]:
             f"gpu_memory_utilization {cache.gpu_memory_utilization}, "
             f"prefix_caching {str(cache.prefix_caching).lower()}"
         )
-    if log.has_drafts or experiment.parallel.pipeline > 1:
+    parallel = experiment.parallel
+    if log.has_drafts or parallel.pipeline > 1 or parallel.data > 1:
         notes.append(
-            "parts of latencies are not told with speculative decoding or a pipeline: several tokens of a "
-            "request, or several steps, share their time"
+            "parts of latencies are not told with speculative decoding, a pipeline or data parallelism: "
+            "several tokens of a request, or several steps, share their time"
         )
-    if experiment.parallel.pipeline > 1:
-        notes.append("the way of a step from one pipeline stage to the next is not priced")
+    if parallel.data > 1:
+        notes.append(
+            f"each of {parallel.data} data-parallel ranks is a replica of its own in all tables; ranks "
+            "decide a step when the one before has ended; one without requests adds nothing to it"
+        )
     profile = f"{experiment.gpu.name}/{experiment.model.name}"
     if experiment.cost_model.type == "roofline" and is_measured(profile):
         notes.append(

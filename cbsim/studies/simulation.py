@@ -24,7 +24,7 @@ from cbsim.cluster.watched_run import WatchedRun
 from cbsim.core import layout
 from cbsim.core.building import KvPool, new_world
 from cbsim.core.driver import Parts, Progress, RuleFault, drive
-from cbsim.core.feed import run
+from cbsim.core.feed import begin_alone, run
 from cbsim.core.intake import take_in
 from cbsim.core.layout import World
 from cbsim.core.loop import close_decodes
@@ -93,6 +93,8 @@ class Setup:
     with_batches: bool = False
     num_stages: int = 1
     """Stages of the pipeline that a step passes through."""
+    num_ranks: int = 1
+    """Replicas that work in step, one after the other in number: the ranks of data parallelism."""
     window: int = 0
     """Tokens that the model's sliding layers reach back; 0 if there are none."""
     draft_share: float = 0.0
@@ -110,8 +112,11 @@ class Setup:
         drafting = self.scheduler.drafting
         if drafting is not None:
             numbers["draft_s"] = self.draft_share * self.cost.step_s(StepShape((), 0, 1, 1, 1))
+        if self.num_ranks > 1:
+            numbers["async_scheduling"] = 0
         return {
             **numbers,
+            "num_ranks": self.num_ranks,
             "with_batches": self.with_batches,
             "num_stages": self.num_stages,
             "window": self.window,
@@ -121,7 +126,7 @@ class Setup:
     @property
     def num_in_flight(self) -> int:
         """Most calls of the scheduler whose results are awaited."""
-        return self.scheduler.num_in_flight(self.num_stages)
+        return self.scheduler.num_in_flight(self.num_stages) if self.num_ranks == 1 else 1
 
     @property
     def chances(self) -> list[float] | None:
@@ -170,7 +175,8 @@ def setup_of(experiment: Experiment, workload: Workload, cost: CostModel) -> Set
             max_model_len=model.max_model_len,
             seed=experiment.seed,
         ),
-        num_replicas=experiment.replicas.count,
+        num_replicas=experiment.replicas.count * experiment.parallel.data,
+        num_ranks=experiment.parallel.data,
         router=ROUTERS.index(experiment.replicas.router),
         until_s=inf if experiment.stop_at_s is None else experiment.stop_at_s,
         with_batches=experiment.output.batches,
@@ -250,7 +256,7 @@ def simulate_core(
         extras=intake.extras,
         acceptance=intake.acceptance,
     )
-    bound = core_of(rung, step_s)
+    bound = core_of(rung, step_s, setup.num_ranks)
     record, outcome = Record(), Speed(False)
     if step_s is not class_step_s and is_worth_compiling(engine, bound, requests):
         outcome = compiled(world, bound)
@@ -321,9 +327,10 @@ def told_fault(fault: RuleFault, setup: Setup, ids: Sequence[str] | NDArray[np.o
     )
 
 
-def core_of(rung: type[Scheduler], step_s: Callable[..., float]) -> Bound:
+def core_of(rung: type[Scheduler], step_s: Callable[..., float], num_ranks: int = 1) -> Bound:
     """The core with a scheduler's rules and a cost model's price."""
-    return Parts(rung.rules(), step_s).bound(run)
+    ranks = {} if num_ranks > 1 else {"begin_together": begin_alone}
+    return Parts({**rung.rules(), **ranks}, step_s).bound(run)
 
 
 @dataclass(frozen=True, slots=True)
@@ -498,7 +505,7 @@ def log_of(
         ]
         steps = StepColumns(record, names, num_blocks, in_order_of_time)
     # Parts of latencies take steps to follow one another, each with a token of a request at most.
-    is_shared = has_drafts or setup.num_stages > 1
+    is_shared = has_drafts or setup.num_stages > 1 or setup.num_ranks > 1
     end_s = max(float(own["last_end_s"].max()), float(rows["arrival_s"].max(initial=0.0)))
     if until_s < inf and own["num_outstanding"].any():
         end_s = until_s

@@ -81,9 +81,8 @@ def explain(
             if request_id
             else explain_steps.parse_window(steps or "0:", replica)
         )
-        num_replicas = source.config["replicas"]["count"]
-        if num_replicas > 1:
-            click.echo(f"replica {window.replica} of {num_replicas}, counted from 0", err=True)
+        if source.num_replicas > 1:
+            click.echo(f"replica {window.replica} of {source.num_replicas}, counted from 0", err=True)
         if follow:
             explain_steps.follow_steps(source, window, speed, as_json)
         elif gantt is not None:

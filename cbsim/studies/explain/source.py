@@ -69,9 +69,13 @@ class Source:
 
     def check_replica(self, replica: int) -> None:
         """Raise `CbsimError` unless the run has such a replica."""
-        num_replicas = int(self.config["replicas"]["count"])
-        if replica >= num_replicas:
-            raise CbsimError(f"--replica: got {replica}; allowed: 0 to {num_replicas - 1}")
+        if replica >= self.num_replicas:
+            raise CbsimError(f"--replica: got {replica}; allowed: 0 to {self.num_replicas - 1}")
+
+    @property
+    def num_replicas(self) -> int:
+        """Replicas that the tables tell apart, each rank of data parallelism one of its own."""
+        return int(self.config["replicas"]["count"] * self.config.get("parallel", {}).get("data", 1))
 
     def batch_steps(self, window: Window, take: Take) -> None:
         """Hand the steps of a window to `take`, one after the other, as far as the run has them.
