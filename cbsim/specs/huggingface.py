@@ -6,6 +6,7 @@ Keys, and what stands where one is left out, are those of `transformers` for eac
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +22,8 @@ from cbsim.specs.quantization import Quantization, modules_of
 
 CONFIG, QUANTIZATION = "config.json", "hf_quant_config.json"
 
+MAX_NUMBER, MAX_LAYERS = 10**9, 10_000
+"""Larger figures are mistakes."""
 SHARED_KEYS = frozenset(
     {"hidden_size", "intermediate_size", "vocab_size", "rope_theta", "dtype"}
     | {"attention_bias", "sliding_window"}
@@ -55,7 +58,7 @@ def translate(given: dict[str, Any]) -> dict[str, Any]:
     """
     try:
         found = _Figures(given).model()
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, re.error) as error:
         raise ConfigError(f"a key holds something else than Hugging Face writes there: {error}") from error
     ours = {key: given[key] for key in given.keys() & ModelSpec.model_fields.keys() - SHARED_KEYS}
     notes = [*found.pop("not_modelled"), *ours.pop("not_modelled", [])]
@@ -101,13 +104,14 @@ class _Figures:
         """What the first of some keys says that says something."""
         return next((self._all[key] for key in keys if self._all.get(key) is not None), default)
 
-    def number(self, *keys: str, default: int | None = None) -> int:
-        """As `get`, a whole number; the mistake is noted where there is none."""
+    def number(self, *keys: str, default: int | None = None, most: int = MAX_NUMBER) -> int:
+        """As `get`, a whole number of at most `most`; a mistake is noted where there is none."""
         found = self.get(*keys, default=default)
-        if isinstance(found, int) and not isinstance(found, bool) and found >= 0:
+        if isinstance(found, int) and not isinstance(found, bool) and 0 <= found <= most:
             return found
         got = "missing" if found is None else f"got {describe_value(found)}"
-        self._problems.append(f"{keys[0]}: {got}; expected a whole number")
+        bound = f" up to {most:,}" if isinstance(found, int) and found > most else ""
+        self._problems.append(f"{keys[0]}: {got}; expected a whole number{bound}")
         return 1
 
     def _listed(self, key: str, num_layers: int) -> list[Any]:
@@ -123,7 +127,7 @@ class _Figures:
 
     def model(self) -> dict[str, Any]:
         """The keys of ModelSpec. Raises `ConfigError` with all mistakes."""
-        num_layers, hidden = self.number("num_hidden_layers"), self.number("hidden_size")
+        num_layers, hidden = self.number("num_hidden_layers", most=MAX_LAYERS), self.number("hidden_size")
         heads = self.number("num_attention_heads") or 1
         dtype, notes = self._dtype()
         model: dict[str, Any] = {

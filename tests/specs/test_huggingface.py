@@ -175,6 +175,9 @@ def test_mistakes_are_told_all_at_once() -> None:
         "num_hidden_layers: got '32' (str); expected a whole number",
         "hidden_size: missing; expected a whole number",
     )
+    assert translate_problems(num_hidden_layers=10**30) == (
+        f"num_hidden_layers: got {10**30}; expected a whole number up to 10,000",
+    )
     short = translate_problems(layer_types=["full_attention"])
     assert short == ("layer_types: got 1 items; expected one for each of 4 layers",)
     assert refusal_of(**LLAMA | {"rope_scaling": {"rope_type": "yarn", "factor": "x"}}).startswith(
