@@ -30,9 +30,10 @@ from cbsim.specs.model import ExpertsSpec
 PACKAGE = "aiconfigurator-core"
 ROOT = "aiconfigurator_core/systems"
 BF16 = ("bfloat16", "float16")
-GEMM_DTYPES = {**dict.fromkeys(BF16, BF16), "int8": ("int8_wo",), "int4": ("int4_wo",)}
+INT4 = dict.fromkeys(("int4", "int4_block"), ("int4_wo",))
+GEMM_DTYPES = {**dict.fromkeys(BF16, BF16), "int8": ("int8_wo",), **INT4}
 """What matrix products of a weight dtype are called, where it is not as here."""
-EXPERT_DTYPES = {"int4": ("int4_wo",), "mxfp4": ("w4a8_mxfp4_mxfp8", "w4a16_mxfp4")}
+EXPERT_DTYPES = {**INT4, "mxfp4": ("w4a8_mxfp4_mxfp8", "w4a16_mxfp4")}
 """The same of experts; of several the fastest counts, as engines choose."""
 HOST_TIME_IN_GEMM = (("vllm", "fp8_block"),)
 """Timings that hold the host's as well: 60 us on Hopper and more on Blackwell for a kernel of 10."""
