@@ -33,6 +33,13 @@ class Shard:
         problems = [f"{figure} can't be split over {gpus} GPUs" for figure in undivided]
         if model.dtype not in DTYPES:
             problems.append(f"there are no {model.dtype} kernels; allowed: {', '.join(DTYPES)}")
+        special = {
+            "experts": model.experts,
+            "latent attention": model.mla,
+            "windows": model.window or model.attention_layers,
+            **{f"weights of {part.dtype}": part.dtype != model.dtype for part in model.parts},
+        }
+        problems += [f"there are no kernels for {what}" for what, is_there in special.items() if is_there]
         if model.head_size % 2:
             problems.append(f"head_size {model.head_size} is odd; rotary positions need pairs")
         if problems:

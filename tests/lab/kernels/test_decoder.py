@@ -103,6 +103,13 @@ def test_two_shards_sum_to_the_whole() -> None:
         ({}, 3, "model tiny: num_heads 4 can't be split over 3 GPUs"),
         ({"dtype": "fp8"}, 1, "there are no fp8 kernels; allowed: float32, bfloat16, float16"),
         ({"head_size": 33}, 1, "head_size 33 is odd"),
+        (
+            {"experts": {"num_experts": 4, "num_experts_per_token": 2, "intermediate_size": 64}},
+            1,
+            "model tiny: there are no kernels for experts",
+        ),
+        ({"sliding_window": 8, "num_sliding_layers": 1}, 1, "there are no kernels for windows"),
+        ({"weight_dtype": "fp8"}, 1, "there are no kernels for weights of fp8"),
     ],
 )
 def test_models_that_the_kernels_cant_run(
