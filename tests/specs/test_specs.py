@@ -80,7 +80,8 @@ def test_gpu_units_are_decimal_for_rates_and_binary_for_memory():
     assert gpu.peak_flop_per_s("bfloat16") == 989.4e12
     assert gpu.peak_flop_per_s("fp8") == 1978.9e12
     assert gpu.peak_flop_per_s("float32") == 67e12
-    assert gpu.memory_bytes == pytest.approx(143_771 * 2**20, rel=1e-3)
+    # torch sees a little less than the 143,771 MiB of nvidia-smi.
+    assert gpu.memory_bytes == pytest.approx(143_771 * 2**20, rel=5e-3)
     assert load_gpu("a100-80g").peak_flop_per_s("fp8") == 312e12
 
 

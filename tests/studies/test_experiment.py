@@ -367,7 +367,7 @@ def test_all_mistakes_are_told_at_once_in_the_order_of_their_lines() -> None:
     text = (
         "modl: tiny\n"
         "scheduler:\n  type: chunked_prefill\n  chunk_size: abc\n  max_token_per_step: 8\n"
-        "gpu: h20\n"
+        "gpu: h2000\n"
         "kv_cache:\n  block_size: 0\n  block_size: 16\n"
         "sweep: {seed: 3}\n"
     )
@@ -376,7 +376,7 @@ def test_all_mistakes_are_told_at_once_in_the_order_of_their_lines() -> None:
         "e.yaml:1: modl: unknown key; did you mean 'model'?",
         "e.yaml:4: scheduler.chunk_size: got 'abc' (str); expected an integer >= 0",
         "e.yaml:5: scheduler.max_token_per_step: unknown key; did you mean 'max_tokens_per_step'?",
-        "e.yaml:6: gpu: unknown gpu 'h20'; did you mean 'h200'?",
+        "e.yaml:6: gpu: unknown gpu 'h2000'; did you mean 'h200'?",
         "e.yaml:8: kv_cache.block_size: got 0; expected an integer >= 1",
         "e.yaml:9: kv_cache.block_size: given twice, first in line 8",
         "e.yaml:10: sweep.seed: got 3; expected a list of values",
