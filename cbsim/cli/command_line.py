@@ -34,7 +34,11 @@ def check(
     problems: list[str] = []
     for config in configs:
         try:
-            click.echo(f"ok  {config}: {preview(load_experiment(config, overrides))}")
+            experiment = load_experiment(config, overrides)
+            click.echo(f"ok  {config}: {preview(experiment)}")
+            for note in dict.fromkeys(point.kv_capacity.shortfall for _, point in experiment.points()):
+                if note is not None:
+                    click.echo(f"    note: {note}")
         except CbsimError as error:
             problems += error.problems
     if problems:
@@ -124,14 +128,22 @@ def preview(experiment: Experiment) -> str:
     over = f"{len(points)} points over {', '.join(swept)}; " if experiment.sweep else ""
     requests = " or ".join(format_count(count) for count in _request_counts(experiments))
     parts = [
-        (each.scheduler.type, each.model.name, _gpus(each), each.cost_model.type) for each in experiments
+        (each.scheduler.type, each.model.name, _gpus(each), each.cost_model.type, *_kv_tokens(each))
+        for each in experiments
     ]
-    schedulers, models, gpus, costs = (
+    schedulers, models, gpus, costs, tokens, longest = (
         " and ".join(dict.fromkeys(names)) for names in zip(*parts, strict=True)
     )
     return (
-        f"{over}{requests or 'unknown number of'} requests, {schedulers}, {models} on {gpus}, {costs} costs"
+        f"{over}{requests or 'unknown number of'} requests, {schedulers}, {models} on {gpus}, {costs} costs, "
+        f"KV cache of {tokens} tokens for a longest context of {longest}"
     )
+
+
+def _kv_tokens(experiment: Experiment) -> tuple[str, str]:
+    """Tokens that a replica's KV cache holds, and those of the longest context."""
+    capacity = experiment.kv_capacity
+    return f"{capacity.num_tokens:,}", f"{capacity.max_model_len:,}"
 
 
 def _request_counts(experiments: list[Experiment]) -> list[int]:

@@ -25,6 +25,8 @@ Summary = dict[str, Any]
 
 LATENCIES = ("ttft_s", "tpot_s", "itl_s", "e2e_s", "queue_s")
 """The summary figures that are distributions over requests (or, for `itl_s`, over gaps), seconds."""
+DEFAULT_POOL = "default"
+"""The pool of all replicas, where an experiment names none."""
 QUANTILES = {"p50": 0.50, "p90": 0.90, "p95": 0.95, "p99": 0.99}
 _NOT_MEASURED: dict[str, float | None] = dict.fromkeys(("mean", *QUANTILES, "max"))
 _LIMITED_COLUMN = {name: name for name in LATENCIES} | {"itl_s": "max_itl_s"}
@@ -43,6 +45,8 @@ class Deployment:
     """Tokens a KV block holds."""
     num_stages: int = 1
     """Stages of each replica's pipeline, in which as many steps may be under way at once."""
+    kv_cache_tokens: int | None = None
+    """Tokens the KV cache of a replica holds."""
 
 
 def summarize(
@@ -73,6 +77,7 @@ def summarize(
     answered = ~np.isnan(requests["first_token_at_s"])
     num_output_tokens = int(requests["num_generated_tokens"].sum())
     num_prompt_tokens = int(requests["num_prompt_tokens"][answered].sum())
+    num_tokens = requests["num_prompt_tokens"] + requests["num_output_tokens"]
     summary: Summary = {
         "num_requests": num_requests,
         "num_finished": num_finished,
@@ -99,6 +104,9 @@ def summarize(
         "notes": [*notes, *limit_notes(slo or {}, summary)],
         "kv_waste": _kv_waste(log, totals),
         "rejection_reasons": dict(Counter(sorted(log.rejections.values())).most_common()),
+        "kv_cache_tokens": {DEFAULT_POOL: deployment.kv_cache_tokens},
+        "longest_context_tokens": deployment.model.max_model_len,
+        "longest_request_tokens": int(num_tokens.max()) if num_requests else None,
     }
     if num_failed := int((requests["state"] == RequestState.FAILED).sum()):
         summary["num_failed"] = num_failed

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from dataclasses import dataclass, replace
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
@@ -11,12 +13,25 @@ from cbsim.base.units import GIB, MIB, format_bytes
 from cbsim.config.section import Section
 from cbsim.core.building import KvGroup
 from cbsim.specs import GpuSpec, ModelSpec, ParallelSpec
-from cbsim.specs.kv_plan import KvPlan, plan_kv_cache
+from cbsim.specs.gpu_memory import USUAL_STEP, ProfilingRun
+from cbsim.specs.kv_plan import KvPlan, LayerGroup, plan_kv_cache
 from cbsim.specs.parallel import ONE_GPU
 from cbsim.specs.precision import KvDtype
 
 MAX_NUMBERED_BLOCKS = 16 * MIB
 """Each of them takes some hundred bytes where their contents are known."""
+
+
+@dataclass(frozen=True, slots=True)
+class KvCapacity:
+    """What the KV cache of a replica holds, beside the model's longest context."""
+
+    num_tokens: int
+    """In requests of the longest context, as vLLM logs it."""
+    max_model_len: int
+    """The longest context, tokens."""
+    shortfall: str | None
+    """Why vLLM would not start, if one request of that length does not fit beside the weights."""
 
 
 class KvGroupConfig(Section):
@@ -44,11 +59,16 @@ class KVCacheConfig(Section):
     block_size: int = Field(default=16, ge=1)
     """Tokens a block."""
     num_blocks: int | None = Field(default=None, ge=1)
-    """Usable blocks; null computes them from the memory left beside weights and activations."""
+    """Usable blocks, vLLM's `num_gpu_blocks` less one; null computes them from the memory left beside weights
+    and activations."""
     gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
     """Share of each GPU's memory the engine may use."""
-    activation_gib: float = Field(default=2.0, ge=0)
-    """Memory kept for activations and CUDA graphs on each GPU, GiB."""
+    activation_gib: float | None = Field(default=None, ge=0)
+    """Memory kept on each GPU beside weights and KV cache, GiB; null computes what vLLM finds in its
+    profiling run: activations of the scheduler's largest step, and what lies outside torch."""
+    cuda_graphs: bool = False
+    """Whether that includes CUDA graphs, as in vLLM from 0.21 on; so it is with `scheduler.entry` and version
+    0.33."""
     prefix_caching: bool = False
     """Whether requests share the blocks of equal prefixes."""
     dtype: KvDtype = "auto"
@@ -74,15 +94,45 @@ class KVCacheConfig(Section):
 
     def plan(self, model: ModelSpec, parallel: ParallelSpec = ONE_GPU) -> KvPlan:
         """How the model's layers on one GPU share blocks."""
-        return plan_kv_cache(model.layer_kinds(parallel), self.block_size, is_hybrid=self.hybrid)
+        plan = plan_kv_cache(model.layer_kinds(parallel), self.block_size, is_hybrid=self.hybrid)
+        if self.groups is None:
+            return plan
+        share = model.num_layers // len(self.groups)
+        return replace(plan, groups=tuple(LayerGroup(each.window or 0, share) for each in self.groups))
 
-    def size(self, model: ModelSpec, gpu: GpuSpec, parallel: ParallelSpec = ONE_GPU) -> int:
+    def capacity(
+        self, num_blocks: int, model: ModelSpec, parallel: ParallelSpec, max_tokens_under_way: int
+    ) -> KvCapacity:
+        """Blocks as tokens. Sliding layers also hold the tokens of steps that are under way."""
+        plan, longest = self.plan(model, parallel), model.max_model_len
+        num_tokens, shortfall = plan.num_tokens(num_blocks, longest, max_tokens_under_way), None
+        num_needed = plan.num_blocks_of(longest, max_tokens_under_way)
+        if self.num_blocks is None and num_needed > num_blocks:
+            num_fitting = bisect_right(
+                range(longest), num_blocks, key=lambda n: plan.num_blocks_of(n + 1, max_tokens_under_way)
+            )
+            shortfall = (
+                f"one request of {model.name}'s longest context, {longest:,} tokens, needs "
+                f"{format_bytes(num_needed * plan.block_bytes)} of KV cache on each GPU, and "
+                f"{format_bytes(num_blocks * plan.block_bytes)} are there: vLLM would not start; "
+                f"up to {num_fitting:,} tokens fit (raise kv_cache.gpu_memory_utilization, or lower "
+                f"model.max_model_len)"
+            )
+        return KvCapacity(num_tokens, longest, shortfall)
+
+    def size(
+        self,
+        model: ModelSpec,
+        gpu: GpuSpec,
+        parallel: ParallelSpec = ONE_GPU,
+        largest_step: ProfilingRun = USUAL_STEP,
+    ) -> int:
         """Usable blocks of a replica: `num_blocks`, or what fits beside the weights on each GPU.
 
         Raises `ConfigError` if the weights leave no room for a single block, or there are too many to know
         each one's content.
         """
-        num_blocks = self.num_blocks or self._num_fitting(model, gpu, parallel)
+        num_blocks = self.num_blocks or self._num_fitting(model, gpu, parallel, largest_step)
         if (self.prefix_caching or self.layer_groups(model)) and num_blocks > MAX_NUMBERED_BLOCKS:
             raise ConfigError(
                 f"kv_cache: got {num_blocks:,} KV blocks with prefix_caching; allowed: up to "
@@ -90,10 +140,15 @@ class KVCacheConfig(Section):
             )
         return num_blocks
 
-    def _num_fitting(self, model: ModelSpec, gpu: GpuSpec, parallel: ParallelSpec) -> int:
+    def _num_fitting(
+        self, model: ModelSpec, gpu: GpuSpec, parallel: ParallelSpec, largest_step: ProfilingRun
+    ) -> int:
         """What fits on each GPU; all of them hold the same blocks."""
         usable = int(gpu.memory_bytes * self.gpu_memory_utilization)
-        activations = int(self.activation_gib * GIB)
+        if self.activation_gib is None:
+            activations = largest_step.reserved_bytes(model, parallel, cuda_graphs=self.cuda_graphs)
+        else:
+            activations = int(self.activation_gib * GIB)
         weights = model.weight_bytes_of_gpu(parallel)
         num_blocks = (usable - weights - activations) // self.plan(model, parallel).block_bytes
         if num_blocks < 1:

@@ -13,6 +13,8 @@ from cbsim.config.section import ComponentConfig
 from cbsim.core.layout import LONGER_THAN_SLOT, PROMPT_TOO_LONG, TOO_MANY_BLOCKS
 from cbsim.schedulers.rule_check import check_rules
 from cbsim.schedulers.speculation import ConnectorConfig, SpeculativeConfig
+from cbsim.specs import ModelSpec
+from cbsim.specs.gpu_memory import USUAL_STEP, ProfilingRun
 
 Numbers = dict[str, float]
 
@@ -52,6 +54,11 @@ class SchedulerConfig(ComponentConfig):
     def has_connector(self) -> bool:
         """Whether KV comes from elsewhere or goes there."""
         return getattr(self, "connector", None) is not None
+
+    def largest_step(self, model: ModelSpec) -> ProfilingRun:
+        """The most tokens and requests of a step; without a budget the tokens of the longest request."""
+        num_tokens = getattr(self, "max_tokens_per_step", model.max_model_len)
+        return ProfilingRun(num_tokens, getattr(self, "max_num_seqs", USUAL_STEP.num_seqs))
 
     def num_in_flight(self, num_stages: int = 1) -> int:
         """Most calls of the scheduler whose results are awaited, on a pipeline of so many stages."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Literal
 
 from pydantic import Field
@@ -18,7 +19,8 @@ from cbsim.schedulers.paged import decide as paged_decide
 from cbsim.schedulers.paged import is_passed_over as paged_is_passed_over
 from cbsim.schedulers.scheduler import Means, Numbers
 from cbsim.schedulers.speculation import ConnectorConfig
-from cbsim.specs import GpuSpec
+from cbsim.specs import GpuSpec, ModelSpec
+from cbsim.specs.gpu_memory import ProfilingRun
 
 
 class VllmConfig(PagedConfig):
@@ -33,7 +35,7 @@ class VllmConfig(PagedConfig):
     entry: Literal["server", "llm"] | None = None
     """Take vLLM's own defaults, of `vllm serve` or of its class `LLM`, where nothing is said: by the GPU's
     memory those of `max_num_seqs` and `max_tokens_per_step`, and of `kv_cache` those of
-    `gpu_memory_utilization` and `prefix_caching`. Null keeps cbsim's."""
+    `gpu_memory_utilization`, `prefix_caching` and `cuda_graphs`. Null keeps cbsim's."""
     max_num_active_seqs: int | None = Field(default=None, ge=1)
     """Most requests running at once, if less than `max_num_seqs` (0.33)."""
     adaptive_chunk_size: bool = False
@@ -50,16 +52,21 @@ class VllmConfig(PagedConfig):
         `vllm/engine/arg_utils.py` of 0.33; releases before took 0.9 of the memory, and knew no third class.
         """
         is_server, memory_gib = self.entry == "server", gpu.memory_bytes / GIB
+        is_latest = self.version == "0.33"
         num_tokens, num_seqs = (2048 if is_server else 8192), 256
-        if memory_gib >= 160 and self.version == "0.33":
+        if memory_gib >= 160 and is_latest:
             num_tokens, num_seqs = 16_384, 1024
         elif memory_gib >= 70 and "a100" not in gpu.name:
             num_tokens, num_seqs = (8192 if is_server else 16_384), 1024
-        share = 0.92 if self.version == "0.33" else 0.9
+        share = 0.92 if is_latest else 0.9
         return (
             {"max_tokens_per_step": num_tokens, "max_num_seqs": min(num_seqs, num_tokens)},
-            {"gpu_memory_utilization": share, "prefix_caching": True},
+            {"gpu_memory_utilization": share, "prefix_caching": True, "cuda_graphs": is_latest},
         )
+
+    def largest_step(self, model: ModelSpec) -> ProfilingRun:
+        """Releases before 0.17 sort logits."""
+        return replace(super().largest_step(model), sorts_logits=self.version == "0.15")
 
     @property
     def reuses_unknown_blocks_first(self) -> bool:

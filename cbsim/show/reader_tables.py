@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cbsim.base.units import format_seconds
-from cbsim.results.metrics import QUANTILES, flatten
+from cbsim.results.metrics import DEFAULT_POOL, QUANTILES, flatten
 from cbsim.results.result import Result
 from cbsim.show.figures import COMPARED, MBU, MFU, SummaryFigure, latency
 from cbsim.show.notes import merged_notes
@@ -36,6 +36,9 @@ _SINGLE = (
     SummaryFigure("busy_fraction", "busy", format_share),
     *(MFU, MBU, *COMPARED[-3:]),
     SummaryFigure("prefix_hit_rate", "prefix-cache hits", format_share),
+    SummaryFigure(f"kv_cache_tokens.{DEFAULT_POOL}", "KV cache (tokens)"),
+    SummaryFigure("longest_context_tokens", "longest context (tokens)"),
+    SummaryFigure("longest_request_tokens", "longest request (tokens)"),
 )
 _DISTRIBUTIONS = [latency(name) for name in ("queue_s", "ttft_s", "tpot_s", "itl_s", "e2e_s")]
 

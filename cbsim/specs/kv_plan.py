@@ -56,7 +56,7 @@ class KvPlan:
 
     def num_tokens(self, num_blocks: int, max_model_len: int, max_tokens_under_way: int) -> int:
         """What vLLM logs as "GPU KV cache size": the tokens of all longest requests that fit at once."""
-        return int(self.max_concurrency(num_blocks, max_model_len, max_tokens_under_way) * max_model_len)
+        return num_blocks * max_model_len // self.num_blocks_of(max_model_len, max_tokens_under_way)
 
     def max_concurrency(self, num_blocks: int, max_model_len: int, max_tokens_under_way: int) -> float:
         """How many requests of the longest context fit at once."""

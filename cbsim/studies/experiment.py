@@ -21,7 +21,7 @@ from cbsim.config.section import ComponentConfig, Section
 from cbsim.cost import COST_MODELS
 from cbsim.observers import OBSERVERS
 from cbsim.schedulers import SCHEDULERS, SchedulerConfig
-from cbsim.schedulers.kvcache import KVCacheConfig
+from cbsim.schedulers.kvcache import KVCacheConfig, KvCapacity
 from cbsim.schedulers.vllm import VllmConfig
 from cbsim.specs import GpuSpec, ModelSpec, ParallelSpec
 from cbsim.specs.huggingface import NAMED_MODEL
@@ -192,6 +192,19 @@ class Experiment(Section):
         return self.sharing.num_gpus
 
     @property
+    def num_kv_blocks(self) -> int:
+        """Usable KV blocks of a replica. Raises `ConfigError` where there is no room for one."""
+        largest_step = self.scheduler.largest_step(self.model)
+        return self.kv_cache.size(self.model, self.gpu, self.sharing, largest_step)
+
+    @property
+    def kv_capacity(self) -> KvCapacity:
+        """What those blocks hold. Raises as `num_kv_blocks`."""
+        under_way = self.scheduler.largest_step(self.model).num_tokens
+        under_way *= self.scheduler.num_in_flight(self.parallel.pipeline)
+        return self.kv_cache.capacity(self.num_kv_blocks, self.model, self.sharing, under_way)
+
+    @property
     def folder(self) -> Path:
         """Where relative paths in the settings start."""
         return self._folder
@@ -346,7 +359,7 @@ def _misfits(experiment: Experiment, document: Document) -> Iterator[str]:
         if scheduler.has_connector:
             yield place.problem(f"got {experiment.parallel.data} with a connector; expected 1")
     try:
-        experiment.kv_cache.size(experiment.model, experiment.gpu, experiment.sharing)
+        _ = experiment.num_kv_blocks
     except ConfigError as error:
         where = document.place(("kv_cache",)).where
         yield from (f"{where}: {problem}" for problem in error.problems)

@@ -61,6 +61,7 @@ def run_experiment(
         num_stages=experiment.parallel.pipeline,
         num_replicas=experiment.replicas.count * experiment.parallel.data,
         kv_block_size=experiment.kv_cache.block_size,
+        kv_cache_tokens=experiment.kv_capacity.num_tokens,
     )
     notes = [*workload.notes(), *log_notes(experiment, log), *noted]
     summary = summarize(log, deployment, experiment.slo.limits(), simulation=simulation, notes=notes)
@@ -155,6 +156,8 @@ def log_notes(experiment: Experiment, log: RunLog) -> list[str]:
             f"{experiment.model.max_model_len:,} tokens (a real engine would refuse that)"
         )
     notes += [f"{experiment.model.name}: not modelled: {each}" for each in experiment.model.not_modelled]
+    if (shortfall := experiment.kv_capacity.shortfall) is not None:
+        notes.append(shortfall)
     if any(group.window for group in experiment.kv_cache.layer_groups(experiment.model)):
         notes.append("steps are priced as if the attention of sliding layers reached back to the first token")
     if isinstance(experiment.scheduler, VllmConfig) and experiment.scheduler.entry is not None:

@@ -146,7 +146,7 @@ def setup_of(experiment: Experiment, workload: Workload, cost: CostModel) -> Set
     """The setup of an experiment of one point."""
     rung = SCHEDULERS.get(experiment.scheduler.type)
     kv_cache, model, gpu = experiment.kv_cache, experiment.model, experiment.gpu
-    num_blocks = kv_cache.size(model, gpu, experiment.sharing)
+    num_blocks = experiment.num_kv_blocks
     drafting, has_connector = experiment.scheduler.drafting, experiment.scheduler.has_connector
     is_eagle = drafting is not None and drafting.method == "eagle"
     looks_ahead = drafting is not None and drafting.lookahead_block_hashes and not has_connector

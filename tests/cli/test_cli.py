@@ -177,7 +177,10 @@ def test_check_tells_what_would_run_and_all_mistakes_of_all_files(working_folder
     (working_folder / "lost.yaml").write_text(EXPERIMENT.replace("t.csv", "lost.csv"))
     ran = cbsim_command("check", "e.yaml", "bad.yaml", "lost.yaml")
     assert ran.exit_code == 2
-    assert ran.stdout == "ok  e.yaml: 3 requests, continuous, llama-3-8b on h200, constant costs\n"
+    assert ran.stdout == (
+        "ok  e.yaml: 3 requests, continuous, llama-3-8b on h200, constant costs, "
+        "KV cache of 891,072 tokens for a longest context of 8,192\n"
+    )
     first, second = ran.stderr.splitlines()
     assert first == "bad.yaml:4: seed: got 'x' (str); expected an integer >= 0"
     assert second.startswith("lost.yaml:1: workload.path: lost.csv: no such file")
@@ -196,8 +199,23 @@ def test_check_counts_points() -> None:
     ran = cbsim_command("check", "e.yaml", "--set", sweep)
     assert ran.stdout == (
         "ok  e.yaml: 4 points over scheduler, replicas.count, seed; 3 requests, static and continuous, "
-        "llama-3-8b on 4 x h200, constant costs\n"
+        "llama-3-8b on 4 x h200, constant costs, "
+        "KV cache of 897,984 and 891,072 tokens for a longest context of 8,192\n"
     )
+
+
+def test_check_tells_what_vllm_would_not_start_with() -> None:
+    """0.72 of an RTX 4090 leave Llama-3-8B less than one context of 8,192 tokens, for which it was made."""
+    settings = ("gpu=rtx4090", "scheduler.type=vllm", "kv_cache.gpu_memory_utilization=0.72")
+    ran = cbsim_command("check", "e.yaml", *(part for each in settings for part in ("--set", each)))
+    first, note = ran.stdout.splitlines()
+    assert first.endswith("KV cache of 6,928 tokens for a longest context of 8,192")
+    assert note == (
+        "    note: one request of llama-3-8b's longest context, 8,192 tokens, needs 1.00 GiB of KV cache on "
+        "each GPU, and 866 MiB are there: vLLM would not start; up to 6,928 tokens fit (raise "
+        "kv_cache.gpu_memory_utilization, or lower model.max_model_len)"
+    )
+    assert ran.exit_code == 0
 
 
 def test_list() -> None:

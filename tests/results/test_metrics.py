@@ -38,6 +38,9 @@ KEYS = [
     "notes",
     "kv_waste",
     "rejection_reasons",
+    "kv_cache_tokens",
+    "longest_context_tokens",
+    "longest_request_tokens",
 ]
 NOTHING = dict.fromkeys(("mean", "p50", "p90", "p95", "p99", "max"))
 

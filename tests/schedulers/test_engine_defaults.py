@@ -33,6 +33,7 @@ def test_an_entry_takes_what_vllm_takes(
     config: Any = made.scheduler
     assert (config.max_tokens_per_step, config.max_num_seqs) == (tokens, seqs)
     assert made.kv_cache.gpu_memory_utilization == share
+    assert made.kv_cache.cuda_graphs == (share == 0.92)
     assert made.kv_cache.prefix_caching
 
 

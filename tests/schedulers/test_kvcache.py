@@ -70,3 +70,23 @@ def test_more_blocks_than_can_be_known_are_refused() -> None:
     assert many.size(model(), gpu(0.001)) == 10**9
     with pytest.raises(ConfigError, match="got 1,000,000,000 KV blocks with prefix_caching; allowed: up to"):
         many.model_copy(update={"prefix_caching": True}).size(model(), gpu(0.001))
+
+
+def test_blocks_as_tokens_beside_the_longest_context() -> None:
+    config = KVCacheConfig(gpu_memory_utilization=0.5, activation_gib=0.4998)
+    size = config.size(model(), gpu(1.0))
+    held = config.capacity(size, model(), ParallelSpec(), 64)
+    assert (held.num_tokens, held.max_model_len) == (size * 16, 1024)
+    assert held.shortfall is not None
+    assert f"up to {size * 16:,} tokens fit" in held.shortfall
+    assert config.capacity(64, model(), ParallelSpec(), 64).shortfall is None
+    # vLLM takes blocks that it is given, however few.
+    given = config.model_copy(update={"num_blocks": 3})
+    assert given.capacity(3, model(), ParallelSpec(), 64).shortfall is None
+
+
+def test_sliding_layers_need_blocks_for_their_window_alone() -> None:
+    config, sliding = KVCacheConfig(num_blocks=100), model(sliding_window=32, num_sliding_layers=1)
+    # 1,024 tokens: 64 blocks of the full layer, and of the other those of 31 + 65 tokens and one more.
+    held = config.capacity(100, sliding, ParallelSpec(), 65)
+    assert held.num_tokens == 100 * 1024 // (64 + 7)

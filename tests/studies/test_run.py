@@ -109,3 +109,27 @@ def test_a_run_that_stops_before_the_first_arrival_says_so() -> None:
 @pytest.fixture(autouse=True)
 def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+
+
+def test_a_context_that_can_never_fit_is_told_and_the_rest_is_served() -> None:
+    """0.72 of an RTX 4090 hold 6,928 tokens; Llama-3-8B was made for 8,192."""
+    mapping = {
+        "workload": {
+            "type": "synthetic",
+            "num_requests": 4,
+            "arrivals": {"type": "constant", "rate_per_s": 1.0},
+            "prompt_tokens": {"type": "fixed", "value": 100},
+            "output_tokens": {"type": "fixed", "value": 5},
+        },
+        "gpu": "rtx4090",
+        "scheduler": "vllm",
+        "kv_cache": {"gpu_memory_utilization": 0.72},
+        "cost_model": {"type": "constant", "step_s": 0.01},
+    }
+    result = cbsim.run(mapping)
+    assert result.summary["num_finished"] == 4
+    assert result.summary["kv_cache_tokens"] == {"default": 6928}
+    assert result.summary["longest_context_tokens"] == 8192
+    assert result.summary["longest_request_tokens"] == 105
+    (note,) = (each for each in result.notes if "vLLM would not start" in each)
+    assert "up to 6,928 tokens fit" in note

@@ -87,7 +87,10 @@ def run_live(
     told = setup.rung.notes(experiment.scheduler, world.request_rows(), world.own_rows())
     notes = [f"live on this machine's {device}, not simulated", *notes, *told]
     notes += [*workload.notes(), *log_notes(experiment, log)]
-    deployment = Deployment(experiment.model, experiment.gpu, kv_block_size=experiment.kv_cache.block_size)
+    block_size, num_blocks = experiment.kv_cache.block_size, setup.pool.num_blocks
+    deployment = Deployment(
+        experiment.model, experiment.gpu, kv_block_size=block_size, kv_cache_tokens=num_blocks * block_size
+    )
     summary = summarize(log, deployment, experiment.slo.limits(), simulation=spent, notes=notes)
     manifest = make_manifest(experiment.seed, workload.inputs(), {"model": experiment.model})
     return Result.from_log(log, summary, experiment.resolved(), manifest, audience.observers)
@@ -149,7 +152,7 @@ def fit_blocks(experiment: Experiment, device: torch.device) -> tuple[int, list[
     fitting = int(left_bytes * KV_SHARE) // block_bytes
     if device.type == "cpu" and kv_cache.num_blocks is None:
         fitting = min(fitting, MAX_CPU_KV_BYTES // block_bytes)
-    wanted = kv_cache.size(experiment.model, experiment.gpu)
+    wanted = experiment.num_kv_blocks
     if fitting < 1 or (kv_cache.num_blocks is not None and wanted > fitting):
         raise ConfigError(
             f"kv_cache: {wanted} blocks take {format_bytes(wanted * block_bytes)} beside "
