@@ -18,8 +18,8 @@ from cbsim.specs import GpuSpec, ModelSpec, huggingface
 
 S = TypeVar("S", bound=Section)
 
-OTHER_CARDS = ("pcie", "nvl")
-"""What a card calls itself that has the chip of an SXM module, but not its peaks."""
+OTHER_CARDS = {"pcie", "nvl", "ti", "laptop", "d", "3e"}
+"""Words in the name of a card that has a better known one's chip, but not its peaks."""
 
 
 def load_model(name: str, **changes: str | None) -> ModelSpec:
@@ -43,10 +43,13 @@ def gpu_of_device(device: str) -> str | None:
     None if no GPU there is it for sure.
     """
     words = " ".join(re.findall("[a-z0-9]+", device.lower()))
-    if any(card in words for card in OTHER_CARDS):
-        return None
+    told = OTHER_CARDS.intersection(words.split())
     names = yaml_names(data_folder("configs") / "gpus")
-    fitting = [name for name in names if all(_stands_in(part, words) for part in name.split("-"))]
+    fitting = [
+        name
+        for name in names
+        if told.issubset(parts := name.split("-")) and all(_stands_in(part, words) for part in parts)
+    ]
     return fitting[0] if len(fitting) == 1 else None
 
 

@@ -125,11 +125,11 @@ def test_a_head_among_the_dense_ops_counts_by_rows(tmp_path):
 
 
 def test_all_reduces_that_were_not_timed_are_estimated(tmp_path):
-    """Ring: 2 (n - 1) / n of 8 x 4096 bf16 numbers over 64 GB/s, twice a layer."""
+    """Ring: 2 (n - 1) / n of 8 x 4096 bf16 numbers over what PCIe measures, 15 GB/s, twice a layer."""
     two = replace(timings(tmp_path), tensor_parallel=2)
     one = [point.t_median_s for point in timings(tmp_path).points() if point.op == "dense"]
     both = [point.t_median_s for point in two.points() if point.op == "dense"]
-    assert both[1] - one[1] == pytest.approx(2 * (1e-5 + 8 * 4096 * 2 / 64e9))
+    assert both[1] - one[1] == pytest.approx(2 * (1e-5 + 8 * 4096 * 2 / 15e9))
     assert "all-reduces of 2 GPUs were not timed" in two.meta("x", date(2026, 1, 2)).assumptions[0]
     timed = {"dense": DENSE + "all_reduce,1,12\nall_reduce,8,13\n"}
     assert (
