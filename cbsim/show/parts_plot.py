@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from cbsim.results.result import Result
 from cbsim.show.style import INK, PALETTE, drawing, head, label
 from cbsim.show.text import format_figure
-from cbsim.studies.explain.latency_shares import LATENCIES, breakdown, has_parts
+from cbsim.studies.explain.run_diagnosis import LATENCIES, breakdown, has_parts
 
 PERCENTILES = (0, 50, 90, 95, 99, 100)
 SHOWN = {

@@ -13,8 +13,8 @@ from cbsim.show.figures import COMPARED, MBU, MFU, SummaryFigure, latency
 from cbsim.show.notes import merged_notes
 from cbsim.show.text import BEST, Table, format_share
 from cbsim.studies.compare import WITHIN_SLO, Comparison, Difference
+from cbsim.studies.intervals import swept_columns
 from cbsim.studies.labels import point_name
-from cbsim.studies.replicates import swept_columns
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -21,7 +21,7 @@ from cbsim.show.markup import Markup, joined, tag
 from cbsim.show.reader_tables import run_labels
 from cbsim.show.run_chapter import run_chapter
 from cbsim.show.sweep_chapter import sweep_chapter
-from cbsim.studies.capacity.capacity_folder import load_capacity
+from cbsim.studies.capacity.answer import load_capacity
 
 
 def write_report(folders: Sequence[Path], path: Path, title: str | None = None) -> None:

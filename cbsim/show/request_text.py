@@ -9,10 +9,16 @@ from itertools import groupby
 
 from cbsim.base.units import format_seconds
 from cbsim.show.text import Table, format_figure
-from cbsim.studies.explain.latency_shares import LATENCIES, MIN_SHARE, SHORT_WORDS, WORDS
 from cbsim.studies.explain.request_diagnosis import RequestDiagnosis
 from cbsim.studies.explain.request_story import MAX_CULPRITS, Entry
-from cbsim.studies.explain.run_diagnosis import RunDiagnosis, SlowRequest
+from cbsim.studies.explain.run_diagnosis import (
+    LATENCIES,
+    MIN_SHARE,
+    SHORT_WORDS,
+    WORDS,
+    RunDiagnosis,
+    SlowRequest,
+)
 
 MAX_CHUNKS = 8
 """More chunks in a row are told as one line between the first and the last of them."""

@@ -19,9 +19,8 @@ from cbsim.show.text import format_figure, format_interval
 from cbsim.show.timeline_plot import timeline, utilization
 from cbsim.show.utilization import has_utilization
 from cbsim.studies.compare import STATISTICS, compare
-from cbsim.studies.explain.latency_shares import LATENCIES as LATENCY_NAMES
-from cbsim.studies.explain.latency_shares import WORDS, has_parts
-from cbsim.studies.explain.run_diagnosis import diagnose_run
+from cbsim.studies.explain.run_diagnosis import LATENCIES as LATENCY_NAMES
+from cbsim.studies.explain.run_diagnosis import WORDS, diagnose_run, has_parts
 from cbsim.studies.intervals import Interval, Values, block_bootstrap, mean_of
 
 LATENCIES = ("queue_s", "ttft_s", "tpot_s", "max_itl_s", "e2e_s")

@@ -20,8 +20,8 @@ from cbsim.show.sweep_points import Sweep, read_sweep_table
 from cbsim.show.sweep_text import determined_note, sentence
 from cbsim.show.text import MISSING
 from cbsim.show.timeline_plot import timeline, utilization
+from cbsim.studies.intervals import is_known_by_spread
 from cbsim.studies.labels import short_keys
-from cbsim.studies.replicates import is_known_by_spread
 
 _SHOWN = (*COMPARED[2:-1], MFU, MBU)
 

@@ -12,17 +12,19 @@ from cbsim.results.table_file import first_line
 from cbsim.show.capacity_text import describe_slo
 from cbsim.show.figures import COMPARED, MBU, MFU
 from cbsim.show.reader_tables import records
-from cbsim.studies.intervals import Interval, bootstrap_interval, t_interval
-from cbsim.studies.labels import point_name
-from cbsim.studies.replicates import (
+from cbsim.studies.intervals import (
     BOOKKEEPING,
     HIGH,
     LOW,
     NUM_REPLICATES,
     SEED,
+    Interval,
     across_replicates,
+    bootstrap_interval,
     swept_columns,
+    t_interval,
 )
+from cbsim.studies.labels import point_name
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,12 +36,12 @@ class Sweep:
 
     table: pd.DataFrame
     points: pd.DataFrame
-    """As `cbsim.studies.replicates.across_replicates` makes it."""
+    """As `cbsim.studies.intervals.across_replicates` makes it."""
     keys: Sequence[str]
     """The swept settings, seeds apart."""
     slo: Mapping[str, float]
     by_spread: bool = False
-    """As for `cbsim.studies.replicates.across_replicates`."""
+    """As for `cbsim.studies.intervals.across_replicates`."""
 
     @classmethod
     def of(cls, table: pd.DataFrame, slo: Mapping[str, float], by_spread: bool = False) -> Sweep:

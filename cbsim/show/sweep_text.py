@@ -8,9 +8,8 @@ from typing import Any
 from cbsim.show.figures import ATTAINMENT, GOODPUT, ITL, SAME, THROUGHPUT, TPOT, TTFT, SummaryFigure
 from cbsim.show.sweep_points import Sweep
 from cbsim.show.text import MISSING, Table, format_figure, format_interval
-from cbsim.studies.intervals import Interval
+from cbsim.studies.intervals import HIGH, LOW, NUM_REPLICATES, Interval
 from cbsim.studies.labels import is_word, plain_text, short_keys
-from cbsim.studies.replicates import HIGH, LOW, NUM_REPLICATES
 
 _DECIDING = (GOODPUT, ATTAINMENT, THROUGHPUT, TTFT, TPOT, ITL)
 _THEN = "e2e_s.p99"

@@ -15,8 +15,7 @@ from cbsim.results.output import POINTS, check_sweep_target, drawn_from_sweep, h
 from cbsim.results.result import copy_run, is_whole_run, load_summary, remove_damaged_run
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.labels import label_values
-from cbsim.studies.run import run_experiment
-from cbsim.studies.run_key import Address
+from cbsim.studies.run import Address, run_experiment
 from cbsim.studies.worker_pool import Pool, open_pool
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from cbsim.cli import main
 from cbsim.results.output import check_run_target, is_report, is_sweep_folder
 from cbsim.show.report_file import write_report
 from cbsim.studies.capacity import Plan, capacity
-from cbsim.studies.capacity.capacity_folder import save_capacity
+from cbsim.studies.capacity.answer import save_capacity
 from tests.run_logs import make_result, paper_log
 
 EXPERIMENT = """\

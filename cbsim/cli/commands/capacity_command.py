@@ -14,7 +14,7 @@ from cbsim.cli.progress import watch_study
 from cbsim.show.capacity_text import capacity_table, sentence
 from cbsim.studies.capacity import CapacityProgress, Plan
 from cbsim.studies.capacity import capacity as find_capacity
-from cbsim.studies.capacity.capacity_folder import save_capacity, to_json
+from cbsim.studies.capacity.answer import save_capacity, to_json
 
 
 @command()

@@ -20,9 +20,8 @@ from cbsim.show.reader_tables import point_labels
 from cbsim.show.request_text import request_table, slow_table
 from cbsim.show.sweep_points import read_sweep_table
 from cbsim.show.text import Table
-from cbsim.studies.explain.latency_shares import check_parts
 from cbsim.studies.explain.request_diagnosis import diagnose_request, stay_window
-from cbsim.studies.explain.run_diagnosis import diagnose_run
+from cbsim.studies.explain.run_diagnosis import check_parts, diagnose_run
 from cbsim.studies.explain.source import Source
 
 _LINE = 100

@@ -19,8 +19,8 @@ from cbsim.cli.commands.arguments import print_json
 from cbsim.show.step_text import RunningTable, print_gantt, step_notes, step_table
 from cbsim.studies.explain.batch_step import BatchStep
 from cbsim.studies.explain.gantt import Gantt
-from cbsim.studies.explain.rerun import Window
 from cbsim.studies.explain.source import Source
+from cbsim.studies.explain.step_source import Window
 
 TERMINAL = "-"
 """Where a Gantt without a file goes."""

@@ -20,7 +20,7 @@ from cbsim.show.reader_tables import compare_points, point_labels, run_tables
 from cbsim.show.sweep_points import Sweep
 from cbsim.show.sweep_text import replicate_table
 from cbsim.studies.experiment import Experiment
-from cbsim.studies.replicates import has_replicates, is_known_by_spread
+from cbsim.studies.intervals import has_replicates, is_known_by_spread
 from cbsim.studies.run import run_experiment
 from cbsim.studies.sweep import Point, SweepProgress, save_table
 from cbsim.studies.sweep import sweep as run_sweep

@@ -14,8 +14,7 @@ from cbsim.base.errors import CbsimError
 from cbsim.results.metrics import flatten
 from cbsim.results.result import Result
 from cbsim.studies.experiment import Experiment
-from cbsim.studies.run import run_experiment
-from cbsim.studies.run_key import Address
+from cbsim.studies.run import Address, run_experiment
 
 NUM_QUARTERS = 4
 
@@ -41,7 +40,7 @@ class Probe:
 class ProbeStore:
     """Runs experiments, each once: a probe whose file is in the folder is read from there.
 
-    Files are named by the experiment and its inputs (`studies.run_key`), so that a search that was killed,
+    Files are named by the experiment and its inputs (`studies.run.Address`), so that a search that was killed,
     one with more replicates or one with another SLO share runs only what is missing.
     """
 

@@ -2,9 +2,9 @@
 
 from cbsim.studies.explain.gantt import Gantt
 from cbsim.studies.explain.request_diagnosis import RequestDiagnosis, diagnose_request
-from cbsim.studies.explain.rerun import Window
 from cbsim.studies.explain.run_diagnosis import RunDiagnosis, diagnose_run
 from cbsim.studies.explain.source import Source
+from cbsim.studies.explain.step_source import Window
 
 __all__ = [
     "Gantt",

@@ -13,10 +13,10 @@ import pandas as pd
 from cbsim.base.errors import CbsimError
 from cbsim.base.units import format_seconds
 from cbsim.studies.explain.batch_step import steps_of
-from cbsim.studies.explain.latency_shares import Breakdown, breakdown
 from cbsim.studies.explain.request_story import MAX_CULPRITS, Entry, RequestStory
-from cbsim.studies.explain.rerun import Window
+from cbsim.studies.explain.run_diagnosis import Breakdown, breakdown
 from cbsim.studies.explain.source import Source
+from cbsim.studies.explain.step_source import Window
 
 _COUNTS = ("num_prompt_tokens", "num_output_tokens", "num_preemptions")
 _MAX_COMPARED = 20_000

@@ -17,8 +17,7 @@ from cbsim.results.manifest import hash_files, package_version
 from cbsim.results.result import Result, load_run
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.explain.batch_step import steps_of
-from cbsim.studies.explain.recorded import recorded_steps
-from cbsim.studies.explain.rerun import Check, Take, Window, rerun
+from cbsim.studies.explain.step_source import Check, Take, Window, recorded_steps, rerun
 from cbsim.studies.run import run_experiment
 
 _LIVE = "live on "

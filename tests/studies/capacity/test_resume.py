@@ -15,7 +15,7 @@ from cbsim.cli import main
 from cbsim.results.output import check_sweep_target
 from cbsim.show.capacity_text import method
 from cbsim.studies.capacity import CapacityInterrupted, CapacityProgress, Plan, capacity
-from cbsim.studies.capacity.capacity_folder import save_capacity, to_json
+from cbsim.studies.capacity.answer import save_capacity, to_json
 from cbsim.studies.capacity.probe import ProbeStore
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.run import run_experiment
@@ -107,7 +107,7 @@ def test_replicates_that_draw_nothing_are_searched_once(monkeypatch: pytest.Monk
     ran = Counting(monkeypatch)
     answer = capacity(fixed, PLAN)
     once, ran.num_runs = ran.num_runs, 0
-    monkeypatch.setattr("cbsim.studies.run_key.is_determined", lambda *_: False)
+    monkeypatch.setattr("cbsim.studies.run.is_determined", lambda *_: False)
     each = capacity(fixed, PLAN)
     assert ran.num_runs == 2 * once
     assert to_json(each) == to_json(answer)
