@@ -12,7 +12,7 @@ from cbsim.cluster.router import Router
 from cbsim.core.stepping import Stepper
 from cbsim.workload.request import Request
 from cbsim.workload.request_source import Workload
-from cbsim.workload.think import ThinkTimes
+from cbsim.workload.streams import ThinkTimes
 
 ARRIVAL = EventPriority(1)
 STEP_END = EventPriority(2)

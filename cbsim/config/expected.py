@@ -12,8 +12,7 @@ from pydantic.fields import FieldInfo
 
 from cbsim.base.errors import PluginError
 from cbsim.base.units import MEGA
-from cbsim.config.fields import ByType, Named
-from cbsim.config.section import Section
+from cbsim.config.section import ByType, Named, Section
 
 _BOUNDS = ((Gt, "gt", ">"), (Ge, "ge", ">="), (Lt, "lt", "<"), (Le, "le", "<="))
 _PLAIN = {int: "an integer", float: "a number", str: "text", bool: "true or false", type(None): "null"}

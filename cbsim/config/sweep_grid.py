@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 
 from cbsim.base.errors import ConfigError
 from cbsim.config.condition import Condition, parse_condition
-from cbsim.config.document import Document, describe_value
-from cbsim.config.overrides import SWEEP, SWEEP_WORDS, split_key
+from cbsim.config.document import SWEEP, SWEEP_WORDS, Document, describe_value, split_key
 from cbsim.config.yaml_text import Keys
 
 MAX_POINTS = 100_000

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from cbsim.base.column_pieces import column_pieces, pieces
+from cbsim.base.records import column_pieces, pieces
 from cbsim.results.quantiles import weighted_quantiles
 from cbsim.results.run_log import Column, RunLog, distinct_gaps
 from cbsim.results.run_notes import limit_notes

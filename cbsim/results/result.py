@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cbsim.base.errors import CbsimError
-from cbsim.base.scratch_folder import scratch_folder
+from cbsim.base.paths import scratch_folder
 from cbsim.observers import Observer
 from cbsim.observers.audience import write_files
 from cbsim.results.metrics import Summary

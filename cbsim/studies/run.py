@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cbsim.base.errors import CbsimError
+from cbsim.base.errors import CbsimError, blaming
 from cbsim.base.paths import data_folder
-from cbsim.base.plugin_errors import blaming
 from cbsim.cluster.simpy_world import Progress
 from cbsim.cost import COST_MODELS, CostModel
 from cbsim.observers import OBSERVERS, Observer

@@ -15,9 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cbsim.base.binding import Bound, CannotCompile, can_compile
-from cbsim.base.column_pieces import pieces
-from cbsim.base.errors import CbsimError, PluginError
-from cbsim.base.plugin_errors import plugin_error
+from cbsim.base.errors import CbsimError, PluginError, plugin_error
+from cbsim.base.records import pieces
 from cbsim.cluster.router import ROUTER_STREAM, make_router
 from cbsim.cluster.simpy_world import World as SimpyWorld
 from cbsim.cluster.watched_run import WatchedRun
@@ -47,9 +46,8 @@ from cbsim.results.run_log import (
 from cbsim.schedulers import SCHEDULERS, Means, Scheduler, SchedulerConfig
 from cbsim.studies.experiment import Experiment, ReplicasConfig
 from cbsim.workload import Workload
-from cbsim.workload.request import RequestState
-from cbsim.workload.request_batch import RequestBatch
-from cbsim.workload.think import ThinkTimes
+from cbsim.workload.request import RequestBatch, RequestState
+from cbsim.workload.streams import ThinkTimes
 
 Array = NDArray[Any]
 LOGGER = logging.getLogger("cbsim")

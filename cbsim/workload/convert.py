@@ -19,8 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from cbsim.base.errors import WorkloadError
-from cbsim.workload.request import Request
-from cbsim.workload.request_batch import BATCH_SIZE, COLUMN_TYPES
+from cbsim.workload.request import BATCH_SIZE, COLUMN_TYPES, Request
 from cbsim.workload.request_source import Workload
 
 SUFFIXES = (".jsonl", ".csv", ".parquet")

@@ -15,12 +15,21 @@ from pydantic import Field, model_validator
 from cbsim.workload.arrivals import AllAtOnceArrivals, Arrivals, ConstantArrivals
 from cbsim.workload.length_distributions import FixedLengths, Lengths, Traces
 from cbsim.workload.lookup import find_trace, trace_paths
-from cbsim.workload.population import Deadlines, Priorities, SharedPrefix, Users
-from cbsim.workload.request_batch import BATCH_SIZE, FloatColumn, IntColumn, ObjectColumn, RequestBatch
-from cbsim.workload.request_source import MAX_REQUESTS, Workload, WorkloadConfig
-from cbsim.workload.sessions import TURN, Conversations, Sessions, Turns, in_order, turn_arrivals
+from cbsim.workload.population import (
+    TURN,
+    Conversations,
+    Deadlines,
+    Priorities,
+    Sessions,
+    SharedPrefix,
+    Turns,
+    Users,
+    in_order,
+    turn_arrivals,
+)
+from cbsim.workload.request import BATCH_SIZE, FloatColumn, IntColumn, ObjectColumn, RequestBatch
+from cbsim.workload.request_source import MAX_REQUESTS, Trim, Workload, WorkloadConfig
 from cbsim.workload.streams import Streams
-from cbsim.workload.trim import Trim
 
 if TYPE_CHECKING:
     from cbsim.workload.trace_reader import TraceTable

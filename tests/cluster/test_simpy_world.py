@@ -20,7 +20,7 @@ from cbsim.studies.simulation import simulate_core, stepwise, stepwise_log
 from cbsim.testing import Case
 from cbsim.workload.request import Request, RequestState
 from cbsim.workload.request_source import WorkloadConfig
-from cbsim.workload.think import ThinkTimes
+from cbsim.workload.streams import ThinkTimes
 
 ENGINES = pytest.mark.parametrize("engine", ["simpy", "interpreted"])
 

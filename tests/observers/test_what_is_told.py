@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cbsim.cluster.told import ToldStepper
+from cbsim.cluster.watched_run import ToldStepper
 from cbsim.observers import ObservedRun, Observer, StepView
 from cbsim.observers.audience import Audience
 from cbsim.observers.scheduler_view import SchedulerView

@@ -88,7 +88,7 @@ def test_every_figure_of_the_paper_log():
 @pytest.mark.parametrize("piece", [1, 3])
 def test_figures_taken_piece_by_piece_are_the_same(piece, monkeypatch):
     whole = summarize(paper_log(), PAPER)
-    monkeypatch.setattr("cbsim.base.column_pieces.PIECE", piece)
+    monkeypatch.setattr("cbsim.base.records.PIECE", piece)
     assert summarize(paper_log(), PAPER) | {"simulation": None} == whole | {"simulation": None}
 
 

@@ -14,10 +14,8 @@ from cbsim.base.paths import YAML_SUFFIXES
 from cbsim.cli.commands import shared
 from cbsim.cli.commands.arguments import argument, command, option, print_json
 from cbsim.config.assembly import Assembly
-from cbsim.config.document import Document, read_document
-from cbsim.config.fields import ByType
-from cbsim.config.overrides import parse_overrides
-from cbsim.config.section import Section
+from cbsim.config.document import Document, parse_overrides, read_document
+from cbsim.config.section import ByType, Section
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.run import make_workload
 from cbsim.workload import WORKLOADS, Workload, WorkloadConfig

@@ -8,8 +8,7 @@ from copy import copy
 from functools import partial
 from pathlib import Path
 
-from cbsim.base.errors import CbsimError, ConfigError
-from cbsim.base.plugin_errors import plugin_error
+from cbsim.base.errors import CbsimError, ConfigError, plugin_error
 from cbsim.cli.play.replica import Replica
 from cbsim.cli.play.settings import changes, check_playable, on_rung, revised, save, told
 from cbsim.schedulers import SCHEDULERS

@@ -9,8 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from cbsim.base.markdown import markdown_table
-from cbsim.base.units import GIGA, KILO, MEGA, US_PER_S
+from cbsim.base.units import GIGA, KILO, MEGA, US_PER_S, markdown_table
 from cbsim.lab.bench.machine import Machine
 from cbsim.lab.bench.scaling import Axis, Study
 from cbsim.lab.bench.study import Row

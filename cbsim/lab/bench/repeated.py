@@ -9,11 +9,9 @@ from dataclasses import replace
 import numpy as np
 from pydantic import Field
 
-from cbsim.workload.request import Segments
-from cbsim.workload.request_batch import RequestBatch
-from cbsim.workload.request_source import MAX_REQUESTS
+from cbsim.workload.request import RequestBatch, Segments
+from cbsim.workload.request_source import MAX_REQUESTS, Trim
 from cbsim.workload.trace import TraceWorkload
-from cbsim.workload.trim import Trim
 
 
 class RepeatedTrace(TraceWorkload):

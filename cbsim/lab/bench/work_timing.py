@@ -17,7 +17,7 @@ import simpy
 import yaml
 
 from cbsim.base.binding import can_compile
-from cbsim.base.column_pieces import column_pieces
+from cbsim.base.records import column_pieces
 from cbsim.base.units import KIB
 from cbsim.lab.bench.process import in_fresh_process
 from cbsim.lab.bench.works import Work

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cbsim.base.markdown import markdown_table
-from cbsim.base.units import TERA, format_seconds
+from cbsim.base.units import TERA, format_seconds, markdown_table
 from cbsim.cost.costfile import CostFile
 from cbsim.lab.calibrate.accuracy import HEADER, Errors
 from cbsim.lab.calibrate.meta import Meta

@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from cbsim.base.errors import CalibrationError
-from cbsim.base.scratch_folder import scratch_folder
+from cbsim.base.paths import scratch_folder
 from cbsim.cost.costfile import CostFile
 from cbsim.lab.calibrate.accuracy import Report
 from cbsim.lab.calibrate.fit import fit_cost_file

@@ -10,8 +10,7 @@ import numpy as np
 
 from cbsim.cost.cost_model import CostModel
 from cbsim.results.latency.charges import Charges
-from cbsim.results.latency.spans import Spans, preemptions_of, spans_of
-from cbsim.results.latency.ticks import StepTimes, Ticks
+from cbsim.results.latency.spans import Spans, StepTimes, Ticks, preemptions_of, spans_of
 from cbsim.results.run_log import Column, Slices
 from cbsim.workload.request import RequestState
 

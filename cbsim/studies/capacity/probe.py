@@ -40,7 +40,7 @@ class Probe:
 class ProbeStore:
     """Runs experiments, each once: a probe whose file is in the folder is read from there.
 
-    Files are named by the experiment and its inputs (`studies.run.Address`), so that a search that was killed,
+    Files are named by the experiment and its inputs (`run.Address`), so that a search that was killed,
     one with more replicates or one with another SLO share runs only what is missing.
     """
 
