@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import resource
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import simpy
 import yaml
@@ -19,12 +22,14 @@ import yaml
 from cbsim.base.binding import can_compile
 from cbsim.base.records import column_pieces
 from cbsim.base.units import KIB
-from cbsim.lab.bench.process import in_fresh_process
 from cbsim.lab.bench.works import Work
 from cbsim.results.metrics import Deployment, summarize
 from cbsim.results.run_log import RunLog
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.run import make_workload, simulate
+from cbsim.studies.worker_pool import WorkerLost
+
+Answer = TypeVar("Answer")
 
 NUM_COMPILED = 1_000
 """Requests of a work from which its warm-up compiles the core."""
@@ -69,25 +74,48 @@ class Measured:
         """CPU seconds a request."""
         return self.cpu_s / self.num_requests
 
-    @property
-    def steps_per_s(self) -> float:
-        """Steps a CPU second."""
-        return self.num_steps / self.cpu_s
-
-    @property
-    def metrics_share(self) -> float | None:
-        """Metrics' CPU seconds over the simulation's."""
-        return None if self.metrics_cpu_s is None else self.metrics_cpu_s / self.cpu_s
-
-    @property
-    def bare_ratio(self) -> float | None:
-        """The work's CPU seconds over the bare loop's."""
-        return None if self.bare_simpy_s is None else self.cpu_s / self.bare_simpy_s
-
 
 def measure(work: Work) -> Measured:
     """Measure a work in a process of its own."""
     return in_fresh_process(MEASURES[work.how], dict(work.settings))
+
+
+def in_fresh_process(function: Callable[..., Answer], *arguments: Any) -> Answer:
+    """What a function of a module gives in a process that has done nothing before.
+
+    Raises what it raises, and `WorkerLost` if the process ends without an answer, as for want of memory. The
+    process doesn't outlive this call; it never hears of Ctrl-C, which a terminal sends to all at once.
+    """
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_answer, args=(sender, function, arguments), daemon=True)
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        process.start()  # What is blocked here stays so in the process.
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+    sender.close()
+    answer: Answer
+    try:
+        answer, error = receiver.recv()
+    except EOFError:
+        raise WorkerLost("its process ended without an answer (out of memory?)") from None
+    except BaseException:
+        process.kill()
+        raise
+    finally:
+        process.join()
+        receiver.close()
+    if error is not None:
+        raise error
+    return answer
+
+
+def _answer(sender: Connection, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    try:
+        sender.send((function(*arguments), None))
+    except Exception as error:
+        sender.send((None, error))
 
 
 def measure_simulation(settings: Mapping[str, Any]) -> Measured:
