@@ -86,15 +86,17 @@ class Kind:
 
 def whole(low: int, high: int, absent: int | None = None) -> Kind:
     """A whole number from `low` to `high`: int64."""
-    return _number_kind(f"a whole number from {low:,} to {high:,}", low, high, np.int64, absent)
+    return number_kind(f"a whole number from {low:,} to {high:,}", low, high, np.int64, absent)
 
 
 def real(unit: str, absent: float | None = None) -> Kind:
     """A finite number from 0 up: float64."""
-    return _number_kind(f"a number of {unit} from 0 to {MAX_EXACT:,}", 0, MAX_EXACT, np.float64, absent)
+    return number_kind(f"a number of {unit} from 0 to {MAX_EXACT:,}", 0, MAX_EXACT, np.float64, absent)
 
 
-def _number_kind(allowed: str, low: int, high: int, dtype: Any, absent: float | None) -> Kind:
+def number_kind(allowed: str, low: int, high: int, dtype: Any, absent: float | None = None) -> Kind:
+    """A finite number from `low` to `high`, of a numpy type."""
+
     def read(value: Any) -> Any:
         number = _number(value)
         if not low <= number <= high or number != dtype(number):

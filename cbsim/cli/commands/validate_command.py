@@ -19,8 +19,7 @@ from cbsim.cost.profile import ProfileConfig
 from cbsim.lab.calibrate.meta import read_meta
 from cbsim.lab.validate.both_worlds import IN_TURNS, BothWorlds, calibrate_here, validate_live, with_profile
 from cbsim.lab.validate.log_reader import read_server_log
-from cbsim.lab.validate.recorded_run import compare_with_log, replay_log
-from cbsim.lab.validate.side_by_side import figures_table
+from cbsim.lab.validate.recorded_run import compare_with_log, figures_table, replay_log
 from cbsim.lab.validate.token_clock import RecordedTokens
 from cbsim.results.output import check_run_target
 from cbsim.show.text import Table

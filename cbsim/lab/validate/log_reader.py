@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from cbsim.base.errors import WorkloadError
 from cbsim.base.registry import did_you_mean
@@ -16,6 +16,9 @@ from cbsim.lab.validate.server_log import ServerLog
 from cbsim.results.output import is_run_folder
 from cbsim.results.result import load_run
 from cbsim.results.run_log import Column
+from cbsim.workload.file_mistakes import Mistakes
+from cbsim.workload.table import is_parquet, open_table
+from cbsim.workload.values import MAX_EXACT, MAX_TOKENS, TEXT, Kind, number_kind, whole
 
 NAMES: dict[str, tuple[str, ...]] = {
     "request_id": ("request_id", "req_id", "id"),
@@ -35,7 +38,26 @@ NAMES: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 """What a log says of a request, and the columns that say it: cbsim's own names, vLLM's and others'."""
 REQUIRED = ("prompt_tokens", "output_tokens", "arrival", "first_token", "last_token")
-MAX_PROBLEMS = 8
+Columns = dict[str, Any]
+"""Columns of a log by keys of `NAMES`."""
+_TIMES = TypeAdapter(list[float])
+
+
+def _rising(value: Any) -> Column:
+    times: Column = np.array(_TIMES.validate_python(json.loads(value) if isinstance(value, str) else value))
+    if not (np.diff(times) > 0).all():
+        raise ValueError
+    return times
+
+
+INSTANT = number_kind("seconds", -MAX_EXACT, MAX_EXACT, np.float64)
+KINDS = {
+    "request_id": TEXT,
+    "prompt_tokens": whole(1, MAX_TOKENS),
+    "output_tokens": whole(1, MAX_TOKENS),
+    "token_times": Kind("a list of rising seconds", _rising),
+}
+"""What may stand in a column; an `INSTANT` in every other."""
 
 
 def read_server_log(path: Path, columns: Mapping[str, str] | None = None) -> ServerLog:
@@ -48,172 +70,117 @@ def read_server_log(path: Path, columns: Mapping[str, str] | None = None) -> Ser
     if unknown:
         raise WorkloadError(*(f"--column: unknown '{name}'{did_you_mean(name, NAMES)}" for name in unknown))
     if path.is_dir() and is_run_folder(path):
-        return _from_run_folder(path)
-    return _Rows(path, columns or {}).to_log()
+        found, notes = _read_run_folder(path)
+    else:
+        try:
+            found, notes = _read_file(path, columns or {})
+        except OSError as error:
+            raise WorkloadError(f"{path}: can't be read: {error.strerror or error}") from error
+    order, start = np.argsort(found["arrival"], kind="stable"), found["arrival"].min()
+    ids, times = found.get("request_id", range(len(order))), found.get("token_times")
+    since_start = {what: (found[what] - start)[order] for what in found if what not in KINDS}
+    return ServerLog(
+        path=path,
+        request_id=tuple(str(ids[row]) for row in order.tolist()),
+        num_prompt_tokens=found["prompt_tokens"][order],
+        num_output_tokens=found["output_tokens"][order],
+        sent_s=since_start["arrival"],
+        queued_s=since_start.get("queued"),
+        first_token_s=since_start["first_token"],
+        last_token_s=since_start["last_token"],
+        token_times_s=None if times is None else tuple(times[row] - start for row in order.tolist()),
+        scheduled_s=since_start.get("scheduled"),
+        notes=tuple(notes),
+    )
 
 
-class _Rows:
-    """A log's rows as they stand in the file, and the mistakes found in them."""
-
-    def __init__(self, path: Path, columns: Mapping[str, str]) -> None:
-        self._path, self._rows = path, _read_rows(path)
-        self._problems: list[str] = []
-        present = dict.fromkeys(name for _, row in self._rows for name in row)
-        self._column = {
-            what: columns.get(what) or next((name for name in names if name in present), None)
-            for what, names in NAMES.items()
-        }
-        for what, name in self._column.items():
-            if what in columns and name not in present:
-                near = did_you_mean(str(name), present)
-                self._problems.append(f"{path}: --column {what}={name}: no such column{near}")
-            elif what in REQUIRED and name is None:
-                self._problems.append(
-                    f"{path}: no column for {what}: expected one of {', '.join(NAMES[what])}; "
-                    f"name yours by --column {what}=NAME"
-                )
-        self._raise_problems()
-
-    def to_log(self) -> ServerLog:
-        """Columns checked, one clock, in order of arrival."""
-        prompt, output = (self._numbers(f"{what}_tokens").astype(np.int64) for what in ("prompt", "output"))
-        instants = ("arrival", "first_token", "last_token", "queued", "scheduled")
-        times = {what: self._numbers(what) for what in instants if self._column[what]}
-        self._raise_problems()
-        notes = []
-        sent, first, last = times["arrival"], times["first_token"], times["last_token"]
-        if "queued" in times:
-            delay = float((times["queued"] - sent).min())
-            sent = sent + delay
-            notes.append(f"arrivals moved by {delay:.6f} s onto the clock of {self._column['queued']}")
-        taken = times.get("queued", sent)
-        for row in np.flatnonzero((first < taken) | (last < first)).tolist():
-            self._problem(row, "expected arrival <= first token <= last token")
-        self._raise_problems()
-        ids, tokens = self._ids(), self._token_times()
-        self._raise_problems()
-        start, order = float(sent.min()), np.argsort(sent, kind="stable")
-        since_start = {what: (column - start)[order] for what, column in times.items()}
-        return ServerLog(
-            path=self._path,
-            request_id=tuple(ids[row] for row in order.tolist()),
-            num_prompt_tokens=prompt[order],
-            num_output_tokens=output[order],
-            sent_s=(sent - start)[order],
-            queued_s=since_start.get("queued"),
-            first_token_s=since_start["first_token"],
-            last_token_s=since_start["last_token"],
-            token_times_s=None if tokens is None else tuple(tokens[row] - start for row in order.tolist()),
-            scheduled_s=since_start.get("scheduled"),
-            notes=tuple(notes),
-        )
-
-    def _ids(self) -> list[str]:
-        name = self._column["request_id"]
-        if name is None:
-            return [str(number) for number in range(len(self._rows))]
-        ids = [str(values.get(name, "")) for _, values in self._rows]
-        first_line: dict[str, int] = {}
-        for row, (request_id, (line, _)) in enumerate(zip(ids, self._rows, strict=True)):
-            if first_line.setdefault(request_id, line) != line:
-                self._problem(row, f"{name} '{request_id}' stands in line {first_line[request_id]} too")
-        return ids
-
-    def _numbers(self, what: str) -> Column:
-        """A column of counts, if they are of tokens, or of seconds."""
-        name, is_count = str(self._column[what]), what.endswith("_tokens")
-        allowed = "a whole number, 1 or more" if is_count else "seconds"
-        values = np.ones(len(self._rows))
-        for row, (_, fields) in enumerate(self._rows):
-            got = fields.get(name)
-            try:
-                value = np.nan if isinstance(got, bool) else float(got)  # type: ignore[arg-type]
-            except (TypeError, ValueError):
-                value = np.nan
-            if np.isfinite(value) and (not is_count or (value >= 1 and value % 1 == 0)):
-                values[row] = value
-            else:
-                self._problem(row, f"{name}: expected {allowed}, got {got!r}")
-        return values
-
-    def _token_times(self) -> list[Column] | None:
-        name, outputs = self._column["token_times"], str(self._column["output_tokens"])
-        if name is None:
-            return None
-        times = []
-        for row, (_, fields) in enumerate(self._rows):
-            got, num_tokens = fields.get(name), int(float(fields[outputs]))
-            if not isinstance(got, list) or len(got) != num_tokens:
-                wanted = f"a list of {num_tokens} times, one for each output token"
-                self._problem(row, f"{name}: expected {wanted}")
-                continue
-            times.append(np.array(got, dtype=np.float64))
-            if (np.diff(times[-1]) <= 0).any():
-                self._problem(row, f"{name}: times must rise")
-        return times
-
-    def _problem(self, row: int, text: str) -> None:
-        self._problems.append(f"{self._path}:{self._rows[row][0]}: {text}")
-
-    def _raise_problems(self) -> None:
-        if self._problems:
-            more = len(self._problems) - MAX_PROBLEMS
-            rest = [f"{self._path}: and {more} more such mistakes"] if more > 0 else []
-            raise WorkloadError(*self._problems[:MAX_PROBLEMS], *rest)
+def _read_file(path: Path, given: Mapping[str, str]) -> tuple[Columns, list[str]]:
+    """A log's columns, every value checked, and what to know of them."""
+    mistakes = Mistakes(str(path), "row " if is_parquet(path) else "")
+    table = open_table(path, mistakes)
+    names = _names_of(table.names, given, mistakes) if table else {}
+    if table is None or mistakes:
+        raise mistakes.error()
+    lines: list[int] = []
+    parts: dict[str, list[Column]] = {what: [] for what in names}
+    for chunk in table.chunks([*dict.fromkeys(names.values())]):
+        for place, (what, name) in enumerate(names.items()):
+            kind = KINDS.get(what, INSTANT)
+            values, wrong = kind.parse(chunk.columns[name])
+            parts[what].append(values)
+            for row, got in wrong.items():
+                mistakes.add(chunk.lines[row], place, f"{name}: got {got}; allowed: {kind.allowed}")
+        lines += chunk.lines
+    if not lines and not mistakes:
+        mistakes.add(0, 0, "holds no requests")
+    if mistakes:
+        raise mistakes.error()
+    columns: Columns = {what: np.concatenate(pieces) for what, pieces in parts.items()}
+    for row, problem in _contradictions(columns, names, lines):
+        mistakes.add(lines[row], 0, problem)
+    if mistakes:
+        raise mistakes.error()
+    if "queued" not in columns:
+        return columns, []
+    delay_s = float((columns["queued"] - columns["arrival"]).min())
+    columns["arrival"] = columns["arrival"] + delay_s
+    return columns, [f"arrivals moved by {delay_s:.6f} s onto the clock of {names['queued']}"]
 
 
-def _read_rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
-    """Each row with its line number (of a Parquet file, its row number)."""
-    try:
-        if path.suffix == ".parquet":
-            import pyarrow.parquet as pq
-
-            rows = list(enumerate(pq.read_table(path).to_pylist(), start=1))
-        elif path.suffix == ".csv":
-            with path.open(encoding="utf-8", newline="") as file:
-                rows = list(enumerate(csv.DictReader(file), start=2))
-        else:
-            lines = path.read_text(encoding="utf-8").splitlines()
-            rows = [(n, _json_row(path, n, line)) for n, line in enumerate(lines, start=1) if line.strip()]
-    except (OSError, UnicodeDecodeError, ValueError) as error:
-        raise WorkloadError(f"{path}: can't be read: {str(error).splitlines()[0]}") from error
-    if not rows:
-        raise WorkloadError(f"{path}: holds no requests")
-    return rows
+def _names_of(present: Sequence[str], given: Mapping[str, str], mistakes: Mistakes) -> dict[str, str]:
+    """The column for each key of `NAMES` that the log has one for."""
+    names = {}
+    for what, known in NAMES.items():
+        name = given.get(what) or next((name for name in known if name in present), None)
+        if name is None and what in REQUIRED:
+            told = f"no column for {what}: expected one of {', '.join(known)}"
+            mistakes.add(0, 0, f"{told}; name yours by --column {what}=NAME")
+        elif name is not None and name not in present:
+            mistakes.add(0, 0, f"--column {what}={name}: no such column{did_you_mean(name, present)}")
+        elif name is not None:
+            names[what] = name
+    return names
 
 
-def _json_row(path: Path, number: int, line: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise WorkloadError(f"{path}:{number}: expected a JSON object: {error.msg}") from error
-    if not isinstance(row, dict):
-        raise WorkloadError(f"{path}:{number}: expected a JSON object, got {line[:40]}")
-    return row
+def _contradictions(
+    columns: Columns, names: Mapping[str, str], lines: Sequence[int]
+) -> Iterator[tuple[int, str]]:
+    """Rows, and how their values, each right by itself, contradict each other or another row's."""
+    taken = columns.get("queued", columns["arrival"])
+    first, last = columns["first_token"], columns["last_token"]
+    for row in np.flatnonzero((first < taken) | (last < first)).tolist():
+        yield row, "expected arrival <= first token <= last token"
+    line_of: dict[str, int] = {}
+    for row, request_id in enumerate(columns.get("request_id", ())):
+        if (line := line_of.setdefault(request_id, lines[row])) != lines[row]:
+            yield row, f"{names['request_id']} '{request_id}' stands in line {line} too"
+    for row, times in enumerate(columns.get("token_times", ())):
+        if times is None or len(times) != (num_tokens := columns["output_tokens"][row]):
+            wanted = f"a list of {num_tokens} times, one for each output token"
+            yield row, f"{names['token_times']}: expected {wanted}"
 
 
-def _from_run_folder(folder: Path) -> ServerLog:
+def _read_run_folder(folder: Path) -> tuple[Columns, list[str]]:
+    """The requests of a run that finished, and a note on the others."""
     result = load_run(folder)
     finished = (result.requests["state"] == "finished").to_numpy()
     kept = result.requests[finished]
     if not len(kept):
         raise WorkloadError(f"{folder}: holds no finished requests")
-    request_ids = tuple(kept["request_id"].astype(str))
     arrival = kept["arrival_s"].to_numpy(np.float64)
+    columns = {
+        "request_id": kept["request_id"].astype(str).to_numpy(),
+        "prompt_tokens": kept["num_prompt_tokens"].to_numpy(np.int64),
+        "output_tokens": kept["num_output_tokens"].to_numpy(np.int64),
+        "arrival": arrival,
+        "first_token": arrival + kept["ttft_s"].to_numpy(np.float64),
+        "last_token": kept["finished_at_s"].to_numpy(np.float64),
+        "scheduled": arrival + kept["queue_s"].to_numpy(np.float64),
+    }
     emitted = result.events[result.events["event"] == "emitted"]
     by_request = emitted.groupby("request_id", observed=True)["time_s"]
     times = {str(name): np.sort(column.to_numpy()) for name, column in by_request}
+    if times:
+        columns["token_times"] = [times[request_id] for request_id in columns["request_id"]]
     num_left = int((~finished).sum())
-    return ServerLog(
-        path=folder,
-        request_id=request_ids,
-        num_prompt_tokens=kept["num_prompt_tokens"].to_numpy(np.int64),
-        num_output_tokens=kept["num_output_tokens"].to_numpy(np.int64),
-        sent_s=arrival,
-        queued_s=None,
-        first_token_s=arrival + kept["ttft_s"].to_numpy(np.float64),
-        last_token_s=kept["finished_at_s"].to_numpy(np.float64),
-        token_times_s=tuple(times[request_id] for request_id in request_ids) if times else None,
-        scheduled_s=arrival + kept["queue_s"].to_numpy(np.float64),
-        notes=(f"{num_left} requests that did not finish are left out",) if num_left else (),
-    )
+    return columns, [f"{num_left} requests that did not finish are left out"] if num_left else []

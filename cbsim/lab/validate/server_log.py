@@ -11,7 +11,7 @@ import numpy as np
 
 from cbsim.base.errors import WorkloadError
 from cbsim.results.run_log import Column
-from cbsim.workload.request import Request
+from cbsim.workload.request_batch import RequestBatch
 from cbsim.workload.request_source import Workload, WorkloadConfig
 
 Arrivals = Literal["sent", "queued"]
@@ -77,16 +77,12 @@ class LoggedWorkload(Workload):
         super().__init__(WorkloadConfig(type="log"), seed=0, folder=log.path.parent)
         self._log, self._arrival_s = log, arrival_s
 
-    def requests(self) -> Iterator[Request]:
-        """See `Workload.requests`."""
-        log = self._log
-        for row in np.argsort(self._arrival_s, kind="stable").tolist():
-            yield Request(
-                log.request_id[row],
-                float(self._arrival_s[row]),
-                int(log.num_prompt_tokens[row]),
-                int(log.num_output_tokens[row]),
-            )
+    def batches(self) -> Iterator[RequestBatch]:
+        """See `Workload.batches`: one of all requests."""
+        log, order = self._log, np.argsort(self._arrival_s, kind="stable")
+        num_prompt_tokens, num_output_tokens = log.num_prompt_tokens[order], log.num_output_tokens[order]
+        ids = np.array(log.request_id, dtype=np.object_)[order]
+        yield RequestBatch(order, self._arrival_s[order], num_prompt_tokens, num_output_tokens, ids)
 
     def num_requests(self) -> int:
         """Exact."""
