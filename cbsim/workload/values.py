@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from pydantic import Field, Strict, TypeAdapter
 
 from cbsim.base.units import MEGA, NS_PER_S
-from cbsim.workload.table import RawColumn, shorten
+from cbsim.workload.file_mistakes import Mistakes
+from cbsim.workload.table import RawColumn, Table, shorten
 
 Bad = dict[int, str]
 """Row -> the value that was got there, as text."""
@@ -84,6 +85,25 @@ class Kind:
         return column, bad
 
 
+def read_columns(
+    table: Table, wanted: Mapping[str, tuple[str, Kind]], mistakes: Mistakes
+) -> tuple[dict[str, NDArray[Any]], list[int]]:
+    """Columns of a table by the keys of `wanted`, which gives each its name there and what may stand in it.
+
+    Returns them with the line of each row; what may not stand there is added to `mistakes`.
+    """
+    lines: list[int] = []
+    parts: dict[str, list[NDArray[Any]]] = {key: [] for key in wanted}
+    for chunk in table.chunks([*dict.fromkeys(name for name, _ in wanted.values())]):
+        lines += chunk.lines
+        for place, (key, (name, kind)) in enumerate(wanted.items()):
+            values, bad = kind.parse(chunk.columns[name])
+            parts[key].append(values)
+            for row, got in bad.items():
+                mistakes.add(chunk.lines[row], place, f"{name}: got {got}; allowed: {kind.allowed}")
+    return {key: np.concatenate(pieces) for key, pieces in parts.items() if pieces}, lines
+
+
 def whole(low: int, high: int, absent: int | None = None) -> Kind:
     """A whole number from `low` to `high`: int64."""
     return number_kind(f"a whole number from {low:,} to {high:,}", low, high, np.int64, absent)
@@ -94,7 +114,7 @@ def real(unit: str, absent: float | None = None) -> Kind:
     return number_kind(f"a number of {unit} from 0 to {MAX_EXACT:,}", 0, MAX_EXACT, np.float64, absent)
 
 
-def number_kind(allowed: str, low: int, high: int, dtype: Any, absent: float | None = None) -> Kind:
+def number_kind(allowed: str, low: float, high: float, dtype: Any, absent: float | None = None) -> Kind:
     """A finite number from `low` to `high`, of a numpy type."""
 
     def read(value: Any) -> Any:

@@ -69,15 +69,18 @@ def resume(folder: Path, meta: Meta, planned: Sequence[PlanPoint]) -> list[Point
     path = folder / POINTS
     if not path.exists():
         return []
-    if path.read_text(encoding="utf-8").count("\n") < 2:
+    written = path.read_bytes()
+    whole_lines = written[: written.rfind(b"\n") + 1]
+    if whole_lines.count(b"\n") < 2:
         path.unlink()
         return []
-    points = read_points(path, drop_torn_line=True)
+    if whole_lines != written:
+        path.write_bytes(whole_lines)
+    points = read_points(path)
     keys = {point.order: point.timed(0.0).key for point in planned}
     for point in points:
         if point.key != keys.get(point.order):
             raise CalibrationError(f"{path}: row {point.order} is of another plan; give another --out")
-    write_points(path, points)
     return points
 
 

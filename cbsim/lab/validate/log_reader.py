@@ -18,7 +18,7 @@ from cbsim.results.result import load_run
 from cbsim.results.run_log import Column
 from cbsim.workload.file_mistakes import Mistakes
 from cbsim.workload.table import is_parquet, open_table
-from cbsim.workload.values import MAX_EXACT, MAX_TOKENS, TEXT, Kind, number_kind, whole
+from cbsim.workload.values import MAX_EXACT, MAX_TOKENS, TEXT, Kind, number_kind, read_columns, whole
 
 NAMES: dict[str, tuple[str, ...]] = {
     "request_id": ("request_id", "req_id", "id"),
@@ -101,21 +101,12 @@ def _read_file(path: Path, given: Mapping[str, str]) -> tuple[Columns, list[str]
     names = _names_of(table.names, given, mistakes) if table else {}
     if table is None or mistakes:
         raise mistakes.error()
-    lines: list[int] = []
-    parts: dict[str, list[Column]] = {what: [] for what in names}
-    for chunk in table.chunks([*dict.fromkeys(names.values())]):
-        for place, (what, name) in enumerate(names.items()):
-            kind = KINDS.get(what, INSTANT)
-            values, wrong = kind.parse(chunk.columns[name])
-            parts[what].append(values)
-            for row, got in wrong.items():
-                mistakes.add(chunk.lines[row], place, f"{name}: got {got}; allowed: {kind.allowed}")
-        lines += chunk.lines
+    wanted = {what: (name, KINDS.get(what, INSTANT)) for what, name in names.items()}
+    columns, lines = read_columns(table, wanted, mistakes)
     if not lines and not mistakes:
         mistakes.add(0, 0, "holds no requests")
     if mistakes:
         raise mistakes.error()
-    columns: Columns = {what: np.concatenate(pieces) for what, pieces in parts.items()}
     for row, problem in _contradictions(columns, names, lines):
         mistakes.add(lines[row], 0, problem)
     if mistakes:

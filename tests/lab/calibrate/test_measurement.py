@@ -78,10 +78,12 @@ def test_a_killed_run_resumes_where_it_was(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, timer=OnceTimer(limit=12))
     path = tmp_path / "points.csv"
+    first = read_points(path)
+    assert len(first) == 12
     with path.open("a") as file:
         file.write("decode,,4,64")
-    first = read_points(path, drop_torn_line=True)
-    assert len(first) == 12
+    with pytest.raises(CalibrationError, match=r":14: got 4 columns \(decode,,4,64\); allowed: 19"):
+        read_points(path)
     timer = OnceTimer()
     result = run(tmp_path, timer=timer)
     assert result.points[:12] == first
