@@ -12,8 +12,7 @@ import click
 from cbsim.base.errors import CbsimError
 from cbsim.base.units import format_count
 from cbsim.cli.command_group import Commands
-from cbsim.cli.commands import shared
-from cbsim.cli.commands.arguments import argument, command, load_experiment, option, print_json
+from cbsim.cli.commands import arguments as args
 
 if TYPE_CHECKING:
     from cbsim.studies.experiment import Experiment
@@ -25,25 +24,25 @@ def main() -> None:
     """What an LLM serving engine does with your traffic: simulated, before any GPU hour is spent."""
 
 
-@command(of=main)
+@args.command(of=main)
 def check(
-    configs: tuple[str, ...] = argument(nargs=-1, required=True, metavar="CONFIG..."),
-    overrides: tuple[str, ...] = shared.SET,
+    configs: tuple[str, ...] = args.argument(nargs=-1, required=True, metavar="CONFIG..."),
+    overrides: tuple[str, ...] = args.SET,
 ) -> None:
     """Check configurations and the traces they name without running them."""
     problems: list[str] = []
     for config in configs:
         try:
-            click.echo(f"ok  {config}: {preview(load_experiment(config, overrides))}")
+            click.echo(f"ok  {config}: {preview(args.load_experiment(config, overrides))}")
         except CbsimError as error:
             problems += error.problems
     if problems:
         raise CbsimError(*dict.fromkeys(problems))
 
 
-@command(of=main)
+@args.command(of=main)
 def schema(
-    out: Path | None = option("--out DIR", "Write schema and reference.md.", type=shared.FOLDER),
+    out: Path | None = args.option("--out DIR", "Write schema and reference.md.", type=args.FOLDER),
 ) -> None:
     """Print the JSON Schema of experiment files, for editors; with --out write it and the reference."""
     from cbsim.config.reference_page import make_reference, make_schema
@@ -60,13 +59,13 @@ def schema(
         click.echo(f"written to {out / name}")
 
 
-@command(short_help="Compare two runs, request by request.", of=main)
+@args.command(short_help="Compare two runs, request by request.", of=main)
 def compare(
-    first: Path = argument(type=shared.PATH),
-    second: Path = argument(type=shared.PATH),
-    seed: int = option("--seed", "Of the resampling.", type=shared.NATURAL, default=0),
-    out: Path | None = shared.OUT,
-    as_json: bool = shared.JSON,
+    first: Path = args.argument(type=args.PATH),
+    second: Path = args.argument(type=args.PATH),
+    seed: int = args.option("--seed", "Of the resampling.", type=args.NATURAL, default=0),
+    out: Path | None = args.OUT,
+    as_json: bool = args.JSON,
 ) -> None:
     """Compare the runs in folders FIRST and SECOND, paired by request.
 
@@ -90,20 +89,20 @@ def compare(
         told = asdict(comparison)
         for difference, row in zip(comparison.differences, told["differences"], strict=True):
             row["change"] = difference.change._asdict()
-        print_json({"first": labels[0], "second": labels[1], **told})
+        args.print_json({"first": labels[0], "second": labels[1], **told})
         return
     difference_table(comparison, *labels).print()
     for path in written:
         click.echo(f"written to {path}")
 
 
-@command(short_help="Write runs, sweeps and capacities as one HTML page.", of=main)
+@args.command(short_help="Write runs, sweeps and capacities as one HTML page.", of=main)
 def report(
-    folders: tuple[Path, ...] = argument(nargs=-1, required=True, type=shared.PATH, metavar="DIR..."),
-    out: Path | None = option(
-        "--out FILE", "Default: report.html, in DIR if there is only one.", type=shared.NEW_FILE
+    folders: tuple[Path, ...] = args.argument(nargs=-1, required=True, type=args.PATH, metavar="DIR..."),
+    out: Path | None = args.option(
+        "--out FILE", "Default: report.html, in DIR if there is only one.", type=args.NEW_FILE
     ),
-    title: str | None = option("--title", "Of the page; default: what the first DIR is."),
+    title: str | None = args.option("--title", "Of the page; default: what the first DIR is."),
 ) -> None:
     """Write one HTML file on what lies in DIR...: folders of runs, sweeps and capacities.
 

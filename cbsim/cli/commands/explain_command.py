@@ -12,8 +12,8 @@ import click
 import pandas as pd
 
 from cbsim.base.errors import CbsimError
-from cbsim.cli.commands import explain_steps, shared
-from cbsim.cli.commands.arguments import argument, command, flag, load_experiment, option, print_json
+from cbsim.cli.commands import arguments as args
+from cbsim.cli.commands import explain_steps
 from cbsim.cli.progress import watch_run
 from cbsim.results.output import is_sweep_folder
 from cbsim.show.reader_tables import point_labels
@@ -28,31 +28,31 @@ _LINE = 100
 """Characters of a line of sentences."""
 
 
-@command()
+@args.command()
 def explain(
-    run: str = argument(),
-    overrides: tuple[str, ...] = shared.SET,
-    request_id: str | None = option("--request ID", "What happened to one request, and why."),
-    steps: str | None = option("--steps A:B", "The batches of steps A to B-1; A: is all from A on."),
-    replica: int = option("--replica", "Of the steps.", type=shared.NATURAL, default=0),
-    follow: bool = flag("--follow", "Steps as they happen, until Ctrl-C."),
-    speed: float = option(
+    run: str = args.argument(),
+    overrides: tuple[str, ...] = args.SET,
+    request_id: str | None = args.option("--request ID", "What happened to one request, and why."),
+    steps: str | None = args.option("--steps A:B", "The batches of steps A to B-1; A: is all from A on."),
+    replica: int = args.option("--replica", "Of the steps.", type=args.NATURAL, default=0),
+    follow: bool = args.flag("--follow", "Steps as they happen, until Ctrl-C."),
+    speed: float = args.option(
         "--speed",
         "Of --follow: simulated seconds a second; 0 is as fast as can be.",
         type=click.FloatRange(min=0),
         default=1.0,
     ),
-    gantt: str | None = option(
+    gantt: str | None = args.option(
         "--gantt [FILE]",
         "What each request did in these steps: a picture, .png or .svg; without FILE here, as text.",
         is_flag=False,
         flag_value=explain_steps.TERMINAL,
     ),
-    over: str = option("--over", "Of the picture.", type=click.Choice(["steps", "time"]), default="steps"),
-    slowest: int = option("--slowest", "Requests that are listed.", type=shared.NATURAL, default=5),
-    by: str = option("--by", "Of --slowest.", type=click.Choice(["ttft", "e2e"]), default="ttft"),
-    as_json: bool = shared.JSON,
-    quiet: bool = shared.QUIET,
+    over: str = args.choice("--over", ["steps", "time"], "Of the picture.", default="steps"),
+    slowest: int = args.option("--slowest", "Requests that are listed.", type=args.NATURAL, default=5),
+    by: str = args.choice("--by", ["ttft", "e2e"], "Of --slowest.", default="ttft"),
+    as_json: bool = args.JSON,
+    quiet: bool = args.QUIET,
 ) -> None:
     """Tell where the time of RUN goes: a run folder, an experiment file, or the name of a shipped one.
 
@@ -96,7 +96,7 @@ def explain(
 def _tell(data: dict[str, Any], sentences: Iterable[str], table: Table | None, as_json: bool) -> None:
     """Print a diagnosis: its data, or its sentences in lines that can be read, and its table."""
     if as_json:
-        print_json(data)
+        args.print_json(data)
         return
     for sentence in sentences:
         width = min(_LINE, explain_steps.terminal_width() or _LINE)
@@ -110,7 +110,7 @@ def _open(run: str, overrides: tuple[str, ...], quiet: bool) -> Source:
     """The run meant. Raises `CbsimError` for a sweep: one of its runs must be named."""
     path, watched = Path(run), partial(watch_run, quiet=quiet)
     if not path.is_dir():
-        experiment = load_experiment(run, overrides)
+        experiment = args.load_experiment(run, overrides)
         experiment.check_one_run(run)
         return Source(run, given=experiment, watched=watched)
     if is_sweep_folder(path):

@@ -15,7 +15,7 @@ from pathlib import Path
 import click
 
 from cbsim.base.errors import CbsimError
-from cbsim.cli.commands.arguments import print_json
+from cbsim.cli.commands import arguments as args
 from cbsim.show.step_text import RunningTable, print_gantt, step_notes, step_table
 from cbsim.studies.explain.batch_step import BatchStep
 from cbsim.studies.explain.gantt import Gantt
@@ -78,7 +78,7 @@ def show_steps(source: Source, window: Window, as_json: bool) -> None:
     shown = _batch_steps(source, window)
     width = terminal_width()
     if as_json:
-        print_json([step.to_json() for step in shown])
+        args.print_json([step.to_json() for step in shown])
     elif width is None:
         step_table(shown).print()
     else:
@@ -153,6 +153,6 @@ def draw_gantt(
         written = save_figure(gantt_picture(gantt, title, over_time=over_time, marked=marked), path)
         click.echo(f"written to {' and '.join(map(str, written))}", err=as_json)
     if as_json:
-        print_json(gantt.to_json())
+        args.print_json(gantt.to_json())
     elif target == TERMINAL:
         print_gantt(gantt)
