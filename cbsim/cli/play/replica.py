@@ -1,4 +1,4 @@
-"""Replica: one replica with its arrivals, from the first instant on, a step at a time."""
+"""Replica: one replica with its arrivals, from the first instant on, a step at a time, and what happened."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import numpy as np
 
 from cbsim.base.errors import ConfigError
 from cbsim.cli.play import tuning
-from cbsim.cli.play.event_log import EventLog
 from cbsim.cli.play.queue_head import why_waiting
 from cbsim.cli.play.settings import LIVE, NUM_BLOCKS, changes, told
+from cbsim.core import layout
 from cbsim.core.driver import RuleFault
-from cbsim.core.stepping import Slice
+from cbsim.core.stepping import DECISIONS, Slice, StepwiseWorld
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.run import make_cost_model
 from cbsim.studies.simulation import Setup, stepwise, told_fault
@@ -24,6 +24,49 @@ from cbsim.workload.request import Request, RequestState
 
 UNLIMITED = 2**31
 """The token budget of a scheduler that has none."""
+_EVENTS = {**DECISIONS, layout.FINISHED_NOW: "finished"}
+"""Codes of the record -> what an `Event` calls them."""
+
+
+class Event(NamedTuple):
+    """Something that happened to a request."""
+
+    time_s: float
+    step: int
+    """-1 outside any step."""
+    what: str
+    """`admitted`, `resumed`, `preempted`, `finished` or `rejected`, or `changed` for a setting."""
+    request: Request | None
+    detail: str
+
+
+class EventLog:
+    """Events that can be read while the run goes on."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+        self.num_preemptions = 0
+        self._num_read = 0
+
+    def read(self, world: StepwiseWorld) -> None:
+        """Take in what a world, or one that came in its place, has written down since the last call."""
+        log = world.records.log
+        num_rows = log.lengths.events
+        for row in log.events[self._num_read : num_rows]:
+            self.num_preemptions += row.event == layout.PREEMPTED_NOW
+            if row.event in _EVENTS:
+                detail = f"{row.num_tokens} tokens cached" if row.num_tokens else ""
+                request = world.requests[row.request]
+                self.events.append(Event(row.time_s, row.step, _EVENTS[row.event], request, detail))
+        self._num_read = num_rows
+
+    def rejected(self, request: Request, reason: str) -> None:
+        """A request has come that could never be served."""
+        self.events.append(Event(request.arrival_s, -1, "rejected", request, reason))
+
+    def changed(self, now: float, detail: str) -> None:
+        """A setting has changed, between two steps."""
+        self.events.append(Event(now, -1, "changed", None, detail))
 
 
 class Score(NamedTuple):

@@ -8,9 +8,8 @@ from typing import NamedTuple
 
 from rich.text import Text
 
-from cbsim.cli.play.event_log import Event
 from cbsim.cli.play.look import ALERT, FAINT, badge, letter, num_cells, title
-from cbsim.cli.play.replica import UNLIMITED, Replica
+from cbsim.cli.play.replica import UNLIMITED, Event, Replica
 from cbsim.core.layout import NOBODY
 from cbsim.core.pool import blocks_for
 from cbsim.workload.request import Request, RequestState

@@ -123,8 +123,7 @@ class Session:
         `cbsim run` of it decides what this session decides after `restart`. Raises `CbsimError` for a file
         that can't be written, or that nobody has saved here.
         """
-        requests = self.requests if self.additions else None
-        return save(self.experiment, requests, self.history, path)
+        return save(self.experiment, self if self.additions else None, self.history, path)
 
     def _become(self, experiment: Experiment) -> str:
         said = told(changes(self.experiment, experiment))
