@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 from pydantic import Field, Strict, TypeAdapter
 
 from cbsim.base.units import MEGA, NS_PER_S
-from cbsim.workload.file_mistakes import Mistakes
-from cbsim.workload.table import RawColumn, Table, shorten
+from cbsim.workload.table import Mistakes, RawColumn, Table, shorten
 
 Bad = dict[int, str]
 """Row -> the value that was got there, as text."""

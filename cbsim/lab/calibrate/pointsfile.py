@@ -14,8 +14,7 @@ import numpy as np
 from cbsim.base.errors import CalibrationError
 from cbsim.base.units import S_PER_HOUR
 from cbsim.lab.calibrate.point import OPS, SPLITS, Chunks, Point
-from cbsim.workload.file_mistakes import Mistakes
-from cbsim.workload.table import open_table
+from cbsim.workload.table import Mistakes, open_table
 from cbsim.workload.values import TEXT, Kind, number_kind, read_columns, whole
 
 REQUIRED = ("op", "chunks", "B", "KV", "Kmax", "T", "S", "t_median_s")

@@ -106,14 +106,19 @@ def _chunk_columns(part: SequenceSlice, block_size: int) -> NDArray[np.int64]:
     return np.stack([np.asarray(part.token_ids, np.int64), positions, slots])
 
 
-def _decode_batch(slices: Sequence[SequenceSlice], block_size: int, device: torch.device) -> DecodeBatch:
-    context_lens = [part.num_computed + 1 for part in slices]
+def block_tables(slices: Sequence[SequenceSlice], block_size: int, width: int = 0) -> NDArray[np.int32]:
+    """`(slices, width)`: the filled blocks of each, then zeros; by default as wide as the longest."""
     blocks = [part.filled_blocks(block_size) for part in slices]
-    tables = np.zeros((len(slices), max(map(len, blocks))), np.int32)
+    tables = np.zeros((len(slices), width or max(map(len, blocks))), np.int32)
     for row, own in zip(tables, blocks, strict=True):
         row[: len(own)] = own
-    lengths = torch.tensor(context_lens, dtype=torch.int32, device=device)
-    return DecodeBatch(torch.from_numpy(tables).to(device), lengths, max(context_lens))
+    return tables
+
+
+def _decode_batch(slices: Sequence[SequenceSlice], block_size: int, device: torch.device) -> DecodeBatch:
+    lengths = [part.num_computed + 1 for part in slices]
+    tables = torch.from_numpy(block_tables(slices, block_size)).to(device)
+    return DecodeBatch(tables, torch.tensor(lengths, dtype=torch.int32, device=device), max(lengths))
 
 
 def _chunk_batch(slices: Sequence[SequenceSlice], block_size: int, device: torch.device) -> ChunkBatch:

@@ -16,8 +16,7 @@ from cbsim.lab.validate.server_log import ServerLog
 from cbsim.results.output import is_run_folder
 from cbsim.results.result import load_run
 from cbsim.results.run_log import Column
-from cbsim.workload.file_mistakes import Mistakes
-from cbsim.workload.table import is_parquet, open_table
+from cbsim.workload.table import Mistakes, is_parquet, open_table
 from cbsim.workload.values import MAX_EXACT, MAX_TOKENS, TEXT, Kind, number_kind, read_columns, whole
 
 NAMES: dict[str, tuple[str, ...]] = {

@@ -11,7 +11,7 @@ import numpy as np
 
 from cbsim.base.errors import WorkloadError
 from cbsim.results.run_log import Column
-from cbsim.workload.request_batch import RequestBatch
+from cbsim.workload.request import RequestBatch
 from cbsim.workload.request_source import Workload, WorkloadConfig
 
 Arrivals = Literal["sent", "queued"]
