@@ -66,13 +66,26 @@ def display_path(path: Path) -> Path:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all. Raises `CbsimError` if it can't be written."""
-    partial = path.with_name(f".{path.name}.partial")
+    with written_whole(path) as partial:
+        partial.write_text(text, encoding="utf-8", newline="")
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A hidden file beside `path`, this process's own, to be written: in the end it takes its place.
+
+    Raises `CbsimError` if it can't be written.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}{_SUFFIX}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8")
+        yield partial
         partial.replace(path)
     except OSError as error:
         raise CbsimError(f"{path}: can't be written: {error.strerror or error}") from error
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 _SUFFIX = ".partial"

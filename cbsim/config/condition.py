@@ -6,6 +6,7 @@ import ast
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from cbsim.base.errors import ConfigError
@@ -31,6 +32,8 @@ _ARITHMETIC: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.FloorDiv: operator.floordiv,
     ast.Mod: operator.mod,
 }
+Rule = Callable[[Mapping[str, Any]], Any]
+"""A value that follows from nested settings."""
 _CONSTANTS = {"true": True, "false": False, "null": None}
 
 
@@ -41,7 +44,7 @@ class Condition:
     text: str
     names: tuple[str, ...]
     """The dotted keys it reads."""
-    _tree: ast.expr
+    _rule: Rule
 
     def holds(self, settings: Mapping[str, Any]) -> bool:
         """Whether it holds for nested settings; where they lack one of its keys it says nothing, and holds.
@@ -51,7 +54,7 @@ class Condition:
         if any(_lookup(settings, name) is _ABSENT for name in self.names):
             return True
         try:
-            return bool(_evaluate(self._tree, settings))
+            return bool(self._rule(settings))
         except (TypeError, ArithmeticError) as error:
             raise ConfigError(f"'{self.text}': {error}") from None
 
@@ -65,8 +68,8 @@ def parse_condition(text: str) -> Condition:
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         raise ConfigError(f"'{text}' can't be read; expected a comparison, as in 'seed < 3'") from None
     names: dict[str, None] = {}
-    _check(tree, text, names)
-    return Condition(text, tuple(names), tree)
+    rule = _rule(tree, text, names)
+    return Condition(text, tuple(names), rule)
 
 
 _ABSENT = object()
@@ -77,57 +80,47 @@ def has_key(settings: Mapping[str, Any], dotted: str) -> bool:
     return _lookup(settings, dotted) is not _ABSENT
 
 
-def _check(node: ast.expr, text: str, names: dict[str, None]) -> None:
-    """Let through only what `_evaluate` knows, and collect the keys."""
-    match node:
-        case ast.BoolOp(values=parts) | ast.List(elts=parts) | ast.Tuple(elts=parts):
-            pass
-        case ast.UnaryOp(op=ast.Not() | ast.USub(), operand=operand):
-            parts = [operand]
-        case ast.Compare(left=left, ops=ops, comparators=others) if all(type(op) in _COMPARE for op in ops):
-            parts = [left, *others]
-        case ast.BinOp(left=left, op=op, right=right) if type(op) in _ARITHMETIC:
-            parts = [left, right]
-        case ast.Constant(value=bool() | int() | float() | str() | None):
-            parts = []
-        case ast.Name() | ast.Attribute() if (name := _dotted(node)) is not None:
-            parts = []
-            if name not in _CONSTANTS:
-                names[name] = None
-        case _:
-            shown = ast.get_source_segment(text.strip(), node) or text
-            raise ConfigError(
-                f"'{shown}' is not allowed; expected keys and values with < <= > >= == != in and or not"
-            )
-    for part in parts:
-        _check(part, text, names)
+def _rule(node: ast.expr, text: str, names: dict[str, None]) -> Rule:
+    """What a node of `text` says of settings; collects its keys. Raises `ConfigError` for anything else."""
 
+    def rules(*nodes: ast.expr) -> list[Rule]:
+        return [_rule(each, text, names) for each in nodes]
 
-def _evaluate(node: ast.expr, settings: Mapping[str, Any]) -> Any:
     match node:
         case ast.BoolOp(op=op, values=parts):
-            holds = all if isinstance(op, ast.And) else any
-            return holds(_evaluate(part, settings) for part in parts)
-        case ast.UnaryOp(op=op, operand=operand):
-            value = _evaluate(operand, settings)
-            return not value if isinstance(op, ast.Not) else -value
-        case ast.BinOp(left=left, op=op, right=right):
-            return _ARITHMETIC[type(op)](_number(left, settings), _number(right, settings))
-        case ast.Compare(left=left, ops=ops, comparators=others):
-            values = [_evaluate(part, settings) for part in (left, *others)]
-            pairs = zip(ops, values[:-1], values[1:], strict=True)
-            return all(_COMPARE[type(op)](first, second) for op, first, second in pairs)
+            holds, terms = all if isinstance(op, ast.And) else any, rules(*parts)
+            return lambda settings: holds(term(settings) for term in terms)
+        case ast.UnaryOp(op=ast.Not() | ast.USub() as op, operand=operand):
+            sign, (term,) = operator.not_ if isinstance(op, ast.Not) else operator.neg, rules(operand)
+            return lambda settings: sign(term(settings))
+        case ast.BinOp(left=left, op=op, right=right) if type(op) in _ARITHMETIC:
+            compute, (first, second) = _ARITHMETIC[type(op)], rules(left, right)
+            return lambda settings: compute(_number(first(settings)), _number(second(settings)))
+        case ast.Compare(left=left, ops=ops, comparators=others) if all(type(op) in _COMPARE for op in ops):
+            compare, terms = [_COMPARE[type(op)] for op in ops], rules(left, *others)
+            return lambda settings: all(map(_applied, compare, pairwise([term(settings) for term in terms])))
         case ast.List(elts=parts) | ast.Tuple(elts=parts):
-            return [_evaluate(part, settings) for part in parts]
-        case ast.Constant(value=value):
-            return value
-    name = str(_dotted(node))
-    return _CONSTANTS[name] if name in _CONSTANTS else _lookup(settings, name)
+            terms = rules(*parts)
+            return lambda settings: [term(settings) for term in terms]
+        case ast.Constant(value=bool() | int() | float() | str() | None as value):
+            return lambda settings: value
+        case ast.Name() | ast.Attribute() if (name := _dotted(node)) is not None:
+            if name in _CONSTANTS:
+                return lambda settings: _CONSTANTS[name]
+            names[name] = None
+            return lambda settings: _lookup(settings, name)
+    shown = ast.get_source_segment(text.strip(), node) or text
+    raise ConfigError(
+        f"'{shown}' is not allowed; expected keys and values with < <= > >= == != in and or not"
+    )
 
 
-def _number(node: ast.expr, settings: Mapping[str, Any]) -> int | float:
+def _applied(compare: Callable[[Any, Any], bool], values: tuple[Any, Any]) -> bool:
+    return compare(*values)
+
+
+def _number(value: Any) -> int | float:
     """A number to compute with: `'a' * 10**9` would be a text too large for any memory."""
-    value = _evaluate(node, settings)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"can't compute with {value!r}")
     return value

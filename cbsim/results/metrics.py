@@ -39,9 +39,9 @@ class Deployment:
     num_gpus: int = 1
     num_replicas: int = 1
     kv_block_size: int = 16
+    """Tokens a KV block holds."""
     num_stages: int = 1
     """Stages of each replica's pipeline, in which as many steps may be under way at once."""
-    """Tokens a KV block holds."""
 
 
 def summarize(
@@ -221,15 +221,8 @@ class StepTotals:
 
 
 SUMMED = (
-    "duration_s",
-    "num_prefill_tokens",
-    "num_decode_tokens",
-    "num_logits",
-    "num_attention_pairs",
-    "num_context_tokens",
-    "kv_blocks_used",
-    "kv_blocks_total",
-    "num_kv_tokens",
+    *("duration_s", "num_prefill_tokens", "num_decode_tokens", "num_logits", "num_attention_pairs"),
+    *("num_context_tokens", "kv_blocks_used", "kv_blocks_total", "num_kv_tokens"),
 )
 
 

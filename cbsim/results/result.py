@@ -22,12 +22,12 @@ from cbsim.results.output import (
     check_run_target,
     foreign_files,
     has_file,
-    is_run_folder,
+    holds,
     observer_files,
 )
 from cbsim.results.run_log import RunLog
 from cbsim.results.table_file import read_table, write_table
-from cbsim.results.tables import OPTIONAL_TABLES, TABLES, ArrowTable, to_frame
+from cbsim.results.tables import TABLES, ArrowTable, to_frame
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -140,7 +140,7 @@ def load_run(folder: str | Path) -> Result:
     import yaml
 
     source = Path(folder)
-    if not is_run_folder(source):
+    if not holds(source, "run"):
         why = f"its {MANIFEST} is no run's" if has_file(source, MANIFEST) else f"it has no {MANIFEST}"
         raise CbsimError(f"{source}: is not a run folder ({why})")
     try:
@@ -181,7 +181,7 @@ def is_whole_run(folder: Path) -> bool:
 
 def remove_damaged_run(folder: Path) -> None:
     """Make room for a run where a damaged one lies, of whose files none is of another origin."""
-    if folder.is_dir() and not is_run_folder(folder) and not foreign_files(folder):
+    if folder.is_dir() and not holds(folder, "run") and not foreign_files(folder):
         shutil.rmtree(folder)
 
 
@@ -205,13 +205,13 @@ def _table_files(folder: Path) -> list[str]:
     """The names of the tables that a run folder must have, and of the optional ones that it has."""
     return [
         f"{name}.parquet"
-        for name in TABLES
-        if name not in OPTIONAL_TABLES or (folder / f"{name}.parquet").exists()
+        for name, kind in TABLES.items()
+        if not kind.is_optional or (folder / f"{name}.parquet").exists()
     ]
 
 
 def _from_log(log: RunLog, name: str) -> ArrowTable | None:
-    return TABLES[name](log)
+    return TABLES[name].make(log)
 
 
 def _from_folder(folder: Path, name: str) -> ArrowTable | None:

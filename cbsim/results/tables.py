@@ -91,7 +91,6 @@ VISITS = (
 )
 """A row a request and replica: today each request visits one."""
 POOLS, ROLES = ("replicas",), ("both",)
-_REASONS = ("finished", "rejected", "failed")
 STEPS = (
     _STEP_REPLICA,
     _STEP,
@@ -159,28 +158,25 @@ ITL = (
 )
 NUM_ITL_QUANTILES = 2001
 
-_STATES = ("finished", "rejected", "unfinished", "failed")
+_ENDS = {
+    RequestState.FINISHED: "finished",
+    RequestState.REJECTED: "rejected",
+    RequestState.FAILED: "failed",
+}
 
 
 def requests_table(log: RunLog) -> ArrowTable:
     """One row a request in order of arrival."""
     columns = {**log.requests, **request_latencies(log), **(log.parts or {})}
-    state = np.full(len(columns["state"]), _STATES.index("unfinished"), dtype=np.int8)
-    state[columns["state"] == RequestState.FINISHED] = _STATES.index("finished")
-    state[columns["state"] == RequestState.REJECTED] = _STATES.index("rejected")
-    state[columns["state"] == RequestState.FAILED] = _STATES.index("failed")
     fields = REQUESTS if log.parts is None else (*REQUESTS, *REQUEST_PARTS)
-    return _table(fields, columns | {"state": labels(state, _STATES)})
+    return _table(fields, columns | {"state": _ends(log, "unfinished")})
 
 
 def visits_table(log: RunLog) -> ArrowTable:
     """One row a visit of a request to a replica, in order of arrival."""
     requests = log.requests
-    is_finished = requests["state"] == RequestState.FINISHED
     is_rejected = requests["state"] == RequestState.REJECTED
-    nothing = np.zeros(len(is_finished), dtype=np.int8)
-    is_failed = requests["state"] == RequestState.FAILED
-    reason = np.select([is_finished, is_rejected, is_failed], [0, 1, 2], -1)
+    nothing = np.zeros(len(is_rejected), dtype=np.int8)
     return _table(
         VISITS,
         {
@@ -193,9 +189,15 @@ def visits_table(log: RunLog) -> ArrowTable:
             "left_at_s": np.where(is_rejected, requests["arrival_s"], requests["finished_at_s"]),
             "num_prefill_tokens": requests["num_prompt_tokens"],
             "num_output_tokens": requests["num_generated_tokens"],
-            "reason": labels(reason, _REASONS),
+            "reason": _ends(log),
         },
     )
+
+
+def _ends(log: RunLog, *under_way: str) -> Any:
+    """How requests ended, as labels; those that did not are `under_way`, null if that is left out."""
+    codes = np.select([log.requests["state"] == end for end in _ENDS], range(3), 3 if under_way else -1)
+    return labels(codes, [*_ENDS.values(), *under_way])
 
 
 def steps_table(log: RunLog) -> ArrowTable:
@@ -239,17 +241,37 @@ def itl_table(log: RunLog) -> ArrowTable:
     return _table(ITL, {"quantile": quantile, "itl_s": itl_s})
 
 
-TABLES: dict[str, Callable[[RunLog], ArrowTable | None]] = {
-    "requests": requests_table,
-    "visits": visits_table,
-    "steps": steps_table,
-    "events": events_table,
-    "batches": batches_table,
-    "itl": itl_table,
+class TableKind(NamedTuple):
+    """A Parquet file of the run folder."""
+
+    fields: tuple[Field, ...]
+    """The columns it may have."""
+    make: Callable[[RunLog], ArrowTable | None]
+    is_optional: bool = False
+    """Whether a run folder may lack it: recorded on demand, or unknown to former versions."""
+
+
+TABLES = {
+    "requests": TableKind((*REQUESTS, *REQUEST_PARTS), requests_table),
+    "visits": TableKind(VISITS, visits_table, is_optional=True),
+    "steps": TableKind((*STEPS, *SLICE_STEPS), steps_table),
+    "events": TableKind(EVENT_ROWS, events_table),
+    "batches": TableKind(BATCHES, batches_table, is_optional=True),
+    "itl": TableKind(ITL, itl_table),
 }
-"""Name of a Parquet file of the run folder -> how it is made."""
-OPTIONAL_TABLES = ("batches", "visits")
-"""Those that a run folder may lack: recorded on demand, or unknown to former versions."""
+"""By their names, without suffix."""
+OPTIONAL_COLUMNS = (
+    {field.name for field in REQUEST_PARTS},
+    {field.name for field in SLICE_STEPS},
+    {"num_attention_pairs", "num_context_tokens", "num_logits"},
+)
+"""Columns that live runs, or the runs of former versions, lack: each group whole."""
+
+
+def step_columns(*, has_drafts: bool) -> tuple[str, ...]:
+    """The columns of `RunLog.steps` where slices are recorded, with those that no table has."""
+    told = (*STEPS, *SLICE_STEPS, *(DRAFT_STEPS if has_drafts else ()))
+    return (*(field.name for field in told), "num_kv_tokens", "max_decode_context")
 
 
 def to_frame(table: ArrowTable) -> pd.DataFrame:
@@ -282,12 +304,9 @@ def arrow_field(field: Field) -> Any:
         "string": pa.string(),
         "label": pa.dictionary(pa.int32(), pa.string()),
     }
-    return pa.field(field.name, types[field.type], field.nullable, _metadata(field))
-
-
-def _metadata(field: Field) -> dict[str, str]:
-    unit = {"unit": field.unit} if field.unit else {}
-    return unit | {"description": field.description}
+    metadata = {"unit": field.unit} if field.unit else {}
+    metadata["description"] = field.description
+    return pa.field(field.name, types[field.type], field.nullable, metadata)
 
 
 def _array(field: Field, values: Any) -> Any:

@@ -16,7 +16,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cbsim.base.errors import CbsimError
+from cbsim.base.paths import written_whole
 from cbsim.base.units import US_PER_S
 from cbsim.results.result import Result
 from cbsim.show.request_spans import RequestSpans, Span, assign_lanes
@@ -55,18 +55,14 @@ def write_timeline(
     steps = _sampled(result.steps, max_steps, "steps", notes)
     if result.batches is None:
         notes.append("prefill is one span: chunks are told apart only with output.batches")
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with (
-            partial.open("wb") as raw,
-            gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) as packed,
-            io.TextIOWrapper(packed, "utf-8") as stream,
-        ):
-            for piece in _json(result, requests, steps, notes):
-                stream.write(piece)
-        partial.replace(path)
-    except OSError as error:
-        raise CbsimError(f"{path}: can't be written: {error.strerror or error}") from error
+    with (
+        written_whole(path) as partial,
+        partial.open("wb") as raw,
+        gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) as packed,
+        io.TextIOWrapper(packed, "utf-8") as stream,
+    ):
+        for piece in _json(result, requests, steps, notes):
+            stream.write(piece)
     return notes
 
 

@@ -7,13 +7,7 @@ from pathlib import Path
 
 from cbsim.base.errors import CbsimError
 from cbsim.base.paths import write_text
-from cbsim.results.output import (
-    REPORT_MARK,
-    check_report_target,
-    is_capacity_folder,
-    is_run_folder,
-    is_sweep_folder,
-)
+from cbsim.results.output import REPORT_MARK, check_report_target, holds
 from cbsim.results.result import load_run
 from cbsim.show.capacity_chapter import capacity_chapter
 from cbsim.show.chapter import Chapter
@@ -39,7 +33,7 @@ def make_report(folders: Sequence[Path], title: str | None = None) -> str:
     problems = [
         f"{folder}: no run, sweep or capacity was written there"
         for folder in folders
-        if not (is_run_folder(folder) or is_sweep_folder(folder) or is_capacity_folder(folder))
+        if not any(holds(folder, kind) for kind in ("run", "sweep", "capacity"))
     ]
     if problems:
         raise CbsimError(*problems)
@@ -72,9 +66,9 @@ def _chapters(folders: Sequence[Path]) -> list[Chapter]:
     chapters: list[Chapter] = []
     runs: list[Path] = []
     for folder in folders:
-        if is_capacity_folder(folder):
+        if holds(folder, "capacity"):
             chapters.append(capacity_chapter(load_capacity(folder)))
-        elif is_sweep_folder(folder):
+        elif holds(folder, "sweep"):
             chapters.append(sweep_chapter(folder))
         else:
             runs.append(folder)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache, partial
+from functools import cache
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -77,26 +77,9 @@ def _spread(values: Sequence[float], confidence: float) -> float:
 @cache
 def t_quantile(confidence: float, degrees_of_freedom: int) -> float:
     """The t that a Student variable stays within with probability `confidence`, both sides."""
-    low, high = 0.0, 1.0
-    while _t_coverage(high, degrees_of_freedom) < confidence:
-        low, high = high, 2 * high
-    for _ in range(100):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _t_coverage(middle, degrees_of_freedom) < confidence else (low, middle)
-    return high
+    from scipy.special import stdtrit
 
-
-def _t_coverage(t: float, degrees_of_freedom: int) -> float:
-    """P(|T| <= t) as a finite sum (Abramowitz and Stegun, 1964, 26.7.3 and 26.7.4)."""
-    angle = math.atan(t / math.sqrt(degrees_of_freedom))
-    sine, cosine = math.sin(angle), math.cos(angle)
-    is_odd = degrees_of_freedom % 2
-    term = cosine if is_odd else 1.0
-    total = term if degrees_of_freedom > 1 else 0.0
-    for k in range(2 + is_odd, degrees_of_freedom - 1, 2):
-        term *= (k - 1) / k * cosine**2
-        total += term
-    return 2 / math.pi * (angle + sine * total) if is_odd else sine * total
+    return float(stdtrit(degrees_of_freedom, (1 + confidence) / 2))
 
 
 def block_bootstrap(
@@ -224,17 +207,10 @@ def across_replicates(
         row: dict[str, Any] = dict(zip(keys, values, strict=True))
         row[NUM_REPLICATES] = len(replicates)
         for name in figures:
-            row |= _described(name, replicates[name], partial(method, confidence=confidence))
+            runs = replicates[name]
+            bounds = (None,) * 3 if runs.isna().any() else method([*map(float, runs)], confidence=confidence)
+            row |= dict(zip((name, name + LOW, name + HIGH), bounds, strict=True))
         rows.append(row)
     columns = [f"{name}{end}" for name in figures for end in ("", LOW, HIGH)]
     frame = pd.DataFrame(rows, columns=[*keys, NUM_REPLICATES, *columns])
     return frame.astype(dict.fromkeys(columns, "float64")).copy()
-
-
-def _described(
-    name: str, column: pd.Series[Any], method: Callable[[list[float]], Interval]
-) -> dict[str, float | None]:
-    if column.isna().any():
-        return {name: None, name + LOW: None, name + HIGH: None}
-    interval = method([float(value) for value in column])
-    return {name: interval.estimate, name + LOW: interval.low, name + HIGH: interval.high}

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from cbsim.base.binding import Bound, CannotCompile, can_compile
 from cbsim.base.errors import CbsimError, PluginError, plugin_error
 from cbsim.base.records import pieces
-from cbsim.cluster.router import ROUTER_STREAM, make_router
+from cbsim.cluster.simpy_world import ROUTER_STREAM, make_router
 from cbsim.cluster.simpy_world import World as SimpyWorld
 from cbsim.cluster.watched_run import WatchedRun
 from cbsim.core import layout
@@ -34,15 +34,8 @@ from cbsim.observers import ObservedRun
 from cbsim.observers.audience import Audience
 from cbsim.observers.scheduler_view import SchedulerView
 from cbsim.results.latency import Replica, request_parts
-from cbsim.results.run_log import (
-    DRAFT_STEP_COLUMNS,
-    SLICE_STEP_COLUMNS,
-    STEP_COLUMNS,
-    Deferred,
-    RunLog,
-    Slices,
-    event_columns,
-)
+from cbsim.results.run_log import Deferred, RunLog, Slices, event_columns
+from cbsim.results.tables import step_columns
 from cbsim.schedulers import SCHEDULERS, Means, Scheduler, SchedulerConfig
 from cbsim.studies.experiment import Experiment, ReplicasConfig
 from cbsim.workload import Workload
@@ -457,7 +450,7 @@ def log_of(
     }
     slices = Slices(*(Deferred(partial(record.columns, table)) for table in ("prefills", "decodes")))
     has_drafts, num_blocks = setup.scheduler.drafting is not None, setup.means.num_blocks
-    names = (*STEP_COLUMNS, *SLICE_STEP_COLUMNS, *(DRAFT_STEP_COLUMNS if has_drafts else ()))
+    names = step_columns(has_drafts=has_drafts)
     events = Deferred(
         lambda: event_columns(requests, record.columns("events"), rejections, answers_first=setup.is_closed)
     )

@@ -15,7 +15,7 @@ from cbsim.base.errors import CbsimError
 from cbsim.cli.commands import arguments as args
 from cbsim.cli.commands import explain_steps
 from cbsim.cli.progress import watch_run
-from cbsim.results.output import is_sweep_folder
+from cbsim.results.output import holds
 from cbsim.show.reader_tables import point_labels
 from cbsim.show.request_text import request_table, slow_table
 from cbsim.show.sweep_points import read_sweep_table
@@ -113,7 +113,7 @@ def _open(run: str, overrides: tuple[str, ...], quiet: bool) -> Source:
         experiment = args.load_experiment(run, overrides)
         experiment.check_one_run(run)
         return Source(run, given=experiment, watched=watched)
-    if is_sweep_folder(path):
+    if holds(path, "sweep"):
         raise CbsimError(f"{run}: holds a sweep; allowed: one of its runs:", *_points(path))
     if overrides:
         raise CbsimError(f"--set: {run} is a run that has ended; allowed with an experiment")

@@ -16,7 +16,7 @@ from cbsim.lab.bench.machine import Machine
 from cbsim.lab.bench.scaling import ScalePoint
 from cbsim.lab.bench.work_timing import Measured, in_fresh_process, measure_scaled, num_runs
 from cbsim.results.manifest import hash_files, hash_mapping
-from cbsim.results.output import BENCH, check_bench_target, is_bench_folder
+from cbsim.results.output import BENCH, check_target, holds
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.run import make_cost_model, make_workload
 
@@ -69,9 +69,9 @@ class Ledger:
     """
 
     def __init__(self, folder: Path, machine: Machine) -> None:
-        check_bench_target(folder)
+        check_target(folder, "scaling study")
         self.folder = folder
-        self.entries: dict[str, Entry] = _read(folder / BENCH) if is_bench_folder(folder) else {}
+        self.entries: dict[str, Entry] = _read(folder / BENCH) if holds(folder, "scaling study") else {}
         """What was measured, by key."""
         self._machine = machine
         self._code = hash_mapping(_code_hashes())

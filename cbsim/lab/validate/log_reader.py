@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 from cbsim.base.errors import WorkloadError
 from cbsim.base.registry import did_you_mean
 from cbsim.lab.validate.server_log import ServerLog
-from cbsim.results.output import is_run_folder
+from cbsim.results.output import holds
 from cbsim.results.result import load_run
 from cbsim.results.run_log import Column
 from cbsim.workload.table import Mistakes, is_parquet, open_table
@@ -68,7 +68,7 @@ def read_server_log(path: Path, columns: Mapping[str, str] | None = None) -> Ser
     unknown = [name for name in columns or {} if name not in NAMES]
     if unknown:
         raise WorkloadError(*(f"--column: unknown '{name}'{did_you_mean(name, NAMES)}" for name in unknown))
-    if path.is_dir() and is_run_folder(path):
+    if path.is_dir() and holds(path, "run"):
         found, notes = _read_run_folder(path)
     else:
         try:

@@ -123,28 +123,16 @@ class Charges:
         """The steps decided while the head of the queue lacked a slot, and KV blocks."""
         prices = StepPrices(steps, slices, cost)
         split = _Splitter(times, prices, steps["transfer_s"])
-        self._charge_decodes(split, prices)
-        self._charge_prefills(split, prices)
-
-    def _charge_decodes(self, split: _Splitter, prices: StepPrices) -> None:
-        """What ranges of steps cost a request that takes part in all their steps with decodes."""
         decodes, chunk_steps = prices.has_decodes, prices.chunk_steps
         self._host_of_decodes = split.host_up_to(decodes)
         moving = split.moving[decodes[split.moving]]
         self._swap_of_decodes = RangeSums(moving, split.of(moving).swap)
-        is_mixed = decodes[chunk_steps]
-        mixed, alone = chunk_steps[is_mixed], chunk_steps[~is_mixed]
-        added = split.of(mixed).added(prices.without_chunks_s()[is_mixed])
-        self.chunk_steps = RangeSums(chunk_steps, self._times.length(chunk_steps))
-        """Ticks of the steps of chunks."""
-        self._mixed = RangeSums(mixed, self._times.length(mixed), added)
-        self._alone = RangeSums(alone, self._times.length(alone))
-        self.chunks_alone = RangeSums(alone, np.ones(len(alone), dtype=np.int64))
-        """Counts the steps of chunks without decodes."""
-
-    def _charge_prefills(self, split: _Splitter, prices: StepPrices) -> None:
-        """What its step is charged with, for each prompt slice."""
-        of_slices = split.of(prices.chunk_steps).only(prices.place)
+        is_mixed, length = decodes[chunk_steps], times.length(chunk_steps)
+        added = np.zeros_like(length)
+        added[is_mixed] = split.of(chunk_steps[is_mixed]).added(prices.without_chunks_s()[is_mixed])
+        self.chunks = RangeSums(chunk_steps, length, added, np.where(is_mixed, 0, length), ~is_mixed)
+        """Steps of chunks: their ticks, what decodes get of them; without decodes, their ticks and number."""
+        of_slices = split.of(chunk_steps).only(prices.place)
         self._length, self._host, self._swap = of_slices.length, of_slices.host, of_slices.swap
         self._added = of_slices.added(prices.with_own_chunk_s(of_slices.gpu_s))
 
@@ -184,12 +172,11 @@ class Charges:
     def _of_decodes(self, first: Column, last: Column) -> tuple[Column, ...]:
         """Ticks charged over ranges of steps, steps with decodes only; in the order of `names` in `of`."""
         (idle,) = self._times.idle.over(first + 1, last)
-        (alone,) = self._alone.over(first, last)
-        mixed, added = self._mixed.over(first, last)
+        beside, added, alone, _ = self.chunks.over(first, last)
         (swap,) = self._swap_of_decodes.over(first, last)
         in_steps = self._times.end(last) - self._times.start(first) - idle - alone
         host = self._host_of_decodes[last + 1] - self._host_of_decodes[first]
-        return in_steps, mixed, host, swap, added
+        return in_steps, beside - alone, host, swap, added
 
 
 class _Split(NamedTuple):

@@ -148,10 +148,8 @@ def preemptions_of(events: Mapping[str, Column], replica: int, times: StepTimes)
     )
 
 
-def spans_of(
-    slices: Slices, times: StepTimes, chunks_alone: RangeSums, preemptions: Preemptions | None
-) -> Spans:
-    """The spans of a replica; `chunks_alone` counts the steps without decodes."""
+def spans_of(slices: Slices, times: StepTimes, chunks: RangeSums, preemptions: Preemptions | None) -> Spans:
+    """The spans of a replica; `chunks` counts, last, the steps without decodes."""
     prefills, decodes = slices.prefills, slices.decodes
     request = np.concatenate([prefills["request"], decodes["request"]])
     first = np.concatenate([prefills["step"], decodes["first_step"]])
@@ -166,7 +164,7 @@ def spans_of(
     if preemptions is None or not len(preemptions.request):
         return spans
     begins, stop = _periods(spans, times, preemptions)
-    return spans._replace(begins=begins, stop=stop, is_recompute=_recomputed(spans, slices, chunks_alone))
+    return spans._replace(begins=begins, stop=stop, is_recompute=_recomputed(spans, slices, chunks))
 
 
 def _key(request: Column, step: Column, times: StepTimes) -> Column:
@@ -191,12 +189,12 @@ def _periods(spans: Spans, times: StepTimes, preemptions: Preemptions) -> tuple[
     return begins, stop
 
 
-def _recomputed(spans: Spans, slices: Slices, chunks_alone: RangeSums) -> Column:
+def _recomputed(spans: Spans, slices: Slices, chunks: RangeSums) -> Column:
     """`is_recompute` of spans."""
     is_prefill = spans.prefill >= 0
     before = np.where(is_prefill, slices.prefills["num_computed_tokens"][spans.prefill], 0)
     tokens = np.where(is_prefill, slices.prefills["num_tokens"][spans.prefill], 0)
-    (alone,) = chunks_alone.over(spans.first, spans.last)
+    *_, alone = chunks.over(spans.first, spans.last)
     num_decoded = np.cumsum(np.where(is_prefill, 0, spans.last - spans.first + 1 - alone))
     chunk = np.maximum.accumulate(np.where(is_prefill, np.arange(len(is_prefill)), 0))
     num_computed = (before + tokens)[chunk] + num_decoded - num_decoded[chunk]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from cbsim.base.errors import CbsimError, ConfigError
 from cbsim.base.paths import write_text
 from cbsim.results.manifest import hash_mapping
-from cbsim.results.output import ANSWER, POINTS, check_capacity_target, has_file
+from cbsim.results.output import ANSWER, POINTS, check_target, has_file
 from cbsim.studies.capacity.search import Plan, SearchOutcome, SearchTask, complete_curves, search
 from cbsim.studies.capacity.verdict import Contender, Evidence, judge_all
 from cbsim.studies.experiment import Experiment
@@ -105,7 +105,7 @@ def capacity(
         raise ConfigError(*problems)
     folder = None if out is None else (Path(out) / POINTS).resolve()
     if out is not None:
-        check_capacity_target(Path(out))
+        check_target(Path(out), "capacity")
     tasks = [_tasks(point, plan, folder) for _, point in points]
     try:
         outcomes = _search_all(tasks, workers, cluster, progress or (lambda _: None))
@@ -234,14 +234,16 @@ def _num_source_requests(experiment: Experiment) -> int | None:
     return make_workload(experiment).num_requests() if experiment.workload.type == "trace" else None
 
 
-_INTERVALS = ("rate_per_s", "against_first", "against_best")
-"""The fields of a contender that are intervals."""
-
-
 def to_json(answer: CapacityAnswer) -> dict[str, Any]:
     """Everything but the curve, as plain data; intervals as `estimate`, `low` and `high`."""
     told = {field.name: getattr(answer, field.name) for field in fields(answer) if field.name != "curve"}
-    contenders = [_contender_to_json(contender) for contender in answer.contenders]
+    contenders = [
+        {
+            name: value._asdict() if isinstance(value, Interval) else value
+            for name, value in asdict(each).items()
+        }
+        for each in answer.contenders
+    ]
     return told | {"plan": asdict(answer.plan), "contenders": contenders}
 
 
@@ -250,7 +252,7 @@ def save_capacity(answer: CapacityAnswer, folder: Path) -> None:
 
     Raises `CbsimError` if they can't be written, or something other than a capacity is there.
     """
-    check_capacity_target(folder)
+    check_target(folder, "capacity")
     save_table(answer.curve, folder, "curve")
     text = json.dumps(to_json(answer), indent=2, ensure_ascii=False, allow_nan=False)
     write_text(folder / ANSWER, text + "\n")
@@ -259,13 +261,17 @@ def save_capacity(answer: CapacityAnswer, folder: Path) -> None:
 def load_capacity(folder: Path) -> CapacityAnswer:
     """The answer in a folder. Raises `CbsimError` if its files are missing or damaged."""
     import pandas as pd
+    from pydantic import TypeAdapter
 
     if not has_file(folder, ANSWER):
         raise CbsimError(f"{folder}: is not a capacity's folder (it has no {ANSWER})")
     try:
         read = json.loads((folder / ANSWER).read_text(encoding="utf-8"))
         curve = pd.read_parquet(folder / "curve.parquet")
-        plan, contenders = Plan(**read["plan"]), tuple(map(_contender, read["contenders"]))
+        plan, contenders = (
+            Plan(**read["plan"]),
+            TypeAdapter(tuple[Contender, ...]).validate_python(read["contenders"]),
+        )
         told = {name: read[name] for name in ("name", "slo", "resampled_from", "config", "manifest")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CbsimError(
@@ -273,14 +279,3 @@ def load_capacity(folder: Path) -> CapacityAnswer:
             "the same `cbsim capacity` with --out writes it anew from its points"
         ) from error
     return CapacityAnswer(plan=plan, contenders=contenders, curve=curve, **told)
-
-
-def _contender(read: dict[str, Any]) -> Contender:
-    intervals = {name: None if read[name] is None else Interval(**read[name]) for name in _INTERVALS}
-    tuples = {name: tuple(read[name]) for name in ("own_rates_per_s", "reasons")}
-    return Contender(**(read | intervals | tuples))
-
-
-def _contender_to_json(contender: Contender) -> dict[str, Any]:
-    told = asdict(contender)
-    return told | {name: told[name] and told[name]._asdict() for name in _INTERVALS}

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cbsim.base.errors import CbsimError
+from cbsim.base.paths import write_text
 from cbsim.results.metrics import flatten
 from cbsim.results.result import Result
 from cbsim.studies.experiment import Experiment
@@ -58,7 +57,7 @@ class ProbeStore:
         kept = _read(path)
         if kept is None:
             kept = Probe.of(run_experiment(experiment))
-            _write(kept, path)
+            write_text(path, json.dumps(asdict(kept), allow_nan=False) + "\n")
         return kept
 
 
@@ -71,23 +70,8 @@ def _read(path: Path) -> Probe | None:
     return probe if "slo_attainment" in probe.figures else None
 
 
-def _write(probe: Probe, path: Path) -> None:
-    # Workers may find the same at the same time.
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(asdict(probe), allow_nan=False) + "\n", encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        raise CbsimError(f"{path}: can't be written: {error.strerror or error}") from error
-
-
 def _trend(result: Result) -> dict[str, float | None]:
     """How TTFT stands early and late in the run."""
     quarters = np.array_split(result.requests["ttft_s"].to_numpy(np.float64), NUM_QUARTERS)
-    return {"ttft_s.quarter_2": _mean(quarters[1]), "ttft_s.quarter_4": _mean(quarters[-1])}
-
-
-def _mean(values: np.ndarray[Any, Any]) -> float | None:
-    measured = values[~np.isnan(values)]
-    return float(measured.mean()) if len(measured) else None
+    measured = {number: quarters[number - 1][~np.isnan(quarters[number - 1])] for number in (2, 4)}
+    return {f"ttft_s.quarter_{n}": float(each.mean()) if len(each) else None for n, each in measured.items()}

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from cbsim.base.errors import CbsimError
 from cbsim.cli import main
-from cbsim.results.output import check_sweep_target
+from cbsim.results.output import check_target
 from cbsim.show.capacity_text import method
 from cbsim.studies.capacity import CapacityInterrupted, CapacityProgress, Plan, capacity
 from cbsim.studies.capacity.answer import save_capacity, to_json
@@ -152,7 +152,7 @@ def test_what_a_search_has_begun_is_no_place_for_anything_else(
     with pytest.raises(CapacityInterrupted):
         capacity(CONFIG, PLAN, out=tmp_path / "out")
     with pytest.raises(CbsimError, match="a folder that is no sweep stands there"):
-        check_sweep_target(tmp_path / "out")
+        check_target(tmp_path / "out", "sweep")
     (tmp_path / "out" / "notes.md").write_text("mine")
     with pytest.raises(CbsimError, match="a folder that is no capacity stands there"):
         capacity(CONFIG, PLAN, out=tmp_path / "out")
