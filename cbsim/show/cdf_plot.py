@@ -1,11 +1,10 @@
-"""Latencies as CDFs: what share of requests waited no longer than t, runs overlaid; TTFT by priority too."""
+"""Latencies as CDFs: what share of requests waited no longer than t, runs overlaid."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 import numpy as np
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
@@ -42,44 +41,13 @@ def latency_cdfs(results: Mapping[str, Result], slo: Mapping[str, float | None] 
                     marked = np.interp(_MARKED, share, curves[-1])
                     axes.plot(marked, _MARKED, "o", markersize=4, color=style["color"])
             axes.set(title=f"{name}: {meaning}", xlabel=f"{name} ({unit})", ylabel=f"share of {counted}")
-            _show_shares(axes)
+            show_shares(axes)
             _choose_scale(axes, [curve for curve in curves if len(curve)])
             limit_s = (slo or {}).get(key)
             if limit_s is not None:
                 _draw_limit(axes, limit_s * SCALES[unit], unit)
         head(figure, "Latency", "Dots: p50 and p99.", panels.flat[0])
     return figure
-
-
-def ttft_by_priority(results: Mapping[str, Result], title: str, caption: str = "") -> Figure:
-    """A panel for each priority, a curve for each run under its label; the axis is logarithmic, seconds."""
-    priorities = sorted({int(p) for result in results.values() for p in result.requests["priority"].unique()})
-    with drawing(11, 4.2) as figure:
-        panels = figure.subplots(1, len(priorities), squeeze=False, sharex=True)[0]
-        for axes, priority in zip(panels, priorities, strict=True):
-            for place, (run, result) in enumerate(results.items()):
-                requests = result.requests
-                ttft_s = np.sort(requests.loc[requests["priority"] == priority, "ttft_s"].dropna().to_numpy())
-                share = np.arange(1, len(ttft_s) + 1) / max(len(ttft_s), 1)
-                axes.plot(ttft_s, share, label=run, **line_style(place))
-            axes.set(title=f"priority {priority}", xlabel="TTFT (s)", ylabel="share of requests")
-            axes.set_xscale("log")
-            _show_shares(axes)
-            show_plain(axes.xaxis)
-        head(figure, title, caption, panels[0])
-    return figure
-
-
-def ttft_table(results: Mapping[str, Result]) -> pd.DataFrame:
-    """TTFT of each run and priority: the number of requests and `p50`, `p99` and `max` in seconds."""
-    tables = {
-        name: result.requests.groupby("priority")["ttft_s"].agg(
-            num_requests="size", p50="median", p99=lambda ttft_s: ttft_s.quantile(0.99), max="max"
-        )
-        for name, result in results.items()
-    }
-    table: pd.DataFrame = pd.concat(tables, names=["run"]).reset_index()
-    return table
 
 
 def _curve(result: Result, name: str) -> tuple[Column, Column]:
@@ -91,7 +59,8 @@ def _curve(result: Result, name: str) -> tuple[Column, Column]:
     return (np.quantile(measured, share) if len(measured) else measured), share
 
 
-def _show_shares(axes: Axes) -> None:
+def show_shares(axes: Axes) -> None:
+    """An axis of shares, up to all."""
     axes.set_ylim(0, 1.01)
     show_percent(axes.yaxis)
 
