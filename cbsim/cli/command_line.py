@@ -80,7 +80,7 @@ def compare(
     labels = run_labels([first, second])
     written = []
     if out is not None:
-        from cbsim.show.cdf_plot import latency_cdfs
+        from cbsim.show.latency_plot import latency_cdfs
         from cbsim.show.style import save_figure
 
         slo = {name: limit for name, limit in (runs[0].config.get("slo") or {}).items() if limit is not None}

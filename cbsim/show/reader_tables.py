@@ -10,8 +10,7 @@ from cbsim.base.units import format_seconds
 from cbsim.results.metrics import QUANTILES, flatten
 from cbsim.results.result import Result
 from cbsim.show.figures import COMPARED, MBU, MFU, SummaryFigure, latency
-from cbsim.show.notes import merged_notes
-from cbsim.show.text import BEST, Table, format_share
+from cbsim.show.text import BEST, Table, format_share, merged_notes
 from cbsim.studies.compare import WITHIN_SLO, Comparison, Difference
 from cbsim.studies.intervals import swept_columns
 from cbsim.studies.labels import point_name

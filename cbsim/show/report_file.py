@@ -9,12 +9,9 @@ from cbsim.base.errors import CbsimError
 from cbsim.base.paths import write_text
 from cbsim.results.output import REPORT_MARK, check_report_target, holds
 from cbsim.results.result import load_run
-from cbsim.show.capacity_chapter import capacity_chapter
-from cbsim.show.chapter import Chapter
-from cbsim.show.markup import Markup, joined, tag
+from cbsim.show.chapter import Chapter, Markup, joined, tag
 from cbsim.show.reader_tables import run_labels
-from cbsim.show.run_chapter import run_chapter
-from cbsim.show.sweep_chapter import sweep_chapter
+from cbsim.show.report_chapters import capacity_chapter, run_chapter, sweep_chapter
 from cbsim.studies.capacity.answer import load_capacity
 
 

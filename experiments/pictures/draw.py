@@ -16,7 +16,7 @@ import pandas as pd
 
 import cbsim
 from cbsim.results.result import Result
-from cbsim.show.cdf_plot import latency_cdfs, show_shares
+from cbsim.show.latency_plot import latency_cdfs, show_shares
 from cbsim.show.style import drawing, head, line_style, save_figure, show_plain
 from cbsim.show.sweep_plot import sweep_curves
 

@@ -17,7 +17,7 @@ from click.testing import CliRunner
 import cbsim
 from cbsim.base.errors import CbsimError
 from cbsim.cli import main
-from cbsim.show.markup import Cell, HtmlTable, Markup, prose, tag
+from cbsim.show.chapter import Cell, HtmlTable, Markup, prose, tag
 from cbsim.show.report_file import make_report, write_report
 from cbsim.studies.capacity import Plan, capacity
 from cbsim.studies.capacity.answer import save_capacity

@@ -16,9 +16,9 @@ from cbsim.cli.commands import arguments as args
 from cbsim.cli.commands import explain_steps
 from cbsim.cli.progress import watch_run
 from cbsim.results.output import holds
+from cbsim.show.explain_text import request_table, slow_table
 from cbsim.show.reader_tables import point_labels
-from cbsim.show.request_text import request_table, slow_table
-from cbsim.show.sweep_points import read_sweep_table
+from cbsim.show.sweep_text import read_sweep_table
 from cbsim.show.text import Table
 from cbsim.studies.explain.request_diagnosis import diagnose_request, stay_window
 from cbsim.studies.explain.run_diagnosis import check_parts, diagnose_run

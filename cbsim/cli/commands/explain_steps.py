@@ -16,7 +16,7 @@ import click
 
 from cbsim.base.errors import CbsimError
 from cbsim.cli.commands import arguments as args
-from cbsim.show.step_text import RunningTable, print_gantt, step_notes, step_table
+from cbsim.show.explain_text import RunningTable, print_gantt, step_notes, step_table
 from cbsim.studies.explain.batch_step import BatchStep
 from cbsim.studies.explain.gantt import Gantt
 from cbsim.studies.explain.source import Source

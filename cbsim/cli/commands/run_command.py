@@ -16,8 +16,7 @@ from cbsim.results.manifest import hash_mapping
 from cbsim.results.output import check_run_target, other_points
 from cbsim.results.result import Result, load_run
 from cbsim.show.reader_tables import compare_points, point_labels, run_tables
-from cbsim.show.sweep_points import Sweep
-from cbsim.show.sweep_text import replicate_table
+from cbsim.show.sweep_text import Sweep, replicate_table
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.intervals import has_replicates, is_known_by_spread
 from cbsim.studies.run import run_experiment
@@ -163,7 +162,7 @@ def _swept(point: Point) -> str:
 
 
 def _run_pictures(runs: Mapping[str, Result], experiment: Experiment) -> dict[str, Figure]:
-    from cbsim.show.cdf_plot import latency_cdfs
+    from cbsim.show.latency_plot import latency_cdfs
     from cbsim.show.timeline_plot import timeline, utilization
 
     cdfs = latency_cdfs(runs, experiment.slo.limits())

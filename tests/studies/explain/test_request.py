@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cbsim.base.errors import CbsimError
-from cbsim.show.request_text import MAX_CHUNKS, request_table
+from cbsim.show.explain_text import MAX_CHUNKS, request_table
 from cbsim.studies.explain.request_diagnosis import RequestDiagnosis, diagnose_request
 from cbsim.studies.explain.request_story import Entry
 from cbsim.studies.explain.source import Source
