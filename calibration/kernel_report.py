@@ -11,8 +11,8 @@ from calibration.reached_peaks import Reached, Sum, reached, step_errors
 from cbsim.base.units import TERA, format_seconds, markdown_table
 from cbsim.cost.costfile import CostFile
 from cbsim.lab.calibrate.accuracy import HEADER, Errors
-from cbsim.lab.calibrate.meta import Meta
 from cbsim.lab.calibrate.point import Point
+from cbsim.lab.calibrate.pointsfile import Meta
 from cbsim.specs import GpuSpec, ModelSpec
 
 SOFTWARE = ("cbsim", "torch", "triton", "cuda", "driver", "python")

@@ -94,7 +94,7 @@ def calibrate_all(options: argparse.Namespace) -> None:
     """Every model in turn; names are checked before minutes are spent on the first."""
     from cbsim.base.errors import CalibrationError
     from cbsim.lab.calibrate.named_spec import gpu_of_device, load_gpu, load_model
-    from cbsim.lab.kernels.device import open_device
+    from cbsim.lab.kernels.timing import open_device
 
     device = open_device(options.device)
     specs, problems = [], []
@@ -166,9 +166,8 @@ class Bench:
     def __init__(self, model, options) -> None:  # type: ignore[no-untyped-def]
         from cbsim.lab.calibrate.measurement import find_room
         from cbsim.lab.calibrate.timing_plan import make_plan
-        from cbsim.lab.kernels.device import open_device
         from cbsim.lab.kernels.shard import Shard
-        from cbsim.lab.kernels.timing import make_timer
+        from cbsim.lab.kernels.timing import make_timer, open_device
 
         shard = Shard(model)
         self.device = open_device(options.device)

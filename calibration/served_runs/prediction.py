@@ -11,8 +11,7 @@ from calibration.served_runs.sample import ServedRun
 from calibration.served_runs.servers import SYSTEM, Series, Settings
 from cbsim.cost import StepShape
 from cbsim.lab.calibrate.named_spec import load_model
-from cbsim.lab.calibrate.nvidia import SYSTEMS, Wanted, import_meta, import_points
-from cbsim.lab.calibrate.nvidia_tables import NvidiaTables
+from cbsim.lab.calibrate.nvidia import SYSTEMS, NvidiaTables, Wanted, import_meta, import_points
 from cbsim.lab.calibrate.profile_folder import write_profile
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.run import make_cost_model, run_experiment

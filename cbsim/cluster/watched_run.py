@@ -15,7 +15,7 @@ from cbsim.core.layout import REJECTED, REQUEST, World
 from cbsim.core.replica_view import ReplicaView
 from cbsim.core.stepping import StepwiseWorld, WatchedStepper
 from cbsim.observers.audience import Audience
-from cbsim.observers.step_view import StepView
+from cbsim.observers.views import StepView
 from cbsim.workload.request import Request
 
 

@@ -12,8 +12,7 @@ from cbsim.base.errors import ConfigError
 from cbsim.base.paths import YAML_SUFFIXES, data_folder, display_path, yaml_names
 from cbsim.base.registry import did_you_mean
 from cbsim.config.document import SWEEP, Document, Override, read_document, split_key
-from cbsim.config.expected import Expected
-from cbsim.config.mistakes import validation_problems
+from cbsim.config.mistakes import Expected, validation_problems
 from cbsim.config.section import FOLDER, Section
 from cbsim.config.sweep_grid import AxisValue, Grid, parse_grid
 from cbsim.config.yaml_text import Keys

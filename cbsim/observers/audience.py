@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 from cbsim.base.errors import PluginError, told_in_one_line
 from cbsim.observers.observer import STEP_HOOKS, Needs, ObservedRun, Observer
-from cbsim.observers.step_view import StepView
+from cbsim.observers.views import StepView
 from cbsim.workload.request import Request
 
 Hook = Literal[

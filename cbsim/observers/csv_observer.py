@@ -10,7 +10,7 @@ from pathlib import Path
 from cbsim.config.section import ComponentConfig
 from cbsim.observers.gathered_columns import Columns, Table
 from cbsim.observers.observer import Needs, ObservedRun, Observer
-from cbsim.observers.step_view import StepView
+from cbsim.observers.views import StepView
 from cbsim.workload.request import Request, RequestState
 
 

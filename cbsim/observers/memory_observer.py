@@ -12,8 +12,7 @@ from cbsim.base.errors import PluginError
 from cbsim.config.section import ComponentConfig
 from cbsim.observers.gathered_columns import Columns, Table
 from cbsim.observers.observer import Needs, ObservedRun, Observer
-from cbsim.observers.scheduler_view import SchedulerView
-from cbsim.observers.step_view import StepView
+from cbsim.observers.views import SchedulerView, StepView
 from cbsim.workload.request import Request
 
 _NO_STEP = -1

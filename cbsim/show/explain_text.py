@@ -11,10 +11,8 @@ from itertools import groupby
 
 from cbsim.base.units import format_seconds
 from cbsim.show.text import MISSING, Table, format_figure
-from cbsim.studies.explain.batch_step import BatchStep
-from cbsim.studies.explain.gantt import Gantt
-from cbsim.studies.explain.request_diagnosis import RequestDiagnosis
-from cbsim.studies.explain.request_story import MAX_CULPRITS, Entry
+from cbsim.studies.explain.batch_step import BatchStep, Gantt
+from cbsim.studies.explain.request_diagnosis import MAX_CULPRITS, Entry, RequestDiagnosis
 from cbsim.studies.explain.run_diagnosis import (
     LATENCIES,
     MIN_SHARE,

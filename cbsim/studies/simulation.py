@@ -32,7 +32,7 @@ from cbsim.core.stepping import Stepper, StepwiseWorld
 from cbsim.cost import CostModel, StepShape
 from cbsim.observers import ObservedRun
 from cbsim.observers.audience import Audience
-from cbsim.observers.scheduler_view import SchedulerView
+from cbsim.observers.views import SchedulerView
 from cbsim.results.latency import Replica, request_parts
 from cbsim.results.run_log import Deferred, RunLog, Slices, event_columns
 from cbsim.results.tables import step_columns

@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cbsim.results.metrics import flatten, summarize
-from cbsim.results.quantiles import weighted_quantiles
+from cbsim.results.metrics import flatten, summarize, weighted_quantiles
 from cbsim.workload.request import RequestState
 from tests.run_logs import PAPER, empty_log, paper_log, random_log
 

@@ -13,9 +13,9 @@ from cbsim.base.units import format_seconds
 from cbsim.cli.commands import arguments as args
 from cbsim.cli.progress import watch_study
 from cbsim.lab.bench.bench_tables import bench_tables, scaling_json, scaling_tables, to_json, to_markdown
-from cbsim.lab.bench.machine import Machine
 from cbsim.lab.bench.scaling import Scales, Study, parse_values
 from cbsim.lab.bench.study import Ledger, StudyInterrupted, StudyProgress, measure_study
+from cbsim.lab.bench.work_timing import Machine
 
 _NONE = "none"
 

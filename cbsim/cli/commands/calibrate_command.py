@@ -15,11 +15,9 @@ from cbsim.cli.commands import arguments as args
 from cbsim.cost.costfile import CostFile
 from cbsim.lab.calibrate.accuracy import Report
 from cbsim.lab.calibrate.layers import LayerTimings, Runs
-from cbsim.lab.calibrate.meta import read_meta
 from cbsim.lab.calibrate.named_spec import load_gpu, load_model
-from cbsim.lab.calibrate.nvidia import Wanted, import_meta, import_points
-from cbsim.lab.calibrate.nvidia_tables import NvidiaTables
-from cbsim.lab.calibrate.pointsfile import read_points
+from cbsim.lab.calibrate.nvidia import NvidiaTables, Wanted, import_meta, import_points
+from cbsim.lab.calibrate.pointsfile import read_meta, read_points
 from cbsim.lab.calibrate.profile_folder import check_profile_target, fit_profile, write_profile
 
 TOLD_IN_LOGS = 10

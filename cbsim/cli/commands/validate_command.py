@@ -15,10 +15,10 @@ from cbsim.base.paths import find_experiment
 from cbsim.base.units import MS_PER_S, format_count, format_seconds
 from cbsim.cli.commands import arguments as args
 from cbsim.cost.profile import ProfileConfig
-from cbsim.lab.calibrate.meta import read_meta
+from cbsim.lab.calibrate.pointsfile import read_meta
 from cbsim.lab.validate.both_worlds import IN_TURNS, BothWorlds, calibrate_here, validate_live, with_profile
-from cbsim.lab.validate.log_reader import read_server_log
 from cbsim.lab.validate.recorded_run import compare_with_log, figures_table, replay_log
+from cbsim.lab.validate.server_log import read_server_log
 from cbsim.lab.validate.token_clock import RecordedTokens
 from cbsim.results.output import check_run_target
 from cbsim.show.text import Table

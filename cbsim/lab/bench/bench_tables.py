@@ -10,10 +10,9 @@ from typing import Any
 import pandas as pd
 
 from cbsim.base.units import GIGA, KILO, MEGA, US_PER_S, markdown_table
-from cbsim.lab.bench.machine import Machine
 from cbsim.lab.bench.scaling import Axis, Study
 from cbsim.lab.bench.study import Row
-from cbsim.lab.bench.work_timing import Measured
+from cbsim.lab.bench.work_timing import Machine, Measured
 from cbsim.lab.bench.works import Work
 from cbsim.results.output import BENCH
 from cbsim.show.scaling_plot import scaling_picture

@@ -12,9 +12,8 @@ from typing import Any
 import cbsim
 from cbsim.base.errors import CbsimError
 from cbsim.base.paths import write_text
-from cbsim.lab.bench.machine import Machine
 from cbsim.lab.bench.scaling import ScalePoint
-from cbsim.lab.bench.work_timing import Measured, in_fresh_process, measure_scaled, num_runs
+from cbsim.lab.bench.work_timing import Machine, Measured, in_fresh_process, measure_scaled, num_runs
 from cbsim.results.manifest import hash_files, hash_mapping
 from cbsim.results.output import BENCH, check_target, holds
 from cbsim.studies.experiment import Experiment

@@ -1,9 +1,12 @@
-"""Measure works, each in a fresh process: neither memory nor warm caches pass from one to the next."""
+"""Measure works, each in a fresh process, and say on which machine."""
 
 from __future__ import annotations
 
 import json
 import multiprocessing
+import os
+import platform
+import re
 import resource
 import signal
 import subprocess
@@ -12,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,6 +32,52 @@ from cbsim.results.run_log import RunLog
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.run import make_workload, simulate
 from cbsim.studies.worker_pool import WorkerLost
+
+BUSY_LOAD = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What a reader must know to compare figures with others."""
+
+    cpu: str
+    num_cores: int
+    python: str
+    numpy: str
+    simpy: str
+    load: float
+    """Runnable processes a core over the last minute, when the benchmark began."""
+
+    @classmethod
+    def here(cls) -> Machine:
+        """This one."""
+        num_cores = os.cpu_count() or 1
+        return cls(
+            cpu=cpu_name(),
+            num_cores=num_cores,
+            python=f"{platform.python_implementation()} {platform.python_version()}",
+            numpy=version("numpy"),
+            simpy=version("simpy"),
+            load=os.getloadavg()[0] / num_cores if hasattr(os, "getloadavg") else 0.0,
+        )
+
+    def describe(self) -> str:
+        """One line."""
+        versions = f"{self.python}, numpy {self.numpy}, simpy {self.simpy}"
+        return f"{self.cpu}, {self.num_cores} cores, one used; {versions}"
+
+    def warnings(self) -> list[str]:
+        """What may have made the figures worse than they are."""
+        busy = f"load of {self.load:.1f} a core when this began: other work makes figures worse and unsteady"
+        return [busy] if self.load > BUSY_LOAD else []
+
+
+def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """The processor's name as the kernel tells it, else what Python knows."""
+    told = cpuinfo.read_text(encoding="utf-8", errors="replace") if cpuinfo.is_file() else ""
+    found = re.search(r"^model name\s*:(.*)$", told, re.MULTILINE)
+    return found[1].strip() if found else platform.processor() or platform.machine()
+
 
 Answer = TypeVar("Answer")
 

@@ -11,9 +11,8 @@ from cbsim.base.paths import scratch_folder
 from cbsim.cost.costfile import CostFile
 from cbsim.lab.calibrate.accuracy import Report
 from cbsim.lab.calibrate.fit import fit_cost_file
-from cbsim.lab.calibrate.meta import Meta, read_meta, save_meta
 from cbsim.lab.calibrate.point import Point
-from cbsim.lab.calibrate.pointsfile import read_points, write_points
+from cbsim.lab.calibrate.pointsfile import Meta, read_meta, read_points, save_meta, write_points
 from cbsim.lab.calibrate.timing_plan import PlanPoint
 
 POINTS, META, COST = "points.csv", "meta.json", "cost.json"

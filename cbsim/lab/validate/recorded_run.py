@@ -12,8 +12,7 @@ import numpy as np
 
 from cbsim.core.stepping import Slice, StepwiseWorld, WatchedStepper
 from cbsim.lab.validate.server_log import Arrivals, LoggedWorkload, ServerLog
-from cbsim.lab.validate.step_counts import Engine, waiting_since
-from cbsim.lab.validate.token_clock import RecordedTokens
+from cbsim.lab.validate.token_clock import Engine, RecordedTokens, waiting_since
 from cbsim.results.metrics import Deployment, flatten, summarize
 from cbsim.results.run_log import Column, RunLog
 from cbsim.show.text import MISSING, Table, format_figure

@@ -14,10 +14,11 @@ from cbsim.base.units import MEGA
 from cbsim.cli import main
 from cbsim.lab.bench import work_timing as measuring
 from cbsim.lab.bench.bench_tables import FIGURES, bench_tables, describe_goal, to_json, to_markdown, verdict
-from cbsim.lab.bench.machine import Machine, cpu_name
 from cbsim.lab.bench.work_timing import (
+    Machine,
     Measured,
     bare_simpy_s,
+    cpu_name,
     measure,
     measure_command,
     measure_simulation,

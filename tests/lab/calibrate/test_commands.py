@@ -11,8 +11,7 @@ from cbsim.cost.attention import decode_attention_s
 from cbsim.cost.costfile import model_shape
 from cbsim.cost.profile import ProfileConfig, ProfileCost
 from cbsim.lab.calibrate.accuracy import Errors, Report
-from cbsim.lab.calibrate.meta import Meta, read_meta, save_meta
-from cbsim.lab.calibrate.pointsfile import write_points
+from cbsim.lab.calibrate.pointsfile import Meta, read_meta, save_meta, write_points
 from tests.cost.laws import make_form
 from tests.lab.calibrate.synthetic import sizes, timed
 from tests.specs.test_specs import load_gpu, load_model

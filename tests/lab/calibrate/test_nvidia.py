@@ -8,8 +8,7 @@ import pytest
 import yaml
 
 from cbsim.base.errors import CalibrationError
-from cbsim.lab.calibrate.nvidia import SAMPLING_KERNELS, Wanted, import_meta, import_points
-from cbsim.lab.calibrate.nvidia_tables import NvidiaTables
+from cbsim.lab.calibrate.nvidia import SAMPLING_KERNELS, NvidiaTables, Wanted, import_meta, import_points
 from tests.specs.test_specs import load_model
 
 ROWS = (1, 16, 64, 512, 2048, 16_384, 32_768)

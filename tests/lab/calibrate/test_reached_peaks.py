@@ -21,8 +21,8 @@ from cbsim.cost.costfile import Box, CostFile, model_shape
 from cbsim.cost.form import StepForm
 from cbsim.lab.calibrate import measurement as measure
 from cbsim.lab.calibrate.accuracy import predict
-from cbsim.lab.calibrate.meta import Meta, read_meta
 from cbsim.lab.calibrate.point import Point
+from cbsim.lab.calibrate.pointsfile import Meta, read_meta
 from cbsim.lab.calibrate.timing_plan import PlanPoint
 from cbsim.lab.kernels import timing
 from cbsim.lab.kernels.timing import CpuTimer, MakeCalls, Timing

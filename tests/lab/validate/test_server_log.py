@@ -11,7 +11,7 @@ import pytest
 
 import cbsim
 from cbsim.base.errors import WorkloadError
-from cbsim.lab.validate.log_reader import read_server_log
+from cbsim.lab.validate.server_log import read_server_log
 from tests.lab.validate.logs import SETTINGS
 
 VLLM_ROWS = [

@@ -12,10 +12,8 @@ from hypothesis import strategies as st
 
 from cbsim.base.errors import CbsimError
 from cbsim.show.explain_text import RunningTable, gantt_lines, step_table
-from cbsim.studies.explain.batch_step import BatchStep, Limits
-from cbsim.studies.explain.gantt import Gantt
-from cbsim.studies.explain.source import Source
-from cbsim.studies.explain.step_source import Window
+from cbsim.studies.explain.batch_step import BatchStep, Gantt, Limits
+from cbsim.studies.explain.source import Source, Window
 from cbsim.studies.run import run_experiment
 from tests.studies.explain.cases import PREEMPTED, experiment, source
 
