@@ -12,7 +12,7 @@ from matplotlib.ticker import NullLocator
 
 from cbsim.base.units import MS_PER_S
 from cbsim.results.run_log import Column
-from cbsim.show.accuracy_plot import draw_no_error, errors
+from cbsim.show.lab_plot import draw_no_error, errors
 from cbsim.show.style import FAINT, INK, drawing, head, line_style, show_plain
 
 SERVED_BAND, SERVED_LIMIT = 0.1, 0.5

@@ -252,7 +252,10 @@ def _rule(node: ast.expr, text: str, names: dict[str, None]) -> Rule:
             return lambda settings: compute(_number(first(settings)), _number(second(settings)))
         case ast.Compare(left=left, ops=ops, comparators=others) if all(type(op) in _COMPARE for op in ops):
             compare, terms = [_COMPARE[type(op)] for op in ops], rules(left, *others)
-            return lambda settings: all(map(_applied, compare, pairwise([term(settings) for term in terms])))
+            return lambda settings: all(
+                each(*pair)
+                for each, pair in zip(compare, pairwise([term(settings) for term in terms]), strict=True)
+            )
         case ast.List(elts=parts) | ast.Tuple(elts=parts):
             terms = rules(*parts)
             return lambda settings: [term(settings) for term in terms]
@@ -267,10 +270,6 @@ def _rule(node: ast.expr, text: str, names: dict[str, None]) -> Rule:
     raise ConfigError(
         f"'{shown}' is not allowed; expected keys and values with < <= > >= == != in and or not"
     )
-
-
-def _applied(compare: Callable[[Any, Any], bool], values: tuple[Any, Any]) -> bool:
-    return compare(*values)
 
 
 def _number(value: Any) -> int | float:

@@ -14,7 +14,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator
 
 from cbsim.results.result import Result
 from cbsim.results.run_log import Column
-from cbsim.show.figures import LATENCIES, SCALES
+from cbsim.show.reader_tables import LATENCIES, SCALES
 from cbsim.show.style import INK, PALETTE, drawing, head, label, line_style, show_percent, show_plain
 from cbsim.show.text import format_figure
 from cbsim.studies.explain.run_diagnosis import LATENCIES as STACKED

@@ -17,7 +17,7 @@ from matplotlib.ticker import NullLocator, StrMethodFormatter
 from cbsim.results.run_log import Column
 from cbsim.show.capacity_plot import OFFERED, rate_panels
 from cbsim.show.chapter import Picture
-from cbsim.show.figures import GOODPUT, ITL, SAME, THROUGHPUT, TTFT, SummaryFigure, latency
+from cbsim.show.reader_tables import GOODPUT, ITL, SAME, THROUGHPUT, TTFT, SummaryFigure, latency
 from cbsim.show.style import FAINT, PALETTE, drawing, head, label, line_style, show_percent
 from cbsim.show.sweep_text import Sweep
 from cbsim.show.text import format_figure

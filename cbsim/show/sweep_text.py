@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from cbsim.base.errors import CbsimError
 from cbsim.results.table_file import first_line
 from cbsim.show.capacity_text import describe_slo
-from cbsim.show.figures import (
+from cbsim.show.reader_tables import (
     ATTAINMENT,
     COMPARED,
     GOODPUT,
@@ -22,8 +22,8 @@ from cbsim.show.figures import (
     TPOT,
     TTFT,
     SummaryFigure,
+    records,
 )
-from cbsim.show.reader_tables import records
 from cbsim.show.text import MISSING, Table, format_figure, format_interval
 from cbsim.studies.intervals import (
     BOOKKEEPING,

@@ -14,10 +14,9 @@ from cbsim.cost import COST_MODELS, CostModel
 from cbsim.observers import OBSERVERS, Observer
 from cbsim.observers.audience import Audience
 from cbsim.results.latency import mean_parts
-from cbsim.results.manifest import hash_files, hash_mapping, make_manifest, package_version
 from cbsim.results.metrics import Deployment, request_latencies, summarize
 from cbsim.results.output import REPORT, RUN_FILES
-from cbsim.results.result import Result
+from cbsim.results.result import Result, hash_files, hash_mapping, make_manifest, package_version
 from cbsim.results.run_log import RunLog
 from cbsim.results.run_notes import backlog_notes
 from cbsim.schedulers import SCHEDULERS

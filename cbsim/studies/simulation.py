@@ -49,6 +49,11 @@ TOKENS_TO_COMPILE = 3_000_000
 TOKENS_TO_LOAD = 15_000
 """Output tokens from which a run is compiled: where the core has yet to be compiled (some 15 s), and where it
 is only loaded from the cache folder (0.04 s). Interpreting takes some 2.5 us a token."""
+KEPT = (
+    *("replica", "num_prompt_tokens", "num_output_tokens", "num_generated_tokens"),
+    *("num_cached_tokens", "num_preemptions", "priority"),
+)
+"""Columns of requests that are those of their records."""
 ROUTERS = get_args(ReplicasConfig.model_fields["router"].annotation)
 
 
@@ -201,13 +206,8 @@ def simulate_core(
     requests, seed = intake.requests, setup.means.seed
     job_length = rung.job_length(setup.scheduler, seed)
     if job_length is not None:
-        lengths = zip(
-            intake.names(),
-            requests["num_prompt_tokens"].tolist(),
-            requests["num_output_tokens"].tolist(),
-            strict=True,
-        )
-        requests["job_length"] = [job_length(*each) for each in lengths]
+        lengths = (requests[name].tolist() for name in ("num_prompt_tokens", "num_output_tokens"))
+        requests["job_length"] = list(map(job_length, intake.names(), *lengths))
     if setup.is_closed:
         think = ThinkTimes(setup.workload.config, setup.workload.seed)
         requests["think_s"] = [think.after(index) for index in range(len(requests))]
@@ -429,18 +429,7 @@ def log_of(
         "first_token_at_s": rows["first_token_at_s"],
         "finished_at_s": np.where(is_finished, rows["last_token_at_s"], np.nan),
         "max_itl_s": rows["max_itl_s"],
-        **{
-            name: rows[name]
-            for name in (
-                "replica",
-                "num_prompt_tokens",
-                "num_output_tokens",
-                "num_generated_tokens",
-                "num_cached_tokens",
-                "num_preemptions",
-                "priority",
-            )
-        },
+        **{name: rows[name] for name in KEPT},
         "state": np.where(np.isin(state, ENDED), state, RequestState.UNFINISHED),
     }
     requests = Deferred(lambda: {"request_id": names_of()}, known)
@@ -466,15 +455,8 @@ def log_of(
         def in_order_of_time() -> Array:
             return np.lexsort((record.column("steps", "replica"), record.column("steps", "start_s")))
 
-        replicas = [
-            Replica(
-                number,
-                StepColumns(record, names, num_blocks, partial(places_of, number)),
-                _of_replica(slices, number),
-                cost,
-            )
-            for number in range(len(own))
-        ]
+        columns = [StepColumns(record, names, num_blocks, partial(places_of, n)) for n in range(len(own))]
+        replicas = [Replica(n, of, _of_replica(slices, n), cost) for n, of in enumerate(columns)]
         steps = StepColumns(record, names, num_blocks, in_order_of_time)
     # Parts of latencies take steps to follow one another, each with a token of a request at most.
     is_shared = has_drafts or setup.num_stages > 1

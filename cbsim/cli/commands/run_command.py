@@ -12,9 +12,8 @@ from cbsim.base.errors import CbsimError
 from cbsim.base.units import format_seconds
 from cbsim.cli.commands import arguments as args
 from cbsim.cli.progress import watch_run, watch_study
-from cbsim.results.manifest import hash_mapping
 from cbsim.results.output import check_run_target, other_points
-from cbsim.results.result import Result, load_run
+from cbsim.results.result import Result, hash_mapping, load_run
 from cbsim.show.reader_tables import compare_points, point_labels, run_tables
 from cbsim.show.sweep_text import Sweep, replicate_table
 from cbsim.studies.experiment import Experiment

@@ -15,7 +15,7 @@ from cbsim.lab.bench.study import Row
 from cbsim.lab.bench.work_timing import Machine, Measured
 from cbsim.lab.bench.works import Work
 from cbsim.results.output import BENCH
-from cbsim.show.scaling_plot import scaling_picture
+from cbsim.show.lab_plot import scaling_picture
 from cbsim.show.style import save_figure
 from cbsim.show.text import MISSING, Table, format_figure, format_share
 from cbsim.studies.sweep import save_table

@@ -19,7 +19,7 @@ from cbsim.studies.experiment import Experiment
 from cbsim.studies.labels import label_values, point_name
 from cbsim.studies.run import make_workload
 from cbsim.workload import WORKLOADS
-from cbsim.workload.request import RequestBatch, Segments
+from cbsim.workload.request import RequestBatch
 from cbsim.workload.request_source import MAX_REQUESTS, Trim
 from cbsim.workload.trace import TraceWorkload
 
@@ -261,9 +261,5 @@ def _later(batch: RequestBatch, lap: int, shift_s: float) -> RequestBatch:
     if sessions is not None:
         sessions = np.array([name and name + mark for name in sessions], dtype=np.object_)
     if prompts is not None:
-        prompts = [_marked(prompt, mark) for prompt in prompts]
+        prompts = [p and tuple((f"{name}{mark}", num_tokens) for name, num_tokens in p) for p in prompts]
     return replace(moved, request_id=names, session_id=sessions, prompt=prompts)
-
-
-def _marked(prompt: Segments | None, mark: str) -> Segments | None:
-    return prompt and tuple((f"{name}{mark}", num_tokens) for name, num_tokens in prompt)

@@ -14,8 +14,8 @@ from cbsim.base.errors import CbsimError
 from cbsim.base.paths import write_text
 from cbsim.lab.bench.scaling import ScalePoint
 from cbsim.lab.bench.work_timing import Machine, Measured, in_fresh_process, measure_scaled, num_runs
-from cbsim.results.manifest import hash_files, hash_mapping
 from cbsim.results.output import BENCH, check_target, holds
+from cbsim.results.result import hash_files, hash_mapping
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.run import make_cost_model, make_workload
 

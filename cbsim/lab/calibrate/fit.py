@@ -20,7 +20,7 @@ from cbsim.lab.calibrate.gridfit import USUAL_KV_HEADS, LatticeFormula, fit_grid
 from cbsim.lab.calibrate.point import MIN_POINTS, OPS, Op, Point, columns_of
 from cbsim.lab.calibrate.pointsfile import Meta
 from cbsim.lab.calibrate.rowsfit import fit_dense, fit_logits
-from cbsim.results.manifest import hash_files
+from cbsim.results.result import hash_files
 
 Mask = NDArray[np.bool_]
 

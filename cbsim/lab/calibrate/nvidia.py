@@ -208,10 +208,7 @@ SYSTEMS = {
     "a100_sxm": System("a100-80g", 40 * MEGA),
     "l40s": System("l40s", 96 * MEGA),
     "rtx_pro_6000_server": System("rtxpro6000", 128 * MEGA),
-    "b200_sxm": System(None, 126 * MEGA),
-    "gb200": System(None, 126 * MEGA),
-    "b300_sxm": System(None, 126 * MEGA),
-    "gb300": System(None, 126 * MEGA),
+    **dict.fromkeys(("b200_sxm", "gb200", "b300_sxm", "gb300"), System(None, 126 * MEGA)),
 }
 """L2 sizes from NVIDIA's architecture white papers (Ampere, Hopper, Ada, Blackwell)."""
 

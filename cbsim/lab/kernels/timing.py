@@ -21,7 +21,7 @@ from cbsim.base.errors import CalibrationError
 from cbsim.base.registry import did_you_mean
 from cbsim.base.units import KIB, MIB, MS_PER_S
 from cbsim.lab.bench.work_timing import cpu_name
-from cbsim.results.manifest import package_version
+from cbsim.results.result import package_version
 
 MEMINFO = Path("/proc/meminfo")
 KINDS = ("cuda", "cpu")

@@ -20,9 +20,8 @@ from cbsim.lab.live.tokens import TokenBook
 from cbsim.lab.live.weights import Checkpoint
 from cbsim.observers import ObservedRun, Observer
 from cbsim.observers.views import SchedulerView
-from cbsim.results.manifest import make_manifest
 from cbsim.results.metrics import Deployment, summarize
-from cbsim.results.result import Result
+from cbsim.results.result import Result, make_manifest
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.run import log_notes, make_audience, make_cost_model, make_workload
 from cbsim.studies.simulation import setup_of, stepwise, stepwise_log

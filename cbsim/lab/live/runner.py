@@ -14,10 +14,9 @@ from torch import Tensor
 
 from cbsim.core.stepping import Slice
 from cbsim.lab.kernels.attention_backends import DecodeBatch, LayerCache, make_backend
-from cbsim.lab.kernels.decoder import Decoder
+from cbsim.lab.kernels.decoder import Decoder, SequenceSlice, StepBatch, block_tables, decode_columns
 from cbsim.lab.kernels.sampling import sample
 from cbsim.lab.kernels.shard import Shard
-from cbsim.lab.kernels.step_batch import SequenceSlice, StepBatch, block_tables, decode_columns
 from cbsim.lab.live.tokens import TokenBook
 from cbsim.specs import ModelSpec
 

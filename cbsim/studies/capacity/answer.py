@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from cbsim.base.errors import CbsimError, ConfigError
 from cbsim.base.paths import write_text
-from cbsim.results.manifest import hash_mapping
 from cbsim.results.output import ANSWER, POINTS, check_target, has_file
+from cbsim.results.result import hash_mapping
 from cbsim.studies.capacity.search import Plan, SearchOutcome, SearchTask, complete_curves, search
 from cbsim.studies.capacity.verdict import Contender, Evidence, judge_all
 from cbsim.studies.experiment import Experiment

@@ -20,8 +20,7 @@ from cbsim.cluster.simpy_world import Progress
 from cbsim.core.building import LOG_ROWS
 from cbsim.core.layout import STEP
 from cbsim.core.stepping import Slice, Stepper, StepwiseWorld, WatchedStepper
-from cbsim.results.manifest import hash_files, package_version
-from cbsim.results.result import Result, load_run
+from cbsim.results.result import Result, hash_files, load_run, package_version
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.explain.batch_step import DECISIONS, BatchStep, Limits, Share, steps_of
 from cbsim.studies.run import make_cost_model, make_workload, run_experiment

@@ -15,7 +15,7 @@ from cbsim.lab.bench.bench_tables import scaling_frame, scaling_tables
 from cbsim.lab.bench.scaling import Axis, Scales, Study
 from cbsim.lab.bench.study import Entry, StudyInterrupted, StudyProgress, measure_study, time_left_s
 from cbsim.lab.bench.work_timing import Machine, in_fresh_process
-from cbsim.show.scaling_plot import scaling_picture
+from cbsim.show.lab_plot import scaling_picture
 from cbsim.studies.worker_pool import WorkerLost
 from tests.lab.bench.small import GENERATOR, MEASURED, SMALL, TRACE, Bench, experiment, open_ledger, row
 
