@@ -163,8 +163,8 @@ def compare(
         from cbsim.show.latency_plot import latency_cdfs
         from cbsim.show.style import save_figure
 
-        slo = {name: limit for name, limit in (runs[0].config.get("slo") or {}).items() if limit is not None}
-        written = save_figure(latency_cdfs(dict(zip(labels, runs, strict=True)), slo), out / "latency_cdfs")
+        drawn = latency_cdfs(dict(zip(labels, runs, strict=True)), runs[0].slo)
+        written = save_figure(drawn, out / "latency_cdfs")
     if as_json:
         told = asdict(comparison)
         for difference, row in zip(comparison.differences, told["differences"], strict=True):

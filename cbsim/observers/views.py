@@ -4,42 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import overload
+from typing import Any, overload
 
 from cbsim.core.replica_view import ReplicaView, Slice
 from cbsim.workload.request import Request
 
 
+def _own(name: str, meaning: str) -> Any:
+    """A property: a whole number that a replica keeps."""
+    return property(lambda self: int(getattr(self._replica.own, name)), doc=meaning)
+
+
 class PoolView:
     """The KV blocks of a replica."""
+
+    num_blocks: int = _own("num_blocks", "All there are.")
+    block_size: int = _own("block_size", "Tokens a block.")
+    num_free: int = _own("num_free", "Blocks that nobody holds.")
+    num_cached_free: int = _own("num_cached_free", "Free blocks that still hold reusable content.")
 
     def __init__(self, replica: ReplicaView) -> None:
         self._replica = replica
 
     @property
-    def num_blocks(self) -> int:
-        """All there are."""
-        return int(self._replica.own.num_blocks)
-
-    @property
-    def block_size(self) -> int:
-        """Tokens a block."""
-        return int(self._replica.own.block_size)
-
-    @property
     def prefix_caching(self) -> bool:
         """Whether requests share the blocks of equal prefixes."""
         return bool(self._replica.own.prefix_caching)
-
-    @property
-    def num_free(self) -> int:
-        """Blocks that nobody holds."""
-        return int(self._replica.own.num_free)
-
-    @property
-    def num_cached_free(self) -> int:
-        """Free blocks that still hold reusable content."""
-        return int(self._replica.own.num_cached_free)
 
     @property
     def num_used(self) -> int:
@@ -76,6 +66,9 @@ class WaitingView(Sequence[Request]):
 class SchedulerView:
     """A replica's scheduler; `name` is that of its class."""
 
+    num_running: int = _own("num_running", "How many requests run.")
+    num_transfers: int = _own("num_transfers", "Those that hold blocks for KV from or for elsewhere.")
+
     def __init__(self, replica: ReplicaView, name: str) -> None:
         self._replica = replica
         self.name = name
@@ -86,16 +79,6 @@ class SchedulerView:
     def running(self) -> list[Request]:
         """The running requests in order of admission."""
         return self._replica.running
-
-    @property
-    def num_transfers(self) -> int:
-        """Requests that hold blocks for KV which comes from elsewhere or goes there."""
-        return int(self._replica.own.num_transfers)
-
-    @property
-    def num_running(self) -> int:
-        """How many they are."""
-        return int(self._replica.own.num_running)
 
 
 @dataclass(slots=True, eq=False)

@@ -285,6 +285,17 @@ def _not_overlapped_s(steps: Mapping[str, Column]) -> Column:
     return alone_s
 
 
+def flop_of(model: ModelSpec, num_tokens: Any, num_logits: Any, num_pairs: Any) -> Any:
+    """FLOP of a step, of each of many, or of all; see `mfu`."""
+    dense, attention = model.dense_flop_per_token, model.attention_flop_per_pair
+    return num_tokens * dense + num_logits * model.logits_flop + num_pairs * attention
+
+
+def bytes_of(model: ModelSpec, num_steps: int, num_tokens: Any, num_context_tokens: Any) -> Any:
+    """Bytes moved in a step, in each of many, or in all; see `mbu`."""
+    return num_steps * model.weight_bytes + (num_context_tokens + num_tokens) * model.kv_bytes_per_token
+
+
 def mfu(totals: StepTotals, deployment: Deployment, replica_s: float) -> float | None:
     """Model FLOP utilization: FLOP of all steps / (`replica_s` x GPUs a replica x peak FLOP/s at the dtype).
 
@@ -294,11 +305,7 @@ def mfu(totals: StepTotals, deployment: Deployment, replica_s: float) -> float |
     included.
     """
     model, gpu = deployment.model, deployment.gpu
-    flop = (
-        totals.num_tokens * model.dense_flop_per_token
-        + totals.num_logits * model.logits_flop
-        + totals.num_attention_pairs * model.attention_flop_per_pair
-    )
+    flop = flop_of(model, totals.num_tokens, totals.num_logits, totals.num_attention_pairs)
     return _ratio(flop, replica_s * deployment.num_gpus * gpu.peak_flop_per_s(model.dtype))
 
 
@@ -310,8 +317,7 @@ def mbu(totals: StepTotals, deployment: Deployment, replica_s: float) -> float |
     `replica_s` is makespan x replicas, idle time included.
     """
     model, gpu = deployment.model, deployment.gpu
-    num_entries = totals.num_context_tokens + totals.num_tokens
-    num_bytes = totals.num_steps * model.weight_bytes + num_entries * model.kv_bytes_per_token
+    num_bytes = bytes_of(model, totals.num_steps, totals.num_tokens, totals.num_context_tokens)
     return _ratio(num_bytes, replica_s * deployment.num_gpus * gpu.memory_bytes_per_s)
 
 

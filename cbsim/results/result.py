@@ -134,6 +134,11 @@ class Result:
         """What a reader of the figures must know: backlog, assumed figures, uncalibrated steps."""
         return list(self.summary["notes"])
 
+    @property
+    def slo(self) -> dict[str, float]:
+        """The limits the run was given, seconds."""
+        return {name: limit for name, limit in (self.config.get("slo") or {}).items() if limit is not None}
+
     @cached_property
     def requests(self) -> pd.DataFrame:
         """One row a request in order of arrival; see `cbsim.results.tables.REQUESTS`."""

@@ -117,8 +117,7 @@ MAX_DRAWN = 6
 
 def run_chapter(results: Mapping[str, Result], title: str) -> Chapter:
     """The chapter of some runs under their labels."""
-    slo = {label: slo_of(result) for label, result in results.items()}
-    limits = next(iter(slo.values()))
+    limits = next(iter(results.values())).slo
     told = compare_runs(results)
     tables = [HtmlTable.of_text("Figures of each run", told)]
     warnings = list(told.notes)
@@ -132,7 +131,7 @@ def run_chapter(results: Mapping[str, Result], title: str) -> Chapter:
     return Chapter(
         title=title,
         question=f"What do the requests feel{and_how_many}?",
-        answers=[_sentence(label, result, slo[label]) for label, result in results.items()],
+        answers=[_sentence(label, result) for label, result in results.items()],
         warnings=warnings,
         tables=tables,
         pictures=list(_pictures(results, limits)),
@@ -161,13 +160,8 @@ def _pictures(results: Mapping[str, Result], limits: Mapping[str, float]) -> Ite
         yield Picture(utilization(drawn), "MFU and MBU over time", f"Means of each run: {means}")
 
 
-def slo_of(result: Result) -> dict[str, float]:
-    """The limits a run was given, seconds."""
-    return {name: limit for name, limit in (result.config.get("slo") or {}).items() if limit is not None}
-
-
-def _sentence(label: str, result: Result, slo: Mapping[str, float]) -> str:
-    summary = result.summary
+def _sentence(label: str, result: Result) -> str:
+    summary, slo = result.summary, result.slo
     ttft = _intervals(result, "ttft_s").get("p99")
     told = f"TTFT p99 is {format_interval(ttft)} s" if ttft else "no request got a token"
     rate = format_figure(summary["request_throughput_per_s"])
@@ -292,7 +286,7 @@ def sweep_chapter(folder: Path) -> Chapter:
     if not len(ran):
         raise CbsimError(f"{folder}: no point of this sweep ran")
     first = load_run(folder / "points" / str(ran["point"].iloc[0]))
-    sweep = Sweep.of(table, slo_of(first), is_known_by_spread(first.config))
+    sweep = Sweep.of(table, first.slo, is_known_by_spread(first.config))
     names = " and ".join(f"`{key}`" for key in sweep.keys) or "the seed"
     aim = f"goodput within {describe_slo(sweep.slo)}" if sweep.slo else "throughput"
     return Chapter(

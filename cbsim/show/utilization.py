@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from cbsim.results.metrics import bytes_of, flop_of
 from cbsim.results.result import Result
 from cbsim.results.run_log import Column
 from cbsim.specs import GpuSpec, ModelSpec
@@ -22,21 +23,18 @@ def has_utilization(result: Result) -> bool:
 
 
 def step_mfu(result: Result, steps: pd.DataFrame) -> Column:
-    """Of each step, FLOP over what the GPUs could do in its time; the FLOP of `cbsim.results.metrics.mfu`."""
+    """Of each step, FLOP over what the GPUs could do in its time."""
     model = ModelSpec.model_validate(result.config["model"])
-    flop = (
-        _num_tokens(steps) * float(model.dense_flop_per_token)
-        + steps["num_logits"].to_numpy() * float(model.logits_flop)
-        + steps["num_attention_pairs"].to_numpy() * float(model.attention_flop_per_pair)
+    flop = flop_of(
+        model, _num_tokens(steps), _numbers(steps, "num_logits"), _numbers(steps, "num_attention_pairs")
     )
     return _share(flop, result, steps, _gpu(result).peak_flop_per_s(model.dtype))
 
 
 def step_mbu(result: Result, steps: pd.DataFrame) -> Column:
-    """Of each step, bytes over what memory could move in its time; the bytes of `results.metrics.mbu`."""
+    """Of each step, bytes over what memory could move in its time."""
     model = ModelSpec.model_validate(result.config["model"])
-    num_entries = steps["num_context_tokens"].to_numpy() + _num_tokens(steps)
-    num_bytes = model.weight_bytes + num_entries * float(model.kv_bytes_per_token)
+    num_bytes = bytes_of(model, 1, _num_tokens(steps), _numbers(steps, "num_context_tokens"))
     return _share(num_bytes, result, steps, _gpu(result).memory_bytes_per_s)
 
 
@@ -44,9 +42,12 @@ def _gpu(result: Result) -> GpuSpec:
     return GpuSpec.model_validate(result.config["gpu"])
 
 
+def _numbers(steps: pd.DataFrame, name: str) -> Column:
+    return steps[name].to_numpy(np.float64)
+
+
 def _num_tokens(steps: pd.DataFrame) -> Column:
-    num_tokens: Column = steps["num_prefill_tokens"].to_numpy() + steps["num_decode_tokens"].to_numpy()
-    return num_tokens
+    return _numbers(steps, "num_prefill_tokens") + _numbers(steps, "num_decode_tokens")
 
 
 def _share(amount: Column, result: Result, steps: pd.DataFrame, per_gpu_s: float) -> Column:
