@@ -35,7 +35,7 @@ from calibration.served_runs.tables import (
     write_runs,
 )
 from cbsim.base.errors import CbsimError
-from cbsim.lab.calibrate.nvidia import NvidiaTables
+from cbsim.lab.calibrate.nvidia_tables import NvidiaTables
 from cbsim.show.style import save_figure
 from cbsim.studies.worker_pool import Pool, open_pool
 

@@ -11,8 +11,10 @@ from calibration.served_runs.sample import ServedRun
 from calibration.served_runs.servers import SYSTEM, Series, Settings
 from cbsim.cost import StepShape
 from cbsim.lab.calibrate.named_spec import load_model
-from cbsim.lab.calibrate.nvidia import SYSTEMS, NvidiaTables, Wanted, import_meta, import_points
+from cbsim.lab.calibrate.nvidia import SYSTEMS, Wanted, import_meta, import_points
+from cbsim.lab.calibrate.nvidia_tables import NvidiaTables
 from cbsim.lab.calibrate.profile_folder import write_profile
+from cbsim.specs import ParallelSpec
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.run import make_cost_model, run_experiment
 
@@ -47,7 +49,7 @@ def import_profile(order: ProfileOrder) -> None:
     """Import a profile; raises `CalibrationError` if the tables lack something."""
     tables = NvidiaTables(SYSTEM, order.wheel)
     model = load_model(order.model)
-    wanted = Wanted(model, order.tensor_parallel, order.framework, order.framework)
+    wanted = Wanted(model, ParallelSpec(tensor=order.tensor_parallel), order.framework, order.framework)
     points = import_points(tables, wanted)
     meta = import_meta(tables, wanted, datetime.now(UTC).date().isoformat())
     write_profile(order.folder, points, meta)

@@ -9,7 +9,7 @@ import pandas as pd
 from calibration.served_runs.servers import Series
 from cbsim.base.errors import CalibrationError
 from cbsim.base.units import MS_PER_S
-from cbsim.lab.calibrate.nvidia import PACKAGE, NvidiaTables
+from cbsim.lab.calibrate.nvidia_tables import PACKAGE, NvidiaTables
 
 SAMPLE = "silicon_sample.csv"
 SIZES = ("tp_size", "isl", "osl")

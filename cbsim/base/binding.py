@@ -14,10 +14,8 @@ import re
 import sys
 import tempfile
 import time
-import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import cached_property
+from functools import cache, cached_property
 from importlib import metadata
 from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
@@ -27,17 +25,8 @@ from cbsim.base.machine_code import MachineCode, host, kind_of, read_code, write
 
 AnyFunction = TypeVar("AnyFunction", bound=Callable[..., Any])
 
-NUMBA_OPTIONS = {
-    "boundscheck": True,
-    "error_model": "python",
-    "_nrt": False,
-    "no_cfunc_wrapper": True,
-    "no_cpython_wrapper": True,
-}
-"""`_nrt=False` with `forceinline` makes the core some twenty times as fast as plain `njit`: without reference
-counts, LLVM keeps records in registers. Rules therefore allocate nothing."""
-
-
+TRANSLATED_BY = ("machine_code.py", "record_types.py", "translation.py")
+"""The modules, beside this one, on which machine code depends."""
 OWN = "cbsim"
 """The package whose functions nobody can change."""
 NEEDS_MEMORY = "NRT required but not enabled"
@@ -49,17 +38,10 @@ class CannotCompile(Exception):
     """numba could not translate a rule; the text begins with the file and line that prevent it."""
 
 
-def view(function: AnyFunction) -> AnyFunction:
-    """Mark a rule that returns a tuple of arrays: compiled, it is pasted into its callers."""
-    function.is_view = True  # type: ignore[attr-defined]
-    return function
-
-
 def apart(function: AnyFunction) -> AnyFunction:
     """Mark a rule that runs seldom: compiled, it is called instead of pasted into its callers.
 
-    A call passes some thirty arrays, which takes about as long as a step's whole accounting; pasting takes
-    time to compile, anew at each place that calls it.
+    Pasting takes time to compile, anew at each place that calls it.
     """
     function.is_apart = True  # type: ignore[attr-defined]
     return function
@@ -100,7 +82,7 @@ class Bound:
             _version("numpy"),
         ):
             digest.update(version.encode())
-        digest.update(repr(sorted(NUMBA_OPTIONS.items())).encode())
+        digest.update(_translator())
         for function in self.functions():
             digest.update(repr((function.__module__, function.__qualname__)).encode())
             digest.update(_text_of(function.__code__).encode())
@@ -214,65 +196,15 @@ class Compiled:
 
     def _compile(self, arguments: tuple[Any, ...]) -> tuple[str, str, bytes]:
         """Name, type of result and object code, as `MachineCode` takes them."""
-        import numba
-
-        def finish(copy: FunctionType, is_outermost: bool) -> Callable[..., Any]:
-            options: dict[str, Any] = dict(NUMBA_OPTIONS)
-            options["inline"] = "always" if getattr(copy, "is_view", False) else "never"
-            is_pasted = _takes_many_arrays(copy) and not getattr(copy, "is_apart", False)
-            options["forceinline"] = is_pasted and not is_outermost
-            made: Callable[..., Any] = numba.njit(copy, **options)
-            return made
-
-        dispatcher: Any = self._bound._twin(finish)
         try:
-            with _optimizing_only(dispatcher.py_func.__qualname__):
-                dispatcher.compile(tuple(map(dispatcher.typeof_pyval, arguments)))
-        except Exception as error:  # numba's own errors, and what its analysis stumbles over
+            from cbsim.base.translation import translate
+
+            return translate(self._bound._twin, _is_pasted, arguments)
+        except Exception as error:  # numba's own errors, what its analysis stumbles over, another numba
             raise CannotCompile(_first_cause(str(error), self._bound.functions())) from error
-        (made,) = dispatcher.overloads.values()
-        return made.fndesc.llvm_func_name, str(made.fndesc.restype), made.library._get_compiled_object()
 
 
 _COMPILED: dict[str, Compiled] = {}
-
-
-@contextmanager
-def _optimizing_only(outermost: str) -> Iterator[None]:
-    """Have LLVM optimise the outermost function alone, into which all others are linked.
-
-    numba would optimise each function, and all that it calls, again at every level of the tree of calls, and
-    make machine code of it that nobody runs: twice the time.
-    """
-    from numba.core import codegen
-
-    library: Any = codegen.JITCodeLibrary
-    engine: Any = codegen.JITCPUCodegen
-    optimize, finish, set_env = library._optimize_final_module, library._finalize_final_module, engine.set_env
-
-    def optimize_once(self: Any) -> None:
-        if self.name == outermost:
-            optimize(self)
-
-    def finish_once(self: Any) -> None:
-        if self.name == outermost:
-            finish(self)
-        else:
-            self._finalize_dynamic_globals()
-            self._final_module.__library = weakref.proxy(self)
-            self._finalized = True
-
-    def set_env_if_there(self: Any, name: str, env: Any) -> None:
-        if self._engine.get_global_value_address(name):
-            set_env(self, name, env)
-
-    library._optimize_final_module, library._finalize_final_module = optimize_once, finish_once
-    engine.set_env = set_env_if_there
-    try:
-        yield
-    finally:
-        library._optimize_final_module, library._finalize_final_module = optimize, finish
-        engine.set_env = set_env
 
 
 def can_compile() -> bool:
@@ -300,9 +232,10 @@ def _home() -> Path:
         return Path(tempfile.gettempdir())
 
 
-def _takes_many_arrays(function: FunctionType) -> bool:
-    """Whether calling it would cost more than its work: a tuple of arrays is passed array by array."""
-    return function.__code__.co_varnames[:1] in (("self",), ("world",), ("cost",))
+def _is_pasted(function: FunctionType) -> bool:
+    """Whether a function becomes part of its callers; of others LLVM decides that by their size."""
+    takes_records = function.__code__.co_varnames[:1] in (("self",), ("world",), ("cost",))
+    return takes_records and not getattr(function, "is_apart", False)
 
 
 def _plainly(copy: FunctionType, is_outermost: bool) -> Callable[..., Any]:
@@ -328,6 +261,13 @@ def _text_of(code: CodeType) -> str:
     """What a function does, without where it stands."""
     constants = [_text_of(c) if isinstance(c, CodeType) else repr(c) for c in code.co_consts]
     return repr((code.co_code.hex(), constants, code.co_names, code.co_varnames, code.co_freevars))
+
+
+@cache
+def _translator() -> bytes:
+    """A hash of what makes machine code and runs it."""
+    folder = Path(__file__).parent
+    return hashlib.sha256(b"".join((folder / name).read_bytes() for name in TRANSLATED_BY)).digest()
 
 
 def _version(package: str) -> str:

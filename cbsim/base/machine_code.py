@@ -9,16 +9,19 @@ import pickle
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 RESULTS: dict[str, Any] = {"int64": ctypes.c_int64, "float64": ctypes.c_double}
 """Types of results by numba's names for them; any other result is `None`."""
+WORD_BYTES = 8
+Array = NDArray[Any]
 SUCCESSES = (0, -2)
 """What the code returns, as numba's calling convention has it, unless it raises something."""
 HELPER = re.compile(rb"\0((?:numba|NRT)_\w+)")
@@ -57,10 +60,15 @@ class MachineCode:
         """The function as one without arguments; it raises what the code does."""
         result = (self._result or ctypes.c_int64)()
         raised = ctypes.POINTER(Raised)()
-        words = [ctypes.byref(result), ctypes.byref(raised), *words_of(arguments)]
+        kept: list[Array] = []
+        words = [ctypes.byref(result), ctypes.byref(raised)]
+        for argument in arguments:
+            words += passed(argument, kept)
+
+        alive = (arguments, kept)
 
         def call() -> Any:
-            assert arguments  # kept alive as long as their words
+            assert alive  # as long as words point into them
             if self._function(*words) not in SUCCESSES:
                 found = raised.contents
                 error, values, _ = pickle.loads(ctypes.string_at(found.pickled, found.size))
@@ -70,28 +78,63 @@ class MachineCode:
         return call
 
 
-def words_of(value: Any) -> Iterator[Any]:
-    """An argument as the words in which numba passes it: arrays and records by where they lie."""
-    if isinstance(value, tuple):
+def passed(value: Any, kept: list[Array]) -> Iterator[Any]:
+    """An argument as the words in which numba's code takes it; what these point to is added to `kept`."""
+    if isinstance(value, list) or hasattr(value, "_fields"):
+        kept.append(laid_out([value], kept))
+        yield ctypes.c_int64(kept[-1].ctypes.data)
+    elif isinstance(value, tuple):
         for item in value:
-            yield from words_of(item)
+            yield from passed(item, kept)
     elif isinstance(value, np.ndarray):
         described = (0, 0, value.size, value.itemsize, value.ctypes.data, *value.shape, *value.strides)
         yield from map(ctypes.c_int64, described)
-    elif isinstance(value, np.void):
-        yield ctypes.c_int64(np.frombuffer(value, np.uint8).ctypes.data)
+    elif isinstance(value, float):
+        yield ctypes.c_double(value)
     else:
-        yield (ctypes.c_double if isinstance(value, float) else ctypes.c_int64)(value)
+        yield from map(ctypes.c_int64, words_of(value, kept))
+
+
+def laid_out(values: Sequence[Any], kept: list[Array]) -> Array:
+    """The words of several values of one kind, one after the other."""
+    return np.array([word for value in values for word in words_of(value, kept)], dtype=np.int64)
+
+
+def words_of(value: Any, kept: list[Array]) -> Iterator[int]:
+    """A value as the words that stand for it in a named tuple: arrays and records by where they lie.
+
+    A list holds named tuples of one kind, however many: their number, and where they lie one after the
+    other. What the words point to is added to `kept`.
+    """
+    if isinstance(value, list):
+        kept.append(laid_out(value, kept))
+        yield from (len(value), kept[-1].ctypes.data)
+    elif isinstance(value, tuple):
+        for item in value:
+            yield from words_of(item, kept)
+    elif isinstance(value, np.ndarray):
+        yield from (value.ctypes.data, *value.shape, *value.strides)
+    elif isinstance(value, np.void):
+        yield np.frombuffer(value, np.uint8).ctypes.data
+    else:
+        yield int(np.float64(value).view(np.int64)) if isinstance(value, float) else int(value)
 
 
 def kind_of(value: Any) -> str:
     """The type of an argument, as far as machine code depends on it."""
+    if isinstance(value, list):
+        return f"[{kind_of(value[0])}]"
     if isinstance(value, tuple):
         return f"{type(value).__name__}({', '.join(map(kind_of, value))})"
     if isinstance(value, (np.ndarray, np.void)):
         flags = value.flags
-        return f"{value.dtype!r} {value.ndim} {flags.c_contiguous} {flags.writeable} {flags.aligned}"
+        return f"{_text_of(value.dtype)} {value.ndim} {flags.c_contiguous} {flags.writeable} {flags.aligned}"
     return "float" if isinstance(value, float) else "int"
+
+
+@cache
+def _text_of(dtype: np.dtype[Any]) -> str:
+    return repr(dtype)
 
 
 def read_code(path: Path) -> tuple[str, str, bytes] | None:

@@ -58,10 +58,11 @@ def format_bytes(num_bytes: float) -> str:
 
 
 def format_count(count: float) -> str:
-    """A count that can be read at a glance: `950`, `19,366`, `4.09 M`."""
+    """A count that can be read at a glance: `950`, `19,366`, `4.09 M`, `8.03 B`."""
     if abs(count) < MEGA:
         return f"{count:,.0f}"
-    return f"{_three_digits(count / MEGA)} M"
+    is_large = abs(count) >= 999.5 * MEGA
+    return f"{_three_digits(count / (GIGA if is_large else MEGA))} {'B' if is_large else 'M'}"
 
 
 def _three_digits(number: float) -> str:

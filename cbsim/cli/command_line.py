@@ -31,6 +31,7 @@ _ELSEWHERE = {
         "List schedulers, workloads, cost-models, observers, models, gpus, slos or experiments;...",
     ),
     "live": ("live_command", "Serve an experiment's workload with a real model."),
+    "model": ("model_command", "Print what a model's config.json becomes, and what of it is not modelled."),
     "play": ("play_command", "Play an experiment in the terminal, step by step."),
     "run": (
         "run_command",

@@ -10,8 +10,8 @@ import numpy as np
 
 from cbsim.base.binding import Bound
 from cbsim.base.records import LiveTable, live
-from cbsim.core.feed import ARRIVAL, DECISION, replica_of
-from cbsim.core.layout import REJECTED, REQUEST, World
+from cbsim.core.feed import ARRIVAL, DECISION
+from cbsim.core.layout import REJECTED, REQUEST, World, replica_of
 from cbsim.core.replica_view import ReplicaView
 from cbsim.core.stepping import StepwiseWorld, WatchedStepper
 from cbsim.observers.audience import Audience

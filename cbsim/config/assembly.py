@@ -13,7 +13,7 @@ from cbsim.base.paths import YAML_SUFFIXES, data_folder, display_path, yaml_name
 from cbsim.base.registry import did_you_mean
 from cbsim.config.document import SWEEP, Document, Override, read_document, split_key
 from cbsim.config.mistakes import Expected, validation_problems
-from cbsim.config.section import FOLDER, Section
+from cbsim.config.section import FOLDER, ForeignForm, Named, Section
 from cbsim.config.sweep_grid import AxisValue, Grid, parse_grid
 from cbsim.config.yaml_text import Keys
 
@@ -55,12 +55,17 @@ class Names:
         if isinstance(name, list) and (item := expected.item(0)):
             for i, each in enumerate(name):
                 self._expand_type(document, (*at, i), each, item)
+        named = expected.named
+        if isinstance(name, dict) and named and named.foreign:
+            self._translate(document, at, named.foreign)
         if not isinstance(name, str):
             return
-        path = self._path(name, expected.named.folder) if expected.named else None
+        path = self._path(name, named) if named else None
         if path is not None:
-            content = self._read(path)
+            content = self._read(path, named)
             document.put(at, content.data, content)
+            if named and named.foreign:
+                self._translate(document, at, named.foreign)
         elif not self._expand_type(document, at, name, expected) and (expected.named or expected.by_type):
             raise ConfigError(document.place(at).problem(self._unknown(key, name, expected)))
 
@@ -73,32 +78,49 @@ class Names:
             document.put(at, {"type": name}, document.place(at).where)
         return is_known
 
-    def _path(self, name: str, folder: str) -> Path | None:
-        if Path(name).suffix in YAML_SUFFIXES:
-            candidates = [self._folder / name, Path(name)]
-        elif Path(name).name == name:
-            candidates = [data_folder("configs") / folder / f"{name}.yaml"]
-        else:
-            return None
-        return next((path for path in candidates if path.is_file()), None)
+    def _translate(self, document: Document, at: Keys, form: ForeignForm) -> None:
+        """Put our keys in the place of others', if that is what a mapping has."""
+        given, place = document.get(at), document.place(at)
+        if not given.keys() & {*form.marks}:
+            return
+        try:
+            document.put(at, form.translate(given), place.where)
+        except ConfigError as error:
+            raise ConfigError(*map(place.problem, error.problems)) from None
 
-    def _read(self, path: Path) -> Document:
+    def _path(self, name: str, named: Named) -> Path | None:
+        """The file that a name means: a YAML, one of another form, or one that is shipped."""
+        here = [self._folder / name, Path(name)]
+        shipped = data_folder("configs") / named.folder / f"{name}.yaml"
+        if Path(name).name == name and shipped.is_file():
+            return shipped
+        if Path(name).suffix in YAML_SUFFIXES:
+            return next((path for path in here if path.is_file()), None)
+        found = map(named.foreign.find, here) if named.foreign else ()
+        return next((path for path in found if path is not None), None)
+
+    def _read(self, path: Path, named: Named | None) -> Document:
         if path not in self._files:
-            document = read_document(display_path(path))
+            shown = display_path(path)
+            is_foreign = path.suffix not in YAML_SUFFIXES and named and named.foreign
+            document = Document(is_foreign.read(shown), str(shown)) if is_foreign else read_document(shown)
             if document.problems:
                 raise ConfigError(*document.problems)
             self._files[path] = document
         return self._files[path]
 
     def _unknown(self, key: str, name: str, expected: Expected) -> str:
-        if Path(name).suffix in YAML_SUFFIXES:
+        if Path(name).suffix in YAML_SUFFIXES or Path(name).suffix == ".json":
             return f"{name}: no such file"
         known, kind = [], key
         if expected.named:
+            here = (self._folder / name, Path(name))
+            if expected.named.foreign and any(path.is_dir() for path in here):
+                return f"{name}: a folder without a {expected.named.kind}'s file"
             known, kind = yaml_names(data_folder("configs") / expected.named.folder), expected.named.kind
         if expected.by_type:
             known, kind = [*known, *expected.by_type.registry.names()], expected.by_type.registry.kind
-        return f"unknown {kind} '{name}'{did_you_mean(name, known)}"
+        return f"unknown {kind} '{name}'{did_you_mean(Path(name).name.lower(), known)}"
 
 
 S = TypeVar("S", bound=Section)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import ast
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 from textwrap import dedent
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationInfo
 from pydantic.json_schema import JsonSchemaValue
@@ -145,6 +146,19 @@ class ByType:
         return either if self.default is None else {**either, "default": self.default}
 
 
+class ForeignForm(NamedTuple):
+    """A form in which others write down what a section holds: with files and keys of theirs."""
+
+    marks: tuple[str, ...]
+    """Keys that tell a mapping of theirs: it has one of them."""
+    find: Callable[[Path], Path | None]
+    """Their file that a path means, if it means one."""
+    read: Callable[[Path], dict[str, Any]]
+    """What such a file holds. Raises `ConfigError`."""
+    translate: Callable[[dict[str, Any]], dict[str, Any]]
+    """A mapping of theirs as ours. Raises `ConfigError` with lines without a place."""
+
+
 @dataclass(frozen=True, slots=True)
 class Named:
     """A mapping, or the name of a YAML file in `configs/FOLDER` that holds it."""
@@ -154,6 +168,8 @@ class Named:
     folder: str
     default: str | None = None
     """The name used where an experiment says nothing."""
+    foreign: ForeignForm | None = None
+    """Another form that it may have."""
 
     def __get_pydantic_json_schema__(
         self, schema: CoreSchema, handler: GetJsonSchemaHandler
@@ -161,4 +177,7 @@ class Named:
         """A name or the mapping itself."""
         by_name = {"type": "string", "description": f"A name in configs/{self.folder}."}
         either: JsonSchemaValue = {"anyOf": [by_name, handler(schema)]}
+        if self.foreign is not None:
+            by_name["description"] = f"A name in configs/{self.folder}, or a path."
+            either["anyOf"] += [{"type": "object", "required": [mark]} for mark in self.foreign.marks]
         return either if self.default is None else {**either, "default": self.default}

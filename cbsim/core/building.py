@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cbsim.core import layout
-from cbsim.core.layout import NOBODY, Log, World
+from cbsim.core.layout import NOBODY, Log, World, with_replicas
 
 Numbers = Mapping[str, float]
 Array = NDArray[Any]
@@ -173,7 +173,7 @@ def new_world(
     num_drafts, num_ahead = (numbers.get(f"num_{name}_tokens", 0) for name in ("speculative", "lookahead"))
     num_drafted = int(num_in_flight * (1 + num_drafts) + num_ahead)
     blocks, keys, tables = _new_pool(requests, pool, groups, R, max(most, num_holders), num_drafted)
-    return World(
+    world = World(
         requests=requests,
         config=config_record(numbers),
         cost=cost,
@@ -203,6 +203,7 @@ def new_world(
         clients=record(layout.CLIENTS, clients),
         client_heap=heap,
     )
+    return with_replicas(world)
 
 
 def new_log(most: int, with_batches: bool, rows: int) -> Log:

@@ -14,7 +14,7 @@ from cbsim.base.binding import Bound
 from cbsim.base.records import plain
 from cbsim.core import layout
 from cbsim.core.feed import ARRIVAL, DECISION, DONE, FAULT, STEP_END
-from cbsim.core.layout import World
+from cbsim.core.layout import World, with_replicas
 from cbsim.core.record import Record
 
 Progress = Callable[[int, float], None]
@@ -98,8 +98,7 @@ def _empty_log(world: World, record: Record, progress: Progress | None) -> None:
 
 def interpreted(world: World) -> World:
     """A world's records as lists of objects."""
-    made: World = plain(world)
-    return made
+    return with_replicas(plain(world._replace(replicas=())))
 
 
 def write_back(objects: World, world: World) -> None:

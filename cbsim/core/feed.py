@@ -10,7 +10,6 @@ from __future__ import annotations
 from math import inf
 from typing import Any
 
-from cbsim.base.binding import view
 from cbsim.core.layout import (
     AT_ONCE,
     LEAST_KV,
@@ -20,7 +19,6 @@ from cbsim.core.layout import (
     RANDOM,
     ROUND_ROBIN,
     STEPS_WATCHED,
-    Replica,
 )
 from cbsim.core.loop import ask_at, call, end_step, place_of, submit
 
@@ -34,36 +32,6 @@ LOG_MARGIN = 4
 """Rows that one call or one end of a step may add to a table, for each request that may run at once."""
 MAX_CHUNK = 65_536
 """Most arrivals between two returns to Python, which then shows progress and hears Ctrl-C."""
-
-
-@view
-def replica_of(world: Any, number: int) -> Any:
-    """One replica of a world."""
-    return Replica(
-        world.requests,
-        world.config,
-        world.own[number],
-        world.running[number],
-        world.order[number],
-        world.candidates[number],
-        world.nodes,
-        world.users[number],
-        world.under_way[number],
-        world.slices[number],
-        world.shape,
-        world.chunks,
-        world.prefill_s,
-        world.blocks[number],
-        world.keys[number],
-        world.segments,
-        world.tables[number],
-        world.groups,
-        world.shares[number],
-        world.extras,
-        world.transfers[number],
-        world.acceptance,
-        world.log,
-    )
 
 
 def run(world: Any, end: int, until_s: float) -> int:
@@ -90,7 +58,7 @@ def run(world: Any, end: int, until_s: float) -> int:
         for number in range(first, last):
             if world.own[number].next_s >= target_s:
                 continue
-            self = replica_of(world, number)
+            self = world.replicas[number]
             while self.own.next_s < target_s:
                 if not has_room(world):
                     return FULL
@@ -134,7 +102,7 @@ def arrive(world: Any, at_s: float) -> None:
     chosen = choose(world, request)
     routed(world, request, chosen)
     was_asked = world.own[chosen].is_asked
-    if not submit(replica_of(world, chosen), request):
+    if not submit(world.replicas[chosen], request):
         if clients.is_closed:
             think(world, request, at_s, True)
     elif world.own[chosen].is_asked > was_asked:

@@ -6,6 +6,7 @@ memory. Indices name rows; `NOBODY` stands for none. Instants are seconds, NaN f
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -230,6 +231,8 @@ STEP = np.dtype(
                 "num_decode_seqs",
                 "num_attention_pairs",
                 "num_context_tokens",
+                "num_window_pairs",
+                "num_window_keys",
                 "num_logits",
                 "max_decode_context",
                 "num_padding_tokens",
@@ -357,6 +360,7 @@ CONFIG = np.dtype(
                 "seed",
                 "async_scheduling",
                 "num_stages",
+                "window",
                 "num_speculative_tokens",
                 "num_lookahead_tokens",
                 "num_extra_slots",
@@ -376,7 +380,16 @@ CONFIG = np.dtype(
 STEP_ROW = np.dtype(
     [
         *((name, "f8") for name in ("scheduled_at_s", "start_s", "duration_s", "transfer_s", "gap_s")),
-        *((name, "i8") for name in ("num_attention_pairs", "num_context_tokens", "num_kv_tokens")),
+        *(
+            (name, "i8")
+            for name in (
+                "num_attention_pairs",
+                "num_context_tokens",
+                "num_kv_tokens",
+                "num_window_pairs",
+                "num_window_keys",
+            )
+        ),
         *(
             (name, "i4")
             for name in (
@@ -561,3 +574,39 @@ class World(NamedTuple):
     clients: Any
     client_heap: Any
     """Closed loop: a heap of the `CLIENT`s that think, by when they send, then by when they began to."""
+    replicas: Sequence[Replica] = ()
+    """Each of them, of the same arrays or lists: see `with_replicas`."""
+
+
+def with_replicas(world: World) -> World:
+    """The world with its replicas made anew of its arrays or lists."""
+    return world._replace(replicas=[replica_of(world, number) for number in range(len(world.own))])
+
+
+def replica_of(world: World, number: int) -> Replica:
+    """One replica of a world."""
+    return Replica(
+        *(
+            field[number] if name in PER_REPLICA else field
+            for name, field in zip(
+                Replica._fields, (getattr(world, name) for name in Replica._fields), strict=True
+            )
+        )
+    )
+
+
+PER_REPLICA = (
+    "own",
+    "running",
+    "order",
+    "candidates",
+    "users",
+    "under_way",
+    "slices",
+    "blocks",
+    "keys",
+    "tables",
+    "shares",
+    "transfers",
+)
+"""Fields of `World` with a row for each replica."""

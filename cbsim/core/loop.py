@@ -36,6 +36,7 @@ from cbsim.core.transfers import (
 )
 from cbsim.core.verbs import take_result, verify
 from cbsim.core.waiting_queue import push
+from cbsim.cost.step_columns import window_pairs
 
 # What a scheduler gives, by these names
 
@@ -244,13 +245,17 @@ def drafting_s(self: Any, step: Any) -> float:
 
 def count_slices(self: Any, step: Any) -> None:
     """Sum up a step's slices: into its record, and into `Replica.shape`, by which it is priced."""
-    shape, slices = self.shape, self.slices[step.place]
+    shape, slices, window = self.shape, self.slices[step.place], self.config.window
+    num_window_pairs = num_window_keys = windowed_context = 0
     num_chunk_tokens = num_chunks = num_finishing = num_decodes = decode_context = longest = 0
     pairs = chunk_context = num_prefills = num_prefill_tokens = num_drafts = 0
     for place in range(step.num_slices):
         part = slices[place]
         tokens, before = part.num_tokens, part.num_computed_tokens
         pairs += tokens * before + tokens * (tokens + 1) // 2
+        if window:
+            num_window_pairs += window_pairs(1, tokens, before, window)
+            num_window_keys += min(before, window - 1) + tokens
         num_drafts += part.num_drafts
         if part.is_prefill:
             num_prefills += 1
@@ -267,6 +272,7 @@ def count_slices(self: Any, step: Any) -> None:
         else:
             num_decodes += 1
             decode_context += before + tokens
+            windowed_context += min(before + tokens, window)
             longest = max(longest, before + tokens)
     shape.num_chunks = num_chunks
     shape.num_prefill_tokens = num_chunk_tokens
@@ -274,11 +280,13 @@ def count_slices(self: Any, step: Any) -> None:
     shape.num_decodes = num_decodes
     shape.decode_context = decode_context
     shape.max_decode_context = longest
+    shape.windowed_context = windowed_context
     step.num_prefill_seqs, step.num_prefill_tokens = num_prefills, num_prefill_tokens
     step.num_decode_seqs = step.num_slices - num_prefills
     step.num_drafts = num_drafts
     step.num_attention_pairs = pairs
     step.num_context_tokens = chunk_context + decode_context
+    step.num_window_pairs, step.num_window_keys = num_window_pairs, num_window_keys
     step.num_logits = num_finishing + num_decodes
     step.max_decode_context = longest if num_chunks else 0
 
@@ -365,6 +373,8 @@ def record_step(
     row.num_attention_pairs = step.num_attention_pairs
     row.num_context_tokens = step.num_context_tokens
     row.num_kv_tokens = step.num_kv_tokens
+    row.num_window_pairs = step.num_window_pairs
+    row.num_window_keys = step.num_window_keys
     row.replica = self.own.replica
     row.step = step.number
     row.num_prefill_tokens = step.num_prefill_tokens

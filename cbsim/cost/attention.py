@@ -157,6 +157,20 @@ class FusedAttention(Section):
         return over_columns(fused_attention_s)(self, *chunks, *decodes)
 
 
+class SlidingAttention(Section):
+    """Seconds of one layer's attention with a window, by formula: decodes and chunks in a launch each.
+
+    The formulas are those of other layers, over the tokens in the window.
+    """
+
+    num_layers: int = Field(ge=1)
+    """Layers with a window; the others reach back to the first token."""
+    window: int = Field(ge=1)
+    """Tokens that attention reaches back, the present one included."""
+    decode: DecodeAttention
+    prefill: PrefillAttention
+
+
 def decode_attention_s(form: Any, num_decodes: Any, context: Any) -> Any:
     """Seconds of `A_dec` in `StepForm` for `num_decodes` >= 1 decodes whose contexts sum to `context`."""
     start_s = form.start_per_token_s * form.start_tokens

@@ -18,7 +18,7 @@ from cbsim.base.registry import did_you_mean
 from cbsim.config.mistakes import plain_words
 from cbsim.config.section import Section
 from cbsim.cost.form import StepForm
-from cbsim.specs import ModelSpec
+from cbsim.specs import ModelSpec, ParallelSpec
 
 SHAPE_FIELDS = (
     "num_layers",
@@ -70,6 +70,8 @@ class CostFile(Section):
     model: dict[str, int | str]
     """The model's name and the figures its kernels depend on."""
     tensor_parallel: int = Field(ge=1)
+    expert_parallel: int = Field(default=1, ge=1)
+    data_parallel: int = Field(default=1, ge=1)
     form: StepForm
     box: Box
     assumptions: list[str] = Field(default_factory=list)
@@ -90,21 +92,49 @@ class CostFile(Section):
         """Write the file whole or not at all. Raises `CbsimError` if it can't be written."""
         write_text(path, self.model_dump_json(indent=2) + "\n")
 
-    def mismatch(self, model: ModelSpec, tensor_parallel: int) -> list[str]:
+    def mismatch(self, model: ModelSpec, parallel: ParallelSpec) -> list[str]:
         """What differs between the model measured and the one asked for: `num_layers 32, not 36`."""
-        differs = [
-            f"{key} {self.model[key]}, not {wanted}"
-            for key, wanted in model_shape(model).items()
-            if key != "name" and self.model[key] != wanted
+        wanted: dict[str, int | str] = {**model_shape(model), "tensor_parallel": parallel.tensor}
+        measured: dict[str, int | str] = {**self.model, "tensor_parallel": self.tensor_parallel}
+        if model.experts is not None:
+            wanted |= {"expert_parallel": parallel.expert, "data_parallel": parallel.data}
+            measured |= {"expert_parallel": self.expert_parallel, "data_parallel": self.data_parallel}
+        return [
+            f"{key} {measured.get(key, 'none')}, not {wanted.get(key, 'none')}"
+            for key in dict.fromkeys([*wanted, *measured])
+            if key != "name" and measured.get(key) != wanted.get(key)
         ]
-        if self.tensor_parallel != tensor_parallel:
-            differs.append(f"tensor_parallel {self.tensor_parallel}, not {tensor_parallel}")
-        return differs
 
 
 def model_shape(model: ModelSpec) -> dict[str, int | str]:
-    """The `model` of a cost file for a model."""
-    return {"name": model.name} | {key: getattr(model, key) for key in SHAPE_FIELDS}
+    """The `model` of a cost file: `SHAPE_FIELDS`, and what else tells its kernels from a plain model's."""
+    shape: dict[str, int | str] = {"name": model.name} | {key: getattr(model, key) for key in SHAPE_FIELDS}
+    dtypes = {part.name: part.dtype for part in model.parts if part.dtype != model.dtype}
+    if dtypes:
+        shape["weight_dtypes"] = ", ".join(f"{part} {dtype}" for part, dtype in dtypes.items())
+    if model.kv_dtype not in (None, model.dtype):
+        shape["kv_dtype"] = str(model.kv_dtype)
+    if model.window:
+        shape |= {"window": model.window, "num_windowed_layers": model.num_windowed_layers}
+    if model.attention_layers is not None:
+        shape["attention"] = "; ".join(
+            f"{kind.num_layers} layers of {kind.num_heads} heads, {kind.num_kv_heads} KV heads of "
+            f"{kind.query_size} and {kind.value_size}"
+            for kind in model.attention_kinds
+        )
+    if model.mla is not None:
+        mla = model.mla
+        shape["mla"] = (
+            f"latent {mla.kv_lora_rank} + {mla.qk_rope_head_dim}, queries {mla.q_lora_rank or 'direct'}, "
+            f"heads {mla.qk_nope_head_dim} and {mla.v_head_dim}"
+        )
+    if model.experts is not None:
+        experts = model.experts
+        shape["experts"] = (
+            f"{experts.num_experts_per_token} of {experts.num_experts} with {experts.intermediate_size}, "
+            f"shared {experts.shared_intermediate_size}, in {model.num_expert_layers} layers"
+        )
+    return shape
 
 
 def read_cost_file(path: Path) -> CostFile:

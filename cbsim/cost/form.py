@@ -6,7 +6,8 @@ max(a, b) at s = 0 to a + b at s = 4:
 
     t       = L g(T) + LM(S) + L A_dec + L A_pre
     g       = one layer outside attention: a rising piecewise-linear table, linear beyond its last knot;
-              T and S are counted by `Tiles`
+              T and S are counted by `Tiles`. Routed experts and collectives have tables of their own, by
+              the tokens of all ranks, averaged over all layers
     LM      = fixed + per_row S + per_row_beyond_128 max(0, S - 128)
             + per_row_beyond_256 max(0, S - 256)
     A_dec   = launch + blend(blend(per_decode B, per_token KV + start_per_token min(KV, start), s),
@@ -24,7 +25,8 @@ the launch's data streamed through memory once they outgrow the L2 cache.
 
 Where a profile has the `fused` term, a step with chunks and decodes costs the largest of it, A_dec and A_pre
 in place of their sum. Where one of the three was timed over a whole grid, its table (`attention_grid.py`)
-stands in its place. No coefficient is negative, so the time is monotone in everything and linear far out.
+stands in its place. Layers with a window have formulas of their own, in which KV, P and X count what lies in
+the window. No coefficient is negative, so the time is monotone in everything and linear far out.
 Sums, products, square roots and comparisons are exactly rounded everywhere, so the scalar and the vector form
 agree to the bit; that is why `blend` stands where others write a p-norm.
 """
@@ -37,7 +39,13 @@ import numpy as np
 from pydantic import Field, field_validator, model_validator
 
 from cbsim.config.section import Section
-from cbsim.cost.attention import Coefficient, DecodeAttention, FusedAttention, PrefillAttention
+from cbsim.cost.attention import (
+    Coefficient,
+    DecodeAttention,
+    FusedAttention,
+    PrefillAttention,
+    SlidingAttention,
+)
 from cbsim.cost.attention_grid import AttentionGrid
 from cbsim.cost.elementwise import (
     cell_of,
@@ -168,7 +176,11 @@ class StepForm(Section):
 
     num_layers: int = Field(ge=1)
     dense: DenseTable
-    """One layer outside attention, by tokens: norms, projections, rotary positions, MLP, all-reduces."""
+    """One layer outside attention, by tokens: norms, projections, rotary positions, MLP, shared experts."""
+    experts: DenseTable | None = None
+    """Routed experts and their router, by the tokens of all ranks, averaged over all layers."""
+    collectives: DenseTable | None = None
+    """All-reduces and all-to-alls, by the tokens of all ranks, averaged over all layers."""
     logits: LogitsForm
     """LM head and sampling, by rows of logits."""
     decode: DecodeAttention
@@ -176,3 +188,11 @@ class StepForm(Section):
     fused: FusedAttention | None = None
     grid: AttentionGrid | None = None
     """Tables of attention in place of some or all of the three formulas."""
+    sliding: SlidingAttention | None = None
+    """Attention of the layers with a window."""
+
+    @model_validator(mode="after")
+    def _layers_add_up(self) -> StepForm:
+        if self.sliding is not None and self.sliding.num_layers > self.num_layers:
+            raise ValueError(f"got {self.sliding.num_layers} sliding layers of {self.num_layers}")
+        return self

@@ -36,6 +36,14 @@ def axis_of(knots: Sequence[float]) -> Axis:
     return Axis(array, cells.astype(np.int64), float(array[0]), float(array[-1]))
 
 
+def by_count(values: Any, count: Any) -> Any:
+    """The value at a whole number, listed from 0 on; beyond the list as the last two go on."""
+    last = len(values) - 1
+    if count <= last:
+        return values[count]
+    return values[last] + (values[last] - values[last - 1]) * (count - last)
+
+
 def nearest(axis: Any, size: Any) -> Any:
     """A size moved onto the axis where it lies beyond its ends."""
     return smaller(larger(size, axis.low), axis.high)

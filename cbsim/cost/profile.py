@@ -14,12 +14,13 @@ from pydantic import Field, field_validator
 
 from cbsim.base.errors import ConfigError
 from cbsim.config.section import ComponentConfig
+from cbsim.cost.collectives import Link, hops_s
 from cbsim.cost.cost_model import CostModel
 from cbsim.cost.costfile import find_cost_file, read_cost_file
 from cbsim.cost.costrules import MAX_DECODES, MAX_TOKENS, CostRules, price
 from cbsim.cost.form import StepForm
 from cbsim.cost.kernel_errors import KernelErrors
-from cbsim.cost.profile_record import profile_record, with_errors
+from cbsim.cost.profile_record import Hops, profile_record, with_errors
 from cbsim.cost.profile_step import Host, HostTime, added_s, hidden_s, profile_step_s
 from cbsim.cost.step_columns import Floats, Ints, StepColumns
 from cbsim.specs import GpuSpec, ModelSpec, ParallelSpec
@@ -81,7 +82,7 @@ class ProfileCost(CostModel):
         super().__init__(config, model, gpu, parallel)
         self._path = find_cost_file(config.profile)
         self._file = read_cost_file(self._path)
-        differs = self._file.mismatch(model, self.parallel.tensor)
+        differs = self._file.mismatch(model, self.parallel)
         if self._file.gpu is not None and self._file.gpu != gpu.name:
             differs.append(f"gpu {self._file.gpu}, not {gpu.name}")
         if differs:
@@ -94,6 +95,10 @@ class ProfileCost(CostModel):
         self._form = _chosen(self._file.form, config)
         self._host = HostTime.of(config.host, config.host_step_s, config.host_request_s, config.host_gap_s)
         self._errors: KernelErrors | None = None
+        self._hops: Hops | None = None
+        if self.parallel.pipeline > 1:
+            fixed_s, token_s = hops_s(model, self.parallel, Link.of(gpu))
+            self._hops = Hops(fixed_s, token_s / self.parallel.data)
         self._max_context = max(model.max_model_len, LEAST_MAX_CONTEXT)
 
     @property
@@ -113,7 +118,9 @@ class ProfileCost(CostModel):
 
     def rules(self, max_tokens: int = MAX_TOKENS, max_decodes: int = MAX_DECODES) -> CostRules:
         """The rule of all profiles, and the record of this one."""
-        record = profile_record(self._form, self._padded_tokens, self._host, max_tokens, max_decodes)
+        record = profile_record(
+            self._form, self._padded_tokens, self._host, max_tokens, max_decodes, self._hops
+        )
         if self._errors is not None:
             record = with_errors(record, self._errors, self._max_context)
         return CostRules(profile_step_s, record)

@@ -22,7 +22,7 @@ from cbsim.cost.attention_grid import (
 )
 from cbsim.cost.costrules import CostRules, as_record, price
 from cbsim.cost.elementwise import over_columns
-from cbsim.cost.form import DenseLine, LogitsForm, StepForm, Tiles
+from cbsim.cost.form import DenseLine, DenseTable, LogitsForm, StepForm, Tiles
 from cbsim.cost.grid_step import beyond_launch_s, decodes_height_s
 from cbsim.cost.interpolation import Axis, axis_of
 from cbsim.cost.kernel_errors import KernelErrors, Kind
@@ -72,17 +72,24 @@ class ProfileRecord(NamedTuple):
     host: HostTime
     dense: Any
     """Seconds of all layers outside attention, by tokens."""
+    shared: Any
+    """Seconds of experts, collectives and hops between stages, by the tokens of all ranks."""
     logits: Any
     """Seconds of LM head and sampling, by rows."""
     padded: Any
     """Tokens that a step of decodes alone runs dense layers at, by decodes; beyond the list as many."""
     dense_line: DenseLine
+    experts_line: DenseLine
+    collectives_line: DenseLine
     logits_form: Any
     logits_tiles: Any
     decode: Any
     prefill: Any
     spill: Any
     fused: Any
+    sliding_decode: Any
+    sliding_prefill: Any
+    sliding_spill: Any
     lengths: Axis
     lengths_more: Any
     """Seconds more of chunks of the lengths of `lengths`."""
@@ -103,6 +110,13 @@ class ProfileRecord(NamedTuple):
     errors: ErrorTables
 
 
+class Hops(NamedTuple):
+    """What a step takes to pass the state on between the stages of a pipeline, seconds."""
+
+    step_s: float
+    token_s: float
+
+
 def _flat(num_axes: int) -> Table:
     return Table(axes=((0, 1),) * num_axes, seconds=(0.0,) * 2**num_axes)
 
@@ -112,6 +126,8 @@ _NO_CHUNKS = ChunkTable(table=_flat(2), slopes=Slopes())
 _NO_MIXED = MixedTable(table=_flat(4), slopes=Slopes(), skew=_NO_SKEW, crowding=_flat(1))
 _NO_GRID = AttentionGrid(decode=DecodeTable(table=_flat(2), slopes=Slopes(), skew=_NO_SKEW))
 """In place of tables that a form lacks, which nobody then reads."""
+_NOTHING = DenseLine(as_record({"height": 1, "share": 0.0}), axis_of((0, 1)), np.zeros(2), 0.0)
+"""In place of experts or collectives."""
 
 
 def profile_record(
@@ -120,12 +136,13 @@ def profile_record(
     host: HostTime | None = None,
     max_tokens: int = 0,
     max_decodes: int = 0,
+    hops: Hops | None = None,
 ) -> ProfileRecord:
     """The record of a form; a step of n decodes alone runs dense layers at `padded_tokens[n]` tokens.
 
     Up to `max_tokens` and `max_decodes` it lists what counts alone decide.
     """
-    grid = form.grid or _NO_GRID
+    grid, sliding = form.grid or _NO_GRID, form.sliding
     chunks, mixed = grid.prefill or _NO_CHUNKS, grid.mixed or _NO_MIXED
     decode_grid = grid_record(grid.decode.table, grid.decode.slopes)
     counts, places = np.ogrid[: max_decodes + 1, : len(decode_grid.axes[0].knots)]
@@ -134,6 +151,12 @@ def profile_record(
     axis, more = (axis_of(()), np.zeros(0)) if lengths is None else lengths.line
     figures = {
         "num_layers": float(form.num_layers),
+        "num_full_layers": float(form.num_layers - (sliding.num_layers if sliding else 0)),
+        "num_sliding_layers": float(sliding.num_layers if sliding else 0),
+        "window": sliding.window if sliding else 0,
+        "has_shared": bool(form.experts or form.collectives or hops),
+        "hop_s": hops.step_s if hops else 0.0,
+        "hop_token_s": hops.token_s if hops else 0.0,
         "has_lengths": lengths is not None,
         "has_fused": form.fused is not None,
         "has_decode_grid": form.grid is not None,
@@ -141,20 +164,33 @@ def profile_record(
         "has_mixed_grid": grid.mixed is not None,
         "has_errors": False,
     }
+    experts_line, collectives_line = (
+        _line(table) if table else _NOTHING for table in (form.experts, form.collectives)
+    )
+    experts_s, collectives_s = (
+        table.at(tokens) if table else np.zeros(len(tokens)) for table in (form.experts, form.collectives)
+    )
+    shared = form.num_layers * (experts_s + collectives_s)
     no_bits = as_record({"tokens": 0, "context": 0, "decodes": 0})
     return ProfileRecord(
         figures=as_record(figures),
         host=host or HostTime(),
         dense=form.num_layers * form.dense.at(tokens),
+        shared=shared + (figures["hop_s"] + figures["hop_token_s"] * tokens),
         logits=form.logits.at(tokens),
         padded=np.array(padded_tokens, dtype=np.int64),
-        dense_line=form.dense.line._replace(tiles=_numbers(Tiles, form.dense.tiles)),
+        dense_line=_line(form.dense),
+        experts_line=experts_line,
+        collectives_line=collectives_line,
         logits_form=_numbers(LogitsForm, form.logits),
         logits_tiles=_numbers(Tiles, form.logits.tiles),
         decode=_numbers(DecodeAttention, form.decode),
         prefill=_numbers(PrefillAttention, form.prefill),
         spill=_numbers(Spill, form.prefill.spill or NO_SPILL),
         fused=_numbers(FusedAttention, form.fused),
+        sliding_decode=_numbers(DecodeAttention, sliding and sliding.decode),
+        sliding_prefill=_numbers(PrefillAttention, sliding and sliding.prefill),
+        sliding_spill=_numbers(Spill, (sliding and sliding.prefill.spill) or NO_SPILL),
         lengths=axis,
         lengths_more=more,
         by_length=np.zeros(0) if lengths is None else lengths.at(tokens),
@@ -169,6 +205,11 @@ def profile_record(
         harmonic=harmonic_numbers(max_decodes),
         errors=ErrorTables(*(np.zeros(0),) * 5, most_bits=no_bits),
     )
+
+
+def _line(table: DenseTable) -> DenseLine:
+    """A table as `dense_s` takes it, of records alone."""
+    return table.line._replace(tiles=_numbers(Tiles, table.tiles))
 
 
 def with_errors(record: ProfileRecord, errors: KernelErrors, max_context: int) -> ProfileRecord:

@@ -8,7 +8,7 @@ from cbsim.cost.attention import chunk_attention_s, decode_attention_s, fused_at
 from cbsim.cost.elementwise import bit_length, larger, smaller
 from cbsim.cost.form import dense_s, logits_s
 from cbsim.cost.grid_step import beyond_launch_s, decodes_by_grid_s, mixed_by_grid_s
-from cbsim.cost.step_columns import chunk_pairs
+from cbsim.cost.step_columns import chunk_pairs, context_in_window, window_pairs
 
 MOST_BITS = 24
 """The largest bit length in tables of one or two sizes."""
@@ -44,8 +44,16 @@ def profile_step_s(cost: Any, shape: Any, chunks: Any) -> Any:
     elif num_decodes < len(cost.padded):
         num_tokens = cost.padded[num_decodes]
     layers_s = cost.dense[num_tokens] if num_tokens < len(cost.dense) else far_layers_s(cost, num_tokens)
+    if figures.has_shared:
+        num_group_tokens = num_tokens + shape.num_other_tokens
+        if num_group_tokens < len(cost.shared):
+            layers_s += cost.shared[num_group_tokens]
+        else:
+            layers_s += far_shared_s(cost, num_group_tokens)
     head_s = cost.logits[num_rows] if num_rows < len(cost.logits) else far_head_s(cost, num_rows)
-    gpu_s = ((layers_s + head_s) + figures.num_layers * attention_s) + figures.num_layers * after_s
+    gpu_s = ((layers_s + head_s) + figures.num_full_layers * attention_s) + figures.num_full_layers * after_s
+    if figures.num_sliding_layers > 0.0:
+        gpu_s += figures.num_sliding_layers * sliding_attention_s(cost, shape, chunks)
     if figures.has_errors:
         gpu_s += error_s(cost, shape, chunks, num_tokens, layers_s, head_s, gpu_s)
     return with_host_s(cost.host, gpu_s, shape.num_chunks + num_decodes)
@@ -54,6 +62,39 @@ def profile_step_s(cost: Any, shape: Any, chunks: Any) -> Any:
 def far_layers_s(cost: Any, num_tokens: Any) -> Any:
     """Seconds of all layers outside attention, beyond their list."""
     return cost.figures.num_layers * dense_s(cost.dense_line, num_tokens)
+
+
+def far_shared_s(cost: Any, num_tokens: Any) -> Any:
+    """Seconds of all layers' experts and collectives and of hops, by the tokens of all ranks."""
+    layer_s = dense_s(cost.experts_line, num_tokens) + dense_s(cost.collectives_line, num_tokens)
+    hops_s = cost.figures.hop_s + cost.figures.hop_token_s * num_tokens
+    return cost.figures.num_layers * layer_s + hops_s
+
+
+def sliding_attention_s(cost: Any, shape: Any, chunks: Any) -> Any:
+    """Seconds of one layer's attention with a window: the decodes' launch and the chunks'."""
+    window, tile = cost.figures.window, cost.sliding_prefill.tile
+    seconds = 0.0
+    if shape.num_decodes > 0:
+        seconds += decode_attention_s(
+            cost.sliding_decode, shape.num_decodes, context_in_window(shape, window)
+        )
+    if shape.num_chunks > 0:
+        num_pairs = longest = 0
+        for place in range(shape.num_chunks):
+            tokens, before = chunks[place].num_tokens, chunks[place].num_computed_tokens
+            num_pairs += window_pairs(tile, tokens, before, window)
+            longest = max(longest, tokens + min(before, window))
+        seconds += chunk_attention_s(
+            cost.sliding_prefill,
+            cost.sliding_spill,
+            num_pairs,
+            0.0,
+            shape.num_prefill_tokens,
+            shape.num_chunks,
+            longest,
+        )
+    return seconds
 
 
 def far_head_s(cost: Any, num_rows: Any) -> Any:

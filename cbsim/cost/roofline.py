@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from pydantic import Field
 
 from cbsim.config.section import ComponentConfig
+from cbsim.cost.collectives import Link, step_traffic
 from cbsim.cost.cost_model import CostModel
-from cbsim.cost.costrules import MAX_DECODES, MAX_TOKENS, CostRules, Figures, as_record
+from cbsim.cost.costrules import MAX_DECODES, MAX_TOKENS, CostRules, as_record
 from cbsim.cost.elementwise import larger
-from cbsim.cost.step_columns import Floats, Ints, StepColumns
+from cbsim.cost.experts import num_touched, tokens_of_busiest_gpu
+from cbsim.cost.interpolation import by_count
+from cbsim.cost.step_columns import Floats, Ints, StepColumns, context_in_window, window_pairs
 from cbsim.specs import ModelSpec
+from cbsim.specs.precision import BYTES_PER_ELEMENT, compute_dtype
 
 
 class RooflineConfig(ComponentConfig):
@@ -31,8 +35,37 @@ class RooflineConfig(ComponentConfig):
     """Host seconds of a step that the GPU waits for; none with asynchronous scheduling, today's default."""
     host_request_s: float = Field(default=0.0, ge=0)
     """Host seconds more for each request in the step."""
-    all_reduce_latency_s: float = Field(default=1e-5, ge=0)
-    """Seconds of an all-reduce of nothing, paid twice a layer when a replica has more than one GPU."""
+    all_reduce_latency_s: float | None = Field(default=None, ge=0)
+    """Seconds of an all-reduce of nothing, paid twice a layer when GPUs share layers; null takes the GPU's as
+    measured, or 10 us."""
+    expert_skew: float = Field(default=0.0, ge=0, le=4)
+    """How unevenly tokens choose experts: the share of the one of rank r falls as r to the power of minus
+    this; 0 is even."""
+
+
+class RooflineRecord(NamedTuple):
+    """What `roofline_step_s` takes."""
+
+    figures: Any
+    full: Any
+    """`AttentionFigures` of all layers without a window."""
+    sliding: Any
+    """Of all layers with one."""
+    experts: Any
+    """Seconds of all layers' experts, by the tokens of all ranks."""
+
+
+class AttentionFigures(NamedTuple):
+    """Seconds of some layers' attention on one GPU."""
+
+    key_s: float
+    """For reading the keys and values of a token."""
+    query_s: float
+    """For reading a query and writing its output."""
+    pair_s: float
+    """For computing a (query, key) pair of a prompt's chunk."""
+    decode_pair_s: float
+    """For computing one of a decode."""
 
 
 def roofline_step_s(cost: Any, shape: Any, chunks: Any) -> Any:
@@ -41,32 +74,53 @@ def roofline_step_s(cost: Any, shape: Any, chunks: Any) -> Any:
     num_tokens = shape.num_prefill_tokens + shape.num_decodes
     memory_s = figures.weights_s + figures.token_memory_s * num_tokens
     total_s = larger(memory_s, figures.token_compute_s * num_tokens)
+    if figures.has_full:
+        total_s += layers_attention_s(cost.full, shape, chunks, 0, shape.decode_context)
+    if figures.has_sliding:
+        context = context_in_window(shape, figures.window)
+        total_s += layers_attention_s(cost.sliding, shape, chunks, figures.window, context)
+    num_group_tokens = num_tokens + shape.num_other_tokens
+    if figures.has_experts:
+        total_s += by_count(cost.experts, num_group_tokens)
+    num_rows = shape.num_finishing_chunks + shape.num_decodes
+    if num_rows > 0:
+        memory_s = figures.head_weights_s + figures.head_row_memory_s * num_rows
+        total_s += larger(memory_s, figures.head_row_compute_s * num_rows)
+    total_s += figures.link_token_s * num_tokens + figures.link_group_token_s * num_group_tokens
+    return total_s + (figures.fixed_s + figures.request_s * (shape.num_chunks + shape.num_decodes))
+
+
+def layers_attention_s(layers: Any, shape: Any, chunks: Any, window: Any, decode_context: Any) -> Any:
+    """Seconds of some layers' attention: that of the chunks, then that of the decodes.
+
+    `window` 0 reaches back to the first token; `decode_context` are the tokens that decodes attend to.
+    """
+    total_s = 0.0
     if shape.num_chunks > 0:
         num_keys = num_pairs = 0
         for place in range(shape.num_chunks):
             chunk = chunks[place]
             tokens, before = chunk.num_tokens, chunk.num_computed_tokens
-            num_keys += before + tokens
-            num_pairs += tokens * before + tokens * (tokens + 1) // 2
-        memory_s = figures.key_memory_s * num_keys + figures.query_memory_s * shape.num_prefill_tokens
-        total_s += larger(memory_s, figures.pair_compute_s * num_pairs)
+            if window > 0:
+                num_keys += min(before, window - 1) + tokens
+                num_pairs += window_pairs(1, tokens, before, window)
+            else:
+                num_keys += before + tokens
+                num_pairs += tokens * before + tokens * (tokens + 1) // 2
+        memory_s = layers.key_s * num_keys + layers.query_s * shape.num_prefill_tokens
+        total_s += larger(memory_s, layers.pair_s * num_pairs)
     if shape.num_decodes > 0:
-        memory_s = figures.key_memory_s * shape.decode_context + figures.query_memory_s * shape.num_decodes
-        total_s += larger(memory_s, figures.pair_compute_s * shape.decode_context)
-    num_rows = shape.num_finishing_chunks + shape.num_decodes
-    if num_rows > 0:
-        memory_s = figures.head_weights_s + figures.head_row_memory_s * num_rows
-        total_s += larger(memory_s, figures.head_row_compute_s * num_rows)
-    num_requests = shape.num_chunks + shape.num_decodes
-    return total_s + figures.link_token_s * num_tokens + (figures.fixed_s + figures.request_s * num_requests)
+        memory_s = layers.key_s * decode_context + layers.query_s * shape.num_decodes
+        total_s += larger(memory_s, layers.decode_pair_s * decode_context)
+    return total_s
 
 
 class RooflineCost(CostModel):
-    """The roofline (Williams et al., CACM 52(4), 2009) of four groups of kernels that follow each other.
+    """The roofline (Williams et al., CACM 52(4), 2009) of groups of kernels that follow each other.
 
-    Dense layers, attention of prompt chunks, attention of decodes and the LM head each take the longer of
-    their memory and their compute time; all-reduces (ring: 2 (n-1)/n of the data over the link) and host time
-    come on top. The time is monotone in everything, and linear beyond the last knee.
+    Dense layers, routed experts, attention of prompt chunks, attention of decodes (each for layers with and
+    without a window) and the LM head take the longer of their memory and their compute time; collectives and
+    host time come on top. The time is monotone in everything, and linear beyond the last knee.
     """
 
     Config = RooflineConfig
@@ -74,32 +128,86 @@ class RooflineCost(CostModel):
 
     def rules(self, max_tokens: int = MAX_TOKENS, max_decodes: int = MAX_DECODES) -> CostRules:
         """The formula and its figures."""
-        config, model, gpu, gpus = self.config, self.model, self.gpu, self.parallel.tensor
+        config, model, gpu, parallel = self.config, self.model, self.gpu, self.parallel
         bytes_per_s = gpu.memory_bytes_per_s * config.memory_efficiency
-        flop_per_s = gpu.peak_flop_per_s(model.dtype) * config.compute_efficiency
-        element_s = model.element_bytes / bytes_per_s
-        kv_shards = min(gpus, model.num_kv_heads)
-        query_and_output = 2 * model.num_layers * model.num_heads * model.head_size
-        num_all_reduces = 2 * model.num_layers + 1 if gpus > 1 else 0
-        moved_bytes = num_all_reduces * model.hidden_size * model.element_bytes * 2 * (gpus - 1) / gpus
-        # Seconds of all layers on one GPU: reading their weights; for a token, attention apart; for a key,
-        # for a query and its output, for attention of one to the other; for the LM head's weights and a row
-        # of logits; all-reduces for a token; what a step has besides, and the host's for a request.
-        figures = {
-            "weights_s": model.num_layers * model.layer_weights * element_s / gpus,
+        gpus, hidden, element_s = parallel.tensor, model.hidden_size, model.element_bytes / bytes_per_s
+        parts = {part.name: part for part in model.parts}
+        dense = [part for part in model.parts if part.name not in ("head", "experts")]
+        traffic = step_traffic(model, parallel, Link.of(gpu, config.all_reduce_latency_s))
+        head_weight_s = BYTES_PER_ELEMENT[parts["head"].dtype] / bytes_per_s
+        # Seconds of all layers on one GPU: reading their weights; for a token, attention and experts apart;
+        # for the LM head's weights and a row of logits; collectives for a token of a rank and of all ranks;
+        # what a step has besides, and the host's for a request.
+        figures: dict[str, float | int | bool] = {
+            "weights_s": sum(part.num_bytes for part in dense) / bytes_per_s / gpus,
             "token_memory_s": model.num_layers * _activations(model, gpus) * element_s,
-            "token_compute_s": model.dense_flop_per_token / flop_per_s / gpus,
-            "key_memory_s": model.kv_bytes_per_token / bytes_per_s / kv_shards,
-            "query_memory_s": query_and_output * element_s / gpus,
-            "pair_compute_s": model.attention_flop_per_pair / flop_per_s / gpus,
-            "head_weights_s": model.hidden_size * model.vocab_size * element_s / gpus,
-            "head_row_memory_s": (model.hidden_size + model.vocab_size / gpus) * element_s,
-            "head_row_compute_s": model.logits_flop / flop_per_s / gpus,
-            "link_token_s": moved_bytes / gpu.link_bytes_per_s,
-            "fixed_s": num_all_reduces * config.all_reduce_latency_s + config.host_step_s,
+            "token_compute_s": sum(2 * part.num_used / self._flop_per_s(part.dtype) for part in dense) / gpus,
+            "head_weights_s": hidden * model.vocab_size * head_weight_s / gpus,
+            "head_row_memory_s": (hidden + model.vocab_size / gpus) * element_s,
+            "head_row_compute_s": model.logits_flop / self._flop_per_s(parts["head"].dtype) / gpus,
+            "link_token_s": traffic.per_token_s,
+            "link_group_token_s": traffic.per_group_token_s,
+            "fixed_s": traffic.fixed_s + config.host_step_s,
             "request_s": config.host_request_s,
+            "window": model.window,
+            "has_full": any(not kind.window for kind in model.attention_kinds),
+            "has_sliding": model.window > 0,
+            "has_experts": model.experts is not None,
         }
-        return CostRules(roofline_step_s, Figures(as_record(figures)))
+        tokens = np.arange(max_tokens + 1)
+        return CostRules(
+            roofline_step_s,
+            RooflineRecord(
+                as_record(figures),
+                self._attention(is_sliding=False),
+                self._attention(is_sliding=True),
+                np.zeros(2) if model.experts is None else self.experts_s(tokens),
+            ),
+        )
+
+    def _flop_per_s(self, weights: str) -> float:
+        """What kernels reach at the dtype that weights are computed in."""
+        dtype = compute_dtype(weights, self.model.dtype)
+        return self.gpu.peak_flop_per_s(dtype) * self.config.compute_efficiency
+
+    def _attention(self, *, is_sliding: bool) -> AttentionFigures:
+        """Of the layers that slide, or of those that don't."""
+        model, gpus = self.model, self.parallel.tensor
+        bytes_per_s = self.gpu.memory_bytes_per_s * self.config.memory_efficiency
+        flop_per_s = self._flop_per_s(model.dtype)
+        keys = queries = pairs = decode_pairs = 0.0
+        for kind in model.attention_kinds:
+            if bool(kind.window) == is_sliding:
+                keys += kind.num_layers * kind.kv_elements_of_gpu(gpus)
+                queries += kind.num_layers * kind.num_heads * (kind.query_size + kind.value_size) / gpus
+                pairs += kind.num_layers * kind.flop_per_pair / gpus
+                decode_pairs += kind.num_layers * kind.decode_flop_per_pair / gpus
+        return AttentionFigures(
+            keys * model.kv_element_bytes / bytes_per_s,
+            queries * model.element_bytes / bytes_per_s,
+            pairs / flop_per_s,
+            decode_pairs / flop_per_s,
+        )
+
+    def experts_s(self, num_tokens: Ints) -> Floats:
+        """Seconds of all layers' routed experts on the busiest GPU, by the tokens of all ranks.
+
+        The longer of reading the experts touched, with what goes in and out of them, and of computing.
+        """
+        model, config, parallel = self.model, self.config, self.parallel
+        experts = model.experts
+        if experts is None:
+            return np.zeros(len(num_tokens))
+        bytes_per_s = self.gpu.memory_bytes_per_s * config.memory_efficiency
+        dtype, width = model.weight_dtype_of("experts"), experts.intermediate_size / parallel.expert_tensor
+        weights = 3 * model.hidden_size * width
+        touched = num_touched(experts, config.expert_skew, parallel.expert, num_tokens)
+        products = tokens_of_busiest_gpu(experts, config.expert_skew, parallel.expert) * num_tokens
+        moved = touched * weights * BYTES_PER_ELEMENT[dtype]
+        moved += products * (2 * model.hidden_size + 3 * width) * model.element_bytes
+        computed_s = 2 * weights * products / self._flop_per_s(dtype)
+        seconds: Floats = model.num_expert_layers * np.maximum(moved / bytes_per_s, computed_s)
+        return seconds
 
     def host_s(self, step_s: Floats, num_requests: Ints, columns_of: Callable[[Ints], StepColumns]) -> Floats:
         """Seconds that the host adds to steps of `num_requests` requests."""
@@ -107,15 +215,20 @@ class RooflineCost(CostModel):
 
 
 def _activations(model: ModelSpec, gpus: int) -> float:
-    """Elements read and written for one token in one layer, on one GPU, attention itself apart.
+    """Elements read and written for one token in one layer, on average, on one GPU, attention itself and
+    routed experts apart.
 
     Each matrix product reads its input and writes its output, the activation function reads two MLP widths
     and writes one, the two norms each read and write the hidden state and the residual.
     """
-    heads = model.num_heads * model.head_size / gpus
-    kv_heads = model.num_kv_heads * model.head_size / min(gpus, model.num_kv_heads)
-    intermediate = model.intermediate_size / gpus
-    qkv_and_o = 2 * heads + 2 * kv_heads + 2 * model.hidden_size
-    mlp = 6 * intermediate + 2 * model.hidden_size
-    norms = 8 * model.hidden_size
-    return qkv_and_o + mlp + norms
+    heads = kv_heads = 0.0
+    for kind in model.attention_kinds:
+        heads += kind.num_layers * (kind.query_size + kind.value_size) * kind.num_heads / gpus
+        kv_heads += kind.num_layers * kind.kv_elements_of_gpu(gpus)
+    width = (model.num_layers - model.num_expert_layers) * model.intermediate_size
+    if model.experts is not None:
+        width += model.num_expert_layers * model.experts.shared_intermediate_size
+    qkv_and_o = heads + kv_heads + 2 * model.num_layers * model.hidden_size
+    mlp = 6 * width / gpus + 2 * model.num_layers * model.hidden_size
+    norms = 8 * model.num_layers * model.hidden_size
+    return (qkv_and_o + mlp + norms) / model.num_layers

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cbsim.base.records import record_class
+from cbsim.cost.elementwise import larger, over_columns, smaller
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -29,6 +30,10 @@ class StepShape(NamedTuple):
     """Sum over the decodes of the tokens each attends to, the one computed now included."""
     max_decode_context: int
     """The longest of them; 0 without decodes."""
+    windowed_context: int = 0
+    """`decode_context` with no decode counted beyond the window of sliding layers; 0 if unknown."""
+    num_other_tokens: int = 0
+    """Tokens that the other ranks of a data-parallel replica send through the experts in the same step."""
 
     @property
     def num_tokens(self) -> int:
@@ -46,7 +51,14 @@ class StepShape(NamedTuple):
         return len(self.chunks) + self.num_decodes
 
 
-_COUNTS = ("num_finishing_chunks", "num_decodes", "decode_context", "max_decode_context")
+_COUNTS = (
+    "num_finishing_chunks",
+    "num_decodes",
+    "decode_context",
+    "max_decode_context",
+    "windowed_context",
+    "num_other_tokens",
+)
 SHAPE = np.dtype([(name, np.int64) for name in ("num_chunks", "num_prefill_tokens", *_COUNTS)])
 """What a step computes, chunks apart: the fields of `StepShape`, and the sum of its chunks' tokens."""
 CHUNK = np.dtype([("num_tokens", np.int64), ("num_computed_tokens", np.int64)])
@@ -62,6 +74,9 @@ def split_shape(shape: StepShape) -> tuple[Any, list[Any]]:
     return _make_shape(len(chunks), num_tokens, *counts), [_make_chunk(*chunk) for chunk in chunks]
 
 
+_NONE: Ints = np.zeros(0, dtype=np.int64)
+
+
 @dataclass(frozen=True)
 class StepColumns:
     """Many steps: the fields of `StepShape` as columns of equal length, one row a step."""
@@ -71,7 +86,17 @@ class StepColumns:
     num_decodes: Ints
     decode_context: Ints
     max_decode_context: Ints
+    windowed_context: Ints = field(default_factory=lambda: _NONE)
+    num_other_tokens: Ints = field(default_factory=lambda: _NONE)
+    window: int = field(default=0, kw_only=True)
+    """Tokens that attention reaches back in `pairs` and `longest_prefill`; 0 for all."""
     _pairs: dict[int, Ints] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Without windows and other ranks these columns are zeros."""
+        for name in ("windowed_context", "num_other_tokens"):
+            if len(getattr(self, name)) != len(self.chunks):
+                object.__setattr__(self, name, np.zeros(len(self.chunks), dtype=np.int64))
 
     @classmethod
     def from_shapes(cls, shapes: Sequence[StepShape]) -> StepColumns:
@@ -95,7 +120,8 @@ class StepColumns:
         """Largest context of a chunk, its own tokens included; 0 without chunks."""
         steps, tokens, context = self.flat_chunks
         longest = np.zeros(len(self.chunks), dtype=np.int64)
-        np.maximum.at(longest, steps, tokens + context)
+        reach = tokens + context
+        np.maximum.at(longest, steps, np.minimum(reach, self.window + tokens) if self.window else reach)
         return longest
 
     @property
@@ -111,7 +137,8 @@ class StepColumns:
     def take(self, places: Ints) -> StepColumns:
         """Some of the steps."""
         chunks = [self.chunks[place] for place in places.tolist()]
-        return StepColumns(chunks, *(getattr(self, name)[places] for name in _COUNTS))
+        columns = {name: getattr(self, name)[places] for name in _COUNTS}
+        return StepColumns(chunks, **columns, window=self.window)
 
     def records(self) -> tuple[NDArray[Any], NDArray[Any]]:
         """The steps as rules take them: records of `SHAPE`, and those of `CHUNK`, step after step."""
@@ -144,7 +171,10 @@ class StepColumns:
         """(query, key) pairs of each step's chunks, computed tile by tile."""
         if tile not in self._pairs:
             steps, tokens, context = self.flat_chunks
-            self._pairs[tile] = self._summed(steps, chunk_pairs(tile, tokens, context))
+            pairs = chunk_pairs(tile, tokens, context)
+            if self.window:
+                pairs = over_columns(window_pairs)(tile, tokens, context, self.window)
+            self._pairs[tile] = self._summed(steps, pairs)
         return self._pairs[tile]
 
     def _summed(self, steps: Ints, figures: Ints) -> Ints:
@@ -162,3 +192,21 @@ def num_pairs(chunks: Chunks, tile: int) -> int:
 def chunk_pairs(tile: Any, num_tokens: Any, before: Any) -> Any:
     """(query, key) pairs computed for one chunk over a context of `before`, `P` of `StepForm`."""
     return -(-num_tokens // tile) * (tile // 2) * (2 * before + num_tokens + tile)
+
+
+def context_in_window(shape: Any, window: Any) -> Any:
+    """Tokens that decodes attend to in layers with a window; where nobody counted, as if all were alike."""
+    if shape.windowed_context > 0:
+        return shape.windowed_context
+    return min(shape.decode_context, shape.num_decodes * window)
+
+
+def window_pairs(tile: Any, num_tokens: Any, before: Any, window: Any) -> Any:
+    """(query, key) pairs computed for one chunk by tiles of queries, which reach back `window` tokens each.
+
+    A tile computes all keys that any of its queries sees. With a tile of 1 these are the pairs themselves.
+    """
+    num_tiles, reach = -(-num_tokens // tile), window + tile - 1
+    num_short = smaller(num_tiles, larger((reach - before) // tile, 0))
+    short_pairs = tile * (num_short * before + tile * (num_short * (num_short + 1) // 2))
+    return short_pairs + (num_tiles - num_short) * tile * reach

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from cbsim.base.records import column_pieces, pieces
-from cbsim.results.run_log import Column, RunLog, distinct_gaps
+from cbsim.results.run_log import WINDOW_STEP_COLUMNS, Column, RunLog, distinct_gaps
 from cbsim.results.run_notes import limit_notes
+from cbsim.results.step_work import COLUMNS, NO_WORK, StepWork
 from cbsim.specs import GpuSpec, ModelSpec
 from cbsim.workload.request import RequestState
 
@@ -109,7 +110,7 @@ def summarize(
     """
     began = time.process_time()
     requests = log.requests
-    totals = StepTotals.of(log.steps, deployment.kv_block_size, deployment.num_stages)
+    totals = StepTotals.of(log.steps, deployment)
     latencies = request_latencies(log)
     finished = requests["state"] == RequestState.FINISHED
     num_requests, num_finished = len(finished), int(finished.sum())
@@ -133,7 +134,7 @@ def summarize(
     for name in LATENCIES:
         summary[name] = _itl_distribution(log) if name == "itl_s" else _distribution(latencies[name])
     summary |= {
-        "num_steps": totals.num_steps,
+        "num_steps": totals.work.num_steps,
         "num_preemptions": int(requests["num_preemptions"].sum()),
         "num_tokens_recomputed": int(log.num_tokens_recomputed),
         "busy_fraction": _ratio(totals.busy_s, replica_s),
@@ -154,7 +155,7 @@ def summarize(
             "num_drafts": num_drafts,
             "num_accepted_drafts": num_accepted,
             "draft_acceptance_rate": _ratio(num_accepted, num_drafts),
-            "tokens_per_step_and_request": _ratio(num_output_tokens, totals.num_logits - num_drafts),
+            "tokens_per_step_and_request": _ratio(num_output_tokens, totals.work.num_logits - num_drafts),
         }
     summary["simulation"]["metrics_cpu_s"] = time.process_time() - began
     return summary
@@ -214,12 +215,8 @@ def meets_slo(latencies: Mapping[str, Column], finished: Column, slo: Mapping[st
 class StepTotals:
     """Sums over all steps of a run."""
 
-    num_steps: int = 0
     busy_s: float = 0.0
-    num_tokens: int = 0
-    num_logits: int = 0
-    num_attention_pairs: int = 0
-    num_context_tokens: int = 0
+    work: StepWork = NO_WORK
     kv_share_s: float = 0.0
     """Share of the KV blocks taken, times the step's seconds."""
     max_kv_share: float = 0.0
@@ -230,35 +227,32 @@ class StepTotals:
     """Highest share of those that were empty at a step's end."""
 
     @classmethod
-    def of(cls, steps: Mapping[str, Column], kv_block_size: int = 1, num_stages: int = 1) -> StepTotals:
+    def of(cls, steps: Mapping[str, Column], deployment: Deployment) -> StepTotals:
         """Added up many steps at a time: a column of all steps of a long run takes hundreds of megabytes.
 
         Steps of a pipeline overlap: each counts for the time in which none before it runs.
         """
         totals = cls()
-        if num_stages > 1:
-            whole = {name: steps[name] for name in SUMMED}
+        names = (*SUMMED, *(name for name in WINDOW_STEP_COLUMNS if name in steps))
+        if deployment.num_stages > 1:
+            whole = {name: steps[name] for name in names}
             if len(steps["duration_s"]):
-                totals._add(kv_block_size, whole | {"duration_s": _not_overlapped_s(steps)})
+                totals._add(deployment, whole | {"duration_s": _not_overlapped_s(steps)})
             return totals
-        for columns in column_pieces(steps, SUMMED):
+        for columns in column_pieces(steps, names):
             if len(columns[0]):
-                totals._add(kv_block_size, dict(zip(SUMMED, columns, strict=True)))
+                totals._add(deployment, dict(zip(names, columns, strict=True)))
         return totals
 
-    def _add(self, kv_block_size: int, steps: Mapping[str, Column]) -> None:
+    def _add(self, deployment: Deployment, steps: Mapping[str, Column]) -> None:
         duration_s, blocks_used = steps["duration_s"], steps["kv_blocks_used"]
-        self.num_steps += len(duration_s)
         self.busy_s += float(duration_s.sum())
-        self.num_tokens += int(steps["num_prefill_tokens"].sum()) + int(steps["num_decode_tokens"].sum())
-        self.num_logits += int(steps["num_logits"].sum())
-        self.num_attention_pairs += int(steps["num_attention_pairs"].sum())
-        self.num_context_tokens += int(steps["num_context_tokens"].sum())
+        self.work = self.work.plus(StepWork.of(steps, deployment.model).sums())
         share = blocks_used / steps["kv_blocks_total"]
         self.kv_share_s += float((share * duration_s).sum())
         self.max_kv_share = max(self.max_kv_share, float(share.max()))
         taken = blocks_used > 0
-        num_slots, seconds = blocks_used[taken] * np.int64(kv_block_size), duration_s[taken]
+        num_slots, seconds = blocks_used[taken] * np.int64(deployment.kv_block_size), duration_s[taken]
         if len(num_slots):
             num_empty = num_slots - steps["num_kv_tokens"][taken]
             self.slot_s += float((num_slots * seconds).sum())
@@ -268,8 +262,8 @@ class StepTotals:
 
 
 SUMMED = (
-    *("duration_s", "num_prefill_tokens", "num_decode_tokens", "num_logits", "num_attention_pairs"),
-    *("num_context_tokens", "kv_blocks_used", "kv_blocks_total", "num_kv_tokens"),
+    *COLUMNS,
+    *("duration_s", "kv_blocks_used", "kv_blocks_total", "num_kv_tokens"),
 )
 
 
@@ -285,45 +279,31 @@ def _not_overlapped_s(steps: Mapping[str, Column]) -> Column:
     return alone_s
 
 
-def flop_of(model: ModelSpec, num_tokens: Any, num_logits: Any, num_pairs: Any) -> Any:
-    """FLOP of a step, of each of many, or of all; see `mfu`."""
-    dense, attention = model.dense_flop_per_token, model.attention_flop_per_pair
-    return num_tokens * dense + num_logits * model.logits_flop + num_pairs * attention
-
-
-def bytes_of(model: ModelSpec, num_steps: int, num_tokens: Any, num_context_tokens: Any) -> Any:
-    """Bytes moved in a step, in each of many, or in all; see `mbu`."""
-    return num_steps * model.weight_bytes + (num_context_tokens + num_tokens) * model.kv_bytes_per_token
-
-
 def mfu(totals: StepTotals, deployment: Deployment, replica_s: float) -> float | None:
-    """Model FLOP utilization: FLOP of all steps / (`replica_s` x GPUs a replica x peak FLOP/s at the dtype).
+    """Model FLOP utilization: `StepWork.flop` of all steps / (`replica_s` x GPUs a replica x peak FLOP/s at
+    the dtype of activations).
 
-    FLOP as in PaLM (Chowdhery et al. 2022, appendix B), forward only: 2 for each matrix weight and token,
-    4 for each (query token, key) pair, layer and query head element, and the logits sampled from. Tokens
-    computed again after a preemption count, padding doesn't. `replica_s` is makespan x replicas, idle time
-    included.
+    Tokens computed again after a preemption count, padding doesn't. `replica_s` is makespan x replicas, idle
+    time included.
     """
-    model, gpu = deployment.model, deployment.gpu
-    flop = flop_of(model, totals.num_tokens, totals.num_logits, totals.num_attention_pairs)
-    return _ratio(flop, replica_s * deployment.num_gpus * gpu.peak_flop_per_s(model.dtype))
+    possible = replica_s * deployment.num_gpus * deployment.gpu.peak_flop_per_s(deployment.model.dtype)
+    return _ratio(totals.work.flop(deployment.model), possible)
 
 
 def mbu(totals: StepTotals, deployment: Deployment, replica_s: float) -> float | None:
-    """Memory bandwidth utilization: bytes moved / (`replica_s` x GPUs of a replica x peak bytes/s).
+    """Memory bandwidth utilization: `StepWork.num_bytes` of all steps / (`replica_s` x GPUs a replica x
+    peak bytes/s).
 
-    Bytes are all weights once a step, the KV entries attended to and those written (Databricks, "LLM
-    Inference Performance Engineering", 2023: weights and KV cache over TPOT); activations are left out.
-    `replica_s` is makespan x replicas, idle time included.
+    Weights and KV cache alone count, as in Databricks, "LLM Inference Performance Engineering", 2023;
+    activations are left out. `replica_s` is makespan x replicas, idle time included.
     """
-    model, gpu = deployment.model, deployment.gpu
-    num_bytes = bytes_of(model, totals.num_steps, totals.num_tokens, totals.num_context_tokens)
-    return _ratio(num_bytes, replica_s * deployment.num_gpus * gpu.memory_bytes_per_s)
+    possible = replica_s * deployment.num_gpus * deployment.gpu.memory_bytes_per_s
+    return _ratio(totals.work.num_bytes(deployment.model), possible)
 
 
 def _kv_utilization(totals: StepTotals, replica_s: float) -> dict[str, float | None]:
     """Share of the KV blocks taken: over the makespan, idle time as none, and at its highest."""
-    highest = totals.max_kv_share if totals.num_steps or replica_s else None
+    highest = totals.max_kv_share if totals.work.num_steps or replica_s else None
     return {"mean": _ratio(totals.kv_share_s, replica_s), "max": highest}
 
 

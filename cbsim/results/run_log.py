@@ -59,9 +59,10 @@ class RunLog:
     `num_logits` (rows of logits) and `num_kv_tokens` (KV entries of running requests computed by the
     step's end, for the waste of reservations). With speculative decoding `num_drafts` were verified and
     `num_accepted` of them right; `skips_drafts` is 1 if the drafter did not run, as nobody could use
-    drafts. Where there are `slices`, also `transfer_s` (seconds of the step spent moving KV blocks to and
-    from host memory), `waiting_for` (codes of `core.layout`: what the head of the queue lacked) and
-    `max_decode_context` (0 in steps without chunks)."""
+    drafts. Where some layers have a window, `num_window_pairs` and `num_window_keys` are their
+    `num_attention_pairs` and `num_context_tokens`. Where there are `slices`, also `transfer_s` (seconds of
+    the step spent moving KV blocks to and from host memory), `waiting_for` (codes of `core.layout`: what the
+    head of the queue lacked) and `max_decode_context` (0 in steps without chunks)."""
     events: Mapping[str, Column]
     """In the order they happened: `time_s`, `replica`, `step`, `request` (row in `requests`), `event`
     (codes of `EVENTS`), `num_tokens`."""
@@ -99,6 +100,10 @@ def distinct_gaps(gaps: Iterable[tuple[Column, Column]]) -> tuple[Column, Column
     total = np.zeros(len(distinct_s), dtype=np.int64)
     np.add.at(total, place, count)
     return distinct_s, total
+
+
+WINDOW_STEP_COLUMNS = ("num_window_pairs", "num_window_keys")
+"""Columns of `RunLog.steps` that are there where some layers have a window."""
 
 
 def event_columns(

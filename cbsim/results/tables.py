@@ -160,6 +160,11 @@ DRAFT_STEPS = (
     Field("skips_drafts", "int64", "", "1 if the drafter did not run, as nobody could use drafts"),
 )
 """Behind those, with speculative decoding."""
+WINDOW_STEPS = (
+    Field("num_window_pairs", "int64", "", "Pairs of a query token and a key in layers with a window"),
+    Field("num_window_keys", "int64", "tokens", "KV entries read in layers with a window"),
+)
+"""Behind those, where some layers have a window."""
 EVENT_ROWS = (
     Field("time_s", "float64", "s", "Instant"),
     _REPLICA,
@@ -240,8 +245,8 @@ def _ends(log: RunLog, *under_way: str) -> Any:
 
 def steps_table(log: RunLog) -> ArrowTable:
     """One row a step in order of (start, replica)."""
-    further = () if log.slices is None else SLICE_STEPS
-    return _table((*STEPS, *further, *(DRAFT_STEPS if log.has_drafts else ())), log.steps)
+    further = (*SLICE_STEPS, *DRAFT_STEPS, *WINDOW_STEPS)
+    return _table((*STEPS, *(field for field in further if field.name in log.steps)), log.steps)
 
 
 def events_table(log: RunLog) -> ArrowTable:
@@ -306,9 +311,9 @@ OPTIONAL_COLUMNS = (
 """Columns that live runs, or the runs of former versions, lack: each group whole."""
 
 
-def step_columns(*, has_drafts: bool) -> tuple[str, ...]:
+def step_columns(*, has_drafts: bool, has_window: bool) -> tuple[str, ...]:
     """The columns of `RunLog.steps` where slices are recorded, with those that no table has."""
-    told = (*STEPS, *SLICE_STEPS, *(DRAFT_STEPS if has_drafts else ()))
+    told = (*STEPS, *SLICE_STEPS, *(DRAFT_STEPS if has_drafts else ()), *(WINDOW_STEPS if has_window else ()))
     return (*(field.name for field in told), "num_kv_tokens", "max_decode_context")
 
 

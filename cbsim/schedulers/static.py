@@ -100,6 +100,7 @@ def pad(self: Any, step: Any) -> None:
     shape.num_decodes = num_slots
     shape.decode_context = num_slots * (length + 1)
     shape.max_decode_context = length + 1
+    shape.windowed_context = num_slots * min(length + 1, self.config.window)
 
 
 def left(self: Any, request: Any) -> None:

@@ -88,11 +88,25 @@ class AttentionKind:
     projection_weights: int
     """Matrix weights of one layer's projections."""
     is_latent: bool = False
+    decode_query_size: int = 0
+    """Width of a head's query and key where keys are used as they lie in the cache; 0 for `query_size`."""
+    decode_value_size: int = 0
 
     @property
     def flop_per_pair(self) -> int:
         """FLOP of one layer for one query token and one key: 2 an element of each query and value."""
         return 2 * self.num_heads * (self.query_size + self.value_size)
+
+    @property
+    def decode_flop_per_pair(self) -> int:
+        """The same of a decode. Latent keys and values are not unpacked then: heads' queries are projected
+        into the latent space instead, and attend there (DeepSeek-V2, appendix C).
+        """
+        query_size, value_size = (
+            self.decode_query_size or self.query_size,
+            self.decode_value_size or self.value_size,
+        )
+        return 2 * self.num_heads * (query_size + value_size)
 
     def kv_elements_of_gpu(self, num_gpus: int) -> int:
         """Elements of the KV cache on each of the GPUs that share the layer: heads are dealt out, and copied
@@ -187,6 +201,8 @@ class ModelSpec(Section):
         num_attending = sum(each.num_layers for each in self.attention_layers or ())
         if self.attention_layers is not None and num_attending != self.num_layers:
             raise ValueError(f"got attention_layers for {num_attending} layers; expected {self.num_layers}")
+        if len({kind.window for kind in self.attention_kinds if kind.window}) > 1:
+            raise ValueError("got attention_layers with several windows; expected one")
         if self.num_expert_layers > self.num_layers:
             raise ValueError(f"got experts in {self.num_expert_layers} layers of {self.num_layers}")
         return self
@@ -240,7 +256,19 @@ class ModelSpec(Section):
             mla.kv_lora_rank + mla.qk_rope_head_dim,
             queries + latent + unpacked + heads * mla.v_head_dim * hidden,
             is_latent=True,
+            decode_query_size=mla.kv_lora_rank + mla.qk_rope_head_dim,
+            decode_value_size=mla.kv_lora_rank,
         )
+
+    @property
+    def window(self) -> int:
+        """Tokens that sliding layers reach back; 0 if there are none."""
+        return max(kind.window for kind in self.attention_kinds)
+
+    @property
+    def num_windowed_layers(self) -> int:
+        """Layers with a window."""
+        return sum(kind.num_layers for kind in self.attention_kinds if kind.window)
 
     @property
     def num_expert_layers(self) -> int:

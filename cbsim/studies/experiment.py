@@ -29,6 +29,7 @@ from cbsim.schedulers import SCHEDULERS, SchedulerConfig
 from cbsim.schedulers.kvcache import KVCacheConfig
 from cbsim.schedulers.vllm import VllmConfig
 from cbsim.specs import GpuSpec, ModelSpec, ParallelSpec
+from cbsim.specs.huggingface import NAMED_MODEL
 from cbsim.workload import WORKLOADS, WorkloadConfig
 from cbsim.workload.lookup import missing_traces
 
@@ -85,8 +86,8 @@ class Experiment(Section):
     """What its run folder is called; the file's name where nothing is said."""
     seed: int = Field(default=0, ge=0)
     """Where all random numbers come from."""
-    model: Annotated[ModelSpec, Named("model", "models", "llama-3-8b")]
-    """The model served."""
+    model: Annotated[ModelSpec, NAMED_MODEL]
+    """The model served; a Hugging Face `config.json`, its folder or a mapping with its keys does too."""
     gpu: Annotated[GpuSpec, Named("gpu", "gpus", "h200")]
     """The GPU it is served on."""
     engine: Literal["auto", "compiled", "interpreted", "fast", "reference"] = "auto"

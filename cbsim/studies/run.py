@@ -153,6 +153,7 @@ def log_notes(experiment: Experiment, log: RunLog) -> list[str]:
             f"{num_longer:,} served {requests_are} longer than {experiment.model.name}'s context of "
             f"{experiment.model.max_model_len:,} tokens (a real engine would refuse that)"
         )
+    notes += [f"{experiment.model.name}: not modelled: {each}" for each in experiment.model.not_modelled]
     if any(group.window for group in experiment.kv_cache.layer_groups(experiment.model)):
         notes.append("steps are priced as if the attention of sliding layers reached back to the first token")
     if isinstance(experiment.scheduler, VllmConfig) and experiment.scheduler.entry is not None:

@@ -66,6 +66,8 @@ def class_step_s(cost: Any, shape: Any, chunks: Any) -> float:
             shape.num_decodes,
             shape.decode_context,
             shape.max_decode_context,
+            shape.windowed_context,
+            shape.num_other_tokens,
         )
     )
 
@@ -86,6 +88,8 @@ class Setup:
     with_batches: bool = False
     num_stages: int = 1
     """Stages of the pipeline that a step passes through."""
+    window: int = 0
+    """Tokens that the model's sliding layers reach back; 0 if there are none."""
     draft_share: float = 0.0
     """Seconds of a pass of the drafter over those of a decode of one request by the model."""
 
@@ -105,6 +109,7 @@ class Setup:
             **numbers,
             "with_batches": self.with_batches,
             "num_stages": self.num_stages,
+            "window": self.window,
             "seed": self.means.seed % 2**31,
         }
 
@@ -165,6 +170,7 @@ def setup_of(experiment: Experiment, workload: Workload, cost: CostModel) -> Set
         until_s=inf if experiment.stop_at_s is None else experiment.stop_at_s,
         with_batches=experiment.output.batches,
         num_stages=experiment.parallel.pipeline,
+        window=model.window,
         draft_share=0.0 if drafting is None else drafting.share_of(model.num_parameters),
     )
 
@@ -439,7 +445,7 @@ def log_of(
     }
     slices = Slices(*(Deferred(partial(record.columns, table)) for table in ("prefills", "decodes")))
     has_drafts, num_blocks = setup.scheduler.drafting is not None, setup.means.num_blocks
-    names = step_columns(has_drafts=has_drafts)
+    names = step_columns(has_drafts=has_drafts, has_window=setup.window > 0)
     events = Deferred(
         lambda: event_columns(requests, record.columns("events"), rejections, answers_first=setup.is_closed)
     )

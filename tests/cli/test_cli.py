@@ -252,3 +252,33 @@ def test_workload_convert_from_a_generators_file(working_folder: Path) -> None:
 
 def test_version() -> None:
     assert cbsim_command("--version").stdout == f"cbsim, version {cbsim.__version__}\n"
+
+
+def test_a_model_is_told_as_text_and_as_json() -> None:
+    config = {"model_type": "mixtral", "num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 128}
+    config |= {"num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 100, "num_local_experts": 8}
+    config |= {"num_experts_per_tok": 2, "max_position_embeddings": 256, "vision_config": {"depth": 2}}
+    Path("mixtral.json").write_text(json.dumps(config))
+    told = cbsim_command("model", "mixtral.json", "--set", "parallel.tensor=2", "--json")
+    figures = json.loads(told.stdout)
+    assert figures["num_parameters"] - figures["num_active_parameters"] == 2 * 6 * 3 * 64 * 128
+    assert (figures["kv_bytes_per_token"], figures["kv_bytes_per_token_of_gpu"]) == (256, 128)
+    assert figures["weight_bytes"] == 2 * figures["num_parameters"]
+    assert figures["not_modelled"] == ["vision_config: the encoder of images, with its weights"]
+    ran = cbsim_command("run", "e.yaml", "--set", "model=mixtral.json", "--set", "name=mine", "--json")
+    note = "mixtral: not modelled: vision_config: the encoder of images, with its weights"
+    assert [each for each in json.loads(ran.stdout)["notes"] if "not modelled" in each] == [note]
+    text = cbsim_command("model", "mixtral.json", "--set", "parallel.tensor=2").stdout
+    assert "2       8 experts, 2 a token, each 128 wide\n" in text
+    assert "on each of 2 GPUs" in text
+    assert text.endswith("- not modelled: vision_config: the encoder of images, with its weights\n")
+
+
+def test_a_model_that_cannot_be_told_is_one_line() -> None:
+    Path("config.json").write_text(json.dumps({"model_type": "bert"}))
+    for file, line in (
+        ("config.json", "config.json: bert can't be modelled: an encoder\n"),
+        ("llama-3-8", "FILE: model: unknown model 'llama-3-8'; did you mean 'llama-3-8b'?\n"),
+    ):
+        told = cbsim_command("model", file)
+        assert (told.exit_code, told.stdout, told.stderr) == (2, "", line)

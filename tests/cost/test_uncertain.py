@@ -181,7 +181,7 @@ def test_all_ways_to_the_same_bits(
     cost = make(folders[fused], host=host, uncertainty=True).drawn(seed)
     assert cost.steps_s(StepColumns.from_shapes([shape]))[0] == cost.step_s(shape)
     if not shape.chunks:
-        num_decodes, context, longest = shape[2:]
+        num_decodes, context, longest = shape[2:5]
         assert cost.decode_s(num_decodes, context, longest) == cost.step_s(shape)
 
 

@@ -19,23 +19,6 @@ def load_gpu(name: str) -> GpuSpec:
     return GpuSpec.model_validate(yaml.safe_load((CONFIGS / "gpus" / f"{name}.yaml").read_text()))
 
 
-# Counted by adding up the tensors of the published safetensors files.
-PUBLISHED_PARAMETERS = {
-    "llama-3-8b": 8_030_261_248,
-    "llama-3-70b": 70_553_706_496,
-    "llama-2-7b": 6_738_415_616,
-    "mistral-7b": 7_248_023_552,
-    "qwen3-0.6b": 596_049_920,
-    "qwen3-8b": 8_190_735_360,
-    "qwen3-32b": 32_762_123_264,
-}
-
-
-@pytest.mark.parametrize(("name", "num_parameters"), PUBLISHED_PARAMETERS.items())
-def test_parameter_count_is_the_published_one(name, num_parameters):
-    assert load_model(name).num_parameters == num_parameters
-
-
 def test_parameters_tensor_by_tensor():
     """The count of Qwen3-0.6B from the shapes of its tensors: per-head norms, tied head."""
     model = load_model("qwen3-0.6b")

@@ -16,9 +16,11 @@ from cbsim.cost.costfile import CostFile
 from cbsim.lab.calibrate.accuracy import Report
 from cbsim.lab.calibrate.layers import LayerTimings, Runs
 from cbsim.lab.calibrate.named_spec import load_gpu, load_model
-from cbsim.lab.calibrate.nvidia import NvidiaTables, Wanted, import_meta, import_points
+from cbsim.lab.calibrate.nvidia import DISTRIBUTION, Wanted, import_meta, import_points
+from cbsim.lab.calibrate.nvidia_tables import NvidiaTables
 from cbsim.lab.calibrate.pointsfile import read_meta, read_points
 from cbsim.lab.calibrate.profile_folder import check_profile_target, fit_profile, write_profile
+from cbsim.specs import ParallelSpec
 
 TOLD_IN_LOGS = 10
 """How often progress is told where no terminal is."""
@@ -110,7 +112,14 @@ def nvidia(
     system: str = args.option("--system NAME", "A system of the tables: h200_sxm, l40s ...", required=True),
     model: str = MODEL,
     tp: int = TP,
-    framework: str = args.option("--framework", "Whose prefill kernels and all-reduces.", default="vllm"),
+    ep: int = args.option("--ep", "Groups of GPUs with experts of their own.", type=args.POSITIVE, default=1),
+    dp: int = args.option("--dp", "Ranks with their own requests.", type=args.POSITIVE, default=1),
+    weight_dtype: str | None = args.option("--weight-dtype", "Of weights; default: the model's."),
+    kv_dtype: str | None = args.option("--kv-dtype", "Of the KV cache; default: the model's."),
+    distribution: str = args.option("--distribution", "Of tokens over experts.", default=DISTRIBUTION),
+    framework: str = args.option(
+        "--framework", "Whose prefill attention, experts and all-reduces.", default="vllm"
+    ),
     decode_framework: str | None = args.option(
         "--decode-framework NAME", "Whose decode attention; default: the same."
     ),
@@ -123,11 +132,14 @@ def nvidia(
     seed: int = SEED,
 ) -> None:
     """NVIDIA's measured kernel tables, in the PyPI package aiconfigurator-core."""
-    wanted = Wanted(load_model(model), tp, framework, decode_framework or framework)
+    parallel = ParallelSpec(tensor=tp, expert=ep, data=dp)
+    of = load_model(model, weight_dtype=weight_dtype, kv_dtype=kv_dtype)
+    wanted = Wanted(of, parallel, framework, decode_framework or framework, distribution)
     tables = NvidiaTables(system, wheel)
     meta = import_meta(tables, wanted, datetime.now(UTC).date().isoformat())
     check_profile_target(out, meta)
     points = import_points(tables, wanted)
+    meta = meta.model_copy(update={"warnings": [*meta.warnings, *tables.notes]})
     _tell(out, *write_profile(out, points, meta, seed), picture, as_json)
 
 

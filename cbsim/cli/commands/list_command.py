@@ -70,7 +70,7 @@ def _describe_file(kind: str, path: Path) -> str:
     try:
         if kind == "models":
             model = ModelSpec.model_validate(read_document(path).data)
-            weights = f"{format_bytes(model.weight_bytes)} of {model.dtype} weights"
+            weights = f"{format_bytes(model.weight_bytes)} of {model.weight_dtype or model.dtype} weights"
             kv_cache = f"{format_bytes(model.kv_bytes_per_token)} of KV cache a token"
             return f"{weights}, {kv_cache}, up to {model.max_model_len:,} tokens"
         if kind == "gpus":

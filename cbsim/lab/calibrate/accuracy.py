@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -99,11 +99,17 @@ class Report:
 
 def predict(form: StepForm, points: Sequence[Point]) -> Floats:
     """What a form says of each point, seconds."""
-    columns = columns_of(points)
-    ops = np.array([point.op for point in points])
+    columns = columns_of([replace(point, window=0) for point in points])
+    ops, windows = (np.array([getattr(point, name) for point in points]) for name in ("op", "window"))
     decode, prefill = form_attention_s(form, columns)
     seconds = decode + prefill
-    seconds = np.where(ops == "dense", form.dense.at(columns.num_tokens), seconds)
+    for op, table in (("dense", form.dense), ("experts", form.experts), ("collectives", form.collectives)):
+        if table is not None:
+            seconds = np.where(ops == op, table.at(columns.num_tokens), seconds)
+    if form.sliding is not None and windows.any():
+        places = np.flatnonzero(windows)
+        sliding = columns_of([point for point in points if point.window])
+        seconds[places] = form.sliding.decode.at(sliding) + form.sliding.prefill.at(sliding)
     seconds = np.where(ops == "logits", form.logits.at(columns.num_logits), seconds)
     return np.where(ops == "step", form_seconds(form, columns), seconds)
 

@@ -213,12 +213,14 @@ class _Timings:
         ]
 
 
-def fit_prefill(points: Sequence[Point], rng: np.random.Generator) -> PrefillAttention:
+def fit_prefill(
+    points: Sequence[Point], rng: np.random.Generator, *, with_lengths: bool = True
+) -> PrefillAttention:
     """Fit the attention of prompt chunks.
 
     The tile height is the one that leaves the least loss. Data that spill from the cache and effects of
-    lengths stay out unless cross-validation finds timings clearly nearer with them; so does whatever would
-    begin where hardly anything was timed.
+    lengths (which `with_lengths` allows) stay out unless cross-validation finds timings clearly nearer with
+    them; so does whatever would begin where hardly anything was timed.
     """
     timings = _Timings(columns_of(points), seconds_of(points), rng)
     tokens = timings.columns.prefill_tokens
@@ -233,9 +235,9 @@ def fit_prefill(points: Sequence[Point], rng: np.random.Generator) -> PrefillAtt
     spilling, spilling_fit = timings.best_tile("spill")
     if not is_beyond(spilling_fit.values[f"{SPILL}cached_tokens"], tokens):
         candidates.append((spilling, spilling_fit))
-    lengths = timings.lengths
+    lengths = timings.lengths if with_lengths else ()
     no_effects = {_effect(length): 0.0 for length in lengths}
-    for variant, fit in list(candidates):
+    for variant, fit in list(candidates) if lengths else []:
         own = variant._replace(lengths=lengths)
         candidates.append((own, timings.fit(own, fit.values | no_effects)))
     fold = rng.permutation(np.arange(len(points)) % NUM_FOLDS)

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cbsim.base.errors import CalibrationError
+from cbsim.cost.attention import SlidingAttention
 from cbsim.cost.costfile import Box, CostFile
 from cbsim.cost.form import StepForm
 from cbsim.cost.step_columns import Floats
@@ -42,12 +43,18 @@ SENTENCES: dict[Op, str] = {
 
 
 def fit_form(
-    points: Sequence[Point], num_layers: int, seed: int, num_kv_heads: int = USUAL_KV_HEADS
+    points: Sequence[Point],
+    num_layers: int,
+    seed: int,
+    num_kv_heads: int = USUAL_KV_HEADS,
+    num_sliding_layers: int = 0,
 ) -> StepForm:
     """Fit every part of the form to op points. Raises `CalibrationError` if an op has too few.
 
-    `num_kv_heads` are those of one GPU.
+    `num_kv_heads` are those of one GPU, `num_sliding_layers` the layers whose attention points have a window.
     """
+    sliding = [point for point in points if point.window]
+    points = [point for point in points if not point.window]
     by_op = {op: [point for point in points if point.op == op] for op in OPS}
     short = [
         f"too few points to fit: {op}: {len(by_op[op])} points, expected at least {least}"
@@ -56,8 +63,8 @@ def fit_form(
     ]
     if short:
         raise CalibrationError(*short)
-    streams = np.random.SeedSequence(seed).spawn(3)
-    decode_rng, prefill_rng, fused_rng = map(np.random.default_rng, streams)
+    streams = np.random.SeedSequence(seed).spawn(4)
+    decode_rng, prefill_rng, fused_rng, sliding_rng = map(np.random.default_rng, streams)
     decode = fit_decode(by_op["decode"], decode_rng)
     prefill = fit_prefill(by_op["prefill"], prefill_rng)
     mixed = by_op["mixed"]
@@ -68,22 +75,56 @@ def fit_form(
     return StepForm(
         num_layers=num_layers,
         dense=fit_dense(by_op["dense"]),
+        experts=fit_dense(by_op["experts"]) if by_op["experts"] else None,
+        collectives=fit_dense(by_op["collectives"]) if by_op["collectives"] else None,
         logits=fit_logits(by_op["logits"]),
         decode=decode,
         prefill=prefill,
         fused=fused,
         grid=fit_grid(points, LatticeFormula(decode, prefill, fused), num_kv_heads),
+        sliding=_fit_sliding(sliding, num_sliding_layers, sliding_rng) if sliding else None,
     )
 
 
-def evaluate(points: Sequence[Point], form: StepForm, seed: int) -> Report:
+def _fit_sliding(points: Sequence[Point], num_layers: int, rng: np.random.Generator) -> SlidingAttention:
+    """Attention of the layers with a window."""
+    ops: tuple[Op, ...] = ("decode", "prefill")
+    by_op = {op: [point for point in points if point.op == op] for op in ops}
+    problems = [
+        f"too few points to fit: {op} with a window: {len(found)} points, expected at least {MIN_POINTS[op]}"
+        for op, found in by_op.items()
+        if len(found) < MIN_POINTS[op]
+    ]
+    if len({point.window for point in points}) > 1:
+        problems.append("points of several windows; expected one")
+    if problems:
+        raise CalibrationError(*problems)
+    return SlidingAttention(
+        num_layers=num_layers,
+        window=points[0].window,
+        decode=fit_decode(by_op["decode"], rng),
+        prefill=fit_prefill(by_op["prefill"], rng, with_lengths=False),
+    )
+
+
+def evaluate(
+    points: Sequence[Point], form: StepForm, seed: int, num_kv_heads: int = USUAL_KV_HEADS
+) -> Report:
     """The report on a form: more fits, each without the points it is then held against."""
     op_points, steps = _op_points(points), [point for point in points if point.op == "step"]
     fold, is_large = _folds(op_points, seed), _largest(op_points)
     predicted = np.empty(len(op_points))
+
+    def predicted_without(held_out: Mask) -> Floats:
+        """What a fit to the points that are not held out says of those that are."""
+        kept = list(compress(op_points, ~held_out))
+        num_sliding = form.sliding.num_layers if form.sliding else 0
+        fitted = fit_form(kept, form.num_layers, seed, num_kv_heads, num_sliding)
+        return predict(fitted, list(compress(op_points, held_out)))
+
     for number in range(NUM_FOLDS):
-        predicted[fold == number] = _predicted_without(op_points, fold == number, form.num_layers, seed)
-    large_s = _predicted_without(op_points, is_large, form.num_layers, seed)
+        predicted[fold == number] = predicted_without(fold == number)
+    large_s = predicted_without(is_large)
     tables = {
         "fitted": errors_by_kind(op_points, predict(form, op_points)),
         "held_out": errors_by_kind(op_points, predicted),
@@ -92,12 +133,6 @@ def evaluate(points: Sequence[Point], form: StepForm, seed: int) -> Report:
         "repeatability": repeatability(points),
     }
     return Report(op_points, predicted, {name: table for name, table in tables.items() if table})
-
-
-def _predicted_without(points: Sequence[Point], held_out: Mask, num_layers: int, seed: int) -> Floats:
-    """What a fit to the points that are not held out says of those that are."""
-    form = fit_form(list(compress(points, ~held_out)), num_layers, seed)
-    return predict(form, list(compress(points, held_out)))
 
 
 def _op_points(points: Sequence[Point]) -> list[Point]:
@@ -111,14 +146,17 @@ def fit_cost_file(
     points, stand_ins = with_stand_ins(points)
     op_points = _op_points(points)
     kv_heads = max(1, int(meta.model["num_kv_heads"]) // meta.tensor_parallel)
-    form = fit_form(op_points, int(meta.model["num_layers"]), seed, kv_heads)
-    report = evaluate(points, form, seed)
+    num_sliding = int(meta.model.get("num_windowed_layers", 0))
+    form = fit_form(op_points, int(meta.model["num_layers"]), seed, kv_heads, num_sliding)
+    report = evaluate(points, form, seed, kv_heads)
     cost_file = CostFile(
         format="cbsim-cost/1",
         gpu=meta.gpu,
         device=meta.device,
         model=meta.model,
         tensor_parallel=meta.tensor_parallel,
+        expert_parallel=meta.expert_parallel,
+        data_parallel=meta.data_parallel,
         form=form,
         box=calibrated_box(op_points),
         assumptions=[*meta.assumptions, *stand_ins, *_assumptions(op_points, form)],
@@ -171,7 +209,8 @@ def _alone(point: Point, op: Op) -> Point:
 
 def calibrated_box(points: Sequence[Point]) -> Box:
     """The largest sizes among points."""
-    attention = columns_of([point for point in points if point.op in ("prefill", "decode", "mixed")])
+    attention_ops = ("prefill", "decode", "mixed")
+    attention = columns_of([point for point in points if point.op in attention_ops and not point.window])
     steps, tokens, before = attention.flat_chunks
     keys, pairs = attention.decode_context.copy(), attention.decode_context.copy()
     np.add.at(keys, steps, tokens + before)

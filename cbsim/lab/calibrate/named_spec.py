@@ -14,7 +14,7 @@ from cbsim.base.registry import did_you_mean
 from cbsim.config.document import read_document
 from cbsim.config.mistakes import plain_words
 from cbsim.config.section import Section
-from cbsim.specs import GpuSpec, ModelSpec
+from cbsim.specs import GpuSpec, ModelSpec, huggingface
 
 S = TypeVar("S", bound=Section)
 
@@ -22,17 +22,19 @@ OTHER_CARDS = ("pcie", "nvl")
 """What a card calls itself that has the chip of an SXM module, but not its peaks."""
 
 
-def load_model(name: str) -> ModelSpec:
-    """A model by its name in `configs/models` or by the path of its file.
+def load_model(name: str, **changes: str | None) -> ModelSpec:
+    """A model by its name in `configs/models` or by its file, ours or Hugging Face's.
+
+    `changes` that aren't `None` replace what is there.
 
     Raises `CalibrationError` with the nearest name if there is none, or with every mistake in the file.
     """
-    return _load_spec(ModelSpec, "model", name)
+    return _load_spec(ModelSpec, "model", name, {key: to for key, to in changes.items() if to is not None})
 
 
 def load_gpu(name: str) -> GpuSpec:
     """A GPU by its name in `configs/gpus` or by the path of its file; raises as `load_model` does."""
-    return _load_spec(GpuSpec, "gpu", name)
+    return _load_spec(GpuSpec, "gpu", name, {})
 
 
 def gpu_of_device(device: str) -> str | None:
@@ -53,12 +55,15 @@ def _stands_in(part: str, words: str) -> bool:
     return re.search(r"(?<![a-z0-9])" + " ?".join(part) + r"(?!\d)", words) is not None
 
 
-def _load_spec(spec: type[S], kind: str, name: str) -> S:
+def _load_spec(spec: type[S], kind: str, name: str, changes: dict[str, str]) -> S:
     folder = data_folder("configs") / f"{kind}s"
     path = Path(name) if Path(name).suffix in YAML_SUFFIXES else folder / f"{name}.yaml"
-    if not path.is_file():
+    foreign = huggingface.find(Path(name)) if spec is ModelSpec and not path.is_file() else None
+    if foreign is None and not path.is_file():
         raise CalibrationError(f"no {kind} '{name}'{did_you_mean(name, yaml_names(folder))}")
     try:
-        return spec.model_validate(read_document(path).data)
+        if foreign is not None:
+            return spec.model_validate(huggingface.translate(huggingface.read(foreign)) | changes)
+        return spec.model_validate(read_document(path).data | changes)
     except ValidationError as error:
         raise CalibrationError(*(f"{path}: {plain_words(mistake)}" for mistake in error.errors())) from error

@@ -2,184 +2,22 @@
 
 from __future__ import annotations
 
-import io
-import re
-import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, distribution
-from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-import yaml
 
 from cbsim.base.errors import CalibrationError
-from cbsim.base.registry import did_you_mean
-from cbsim.base.units import MEGA, MS_PER_S
+from cbsim.base.units import MEGA
 from cbsim.cost.costfile import model_shape
-from cbsim.cost.step_columns import Floats
+from cbsim.lab.calibrate.nvidia_tables import PACKAGE, ExpertsTable, GemmTable, Heads, NvidiaTables, Phase
 from cbsim.lab.calibrate.point import Point
 from cbsim.lab.calibrate.pointsfile import Meta
-from cbsim.specs import ModelSpec
-
-PACKAGE = "aiconfigurator-core"
-ROOT = "aiconfigurator_core/systems"
-BF16 = ("bfloat16", "float16")
-Folder = Path | zipfile.Path
-Phase = Literal["context", "generation"]
-OPTIONS: dict[Phase, str] = {"context": "--framework", "generation": "--decode-framework"}
-"""What names the framework whose attention is taken."""
-
-
-class Heads(NamedTuple):
-    """The attention heads of one GPU."""
-
-    num_heads: int
-    num_kv_heads: int
-    """Copies included."""
-    head_size: int
-
-
-class NvidiaTables:
-    """The tables of one system, from the installed package or from its wheel."""
-
-    def __init__(self, system: str, wheel: Path | None = None) -> None:
-        """Raises `CalibrationError` if the package or the system isn't there."""
-        self.system = system
-        self.folder, self.package_version = _open_package(wheel)
-        systems = sorted(
-            entry.name for entry in (self.folder / "data").iterdir() if (entry / "gemm").is_dir()
-        )
-        if system not in systems:
-            raise CalibrationError(f"no system '{system}' in {PACKAGE}{did_you_mean(system, systems)}")
-        figures = yaml.safe_load((self.folder / f"{system}.yaml").read_text(encoding="utf-8"))["gpu"]
-        self.bytes_per_s = float(figures["mem_bw"]) * float(figures["mem_bw_empirical_scaling_factor"])
-        """Bandwidth that small memory-bound kernels reach."""
-        self.launch_s = float(figures["mem_empirical_constant_latency"])
-        """Shortest time of a kernel."""
-
-    def gemm(self) -> GemmTable:
-        """Matrix products in bf16: cuBLAS in every framework, so all timings of the fullest tables count."""
-        tables = []
-        for framework in self._frameworks("gemm"):
-            table = self._read("gemm", framework, "gemm_perf")
-            tables.append(table.loc[table["gemm_dtype"].isin(BF16)])
-        most = max(table["m"].nunique() for table in tables)
-        return GemmTable(pd.concat(table for table in tables if table["m"].nunique() == most))
-
-    def all_reduce(self, framework: str, num_gpus: int) -> tuple[Floats, Floats]:
-        """Bytes and seconds of an all-reduce within one node, in a CUDA graph where that was timed."""
-        table = self._read("comm", framework, "custom_allreduce_perf")
-        timed = sorted({1, *table["num_gpus"].tolist()})
-        if num_gpus not in timed:
-            allowed = ", ".join(map(str, timed))
-            raise CalibrationError(
-                f"{self.system}: no all-reduce over {num_gpus} GPUs was timed; allowed: {allowed}"
-            )
-        table = table.loc[table["num_gpus"] == num_gpus]
-        in_graph = table["kernel_source"].str.contains("graph")
-        best = table.loc[in_graph if in_graph.any() else ~in_graph].groupby("message_size")["seconds"].min()
-        return best.index.to_numpy(np.float64) * 2, best.to_numpy(np.float64)
-
-    def attention(self, phase: Phase, framework: str, heads: Heads) -> pd.DataFrame:
-        """`batch_size`, `isl`, `step`, `seconds`, `backend` of attention over bf16.
-
-        In the phase `context` of whole prompts of `isl` tokens, in `generation` of decodes with `step` tokens
-        before each.
-        """
-        table = self._timed_attention(phase, framework, heads)
-        if table.empty:
-            others = [
-                other
-                for other in self._frameworks("attention")
-                if other != framework
-                and self._versions("attention", other, f"{phase}_attention_perf")
-                and not self._timed_attention(phase, other, heads).empty
-            ]
-            hint = f"; allowed: {OPTIONS[phase]} {' or '.join(others)}" if others else "; try another --tp"
-            raise CalibrationError(
-                f"{self.system}, {framework}: no {phase} attention with {heads.num_heads} query heads and "
-                f"{heads.num_kv_heads} KV heads of size {heads.head_size} was timed{hint}"
-            )
-        usual = table["kernel_source"].mode().iloc[0]
-        table = table[table["kernel_source"] == usual].rename(columns={"kernel_source": "backend"})
-        keys = ["batch_size", "isl", "step", "backend"]
-        best: pd.DataFrame = table.groupby(keys)["seconds"].min().reset_index()
-        return best
-
-    def _timed_attention(self, phase: Phase, framework: str, heads: Heads) -> pd.DataFrame:
-        table = self._read("attention", framework, f"{phase}_attention_perf")
-        table = table[table["kv_cache_dtype"].isin(BF16)]
-        wanted = {"head_dim": heads.head_size, "window_size": 0, "attn_dtype": "bfloat16"}
-        wanted |= {"num_heads": heads.num_heads, "num_key_value_heads": heads.num_kv_heads}
-        for column, value in wanted.items():
-            if column in table:
-                table = table[table[column] == value]
-        return table
-
-    def _frameworks(self, op: str) -> list[str]:
-        return sorted(entry.name for entry in (self.folder / "data" / self.system / op).iterdir())
-
-    def _versions(self, op: str, framework: str, name: str) -> dict[tuple[int, ...], Folder]:
-        """The files of a table, by version."""
-        folder = self.folder / "data" / self.system / op / framework
-        return {
-            tuple(map(int, re.findall(r"\d+", version.name))): version / f"{name}.parquet"
-            for version in (folder.iterdir() if folder.is_dir() else [])
-            if (version / f"{name}.parquet").is_file()
-        }
-
-    def _read(self, op: str, framework: str, name: str) -> pd.DataFrame:
-        found = self._versions(op, framework, name)
-        if not found:
-            allowed = [other for other in self._frameworks(op) if self._versions(op, other, name)]
-            hint = did_you_mean(framework, allowed)
-            raise CalibrationError(f"{self.system}: {PACKAGE} has no {name} table of '{framework}'{hint}")
-        table = pd.read_parquet(io.BytesIO(found[max(found)].read_bytes()))
-        return table.assign(seconds=table["latency"] / MS_PER_S)
-
-
-class GemmTable:
-    """Times of `[m, k] x [k, n]`: bilinear in n and k between widths measured, in proportion beyond them."""
-
-    def __init__(self, table: pd.DataFrame) -> None:
-        median = table.groupby(["m", "n", "k"])["seconds"].median()
-        self.rows: list[int] = sorted(table["m"].unique().tolist())
-        """The values of m."""
-        self._by_rows = {m: median[m].unstack("k") for m in self.rows}
-
-    def seconds(self, m: int, n: int, k: int) -> float:
-        """Seconds at a measured m and any n and k."""
-        table = self._by_rows[m].dropna(axis=0).sort_index()
-        by_n = [_line(k, table.columns.to_numpy(np.float64), row) for row in table.to_numpy(np.float64)]
-        return _line(n, table.index.to_numpy(np.float64), np.array(by_n))
-
-
-def _line(at: float, knots: Floats, values: Floats) -> float:
-    """Piecewise-linear through knots; beyond the last in proportion, which does not magnify its noise."""
-    if at > knots[-1]:
-        return float(values[-1] * at / knots[-1])
-    return float(np.interp(at, knots, values))
-
-
-def _open_package(wheel: Path | None) -> tuple[Folder, str]:
-    if wheel is not None:
-        try:
-            folder = zipfile.Path(wheel) / ROOT
-        except (OSError, zipfile.BadZipFile) as error:
-            raise CalibrationError(f"{wheel}: can't be read as a wheel: {error}") from error
-        if not folder.is_dir():
-            raise CalibrationError(f"{wheel}: not a wheel of {PACKAGE}")
-        return folder, wheel.name.split("-")[1]
-    try:
-        package = distribution(PACKAGE)
-    except PackageNotFoundError as error:
-        raise CalibrationError(
-            f"{PACKAGE} is not installed: pip install 'cbsim[nvidia]', or pass its wheel by --wheel"
-        ) from error
-    return Path(str(package.locate_file(ROOT))), package.version
-
+from cbsim.specs import ModelSpec, ParallelSpec
+from cbsim.specs.model import AttentionKind
+from cbsim.specs.parallel import ONE_GPU
 
 MIN_LENGTH = 16
 """Shorter prompts and contexts are no load worth fitting."""
@@ -208,9 +46,16 @@ SYSTEMS = {
     "a100_sxm": System("a100-80g", 40 * MEGA),
     "l40s": System("l40s", 96 * MEGA),
     "rtx_pro_6000_server": System("rtxpro6000", 128 * MEGA),
-    **dict.fromkeys(("b200_sxm", "gb200", "b300_sxm", "gb300"), System(None, 126 * MEGA)),
+    "b200_sxm": System("b200", 126 * MEGA),
+    "gb200": System("gb200", 126 * MEGA),
+    "b300_sxm": System("b300", 126 * MEGA),
+    "gb300": System("gb300", 126 * MEGA),
 }
 """L2 sizes from NVIDIA's architecture white papers (Ampere, Hopper, Ada, Blackwell)."""
+
+
+DISTRIBUTION = "power_law_1.2"
+"""How tokens are spread over experts unless said otherwise: the most uneven that all frameworks timed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,17 +63,24 @@ class Wanted:
     """What to take from the tables."""
 
     model: ModelSpec
-    tensor_parallel: int = 1
+    parallel: ParallelSpec = ONE_GPU
     framework: str = "vllm"
-    """Whose kernels: prefill attention and all-reduces."""
+    """Whose kernels: prefill attention, experts and all-reduces."""
     decode_framework: str = "vllm"
     """Whose decode attention."""
+    distribution: str = DISTRIBUTION
+    """Of tokens over experts, by the tables' name."""
 
     @property
-    def heads(self) -> Heads:
-        """Those of one GPU."""
-        model, gpus = self.model, self.tensor_parallel
-        return Heads(model.num_heads // gpus, max(1, model.num_kv_heads // gpus), model.head_size)
+    def gpus(self) -> int:
+        """GPUs that share each layer."""
+        return self.parallel.tensor
+
+    def heads(self, kind: AttentionKind) -> Heads:
+        """Those of one GPU in some layers."""
+        kv_heads = max(1, kind.num_kv_heads // self.gpus)
+        kv_dtype = self.model.kv_dtype or self.model.dtype
+        return Heads(kind.num_heads // self.gpus, kv_heads, kind.query_size, kv_dtype, kind.window)
 
 
 def import_points(tables: NvidiaTables, wanted: Wanted) -> list[Point]:
@@ -236,106 +88,248 @@ def import_points(tables: NvidiaTables, wanted: Wanted) -> list[Point]:
 
     Raises `CalibrationError` if the tables lack something.
     """
-    model, gpus = wanted.model, wanted.tensor_parallel
+    model, gpus, kinds = wanted.model, wanted.gpus, wanted.model.attention_kinds
+    widths = [("num_heads", kind.num_heads) for kind in kinds]
+    if model.num_expert_layers < model.num_layers:
+        widths.append(("intermediate_size", model.intermediate_size))
     problems = [
         f"model {model.name}: {name} {size} can't be split over {gpus} GPUs"
-        for name, size in (("num_heads", model.num_heads), ("intermediate_size", model.intermediate_size))
+        for name, size in dict.fromkeys(widths)
         if size % gpus
     ]
-    if model.dtype != "bfloat16":
-        problems.append(f"model {model.name}: tables are read for bfloat16 alone, got {model.dtype}")
+    if model.dtype not in ("bfloat16", "float16"):
+        problems.append(f"model {model.name}: tables have activations in 16 bits alone, got {model.dtype}")
+    if len({kind.window for kind in kinds}) < len(kinds):
+        problems.append(f"model {model.name}: layers of one window differ in heads")
     if problems:
         raise CalibrationError(*problems)
-    gemm = tables.gemm()
     return [
-        *_dense_points(tables, gemm, wanted),
-        *_logits_points(tables, gemm, wanted),
-        *_prefill_points(tables, wanted),
-        *_decode_points(tables, wanted),
+        *_dense_points(tables, wanted),
+        *_experts_points(tables, wanted),
+        *_collectives_points(tables, wanted),
+        *_logits_points(tables, wanted),
+        *(point for kind in kinds for point in _prefill_points(tables, wanted, kind)),
+        *(point for kind in kinds for point in _decode_points(tables, wanted, kind)),
     ]
 
 
 def import_meta(tables: NvidiaTables, wanted: Wanted, date: str) -> Meta:
     """Where imported points come from, and what of them is estimated."""
+    model, parallel = wanted.model, wanted.parallel
+    dtypes = {part.dtype for part in model.parts if part.name not in ("experts", "head", "router")}
+    products = "cuBLAS's, the median" if dtypes <= {model.dtype} else "the fastest (16 bits: the median)"
     warnings = [
-        "matrix products are cuBLAS's, the median over frameworks, interpolated between the widths measured",
+        f"matrix products are {products} over frameworks, interpolated between the widths measured",
         "norms, rotary positions and activation are estimated by their bytes and a launch time each, "
         f"sampling by {SAMPLING_KERNELS} launches and its bytes; none of them was measured",
         "attention was timed with a warm L2 cache: decode points whose KV fits in it are left out",
     ]
-    if wanted.tensor_parallel > 1:
+    if model.mla is not None:
+        warnings.append("unpacking the latent vector, or absorbing it, is taken for one product")
+    if model.experts is not None:
+        warnings.append(f"tokens were spread over experts by {wanted.distribution}")
+    if parallel.tensor > 1:
         warnings.append("the all-gather of the logits is left out")
+    if parallel.data > 1:
+        warnings.append("ranks exchange tokens by NCCL's all-gather and reduce-scatter")
     frameworks = wanted.framework
     if wanted.decode_framework != wanted.framework:
         frameworks += f" (decode attention: {wanted.decode_framework})"
+    split = "".join(
+        f" --{name} {number}"
+        for name, number in (("ep", parallel.expert), ("dp", parallel.data))
+        if number > 1
+    )
     return Meta(
         device=tables.system,
         gpu=SYSTEMS.get(tables.system, System()).gpu,
-        model=model_shape(wanted.model),
-        tensor_parallel=wanted.tensor_parallel,
+        model=model_shape(model),
+        tensor_parallel=parallel.tensor,
+        expert_parallel=parallel.expert,
+        data_parallel=parallel.data,
         source=f"{PACKAGE} {tables.package_version}, kernels of {frameworks} on {tables.system}",
         licence="Apache-2.0, Copyright (c) 2025-2026 NVIDIA CORPORATION & AFFILIATES",
         date=date,
-        command=f"cbsim calibrate import nvidia --system {tables.system} --model {wanted.model.name} "
-        f"--tp {wanted.tensor_parallel} --framework {wanted.framework} "
+        command=f"cbsim calibrate import nvidia --system {tables.system} --model {model.name} "
+        f"--tp {parallel.tensor}{split} --framework {wanted.framework} "
         f"--decode-framework {wanted.decode_framework}",
         warnings=warnings,
     )
 
 
-def _dense_points(tables: NvidiaTables, gemm: GemmTable, wanted: Wanted) -> list[Point]:
-    model, gpus = wanted.model, wanted.tensor_parallel
-    hidden, heads = model.hidden_size, wanted.heads.num_heads * model.head_size
-    kv_heads = wanted.heads.num_kv_heads * model.head_size
-    width = model.intermediate_size // gpus
-    products = [(heads + 2 * kv_heads, hidden), (hidden, heads), (2 * width, hidden), (hidden, width)]
-    small_kernels = 5 if model.qk_norm else 4
-    rotated = 2 * (heads + kv_heads) * (2 if model.qk_norm else 1)
-    element_bytes_per_token = (8 * hidden + rotated + 3 * width) * model.element_bytes
-    message_bytes, message_s = np.zeros(1), np.zeros(1)
-    if gpus > 1:
-        message_bytes, message_s = tables.all_reduce(wanted.framework, gpus)
+class Product(NamedTuple):
+    """A matrix product of one GPU: `[tokens, depth] x [depth, width]`, and in what share of the layers."""
+
+    width: float
+    depth: float
+    dtype: str
+    share: float = 1.0
+
+
+def _products(wanted: Wanted) -> list[Product]:
+    """Those of a layer, routed experts apart."""
+    model, gpus, hidden = wanted.model, wanted.gpus, wanted.model.hidden_size
+    products = []
+    attention = model.weight_dtype_of("attention")
+    for kind in model.attention_kinds:
+        share = kind.num_layers / model.num_layers
+        heads, kv_heads = kind.num_heads // gpus, max(1, kind.num_kv_heads // gpus)
+        if model.mla is None:
+            kv_width = kv_heads * (kind.query_size + kind.value_size)
+            shapes = [(heads * kind.query_size + kv_width, hidden), (hidden, heads * kind.value_size)]
+        else:
+            mla = model.mla
+            latent = mla.kv_lora_rank + mla.qk_rope_head_dim
+            queries = mla.q_lora_rank or hidden
+            shapes = [
+                (latent + (mla.q_lora_rank or 0), hidden),
+                (heads * kind.query_size, queries),
+                (heads * (mla.qk_nope_head_dim + mla.v_head_dim), mla.kv_lora_rank),
+                (hidden, heads * mla.v_head_dim),
+            ]
+        products += [Product(*shape, attention, share) for shape in shapes]
+    with_experts = model.num_expert_layers / model.num_layers
+    widths = [(model.intermediate_size, model.weight_dtype_of("mlp"), 1.0 - with_experts)]
+    if model.experts is not None:
+        shared = model.experts.shared_intermediate_size
+        widths.append((shared, model.weight_dtype_of("shared_experts"), with_experts))
+        products.append(
+            Product(model.experts.num_experts, hidden, model.weight_dtype_of("router"), with_experts)
+        )
+    for width, dtype, share in widths:
+        if width and share:
+            products.append(Product(2 * width / gpus, hidden, dtype, share))
+            products.append(Product(hidden, width / gpus, dtype, share))
+    return products
+
+
+def _elementwise(wanted: Wanted) -> tuple[float, float]:
+    """Kernels of a layer beside products, attention and experts, and elements that a token moves in them:
+    norms of the layer's input, of heads or latent vectors, rotary positions, activation, choice of experts.
+    """
+    model, gpus = wanted.model, wanted.gpus
+    with_experts = model.num_expert_layers / model.num_layers
+    kernels, elements = 4.0, 8.0 * model.hidden_size
+    if model.qk_norm:
+        kernels += 1
+    if model.mla is not None:
+        kernels += 2
+    for kind in model.attention_kinds:
+        rotated = kind.num_heads // gpus + max(1, kind.num_kv_heads // gpus)
+        share = kind.num_layers / model.num_layers
+        elements += share * 2 * rotated * kind.query_size * (2 if model.qk_norm else 1)
+    width = (1.0 - with_experts) * model.intermediate_size
+    if model.experts is not None:
+        width += with_experts * model.experts.shared_intermediate_size
+        kernels += with_experts * (2 if model.experts.shared_intermediate_size else 0)
+    return kernels, elements + 3 * width / gpus
+
+
+def _dense_points(tables: NvidiaTables, wanted: Wanted) -> list[Point]:
+    products = _products(wanted)
+    gemms = {dtype: tables.gemm(dtype) for dtype in dict.fromkeys(product.dtype for product in products)}
+    kernels, elements = _elementwise(wanted)
+    token_s = elements * wanted.model.element_bytes / tables.bytes_per_s
     points = []
-    for tokens in (count for count in gemm.rows if count <= MAX_STEP_TOKENS):
-        seconds = sum(gemm.seconds(tokens, n, k) for n, k in products)
-        seconds += small_kernels * tables.launch_s + tokens * element_bytes_per_token / tables.bytes_per_s
-        seconds += 2 * float(np.interp(tokens * hidden * model.element_bytes, message_bytes, message_s))
+    for tokens in _rows(gemms, MAX_STEP_TOKENS):
+        seconds = sum(
+            product.share * gemms[product.dtype].seconds(tokens, product.width, product.depth)
+            for product in products
+        )
+        seconds += kernels * tables.launch_s + tokens * token_s
         points.append(Point("dense", seconds, tokens=tokens, backend="gemm", l2="warm"))
     return points
 
 
-def _logits_points(tables: NvidiaTables, gemm: GemmTable, wanted: Wanted) -> list[Point]:
+def _rows(gemms: Mapping[str, GemmTable], most: int) -> list[int]:
+    """Numbers of rows that all dtypes were timed at."""
+    common = set.intersection(*(set(gemm.rows) for gemm in gemms.values()))
+    return sorted(count for count in common if count <= most)
+
+
+def _experts_points(tables: NvidiaTables, wanted: Wanted) -> list[Point]:
+    model, parallel = wanted.model, wanted.parallel
+    if model.experts is None:
+        return []
+    dtype = model.weight_dtype_of("experts")
+    split = (parallel.expert_tensor, parallel.expert)
+    line = tables.experts(
+        wanted.framework,
+        ExpertsTable(model.experts, model.hidden_size, dtype, *split, wanted.distribution),
+    )
+    share = model.num_expert_layers / model.num_layers
+    return [
+        Point("experts", share * seconds, tokens=int(tokens), backend="moe", l2="warm")
+        for tokens, seconds in zip(line.sizes, line.seconds, strict=True)
+    ]
+
+
+def _collectives_points(tables: NvidiaTables, wanted: Wanted) -> list[Point]:
+    """All-reduces after attention and MLP; with data parallelism a layer of experts gathers the tokens of all
+    ranks before them and scatters their sums after.
+    """
+    model, parallel = wanted.model, wanted.parallel
+    num_reduces, with_experts = 2.0, model.num_expert_layers / model.num_layers
+    exchanges = []
+    if parallel.data > 1:
+        num_reduces -= with_experts
+        exchanges = [tables.nccl(op, parallel.num_expert_gpus) for op in ("all_gather", "reduce_scatter")]
+    reduce = tables.all_reduce(wanted.framework, parallel.tensor) if parallel.tensor > 1 else None
+    if reduce is None and not exchanges:
+        return []
+    token_bytes, points = model.hidden_size * model.element_bytes, []
+    for tokens in (2**power for power in range(MAX_STEP_TOKENS.bit_length())):
+        seconds = sum(with_experts * line.at(tokens * token_bytes) for line in exchanges)
+        if reduce is not None:
+            seconds += num_reduces * reduce.at(tokens / parallel.data * token_bytes)
+        points.append(Point("collectives", seconds, tokens=tokens, backend="nccl", l2="warm"))
+    return points
+
+
+def _logits_points(tables: NvidiaTables, wanted: Wanted) -> list[Point]:
     model = wanted.model
+    gemm = tables.gemm(model.weight_dtype_of("head"))
     points = []
     for rows in (count for count in gemm.rows if count <= MAX_SEQS):
-        seconds = gemm.seconds(rows, model.vocab_size // wanted.tensor_parallel, model.hidden_size)
+        seconds = gemm.seconds(rows, model.vocab_size / wanted.gpus, model.hidden_size)
         seconds += SAMPLING_KERNELS * tables.launch_s
         seconds += rows * model.vocab_size * SAMPLING_BYTES_PER_LOGIT / tables.bytes_per_s
         points.append(Point("logits", seconds, num_logits=rows, backend="gemm", l2="warm"))
     return points
 
 
-def _prefill_points(tables: NvidiaTables, wanted: Wanted) -> list[Point]:
-    table = tables.attention("context", wanted.framework, wanted.heads)
+def _attention(tables: NvidiaTables, wanted: Wanted, kind: AttentionKind, phase: Phase) -> pd.DataFrame:
+    framework = wanted.framework if phase == "context" else wanted.decode_framework
+    heads = wanted.heads(kind)
+    if kind.is_latent:
+        return tables.latent_attention(phase, framework, heads.num_heads, heads.kv_dtype)
+    return tables.attention(phase, framework, heads)
+
+
+def _prefill_points(tables: NvidiaTables, wanted: Wanted, kind: AttentionKind) -> list[Point]:
+    table = _attention(tables, wanted, kind, "context")
     table = table[(table["isl"] >= MIN_LENGTH) & (table["batch_size"] * table["isl"] <= MAX_STEP_TOKENS)]
     rows = table[["seconds", "batch_size", "isl", "backend"]].itertuples(index=False)
     return [
-        Point.attention(seconds, ((length, 0),) * batch, backend=backend, l2="warm")
+        Point.attention(seconds, ((length, 0),) * batch, backend=backend, l2="warm", window=kind.window)
         for seconds, batch, length, backend in rows
     ]
 
 
-def _decode_points(tables: NvidiaTables, wanted: Wanted) -> list[Point]:
-    table = tables.attention("generation", wanted.decode_framework, wanted.heads)
+def _decode_points(tables: NvidiaTables, wanted: Wanted, kind: AttentionKind) -> list[Point]:
+    table = _attention(tables, wanted, kind, "generation")
     table = table.assign(context=table["step"] + 1)
     table = table[(table["context"] >= MIN_LENGTH) & (table["batch_size"] <= MAX_SEQS)]
-    token_bytes = 2 * wanted.heads.num_kv_heads * wanted.model.head_size * wanted.model.element_bytes
-    kv_bytes = table["batch_size"] * table["context"] * token_bytes
+    token_bytes = kind.kv_elements_of_gpu(wanted.gpus) * wanted.model.kv_element_bytes
+    read = np.minimum(table["context"], kind.window) if kind.window else table["context"]
+    kv_bytes = table["batch_size"] * read * token_bytes
     may_be_cached = kv_bytes < L2_MARGIN * SYSTEMS.get(tables.system, System()).l2_bytes
     matters = kv_bytes / tables.bytes_per_s > COLD_SHARE * table["seconds"]
-    table = table.assign(split=np.where(may_be_cached & matters, "warm", "fit"))
+    table = table.assign(split=np.where(may_be_cached & matters & (kind.window == 0), "warm", "fit"))
     rows = table[["seconds", "batch_size", "context", "backend", "split"]].itertuples(index=False)
     return [
-        Point.attention(seconds, (), batch, context, backend=backend, l2="warm", split=split)
+        Point.attention(
+            seconds, (), batch, context, backend=backend, l2="warm", split=split, window=kind.window
+        )
         for seconds, batch, context, backend, split in rows
     ]

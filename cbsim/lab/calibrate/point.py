@@ -4,27 +4,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
 
 from cbsim.cost.step_columns import Floats, StepColumns, StepShape
 
-Op = Literal["dense", "logits", "prefill", "decode", "mixed", "step"]
+Op = Literal["dense", "experts", "collectives", "logits", "prefill", "decode", "mixed", "step"]
 Split = Literal["fit", "repeat", "unseen", "warm"]
 OPS: tuple[Op, ...] = get_args(Op)
 SPLITS: tuple[Split, ...] = get_args(Split)
 Chunks = tuple[tuple[int, int], ...]
 """Prompt chunks `(tokens, context)`."""
+BY_TOKENS: tuple[Op, ...] = ("dense", "experts", "collectives")
+"""Those that are a function of tokens alone."""
 MIN_POINTS: dict[Op, int] = {"dense": 3, "logits": 3, "prefill": 8, "decode": 8}
 """Fewest points of each op that say anything."""
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One timing. `dense` is a layer outside attention by `tokens`; `logits` the LM head and sampling by
-    `num_logits`; `prefill`, `decode` and `mixed` are one layer's attention; `step` is everything. Seconds.
+    """One timing. `dense` is a layer outside attention by `tokens`; `experts` and `collectives` its routed
+    experts and all-reduces by the `tokens` of all ranks, averaged over all layers; `logits` the LM head and
+    sampling by `num_logits`; `prefill`, `decode` and `mixed` are one layer's attention; `step` is everything.
+    Seconds.
     """
 
     op: Op
@@ -49,6 +53,8 @@ class Point:
     split: Split = "fit"
     """`fit`; `repeat`: an earlier one again; `unseen`: never fitted; `warm`: left out, its KV sat in L2."""
     seed: int = 0
+    window: int = 0
+    """Tokens that attention reaches back in the layer timed; 0 for all."""
 
     @classmethod
     def attention(
@@ -61,15 +67,18 @@ class Point:
     @property
     def shape(self) -> StepShape:
         """A step with this part: a `dense` point's tokens as a chunk, a `logits` point's rows as decodes."""
-        chunks = ((self.tokens, 0),) if self.op == "dense" else self.chunks
+        chunks = ((self.tokens, 0),) if self.op in BY_TOKENS else self.chunks
         num_decodes = self.num_logits if self.op == "logits" else self.num_decodes
         finishing = self.num_logits - self.num_decodes if self.op == "step" else 0
-        return StepShape(chunks, finishing, num_decodes, self.decode_context, self.max_decode_context)
+        context = self.decode_context
+        if self.window:
+            context = min(context, num_decodes * self.window)
+        return StepShape(chunks, finishing, num_decodes, context, self.max_decode_context)
 
     @property
     def size(self) -> int:
         """What "the largest points" of an op are the largest of."""
-        if self.op == "dense":
+        if self.op in BY_TOKENS:
             return self.tokens
         if self.op == "logits":
             return self.num_logits
@@ -77,14 +86,15 @@ class Point:
         return pairs + self.decode_context
 
     @property
-    def key(self) -> tuple[Op, StepShape]:
+    def key(self) -> tuple[Op, int, StepShape]:
         """What was timed: equal for a point and its repeats."""
-        return self.op, self.shape
+        return self.op, self.window, self.shape
 
 
 def columns_of(points: Sequence[Point]) -> StepColumns:
-    """The shapes of points as columns."""
-    return StepColumns.from_shapes([point.shape for point in points])
+    """The shapes of points as columns; attention points must have one window."""
+    columns = StepColumns.from_shapes([point.shape for point in points])
+    return replace(columns, window=points[0].window if points else 0)
 
 
 def seconds_of(points: Sequence[Point]) -> Floats:

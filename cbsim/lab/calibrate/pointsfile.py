@@ -17,7 +17,7 @@ from cbsim.base.units import S_PER_HOUR
 from cbsim.config.mistakes import plain_words
 from cbsim.config.section import Section
 from cbsim.cost.costfile import SHAPE_FIELDS
-from cbsim.lab.calibrate.point import OPS, SPLITS, Chunks, Point
+from cbsim.lab.calibrate.point import BY_TOKENS, OPS, SPLITS, Chunks, Point
 from cbsim.workload.table import Mistakes, open_table
 from cbsim.workload.values import TEXT, Kind, number_kind, read_columns, whole
 
@@ -73,6 +73,7 @@ COLUMNS: dict[str, tuple[str, Kind]] = {
     "order": _size("order"),
     "split": ("split", _one_of(SPLITS)),
     "seed": ("seed", whole(0, 2**63 - 1, absent=0)),
+    "window": _size("window"),
 }
 """Of each column the attribute of `Point` that it holds, and what may stand in it."""
 
@@ -146,8 +147,8 @@ def _read(path: Path, mistakes: Mistakes) -> Iterator[Point]:
 
 def _lacks(point: Point) -> Iterator[str]:
     """What is wrong with the sizes that an op is a function of."""
-    if point.op == "dense" and point.tokens < 1:
-        yield "T: a dense point needs tokens"
+    if point.op in BY_TOKENS and point.tokens < 1:
+        yield f"T: a {point.op} point needs tokens"
     if point.op == "logits" and point.num_logits < 1:
         yield "S: a logits point needs rows"
     if point.op in ("prefill", "mixed") and not point.chunks:
@@ -170,6 +171,8 @@ class Meta(Section):
     model: dict[str, int | str]
     """The model's name and the figures its kernels depend on."""
     tensor_parallel: int = Field(default=1, ge=1)
+    expert_parallel: int = Field(default=1, ge=1)
+    data_parallel: int = Field(default=1, ge=1)
     source: str
     """Who measured what, with which software."""
     licence: str | None = None
@@ -185,10 +188,16 @@ class Meta(Section):
     warnings: list[str] = Field(default_factory=list)
     """What to know about the timings: unstable clocks, points left out."""
 
+    @property
+    def parallel(self) -> str:
+        """How GPUs shared the model, in words."""
+        return f"{self.tensor_parallel} tensor, {self.expert_parallel} expert, {self.data_parallel} data"
+
     @model_validator(mode="after")
     def _model_is_whole(self) -> Meta:
         missing = [key for key in ("name", *SHAPE_FIELDS) if key not in self.model]
-        counts = {key: self.model[key] for key in SHAPE_FIELDS if key != "dtype" and key in self.model}
+        numbers = (*SHAPE_FIELDS, "window", "num_windowed_layers")
+        counts = {key: self.model[key] for key in numbers if key != "dtype" and key in self.model}
         wrong = [f"{key} {n!r}" for key, n in counts.items() if not (isinstance(n, int) and n > 0)]
         problems = [f"lacks {', '.join(missing)}"] if missing else []
         problems += [f"has {', '.join(wrong)}, expected whole numbers > 0"] if wrong else []

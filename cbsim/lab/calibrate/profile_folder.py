@@ -36,7 +36,7 @@ def check_profile_target(folder: Path, meta: Meta) -> None:
         figures = {
             "model": (before.model["name"], meta.model["name"]),
             "device": (before.device, meta.device),
-            "tensor parallelism": (before.tensor_parallel, meta.tensor_parallel),
+            "parallelism": (before.parallel, meta.parallel),
             "source": (before.source, meta.source),
         }
         _refuse_others(folder, "points", figures)
@@ -50,7 +50,7 @@ def check_resumable(folder: Path, meta: Meta) -> None:
             "model": (_model(before, meta), _model(meta, before)),
             "plan": (before.source, meta.source),
             "device": (before.device, meta.device),
-            "tensor parallelism": (before.tensor_parallel, meta.tensor_parallel),
+            "parallelism": (before.parallel, meta.parallel),
         }
         for name, said in SOFTWARE.items():
             if name in before.software and name in meta.software:

@@ -176,7 +176,7 @@ def _step_times(live: Result, cost: CostModel) -> list[StepTimes]:
     times: dict[str, list[tuple[float, float]]] = {kind: [] for kind in KINDS}
     assert live.batches is not None
     for step, rows in live.batches.groupby("step"):
-        shape = _shape(rows, prompt)
+        shape = _shape(rows, prompt, cost.model.window)
         kind = "decode" if not shape.chunks else "mixed" if shape.num_decodes else "prefill"
         times[kind].append((float(measured[step]), cost.step_s(shape)))
     found = []
@@ -189,7 +189,7 @@ def _step_times(live: Result, cost: CostModel) -> list[StepTimes]:
     return found
 
 
-def _shape(rows: pd.DataFrame, prompt: dict[str, int]) -> StepShape:
+def _shape(rows: pd.DataFrame, prompt: dict[str, int], window: int) -> StepShape:
     chunks, contexts, num_finishing = [], [], 0
     columns = ("request_id", "num_tokens", "num_computed_tokens", "kind")
     for request_id, tokens, computed, kind in zip(*(rows[name] for name in columns), strict=True):
@@ -198,7 +198,8 @@ def _shape(rows: pd.DataFrame, prompt: dict[str, int]) -> StepShape:
         else:
             chunks.append((int(tokens), int(computed)))
             num_finishing += int(computed + tokens >= prompt[str(request_id)])
-    return StepShape(tuple(chunks), num_finishing, len(contexts), sum(contexts), max(contexts, default=0))
+    longest, windowed = max(contexts, default=0), sum(min(each, window) for each in contexts)
+    return StepShape(tuple(chunks), num_finishing, len(contexts), sum(contexts), longest, windowed)
 
 
 def _first_difference(first: pd.DataFrame, second: pd.DataFrame) -> Difference | None:

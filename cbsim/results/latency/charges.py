@@ -25,17 +25,29 @@ class StepPrices:
         self.chunk_steps, self.place = np.unique(slices.prefills["step"], return_inverse=True)
         """The steps with prompt chunks, rising; and of each prompt slice, which of these it is in."""
         self._num_chunks = np.bincount(self.place, minlength=len(self.chunk_steps))
-        reach = np.zeros(len(self.chunk_steps), dtype=np.int64)
-        np.add.at(reach, self.place, slices.prefills["num_tokens"] + slices.prefills["num_computed_tokens"])
+        tokens, before = slices.prefills["num_tokens"], slices.prefills["num_computed_tokens"]
+        self._has_window = "num_window_keys" in steps
         self._num_requests = steps["num_decode_seqs"].copy()
         self.has_decodes = self._num_requests > 0
         """Whether anything decodes, for every step."""
         self._num_decodes = self._num_requests[self.chunk_steps]
         self._num_requests[self.chunk_steps] += self._num_chunks
         self._steps = steps
-        self._context = steps["num_context_tokens"][self.chunk_steps] - reach
-        """Tokens that the decodes of each of `chunk_steps` attend to."""
-        self._max_context = steps["max_decode_context"][self.chunk_steps]
+        self._of_chunk_steps = [
+            self._num_decodes,
+            steps["num_context_tokens"][self.chunk_steps] - self._over_chunks(tokens + before),
+            steps["max_decode_context"][self.chunk_steps],
+        ]
+        """The decodes of each of `chunk_steps`: number, tokens attended to, the most, those in windows."""
+        if self._has_window:
+            in_window = self._over_chunks(tokens + np.minimum(before, cost.model.window - 1))
+            self._of_chunk_steps.append(steps["num_window_keys"][self.chunk_steps] - in_window)
+
+    def _over_chunks(self, figures: Column) -> Column:
+        """The sum of a figure of each prompt slice, for each of `chunk_steps`."""
+        sums = np.zeros(len(self.chunk_steps), dtype=np.int64)
+        np.add.at(sums, self.place, figures)
+        return sums
 
     def host_s(self, step_s: Column, steps: Column | slice) -> Column:
         """Seconds by which some steps would be shorter without the host; `step_s` is their time, moves apart.
@@ -77,9 +89,9 @@ class StepPrices:
         seconds: Column = step_s - host_s
         return seconds
 
-    def _decodes(self, places: Column) -> tuple[Column, Column, Column]:
-        """Number, context and longest context of the decodes of some of `chunk_steps`."""
-        return self._num_decodes[places], self._context[places], self._max_context[places]
+    def _decodes(self, places: Column) -> list[Column]:
+        """Of the decodes of some of `chunk_steps`, what `StepColumns` takes."""
+        return [column[places] for column in self._of_chunk_steps]
 
     def _chunks(self, rows: Column | slice) -> list[tuple[int, int]]:
         """Tokens now and before of some prompt slices."""
@@ -91,8 +103,9 @@ class StepPrices:
         has_chunks = np.isin(rows, self.chunk_steps)
         places = np.searchsorted(self.chunk_steps, rows[has_chunks])
         num_decodes, context = self._num_requests[rows], self._context_of_steps[rows]
-        max_context = -(-context // np.maximum(num_decodes, 1))
-        decodes = num_decodes, context, max_context
+        decodes = [num_decodes, context, -(-context // np.maximum(num_decodes, 1))]
+        if self._has_window:
+            decodes.append(self._steps["num_window_keys"][rows])
         for column, of_chunk_steps in zip(decodes, self._decodes(places), strict=True):
             column[has_chunks] = of_chunk_steps
         num_finishing = np.zeros(len(rows), dtype=np.int64)

@@ -122,7 +122,8 @@ def test_points_of_another_origin_are_not_written_over(points, tmp_path):
     assert (code, output) == (
         2,
         f"{out}: holds points of another device: hourglass, not clockwork; give another --out\n"
-        f"{out}: holds points of another tensor parallelism: 4, not 1; give another --out\n",
+        f"{out}: holds points of another parallelism: 4 tensor, 1 expert, 1 data, not 1 tensor, 1 expert, "
+        "1 data; give another --out\n",
     )
     assert (out / "points.csv").read_text() == "precious"
 

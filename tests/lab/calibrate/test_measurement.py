@@ -102,7 +102,8 @@ def test_timings_of_something_else_are_left_alone(tmp_path: Path) -> None:
         run(tmp_path, timer=OnceTimer(limit=3))
     before = (tmp_path / "points.csv").read_bytes()
     with pytest.raises(
-        CalibrationError, match="holds timings of another tensor parallelism: 1, not 2; give another --out"
+        CalibrationError,
+        match="another parallelism: 1 tensor, 1 expert, 1 data, not 2 tensor",
     ):
         run(tmp_path, tensor_parallel=2)
     with pytest.raises(CalibrationError, match="holds timings of another model: tiny, not little; give"):

@@ -1,5 +1,7 @@
 """Which GPU of `configs/gpus` a device is, by what it calls itself."""
 
+import json
+
 import pytest
 
 from cbsim.base.errors import CalibrationError
@@ -39,3 +41,11 @@ def test_files_and_names(tmp_path) -> None:
         load_model(str(path))
     assert f"{path}: num_layers: Input should be greater than or equal to 1" in caught.value.problems
     assert f"{path}: hidden_size: Field required" in caught.value.problems
+
+
+def test_a_model_of_hugging_face(tmp_path) -> None:
+    config = {"model_type": "phi3", "num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 128}
+    config |= {"num_attention_heads": 4, "vocab_size": 100, "max_position_embeddings": 256}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert load_model(str(tmp_path)) == load_model(str(tmp_path / "config.json"))
+    assert load_model(str(tmp_path)).num_kv_heads == 4

@@ -8,7 +8,9 @@ import pytest
 import yaml
 
 from cbsim.base.errors import CalibrationError
-from cbsim.lab.calibrate.nvidia import SAMPLING_KERNELS, NvidiaTables, Wanted, import_meta, import_points
+from cbsim.lab.calibrate.nvidia import SAMPLING_KERNELS, Wanted, import_meta, import_points
+from cbsim.lab.calibrate.nvidia_tables import NvidiaTables
+from cbsim.specs import ModelSpec, ParallelSpec
 from tests.specs.test_specs import load_model
 
 ROWS = (1, 16, 64, 512, 2048, 16_384, 32_768)
@@ -74,6 +76,46 @@ def tables() -> dict[str, pd.DataFrame]:
     )
     window = context.assign(window_size=128, latency=9.0)
     fp8_cache = generation.assign(kv_cache_dtype="fp8", latency=9.0)
+    fp8 = [
+        context.assign(kv_cache_dtype="fp8"),
+        context.assign(kv_cache_dtype="fp8", window_size=128, latency=4.0),
+        fp8_cache.assign(window_size=128, latency=1.0),
+    ]
+    experts = pd.DataFrame(
+        [
+            {
+                "moe_dtype": "fp8",
+                "num_tokens": tokens,
+                "hidden_size": 1024,
+                "inter_size": 512,
+                "topk": 4,
+                "num_experts": 64,
+                "moe_tp_size": split[0],
+                "moe_ep_size": split[1],
+                "distribution": "power_law_1.2",
+                "kernel_source": source,
+                "latency": factor * latency,
+            }
+            for tokens, latency in ((1, 1.0), (64, 2.0), (1024, 8.0))
+            for source, factor in (("slow", 3.0), ("fast", 1.0))
+            for split in ((1, 1), (1, 4))
+        ]
+    )
+    latent = pd.DataFrame(
+        [
+            {"num_heads": 32, "kv_cache_dtype": dtype, "batch_size": batch, "isl": 1, "step": 65_535}
+            | {"kernel_source": "default", "latency": latency}
+            for batch, times in ((1, (1e-2, 9.0)), (64, (9.0, 5e-2)))
+            for dtype, latency in zip(("bfloat16", "fp8"), times, strict=True)
+        ]
+    )
+    nccl = pd.DataFrame(
+        [
+            {"op_name": op, "nccl_dtype": "half", "num_gpus": 4, "message_size": size, "latency": 2e-9 * size}
+            for op in ("all_gather", "reduce_scatter", "all_reduce")
+            for size in (1, 1_000_000_000)
+        ]
+    )
     all_reduce = pd.DataFrame(
         [
             {"num_gpus": 4, "message_size": size, "kernel_source": source, "latency": latency}
@@ -85,13 +127,20 @@ def tables() -> dict[str, pd.DataFrame]:
         "gemm/vllm/0.9.0/gemm_perf": gemm.assign(latency=99.0),
         "gemm/vllm/0.10.0/gemm_perf": gemm,
         "gemm/sglang/0.5/gemm_perf": gemm[gemm["m"] > 16].assign(latency=99.0),
-        "attention/vllm/0.10.0/context_attention_perf": pd.concat([context, window]),
-        "attention/vllm/0.10.0/generation_attention_perf": pd.concat([generation, fp8_cache]),
+        "attention/vllm/0.10.0/context_attention_perf": pd.concat([context, window, *fp8[:2]]),
+        "attention/vllm/0.10.0/generation_attention_perf": pd.concat([generation, fp8_cache, fp8[2]]),
         "attention/sglang/0.5/context_attention_perf": context.assign(num_heads=32, num_key_value_heads=32),
         "attention/trtllm/1.0/generation_attention_perf": generation.assign(
             num_heads=32, num_key_value_heads=32
         ),
+        "attention/trtllm/1.0/context_attention_perf": pd.concat(fp8[:2]),
         "comm/vllm/0.10.0/custom_allreduce_perf": all_reduce,
+        "comm/nccl/2.27/nccl_perf": nccl,
+        "moe/vllm/0.10.0/moe_perf": experts[experts["topk"] > 4],
+        "moe/vllm/0.9.0/moe_perf": experts,
+        "moe/trtllm/1.0/moe_perf": experts.assign(inter_size=256),
+        "mla/trtllm/1.0/context_mla_perf": latent.assign(isl=1024, step=0),
+        "mla/trtllm/1.0/generation_mla_perf": latent,
     }
 
 
@@ -115,7 +164,8 @@ def wheel(tmp_path_factory):
 
 
 def imported(wheel, model="llama-3-8b", tensor_parallel=1):
-    return import_points(NvidiaTables("l40s", wheel), Wanted(load_model(model), tensor_parallel))
+    wanted = Wanted(load_model(model), ParallelSpec(tensor=tensor_parallel))
+    return import_points(NvidiaTables("l40s", wheel), wanted)
 
 
 def of(points, op):
@@ -134,14 +184,16 @@ def test_a_layer_is_the_sum_of_its_kernels(wheel):
 
 
 def test_shards_and_all_reduces(wheel):
-    """A quarter of each product, and two all-reduces of the hidden states, whose sizes count elements."""
-    one = {point.tokens: point.t_median_s for point in of(imported(wheel, tensor_parallel=4), "dense")}
+    """A quarter of each product; apart, two all-reduces of the hidden states, whose sizes count elements."""
+    points = imported(wheel, tensor_parallel=4)
+    dense, collectives = (
+        {point.tokens: point.t_median_s for point in of(points, op)} for op in ("dense", "collectives")
+    )
     products = [(1536, 4096), (4096, 1024), (7168, 4096), (4096, 3584)]
     gemm_s = sum(gemm_ms(2048, n, k) for n, k in products) / 1000
     small_bytes = 2048 * 2 * (8 * 4096 + 2 * 1280 + 3 * 3584)
-    all_reduce_s = 1e-9 * 2048 * 4096 / 1000
-    expected = gemm_s + 4 * LAUNCH_S + small_bytes / BYTES_PER_S + 2 * all_reduce_s
-    assert one[2048] == pytest.approx(expected, rel=1e-6)
+    assert dense[2048] == pytest.approx(gemm_s + 4 * LAUNCH_S + small_bytes / BYTES_PER_S, rel=1e-6)
+    assert collectives[2048] == pytest.approx(2 * 1e-9 * 2048 * 4096 / 1000, rel=1e-6)
 
 
 def test_the_head_grows_in_proportion_beyond_the_widest_product(wheel):
@@ -181,7 +233,7 @@ def test_decodes_whose_kv_sits_in_l2_are_left_out(wheel):
 
 
 def test_where_points_come_from(wheel):
-    wanted = Wanted(load_model("llama-3-8b"), 4, "vllm", "sglang")
+    wanted = Wanted(load_model("llama-3-8b"), ParallelSpec(tensor=4), "vllm", "sglang")
     meta = import_meta(NvidiaTables("l40s", wheel), wanted, "2026-01-01")
     assert meta.source == "aiconfigurator-core 7.8.9, kernels of vllm (decode attention: sglang) on l40s"
     assert (meta.gpu, meta.tensor_parallel) == ("l40s", 4)
@@ -201,13 +253,13 @@ def test_where_points_come_from(wheel):
         (
             "l40s",
             {"model": "llama-2-7b"},
-            "no context attention with 32 query heads and 32 KV heads of size 128 was timed; "
+            "no context attention with 32 query heads and 32 KV heads of size 128 in bfloat16 was timed; "
             "allowed: --framework sglang",
         ),
         (
             "l40s",
             {"model": "llama-2-7b", "framework": "sglang"},
-            "no generation attention with 32 query heads and 32 KV heads of size 128 was timed; "
+            "no generation attention with 32 query heads and 32 KV heads of size 128 in bfloat16 was timed; "
             "allowed: --decode-framework trtllm",
         ),
         (
@@ -218,17 +270,115 @@ def test_where_points_come_from(wheel):
         (
             "l40s",
             {"model": "qwen3-32b", "framework": "sglang"},
-            "no context attention with 64 query heads and 8 KV heads of size 128 was timed; try another --tp",
+            "no context attention with 64 query heads and 8 KV heads of size 128 in bfloat16 was timed; "
+            "try another --tp",
         ),
-        ("l40s", {"model": "tiny"}, "model tiny: tables are read for bfloat16 alone, got float32"),
+        ("l40s", {"model": "tiny"}, "model tiny: tables have activations in 16 bits alone, got float32"),
         ("l40s", {"tensor_parallel": 3}, "model llama-3-8b: num_heads 32 can't be split over 3 GPUs"),
         ("l40s", {"tensor_parallel": 2}, "no all-reduce over 2 GPUs was timed; allowed: 1, 4"),
     ],
 )
 def test_what_the_tables_lack_is_told(wheel, system, wanted, message):
     wanted = {"model": "llama-3-8b"} | wanted
+    parallel = ParallelSpec(tensor=wanted.pop("tensor_parallel", 1))
+    model = load_model(wanted.pop("model"))
     with pytest.raises(CalibrationError, match=message):
-        import_points(NvidiaTables(system, wheel), Wanted(**wanted | {"model": load_model(wanted["model"])}))
+        import_points(NvidiaTables(system, wheel), Wanted(model, parallel, **wanted))
+
+
+EXPERTS = {
+    "name": "small-experts",
+    "num_layers": 4,
+    "hidden_size": 1024,
+    "num_heads": 32,
+    "num_kv_heads": 8,
+    "head_size": 128,
+    "intermediate_size": 4096,
+    "vocab_size": 32_000,
+    "max_model_len": 8192,
+    "weight_dtype": "fp8",
+    "kv_dtype": "fp8",
+    "sliding_window": 128,
+    "num_sliding_layers": 2,
+    "experts": {
+        "num_experts": 64,
+        "num_experts_per_token": 4,
+        "intermediate_size": 512,
+        "shared_intermediate_size": 1024,
+        "num_layers": 3,
+    },
+}
+
+
+def with_experts(wheel, distribution="power_law_1.2", framework="vllm", **changes):
+    parallel = ParallelSpec.model_validate(changes.pop("parallel", {"tensor": 1}))
+    model = ModelSpec.model_validate(EXPERTS | changes)
+    tables = NvidiaTables("l40s", wheel)
+    return import_points(tables, Wanted(model, parallel, framework, "vllm", distribution)), tables
+
+
+def test_products_by_dtype_and_layers_of_two_kinds(wheel):
+    """FP8 products take half; one layer in four has the MLP of 4,096, three have shared experts of 1,024
+    and a router, which stays in bf16 and is narrower than the narrowest product.
+    """
+    points = {point.tokens: point.t_median_s for point in of(with_experts(wheel)[0], "dense")}
+    attention = gemm_ms(512, 6144, 1024) + gemm_ms(512, 1024, 4096)
+    mlp, shared = (gemm_ms(512, 2 * width, 1024) + gemm_ms(512, 1024, width) for width in (4096, 1024))
+    gemm_s = 0.5 * (attention + mlp / 4 + shared * 3 / 4) / 1000 + gemm_ms(512, 128, 1024) * 3 / 4 / 1000
+    width = 4096 / 4 + 1024 * 3 / 4
+    small_bytes = 512 * 2 * (8 * 1024 + 2 * 40 * 128 + 3 * width)
+    expected = gemm_s + (4 + 2 * 3 / 4) * LAUNCH_S + small_bytes / BYTES_PER_S
+    assert points[512] == pytest.approx(expected, rel=1e-4)
+
+
+def test_experts_are_those_of_the_shape_the_split_and_the_spread(wheel):
+    """The fastest kernel of the newest version that has them, by three quarters for three layers of four."""
+    points, tables = with_experts(wheel)
+    assert {point.tokens: point.t_median_s for point in of(points, "experts")} == pytest.approx(
+        {1: 0.75 * 1e-3, 64: 0.75 * 2e-3, 1024: 0.75 * 8e-3}
+    )
+    assert tables.notes == []
+    points, tables = with_experts(wheel, framework="trtllm")
+    assert len(of(points, "experts")) == 3
+    assert tables.notes == ["experts are those of vllm, since trtllm's were not timed"]
+    with pytest.raises(CalibrationError, match="no 64 experts of 512, 4 a token, in fp8 over 1 x 1 GPUs"):
+        with_experts(wheel, distribution="balanced")
+
+
+def test_layers_with_a_window_have_points_of_their_own(wheel):
+    points, _ = with_experts(wheel)
+    windows = {op: {point.window for point in of(points, op)} for op in ("prefill", "decode")}
+    assert windows == {"prefill": {0, 128}, "decode": {0, 128}}
+    chunk = [point for point in of(points, "prefill") if point.window and point.chunks == ((1024, 0),)]
+    assert [point.t_median_s for point in chunk] == [4e-3]
+
+
+def test_ranks_exchange_tokens_in_layers_with_experts(wheel):
+    """Four ranks of one GPU: an all-gather and a reduce-scatter of all tokens in three layers of four."""
+    points, _ = with_experts(wheel, parallel={"data": 4, "expert": 4})
+    seconds = {point.tokens: point.t_median_s for point in of(points, "collectives")}
+    assert seconds[1024] == pytest.approx(0.75 * 2 * 2e-9 * 1024 * 1024 / 1000)
+
+
+def test_latent_attention_is_put_together_from_kernels_and_products(wheel):
+    """Queries down and up, the latent vector, keys and values unpacked, output; the kernel of 32 heads."""
+    mla = {
+        "kv_lora_rank": 512,
+        "qk_rope_head_dim": 64,
+        "qk_nope_head_dim": 128,
+        "v_head_dim": 128,
+        "q_lora_rank": 1536,
+    }
+    changes = {"mla": mla, "experts": None, "sliding_window": None, "num_sliding_layers": 0}
+    points, tables = with_experts(wheel, **changes, weight_dtype=None, intermediate_size=1024)
+    dense = {point.tokens: point.t_median_s for point in of(points, "dense")}
+    shapes = [(2112, 1024), (32 * 192, 1536), (32 * 256, 512), (1024, 32 * 128), (2048, 1024), (1024, 1024)]
+    gemm_s = sum(gemm_ms(512, n, k) for n, k in shapes) / 1000
+    small_bytes = 512 * 2 * (8 * 1024 + 2 * 33 * 192 + 3 * 1024)
+    assert dense[512] == pytest.approx(gemm_s + 6 * LAUNCH_S + small_bytes / BYTES_PER_S, rel=1e-4)
+    decodes = {point.num_decodes: point.t_median_s for point in of(points, "decode")}
+    assert decodes == pytest.approx({1: 1e-5, 64: 5e-5})
+    assert tables.notes == ["latent attention is that of trtllm, since vllm's was not timed apart"]
 
 
 def test_something_else_than_the_wheel(tmp_path):

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cbsim.base.errors import CalibrationError
-from cbsim.lab.calibrate.point import Point
+from cbsim.lab.calibrate.point import OPS, Point
 from cbsim.lab.calibrate.pointsfile import COLUMNS, append_point, read_points, write_points
 
 HEADER = "op,chunks,B,KV,Kmax,T,S,t_median_s"
@@ -77,7 +77,7 @@ def test_rows_are_appended_under_one_header(tmp_path):
         ("dense,,0,0,0,5,0,inf", f"t_median_s: got inf; {SECONDS}"),
         ("dense,,0,0,0,5,0,soon", f"t_median_s: got soon; {SECONDS}"),
         ("dense,,0,0,0,5,0,", f"t_median_s: got nothing; {SECONDS}"),
-        ("dens,,0,0,0,5,0,1e-3", "op: got dens; allowed: dense, logits, prefill, decode, mixed, step"),
+        ("dens,,0,0,0,5,0,1e-3", f"op: got dens; allowed: {', '.join(OPS)}"),
         ("dense,,0,0,0,-5,0,1e-3", f"T: got -5; {SIZE}"),
         ("dense,,0,0,0,0,0,1e-3", "T: a dense point needs tokens"),
         ("logits,,0,0,0,0,0,1e-3", "S: a logits point needs rows"),
@@ -88,7 +88,7 @@ def test_rows_are_appended_under_one_header(tmp_path):
         ("decode,,4,3,1,0,0,1e-3", "KV: 3 tokens of context for 4 decodes"),
         ("decode,,4,8,9,0,0,1e-3", "Kmax: expected 1 to KV = 8, got 9"),
         ("dense,,0,0,0,5", "got 6 columns (dense,,0,0,0,5); allowed: 8"),
-        (",,0,0,0,5,0,1", "op: got nothing; allowed: dense, logits, prefill, decode, mixed, step"),
+        (",,0,0,0,5,0,1", f"op: got nothing; allowed: {', '.join(OPS)}"),
         ("dense,,0,0,0,5,0,5400", f"t_median_s: got 5400; {SECONDS}"),
         ("dense,,0,0,0,200000000,0,1e-3", f"T: got 200000000; {SIZE}"),
         (f"dense,,0,0,0,{'9' * 5000},0,1e-3", f"T: got {'9' * 40}...; {SIZE}"),

@@ -20,8 +20,8 @@ from cbsim.cost.cost_model import StepShape
 from cbsim.cost.costfile import Box, CostFile, model_shape
 from cbsim.cost.profile_record import form_seconds
 from cbsim.cost.step_columns import StepColumns
-from cbsim.lab.calibrate import nvidia as nvidia_tables
-from cbsim.lab.calibrate.nvidia import NvidiaTables
+from cbsim.lab.calibrate import nvidia_tables
+from cbsim.lab.calibrate.nvidia_tables import NvidiaTables
 from cbsim.studies.experiment import Experiment
 from tests.cost.laws import make_form
 from tests.specs.test_specs import load_model

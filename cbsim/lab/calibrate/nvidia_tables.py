@@ -1,0 +1,340 @@
+"""NvidiaTables: the kernel timings in the PyPI package `aiconfigurator-core`, read and never imported.
+
+The package (NVIDIA, Apache-2.0) holds, for each system and serving framework, Parquet tables of measured
+kernels: matrix products by m, n, k and dtype; attention of whole prompts by batch and length; attention of
+decodes by batch and context; routed experts by tokens; collectives by size. Times are in milliseconds,
+message sizes in elements.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import zipfile
+from collections.abc import Iterable
+from functools import cache
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from cbsim.base.errors import CalibrationError
+from cbsim.base.registry import did_you_mean
+from cbsim.base.units import MS_PER_S
+from cbsim.cost.step_columns import Floats
+from cbsim.specs.model import ExpertsSpec
+
+PACKAGE = "aiconfigurator-core"
+ROOT = "aiconfigurator_core/systems"
+BF16 = ("bfloat16", "float16")
+GEMM_DTYPES = {**dict.fromkeys(BF16, BF16), "int8": ("int8_wo",), "int4": ("int4_wo",)}
+"""What matrix products of a weight dtype are called, where it is not as here."""
+EXPERT_DTYPES = {"int4": ("int4_wo",), "mxfp4": ("w4a8_mxfp4_mxfp8", "w4a16_mxfp4")}
+"""The same of experts; of several the fastest counts, as engines choose."""
+HOST_TIME_IN_GEMM = (("vllm", "fp8_block"),)
+"""Timings that hold the host's as well: 60 us on Hopper and more on Blackwell for a kernel of 10."""
+Folder = Path | zipfile.Path
+Phase = Literal["context", "generation"]
+OPTIONS: dict[Phase, str] = {"context": "--framework", "generation": "--decode-framework"}
+"""What names the framework whose attention is taken."""
+
+
+class Heads(NamedTuple):
+    """The attention heads of one GPU."""
+
+    num_heads: int
+    num_kv_heads: int
+    """Copies included."""
+    head_size: int
+    kv_dtype: str = "bfloat16"
+    window: int = 0
+    """Tokens that attention reaches back; 0 for all."""
+
+
+class ExpertsTable(NamedTuple):
+    """Which routed experts are wanted of the tables."""
+
+    experts: ExpertsSpec
+    hidden_size: int
+    dtype: str
+    tensor: int
+    """GPUs that share each expert."""
+    parallel: int
+    """Groups of GPUs that experts are dealt out to."""
+    distribution: str
+
+
+class NvidiaTables:
+    """The tables of one system, from the installed package or from its wheel."""
+
+    def __init__(self, system: str, wheel: Path | None = None) -> None:
+        """Raises `CalibrationError` if the package or the system isn't there."""
+        self.system = system
+        self.folder, self.package_version = _open_package(wheel)
+        systems = sorted(
+            entry.name for entry in (self.folder / "data").iterdir() if (entry / "gemm").is_dir()
+        )
+        if system not in systems:
+            raise CalibrationError(f"no system '{system}' in {PACKAGE}{did_you_mean(system, systems)}")
+        figures = yaml.safe_load((self.folder / f"{system}.yaml").read_text(encoding="utf-8"))["gpu"]
+        self.bytes_per_s = float(figures["mem_bw"]) * float(figures["mem_bw_empirical_scaling_factor"])
+        """Bandwidth that small memory-bound kernels reach."""
+        self.launch_s = float(figures["mem_empirical_constant_latency"])
+        """Shortest time of a kernel."""
+        self.notes: list[str] = []
+        """What had to be taken from another framework than the one asked for."""
+
+    def gemm(self, dtype: str = "bfloat16") -> GemmTable:
+        """Matrix products of a weight dtype, of the frameworks with the fullest tables.
+
+        In bf16 they are cuBLAS's in every framework, so the median counts; others' kernels differ, and what
+        an engine runs is near the fastest.
+        """
+        names = GEMM_DTYPES.get(dtype, (dtype,))
+        tables = []
+        for framework in self._frameworks("gemm"):
+            table = self._read("gemm", framework, "gemm_perf")
+            if (framework, dtype) not in HOST_TIME_IN_GEMM:
+                tables.append(table.loc[table["gemm_dtype"].isin(names)])
+        most = max((table["m"].nunique() for table in tables), default=0)
+        if not most:
+            raise CalibrationError(f"{self.system}: no matrix products in {dtype} were timed")
+        full = pd.concat(table for table in tables if table["m"].nunique() == most)
+        return GemmTable(full, "median" if dtype in BF16 else "min")
+
+    def all_reduce(self, framework: str, num_gpus: int) -> Line:
+        """Seconds of an all-reduce within one node by its bytes, in a CUDA graph where that was timed.
+
+        It is the framework's own kernel, or NCCL's where that was not timed over so many GPUs.
+        """
+        table = self._read("comm", framework, "custom_allreduce_perf")
+        own = table.loc[table["num_gpus"] == num_gpus]
+        if own.empty:
+            return self.nccl("all_reduce", num_gpus)
+        in_graph = own["kernel_source"].str.contains("graph")
+        return _line_of(own.loc[in_graph if in_graph.any() else ~in_graph], "message_size", scale=2)
+
+    def nccl(self, op: str, num_gpus: int) -> Line:
+        """Seconds of one of NCCL's collectives by the bytes of the whole message."""
+        tables = [
+            table.loc[(table["op_name"] == op) & (table["nccl_dtype"] == "half")]
+            for table in self._all("comm", ("nccl", "trtllm"), "nccl_perf")
+        ]
+        timed = sorted({1}.union(*(table["num_gpus"].tolist() for table in tables)))
+        if num_gpus not in timed:
+            allowed = ", ".join(map(str, timed))
+            what = op.replace("_", "-")
+            raise CalibrationError(
+                f"{self.system}: no {what} over {num_gpus} GPUs was timed; allowed: {allowed}"
+            )
+        newest = next(table for table in tables if num_gpus in set(table["num_gpus"]))
+        return _line_of(newest.loc[newest["num_gpus"] == num_gpus], "message_size", scale=2)
+
+    def attention(self, phase: Phase, framework: str, heads: Heads) -> pd.DataFrame:
+        """`batch_size`, `isl`, `step`, `seconds`, `backend` of grouped-query attention.
+
+        In the phase `context` of whole prompts of `isl` tokens, in `generation` of decodes with `step` tokens
+        before each.
+        """
+        table = self._timed_attention(phase, framework, heads)
+        if table.empty:
+            others = [
+                other
+                for other in self._frameworks("attention")
+                if other != framework
+                and self._versions("attention", other, f"{phase}_attention_perf")
+                and not self._timed_attention(phase, other, heads).empty
+            ]
+            hint = f"; allowed: {OPTIONS[phase]} {' or '.join(others)}" if others else "; try another --tp"
+            window = f" with a window of {heads.window}" if heads.window else ""
+            raise CalibrationError(
+                f"{self.system}, {framework}: no {phase} attention with {heads.num_heads} query heads and "
+                f"{heads.num_kv_heads} KV heads of size {heads.head_size} in {heads.kv_dtype}{window} was "
+                f"timed{hint}"
+            )
+        usual = table["kernel_source"].mode().iloc[0]
+        table = table[table["kernel_source"] == usual].rename(columns={"kernel_source": "backend"})
+        return _best(table)
+
+    def _timed_attention(self, phase: Phase, framework: str, heads: Heads) -> pd.DataFrame:
+        table = self._read("attention", framework, f"{phase}_attention_perf")
+        kv_dtypes = BF16 if heads.kv_dtype in BF16 else (heads.kv_dtype,)
+        table = table[table["kv_cache_dtype"].isin(kv_dtypes)]
+        wanted = {"head_dim": heads.head_size, "window_size": heads.window}
+        wanted |= {"num_heads": heads.num_heads, "num_key_value_heads": heads.num_kv_heads}
+        for column, value in wanted.items():
+            if column in table:
+                table = table[table[column] == value]
+        if "attn_dtype" in table:
+            computed = heads.kv_dtype if (table["attn_dtype"] == heads.kv_dtype).any() else "bfloat16"
+            table = table[table["attn_dtype"] == computed]
+        return table
+
+    def latent_attention(self, phase: Phase, framework: str, num_heads: int, kv_dtype: str) -> pd.DataFrame:
+        """The same of latent attention with DeepSeek-V3's widths, projections apart.
+
+        A framework without such tables takes TensorRT-LLM's. With an FP8 cache the faster of FP8 and bf16
+        counts: some FP8 kernels were timed untuned.
+        """
+        name = f"{phase}_mla_perf"
+        theirs = framework if self._versions("mla", framework, name) else "trtllm"
+        if theirs != framework:
+            self._note(f"latent attention is that of {theirs}, since {framework}'s was not timed apart")
+        table = self._read("mla", theirs, name)
+        kv_dtypes = BF16 if kv_dtype in BF16 else (*BF16, kv_dtype)
+        table = table[(table["num_heads"] == num_heads) & table["kv_cache_dtype"].isin(kv_dtypes)]
+        if table.empty:
+            raise CalibrationError(
+                f"{self.system}: no latent {phase} attention with {num_heads} heads was timed; "
+                "try another --tp"
+            )
+        return _best(table.rename(columns={"kernel_source": "backend"}).assign(backend="mla"))
+
+    def experts(self, framework: str, wanted: ExpertsTable) -> Line:
+        """Seconds of one layer's routed experts on one GPU by the tokens of all ranks; the fastest kernel.
+
+        Where the framework's newest version timed no such experts an earlier one counts, then another's.
+        """
+        experts, dtypes = wanted.experts, EXPERT_DTYPES.get(wanted.dtype, (wanted.dtype,))
+        dtypes = BF16 if wanted.dtype in BF16 else dtypes
+        sizes = {
+            "hidden_size": wanted.hidden_size,
+            "inter_size": experts.intermediate_size,
+            "topk": experts.num_experts_per_token,
+            "num_experts": experts.num_experts,
+            "moe_tp_size": wanted.tensor,
+            "moe_ep_size": wanted.parallel,
+        }
+        for theirs in (framework, *(name for name in self._frameworks("moe") if name != framework)):
+            for table in self._all("moe", (theirs,), "moe_perf"):
+                found = table[table["moe_dtype"].isin(dtypes)]
+                found = found[found["distribution"] == wanted.distribution]
+                for column, size in sizes.items():
+                    found = found[found[column] == size]
+                if not found.empty:
+                    if theirs != framework:
+                        self._note(f"experts are those of {theirs}, since {framework}'s were not timed")
+                    return _line_of(found, "num_tokens")
+        raise CalibrationError(
+            f"{self.system}: no {experts.num_experts} experts of {experts.intermediate_size}, "
+            f"{experts.num_experts_per_token} a token, in {wanted.dtype} over {wanted.tensor} x "
+            f"{wanted.parallel} GPUs (tensor x expert) with {wanted.distribution} were timed"
+        )
+
+    def _note(self, note: str) -> None:
+        if note not in self.notes:
+            self.notes.append(note)
+
+    def _frameworks(self, op: str) -> list[str]:
+        folder = self.folder / "data" / self.system / op
+        return sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
+
+    def _versions(self, op: str, framework: str, name: str) -> dict[tuple[int, ...], Folder]:
+        """The files of a table, by version."""
+        folder = self.folder / "data" / self.system / op / framework
+        return {
+            tuple(map(int, re.findall(r"\d+", version.name))): version / f"{name}.parquet"
+            for version in (folder.iterdir() if folder.is_dir() else [])
+            if (version / f"{name}.parquet").is_file()
+        }
+
+    def _all(self, op: str, frameworks: Iterable[str], name: str) -> Iterable[pd.DataFrame]:
+        """The tables of all versions, the newest first."""
+        for framework in frameworks:
+            found = self._versions(op, framework, name)
+            for version in sorted(found, reverse=True):
+                yield _table(found[version])
+
+    def _read(self, op: str, framework: str, name: str) -> pd.DataFrame:
+        for newest in self._all(op, (framework,), name):
+            return newest
+        allowed = [other for other in self._frameworks(op) if self._versions(op, other, name)]
+        hint = did_you_mean(framework, allowed)
+        raise CalibrationError(f"{self.system}: {PACKAGE} has no {name} table of '{framework}'{hint}")
+
+
+@cache
+def _table(path: Folder) -> pd.DataFrame:
+    table = pd.read_parquet(io.BytesIO(path.read_bytes()))
+    return table.assign(seconds=table["latency"] / MS_PER_S)
+
+
+def _best(table: pd.DataFrame) -> pd.DataFrame:
+    """Of each size the fastest timing."""
+    best: pd.DataFrame = (
+        table.groupby(["batch_size", "isl", "step", "backend"])["seconds"].min().reset_index()
+    )
+    return best
+
+
+class Line(NamedTuple):
+    """Seconds by a size, piecewise linear between sizes timed."""
+
+    sizes: Floats
+    seconds: Floats
+
+    def at(self, size: float) -> float:
+        """Seconds; beyond the last size the last segment goes on, below the first nothing changes."""
+        if size > self.sizes[-1] and len(self.sizes) > 1:
+            slope = (self.seconds[-1] - self.seconds[-2]) / (self.sizes[-1] - self.sizes[-2])
+            return float(self.seconds[-1] + max(0.0, slope) * (size - self.sizes[-1]))
+        return float(np.interp(size, self.sizes, self.seconds))
+
+
+def _line_of(table: pd.DataFrame, column: str, scale: int = 1) -> Line:
+    """The fastest timing of each size."""
+    best = table.groupby(column)["seconds"].min()
+    return Line(best.index.to_numpy(np.float64) * scale, best.to_numpy(np.float64))
+
+
+class GemmTable:
+    """Times of `[m, k] x [k, n]`: bilinear in n and k between widths measured, in proportion beyond them."""
+
+    def __init__(self, table: pd.DataFrame, of_several: str = "median") -> None:
+        chosen = table.groupby(["m", "n", "k"])["seconds"].agg(of_several)
+        self.rows: list[int] = sorted(table["m"].unique().tolist())
+        """The values of m."""
+        self._by_rows = {m: _by_widths(chosen[m].unstack("k").sort_index()) for m in self.rows}
+
+    def seconds(self, m: int, n: float, k: float) -> float:
+        """Seconds at a measured m and any n and k."""
+        widths, depths, times = self._by_rows[m]
+        by_n = []
+        for row in times:
+            timed = ~np.isnan(row)
+            by_n.append(_line(k, depths[timed], row[timed]))
+        return _line(n, widths, np.array(by_n))
+
+
+def _by_widths(table: pd.DataFrame) -> tuple[Floats, Floats, Floats]:
+    """The values of n, those of k, and the seconds at both, NaN where nothing was timed."""
+    widths, depths, times = (np.asarray(part, np.float64) for part in (table.index, table.columns, table))
+    return widths, depths, times
+
+
+def _line(at: float, knots: Floats, values: Floats) -> float:
+    """Piecewise-linear through knots; beyond the last in proportion, which does not magnify its noise."""
+    if at > knots[-1]:
+        return float(values[-1] * at / knots[-1])
+    return float(np.interp(at, knots, values))
+
+
+def _open_package(wheel: Path | None) -> tuple[Folder, str]:
+    if wheel is not None:
+        try:
+            folder = zipfile.Path(wheel) / ROOT
+        except (OSError, zipfile.BadZipFile) as error:
+            raise CalibrationError(f"{wheel}: can't be read as a wheel: {error}") from error
+        if not folder.is_dir():
+            raise CalibrationError(f"{wheel}: not a wheel of {PACKAGE}")
+        return folder, wheel.name.split("-")[1]
+    try:
+        package = distribution(PACKAGE)
+    except PackageNotFoundError as error:
+        raise CalibrationError(
+            f"{PACKAGE} is not installed: pip install 'cbsim[nvidia]', or pass its wheel by --wheel"
+        ) from error
+    return Path(str(package.locate_file(ROOT))), package.version
