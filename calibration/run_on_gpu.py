@@ -94,7 +94,7 @@ def calibrate_all(options: argparse.Namespace) -> None:
     """Every model in turn; names are checked before minutes are spent on the first."""
     from cbsim.base.errors import CalibrationError
     from cbsim.lab.calibrate.named_spec import gpu_of_device, load_gpu, load_model
-    from cbsim.lab.kernels.device import open_device
+    from cbsim.lab.kernels.timing import open_device
 
     device = open_device(options.device)
     specs, problems = [], []
@@ -120,8 +120,8 @@ def calibrate_all(options: argparse.Namespace) -> None:
 
 def calibrate(model, gpu, options, tuned_as) -> None:  # type: ignore[no-untyped-def]
     """Everything for one model, into a folder of its own."""
+    from calibration.kernel_report import KernelReport
     from cbsim.lab.calibrate.fit import fit_cost_file
-    from cbsim.lab.calibrate.kernel_report import KernelReport
     from cbsim.lab.calibrate.measurement import measure
 
     out = options.out / model.name
@@ -148,8 +148,8 @@ def calibrate(model, gpu, options, tuned_as) -> None:  # type: ignore[no-untyped
 
 def write_report(report, bench, tuned_as, path: Path) -> None:  # type: ignore[no-untyped-def]
     """`report.md`, whole each time: first without the comparison of tunings, which takes a minute or two."""
+    from calibration.reached_peaks import additivity
     from cbsim.base.paths import write_text
-    from cbsim.lab.calibrate.reached_peaks import additivity
 
     sections = report.sections(additivity(bench.mixed[:NUM_SUMS], bench.seconds))
     write_text(path, "\n\n".join(sections) + "\n")
@@ -166,9 +166,8 @@ class Bench:
     def __init__(self, model, options) -> None:  # type: ignore[no-untyped-def]
         from cbsim.lab.calibrate.measurement import find_room
         from cbsim.lab.calibrate.timing_plan import make_plan
-        from cbsim.lab.kernels.device import open_device
         from cbsim.lab.kernels.shard import Shard
-        from cbsim.lab.kernels.timing import make_timer
+        from cbsim.lab.kernels.timing import make_timer, open_device
 
         shard = Shard(model)
         self.device = open_device(options.device)
@@ -187,7 +186,7 @@ class Bench:
 
     def tunings(self) -> str:
         """Ways to cut the decode kernel's work, against each other."""
-        from cbsim.lab.calibrate.reached_peaks import all_tunings, compare_tunings, tunings_table
+        from calibration.reached_peaks import all_tunings, compare_tunings, tunings_table
 
         def progress(done: int, total: int) -> None:
             say_points("decode kernel", done, total, None, "tunings")

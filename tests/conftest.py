@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -19,3 +21,20 @@ def shared(repo_root: Path) -> Path:
     if not folder.is_dir():
         pytest.skip("the folder of shared recordings is absent")
     return folder
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None, None, None]:
+    """Tests that share a fixture of their module run in one process, where it is made once.
+
+    pytest 9.2 keeps the names of tests where pytest-xdist 3.8, which marks groups there, does not look.
+    """
+    for item in items:
+        fixtures = chain.from_iterable(item._fixtureinfo.name2fixturedefs.values())
+        shares = any(each.scope == "module" and each.baseid == item.location[0] for each in fixtures)
+        if shares and item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.location[0]))
+    yield
+    for item in items:
+        if "_nodeid" in vars(item) and hasattr(item, "_id"):
+            item._id = type(item._id).parse(item._nodeid)

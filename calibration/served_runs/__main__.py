@@ -22,6 +22,7 @@ from typing import TypeVar, cast
 import pandas as pd
 
 from calibration.served_runs.assumptions import DOCUMENTED, OTHERS, Assumption
+from calibration.served_runs.picture import served_picture
 from calibration.served_runs.prediction import ProfileOrder, import_profile, predict, run_order
 from calibration.served_runs.sample import ServedRun, read_runs
 from calibration.served_runs.servers import SERIES, SYSTEM, Series
@@ -35,7 +36,6 @@ from calibration.served_runs.tables import (
 )
 from cbsim.base.errors import CbsimError
 from cbsim.lab.calibrate.nvidia_tables import NvidiaTables
-from cbsim.show.accuracy_plot import served_picture
 from cbsim.show.style import save_figure
 from cbsim.studies.worker_pool import Pool, open_pool
 

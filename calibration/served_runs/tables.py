@@ -9,13 +9,13 @@ import numpy as np
 import pandas as pd
 
 from calibration.served_runs.assumptions import Assumption
+from calibration.served_runs.picture import ServedSeries
 from calibration.served_runs.prediction import Prediction
 from calibration.served_runs.sample import ServedRun
 from calibration.served_runs.servers import SERIES, Series
-from cbsim.base.markdown import markdown_table
 from cbsim.base.paths import write_text
+from cbsim.base.units import markdown_table
 from cbsim.lab.calibrate.accuracy import Errors
-from cbsim.show.accuracy_plot import ServedSeries
 
 PredictedRun = tuple[Series, ServedRun, Prediction]
 SIGNIFICANT_DIGITS = 6

@@ -14,6 +14,8 @@ MOVED = {
     "cbsim.explain": "cbsim.studies.explain",
     "cbsim.live": "cbsim.lab.live",
     "cbsim.request": "cbsim.workload.request",
+    "cbsim.workload.request_batch": "cbsim.workload.request",
+    "cbsim.workload.trim": "cbsim.workload.request_source",
 }
 """Old path -> new path; what lies below an old path is found below the new one."""
 

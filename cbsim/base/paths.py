@@ -1,7 +1,13 @@
-"""Where the data folders are, and how a name on the command line becomes a file."""
+"""Paths: the data folders, what a name on the command line means, and files written whole or not at all."""
 
 from __future__ import annotations
 
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
@@ -60,10 +66,55 @@ def display_path(path: Path) -> Path:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all. Raises `CbsimError` if it can't be written."""
-    partial = path.with_name(f".{path.name}.partial")
+    with written_whole(path) as partial:
+        partial.write_text(text, encoding="utf-8", newline="")
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A hidden file beside `path`, this process's own, to be written: in the end it takes its place.
+
+    Raises `CbsimError` if it can't be written.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}{_SUFFIX}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8")
+        yield partial
         partial.replace(path)
     except OSError as error:
         raise CbsimError(f"{path}: can't be written: {error.strerror or error}") from error
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+_SUFFIX = ".partial"
+
+
+@contextmanager
+def scratch_folder(target: Path) -> Iterator[Path]:
+    """A new hidden folder beside `target`, on the same file system, removed at the end.
+
+    Those that killed processes have left behind for the same target are removed too: a folder in use is
+    locked, and a process loses its locks with its life. Raises `OSError`.
+    """
+    for folder in target.parent.glob(f".{target.name}.*{_SUFFIX}"):
+        with suppress(OSError), _locked(folder):
+            shutil.rmtree(folder)
+    folder = Path(tempfile.mkdtemp(_SUFFIX, f".{target.name}.", target.parent))
+    try:
+        with _locked(folder):
+            yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder; raises `BlockingIOError` if another process does."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)

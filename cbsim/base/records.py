@@ -9,11 +9,12 @@ record copies in numpy and names the same object in a list.
 from __future__ import annotations
 
 from collections import namedtuple
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 COPIED_AT_ONCE = 4_096
 """Records of a table that whoever goes through all of it gets as copies at a time."""
@@ -125,3 +126,26 @@ def record_class(dtype: np.dtype[Any]) -> type:
     made = scope["Record"]
     assert isinstance(made, type)
     return made
+
+
+PIECE = 1 << 16
+"""Rows of a piece."""
+
+
+def pieces(num_rows: int) -> Iterator[slice]:
+    """Consecutive slices of at most `PIECE` rows that cover `num_rows` rows."""
+    for start in range(0, num_rows, PIECE):
+        yield slice(start, min(start + PIECE, num_rows))
+
+
+def column_pieces(
+    table: Mapping[str, NDArray[Any]], names: Sequence[str]
+) -> Iterator[tuple[NDArray[Any], ...]]:
+    """Some columns of a table, many rows at a time where it can give them so (`table.pieces(*names)`).
+
+    Integers may have as few bits as hold them.
+    """
+    if hasattr(table, "pieces"):
+        yield from table.pieces(*names)
+    else:
+        yield tuple(table[name] for name in names)

@@ -11,8 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Generic, TypeVar
 
-from cbsim.base.errors import PluginError
-from cbsim.base.plugin_errors import told_in_one_line
+from cbsim.base.errors import PluginError, told_in_one_line
 
 T = TypeVar("T")
 

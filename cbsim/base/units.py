@@ -1,6 +1,8 @@
-"""Units: SI inside (seconds, bytes, tokens, FLOP); constants to convert at the edges, and formatters."""
+"""Units: SI inside (seconds, bytes, tokens, FLOP); constants to convert at the edges, formatters, tables."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
 
 KILO = 1000
 MEGA = 1_000_000
@@ -19,7 +21,7 @@ TICKS_PER_S = 2**36
 """Where durations must add up without remainder they are counted in ticks of 2**-36 s, 15 ps.
 
 A power of two, so that seconds become ticks by one rounding and ticks become seconds exactly; runs of more
-than a year are counted in longer ones (`cbsim.results.latency.ticks`).
+than a year are counted in longer ones (`cbsim.results.latency.spans`).
 """
 
 
@@ -70,3 +72,9 @@ def _three_digits(number: float) -> str:
     if size < 99.95:
         return f"{number:.1f}"
     return f"{number:,.0f}"
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Cells as a table, the first column to the left and figures to the right."""
+    aligned = [":--", *["--:"] * (len(header) - 1)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (header, aligned, *rows))

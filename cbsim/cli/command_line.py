@@ -2,21 +2,101 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import json
+import os
+import traceback
 from dataclasses import asdict
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from cbsim.base.errors import CbsimError
 from cbsim.base.units import format_count
-from cbsim.cli.command_group import Commands
-from cbsim.cli.commands import shared
-from cbsim.cli.commands.arguments import argument, command, load_experiment, option, print_json
+from cbsim.cli.commands import arguments as args
 
 if TYPE_CHECKING:
     from cbsim.studies.experiment import Experiment
+
+_ELSEWHERE = {
+    "bench": ("bench_command", "Measure what simulating costs, on your configuration too."),
+    "calibrate": ("calibrate_command", "Time kernels, fit a cost model, import timings."),
+    "capacity": ("capacity_command", "Find the highest request rate within an SLO."),
+    "explain": ("explain_command", "Tell where a run's time goes, step by step."),
+    "list": (
+        "list_command",
+        "List schedulers, workloads, cost-models, observers, models, gpus, slos or experiments;...",
+    ),
+    "live": ("live_command", "Serve an experiment's workload with a real model."),
+    "model": ("model_command", "Print what a model's config.json becomes, and what of it is not modelled."),
+    "play": ("play_command", "Play an experiment in the terminal, step by step."),
+    "run": (
+        "run_command",
+        "Run CONFIG: an experiment file, or the name of a shipped one (`cbsim list experiments`).",
+    ),
+    "sweep": ("run_command", "Run every point of CONFIG's sweep and compare them."),
+    "validate": ("validate_command", "Hold a simulation against a live run or a log."),
+    "workload": ("workload_command", "Look into traces and generators, and convert them."),
+}
+"""Commands from elsewhere: name -> module of `commands`, which is imported when they are named, and help."""
+
+INTERRUPTED = 130
+"""The exit code of a command that Ctrl-C has stopped: 128 and the signal's number, as of any shell's."""
+TRACEBACK = "CBSIM_TRACEBACK"
+"""Environment variable: set to anything, a traceback is printed before the lines that tell a mistake."""
+
+
+class Commands(click.Group):
+    """Imports commands from elsewhere when named; turns a user's mistakes into lines and exit code 2."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """See `click.Group.list_commands`."""
+        return sorted({*super().list_commands(ctx), *_ELSEWHERE})
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        """See `click.Group.get_command`."""
+        if name in _ELSEWHERE:
+            found = vars(import_module(f"cbsim.cli.commands.{_ELSEWHERE[name][0]}")).values()
+            return next(each for each in found if isinstance(each, click.Command) and each.name == name)
+        return super().get_command(ctx, name)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """See `click.Group.format_commands`; imports nothing."""
+        rows = [
+            (name, _ELSEWHERE[name][1] if name in _ELSEWHERE else self.commands[name].get_short_help_str(90))
+            for name in self.list_commands(ctx)
+        ]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """See `click.Group.resolve_command`; a wrong name is told with the nearest one."""
+        from cbsim.base.registry import did_you_mean
+
+        if args and not args[0].startswith("-") and args[0] not in self.list_commands(ctx):
+            ctx.fail(f"no command '{args[0]}'{did_you_mean(args[0], self.list_commands(ctx))}")
+        return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """See `click.Group.invoke`."""
+        # At its end Python would look through all objects for cycles, for 0.1 s.
+        atexit.register(gc.freeze)
+        try:
+            return super().invoke(ctx)
+        except CbsimError as error:
+            if os.environ.get(TRACEBACK):
+                click.echo("".join(traceback.format_exception(error)), err=True, nl=False)
+            for problem in error.problems:
+                click.echo(problem, err=True)
+            ctx.exit(2)
+        except KeyboardInterrupt as interrupt:
+            click.echo(f"\n{str(interrupt) or 'interrupted'}", err=True)
+            ctx.exit(INTERRUPTED)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -25,16 +105,16 @@ def main() -> None:
     """What an LLM serving engine does with your traffic: simulated, before any GPU hour is spent."""
 
 
-@command(of=main)
+@args.command(of=main)
 def check(
-    configs: tuple[str, ...] = argument(nargs=-1, required=True, metavar="CONFIG..."),
-    overrides: tuple[str, ...] = shared.SET,
+    configs: tuple[str, ...] = args.argument(nargs=-1, required=True, metavar="CONFIG..."),
+    overrides: tuple[str, ...] = args.SET,
 ) -> None:
     """Check configurations and the traces they name without running them."""
     problems: list[str] = []
     for config in configs:
         try:
-            experiment = load_experiment(config, overrides)
+            experiment = args.load_experiment(config, overrides)
             click.echo(f"ok  {config}: {preview(experiment)}")
             for note in dict.fromkeys(point.kv_capacity.shortfall for _, point in experiment.points()):
                 if note is not None:
@@ -45,9 +125,9 @@ def check(
         raise CbsimError(*dict.fromkeys(problems))
 
 
-@command(of=main)
+@args.command(of=main)
 def schema(
-    out: Path | None = option("--out DIR", "Write schema and reference.md.", type=shared.FOLDER),
+    out: Path | None = args.option("--out DIR", "Write schema and reference.md.", type=args.FOLDER),
 ) -> None:
     """Print the JSON Schema of experiment files, for editors; with --out write it and the reference."""
     from cbsim.config.reference_page import make_reference, make_schema
@@ -64,13 +144,13 @@ def schema(
         click.echo(f"written to {out / name}")
 
 
-@command(short_help="Compare two runs, request by request.", of=main)
+@args.command(short_help="Compare two runs, request by request.", of=main)
 def compare(
-    first: Path = argument(type=shared.PATH),
-    second: Path = argument(type=shared.PATH),
-    seed: int = option("--seed", "Of the resampling.", type=shared.NATURAL, default=0),
-    out: Path | None = shared.OUT,
-    as_json: bool = shared.JSON,
+    first: Path = args.argument(type=args.PATH),
+    second: Path = args.argument(type=args.PATH),
+    seed: int = args.option("--seed", "Of the resampling.", type=args.NATURAL, default=0),
+    out: Path | None = args.OUT,
+    as_json: bool = args.JSON,
 ) -> None:
     """Compare the runs in folders FIRST and SECOND, paired by request.
 
@@ -85,29 +165,29 @@ def compare(
     labels = run_labels([first, second])
     written = []
     if out is not None:
-        from cbsim.show.cdf_plot import latency_cdfs
+        from cbsim.show.latency_plot import latency_cdfs
         from cbsim.show.style import save_figure
 
-        slo = {name: limit for name, limit in (runs[0].config.get("slo") or {}).items() if limit is not None}
-        written = save_figure(latency_cdfs(dict(zip(labels, runs, strict=True)), slo), out / "latency_cdfs")
+        drawn = latency_cdfs(dict(zip(labels, runs, strict=True)), runs[0].slo)
+        written = save_figure(drawn, out / "latency_cdfs")
     if as_json:
         told = asdict(comparison)
         for difference, row in zip(comparison.differences, told["differences"], strict=True):
             row["change"] = difference.change._asdict()
-        print_json({"first": labels[0], "second": labels[1], **told})
+        args.print_json({"first": labels[0], "second": labels[1], **told})
         return
     difference_table(comparison, *labels).print()
     for path in written:
         click.echo(f"written to {path}")
 
 
-@command(short_help="Write runs, sweeps and capacities as one HTML page.", of=main)
+@args.command(short_help="Write runs, sweeps and capacities as one HTML page.", of=main)
 def report(
-    folders: tuple[Path, ...] = argument(nargs=-1, required=True, type=shared.PATH, metavar="DIR..."),
-    out: Path | None = option(
-        "--out FILE", "Default: report.html, in DIR if there is only one.", type=shared.NEW_FILE
+    folders: tuple[Path, ...] = args.argument(nargs=-1, required=True, type=args.PATH, metavar="DIR..."),
+    out: Path | None = args.option(
+        "--out FILE", "Default: report.html, in DIR if there is only one.", type=args.NEW_FILE
     ),
-    title: str | None = option("--title", "Of the page; default: what the first DIR is."),
+    title: str | None = args.option("--title", "Of the page; default: what the first DIR is."),
 ) -> None:
     """Write one HTML file on what lies in DIR...: folders of runs, sweeps and capacities.
 

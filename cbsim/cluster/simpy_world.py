@@ -1,18 +1,74 @@
-"""The SimPy world: arrivals, clients and replicas on one clock."""
+"""The SimPy world: arrivals, clients, routers and replicas on one clock."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator, Iterator, Sequence
+from itertools import count
+from typing import Protocol
 
+import numpy as np
 import simpy
 from simpy.events import EventPriority
 
-from cbsim.cluster.router import Router
 from cbsim.core.stepping import Stepper
 from cbsim.workload.request import Request
 from cbsim.workload.request_source import Workload
-from cbsim.workload.think import ThinkTimes
+from cbsim.workload.streams import ThinkTimes
+
+ROUTER_STREAM = 0x726F7574
+"""Spawn key of the router's random stream."""
+
+
+class Engine(Protocol):
+    """What routers see of a replica."""
+
+    @property
+    def num_outstanding(self) -> int:
+        """Requests submitted and not ended."""
+
+    @property
+    def num_blocks_used(self) -> int:
+        """KV blocks held by requests."""
+
+
+Router = Callable[[Request, Sequence[Engine]], int]
+"""Gives the number of the replica that gets a request.
+
+It sees the replicas as they stand at the instant of arrival, before any step that ends then; of several equal
+ones it takes the first.
+"""
+
+
+def make_router(name: str, seed: int) -> Router:
+    """The router that the experiment names; its random stream is spawned from the seed by purpose."""
+    turns, homes = count(), dict[str, int]()
+    random = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(ROUTER_STREAM,)))
+
+    def least_outstanding(request: Request, engines: Sequence[Engine]) -> int:
+        return min(range(len(engines)), key=lambda number: engines[number].num_outstanding)
+
+    def least_kv(request: Request, engines: Sequence[Engine]) -> int:
+        return min(range(len(engines)), key=lambda number: engines[number].num_blocks_used)
+
+    def prefix_affinity(request: Request, engines: Sequence[Engine]) -> int:
+        """Requests of one session, else with the same first prompt segment, stay together."""
+        chosen = least_outstanding(request, engines)
+        if request.session_id is not None:
+            return homes.setdefault(f"session:{request.session_id}", chosen)
+        return homes.setdefault(f"segment:{request.prompt[0][0]}", chosen) if request.prompt else chosen
+
+    routers: dict[str, Router] = {
+        "round_robin": lambda request, engines: next(turns) % len(engines),
+        "random": lambda request, engines: int(random.integers(len(engines))),
+        "least_outstanding": least_outstanding,
+        "least_kv": least_kv,
+        "prefix_affinity": prefix_affinity,
+    }
+    if name not in routers:
+        raise ValueError(f"no router '{name}'")
+    return routers[name]
+
 
 ARRIVAL = EventPriority(1)
 STEP_END = EventPriority(2)
@@ -114,7 +170,7 @@ class World:
         self.now = self.env.now
         if self.progress is not None and request.index % PROGRESS_EVERY == 0:
             self.progress(request.index, self.env.now)
-        chosen = self.router.choose(request, self.engines) if len(self.engines) > 1 else 0
+        chosen = self.router(request, self.engines) if len(self.engines) > 1 else 0
         engine = self.engines[chosen]
         accepted = engine.submit(request)
         if accepted and chosen in self._wake:

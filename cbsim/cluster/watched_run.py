@@ -2,20 +2,119 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import cache
+from collections.abc import Iterator, Sequence
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
 
 from cbsim.base.binding import Bound
 from cbsim.base.records import LiveTable, live
-from cbsim.cluster.told import Teller
 from cbsim.core.feed import ARRIVAL, DECISION
 from cbsim.core.layout import REJECTED, REQUEST, World, replica_of
 from cbsim.core.replica_view import ReplicaView
+from cbsim.core.stepping import StepwiseWorld, WatchedStepper
 from cbsim.observers.audience import Audience
+from cbsim.observers.views import StepView
 from cbsim.workload.request import Request
+
+
+class Teller:
+    """Tells an audience what happens in a replica, each thing right after it has happened."""
+
+    def __init__(self, audience: Audience, replica: ReplicaView) -> None:
+        self.audience = audience
+        self.replica = replica
+        self._views: dict[int, StepView] = {}
+        """What was shown of the steps under way, by their numbers."""
+
+    def arrived(self, request: Request) -> None:
+        """A request has joined the queue, or was rejected."""
+        self.audience.tell("on_request_arrived", request.arrival_s, request, self.replica.replica)
+
+    def decided(self, step: Any) -> None:
+        """The scheduler has decided a `STEP`, which may have no slices and then does not begin."""
+        if step.num_decisions:
+            for what, request, _ in self.replica.decisions(step):
+                self.audience.tell_event(what, step.now, request, self.replica.replica)
+
+    def began(self, step: Any) -> None:
+        """A step is under way, numbered and priced."""
+        if self.audience.hears_steps:
+            view = self._views[step.number] = self._view(step)
+            self.audience.tell("before_step", step.now, view, self.replica.replica)
+
+    def ended(self, step: Any, finished: Sequence[Request]) -> None:
+        """A step has ended, and with it these requests."""
+        tell, now, number = self.audience.tell, step.end_s, self.replica.replica
+        if step.num_logits > step.num_decode_seqs:
+            for request in self._first_tokens(step):
+                tell("on_first_token", now, request, number)
+        for request in finished:
+            tell("on_finished", now, request, number)
+        view = self._views.pop(step.number, None)
+        if view is not None:
+            view.start_s, view.duration_s = step.start_s, step.duration_s
+            view.finished = finished
+            view.make_slices = partial(self.replica.slices, step)
+            tell("after_step", now, view, number)
+
+    def _first_tokens(self, step: Any) -> list[Request]:
+        """Who got a first token at the end of a step: some of those whose prompts were complete then."""
+        parts = self.replica.records.slices[step.place][: step.num_slices]
+        answered = [self.replica.requests[part.request] for part in parts if part.is_prefill and part.emits]
+        return [request for request in answered if request.num_generated_tokens == 1]
+
+    def _view(self, step: Any) -> StepView:
+        preempted: list[Request] = []
+        if step.num_preempted:
+            preempted += [request for what, request, _ in self.replica.decisions(step) if what == "preempted"]
+        return StepView(
+            replica=self.replica.replica,
+            number=step.number,
+            scheduled_at_s=step.now,
+            start_s=step.start_s,
+            duration_s=step.duration_s,
+            num_prefill_tokens=step.num_prefill_tokens,
+            num_decodes=step.num_decode_seqs,
+            num_new_tokens=step.num_logits,
+            num_running=step.num_running,
+            num_waiting=step.num_waiting,
+            kv_blocks_used=step.kv_blocks_used,
+            kv_blocks_total=self.replica.own.num_blocks,
+            preempted=preempted,
+            make_slices=partial(self.replica.slices, step),
+        )
+
+
+class ToldStepper(WatchedStepper):
+    """A replica gone through step by step whose audience is told of all that happens in it."""
+
+    def __init__(self, world: StepwiseWorld, number: int, audience: Audience) -> None:
+        super().__init__(world, number)
+        self.teller = Teller(audience, self)
+
+    def submit(self, request: Request) -> bool:
+        """See `Stepper.submit`."""
+        is_accepted = super().submit(request)
+        self.teller.arrived(request)
+        return is_accepted
+
+    def decided(self, step: Any) -> None:
+        """See `WatchedStepper.decided`."""
+        self.teller.decided(step)
+
+    def began(self, step: Any) -> None:
+        """See `WatchedStepper.began`."""
+        self.teller.began(step)
+
+    def end_step(self) -> list[Request]:
+        """See `Stepper.end_step`."""
+        step = self.under_way[0]
+        finished = super().end_step()
+        self.teller.ended(step, finished)
+        return finished
+
 
 KEPT = REQUEST.names or ()
 """What the core keeps of a request."""

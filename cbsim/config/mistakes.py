@@ -2,17 +2,170 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
-from typing import Any
+import types
+from collections.abc import Container, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
 from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from cbsim.base.errors import PluginError
 from cbsim.base.registry import did_you_mean
+from cbsim.base.units import MEGA
 from cbsim.config.document import Document, describe_value
-from cbsim.config.expected import Expected
-from cbsim.config.section import Section
+from cbsim.config.section import ByType, Named, Section
 from cbsim.config.yaml_text import Keys
+
+_BOUNDS = ((Gt, "gt", ">"), (Ge, "ge", ">="), (Lt, "lt", "<"), (Le, "le", "<="))
+_PLAIN = {int: "an integer", float: "a number", str: "text", bool: "true or false", type(None): "null"}
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """The type of a setting with everything that restricts it."""
+
+    annotation: Any
+    marks: tuple[Any, ...] = ()
+    discriminator: str | None = None
+
+    @classmethod
+    def of(cls, annotation: Any, marks: Iterable[Any] = (), discriminator: Any = None) -> Expected:
+        """What may stand where a type is annotated so."""
+        if get_origin(annotation) is Annotated:
+            annotation, *inner = get_args(annotation)
+            return cls.of(annotation, (*marks, *inner), discriminator)
+        found: list[Any] = []
+        for mark in marks:
+            found += mark.metadata if isinstance(mark, FieldInfo) else (mark,)
+            discriminator = getattr(mark, "discriminator", None) or discriminator
+        return cls(annotation, tuple(found), discriminator if isinstance(discriminator, str) else None)
+
+    @classmethod
+    def of_field(cls, info: FieldInfo) -> Expected:
+        """What a section's field may hold."""
+        return cls.of(info.annotation, info.metadata, info.discriminator)
+
+    @property
+    def by_type(self) -> ByType | None:
+        """The registry that decides, if the setting is a part chosen by its `type`."""
+        return next((mark for mark in self.marks if isinstance(mark, ByType)), None)
+
+    @property
+    def named(self) -> Named | None:
+        """The folder of names, if the setting may be a name."""
+        return next((mark for mark in self.marks if isinstance(mark, Named)), None)
+
+    @property
+    def default_name(self) -> str | None:
+        """The name or `type` that stands where an experiment says nothing."""
+        return next((mark.default for mark in (self.named, self.by_type) if mark and mark.default), None)
+
+    @property
+    def holds_mapping(self) -> bool:
+        """Whether a section or another mapping may stand here."""
+        return self.by_type is not None or any(
+            member.is_section or get_origin(member.annotation) is dict for member in self.members()
+        )
+
+    @property
+    def is_section(self) -> bool:
+        """Whether a section of one kind is what stands here."""
+        return isinstance(self.annotation, type) and issubclass(self.annotation, Section)
+
+    def members(self) -> list[Expected]:
+        """The alternatives of a union, each with the key that tells it apart; itself alone if it is none."""
+        if get_origin(self.annotation) not in (Union, types.UnionType):
+            return [self]
+        parts = [Expected.of(part, self.marks, self.discriminator) for part in get_args(self.annotation)]
+        return [member for part in parts for member in part.members()]
+
+    def section(self, value: Any) -> type[Section] | None:
+        """The section that a mapping given here is read as, `None` if it can't be told."""
+        if self.by_type is not None:
+            name = value.get("type") if isinstance(value, Mapping) else None
+            try:
+                return self.by_type.config_class(name) if isinstance(name, str) else None
+            except PluginError:
+                return None
+        sections = [member for member in self.members() if member.is_section]
+        if len(sections) > 1 and isinstance(value, Mapping):
+            sections = [each for each in sections if value.get(str(each.discriminator)) in each.tags()]
+        return sections[0].annotation if len(sections) == 1 else None
+
+    def tags(self) -> tuple[Any, ...]:
+        """The values of the discriminating key that choose this section."""
+        info = self.annotation.model_fields.get(self.discriminator)
+        is_literal = info is not None and get_origin(info.annotation) is Literal
+        return get_args(info.annotation) if info is not None and is_literal else ()
+
+    def item(self, key: str | int) -> Expected | None:
+        """What an item of this list or mapping may hold; `None` for what has no items."""
+        for member in self.members():
+            origin, arguments = get_origin(member.annotation), get_args(member.annotation)
+            if isinstance(key, int) and origin in (list, tuple, frozenset, set):
+                fixed = origin is tuple and Ellipsis not in arguments and key < len(arguments)
+                return Expected.of(arguments[key if fixed else 0])
+            if isinstance(key, str) and origin in (dict, Mapping):
+                return Expected.of(arguments[1])
+        return None
+
+    def words(self, names: Iterable[str] | None = None) -> str:
+        """`an integer >= 1 or null`, `one of 'a', 'b'`, `a mapping with type: x, y`.
+
+        `names` are those of the parts to choose from, by default all that are installed.
+        """
+        by_name = f"a name in configs/{self.named.folder} or " if self.named else ""
+        if self.by_type is not None:
+            known = self.by_type.registry.names() if names is None else names
+            return f"{by_name}a mapping with type: {', '.join(known)}"
+        if by_name:
+            return f"{by_name}a mapping"
+        members = self.members()
+        tagged = [member for member in members if member.discriminator and member.is_section]
+        words = [member._own_words() for member in members if member not in tagged]
+        if tagged:
+            tags = ", ".join(str(tag) for member in tagged for tag in member.tags())
+            words.insert(0, f"a mapping with {tagged[0].discriminator}: {tags}")
+        return " or ".join(dict.fromkeys(words))
+
+    def _own_words(self) -> str:
+        annotation = self.annotation
+        if annotation in _PLAIN:
+            return f"{_PLAIN[annotation]}{self._bounds() if annotation in (int, float) else ''}"
+        origin, arguments = get_origin(annotation), get_args(annotation)
+        if self.is_section or origin in (dict, Mapping):
+            return "a mapping"
+        if origin is Literal:
+            names = ", ".join(repr(name) for name in arguments)
+            return names if len(arguments) == 1 else f"one of {names}"
+        if origin in (list, tuple):
+            items = dict.fromkeys(Expected.of(part).words() for part in arguments if part is not Ellipsis)
+            return f"a list{self._length()} of ({' and '.join(items)})"
+        return str(getattr(annotation, "__name__", annotation))
+
+    def _bounds(self) -> str:
+        found = [
+            f"{sign} {_shown(getattr(mark, attribute))}"
+            for mark in self.marks
+            for kind, attribute, sign in _BOUNDS
+            if isinstance(mark, kind)
+        ]
+        return f" {' and '.join(found)}" if found else ""
+
+    def _length(self) -> str:
+        least = next((mark.min_length for mark in self.marks if isinstance(mark, MinLen)), 0)
+        most = next((mark.max_length for mark in self.marks if isinstance(mark, MaxLen)), None)
+        if most is not None:
+            return f" of {least} to {most} items"
+        return f" of at least {least}" if least > 1 else ""
+
+
+def _shown(bound: float) -> str:
+    """A bound without an exponent where it is a whole number."""
+    return f"{bound:,}" if isinstance(bound, int) and bound >= MEGA else f"{bound:g}"
 
 
 def validation_problems(

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic.fields import FieldInfo
 from pydantic.json_schema import GenerateJsonSchema
 
-from cbsim.config.expected import Expected
+from cbsim.config.mistakes import Expected
 from cbsim.config.section import Section, setting_docs
 
 _PREAMBLE = """\

@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 
 from cbsim.core.building import new_extras, new_requests
 from cbsim.core.layout import SEGMENT
-from cbsim.workload.request import Segments
-from cbsim.workload.request_batch import RequestBatch, names_by
+from cbsim.workload.request import RequestBatch, Segments, names_by
 
 Array = NDArray[Any]
 

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from pydantic import Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
-from cbsim.base.column_pieces import column_pieces
 from cbsim.base.errors import CalibrationError
 from cbsim.base.paths import data_folder, write_text
+from cbsim.base.records import column_pieces
 from cbsim.base.registry import did_you_mean
 from cbsim.config.mistakes import plain_words
 from cbsim.config.section import Section

@@ -80,7 +80,7 @@ class KernelErrors:
       whole cell's erring alike overstates rather than understates what is left after averaging.
 
     A seed is thus one guess at the true times. Intervals over replicates take the spread of these guesses for
-    the error of a figure, however many there are (`cbsim.studies.replicates.is_known_by_spread`).
+    the error of a figure, however many there are (`cbsim.studies.intervals.is_known_by_spread`).
 
     Not in it, for a profile says nothing of them: a GPU or software other than those that were timed, sizes
     beyond the calibrated range, and the host's time.

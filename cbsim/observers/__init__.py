@@ -2,7 +2,7 @@
 
 from cbsim.base.registry import Registry
 from cbsim.observers.observer import Needs, ObservedRun, Observer
-from cbsim.observers.step_view import StepView
+from cbsim.observers.views import StepView
 
 OBSERVERS: Registry[Observer] = Registry(
     "observer",

@@ -7,10 +7,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from cbsim.base.errors import PluginError
-from cbsim.base.plugin_errors import told_in_one_line
+from cbsim.base.errors import PluginError, told_in_one_line
 from cbsim.observers.observer import STEP_HOOKS, Needs, ObservedRun, Observer
-from cbsim.observers.step_view import StepView
+from cbsim.observers.views import StepView
 from cbsim.workload.request import Request
 
 Hook = Literal[

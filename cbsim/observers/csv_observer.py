@@ -10,8 +10,14 @@ from pathlib import Path
 from cbsim.config.section import ComponentConfig
 from cbsim.observers.gathered_columns import Columns, Table
 from cbsim.observers.observer import Needs, ObservedRun, Observer
-from cbsim.observers.step_view import StepView
+from cbsim.observers.views import StepView
 from cbsim.workload.request import Request, RequestState
+
+_REQUEST_COUNTS = ("num_prompt_tokens", "num_output_tokens", "num_cached_tokens", "num_preemptions")
+_STEP_COUNTS = (
+    *("num_prefill_tokens", "num_decode_tokens", "num_running", "num_waiting"),
+    *("num_preempted", "num_finished", "kv_blocks_used", "kv_blocks_total"),
+)
 
 
 class CsvConfig(ComponentConfig):
@@ -46,31 +52,10 @@ class CsvObserver(Observer):
 
     def on_run_start(self, run: ObservedRun) -> None:
         """See `Observer.on_run_start`."""
-        self._events = Columns(
-            time_s=float,
-            replica=int,
-            event=str,
-            request_id=str,
-            num_prompt_tokens=int,
-            num_output_tokens=int,
-            num_cached_tokens=int,
-            num_preemptions=int,
-        )
-        self._steps = Columns(
-            replica=int,
-            step=int,
-            scheduled_at_s=float,
-            start_s=float,
-            duration_s=float,
-            num_prefill_tokens=int,
-            num_decode_tokens=int,
-            num_running=int,
-            num_waiting=int,
-            num_preempted=int,
-            num_finished=int,
-            kv_blocks_used=int,
-            kv_blocks_total=int,
-        )
+        names = {"event": str, "request_id": str}
+        self._events = Columns(time_s=float, replica=int, **names, **dict.fromkeys(_REQUEST_COUNTS, int))
+        times = dict.fromkeys(("scheduled_at_s", "start_s", "duration_s"), float)
+        self._steps = Columns(replica=int, step=int, **times, **dict.fromkeys(_STEP_COUNTS, int))
 
     def on_request_arrived(self, now: float, request: Request, replica: int) -> None:
         """See `Observer.on_request_arrived`."""
@@ -96,21 +81,10 @@ class CsvObserver(Observer):
 
     def after_step(self, now: float, step: StepView, replica: int) -> None:
         """See `Observer.after_step`."""
-        self._steps.add(
-            replica,
-            step.number,
-            step.scheduled_at_s,
-            step.start_s,
-            step.duration_s,
-            step.num_prefill_tokens,
-            step.num_decodes,
-            step.num_running,
-            step.num_waiting,
-            len(step.preempted),
-            len(step.finished),
-            step.kv_blocks_used,
-            step.kv_blocks_total,
-        )
+        times = step.scheduled_at_s, step.start_s, step.duration_s
+        computed = step.num_prefill_tokens, step.num_decodes, step.num_running, step.num_waiting
+        left = len(step.preempted), len(step.finished), step.kv_blocks_used, step.kv_blocks_total
+        self._steps.add(replica, step.number, *times, *computed, *left)
 
     def files(self) -> Mapping[str, Callable[[Path], None]]:
         """See `Observer.files`."""
@@ -119,16 +93,8 @@ class CsvObserver(Observer):
 
     def _add(self, event: str, now: float, request: Request, replica: int) -> None:
         if self.config.events:
-            self._events.add(
-                now,
-                replica,
-                event,
-                request.request_id,
-                request.num_prompt_tokens,
-                request.num_output_tokens,
-                request.num_cached_tokens,
-                request.num_preemptions,
-            )
+            counts = (getattr(request, name) for name in _REQUEST_COUNTS)
+            self._events.add(now, replica, event, request.request_id, *counts)
 
     def _write(self, name: str, path: Path) -> None:
         table = self.events if name == "events.csv" else self.steps

@@ -12,13 +12,16 @@ from cbsim.base.errors import PluginError
 from cbsim.config.section import ComponentConfig
 from cbsim.observers.gathered_columns import Columns, Table
 from cbsim.observers.observer import Needs, ObservedRun, Observer
-from cbsim.observers.scheduler_view import SchedulerView
-from cbsim.observers.step_view import StepView
+from cbsim.observers.views import SchedulerView, StepView
 from cbsim.workload.request import Request
 
 _NO_STEP = -1
 _MAX_NAMED = 5
 """So many holders of leaked blocks are named."""
+_COUNTS = (
+    *("num_running", "kv_blocks_total", "kv_blocks_used", "kv_blocks_cached", "kv_blocks_free"),
+    *("num_shares", "num_kv_tokens", "num_empty_slots"),
+)
 
 
 class MemoryConfig(ComponentConfig):
@@ -59,20 +62,8 @@ class MemoryObserver(Observer):
     def on_run_start(self, run: ObservedRun) -> None:
         """See `Observer.on_run_start`."""
         self._replicas = [_Replica(scheduler) for scheduler in run.schedulers]
-        self._blocks = Columns(
-            time_s=float,
-            replica=int,
-            step=int,
-            num_running=int,
-            kv_blocks_total=int,
-            kv_blocks_used=int,
-            kv_blocks_cached=int,
-            kv_blocks_free=int,
-            num_shares=int,
-            num_kv_tokens=int,
-            num_empty_slots=int,
-            fragmentation=float,
-        )
+        counts = dict.fromkeys(_COUNTS, int)
+        self._blocks = Columns(time_s=float, replica=int, step=int, **counts, fragmentation=float)
         self._requests = Columns(time_s=float, replica=int, step=int, request_id=str, num_blocks=int)
 
     def on_admitted(self, now: float, request: Request, replica: int) -> None:
@@ -140,17 +131,10 @@ class _Replica:
         # Only full blocks are shared: what several hold is there once.
         num_tokens = sum(request.num_computed_tokens for request in running) - num_shares * pool.block_size
         num_slots = num_used * pool.block_size
-        return (
-            self.scheduler.num_running,
-            pool.num_blocks,
-            num_used,
-            num_cached,
-            pool.num_free - num_cached,
-            num_shares,
-            num_tokens,
-            num_slots - num_tokens,
-            (num_slots - num_tokens) / num_slots if num_slots else 0.0,
-        )
+        num_empty = num_slots - num_tokens
+        blocks = pool.num_blocks, num_used, num_cached, pool.num_free - num_cached
+        fragmentation = num_empty / num_slots if num_slots else 0.0
+        return self.scheduler.num_running, *blocks, num_shares, num_tokens, num_empty, fragmentation
 
     def changes(self) -> list[tuple[Request, int]]:
         """Requests that hold more or fewer blocks than at the last look, with how many."""

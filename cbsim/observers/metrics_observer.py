@@ -13,7 +13,7 @@ from cbsim.base.paths import write_text
 from cbsim.config.section import ComponentConfig
 from cbsim.observers.metric_set import MetricSet
 from cbsim.observers.observer import Needs, ObservedRun, Observer
-from cbsim.observers.step_view import StepView
+from cbsim.observers.views import StepView
 from cbsim.workload.request import Request, RequestState
 
 _BEGINNING = "# HELP cbsim:"

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from cbsim.config.section import ComponentConfig
-from cbsim.observers.scheduler_view import SchedulerView
-from cbsim.observers.step_view import StepView
+from cbsim.observers.views import SchedulerView, StepView
 from cbsim.workload.request import Request
 
 STEP_HOOKS = ("before_step", "after_step")

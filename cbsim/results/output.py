@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from cbsim.base.errors import CbsimError
 from cbsim.results.tables import TABLES
 
-MANIFEST = "manifest.json"
-"""The file that marks a folder as a run folder, by the keys that `manifest.make_manifest` writes."""
+MANIFEST, ANSWER, BENCH = "manifest.json", "capacity.json", "bench.json"
+_MARKS = {
+    "run": (MANIFEST, {"versions", "seed", "inputs"}),
+    "capacity": (ANSWER, {"slo", "plan", "contenders"}),
+    "scaling study": (BENCH, {"machine", "measured"}),
+}
+"""Kind of folder -> the file that marks one, and the keys that it has."""
 OBSERVER_FILES = "observer_files"
-"""Its key for the names of files that observers have written beside the run's own."""
-ANSWER = "capacity.json"
-"""The file that marks a folder as that of a capacity."""
-BENCH = "bench.json"
-"""The file that marks a folder as that of a scaling study."""
+"""The manifest's key for the names of files that observers have written beside the run's own."""
 REPORT = "report.html"
 REPORT_MARK = '<meta name="generator" content="cbsim">'
 """What tells a report from any other page."""
@@ -39,41 +40,28 @@ _POINT = re.compile(r"[0-9a-f]{16}|\.[0-9a-f]{16}\.[^.]*\.partial")
 """What lies in the `points` of a sweep: run folders by their keys, and what killed processes left of some."""
 _PROBE = re.compile(r"[0-9a-f]{16}\.json|\.[0-9a-f]{16}\.json\..*\.partial")
 """What lies in the `points` of a capacity."""
+_PARTIAL = re.compile(r"^\.(.*?)(\.[0-9]+)?\.partial$")
+"""What killed processes left of a file."""
 _LITTER = re.compile(r"\.DS_Store|\._.*|Thumbs\.db|desktop\.ini")
 """What file managers leave in any folder that somebody has looked into: it is nobody's."""
 _MARK_WITHIN = 1000
 """Bytes of a file in which its mark stands."""
 
 
-def is_run_folder(folder: Path) -> bool:
-    """Whether a run was written there."""
-    return {"versions", "seed", "inputs"} <= _read(folder / MANIFEST).keys()
+def holds(folder: Path, kind: str) -> bool:
+    """Whether a "run", a "capacity" or a "scaling study" was written there, or a "sweep" has begun there.
 
-
-def is_sweep_folder(folder: Path) -> bool:
-    """Whether a sweep has begun there: it has points, or a table of them."""
+    A sweep has points, or a table of them.
+    """
+    if kind != "sweep":
+        name, keys = _MARKS[kind]
+        return keys <= _read(folder / name).keys()
     points = _names(folder / POINTS)
     if points is None:
         return _has_sweep_table(folder)
     if not all(map(_POINT.fullmatch, points)):
         return False
     return bool(points) or _has_sweep_table(folder) or _names(folder) == [POINTS]
-
-
-def is_capacity_folder(folder: Path) -> bool:
-    """Whether a capacity was written there."""
-    return {"slo", "plan", "contenders"} <= _read(folder / ANSWER).keys()
-
-
-def has_begun_capacity(folder: Path) -> bool:
-    """Whether a search for a capacity has begun there, and nothing else."""
-    points = _names(folder / POINTS)
-    return bool(points) and _names(folder) == [POINTS] and all(map(_PROBE.fullmatch, points or ()))
-
-
-def is_bench_folder(folder: Path) -> bool:
-    """Whether a scaling study was written there."""
-    return {"machine", "measured"} <= _read(folder / BENCH).keys()
 
 
 def has_file(folder: Path, name: str) -> bool:
@@ -109,7 +97,7 @@ def check_run_target(folder: Path) -> None:
     """
     if _is_free(folder):
         return
-    if not is_run_folder(folder):
+    if not holds(folder, "run"):
         raise _unknown(folder, "run")
     foreign = foreign_files(folder)
     if foreign:
@@ -119,19 +107,21 @@ def check_run_target(folder: Path) -> None:
         )
 
 
-def check_sweep_target(folder: Path) -> None:
-    """Raise `CbsimError` unless nothing, an empty folder or a sweep is where a sweep is to go."""
-    _check_target(folder, "sweep", lambda folder: is_sweep_folder(folder) and not is_run_folder(folder))
+def check_target(folder: Path, kind: str) -> None:
+    """Raise `CbsimError` unless nothing, an empty folder or one of its kind is where one is to go.
 
-
-def check_capacity_target(folder: Path) -> None:
-    """Raise `CbsimError` unless a capacity can be written there, as `check_sweep_target` does for a sweep."""
-    _check_target(folder, "capacity", is_capacity_folder, has_begun_capacity)
-
-
-def check_bench_target(folder: Path) -> None:
-    """Raise `CbsimError` unless a scaling study can be written there, as `check_sweep_target` for a sweep."""
-    _check_target(folder, "scaling study", is_bench_folder)
+    `kind` is "sweep", "capacity" or "scaling study"; a search for a capacity may have begun there.
+    """
+    if _is_free(folder):
+        return
+    points = _names(folder / POINTS) if kind == "capacity" and _names(folder) == [POINTS] else None
+    has_begun = bool(points) and all(map(_PROBE.fullmatch, points or ()))
+    if has_begun or (holds(folder, kind) and not (kind == "sweep" and holds(folder, "run"))):
+        return
+    for other in (*_MARKS, "sweep"):
+        if holds(folder, other):
+            raise CbsimError(f"{folder}: holds a {other}; name another folder for the {kind}")
+    raise _unknown(folder, kind)
 
 
 def check_report_target(path: Path) -> None:
@@ -156,7 +146,11 @@ def drawn_from_sweep(folder: Path) -> list[Path]:
     """
     pictures = [folder / f"{name}{suffix}" for name in _SWEEP_PICTURES for suffix in _PICTURE_MARKS]
     intervals = [folder / "intervals.csv", folder / "intervals.parquet"]
-    found = [*filter(_is_picture, pictures), *filter(_has_intervals, intervals)]
+    found = [path for path in pictures if _PICTURE_MARKS[path.suffix] in _beginning(path)]
+    for path in intervals:
+        content = _beginning(path, size=-1)
+        if b"num_replicates" in content and b"num_requests.low" in content:
+            found.append(path)
     return [*found, folder / REPORT] if is_report(folder / REPORT) else found
 
 
@@ -164,17 +158,7 @@ def other_points(folder: Path, points: Iterable[str]) -> list[Path]:
     """The runs in a sweep's folder that belong to none of its points: those of former sweeps."""
     names = _names(folder / POINTS) or []
     others = (folder / POINTS / name for name in sorted({*names} - {*points}) if _POINT.fullmatch(name))
-    return [path for path in others if is_run_folder(path)]
-
-
-def _is_picture(path: Path) -> bool:
-    return _PICTURE_MARKS[path.suffix] in _beginning(path)
-
-
-def _has_intervals(path: Path) -> bool:
-    """Whether a file, CSV or Parquet, has the columns of a table over replicates."""
-    content = _beginning(path, size=-1)
-    return b"num_replicates" in content and b"num_requests.low" in content
+    return [path for path in others if holds(path, "run")]
 
 
 def _beginning(path: Path, size: int = _MARK_WITHIN) -> bytes:
@@ -184,22 +168,6 @@ def _beginning(path: Path, size: int = _MARK_WITHIN) -> bytes:
             return stream.read(size)
     except OSError:
         return b""
-
-
-def _check_target(folder: Path, expected: str, *may_be: Callable[[Path], bool]) -> None:
-    """Raise `CbsimError` unless nothing, an empty folder or one that `may_be` allows is there."""
-    if _is_free(folder) or any(allows(folder) for allows in may_be):
-        return
-    kinds = {
-        "a run": is_run_folder,
-        "a capacity": is_capacity_folder,
-        "a scaling study": is_bench_folder,
-        "a sweep": is_sweep_folder,
-    }
-    for kind, holds in kinds.items():
-        if holds(folder):
-            raise CbsimError(f"{folder}: holds {kind}; name another folder for the {expected}")
-    raise _unknown(folder, expected)
 
 
 def _unknown(folder: Path, expected: str) -> CbsimError:
@@ -235,7 +203,7 @@ def _is_of_run(path: Path) -> bool:
     if path.name == REPORT:
         return is_report(path)
     name = path.name
-    return name in RUN_FILES or name.removeprefix(".").removesuffix(".partial") in RUN_FILES
+    return name in RUN_FILES or _PARTIAL.sub(r"\1", name) in RUN_FILES
 
 
 def _names(folder: Path) -> list[str] | None:

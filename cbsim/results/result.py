@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import platform
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import BaseModel
+
 from cbsim.base.errors import CbsimError
-from cbsim.base.scratch_folder import scratch_folder
+from cbsim.base.paths import scratch_folder
 from cbsim.observers import Observer
 from cbsim.observers.audience import write_files
 from cbsim.results.metrics import Summary
@@ -22,15 +27,71 @@ from cbsim.results.output import (
     check_run_target,
     foreign_files,
     has_file,
-    is_run_folder,
+    holds,
     observer_files,
 )
 from cbsim.results.run_log import RunLog
 from cbsim.results.table_file import read_table, write_table
-from cbsim.results.tables import OPTIONAL_TABLES, TABLES, ArrowTable, to_frame
+from cbsim.results.tables import TABLES, ArrowTable, to_frame
 
 if TYPE_CHECKING:
     import pandas as pd
+
+_DEPENDENCIES = ("matplotlib", "numpy", "pandas", "pyarrow", "pydantic", "pyyaml", "simpy")
+
+
+def make_manifest(
+    seed: int, files: Iterable[Path] = (), specs: Mapping[str, BaseModel] | None = None
+) -> dict[str, Any]:
+    """Versions, seed, and the SHA-256 of every input: files read, and specs ("model", "gpu") as resolved.
+
+    Raises `CbsimError` naming every file that can't be read.
+    """
+    inputs = [{"spec": kind, "sha256": hash_spec(spec)} for kind, spec in sorted((specs or {}).items())]
+    hashes = hash_files(files)
+    # A path that holds from any folder: runs are read elsewhere than where they were made.
+    inputs += [{"file": str(path.absolute()), "sha256": digest} for path, digest in hashes.items()]
+    return {"versions": dict(_versions()), "seed": seed, "inputs": inputs}
+
+
+def hash_files(files: Iterable[Path]) -> dict[Path, str]:
+    """SHA-256 of each file, in order of path. Raises `CbsimError` naming every file that can't be read."""
+    hashes: dict[Path, str] = {}
+    problems: list[str] = []
+    for path in sorted(set(files)):
+        try:
+            with path.open("rb") as stream:
+                hashes[path] = hashlib.file_digest(stream, "sha256").hexdigest()
+        except OSError as error:
+            problems.append(f"{path}: can't be read: {error.strerror}")
+    if problems:
+        raise CbsimError(*problems)
+    return hashes
+
+
+def hash_spec(spec: BaseModel) -> str:
+    """SHA-256 of a section's values, whatever file they came from."""
+    return hash_mapping(spec.model_dump(mode="json"))
+
+
+def hash_mapping(mapping: Any) -> str:
+    """SHA-256 of plain data as canonical JSON: keys sorted, no blanks, floats by their shortest digits."""
+    text = json.dumps(mapping, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@cache
+def _versions() -> dict[str, str]:
+    dependencies = {name: package_version(name) for name in _DEPENDENCIES}
+    return {"cbsim": package_version("cbsim"), "python": platform.python_version(), **dependencies}
+
+
+def package_version(distribution: str) -> str:
+    """The version of an installed distribution."""
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 CONFIG = "config.yaml"
@@ -72,6 +133,11 @@ class Result:
     def notes(self) -> list[str]:
         """What a reader of the figures must know: backlog, assumed figures, uncalibrated steps."""
         return list(self.summary["notes"])
+
+    @property
+    def slo(self) -> dict[str, float]:
+        """The limits the run was given, seconds."""
+        return {name: limit for name, limit in (self.config.get("slo") or {}).items() if limit is not None}
 
     @cached_property
     def requests(self) -> pd.DataFrame:
@@ -140,7 +206,7 @@ def load_run(folder: str | Path) -> Result:
     import yaml
 
     source = Path(folder)
-    if not is_run_folder(source):
+    if not holds(source, "run"):
         why = f"its {MANIFEST} is no run's" if has_file(source, MANIFEST) else f"it has no {MANIFEST}"
         raise CbsimError(f"{source}: is not a run folder ({why})")
     try:
@@ -181,7 +247,7 @@ def is_whole_run(folder: Path) -> bool:
 
 def remove_damaged_run(folder: Path) -> None:
     """Make room for a run where a damaged one lies, of whose files none is of another origin."""
-    if folder.is_dir() and not is_run_folder(folder) and not foreign_files(folder):
+    if folder.is_dir() and not holds(folder, "run") and not foreign_files(folder):
         shutil.rmtree(folder)
 
 
@@ -205,13 +271,13 @@ def _table_files(folder: Path) -> list[str]:
     """The names of the tables that a run folder must have, and of the optional ones that it has."""
     return [
         f"{name}.parquet"
-        for name in TABLES
-        if name not in OPTIONAL_TABLES or (folder / f"{name}.parquet").exists()
+        for name, kind in TABLES.items()
+        if not kind.is_optional or (folder / f"{name}.parquet").exists()
     ]
 
 
 def _from_log(log: RunLog, name: str) -> ArrowTable | None:
-    return TABLES[name](log)
+    return TABLES[name].make(log)
 
 
 def _from_folder(folder: Path, name: str) -> ArrowTable | None:

@@ -13,34 +13,12 @@ from numpy.typing import NDArray
 Column = NDArray[Any]
 
 EVENTS = (
-    "arrived",
-    "admitted",
-    "resumed",
-    "preempted",
-    "emitted",
-    "finished",
-    "rejected",
-    "load_started",
-    "loaded",
-    "read",
-    "sent",
-    "failed",
+    *("arrived", "admitted", "resumed", "preempted", "emitted", "finished", "rejected"),
+    *("load_started", "loaded", "read", "sent", "failed"),
 )
-"""Names of the event codes 0, 1, 2, ... in `RunLog.events["event"]`."""
-(
-    ARRIVED,
-    ADMITTED,
-    RESUMED,
-    PREEMPTED,
-    EMITTED,
-    FINISHED,
-    REJECTED,
-    LOAD_STARTED,
-    LOADED,
-    READ,
-    SENT,
-    FAILED,
-) = range(12)
+"""Names of the event codes 0, 1, 2, ... of the core (`core.layout`) in `RunLog.events["event"]`."""
+ARRIVED, ADMITTED, RESUMED, PREEMPTED, EMITTED, FINISHED, REJECTED = range(7)
+LOADED, SENT, FAILED = map(EVENTS.index, ("loaded", "sent", "failed"))
 KINDS = ("prefill", "decode")
 """Names of the codes in `RunLog.batches["kind"]`."""
 
@@ -116,45 +94,16 @@ class RunLog:
 
 def distinct_gaps(gaps: Iterable[tuple[Column, Column]]) -> tuple[Column, Column]:
     """The distinct gaps of all pieces, rising, and how often each occurred."""
-    several = list(gaps)
-    gap_s = np.concatenate([np.empty(0), *(seconds for seconds, _ in several)])
-    count = np.concatenate([np.empty(0, dtype=np.int64), *(count for _, count in several)])
-    order = np.argsort(gap_s, kind="stable")
-    gap_s, count = gap_s[order], count[order]
-    if not len(gap_s):
-        return gap_s, count
-    first = np.flatnonzero(np.concatenate([[True], gap_s[1:] != gap_s[:-1]]))
-    return gap_s[first], np.add.reduceat(count, first, dtype=np.int64)
+    several = [(np.empty(0), np.empty(0, dtype=np.int64)), *gaps]
+    gap_s, count = (np.concatenate(columns) for columns in zip(*several, strict=True))
+    distinct_s, place = np.unique(gap_s, return_inverse=True)
+    total = np.zeros(len(distinct_s), dtype=np.int64)
+    np.add.at(total, place, count)
+    return distinct_s, total
 
 
-STEP_COLUMNS = (
-    "replica",
-    "step",
-    "scheduled_at_s",
-    "start_s",
-    "duration_s",
-    "num_prefill_tokens",
-    "num_decode_tokens",
-    "num_prefill_seqs",
-    "num_decode_seqs",
-    "num_running",
-    "num_waiting",
-    "num_preempted",
-    "num_finished",
-    "kv_blocks_used",
-    "kv_blocks_total",
-    "num_attention_pairs",
-    "num_context_tokens",
-    "num_logits",
-    "num_kv_tokens",
-)
-"""Of `RunLog.steps`, in this order."""
-SLICE_STEP_COLUMNS = ("transfer_s", "waiting_for", "max_decode_context")
-"""Further columns, present if slices were recorded."""
-DRAFT_STEP_COLUMNS = ("num_drafts", "num_accepted", "skips_drafts")
-"""Further columns, present with speculative decoding."""
 WINDOW_STEP_COLUMNS = ("num_window_pairs", "num_window_keys")
-"""Further columns, present where some layers have a window."""
+"""Columns of `RunLog.steps` that are there where some layers have a window."""
 
 
 def event_columns(
@@ -169,32 +118,24 @@ def event_columns(
     At one instant: arrivals in their order, then results, then decisions, each by replica; with
     `answers_first`, as for clients that send when they are answered, results come before arrivals.
     """
-    rejected = np.array(sorted(rejections), dtype=np.int64)
-    arrived = np.arange(len(requests["arrival_s"]))
-    request = np.concatenate([arrived, rejected, recorded["request"]])
-    num_outside = len(arrived) + len(rejected)
-    no_step = np.full(num_outside, -1)
-    event = np.concatenate(
-        [np.full(len(arrived), ARRIVED), np.full(len(rejected), REJECTED), recorded["event"]]
-    )
-    outside = request[:num_outside]
-    time_s = np.concatenate([requests["arrival_s"][outside], recorded["time_s"]])
-    replica = np.concatenate([requests["replica"][outside], recorded["replica"]])
-    is_result = np.isin(event, (EMITTED, FINISHED, LOADED, SENT, FAILED))
+    arrived, rejected = np.arange(len(requests["arrival_s"])), np.array(sorted(rejections), dtype=np.int64)
+    request, num_outside = np.concatenate([arrived, rejected]), len(arrived) + len(rejected)
+    outside = {
+        "time_s": requests["arrival_s"][request],
+        "replica": requests["replica"][request],
+        "step": np.full(num_outside, -1),
+        "request": request,
+        "event": np.repeat([ARRIVED, REJECTED], [len(arrived), len(rejected)]),
+        "num_tokens": np.zeros(num_outside, dtype=np.int64),
+    }
+    columns = {name: np.concatenate([column, recorded[name]]) for name, column in outside.items()}
+    is_result = np.isin(columns["event"], (EMITTED, FINISHED, LOADED, SENT, FAILED))
     phase = np.where(is_result, 1, 3)
     phase[:num_outside] = 2 if answers_first else 0
-    place, by_replica = request.copy(), replica.copy()
+    place, by_replica = columns["request"].copy(), columns["replica"].copy()
     place[num_outside:] = 0
     by_replica[:num_outside] = 0
-    order = np.lexsort((place, by_replica, phase, time_s))
-    columns = {
-        "time_s": time_s,
-        "replica": replica,
-        "step": np.concatenate([no_step, recorded["step"]]),
-        "request": request,
-        "event": event,
-        "num_tokens": np.concatenate([np.zeros(num_outside, dtype=np.int64), recorded["num_tokens"]]),
-    }
+    order = np.lexsort((place, by_replica, phase, columns["time_s"]))
     return {name: column[order] for name, column in columns.items()}
 
 

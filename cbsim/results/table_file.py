@@ -8,35 +8,7 @@ from typing import Any
 
 from cbsim.base.errors import CbsimError
 from cbsim.results.latency import PARTS, TTFT_PARTS
-from cbsim.results.tables import (
-    BATCHES,
-    EVENT_ROWS,
-    ITL,
-    REQUEST_PARTS,
-    REQUESTS,
-    SLICE_STEPS,
-    STEPS,
-    VISITS,
-    ArrowTable,
-    Field,
-    arrow_field,
-)
-
-FIELDS = {
-    "requests": (*REQUESTS, *REQUEST_PARTS),
-    "visits": VISITS,
-    "steps": (*STEPS, *SLICE_STEPS),
-    "events": EVENT_ROWS,
-    "batches": BATCHES,
-    "itl": ITL,
-}
-"""Name of a table -> the columns it may have."""
-_OPTIONAL = (
-    {field.name for field in REQUEST_PARTS},
-    {field.name for field in SLICE_STEPS},
-    {"num_attention_pairs", "num_context_tokens", "num_logits"},
-)
-"""Columns that live runs, or the runs of former versions, lack: each group whole."""
+from cbsim.results.tables import OPTIONAL_COLUMNS, TABLES, ArrowTable, Field, arrow_field
 
 
 def read_table(path: Path, name: str) -> ArrowTable:
@@ -52,13 +24,13 @@ def read_table(path: Path, name: str) -> ArrowTable:
         table: ArrowTable = pq.read_table(path)
     except (OSError, pa.ArrowException) as error:
         raise CbsimError(f"{path}: can't be read: {first_line(error)}") from error
-    missing = _missing(set(table.column_names), name)
+    found = set(table.column_names)
+    optional = set().union(*(group for group in OPTIONAL_COLUMNS if not group & found))
+    missing = [field.name for field in TABLES[name].fields if field.name not in found | optional]
     if missing:
         raise CbsimError(f"{path}: no table of {name} of a run: has no column {', '.join(missing)}")
     problems = []
-    for field in FIELDS[name]:
-        if field.name not in table.column_names:
-            continue
+    for field in (field for field in TABLES[name].fields if field.name in found):
         try:
             table = _with_column(table, field)
         except (ValueError, pa.ArrowException) as error:
@@ -85,13 +57,6 @@ def write_table(table: ArrowTable, path: Path) -> None:
             field.name: encodings[field.type] for field in table.schema if field.type in encodings
         },
     )
-
-
-def _missing(found: set[str], name: str) -> list[str]:
-    """The columns that a table lacks, in its order."""
-    lacks_all = [group for group in _OPTIONAL if not group & found]
-    optional = set().union(*lacks_all)
-    return [field.name for field in FIELDS[name] if field.name not in found | optional]
 
 
 def _repeated(requests: ArrowTable) -> Iterator[str]:

@@ -2,20 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from cbsim.results.arrow_arrays import labels, numbers, texts
 from cbsim.results.latency import PARTS, TTFT_PARTS
-from cbsim.results.metrics import request_latencies
-from cbsim.results.quantiles import weighted_quantiles
+from cbsim.results.metrics import request_latencies, weighted_quantiles
 from cbsim.results.run_log import EVENTS, KINDS, RunLog
 from cbsim.workload.request import RequestState
 
 if TYPE_CHECKING:
     import pandas as pd
+
+ArrowArray = Any
+"""A `pyarrow.Array`; pyarrow carries no types."""
+
+
+def numbers(values: NDArray[Any], type_: Any, is_null: NDArray[np.bool_] | None = None) -> ArrowArray:
+    """Numbers of a fixed width, null where `is_null`; `type_` is a `pyarrow.DataType` of numbers."""
+    import pyarrow as pa
+
+    data = np.ascontiguousarray(values, dtype=type_.to_pandas_dtype())
+    validity, num_nulls = _validity(is_null)
+    return pa.Array.from_buffers(type_, len(data), [validity, pa.py_buffer(data)], num_nulls)
+
+
+def texts(strings: Sequence[str] | NDArray[Any]) -> ArrowArray:
+    """Strings, none of them null."""
+    import pyarrow as pa
+
+    encoded = [text.encode() for text in strings]
+    ends = np.cumsum([0, *map(len, encoded)]).astype(np.int32)
+    buffers = [None, pa.py_buffer(ends), pa.py_buffer(b"".join(encoded))]
+    return pa.Array.from_buffers(pa.string(), len(encoded), buffers, 0)
+
+
+def labels(codes: NDArray[Any], names: Sequence[str] | NDArray[Any]) -> ArrowArray:
+    """Repeated strings by their codes, as Arrow keeps them; a negative code is a null."""
+    import pyarrow as pa
+
+    indices = numbers(np.maximum(codes, 0), pa.int32(), codes < 0)
+    return pa.DictionaryArray.from_arrays(indices, texts(names))
+
+
+def _validity(is_null: NDArray[np.bool_] | None) -> tuple[Any, int]:
+    import pyarrow as pa
+
+    if is_null is None or not is_null.any():
+        return None, 0
+    return pa.py_buffer(np.packbits(~is_null, bitorder="little")), int(is_null.sum())
+
 
 ArrowTable = Any
 """A `pyarrow.Table`; pyarrow carries no types, and is imported only where a table is made."""
@@ -91,7 +129,6 @@ VISITS = (
 )
 """A row a request and replica: today each request visits one."""
 POOLS, ROLES = ("replicas",), ("both",)
-_REASONS = ("finished", "rejected", "failed")
 STEPS = (
     _STEP_REPLICA,
     _STEP,
@@ -164,28 +201,25 @@ ITL = (
 )
 NUM_ITL_QUANTILES = 2001
 
-_STATES = ("finished", "rejected", "unfinished", "failed")
+_ENDS = {
+    RequestState.FINISHED: "finished",
+    RequestState.REJECTED: "rejected",
+    RequestState.FAILED: "failed",
+}
 
 
 def requests_table(log: RunLog) -> ArrowTable:
     """One row a request in order of arrival."""
     columns = {**log.requests, **request_latencies(log), **(log.parts or {})}
-    state = np.full(len(columns["state"]), _STATES.index("unfinished"), dtype=np.int8)
-    state[columns["state"] == RequestState.FINISHED] = _STATES.index("finished")
-    state[columns["state"] == RequestState.REJECTED] = _STATES.index("rejected")
-    state[columns["state"] == RequestState.FAILED] = _STATES.index("failed")
     fields = REQUESTS if log.parts is None else (*REQUESTS, *REQUEST_PARTS)
-    return _table(fields, columns | {"state": labels(state, _STATES)})
+    return _table(fields, columns | {"state": _ends(log, "unfinished")})
 
 
 def visits_table(log: RunLog) -> ArrowTable:
     """One row a visit of a request to a replica, in order of arrival."""
     requests = log.requests
-    is_finished = requests["state"] == RequestState.FINISHED
     is_rejected = requests["state"] == RequestState.REJECTED
-    nothing = np.zeros(len(is_finished), dtype=np.int8)
-    is_failed = requests["state"] == RequestState.FAILED
-    reason = np.select([is_finished, is_rejected, is_failed], [0, 1, 2], -1)
+    nothing = np.zeros(len(is_rejected), dtype=np.int8)
     return _table(
         VISITS,
         {
@@ -198,9 +232,15 @@ def visits_table(log: RunLog) -> ArrowTable:
             "left_at_s": np.where(is_rejected, requests["arrival_s"], requests["finished_at_s"]),
             "num_prefill_tokens": requests["num_prompt_tokens"],
             "num_output_tokens": requests["num_generated_tokens"],
-            "reason": labels(reason, _REASONS),
+            "reason": _ends(log),
         },
     )
+
+
+def _ends(log: RunLog, *under_way: str) -> Any:
+    """How requests ended, as labels; those that did not are `under_way`, null if that is left out."""
+    codes = np.select([log.requests["state"] == end for end in _ENDS], range(3), 3 if under_way else -1)
+    return labels(codes, [*_ENDS.values(), *under_way])
 
 
 def steps_table(log: RunLog) -> ArrowTable:
@@ -244,17 +284,37 @@ def itl_table(log: RunLog) -> ArrowTable:
     return _table(ITL, {"quantile": quantile, "itl_s": itl_s})
 
 
-TABLES: dict[str, Callable[[RunLog], ArrowTable | None]] = {
-    "requests": requests_table,
-    "visits": visits_table,
-    "steps": steps_table,
-    "events": events_table,
-    "batches": batches_table,
-    "itl": itl_table,
+class TableKind(NamedTuple):
+    """A Parquet file of the run folder."""
+
+    fields: tuple[Field, ...]
+    """The columns it may have."""
+    make: Callable[[RunLog], ArrowTable | None]
+    is_optional: bool = False
+    """Whether a run folder may lack it: recorded on demand, or unknown to former versions."""
+
+
+TABLES = {
+    "requests": TableKind((*REQUESTS, *REQUEST_PARTS), requests_table),
+    "visits": TableKind(VISITS, visits_table, is_optional=True),
+    "steps": TableKind((*STEPS, *SLICE_STEPS), steps_table),
+    "events": TableKind(EVENT_ROWS, events_table),
+    "batches": TableKind(BATCHES, batches_table, is_optional=True),
+    "itl": TableKind(ITL, itl_table),
 }
-"""Name of a Parquet file of the run folder -> how it is made."""
-OPTIONAL_TABLES = ("batches", "visits")
-"""Those that a run folder may lack: recorded on demand, or unknown to former versions."""
+"""By their names, without suffix."""
+OPTIONAL_COLUMNS = (
+    {field.name for field in REQUEST_PARTS},
+    {field.name for field in SLICE_STEPS},
+    {"num_attention_pairs", "num_context_tokens", "num_logits"},
+)
+"""Columns that live runs, or the runs of former versions, lack: each group whole."""
+
+
+def step_columns(*, has_drafts: bool, has_window: bool) -> tuple[str, ...]:
+    """The columns of `RunLog.steps` where slices are recorded, with those that no table has."""
+    told = (*STEPS, *SLICE_STEPS, *(DRAFT_STEPS if has_drafts else ()), *(WINDOW_STEPS if has_window else ()))
+    return (*(field.name for field in told), "num_kv_tokens", "max_decode_context")
 
 
 def to_frame(table: ArrowTable) -> pd.DataFrame:
@@ -287,12 +347,9 @@ def arrow_field(field: Field) -> Any:
         "string": pa.string(),
         "label": pa.dictionary(pa.int32(), pa.string()),
     }
-    return pa.field(field.name, types[field.type], field.nullable, _metadata(field))
-
-
-def _metadata(field: Field) -> dict[str, str]:
-    unit = {"unit": field.unit} if field.unit else {}
-    return unit | {"description": field.description}
+    metadata = {"unit": field.unit} if field.unit else {}
+    metadata["description"] = field.description
+    return pa.field(field.name, types[field.type], field.nullable, metadata)
 
 
 def _array(field: Field, values: Any) -> Any:

@@ -13,12 +13,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
 from cbsim.show.capacity_text import describe_slo
-from cbsim.show.figures import LATENCIES, SCALES
+from cbsim.show.reader_tables import LATENCIES, SCALES
 from cbsim.show.style import FAINT, INK, PALETTE, drawing, head, label, line_style, show_percent, show_plain
 from cbsim.show.text import format_figure, format_interval
 from cbsim.studies.capacity import CapacityAnswer
-from cbsim.studies.intervals import Interval
-from cbsim.studies.replicates import HIGH, LOW, across_replicates, is_known_by_spread
+from cbsim.studies.intervals import HIGH, LOW, Interval, across_replicates, is_known_by_spread
 
 RATE = "rate_per_s"
 OFFERED = "requests/s offered"

@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from cbsim.base.units import format_seconds
 from cbsim.show.text import MISSING, Table, format_figure, format_interval, format_share
 from cbsim.studies.capacity import CapacityAnswer, Contender
-from cbsim.studies.intervals import Interval
-from cbsim.studies.replicates import is_known_by_spread
+from cbsim.studies.intervals import Interval, is_known_by_spread
 
 
 def capacity_table(answer: CapacityAnswer) -> Table:

@@ -12,7 +12,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 from cbsim.show.style import FAINT, INK, PALETTE, drawing, head, label
-from cbsim.studies.explain.gantt import Bar, Gantt, Row
+from cbsim.studies.explain.batch_step import Bar, Gantt, Row
 
 MAX_ROWS = 60
 """How many requests are drawn at most: rather those that do anything but decode."""

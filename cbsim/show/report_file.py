@@ -2,26 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from cbsim.base.errors import CbsimError
 from cbsim.base.paths import write_text
-from cbsim.results.output import (
-    REPORT_MARK,
-    check_report_target,
-    is_capacity_folder,
-    is_run_folder,
-    is_sweep_folder,
+from cbsim.results.metrics import meets_slo
+from cbsim.results.output import REPORT_MARK, check_report_target, holds
+from cbsim.results.result import Result, load_run
+from cbsim.show import capacity_text, sweep_text
+from cbsim.show.capacity_plot import RATE, capacity_bars, rate_picture
+from cbsim.show.capacity_text import capacity_table, describe_slo, meaning
+from cbsim.show.chapter import Cell, Chapter, HtmlTable, Markup, Picture, joined, provenance, tag
+from cbsim.show.latency_plot import latency_cdfs, latency_parts
+from cbsim.show.reader_tables import (
+    COMPARED,
+    ITL,
+    MBU,
+    MFU,
+    TPOT,
+    TTFT,
+    SummaryFigure,
+    compare_runs,
+    difference_table,
+    latency,
+    run_labels,
 )
-from cbsim.results.result import load_run
-from cbsim.show.capacity_chapter import capacity_chapter
-from cbsim.show.chapter import Chapter
-from cbsim.show.markup import Markup, joined, tag
-from cbsim.show.reader_tables import run_labels
-from cbsim.show.run_chapter import run_chapter
-from cbsim.show.sweep_chapter import sweep_chapter
-from cbsim.studies.capacity.capacity_folder import load_capacity
+from cbsim.show.sweep_plot import sweep_pictures
+from cbsim.show.sweep_text import Sweep, determined_note, read_sweep_table
+from cbsim.show.text import MISSING, format_figure, format_interval, format_share, merged_column
+from cbsim.show.timeline_plot import timeline, utilization
+from cbsim.show.utilization import has_utilization
+from cbsim.studies.capacity import CapacityAnswer
+from cbsim.studies.capacity.answer import load_capacity
+from cbsim.studies.compare import STATISTICS, compare
+from cbsim.studies.explain.run_diagnosis import LATENCIES as LATENCY_NAMES
+from cbsim.studies.explain.run_diagnosis import WORDS, diagnose_run, has_parts
+from cbsim.studies.intervals import Interval, Values, block_bootstrap, is_known_by_spread, mean_of
+from cbsim.studies.labels import short_keys
 
 
 def write_report(folders: Sequence[Path], path: Path, title: str | None = None) -> None:
@@ -39,7 +60,7 @@ def make_report(folders: Sequence[Path], title: str | None = None) -> str:
     problems = [
         f"{folder}: no run, sweep or capacity was written there"
         for folder in folders
-        if not (is_run_folder(folder) or is_sweep_folder(folder) or is_capacity_folder(folder))
+        if not any(holds(folder, kind) for kind in ("run", "sweep", "capacity"))
     ]
     if problems:
         raise CbsimError(*problems)
@@ -72,9 +93,9 @@ def _chapters(folders: Sequence[Path]) -> list[Chapter]:
     chapters: list[Chapter] = []
     runs: list[Path] = []
     for folder in folders:
-        if is_capacity_folder(folder):
+        if holds(folder, "capacity"):
             chapters.append(capacity_chapter(load_capacity(folder)))
-        elif is_sweep_folder(folder):
+        elif holds(folder, "sweep"):
             chapters.append(sweep_chapter(folder))
         else:
             runs.append(folder)
@@ -87,3 +108,245 @@ def _chapters(folders: Sequence[Path]) -> list[Chapter]:
 
 def _own_file(name: str) -> Markup:
     return Markup(Path(__file__).with_name(name).read_text(encoding="utf-8"))
+
+
+LATENCIES = ("queue_s", "ttft_s", "tpot_s", "max_itl_s", "e2e_s")
+MAX_DRAWN = 6
+"""More runs are not drawn over time."""
+
+
+def run_chapter(results: Mapping[str, Result], title: str) -> Chapter:
+    """The chapter of some runs under their labels."""
+    limits = next(iter(results.values())).slo
+    told = compare_runs(results)
+    tables = [HtmlTable.of_text("Figures of each run", told)]
+    warnings = list(told.notes)
+    if len(results) == 2:
+        comparison = compare(*results.values())
+        differences = difference_table(comparison, *results)
+        tables.append(HtmlTable.of_text("Differences, paired by request", differences))
+        warnings += [note for note in differences.notes if note not in warnings]
+    tables.append(_interval_table(results))
+    and_how_many = f", and how many meet {describe_slo(limits)}" if limits else ""
+    return Chapter(
+        title=title,
+        question=f"What do the requests feel{and_how_many}?",
+        answers=[_sentence(label, result) for label, result in results.items()],
+        warnings=warnings,
+        tables=tables,
+        pictures=list(_pictures(results, limits)),
+        provenance=[provenance(label, run.config, run.manifest) for label, run in results.items()],
+    )
+
+
+def _pictures(results: Mapping[str, Result], limits: Mapping[str, float]) -> Iterator[Picture]:
+    drawn = dict(list(results.items())[:MAX_DRAWN])
+    felt = []
+    for label, result in results.items():
+        p50, p99 = (format_figure(result.summary["ttft_s"][name]) for name in ("p50", "p99"))
+        felt.append(f"{label}: TTFT p50 {p50} s, p99 {p99} s")
+    described = f"Cumulative distributions of TTFT, TPOT, ITL and E2E, a curve a run. {'; '.join(felt)}"
+    yield Picture(latency_cdfs(results, limits), "Latency distributions", described)
+    if any(map(has_parts, drawn.values())):
+        yield Picture(latency_parts(drawn), "Where the time went", _describe_parts(drawn))
+    row = "waiting requests, decodes and prompt tokens of a step, KV blocks taken."
+    yield Picture(timeline(drawn), "Queue, batch and KV use over time", f"A row of panels a run: {row}")
+    if any(map(has_utilization, drawn.values())):
+        means = ", ".join(
+            f"{label}: MFU {result.summary['mfu']:.0%}, MBU {result.summary['mbu']:.0%}"
+            for label, result in drawn.items()
+            if result.summary["mfu"] is not None
+        )
+        yield Picture(utilization(drawn), "MFU and MBU over time", f"Means of each run: {means}")
+
+
+def _sentence(label: str, result: Result) -> str:
+    summary, slo = result.summary, result.slo
+    ttft = _intervals(result, "ttft_s").get("p99")
+    told = f"TTFT p99 is {format_interval(ttft)} s" if ttft else "no request got a token"
+    rate = format_figure(summary["request_throughput_per_s"])
+    if not slo:
+        return f"`{label}`: {rate} requests/s finish; {told}."
+    within = _attainment(result, slo)
+    goodput = format_figure(summary["goodput_per_s"])
+    return (
+        f"`{label}`: {format_interval(within)} % of {summary['num_requests']:,} requests meet "
+        f"{describe_slo(slo)}, {goodput} of the {rate} requests/s that finish; {told}."
+    )
+
+
+def _attainment(result: Result, slo: Mapping[str, float]) -> Interval:
+    """Percent of requests within the SLO."""
+    requests = result.requests
+    latencies = {name: requests[name].to_numpy(np.float64) for name in LATENCIES}
+    good = meets_slo(latencies, (requests["state"] == "finished").to_numpy(bool), slo)
+    return _bootstrap(good * 100.0, {"mean": mean_of})["mean"]
+
+
+def _intervals(result: Result, name: str) -> dict[str, Interval]:
+    """Mean and percentiles of a latency; empty if no request has it."""
+    values = result.requests[name].dropna().to_numpy(np.float64)
+    return _bootstrap(values, STATISTICS) if len(values) else {}
+
+
+def _bootstrap(
+    values: Values, statistics: Mapping[str, Callable[[Values, Values], float]]
+) -> dict[str, Interval]:
+    """Statistics by the block bootstrap, with the same resamples in every report of the same runs."""
+    random = np.random.Generator(np.random.PCG64(np.random.SeedSequence(0)))
+    return dict(zip(statistics, block_bootstrap(values, list(statistics.values()), random), strict=True))
+
+
+def _interval_table(results: Mapping[str, Result]) -> HtmlTable:
+    rows = []
+    for label, result in results.items():
+        for figure in map(latency, LATENCIES):
+            cells = []
+            for interval in _intervals(result, figure.key).values():
+                estimate, low, high = map(figure.show, interval)
+                cells.append(Cell(f"{estimate} ({low} to {high})", interval.estimate * figure.scale))
+            rows += [[Cell(label), Cell(figure.title), *cells]] if cells else []
+    caption = "Latencies with 95% intervals by the circular block bootstrap over each run's requests"
+    return HtmlTable(caption, ("run", "latency", *STATISTICS), rows, num_labels=2)
+
+
+def _describe_parts(results: Mapping[str, Result]) -> str:
+    """What the picture shows, and the largest part of each run's slowest requests."""
+    told = []
+    for label, result in ((label, result) for label, result in results.items() if has_parts(result)):
+        largest = []
+        for name, each in diagnose_run(result).latencies.items():
+            part, share = next(iter(each.slowest.shares.items()))
+            largest.append(f"{share:.0%} of {LATENCY_NAMES[name]} {WORDS[part]}")
+        told.append(f"{label} {', '.join(largest) or 'has no token'}")
+    shown = "Mean parts of TTFT and E2E, from the fastest requests to the slowest"
+    return f"{shown}. Where most time goes in the slowest hundredth: {'; '.join(told)}"
+
+
+_CURVE = (
+    SummaryFigure(RATE, "requests/s"),
+    SummaryFigure("slo_attainment", "within SLO", format_share),
+    SummaryFigure("goodput_per_s", "goodput (req/s)"),
+    SummaryFigure("output_token_throughput_per_s", "output tokens/s"),
+    *(TTFT, TPOT, ITL),
+)
+
+
+def capacity_chapter(answer: CapacityAnswer) -> Chapter:
+    """The chapter of one capacity folder."""
+    title = "Capacity of each contender"
+    share, slo = f"{answer.plan.share * 100:g}%", describe_slo(answer.slo)
+    described = (
+        "Six panels against requests a second: p99 of TTFT, TPOT and ITL with the SLO's limits, throughput, "
+        "goodput, and the share of requests within the SLO."
+    )
+    return Chapter(
+        title=f"{answer.name}: capacity",
+        question=f"Up to which rate do {share} of requests meet {slo}?",
+        answers=[capacity_text.sentence(answer)],
+        warnings=[
+            *(f"{each.label}: {reason}" for each in answer.contenders for reason in each.reasons),
+            *meaning(answer),
+            *_notes(answer),
+        ],
+        tables=[HtmlTable.of_text(title, capacity_table(answer)), _curve_table(answer)],
+        pictures=[
+            Picture(capacity_bars(answer), title, "A bar a contender, with its interval."),
+            Picture(rate_picture(answer), "What a request rate does", described),
+        ],
+        provenance=[provenance(answer.name, answer.config, answer.manifest)],
+    )
+
+
+def _curve_table(answer: CapacityAnswer) -> HtmlTable:
+    """The curve, averaged over replicates."""
+    by, figures = ["contender", RATE], [figure.key for figure in _CURVE[1:]]
+    curve = answer.curve.groupby(by, sort=False)[figures].mean().reset_index().sort_values(by)
+    rows = [
+        [Cell(row["contender"]), *(Cell(each.show(row[each.key]), row[each.key]) for each in _CURVE)]
+        for row in curve.to_dict("records")
+    ]
+    header = ("contender", *(figure.title for figure in _CURVE))
+    return HtmlTable("The curve: means over replicates", header, rows)
+
+
+def _notes(answer: CapacityAnswer) -> list[str]:
+    """What the runs noted, apart from how they were resampled."""
+    merged = merged_column(answer.curve["contender"], answer.curve["notes"])
+    return [each for each in merged if "requests drawn from" not in each]
+
+
+_SHOWN = (*COMPARED[2:-1], MFU, MBU)
+
+
+def sweep_chapter(folder: Path) -> Chapter:
+    """The chapter of one sweep folder. Raises `CbsimError` if it is damaged, or nothing in it ran."""
+    table = read_sweep_table(folder)
+    ran = table[table["error"].isna()]
+    if not len(ran):
+        raise CbsimError(f"{folder}: no point of this sweep ran")
+    first = load_run(folder / "points" / str(ran["point"].iloc[0]))
+    sweep = Sweep.of(table, first.slo, is_known_by_spread(first.config))
+    names = " and ".join(f"`{key}`" for key in sweep.keys) or "the seed"
+    aim = f"goodput within {describe_slo(sweep.slo)}" if sweep.slo else "throughput"
+    return Chapter(
+        title=f"{first.name}: sweep",
+        question=f"Which {names} gives the highest {aim}?",
+        answers=[sweep_text.sentence(sweep)],
+        warnings=_warnings(sweep),
+        tables=[_table(sweep)],
+        pictures=[*sweep_pictures(sweep, first.name).values(), *_run_pictures(sweep, folder)],
+        provenance=[provenance(f"{first.name}, first point", first.config, first.manifest)],
+    )
+
+
+def _table(sweep: Sweep) -> HtmlTable:
+    rows = []
+    for row in sweep.records():
+        labels = [_label(row[key]) for key in sweep.keys]
+        rows.append([*labels, *(_cell(sweep, figure, row) for figure in _SHOWN)])
+    header = [*short_keys(sweep.keys).values(), *(figure.title for figure in _SHOWN)]
+    replicated = ", means of replicates ± 95% intervals" if sweep.is_replicated else ""
+    return HtmlTable(f"Points of the sweep{replicated}", header, rows, num_labels=max(1, len(sweep.keys)))
+
+
+def _cell(sweep: Sweep, figure: SummaryFigure, row: Mapping[str, Any]) -> Cell:
+    value = row.get(figure.key)
+    if value is None:
+        return Cell(MISSING)
+    text = figure.show(value)
+    is_best = text == figure.best(other.get(figure.key) for other in sweep.records())
+    interval = sweep.interval(row, figure.key)
+    if sweep.is_replicated and interval.high is not None and interval.high > value:
+        text += f" ± {figure.show(interval.half_width)}"
+    return Cell(text, float(value), is_best)
+
+
+def _warnings(sweep: Sweep) -> list[str]:
+    warnings = [f"{error} (a point that failed)" for error in sweep.table["error"].dropna().unique()]
+    names = [sweep.name({str(key): row[key] for key in row}) for row in sweep.ran.to_dict("records")]
+    for column in ("notes", "rejection_reasons"):
+        warnings += merged_column(names, sweep.ran[column])
+    return [*warnings, *determined_note(sweep)]
+
+
+def _run_pictures(sweep: Sweep, folder: Path) -> list[Picture]:
+    """Of few points: latencies and what happened over time, in the first run of each."""
+    if len(sweep.ran) > MAX_DRAWN or sweep.is_replicated:
+        return []
+    labels = [sweep.name(row) for row in sweep.records()]
+    first_runs = sweep.ran.drop_duplicates(sweep.keys) if sweep.keys else sweep.ran.head(1)
+    folders = [folder / "points" / point for point in first_runs["point"]]
+    runs = dict(zip(labels, map(load_run, folders), strict=True))
+    pictures = {
+        "Latency distributions": latency_cdfs(runs, sweep.slo),
+        "Queue, batch and KV use over time": timeline(runs),
+        "MFU and MBU over time": utilization(runs),
+    }
+    described = f"A curve or a row of panels for each of {', '.join(labels)}"
+    return [Picture(figure, title, described) for title, figure in pictures.items()]
+
+
+def _label(value: Any) -> Cell:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return Cell(f"{value:,.15g}", float(value)) if is_number else Cell(str(value))

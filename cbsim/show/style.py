@@ -14,7 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, PercentFormatter
 
-from cbsim.base.errors import CbsimError
+from cbsim.base.paths import written_whole
 from cbsim.results.output import PICTURE_MAKER
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -100,13 +100,7 @@ def save_figure(figure: Figure, path: str | Path) -> list[Path]:
     made_by = {".png": {"Software": PICTURE_MAKER}, ".svg": {"Date": None, "Creator": PICTURE_MAKER}}
     for suffix, metadata in made_by.items():
         target = Path(path).with_suffix(suffix)
-        partial = target.with_name(f".{target.name}.partial")
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with styled():
-                figure.savefig(partial, format=suffix[1:], dpi=_DPI, metadata=metadata)
-            partial.replace(target)
-        except OSError as error:
-            raise CbsimError(f"{target}: can't be written: {error.strerror or error}") from error
+        with written_whole(target) as partial, styled():
+            figure.savefig(partial, format=suffix[1:], dpi=_DPI, metadata=metadata)
         written.append(target)
     return written

@@ -1,22 +1,26 @@
-"""The pictures that suit a sweep: what its settings do, and which points no other beats."""
+"""The pictures that suit a sweep: what its settings do, heat maps of two, and which points no other beats."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from math import log2
+from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import NullLocator, StrMethodFormatter
 
+from cbsim.results.run_log import Column
 from cbsim.show.capacity_plot import OFFERED, rate_panels
 from cbsim.show.chapter import Picture
-from cbsim.show.figures import GOODPUT, SummaryFigure, latency
-from cbsim.show.heat_plot import heat_maps
-from cbsim.show.pareto_plot import pareto_picture
-from cbsim.show.style import drawing, head, line_style, show_percent
-from cbsim.show.sweep_points import Sweep
+from cbsim.show.reader_tables import GOODPUT, ITL, SAME, THROUGHPUT, TTFT, SummaryFigure, latency
+from cbsim.show.style import FAINT, PALETTE, drawing, head, label, line_style, show_percent
+from cbsim.show.sweep_text import Sweep
+from cbsim.show.text import format_figure
 from cbsim.studies.labels import point_name, short_keys
 
 RATE_KEYS = {
@@ -130,3 +134,140 @@ def _finish(axes: Axes, xs: list[float], column: str, width_in: float) -> None:
     axes.set_ylim(0, highest)
     if column in _SHARES:
         show_percent(axes.yaxis)
+
+
+FIGURES = (GOODPUT, TTFT, ITL)
+_COLORS = "cividis"
+"""Made for colour-blind readers (Nunez, Anderton and Renslow, PLOS ONE 13(7), 2018)."""
+_LEAST_SPAN = 0.1
+"""Of the best value: so far apart are values in full contrast, at least."""
+_ON_BRIGHT = "#111111"
+_WIDE = 10
+"""Values that span more than this factor get a logarithmic colour scale."""
+
+
+def heat_maps(table: pd.DataFrame, x: str, y: str, title: str) -> Figure:
+    """A map for each of `FIGURES` over the swept settings `x` and `y` of a table with one row a cell.
+
+    Brighter is better, frames mark the best cell and those within `SAME` of it, and cells that were not run
+    are left empty.
+    """
+    with drawing(11, 1.6 + 0.5 * max(3, table[y].nunique())) as figure:
+        panels = figure.subplots(1, len(FIGURES), squeeze=False)[0]
+        for axes, shown in zip(panels, FIGURES, strict=True):
+            cells = table.pivot(index=y, columns=x, values=shown.key).sort_index().sort_index(axis=1)
+            _draw_map(axes, cells, shown)
+            axes.set(title=shown.title, xlabel=short_keys([x])[x], ylabel=short_keys([y])[y])
+        framed = f"framed: the best, and what is within {SAME * 100:g}% of it"
+        head(figure, title, f"Brighter is better; {framed}; empty: not run.")
+    return figure
+
+
+def _draw_map(axes: Axes, cells: pd.DataFrame, shown: SummaryFigure) -> None:
+    assert shown.better is not None
+    values: Column = cells.to_numpy(np.float64, na_value=np.nan) * shown.scale
+    known = values[~np.isnan(values)].tolist()
+    colors = _COLORS if shown.better is max else f"{_COLORS}_r"
+    style: dict[str, Any] = {"cmap": colors, "edgecolor": "white", "linewidth": 1}
+    mesh = axes.pcolormesh(np.ma.masked_invalid(values), norm=_color_scale(known, shown), **style)
+    axes.set_xticks(np.arange(len(cells.columns)) + 0.5, [_tick(value) for value in cells.columns])
+    axes.set_yticks(np.arange(len(cells.index)) + 0.5, [_tick(value) for value in cells.index])
+    axes.tick_params(length=0)
+    axes.grid(False)
+    for (row, column), value in np.ndenumerate(values):
+        if not np.isnan(value):
+            red, green, blue, _ = mesh.cmap(mesh.norm(value))
+            color = "white" if 0.299 * red + 0.587 * green + 0.114 * blue < 0.5 else _ON_BRIGHT
+            middle: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 8}
+            axes.text(column + 0.5, row + 0.5, format_figure(float(value)), color=color, **middle)
+    best = shown.better(known) if known else np.nan
+    for row, column in np.argwhere(np.abs(values - best) <= SAME * abs(best)).tolist():
+        frame: dict[str, Any] = {"edgecolor": PALETTE[1], "linewidth": 2.5, "zorder": 3, "clip_on": False}
+        axes.add_patch(Rectangle((column, row), 1, 1, fill=False, **frame))
+
+
+def _color_scale(known: list[float], shown: SummaryFigure) -> Normalize | None:
+    """From the worst to the best, logarithmic if wide; where these hardly differ, colours hardly do."""
+    if not known:
+        return None
+    low, high = min(known), max(known)
+    if low > 0 and high > _WIDE * low:
+        return LogNorm()
+    if shown.better is max:
+        return Normalize(min(low, high - _LEAST_SPAN * abs(high)), high)
+    return Normalize(low, max(high, low + _LEAST_SPAN * abs(low)))
+
+
+def _tick(value: Any) -> str:
+    return f"{value:,.15g}" if isinstance(value, int | float | np.number) else str(value)
+
+
+MAX_LABELS = 14
+"""How many points of the front are named at most, spread evenly along it."""
+_MIN_SPAN = 0.05
+"""An axis shows at least this share of its largest value, so that figures that are the same look it."""
+_MARGIN = 0.08
+"""Room on either side of the points, as a share of their extent."""
+_CROWDED = 0.03
+"""Points nearer than this share of the front's extent have no room for labels of their own."""
+
+
+def pareto_front(gain: Column, cost: Column) -> Column:
+    """Which points have more gain than every point that costs no more: the indices, by rising cost."""
+    order = np.lexsort((-gain, cost))
+    best = np.maximum.accumulate(np.concatenate([[-np.inf], gain[order][:-1]]))
+    front: Column = order[gain[order] > best]
+    return front
+
+
+def pareto_picture(table: pd.DataFrame, labels: list[str], title: str) -> Figure:
+    """Throughput over p99 ITL of every point, named by `labels`; those on the front are joined and named."""
+    named = table[[THROUGHPUT.key, ITL.key]].assign(name=labels).dropna(subset=[THROUGHPUT.key, ITL.key])
+    gains, costs = (named[shown.key].to_numpy(np.float64) * shown.scale for shown in (THROUGHPUT, ITL))
+    with drawing(10, 4.8) as figure:
+        axes = figure.subplots()
+        axes.plot(costs, gains, "o", color=FAINT, markersize=5)
+        front = pareto_front(gains, costs)
+        axes.step(costs[front], gains[front], where="post", color=PALETTE[0], linewidth=1)
+        axes.plot(costs[front], gains[front], "o", color=PALETTE[0], markersize=6)
+        shown = front[np.unique(np.linspace(0, len(front) - 1, MAX_LABELS).astype(int))]
+        for first, last in _crowds(costs[shown], gains[shown]):
+            text = str(first + 1)
+            if last > first:
+                text += f", {last + 1}" if last == first + 1 else f" to {last + 1}"
+            label(axes, text, (costs[shown[first]], gains[shown[first]]))
+        key = "\n".join(f"{number}  {named['name'].iloc[place]}" for number, place in enumerate(shown, 1))
+        axes.text(1.02, 1, key, transform=axes.transAxes, va="top", fontsize=8, linespacing=1.5)
+        axes.set(xlabel=ITL.title, ylabel=THROUGHPUT.title)
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+        if len(costs) and _extent(costs) > 0 and _extent(gains) > 0:
+            axes.set(xlim=_limits(costs), ylim=_limits(gains))
+        caption = "Blue: no other point has more throughput without a longer p99. Grey: some other has."
+        head(figure, title, caption)
+    return figure
+
+
+def _crowds(costs: Column, gains: Column) -> list[tuple[int, int]]:
+    """First and last of each run of points along the front that one label must stand for."""
+    room = [_CROWDED * max(_extent(values), np.finfo(float).tiny) for values in (costs, gains) if len(values)]
+    crowds: list[tuple[int, int]] = []
+    for place, at in enumerate(zip(costs, gains, strict=True)):
+        first = crowds[-1][0] if crowds else 0
+        begun = (costs[first], gains[first])
+        is_far = any(abs(one - other) > least for one, other, least in zip(at, begun, room, strict=True))
+        if is_far or not crowds:
+            crowds.append((place, place))
+        else:
+            crowds[-1] = (first, place)
+    return crowds
+
+
+def _extent(values: Column) -> float:
+    """The span that an axis must show of values."""
+    return max(float(np.ptp(values)), _MIN_SPAN * float(np.abs(values).max()))
+
+
+def _limits(values: Column) -> tuple[float, float]:
+    """An axis around values, with a margin."""
+    middle, half = (values.min() + values.max()) / 2, (0.5 + _MARGIN) * _extent(values)
+    return float(middle - half), float(middle + half)

@@ -21,14 +21,14 @@ def has_utilization(result: Result) -> bool:
 
 
 def step_mfu(result: Result, steps: pd.DataFrame) -> Column:
-    """Of each step, FLOP over what the GPUs could do in its time; the FLOP of `cbsim.results.metrics.mfu`."""
+    """Of each step, FLOP over what the GPUs could do in its time."""
     model = ModelSpec.model_validate(result.config["model"])
     flop = StepWork.of(steps, model).flop(model)
     return _share(flop, result, steps, _gpu(result).peak_flop_per_s(model.dtype))
 
 
 def step_mbu(result: Result, steps: pd.DataFrame) -> Column:
-    """Of each step, bytes over what memory could move in its time; the bytes of `results.metrics.mbu`."""
+    """Of each step, bytes over what memory could move in its time."""
     model = ModelSpec.model_validate(result.config["model"])
     num_bytes = StepWork.of(steps, model).num_bytes(model)
     return _share(num_bytes, result, steps, _gpu(result).memory_bytes_per_s)

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from cbsim.base.units import S_PER_DAY, S_PER_HOUR
 from cbsim.show.style import INK, PALETTE, drawing, head, save_figure, show_percent
-from cbsim.workload.request_batch import FloatColumn, IntColumn
+from cbsim.workload.request import FloatColumn, IntColumn
 from cbsim.workload.request_source import Workload
 from cbsim.workload.stats import WorkloadColumns
 

@@ -15,7 +15,7 @@ from typing import Any
 from cbsim.base.errors import ConfigError
 from cbsim.base.registry import did_you_mean
 from cbsim.config.document import describe_value
-from cbsim.config.fields import ForeignForm, Named
+from cbsim.config.section import ForeignForm, Named
 from cbsim.specs.model import ModelSpec
 from cbsim.specs.model_types import NOT_MODELLED, REFUSED, TYPES
 from cbsim.specs.quantization import Quantization, modules_of

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -117,7 +117,7 @@ class _Pairs:
     def __init__(self, first: Result, second: Result) -> None:
         joined = first.requests.merge(second.requests, on="request_id", suffixes=(".first", ".second"))
         self.frame: pd.DataFrame = joined
-        limits = [_limits(result.config) for result in (first, second)]
+        limits = [first.slo, second.slo]
         self._slo = limits[0] if limits[0] == limits[1] else None
         """The limits that both runs were given; `None` if they differ."""
 
@@ -151,7 +151,3 @@ class _Pairs:
     def _within(self, slo: Mapping[str, float], run: str) -> Values:
         latencies = {name: self.frame[f"{name}.{run}"].to_numpy(np.float64) for name in LATENCIES}
         return meets_slo(latencies, self._finished(run), slo).astype(np.float64)
-
-
-def _limits(config: Mapping[str, Any]) -> dict[str, float]:
-    return {name: limit for name, limit in (config.get("slo") or {}).items() if limit is not None}

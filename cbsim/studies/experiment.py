@@ -13,11 +13,16 @@ from cbsim.base.errors import ConfigError, WorkloadError
 from cbsim.base.paths import data_folder
 from cbsim.base.registry import did_you_mean, located
 from cbsim.config.assembly import Assembly, nested_keys
-from cbsim.config.condition import has_key
-from cbsim.config.document import Document, in_order_of_lines, read_document
-from cbsim.config.fields import ByType, Named
-from cbsim.config.overrides import SWEEP, as_options, parse_overrides
-from cbsim.config.section import ComponentConfig, Section
+from cbsim.config.document import (
+    SWEEP,
+    Document,
+    as_options,
+    in_order_of_lines,
+    parse_overrides,
+    read_document,
+)
+from cbsim.config.section import ByType, ComponentConfig, Named, Section
+from cbsim.config.sweep_grid import has_key
 from cbsim.cost import COST_MODELS
 from cbsim.observers import OBSERVERS
 from cbsim.schedulers import SCHEDULERS, SchedulerConfig

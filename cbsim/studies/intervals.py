@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from statistics import fmean, stdev
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import pandas as pd
+
 
 CONFIDENCE = 0.95
 NUM_BLOCKS = 20
@@ -73,26 +77,9 @@ def _spread(values: Sequence[float], confidence: float) -> float:
 @cache
 def t_quantile(confidence: float, degrees_of_freedom: int) -> float:
     """The t that a Student variable stays within with probability `confidence`, both sides."""
-    low, high = 0.0, 1.0
-    while _t_coverage(high, degrees_of_freedom) < confidence:
-        low, high = high, 2 * high
-    for _ in range(100):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _t_coverage(middle, degrees_of_freedom) < confidence else (low, middle)
-    return high
+    from scipy.special import stdtrit
 
-
-def _t_coverage(t: float, degrees_of_freedom: int) -> float:
-    """P(|T| <= t) as a finite sum (Abramowitz and Stegun, 1964, 26.7.3 and 26.7.4)."""
-    angle = math.atan(t / math.sqrt(degrees_of_freedom))
-    sine, cosine = math.sin(angle), math.cos(angle)
-    is_odd = degrees_of_freedom % 2
-    term = cosine if is_odd else 1.0
-    total = term if degrees_of_freedom > 1 else 0.0
-    for k in range(2 + is_odd, degrees_of_freedom - 1, 2):
-        term *= (k - 1) / k * cosine**2
-        total += term
-    return 2 / math.pi * (angle + sine * total) if is_odd else sine * total
+    return float(stdtrit(degrees_of_freedom, (1 + confidence) / 2))
 
 
 def block_bootstrap(
@@ -156,3 +143,74 @@ def quantile_of(quantile: float) -> Callable[[Values, Values], float]:
         return float(ranked[min(int(place), len(ranked) - 1)])
 
     return statistic
+
+
+SEED = "seed"
+LOW, HIGH = ".low", ".high"
+"""What the names of the columns end in that hold the bounds of a figure's interval."""
+NUM_REPLICATES = "num_replicates"
+BOOKKEEPING = ("point", "error", "notes", "rejection_reasons")
+"""Columns of a sweep's table that are texts about a point."""
+
+
+def swept_columns(table: pd.DataFrame) -> list[str]:
+    """The columns of a sweep's table that say what a point is, in the experiment file's order."""
+    columns = [str(name) for name in table.columns]
+    return columns[: columns.index("num_requests" if "num_requests" in columns else "point")]
+
+
+def has_replicates(table: pd.DataFrame) -> bool:
+    """Whether a sweep's table has points that only the seed tells apart."""
+    swept = swept_columns(table)
+    return SEED in swept and bool(table[SEED].nunique() > 1)
+
+
+def is_known_by_spread(config: Mapping[str, Any]) -> bool:
+    """Whether the seeds of an experiment, as resolved, are guesses at one truth.
+
+    A figure is then as unsure as these are spread, however many there are: resamples of one trace, or a cost
+    model with errors drawn. Seeds that draw a workload are chances of their own, and their mean grows surer.
+    """
+    is_resampled = config.get("workload", {}).get("type") == "resampled"
+    return is_resampled or bool(config.get("cost_model", {}).get("uncertainty"))
+
+
+def across_replicates(
+    table: pd.DataFrame,
+    by: Sequence[str] | None = None,
+    confidence: float = CONFIDENCE,
+    *,
+    by_spread: bool = False,
+) -> pd.DataFrame:
+    """One row for each point of a sweep's table, whatever its seed: every figure's mean, with its interval.
+
+    Beside each figure of the summary stand `<figure>.low` and `<figure>.high`: the interval over the
+    replicates, of percentiles too, by `cbsim.studies.intervals.t_interval`, or with `by_spread`, where
+    `is_known_by_spread`, by `bootstrap_interval`. `by` names the columns that tell points apart, the swept
+    ones by default; `num_replicates` counts the runs, failed ones left out. Figures that were not measured in
+    every replicate are missing.
+    """
+    import pandas as pd
+
+    keys = [name for name in swept_columns(table) if name != SEED] if by is None else list(by)
+    ran = table[table["error"].isna()] if "error" in table else table
+    figures = [
+        str(name)
+        for name in ran.columns
+        if name not in (*keys, *BOOKKEEPING, SEED)
+        and (pd.api.types.is_numeric_dtype(ran[name]) or ran[name].isna().all())
+    ]
+    method = bootstrap_interval if by_spread else t_interval
+    groups = ran.groupby(keys, sort=False, dropna=False) if keys else [((), ran)]
+    rows = []
+    for values, replicates in groups:
+        row: dict[str, Any] = dict(zip(keys, values, strict=True))
+        row[NUM_REPLICATES] = len(replicates)
+        for name in figures:
+            runs = replicates[name]
+            bounds = (None,) * 3 if runs.isna().any() else method([*map(float, runs)], confidence=confidence)
+            row |= dict(zip((name, name + LOW, name + HIGH), bounds, strict=True))
+        rows.append(row)
+    columns = [f"{name}{end}" for name in figures for end in ("", LOW, HIGH)]
+    frame = pd.DataFrame(rows, columns=[*keys, NUM_REPLICATES, *columns])
+    return frame.astype(dict.fromkeys(columns, "float64")).copy()

@@ -7,17 +7,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cbsim.base.errors import CbsimError, blaming
 from cbsim.base.paths import data_folder
-from cbsim.base.plugin_errors import blaming
 from cbsim.cluster.simpy_world import Progress
 from cbsim.cost import COST_MODELS, CostModel
 from cbsim.observers import OBSERVERS, Observer
 from cbsim.observers.audience import Audience
 from cbsim.results.latency import mean_parts
-from cbsim.results.manifest import make_manifest
 from cbsim.results.metrics import Deployment, request_latencies, summarize
 from cbsim.results.output import REPORT, RUN_FILES
-from cbsim.results.result import Result
+from cbsim.results.result import Result, hash_files, hash_mapping, make_manifest, package_version
 from cbsim.results.run_log import RunLog
 from cbsim.results.run_notes import backlog_notes
 from cbsim.schedulers import SCHEDULERS
@@ -189,3 +188,65 @@ def log_notes(experiment: Experiment, log: RunLog) -> list[str]:
     if experiment.kv_cache.prefix_caching and SCHEDULERS.get(experiment.scheduler.type).reserves_ahead:
         notes.append(f"kv_cache.prefix_caching has no effect with scheduler {experiment.scheduler.type}")
     return notes
+
+
+SEED = "seed"
+_COST_SECTIONS = ("cost_model", "model", "gpu", "replicas")
+"""What a cost model is made from, its draws apart."""
+
+
+class Address:
+    """Hashes experiments with their inputs; files are read, and cost models made, once for all of them."""
+
+    def __init__(self) -> None:
+        self._version = package_version("cbsim")
+        self._digests: dict[Path, str] = {}
+        self._costs: dict[str, CostModel | None] = {}
+
+    def keys(self, experiment: Experiment, settings: Mapping[str, Any]) -> tuple[str, str]:
+        """The key of an experiment's run, and that of all runs that are the same but for the seed's number.
+
+        The two are equal where the run draws anything. `settings` is the experiment as resolved. Raises
+        `CbsimError` naming every input file that can't be read.
+        """
+        workload, cost = make_workload(experiment), self._cost(experiment, settings)
+        files = sorted({*workload.inputs(), *(cost.inputs() if cost else ())})
+        self._digests |= hash_files(file for file in files if file not in self._digests)
+        digests = [self._digests[file] for file in files]
+        key = self._hash(settings, digests)
+        if cost is None or not is_determined(experiment, workload, cost):
+            return key, key
+        return key, self._hash({name: each for name, each in settings.items() if name != SEED}, digests)
+
+    def _hash(self, settings: Mapping[str, Any], digests: list[str]) -> str:
+        return hash_mapping([self._version, settings, digests])[:16]
+
+    def _cost(self, experiment: Experiment, settings: Mapping[str, Any]) -> CostModel | None:
+        """The cost model; `None` where none can be made, which the run itself will tell."""
+        key = hash_mapping([settings[name] for name in _COST_SECTIONS])
+        if key not in self._costs:
+            try:
+                self._costs[key] = make_cost_model(experiment)
+            except CbsimError:
+                self._costs[key] = None
+        return self._costs[key]
+
+
+def is_determined(experiment: Experiment, workload: Workload, cost: CostModel) -> bool:
+    """Whether a run would be the same under any seed; `workload` and `cost` are the experiment's.
+
+    Workloads and cost models say so themselves. Of cbsim's own schedulers only those that predict lengths
+    draw; one of a third party is taken to, unless its class has `uses_seed = False`.
+    """
+    scheduler_class = SCHEDULERS.get(experiment.scheduler.type)
+    if scheduler_class.__module__.startswith("cbsim."):
+        scheduler_draws = getattr(experiment.scheduler, "length_knowledge", None) == "predicted"
+    else:
+        scheduler_draws = bool(getattr(scheduler_class, "uses_seed", True))
+    return not (
+        workload.uses_seed
+        or workload.config.draws_think_times
+        or cost.uses_seed
+        or scheduler_draws
+        or (experiment.replicas.router == "random" and experiment.replicas.count > 1)
+    )

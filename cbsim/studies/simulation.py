@@ -15,10 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cbsim.base.binding import Bound, CannotCompile, can_compile
-from cbsim.base.column_pieces import pieces
-from cbsim.base.errors import CbsimError, PluginError
-from cbsim.base.plugin_errors import plugin_error
-from cbsim.cluster.router import ROUTER_STREAM, make_router
+from cbsim.base.errors import CbsimError, PluginError, plugin_error
+from cbsim.base.records import pieces
+from cbsim.cluster.simpy_world import ROUTER_STREAM, make_router
 from cbsim.cluster.simpy_world import World as SimpyWorld
 from cbsim.cluster.watched_run import WatchedRun
 from cbsim.core import layout
@@ -33,24 +32,15 @@ from cbsim.core.stepping import Stepper, StepwiseWorld
 from cbsim.cost import CostModel, StepShape
 from cbsim.observers import ObservedRun
 from cbsim.observers.audience import Audience
-from cbsim.observers.scheduler_view import SchedulerView
+from cbsim.observers.views import SchedulerView
 from cbsim.results.latency import Replica, request_parts
-from cbsim.results.run_log import (
-    DRAFT_STEP_COLUMNS,
-    SLICE_STEP_COLUMNS,
-    STEP_COLUMNS,
-    WINDOW_STEP_COLUMNS,
-    Deferred,
-    RunLog,
-    Slices,
-    event_columns,
-)
+from cbsim.results.run_log import Deferred, RunLog, Slices, event_columns
+from cbsim.results.tables import step_columns
 from cbsim.schedulers import SCHEDULERS, Means, Scheduler, SchedulerConfig
 from cbsim.studies.experiment import Experiment, ReplicasConfig
 from cbsim.workload import Workload
-from cbsim.workload.request import RequestState
-from cbsim.workload.request_batch import RequestBatch
-from cbsim.workload.think import ThinkTimes
+from cbsim.workload.request import RequestBatch, RequestState
+from cbsim.workload.streams import ThinkTimes
 
 Array = NDArray[Any]
 LOGGER = logging.getLogger("cbsim")
@@ -59,6 +49,11 @@ TOKENS_TO_COMPILE = 3_000_000
 TOKENS_TO_LOAD = 15_000
 """Output tokens from which a run is compiled: where the core has yet to be compiled (some 15 s), and where it
 is only loaded from the cache folder (0.04 s). Interpreting takes some 2.5 us a token."""
+KEPT = (
+    *("replica", "num_prompt_tokens", "num_output_tokens", "num_generated_tokens"),
+    *("num_cached_tokens", "num_preemptions", "priority"),
+)
+"""Columns of requests that are those of their records."""
 ROUTERS = get_args(ReplicasConfig.model_fields["router"].annotation)
 
 
@@ -223,13 +218,8 @@ def simulate_core(
     requests, seed = intake.requests, setup.means.seed
     job_length = rung.job_length(setup.scheduler, seed)
     if job_length is not None:
-        lengths = zip(
-            intake.names(),
-            requests["num_prompt_tokens"].tolist(),
-            requests["num_output_tokens"].tolist(),
-            strict=True,
-        )
-        requests["job_length"] = [job_length(*each) for each in lengths]
+        lengths = (requests[name].tolist() for name in ("num_prompt_tokens", "num_output_tokens"))
+        requests["job_length"] = list(map(job_length, intake.names(), *lengths))
     if setup.is_closed:
         think = ThinkTimes(setup.workload.config, setup.workload.seed)
         requests["think_s"] = [think.after(index) for index in range(len(requests))]
@@ -452,18 +442,7 @@ def log_of(
         "first_token_at_s": rows["first_token_at_s"],
         "finished_at_s": np.where(is_finished, rows["last_token_at_s"], np.nan),
         "max_itl_s": rows["max_itl_s"],
-        **{
-            name: rows[name]
-            for name in (
-                "replica",
-                "num_prompt_tokens",
-                "num_output_tokens",
-                "num_generated_tokens",
-                "num_cached_tokens",
-                "num_preemptions",
-                "priority",
-            )
-        },
+        **{name: rows[name] for name in KEPT},
         "state": np.where(np.isin(state, ENDED), state, RequestState.UNFINISHED),
     }
     requests = Deferred(lambda: {"request_id": names_of()}, known)
@@ -473,12 +452,7 @@ def log_of(
     }
     slices = Slices(*(Deferred(partial(record.columns, table)) for table in ("prefills", "decodes")))
     has_drafts, num_blocks = setup.scheduler.drafting is not None, setup.means.num_blocks
-    names = (
-        *STEP_COLUMNS,
-        *SLICE_STEP_COLUMNS,
-        *(DRAFT_STEP_COLUMNS if has_drafts else ()),
-        *(WINDOW_STEP_COLUMNS if setup.window else ()),
-    )
+    names = step_columns(has_drafts=has_drafts, has_window=setup.window > 0)
     events = Deferred(
         lambda: event_columns(requests, record.columns("events"), rejections, answers_first=setup.is_closed)
     )
@@ -494,15 +468,8 @@ def log_of(
         def in_order_of_time() -> Array:
             return np.lexsort((record.column("steps", "replica"), record.column("steps", "start_s")))
 
-        replicas = [
-            Replica(
-                number,
-                StepColumns(record, names, num_blocks, partial(places_of, number)),
-                _of_replica(slices, number),
-                cost,
-            )
-            for number in range(len(own))
-        ]
+        columns = [StepColumns(record, names, num_blocks, partial(places_of, n)) for n in range(len(own))]
+        replicas = [Replica(n, of, _of_replica(slices, n), cost) for n, of in enumerate(columns)]
         steps = StepColumns(record, names, num_blocks, in_order_of_time)
     # Parts of latencies take steps to follow one another, each with a token of a request at most.
     is_shared = has_drafts or setup.num_stages > 1 or setup.num_ranks > 1

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cbsim.base.errors import CbsimError
+from cbsim.base.paths import written_whole
 from cbsim.results.metrics import Summary, flatten
-from cbsim.results.output import POINTS, check_sweep_target, drawn_from_sweep, has_file
+from cbsim.results.output import POINTS, check_target, drawn_from_sweep, has_file
 from cbsim.results.result import copy_run, is_whole_run, load_summary, remove_damaged_run
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.labels import label_values
-from cbsim.studies.run import run_experiment
-from cbsim.studies.run_key import Address
+from cbsim.studies.run import Address, run_experiment
 from cbsim.studies.worker_pool import Pool, open_pool
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def sweep(
     """
     experiment = Experiment.of(config, overrides or {})
     folder = Path(out) if out is not None else Path("runs") / experiment.name
-    check_sweep_target(folder)
+    check_target(folder, "sweep")
     points = plan_points(experiment, folder)
     try:
         errors = _run_missing(points, workers, cluster, progress or (lambda _: None))
@@ -146,15 +146,9 @@ def make_table(points: Sequence[Point], errors: Mapping[str, str]) -> pd.DataFra
 
 def save_table(table: pd.DataFrame, folder: Path, name: str = "table") -> None:
     """Write `<name>.csv` and `<name>.parquet`, each whole or not at all. Raises `CbsimError` if it can't."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        csv, parquet = folder / f".{name}.csv.partial", folder / f".{name}.parquet.partial"
+    with written_whole(folder / f"{name}.csv") as csv, written_whole(folder / f"{name}.parquet") as parquet:
         csv.write_text(_csv(table), encoding="utf-8", newline="")
         table.to_parquet(parquet, index=False, compression="zstd")
-        csv.replace(folder / f"{name}.csv")
-        parquet.replace(folder / f"{name}.parquet")
-    except OSError as error:
-        raise CbsimError(f"{folder}: can't be written: {error.strerror or error}") from error
 
 
 def _csv(table: pd.DataFrame) -> str:

@@ -7,8 +7,13 @@ Needs neither pytest nor hypothesis. A broken law raises `ConformanceError` with
 """
 
 from cbsim.testing.case import Case, draw_case, starvation_case
-from cbsim.testing.conformance import ConformanceError, check_case, check_scheduler
-from cbsim.testing.identity import differences, without_batches
+from cbsim.testing.conformance import (
+    ConformanceError,
+    check_case,
+    check_scheduler,
+    differences,
+    without_batches,
+)
 from cbsim.testing.laws import HISTORY_LAWS, LOG_LAWS, Violation
 from cbsim.testing.observation import (
     BrokenOff,

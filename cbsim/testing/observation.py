@@ -9,7 +9,7 @@ from functools import cached_property
 from operator import attrgetter
 from typing import Any, NamedTuple
 
-from cbsim.base.plugin_errors import told_in_one_line
+from cbsim.base.errors import told_in_one_line
 from cbsim.core import layout, loop
 from cbsim.core.stepping import Stepper, StepwiseWorld
 from cbsim.results.run_log import RunLog

@@ -9,7 +9,7 @@ WORKLOADS: Registry[Workload] = Registry(
     Workload,  # type: ignore[type-abstract]
     {
         "trace": "cbsim.workload.trace:TraceWorkload",
-        "resampled": "cbsim.workload.resampled:ResampledWorkload",
+        "resampled": "cbsim.workload.trace:ResampledWorkload",
         "synthetic": "cbsim.workload.synthetic:SyntheticWorkload",
     },
 )

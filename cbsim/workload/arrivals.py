@@ -15,7 +15,7 @@ from pydantic import Field
 
 from cbsim.base.units import S_PER_DAY
 from cbsim.config.section import Section
-from cbsim.workload.request_batch import FloatColumn
+from cbsim.workload.request import FloatColumn
 from cbsim.workload.streams import Streams
 
 _PERIODS_DRAWN = 256

@@ -12,16 +12,14 @@ from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 
 from cbsim.base.errors import WorkloadError
-from cbsim.workload.request import Request
-from cbsim.workload.request_batch import BATCH_SIZE, COLUMN_TYPES
-from cbsim.workload.request_source import Workload
+from cbsim.workload.request import BATCH_SIZE, COLUMN_TYPES, Request
 
 SUFFIXES = (".jsonl", ".csv", ".parquet")
 COMPRESSED = (".gz", ".zst")
@@ -32,7 +30,14 @@ OPTIONAL = [*list(COLUMN_TYPES)[4:], "prompt"]
 _ARROW_TYPES: dict[type, pa.DataType] = {float: pa.float64(), np.int64: pa.int64(), object: pa.string()}
 
 
-def convert(workload: Workload, path: Path) -> int:
+class Source(Protocol):
+    """Whatever has requests, such as a `Workload`."""
+
+    def requests(self) -> Iterator[Request]:
+        """The same ones, new, at each call, in order of arrival."""
+
+
+def convert(workload: Source, path: Path) -> int:
     """Writes a workload's requests, all its settings applied; reading the file gives equal requests.
 
     The suffix tells how: `.jsonl`, `.csv` (both perhaps with `.gz` or `.zst`) or `.parquet`. The file appears

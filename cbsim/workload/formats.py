@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from cbsim.base.units import MS_PER_S, NS_PER_S
-from cbsim.workload.file_mistakes import Mistakes
+from cbsim.workload.table import Mistakes
 from cbsim.workload.values import (
     COUNTS,
     IDS,

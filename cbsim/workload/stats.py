@@ -11,8 +11,7 @@ import numpy as np
 
 from cbsim.base.errors import WorkloadError
 from cbsim.base.units import format_count, format_seconds
-from cbsim.workload.request import Request
-from cbsim.workload.request_batch import FloatColumn, IntColumn
+from cbsim.workload.request import FloatColumn, IntColumn, Request
 from cbsim.workload.request_source import Workload
 
 

@@ -12,11 +12,9 @@ from numpy.typing import NDArray
 
 from cbsim.base.errors import WorkloadError
 from cbsim.base.registry import did_you_mean
-from cbsim.workload.file_mistakes import Mistakes
 from cbsim.workload.formats import EXTRAS, Format, detect
-from cbsim.workload.request import Segments
-from cbsim.workload.request_batch import BATCH_SIZE, ObjectColumn, RequestBatch
-from cbsim.workload.table import Table, TableChunk, is_parquet, open_table
+from cbsim.workload.request import BATCH_SIZE, ObjectColumn, RequestBatch, Segments
+from cbsim.workload.table import Mistakes, Table, TableChunk, is_parquet, open_table
 
 MOONCAKE_BLOCK_TOKENS = 512
 """Prompt tokens that one of Mooncake's `hash_ids` stands for."""

@@ -8,9 +8,10 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Annotated, Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from pydantic import Field, Strict, TypeAdapter
 
 from cbsim.base.units import MEGA, NS_PER_S
-from cbsim.workload.table import RawColumn, shorten
+from cbsim.workload.table import Mistakes, RawColumn, Table, shorten
 
 Bad = dict[int, str]
 """Row -> the value that was got there, as text."""
@@ -35,13 +36,6 @@ MAX_EXACT = 2**53
 _INSTANT = re.compile(r"(\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(Z|[+-]\d\d:?\d\d)?", re.ASCII)
 _DIGITS = re.compile(r"[+-]?\d+", re.ASCII)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_SEGMENTS = TypeAdapter(
-    list[tuple[Annotated[str, Strict()], Annotated[int, Strict(), Field(ge=1, le=MAX_TOKENS)]]]
-)
-_COUNTS = TypeAdapter(
-    Annotated[list[Annotated[int, Field(ge=0, le=MAX_DRAFTS)]], Field(min_length=1)], config={"strict": True}
-)
-_IDS = TypeAdapter(list[Annotated[int, Field(ge=-MAX_EXACT, le=MAX_EXACT)]], config={"strict": True})
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,17 +78,38 @@ class Kind:
         return column, bad
 
 
+def read_columns(
+    table: Table, wanted: Mapping[str, tuple[str, Kind]], mistakes: Mistakes
+) -> tuple[dict[str, NDArray[Any]], list[int]]:
+    """Columns of a table by the keys of `wanted`, which gives each its name there and what may stand in it.
+
+    Returns them with the line of each row; what may not stand there is added to `mistakes`.
+    """
+    lines: list[int] = []
+    parts: dict[str, list[NDArray[Any]]] = {key: [] for key in wanted}
+    for chunk in table.chunks([*dict.fromkeys(name for name, _ in wanted.values())]):
+        lines += chunk.lines
+        for place, (key, (name, kind)) in enumerate(wanted.items()):
+            values, bad = kind.parse(chunk.columns[name])
+            parts[key].append(values)
+            for row, got in bad.items():
+                mistakes.add(chunk.lines[row], place, f"{name}: got {got}; allowed: {kind.allowed}")
+    return {key: np.concatenate(pieces) for key, pieces in parts.items() if pieces}, lines
+
+
 def whole(low: int, high: int, absent: int | None = None) -> Kind:
     """A whole number from `low` to `high`: int64."""
-    return _number_kind(f"a whole number from {low:,} to {high:,}", low, high, np.int64, absent)
+    return number_kind(f"a whole number from {low:,} to {high:,}", low, high, np.int64, absent)
 
 
 def real(unit: str, absent: float | None = None) -> Kind:
     """A finite number from 0 up: float64."""
-    return _number_kind(f"a number of {unit} from 0 to {MAX_EXACT:,}", 0, MAX_EXACT, np.float64, absent)
+    return number_kind(f"a number of {unit} from 0 to {MAX_EXACT:,}", 0, MAX_EXACT, np.float64, absent)
 
 
-def _number_kind(allowed: str, low: int, high: int, dtype: Any, absent: float | None) -> Kind:
+def number_kind(allowed: str, low: float, high: float, dtype: Any, absent: float | None = None) -> Kind:
+    """A finite number from `low` to `high`, of a numpy type."""
+
     def read(value: Any) -> Any:
         number = _number(value)
         if not low <= number <= high or number != dtype(number):
@@ -133,29 +148,31 @@ def _read_text(value: Any) -> str:
     return str(value)
 
 
-def _read_segments(value: Any) -> tuple[tuple[str, int], ...]:
-    return tuple(_SEGMENTS.validate_python(json.loads(value) if isinstance(value, str) else value))
+def _listed(allowed: str, items: Any, convert: Callable[[list[Any]], Any], least: int = 0) -> Kind:
+    """A list, or the same as JSON text, as `convert` makes it; None where it is left out."""
+    adapter = TypeAdapter(Annotated[list[items], Field(min_length=least)])
+
+    def read(value: Any) -> Any:
+        return convert(adapter.validate_python(json.loads(value) if isinstance(value, str) else value))
+
+    return Kind(allowed, read)
 
 
-def _read_counts(value: Any) -> tuple[int, ...]:
-    return tuple(_COUNTS.validate_python(json.loads(value) if isinstance(value, str) else value))
-
-
-def _read_ids(value: Any) -> NDArray[np.int64]:
-    listed = _IDS.validate_python(json.loads(value) if isinstance(value, str) else value)
-    return np.array(listed, dtype=np.int64)
+def _int(low: int, high: int) -> Any:
+    return Annotated[int, Strict(), Field(ge=low, le=high)]
 
 
 INSTANT = Kind("a time such as 2023-11-16 18:15:46.6805900", _read_instant, np.int64, at_once=_instants)
 """A date and time of day, UTC unless it names its offset: nanoseconds since 1970, int64."""
 TEXT = Kind("text", _read_text)
 """A name; whole numbers are taken as their digits: str objects, or None where it is left out."""
-SEGMENTS = Kind("[[segment, num_tokens], ...] with whole numbers from 1 up", _read_segments)
-"""A prompt as `[[segment, n], ...]`, or the same as JSON text: tuples, or None where it is left out."""
-COUNTS = Kind(f"[n, ...] with whole numbers from 0 to {MAX_DRAFTS}", _read_counts)
-"""A list of counts of drafts, or the same as JSON text: tuples, or None where it is left out."""
-IDS = Kind("a list of whole numbers", _read_ids)
-"""A list of block ids, or the same as JSON text: int64 arrays, or None where it is left out."""
+_SEGMENT: Any = tuple[Annotated[str, Strict()], _int(1, MAX_TOKENS)]  # type: ignore[misc]
+SEGMENTS = _listed("[[segment, num_tokens], ...] with whole numbers from 1 up", _SEGMENT, tuple)
+"""A prompt as `[[segment, n], ...]`: tuples."""
+COUNTS = _listed(f"[n, ...] with whole numbers from 0 to {MAX_DRAFTS}", _int(0, MAX_DRAFTS), tuple, least=1)
+"""A list of counts of drafts: tuples."""
+IDS = _listed("a list of whole numbers", _int(-MAX_EXACT, MAX_EXACT), partial(np.array, dtype=np.int64))
+"""A list of block ids: int64 arrays."""
 
 
 def _numbers(raw: RawColumn, kind: pa.DataType) -> NDArray[Any] | None:

@@ -6,16 +6,18 @@ Each picture whose sweep (`cbsim sweep NAME`) lies in the folder given is writte
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 
 import cbsim
-from cbsim.show.cdf_plot import latency_cdfs, ttft_by_priority, ttft_table
-from cbsim.show.style import save_figure
+from cbsim.results.result import Result
+from cbsim.show.latency_plot import latency_cdfs, show_shares
+from cbsim.show.style import drawing, head, line_style, save_figure, show_plain
 from cbsim.show.sweep_plot import sweep_curves
 
 if TYPE_CHECKING:
@@ -90,6 +92,37 @@ def priorities(sweep: Path) -> Figure:
         "Time to first token of urgent (0) and background (1) requests over three rush hours",
         "All but fcfs by priority; aging_s 20 or 10; preempt_on_arrival with recompute or swap.",
     )
+
+
+def ttft_by_priority(results: Mapping[str, Result], title: str, caption: str = "") -> Figure:
+    """A panel for each priority, a curve for each run under its label; the axis is logarithmic, seconds."""
+    priorities = sorted({int(p) for result in results.values() for p in result.requests["priority"].unique()})
+    with drawing(11, 4.2) as figure:
+        panels = figure.subplots(1, len(priorities), squeeze=False, sharex=True)[0]
+        for axes, priority in zip(panels, priorities, strict=True):
+            for place, (run, result) in enumerate(results.items()):
+                requests = result.requests
+                ttft_s = np.sort(requests.loc[requests["priority"] == priority, "ttft_s"].dropna().to_numpy())
+                share = np.arange(1, len(ttft_s) + 1) / max(len(ttft_s), 1)
+                axes.plot(ttft_s, share, label=run, **line_style(place))
+            axes.set(title=f"priority {priority}", xlabel="TTFT (s)", ylabel="share of requests")
+            axes.set_xscale("log")
+            show_shares(axes)
+            show_plain(axes.xaxis)
+        head(figure, title, caption, panels[0])
+    return figure
+
+
+def ttft_table(results: Mapping[str, Result]) -> pd.DataFrame:
+    """TTFT of each run and priority: the number of requests and `p50`, `p99` and `max` in seconds."""
+    tables = {
+        name: result.requests.groupby("priority")["ttft_s"].agg(
+            num_requests="size", p50="median", p99=lambda ttft_s: ttft_s.quantile(0.99), max="max"
+        )
+        for name, result in results.items()
+    }
+    table: pd.DataFrame = pd.concat(tables, names=["run"]).reset_index()
+    return table
 
 
 def main(runs: Path) -> None:

@@ -18,7 +18,7 @@ from cbsim.show.capacity_plot import capacity_bars, interval_bars, rate_picture
 from cbsim.show.style import save_figure
 from cbsim.show.sweep_plot import sweep_curves, sweep_pictures
 from cbsim.show.sweep_text import Sweep
-from cbsim.studies.capacity.capacity_folder import load_capacity
+from cbsim.studies.capacity.answer import load_capacity
 from cbsim.studies.intervals import Interval
 
 if TYPE_CHECKING:

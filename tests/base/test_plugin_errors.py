@@ -9,8 +9,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 import cbsim
-from cbsim.base.errors import CbsimError, PluginError
-from cbsim.base.plugin_errors import blaming, plugin_error, told_in_one_line
+from cbsim.base.errors import CbsimError, PluginError, blaming, plugin_error, told_in_one_line
 from cbsim.cli import main
 from cbsim.schedulers.vllm import VllmScheduler
 

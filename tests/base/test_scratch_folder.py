@@ -1,6 +1,6 @@
 import pytest
 
-from cbsim.base.scratch_folder import scratch_folder
+from cbsim.base.paths import scratch_folder
 
 
 def test_two_at_work_on_one_target_leave_each_other_alone(tmp_path):

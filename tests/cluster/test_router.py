@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cbsim.cluster.router import Router, make_router
+from cbsim.cluster.simpy_world import Router, make_router
 from cbsim.workload.request import Request
 
 
@@ -21,7 +21,7 @@ class Replica:
 
 
 def choose(router: Router, *replicas: Replica, **request: Any) -> int:
-    return router.choose(Request("r", 0.0, 1, 1, **request), replicas)
+    return router(Request("r", 0.0, 1, 1, **request), replicas)
 
 
 def test_round_robin_takes_turns() -> None:
@@ -63,11 +63,6 @@ def test_prefix_affinity_keeps_sessions_and_prefixes_together() -> None:
     assert choose(router, Replica(9), Replica(5), session_id="system") == 1
     assert choose(router, Replica(9), Replica(5)) == 1
     assert choose(router, Replica(3), Replica(5)) == 0
-
-
-def test_only_routers_that_look_at_replicas_say_so() -> None:
-    names = ("round_robin", "random", "least_outstanding", "least_kv", "prefix_affinity")
-    assert [make_router(name, 0).reads_state for name in names] == [False, False, True, True, True]
 
 
 def test_an_unknown_name_is_refused() -> None:

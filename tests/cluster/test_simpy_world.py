@@ -12,15 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cbsim.cluster.router import Engine, RoundRobin, Router
-from cbsim.cluster.simpy_world import PROGRESS_EVERY, World, exact_delay
+from cbsim.cluster.simpy_world import PROGRESS_EVERY, Engine, Router, World, exact_delay, make_router
 from cbsim.results.run_log import EVENTS, RunLog
 from cbsim.schedulers import SCHEDULERS
 from cbsim.studies.simulation import simulate_core, stepwise, stepwise_log
 from cbsim.testing import Case
 from cbsim.workload.request import Request, RequestState
 from cbsim.workload.request_source import WorkloadConfig
-from cbsim.workload.think import ThinkTimes
+from cbsim.workload.streams import ThinkTimes
 
 ENGINES = pytest.mark.parametrize("engine", ["simpy", "interpreted"])
 
@@ -66,7 +65,11 @@ def run(
         return simulate_core(setup, engine)[0]
     world = stepwise(setup)
     World(
-        setup.workload, world.replicas, router or RoundRobin(), stop_at_s=stop_at_s, progress=progress
+        setup.workload,
+        world.replicas,
+        router or make_router("round_robin", 0),
+        stop_at_s=stop_at_s,
+        progress=progress,
     ).run()
     return stepwise_log(world, setup)
 
@@ -183,26 +186,18 @@ def test_a_run_that_is_done_before_its_stop_ends_with_the_last_result(engine: st
     assert log.end_s == 2.0
 
 
-class Watching(RoundRobin):
-    """Notes how many requests each replica has when someone arrives."""
-
-    reads_state = True
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[tuple[int, ...]] = []
-
-    def choose(self, request: Request, engines: Sequence[Engine]) -> int:
-        self.seen.append(tuple(engine.num_outstanding for engine in engines))
-        return super().choose(request, engines)
-
-
 def test_a_router_sees_the_replicas_before_any_step_that_ends_at_the_instant() -> None:
     """a ends at 1.0: at that instant it is still there, a moment later it is not."""
-    router = Watching()
+    seen: list[tuple[int, ...]] = []
+
+    def router(request: Request, engines: Sequence[Engine]) -> int:
+        """In turn, noting how many requests each replica has."""
+        seen.append(tuple(engine.num_outstanding for engine in engines))
+        return (len(seen) - 1) % len(engines)
+
     rows = [row("a", 0.0, 2, 1), row("b", 1.0, 2, 5), row("c", 1.5, 2, 1), row("d", 2.5, 2, 1)]
     run("simpy", rows, router=router, num_replicas=2)
-    assert router.seen == [(0, 0), (1, 0), (0, 1), (1, 1)]
+    assert seen == [(0, 0), (1, 0), (0, 1), (1, 1)]
 
 
 @ENGINES

@@ -9,7 +9,7 @@ import pytest
 
 from cbsim.observers import ObservedRun, StepView
 from cbsim.observers.audience import Audience
-from cbsim.observers.scheduler_view import SchedulerView
+from cbsim.observers.views import SchedulerView
 from cbsim.results.run_log import ADMITTED, FINISHED, PREEMPTED, RESUMED, RunLog
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.run import make_cost_model

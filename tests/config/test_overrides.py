@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from cbsim.base.errors import ConfigError
-from cbsim.config.overrides import as_options, parse_overrides, split_key
+from cbsim.config.document import as_options, parse_overrides, split_key
 
 
 @pytest.mark.parametrize(

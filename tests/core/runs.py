@@ -10,8 +10,7 @@ from unittest import mock
 import numpy as np
 from numpy.typing import NDArray
 
-from cbsim.cluster.router import make_router
-from cbsim.cluster.simpy_world import World
+from cbsim.cluster.simpy_world import World, make_router
 from cbsim.core.record import TABLES, Record
 from cbsim.results.run_log import RunLog
 from cbsim.studies import simulation

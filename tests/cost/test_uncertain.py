@@ -18,7 +18,7 @@ from cbsim.cost.kernel_errors import KINDS, ErrorRecord, KernelErrors, Kind
 from cbsim.cost.profile import ProfileConfig, ProfileCost
 from cbsim.cost.profile_record import form_attention_s
 from cbsim.cost.step_columns import StepColumns
-from cbsim.studies.replicates import across_replicates
+from cbsim.studies.intervals import across_replicates
 from cbsim.studies.run import run
 from cbsim.studies.sweep import sweep
 from tests.cost.laws import make_form, shapes

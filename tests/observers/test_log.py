@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 import cbsim
-from cbsim.observers.log_observer import LogObserver
-from cbsim.observers.spool import Spool
+from cbsim.observers.log_observer import LogObserver, Spool
 from tests.observers.watched import row, setting, watch
 
 ROWS = [row("a", 0.0, 7, 4), row("b", 0.5, 7, 4), row("c", 0.75, 500, 9)]

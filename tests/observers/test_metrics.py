@@ -11,8 +11,8 @@ import pytest
 
 import cbsim
 from cbsim.observers import Observer, StepView
+from cbsim.observers.metric_set import Histogram, Series, exposition
 from cbsim.observers.metrics_observer import MetricsObserver
-from cbsim.observers.prometheus import Histogram, Series, exposition
 from cbsim.results.run_log import RunLog, distinct_gaps
 from cbsim.workload.request import RequestState
 from tests.observers.test_hooks import KINDS, crowd

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cbsim.cluster.told import ToldStepper
+from cbsim.cluster.watched_run import ToldStepper
 from cbsim.observers import ObservedRun, Observer, StepView
 from cbsim.observers.audience import Audience
-from cbsim.observers.scheduler_view import SchedulerView
+from cbsim.observers.views import SchedulerView
 from cbsim.results.run_log import EMITTED, EVENTS, KINDS, RunLog
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.run import make_cost_model

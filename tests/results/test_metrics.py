@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cbsim.results.metrics import flatten, summarize
-from cbsim.results.quantiles import weighted_quantiles
+from cbsim.results.metrics import flatten, summarize, weighted_quantiles
 from cbsim.workload.request import RequestState
 from tests.run_logs import PAPER, empty_log, paper_log, random_log
 
@@ -91,7 +90,7 @@ def test_every_figure_of_the_paper_log():
 @pytest.mark.parametrize("piece", [1, 3])
 def test_figures_taken_piece_by_piece_are_the_same(piece, monkeypatch):
     whole = summarize(paper_log(), PAPER)
-    monkeypatch.setattr("cbsim.base.column_pieces.PIECE", piece)
+    monkeypatch.setattr("cbsim.base.records.PIECE", piece)
     assert summarize(paper_log(), PAPER) | {"simulation": None} == whole | {"simulation": None}
 
 

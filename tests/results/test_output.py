@@ -12,10 +12,10 @@ from click.testing import CliRunner, Result
 import cbsim
 from cbsim.base.errors import CbsimError
 from cbsim.cli import main
-from cbsim.results.output import check_run_target, is_report, is_sweep_folder
+from cbsim.results.output import check_run_target, holds, is_report
 from cbsim.show.report_file import write_report
 from cbsim.studies.capacity import Plan, capacity
-from cbsim.studies.capacity.capacity_folder import save_capacity
+from cbsim.studies.capacity.answer import save_capacity
 from tests.run_logs import make_result, paper_log
 
 EXPERIMENT = """\
@@ -173,9 +173,9 @@ def test_the_same_kind_may_be_written_again(arguments: tuple[str, ...]) -> None:
 
 def test_a_sweep_that_has_only_begun_is_one() -> None:
     Path("out/points").mkdir(parents=True)
-    assert is_sweep_folder(Path("out"))
+    assert holds(Path("out"), "sweep")
     Path("out/thesis.tex").write_text("years of work")
-    assert not is_sweep_folder(Path("out"))
+    assert not holds(Path("out"), "sweep")
 
 
 def test_a_report_replaces_reports_alone() -> None:

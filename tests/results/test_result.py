@@ -9,8 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cbsim.base.errors import CbsimError
-from cbsim.results.manifest import hash_files, hash_spec, make_manifest
-from cbsim.results.result import load_run
+from cbsim.results.result import hash_files, hash_spec, load_run, make_manifest
 from cbsim.results.tables import NUM_ITL_QUANTILES
 from tests.run_logs import GPU, MODEL, empty_log, make_result, paper_batches, paper_log, random_log
 

@@ -16,7 +16,7 @@ from cbsim.base.errors import CbsimError
 from cbsim.base.paths import find_experiment
 from cbsim.cli import main
 from cbsim.results.result import load_run
-from cbsim.results.table_file import FIELDS, read_table
+from cbsim.results.table_file import read_table
 from cbsim.results.tables import TABLES
 from tests.run_logs import make_result, paper_batches, paper_log
 
@@ -43,10 +43,6 @@ def problems(path: Path, name: str) -> list[str]:
     with pytest.raises(CbsimError) as caught:
         read_table(path, name)
     return [problem.removeprefix(f"{path}: ") for problem in caught.value.problems]
-
-
-def test_every_table_has_its_fields() -> None:
-    assert FIELDS.keys() == TABLES.keys()
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,7 @@ import pytest
 from pydantic import Field
 
 from cbsim.base.binding import can_compile
-from cbsim.base.errors import PluginError
-from cbsim.base.plugin_errors import plugin_error
+from cbsim.base.errors import PluginError, plugin_error
 from cbsim.core.building import config_record
 from cbsim.schedulers import SCHEDULERS, Means, Scheduler
 from cbsim.schedulers.chunked_prefill import ChunkedPrefillConfig, ChunkedPrefillScheduler

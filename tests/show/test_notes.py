@@ -1,4 +1,4 @@
-from cbsim.show.notes import merged_notes
+from cbsim.show.text import merged_notes
 
 PADDED = "{}% of the tokens computed were padding of static batches"
 OUTSIDE = "profile h200/llama-3-8b: 8 of {} steps lay outside the calibrated range (up to 16,384 tokens)"

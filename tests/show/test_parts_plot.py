@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from cbsim.results.latency import PARTS, TTFT_PARTS
 from cbsim.results.latency.parts import slowest
 from cbsim.results.result import Result
-from cbsim.show.parts_plot import SHOWN, _spread, latency_parts, percentile_bins
-from cbsim.show.run_chapter import run_chapter
+from cbsim.show.latency_plot import SHOWN, _spread, latency_parts, percentile_bins
+from cbsim.show.report_file import run_chapter
 from cbsim.show.style import save_figure
 from tests.run_logs import empty_log, make_result, paper_log, random_log
 

@@ -15,8 +15,7 @@ import cbsim
 from cbsim.base.units import US_PER_S
 from cbsim.cli import main
 from cbsim.results.result import Result
-from cbsim.show.perfetto import FIRST_QUEUE_TID, FIRST_SLOT_TID, STEPS_TID, write_timeline
-from cbsim.show.request_spans import assign_lanes
+from cbsim.show.perfetto import FIRST_QUEUE_TID, FIRST_SLOT_TID, STEPS_TID, assign_lanes, write_timeline
 from tests.run_logs import empty_log, make_result
 
 NS = 1e-3

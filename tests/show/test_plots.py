@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from cbsim.base.errors import CbsimError
 from cbsim.results.result import load_run
-from cbsim.show.cdf_plot import latency_cdfs
+from cbsim.show.latency_plot import latency_cdfs
 from cbsim.show.style import PALETTE, line_style, save_figure
 from cbsim.show.timeline_plot import bin_steps, timeline
 from tests.run_logs import empty_log, make_result, paper_log, random_log

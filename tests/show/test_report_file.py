@@ -17,10 +17,10 @@ from click.testing import CliRunner
 import cbsim
 from cbsim.base.errors import CbsimError
 from cbsim.cli import main
-from cbsim.show.markup import Cell, HtmlTable, Markup, prose, tag
+from cbsim.show.chapter import Cell, HtmlTable, Markup, prose, tag
 from cbsim.show.report_file import make_report, write_report
 from cbsim.studies.capacity import Plan, capacity
-from cbsim.studies.capacity.capacity_folder import save_capacity
+from cbsim.studies.capacity.answer import save_capacity
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 WIDTH = 600

@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 
 import cbsim
-from cbsim.show.cdf_plot import ttft_by_priority, ttft_table
 from cbsim.show.sweep_plot import sweep_curves
+from experiments.pictures.draw import ttft_by_priority, ttft_table
 
 TABLE = pd.DataFrame(
     {

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from cbsim.base.errors import CbsimError
 from cbsim.cli import main
-from cbsim.show.sweep_points import read_sweep_table
+from cbsim.show.sweep_text import read_sweep_table
 from cbsim.studies.sweep import sweep
 
 CONFIG = {

@@ -7,8 +7,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from cbsim.show.sweep_points import Sweep
-from cbsim.show.sweep_text import determined_note, replicate_table, sentence
+from cbsim.show.sweep_text import Sweep, determined_note, replicate_table, sentence
 
 BUDGET = "scheduler.max_tokens_per_step"
 SLO = {"ttft_s": 2.0}

@@ -12,9 +12,8 @@ import pytest
 
 from cbsim.schedulers.continuous import ContinuousScheduler
 from cbsim.studies.experiment import Experiment
-from cbsim.studies.replicates import across_replicates
-from cbsim.studies.run import make_cost_model, make_workload, run_experiment
-from cbsim.studies.run_key import is_determined
+from cbsim.studies.intervals import across_replicates
+from cbsim.studies.run import is_determined, make_cost_model, make_workload, run_experiment
 from cbsim.studies.sweep import SweepProgress, sweep
 from cbsim.workload.request import Request
 from cbsim.workload.trace import TraceWorkload
@@ -157,7 +156,7 @@ def test_replicates_of_a_determined_run_are_computed_once_with_the_same_bytes(
         assert ran.seeds == [0, 0]
     assert table["seed"].tolist() == [0, 1, 2] * 2
     assert table["point"].nunique() == 6
-    monkeypatch.setattr("cbsim.studies.run_key.is_determined", lambda *_: False)
+    monkeypatch.setattr("cbsim.studies.run.is_determined", lambda *_: False)
     sweep(replicated(config, [0, 1, 2]), tmp_path / "each")
     assert len(ran.seeds) == 6 + (2 if workers == 1 else 0)
     assert contents(tmp_path / "shared") == contents(tmp_path / "each")

@@ -7,8 +7,13 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from cbsim.studies.intervals import bootstrap_interval, t_interval
-from cbsim.studies.replicates import across_replicates, has_replicates, is_known_by_spread
+from cbsim.studies.intervals import (
+    across_replicates,
+    bootstrap_interval,
+    has_replicates,
+    is_known_by_spread,
+    t_interval,
+)
 
 
 def table(**changed: object) -> pd.DataFrame:

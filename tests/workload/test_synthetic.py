@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from cbsim.workload.sessions import turn_arrivals
+from cbsim.workload.synthetic import turn_arrivals
 
 BASE = {
     "type": "synthetic",

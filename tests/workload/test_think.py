@@ -5,7 +5,7 @@ import pytest
 from pydantic import ValidationError
 
 from cbsim.workload.request_source import WorkloadConfig
-from cbsim.workload.think import BLOCK, ThinkTimes
+from cbsim.workload.streams import BLOCK, ThinkTimes
 
 
 def think_times(seed: int = 0, **settings: float) -> ThinkTimes:

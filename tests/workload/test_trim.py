@@ -6,9 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from cbsim.workload.request_batch import RequestBatch
-from cbsim.workload.request_source import WorkloadConfig
-from cbsim.workload.trim import Trim, first_tokens
+from cbsim.workload.request import RequestBatch
+from cbsim.workload.request_source import Trim, WorkloadConfig, first_tokens
 
 ROWS = [(0.0, 500, 100), (1.0, 600, 5), (1.0, 20, 900), (2.5, 7, 7), (4.0, 2000, 2), (9.0, 1, 1)]
 

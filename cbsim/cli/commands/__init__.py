@@ -1,1 +1,1 @@
-"""Commands that have a file of their own; `cbsim.cli.command_group` imports each when it is named."""
+"""Commands that have a file of their own; `cbsim.cli.command_line` imports each when it is named."""

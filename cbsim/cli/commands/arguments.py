@@ -1,13 +1,17 @@
-"""Arguments: a command's parameters, each declared by its default, and CONFIG as an experiment."""
+"""Arguments: a command's parameters, each declared by its default; those that several commands have."""
 
 from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+from cbsim.base.errors import ConfigError
 
 if TYPE_CHECKING:
     from cbsim.studies.experiment import Experiment
@@ -37,6 +41,11 @@ def option(declaration: str, help: str | None = None, **settings: Any) -> Any:
     return lambda name: click.option(name, flags, metavar=metavar or None, help=help, **settings)
 
 
+def choice(declaration: str, values: Sequence[str], help: str | None = None, **settings: Any) -> Any:
+    """The default of a parameter that is one of some words, given by an option."""
+    return option(declaration, help, type=click.Choice(values), **settings)
+
+
 def flag(declaration: str, help: str) -> Any:
     """The default of a parameter that is true where an option is given."""
     return option(declaration, help, is_flag=True)
@@ -61,3 +70,44 @@ def load_experiment(config: str, overrides: tuple[str, ...]) -> Experiment:
 def print_json(data: Any) -> None:
     """Print plain data as JSON."""
     click.echo(json.dumps(data, indent=2, allow_nan=False, ensure_ascii=False))
+
+
+def named_values(context: click.Context, option: click.Parameter, texts: tuple[str, ...]) -> dict[str, str]:
+    """The callback of an option that is given as `NAME=VALUE`, perhaps several times."""
+    wrong = [text for text in texts if not all(text.partition("="))]
+    if wrong:
+        expected = f"{option.opts[0]}: got '%s'; expected {option.metavar}"
+        raise ConfigError(*(expected % text for text in wrong))
+    return dict(text.split("=", 1) for text in texts)
+
+
+@contextmanager
+def needs_torch(what: str) -> Iterator[None]:
+    """Tell in one line that torch is missing where an import within fails; `what` begins the sentence."""
+    try:
+        yield
+    except ImportError as error:
+        raise ConfigError(f"{what} needs torch: pip install 'cbsim[torch]' ({error})") from error
+
+
+PATH = click.Path(path_type=Path)
+FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
+FOLDER = click.Path(path_type=Path, file_okay=False)
+NEW_FILE = click.Path(path_type=Path, dir_okay=False)
+NATURAL = click.IntRange(min=0)
+POSITIVE = click.IntRange(min=1)
+
+CONFIG = argument()
+SET = option(
+    "--set KEY=VALUE",
+    "Set one setting, as in --set scheduler.max_num_seqs=64; may be repeated.",
+    multiple=True,
+)
+DEVICE = choice("--device", ["cpu", "cuda"], default="cpu")
+
+OUT = option("--out DIR", "Where results go.", type=PATH)
+WORKERS = option("--workers", "Processes for a sweep's points.", type=POSITIVE, default=1)
+CLUSTER = option("--cluster ADDRESS", "A dask scheduler to run on, as tcp://HOST:8786.")
+PLOTS = option("--plots/--no-plots", "Draw pictures; default: for up to 6 points.", default=None)
+JSON = flag("--json", "Print JSON.")
+QUIET = flag("--quiet", "Print no progress.")

@@ -10,38 +10,37 @@ import click
 
 from cbsim.base.errors import CbsimError
 from cbsim.base.units import format_seconds
-from cbsim.cli.commands import shared
-from cbsim.cli.commands.arguments import argument, command, flag, load_experiment, option, print_json
+from cbsim.cli.commands import arguments as args
 from cbsim.cli.progress import watch_study
 from cbsim.lab.bench.bench_tables import bench_tables, scaling_json, scaling_tables, to_json, to_markdown
-from cbsim.lab.bench.machine import Machine
 from cbsim.lab.bench.scaling import Scales, Study, parse_values
 from cbsim.lab.bench.study import Ledger, StudyInterrupted, StudyProgress, measure_study
+from cbsim.lab.bench.work_timing import Machine
 
 _NONE = "none"
 
 
-@command()
+@args.command()
 def bench(
-    config: str | None = argument(required=False),
-    overrides: tuple[str, ...] = shared.SET,
-    requests: str | None = option("--requests N,...", "Numbers of requests; default: 1000,10000,100000."),
-    running: str | None = option("--running N,...", "Requests running at once; default: 16,64,256."),
-    replicas: str | None = option("--replicas N,...", "Numbers of replicas; default: 1,4,16."),
-    out: Path | None = shared.OUT,
-    again: bool = flag("--again", "Measure anew what is in the folder already."),
-    quiet: bool = shared.QUIET,
-    as_json: bool = shared.JSON,
-    azure: Path | None = option(
+    config: str | None = args.argument(required=False),
+    overrides: tuple[str, ...] = args.SET,
+    requests: str | None = args.option("--requests N,...", "How many requests; default: 1000,10000,100000."),
+    running: str | None = args.option("--running N,...", "Requests running at once; default: 16,64,256."),
+    replicas: str | None = args.option("--replicas N,...", "Numbers of replicas; default: 1,4,16."),
+    out: Path | None = args.OUT,
+    again: bool = args.flag("--again", "Measure anew what is in the folder already."),
+    quiet: bool = args.QUIET,
+    as_json: bool = args.JSON,
+    azure: Path | None = args.option(
         "--azure FILE",
         "Without CONFIG: the Azure 2023 conversation trace; default: its generator, as many requests.",
-        type=shared.FILE,
+        type=args.FILE,
     ),
-    quick: bool = flag("--quick", "Without CONFIG: a few works only."),
-    only: tuple[str, ...] = option(
+    quick: bool = args.flag("--quick", "Without CONFIG: a few works only."),
+    only: tuple[str, ...] = args.option(
         "--only TEXT", "Without CONFIG: works with this in their name.", multiple=True
     ),
-    markdown: bool = flag("--markdown", "Without CONFIG: print the tables as Markdown."),
+    markdown: bool = args.flag("--markdown", "Without CONFIG: print the tables as Markdown."),
 ) -> None:
     """Measure what simulating costs here: CPU time, steps a second, memory.
 
@@ -79,17 +78,16 @@ def _study(config: str, overrides: tuple[str, ...], given: dict[str, str | None]
     values: dict[str, tuple[int, ...]] = {}
     problems: list[str] = []
     for name, text in given.items():
-        if text is None:
-            continue
         try:
-            values[name.removeprefix("--")] = () if text == _NONE else parse_values(name, text)
+            if text is not None:
+                values[name.removeprefix("--")] = () if text == _NONE else parse_values(name, text)
         except CbsimError as error:
             problems += error.problems
     if problems:
         raise CbsimError(*problems)
     if all(text == _NONE for text in given.values()):
         raise CbsimError(f"{', '.join(given)}: all are {_NONE}; allowed: numbers for one of them at least")
-    return Study(load_experiment(config, overrides), Scales(**values))
+    return Study(args.load_experiment(config, overrides), Scales(**values))
 
 
 def _bench_config(study: Study, out: Path | None, again: bool, quiet: bool, as_json: bool) -> None:
@@ -107,7 +105,7 @@ def _bench_config(study: Study, out: Path | None, again: bool, quiet: bool, as_j
         rows, stopped = list(interrupted.rows), str(interrupted)
     written = save_study(study, machine, rows, ledger.folder) if rows else []
     if as_json:
-        print_json(scaling_json(study, machine, rows))
+        args.print_json(scaling_json(study, machine, rows))
     elif rows:
         click.echo("\n".join([machine.describe(), *machine.warnings(), *study.notes]))
         for table in scaling_tables(rows):
@@ -149,7 +147,7 @@ def _bench_works(
             click.echo(f"{number} of {len(works)}: {work.name}", err=True)
         rows.append((work, measure(work)))
     if as_json:
-        print_json(to_json(machine, rows))
+        args.print_json(to_json(machine, rows))
         return
     trace = "the trace itself" if azure else "generated with the trace's rate and lengths"
     lines = [machine.describe(), *machine.warnings(), f"hour: {trace}"]

@@ -10,45 +10,34 @@ from typing import Any, get_args
 
 import click
 
-from cbsim.base.errors import CalibrationError
 from cbsim.base.units import format_seconds
-from cbsim.cli.commands import shared
-from cbsim.cli.commands.arguments import argument, command, flag, option, with_parameters
+from cbsim.cli.commands import arguments as args
 from cbsim.cost.costfile import CostFile
 from cbsim.lab.calibrate.accuracy import Report
 from cbsim.lab.calibrate.layers import LayerTimings, Runs
-from cbsim.lab.calibrate.meta import read_meta
 from cbsim.lab.calibrate.named_spec import load_gpu, load_model
 from cbsim.lab.calibrate.nvidia import DISTRIBUTION, Wanted, import_meta, import_points
 from cbsim.lab.calibrate.nvidia_tables import NvidiaTables
-from cbsim.lab.calibrate.pointsfile import read_points
+from cbsim.lab.calibrate.pointsfile import read_meta, read_points
 from cbsim.lab.calibrate.profile_folder import check_profile_target, fit_profile, write_profile
 from cbsim.specs import ParallelSpec
 
 TOLD_IN_LOGS = 10
 """How often progress is told where no terminal is."""
 
-MODEL = option("--model NAME", "A model of configs/models, or a file.", required=True)
-TP = option("--tp", "GPUs of a replica.", type=shared.POSITIVE, default=1)
-OUT = option("--out", "Folder of the profile.", type=shared.FOLDER, required=True)
-PICTURE = option(
+MODEL = args.option("--model NAME", "A model of configs/models, or a file.", required=True)
+TP = args.option("--tp", "GPUs of a replica.", type=args.POSITIVE, default=1)
+OUT = args.option("--out", "Folder of the profile.", type=args.FOLDER, required=True)
+PICTURE = args.option(
     "--picture/--no-picture", "Draw errors.png beside the profile.", default=True, show_default=False
 )
-JSON = flag("--json", "Print the errors as JSON.")
-SEED = option("--seed", "Of the hold-outs and starts.", type=shared.NATURAL, default=0)
-
-
-def _pairs(context: click.Context, option: click.Parameter, texts: tuple[str, ...]) -> dict[str, str]:
-    """`NAME=VALUE`s of an option that may be given several times."""
-    wrong = [text for text in texts if not all(text.partition("="))]
-    if wrong:
-        raise click.BadParameter(f"expected NAME=VALUE, got '{wrong[0]}'")
-    return dict(text.split("=", 1) for text in texts)
+JSON = args.flag("--json", "Print the errors as JSON.")
+SEED = args.option("--seed", "Of the hold-outs and starts.", type=args.NATURAL, default=0)
 
 
 def _op_runs(context: click.Context, option: click.Parameter, texts: tuple[str, ...]) -> dict[str, str]:
-
-    pairs = _pairs(context, option, texts)
+    """How often each op runs, by its name."""
+    pairs = args.named_values(context, option, texts)
     wrong = [runs for runs in pairs.values() if runs not in get_args(Runs)]
     if wrong:
         raise click.BadParameter(f"expected one of {', '.join(get_args(Runs))}, got '{wrong[0]}'")
@@ -56,15 +45,15 @@ def _op_runs(context: click.Context, option: click.Parameter, texts: tuple[str, 
 
 
 @click.group(invoke_without_command=True)
-@with_parameters
+@args.with_parameters
 def calibrate(
-    device: str | None = option("--device", "Where to time the kernels.", type=click.Choice(["cuda", "cpu"])),
-    model: str | None = option("--model NAME", "A model of configs/models, or a file."),
-    plan: Any = option("--plan", type=click.Choice(["quick", "full"]), default="full"),
+    device: str | None = args.choice("--device", ["cuda", "cpu"], "Where to time the kernels."),
+    model: str | None = args.option("--model NAME", "A model of configs/models, or a file."),
+    plan: Any = args.choice("--plan", ["quick", "full"], default="full"),
     tp: int = TP,
-    gpu: str | None = option("--gpu NAME", "In configs/gpus; default: as the device calls itself."),
-    backend: str | None = option("--backend NAME", "Paged attention to time; default: the device's best."),
-    out: Path | None = option("--out", "Folder of the profile.", type=shared.FOLDER),
+    gpu: str | None = args.option("--gpu NAME", "In configs/gpus; default: as the device calls itself."),
+    backend: str | None = args.option("--backend NAME", "Paged attention to time; default: the best."),
+    out: Path | None = args.option("--out", "Folder of the profile.", type=args.FOLDER),
     picture: bool = PICTURE,
     as_json: bool = JSON,
     seed: int = SEED,
@@ -77,12 +66,8 @@ def calibrate(
         return
     if device is None or model is None or out is None:
         raise click.UsageError("give --device, --model and --out, or a command: fit, import")
-
-    try:
+    with args.needs_torch("timing kernels"):
         from cbsim.lab.calibrate.measurement import measure
-    except ImportError as error:
-        raise CalibrationError(f"timing kernels needs torch: pip install 'cbsim[torch]' ({error})") from error
-
     measured = measure(
         load_model(model),
         out,
@@ -100,11 +85,11 @@ def calibrate(
     _tell(out, *fit_profile(out, measured.meta, seed), picture, as_json)
 
 
-@command(of=calibrate)
+@args.command(of=calibrate)
 def fit(
-    points: Path = argument(type=shared.PATH),
+    points: Path = args.argument(type=args.PATH),
     out: Path = OUT,
-    meta_path: Path | None = option("--meta", "Default: meta.json beside POINTS.", type=shared.PATH),
+    meta_path: Path | None = args.option("--meta", "Default: meta.json beside POINTS.", type=args.PATH),
     picture: bool = PICTURE,
     as_json: bool = JSON,
     seed: int = SEED,
@@ -122,23 +107,23 @@ def import_() -> None:
     """Build a profile from timings that somebody else has measured."""
 
 
-@command(of=import_)
+@args.command(of=import_)
 def nvidia(
-    system: str = option("--system NAME", "A system of the tables: h200_sxm, l40s ...", required=True),
+    system: str = args.option("--system NAME", "A system of the tables: h200_sxm, l40s ...", required=True),
     model: str = MODEL,
     tp: int = TP,
-    ep: int = option("--ep", "Groups of GPUs with experts of their own.", type=shared.POSITIVE, default=1),
-    dp: int = option("--dp", "Ranks with their own requests.", type=shared.POSITIVE, default=1),
-    weight_dtype: str | None = option("--weight-dtype", "Of weights; default: the model's."),
-    kv_dtype: str | None = option("--kv-dtype", "Of the KV cache; default: the model's."),
-    distribution: str = option("--distribution", "Of tokens over experts.", default=DISTRIBUTION),
-    framework: str = option(
+    ep: int = args.option("--ep", "Groups of GPUs with experts of their own.", type=args.POSITIVE, default=1),
+    dp: int = args.option("--dp", "Ranks with their own requests.", type=args.POSITIVE, default=1),
+    weight_dtype: str | None = args.option("--weight-dtype", "Of weights; default: the model's."),
+    kv_dtype: str | None = args.option("--kv-dtype", "Of the KV cache; default: the model's."),
+    distribution: str = args.option("--distribution", "Of tokens over experts.", default=DISTRIBUTION),
+    framework: str = args.option(
         "--framework", "Whose prefill attention, experts and all-reduces.", default="vllm"
     ),
-    decode_framework: str | None = option(
+    decode_framework: str | None = args.option(
         "--decode-framework NAME", "Whose decode attention; default: the same."
     ),
-    wheel: Path | None = option(
+    wheel: Path | None = args.option(
         "--wheel", "The package's wheel, not installed.", type=click.Path(path_type=Path, exists=True)
     ),
     out: Path = OUT,
@@ -158,31 +143,34 @@ def nvidia(
     _tell(out, *write_profile(out, points, meta, seed), picture, as_json)
 
 
-@command(of=import_)
+@args.command(of=import_)
 def layers(
-    dense: Path = option("--dense", "CSV: layer, tokens, time_us.", type=shared.FILE, required=True),
-    per_sequence: Path | None = option(
-        "--per-sequence", "CSV: layer, sequences, time_us: LM head, sampler.", type=shared.FILE
+    dense: Path = args.option("--dense", "CSV: layer, tokens, time_us.", type=args.FILE, required=True),
+    per_sequence: Path | None = args.option(
+        "--per-sequence", "CSV: layer, sequences, time_us: LM head, sampler.", type=args.FILE
     ),
-    attention: Path = option(
+    attention: Path = args.option(
         "--attention",
         "CSV: prefill_chunk, kv_prefill, n_decode, kv_decode, time_us.",
-        type=shared.FILE,
+        type=args.FILE,
         required=True,
     ),
     model: str = MODEL,
-    gpu: str = option("--gpu NAME", "A GPU of configs/gpus, or a file.", required=True),
+    gpu: str = args.option("--gpu NAME", "A GPU of configs/gpus, or a file.", required=True),
     tp: int = TP,
-    columns: dict[str, str] = option(
-        "--column NAME=THEIRS", "What a column is called that isn't found.", multiple=True, callback=_pairs
+    columns: dict[str, str] = args.option(
+        "--column NAME=THEIRS",
+        "What a column is called that isn't found.",
+        multiple=True,
+        callback=args.named_values,
     ),
-    ops: dict[str, Any] = option(
+    ops: dict[str, Any] = args.option(
         "--op OP=RUNS",
         "How often an op runs: layer (once a layer), twice, step, sequence (by rows of logits) or none.",
         multiple=True,
         callback=_op_runs,
     ),
-    source: str = option(
+    source: str = args.option(
         "--source", "Who timed it, for meta.json.", default="layer timings", show_default=False
     ),
     out: Path = OUT,

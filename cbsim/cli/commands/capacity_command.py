@@ -7,35 +7,34 @@ from pathlib import Path
 import click
 
 from cbsim.base.units import format_seconds
-from cbsim.cli.commands import shared
-from cbsim.cli.commands.arguments import command, load_experiment, option, print_json
+from cbsim.cli.commands import arguments as args
 from cbsim.cli.commands.run_command import draw
 from cbsim.cli.progress import watch_study
 from cbsim.show.capacity_text import capacity_table, sentence
 from cbsim.studies.capacity import CapacityProgress, Plan
 from cbsim.studies.capacity import capacity as find_capacity
-from cbsim.studies.capacity.capacity_folder import save_capacity, to_json
+from cbsim.studies.capacity.answer import save_capacity, to_json
 
 
-@command()
+@args.command()
 def capacity(
-    config: str = shared.CONFIG,
-    overrides: tuple[str, ...] = shared.SET,
-    share: float = option("--share", "Of requests that must meet the SLO.", default=0.99),
-    replicates: int = option("--replicates", "Searches, each its own seed.", default=5),
-    tolerance: float = option("--tolerance", "From one rate to the next.", default=0.05),
-    requests: int | None = option(
+    config: str = args.CONFIG,
+    overrides: tuple[str, ...] = args.SET,
+    share: float = args.option("--share", "Of requests that must meet the SLO.", default=0.99),
+    replicates: int = args.option("--replicates", "Searches, each its own seed.", default=5),
+    tolerance: float = args.option("--tolerance", "From one rate to the next.", default=0.05),
+    requests: int | None = args.option(
         "--requests", "Of each replicate of a trace; default: as many as it has.", type=int
     ),
-    confidence: float = option("--confidence", "Of the intervals.", default=0.95),
-    out: Path | None = shared.OUT,
-    workers: int = shared.WORKERS,
-    cluster: str | None = shared.CLUSTER,
-    plots: bool = option(
+    confidence: float = args.option("--confidence", "Of the intervals.", default=0.95),
+    out: Path | None = args.OUT,
+    workers: int = args.WORKERS,
+    cluster: str | None = args.CLUSTER,
+    plots: bool = args.option(
         "--plots/--no-plots", "Draw the curve; default: yes.", default=True, show_default=False
     ),
-    as_json: bool = shared.JSON,
-    quiet: bool = shared.QUIET,
+    as_json: bool = args.JSON,
+    quiet: bool = args.QUIET,
 ) -> None:
     """Find the highest rate of requests at which CONFIG's SLO holds.
 
@@ -44,7 +43,7 @@ def capacity(
     --out (default: runs/NAME-capacity), with every run's figures: a second call runs only what is missing.
     """
     plan = Plan(share, replicates, tolerance, requests, confidence)
-    experiment = load_experiment(config, overrides)
+    experiment = args.load_experiment(config, overrides)
     folder = out or Path("runs") / f"{experiment.name}-capacity"
     with watch_study(quiet, "planning the searches", _describe, is_told=_is_told) as progress:
         answer = find_capacity(
@@ -57,7 +56,7 @@ def capacity(
 
         written += draw({"curve": rate_picture(answer), "capacity": capacity_bars(answer)}, folder)
     if as_json:
-        print_json(to_json(answer))
+        args.print_json(to_json(answer))
         return
     capacity_table(answer).print()
     click.echo(f"\n{sentence(answer)}\nwritten to {folder}: {', '.join(written)}")

@@ -14,8 +14,7 @@ from cbsim.base.errors import CbsimError, PluginError
 from cbsim.base.paths import data_folder, yaml_names
 from cbsim.base.registry import Registry, did_you_mean
 from cbsim.base.units import GIB, format_bytes
-from cbsim.cli.commands import shared
-from cbsim.cli.commands.arguments import argument, command, print_json
+from cbsim.cli.commands import arguments as args
 from cbsim.config.document import read_document
 from cbsim.cost import COST_MODELS
 from cbsim.observers import OBSERVERS
@@ -32,14 +31,14 @@ _REGISTRIES: dict[str, Registry[Any]] = {
 _KINDS = (*_REGISTRIES, "models", "gpus", "slos", "experiments")
 
 
-@command("list")
-def list_parts(kind: str | None = argument(required=False), as_json: bool = shared.JSON) -> None:
+@args.command("list")
+def list_parts(kind: str | None = args.argument(required=False), as_json: bool = args.JSON) -> None:
     """List schedulers, workloads, cost-models, observers, models, gpus, slos or experiments; else all."""
     if kind is not None and kind not in _KINDS:
         raise CbsimError(f"no list of '{kind}'{did_you_mean(kind, _KINDS)}")
     found = {name: _catalog(name) for name in ([kind] if kind else _KINDS)}
     if as_json:
-        print_json(found)
+        args.print_json(found)
         return
     for i, (name, entries) in enumerate(found.items()):
         width = max(map(len, entries), default=0)

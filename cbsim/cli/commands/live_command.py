@@ -2,47 +2,42 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
 import click
 
-from cbsim.base.errors import ConfigError
 from cbsim.base.paths import find_experiment
 from cbsim.base.units import format_count, format_seconds
-from cbsim.cli.commands import shared
-from cbsim.cli.commands.arguments import command, flag, option
+from cbsim.cli.commands import arguments as args
 from cbsim.results.output import check_run_target
 from cbsim.studies.experiment import Experiment
 
 
-@command()
+@args.command()
 def live(
-    config: str = shared.CONFIG,
-    overrides: tuple[str, ...] = shared.SET_ONE,
-    device: str = shared.DEVICE,
-    time_scale: float = option("--time-scale", "Arrivals so many times as fast.", default=1.0),
-    temperature: float = option("--temperature", "0 is greedy.", default=0.0),
-    top_k: int = option("--top-k", "Most likely tokens to choose from; 0: all.", default=0),
-    top_p: float = option("--top-p", "Their probability, at least.", default=1.0),
-    backend: str | None = option(
+    config: str = args.CONFIG,
+    overrides: tuple[str, ...] = args.SET,
+    device: str = args.DEVICE,
+    time_scale: float = args.option("--time-scale", "Arrivals so many times as fast.", default=1.0),
+    temperature: float = args.option("--temperature", "0 is greedy.", default=0.0),
+    top_k: int = args.option("--top-k", "Most likely tokens to choose from; 0: all.", default=0),
+    top_p: float = args.option("--top-p", "Their probability, at least.", default=1.0),
+    backend: str | None = args.option(
         "--backend NAME", "Attention: sdpa, triton, module:Class; default: the device's."
     ),
-    weights: Path | None = option("--weights", "Folder of safetensors.", type=shared.FOLDER),
-    out: Path | None = option("--out DIR", "Default: runs/NAME-live.", type=shared.PATH),
-    as_json: bool = flag("--json", "Print the summary as JSON."),
+    weights: Path | None = args.option("--weights", "Folder of safetensors.", type=args.FOLDER),
+    out: Path | None = args.option("--out DIR", "Default: runs/NAME-live.", type=args.PATH),
+    as_json: bool = args.JSON,
 ) -> None:
     """Serve CONFIG's workload by its own scheduler with a real model, on the wall clock.
 
     The run folder is that of `cbsim run`: `cbsim report` and `cbsim compare` read both.
     """
-    try:
+    with args.needs_torch("a live run"):
         from cbsim.lab.kernels.sampling import SamplingParams
         from cbsim.lab.live.live_run import run_live
         from cbsim.lab.live.weights import Checkpoint
-    except ImportError as error:
-        raise ConfigError(f"a live run needs torch: pip install 'cbsim[torch]' ({error})") from error
     experiment = Experiment.load(find_experiment(config), overrides)
     experiment.check_one_run(config)
     folder = out or Path("runs") / f"{experiment.name}-live"
@@ -58,7 +53,7 @@ def live(
     )
     result.save(folder)
     if as_json:
-        click.echo(json.dumps(result.summary, indent=2))
+        args.print_json(result.summary)
         return
     summary = result.summary
     click.echo(f"{format_count(summary['num_finished'])} requests in {format_seconds(summary['makespan_s'])}")

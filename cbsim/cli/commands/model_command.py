@@ -10,11 +10,9 @@ from pydantic import Field
 
 from cbsim.base.errors import ConfigError
 from cbsim.base.units import format_bytes, format_count
-from cbsim.cli.commands import shared
-from cbsim.cli.commands.arguments import argument, command, print_json
+from cbsim.cli.commands import arguments as args
 from cbsim.config.assembly import Assembly
-from cbsim.config.document import Document
-from cbsim.config.overrides import parse_overrides
+from cbsim.config.document import Document, parse_overrides
 from cbsim.config.section import Section
 from cbsim.show.text import MISSING, Table
 from cbsim.specs import ModelSpec, ParallelSpec
@@ -28,11 +26,11 @@ class ModelFile(Section):
     parallel: ParallelSpec = Field(default_factory=ParallelSpec)
 
 
-@command("model", short_help="Print what a model's config.json becomes, and what of it is not modelled.")
+@args.command("model", short_help="Print what a model's config.json becomes, and what of it is not modelled.")
 def tell_model(
-    file: str = argument(),
-    overrides: tuple[str, ...] = shared.SET,
-    as_json: bool = shared.JSON,
+    file: str = args.argument(),
+    overrides: tuple[str, ...] = args.SET,
+    as_json: bool = args.JSON,
 ) -> None:
     """Print what FILE becomes: a Hugging Face config.json or its folder, a model's YAML, a shipped name.
 
@@ -44,7 +42,7 @@ def tell_model(
         raise ConfigError(*assembly.problems)
     settings = assembly.read(assembly.document)
     if as_json:
-        print_json(_figures(settings.model, settings.parallel))
+        args.print_json(_figures(settings.model, settings.parallel))
         return
     tables = _tables(settings.model, settings.parallel)
     for place, table in enumerate(tables):

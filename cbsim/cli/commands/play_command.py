@@ -5,24 +5,23 @@ from __future__ import annotations
 import click
 
 from cbsim.base.errors import CbsimError
-from cbsim.cli.commands import shared
-from cbsim.cli.commands.arguments import argument, command, load_experiment, option
+from cbsim.cli.commands import arguments as args
 from cbsim.cli.play.program import Program
 from cbsim.cli.play.screen import MIN_HEIGHT, MIN_WIDTH
 from cbsim.cli.play.session import Session
 from cbsim.cli.play.terminal import play_on_terminal, read_script
 
 
-@command()
+@args.command()
 def play(
-    config: str = argument(default="play"),
-    seed: int | None = option("--seed", "As --set seed=N.", type=shared.NATURAL),
-    overrides: tuple[str, ...] = shared.SET,
-    script: str | None = option(
+    config: str = args.argument(default="play"),
+    seed: int | None = args.option("--seed", "As --set seed=N.", type=args.NATURAL),
+    overrides: tuple[str, ...] = args.SET,
+    script: str | None = args.option(
         "--script KEYS",
         "Press these keys and print the screen, as in --script 'sss t48<enter> s'; needs no terminal.",
     ),
-    size: str = option("--size", "Of the screen that --script prints.", default="80x24"),
+    size: str = args.option("--size", "Of the screen that --script prints.", default="80x24"),
 ) -> None:
     """Play CONFIG step by step in the terminal, and change its scheduler while it runs.
 
@@ -31,7 +30,7 @@ def play(
     """
     if seed is not None:
         overrides = (*overrides, f"seed={seed}")
-    experiment = load_experiment(config, overrides)
+    experiment = args.load_experiment(config, overrides)
     notes: tuple[str, ...] = ()
     if experiment.sweep:
         points = experiment.points()

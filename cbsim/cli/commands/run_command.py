@@ -10,17 +10,14 @@ import click
 
 from cbsim.base.errors import CbsimError
 from cbsim.base.units import format_seconds
-from cbsim.cli.commands import shared
-from cbsim.cli.commands.arguments import command, flag, load_experiment, print_json
+from cbsim.cli.commands import arguments as args
 from cbsim.cli.progress import watch_run, watch_study
-from cbsim.results.manifest import hash_mapping
 from cbsim.results.output import check_run_target, other_points
-from cbsim.results.result import Result, load_run
+from cbsim.results.result import Result, hash_mapping, load_run
 from cbsim.show.reader_tables import compare_points, point_labels, run_tables
-from cbsim.show.sweep_points import Sweep
-from cbsim.show.sweep_text import replicate_table
+from cbsim.show.sweep_text import Sweep, replicate_table
 from cbsim.studies.experiment import Experiment
-from cbsim.studies.replicates import has_replicates, is_known_by_spread
+from cbsim.studies.intervals import has_replicates, is_known_by_spread
 from cbsim.studies.run import run_experiment
 from cbsim.studies.sweep import Point, SweepProgress, save_table
 from cbsim.studies.sweep import sweep as run_sweep
@@ -29,23 +26,23 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-@command()
+@args.command()
 def run(
-    config: str = shared.CONFIG,
-    overrides: tuple[str, ...] = shared.SET,
-    out: Path | None = shared.OUT,
-    workers: int = shared.WORKERS,
-    plots: bool | None = shared.PLOTS,
-    with_timeline: bool = flag("--timeline", "Write timeline.json.gz, for Perfetto."),
-    as_json: bool = shared.JSON,
-    quiet: bool = shared.QUIET,
+    config: str = args.CONFIG,
+    overrides: tuple[str, ...] = args.SET,
+    out: Path | None = args.OUT,
+    workers: int = args.WORKERS,
+    plots: bool | None = args.PLOTS,
+    with_timeline: bool = args.flag("--timeline", "Write timeline.json.gz, for Perfetto."),
+    as_json: bool = args.JSON,
+    quiet: bool = args.QUIET,
 ) -> None:
     """Run CONFIG: an experiment file, or the name of a shipped one (`cbsim list experiments`).
 
     Prints the figures and writes the run folder (default: runs/NAME-HASH). A configuration with `sweep:` is
     run as `cbsim sweep` would.
     """
-    experiment = load_experiment(config, overrides)
+    experiment = args.load_experiment(config, overrides)
     if experiment.sweep:
         if with_timeline:
             raise CbsimError("--timeline: is of one run; pin the sweep's keys, as in --set seed=0")
@@ -66,7 +63,7 @@ def run(
     if plots:
         draw(_run_pictures({experiment.name: result}, experiment), folder)
     if as_json:
-        print_json(result.summary)
+        args.print_json(result.summary)
         return
     for table in run_tables(result):
         table.print()
@@ -74,23 +71,23 @@ def run(
     click.echo(f"written to {folder}")
 
 
-@command()
+@args.command()
 def sweep(
-    config: str = shared.CONFIG,
-    overrides: tuple[str, ...] = shared.SET,
-    out: Path | None = shared.OUT,
-    workers: int = shared.WORKERS,
-    cluster: str | None = shared.CLUSTER,
-    plots: bool | None = shared.PLOTS,
-    as_json: bool = shared.JSON,
-    quiet: bool = shared.QUIET,
+    config: str = args.CONFIG,
+    overrides: tuple[str, ...] = args.SET,
+    out: Path | None = args.OUT,
+    workers: int = args.WORKERS,
+    cluster: str | None = args.CLUSTER,
+    plots: bool | None = args.PLOTS,
+    as_json: bool = args.JSON,
+    quiet: bool = args.QUIET,
 ) -> None:
     """Run every point of CONFIG's sweep and compare them.
 
     Points that are in the folder already (default: runs/NAME) are not run again. Of another sweep there the
     runs stay, and what was drawn goes.
     """
-    _run_points(load_experiment(config, overrides), out, workers, cluster, plots, as_json, quiet)
+    _run_points(args.load_experiment(config, overrides), out, workers, cluster, plots, as_json, quiet)
 
 
 def _run_points(
@@ -164,7 +161,7 @@ def _swept(point: Point) -> str:
 
 
 def _run_pictures(runs: Mapping[str, Result], experiment: Experiment) -> dict[str, Figure]:
-    from cbsim.show.cdf_plot import latency_cdfs
+    from cbsim.show.latency_plot import latency_cdfs
     from cbsim.show.timeline_plot import timeline, utilization
 
     cdfs = latency_cdfs(runs, experiment.slo.limits())

@@ -10,17 +10,15 @@ from typing import Any
 
 import click
 
-from cbsim.base.errors import ConfigError, WorkloadError
+from cbsim.base.errors import ConfigError
 from cbsim.base.paths import find_experiment
 from cbsim.base.units import MS_PER_S, format_count, format_seconds
-from cbsim.cli.commands import shared
-from cbsim.cli.commands.arguments import command, flag, option, print_json
+from cbsim.cli.commands import arguments as args
 from cbsim.cost.profile import ProfileConfig
-from cbsim.lab.calibrate.meta import read_meta
+from cbsim.lab.calibrate.pointsfile import read_meta
 from cbsim.lab.validate.both_worlds import IN_TURNS, BothWorlds, calibrate_here, validate_live, with_profile
-from cbsim.lab.validate.log_reader import read_server_log
-from cbsim.lab.validate.recorded_run import compare_with_log, replay_log
-from cbsim.lab.validate.side_by_side import figures_table
+from cbsim.lab.validate.recorded_run import compare_with_log, figures_table, replay_log
+from cbsim.lab.validate.server_log import read_server_log
 from cbsim.lab.validate.token_clock import RecordedTokens
 from cbsim.results.output import check_run_target
 from cbsim.show.text import Table
@@ -29,39 +27,42 @@ from cbsim.studies.experiment import Experiment
 MAX_SHOWN = 5
 
 
-@command()
+@args.command()
 def validate(
-    config: str = shared.CONFIG,
-    overrides: tuple[str, ...] = shared.SET_ONE,
-    log_path: Path | None = option(
+    config: str = args.CONFIG,
+    overrides: tuple[str, ...] = args.SET,
+    log_path: Path | None = args.option(
         "--log FILE",
         "A server's log (JSONL, CSV, Parquet) or a run folder in place of a live run.",
-        type=shared.PATH,
+        type=args.PATH,
     ),
-    columns: tuple[str, ...] = option(
+    columns: dict[str, str] = args.option(
         "--column WHAT=NAME",
         "A log's own column for request_id, prompt_tokens, output_tokens, arrival, queued, scheduled, "
         "first_token, last_token or token_times; may be repeated.",
         multiple=True,
+        callback=args.named_values,
     ),
-    arrivals: Any = option(
+    arrivals: Any = args.choice(
         "--arrivals",
+        ["sent", "queued"],
         "What latencies of a log count from: the client's sending, or the engine's queue.",
-        type=click.Choice(["sent", "queued"]),
         default="sent",
     ),
-    replay: bool = flag("--replay", "Force the simulated clock to the log's recorded tokens too."),
-    device: str = shared.DEVICE,
-    plan: str = option("--plan", type=click.Choice(["quick", "full"]), default="quick"),
-    profile: Path | None = option(
+    replay: bool = args.flag("--replay", "Force the simulated clock to the log's recorded tokens too."),
+    device: str = args.DEVICE,
+    plan: str = args.choice("--plan", ["quick", "full"], default="quick"),
+    profile: Path | None = args.option(
         "--profile DIR",
         "A calibrated profile, of which --set cost_model.KEY then is; default: CONFIG's with --log, else "
         "this machine is timed.",
         type=click.Path(path_type=Path, exists=True, file_okay=False),
     ),
-    time_scale: float = option("--time-scale", "Live arrivals so much faster.", default=1.0),
-    out: Path | None = option("--out DIR", "Of a live run; default: runs/NAME-validate.", type=shared.PATH),
-    as_json: bool = shared.JSON,
+    time_scale: float = args.option("--time-scale", "Live arrivals so much faster.", default=1.0),
+    out: Path | None = args.option(
+        "--out DIR", "Of a live run; default: runs/NAME-validate.", type=args.PATH
+    ),
+    as_json: bool = args.JSON,
 ) -> None:
     """Hold the simulation of CONFIG against reality.
 
@@ -76,7 +77,7 @@ def validate(
         return
     if profile is not None:
         experiment = with_profile(experiment, profile)
-    _validate_log(experiment, log_path, _mapping(columns), arrivals, replay, as_json)
+    _validate_log(experiment, log_path, columns, arrivals, replay, as_json)
 
 
 def _load(config: str, overrides: tuple[str, ...], profile: Path | None, *, is_live: bool) -> Experiment:
@@ -101,7 +102,7 @@ def _validate_log(
     clock = replay_log(experiment, log) if replay else None
     if as_json:
         told: dict[str, Any] = {"figures": _as_rows(run.figures), "notes": run.notes}
-        print_json(told | ({"replay": _replay_as_dict(clock)} if clock is not None else {}))
+        args.print_json(told | ({"replay": _replay_as_dict(clock)} if clock is not None else {}))
         return
     title = f"{path.name}: {format_count(len(log))} requests, latencies from when they were {arrivals}"
     figures_table(run.figures, "recorded", "simulated", title).print()
@@ -120,10 +121,8 @@ def _validate_live(
     out: Path | None,
     as_json: bool,
 ) -> None:
-    try:
-        import cbsim.lab.live.live_run  # noqa: F401 - told in one line where torch is missing
-    except ImportError as error:
-        raise ConfigError(f"a live run needs torch: pip install 'cbsim[torch]' ({error})") from error
+    with args.needs_torch("a live run"):
+        import cbsim.lab.live.live_run  # noqa: F401
     folder = out or Path("runs") / f"{experiment.name}-validate"
     for name in ("live", "simulated"):
         check_run_target(folder / name)
@@ -139,7 +138,7 @@ def _validate_live(
     both.live.save(folder / "live")
     both.simulated.save(folder / "simulated")
     if as_json:
-        print_json(
+        args.print_json(
             {
                 "figures": _as_rows(both.figures),
                 "steps": [asdict(times) for times in both.steps],
@@ -215,13 +214,6 @@ def _replay_as_dict(clock: RecordedTokens) -> dict[str, Any]:
 
 def _as_rows(figures: list[Any]) -> list[dict[str, Any]]:
     return [asdict(figure) | {"error_pct": figure.error_pct if figure.real else None} for figure in figures]
-
-
-def _mapping(columns: tuple[str, ...]) -> dict[str, str]:
-    wrong = [column for column in columns if not all(column.partition("="))]
-    if wrong:
-        raise WorkloadError(*(f"--column: got '{column}'; expected WHAT=NAME" for column in wrong))
-    return dict(column.split("=", 1) for column in columns)
 
 
 def _say(text: str) -> None:

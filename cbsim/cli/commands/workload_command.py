@@ -11,13 +11,10 @@ from pydantic import Field
 
 from cbsim.base.errors import ConfigError
 from cbsim.base.paths import YAML_SUFFIXES
-from cbsim.cli.commands import shared
-from cbsim.cli.commands.arguments import argument, command, option, print_json
+from cbsim.cli.commands import arguments as args
 from cbsim.config.assembly import Assembly
-from cbsim.config.document import Document, read_document
-from cbsim.config.fields import ByType
-from cbsim.config.overrides import parse_overrides
-from cbsim.config.section import Section
+from cbsim.config.document import Document, parse_overrides, read_document
+from cbsim.config.section import ByType, Section
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.run import make_workload
 from cbsim.workload import WORKLOADS, Workload, WorkloadConfig
@@ -30,18 +27,18 @@ def workload() -> None:
     """Look into traces and generators, and convert them."""
 
 
-@command(of=workload)
+@args.command(of=workload)
 def stats(
-    file: str = argument(),
-    overrides: tuple[str, ...] = shared.SET,
-    plot: Path | None = option("--plot PNG", "Draw arrivals and lengths there.", type=shared.PATH),
-    as_json: bool = shared.JSON,
+    file: str = args.argument(),
+    overrides: tuple[str, ...] = args.SET,
+    plot: Path | None = args.option("--plot PNG", "Draw arrivals and lengths there.", type=args.PATH),
+    as_json: bool = args.JSON,
 ) -> None:
     """Print what FILE holds: a trace, a generator's YAML, or an experiment's workload."""
     source = load_workload(file, overrides)
     figures = describe(source)
     if as_json:
-        print_json(figures.to_json())
+        args.print_json(figures.to_json())
     else:
         click.echo(figures.to_text())
     if plot is not None:
@@ -51,11 +48,11 @@ def stats(
         click.echo(f"written to {plot}", err=as_json)
 
 
-@command("convert", of=workload)
+@args.command("convert", of=workload)
 def convert_trace(
-    source: str = argument(),
-    target: Path = argument(type=shared.PATH),
-    overrides: tuple[str, ...] = shared.SET,
+    source: str = args.argument(),
+    target: Path = args.argument(type=args.PATH),
+    overrides: tuple[str, ...] = args.SET,
 ) -> None:
     """Write SOURCE in cbsim's own format to TARGET: .jsonl, .csv (with .gz or .zst too) or .parquet."""
     read = load_workload(source, overrides)

@@ -1,4 +1,4 @@
-"""Replica: one replica with its arrivals, from the first instant on, a step at a time."""
+"""Replica: one replica with its arrivals, from the first instant on, a step at a time, and what happened."""
 
 from __future__ import annotations
 
@@ -10,12 +10,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cbsim.base.errors import ConfigError
+from cbsim.base.units import format_seconds
 from cbsim.cli.play import tuning
-from cbsim.cli.play.event_log import EventLog
-from cbsim.cli.play.queue_head import why_waiting
 from cbsim.cli.play.settings import LIVE, NUM_BLOCKS, changes, told
+from cbsim.core import layout
 from cbsim.core.driver import RuleFault
-from cbsim.core.stepping import Slice
+from cbsim.core.pool import blocks_for, find_prefix
+from cbsim.core.stepping import DECISIONS, Slice, Stepper, StepwiseWorld
+from cbsim.schedulers.admission import num_blocks_missing
+from cbsim.schedulers.paged import PagedScheduler
+from cbsim.schedulers.reserving import ReservingScheduler, num_reserved
+from cbsim.schedulers.scheduler import Scheduler
+from cbsim.schedulers.static import StaticScheduler
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.run import make_cost_model
 from cbsim.studies.simulation import Setup, stepwise, told_fault
@@ -24,6 +30,49 @@ from cbsim.workload.request import Request, RequestState
 
 UNLIMITED = 2**31
 """The token budget of a scheduler that has none."""
+_EVENTS = {**DECISIONS, layout.FINISHED_NOW: "finished"}
+"""Codes of the record -> what an `Event` calls them."""
+
+
+class Event(NamedTuple):
+    """Something that happened to a request."""
+
+    time_s: float
+    step: int
+    """-1 outside any step."""
+    what: str
+    """`admitted`, `resumed`, `preempted`, `finished` or `rejected`, or `changed` for a setting."""
+    request: Request | None
+    detail: str
+
+
+class EventLog:
+    """Events that can be read while the run goes on."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+        self.num_preemptions = 0
+        self._num_read = 0
+
+    def read(self, world: StepwiseWorld) -> None:
+        """Take in what a world, or one that came in its place, has written down since the last call."""
+        log = world.records.log
+        num_rows = log.lengths.events
+        for row in log.events[self._num_read : num_rows]:
+            self.num_preemptions += row.event == layout.PREEMPTED_NOW
+            if row.event in _EVENTS:
+                detail = f"{row.num_tokens} tokens cached" if row.num_tokens else ""
+                request = world.requests[row.request]
+                self.events.append(Event(row.time_s, row.step, _EVENTS[row.event], request, detail))
+        self._num_read = num_rows
+
+    def rejected(self, request: Request, reason: str) -> None:
+        """A request has come that could never be served."""
+        self.events.append(Event(request.arrival_s, -1, "rejected", request, reason))
+
+    def changed(self, now: float, detail: str) -> None:
+        """A setting has changed, between two steps."""
+        self.events.append(Event(now, -1, "changed", None, detail))
 
 
 class Score(NamedTuple):
@@ -208,3 +257,53 @@ class Replica:
 def _mean(values: Iterable[float]) -> float | None:
     known = list(values)
     return fmean(known) if known else None
+
+
+def why_waiting(
+    stepper: Stepper, rung: type[Scheduler], now: float, budget: int | None, num_preempted: int
+) -> str:
+    """A few words, right after a decision that left the head of the queue where it was.
+
+    `budget` is what the decision left of the step's tokens, `None` if it made no step; `num_preempted` is how
+    many it preempted.
+    """
+    head, own, config = stepper.head(now), stepper.own, stepper.records.config
+    if head is None:
+        return "nobody waits"
+    if issubclass(rung, StaticScheduler):
+        return _static(stepper, head)
+    if num_preempted and issubclass(rung, PagedScheduler):
+        return "a step that preempts admits nobody"
+    if own.num_running >= config.max_num_seqs:
+        return f"no slot: {own.num_running} run, max_num_seqs is {config.max_num_seqs}"
+    if budget == 0:
+        return f"no budget: all {config.max_tokens_per_step} tokens are taken"
+    return _blocks(stepper, rung, head, budget) or "the scheduler let it wait"
+
+
+def _static(stepper: Stepper, head: Request) -> str:
+    own, config = stepper.own, stepper.records.config
+    if own.num_batch:
+        return f"the batch of {own.num_batch} runs until its last request has ended"
+    until_s = head.arrival_s + config.batch_timeout_s
+    filled = f"{own.num_waiting} of {config.num_slots}"
+    return f"the batch fills up: {filled}, until {format_seconds(until_s)}"
+
+
+def _blocks(stepper: Stepper, rung: type[Scheduler], head: Request, budget: int | None) -> str | None:
+    records, bound, free = stepper.records, stepper.world.bound, stepper.own.num_free
+    if issubclass(rung, ReservingScheduler):
+        needed = bound(num_reserved)(records, head)
+        if needed > free:
+            return f"no KV blocks: prompt and answer take {needed}, {free} free"
+        if budget is not None and head.num_prompt_tokens > budget:
+            return f"no budget: prompt of {head.num_prompt_tokens} tokens, {budget} left, and none is split"
+    if issubclass(rung, PagedScheduler):
+        found = bound(find_prefix)(records, head)
+        missing = bound(num_blocks_missing)(records, head, head.num_computed_tokens + 1, *found)
+        if missing > 0:
+            return f"no KV blocks: {missing + free} needed, {free} free"
+        if budget is not None and not records.config.enable_chunked_prefill:
+            return f"no budget: its prompt must stay whole, {budget} tokens left"
+    needed = blocks_for(records, head.num_known_tokens)
+    return f"no KV blocks: {needed} needed, {free} free" if needed > free else None

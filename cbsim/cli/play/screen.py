@@ -9,8 +9,7 @@ from rich.text import Text
 
 from cbsim.base.units import format_seconds
 from cbsim.cli.play.look import AGAIN, ALERT, DONE, FAINT, LEFT, NOW, TITLE, fitted, side_by_side, title
-from cbsim.cli.play.replica_panels import HISTORY_HEIGHT, history_panel, kv_panel, log_panel
-from cbsim.cli.play.request_panels import batch_panel, queue_panel
+from cbsim.cli.play.panels import HISTORY_HEIGHT, batch_panel, history_panel, kv_panel, log_panel, queue_panel
 from cbsim.cli.play.session import Session
 from cbsim.cli.play.settings import KEYS, LADDER
 

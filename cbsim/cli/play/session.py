@@ -8,8 +8,7 @@ from copy import copy
 from functools import partial
 from pathlib import Path
 
-from cbsim.base.errors import CbsimError, ConfigError
-from cbsim.base.plugin_errors import plugin_error
+from cbsim.base.errors import CbsimError, ConfigError, plugin_error
 from cbsim.cli.play.replica import Replica
 from cbsim.cli.play.settings import changes, check_playable, on_rung, revised, save, told
 from cbsim.schedulers import SCHEDULERS
@@ -124,8 +123,7 @@ class Session:
         `cbsim run` of it decides what this session decides after `restart`. Raises `CbsimError` for a file
         that can't be written, or that nobody has saved here.
         """
-        requests = self.requests if self.additions else None
-        return save(self.experiment, requests, self.history, path)
+        return save(self.experiment, self if self.additions else None, self.history, path)
 
     def _become(self, experiment: Experiment) -> str:
         said = told(changes(self.experiment, experiment))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,8 @@ from cbsim.config.section import Section
 from cbsim.schedulers import SCHEDULERS
 from cbsim.specs import GpuSpec, ModelSpec
 from cbsim.studies.experiment import Experiment
-from cbsim.workload.convert import convert
+from cbsim.workload.convert import Source, convert
 from cbsim.workload.request import Request
-from cbsim.workload.request_source import Workload, WorkloadConfig
 
 LADDER = ("static", "continuous", "chunked_prefill", "preemptive", "vllm")
 """The built-in schedulers, each with one idea more than the one before."""
@@ -120,29 +119,8 @@ def _fit(rung: str, settings: dict[str, Any], requests: list[Request]) -> list[s
 # Saving
 
 
-class _Played(Workload):
-    """Requests as they were played."""
-
-    Config = WorkloadConfig
-
-    def __init__(self, requests: Callable[[], Iterator[Request]]) -> None:
-        super().__init__(WorkloadConfig(type="played"), seed=0, folder=Path())
-        self._make = requests
-
-    def requests(self) -> Iterator[Request]:
-        return self._make()
-
-    def num_requests(self) -> int | None:
-        return None
-
-
-def save(
-    experiment: Experiment,
-    requests: Callable[[], Iterator[Request]] | None,
-    history: Sequence[str],
-    path: Path,
-) -> list[Path]:
-    """Write the experiment to `path`; `requests`, if they are not its workload's, to a `.jsonl` beside it.
+def save(experiment: Experiment, played: Source | None, history: Sequence[str], path: Path) -> list[Path]:
+    """Write the experiment to `path`; what was `played`, if not its own workload, to a `.jsonl` beside it.
 
     Returns the files. Raises `CbsimError` for a name that is not of a YAML file, for a file of another
     origin, and for one that can't be written.
@@ -150,11 +128,11 @@ def save(
     if path.suffix not in YAML_SUFFIXES:
         raise CbsimError(f"{path}: expected a name that ends in {' or '.join(YAML_SUFFIXES)}")
     trace = path.with_suffix(".jsonl")
-    _check_target(path, trace if requests is not None else None)
+    _check_target(path, trace if played is not None else None)
     settings = _concise(experiment)
     written = [path]
-    if requests is not None:
-        convert(_Played(requests), trace)
+    if played is not None:
+        convert(played, trace)
         settings["workload"] = {"type": "trace", "path": trace.name}
         written.append(trace)
     lines = [

@@ -11,23 +11,18 @@ import signal
 import sys
 import termios
 import time
-import tty
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from types import FrameType
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.text import Text
 
 from cbsim.base.errors import CbsimError
 from cbsim.base.registry import did_you_mean
 from cbsim.cli.play.program import Program
 
-_ENTER = "\x1b[?1049h\x1b[?25l\x1b[2J"
-"""The other screen, no cursor, empty."""
-_LEAVE = "\x1b[?25h\x1b[?1049l"
-_BEGIN, _END = "\x1b[?2026h", "\x1b[?2026l"
-"""Around a frame, for terminals that then show it at once; others ignore them."""
 _SIGNALS = (signal.SIGWINCH, signal.SIGTERM, signal.SIGHUP)
 _SEQUENCE = re.compile(r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|O[@-~])|[\s\S]")
 _ARROWS = {"A": "up", "B": "down", "C": "right", "D": "left"}
@@ -74,11 +69,18 @@ class Terminal:
     the process does so after the terminal is restored.
     """
 
-    def __init__(self, input_fd: int, output_fd: int) -> None:
-        self._in, self._out = input_fd, output_fd
-        self._shown: list[str] = []
+    def __init__(self, input_fd: int) -> None:
+        """Keys are read from `input_fd`; frames go to standard output."""
+        self._in = input_fd
+        self._console = Console()
+        self._live = Live(
+            console=self._console,
+            screen=True,
+            auto_refresh=False,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self._console = Console(file=io.StringIO(), force_terminal=True, legacy_windows=False)
         self._saved = termios.tcgetattr(input_fd)
         self._wake_in, self._wake_out = os.pipe()
         for number in _SIGNALS:
@@ -96,12 +98,6 @@ class Terminal:
         os.close(self._wake_in)
         os.close(self._wake_out)
 
-    @property
-    def size(self) -> tuple[int, int]:
-        """Columns and lines."""
-        size = os.get_terminal_size(self._out)
-        return size.columns, size.lines
-
     def keys(self, timeout_s: float | None) -> Iterator[str]:
         """Keys pressed by now; waits for some, for another size or `timeout_s` seconds (`None`: for ever).
 
@@ -110,7 +106,6 @@ class Terminal:
         ready, _, _ = select.select([self._in, self._wake_in], [], [], timeout_s)
         if self._wake_in in ready:
             os.read(self._wake_in, io.DEFAULT_BUFFER_SIZE)
-            self._shown = []
         if self._in in ready:
             try:
                 sent = os.read(self._in, io.DEFAULT_BUFFER_SIZE)
@@ -118,18 +113,10 @@ class Terminal:
                 sent = b""
             yield from decode(self._decoder.decode(sent)) if sent else ["ctrl-d"]
 
-    def draw(self, lines: list[Text]) -> None:
-        """Show a frame; only lines that differ from the last one are written."""
-        rendered = [self._rendered(line) for line in lines]
-        written = [_BEGIN]
-        if len(rendered) != len(self._shown):
-            written.append("\x1b[2J")
-            self._shown = [""] * len(rendered)
-        for number, (line, shown) in enumerate(zip(rendered, self._shown, strict=True), 1):
-            if line != shown:
-                written.append(f"\x1b[{number};1H{line}")
-        self._shown = rendered
-        self._write("".join([*written, _END]))
+    def draw(self, frame: Callable[[int, int], list[Text]]) -> None:
+        """Show a frame, made for so many columns and lines."""
+        self._console.size = size = os.get_terminal_size()  # whatever $COLUMNS said at the start
+        self._live.update(Group(*frame(*size)), refresh=True)
 
     def suspend(self) -> None:
         """Stop as Ctrl-Z does elsewhere, with the terminal as it was; go on with it as ours."""
@@ -137,28 +124,15 @@ class Terminal:
         os.kill(0, signal.SIGTSTP)
         self._take()
 
-    def redraw(self) -> None:
-        """Write every line of the next frame."""
-        self._shown = []
-
     def _take(self) -> None:
-        tty.setraw(self._in, termios.TCSADRAIN)
-        self._shown = []
-        self._write(_ENTER)
+        modes = termios.tcgetattr(self._in)
+        modes[3] &= ~(termios.ECHO | termios.ICANON | termios.ISIG | termios.IEXTEN)
+        termios.tcsetattr(self._in, termios.TCSADRAIN, modes)
+        self._live.start()
 
     def _give_back(self) -> None:
-        self._write(_LEAVE)
+        self._live.stop()
         termios.tcsetattr(self._in, termios.TCSADRAIN, self._saved)
-
-    def _rendered(self, line: Text) -> str:
-        with self._console.capture() as capture:
-            self._console.print(line, end="", soft_wrap=True)
-        return capture.get()
-
-    def _write(self, text: str) -> None:
-        left = text.encode()
-        while left:
-            left = left[os.write(self._out, left) :]
 
     def _take_signal(self, number: int, frame: FrameType | None) -> None:
         if number != signal.SIGWINCH:
@@ -171,18 +145,16 @@ def play_on_terminal(program: Program) -> None:
         raise CbsimError(
             "cbsim play: needs a terminal to draw on and read keys from; --script KEYS prints the screen"
         )
-    with closing(Terminal(sys.stdin.fileno(), sys.stdout.fileno())) as terminal:
+    with closing(Terminal(sys.stdin.fileno())) as terminal:
         due_s = time.monotonic()
         while not program.is_done:
-            terminal.draw(program.frame(*terminal.size))
+            terminal.draw(program.frame)
             pace_s = program.seconds_a_step
             left_s = None if pace_s is None else max(0.0, due_s - time.monotonic())
             for key in terminal.keys(left_s):
                 if key == "ctrl-z":
                     terminal.suspend()
-                elif key == "ctrl-l":
-                    terminal.redraw()
-                else:
+                elif key != "ctrl-l":  # which draws anew, as any key does
                     program.press(key)
             if pace_s is None:
                 due_s = time.monotonic()

@@ -9,20 +9,20 @@ from typing import Any
 
 import pandas as pd
 
-from cbsim.base.markdown import markdown_table
-from cbsim.base.units import GIGA, KILO, MEGA, US_PER_S
-from cbsim.lab.bench.machine import Machine
+from cbsim.base.units import GIGA, KILO, MEGA, US_PER_S, markdown_table
 from cbsim.lab.bench.scaling import Axis, Study
 from cbsim.lab.bench.study import Row
-from cbsim.lab.bench.work_timing import Measured
-from cbsim.lab.bench.works import Goal, Work
+from cbsim.lab.bench.work_timing import Machine, Measured
+from cbsim.lab.bench.works import Work
 from cbsim.results.output import BENCH
-from cbsim.show.scaling_plot import scaling_picture
+from cbsim.show.lab_plot import scaling_picture
 from cbsim.show.style import save_figure
 from cbsim.show.text import MISSING, Table, format_figure, format_share
 from cbsim.studies.sweep import save_table
 
 Rows = Sequence[tuple[Work, Measured]]
+GRADES = ("target", "stretch")
+"""What the two goals of a work are called."""
 
 FIGURES: Mapping[str, Callable[[Measured], str]] = {
     "requests": lambda measured: f"{measured.num_requests:,}",
@@ -31,10 +31,12 @@ FIGURES: Mapping[str, Callable[[Measured], str]] = {
     "CPU s": lambda measured: format_figure(measured.cpu_s),
     "us a step": lambda measured: format_figure(measured.s_per_step * US_PER_S),
     "us a request": lambda measured: format_figure(measured.s_per_request * US_PER_S),
-    "steps/s": lambda measured: f"{measured.steps_per_s:,.0f}",
+    "steps/s": lambda measured: f"{measured.num_steps / measured.cpu_s:,.0f}",
     "bare SimPy s": lambda measured: format_figure(measured.bare_simpy_s),
-    "times": lambda measured: format_figure(measured.bare_ratio),
-    "metrics": lambda measured: format_share(measured.metrics_share),
+    "times": lambda measured: format_figure(measured.bare_simpy_s and measured.cpu_s / measured.bare_simpy_s),
+    "metrics": lambda measured: format_share(
+        measured.metrics_cpu_s and measured.metrics_cpu_s / measured.cpu_s
+    ),
     "peak MB": lambda measured: f"{measured.peak_bytes / MEGA:,.0f}",
 }
 """The columns of figures that a table may have, and what they show."""
@@ -43,26 +45,26 @@ LIMITS: Mapping[str, Callable[[float], str]] = {
     "s_per_step": lambda most: f"{most * US_PER_S:g} us a step",
     "peak_bytes": lambda most: f"{most / MEGA:g} MB",
 }
-"""How each part of a `Goal` is told."""
+"""How the goal for each figure is told."""
 WORK_COLUMNS = (
-    *("requests", "steps", "CPU s", "target", "stretch", "reached"),
+    *("requests", "steps", "CPU s", *GRADES, "reached"),
     *("bare SimPy s", "times", "us a step", "metrics", "peak MB"),
 )
 SCALE_COLUMNS = ("requests", "steps", "CPU s", "us a request", "peak MB")
 SCALING_NOTE = "the cost of a request must not grow with the length of the trace"
+FASTEST = "CPU s: of one core, the fastest of three runs (one where a run takes over 10 s); "
+BARE_NOTE = (
+    "bare SimPy: a process that waits as many times as there are steps, in the same process; times: CPU s "
+    "over it"
+)
 WORKS_NOTES = (
-    "CPU s: of one core, the fastest of three runs (one where a run takes over 10 s); simulation alone, "
-    "arrivals read and arrays made, where a row says no more",
-    "bare SimPy: a process that waits as many times as there are steps, in the same process; times: "
-    "the work's CPU s over it",
+    FASTEST + "simulation alone, arrivals read and arrays made, where a row says no more",
+    BARE_NOTE,
     "peak memory: of a fresh process in which the work is the first thing that runs",
 )
-
 STUDY_NOTES = (
-    "CPU s: of one core, the fastest of three runs (one where a run takes over 10 s); running: mean over "
-    "all steps",
-    "bare SimPy: a process that waits as many times as there are steps, in the same process; times: CPU s "
-    "over it",
+    FASTEST + "running: mean over all steps",
+    BARE_NOTE,
     "peak MB: of a fresh process, interpreter and modules included",
 )
 TITLES = {
@@ -77,22 +79,22 @@ _CROWDED = 0.8
 
 def bench_tables(rows: Rows) -> list[Table]:
     """The table of works and, where there are any, that of scaling; points without goals are no works."""
-    works = [row for row in rows if row[0].scale is None or row[0].target is not None]
+    works = [row for row in rows if row[0].scale is None or row[0].goals]
     scales = [row for row in rows if row[0].scale is not None]
-    tables = [
-        _table("Works", WORK_COLUMNS, works, WORKS_NOTES),
-        _table("Scaling", SCALE_COLUMNS, scales, (SCALING_NOTE,)),
+    shown = (
+        ("Works", WORK_COLUMNS, works, WORKS_NOTES),
+        ("Scaling", SCALE_COLUMNS, scales, (SCALING_NOTE,)),
+    )
+    return [
+        Table(("", *columns), tuple(_work_cells(*row, columns) for row in chosen), title, notes)
+        for title, columns, chosen, notes in shown
+        if chosen
     ]
-    return [table for table in tables if table.rows]
 
 
-def _table(title: str, columns: Sequence[str], rows: Rows, notes: tuple[str, ...]) -> Table:
-    cells = []
-    for work, measured in rows:
-        goals = {"target": describe_goal(work.target), "stretch": describe_goal(work.stretch)}
-        goals["reached"] = verdict(work, measured)
-        cells.append((work.name, *(goals.get(name) or FIGURES[name](measured) for name in columns)))
-    return Table(("", *columns), tuple(cells), title, notes)
+def _work_cells(work: Work, measured: Measured, columns: Sequence[str]) -> tuple[str, ...]:
+    goals = {grade: describe_goal(work, grade) for grade in GRADES} | {"reached": verdict(work, measured)}
+    return work.name, *(goals.get(name) or FIGURES[name](measured) for name in columns)
 
 
 def to_markdown(table: Table) -> str:
@@ -108,8 +110,7 @@ def to_json(machine: Machine, rows: Rows) -> dict[str, Any]:
             "name": work.name,
             "how": work.how,
             **asdict(measured),
-            "target": work.target and work.target.limits,
-            "stretch": work.stretch and work.stretch.limits,
+            **{grade: goal_of(work, grade) or None for grade in GRADES},
             "experiment": dict(work.settings),
         }
         for work, measured in rows
@@ -117,23 +118,23 @@ def to_json(machine: Machine, rows: Rows) -> dict[str, Any]:
     return {"machine": asdict(machine), "works": works}
 
 
-def describe_goal(goal: Goal | None) -> str:
+def goal_of(work: Work, grade: str) -> dict[str, float]:
+    """One of `GRADES` of a work: the most for each figure that it limits."""
+    return {name: both[GRADES.index(grade)] for name, both in work.goals.items()}
+
+
+def describe_goal(work: Work, grade: str) -> str:
     """A goal in a cell."""
-    return ", ".join(LIMITS[name](most) for name, most in goal.limits.items()) if goal else MISSING
-
-
-def is_met(goal: Goal, measured: Measured) -> bool:
-    """Whether every part of a goal is reached."""
-    return all(getattr(measured, name) <= most for name, most in goal.limits.items())
+    return ", ".join(LIMITS[name](most) for name, most in goal_of(work, grade).items()) or MISSING
 
 
 def verdict(work: Work, measured: Measured) -> str:
-    """The best goal that is reached."""
-    if work.target is None:
-        return MISSING
-    if work.stretch is not None and is_met(work.stretch, measured):
-        return "stretch"
-    return "target" if is_met(work.target, measured) else "missed"
+    """The best goal that is reached in all its parts."""
+    reached = ["missed"]
+    for grade in GRADES:
+        if all(getattr(measured, name) <= most for name, most in goal_of(work, grade).items()):
+            reached.append(grade)
+    return reached[-1] if work.goals else MISSING
 
 
 def scaling_tables(rows: Sequence[Row]) -> list[Table]:
@@ -178,8 +179,9 @@ def save_study(study: Study, machine: Machine, rows: Sequence[Row], folder: Path
 def _record(row: Row) -> dict[str, Any]:
     figures: dict[str, Any] = {}
     if row.measured is not None:
-        rates = {"s_per_request": row.measured.s_per_request, "steps_per_s": row.measured.steps_per_s}
-        figures = asdict(row.measured) | rates
+        took = row.measured
+        rates = {"s_per_request": took.s_per_request, "steps_per_s": took.num_steps / took.cpu_s}
+        figures = asdict(took) | rates
     return {"varied": row.point.axis.value, "value": row.point.value, **figures, "error": row.error}
 
 

@@ -12,12 +12,10 @@ from typing import Any
 import cbsim
 from cbsim.base.errors import CbsimError
 from cbsim.base.paths import write_text
-from cbsim.lab.bench.machine import Machine
-from cbsim.lab.bench.process import in_fresh_process
 from cbsim.lab.bench.scaling import ScalePoint
-from cbsim.lab.bench.work_timing import Measured, measure_scaled, num_runs
-from cbsim.results.manifest import hash_files, hash_mapping
-from cbsim.results.output import BENCH, check_bench_target, is_bench_folder
+from cbsim.lab.bench.work_timing import Machine, Measured, in_fresh_process, measure_scaled, num_runs
+from cbsim.results.output import BENCH, check_target, holds
+from cbsim.results.result import hash_files, hash_mapping
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.run import make_cost_model, make_workload
 
@@ -70,12 +68,12 @@ class Ledger:
     """
 
     def __init__(self, folder: Path, machine: Machine) -> None:
-        check_bench_target(folder)
+        check_target(folder, "scaling study")
         self.folder = folder
-        self.entries: dict[str, Entry] = _read(folder / BENCH) if is_bench_folder(folder) else {}
+        self.entries: dict[str, Entry] = _read(folder / BENCH) if holds(folder, "scaling study") else {}
         """What was measured, by key."""
         self._machine = machine
-        self._code = hash_mapping([digest for _, digest in _code_hashes()])
+        self._code = hash_mapping(_code_hashes())
         self._hashes: dict[Path, str] = {}
 
     def key(self, point: ScalePoint) -> str:
@@ -162,8 +160,7 @@ def _read(path: Path) -> dict[str, Entry]:
         return {}
 
 
-def _code_hashes() -> list[tuple[str, str]]:
-    """Every file of the package with its hash: figures of other code are not mixed with this one's."""
+def _code_hashes() -> list[str]:
+    """The hash of every file of the package: figures of other code are not mixed with this one's."""
     root = Path(cbsim.__file__).parent
-    hashes = hash_files(path for path in root.rglob("*.py") if "_data" not in path.parts)
-    return [(path.relative_to(root).as_posix(), digest) for path, digest in hashes.items()]
+    return list(hash_files(path for path in root.rglob("*.py") if "_data" not in path.parts).values())

@@ -1,30 +1,85 @@
-"""Measure works, each in a fresh process: neither memory nor warm caches pass from one to the next."""
+"""Measure works, each in a fresh process, and say on which machine."""
 
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
+import platform
+import re
 import resource
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, replace
+from importlib.metadata import version
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import simpy
 import yaml
 
 from cbsim.base.binding import can_compile
-from cbsim.base.column_pieces import column_pieces
+from cbsim.base.records import column_pieces
 from cbsim.base.units import KIB
-from cbsim.lab.bench.process import in_fresh_process
 from cbsim.lab.bench.works import Work
 from cbsim.results.metrics import Deployment, summarize
 from cbsim.results.run_log import RunLog
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.run import make_workload, simulate
+from cbsim.studies.worker_pool import WorkerLost
+
+BUSY_LOAD = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What a reader must know to compare figures with others."""
+
+    cpu: str
+    num_cores: int
+    python: str
+    numpy: str
+    simpy: str
+    load: float
+    """Runnable processes a core over the last minute, when the benchmark began."""
+
+    @classmethod
+    def here(cls) -> Machine:
+        """This one."""
+        num_cores = os.cpu_count() or 1
+        return cls(
+            cpu=cpu_name(),
+            num_cores=num_cores,
+            python=f"{platform.python_implementation()} {platform.python_version()}",
+            numpy=version("numpy"),
+            simpy=version("simpy"),
+            load=os.getloadavg()[0] / num_cores if hasattr(os, "getloadavg") else 0.0,
+        )
+
+    def describe(self) -> str:
+        """One line."""
+        versions = f"{self.python}, numpy {self.numpy}, simpy {self.simpy}"
+        return f"{self.cpu}, {self.num_cores} cores, one used; {versions}"
+
+    def warnings(self) -> list[str]:
+        """What may have made the figures worse than they are."""
+        busy = f"load of {self.load:.1f} a core when this began: other work makes figures worse and unsteady"
+        return [busy] if self.load > BUSY_LOAD else []
+
+
+def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """The processor's name as the kernel tells it, else what Python knows."""
+    told = cpuinfo.read_text(encoding="utf-8", errors="replace") if cpuinfo.is_file() else ""
+    found = re.search(r"^model name\s*:(.*)$", told, re.MULTILINE)
+    return found[1].strip() if found else platform.processor() or platform.machine()
+
+
+Answer = TypeVar("Answer")
 
 NUM_COMPILED = 1_000
 """Requests of a work from which its warm-up compiles the core."""
@@ -69,25 +124,48 @@ class Measured:
         """CPU seconds a request."""
         return self.cpu_s / self.num_requests
 
-    @property
-    def steps_per_s(self) -> float:
-        """Steps a CPU second."""
-        return self.num_steps / self.cpu_s
-
-    @property
-    def metrics_share(self) -> float | None:
-        """Metrics' CPU seconds over the simulation's."""
-        return None if self.metrics_cpu_s is None else self.metrics_cpu_s / self.cpu_s
-
-    @property
-    def bare_ratio(self) -> float | None:
-        """The work's CPU seconds over the bare loop's."""
-        return None if self.bare_simpy_s is None else self.cpu_s / self.bare_simpy_s
-
 
 def measure(work: Work) -> Measured:
     """Measure a work in a process of its own."""
     return in_fresh_process(MEASURES[work.how], dict(work.settings))
+
+
+def in_fresh_process(function: Callable[..., Answer], *arguments: Any) -> Answer:
+    """What a function of a module gives in a process that has done nothing before.
+
+    Raises what it raises, and `WorkerLost` if the process ends without an answer, as for want of memory. The
+    process doesn't outlive this call; it never hears of Ctrl-C, which a terminal sends to all at once.
+    """
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_answer, args=(sender, function, arguments), daemon=True)
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        process.start()  # What is blocked here stays so in the process.
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+    sender.close()
+    answer: Answer
+    try:
+        answer, error = receiver.recv()
+    except EOFError:
+        raise WorkerLost("its process ended without an answer (out of memory?)") from None
+    except BaseException:
+        process.kill()
+        raise
+    finally:
+        process.join()
+        receiver.close()
+    if error is not None:
+        raise error
+    return answer
+
+
+def _answer(sender: Connection, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    try:
+        sender.send((function(*arguments), None))
+    except Exception as error:
+        sender.send((None, error))
 
 
 def measure_simulation(settings: Mapping[str, Any]) -> Measured:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,20 +20,8 @@ RATE_PER_S = 5.53
 PROFILE = "h200/llama-3-8b"
 SCALES = (1_000, 10_000, 100_000, 1_000_000)
 """Numbers of requests over which the cost of one must stay the same."""
-
-
-@dataclass(frozen=True, slots=True)
-class Goal:
-    """The most that a work should cost, by names of `Measured`."""
-
-    cpu_s: float | None = None
-    s_per_step: float | None = None
-    peak_bytes: int | None = None
-
-    @property
-    def limits(self) -> dict[str, float]:
-        """What it limits, and to how much."""
-        return {name: most for name, most in asdict(self).items() if most is not None}
+SHELL = "cbsim run to the folder"
+LADDER = ("preemptive", "chunked_prefill", "static", "continuous")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +31,8 @@ class Work:
     name: str
     settings: Mapping[str, Any]
     """The experiment, as `cbsim.run` takes it."""
-    target: Goal | None = None
-    stretch: Goal | None = None
+    goals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """The most that it should cost, target and stretch, by names of `Measured`."""
     how: Literal["simulate", "command"] = "simulate"
     """Simulated with its metrics, or `cbsim run` in a process of its own until the run folder is written."""
     is_quick: bool = False
@@ -54,36 +42,19 @@ class Work:
 
 
 def all_works(azure: Path | None = None) -> list[Work]:
-    """Every work; the hour comes from the trace file `azure`, else from the generator fitted to it."""
+    """Every work; the hour comes from the trace file `azure`, else from the generator fitted to it.
+
+    The hour with each scheduler, a tight KV cache, interpreted, and from the shell; long answers; turns that
+    hold all that was said before; many replicas; the same traffic, longer and longer.
+    """
     if azure is None:
         hour = azure_like() | {"num_requests": HOUR_NUM_REQUESTS}
     else:
         hour = {"type": "trace", "path": str(azure.resolve())}
-    return [*hour_works(hour), *large_works(), *scaling_works()]
-
-
-def hour_works(hour: dict[str, Any]) -> list[Work]:
-    """The Azure hour: each scheduler, a tight KV cache, interpreted, and from the shell."""
-    vllm, target, stretch = experiment(hour, "vllm"), Goal(cpu_s=0.2), Goal(cpu_s=0.12)
+    vllm, ladder = experiment(hour, "vllm"), {"cpu_s": (0.2, 0.12)}
     tight = {"type": "vllm", "chunk_size": 100, "async_scheduling": False}
     small_cache = experiment(hour, tight, kv_cache={"num_blocks": 700})
-    interpreted, shell = vllm | {"engine": "interpreted"}, "cbsim run to the folder"
-    few = experiment(poisson(20, RATE_PER_S), "vllm")
-    return [
-        Work("hour, vllm", vllm, Goal(cpu_s=0.15), Goal(cpu_s=0.1), is_quick=True),
-        *(
-            Work(f"hour, {name}", experiment(hour, name), target, stretch)
-            for name in ("preemptive", "chunked_prefill", "static", "continuous")
-        ),
-        Work("hour, 700 KV blocks, chunks of 100", small_cache, target, stretch),
-        Work("hour, vllm, interpreted", interpreted, Goal(s_per_step=18e-6), Goal(s_per_step=12e-6)),
-        Work(f"hour, {shell}", vllm, Goal(cpu_s=1.5), Goal(cpu_s=1.0), "command", is_quick=True),
-        Work(f"20 requests, {shell}", few, Goal(cpu_s=0.6), Goal(cpu_s=0.4), "command", is_quick=True),
-    ]
-
-
-def large_works() -> list[Work]:
-    """Long answers, conversations whose turns hold all that was said before, many replicas."""
+    few = experiment(poisson(20), "vllm")
     at_once = {
         "type": "synthetic",
         "num_requests": 10_000,
@@ -93,28 +64,36 @@ def large_works() -> list[Work]:
     }
     decodes = experiment(at_once, {"type": "vllm", "max_num_seqs": 250})
     turns = {"num_turns": {"type": "fixed", "value": 5}, "think_time_s": 20.0}
-    talk = experiment(
-        poisson(8_000, RATE_PER_S) | {"sessions": turns}, "vllm", kv_cache={"prefix_caching": True}
-    )
-    sixteen = experiment(
-        poisson(310_000, 16 * RATE_PER_S), "vllm", replicas={"count": 16, "router": "least_outstanding"}
-    )
-    target, stretch = (Goal(cpu_s=most_s, peak_bytes=400 * MEGA) for most_s in (3.0, 2.0))
+    talk = experiment(poisson(8_000) | {"sessions": turns}, "vllm", kv_cache={"prefix_caching": True})
+    many = poisson(310_000, num_replicas=16)
+    sixteen = experiment(many, "vllm", replicas={"count": 16, "router": "least_outstanding"})
+    scales = {scale: experiment(poisson(scale), "vllm") for scale in SCALES}
+    scale_goals = {SCALES[-1]: {"cpu_s": (9.0, 6.0), "peak_bytes": (450 * MEGA, 350 * MEGA)}}
     return [
-        Work("decode-heavy, 250 running", decodes, Goal(cpu_s=0.15), Goal(cpu_s=0.05), is_quick=True),
-        Work("8,000 requests in sessions, prefix caching", talk, Goal(cpu_s=0.3), Goal(cpu_s=0.2)),
-        Work("16 replicas, 310,000 requests", sixteen, target, stretch),
+        Work("hour, vllm", vllm, {"cpu_s": (0.15, 0.1)}, is_quick=True),
+        *(Work(f"hour, {name}", experiment(hour, name), ladder) for name in LADDER),
+        Work("hour, 700 KV blocks, chunks of 100", small_cache, ladder),
+        Work("hour, vllm, interpreted", vllm | {"engine": "interpreted"}, {"s_per_step": (18e-6, 12e-6)}),
+        Work(f"hour, {SHELL}", vllm, {"cpu_s": (1.5, 1.0)}, "command", is_quick=True),
+        Work(f"20 requests, {SHELL}", few, {"cpu_s": (0.6, 0.4)}, "command", is_quick=True),
+        Work("decode-heavy, 250 running", decodes, {"cpu_s": (0.15, 0.05)}, is_quick=True),
+        Work("8,000 requests in sessions, prefix caching", talk, {"cpu_s": (0.3, 0.2)}),
+        Work(
+            "16 replicas, 310,000 requests",
+            sixteen,
+            {"cpu_s": (3.0, 2.0), "peak_bytes": (400 * MEGA, 400 * MEGA)},
+        ),
+        *(
+            Work(
+                f"{scale:,} Poisson requests",
+                settings,
+                scale_goals.get(scale, {}),
+                is_quick=scale <= 10_000,
+                scale=scale,
+            )
+            for scale, settings in scales.items()
+        ),
     ]
-
-
-def scaling_works() -> list[Work]:
-    """The same traffic, longer and longer; only the last, of a million requests, has goals."""
-    target, stretch = Goal(cpu_s=9.0, peak_bytes=450 * MEGA), Goal(cpu_s=6.0, peak_bytes=350 * MEGA)
-    works = []
-    for scale in SCALES:
-        settings = experiment(poisson(scale, RATE_PER_S), "vllm")
-        works.append(Work(f"{scale:,} Poisson requests", settings, is_quick=scale <= 10_000, scale=scale))
-    return [*works[:-1], replace(works[-1], target=target, stretch=stretch)]
 
 
 def experiment(workload: dict[str, Any], scheduler: str | dict[str, Any], **sections: Any) -> dict[str, Any]:
@@ -131,9 +110,9 @@ def experiment(workload: dict[str, Any], scheduler: str | dict[str, Any], **sect
     }
 
 
-def poisson(num_requests: int, rate_per_s: float) -> dict[str, Any]:
-    """Poisson arrivals with the hour's lengths."""
-    arrivals = {"type": "poisson", "rate_per_s": rate_per_s}
+def poisson(num_requests: int, num_replicas: int = 1) -> dict[str, Any]:
+    """Poisson arrivals at the hour's rate for each replica, with the hour's lengths."""
+    arrivals = {"type": "poisson", "rate_per_s": num_replicas * RATE_PER_S}
     return azure_like() | {"num_requests": num_requests, "arrivals": arrivals}
 
 

@@ -79,7 +79,7 @@ class Report:
 
     def draw(self, title: str, path: Path) -> None:
         """Predictions of points that were held out of the fit, as PNG and SVG."""
-        from cbsim.show.accuracy_plot import ERROR_BAND, ERROR_LIMIT, Predictions, calibration_picture
+        from cbsim.show.lab_plot import ERROR_BAND, ERROR_LIMIT, Predictions, calibration_picture
         from cbsim.show.style import save_figure
 
         ops = np.array([point.op for point in self.points])

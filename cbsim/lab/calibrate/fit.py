@@ -16,14 +16,12 @@ from cbsim.cost.costfile import Box, CostFile
 from cbsim.cost.form import StepForm
 from cbsim.cost.step_columns import Floats
 from cbsim.lab.calibrate.accuracy import Report, errors_by_kind, predict, repeatability
-from cbsim.lab.calibrate.attentionfit import fit_decode, fit_fused
-from cbsim.lab.calibrate.gridfit import USUAL_KV_HEADS, fit_grid
-from cbsim.lab.calibrate.lattice import LatticeFormula
-from cbsim.lab.calibrate.meta import Meta
+from cbsim.lab.calibrate.attentionfit import fit_decode, fit_fused, fit_prefill
+from cbsim.lab.calibrate.gridfit import USUAL_KV_HEADS, LatticeFormula, fit_grid
 from cbsim.lab.calibrate.point import MIN_POINTS, OPS, Op, Point, columns_of
-from cbsim.lab.calibrate.prefillfit import fit_prefill
+from cbsim.lab.calibrate.pointsfile import Meta
 from cbsim.lab.calibrate.rowsfit import fit_dense, fit_logits
-from cbsim.results.manifest import hash_files
+from cbsim.results.result import hash_files
 
 Mask = NDArray[np.bool_]
 

@@ -18,16 +18,14 @@ from cbsim.base.errors import CalibrationError
 from cbsim.base.units import MIB, format_bytes
 from cbsim.cost.costfile import model_shape
 from cbsim.lab.calibrate.accuracy import repeats
-from cbsim.lab.calibrate.meta import Meta, save_meta
 from cbsim.lab.calibrate.named_spec import gpu_of_device
 from cbsim.lab.calibrate.point import Point
-from cbsim.lab.calibrate.pointsfile import append_point, read_points
+from cbsim.lab.calibrate.pointsfile import Meta, append_point, read_points, save_meta
 from cbsim.lab.calibrate.profile_folder import META, POINTS, check_resumable, resume, writing
 from cbsim.lab.calibrate.timing_plan import Limits, PlanName, PlanPoint, make_plan
-from cbsim.lab.kernels.device import Device, open_device
 from cbsim.lab.kernels.rig import BLOCK_SIZE, Rig
 from cbsim.lab.kernels.shard import Shard
-from cbsim.lab.kernels.timing import UNSTABLE_SPREAD, Call, Timer, Timing, make_timer
+from cbsim.lab.kernels.timing import UNSTABLE_SPREAD, Call, Device, Timer, Timing, make_timer, open_device
 from cbsim.specs import ModelSpec
 
 MAX_DRIFT = 0.05

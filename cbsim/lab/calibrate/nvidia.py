@@ -12,9 +12,9 @@ import pandas as pd
 from cbsim.base.errors import CalibrationError
 from cbsim.base.units import MEGA
 from cbsim.cost.costfile import model_shape
-from cbsim.lab.calibrate.meta import Meta
 from cbsim.lab.calibrate.nvidia_tables import PACKAGE, ExpertsTable, GemmTable, Heads, NvidiaTables, Phase
 from cbsim.lab.calibrate.point import Point
+from cbsim.lab.calibrate.pointsfile import Meta
 from cbsim.specs import ModelSpec, ParallelSpec
 from cbsim.specs.model import AttentionKind
 from cbsim.specs.parallel import ONE_GPU

@@ -1,110 +1,87 @@
-"""The points file: `points.csv`, one row a timing, read with every mistake named."""
+"""The files of points: `points.csv`, one row a timing, and `meta.json`, where they come from."""
 
 from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from pydantic import Field, ValidationError, model_validator
+
 from cbsim.base.errors import CalibrationError
-from cbsim.base.registry import did_you_mean
 from cbsim.base.units import S_PER_HOUR
-from cbsim.lab.calibrate.point import BY_TOKENS, OPS, SPLITS, Point
+from cbsim.config.mistakes import plain_words
+from cbsim.config.section import Section
+from cbsim.cost.costfile import SHAPE_FIELDS
+from cbsim.lab.calibrate.point import BY_TOKENS, OPS, SPLITS, Chunks, Point
+from cbsim.workload.table import Mistakes, open_table
+from cbsim.workload.values import TEXT, Kind, number_kind, read_columns, whole
 
 REQUIRED = ("op", "chunks", "B", "KV", "Kmax", "T", "S", "t_median_s")
-NEVER_EMPTY = ("op", "t_median_s")
-MAX_PROBLEMS = 20
 MAX_COUNT = 100_000_000
 """No step has more tokens, decodes or context."""
-MAX_SHOWN = 40
-"""Characters of a value that a message repeats."""
 MAX_SECONDS = S_PER_HOUR
 """No kernel takes longer; larger figures are of another unit."""
 
-# Readers of one value: each raises `ValueError` with what is wrong with it.
+
+DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(Point)}
 
 
-def _whole(text: str) -> int:
-    if not text.isdecimal():
-        raise ValueError(f"expected a whole number >= 0, got '{text}'")
-    return int(text)
+def _size(name: str) -> tuple[str, Kind]:
+    return name, whole(0, MAX_COUNT, DEFAULTS[name])
 
 
-def _size(text: str) -> int:
-    if text.isdecimal() and _is_beyond(text):
-        raise ValueError(f"expected at most {MAX_COUNT:,}, got '{text[:MAX_SHOWN]}'")
-    return _whole(text)
+def _seconds(absent: float | None = None) -> Kind:
+    allowed = f"seconds of one kernel or step, more than 0, at most {MAX_SECONDS:,}"
+    return number_kind(allowed, math.ulp(0.0), MAX_SECONDS, np.float64, absent)
 
 
-def _seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"expected seconds > 0, got '{text}'")
-    if value > MAX_SECONDS:
-        raise ValueError(f"expected seconds of one kernel or step, under an hour, got '{text}'")
-    return value
+def _one_of(allowed: Sequence[str]) -> Kind:
+    return Kind(", ".join(allowed), lambda text: allowed[allowed.index(text)])
 
 
-def _one_of(allowed: Sequence[str], text: str) -> str:
-    if text not in allowed:
-        raise ValueError(f"unknown '{text}'{did_you_mean(text, allowed)}")
-    return text
+def _read_chunks(text: str) -> Chunks:
+    read = whole(0, MAX_COUNT).read
+    parts = (part.partition("+") for part in text.split(";") if part)
+    chunks = tuple((int(read(tokens)), int(read(context))) for tokens, _, context in parts)
+    if not all(tokens for tokens, _ in chunks):
+        raise ValueError
+    return chunks
 
 
-def _chunks(text: str) -> tuple[tuple[int, int], ...]:
-    chunks = []
-    for part in filter(None, text.split(";")):
-        tokens, plus, context = part.partition("+")
-        if not (plus and tokens.isdecimal() and context.isdecimal() and tokens.strip("0")):
-            raise ValueError(f"expected TOKENS+CONTEXT;..., got '{part[:MAX_SHOWN]}'")
-        if _is_beyond(tokens) or _is_beyond(context):
-            raise ValueError(f"expected at most {MAX_COUNT:,} tokens, got '{part[:MAX_SHOWN]}'")
-        chunks.append((int(tokens), int(context)))
-    return tuple(chunks)
-
-
-def _is_beyond(digits: str) -> bool:
-    """Whether a whole number is larger than any size can be, however many digits it has."""
-    return len(digits) > MAX_SHOWN or int(digits) > MAX_COUNT
-
-
-COLUMNS: dict[str, tuple[str, Callable[[str], Any]]] = {
-    "op": ("op", partial(_one_of, OPS)),
-    "chunks": ("chunks", _chunks),
-    "B": ("num_decodes", _size),
-    "KV": ("decode_context", _size),
-    "Kmax": ("max_decode_context", _size),
-    "T": ("tokens", _size),
-    "S": ("num_logits", _size),
-    "backend": ("backend", str),
-    "page_size": ("page_size", _size),
-    "dtype": ("dtype", str),
-    "graph": ("graph", "1".__eq__),
-    "l2": ("l2", partial(_one_of, ("cold", "warm"))),
-    "n": ("num_runs", _size),
-    "t_median_s": ("t_median_s", _seconds),
-    "t_min_s": ("t_min_s", _seconds),
-    "t_p90_s": ("t_p90_s", _seconds),
-    "order": ("order", _size),
-    "split": ("split", partial(_one_of, SPLITS)),
-    "seed": ("seed", _whole),
-    "window": ("window", _size),
+COLUMNS: dict[str, tuple[str, Kind]] = {
+    "op": ("op", _one_of(OPS)),
+    "chunks": ("chunks", Kind(f"TOKENS+CONTEXT;..., each at most {MAX_COUNT:,}", _read_chunks)),
+    "B": _size("num_decodes"),
+    "KV": _size("decode_context"),
+    "Kmax": _size("max_decode_context"),
+    "T": _size("tokens"),
+    "S": _size("num_logits"),
+    "backend": ("backend", TEXT),
+    "page_size": _size("page_size"),
+    "dtype": ("dtype", TEXT),
+    "graph": ("graph", whole(0, 1, absent=0)),
+    "l2": ("l2", _one_of(("cold", "warm"))),
+    "n": _size("num_runs"),
+    "t_median_s": ("t_median_s", _seconds()),
+    "t_min_s": ("t_min_s", _seconds(math.nan)),
+    "t_p90_s": ("t_p90_s", _seconds(math.nan)),
+    "order": _size("order"),
+    "split": ("split", _one_of(SPLITS)),
+    "seed": ("seed", whole(0, 2**63 - 1, absent=0)),
+    "window": _size("window"),
 }
-"""Of each column the attribute of `Point` that it holds, and the reader of its values."""
+"""Of each column the attribute of `Point` that it holds, and what may stand in it."""
 
 
 def write_points(path: Path, points: Iterable[Point]) -> None:
-    """Write `points.csv`, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.part")
-    with temporary.open("w", newline="", encoding="utf-8") as file:
+    """Write `points.csv`."""
+    with path.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows([COLUMNS, *map(_row, points)])
-    temporary.replace(path)
 
 
 def append_point(path: Path, point: Point) -> None:
@@ -129,62 +106,43 @@ def _text(value: object) -> str:
     return str(value)
 
 
-def read_points(path: Path, *, drop_torn_line: bool = False) -> list[Point]:
-    """Read `points.csv`. Raises `CalibrationError` with file, line and column of every mistake.
-
-    With `drop_torn_line` a last line that a killed run left without its end is ignored.
-    """
+def read_points(path: Path) -> list[Point]:
+    """Read `points.csv`. Raises `CalibrationError` with file, line and column of every mistake."""
+    mistakes = Mistakes(str(path))
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise CalibrationError(f"{path}: can't be read: {reason}") from error
-    if drop_torn_line and not text.endswith("\n"):
-        text = text[: text.rfind("\n") + 1]
-    lines = text.splitlines()
-    if not lines:
-        raise CalibrationError(f"{path}: empty; expected a header with {', '.join(REQUIRED)}")
-    header = next(csv.reader(lines[:1]))
-    if missing := [name for name in REQUIRED if name not in header]:
-        raise CalibrationError(f"{path}:1: not a points file: without {_columns(missing)}")
-    if repeated := sorted({name for name in header if header.count(name) > 1}):
-        raise CalibrationError(f"{path}:1: twice in the header: {_columns(repeated)}")
-    points: list[Point] = []
-    problems: list[str] = []
-    for number, row in enumerate(csv.reader(lines[1:]), start=2):
-        if row:
-            read = _parse(header, row)
-            if isinstance(read, Point):
-                points.append(read)
-            else:
-                problems += [f"{path}:{number}: {problem}" for problem in read]
-    if problems:
-        more = len(problems) - MAX_PROBLEMS
-        rest = [f"{path}: and {more} more such mistakes"] if more > 0 else []
-        raise CalibrationError(*problems[:MAX_PROBLEMS], *rest)
-    if not points:
-        raise CalibrationError(f"{path}: holds no points")
+        points = list(_read(path, mistakes))
+    except OSError as error:
+        raise CalibrationError(f"{path}: can't be read: {error.strerror or error}") from error
+    if not points and not mistakes:
+        mistakes.add(0, 0, "holds no points")
+    if mistakes:
+        raise CalibrationError(*mistakes.error().problems)
     return points
 
 
-def _parse(header: Sequence[str], row: Sequence[str]) -> Point | list[str]:
-    """The point of a row, or all that is wrong with it; an empty value is the default."""
-    if len(row) != len(header):
-        return [f"{len(row)} values, expected {len(header)}"]
-    values = dict(zip(header, row, strict=True))
-    found: dict[str, Any] = {}
-    problems = []
-    for column, (name, read) in COLUMNS.items():
-        text = values.get(column, "")
-        if text or column in NEVER_EMPTY:
-            try:
-                found[name] = read(text)
-            except ValueError as error:
-                problems.append(f"{column}: {error}")
-    if problems:
-        return problems
-    point = Point(**found)
-    return list(_lacks(point)) or point
+def _read(path: Path, mistakes: Mistakes) -> Iterator[Point]:
+    table = open_table(path, mistakes)
+    if table is None:
+        return
+    if missing := [name for name in REQUIRED if name not in table.names]:
+        listed = f"column{'s' if len(missing) > 1 else ''} {', '.join(missing)}"
+        mistakes.add(table.header_line, 0, f"not a points file: without {listed}")
+        return
+    wanted = {attribute: (name, kind) for name, (attribute, kind) in COLUMNS.items() if name in table.names}
+    columns, lines = read_columns(table, wanted, mistakes)
+    if mistakes:
+        return
+    rows = zip(*(column.tolist() for column in columns.values()), strict=True)
+    for line, row in zip(lines, rows, strict=True):
+        named = zip(columns, row, strict=True)
+        given: dict[str, Any] = {name: value for name, value in named if value is not None}
+        if "op" not in given:
+            mistakes.add(line, 0, f"op: got nothing; allowed: {COLUMNS['op'][1].allowed}")
+            continue
+        point = Point(**given | {"graph": bool(given.get("graph"))})
+        for place, problem in enumerate(_lacks(point)):
+            mistakes.add(line, place, problem)
+        yield point
 
 
 def _lacks(point: Point) -> Iterator[str]:
@@ -203,5 +161,66 @@ def _lacks(point: Point) -> Iterator[str]:
         yield f"Kmax: expected 1 to KV = {point.decode_context}, got {point.max_decode_context}"
 
 
-def _columns(names: Sequence[str]) -> str:
-    return f"column{'s' if len(names) > 1 else ''} {', '.join(names)}"
+class Meta(Section):
+    """Device, model and provenance of a set of points."""
+
+    device: str
+    """The device as it calls itself."""
+    gpu: str | None = None
+    """Name of the GPU in `configs/gpus`, if it is one of them."""
+    model: dict[str, int | str]
+    """The model's name and the figures its kernels depend on."""
+    tensor_parallel: int = Field(default=1, ge=1)
+    expert_parallel: int = Field(default=1, ge=1)
+    data_parallel: int = Field(default=1, ge=1)
+    source: str
+    """Who measured what, with which software."""
+    licence: str | None = None
+    """Of the source's data, where it isn't this project's own."""
+    date: str
+    """When the points were made, ISO 8601."""
+    command: str
+    """The command that made them."""
+    software: dict[str, str] = Field(default_factory=dict)
+    """Versions: driver, torch, cbsim."""
+    assumptions: list[str] = Field(default_factory=list)
+    """What was not measured, a sentence each; it goes into every run's notes."""
+    warnings: list[str] = Field(default_factory=list)
+    """What to know about the timings: unstable clocks, points left out."""
+
+    @property
+    def parallel(self) -> str:
+        """How GPUs shared the model, in words."""
+        return f"{self.tensor_parallel} tensor, {self.expert_parallel} expert, {self.data_parallel} data"
+
+    @model_validator(mode="after")
+    def _model_is_whole(self) -> Meta:
+        missing = [key for key in ("name", *SHAPE_FIELDS) if key not in self.model]
+        numbers = (*SHAPE_FIELDS, "window", "num_windowed_layers")
+        counts = {key: self.model[key] for key in numbers if key != "dtype" and key in self.model}
+        wrong = [f"{key} {n!r}" for key, n in counts.items() if not (isinstance(n, int) and n > 0)]
+        problems = [f"lacks {', '.join(missing)}"] if missing else []
+        problems += [f"has {', '.join(wrong)}, expected whole numbers > 0"] if wrong else []
+        if problems:
+            raise ValueError(f"model {' and '.join(problems)}")
+        return self
+
+
+def save_meta(meta: Meta, path: Path) -> None:
+    """Write `meta.json` whole or not at all."""
+    temporary = path.with_name(f".{path.name}.part")
+    temporary.write_text(meta.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def read_meta(path: Path) -> Meta:
+    """Read `meta.json`. Raises `CalibrationError` with one line for each mistake in it."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise CalibrationError(f"{path}: can't be read: {reason}; points need their meta.json") from error
+    try:
+        return Meta.model_validate_json(text)
+    except ValidationError as error:
+        raise CalibrationError(*(f"{path}: {plain_words(mistake)}" for mistake in error.errors())) from error

@@ -7,13 +7,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from cbsim.base.errors import CalibrationError
-from cbsim.base.scratch_folder import scratch_folder
+from cbsim.base.paths import scratch_folder
 from cbsim.cost.costfile import CostFile
 from cbsim.lab.calibrate.accuracy import Report
 from cbsim.lab.calibrate.fit import fit_cost_file
-from cbsim.lab.calibrate.meta import Meta, read_meta, save_meta
 from cbsim.lab.calibrate.point import Point
-from cbsim.lab.calibrate.pointsfile import read_points, write_points
+from cbsim.lab.calibrate.pointsfile import Meta, read_meta, read_points, save_meta, write_points
 from cbsim.lab.calibrate.timing_plan import PlanPoint
 
 POINTS, META, COST = "points.csv", "meta.json", "cost.json"
@@ -69,15 +68,18 @@ def resume(folder: Path, meta: Meta, planned: Sequence[PlanPoint]) -> list[Point
     path = folder / POINTS
     if not path.exists():
         return []
-    if path.read_text(encoding="utf-8").count("\n") < 2:
+    written = path.read_bytes()
+    whole_lines = written[: written.rfind(b"\n") + 1]
+    if whole_lines.count(b"\n") < 2:
         path.unlink()
         return []
-    points = read_points(path, drop_torn_line=True)
+    if whole_lines != written:
+        path.write_bytes(whole_lines)
+    points = read_points(path)
     keys = {point.order: point.timed(0.0).key for point in planned}
     for point in points:
         if point.key != keys.get(point.order):
             raise CalibrationError(f"{path}: row {point.order} is of another plan; give another --out")
-    write_points(path, points)
     return points
 
 

@@ -10,8 +10,14 @@ from scipy.optimize import nnls
 
 from cbsim.cost.form import DenseTable, LogitsForm, Tiles
 from cbsim.cost.step_columns import Floats
-from cbsim.lab.calibrate.coefficients import LOSS_SCALE, soft_weights
-from cbsim.lab.calibrate.leftout import NUM_FOLDS, can_be_left_out, clearly_best, left_out_loss
+from cbsim.lab.calibrate.coefficients import (
+    LOSS_SCALE,
+    NUM_FOLDS,
+    can_be_left_out,
+    clearly_best,
+    left_out_loss,
+    soft_weights,
+)
 from cbsim.lab.calibrate.point import Point, seconds_of
 
 TILES = (

@@ -13,12 +13,10 @@ from torch import Tensor
 
 from cbsim.base.errors import CalibrationError
 from cbsim.lab.kernels.attention_backends import LayerCache, make_backend
-from cbsim.lab.kernels.decoder import Decoder, DenseLayer
-from cbsim.lab.kernels.device import Device
+from cbsim.lab.kernels.decoder import Decoder, DenseLayer, SequenceSlice, StepBatch
 from cbsim.lab.kernels.sampling import greedy
 from cbsim.lab.kernels.shard import Shard
-from cbsim.lab.kernels.step_batch import SequenceSlice, StepBatch
-from cbsim.lab.kernels.timing import Call
+from cbsim.lab.kernels.timing import Call, Device
 
 BLOCK_SIZE = 16
 Chunks = Sequence[tuple[int, int]]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cbsim.cluster.told import ToldStepper
+from cbsim.cluster.watched_run import ToldStepper
 from cbsim.core.stepping import StepwiseWorld
 from cbsim.core.verbs import move_in as move_request_in
 from cbsim.core.verbs import preempt as preempt_request
@@ -21,7 +21,7 @@ from cbsim.lab.live.tokens import TokenBook
 from cbsim.observers.audience import Audience
 from cbsim.workload.request import Request
 from cbsim.workload.request_source import Workload
-from cbsim.workload.think import ThinkTimes
+from cbsim.workload.streams import ThinkTimes
 
 Clock = Callable[[], float]
 """Seconds since the run began."""

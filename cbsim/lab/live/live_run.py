@@ -11,18 +11,17 @@ import torch
 
 from cbsim.base.errors import ConfigError
 from cbsim.base.units import GIB, format_bytes
-from cbsim.lab.kernels.device import free_bytes
 from cbsim.lab.kernels.sampling import SamplingParams
 from cbsim.lab.kernels.shard import Shard
+from cbsim.lab.kernels.timing import free_bytes
 from cbsim.lab.live.live_engine import LiveEngine, LiveWorld, any_step_s, live_engine, wall_clock
 from cbsim.lab.live.runner import ModelRunner
 from cbsim.lab.live.tokens import TokenBook
 from cbsim.lab.live.weights import Checkpoint
 from cbsim.observers import ObservedRun, Observer
-from cbsim.observers.scheduler_view import SchedulerView
-from cbsim.results.manifest import make_manifest
+from cbsim.observers.views import SchedulerView
 from cbsim.results.metrics import Deployment, summarize
-from cbsim.results.result import Result
+from cbsim.results.result import Result, make_manifest
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.run import log_notes, make_audience, make_cost_model, make_workload
 from cbsim.studies.simulation import setup_of, stepwise, stepwise_log

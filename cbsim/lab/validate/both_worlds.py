@@ -17,8 +17,7 @@ from cbsim.lab.calibrate.accuracy import predict
 from cbsim.lab.calibrate.fit import fit_cost_file
 from cbsim.lab.calibrate.point import seconds_of
 from cbsim.lab.calibrate.pointsfile import read_points
-from cbsim.lab.validate.recorded_run import RecordedSteps, replay
-from cbsim.lab.validate.side_by_side import Figure, side_by_side
+from cbsim.lab.validate.recorded_run import Figure, RecordedSteps, replay, side_by_side
 from cbsim.lab.validate.token_clock import KINDS
 from cbsim.results.metrics import flatten
 from cbsim.results.result import Result

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from math import inf
@@ -12,18 +12,37 @@ import numpy as np
 
 from cbsim.core.stepping import Slice, StepwiseWorld, WatchedStepper
 from cbsim.lab.validate.server_log import Arrivals, LoggedWorkload, ServerLog
-from cbsim.lab.validate.side_by_side import Figure, rates, side_by_side, statistics
-from cbsim.lab.validate.step_counts import Engine, waiting_since
-from cbsim.lab.validate.token_clock import RecordedTokens
-from cbsim.results.metrics import request_latencies
-from cbsim.results.run_log import RunLog, distinct_gaps
+from cbsim.lab.validate.token_clock import Engine, RecordedTokens, waiting_since
+from cbsim.results.metrics import Deployment, flatten, summarize
+from cbsim.results.run_log import Column, RunLog
+from cbsim.show.text import MISSING, Table, format_figure
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.run import make_cost_model, simulate
 from cbsim.studies.simulation import setup_of, step_through, stepwise, stepwise_log
-from cbsim.workload.request import RequestState
 from cbsim.workload.request_source import Workload
 
+TITLES = {"ttft_s": "TTFT", "tpot_s": "TPOT", "itl_s": "ITL", "e2e_s": "E2E"}
+QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
+STATISTICS = ("mean", *QUANTILES)
+RATES = ("request_throughput_per_s", "output_token_throughput_per_s")
+NAMES = (*(f"{latency}.{statistic}" for latency in TITLES for statistic in STATISTICS), *RATES)
+"""Of the figures that are compared, as a flattened summary has them: seconds, and rates a second."""
 MAX_PASSES = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One figure of both worlds."""
+
+    name: str
+    """Of `NAMES`."""
+    real: float
+    simulated: float
+
+    @property
+    def error_pct(self) -> float:
+        """How far the simulation is off, percent; NaN where the real figure is 0."""
+        return 100.0 * (self.simulated / self.real - 1.0) if self.real else float("nan")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,21 +56,39 @@ class RecordedRun:
 def compare_with_log(experiment: Experiment, log: ServerLog, arrivals: Arrivals = "sent") -> RecordedRun:
     """Simulate a log's requests by an experiment's settings; latencies count from `arrivals` in both."""
     simulated, notes = simulate(experiment, log.workload(arrivals))
+    summary = summarize(simulated, Deployment(experiment.model, experiment.gpu))
     makespan_s = float(log.last_token_s.max() - log.arrival_s(arrivals).min())
-    real = rates(len(log), int(log.num_output_tokens.sum()), makespan_s)
+    served = (len(log), int(log.num_output_tokens.sum()))
+    real = {name: count / makespan_s for name, count in zip(RATES, served, strict=True) if makespan_s > 0}
     for name, values in log.latencies(arrivals).items():
-        real |= statistics(name, values)
-    requests = simulated.requests
-    finished = requests["state"] == RequestState.FINISHED
-    served = int(requests["num_output_tokens"][finished].sum())
-    told = rates(int(finished.sum()), served, float(simulated.end_s - requests["arrival_s"].min()))
-    latencies = request_latencies(simulated)
-    for name in ("ttft_s", "tpot_s", "e2e_s"):
-        told |= statistics(name, latencies[name])
-    told |= statistics("itl_s", *distinct_gaps(simulated.gaps))
-    num_lost = int((~finished).sum())
+        real |= _statistics(name, values)
+    num_lost = summary["num_requests"] - summary["num_finished"]
     lost = [f"{num_lost:,} requests did not finish in the simulation"] if num_lost else []
-    return RecordedRun(side_by_side(real, told), [*log.notes, *notes, *lost])
+    return RecordedRun(side_by_side(real, flatten(summary)), [*log.notes, *notes, *lost])
+
+
+def _statistics(name: str, values: Column) -> dict[str, float]:
+    """The figures of a latency; none where there is no value."""
+    known = values[~np.isnan(values)]
+    figures = (known.mean(), *np.quantile(known, list(QUANTILES.values()))) if len(known) else ()
+    return {f"{name}.{part}": float(figure) for part, figure in zip(STATISTICS, figures, strict=False)}
+
+
+def side_by_side(real: Mapping[str, float | None], simulated: Mapping[str, float | None]) -> list[Figure]:
+    """The figures that both worlds have."""
+    pairs = ((name, real.get(name), simulated.get(name)) for name in NAMES)
+    return [Figure(name, one, other) for name, one, other in pairs if one is not None and other is not None]
+
+
+def figures_table(figures: list[Figure], real: str, simulated: str, title: str) -> Table:
+    """One row a figure: both worlds, and the simulation's error."""
+    rows = []
+    for figure in figures:
+        name, _, statistic = figure.name.partition(".")
+        shown = f"{TITLES[name]} {statistic} (s)" if name in TITLES else name.replace("_", " ")
+        error = MISSING if np.isnan(figure.error_pct) else f"{figure.error_pct:+.1f}%"
+        rows.append((shown, format_figure(figure.real), format_figure(figure.simulated), error))
+    return Table(header=("", real, simulated, "error"), rows=tuple(rows), title=title)
 
 
 def replay_log(experiment: Experiment, log: ServerLog) -> RecordedTokens:

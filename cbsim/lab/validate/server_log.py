@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from cbsim.base.errors import WorkloadError
+from cbsim.base.registry import did_you_mean
+from cbsim.results.output import holds
+from cbsim.results.result import load_run
 from cbsim.results.run_log import Column
-from cbsim.workload.request import Request
+from cbsim.workload.request import RequestBatch
 from cbsim.workload.request_source import Workload, WorkloadConfig
+from cbsim.workload.table import Mistakes, is_parquet, open_table
+from cbsim.workload.values import MAX_EXACT, MAX_TOKENS, TEXT, Kind, number_kind, read_columns, whole
 
 Arrivals = Literal["sent", "queued"]
 
@@ -77,16 +84,12 @@ class LoggedWorkload(Workload):
         super().__init__(WorkloadConfig(type="log"), seed=0, folder=log.path.parent)
         self._log, self._arrival_s = log, arrival_s
 
-    def requests(self) -> Iterator[Request]:
-        """See `Workload.requests`."""
-        log = self._log
-        for row in np.argsort(self._arrival_s, kind="stable").tolist():
-            yield Request(
-                log.request_id[row],
-                float(self._arrival_s[row]),
-                int(log.num_prompt_tokens[row]),
-                int(log.num_output_tokens[row]),
-            )
+    def batches(self) -> Iterator[RequestBatch]:
+        """See `Workload.batches`: one of all requests."""
+        log, order = self._log, np.argsort(self._arrival_s, kind="stable")
+        num_prompt_tokens, num_output_tokens = log.num_prompt_tokens[order], log.num_output_tokens[order]
+        ids = np.array(log.request_id, dtype=np.object_)[order]
+        yield RequestBatch(order, self._arrival_s[order], num_prompt_tokens, num_output_tokens, ids)
 
     def num_requests(self) -> int:
         """Exact."""
@@ -95,3 +98,160 @@ class LoggedWorkload(Workload):
     def inputs(self) -> list[Path]:
         """The log."""
         return [self._log.path] if self._log.path.is_file() else []
+
+
+NAMES: dict[str, tuple[str, ...]] = {
+    "request_id": ("request_id", "req_id", "id"),
+    "prompt_tokens": (
+        "num_prompt_tokens", "prompt_tokens", "input_tokens", "input_toks", "input_length", "prompt_len",
+    ),
+    "output_tokens": (
+        "num_output_tokens", "output_tokens", "output_toks", "completion_tokens", "num_generation_tokens",
+        "output_length", "output_len",
+    ),
+    "arrival": ("arrival_s", "arrival_time", "arrival_ts", "arrived_at"),
+    "queued": ("queued_s", "queued_ts"),
+    "scheduled": ("scheduled_s", "scheduled_ts", "first_scheduled_time"),
+    "first_token": ("first_token_at_s", "first_token_ts", "first_token_time", "first_token_s"),
+    "last_token": ("last_token_at_s", "finished_at_s", "last_token_ts", "finished_time", "last_token_s"),
+    "token_times": ("token_times_s", "token_times"),
+}  # fmt: skip
+"""What a log says of a request, and the columns that say it: cbsim's own names, vLLM's and others'."""
+REQUIRED = ("prompt_tokens", "output_tokens", "arrival", "first_token", "last_token")
+Columns = dict[str, Any]
+"""Columns of a log by keys of `NAMES`."""
+_TIMES = TypeAdapter(list[float])
+
+
+def _rising(value: Any) -> Column:
+    times: Column = np.array(_TIMES.validate_python(json.loads(value) if isinstance(value, str) else value))
+    if not (np.diff(times) > 0).all():
+        raise ValueError
+    return times
+
+
+INSTANT = number_kind("seconds", -MAX_EXACT, MAX_EXACT, np.float64)
+KINDS = {
+    "request_id": TEXT,
+    "prompt_tokens": whole(1, MAX_TOKENS),
+    "output_tokens": whole(1, MAX_TOKENS),
+    "token_times": Kind("a list of rising seconds", _rising),
+}
+"""What may stand in a column; an `INSTANT` in every other."""
+
+
+def read_server_log(path: Path, columns: Mapping[str, str] | None = None) -> ServerLog:
+    """Read a log: JSONL, CSV, Parquet, or the run folder of a cbsim run, simulated or live.
+
+    `columns` maps keys of `NAMES` to a log's own column names. Raises `WorkloadError` with a line for each
+    mistake.
+    """
+    unknown = [name for name in columns or {} if name not in NAMES]
+    if unknown:
+        raise WorkloadError(*(f"--column: unknown '{name}'{did_you_mean(name, NAMES)}" for name in unknown))
+    if path.is_dir() and holds(path, "run"):
+        found, notes = _read_run_folder(path)
+    else:
+        try:
+            found, notes = _read_file(path, columns or {})
+        except OSError as error:
+            raise WorkloadError(f"{path}: can't be read: {error.strerror or error}") from error
+    order, start = np.argsort(found["arrival"], kind="stable"), found["arrival"].min()
+    ids, times = found.get("request_id", range(len(order))), found.get("token_times")
+    since_start = {what: (found[what] - start)[order] for what in found if what not in KINDS}
+    return ServerLog(
+        path=path,
+        request_id=tuple(str(ids[row]) for row in order.tolist()),
+        num_prompt_tokens=found["prompt_tokens"][order],
+        num_output_tokens=found["output_tokens"][order],
+        sent_s=since_start["arrival"],
+        queued_s=since_start.get("queued"),
+        first_token_s=since_start["first_token"],
+        last_token_s=since_start["last_token"],
+        token_times_s=None if times is None else tuple(times[row] - start for row in order.tolist()),
+        scheduled_s=since_start.get("scheduled"),
+        notes=tuple(notes),
+    )
+
+
+def _read_file(path: Path, given: Mapping[str, str]) -> tuple[Columns, list[str]]:
+    """A log's columns, every value checked, and what to know of them."""
+    mistakes = Mistakes(str(path), "row " if is_parquet(path) else "")
+    table = open_table(path, mistakes)
+    names = _names_of(table.names, given, mistakes) if table else {}
+    if table is None or mistakes:
+        raise mistakes.error()
+    wanted = {what: (name, KINDS.get(what, INSTANT)) for what, name in names.items()}
+    columns, lines = read_columns(table, wanted, mistakes)
+    if not lines and not mistakes:
+        mistakes.add(0, 0, "holds no requests")
+    if mistakes:
+        raise mistakes.error()
+    for row, problem in _contradictions(columns, names, lines):
+        mistakes.add(lines[row], 0, problem)
+    if mistakes:
+        raise mistakes.error()
+    if "queued" not in columns:
+        return columns, []
+    delay_s = float((columns["queued"] - columns["arrival"]).min())
+    columns["arrival"] = columns["arrival"] + delay_s
+    return columns, [f"arrivals moved by {delay_s:.6f} s onto the clock of {names['queued']}"]
+
+
+def _names_of(present: Sequence[str], given: Mapping[str, str], mistakes: Mistakes) -> dict[str, str]:
+    """The column for each key of `NAMES` that the log has one for."""
+    names = {}
+    for what, known in NAMES.items():
+        name = given.get(what) or next((name for name in known if name in present), None)
+        if name is None and what in REQUIRED:
+            told = f"no column for {what}: expected one of {', '.join(known)}"
+            mistakes.add(0, 0, f"{told}; name yours by --column {what}=NAME")
+        elif name is not None and name not in present:
+            mistakes.add(0, 0, f"--column {what}={name}: no such column{did_you_mean(name, present)}")
+        elif name is not None:
+            names[what] = name
+    return names
+
+
+def _contradictions(
+    columns: Columns, names: Mapping[str, str], lines: Sequence[int]
+) -> Iterator[tuple[int, str]]:
+    """Rows, and how their values, each right by itself, contradict each other or another row's."""
+    taken = columns.get("queued", columns["arrival"])
+    first, last = columns["first_token"], columns["last_token"]
+    for row in np.flatnonzero((first < taken) | (last < first)).tolist():
+        yield row, "expected arrival <= first token <= last token"
+    line_of: dict[str, int] = {}
+    for row, request_id in enumerate(columns.get("request_id", ())):
+        if (line := line_of.setdefault(request_id, lines[row])) != lines[row]:
+            yield row, f"{names['request_id']} '{request_id}' stands in line {line} too"
+    for row, times in enumerate(columns.get("token_times", ())):
+        if times is None or len(times) != (num_tokens := columns["output_tokens"][row]):
+            wanted = f"a list of {num_tokens} times, one for each output token"
+            yield row, f"{names['token_times']}: expected {wanted}"
+
+
+def _read_run_folder(folder: Path) -> tuple[Columns, list[str]]:
+    """The requests of a run that finished, and a note on the others."""
+    result = load_run(folder)
+    finished = (result.requests["state"] == "finished").to_numpy()
+    kept = result.requests[finished]
+    if not len(kept):
+        raise WorkloadError(f"{folder}: holds no finished requests")
+    arrival = kept["arrival_s"].to_numpy(np.float64)
+    columns = {
+        "request_id": kept["request_id"].astype(str).to_numpy(),
+        "prompt_tokens": kept["num_prompt_tokens"].to_numpy(np.int64),
+        "output_tokens": kept["num_output_tokens"].to_numpy(np.int64),
+        "arrival": arrival,
+        "first_token": arrival + kept["ttft_s"].to_numpy(np.float64),
+        "last_token": kept["finished_at_s"].to_numpy(np.float64),
+        "scheduled": arrival + kept["queue_s"].to_numpy(np.float64),
+    }
+    emitted = result.events[result.events["event"] == "emitted"]
+    by_request = emitted.groupby("request_id", observed=True)["time_s"]
+    times = {str(name): np.sort(column.to_numpy()) for name, column in by_request}
+    if times:
+        columns["token_times"] = [times[request_id] for request_id in columns["request_id"]]
+    num_left = int((~finished).sum())
+    return columns, [f"{num_left} requests that did not finish are left out"] if num_left else []

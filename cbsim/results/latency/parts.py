@@ -10,8 +10,7 @@ import numpy as np
 
 from cbsim.cost.cost_model import CostModel
 from cbsim.results.latency.charges import Charges
-from cbsim.results.latency.spans import Spans, preemptions_of, spans_of
-from cbsim.results.latency.ticks import StepTimes, Ticks
+from cbsim.results.latency.spans import Spans, StepTimes, Ticks, preemptions_of, spans_of
 from cbsim.results.run_log import Column, Slices
 from cbsim.workload.request import RequestState
 
@@ -54,7 +53,7 @@ def request_parts(
         times = StepTimes(replica.steps, origin_s, ticks)
         charges = Charges(replica.steps, replica.slices, replica.cost, times)
         preemptions = preemptions_of(events, replica.number, times) if was_preempted else None
-        spans = spans_of(replica.slices, times, charges.chunks_alone, preemptions)
+        spans = spans_of(replica.slices, times, charges.chunks, preemptions)
         ledger = Ledger(charges, times, arrival_s)
         is_finished = requests["state"][spans.request] == RequestState.FINISHED
         has_first = _up_to_first_token(spans, replica.slices)
@@ -134,7 +133,7 @@ class Ledger(NamedTuple):
         first, last = spans.first[begin], stop[np.append(begin[1:], len(stop)) - 1]
         place = np.searchsorted(begin, starts)
         running = np.add.reduceat(self.times.end(last) - self.times.start(first), place)
-        return running, np.add.reduceat(self.charges.chunk_steps.over(first, last)[0], place)
+        return running, np.add.reduceat(self.charges.chunks.over(first, last)[0], place)
 
 
 def mean_parts(latencies: Mapping[str, Column], parts: Mapping[str, Column]) -> Means:
@@ -143,10 +142,18 @@ def mean_parts(latencies: Mapping[str, Column], parts: Mapping[str, Column]) -> 
     `mean` is over the requests that have the latency, `slowest` over the slowest hundredth of them, rounded
     up; `None` where there are none. `latencies` has `ttft_s` and `e2e_s`.
     """
-    return {
-        latency: _means(latencies[latency], {name: parts[column] for name, column in names.items()})
-        for latency, names in (("ttft_s", TTFT_PARTS), ("e2e_s", PARTS))
-    }
+    means: Means = {}
+    for latency, names in (("ttft_s", TTFT_PARTS), ("e2e_s", PARTS)):
+        latency_s = latencies[latency]
+        rows = {"mean": np.flatnonzero(~np.isnan(latency_s)), "slowest": slowest(latency_s)}
+        means[latency] = {
+            group: {
+                f"{name}_s": float(parts[each][of].mean()) if len(of) else None
+                for name, each in names.items()
+            }
+            for group, of in rows.items()
+        }
+    return means
 
 
 def slowest(latency_s: Column, share: float = TAIL) -> Column:
@@ -155,11 +162,3 @@ def slowest(latency_s: Column, share: float = TAIL) -> Column:
     order = np.argsort(-latency_s[has], kind="stable")
     # 0.01 is a little more than a hundredth.
     return has[order[: math.ceil(round(share * len(has), 6))]]
-
-
-def _means(latency_s: Column, parts: Mapping[str, Column]) -> dict[str, dict[str, float | None]]:
-    has, tail = np.flatnonzero(~np.isnan(latency_s)), slowest(latency_s)
-    return {
-        group: {f"{name}_s": float(part[rows].mean()) if len(rows) else None for name, part in parts.items()}
-        for group, rows in (("mean", has), ("slowest", tail))
-    }

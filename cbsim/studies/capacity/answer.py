@@ -1,24 +1,27 @@
-"""CapacityAnswer: what `capacity` found for each contender, and the curve it found it on."""
+"""CapacityAnswer: what `capacity` found for each contender, the curve it found it on, and its folder."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal
 
-from cbsim.base.errors import ConfigError
-from cbsim.results.manifest import hash_mapping
-from cbsim.results.output import POINTS, check_capacity_target
+from cbsim.base.errors import CbsimError, ConfigError
+from cbsim.base.paths import write_text
+from cbsim.results.output import ANSWER, POINTS, check_target, has_file
+from cbsim.results.result import hash_mapping
 from cbsim.studies.capacity.search import Plan, SearchOutcome, SearchTask, complete_curves, search
 from cbsim.studies.capacity.verdict import Contender, Evidence, judge_all
 from cbsim.studies.experiment import Experiment
+from cbsim.studies.intervals import Interval
 from cbsim.studies.labels import label_values, point_name
-from cbsim.studies.run import make_workload
-from cbsim.studies.run_key import Address
+from cbsim.studies.run import Address, make_workload
+from cbsim.studies.sweep import save_table
 from cbsim.studies.worker_pool import Pool, open_pool
 
 if TYPE_CHECKING:
@@ -91,7 +94,7 @@ def capacity(
     standard error that it estimates (`cbsim.studies.intervals`).
 
     `out` keeps the figures of every run in `out/points`, so that a search that was killed goes on where it
-    was; `capacity_folder.save_capacity` writes the answer beside them. Raises `ConfigError` for an
+    was; `answer.save_capacity` writes the answer beside them. Raises `ConfigError` for an
     experiment without an SLO or a rate, `CbsimError` if something other than a capacity is in the folder or
     nothing can be written, and whatever its runs raise; `CapacityInterrupted` for Ctrl-C.
     """
@@ -102,7 +105,7 @@ def capacity(
         raise ConfigError(*problems)
     folder = None if out is None else (Path(out) / POINTS).resolve()
     if out is not None:
-        check_capacity_target(Path(out))
+        check_target(Path(out), "capacity")
     tasks = [_tasks(point, plan, folder) for _, point in points]
     try:
         outcomes = _search_all(tasks, workers, cluster, progress or (lambda _: None))
@@ -229,3 +232,50 @@ def _names(cells: Sequence[Mapping[str, Any]], default: str) -> list[str]:
 
 def _num_source_requests(experiment: Experiment) -> int | None:
     return make_workload(experiment).num_requests() if experiment.workload.type == "trace" else None
+
+
+def to_json(answer: CapacityAnswer) -> dict[str, Any]:
+    """Everything but the curve, as plain data; intervals as `estimate`, `low` and `high`."""
+    told = {field.name: getattr(answer, field.name) for field in fields(answer) if field.name != "curve"}
+    contenders = [
+        {
+            name: value._asdict() if isinstance(value, Interval) else value
+            for name, value in asdict(each).items()
+        }
+        for each in answer.contenders
+    ]
+    return told | {"plan": asdict(answer.plan), "contenders": contenders}
+
+
+def save_capacity(answer: CapacityAnswer, folder: Path) -> None:
+    """Write the folder's files, each whole or not at all, the answer last.
+
+    Raises `CbsimError` if they can't be written, or something other than a capacity is there.
+    """
+    check_target(folder, "capacity")
+    save_table(answer.curve, folder, "curve")
+    text = json.dumps(to_json(answer), indent=2, ensure_ascii=False, allow_nan=False)
+    write_text(folder / ANSWER, text + "\n")
+
+
+def load_capacity(folder: Path) -> CapacityAnswer:
+    """The answer in a folder. Raises `CbsimError` if its files are missing or damaged."""
+    import pandas as pd
+    from pydantic import TypeAdapter
+
+    if not has_file(folder, ANSWER):
+        raise CbsimError(f"{folder}: is not a capacity's folder (it has no {ANSWER})")
+    try:
+        read = json.loads((folder / ANSWER).read_text(encoding="utf-8"))
+        curve = pd.read_parquet(folder / "curve.parquet")
+        plan, contenders = (
+            Plan(**read["plan"]),
+            TypeAdapter(tuple[Contender, ...]).validate_python(read["contenders"]),
+        )
+        told = {name: read[name] for name in ("name", "slo", "resampled_from", "config", "manifest")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CbsimError(
+            f"{folder}: is a damaged capacity folder, or that of an older cbsim ({error}); "
+            "the same `cbsim capacity` with --out writes it anew from its points"
+        ) from error
+    return CapacityAnswer(plan=plan, contenders=contenders, curve=curve, **told)

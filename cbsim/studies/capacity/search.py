@@ -1,20 +1,154 @@
-"""Search: how a capacity is searched for, and one replicate of one contender, the task of a worker."""
+"""Search: how a capacity is searched for, by bracketing and bisection: the task of a worker."""
 
 from __future__ import annotations
 
 import copy
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import numpy as np
+
 from cbsim.base.errors import CbsimError, ConfigError
-from cbsim.studies.capacity.bracket import Bracket
-from cbsim.studies.capacity.probe import ProbeStore
+from cbsim.base.paths import write_text
+from cbsim.results.metrics import flatten
+from cbsim.results.result import Result
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.intervals import CONFIDENCE
+from cbsim.studies.run import Address, run_experiment
+
+NUM_QUARTERS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What a search needs of a run."""
+
+    figures: dict[str, Any]
+    """The flattened summary, and `ttft_s.quarter_2` and `ttft_s.quarter_4`, means over requests."""
+    span_s: float
+    """From the first arrival to the last."""
+    manifest: dict[str, Any]
+
+    @classmethod
+    def of(cls, result: Result) -> Probe:
+        """Of a run that has ended."""
+        arrival_s = result.requests["arrival_s"].to_numpy()
+        span_s = float(arrival_s[-1] - arrival_s[0]) if len(arrival_s) else 0.0
+        return cls(flatten(result.summary) | _trend(result), span_s, result.manifest)
+
+
+class ProbeStore:
+    """Runs experiments, each once: a probe whose file is in the folder is read from there.
+
+    Files are named by the experiment and its inputs (`run.Address`), so that a search that was killed,
+    one with more replicates or one with another SLO share runs only what is missing.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        """`None` keeps nothing."""
+        self._folder = folder
+        self._address = Address()
+
+    def run(self, experiment: Experiment) -> Probe:
+        """The experiment's probe. Raises what its run raises, and `CbsimError` if it can't be kept."""
+        if self._folder is None:
+            return Probe.of(run_experiment(experiment))
+        _, key = self._address.keys(experiment, experiment.resolved())
+        path = self._folder / f"{key}.json"
+        kept = _read(path)
+        if kept is None:
+            kept = Probe.of(run_experiment(experiment))
+            write_text(path, json.dumps(asdict(kept), allow_nan=False) + "\n")
+        return kept
+
+
+def _read(path: Path) -> Probe | None:
+    """The probe in a file; `None` if there is none, or only a damaged one."""
+    try:
+        probe = Probe(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+    return probe if "slo_attainment" in probe.figures else None
+
+
+def _trend(result: Result) -> dict[str, float | None]:
+    """How TTFT stands early and late in the run."""
+    quarters = np.array_split(result.requests["ttft_s"].to_numpy(np.float64), NUM_QUARTERS)
+    measured = {number: quarters[number - 1][~np.isnan(quarters[number - 1])] for number in (2, 4)}
+    return {f"ttft_s.quarter_{n}": float(each.mean()) if len(each) else None for n, each in measured.items()}
+
+
+FIRST_STEP = 8
+"""Rungs from the first rate to the next; then the distance doubles until the SLO fails."""
+
+
+@dataclass(slots=True)
+class Bracket:
+    """What each rung tried has shown, in one replicate or over all: the share of requests that met the SLO.
+
+    Attainment is taken to fall as the rate rises; where chance has it otherwise, the lowest rate that fails
+    counts.
+    """
+
+    share: float
+    """What the attainment must not be below."""
+    bottom: int
+    """The rung on which requests come one by one: the first that must be tried."""
+    top: int
+    """The rung on which they come all at once: the last worth trying."""
+    attainment: dict[int, float] = field(default_factory=dict)
+
+    @property
+    def fails_at(self) -> int | None:
+        """The lowest rung known to fail."""
+        return min((rung for rung, met in self.attainment.items() if met < self.share), default=None)
+
+    @property
+    def holds_at(self) -> int | None:
+        """The highest rung known to hold, below any that fails."""
+        fails_at = self.fails_at
+        holding = (rung for rung, met in self.attainment.items() if met >= self.share)
+        return max((rung for rung in holding if fails_at is None or rung < fails_at), default=None)
+
+    def next_rung(self) -> int | None:
+        """The rung to try next; `None` when neighbours hold and fail, or the ladder has no more to tell."""
+        fails_at, holds_at = self.fails_at, self.holds_at
+        if holds_at is None:
+            return self.bottom if fails_at is None else None
+        first = min(self.top, max(0, self.bottom + 1))
+        if fails_at is None:
+            if holds_at < first:
+                return first
+            return (
+                min(self.top, holds_at + max(FIRST_STEP, holds_at - first)) if holds_at < self.top else None
+            )
+        if fails_at - holds_at == 1:
+            return None
+        middle = (fails_at + holds_at) // 2
+        if holds_at > self.bottom:
+            return middle
+        return max(middle, fails_at - max(FIRST_STEP, first - fails_at))
+
+    def crossing(self, rate_per_s: Callable[[int], float]) -> float | None:
+        """The rate where attainment falls below the share, in between two rungs by linear interpolation.
+
+        `None` if it held on every rung; the bottom's rate if it failed on every one. `rate_per_s` is the rate
+        at a rung.
+        """
+        fails_at, holds_at = self.fails_at, self.holds_at
+        if fails_at is None:
+            return None
+        if holds_at is None:
+            return rate_per_s(fails_at)
+        above, below = self.attainment[holds_at], self.attainment[fails_at]
+        low, high = rate_per_s(holds_at), rate_per_s(fails_at)
+        return low + (high - low) * (above - self.share) / (above - below)
+
 
 ALONE_FACTOR = 1e-6
 """Times the rate: requests come one by one."""

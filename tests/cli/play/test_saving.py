@@ -13,7 +13,7 @@ from cbsim.cli.play.settings import MARK, free_name
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.run import make_workload, simulate
 from cbsim.studies.simulation import stepwise_log
-from cbsim.testing.identity import differences
+from cbsim.testing.conformance import differences
 from tests.cli.play.games import ROWS, SCHEDULERS, experiment, play_out
 
 

@@ -10,7 +10,7 @@ import pytest
 from rich.text import Text
 
 from cbsim.cli.play.look import bar, letter
-from cbsim.cli.play.replica_panels import columns, history_panel, kv_panel
+from cbsim.cli.play.panels import columns, history_panel, kv_panel
 from cbsim.cli.play.screen import MIN_HEIGHT, MIN_WIDTH, Status, draw
 from cbsim.cli.play.session import Session
 from cbsim.core.layout import NOBODY

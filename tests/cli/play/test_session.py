@@ -19,7 +19,7 @@ from cbsim.schedulers.chunked_prefill import decide as decide_chunked
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.run import make_workload, run_experiment, simulate
 from cbsim.studies.simulation import stepwise_log
-from cbsim.testing.identity import differences
+from cbsim.testing.conformance import differences
 from tests.cli.play.games import SCHEDULERS, check_ended, experiment, play_out, standing
 
 RUNGS = ("static", "continuous", "chunked_prefill", "preemptive", "vllm")

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from cbsim.base.units import MEGA
-from cbsim.lab.bench.machine import Machine
 from cbsim.lab.bench.scaling import Axis, Scales, Study
 from cbsim.lab.bench.study import Ledger, Row
-from cbsim.lab.bench.work_timing import Measured, measure_scaled
+from cbsim.lab.bench.work_timing import Machine, Measured, measure_scaled
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.worker_pool import WorkerLost
 

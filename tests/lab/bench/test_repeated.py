@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cbsim.base.errors import WorkloadError
-from cbsim.lab.bench.repeated import RepeatedTrace
+from cbsim.lab.bench.scaling import RepeatedTrace
 from cbsim.workload.request import Request
 from cbsim.workload.trace import TraceWorkload
 

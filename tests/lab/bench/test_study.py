@@ -12,11 +12,10 @@ import pytest
 from cbsim.base.errors import CbsimError, WorkloadError
 from cbsim.base.units import MEGA
 from cbsim.lab.bench.bench_tables import scaling_frame, scaling_tables
-from cbsim.lab.bench.machine import Machine
-from cbsim.lab.bench.process import in_fresh_process
 from cbsim.lab.bench.scaling import Axis, Scales, Study
 from cbsim.lab.bench.study import Entry, StudyInterrupted, StudyProgress, measure_study, time_left_s
-from cbsim.show.scaling_plot import scaling_picture
+from cbsim.lab.bench.work_timing import Machine, in_fresh_process
+from cbsim.show.lab_plot import scaling_picture
 from cbsim.studies.worker_pool import WorkerLost
 from tests.lab.bench.small import GENERATOR, MEASURED, SMALL, TRACE, Bench, experiment, open_ledger, row
 
@@ -65,7 +64,7 @@ def test_figures_hold_for_settings_files_and_code_alone(
     assert not measured_anew(seed=1)
     trace.write_text(TRACE.replace("100", "101"))
     assert measured_anew()
-    monkeypatch.setattr("cbsim.lab.bench.study._code_hashes", lambda: [("fast.py", "another")])
+    monkeypatch.setattr("cbsim.lab.bench.study._code_hashes", lambda: ["another"])
     assert measured_anew()
     monkeypatch.setattr(Machine, "here", lambda: Machine("Zen", 1, "3", "2", "4", 0.0))
     assert measured_anew()
@@ -150,8 +149,8 @@ def fail(message: str) -> None:
 def test_a_process_of_its_own_answers_raises_or_is_lost() -> None:
     assert in_fresh_process(os.getpid) != os.getpid()
     # Its parent ends it, so that it leaves no traceback of its own.
-    assert in_fresh_process(signal.getsignal, signal.SIGINT) is signal.SIG_IGN
-    assert signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
+    assert in_fresh_process(signal.pthread_sigmask, signal.SIG_BLOCK, ()) == {signal.SIGINT}
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == set()
     with pytest.raises(WorkloadError, match="no trace"):
         in_fresh_process(fail, "no trace")
     with pytest.raises(WorkerLost, match="without an answer"):

@@ -10,9 +10,9 @@ from cbsim.cli import main
 from cbsim.cost.attention import decode_attention_s
 from cbsim.cost.costfile import model_shape
 from cbsim.cost.profile import ProfileConfig, ProfileCost
+from cbsim.lab.calibrate import coefficients
 from cbsim.lab.calibrate.accuracy import Errors, Report
-from cbsim.lab.calibrate.meta import Meta, read_meta, save_meta
-from cbsim.lab.calibrate.pointsfile import write_points
+from cbsim.lab.calibrate.pointsfile import Meta, read_meta, save_meta, write_points
 from tests.cost.laws import make_form
 from tests.lab.calibrate.synthetic import sizes, timed
 from tests.specs.test_specs import load_gpu, load_model
@@ -40,7 +40,8 @@ def run(*arguments) -> tuple[int, str]:
     return result.exit_code, result.output
 
 
-def test_fit_makes_a_profile_that_a_run_can_use(points, tmp_path):
+def test_fit_makes_a_profile_that_a_run_can_use(points, tmp_path, monkeypatch):
+    monkeypatch.setattr(coefficients, "NUM_STARTS", 1)
     out = tmp_path / "profile"
     code, output = run("fit", points, "--out", out, "--json")
     assert code == 0

@@ -12,11 +12,10 @@ from cbsim.cost.costfile import model_shape, read_cost_file
 from cbsim.cost.form import Tiles
 from cbsim.lab.calibrate.accuracy import Errors, errors_by_kind, predict, repeatability
 from cbsim.lab.calibrate.fit import calibrated_box, evaluate, fit_cost_file, fit_form
-from cbsim.lab.calibrate.meta import Meta, read_meta
 from cbsim.lab.calibrate.point import Point, seconds_of
-from cbsim.lab.calibrate.pointsfile import read_points, write_points
+from cbsim.lab.calibrate.pointsfile import Meta, read_meta, read_points, write_points
 from cbsim.lab.calibrate.rowsfit import fit_dense
-from cbsim.results.manifest import hash_files
+from cbsim.results.result import hash_files
 from tests.cost.laws import NUM_LAYERS, make_form
 from tests.lab.calibrate.synthetic import decode_point, planned, sizes, timed
 from tests.specs.test_specs import load_model

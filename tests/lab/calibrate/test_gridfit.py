@@ -11,11 +11,9 @@ import pytest
 from cbsim.cost.attention_grid import AttentionGrid
 from cbsim.cost.profile_record import form_attention_s
 from cbsim.cost.step_columns import StepColumns
-from cbsim.lab.calibrate.attentionfit import fit_decode, fit_fused
-from cbsim.lab.calibrate.gridfit import fit_grid
-from cbsim.lab.calibrate.lattice import LatticeFormula
+from cbsim.lab.calibrate.attentionfit import fit_decode, fit_fused, fit_prefill
+from cbsim.lab.calibrate.gridfit import LatticeFormula, fit_grid
 from cbsim.lab.calibrate.point import Point, columns_of, seconds_of
-from cbsim.lab.calibrate.prefillfit import fit_prefill
 from tests.cost.laws import make_form
 
 LAW = make_form(fused=True)

@@ -15,14 +15,12 @@ from cbsim.base.errors import CalibrationError
 from cbsim.base.units import GIB
 from cbsim.lab.calibrate import measurement as measuring
 from cbsim.lab.calibrate.measurement import Measurement, find_room, measure, warnings_of
-from cbsim.lab.calibrate.meta import read_meta
 from cbsim.lab.calibrate.point import Point
-from cbsim.lab.calibrate.pointsfile import read_points
+from cbsim.lab.calibrate.pointsfile import read_meta, read_points
 from cbsim.lab.calibrate.timing_plan import make_plan
 from cbsim.lab.kernels.attention_backends import SdpaBackend
-from cbsim.lab.kernels.device import Device, open_device
 from cbsim.lab.kernels.shard import Shard
-from cbsim.lab.kernels.timing import CpuTimer, MakeCalls, Timing
+from cbsim.lab.kernels.timing import CpuTimer, Device, MakeCalls, Timing, open_device
 from tests.lab.kernels.references import load_model
 
 TINY = load_model("tiny")
@@ -78,10 +76,12 @@ def test_a_killed_run_resumes_where_it_was(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, timer=OnceTimer(limit=12))
     path = tmp_path / "points.csv"
+    first = read_points(path)
+    assert len(first) == 12
     with path.open("a") as file:
         file.write("decode,,4,64")
-    first = read_points(path, drop_torn_line=True)
-    assert len(first) == 12
+    with pytest.raises(CalibrationError, match=r":14: got 4 columns \(decode,,4,64\); allowed: 19"):
+        read_points(path)
     timer = OnceTimer()
     result = run(tmp_path, timer=timer)
     assert result.points[:12] == first

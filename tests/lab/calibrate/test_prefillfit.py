@@ -7,8 +7,8 @@ import pytest
 
 from cbsim.cost.attention import ChunkLengths, PrefillAttention
 from cbsim.cost.form import StepForm
+from cbsim.lab.calibrate.attentionfit import fit_prefill
 from cbsim.lab.calibrate.point import Point, columns_of, seconds_of
-from cbsim.lab.calibrate.prefillfit import fit_prefill
 from tests.cost.laws import SPILL, make_form
 from tests.lab.calibrate.synthetic import timed
 

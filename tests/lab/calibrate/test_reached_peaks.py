@@ -15,14 +15,15 @@ pytest.importorskip("torch")
 
 import torch
 
+from calibration.kernel_report import KernelReport, additivity_sentence, grid
+from calibration.reached_peaks import Reached, Sum, additivity, reached
 from cbsim.cost.costfile import Box, CostFile, model_shape
 from cbsim.cost.form import StepForm
+from cbsim.lab.calibrate import coefficients
 from cbsim.lab.calibrate import measurement as measure
 from cbsim.lab.calibrate.accuracy import predict
-from cbsim.lab.calibrate.kernel_report import KernelReport, additivity_sentence, grid
-from cbsim.lab.calibrate.meta import Meta, read_meta
 from cbsim.lab.calibrate.point import Point
-from cbsim.lab.calibrate.reached_peaks import Reached, Sum, additivity, reached
+from cbsim.lab.calibrate.pointsfile import Meta, read_meta
 from cbsim.lab.calibrate.timing_plan import PlanPoint
 from cbsim.lab.kernels import timing
 from cbsim.lab.kernels.timing import CpuTimer, MakeCalls, Timing
@@ -190,6 +191,7 @@ def test_the_one_command_runs_end_to_end(
     pytest.importorskip("scipy")
     for module in (measure, timing):
         monkeypatch.setattr(module, "make_timer", lambda device: LawTimer())
+    monkeypatch.setattr(coefficients, "NUM_STARTS", 1)
     words = f"--device cpu --models tiny --plan quick --out {tmp_path}".split()
     monkeypatch.setattr(sys, "argv", [str(SCRIPT), *words])
     with pytest.raises(SystemExit) as ended:

@@ -10,6 +10,7 @@ import yaml
 from calibration.served_runs import __main__ as command
 from calibration.served_runs import tables as tables_module
 from calibration.served_runs.assumptions import DOCUMENTED, OTHERS, REQUESTS_PER_CLIENT, Assumption, always
+from calibration.served_runs.picture import served_picture
 from calibration.served_runs.prediction import Prediction, predict, run_order
 from calibration.served_runs.sample import COLUMNS, ServedRun, read_runs
 from calibration.served_runs.servers import SERIES, Series, vllm
@@ -21,7 +22,6 @@ from cbsim.cost.profile_record import form_seconds
 from cbsim.cost.step_columns import StepColumns
 from cbsim.lab.calibrate import nvidia_tables
 from cbsim.lab.calibrate.nvidia_tables import NvidiaTables
-from cbsim.show.accuracy_plot import served_picture
 from cbsim.studies.experiment import Experiment
 from tests.cost.laws import make_form
 from tests.specs.test_specs import load_model

@@ -10,8 +10,8 @@ pytest.importorskip("triton")
 
 from triton.runtime.errors import OutOfResources
 
-from cbsim.lab.calibrate import reached_peaks
-from cbsim.lab.calibrate.reached_peaks import SIZES, all_tunings, compare_tunings, tunings_table
+from calibration import reached_peaks
+from calibration.reached_peaks import SIZES, all_tunings, compare_tunings, tunings_table
 from cbsim.lab.kernels.triton_backend import DecodeTuning
 
 KV_TOKEN_BYTES = 4096

@@ -10,9 +10,8 @@ import torch
 
 from cbsim.base.errors import CalibrationError, PluginError
 from cbsim.lab.kernels.attention_backends import DecodeBatch, LayerCache, SdpaBackend, make_backend
-from cbsim.lab.kernels.decoder import Decoder
+from cbsim.lab.kernels.decoder import Decoder, SequenceSlice, StepBatch
 from cbsim.lab.kernels.shard import Shard
-from cbsim.lab.kernels.step_batch import SequenceSlice, StepBatch
 from tests.lab.kernels.references import load_model, naive_logits
 
 CPU = torch.device("cpu")

@@ -9,7 +9,7 @@ pytest.importorskip("torch")
 import torch
 
 from cbsim.base.units import KIB
-from cbsim.lab.kernels import device as memory
+from cbsim.lab.kernels import timing as memory
 
 CPU = torch.device("cpu")
 

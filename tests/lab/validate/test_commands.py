@@ -14,7 +14,7 @@ import cbsim
 from cbsim.base.paths import data_folder
 from cbsim.cli import main
 from cbsim.cli.commands.validate_command import _warnings_of
-from cbsim.lab.calibrate.meta import read_meta, save_meta
+from cbsim.lab.calibrate.pointsfile import read_meta, save_meta
 from tests.lab.validate.logs import SETTINGS
 
 

@@ -10,8 +10,8 @@ from cbsim.cost.costfile import CostFile, model_shape
 from cbsim.lab.calibrate.fit import calibrated_box, fit_form
 from cbsim.lab.calibrate.layers import LayerTimings
 from cbsim.lab.calibrate.named_spec import load_gpu, load_model
-from cbsim.lab.validate.log_reader import read_server_log
 from cbsim.lab.validate.recorded_run import compare_with_log, replay_log
+from cbsim.lab.validate.server_log import read_server_log
 from cbsim.studies.experiment import Experiment
 
 FOLDER = Path(__file__).resolve().parents[4] / "shared" / "ground-truth" / "rtxpro6000-llama-3.1-8b"

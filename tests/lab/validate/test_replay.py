@@ -9,8 +9,7 @@ import pytest
 
 from cbsim.lab.validate.recorded_run import RecordedSteps, replay, replay_log
 from cbsim.lab.validate.server_log import LoggedWorkload, ServerLog
-from cbsim.lab.validate.step_counts import waiting_since
-from cbsim.lab.validate.token_clock import RecordedTokens
+from cbsim.lab.validate.token_clock import RecordedTokens, waiting_since
 from cbsim.results.run_log import RunLog
 from tests.lab.validate.logs import make_experiment, serve, server_log
 

@@ -11,7 +11,7 @@ import pytest
 
 import cbsim
 from cbsim.base.errors import WorkloadError
-from cbsim.lab.validate.log_reader import read_server_log
+from cbsim.lab.validate.server_log import read_server_log
 from tests.lab.validate.logs import SETTINGS
 
 VLLM_ROWS = [
@@ -79,9 +79,9 @@ def test_mistakes_are_told_by_line(tmp_path):
     rows[1]["first_token_ts"] = "soon"
     rows[2]["input_toks"] = 3.5
     assert problems(write(tmp_path / "log.jsonl", rows)) == [
-        "LOG:3: input_toks: expected a whole number, 1 or more, got 3.5",
-        "LOG:1: output_toks: expected a whole number, 1 or more, got 0",
-        "LOG:2: first_token_ts: expected seconds, got 'soon'",
+        "LOG:1: output_toks: got 0; allowed: a whole number from 1 to 100,000,000",
+        "LOG:2: first_token_ts: got soon; allowed: seconds",
+        "LOG:3: input_toks: got 3.5; allowed: a whole number from 1 to 100,000,000",
     ]
 
 
@@ -90,6 +90,24 @@ def test_times_out_of_order(tmp_path):
     rows[1]["last_token_ts"] = rows[1]["first_token_ts"] - 0.1
     expected = ["LOG:2: expected arrival <= first token <= last token"]
     assert problems(write(tmp_path / "log.jsonl", rows)) == expected
+
+
+@pytest.mark.parametrize(
+    ("times", "problem"),
+    [
+        ([1.0, 2.0], "expected a list of 3 times, one for each output token"),
+        ([1.0, 3.0, 2.0], "got [1.0, 3.0, 2.0]; allowed: a list of rising seconds"),
+        ("soon", "got soon; allowed: a list of rising seconds"),
+    ],
+)
+def test_times_of_tokens(tmp_path, times, problem):
+    first = VLLM_ROWS[0]["first_token_ts"]
+    rows = [row | {"token_times": [first, first + 0.1, first + 0.2]} for row in VLLM_ROWS[:2]]
+    log = read_server_log(write(tmp_path / "log.jsonl", rows))
+    assert log.token_times_s is not None
+    assert log.token_times_s[1] == pytest.approx([0.5, 0.6, 0.7])
+    rows[1]["token_times"] = times
+    assert problems(write(tmp_path / "log.jsonl", rows)) == [f"LOG:2: token_times: {problem}"]
 
 
 def test_names_given_twice(tmp_path):
@@ -114,9 +132,10 @@ def test_missing_and_unknown_columns(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "LOG: holds no requests"),
-        ("{\n", "LOG:1: expected a JSON object: Expecting property name enclosed in double quotes"),
-        ("[1]\n", "LOG:1: expected a JSON object, got [1]"),
+        ("", "LOG: got an empty file; allowed: a CSV header, JSON lines or Parquet"),
+        ("prompt_tokens,output_tokens,arrival_s,first_token_s,last_token_s\n", "LOG: holds no requests"),
+        ("{\n", "LOG:1: got {; allowed: one whole JSON object"),
+        ("[1]\n", "LOG:1: got a JSON array; allowed: one JSON object a line"),
     ],
 )
 def test_files_that_are_no_logs(tmp_path, text, message):

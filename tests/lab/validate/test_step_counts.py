@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cbsim.lab.validate.server_log import ServerLog
-from cbsim.lab.validate.step_counts import Engine, count_steps
+from cbsim.lab.validate.token_clock import Engine, count_steps
 
 
 def make_log(spans: list[tuple[float, float, int]]) -> ServerLog:

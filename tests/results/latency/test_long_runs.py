@@ -14,7 +14,7 @@ import pytest
 import cbsim
 from cbsim.base.units import S_PER_DAY, TICKS_PER_S
 from cbsim.results.latency import PARTS, TTFT_PARTS
-from cbsim.results.latency.ticks import Ticks
+from cbsim.results.latency.spans import Ticks
 
 REQUESTS = [(0.0, 12, 5), (1.0, 3, 4), (2.5, 9, 1), (2.5, 4, 7), (30.0, 5, 2)]
 """Arrivals in steps; prompt and output tokens."""

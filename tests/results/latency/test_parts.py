@@ -66,7 +66,7 @@ def test_parts_are_what_a_walk_from_step_to_step_finds(
     log = run(kind, case, cost, stop_at_s)
     if len(log.steps["step"]):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("cbsim.base.column_pieces.PIECE", piece)
+            patch.setattr("cbsim.base.records.PIECE", piece)
             log = with_reasons(log, seed, cost)
         check(log, cost, is_padded=kind == "static")
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 
 from cbsim.cost.cost_model import StepShape
 from cbsim.cost.step_columns import Floats, Ints, StepColumns
-from cbsim.results.latency.prices import StepPrices
+from cbsim.results.latency.charges import StepPrices
 from cbsim.testing import Case
 from tests.results.latency.naive import Step, steps_of
 from tests.results.latency.runs import HostedCost, run

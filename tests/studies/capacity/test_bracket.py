@@ -7,7 +7,7 @@ from collections.abc import Callable
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cbsim.studies.capacity.bracket import Bracket
+from cbsim.studies.capacity.search import Bracket
 
 
 def climb(bracket: Bracket, attainment: Callable[[int], float]) -> int:

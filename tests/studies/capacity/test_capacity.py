@@ -17,9 +17,8 @@ from cbsim.base.errors import CbsimError, ConfigError
 from cbsim.cli import main
 from cbsim.show.capacity_text import meaning, method, sentence
 from cbsim.studies.capacity import CapacityAnswer, Plan, capacity
-from cbsim.studies.capacity.bracket import Bracket
-from cbsim.studies.capacity.capacity_folder import load_capacity, save_capacity, to_json
-from cbsim.studies.capacity.search import SearchOutcome
+from cbsim.studies.capacity.answer import load_capacity, save_capacity, to_json
+from cbsim.studies.capacity.search import Bracket, SearchOutcome
 from cbsim.studies.capacity.verdict import Evidence
 from cbsim.studies.intervals import Interval, bootstrap_interval, t_interval
 

@@ -12,11 +12,11 @@ from click.testing import CliRunner
 
 from cbsim.base.errors import CbsimError
 from cbsim.cli import main
-from cbsim.results.output import check_sweep_target
+from cbsim.results.output import check_target
 from cbsim.show.capacity_text import method
 from cbsim.studies.capacity import CapacityInterrupted, CapacityProgress, Plan, capacity
-from cbsim.studies.capacity.capacity_folder import save_capacity, to_json
-from cbsim.studies.capacity.probe import ProbeStore
+from cbsim.studies.capacity.answer import save_capacity, to_json
+from cbsim.studies.capacity.search import ProbeStore
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.run import run_experiment
 
@@ -39,7 +39,7 @@ PLAN = Plan(share=0.9, num_replicates=2, tolerance=0.3)
 KILLED = f"""
 import os, sys
 from cbsim.studies.capacity import Plan, capacity
-probe = sys.modules["cbsim.studies.capacity.probe"]
+probe = sys.modules["cbsim.studies.capacity.search"]
 calls = []
 def die(experiment, run=probe.run_experiment):
     calls.append(1)
@@ -107,7 +107,7 @@ def test_replicates_that_draw_nothing_are_searched_once(monkeypatch: pytest.Monk
     ran = Counting(monkeypatch)
     answer = capacity(fixed, PLAN)
     once, ran.num_runs = ran.num_runs, 0
-    monkeypatch.setattr("cbsim.studies.run_key.is_determined", lambda *_: False)
+    monkeypatch.setattr("cbsim.studies.run.is_determined", lambda *_: False)
     each = capacity(fixed, PLAN)
     assert ran.num_runs == 2 * once
     assert to_json(each) == to_json(answer)
@@ -152,7 +152,7 @@ def test_what_a_search_has_begun_is_no_place_for_anything_else(
     with pytest.raises(CapacityInterrupted):
         capacity(CONFIG, PLAN, out=tmp_path / "out")
     with pytest.raises(CbsimError, match="a folder that is no sweep stands there"):
-        check_sweep_target(tmp_path / "out")
+        check_target(tmp_path / "out", "sweep")
     (tmp_path / "out" / "notes.md").write_text("mine")
     with pytest.raises(CbsimError, match="a folder that is no capacity stands there"):
         capacity(CONFIG, PLAN, out=tmp_path / "out")

@@ -8,8 +8,7 @@ import pytest
 
 from cbsim.base.errors import CbsimError
 from cbsim.studies.explain.batch_step import BatchStep
-from cbsim.studies.explain.rerun import Window
-from cbsim.studies.explain.source import Source
+from cbsim.studies.explain.source import Source, Window
 from cbsim.studies.run import run_experiment
 from tests.studies.explain.cases import PREEMPTED, Row, experiment
 

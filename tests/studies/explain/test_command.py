@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from cbsim.cli import main
-from cbsim.cli.commands import explain_steps
+from cbsim.cli.commands import explain_command as explain_steps
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.run import run_experiment
 from tests.studies.explain.cases import PREEMPTED, experiment
@@ -78,7 +78,7 @@ def test_the_readmes_python_runs(repo_root: Path) -> None:
 
 
 def test_on_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cbsim.cli.commands.explain_steps.terminal_width", lambda: 70)
+    monkeypatch.setattr("cbsim.cli.commands.explain_command.terminal_width", lambda: 70)
     lines = explain("run", "--by", "e2e", "--slowest", "1").stdout.splitlines()
     assert max(map(len, lines)) <= 70
     assert lines[-1].split() == ["c", "0.000", "1.00", "5.00", "2", "3", "preempted", "40%"]

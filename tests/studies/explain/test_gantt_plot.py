@@ -8,9 +8,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from cbsim.show.gantt_plot import MAX_ROWS, gantt_picture
-from cbsim.studies.explain.batch_step import BatchStep
-from cbsim.studies.explain.gantt import Gantt
-from cbsim.studies.explain.rerun import Window
+from cbsim.studies.explain.batch_step import BatchStep, Gantt
+from cbsim.studies.explain.source import Window
 from tests.studies.explain.cases import PREEMPTED, Row, source
 
 

@@ -10,9 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cbsim.base.errors import CbsimError
-from cbsim.show.request_text import MAX_CHUNKS, request_table
-from cbsim.studies.explain.request_diagnosis import RequestDiagnosis, diagnose_request
-from cbsim.studies.explain.request_story import Entry
+from cbsim.show.explain_text import MAX_CHUNKS, request_table
+from cbsim.studies.explain.request_diagnosis import Entry, RequestDiagnosis, diagnose_request
 from cbsim.studies.explain.source import Source
 from cbsim.studies.run import run_experiment
 from tests.studies.explain.cases import PREEMPTED, Row, experiment, source

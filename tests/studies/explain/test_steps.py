@@ -11,11 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cbsim.base.errors import CbsimError
-from cbsim.show.step_text import RunningTable, gantt_lines, step_table
-from cbsim.studies.explain.batch_step import BatchStep, Limits
-from cbsim.studies.explain.gantt import Gantt
-from cbsim.studies.explain.rerun import Window
-from cbsim.studies.explain.source import Source
+from cbsim.show.explain_text import RunningTable, gantt_lines, step_table
+from cbsim.studies.explain.batch_step import BatchStep, Gantt, Limits
+from cbsim.studies.explain.source import Source, Window
 from cbsim.studies.run import run_experiment
 from tests.studies.explain.cases import PREEMPTED, experiment, source
 

@@ -6,9 +6,8 @@ import numpy as np
 from pydantic import Field
 
 from cbsim.workload import Workload, WorkloadConfig
-from cbsim.workload.request import Request
-from cbsim.workload.request_batch import RequestBatch
-from cbsim.workload.trim import Trim
+from cbsim.workload.request import Request, RequestBatch
+from cbsim.workload.request_source import Trim
 
 
 class RampConfig(WorkloadConfig):

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cbsim.base.markdown import markdown_table
-from cbsim.base.units import TERA, format_seconds
+from calibration.reached_peaks import Reached, Sum, reached, step_errors
+from cbsim.base.units import TERA, format_seconds, markdown_table
 from cbsim.cost.costfile import CostFile
 from cbsim.lab.calibrate.accuracy import HEADER, Errors
-from cbsim.lab.calibrate.meta import Meta
 from cbsim.lab.calibrate.point import Point
-from cbsim.lab.calibrate.reached_peaks import Reached, Sum, reached, step_errors
+from cbsim.lab.calibrate.pointsfile import Meta
 from cbsim.specs import GpuSpec, ModelSpec
 
 SOFTWARE = ("cbsim", "torch", "triton", "cuda", "driver", "python")

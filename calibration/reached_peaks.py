@@ -9,8 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
 
-from cbsim.base.markdown import markdown_table
-from cbsim.base.units import TERA
+from cbsim.base.units import TERA, markdown_table
 from cbsim.cost.form import StepForm
 from cbsim.lab.calibrate.accuracy import Errors, predict
 from cbsim.lab.calibrate.point import Op, Point, seconds_of
