@@ -27,6 +27,7 @@ TOLD_IN_LOGS = 10
 
 MODEL = args.option("--model NAME", "A model of configs/models, or a file.", required=True)
 TP = args.option("--tp", "GPUs of a replica.", type=args.POSITIVE, default=1)
+EP = args.option("--ep", "Groups of GPUs with experts of their own.", type=args.POSITIVE, default=1)
 OUT = args.option("--out", "Folder of the profile.", type=args.FOLDER, required=True)
 PICTURE = args.option(
     "--picture/--no-picture", "Draw errors.png beside the profile.", default=True, show_default=False
@@ -112,7 +113,7 @@ def nvidia(
     system: str = args.option("--system NAME", "A system of the tables: h200_sxm, l40s ...", required=True),
     model: str = MODEL,
     tp: int = TP,
-    ep: int = args.option("--ep", "Groups of GPUs with experts of their own.", type=args.POSITIVE, default=1),
+    ep: int = EP,
     dp: int = args.option("--dp", "Ranks with their own requests.", type=args.POSITIVE, default=1),
     weight_dtype: str | None = args.option("--weight-dtype", "Of weights; default: the model's."),
     kv_dtype: str | None = args.option("--kv-dtype", "Of the KV cache; default: the model's."),
@@ -158,6 +159,7 @@ def layers(
     model: str = MODEL,
     gpu: str = args.option("--gpu NAME", "A GPU of configs/gpus, or a file.", required=True),
     tp: int = TP,
+    ep: int = EP,
     columns: dict[str, str] = args.option(
         "--column NAME=THEIRS",
         "What a column is called that isn't found.",
@@ -166,7 +168,8 @@ def layers(
     ),
     ops: dict[str, Any] = args.option(
         "--op OP=RUNS",
-        "How often an op runs: layer (once a layer), twice, step, sequence (by rows of logits) or none.",
+        "How often an op runs: layer (once a layer), twice, step, experts (once a layer with experts), "
+        "sequence (by rows of logits) or none.",
         multiple=True,
         callback=_op_runs,
     ),
@@ -179,7 +182,8 @@ def layers(
     seed: int = SEED,
 ) -> None:
     """Layer timings of another profiler, as LLMServingSim 2.0 writes them or with other usual names."""
-    timings = LayerTimings(dense, per_sequence, attention, load_model(model), load_gpu(gpu), tp, columns, ops)
+    of, on = load_model(model), load_gpu(gpu)
+    timings = LayerTimings(dense, per_sequence, attention, of, on, tp, ep, columns, ops)
     points = timings.points()
     meta = timings.meta(source, datetime.now(UTC).date())
     for warning in meta.warnings:

@@ -2,7 +2,7 @@
 
 Three CSV files, as LLMServingSim 2.0 writes them (times in microseconds, of one layer):
 
-* dense: `layer,tokens,time_us`
+* dense: `layer,tokens,time_us`; routed experts and collectives among them are priced apart
 * per sequence: `layer,sequences,time_us`
 * attention: `prefill_chunk,kv_prefill,n_decode,kv_decode,time_us`: a chunk, its context, and decodes of
   equal context
@@ -27,27 +27,27 @@ import pandas as pd
 from cbsim.base.errors import CalibrationError
 from cbsim.base.registry import did_you_mean
 from cbsim.base.units import MS_PER_S, NS_PER_S, US_PER_S, format_seconds
+from cbsim.cost.collectives import Link, step_traffic
 from cbsim.cost.costfile import model_shape
-from cbsim.lab.calibrate.point import Point
+from cbsim.lab.calibrate.point import Op, Point
 from cbsim.lab.calibrate.pointsfile import Meta
-from cbsim.specs import GpuSpec, ModelSpec
+from cbsim.specs import GpuSpec, ModelSpec, ParallelSpec
 
 DENSE_COLUMNS = ("layer", "tokens")
 SEQUENCE_COLUMNS = ("layer", "sequences")
 ATTENTION_COLUMNS = ("prefill_chunk", "kv_prefill", "n_decode", "kv_decode")
-ALL_REDUCE_LATENCY_S = 1e-5
-"""Of one that moves nothing, where none were timed."""
 ODD_SHARE = 0.7
 """Of the least time that a data sheet allows; below it something is missing, or not what it is taken for."""
 IMPOSSIBLY_FAST = 20.0
 IMPOSSIBLY_SLOW = 200.0
 
 
-Runs = Literal["layer", "twice", "step", "sequence", "none"]
+Runs = Literal["layer", "twice", "step", "experts", "sequence", "none"]
 SAID: dict[Runs, str] = {
     "layer": "once a layer",
     "twice": "twice a layer",
     "step": "once a step",
+    "experts": "once a layer with experts",
     "sequence": "once a step, by rows of logits",
     "none": "not counted",
 }
@@ -56,10 +56,13 @@ KNOWN_OPS: dict[Runs, str] = {
     "twice": "layernorm layer_norm rmsnorm rms_norm norm all_reduce allreduce",
     "step": "embedding embed embed_tokens token_embedding word_embedding word_embeddings final_layernorm "
     "final_layer_norm final_norm final_rmsnorm ln_f norm_f",
+    "experts": "experts expert routed_experts moe fused_moe moe_experts grouped_gemm",
     "sequence": "lm_head logits logits_processor compute_logits sampler sampling",
     "none": "attention attn core_attention self_attention flash_attention paged_attention",
 }
 """Ops by how often they run; every other one runs once a layer. Attention stands in a table of its own."""
+COLLECTIVES = ("reduce", "all_gather", "allgather", "all_to_all", "alltoall", "dispatch", "combine")
+"""What the names of collectives hold."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,8 @@ class LayerTimings:
     gpu: GpuSpec
     tensor_parallel: int = 1
     """GPUs of a replica; the timings are of one GPU's share."""
+    expert_parallel: int = 1
+    """Groups of them that experts are dealt out to."""
     columns: Mapping[str, str] = field(default_factory=dict)
     """What columns are called that have no usual name."""
     ops: Mapping[str, Runs] = field(default_factory=dict)
@@ -92,15 +97,17 @@ class LayerTimings:
         options = f" --per-sequence {self.per_sequence.name}" if self.per_sequence else ""
         options += "".join(f" --column {name}={theirs}" for name, theirs in self.columns.items())
         options += "".join(f" --op {name}={runs}" for name, runs in self.ops.items())
+        options += f" --ep {self.expert_parallel}" if self.expert_parallel > 1 else ""
         estimated = (
             f"all-reduces of {self.tensor_parallel} GPUs were not timed: estimated by the link's bandwidth "
-            f"and {format_seconds(ALL_REDUCE_LATENCY_S)} each"
+            f"and {format_seconds(self._link.latency_s)} each"
         )
         return Meta(
             device=self.gpu.name,
             gpu=self.gpu.name,
             model=model_shape(self.model),
             tensor_parallel=self.tensor_parallel,
+            expert_parallel=self.expert_parallel,
             source=source,
             date=date.isoformat(),
             command=f"cbsim calibrate import layers --model {self.model.name} --gpu {self.gpu.name} "
@@ -127,7 +134,11 @@ class LayerTimings:
 
     @property
     def _lacks_all_reduces(self) -> bool:
-        return self.tensor_parallel > 1 and not any("reduce" in op.lower() for op in self._runs)
+        return self.tensor_parallel > 1 and not any(map(_is_collective, self._runs))
+
+    @property
+    def _link(self) -> Link:
+        return Link.of(self.gpu)
 
     def _runs_sentence(self) -> str:
         parts = [
@@ -138,15 +149,37 @@ class LayerTimings:
         return f"dense ops are taken to run {'; '.join(parts)} (--op NAME=... says otherwise)"
 
     def _dense_points(self) -> list[Point]:
-        shares = {"layer": 1.0, "twice": 2.0, "step": 1.0 / self.model.num_layers}
-        runs = {op: shares[kind] for op, kind in self._runs.items() if kind in shares}
-        tokens, seconds = _summed(self._dense_table, "tokens", runs)
+        model, num_layers = self.model, self.model.num_layers
+        shares = {
+            "layer": 1.0,
+            "twice": 2.0,
+            "step": 1.0 / num_layers,
+            "experts": model.num_expert_layers / num_layers,
+        }
+        ops: dict[Op, dict[str, float]] = {"dense": {}, "experts": {}, "collectives": {}}
+        for name, kind in self._runs.items():
+            if kind in shares:
+                op: Op = (
+                    "collectives" if _is_collective(name) else "experts" if kind == "experts" else "dense"
+                )
+                ops[op][name] = shares[kind]
+        tables = {op: _summed(self._dense_table, "tokens", runs) for op, runs in ops.items() if runs}
+        if "dense" not in tables:
+            raise CalibrationError(f"{self.dense}: no op of a layer outside attention was timed")
+        if model.experts is not None and "experts" not in tables:
+            raise CalibrationError(
+                f"{self.dense}: no routed experts in it; --op NAME=experts says which they are"
+            )
         if self._lacks_all_reduces:
-            gpus, model = self.tensor_parallel, self.model
-            moved = tokens * model.hidden_size * model.element_bytes * 2 * (gpus - 1) / gpus
-            seconds = seconds + 2 * (ALL_REDUCE_LATENCY_S + moved / self.gpu.link_bytes_per_s)
-        rows = zip(tokens.tolist(), seconds.tolist(), strict=True)
-        return [Point("dense", second, tokens=count) for count, second in rows]
+            tokens, _ = tables["dense"]
+            traffic = step_traffic(model, ParallelSpec(tensor=self.tensor_parallel), self._link)
+            seconds = (traffic.fixed_s + traffic.per_token_s * tokens) / num_layers
+            tables["collectives"] = tokens, seconds
+        return [
+            Point(op, second, tokens=count)
+            for op, (tokens, seconds) in tables.items()
+            for count, second in zip(tokens.tolist(), seconds.tolist(), strict=True)
+        ]
 
     def _logits_points(self) -> list[Point]:
         by_rows = [op for op, kind in self._runs.items() if kind == "sequence"]
@@ -176,6 +209,11 @@ class LayerTimings:
             split = "unseen" if num_keys > max_tokens else "fit"
             points.append(Point.attention(seconds, chunks, num_decodes, context, split=split))
         return points
+
+
+def _is_collective(op: str) -> bool:
+    """Whether an op is one of several GPUs, by its name."""
+    return any(word in op.lower().replace("-", "_") for word in COLLECTIVES)
 
 
 def _summed(table: pd.DataFrame, size: str, runs: Mapping[str, float]) -> tuple[np.ndarray, np.ndarray]:
@@ -223,9 +261,11 @@ def _least_s(point: Point, model: ModelSpec, gpu: GpuSpec, tensor_parallel: int)
     element_s = model.element_bytes / gpu.memory_bytes_per_s / tensor_parallel
     flop_s = 1.0 / gpu.peak_flop_per_s(model.dtype) / tensor_parallel
     if point.op == "dense":
-        token_s = model.dense_flop_per_token / model.num_layers * flop_s
+        parts = [part for part in model.parts if part.name not in ("head", "experts")]
+        weights_s = sum(part.num_bytes for part in parts) / gpu.memory_bytes_per_s / tensor_parallel
+        token_s = sum(2 * part.num_weights for part in parts) * flop_s
         what = f"a layer outside attention, {point.tokens:,} tokens"
-        return what, max(model.layer_weights * element_s, token_s * point.tokens)
+        return what, max(weights_s, token_s * point.tokens) / model.num_layers
     if point.op == "logits":
         head_s = model.hidden_size * model.vocab_size * element_s
         what = f"LM head and sampling, {point.num_logits:,} rows"

@@ -7,6 +7,7 @@ import pytest
 
 from cbsim.base.errors import CalibrationError
 from cbsim.lab.calibrate.layers import LayerTimings
+from cbsim.specs import ModelSpec
 from tests.specs.test_specs import load_gpu, load_model
 
 DENSE = """layer,tokens,time_us
@@ -125,16 +126,44 @@ def test_a_head_among_the_dense_ops_counts_by_rows(tmp_path):
 
 
 def test_all_reduces_that_were_not_timed_are_estimated(tmp_path):
-    """Ring: 2 (n - 1) / n of 8 x 4096 bf16 numbers over what PCIe measures, 15 GB/s, twice a layer."""
+    """Ring: 2 (n - 1) / n of 8 x 4096 bf16 numbers over what PCIe measures, 15 GB/s and 8.7 us, twice in each
+    of 32 layers and once for the embedding.
+    """
     two = replace(timings(tmp_path), tensor_parallel=2)
-    one = [point.t_median_s for point in timings(tmp_path).points() if point.op == "dense"]
-    both = [point.t_median_s for point in two.points() if point.op == "dense"]
-    assert both[1] - one[1] == pytest.approx(2 * (1e-5 + 8 * 4096 * 2 / 15e9))
+    seconds = {point.tokens: point.t_median_s for point in two.points() if point.op == "collectives"}
+    assert seconds[8] == pytest.approx(65 / 32 * (8.7e-6 + 8 * 4096 * 2 / 15e9))
     assert "all-reduces of 2 GPUs were not timed" in two.meta("x", date(2026, 1, 2)).assumptions[0]
     timed = {"dense": DENSE + "all_reduce,1,12\nall_reduce,8,13\n"}
     assert (
         replace(timings(tmp_path, **timed), tensor_parallel=2).meta("x", date(2026, 1, 2)).assumptions == []
     )
+
+
+def test_experts_and_collectives_are_points_of_their_own(tmp_path):
+    """Experts in three of four layers; an all-reduce twice a layer, an all-to-all once."""
+    model = ModelSpec.model_validate(
+        {
+            **load_model("llama-3-8b").model_dump(),
+            "num_layers": 4,
+            "experts": {
+                "num_experts": 8,
+                "num_experts_per_token": 2,
+                "intermediate_size": 14_336,
+                "num_layers": 3,
+            },
+        }
+    )
+    dense = DENSE + "all_reduce,1,10\nall_reduce,8,20\nAllToAll-dispatch,1,1\nAllToAll-dispatch,8,2\n"
+    with pytest.raises(CalibrationError, match="no routed experts in it; --op NAME=experts"):
+        replace(timings(tmp_path, dense=dense), model=model).points()
+    dense += "block_sparse,1,400\nblock_sparse,8,800\n"
+    own = replace(
+        timings(tmp_path, dense=dense), model=model, tensor_parallel=2, ops={"block_sparse": "experts"}
+    )
+    seconds = {(point.op, point.tokens): point.t_median_s for point in own.points()}
+    assert seconds["experts", 8] == pytest.approx(0.75 * 800e-6)
+    assert seconds["collectives", 8] == pytest.approx(2 * 20e-6 + 2e-6)
+    assert "once a layer with experts: block_sparse" in own.meta("x", date(2026, 1, 2)).warnings[0]
 
 
 def test_timings_that_can_not_be_are_told(tmp_path):
