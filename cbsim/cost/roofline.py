@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
+from cbsim.base.units import GIGA, format_seconds
 from cbsim.config.section import ComponentConfig
 from cbsim.cost.collectives import Link, step_traffic
 from cbsim.cost.cost_model import CostModel
@@ -16,15 +18,37 @@ from cbsim.cost.elementwise import larger
 from cbsim.cost.experts import num_touched, tokens_of_busiest_gpu
 from cbsim.cost.interpolation import by_count
 from cbsim.cost.step_columns import Floats, Ints, StepColumns, context_in_window, window_pairs
-from cbsim.specs import ModelSpec
+from cbsim.specs import GpuSpec, ModelSpec
 from cbsim.specs.precision import BYTES_PER_ELEMENT, compute_dtype
+
+
+class Seen(NamedTuple):
+    """How far rooflines were off measured profiles, percent of a step's time."""
+
+    gpus: str
+    median_pct: int
+    p90_pct: int
+
+
+SEEN = {
+    True: Seen("a100-80g, b200, gb200, h100, h200", 0, 0),
+    False: Seen("l40s", 0, 0),
+}
+"""For GPUs that NVLink or its like joins, and others; `python -m calibration.roofline_errors` finds it."""
+MODULE_LINK_GB_S = 100.0
+"""Links of PCIe are slower."""
+
+
+def is_module(gpu: GpuSpec) -> bool:
+    """Whether more than PCIe joins such GPUs."""
+    return gpu.link_gb_s > MODULE_LINK_GB_S
 
 
 class RooflineConfig(ComponentConfig):
     """What share of its data sheet a GPU reaches, and what a step costs besides.
 
-    The two efficiencies are those nearest the measured profiles of `calibration/profiles` (7 % off at the
-    median, 22 % at p90); they stand for launch times too.
+    The two efficiencies are those nearest the first measured profiles of `calibration/profiles`; they stand
+    for launch times too. How far the roofline is off all of them, see `SEEN`.
     """
 
     memory_efficiency: float = Field(default=0.65, gt=0, le=1)
@@ -208,6 +232,21 @@ class RooflineCost(CostModel):
         computed_s = 2 * weights * products / self._flop_per_s(dtype)
         seconds: Floats = model.num_expert_layers * np.maximum(moved / bytes_per_s, computed_s)
         return seconds
+
+    def notes(self, steps: Mapping[str, NDArray[Any]] | None = None) -> list[str]:
+        """That costs are an estimate, how far off others were, and what collectives are taken to cost."""
+        seen, link = SEEN[is_module(self.gpu)], Link.of(self.gpu, self.config.all_reduce_latency_s)
+        sentences = [
+            f"costs are estimated by a roofline, nothing was measured: on {seen.gpus} the time of a step was "
+            f"{seen.median_pct} % off measured profiles at the median, {seen.p90_pct} % at p90"
+        ]
+        if self.parallel.num_gpus > 1:
+            whose = "its data sheet" if self.gpu.measured_link_gb_s is None else "measured all-reduces"
+            sentences.append(
+                f"collectives of {self.parallel.num_gpus} GPUs are estimated by a link of "
+                f"{link.bytes_per_s / GIGA:g} GB/s ({whose}) and {format_seconds(link.latency_s)} each"
+            )
+        return sentences
 
     def host_s(self, step_s: Floats, num_requests: Ints, columns_of: Callable[[Ints], StepColumns]) -> Floats:
         """Seconds that the host adds to steps of `num_requests` requests."""

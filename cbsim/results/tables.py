@@ -245,7 +245,7 @@ def _ends(log: RunLog, *under_way: str) -> Any:
 
 def steps_table(log: RunLog) -> ArrowTable:
     """One row a step in order of (start, replica)."""
-    further = (*SLICE_STEPS, *DRAFT_STEPS, *WINDOW_STEPS)
+    further = (*(() if log.slices is None else SLICE_STEPS), *DRAFT_STEPS, *WINDOW_STEPS)
     return _table((*STEPS, *(field for field in further if field.name in log.steps)), log.steps)
 
 

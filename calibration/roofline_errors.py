@@ -1,0 +1,104 @@
+"""How far rooflines are from the profiles that were measured, by kind of GPU and of model.
+
+    python -m calibration.roofline_errors
+
+Steps of three kinds are priced by each profile of `calibration/profiles` and by a roofline of the same model
+and GPUs, without the host: decodes alone, a prompt's chunk alone, and both together. What it prints for each
+kind of GPU stands in `cbsim/cost/roofline.py`, where a run's notes take it from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+
+from cbsim.base.paths import data_folder
+from cbsim.cost.costfile import CostFile, model_shape, read_cost_file
+from cbsim.cost.profile import ProfileConfig, ProfileCost
+from cbsim.cost.roofline import RooflineConfig, RooflineCost, is_module
+from cbsim.cost.step_columns import Floats, StepColumns, StepShape
+from cbsim.lab.calibrate.accuracy import Errors
+from cbsim.lab.calibrate.named_spec import load_gpu, load_model
+from cbsim.specs import GpuSpec, ModelSpec, ParallelSpec
+from cbsim.specs.precision import WeightDtype
+
+DECODES = (1, 4, 16, 64, 128, 256)
+CONTEXTS = (256, 1024, 4096, 16_384)
+CHUNKS = (128, 512, 2048, 8192)
+
+
+def steps(model: ModelSpec) -> StepColumns:
+    """The steps that are priced: 6 x 4 of decodes, 4 of a chunk, 6 x 4 of a chunk of 512 and decodes."""
+    window = model.window or max(CONTEXTS)
+
+    def shape(num_decodes: int, context: int, tokens: int) -> StepShape:
+        chunks = ((tokens, 0),) if tokens else ()
+        windowed = num_decodes * min(context, window)
+        longest = context if num_decodes else 0
+        return StepShape(chunks, len(chunks), num_decodes, num_decodes * context, longest, windowed)
+
+    return StepColumns.from_shapes(
+        [
+            *(shape(n, context, 0) for n in DECODES for context in CONTEXTS),
+            *(shape(0, 0, tokens) for tokens in CHUNKS),
+            *(shape(n, context, 512) for n in DECODES for context in CONTEXTS),
+        ]
+    )
+
+
+def profiles() -> Iterator[tuple[str, CostFile]]:
+    """All that are shipped, by name."""
+    folder = data_folder("calibration") / "profiles"
+    for path in sorted(folder.glob("*/*/cost.json")):
+        yield path.parent.relative_to(folder).as_posix(), read_cost_file(Path(path))
+
+
+def seconds_of(name: str, file: CostFile) -> tuple[Floats, Floats, GpuSpec]:
+    """What the roofline says of the steps, and what the profile does."""
+    gpu = load_gpu(name.split("/", maxsplit=1)[0])
+    model = model_of(file)
+    parallel = ParallelSpec(tensor=file.tensor_parallel, expert=file.expert_parallel, data=file.data_parallel)
+    profile = ProfileCost(ProfileConfig(type="profile", profile=name, host="none"), model, gpu, parallel)
+    roofline = RooflineCost(RooflineConfig(type="roofline"), model, gpu, parallel)
+    columns = steps(model)
+    return roofline.steps_s(columns), profile.steps_s(columns), gpu
+
+
+def model_of(file: CostFile) -> ModelSpec:
+    """The model that was measured, its weights in the dtype that they had."""
+    for dtype in (None, *get_args(WeightDtype)):
+        model = load_model(str(file.model["name"]), weight_dtype=dtype)
+        if model_shape(model) == file.model:
+            return model
+    raise ValueError(f"no dtype of weights makes {file.model['name']} the model that was measured")
+
+
+def errors_by_kind() -> dict[bool, tuple[list[str], Errors]]:
+    """For modules and for cards: which GPUs were measured, and how far rooflines are off."""
+    found: dict[bool, list[tuple[str, Floats, Floats]]] = {}
+    for name, file in profiles():
+        roofline_s, profile_s, gpu = seconds_of(name, file)
+        found.setdefault(is_module(gpu), []).append((gpu.name, roofline_s, profile_s))
+    return {
+        kind: (
+            sorted({name for name, *_ in several}),
+            Errors.of(np.concatenate([r for _, r, _ in several]), np.concatenate([p for *_, p in several])),
+        )
+        for kind, several in found.items()
+    }
+
+
+def main() -> None:
+    """Print the errors of each profile, then those of each kind."""
+    for name, file in profiles():
+        roofline_s, profile_s, _ = seconds_of(name, file)
+        print(f"{name:32}", *(f"{cell:>8}" for cell in Errors.of(roofline_s, profile_s).cells))
+    for kind, (gpus, errors) in errors_by_kind().items():
+        print("modules" if kind else "cards", ", ".join(gpus), *errors.cells)
+
+
+if __name__ == "__main__":
+    main()
