@@ -91,6 +91,11 @@ MAX_RUNS_AS_COLUMNS = 6
 """More runs than these are compared as rows instead of columns."""
 
 
+_HELD = (
+    SummaryFigure(f"kv_cache_tokens.{DEFAULT_POOL}", "KV cache (tokens)"),
+    SummaryFigure("longest_context_tokens", "longest context (tokens)"),
+    SummaryFigure("longest_request_tokens", "longest request (tokens)"),
+)
 _SINGLE = (
     SummaryFigure("num_requests", "requests"),
     *COMPARED[:2],
@@ -104,9 +109,7 @@ _SINGLE = (
     SummaryFigure("busy_fraction", "busy", format_share),
     *(MFU, MBU, *COMPARED[-3:]),
     SummaryFigure("prefix_hit_rate", "prefix-cache hits", format_share),
-    SummaryFigure(f"kv_cache_tokens.{DEFAULT_POOL}", "KV cache (tokens)"),
-    SummaryFigure("longest_context_tokens", "longest context (tokens)"),
-    SummaryFigure("longest_request_tokens", "longest request (tokens)"),
+    *_HELD,
 )
 _DISTRIBUTIONS = [latency(name) for name in ("queue_s", "ttft_s", "tpot_s", "itl_s", "e2e_s")]
 
@@ -126,6 +129,13 @@ def compare_runs(results: Mapping[str, Result]) -> Table:
     """Runs side by side under their labels, with the notes of all of them."""
     remarks = merged_notes([(label, _remarks(result)) for label, result in results.items()])
     return _comparison({label: flatten(result.summary) for label, result in results.items()}, remarks)
+
+
+def kv_table(results: Mapping[str, Result]) -> Table:
+    """What a replica's KV cache holds in each run, beside the longest context and the longest request."""
+    figures = {label: flatten(result.summary) for label, result in results.items()}
+    rows = tuple((label, *(each.show(row.get(each.key)) for each in _HELD)) for label, row in figures.items())
+    return Table(("run", *(each.title for each in _HELD)), rows)
 
 
 def compare_points(table: pd.DataFrame) -> Table:

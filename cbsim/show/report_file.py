@@ -28,6 +28,7 @@ from cbsim.show.reader_tables import (
     SummaryFigure,
     compare_runs,
     difference_table,
+    kv_table,
     latency,
     run_labels,
 )
@@ -126,6 +127,7 @@ def run_chapter(results: Mapping[str, Result], title: str) -> Chapter:
         differences = difference_table(comparison, *results)
         tables.append(HtmlTable.of_text("Differences, paired by request", differences))
         warnings += [note for note in differences.notes if note not in warnings]
+    tables.append(HtmlTable.of_text("What the KV cache of a replica holds", kv_table(results)))
     tables.append(_interval_table(results))
     and_how_many = f", and how many meet {describe_slo(limits)}" if limits else ""
     return Chapter(

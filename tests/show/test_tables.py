@@ -7,6 +7,7 @@ from cbsim.show.reader_tables import (
     MAX_RUNS_AS_COLUMNS,
     compare_points,
     compare_runs,
+    kv_table,
     point_labels,
     run_tables,
 )
@@ -69,6 +70,12 @@ def test_an_empty_run_shows_dashes():
     assert row(figures, "throughput (req/s)") == ("-",)
     assert row(latencies, "TTFT (s)") == ("-",) * 6
     assert row(compare_runs({"none": make_result(empty_log())}), "TTFT p50 (s)") == ("-",)
+
+
+def test_what_the_kv_cache_holds_beside_the_longest_context_and_request():
+    table = kv_table({"one": make_result(paper_log()), "none": make_result(empty_log())})
+    # Nobody told how many tokens fit; the model was made for 64, the rejected request has 106.
+    assert table.rows == (("one", "-", "64", "106"), ("none", "-", "64", "-"))
 
 
 def test_points_are_named_by_what_is_swept():
