@@ -59,7 +59,7 @@ def test_host_time_by_hand():
 
 
 def test_tensor_parallel_by_hand():
-    """Four GPUs hold a quarter each; 161 all-reduces move 2 x 3/4 of the hidden states at 356 GB/s.
+    """Four GPUs hold a quarter each; 161 all-reduces move 2 x 3/4 of the hidden states at 356 GB/s."""
     config = {"memory_efficiency": 1.0, "compute_efficiency": 1.0, "all_reduce_latency_s": 0.0}
     cost = make("llama-3-70b", tensor_parallel=4, **config)
     dense_s = 4096 * cost.model.dense_flop_per_token / 4 / 989.4e12
