@@ -257,6 +257,7 @@ def _names(code: CodeType) -> Iterator[str]:
             yield from _names(constant)
 
 
+@cache
 def _text_of(code: CodeType) -> str:
     """What a function does, without where it stands."""
     constants = [_text_of(c) if isinstance(c, CodeType) else repr(c) for c in code.co_consts]
@@ -270,6 +271,7 @@ def _translator() -> bytes:
     return hashlib.sha256(b"".join((folder / name).read_bytes() for name in TRANSLATED_BY)).digest()
 
 
+@cache
 def _version(package: str) -> str:
     try:
         return metadata.version(package)

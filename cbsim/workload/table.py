@@ -69,10 +69,11 @@ class Block(NamedTuple):
     first_line: int
     data: bytes
 
-    def lines(self) -> list[tuple[int, bytes]]:
+    def lines(self) -> Iterator[tuple[int, bytes]]:
         """The lines that aren't blank, each with its number in the file."""
-        split = self.data.split(b"\n")
-        return [(self.first_line + i, line) for i, line in enumerate(split) if line.rstrip(b"\r")]
+        for number, line in enumerate(self.data.split(b"\n"), self.first_line):
+            if line.rstrip(b"\r"):
+                yield number, line
 
 
 class TableChunk(NamedTuple):
@@ -103,9 +104,9 @@ def open_table(path: Path, mistakes: Mistakes) -> Table | None:
         return _open_parquet(path, mistakes)
     blocks = _read_blocks(path, mistakes)
     for block in blocks:
-        if not (lines := block.lines()):
+        if (first := next(block.lines(), None)) is None:
             continue
-        line, text = lines[0]
+        line, text = first
         if text.lstrip().startswith(b"{"):
             return _jsonl_table(line, text, chain([block], blocks), mistakes)
         if text.lstrip().startswith(b"["):
