@@ -28,8 +28,10 @@ TABLES: dict[str, np.dtype[Any]] = {
 """The tables of a `Log`."""
 
 
-SPOOLED_BYTES = 64 * MIB
-"""Bytes of rows held in memory; beyond that all go to a file, so that memory does not grow with the run."""
+FRESH_BYTES = 16 * MIB
+"""Bytes of rows held as they were written; beyond that each column is held in as few bytes as it needs."""
+HELD_BYTES = 48 * MIB
+"""Bytes of those columns; beyond that all go to a file, so that memory does not grow with the run."""
 
 
 class Record:
@@ -39,10 +41,11 @@ class Record:
     """
 
     def __init__(self) -> None:
-        self._pieces: dict[tuple[str, str], list[Array | Stored]] = {
-            (table, name): [] for table, dtype in TABLES.items() for name in dtype.names or ()
-        }
-        self._held_bytes = 0
+        names = [(table, name) for table, dtype in TABLES.items() for name in dtype.names or ()]
+        self._pieces: dict[tuple[str, str], list[Array | Constant | Stored]] = {each: [] for each in names}
+        self._fresh: dict[tuple[str, str], list[Array]] = {each: [] for each in names}
+        """What came after those pieces."""
+        self._fresh_bytes = self._held_bytes = 0
         self._file: BinaryIO | None = None
 
     def take(self, log: Log) -> None:
@@ -57,27 +60,29 @@ class Record:
                 lengths[table] = 0
             else:
                 setattr(lengths, table, 0)
-        if self._held_bytes > SPOOLED_BYTES:
+        if self._fresh_bytes > FRESH_BYTES:
+            self._narrow()
+        if self._held_bytes > HELD_BYTES:
             self._spool()
 
     def add(self, table: str, rows: Array) -> None:
         """Further rows of a table."""
-        self._held_bytes += rows.nbytes
+        self._fresh_bytes += rows.nbytes
         for name in TABLES[table].names or ():
-            self._pieces[table, name].append(rows[name].copy())
+            self._fresh[table, name].append(rows[name].copy())
 
     def num_rows(self, table: str) -> int:
         """How many rows were taken."""
-        return sum(map(len, self._pieces[table, (TABLES[table].names or ())[0]]))
+        return sum(map(len, self._all(table, (TABLES[table].names or ())[0])))
 
     def pieces(self, table: str, *names: str) -> Iterator[tuple[Array, ...]]:
         """Some columns of a table, many rows at a time."""
-        for several in zip(*(self._pieces[table, name] for name in names), strict=True):
+        for several in zip(*(self._all(table, name) for name in names), strict=True):
             yield tuple(self._loaded(piece) for piece in several)
 
     def column(self, table: str, name: str) -> Array:
         """A column of a table, as it was written: integers of 32 bits where the log has those."""
-        pieces = [self._loaded(piece) for piece in self._pieces[table, name]]
+        pieces = [self._loaded(piece) for piece in self._all(table, name)]
         if len(pieces) == 1 and pieces[0].dtype == TABLES[table][name]:
             return pieces[0]
         return np.concatenate([np.empty(0, TABLES[table][name]), *pieces], dtype=TABLES[table][name])
@@ -86,50 +91,72 @@ class Record:
         """All columns of a table."""
         return {name: self.column(table, name) for name in TABLES[table].names or ()}
 
+    def _all(self, table: str, name: str) -> list[Array | Constant | Stored]:
+        return [*self._pieces[table, name], *self._fresh[table, name]]
+
+    def _narrow(self) -> None:
+        """Hold what came last in as few bytes as it needs."""
+        for each, fresh in self._fresh.items():
+            if fresh:
+                narrow = _narrowed(fresh)
+                self._pieces[each].append(narrow)
+                self._held_bytes += 0 if isinstance(narrow, Constant) else narrow.nbytes
+                fresh.clear()
+        self._fresh_bytes = 0
+
     def _spool(self) -> None:
-        """Write all rows held to the file, each column in as few bytes as it needs."""
+        """Write to the file what is held."""
         if self._file is None:
             self._file = tempfile.TemporaryFile(prefix="cbsim-")  # noqa: SIM115 - lives as long as this
         for pieces in self._pieces.values():
-            held = [piece for piece in pieces if isinstance(piece, np.ndarray)]
-            if held:
-                pieces[len(pieces) - len(held) :] = [_stored(self._file, held)]
+            for place, piece in enumerate(pieces):
+                if isinstance(piece, np.ndarray):
+                    pieces[place] = Stored(len(piece), piece.dtype, self._file.seek(0, 2))
+                    self._file.write(piece.data)
         self._held_bytes = 0
 
-    def _loaded(self, piece: Array | Stored) -> Array:
+    def _loaded(self, piece: Array | Constant | Stored) -> Array:
         if isinstance(piece, np.ndarray):
             return piece
-        if piece.offset is None:
-            return np.full(piece.num_rows, piece.constant)
+        if isinstance(piece, Constant):
+            return np.full(piece.num_rows, piece.value)
         assert self._file is not None
         self._file.seek(piece.offset)
         return np.frombuffer(self._file.read(piece.num_rows * piece.dtype.itemsize), dtype=piece.dtype)
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
-    """Rows of a column in the file at `offset`, or all of them `constant`."""
+class Constant:
+    """Rows of a column that are all `value`."""
 
     num_rows: int
-    dtype: np.dtype[Any]
-    offset: int | None
-    constant: Any = None
+    value: Any
 
     def __len__(self) -> int:
         return self.num_rows
 
 
-def _stored(file: BinaryIO, parts: list[Array]) -> Stored:
-    first, dtype = parts[0][0], parts[0].dtype
-    if all((part == first).all() for part in parts):
-        return Stored(sum(map(len, parts)), dtype, None, first)
-    if dtype.kind == "i":
-        ends = (min(part.min() for part in parts), max(part.max() for part in parts))
-        dtype = np.promote_types(*map(np.min_scalar_type, ends))
-    rows = np.concatenate(parts, dtype=dtype, casting="unsafe")
-    offset = file.seek(0, 2)
-    file.write(rows.data)
-    return Stored(len(rows), dtype, offset)
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """Rows of a column in the file at `offset`."""
+
+    num_rows: int
+    dtype: np.dtype[Any]
+    offset: int
+
+    def __len__(self) -> int:
+        return self.num_rows
+
+
+def _narrowed(parts: list[Array]) -> Array | Constant:
+    """Rows of a column in as few bytes as they need."""
+    rows = np.concatenate(parts)
+    ends = (rows.min(), rows.max())
+    if ends[0] == ends[1]:
+        return Constant(len(rows), ends[0])
+    if rows.dtype.kind == "i":
+        rows = rows.astype(np.promote_types(*map(np.min_scalar_type, ends)))
+    return rows
 
 
 class StepColumns(Mapping[str, Array]):
