@@ -162,7 +162,8 @@ def next_under_way(self: Any) -> None:
 
 def place_of(self: Any, number: int) -> int:
     """Place in the ring `Replica.under_way` of the step that is `number` steps after the first under way."""
-    return (self.own.first_under_way + number) % len(self.under_way)
+    place, size = self.own.first_under_way + number, len(self.under_way)
+    return place - size if place >= size else place
 
 
 def plan(self: Any, step: Any, place: int, now: float) -> None:
