@@ -103,10 +103,10 @@ def config_record(numbers: Numbers) -> Any:
     return record(np.dtype([*layout.CONFIG.descr, *own]), numbers)
 
 
-def new_requests(num_requests: int) -> Array:
-    """Records of requests that have not arrived yet."""
+def new_requests(num_requests: int, first: int = 0) -> Array:
+    """Records of requests that have not arrived yet, from row `first` on."""
     requests = np.zeros(num_requests, layout.REQUEST)
-    requests["index"] = np.arange(num_requests)
+    requests["index"] = np.arange(first, first + num_requests)
     requests["state"] = layout.WAITING
     requests["deadline_s"] = np.inf
     for name in ("first_scheduled_at_s", "first_token_at_s", "last_token_at_s", "max_itl_s"):

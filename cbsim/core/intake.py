@@ -40,18 +40,17 @@ def take_in(
     chances: Sequence[float] = (),
 ) -> Intake:
     """Records of all requests that arrive before `until_s`, seconds; `chances` as for `Lists`."""
-    kept = []
-    for batch in batches:
-        num_before = int(np.searchsorted(batch.arrival_s, until_s))
-        kept.append(batch if num_before == len(batch) else batch.part(0, num_before))
-        if num_before < len(batch):
-            break
-    requests = new_requests(sum(map(len, kept)))
     users, affinities, chains, lists = Numbering(), Numbering(), Chains(), Lists(chances)
-    extras = new_extras(len(requests)) if with_extras else None
-    first = 0
-    for batch in kept:
-        rows = requests[first : first + len(batch)]
+    requests, end = new_requests(0), 0
+    extras: list[Array] = []
+    named = []
+    for batch in _until(batches, until_s):
+        first, end = end, end + len(batch)
+        if end > len(requests):
+            # In place where memory allows: copies of a million requests take 200 MB.
+            requests.resize(max(end, len(requests) * 9 // 8), refcheck=False)
+        rows = requests[first:end]
+        rows[:] = new_requests(len(batch), first)
         rows["arrival_s"] = batch.arrival_s
         rows["num_prompt_tokens"] = rows["prefill_until"] = batch.num_prompt_tokens
         rows["num_output_tokens"] = rows["job_length"] = batch.num_output_tokens
@@ -69,19 +68,31 @@ def take_in(
                 row["first_link"], row["end_link"] = chains.add(
                     name, prompt, int(row["num_prompt_tokens"]), int(row["num_output_tokens"])
                 )
-        if extras is not None and batch.extra is not None:
-            for row, given in zip(extras[first : first + len(batch)], batch.extra, strict=True):
+        if with_extras:
+            extras.append(new_extras(len(batch)))
+            for row, given in zip(extras[-1], batch.extra or (), strict=batch.extra is not None):
                 for name, value in lists.numbers(given or {}).items():
                     row[name] = value
-        first += len(batch)
-    named = [batch.named_by for batch in kept]
+        named.append(batch.named_by)
+    requests.resize(end, refcheck=False)
 
     def names() -> NDArray[np.object_]:
         made = [name for column in named for name in names_by(column)]
         return np.array(made, dtype=object)
 
     segments = chains.rows() if with_segments else None
-    return Intake(requests, names, segments, extras, np.array(lists.values or [0.0]))
+    brought = np.concatenate([new_extras(0), *extras]) if with_extras else None
+    return Intake(requests, names, segments, brought, np.array(lists.values or [0.0]))
+
+
+def _until(batches: Iterable[RequestBatch], until_s: float) -> Iterator[RequestBatch]:
+    """The batches with the requests that arrive before an instant, seconds."""
+    for batch in batches:
+        num_before = int(np.searchsorted(batch.arrival_s, until_s))
+        if num_before < len(batch):
+            yield batch.part(0, num_before)
+            return
+        yield batch
 
 
 class Lists:

@@ -28,9 +28,9 @@ TABLES: dict[str, np.dtype[Any]] = {
 """The tables of a `Log`."""
 
 
-FRESH_BYTES = 16 * MIB
+FRESH_BYTES = 8 * MIB
 """Bytes of rows held as they were written; beyond that each column is held in as few bytes as it needs."""
-HELD_BYTES = 48 * MIB
+HELD_BYTES = 40 * MIB
 """Bytes of those columns; beyond that all go to a file, so that memory does not grow with the run."""
 
 
