@@ -157,8 +157,6 @@ def log_notes(experiment: Experiment, log: RunLog) -> list[str]:
     notes += [f"{experiment.model.name}: not modelled: {each}" for each in experiment.model.not_modelled]
     if (shortfall := experiment.kv_capacity.shortfall) is not None:
         notes.append(shortfall)
-    if any(group.window for group in experiment.kv_cache.layer_groups(experiment.model)):
-        notes.append("steps are priced as if the attention of sliding layers reached back to the first token")
     if isinstance(experiment.scheduler, VllmConfig) and experiment.scheduler.entry is not None:
         taken, cache = experiment.scheduler, experiment.kv_cache
         entry = "vllm serve" if taken.entry == "server" else "class LLM"
