@@ -214,9 +214,10 @@ def preview(experiment: Experiment) -> str:
     schedulers, models, gpus, costs, tokens, longest = (
         " and ".join(dict.fromkeys(names)) for names in zip(*parts, strict=True)
     )
+    each = " a rank" if experiment.parallel.data > 1 else ""
     return (
         f"{over}{requests or 'unknown number of'} requests, {schedulers}, {models} on {gpus}, {costs} costs, "
-        f"KV cache of {tokens} tokens for a longest context of {longest}"
+        f"KV cache of {tokens} tokens{each} for a longest context of {longest}"
     )
 
 
