@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import namedtuple
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -106,7 +107,10 @@ def packed(values: list[Any], dtype: np.dtype[Any]) -> Any:
     """Objects of `record_class(dtype)` as an array of records: the inverse of `plain`."""
     names = dtype.names
     assert names is not None
-    return np.array([tuple(getattr(value, name) for name in names) for value in values], dtype=dtype)
+    fields_of = attrgetter(*names)
+    if len(names) == 1:
+        return np.array([(fields_of(value),) for value in values], dtype=dtype)
+    return np.array(list(map(fields_of, values)), dtype=dtype)
 
 
 @cache

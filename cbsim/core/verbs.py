@@ -49,8 +49,9 @@ def num_wanted(request: Any) -> int:
     num_at_least = request.num_computed_tokens + 2 - in_flight
     if in_flight and num_at_least >= request.num_prompt_tokens + request.num_output_tokens:
         return 0
+    num_left = num_known_tokens(request) + in_flight + request.num_drafts - request.num_computed_tokens
     # Less than none if drafts are in flight whose results alone tell what comes next.
-    return max(0, num_known_tokens(request) + in_flight + request.num_drafts - request.num_computed_tokens)
+    return num_left if num_left > 0 else 0
 
 
 def schedule(self: Any, step: Any, request: Any, num_tokens: int) -> None:
@@ -58,43 +59,48 @@ def schedule(self: Any, step: Any, request: Any, num_tokens: int) -> None:
 
     Tokens beyond those known or in flight are drafts, which the step verifies.
     """
-    config, computed = self.config, request.num_computed_tokens
-    num_known = num_known_tokens(request) + request.num_in_flight_tokens
-    num_left = num_known + request.num_drafts - computed
-    if num_tokens <= 0 or num_tokens > num_left or num_tokens + config.num_extra_slots > step.budget:
+    config, in_flight = self.config, request.num_in_flight_tokens
+    computed, num_known = request.num_computed_tokens, num_known_tokens(request) + in_flight
+    end, num_to_come = computed + num_tokens, 2 if in_flight else 1
+    if (
+        num_tokens <= 0
+        or end > num_known + request.num_drafts
+        or num_tokens + config.num_extra_slots > step.budget
+    ):
+        num_left = num_known + request.num_drafts - computed
         fail(self, SCHEDULED_TOO_MUCH, request, num_tokens, num_left, step.budget)
         # Whoever goes on as long as the budget lasts comes to an end.
         step.budget = 0
         return
+    emits, num_drafts = 1 if end >= num_known else 0, end - num_known if end > num_known else 0
     part = self.slices[step.place][step.num_slices]
     part.request = request.index
     part.num_tokens = num_tokens
     part.num_computed_tokens = computed
     part.num_preemptions = request.num_preemptions
     part.is_prefill = 1 if is_prefilling(request) else 0
-    part.emits = 1 if computed + num_tokens >= num_known else 0
-    part.num_drafts = max(0, computed + num_tokens - num_known)
+    part.emits = emits
+    part.num_drafts = num_drafts
     part.num_accepted = part.num_emitted = part.is_padded = 0
     step.num_slices += 1
     step.budget -= num_tokens + config.num_extra_slots
-    num_to_come = 2 if request.num_in_flight_tokens else 1
     if (
-        computed + num_tokens >= request.num_prompt_tokens
+        end >= request.num_prompt_tokens
         and request.num_generated_tokens + num_to_come < request.num_output_tokens
     ):
         step.skips_drafts = 0
-    request.num_computed_tokens = computed + num_tokens
+    request.num_computed_tokens = end
     request.num_launched_tokens += num_tokens
     request.num_drafts = 0
-    request.samples = part.emits
+    request.samples = emits
     self.own.num_kv_tokens += num_tokens
     request.num_steps_in_flight += 1
-    if part.emits:
+    if emits:
         request.resumes_at_call = self.own.num_calls + config.num_stages
         if config.async_scheduling:
-            request.num_in_flight_tokens += 1 + part.num_drafts
+            request.num_in_flight_tokens = in_flight + 1 + num_drafts
             request.num_drafts = config.num_speculative_tokens
-    publish(self, request, computed + num_tokens)
+    publish(self, request, end)
 
 
 def admit(self: Any, step: Any, request: Any, num_found: int = NOT_LOOKED_UP) -> None:
@@ -258,9 +264,8 @@ def verify(self: Any, part: Any) -> None:
     if part.num_drafts:
         part.num_accepted = num_accepted(self, request, part)
     if request.num_preemptions == part.num_preemptions or not drops_results(self):
-        part.num_emitted = min(
-            part.num_accepted + 1, request.num_output_tokens - request.num_generated_tokens
-        )
+        num_right, num_left = part.num_accepted + 1, request.num_output_tokens - request.num_generated_tokens
+        part.num_emitted = num_right if num_right < num_left else num_left
 
 
 def take_result(self: Any, step: Any, part: Any) -> bool:
