@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable
 from math import inf
 from typing import Any, Literal
 
+import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, ValidationInfo, field_validator
 
@@ -20,15 +22,90 @@ from cbsim.core.waiting_queue import head_of_queue, is_aged, is_less_urgent
 from cbsim.schedulers.admission import admit_waiting as paged_admit_waiting
 from cbsim.schedulers.admission import finds_blocks, first_chunk, num_blocks_missing
 from cbsim.schedulers.admission import try_admit as paged_try_admit
-from cbsim.schedulers.lengths import length_z
-from cbsim.schedulers.orders import OrderConfig, Policy
 from cbsim.schedulers.paged import (
     PagedConfig,
     PagedScheduler,
     choose_among,
 )
-from cbsim.schedulers.scheduler import Means, Numbers, numbers_of
-from cbsim.schedulers.swap import SwapConfig
+from cbsim.schedulers.scheduler import Means, Numbers, SchedulerConfig, numbers_of
+
+Policy = Literal["fcfs", "priority", "sjf", "edf", "fair"]
+
+
+class OrderConfig(SchedulerConfig):
+    """In which order waiting requests are admitted."""
+
+    policy: Policy = "fcfs"
+    """Who is admitted first: by arrival, by `priority` (smaller first), the shortest job, the earliest
+    deadline (`deadline_s` after arrival), or the user who was served the fewest tokens (VTC, OSDI'24)."""
+    length_knowledge: Literal["oracle", "predicted", "prompt_only"] = "oracle"
+    """What `sjf` goes by: the answer's true length (an upper bound that no engine reaches), that length with
+    an error, or the prompt's length."""
+    prediction_error: float | None = Field(default=None, ge=0, validate_default=True)
+    """Relative error of `predicted`: sigma of the lognormal factor between predicted and true length."""
+    aging_s: float | None = Field(default=None, ge=0)
+    """Who has waited longer than this in all, seconds, goes before all that have not, in order of arrival,
+    and is not preempted while one of them runs; null turns it off."""
+
+    @field_validator("length_knowledge")
+    @classmethod
+    def _serves_sjf(cls, value: str, info: ValidationInfo) -> str:
+        policy = info.data.get("policy", "sjf")
+        if value != cls.model_fields["length_knowledge"].default and policy != "sjf":
+            raise ValueError(f"got '{value}', which means nothing with policy: {policy}; set policy: sjf")
+        return value
+
+    @field_validator("prediction_error")
+    @classmethod
+    def _serves_prediction(cls, value: float | None, info: ValidationInfo) -> float | None:
+        if "length_knowledge" not in info.data:
+            return value
+        is_predicted = info.data["length_knowledge"] == "predicted"
+        if value is not None and not is_predicted:
+            raise ValueError(f"got {value:g}, which means nothing without length_knowledge: predicted")
+        if value is None and is_predicted:
+            raise ValueError("missing; length_knowledge: predicted needs it, for example 0.5")
+        return value
+
+
+class SwapConfig(SchedulerConfig):
+    """What becomes of a preempted request's KV."""
+
+    preemption: Literal["recompute", "swap", "cheaper"] = "recompute"
+    """What happens to a victim's KV: it is computed again later, moved to host memory and back, or whichever
+    takes less time by the cost model."""
+    swap_space_gib: float = Field(default=4.0, gt=0)
+    """Host memory of a replica for swapped KV blocks, GiB; when it is full, victims are recomputed."""
+    swap_bandwidth_gb_s: float | None = Field(default=None, gt=0)
+    """Bandwidth between the GPUs of a replica and host memory, one way, GB/s (1e9 bytes a second); null takes
+    the GPU's `host_link_gb_s`."""
+    swap_latency_s: float = Field(default=1e-5, ge=0)
+    """Seconds before a request's blocks begin to move, each way."""
+
+    @field_validator("swap_space_gib", "swap_bandwidth_gb_s", "swap_latency_s")
+    @classmethod
+    def _serves_swap(cls, value: float | None, info: ValidationInfo) -> float | None:
+        default = cls.model_fields[str(info.field_name)].default
+        if value != default and info.data.get("preemption") == "recompute":
+            raise ValueError(
+                f"got {value:g}, which means nothing with preemption: recompute; expected swap or cheaper"
+            )
+        return value
+
+
+LENGTH_STREAM = 0x6C656E67
+"""Spawn key of the random streams of predicted lengths."""
+
+
+def length_z(seed: int, request_id: str) -> float:
+    """A standard normal number of a request's own, whatever was drawn before.
+
+    A predicted length is the true one times `exp(error * z)`: z comes from a stream keyed by the seed and the
+    request's id, so that a prediction depends on nothing that the scheduler did before.
+    """
+    digest = hashlib.blake2b(request_id.encode(), digest_size=16).digest()
+    key = (LENGTH_STREAM, int.from_bytes(digest, "little"))
+    return float(np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key)).standard_normal())
 
 
 class PreemptiveConfig(SwapConfig, OrderConfig, PagedConfig):

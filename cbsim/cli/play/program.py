@@ -67,7 +67,7 @@ class Program:
         self._keys: dict[str, Callable[[], None]] = {
             **dict.fromkeys(_STEP_KEYS, self._step),
             **dict.fromkeys(_UNDO_KEYS, self._undo),
-            "r": self._toggle_run,
+            "r": lambda: self._go("paused" if self._mode == "running" else "running"),
             "f": partial(self._go, "racing"),
             **dict.fromkeys("+=", partial(self._change_pace, 1)),
             "-": partial(self._change_pace, -1),
@@ -78,7 +78,7 @@ class Program:
             "R": self._restart,
             "w": self._ask_name,
             **dict.fromkeys("?h", self._help),
-            **dict.fromkeys(("q", "ctrl-c", "ctrl-d"), self._quit),
+            **dict.fromkeys(("q", "ctrl-c", "ctrl-d"), partial(setattr, self, "is_done", True)),
         }
 
     @property
@@ -170,9 +170,6 @@ class Program:
     def _go(self, mode: Mode) -> None:
         self._mode = mode
 
-    def _toggle_run(self) -> None:
-        self._go("paused" if self._mode == "running" else "running")
-
     def _change_pace(self, num_up: int) -> None:
         self._pace = min(max(self._pace + num_up, 0), len(PACES) - 1)
         self._say(f"{PACES[self._pace]} steps a second")
@@ -184,9 +181,6 @@ class Program:
 
     def _help(self) -> None:
         self._mode, self._status.shows_help = "paused", True
-
-    def _quit(self) -> None:
-        self.is_done = True
 
     def _ask(self, question: str, answer: Callable[[str], None], default: str = "") -> None:
         self._mode = "paused"

@@ -114,23 +114,18 @@ def _make_runner(
 
 
 def _check(experiment: Experiment, time_scale: float) -> None:
-    replicas, problems = experiment.replicas, []
-    if replicas.count != 1:
-        problems.append(f"replicas.count: got {replicas.count}; a live run has one replica")
-    if experiment.num_gpus != 1:
-        key = "replicas.tensor_parallel" if replicas.tensor_parallel > 1 else "parallel"
-        problems.append(f"{key}: got {experiment.num_gpus}; a live run has one device")
-    if experiment.scheduler.drafting is not None:
-        problems.append("scheduler.speculative: got a drafter; a live run has none")
-    if experiment.scheduler.has_connector:
-        problems.append("scheduler.connector: got one; a live run has its own KV cache alone")
-    if experiment.kv_cache.layer_groups(experiment.model):
-        problems.append("kv_cache.groups: got several; layers of a live run share one KV cache")
-    if experiment.stop_at_s is not None:
-        problems.append("stop_at_s: a live run goes on until every request has ended")
-    if not time_scale > 0:
-        problems.append(f"time_scale: got {time_scale}; allowed: more than 0")
-    if problems:
+    replicas, scheduler, groups = experiment.replicas, experiment.scheduler, experiment.kv_cache.layer_groups
+    parallel = "replicas.tensor_parallel" if replicas.tensor_parallel > 1 else "parallel"
+    checks = {
+        f"replicas.count: got {replicas.count}; a live run has one replica": replicas.count == 1,
+        f"{parallel}: got {experiment.num_gpus}; a live run has one device": experiment.num_gpus == 1,
+        "scheduler.speculative: got a drafter; a live run has none": scheduler.drafting is None,
+        "scheduler.connector: got one; a live run has its own KV cache alone": not scheduler.has_connector,
+        "kv_cache.groups: got several; layers of a live run share one KV cache": not groups(experiment.model),
+        "stop_at_s: a live run goes on until every request has ended": experiment.stop_at_s is None,
+        f"time_scale: got {time_scale}; allowed: more than 0": time_scale > 0,
+    }
+    if problems := [told for told, is_right in checks.items() if not is_right]:
         raise ConfigError(*problems)
 
 
