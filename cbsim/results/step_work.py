@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from cbsim.cost.experts import num_touched
-from cbsim.results.run_log import WINDOW_STEP_COLUMNS
-from cbsim.specs import ModelSpec
+from cbsim.results.run_log import WINDOW_STEP_COLUMNS, Column
+from cbsim.specs import GpuSpec, ModelSpec
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from cbsim.results.result import Result
 
 COLUMNS = (
     "num_prefill_tokens",
@@ -88,3 +90,33 @@ class StepWork(NamedTuple):
 
 
 NO_WORK = StepWork(0, 0, 0, 0, 0, 0, 0, 0.0)
+
+
+def has_utilization(result: Result) -> bool:
+    """Whether the run says enough of its steps and of what it ran on."""
+    return {*result.steps.columns} >= {*COLUMNS} and "gpu" in result.config
+
+
+def step_mfu(result: Result, steps: pd.DataFrame) -> Column:
+    """Of each step, FLOP over what the GPUs could do in its time."""
+    model, gpu, gpu_s = _deployed(result, steps)
+    return _share(StepWork.of(steps, model).flop(model), gpu_s * gpu.peak_flop_per_s(model.dtype))
+
+
+def step_mbu(result: Result, steps: pd.DataFrame) -> Column:
+    """Of each step, bytes over what memory could move in its time."""
+    model, gpu, gpu_s = _deployed(result, steps)
+    return _share(StepWork.of(steps, model).num_bytes(model), gpu_s * gpu.memory_bytes_per_s)
+
+
+def _deployed(result: Result, steps: pd.DataFrame) -> tuple[ModelSpec, GpuSpec, Column]:
+    """What ran on what, and the seconds of each step times the GPUs of a replica."""
+    config = result.config
+    parallel = {"tensor": 1, "pipeline": 1, **config.get("parallel", {})}
+    num_tensor = max(parallel["tensor"], config.get("replicas", {}).get("tensor_parallel", 1))
+    gpu_s = steps["duration_s"].to_numpy() * int(num_tensor * parallel["pipeline"])
+    return ModelSpec.model_validate(config["model"]), GpuSpec.model_validate(config["gpu"]), gpu_s
+
+
+def _share(amount: Column, possible: Column) -> Column:
+    return np.divide(amount, possible, out=np.zeros(len(possible)), where=possible > 0)

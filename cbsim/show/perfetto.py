@@ -26,7 +26,7 @@ import pandas as pd
 from cbsim.base.paths import written_whole
 from cbsim.base.units import US_PER_S
 from cbsim.results.result import Result
-from cbsim.show.utilization import has_utilization, step_mbu, step_mfu
+from cbsim.results.step_work import has_utilization, step_mbu, step_mfu
 
 MAX_REQUESTS = 20_000
 """Of more requests, every n-th is shown."""

@@ -13,6 +13,7 @@ from cbsim.base.paths import write_text
 from cbsim.results.metrics import meets_slo
 from cbsim.results.output import REPORT_MARK, check_report_target, holds
 from cbsim.results.result import Result, load_run
+from cbsim.results.step_work import has_utilization
 from cbsim.show import capacity_text, sweep_text
 from cbsim.show.capacity_plot import RATE, capacity_bars, rate_picture
 from cbsim.show.capacity_text import capacity_table, describe_slo, meaning
@@ -36,7 +37,6 @@ from cbsim.show.sweep_plot import sweep_pictures
 from cbsim.show.sweep_text import Sweep, determined_note, read_sweep_table
 from cbsim.show.text import MISSING, format_figure, format_interval, format_share, merged_column
 from cbsim.show.timeline_plot import timeline, utilization
-from cbsim.show.utilization import has_utilization
 from cbsim.studies.capacity import CapacityAnswer
 from cbsim.studies.capacity.answer import load_capacity
 from cbsim.studies.compare import STATISTICS, compare

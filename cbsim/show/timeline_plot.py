@@ -13,8 +13,8 @@ from matplotlib.ticker import StrMethodFormatter
 
 from cbsim.results.result import Result
 from cbsim.results.run_log import Column
+from cbsim.results.step_work import has_utilization, step_mbu, step_mfu
 from cbsim.show.style import PALETTE, drawing, head, show_percent
-from cbsim.show.utilization import has_utilization, step_mbu, step_mfu
 
 NUM_BINS = 160
 """Bins of a panel: the line is the mean over a bin's time, the band reaches to its highest step."""

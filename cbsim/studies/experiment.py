@@ -31,7 +31,7 @@ from cbsim.schedulers.vllm import VllmConfig
 from cbsim.specs import GpuSpec, ModelSpec, ParallelSpec
 from cbsim.specs.huggingface import NAMED_MODEL
 from cbsim.workload import WORKLOADS, WorkloadConfig
-from cbsim.workload.lookup import missing_traces
+from cbsim.workload.trace import missing_traces
 
 MAX_CHECKED_POINTS = 1000
 """A larger grid has each value checked alone when it is loaded, not each point."""

@@ -16,10 +16,10 @@ from pydantic import Field, model_validator
 from cbsim.config.section import Section
 from cbsim.workload.arrivals import AllAtOnceArrivals, Arrivals, ConstantArrivals
 from cbsim.workload.length_distributions import FixedLengths, Lengths, Sampler, Traces, check_weights, picker
-from cbsim.workload.lookup import find_trace, trace_paths
 from cbsim.workload.request import BATCH_SIZE, FloatColumn, IntColumn, ObjectColumn, RequestBatch, Segments
 from cbsim.workload.request_source import MAX_REQUESTS, Trim, Workload, WorkloadConfig
 from cbsim.workload.streams import Streams, gamma_times
+from cbsim.workload.trace import find_trace, trace_paths
 
 if TYPE_CHECKING:
     from cbsim.workload.trace_reader import TraceTable
