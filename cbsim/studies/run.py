@@ -174,8 +174,8 @@ def log_notes(experiment: Experiment, log: RunLog) -> list[str]:
         )
     if parallel.data > 1:
         notes.append(
-            f"each of {parallel.data} data-parallel ranks is a replica of its own in all tables, decides a step "
-            "when the one before has ended, and adds nothing to a step while it has no requests"
+            f"each of {parallel.data} data-parallel ranks is a replica of its own in all tables, decides a "
+            "step when the one before has ended, and adds nothing to a step while it has no requests"
         )
     profile = f"{experiment.gpu.name}/{experiment.model.name}"
     if experiment.cost_model.type == "roofline" and is_measured(profile):
