@@ -34,7 +34,7 @@ SEEN = {
     True: Seen("a100-80g, b200, gb200, h100, h200", 0, 0),
     False: Seen("l40s", 0, 0),
 }
-"""For GPUs that NVLink or its like joins, and others; `python -m calibration.roofline_errors` finds it."""
+"""For GPUs that NVLink or its like joins, and others; `python -m calibration.errors` finds it."""
 MODULE_LINK_GB_S = 100.0
 """Links of PCIe are slower."""
 

@@ -1,12 +1,14 @@
 """StepForm: by hand, monotone in everything, and the scalar the same as the vector to the last bit."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from cbsim.cost.attention import PrefillAttention, blend, spilled_s
+from cbsim.cost.attention import PrefillAttention, SlidingAttention, blend, spilled_s
 from cbsim.cost.cost_model import StepShape
 from cbsim.cost.elementwise import over_columns
 from cbsim.cost.form import DenseTable
@@ -164,3 +166,37 @@ def test_it_is_linear_far_out():
     steps = [StepShape((), 0, 1000, size, size) for size in (10**8, 2 * 10**8, 3 * 10**8)]
     first, second, third = seconds(form, *steps)
     assert third - second == pytest.approx(second - first, rel=1e-6)
+
+
+EXPERTS = DenseTable(tokens=(1, 64, 4096), seconds=(50e-6, 200e-6, 900e-6), tail_s_per_token=0.2e-6)
+COLLECTIVES = DenseTable(tokens=(1, 4096), seconds=(8e-6, 120e-6), tail_s_per_token=0.03e-6)
+CHUNKS_AND_DECODES = StepShape(((300, 50), (20, 3000)), 1, 7, 9000, 4000, 7 * 128)
+
+
+def test_experts_and_collectives_count_the_tokens_of_all_ranks():
+    """327 tokens of this rank and 1,000 of others, in 32 layers."""
+    plain = FORMS["split"]
+    shared = plain.model_copy(update={"experts": EXPERTS, "collectives": COLLECTIVES})
+    (alone,), (without,) = seconds(shared, CHUNKS_AND_DECODES), seconds(plain, CHUNKS_AND_DECODES)
+    (among,) = seconds(shared, CHUNKS_AND_DECODES._replace(num_other_tokens=1000))
+    at = {n: 200e-6 + (n - 64) * 700e-6 / 4032 + 8e-6 + (n - 1) * 112e-6 / 4095 for n in (327, 1327)}
+    assert alone - without == pytest.approx(NUM_LAYERS * at[327], rel=1e-9)
+    assert among - without == pytest.approx(NUM_LAYERS * at[1327], rel=1e-9)
+
+
+def test_layers_with_a_window_have_formulas_of_their_own():
+    """20 of 32 layers look back 128 tokens: their pairs and keys are those of the window."""
+    full = FORMS["split"]
+    sliding = SlidingAttention(num_layers=20, window=128, decode=full.decode, prefill=full.prefill)
+    form = full.model_copy(update={"sliding": sliding})
+    pure, in_window = StepShape((), 0, 7, 9000, 4000, 7 * 128), StepShape((), 0, 7, 7 * 128, 128)
+    (whole,), (all_full,), (all_cut,) = seconds(form, pure), seconds(full, pure), seconds(full, in_window)
+    assert whole == pytest.approx((12 * all_full + 20 * all_cut) / 32, rel=1e-12)
+    assert seconds(form, pure._replace(windowed_context=0)) == [whole]
+    columns = StepColumns.from_shapes([CHUNKS_AND_DECODES])
+    attention_s = full.prefill.at(replace(columns, window=128)) + full.decode.at(
+        StepColumns.from_shapes([in_window])
+    )
+    (mixed,), (mixed_full,) = seconds(form, CHUNKS_AND_DECODES), seconds(full, CHUNKS_AND_DECODES)
+    full_s = full.prefill.at(columns) + full.decode.at(columns)
+    assert mixed - mixed_full == pytest.approx(20 * (attention_s - full_s)[0], rel=1e-9)

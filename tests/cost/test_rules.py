@@ -18,16 +18,18 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from calibration.errors import model_of
 from cbsim.base.binding import Bound
 from cbsim.base.records import plain
 from cbsim.cost.constant import ConstantConfig, ConstantCost
 from cbsim.cost.cost_model import CostModel, StepShape
-from cbsim.cost.costfile import CostFile, model_shape
+from cbsim.cost.costfile import CostFile, model_shape, read_cost_file
 from cbsim.cost.costrules import CostRules, price_steps
 from cbsim.cost.form import StepForm
 from cbsim.cost.profile import ProfileConfig, ProfileCost
 from cbsim.cost.roofline import RooflineConfig, RooflineCost
 from cbsim.cost.step_columns import CHUNK, SHAPE, StepColumns
+from cbsim.specs import ParallelSpec
 from tests.cost.laws import make_form, measured_chunks
 from tests.cost.test_attention_grid import FORMS as GRID_FORMS
 from tests.cost.test_attention_grid import PARTS as GRID_PARTS
@@ -37,10 +39,10 @@ from tests.cost.test_uncertain import HELD_OUT
 from tests.specs.test_specs import load_gpu, load_model
 
 ROOT = Path(__file__).resolve().parents[2]
-SHIPPED = sorted(
-    path.parent.relative_to(ROOT / "calibration/profiles").as_posix()
-    for path in (ROOT / "calibration/profiles").glob("*/*/cost.json")
-)
+DENSE = ("llama-3-70b", "llama-3-8b", "qwen3-8b")
+SHIPPED = [f"{gpu}/{model}" for gpu in ("a100-80g", "h100", "h200", "l40s") for model in DENSE]
+SHIPPED += ["b200/gpt-oss-120b", "h200/deepseek-v3", "gb200/qwen3-235b-a22b-fp8"]
+"""Of those shipped, the first twelve, and one with windows, latent attention and experts each."""
 MADE: dict[str, StepForm] = {
     "split": make_form(fused=False),
     "fused": make_form(fused=True),
@@ -168,13 +170,14 @@ def agree(name: str, cost: CostModel, compiled: Price, steps: Columns = STEPS) -
 @pytest.mark.parametrize("name", SHIPPED)
 @pytest.mark.parametrize("way", ["usual", "bare"])
 def test_shipped_profiles(name: str, way: str, compiled: Price) -> None:
-    gpu, model = name.split("/")
-    tensor_parallel = CostFile.model_validate_json(
-        (ROOT / "calibration/profiles" / name / "cost.json").read_text()
-    ).tensor_parallel
+    agree(f"{name}, {way}", shipped(name, way), compiled)
+
+
+def shipped(name: str, way: str) -> ProfileCost:
+    file = read_cost_file(ROOT / "calibration/profiles" / name / "cost.json")
     config = ProfileConfig(type="profile", profile=name, **WAYS[way])
-    cost = ProfileCost(config, load_model(model), load_gpu(gpu), tensor_parallel)
-    agree(f"{name}, {way}", cost, compiled)
+    parallel = ParallelSpec(tensor=file.tensor_parallel, expert=file.expert_parallel)
+    return ProfileCost(config, model_of(file), load_gpu(name.split("/")[0]), parallel)
 
 
 @pytest.fixture(scope="module")

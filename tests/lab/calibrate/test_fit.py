@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from calibration.errors import model_of
 from cbsim.base.errors import CalibrationError
 from cbsim.base.paths import data_folder
 from cbsim.cost.costfile import model_shape, read_cost_file
@@ -217,7 +218,7 @@ def test_a_shipped_profile_belongs_to_its_points(path):
     points = read_points(folder / "points.csv")
     meta = read_meta(folder / "meta.json")
     assert cost_file.points_sha256 == hash_files([folder / "points.csv"])[folder / "points.csv"]
-    assert cost_file.model == meta.model == model_shape(load_model(folder.name))
+    assert cost_file.model == meta.model == model_shape(model_of(cost_file))
     assert meta.licence or meta.source
     fitted = errors_by_kind(
         points := [p for p in points if p.split == "fit"], predict(cost_file.form, points)

@@ -1,21 +1,22 @@
-"""How far rooflines are from the profiles that were measured, by kind of GPU and of model.
+"""How far profiles are from kernels that they were not fitted to, and rooflines from profiles.
 
-    python -m calibration.roofline_errors
+    python -m calibration.errors
 
-Steps of three kinds are priced by each profile of `calibration/profiles` and by a roofline of the same model
-and GPUs, without the host: decodes alone, a prompt's chunk alone, and both together. What it prints for each
-kind of GPU stands in `cbsim/cost/roofline.py`, where a run's notes take it from.
+It prints the table of README.md. For the last column steps of three kinds are priced by each profile and by a
+roofline of the same model and GPUs, without the host: decodes alone, a prompt's chunk alone, and both
+together. What it prints for each kind of GPU stands in `cbsim/cost/roofline.py`, for the notes of runs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import get_args
 
 import numpy as np
 
 from cbsim.base.paths import data_folder
+from cbsim.base.units import markdown_table
 from cbsim.cost.costfile import CostFile, model_shape, read_cost_file
 from cbsim.cost.profile import ProfileConfig, ProfileCost
 from cbsim.cost.roofline import RooflineConfig, RooflineCost, is_module
@@ -91,11 +92,34 @@ def errors_by_kind() -> dict[bool, tuple[list[str], Errors]]:
     }
 
 
+KINDS = ("dense", "experts", "logits", "prefill", "decode")
+HEADER = ("profile", "held out", "largest held out", "dense layer", "experts", "LM head", "prefill attention")
+
+
+def row_of(name: str, file: CostFile) -> tuple[str, ...]:
+    """A profile's row: errors of kernels held out, by kind, and of the roofline's steps, percent."""
+    held_out, largest = file.accuracy["held_out"], file.accuracy["largest_held_out"]["all"]
+    sharing = {"TP": file.tensor_parallel, "EP": file.expert_parallel, "DP": file.data_parallel}
+    split = "".join(f", {word} {number}" for word, number in sharing.items() if number > 1)
+    roofline_s, profile_s, _ = seconds_of(name, file)
+    roofline = Errors.of(roofline_s, profile_s)
+    return (
+        f"`{name}`{split}",
+        f"{_two(held_out['all'])} / {held_out['all']['worst_pct']:.0f}",
+        f"{_two(largest)} / {largest['worst_pct']:.0f}",
+        *(_two(held_out[kind]) if kind in held_out else "-" for kind in KINDS),
+        f"{roofline.median_pct:.0f} / {roofline.p90_pct:.0f}",
+    )
+
+
+def _two(errors: Mapping[str, float]) -> str:
+    return f"{errors['median_pct']:.1f} / {errors['p90_pct']:.1f}"
+
+
 def main() -> None:
-    """Print the errors of each profile, then those of each kind."""
-    for name, file in profiles():
-        roofline_s, profile_s, _ = seconds_of(name, file)
-        print(f"{name:32}", *(f"{cell:>8}" for cell in Errors.of(roofline_s, profile_s).cells))
+    """Print the table, then the errors of rooflines by kind of GPU."""
+    header = (*HEADER, "decode attention", "roofline's steps")
+    print(markdown_table(header, [row_of(name, file) for name, file in profiles()]))
     for kind, (gpus, errors) in errors_by_kind().items():
         print("modules" if kind else "cards", ", ".join(gpus), *errors.cells)
 
