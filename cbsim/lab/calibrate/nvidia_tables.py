@@ -34,7 +34,8 @@ INT4 = dict.fromkeys(("int4", "int4_block"), ("int4_wo",))
 GEMM_DTYPES = {**dict.fromkeys(BF16, BF16), "int8": ("int8_wo",), **INT4}
 """What matrix products of a weight dtype are called, where it is not as here."""
 EXPERT_DTYPES = {**INT4, "mxfp4": ("w4a8_mxfp4_mxfp8", "w4a16_mxfp4")}
-"""The same of experts; of several the fastest counts, as engines choose."""
+"""The same of experts, best first: products of 8 bits where any framework timed them on a system, since
+engines ask for them there (vLLM by `VLLM_USE_FLASHINFER_MOE_MXFP4_MXFP8`)."""
 HOST_TIME_IN_GEMM = (("vllm", "fp8_block"),)
 """Timings that hold the host's as well: 60 us on Hopper and more on Blackwell for a kernel of 10."""
 Folder = Path | zipfile.Path
@@ -74,7 +75,7 @@ class NvidiaTables:
     def __init__(self, system: str, wheel: Path | None = None) -> None:
         """Raises `CalibrationError` if the package or the system isn't there."""
         self.system = system
-        self.folder, self.package_version = _open_package(wheel)
+        self.folder, self.package_version = open_package(wheel)
         systems = sorted(
             entry.name for entry in (self.folder / "data").iterdir() if (entry / "gemm").is_dir()
         )
@@ -197,33 +198,51 @@ class NvidiaTables:
     def experts(self, framework: str, wanted: ExpertsTable) -> Line:
         """Seconds of one layer's routed experts on one GPU by the tokens of all ranks; the fastest kernel.
 
-        Where the framework's newest version timed no such experts an earlier one counts, then another's.
+        Where the framework's newest version timed no such experts an earlier one counts. Where none did, the
+        least of the others counts and, where experts are sliced, of the framework's own with whole experts
+        dealt out over as many GPUs, which read as many weights.
         """
-        experts, dtypes = wanted.experts, EXPERT_DTYPES.get(wanted.dtype, (wanted.dtype,))
-        dtypes = BF16 if wanted.dtype in BF16 else dtypes
-        sizes = {
-            "hidden_size": wanted.hidden_size,
-            "inter_size": experts.intermediate_size,
-            "topk": experts.num_experts_per_token,
-            "num_experts": experts.num_experts,
-            "moe_tp_size": wanted.tensor,
-            "moe_ep_size": wanted.parallel,
-        }
-        for theirs in (framework, *(name for name in self._frameworks("moe") if name != framework)):
-            for table in self._all("moe", (theirs,), "moe_perf"):
-                found = table[table["moe_dtype"].isin(dtypes)]
-                found = found[found["distribution"] == wanted.distribution]
-                for column, size in sizes.items():
-                    found = found[found[column] == size]
-                if not found.empty:
-                    if theirs != framework:
-                        self._note(f"experts are those of {theirs}, since {framework}'s were not timed")
-                    return _line_of(found, "num_tokens")
+        others = [name for name in self._frameworks("moe") if name != framework]
+        whole = wanted._replace(tensor=1, parallel=wanted.tensor * wanted.parallel)
+        dtypes = BF16 if wanted.dtype in BF16 else EXPERT_DTYPES.get(wanted.dtype, (wanted.dtype,))
+        for dtype in dtypes:
+            own = self._timed_experts(framework, wanted, dtype)
+            if own is not None:
+                return _line_of(own, "num_tokens")
+            found = {f"those of {name}": self._timed_experts(name, wanted, dtype) for name in others}
+            if wanted.tensor > 1:
+                found[f"{framework}'s, dealt out whole"] = self._timed_experts(framework, whole, dtype)
+            tables = {name: table for name, table in found.items() if table is not None}
+            if tables:
+                least = "the least of " if len(tables) > 1 else ""
+                named = " and ".join(tables)
+                self._note(f"experts are {least}{named}, since {framework}'s were not timed")
+                return _line_of(pd.concat(tables.values()), "num_tokens")
+        experts = wanted.experts
         raise CalibrationError(
             f"{self.system}: no {experts.num_experts} experts of {experts.intermediate_size}, "
             f"{experts.num_experts_per_token} a token, in {wanted.dtype} over {wanted.tensor} x "
             f"{wanted.parallel} GPUs (tensor x expert) with {wanted.distribution} were timed"
         )
+
+    def _timed_experts(self, framework: str, wanted: ExpertsTable, dtype: str) -> pd.DataFrame | None:
+        """The rows of the newest version that timed such experts, None if there is none."""
+        sizes = {
+            "moe_dtype": dtype,
+            "distribution": wanted.distribution,
+            "hidden_size": wanted.hidden_size,
+            "inter_size": wanted.experts.intermediate_size,
+            "topk": wanted.experts.num_experts_per_token,
+            "num_experts": wanted.experts.num_experts,
+            "moe_tp_size": wanted.tensor,
+            "moe_ep_size": wanted.parallel,
+        }
+        for table in self._all("moe", (framework,), "moe_perf"):
+            for column, size in sizes.items():
+                table = table[table[column] == size]
+            if not table.empty:
+                return table
+        return None
 
     def _note(self, note: str) -> None:
         if note not in self.notes:
@@ -323,7 +342,11 @@ def _line(at: float, knots: Floats, values: Floats) -> float:
     return float(np.interp(at, knots, values))
 
 
-def _open_package(wheel: Path | None) -> tuple[Folder, str]:
+def open_package(wheel: Path | None) -> tuple[Folder, str]:
+    """The package's folder of systems, installed or in a wheel, and its version.
+
+    Raises `CalibrationError` if it isn't there.
+    """
     if wheel is not None:
         try:
             folder = zipfile.Path(wheel) / ROOT

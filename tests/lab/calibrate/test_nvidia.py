@@ -9,7 +9,7 @@ import yaml
 
 from cbsim.base.errors import CalibrationError
 from cbsim.lab.calibrate.nvidia import SAMPLING_KERNELS, Wanted, import_meta, import_points
-from cbsim.lab.calibrate.nvidia_tables import NvidiaTables
+from cbsim.lab.calibrate.nvidia_tables import ExpertsTable, NvidiaTables
 from cbsim.specs import ModelSpec, ParallelSpec
 from tests.specs.test_specs import load_model
 
@@ -343,6 +343,40 @@ def test_experts_are_those_of_the_shape_the_split_and_the_spread(wheel):
     assert tables.notes == ["experts are those of vllm, since trtllm's were not timed"]
     with pytest.raises(CalibrationError, match="no 64 experts of 512, 4 a token, in fp8 over 1 x 1 GPUs"):
         with_experts(wheel, distribution="balanced")
+
+
+def moe_rows(seconds, dtype="mxfp4", tensor=2, parallel=1):
+    """A table of experts with one size, 16 tokens."""
+    row = {"distribution": "power_law_1.2", "hidden_size": 1024, "inter_size": 512, "topk": 4}
+    row |= {"num_experts": 64, "moe_tp_size": tensor, "moe_ep_size": parallel, "moe_dtype": dtype}
+    return pd.DataFrame([row | {"num_tokens": 16, "seconds": seconds}])
+
+
+def test_experts_that_a_framework_did_not_time(wheel, monkeypatch):
+    """The least of others' and of its own dealt out whole; of 4 bits those with 8-bit products first."""
+    tables = NvidiaTables("l40s", wheel)
+    timed = {
+        "sglang": [moe_rows(5.0, "w4a16_mxfp4"), moe_rows(7.0, "w4a8_mxfp4_mxfp8", tensor=1)],
+        "trtllm": [moe_rows(3.0, "w4a16_mxfp4", tensor=1, parallel=2)],
+        "vllm": [moe_rows(4.0, "w4a16_mxfp4"), moe_rows(1.0, "w4a16_mxfp4", tensor=1)],
+    }
+    monkeypatch.setattr(tables, "_frameworks", lambda op: sorted(timed))
+    monkeypatch.setattr(tables, "_all", lambda op, frameworks, name: iter(timed[frameworks[0]]))
+    spec = ModelSpec.model_validate(EXPERTS).experts
+
+    def seconds(framework, tensor):
+        wanted = ExpertsTable(spec, 1024, "mxfp4", tensor, 1, "power_law_1.2")
+        return tables.experts(framework, wanted).seconds.tolist()
+
+    assert seconds("vllm", 2) == [4.0]
+    assert tables.notes == []
+    assert seconds("trtllm", 2) == [3.0]
+    assert seconds("vllm", 1) == [7.0]
+    assert tables.notes == [
+        "experts are the least of those of sglang and those of vllm and trtllm's, dealt out whole, since "
+        "trtllm's were not timed",
+        "experts are those of sglang, since vllm's were not timed",
+    ]
 
 
 def test_layers_with_a_window_have_points_of_their_own(wheel):
