@@ -209,9 +209,11 @@ def _cells(replica: Replica) -> list[_Cell]:
     for request in replica.present:
         is_running = request.state == RequestState.RUNNING
         num_filled = blocks_for(stepper.records, request.num_computed_tokens) if is_running else 0
-        for position, block in enumerate(stepper.blocks_of(request)):
-            mark = letter(request) if position < num_filled else letter(request).lower()
-            cells[block] = _Cell(request, SHARED if blocks[block].num_holders > 1 else mark)
+        for held in stepper.blocks_by_group(request):
+            for position, block in enumerate(held):
+                if block != NOBODY:
+                    mark = letter(request) if position < num_filled else letter(request).lower()
+                    cells[block] = _Cell(request, SHARED if blocks[block].num_holders > 1 else mark)
     return cells
 
 
