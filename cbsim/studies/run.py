@@ -157,6 +157,9 @@ def log_notes(experiment: Experiment, log: RunLog) -> list[str]:
     notes += [f"{experiment.model.name}: not modelled: {each}" for each in experiment.model.not_modelled]
     if (shortfall := experiment.kv_capacity.shortfall) is not None:
         notes.append(shortfall)
+    windows = {group.window for group in experiment.kv_cache.layer_groups(experiment.model)}
+    if windows - {0, experiment.model.window}:
+        notes.append("steps are priced by the windows of the model, whatever those of kv_cache.groups")
     if isinstance(experiment.scheduler, VllmConfig) and experiment.scheduler.entry is not None:
         taken, cache = experiment.scheduler, experiment.kv_cache
         entry = "vllm serve" if taken.entry == "server" else "class LLM"
