@@ -50,13 +50,20 @@ def apart(function: AnyFunction) -> AnyFunction:
 class Bound:
     """A function with all that it calls, names in `parts` replaced by what they stand for.
 
-    `parts` maps the name that callers use to the function to be called instead. Raises nothing: whether the
-    whole can be compiled shows when `compiled` is called for the first time.
+    `parts` maps the name that callers use to the function to be called instead, whoever defines it; `instead`
+    maps a function to another one that is called wherever it would be. Raises nothing: whether the whole can
+    be compiled shows when `compiled` is called for the first time.
     """
 
-    def __init__(self, function: Callable[..., Any], parts: Mapping[str, Callable[..., Any]]) -> None:
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        parts: Mapping[str, Callable[..., Any]],
+        instead: Mapping[Callable[..., Any], Callable[..., Any]] | None = None,
+    ) -> None:
         self._function = function
         self._parts = dict(parts)
+        self._instead = dict(instead or {})
 
     @cached_property
     def interpreted(self) -> Callable[..., Any]:
@@ -94,7 +101,7 @@ class Bound:
 
     def other(self, function: Callable[..., Any]) -> Bound:
         """Another function in which the same names stand for the same functions."""
-        return Bound(function, self._parts)
+        return Bound(function, self._parts, self._instead)
 
     @property
     def folder(self) -> Path:
@@ -131,6 +138,7 @@ class Bound:
         chosen = self._parts.get(name, function)
         if chosen is caller:
             chosen = function
+        chosen = self._instead.get(chosen, chosen)
         assert isinstance(chosen, FunctionType), f"{chosen!r} is no plain function"
         return chosen
 

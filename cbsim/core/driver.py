@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from math import inf
 from typing import Any
@@ -46,10 +46,12 @@ class Parts:
 
     rules: Mapping[str, Callable[..., Any]]
     step_s: Callable[..., Any]
+    instead: Mapping[Callable[..., Any], Callable[..., Any]] = field(default_factory=dict)
+    """Rules that others stand for, such as those of what a run does without."""
 
     def bound(self, function: Callable[..., Any]) -> Bound:
         """A function of the core in which calls of these names reach these rules and this price."""
-        return Bound(function, {**self.rules, "step_s": self.step_s})
+        return Bound(function, {**self.rules, "step_s": self.step_s}, self.instead)
 
 
 def drive(
@@ -114,13 +116,13 @@ def _close_decodes(world: World, record: Record) -> None:
     """Write down the runs of decodes of requests that were still decoding when the run was stopped."""
     left = world.requests[world.requests["last_decode"] != layout.NOBODY]
     rows = np.zeros(len(left), layout.DECODES_ROW)
-    for name, field in (
+    for name, of in (
         ("replica", "replica"),
         ("request", "index"),
         ("first_step", "first_decode"),
         ("last_step", "last_decode"),
     ):
-        rows[name] = left[field]
+        rows[name] = left[of]
     if len(rows):
         record.add("decodes", rows)
 

@@ -37,6 +37,7 @@ from cbsim.results.latency import Replica, request_parts
 from cbsim.results.run_log import Deferred, RunLog, Slices, event_columns
 from cbsim.results.tables import step_columns
 from cbsim.schedulers import SCHEDULERS, Means, Scheduler, SchedulerConfig
+from cbsim.schedulers.no_connector import WITHOUT_CONNECTOR
 from cbsim.studies.experiment import Experiment, ReplicasConfig
 from cbsim.workload import Workload
 from cbsim.workload.request import RequestBatch, RequestState
@@ -246,7 +247,7 @@ def simulate_core(
         extras=intake.extras,
         acceptance=intake.acceptance,
     )
-    bound = core_of(rung, step_s, setup.num_ranks)
+    bound = core_of(rung, step_s, setup.num_ranks, has_connector=setup.scheduler.has_connector)
     record, outcome = Record(), Speed(False)
     if step_s is not class_step_s and is_worth_compiling(engine, bound, requests):
         outcome = compiled(world, bound)
@@ -317,10 +318,12 @@ def told_fault(fault: RuleFault, setup: Setup, ids: Sequence[str] | NDArray[np.o
     )
 
 
-def core_of(rung: type[Scheduler], step_s: Callable[..., float], num_ranks: int = 1) -> Bound:
-    """The core with a scheduler's rules and a cost model's price."""
+def core_of(
+    rung: type[Scheduler], step_s: Callable[..., float], num_ranks: int = 1, *, has_connector: bool = False
+) -> Bound:
+    """The core with a scheduler's rules and a cost model's price, less rules that a run has no use for."""
     ranks = {} if num_ranks > 1 else {"begin_together": begin_alone}
-    return Parts({**rung.rules(), **ranks}, step_s).bound(run)
+    return Parts({**rung.rules(), **ranks}, step_s, {} if has_connector else WITHOUT_CONNECTOR).bound(run)
 
 
 @dataclass(frozen=True, slots=True)
