@@ -77,7 +77,7 @@ def model_of(file: CostFile) -> ModelSpec:
     raise ValueError(f"no dtype of weights makes {file.model['name']} the model that was measured")
 
 
-def errors_by_kind() -> dict[bool, tuple[list[str], Errors]]:
+def roofline_errors() -> dict[bool, tuple[list[str], Errors]]:
     """For modules and for cards: which GPUs were measured, and how far rooflines are off."""
     found: dict[bool, list[tuple[str, Floats, Floats]]] = {}
     for name, file in profiles():
@@ -120,7 +120,7 @@ def main() -> None:
     """Print the table, then the errors of rooflines by kind of GPU."""
     header = (*HEADER, "decode attention", "roofline's steps")
     print(markdown_table(header, [row_of(name, file) for name, file in profiles()]))
-    for kind, (gpus, errors) in errors_by_kind().items():
+    for kind, (gpus, errors) in roofline_errors().items():
         print("modules" if kind else "cards", ", ".join(gpus), *errors.cells)
 
 

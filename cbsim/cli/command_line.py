@@ -111,12 +111,17 @@ def check(
     overrides: tuple[str, ...] = args.SET,
 ) -> None:
     """Check configurations and the traces they name without running them."""
+    from cbsim.studies.run import make_cost_model
+
     problems: list[str] = []
     for config in configs:
         try:
             experiment = args.load_experiment(config, overrides)
+            points = [point for _, point in experiment.points()]
+            for point in {repr((p.cost_model, p.model, p.gpu, p.sharing)): p for p in points}.values():
+                make_cost_model(point)
             click.echo(f"ok  {config}: {preview(experiment)}")
-            for note in dict.fromkeys(point.kv_capacity.shortfall for _, point in experiment.points()):
+            for note in dict.fromkeys(point.kv_capacity.shortfall for point in points):
                 if note is not None:
                     click.echo(f"    note: {note}")
         except CbsimError as error:

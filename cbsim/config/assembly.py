@@ -56,8 +56,10 @@ class Names:
             for i, each in enumerate(name):
                 self._expand_type(document, (*at, i), each, item)
         named = expected.named
-        if isinstance(name, dict) and named and named.foreign:
-            self._translate(document, at, named.foreign)
+        if isinstance(name, dict) and named:
+            self._complete(document, at, named)
+            if named.foreign:
+                self._translate(document, at, named.foreign)
         if not isinstance(name, str):
             return
         path = self._path(name, named) if named else None
@@ -68,6 +70,17 @@ class Names:
                 self._translate(document, at, named.foreign)
         elif not self._expand_type(document, at, name, expected) and (expected.named or expected.by_type):
             raise ConfigError(document.place(at).problem(self._unknown(key, name, expected)))
+
+    def _complete(self, document: Document, at: Keys, named: Named) -> None:
+        """Take what a mapping leaves out from the shipped one of its `name`, if it says little else."""
+        given = document.get(at)
+        name = given.get("name")
+        shipped = data_folder("configs") / named.folder / f"{name}.yaml"
+        if isinstance(name, str) and Path(name).name == name and shipped.is_file():
+            content, place = self._read(shipped, named), document.place(at)
+            # All but a few of its keys: a whole mapping stands for itself.
+            if len(given.keys() & content.data.keys()) <= len(content.data) // 2:
+                document.put(at, content.data | given, place.where)
 
     def _expand_type(self, document: Document, at: Keys, name: Any, expected: Expected) -> bool:
         """Put a part's settings in the place of its `type`; whether there is such a part."""

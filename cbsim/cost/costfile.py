@@ -94,8 +94,9 @@ class CostFile(Section):
 
     def mismatch(self, model: ModelSpec, parallel: ParallelSpec) -> list[str]:
         """What differs between the model measured and the one asked for: `num_layers 32, not 36`."""
-        wanted: dict[str, int | str] = {**model_shape(model), "tensor_parallel": parallel.tensor}
-        measured: dict[str, int | str] = {**self.model, "tensor_parallel": self.tensor_parallel}
+        plain = {"weight_dtypes": f"all {self.model['dtype']}", "kv_dtype": self.model["dtype"]}
+        wanted = {**plain, **model_shape(model), "tensor_parallel": parallel.tensor}
+        measured = {**plain, **self.model, "tensor_parallel": self.tensor_parallel}
         if model.experts is not None:
             wanted |= {"expert_parallel": parallel.expert, "data_parallel": parallel.data}
             measured |= {"expert_parallel": self.expert_parallel, "data_parallel": self.data_parallel}
