@@ -156,6 +156,14 @@ def layers(
         type=args.FILE,
         required=True,
     ),
+    moe: Path | None = args.option(
+        "--moe", "CSV: tokens, time_us: one layer's experts, if not among the dense ops.", type=args.FILE
+    ),
+    collectives: Path | None = args.option(
+        "--collectives",
+        "CSV: tokens, time_us: a layer's collectives; or bytes, time_us: one all-reduce.",
+        type=args.FILE,
+    ),
     model: str = MODEL,
     gpu: str = args.option("--gpu NAME", "A GPU of configs/gpus, or a file.", required=True),
     tp: int = TP,
@@ -183,7 +191,8 @@ def layers(
 ) -> None:
     """Layer timings of another profiler, as LLMServingSim 2.0 writes them or with other usual names."""
     of, on = load_model(model), load_gpu(gpu)
-    timings = LayerTimings(dense, per_sequence, attention, of, on, tp, ep, columns, ops)
+    apart = {"moe": moe, "collectives": collectives}
+    timings = LayerTimings(dense, per_sequence, attention, of, on, tp, ep, columns, **apart, ops=ops)
     points = timings.points()
     meta = timings.meta(source, datetime.now(UTC).date())
     for warning in meta.warnings:

@@ -4,6 +4,8 @@ Three CSV files, as LLMServingSim 2.0 writes them (times in microseconds, of one
 
 * dense: `layer,tokens,time_us`; routed experts and collectives among them are priced apart
 * per sequence: `layer,sequences,time_us`
+* experts of one layer, if apart: `tokens,time_us`; collectives, if apart: `tokens,time_us` of all in a layer,
+  or `bytes,time_us` of one all-reduce, which runs twice a layer
 * attention: `prefill_chunk,kv_prefill,n_decode,kv_decode,time_us`: a chunk, its context, and decodes of
   equal context
 
@@ -81,6 +83,10 @@ class LayerTimings:
     """Groups of them that experts are dealt out to."""
     columns: Mapping[str, str] = field(default_factory=dict)
     """What columns are called that have no usual name."""
+    moe: Path | None = None
+    """None where the dense table holds the experts."""
+    collectives: Path | None = None
+    """None where the dense table holds them, or nobody timed them."""
     ops: Mapping[str, Runs] = field(default_factory=dict)
     """How often ops run whose names don't tell."""
 
@@ -97,6 +103,8 @@ class LayerTimings:
         options = f" --per-sequence {self.per_sequence.name}" if self.per_sequence else ""
         options += "".join(f" --column {name}={theirs}" for name, theirs in self.columns.items())
         options += "".join(f" --op {name}={runs}" for name, runs in self.ops.items())
+        apart = {"moe": self.moe, "collectives": self.collectives}
+        options += "".join(f" --{name} {path.name}" for name, path in apart.items() if path)
         options += f" --ep {self.expert_parallel}" if self.expert_parallel > 1 else ""
         estimated = (
             f"all-reduces of {self.tensor_parallel} GPUs were not timed: estimated by the link's bandwidth "
@@ -134,7 +142,8 @@ class LayerTimings:
 
     @property
     def _lacks_all_reduces(self) -> bool:
-        return self.tensor_parallel > 1 and not any(map(_is_collective, self._runs))
+        is_timed = self.collectives is not None or any(map(_is_collective, self._runs))
+        return self.tensor_parallel > 1 and not is_timed
 
     @property
     def _link(self) -> Link:
@@ -164,11 +173,16 @@ class LayerTimings:
                 )
                 ops[op][name] = shares[kind]
         tables = {op: _summed(self._dense_table, "tokens", runs) for op, runs in ops.items() if runs}
+        if self.moe is not None:
+            table = read_table(self.moe, ("tokens",), self.columns)
+            tables["experts"] = table["tokens"].to_numpy(), shares["experts"] * table["seconds"].to_numpy()
+        if self.collectives is not None:
+            tables["collectives"] = self._collectives(self.collectives)
         if "dense" not in tables:
             raise CalibrationError(f"{self.dense}: no op of a layer outside attention was timed")
         if model.experts is not None and "experts" not in tables:
             raise CalibrationError(
-                f"{self.dense}: no routed experts in it; --op NAME=experts says which they are"
+                f"{self.dense}: no routed experts in it; --op NAME=experts says which they are, --moe where"
             )
         if self._lacks_all_reduces:
             tokens, _ = tables["dense"]
@@ -180,6 +194,20 @@ class LayerTimings:
             for op, (tokens, seconds) in tables.items()
             for count, second in zip(tokens.tolist(), seconds.tolist(), strict=True)
         ]
+
+    def _collectives(self, path: Path) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens, and seconds of a layer's collectives. Raises `CalibrationError` as `read_table` does."""
+        token_bytes = self.model.hidden_size * self.model.element_bytes
+        try:
+            table = read_table(path, ("bytes",), self.columns)
+        except CalibrationError:
+            table = read_table(path, ("tokens",), self.columns)
+            return table["tokens"].to_numpy(), table["seconds"].to_numpy()
+        least = -(-table["bytes"].to_numpy() // token_bytes)
+        tokens = np.unique(np.maximum(least, 1))
+        order = np.argsort(table["bytes"].to_numpy())
+        sizes, seconds = table["bytes"].to_numpy()[order], table["seconds"].to_numpy()[order]
+        return tokens, 2 * np.interp(tokens * token_bytes, sizes, seconds)
 
     def _logits_points(self) -> list[Point]:
         by_rows = [op for op, kind in self._runs.items() if kind == "sequence"]
@@ -279,6 +307,7 @@ def _least_s(point: Point, model: ModelSpec, gpu: GpuSpec, tensor_parallel: int)
 USUAL_NAMES = {
     "layer": "layer op op_name operator name kernel module",
     "tokens": "tokens num_tokens n_tokens total_tokens batch_tokens",
+    "bytes": "bytes message_bytes message_size size_bytes num_bytes size",
     "sequences": "sequences num_sequences seqs num_seqs n_seqs batch_size batch rows",
     "prefill_chunk": "prefill_chunk chunk chunk_size chunk_tokens prefill_tokens num_prefill_tokens "
     "prefill_chunk_size q_len",

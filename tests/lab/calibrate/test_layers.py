@@ -166,6 +166,31 @@ def test_experts_and_collectives_are_points_of_their_own(tmp_path):
     assert "once a layer with experts: block_sparse" in own.meta("x", date(2026, 1, 2)).warnings[0]
 
 
+def test_experts_and_collectives_in_files_of_their_own(tmp_path):
+    """All-reduces by bytes run twice a layer, at the tokens that their sizes stand for: 8,192 bytes each."""
+    moe, collectives = tmp_path / "moe.csv", tmp_path / "collectives.csv"
+    moe.write_text("tokens,time_us\n1,100\n64,300\n")
+    collectives.write_text("message_bytes,time_us\n8192,10\n16384,12\n1048576,50\n")
+    experts = {"num_experts": 8, "num_experts_per_token": 2, "intermediate_size": 14_336}
+    model = ModelSpec.model_validate({**load_model("llama-3-8b").model_dump(), "experts": experts})
+    own = replace(timings(tmp_path), model=model, tensor_parallel=2, moe=moe, collectives=collectives)
+    seconds = {(point.op, point.tokens): point.t_median_s for point in own.points()}
+    assert seconds["experts", 64] == pytest.approx(300e-6)
+    assert {size: seconds["collectives", size] for size in (1, 2, 128)} == pytest.approx(
+        {1: 20e-6, 2: 24e-6, 128: 100e-6}
+    )
+    meta = own.meta("x", date(2026, 1, 2))
+    assert "--moe moe.csv --collectives collectives.csv" in meta.command
+    assert meta.assumptions == []
+    collectives.write_text("tokens,time_us\n1,10\n64,30\n")
+    assert {p.tokens: p.t_median_s for p in own.points() if p.op == "collectives"} == pytest.approx(
+        {1: 10e-6, 64: 30e-6}
+    )
+    collectives.write_text("tkens,time_us\n1,10\n")
+    with pytest.raises(CalibrationError, match="column tokens is missing among tkens"):
+        own.points()
+
+
 def test_timings_that_can_not_be_are_told(tmp_path):
     """436 MB of weights can't be read in 34 us: an op is missing. In 34 ns: the unit is another."""
     warnings = timings(tmp_path).meta("x", date(2026, 1, 2)).warnings
