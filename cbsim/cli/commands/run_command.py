@@ -155,8 +155,12 @@ def _failure(state: SweepProgress) -> str:
 
 
 def _swept(point: Point) -> str:
-    """The values of a point; of a section its type."""
-    types = {key: value.get("type", "...") for key, value in point.swept.items() if isinstance(value, dict)}
+    """The values of a point; of a section its type, if it has one."""
+    types = {
+        key: value.get("type") or f"({', '.join(f'{name} {each}' for name, each in value.items())})"
+        for key, value in point.swept.items()
+        if isinstance(value, dict)
+    }
     return ", ".join(f"{key}={value}" for key, value in {**point.swept, **types}.items())
 
 
