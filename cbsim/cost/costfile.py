@@ -18,7 +18,7 @@ from cbsim.base.registry import did_you_mean
 from cbsim.config.mistakes import plain_words
 from cbsim.config.section import Section
 from cbsim.cost.form import StepForm
-from cbsim.specs import ModelSpec, ParallelSpec
+from cbsim.specs import GpuSpec, ModelSpec, ParallelSpec
 
 SHAPE_FIELDS = (
     "num_layers",
@@ -162,6 +162,15 @@ def find_cost_file(profile: str) -> Path:
             return candidate
     names = sorted(path.parent.relative_to(shipped).as_posix() for path in shipped.glob("*/*/cost.json"))
     raise CalibrationError(f"no profile '{profile}'{did_you_mean(profile, names) if names else ''}")
+
+
+def shipped_profile(model: ModelSpec, gpu: GpuSpec, parallel: ParallelSpec) -> str | None:
+    """The name of the shipped profile of this very model, GPU and way to share it; `None` if none is."""
+    shipped = data_folder("calibration") / "profiles"
+    for path in sorted((shipped / gpu.name).glob("*/cost.json")):
+        if not read_cost_file(path).mismatch(model, parallel):
+            return path.parent.relative_to(shipped).as_posix()
+    return None
 
 
 def _problem(path: Path, mistake: ErrorDetails) -> str:

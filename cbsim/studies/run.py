@@ -11,6 +11,7 @@ from cbsim.base.errors import CbsimError, blaming
 from cbsim.base.paths import data_folder
 from cbsim.cluster.simpy_world import Progress
 from cbsim.cost import COST_MODELS, CostModel
+from cbsim.cost.costfile import shipped_profile
 from cbsim.observers import OBSERVERS, Observer
 from cbsim.observers.audience import Audience
 from cbsim.results.latency import mean_parts
@@ -180,19 +181,20 @@ def log_notes(experiment: Experiment, log: RunLog) -> list[str]:
             f"each of {parallel.data} data-parallel ranks is a replica of its own in all tables, decides a "
             "step when the one before has ended, and adds nothing to a step while it has no requests"
         )
-    profile = f"{experiment.gpu.name}/{experiment.model.name}"
-    if experiment.cost_model.type == "roofline" and is_measured(profile):
-        notes.append(
-            f"costs are a roofline's, though {profile} is measured: cost_model.type=profile with "
-            f"profile={profile} uses that"
-        )
+    if experiment.cost_model.type == "roofline":
+        profile = shipped_profile(experiment.model, experiment.gpu, experiment.sharing)
+        if profile is not None:
+            notes.append(
+                f"costs are a roofline's, though {profile} is measured: cost_model.type=profile with "
+                f"profile={profile} uses that"
+            )
     if experiment.kv_cache.prefix_caching and SCHEDULERS.get(experiment.scheduler.type).reserves_ahead:
         notes.append(f"kv_cache.prefix_caching has no effect with scheduler {experiment.scheduler.type}")
     return notes
 
 
 SEED = "seed"
-_COST_SECTIONS = ("cost_model", "model", "gpu", "replicas")
+_COST_SECTIONS = ("cost_model", "model", "gpu", "replicas", "parallel")
 """What a cost model is made from, its draws apart."""
 
 

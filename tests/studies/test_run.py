@@ -91,9 +91,13 @@ def test_the_instant_is_that_of_the_replica_that_failed(
 
 
 def test_a_roofline_beside_a_measured_profile_is_noted() -> None:
-    (note,) = cbsim.run(experiment(cost_model={"type": "roofline"})).notes
-    assert note.startswith("costs are a roofline's, though h200/llama-3-8b is measured")
+    advised, estimated = cbsim.run(experiment(cost_model={"type": "roofline"})).notes
+    assert estimated.startswith("costs are estimated by a roofline, nothing was measured: on a100-80g, b200")
+    assert advised.startswith("costs are a roofline's, though h200/llama-3-8b is measured")
     assert cbsim.run(experiment()).notes == []
+    fp8 = {"model.weight_dtype": "fp8", "parallel.data": 1}
+    quantized = cbsim.run(experiment(cost_model={"type": "roofline"}), overrides=fp8).notes
+    assert not any("is measured" in note for note in quantized), "a profile is only advised where it fits"
 
 
 def test_a_run_that_stops_before_the_first_arrival_says_so() -> None:
