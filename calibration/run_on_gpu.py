@@ -178,11 +178,9 @@ class Bench:
 
     def seconds(self, point) -> float:  # type: ignore[no-untyped-def]
         """Median seconds of a plan point."""
-        from functools import partial
+        from cbsim.lab.calibrate.measurement import time_point
 
-        from cbsim.lab.calibrate.measurement import calls_of
-
-        return float(self.timer.time(partial(calls_of, self.rig, point)).median_s)
+        return float(time_point(self.rig, self.timer, point).median_s)
 
     def tunings(self) -> str:
         """Ways to cut the decode kernel's work, against each other."""

@@ -111,7 +111,7 @@ def check(model: ModelSpec, name: str) -> bool:
 @pytest.mark.parametrize("path", MODELS, ids=lambda path: path.stem)
 def test_a_shipped_model_has_as_many_parameters_as_published(path: Path) -> None:
     model = ModelSpec.model_validate(yaml.safe_load(path.read_text()))
-    assert check(model, path.stem) or path.stem == "tiny"
+    assert check(model, path.stem) or path.stem.startswith("tiny")
 
 
 def test_quantized_weights_weigh_what_their_files_do() -> None:

@@ -19,13 +19,21 @@ from cbsim.base.units import MIB, format_bytes
 from cbsim.cost.costfile import model_shape
 from cbsim.lab.calibrate.accuracy import repeats
 from cbsim.lab.calibrate.named_spec import gpu_of_device
-from cbsim.lab.calibrate.point import Point
+from cbsim.lab.calibrate.point import Op, Point
 from cbsim.lab.calibrate.pointsfile import Meta, append_point, read_points, save_meta
 from cbsim.lab.calibrate.profile_folder import META, POINTS, check_resumable, resume, writing
 from cbsim.lab.calibrate.timing_plan import Limits, PlanName, PlanPoint, make_plan
 from cbsim.lab.kernels.rig import BLOCK_SIZE, Rig
 from cbsim.lab.kernels.shard import Shard
-from cbsim.lab.kernels.timing import UNSTABLE_SPREAD, Call, Device, Timer, Timing, make_timer, open_device
+from cbsim.lab.kernels.timing import (
+    UNSTABLE_SPREAD,
+    Device,
+    MakeCalls,
+    Timer,
+    Timing,
+    make_timer,
+    open_device,
+)
 from cbsim.specs import ModelSpec
 
 MAX_DRIFT = 0.05
@@ -35,6 +43,10 @@ KV_SHARE = 0.7
 """Share of what is free beside the weights that the KV cache takes; activations and graphs have the rest."""
 MAX_CPU_KV_BYTES = 128 * MIB
 MIN_KV_BLOCKS = 1024
+SENTENCES: dict[Op, str] = {
+    "experts": "tokens were dealt out to experts evenly, in turn: uneven routing keeps some of them longer"
+}
+"""What a run is told of an op's timings."""
 
 Progress = Callable[[int, int, float | None], None]
 """Called after each point: how many are done, how many there are, the seconds left if they can be told."""
@@ -87,8 +99,11 @@ def measure(
     shard = Shard(model, tensor_parallel)
     opened = open_device(device)
     room = find_room(opened, shard)
-    planned = make_plan(plan, room.limits, seed)
-    alone = "all-reduces between GPUs were not measured: one GPU timed its shard alone"
+    ops: list[Op] = ["experts"] if model.experts is not None else []
+    planned = make_plan(plan, room.limits, seed, ops=ops, window=model.window)
+    assumptions = [SENTENCES[op] for op in ops]
+    if tensor_parallel > 1:
+        assumptions.append("all-reduces between GPUs were not measured: one GPU timed its shard alone")
     meta = Meta(
         device=opened.name,
         gpu=gpu or gpu_of_device(opened.name),
@@ -98,7 +113,7 @@ def measure(
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         command=command or shlex.join(["cbsim", *sys.argv[1:]]),
         software=opened.software,
-        assumptions=[alone] if tensor_parallel > 1 else [],
+        assumptions=assumptions,
     )
     check_resumable(out, meta)
     rig = room.rig(shard, opened, backend, seed)
@@ -161,19 +176,34 @@ def _stable(num_tokens: int) -> int:
     return 1 << max(0, num_tokens.bit_length() - 1)
 
 
-def calls_of(rig: Rig, point: PlanPoint, count: int) -> list[Call]:
-    """Calls of what a point of the plan names."""
-    if point.op == "dense":
-        return rig.dense(point.tokens, count)
-    if point.op == "logits":
-        return rig.logits(point.num_logits, count)
-    if point.op == "step":
-        return rig.step(point.chunks, point.contexts, point.num_logits - len(point.contexts), count)
-    return rig.attention(point.chunks, point.contexts, count)
+def calls_of(rig: Rig, point: PlanPoint) -> list[tuple[float, MakeCalls]]:
+    """Calls of what a point of the plan names, by kinds of layers where these differ.
+
+    With them the share of layers that are so; a point by tokens is the average over all layers.
+    """
+    num_layers = rig.shard.model.num_layers
+    match point.op:
+        case "dense":
+            kinds = [layers for layers in (rig.mlp_layers, rig.expert_layers) if layers]
+            return [(len(layers) / num_layers, partial(rig.dense, layers, point.tokens)) for layers in kinds]
+        case "experts":
+            return [(len(rig.expert_layers) / num_layers, partial(rig.experts, point.tokens))]
+        case "logits":
+            return [(1.0, partial(rig.logits, point.num_logits))]
+        case "step":
+            num_finishing = point.num_logits - len(point.contexts)
+            return [(1.0, partial(rig.step, point.chunks, point.contexts, num_finishing))]
+    attention = partial(rig.attention, point.chunks, point.contexts, slides=point.window > 0)
+    return [(1.0, attention)]
+
+
+def time_point(rig: Rig, timer: Timer, point: PlanPoint) -> Timing:
+    """Time what a point of the plan names."""
+    return Timing.summed([(share, timer.time(calls)) for share, calls in calls_of(rig, point)])
 
 
 def _timed(rig: Rig, timer: Timer, point: PlanPoint, *, seed: int) -> Point:
-    timing = timer.time(partial(calls_of, rig, point))
+    timing = time_point(rig, timer, point)
     return point.timed(
         timing.median_s,
         backend=type(rig.backend).__name__.removesuffix("Backend").lower(),

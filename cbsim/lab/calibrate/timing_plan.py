@@ -42,6 +42,8 @@ MIN_QUICK = 8
 MIN_QUICK_EDGES = 4
 MIN_QUICK_MIXED = 24
 """Of mixed attention, whose ten coefficients say nothing of ten points."""
+MIN_QUICK_WINDOWED = 16
+"""Of decodes and of chunks with a window, which no table helps."""
 MIN_QUICK_DENSE = 20
 """Of the dense layer, a table: between 10 points a known law is missed by up to 10 %, between 20 by 3 %."""
 
@@ -56,6 +58,8 @@ class PlanPoint:
     """Of each decode the tokens it attends to, itself included."""
     tokens: int = 0
     num_logits: int = 0
+    window: int = 0
+    """Tokens that attention reaches back in the layer timed; 0 for all."""
     split: Split = "fit"
     order: int = 0
     """Place in the plan: what a resumed run knows its finished rows by."""
@@ -69,7 +73,8 @@ class PlanPoint:
         """Its timing; `how` are the further attributes of a `Point`."""
         decodes = (len(self.contexts), sum(self.contexts), max(self.contexts, default=0))
         what = (self.chunks, *decodes, self.tokens, self.num_logits)
-        return Point(self.op, median_s, *what, order=self.order, split=self.split, **how)
+        how |= {"order": self.order, "split": self.split, "window": self.window}
+        return Point(self.op, median_s, *what, **how)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,14 +102,20 @@ class Limits:
         )
 
 
-def make_plan(name: PlanName, limits: Limits, seed: int = 0) -> list[PlanPoint]:
+def make_plan(
+    name: PlanName, limits: Limits, seed: int = 0, *, ops: Sequence[Op] = (), window: int = 0
+) -> list[PlanPoint]:
     """All points in the order in which they are timed; equal arguments give an equal plan.
 
-    Every family goes from coarse to fine and all advance together, so an interrupted run can still be fitted.
-    Whole steps and mixed attention come in the second half, repeats of earlier points last.
+    `ops` are what is timed by tokens beside the dense layer: experts, collectives. With a `window` attention
+    is timed both with it and without. Every family goes from coarse to fine and all advance together, so an
+    interrupted run can still be fitted. Whole steps and mixed attention come in the second half, repeats of
+    earlier points last.
     """
-    streams = np.random.SeedSequence(seed).spawn(4)
-    unequal, several, mixed, steps = (np.random.Generator(np.random.PCG64(stream)) for stream in streams)
+    streams = np.random.SeedSequence(seed).spawn(5)
+    unequal, several, mixed, steps, sliding = (
+        np.random.Generator(np.random.PCG64(stream)) for stream in streams
+    )
     share = QUICK_SHARE if name == "quick" else 1.0
     placed: list[tuple[float, PlanPoint]] = []
 
@@ -115,9 +126,10 @@ def make_plan(name: PlanName, limits: Limits, seed: int = 0) -> list[PlanPoint]:
         places = start + (1 - start) * (np.arange(len(points)) + 0.5) / max(1, len(points))
         placed.extend(zip(places.tolist(), points, strict=True))
 
-    dense = (PlanPoint("dense", tokens=tokens) for tokens in coarse_to_fine(DENSE_TOKENS))
-    spread(dense, least=MIN_QUICK_DENSE)
-    spread((PlanPoint("dense", tokens=tokens) for tokens in EDGE_TOKENS), least=MIN_QUICK_EDGES)
+    by_tokens: tuple[Op, ...] = ("dense", *ops)
+    for op in by_tokens:
+        spread((PlanPoint(op, tokens=n) for n in coarse_to_fine(DENSE_TOKENS)), least=MIN_QUICK_DENSE)
+        spread((PlanPoint(op, tokens=n) for n in EDGE_TOKENS), least=MIN_QUICK_EDGES)
     spread(PlanPoint("logits", num_logits=rows) for rows in coarse_to_fine(LOGITS_ROWS))
     for counts, sizes in ((DECODES, DECODE_CONTEXTS), (SERVING_DECODES, SERVING_CONTEXTS)):
         grid = coarse_to_fine(counts, sizes)
@@ -125,6 +137,9 @@ def make_plan(name: PlanName, limits: Limits, seed: int = 0) -> list[PlanPoint]:
     spread(_unequal_decodes(unequal, limits))
     spread(PlanPoint("prefill", chunks=(chunk,)) for chunk in coarse_to_fine(CHUNK_TOKENS, CHUNK_CONTEXTS))
     spread(_several_chunks(several, limits))
+    if window:
+        for family in _windowed(sliding, limits, window):
+            spread((replace(point, window=window) for point in family), least=MIN_QUICK_WINDOWED)
     spread(_mixed(mixed, limits), least=MIN_QUICK_MIXED, start=0.5)
     spread(_steps(steps, limits), start=0.5)
     ordered = [point for _, point in sorted(placed, key=itemgetter(0))]
@@ -147,6 +162,16 @@ def _several_chunks(rng: np.random.Generator, limits: Limits) -> Iterator[PlanPo
     for count, tokens, context in latin_hypercube(rng, NUM_SEVERAL, (2, 16, 1), (MAX_SEVERAL, most, most)):
         chunks = _chunks(rng, count, min(tokens, limits.max_chunk_tokens / count), context)
         yield PlanPoint("prefill", chunks=chunks)
+
+
+def _windowed(rng: np.random.Generator, limits: Limits, window: int) -> Iterator[Iterable[PlanPoint]]:
+    """Attention with a window: contexts up to it, of which kernels take all, and a few beyond."""
+    contexts = sorted({*(context for context in DECODE_CONTEXTS if context < window), window, 4 * window})
+    grid = coarse_to_fine(DECODES, contexts)
+    yield (PlanPoint("decode", contexts=(context,) * count) for count, context in grid)
+    chunks = coarse_to_fine(CHUNK_TOKENS, sorted({0, window // 2, window, 4 * window}))
+    yield (PlanPoint("prefill", chunks=(chunk,)) for chunk in chunks)
+    yield _several_chunks(rng, limits)
 
 
 def _mixed(rng: np.random.Generator, limits: Limits) -> Iterator[PlanPoint]:

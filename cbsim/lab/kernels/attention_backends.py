@@ -16,6 +16,9 @@ from torch.nn.functional import scaled_dot_product_attention
 from cbsim.base.registry import Registry
 from cbsim.lab.kernels.shard import Shard
 
+MIN_SLAB = 256
+"""Queries, at least, that attend to their windows together."""
+
 
 @dataclass(frozen=True, slots=True)
 class LayerCache:
@@ -119,7 +122,14 @@ class AttentionBackend(ABC):
 
 
 class SdpaBackend(AttentionBackend):
-    """Attention by torch alone: the path of CPUs, and the one that others are checked against."""
+    """Attention by torch alone: the path of CPUs, the one that others are checked against, and that of layers
+    with a window on any device, which it cuts out of the context by blocks and masks where it ends in one.
+    """
+
+    def __init__(self, shard: Shard, device: torch.device, window: int = 0) -> None:
+        """`window`: tokens that it reaches back, the present one included; 0 for all."""
+        super().__init__(shard, device)
+        self.window = window
 
     def prefill(
         self, query: Tensor, keys: Tensor, values: Tensor, cache: LayerCache, batch: ChunkBatch
@@ -131,7 +141,12 @@ class SdpaBackend(AttentionBackend):
         for num_tokens, context, table in chunks:
             own = slice(start, start + num_tokens)
             start += num_tokens
-            seen = cache.gather(table, context + num_tokens) if context else (keys[own], values[own])
+            if context:
+                num_behind = max(0, context + 1 - self.window) // cache.block_size if self.window else 0
+                num_seen = context + num_tokens - num_behind * cache.block_size
+                seen = cache.gather(table[num_behind:], num_seen)
+            else:
+                seen = keys[own], values[own]
             parts.append(self._chunk(query[own], *seen))
         return torch.cat(parts)
 
@@ -141,14 +156,27 @@ class SdpaBackend(AttentionBackend):
         `(B, num_kv_heads, group, head_size)` is 2 to 3 times as fast as `enable_gqa` in fp32 on a CPU,
         and over ten times in bf16.
         """
-        num_decodes = query.shape[0]
-        num_blocks = -(-batch.max_context // cache.block_size)
-        keys, values = cache.gather(batch.block_tables[:, :num_blocks].long())
+        num_decodes, lengths = query.shape[0], batch.context_lens[:, None]
+        tables = batch.block_tables[:, : -(-batch.max_context // cache.block_size)].long()
+        first: Tensor | int = 0
+        if self.window:
+            first = (lengths - self.window).clamp(min=0) // cache.block_size
+            num_blocks = -(-(self.window - 1) // cache.block_size) + 1
+            held = first + torch.arange(num_blocks, device=query.device)
+            tables = tables.gather(1, held.clamp(max=tables.shape[1] - 1))
+        keys, values = cache.gather(tables)
         places = torch.arange(keys.shape[1], device=query.device, dtype=torch.int32)
-        seen = (places < batch.context_lens[:, None])[:, None, None, :]
+        places = places + first * cache.block_size
+        seen = places < lengths
+        if self.window:
+            seen &= places >= lengths - self.window
         packed = query.view(num_decodes, self.shard.num_kv_heads, self.shard.group_size, self.shard.head_size)
         out = scaled_dot_product_attention(
-            packed, keys.transpose(1, 2), values.transpose(1, 2), attn_mask=seen, scale=self.scale
+            packed,
+            keys.transpose(1, 2),
+            values.transpose(1, 2),
+            attn_mask=seen[:, None, None, :],
+            scale=self.scale,
         )
         return out.reshape(query.shape)
 
@@ -157,9 +185,26 @@ class SdpaBackend(AttentionBackend):
         return "prefill: scaled_dot_product_attention; decode: gathered blocks, scaled_dot_product_attention"
 
     def _chunk(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """One chunk: `(q, heads, size)` against `(k, kv_heads, size)`, aligned at the last token of both."""
+        """One chunk: `(q, heads, size)` against `(k, kv_heads, size)`, aligned at the last token of both.
+
+        With a window, by slabs of queries, so that long chunks take time in proportion to their length.
+        """
+        num_queries, num_keys, window = query.shape[0], keys.shape[0], self.window
+        if not window or num_keys <= window:
+            return self._attended(query, keys, values, causal_lower_right(num_queries, num_keys))
+        parts = []
+        for start in range(0, num_queries, max(window, MIN_SLAB)):
+            slab = query[start : start + max(window, MIN_SLAB)]
+            last = num_keys - num_queries + start + len(slab)
+            seen = slice(max(0, last - len(slab) - window + 1), last)
+            lead = last - seen.start - len(slab)
+            mask = torch.ones(len(slab), last - seen.start, dtype=torch.bool, device=query.device)
+            mask = mask.tril_(lead).triu_(lead - window + 1)
+            parts.append(self._attended(slab, keys[seen], values[seen], mask))
+        return torch.cat(parts)
+
+    def _attended(self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
         q, k, v = (part.transpose(0, 1)[None] for part in (query, keys, values))
-        mask = causal_lower_right(query.shape[0], keys.shape[0])
         out = scaled_dot_product_attention(
             q, k, v, attn_mask=mask, scale=self.scale, enable_gqa=self.shard.group_size > 1
         )

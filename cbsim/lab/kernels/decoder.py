@@ -11,9 +11,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import linear, rms_norm, silu
+from torch.nn.functional import linear, rms_norm
 
-from cbsim.lab.kernels.attention_backends import AttentionBackend, ChunkBatch, DecodeBatch, LayerCache
+from cbsim.lab.kernels.attention_backends import (
+    AttentionBackend,
+    ChunkBatch,
+    DecodeBatch,
+    LayerCache,
+    SdpaBackend,
+)
+from cbsim.lab.kernels.feed_forward import Experts, GatedMlp, random_matrix
 from cbsim.lab.kernels.shard import Shard
 
 
@@ -158,14 +165,21 @@ class Rotary:
         return out
 
 
-class DenseLayer:
+class DecoderLayer:
     """One layer's weights, random until loaded, and its two halves around attention.
 
     Norms and biases follow Llama: RMSNorm before each half, no biases, SwiGLU; queries and keys are
-    normalised per head if the model says so.
+    normalised per head if the model says so. A layer with experts has an MLP if every token goes to some.
     """
 
-    def __init__(self, shard: Shard, device: torch.device, generator: torch.Generator) -> None:
+    def __init__(
+        self,
+        shard: Shard,
+        device: torch.device,
+        generator: torch.Generator,
+        has_experts: bool,
+        routes_evenly: bool,
+    ) -> None:
         model = shard.model
         self.shard = shard
         self.eps = model.norm_eps
@@ -179,8 +193,9 @@ class DenseLayer:
         self.key_norm = ones(shard.head_size) if model.qk_norm else None
         self.o = matrix(model.hidden_size, attention_size)
         self.mlp_norm = ones(model.hidden_size)
-        self.gate_up = matrix(2 * shard.intermediate_size, model.hidden_size)
-        self.down = matrix(model.hidden_size, shard.intermediate_size)
+        mlp_size = shard.shared_size if has_experts else shard.intermediate_size
+        self.mlp = GatedMlp(shard, mlp_size, device, generator) if mlp_size else None
+        self.experts = Experts(shard, device, generator, routes_evenly) if has_experts else None
 
     def project(self, hidden: Tensor, positions: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor, Tensor]:
         """Before attention: `(T, hidden_size)` to query, keys and values of `(T, heads, head_size)`."""
@@ -197,11 +212,15 @@ class DenseLayer:
         return rotated[:, : shard.num_heads], rotated[:, shard.num_heads :], values
 
     def merge(self, hidden: Tensor, attended: Tensor) -> Tensor:
-        """After attention: `(T, heads, head_size)` through o and the MLP, added to `hidden`."""
+        """After attention: `(T, heads, head_size)` through o, the MLP and the experts, added to `hidden`."""
+        out, normed = self.merge_dense(hidden, attended)
+        return out if self.experts is None else out + self.experts(normed)
+
+    def merge_dense(self, hidden: Tensor, attended: Tensor) -> tuple[Tensor, Tensor]:
+        """The same without routed experts, and what those are given."""
         hidden = hidden + linear(attended.flatten(1), self.o)
         normed = normalised(hidden, self.mlp_norm, self.eps)
-        gate, up = linear(normed, self.gate_up).chunk(2, dim=-1)
-        return hidden + linear(silu(gate) * up, self.down)
+        return hidden if self.mlp is None else hidden + self.mlp(normed), normed
 
 
 class LmHead:
@@ -222,39 +241,48 @@ def normalised(hidden: Tensor, weight: Tensor, eps: float) -> Tensor:
     return rms_norm(hidden, weight.shape, weight, eps)
 
 
-def random_matrix(
-    rows: int, columns: int, *, dtype: torch.dtype, device: torch.device, generator: torch.Generator
-) -> Tensor:
-    """Normal weights of variance 1 / columns, so that activations keep their size."""
-    out = torch.empty(rows, columns, dtype=dtype, device=device)
-    return out.normal_(std=columns**-0.5, generator=generator)
-
-
 class Decoder:
     """A decoder-only transformer of a `ModelSpec`'s shape over a paged KV cache.
 
-    Weights are random from `seed` until loaded. Run it under `torch.inference_mode`.
+    Weights are random from `seed` until loaded. With `routes_evenly` tokens are dealt out to experts in turn.
+    Layers with a window attend by torch, whatever the `backend`. Run it under `torch.inference_mode`.
     """
 
     def __init__(
-        self, shard: Shard, backend: AttentionBackend, device: torch.device, max_positions: int, seed: int = 0
+        self,
+        shard: Shard,
+        backend: AttentionBackend,
+        device: torch.device,
+        max_positions: int,
+        seed: int = 0,
+        routes_evenly: bool = False,
     ) -> None:
         generator = torch.Generator(device).manual_seed(seed)
         model = shard.model
         matrix = partial(random_matrix, dtype=shard.dtype, device=device, generator=generator)
         self.shard = shard
         self.backend = backend
+        self.sliding = SdpaBackend(shard, device, model.window)
         self.rotary = Rotary(shard, max_positions, device)
         self.embedding = matrix(model.vocab_size, model.hidden_size)
-        self.layers = [DenseLayer(shard, device, generator) for _ in range(model.num_layers)]
+        self.layers = [
+            DecoderLayer(shard, device, generator, shard.has_experts(number), routes_evenly)
+            for number in range(model.num_layers)
+        ]
         tied = model.tie_embeddings
         self.head = LmHead(shard, self.embedding if tied else matrix(shard.vocab_size, model.hidden_size))
 
-    def logits(self, batch: StepBatch, caches: Sequence[LayerCache]) -> Tensor:
-        """Compute a step, writing to `caches`, one a layer; returns `(S, vocab_size)` float32."""
-        hidden = self.embedding[batch.token_ids]
-        for layer, cache in zip(self.layers, caches, strict=True):
+    def logits(self, batches: StepBatch | Sequence[StepBatch], caches: Sequence[LayerCache]) -> Tensor:
+        """Compute a step, writing to `caches`, one a layer; returns `(S, vocab_size)` float32.
+
+        Where layers have KV blocks of their own, `batches` has the step for each layer, equal but for blocks.
+        """
+        if isinstance(batches, StepBatch):
+            batches = [batches] * len(self.layers)
+        hidden = self.embedding[batches[0].token_ids]
+        for number, (layer, batch, cache) in enumerate(zip(self.layers, batches, caches, strict=True)):
             query, keys, values = layer.project(hidden, batch.positions, self.rotary)
             cache.write(keys, values, batch.slots)
-            hidden = layer.merge(hidden, batch.attend(self.backend, query, keys, values, cache))
-        return self.head.logits(hidden[batch.logit_rows])
+            backend = self.sliding if self.shard.window_of(number) else self.backend
+            hidden = layer.merge(hidden, batch.attend(backend, query, keys, values, cache))
+        return self.head.logits(hidden[batches[0].logit_rows])

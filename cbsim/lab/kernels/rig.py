@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cbsim.base.errors import CalibrationError
 from cbsim.lab.kernels.attention_backends import LayerCache, make_backend
-from cbsim.lab.kernels.decoder import Decoder, DenseLayer, SequenceSlice, StepBatch
+from cbsim.lab.kernels.decoder import Decoder, DecoderLayer, SequenceSlice, StepBatch
 from cbsim.lab.kernels.sampling import greedy
 from cbsim.lab.kernels.shard import Shard
 from cbsim.lab.kernels.timing import Call, Device
@@ -27,8 +27,8 @@ class Rig:
     """Random weights and random keys and values at a model's real shapes.
 
     One pool of KV blocks serves twice: whole for the attention of one layer, shared out over the layers for
-    whole steps. Every call gets blocks of its own, scattered over the pool, and each `dense` call the weights
-    of another layer, so that calls in a row find caches cold.
+    whole steps. Every call gets blocks of its own, scattered over the pool, and each call with weights those
+    of another layer, so that calls in a row find caches cold. Tokens are dealt out to experts evenly.
     """
 
     def __init__(
@@ -46,7 +46,9 @@ class Rig:
         self.device = device.torch_device
         self.backend = make_backend(backend, shard, self.device)
         try:
-            self.decoder = Decoder(shard, self.backend, self.device, max_positions=max_positions, seed=seed)
+            self.decoder = Decoder(
+                shard, self.backend, self.device, max_positions=max_positions, seed=seed, routes_evenly=True
+            )
             self.pool = LayerCache.allocate(shard, num_blocks, BLOCK_SIZE, self.device)
         except torch.OutOfMemoryError as error:
             problem = f"model {shard.model.name} doesn't fit on {device.name}: {error}"
@@ -61,33 +63,55 @@ class Rig:
         self._scattered = {count: self._rng.permutation(count) for count in (num_blocks, per_layer)}
         self._next_block = 0
 
-    def dense(self, tokens: int, count: int) -> list[Call]:
-        """Calls of one layer's work outside attention, KV write included."""
+    @property
+    def mlp_layers(self) -> list[DecoderLayer]:
+        """Layers without experts."""
+        return [layer for layer in self.decoder.layers if layer.experts is None]
+
+    @property
+    def expert_layers(self) -> list[DecoderLayer]:
+        """Layers with experts."""
+        return [layer for layer in self.decoder.layers if layer.experts is not None]
+
+    def dense(self, layers: Sequence[DecoderLayer], tokens: int, count: int) -> list[Call]:
+        """Calls of one layer's work outside attention, KV write included, routed experts apart."""
         hidden = self._normal(tokens, self.shard.model.hidden_size)
         attended = self._normal(tokens, self.shard.num_heads, self.shard.head_size)
         positions = torch.arange(tokens, device=self.device) % self.decoder.rotary.cos.shape[0]
         slots = torch.arange(tokens, device=self.device)
 
-        def run(layer: DenseLayer) -> Tensor:
+        def run(layer: DecoderLayer) -> Tensor:
             _, keys, values = layer.project(hidden, positions, self.decoder.rotary)
             self.pool.write(keys, values, slots)
-            return layer.merge(hidden, attended)
+            return layer.merge_dense(hidden, attended)[0]
 
-        return [partial(run, layer) for layer in islice(cycle(self.decoder.layers), count)]
+        return [partial(run, layer) for layer in islice(cycle(layers), count)]
+
+    def experts(self, tokens: int, count: int) -> list[Call]:
+        """Calls of one layer's routed experts and their router."""
+        hidden = self._normal(tokens, self.shard.model.hidden_size)
+        layers = [layer.experts for layer in self.decoder.layers if layer.experts is not None]
+        return [partial(experts, hidden) for experts in islice(cycle(layers), count)]
 
     def logits(self, rows: int, count: int) -> list[Call]:
         """Calls of the final norm, the LM head and greedy sampling."""
         hidden = self._normal(rows, self.shard.model.hidden_size)
         return [lambda: greedy(self.decoder.head.logits(hidden))] * count
 
-    def attention(self, chunks: Chunks, contexts: Sequence[int], count: int) -> list[Call]:
-        """Calls of one layer's attention: chunks, and decodes that attend to `contexts` tokens each."""
+    def attention(
+        self, chunks: Chunks, contexts: Sequence[int], count: int, *, slides: bool = False
+    ) -> list[Call]:
+        """Calls of one layer's attention: chunks, and decodes that attend to `contexts` tokens each.
+
+        With `slides` of a layer with the model's window.
+        """
         shard = self.shard
         tokens = len(contexts) + sum(n for n, _ in chunks)
         query = self._normal(tokens, shard.num_heads, shard.head_size)
         keys, values = (self._normal(tokens, shard.num_kv_heads, shard.head_size) for _ in range(2))
         batches = [self._batch(chunks, contexts, 0, self.pool) for _ in range(count)]
-        return [partial(batch.attend, self.backend, query, keys, values, self.pool) for batch in batches]
+        backend = self.decoder.sliding if slides else self.backend
+        return [partial(batch.attend, backend, query, keys, values, self.pool) for batch in batches]
 
     def step(self, chunks: Chunks, contexts: Sequence[int], num_finishing: int, count: int) -> list[Call]:
         """Calls of the whole model, from tokens to tokens; the first `num_finishing` chunks give logits."""

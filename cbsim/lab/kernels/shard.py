@@ -16,9 +16,12 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 class Shard:
     """A model's shapes on one of `tensor_parallel` GPUs, split as in Megatron-LM (arXiv:1909.08053, sec. 3).
 
-    Attention is split by heads, the MLP by its width, the LM head by the vocabulary; KV heads are copied
-    where there are fewer of them than GPUs. All-reduces are no part of it. Raises `CalibrationError` where a
-    model doesn't divide, or has a dtype the kernels don't know.
+    Attention is split by heads, MLPs and each expert by their width, the LM head by the vocabulary; KV heads
+    are copied where there are fewer of them than GPUs, and so are routers. All-reduces are no part of it.
+    A `ModelSpec` says how many layers have a window or experts, and not which: the layers without a window
+    are spread evenly, those with one first (of six, five and then one without), and the first layers have no
+    experts. Raises `CalibrationError` where a model doesn't divide, or is of a kind that there are no kernels
+    for.
     """
 
     model: ModelSpec
@@ -27,23 +30,49 @@ class Shard:
     def __post_init__(self) -> None:
         model, gpus = self.model, self.tensor_parallel
         sizes = {name: getattr(model, name) for name in ("num_heads", "intermediate_size", "vocab_size")}
+        sizes |= {
+            f"experts.{name}": getattr(model.experts, name)
+            for name in ("intermediate_size", "shared_intermediate_size")
+            if model.experts is not None
+        }
         undivided = [f"{name} {size}" for name, size in sizes.items() if size % gpus]
         if model.num_kv_heads % gpus and gpus % model.num_kv_heads:
             undivided.append(f"num_kv_heads {model.num_kv_heads}")
         problems = [f"{figure} can't be split over {gpus} GPUs" for figure in undivided]
         if model.dtype not in DTYPES:
             problems.append(f"there are no {model.dtype} kernels; allowed: {', '.join(DTYPES)}")
+        head_sizes = {size for kind in model.attention_kinds for size in (kind.query_size, kind.value_size)}
+        heads = {(kind.num_heads, kind.num_kv_heads) for kind in model.attention_kinds}
         special = {
-            "experts": model.experts,
-            "latent attention": model.mla,
-            "windows": model.window or model.attention_layers,
+            "latent attention (mla)": model.mla,
+            "layers whose heads differ (attention_layers)": model.mla is None
+            and (heads != {(model.num_heads, model.num_kv_heads)} or head_sizes != {model.head_size}),
             **{f"weights of {part.dtype}": part.dtype != model.dtype for part in model.parts},
+            f"a KV cache of {model.kv_dtype}": model.kv_dtype not in (None, model.dtype),
         }
         problems += [f"there are no kernels for {what}" for what, is_there in special.items() if is_there]
+        if model.experts is not None:
+            widths = {"hidden_size": model.hidden_size, "experts.intermediate_size": self.expert_size}
+            problems += [
+                f"{name} {width} isn't a multiple of 16 bytes, as grouped products need"
+                for name, width in widths.items()
+                if width * model.element_bytes % 16
+            ]
         if model.head_size % 2:
             problems.append(f"head_size {model.head_size} is odd; rotary positions need pairs")
         if problems:
             raise CalibrationError(*(f"model {model.name}: {problem}" for problem in problems))
+
+    def window_of(self, layer: int) -> int:
+        """Tokens that the attention of a layer reaches back, the present one included; 0 for all."""
+        num_layers = self.model.num_layers
+        num_full = num_layers - self.model.num_windowed_layers
+        is_full = (layer + 1) * num_full // num_layers > layer * num_full // num_layers
+        return 0 if is_full else self.model.window
+
+    def has_experts(self, layer: int) -> bool:
+        """Whether a layer has experts."""
+        return layer >= self.model.num_layers - self.model.num_expert_layers
 
     @property
     def dtype(self) -> torch.dtype:
@@ -72,8 +101,20 @@ class Shard:
 
     @property
     def intermediate_size(self) -> int:
-        """Width of the gated MLP."""
+        """Width of the dense gated MLP."""
         return self.model.intermediate_size // self.tensor_parallel
+
+    @property
+    def expert_size(self) -> int:
+        """Width of one expert's gated MLP; 0 without experts."""
+        experts = self.model.experts
+        return 0 if experts is None else experts.intermediate_size // self.tensor_parallel
+
+    @property
+    def shared_size(self) -> int:
+        """Width of the experts that every token goes to, all together."""
+        experts = self.model.experts
+        return 0 if experts is None else experts.shared_intermediate_size // self.tensor_parallel
 
     @property
     def vocab_size(self) -> int:
@@ -81,18 +122,16 @@ class Shard:
         return self.model.vocab_size // self.tensor_parallel
 
     @property
-    def layer_weight_bytes(self) -> int:
-        """Bytes of one layer's matrices."""
-        attention = self.model.hidden_size * self.head_size * 2 * (self.num_heads + self.num_kv_heads)
-        mlp = 3 * self.model.hidden_size * self.intermediate_size
-        return (attention + mlp) * self.model.element_bytes
-
-    @property
     def weight_bytes(self) -> int:
         """Bytes of all matrices: layers, embedding and, unless tied, LM head."""
-        embedding = self.model.vocab_size * self.model.hidden_size
-        head = 0 if self.model.tie_embeddings else self.vocab_size * self.model.hidden_size
-        return self.model.num_layers * self.layer_weight_bytes + (embedding + head) * self.model.element_bytes
+        model, experts = self.model, self.model.experts
+        rows = model.num_layers * self.head_size * 2 * (self.num_heads + self.num_kv_heads)
+        rows += (model.num_layers - model.num_expert_layers) * 3 * self.intermediate_size
+        if experts is not None:
+            routed = experts.num_experts * (3 * self.expert_size + 1)
+            rows += model.num_expert_layers * (routed + 3 * self.shared_size)
+        rows += model.vocab_size + (0 if model.tie_embeddings else self.vocab_size)
+        return rows * model.hidden_size * model.element_bytes
 
     @property
     def layer_kv_token_bytes(self) -> int:

@@ -129,6 +129,18 @@ class Timing:
         median, p90 = np.median(runs_s), np.quantile(runs_s, 0.9)
         return cls(float(median), float(min(runs_s)), float(p90), len(runs_s), graph, is_cold)
 
+    @classmethod
+    def summed(cls, parts: Sequence[tuple[float, Timing]]) -> Timing:
+        """Several timings by shares of each; percentiles are summed as they are."""
+        first = parts[0][1]
+
+        def total_s(name: str) -> float:
+            return float(sum(share * getattr(timing, name) for share, timing in parts))
+
+        seconds = total_s("median_s"), total_s("min_s"), total_s("p90_s")
+        is_graph = all(timing.graph for _, timing in parts)
+        return cls(*seconds, first.num_runs, is_graph, first.is_cold)
+
 
 class Timer(ABC):
     """Times work: warms up, then runs calls that fill `target_s` together, often enough for a median."""

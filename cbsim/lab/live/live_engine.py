@@ -25,7 +25,7 @@ from cbsim.workload.streams import ThinkTimes
 
 Clock = Callable[[], float]
 """Seconds since the run began."""
-NO_BLOCKS = np.zeros(0, dtype=np.int64)
+NO_BLOCKS = np.zeros((1, 0), dtype=np.int64)
 MAX_NAP_S = 0.05
 
 
@@ -110,15 +110,19 @@ class LiveEngine(ToldStepper):
         return finished
 
     def _block_table(self, request: Request) -> NDArray[np.int64]:
-        """The blocks it holds now, in order of position; the array stays as it is while the request runs."""
-        blocks = self.blocks_of(request)
+        """The blocks it holds now, a row for each group of layers in order of position; the array stays as it
+        is while the request runs. Blocks behind a window are those that were there, or any.
+        """
+        blocks = self.blocks_by_group(request)
+        num_blocks = len(blocks[0])
         table, num_written, num_preemptions = self._tables.get(request.index, (NO_BLOCKS, 0, 0))
-        if num_preemptions != request.num_preemptions or len(blocks) > len(table):
+        if num_preemptions != request.num_preemptions or num_blocks > table.shape[1]:
             # A new array, as steps under way have parts of the old one: each preemption takes all blocks.
-            table, num_written = np.zeros(2 * len(blocks), dtype=np.int64), 0
-        table[num_written : len(blocks)] = blocks[num_written:]
-        self._tables[request.index] = table, len(blocks), request.num_preemptions
-        return table[: len(blocks)]
+            table, num_written = np.zeros((len(blocks), 2 * num_blocks), dtype=np.int64), 0
+        for row, own in zip(table, blocks, strict=True):
+            row[num_written:num_blocks] = np.maximum(np.array(own[num_written:], dtype=np.int64), 0)
+        self._tables[request.index] = table, num_blocks, request.num_preemptions
+        return table[:, :num_blocks]
 
 
 class LiveWorld:

@@ -11,17 +11,20 @@ import torch
 
 from cbsim.base.errors import ConfigError
 from cbsim.base.units import GIB, format_bytes
+from cbsim.core.building import KvGroup, KvPool
 from cbsim.lab.kernels.sampling import SamplingParams
 from cbsim.lab.kernels.shard import Shard
 from cbsim.lab.kernels.timing import free_bytes
 from cbsim.lab.live.live_engine import LiveEngine, LiveWorld, any_step_s, live_engine, wall_clock
-from cbsim.lab.live.runner import ModelRunner
+from cbsim.lab.live.runner import ModelRunner, deal_layers
 from cbsim.lab.live.tokens import TokenBook
 from cbsim.lab.live.weights import Checkpoint
 from cbsim.observers import ObservedRun, Observer
 from cbsim.observers.views import SchedulerView
 from cbsim.results.metrics import Deployment, summarize
 from cbsim.results.result import Result, make_manifest
+from cbsim.results.tables import SLICE_STEPS
+from cbsim.schedulers import SCHEDULERS
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.run import log_notes, make_audience, make_cost_model, make_workload
 from cbsim.studies.simulation import setup_of, stepwise, stepwise_log
@@ -65,7 +68,7 @@ def run_live(
         step_s=any_step_s,
         make_replica=partial(
             LiveEngine,
-            runner=_make_runner(experiment, workload, torch_device, num_blocks, backend),
+            runner=_make_runner(experiment, workload, torch_device, pool, backend),
             book=TokenBook(experiment.model.vocab_size, experiment.seed, sampling or SamplingParams()),
             audience=audience,
         ),
@@ -81,14 +84,20 @@ def run_live(
     LiveWorld(workload, engine, time_scale=time_scale, progress=progress).run()
     spent = {"cpu_s": time.process_time() - cpu_start, "wall_s": time.perf_counter() - wall_start}
     # Nobody can say what a live step would have taken with less in it.
-    log = replace(stepwise_log(world, setup), slices=None, parts=None)
+    log = stepwise_log(world, setup)
+    modelled = {field.name for field in SLICE_STEPS}
+    steps = {name: values for name, values in log.steps.items() if name not in modelled}
+    log = replace(log, steps=steps, slices=None, parts=None)
     audience.ended(log.end_s)
     told = setup.rung.notes(experiment.scheduler, world.request_rows(), world.own_rows())
     notes = [f"live on this machine's {device}, not simulated", *notes, *told]
     notes += [*workload.notes(), *log_notes(experiment, log)]
-    block_size, num_blocks = experiment.kv_cache.block_size, setup.pool.num_blocks
+    kv_cache = experiment.kv_cache.model_copy(update={"num_blocks": num_blocks})
     deployment = Deployment(
-        experiment.model, experiment.gpu, kv_block_size=block_size, kv_cache_tokens=num_blocks * block_size
+        experiment.model,
+        experiment.gpu,
+        kv_block_size=kv_cache.block_size,
+        kv_cache_tokens=experiment.model_copy(update={"kv_cache": kv_cache}).kv_capacity.num_tokens,
     )
     summary = summarize(log, deployment, experiment.slo.limits(), simulation=spent, notes=notes)
     manifest = make_manifest(experiment.seed, workload.inputs(), {"model": experiment.model})
@@ -96,7 +105,7 @@ def run_live(
 
 
 def _make_runner(
-    experiment: Experiment, workload: Workload, device: torch.device, num_blocks: int, backend: str | None
+    experiment: Experiment, workload: Workload, device: torch.device, pool: KvPool, backend: str | None
 ) -> ModelRunner:
     model = experiment.model
     longest = max((r.num_prompt_tokens + r.num_output_tokens for r in workload.requests()), default=1)
@@ -104,24 +113,30 @@ def _make_runner(
     return ModelRunner(
         model,
         device,
-        num_blocks=num_blocks,
-        block_size=experiment.kv_cache.block_size,
+        num_blocks=pool.num_blocks,
+        block_size=pool.block_size,
         backend=backend,
         seed=experiment.seed,
         max_positions=max(longest, model.max_model_len),
         graph_decodes=most if device.type == "cuda" else 0,
+        windows=_windows(pool.groups),
     )
 
 
 def _check(experiment: Experiment, time_scale: float) -> None:
-    replicas, scheduler, groups = experiment.replicas, experiment.scheduler, experiment.kv_cache.layer_groups
+    replicas, scheduler, kv_cache = experiment.replicas, experiment.scheduler, experiment.kv_cache
     parallel = "replicas.tensor_parallel" if replicas.tensor_parallel > 1 else "parallel"
+    preemption = getattr(scheduler, "preemption", "recompute")
+    swaps_groups = preemption != "recompute" and bool(kv_cache.layer_groups(experiment.model))
     checks = {
         f"replicas.count: got {replicas.count}; a live run has one replica": replicas.count == 1,
         f"{parallel}: got {experiment.num_gpus}; a live run has one device": experiment.num_gpus == 1,
         "scheduler.speculative: got a drafter; a live run has none": scheduler.drafting is None,
         "scheduler.connector: got one; a live run has its own KV cache alone": not scheduler.has_connector,
-        "kv_cache.groups: got several; layers of a live run share one KV cache": not groups(experiment.model),
+        "kv_cache.groups: got some; a live run has those of the model": kv_cache.groups is None,
+        f"scheduler.preemption: got {preemption}; a live run computes layers with windows again": (
+            not swaps_groups
+        ),
         "stop_at_s: a live run goes on until every request has ended": experiment.stop_at_s is None,
         f"time_scale: got {time_scale}; allowed: more than 0": time_scale > 0,
     }
@@ -137,11 +152,19 @@ def _open(device: str) -> torch.device:
     return torch.device(device)
 
 
+def _windows(groups: Sequence[KvGroup]) -> list[int]:
+    """The window of each group of layers that share blocks."""
+    return [group.window for group in groups] or [0]
+
+
 def fit_blocks(experiment: Experiment, device: torch.device) -> tuple[int, list[str]]:
     """As many KV blocks as the experiment has; fewer if its GPU decides that and this device is smaller."""
     shard = Shard(experiment.model)
     kv_cache = experiment.kv_cache
-    block_bytes = kv_cache.block_size * shard.layer_kv_token_bytes * experiment.model.num_layers
+    rung = SCHEDULERS.get(experiment.scheduler.type)
+    groups = () if rung.reserves_ahead else kv_cache.layer_groups(experiment.model)
+    num_caches = max(deal_layers(shard, _windows(groups))[1]) + 1
+    block_bytes = kv_cache.block_size * shard.layer_kv_token_bytes * num_caches
     left_bytes = free_bytes(device) - shard.weight_bytes
     fitting = int(left_bytes * KV_SHARE) // block_bytes
     if device.type == "cpu" and kv_cache.num_blocks is None:

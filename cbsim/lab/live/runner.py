@@ -23,7 +23,7 @@ from cbsim.specs import ModelSpec
 GRAPH_SIZES = (1, 2, 4, *range(8, 256, 8), *range(256, 513, 16))
 """Batch sizes that vLLM captures by default."""
 BlockedSlice = tuple[Slice, NDArray[np.int64]]
-"""One request's share of a step, and the blocks it had when the step was decided."""
+"""One request's share of a step, and the blocks it had when the step was decided, a row for each group."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +35,11 @@ class Moves:
 
 
 class ModelRunner:
-    """A decoder with a paged KV cache of `num_blocks` blocks, one set of block numbers for all layers.
+    """A decoder with a paged KV cache of `num_blocks` blocks.
 
+    `windows` has, for each group of layers that share blocks, the window behind which they are given back;
+    one group of 0 has all layers and every token. The layers of a window are dealt out to its groups in turn,
+    as `plan_kv_cache` does, and the n-th layers of all groups share a cache, of which a block is one group's.
     `graph_decodes` is the most decodes of a step that is replayed as a CUDA graph once `warm_up` has captured
     it; 0 computes every step kernel by kernel.
     """
@@ -52,6 +55,7 @@ class ModelRunner:
         seed: int = 0,
         max_positions: int | None = None,
         graph_decodes: int = 0,
+        windows: Sequence[int] = (0,),
     ) -> None:
         shard = Shard(model)
         self.device = device
@@ -61,34 +65,44 @@ class ModelRunner:
         self.decoder = Decoder(
             shard, make_backend(backend, shard, device), device, max_positions=self.max_positions, seed=seed
         )
+        self.windows = tuple(windows)
+        self.layer_groups, places = deal_layers(shard, windows)
         self.caches = [
             LayerCache.allocate(shard, num_blocks + (graph_decodes > 0), block_size, device)
-            for _ in self.decoder.layers
+            for _ in range(max(places) + 1)
         ]
+        self._layer_caches = [self.caches[place] for place in places]
         self.graphs: DecodeGraphs | None = None
         if graph_decodes:
             self.graphs = DecodeGraphs(
-                self.decoder,
-                self.caches,
+                self._compute,
+                block_size,
+                device,
+                num_groups=len(windows),
                 max_decodes=graph_decodes,
                 max_context=min(self.max_positions, num_blocks * block_size),
                 spare_block=num_blocks,
             )
         self._host: dict[int, list[tuple[Tensor, Tensor]]] = {}
 
+    def _compute(self, batches: Sequence[StepBatch]) -> Tensor:
+        """Logits of a step, given for each group of layers."""
+        return self.decoder.logits([batches[group] for group in self.layer_groups], self._layer_caches)
+
     @torch.inference_mode()
     def run(self, slices: Sequence[BlockedSlice], book: TokenBook) -> None:
         """Compute a step and put the sampled tokens into the book; returns when they are there."""
-        parts = []
+        groups: list[list[SequenceSlice]] = [[] for _ in self.windows]
         for part, blocks in slices:
             tokens = book.slice(part.request, part.num_computed_tokens, part.num_tokens)
-            parts.append(SequenceSlice(tokens, part.num_computed_tokens, blocks, part.emits))
-        if self.graphs is not None and self.graphs.covers(parts):
-            logits, emitting = self.graphs.logits(parts), [part.request for part, _ in slices]
+            for parts, own in zip(groups, blocks, strict=True):
+                parts.append(SequenceSlice(tokens, part.num_computed_tokens, own, part.emits))
+        if self.graphs is not None and self.graphs.covers(groups[0]):
+            logits, emitting = self.graphs.logits(groups), [part.request for part, _ in slices]
         else:
-            batch = StepBatch.build(parts, self.block_size, self.device)
-            logits = self.decoder.logits(batch, self.caches)
-            emitting = [slices[place][0].request for place in batch.emitting]
+            batches = [StepBatch.build(parts, self.block_size, self.device) for parts in groups]
+            logits = self._compute(batches)
+            emitting = [slices[place][0].request for place in batches[0].emitting]
         if emitting:
             params = [book.sampling_of(request) for request in emitting]
             uniforms = [book.uniform(request) for request in emitting]
@@ -99,12 +113,15 @@ class ModelRunner:
 
     @torch.inference_mode()
     def warm_up(self) -> None:
-        """Compute a small prompt and a decode on block 0 and capture graphs, for the first step to find."""
+        """Compute a small prompt and a decode on block 0 and capture graphs, for the first step to find.
+
+        Without graphs where this GPU computes the model's experts with the host's help.
+        """
         for num_tokens in (min(8, self.block_size), 1):
             part = SequenceSlice([0] * num_tokens, 0, [0], True)
-            self.decoder.logits(StepBatch.build([part], self.block_size, self.device), self.caches)
-        if self.graphs is not None:
-            self.graphs.capture()
+            self._compute([StepBatch.build([part], self.block_size, self.device)] * len(self.windows))
+        if self.graphs is not None and not self.graphs.capture():
+            self.graphs = None
 
     @torch.inference_mode()
     def move(self, moves: Moves) -> None:
@@ -128,30 +145,44 @@ class DecodeGraphs:
 
     def __init__(
         self,
-        decoder: Decoder,
-        caches: Sequence[LayerCache],
+        compute: Callable[[Sequence[StepBatch]], Tensor],
+        block_size: int,
+        device: torch.device,
         *,
+        num_groups: int,
         max_decodes: int,
         max_context: int,
         spare_block: int,
     ) -> None:
         self.sizes = [size for size in GRAPH_SIZES if size < max_decodes] + [max_decodes]
-        self._decoder = decoder
-        self._caches = caches
+        self._compute = compute
+        self._block_size, self._device = block_size, device
+        self._num_groups = num_groups
         self._max_context = max_context
         self._spare = SequenceSlice([0], 0, [spare_block], True)
-        self._device = decoder.embedding.device
-        self._captured: dict[int, tuple[StepBatch, Callable[[], Tensor]]] = {}
-        """By size: the batch whose tensors are written before each step, and what computes its logits."""
+        self._captured: dict[int, tuple[list[StepBatch], Callable[[], Tensor]]] = {}
+        """By size: the batches whose tensors are written before each step, and what computes its logits."""
 
-    def capture(self) -> None:
-        """Capture every size, the largest first, so that the smaller ones find memory to share."""
+    def capture(self) -> bool:
+        """Capture every size, the largest first, so that the smaller ones find memory to share.
+
+        False if it can't be done.
+        """
         pool = torch.cuda.graph_pool_handle() if self._device.type == "cuda" else None
         for size in reversed(self.sizes):
-            batch = self._spare_batch(size)
-            compute = partial(self._decoder.logits, batch, self._caches)
+            batches = [self._spare_batch(size) for _ in range(self._num_groups)]
+            compute: Callable[[], Tensor] = partial(self._compute, batches)
             # A CPU has no graphs: there the same padded batch is computed as it is.
-            self._captured[size] = batch, compute if pool is None else self._graph_of(compute, pool)
+            if pool is not None:
+                try:
+                    compute = self._graph_of(compute, pool)
+                except torch.OutOfMemoryError:
+                    raise
+                except RuntimeError:
+                    torch.cuda.synchronize(self._device)
+                    return False
+            self._captured[size] = batches, compute
+        return True
 
     def _graph_of(self, compute: Callable[[], Tensor], pool: Any) -> Callable[[], Tensor]:
         compute()
@@ -171,18 +202,23 @@ class DecodeGraphs:
         are_decodes = all(len(part.token_ids) == 1 and part.emits for part in slices)
         return are_decodes and len(slices) <= self.sizes[-1]
 
-    def logits(self, slices: Sequence[SequenceSlice]) -> Tensor:
-        """Logits of each slice in order, `(S, vocab_size)` float32, good until the next call."""
-        batch, compute = self._captured[next(size for size in self.sizes if size >= len(slices))]
-        self._fill(batch, slices)
-        return compute()[: len(slices)]
+    def logits(self, groups: Sequence[Sequence[SequenceSlice]]) -> Tensor:
+        """Logits of each slice in order, `(S, vocab_size)` float32, good until the next call.
+
+        Slices are given for each group of layers, equal but for their blocks.
+        """
+        num_slices = len(groups[0])
+        batches, compute = self._captured[next(size for size in self.sizes if size >= num_slices)]
+        for batch, slices in zip(batches, groups, strict=True):
+            self._fill(batch, slices)
+        return compute()[:num_slices]
 
     def _fill(self, batch: StepBatch, slices: Sequence[SequenceSlice]) -> None:
         assert batch.decodes is not None
-        block_size = self._caches[0].block_size
         padded = [*slices, *[self._spare] * (len(batch.token_ids) - len(slices))]
-        token_ids, positions, slots = torch.from_numpy(decode_columns(padded, block_size)).to(self._device)
-        tables = block_tables(padded, block_size, batch.decodes.block_tables.shape[1])
+        columns = torch.from_numpy(decode_columns(padded, self._block_size)).to(self._device)
+        token_ids, positions, slots = columns
+        tables = block_tables(padded, self._block_size, batch.decodes.block_tables.shape[1])
         batch.token_ids.copy_(token_ids)
         batch.positions.copy_(positions)
         batch.slots.copy_(slots)
@@ -190,8 +226,18 @@ class DecodeGraphs:
         batch.decodes.block_tables.copy_(torch.from_numpy(tables))
 
     def _spare_batch(self, size: int) -> StepBatch:
-        batch = StepBatch.build([self._spare] * size, self._caches[0].block_size, self._device)
+        batch = StepBatch.build([self._spare] * size, self._block_size, self._device)
         assert batch.decodes is not None
-        shape = (size, -(-self._max_context // self._caches[0].block_size))
+        shape = (size, -(-self._max_context // self._block_size))
         tables = torch.zeros(shape, dtype=torch.int32, device=self._device)
         return replace(batch, decodes=DecodeBatch(tables, batch.decodes.context_lens, self._max_context))
+
+
+def deal_layers(shard: Shard, windows: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Of each layer its group, of those with these windows, and its place among the group's layers."""
+    groups: list[int] = []
+    for layer in range(shard.model.num_layers):
+        window = shard.window_of(layer) if len(windows) > 1 else windows[0]
+        own = [group for group, reach in enumerate(windows) if reach == window]
+        groups.append(min(own, key=groups.count))
+    return groups, [groups[:layer].count(group) for layer, group in enumerate(groups)]

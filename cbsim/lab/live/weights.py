@@ -49,8 +49,14 @@ class Checkpoint:
         """Put the weights into a decoder.
 
         Raises `ConfigError` with a line for each tensor that is missing or has another shape; the decoder is
-        then as it was.
+        then as it was. So it does for models of which a `ModelSpec` leaves open how their router weighs or
+        which of their layers slide.
         """
+        model = decoder.shard.model
+        if model.experts is not None or 0 < model.num_windowed_layers < model.num_layers:
+            raise ConfigError(
+                f"--weights: {model.name} has experts or a window in some layers; allowed: random weights"
+            )
         targets = list(self._targets(decoder))
         problems = [problem for target, names in targets for problem in self._misfits(target, names)]
         if problems:
@@ -88,8 +94,9 @@ class Checkpoint:
                 yield layer.key_norm, [f"{at}.self_attn.k_norm.weight"]
             yield layer.o, [f"{at}.self_attn.o_proj.weight"]
             yield layer.mlp_norm, [f"{at}.post_attention_layernorm.weight"]
-            yield layer.gate_up, [f"{at}.mlp.{part}_proj.weight" for part in ("gate", "up")]
-            yield layer.down, [f"{at}.mlp.down_proj.weight"]
+            if layer.mlp is not None:
+                yield layer.mlp.gate_up, [f"{at}.mlp.{part}_proj.weight" for part in ("gate", "up")]
+                yield layer.mlp.down, [f"{at}.mlp.down_proj.weight"]
         yield decoder.head.norm, ["model.norm.weight"]
         if decoder.head.weight is not decoder.embedding:
             yield decoder.head.weight, ["lm_head.weight"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,15 +15,18 @@ import torch
 from cbsim.base.errors import CalibrationError
 from cbsim.base.units import GIB
 from cbsim.lab.calibrate import measurement as measuring
-from cbsim.lab.calibrate.measurement import Measurement, find_room, measure, warnings_of
-from cbsim.lab.calibrate.point import Point
+from cbsim.lab.calibrate.measurement import Measurement, calls_of, find_room, measure, warnings_of
+from cbsim.lab.calibrate.point import Op, Point
 from cbsim.lab.calibrate.pointsfile import read_meta, read_points
-from cbsim.lab.calibrate.timing_plan import make_plan
+from cbsim.lab.calibrate.profile_folder import write_profile
+from cbsim.lab.calibrate.timing_plan import PlanPoint, make_plan
 from cbsim.lab.kernels.attention_backends import SdpaBackend
 from cbsim.lab.kernels.shard import Shard
 from cbsim.lab.kernels.timing import CpuTimer, Device, MakeCalls, Timing, open_device
+from cbsim.specs.parallel import ONE_GPU
 from tests.lab.kernels.references import load_model
 
+BY_LAYER: tuple[Op, ...] = ("dense", "experts")
 TINY = load_model("tiny")
 GPU = Device(torch.device("cuda"), "a GPU", 0, 0, {})
 
@@ -72,6 +76,36 @@ def test_every_point_is_timed_and_written(tmp_path: Path) -> None:
     assert meta.software["torch"] == torch.__version__
 
 
+@pytest.mark.parametrize("name", ["tiny-experts", "tiny-sliding"])
+def test_experts_and_windows_are_timed_fitted_and_priced(name: str, tmp_path: Path) -> None:
+    model = load_model(name)
+    result = run(tmp_path, model=model)
+    counts = Counter((point.op, point.window) for point in result.points if point.split == "fit")
+    # What a CPU takes while others use it is no law to fit.
+    lawful = [replace(point, t_median_s=1e-5 + 1e-8 * point.size) for point in result.points]
+    cost_file, _ = write_profile(tmp_path / "lawful", lawful, result.meta)
+    form, windows = cost_file.form, {("decode", 32): 16, ("prefill", 32): 32}
+    if model.experts is None:
+        assert {key: count for key, count in counts.items() if key[1]} == windows
+        assert form.sliding is not None
+        assert (form.sliding.window, form.sliding.num_layers) == (32, 3)
+    else:
+        assert counts["experts", 0] == counts["dense", 0]
+        assert form.experts is not None
+        assert cost_file.assumptions[0].startswith("tokens were dealt out to experts evenly")
+    assert cost_file.mismatch(model, ONE_GPU) == []
+
+
+def test_points_by_tokens_are_averages_over_layers() -> None:
+    """`tiny-experts` has one layer with an MLP and two with experts: kinds of layers, and their shares."""
+    shard = Shard(load_model("tiny-experts"))
+    rig = find_room(open_device("cpu"), shard).rig(shard, open_device("cpu"))
+    shares = {op: [share for share, _ in calls_of(rig, PlanPoint(op, tokens=4))] for op in BY_LAYER}
+    assert shares == {"dense": [1 / 3, 2 / 3], "experts": [2 / 3]}
+    one, other = Timing(3.0, 2.0, 4.0, 20, True), Timing(6.0, 5.0, 7.0, 20, True)
+    assert Timing.summed([(0.5, one), (1.0, other)]) == Timing(7.5, 6.0, 9.0, 20, True)
+
+
 def test_a_killed_run_resumes_where_it_was(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, timer=OnceTimer(limit=12))
@@ -80,7 +114,7 @@ def test_a_killed_run_resumes_where_it_was(tmp_path: Path) -> None:
     assert len(first) == 12
     with path.open("a") as file:
         file.write("decode,,4,64")
-    with pytest.raises(CalibrationError, match=r":14: got 4 columns \(decode,,4,64\); allowed: 19"):
+    with pytest.raises(CalibrationError, match=r":14: got 4 columns \(decode,,4,64\); allowed: 20"):
         read_points(path)
     timer = OnceTimer()
     result = run(tmp_path, timer=timer)

@@ -25,8 +25,8 @@ from cbsim.lab.calibrate.accuracy import predict
 from cbsim.lab.calibrate.point import Point
 from cbsim.lab.calibrate.pointsfile import Meta, read_meta
 from cbsim.lab.calibrate.timing_plan import PlanPoint
-from cbsim.lab.kernels import timing
-from cbsim.lab.kernels.timing import CpuTimer, MakeCalls, Timing
+from cbsim.lab.kernels.rig import Rig
+from cbsim.lab.kernels.timing import Timer, Timing
 from cbsim.specs import GpuSpec
 from tests.cost.laws import make_form
 from tests.lab.kernels.references import CONFIGS, load_model
@@ -157,19 +157,17 @@ def test_mixes_that_do_not_fit_the_device_are_left_out() -> None:
     assert additivity_sentence([]) == "No mix of chunks and decodes could be timed."
 
 
-class LawTimer(CpuTimer):
+class Law:
     """Runs everything once, and says that it took what a law of additive parts says, give or take 1 %."""
 
     def __init__(self) -> None:
-        super().__init__()
         self.law = make_form(fused=False)
         self.rng = np.random.default_rng(0)
 
-    def time(self, make_calls: MakeCalls) -> Timing:
-        (call,) = make_calls(1)
+    def __call__(self, rig: Rig, timer: Timer, planned: PlanPoint) -> Timing:
         with torch.inference_mode():
-            call()
-        planned: PlanPoint = make_calls.args[1]  # type: ignore[attr-defined]
+            for _, make_calls in measure.calls_of(rig, planned):
+                make_calls(1)[0]()
         contexts = planned.contexts
         point = Point(
             planned.op,
@@ -189,8 +187,7 @@ def test_the_one_command_runs_end_to_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("scipy")
-    for module in (measure, timing):
-        monkeypatch.setattr(module, "make_timer", lambda device: LawTimer())
+    monkeypatch.setattr(measure, "time_point", Law())
     monkeypatch.setattr(coefficients, "NUM_STARTS", 1)
     words = f"--device cpu --models tiny --plan quick --out {tmp_path}".split()
     monkeypatch.setattr(sys, "argv", [str(SCRIPT), *words])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -88,6 +89,19 @@ def test_the_quick_plan_is_a_quarter_and_what_tables_and_mixes_need() -> None:
     assert sum(point.op == "dense" and point.split == "fit" for point in quick) == 20 + 4
     assert sum(point.op == "mixed" and point.split == "fit" for point in quick) == 24
     assert {point.op for point in quick} == {point.op for point in FULL}
+
+
+def test_experts_are_planned_as_the_dense_layer_and_windows_beside_full_attention() -> None:
+    plan = make_plan("full", Limits(), ops=["experts"], window=128)
+    fitted = Counter((point.op, point.window) for point in plan if point.split == "fit")
+    assert fitted["experts", 0] == fitted["dense", 0] == 50
+    assert fitted["decode", 128] >= 40
+    assert fitted["prefill", 128] >= 60
+    assert {op for op, window in fitted if window} == {"decode", "prefill"}
+    contexts = {context for point in plan if point.window for context in point.contexts}
+    assert contexts == {16, 64, 128, 512}
+    plain = {replace(point, order=0) for point in FULL if point.split != "repeat"}
+    assert plain < {replace(point, order=0) for point in plan}
 
 
 @settings(max_examples=20, deadline=None)

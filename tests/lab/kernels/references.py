@@ -14,6 +14,7 @@ from torch import Tensor
 
 from cbsim.lab.kernels.attention_backends import ChunkBatch, DecodeBatch, LayerCache
 from cbsim.lab.kernels.decoder import Decoder
+from cbsim.lab.kernels.feed_forward import Experts
 from cbsim.lab.kernels.shard import Shard
 from cbsim.specs import ModelSpec
 
@@ -34,18 +35,19 @@ def attention_shard(num_heads: int, num_kv_heads: int, head_size: int, dtype: st
     return Shard(load_model("tiny", **changes))
 
 
-def naive_attention(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """`(q, heads, size)` against `(k, kv_heads, size)`; the last query sees every key."""
+def naive_attention(query: Tensor, keys: Tensor, values: Tensor, window: int = 0) -> Tensor:
+    """`(q, heads, size)` against `(k, kv_heads, size)`; the last query sees all keys, or `window` of them."""
     num_queries, num_heads, head_size = query.shape
     group = num_heads // keys.shape[1]
     query, keys, values = query.double(), keys.double(), values.double()
     out = torch.empty_like(query)
     for i in range(num_queries):
         num_seen = keys.shape[0] - num_queries + i + 1
+        seen = slice(max(0, num_seen - window) if window else 0, num_seen)
         for head in range(num_heads):
-            scores = keys[:num_seen, head // group] @ query[i, head] / head_size**0.5
+            scores = keys[seen, head // group] @ query[i, head] / head_size**0.5
             weights = (scores - scores.max()).exp()
-            out[i, head] = weights @ values[:num_seen, head // group] / weights.sum()
+            out[i, head] = weights @ values[seen, head // group] / weights.sum()
     return out
 
 
@@ -59,10 +61,10 @@ class Paged:
     values: list[Tensor]
     queries: list[Tensor]
 
-    def expected(self) -> Tensor:
+    def expected(self, window: int = 0) -> Tensor:
         """What attention gives for the packed queries."""
         rows = zip(self.queries, self.keys, self.values, strict=True)
-        return torch.cat([naive_attention(*row) for row in rows])
+        return torch.cat([naive_attention(*row, window) for row in rows])
 
     def decode_batch(self) -> DecodeBatch:
         longest = max(map(len, self.tables))
@@ -113,7 +115,8 @@ def scatter(
 def naive_logits(decoder: Decoder, token_ids: Sequence[int]) -> Tensor:
     """Logits of every position of one sequence by the decoder's own weights, dense and in float64.
 
-    Written from the Llama paper (arXiv:2302.13971, sec. 2.2) with rotary positions as complex numbers.
+    Written from the Llama paper (arXiv:2302.13971, sec. 2.2) with rotary positions as complex numbers, and
+    for experts from Mixtral's (arXiv:2401.04088, sec. 2.1), token by token.
     """
     shard, model = decoder.shard, decoder.shard.model
     size = shard.head_size
@@ -130,15 +133,29 @@ def naive_logits(decoder: Decoder, token_ids: Sequence[int]) -> Tensor:
         turned = torch.complex(x[..., : size // 2], x[..., size // 2 :]) * turn
         return torch.cat((turned.real, turned.imag), -1)
 
+    def swiglu(x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+        gate, up = (x @ gate_up.double().T).chunk(2, -1)
+        return (gate * torch.sigmoid(gate) * up) @ down.double().T
+
+    def routed(experts: Experts, x: Tensor) -> Tensor:
+        logits = experts.router.double() @ x
+        chosen = sorted(range(len(logits)), key=lambda i: -float(logits[i]))[: experts.num_chosen]
+        shares = logits[chosen].exp() / logits[chosen].exp().sum()
+        outputs = [swiglu(x, experts.gate_up[i], experts.down[i]) for i in chosen]
+        return sum((share * out for share, out in zip(shares, outputs, strict=True)), torch.zeros_like(x))
+
     hidden = decoder.embedding[torch.tensor(token_ids)].double()
-    for layer in decoder.layers:
+    for number, layer in enumerate(decoder.layers):
         heads = (norm(hidden, layer.input_norm) @ layer.qkv.double().T).unflatten(-1, (-1, size))
         query, keys, values = heads.split([shard.num_heads, shard.num_kv_heads, shard.num_kv_heads], 1)
         query, keys = rotate(norm(query, layer.query_norm)), rotate(norm(keys, layer.key_norm))
-        attended = naive_attention(query, keys, values).flatten(1)
+        attended = naive_attention(query, keys, values, shard.window_of(number)).flatten(1)
         hidden = hidden + attended @ layer.o.double().T
-        gate, up = (norm(hidden, layer.mlp_norm) @ layer.gate_up.double().T).chunk(2, -1)
-        hidden = hidden + (gate * torch.sigmoid(gate) * up) @ layer.down.double().T
+        normed = norm(hidden, layer.mlp_norm)
+        if layer.mlp is not None:
+            hidden = hidden + swiglu(normed, layer.mlp.gate_up, layer.mlp.down)
+        if layer.experts is not None:
+            hidden = hidden + torch.stack([routed(layer.experts, row) for row in normed])
     return norm(hidden, decoder.head.norm) @ decoder.head.weight.double().T
 
 

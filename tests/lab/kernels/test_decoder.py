@@ -11,15 +11,17 @@ import torch
 from cbsim.base.errors import CalibrationError, PluginError
 from cbsim.lab.kernels.attention_backends import DecodeBatch, LayerCache, SdpaBackend, make_backend
 from cbsim.lab.kernels.decoder import Decoder, SequenceSlice, StepBatch
+from cbsim.lab.kernels.feed_forward import Experts
 from cbsim.lab.kernels.shard import Shard
 from tests.lab.kernels.references import load_model, naive_logits
 
 CPU = torch.device("cpu")
+MLA = {"kv_lora_rank": 64, "qk_rope_head_dim": 16, "qk_nope_head_dim": 32, "v_head_dim": 32}
 BLOCK_SIZE = 8
 
 
-def make_decoder(**changes: object) -> tuple[Decoder, list[LayerCache]]:
-    shard = Shard(load_model("tiny", **changes))
+def make_decoder(name: str = "tiny", **changes: object) -> tuple[Decoder, list[LayerCache]]:
+    shard = Shard(load_model(name, **changes))
     decoder = Decoder(shard, make_backend(None, shard, CPU), CPU, max_positions=256, seed=3)
     caches = [LayerCache.allocate(shard, 40, BLOCK_SIZE, CPU) for _ in decoder.layers]
     return decoder, caches
@@ -35,7 +37,15 @@ def compute(decoder: Decoder, caches: list[LayerCache], *slices: SequenceSlice) 
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"qk_norm": True}, {"tie_embeddings": True}, {"num_kv_heads": 4}, {"rope_theta": 500000.0}],
+    [
+        {},
+        {"qk_norm": True},
+        {"tie_embeddings": True},
+        {"num_kv_heads": 4},
+        {"rope_theta": 500000.0},
+        {"name": "tiny-experts"},
+        {"name": "tiny-sliding", "sliding_window": 7},
+    ],
     ids=str,
 )
 def test_ragged_steps_over_paged_blocks_are_dense_attention(changes: dict[str, object]) -> None:
@@ -83,17 +93,55 @@ def test_a_step_of_a_chunk_and_a_decode() -> None:
 
 def test_equal_seeds_give_equal_weights() -> None:
     (one, _), (other, _) = make_decoder(), make_decoder()
-    assert torch.equal(one.layers[1].down, other.layers[1].down)
-    assert not torch.equal(one.layers[0].down, one.layers[1].down)
+    assert torch.equal(one.layers[1].mlp.down, other.layers[1].mlp.down)
+    assert not torch.equal(one.layers[0].mlp.down, one.layers[1].mlp.down)
 
 
 def test_two_shards_sum_to_the_whole() -> None:
     """Half the heads and half the MLP each: what the all-reduce would add up."""
     whole, half = Shard(load_model("tiny")), Shard(load_model("tiny"), 2)
     assert (half.num_heads, half.num_kv_heads, half.intermediate_size, half.vocab_size) == (2, 1, 128, 256)
-    assert 2 * half.layer_weight_bytes == whole.layer_weight_bytes
-    assert whole.layer_weight_bytes == 4 * whole.model.layer_weights
+    embedding_bytes = 4 * 512 * 128
+    assert 2 * (half.weight_bytes - embedding_bytes) == whole.weight_bytes - embedding_bytes
     assert Shard(load_model("tiny"), 4).num_kv_heads == 1
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny-experts", "tiny-sliding"])
+def test_the_bytes_of_all_matrices(name: str) -> None:
+    decoder, _ = make_decoder(name)
+    parts = [decoder, decoder.head, *decoder.layers]
+    parts += [part for layer in decoder.layers for part in (layer.mlp, layer.experts) if part is not None]
+    tensors = [value for part in parts for value in vars(part).values() if isinstance(value, torch.Tensor)]
+    matrices = [tensor for tensor in tensors if tensor.ndim > 1]
+    assert decoder.shard.weight_bytes == sum(tensor.nbytes for tensor in matrices)
+    norms = sum(tensor.numel() for tensor in tensors if tensor.ndim == 1)
+    assert decoder.shard.model.num_parameters == norms + sum(tensor.numel() for tensor in matrices)
+
+
+def test_which_layers_slide_and_which_have_experts() -> None:
+    """As Gemma 2 and 3 publish it, and GLM-4.5."""
+    shards = [Shard(load_model(name)) for name in ("gemma-2-9b", "gemma-3-12b", "mistral-7b")]
+    gemma_2, gemma_3, mistral = ([shard.window_of(number) for number in range(12)] for shard in shards)
+    assert gemma_2 == [4096, 0] * 6
+    assert gemma_3 == [1024, 1024, 1024, 1024, 1024, 0] * 2
+    assert mistral == [0] * 12
+    shard = Shard(load_model("glm-4.5-air"))
+    assert [shard.has_experts(number) for number in range(4)] == [False, True, True, True]
+    assert sum(map(shard.has_experts, range(shard.model.num_layers))) == shard.model.num_expert_layers
+
+
+def test_tokens_dealt_out_evenly() -> None:
+    shard = Shard(load_model("tiny-experts"))
+    experts = Experts(shard, CPU, torch.Generator().manual_seed(1), is_even=True)
+    experts.down = torch.eye(128, 64).expand(8, -1, -1).contiguous()
+    experts.gate_up = torch.zeros_like(experts.gate_up)
+    experts.gate_up[:, 64:, 0] = torch.arange(1.0, 9.0)[:, None]
+    experts.gate_up[:, :64, 1] = 50.0
+    hidden = torch.zeros(4, 128)
+    hidden[:, :2] = 1.0
+    out = experts(hidden)[:, 0] / 50.0
+    # Tokens 0 to 3 go to experts 1 and 2, 3 and 4, 5 and 6, 7 and 8, by shares between 0 and 1.
+    assert [int(value) for value in out] == [1, 3, 5, 7]
 
 
 @pytest.mark.parametrize(
@@ -103,11 +151,18 @@ def test_two_shards_sum_to_the_whole() -> None:
         ({"dtype": "fp8"}, 1, "there are no fp8 kernels; allowed: float32, bfloat16, float16"),
         ({"head_size": 33}, 1, "head_size 33 is odd"),
         (
-            {"experts": {"num_experts": 4, "num_experts_per_token": 2, "intermediate_size": 64}},
+            {"experts": {"num_experts": 4, "num_experts_per_token": 2, "intermediate_size": 63}},
             1,
-            "model tiny: there are no kernels for experts",
+            "model tiny: experts.intermediate_size 63 isn't a multiple of 16 bytes",
         ),
-        ({"sliding_window": 8, "num_sliding_layers": 1}, 1, "there are no kernels for windows"),
+        (
+            {"experts": {"num_experts": 4, "num_experts_per_token": 2, "intermediate_size": 65}},
+            2,
+            "model tiny: experts.intermediate_size 65 can't be split over 2 GPUs",
+        ),
+        ({"attention_layers": [{"num_layers": 2, "head_size": 64}]}, 1, "layers whose heads differ"),
+        ({"mla": MLA}, 1, "there are no kernels for latent attention (mla)"),
+        ({"kv_dtype": "fp8"}, 1, "there are no kernels for a KV cache of fp8"),
         ({"weight_dtype": "fp8"}, 1, "there are no kernels for weights of fp8"),
     ],
 )

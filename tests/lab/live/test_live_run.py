@@ -231,6 +231,37 @@ def test_a_live_run_has_the_folder_of_a_simulated_one(trace: Path, tmp_path: Pat
     assert list(result.summary) == [name for name in simulated.summary if name != "parts"]
 
 
+@pytest.mark.parametrize("scheduler", ["vllm", "continuous"])
+@pytest.mark.parametrize("name", ["tiny-experts", "tiny-sliding"])
+def test_experts_and_windows_are_served_as_they_are_simulated(name: str, scheduler: str, trace: Path) -> None:
+    """`tiny-sliding` has its layers in four groups with `vllm`, and in one where blocks are kept ahead."""
+    changes = {"model": load_model(name).model_dump(), "scheduler": {"type": scheduler}}
+    live = run_live(load(trace, **changes, kv_cache={"num_blocks": 64}))
+    assert live.summary["num_finished"] == 12
+    assert not any("priced" in note for note in live.summary["notes"])
+    simulated = cbsim.run(load(trace, **changes, kv_cache={"num_blocks": 64}))
+    assert live.summary["kv_cache_tokens"] == simulated.summary["kv_cache_tokens"]
+
+
+def test_what_a_live_run_of_layers_with_windows_cannot_do(trace: Path) -> None:
+    sliding = {"model": load_model("tiny-sliding").model_dump()}
+    swaps = {"type": "preemptive", "preemption": "swap"}
+    groups = {"num_blocks": 64, "groups": [{}, {"kind": "sliding", "window": 8}]}
+    with pytest.raises(ConfigError) as caught:
+        run_live(load(trace, **sliding, scheduler=swaps, kv_cache=groups))
+    assert caught.value.problems == (
+        "kv_cache.groups: got some; a live run has those of the model",
+        "scheduler.preemption: got swap; a live run computes layers with windows again",
+    )
+
+
+def test_blocks_of_groups_are_as_large_as_one_group(trace: Path) -> None:
+    sliding = {"model": load_model("tiny-sliding").model_dump()}
+    num_blocks, _ = fit_blocks(load(trace, **sliding, kv_cache={}), torch.device("cpu"))
+    # 2 GiB of blocks of 16 tokens in one layer of each group: (keys, values) x 2 heads x 32 x 4 bytes.
+    assert num_blocks == 2 * 2**30 // (16 * 512)
+
+
 def test_a_kv_cache_of_a_larger_gpu_shrinks_to_what_is_here(trace: Path) -> None:
     num_blocks, (note,) = fit_blocks(load(trace, kv_cache={}), torch.device("cpu"))
     # 2 GiB of blocks of 16 tokens, each 2 layers x (keys, values) x 2 heads x 32 x 4 bytes.

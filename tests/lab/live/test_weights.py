@@ -80,9 +80,9 @@ def test_every_weight_lands_in_its_place(changes: dict[str, object], tmp_path: P
     assert torch.equal(layer.qkv[:128], stored[at + "self_attn.q_proj.weight"])
     assert torch.equal(layer.qkv[128:192], stored[at + "self_attn.k_proj.weight"])
     assert torch.equal(layer.qkv[192:], stored[at + "self_attn.v_proj.weight"])
-    assert torch.equal(layer.gate_up[:256], stored[at + "mlp.gate_proj.weight"])
-    assert torch.equal(layer.gate_up[256:], stored[at + "mlp.up_proj.weight"])
-    assert torch.equal(layer.down, stored[at + "mlp.down_proj.weight"])
+    assert torch.equal(layer.mlp.gate_up[:256], stored[at + "mlp.gate_proj.weight"])
+    assert torch.equal(layer.mlp.gate_up[256:], stored[at + "mlp.up_proj.weight"])
+    assert torch.equal(layer.mlp.down, stored[at + "mlp.down_proj.weight"])
     assert torch.equal(decoder.head.norm, stored["model.norm.weight"])
     if changes:
         assert decoder.head.weight is decoder.embedding

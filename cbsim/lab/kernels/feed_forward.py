@@ -1,0 +1,70 @@
+"""What a layer computes after attention: a gated MLP, or experts that a router sends each token to."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn.functional import grouped_mm, linear, silu
+
+from cbsim.lab.kernels.shard import Shard
+
+
+def random_matrix(
+    *shape: int, dtype: torch.dtype, device: torch.device, generator: torch.Generator
+) -> Tensor:
+    """Normal weights of variance 1 / columns, so that activations keep their size."""
+    out = torch.empty(shape, dtype=dtype, device=device)
+    return out.normal_(std=shape[-1] ** -0.5, generator=generator)
+
+
+class GatedMlp:
+    """SwiGLU (arXiv:2002.05202), with random weights."""
+
+    def __init__(self, shard: Shard, size: int, device: torch.device, generator: torch.Generator) -> None:
+        matrix = partial(random_matrix, dtype=shard.dtype, device=device, generator=generator)
+        self.gate_up = matrix(2 * size, shard.model.hidden_size)
+        self.down = matrix(shard.model.hidden_size, size)
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """`(T, hidden_size)` to the same shape."""
+        gate, up = linear(hidden, self.gate_up).chunk(2, dim=-1)
+        return linear(silu(gate) * up, self.down)
+
+
+class Experts:
+    """Routed experts, SwiGLU each, with random weights; those that every token goes to are a `GatedMlp`.
+
+    A token goes to the `k` experts of the highest logits and adds up their outputs, weighted by a softmax
+    over these `k` (Mixtral, arXiv:2401.04088, sec. 2.1). With `is_even` the router is computed and then not
+    heeded: tokens are dealt out to the experts in turn.
+    """
+
+    def __init__(
+        self, shard: Shard, device: torch.device, generator: torch.Generator, is_even: bool = False
+    ) -> None:
+        experts = shard.model.experts
+        assert experts is not None
+        matrix = partial(random_matrix, dtype=shard.dtype, device=device, generator=generator)
+        self.num_experts, self.num_chosen = experts.num_experts, experts.num_experts_per_token
+        self.is_even = is_even
+        hidden_size, size = shard.model.hidden_size, shard.expert_size
+        self.router = matrix(self.num_experts, hidden_size)
+        self.gate_up = matrix(self.num_experts, 2 * size, hidden_size)
+        self.down = matrix(self.num_experts, hidden_size, size)
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """`(T, hidden_size)` to the same shape: each expert's rows together, as a group of one product."""
+        logits, chosen = linear(hidden, self.router).float().topk(self.num_chosen)
+        shares = logits.softmax(-1).to(hidden.dtype)
+        number = torch.arange(chosen.numel(), device=hidden.device)
+        chosen = number % self.num_experts if self.is_even else chosen.flatten()
+        ordered, order = chosen.sort(stable=True)
+        experts = torch.arange(self.num_experts, device=hidden.device)
+        ends = torch.searchsorted(ordered, experts, right=True).int()
+        rows = hidden[order // self.num_chosen]
+        gate, up = grouped_mm(rows, self.gate_up.mT, offs=ends).chunk(2, dim=-1)
+        out = grouped_mm(silu(gate) * up, self.down.mT, offs=ends)
+        by_token = torch.empty_like(out).index_copy_(0, order, out).view(*shares.shape, -1)
+        return (by_token * shares[..., None]).sum(1)
