@@ -37,6 +37,15 @@ class PluginError(CbsimError):
     """A scheduler, workload, cost model or observer of a third party can't be loaded or broke its word."""
 
 
+@contextmanager
+def refusals(path: Path, done: str, error_class: type[CbsimError] = CbsimError) -> Iterator[None]:
+    """Raise an error of ours for what the system says against a path being read, written, removed."""
+    try:
+        yield
+    except OSError as error:
+        raise error_class(f"{path}: can't be {done}: {error.strerror or error}") from error
+
+
 OWN = "cbsim"
 """The package whose errors are nobody else's."""
 

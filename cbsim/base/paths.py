@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
-from cbsim.base.errors import CbsimError, ConfigError
+from cbsim.base.errors import ConfigError, refusals
 from cbsim.base.registry import did_you_mean
 
 DataFolder = Literal["workloads", "configs", "experiments", "calibration"]
@@ -78,11 +78,10 @@ def written_whole(path: Path) -> Iterator[Path]:
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}{_SUFFIX}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield partial
-        partial.replace(path)
-    except OSError as error:
-        raise CbsimError(f"{path}: can't be written: {error.strerror or error}") from error
+        with refusals(path, "written"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield partial
+            partial.replace(path)
     finally:
         with suppress(OSError):
             partial.unlink(missing_ok=True)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from cbsim.base.errors import CbsimError
+from cbsim.base.errors import CbsimError, refusals
 from cbsim.results.tables import TABLES
 
 MANIFEST, ANSWER, BENCH = "manifest.json", "capacity.json", "bench.json"
@@ -180,21 +181,16 @@ def _is_free(folder: Path) -> bool:
     """Whether nothing or an empty folder is there. Raises `CbsimError` if no folder can be."""
     if not _exists(folder):
         return True
-    try:
+    with refusals(folder, "read"):
         return folder.is_dir() and not any(not _LITTER.fullmatch(path.name) for path in folder.iterdir())
-    except OSError as error:
-        raise CbsimError(f"{folder}: can't be read: {error.strerror or error}") from error
 
 
 def _exists(path: Path) -> bool:
     """Whether something is there. Raises `CbsimError` if nothing can be, for its name or one above it."""
-    try:
+    with refusals(path, "written"), suppress(FileNotFoundError):
         path.stat()
-    except FileNotFoundError:
-        return False
-    except OSError as error:
-        raise CbsimError(f"{path}: can't be written: {error.strerror or error}") from error
-    return True
+        return True
+    return False
 
 
 def _is_of_run(path: Path) -> bool:

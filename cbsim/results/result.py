@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
-from cbsim.base.errors import CbsimError
+from cbsim.base.errors import CbsimError, refusals
 from cbsim.base.paths import scratch_folder
 from cbsim.observers import Observer
 from cbsim.observers.audience import write_files
@@ -289,15 +289,13 @@ def _write_whole(folder: Path, write: Callable[[Path], None]) -> None:
     """Have a run folder's files written into an empty folder, which then takes its place; see `save`."""
     check_run_target(folder)
     target = Path(os.path.realpath(folder))
-    try:
+    with refusals(folder, "written"):
         target.parent.mkdir(parents=True, exist_ok=True)
         with scratch_folder(target) as scratch:
             written = scratch / "new"
             written.mkdir()
             write(written)
             _replace_folder(written, target, former=scratch / "former")
-    except OSError as error:
-        raise CbsimError(f"{folder}: can't be written: {error.strerror or error}") from error
 
 
 def _replace_folder(written: Path, target: Path, former: Path) -> None:

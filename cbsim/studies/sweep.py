@@ -9,7 +9,7 @@ from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cbsim.base.errors import CbsimError
+from cbsim.base.errors import CbsimError, refusals
 from cbsim.base.paths import written_whole
 from cbsim.results.metrics import Summary, flatten
 from cbsim.results.output import POINTS, check_target, drawn_from_sweep, has_file
@@ -161,10 +161,8 @@ def _remove_drawn_of_others(table: pd.DataFrame, folder: Path) -> None:
     if has_file(folder, stored.name) and stored.read_bytes() == _csv(table).encode():
         return
     for path in drawn_from_sweep(folder):
-        try:
+        with refusals(path, "removed"):
             path.unlink()
-        except OSError as error:
-            raise CbsimError(f"{path}: can't be removed: {error.strerror or error}") from error
 
 
 def _run_missing(

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 
-from cbsim.base.errors import WorkloadError
+from cbsim.base.errors import WorkloadError, refusals
 from cbsim.workload.request import BATCH_SIZE, COLUMN_TYPES, Request
 
 SUFFIXES = (".jsonl", ".csv", ".parquet")
@@ -54,12 +54,11 @@ def convert(workload: Source, path: Path) -> int:
     columns = [*REQUIRED, *_optional_columns(workload.requests())]
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with _opened(temporary, path.suffix) as file:
-            write = _write_parquet if kind == ".parquet" else partial(_write_text, is_csv=kind == ".csv")
-            num_requests = write(workload.requests(), columns, file)
-        temporary.replace(path)
-    except OSError as error:
-        raise WorkloadError(f"{path}: can't be written: {error.strerror or error}") from error
+        with refusals(path, "written", WorkloadError):
+            with _opened(temporary, path.suffix) as file:
+                write = _write_parquet if kind == ".parquet" else partial(_write_text, is_csv=kind == ".csv")
+                num_requests = write(workload.requests(), columns, file)
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
     return num_requests

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cbsim.base.errors import WorkloadError
+from cbsim.base.errors import WorkloadError, refusals
 from cbsim.base.registry import did_you_mean
 from cbsim.workload.formats import EXTRAS, Format, detect
 from cbsim.workload.request import BATCH_SIZE, ObjectColumn, RequestBatch, Segments
@@ -58,10 +58,8 @@ def read_trace(path: Path, format_name: str | None = None) -> TraceTable:
 
     Raises `WorkloadError` with a line for each mistake: `file:line: column: got X; allowed: Y`.
     """
-    try:
+    with refusals(path, "read", WorkloadError):
         return _Reader(path).read(format_name)
-    except OSError as error:
-        raise WorkloadError(f"{path}: can't be read: {error.strerror or error}") from error
 
 
 class _Reader:

@@ -14,14 +14,14 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-from cbsim.base.errors import CalibrationError
+from cbsim.base.errors import CalibrationError, refusals
 from cbsim.base.units import MIB, format_bytes
 from cbsim.cost.costfile import model_shape
 from cbsim.lab.calibrate.accuracy import repeats
 from cbsim.lab.calibrate.named_spec import gpu_of_device
 from cbsim.lab.calibrate.point import Op, Point
 from cbsim.lab.calibrate.pointsfile import Meta, append_point, read_points, save_meta
-from cbsim.lab.calibrate.profile_folder import META, POINTS, check_resumable, resume, writing
+from cbsim.lab.calibrate.profile_folder import META, POINTS, check_resumable, resume
 from cbsim.lab.calibrate.timing_plan import Limits, PlanName, PlanPoint, make_plan
 from cbsim.lab.kernels.rig import BLOCK_SIZE, Rig
 from cbsim.lab.kernels.shard import Shard
@@ -118,7 +118,7 @@ def measure(
     check_resumable(out, meta)
     rig = room.rig(shard, opened, backend, seed)
     meta = meta.model_copy(update={"software": {**meta.software, "attention": rig.backend.describe()}})
-    with writing(out):
+    with refusals(out, "written", CalibrationError):
         done = resume(out, meta, planned)
         save_meta(meta, out / META)
         known = {point.order for point in done}

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from pydantic import Field, ValidationError, model_validator
 
-from cbsim.base.errors import CalibrationError
+from cbsim.base.errors import CalibrationError, refusals
 from cbsim.base.units import S_PER_HOUR
 from cbsim.config.mistakes import plain_words
 from cbsim.config.section import Section
@@ -109,10 +109,8 @@ def _text(value: object) -> str:
 def read_points(path: Path) -> list[Point]:
     """Read `points.csv`. Raises `CalibrationError` with file, line and column of every mistake."""
     mistakes = Mistakes(str(path))
-    try:
+    with refusals(path, "read", CalibrationError):
         points = list(_read(path, mistakes))
-    except OSError as error:
-        raise CalibrationError(f"{path}: can't be read: {error.strerror or error}") from error
     if not points and not mistakes:
         mistakes.add(0, 0, "holds no points")
     if mistakes:

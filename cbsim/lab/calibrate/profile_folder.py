@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from cbsim.base.errors import CalibrationError
+from cbsim.base.errors import CalibrationError, refusals
 from cbsim.base.paths import scratch_folder
 from cbsim.cost.costfile import CostFile
 from cbsim.lab.calibrate.accuracy import Report
@@ -18,15 +18,6 @@ from cbsim.lab.calibrate.timing_plan import PlanPoint
 POINTS, META, COST = "points.csv", "meta.json", "cost.json"
 SOFTWARE = {"torch": "version of torch", "threads": "number of threads", "attention": "attention backend"}
 """Of `meta.software` what timings of one file must have in common, and what a reader calls it."""
-
-
-@contextmanager
-def writing(folder: Path) -> Iterator[None]:
-    """Raise `CalibrationError` for what the system says against writing there."""
-    try:
-        yield
-    except OSError as error:
-        raise CalibrationError(f"{folder}: can't be written: {error.strerror or error}") from error
 
 
 def check_profile_target(folder: Path, meta: Meta) -> None:
@@ -100,7 +91,7 @@ def write_quick_profile(folder: Path, points: Sequence[Point], meta: Meta, seed:
 
     Nothing happens where the folder's `cost.json` was fitted to the same points.
     """
-    with writing(folder), _written_points(folder, points, meta) as scratch:
+    with refusals(folder, "written", CalibrationError), _written_points(folder, points, meta) as scratch:
         if (folder / COST).exists() and _same_text(folder / POINTS, scratch / POINTS):
             (folder / COST).replace(scratch / COST)
         else:
@@ -117,7 +108,7 @@ def _written_points(folder: Path, points: Sequence[Point], meta: Meta) -> Iterat
     to `folder`.
     """
     check_profile_target(folder, meta)
-    with writing(folder):
+    with refusals(folder, "written", CalibrationError):
         is_new = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
         try:
@@ -135,7 +126,7 @@ def _written_points(folder: Path, points: Sequence[Point], meta: Meta) -> Iterat
 
 def fit_profile(folder: Path, meta: Meta, seed: int = 0) -> tuple[CostFile, Report]:
     """Fit the points that a folder holds and add `cost.json`; raises as `write_profile` does."""
-    with writing(folder):
+    with refusals(folder, "written", CalibrationError):
         return _fit_and_save(folder, meta, seed)
 
 
@@ -147,7 +138,7 @@ def _fit_and_save(folder: Path, meta: Meta, seed: int) -> tuple[CostFile, Report
 
 def _origin(folder: Path) -> Meta | None:
     """Where the points in a folder come from, None without any; `CalibrationError` if nothing says so."""
-    with writing(folder):
+    with refusals(folder, "written", CalibrationError):
         names = {path.name for path in folder.iterdir()} if folder.exists() else set()
     if POINTS not in names:
         return None

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import TypeAdapter
 
-from cbsim.base.errors import WorkloadError
+from cbsim.base.errors import WorkloadError, refusals
 from cbsim.base.registry import did_you_mean
 from cbsim.results.output import holds
 from cbsim.results.result import load_run
@@ -152,10 +152,8 @@ def read_server_log(path: Path, columns: Mapping[str, str] | None = None) -> Ser
     if path.is_dir() and holds(path, "run"):
         found, notes = _read_run_folder(path)
     else:
-        try:
+        with refusals(path, "read", WorkloadError):
             found, notes = _read_file(path, columns or {})
-        except OSError as error:
-            raise WorkloadError(f"{path}: can't be read: {error.strerror or error}") from error
     order, start = np.argsort(found["arrival"], kind="stable"), found["arrival"].min()
     ids, times = found.get("request_id", range(len(order))), found.get("token_times")
     since_start = {what: (found[what] - start)[order] for what in found if what not in KINDS}
