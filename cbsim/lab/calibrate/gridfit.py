@@ -260,6 +260,8 @@ def _adds_up(chunks: ChunkTable, prefill: PrefillAttention, points: Sequence[Poi
         return True
     columns, measured = columns_of(several), seconds_of(several)
     by_table, by_formula = chunks_together_s(chunks, columns), prefill.at(columns)
+    if not (by_table > 0).all():
+        return False
     return soft_loss(np.log(by_table / measured)) <= soft_loss(np.log(by_formula / measured))
 
 
