@@ -1,13 +1,14 @@
-"""Latencies that NVIDIA measured on real servers, predicted from timings of kernels alone.
+"""Latencies that NVIDIA and InferenceMAX measured on real servers, predicted from timings of kernels alone.
 
     pip install 'cbsim[nvidia]'
-    python -m calibration.served_runs --out served          # a few minutes
+    python -m calibration.served_runs --out served                 # half an hour on two cores; or --sample 10
+    python -m calibration.served_runs --out served --assumptions   # what each assumption is worth, bf16 runs
 
 The package that holds the kernel timings also holds mean TTFT and TPOT of real servers under a closed loop of
-equal requests. For each framework and degree of tensor parallelism a profile is imported from the framework's
-own kernels, and each run simulated with it; nothing is tuned to the runs. It writes served-runs.csv and
-served-runs.png, and prints how far the simulation is off, what a formula without a simulation says, and what
-each assumption about the servers is worth.
+equal requests. Rules beside the code put its rows right and leave out what can't be predicted. A profile is
+imported from each framework's own kernels, and each run simulated with it; nothing is tuned to the runs. It
+writes served-runs.csv and served-runs.png, and prints how far the simulation is off, and what a formula
+without a simulation says. Answers are kept in --out as they come: a killed run goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -15,38 +16,46 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar, cast
 
 import pandas as pd
 
+from calibration.served_runs.answers import AnswerFile, Found, answer_all, run_all
 from calibration.served_runs.assumptions import DOCUMENTED, OTHERS, Assumption
+from calibration.served_runs.estimates import FIGURES, estimate_all
 from calibration.served_runs.picture import served_picture
-from calibration.served_runs.prediction import ProfileOrder, import_profile, predict, run_order
-from calibration.served_runs.sample import ServedRun, read_runs
-from calibration.served_runs.servers import SERIES, SYSTEM, Series
+from calibration.served_runs.prediction import (
+    Prediction,
+    RunOrder,
+    import_profile,
+    predict,
+    profile_order,
+    run_order,
+)
+from calibration.served_runs.sample import ServedRun, every, read_sample, sift
 from calibration.served_runs.tables import (
-    PredictedRun,
+    Answer,
     assumptions_table,
     errors_table,
+    estimator_table,
     runs_table,
     shown,
+    sifting_table,
     write_runs,
 )
-from cbsim.base.errors import CbsimError
-from cbsim.lab.calibrate.nvidia_tables import NvidiaTables
+from cbsim.base.errors import CalibrationError, CbsimError
 from cbsim.show.style import save_figure
 from cbsim.studies.worker_pool import Pool, open_pool
 
-Task = TypeVar("Task")
-Answer = TypeVar("Answer")
-
-LINES = 10
-"""Of progress."""
-TITLE = "Served runs on H100s, predicted from kernel timings"
+ESTIMATES = 20
+"""Runs of each group that the estimator is asked for."""
+COMPILED_FROM = 100
+"""Runs from which compiling the simulation pays."""
+TITLE = "Served runs, predicted from kernel timings"
 CAPTION = (
-    "Each point is a closed loop of equal requests; TP: GPUs of the replica. Grey: within 10%; "
+    "Each point is a closed loop of like requests; TP: GPUs of the replica. Grey: within 10%; "
     "errors beyond 50% stand at the edge."
 )
 
@@ -55,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run it all; 2 if something is missing or wrong."""
     options = parse_options(arguments)
     try:
-        served_runs(options.wheel, options.out, options.workers)
+        served_runs(options)
     except CbsimError as error:
         print(error, file=sys.stderr)
         return 2
@@ -72,81 +81,104 @@ def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("served"), help="folder to write to")
     parser.add_argument("--wheel", type=Path, help="the wheel of aiconfigurator-core, not installed")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: cores)")
+    parser.add_argument("--sample", type=int, metavar="N", help="at most N runs of each model and framework")
+    parser.add_argument("--assumptions", action="store_true", help="bf16 runs alone, assumptions one by one")
+    parser.add_argument(
+        "--estimator",
+        type=Path,
+        metavar="PYTHON",
+        help=f"a Python with aiconfigurator, asked for {ESTIMATES} runs of each model and framework",
+    )
     return parser.parse_args(arguments)
 
 
-def served_runs(wheel: Path | None, out: Path, workers: int) -> None:
+def served_runs(options: argparse.Namespace) -> None:
     """Read, import, predict, write and print.
 
-    Raises `CalibrationError` if the package or something in it is missing, `CbsimError` if `out` can't be
-    written.
+    Raises `CalibrationError` if the package or something in it is missing, `CbsimError` if the folder can't
+    be written.
     """
-    tables = NvidiaTables(SYSTEM, wheel)
-    runs = [(series, run) for series in SERIES for run in read_runs(tables, series)]
-    pool = open_pool(workers)
+    sifted = sift(read_sample(options.wheel))
+    print(sifting_table(sifted), end="\n\n")
+    runs, out = sifted.runs, options.out
+    if options.assumptions:
+        runs = [run for run in runs if run.checkpoint.dtype == "bf16"]
+    if options.sample:
+        runs = every(runs, options.sample)
+    if not runs:
+        raise CalibrationError("the sample holds no run that can be predicted")
     try:
         out.mkdir(parents=True, exist_ok=True)
-        import_profiles(pool, runs, wheel, out)
-        predicted = predict_runs(pool, runs, (DOCUMENTED, *OTHERS), out)
-        write_runs(predicted[DOCUMENTED], out / "served-runs.csv")
     except OSError as error:
         raise CbsimError(f"{out}: can't be written: {error.strerror or error}") from error
-    save_figure(served_picture(shown(predicted[DOCUMENTED]), TITLE, CAPTION), out / "served-runs.png")
-    print("Error, %: median / p90 / worst\n")
-    print(errors_table(predicted[DOCUMENTED]), end="\n\n")
-    print("Error, %: median / p90, bias\n")
-    print(assumptions_table(predicted))
+    pool = open_pool(options.workers)
+    runs = with_profiles(pool, runs, options.wheel, out)
+    predictions = AnswerFile(out / "predictions.csv", Prediction._fields)
+    if options.assumptions:
+        tables = {
+            each: predict_runs(pool, runs, each, out, predictions, {}) for each in (DOCUMENTED, *OTHERS)
+        }
+        print("Error, %: median / p90, bias\n")
+        print(assumptions_table(tables))
+        return
+    estimates: dict[str, Found] = {}
+    if options.estimator:
+        file = AnswerFile(out / "estimates.csv", FIGURES)
+        estimates = estimate_all(options.estimator, every(runs, ESTIMATES), file)
+    table = predict_runs(pool, runs, DOCUMENTED, out, predictions, estimates)
+    write_runs(table, out / "served-runs.csv")
+    save_figure(served_picture(shown(table), TITLE, CAPTION), out / "served-runs.png")
+    print("Error, %: median / p90\n")
+    print(errors_table(table))
+    if estimates:
+        print(f"\n{estimator_table(table)}")
 
 
-def profile_folder(out: Path, series: Series, tensor_parallel: int) -> Path:
-    """Where the profile of a series' runs is."""
-    return out / "profiles" / f"{series.model}-{series.framework}-tp{tensor_parallel}"
+def with_profiles(pool: Pool, runs: Sequence[ServedRun], wheel: Path | None, out: Path) -> list[ServedRun]:
+    """The runs whose profile the tables have kernels for; the others' lacks are printed.
 
-
-def import_profiles(
-    pool: Pool, runs: Sequence[tuple[Series, ServedRun]], wheel: Path | None, out: Path
-) -> None:
-    """A profile for each degree of tensor parallelism of each series."""
-    wanted = dict.fromkeys((series, run.tensor_parallel) for series, run in runs)
-    orders = [
-        ProfileOrder(series.model, series.framework, degree, wheel, profile_folder(out, series, degree))
-        for series, degree in wanted
-    ]
-    run_all(pool, "profiles", import_profile, orders)
+    Raises `CalibrationError` if there are none.
+    """
+    orders = {order.folder: order for order in (profile_order(run, wheel, out) for run in runs)}
+    lacking = dict(zip(orders, run_all(pool, "profiles", import_profile, list(orders.values())), strict=True))
+    _tell(Counter(problem for problem in lacking.values() if problem), "profiles")
+    found = [run for run in runs if not lacking[profile_order(run, wheel, out).folder]]
+    if not found:
+        raise CalibrationError(*dict.fromkeys(problem for problem in lacking.values() if problem))
+    return found
 
 
 def predict_runs(
-    pool: Pool, runs: Sequence[tuple[Series, ServedRun]], assumptions: Sequence[Assumption], out: Path
-) -> dict[Assumption, pd.DataFrame]:
-    """Under each assumption a table of the runs that it says something of."""
-    rows = [
-        (assumption, series, run)
-        for assumption in assumptions
-        for series, run in runs
-        if series.framework in assumption.changes
-    ]
-    orders = [
-        run_order(run, series, assumption, profile_folder(out, series, run.tensor_parallel))
-        for assumption, series, run in rows
-    ]
-    predicted: dict[Assumption, list[PredictedRun]] = {assumption: [] for assumption in assumptions}
-    for (assumption, series, run), prediction in zip(
-        rows, run_all(pool, "runs", predict, orders), strict=True
-    ):
-        predicted[assumption].append((series, run, prediction))
-    return {assumption: runs_table(their) for assumption, their in predicted.items()}
+    pool: Pool,
+    runs: Sequence[ServedRun],
+    assumption: Assumption,
+    out: Path,
+    file: AnswerFile,
+    estimates: dict[str, Found],
+) -> pd.DataFrame:
+    """A table of the runs that an assumption says something of."""
+    runs = [run for run in runs if run.framework in assumption.changes]
+    engine = "compiled" if len(runs) >= COMPILED_FROM else "auto"
+    orders: dict[str, tuple[ServedRun, RunOrder]] = {}
+    for run in runs:
+        changes = assumption.changes[run.framework](run)
+        profile = profile_order(run, None, out).folder
+        order = run_order(run, profile, changes, assumption.requests_per_client, engine)
+        orders[order.key] = run, order
+    found = answer_all(pool, "runs", predict, {key: order for key, (_, order) in orders.items()}, file)
+    _tell(Counter(answer for answer in found.values() if isinstance(answer, str)), "runs")
+    predicted = []
+    for key, (run, _) in orders.items():
+        figures, estimate = found[key], estimates.get(run.id)
+        if not isinstance(figures, str):
+            theirs = estimate if isinstance(estimate, tuple) else ()
+            predicted.append((run, Answer(*figures, *theirs)))
+    return runs_table(predicted)
 
 
-def run_all(pool: Pool, what: str, function: Callable[[Task], Answer], tasks: Sequence[Task]) -> list[Answer]:
-    """The answers to all tasks, in order, with a line every tenth of the way; raises what one of them did."""
-    answers: dict[int, Answer] = {}
-    for outcome in pool.run_all(function, tasks):
-        if outcome.error is not None:
-            raise outcome.error
-        answers[outcome.index] = cast(Answer, outcome.answer)
-        if len(answers) * LINES // len(tasks) > (len(answers) - 1) * LINES // len(tasks):
-            print(f"{what}: {len(answers):,} of {len(tasks):,}", file=sys.stderr, flush=True)
-    return [answers[index] for index in range(len(tasks))]
+def _tell(problems: Counter[str], what: str) -> None:
+    for problem, number in problems.items():
+        print(f"{number:,} {what} left out: {problem}", file=sys.stderr)
 
 
 if __name__ == "__main__":

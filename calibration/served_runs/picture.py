@@ -19,7 +19,11 @@ SERVED_BAND, SERVED_LIMIT = 0.1, 0.5
 """Half the width of the band drawn round no error; larger errors are drawn at the edge."""
 SPREAD = 1.05
 """Factor by which points of one concurrency stand apart, a step for each degree of tensor parallelism."""
-TICKS_MS = (3, 5, 10, 20, 50, 100, 200)
+TICKS_MS = (1, 2, 5, 10, 20, 50, 100, 200, 500)
+MOST_COLUMNS = 4
+"""Series of served runs beside each other; further ones go below."""
+MOST_TICKS = 6
+"""Labels of numbers of clients; with more numbers than that, powers of 4 stand for them."""
 
 
 class ServedSeries(NamedTuple):
@@ -33,18 +37,25 @@ class ServedSeries(NamedTuple):
 
 
 def served_picture(series: Sequence[ServedSeries], title: str, caption: str) -> Figure:
-    """A column of two panels for each series, one colour for each degree of tensor parallelism."""
+    """Two panels for each series, one above the other, one colour for each number of GPUs."""
     degrees = sorted({int(degree) for each in series for degree in each.tensor_parallel})
     colors = {degree: line_style(place)["color"] for place, degree in enumerate(degrees)}
-    with drawing(3.9 * len(series), 7) as figure:
-        panels = figure.subplots(2, len(series), squeeze=False)
+    num_columns = min(len(series), MOST_COLUMNS)
+    num_bands = -(-len(series) // num_columns)
+    with drawing(3.9 * num_columns, 7 * num_bands) as figure:
+        panels = figure.subplots(2 * num_bands, num_columns, squeeze=False)
+        pairs = [pair for band in range(num_bands) for pair in panels[2 * band : 2 * band + 2].T]
         for degree, color in colors.items():
             panels[0, 0].plot([], [], ".", color=color, label=f"TP {degree}", markersize=8)
-        for each, (against, by_concurrency) in zip(series, panels.T, strict=True):
+        for each, (against, by_concurrency) in zip(series, pairs, strict=False):
             _draw_against(against, each, colors)
             _draw_errors(by_concurrency, each, colors)
-        panels[0, 0].set_ylabel("predicted TPOT (ms)")
-        panels[1, 0].set_ylabel("error")
+        for unused in pairs[len(series) :]:
+            for axes in unused:
+                axes.set_visible(False)
+        for band in range(num_bands):
+            panels[2 * band, 0].set_ylabel("predicted TPOT (ms)")
+            panels[2 * band + 1, 0].set_ylabel("error")
         head(figure, title, caption, panels[0, 0])
     return figure
 
@@ -74,6 +85,10 @@ def _draw_errors(axes: Axes, series: ServedSeries, colors: dict[int, str]) -> No
         at = series.concurrency[is_here] * SPREAD ** (place - (len(colors) - 1) / 2)
         axes.plot(at, error[is_here], ".", color=color, markersize=5)
     axes.set(xscale="log", xlabel="clients")
-    axes.xaxis.set_ticks(np.unique(series.concurrency))
+    numbers = np.unique(series.concurrency)
+    if len(numbers) > MOST_TICKS:
+        powers = 4.0 ** np.arange(8)
+        numbers = powers[(powers >= numbers[0]) & (powers <= numbers[-1])]
+    axes.xaxis.set_ticks(numbers)
     show_plain(axes.xaxis)
     axes.xaxis.set_minor_locator(NullLocator())

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from calibration.served_runs.assumptions import Assumption
 from calibration.served_runs.sample import ServedRun
-from calibration.served_runs.servers import SYSTEM, Series, Settings
+from calibration.served_runs.servers import (
+    REQUESTS_PER_CLIENT,
+    Settings,
+    experts_framework,
+    gpu_of,
+    mean_length,
+    set_up,
+)
+from cbsim.base.errors import CbsimError
 from cbsim.cost import StepShape
-from cbsim.lab.calibrate.named_spec import load_model
-from cbsim.lab.calibrate.nvidia import SYSTEMS, Wanted, import_meta, import_points
+from cbsim.lab.calibrate.nvidia import Wanted, import_meta, import_points
 from cbsim.lab.calibrate.nvidia_tables import NvidiaTables
-from cbsim.lab.calibrate.profile_folder import write_profile
-from cbsim.specs import ParallelSpec
+from cbsim.lab.calibrate.profile_folder import write_quick_profile
+from cbsim.specs import ModelSpec, ParallelSpec
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.run import make_cost_model, run_experiment
 
@@ -22,9 +31,11 @@ from cbsim.studies.run import make_cost_model, run_experiment
 class ProfileOrder(NamedTuple):
     """A profile to be imported, and where to."""
 
-    model: str
+    model: ModelSpec
+    system: str
     framework: str
-    tensor_parallel: int
+    experts_framework: str | None
+    parallel: ParallelSpec
     wheel: Path | None
     folder: Path
 
@@ -36,6 +47,15 @@ class RunOrder(NamedTuple):
     config: dict[str, Any]
     settings: dict[str, Any]
 
+    @property
+    def key(self) -> str:
+        """The run and what it is predicted with, the profile apart."""
+        settings = {
+            key: value for key, value in self.config.items() if key not in ("cost_model", "engine")
+        } | self.settings
+        text = json.dumps(settings, sort_keys=True, default=str)
+        return f"{self.run.id} {hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
 
 class Prediction(NamedTuple):
     """Means of a run as predicted, seconds."""
@@ -45,55 +65,89 @@ class Prediction(NamedTuple):
     formula_tpot_s: float
 
 
-def import_profile(order: ProfileOrder) -> None:
-    """Import a profile; raises `CalibrationError` if the tables lack something."""
-    tables = NvidiaTables(SYSTEM, order.wheel)
-    model = load_model(order.model)
-    wanted = Wanted(model, ParallelSpec(tensor=order.tensor_parallel), order.framework, order.framework)
-    points = import_points(tables, wanted)
-    meta = import_meta(tables, wanted, datetime.now(UTC).date().isoformat())
-    write_profile(order.folder, points, meta)
+def profile_order(run: ServedRun, wheel: Path | None, out: Path) -> ProfileOrder:
+    """The profile that a run is predicted with."""
+    model, parallel = run.checkpoint.load(run.framework, run.system), run.parallel
+    split = f"tp{parallel.tensor}-ep{parallel.expert}-dp{parallel.data}"
+    name = f"{run.system}-{model.name}-{run.checkpoint.dtype}-{run.framework}-{split}"
+    experts = experts_framework(run)
+    return ProfileOrder(model, run.system, run.framework, experts, parallel, wheel, out / "profiles" / name)
 
 
-def run_order(run: ServedRun, series: Series, assumption: Assumption, profile: Path) -> RunOrder:
-    """The closed loop that repeats a run under an assumption."""
+def import_profile(order: ProfileOrder) -> str | None:
+    """Import a profile; what is there already is kept where the tables say the same.
+
+    Returns what the tables lack, None for nothing.
+    """
+    try:
+        tables = NvidiaTables(order.system, order.wheel)
+        wanted = Wanted(
+            order.model,
+            order.parallel,
+            order.framework,
+            order.framework,
+            experts_framework=order.experts_framework,
+        )
+        points = import_points(tables, wanted)
+        meta = import_meta(tables, wanted, datetime.now(UTC).date().isoformat())
+        write_quick_profile(order.folder, points, meta)
+    except CbsimError as error:
+        return str(error)
+    return None
+
+
+def run_order(
+    run: ServedRun,
+    profile: Path,
+    changes: Settings | None = None,
+    requests_per_client: int = REQUESTS_PER_CLIENT,
+    engine: str = "auto",
+) -> RunOrder:
+    """The closed loop that repeats a run."""
     config = {
         "name": "served-run",
-        "model": series.model,
-        "gpu": SYSTEMS[SYSTEM].gpu,
+        "model": run.checkpoint.load(run.framework, run.system).model_dump(mode="json", exclude_none=True),
+        "gpu": gpu_of(run.system).name,
+        "engine": engine,
+        "parallel": run.parallel.model_dump(),
         "workload": {
             "type": "synthetic",
-            "num_requests": assumption.requests_per_client * run.concurrency,
-            "concurrency": run.concurrency,
+            "num_requests": requests_per_client * run.clients,
+            "concurrency": run.clients,
             "arrivals": {"type": "all_at_once"},
-            "prompt_tokens": {"type": "fixed", "value": run.num_prompt_tokens},
-            "output_tokens": {"type": "fixed", "value": run.num_output_tokens},
         },
         "kv_cache": {"prefix_caching": False},
         "cost_model": {"type": "profile", "profile": str(profile)},
-        "replicas": {"tensor_parallel": run.tensor_parallel},
     }
-    settings: Settings = {**series.setup(run), **assumption.changes[series.framework](run)}
-    return RunOrder(run, config, dict(settings))
+    return RunOrder(run, config, {**set_up(run), **(changes or {})})
 
 
-def predict(order: RunOrder) -> Prediction:
-    """Simulate a run; the formula stands beside it."""
-    experiment = Experiment.of(order.config, order.settings)
-    summary = run_experiment(experiment).summary
-    return Prediction(
-        summary["ttft_s"]["mean"], summary["tpot_s"]["mean"], formula_tpot_s(order.run, experiment)
-    )
+def predict(order: RunOrder) -> Prediction | str:
+    """Simulate a run; the formula stands beside it. Returns what speaks against it instead."""
+    try:
+        experiment = Experiment.of(order.config, order.settings)
+        summary = run_experiment(experiment).summary
+    except CbsimError as error:
+        return str(error)
+    means: Mapping[str, Any] = {key: summary[key] for key in ("ttft_s", "tpot_s")}
+    if any(value is None for value in means.values()):
+        return "no request was served"
+    return Prediction(means["ttft_s"]["mean"], means["tpot_s"]["mean"], formula_tpot_s(order.run, experiment))
 
 
 def formula_tpot_s(run: ServedRun, experiment: Experiment) -> float:
     """TPOT with the same step costs and nothing simulated.
 
     All clients decode, half of the answer behind them, and while one gets its answer each of the others sends
-    one prompt: decode(B, isl + osl / 2) + (B - 1) / osl x prefill(isl).
+    one prompt: decode(B, isl + osl / 2) + (B - 1) / osl x prefill(isl). With ranks of data parallelism B is
+    one rank's, and all of them do the same at once.
     """
     cost = make_cost_model(experiment)
-    context = run.num_prompt_tokens + run.num_output_tokens // 2
-    decode_s = cost.step_s(StepShape((), 0, run.concurrency, run.concurrency * context, context))
-    prefill_s = cost.step_s(StepShape(((run.num_prompt_tokens, 0),), 1, 0, 0, 0))
-    return decode_s + (run.concurrency - 1) / run.num_output_tokens * prefill_s
+    prompt, answer = (mean_length(run, tokens) for tokens in (run.num_prompt_tokens, run.num_output_tokens))
+    clients, context = run.clients_of_rank, prompt + answer // 2
+    num_others, window = run.parallel.data - 1, experiment.model.window
+    in_window = clients * min(context, window) if window else 0
+    decodes = StepShape((), 0, clients, clients * context, context, in_window, num_others * clients)
+    decode_s = cost.step_s(decodes)
+    prefill_s = cost.step_s(StepShape(((prompt, 0),), 1, 0, 0, 0, num_other_tokens=num_others * prompt))
+    return decode_s + (clients - 1) / answer * prefill_s

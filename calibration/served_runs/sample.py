@@ -1,73 +1,157 @@
-"""The sample of served runs in the package that holds the kernel timings."""
+"""The sample of served runs in the package that holds the kernel timings, put right and sifted."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 
-from calibration.served_runs.servers import Series
+from calibration.served_runs.checkpoints import CHECKPOINTS, Checkpoint
+from calibration.served_runs.rules import CORRECTIONS, EXCLUSIONS, INFERENCE_MAX, RUNNER, model_of
 from cbsim.base.errors import CalibrationError
 from cbsim.base.units import MS_PER_S
-from cbsim.lab.calibrate.nvidia_tables import PACKAGE, NvidiaTables
+from cbsim.lab.calibrate.nvidia_tables import PACKAGE, open_package
+from cbsim.specs import ParallelSpec
 
 SAMPLE = "silicon_sample.csv"
-SIZES = ("tp_size", "isl", "osl")
-MEASURED_MS = ("silicon_ttft_ms", "silicon_tpot_ms")
 ORIGIN = "silicon_data_source"
 CONCURRENCY = r"silicon_concurrency=(\d+)"
-QUANTIZATION = ("precision", "gemm_quant_mode")
-COLUMNS = (
-    *("model_path", "backend", "backend_version", "system", "mode"),
-    *QUANTIZATION,
-    *SIZES,
-    *MEASURED_MS,
-    ORIGIN,
-)
+DATED = r"(?:source_file=)?\d{4}-\d\d-\d\d|db-dump"
+RENAMED = {
+    "backend": "framework",
+    "backend_version": "version",
+    "tp_size": "tensor",
+    "attention_dp_size": "data",
+    "moe_tp_size": "expert_tensor",
+    "moe_ep_size": "expert",
+    "silicon_ttft_ms": "ttft_ms",
+    "silicon_tpot_ms": "tpot_ms",
+}
+COLUMNS = ("id", ORIGIN, "model_path", "precision", "system", "mode", "isl", "osl", "batch_size", *RENAMED)
+TEXTS = ("precision", "backend_version")
+"""Columns that may be empty throughout."""
+COUNTS = ["tensor", "data", "expert_tensor", "expert"]
 
 
 class ServedRun(NamedTuple):
     """A server under a closed loop of equal requests; the latencies are means over them, seconds."""
 
+    id: str
+    checkpoint: Checkpoint
+    framework: str
     version: str
-    """Of the framework."""
-    tensor_parallel: int
+    """Of the framework, empty where it isn't said."""
+    system: str
+    origin: str
+    """Whose measurement it is: `INFERENCE_MAX` or `RUNNER`."""
+    parallel: ParallelSpec
     num_prompt_tokens: int
     num_output_tokens: int
-    concurrency: int
+    clients: int
+    """Of all ranks together."""
     ttft_s: float
     tpot_s: float
 
+    @property
+    def clients_of_rank(self) -> int:
+        """Those whose requests one rank of data parallelism serves."""
+        return max(1, self.clients // self.parallel.data)
 
-def read_runs(tables: NvidiaTables, series: Series) -> list[ServedRun]:
-    """The bf16 runs of a series in which one replica served prompts and answers, in order of size.
 
-    Raises `CalibrationError` if the sample isn't there, isn't what it was, or has no such run.
-    """
-    origin = f"{SAMPLE} of {PACKAGE} {tables.package_version}"
+class Sifted(NamedTuple):
+    """The runs that can be predicted, and how many rows each rule took."""
+
+    num_rows: int
+    corrected: list[tuple[str, int]]
+    left_out: list[tuple[str, int]]
+    runs: list[ServedRun]
+
+
+def read_sample(wheel: Path | None) -> pd.DataFrame:
+    """The sample as it is, in our names. Raises `CalibrationError` if it isn't there or isn't what it was."""
+    folder, version = open_package(wheel)
     try:
-        with (tables.folder / SAMPLE).open("rb") as file:
-            sample = pd.read_csv(file)
+        with (folder / SAMPLE).open("rb") as file:
+            sample = pd.read_csv(file, dtype=dict.fromkeys(TEXTS, object))
     except (OSError, KeyError) as error:
-        raise CalibrationError(f"{PACKAGE} {tables.package_version} has no {SAMPLE}") from error
+        raise CalibrationError(f"{PACKAGE} {version} has no {SAMPLE}") from error
     missing = [column for column in COLUMNS if column not in sample]
     if missing:
-        raise CalibrationError(f"{origin}: no column {', '.join(missing)}")
-    wanted = {"model_path": series.path, "backend": series.framework, "system": tables.system, "mode": "agg"}
-    chosen = sample[list(QUANTIZATION)].isna().all(axis=1)
-    for column, value in wanted.items():
-        chosen &= sample[column] == value
-    rows = sample[chosen]
-    clients = rows[ORIGIN].str.extract(CONCURRENCY, expand=False)
-    rows = rows.assign(concurrency=pd.to_numeric(clients)).dropna(subset=["concurrency", *MEASURED_MS])
-    if rows.empty:
-        what = f"bf16 runs of {series.path} by {series.framework} on {tables.system}"
-        raise CalibrationError(f"{origin}: no {what}")
-    return sorted(
-        ServedRun(
-            str(row["backend_version"]),
-            *(int(row[column]) for column in (*SIZES, "concurrency")),
-            *(float(row[column]) / MS_PER_S for column in MEASURED_MS),
-        )
-        for row in rows.to_dict("records")
+        raise CalibrationError(f"{SAMPLE} of {PACKAGE} {version}: no column {', '.join(missing)}")
+    return sample[list(COLUMNS)].rename(columns=RENAMED)
+
+
+def sift(sample: pd.DataFrame) -> Sifted:
+    """Put rows right, leave out what can't be predicted."""
+    rows = _described(sample)
+    corrected, left_out = [], []
+    for correction in CORRECTIONS:
+        chosen = correction.takes(rows)
+        for column, values in correction.values(rows[chosen]).items():
+            rows.loc[chosen, column] = values
+        corrected.append((correction.name, int(chosen.sum())))
+    for exclusion in EXCLUSIONS:
+        chosen = exclusion.takes(rows)
+        rows = rows[~chosen]
+        left_out.append((exclusion.name, int(chosen.sum())))
+    return Sifted(len(sample), corrected, left_out, sorted(_runs(rows), key=_order))
+
+
+def _described(sample: pd.DataFrame) -> pd.DataFrame:
+    """What rows say in so many words, those that say more first among equals."""
+    rows = sample.assign(
+        clients=pd.to_numeric(sample[ORIGIN].str.extract(CONCURRENCY, expand=False)),
+        origin=np.where(sample[ORIGIN].str.match(DATED), INFERENCE_MAX, RUNNER),
+        has_data=sample["data"].notna(),
+        model=model_of(sample),
     )
+    with_experts = {name.model for name in CHECKPOINTS.values() if name.has_experts}
+    rows["has_experts"] = rows["model"].isin(with_experts)
+    rows[COUNTS] = rows[COUNTS].fillna(1).astype(int)
+    is_repeated = rows["model_path"].str.contains("DeepSeek-V3")
+    order = rows.assign(unsaid=rows["version"].isna(), is_repeated=is_repeated)
+    return rows.loc[order.sort_values(["unsaid", "is_repeated"], kind="stable").index]
+
+
+def _runs(rows: pd.DataFrame) -> list[ServedRun]:
+    precisions = rows["precision"].fillna("bf16")
+    versions = rows["version"].fillna("")
+    return [
+        ServedRun(
+            row["id"],
+            CHECKPOINTS[row["model_path"], precision],
+            row["framework"],
+            version,
+            row["system"],
+            row["origin"],
+            ParallelSpec(tensor=row["tensor"], expert=row["expert"], data=row["data"]),
+            int(row["isl"]),
+            int(row["osl"]),
+            int(row["clients"]),
+            row["ttft_ms"] / MS_PER_S,
+            row["tpot_ms"] / MS_PER_S,
+        )
+        for row, precision, version in zip(rows.to_dict("records"), precisions, versions, strict=True)
+    ]
+
+
+def _order(run: ServedRun) -> tuple[object, ...]:
+    parallel = run.parallel
+    split = (parallel.tensor, parallel.expert, parallel.data)
+    sizes = (run.num_prompt_tokens, run.num_output_tokens, run.clients)
+    return (run.checkpoint.model, run.checkpoint.dtype, run.framework, run.system, split, sizes, run.id)
+
+
+def every(runs: Sequence[ServedRun], of_each: int) -> list[ServedRun]:
+    """At most `of_each` runs of each model, dtype and framework, evenly spread over their order."""
+    groups: dict[object, list[ServedRun]] = {}
+    for run in runs:
+        groups.setdefault((run.checkpoint.model, run.checkpoint.dtype, run.framework), []).append(run)
+    chosen: list[ServedRun] = []
+    for group in groups.values():
+        places = np.unique(np.linspace(0, len(group) - 1, min(of_each, len(group))).round().astype(int))
+        chosen += [group[place] for place in places]
+    return chosen

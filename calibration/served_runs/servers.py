@@ -1,57 +1,98 @@
-"""The servers that were measured, set up as their documentation says."""
+"""The servers and clients that were measured, set up as their documentation and scripts say."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from functools import cache
 from typing import TYPE_CHECKING, Any
+
+from calibration.served_runs.checkpoints import KIMI, LLAMA_70B, MINIMAX, OSS
+from calibration.served_runs.rules import INFERENCE_MAX
+from cbsim.base.units import GIB
+from cbsim.lab.calibrate.named_spec import load_gpu
+from cbsim.lab.calibrate.nvidia import SYSTEMS
+from cbsim.specs import GpuSpec
 
 if TYPE_CHECKING:
     from calibration.served_runs.sample import ServedRun
 
-SYSTEM = "h100_sxm"
 Settings = Mapping[str, Any]
 """Settings of an experiment by dotted key."""
 
-
-@dataclass(frozen=True, slots=True)
-class Series:
-    """The runs of one model on one server."""
-
-    name: str
-    path: str
-    """The model's name in the sample."""
-    model: str
-    framework: str
-    setup: Callable[[ServedRun], Settings]
-    """How the server of a run is set up."""
+REQUESTS_PER_CLIENT = 10
+"""As InferenceMAX's scripts and aiconfigurator's own runner (`genai_perf_runner.py`) have it."""
+SHORTEST_SHARE = 0.8
+"""InferenceMAX draws prompts and answers evenly between this share of the length and the whole of it
+(`--random-range-ratio 0.8`)."""
+BLACKWELL = ("b200_sxm", "b300_sxm", "gb200", "gb300")
+SINCE_ASYNC = (0, 14)
+"""The release of vLLM that made asynchronous scheduling the default (release notes)."""
 
 
-def vllm(run: ServedRun) -> Settings:
-    """Of vLLM 0.12: on an H100 8192 tokens and 1024 requests a step (`EngineArgs.get_batch_defaults`).
+@cache
+def gpu_of(system: str) -> GpuSpec:
+    """The GPU of a system of the tables."""
+    name = SYSTEMS[system].gpu
+    assert name is not None
+    return load_gpu(name)
 
-    Asynchronous scheduling became its default with 0.14 (release notes).
-    """
+
+def set_up(run: ServedRun) -> dict[str, Any]:
+    """Settings of a run's clients and server."""
+    return {**_lengths(run), **SETUPS[run.framework](run)}
+
+
+def _lengths(run: ServedRun) -> Settings:
+    sizes = {"prompt_tokens": run.num_prompt_tokens, "output_tokens": run.num_output_tokens}
+    if run.origin != INFERENCE_MAX:
+        return {f"workload.{key}": {"type": "fixed", "value": size} for key, size in sizes.items()}
     return {
-        "scheduler.type": "vllm",
-        "scheduler.version": "0.15",
-        "scheduler.async_scheduling": False,
-        "scheduler.max_tokens_per_step": 8192,
-        "scheduler.max_num_seqs": 1024,
-        "cost_model.host": "sync",
+        f"workload.{key}": {"type": "uniform", "min": round(SHORTEST_SHARE * size), "max": size}
+        for key, size in sizes.items()
     }
 
 
-def sglang(run: ServedRun) -> Settings:
-    """SGLang on 80 GB: prompts before decodes and never beside them, 8192 tokens at a time, the host hidden.
+def mean_length(run: ServedRun, tokens: int) -> int:
+    """What a length of a run is on average, tokens."""
+    return tokens if run.origin != INFERENCE_MAX else round((1 + SHORTEST_SHARE) / 2 * tokens)
 
-    Weights and KV cache get what its rule leaves (`server_args.py`): of 81,559 MiB all but 1.5 for each of
-    these tokens, 2 for each of 256 CUDA graph sizes and about 100 for a GPU's neighbours.
+
+def vllm(run: ServedRun) -> Settings:
+    """Of vLLM 0.11 to 0.19: 8192 tokens a step on GPUs from 70 GiB (`EngineArgs.get_batch_defaults`).
+
+    InferenceMAX gives Llama a seat for each client, gpt-oss at most 512 of them, others 256, MiniMax and Kimi
+    95 % of the memory, and asks for asynchronous scheduling, which became the default with 0.14.
     """
+    is_scripted = run.origin == INFERENCE_MAX
+    seats = {LLAMA_70B: run.clients_of_rank, OSS: 512, MINIMAX: 256, KIMI: 256} if is_scripted else {}
+    is_async = is_scripted or _release(run.version) >= SINCE_ASYNC
+    return {
+        "scheduler.type": "vllm",
+        "scheduler.version": "0.15",
+        "scheduler.async_scheduling": is_async,
+        "scheduler.max_tokens_per_step": 8192,
+        "scheduler.max_num_seqs": min(seats.get(run.checkpoint.model, 1024), run.clients_of_rank),
+        "kv_cache.gpu_memory_utilization": 0.95 if run.checkpoint.model in (MINIMAX, KIMI) else 0.9,
+        "cost_model.host": "async" if is_async else "sync",
+    }
+
+
+def _release(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
+
+
+def sglang(run: ServedRun) -> Settings:
+    """SGLang: prompts before decodes and never beside them, the host hidden; 8192 tokens at a time, 16,384 on
+    GPUs from 160 GiB (`server_args.py`).
+
+    Weights and KV cache get what its rule leaves: on 80 GB, of 81,559 MiB all but 1.5 for each of these
+    tokens, 2 for each of 256 CUDA graph sizes and about 100 for a GPU's neighbours.
+    """
+    is_large = gpu_of(run.system).memory_bytes / GIB >= 160
     return {
         "scheduler.type": "continuous",
         "scheduler.prefill_first": True,
-        "scheduler.max_tokens_per_step": 8192,
+        "scheduler.max_tokens_per_step": 16_384 if is_large else 8192,
         "cost_model.host": "async",
         "kv_cache.gpu_memory_utilization": 0.84,
         "kv_cache.activation_gib": 0.0,
@@ -59,23 +100,43 @@ def sglang(run: ServedRun) -> Settings:
 
 
 def trtllm(run: ServedRun) -> Settings:
-    """TensorRT-LLM as aiconfigurator, which made the sample, writes its configuration (`trtllm.rule`).
+    """TensorRT-LLM: decodes first, then whole prompts; the overlap scheduler hides the host; a CUDA graph for
+    each batch size.
 
-    Decodes first, then whole prompts; a seat for each client; all of them, a prompt and 1500 tokens fit in a
-    step; a CUDA graph for each batch size; the overlap scheduler hides the host.
+    A step holds what InferenceMAX's scripts say (`max_num_tokens`): 16,384 tokens for Llama, 20,000 for
+    gpt-oss, for DeepSeek clients, a prompt and 64 more; or, as aiconfigurator writes its own runs'
+    configuration (`trtllm.rule`), clients, a prompt and 1500 more. The KV cache gets a share of the memory
+    that weights leave.
     """
+    tokens, share = run.clients_of_rank + run.num_prompt_tokens + 1500, 0.9
+    if run.origin == INFERENCE_MAX:
+        shares = {LLAMA_70B: (16_384, 0.9), OSS: (20_000, 0.85)}
+        needed = (run.clients + run.num_prompt_tokens + 64 + 63) // 64 * 64
+        tokens, share = shares.get(run.checkpoint.model, (needed, 0.8))
+    gpu = gpu_of(run.system)
+    model = run.checkpoint.load(run.framework, run.system)
+    left = 1.0 - model.weight_bytes_of_gpu(run.parallel) / gpu.memory_bytes
     return {
         "scheduler.type": "vllm",
         "scheduler.enable_chunked_prefill": False,
-        "scheduler.max_tokens_per_step": run.concurrency + run.num_prompt_tokens + 1500,
-        "scheduler.max_num_seqs": run.concurrency,
+        "scheduler.max_tokens_per_step": tokens,
+        "scheduler.max_num_seqs": run.clients_of_rank,
+        "kv_cache.gpu_memory_utilization": 1.0 - (1.0 - share) * max(0.0, left),
         "cost_model.host": "async",
         "cost_model.cuda_graph_batch_sizes": [],
     }
 
 
-SERIES = (
-    Series("Qwen3-32B, vLLM", "Qwen/Qwen3-32B", "qwen3-32b", "vllm", vllm),
-    Series("Qwen3-32B, SGLang", "Qwen/Qwen3-32B", "qwen3-32b", "sglang", sglang),
-    Series("Llama-3.1-8B, TensorRT-LLM", "meta-llama/Llama-3.1-8B-Instruct", "llama-3-8b", "trtllm", trtllm),
-)
+def experts_framework(run: ServedRun) -> str | None:
+    """Whose table has the experts' kernel that a server was told to run, None for its framework's own.
+
+    InferenceMAX's scripts ask TensorRT-LLM for `moe_config.backend: TRTLLM` on Blackwell, with attention's
+    ranks for DeepGEMM. In FP8 blocks its own table has DeepGEMM alone; the other kernel, which FlashInfer
+    ships, was timed by SGLang.
+    """
+    is_told = run.origin == INFERENCE_MAX and run.framework == "trtllm" and run.parallel.data == 1
+    is_blackwell = run.system in BLACKWELL
+    return "sglang" if is_told and is_blackwell and run.checkpoint.dtype == "fp8_block" else None
+
+
+SETUPS = {"vllm": vllm, "sglang": sglang, "trtllm": trtllm}

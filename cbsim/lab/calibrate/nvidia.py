@@ -70,6 +70,8 @@ class Wanted:
     """Whose decode attention."""
     distribution: str = DISTRIBUTION
     """Of tokens over experts, by the tables' name."""
+    experts_framework: str | None = None
+    """Whose experts, where an engine was told to run another's kernels; null takes `framework`'s."""
 
     @property
     def gpus(self) -> int:
@@ -133,8 +135,10 @@ def import_meta(tables: NvidiaTables, wanted: Wanted, date: str) -> Meta:
     if parallel.data > 1:
         warnings.append("ranks exchange tokens by NCCL's all-gather and reduce-scatter")
     frameworks = wanted.framework
-    if wanted.decode_framework != wanted.framework:
-        frameworks += f" (decode attention: {wanted.decode_framework})"
+    of_others = {"decode attention": wanted.decode_framework, "experts": wanted.experts_framework}
+    apart = [f"{what}: {name}" for what, name in of_others.items() if name not in (None, wanted.framework)]
+    if apart:
+        frameworks += f" ({', '.join(apart)})"
     split = "".join(
         f" --{name} {number}"
         for name, number in (("ep", parallel.expert), ("dp", parallel.data))
@@ -254,7 +258,7 @@ def _experts_points(tables: NvidiaTables, wanted: Wanted) -> list[Point]:
     dtype = model.weight_dtype_of("experts")
     split = (parallel.expert_tensor, parallel.expert)
     line = tables.experts(
-        wanted.framework,
+        wanted.experts_framework or wanted.framework,
         ExpertsTable(model.experts, model.hidden_size, dtype, *split, wanted.distribution),
     )
     share = model.num_expert_layers / model.num_layers

@@ -2,6 +2,7 @@
 
 import io
 import zipfile
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -237,6 +238,8 @@ def test_where_points_come_from(wheel):
     meta = import_meta(NvidiaTables("l40s", wheel), wanted, "2026-01-01")
     assert meta.source == "aiconfigurator-core 7.8.9, kernels of vllm (decode attention: sglang) on l40s"
     assert (meta.gpu, meta.tensor_parallel) == ("l40s", 4)
+    told = import_meta(NvidiaTables("l40s", wheel), replace(wanted, experts_framework="trtllm"), "2026-01-01")
+    assert "kernels of vllm (decode attention: sglang, experts: trtllm) on l40s" in told.source
     assert meta.licence is not None
     assert meta.licence.startswith("Apache-2.0")
     assert (

@@ -1,0 +1,219 @@
+"""What is wrong with rows of the sample: rules that put them right, and rules that leave them out.
+
+Each rule is an entry: a name, a sentence with its evidence, and the rows it takes. They are applied in order,
+and none looks at how well a run is predicted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from calibration.served_runs.checkpoints import CHECKPOINTS
+
+Rows = pd.DataFrame
+"""The sample's columns, with `clients`, `tensor`, `data`, `expert`, `expert_tensor`, `origin`."""
+Mask = pd.Series
+
+INFERENCE_MAX = "InferenceMAX"
+"""Where dated files and the database dump come from (github.com/InferenceMAX/InferenceMAX); the scripts there
+say how servers and clients were set up."""
+RUNNER = "aiconfigurator"
+"""Where the others come from: its authors' own runs."""
+SAME_CASE = ["precision", "framework", "system", "isl", "osl", "clients", "tensor", "data", "expert"]
+"""Columns that runs of one case have in common, whatever the release."""
+SPECULATING = 0.87
+"""Of two runs of one case the faster one drafts tokens if it takes less than this share of the other's TPOT.
+Shares are 0.43 to 0.87, 0.64 at the median; without speculation twins differ by 1 to 6 %, and none lies
+between 0.87 and 0.96."""
+STALLED_TTFT_MS = 5000.0
+
+
+class Correction(NamedTuple):
+    """Rows that say something that can be put right, and what their columns should hold."""
+
+    name: str
+    evidence: str
+    takes: Callable[[Rows], Mask]
+    values: Callable[[Rows], Mapping[str, object]]
+
+
+class Exclusion(NamedTuple):
+    """Rows that nothing can be predicted of, or nothing yet."""
+
+    name: str
+    evidence: str
+    takes: Callable[[Rows], Mask]
+
+
+def _all_gpus(rows: Rows) -> Mask:
+    return rows["expert_tensor"] * rows["expert"]
+
+
+CORRECTIONS = (
+    Correction(
+        "products of parallelism",
+        "the file's reader multiplied what describes the same GPUs: TP 64 with experts split 8 x 8 is 8 GPUs "
+        "with EP 8, as 60 rows show whose twins in another file say so",
+        lambda rows: (
+            rows["has_data"]
+            & (rows["expert"] > 1)
+            & (rows["expert"] == rows["expert_tensor"])
+            & (rows["tensor"] * rows["data"] == _all_gpus(rows))
+        ),
+        lambda rows: {
+            "tensor": np.where(rows["data"] > 1, 1, rows["expert"]),
+            "data": np.where(rows["data"] > 1, rows["expert"], 1),
+            "expert_tensor": 1,
+        },
+    ),
+    Correction(
+        "attention's ranks counted twice",
+        "TP 4, DP 4 and EP 16 are 4 GPUs: a node of 8 has no 16, and the run's name says tp4, ep4",
+        lambda rows: (
+            (rows["data"] > 1)
+            & (rows["tensor"] == rows["data"])
+            & (_all_gpus(rows) == rows["tensor"] * rows["data"])
+        ),
+        lambda rows: {"tensor": 1, "expert": rows["data"], "expert_tensor": 1},
+    ),
+    Correction(
+        "ranks of attention left out",
+        "vLLM's Qwen3-235B with TP 1 and experts split in 2 has 2 GPUs, each with its own requests",
+        lambda rows: ~rows["has_data"] & rows["has_experts"] & (rows["tensor"] < _all_gpus(rows)),
+        lambda rows: {"data": _all_gpus(rows) // rows["tensor"]},
+    ),
+    Correction(
+        "experts of dense models",
+        "a dense model's columns of expert parallelism say 0, 1 or nothing",
+        lambda rows: (
+            ~rows["has_experts"] & ((rows["expert"] != 1) | (rows["expert_tensor"] != rows["tensor"]))
+        ),
+        lambda rows: {"expert": 1, "expert_tensor": rows["tensor"]},
+    ),
+    Correction(
+        "clients of several servers",
+        "outside InferenceMAX the number of clients may be that of a front end before several servers, or of "
+        "one rank; `batch_size` is what one rank had",
+        lambda rows: (rows["origin"] == RUNNER) & (rows["clients"] != rows["batch_size"] * rows["data"]),
+        lambda rows: {"clients": rows["batch_size"] * rows["data"]},
+    ),
+)
+
+
+def _is_r1(rows: Rows) -> Mask:
+    return rows["model"] == "DeepSeek-R1"
+
+
+def _release(*names: str) -> Callable[[Rows], Mask]:
+    return lambda rows: rows["version"].isin(names)
+
+
+def _of_slowest(rows: Rows) -> Mask:
+    """TPOT over that of the slowest run of the same case."""
+    return rows["tpot_ms"] / rows.groupby(SAME_CASE)["tpot_ms"].transform("max")
+
+
+def _has_no_twin(rows: Rows) -> Mask:
+    return rows.groupby(SAME_CASE)["tpot_ms"].transform("size") == 1
+
+
+def _may_speculate(rows: Rows) -> Mask:
+    trtllm = _release("1.1.0rc2.post2", "1.2.0rc6.post3")(rows)
+    sglang = _release("0.5.9")(rows) & (rows["system"] == "b200_sxm") & (rows["precision"] == "fp8")
+    return _is_r1(rows) & (((trtllm | sglang) & _has_no_twin(rows)) | (rows["origin"] == RUNNER))
+
+
+EXCLUSIONS = (
+    Exclusion(
+        "the same measurement again",
+        "TTFT and TPOT agree to a microsecond; DeepSeek-V3's rows are mostly R1's runs, in another file",
+        lambda rows: rows.assign(ttft=rows["ttft_ms"].round(3), tpot=rows["tpot_ms"].round(4)).duplicated(
+            ["ttft", "tpot"]
+        ),
+    ),
+    Exclusion(
+        "prefill and decode apart",
+        "disaggregated servers are not predicted yet",
+        lambda rows: rows["mode"] != "agg",
+    ),
+    Exclusion(
+        "prompts that were not computed",
+        "vLLM 0.12's Llama-8B in FP8: prompts pass one H200 at up to 118,000 tokens a second, 95 % of its "
+        "peak, with decodes beside; its prefix cache is on by default, and it must have known them",
+        lambda rows: rows["model_path"] == "nvidia/Llama-3.1-8B-Instruct-FP8",
+    ),
+    Exclusion(
+        "attention not modelled",
+        "Qwen3.5 (linear attention in turn) and GLM-5 (sparse attention)",
+        lambda rows: rows["model"].isna(),
+    ),
+    Exclusion(
+        "more than 8 GPUs",
+        "aggregated runs on GB200 with TP 12 to 72 are misread, and links between nodes were not measured",
+        lambda rows: rows["tensor"] * rows["data"] > 8,
+    ),
+    Exclusion(
+        "parallelism that contradicts itself",
+        "experts on other GPUs than attention",
+        lambda rows: rows["has_experts"] & (rows["tensor"] * rows["data"] != _all_gpus(rows)),
+    ),
+    Exclusion(
+        "perhaps speculation",
+        "DeepSeek-R1 by these releases, where no run of the same case tells, and in Dynamo's images, whose "
+        "configurations for it draft tokens",
+        _may_speculate,
+    ),
+    Exclusion(
+        "speculation, unlabelled",
+        "DeepSeek-R1: runs of one case differ by release, the faster takes 0.43 to 0.87 of the slower's "
+        "TPOT: TensorRT-LLM 1.2.0rc6.post3, half of 1.1.0rc2.post2, some of SGLang 0.5.9",
+        lambda rows: _is_r1(rows) & (_of_slowest(rows) < SPECULATING),
+    ),
+    Exclusion(
+        "TTFT of 5 to 9 s whatever the load",
+        "SGLang's DeepSeek-R1 in nvfp4 on B200s without a release: 4 clients with prompts of 8192 tokens "
+        "wait as long as 128 with 1024, for something that isn't in a step",
+        lambda rows: (
+            _is_r1(rows)
+            & (rows["framework"] == "sglang")
+            & (rows["precision"] == "fp4")
+            & (rows["system"] == "b200_sxm")
+            & rows["version"].isna()
+            & (rows["ttft_ms"] > STALLED_TTFT_MS)
+            & (rows["clients"] <= 128)
+        ),
+    ),
+    Exclusion(
+        "SGLang 0.5.10 on B300s, prompts of 8192 tokens",
+        "128 clients take 3.5 times what kernels do and 4 clients 1.8 times, shorter prompts nothing of it",
+        lambda rows: (
+            rows["version"].fillna("").str.startswith("0.5.10")
+            & (rows["system"] == "b300_sxm")
+            & (rows["isl"] == 8192)
+        ),
+    ),
+    Exclusion(
+        "gpt-oss on H100s with 512 clients",
+        "vLLM 0.11.2 answers 512 clients with a TPOT of 4 to 10 ms and a TTFT of 20 to 460 s: a few seats "
+        "were taken, how many is not said",
+        lambda rows: (
+            (rows["model"] == "gpt-oss-120b") & (rows["system"] == "h100_sxm") & (rows["clients"] == 512)
+        ),
+    ),
+    Exclusion(
+        "Dynamo's Qwen3-32B in bf16 on GB200s",
+        "TPOT is 8 ms with one client, 94 ms with 4 and 72 ms with 32: the front end, not the server",
+        lambda rows: (rows["model"] == "Qwen3-32B") & (rows["system"] == "gb200") & rows["precision"].isna(),
+    ),
+)
+
+
+def model_of(rows: Rows) -> Mask:
+    """The name of each row's model, none where it isn't modelled."""
+    keys = zip(rows["model_path"], rows["precision"].fillna("bf16"), strict=True)
+    names = [CHECKPOINTS[key].model if key in CHECKPOINTS else None for key in keys]
+    return pd.Series(names, index=rows.index, dtype=object)
