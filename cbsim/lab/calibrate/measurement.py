@@ -8,7 +8,7 @@ import shlex
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -23,6 +23,7 @@ from cbsim.lab.calibrate.point import Op, Point
 from cbsim.lab.calibrate.pointsfile import Meta, append_point, read_points, save_meta
 from cbsim.lab.calibrate.profile_folder import META, POINTS, check_resumable, resume
 from cbsim.lab.calibrate.timing_plan import Limits, PlanName, PlanPoint, make_plan
+from cbsim.lab.kernels.all_reduce import can_all_reduce, time_all_reduces
 from cbsim.lab.kernels.rig import BLOCK_SIZE, Rig
 from cbsim.lab.kernels.shard import Shard
 from cbsim.lab.kernels.timing import (
@@ -43,10 +44,11 @@ KV_SHARE = 0.7
 """Share of what is free beside the weights that the KV cache takes; activations and graphs have the rest."""
 MAX_CPU_KV_BYTES = 128 * MIB
 MIN_KV_BLOCKS = 1024
-SENTENCES: dict[Op, str] = {
-    "experts": "tokens were dealt out to experts evenly, in turn: uneven routing keeps some of them longer"
-}
-"""What a run is told of an op's timings."""
+EVEN = "tokens were dealt out to experts evenly, in turn: uneven routing keeps some of them longer"
+BY_TORCH = (
+    "all-reduces are torch.distributed's, launched one by one; engines have faster ones for small steps"
+)
+"""What runs are told of timed experts and all-reduces."""
 
 Progress = Callable[[int, int, float | None], None]
 """Called after each point: how many are done, how many there are, the seconds left if they can be told."""
@@ -100,10 +102,13 @@ def measure(
     opened = open_device(device)
     room = find_room(opened, shard)
     ops: list[Op] = ["experts"] if model.experts is not None else []
-    planned = make_plan(plan, room.limits, seed, ops=ops, window=model.window)
-    assumptions = [SENTENCES[op] for op in ops]
-    if tensor_parallel > 1:
+    assumptions = [EVEN] if ops else []
+    if can_all_reduce(opened, tensor_parallel):
+        ops.append("collectives")
+        assumptions.append(BY_TORCH)
+    elif tensor_parallel > 1:
         assumptions.append("all-reduces between GPUs were not measured: one GPU timed its shard alone")
+    planned = make_plan(plan, room.limits, seed, ops=ops, window=model.window)
     meta = Meta(
         device=opened.name,
         gpu=gpu or gpu_of_device(opened.name),
@@ -123,11 +128,15 @@ def measure(
         save_meta(meta, out / META)
         known = {point.order for point in done}
         left = [point for point in planned if point.order not in known]
-        time_point = partial(_timed, rig, timer or make_timer(opened), seed=seed)
+        timer = timer or make_timer(opened)
+        tokens = sorted({point.tokens for point in left if point.op == "collectives"})
+        reduces: dict[int, Timing] = {}
+        if tokens:
+            reduces = time_all_reduces(shard, opened, tokens, timer.num_runs, timer.num_warmups)
         start = time.monotonic()
         for count, point in enumerate(left, start=1):
             with contextlib.suppress(MemoryError):
-                append_point(out / POINTS, time_point(point))
+                append_point(out / POINTS, _timed(rig, timer, reduces, point, seed))
             if progress is not None:
                 left_s = (time.monotonic() - start) / count * (len(left) - count)
                 progress(len(done) + count, len(planned), left_s if count >= 5 else None)
@@ -202,8 +211,8 @@ def time_point(rig: Rig, timer: Timer, point: PlanPoint) -> Timing:
     return Timing.summed([(share, timer.time(calls)) for share, calls in calls_of(rig, point)])
 
 
-def _timed(rig: Rig, timer: Timer, point: PlanPoint, *, seed: int) -> Point:
-    timing = time_point(rig, timer, point)
+def _timed(rig: Rig, timer: Timer, reduces: Mapping[int, Timing], point: PlanPoint, seed: int) -> Point:
+    timing = reduces[point.tokens] if point.op == "collectives" else time_point(rig, timer, point)
     return point.timed(
         timing.median_s,
         backend=type(rig.backend).__name__.removesuffix("Backend").lower(),

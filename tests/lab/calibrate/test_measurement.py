@@ -20,6 +20,7 @@ from cbsim.lab.calibrate.point import Op, Point
 from cbsim.lab.calibrate.pointsfile import read_meta, read_points
 from cbsim.lab.calibrate.profile_folder import write_profile
 from cbsim.lab.calibrate.timing_plan import PlanPoint, make_plan
+from cbsim.lab.kernels.all_reduce import can_all_reduce
 from cbsim.lab.kernels.attention_backends import SdpaBackend
 from cbsim.lab.kernels.shard import Shard
 from cbsim.lab.kernels.timing import CpuTimer, Device, MakeCalls, Timing, open_device
@@ -94,6 +95,17 @@ def test_experts_and_windows_are_timed_fitted_and_priced(name: str, tmp_path: Pa
         assert form.experts is not None
         assert cost_file.assumptions[0].startswith("tokens were dealt out to experts evenly")
     assert cost_file.mismatch(model, ONE_GPU) == []
+
+
+def test_all_reduces_of_two_processes(tmp_path: Path) -> None:
+    """On a CPU by gloo; where the devices are missing a shard is timed alone, and that is said."""
+    result = run(tmp_path, tensor_parallel=2)
+    counts = Counter(point.op for point in result.points if point.split == "fit")
+    assert counts["collectives"] == counts["dense"]
+    assert result.meta.assumptions == [measuring.BY_TORCH]
+    assert not can_all_reduce(open_device("cpu"), 1)
+    if torch.cuda.device_count() < 2:
+        assert not can_all_reduce(replace(open_device("cpu"), torch_device=torch.device("cuda")), 2)
 
 
 def test_points_by_tokens_are_averages_over_layers() -> None:
