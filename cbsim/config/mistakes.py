@@ -16,6 +16,7 @@ from cbsim.base.errors import PluginError
 from cbsim.base.registry import did_you_mean
 from cbsim.base.units import MEGA
 from cbsim.config.document import Document, describe_value
+from cbsim.config.engine_flags import did_you_mean_key
 from cbsim.config.section import ByType, Named, Section
 from cbsim.config.yaml_text import Keys
 
@@ -251,7 +252,8 @@ class _Located:
         got = describe_value(self._value)
         match self._detail["type"]:
             case "extra_forbidden":
-                return f"unknown key{did_you_mean(str(self.keys[-1]), self._owner.model_fields)}"
+                *above, name = map(str, self.keys)
+                return f"unknown key{did_you_mean_key('.'.join(above), name, [*self._owner.model_fields])}"
             case "missing":
                 return f"missing; expected {words}"
             case "unknown_type":
