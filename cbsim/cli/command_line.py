@@ -26,6 +26,7 @@ _ELSEWHERE = {
     "calibrate": ("calibrate_command", "Time kernels, fit a cost model, import timings."),
     "capacity": ("capacity_command", "Find the highest request rate within an SLO."),
     "explain": ("explain_command", "Tell where a run's time goes, step by step."),
+    "from-vllm": ("from_vllm_command", "Write the experiment that a `vllm serve` command stands for."),
     "list": (
         "list_command",
         "List schedulers, workloads, cost-models, observers, models, gpus, slos or experiments;...",
