@@ -252,7 +252,7 @@ SGLANG = {
     ),
     "speculative-algorithm speculative-draft-model-path speculative-num-steps speculative-eagle-topk "
     "speculative-num-draft-tokens speculative-draft": Flag(
-        reason="drafts are modelled by scheduler: vllm alone: TPOT would be shorter"
+        reason="drafts are not taken over: TPOT would be shorter"
     ),
     "disaggregation-mode disaggregation-transfer-backend disaggregation-ib-device "
     "disaggregation-bootstrap-port": Flag(

@@ -7,13 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from cbsim.base.errors import ConfigError
 from cbsim.base.paths import data_folder
 from cbsim.base.registry import did_you_mean
-from cbsim.config.engine_flags import FLAGS, Flag
-from cbsim.config.yaml_text import dump_yaml
+from cbsim.config.document import read_document
+from cbsim.config.engine_flags import DERIVED, FLAGS, Flag, mapping
+from cbsim.config.yaml_text import dump_yaml, parse_yaml
 from cbsim.schedulers.vllm import VllmConfig
 from cbsim.specs import huggingface
 from cbsim.specs.model_names import find_model
@@ -159,8 +158,10 @@ class ServedExperiment:
                 flag, is_off = self._flags.get(name[3:]), True
             if flag is None and (whole := self._flags.get(name.partition(".")[0])) is not None:
                 part = name.partition(".")[2]
-                if whole.key.startswith("@") and value is not None:
-                    self._derived.setdefault(whole.key, {})[part.replace("-", "_")] = _plain(value)
+                if whole.read is mapping and value is not None:
+                    self._derived.setdefault(whole.key, {})[part.replace("-", "_")] = parse_yaml(
+                        value, f"--{name}"
+                    ).value
                     self._comments[whole.key] = f"--{name.partition('.')[0]}"
                     continue
                 flag = whole
@@ -185,10 +186,12 @@ class ServedExperiment:
         if is_off:
             found = not found
         comment = shown if flag.is_switch or isinstance(found, dict) else f"{shown} {value}"
-        if flag.key.startswith("@"):
+        if found is None:
+            return
+        if flag.key.startswith(DERIVED):
             self._comments[flag.key] = comment
             self._derived[flag.key] = found
-        elif found is not None:
+        else:
             self._put(flag.key, found, comment)
 
     def _name_model(self, given: str | None) -> None:
@@ -311,7 +314,7 @@ class ServedExperiment:
         if derived.get("@dp_attention"):
             # All GPUs of `tensor` are dealt out: attention by request, experts as `expert` says.
             of_tensor = given.get("tensor", 1)
-            ranks = given.get("data", of_tensor if self._command.engine == "TensorRT-LLM" else 1)
+            ranks = given.get("data", of_tensor if self._command.engine == "TensorRT-LLM" else 1) or 1
             self._put("parallel.data", ranks, self._comments["@dp_attention"])
             self._put("parallel.tensor", max(1, of_tensor // ranks), "GPUs of a rank of attention")
         elif ranks > 1 and (
@@ -419,10 +422,6 @@ def _line(key: str, value: Any) -> str:
     return dump_yaml({key: value}, default_flow_style=True, width=10**6).strip()[1:-1]
 
 
-def _plain(value: str) -> Any:
-    return yaml.safe_load(value)
-
-
 def _of_file(command: ServeCommand, left_out: dict[str, str]) -> Iterator[tuple[str, str | None]]:
     """The flags in the YAML that `--config` names, if it is at hand; nested keys become `name.part`."""
     for name, value in command.flags:
@@ -432,8 +431,7 @@ def _of_file(command: ServeCommand, left_out: dict[str, str]) -> Iterator[tuple[
         if not path.is_file():
             left_out[f"--{name}"] = f"{value}: no such file here, so that none of its settings is told"
             continue
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-        yield from _flat(found if isinstance(found, dict) else {})
+        yield from _flat(read_document(path).data)
 
 
 def _flat(settings: dict[str, Any], above: str = "") -> Iterator[tuple[str, str | None]]:

@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from cbsim.cli import main
+from cbsim.config.engine_flags import FLAGS
 from cbsim.config.yaml_text import parse_yaml
 from cbsim.specs.model_names import find_model
 from cbsim.studies.experiment import Experiment
@@ -300,3 +301,18 @@ def test_every_shipped_model_is_found_by_its_published_name() -> None:
         published = path.read_text().split("\n")[0].removeprefix("# ").split(":")[0]
         if "/" in published:
             assert find_model(published) == (path.stem, None, True)
+
+
+STARTS = {
+    "vLLM": "vllm serve",
+    "SGLang": "python -m sglang.launch_server --model",
+    "TensorRT-LLM": "trtllm-serve",
+}
+
+
+@pytest.mark.parametrize("engine", STARTS)
+def test_odd_values_are_mistakes_told_in_a_line(engine: str) -> None:
+    for name in (name for name, flag in FLAGS[engine].items() if flag.key):
+        for value in ("0", "{}", "[x"):
+            ran = from_vllm(f"{STARTS[engine]} qwen3-30b-a3b --{name} '{value}' --data-parallel-size 2")
+            assert ran.exit_code in (0, 2), name
