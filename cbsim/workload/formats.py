@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from cbsim.base.units import MS_PER_S, NS_PER_S
+import numpy as np
+
+from cbsim.base.units import MS_PER_S, NS_PER_S, US_PER_S
 from cbsim.workload.table import Mistakes
 from cbsim.workload.values import (
     COUNTS,
@@ -18,7 +20,11 @@ from cbsim.workload.values import (
     MAX_TOKENS,
     SEGMENTS,
     TEXT,
+    TIMES,
+    TOKEN_IDS,
+    TOKENS_PER_ID,
     Kind,
+    number_kind,
     real,
     whole,
 )
@@ -27,11 +33,39 @@ _TOKENS = whole(1, MAX_TOKENS)
 _SECONDS = real("seconds")
 
 
+_NANOSECONDS = whole(0, 2**63 - 1)
+_INSTANT = number_kind("seconds", -MAX_EXACT, MAX_EXACT, np.float64)
+"""On a clock that may begin anywhere."""
+TIME_UNITS = {"s": 1, "ms": MS_PER_S, "us": US_PER_S, "ns": NS_PER_S}
+"""Units of time, as `time_unit` names them, by how many make a second."""
+
+
 class Column(NamedTuple):
     """A column of a file: its name there and what may stand in it."""
 
     name: str
     kind: Kind
+    ticks_per_s: int = 1
+    """Units of a time in a second."""
+
+
+def is_filled(value: Any) -> bool:
+    """Whether a column such as `error` says anything."""
+    return value not in (None, "", "null", "None", "false", "False", "0") and bool(value)
+
+
+def is_refused(value: Any) -> bool:
+    """Whether a column such as `success` says no."""
+    return value in (False, "false", "False", "0")
+
+
+def is_nothing(value: Any) -> bool:
+    """Whether a count of output tokens is none."""
+    return value in (None, "", 0, "0")
+
+
+Flags = dict[str, Callable[[Any], bool]]
+"""Columns, and what in them marks a request that failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +88,22 @@ class Format:
     """Whether scripts of users write such files, so that arrivals may be in another unit than they should."""
     notes_unused: bool = False
     """Whether to say which columns weren't used: in a format of our own they are likely slips."""
+    written_by: str = ""
+    """The tools that write it and the units of its times, for a note; empty for traces well known."""
+    marks: tuple[str, ...] = ()
+    """Columns that tell the format, in place of all those that it must have."""
+    failed: Flags = field(default_factory=dict)
+    """What marks a request that failed, to be left out and counted."""
+    served: dict[str, Column] = field(default_factory=dict)
+    """What a log says of an answer: `first_token`, `last_token`, `token_times` on the clock of the arrivals,
+    or the durations `ttft` and `gaps`, the times between chunks of the answer."""
+    block_tokens: int = 512
+    """Prompt tokens that one of the `contents` stands for, unless their number says otherwise."""
+
+    @property
+    def told_by(self) -> tuple[str, ...]:
+        """The columns that tell it."""
+        return self.marks or tuple(column.name for column in self.required.values())
 
     @property
     def required(self) -> dict[str, Column]:
@@ -85,6 +135,13 @@ is fetched. `tier_tokens`: leading tokens that a tier below the GPU holds. `fail
 which the first transfer fails, -1 if it does not.
 """
 
+_FAILED: Flags = {
+    "error": is_filled,
+    "failed": is_filled,
+    "is_error": is_filled,
+    "success": is_refused,
+}
+
 FORMATS = (
     Format(
         "azure",
@@ -100,7 +157,125 @@ FORMATS = (
         "input_length",
         "output_length",
         ticks_per_s=MS_PER_S,
+        optional={"contents": Column("hash_ids", IDS), "session_id": Column("session_id", TEXT)},
+    ),
+    Format(
+        "mooncake",
+        Column("created_time", real("milliseconds")),
+        "input_tokens",
+        "output_tokens",
+        ticks_per_s=MS_PER_S,
+        optional={"contents": Column("hash_ids", IDS), "session_id": Column("session_id", TEXT)},
+        written_by="Dynamo, arrivals in milliseconds",
+    ),
+    Format(
+        "qwen",
+        Column("timestamp", _SECONDS),
+        "input_length",
+        "output_length",
         optional={"contents": Column("hash_ids", IDS)},
+        marks=("timestamp", "input_length", "output_length", "chat_id"),
+        block_tokens=16,
+        written_by="Qwen-Bailian, arrivals in seconds",
+    ),
+    Format(
+        "llmservingsim",
+        Column("arrival_time_ns", _NANOSECONDS),
+        "input_toks",
+        "output_toks",
+        ticks_per_s=NS_PER_S,
+        optional={"contents": Column("input_tok_ids", TOKEN_IDS)},
+        block_tokens=TOKENS_PER_ID,
+        written_by="LLMServingSim, arrivals in nanoseconds",
+    ),
+    Format(
+        "bench_serving",
+        Column("start_times", _INSTANT),
+        "input_lens",
+        "output_lens",
+        has_absolute_clock=True,
+        drops_failures=True,
+        failed={"errors": is_filled},
+        served={"ttft": Column("ttfts", _SECONDS), "gaps": Column("itls", TIMES)},
+        written_by="vllm bench serve or SGLang's bench_serving, times in seconds",
+    ),
+    Format(
+        "guidellm",
+        Column("request_start_time", _INSTANT),
+        "prompt_tokens",
+        "output_tokens",
+        has_absolute_clock=True,
+        drops_failures=True,
+        failed=_FAILED,
+        optional={"request_id": Column("request_id", TEXT)},
+        served={
+            "first_token": Column("info.timings.first_token_iteration", _INSTANT),
+            "last_token": Column("info.timings.last_token_iteration", _INSTANT),
+        },
+        written_by="guidellm, times in seconds",
+    ),
+    Format(
+        "guidellm",
+        Column("start_time", _INSTANT),
+        "prompt_tokens",
+        "output_tokens",
+        has_absolute_clock=True,
+        drops_failures=True,
+        failed=_FAILED,
+        optional={"request_id": Column("request_id", TEXT)},
+        served={
+            "first_token": Column("first_token_time", _INSTANT),
+            "last_token": Column("last_token_time", _INSTANT),
+        },
+        marks=("start_time", "prompt_tokens", "output_tokens", "first_token_time"),
+        written_by="guidellm before 0.4, times in seconds",
+    ),
+    Format(
+        "aiperf",
+        Column("metadata.request_start_ns", _NANOSECONDS),
+        "metrics.input_sequence_length.value",
+        "metrics.output_sequence_length.value",
+        ticks_per_s=NS_PER_S,
+        has_absolute_clock=True,
+        failed=_FAILED | {"metadata.was_cancelled": is_filled},
+        optional={"request_id": Column("metadata.x_request_id", TEXT)},
+        served={
+            "ttft": Column("metrics.time_to_first_token.value", real("milliseconds"), MS_PER_S),
+            "last_token": Column("metadata.request_end_ns", _NANOSECONDS),
+            "gaps": Column("metrics.inter_chunk_latency.value", TIMES, MS_PER_S),
+        },
+        marks=("metadata.request_start_ns",),
+        written_by="aiperf, clock in nanoseconds, latencies in milliseconds",
+    ),
+    Format(
+        "inference_perf",
+        Column("start_time", _INSTANT),
+        "info.request_metrics.text.input_tokens",
+        "info.response_metrics.output_tokens",
+        has_absolute_clock=True,
+        drops_failures=True,
+        failed=_FAILED,
+        served={
+            "token_times": Column("info.response_metrics.output_token_times", TIMES),
+            "last_token": Column("end_time", _INSTANT),
+        },
+        marks=("start_time", "end_time", "info.request_metrics"),
+        written_by="inference-perf, times in seconds",
+    ),
+    Format(
+        "inference_perf",
+        Column("start_time", _INSTANT),
+        "info.input_tokens",
+        "info.output_tokens",
+        has_absolute_clock=True,
+        drops_failures=True,
+        failed=_FAILED,
+        served={
+            "token_times": Column("info.output_token_times", TIMES),
+            "last_token": Column("end_time", _INSTANT),
+        },
+        marks=("start_time", "end_time", "info.input_tokens"),
+        written_by="inference-perf, times in seconds",
     ),
     Format(
         "burstgpt",
@@ -131,16 +306,65 @@ FORMATS = (
         notes_unused=True,
     ),
 )
-"""Every format, in the order in which they are tried."""
+"""Every format; where several fit, the one told by more columns, then the first."""
+
+LOG_NAMES: dict[str, tuple[str, ...]] = {
+    "request_id": ("request_id", "req_id", "id"),
+    "prompt_tokens": (
+        "num_prompt_tokens", "prompt_tokens", "input_tokens", "input_toks", "input_length", "prompt_len",
+    ),
+    "output_tokens": (
+        "num_output_tokens", "output_tokens", "output_toks", "completion_tokens", "num_generation_tokens",
+        "output_length", "output_len",
+    ),
+    "arrival": ("arrival_s", "arrival_time", "arrival_ts", "arrived_at"),
+    "queued": ("queued_s", "queued_ts"),
+    "scheduled": ("scheduled_s", "scheduled_ts", "first_scheduled_time"),
+    "first_token": ("first_token_at_s", "first_token_ts", "first_token_time", "first_token_s"),
+    "last_token": ("last_token_at_s", "finished_at_s", "last_token_ts", "finished_time", "last_token_s"),
+    "token_times": ("token_times_s", "token_times"),
+}  # fmt: skip
+"""What a log says of a request, and the columns that say it: cbsim's own names, vLLM's and others'."""
+
+
+def log_failures(output_tokens: str) -> Flags:
+    """What marks a failed request in a log whose output tokens stand in a column of that name."""
+    return _FAILED | {output_tokens: is_nothing}
+
+
+def _log(names: Sequence[str]) -> Format | None:
+    """A log of any server as a trace, if its columns have names that are known."""
+    found = {what: next((name for name in known if name in names), None) for what, known in LOG_NAMES.items()}
+    arrival, prompt, output = (found[what] for what in ("arrival", "prompt_tokens", "output_tokens"))
+    if arrival is None or prompt is None or output is None:
+        return None
+    return Format(
+        "log",
+        Column(arrival, _INSTANT),
+        prompt,
+        output,
+        has_absolute_clock=True,
+        failed=log_failures(output),
+        optional={"request_id": Column(found["request_id"], TEXT)} if found["request_id"] else {},
+        written_by="a server's log, times in seconds",
+    )
+
+
+def recognise(names: Sequence[str], wanted: str | None = None) -> Format | None:
+    """The format, or that of the name `wanted`, whose marks are all among a file's columns."""
+    fitting = [each for each in FORMATS if wanted in (None, each.name) and set(each.told_by) <= set(names)]
+    return max(fitting, key=lambda each: len(each.told_by), default=None)
 
 
 def detect(names: Sequence[str], wanted: str | None, header_line: int, mistakes: Mistakes) -> Format | None:
-    """The format `wanted`, else the first whose columns are all there; `None`, mistakes added, if none."""
+    """The format `wanted`, else the one that the columns tell; `None`, mistakes added, if none."""
+    found = recognise(names, wanted) or (_log(names) if wanted in (None, "log") else None)
+    if found is not None:
+        return found
     candidates = [each for each in FORMATS if wanted in (None, each.name)]
-    needed = [[column.name for column in each.required.values()] for each in candidates]
+    needed = [each.told_by for each in candidates]
     num_found = [len(set(columns) & set(names)) for columns in needed]
-    place = num_found.index(max(num_found))
-    if num_found[place] == 0 and wanted is None:
+    if wanted == "log" or (max(num_found) == 0 and wanted is None):
         known = (
             f"{each.name} ({', '.join(columns)})" for each, columns in zip(candidates, needed, strict=True)
         )
@@ -148,6 +372,7 @@ def detect(names: Sequence[str], wanted: str | None, header_line: int, mistakes:
             header_line, 0, f"got columns {', '.join(names) or 'nothing'}; allowed: {'; '.join(known)}"
         )
         return None
+    place = num_found.index(max(num_found))
     missing = [name for name in needed[place] if name not in names]
     spare = [name for name in names if name not in needed[place]]
     for name in missing:
@@ -155,4 +380,4 @@ def detect(names: Sequence[str], wanted: str | None, header_line: int, mistakes:
         hint = f"did you mean '{near[0]}'?" if near else f"got columns {', '.join(names)}"
         problem = f"{name}: missing column of format {candidates[place].name}; {hint}"
         mistakes.add(header_line, needed[place].index(name), problem)
-    return None if missing else candidates[place]
+    return None

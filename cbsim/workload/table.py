@@ -1,12 +1,13 @@
-"""Tables: the columns of a CSV, JSONL (either may be compressed) or Parquet file, as they stand there."""
+"""Tables: the columns of a CSV, JSON (either may be compressed) or Parquet file, as they stand there."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ import pyarrow.parquet
 
 from cbsim.base.errors import WorkloadError
 from cbsim.base.units import MIB
+from cbsim.workload.documents import Row, layout_of, names_in, parse_document, value_at
 
 MAX_LINES_TOLD = 20
 _KEPT = 50 * MAX_LINES_TOLD
@@ -28,7 +30,7 @@ class Mistakes:
     def __init__(self, file: str, unit: str = "") -> None:
         """`unit` goes before a row number in a file that has no lines: `trace.parquet:row 3`."""
         self._file = file
-        self._unit = unit
+        self.unit = unit
         self._kept: list[tuple[int, int, str]] = []
         self._num_mistakes = 0
 
@@ -38,7 +40,7 @@ class Mistakes:
     def add(self, line: int, column: int, text: str) -> None:
         """One mistake; line 0 is the file as a whole, `column` orders the mistakes of a line."""
         self._num_mistakes += 1
-        place = f"{self._file}:{self._unit}{line}" if line else self._file
+        place = f"{self._file}:{self.unit}{line}" if line else self._file
         self._kept.append((line, column, f"{place}: {text}"))
         if len(self._kept) > 2 * _KEPT:
             self._kept = sorted(self._kept)[:_KEPT]
@@ -95,7 +97,40 @@ class Table:
     chunks: Callable[[Sequence[str]], Iterator[TableChunk]]
     """Reads the columns named; a JSON key that a row lacks is None there."""
     has_fixed_columns: bool = True
-    """False for JSON lines, where a key may appear for the first time in any row."""
+    """False for JSON, where a key may appear for the first time in any row."""
+    notes: tuple[str, ...] = ()
+    """What to know of how its rows were found."""
+
+    def without(self, flags: Mapping[str, Callable[[Any], bool]], count: Callable[[int], None]) -> Table:
+        """Leave out the rows for which a flag is true of its column; `count` gets their number by chunk."""
+        present = {
+            name: flag for name, flag in flags.items() if name in self.names or not self.has_fixed_columns
+        }
+
+        def chunks(columns: Sequence[str]) -> Iterator[TableChunk]:
+            for chunk in self.chunks([*dict.fromkeys([*columns, *present])]):
+                values = {name: _as_list(chunk.columns[name]) for name in present}
+                flagged = {
+                    row
+                    for name, flag in present.items()
+                    for row, value in enumerate(values[name])
+                    if flag(value)
+                }
+                kept = [row for row in range(len(chunk.lines)) if row not in flagged]
+                count(len(flagged))
+                if not flagged:
+                    yield chunk
+                    continue
+                found = {name: _as_list(chunk.columns[name]) for name in columns}
+                found = {name: [column[row] for row in kept] for name, column in found.items()}
+                yield TableChunk(found, [chunk.lines[row] for row in kept])
+
+        return replace(self, chunks=chunks) if present else self
+
+
+def _as_list(raw: RawColumn) -> list[Any]:
+    values: list[Any] = raw if isinstance(raw, list) else raw.to_pylist()
+    return values
 
 
 def open_table(path: Path, mistakes: Mistakes) -> Table | None:
@@ -107,11 +142,8 @@ def open_table(path: Path, mistakes: Mistakes) -> Table | None:
         if (first := next(block.lines(), None)) is None:
             continue
         line, text = first
-        if text.lstrip().startswith(b"{"):
-            return _jsonl_table(line, text, chain([block], blocks), mistakes)
-        if text.lstrip().startswith(b"["):
-            mistakes.add(line, 0, "got a JSON array; allowed: one JSON object a line")
-            return None
+        if text.lstrip().startswith((b"{", b"[")):
+            return _json_table(line, text, chain([block], blocks), mistakes)
         below_header = block.data.partition(text)[2].partition(b"\n")[2]
         return _csv_table(line, text, chain([Block(line + 1, below_header)], blocks), mistakes)
     if not mistakes:
@@ -158,6 +190,13 @@ def _read_blocks(path: Path, mistakes: Mistakes) -> Iterator[Block]:
 
 def _csv_table(line: int, header: bytes, blocks: Iterator[Block], mistakes: Mistakes) -> Table | None:
     names = [name.strip() for name in next(csv.reader([header.decode().rstrip("\r")]))]
+    num_numbers = sum(re.fullmatch(r"[-+.\d]+(e[-+]?\d+)?", name) is not None for name in names)
+    if 2 * num_numbers > len(names):
+        told = f"got {shorten(header.decode().strip())} where the names of columns should stand"
+        mistakes.add(
+            line, 0, f"{told}; allowed: a header, such as arrival_s,num_prompt_tokens,num_output_tokens"
+        )
+        return None
     repeated = sorted({name for name in names if names.count(name) > 1})
     for name in repeated:
         mistakes.add(line, 0, f"{name}: got this column {names.count(name)} times; allowed: once")
@@ -199,20 +238,61 @@ def _csv_chunk(block: Block, names: list[str], columns: Sequence[str], mistakes:
     return TableChunk({name: read.column(name).combine_chunks() for name in columns}, lines)
 
 
-def _jsonl_table(line: int, text: bytes, blocks: Iterator[Block], mistakes: Mistakes) -> Table | None:
+def _json_table(line: int, text: bytes, blocks: Iterator[Block], mistakes: Mistakes) -> Table | None:
+    """JSON lines that are requests, or whatever JSON documents hold them."""
     try:
-        names = list(json.loads(text))
+        first = json.loads(text)
     except ValueError:
-        _tell_broken_json(line, text, mistakes)
+        first = None
+    if isinstance(first, dict) and (layout := layout_of(first)) is None:
+        return _jsonl_table(line, first, blocks, mistakes)
+    data = list(blocks)
+    if isinstance(first, dict):
+        documents: list[Row] | None = [
+            row for block in data for row in _json_objects(block, mistakes).values()
+        ]
+    else:
+        documents = parse_document(b"".join(block.data for block in data))
+        layout = layout_of(documents[0]) if documents else None
+    if not documents:
+        if text.lstrip().startswith(b"["):
+            mistakes.add(line, 0, "got a JSON array; allowed: one JSON object a line")
+        else:
+            _tell_broken_json(line, text, mistakes)
         return None
+    notes: list[str] = []
+    if layout is not None:
+        try:
+            documents, notes = layout.read(documents)
+        except ValueError as error:
+            mistakes.add(0, 0, str(error))
+            return None
+    return _document_table(documents, tuple(notes), mistakes)
 
+
+_NUM_LOOKED_AT = 200
+"""Requests of a document whose keys are looked at: all of them, in most files."""
+
+
+def _document_table(rows: list[Row], notes: tuple[str, ...], mistakes: Mistakes) -> Table:
+    """Requests whose lines aren't known: error lines count requests instead, from 1."""
+    mistakes.unit = "request "
+
+    def chunks(columns: Sequence[str]) -> Iterator[TableChunk]:
+        found = {name: [value_at(row, name) for row in rows] for name in columns}
+        yield TableChunk(found, range(1, len(rows) + 1))
+
+    return Table(names_in(rows[:_NUM_LOOKED_AT]), 0, chunks, has_fixed_columns=False, notes=notes)
+
+
+def _jsonl_table(line: int, first: Row, blocks: Iterator[Block], mistakes: Mistakes) -> Table:
     def chunks(columns: Sequence[str]) -> Iterator[TableChunk]:
         for block in blocks:
             rows = _json_objects(block, mistakes)
-            found = {name: [row.get(name) for row in rows.values()] for name in columns}
+            found = {name: [value_at(row, name) for row in rows.values()] for name in columns}
             yield TableChunk(found, list(rows))
 
-    return Table(names, line, chunks, has_fixed_columns=False)
+    return Table(names_in([first]), line, chunks, has_fixed_columns=False)
 
 
 def _json_objects(block: Block, mistakes: Mistakes) -> dict[int, dict[str, Any]]:

@@ -19,7 +19,7 @@ from cbsim.config.yaml_text import Keys
 from cbsim.workload.request import FloatColumn, IntColumn, RequestBatch
 from cbsim.workload.request_source import MAX_REQUESTS, Trim, Workload, WorkloadConfig
 from cbsim.workload.streams import Streams
-from cbsim.workload.trace_reader import TraceTable, read_trace
+from cbsim.workload.trace_reader import Reading, TraceTable, read_trace
 
 _TRACE_TYPES = ("trace", "resampled", "empirical")
 """Parts of a workload whose `path` names a trace."""
@@ -85,7 +85,7 @@ _SLOW_GAP_S = 20.0
 
 
 class TraceWorkload(Workload):
-    """Replays a trace: Azure, Mooncake, BurstGPT, Vidur or cbsim's own; CSV, JSONL or Parquet; `.gz`, `.zst`.
+    """Replays a trace: a service's, a benchmark's results, a server's log or cbsim's own.
 
     Where arrivals are dates (Azure), time, and with it `start_s` and `end_s`, counts in seconds from the
     earliest request of the file; elsewhere the file's own clock is kept.
@@ -97,9 +97,20 @@ class TraceWorkload(Workload):
         type: str = "trace"
         path: str
         """The file, from the experiment's folder, else the current one, else the bundled `workloads/`."""
-        format: Literal["azure", "mooncake", "burstgpt", "vidur", "cbsim"] | None = None
+        format: (
+            Literal[
+                "azure", "mooncake", "burstgpt", "vidur", "cbsim", "qwen", "llmservingsim",
+                "bench_serving", "guidellm", "aiperf", "inference_perf", "log",
+            ]
+            | None
+        ) = None  # fmt: skip
         """Which format it has; null tells by its columns. Azure's arrivals are dates: time, and with it
         `start_s` and `end_s`, then counts in seconds from the earliest request."""
+        time_unit: Literal["s", "ms", "us", "ns"] | None = None
+        """Unit of the arrivals; null: the format's own."""
+        hash_block_tokens: int | None = Field(default=None, ge=1, le=2**20)
+        """Prompt tokens that one of `hash_ids` stands for; null: found by how many there are, 512
+        (Qwen-Bailian: 16) where that fits."""
 
     config: Config
     _trim: Trim | None = None
@@ -144,7 +155,8 @@ class TraceWorkload(Workload):
 
     @cached_property
     def _table(self) -> TraceTable:
-        return read_trace(self._path, self.config.format)
+        config = self.config
+        return read_trace(self._path, Reading(config.format, config.time_unit, config.hash_block_tokens))
 
     @cached_property
     def _num_in_window(self) -> int:
@@ -239,4 +251,5 @@ class ResampledWorkload(TraceWorkload):
             table.num_prompt_tokens[rows],
             table.num_output_tokens[rows],
             **{name: column[rows] for name, column in columns.items() if column is not None},
+            block_tokens=table.block_tokens,
         )

@@ -12,12 +12,11 @@ from numpy.typing import NDArray
 
 from cbsim.base.errors import WorkloadError, refusals
 from cbsim.base.registry import did_you_mean
-from cbsim.workload.formats import EXTRAS, Format, detect
+from cbsim.workload.formats import EXTRAS, TIME_UNITS, Format, detect
 from cbsim.workload.request import BATCH_SIZE, ObjectColumn, RequestBatch, Segments
 from cbsim.workload.table import Mistakes, Table, TableChunk, is_parquet, open_table
+from cbsim.workload.values import INSTANT, SEGMENTS
 
-MOONCAKE_BLOCK_TOKENS = 512
-"""Prompt tokens that one of Mooncake's `hash_ids` stands for."""
 Columns = dict[str, Any]
 """Arrays by their names in `TraceTable`; arrivals are in the file's own ticks."""
 
@@ -27,7 +26,9 @@ class TraceTable(RequestBatch):
     """A trace in memory, as one batch whose prompts are still as the file gave them."""
 
     contents: ObjectColumn | None = None
-    """Prompts as segments, or as arrays of Mooncake's block ids; None where a row has neither."""
+    """Prompts as segments, or as arrays of block ids; None where a row has neither."""
+    block_tokens: int = 512
+    """Prompt tokens that one block id stands for."""
     notes: tuple[str, ...] = ()
     """Sentences on lines left out, sorting done and columns not used."""
     unit_may_slip: bool = False
@@ -42,7 +43,7 @@ class TraceTable(RequestBatch):
             if self.contents is not None:
                 columns = (self.contents[start : start + size], batch.num_prompt_tokens, batch.number)
                 rows = zip(*(column.tolist() for column in columns), strict=True)
-                batch = replace(batch, prompt=[_prompt(*row) for row in rows])
+                batch = replace(batch, prompt=[_prompt(row, self.block_tokens) for row in rows])
             if self.extras:
                 columns_of = [column[start : start + size].tolist() for column in self.extras.values()]
                 given = [dict(zip(self.extras, row, strict=True)) for row in zip(*columns_of, strict=True)]
@@ -53,32 +54,58 @@ class TraceTable(RequestBatch):
             yield batch
 
 
-def read_trace(path: Path, format_name: str | None = None) -> TraceTable:
-    """Reads a trace file of any format (`format_name` tells which; else its columns do).
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a user says of a trace file; what is `None` is told by its columns, or by their values."""
+
+    format_name: str | None = None
+    time_unit: str | None = None
+    """A key of `formats.TIME_UNITS`: of the arrivals, where they are numbers."""
+    block_tokens: int | None = None
+    """Prompt tokens that a block id stands for."""
+
+
+def read_trace(path: Path, reading: Reading | None = None) -> TraceTable:
+    """Reads a trace file of any format.
 
     Raises `WorkloadError` with a line for each mistake: `file:line: column: got X; allowed: Y`.
     """
     with refusals(path, "read", WorkloadError):
-        return _Reader(path).read(format_name)
+        return _Reader(path, reading or Reading()).read()
 
 
 class _Reader:
     """One reading of one file."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, reading: Reading) -> None:
         self._path = path
+        self._reading = reading
         self._mistakes = Mistakes(str(path), "row " if is_parquet(path) else "")
         self._notes: list[str] = []
         self._ids: set[str] = set()
+        self._lines: list[int] = []
+        """Of rows that may have block ids."""
+        self._num_failed = 0
 
-    def read(self, format_name: str | None) -> TraceTable:
+    def read(self) -> TraceTable:
         table = open_table(self._path, self._mistakes)
-        found = detect(table.names, format_name, table.header_line, self._mistakes) if table else None
+        wanted = self._reading.format_name
+        found = detect(table.names, wanted, table.header_line, self._mistakes) if table else None
         if table is None or found is None:
             raise self._mistakes.error()
-        parts = list(self._chunks(table, found))
+        if found.written_by:
+            self._note(f"read as {found.written_by}")
+        for note in table.notes:
+            self._note(note)
+        parts = list(self._chunks(table.without(found.failed, self._count_failed), found))
         if not parts and not self._mistakes:
-            self._mistakes.add(0, 0, "got no requests; allowed: at least one")
+            if self._num_failed:
+                self._mistakes.add(0, 0, _only_failed(self._num_failed))
+            else:
+                self._mistakes.add(0, 0, "got no requests; allowed: at least one")
+        block_tokens = found.block_tokens
+        if "contents" in found.optional and found.optional["contents"].kind is not SEGMENTS:
+            block_tokens = self._find_block(parts, found)
         if self._mistakes:
             raise self._mistakes.error()
         columns: Columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
@@ -89,14 +116,27 @@ class _Reader:
             self._note_unused_columns(table, found)
         if found.drops_failures:
             columns = self._without_failures(columns)
+        if self._num_failed:
+            how = "marked so, or answers of 0 tokens" if found.failed else "answers of 0 tokens"
+            self._note(f"failed requests left out ({how}): {self._num_failed:,}")
         columns = self._sorted(columns)
         if found.has_absolute_clock:
             columns["arrival_s"] = columns["arrival_s"] - columns["arrival_s"][0]
-        if found.ticks_per_s > 1:
-            columns["arrival_s"] = columns["arrival_s"] / found.ticks_per_s
+        ticks_per_s = found.ticks_per_s
+        if self._reading.time_unit is not None:
+            if found.arrival.kind is INSTANT:
+                told = f"got {self._reading.time_unit}, but {found.arrival.name} holds dates; allowed: null"
+                raise WorkloadError(f"{self._path}: time_unit: {told}")
+            ticks_per_s = TIME_UNITS[self._reading.time_unit]
+        if ticks_per_s > 1:
+            columns["arrival_s"] = columns["arrival_s"] / ticks_per_s
         extras = {told: columns.pop(name) for name, (_, told) in EXTRAS.items() if name in columns}
         return TraceTable(
-            **columns, notes=tuple(self._notes), unit_may_slip=found.unit_may_slip, extras=extras
+            **columns,
+            notes=tuple(self._notes),
+            unit_may_slip=found.unit_may_slip and self._reading.time_unit is None,
+            extras=extras,
+            block_tokens=block_tokens,
         )
 
     def _chunks(self, table: Table, found: Format) -> Iterator[Columns]:
@@ -116,9 +156,13 @@ class _Reader:
                     if not (found.drops_failures and name == "num_prompt_tokens" and is_failure[row]):
                         text = f"{column.name}: got {got}; allowed: {column.kind.allowed}"
                         self._mistakes.add(chunk.lines[row], order, text)
-            if "contents" in columns:
+            if "contents" in columns and wanted["contents"].kind is SEGMENTS:
                 wrong_lengths = parsed["num_prompt_tokens"][1]
-                self._check_prompts(chunk, columns, wrong_lengths, len(wanted))
+                self._check_segments(chunk, columns, wrong_lengths, len(wanted))
+            elif "contents" in columns:
+                wrong = parsed["num_prompt_tokens"][1]
+                columns["contents"][list(wrong)] = None
+                self._lines += chunk.lines
             if "request_id" in columns:
                 ids = [each or f"r{row}" for row, each in enumerate(columns["request_id"], num_before)]
                 columns["request_id"] = np.array(ids, dtype=np.object_)
@@ -126,13 +170,53 @@ class _Reader:
             yield columns
             num_before += len(chunk.lines)
 
-    def _check_prompts(self, chunk: TableChunk, columns: Columns, told: Container[int], order: int) -> None:
-        """Whether segments add up to the prompt and ids don't exceed it, but for the rows `told` already."""
+    def _check_segments(self, chunk: TableChunk, columns: Columns, told: Container[int], order: int) -> None:
+        """Whether segments add up to the prompt, but for the rows `told` already."""
         lengths = columns["num_prompt_tokens"].tolist()
         for row, (content, length) in enumerate(zip(columns["contents"], lengths, strict=True)):
-            text = None if content is None or row in told else _misfit(content, length)
-            if text is not None:
+            got = length if content is None or row in told else sum(number for _, number in content)
+            if got != length:
+                text = f"prompt: got segments of {got:,} tokens; allowed: num_prompt_tokens, {length:,}"
                 self._mistakes.add(chunk.lines[row], order, text)
+
+    def _find_block(self, parts: list[Columns], found: Format) -> int:
+        """Prompt tokens that a block id stands for; adds a mistake for each row that has too many ids.
+
+        The format's own number holds unless another power of two, and not that one, agrees with all rows: as
+        many ids as a prompt has whole blocks, or one more for the rest of it.
+        """
+        rows = [
+            (row, len(ids), length)
+            for row, (ids, length) in enumerate(
+                pair
+                for part in parts
+                if "contents" in part
+                for pair in zip(part["contents"], part["num_prompt_tokens"].tolist(), strict=True)
+            )
+            if ids is not None and len(ids)
+        ]
+        num_ids, lengths = (
+            np.array(column, np.int64) for column in ([r[1] for r in rows], [r[2] for r in rows])
+        )
+
+        def agrees(block: int) -> bool:
+            return bool(((num_ids >= lengths // block) & (num_ids <= -(-lengths // block))).all())
+
+        block, name = found.block_tokens, found.optional["contents"].name
+        if self._reading.block_tokens is not None:
+            block = self._reading.block_tokens
+        elif not agrees(block) and (others := [2**power for power in range(17) if agrees(2**power)]):
+            block = max(others, key=lambda each: int((num_ids == -(-lengths // each)).sum()))
+            told = "by their number; hash_block_tokens sets it"
+            self._note(f"one of {name} stands for {block:,} prompt tokens ({told})")
+        for row, num, length in rows:
+            if num > (most := -(-length // block)):
+                told = f"at most {most:,} for {length:,} prompt tokens in blocks of {block:,}"
+                hint = "" if self._reading.block_tokens else " (hash_block_tokens sets another size)"
+                self._mistakes.add(
+                    self._lines[row], len(found.required), f"{name}: got {num:,} ids; allowed: {told}{hint}"
+                )
+        return block
 
     def _check_ids(self, chunk: TableChunk, ids: list[str], order: int) -> None:
         for row, request_id in enumerate(ids):
@@ -141,15 +225,14 @@ class _Reader:
                 self._mistakes.add(chunk.lines[row], order, text)
             self._ids.add(request_id)
 
+    def _count_failed(self, number: int) -> None:
+        self._num_failed += number
+
     def _without_failures(self, columns: Columns) -> Columns:
         kept = columns["num_output_tokens"] > 0
-        num_failed = int((~kept).sum())
-        if num_failed == len(kept):
-            raise WorkloadError(
-                f"{self._path}: got {num_failed:,} failed requests alone; allowed: one answer or more"
-            )
-        if num_failed:
-            self._note(f"failed requests left out (answers of 0 tokens): {num_failed:,}")
+        self._num_failed += int((~kept).sum())
+        if not kept.any():
+            raise WorkloadError(f"{self._path}: {_only_failed(self._num_failed)}")
         return {name: column[kept] for name, column in columns.items()}
 
     def _sorted(self, columns: Columns) -> Columns:
@@ -170,16 +253,8 @@ class _Reader:
         self._notes.append(f"{self._path.name}: {text}")
 
 
-def _misfit(content: Any, num_prompt_tokens: int) -> str | None:
-    """What is wrong with a prompt's segments or block ids beside its length, if anything is."""
-    if isinstance(content, np.ndarray):
-        most = -(-num_prompt_tokens // MOONCAKE_BLOCK_TOKENS)
-        told = f"at most {most:,} for {num_prompt_tokens:,} prompt tokens"
-        return f"hash_ids: got {len(content):,} ids; allowed: {told}" if len(content) > most else None
-    got = sum(num_tokens for _, num_tokens in content)
-    if got == num_prompt_tokens:
-        return None
-    return f"prompt: got segments of {got:,} tokens; allowed: num_prompt_tokens, {num_prompt_tokens:,}"
+def _only_failed(number: int) -> str:
+    return f"got {number:,} failed requests alone; allowed: one answer or more"
 
 
 def _is_used(column: NDArray[Any]) -> bool:
@@ -191,16 +266,17 @@ def _is_used(column: NDArray[Any]) -> bool:
     return bool(column.any())
 
 
-def _prompt(content: Any, num_prompt_tokens: int, number: int) -> Segments | None:
+def _prompt(row: tuple[Any, ...], block_tokens: int) -> Segments | None:
     """Block ids as segments: equal ids are equal tokens; what no id covers is unshared."""
+    content, num_prompt_tokens, number = row
     if not isinstance(content, np.ndarray):
         given: Segments | None = content
         return given
     segments = []
     left = num_prompt_tokens
     for block in content.tolist():
-        segments.append((f"h:{block}", min(left, MOONCAKE_BLOCK_TOKENS)))
-        left -= MOONCAKE_BLOCK_TOKENS
+        segments.append((f"h:{block}", min(left, block_tokens)))
+        left -= block_tokens
     if left > 0:
         segments.append((f"p:r{number}", left))
     return tuple(segments)

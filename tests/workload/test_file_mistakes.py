@@ -20,6 +20,15 @@ SEGMENTS = "allowed: [[segment, num_tokens], ...] with whole numbers from 1 up"
 FORMATS = (
     "allowed: azure (TIMESTAMP, ContextTokens, GeneratedTokens); "
     "mooncake (timestamp, input_length, output_length); "
+    "mooncake (created_time, input_tokens, output_tokens); "
+    "qwen (timestamp, input_length, output_length, chat_id); "
+    "llmservingsim (arrival_time_ns, input_toks, output_toks); "
+    "bench_serving (start_times, input_lens, output_lens); "
+    "guidellm (request_start_time, prompt_tokens, output_tokens); "
+    "guidellm (start_time, prompt_tokens, output_tokens, first_token_time); "
+    "aiperf (metadata.request_start_ns); "
+    "inference_perf (start_time, end_time, info.request_metrics); "
+    "inference_perf (start_time, end_time, info.input_tokens); "
     "burstgpt (Timestamp, Request tokens, Response tokens); "
     "vidur (arrived_at, num_prefill_tokens, num_decode_tokens); "
     "cbsim (arrival_s, num_prompt_tokens, num_output_tokens)"
@@ -69,6 +78,13 @@ CASES = {
         ["1: GeneratedTokens: missing column of format azure; got columns TIMESTAMP, x, ContextTokens"],
     ),
     "unknown columns": ("a,b\n1,2\n", [f"1: got columns a, b; {FORMATS}"]),
+    "no header": (
+        "600,0.58,9.21,Weibull,0.38,0.80\n",
+        [
+            "1: got 600,0.58,9.21,Weibull,0.38,0.80 where the names of columns should stand; "
+            "allowed: a header, such as arrival_s,num_prompt_tokens,num_output_tokens"
+        ],
+    ),
     "repeated column": ("a,b,a\n", ["1: a: got this column 2 times; allowed: once"]),
     "header alone": (HEADER, [" got no requests; allowed: at least one"]),
     "empty": ("", [" got an empty file; allowed: a CSV header, JSON lines or Parquet"]),
@@ -150,7 +166,7 @@ JSON_CASES = {
         ['2: got {"a": 1}, {"b": 2}; allowed: one whole JSON object'],
     ),
     "first line broken": ("{oops\n", ["1: got {oops; allowed: one whole JSON object"]),
-    "an array": ("[" + GOOD + "]", ["1: got a JSON array; allowed: one JSON object a line"]),
+    "an array of no objects": ("[1]", ["1: got a JSON array; allowed: one JSON object a line"]),
     "wrong types": (
         GOOD + '{"arrival_s": NaN, "num_prompt_tokens": true, "num_output_tokens": null, "user": [1]}\n',
         [
@@ -169,11 +185,13 @@ JSON_CASES = {
         [f"2: arrival_s: got 1{'0' * 39}...; {SECONDS}"],
     ),
     "too many block ids": (
-        '{"timestamp": 0, "input_length": 512, "output_length": 1, "hash_ids": [1, 2]}\n'
+        '{"timestamp": 0, "input_length": 512, "output_length": 1, "hash_ids": [1, 2, 3]}\n'
+        '{"timestamp": 0, "input_length": 5120, "output_length": 1, "hash_ids": [1, 2]}\n'
         '{"timestamp": 0, "input_length": 512, "output_length": 1, "hash_ids": [1.5]}\n',
         [
-            "1: hash_ids: got 2 ids; allowed: at most 1 for 512 prompt tokens",
-            "2: hash_ids: got [1.5]; allowed: a list of whole numbers",
+            "1: hash_ids: got 3 ids; allowed: at most 1 for 512 prompt tokens in blocks of 512 "
+            "(hash_block_tokens sets another size)",
+            "3: hash_ids: got [1.5]; allowed: a list of whole numbers",
         ],
     ),
 }

@@ -33,7 +33,7 @@ def validate(
     overrides: tuple[str, ...] = args.SET,
     log_path: Path | None = args.option(
         "--log FILE",
-        "A server's log (JSONL, CSV, Parquet) or a run folder in place of a live run.",
+        "A server's log, a benchmark's results (workloads/README.md) or a run folder in place of a live run.",
         type=args.PATH,
     ),
     columns: dict[str, str] = args.option(

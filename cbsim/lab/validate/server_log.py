@@ -16,6 +16,7 @@ from cbsim.base.registry import did_you_mean
 from cbsim.results.output import holds
 from cbsim.results.result import load_run
 from cbsim.results.run_log import Column
+from cbsim.workload.formats import LOG_NAMES, Format, log_failures, recognise
 from cbsim.workload.request import RequestBatch
 from cbsim.workload.request_source import Workload, WorkloadConfig
 from cbsim.workload.table import Mistakes, is_parquet, open_table
@@ -44,6 +45,8 @@ class ServerLog:
     last_token_s: Column
     token_times_s: tuple[Column, ...] | None = None
     """Of every token, where they were recorded."""
+    itl_s: Column | None = None
+    """Where some answers came in chunks of several tokens: times between the tokens of the others."""
     scheduled_s: Column | None = None
     """When the scheduler first gave it a share of a step."""
     notes: tuple[str, ...] = ()
@@ -72,6 +75,8 @@ class ServerLog:
         latencies = {"ttft_s": self.first_token_s - arrival_s, "tpot_s": tpot_s}
         if self.token_times_s is not None:
             latencies["itl_s"] = np.concatenate([np.diff(times) for times in self.token_times_s])
+        elif self.itl_s is not None:
+            latencies["itl_s"] = self.itl_s
         return latencies | {"e2e_s": self.last_token_s - arrival_s}
 
 
@@ -100,26 +105,9 @@ class LoggedWorkload(Workload):
         return [self._log.path] if self._log.path.is_file() else []
 
 
-NAMES: dict[str, tuple[str, ...]] = {
-    "request_id": ("request_id", "req_id", "id"),
-    "prompt_tokens": (
-        "num_prompt_tokens", "prompt_tokens", "input_tokens", "input_toks", "input_length", "prompt_len",
-    ),
-    "output_tokens": (
-        "num_output_tokens", "output_tokens", "output_toks", "completion_tokens", "num_generation_tokens",
-        "output_length", "output_len",
-    ),
-    "arrival": ("arrival_s", "arrival_time", "arrival_ts", "arrived_at"),
-    "queued": ("queued_s", "queued_ts"),
-    "scheduled": ("scheduled_s", "scheduled_ts", "first_scheduled_time"),
-    "first_token": ("first_token_at_s", "first_token_ts", "first_token_time", "first_token_s"),
-    "last_token": ("last_token_at_s", "finished_at_s", "last_token_ts", "finished_time", "last_token_s"),
-    "token_times": ("token_times_s", "token_times"),
-}  # fmt: skip
-"""What a log says of a request, and the columns that say it: cbsim's own names, vLLM's and others'."""
 REQUIRED = ("prompt_tokens", "output_tokens", "arrival", "first_token", "last_token")
 Columns = dict[str, Any]
-"""Columns of a log by keys of `NAMES`."""
+"""Columns of a log by keys of `LOG_NAMES`."""
 _TIMES = TypeAdapter(list[float])
 
 
@@ -143,12 +131,14 @@ KINDS = {
 def read_server_log(path: Path, columns: Mapping[str, str] | None = None) -> ServerLog:
     """Read a log: JSONL, CSV, Parquet, or the run folder of a cbsim run, simulated or live.
 
-    `columns` maps keys of `NAMES` to a log's own column names. Raises `WorkloadError` with a line for each
-    mistake.
+    `columns` maps keys of `LOG_NAMES` to a log's own column names. Raises `WorkloadError` with a line for
+    each mistake.
     """
-    unknown = [name for name in columns or {} if name not in NAMES]
+    unknown = [name for name in columns or {} if name not in LOG_NAMES]
     if unknown:
-        raise WorkloadError(*(f"--column: unknown '{name}'{did_you_mean(name, NAMES)}" for name in unknown))
+        raise WorkloadError(
+            *(f"--column: unknown '{name}'{did_you_mean(name, LOG_NAMES)}" for name in unknown)
+        )
     if path.is_dir() and holds(path, "run"):
         found, notes = _read_run_folder(path)
     else:
@@ -156,6 +146,7 @@ def read_server_log(path: Path, columns: Mapping[str, str] | None = None) -> Ser
             found, notes = _read_file(path, columns or {})
     order, start = np.argsort(found["arrival"], kind="stable"), found["arrival"].min()
     ids, times = found.get("request_id", range(len(order))), found.get("token_times")
+    times, itl_s, chunked = _tokens_of(times, found["output_tokens"], order)
     since_start = {what: (found[what] - start)[order] for what in found if what not in KINDS}
     return ServerLog(
         path=path,
@@ -166,40 +157,123 @@ def read_server_log(path: Path, columns: Mapping[str, str] | None = None) -> Ser
         queued_s=since_start.get("queued"),
         first_token_s=since_start["first_token"],
         last_token_s=since_start["last_token"],
-        token_times_s=None if times is None else tuple(times[row] - start for row in order.tolist()),
+        token_times_s=None if times is None else tuple(each - start for each in times),
+        itl_s=itl_s,
         scheduled_s=since_start.get("scheduled"),
-        notes=tuple(notes),
+        notes=(*notes, *chunked),
     )
+
+
+def _tokens_of(
+    times: Any, num_tokens: Column, order: Column
+) -> tuple[list[Column] | None, Column | None, list[str]]:
+    """Times of all tokens in order of arrival, if each is known; else the times between those that are."""
+    if times is None:
+        return None, None, []
+    ordered = [(times[row], int(num_tokens[row])) for row in order.tolist()]
+    whole_ones = [each for each, number in ordered if each is not None and len(each) == number]
+    if len(whole_ones) == len(ordered):
+        return whole_ones, None, []
+    gaps = [np.diff(each) for each in whole_ones]
+    note = (
+        f"{len(ordered) - len(whole_ones):,} of {len(ordered):,} answers have times of chunks, not of each "
+        f"token: {'ITL is of the others' if gaps else 'ITL is not compared'}"
+    )
+    return None, np.concatenate(gaps) if gaps else None, [note]
 
 
 def _read_file(path: Path, given: Mapping[str, str]) -> tuple[Columns, list[str]]:
     """A log's columns, every value checked, and what to know of them."""
     mistakes = Mistakes(str(path), "row " if is_parquet(path) else "")
     table = open_table(path, mistakes)
-    names = _names_of(table.names, given, mistakes) if table else {}
+    benchmark = recognise(table.names) if table and not given else None
+    if benchmark is not None and not benchmark.served:
+        benchmark = None
+    names: dict[str, str] = {}
+    if table and benchmark is None:
+        names = _names_of(table.names, given, mistakes)
     if table is None or mistakes:
         raise mistakes.error()
-    wanted = {what: (name, KINDS.get(what, INSTANT)) for what, name in names.items()}
-    columns, lines = read_columns(table, wanted, mistakes)
+    if benchmark is not None:
+        wanted, flags = _wanted_of(benchmark), benchmark.failed
+        flags = flags | log_failures(benchmark.output_tokens)
+    else:
+        wanted = {what: (name, KINDS.get(what, INSTANT)) for what, name in names.items()}
+        flags = log_failures(names["output_tokens"])
+    failed: list[int] = []
+    columns, lines = read_columns(table.without(flags, failed.append), wanted, mistakes)
+    num_failed = sum(failed)
     if not lines and not mistakes:
-        mistakes.add(0, 0, "holds no requests")
+        mistakes.add(
+            0, 0, f"holds {num_failed:,} failed requests alone" if num_failed else "holds no requests"
+        )
     if mistakes:
         raise mistakes.error()
+    notes = list(table.notes)
+    if benchmark is not None:
+        notes.insert(0, f"read as {benchmark.written_by}")
+        columns = _as_log(columns, benchmark)
+        names = {what: name for what, (name, _) in wanted.items() if what != "token_times"}
+    if num_failed:
+        notes.append(f"failed requests left out: {num_failed:,}")
     for row, problem in _contradictions(columns, names, lines):
         mistakes.add(lines[row], 0, problem)
     if mistakes:
         raise mistakes.error()
     if "queued" not in columns:
-        return columns, []
+        return columns, notes
     delay_s = float((columns["queued"] - columns["arrival"]).min())
     columns["arrival"] = columns["arrival"] + delay_s
-    return columns, [f"arrivals moved by {delay_s:.6f} s onto the clock of {names['queued']}"]
+    return columns, [*notes, f"arrivals moved by {delay_s:.6f} s onto the clock of {names['queued']}"]
+
+
+def _wanted_of(benchmark: Format) -> dict[str, tuple[str, Kind]]:
+    """What to read of a benchmark's results."""
+    required = benchmark.required
+    wanted = {
+        "arrival": required["arrival_s"],
+        "prompt_tokens": required["num_prompt_tokens"],
+        "output_tokens": required["num_output_tokens"],
+        **benchmark.served,
+    }
+    if "request_id" in benchmark.optional:
+        wanted["request_id"] = benchmark.optional["request_id"]
+    return {what: (column.name, column.kind) for what, column in wanted.items()}
+
+
+def _as_log(columns: Columns, benchmark: Format) -> Columns:
+    """A benchmark's columns as those of a log: instants in seconds since the first arrival."""
+    start, ticks_per_s = columns["arrival"].min(), benchmark.ticks_per_s
+    for what in ("arrival", "first_token", "last_token"):
+        if what in columns:
+            columns[what] = (columns[what] - start) / ticks_per_s
+    arrival: Column = columns["arrival"]
+    times: list[Column | None] | None = None
+    if "token_times" in columns:
+        recorded = columns["token_times"]
+        times = [None if each is None else np.sort(each - start) / ticks_per_s for each in recorded]
+    if "ttft" in columns:
+        columns["first_token"] = arrival + columns.pop("ttft") / benchmark.served["ttft"].ticks_per_s
+    if "gaps" in columns:
+        unit = benchmark.served["gaps"].ticks_per_s
+        gaps = [np.empty(0) if each is None else each / unit for each in columns.pop("gaps")]
+        pairs = zip(columns["first_token"].tolist(), gaps, strict=True)
+        times = [first + np.concatenate([[0.0], np.cumsum(each)]) for first, each in pairs]
+    if times is not None:
+        last_s: Column = columns.get("last_token", arrival)
+        ends = zip(times, last_s.tolist(), strict=True)
+        ends_s = [(each[0], each[-1]) if each is not None and len(each) else (end, end) for each, end in ends]
+        first, last = np.array(ends_s).T
+        columns.setdefault("first_token", first)
+        columns.setdefault("last_token", last)
+        columns["token_times"] = times
+    return columns
 
 
 def _names_of(present: Sequence[str], given: Mapping[str, str], mistakes: Mistakes) -> dict[str, str]:
-    """The column for each key of `NAMES` that the log has one for."""
+    """The column for each key of `LOG_NAMES` that the log has one for."""
     names = {}
-    for what, known in NAMES.items():
+    for what, known in LOG_NAMES.items():
         name = given.get(what) or next((name for name in known if name in present), None)
         if name is None and what in REQUIRED:
             told = f"no column for {what}: expected one of {', '.join(known)}"
@@ -224,8 +298,9 @@ def _contradictions(
         if (line := line_of.setdefault(request_id, lines[row])) != lines[row]:
             yield row, f"{names['request_id']} '{request_id}' stands in line {line} too"
     for row, times in enumerate(columns.get("token_times", ())):
-        if times is None or len(times) != (num_tokens := columns["output_tokens"][row]):
-            wanted = f"a list of {num_tokens} times, one for each output token"
+        num_tokens = columns["output_tokens"][row]
+        if times is not None and len(times) > num_tokens and "token_times" in names:
+            wanted = f"a list of at most {num_tokens} times, one for each output token"
             yield row, f"{names['token_times']}: expected {wanted}"
 
 

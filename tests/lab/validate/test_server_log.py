@@ -13,6 +13,7 @@ import cbsim
 from cbsim.base.errors import WorkloadError
 from cbsim.lab.validate.server_log import read_server_log
 from tests.lab.validate.logs import SETTINGS
+from tests.workload.benchmark_files import MEASURED, RUN
 
 VLLM_ROWS = [
     {
@@ -75,11 +76,11 @@ def test_a_run_of_cbsim_is_a_log_too(tmp_path):
 
 def test_mistakes_are_told_by_line(tmp_path):
     rows = [dict(row) for row in VLLM_ROWS]
-    rows[0]["output_toks"] = 0
+    rows[0]["output_toks"] = -1
     rows[1]["first_token_ts"] = "soon"
     rows[2]["input_toks"] = 3.5
     assert problems(write(tmp_path / "log.jsonl", rows)) == [
-        "LOG:1: output_toks: got 0; allowed: a whole number from 1 to 100,000,000",
+        "LOG:1: output_toks: got -1; allowed: a whole number from 1 to 100,000,000",
         "LOG:2: first_token_ts: got soon; allowed: seconds",
         "LOG:3: input_toks: got 3.5; allowed: a whole number from 1 to 100,000,000",
     ]
@@ -95,7 +96,7 @@ def test_times_out_of_order(tmp_path):
 @pytest.mark.parametrize(
     ("times", "problem"),
     [
-        ([1.0, 2.0], "expected a list of 3 times, one for each output token"),
+        ([1.0, 2.0, 3.0, 4.0], "expected a list of at most 3 times, one for each output token"),
         ([1.0, 3.0, 2.0], "got [1.0, 3.0, 2.0]; allowed: a list of rising seconds"),
         ("soon", "got soon; allowed: a list of rising seconds"),
     ],
@@ -142,3 +143,44 @@ def test_files_that_are_no_logs(tmp_path, text, message):
     path = tmp_path / "log.jsonl"
     path.write_text(text, encoding="utf-8")
     assert problems(path) == [message]
+
+
+@pytest.mark.parametrize("writer", MEASURED)
+def test_results_of_a_benchmark_are_a_log(tmp_path, writer):
+    path = tmp_path / "results"
+    path.write_text(MEASURED[writer], encoding="utf-8")
+    log = read_server_log(path)
+    assert log.num_prompt_tokens.tolist() == [10, 20]
+    assert log.num_output_tokens.tolist() == [3, 2]
+    found = log.latencies("sent")
+    assert log.sent_s == pytest.approx([0.0, 1.0], abs=1e-6)
+    assert found["ttft_s"] == pytest.approx([0.5, 0.25], abs=1e-6)
+    assert found["e2e_s"] == pytest.approx([0.8, 0.5], abs=1e-6)
+    assert found["tpot_s"] == pytest.approx([0.15, 0.25], abs=1e-6)
+    if not writer.startswith("guidellm"):
+        assert found["itl_s"] == pytest.approx([0.1, 0.2, 0.25], abs=1e-6)
+    if writer != "a server's log":
+        assert log.notes[0].startswith("read as ")
+    assert log.notes[-1] == "failed requests left out: 1"
+
+
+def test_failed_requests_alone(tmp_path):
+    path = tmp_path / "log.json"
+    path.write_text(json.dumps(RUN | {"errors": ["no"] * 3}), encoding="utf-8")
+    assert problems(path) == ["LOG: holds 3 failed requests alone"]
+
+
+def test_chunks_of_several_tokens(tmp_path):
+    first = VLLM_ROWS[0]["first_token_ts"]
+    times = ([first, first + 0.1, first + 0.2], [first + 1, first + 1.2])
+    rows = [row | {"token_times": each} for row, each in zip(VLLM_ROWS, times, strict=False)]
+    log = read_server_log(write(tmp_path / "log.jsonl", rows))
+    assert log.token_times_s is None
+    assert log.latencies("sent")["itl_s"] == pytest.approx([0.1, 0.1])
+    told = "1 of 2 answers have times of chunks, not of each token: ITL is of the others"
+    assert log.notes[-1] == told
+    run = RUN | {"itls": [[0.3], [], []]}
+    (tmp_path / "run.json").write_text(json.dumps(run), encoding="utf-8")
+    log = read_server_log(tmp_path / "run.json")
+    assert "itl_s" not in log.latencies("sent")
+    assert log.notes[-1] == "2 of 2 answers have times of chunks, not of each token: ITL is not compared"
