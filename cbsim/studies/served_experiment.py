@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from cbsim.base.errors import ConfigError
-from cbsim.base.paths import data_folder
 from cbsim.base.registry import did_you_mean
 from cbsim.config.document import read_document
 from cbsim.config.engine_flags import DERIVED, FLAGS, Flag, mapping
 from cbsim.config.yaml_text import dump_yaml, parse_yaml
+from cbsim.cost.costfile import shipped_profile
 from cbsim.schedulers.vllm import VllmConfig
 from cbsim.specs import huggingface
 from cbsim.specs.model_names import find_model
@@ -53,7 +53,7 @@ class ServedExperiment:
         self._command, self._flags = command, FLAGS[command.engine]
         self._problems: list[str] = []
         self._settings: dict[str, dict[str, Any]] = {
-            key: {} for key in ("model", "scheduler", "kv_cache", "parallel", "replicas")
+            key: {} for key in ("model", "scheduler", "kv_cache", "cost_model", "parallel", "replicas")
         }
         self._comments: dict[str, str] = {}
         """What each dotted key came from."""
@@ -404,14 +404,14 @@ class ServedExperiment:
         self.granted.append(
             "workload: the bundled azure-like.csv, 2,000 requests; put your traffic in its place"
         )
-        name = str(self._settings["model"]["name"])
-        measured = data_folder("calibration") / "profiles" / self._gpu / name
-        hint = (
-            f"; measured is cost_model: {{type: profile, profile: {self._gpu}/{name}}}"
-            if measured.is_dir()
-            else ""
-        )
-        self.granted.append(f"cost_model: roofline, an estimate{hint}")
+        experiment = self.experiment
+        profile = shipped_profile(experiment.model, experiment.gpu, experiment.sharing)
+        if profile is None:
+            self.granted.append("cost_model: roofline, an estimate")
+        else:
+            self._put("cost_model.type", "profile")
+            self._put("cost_model.profile", profile)
+            self.granted.append(f"cost_model: {profile}, kernels measured for this model, GPU and sharing")
         if self._command.environment:
             names = ", ".join(self._command.environment)
             self.left_out[f"environment ({names})"] = "variables are not read"

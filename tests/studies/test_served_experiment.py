@@ -114,6 +114,10 @@ COMMANDS: list[tuple[str, dict[str, Any]]] = [
         f"vllm serve {LLAMA} --max-num-batched-tokens 512 --performance-mode throughput",
         {"scheduler.max_num_seqs": 2048, "scheduler.max_tokens_per_step": 512},
     ),
+    (
+        "vllm serve meta-llama/Meta-Llama-3-8B-Instruct # on an H200",
+        {"cost_model.profile": "h200/llama-3-8b"},
+    ),
     (f"vllm serve {LLAMA} --max-num-batched-tokens 512", {"scheduler.max_num_seqs": 512}),
     (
         f"vllm serve {LLAMA} --kv-cache-memory-bytes 20G",
