@@ -27,6 +27,9 @@ _STARTS = (
 _ENDS = {"\n", ";", "&", "&&", "|", "||", ">", ">>", "(", ")", ";;", "|&", "&>"}
 _RELEASE = re.compile(r"\bvllm[\w-]*(?:==|~=|:)v?(\d+)\.(\d+)")
 
+_SECRET = re.compile(r"((?:--[\w-]*(?:key|token|secret)|\b\w*(?:KEY|TOKEN|SECRET|PASSWORD))[= ])\S+")
+"""What is not printed again."""
+
 
 @dataclass(frozen=True, slots=True)
 class ServeCommand:
@@ -36,6 +39,7 @@ class ServeCommand:
     flags: tuple[tuple[str, str | None], ...]
     """Names without dashes, in kebab case, and values; a positional word is `model`."""
     text: str
+    """As a line of shell, without secrets."""
     environment: tuple[str, ...] = ()
     """Names of variables that are set before the command."""
 
@@ -163,7 +167,12 @@ def _command(words: list[str]) -> ServeCommand | None:
                     if is_image and (words[start - 1] in ("-v", "--name", "-t") or after[:1] == ["bench"]):
                         continue
                     flags = tuple(_flags(after, FLAGS[engine]))
-                    return ServeCommand(engine, flags, shlex.join(words), tuple(m[1] for m in before if m))
+                    return ServeCommand(
+                        engine,
+                        flags,
+                        _SECRET.sub(r"\1...", shlex.join(words)),
+                        tuple(m[1] for m in before if m),
+                    )
     return None
 
 

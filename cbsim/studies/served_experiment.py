@@ -23,7 +23,6 @@ GPU = "h200"
 """Where neither the user nor the text names one."""
 _GPUS = r"gb300|gb200|b300|b200|h200|h100|h20|a100|a10g|a30|l40s|l4|t4|mi300x|mi325x|mi355x|rtx ?[345]090"
 NEWEST = (0, 33)
-_SECRET = re.compile(r"((?:--[\w-]*(?:key|token|secret)|\b\w*(?:KEY|TOKEN|SECRET|PASSWORD))[= ])\S+")
 _TIERS = {
     "LMCacheConnectorV1": "tier_read",
     "LMCacheMPConnector": "tier_read",
@@ -80,8 +79,7 @@ class ServedExperiment:
 
     def yaml_text(self) -> str:
         """The YAML, a comment behind each line that came from a flag, the two lists below it."""
-        text = f"# {self._command.text}\n".replace("\\\n", " ") if len(self._command.text) < 400 else ""
-        text = _SECRET.sub(r"\1...", text)
+        text = f"# {_one_line(self._command.text)}\n" if len(self._command.text) < 400 else ""
         for section, value in self._mapping().items():
             if not isinstance(value, dict) or section == "workload":
                 text += f"{_line(section, value)}{self._comment(section)}\n"
@@ -91,11 +89,13 @@ class ServedExperiment:
                 text += f"  {_line(key, inner)}{self._comment(f'{section}.{key}')}\n"
         left_out = [f"{flag}: {reason}" for flag, reason in self.left_out.items()]
         for title, lines in (("Taken for granted", self.granted), ("Without a counterpart", left_out)):
-            text += "".join([f"\n# {title}:\n", *(f"# - {line}\n" for line in lines)]) if lines else ""
+            text += (
+                "".join([f"\n# {title}:\n", *(f"# - {_one_line(line)}\n" for line in lines)]) if lines else ""
+            )
         return text
 
     def _comment(self, key: str) -> str:
-        return f"  # {self._comments[key]}" if key in self._comments else ""
+        return f"  # {_one_line(self._comments[key])}" if key in self._comments else ""
 
     def _mapping(self) -> dict[str, Any]:
         sections = {key: value for key, value in self._settings.items() if value}
@@ -415,6 +415,11 @@ class ServedExperiment:
         if self._command.environment:
             names = ", ".join(self._command.environment)
             self.left_out[f"environment ({names})"] = "variables are not read"
+
+
+def _one_line(text: str) -> str:
+    """Text without line breaks, for a comment."""
+    return " ".join(text.split())
 
 
 def _line(key: str, value: Any) -> str:

@@ -59,7 +59,10 @@ export VLLM_USE_V1=1
 pip install vllm==0.15.1
 vllm serve openai/gpt-oss-120b \\
   --tensor-parallel-size 4 \\
-  --async-scheduling &
+  --async-scheduling --speculative-config '{
+    "method": "ngram", "num_speculative_tokens": 2
+  }' --served-model-name "a
+b" &
 vllm bench serve --model openai/gpt-oss-120b --request-rate 4
 python -m sglang.launch_server --model-path Qwen/Qwen3-8B --tp 2
 """
