@@ -40,6 +40,15 @@ TIME_UNITS = {"s": 1, "ms": MS_PER_S, "us": US_PER_S, "ns": NS_PER_S}
 """Units of time, as `time_unit` names them, by how many make a second."""
 
 
+_LEAST_EPOCH_S = 1e9
+"""Seconds from 1970 to 2001."""
+
+
+def unit_since_1970(time: float) -> str | None:
+    """The key of `TIME_UNITS` if a time can only be a date in a unit smaller than a second."""
+    return next((unit for unit in ("us", "ms") if time >= _LEAST_EPOCH_S * TIME_UNITS[unit]), None)
+
+
 class Column(NamedTuple):
     """A column of a file: its name there and what may stand in it."""
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from cbsim.base.errors import WorkloadError, refusals
 from cbsim.base.registry import did_you_mean
-from cbsim.workload.formats import EXTRAS, TIME_UNITS, Format, detect
+from cbsim.workload.formats import EXTRAS, TIME_UNITS, Format, detect, unit_since_1970
 from cbsim.workload.request import BATCH_SIZE, ObjectColumn, RequestBatch, Segments
 from cbsim.workload.table import Mistakes, Table, TableChunk, is_parquet, open_table
 from cbsim.workload.values import INSTANT, SEGMENTS
@@ -120,14 +120,19 @@ class _Reader:
             how = "marked so, or answers of 0 tokens" if found.failed else "answers of 0 tokens"
             self._note(f"failed requests left out ({how}): {self._num_failed:,}")
         columns = self._sorted(columns)
+        unit = self._reading.time_unit
+        if unit is None and found.name == "log" and (unit := unit_since_1970(columns["arrival_s"][0])):
+            self._note(f"{found.arrival.name} is in {unit} since 1970, by its size; time_unit sets it")
+        if unit is None and found.name == "mooncake":
+            self._note_fractions(columns["arrival_s"], found)
         if found.has_absolute_clock:
             columns["arrival_s"] = columns["arrival_s"] - columns["arrival_s"][0]
         ticks_per_s = found.ticks_per_s
-        if self._reading.time_unit is not None:
+        if unit is not None:
             if found.arrival.kind is INSTANT:
-                told = f"got {self._reading.time_unit}, but {found.arrival.name} holds dates; allowed: null"
+                told = f"got {unit}, but {found.arrival.name} holds dates; allowed: null"
                 raise WorkloadError(f"{self._path}: time_unit: {told}")
-            ticks_per_s = TIME_UNITS[self._reading.time_unit]
+            ticks_per_s = TIME_UNITS[unit]
         if ticks_per_s > 1:
             columns["arrival_s"] = columns["arrival_s"] / ticks_per_s
         extras = {told: columns.pop(name) for name, (_, told) in EXTRAS.items() if name in columns}
@@ -242,6 +247,17 @@ class _Reader:
         order = np.argsort(columns["arrival_s"], kind="stable")
         self._note(f"{num_early:,} of {len(order):,} requests stood after a later one; sorted")
         return {name: column[order] for name, column in columns.items()}
+
+    def _note_fractions(self, arrivals: NDArray[Any], found: Format) -> None:
+        """Of arrivals in milliseconds that look like seconds: in fractions, and very many a second."""
+        span_s = float(arrivals[-1] - arrivals[0]) / found.ticks_per_s
+        has_fractions = bool((arrivals != np.rint(arrivals)).any())
+        if len(arrivals) >= 20 and has_fractions and 0 < 50 * span_s < len(arrivals):
+            self._note(
+                f"{found.arrival.name} in milliseconds, as the format says, means "
+                f"{len(arrivals) / span_s:,.0f} requests a second: if it is in seconds, set "
+                "workload.time_unit=s"
+            )
 
     def _note_unused_columns(self, table: Table, found: Format) -> None:
         known = [column.name for column in (found.required | found.optional).values()]

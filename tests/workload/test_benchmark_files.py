@@ -177,3 +177,24 @@ def test_dates_have_no_unit(trace):
     text = "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-01-01 00:00:05,1,1\n"
     told = "a.csv: time_unit: got ms, but TIMESTAMP holds dates; allowed: null"
     assert problem(trace("a.csv", text, time_unit="ms")) == told
+
+
+def test_a_log_in_milliseconds_since_1970(trace):
+    rows = [
+        {"prompt_tokens": 5, "output_tokens": 1, "arrival_time": 1_750_000_000_000 + ms} for ms in (0, 2500)
+    ]
+    workload = trace("l.jsonl", lines(*rows))
+    assert [r.arrival_s for r in workload.requests()] == [0.0, 2.5]
+    assert workload.notes()[1] == "l.jsonl: arrival_time is in ms since 1970, by its size; time_unit sets it"
+
+
+def test_mooncake_in_seconds_is_noted(trace):
+    text = mooncake(*((1.37 * number, 5, 1, []) for number in range(200)))
+    (note,) = trace("m.jsonl", text).notes()
+    assert note == (
+        "m.jsonl: timestamp in milliseconds, as the format says, means 734 requests a second: if it is in "
+        "seconds, set workload.time_unit=s"
+    )
+    workload = trace("m.jsonl", text, time_unit="s")
+    assert workload.notes() == []
+    assert list(workload.requests())[1].arrival_s == 1.37

@@ -16,7 +16,7 @@ from cbsim.base.registry import did_you_mean
 from cbsim.results.output import holds
 from cbsim.results.result import load_run
 from cbsim.results.run_log import Column
-from cbsim.workload.formats import LOG_NAMES, Format, log_failures, recognise
+from cbsim.workload.formats import LOG_NAMES, TIME_UNITS, Format, log_failures, recognise, unit_since_1970
 from cbsim.workload.request import RequestBatch
 from cbsim.workload.request_source import Workload, WorkloadConfig
 from cbsim.workload.table import Mistakes, is_parquet, open_table
@@ -214,6 +214,8 @@ def _read_file(path: Path, given: Mapping[str, str]) -> tuple[Columns, list[str]
         notes.insert(0, f"read as {benchmark.written_by}")
         columns = _as_log(columns, benchmark)
         names = {what: name for what, (name, _) in wanted.items() if what != "token_times"}
+    else:
+        notes += _to_seconds(columns, names)
     if num_failed:
         notes.append(f"failed requests left out: {num_failed:,}")
     for row, problem in _contradictions(columns, names, lines):
@@ -225,6 +227,26 @@ def _read_file(path: Path, given: Mapping[str, str]) -> tuple[Columns, list[str]
     delay_s = float((columns["queued"] - columns["arrival"]).min())
     columns["arrival"] = columns["arrival"] + delay_s
     return columns, [*notes, f"arrivals moved by {delay_s:.6f} s onto the clock of {names['queued']}"]
+
+
+def _to_seconds(columns: Columns, names: Mapping[str, str]) -> list[str]:
+    """Turn dates in milliseconds or microseconds into seconds; returns a note on each unit found."""
+    found: dict[str, list[str]] = {}
+    for what, values in columns.items():
+        if what == "token_times":
+            first = next((each[0] for each in values if each is not None and len(each)), 0.0)
+        elif what in KINDS:
+            continue
+        else:
+            first = float(values.min())
+        if unit := unit_since_1970(first):
+            found.setdefault(unit, []).append(names[what])
+            per_s = TIME_UNITS[unit]
+            if what == "token_times":
+                columns[what] = [None if each is None else each / per_s for each in values]
+            else:
+                columns[what] = values / per_s
+    return [f"{', '.join(of)}: in {unit} since 1970, by their size" for unit, of in found.items()]
 
 
 def _wanted_of(benchmark: Format) -> dict[str, tuple[str, Kind]]:

@@ -184,3 +184,13 @@ def test_chunks_of_several_tokens(tmp_path):
     log = read_server_log(tmp_path / "run.json")
     assert "itl_s" not in log.latencies("sent")
     assert log.notes[-1] == "2 of 2 answers have times of chunks, not of each token: ITL is not compared"
+
+
+def test_dates_in_milliseconds(tmp_path):
+    row = {"prompt_tokens": 10, "output_tokens": 3, "arrival_time": 1_750_000_000_000}
+    row |= {"first_token_time": 1_750_000_000_500, "last_token_ts": 1_750_000_000_800}
+    later = {name: value + 2000 if value > 10 else value for name, value in row.items()}
+    log = read_server_log(write(tmp_path / "log.jsonl", [row, later]))
+    assert log.latencies("sent")["ttft_s"] == pytest.approx([0.5, 0.5])
+    assert log.sent_s == pytest.approx([0.0, 2.0])
+    assert log.notes == ("arrival_time, first_token_time, last_token_ts: in ms since 1970, by their size",)
