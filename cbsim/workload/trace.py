@@ -16,6 +16,7 @@ from cbsim.base.errors import WorkloadError
 from cbsim.base.paths import data_folder
 from cbsim.base.units import MS_PER_S
 from cbsim.config.yaml_text import Keys
+from cbsim.workload.formats import TIME_UNITS
 from cbsim.workload.request import FloatColumn, IntColumn, RequestBatch
 from cbsim.workload.request_source import MAX_REQUESTS, Trim, Workload, WorkloadConfig
 from cbsim.workload.streams import Streams
@@ -184,9 +185,11 @@ def clock_notes(file: str, arrival_s: FloatColumn, start_s: float, *, unit_may_s
     are_round = bool((arrival_s % 10 == 0).all())
     if unit_may_slip and is_slow and are_whole and not are_round:
         mean_gap_s = span_s / (len(arrival_s) - 1)
+        gaps_s = {unit: mean_gap_s / TIME_UNITS[unit] for unit in ("ms", "us", "ns")}
+        unit = next((unit for unit, gap_s in gaps_s.items() if gap_s < _SLOW_GAP_S), "ns")
         return [
-            f"{file}: arrivals are whole numbers, {mean_gap_s:.3g} s apart on average: if they are "
-            f"milliseconds, workload.rate_scale={MS_PER_S} makes seconds of them"
+            f"{file}: arrivals are whole numbers, {mean_gap_s:.3g} s apart on average: if they are in "
+            f"{unit}, workload.time_unit={unit} makes seconds of them"
         ]
     return []
 

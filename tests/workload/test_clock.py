@@ -52,14 +52,19 @@ def test_dates_in_milliseconds_are_noted_with_the_scale_too(noted):
     assert arrivals == pytest.approx((MS - MS[0]) / 1000)
 
 
-def test_whole_numbers_far_apart_may_be_milliseconds(noted):
-    (note,), _ = noted(MS)
-    mean_s = (MS[-1] - MS[0]) / 59
+@pytest.mark.parametrize(("unit", "scale"), [("ms", 1), ("us", 1000), ("ns", 1_000_000)])
+def test_whole_numbers_far_apart_may_be_milliseconds_or_less(noted, unit, scale):
+    arrivals = MS * scale + np.arange(len(MS)) % 7
+    (note,), _ = noted(arrivals)
+    mean_s = (arrivals[-1] - arrivals[0]) / 59
     assert note == (
-        f"t.csv: arrivals are whole numbers, {mean_s:.3g} s apart on average: if they are milliseconds, "
-        "workload.rate_scale=1000 makes seconds of them"
+        f"t.csv: arrivals are whole numbers, {mean_s:.3g} s apart on average: if they are in {unit}, "
+        f"workload.time_unit={unit} makes seconds of them"
     )
-    assert noted(MS, rate_scale=1000)[0] == []
+    mended, found = noted(arrivals, time_unit=unit)
+    assert mended == []
+    assert found[-1] == pytest.approx(MS[-1] / 1000, rel=1e-3)
+    assert noted(arrivals, rate_scale=1000 * scale)[0] == []
 
 
 @pytest.mark.parametrize(
