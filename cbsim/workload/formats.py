@@ -31,22 +31,18 @@ from cbsim.workload.values import (
 
 _TOKENS = whole(1, MAX_TOKENS)
 _SECONDS = real("seconds")
-
-
 _NANOSECONDS = whole(0, 2**63 - 1)
 _INSTANT = number_kind("seconds", -MAX_EXACT, MAX_EXACT, np.float64)
 """On a clock that may begin anywhere."""
 TIME_UNITS = {"s": 1, "ms": MS_PER_S, "us": US_PER_S, "ns": NS_PER_S}
 """Units of time, as `time_unit` names them, by how many make a second."""
-
-
-_LEAST_EPOCH_S = 1e9
-"""Seconds from 1970 to 2001."""
+EPOCH_S = 1e9
+"""Seconds from 1970 to 2001: no trace runs for so long, and every date since is later."""
 
 
 def unit_since_1970(time: float) -> str | None:
     """The key of `TIME_UNITS` if a time can only be a date in a unit smaller than a second."""
-    return next((unit for unit in ("us", "ms") if time >= _LEAST_EPOCH_S * TIME_UNITS[unit]), None)
+    return next((unit for unit in ("us", "ms") if time >= EPOCH_S * TIME_UNITS[unit]), None)
 
 
 class Column(NamedTuple):

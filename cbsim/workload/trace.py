@@ -16,7 +16,7 @@ from cbsim.base.errors import WorkloadError
 from cbsim.base.paths import data_folder
 from cbsim.base.units import MS_PER_S
 from cbsim.config.yaml_text import Keys
-from cbsim.workload.formats import TIME_UNITS
+from cbsim.workload.formats import EPOCH_S, TIME_UNITS
 from cbsim.workload.request import FloatColumn, IntColumn, RequestBatch
 from cbsim.workload.request_source import MAX_REQUESTS, Trim, Workload, WorkloadConfig
 from cbsim.workload.streams import Streams
@@ -77,8 +77,6 @@ def _nearest(candidates: list[Path]) -> str:
     return ""
 
 
-EPOCH_S = 1e9
-"""Seconds from 1970 to 2001: no trace runs for so long, and every date since is later."""
 _NUM_TOLD = 20
 """Fewer arrivals tell too little about their unit."""
 _SLOW_GAP_S = 20.0

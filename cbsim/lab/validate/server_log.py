@@ -16,10 +16,18 @@ from cbsim.base.registry import did_you_mean
 from cbsim.results.output import holds
 from cbsim.results.result import load_run
 from cbsim.results.run_log import Column
-from cbsim.workload.formats import LOG_NAMES, TIME_UNITS, Format, log_failures, recognise, unit_since_1970
+from cbsim.workload.formats import (
+    LOG_NAMES,
+    TIME_UNITS,
+    Flags,
+    Format,
+    log_failures,
+    recognise,
+    unit_since_1970,
+)
 from cbsim.workload.request import RequestBatch
 from cbsim.workload.request_source import Workload, WorkloadConfig
-from cbsim.workload.table import Mistakes, is_parquet, open_table
+from cbsim.workload.table import Mistakes, Table, is_parquet, open_table
 from cbsim.workload.values import MAX_EXACT, MAX_TOKENS, TEXT, Kind, number_kind, read_columns, whole
 
 Arrivals = Literal["sent", "queued"]
@@ -200,15 +208,7 @@ def _read_file(path: Path, given: Mapping[str, str]) -> tuple[Columns, list[str]
     else:
         wanted = {what: (name, KINDS.get(what, INSTANT)) for what, name in names.items()}
         flags = log_failures(names["output_tokens"])
-    failed: list[int] = []
-    columns, lines = read_columns(table.without(flags, failed.append), wanted, mistakes)
-    num_failed = sum(failed)
-    if not lines and not mistakes:
-        mistakes.add(
-            0, 0, f"holds {num_failed:,} failed requests alone" if num_failed else "holds no requests"
-        )
-    if mistakes:
-        raise mistakes.error()
+    columns, lines, num_failed = _read_served(table, wanted, flags, mistakes)
     notes = list(table.notes)
     if benchmark is not None:
         notes.insert(0, f"read as {benchmark.written_by}")
@@ -227,6 +227,21 @@ def _read_file(path: Path, given: Mapping[str, str]) -> tuple[Columns, list[str]
     delay_s = float((columns["queued"] - columns["arrival"]).min())
     columns["arrival"] = columns["arrival"] + delay_s
     return columns, [*notes, f"arrivals moved by {delay_s:.6f} s onto the clock of {names['queued']}"]
+
+
+def _read_served(
+    table: Table, wanted: Mapping[str, tuple[str, Kind]], flags: Flags, mistakes: Mistakes
+) -> tuple[Columns, list[int], int]:
+    """The columns and lines of the requests that didn't fail, and how many did; raises what is wrong."""
+    failed: list[int] = []
+    columns, lines = read_columns(table.without(flags, failed.append), wanted, mistakes)
+    num_failed = sum(failed)
+    if not lines and not mistakes:
+        told = f"holds {num_failed:,} failed requests alone" if num_failed else "holds no requests"
+        mistakes.add(0, 0, told)
+    if mistakes:
+        raise mistakes.error()
+    return columns, lines, num_failed
 
 
 def _to_seconds(columns: Columns, names: Mapping[str, str]) -> list[str]:
