@@ -9,21 +9,19 @@ together. What it prints for each kind of GPU stands in `cbsim/cost/roofline.py`
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import get_args
+from collections.abc import Mapping
+from typing import NamedTuple, get_args
 
 import numpy as np
 
-from cbsim.base.paths import data_folder
 from cbsim.base.units import markdown_table
-from cbsim.cost.costfile import CostFile, model_shape, read_cost_file
+from cbsim.cost.costfile import CostFile, model_shape, read_cost_file, shipped_profiles
 from cbsim.cost.profile import ProfileConfig, ProfileCost
 from cbsim.cost.roofline import RooflineConfig, RooflineCost, is_module
 from cbsim.cost.step_columns import Floats, StepColumns, StepShape
 from cbsim.lab.calibrate.accuracy import Errors
 from cbsim.lab.calibrate.named_spec import load_gpu, load_model
-from cbsim.specs import GpuSpec, ModelSpec, ParallelSpec
+from cbsim.specs import GpuSpec, ModelSpec
 from cbsim.specs.precision import WeightDtype
 
 DECODES = (1, 4, 16, 64, 128, 256)
@@ -50,22 +48,31 @@ def steps(model: ModelSpec) -> StepColumns:
     )
 
 
-def profiles() -> Iterator[tuple[str, CostFile]]:
+class Priced(NamedTuple):
+    """A shipped profile, and seconds of the steps by it and by a roofline."""
+
+    file: CostFile
+    gpu: GpuSpec
+    roofline_s: Floats
+    profile_s: Floats
+
+
+def priced_profiles() -> dict[str, Priced]:
     """All that are shipped, by name."""
-    folder = data_folder("calibration") / "profiles"
-    for path in sorted(folder.glob("*/*/cost.json")):
-        yield path.parent.relative_to(folder).as_posix(), read_cost_file(Path(path))
+    return {name: priced(name, read_cost_file(path)) for name, path in shipped_profiles().items()}
 
 
-def seconds_of(name: str, file: CostFile) -> tuple[Floats, Floats, GpuSpec]:
-    """What the roofline says of the steps, and what the profile does."""
-    gpu = load_gpu(name.split("/", maxsplit=1)[0])
-    model = model_of(file)
-    parallel = ParallelSpec(tensor=file.tensor_parallel, expert=file.expert_parallel, data=file.data_parallel)
-    profile = ProfileCost(ProfileConfig(type="profile", profile=name, host="none"), model, gpu, parallel)
-    roofline = RooflineCost(RooflineConfig(type="roofline"), model, gpu, parallel)
-    columns = steps(model)
-    return roofline.steps_s(columns), profile.steps_s(columns), gpu
+def priced(name: str, file: CostFile) -> Priced:
+    """What the profile says of the steps, and what a roofline does."""
+    gpu, model = load_gpu(name.split("/", maxsplit=1)[0]), model_of(file)
+    profile = ProfileConfig(type="profile", profile=name, host="none")
+    columns, sharing = steps(model), file.parallel
+    return Priced(
+        file,
+        gpu,
+        RooflineCost(RooflineConfig(type="roofline"), model, gpu, sharing).steps_s(columns),
+        ProfileCost(profile, model, gpu, sharing).steps_s(columns),
+    )
 
 
 def model_of(file: CostFile) -> ModelSpec:
@@ -77,16 +84,18 @@ def model_of(file: CostFile) -> ModelSpec:
     raise ValueError(f"no dtype of weights makes {file.model['name']} the model that was measured")
 
 
-def roofline_errors() -> dict[bool, tuple[list[str], Errors]]:
+def roofline_errors(profiles: Mapping[str, Priced]) -> dict[bool, tuple[list[str], Errors]]:
     """For modules and for cards: which GPUs were measured, and how far rooflines are off."""
-    found: dict[bool, list[tuple[str, Floats, Floats]]] = {}
-    for name, file in profiles():
-        roofline_s, profile_s, gpu = seconds_of(name, file)
-        found.setdefault(is_module(gpu), []).append((gpu.name, roofline_s, profile_s))
+    found: dict[bool, list[Priced]] = {}
+    for each in profiles.values():
+        found.setdefault(is_module(each.gpu), []).append(each)
     return {
         kind: (
-            sorted({name for name, *_ in several}),
-            Errors.of(np.concatenate([r for _, r, _ in several]), np.concatenate([p for *_, p in several])),
+            sorted({each.gpu.name for each in several}),
+            Errors.of(
+                np.concatenate([each.roofline_s for each in several]),
+                np.concatenate([each.profile_s for each in several]),
+            ),
         )
         for kind, several in found.items()
     }
@@ -96,13 +105,13 @@ KINDS = ("dense", "experts", "logits", "prefill", "decode")
 HEADER = ("profile", "held out", "largest held out", "dense layer", "experts", "LM head", "prefill attention")
 
 
-def row_of(name: str, file: CostFile) -> tuple[str, ...]:
+def row_of(name: str, profile: Priced) -> tuple[str, ...]:
     """A profile's row: errors of kernels held out, by kind, and of the roofline's steps, percent."""
+    file = profile.file
     held_out, largest = file.accuracy["held_out"], file.accuracy["largest_held_out"]["all"]
     sharing = {"TP": file.tensor_parallel, "EP": file.expert_parallel, "DP": file.data_parallel}
     split = "".join(f", {word} {number}" for word, number in sharing.items() if number > 1)
-    roofline_s, profile_s, _ = seconds_of(name, file)
-    roofline = Errors.of(roofline_s, profile_s)
+    roofline = Errors.of(profile.roofline_s, profile.profile_s)
     return (
         f"`{name}`{split}",
         f"{_two(held_out['all'])} / {held_out['all']['worst_pct']:.0f}",
@@ -119,8 +128,9 @@ def _two(errors: Mapping[str, float]) -> str:
 def main() -> None:
     """Print the table, then the errors of rooflines by kind of GPU."""
     header = (*HEADER, "decode attention", "roofline's steps")
-    print(markdown_table(header, [row_of(name, file) for name, file in profiles()]))
-    for kind, (gpus, errors) in roofline_errors().items():
+    profiles = priced_profiles()
+    print(markdown_table(header, [row_of(name, profile) for name, profile in profiles.items()]))
+    for kind, (gpus, errors) in roofline_errors(profiles).items():
         print("modules" if kind else "cards", ", ".join(gpus), *errors.cells)
 
 

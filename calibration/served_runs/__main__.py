@@ -45,7 +45,7 @@ from calibration.served_runs.tables import (
     sifting_table,
     write_runs,
 )
-from cbsim.base.errors import CalibrationError, CbsimError
+from cbsim.base.errors import CalibrationError, CbsimError, refusals
 from cbsim.show.style import save_figure
 from cbsim.studies.worker_pool import Pool, open_pool
 
@@ -107,10 +107,8 @@ def served_runs(options: argparse.Namespace) -> None:
         runs = every(runs, options.sample)
     if not runs:
         raise CalibrationError("the sample holds no run that can be predicted")
-    try:
+    with refusals(out, "written"):
         out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CbsimError(f"{out}: can't be written: {error.strerror or error}") from error
     pool = open_pool(options.workers)
     runs = with_profiles(pool, runs, options.wheel, out)
     predictions = AnswerFile(out / "predictions.csv", Prediction._fields)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar, cast
 
-from cbsim.base.errors import CbsimError
+from cbsim.base.errors import refusals
 from cbsim.base.paths import write_text
 from cbsim.studies.worker_pool import Pool
 
@@ -18,7 +18,7 @@ Answer = TypeVar("Answer")
 Found = tuple[float, ...] | str
 """The figures of a key, or the problem that stood against them."""
 LINES = 20
-"""Of progress."""
+"""Most lines of progress that a list of tasks prints."""
 
 
 class AnswerFile:
@@ -29,10 +29,8 @@ class AnswerFile:
         self._path = path
         self._figures = tuple(figures)
         self._known: dict[str, Found] = {}
-        try:
+        with refusals(path, "read"):
             lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-        except OSError as error:
-            raise CbsimError(f"{path}: can't be read: {error.strerror or error}") from error
         whole = [line for line in lines if line.endswith("\n")]
         if whole != lines:
             write_text(path, "".join(whole))
@@ -52,14 +50,14 @@ class AnswerFile:
         problem, figures = (answer, ()) if isinstance(answer, str) else ("", tuple(answer))
         is_new = not self._known and not self._path.exists()
         self._known[key] = problem or figures
-        try:
-            with self._path.open("a", newline="", encoding="utf-8") as file:
-                rows = csv.writer(file, lineterminator="\n")
-                if is_new:
-                    rows.writerow(("key", "problem", *self._figures))
-                rows.writerow((key, "; ".join(problem.splitlines()), *figures))
-        except OSError as error:
-            raise CbsimError(f"{self._path}: can't be written: {error.strerror or error}") from error
+        with (
+            refusals(self._path, "written"),
+            self._path.open("a", newline="", encoding="utf-8") as file,
+        ):
+            rows = csv.writer(file, lineterminator="\n")
+            if is_new:
+                rows.writerow(("key", "problem", *self._figures))
+            rows.writerow((key, "; ".join(problem.splitlines()), *figures))
 
 
 def answer_all(

@@ -46,7 +46,7 @@ MODES = {
     "int4": ("bfloat16", "int4_wo"),
     "mxfp4": ("bfloat16", "w4a16_mxfp4"),
 }
-"""Of matrix products and of experts, by dtype."""
+"""What the estimator calls the dtypes of matrix products and of experts, by ours."""
 
 
 def case_of(run: ServedRun) -> dict[str, Any]:

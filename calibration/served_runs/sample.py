@@ -43,7 +43,7 @@ class ServedRun(NamedTuple):
     checkpoint: Checkpoint
     framework: str
     version: str
-    """Of the framework, empty where it isn't said."""
+    """The framework's release, empty where it isn't said."""
     system: str
     origin: str
     """Whose measurement it is: `INFERENCE_MAX` or `RUNNER`."""
@@ -51,7 +51,7 @@ class ServedRun(NamedTuple):
     num_prompt_tokens: int
     num_output_tokens: int
     clients: int
-    """Of all ranks together."""
+    """Clients of all ranks together."""
     ttft_s: float
     tpot_s: float
 

@@ -35,6 +35,13 @@ class StepTraffic(NamedTuple):
     per_group_token_s: float
 
 
+def num_layer_reduces(model: ModelSpec, parallel: ParallelSpec) -> int:
+    """All-reduces of all layers in a step: after attention and after the MLP; with data parallelism layers
+    with experts exchange tokens in place of the second.
+    """
+    return 2 * model.num_layers - (model.num_expert_layers if parallel.data > 1 else 0)
+
+
 def step_traffic(model: ModelSpec, parallel: ParallelSpec, link: Link) -> StepTraffic:
     """What a step's collectives take.
 
@@ -47,9 +54,7 @@ def step_traffic(model: ModelSpec, parallel: ParallelSpec, link: Link) -> StepTr
     state_bytes = model.hidden_size * model.element_bytes
     fixed_s = per_token_s = per_group_token_s = 0.0
     if n > 1:
-        num_reduces = 2 * model.num_layers + 1
-        if parallel.data > 1:
-            num_reduces -= num_expert_layers
+        num_reduces = num_layer_reduces(model, parallel) + 1
         fixed_s += num_reduces * link.latency_s
         per_token_s += num_reduces * state_bytes * 2 * (n - 1) / n / link.bytes_per_s
     if parallel.data > 1 and num_expert_layers:

@@ -92,6 +92,11 @@ class CostFile(Section):
         """Write the file whole or not at all. Raises `CbsimError` if it can't be written."""
         write_text(path, self.model_dump_json(indent=2) + "\n")
 
+    @property
+    def parallel(self) -> ParallelSpec:
+        """How GPUs shared the model."""
+        return ParallelSpec(tensor=self.tensor_parallel, expert=self.expert_parallel, data=self.data_parallel)
+
     def mismatch(self, model: ModelSpec, parallel: ParallelSpec) -> list[str]:
         """What differs between the model measured and the one asked for: `num_layers 32, not 36`."""
         plain = {"weight_dtypes": f"all {self.model['dtype']}", "kv_dtype": self.model["dtype"]}
@@ -156,21 +161,30 @@ def find_cost_file(profile: str) -> Path:
 
     Raises `CalibrationError` with the nearest name if there is none.
     """
-    shipped = data_folder("calibration") / "profiles"
-    for candidate in (Path(profile), Path(profile) / "cost.json", shipped / profile / "cost.json"):
+    for candidate in (Path(profile), Path(profile) / "cost.json", _shipped() / profile / "cost.json"):
         if candidate.is_file():
             return candidate
-    names = sorted(path.parent.relative_to(shipped).as_posix() for path in shipped.glob("*/*/cost.json"))
+    names = list(shipped_profiles())
     raise CalibrationError(f"no profile '{profile}'{did_you_mean(profile, names) if names else ''}")
 
 
 def shipped_profile(model: ModelSpec, gpu: GpuSpec, parallel: ParallelSpec) -> str | None:
     """The name of the shipped profile of this very model, GPU and way to share it; `None` if none is."""
-    shipped = data_folder("calibration") / "profiles"
-    for path in sorted((shipped / gpu.name).glob("*/cost.json")):
+    for name, path in shipped_profiles(gpu.name).items():
         if not read_cost_file(path).mismatch(model, parallel):
-            return path.parent.relative_to(shipped).as_posix()
+            return name
     return None
+
+
+def shipped_profiles(gpu: str = "*") -> dict[str, Path]:
+    """The `cost.json` of each shipped profile, of one GPU or all, by its name `GPU/MODEL`."""
+    folder = _shipped()
+    paths = sorted(folder.glob(f"{gpu}/*/cost.json"))
+    return {path.parent.relative_to(folder).as_posix(): path for path in paths}
+
+
+def _shipped() -> Path:
+    return data_folder("calibration") / "profiles"
 
 
 def _problem(path: Path, mistake: ErrorDetails) -> str:

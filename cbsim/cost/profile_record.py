@@ -31,6 +31,7 @@ from cbsim.cost.profile_step import (
     HostTime,
     chunks_attention_s,
     decodes_attention_s,
+    far_shared_s,
     profile_step_s,
 )
 from cbsim.cost.step_columns import Floats, StepColumns
@@ -117,6 +118,14 @@ class Hops(NamedTuple):
     token_s: float
 
 
+class SharedLines(NamedTuple):
+    """What `far_shared_s` takes of a `ProfileRecord`, for columns."""
+
+    figures: Any
+    experts_line: DenseLine
+    collectives_line: DenseLine
+
+
 def _flat(num_axes: int) -> Table:
     return Table(axes=((0, 1),) * num_axes, seconds=(0.0,) * 2**num_axes)
 
@@ -126,7 +135,7 @@ _NO_CHUNKS = ChunkTable(table=_flat(2), slopes=Slopes())
 _NO_MIXED = MixedTable(table=_flat(4), slopes=Slopes(), skew=_NO_SKEW, crowding=_flat(1))
 _NO_GRID = AttentionGrid(decode=DecodeTable(table=_flat(2), slopes=Slopes(), skew=_NO_SKEW))
 """In place of tables that a form lacks, which nobody then reads."""
-_NOTHING = DenseLine(as_record({"height": 1, "share": 0.0}), axis_of((0, 1)), np.zeros(2), 0.0)
+_NOTHING = DenseTable(tokens=(1,), seconds=(0.0,), tail_s_per_token=0.0)
 """In place of experts or collectives."""
 
 
@@ -164,24 +173,20 @@ def profile_record(
         "has_mixed_grid": grid.mixed is not None,
         "has_errors": False,
     }
-    experts_line, collectives_line = (
-        _line(table) if table else _NOTHING for table in (form.experts, form.collectives)
-    )
-    experts_s, collectives_s = (
-        table.at(tokens) if table else np.zeros(len(tokens)) for table in (form.experts, form.collectives)
-    )
-    shared = form.num_layers * (experts_s + collectives_s)
+    experts, collectives = form.experts or _NOTHING, form.collectives or _NOTHING
+    figures_record = as_record(figures)
+    shared = SharedLines(plain(figures_record), experts.line, collectives.line)
     no_bits = as_record({"tokens": 0, "context": 0, "decodes": 0})
     return ProfileRecord(
-        figures=as_record(figures),
+        figures=figures_record,
         host=host or HostTime(),
         dense=form.num_layers * form.dense.at(tokens),
-        shared=shared + (figures["hop_s"] + figures["hop_token_s"] * tokens),
+        shared=over_columns(far_shared_s)(shared, tokens.astype(np.float64)),
         logits=form.logits.at(tokens),
         padded=np.array(padded_tokens, dtype=np.int64),
         dense_line=_line(form.dense),
-        experts_line=experts_line,
-        collectives_line=collectives_line,
+        experts_line=_line(experts),
+        collectives_line=_line(collectives),
         logits_form=_numbers(LogitsForm, form.logits),
         logits_tiles=_numbers(Tiles, form.logits.tiles),
         decode=_numbers(DecodeAttention, form.decode),

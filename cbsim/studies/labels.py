@@ -59,7 +59,7 @@ def label_values(swept: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         axis = [values.get(key) for values in swept]
         for cell, value in zip(cells, axis, strict=True):
             alike = [other for other in axis if _kind(other) == _kind(value)]
-            cell[key] = _full(value, alike)
+            cell[key] = full_text(value, alike)
     return cells
 
 
@@ -68,16 +68,16 @@ def _kind(value: Any) -> Any:
     return str(value.get("type") or value.get("name") or "") if isinstance(value, Mapping) else None
 
 
-def _full(value: Any, alike: Sequence[Any] = ()) -> Any:
+def full_text(value: Any, alike: Sequence[Any] = ()) -> Any:
     """A value as a cell; of a mapping, what all those `alike` have is left out."""
     if isinstance(value, Mapping):
         kind = _kind(value)
         told = [
-            f"{key}={_full(item)}"
+            f"{key}={full_text(item)}"
             for key, item in value.items()
             if item != kind and any(other.get(key) != item for other in alike or [{}])
         ]
         return f"{kind}({', '.join(told)})" if told else kind
     if isinstance(value, (list, tuple)):
-        return f"[{', '.join(str(_full(item)) for item in value)}]"
+        return f"[{', '.join(str(full_text(item)) for item in value)}]"
     return value

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from cbsim.base.errors import CbsimError, blaming
-from cbsim.base.paths import data_folder
 from cbsim.cluster.simpy_world import Progress
 from cbsim.cost import COST_MODELS, CostModel
 from cbsim.cost.costfile import shipped_profile
@@ -121,11 +120,6 @@ def simulate(
     log, ended, speed = simulate_core(setup, experiment.speed, progress, told)
     notes = setup.rung.notes(experiment.scheduler, ended.requests, ended.own)
     return log, [*speed.notes, *notes, *cost.notes(log.steps)]
-
-
-def is_measured(profile: str) -> bool:
-    """Whether a profile `GPU/MODEL` is shipped."""
-    return (data_folder("calibration") / "profiles" / profile / "cost.json").is_file()
 
 
 def log_notes(experiment: Experiment, log: RunLog) -> list[str]:

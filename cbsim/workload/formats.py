@@ -147,6 +147,26 @@ _FAILED: Flags = {
     "success": is_refused,
 }
 
+
+def _inference_perf(mark: str, prompt: str, answer: str) -> Format:
+    """A report of inference-perf, told by a column `mark`; `answer` begins the names of answers' columns."""
+    return Format(
+        "inference_perf",
+        Column("start_time", _INSTANT),
+        prompt,
+        f"{answer}output_tokens",
+        has_absolute_clock=True,
+        drops_failures=True,
+        failed=_FAILED,
+        served={
+            "token_times": Column(f"{answer}output_token_times", TIMES),
+            "last_token": Column("end_time", _INSTANT),
+        },
+        marks=("start_time", "end_time", mark),
+        written_by="inference-perf, times in seconds",
+    )
+
+
 FORMATS = (
     Format(
         "azure",
@@ -252,36 +272,10 @@ FORMATS = (
         marks=("metadata.request_start_ns",),
         written_by="aiperf, clock in nanoseconds, latencies in milliseconds",
     ),
-    Format(
-        "inference_perf",
-        Column("start_time", _INSTANT),
-        "info.request_metrics.text.input_tokens",
-        "info.response_metrics.output_tokens",
-        has_absolute_clock=True,
-        drops_failures=True,
-        failed=_FAILED,
-        served={
-            "token_times": Column("info.response_metrics.output_token_times", TIMES),
-            "last_token": Column("end_time", _INSTANT),
-        },
-        marks=("start_time", "end_time", "info.request_metrics"),
-        written_by="inference-perf, times in seconds",
+    _inference_perf(
+        "info.request_metrics", "info.request_metrics.text.input_tokens", "info.response_metrics."
     ),
-    Format(
-        "inference_perf",
-        Column("start_time", _INSTANT),
-        "info.input_tokens",
-        "info.output_tokens",
-        has_absolute_clock=True,
-        drops_failures=True,
-        failed=_FAILED,
-        served={
-            "token_times": Column("info.output_token_times", TIMES),
-            "last_token": Column("end_time", _INSTANT),
-        },
-        marks=("start_time", "end_time", "info.input_tokens"),
-        written_by="inference-perf, times in seconds",
-    ),
+    _inference_perf("info.input_tokens", "info.input_tokens", "info."),
     Format(
         "burstgpt",
         Column("Timestamp", _SECONDS),

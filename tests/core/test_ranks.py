@@ -17,6 +17,7 @@ from cbsim.testing import Case
 from tests.core.drawn import Setting, draw, request
 from tests.core.runs import assert_same, raw_differences, run, unread
 from tests.core.test_both_speeds import ENGINES, INTERPRETED
+from tests.cost.test_experts_and_windows import EXPERTS, SMALL
 
 NUM_CASES = int(os.environ.get("CBSIM_NUM_DRAWN_CASES", "150"))
 KINDS = [
@@ -74,18 +75,7 @@ def test_by_hand() -> None:
     assert log.requests["finished_at_s"].tolist() == [5.5, 11.5, 11.5]
 
 
-MODEL = {
-    "name": "small",
-    "num_layers": 4,
-    "hidden_size": 1024,
-    "num_heads": 16,
-    "num_kv_heads": 4,
-    "head_size": 64,
-    "intermediate_size": 4096,
-    "vocab_size": 32_000,
-    "max_model_len": 65_536,
-    "experts": {"num_experts": 64, "num_experts_per_token": 4, "intermediate_size": 512},
-}
+MODEL = {"name": "small", **SMALL, "experts": EXPERTS.model_dump()}
 
 
 def config(**changes: Any) -> dict[str, Any]:

@@ -29,7 +29,6 @@ from cbsim.cost.form import StepForm
 from cbsim.cost.profile import ProfileConfig, ProfileCost
 from cbsim.cost.roofline import RooflineConfig, RooflineCost
 from cbsim.cost.step_columns import CHUNK, SHAPE, StepColumns
-from cbsim.specs import ParallelSpec
 from tests.cost.laws import make_form, measured_chunks
 from tests.cost.test_attention_grid import FORMS as GRID_FORMS
 from tests.cost.test_attention_grid import PARTS as GRID_PARTS
@@ -176,8 +175,7 @@ def test_shipped_profiles(name: str, way: str, compiled: Price) -> None:
 def shipped(name: str, way: str) -> ProfileCost:
     file = read_cost_file(ROOT / "calibration/profiles" / name / "cost.json")
     config = ProfileConfig(type="profile", profile=name, **WAYS[way])
-    parallel = ParallelSpec(tensor=file.tensor_parallel, expert=file.expert_parallel)
-    return ProfileCost(config, model_of(file), load_gpu(name.split("/")[0]), parallel)
+    return ProfileCost(config, model_of(file), load_gpu(name.split("/")[0]), file.parallel)
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ from cbsim.show.reader_tables import compare_points, point_labels, run_tables
 from cbsim.show.sweep_text import Sweep, replicate_table
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.intervals import has_replicates, is_known_by_spread
+from cbsim.studies.labels import full_text
 from cbsim.studies.run import run_experiment
 from cbsim.studies.sweep import Point, SweepProgress, save_table
 from cbsim.studies.sweep import sweep as run_sweep
@@ -157,7 +158,7 @@ def _failure(state: SweepProgress) -> str:
 def _swept(point: Point) -> str:
     """The values of a point; of a section its type, if it has one."""
     types = {
-        key: value.get("type") or f"({', '.join(f'{name} {each}' for name, each in value.items())})"
+        key: value.get("type") or full_text(value)
         for key, value in point.swept.items()
         if isinstance(value, dict)
     }

@@ -11,7 +11,7 @@ import yaml
 
 from cbsim.base.paths import data_folder
 from cbsim.base.units import MEGA
-from cbsim.studies.run import is_measured
+from cbsim.cost.costfile import shipped_profiles
 
 HOUR_NUM_REQUESTS = 19_366
 """Of the Azure 2023 conversation hour."""
@@ -98,7 +98,7 @@ def all_works(azure: Path | None = None) -> list[Work]:
 
 def experiment(workload: dict[str, Any], scheduler: str | dict[str, Any], **sections: Any) -> dict[str, Any]:
     """Llama-3-8B on an H200, by the measured cost model where its profile is there."""
-    is_profiled = is_measured(PROFILE)
+    is_profiled = PROFILE in shipped_profiles()
     return {
         "name": "bench",
         "model": "llama-3-8b",

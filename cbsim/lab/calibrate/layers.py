@@ -198,11 +198,10 @@ class LayerTimings:
     def _collectives(self, path: Path) -> tuple[np.ndarray, np.ndarray]:
         """Tokens, and seconds of a layer's collectives. Raises `CalibrationError` as `read_table` does."""
         token_bytes = self.model.hidden_size * self.model.element_bytes
-        try:
-            table = read_table(path, ("bytes",), self.columns)
-        except CalibrationError:
+        if not has_column(path, "bytes", self.columns):
             table = read_table(path, ("tokens",), self.columns)
             return table["tokens"].to_numpy(), table["seconds"].to_numpy()
+        table = read_table(path, ("bytes",), self.columns)
         least = -(-table["bytes"].to_numpy() // token_bytes)
         tokens = np.unique(np.maximum(least, 1))
         order = np.argsort(table["bytes"].to_numpy())
@@ -330,11 +329,8 @@ def read_table(path: Path, columns: tuple[str, ...], renamed: Mapping[str, str])
     `renamed` says what columns are called there that have no usual name. Raises `CalibrationError` for
     columns that are missing, and with the lines of counts < 0 and times <= 0.
     """
-    try:
-        table = pd.read_csv(path, skipinitialspace=True)
-    except (OSError, UnicodeDecodeError, ValueError) as error:
-        raise CalibrationError(f"{path}: can't be read: {str(error).splitlines()[0]}") from error
-    names = {_plain(name): str(name) for name in table.columns}
+    table = _read_csv(path)
+    names = _names(table)
     found = pd.DataFrame()
     for column in columns:
         theirs = _find(path, names, column, renamed)
@@ -356,6 +352,23 @@ def read_table(path: Path, columns: tuple[str, ...], renamed: Mapping[str, str])
     found[counts] = found[counts].astype("int64")
     medians: pd.DataFrame = found.groupby(list(columns), sort=False)["seconds"].median().reset_index()
     return medians
+
+
+def has_column(path: Path, column: str, renamed: Mapping[str, str]) -> bool:
+    """Whether a CSV has a column; raises `CalibrationError` if it can't be read."""
+    return _find(path, _names(_read_csv(path, num_rows=0)), column, renamed) is not None
+
+
+def _read_csv(path: Path, num_rows: int | None = None) -> pd.DataFrame:
+    try:
+        return pd.read_csv(path, skipinitialspace=True, nrows=num_rows)
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        raise CalibrationError(f"{path}: can't be read: {str(error).splitlines()[0]}") from error
+
+
+def _names(table: pd.DataFrame) -> dict[str, str]:
+    """What columns are called there, by their plain names."""
+    return {_plain(name): str(name) for name in table.columns}
 
 
 def _find(path: Path, names: Mapping[str, str], column: str, renamed: Mapping[str, str]) -> str | None:

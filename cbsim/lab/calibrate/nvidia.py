@@ -11,6 +11,7 @@ import pandas as pd
 
 from cbsim.base.errors import CalibrationError
 from cbsim.base.units import MEGA
+from cbsim.cost.collectives import num_layer_reduces
 from cbsim.cost.costfile import model_shape
 from cbsim.lab.calibrate.nvidia_tables import PACKAGE, ExpertsTable, GemmTable, Heads, NvidiaTables, Phase
 from cbsim.lab.calibrate.point import Point
@@ -273,10 +274,9 @@ def _collectives_points(tables: NvidiaTables, wanted: Wanted) -> list[Point]:
     ranks before them and scatters their sums after.
     """
     model, parallel = wanted.model, wanted.parallel
-    num_reduces, with_experts = 2.0, model.num_expert_layers / model.num_layers
-    exchanges = []
+    num_reduces = num_layer_reduces(model, parallel) / model.num_layers
+    with_experts, exchanges = model.num_expert_layers / model.num_layers, []
     if parallel.data > 1:
-        num_reduces -= with_experts
         exchanges = [tables.nccl(op, parallel.num_expert_gpus) for op in ("all_gather", "reduce_scatter")]
     reduce = tables.all_reduce(wanted.framework, parallel.tensor) if parallel.tensor > 1 else None
     if reduce is None and not exchanges:

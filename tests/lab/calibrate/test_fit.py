@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from calibration.errors import model_of, roofline_errors
+from calibration.errors import model_of, priced_profiles, roofline_errors
 from cbsim.base.errors import CalibrationError
 from cbsim.base.paths import data_folder
 from cbsim.cost.costfile import model_shape, read_cost_file
@@ -267,7 +267,7 @@ def test_a_shipped_profile_is_as_near_as_promised(path):
 
 def test_rooflines_are_as_far_off_as_runs_are_told():
     """Of GPUs joined by NVLink, and of others."""
-    for is_module, (gpus, errors) in roofline_errors().items():
+    for is_module, (gpus, errors) in roofline_errors(priced_profiles()).items():
         said = SEEN[is_module]
         assert (", ".join(gpus), said.median_pct, said.p90_pct) == (
             said.gpus,
