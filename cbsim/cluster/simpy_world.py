@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Generator, Iterator, Sequence
 from itertools import count
 from typing import Protocol
@@ -71,11 +70,12 @@ def make_router(name: str, seed: int) -> Router:
 
 
 ARRIVAL = EventPriority(1)
-STEP_END = EventPriority(2)
-CALL = EventPriority(3)
-LAUNCH = EventPriority(4)
-"""The order of one instant: arrivals join, the step that ends takes effect, the next one is decided, ranks
-that work in step begin theirs."""
+ANSWERED = EventPriority(2)
+STEP_END = EventPriority(3)
+CALL = EventPriority(4)
+LAUNCH = EventPriority(5)
+"""The order of one instant: arrivals join, those that waited for an answer last, the step that ends takes
+effect, the next one is decided, ranks that work in step begin theirs."""
 
 Progress = Callable[[int, float], None]
 """Called now and then with the number of requests that have arrived and the simulated time, seconds."""
@@ -90,17 +90,14 @@ class Instant(simpy.Event):
         super().__init__(env)
         self._ok = True
         self._value = None
-        env.schedule(self, priority, exact_delay(env.now, at_s))
+        env.schedule(self, priority, Until(at_s))
 
 
-def exact_delay(now: float, at_s: float) -> float:
-    """The d with `now + d == at_s` in floating point, or the nearest below: SimPy knows only delays."""
-    delay = at_s - now
-    while now + delay < at_s:
-        delay = math.nextafter(delay, math.inf)
-    while now + delay > at_s:
-        delay = math.nextafter(delay, -math.inf)
-    return delay
+class Until(float):
+    """A delay, as SimPy knows no others, that ends at an instant: no sum of floats leads to every instant."""
+
+    def __radd__(self, now: float) -> float:
+        return float(self)
 
 
 class World:
@@ -130,13 +127,16 @@ class World:
         """Idle replica -> the event that an arrival sets off."""
         self._answered: dict[int, simpy.Event] = {}
         """Index of a request -> the event that tells its client that it has ended."""
+        self._next_turns: dict[int, Request] = {}
+        """By the identity of a request, the one that waits for its answer."""
+        self._has_turns = False
         self._begun: dict[int, simpy.Event] = {}
         self._ended: dict[int, simpy.Event] = {}
         """First of the ranks that work in step -> the event that their steps begin, or end."""
 
     def run(self) -> None:
         """Run to the end."""
-        requests = self.workload.requests()
+        requests = self._starts(self.workload.requests())
         for engine in self.engines:
             self.env.process(self._replica(engine))
         if self.workload.config.concurrency is None:
@@ -146,23 +146,55 @@ class World:
                 self.env.process(self._client(requests))
         self.env.run(until=self.stop_at_s)
 
+    def _starts(self, requests: Iterator[Request]) -> Iterator[Request]:
+        """The requests that wait for no answer; the others are kept by those that they follow."""
+        if self.workload.config.wait_for_answers is False:
+            return requests
+        every = list(requests)
+        self._has_turns = any(request.follows >= 0 for request in every)
+        for request in every:
+            if request.follows >= 0:
+                self._next_turns[id(every[request.follows])] = request
+        return iter([request for request in every if request.follows < 0])
+
     def _arrivals(self, requests: Iterator[Request]) -> Generator[simpy.Event, None, None]:
-        """Open loop: each request at its own time."""
+        """Open loop: each request at its own time, and the turns that follow it when they are due."""
         for request in requests:
             if request.arrival_s > self.env.now:
                 yield Instant(self.env, request.arrival_s, ARRIVAL)
-            self._submit(request)
+            accepted = self._submit(request)
+            if id(request) in self._next_turns:
+                self.env.process(self._later_turns(request, accepted))
 
     def _client(self, requests: Iterator[Request]) -> Generator[simpy.Event, None, None]:
         """Closed loop: the next request when the last one has ended, after the think time."""
         for request in requests:
             request.arrival_s = self.env.now
-            if self._submit(request):
+            last = yield from self._later_turns(request, self._submit(request))
+            due_s = self.env.now + self._think_times.after(last.index)
+            if due_s > self.env.now:
+                yield Instant(self.env, due_s, ARRIVAL)
+
+    def _later_turns(self, request: Request, accepted: bool) -> Generator[simpy.Event, None, Request]:
+        """Wait for the answer to a request, then send the turn that follows it, and so on; the last one."""
+        while True:
+            following = self._next_turns.pop(id(request), None)
+            if following is None and not self._is_closed_loop:
+                return request
+            if accepted:
                 answered = self._answered[request.index] = self.env.event()
                 yield answered
-            think_time_s = self._think_times.after(request.index)
-            if think_time_s:
-                yield Instant(self.env, self.env.now + think_time_s, ARRIVAL)
+            if following is None:
+                return request
+            due_s = self.env.now + following.delay_s
+            if not self._is_closed_loop:
+                due_s = max(due_s, following.arrival_s)
+            if not self._is_closed_loop:
+                yield Instant(self.env, due_s, ANSWERED)
+            elif due_s > self.env.now:
+                yield Instant(self.env, due_s, ARRIVAL)
+            request, following.arrival_s = following, self.env.now
+            accepted = self._submit(request)
 
     def _submit(self, request: Request) -> bool:
         request.index = self._num_arrived
@@ -184,8 +216,7 @@ class World:
             if engine.num_ranks > 1:
                 yield from self._until_ranks_end(engine)
             yield Instant(self.env, self.env.now, CALL)
-            # Not SimPy's clock: no delay leads to every instant, and it may be a last bit beside the arrival.
-            self.now = engine.own.next_s
+            self.now = self.env.now
             engine.call(self.now)
             yield from self._until_ranks_begin(engine, self.now)
             while (end_s := engine.next_end_s) is not None:
@@ -194,9 +225,10 @@ class World:
                 if engine.first_rank in self._ended:
                     self._ended.pop(engine.first_rank).succeed()
                 finished = engine.end_step()
-                if self._is_closed_loop and finished:
-                    for request in finished:
-                        self._answered.pop(request.index).succeed()
+                answered = [request for request in finished if request.index in self._answered]
+                for request in answered:
+                    self._answered.pop(request.index).succeed()
+                if finished and (self._is_closed_loop or self._has_turns):
                     yield Instant(self.env, end_s, CALL)
                 engine.call(end_s)
                 yield from self._until_ranks_begin(engine, end_s)

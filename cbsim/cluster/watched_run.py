@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from copy import copy
 from functools import cache, partial
 from typing import Any
 
@@ -142,13 +143,16 @@ class WatchedRun:
         self._leaving: list[Request] = []
         """Those that have ended while steps with them are under way."""
         self._is_compiled = isinstance(world.requests, np.ndarray)
+        self._planned = list(requests) if len(world.turns) else None
+        """Where requests wait for answers: all of them, in the order of the workload."""
         if self._is_compiled:
             self._coming = requests
             self._world = live(world)._replace(requests=LiveTable(world.requests, Request))
         else:
             self._world = world
+            given = [copy(each) for each in self._planned] if self._planned is not None else requests
             # In place: those who run the world have this very list.
-            world.requests[:] = map(_as_record, world.requests, requests)
+            world.requests[:] = map(_as_record, world.requests, given)
         self.replicas = [
             ReplicaView(
                 replica_of(self._world, number),
@@ -186,8 +190,8 @@ class WatchedRun:
 
     def _arrived(self, row: int) -> None:
         request: Request = self._world.requests[row]
-        if self._is_compiled:
-            given = next(self._coming)
+        if self._is_compiled or self._planned is not None:
+            given = next(self._coming) if self._planned is None else self._planned[request.source]
             for name in BESIDE:
                 setattr(request, name, getattr(given, name))
         self._present[row] = request

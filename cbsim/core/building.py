@@ -132,13 +132,15 @@ def new_world(
     extras: Array | None = None,
     acceptance: Array | None = None,
     log_rows: int | None = None,
+    turns: Array | None = None,
 ) -> World:
     """A world of equal replicas in which nothing has happened.
 
     `segments` are needed for prefix caching, `prefill_s` for the preemption `cheaper`, `extras` and
     `acceptance` for speculation and connectors (see `layout.Replica`).
-    `num_clients` 0 makes an open loop. Two worlds share no array but `requests` and `cost`, if both are given
-    the same.
+    `num_clients` 0 makes an open loop. With `turns` the requests are planned ones (see `layout.World`), and
+    the world's own come to be as they are sent. Two worlds share no array but `requests` and `cost`, if both
+    are given the same.
     """
     numbers = {**DEFAULT_CONFIG, **config}
     R, num_requests = num_replicas, max(len(requests), 1)
@@ -162,10 +164,23 @@ def new_world(
     own["num_nodes"] = num_requests
     users = np.zeros((R, int(requests["user_number"].max(initial=0)) + 1), layout.USER)
     users["head"] = NOBODY
-    heap = np.zeros(max(num_clients, 1), layout.CLIENT)
-    heap["order"] = np.arange(len(heap))
+    planned, planned_extras, starts = new_requests(0), new_extras(0), np.zeros(0, "i4")
+    sent, sent_extras = requests, extras
+    if turns is not None:
+        planned, sent = requests, new_requests(len(requests))
+        if extras is not None:
+            planned_extras, sent_extras = extras, new_extras(len(extras))
+        starts = np.setdiff1d(np.arange(len(turns)), turns["next"]).astype("i4")
+    heap = np.zeros(max(num_clients, len(starts), 1), layout.CLIENT)
+    heap["order"], heap["row"] = np.arange(len(heap)), NOBODY
     sees = router in (layout.LEAST_OUTSTANDING, layout.LEAST_KV, layout.PREFIX_AFFINITY)
-    clients = {"is_closed": num_clients > 0, "size": num_clients, "order": num_clients, "watched": watched}
+    clients = {
+        "is_closed": num_clients > 0,
+        "is_planned": turns is not None,
+        "size": num_clients,
+        "order": num_clients,
+        "watched": watched,
+    }
     groups = pool.group_rows(num_in_flight * int(numbers["max_tokens_per_step"]))
     own["num_groups"] = len(groups)
     # Requests whose KV is on its way hold blocks without running.
@@ -175,7 +190,7 @@ def new_world(
     num_drafted = int(num_in_flight * (1 + num_drafts) + num_ahead)
     blocks, keys, tables = _new_pool(requests, pool, groups, R, max(most, num_holders), num_drafted)
     world = World(
-        requests=requests,
+        requests=sent,
         config=config_record(numbers),
         cost=cost,
         own=own,
@@ -195,7 +210,7 @@ def new_world(
         tables=tables,
         groups=groups,
         shares=np.zeros(tables.shape[:2], layout.SHARE),
-        extras=new_extras(1) if extras is None else extras,
+        extras=new_extras(1) if sent_extras is None else sent_extras,
         transfers=np.zeros((R, num_requests + 1 if has_connector else 1), "i4"),
         acceptance=np.zeros(1) if acceptance is None else acceptance,
         log=new_log(most, bool(numbers.get("with_batches")), log_rows or _log_rows(requests)),
@@ -203,6 +218,10 @@ def new_world(
         homes=np.full(int(requests["affinity"].max(initial=0)) + 1, NOBODY, dtype="i4"),
         clients=record(layout.CLIENTS, clients),
         client_heap=heap,
+        planned=planned,
+        planned_extras=planned_extras,
+        turns=np.zeros(0, layout.FOLLOWING) if turns is None else turns,
+        starts=starts,
     )
     return with_replicas(world)
 

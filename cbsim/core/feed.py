@@ -38,12 +38,12 @@ def run(world: Any, end: int, until_s: float) -> int:
     """Feed requests up to row `end`, and let everything happen that comes before `until_s`, seconds.
 
     In an open loop replicas are independent of each other between arrivals, so each is brought up to the next
-    arrival in one go, and only where the router looks at it. In a closed loop any step may send a request, so
-    things happen one by one in the order of time; so they do where somebody watches, and where ranks work in
-    step. Every rule is called at one place: compiled, each call is another copy.
+    arrival in one go, and only where the router looks at it. Where clients wait for answers any step may send
+    a request, so things happen one by one in the order of time; so they do where somebody watches, and where
+    ranks work in step. Every rule is called at one place: compiled, each call is another copy.
     """
     clients, num_replicas = world.clients, len(world.own)
-    is_in_order = clients.is_closed != 0 or clients.watched != 0 or world.config.num_ranks > 1
+    is_in_order = hears_answers(clients) or clients.watched != 0 or world.config.num_ranks > 1
     for _ in range(MAX_CHUNK):
         at_s = next_arrival_s(world, end)
         if not begin_together(world, at_s):
@@ -82,22 +82,48 @@ def run(world: Any, end: int, until_s: float) -> int:
     return FULL
 
 
+def hears_answers(clients: Any) -> bool:
+    """Whether answers make clients send: in a closed loop, and where requests wait for those to others."""
+    return clients.is_closed != 0 or clients.is_planned != 0
+
+
 def next_arrival_s(world: Any, end: int) -> float:
-    """When the next request arrives, seconds; infinite if none will."""
+    """When the next request arrives, seconds; infinite if none will, or not before another one has ended."""
     clients = world.clients
     if clients.num_sent == end:
         return inf
-    if clients.is_closed:
-        return world.client_heap[0].due_s if clients.size else inf
-    return world.requests[clients.num_sent].arrival_s
+    if not hears_answers(clients):
+        return world.requests[clients.num_sent].arrival_s
+    if clients.is_closed and clients.is_planned:
+        leave_idle(world)
+    due_s = world.client_heap[0].due_s if clients.size else inf
+    return due_s if clients.is_closed else min(due_s, next_start_s(world))
+
+
+def next_start_s(world: Any) -> float:
+    """When the next planned request that waits for no answer arrives, seconds; infinite if none does."""
+    clients = world.clients
+    if clients.num_started == len(world.starts):
+        return inf
+    return world.planned[world.starts[clients.num_started]].arrival_s
+
+
+def leave_idle(world: Any) -> None:
+    """Clients that have no turn left to send leave, once every session has begun."""
+    clients = world.clients
+    while clients.size and world.client_heap[0].row == NOBODY and clients.num_started == len(world.starts):
+        take_client(world)
 
 
 def arrive(world: Any, at_s: float) -> None:
     """The next request goes to a replica; if it is rejected, its client thinks again."""
     clients = world.clients
     request = world.requests[clients.num_sent]
-    if clients.is_closed:
+    if clients.is_planned:
+        take_planned(world, request, at_s)
+    elif clients.is_closed:
         take_client(world)
+    if hears_answers(clients):
         request.arrival_s = at_s
     clients.num_sent += 1
     clients.now = at_s
@@ -105,13 +131,43 @@ def arrive(world: Any, at_s: float) -> None:
     routed(world, request, chosen)
     was_asked = world.own[chosen].is_asked
     if not submit(world.replicas[chosen], request):
-        if clients.is_closed:
-            think(world, request, at_s, True)
+        if hears_answers(clients):
+            answered(world, request, at_s, True)
         return
     if world.config.num_ranks > 1:
         wait_for_ranks(world.replicas, first_rank(world, chosen), world.config.num_ranks, chosen)
     if world.own[chosen].is_asked > was_asked:
         take_turn(world, chosen)
+
+
+def take_planned(world: Any, request: Any, at_s: float) -> None:
+    """Make a request of the planned one that is sent now; those that wait for no answer go first."""
+    clients, row = world.clients, NOBODY
+    if clients.is_closed or next_start_s(world) > at_s:
+        row = world.client_heap[0].row
+        take_client(world)
+    if row == NOBODY:
+        row = world.starts[clients.num_started]
+        clients.num_started += 1
+    planned = world.planned[row]
+    request.source = row
+    request.deadline_s = planned.deadline_s
+    request.job_length = planned.job_length
+    request.num_prompt_tokens = planned.num_prompt_tokens
+    request.num_output_tokens = planned.num_output_tokens
+    request.priority = planned.priority
+    request.user_number = planned.user_number
+    request.affinity = planned.affinity
+    request.first_link = planned.first_link
+    request.end_link = planned.end_link
+    request.prefill_until = planned.prefill_until
+    if len(world.planned_extras):
+        brought, extra = world.planned_extras[row], world.extras[request.index]
+        extra.is_remote_prefill, extra.load_s = brought.is_remote_prefill, brought.load_s
+        extra.is_remote_decode, extra.send_s = brought.is_remote_decode, brought.send_s
+        extra.num_tier_tokens, extra.first_bad_block = brought.num_tier_tokens, brought.first_bad_block
+        extra.first_accepted, extra.end_accepted = brought.first_accepted, brought.end_accepted
+        extra.first_proposed, extra.end_proposed = brought.first_proposed, brought.end_proposed
 
 
 def first_rank(world: Any, number: int) -> int:
@@ -146,7 +202,7 @@ def begin_alone(world: Any, at_s: float) -> bool:
 def happen(world: Any, self: Any) -> int:
     """What comes next in a replica: a step ends and another is decided, or the scheduler is asked.
 
-    In a closed loop those whom the step answered may send first, before the next one is decided. Where
+    Those whom the step answered may send first, before the next one is decided. Where
     somebody watches, the end and each decision are told apart, and nothing else happens between them. Returns
     `STEP_END` or `DECISION` where that is heard, else `UNHEARD`.
     """
@@ -157,9 +213,9 @@ def happen(world: Any, self: Any) -> int:
     clients.replica, clients.place = own.replica, place_of(self, 0 if is_end else own.num_under_way)
     if is_end:
         num_finished = end_step(self)
-    if clients.is_closed and num_finished:
+    if num_finished and hears_answers(clients):
         for number in range(num_finished):
-            think(world, world.requests[self.candidates[number]], now, False)
+            answered(world, world.requests[self.candidates[number]], now, False)
         ask_at(self, now)
     elif clients.watched and is_end:
         ask_at(self, now)
@@ -237,7 +293,8 @@ def routed(world: Any, request: Any, chosen: int) -> None:
         world.homes[request.affinity] = chosen
 
 
-# Closed loop: a client sends its next request when its last one has ended, after the time it thinks. At one
+# Clients. In a closed loop each sends its next request when its last one has ended, after the time it thinks;
+# a turn is sent when the one before it has ended, after its delay, and not before its own arrival. At one
 # instant clients that have thought send first; then steps end, and whoever they answered sends, if at once;
 # then the next steps are decided.
 
@@ -266,26 +323,38 @@ def take_turn(world: Any, number: int) -> None:
     world.own[number].turn = world.clients.turn
 
 
-def think(world: Any, request: Any, now: float, is_rejected: bool) -> None:
-    """The client of a request that has ended will send again.
+def answered(world: Any, request: Any, now: float, is_rejected: bool) -> None:
+    """The client of a request that has ended will send again, if it has anything left to send."""
+    clients, row, due_s = world.clients, NOBODY, now + request.think_s
+    if clients.is_planned:
+        row = world.turns[request.source].next
+        if row != NOBODY:
+            due_s = now + world.turns[row].delay_s
+            if not clients.is_closed:
+                due_s = max(due_s, world.planned[row].arrival_s)
+    if clients.is_closed or row != NOBODY:
+        think(world, row, due_s, is_rejected and clients.is_closed != 0 and due_s == now)
 
-    Whoever was refused and thinks no time sends at once, before any other client.
+
+def think(world: Any, row: int, due: float, is_first: bool) -> None:
+    """A client will send the planned request in a row, or the next one, at the instant `due`.
+
+    In a closed loop whoever was refused and thinks no time sends at once, before all others: `is_first`.
     """
     clients, heap = world.clients, world.client_heap
     place = clients.size
     clients.size += 1
     clients.order += 1
     order = clients.order
-    if is_rejected and request.think_s == 0.0:
+    if is_first:
         order = -order
-    due = now + request.think_s
     while place > 0:
         above = heap[(place - 1) // 2]
         if above.due_s < due or (above.due_s == due and above.order < order):
             break
-        heap[place].due_s, heap[place].order = above.due_s, above.order
+        heap[place].due_s, heap[place].order, heap[place].row = above.due_s, above.order, above.row
         place = (place - 1) // 2
-    heap[place].due_s, heap[place].order = due, order
+    heap[place].due_s, heap[place].order, heap[place].row = due, order, row
 
 
 def take_client(world: Any) -> None:
@@ -293,7 +362,7 @@ def take_client(world: Any) -> None:
     clients, heap = world.clients, world.client_heap
     clients.size -= 1
     last = heap[clients.size]
-    due, order = last.due_s, last.order
+    due, order, row = last.due_s, last.order, last.row
     place, below = 0, 1
     while below < clients.size:
         if below + 1 < clients.size:
@@ -303,6 +372,6 @@ def take_client(world: Any) -> None:
         lower = heap[below]
         if due < lower.due_s or (due == lower.due_s and order < lower.order):
             break
-        heap[place].due_s, heap[place].order = lower.due_s, lower.order
+        heap[place].due_s, heap[place].order, heap[place].row = lower.due_s, lower.order, lower.row
         place, below = below, 2 * below + 1
-    heap[place].due_s, heap[place].order = due, order
+    heap[place].due_s, heap[place].order, heap[place].row = due, order, row

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cbsim.core.building import new_extras, new_requests
-from cbsim.core.layout import SEGMENT
+from cbsim.core.layout import FOLLOWING, NOBODY, SEGMENT
 from cbsim.workload.request import RequestBatch, Segments, names_by
 
 Array = NDArray[Any]
@@ -29,6 +29,8 @@ class Intake:
     """`layout.Replica.extras`; `None` without speculation and connectors."""
     acceptance: Array
     """`layout.Replica.acceptance`."""
+    turns: Array | None
+    """`layout.World.turns`; `None` where no request waits for the answer to another."""
 
 
 def take_in(
@@ -44,6 +46,7 @@ def take_in(
     requests, end = new_requests(0), 0
     extras: list[Array] = []
     named = []
+    waits: list[tuple[Array, Array, int]] = []
     for batch in _until(batches, until_s):
         first, end = end, end + len(batch)
         if end > len(requests):
@@ -73,6 +76,8 @@ def take_in(
             for row, given in zip(extras[-1], batch.extra or (), strict=batch.extra is not None):
                 for name, value in lists.numbers(given or {}).items():
                     row[name] = value
+        if batch.follows is not None and batch.delay_s is not None:
+            waits.append((batch.follows, batch.delay_s, first))
         named.append(batch.named_by)
     requests.resize(end, refcheck=False)
 
@@ -82,7 +87,18 @@ def take_in(
 
     segments = chains.rows() if with_segments else None
     brought = np.concatenate([new_extras(0), *extras]) if with_extras else None
-    return Intake(requests, names, segments, brought, np.array(lists.values or [0.0]))
+    return Intake(requests, names, segments, brought, np.array(lists.values or [0.0]), _turns(waits, end))
+
+
+def _turns(waits: Iterable[tuple[Array, Array, int]], num_requests: int) -> Array | None:
+    """A `FOLLOWING` for each request, by `(follows, delay_s, first row)` of batches; `None` if none waits."""
+    turns = np.zeros(num_requests, FOLLOWING)
+    turns["next"] = NOBODY
+    for follows, delay_s, first in waits:
+        rows = np.flatnonzero(follows >= 0)
+        turns["next"][follows[rows]] = rows + first
+        turns["delay_s"][rows + first] = delay_s[rows]
+    return turns if (turns["next"] != NOBODY).any() else None
 
 
 def _until(batches: Iterable[RequestBatch], until_s: float) -> Iterator[RequestBatch]:

@@ -108,6 +108,7 @@ REQUEST = np.dtype(
                 "route",
                 "first_link",
                 "end_link",
+                "source",
                 "num_computed_tokens",
                 "num_generated_tokens",
                 "num_in_flight_tokens",
@@ -137,8 +138,9 @@ REQUEST = np.dtype(
 """A visit of a request to a replica. Fixed: lengths in tokens, `deadline_s` after the arrival (infinite
 without), `job_length` (what `sjf` orders by), `user_number` and `affinity` (numbers for equal names), `route`
 (the replica drawn for it), `first_link` to `end_link` (its rows of `Replica.segments`), `think_s` (what its
-client thinks after it). Progress: `num_computed_tokens` counts tokens whose KV is computed or scheduled to
-be, steps in flight included, `num_generated_tokens` those whose result was taken, `num_in_flight_tokens`
+client thinks after it), `source` (its row of `World.planned`, where there are any). Progress:
+`num_computed_tokens` counts tokens whose KV is computed or scheduled to be, steps in flight included,
+`num_generated_tokens` those whose result was taken, `num_in_flight_tokens`
 output tokens that steps under way may emit if all their drafts are accepted (asynchronous scheduling only),
 `num_launched_tokens` tokens that steps under way compute, `num_steps_in_flight` how many of those sample for
 it, `num_drafts` drafts ready to be verified, `prefill_until` the tokens to compute before it decodes (its
@@ -471,13 +473,20 @@ SEGMENT = np.dtype([("start", "i8"), ("node", "i8")])
 
 CLIENTS = np.dtype(
     [("now", "f8")]
-    + [(name, "i8") for name in ("num_sent", "is_closed", "size", "order", "turn")]
-    + [(name, "i8") for name in ("watched", "replica", "place")]
+    + [(name, "i8") for name in ("num_sent", "num_started", "is_closed", "is_planned", "size", "order")]
+    + [(name, "i8") for name in ("turn", "watched", "replica", "place")]
 )
-"""How many requests have been sent, and the instant of what happens; of a closed loop, how many clients
-think. Where the run is `watched`: in which `replica` something happened last, and the `place` of its step in
+"""How many requests have been sent, and the instant of what happens; how many clients think (`size`), of a
+closed loop or between two turns. `is_planned`: whether requests wait for the answers to others, so that
+nobody knows beforehand when they arrive; `num_started` of those that wait for none have been sent. Where the
+run is `watched`: in which `replica` something happened last, and the `place` of its step in
 `Replica.under_way`."""
-CLIENT = np.dtype([("due_s", "f8"), ("order", "i8")])
+CLIENT = np.dtype([("due_s", "f8"), ("order", "i8"), ("row", "i8")])
+"""A client that thinks: when it sends, which of those that send at one instant it is, and the row of
+`World.planned` that it sends (`NOBODY`: the next that waits for no answer)."""
+FOLLOWING = np.dtype([("delay_s", "f8"), ("next", "i4")])
+"""A planned request: sent `delay_s` seconds after the answer that it waits for; the row of the request that
+waits for its own answer, or `NOBODY`."""
 
 ROUTER = np.dtype([(name, "i8") for name in ("kind", "next", "reads_state")])
 
@@ -574,7 +583,16 @@ class World(NamedTuple):
     """For `prefix_affinity`: number `affinity` -> the replica its requests go to, or `NOBODY`."""
     clients: Any
     client_heap: Any
-    """Closed loop: a heap of the `CLIENT`s that think, by when they send, then by when they began to."""
+    """A heap of the `CLIENT`s that think, by when they send, then by when they began to."""
+    planned: Any
+    """Where requests wait for answers: all of them, as the workload has them. Each becomes a row of
+    `requests` when it is sent, so that rows are in order of arrival."""
+    planned_extras: Any
+    """An `EXTRA` for each of those, where any are needed."""
+    turns: Any
+    """A `FOLLOWING` for each of those."""
+    starts: Any
+    """The rows of those that wait for no answer, in their order."""
     replicas: Sequence[Replica] = ()
     """Each of them, of the same arrays or lists: see `with_replicas`."""
 

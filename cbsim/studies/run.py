@@ -119,6 +119,10 @@ def simulate(
     setup = setup_of(experiment, workload, cost)
     log, ended, speed = simulate_core(setup, experiment.speed, progress, told)
     notes = setup.rung.notes(experiment.scheduler, ended.requests, ended.own)
+    num_unsent = len(ended.planned) - len(log.requests["arrival_s"])
+    if num_unsent > 0:
+        unsent = f"{num_unsent:,} requests were never sent: the answers that they wait for had not come"
+        notes = [unsent, *notes]
     return log, [*speed.notes, *notes, *cost.notes(log.steps)]
 
 

@@ -216,17 +216,11 @@ def simulate_core(
             with_extras=setup.chances is not None,
             chances=setup.chances or (),
         )
-    requests, seed = intake.requests, setup.means.seed
+    requests, turns, seed = intake.requests, intake.turns, setup.means.seed
     job_length = rung.job_length(setup.scheduler, seed)
     if job_length is not None:
         lengths = (requests[name].tolist() for name in ("num_prompt_tokens", "num_output_tokens"))
         requests["job_length"] = list(map(job_length, intake.names(), *lengths))
-    if setup.is_closed:
-        think = ThinkTimes(setup.workload.config, setup.workload.seed)
-        requests["think_s"] = [think.after(index) for index in range(len(requests))]
-    if setup.router == layout.RANDOM and setup.num_replicas > 1:
-        random = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(ROUTER_STREAM,)))
-        requests["route"] = [int(random.integers(setup.num_replicas)) for _ in range(len(requests))]
     numbers, prices = setup.numbers, None
     step_s, figures = setup.priced()
     if numbers.get("preemption") == layout.CHEAPER:
@@ -246,11 +240,22 @@ def simulate_core(
         prefill_s=prices,
         extras=intake.extras,
         acceptance=intake.acceptance,
+        turns=turns,
     )
+    if setup.is_closed:
+        think = ThinkTimes(setup.workload.config, setup.workload.seed)
+        world.requests["think_s"] = [think.after(index) for index in range(len(requests))]
+    if setup.router == layout.RANDOM and setup.num_replicas > 1:
+        random = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(ROUTER_STREAM,)))
+        world.requests["route"] = [int(random.integers(setup.num_replicas)) for _ in range(len(requests))]
     bound = core_of(rung, step_s, setup.num_ranks, has_connector=setup.scheduler.has_connector)
     record, outcome = Record(), Speed(False)
     if step_s is not class_step_s and is_worth_compiling(engine, bound, requests):
         outcome = compiled(world, bound)
+
+    def names() -> NDArray[np.object_]:
+        planned = intake.names()
+        return planned if turns is None else planned[world.requests["source"]]
 
     def watch(as_run: World) -> Callable[[int], None]:
         assert told is not None
@@ -272,9 +277,11 @@ def simulate_core(
                 watch=None if told is None else watch,
             )
     except RuleFault as fault:
-        raise told_fault(fault, setup, intake.names()) from fault
-    num_sent = int(world.clients["num_sent"])
-    log = log_of(requests[:num_sent], lambda: intake.names()[:num_sent], world.own, record, setup)
+        raise told_fault(fault, setup, names()) from fault
+    clients = world.clients
+    sent = world.requests[: int(clients["num_sent"])]
+    answers_first = setup.is_closed or (turns is not None and len(sent) > int(clients["num_started"]))
+    log = log_of(sent, lambda: names()[: len(sent)], world.own, record, setup, answers_first=answers_first)
     if told is not None:
         told.audience.ended(log.end_s)
     return log, world, outcome
@@ -423,7 +430,9 @@ def stepwise_log(world: StepwiseWorld, setup: Setup) -> RunLog:
     """The record of a stepwise run that has ended."""
     for request in world.requests:
         close_decodes(world.replicas[max(request.replica, 0)].records, request)
-    return log_of(world.request_rows(), partial(_ids, world), world.own_rows(), world.record(), setup)
+    answers_first = setup.is_closed or any(request.follows >= 0 for request in world.requests)
+    rows, own = world.request_rows(), world.own_rows()
+    return log_of(rows, partial(_ids, world), own, world.record(), setup, answers_first=answers_first)
 
 
 def _ids(world: StepwiseWorld) -> NDArray[np.object_]:
@@ -433,9 +442,18 @@ def _ids(world: StepwiseWorld) -> NDArray[np.object_]:
 
 
 def log_of(
-    rows: Array, names_of: Callable[[], NDArray[np.object_]], own: Array, record: Record, setup: Setup
+    rows: Array,
+    names_of: Callable[[], NDArray[np.object_]],
+    own: Array,
+    record: Record,
+    setup: Setup,
+    *,
+    answers_first: bool,
 ) -> RunLog:
-    """The core's record as a `RunLog`, as results need it; `rows`: the records of requests sent."""
+    """The core's record as a `RunLog`, as results need it; `rows`: the records of requests sent.
+
+    `answers_first`: whether answers make clients send, so that at one instant they come before arrivals.
+    """
     rung, cost, until_s = setup.rung, setup.cost, setup.until_s
     state = rows["state"]
     is_finished, is_rejected = state == layout.FINISHED, state == layout.REJECTED
@@ -457,7 +475,7 @@ def log_of(
     has_drafts, num_blocks = setup.scheduler.drafting is not None, setup.means.num_blocks
     names = step_columns(has_drafts=has_drafts, has_window=setup.window > 0)
     events = Deferred(
-        lambda: event_columns(requests, record.columns("events"), rejections, answers_first=setup.is_closed)
+        lambda: event_columns(requests, record.columns("events"), rejections, answers_first=answers_first)
     )
     steps = StepColumns(record, names, num_blocks)
     replicas: Sequence[Replica] = [Replica(0, steps, slices, cost)]

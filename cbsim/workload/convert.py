@@ -25,7 +25,7 @@ SUFFIXES = (".jsonl", ".csv", ".parquet")
 COMPRESSED = (".gz", ".zst")
 
 REQUIRED = list(COLUMN_TYPES)[:4]
-OPTIONAL = [*list(COLUMN_TYPES)[4:], "prompt"]
+OPTIONAL = [*list(COLUMN_TYPES)[4:], "prompt", "delay_s"]
 """Columns that are written if some request has a value there."""
 _ARROW_TYPES: dict[type, pa.DataType] = {float: pa.float64(), np.int64: pa.int64(), object: pa.string()}
 
@@ -81,7 +81,9 @@ def _optional_columns(requests: Iterable[Request]) -> list[str]:
     """The optional columns in which some request says something."""
     wanted: set[str] = set()
     for request in requests:
-        wanted.update(name for name in OPTIONAL if getattr(request, name) not in (None, 0))
+        wanted.update(name for name in OPTIONAL if _said(request, name) not in (None, 0))
+        if request.follows >= 0:
+            wanted.add("delay_s")
         if len(wanted) == len(OPTIONAL):
             break
     return [name for name in OPTIONAL if name in wanted]
@@ -98,7 +100,7 @@ def _write_text(requests: Iterable[Request], columns: list[str], file: IO[bytes]
             csv.writer(text, lineterminator="\n").writerows(rows)
         else:
             for request in batch:
-                row = {name: getattr(request, name) for name in columns}
+                row = {name: _said(request, name) for name in columns}
                 said = {name: value for name, value in row.items() if value is not None}
                 text.write(json.dumps(said, ensure_ascii=False) + "\n")
         file.write(text.getvalue().encode())
@@ -108,7 +110,8 @@ def _write_text(requests: Iterable[Request], columns: list[str], file: IO[bytes]
 
 def _write_parquet(requests: Iterable[Request], columns: list[str], file: IO[bytes]) -> int:
     num_requests = 0
-    schema = pa.schema([(name, _ARROW_TYPES[COLUMN_TYPES.get(name, object)]) for name in columns])
+    kinds = {**COLUMN_TYPES, "delay_s": float}
+    schema = pa.schema([(name, _ARROW_TYPES[kinds.get(name, object)]) for name in columns])
     with pyarrow.parquet.ParquetWriter(file, schema) as writer:
         for batch in _batched(requests):
             cells = [[_field(request, name) for request in batch] for name in columns]
@@ -123,6 +126,11 @@ def _batched(requests: Iterable[Request]) -> Iterator[list[Request]]:
         yield batch
 
 
+def _said(request: Request, name: str) -> Any:
+    """What a request has in a column; `None` for nothing."""
+    return None if name == "delay_s" and request.follows < 0 else getattr(request, name)
+
+
 def _field(request: Request, name: str) -> Any:
-    value = getattr(request, name)
+    value = _said(request, name)
     return json.dumps(value, ensure_ascii=False) if name == "prompt" and value is not None else value

@@ -122,6 +122,29 @@ def _from_benchmarks(reports: Sequence[Row]) -> Requests:
     return Requests(rows, several if len(benchmarks) > 1 else [])
 
 
+def _from_sessions(sessions: Sequence[Row]) -> Requests:
+    """LLMServingSim's agents: calls that wait for each other, and for the tool that runs after each.
+
+    A call gets the arrival of its session, and as `delay_ns` how long the tool took that the one before used.
+    """
+    rows = []
+    for number, session in enumerate(sessions):
+        calls = session["sub_requests"] if isinstance(session["sub_requests"], list) else []
+        beside = {"session_id": f"s{number}", "arrival_time_ns": session.get("arrival_time_ns")}
+        beside |= {"session_id": session["session_id"]} if session.get("session_id") is not None else {}
+        delay_ns: Any = None
+        for call in calls:
+            if not isinstance(call, dict):
+                raise ValueError(
+                    f"sub_requests: got {call!r}; allowed: an object with input_toks, output_toks"
+                )
+            rows.append({**call, **beside, "delay_ns": delay_ns})
+            delay_ns = call.get("tool_duration_ns", 0)
+    if not rows:
+        raise ValueError("got sessions without sub_requests; allowed: at least one")
+    return Requests(rows, ["calls of a session wait for the one before and its tool (tool_duration_ns)"])
+
+
 def _refuse(got: str, allowed: str) -> Callable[[Sequence[Row]], Requests]:
     def read(documents: Sequence[Row]) -> Requests:
         raise ValueError(f"got {got}; allowed: {allowed}")
@@ -142,10 +165,7 @@ LAYOUTS = (
         ("experiments", "service_kind"),
         _refuse("genai-perf's texts without counts of tokens", "aiperf's profile_export.jsonl"),
     ),
-    Layout(
-        ("sub_requests",),
-        _refuse("sessions whose calls wait for each other (sub_requests)", "requests with their arrivals"),
-    ),
+    Layout(("sub_requests",), _from_sessions),
     Layout(("request_throughput",), _WHOLE_RUN),
     Layout(("successes", "failures"), _WHOLE_RUN),
 )

@@ -104,6 +104,8 @@ class Format:
     or the durations `ttft` and `gaps`, the times between chunks of the answer."""
     block_tokens: int = 512
     """Prompt tokens that one of the `contents` stands for, unless their number says otherwise."""
+    prompts_grow: bool = False
+    """Whether the prompt of a turn with a delay counts only what is new in it."""
 
     @property
     def told_by(self) -> tuple[str, ...]:
@@ -167,6 +169,24 @@ def _inference_perf(mark: str, prompt: str, answer: str) -> Format:
     )
 
 
+def _mooncake(arrival: str, prompt: str, answer: str, **more: Any) -> Format:
+    """A trace in Mooncake's form; AIPerf added turns that come some time after the answer before them."""
+    return Format(
+        "mooncake",
+        Column(arrival, real("milliseconds")),
+        prompt,
+        answer,
+        ticks_per_s=MS_PER_S,
+        optional={
+            "contents": Column("hash_ids", IDS),
+            "session_id": Column("session_id", TEXT),
+            "delay_s": Column("delay", real("milliseconds", absent=math.nan), MS_PER_S),
+        },
+        prompts_grow=True,
+        **more,
+    )
+
+
 FORMATS = (
     Format(
         "azure",
@@ -176,22 +196,14 @@ FORMATS = (
         ticks_per_s=NS_PER_S,
         has_absolute_clock=True,
     ),
-    Format(
-        "mooncake",
-        Column("timestamp", real("milliseconds")),
+    _mooncake("timestamp", "input_length", "output_length"),
+    _mooncake("created_time", "input_tokens", "output_tokens", written_by="Dynamo, arrivals in milliseconds"),
+    _mooncake(
+        "timestamp",
         "input_length",
         "output_length",
-        ticks_per_s=MS_PER_S,
-        optional={"contents": Column("hash_ids", IDS), "session_id": Column("session_id", TEXT)},
-    ),
-    Format(
-        "mooncake",
-        Column("created_time", real("milliseconds")),
-        "input_tokens",
-        "output_tokens",
-        ticks_per_s=MS_PER_S,
-        optional={"contents": Column("hash_ids", IDS), "session_id": Column("session_id", TEXT)},
-        written_by="Dynamo, arrivals in milliseconds",
+        marks=("session_id", "input_length", "output_length"),
+        written_by="AIPerf, sessions whose turns come some milliseconds after an answer",
     ),
     Format(
         "qwen",
@@ -209,7 +221,11 @@ FORMATS = (
         "input_toks",
         "output_toks",
         ticks_per_s=NS_PER_S,
-        optional={"contents": Column("input_tok_ids", TOKEN_IDS)},
+        optional={
+            "contents": Column("input_tok_ids", TOKEN_IDS),
+            "session_id": Column("session_id", TEXT),
+            "delay_s": Column("delay_ns", real("nanoseconds", absent=math.nan), NS_PER_S),
+        },
         block_tokens=TOKENS_PER_ID,
         written_by="LLMServingSim, arrivals in nanoseconds",
     ),
@@ -298,6 +314,7 @@ FORMATS = (
             "session_id": Column("session_id", TEXT),
             "user": Column("user", TEXT),
             "deadline_s": Column("deadline_s", real("seconds", absent=math.nan)),
+            "delay_s": Column("delay_s", real("seconds", absent=math.nan)),
             "contents": Column("prompt", SEGMENTS),
             **{name: Column(name, kind) for name, (kind, _) in EXTRAS.items()},
         },

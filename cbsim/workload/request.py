@@ -51,6 +51,11 @@ class Request:
     extra: Mapping[str, Any] | None = None
     """What it brings along for speculation and KV connectors, by fields of `cbsim.core.layout.EXTRA`; lists
     as `accepted` and `proposed`."""
+    follows: int = -1
+    """Place among the workload's requests of the one whose answer it waits for; -1: it waits for none, and
+    arrives at its `arrival_s`. Otherwise that is the earliest instant at which it does."""
+    delay_s: float = 0.0
+    """Seconds from that answer's end to its arrival."""
 
     index: int = field(default=-1, init=False)
     """Place in order of arrival, given by the world: breaks every tie."""
@@ -86,6 +91,7 @@ class Request:
     # What the core keeps of it: see `cbsim.core.layout.REQUEST`.
     job_length: float = field(init=False)
     think_s: float = field(default=0.0, init=False)
+    source: int = field(default=0, init=False)
     user_number: int = field(default=0, init=False)
     route: int = field(default=0, init=False)
     rejection: int = field(default=0, init=False)
@@ -156,6 +162,10 @@ class RequestBatch:
     prompt: list[Segments | None] | None = None
     extra: list[Mapping[str, Any] | None] | None = None
     """See `Request.extra`."""
+    follows: IntColumn | None = None
+    """See `Request.follows`; a request stands behind the one that it follows, which no other follows."""
+    delay_s: FloatColumn | None = None
+    """See `Request.delay_s`."""
 
     def __len__(self) -> int:
         return len(self.arrival_s)
@@ -192,6 +202,8 @@ class RequestBatch:
                 repeat(None) if each is None else each
                 for each in (self.session_id, self.user, deadlines, self.prompt, self.extra)
             ),
+            repeat(-1) if self.follows is None else self.follows.tolist(),
+            repeat(0.0) if self.delay_s is None else self.delay_s.tolist(),
         )
 
 
@@ -225,5 +237,10 @@ def batches_of(requests: Iterable[Request]) -> Iterator[RequestBatch]:
         }
         number = np.arange(first, first + len(rows))
         prompts, extras = [row.prompt for row in rows], [row.extra for row in rows]
-        yield RequestBatch(number, **columns, prompt=prompts, extra=extras)
+        waiting: dict[str, Any] = {}
+        if any(row.follows >= 0 for row in rows):
+            waiting = {
+                name: np.array([getattr(row, name) for row in rows]) for name in ("follows", "delay_s")
+            }
+        yield RequestBatch(number, **columns, prompt=prompts, extra=extras, **waiting)
         first += len(rows)

@@ -45,6 +45,11 @@ class WorkloadConfig(ComponentConfig):
     """Coefficient of variation of that time, gamma-distributed: 0 always the same, 1 exponential. Clients
     with equal requests and equal times stay in step for ever, as no real ones do."""
 
+    wait_for_answers: bool | None = None
+    """Whether a turn of a session is sent when the turn before it has been answered: its delay after that,
+    and not before its own arrival. False sends all at their arrivals. Null waits where a trace has delays.
+    With `concurrency`, that many sessions go on at a time."""
+
     @property
     def draws_think_times(self) -> bool:
         """Whether the seed decides when the clients of a closed loop send."""
@@ -124,14 +129,20 @@ class Trim:
         self._num_tokens_cut: Counter[str] = Counter()
 
     def apply(self, batches: Iterable[RequestBatch]) -> Iterator[RequestBatch]:
-        """The batches with every setting applied; reads no further than the window and the limit need."""
-        left = self._config.limit or sys.maxsize
+        """The batches with every setting applied; reads no further than the window and the limit need.
+
+        Who followed a request before the window follows none.
+        """
+        left, num_before = self._config.limit or sys.maxsize, 0
         for batch in batches:
             start, end = self.window(batch.arrival_s)
             stop = min(end, start + left)
             left -= stop - start
+            num_before += start
             if stop > start:
                 kept = batch.part(start, stop)
+                if kept.follows is not None and num_before:
+                    kept = replace(kept, follows=np.maximum(kept.follows - num_before, -1))
                 yield self._capped(kept, (kept.arrival_s - self._config.start_s) / self._config.rate_scale)
             if end < len(batch) or left == 0:
                 return

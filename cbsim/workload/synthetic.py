@@ -96,7 +96,8 @@ class Sessions(Section):
     num_turns: Lengths = Field(default_factory=lambda: FixedLengths(type="fixed", value=4))
     """Requests in a session."""
     think_time_s: float = Field(default=30.0, gt=0)
-    """Mean seconds from a turn's arrival to the next one's, the time to answer and to read included."""
+    """Mean seconds from a turn's arrival to the next one's, the time to answer and to read included; with
+    `wait_for_answers` from the end of its answer."""
     think_time_cv: float = Field(default=1.0, ge=0)
     """Coefficient of variation of that time, gamma-distributed: 1 is exponential, 0 always the same."""
 
@@ -117,6 +118,7 @@ TURN = np.dtype(
         ("user", "i8"),
         ("group", "i8"),  # which system prompt the session begins with
         ("deadline_s", "f8"),  # seconds from the arrival
+        ("delay_s", "f8"),  # seconds from the end of the turn before, where turns wait for answers
     ]
 )
 """A turn of a session. A request without sessions is a session of one turn."""
@@ -218,6 +220,8 @@ class SyntheticWorkload(Workload):
                 raise ValueError("synthetic workload: give one of num_requests and duration_s")
             if self.num_requests is None and isinstance(self.arrivals, AllAtOnceArrivals):
                 raise ValueError("synthetic workload: all_at_once arrivals need num_requests")
+            if self.wait_for_answers and self.sessions is None:
+                raise ValueError("wait_for_answers: got true without sessions; allowed: with sessions")
             if self.limit is None and self._mean_requests > MAX_REQUESTS:
                 raise ValueError(
                     f"synthetic workload: duration_s = {self.duration_s:g} brings {self._mean_requests:.3g} "
@@ -315,9 +319,13 @@ class SyntheticWorkload(Workload):
             session = np.repeat(np.arange(len(start_s)), num_of)
             turns = np.zeros(len(session), TURN)
             gaps_s = sessions.gaps(gaps, len(session) - len(start_s))
-            turns["arrival_s"] = turn_arrivals(start_s, num_of, gaps_s)
             turns["session"] = first_session + session
             turns["turn"] = np.arange(len(session)) - (np.cumsum(num_of) - num_of)[session]
+            if config.wait_for_answers:
+                turns["arrival_s"] = start_s[session]
+                turns["delay_s"][turns["turn"] > 0] = gaps_s
+            else:
+                turns["arrival_s"] = turn_arrivals(start_s, num_of, gaps_s)
             turns["is_last"] = turns["turn"] == num_of[session] - 1
             turns["num_new_tokens"] = prompt(len(session))
             turns["num_output_tokens"] = output(len(session))
@@ -346,8 +354,10 @@ class SyntheticWorkload(Workload):
         lengths = turns["num_new_tokens"]
         if prompt is not None:
             lengths = np.array([sum(n for _, n in each or ()) for each in prompt], dtype=np.int64)
+        numbers = np.arange(number, number + len(turns))
+        waits = bool(config.sessions and config.wait_for_answers)
         return RequestBatch(
-            np.arange(number, number + len(turns)),
+            numbers,
             turns["arrival_s"],
             lengths,
             turns["num_output_tokens"],
@@ -356,6 +366,9 @@ class SyntheticWorkload(Workload):
             user=_names("u", turns["user"]) if config.users else None,
             deadline_s=turns["deadline_s"] if config.deadlines else None,
             prompt=prompt,
+            # The turns of a session stand one behind the other where nobody knows yet when they arrive.
+            follows=np.where(turns["turn"] > 0, numbers - 1, -1) if waits else None,
+            delay_s=turns["delay_s"] if waits else None,
         )
 
 

@@ -7,10 +7,10 @@ import math
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from cbsim.base.errors import WorkloadError
 from cbsim.base.paths import data_folder
@@ -110,6 +110,9 @@ class TraceWorkload(Workload):
         hash_block_tokens: int | None = Field(default=None, ge=1, le=2**20)
         """Prompt tokens that one of `hash_ids` stands for; null: found by how many there are, 512
         (Qwen-Bailian: 16) where that fits."""
+        prompts_grow: bool | None = None
+        """Whether the prompt of a session's later turn counts only what is new in it, so that all of it is
+        the turn before, its answer, and that. Null: in Mooncake's form with delays, as AIPerf replays it."""
 
     config: Config
     _trim: Trim | None = None
@@ -155,7 +158,13 @@ class TraceWorkload(Workload):
     @cached_property
     def _table(self) -> TraceTable:
         config = self.config
-        return read_trace(self._path, Reading(config.format, config.time_unit, config.hash_block_tokens))
+        table = read_trace(self._path, Reading(config.format, config.time_unit, config.hash_block_tokens))
+        if config.wait_for_answers and table.session_id is None:
+            raise WorkloadError(
+                f"{self._path}: got no session_id, with wait_for_answers: true; allowed: one or more"
+            )
+        grows = table.prompts_grow if config.prompts_grow is None else config.prompts_grow
+        return (table.grown() if grows else table).waiting(config.wait_for_answers)
 
     @cached_property
     def _num_in_window(self) -> int:
@@ -209,6 +218,14 @@ class ResampledWorkload(TraceWorkload):
         """How many requests to draw; null: as many as are drawn from."""
         block_requests: int | None = Field(default=None, ge=1)
         """Requests that stay together; null: a twentieth of those drawn from."""
+
+        @model_validator(mode="after")
+        def _has_no_sessions(self) -> Self:
+            if self.wait_for_answers:
+                raise ValueError(
+                    "wait_for_answers: got true, but sessions are dropped; allowed: null or false"
+                )
+            return self
 
     config: Config
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from cbsim.base.errors import WorkloadError, refusals
 from cbsim.base.registry import did_you_mean
 from cbsim.workload.formats import EXTRAS, TIME_UNITS, Format, detect, unit_since_1970
-from cbsim.workload.request import BATCH_SIZE, ObjectColumn, RequestBatch, Segments
+from cbsim.workload.request import BATCH_SIZE, IntColumn, ObjectColumn, RequestBatch, Segments
 from cbsim.workload.table import Mistakes, Table, TableChunk, is_parquet, open_table
 from cbsim.workload.values import INSTANT, SEGMENTS
 
@@ -35,14 +35,60 @@ class TraceTable(RequestBatch):
     """Whether arrivals are in seconds only if whoever wrote the file meant so."""
     extras: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     """Columns of `formats.EXTRAS`, by the request's field in the core."""
+    prompts_grow: bool = False
+    """Whether the prompt of a turn counts only what is new in it."""
+
+    def waiting(self, is_asked: bool | None) -> TraceTable:
+        """The requests, turns of a session waiting for the answer before them: those with a delay, or all.
+
+        `is_asked` is the user's `wait_for_answers`. NaN in `delay_s` is a turn that comes at its own time.
+        """
+        delay_s, before = self.delay_s, self.turns_before
+        if is_asked is False or (delay_s is None and not is_asked):
+            return replace(self, delay_s=None)
+        if delay_s is None:
+            delay_s = np.full(len(self), np.nan)
+        waits = (before >= 0) & (bool(is_asked) | ~np.isnan(delay_s))
+        follows = np.where(waits, before, -1)
+        return replace(self, follows=follows, delay_s=np.where(waits, np.nan_to_num(delay_s), 0.0))
+
+    @property
+    def turns_before(self) -> IntColumn:
+        """The row of the turn before each request's in its session; -1 if there is none."""
+        before = np.full(len(self), -1)
+        if self.session_id is None:
+            return before
+        last: dict[str, int] = {}
+        for row, session in enumerate(self.session_id.tolist()):
+            if session is not None:
+                before[row] = last.get(session, -1)
+                last[session] = row
+        return before
+
+    def grown(self) -> TraceTable:
+        """The requests with whole prompts: the turn before, its answer, and what each adds itself."""
+        before, names, lengths = self.turns_before.tolist(), self.names(), self.num_prompt_tokens.copy()
+        answers = self.num_output_tokens.tolist()
+        contents = [None] * len(self) if self.contents is None else self.contents.tolist()
+        whole: list[Segments | None] = []
+        for row, place in enumerate(before):
+            added = _prompt((contents[row], int(lengths[row]), names[row]), self.block_tokens)
+            added = added or ((f"p:{names[row]}", int(lengths[row])),)
+            if place >= 0:
+                added = (*(whole[place] or ()), (f"o:{names[place]}", answers[place]), *added)
+                lengths[row] = sum(num_tokens for _, num_tokens in added)
+            whole.append(added)
+        made = np.empty(len(self), dtype=np.object_)
+        made[:] = whole
+        return replace(self, contents=made, num_prompt_tokens=lengths)
 
     def batches(self, size: int = BATCH_SIZE) -> Iterator[RequestBatch]:
         """The requests in order of arrival, `size` at a time."""
         for start in range(0, len(self), size):
             batch = self.part(start, start + size)
             if self.contents is not None:
-                columns = (self.contents[start : start + size], batch.num_prompt_tokens, batch.number)
-                rows = zip(*(column.tolist() for column in columns), strict=True)
+                columns = (self.contents[start : start + size].tolist(), batch.num_prompt_tokens.tolist())
+                rows = zip(*columns, [f"r{number}" for number in batch.number.tolist()], strict=True)
                 batch = replace(batch, prompt=[_prompt(row, self.block_tokens) for row in rows])
             if self.extras:
                 columns_of = [column[start : start + size].tolist() for column in self.extras.values()]
@@ -86,6 +132,8 @@ class _Reader:
         self._lines: list[int] = []
         """Of rows that may have block ids."""
         self._num_failed = 0
+        self._sessions: set[str] = set()
+        """Those of rows that were read."""
 
     def read(self) -> TraceTable:
         table = open_table(self._path, self._mistakes)
@@ -112,6 +160,8 @@ class _Reader:
         kept = {*found.required, *EXTRAS}
         columns = {name: column for name, column in columns.items() if name in kept or _is_used(column)}
         columns["number"] = np.arange(len(columns["arrival_s"]))
+        if "delay_s" in columns:
+            columns = self._with_turns(columns, found)
         if found.notes_unused:
             self._note_unused_columns(table, found)
         if found.drops_failures:
@@ -142,13 +192,51 @@ class _Reader:
             unit_may_slip=found.unit_may_slip and self._reading.time_unit is None,
             extras=extras,
             block_tokens=block_tokens,
+            prompts_grow=found.prompts_grow and "delay_s" in columns,
         )
+
+    def _with_turns(self, columns: Columns, found: Format) -> Columns:
+        """Turns without a time of their own stand where the one before them does, at the earliest."""
+        arrival, delay_s = columns["arrival_s"], columns["delay_s"]
+        if np.isnan(arrival[0]) and found.marks:
+            self._note("it has no times: sessions begin at 0, or one after the other with concurrency")
+        last: dict[str, float] = {}
+        for row, session in enumerate(columns["session_id"].tolist()):
+            earliest = last.get(session, 0.0)
+            arrival[row] = earliest if np.isnan(arrival[row]) else max(arrival[row], earliest)
+            if session is not None:
+                last[session] = arrival[row]
+        columns["delay_s"] = delay_s / found.optional["delay_s"].ticks_per_s
+        return columns
+
+    def _check_turns(
+        self, chunk: TableChunk, columns: Columns, found: Format, told: Container[int] | None
+    ) -> None:
+        """Whether each request without a time of its own is a later turn, and each delay that of a turn.
+
+        Times of the rows `told` are known to be wrong; `None` if the file has no times at all.
+        """
+        arrival, delay_s = columns["arrival_s"], columns["delay_s"]
+        for row, session in enumerate(columns.get("session_id", np.full(len(arrival), None)).tolist()):
+            is_later = session in self._sessions
+            if np.isnan(arrival[row]) and not is_later and told is not None and row not in told:
+                text = f"{found.arrival.kind.allowed}, but for later turns of a session"
+                self._mistakes.add(chunk.lines[row], 0, f"{found.arrival.name}: got nothing; allowed: {text}")
+            if session is None and not np.isnan(delay_s[row]):
+                name = found.optional["delay_s"].name
+                text = f"{name}: got {delay_s[row]:g}; allowed: in a turn of a session (session_id)"
+                self._mistakes.add(chunk.lines[row], len(found.required), text)
+            if session is not None:
+                self._sessions.add(session)
 
     def _chunks(self, table: Table, found: Format) -> Iterator[Columns]:
         wanted = dict(found.required)
         for name, column in found.optional.items():
             if column.name in table.names or not table.has_fixed_columns:
                 wanted[name] = column
+        has_times = found.arrival.name in found.told_by or found.arrival.name in table.names
+        if "delay_s" in wanted and "session_id" in wanted and found.arrival.kind.dtype is np.float64:
+            wanted["arrival_s"] = found.arrival._replace(kind=replace(found.arrival.kind, absent=np.nan))
         num_before = 0
         for chunk in table.chunks([column.name for column in wanted.values()]):
             if not chunk.lines:
@@ -161,6 +249,8 @@ class _Reader:
                     if not (found.drops_failures and name == "num_prompt_tokens" and is_failure[row]):
                         text = f"{column.name}: got {got}; allowed: {column.kind.allowed}"
                         self._mistakes.add(chunk.lines[row], order, text)
+            if "delay_s" in columns:
+                self._check_turns(chunk, columns, found, parsed["arrival_s"][1] if has_times else None)
             if "contents" in columns and wanted["contents"].kind is SEGMENTS:
                 wrong_lengths = parsed["num_prompt_tokens"][1]
                 self._check_segments(chunk, columns, wrong_lengths, len(wanted))
@@ -283,8 +373,11 @@ def _is_used(column: NDArray[Any]) -> bool:
 
 
 def _prompt(row: tuple[Any, ...], block_tokens: int) -> Segments | None:
-    """Block ids as segments: equal ids are equal tokens; what no id covers is unshared."""
-    content, num_prompt_tokens, number = row
+    """Block ids as segments: equal ids are equal tokens; what no id covers is unshared.
+
+    `row`: the ids, or segments already, the prompt's tokens, and the request's name.
+    """
+    content, num_prompt_tokens, name = row
     if not isinstance(content, np.ndarray):
         given: Segments | None = content
         return given
@@ -294,5 +387,5 @@ def _prompt(row: tuple[Any, ...], block_tokens: int) -> Segments | None:
         segments.append((f"h:{block}", min(left, block_tokens)))
         left -= block_tokens
     if left > 0:
-        segments.append((f"p:r{number}", left))
+        segments.append((f"p:{name}", left))
     return tuple(segments)

@@ -79,6 +79,9 @@ def draw(seed: int, kind: str) -> Setting:
     random = np.random.default_rng(seed)
     block_size = pick(random, [1, 2, 4, 16])
     rows = draw_requests(random, block_size)
+    turns = np.random.default_rng([seed, 1])
+    if chance(turns, 0.25):
+        rows = with_turns(turns, rows)
     need = max(-(-(row["num_prompt_tokens"] + row["num_output_tokens"]) // block_size) for row in rows)
     spare = pick(random, [0, 1, int(random.integers(0, 7)), int(need * random.uniform(0, 1.5))])
     concurrency = pick(random, [None, None, None, 1, 3])
@@ -180,6 +183,20 @@ def draw_requests(random: np.random.Generator, block_size: int) -> tuple[dict[st
             row["num_prompt_tokens"] = sum(count for _, count in row["prompt"])
         rows.append(row)
     return tuple(rows)
+
+
+def with_turns(random: np.random.Generator, rows: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], ...]:
+    """The requests, about half of which wait for the answer to another."""
+    free = list(range(len(rows)))
+    waiting = []
+    for number, row in enumerate(rows):
+        before = [each for each in free if each < number]
+        if before and chance(random, 0.5):
+            follows = pick(random, before)
+            free.remove(follows)
+            row = {**row, "follows": follows, "delay_s": pick(random, [0.0, 0.0, 0.5, 2.0])}
+        waiting.append(row)
+    return tuple(waiting)
 
 
 def draw_prompt(

@@ -50,7 +50,7 @@ def run(setup: Setup, engine: str, told: Told | None = None) -> RunLog:
 def unread() -> Iterator[None]:
     """Runs give an `Ended` instead of a log, whose tables take longer than the run."""
 
-    def ended(rows: Any, ids: Any, own: Any, record: Record, setup: Setup) -> Ended:
+    def ended(rows: Any, ids: Any, own: Any, record: Record, setup: Setup, **_: bool) -> Ended:
         return Ended(rows, own, record)
 
     with mock.patch.object(simulation, "log_of", ended):

@@ -31,7 +31,7 @@ ENGINES = ("compiled", *INTERPRETED) if can_compile() else INTERPRETED
 @pytest.mark.parametrize("kind", EACH_KIND)
 def test_on_drawn_settings(kind: str) -> None:
     """All options, routers, closed loops and early ends; compared are the core's own tables."""
-    num_preemptions = num_hit = num_closed = 0
+    num_preemptions = num_hit = num_closed = num_waiting = 0
     with unread():
         for seed in range(NUM_CASES):
             setting = draw(seed, kind)
@@ -45,6 +45,8 @@ def test_on_drawn_settings(kind: str) -> None:
             num_preemptions += int(ended.requests["num_preemptions"].sum())
             num_hit += int(ended.own["num_tokens_hit"].sum())
             num_closed += setup.is_closed
+            num_waiting += any("follows" in row for row in setting.case.requests)
+    assert num_waiting > NUM_CASES / 6
     assert num_closed > NUM_CASES / 5
     if kind in ("preemptive", "vllm"):
         assert num_preemptions > NUM_CASES / 3, "the cases must be tight enough to tell anything"

@@ -71,7 +71,7 @@ WITHOUT = "s.json: got figures of a whole run without its requests; allowed: a f
         ),
         (
             {"session_id": "s", "arrival_time_ns": 0, "sub_requests": []},
-            "s.json: got sessions whose calls wait",
+            "s.json: got sessions without sub_requests",
         ),
     ],
 )

@@ -34,6 +34,8 @@ class Session:
         """Raises `ConfigError` for settings that can't be played, `WorkloadError` for a wrong workload."""
         check_playable(experiment)
         self._workload = make_workload(experiment)
+        if any(request.follows >= 0 for request in self._workload.requests()):
+            raise ConfigError("workload: got turns that wait for answers; allowed: wait_for_answers: false")
         self._start = experiment
         self._started_with: list[Request] = []
         self._told_before: list[str] = []

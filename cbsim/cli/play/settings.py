@@ -40,9 +40,11 @@ def check_playable(experiment: Experiment) -> None:
     problems = []
     if count != 1:
         problems.append(f"replicas.count: got {count}; cbsim play has one replica")
+    allowed_times = "in cbsim play requests arrive at their own times"
     if concurrency is not None:
-        allowed = "in cbsim play requests arrive at their own times: null"
-        problems.append(f"workload.concurrency: got {concurrency}; {allowed}")
+        problems.append(f"workload.concurrency: got {concurrency}; {allowed_times}: null")
+    if experiment.workload.wait_for_answers:
+        problems.append(f"workload.wait_for_answers: got true; {allowed_times}: false")
     if experiment.stop_at_s is not None:
         allowed = "cbsim play goes on until every request has ended: null"
         problems.append(f"stop_at_s: got {experiment.stop_at_s:g}; {allowed}")

@@ -130,7 +130,7 @@ class LiveWorld:
 
     At the end of a step those that arrived meanwhile join the queue first, then the step takes effect, then
     the next is decided. Arrivals come `time_scale` times as fast as the workload says. In a closed loop
-    the next request is sent when one has ended.
+    the next request is sent when one has ended, and so are turns that wait for an answer.
     """
 
     def __init__(
@@ -146,11 +146,17 @@ class LiveWorld:
         self.progress = progress
         self._time_scale = time_scale
         self._sleep = sleep
-        self._requests: Iterator[Request] = workload.requests()
+        every = list(workload.requests())
+        self._next_turns = {id(every[turn.follows]): turn for turn in every if turn.follows >= 0}
+        """By the identity of a request, the one that waits for its answer."""
+        self._requests: Iterator[Request] = iter([each for each in every if each.follows < 0])
         self._think_times = ThinkTimes(workload.config, workload.seed)
         self._is_closed_loop = workload.config.concurrency is not None
-        self._ready = [0.0] * (workload.config.concurrency or 0)
-        """Closed loop: when each client that has no request under way will send its next."""
+        self._ready: list[tuple[float, int, Request | None]]
+        self._ready = [(0.0, number, None) for number in range(workload.config.concurrency or 0)]
+        """When each client that thinks will send, which of them began to first, and the turn that it sends;
+        `None` in a closed loop for the next request that waits for no answer."""
+        self._num_thoughts = len(self._ready)
         self._next: Request | None = next(self._requests, None)
 
     def run(self) -> None:
@@ -168,25 +174,34 @@ class LiveWorld:
                     self._think(request, end_s)
                 self._arrive(end_s)
                 engine.call(end_s)
-            if self._next is None and not engine.num_outstanding:
-                return
-            if not self._wait():
+            if (self._first() is None and not engine.num_outstanding) or not self._wait():
                 return
 
-    def _due_s(self) -> float | None:
-        """When the next request is sent; `None` if there is none, or in a closed loop no client free."""
-        if self._next is None or (self._is_closed_loop and not self._ready):
+    def _first(self) -> tuple[float, Request, bool] | None:
+        """Who is sent next, when, and whether a client that thinks sends it; `None` for nobody."""
+        if self._is_closed_loop and self._next is None:
+            # Clients that have no turn left to send leave.
+            self._ready = [each for each in self._ready if each[2] is not None]
+            heapq.heapify(self._ready)
+        if self._next is not None and not self._is_closed_loop:
+            arrival_s = self._next.arrival_s / self._time_scale
+            if not self._ready or arrival_s <= self._ready[0][0]:
+                return arrival_s, self._next, False
+        if not self._ready:
             return None
-        return self._ready[0] if self._is_closed_loop else self._next.arrival_s / self._time_scale
+        due_s, _, turn = self._ready[0]
+        request = turn or self._next
+        assert request is not None
+        return due_s, request, True
 
     def _arrive(self, now: float) -> None:
         """Everybody who is due by now joins the queue."""
-        while (due_s := self._due_s()) is not None and due_s <= now:
-            request = self._next
-            assert request is not None
-            self._next = next(self._requests, None)
-            if self._is_closed_loop:
+        while (first := self._first()) is not None and first[0] <= now:
+            due_s, request, has_thought = first
+            if has_thought:
                 heapq.heappop(self._ready)
+            if request is self._next:
+                self._next = next(self._requests, None)
             request.arrival_s = due_s
             self.engine.book.add_prompt(request)
             if not self.engine.submit(request):
@@ -195,13 +210,23 @@ class LiveWorld:
                 self.progress(request.index + 1, due_s)
 
     def _think(self, request: Request, end_s: float) -> None:
-        """In a closed loop, the client whose request has ended will send its next."""
-        if self._is_closed_loop:
-            heapq.heappush(self._ready, end_s + self._think_times.after(request.index) / self._time_scale)
+        """The client whose request has ended sends its next turn, or in a closed loop the next request."""
+        turn = self._next_turns.pop(id(request), None)
+        if turn is None and not self._is_closed_loop:
+            return
+        if turn is None:
+            due_s = end_s + self._think_times.after(request.index) / self._time_scale
+        else:
+            due_s = end_s + turn.delay_s / self._time_scale
+            if not self._is_closed_loop:
+                due_s = max(due_s, turn.arrival_s / self._time_scale)
+        self._num_thoughts += 1
+        heapq.heappush(self._ready, (due_s, self._num_thoughts, turn))
 
     def _wait(self) -> bool:
         """Sleep towards the next arrival or call of the scheduler; False if there will be none."""
-        due = [at_s for at_s in (self.engine.wake_at_s(), self._due_s()) if at_s is not None]
+        first = self._first()
+        due = [at_s for at_s in (self.engine.wake_at_s(), first and first[0]) if at_s is not None]
         if not due:
             return False
         left_s = min(due) - self.engine.clock()
