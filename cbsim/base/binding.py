@@ -8,11 +8,9 @@ Interpreted, the copies are what runs; compiled, numba translates the same copie
 from __future__ import annotations
 
 import hashlib
-import os
 import platform
 import re
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, cached_property
@@ -22,6 +20,7 @@ from types import CodeType, FunctionType, ModuleType
 from typing import Any, TypeVar
 
 from cbsim.base.machine_code import MachineCode, host, kind_of, read_code, write_code
+from cbsim.base.paths import cache_folder
 
 AnyFunction = TypeVar("AnyFunction", bound=Callable[..., Any])
 
@@ -106,7 +105,7 @@ class Bound:
     @property
     def folder(self) -> Path:
         """Where the compiled form is kept between processes."""
-        return cache_folder() / self.key
+        return cache_folder() / "compiled" / self.key
 
     @property
     def is_cached(self) -> bool:
@@ -222,22 +221,6 @@ def can_compile() -> bool:
     except metadata.PackageNotFoundError:
         return False
     return True
-
-
-def cache_folder() -> Path:
-    """The user's cache folder for compiled rules; `CBSIM_CACHE_DIR` names another."""
-    named = os.environ.get("CBSIM_CACHE_DIR")
-    if named:
-        return Path(named) / "compiled"
-    base = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA")
-    return (Path(base) if base else _home() / ".cache") / "cbsim" / "compiled"
-
-
-def _home() -> Path:
-    try:
-        return Path.home()
-    except RuntimeError:
-        return Path(tempfile.gettempdir())
 
 
 def _is_pasted(function: FunctionType) -> bool:

@@ -28,6 +28,22 @@ def data_folder(kind: DataFolder) -> Path:
     return package / "_data" / kind
 
 
+def cache_folder() -> Path:
+    """The user's cache folder, for compiled rules and DataFrames; `CBSIM_CACHE_DIR` names another."""
+    named = os.environ.get("CBSIM_CACHE_DIR")
+    if named:
+        return Path(named)
+    base = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA")
+    return (Path(base) if base else _home() / ".cache") / "cbsim"
+
+
+def _home() -> Path:
+    try:
+        return Path.home()
+    except RuntimeError:
+        return Path(tempfile.gettempdir())
+
+
 def yaml_names(folder: Path) -> list[str]:
     """The names of the YAML files in a folder, sorted; empty if there is no such folder."""
     return sorted(path.stem for path in folder.glob("*.yaml"))

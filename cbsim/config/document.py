@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -184,10 +184,12 @@ class Override(NamedTuple):
 def parse_overrides(overrides: Mapping[str, Any] | Iterable[str]) -> list[Override]:
     """Overrides in order, from `KEY=VALUE` texts (values are YAML) or a mapping of dotted keys to values.
 
-    Raises `ConfigError` with a line for each text that is neither.
+    Values of the mapping may be mappings in turn, which change the keys that they have and leave the others;
+    one that has a `type` or a `name`, and a sweep, stands for the whole section. Raises `ConfigError` with a
+    line for each text that is neither.
     """
     if isinstance(overrides, Mapping):
-        return [Override(split_key(key), value, "overrides") for key, value in overrides.items()]
+        return [Override(key, value, "overrides") for key, value in _nested(overrides)]
     parsed: list[Override] = []
     problems: list[str] = []
     for text in overrides:
@@ -198,6 +200,17 @@ def parse_overrides(overrides: Mapping[str, Any] | Iterable[str]) -> list[Overri
     if problems:
         raise ConfigError(*problems)
     return parsed
+
+
+def _nested(overrides: Mapping[str, Any], above: Keys = ()) -> Iterator[tuple[Keys, Any]]:
+    """Each key that some overrides change, and to what."""
+    for key, value in overrides.items():
+        keys = (*above, *split_key(key))
+        is_part = isinstance(value, Mapping) and value and not value.keys() & {"type", "name"}
+        if is_part and keys[0] != SWEEP:
+            yield from _nested(value, keys)
+        else:
+            yield keys, value
 
 
 def split_key(dotted: str) -> Keys:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import html
 import json
 import os
 import platform
@@ -20,7 +21,7 @@ from cbsim.base.errors import CbsimError, refusals
 from cbsim.base.paths import scratch_folder
 from cbsim.observers import Observer
 from cbsim.observers.audience import write_files
-from cbsim.results.metrics import Summary
+from cbsim.results.metrics import LATENCIES, Summary
 from cbsim.results.output import (
     MANIFEST,
     OBSERVER_FILES,
@@ -196,6 +197,18 @@ class Result:
     def __repr__(self) -> str:
         finished, total = self.summary["num_finished"], self.summary["num_requests"]
         return f"Result({self.name}: {finished} of {total} requests finished)"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: how many were served, the latencies, seconds, and the notes."""
+        import pandas as pd
+
+        summary = self.summary
+        rows = {name: summary[name] for name in LATENCIES if summary.get(name)}
+        table = pd.DataFrame(rows).T.to_html(float_format=lambda value: f"{value:.4g}")
+        rate = summary.get("request_throughput_per_s")
+        head = [f"{self!r}", *([f"{rate:.3g} requests/s"] if rate else [])]
+        notes = "".join(f"<li>{html.escape(note)}</li>" for note in summary.get("notes", ()))
+        return f"<p><b>{html.escape(', '.join(head))}</b></p>{table}<ul>{notes}</ul>"
 
 
 def load_run(folder: str | Path) -> Result:

@@ -31,6 +31,7 @@ from cbsim.schedulers.vllm import VllmConfig
 from cbsim.specs import GpuSpec, ModelSpec, ParallelSpec
 from cbsim.specs.huggingface import NAMED_MODEL
 from cbsim.workload import WORKLOADS, WorkloadConfig
+from cbsim.workload.frames import with_files
 from cbsim.workload.trace import missing_traces
 
 MAX_CHECKED_POINTS = 1000
@@ -152,7 +153,11 @@ class Experiment(Section):
 
     @classmethod
     def of(cls, config: str | Path | Mapping[str, Any] | Experiment, overrides: Overrides = ()) -> Experiment:
-        """The experiment in a YAML file, in a mapping, or as it is; raises as `load`."""
+        """The experiment in a YAML file, in a mapping, or as it is; raises as `load`.
+
+        In a mapping or overrides, a pandas DataFrame of requests may stand for a workload or a trace's path.
+        """
+        overrides = with_files(overrides)
         if isinstance(config, Experiment):
             return config
         if isinstance(config, Mapping):
@@ -171,7 +176,7 @@ class Experiment(Section):
         cls, mapping: Mapping[str, Any], overrides: Overrides = (), folder: str | Path = "."
     ) -> Experiment:
         """The experiment in a mapping, whose relative paths start from `folder`; raises as `load`."""
-        return cls._assembled(Document({**mapping}).copy(), overrides, Path(folder))
+        return cls._assembled(Document(with_files(mapping)).copy(), overrides, Path(folder))
 
     @property
     def speed(self) -> Literal["auto", "compiled", "interpreted"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,12 +34,20 @@ def run(
     overrides: Mapping[str, Any] | None = None,
     observers: Sequence[Observer] = (),
 ) -> Result:
-    """Run an experiment given as a YAML file or a mapping; `overrides` are `{"a.b": value}`.
+    """Run an experiment given as a YAML file or a mapping; `overrides` are `{"a.b": value}` or nested.
 
-    Writes the run folder `out` if one is given. `observers` watch it beside those that the experiment names.
-    Raises `CbsimError` with one line for each of the user's mistakes, `PluginError` where an observer fails.
+    A pandas DataFrame of requests may be the workload. Writes the run folder `out` if one is given.
+    `observers` watch it beside those that the experiment names. Of an experiment with a sweep the first point
+    is run, and a note and a warning say so. Raises `CbsimError` with a line for each of the user's mistakes,
+    `PluginError` where an observer fails.
     """
-    result = run_experiment(Experiment.of(config, overrides or {}), observers=observers)
+    experiment = Experiment.of(config, overrides or {})
+    result = run_experiment(experiment, observers=observers)
+    if experiment.sweep:
+        axes, num_points = ", ".join(experiment.sweep), len(experiment.points())
+        told = f"the first of {num_points:,} points of a sweep over {axes}; cbsim.sweep runs all of them"
+        warnings.warn(told, stacklevel=2)
+        result.summary["notes"].insert(0, told)
     if out is not None:
         result.save(out)
     return result

@@ -13,7 +13,7 @@ from cbsim.base.errors import CbsimError, refusals
 from cbsim.base.paths import written_whole
 from cbsim.results.metrics import Summary, flatten
 from cbsim.results.output import POINTS, check_target, drawn_from_sweep, has_file
-from cbsim.results.result import copy_run, is_whole_run, load_summary, remove_damaged_run
+from cbsim.results.result import copy_run, hash_mapping, is_whole_run, load_summary, remove_damaged_run
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.labels import label_values
 from cbsim.studies.run import Address, run_experiment
@@ -80,8 +80,9 @@ def sweep(
     Columns: the swept keys under their dotted names, the flattened summary (`ttft_s.p99`, timings of the
     simulation left out), `point` (folder under `out/points`) and `error` (null for a point that ran). Points
     run in this process, on `workers` spawned ones, or on the dask cluster at the address `cluster`, whose
-    workers must see the same files; the table is the same to the byte. `out`, else `runs/<name>`, keeps the
-    run folders and the table as `table.csv` and `table.parquet`; points that are there already are not run
+    workers must see the same files; the table is the same to the byte. `out`, else `runs/<name>` (with a hash
+    behind it if the experiment isn't a file as it stands), keeps the run folders and the table as `table.csv`
+    and `table.parquet`; points that are there already are not run
     again, so that a killed sweep resumes; damaged ones are. Where another sweep was in `out`, its runs stay,
     and what was drawn of its table is removed. A failing point leaves its error in the table and the others
     go on.
@@ -91,6 +92,10 @@ def sweep(
     """
     experiment = Experiment.of(config, overrides or {})
     folder = Path(out) if out is not None else Path("runs") / experiment.name
+    if out is None and (overrides or not isinstance(config, str | Path)):
+        # Another sweep of that name may be in the folder that the experiment's own file has.
+        settings = [point.resolved() for _, point in experiment.points()]
+        folder = folder.with_name(f"{folder.name}-{hash_mapping(settings)[:8]}")
     check_target(folder, "sweep")
     points = plan_points(experiment, folder)
     try:

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from cbsim.base import binding
-from cbsim.base.binding import Bound, cache_folder, can_compile
+from cbsim.base.binding import Bound, can_compile
+from cbsim.base.paths import cache_folder
 
 RULES = """
     from cbsim.base.binding import Bound
@@ -65,10 +66,10 @@ def test_what_takes_part_makes_the_key() -> None:
 
 def test_the_cache_lies_where_the_user_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CBSIM_CACHE_DIR", str(tmp_path / "own"))
-    assert cache_folder() == tmp_path / "own" / "compiled"
+    assert cache_folder() == tmp_path / "own"
     monkeypatch.delenv("CBSIM_CACHE_DIR")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert cache_folder() == tmp_path / "cbsim" / "compiled"
+    assert cache_folder() == tmp_path / "cbsim"
 
 
 def test_without_numba_nothing_can_be_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
