@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,7 +22,6 @@ from cbsim.workload.values import (
     TEXT,
     TIMES,
     TOKEN_IDS,
-    TOKENS_PER_ID,
     Kind,
     number_kind,
     real,
@@ -103,7 +102,8 @@ class Format:
     """What a log says of an answer: `first_token`, `last_token`, `token_times` on the clock of the arrivals,
     or the durations `ttft` and `gaps`, the times between chunks of the answer."""
     block_tokens: int = 512
-    """Prompt tokens that one of the `contents` stands for, unless their number says otherwise."""
+    """Prompt tokens that one of the `contents` stands for, unless they are token ids or their number says
+    otherwise."""
     prompts_grow: bool = False
     """Whether the prompt of a turn with a delay counts only what is new in it."""
 
@@ -226,7 +226,6 @@ FORMATS = (
             "session_id": Column("session_id", TEXT),
             "delay_s": Column("delay_ns", real("nanoseconds", absent=math.nan), NS_PER_S),
         },
-        block_tokens=TOKENS_PER_ID,
         written_by="LLMServingSim, arrivals in nanoseconds",
     ),
     Format(
@@ -339,8 +338,12 @@ LOG_NAMES: dict[str, tuple[str, ...]] = {
     "first_token": ("first_token_at_s", "first_token_ts", "first_token_time", "first_token_s"),
     "last_token": ("last_token_at_s", "finished_at_s", "last_token_ts", "finished_time", "last_token_s"),
     "token_times": ("token_times_s", "token_times"),
+    "hash_ids": ("hash_ids",),
+    "token_ids": ("prompt_token_ids", "input_tok_ids", "input_ids"),
 }  # fmt: skip
 """What a log says of a request, and the columns that say it: cbsim's own names, vLLM's and others'."""
+PROMPT_KINDS = {"hash_ids": IDS, "token_ids": TOKEN_IDS}
+"""What may stand in the columns of `LOG_NAMES` that say what a prompt holds."""
 
 
 def log_failures(output_tokens: str) -> Flags:
@@ -366,6 +369,24 @@ def _log(names: Sequence[str]) -> Format | None:
     )
 
 
+def prompt_column(names: Sequence[str]) -> Column | None:
+    """The column of a log or a trace that says by ids what prompts hold, if there is one."""
+    for what, kind in PROMPT_KINDS.items():
+        for name in LOG_NAMES[what]:
+            if name in names:
+                return Column(name, kind)
+    return None
+
+
+def _with_prompts(found: Format, names: Sequence[str]) -> Format:
+    """A format, with the ids of prompts that a file has beyond its columns."""
+    column = prompt_column(names)
+    own = found.optional.get("contents")
+    if column is None or (own is not None and own.name in names):
+        return found
+    return replace(found, optional=found.optional | {"contents": column})
+
+
 def recognise(names: Sequence[str], wanted: str | None = None) -> Format | None:
     """The format, or that of the name `wanted`, whose marks are all among a file's columns."""
     fitting = [each for each in FORMATS if wanted in (None, each.name) and set(each.told_by) <= set(names)]
@@ -376,7 +397,7 @@ def detect(names: Sequence[str], wanted: str | None, header_line: int, mistakes:
     """The format `wanted`, else the one that the columns tell; `None`, mistakes added, if none."""
     found = recognise(names, wanted) or (_log(names) if wanted in (None, "log") else None)
     if found is not None:
-        return found
+        return _with_prompts(found, names)
     candidates = [each for each in FORMATS if wanted in (None, each.name)]
     needed = [each.told_by for each in candidates]
     num_found = [len(set(columns) & set(names)) for columns in needed]

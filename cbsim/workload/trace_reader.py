@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from cbsim.base.errors import WorkloadError, refusals
 from cbsim.base.registry import did_you_mean
 from cbsim.workload.formats import EXTRAS, TIME_UNITS, Format, detect, unit_since_1970
+from cbsim.workload.prompts import PromptRow, check_segments, find_block_size, segments_of
 from cbsim.workload.request import BATCH_SIZE, IntColumn, ObjectColumn, RequestBatch, Segments
 from cbsim.workload.table import Mistakes, Table, TableChunk, is_parquet, open_table
 from cbsim.workload.values import INSTANT, SEGMENTS
@@ -26,7 +27,7 @@ class TraceTable(RequestBatch):
     """A trace in memory, as one batch whose prompts are still as the file gave them."""
 
     contents: ObjectColumn | None = None
-    """Prompts as segments, or as arrays of block ids; None where a row has neither."""
+    """Prompts as segments, or as `PromptIds`; None where a row has neither."""
     block_tokens: int = 512
     """Prompt tokens that one block id stands for."""
     notes: tuple[str, ...] = ()
@@ -72,7 +73,7 @@ class TraceTable(RequestBatch):
         contents = [None] * len(self) if self.contents is None else self.contents.tolist()
         whole: list[Segments | None] = []
         for row, place in enumerate(before):
-            added = _prompt((contents[row], int(lengths[row]), names[row]), self.block_tokens)
+            added = segments_of(contents[row], int(lengths[row]), names[row], self.block_tokens)
             added = added or ((f"p:{names[row]}", int(lengths[row])),)
             if place >= 0:
                 added = (*(whole[place] or ()), (f"o:{names[place]}", answers[place]), *added)
@@ -87,9 +88,10 @@ class TraceTable(RequestBatch):
         for start in range(0, len(self), size):
             batch = self.part(start, start + size)
             if self.contents is not None:
-                columns = (self.contents[start : start + size].tolist(), batch.num_prompt_tokens.tolist())
-                rows = zip(*columns, [f"r{number}" for number in batch.number.tolist()], strict=True)
-                batch = replace(batch, prompt=[_prompt(row, self.block_tokens) for row in rows])
+                contents = self.contents[start : start + size].tolist()
+                names = [f"r{number}" for number in batch.number.tolist()]
+                rows = zip(contents, batch.num_prompt_tokens.tolist(), names, strict=True)
+                batch = replace(batch, prompt=[segments_of(*row, self.block_tokens) for row in rows])
             if self.extras:
                 columns_of = [column[start : start + size].tolist() for column in self.extras.values()]
                 given = [dict(zip(self.extras, row, strict=True)) for row in zip(*columns_of, strict=True)]
@@ -269,49 +271,30 @@ class _Reader:
         """Whether segments add up to the prompt, but for the rows `told` already."""
         lengths = columns["num_prompt_tokens"].tolist()
         for row, (content, length) in enumerate(zip(columns["contents"], lengths, strict=True)):
-            got = length if content is None or row in told else sum(number for _, number in content)
-            if got != length:
-                text = f"prompt: got segments of {got:,} tokens; allowed: num_prompt_tokens, {length:,}"
-                self._mistakes.add(chunk.lines[row], order, text)
+            if row not in told:
+                check_segments(PromptRow(chunk.lines[row], content, length), self._mistakes, order)
 
     def _find_block(self, parts: list[Columns], found: Format) -> int:
-        """Prompt tokens that a block id stands for; adds a mistake for each row that has too many ids.
-
-        The format's own number holds unless another power of two, and not that one, agrees with all rows: as
-        many ids as a prompt has whole blocks, or one more for the rest of it.
-        """
-        rows = [
-            (row, len(ids), length)
-            for row, (ids, length) in enumerate(
-                pair
-                for part in parts
-                if "contents" in part
-                for pair in zip(part["contents"], part["num_prompt_tokens"].tolist(), strict=True)
-            )
-            if ids is not None and len(ids)
-        ]
-        num_ids, lengths = (
-            np.array(column, np.int64) for column in ([r[1] for r in rows], [r[2] for r in rows])
+        """Prompt tokens that a block id stands for; adds a mistake for each row that has too many ids."""
+        pairs = (
+            pair
+            for part in parts
+            if "contents" in part
+            for pair in zip(part["contents"], part["num_prompt_tokens"].tolist(), strict=True)
         )
-
-        def agrees(block: int) -> bool:
-            return bool(((num_ids >= lengths // block) & (num_ids <= -(-lengths // block))).all())
-
-        block, name = found.block_tokens, found.optional["contents"].name
-        if self._reading.block_tokens is not None:
-            block = self._reading.block_tokens
-        elif not agrees(block) and (others := [2**power for power in range(17) if agrees(2**power)]):
-            block = max(others, key=lambda each: int((num_ids == -(-lengths // each)).sum()))
-            told = "by their number; hash_block_tokens sets it"
-            self._note(f"one of {name} stands for {block:,} prompt tokens ({told})")
-        for row, num, length in rows:
-            if num > (most := -(-length // block)):
-                told = f"at most {most:,} for {length:,} prompt tokens in blocks of {block:,}"
-                hint = "" if self._reading.block_tokens else " (hash_block_tokens sets another size)"
-                self._mistakes.add(
-                    self._lines[row], len(found.required), f"{name}: got {num:,} ids; allowed: {told}{hint}"
-                )
-        return block
+        rows = (PromptRow(line, *pair) for line, pair in zip(self._lines, pairs, strict=False))
+        name = found.optional["contents"].name
+        size = find_block_size(
+            rows,
+            name,
+            self._mistakes,
+            usual=found.block_tokens,
+            given=self._reading.block_tokens,
+            order=len(found.required),
+        )
+        for note in size.note(name):
+            self._note(note)
+        return size.num_tokens
 
     def _check_ids(self, chunk: TableChunk, ids: list[str], order: int) -> None:
         for row, request_id in enumerate(ids):
@@ -370,22 +353,3 @@ def _is_used(column: NDArray[Any]) -> bool:
     if column.dtype == np.float64:
         return not bool(np.isnan(column).all())
     return bool(column.any())
-
-
-def _prompt(row: tuple[Any, ...], block_tokens: int) -> Segments | None:
-    """Block ids as segments: equal ids are equal tokens; what no id covers is unshared.
-
-    `row`: the ids, or segments already, the prompt's tokens, and the request's name.
-    """
-    content, num_prompt_tokens, name = row
-    if not isinstance(content, np.ndarray):
-        given: Segments | None = content
-        return given
-    segments = []
-    left = num_prompt_tokens
-    for block in content.tolist():
-        segments.append((f"h:{block}", min(left, block_tokens)))
-        left -= block_tokens
-    if left > 0:
-        segments.append((f"p:{name}", left))
-    return tuple(segments)

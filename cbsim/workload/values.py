@@ -173,28 +173,38 @@ COUNTS = _listed(f"[n, ...] with whole numbers from 0 to {MAX_DRAFTS}", _int(0, 
 """A list of counts of drafts: tuples."""
 
 
-def _ids(values: list[int]) -> NDArray[Any]:
+@dataclass(frozen=True, slots=True)
+class PromptIds:
+    """A prompt as ids of blocks: two prompts hold the same block, and all before it, where ids are equal."""
+
+    ids: NDArray[Any]
+    """64-bit integers."""
+    num_tokens: int | None = None
+    """How many tokens they were made of; None for ids that a file gave, of blocks of its own."""
+
+
+def _ids(values: list[int]) -> PromptIds:
     """Whole numbers of 64 bits: uint64, or int64 where one is below 0."""
-    return np.array(values, dtype=np.int64 if values and min(values) < 0 else np.uint64)
+    return PromptIds(np.array(values, dtype=np.int64 if values and min(values) < 0 else np.uint64))
 
 
 IDS = _listed("a list of whole numbers", _int(-(2**63), 2**64 - 1), _ids)
-"""A list of block ids: arrays of 64-bit integers."""
+"""A list of block ids: `PromptIds`."""
 TOKENS_PER_ID = 16
 """Tokens of a prompt that one of the ids made by `TOKEN_IDS` stands for."""
 
 
-def _hashed(tokens: list[int]) -> NDArray[Any]:
+def _hashed(tokens: list[int]) -> PromptIds:
     """An id for each block of tokens, equal only where all tokens up to its end are (but for chance)."""
     ids, last = [], 0
     for start in range(0, len(tokens), TOKENS_PER_ID):
         last = hash((last, *tokens[start : start + TOKENS_PER_ID])) % 2**64
         ids.append(last)
-    return np.array(ids, dtype=np.uint64)
+    return PromptIds(np.array(ids, dtype=np.uint64), len(tokens))
 
 
 TOKEN_IDS = _listed("a list of token ids", _int(0, MAX_EXACT), _hashed)
-"""A prompt's own tokens: ids of its blocks of `TOKENS_PER_ID`."""
+"""A prompt's own tokens: `PromptIds` of its blocks of `TOKENS_PER_ID`."""
 TIMES = _listed("a list of numbers", float, partial(np.array, dtype=np.float64))
 """Times, or times between times: float64 arrays, or None where it is left out."""
 

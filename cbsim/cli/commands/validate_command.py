@@ -18,7 +18,7 @@ from cbsim.cost.profile import ProfileConfig
 from cbsim.lab.calibrate.pointsfile import read_meta
 from cbsim.lab.validate.both_worlds import IN_TURNS, BothWorlds, calibrate_here, validate_live, with_profile
 from cbsim.lab.validate.recorded_run import compare_with_log, figures_table, replay_log
-from cbsim.lab.validate.server_log import read_server_log
+from cbsim.lab.validate.server_log import ServerLog, read_server_log
 from cbsim.lab.validate.token_clock import RecordedTokens
 from cbsim.results.output import check_run_target
 from cbsim.show.text import Table
@@ -42,6 +42,12 @@ def validate(
         "first_token, last_token or token_times; may be repeated.",
         multiple=True,
         callback=args.named_values,
+    ),
+    prompts: Path | None = args.option(
+        "--prompts FILE",
+        "What the log's prompts hold, a row a request: its id and hash_ids of blocks (of "
+        "workload.hash_block_tokens tokens, else found) or token ids.",
+        type=args.PATH,
     ),
     arrivals: Any = args.choice(
         "--arrivals",
@@ -71,13 +77,24 @@ def validate(
     """
     experiment = _load(config, overrides, profile, is_live=log_path is None)
     if log_path is None:
-        if replay or columns:
-            raise ConfigError(f"{'--replay' if replay else '--column'}: needs --log")
+        for name, is_given in (("--replay", replay), ("--column", columns), ("--prompts", prompts)):
+            if is_given:
+                raise ConfigError(f"{name}: needs --log")
         _validate_live(experiment, device, plan, profile, time_scale, out, as_json)
         return
     if profile is not None:
         experiment = with_profile(experiment, profile)
-    _validate_log(experiment, log_path, columns, arrivals, replay, as_json)
+    log = _read_log(experiment, log_path, columns, prompts)
+    _validate_log(experiment, log, arrivals, replay, as_json)
+
+
+def _read_log(experiment: Experiment, path: Path, columns: dict[str, str], prompts: Path | None) -> ServerLog:
+    """The log, with what its prompts hold where that is known, in hash blocks as the workload has them."""
+    if experiment.replicas.count != 1:
+        raise ConfigError(f"replicas.count: got {experiment.replicas.count}; a log is one replica's")
+    block_tokens = getattr(experiment.workload, "hash_block_tokens", None)
+    log = read_server_log(path, columns, block_tokens)
+    return log if prompts is None else log.with_prompts(prompts, block_tokens)
 
 
 def _load(config: str, overrides: tuple[str, ...], profile: Path | None, *, is_live: bool) -> Experiment:
@@ -92,19 +109,14 @@ def _load(config: str, overrides: tuple[str, ...], profile: Path | None, *, is_l
     return Experiment.load(path, overrides)
 
 
-def _validate_log(
-    experiment: Experiment, path: Path, columns: dict[str, str], arrivals: Any, replay: bool, as_json: bool
-) -> None:
-    if experiment.replicas.count != 1:
-        raise ConfigError(f"replicas.count: got {experiment.replicas.count}; a log is one replica's")
-    log = read_server_log(path, columns)
+def _validate_log(experiment: Experiment, log: ServerLog, arrivals: Any, replay: bool, as_json: bool) -> None:
     run = compare_with_log(experiment, log, arrivals)
     clock = replay_log(experiment, log) if replay else None
     if as_json:
         told: dict[str, Any] = {"figures": _as_rows(run.figures), "notes": run.notes}
         args.print_json(told | ({"replay": _replay_as_dict(clock)} if clock is not None else {}))
         return
-    title = f"{path.name}: {format_count(len(log))} requests, latencies from when they were {arrivals}"
+    title = f"{log.path.name}: {format_count(len(log))} requests, latencies from when they were {arrivals}"
     figures_table(run.figures, "recorded", "simulated", title).print()
     for note in run.notes:
         click.echo(f"note: {note}")

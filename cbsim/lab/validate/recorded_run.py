@@ -64,7 +64,19 @@ def compare_with_log(experiment: Experiment, log: ServerLog, arrivals: Arrivals 
         real |= _statistics(name, values)
     num_lost = summary["num_requests"] - summary["num_finished"]
     lost = [f"{num_lost:,} requests did not finish in the simulation"] if num_lost else []
-    return RecordedRun(side_by_side(real, flatten(summary)), [*log.notes, *notes, *lost])
+    told = [*log.notes, *_prompt_notes(experiment, log), *notes, *lost]
+    return RecordedRun(side_by_side(real, flatten(summary)), told)
+
+
+def _prompt_notes(experiment: Experiment, log: ServerLog) -> list[str]:
+    """What prefix caching can't know, or isn't asked."""
+    if log.prompts is None and experiment.kv_cache.prefix_caching:
+        return [
+            "the log doesn't say what prompts hold: nothing is found in the prefix cache (--prompts says it)"
+        ]
+    if log.prompts is not None and not experiment.kv_cache.prefix_caching:
+        return ["kv_cache.prefix_caching is false: what prompts share is computed again"]
+    return []
 
 
 def _statistics(name: str, values: Column) -> dict[str, float]:

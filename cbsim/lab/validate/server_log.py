@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,14 +18,17 @@ from cbsim.results.result import load_run
 from cbsim.results.run_log import Column
 from cbsim.workload.formats import (
     LOG_NAMES,
+    PROMPT_KINDS,
     TIME_UNITS,
     Flags,
     Format,
     log_failures,
+    prompt_column,
     recognise,
     unit_since_1970,
 )
-from cbsim.workload.request import RequestBatch
+from cbsim.workload.prompts import PromptRow, find_block_size, read_prompts, segments_of
+from cbsim.workload.request import ObjectColumn, RequestBatch
 from cbsim.workload.request_source import Workload, WorkloadConfig
 from cbsim.workload.table import Mistakes, Table, is_parquet, open_table
 from cbsim.workload.values import MAX_EXACT, MAX_TOKENS, TEXT, Kind, number_kind, read_columns, whole
@@ -57,6 +60,8 @@ class ServerLog:
     """Where some answers came in chunks of several tokens: times between the tokens of the others."""
     scheduled_s: Column | None = None
     """When the scheduler first gave it a share of a step."""
+    prompts: ObjectColumn | None = None
+    """What prompts hold, as `Segments`, None where a request's isn't known; None: nothing was recorded."""
     notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
@@ -69,6 +74,11 @@ class ServerLog:
         if self.queued_s is None:
             raise WorkloadError(f"{self.path}: has no column queued_s or queued_ts; allowed: sent")
         return self.queued_s
+
+    def with_prompts(self, path: Path, block_tokens: int | None = None) -> ServerLog:
+        """The log with what its prompts hold, from a file (`read_prompts`). Raises `WorkloadError`."""
+        found = read_prompts(path, self.request_id, self.num_prompt_tokens.tolist(), block_tokens)
+        return replace(self, prompts=found.segments, notes=(*self.notes, *found.notes))
 
     def workload(self, arrivals: Arrivals) -> LoggedWorkload:
         """Its requests, to be simulated."""
@@ -102,7 +112,10 @@ class LoggedWorkload(Workload):
         log, order = self._log, np.argsort(self._arrival_s, kind="stable")
         num_prompt_tokens, num_output_tokens = log.num_prompt_tokens[order], log.num_output_tokens[order]
         ids = np.array(log.request_id, dtype=np.object_)[order]
-        yield RequestBatch(order, self._arrival_s[order], num_prompt_tokens, num_output_tokens, ids)
+        prompt = None if log.prompts is None else log.prompts[order].tolist()
+        yield RequestBatch(
+            order, self._arrival_s[order], num_prompt_tokens, num_output_tokens, ids, prompt=prompt
+        )
 
     def num_requests(self) -> int:
         """Exact."""
@@ -132,15 +145,18 @@ KINDS = {
     "prompt_tokens": whole(1, MAX_TOKENS),
     "output_tokens": whole(1, MAX_TOKENS),
     "token_times": Kind("a list of rising seconds", _rising),
+    **PROMPT_KINDS,
 }
 """What may stand in a column; an `INSTANT` in every other."""
 
 
-def read_server_log(path: Path, columns: Mapping[str, str] | None = None) -> ServerLog:
+def read_server_log(
+    path: Path, columns: Mapping[str, str] | None = None, block_tokens: int | None = None
+) -> ServerLog:
     """Read a log: JSONL, CSV, Parquet, or the run folder of a cbsim run, simulated or live.
 
-    `columns` maps keys of `LOG_NAMES` to a log's own column names. Raises `WorkloadError` with a line for
-    each mistake.
+    `columns` maps keys of `LOG_NAMES` to a log's own column names; a log's own hash ids stand for
+    `block_tokens` tokens each, if that is given. Raises `WorkloadError` with a line for each mistake.
     """
     unknown = [name for name in columns or {} if name not in LOG_NAMES]
     if unknown:
@@ -151,11 +167,11 @@ def read_server_log(path: Path, columns: Mapping[str, str] | None = None) -> Ser
         found, notes = _read_run_folder(path)
     else:
         with refusals(path, "read", WorkloadError):
-            found, notes = _read_file(path, columns or {})
+            found, notes = _read_file(path, columns or {}, block_tokens)
     order, start = np.argsort(found["arrival"], kind="stable"), found["arrival"].min()
     ids, times = found.get("request_id", range(len(order))), found.get("token_times")
     times, itl_s, chunked = _tokens_of(times, found["output_tokens"], order)
-    since_start = {what: (found[what] - start)[order] for what in found if what not in KINDS}
+    since_start = {what: (found[what] - start)[order] for what in found if what not in (*KINDS, "prompts")}
     return ServerLog(
         path=path,
         request_id=tuple(str(ids[row]) for row in order.tolist()),
@@ -168,6 +184,7 @@ def read_server_log(path: Path, columns: Mapping[str, str] | None = None) -> Ser
         token_times_s=None if times is None else tuple(each - start for each in times),
         itl_s=itl_s,
         scheduled_s=since_start.get("scheduled"),
+        prompts=found["prompts"][order] if "prompts" in found else None,
         notes=(*notes, *chunked),
     )
 
@@ -190,7 +207,7 @@ def _tokens_of(
     return None, np.concatenate(gaps) if gaps else None, [note]
 
 
-def _read_file(path: Path, given: Mapping[str, str]) -> tuple[Columns, list[str]]:
+def _read_file(path: Path, given: Mapping[str, str], block_tokens: int | None) -> tuple[Columns, list[str]]:
     """A log's columns, every value checked, and what to know of them."""
     mistakes = Mistakes(str(path), "row " if is_parquet(path) else "")
     table = open_table(path, mistakes)
@@ -203,13 +220,13 @@ def _read_file(path: Path, given: Mapping[str, str]) -> tuple[Columns, list[str]
     if table is None or mistakes:
         raise mistakes.error()
     if benchmark is not None:
-        wanted, flags = _wanted_of(benchmark), benchmark.failed
+        wanted, flags = _wanted_of(benchmark, table.names), benchmark.failed
         flags = flags | log_failures(benchmark.output_tokens)
     else:
         wanted = {what: (name, KINDS.get(what, INSTANT)) for what, name in names.items()}
         flags = log_failures(names["output_tokens"])
     columns, lines, num_failed = _read_served(table, wanted, flags, mistakes)
-    notes = list(table.notes)
+    notes = [*table.notes, *_find_prompts(columns, wanted, lines, mistakes, block_tokens)]
     if benchmark is not None:
         notes.insert(0, f"read as {benchmark.written_by}")
         columns = _as_log(columns, benchmark)
@@ -244,13 +261,37 @@ def _read_served(
     return columns, lines, num_failed
 
 
+def _find_prompts(
+    columns: Columns,
+    wanted: Mapping[str, tuple[str, Kind]],
+    lines: Sequence[int],
+    mistakes: Mistakes,
+    block_tokens: int | None,
+) -> list[str]:
+    """Turn a log's own ids of prompts into `prompts`; returns a note where the size of a block was found."""
+    contents = {what: columns.pop(what) for what in PROMPT_KINDS if what in columns}
+    for what, content in contents.items():
+        lengths = columns["prompt_tokens"].tolist()
+        rows = [PromptRow(*row) for row in zip(lines, content, lengths, strict=True)]
+        name = wanted[what][0]
+        size = find_block_size(rows, name, mistakes, given=block_tokens)
+        segments = [
+            segments_of(row.content, row.num_prompt_tokens, f"r{at}", size.num_tokens)
+            for at, row in enumerate(rows)
+        ]
+        columns["prompts"] = np.full(len(rows), None, np.object_)
+        columns["prompts"][:] = segments
+        return size.note(name)
+    return []
+
+
 def _to_seconds(columns: Columns, names: Mapping[str, str]) -> list[str]:
     """Turn dates in milliseconds or microseconds into seconds; returns a note on each unit found."""
     found: dict[str, list[str]] = {}
     for what, values in columns.items():
         if what == "token_times":
             first = next((each[0] for each in values if each is not None and len(each)), 0.0)
-        elif what in KINDS:
+        elif what in KINDS or what == "prompts":
             continue
         else:
             first = float(values.min())
@@ -264,8 +305,8 @@ def _to_seconds(columns: Columns, names: Mapping[str, str]) -> list[str]:
     return [f"{', '.join(of)}: in {unit} since 1970, by their size" for unit, of in found.items()]
 
 
-def _wanted_of(benchmark: Format) -> dict[str, tuple[str, Kind]]:
-    """What to read of a benchmark's results."""
+def _wanted_of(benchmark: Format, present: Sequence[str]) -> dict[str, tuple[str, Kind]]:
+    """What to read of a benchmark's results that have the columns `present`."""
     required = benchmark.required
     wanted = {
         "arrival": required["arrival_s"],
@@ -275,6 +316,8 @@ def _wanted_of(benchmark: Format) -> dict[str, tuple[str, Kind]]:
     }
     if "request_id" in benchmark.optional:
         wanted["request_id"] = benchmark.optional["request_id"]
+    if (prompts := prompt_column(present)) is not None:
+        wanted[next(what for what, kind in PROMPT_KINDS.items() if kind is prompts.kind)] = prompts
     return {what: (column.name, column.kind) for what, column in wanted.items()}
 
 

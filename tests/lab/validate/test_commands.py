@@ -47,6 +47,34 @@ def test_tables_for_readers(folder):
         assert text in answer.output
 
 
+def test_prompts_of_a_log_are_found_in_the_prefix_cache(folder, tmp_path):
+    """Every prompt begins with the same 48 tokens, whether a file of prompts or the log itself says so."""
+    requests = cbsim.load_run(folder / "run").requests
+    shared = [{"request_id": name, "hash_ids": [1, 2, 3]} for name in requests["request_id"]]
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in shared))
+    log = tmp_path / "log.jsonl"
+    columns = {"input_tokens": "num_prompt_tokens", "output_tokens": "num_output_tokens"}
+    rows = [
+        row
+        | {"arrival_s": one["arrival_s"], "first_token_s": one["arrival_s"] + one["ttft_s"]}
+        | {name: one[column] for name, column in columns.items()}
+        | {"last_token_s": one["finished_at_s"]}
+        for row, one in zip(shared, requests.to_dict("records"), strict=True)
+    ]
+    log.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    common = (folder / "experiment.yaml", "--json", "--set", "kv_cache.prefix_caching=true")
+    common += ("--set", "workload={type: trace, path: azure-like.csv, hash_block_tokens: 16}")
+    alone = call(*common, "--log", folder / "run")
+    apart = call(*common, "--log", folder / "run", "--prompts", prompts)
+    inside = call(*common, "--log", log)
+    assert ttft_mean_s(apart) < ttft_mean_s(alone)
+    assert ttft_mean_s(inside) == pytest.approx(ttft_mean_s(apart), rel=1e-9)
+    assert "nothing is found in the prefix cache (--prompts says it)" in alone.output
+    off = call(*common, "--set", "kv_cache.prefix_caching=false", "--log", log)
+    assert "prefix_caching is false: what prompts share is computed again" in off.output
+
+
 def test_another_cost_is_seen(folder):
     answer = call(
         folder / "experiment.yaml",
@@ -83,6 +111,7 @@ def test_settings_beside_a_profile_are_the_profiles(folder, tmp_path, priced_by)
     [
         (["--replay"], "--replay: needs --log"),
         (["--column", "arrival=x"], "--column: needs --log"),
+        (["--prompts", "x"], "--prompts: needs --log"),
         (["--log", "nowhere.jsonl"], "nowhere.jsonl: can't be read"),
         (["--log", "x", "--column", "arrival"], "--column: got 'arrival'; expected WHAT=NAME"),
         (["--log", "x", "--set", "replicas.count=2"], "a log is one replica's"),

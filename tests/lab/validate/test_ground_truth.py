@@ -1,72 +1,90 @@
-"""A recorded vLLM run predicted from layer timings of its GPU, nearer than by LLMServingSim 2.0."""
+"""Recorded vLLM runs predicted from layer timings of their GPUs, nothing fitted to the runs."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from cbsim.base.paths import data_folder
 from cbsim.cost.costfile import CostFile, model_shape
 from cbsim.lab.calibrate.fit import calibrated_box, fit_form
 from cbsim.lab.calibrate.layers import LayerTimings
 from cbsim.lab.calibrate.named_spec import load_gpu, load_model
+from cbsim.lab.validate.both_worlds import with_profile
 from cbsim.lab.validate.recorded_run import compare_with_log, replay_log
-from cbsim.lab.validate.server_log import read_server_log
+from cbsim.lab.validate.server_log import ServerLog, read_server_log
 from cbsim.studies.experiment import Experiment
 
-FOLDER = Path(__file__).resolve().parents[4] / "shared" / "ground-truth" / "rtxpro6000-llama-3.1-8b"
-PEER_PCT = {"ttft_s.mean": 4.0, "tpot_s.mean": 1.0, "e2e_s.mean": 1.8}
-"""LLMServingSim 2.0's own errors on this run."""
+FOLDER = Path(__file__).resolve().parents[4] / "shared" / "ground-truth"
+CONFIGS = {"rtxpro6000": "recorded-run.yaml", "rtx4090": "recorded-run-rtx4090.yaml"}
+ERROR_PCT = {"rtxpro6000": (6.0, 2.5, 3.5), "rtx4090": (3.5, 2.5, 3.0)}
+"""Bounds of the errors of mean TTFT, TPOT and E2E with what prompts share."""
+PEER_PCT = (4.0, 1.0, 1.8)
+"""LLMServingSim 2.0's own errors on the first run."""
 
-pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="the recorded run is not at hand")
+pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="the recorded runs are not at hand")
 
 
-@pytest.fixture(scope="module")
-def experiment(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
-    """The recorded run's settings, priced by a form fitted to the timings alone."""
-    folder = tmp_path_factory.mktemp("profile")
-    model, gpu = load_model("llama-3-8b"), load_gpu("rtxpro6000")
-    files = (FOLDER / name for name in ("dense.csv", "per_sequence.csv", "attention.csv"))
-    points = [point for point in LayerTimings(*files, model, gpu).points() if point.split == "fit"]
-    CostFile(
-        format="cbsim-cost/1",
-        gpu="rtxpro6000",
-        device="rtxpro6000",
-        model=model_shape(model),
-        tensor_parallel=1,
-        form=fit_form(points, model.num_layers, seed=0),
-        box=calibrated_box(points),
-        points_sha256="",
-    ).save(folder / "cost.json")
-    return Experiment.from_mapping(
-        {
-            "model": "llama-3-8b",
-            "gpu": "rtxpro6000",
-            "workload": {"type": "trace", "path": "azure-like.csv"},
-            "scheduler": {
-                "type": "vllm",
-                "version": "0.20",
-                "max_num_seqs": 128,
-                "max_tokens_per_step": 2048,
-            },
-            "kv_cache": {"num_blocks": 30_000, "block_size": 16, "prefix_caching": True},
-            "cost_model": {"type": "profile", "profile": str(folder)},
-        }
-    )
+class Recorded:
+    """A recorded run, and its settings priced by a form fitted to the timings of its GPU alone."""
+
+    def __init__(self, gpu: str, profile: Path) -> None:
+        self.gpu, self.folder = gpu, FOLDER / f"{gpu}-llama-3.1-8b"
+        model, spec = load_model("llama-3-8b"), load_gpu(gpu)
+        files = (self.folder / name for name in ("dense.csv", "per_sequence.csv", "attention.csv"))
+        points = [point for point in LayerTimings(*files, model, spec).points() if point.split == "fit"]
+        CostFile(
+            format="cbsim-cost/1",
+            gpu=gpu,
+            device=gpu,
+            model=model_shape(model),
+            tensor_parallel=1,
+            form=fit_form(points, model.num_layers, seed=0),
+            box=calibrated_box(points),
+            points_sha256="",
+        ).save(profile / "cost.json")
+        self.experiment = with_profile(Experiment.load(data_folder("calibration") / CONFIGS[gpu]), profile)
+
+    def log(self, *, with_prompts: bool = True) -> ServerLog:
+        log = read_server_log(self.folder / "requests.jsonl")
+        return log.with_prompts(self.folder / "prompts.jsonl") if with_prompts else log
+
+    def error_pct(self, log: ServerLog, arrivals: Any) -> list[float]:
+        """Of mean TTFT, TPOT and E2E."""
+        figures = {figure.name: figure for figure in compare_with_log(self.experiment, log, arrivals).figures}
+        return [figures[f"{name}.mean"].error_pct for name in ("ttft_s", "tpot_s", "e2e_s")]
+
+
+@pytest.fixture(
+    scope="module", params=[pytest.param(gpu, marks=pytest.mark.xdist_group(gpu)) for gpu in CONFIGS]
+)
+def recorded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Recorded:
+    return Recorded(request.param, tmp_path_factory.mktemp("profile"))
 
 
 @pytest.mark.parametrize("arrivals", ["sent", "queued"])
-def test_the_run_is_predicted_nearer_than_by_the_peer(experiment, arrivals):
-    log = read_server_log(FOLDER / "requests.jsonl")
-    figures = {figure.name: figure for figure in compare_with_log(experiment, log, arrivals).figures}
-    for name, peer_pct in PEER_PCT.items():
-        assert abs(figures[name].error_pct) < peer_pct, name
+def test_the_run_is_predicted(recorded, arrivals):
+    errors = recorded.error_pct(recorded.log(), arrivals)
+    for error, bound in zip(errors, ERROR_PCT[recorded.gpu], strict=True):
+        assert abs(error) < bound
 
 
-def test_the_scheduler_is_no_source_of_error(experiment):
+def test_without_prompts_two_errors_cancel(recorded):
+    """Steps that are predicted too short have more to do: so it is nearer than the peer."""
+    if recorded.gpu == "rtxpro6000":
+        for error, bound in zip(
+            recorded.error_pct(recorded.log(with_prompts=False), "sent"), PEER_PCT, strict=True
+        ):
+            assert abs(error) < bound
+
+
+def test_the_scheduler_is_no_source_of_error(recorded):
     """In the forced replay nearly every step with recorded tokens is as decided."""
-    clock = replay_log(experiment, read_server_log(FOLDER / "requests.jsonl"))
+    clock = replay_log(recorded.experiment, recorded.log())
     assert clock.num_recorded_steps > 450
-    assert len(clock.contradictions) <= 0.03 * clock.num_recorded_steps
+    allowed = {"rtxpro6000": 0.01, "rtx4090": 0.09}[recorded.gpu]
+    assert len(clock.contradictions) <= allowed * clock.num_recorded_steps
     _, ratio = clock.recorded_over_predicted()["decode"]
     assert ratio == pytest.approx(1.0, abs=0.03)
