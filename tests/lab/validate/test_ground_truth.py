@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from calibration.recorded_runs import RUNS, RecordedFolder
 from cbsim.base.paths import data_folder
 from cbsim.cost.costfile import CostFile, model_shape
 from cbsim.lab.calibrate.fit import calibrated_box, fit_form
@@ -18,7 +19,8 @@ from cbsim.lab.validate.server_log import ServerLog, read_server_log
 from cbsim.studies.experiment import Experiment
 
 FOLDER = Path(__file__).resolve().parents[4] / "shared" / "ground-truth"
-CONFIGS = {"rtxpro6000": "recorded-run.yaml", "rtx4090": "recorded-run-rtx4090.yaml"}
+GPUS = {name.partition("-")[0]: name for name in RUNS}
+"""Folders of runs by GPU."""
 ERROR_PCT = {"rtxpro6000": (6.0, 2.5, 3.5), "rtx4090": (3.5, 2.5, 3.0)}
 """Bounds of the errors of mean TTFT, TPOT and E2E with what prompts share."""
 PEER_PCT = (4.0, 1.0, 1.8)
@@ -31,7 +33,7 @@ class Recorded:
     """A recorded run, and its settings priced by a form fitted to the timings of its GPU alone."""
 
     def __init__(self, gpu: str, profile: Path) -> None:
-        self.gpu, self.folder = gpu, FOLDER / f"{gpu}-llama-3.1-8b"
+        self.gpu, self.folder = gpu, FOLDER / GPUS[gpu]
         model, spec = load_model("llama-3-8b"), load_gpu(gpu)
         files = (self.folder / name for name in ("dense.csv", "per_sequence.csv", "attention.csv"))
         points = [point for point in LayerTimings(*files, model, spec).points() if point.split == "fit"]
@@ -45,7 +47,7 @@ class Recorded:
             box=calibrated_box(points),
             points_sha256="",
         ).save(profile / "cost.json")
-        self.experiment = with_profile(Experiment.load(data_folder("calibration") / CONFIGS[gpu]), profile)
+        self.experiment = with_profile(Experiment.load(data_folder("calibration") / RUNS[GPUS[gpu]]), profile)
 
     def log(self, *, with_prompts: bool = True) -> ServerLog:
         log = read_server_log(self.folder / "requests.jsonl")
@@ -58,7 +60,7 @@ class Recorded:
 
 
 @pytest.fixture(
-    scope="module", params=[pytest.param(gpu, marks=pytest.mark.xdist_group(gpu)) for gpu in CONFIGS]
+    scope="module", params=[pytest.param(gpu, marks=pytest.mark.xdist_group(gpu)) for gpu in GPUS]
 )
 def recorded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Recorded:
     return Recorded(request.param, tmp_path_factory.mktemp("profile"))
@@ -78,6 +80,13 @@ def test_without_prompts_two_errors_cancel(recorded):
             recorded.error_pct(recorded.log(with_prompts=False), "sent"), PEER_PCT, strict=True
         ):
             assert abs(error) < bound
+
+
+def test_the_peers_own_figures_are_read(recorded, tmp_path):
+    peer = RecordedFolder(recorded.folder, tmp_path).peer()
+    assert len(peer) == 12
+    if recorded.gpu == "rtxpro6000":
+        assert tuple(-peer[f"{name}.mean"] for name in ("ttft_s", "tpot_s", "e2e_s")) == PEER_PCT
 
 
 def test_the_scheduler_is_no_source_of_error(recorded):
