@@ -17,14 +17,18 @@ from cbsim.cli.commands import arguments as args
 from cbsim.cost.profile import ProfileConfig
 from cbsim.lab.calibrate.pointsfile import read_meta
 from cbsim.lab.validate.both_worlds import IN_TURNS, BothWorlds, calibrate_here, validate_live, with_profile
+from cbsim.lab.validate.log_verdict import Verdict, judge
 from cbsim.lab.validate.recorded_run import compare_with_log, figures_table, replay_log
 from cbsim.lab.validate.server_log import ServerLog, read_server_log
 from cbsim.lab.validate.token_clock import RecordedTokens
 from cbsim.results.output import check_run_target
+from cbsim.show.style import save_figure
 from cbsim.show.text import Table
+from cbsim.show.validation_plot import recorded_picture
 from cbsim.studies.experiment import Experiment
 
 MAX_SHOWN = 5
+PICTURE = "recorded-and-simulated.png"
 
 
 @args.command()
@@ -66,14 +70,18 @@ def validate(
     ),
     time_scale: float = args.option("--time-scale", "Live arrivals so much faster.", default=1.0),
     out: Path | None = args.option(
-        "--out DIR", "Of a live run; default: runs/NAME-validate.", type=args.PATH
+        "--out DIR", "Of a live run, or the picture; default: runs/NAME-validate.", type=args.PATH
+    ),
+    picture: bool = args.option(
+        "--picture/--no-picture", "Draw a log's run beside its simulation.", default=True, show_default=False
     ),
     as_json: bool = args.JSON,
 ) -> None:
     """Hold the simulation of CONFIG against reality.
 
     Without --log: time this machine's kernels, serve CONFIG live, simulate the same arrivals, and compare.
-    With --log: simulate the log's requests by CONFIG's scheduler and cost model, and compare.
+    With --log: simulate the log's requests by CONFIG's scheduler and cost model, and compare; end in a
+    verdict: how right it is, where it is off, which setting or timing would mend it, and a picture.
     """
     experiment = _load(config, overrides, profile, is_live=log_path is None)
     if log_path is None:
@@ -85,7 +93,12 @@ def validate(
     if profile is not None:
         experiment = with_profile(experiment, profile)
     log = _read_log(experiment, log_path, columns, prompts)
-    _validate_log(experiment, log, arrivals, replay, as_json)
+    folder = (out or _default_folder(experiment)) if picture and (out or not as_json) else None
+    _validate_log(experiment, log, arrivals, replay, folder, as_json)
+
+
+def _default_folder(experiment: Experiment) -> Path:
+    return Path("runs") / f"{experiment.name}-validate"
 
 
 def _read_log(experiment: Experiment, path: Path, columns: dict[str, str], prompts: Path | None) -> ServerLog:
@@ -109,19 +122,51 @@ def _load(config: str, overrides: tuple[str, ...], profile: Path | None, *, is_l
     return Experiment.load(path, overrides)
 
 
-def _validate_log(experiment: Experiment, log: ServerLog, arrivals: Any, replay: bool, as_json: bool) -> None:
+def _validate_log(
+    experiment: Experiment, log: ServerLog, arrivals: Any, replay: bool, folder: Path | None, as_json: bool
+) -> None:
     run = compare_with_log(experiment, log, arrivals)
     clock = replay_log(experiment, log) if replay else None
+    stretches = clock.stretches if clock is not None else None
+    _say("trying settings ...")
+    verdict = judge(experiment, run, stretches, lambda changed: compare_with_log(changed, log, arrivals))
+    title = f"{log.path.name}: {format_count(len(log))} requests, latencies from when they were {arrivals}"
+    if folder is not None:
+        drawn = recorded_picture(run.arrival_s, run.recorded, run.simulated, title)
+        save_figure(drawn, folder / PICTURE)
     if as_json:
         told: dict[str, Any] = {"figures": _as_rows(run.figures), "notes": run.notes}
-        args.print_json(told | ({"replay": _replay_as_dict(clock)} if clock is not None else {}))
+        told |= {"replay": _replay_as_dict(clock)} if clock is not None else {}
+        args.print_json(told | {"verdict": _verdict_as_dict(verdict)})
         return
-    title = f"{log.path.name}: {format_count(len(log))} requests, latencies from when they were {arrivals}"
     figures_table(run.figures, "recorded", "simulated", title).print()
     for note in run.notes:
         click.echo(f"note: {note}")
     if clock is not None:
         _print_replay(clock)
+    for line in verdict.told():
+        click.echo(line)
+    if folder is not None:
+        click.echo(f"picture: {folder / PICTURE}")
+
+
+def _verdict_as_dict(verdict: Verdict) -> dict[str, Any]:
+    return {
+        "within_pct": verdict.within_pct,
+        "error_pct": dict(verdict.error_pct),
+        "where": verdict.where,
+        "remedies": verdict.remedies,
+        "steps": [
+            {
+                "kind": each.cell.kind,
+                "least": each.cell.least,
+                "most": each.cell.most,
+                "num_steps": each.num_steps,
+                "ratio": each.ratio,
+            }
+            for each in verdict.cells
+        ],
+    }
 
 
 def _validate_live(
@@ -135,7 +180,7 @@ def _validate_live(
 ) -> None:
     with args.needs_torch("a live run"):
         import cbsim.lab.live.live_run  # noqa: F401
-    folder = out or Path("runs") / f"{experiment.name}-validate"
+    folder = out or _default_folder(experiment)
     for name in ("live", "simulated"):
         check_run_target(folder / name)
     if profile is not None:

@@ -10,18 +10,21 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from cbsim.base.errors import WorkloadError
 from cbsim.core.stepping import Slice, StepwiseWorld, WatchedStepper
 from cbsim.lab.validate.server_log import Arrivals, LoggedWorkload, ServerLog
 from cbsim.lab.validate.token_clock import Engine, RecordedTokens, waiting_since
-from cbsim.results.metrics import Deployment, flatten, summarize
+from cbsim.results.metrics import Deployment, flatten, request_latencies, summarize
 from cbsim.results.run_log import Column, RunLog
 from cbsim.show.text import MISSING, Table, format_figure
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.run import make_cost_model, simulate
 from cbsim.studies.simulation import setup_of, step_through, stepwise, stepwise_log
+from cbsim.workload.formats import LOG_NAMES
 from cbsim.workload.request_source import Workload
 
 TITLES = {"ttft_s": "TTFT", "tpot_s": "TPOT", "itl_s": "ITL", "e2e_s": "E2E"}
+PER_REQUEST = ("ttft_s", "tpot_s", "e2e_s")
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 STATISTICS = ("mean", *QUANTILES)
 RATES = ("request_throughput_per_s", "output_token_throughput_per_s")
@@ -51,6 +54,17 @@ class RecordedRun:
 
     figures: list[Figure]
     notes: list[str]
+    arrival_s: Column
+    """Of each request, rising, seconds since the first."""
+    recorded: Mapping[str, Column]
+    """`ttft_s`, `tpot_s` and `e2e_s` of each request, in that order; NaN where it has none."""
+    simulated: Mapping[str, Column]
+
+    @property
+    def error_pct(self) -> dict[str, float]:
+        """Of the means of the latencies, by name."""
+        means = {figure.name: figure.error_pct for figure in self.figures}
+        return {name: means[f"{name}.mean"] for name in PER_REQUEST if f"{name}.mean" in means}
 
 
 def compare_with_log(experiment: Experiment, log: ServerLog, arrivals: Arrivals = "sent") -> RecordedRun:
@@ -60,12 +74,21 @@ def compare_with_log(experiment: Experiment, log: ServerLog, arrivals: Arrivals 
     makespan_s = float(log.last_token_s.max() - log.arrival_s(arrivals).min())
     served = (len(log), int(log.num_output_tokens.sum()))
     real = {name: count / makespan_s for name, count in zip(RATES, served, strict=True) if makespan_s > 0}
-    for name, values in log.latencies(arrivals).items():
+    measured = log.latencies(arrivals)
+    for name, values in measured.items():
         real |= _statistics(name, values)
     num_lost = summary["num_requests"] - summary["num_finished"]
     lost = [f"{num_lost:,} requests did not finish in the simulation"] if num_lost else []
     told = [*log.notes, *_prompt_notes(experiment, log), *notes, *lost]
-    return RecordedRun(side_by_side(real, flatten(summary)), told)
+    order = np.argsort(log.arrival_s(arrivals), kind="stable")
+    latencies = request_latencies(simulated)
+    return RecordedRun(
+        side_by_side(real, flatten(summary)),
+        told,
+        simulated.requests["arrival_s"],
+        {name: measured[name][order] for name in PER_REQUEST},
+        {name: latencies[name] for name in PER_REQUEST},
+    )
 
 
 def _prompt_notes(experiment: Experiment, log: ServerLog) -> list[str]:
@@ -108,8 +131,15 @@ def replay_log(experiment: Experiment, log: ServerLog) -> RecordedTokens:
 
     How many steps lie between two recorded instants isn't in a log of first and last tokens: a first pass
     estimates it, further ones take the counts that agree with all requests' tokens. The pass with the fewest
-    contradictions is told.
+    contradictions is told. Raises `WorkloadError` for a log that says of a request neither when its tokens
+    came nor when it was first scheduled: the steps before its first token are then anybody's guess.
     """
+    if log.token_times_s is None and log.scheduled_s is None:
+        tokens, scheduled = (" or ".join(LOG_NAMES[what]) for what in ("token_times", "scheduled"))
+        raise WorkloadError(
+            f"{log.path}: a replay needs token times: a column {tokens} with a time for each token, or, "
+            f"beside first and last tokens, when requests were first scheduled ({scheduled})"
+        )
     budget = int(getattr(experiment.scheduler, "max_tokens_per_step", 2**31))
     cap = int(getattr(experiment.scheduler, "chunk_size", 0)) or budget
     engine = Engine(2 if experiment.scheduler.async_scheduling else 1, min(cap, budget))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -15,6 +15,8 @@ from cbsim.core.stepping import Slice
 from cbsim.lab.validate.server_log import ServerLog
 from cbsim.results.run_log import Column
 
+FEW_DECODES, FEW_TOKENS = 16, 128
+"""Steps of no more decodes, or tokens, all cost about the same: reading the weights."""
 MEMORY = 0.9
 """Weight of stretches before the last in what predictions are off."""
 KINDS = ("prefill", "decode", "mixed")
@@ -29,6 +31,23 @@ class Contradiction(NamedTuple):
     reason: str
 
 
+class Cell(NamedTuple):
+    """Steps alike: of one kind and, within a factor of two, one size."""
+
+    kind: str
+    least: int
+    """Least size: decodes of a step of decodes alone, tokens of another."""
+    most: int
+
+    @classmethod
+    def of(cls, kind: str, slices: Sequence[Slice]) -> Cell:
+        """The cell of a step; steps of few decodes or tokens are all alike."""
+        size = len(slices) if kind == "decode" else sum(part.num_tokens for part in slices)
+        floor = FEW_DECODES if kind == "decode" else FEW_TOKENS
+        most = max(floor, 1 << (size - 1).bit_length())
+        return cls(kind, 1 if most == floor else most // 2 + 1, most)
+
+
 class Stretch(NamedTuple):
     """Steps between two recorded instants."""
 
@@ -37,6 +56,8 @@ class Stretch(NamedTuple):
     num_steps: int
     recorded_s: float
     predicted_s: float
+    cells: Mapping[Cell, tuple[int, float]]
+    """By cell: how many of its steps, and their predicted seconds."""
 
 
 class Due(NamedTuple):
@@ -76,6 +97,7 @@ class RecordedTokens:
         """Whether the stretch at hand began at a recorded instant."""
         self._predicted_s = 0.0
         self._kinds: list[str] = []
+        self._cells: dict[Cell, tuple[int, float]] = {}
         self._scale: dict[str, float] = {}
         """Of late, recorded over predicted time by kind of step."""
 
@@ -87,6 +109,9 @@ class RecordedTokens:
         kind = _kind(slices)
         self._predicted_s += predicted_s
         self._kinds.append(kind)
+        cell = Cell.of(kind, slices)
+        num_before, before_s = self._cells.get(cell, (0, 0.0))
+        self._cells[cell] = num_before + 1, before_s + predicted_s
         self.gaps.note(start_s, kind, self._scale.get(kind, 1.0) * predicted_s)
         recorded = {part.request.request_id: self._token_s(part, 0) for part in slices if part.emits}
         tokens = {name: at_s for name, at_s in recorded.items() if at_s is not None}
@@ -97,7 +122,9 @@ class RecordedTokens:
             if is_recorded and self._is_whole:
                 stretch_kind = kind if set(self._kinds) == {kind} else "several"
                 stretch_s = end_s - self._since_s
-                self.stretches.append(Stretch(stretch_kind, len(self._kinds), stretch_s, self._predicted_s))
+                self.stretches.append(
+                    Stretch(stretch_kind, len(self._kinds), stretch_s, self._predicted_s, self._cells)
+                )
                 ratio = stretch_s / self._predicted_s
                 before = self._scale.get(stretch_kind, ratio)
                 self._scale[stretch_kind] = MEMORY * before + (1.0 - MEMORY) * ratio
@@ -125,6 +152,7 @@ class RecordedTokens:
         self._is_whole = True
         self._predicted_s = 0.0
         self._kinds = []
+        self._cells = {}
 
     def _place(
         self, number: int, start_s: float, predicted_s: float, tokens: dict[str, float], due: Due

@@ -40,11 +40,26 @@ def test_a_run_is_its_own_simulation(folder):
     assert told["replay"]["recorded_over_predicted"]["all"]["ratio"] == pytest.approx(1.0)
 
 
-def test_tables_for_readers(folder):
-    answer = call(folder / "experiment.yaml", "--log", folder / "run", "--replay")
+def test_tables_for_readers(folder, tmp_path):
+    answer = call(folder / "experiment.yaml", "--log", folder / "run", "--replay", "--out", tmp_path / "out")
     assert answer.exit_code == 0, answer.output
     for text in ("TTFT mean", "E2E p99", "ITL p50", "request throughput", "replay: 0 of"):
         assert text in answer.output
+    assert "verdict: means are right within 0.0%" in answer.output
+    assert answer.output.endswith(f"picture: {tmp_path / 'out' / 'recorded-and-simulated.png'}\n")
+    assert (tmp_path / "out" / "recorded-and-simulated.png").is_file()
+
+
+def test_a_replay_without_token_times(folder, tmp_path):
+    log = tmp_path / "log.csv"
+    log.write_text(
+        "prompt_tokens,output_tokens,arrival_s,first_token_s,last_token_s\n10,2,0,1,2\n20,3,0.5,1,3\n"
+    )
+    answer = call(folder / "experiment.yaml", "--log", log, "--replay")
+    assert answer.exit_code == 2
+    assert answer.output.startswith(
+        f"{log}: a replay needs token times: a column token_times_s or token_times"
+    )
 
 
 def test_prompts_of_a_log_are_found_in_the_prefix_cache(folder, tmp_path):
@@ -80,8 +95,11 @@ def test_another_cost_is_seen(folder):
         folder / "experiment.yaml",
         *("--log", folder / "run", "--json", "--set", "cost_model.host=sync"),
     )
-    figures = {figure["name"]: figure for figure in json.loads(answer.output)["figures"]}
+    told = json.loads(answer.output)
+    figures = {figure["name"]: figure for figure in told["figures"]}
     assert figures["tpot_s.mean"]["error_pct"] > 5
+    assert told["verdict"]["error_pct"]["tpot_s"] == figures["tpot_s.mean"]["error_pct"]
+    assert told["verdict"]["remedies"][0].startswith("--set cost_model.host=async would give TTFT")
 
 
 def ttft_mean_s(answer: Any) -> float:
