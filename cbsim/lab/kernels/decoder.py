@@ -273,7 +273,11 @@ class Decoder:
         self.head = LmHead(shard, self.embedding if tied else matrix(shard.vocab_size, model.hidden_size))
 
     def logits(self, batches: StepBatch | Sequence[StepBatch], caches: Sequence[LayerCache]) -> Tensor:
-        """Compute a step, writing to `caches`, one a layer; returns `(S, vocab_size)` float32.
+        """A step's logits, `(S, vocab_size)` float32; see `hidden`."""
+        return self.head.logits(self.hidden(batches, caches))
+
+    def hidden(self, batches: StepBatch | Sequence[StepBatch], caches: Sequence[LayerCache]) -> Tensor:
+        """Compute a step, writing to `caches`, one a layer; returns what the LM head is given, `(S, hidden)`.
 
         Where layers have KV blocks of their own, `batches` has the step for each layer, equal but for blocks.
         """
@@ -285,4 +289,4 @@ class Decoder:
             cache.write(keys, values, batch.slots)
             backend = self.sliding if self.shard.window_of(number) else self.backend
             hidden = layer.merge(hidden, batch.attend(backend, query, keys, values, cache))
-        return self.head.logits(hidden[batches[0].logit_rows])
+        return hidden[batches[0].logit_rows]

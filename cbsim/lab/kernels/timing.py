@@ -8,7 +8,8 @@ import os
 import platform
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,7 @@ from cbsim.base.errors import CalibrationError
 from cbsim.base.registry import did_you_mean
 from cbsim.base.units import KIB, MIB, MS_PER_S
 from cbsim.lab.bench.work_timing import cpu_name
+from cbsim.lab.kernels.graph_capture import captured, one_line
 from cbsim.results.result import package_version
 
 MEMINFO = Path("/proc/meminfo")
@@ -101,8 +103,23 @@ MakeCalls = Callable[[int], list[Call]]
 NUM_WARMUPS = 3
 NUM_RUNS = 20
 MAX_CALLS = 16
+"""Calls in a row at most."""
+MAX_GRAPH_CALLS = 64
+"""And in a graph, so that what starting one takes is shared by many."""
 UNSTABLE_SPREAD = 0.1
 """A timing is unstable if its 90th percentile lies more than this share above its median."""
+LEAD_S = 1e-4
+"""How long the GPU is kept busy before a run, beside what the host needs to launch it."""
+MAX_LEAD_S = 0.02
+SHORTEST_S = 1e-7
+"""Less than any kernel takes: what is left of a run is never nothing."""
+NUM_NODES = 65
+"""Kernels of the longer of two graphs whose times tell what starting a graph takes."""
+PROBED_CYCLES = 1_000_000
+
+
+class DeviceLost(RuntimeError):
+    """The device answers no more: to every later call it says what it said last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,21 +163,36 @@ class Timer(ABC):
     """Times work: warms up, then runs calls that fill `target_s` together, often enough for a median."""
 
     def __init__(
-        self, num_runs: int = NUM_RUNS, num_warmups: int = NUM_WARMUPS, target_s: float = 2e-4
+        self,
+        num_runs: int = NUM_RUNS,
+        num_warmups: int = NUM_WARMUPS,
+        target_s: float = 2e-4,
+        max_calls: int = MAX_CALLS,
     ) -> None:
         self.num_runs, self.num_warmups, self.target_s = num_runs, num_warmups, target_s
+        self.max_calls = max_calls
 
-    def time(self, make_calls: MakeCalls) -> Timing:
-        """Seconds of one call. Raises MemoryError if the device has too little memory for it."""
+    def time(self, make_calls: MakeCalls, *, what: object = None, as_graph: bool = True) -> Timing:
+        """Seconds of one call. `as_graph`: as a CUDA graph, where the device has them.
+
+        `what` says what is timed, for timers that know how long that takes without running it. Raises
+        MemoryError if the device has too little memory for it, `CaptureFailed` where it can't be captured,
+        `DeviceLost` where nothing can be computed any more.
+        """
         try:
             with torch.inference_mode():
-                return self._time(make_calls)
+                return self._time(make_calls, what, as_graph)
         except torch.OutOfMemoryError as error:
             torch.cuda.empty_cache()
             raise MemoryError(str(error)) from error
+        except torch.AcceleratorError as error:
+            raise DeviceLost(one_line(error)) from error
+
+    def check(self) -> None:  # noqa: B027
+        """Raise `DeviceLost` if the device can't go on after an error; a CPU always can."""
 
     @abstractmethod
-    def _time(self, make_calls: MakeCalls) -> Timing:
+    def _time(self, make_calls: MakeCalls, what: object, as_graph: bool) -> Timing:
         """What `time` returns."""
 
     @abstractmethod
@@ -171,7 +203,7 @@ class Timer(ABC):
         """The calls to time, as many as the fastest warm-up of one says."""
         (first,) = make_calls(1)
         warm_s = [self._run_s(first) for _ in range(max(1, self.num_warmups))]
-        return make_calls(num_calls(min(warm_s), self.target_s))
+        return make_calls(num_calls(min(warm_s), self.target_s, self.max_calls))
 
     def _runs_s(self, run: Call, count: int) -> list[float]:
         return [self._run_s(run) / count for _ in range(self.num_runs)]
@@ -180,7 +212,7 @@ class Timer(ABC):
 class CpuTimer(Timer):
     """`perf_counter` round several calls in a row."""
 
-    def _time(self, make_calls: MakeCalls) -> Timing:
+    def _time(self, make_calls: MakeCalls, what: object, as_graph: bool) -> Timing:
         calls = self._warm_calls(make_calls)
         return Timing.of(self._runs_s(partial(_run_all, calls), len(calls)))
 
@@ -193,51 +225,101 @@ class CpuTimer(Timer):
 class CudaTimer(Timer):
     """CUDA events round one replay of a graph of several calls, with the L2 cache flushed before each.
 
-    The flush keeps the GPU busy while the host launches the graph, so launch time is not in the measurement.
-    Work that can't be captured is timed as it is, and says so.
+    The flush, and a wait of the GPU behind it, last longer than the host needs to launch the graph, so that
+    launching is not in the measurement; what starting any graph takes is taken off. `as_graph=False` is for
+    work that can't be captured: it is launched kernel by kernel, which the wait hides as far as it can.
     """
 
     def __init__(self, device: Device) -> None:
-        super().__init__(target_s=1e-3)
+        super().__init__(target_s=1e-3, max_calls=MAX_GRAPH_CALLS)
         self._device = device.torch_device
         # Enough that nothing of the last run is left in the L2 cache.
         flush_bytes = max(4 * device.l2_bytes, 256 * MIB)
         self._flushed = torch.empty(flush_bytes, dtype=torch.uint8, device=self._device)
+        self._lead_s = 0.0
+        self._cycles_per_s = 0.0
+        self._graph_start_s = -1.0
 
-    def _time(self, make_calls: MakeCalls) -> Timing:
+    @property
+    def graph_start_s(self) -> float:
+        """Seconds that starting a graph takes beside its kernels; measured at first use."""
+        if self._graph_start_s < 0:
+            tiny = torch.zeros(1, device=self._device)
+            one_s, many_s = (self._graph_s([tiny.zero_] * count) for count in (1, NUM_NODES))
+            self._graph_start_s = max(0.0, one_s - (many_s - one_s) / (NUM_NODES - 1))
+        return self._graph_start_s
+
+    def check(self) -> None:
+        """See `Timer.check`."""
+        try:
+            self._flushed[:1].zero_()
+            torch.cuda.synchronize(self._device)
+        except RuntimeError as error:
+            raise DeviceLost(one_line(error)) from error
+
+    def _time(self, make_calls: MakeCalls, what: object, as_graph: bool) -> Timing:
+        start_s = self.graph_start_s if as_graph else 0.0
         side = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(side):
             calls = self._warm_calls(make_calls)
+            launching = perf_counter()
             _run_all(calls)
+            launch_s = perf_counter() - launching
         torch.cuda.current_stream(self._device).wait_stream(side)
         torch.cuda.synchronize(self._device)
-        graph = self._capture(calls)
-        run: Call = partial(_run_all, calls) if graph is None else graph.replay
+        if not as_graph:
+            with self._lead(launch_s):
+                runs_s = self._runs_s(partial(_run_all, calls), len(calls))
+            return Timing.of(runs_s, is_cold=True)
+        # Each graph has memory of its own: a pool whose last graph is gone can't be captured into again.
+        graph, _ = captured(partial(_run_all, calls))
         for _ in range(self.num_warmups):
-            run()
-        runs_s = self._runs_s(run, len(calls))
-        if graph is not None:
-            graph.reset()
-        return Timing.of(runs_s, graph=graph is not None, is_cold=True)
+            graph.replay()
+        with self._lead(0.0):
+            runs_s = [self._net_s(graph.replay, start_s) / len(calls) for _ in range(self.num_runs)]
+        graph.reset()
+        return Timing.of(runs_s, graph=True, is_cold=True)
 
-    def _capture(self, calls: Sequence[Call]) -> torch.cuda.CUDAGraph | None:
-        graph = torch.cuda.CUDAGraph()
+    def _net_s(self, run: Call, start_s: float) -> float:
+        return max(self._run_s(run) - start_s, SHORTEST_S)
+
+    def _graph_s(self, calls: Sequence[Call]) -> float:
+        """Median seconds of a graph of calls, its start included."""
+        _run_all(calls)
+        torch.cuda.synchronize(self._device)
+        graph, _ = captured(partial(_run_all, calls))
+        graph.replay()
+        with self._lead(0.0):
+            median_s = float(np.median([self._run_s(graph.replay) for _ in range(self.num_runs)]))
+        graph.reset()
+        return median_s
+
+    @contextmanager
+    def _lead(self, launch_s: float) -> Iterator[None]:
+        """Runs within it begin only when the GPU has waited for what the host needs to launch them."""
+        self._lead_s = min(LEAD_S + 1.5 * launch_s, MAX_LEAD_S)
         try:
-            # Each graph has memory of its own: a pool whose last graph is gone can't be captured into again.
-            with torch.cuda.graph(graph):
-                _run_all(calls)
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError:
-            torch.cuda.synchronize(self._device)
-            return None
-        return graph
+            yield
+        finally:
+            self._lead_s = 0.0
+
+    def _wait_on_gpu(self) -> None:
+        if not self._cycles_per_s:
+            for _ in range(2):  # the first is slow: the kernel is loaded
+                wait = partial(torch.cuda._sleep, PROBED_CYCLES)
+                self._cycles_per_s = PROBED_CYCLES / max(self._events_s(wait), 1e-9)
+        torch.cuda._sleep(int(self._lead_s * self._cycles_per_s))  # type: ignore[no-untyped-call]
 
     def _run_s(self, run: Call) -> float:
+        self._flushed.zero_()
+        if self._lead_s:
+            self._wait_on_gpu()
+        return self._events_s(run)
+
+    def _events_s(self, run: Call) -> float:
         start = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        self._flushed.zero_()
         start.record()
         run()
         end.record()
@@ -250,9 +332,9 @@ def make_timer(device: Device) -> Timer:
     return CudaTimer(device) if device.is_cuda else CpuTimer()
 
 
-def num_calls(call_s: float, target_s: float) -> int:
-    """Calls that fill `target_s` together, 1 to `MAX_CALLS`."""
-    return max(1, min(MAX_CALLS, math.ceil(target_s / max(call_s, 1e-9))))
+def num_calls(call_s: float, target_s: float, most: int = MAX_CALLS) -> int:
+    """Calls that fill `target_s` together, 1 to `most`."""
+    return max(1, min(most, math.ceil(target_s / max(call_s, 1e-9))))
 
 
 def _run_all(calls: Sequence[Call]) -> None:

@@ -90,7 +90,7 @@ def run_live(
     log = replace(log, steps=steps, slices=None, parts=None)
     audience.ended(log.end_s)
     told = setup.rung.notes(experiment.scheduler, world.request_rows(), world.own_rows())
-    notes = [f"live on this machine's {device}, not simulated", *notes, *told]
+    notes = [f"live on this machine's {device}, not simulated", *notes, *engine.runner.notes, *told]
     notes += [*workload.notes(), *log_notes(experiment, log)]
     kv_cache = experiment.kv_cache.model_copy(update={"num_blocks": num_blocks})
     deployment = Deployment(

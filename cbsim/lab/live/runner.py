@@ -15,6 +15,7 @@ from torch import Tensor
 from cbsim.core.stepping import Slice
 from cbsim.lab.kernels.attention_backends import DecodeBatch, LayerCache, make_backend
 from cbsim.lab.kernels.decoder import Decoder, SequenceSlice, StepBatch, block_tables, decode_columns
+from cbsim.lab.kernels.graph_capture import CaptureFailed, captured
 from cbsim.lab.kernels.sampling import sample
 from cbsim.lab.kernels.shard import Shard
 from cbsim.lab.live.tokens import TokenBook
@@ -73,6 +74,8 @@ class ModelRunner:
         ]
         self._layer_caches = [self.caches[place] for place in places]
         self.graphs: DecodeGraphs | None = None
+        self.notes: list[str] = []
+        """What a reader of its times should know."""
         if graph_decodes:
             self.graphs = DecodeGraphs(
                 self._compute,
@@ -86,8 +89,8 @@ class ModelRunner:
         self._host: dict[int, list[tuple[Tensor, Tensor]]] = {}
 
     def _compute(self, batches: Sequence[StepBatch]) -> Tensor:
-        """Logits of a step, given for each group of layers."""
-        return self.decoder.logits([batches[group] for group in self.layer_groups], self._layer_caches)
+        """The last layer's output where logits are wanted; a step is given for each group of layers."""
+        return self.decoder.hidden([batches[group] for group in self.layer_groups], self._layer_caches)
 
     @torch.inference_mode()
     def run(self, slices: Sequence[BlockedSlice], book: TokenBook) -> None:
@@ -98,12 +101,13 @@ class ModelRunner:
             for parts, own in zip(groups, blocks, strict=True):
                 parts.append(SequenceSlice(tokens, part.num_computed_tokens, own, part.emits))
         if self.graphs is not None and self.graphs.covers(groups[0]):
-            logits, emitting = self.graphs.logits(groups), [part.request for part, _ in slices]
+            hidden, emitting = self.graphs.hidden(groups), [part.request for part, _ in slices]
         else:
             batches = [StepBatch.build(parts, self.block_size, self.device) for parts in groups]
-            logits = self._compute(batches)
+            hidden = self._compute(batches)
             emitting = [slices[place][0].request for place in batches[0].emitting]
         if emitting:
+            logits = self.decoder.head.logits(hidden)
             params = [book.sampling_of(request) for request in emitting]
             uniforms = [book.uniform(request) for request in emitting]
             for request, token in zip(emitting, sample(logits, params, uniforms).tolist(), strict=True):
@@ -119,8 +123,12 @@ class ModelRunner:
         """
         for num_tokens in (min(8, self.block_size), 1):
             part = SequenceSlice([0] * num_tokens, 0, [0], True)
-            self._compute([StepBatch.build([part], self.block_size, self.device)] * len(self.windows))
+            batches = [StepBatch.build([part], self.block_size, self.device)] * len(self.windows)
+            self.decoder.head.logits(self._compute(batches))
         if self.graphs is not None and not self.graphs.capture():
+            self.notes.append(
+                f"steps were launched kernel by kernel: no CUDA graph could be made ({self.graphs.failure})"
+            )
             self.graphs = None
 
     @torch.inference_mode()
@@ -140,7 +148,8 @@ class DecodeGraphs:
     """Computes a step of up to `max_decodes` decodes at the next larger captured size.
 
     Rows beyond the step's own attend to one token of `spare_block`, a block that nobody else has. The host
-    then launches one graph instead of some twenty kernels a layer.
+    then launches one graph instead of every kernel of every layer. The LM head is no part of it, as in vLLM:
+    each graph would keep its logits, gigabytes over all sizes.
     """
 
     def __init__(
@@ -161,7 +170,9 @@ class DecodeGraphs:
         self._max_context = max_context
         self._spare = SequenceSlice([0], 0, [spare_block], True)
         self._captured: dict[int, tuple[list[StepBatch], Callable[[], Tensor]]] = {}
-        """By size: the batches whose tensors are written before each step, and what computes its logits."""
+        """By size: the batches whose tensors are written before each step, and what computes it."""
+        self.failure = ""
+        """Why no graph could be captured."""
 
     def capture(self) -> bool:
         """Capture every size, the largest first, so that the smaller ones find memory to share.
@@ -176,10 +187,9 @@ class DecodeGraphs:
             if pool is not None:
                 try:
                     compute = self._graph_of(compute, pool)
-                except torch.OutOfMemoryError:
-                    raise
-                except RuntimeError:
+                except CaptureFailed as error:
                     torch.cuda.synchronize(self._device)
+                    self.failure = str(error)
                     return False
             self._captured[size] = batches, compute
         return True
@@ -187,13 +197,11 @@ class DecodeGraphs:
     def _graph_of(self, compute: Callable[[], Tensor], pool: Any) -> Callable[[], Tensor]:
         compute()
         torch.cuda.synchronize(self._device)
-        graph: Any = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool):
-            logits = compute()
+        graph, hidden = captured(compute, pool)
 
         def replay() -> Tensor:
             graph.replay()
-            return logits
+            return hidden
 
         return replay
 
@@ -202,8 +210,8 @@ class DecodeGraphs:
         are_decodes = all(len(part.token_ids) == 1 and part.emits for part in slices)
         return are_decodes and len(slices) <= self.sizes[-1]
 
-    def logits(self, groups: Sequence[Sequence[SequenceSlice]]) -> Tensor:
-        """Logits of each slice in order, `(S, vocab_size)` float32, good until the next call.
+    def hidden(self, groups: Sequence[Sequence[SequenceSlice]]) -> Tensor:
+        """The last layer's output for each slice in order, `(S, hidden_size)`, good until the next call.
 
         Slices are given for each group of layers, equal but for their blocks.
         """

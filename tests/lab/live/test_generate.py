@@ -168,8 +168,8 @@ def test_steps_of_decodes_padded_to_the_size_of_a_graph(alone: list[list[int]], 
     runner.warm_up()
     assert runner.graphs is not None
     sizes: list[int] = []
-    logits = runner.graphs.logits
-    runner.graphs.logits = lambda parts: (sizes.append(len(parts)), logits(parts))[1]  # type: ignore
+    hidden = runner.graphs.hidden
+    runner.graphs.hidden = lambda parts: (sizes.append(len(parts)), hidden(parts))[1]  # type: ignore
     assert tokens(serve(runner, 24)) == alone
     assert sizes
     assert max(sizes) <= graph_decodes
