@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import shlex
 import statistics
@@ -18,17 +17,20 @@ from cbsim.base.errors import CalibrationError, refusals
 from cbsim.base.units import MIB, format_bytes
 from cbsim.cost.costfile import model_shape
 from cbsim.lab.calibrate.accuracy import repeats
+from cbsim.lab.calibrate.left_out import LeftOut, Trouble, append_left_out, read_left_out
 from cbsim.lab.calibrate.named_spec import gpu_of_device
 from cbsim.lab.calibrate.point import Op, Point
 from cbsim.lab.calibrate.pointsfile import Meta, append_point, read_points, save_meta
-from cbsim.lab.calibrate.profile_folder import META, POINTS, check_resumable, resume
+from cbsim.lab.calibrate.profile_folder import LEFT_OUT, META, POINTS, check_resumable, resume
 from cbsim.lab.calibrate.timing_plan import Limits, PlanName, PlanPoint, make_plan
 from cbsim.lab.kernels.all_reduce import can_all_reduce, time_all_reduces
+from cbsim.lab.kernels.graph_capture import CaptureFailed, one_line
 from cbsim.lab.kernels.rig import BLOCK_SIZE, Rig
 from cbsim.lab.kernels.shard import Shard
 from cbsim.lab.kernels.timing import (
     UNSTABLE_SPREAD,
     Device,
+    DeviceLost,
     MakeCalls,
     Timer,
     Timing,
@@ -52,6 +54,10 @@ BY_TORCH = (
 
 Progress = Callable[[int, int, float | None], None]
 """Called after each point: how many are done, how many there are, the seconds left if they can be told."""
+
+
+class ProcessSpent(CalibrationError):
+    """This process can time nothing more; what it has is on disk, and the same command goes on from there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +87,7 @@ def measure(
     model: ModelSpec,
     out: Path,
     *,
-    device: str,
+    device: str | Device,
     plan: PlanName = "full",
     tensor_parallel: int = 1,
     backend: str | None = None,
@@ -90,16 +96,20 @@ def measure(
     command: str | None = None,
     progress: Progress | None = None,
     timer: Timer | None = None,
+    until_s: float = math.inf,
 ) -> Measurement:
     """Time a model's kernels into `out/points.csv` and `out/meta.json`.
 
     Rows that a run of the same plan left there are kept. `gpu` names the device in `configs/gpus`, by default
-    the one that it calls itself; `command` is what `meta.json` says to have made the timings. Raises
-    `CalibrationError` if there is no such device, the model doesn't fit, or `out` holds other timings or
-    can't be written.
+    the one that it calls itself; `command` is what `meta.json` says to have made the timings. No point is
+    begun after `until_s`, an instant of `time.monotonic`. A point that fails is written to
+    `out/left_out.csv` and not tried again; `warnings` of the result say so.
+
+    Raises `CalibrationError` if there is no such device, the model doesn't fit, or `out` holds other timings
+    or can't be written; `ProcessSpent` where the same call in a new process can go on.
     """
     shard = Shard(model, tensor_parallel)
-    opened = open_device(device)
+    opened = open_device(device) if isinstance(device, str) else device
     room = find_room(opened, shard)
     ops: list[Op] = ["experts"] if model.experts is not None else []
     assumptions = [EVEN] if ops else []
@@ -126,22 +136,28 @@ def measure(
     with refusals(out, "written", CalibrationError):
         done = resume(out, meta, planned)
         save_meta(meta, out / META)
-        known = {point.order for point in done}
+        troubles = read_left_out(out / LEFT_OUT)
+        known = {point.order for point in done} | {row.order for row in troubles if row.trouble == "failed"}
         left = [point for point in planned if point.order not in known]
         timer = timer or make_timer(opened)
         tokens = sorted({point.tokens for point in left if point.op == "collectives"})
         reduces: dict[int, Timing] = {}
-        if tokens:
+        if tokens and time.monotonic() < until_s:
             reduces = time_all_reduces(shard, opened, tokens, timer.num_runs, timer.num_warmups)
-        start = time.monotonic()
+        bench = Bench(rig, timer, out, reduces, seed, frozenset(r.kind for r in troubles if r.is_uncaptured))
+        start, num_unreached = time.monotonic(), 0
         for count, point in enumerate(left, start=1):
-            with contextlib.suppress(MemoryError):
-                append_point(out / POINTS, _timed(rig, timer, reduces, point, seed))
+            if time.monotonic() >= until_s:
+                num_unreached = len(left) - count + 1
+                break
+            bench.add(point)
             if progress is not None:
                 left_s = (time.monotonic() - start) / count * (len(left) - count)
-                progress(len(done) + count, len(planned), left_s if count >= 5 else None)
-        points = read_points(out / POINTS)
-        meta = meta.model_copy(update={"warnings": warnings_of(points, planned, opened)})
+                progress(len(known) + count, len(planned), left_s if count >= 5 else None)
+        points = read_points(out / POINTS) if (out / POINTS).exists() else []
+        troubles = read_left_out(out / LEFT_OUT)
+        told = warnings_of(points, planned, opened, troubles, num_unreached)
+        meta = meta.model_copy(update={"warnings": told})
         save_meta(meta, out / META)
     return Measurement(points, meta)
 
@@ -206,29 +222,91 @@ def calls_of(rig: Rig, point: PlanPoint) -> list[tuple[float, MakeCalls]]:
     return [(1.0, attention)]
 
 
-def time_point(rig: Rig, timer: Timer, point: PlanPoint) -> Timing:
+def time_point(rig: Rig, timer: Timer, point: PlanPoint, *, as_graph: bool = True) -> Timing:
     """Time what a point of the plan names."""
-    return Timing.summed([(share, timer.time(calls)) for share, calls in calls_of(rig, point)])
+    parts = calls_of(rig, point)
+    timed = [(share, timer.time(calls, what=point, as_graph=as_graph)) for share, calls in parts]
+    return Timing.summed(timed)
 
 
-def _timed(rig: Rig, timer: Timer, reduces: Mapping[int, Timing], point: PlanPoint, seed: int) -> Point:
-    timing = reduces[point.tokens] if point.op == "collectives" else time_point(rig, timer, point)
-    return point.timed(
-        timing.median_s,
-        backend=type(rig.backend).__name__.removesuffix("Backend").lower(),
-        page_size=BLOCK_SIZE,
-        dtype=rig.shard.model.dtype,
-        graph=timing.graph,
-        l2="cold" if timing.is_cold else "warm",
-        num_runs=timing.num_runs,
-        t_min_s=timing.min_s,
-        t_p90_s=timing.p90_s,
-        seed=seed,
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """Times points of a plan one by one, into the files of a folder."""
+
+    rig: Rig
+    timer: Timer
+    out: Path
+    reduces: Mapping[int, Timing]
+    """All-reduces, timed beforehand, by tokens."""
+    seed: int
+    uncaptured: frozenset[tuple[str, int]] = frozenset()
+    """Kinds of points that are timed kernel by kernel."""
+
+    def add(self, point: PlanPoint) -> None:
+        """Time a point into `points.csv`, or write into `left_out.csv` why not.
+
+        One for which there is too little memory is passed over, and tried again by the next run. Raises
+        `ProcessSpent` where nothing more should be timed in this process.
+        """
+        try:
+            append_point(self.out / POINTS, self._timed(point))
+        except MemoryError:
+            return
+        except CaptureFailed as error:
+            # Where memory ran out the point is at fault, not its kind.
+            self._leave_out(point, "failed" if error.is_of_memory else "no graph", error)
+            raise _spent(point, error, "can't be captured into a CUDA graph") from error
+        except DeviceLost as error:
+            self._leave_out(point, "failed", error)
+            raise _spent(point, error, "made the device fail") from error
+        except OSError:
+            raise
+        except Exception as error:
+            self._leave_out(point, "failed", error)
+            try:
+                self.timer.check()
+            except DeviceLost as lost:
+                raise _spent(point, error, "made the device fail") from lost
+
+    def _leave_out(self, point: PlanPoint, trouble: Trouble, error: Exception) -> None:
+        row = LeftOut(point.order, point.op, point.window, trouble, one_line(error))
+        append_left_out(self.out / LEFT_OUT, row)
+
+    def _timed(self, point: PlanPoint) -> Point:
+        if point.op == "collectives":
+            timing = self.reduces[point.tokens]
+        else:
+            as_graph = (point.op, point.window) not in self.uncaptured
+            timing = time_point(self.rig, self.timer, point, as_graph=as_graph)
+        return point.timed(
+            timing.median_s,
+            backend=type(self.rig.backend).__name__.removesuffix("Backend").lower(),
+            page_size=BLOCK_SIZE,
+            dtype=self.rig.shard.model.dtype,
+            graph=timing.graph,
+            l2="cold" if timing.is_cold else "warm",
+            num_runs=timing.num_runs,
+            t_min_s=timing.min_s,
+            t_p90_s=timing.p90_s,
+            seed=self.seed,
+        )
+
+
+def _spent(point: PlanPoint, error: Exception, what: str) -> ProcessSpent:
+    return ProcessSpent(
+        f"{point.told} {what}: {one_line(error)}. Nothing more is timed in this process; "
+        f"the same command goes on from here"
     )
 
 
-def warnings_of(points: Sequence[Point], planned: Sequence[PlanPoint], device: Device) -> list[str]:
-    """What to know about the timings, in words."""
+def warnings_of(
+    points: Sequence[Point],
+    planned: Sequence[PlanPoint],
+    device: Device,
+    troubles: Sequence[LeftOut] = (),
+    num_unreached: int = 0,
+) -> list[str]:
+    """What to know about the timings, in words; `num_unreached` are points that there was no time for."""
     warnings = []
     unstable = [
         p for p in points if Timing(p.t_median_s, p.t_min_s, p.t_p90_s, p.num_runs, p.graph).is_unstable
@@ -249,7 +327,20 @@ def warnings_of(points: Sequence[Point], planned: Sequence[PlanPoint], device: D
             f"timings drifted: repeats of the same point differ by {drift:.0%} at the median; let the device "
             f"warm up, and run nothing beside the calibration"
         )
-    missing = len(planned) - len(points)
+    failed = [row for row in troubles if row.trouble == "failed"]
+    if failed:
+        told = {point.order: point.told for point in planned}
+        first = failed[0]
+        warnings.append(
+            f"{len(failed)} of {len(planned)} points failed and were left out ({LEFT_OUT} has them; remove "
+            f"it to try again); the first, {told.get(first.order, first.op)}: {first.error}"
+        )
+    for row in {row.kind: row for row in troubles if row.is_uncaptured}.values():
+        window = f" with a window of {row.window}" if row.window else ""
+        warnings.append(f"{row.op}{window} was timed without CUDA graphs, launch times included: {row.error}")
+    if num_unreached:
+        warnings.append(f"{num_unreached} of {len(planned)} points were not reached: time was up")
+    missing = len(planned) - len(points) - len(failed) - num_unreached
     if missing > 0:
         warnings.append(f"{missing} of {len(planned)} points could not be timed: too little memory")
     return warnings

@@ -69,6 +69,19 @@ class PlanPoint:
         """KV entries that it reads."""
         return sum(self.contexts) + sum(map(sum, self.chunks))
 
+    @property
+    def told(self) -> str:
+        """What it is, in words: `point 7 (decode: 64 decodes over 262,144 tokens)`."""
+        of = []
+        if self.contexts:
+            of.append(f"{len(self.contexts):,} decodes over {sum(self.contexts):,} tokens")
+        if self.chunks:
+            tokens, context = (sum(each) for each in zip(*self.chunks, strict=True))
+            of.append(f"{len(self.chunks):,} chunks of {tokens:,} tokens over {context:,}")
+        if not of:
+            of.append(f"{self.tokens:,} tokens" if self.tokens else f"{self.num_logits:,} rows")
+        return f"point {self.order} ({self.op}: {', '.join(of)})"
+
     def timed(self, median_s: float, **how: Any) -> Point:
         """Its timing; `how` are the further attributes of a `Point`."""
         decodes = (len(self.contexts), sum(self.contexts), max(self.contexts, default=0))

@@ -1,0 +1,68 @@
+"""left_out.csv: what could not be timed, and why, so that the next call doesn't stumble over it again."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+from typing import Literal
+
+from cbsim.base.errors import CalibrationError
+
+Trouble = Literal["failed", "no graph"]
+"""`failed`: a point is not timed again; `no graph`: its op is timed kernel by kernel from then on."""
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """One point that brought trouble."""
+
+    order: int
+    """Its place in the plan."""
+    op: str
+    window: int
+    trouble: Trouble
+    error: str
+    """What was said, one line."""
+
+    @property
+    def kind(self) -> tuple[str, int]:
+        """The op, and the window of the layer, that can't be captured if this one can't."""
+        return self.op, self.window
+
+    @property
+    def is_uncaptured(self) -> bool:
+        """Whether it could not be captured into a CUDA graph."""
+        return self.trouble == "no graph"
+
+
+HEADER = [field.name for field in fields(LeftOut)]
+
+
+def append_left_out(path: Path, row: LeftOut) -> None:
+    """Add a row, on disk before this returns; begins the file with its header."""
+    rows: list[Iterable[object]] = [astuple(row)] if path.exists() else [HEADER, astuple(row)]
+    with path.open("a", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows(rows)
+
+
+def read_left_out(path: Path) -> list[LeftOut]:
+    """The rows of a file, none where it isn't there. Raises `CalibrationError` for what isn't such a file."""
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.reader(file))
+    try:
+        if rows[0] != HEADER:
+            raise ValueError
+        # A killed run may have torn the last one.
+        return [_row(*row) for row in rows[1:] if len(row) == len(HEADER)]
+    except (ValueError, IndexError) as error:
+        raise CalibrationError(f"{path}: not a list of points left out; remove it to go on") from error
+
+
+def _row(order: str, op: str, window: str, trouble: str, error: str) -> LeftOut:
+    if trouble not in ("failed", "no graph"):
+        raise ValueError
+    return LeftOut(int(order), op, int(window), "failed" if trouble == "failed" else "no graph", error)
