@@ -8,6 +8,8 @@ from dataclasses import replace
 import numpy as np
 
 from cbsim.lab.calibrate.timing_plan import PlanPoint
+from cbsim.lab.kernels.attention_backends import SdpaBackend
+from cbsim.lab.kernels.kernel_choice import DecodeTuning, KernelChoice
 from cbsim.lab.kernels.timing import Device, MakeCalls, Timer, Timing, open_device
 
 NUM_LAYERS = 2
@@ -38,6 +40,23 @@ def law_s(point: PlanPoint) -> float:
         case "step":
             return NUM_LAYERS * (dense_s + attention_s) + logits_s
     return attention_s
+
+
+class FakeBackend(SdpaBackend):
+    """SDPA under two names, to choose from, and decodes to cut in ways that change nothing."""
+
+    prefill_names = ("sdpa", "sdpa again")
+    choice = KernelChoice(DecodeTuning())
+
+    def with_choice(self, choice: KernelChoice) -> FakeBackend:
+        """See `AttentionBackend.with_choice`."""
+        other = FakeBackend(self.shard, self.device, self.window)
+        other.choice = choice
+        return other
+
+    def describe(self) -> str:
+        """See `AttentionBackend.describe`."""
+        return f"nothing but SDPA; {self.choice.told()}"
 
 
 class FakeTimer(Timer):

@@ -13,14 +13,18 @@ from cbsim.base.errors import CalibrationError
 Trouble = Literal["failed", "no graph"]
 """`failed`: a point is not timed again; `no graph`: its op is timed kernel by kernel from then on."""
 
+NO_POINT = -1
+"""Place of what is in no plan: a kernel that was to be compared with others."""
+
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """One point that brought trouble."""
+    """One point that brought trouble, or one kernel."""
 
     order: int
-    """Its place in the plan."""
+    """Its place in the plan; `NO_POINT` for a kernel."""
     op: str
+    """What kind of point it is; the kernel's name."""
     window: int
     trouble: Trouble
     error: str

@@ -17,14 +17,16 @@ from cbsim.base.errors import CalibrationError, refusals
 from cbsim.base.units import MIB, format_bytes
 from cbsim.cost.costfile import model_shape
 from cbsim.lab.calibrate.accuracy import repeats
-from cbsim.lab.calibrate.left_out import LeftOut, Trouble, append_left_out, read_left_out
+from cbsim.lab.calibrate.kernel_tuning import choose_kernels, name_of
+from cbsim.lab.calibrate.left_out import NO_POINT, LeftOut, Trouble, append_left_out, read_left_out
 from cbsim.lab.calibrate.named_spec import gpu_of_device
 from cbsim.lab.calibrate.point import Op, Point
 from cbsim.lab.calibrate.pointsfile import Meta, append_point, read_points, save_meta
-from cbsim.lab.calibrate.profile_folder import LEFT_OUT, META, POINTS, check_resumable, resume
+from cbsim.lab.calibrate.profile_folder import KERNELS, LEFT_OUT, META, POINTS, check_resumable, resume
 from cbsim.lab.calibrate.timing_plan import Limits, PlanName, PlanPoint, make_plan
 from cbsim.lab.kernels.all_reduce import can_all_reduce, time_all_reduces
 from cbsim.lab.kernels.graph_capture import CaptureFailed, one_line
+from cbsim.lab.kernels.kernel_choice import read_choice, save_choice
 from cbsim.lab.kernels.rig import BLOCK_SIZE, Rig
 from cbsim.lab.kernels.shard import Shard
 from cbsim.lab.kernels.timing import (
@@ -96,6 +98,7 @@ def measure(
     command: str | None = None,
     progress: Progress | None = None,
     timer: Timer | None = None,
+    tuning_s: float = math.inf,
     until_s: float = math.inf,
 ) -> Measurement:
     """Time a model's kernels into `out/points.csv` and `out/meta.json`.
@@ -103,7 +106,8 @@ def measure(
     Rows that a run of the same plan left there are kept. `gpu` names the device in `configs/gpus`, by default
     the one that it calls itself; `command` is what `meta.json` says to have made the timings. No point is
     begun after `until_s`, an instant of `time.monotonic`. A point that fails is written to
-    `out/left_out.csv` and not tried again; `warnings` of the result say so.
+    `out/left_out.csv` and not tried again; `warnings` of the result say so. First kernels are chosen, for at
+    most `tuning_s` seconds, and written to `out/kernels.json`, which a resumed run takes them from.
 
     Raises `CalibrationError` if there is no such device, the model doesn't fit, or `out` holds other timings
     or can't be written; `ProcessSpent` where the same call in a new process can go on.
@@ -131,7 +135,10 @@ def measure(
         assumptions=assumptions,
     )
     check_resumable(out, meta)
-    rig = room.rig(shard, opened, backend, seed)
+    timer = timer or make_timer(opened)
+    with refusals(out, "written", CalibrationError):
+        rig = room.rig(shard, opened, backend, seed)
+        use_best_kernels(rig, timer, out, tuning_s)
     meta = meta.model_copy(update={"software": {**meta.software, "attention": rig.backend.describe()}})
     with refusals(out, "written", CalibrationError):
         done = resume(out, meta, planned)
@@ -139,7 +146,6 @@ def measure(
         troubles = read_left_out(out / LEFT_OUT)
         known = {point.order for point in done} | {row.order for row in troubles if row.trouble == "failed"}
         left = [point for point in planned if point.order not in known]
-        timer = timer or make_timer(opened)
         tokens = sorted({point.tokens for point in left if point.op == "collectives"})
         reduces: dict[int, Timing] = {}
         if tokens and time.monotonic() < until_s:
@@ -160,6 +166,47 @@ def measure(
         meta = meta.model_copy(update={"warnings": told})
         save_meta(meta, out / META)
     return Measurement(points, meta)
+
+
+def use_best_kernels(rig: Rig, timer: Timer, out: Path, tuning_s: float = math.inf) -> None:
+    """Have the rig compute attention by the fastest kernels: those of `out/kernels.json`, else timed now.
+
+    Raises `ProcessSpent` where one of them brings the process down; the next doesn't try it.
+    """
+    choice = read_choice(out / KERNELS)
+    if choice is None:
+        without = [row.op for row in read_left_out(out / LEFT_OUT) if row.order == NO_POINT]
+
+        def seconds(point: PlanPoint) -> float:
+            return _seconds_or_nan(rig, timer, point, out)
+
+        choice = choose_kernels(rig, seconds, without, time.monotonic() + tuning_s)
+        if choice is not None:
+            out.mkdir(parents=True, exist_ok=True)
+            save_choice(choice, out / KERNELS)
+    if choice is not None:
+        rig.use(rig.backend.with_choice(choice))
+
+
+def _seconds_or_nan(rig: Rig, timer: Timer, point: PlanPoint, out: Path) -> float:
+    """Median seconds with the kernels that the rig has now; NaN where they can't run."""
+    try:
+        return time_point(rig, timer, point).median_s
+    except MemoryError:
+        return math.nan
+    except Exception as error:
+        try:
+            if isinstance(error, CaptureFailed | DeviceLost):
+                raise error
+            timer.check()
+        except (CaptureFailed, DeviceLost) as lost:
+            choice = rig.backend.choice
+            assert choice is not None
+            name = name_of(choice.decode) if point.op == "decode" else choice.prefill.timed[0][2]
+            out.mkdir(parents=True, exist_ok=True)
+            append_left_out(out / LEFT_OUT, LeftOut(NO_POINT, name, 0, "failed", one_line(error)))
+            raise _spent(f"kernel '{name}'", error, "can't be timed") from lost
+        return math.nan
 
 
 def find_room(device: Device, shard: Shard) -> Room:
@@ -255,10 +302,10 @@ class Bench:
         except CaptureFailed as error:
             # Where memory ran out the point is at fault, not its kind.
             self._leave_out(point, "failed" if error.is_of_memory else "no graph", error)
-            raise _spent(point, error, "can't be captured into a CUDA graph") from error
+            raise _spent(point.told, error, "can't be captured into a CUDA graph") from error
         except DeviceLost as error:
             self._leave_out(point, "failed", error)
-            raise _spent(point, error, "made the device fail") from error
+            raise _spent(point.told, error, "made the device fail") from error
         except OSError:
             raise
         except Exception as error:
@@ -266,7 +313,7 @@ class Bench:
             try:
                 self.timer.check()
             except DeviceLost as lost:
-                raise _spent(point, error, "made the device fail") from lost
+                raise _spent(point.told, error, "made the device fail") from lost
 
     def _leave_out(self, point: PlanPoint, trouble: Trouble, error: Exception) -> None:
         row = LeftOut(point.order, point.op, point.window, trouble, one_line(error))
@@ -292,9 +339,9 @@ class Bench:
         )
 
 
-def _spent(point: PlanPoint, error: Exception, what: str) -> ProcessSpent:
+def _spent(who: str, error: Exception, what: str) -> ProcessSpent:
     return ProcessSpent(
-        f"{point.told} {what}: {one_line(error)}. Nothing more is timed in this process; "
+        f"{who} {what}: {one_line(error)}. Nothing more is timed in this process; "
         f"the same command goes on from here"
     )
 
@@ -327,7 +374,10 @@ def warnings_of(
             f"timings drifted: repeats of the same point differ by {drift:.0%} at the median; let the device "
             f"warm up, and run nothing beside the calibration"
         )
-    failed = [row for row in troubles if row.trouble == "failed"]
+    failed = [row for row in troubles if row.trouble == "failed" and row.order != NO_POINT]
+    for row in troubles:
+        if row.order == NO_POINT:
+            warnings.append(f"kernel '{row.op}' was not tried: it brought a process down ({row.error})")
     if failed:
         told = {point.order: point.told for point in planned}
         first = failed[0]

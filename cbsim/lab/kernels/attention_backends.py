@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.utils.rnn import pad_sequence
 
 from cbsim.base.registry import Registry
+from cbsim.lab.kernels.kernel_choice import KernelChoice
 from cbsim.lab.kernels.shard import Shard
 
 MIN_SLAB = 256
@@ -43,13 +45,17 @@ class LayerCache:
         self.keys.flatten(0, 1).index_copy_(0, slots, keys)
         self.values.flatten(0, 1).index_copy_(0, slots, values)
 
-    def gather(self, block_table: Tensor, num_tokens: int | None = None) -> tuple[Tensor, Tensor]:
+    def gather(
+        self, block_table: Tensor, num_tokens: int | None = None, dtype: torch.dtype | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Keys and values of blocks: `(*any, n)` gives `(*any, n x block_size, heads, head_size)`.
 
-        With `num_tokens`, and for the blocks of one sequence, only those of its first tokens.
+        With `num_tokens`, and for the blocks of one sequence, only those of its first tokens; as `dtype`
+        where the cache holds another.
         """
         keys, values = (part[block_table].flatten(-4, -3) for part in (self.keys, self.values))
-        return keys[:num_tokens], values[:num_tokens]
+        keys, values = keys[:num_tokens], values[:num_tokens]
+        return (keys, values) if dtype is None else (keys.to(dtype), values.to(dtype))
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +71,10 @@ class ChunkBatch:
     """`(chunks + 1,)` int32: where each chunk's queries start."""
     key_starts: Tensor
     """`(chunks + 1,)` int32: where each chunk's keys, context included, start when packed."""
+    key_lens: Tensor
+    """`(chunks,)` int32: the keys of each chunk, context included."""
+    tables: Tensor
+    """`(chunks, most blocks)` int32: the block tables, padded by blocks that don't count."""
 
     @classmethod
     def build(
@@ -75,8 +85,16 @@ class ChunkBatch:
         def starts(counts: Iterable[int]) -> Tensor:
             return torch.tensor([0, *accumulate(counts)], dtype=torch.int32, device=device)
 
-        key_starts = starts(map(add, num_tokens, contexts))
-        return cls(tuple(num_tokens), tuple(contexts), tuple(block_tables), starts(num_tokens), key_starts)
+        lengths = list(map(add, num_tokens, contexts))
+        return cls(
+            tuple(num_tokens),
+            tuple(contexts),
+            tuple(block_tables),
+            starts(num_tokens),
+            starts(lengths),
+            torch.tensor(lengths, dtype=torch.int32, device=device),
+            pad_sequence(block_tables, batch_first=True).int(),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +116,11 @@ class AttentionBackend(ABC):
     chunks' own keys and values, for chunks without context need nothing from the cache.
     """
 
+    choice: KernelChoice | None = None
+    """Which kernels it takes, and how they cut their work; None where there is nothing to choose."""
+    prefill_names: tuple[str, ...] = ()
+    """The kernels for chunks that it can choose from."""
+
     def __init__(self, shard: Shard, device: torch.device) -> None:
         self.shard = shard
         self.device = device
@@ -115,6 +138,10 @@ class AttentionBackend(ABC):
     @abstractmethod
     def decode(self, query: Tensor, cache: LayerCache, batch: DecodeBatch) -> Tensor:
         """`(decodes, num_heads, head_size)` queries; returns the same shape."""
+
+    def with_choice(self, choice: KernelChoice) -> AttentionBackend:
+        """The same backend with other choices, if it has any."""
+        return self
 
     def describe(self) -> str:
         """Which kernels are used, for `meta.json`."""
@@ -144,11 +171,11 @@ class SdpaBackend(AttentionBackend):
             if context:
                 num_behind = max(0, context + 1 - self.window) // cache.block_size if self.window else 0
                 num_seen = context + num_tokens - num_behind * cache.block_size
-                seen = cache.gather(table[num_behind:], num_seen)
+                seen = cache.gather(table[num_behind:], num_seen, query.dtype)
             else:
                 seen = keys[own], values[own]
             parts.append(self._chunk(query[own], *seen))
-        return torch.cat(parts)
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def decode(self, query: Tensor, cache: LayerCache, batch: DecodeBatch) -> Tensor:
         """See `AttentionBackend.decode`: the query heads of a group are the rows of one product.
@@ -164,7 +191,7 @@ class SdpaBackend(AttentionBackend):
             num_blocks = -(-(self.window - 1) // cache.block_size) + 1
             held = first + torch.arange(num_blocks, device=query.device)
             tables = tables.gather(1, held.clamp(max=tables.shape[1] - 1))
-        keys, values = cache.gather(tables)
+        keys, values = cache.gather(tables, dtype=query.dtype)
         places = torch.arange(keys.shape[1], device=query.device, dtype=torch.int32)
         places = places + first * cache.block_size
         seen = places < lengths

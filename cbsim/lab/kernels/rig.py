@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cbsim.base.errors import CalibrationError
-from cbsim.lab.kernels.attention_backends import LayerCache, make_backend
+from cbsim.lab.kernels.attention_backends import AttentionBackend, LayerCache, make_backend
 from cbsim.lab.kernels.decoder import Decoder, DecoderLayer, SequenceSlice, StepBatch
 from cbsim.lab.kernels.sampling import greedy
 from cbsim.lab.kernels.shard import Shard
@@ -62,6 +62,10 @@ class Rig:
         self.step_caches = [LayerCache(*part) for part in zip(*parts, strict=True)]
         self._scattered = {count: self._rng.permutation(count) for count in (num_blocks, per_layer)}
         self._next_block = 0
+
+    def use(self, backend: AttentionBackend) -> None:
+        """Compute attention by another backend, in whole steps too."""
+        self.backend = self.decoder.backend = backend
 
     @property
     def mlp_layers(self) -> list[DecoderLayer]:

@@ -1,15 +1,9 @@
-"""TritonBackend: paged decode by our own kernel, prefill packed or by SDPA."""
+"""TritonBackend: paged decode by our own kernel, chunks by the fastest kernel for their size."""
 
 from __future__ import annotations
 
 import importlib.util
-import inspect
 import os
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import partial
-from operator import add
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,61 +16,58 @@ from cbsim.lab.kernels.attention_backends import (
     LayerCache,
     SdpaBackend,
 )
+from cbsim.lab.kernels.kernel_choice import DecodeTuning, KernelChoice
+from cbsim.lab.kernels.prefill_kernels import PrefillKernel, right_kernels
 from cbsim.lab.kernels.shard import Shard
 
 INTERPRETED_PROCESSORS = 8
-MIN_TILE = 16
-"""Tokens that `tl.dot` needs at least."""
-
-
-@dataclass(frozen=True, slots=True)
-class DecodeTuning:
-    """How the decode kernel cuts its work."""
-
-    tile: int = 64
-    """Tokens read at once."""
-    num_warps: int = 4
-    num_stages: int = 3
-    programs_per_processor: int = 4
-    """How many programs to have for each multiprocessor, at most, by splitting contexts."""
-    max_splits: int = 64
-
-    def shared_bytes(self, shard: Shard) -> int:
-        """Shared memory of a program at most: keys and values of a tile for each stage."""
-        padded_size = 1 << (shard.head_size - 1).bit_length()
-        return 2 * self.num_stages * self.tile * padded_size * shard.model.element_bytes
-
-    def fitting(self, shard: Shard, shared_bytes: int) -> DecodeTuning:
-        """This tuning with its tile halved until a program fits the shared memory."""
-        tuning = self
-        while tuning.shared_bytes(shard) > shared_bytes and tuning.tile > MIN_TILE:
-            tuning = replace(tuning, tile=tuning.tile // 2)
-        return tuning
+AMD_SHARED_BYTES = 64 * 1024
+"""Shared memory of a program on AMD's GPUs, of which torch does not say it."""
+UNTIMED = ("varlen", "triton", "sdpa")
+"""Prefill kernels in the order in which they are taken where none was timed."""
 
 
 class TritonBackend(AttentionBackend):
-    """For CUDA, and for Triton's interpreter on a CPU (`TRITON_INTERPRET=1`).
+    """For GPUs, and for Triton's interpreter on a CPU (`TRITON_INTERPRET=1`).
 
-    Prefill is one packed flash-attention call a layer (`torch.nn.attention.varlen`) if this torch and this
-    GPU compute it rightly, which is tried once; else one SDPA call a chunk. Without a `tuning` the default is
-    cut down to the GPU's shared memory.
+    Chunks go to the kernel that `choice` has for their size, among those that compute rightly here. Without a
+    `choice`, or `tuning`, the defaults are taken, cut down to the GPU's shared memory.
     """
 
-    def __init__(self, shard: Shard, device: torch.device, tuning: DecodeTuning | None = None) -> None:
+    def __init__(
+        self,
+        shard: Shard,
+        device: torch.device,
+        tuning: DecodeTuning | None = None,
+        choice: KernelChoice | None = None,
+    ) -> None:
         """Raises `CalibrationError` where Triton has nothing to run on."""
         super().__init__(shard, device)
         _check_triton(device)
-        self.tuning = tuning or DecodeTuning()
-        self._sdpa = SdpaBackend(shard, device)
-        self._varlen = _find_varlen(shard, device, self._sdpa)
-        self._num_processors = INTERPRETED_PROCESSORS
-        if device.type == "cuda":
-            properties = torch.cuda.get_device_properties(device)
-            self._num_processors = properties.multi_processor_count
-            # What a program may ask for beyond 48 KiB; only CUDA builds of torch know it.
-            shared_bytes = getattr(properties, "shared_memory_per_block_optin", None)
-            if tuning is None and shared_bytes is not None:
-                self.tuning = self.tuning.fitting(shard, shared_bytes)
+        self._num_processors, shared_bytes = _processors(device)
+        usual = DecodeTuning()
+        if shared_bytes is not None:
+            usual = usual.fitting(shard, shared_bytes)
+        self.choice: KernelChoice = choice or KernelChoice(tuning or usual)
+        self.kernels, self.wrong = right_kernels(
+            shard, device, SdpaBackend(shard, device), self._num_processors, shared_bytes
+        )
+
+    @property
+    def prefill_names(self) -> tuple[str, ...]:  # type: ignore[override]
+        """See `AttentionBackend.prefill_names`."""
+        return tuple(self.kernels)
+
+    @property
+    def tuning(self) -> DecodeTuning:
+        """How the decode kernel cuts its work."""
+        return self.choice.decode
+
+    def with_choice(self, choice: KernelChoice) -> TritonBackend:
+        """See `AttentionBackend.with_choice`; nothing is tried again."""
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__, choice=choice)
+        return other
 
     def num_splits(self, num_decodes: int, max_context: int) -> int:
         """Shares of each context: programs for every multiprocessor at once, none without a tile."""
@@ -85,17 +76,19 @@ class TritonBackend(AttentionBackend):
         splits = wanted // (num_decodes * self.shard.num_kv_heads)
         return max(1, min(splits, -(-max_context // tuning.tile), tuning.max_splits))
 
+    def prefill_kernel(self, batch: ChunkBatch) -> PrefillKernel:
+        """Which kernel computes a batch: that of its largest chunk."""
+        chunks = zip(batch.num_tokens, batch.contexts, strict=True)
+        largest = max(chunks, key=lambda chunk: chunk[0] * (2 * chunk[1] + chunk[0]))
+        ranked = self.choice.prefill.ranked(*largest)
+        known = (self.kernels[name] for name in (*ranked, *UNTIMED) if name in self.kernels)
+        return next(kernel for kernel in known if kernel.covers(batch))
+
     def prefill(
         self, query: Tensor, keys: Tensor, values: Tensor, cache: LayerCache, batch: ChunkBatch
     ) -> Tensor:
         """See `AttentionBackend.prefill`."""
-        if self._varlen is None:
-            return self._sdpa.prefill(query, keys, values, cache, batch)
-        if any(batch.contexts):
-            keys, values = _pack(cache, batch)
-        packed = (part.contiguous() for part in (query, keys, values))
-        longest = max(batch.num_tokens), max(map(add, batch.num_tokens, batch.contexts))
-        return self._varlen(*packed, batch.token_starts, batch.key_starts, *longest)
+        return self.prefill_kernel(batch)(query, keys, values, cache, batch)
 
     def decode(self, query: Tensor, cache: LayerCache, batch: DecodeBatch) -> Tensor:
         """See `AttentionBackend.decode`."""
@@ -107,15 +100,17 @@ class TritonBackend(AttentionBackend):
 
     def describe(self) -> str:
         """See `AttentionBackend.describe`."""
-        prefill = "scaled_dot_product_attention" if self._varlen is None else "varlen_attn"
-        return f"prefill: {prefill}; decode: Triton split-KV, {self.tuning}"
+        return f"decode: Triton split-KV; chunks: {', '.join(self.kernels)}; {self.choice.told()}"
 
 
-def cannot_run(error: Exception) -> bool:
-    """Whether Triton says that a kernel can't be compiled or loaded as it is cut: mostly it is too large."""
-    from triton.errors import TritonError
-
-    return isinstance(error, TritonError)
+def _processors(device: torch.device) -> tuple[int, int | None]:
+    """Multiprocessors of a device, and the shared memory that a program may have, if known."""
+    if device.type != "cuda":
+        return INTERPRETED_PROCESSORS, None
+    properties = torch.cuda.get_device_properties(device)
+    # What a program may ask for beyond 48 KiB; only CUDA builds of torch know it.
+    optin = getattr(properties, "shared_memory_per_block_optin", None)
+    return properties.multi_processor_count, optin or (AMD_SHARED_BYTES if torch.version.hip else None)
 
 
 def _check_triton(device: torch.device) -> None:
@@ -125,49 +120,3 @@ def _check_triton(device: torch.device) -> None:
         raise CalibrationError(
             "attention backend triton: needs a GPU, or TRITON_INTERPRET=1 for its interpreter; allowed: sdpa"
         )
-
-
-def _find_varlen(shard: Shard, device: torch.device, reference: SdpaBackend) -> Callable[..., Tensor] | None:
-    """Packed attention, if it exists here and agrees with SDPA on two chunks, one of them over context."""
-    if device.type != "cuda" or shard.dtype not in (torch.bfloat16, torch.float16):
-        return None
-    num_tokens, contexts, block_size = [40, 24], [32, 0], 16
-    generator = torch.Generator(device).manual_seed(0)
-
-    def random(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, device=device).to(shard.dtype)
-
-    cache_shape = (8, block_size, shard.num_kv_heads, shard.head_size)
-    cache = LayerCache(random(*cache_shape), random(*cache_shape))
-    tables = [torch.arange(0, 5, device=device), torch.arange(5, 7, device=device)]
-    batch = ChunkBatch.build(num_tokens, contexts, tables, device)
-    query = random(sum(num_tokens), shard.num_heads, shard.head_size)
-    keys, values = _pack(cache, batch)
-    own = torch.cat((torch.arange(32, 72, device=device), torch.arange(72, 96, device=device)))
-    try:
-        varlen = _causal_varlen(shard.group_size > 1)
-        got = varlen(query, keys, values, batch.token_starts, batch.key_starts, 40, 72)
-    except Exception:  # whatever this build of torch says against it, SDPA does the work
-        return None
-    wanted = reference.prefill(query, keys[own], values[own], cache, batch)
-    return varlen if torch.allclose(got.float(), wanted.float(), atol=2e-2, rtol=2e-2) else None
-
-
-def _causal_varlen(grouped: bool) -> Callable[..., Tensor]:
-    """`varlen_attn`, causal from each chunk's last token back, by the keywords of this version of torch."""
-    from torch.nn.attention.varlen import varlen_attn
-
-    attend: Any = varlen_attn
-    known = inspect.signature(attend).parameters
-    keywords: dict[str, Any] = {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}
-    if grouped and "enable_gqa" in known:
-        keywords["enable_gqa"] = True
-    return partial(attend, **keywords)
-
-
-def _pack(cache: LayerCache, batch: ChunkBatch) -> tuple[Tensor, Tensor]:
-    """The keys and values of all chunks, contexts included, one after another."""
-    lengths = map(add, batch.contexts, batch.num_tokens)
-    parts = [cache.gather(table, length) for table, length in zip(batch.block_tables, lengths, strict=True)]
-    keys, values = zip(*parts, strict=True)
-    return torch.cat(keys), torch.cat(values)

@@ -45,6 +45,7 @@ def _partial_kernel(  # type: ignore[no-untyped-def]
     TILE: tl.constexpr,
     IS_WHOLE: tl.constexpr,
     NUM_STAGES: tl.constexpr,
+    CAST: tl.constexpr,
     WIDEN: tl.constexpr,
 ):
     """Attention of a group of heads to one share of a sequence's context: its output and log2-sum-exp2."""
@@ -71,15 +72,21 @@ def _partial_kernel(  # type: ignore[no-untyped-def]
     highest = tl.full((ROWS,), float("-inf"), tl.float32)
     total = tl.zeros((ROWS,), tl.float32)
     acc = tl.zeros((ROWS, PADDED_SIZE), tl.float32)
+    table = block_tables + sequence * table_stride
+    # The next tile's blocks are looked up ahead: a load that waits for one of its own tile isn't pipelined.
+    ahead = tl.load(table + (start + in_tile) // BLOCK_SIZE, mask=start + in_tile < end, other=0)
     for first in tl.range(start, end, TILE, num_stages=NUM_STAGES):
         tokens = first + in_tile
         is_token = tokens < end
-        table_at = block_tables + sequence * table_stride + tokens // BLOCK_SIZE
-        blocks = tl.load(table_at, mask=is_token, other=0).to(tl.int64)
+        blocks = ahead.to(tl.int64)
+        following = tokens + TILE
+        ahead = tl.load(table + following // BLOCK_SIZE, mask=following < end, other=0)
         token_at = blocks * block_stride + (tokens % BLOCK_SIZE) * token_stride + kv_head * head_stride
         element_at = token_at[:, None] + places[None, :]
         is_element = is_token[:, None] & is_place[None, :]
         k = tl.load(keys + element_at, mask=is_element, other=0.0)
+        if CAST:
+            k = k.to(query.dtype.element_ty)
         if WIDEN:
             k = k.to(tl.float32)
         scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale_log2
@@ -88,6 +95,8 @@ def _partial_kernel(  # type: ignore[no-untyped-def]
         weights = tl.exp2(scores - new_highest[:, None])
         shrink = tl.exp2(highest - new_highest)
         v = tl.load(values + element_at, mask=is_element, other=0.0)
+        if CAST:
+            v = v.to(query.dtype.element_ty)
         factors = weights.to(v.dtype)
         if WIDEN:
             factors, v = factors.to(tl.float32), v.to(tl.float32)
@@ -154,7 +163,7 @@ def paged_decode(
     is right for any length. A context of 0 tokens gives zeros. Returns a new tensor of the queries' shape and
     dtype; raises ValueError for tensors laid out in another way.
     """
-    _check_layout(query, cache, batch)
+    check_layout(query, cache, batch.block_tables, batch.context_lens)
     num_decodes, num_heads, head_size = query.shape
     num_kv_heads = cache.keys.shape[2]
     group = num_heads // num_kv_heads
@@ -179,30 +188,46 @@ def paged_decode(
         TILE=tile,
         IS_WHOLE=is_whole,
         NUM_STAGES=num_stages,
+        CAST=cache.keys.dtype != query.dtype,
         # Triton's interpreter multiplies the bit patterns of bf16; on a GPU the products are fp32 anyway.
         WIDEN=query.dtype == torch.bfloat16 and not query.is_cuda,
         num_warps=num_warps,
         **sizes,
     )
     if not is_whole:
-        padded_splits = triton.next_power_of_2(num_splits)
-        _combine_kernel[(num_decodes * num_heads,)](
-            partials, log_sums, out, num_splits, PADDED_SPLITS=padded_splits, num_warps=4, **sizes
-        )
+        combine(partials, log_sums, out)
     return out
 
 
-def _check_layout(query: Tensor, cache: LayerCache, batch: DecodeBatch) -> None:
-    """The kernel walks heads and tables by their sizes: another layout would be read wrongly in silence."""
+def combine(partials: Tensor, log_sums: Tensor, out: Tensor) -> None:
+    """Put shares of contexts, `(rows, heads, splits, head_size)`, together by their log2-sums into `out`."""
+    num_rows, num_heads, num_splits, head_size = partials.shape
+    _combine_kernel[(num_rows * num_heads,)](
+        partials,
+        log_sums,
+        out,
+        num_splits,
+        HEAD_SIZE=head_size,
+        PADDED_SIZE=triton.next_power_of_2(head_size),
+        PADDED_SPLITS=triton.next_power_of_2(num_splits),
+        num_warps=4,
+    )
+
+
+def check_layout(query: Tensor, cache: LayerCache, tables: Tensor, lengths: Tensor) -> None:
+    """Raise ValueError for tensors that a kernel, which walks heads and tables by their sizes, would misread.
+
+    `tables` are a row of block numbers for each sequence; `lengths` lie one after another.
+    """
     head_size = query.shape[2]
     wrong = {
         "heads of a query must lie one after another": query.stride()[1:] != (head_size, 1),
         "keys and values must have equal strides": cache.keys.stride() != cache.values.stride(),
         "elements of a head must lie one after another": cache.keys.stride(3) != 1,
         "query heads must be a multiple of KV heads": query.shape[1] % cache.keys.shape[2] != 0,
-        "block numbers of a sequence must lie one after another": batch.block_tables.stride(1) != 1,
-        "context lengths must lie one after another": not batch.context_lens.is_contiguous(),
+        "block numbers of a sequence must lie one after another": tables.stride(1) != 1,
+        "context lengths must lie one after another": not lengths.is_contiguous(),
     }
     problems = [problem for problem, is_wrong in wrong.items() if is_wrong]
     if problems:
-        raise ValueError(f"paged decode: {'; '.join(problems)}")
+        raise ValueError(f"paged attention: {'; '.join(problems)}")

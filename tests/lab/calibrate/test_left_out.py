@@ -18,6 +18,7 @@ from cbsim.lab.calibrate.left_out import LeftOut, append_left_out, read_left_out
 from cbsim.lab.calibrate.measurement import Measurement, ProcessSpent, measure
 from cbsim.lab.calibrate.timing_plan import PlanPoint
 from cbsim.lab.kernels.graph_capture import CaptureFailed
+from cbsim.lab.kernels.kernel_choice import read_choice
 from cbsim.lab.kernels.timing import DeviceLost, MakeCalls, Timing
 from tests.lab.kernels.references import load_model
 
@@ -130,6 +131,44 @@ def test_what_is_there_when_time_is_up(tmp_path: Path, monkeypatch: pytest.Monke
     assert whole.points[:reached] == result.points
     assert whole.meta.warnings == []
     assert line.startswith(f"{len(whole.points) - reached} of {len(whole.points)} points")
+
+
+FAKE = "cbsim.lab.calibrate.fake_card:FakeBackend"
+
+
+def test_a_kernel_that_brings_the_process_down_is_not_tried_again(tmp_path: Path) -> None:
+    """Kernels are chosen before the plan; what was chosen is taken by a resumed run as it is."""
+    seen: list[str] = []
+
+    class Choosy(FakeTimer):
+        def _time(self, make_calls: MakeCalls, what: object, as_graph: bool) -> Timing:
+            assert isinstance(what, PlanPoint)
+            (call, *_) = make_calls(1)
+            backend = call.args[0] if what.op == "prefill" else None  # type: ignore[attr-defined]
+            if backend is not None and backend.choice.prefill.timed:
+                name = backend.choice.prefill.timed[0][2]
+                seen.append(name)
+                if name == "sdpa again" and len(seen) > 3:
+                    raise CaptureFailed(RuntimeError("not permitted"))
+            return super()._time(make_calls, what, as_graph)
+
+    def measured() -> Measurement:
+        how = {"device": fake_device(), "plan": "quick", "backend": FAKE, "timer": Choosy(runs=False)}
+        return measure(TINY, tmp_path, **how)  # type: ignore[arg-type]
+
+    with pytest.raises(ProcessSpent, match=r"kernel 'sdpa again' can't be timed: CaptureFailed: .* goes on"):
+        measured()
+    assert not (tmp_path / "kernels.json").exists()
+    result = measured()
+    choice = read_choice(tmp_path / "kernels.json")
+    assert choice is not None
+    assert {name for _, _, name in choice.prefill.timed} == {"sdpa"}
+    assert choice.told() in result.meta.software["attention"]
+    (line,) = result.meta.warnings
+    assert line.startswith("kernel 'sdpa again' was not tried: it brought a process down (CaptureFailed")
+    written = (tmp_path / "kernels.json").read_bytes()
+    assert measured().points == result.points
+    assert (tmp_path / "kernels.json").read_bytes() == written
 
 
 def test_the_file_itself(tmp_path: Path) -> None:

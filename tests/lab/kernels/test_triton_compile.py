@@ -18,12 +18,13 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from cbsim.lab.kernels import triton_decode
-from cbsim.lab.kernels.triton_backend import DecodeTuning
+from cbsim.lab.kernels import triton_chunks, triton_decode
+from cbsim.lab.kernels.kernel_choice import DecodeTuning
+from cbsim.lab.kernels.prefill_kernels import TritonChunks
 from tests.lab.kernels.references import attention_shard
 
 POINTERS = ("query", "keys", "values", "out")
-INDICES = ("block_tables", "context_lens")
+INDICES = ("block_tables", "context_lens", "token_starts", "key_starts")
 PARTIALS = ("partials", "log_sums")
 
 
@@ -36,10 +37,15 @@ def own_cache(tmp_path, monkeypatch) -> None:
 
 
 def compile_for(
-    capability: int, dtype: str, head_size: int, tuning: DecodeTuning, *, is_whole: bool = False
+    capability: int,
+    dtype: str,
+    head_size: int,
+    tuning: DecodeTuning,
+    *,
+    is_whole: bool = False,
+    cache: str | None = None,
 ) -> Any:
     """The kernel of a model with 32 query and 8 KV heads, as a GPU of that capability would run it."""
-    kernel = triton_decode._partial_kernel
     constants = {
         "NUM_HEADS": 32,
         "GROUP": 4,
@@ -50,9 +56,38 @@ def compile_for(
         "TILE": tuning.tile,
         "IS_WHOLE": is_whole,
         "NUM_STAGES": tuning.num_stages,
+        "CAST": cache is not None,
         "WIDEN": False,
     }
+    return compiled(triton_decode._partial_kernel, constants, dtype, cache, capability, tuning.num_warps)
+
+
+def compile_chunks(capability: int, rows: int, tile: int, num_warps: int, *, cache: str | None = None) -> Any:
+    """The kernel for chunks of a model with 32 query and 8 KV heads of 128 elements in bf16."""
+    constants = {
+        "NUM_HEADS": 32,
+        "GROUP": 4,
+        "QUERIES": rows // 4,
+        "ROWS": rows,
+        "HEAD_SIZE": 128,
+        "PADDED_SIZE": 128,
+        "BLOCK_SIZE": 16,
+        "TILE": tile,
+        "IS_WHOLE": True,
+        "NUM_STAGES": 3,
+        "CAST": cache is not None,
+        "WIDEN": False,
+    }
+    return compiled(triton_chunks._chunk_kernel, constants, "bfloat16", cache, capability, num_warps)
+
+
+def compiled(
+    kernel: Any, constants: dict[str, Any], dtype: str, cache: str | None, capability: int, num_warps: int
+) -> Any:
+    """A kernel for a GPU of that capability, its tensors and strides aligned as torch aligns them."""
     kinds = dict.fromkeys(POINTERS, f"*{ELEMENT_TYPES[dtype]}") | dict.fromkeys(INDICES, "*i32")
+    if cache is not None:
+        kinds |= dict.fromkeys(("keys", "values"), f"*{cache}")
     kinds |= {
         **dict.fromkeys(PARTIALS, "*fp32"),
         **dict.fromkeys(constants, "constexpr"),
@@ -66,7 +101,7 @@ def compile_for(
         return triton.compile(
             ASTSource(kernel, signature, constants, attributes),
             target=GPUTarget("cuda", capability, 32),
-            options={"num_warps": tuning.num_warps},
+            options={"num_warps": num_warps},
         )
 
 
@@ -77,6 +112,8 @@ def test_it_compiles_to_tensor_core_instructions(dtype: str, head_size: int, cap
     assert "mma.sync" in compiled.asm["ptx"]
     assert "cp.async" in compiled.asm["ptx"]
     assert compiled.metadata.shared <= 99 * 1024
+    # Two tiles are under way while a third is computed: each waits for the one before the last two copies.
+    assert "cp.async.wait_group 2" in " ".join(compiled.asm["ptx"].split()).replace("0x", "")
 
 
 def test_a_whole_context_compiles_too() -> None:
@@ -110,3 +147,19 @@ def test_tiles_are_halved_to_what_a_gpu_has() -> None:
     assert DecodeTuning().fitting(wide, h200).tile == 64
     assert DecodeTuning().fitting(wide, l40s).tile == 32
     assert DecodeTuning().fitting(wide, 1).tile == 16
+
+
+def test_chunks_are_pipelined_and_multiplied_by_warp_groups() -> None:
+    """What they need of shared memory is what tiles are cut down by."""
+    shard, rows = attention_shard(32, 8, 128, "bfloat16"), 128
+    made = compile_chunks(90, rows, 64, 8)
+    assert "wgmma" in made.asm["ptx"]
+    assert "cp.async.wait_group 2" in " ".join(made.asm["ptx"].split()).replace("0x", "")
+    assert made.metadata.shared <= (6 * 64 + rows) * 128 * 2
+    sizes = {99: 32, 163: 64, 227: 64}
+    assert {size: TritonChunks(shard, 132, size * 1024).tile(rows) for size in sizes} == sizes
+
+
+def test_a_cache_of_8_bits_compiles() -> None:
+    tuning = DecodeTuning()
+    assert compile_for(90, "bfloat16", 128, tuning, cache="fp8e4nv").metadata.shared < 99 * 1024
