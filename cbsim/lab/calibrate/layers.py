@@ -15,7 +15,6 @@ runs is told by its name; both can be said.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date as Date
@@ -28,9 +27,10 @@ import pandas as pd
 
 from cbsim.base.errors import CalibrationError
 from cbsim.base.registry import did_you_mean
-from cbsim.base.units import MS_PER_S, NS_PER_S, US_PER_S, format_seconds
+from cbsim.base.units import MS_PER_S, format_seconds
 from cbsim.cost.collectives import Link, step_traffic
 from cbsim.cost.costfile import model_shape
+from cbsim.lab.calibrate.layer_tables import has_column, read_table
 from cbsim.lab.calibrate.point import Op, Point
 from cbsim.lab.calibrate.pointsfile import Meta
 from cbsim.specs import GpuSpec, ModelSpec, ParallelSpec
@@ -301,106 +301,3 @@ def _least_s(point: Point, model: ModelSpec, gpu: GpuSpec, tensor_parallel: int)
     tokens = f"{point.decode_context:,} tokens of context"
     what = f"a layer's attention of {point.num_decodes} decodes, {tokens}"
     return what, kv_bytes / gpu.memory_bytes_per_s * point.decode_context
-
-
-USUAL_NAMES = {
-    "layer": "layer op op_name operator name kernel module",
-    "tokens": "tokens num_tokens n_tokens total_tokens batch_tokens",
-    "bytes": "bytes message_bytes message_size size_bytes num_bytes size",
-    "sequences": "sequences num_sequences seqs num_seqs n_seqs batch_size batch rows",
-    "prefill_chunk": "prefill_chunk chunk chunk_size chunk_tokens prefill_tokens num_prefill_tokens "
-    "prefill_chunk_size q_len",
-    "kv_prefill": "kv_prefill prefill_kv prefill_context chunk_context prefill_kv_len kv_cache_size",
-    "n_decode": "n_decode num_decode n_decodes num_decodes decodes decode_batch decode_batch_size",
-    "kv_decode": "kv_decode decode_kv decode_context decode_kv_len kv_len context_len",
-}
-"""What a column is called: the first name that is there; case, blanks and hyphens don't count."""
-UNITS = {"s": 1, "ms": MS_PER_S, "us": US_PER_S, "ns": NS_PER_S}
-_TIME = re.compile(
-    r"(?:(?:time|latency|duration|elapsed|median|mean|avg|average|t)(?:_[a-z0-9]+)*_)?(ns|us|ms|s)"
-)
-_PREFERRED = ("time", "latency", "duration", "median", "mean", "avg")
-"""Of several times, what the name begins with or holds, the first that is there."""
-
-
-def read_table(path: Path, columns: tuple[str, ...], renamed: Mapping[str, str]) -> pd.DataFrame:
-    """A CSV's `columns` and its times as `seconds`; one row for each combination, the median of its timings.
-
-    `renamed` says what columns are called there that have no usual name. Raises `CalibrationError` for
-    columns that are missing, and with the lines of counts < 0 and times <= 0.
-    """
-    table = _read_csv(path)
-    names = _names(table)
-    found = pd.DataFrame()
-    for column in columns:
-        theirs = _find(path, names, column, renamed)
-        if theirs is None:
-            raise CalibrationError(
-                f"{path}:1: column {column} is missing among {', '.join(names.values())}; expected "
-                f"{', '.join(columns)} and a time with its unit, such as time_us, or --column {column}=NAME"
-            )
-        found[column] = table[theirs]
-    time, per_s = _find_time(path, names, renamed)
-    found["seconds"] = pd.to_numeric(table[time], errors="coerce") / per_s
-    counts = [column for column in columns if column != "layer"]
-    found[counts] = found[counts].apply(pd.to_numeric, errors="coerce")
-    numbers = found[[*counts, "seconds"]]
-    wrong = numbers.isna().any(axis=1) | (numbers < 0).any(axis=1) | (numbers["seconds"] <= 0)
-    if wrong.any():
-        lines = ", ".join(str(index + 2) for index in found.index[wrong][:5])
-        raise CalibrationError(f"{path}: expected counts >= 0 and times > 0 in lines {lines}")
-    found[counts] = found[counts].astype("int64")
-    medians: pd.DataFrame = found.groupby(list(columns), sort=False)["seconds"].median().reset_index()
-    return medians
-
-
-def has_column(path: Path, column: str, renamed: Mapping[str, str]) -> bool:
-    """Whether a CSV has a column; raises `CalibrationError` if it can't be read."""
-    return _find(path, _names(_read_csv(path, num_rows=0)), column, renamed) is not None
-
-
-def _read_csv(path: Path, num_rows: int | None = None) -> pd.DataFrame:
-    try:
-        return pd.read_csv(path, skipinitialspace=True, nrows=num_rows)
-    except (OSError, UnicodeDecodeError, ValueError) as error:
-        raise CalibrationError(f"{path}: can't be read: {str(error).splitlines()[0]}") from error
-
-
-def _names(table: pd.DataFrame) -> dict[str, str]:
-    """What columns are called there, by their plain names."""
-    return {_plain(name): str(name) for name in table.columns}
-
-
-def _find(path: Path, names: Mapping[str, str], column: str, renamed: Mapping[str, str]) -> str | None:
-    """The name of a column there: the one that was said, else the first usual one."""
-    if column in renamed:
-        if _plain(renamed[column]) not in names:
-            hint = did_you_mean(renamed[column], list(names.values()))
-            raise CalibrationError(f"{path}:1: no column '{renamed[column]}' for {column}{hint}")
-        return names[_plain(renamed[column])]
-    return next((names[usual] for usual in USUAL_NAMES.get(column, "").split() if usual in names), None)
-
-
-def _find_time(path: Path, names: Mapping[str, str], renamed: Mapping[str, str]) -> tuple[str, int]:
-    """The column of times, and how many of its units are a second."""
-    said = _find(path, names, "time", renamed)
-    if said is not None:
-        unit = _plain(said).rpartition("_")[2]
-        if unit not in UNITS:
-            raise CalibrationError(f"{path}:1: column {said} has no unit at its end: _ns, _us, _ms or _s")
-        return said, UNITS[unit]
-    units = {name: match[1] for name in names if (match := _TIME.fullmatch(name))}
-    for word in (*_PREFERRED, *UNITS):
-        for name, unit in units.items():
-            if word in name.split("_"):
-                return names[name], UNITS[unit]
-    raise CalibrationError(
-        f"{path}:1: no column of times among {', '.join(names.values())}; expected one such as time_us, "
-        "latency_ms or median_s, or --column time=NAME"
-    )
-
-
-def _plain(name: object) -> str:
-    """A column's name without what doesn't count; a unit in brackets becomes an ending."""
-    words = re.sub(r"[^a-z0-9]+", "_", str(name).strip().lower().replace("µ", "u").replace("μ", "u"))
-    return words.strip("_")
