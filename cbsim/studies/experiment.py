@@ -13,6 +13,7 @@ from cbsim.base.errors import ConfigError, WorkloadError
 from cbsim.base.paths import data_folder
 from cbsim.base.registry import did_you_mean, located
 from cbsim.config.assembly import Assembly, nested_keys
+from cbsim.config.condition import has_key
 from cbsim.config.document import (
     SWEEP,
     Document,
@@ -22,7 +23,6 @@ from cbsim.config.document import (
     read_document,
 )
 from cbsim.config.section import ByType, ComponentConfig, Named, Section
-from cbsim.config.sweep_grid import has_key
 from cbsim.cost import COST_MODELS
 from cbsim.observers import OBSERVERS
 from cbsim.schedulers import SCHEDULERS, SchedulerConfig

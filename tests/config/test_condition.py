@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cbsim.base.errors import ConfigError
-from cbsim.config.sweep_grid import parse_condition
+from cbsim.config.condition import parse_condition
 
 SETTINGS = {"s": {"chunk": 512, "budget": 2048, "type": "static"}, "seed": 3, "on": True, "off": None}
 
