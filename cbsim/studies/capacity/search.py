@@ -3,85 +3,17 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import numpy as np
-
 from cbsim.base.errors import CbsimError, ConfigError
-from cbsim.base.paths import write_text
-from cbsim.results.metrics import flatten
-from cbsim.results.result import Result
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.intervals import CONFIDENCE
-from cbsim.studies.run import Address, run_experiment
-
-NUM_QUARTERS = 4
-
-
-@dataclass(frozen=True, slots=True)
-class Probe:
-    """What a search needs of a run."""
-
-    figures: dict[str, Any]
-    """The flattened summary, and `ttft_s.quarter_2` and `ttft_s.quarter_4`, means over requests."""
-    span_s: float
-    """From the first arrival to the last."""
-    manifest: dict[str, Any]
-
-    @classmethod
-    def of(cls, result: Result) -> Probe:
-        """Of a run that has ended."""
-        arrival_s = result.requests["arrival_s"].to_numpy()
-        span_s = float(arrival_s[-1] - arrival_s[0]) if len(arrival_s) else 0.0
-        return cls(flatten(result.summary) | _trend(result), span_s, result.manifest)
-
-
-class ProbeStore:
-    """Runs experiments, each once: a probe whose file is in the folder is read from there.
-
-    Files are named by the experiment and its inputs (`run.Address`), so that a search that was killed,
-    one with more replicates or one with another SLO share runs only what is missing.
-    """
-
-    def __init__(self, folder: Path | None) -> None:
-        """`None` keeps nothing."""
-        self._folder = folder
-        self._address = Address()
-
-    def run(self, experiment: Experiment) -> Probe:
-        """The experiment's probe. Raises what its run raises, and `CbsimError` if it can't be kept."""
-        if self._folder is None:
-            return Probe.of(run_experiment(experiment))
-        _, key = self._address.keys(experiment, experiment.resolved())
-        path = self._folder / f"{key}.json"
-        kept = _read(path)
-        if kept is None:
-            kept = Probe.of(run_experiment(experiment))
-            write_text(path, json.dumps(asdict(kept), allow_nan=False) + "\n")
-        return kept
-
-
-def _read(path: Path) -> Probe | None:
-    """The probe in a file; `None` if there is none, or only a damaged one."""
-    try:
-        probe = Probe(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        return None
-    return probe if "slo_attainment" in probe.figures else None
-
-
-def _trend(result: Result) -> dict[str, float | None]:
-    """How TTFT stands early and late in the run."""
-    quarters = np.array_split(result.requests["ttft_s"].to_numpy(np.float64), NUM_QUARTERS)
-    measured = {number: quarters[number - 1][~np.isnan(quarters[number - 1])] for number in (2, 4)}
-    return {f"ttft_s.quarter_{n}": float(each.mean()) if len(each) else None for n, each in measured.items()}
-
+from cbsim.studies.probe import ProbeStore
 
 FIRST_STEP = 8
 """Rungs from the first rate to the next; then the distance doubles until the SLO fails."""

@@ -16,8 +16,8 @@ from cbsim.results.output import check_target
 from cbsim.show.capacity_text import method
 from cbsim.studies.capacity import CapacityInterrupted, CapacityProgress, Plan, capacity
 from cbsim.studies.capacity.answer import save_capacity, to_json
-from cbsim.studies.capacity.search import ProbeStore
 from cbsim.studies.experiment import Experiment
+from cbsim.studies.probe import ProbeStore
 from cbsim.studies.run import run_experiment
 
 CONFIG: dict[str, Any] = {
@@ -39,7 +39,7 @@ PLAN = Plan(share=0.9, num_replicates=2, tolerance=0.3)
 KILLED = f"""
 import os, sys
 from cbsim.studies.capacity import Plan, capacity
-probe = sys.modules["cbsim.studies.capacity.search"]
+probe = sys.modules["cbsim.studies.probe"]
 calls = []
 def die(experiment, run=probe.run_experiment):
     calls.append(1)
