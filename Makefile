@@ -9,7 +9,7 @@
 # PYTHON chooses the interpreter (3.11 or newer), EXTRAS what `make test` installs besides cbsim.
 
 PYTHON ?= python3
-EXTRAS ?= dev,cluster,torch,triton
+EXTRAS ?= dev,cluster,torch,triton,tune
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
