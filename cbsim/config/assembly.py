@@ -11,10 +11,11 @@ from pydantic import ValidationError
 from cbsim.base.errors import ConfigError
 from cbsim.base.paths import YAML_SUFFIXES, data_folder, display_path, yaml_names
 from cbsim.base.registry import did_you_mean
-from cbsim.config.document import SWEEP, Document, Override, read_document, split_key
+from cbsim.config.document import SWEEP, TUNE, Document, Override, read_document, split_key
 from cbsim.config.mistakes import Expected, validation_problems
 from cbsim.config.section import FOLDER, ForeignForm, Named, Section
 from cbsim.config.sweep_grid import AxisValue, Grid, parse_grid
+from cbsim.config.tune_space import TuneSpace, parse_space
 from cbsim.config.yaml_text import Keys
 
 
@@ -140,10 +141,10 @@ S = TypeVar("S", bound=Section)
 
 
 class Assembly(Generic[S]):
-    """One document as `model`, and each point of its sweep as one.
+    """One document as `model`, and each point of its sweep, or setting of its tune, as one.
 
-    Raises `ConfigError` with all mistakes in names, overrides and the form of the sweep; those in values are
-    found by `read`.
+    Mistakes in names, overrides and the forms of sweep and tune are `problems`; those in values are found by
+    `read`.
     """
 
     def __init__(
@@ -155,15 +156,18 @@ class Assembly(Generic[S]):
         self._overrides = overrides
         self.document = document.copy()
         self.grid = Grid()
+        self.space: TuneSpace | None = None
         self.problems: list[str] = list(document.problems)
         """Mistakes found so far, none of them in values."""
         self.hints: list[str] = []
         """What the user may have meant, for where there are mistakes: lines of their own."""
         self._fill_in_defaults()
-        # What the sweep varies decides where other overrides go, so it is settled first.
-        for override in sorted(overrides, key=lambda override: override.keys[0] != SWEEP):
+        # What sweep and tune vary decides where other overrides go, so it is settled first.
+        for override in sorted(overrides, key=lambda override: override.keys[0] not in (SWEEP, TUNE)):
             self._tell(self._apply, override)
         self._tell(self._read_grid)
+        self._tell(self._read_space)
+        self._written = self.document.copy()
         # Names that all points share; unknown ones are told by `read`, which meets them again.
         self._names.expand_all(self.document)
 
@@ -182,11 +186,18 @@ class Assembly(Generic[S]):
             yield {value.key: value.value for value in values}, self.point(values)
 
     def point(self, values: Sequence[AxisValue]) -> Document:
-        """The document with some swept values in their places, and without its sweep."""
-        document = self.document.copy()
+        """The document with some values in their places, and without its sweep and its tune."""
+        return self._with(self.document.copy(), values)
+
+    def as_written(self, values: Sequence[AxisValue]) -> dict[str, Any]:
+        """The settings of such a point, with all names kept that no value lies below."""
+        return self._with(self._written.copy(), values).data
+
+    def _with(self, document: Document, values: Sequence[AxisValue]) -> Document:
         for value in values:
             self._put(document, split_key(value.key), value.value, self.document, value.origin)
-        document.data.pop(SWEEP, None)
+        for section in (SWEEP, TUNE):
+            document.data.pop(section, None)
         return document
 
     def _fill_in_defaults(self) -> None:
@@ -217,13 +228,21 @@ class Assembly(Generic[S]):
             self.document.put((*item, *override.keys[len(axis) :]), override.value, override.origin)
 
     def _axes(self) -> Iterator[tuple[Keys, list[Keys]]]:
-        """The keys that the sweep varies, and where the values of each stand."""
-        sweep = self.document.get((SWEEP,))
-        zipped = sweep.get("zip") if isinstance(sweep, dict) else None
-        for origin, group in (((SWEEP,), sweep), ((SWEEP, "zip"), zipped)):
-            for key, values in group.items() if isinstance(group, dict) else ():
+        """The keys that sweep and tune vary, and where the values of each stand."""
+        for origin, group in self._groups():
+            for key, values in group.items():
+                listed = (*origin, key)
+                if isinstance(values, dict) and isinstance(values.get("choices"), list):
+                    values, listed = values["choices"], (*listed, "choices")
                 if isinstance(values, list):
-                    yield split_key(key), [(*origin, key, i) for i in range(len(values))]
+                    yield split_key(key), [(*listed, i) for i in range(len(values))]
+
+    def _groups(self) -> Iterator[tuple[Keys, dict[str, Any]]]:
+        """What holds the keys that vary, and where it stands: sweep and tune, and a `zip:` of either."""
+        for origin in ((SWEEP,), (SWEEP, "zip"), (TUNE,), (TUNE, "zip")):
+            group = self.document.get(origin)
+            if isinstance(group, dict):
+                yield origin, group
 
     def _put(self, document: Document, keys: Keys, value: Any, *origin: Any) -> None:
         """Set a value; a name on the way to its key becomes the mapping that it stands for."""
@@ -232,21 +251,34 @@ class Assembly(Generic[S]):
         document.put(keys, value, *origin)
 
     def _read_grid(self) -> None:
-        pinned = {override.keys for override in self._overrides}
         seed = self.document.get(("seed",))
-        self.grid = parse_grid(self.document, pinned, seed if isinstance(seed, int) else 0)
+        self.grid = parse_grid(self.document, self._pinned(), seed if isinstance(seed, int) else 0)
+        self._drop_pinned(SWEEP)
         sweep = self.document.get((SWEEP,))
         if not isinstance(sweep, dict):
             return
-        for group in (sweep, sweep.get("zip", {})):
-            for key in [key for key in group if split_key(key) in pinned]:
-                del group[key]
-        if sweep.get("zip") == {}:
-            del sweep["zip"]
-        if ("seed",) in pinned:
+        if ("seed",) in self._pinned():
             sweep.pop("replicates", None)
         if not self.grid.axes:
             del self.document.data[SWEEP]
+
+    def _read_space(self) -> None:
+        self.space = parse_space(self.document, self._pinned())
+        self._drop_pinned(TUNE)
+
+    def _pinned(self) -> set[Keys]:
+        """The keys that an override has set: they do not vary."""
+        return {override.keys for override in self._overrides}
+
+    def _drop_pinned(self, section: str) -> None:
+        """Take the keys that an override has set out of a section that varies them."""
+        for origin, group in list(self._groups()):
+            if origin[0] != section:
+                continue
+            for key in [key for key in group if split_key(key) in self._pinned()]:
+                del group[key]
+            if group == {} and len(origin) > 1:
+                del self.document.data[section]["zip"]
 
     def _tell(self, action: Callable[..., None], *arguments: Any) -> None:
         try:

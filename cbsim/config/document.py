@@ -166,7 +166,7 @@ def _is_index(key: str | int, items: list[Any]) -> bool:
     return str(key).isdecimal() and int(key) < len(items)
 
 
-SWEEP = "sweep"
+SWEEP, TUNE = "sweep", "tune"
 SWEEP_WORDS = ("zip", "where", "replicates")
 """Keys below `sweep` that are no axes."""
 _END_OF_SCALAR = "...\n"
@@ -214,11 +214,14 @@ def _nested(overrides: Mapping[str, Any], above: Keys = ()) -> Iterator[tuple[Ke
 
 
 def split_key(dotted: str) -> Keys:
-    """The way that a dotted key means; what follows `sweep.` is one key, since axes are dotted themselves."""
+    """The way that a dotted key means.
+
+    What follows `sweep.` or `tune.` is one key, since what these vary is dotted itself.
+    """
     head, _, rest = dotted.partition(".")
-    if head == SWEEP and rest:
+    if head in (SWEEP, TUNE) and rest:
         word, _, axis = rest.partition(".")
-        return (SWEEP, word, axis) if word == "zip" and axis else (SWEEP, rest)
+        return (head, word, axis) if word == "zip" and axis else (head, rest)
     return tuple(dotted.split("."))
 
 

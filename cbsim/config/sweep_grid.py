@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from cbsim.base.errors import ConfigError
 from cbsim.config.condition import Condition, parse_condition
-from cbsim.config.document import SWEEP, SWEEP_WORDS, Document, describe_value, split_key
+from cbsim.config.document import SWEEP, SWEEP_WORDS, TUNE, Document, describe_value, split_key
 from cbsim.config.yaml_text import Keys
 
 MAX_POINTS = 100_000
@@ -64,7 +64,7 @@ def parse_grid(document: Document, pinned: set[Keys], seed: int) -> Grid:
     raw = document.get((SWEEP,))
     if raw is None:
         return Grid()
-    parser = _Parser(document, pinned)
+    parser = AxisParser(document, pinned)
     if not isinstance(raw, dict):
         got = describe_value(raw)
         parser.problem((SWEEP,), f"got {got}; expected a mapping of dotted keys to lists of values")
@@ -79,24 +79,26 @@ def parse_grid(document: Document, pinned: set[Keys], seed: int) -> Grid:
     return parser.grid()
 
 
-class _Parser:
-    """Collects axes, conditions, notes and mistakes."""
+class AxisParser:
+    """Collects the axes, conditions, notes and mistakes of a `section` that varies keys."""
 
-    def __init__(self, document: Document, pinned: set[Keys]) -> None:
+    def __init__(self, document: Document, pinned: set[Keys], section: str = SWEEP) -> None:
         self._document = document
         self._pinned = pinned
+        self._section = section
         self._axes: list[tuple[tuple[AxisValue, ...], ...]] = []
-        self._conditions: list[Condition] = []
-        self._notes: list[str] = []
-        self._problems: list[str] = []
         self._seen: set[Keys] = set()
+        self.conditions: list[Condition] = []
+        self.notes: list[str] = []
+        self.problems: list[str] = []
 
     def problem(self, keys: Keys, message: str) -> None:
-        self._problems.append(self._document.place(keys).problem(message))
+        """Note a mistake at a place."""
+        self.problems.append(self._document.place(keys).problem(message))
 
-    def add_axis(self, columns: dict[str, Any], origin: Keys) -> None:
-        """Some keys that vary together, each with its values."""
-        read = [self._steps(key, values, (*origin, key)) for key, values in columns.items()]
+    def add_axis(self, columns: dict[str, Any], origin: Keys, below: Keys = ()) -> None:
+        """Some keys that vary together, each with its values, which stand `below` it."""
+        read = [self._steps(key, values, (*origin, key, *below)) for key, values in columns.items()]
         steps = [column for column in read if column]
         if len({len(column) for column in steps}) > 1:
             told = ", ".join(f"{column[0].key} has {len(column)}" for column in steps)
@@ -105,7 +107,8 @@ class _Parser:
             self._axes.append(tuple(zip(*steps, strict=True)))
 
     def add_zip(self, columns: Any) -> None:
-        origin: Keys = (SWEEP, "zip")
+        """Keys with lists of values, which vary together."""
+        origin: Keys = (self._section, "zip")
         if isinstance(columns, dict) and columns:
             self.add_axis(columns, origin)
         else:
@@ -113,6 +116,7 @@ class _Parser:
             self.problem(origin, f"got {got}; expected a mapping of dotted keys to lists of equal length")
 
     def add_replicates(self, count: Any, seed: int) -> None:
+        """The seeds of so many replicates; `None` adds nothing."""
         if count is None:
             return
         origin: Keys = (SWEEP, "replicates")
@@ -121,43 +125,55 @@ class _Parser:
         elif ("seed",) in self._seen:
             self.problem(origin, "replicates varies the seed, which has an axis of its own")
         elif ("seed",) in self._pinned:
-            self._notes.append("replicates: dropped, since the seed is set")
+            self.notes.append("replicates: dropped, since the seed is set")
         else:
             self._axes.append(tuple((AxisValue("seed", seed + i, origin),) for i in range(count)))
 
     def add_conditions(self, texts: Any) -> None:
+        """One comparison or a list of them; `None` adds nothing."""
         if texts is None:
             return
         for i, text in enumerate(texts if isinstance(texts, list) else [texts]):
-            origin: Keys = (SWEEP, "where", i) if isinstance(texts, list) else (SWEEP, "where")
+            where = (self._section, "where")
+            origin: Keys = (*where, i) if isinstance(texts, list) else where
             try:
                 if not isinstance(text, str):
                     raise ConfigError(f"got {describe_value(text)}; expected a comparison, as in 'seed < 3'")
-                self._conditions.append(parse_condition(text))
+                self.conditions.append(parse_condition(text))
             except ConfigError as error:
                 self.problem(origin, error.problems[0])
 
     def grid(self) -> Grid:
-        grid = Grid(tuple(self._axes), tuple(self._conditions), tuple(self._notes))
+        """What was collected. Raises `ConfigError` with all mistakes."""
+        grid = Grid(tuple(self._axes), tuple(self.conditions), tuple(self.notes))
         if grid.num_points > MAX_POINTS:
             self.problem((SWEEP,), f"{grid.num_points:,} points; expected at most {MAX_POINTS:,}")
-        if self._problems:
-            raise ConfigError(*self._problems)
+        if self.problems:
+            raise ConfigError(*self.problems)
         return grid
 
-    def _steps(self, key: str, values: Any, origin: Keys) -> list[AxisValue]:
+    def _is_free(self, key: str, origin: Keys) -> bool:
+        """Whether a key is to vary: it may, does so once, and no override has set it."""
         keys = split_key(key)
-        is_swept_twice = keys in self._seen
+        is_varied_twice = keys in self._seen
         self._seen.add(keys)
-        if keys[0] == SWEEP:
-            self.problem(origin, "a sweep can't vary itself")
-        elif is_swept_twice:
-            self.problem(origin, "is swept twice")
+        if keys[0] in (SWEEP, TUNE):
+            self.problem(
+                origin, f"a {self._section} can't vary {'itself' if keys[0] == self._section else keys[0]}"
+            )
+        elif is_varied_twice:
+            self.problem(origin, "is swept twice" if self._section == SWEEP else "is tuned twice")
         elif keys in self._pinned:
-            self._notes.append(f"sweep.{key}: dropped, since {key} is set")
-        elif not isinstance(values, list) or not values:
+            self.notes.append(f"{self._section}.{key}: dropped, since {key} is set")
+        else:
+            return True
+        return False
+
+    def _steps(self, key: str, values: Any, origin: Keys) -> list[AxisValue]:
+        if not self._is_free(key, origin):
+            return []
+        if not isinstance(values, list) or not values:
             got = "an empty list" if values == [] else describe_value(values)
             self.problem(origin, f"got {got}; expected a list of values")
-        else:
-            return [AxisValue(key, value, (*origin, i)) for i, value in enumerate(values)]
-        return []
+            return []
+        return [AxisValue(key, value, (*origin, i)) for i, value in enumerate(values)]
