@@ -206,6 +206,14 @@ FORMATS = (
         written_by="AIPerf, sessions whose turns come some milliseconds after an answer",
     ),
     Format(
+        "servegen",
+        Column("timestamp", _SECONDS),
+        "input_length",
+        "output_length",
+        marks=("input_length", "output_length", "duration"),
+        written_by="a batch task of ServeGen's offline traces",
+    ),
+    Format(
         "qwen",
         Column("timestamp", _SECONDS),
         "input_length",

@@ -98,7 +98,7 @@ class TraceWorkload(Workload):
         """The file, from the experiment's folder, else the current one, else the bundled `workloads/`."""
         format: (
             Literal[
-                "azure", "mooncake", "burstgpt", "vidur", "cbsim", "qwen", "llmservingsim",
+                "azure", "mooncake", "servegen", "burstgpt", "vidur", "cbsim", "qwen", "llmservingsim",
                 "bench_serving", "guidellm", "aiperf", "inference_perf", "log",
             ]
             | None

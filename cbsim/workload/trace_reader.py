@@ -136,6 +136,7 @@ class _Reader:
         self._num_failed = 0
         self._sessions: set[str] = set()
         """Those of rows that were read."""
+        self._has_times = True
 
     def read(self) -> TraceTable:
         table = open_table(self._path, self._mistakes)
@@ -200,8 +201,6 @@ class _Reader:
     def _with_turns(self, columns: Columns, found: Format) -> Columns:
         """Turns without a time of their own stand where the one before them does, at the earliest."""
         arrival, delay_s = columns["arrival_s"], columns["delay_s"]
-        if np.isnan(arrival[0]) and found.marks:
-            self._note("it has no times: sessions begin at 0, or one after the other with concurrency")
         last: dict[str, float] = {}
         for row, session in enumerate(columns["session_id"].tolist()):
             earliest = last.get(session, 0.0)
@@ -211,17 +210,15 @@ class _Reader:
         columns["delay_s"] = delay_s / found.optional["delay_s"].ticks_per_s
         return columns
 
-    def _check_turns(
-        self, chunk: TableChunk, columns: Columns, found: Format, told: Container[int] | None
-    ) -> None:
+    def _check_turns(self, chunk: TableChunk, columns: Columns, found: Format, told: Container[int]) -> None:
         """Whether each request without a time of its own is a later turn, and each delay that of a turn.
 
-        Times of the rows `told` are known to be wrong; `None` if the file has no times at all.
+        Times of the rows `told` are known to be wrong.
         """
         arrival, delay_s = columns["arrival_s"], columns["delay_s"]
         for row, session in enumerate(columns.get("session_id", np.full(len(arrival), None)).tolist()):
             is_later = session in self._sessions
-            if np.isnan(arrival[row]) and not is_later and told is not None and row not in told:
+            if np.isnan(arrival[row]) and not is_later and row not in told:
                 text = f"{found.arrival.kind.allowed}, but for later turns of a session"
                 self._mistakes.add(chunk.lines[row], 0, f"{found.arrival.name}: got nothing; allowed: {text}")
             if session is None and not np.isnan(delay_s[row]):
@@ -236,8 +233,13 @@ class _Reader:
         for name, column in found.optional.items():
             if column.name in table.names or not table.has_fixed_columns:
                 wanted[name] = column
-        has_times = found.arrival.name in found.told_by or found.arrival.name in table.names
-        if "delay_s" in wanted and "session_id" in wanted and found.arrival.kind.dtype is np.float64:
+        self._has_times = found.arrival.name in found.told_by or found.arrival.name in table.names
+        if not self._has_times:
+            self._note(
+                f"it has no times: all {'sessions' if 'session_id' in wanted else 'requests'} begin at 0"
+            )
+            del wanted["arrival_s"]
+        elif "delay_s" in wanted and "session_id" in wanted and found.arrival.kind.dtype is np.float64:
             wanted["arrival_s"] = found.arrival._replace(kind=replace(found.arrival.kind, absent=np.nan))
         num_before = 0
         for chunk in table.chunks([column.name for column in wanted.values()]):
@@ -245,6 +247,7 @@ class _Reader:
                 continue
             parsed = {name: column.kind.parse(chunk.columns[column.name]) for name, column in wanted.items()}
             columns = {name: values for name, (values, _) in parsed.items()}
+            columns.setdefault("arrival_s", np.zeros(len(chunk.lines)))
             is_failure = columns["num_output_tokens"] == 0
             for order, (name, column) in enumerate(wanted.items()):
                 for row, got in parsed[name][1].items():
@@ -252,7 +255,7 @@ class _Reader:
                         text = f"{column.name}: got {got}; allowed: {column.kind.allowed}"
                         self._mistakes.add(chunk.lines[row], order, text)
             if "delay_s" in columns:
-                self._check_turns(chunk, columns, found, parsed["arrival_s"][1] if has_times else None)
+                self._check_turns(chunk, columns, found, parsed["arrival_s"][1] if self._has_times else ())
             if "contents" in columns and wanted["contents"].kind is SEGMENTS:
                 wrong_lengths = parsed["num_prompt_tokens"][1]
                 self._check_segments(chunk, columns, wrong_lengths, len(wanted))

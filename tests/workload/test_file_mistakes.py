@@ -21,7 +21,7 @@ FORMATS = (
     "allowed: azure (TIMESTAMP, ContextTokens, GeneratedTokens); "
     "mooncake (timestamp, input_length, output_length); "
     "mooncake (created_time, input_tokens, output_tokens); "
-    "mooncake (session_id, input_length, output_length); "
+    "mooncake (session_id, input_length, output_length); servegen (input_length, output_length, duration); "
     "qwen (timestamp, input_length, output_length, chat_id); "
     "llmservingsim (arrival_time_ns, input_toks, output_toks); "
     "bench_serving (start_times, input_lens, output_lens); "

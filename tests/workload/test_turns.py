@@ -106,7 +106,7 @@ def test_without_times_sessions_go_on_one_after_the_other(trace):
     workload = {"type": "trace", "path": str(path), "concurrency": 1}
     result = run(experiment(workload))
     assert result.requests["request_id"].tolist() == ["r0", "r1", "r3", "r2"]
-    assert any("sessions begin at 0" in note for note in result.summary["notes"])
+    assert any("all sessions begin at 0" in note for note in result.summary["notes"])
 
 
 def test_a_refused_turn_does_not_end_its_session(trace):
@@ -141,6 +141,16 @@ def test_agents_of_llmservingsim(trace):
     found = run(experiment({"type": "trace", "path": str(workload.inputs()[0])})).requests
     assert found["num_prompt_tokens"].tolist() == [10, 10, 25, 25]
     assert found["arrival_s"].tolist() == [0.0, 1.0, 4.0, 5.0]
+
+
+def test_a_batch_task_without_times(trace):
+    rows = [
+        {"request_id": n, "type": "text", "input_length": 61 + n, "output_length": 3, "duration": 9}
+        for n in range(3)
+    ]
+    workload = trace("t.jsonl", lines(rows))
+    assert [(r.arrival_s, r.num_prompt_tokens) for r in workload.requests()] == [(0, 61), (0, 62), (0, 63)]
+    assert "all requests begin at 0" in " ".join(workload.notes())
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -18,14 +19,16 @@ from cbsim.cost.profile import ProfileConfig
 from cbsim.lab.calibrate.pointsfile import read_meta
 from cbsim.lab.validate.both_worlds import IN_TURNS, BothWorlds, calibrate_here, validate_live, with_profile
 from cbsim.lab.validate.log_verdict import Verdict, judge
+from cbsim.lab.validate.metrics_page import beside, is_metrics_page, read_metrics_page
 from cbsim.lab.validate.recorded_run import compare_with_log, figures_table, replay_log
 from cbsim.lab.validate.server_log import ServerLog, read_server_log
 from cbsim.lab.validate.token_clock import RecordedTokens
 from cbsim.results.output import check_run_target
 from cbsim.show.style import save_figure
-from cbsim.show.text import Table
+from cbsim.show.text import MISSING, Table, format_figure
 from cbsim.show.validation_plot import recorded_picture
 from cbsim.studies.experiment import Experiment
+from cbsim.studies.run import make_workload, simulate
 
 MAX_SHOWN = 5
 PICTURE = "recorded-and-simulated.png"
@@ -37,7 +40,8 @@ def validate(
     overrides: tuple[str, ...] = args.SET,
     log_path: Path | None = args.option(
         "--log FILE",
-        "A server's log, a benchmark's results (workloads/README.md) or a run folder in place of a live run.",
+        "A server's log, a benchmark's results (workloads/README.md), vLLM's /metrics or a run folder in "
+        "place of a live run.",
         type=args.PATH,
     ),
     columns: dict[str, str] = args.option(
@@ -46,6 +50,9 @@ def validate(
         "first_token, last_token or token_times; may be repeated.",
         multiple=True,
         callback=args.named_values,
+    ),
+    since: Path | None = args.option(
+        "--since FILE", "The /metrics before the run, where --log has that after it.", type=args.PATH
     ),
     prompts: Path | None = args.option(
         "--prompts FILE",
@@ -82,16 +89,27 @@ def validate(
     Without --log: time this machine's kernels, serve CONFIG live, simulate the same arrivals, and compare.
     With --log: simulate the log's requests by CONFIG's scheduler and cost model, and compare; end in a
     verdict: how right it is, where it is off, which setting or timing would mend it, and a picture.
+    With vLLM's /metrics: simulate CONFIG's own workload, and compare means, counts and histograms.
     """
     experiment = _load(config, overrides, profile, is_live=log_path is None)
     if log_path is None:
-        for name, is_given in (("--replay", replay), ("--column", columns), ("--prompts", prompts)):
+        for name, is_given in (
+            ("--replay", replay),
+            ("--column", columns),
+            ("--prompts", prompts),
+            ("--since", since),
+        ):
             if is_given:
                 raise ConfigError(f"{name}: needs --log")
         _validate_live(experiment, device, plan, profile, time_scale, out, as_json)
         return
     if profile is not None:
         experiment = with_profile(experiment, profile)
+    if is_metrics_page(log_path):
+        _validate_metrics(experiment, log_path, since, as_json)
+        return
+    if since is not None:
+        raise ConfigError(f"--since: needs vLLM's /metrics as --log, not {log_path}")
     log = _read_log(experiment, log_path, columns, prompts)
     folder = (out or _default_folder(experiment)) if picture and (out or not as_json) else None
     _validate_log(experiment, log, arrivals, replay, folder, as_json)
@@ -148,6 +166,52 @@ def _validate_log(
         click.echo(line)
     if folder is not None:
         click.echo(f"picture: {folder / PICTURE}")
+
+
+def _validate_metrics(experiment: Experiment, path: Path, since: Path | None, as_json: bool) -> None:
+    page = read_metrics_page(path)
+    if since is not None:
+        page = page.since(read_metrics_page(since))
+    log, notes = simulate(experiment, make_workload(experiment))
+    means, quantiles = beside(page, log)
+    if not means:
+        raise ConfigError(f"{path}: has no latency and no count that a simulation has, too")
+    if as_json:
+        figures = [figure._asdict() | {"error_pct": _finite(figure.error_pct)} for figure in means]
+        told = [
+            figure._asdict() | {"high": _finite(figure.high), "is_within": figure.is_within}
+            for figure in quantiles
+        ]
+        args.print_json({"figures": figures, "quantiles": told, "notes": notes})
+        return
+    rows = tuple(
+        (each.name, format_figure(each.recorded), format_figure(each.simulated), _percent(each.error_pct))
+        for each in means
+    )
+    title = f"{path.name}, summed over its engines; latencies in seconds"
+    Table(header=("", "server", "simulated", "error"), rows=rows, title=title).print()
+    rows = tuple(
+        (
+            each.name,
+            f"above {format_figure(each.low)}"
+            if math.isinf(each.high)
+            else f"{format_figure(each.low)} to {format_figure(each.high)}",
+            format_figure(each.simulated),
+            "within" if each.is_within else "outside",
+        )
+        for each in quantiles
+    )
+    Table(header=("", "server's bucket", "simulated", ""), rows=rows, title="Quantiles (s)").print()
+    for note in notes:
+        click.echo(f"note: {note}")
+
+
+def _percent(error_pct: float) -> str:
+    return MISSING if math.isnan(error_pct) else f"{error_pct:+.1f}%"
+
+
+def _finite(number: float) -> float | None:
+    return number if math.isfinite(number) else None
 
 
 def _verdict_as_dict(verdict: Verdict) -> dict[str, Any]:

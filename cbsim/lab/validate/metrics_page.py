@@ -1,0 +1,203 @@
+"""A server's `/metrics`: what vLLM counts and measures, in Prometheus's text form, beside a simulation."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from cbsim.base.errors import WorkloadError, refusals
+from cbsim.results.metrics import request_latencies
+from cbsim.results.run_log import Column, RunLog, distinct_gaps
+
+LINE = re.compile(r"([a-zA-Z_:][\w:]*)(?:\{(.*)\})?\s+(\S+)(?:\s+-?\d+)?\s*")
+BOUND = re.compile(r'(?:^|,)\s*le="([^"]+)"')
+HISTOGRAMS = {
+    "ttft_s": ("vllm:time_to_first_token_seconds",),
+    "tpot_s": ("vllm:request_time_per_output_token_seconds",),
+    "itl_s": ("vllm:inter_token_latency_seconds", "vllm:time_per_output_token_seconds"),
+    "e2e_s": ("vllm:e2e_request_latency_seconds",),
+    "queue_s": ("vllm:request_queue_time_seconds",),
+}
+"""Latencies, seconds, by vLLM's names of today and before (`time_per_output_token` was every gap)."""
+COUNTERS = {
+    "requests": "vllm:request_success_total",
+    "prompt tokens": "vllm:prompt_tokens_total",
+    "output tokens": "vllm:generation_tokens_total",
+    "preemptions": "vllm:num_preemptions_total",
+    "prefix-cache hits, tokens": "vllm:prefix_cache_hits_total",
+}
+QUANTILES = (0.5, 0.9, 0.99)
+MAX_BYTES = 100 * 2**20
+
+
+class Histogram(NamedTuple):
+    """What a server measured of a latency: bounds of buckets, seconds, and how many values lie below each."""
+
+    bounds: Column
+    num_below: Column
+    total: float
+
+    @property
+    def number(self) -> float:
+        """How many values there were."""
+        return float(self.num_below[-1])
+
+    def bucket(self, quantile: float) -> tuple[float, float]:
+        """The bounds between which a quantile lies."""
+        place = int(np.searchsorted(self.num_below, quantile * self.number))
+        place = min(place, len(self.bounds) - 1)
+        return (float(self.bounds[place - 1]) if place else 0.0), float(self.bounds[place])
+
+
+@dataclass(frozen=True, slots=True)
+class MetricsPage:
+    """The figures of a page, summed over engines and other labels."""
+
+    path: Path
+    values: Mapping[str, float]
+    """Counters, and `_sum` of histograms."""
+    buckets: Mapping[str, Mapping[float, float]] = field(default_factory=dict)
+
+    def since(self, earlier: MetricsPage) -> MetricsPage:
+        """What came after another page of the same server. Raises `WorkloadError` if it counts more."""
+        values = {name: value - earlier.values.get(name, 0.0) for name, value in self.values.items()}
+        buckets = {
+            name: {bound: n - earlier.buckets.get(name, {}).get(bound, 0.0) for bound, n in counts.items()}
+            for name, counts in self.buckets.items()
+        }
+        for name, value in values.items():
+            if name.endswith("_total") and value < 0:
+                raise WorkloadError(
+                    f"{self.path}: {name}: got {self.values[name]:g}, less than {earlier.values[name]:g} in "
+                    f"{earlier.path}; allowed: pages of one server that ran on, the later one as --log"
+                )
+        return MetricsPage(self.path, values, buckets)
+
+    def histogram(self, latency: str) -> Histogram | None:
+        """What it says of a latency, a key of `HISTOGRAMS`; `None` where nothing was measured."""
+        for name in HISTOGRAMS[latency]:
+            counts = self.buckets.get(name)
+            if counts and max(counts.values()) > 0:
+                bounds = np.array(sorted(counts))
+                below = np.array([counts[bound] for bound in bounds])
+                return Histogram(bounds, below, self.values.get(f"{name}_sum", math.nan))
+        return None
+
+
+def is_metrics_page(path: Path) -> bool:
+    """Whether a file looks like Prometheus's text with figures of vLLM."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(200_000)
+    except OSError:
+        return False
+    return head.lstrip().startswith((b"# HELP", b"# TYPE", b"vllm:")) and b"vllm:" in head
+
+
+def read_metrics_page(path: Path) -> MetricsPage:
+    """Reads a page. Raises `WorkloadError` naming the line that is no figure."""
+    with refusals(path, "read", WorkloadError):
+        if path.stat().st_size > MAX_BYTES:
+            raise WorkloadError(f"{path}: got {path.stat().st_size:,} bytes; allowed: {MAX_BYTES:,}")
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    values: dict[str, float] = defaultdict(float)
+    buckets: dict[str, dict[float, float]] = defaultdict(lambda: defaultdict(float))
+    for number, line in enumerate(lines, 1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        found = LINE.fullmatch(line)
+        try:
+            if found is None:
+                raise ValueError
+            name, labels, value = found[1], found[2] or "", float(found[3])
+            bound = BOUND.search(labels)
+            if name.endswith("_bucket") and bound is not None:
+                buckets[name.removesuffix("_bucket")][float(bound[1])] += value
+            else:
+                values[name] += value
+        except ValueError:
+            got = line if len(line) <= 60 else f"{line[:57]}..."
+            raise WorkloadError(f"{path}:{number}: got {got}; allowed: NAME{{LABELS}} NUMBER") from None
+    if not any(name.startswith("vllm:") for name in (*values, *buckets)):
+        raise WorkloadError(f"{path}: got no figure of vLLM; allowed: its /metrics (vllm:...)")
+    return MetricsPage(path, dict(values), {name: dict(counts) for name, counts in buckets.items()})
+
+
+class MeasuredFigure(NamedTuple):
+    """A figure of the server beside the simulation's: a mean or a count."""
+
+    name: str
+    recorded: float
+    simulated: float
+
+    @property
+    def error_pct(self) -> float:
+        """How far the simulation is off, percent; NaN where the server's is 0."""
+        return 100.0 * (self.simulated / self.recorded - 1.0) if self.recorded else math.nan
+
+
+class QuantileFigure(NamedTuple):
+    """A quantile, which a server knows by the bounds of a bucket, seconds."""
+
+    name: str
+    low: float
+    high: float
+    simulated: float
+
+    @property
+    def is_within(self) -> bool:
+        """Whether the simulation's lies in the bucket."""
+        return self.low <= self.simulated <= self.high
+
+
+def beside(page: MetricsPage, log: RunLog) -> tuple[list[MeasuredFigure], list[QuantileFigure]]:
+    """Means and counts, and quantiles, that a server's page and a simulation both have."""
+    latencies = {
+        name: _known(values) for name, values in request_latencies(log).items() if name in HISTOGRAMS
+    }
+    gap_s, count = distinct_gaps(log.gaps)
+    means, quantiles = [], []
+    for name in HISTOGRAMS:
+        histogram = page.histogram(name)
+        values, weights = (gap_s, count) if name == "itl_s" else (latencies.get(name, np.empty(0)), None)
+        if histogram is None or not len(values):
+            continue
+        simulated = float(np.average(values, weights=weights))
+        means.append(MeasuredFigure(f"{name}.mean", histogram.total / histogram.number, simulated))
+        for quantile in QUANTILES:
+            low, high = histogram.bucket(quantile)
+            found = _quantile(values, weights, quantile)
+            quantiles.append(QuantileFigure(f"{name}.p{100 * quantile:g}", low, high, found))
+    requests = log.requests
+    is_first = requests["num_generated_tokens"] > 0
+    counted = {
+        "requests": float((~np.isnan(requests["finished_at_s"])).sum()),
+        "prompt tokens": float(requests["num_prompt_tokens"][is_first].sum()),
+        "output tokens": float(requests["num_generated_tokens"].sum()),
+        "preemptions": float(requests["num_preemptions"].sum()),
+        "prefix-cache hits, tokens": float(log.num_prompt_tokens_hit),
+    }
+    counts = [
+        MeasuredFigure(name, page.values[metric], counted[name])
+        for name, metric in COUNTERS.items()
+        if metric in page.values
+    ]
+    return [*means, *counts], quantiles
+
+
+def _known(values: Column) -> Column:
+    return values[~np.isnan(values)]
+
+
+def _quantile(values: Column, weights: Column | None, quantile: float) -> float:
+    if weights is None:
+        return float(np.quantile(values, quantile))
+    below = np.cumsum(weights)
+    return float(values[int(np.searchsorted(below, quantile * below[-1]))])
