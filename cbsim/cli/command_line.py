@@ -163,18 +163,20 @@ def compare(
     Differences are second - first, with 95% intervals. With --out, the latencies of both are drawn there.
     """
     from cbsim.results.result import load_run
-    from cbsim.show.reader_tables import difference_table, run_labels
+    from cbsim.show.reader_tables import compare_answer, difference_table, run_labels
+    from cbsim.show.text import print_answer
     from cbsim.studies.compare import compare as compare_results
 
     runs = [load_run(folder) for folder in (first, second)]
     comparison = compare_results(*runs, seed=seed)
     labels = run_labels([first, second])
+    labelled = dict(zip(labels, runs, strict=True))
     written = []
     if out is not None:
         from cbsim.show.latency_plot import latency_cdfs
         from cbsim.show.style import save_figure
 
-        drawn = latency_cdfs(dict(zip(labels, runs, strict=True)), runs[0].slo)
+        drawn = latency_cdfs(labelled, runs[0].promised)
         written = save_figure(drawn, out / "latency_cdfs")
     if as_json:
         told = asdict(comparison)
@@ -182,6 +184,7 @@ def compare(
             row["change"] = difference.change._asdict()
         args.print_json({"first": labels[0], "second": labels[1], **told})
         return
+    print_answer(*compare_answer(labelled))
     difference_table(comparison, *labels).print()
     for path in written:
         click.echo(f"written to {path}")

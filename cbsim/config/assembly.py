@@ -72,6 +72,20 @@ class Names:
         elif not self._expand_type(document, at, name, expected) and (expected.named or expected.by_type):
             raise ConfigError(document.place(at).problem(self._unknown(key, name, expected)))
 
+    def spell_out(self, document: Document, keys: Keys, at: Keys | None = None) -> None:
+        """Put a mapping in the place of a number that `keys` lead into, where one may stand for the other.
+
+        `at` is where the value of `keys` stands, if not there.
+        """
+        value, expected = document.data.get(str(keys[0])), self._fields.get(str(keys[0]))
+        for key in keys[1:]:
+            expected = expected and expected.below(value, key)
+            value = value.get(key) if isinstance(value, dict) else None
+        at = keys if at is None else at
+        form, value = expected and expected.short_form, document.get(at)
+        if form is not None and isinstance(value, int | float) and not isinstance(value, bool):
+            document.put(at, {form: value}, document.place(at).where)
+
     def _complete(self, document: Document, at: Keys, named: Named) -> None:
         """Take what a mapping leaves out from the shipped one of its `name`, if it says little else."""
         given = document.get(at)
@@ -224,6 +238,7 @@ class Assembly(Generic[S]):
         """Set a key below what an axis sweeps as a whole: in each of its values."""
         if len(axis) == 1:
             self._names.expand(self.document, str(axis[0]), item)
+        self._names.spell_out(self.document, axis, item)
         if isinstance(self.document.get(item), dict):
             self.document.put((*item, *override.keys[len(axis) :]), override.value, override.origin)
 
@@ -248,6 +263,8 @@ class Assembly(Generic[S]):
         """Set a value; a name on the way to its key becomes the mapping that it stands for."""
         if len(keys) > 1:
             self._names.expand(document, str(keys[0]))
+            for depth in range(1, len(keys)):
+                self._names.spell_out(document, keys[:depth])
         document.put(keys, value, *origin)
 
     def _read_grid(self) -> None:

@@ -96,6 +96,20 @@ class Expected:
             sections = [each for each in sections if value.get(str(each.discriminator)) in each.tags()]
         return sections[0].annotation if len(sections) == 1 else None
 
+    @property
+    def short_form(self) -> str | None:
+        """The key of a section that a number in its place stands for, if that may be given here."""
+        forms = (member.annotation.short_form for member in self.members() if member.is_section)
+        return next((form for form in forms if form is not None), None)
+
+    def below(self, value: Any, key: str | int) -> Expected | None:
+        """What may stand under a key of a mapping that is given here; `None` where that can't be told."""
+        section = self.section(value)
+        if section is None:
+            return self.item(key)
+        info = section.model_fields.get(str(key))
+        return None if info is None else Expected.of_field(info)
+
     def tags(self) -> tuple[Any, ...]:
         """The values of the discriminating key that choose this section."""
         info = self.annotation.model_fields.get(self.discriminator)
@@ -217,6 +231,9 @@ class _Located:
             return
         item = expected.item(step)
         if section is not None and isinstance(self._value, dict):
+            if len(expected.members()) > 1 and step not in {*section.model_fields, *self._value}:
+                self._in_union = True
+                return
             info = section.model_fields.get(str(step))
             self._owner = section
             item = Expected.of_field(info) if info is not None else None
@@ -236,7 +253,9 @@ class _Located:
         if isinstance(self._value, dict) and step in section.model_fields:
             return False
         tags = [each.tags() for each in members if each.discriminator and each.annotation is section]
-        return step == section.__name__ or any(step in each for each in tags)
+        # What checks a section as a whole stands before its name: `function-after[check(), Name]`.
+        is_named = str(step).removesuffix("]").rpartition(", ")[2] == section.__name__
+        return is_named or any(step in each for each in tags)
 
     @property
     def is_answered(self) -> bool:

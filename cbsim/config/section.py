@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 from textwrap import dedent
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationInfo
 from pydantic.json_schema import JsonSchemaValue
@@ -33,6 +33,9 @@ class Section(BaseModel):
         protected_namespaces=(),
         defer_build=True,
     )
+
+    short_form: ClassVar[str | None] = None
+    """The key that a number alone stands for, where one may be given in place of this mapping."""
 
 
 def setting_docs(section: type[BaseModel]) -> dict[str, str]:

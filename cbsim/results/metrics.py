@@ -15,6 +15,7 @@ import numpy as np
 from cbsim.base.records import column_pieces, pieces
 from cbsim.results.run_log import WINDOW_STEP_COLUMNS, Column, RunLog, distinct_gaps
 from cbsim.results.run_notes import limit_notes
+from cbsim.results.slo import Slo
 from cbsim.results.step_work import COLUMNS, NO_WORK, StepWork
 from cbsim.specs import GpuSpec, ModelSpec
 from cbsim.workload.request import RequestState
@@ -99,18 +100,18 @@ class Deployment:
 def summarize(
     log: RunLog,
     deployment: Deployment,
-    slo: Mapping[str, float] | None = None,
+    slo: Slo | Mapping[str, Any] | None = None,
     *,
     simulation: Mapping[str, float] | None = None,
     notes: Iterable[str] = (),
 ) -> Summary:
     """All figures of `summary.json`, in its order; `None` wherever there was nothing to measure.
 
-    `slo` maps names of `LATENCIES` to their limits in seconds; `simulation` holds `cpu_s` and `wall_s` of the
-    simulation alone. Makespan is the time from the first arrival to the end of the run. Throughput counts
-    what was served: finished requests, tokens generated, and for the total also the prompts they answer.
-    Busy fraction is the time in steps over makespan x replicas. A latency is measured over the requests that
-    have it.
+    `slo` is one, or plain data as `Slo.of` reads it: without limits on each request there is no goodput and
+    no attainment. `simulation` holds `cpu_s` and `wall_s` of the simulation alone. Makespan is the time from
+    the first arrival to the end of the run. Throughput counts what was served: finished requests, tokens
+    generated, and for the total also the prompts they answer. Busy fraction is the time in steps over
+    makespan x replicas. A latency is measured over the requests that have it.
     """
     began = time.process_time()
     requests = log.requests
@@ -118,7 +119,8 @@ def summarize(
     latencies = request_latencies(log)
     finished = requests["state"] == RequestState.FINISHED
     num_requests, num_finished = len(finished), int(finished.sum())
-    num_good = int(meets_slo(latencies, finished, slo or {}).sum())
+    promised = Slo.of(slo)
+    num_good = int(meets_slo(latencies, finished, promised.own).sum())
     makespan_s = max(0.0, float(log.end_s) - float(requests["arrival_s"][0])) if num_requests else 0.0
     replica_s = makespan_s * deployment.num_replicas
     answered = ~np.isnan(requests["first_token_at_s"])
@@ -133,8 +135,9 @@ def summarize(
         "request_throughput_per_s": _ratio(num_finished, makespan_s),
         "output_token_throughput_per_s": _ratio(num_output_tokens, makespan_s),
         "total_token_throughput_per_s": _ratio(num_prompt_tokens + num_output_tokens, makespan_s),
-        "goodput_per_s": _ratio(num_good, makespan_s),
-        "slo_attainment": _ratio(num_good, num_requests),
+        "goodput_per_s": _ratio(num_good, makespan_s) if promised.own else None,
+        "slo_attainment": _ratio(num_good, num_requests) if promised.own else None,
+        "slo_met": None,
     }
     for name in LATENCIES:
         summary[name] = _itl_distribution(log) if name == "itl_s" else _distribution(latencies[name])
@@ -148,7 +151,7 @@ def summarize(
         "kv_utilization": _kv_utilization(totals, replica_s),
         "prefix_hit_rate": _ratio(log.num_prompt_tokens_hit, log.num_prompt_tokens_queried),
         "simulation": {"cpu_s": None, "wall_s": None, **(simulation or {}), "metrics_cpu_s": None},
-        "notes": [*notes, *limit_notes(slo or {}, summary)],
+        "notes": [*notes, *limit_notes(promised, summary)],
         "kv_waste": _kv_waste(log, totals),
         "rejection_reasons": dict(Counter(sorted(log.rejections.values())).most_common()),
         "kv_cache_tokens": {DEFAULT_POOL: deployment.kv_cache_tokens},
@@ -165,6 +168,7 @@ def summarize(
             "draft_acceptance_rate": _ratio(num_accepted, num_drafts),
             "tokens_per_step_and_request": _ratio(num_output_tokens, totals.work.num_logits - num_drafts),
         }
+    summary["slo_met"] = promised.met(flatten(summary))
     summary["simulation"]["metrics_cpu_s"] = time.process_time() - began
     return summary
 
@@ -209,7 +213,7 @@ def request_latencies(log: RunLog) -> dict[str, Column]:
 
 
 def meets_slo(latencies: Mapping[str, Column], finished: Column, slo: Mapping[str, float]) -> Column:
-    """Which requests finished within every limit of `slo`; with none, which finished.
+    """Which requests finished within each of their own limits, `slo`, seconds; with none, which finished.
 
     A request of one output token has no TPOT or ITL and so can't miss a limit on them.
     """

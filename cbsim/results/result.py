@@ -32,6 +32,7 @@ from cbsim.results.output import (
     observer_files,
 )
 from cbsim.results.run_log import RunLog
+from cbsim.results.slo import Slo
 from cbsim.results.table_file import read_table, write_table
 from cbsim.results.tables import TABLES, ArrowTable, to_frame
 
@@ -136,9 +137,14 @@ class Result:
         return list(self.summary["notes"])
 
     @property
-    def slo(self) -> dict[str, float]:
-        """The limits the run was given, seconds."""
-        return {name: limit for name, limit in (self.config.get("slo") or {}).items() if limit is not None}
+    def slo(self) -> dict[str, Any]:
+        """The limits the run was given, seconds, as the experiment's file has them."""
+        return self.promised.plain()
+
+    @property
+    def promised(self) -> Slo:
+        """The same as a value that tells what is met."""
+        return Slo.of(self.config.get("slo"))
 
     @cached_property
     def requests(self) -> pd.DataFrame:

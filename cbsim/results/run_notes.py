@@ -11,6 +11,7 @@ import numpy as np
 
 from cbsim.base.units import MS_PER_S, format_seconds
 from cbsim.results.run_log import Column
+from cbsim.results.slo import Slo
 from cbsim.workload.request import RequestState
 
 NUM_PARTS = 10
@@ -72,19 +73,21 @@ def mean_waiting(arrival_s: Column, start_s: Column, begin_s: float, end_s: floa
     return float(np.maximum(waited_s, 0).sum()) / (end_s - begin_s)
 
 
-def limit_notes(slo: Mapping[str, float], summary: Mapping[str, Any]) -> list[str]:
+def limit_notes(slo: Slo | Mapping[str, Any], summary: Mapping[str, Any]) -> list[str]:
     """A sentence for each limit, seconds, that is longer than anybody waits and than what was measured.
 
     `summary` holds the distributions of the latencies, as in `summary.json`. Where a service is so slow that
     such a limit means something, nothing is said.
     """
     notes = []
-    for name, limit_s in slo.items():
+    promised = Slo.of(slo)
+    for key, limit_s in {**promised.own, **promised.of_run}.items():
+        name = key.partition(".")[0]
         median_s = summary[name]["p50"]
         if limit_s < LOOSE_S[name] or median_s is None or limit_s < LOOSE_RATIO * median_s:
             continue
         notes.append(
-            f"slo.{name} = {limit_s:g} is {limit_s:g} seconds, {limit_s / median_s:,.0f} times the median of "
+            f"slo.{key} = {limit_s:g} is {limit_s:g} seconds, {limit_s / median_s:,.0f} times the median of "
             f"{format_seconds(median_s)}: {limit_s:g} ms would be {limit_s / MS_PER_S:g}"
         )
     return notes

@@ -12,8 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
-from cbsim.show.capacity_text import describe_slo
-from cbsim.show.reader_tables import LATENCIES, SCALES
+from cbsim.results.slo import Slo, percent
+from cbsim.show.capacity_text import rate_text
+from cbsim.show.reader_tables import ITL, TPOT, TTFT, LimitedFigure, latency_axes
 from cbsim.show.style import FAINT, INK, PALETTE, drawing, head, label, line_style, show_percent, show_plain
 from cbsim.show.text import format_figure, format_interval
 from cbsim.studies.capacity import CapacityAnswer
@@ -21,6 +22,7 @@ from cbsim.studies.intervals import HIGH, LOW, Interval, across_replicates, is_k
 
 RATE = "rate_per_s"
 OFFERED = "requests/s offered"
+_NUM_COLUMNS = 3
 _CROWDED = 1.6
 """Rates beyond this many times the highest capacity are not drawn: nothing holds there."""
 
@@ -28,20 +30,24 @@ _CROWDED = 1.6
 def capacity_bars(answer: CapacityAnswer, title: str = "", labels: Mapping[str, str] | None = None) -> Figure:
     """A bar a contender: its requests a second with their interval; `labels` rename contenders."""
     renamed = labels or {}
-    bars = {renamed.get(each.label, each.label): each.rate_per_s for each in answer.contenders}
-    slo = f"{describe_slo(answer.slo)} for {answer.plan.share * 100:g}% of requests"
+    bars = {
+        renamed.get(each.label, each.label): each.rate_per_s or rate_text(each) for each in answer.contenders
+    }
     caption = f"Lines: {answer.plan.confidence:.0%} intervals over {answer.plan.num_replicates} replicates."
-    return interval_bars(bars, title or f"{answer.name}: capacity", f"requests/s with {slo}", caption)
+    xlabel = f"requests/s with {answer.slo.promise()}"
+    return interval_bars(bars, title or f"{answer.name}: capacity", xlabel, caption)
 
 
-def interval_bars(bars: Mapping[str, Interval | None], title: str, xlabel: str, caption: str = "") -> Figure:
-    """A horizontal bar for each label from the top down; `None` says that there is nothing to draw."""
+def interval_bars(
+    bars: Mapping[str, Interval | str] | Mapping[str, Interval], title: str, xlabel: str, caption: str = ""
+) -> Figure:
+    """A horizontal bar for each label from the top down; a text stands where there is nothing to draw."""
     beside: dict[str, Any] = {"ha": "left", "va": "center", "fontsize": None}
     with drawing(9, 1.4 + 0.42 * len(bars)) as figure:
         axes = figure.subplots()
         for place, interval in enumerate(bars.values()):
-            if interval is None:
-                label(axes, "none", (0, place), (4, 0), **beside)
+            if isinstance(interval, str):
+                label(axes, interval, (0, place), (4, 0), **beside)
                 continue
             axes.barh(place, interval.estimate, height=0.6, color=PALETTE[0], alpha=0.75)
             is_known = math.isfinite(interval.half_width) and interval.half_width > 0
@@ -63,76 +69,92 @@ def interval_bars(bars: Mapping[str, Interval | None], title: str, xlabel: str, 
 
 def rate_picture(answer: CapacityAnswer) -> Figure:
     """The curve of a capacity: p99 latencies with the SLO's limits, throughput and goodput, attainment."""
-    plan = answer.plan
+    plan, slo = answer.plan, answer.slo
     by_spread = answer.resampled_from is not None or is_known_by_spread(answer.config)
     curves = across_replicates(answer.curve, ["contender", RATE], plan.confidence, by_spread=by_spread)
     known = {
         place: each.rate_per_s.estimate for place, each in enumerate(answer.contenders) if each.rate_per_s
     }
     highest = max(known.values(), default=float(curves[RATE].max()))
+    leaves = "leaves the SLO" if slo.of_run else f"falls to {percent(slo.share)} within the SLO"
     caption = (
         f"{plan.num_replicates} replicates, bands: {plan.confidence:.0%} intervals; "
-        f"vertical lines: capacity, where the curve falls to {plan.share * 100:g}% within the SLO."
+        f"vertical lines: capacity, where the curve {leaves}."
     )
     title = f"{answer.name}: what a request rate does"
-    figure, panels = rate_panels(curves[curves[RATE] <= _CROWDED * highest], answer.slo, title, caption)
+    figure, panels = rate_panels(curves[curves[RATE] <= _CROWDED * highest], slo, title, caption)
     for place, rate in known.items():
         for axes in panels:
             axes.axvline(rate, color=line_style(place)["color"], linewidth=0.8, linestyle=(0, (1, 2)))
-    panels[-1].axhline(plan.share, color=INK, linewidth=0.8)
+    if slo.own:
+        panels[-1].axhline(slo.share, color=INK, linewidth=0.8)
     return figure
 
 
 def rate_panels(
-    curves: pd.DataFrame, slo: Mapping[str, float], title: str, caption: str, xlabel: str = OFFERED
+    curves: pd.DataFrame, slo: Slo, title: str, caption: str, xlabel: str = OFFERED
 ) -> tuple[Figure, list[Axes]]:
-    """Six panels along `rate_per_s`, a curve a `contender`, of a table as `across_replicates` makes it."""
-    is_offered = xlabel == OFFERED
-    with drawing(11, 6.4) as figure:
-        panels: list[Axes] = list(figure.subplots(2, 3).flat)
-        for axes, latency in zip(panels, ("ttft_s", "tpot_s", "itl_s"), strict=False):
-            _draw_latency(axes, curves, latency, slo.get(latency))
-        throughput, goodput, attainment = panels[3:]
-        _draw(throughput, curves, "output_token_throughput_per_s")
-        throughput.set(title="throughput", ylabel="output tokens/s")
-        # No more requests within the SLO than were offered, but for what a mean over replicates says.
-        offered = curves[[RATE, "goodput_per_s"]].max(axis=1)
-        _draw(goodput, curves, "goodput_per_s", top=offered if is_offered else math.inf)
-        if is_offered:
-            goodput.axline((0, 0), slope=1, color=FAINT, linewidth=0.8)
-        told = "goodput (grey: all requests)" if is_offered else "goodput"
-        goodput.set(title=told, ylabel="requests/s within SLO")
-        _draw(attainment, curves, "slo_attainment", top=1.0)
-        attainment.set(title="SLO attainment", ylabel="share of requests")
-        show_percent(attainment.yaxis)
+    """Panels along `rate_per_s`, a curve a `contender`, of a table as `across_replicates` makes it.
+
+    First latencies with their limits, then throughput; goodput and attainment where each request has limits.
+    """
+    latencies, rates = latency_axes(slo, (TTFT, TPOT, ITL)), 3 if slo.own else 1
+    num_rows = math.ceil((len(latencies) + rates) / _NUM_COLUMNS)
+    with drawing(11, 3.2 * num_rows) as figure:
+        grid: list[Axes] = list(figure.subplots(num_rows, _NUM_COLUMNS).flat)
+        panels, left_over = grid[: len(latencies) + rates], grid[len(latencies) + rates :]
+        for axes, shown in zip(panels, latencies, strict=False):
+            _draw_latency(axes, curves, shown)
+        of_rates = panels[len(latencies) :]
+        _draw(of_rates[0], curves, "output_token_throughput_per_s")
+        of_rates[0].set(title="throughput", ylabel="output tokens/s")
+        if slo.own:
+            _draw_kept(of_rates[1], of_rates[2], curves, xlabel == OFFERED)
         for axes in panels:
             axes.set_xlim(0, float(curves[RATE].max()) * 1.02)
-        for axes in panels[3:]:
+        for axes in of_rates:
             axes.set_ylim(0, axes.dataLim.y1 * 1.05 if axes.dataLim.y1 > 0 else 1)
+        for axes in panels[-_NUM_COLUMNS:]:
             axes.set_xlabel(xlabel)
+        for axes in left_over:
+            axes.remove()
         head(figure, title, caption, panels[0])
     return figure, panels
 
 
-def _draw_latency(axes: Axes, curves: pd.DataFrame, latency: str, limit_s: float | None) -> None:
-    """A p99 on a logarithmic axis, with a line at the SLO's limit, in sight whatever the curves do."""
-    name, unit = LATENCIES[latency]
-    axes.set(title=f"{name} p99", ylabel=unit)
-    if not curves[f"{latency}.p99"].notna().any():
+def _draw_kept(goodput: Axes, attainment: Axes, curves: pd.DataFrame, is_offered: bool) -> None:
+    """How many requests keep their own limits: a second, and of all."""
+    # No more requests within the SLO than were offered, but for what a mean over replicates says.
+    offered = curves[[RATE, "goodput_per_s"]].max(axis=1)
+    _draw(goodput, curves, "goodput_per_s", top=offered if is_offered else math.inf)
+    if is_offered:
+        goodput.axline((0, 0), slope=1, color=FAINT, linewidth=0.8)
+    told = "goodput (grey: all requests)" if is_offered else "goodput"
+    goodput.set(title=told, ylabel="requests/s within SLO")
+    _draw(attainment, curves, "slo_attainment", top=1.0)
+    attainment.set(title="SLO attainment", ylabel="share of requests")
+    show_percent(attainment.yaxis)
+
+
+def _draw_latency(axes: Axes, curves: pd.DataFrame, shown: LimitedFigure) -> None:
+    """A latency on a logarithmic axis, with a line at the SLO's limit, in sight whatever the curves do."""
+    figure = shown.figure
+    title, _, unit = figure.title.removesuffix(")").rpartition(" (")
+    axes.set(title=title, ylabel=unit)
+    if not curves[figure.key].notna().any():
         axes.text(0.5, 0.5, "nothing to measure", transform=axes.transAxes, ha="center")
         return
-    _draw(axes, curves, f"{latency}.p99", SCALES[unit])
+    _draw(axes, curves, figure.key, figure.scale)
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     show_plain(axes.yaxis)
-    if limit_s is None:
+    if shown.limit is None:
         return
-    limit = limit_s * SCALES[unit]
-    axes.axhline(limit, color=INK, linewidth=1)
+    axes.axhline(shown.limit, color=INK, linewidth=1)
     low, high = axes.get_ylim()
-    axes.set_ylim(min(low, limit / 1.5), max(high, limit * 1.5))
+    axes.set_ylim(min(low, shown.limit / 1.5), max(high, shown.limit * 1.5))
     where: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "ha": "left", "va": "center"}
-    label(axes, f"SLO\n{limit:g} {unit}", (1, limit), (3, 0), **where)
+    label(axes, f"SLO\n{shown.limit:g} {unit}", (1, shown.limit), (3, 0), **where)
 
 
 def _draw(axes: Axes, curves: pd.DataFrame, column: str, scale: float = 1, top: Any = math.inf) -> None:
@@ -145,7 +167,7 @@ def _draw(axes: Axes, curves: pd.DataFrame, column: str, scale: float = 1, top: 
         if not np.isfinite(points[column + HIGH]).any():
             continue
         # Latencies stand on logarithmic axes, which have no 0.
-        floor = points[column].min() / 2 if column.endswith(".p99") else 0.0
+        floor = points[column].min() / 2 if "." in column else 0.0
         bounds = (points[column + end].astype(float) for end in (LOW, HIGH))
         low, high = (bound.clip(floor, tops[points.index]) * scale for bound in bounds)
         axes.fill_between(points[RATE], low, high, color=style["color"], alpha=0.15, linewidth=0)

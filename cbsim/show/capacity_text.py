@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-from cbsim.base.units import format_seconds
+from cbsim.results.slo import joined, percent
 from cbsim.show.text import MISSING, Table, format_figure, format_interval, format_share
 from cbsim.studies.capacity import CapacityAnswer, Contender
 from cbsim.studies.intervals import Interval, is_known_by_spread
+
+NO_RATE = {"unlimited": "unlimited", "never": "none", "too short": "not found"}
+"""Verdicts without a rate -> what stands in its place."""
 
 
 def capacity_table(answer: CapacityAnswer) -> Table:
@@ -15,9 +18,10 @@ def capacity_table(answer: CapacityAnswer) -> Table:
     rows = [
         {
             "": each.label,
-            "capacity (req/s)": format_estimate(each.rate_per_s),
+            "capacity (req/s)": rate_text(each),
             **({"x the first": format_estimate(each.against_first)} if len(answer.contenders) > 1 else {}),
-            "within SLO unloaded": format_share(each.alone),
+            **({"within SLO unloaded": format_share(each.alone)} if answer.slo.own else {}),
+            **({"unloaded": each.alone_misses or "met"} if answer.slo.of_run else {}),
             "verdict": "never met" if each.verdict == "never" else each.verdict,
         }
         for each in answer.contenders
@@ -27,19 +31,40 @@ def capacity_table(answer: CapacityAnswer) -> Table:
     return Table(tuple(rows[0]), cells, notes=(*notes, *meaning(answer)))
 
 
+def rate_text(contender: Contender) -> str:
+    """The capacity with its interval, or the word for why there is none."""
+    if contender.rate_per_s is None:
+        return NO_RATE.get(contender.verdict, MISSING)
+    return format_estimate(contender.rate_per_s)
+
+
 def sentence(answer: CapacityAnswer) -> str:
-    """The answer to "how many requests a second?", with its uncertainty: the best contender's."""
-    known = [contender for contender in answer.contenders if contender.rate_per_s is not None]
-    slo = f"{describe_slo(answer.slo)} for {_percent(answer.plan.share)} of requests"
-    if not known:
-        if all(contender.verdict == "never" for contender in answer.contenders):
-            return f"No rate holds {slo}: {answer.contenders[0].reasons[0]}."
-        return f"These requests are too few to find the rate that holds {slo}."
-    best, *others = sorted(known, key=_estimate, reverse=True)
-    held = f"{best.label} holds {slo} up to {format_estimate(best.rate_per_s)} requests/s"
-    if best.verdict == "too short":
-        held += ", as far as requests so few can tell"
-    return f"{held}.{_runners_up(others)}"
+    """The answer to "how many requests a second?", whether the SLO is met first, with its uncertainty."""
+    slo, contenders = answer.slo.promise(), answer.contenders
+    known = sorted((each for each in contenders if each.rate_per_s is not None), key=_estimate, reverse=True)
+    unlimited = [each.label for each in contenders if each.verdict == "unlimited"]
+    open_ended = [
+        each.label for each in contenders if each.verdict == "too short" and each.rate_per_s is None
+    ]
+    too_few = f" These requests are too few to tell how many {joined(open_ended)} can take."
+    untold = too_few if open_ended else ""
+    if unlimited:
+        are = "is" if len(unlimited) == 1 else "are"
+        told = f"Met at any rate: {joined(unlimited)} {are} unlimited under this SLO, {slo}."
+        if known:
+            told += f" {known[0].label}, the next, meets it up to {rate_text(known[0])} requests/s."
+        return told + untold
+    if known:
+        best, *others = known
+        told = f"Met up to {rate_text(best)} requests/s by {best.label}: {slo}"
+        if best.verdict == "too short":
+            told += ", as far as requests so few can tell"
+        return f"{told}.{_runners_up(others)}{untold}"
+    if open_ended:
+        return f"Met at every rate by {joined(open_ended)}: these requests are too few to break {slo}."
+    nearest = max(contenders, key=lambda each: each.alone_margin)
+    which = f"The nearest is {nearest.label}: served" if len(contenders) > 1 else "Served"
+    return f"Not met at any rate: {slo}. {which} one by one, it {nearest.alone_misses}."
 
 
 def _runners_up(others: Sequence[Contender]) -> str:
@@ -62,29 +87,27 @@ def _is_tied(contender: Contender) -> bool:
     return contender.against_best is not None and contender.against_best.high >= 1
 
 
-def describe_slo(limits: Mapping[str, float]) -> str:
-    """`TTFT <= 2 s and TPOT <= 50 ms`."""
-    told = [f"{name.removesuffix('_s').upper()} ≤ {_duration(limit)}" for name, limit in limits.items()]
-    return " and ".join([", ".join(told[:-1]), told[-1]] if len(told) > 1 else told)
-
-
 def meaning(answer: CapacityAnswer) -> tuple[str, ...]:
     """What the columns of the table say, and how its intervals were made."""
-    share = _percent(answer.plan.share)
-    told = [f"capacity: the rate at which the curve, the mean over replicates, falls to {share}"]
+    slo = answer.slo
+    leaves = "leaves the SLO" if slo.of_run else f"falls to {percent(slo.share)}"
+    told = [f"capacity: the rate at which the curve, the mean over replicates, {leaves}"]
     if len(answer.contenders) > 1:
         told.append(
             "x the first: mean of the replicates' own capacities over those of the first line; "
             "an interval that holds 1 can't tell the two apart"
         )
-    told.append("within SLO unloaded: of requests served one by one, which no rate can better")
+    if slo.own:
+        told.append("within SLO unloaded: of requests served one by one, which no rate can better")
+    if slo.of_run:
+        told.append("unloaded: what of the SLO is missed by requests served one by one")
     told.append(method(answer))
     intervals = [each for of in answer.contenders for each in (of.rate_per_s, of.against_first) if each]
     # Chance in where the rates lie may then be more than the intervals tell.
     if any(0 < each.half_width < answer.plan.tolerance / 2 * each.estimate for each in intervals):
         told.append(
             f"an interval narrower than the steps between the rates that were run, "
-            f"{_percent(answer.plan.tolerance)}, may owe that to them: try a smaller --tolerance"
+            f"{percent(answer.plan.tolerance)}, may owe that to them: try a smaller --tolerance"
         )
     return tuple(told)
 
@@ -102,28 +125,18 @@ def method(answer: CapacityAnswer) -> str:
     found = [each.rate_per_s for each in answer.contenders if each.rate_per_s is not None]
     if found and all(interval.low == interval.high for interval in found):
         return "nothing in these runs is drawn: replicates are identical and give no intervals"
-    percent, seeds = _percent(plan.confidence), f"{plan.num_replicates} seeds' own capacities"
+    wide, seeds = percent(plan.confidence), f"{plan.num_replicates} seeds' own capacities"
     if answer.resampled_from is not None:
         return (
-            f"± {percent} intervals by the block bootstrap, the spread of the own capacities of "
+            f"± {wide} intervals by the block bootstrap, the spread of the own capacities of "
             f"{plan.num_replicates} resamples of the trace's {answer.resampled_from:,} requests, "
             "each the same for every rate and contender"
         )
     if is_known_by_spread(answer.config):
         drawn = "each the same for every rate, which draw the cost model's errors"
-        return f"± {percent} intervals by the spread of {seeds}, {drawn}"
-    return f"± {percent} t intervals over {seeds}, each seed the same for every rate"
+        return f"± {wide} intervals by the spread of {seeds}, {drawn}"
+    return f"± {wide} t intervals over {seeds}, each seed the same for every rate"
 
 
 def _estimate(contender: Contender) -> float:
     return 0.0 if contender.rate_per_s is None else contender.rate_per_s.estimate
-
-
-def _percent(share: float) -> str:
-    return f"{share * 100:g}%"
-
-
-def _duration(seconds: float) -> str:
-    """A limit as people write it: `2 s`, `50 ms`."""
-    value, _, unit = format_seconds(seconds).partition(" ")
-    return f"{float(value):g} {unit}" if value.replace(".", "").isdigit() else f"{value} {unit}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -12,8 +12,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator
 
+from cbsim.results.metrics import QUANTILES
 from cbsim.results.result import Result
 from cbsim.results.run_log import Column
+from cbsim.results.slo import EACH, Slo
 from cbsim.show.reader_tables import LATENCIES, SCALES
 from cbsim.show.style import INK, PALETTE, drawing, head, label, line_style, show_percent, show_plain
 from cbsim.show.text import format_figure
@@ -31,8 +33,12 @@ _PANELS = {
 _MARKED = np.array([0.5, 0.99])
 
 
-def latency_cdfs(results: Mapping[str, Result], slo: Mapping[str, float | None] | None = None) -> Figure:
-    """Four panels, one curve a run under its label, with the SLO's limits (seconds) as vertical lines."""
+def latency_cdfs(results: Mapping[str, Result], slo: Slo | Mapping[str, Any] | None = None) -> Figure:
+    """Four panels, one curve a run under its label, with the SLO's limits as vertical lines.
+
+    A limit on a percentile is met by curves that pass left of, or above, the cross on its line.
+    """
+    promised = Slo.of(slo)
     with drawing(11, 6.4) as figure:
         panels = figure.subplots(2, 2)
         for axes, (key, (meaning, counted)) in zip(panels.flat, _PANELS.items(), strict=True):
@@ -49,10 +55,10 @@ def latency_cdfs(results: Mapping[str, Result], slo: Mapping[str, float | None] 
             axes.set(title=f"{name}: {meaning}", xlabel=f"{name} ({unit})", ylabel=f"share of {counted}")
             show_shares(axes)
             _choose_scale(axes, [curve for curve in curves if len(curve)])
-            limit_s = (slo or {}).get(key)
-            if limit_s is not None:
-                _draw_limit(axes, limit_s * SCALES[unit], unit)
-        head(figure, "Latency", "Dots: p50 and p99.", panels.flat[0])
+            for place, (statistic, limit_s) in enumerate(promised.limits_on(key).items()):
+                _draw_limit(axes, statistic, limit_s * SCALES[unit], unit, place)
+        crosses = " Crosses: limits on percentiles, met by curves above them." if promised.of_run else ""
+        head(figure, "Latency", f"Dots: p50 and p99.{crosses}", panels.flat[0])
     return figure
 
 
@@ -84,17 +90,20 @@ def _choose_scale(axes: Axes, curves: list[Column]) -> None:
     show_plain(axes.xaxis)
 
 
-def _draw_limit(axes: Axes, limit: float, unit: str) -> None:
-    """A line at the limit, or an arrow to where it lies beyond the curves."""
-    text = f"SLO {limit:g} {unit}"
+def _draw_limit(axes: Axes, statistic: str, limit: float, unit: str, place: int) -> None:
+    """A line at the limit, or an arrow to where it lies beyond the curves, its text in the row `place`."""
+    text = f"SLO {'' if statistic == EACH else f'{statistic} '}{limit:g} {unit}"
     first, last = axes.get_xlim()
+    height = 0.03 + _LINE * place
     if limit > last:
-        axes.text(0.99, 0.03, f"{text} →", transform=axes.transAxes, ha="right", fontsize=8)
+        axes.text(0.99, height, f"{text} →", transform=axes.transAxes, ha="right", fontsize=8)
     elif limit < first:
-        axes.text(0.01, 0.03, f"← {text}", transform=axes.transAxes, fontsize=8)
+        axes.text(0.01, height, f"← {text}", transform=axes.transAxes, fontsize=8)
     else:
         axes.axvline(limit, color=INK, linewidth=1, linestyle=(0, (1, 2)))
-        label(axes, text, (limit, 0.03), (4, 0), ha="left")
+        label(axes, text, (limit, height), (4, 0), ha="left")
+        if statistic in QUANTILES:
+            axes.plot([limit], [QUANTILES[statistic]], "x", color=INK, markersize=6)
 
 
 PERCENTILES = (0, 50, 90, 95, 99, 100)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cbsim.base.units import MS_PER_S, format_seconds
 from cbsim.results.metrics import DEFAULT_POOL, QUANTILES, flatten
 from cbsim.results.result import Result
+from cbsim.results.slo import EACH, Slo, joined
 from cbsim.show.text import BEST, MISSING, Table, format_figure, format_share, merged_notes
 from cbsim.studies.compare import WITHIN_SLO, Comparison, Difference
 from cbsim.studies.intervals import swept_columns
@@ -64,6 +66,17 @@ def latency(name: str, statistic: str = "") -> SummaryFigure:
     return SummaryFigure(key, f"{told} ({unit})", better=min, scale=SCALES[unit])
 
 
+def limited_figures(slo: Slo) -> list[SummaryFigure]:
+    """The figures of a run that an SLO limits, in the order of `LATENCIES`."""
+    keys = [(name, statistic) for name in LATENCIES for statistic in slo.limits_on(name) if statistic != EACH]
+    return [latency(*key) for key in keys]
+
+
+def _met_word(is_met: float) -> str:
+    return "met" if is_met else "not met"
+
+
+MET = SummaryFigure("slo_met", "SLO", _met_word)
 MFU = SummaryFigure("mfu", "MFU", format_share)
 MBU = SummaryFigure("mbu", "MBU", format_share)
 COMPARED = (
@@ -73,6 +86,7 @@ COMPARED = (
     SummaryFigure("output_token_throughput_per_s", "output (tokens/s)", better=max),
     SummaryFigure("goodput_per_s", "goodput (req/s)", better=max),
     SummaryFigure("slo_attainment", "requests within SLO", format_share, max),
+    MET,
     *(latency(name, part) for name in ("ttft_s", "tpot_s", "itl_s", "e2e_s") for part in ("p50", "p99")),
     SummaryFigure("num_preemptions", "preemptions"),
     SummaryFigure("kv_utilization.mean", "KV use, mean", format_share),
@@ -83,8 +97,44 @@ COMPARED = (
 GOODPUT = SummaryFigure("goodput_per_s", "goodput (requests/s within SLO)", better=max)
 ATTAINMENT = SummaryFigure("slo_attainment", "within SLO (% of requests)", better=max, scale=100)
 THROUGHPUT = SummaryFigure("output_token_throughput_per_s", "throughput (output tokens/s)", better=max)
-TTFT, TPOT, ITL = (latency(name, "p99") for name in ("ttft_s", "tpot_s", "itl_s"))
+TTFT, TPOT, ITL, E2E = (latency(name, "p99") for name in ("ttft_s", "tpot_s", "itl_s", "e2e_s"))
 """As pictures name them."""
+
+
+class LimitedFigure(NamedTuple):
+    """A figure that a picture shows, and where the SLO limits it, if it does."""
+
+    figure: SummaryFigure
+    limit: float | None = None
+    """In the unit that the figure is shown in."""
+
+
+def latency_axes(slo: Slo, always: Sequence[SummaryFigure]) -> list[LimitedFigure]:
+    """The latencies to show: what the SLO limits, its limits on each request at their p99, and `always`.
+
+    Of a latency of `always` that the SLO limits by other figures, those are shown instead.
+    """
+    axes = []
+    for each in (TTFT, TPOT, ITL, E2E):
+        name = each.key.partition(".")[0]
+        limits = slo.limits_on(name)
+        of_run = [latency(name, statistic) for statistic in limits if statistic != EACH]
+        axes += [LimitedFigure(figure, slo.of_run[figure.key] * figure.scale) for figure in of_run]
+        if EACH in limits and each.key not in slo.of_run:
+            axes.append(LimitedFigure(each, limits[EACH] * each.scale))
+        if not limits and each in always:
+            axes.append(LimitedFigure(each))
+    return axes
+
+
+def setting_axes(slo: Slo) -> list[LimitedFigure]:
+    """What a setting is chosen by: goodput, or throughput without limits on each request, and latencies.
+
+    Of the times between tokens, TPOT and ITL, there is one at least.
+    """
+    has_gaps = bool({"tpot_s", "itl_s"} & {*slo.latencies})
+    always = (TTFT,) if has_gaps else (TTFT, ITL)
+    return [LimitedFigure(GOODPUT if slo.own else THROUGHPUT), *latency_axes(slo, always)]
 
 
 MAX_RUNS_AS_COLUMNS = 6
@@ -102,7 +152,7 @@ _SINGLE = (
     SummaryFigure("makespan_s", "makespan", format_seconds),
     *COMPARED[2:4],
     SummaryFigure("total_token_throughput_per_s", "prompt and output (tokens/s)"),
-    *COMPARED[4:6],
+    *COMPARED[4:7],
     SummaryFigure("num_steps", "steps"),
     SummaryFigure("num_preemptions", "preemptions"),
     SummaryFigure("num_tokens_recomputed", "tokens recomputed"),
@@ -117,7 +167,8 @@ _DISTRIBUTIONS = [latency(name) for name in ("queue_s", "ttft_s", "tpot_s", "itl
 def run_tables(result: Result) -> tuple[Table, Table]:
     """One run: its figures, and its latencies with notes and rejections under them."""
     figures = flatten(result.summary)
-    rows = tuple((figure.title, figure.show(figures[figure.key])) for figure in _SINGLE)
+    shown = [figure for figure in _SINGLE if figure is not MET or result.promised]
+    rows = tuple((figure.title, figure.show(figures.get(figure.key))) for figure in shown)
     parts = ("mean", *QUANTILES, "max")
     latencies = tuple(
         (each.title, *(each.show(figures[f"{each.key}.{part}"]) for part in parts)) for each in _DISTRIBUTIONS
@@ -125,10 +176,38 @@ def run_tables(result: Result) -> tuple[Table, Table]:
     return Table((result.name, ""), rows), Table(("latency", *parts), latencies, notes=_remarks(result))
 
 
+def run_answer(result: Result) -> list[str]:
+    """What one run says, in sentences: whether it meets its SLO, where it has one.
+
+    How sure the figures are belongs here too.
+    """
+    return [result.promised.verdict(flatten(result.summary))] if result.promised else []
+
+
+def compare_answer(results: Mapping[str, Result]) -> list[str]:
+    """Which of some runs, by their labels, meet what they promise, in sentences; none where none promises."""
+    promised = [result.promised for result in results.values()]
+    if not any(promised):
+        return []
+    if promised.count(promised[0]) < len(promised):
+        return [
+            f"{' '.join(run_answer(result)) or 'No SLO is given.'} ({label})"
+            for label, result in results.items()
+        ]
+    slo = promised[0]
+    missed = {label: slo.misses(flatten(result.summary)) for label, result in results.items()}
+    met = joined([label for label, misses in missed.items() if not misses])
+    unmet = [f"{label} {slo.all_misses(misses)}" for label, misses in missed.items() if misses]
+    if not met:
+        return [f"Not met: {slo.promise()}: {joined(unmet)}."]
+    return [f"Met by {met}: {slo.promise()}.{f' Not met: {joined(unmet)}.' if unmet else ''}"]
+
+
 def compare_runs(results: Mapping[str, Result]) -> Table:
     """Runs side by side under their labels, with the notes of all of them."""
     remarks = merged_notes([(label, _remarks(result)) for label, result in results.items()])
-    return _comparison({label: flatten(result.summary) for label, result in results.items()}, remarks)
+    figures = {label: flatten(result.summary) for label, result in results.items()}
+    return _comparison(figures, remarks, *(result.promised for result in results.values()))
 
 
 def kv_table(results: Mapping[str, Result]) -> Table:
@@ -138,8 +217,11 @@ def kv_table(results: Mapping[str, Result]) -> Table:
     return Table(("run", *(each.title for each in _HELD)), rows)
 
 
-def compare_points(table: pd.DataFrame) -> Table:
-    """The points of a sweep's table (see `cbsim.studies.sweep.sweep`) side by side, failed ones as notes."""
+def compare_points(table: pd.DataFrame, slo: Slo | None = None) -> Table:
+    """The points of a sweep's table (see `cbsim.studies.sweep.sweep`) side by side, failed ones as notes.
+
+    Figures that `slo` limits are among those compared.
+    """
     labels = point_labels(table)
     rows = list(zip(labels, records(table), strict=True))
     remarks: dict[str, list[str]] = {label: [] for label in labels}
@@ -148,7 +230,7 @@ def compare_points(table: pd.DataFrame) -> Table:
         remarks[label] = [note for notes in told for note in notes.split("; ")]
     failures = [f"{label}: failed: {row['error']}" for label, row in rows if row["error"]]
     compared = {label: row for label, row in rows if not row["error"]}
-    return _comparison(compared, [*merged_notes(list(remarks.items())), *failures])
+    return _comparison(compared, [*merged_notes(list(remarks.items())), *failures], *([slo] if slo else []))
 
 
 def point_labels(table: pd.DataFrame) -> list[str]:
@@ -165,8 +247,25 @@ def records(table: pd.DataFrame) -> list[dict[str, Any]]:
     return [{str(key): value for key, value in row.items()} for row in plain.to_dict("records")]
 
 
-def _comparison(runs: Mapping[str, Mapping[str, Any]], notes: Sequence[str]) -> Table:
-    rows = [_compared(figure, [figures[figure.key] for figures in runs.values()]) for figure in COMPARED]
+def compared_figures(*promised: Slo) -> list[SummaryFigure]:
+    """`COMPARED`, with what SLOs limit beside those of the same latency."""
+    figures = list(COMPARED)
+    for figure in chain.from_iterable(map(limited_figures, promised)):
+        keys = [known.key for known in figures]
+        if figure.key not in keys:
+            name = figure.key.partition(".")[0]
+            alike = [place for place, key in enumerate(keys) if key.partition(".")[0] == name]
+            figures.insert(alike[-1] if alike else keys.index("num_preemptions"), figure)
+    return figures
+
+
+def _comparison(runs: Mapping[str, Mapping[str, Any]], notes: Sequence[str], *promised: Slo) -> Table:
+    values = {
+        figure: [figures.get(figure.key) for figures in runs.values()]
+        for figure in compared_figures(*promised)
+    }
+    is_promised = any(is_met is not None for is_met in values[MET])
+    rows = [_compared(figure, of) for figure, of in values.items() if figure is not MET or is_promised]
     table = Table(("", *runs), tuple(rows), notes=tuple(notes))
     return table if len(runs) <= MAX_RUNS_AS_COLUMNS else table.transposed()
 

@@ -13,24 +13,28 @@ from cbsim.base.paths import write_text
 from cbsim.results.metrics import meets_slo
 from cbsim.results.output import REPORT_MARK, check_report_target, holds
 from cbsim.results.result import Result, load_run
+from cbsim.results.slo import Slo
 from cbsim.results.step_work import has_utilization
 from cbsim.show import capacity_text, sweep_text
 from cbsim.show.capacity_plot import RATE, capacity_bars, rate_picture
-from cbsim.show.capacity_text import capacity_table, describe_slo, meaning
+from cbsim.show.capacity_text import capacity_table, meaning
 from cbsim.show.chapter import Cell, Chapter, HtmlTable, Markup, Picture, joined, provenance, tag
 from cbsim.show.latency_plot import latency_cdfs, latency_parts
 from cbsim.show.reader_tables import (
-    COMPARED,
     ITL,
     MBU,
+    MET,
     MFU,
     TPOT,
     TTFT,
     SummaryFigure,
     compare_runs,
+    compared_figures,
     difference_table,
     kv_table,
     latency,
+    latency_axes,
+    run_answer,
     run_labels,
 )
 from cbsim.show.sweep_plot import sweep_pictures
@@ -118,7 +122,7 @@ MAX_DRAWN = 6
 
 def run_chapter(results: Mapping[str, Result], title: str) -> Chapter:
     """The chapter of some runs under their labels."""
-    limits = next(iter(results.values())).slo
+    promised = next(iter(results.values())).promised
     told = compare_runs(results)
     tables = [HtmlTable.of_text("Figures of each run", told)]
     warnings = list(told.notes)
@@ -129,26 +133,26 @@ def run_chapter(results: Mapping[str, Result], title: str) -> Chapter:
         warnings += [note for note in differences.notes if note not in warnings]
     tables.append(HtmlTable.of_text("What the KV cache of a replica holds", kv_table(results)))
     tables.append(_interval_table(results))
-    and_how_many = f", and how many meet {describe_slo(limits)}" if limits else ""
+    and_how_many = f", and is {promised.promise()} met" if promised else ""
     return Chapter(
         title=title,
         question=f"What do the requests feel{and_how_many}?",
         answers=[_sentence(label, result) for label, result in results.items()],
         warnings=warnings,
         tables=tables,
-        pictures=list(_pictures(results, limits)),
+        pictures=list(_pictures(results, promised)),
         provenance=[provenance(label, run.config, run.manifest) for label, run in results.items()],
     )
 
 
-def _pictures(results: Mapping[str, Result], limits: Mapping[str, float]) -> Iterator[Picture]:
+def _pictures(results: Mapping[str, Result], promised: Slo) -> Iterator[Picture]:
     drawn = dict(list(results.items())[:MAX_DRAWN])
     felt = []
     for label, result in results.items():
         p50, p99 = (format_figure(result.summary["ttft_s"][name]) for name in ("p50", "p99"))
         felt.append(f"{label}: TTFT p50 {p50} s, p99 {p99} s")
     described = f"Cumulative distributions of TTFT, TPOT, ITL and E2E, a curve a run. {'; '.join(felt)}"
-    yield Picture(latency_cdfs(results, limits), "Latency distributions", described)
+    yield Picture(latency_cdfs(results, promised), "Latency distributions", described)
     if any(map(has_parts, drawn.values())):
         yield Picture(latency_parts(drawn), "Where the time went", _describe_parts(drawn))
     row = "waiting requests, decodes and prompt tokens of a step, KV blocks taken."
@@ -163,25 +167,27 @@ def _pictures(results: Mapping[str, Result], limits: Mapping[str, float]) -> Ite
 
 
 def _sentence(label: str, result: Result) -> str:
-    summary, slo = result.summary, result.slo
+    summary, slo = result.summary, result.promised
     ttft = _intervals(result, "ttft_s").get("p99")
     told = f"TTFT p99 is {format_interval(ttft)} s" if ttft else "no request got a token"
     rate = format_figure(summary["request_throughput_per_s"])
-    if not slo:
-        return f"`{label}`: {rate} requests/s finish; {told}."
-    within = _attainment(result, slo)
-    goodput = format_figure(summary["goodput_per_s"])
-    return (
-        f"`{label}`: {format_interval(within)} % of {summary['num_requests']:,} requests meet "
-        f"{describe_slo(slo)}, {goodput} of the {rate} requests/s that finish; {told}."
-    )
+    verdict = " ".join(run_answer(result))
+    finish = f"{rate} requests/s finish; {told}."
+    if slo.own and summary["num_requests"]:
+        within = format_interval(_attainment(result, slo.own))
+        goodput = format_figure(summary["goodput_per_s"])
+        finish = (
+            f"{within} % of {summary['num_requests']:,} requests are within {slo.describe_own()}, {goodput} "
+            f"of the {rate} requests/s that finish; {told}."
+        )
+    return f"{verdict} `{label}`: {finish}".strip()
 
 
-def _attainment(result: Result, slo: Mapping[str, float]) -> Interval:
-    """Percent of requests within the SLO."""
+def _attainment(result: Result, own: Mapping[str, float]) -> Interval:
+    """Percent of requests within their own limits."""
     requests = result.requests
     latencies = {name: requests[name].to_numpy(np.float64) for name in LATENCIES}
-    good = meets_slo(latencies, (requests["state"] == "finished").to_numpy(bool), slo)
+    good = meets_slo(latencies, (requests["state"] == "finished").to_numpy(bool), own)
     return _bootstrap(good * 100.0, {"mean": mean_of})["mean"]
 
 
@@ -225,26 +231,30 @@ def _describe_parts(results: Mapping[str, Result]) -> str:
     return f"{shown}. Where most time goes in the slowest hundredth: {'; '.join(told)}"
 
 
-_CURVE = (
-    SummaryFigure(RATE, "requests/s"),
-    SummaryFigure("slo_attainment", "within SLO", format_share),
-    SummaryFigure("goodput_per_s", "goodput (req/s)"),
-    SummaryFigure("output_token_throughput_per_s", "output tokens/s"),
-    *(TTFT, TPOT, ITL),
-)
+def _curve_figures(slo: Slo) -> list[SummaryFigure]:
+    """What the table of a capacity's curve shows."""
+    kept = (
+        SummaryFigure("slo_attainment", "within SLO", format_share),
+        SummaryFigure("goodput_per_s", "goodput (req/s)"),
+    )
+    return [
+        SummaryFigure(RATE, "requests/s"),
+        *(kept if slo.own else ()),
+        SummaryFigure("output_token_throughput_per_s", "output tokens/s"),
+        *(figure for figure, _ in latency_axes(slo, (TTFT, TPOT, ITL))),
+    ]
 
 
 def capacity_chapter(answer: CapacityAnswer) -> Chapter:
     """The chapter of one capacity folder."""
     title = "Capacity of each contender"
-    share, slo = f"{answer.plan.share * 100:g}%", describe_slo(answer.slo)
     described = (
-        "Six panels against requests a second: p99 of TTFT, TPOT and ITL with the SLO's limits, throughput, "
-        "goodput, and the share of requests within the SLO."
+        "Panels against requests a second: latencies with the SLO's limits, throughput and, where requests "
+        "have limits of their own, goodput and the share within them."
     )
     return Chapter(
         title=f"{answer.name}: capacity",
-        question=f"Up to which rate do {share} of requests meet {slo}?",
+        question=f"Up to which rate is {answer.slo.promise()} met?",
         answers=[capacity_text.sentence(answer)],
         warnings=[
             *(f"{each.label}: {reason}" for each in answer.contenders for reason in each.reasons),
@@ -262,13 +272,14 @@ def capacity_chapter(answer: CapacityAnswer) -> Chapter:
 
 def _curve_table(answer: CapacityAnswer) -> HtmlTable:
     """The curve, averaged over replicates."""
-    by, figures = ["contender", RATE], [figure.key for figure in _CURVE[1:]]
+    shown = _curve_figures(answer.slo)
+    by, figures = ["contender", RATE], [figure.key for figure in shown[1:]]
     curve = answer.curve.groupby(by, sort=False)[figures].mean().reset_index().sort_values(by)
     rows = [
-        [Cell(row["contender"]), *(Cell(each.show(row[each.key]), row[each.key]) for each in _CURVE)]
+        [Cell(row["contender"]), *(Cell(each.show(row[each.key]), row[each.key]) for each in shown)]
         for row in curve.to_dict("records")
     ]
-    header = ("contender", *(figure.title for figure in _CURVE))
+    header = ("contender", *(figure.title for figure in shown))
     return HtmlTable("The curve: means over replicates", header, rows)
 
 
@@ -278,9 +289,6 @@ def _notes(answer: CapacityAnswer) -> list[str]:
     return [each for each in merged if "requests drawn from" not in each]
 
 
-_SHOWN = (*COMPARED[2:-1], MFU, MBU)
-
-
 def sweep_chapter(folder: Path) -> Chapter:
     """The chapter of one sweep folder. Raises `CbsimError` if it is damaged, or nothing in it ran."""
     table = read_sweep_table(folder)
@@ -288,12 +296,13 @@ def sweep_chapter(folder: Path) -> Chapter:
     if not len(ran):
         raise CbsimError(f"{folder}: no point of this sweep ran")
     first = load_run(folder / "points" / str(ran["point"].iloc[0]))
-    sweep = Sweep.of(table, first.slo, is_known_by_spread(first.config))
+    sweep = Sweep.of(table, first.promised, is_known_by_spread(first.config))
     names = " and ".join(f"`{key}`" for key in sweep.keys) or "the seed"
-    aim = f"goodput within {describe_slo(sweep.slo)}" if sweep.slo else "throughput"
+    aim = f"goodput within {sweep.slo.describe_own()}" if sweep.slo.own else "throughput"
+    met = f" with {sweep.slo.describe()}" if sweep.slo.of_run else ""
     return Chapter(
         title=f"{first.name}: sweep",
-        question=f"Which {names} gives the highest {aim}?",
+        question=f"Which {names} gives the highest {aim}{met}?",
         answers=[sweep_text.sentence(sweep)],
         warnings=_warnings(sweep),
         tables=[_table(sweep)],
@@ -303,13 +312,22 @@ def sweep_chapter(folder: Path) -> Chapter:
 
 
 def _table(sweep: Sweep) -> HtmlTable:
+    figures = [each for each in compared_figures(sweep.slo)[2:-1] if each is not MET]
+    shown = (*figures, MFU, MBU)
     rows = []
     for row in sweep.records():
         labels = [_label(row[key]) for key in sweep.keys]
-        rows.append([*labels, *(_cell(sweep, figure, row) for figure in _SHOWN)])
-    header = [*short_keys(sweep.keys).values(), *(figure.title for figure in _SHOWN)]
+        met = [Cell(_met(sweep, row))] if sweep.slo else []
+        rows.append([*labels, *met, *(_cell(sweep, figure, row) for figure in shown)])
+    met_header = ["SLO"] if sweep.slo else []
+    header = [*short_keys(sweep.keys).values(), *met_header, *(figure.title for figure in shown)]
     replicated = ", means of replicates ± 95% intervals" if sweep.is_replicated else ""
     return HtmlTable(f"Points of the sweep{replicated}", header, rows, num_labels=max(1, len(sweep.keys)))
+
+
+def _met(sweep: Sweep, row: Mapping[str, Any]) -> str:
+    promised = sweep.promised(row)
+    return MET.show(promised.met(row)) if promised else MISSING
 
 
 def _cell(sweep: Sweep, figure: SummaryFigure, row: Mapping[str, Any]) -> Cell:

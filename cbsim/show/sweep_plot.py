@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import log2
 from typing import Any
 
@@ -11,14 +11,26 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
+from matplotlib.patches import Polygon, Rectangle
 from matplotlib.ticker import NullLocator, StrMethodFormatter
 
 from cbsim.results.run_log import Column
+from cbsim.results.slo import Slo, joined
 from cbsim.show.capacity_plot import OFFERED, rate_panels
 from cbsim.show.chapter import Picture
-from cbsim.show.reader_tables import GOODPUT, ITL, SAME, THROUGHPUT, TTFT, SummaryFigure, latency
-from cbsim.show.style import FAINT, PALETTE, drawing, head, label, line_style, show_percent
+from cbsim.show.reader_tables import (
+    GOODPUT,
+    ITL,
+    SAME,
+    THROUGHPUT,
+    TTFT,
+    LimitedFigure,
+    SummaryFigure,
+    latency,
+    latency_axes,
+    setting_axes,
+)
+from cbsim.show.style import FAINT, INK, PALETTE, drawing, head, label, line_style, show_percent
 from cbsim.show.sweep_text import Sweep
 from cbsim.show.text import format_figure
 from cbsim.studies.labels import point_name, short_keys
@@ -27,7 +39,6 @@ RATE_KEYS = {
     "workload.rate_scale": "rate_scale: times the workload's rate",
     "workload.arrivals.rate_per_s": OFFERED,
 }
-_CURVES = ("ttft_s.p99", "itl_s.p99", "goodput_per_s")
 _FIGURES = {
     "goodput_per_s": GOODPUT,
     "output_token_throughput_per_s": SummaryFigure("output_token_throughput_per_s", "output tokens/s"),
@@ -50,12 +61,14 @@ def sweep_pictures(sweep: Sweep, name: str) -> dict[str, Picture]:
         pictures["settings"] = settings
     if len(sweep.points) >= _MIN_POINTS:
         labels = [sweep.name(row) for row in sweep.records()]
-        title = f"{name}: throughput against p99 ITL"
+        cost = front_axis(sweep.slo)
+        told = cost.figure.title.partition(" (")[0]
+        title = f"{name}: throughput against {told}"
         described = (
-            "Each point by its throughput and its p99 gap between tokens; those that no other beats in both "
-            "are joined and named."
+            f"Each point by its throughput and its {told}; those that no other beats in both are joined and "
+            "named."
         )
-        pictures["pareto"] = Picture(pareto_picture(sweep.points, labels, title), title, described)
+        pictures["pareto"] = Picture(pareto_picture(sweep.points, labels, title, cost), title, described)
     return pictures
 
 
@@ -69,16 +82,38 @@ def _of_settings(sweep: Sweep, name: str) -> Picture | None:
     if len(sweep.keys) == 2 and len(numeric) == 2:
         y, x = sorted(numeric, key=lambda key: (key.endswith("max_tokens_per_step"), points[key].nunique()))
         over = f"{short_keys([x])[x]} and {short_keys([y])[y]}"
-        title, described = f"{name}: {over}", f"Heat maps of goodput, p99 TTFT and p99 ITL over {over}."
-        return Picture(heat_maps(points, x, y, title), title, described)
+        shown = setting_axes(sweep.slo)
+        title, described = f"{name}: {over}", f"Heat maps of {_titles(shown)} over {over}."
+        return Picture(heat_maps(points, x, y, title, shown), title, described)
     if len(numeric) == 1 and len(sweep.keys) <= 2 and (points[numeric[0]] > 0).all():
         (x,) = numeric
         series = next((key for key in sweep.keys if key != x), "series")
         table = points if series in points else points.assign(series=name)
         title = f"{name}: what {short_keys([x])[x]} does"
-        described = f"p99 TTFT, p99 ITL and goodput along {short_keys([x])[x]}."
-        return Picture(sweep_curves(table, x, series, _CURVES, title), title, described)
+        aim, *latencies = setting_axes(sweep.slo)
+        shown = [*latencies, aim]
+        described = f"{_titles(shown)} along {short_keys([x])[x]}."
+        columns = [each.figure.key for each in shown]
+        limits = {each.figure.key: each.limit for each in shown if each.limit is not None}
+        return Picture(sweep_curves(table, x, series, columns, title, limits=limits), title, described)
     return None
+
+
+FRONT = LimitedFigure(ITL)
+"""What throughput is held against where the SLO limits no latency."""
+
+
+def front_axis(slo: Slo) -> LimitedFigure:
+    """What throughput is held against: the time between tokens that the SLO limits, or else the wait for the
+    first or the last one; ITL where it limits none.
+    """
+    limited = {each.figure.key.partition(".")[0]: each for each in reversed(latency_axes(slo, ()))}
+    known = (limited.get(name) for name in ("tpot_s", "itl_s", "ttft_s", "e2e_s"))
+    return next((axis for axis in known if axis is not None), FRONT)
+
+
+def _titles(shown: Sequence[LimitedFigure]) -> str:
+    return joined([each.figure.title.partition(" (")[0] for each in shown])
 
 
 def _is_numeric(column: pd.Series[float]) -> bool:
@@ -91,19 +126,26 @@ def _along_rate(sweep: Sweep, rate: str, name: str) -> Picture:
     curves = sweep.points.assign(rate_per_s=sweep.points[rate], contender=labels)
     title = f"{name}: what a request rate does"
     described = (
-        "p99 of TTFT, TPOT and ITL with the SLO's limits, throughput, goodput and the share within the SLO, "
-        "against the rate."
+        "Latencies with the SLO's limits, throughput and, where requests have limits of their own, goodput "
+        "and the share within them, against the rate."
     )
     figure, _ = rate_panels(curves, sweep.slo, title, "", RATE_KEYS[rate])
     return Picture(figure, title, described)
 
 
 def sweep_curves(
-    table: pd.DataFrame, x: str, series: str, columns: Sequence[str], title: str, caption: str = ""
+    table: pd.DataFrame,
+    x: str,
+    series: str,
+    columns: Sequence[str],
+    title: str,
+    caption: str = "",
+    limits: Mapping[str, float] | None = None,
 ) -> Figure:
     """A panel for each of `columns` (of a sweep's table, as `ttft_s.p99`), along the swept setting `x`.
 
-    The values of `x`, all positive, are evenly spaced if they double from one to the next.
+    The values of `x`, all positive, are evenly spaced if they double from one to the next. `limits` of
+    columns, in the units shown, are drawn as lines.
     """
     with drawing(_WIDTH_IN, 3.6) as figure:
         panels = figure.subplots(1, len(columns), squeeze=False)[0]
@@ -114,6 +156,10 @@ def sweep_curves(
                 style = line_style(place) | {"label": point_name({series: value}, [series])}
                 axes.plot(values[x], values[column] * shown.scale, marker="o", markersize=4, **style)
             axes.set(title=shown.title, xlabel=short_keys([x])[x])
+            limit = (limits or {}).get(column)
+            if limit is not None:
+                axes.axhline(limit, color=INK, linewidth=1)
+                label(axes, f"SLO {limit:g}", (table[x].min(), limit), (0, 3), ha="left")
             _finish(axes, sorted(table[x].unique()), column, _WIDTH_IN / len(columns) - _MARGIN_IN)
         head(figure, title, caption, panels[0])
     return figure
@@ -136,7 +182,7 @@ def _finish(axes: Axes, xs: list[float], column: str, width_in: float) -> None:
         show_percent(axes.yaxis)
 
 
-FIGURES = (GOODPUT, TTFT, ITL)
+FIGURES = (LimitedFigure(GOODPUT), LimitedFigure(TTFT), LimitedFigure(ITL))
 _COLORS = "cividis"
 """Made for colour-blind readers (Nunez, Anderton and Renslow, PLOS ONE 13(7), 2018)."""
 _LEAST_SPAN = 0.1
@@ -146,24 +192,29 @@ _WIDE = 10
 """Values that span more than this factor get a logarithmic colour scale."""
 
 
-def heat_maps(table: pd.DataFrame, x: str, y: str, title: str) -> Figure:
-    """A map for each of `FIGURES` over the swept settings `x` and `y` of a table with one row a cell.
+def heat_maps(
+    table: pd.DataFrame, x: str, y: str, title: str, figures: Sequence[LimitedFigure] = FIGURES
+) -> Figure:
+    """A map for each of `figures` over the swept settings `x` and `y` of a table with one row a cell.
 
-    Brighter is better, frames mark the best cell and those within `SAME` of it, and cells that were not run
-    are left empty.
+    Brighter is better, frames mark the best cell and those within `SAME` of it, cells beyond a limit are
+    hatched, and those that were not run are left empty.
     """
     with drawing(11, 1.6 + 0.5 * max(3, table[y].nunique())) as figure:
-        panels = figure.subplots(1, len(FIGURES), squeeze=False)[0]
-        for axes, shown in zip(panels, FIGURES, strict=True):
+        panels = figure.subplots(1, len(figures), squeeze=False)[0]
+        for axes, (shown, limit) in zip(panels, figures, strict=True):
             cells = table.pivot(index=y, columns=x, values=shown.key).sort_index().sort_index(axis=1)
-            _draw_map(axes, cells, shown)
+            _draw_map(axes, cells, shown, limit)
             axes.set(title=shown.title, xlabel=short_keys([x])[x], ylabel=short_keys([y])[y])
         framed = f"framed: the best, and what is within {SAME * 100:g}% of it"
-        head(figure, title, f"Brighter is better; {framed}; empty: not run.")
+        limited = [each for each in figures if each.limit is not None]
+        hatched = joined([f"{each.figure.title} above {each.limit:g}" for each in limited])
+        beyond = f"; hatched: beyond the SLO, {hatched}" if limited else ""
+        head(figure, title, f"Brighter is better; {framed}{beyond}; empty: not run.")
     return figure
 
 
-def _draw_map(axes: Axes, cells: pd.DataFrame, shown: SummaryFigure) -> None:
+def _draw_map(axes: Axes, cells: pd.DataFrame, shown: SummaryFigure, limit: float | None) -> None:
     assert shown.better is not None
     values: Column = cells.to_numpy(np.float64, na_value=np.nan) * shown.scale
     known = values[~np.isnan(values)].tolist()
@@ -180,10 +231,17 @@ def _draw_map(axes: Axes, cells: pd.DataFrame, shown: SummaryFigure) -> None:
             color = "white" if 0.299 * red + 0.587 * green + 0.114 * blue < 0.5 else _ON_BRIGHT
             middle: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 8}
             axes.text(column + 0.5, row + 0.5, format_figure(float(value)), color=color, **middle)
+            if limit is not None and value > limit:
+                hatch: dict[str, Any] = {"edgecolor": color, "linewidth": 0, "hatch": "///", "alpha": 0.35}
+                axes.add_patch(Polygon(_corners(row, column), fill=False, **hatch))
     best = shown.better(known) if known else np.nan
     for row, column in np.argwhere(np.abs(values - best) <= SAME * abs(best)).tolist():
         frame: dict[str, Any] = {"edgecolor": PALETTE[1], "linewidth": 2.5, "zorder": 3, "clip_on": False}
         axes.add_patch(Rectangle((column, row), 1, 1, fill=False, **frame))
+
+
+def _corners(row: int, column: int) -> list[tuple[int, int]]:
+    return [(column, row), (column + 1, row), (column + 1, row + 1), (column, row + 1)]
 
 
 def _color_scale(known: list[float], shown: SummaryFigure) -> Normalize | None:
@@ -220,31 +278,85 @@ def pareto_front(gain: Column, cost: Column) -> Column:
     return front
 
 
-def pareto_picture(table: pd.DataFrame, labels: list[str], title: str) -> Figure:
-    """Throughput over p99 ITL of every point, named by `labels`; those on the front are joined and named."""
-    named = table[[THROUGHPUT.key, ITL.key]].assign(name=labels).dropna(subset=[THROUGHPUT.key, ITL.key])
-    gains, costs = (named[shown.key].to_numpy(np.float64) * shown.scale for shown in (THROUGHPUT, ITL))
+def distinct_front(gain: Column, cost: Column) -> list[list[int]]:
+    """The front by rising cost, points that are the same to within `SAME` as one: the indices of each.
+
+    The first of each stands for it. Who gains no more than `SAME` for a higher cost is no point of its own,
+    nor is who costs no more than `SAME` less for a lower gain.
+    """
+    groups: list[list[int]] = []
+    for place in pareto_front(gain, cost).tolist():
+        last = groups[-1][0] if groups else place
+        if not groups:
+            groups.append([place])
+        elif gain[place] <= gain[last] * (1 + SAME):
+            groups[-1].append(place)
+        elif cost[place] <= cost[last] * (1 + SAME):
+            groups[-1] = [place]
+        else:
+            groups.append([place])
+    return groups
+
+
+def pareto_picture(
+    table: pd.DataFrame, labels: list[str], title: str, shown_cost: LimitedFigure = FRONT
+) -> Figure:
+    """Throughput over a latency of every point; those on the front are joined and named by `labels`."""
+    cost, limit = shown_cost
+    keys = [THROUGHPUT.key, cost.key]
+    named = table[keys].assign(name=labels).dropna(subset=keys)
+    gains, costs = (named[shown.key].to_numpy(np.float64) * shown.scale for shown in (THROUGHPUT, cost))
     with drawing(10, 4.8) as figure:
         axes = figure.subplots()
         axes.plot(costs, gains, "o", color=FAINT, markersize=5)
-        front = pareto_front(gains, costs)
+        groups = distinct_front(gains, costs)
+        front = np.array([group[0] for group in groups], dtype=np.int64)
         axes.step(costs[front], gains[front], where="post", color=PALETTE[0], linewidth=1)
         axes.plot(costs[front], gains[front], "o", color=PALETTE[0], markersize=6)
-        shown = front[np.unique(np.linspace(0, len(front) - 1, MAX_LABELS).astype(int))]
+        chosen: Column = np.unique(np.linspace(0, len(front) - 1, MAX_LABELS).astype(int))
+        shown = front[chosen]
         for first, last in _crowds(costs[shown], gains[shown]):
             text = str(first + 1)
             if last > first:
                 text += f", {last + 1}" if last == first + 1 else f" to {last + 1}"
             label(axes, text, (costs[shown[first]], gains[shown[first]]))
-        key = "\n".join(f"{number}  {named['name'].iloc[place]}" for number, place in enumerate(shown, 1))
+        names = [_alike([str(named["name"].iloc[each]) for each in groups[place]]) for place in chosen]
+        key = "\n".join(f"{number}  {name}" for number, name in enumerate(names, 1))
         axes.text(1.02, 1, key, transform=axes.transAxes, va="top", fontsize=8, linespacing=1.5)
-        axes.set(xlabel=ITL.title, ylabel=THROUGHPUT.title)
+        axes.set(xlabel=cost.title, ylabel=THROUGHPUT.title)
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
         if len(costs) and _extent(costs) > 0 and _extent(gains) > 0:
             axes.set(xlim=_limits(costs), ylim=_limits(gains))
-        caption = "Blue: no other point has more throughput without a longer p99. Grey: some other has."
+        if limit is not None:
+            _draw_limit(axes, limit)
+        caption = (
+            f"Blue: no other point has more than {SAME * 100:g}% more throughput without a longer latency. "
+            "Grey: some other has, or is the same."
+        )
         head(figure, title, caption)
     return figure
+
+
+def _draw_limit(axes: Axes, limit: float) -> None:
+    """A line at the SLO's limit, or an arrow to where it lies beyond the points."""
+    low, high = axes.get_xlim()
+    if low <= limit <= high:
+        axes.axvline(limit, color=INK, linewidth=1, linestyle=(0, (1, 2)))
+        axes.annotate(
+            f"SLO {limit:g}", (limit, 0.02), (4, 0), ("data", "axes fraction"), "offset points", fontsize=8
+        )
+    else:
+        text, place, side = (
+            (f"SLO {limit:g} →", 0.99, "right") if limit > high else (f"← SLO {limit:g}", 0.01, "left")
+        )
+        axes.text(place, 0.02, text, transform=axes.transAxes, ha=side, fontsize=8)
+
+
+def _alike(names: Sequence[str]) -> str:
+    """The name of a point of the front, and of those that are the same."""
+    if len(names) == 1:
+        return names[0]
+    return f"{names[0]} (the same: {names[1] if len(names) == 2 else f'{len(names) - 1} more'})"
 
 
 def _crowds(costs: Column, gains: Column) -> list[tuple[int, int]]:

@@ -8,20 +8,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cbsim.base.errors import CbsimError
+from cbsim.results.slo import EACH, Miss, Slo, joined
 from cbsim.results.table_file import first_line
-from cbsim.show.capacity_text import describe_slo
 from cbsim.show.reader_tables import (
     ATTAINMENT,
     COMPARED,
     GOODPUT,
     ITL,
     MBU,
+    MET,
     MFU,
     SAME,
     THROUGHPUT,
     TPOT,
     TTFT,
     SummaryFigure,
+    limited_figures,
     records,
 )
 from cbsim.show.text import MISSING, Table, format_figure, format_interval
@@ -52,16 +54,16 @@ class Sweep:
     """As `cbsim.studies.intervals.across_replicates` makes it."""
     keys: Sequence[str]
     """The swept settings, seeds apart."""
-    slo: Mapping[str, float]
+    slo: Slo
     by_spread: bool = False
     """As for `cbsim.studies.intervals.across_replicates`."""
 
     @classmethod
-    def of(cls, table: pd.DataFrame, slo: Mapping[str, float], by_spread: bool = False) -> Sweep:
-        """A sweep from its table and its limits, seconds."""
+    def of(cls, table: pd.DataFrame, slo: Slo | Mapping[str, Any], by_spread: bool = False) -> Sweep:
+        """A sweep from its table and what its first point promises, whose limits may be swept."""
         keys = [key for key in swept_columns(table) if key != SEED]
         points = across_replicates(table, by_spread=by_spread)
-        return cls(table, points, keys, slo, by_spread)
+        return cls(table, points, keys, Slo.of(slo), by_spread)
 
     @property
     def ran(self) -> pd.DataFrame:
@@ -78,9 +80,15 @@ class Sweep:
     @property
     def aim(self) -> tuple[str, str]:
         """The figure that makes a point the best, and what it is called."""
-        if self.slo:
-            return "goodput_per_s", f"goodput, %s requests/s within {describe_slo(self.slo)}"
+        if self.slo.own:
+            limits = "its own limits" if self.sweeps_limits else self.slo.describe_own()
+            return "goodput_per_s", f"goodput, %s requests/s within {limits}"
         return "output_token_throughput_per_s", "throughput, %s output tokens/s"
+
+    @property
+    def sweeps_limits(self) -> bool:
+        """Whether what is promised differs from point to point."""
+        return any(key.partition(".")[0] == "slo" for key in self.keys)
 
     @property
     def num_determined(self) -> int:
@@ -89,6 +97,39 @@ class Sweep:
         low, high = (self.points[[name + end for name in figures]].to_numpy() for end in (LOW, HIGH))
         is_same = ((low == high) | self.points[figures].isna().to_numpy()).all(axis=1)
         return int((is_same & (self.points[NUM_REPLICATES] > 1)).sum())
+
+    def promised(self, row: Mapping[str, Any]) -> Slo:
+        """What a point promises; nothing that can be told where whole SLOs are swept."""
+        if "slo" in self.keys:
+            return Slo()
+        swept = {key.removeprefix("slo."): row[key] for key in self.keys if key.startswith("slo.")}
+        if not swept:
+            return self.slo
+        if not all(isinstance(limit, int | float) for limit in swept.values()):
+            return Slo()
+        limits = self.slo.plain()
+        for key, limit in swept.items():
+            name, _, statistic = key.partition(".")
+            given = limits.get(name)
+            below = given if isinstance(given, Mapping) else {EACH: given}
+            limits[name] = {**below, statistic: limit} if statistic else limit
+        return Slo.of(limits)
+
+    def misses(self, row: Mapping[str, Any]) -> list[Miss]:
+        """What a point, the mean of its replicates, misses of what it promises."""
+        return self.promised(row).misses(row)
+
+    def num_met(self, row: Mapping[str, Any]) -> int:
+        """How many of a point's replicates meet the SLO, each by itself."""
+        promised = self.promised(row)
+        return sum(not promised.misses(run) for run in records(self._runs(row)))
+
+    def _runs(self, row: Mapping[str, Any]) -> pd.DataFrame:
+        """The runs of a point that didn't fail."""
+        runs = self.ran
+        for key in self.keys:
+            runs = runs[runs[key] == row[key]]
+        return runs
 
     def name(self, row: Mapping[str, Any]) -> str:
         """What a point is called."""
@@ -100,12 +141,7 @@ class Sweep:
 
     def difference(self, first: Mapping[str, Any], second: Mapping[str, Any], column: str) -> Interval:
         """By how much a figure of one point exceeds another's, paired by seed."""
-        by_seed = []
-        for row in (first, second):
-            runs = self.ran
-            for key in self.keys:
-                runs = runs[runs[key] == row[key]]
-            by_seed.append(runs.set_index(SEED)[column])
+        by_seed = [self._runs(row).set_index(SEED)[column] for row in (first, second)]
         paired = (by_seed[0] - by_seed[1]).dropna().tolist()
         return (bootstrap_interval if self.by_spread else t_interval)(paired)
 
@@ -145,7 +181,8 @@ def _check_columns(stored: Any) -> None:
     names: list[str] = stored.column_names
     needed = {"point", "error"}
     if "error" in names and stored.column("error").null_count:
-        needed |= {"num_requests", *(figure.key for figure in (*COMPARED, MFU, MBU)), *BOOKKEEPING}
+        figures = {figure.key for figure in (*COMPARED, MFU, MBU)} - {MET.key}
+        needed |= {"num_requests", *figures, *BOOKKEEPING}
     missing = sorted(needed - {*names})
     if missing:
         raise CbsimError(f"no table of a sweep: has no column {', '.join(missing)}")
@@ -155,6 +192,7 @@ def _check_columns(stored: Any) -> None:
         filled = stored.column(name).drop_null()
         kind = filled.type
         is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind)
+        is_number = is_number or (name == MET.key and pa.types.is_boolean(kind))
         if name not in BOOKKEEPING and len(filled) and not is_number:
             problems.append(f"column {name}: got {kind} ({filled[0].as_py()!r}); expected numbers")
     if problems:
@@ -169,29 +207,73 @@ _ROUNDING = 1e-9
 
 
 def sentence(sweep: Sweep) -> str:
+    """Whether any point meets the SLO, then the best that does; the nearest where none does."""
+    column, _ = sweep.aim
+    measured = [row for row in sweep.records() if row[column] is not None]
+    if not measured:
+        return "No point has anything to measure."
+    if not any(map(sweep.promised, measured)):
+        return _best(sweep, measured)
+    meeting = [row for row in measured if not sweep.misses(row)]
+    if not meeting:
+        best = f" {_best(sweep, measured)}" if sweep.slo.own and len(measured) > 1 else ""
+        return f"{_none_meets(sweep, measured)}{best}"
+    if len(measured) == 1:
+        return f"Met: {_best(sweep, meeting)}"
+    whose = f"{len(meeting)} of {len(measured)}"
+    if len(meeting) == len(measured):
+        whose = "both" if len(measured) == 2 else f"all {len(measured)}"
+    is_told = sweep.sweeps_limits or not sweep.slo.of_run
+    limits = "" if is_told else f", {sweep.slo.promise()}"
+    return f"Met by {whose} settings{limits}: {_best(sweep, meeting)}"
+
+
+def _none_meets(sweep: Sweep, rows: Sequence[Mapping[str, Any]]) -> str:
+    """Which point is the nearest to the SLO, and what it misses."""
+    missed = {place: max(miss.by for miss in sweep.misses(row)) for place, row in enumerate(rows)}
+    least = min(missed.values())
+    nearest = [rows[place] for place, by in missed.items() if by <= least * (1 + SAME)]
+    told = joined(_named(sweep, nearest))
+    misses = sweep.promised(nearest[0]).all_misses(sweep.misses(nearest[0]))
+    promise = sweep.promised(nearest[0]).promise()
+    if len(rows) == 1:
+        return f"Not met: {promise}: {told} {misses}."
+    if len(nearest) == 1:
+        return f"Not met: no setting meets {promise}: the nearest is {told}, which {misses}."
+    return f"Not met: no setting meets {promise}: the nearest are {told}, of which the first {misses}."
+
+
+def _best(sweep: Sweep, records: Sequence[Mapping[str, Any]]) -> str:
     """The best point with its interval; of points that can't be told apart, the one of the shortest p99 E2E.
 
     Points can't be told apart where the better one's lead is below `SAME` or below one request, or where the
     interval of their differences over the seeds, the same for both, holds none.
     """
     column, aim = sweep.aim
-    records = [row for row in sweep.records() if row[column] is not None]
-    if not records:
-        return "No point has anything to measure."
     ranked = sorted(records, key=lambda row: -row[column])
     best, *others = ranked
     near = [row for row in others if not _leads(sweep, best, row, column)]
     told = aim % _figure(sweep, best, column)
     chance = f" {_chance(sweep)}" if _chance(sweep) else ""
     if near:
-        return f"{_together(sweep, [best, *near], len(others), told)} {_then(sweep, [best, *near])}{chance}"
-    has = f"{_code_name(best, sweep.keys)} has the highest {told}"
+        is_all = len(near) + 1 == len(sweep.points)
+        return f"{_together(sweep, [best, *near], is_all, told)} {_then(sweep, [best, *near])}{chance}"
+    has = f"{_code_name(best, sweep.keys)} has the highest {told}{_how_often(sweep, best)}"
     if not others:
-        return f"{has}."
+        of = told.replace(", ", " of ", 1)
+        return f"{_code_name(best, sweep.keys)} has a {of}{_how_often(sweep, best)}.{chance}"
     if sweep.is_replicated:
         return f"{has}, clear of every other point."
     runner_up = f"{_code_name(others[0], sweep.keys)} follows with {format_figure(float(others[0][column]))}"
     return f"{has}; {runner_up}.{chance}"
+
+
+def _how_often(sweep: Sweep, row: Mapping[str, Any]) -> str:
+    """In how many replicates a point meets the SLO that its mean meets, unless in all of them."""
+    num_runs, promised = row[NUM_REPLICATES], sweep.promised(row)
+    if not promised or sweep.misses(row) or sweep.num_met(row) == num_runs:
+        return ""
+    return f" (met in {sweep.num_met(row)} of its {num_runs} replicates)"
 
 
 def _chance(sweep: Sweep) -> str:
@@ -220,13 +302,15 @@ def determined_note(sweep: Sweep) -> list[str]:
 
 def replicate_table(sweep: Sweep) -> Table:
     """A row a point: the figures that decide, each with the half-width of its interval."""
+    keys = [figure.key for figure in _DECIDING]
+    figures = [*_DECIDING, *(each for each in limited_figures(sweep.slo) if each.key not in keys)]
     rows = [
-        (sweep.name(row), str(row[NUM_REPLICATES]), *(_with_interval(row, figure) for figure in _DECIDING))
+        (sweep.name(row), str(row[NUM_REPLICATES]), *(_with_interval(row, figure) for figure in figures))
         for row in sweep.records()
     ]
-    header = ("", "replicates", *(figure.title for figure in _DECIDING))
+    header = ("", "replicates", *(figure.title for figure in figures))
     failed = [f"failed: {error}" for error in sweep.table["error"].dropna()]
-    notes = (*failed, *determined_note(sweep), sentence(sweep))
+    notes = (*failed, *determined_note(sweep))
     return Table(header, tuple(rows), notes=tuple(note.replace("`", "") for note in notes))
 
 
@@ -245,16 +329,19 @@ def _is_clear(sweep: Sweep, more: Mapping[str, Any], less: Mapping[str, Any], co
     return not sweep.is_replicated or sweep.difference(more, less, column).low > 0
 
 
-def _together(sweep: Sweep, alike: Sequence[Mapping[str, Any]], num_others: int, told: str) -> str:
+def _together(sweep: Sweep, alike: Sequence[Mapping[str, Any]], is_all: bool, told: str) -> str:
     """The points that share the highest figure, and why they can't be told apart."""
     why = "as far as these replicates can tell" if sweep.is_replicated else f"to within {SAME * 100:g}%"
-    if len(alike) == num_others + 1:
+    if is_all:
         whose = "Both" if len(alike) == 2 else f"All {len(alike)}"
         return f"{whose} points have the same {told}, {why}."
-    names = [_code_name(row, sweep.keys) for row in alike[:_MAX_NAMED]]
-    if len(alike) > _MAX_NAMED:
-        names.append(f"{len(alike) - _MAX_NAMED} more")
-    return f"{', '.join(names[:-1])} and {names[-1]} share the highest {told}, {why}."
+    return f"{joined(_named(sweep, alike))} share the highest {told}, {why}."
+
+
+def _named(sweep: Sweep, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What points are called, and how many more there are."""
+    names = [_code_name(row, sweep.keys) for row in rows[:_MAX_NAMED]]
+    return [*names, f"{len(rows) - _MAX_NAMED} more"] if len(rows) > _MAX_NAMED else names
 
 
 def _then(sweep: Sweep, alike: Sequence[Mapping[str, Any]]) -> str:

@@ -52,7 +52,7 @@ class Table:
         if any(map(_is_best, chain(*self.rows))):
             lines.append(f"{BEST} best of the runs compared")
         lines += [
-            textwrap.fill(note, 100, initial_indent="- ", subsequent_indent="  ") for note in self.notes
+            textwrap.fill(note, WIDTH, initial_indent="- ", subsequent_indent="  ") for note in self.notes
         ]
         return "\n".join(lines)
 
@@ -81,6 +81,18 @@ class Table:
         console.print(table)
         for note in self.notes:
             console.print(Text(f"- {note}", "dim"))
+
+
+WIDTH = 100
+"""Characters of a line of prose in plain text."""
+
+
+def print_answer(*sentences: str) -> None:
+    """Print what a reader asked for, with a blank line after it; nothing where there are no sentences."""
+    for sentence in sentences:
+        sys.stdout.write(textwrap.fill(sentence.replace("`", ""), WIDTH) + "\n")
+    if sentences:
+        sys.stdout.write("\n")
 
 
 def format_figure(value: float | None, *, digits: int = 3) -> str:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cbsim.base.errors import CbsimError
-from cbsim.results.metrics import meets_slo
+from cbsim.results.metrics import QUANTILES, meets_slo
 from cbsim.results.result import Result
+from cbsim.results.slo import Slo
 from cbsim.studies.intervals import CONFIDENCE, Interval, Values, mean_of, quantile_of, resampled_intervals
 
 if TYPE_CHECKING:
@@ -62,6 +63,8 @@ class Comparison:
 def compare(first: Result, second: Result, *, seed: int = 0, confidence: float = CONFIDENCE) -> Comparison:
     """Pair two runs by request and tell, for each latency, how mean, p50, p90 and p99 differ.
 
+    So it does of any other percentile that both runs limit.
+
     The intervals come from a paired circular block bootstrap (Politis and Romano, 1992; see
     `studies.intervals`): whole blocks of neighbouring requests are drawn, the same for both runs, so that
     what both have in common, as a burst of arrivals, doesn't blur the difference. A latency is compared over
@@ -91,10 +94,12 @@ def compare(first: Result, second: Result, *, seed: int = 0, confidence: float =
 class _Column:
     """A figure of each pair that has it in both runs; `rows` says which, in order of arrival."""
 
-    def __init__(self, name: str, first: Values, second: Values) -> None:
+    def __init__(self, name: str, values: Sequence[Values], limited: Iterable[str] = ()) -> None:
         self.name = name
+        first, second = values
         self.rows = np.flatnonzero(~(np.isnan(first) | np.isnan(second)))
-        self._statistics = {"mean": mean_of} if name == WITHIN_SLO else STATISTICS
+        self._statistics = {"mean": mean_of} if name == WITHIN_SLO else dict(STATISTICS)
+        self._statistics |= {each: quantile_of(QUANTILES[each]) for each in limited if each in QUANTILES}
         both = [values[self.rows] for values in (first, second)]
         self._orders = [np.argsort(values, kind="stable") for values in both]
         self._ranked = [values[order] for values, order in zip(both, self._orders, strict=True)]
@@ -117,15 +122,15 @@ class _Pairs:
     def __init__(self, first: Result, second: Result) -> None:
         joined = first.requests.merge(second.requests, on="request_id", suffixes=(".first", ".second"))
         self.frame: pd.DataFrame = joined
-        limits = [first.slo, second.slo]
-        self._slo = limits[0] if limits[0] == limits[1] else None
-        """The limits that both runs were given; `None` if they differ."""
+        self._slo = first.promised if first.promised == second.promised else None
+        """What both runs promise; `None` if they differ."""
 
     def columns(self) -> list[_Column]:
         """The figures that at least one pair has."""
-        columns = [_Column(name, *self._both(name)) for name in LATENCIES]
-        if self._slo:
-            columns.append(_Column(WITHIN_SLO, *(self._within(self._slo, run) for run in _RUNS)))
+        slo = self._slo or Slo()
+        columns = [_Column(name, self._both(name), slo.limits_on(name)) for name in LATENCIES]
+        if slo.own:
+            columns.append(_Column(WITHIN_SLO, [self._within(slo.own, run) for run in _RUNS]))
         return [column for column in columns if len(column.rows)]
 
     def notes(self) -> list[str]:

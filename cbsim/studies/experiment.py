@@ -25,6 +25,7 @@ from cbsim.config.document import (
 from cbsim.config.section import ByType, ComponentConfig, Named, Section
 from cbsim.cost import COST_MODELS
 from cbsim.observers import OBSERVERS
+from cbsim.results.slo import SloConfig
 from cbsim.schedulers import SCHEDULERS, SchedulerConfig
 from cbsim.schedulers.kvcache import KVCacheConfig, KvCapacity
 from cbsim.schedulers.vllm import VllmConfig
@@ -54,23 +55,6 @@ class ReplicasConfig(Section):
     """Which replica an arriving request goes to."""
     tensor_parallel: int = Field(default=1, ge=1)
     """GPUs that share each layer: the same as `parallel.tensor`."""
-
-
-class SloConfig(Section):
-    """What users are promised: a request meets it if it finishes within every limit given, seconds."""
-
-    ttft_s: float | None = Field(default=None, gt=0)
-    """Longest time to the first token, queueing included."""
-    tpot_s: float | None = Field(default=None, gt=0)
-    """Longest mean time per output token after the first."""
-    itl_s: float | None = Field(default=None, gt=0)
-    """Longest gap between two consecutive tokens."""
-    e2e_s: float | None = Field(default=None, gt=0)
-    """Longest time from arrival to the last token."""
-
-    def limits(self) -> dict[str, float]:
-        """The limits that are given, seconds."""
-        return {name: limit for name, limit in self.model_dump().items() if limit is not None}
 
 
 class OutputConfig(Section):
@@ -108,7 +92,7 @@ class Experiment(Section):
     parallel: ParallelSpec = Field(default_factory=ParallelSpec)
     """How the GPUs of a replica share the model."""
     slo: Annotated[SloConfig, Named("slo", "slos")] = Field(default_factory=SloConfig)
-    """The limits that goodput counts by."""
+    """What users are promised: limits that goodput counts by, and limits of the run as a whole."""
     stop_at_s: float | None = Field(default=None, gt=0)
     """End the run at this instant, finished or not, seconds of simulated time."""
     output: OutputConfig = Field(default_factory=OutputConfig)

@@ -199,6 +199,7 @@ def across_replicates(
         for name in ran.columns
         if name not in (*keys, *BOOKKEEPING, SEED)
         and (pd.api.types.is_numeric_dtype(ran[name]) or ran[name].isna().all())
+        and not pd.api.types.is_bool_dtype(ran[name])
     ]
     method = bootstrap_interval if by_spread else t_interval
     groups = ran.groupby(keys, sort=False, dropna=False) if keys else [((), ran)]

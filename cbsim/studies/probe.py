@@ -23,7 +23,8 @@ class Probe:
     """What a study of many runs needs of one."""
 
     figures: dict[str, Any]
-    """The flattened summary, and `ttft_s.quarter_2` and `ttft_s.quarter_4`, means over requests."""
+    """The flattened summary; `ttft_s.quarter_2` and `ttft_s.quarter_4`, means over requests; and the most
+    requests that were `in_service` at once, admitted and not yet done."""
     span_s: float
     """From the first arrival to the last."""
     manifest: dict[str, Any]
@@ -33,7 +34,7 @@ class Probe:
         """Of a run that has ended."""
         arrival_s = result.requests["arrival_s"].to_numpy()
         span_s = float(arrival_s[-1] - arrival_s[0]) if len(arrival_s) else 0.0
-        return cls(flatten(result.summary) | _trend(result), span_s, result.manifest)
+        return cls(flatten(result.summary) | _trend(result) | _in_service(result), span_s, result.manifest)
 
 
 class ProbeStore:
@@ -79,7 +80,7 @@ def read_probe(path: Path) -> Probe | None:
         probe = Probe(**json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
-    return probe if "slo_attainment" in probe.figures else None
+    return probe if {"slo_met", IN_SERVICE} <= probe.figures.keys() else None
 
 
 def _trend(result: Result) -> dict[str, float | None]:
@@ -87,3 +88,15 @@ def _trend(result: Result) -> dict[str, float | None]:
     quarters = np.array_split(result.requests["ttft_s"].to_numpy(np.float64), NUM_QUARTERS)
     measured = {number: quarters[number - 1][~np.isnan(quarters[number - 1])] for number in (2, 4)}
     return {f"ttft_s.quarter_{n}": float(each.mean()) if len(each) else None for n, each in measured.items()}
+
+
+IN_SERVICE = "in_service"
+
+
+def _in_service(result: Result) -> dict[str, int]:
+    """The most requests at once that were admitted, for the first time, and had not finished."""
+    requests = result.requests
+    start_s = np.sort((requests["arrival_s"] + requests["queue_s"]).dropna().to_numpy(np.float64))
+    end_s = np.sort(requests["finished_at_s"].dropna().to_numpy(np.float64))
+    num_there = np.arange(1, len(start_s) + 1) - np.searchsorted(end_s, start_s, side="right")
+    return {IN_SERVICE: int(num_there.max(initial=0))}

@@ -55,7 +55,8 @@ class SweepProgress:
     elapsed_s: float = 0.0
     """Wall-clock seconds since the first point began."""
     best: tuple[Point, Summary] | None = None
-    """The point of the highest goodput so far."""
+    """The best point so far: one that meets its SLO, of the highest goodput (throughput without limits on
+    each request)."""
     error: tuple[Point, str] | None = None
     """The point that has just failed, and why."""
 
@@ -238,9 +239,14 @@ def _copies(source: Point, points: Sequence[Point]) -> Iterator[tuple[Point, Bas
 
 def _better(best: tuple[Point, Summary] | None, point: Point) -> tuple[Point, Summary] | None:
     summary = load_summary(point.folder)
-    if best is None or (summary["goodput_per_s"] or 0) > (best[1]["goodput_per_s"] or 0):
-        return point, summary
-    return best
+    return (point, summary) if best is None or _rank(summary) > _rank(best[1]) else best
+
+
+def _rank(summary: Summary) -> tuple[bool, float]:
+    rate_per_s = summary["goodput_per_s"]
+    if rate_per_s is None:
+        rate_per_s = summary["output_token_throughput_per_s"]
+    return bool(summary.get("slo_met")), rate_per_s or 0.0
 
 
 def _dtype(values: Sequence[Any]) -> str:

@@ -76,7 +76,7 @@ def ladder(sweep: Path) -> Figure:
     """The latencies of a sweep over schedulers."""
     points = pd.read_parquet(sweep / "table.parquet")["point"]
     runs = [cbsim.load_run(sweep / "points" / point) for point in points]
-    return latency_cdfs({run.config["scheduler"]["type"]: run for run in runs}, runs[0].config["slo"])
+    return latency_cdfs({run.config["scheduler"]["type"]: run for run in runs}, runs[0].promised)
 
 
 def priorities(sweep: Path) -> Figure:

@@ -50,8 +50,7 @@ def settings(folder: Path, names: tuple[str, ...] = ()) -> Figure:
     """What the settings of a sweep do, as `cbsim sweep` draws it, with short `names` of its schedulers."""
     table = _renamed(pd.read_parquet(folder / "table.parquet"), names)
     run = load_run(folder / "points" / str(table["point"].iloc[0]))
-    slo = {name: limit for name, limit in run.config["slo"].items() if limit is not None}
-    return sweep_pictures(Sweep.of(table, slo), run.name)["settings"].figure
+    return sweep_pictures(Sweep.of(table, run.promised), run.name)["settings"].figure
 
 
 def _renamed(table: pd.DataFrame, names: tuple[str, ...]) -> pd.DataFrame:
@@ -73,9 +72,7 @@ def kv_blocks(folder: Path) -> Figure:
 def paging(folder: Path) -> Figure:
     """The share of the KV cache that was taken and held nothing."""
     waste = pd.read_parquet(folder / "table.parquet")["kv_waste.mean"] * 100
-    shown: dict[str, Interval | None] = {
-        name: Interval(share, share, share) for name, share in zip(PAGING, waste, strict=True)
-    }
+    shown = {name: Interval(share, share, share) for name, share in zip(PAGING, waste, strict=True)}
     title = "What reservations waste"
     return interval_bars(shown, title, "KV cache taken but empty (%), mean over time")
 

@@ -95,8 +95,8 @@ def test_cells_that_differ_by_next_to_nothing_are_framed_alike() -> None:
 
 def test_labels_of_a_front_share_a_place_where_there_is_no_room_for_two(tmp_path: Path) -> None:
     points = sweep().points
-    points["itl_s.p99"] = [0.05, 0.0501, 0.07, 0.09, 0.0902, 0.0903]
-    points["output_token_throughput_per_s"] = [100.0, 100.1, 150.0, 200.0, 200.1, 200.2]
+    points["itl_s.p99"] = [0.05, 0.0503, 0.07, 0.09, 0.0905, 0.0910]
+    points["output_token_throughput_per_s"] = [100.0, 100.6, 150.0, 200.0, 201.1, 202.2]
     shown = texts(pareto_picture(points, [f"point {place}" for place in range(6)], "front"), tmp_path)
     assert {"1, 2", "3", "4 to 6"} <= set(shown)
 
@@ -113,7 +113,7 @@ def test_figures_that_are_the_same_look_the_same(tmp_path: Path) -> None:
     bottom, top = figure.axes[0].get_ylim()
     assert (bottom, top) == (pytest.approx(92.0), pytest.approx(208.0))
     points["output_token_throughput_per_s"] = 100.0 + np.arange(6) * 1e-3
-    assert "1 to 6" in texts(pareto_picture(points, list("abcdef"), "front"), tmp_path)
+    assert "1  a (the same: 5 more)" in texts(pareto_picture(points, list("abcdef"), "front"), tmp_path)
 
 
 def test_cells_that_were_not_run_stay_empty(tmp_path: Path) -> None:

@@ -36,7 +36,9 @@ def test_two_runs_side_by_side(slower):
     assert row(table, "TTFT p50 (s)") == ("1.50*", "2.50")
     assert row(table, "TPOT p99 (ms)") == ("1,495", "1,495")
     assert row(table, "ITL p50 (ms)") == ("1,000", "1,000")
-    assert row(table, "requests within SLO") == ("50.0%", "75.0%*")
+    assert row(table, "requests within SLO") == ("50.0%", "-")
+    assert row(table, "SLO") == ("not met", "-")
+    assert "SLO" not in [cells[0] for cells in compare_runs({"none": make_result(slower)}).rows]
     assert row(table, "KV use, max") == ("70.0%", "70.0%")
     assert table.notes == ("fast: rejected: 1 x too long", "slow: why")
 

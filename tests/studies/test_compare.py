@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from cbsim.base.errors import CbsimError
 from cbsim.cli import main
 from cbsim.results.result import Result
 from cbsim.results.run_log import RunLog
-from cbsim.show.reader_tables import difference_table
+from cbsim.show.reader_tables import compare_answer, difference_table
 from cbsim.show.text import format_interval
 from cbsim.studies.compare import Comparison, Difference, compare
 from cbsim.studies.intervals import Interval, block_weights
@@ -30,7 +32,7 @@ def later(log: RunLog, by_s: float) -> RunLog:
     return dataclasses.replace(log, requests=log.requests | moved)
 
 
-def result(log: RunLog, slo: dict[str, float] | None = None) -> Result:
+def result(log: RunLog, slo: dict[str, Any] | None = None) -> Result:
     made = make_result(log, slo=slo or {})
     made.config["slo"] = slo or {}
     return made
@@ -151,3 +153,20 @@ def test_the_command_compares_folders(tmp_path: Path) -> None:
     assert told["differences"][0]["change"]["estimate"] == pytest.approx(0.25)
     ran = CliRunner().invoke(main, ["compare", folders[0], str(tmp_path)])
     assert (ran.exit_code, ran.stderr) == (2, f"{tmp_path}: is not a run folder (it has no manifest.json)\n")
+
+
+def test_whether_each_run_meets_the_slo_is_told_first(tmp_path: Path) -> None:
+    log = random_log(1)
+    p95 = result(log).summary["ttft_s"]["p95"]
+    promised = {"ttft_s": {"p95": p95 + 0.1}}
+    runs = {"old": result(log, promised), "new": result(later(log, 0.25), promised)}
+    for name, run in runs.items():
+        run.save(tmp_path / name)
+    ran = CliRunner().invoke(main, ["compare", *(str(tmp_path / name) for name in runs)])
+    first, _, rest = ran.stdout.partition("\n\n")
+    told = " ".join(first.split())
+    assert re.fullmatch(r"Met by old: TTFT p95 ≤ .* Not met: new misses TTFT p95 by \d+% \(.*\)\.", told)
+    assert "TTFT p95 (s)" in rest
+    assert compare_answer({"one": result(log)}) == []
+    unlike = compare_answer({"one": result(log, promised), "two": result(log)})
+    assert [told.split()[0] for told in unlike] == ["Met:", "No"]

@@ -298,14 +298,33 @@ TABLE: list[tuple[str, list[str]]] = [
             "'least_outstanding', 'least_kv', 'prefix_affinity'; did you mean 'round_robin'?"
         ],
     ),
-    ("scheduler: orca\nslo: {ttft_s: .nan}", ["slo.ttft_s: got nan; expected a number > 0 or null"]),
-    ("scheduler: orca\nslo: {ttft_s: .inf}", ["slo.ttft_s: got inf; expected a number > 0 or null"]),
-    ("scheduler: orca\nslo: {ttft_s: 1e400}", ["slo.ttft_s: got inf; expected a number > 0 or null"]),
+    (
+        "scheduler: orca\nslo: {ttft_s: .nan}",
+        ["slo.ttft_s: got nan; expected a number > 0 or a mapping or null"],
+    ),
+    (
+        "scheduler: orca\nslo: {ttft_s: .inf}",
+        ["slo.ttft_s: got inf; expected a number > 0 or a mapping or null"],
+    ),
+    (
+        "scheduler: orca\nslo: {ttft_s: 1e400}",
+        ["slo.ttft_s: got inf; expected a number > 0 or a mapping or null"],
+    ),
     (
         "scheduler: orca\nslo: fast",
         ["slo: unknown slo 'fast'; allowed: chat, mlperf-interactive, mlperf-server"],
     ),
     ("scheduler: orca\nslo: fast.yaml", ["slo: fast.yaml: no such file"]),
+    (
+        "scheduler: orca\nslo: {ttft_s: {p95: 0, p96: 1}, tpot_s: {}, itl_s: {p99: fast}, share: 1.5}",
+        [
+            "slo.ttft_s.p95: got 0; expected a number > 0 or null",
+            "slo.ttft_s.p96: unknown key; did you mean 'p99'?",
+            "slo.tpot_s: got no limit; expected any of each, mean, p50, p90, p95, p99, max",
+            "slo.itl_s.p99: got 'fast' (str); expected a number > 0 or null",
+            "slo.share: got 1.5; expected a number > 0 and <= 1",
+        ],
+    ),
     ("scheduler: orca\noutput: {batches: yes}", ["output.batches: got 'yes' (str); expected true or false"]),
     ("scheduler: orca\nkv_cache: 16", ["kv_cache: got 16; expected a mapping"]),
     ("scheduler: orca\nmodel: 7", ["model: got 7; expected a name in configs/models or a mapping"]),

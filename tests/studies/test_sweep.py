@@ -107,7 +107,8 @@ def test_a_failing_point_is_told_and_the_others_go_on(tmp_path):
     assert table["num_finished"].tolist() == [20, 20, pd.NA, pd.NA]
     assert states[-1].num_failed == 2
     assert states[-1].time_left_s == 0
-    assert states[-1].best[1]["goodput_per_s"] == table["goodput_per_s"].max()
+    throughput = "output_token_throughput_per_s"
+    assert states[-1].best[1][throughput] == table[throughput].max()
     assert len(list((tmp_path / "points").iterdir())) == 2
 
 
@@ -218,7 +219,7 @@ def test_a_damaged_point_with_files_of_somebody_is_left_alone(tmp_path):
 def test_the_best_so_far_may_have_been_there_already(tmp_path):
     config = CONFIG | {"sweep": {"workload.interval_s": [0.1, 1.0]}}
     table = sweep(config, out=tmp_path)
-    best = table["goodput_per_s"].idxmax()
+    best = table["output_token_throughput_per_s"].idxmax()
     worse = tmp_path / "points" / table["point"][1 - best]
     worse.rename(tmp_path / "lost")
     states = []

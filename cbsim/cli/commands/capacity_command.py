@@ -11,6 +11,7 @@ from cbsim.cli.commands import arguments as args
 from cbsim.cli.commands.run_command import draw
 from cbsim.cli.progress import watch_study
 from cbsim.show.capacity_text import capacity_table, sentence
+from cbsim.show.text import print_answer
 from cbsim.studies.capacity import CapacityProgress, Plan
 from cbsim.studies.capacity import capacity as find_capacity
 from cbsim.studies.capacity.answer import save_capacity, to_json
@@ -20,7 +21,9 @@ from cbsim.studies.capacity.answer import save_capacity, to_json
 def capacity(
     config: str = args.CONFIG,
     overrides: tuple[str, ...] = args.SET,
-    share: float = args.option("--share", "Of requests that must meet the SLO.", default=0.99),
+    share: float | None = args.option(
+        "--share", "Of requests that must keep their own limits; default: slo.share.", type=float
+    ),
     replicates: int = args.option("--replicates", "Searches, each its own seed.", default=5),
     tolerance: float = args.option("--tolerance", "From one rate to the next.", default=0.05),
     requests: int | None = args.option(
@@ -36,7 +39,7 @@ def capacity(
     as_json: bool = args.JSON,
     quiet: bool = args.QUIET,
 ) -> None:
-    """Find the highest rate of requests at which CONFIG's SLO holds.
+    """Find the highest rate of requests at which CONFIG's SLO is met.
 
     Each point of its sweep is a contender: --set 'sweep.gpu=[h100, h200]' compares GPUs. A trace is resampled
     in blocks for each replicate, a generator gets a seed for each. The answer, its curve and pictures go to
@@ -58,8 +61,9 @@ def capacity(
     if as_json:
         args.print_json(to_json(answer))
         return
+    print_answer(sentence(answer))
     capacity_table(answer).print()
-    click.echo(f"\n{sentence(answer)}\nwritten to {folder}: {', '.join(written)}")
+    click.echo(f"\nwritten to {folder}: {', '.join(written)}")
 
 
 def _is_told(state: CapacityProgress) -> bool:

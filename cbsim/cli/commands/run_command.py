@@ -12,10 +12,12 @@ from cbsim.base.errors import CbsimError
 from cbsim.base.units import format_seconds
 from cbsim.cli.commands import arguments as args
 from cbsim.cli.progress import watch_run, watch_study
+from cbsim.results.metrics import Summary
 from cbsim.results.output import check_run_target, other_points
 from cbsim.results.result import Result, hash_mapping, load_run
-from cbsim.show.reader_tables import compare_points, point_labels, run_tables
-from cbsim.show.sweep_text import Sweep, replicate_table
+from cbsim.show.reader_tables import compare_points, point_labels, run_answer, run_tables
+from cbsim.show.sweep_text import Sweep, replicate_table, sentence
+from cbsim.show.text import print_answer
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.intervals import has_replicates, is_known_by_spread
 from cbsim.studies.labels import full_text
@@ -66,6 +68,7 @@ def run(
     if as_json:
         args.print_json(result.summary)
         return
+    print_answer(*run_answer(result))
     for table in run_tables(result):
         table.print()
         click.echo()
@@ -118,7 +121,7 @@ def _run_points(
     if plots is not False:
         pictures = sweep_pictures(sweep, experiment.name)
         written += draw({stem: picture.figure for stem, picture in pictures.items()}, folder)
-    told = compare_points(table)
+    told = compare_points(table, sweep.slo)
     if has_replicates(table[ran]):
         save_table(sweep.points, folder, "intervals")
         written += ["intervals.csv", "intervals.parquet"]
@@ -126,6 +129,7 @@ def _run_points(
     if as_json:
         click.echo(table.to_json(orient="records", indent=2))
     else:
+        print_answer(sentence(sweep))
         told.print()
         click.echo(f"\nwritten to {folder}: {', '.join(written)}")
     others = other_points(folder, table["point"])
@@ -146,8 +150,16 @@ def _counts(state: SweepProgress) -> str:
         parts.append(f"{format_seconds(state.time_left_s)} left")
     if state.best is not None:
         point, summary = state.best
-        parts.append(f"best so far {summary['goodput_per_s']:.3g} req/s goodput with {_swept(point)}")
+        parts.append(f"best so far {_aim_of(summary)} with {_swept(point)}")
     return ", ".join(parts)
+
+
+def _aim_of(summary: Summary) -> str:
+    """What a sweep looks for, and whether the SLO is met."""
+    rate_per_s, unmet = summary["goodput_per_s"], " (SLO not met)" if summary.get("slo_met") is False else ""
+    if rate_per_s is None:
+        return f"{summary['output_token_throughput_per_s'] or 0:.3g} output tokens/s{unmet}"
+    return f"{rate_per_s:.3g} req/s goodput{unmet}"
 
 
 def _failure(state: SweepProgress) -> str:

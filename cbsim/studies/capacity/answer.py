@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -15,6 +15,7 @@ from cbsim.base.errors import CbsimError, ConfigError
 from cbsim.base.paths import write_text
 from cbsim.results.output import ANSWER, POINTS, check_target, has_file
 from cbsim.results.result import hash_mapping
+from cbsim.results.slo import Slo
 from cbsim.studies.capacity.search import Plan, SearchOutcome, SearchTask, complete_curves, search
 from cbsim.studies.capacity.verdict import Contender, Evidence, judge_all
 from cbsim.studies.experiment import Experiment
@@ -61,8 +62,8 @@ class CapacityAnswer:
     """Capacities with their intervals, and every run behind them."""
 
     name: str
-    slo: Mapping[str, float]
-    """The limits, seconds."""
+    slo: Slo
+    """What is promised, with the share that was searched for; of the first contender."""
     plan: Plan
     resampled_from: int | None
     """Requests of the trace that replicates are resampled from; `None` where each is drawn from a seed."""
@@ -83,13 +84,16 @@ def capacity(
     progress: Progress | None = None,
     out: str | Path | None = None,
 ) -> CapacityAnswer:
-    """Find the highest rate of requests at which the experiment's SLO holds for `plan.share` of them.
+    """Find the highest rate of requests at which the experiment's SLO is met.
+
+    It is where `plan.share` of the requests (by default the SLO's) keep their own limits, and all figures of
+    a run theirs.
 
     Each point of a `sweep` is a contender. The rate is a generator's `arrivals.rate_per_s`, or else
     `rate_scale`. Each replicate finds its own capacity by bracketing and bisection over a geometric ladder of
     rates, the same for all, and every contender and rate meets the same requests (common random numbers).
     Then every replicate runs at every rate that any of them tried: the curve. The capacity is where their
-    mean, the curve, falls below the share; the spread of their own capacities gives its interval.
+    mean, the curve, leaves the SLO; the spread of their own capacities gives its interval.
     Generators are replicated by seeds, with Student's t interval; traces by the block bootstrap, with the
     standard error that it estimates (`cbsim.studies.intervals`).
 
@@ -100,6 +104,8 @@ def capacity(
     """
     experiment = Experiment.of(config, overrides or {})
     plan = plan or Plan()
+    slo = Slo.of(experiment.slo.limits(), plan.share)
+    plan = replace(plan, share=slo.share)
     points = experiment.points()
     if problems := dict.fromkeys(chain(*(_problems(point, points[0][1]) for _, point in points))):
         raise ConfigError(*problems)
@@ -112,13 +118,15 @@ def capacity(
     except KeyboardInterrupt:
         kept = "" if folder is None else f"{len(list(folder.glob('*.json')))} runs kept in {out}; "
         raise CapacityInterrupted(f"{kept}the same call goes on" if kept else "stopped") from None
-    return _answer(experiment, plan, points, outcomes)
+    return _answer(experiment, plan, slo, points, outcomes)
 
 
 def _problems(experiment: Experiment, first: Experiment) -> Iterator[str]:
     """What leaves a capacity without a meaning, of a contender and of the first one."""
     if not experiment.slo.limits():
         yield "slo: missing; capacity needs at least one limit, as in --set slo.ttft_s=2"
+    if experiment.slo.share == 1 and Slo.of(experiment.slo.limits()).own:
+        yield "slo.share: got 1; capacity expects less, for one slow request of all would decide"
     if experiment.workload.concurrency is not None:
         yield "workload.concurrency: clients that wait for their answers have no rate to vary"
     if experiment.stop_at_s is not None:
@@ -131,7 +139,7 @@ def _problems(experiment: Experiment, first: Experiment) -> Iterator[str]:
 
 def _tasks(experiment: Experiment, plan: Plan, folder: Path | None) -> list[SearchTask]:
     """The searches of a contender's replicates."""
-    settings = experiment.resolved()
+    settings, slo = experiment.resolved(), Slo.of(experiment.slo.limits(), plan.share)
     workload = settings["workload"]
     rate_key: tuple[str, ...] = ("workload", "rate_scale")
     if workload["type"] == "trace":
@@ -141,7 +149,7 @@ def _tasks(experiment: Experiment, plan: Plan, folder: Path | None) -> list[Sear
     elif "rate_per_s" in workload.get("arrivals", {}):
         rate_key = ("workload", "arrivals", "rate_per_s")
     return [
-        SearchTask(settings | {"seed": experiment.seed + number}, rate_key, plan, folder)
+        SearchTask(settings | {"seed": experiment.seed + number}, rate_key, plan, slo, folder)
         for number in range(plan.num_replicates)
     ]
 
@@ -185,6 +193,7 @@ def _run_all(
 def _answer(
     experiment: Experiment,
     plan: Plan,
+    slo: Slo,
     points: Sequence[tuple[Mapping[str, Any], Experiment]],
     outcomes: Sequence[Sequence[SearchOutcome]],
 ) -> CapacityAnswer:
@@ -195,6 +204,7 @@ def _answer(
         Evidence(
             replicates,
             plan,
+            Slo.of(point.slo.limits(), plan.share),
             _num_source_requests(point),
             bool(getattr(point.cost_model, "uncertainty", False)),
         )
@@ -209,7 +219,7 @@ def _answer(
     ]
     return CapacityAnswer(
         experiment.name,
-        experiment.slo.limits(),
+        slo,
         plan,
         _num_source_requests(experiment),
         judge_all(labels, cells, evidence),
@@ -244,7 +254,7 @@ def to_json(answer: CapacityAnswer) -> dict[str, Any]:
         }
         for each in answer.contenders
     ]
-    return told | {"plan": asdict(answer.plan), "contenders": contenders}
+    return told | {"slo": answer.slo.plain(), "plan": asdict(answer.plan), "contenders": contenders}
 
 
 def save_capacity(answer: CapacityAnswer, folder: Path) -> None:
@@ -272,7 +282,8 @@ def load_capacity(folder: Path) -> CapacityAnswer:
             Plan(**read["plan"]),
             TypeAdapter(tuple[Contender, ...]).validate_python(read["contenders"]),
         )
-        told = {name: read[name] for name in ("name", "slo", "resampled_from", "config", "manifest")}
+        told = {name: read[name] for name in ("name", "resampled_from", "config", "manifest")}
+        told["slo"] = Slo.of(read["slo"], plan.share)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CbsimError(
             f"{folder}: is a damaged capacity folder, or that of an older cbsim ({error}); "

@@ -7,10 +7,10 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from cbsim.base.errors import CbsimError, ConfigError
+from cbsim.results.slo import Slo
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.intervals import CONFIDENCE
 from cbsim.studies.probe import ProbeStore
@@ -21,30 +21,28 @@ FIRST_STEP = 8
 
 @dataclass(slots=True)
 class Bracket:
-    """What each rung tried has shown, in one replicate or over all: the share of requests that met the SLO.
+    """What each rung tried has shown, in one replicate or over all: by which margin the SLO held.
 
-    Attainment is taken to fall as the rate rises; where chance has it otherwise, the lowest rate that fails
-    counts.
+    The margin (`Slo.margin`, below 0 where it fails) is taken to fall as the rate rises; where chance has it
+    otherwise, the lowest rate that fails counts.
     """
 
-    share: float
-    """What the attainment must not be below."""
     bottom: int
     """The rung on which requests come one by one: the first that must be tried."""
     top: int
     """The rung on which they come all at once: the last worth trying."""
-    attainment: dict[int, float] = field(default_factory=dict)
+    margins: dict[int, float] = field(default_factory=dict)
 
     @property
     def fails_at(self) -> int | None:
         """The lowest rung known to fail."""
-        return min((rung for rung, met in self.attainment.items() if met < self.share), default=None)
+        return min((rung for rung, margin in self.margins.items() if margin < 0), default=None)
 
     @property
     def holds_at(self) -> int | None:
         """The highest rung known to hold, below any that fails."""
         fails_at = self.fails_at
-        holding = (rung for rung, met in self.attainment.items() if met >= self.share)
+        holding = (rung for rung, margin in self.margins.items() if margin >= 0)
         return max((rung for rung in holding if fails_at is None or rung < fails_at), default=None)
 
     def next_rung(self) -> int | None:
@@ -67,7 +65,7 @@ class Bracket:
         return max(middle, fails_at - max(FIRST_STEP, first - fails_at))
 
     def crossing(self, rate_per_s: Callable[[int], float]) -> float | None:
-        """The rate where attainment falls below the share, in between two rungs by linear interpolation.
+        """The rate where the margin falls below 0, in between two rungs by linear interpolation.
 
         `None` if it held on every rung; the bottom's rate if it failed on every one. `rate_per_s` is the rate
         at a rung.
@@ -77,9 +75,9 @@ class Bracket:
             return None
         if holds_at is None:
             return rate_per_s(fails_at)
-        above, below = self.attainment[holds_at], self.attainment[fails_at]
+        above, below = self.margins[holds_at], self.margins[fails_at]
         low, high = rate_per_s(holds_at), rate_per_s(fails_at)
-        return low + (high - low) * (above - self.share) / (above - below)
+        return low + (high - low) * above / (above - below)
 
 
 ALONE_FACTOR = 1e-6
@@ -96,8 +94,8 @@ _AT_ONCE = 0.01
 class Plan:
     """Share, replicates and resolution of a search; raises `ConfigError` for values out of range."""
 
-    share: float = 0.99
-    """Share of requests that must meet the SLO."""
+    share: float | None = None
+    """Share of requests that must keep their own limits; `None` for the SLO's own."""
     num_replicates: int = 5
     tolerance: float = 0.05
     """Neighbouring rates differ by this share; between them attainment is interpolated."""
@@ -107,7 +105,12 @@ class Plan:
 
     def __post_init__(self) -> None:
         checks = (
-            ("share", self.share, 0 < self.share < 1, "a number > 0 and < 1"),
+            (
+                "share",
+                self.share,
+                0 < (0.5 if self.share is None else self.share) < 1,
+                "a number > 0 and < 1",
+            ),
             ("replicates", self.num_replicates, self.num_replicates >= 2, "an integer >= 2"),
             ("tolerance", self.tolerance, 0 < self.tolerance <= 1, "a number > 0 and <= 1"),
             ("requests", self.num_requests, (self.num_requests or 2) >= 2, "an integer >= 2"),
@@ -134,6 +137,7 @@ class SearchTask:
     rate_key: tuple[str, ...]
     """Where the setting that scales with the rate stands."""
     plan: Plan
+    slo: Slo
     folder: Path | None = None
     """Where its runs' figures are kept; `None` keeps none."""
     rungs: tuple[int, ...] | None = None
@@ -161,8 +165,8 @@ class SearchOutcome:
 
     figures: dict[int, dict[str, Any]] = field(default_factory=dict)
     """By rung; see `Probe.figures`."""
-    alone: float = 0.0
-    """Attainment where requests come one by one."""
+    alone: dict[str, Any] = field(default_factory=dict)
+    """The figures where requests come one by one."""
     bracket: Bracket | None = None
     manifest: dict[str, Any] = field(default_factory=dict)
     arrival_rate_per_s: float = 0.0
@@ -178,7 +182,7 @@ def search(task: SearchTask) -> SearchOutcome:
     bracket = outcome.bracket = _open_bracket(task, outcome, probes)
     while (rung := bracket.next_rung()) is not None:
         figures = outcome.figures[rung] = probes.run(task.at_rung(rung)).figures
-        bracket.attainment[rung] = figures["slo_attainment"]
+        bracket.margins[rung] = task.slo.margin(figures)
     return outcome
 
 
@@ -191,36 +195,37 @@ def _open_bracket(task: SearchTask, outcome: SearchOutcome, probes: ProbeStore) 
         raise CbsimError("workload: all requests arrive at one instant; capacity needs a rate to vary")
     outcome.arrival_rate_per_s = num_gaps / span_s
     alone_factor = max(ALONE_FACTOR, span_s / ALONE_SPAN_S)
-    alone = probes.run(task.at(alone_factor, ("workload", "rate_scale"))).figures
-    outcome.alone, share = alone["slo_attainment"], task.plan.share
+    alone = outcome.alone = probes.run(task.at(alone_factor, ("workload", "rate_scale"))).figures
+    margin = task.slo.margin(alone)
     if alone["e2e_s.max"] is None:
-        return Bracket(share, bottom=-1, top=1, attainment={-1: outcome.alone})
+        return Bracket(bottom=-1, top=1, margins={-1: margin})
     gap_s, log_growth = span_s / num_gaps, math.log(task.plan.growth)
     bottom = math.floor(math.log(gap_s / (_ALONE_GAP * alone["e2e_s.max"])) / log_growth)
     top = math.ceil(math.log(span_s / (_AT_ONCE * alone["e2e_s.mean"])) / log_growth)
-    attainment = {bottom: outcome.alone}
-    if bottom < 0 < top and outcome.alone >= share:
-        attainment[0] = first.figures["slo_attainment"]
-    return Bracket(share, bottom, max(top, bottom + 1), attainment)
+    margins = {bottom: margin}
+    if bottom < 0 < top and margin >= 0:
+        margins[0] = task.slo.margin(first.figures)
+    return Bracket(bottom, max(top, bottom + 1), margins)
 
 
-def pooled_bracket(outcomes: Sequence[SearchOutcome]) -> Bracket:
-    """The mean attainment of a contender's replicates, at every rung on which all of them have run.
+def pooled_bracket(outcomes: Sequence[SearchOutcome], slo: Slo) -> Bracket:
+    """The margin of a contender's mean figures over replicates, at every rung on which all of them have run.
 
-    Its crossing is the capacity: the rate up to which the SLO holds for the share of all requests, whichever
-    replicate they are in, and where the curve that is shown falls below the share. The mean of the
-    replicates' own capacities is higher where attainment drops steeply, for at that rate the replicates that
-    are beyond theirs miss far more than the others have to spare.
+    Its crossing is the capacity: the rate up to which the SLO holds for the mean of all replicates, where the
+    curve that is shown leaves it. The mean of the replicates' own capacities is higher where attainment drops
+    steeply, for at that rate the replicates that are beyond theirs miss far more than the others have to
+    spare.
     """
     own = [outcome.bracket for outcome in outcomes if outcome.bracket is not None]
     bottom, top = min(each.bottom for each in own), max(each.top for each in own)
     shared = set.intersection(*(set(outcome.figures) for outcome in outcomes))
-    attainment = {bottom: fmean(outcome.alone for outcome in outcomes)} | {
-        rung: fmean(outcome.figures[rung]["slo_attainment"] for outcome in outcomes)
+    runs = {bottom: [outcome.alone for outcome in outcomes]} | {
+        rung: [outcome.figures[rung] for outcome in outcomes]
         for rung in sorted(shared)
         if bottom < rung <= top
     }
-    return Bracket(own[0].share, bottom, top, attainment)
+    margins = {rung: slo.margin(slo.mean_figures(figures)) for rung, figures in runs.items()}
+    return Bracket(bottom, top, margins)
 
 
 def complete_curves(
@@ -234,19 +239,23 @@ def complete_curves(
     A contender is the keys of its replicates' searches. In the end all of them have run at every rate that
     any of them tried. `found` is added to; `run_all` carries out tasks and gives the outcomes in their order.
     """
-    while missing := _missing(contenders, found):
+    while missing := _missing(contenders, tasks, found):
         more = [replace(tasks[key], rungs=tuple(sorted(rungs))) for key, rungs in missing.items()]
         for key, outcome in zip(missing, run_all(more), strict=True):
             found[key].figures |= outcome.figures
 
 
-def _missing(contenders: Sequence[Sequence[str]], found: Mapping[str, SearchOutcome]) -> dict[str, set[int]]:
+def _missing(
+    contenders: Sequence[Sequence[str]],
+    tasks: Mapping[str, SearchTask],
+    found: Mapping[str, SearchOutcome],
+) -> dict[str, set[int]]:
     """The rungs to run next, by search."""
     missing: dict[str, set[int]] = {}
     for keys in contenders:
         rungs = {rung for key in keys for rung in found[key].figures}
         if all(rungs == found[key].figures.keys() for key in keys):
-            asked = pooled_bracket([found[key] for key in keys]).next_rung()
+            asked = pooled_bracket([found[key] for key in keys], tasks[keys[0]].slo).next_rung()
             rungs = rungs if asked is None else {*rungs, asked}
         for key in keys:
             if left := rungs - found[key].figures.keys():

@@ -10,16 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cbsim.base.errors import CbsimError, ConfigError
 from cbsim.cli import main
-from cbsim.show.capacity_text import meaning, method, sentence
+from cbsim.results.slo import Slo
+from cbsim.show.capacity_text import capacity_table, meaning, method, sentence
 from cbsim.studies.capacity import CapacityAnswer, Plan, capacity
 from cbsim.studies.capacity.answer import load_capacity, save_capacity, to_json
 from cbsim.studies.capacity.search import Bracket, SearchOutcome
-from cbsim.studies.capacity.verdict import Evidence
+from cbsim.studies.capacity.verdict import Evidence, judge_all
 from cbsim.studies.intervals import Interval, bootstrap_interval, t_interval
 
 SERVICE_S = 1.0
@@ -99,13 +103,13 @@ def test_replicates_that_miss_much_outweigh_those_with_little_to_spare() -> None
     outcomes = [
         SearchOutcome(
             figures={rung: {"slo_attainment": met[place]} for rung, met in ladders.items()},
-            alone=1.0,
-            bracket=Bracket(0.9, -9, 20, {rung: met[place] for rung, met in ladders.items()}),
+            alone={"slo_attainment": 1.0},
+            bracket=Bracket(-9, 20, {rung: met[place] - 0.9 for rung, met in ladders.items()}),
             arrival_rate_per_s=1.0,
         )
         for place in range(2)
     ]
-    evidence = Evidence(outcomes, Plan(share=0.9, tolerance=1.0), None)
+    evidence = Evidence(outcomes, Plan(tolerance=1.0), Slo.of({"ttft_s": 1.0}, share=0.9), None)
     assert evidence.capacity_per_s == pytest.approx(16 + 16 * 0.1 / 0.2)
     assert evidence.own_rates_per_s == pytest.approx((16 + 16 * 0.1 / 0.4, 256 + 256 * 0.1 / 0.5))
 
@@ -160,8 +164,8 @@ def test_an_slo_that_no_rate_meets() -> None:
     (contender,) = found.contenders
     assert (contender.verdict, contender.rate_per_s) == ("never", None)
     assert sentence(found) == (
-        "No rate holds TTFT ≤ 500 ms for 99% of requests: "
-        "served alone, 0.0% of requests meet the SLO, fewer than 99.0%."
+        "Not met at any rate: TTFT ≤ 500 ms for 99% of requests. "
+        "Served one by one, it has 0.0% of requests within TTFT ≤ 500 ms, not 99%."
     )
 
 
@@ -205,9 +209,9 @@ def test_a_trace_is_resampled(tmp_path: Path) -> None:
 
 def test_errors_of_the_cost_model_are_guesses_at_one_truth() -> None:
     """Each replicate is one: more of them leave a capacity as unsure as they are spread."""
-    outcome = SearchOutcome(bracket=Bracket(0.9, 0, 9, {0: 1.0, 4: 0.8}), arrival_rate_per_s=2.0)
+    outcome = SearchOutcome(bracket=Bracket(0, 9, {0: 0.1, 4: -0.1}), arrival_rate_per_s=2.0)
     for is_uncertain, expected in ((False, t_interval), (True, bootstrap_interval)):
-        evidence = Evidence([outcome], Plan(), None, is_uncertain)
+        evidence = Evidence([outcome], Plan(), Slo.of({"ttft_s": 1.0}), None, is_uncertain)
         assert evidence.interval([1.0, 2.0, 4.0]) == expected([1.0, 2.0, 4.0])
 
 
@@ -252,8 +256,145 @@ def test_the_command_prints_the_answer_and_writes_the_folder(tmp_path: Path) -> 
     assert re.fullmatch(r"1 of 2 searches, about [\d.]+ m?s left", first)
     assert second == "2 of 2 searches"
     assert all(re.fullmatch(r"completing the curves, (\d) of \1", line) for line in rounds)
-    assert "md1 holds TTFT ≤ 5 s for 90% of requests up to" in ran.stdout
+    assert re.match(r"Met up to [\d.± ]+ requests/s by md1: TTFT ≤ 5 s for 90% of requests\.\n\n", ran.stdout)
     pictures = {"curve.png", "curve.svg", "capacity.png", "capacity.svg"}
     names = {"capacity.json", "curve.csv", "curve.parquet", "points", *pictures}
     assert {path.name for path in (tmp_path / "out").iterdir()} == names
     assert load_capacity(tmp_path / "out").name == "md1"
+
+
+def test_percentiles_of_the_run_are_limits_too(tmp_path: Path) -> None:
+    """The 90th percentile passes the limit at the rate at which 90 % of requests wait no longer."""
+    limited = capacity(CONFIG | {"slo": {"ttft_s": {"p90": 5.0}}}, Plan(tolerance=0.1))
+    (contender,) = limited.contenders
+    assert contender.rate_per_s is not None
+    assert contender.rate_per_s.contains(theory(0.9, 5.0 - SERVICE_S))
+    curve = limited.curve.groupby("rate_per_s")["ttft_s.p90"].mean()
+    rate = contender.rate_per_s.estimate
+    assert (curve[curve.index <= rate] <= 5.0).all()
+    assert curve[curve.index > rate].iloc[0] > 5.0
+    told = sentence(limited)
+    assert re.fullmatch(r"Met up to [\d.]+ ± [\d.]+ requests/s by md1: TTFT p90 ≤ 5 s\.", told)
+    save_capacity(limited, tmp_path)
+    assert load_capacity(tmp_path).slo == limited.slo
+    assert capacity_table(limited).header == ("", "capacity (req/s)", "unloaded", "verdict")
+
+
+def test_all_conditions_must_hold_at_once() -> None:
+    def rate(slo: dict[str, Any]) -> float:
+        (found,) = capacity(
+            CONFIG | {"slo": slo}, Plan(share=0.9, num_replicates=2, tolerance=0.1)
+        ).contenders
+        assert found.rate_per_s is not None
+        return found.rate_per_s.estimate
+
+    alone = [rate({"ttft_s": 5.0}), rate({"e2e_s": {"mean": 2.0}}), rate({"ttft_s": {"max": 12.0}})]
+    assert rate({"ttft_s": {"each": 5.0, "max": 12.0}, "e2e_s": {"mean": 2.0}}) == pytest.approx(
+        min(alone), rel=0.02
+    )
+
+
+def test_no_rate_meets_a_percentile_that_one_request_alone_misses() -> None:
+    found = capacity(CONFIG | {"slo": {"ttft_s": {"p95": 0.8}}}, Plan(num_replicates=2))
+    assert found.contenders[0].verdict == "never"
+    assert sentence(found) == (
+        "Not met at any rate: TTFT p95 ≤ 800 ms. Served one by one, it misses TTFT p95 by 25% (1.00 s)."
+    )
+
+
+BATCHES: dict[str, Any] = CONFIG | {
+    "name": "batches",
+    "workload": CONFIG["workload"] | {"num_requests": 200, "output_tokens": {"type": "fixed", "value": 20}},
+    # A step takes 10 ms and 1 ms a request: 11 to 14 ms with 4 slots, to 42 ms with 32.
+    "cost_model": {"type": "constant", "step_s": 0.01, "per_decode_s": 0.001},
+    "kv_cache": {"num_blocks": 10_000},
+    "slo": {"tpot_s": 0.025},
+    "sweep": {"scheduler.max_num_seqs": [4, 32]},
+}
+
+
+def test_what_no_rate_breaks_is_unlimited_and_wins() -> None:
+    found = capacity(BATCHES, Plan(share=0.9, num_replicates=2, tolerance=0.2))
+    assert [each.verdict for each in found.contenders] == ["unlimited", "found"]
+    told = sentence(found)
+    assert told.startswith(
+        "Met at any rate: max_num_seqs 4 is unlimited under this SLO, TPOT ≤ 25 ms for 90% of requests. "
+        "max_num_seqs 32, the next, meets it up to "
+    )
+    assert capacity_table(found).rows[0][1] == "unlimited"
+
+
+def test_a_queue_breaks_what_it_is_part_of_and_few_requests_tell_nothing() -> None:
+    """The same requests are too few where a longer wait counts, or where all of them run at once."""
+    for change in (
+        {"slo": {"ttft_s": 1e4}},
+        {"sweep": {"scheduler.max_num_seqs": [150]}, "slo": {"tpot_s": 1.0}},
+    ):
+        (contender, *_) = capacity(BATCHES | change, Plan(num_replicates=2, tolerance=0.2)).contenders
+        assert (contender.verdict, contender.rate_per_s) == ("too short", None)
+        assert "too few of them to form a queue" in contender.reasons[0]
+
+
+attainments = st.lists(st.sampled_from([0.2, 0.6, 0.89, 0.9, 0.95, 1.0]), min_size=6, max_size=6)
+
+
+@given(st.lists(st.lists(attainments, min_size=2, max_size=2), min_size=1, max_size=4), st.booleans())
+@settings(max_examples=100, deadline=None)
+def test_the_sentence_says_what_the_curves_do(drawn: list[list[list[float]]], is_full: bool) -> None:
+    """Of any capacity: the first word, who is named, and up to which rate."""
+    plan, slo = Plan(tolerance=1.0), Slo.of({"tpot_s": 1.0}, share=0.9)
+    evidence, curves = [], []
+    for replicates in drawn:
+        falling = [sorted(curve, reverse=True) for curve in replicates]
+        curves.append([sum(curve[rung] for curve in falling) / 2 for rung in range(6)])
+        figures = [
+            {
+                rung: {
+                    "slo_attainment": met,
+                    "num_requests": 2000,
+                    "in_service": 100 if is_full else 1500,
+                    "num_finished": 2000,
+                }
+                for rung, met in enumerate(curve)
+            }
+            for curve in falling
+        ]
+        outcomes = [
+            SearchOutcome(
+                each,
+                each[0],
+                Bracket(0, 5, {rung: met["slo_attainment"] - 0.9 for rung, met in each.items()}),
+                {},
+                1.0,
+            )
+            for each in figures
+        ]
+        evidence.append(Evidence(outcomes, plan, slo, None))
+    labels = [f"c{place}" for place in range(len(drawn))]
+    found = judge_all(labels, [{} for _ in labels], evidence)
+    answer = CapacityAnswer("drawn", slo, plan, None, found, pd.DataFrame(), {}, {})
+    told = sentence(answer)
+    unlimited = {
+        label
+        for label, replicates in zip(labels, drawn, strict=True)
+        if is_full and all(min(curve) >= 0.9 for curve in replicates)
+    }
+    never = {label for label, curve in zip(labels, curves, strict=True) if curve[0] < 0.9}
+    assert {each.label for each in found if each.verdict == "unlimited"} == unlimited
+    assert {each.label for each in found if each.verdict == "never"} == never
+    known = {each.label: each.rate_per_s.estimate for each in found if each.rate_per_s is not None}
+    for label, curve in zip(labels, curves, strict=True):
+        if label in known:
+            last = max(rung for rung in range(6) if min(curve[: rung + 1]) >= 0.9)
+            assert 2.0**last <= known[label] <= 2.0 ** (last + 1)
+    if unlimited:
+        assert told.startswith("Met at any rate: ")
+        assert {*re.findall(r"c\d", told.partition(" unlimited")[0])} == unlimited
+    elif known:
+        best = re.match(
+            r"Met up to [\d.]+ ± [\d.]+ requests/s by (c\d)|Met up to [\d.]+ requests/s by (c\d)", told
+        )
+        assert best is not None
+        assert known[best.group(1) or best.group(2)] == max(known.values())
+    else:
+        assert told.startswith("Not met at any rate: " if {*labels} == never else "Met at every rate")
