@@ -58,19 +58,32 @@ def calibrate(
     picture: bool = PICTURE,
     as_json: bool = JSON,
     seed: int = SEED,
+    check: bool = args.flag("--check", "Only say what works on the device and what does not."),
 ) -> None:
     """Time the kernels of a model on a device, and fit a cost model to them.
 
-    A killed run goes on where it was when called again with the same folder.
+    A killed run goes on where it was when called again with the same folder. `--check` looks at torch, Triton
+    and the device, and with a model tries each kernel once; it exits with 2 where nothing can be timed.
     """
     if click.get_current_context().invoked_subcommand is not None:
         return
-    if device is None or model is None or out is None:
+    if device is None or ((model is None or out is None) and not check):
         raise click.UsageError("give --device, --model and --out, or a command: fit, import")
     with args.needs_torch("timing kernels"):
+        from cbsim.lab.calibrate.device_check import check_device, told, worst
         from cbsim.lab.calibrate.measurement import measure
+    of = load_model(model) if model is not None else None
+    found = check_device(device, of if check else None, tp)
+    if check:
+        click.echo(told(found))
+        click.get_current_context().exit(2 if worst(found) == "stop" else 0)
+    for finding in found:
+        if finding.level == "note":
+            click.echo(finding.text, err=True)
+    assert of is not None
+    assert out is not None
     measured = measure(
-        load_model(model),
+        of,
         out,
         device=device,
         plan=plan,
