@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from cbsim.base.records import column_pieces, pieces
+from cbsim.base.units import MEGA, S_PER_HOUR
 from cbsim.results.run_log import WINDOW_STEP_COLUMNS, Column, RunLog, distinct_gaps
 from cbsim.results.run_notes import limit_notes
 from cbsim.results.slo import Slo
@@ -76,6 +77,8 @@ LATENCIES = ("ttft_s", "tpot_s", "itl_s", "e2e_s", "queue_s")
 DEFAULT_POOL = "default"
 """The pool of all replicas, where an experiment names none."""
 QUANTILES = {"p50": 0.50, "p90": 0.90, "p95": 0.95, "p99": 0.99}
+COST = "cost_per_million_tokens"
+"""Of the GPUs, idle ones included, for a million output tokens; in summaries where the GPU has a price."""
 _NOT_MEASURED: dict[str, float | None] = dict.fromkeys(("mean", *QUANTILES, "max"))
 _LIMITED_COLUMN = {name: name for name in LATENCIES} | {"itl_s": "max_itl_s"}
 """SLO -> the request's figure that must not exceed it: an ITL limit holds for every gap of a request."""
@@ -158,6 +161,10 @@ def summarize(
         "longest_context_tokens": deployment.model.max_model_len,
         "longest_request_tokens": int(num_tokens.max()) if num_requests else None,
     }
+    if deployment.gpu.price_per_hour is not None:
+        num_gpus = deployment.num_gpus * deployment.num_replicas
+        hours = gpu_hours_per_million_tokens(num_gpus, summary["output_token_throughput_per_s"])
+        summary[COST] = None if hours is None else hours * deployment.gpu.price_per_hour
     if num_failed := int((requests["state"] == RequestState.FAILED).sum()):
         summary["num_failed"] = num_failed
     if log.has_drafts:
@@ -171,6 +178,11 @@ def summarize(
     summary["slo_met"] = promised.met(flatten(summary))
     summary["simulation"]["metrics_cpu_s"] = time.process_time() - began
     return summary
+
+
+def gpu_hours_per_million_tokens(num_gpus: int, output_tokens_per_s: float | None) -> float | None:
+    """Hours of single GPUs that go by for each million output tokens, idle ones included; `None` of none."""
+    return num_gpus / output_tokens_per_s * MEGA / S_PER_HOUR if output_tokens_per_s else None
 
 
 def flatten(summary: Summary) -> dict[str, Any]:

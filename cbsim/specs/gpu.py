@@ -36,6 +36,8 @@ class GpuSpec(Section):
     """Seconds of a small all-reduce over such links; null where nobody measured it."""
     host_link_gb_s: float = Field(gt=0)
     """Bandwidth to host memory, one direction, 1e9 bytes a second."""
+    price_per_hour: float | None = Field(default=None, gt=0)
+    """What one GPU costs for an hour, in whichever currency; null leaves costs out. No prices are shipped."""
     sources: dict[str, str] = Field(default_factory=dict)
     """Where the figures come from."""
 
