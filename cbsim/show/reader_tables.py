@@ -20,8 +20,6 @@ from cbsim.studies.labels import point_name
 if TYPE_CHECKING:
     import pandas as pd
 
-SAME = 0.005
-"""Figures nearer to each other than this share of the better one are taken for the same."""
 SCALES = {"s": 1, "ms": MS_PER_S}
 LATENCIES = {
     "queue_s": ("queue", "s"),

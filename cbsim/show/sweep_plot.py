@@ -21,7 +21,6 @@ from cbsim.show.chapter import Picture
 from cbsim.show.reader_tables import (
     GOODPUT,
     ITL,
-    SAME,
     THROUGHPUT,
     TTFT,
     LimitedFigure,
@@ -33,6 +32,7 @@ from cbsim.show.reader_tables import (
 from cbsim.show.style import FAINT, INK, PALETTE, drawing, head, label, line_style, show_percent
 from cbsim.show.sweep_text import Sweep
 from cbsim.show.text import format_figure
+from cbsim.studies.intervals import SAME
 from cbsim.studies.labels import point_name, short_keys
 
 RATE_KEYS = {

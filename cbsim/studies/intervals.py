@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 
 CONFIDENCE = 0.95
+SAME = 0.005
+"""Figures nearer to each other than this share of the better one are taken for the same."""
 NUM_BLOCKS = 20
 """Blocks that a run is cut into (Schmeiser, Operations Research 30(3), 1982: 10 to 30 batches do)."""
 NUM_RESAMPLES = 1000

@@ -17,7 +17,7 @@ from cbsim.results.result import copy_run, hash_mapping, is_whole_run, load_summ
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.labels import label_values
 from cbsim.studies.run import Address, run_experiment
-from cbsim.studies.worker_pool import Pool, open_pool
+from cbsim.studies.worker_pool import Pool, open_pool, time_left_s
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -63,9 +63,7 @@ class SweepProgress:
     @property
     def time_left_s(self) -> float | None:
         """Wall-clock seconds to go at the pace so far; `None` before the first point is done."""
-        if not self.num_done:
-            return None
-        return self.elapsed_s / self.num_done * (self.num_points - self.num_reused - self.num_done)
+        return time_left_s(self.elapsed_s, self.num_done, self.num_points - self.num_reused - self.num_done)
 
 
 def sweep(
@@ -133,14 +131,19 @@ def run_point(point: Point) -> None:
 
 def make_table(points: Sequence[Point], errors: Mapping[str, str]) -> pd.DataFrame:
     """The table over points, whose runs are read from their folders; `errors` by key are of failed ones."""
-    import pandas as pd
-
     labels = label_values([point.swept for point in points])
     rows = []
     for point, swept in zip(points, labels, strict=True):
         figures = {} if point.key in errors else flatten(load_summary(point.folder))
         rows.append(swept | figures | {"point": point.key, "error": errors.get(point.key)})
-    # Columns that a failing first point lacks still come before `point` and `error`.
+    return typed_table(rows)
+
+
+def typed_table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Rows as a table, each column of the narrowest type; rows that failed lack figures."""
+    import pandas as pd
+
+    # Columns that a failing first row lacks still come before its last ones.
     widest = max(rows, key=len, default={})
     table = pd.DataFrame(rows, columns=list(widest))
     kinds: dict[Any, Any] = {

@@ -6,7 +6,7 @@ import multiprocessing
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -64,24 +64,50 @@ class Pool:
         """Run tasks on one executor; returns those in flight, and those not begun, when it broke."""
         waiting = deque(indices)
         in_flight: dict[Future[Answer], int] = {}
-        with self.open_executor() as executor:
-            try:
-                while waiting or in_flight:
-                    while waiting and len(in_flight) < max_in_flight:
-                        in_flight[executor.submit(function, tasks[waiting[0]])] = waiting[0]
-                        waiting.popleft()
-                    for future in wait(in_flight, return_when=FIRST_COMPLETED).done:
-                        error = BrokenExecutor() if future.cancelled() else future.exception()
-                        if isinstance(error, BrokenExecutor):
-                            raise error
-                        index = in_flight.pop(future)
-                        yield Outcome(index, None if error else future.result(), error)
-            except BrokenExecutor:
-                return sorted(in_flight.values()), list(waiting)
-            except BaseException:
-                executor.shutdown(wait=False, cancel_futures=True)
-                raise
+        try:
+            with self.open_executor() as executor:
+                try:
+                    while waiting or in_flight:
+                        while waiting and len(in_flight) < max_in_flight:
+                            in_flight[executor.submit(function, tasks[waiting[0]])] = waiting[0]
+                            waiting.popleft()
+                        for future in wait(in_flight, return_when=FIRST_COMPLETED).done:
+                            error = BrokenExecutor() if future.cancelled() else future.exception()
+                            if isinstance(error, BrokenExecutor):
+                                raise error
+                            index = in_flight.pop(future)
+                            yield Outcome(index, None if error else future.result(), error)
+                except BrokenExecutor:
+                    raise
+                except BaseException:
+                    executor.shutdown(wait=False, cancel_futures=True)
+                    raise
+        except BrokenExecutor:
+            return sorted(in_flight.values()), list(waiting)
         return [], []
+
+    @contextmanager
+    def kept_open(self) -> Iterator[Pool]:
+        """The same pool on one executor, which stays from one `run_all` to the next until it breaks."""
+        kept: list[Executor] = []
+        with ExitStack() as opened:
+
+            @contextmanager
+            def reuse() -> Iterator[Executor]:
+                if not kept:
+                    kept.append(opened.enter_context(self.open_executor()))
+                try:
+                    yield kept[0]
+                except BaseException:
+                    kept.clear()
+                    raise
+
+            yield Pool(reuse, self.max_in_flight)
+
+
+def time_left_s(elapsed_s: float, num_done: int, num_left: int) -> float | None:
+    """Wall-clock seconds to go at the pace so far; `None` before the first task is done."""
+    return elapsed_s / num_done * num_left if num_done else None
 
 
 def open_pool(num_workers: int = 1, cluster: str | None = None) -> Pool:

@@ -23,7 +23,7 @@ from cbsim.studies.intervals import Interval
 from cbsim.studies.labels import label_values, point_name
 from cbsim.studies.run import Address, make_workload
 from cbsim.studies.sweep import save_table
-from cbsim.studies.worker_pool import Pool, open_pool
+from cbsim.studies.worker_pool import Pool, open_pool, time_left_s
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,9 +44,7 @@ class CapacityProgress:
     @property
     def time_left_s(self) -> float | None:
         """Wall-clock seconds to the end of it at the pace so far; `None` before the first task is done."""
-        if not self.num_done:
-            return None
-        return self.elapsed_s / self.num_done * (self.num_tasks - self.num_done)
+        return time_left_s(self.elapsed_s, self.num_done, self.num_tasks - self.num_done)
 
 
 Progress = Callable[[CapacityProgress], None]
