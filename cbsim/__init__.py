@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from cbsim.studies.experiment import Experiment
     from cbsim.studies.run import run
     from cbsim.studies.sweep import sweep
+    from cbsim.studies.tune import tune
 
     __version__: str
 
@@ -31,6 +32,7 @@ _HOME = {
     "load_run": "cbsim.results.result",
     "run": "cbsim.studies.run",
     "sweep": "cbsim.studies.sweep",
+    "tune": "cbsim.studies.tune",
 }
 
 __all__ = [
@@ -47,6 +49,7 @@ __all__ = [
     "load_run",
     "run",
     "sweep",
+    "tune",
 ]
 
 

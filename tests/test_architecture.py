@@ -45,6 +45,7 @@ SPECIAL = {
     "matplotlib": ("show/",),
     "torch": ("lab/kernels/", "lab/live/"),
     "triton": ("lab/kernels/", "lab/live/"),
+    "optuna": ("studies/tune/sampler.py",),
     "distributed": ("studies/worker_pool.py",),
     "click": ("cli/",),
 }
@@ -233,6 +234,7 @@ HEAVY = (
     "scipy",
     "numpy",
     "distributed",
+    "optuna",
     "rich",
     "pydantic",
 )
@@ -267,7 +269,7 @@ def test_running_loads_neither_pandas_nor_matplotlib() -> None:
 def test_public_names_stay_what_they_are_when_the_modules_behind_them_are_imported() -> None:
     check = (
         "import cbsim, importlib\n"
-        "for name in ('run', 'sweep', 'capacity', 'compare'):\n"
+        "for name in ('run', 'sweep', 'capacity', 'compare', 'tune'):\n"
         "    importlib.import_module(f'cbsim.studies.{name}')\n"
         "    assert callable(getattr(cbsim, name)), name\n"
         "assert all(getattr(cbsim, name) is not None for name in cbsim.__all__)\n"

@@ -51,7 +51,7 @@ class Condition:
 
         Raises `ConfigError` where values can't be compared or computed with.
         """
-        if any(_lookup(settings, name) is _ABSENT for name in self.names):
+        if any(lookup(settings, name) is ABSENT for name in self.names):
             return True
         try:
             return bool(self._rule(settings))
@@ -72,12 +72,13 @@ def parse_condition(text: str) -> Condition:
     return Condition(text, tuple(names), rule)
 
 
-_ABSENT = object()
+ABSENT = object()
+"""What a key has that is not there."""
 
 
 def has_key(settings: Mapping[str, Any], dotted: str) -> bool:
     """Whether nested settings have a value under a dotted key."""
-    return _lookup(settings, dotted) is not _ABSENT
+    return lookup(settings, dotted) is not ABSENT
 
 
 def _rule(node: ast.expr, text: str, names: dict[str, None]) -> Rule:
@@ -111,7 +112,7 @@ def _rule(node: ast.expr, text: str, names: dict[str, None]) -> Rule:
             if name in _CONSTANTS:
                 return lambda settings: _CONSTANTS[name]
             names[name] = None
-            return lambda settings: _lookup(settings, name)
+            return lambda settings: lookup(settings, name)
     shown = ast.get_source_segment(text.strip(), node) or text
     raise ConfigError(
         f"'{shown}' is not allowed; expected keys and values with < <= > >= == != in and or not"
@@ -134,10 +135,11 @@ def _dotted(node: ast.expr) -> str | None:
     return None
 
 
-def _lookup(settings: Mapping[str, Any], dotted: str) -> Any:
+def lookup(settings: Mapping[str, Any], dotted: str) -> Any:
+    """The value that nested settings have under a dotted key, or `ABSENT`."""
     value: Any = settings
     for part in dotted.split("."):
         if not isinstance(value, Mapping) or part not in value:
-            return _ABSENT
+            return ABSENT
         value = value[part]
     return value

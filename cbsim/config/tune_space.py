@@ -20,6 +20,8 @@ from cbsim.config.sweep_grid import AxisParser, AxisValue
 from cbsim.config.yaml_text import Keys
 
 Number = int | float
+DIGITS = 4
+"""Significant ones of the numbers that are tried in a continuum: more would say nothing."""
 _LOG_FROM = 10
 """A range that spans more than this factor is searched by its logarithm, unless it says otherwise."""
 _FORMS = "a range [LOW, HIGH], {from: LOW, to: HIGH}, or a list of choices"
@@ -33,8 +35,6 @@ class SearchPlan(Section):
     output tokens, or the shortest p99 E2E."""
     trials: int = Field(default=50, ge=1)
     """Settings that are tried, those that short windows rule out included."""
-    share: float = Field(default=0.99, gt=0, le=1)
-    """Share of the requests that must meet the limits that the SLO sets for each of them."""
     windows: list[Annotated[float, Field(gt=0, lt=1)]] = Field(default=[0.1, 0.3])
     """Shares of the requests, rising, on which settings are tried before they run in full; an empty list runs
     all of them in full at once."""
@@ -82,6 +82,22 @@ class Range:
         """The value of a number from 0, where there are `num_values`."""
         return self.low + number * (self.step or 1)
 
+    def at(self, place: float) -> Number:
+        """The value at a place from 0, the lower end, to 1, the upper one."""
+        if self.is_log:
+            value = math.exp(math.log(self.low) + place * math.log(self.high / self.low))
+        else:
+            value = self.low + place * (self.high - self.low)
+        if self.num_values is not None:
+            return self.numbered(min(round((value - self.low) / (self.step or 1)), self.num_values - 1))
+        return min(max(float(f"{value:.{DIGITS}g}"), self.low), self.high)
+
+    def place(self, value: Number) -> float:
+        """Where a value lies: the other way round."""
+        if self.is_log:
+            return math.log(value / self.low) / math.log(self.high / self.low)
+        return (value - self.low) / (self.high - self.low)
+
     def settings(self, value: Number) -> tuple[AxisValue, ...]:
         """The key at a value."""
         return (AxisValue(self.key, value, self.origin),)
@@ -117,6 +133,14 @@ class Choices:
     def numbered(self, number: int) -> int:
         """The choice of a number from 0."""
         return number
+
+    def at(self, place: float) -> int:
+        """The choice at a place from 0, the first, to 1, the last."""
+        return min(int(place * self.num_values), self.num_values - 1)
+
+    def place(self, value: Number) -> float:
+        """Where a choice lies: the other way round."""
+        return (value + 0.5) / self.num_values
 
     def settings(self, value: Number) -> tuple[AxisValue, ...]:
         """The keys at the choice of a number."""

@@ -12,10 +12,11 @@ from typing import Any
 from cbsim.base.errors import CbsimError, refusals
 from cbsim.results.tables import TABLES
 
-MANIFEST, ANSWER, BENCH = "manifest.json", "capacity.json", "bench.json"
+MANIFEST, ANSWER, TUNE_ANSWER, BENCH = "manifest.json", "capacity.json", "tune.json", "bench.json"
 _MARKS = {
     "run": (MANIFEST, {"versions", "seed", "inputs"}),
     "capacity": (ANSWER, {"slo", "plan", "contenders"}),
+    "tune": (TUNE_ANSWER, {"slo", "objective", "best_config"}),
     "scaling study": (BENCH, {"machine", "measured"}),
 }
 """Kind of folder -> the file that marks one, and the keys that it has."""
@@ -40,7 +41,7 @@ POINTS = "points"
 _POINT = re.compile(r"[0-9a-f]{16}|\.[0-9a-f]{16}\.[^.]*\.partial")
 """What lies in the `points` of a sweep: run folders by their keys, and what killed processes left of some."""
 _PROBE = re.compile(r"[0-9a-f]{16}\.json|\.[0-9a-f]{16}\.json\..*\.partial")
-"""What lies in the `points` of a capacity."""
+"""What lies in the `points` of a capacity or a tune."""
 _PARTIAL = re.compile(r"^\.(.*?)(\.[0-9]+)?\.partial$")
 """What killed processes left of a file."""
 _LITTER = re.compile(r"\.DS_Store|\._.*|Thumbs\.db|desktop\.ini")
@@ -50,7 +51,7 @@ _MARK_WITHIN = 1000
 
 
 def holds(folder: Path, kind: str) -> bool:
-    """Whether a "run", a "capacity" or a "scaling study" was written there, or a "sweep" has begun there.
+    """Whether a "run", a "capacity", a "tune" or a "scaling study" was written there, or a "sweep" has begun.
 
     A sweep has points, or a table of them.
     """
@@ -111,12 +112,14 @@ def check_run_target(folder: Path) -> None:
 def check_target(folder: Path, kind: str) -> None:
     """Raise `CbsimError` unless nothing, an empty folder or one of its kind is where one is to go.
 
-    `kind` is "sweep", "capacity" or "scaling study"; a search for a capacity may have begun there.
+    `kind` is "sweep", "capacity", "tune" or "scaling study"; a search for a capacity, or for the best
+    settings, may have begun there.
     """
     if _is_free(folder):
         return
-    points = _names(folder / POINTS) if kind == "capacity" and _names(folder) == [POINTS] else None
-    has_begun = bool(points) and all(map(_PROBE.fullmatch, points or ()))
+    points = _names(folder / POINTS) if kind in ("capacity", "tune") else None
+    is_other = any(holds(folder, other) for other in _MARKS if other != kind)
+    has_begun = bool(points) and not is_other and all(map(_PROBE.fullmatch, points or ()))
     if has_begun or (holds(folder, kind) and not (kind == "sweep" and holds(folder, "run"))):
         return
     for other in (*_MARKS, "sweep"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -13,9 +13,10 @@ from cbsim.base.errors import ConfigError, WorkloadError
 from cbsim.base.paths import data_folder
 from cbsim.base.registry import did_you_mean, located
 from cbsim.config.assembly import Assembly, nested_keys
-from cbsim.config.condition import has_key
+from cbsim.config.condition import has_key, lookup
 from cbsim.config.document import (
     SWEEP,
+    TUNE,
     Document,
     as_options,
     in_order_of_lines,
@@ -23,6 +24,8 @@ from cbsim.config.document import (
     read_document,
 )
 from cbsim.config.section import ByType, ComponentConfig, Named, Section
+from cbsim.config.sweep_grid import AxisValue
+from cbsim.config.tune_space import Range, TuneSpace
 from cbsim.cost import COST_MODELS
 from cbsim.observers import OBSERVERS
 from cbsim.results.slo import SloConfig
@@ -103,11 +106,20 @@ class Experiment(Section):
     """Many runs: dotted keys to lists of values, of which all combinations run. `zip:` varies several keys
     together, `replicates: N` runs each point with N seeds, `where:` keeps the points for which a comparison
     holds (`scheduler.chunk_size <= scheduler.max_tokens_per_step`)."""
+    tune: dict[str, Any] = Field(default_factory=dict)
+    """What `cbsim tune` searches for the best settings within the SLO: dotted keys to ranges and choices. Two
+    numbers are a range, `[256, 16384]`, or `{from: 256, to: 16384}` with `log: true` or `false` (by default
+    true where it spans more than a factor of 10) or `step:`; any other list, or `{choices: [1, 2]}`, holds
+    the values to choose from. `zip:` and `where:` are as in a sweep. Further words: `objective` (`goodput`,
+    `cost` or `latency`), `trials` (50 settings are tried), `windows` (`[0.1, 0.3]`: shares of the requests on
+    which settings are tried before they run in full; an empty list does without), `batch` (8 settings are
+    chosen at once)."""
 
     _folder: Path = PrivateAttr(default_factory=Path)
     _notes: tuple[str, ...] = PrivateAttr(default=())
     _assembly: Assembly[Experiment] | None = PrivateAttr(default=None)
-    """Of an experiment with a sweep: what its points are made from."""
+    """Of an experiment with a sweep or a tune: what points and settings are made from."""
+    _space: TuneSpace | None = PrivateAttr(default=None)
 
     @model_validator(mode="after")
     def _takes_the_engines_defaults(self) -> Self:
@@ -211,7 +223,7 @@ class Experiment(Section):
     def resolved(self) -> dict[str, Any]:
         """Plain data that makes this experiment again from any folder, names and defaults spelled out."""
         settings = self.model_dump(mode="json")
-        for key in (SWEEP, "observers"):
+        for key in (SWEEP, TUNE, "observers"):
             if not settings[key]:
                 del settings[key]
         _anchor_paths(settings["workload"], self._folder)
@@ -224,12 +236,60 @@ class Experiment(Section):
         In the order of the file, its first axis slowest. Without a sweep, the experiment itself is the only
         point. Raises `ConfigError` with a line for each mistake in any point.
         """
-        if self._assembly is None:
+        if self._assembly is None or not self.sweep:
             return [({}, self)]
         points, problems = _checked(self._assembly, self._folder, self._assembly.points())
         if problems:
             raise ConfigError(*in_order_of_lines(problems, self._assembly.document.source))
         return points
+
+    @property
+    def space(self) -> TuneSpace | None:
+        """What `tune` varies; `None` without one."""
+        return self._space
+
+    def at(self, values: Sequence[AxisValue]) -> Experiment:
+        """The experiment with some settings in the place of its own.
+
+        Raises `ConfigError` with a line for each mistake: settings that are right alone may not go together.
+        """
+        experiment, problems, _ = self._read_at(values)
+        if experiment is None or problems:
+            raise ConfigError(*problems)
+        return experiment
+
+    def allowed_at(self, values: Sequence[AxisValue]) -> Experiment | None:
+        """The same; `None` where a condition of `tune` rules them out."""
+        experiment, problems, settings = self._read_at(values)
+        if self._space and not all(condition.holds(settings) for condition in self._space.conditions):
+            return None
+        if experiment is None or problems:
+            raise ConfigError(*problems)
+        return experiment
+
+    def _read_at(self, values: Sequence[AxisValue]) -> tuple[Experiment | None, list[str], Mapping[str, Any]]:
+        """The experiment at values, its mistakes, and its settings as far as they can be read."""
+        assert self._assembly is not None
+        document = self._assembly.point(values)
+        try:
+            experiment = self._assembly.read(document)
+        except ConfigError as error:
+            return None, list(error.problems), document.data
+        experiment._folder = self._folder
+        return experiment, list(_misfits(experiment, document)), experiment.model_dump()
+
+    def as_written(self, values: Sequence[AxisValue], folder: Path) -> dict[str, Any]:
+        """Plain data that makes `at(values)` again from `folder`: what the user wrote, if that is enough."""
+        assert self._assembly is not None
+        settings, whole = self._assembly.as_written(values), self.at(values).resolved()
+        if isinstance(settings.get(WORKLOAD), dict):
+            _anchor_paths(settings[WORKLOAD], self._folder)
+        _anchor_plugins(settings, self._folder)
+        try:
+            is_same = Experiment.from_mapping(settings, folder=folder).resolved() == whole
+        except ConfigError:
+            is_same = False
+        return settings if is_same else whole
 
     def check_one_run(self, name: str) -> None:
         """Raise `ConfigError` if it has a sweep, of which one run must be named; users call it `name`."""
@@ -251,14 +311,59 @@ class Experiment(Section):
         else:
             candidates = (({}, assembly.point(values)) for values in grid.points_one_by_one())
         points, found = _checked(assembly, folder, candidates)
+        space = assembly.space
+        if space is not None:
+            space, wrong = _checked_space(assembly, space, points, folder)
+            found += wrong
         if problems or found:
             raise ConfigError(*in_order_of_lines([*problems, *found], document.source), *assembly.hints)
         experiment = points[0][1]
-        if grid.axes:
-            experiment = experiment.model_copy(update={SWEEP: assembly.document.data[SWEEP]})
+        varied = {key: assembly.document.data[key] for key in (SWEEP, TUNE) if key in assembly.document.data}
+        if varied:
+            experiment = experiment.model_copy(update=varied)
             experiment._assembly = assembly
-        experiment._notes = grid.notes
+        experiment._space = space
+        experiment._notes = (*grid.notes, *(space.notes if space else ()))
         return experiment
+
+
+def _checked_space(
+    assembly: Assembly[Experiment],
+    space: TuneSpace,
+    points: Sequence[tuple[Mapping[str, Any], Experiment]],
+    folder: Path,
+) -> tuple[TuneSpace, list[str]]:
+    """The space with ranges of numbers known as such, and a line for each value that its key can't hold.
+
+    What a value breaks elsewhere is no mistake: other settings may go with it.
+    """
+    problems: dict[str, None] = {}
+    floats: set[str] = set()
+    known = dict.fromkeys(key for _, point in points for key in nested_keys(point.model_dump()))
+    for dimension in space.dimensions:
+        for values in dimension.extremes():
+            document, experiment = assembly.point(values), None
+            try:
+                experiment = assembly.read(document)
+                experiment._folder = folder
+                found = list(_misfits(experiment, document))
+            except ConfigError as error:
+                found = list(error.problems)
+            own = [re.compile(rf"[^ ]*: {re.escape(value.key)}[:.\[]") for value in values]
+            problems |= dict.fromkeys(each for each in found if any(key.match(each) for key in own))
+            if experiment is None:
+                continue
+            settings = experiment.model_dump()
+            known |= dict.fromkeys(nested_keys(settings))
+            if isinstance(dimension, Range) and isinstance(lookup(settings, dimension.key), float):
+                floats.add(dimension.key)
+    place = assembly.document.place((TUNE, "where"))
+    for condition in space.conditions:
+        for name in condition.names:
+            if name not in known:
+                told = f"'{condition.text}': no setting '{name}'{did_you_mean(name, known)}"
+                problems[place.problem(told)] = None
+    return space.with_floats(frozenset(floats)), list(problems)
 
 
 def _checked(

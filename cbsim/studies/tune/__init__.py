@@ -1,0 +1,5 @@
+"""Tune: the best settings within an SLO, over any keys."""
+
+from cbsim.studies.tune.answer import TuneAnswer, TuneInterrupted, TuneProgress, tune
+
+__all__ = ["TuneAnswer", "TuneInterrupted", "TuneProgress", "tune"]
