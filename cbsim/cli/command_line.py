@@ -38,6 +38,7 @@ _ELSEWHERE = {
         "run_command",
         "Run CONFIG: an experiment file, or the name of a shipped one (`cbsim list experiments`).",
     ),
+    "tune": ("tune_command", "Find the best settings within an SLO, over any keys."),
     "sweep": ("run_command", "Run every point of CONFIG's sweep and compare them."),
     "validate": ("validate_command", "Hold a simulation against a live run or a log."),
     "workload": ("workload_command", "Look into traces and generators, and convert them."),

@@ -185,8 +185,8 @@ def parse_overrides(overrides: Mapping[str, Any] | Iterable[str]) -> list[Overri
     """Overrides in order, from `KEY=VALUE` texts (values are YAML) or a mapping of dotted keys to values.
 
     Values of the mapping may be mappings in turn, which change the keys that they have and leave the others;
-    one that has a `type` or a `name`, and a sweep, stands for the whole section. Raises `ConfigError` with a
-    line for each text that is neither.
+    one that has a `type` or a `name`, a sweep and a tune stand for the whole section. Raises `ConfigError`
+    with a line for each text that is neither.
     """
     if isinstance(overrides, Mapping):
         return [Override(key, value, "overrides") for key, value in _nested(overrides)]
@@ -207,7 +207,7 @@ def _nested(overrides: Mapping[str, Any], above: Keys = ()) -> Iterator[tuple[Ke
     for key, value in overrides.items():
         keys = (*above, *split_key(key))
         is_part = isinstance(value, Mapping) and value and not value.keys() & {"type", "name"}
-        if is_part and keys[0] != SWEEP:
+        if is_part and keys[0] not in (SWEEP, TUNE):
             yield from _nested(value, keys)
         else:
             yield keys, value

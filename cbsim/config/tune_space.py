@@ -38,7 +38,7 @@ class SearchPlan(Section):
     windows: list[Annotated[float, Field(gt=0, lt=1)]] = Field(default=[0.1, 0.3])
     """Shares of the requests, rising, on which settings are tried before they run in full; an empty list runs
     all of them in full at once."""
-    batch: int = Field(default=8, ge=1)
+    batch: int = Field(default=4, ge=1)
     """Settings that are chosen at once and may run side by side. What is found depends on it, not on the
     number of workers."""
 

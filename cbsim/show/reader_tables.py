@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cbsim.base.units import MS_PER_S, format_seconds
+from cbsim.results import metrics
 from cbsim.results.metrics import DEFAULT_POOL, QUANTILES, flatten
 from cbsim.results.result import Result
 from cbsim.results.slo import EACH, Slo, joined
@@ -74,6 +75,8 @@ def _met_word(is_met: float) -> str:
     return "met" if is_met else "not met"
 
 
+COST = SummaryFigure(metrics.COST, "cost per 1M output tokens", better=min)
+"""Shown where the GPU has a price."""
 MET = SummaryFigure("slo_met", "SLO", _met_word)
 MFU = SummaryFigure("mfu", "MFU", format_share)
 MBU = SummaryFigure("mbu", "MBU", format_share)
@@ -166,6 +169,7 @@ def run_tables(result: Result) -> tuple[Table, Table]:
     """One run: its figures, and its latencies with notes and rejections under them."""
     figures = flatten(result.summary)
     shown = [figure for figure in _SINGLE if figure is not MET or result.promised]
+    shown += [COST] if COST.key in figures else []
     rows = tuple((figure.title, figure.show(figures.get(figure.key))) for figure in shown)
     parts = ("mean", *QUANTILES, "max")
     latencies = tuple(
@@ -258,10 +262,9 @@ def compared_figures(*promised: Slo) -> list[SummaryFigure]:
 
 
 def _comparison(runs: Mapping[str, Mapping[str, Any]], notes: Sequence[str], *promised: Slo) -> Table:
-    values = {
-        figure: [figures.get(figure.key) for figures in runs.values()]
-        for figure in compared_figures(*promised)
-    }
+    shown = compared_figures(*promised)
+    shown += [COST] if any(figures.get(COST.key) is not None for figures in runs.values()) else []
+    values = {figure: [figures.get(figure.key) for figures in runs.values()] for figure in shown}
     is_promised = any(is_met is not None for is_met in values[MET])
     rows = [_compared(figure, of) for figure, of in values.items() if figure is not MET or is_promised]
     table = Table(("", *runs), tuple(rows), notes=tuple(notes))

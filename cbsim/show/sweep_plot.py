@@ -32,6 +32,7 @@ from cbsim.show.reader_tables import (
 from cbsim.show.style import FAINT, INK, PALETTE, drawing, head, label, line_style, show_percent
 from cbsim.show.sweep_text import Sweep
 from cbsim.show.text import format_figure
+from cbsim.studies.front import distinct_front
 from cbsim.studies.intervals import SAME
 from cbsim.studies.labels import point_name, short_keys
 
@@ -268,34 +269,6 @@ _MARGIN = 0.08
 """Room on either side of the points, as a share of their extent."""
 _CROWDED = 0.03
 """Points nearer than this share of the front's extent have no room for labels of their own."""
-
-
-def pareto_front(gain: Column, cost: Column) -> Column:
-    """Which points have more gain than every point that costs no more: the indices, by rising cost."""
-    order = np.lexsort((-gain, cost))
-    best = np.maximum.accumulate(np.concatenate([[-np.inf], gain[order][:-1]]))
-    front: Column = order[gain[order] > best]
-    return front
-
-
-def distinct_front(gain: Column, cost: Column) -> list[list[int]]:
-    """The front by rising cost, points that are the same to within `SAME` as one: the indices of each.
-
-    The first of each stands for it. Who gains no more than `SAME` for a higher cost is no point of its own,
-    nor is who costs no more than `SAME` less for a lower gain.
-    """
-    groups: list[list[int]] = []
-    for place in pareto_front(gain, cost).tolist():
-        last = groups[-1][0] if groups else place
-        if not groups:
-            groups.append([place])
-        elif gain[place] <= gain[last] * (1 + SAME):
-            groups[-1].append(place)
-        elif cost[place] <= cost[last] * (1 + SAME):
-            groups[-1] = [place]
-        else:
-            groups.append([place])
-    return groups
 
 
 def pareto_picture(

@@ -258,13 +258,13 @@ def _best(sweep: Sweep, records: Sequence[Mapping[str, Any]]) -> str:
     if near:
         is_all = len(near) + 1 == len(sweep.points)
         return f"{_together(sweep, [best, *near], is_all, told)} {_then(sweep, [best, *near])}{chance}"
-    has = f"{_code_name(best, sweep.keys)} has the highest {told}{_how_often(sweep, best)}"
+    has = f"{code_name(best, sweep.keys)} has the highest {told}{_how_often(sweep, best)}"
     if not others:
         of = told.replace(", ", " of ", 1)
-        return f"{_code_name(best, sweep.keys)} has a {of}{_how_often(sweep, best)}.{chance}"
+        return f"{code_name(best, sweep.keys)} has a {of}{_how_often(sweep, best)}.{chance}"
     if sweep.is_replicated:
         return f"{has}, clear of every other point."
-    runner_up = f"{_code_name(others[0], sweep.keys)} follows with {format_figure(float(others[0][column]))}"
+    runner_up = f"{code_name(others[0], sweep.keys)} follows with {format_figure(float(others[0][column]))}"
     return f"{has}; {runner_up}.{chance}"
 
 
@@ -340,7 +340,7 @@ def _together(sweep: Sweep, alike: Sequence[Mapping[str, Any]], is_all: bool, to
 
 def _named(sweep: Sweep, rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """What points are called, and how many more there are."""
-    names = [_code_name(row, sweep.keys) for row in rows[:_MAX_NAMED]]
+    names = [code_name(row, sweep.keys) for row in rows[:_MAX_NAMED]]
     return [*names, f"{len(rows) - _MAX_NAMED} more"] if len(rows) > _MAX_NAMED else names
 
 
@@ -353,8 +353,8 @@ def _then(sweep: Sweep, alike: Sequence[Mapping[str, Any]]) -> str:
     if not _is_shorter(sweep, first, known[-1]):
         return f"Nor can their p99 E2E tell them apart, {_figure(sweep, first, _THEN)} s."
     of_these = "Of the two" if len(alike) == 2 else "Of these"
-    leader = f"{of_these}, {_code_name(first, sweep.keys)} has the shortest p99 E2E"
-    follows = f"{_figure(sweep, first, _THEN)} s; {_code_name(second, sweep.keys)} follows with"
+    leader = f"{of_these}, {code_name(first, sweep.keys)} has the shortest p99 E2E"
+    follows = f"{_figure(sweep, first, _THEN)} s; {code_name(second, sweep.keys)} follows with"
     close = "" if _is_shorter(sweep, first, second) else ", which can't be told from it"
     return f"{leader}, {follows} {_figure(sweep, second, _THEN)} s{close}."
 
@@ -379,7 +379,7 @@ def _with_interval(row: Mapping[str, Any], figure: SummaryFigure) -> str:
     return format_interval(Interval(*(bound * figure.scale for bound in bounds)))
 
 
-def _code_name(row: Mapping[str, Any], keys: Sequence[str]) -> str:
+def code_name(row: Mapping[str, Any], keys: Sequence[str]) -> str:
     """As `cbsim.studies.labels.point_name`, with names as code."""
     short = short_keys(keys)
     told = [

@@ -112,7 +112,7 @@ class Experiment(Section):
     true where it spans more than a factor of 10) or `step:`; any other list, or `{choices: [1, 2]}`, holds
     the values to choose from. `zip:` and `where:` are as in a sweep. Further words: `objective` (`goodput`,
     `cost` or `latency`), `trials` (50 settings are tried), `windows` (`[0.1, 0.3]`: shares of the requests on
-    which settings are tried before they run in full; an empty list does without), `batch` (8 settings are
+    which settings are tried before they run in full; an empty list does without), `batch` (4 settings are
     chosen at once)."""
 
     _folder: Path = PrivateAttr(default_factory=Path)

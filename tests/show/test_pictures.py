@@ -18,10 +18,11 @@ import cbsim
 from cbsim.results.result import Result
 from cbsim.results.step_work import step_mbu, step_mfu
 from cbsim.show.style import save_figure
-from cbsim.show.sweep_plot import heat_maps, pareto_front, pareto_picture, sweep_pictures
+from cbsim.show.sweep_plot import heat_maps, pareto_picture, sweep_pictures
 from cbsim.show.sweep_text import Sweep
 from cbsim.show.timeline_plot import utilization
 from cbsim.specs import GpuSpec, ModelSpec
+from cbsim.studies.front import pareto_front
 from tests.run_logs import GPU, MODEL, make_result, paper_log
 
 BUDGET, CHUNK = "scheduler.max_tokens_per_step", "scheduler.chunk_size"

@@ -158,6 +158,8 @@ def _checked_space(experiment: Experiment) -> TuneSpace:
     if not space.dimensions:
         raise ConfigError(f"tune: nothing is left to vary: {'; '.join(space.notes)}")
     experiment.check_one_run("tune")
+    if judged := [key for key in space.keys if key.partition(".")[0] == "slo"]:
+        raise ConfigError(f"tune.{judged[0]}: is what settings are judged by; expected other keys")
     return space
 
 
@@ -285,7 +287,7 @@ class _Search:
                 if len(self._seen) == self._space.num_settings:
                     break
                 self._sampler.put_first(self._first_unseen())
-            is_near = len(batch) % 8 != 0 and not self._is_grid
+            is_near = len(batch) % 4 != 0 and not self._is_grid
             proposal, values = self._sampler.propose_by_surrogate() if is_near else self._sampler.propose()
             is_new = values not in self._seen
             self._seen.add(values)
@@ -442,7 +444,7 @@ def _best_yaml(answer: TuneAnswer) -> str:
         f"# {which} {len(answer.table)} settings that `cbsim tune` has tried for {answer.name}:",
         *(f"#   {key}: {_flow(value)}" for key, value in settings.items()),
     ]
-    return "\n".join(lines) + "\n" + dump_yaml(answer.best_config)
+    return "\n".join(lines) + "\n" + dump_yaml({"name": answer.name, **(answer.best_config or {})})
 
 
 def _flow(value: Any) -> str:

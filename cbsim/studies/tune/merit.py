@@ -7,9 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
+
 from cbsim.results.metrics import COST, gpu_hours_per_million_tokens
 from cbsim.results.slo import Miss, Slo
 from cbsim.studies.experiment import Experiment
+from cbsim.studies.front import distinct_front
 from cbsim.studies.intervals import SAME
 
 GPU_HOURS = "gpu_hours_per_million_tokens"
@@ -83,8 +86,8 @@ class Aim:
     def headroom(self, figures: Figures) -> float:
         """How far a run is within the SLO: above 0 where it is met, below 0 where not.
 
-        The logarithm of a limit over its figure (for limits on each request the p99), of the nearest limit: it
-        grows evenly from far within to far beyond, as shares of requests do not.
+        The logarithm of a limit over its figure (for limits on each request the p99), of the nearest limit:
+        it grows evenly from far within to far beyond, as shares of requests do not.
         """
         limits = {f"{name}.p99": limit for name, limit in self.slo.own.items()} | dict(self.slo.of_run)
         known = [math.log(limit / figures[key]) for key, limit in limits.items() if figures[key]]
@@ -109,13 +112,13 @@ class Aim:
         return min(alike, key=lambda place: (runs[place][LATENCY], -scores[place], place))
 
     def front(self, runs: Sequence[Figures]) -> list[int]:
-        """The places of runs that meet the SLO and that no other beats in both gain and cost, by cost."""
+        """The places of runs that meet the SLO and that no other beats in both gain and cost, by cost.
+
+        Those that are the same to within `SAME` count as one.
+        """
         met = [place for place, figures in enumerate(runs) if self.score(figures) > 0]
-        front: list[int] = []
-        for place in sorted(met, key=lambda place: (runs[place][self.cost], -runs[place][self.gain])):
-            if not front or runs[place][self.gain] > runs[front[-1]][self.gain]:
-                front.append(place)
-        return front
+        gain, cost = (np.array([float(runs[place][key]) for place in met]) for key in (self.gain, self.cost))
+        return [met[group[0]] for group in distinct_front(gain, cost)] if met else []
 
 
 def with_gpu_hours(figures: Mapping[str, Any], experiment: Experiment) -> Figures:
