@@ -26,6 +26,9 @@ is exponential (its scale is then (Kmax - k) / (H_B - 1), H_B the harmonic numbe
 
 and no launch ends before its longest decode does: max(mixed + skew, mixed(q_min, 0, Kmax, 1)). Launches of
 decodes alone that are too few to fill a GPU split long contexts, and so have no such tail.
+
+Where launches of unequal contexts were timed, a table by tokens of the chunks and number of decodes stands in
+place of that theory: seconds lost for each token that Kmax is beyond k.
 """
 
 from __future__ import annotations
@@ -115,8 +118,28 @@ def decodes_growth_s(slopes: Any, num_decodes: Any, mean_context: Any) -> Any:
     return slopes.per_decode_s * num_decodes + slopes.per_context_token_s * (num_decodes * mean_context)
 
 
+class UnequalTable(Section):
+    """Seconds that decodes of unequal contexts lose, for each token that the longest is beyond the mean."""
+
+    tokens: tuple[int, ...] = Field(min_length=2)
+    """Of the chunks in the launch, rising."""
+    decodes: tuple[int, ...] = Field(min_length=2)
+    """In the launch, rising, >= 1."""
+    lost_s_per_token: tuple[Coefficient, ...]
+    """At every combination, decodes fastest; linear between, level beyond."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> UnequalTable:
+        for name in ("tokens", "decodes"):
+            if any(np.diff(getattr(self, name)) <= 0):
+                raise ValueError(f"{name} must rise")
+        if len(self.lost_s_per_token) != len(self.tokens) * len(self.decodes):
+            raise ValueError(f"{len(self.lost_s_per_token)} seconds for {self.tokens} by {self.decodes}")
+        return self
+
+
 class Skew(Section):
-    """What unequal contexts add, derived from timings of equal ones."""
+    """What unequal contexts add: as timed, else derived from timings of equal ones."""
 
     chain_s_per_token: Coefficient
     """c: one decode alone in a launch that doesn't split its context."""
@@ -124,10 +147,13 @@ class Skew(Section):
     """R: of all decodes together in a full launch."""
     split_up_to: int = Field(ge=0)
     """Up to this number of decodes, contexts are split, and there is no tail."""
+    timed: UnequalTable | None = None
 
     @property
     def record(self) -> np.void:
-        """What rules take: c, c (ln m + gamma - 1 + exp(-gamma) / m), m, and `split_up_to`."""
+        """What rules take: c, c (ln m + gamma - 1 + exp(-gamma) / m), m, `split_up_to`, and whether a table
+        says more.
+        """
         left = max(self.chain_s_per_token * self.tokens_per_s, 1.0)
         tail = float(np.log(left) + np.euler_gamma - 1.0 + np.exp(-np.euler_gamma) / left)
         figures = {
@@ -135,6 +161,7 @@ class Skew(Section):
             "tail_s_per_token": self.chain_s_per_token * max(tail, 0.0),
             "num_left": left,
             "split_up_to": max(self.split_up_to, 1),
+            "is_timed": self.timed is not None,
         }
         return as_record(figures)
 

@@ -37,10 +37,26 @@ def decodes_by_grid_s(cost: Any, shape: Any) -> Any:
     seconds = low_s + share_of(means, place, near_mean) * (high_s - low_s)
     if near_mean != mean or num_decodes < decodes.low or num_decodes > decodes.high:
         seconds += beyond_decodes_s(grid.slopes, means, decodes, num_decodes, mean)
-    if longest > mean and cost.decode_skew.tail_s_per_token > 0.0:
-        harmonic = harmonic_number(cost.harmonic, num_decodes)
-        seconds += skew_factor_s(cost.decode_skew, harmonic, num_decodes) * (longest - mean)
+    if longest > mean:
+        # A captured launch splits contexts as that of the padded batch does.
+        launched = cost.padded[num_decodes] if num_decodes < len(cost.padded) else num_decodes
+        lost = lost_s_per_token(cost, cost.decode_skew, cost.decode_unequal, 0, num_decodes, launched)
+        seconds += lost * (longest - mean)
     return seconds
+
+
+def lost_s_per_token(
+    cost: Any, skew: Any, timed: Any, num_tokens: Any, num_decodes: Any, num_launched: Any
+) -> Any:
+    """Seconds that unequal contexts lose, for each token of the longest beyond the mean, beside `num_tokens`
+    of chunks: by the table `timed` of a `Skew`, for as many decodes as are launched, else by theory.
+    """
+    if skew.is_timed:
+        tokens, decodes = timed.axes
+        return at_plane(timed.values, timed.axes, nearest(tokens, num_tokens), nearest(decodes, num_launched))
+    if skew.tail_s_per_token > 0.0:
+        return skew_factor_s(skew, harmonic_number(cost.harmonic, num_decodes), num_decodes)
+    return 0.0
 
 
 def beyond_decodes_s(slopes: Any, means: Any, decodes: Any, num_decodes: Any, mean: Any) -> Any:
@@ -97,8 +113,11 @@ def mixed_by_grid_s(cost: Any, shape: Any, chunks: Any, together_s: Any) -> Any:
         seconds = larger(seconds, among_s)
     longest = shape.max_decode_context
     if longest > mean:
-        harmonic = harmonic_number(cost.harmonic, num_decodes)
-        seconds += skew_factor_s(cost.mixed_skew, harmonic, num_decodes) * (longest - mean)
+        num_tokens = shape.num_prefill_tokens
+        lost = lost_s_per_token(
+            cost, cost.mixed_skew, cost.mixed_unequal, num_tokens, num_decodes, num_decodes
+        )
+        seconds += lost * (longest - mean)
     near_longest = nearest(grid.axes[2], longest)
     chain_s = at_line(cost.mixed_chain, (grid.axes[2],), near_longest)
     return larger(seconds, chain_s + cost.mixed_skew.chain_s_per_token * (longest - near_longest))

@@ -28,6 +28,9 @@ from cbsim.specs import GpuSpec, ModelSpec, ParallelSpec
 VLLM_GRAPH_BATCH_SIZES = [1, 2, 4, *range(8, 257, 8), *range(272, 513, 16)]
 """Batch sizes that vLLM V1 captures CUDA graphs for by default."""
 
+NO_SKEW = {"chain_s_per_token": 0.0, "timed": None}
+"""Of decodes that lose nothing by unequal contexts."""
+
 LEAST_MAX_CONTEXT = 32_768
 """Tokens of context up to which errors of mixed steps are drawn at least, whatever the model was made for."""
 
@@ -164,7 +167,7 @@ def _chosen(form: StepForm, config: ProfileConfig) -> StepForm:
     if not config.unequal_contexts:
         parts = {"decode": grid.decode, "mixed": grid.mixed}
         equal = {
-            name: part.model_copy(update={"skew": part.skew.model_copy(update={"chain_s_per_token": 0.0})})
+            name: part.model_copy(update={"skew": part.skew.model_copy(update=NO_SKEW)})
             for name, part in parts.items()
             if part is not None
         }

@@ -18,6 +18,7 @@ from cbsim.cost.attention_grid import (
     Skew,
     Slopes,
     Table,
+    UnequalTable,
     harmonic_numbers,
 )
 from cbsim.cost.costrules import CostRules, as_record, price
@@ -100,9 +101,11 @@ class ProfileRecord(NamedTuple):
     decode_lines: Any
     """Seconds of `decode_grid` at each knot of the mean context, by number of decodes from 0 on."""
     decode_skew: Any
+    decode_unequal: GridRecord
     chunk_grid: GridRecord
     mixed_grid: GridRecord
     mixed_skew: Any
+    mixed_unequal: GridRecord
     mixed_chain: Any
     """Seconds of one decode beside the smallest chunk, at the knots of its context."""
     crowding: GridRecord
@@ -131,6 +134,7 @@ def _flat(num_axes: int) -> Table:
 
 
 _NO_SKEW = Skew(chain_s_per_token=0.0, tokens_per_s=1.0, split_up_to=0)
+_NOT_TIMED = UnequalTable(tokens=(0, 1), decodes=(1, 2), lost_s_per_token=(0.0,) * 4)
 _NO_CHUNKS = ChunkTable(table=_flat(2), slopes=Slopes())
 _NO_MIXED = MixedTable(table=_flat(4), slopes=Slopes(), skew=_NO_SKEW, crowding=_flat(1))
 _NO_GRID = AttentionGrid(decode=DecodeTable(table=_flat(2), slopes=Slopes(), skew=_NO_SKEW))
@@ -202,14 +206,23 @@ def profile_record(
         decode_grid=decode_grid,
         decode_lines=over_columns(decodes_height_s)(decode_grid, counts, places).ravel(),
         decode_skew=grid.decode.skew.record,
+        decode_unequal=_unequal(grid.decode.skew),
         chunk_grid=grid_record(chunks.table, chunks.slopes),
         mixed_grid=grid_record(mixed.table, mixed.slopes),
         mixed_skew=mixed.skew.record,
+        mixed_unequal=_unequal(mixed.skew),
         mixed_chain=mixed.table.values[0, 0, :, 0].copy(),
         crowding=grid_record(mixed.crowding),
         harmonic=harmonic_numbers(max_decodes),
         errors=ErrorTables(*(np.zeros(0),) * 5, most_bits=no_bits),
     )
+
+
+def _unequal(skew: Skew) -> GridRecord:
+    """What rules take of a skew that was timed; of another one something that nobody reads."""
+    timed = skew.timed or _NOT_TIMED
+    axes = axis_of(timed.tokens), axis_of(timed.decodes)
+    return GridRecord(axes, np.array(timed.lost_s_per_token), _numbers(Slopes, None))
 
 
 def _line(table: DenseTable) -> DenseLine:

@@ -38,6 +38,8 @@ class GpuSpec(Section):
     """Bandwidth to host memory, one direction, 1e9 bytes a second."""
     price_per_hour: float | None = Field(default=None, gt=0)
     """What one GPU costs for an hour, in whichever currency; null leaves costs out. No prices are shipped."""
+    num_multiprocessors: int | None = Field(default=None, ge=1)
+    """Streaming multiprocessors; null where the number is not known."""
     sources: dict[str, str] = Field(default_factory=dict)
     """Where the figures come from."""
 

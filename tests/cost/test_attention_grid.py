@@ -19,6 +19,7 @@ from cbsim.cost.attention_grid import (
     Skew,
     Slopes,
     Table,
+    UnequalTable,
     harmonic_numbers,
     skew_factor_s,
 )
@@ -96,6 +97,16 @@ DEAR_TABLE = Table(
     axes=ROUGH.prefill.table.axes, seconds=tuple(8.0 * seconds for seconds in ROUGH.prefill.table.seconds)
 )
 DEAR = ROUGH.model_copy(update={"prefill": ROUGH.prefill.model_copy(update={"table": DEAR_TABLE})})
+TIMED_LOSS = UnequalTable(
+    tokens=(16, 1024), decodes=(8, 32, 64), lost_s_per_token=(0.0, 2e-8, 1e-8, 0.0, 1e-8, 6e-9)
+)
+TIMED = GRID.model_copy(
+    update={
+        name: part.model_copy(update={"skew": part.skew.model_copy(update={"timed": TIMED_LOSS})})
+        for name, part in (("decode", GRID.decode), ("mixed", GRID.mixed))
+    }
+)
+"""With timings of unequal contexts."""
 PARTS = {
     "all": GRID,
     "all, dear chunks": DEAR,
@@ -197,6 +208,41 @@ def test_equal_contexts_and_split_ones_have_no_skew():
     assert factor_of(GRID.mixed.skew, 4) == 0.0
     equal, unequal = (StepShape((), 0, 20, 20_000, longest) for longest in (1000, 9000))
     assert attention_of(equal)[0] == attention_of(unequal)[0]
+
+
+@pytest.mark.parametrize(
+    ("chunks", "count", "lost_s_per_token"),
+    [
+        ((), 32, 2e-8),
+        ((), 48, 1.5e-8),
+        ((), 500, 1e-8),
+        ((), 4, 0.0),
+        (((16, 0),), 32, 2e-8),
+        (((520, 0),), 32, 1.5e-8),
+        (((500, 0), (524, 0)), 64, 6e-9),
+        (((2048, 0),), 20, 5e-9),
+    ],
+)
+def test_where_unequal_contexts_were_timed_theory_is_silent(chunks, count, lost_s_per_token):
+    """Linear between the sizes timed, level beyond, for each token of the longest beyond the mean."""
+    form = make_form(fused=True).model_copy(update={"grid": TIMED})
+    shapes = [StepShape(chunks, 0, count, 2000 * count, longest) for longest in (2000, 3000)]
+    equal, unequal = form_seconds(form, StepColumns.from_shapes(shapes))
+    assert (unequal - equal) / 32 == pytest.approx(1000 * lost_s_per_token, rel=1e-6, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"tokens": (16, 16)}, "tokens must rise"),
+        ({"decodes": (8, 4, 64)}, "decodes must rise"),
+        ({"lost_s_per_token": (0.0,) * 5}, "5 seconds for"),
+        ({"lost_s_per_token": (-1e-9,) * 6}, "greater than or equal to 0"),
+    ],
+)
+def test_losses_that_are_no_table(changed, message):
+    with pytest.raises(ValidationError, match=message):
+        UnequalTable(**TIMED_LOSS.model_dump() | changed)
 
 
 def test_no_launch_ends_before_its_longest_decode():

@@ -32,7 +32,7 @@ from cbsim.cost.step_columns import CHUNK, SHAPE, StepColumns
 from tests.cost.laws import make_form, measured_chunks
 from tests.cost.test_attention_grid import FORMS as GRID_FORMS
 from tests.cost.test_attention_grid import PARTS as GRID_PARTS
-from tests.cost.test_attention_grid import steps_near
+from tests.cost.test_attention_grid import TIMED, steps_near
 from tests.cost.test_profile import BOX
 from tests.cost.test_uncertain import HELD_OUT
 from tests.specs.test_specs import load_gpu, load_model
@@ -59,6 +59,8 @@ WAYS: dict[str, dict[str, Any]] = {
     "formula": {"attention": "formula", "host_step_s": 2e-2},
     "sum": {"attention": "sum"},
 }
+UNRECORDED = {"timed losses": make_form(fused=True).model_copy(update={"grid": TIMED})}
+"""Forms whose formulas never stood elsewhere."""
 NUM_SHAPES = 3000
 RECORDED = json.loads((Path(__file__).parent / "recorded_seconds.json").read_text())
 WITH_LOGARITHMS = ("all", "decodes")
@@ -182,7 +184,7 @@ def shipped(name: str, way: str) -> ProfileCost:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Profiles of made-up forms."""
     folder = tmp_path_factory.mktemp("profiles")
-    for name, form in MADE.items():
+    for name, form in (MADE | UNRECORDED).items():
         (folder / name).mkdir()
         CostFile(
             format="cbsim-cost/1",
@@ -207,6 +209,12 @@ def make(folder: Path, name: str, **settings: Any) -> ProfileCost:
 @pytest.mark.parametrize("way", WAYS)
 def test_made_up_profiles(name: str, way: str, folder: Path, compiled: Price) -> None:
     agree(f"{name}, {way}", make(folder, name, **WAYS[way]), compiled)
+
+
+@pytest.mark.parametrize("name", UNRECORDED)
+@pytest.mark.parametrize("way", WAYS)
+def test_forms_that_came_later(name: str, way: str, folder: Path, compiled: Price) -> None:
+    in_all_forms(make(folder, name, **WAYS[way]), compiled, STEPS)
 
 
 @pytest.mark.parametrize("name", ["all", "all, rough", "all, dear chunks"])

@@ -177,6 +177,11 @@ def layers(
         "CSV: tokens, time_us: a layer's collectives; or bytes, time_us: one all-reduce.",
         type=args.FILE,
     ),
+    skew: Path | None = args.option(
+        "--skew",
+        "CSV: n, nb, pc, kp, kvs, kv_big, t_mean_us, t_skew_us: decodes of unequal contexts.",
+        type=args.FILE,
+    ),
     model: str = MODEL,
     gpu: str = args.option("--gpu NAME", "A GPU of configs/gpus, or a file.", required=True),
     tp: int = TP,
@@ -204,7 +209,7 @@ def layers(
 ) -> None:
     """Layer timings of another profiler, as LLMServingSim 2.0 writes them or with other usual names."""
     of, on = load_model(model), load_gpu(gpu)
-    apart = {"moe": moe, "collectives": collectives}
+    apart = {"moe": moe, "collectives": collectives, "skew": skew}
     timings = LayerTimings(dense, per_sequence, attention, of, on, tp, ep, columns, **apart, ops=ops)
     points = timings.points()
     meta = timings.meta(source, datetime.now(UTC).date())

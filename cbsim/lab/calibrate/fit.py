@@ -17,10 +17,11 @@ from cbsim.cost.form import StepForm
 from cbsim.cost.step_columns import Floats
 from cbsim.lab.calibrate.accuracy import Report, errors_by_kind, predict, repeatability
 from cbsim.lab.calibrate.attentionfit import fit_decode, fit_fused, fit_prefill
-from cbsim.lab.calibrate.gridfit import USUAL_KV_HEADS, LatticeFormula, fit_grid
+from cbsim.lab.calibrate.gridfit import LatticeFormula, fit_grid
 from cbsim.lab.calibrate.point import MIN_POINTS, OPS, Op, Point, columns_of
 from cbsim.lab.calibrate.pointsfile import Meta
 from cbsim.lab.calibrate.rowsfit import fit_dense, fit_logits
+from cbsim.lab.calibrate.skewfit import USUAL_SPLITTING, Splitting, with_timed_skew
 from cbsim.results.result import hash_files
 
 Mask = NDArray[np.bool_]
@@ -46,14 +47,15 @@ def fit_form(
     points: Sequence[Point],
     num_layers: int,
     seed: int,
-    num_kv_heads: int = USUAL_KV_HEADS,
+    splitting: Splitting = USUAL_SPLITTING,
     num_sliding_layers: int = 0,
     *,
     with_lengths: bool = True,
 ) -> StepForm:
     """Fit every part of the form to op points. Raises `CalibrationError` if an op has too few.
 
-    `num_kv_heads` are those of one GPU, `num_sliding_layers` the layers whose attention points have a window.
+    `splitting` says when decodes alone split contexts, `num_sliding_layers` are the layers whose attention
+    points have a window.
     `with_lengths` looks for effects of single lengths of prompts, which takes most of the time.
     """
     sliding = [point for point in points if point.window]
@@ -75,7 +77,7 @@ def fit_form(
         chosen = fused_rng.choice(len(mixed), size=MAX_MIXED_POINTS, replace=False)
         mixed = [mixed[index] for index in chosen]
     fused = fit_fused(mixed, decode, prefill, fused_rng) if len(mixed) >= MIN_MIXED_POINTS else None
-    return StepForm(
+    form = StepForm(
         num_layers=num_layers,
         dense=fit_dense(by_op["dense"]),
         experts=fit_dense(by_op["experts"]) if by_op["experts"] else None,
@@ -84,9 +86,10 @@ def fit_form(
         decode=decode,
         prefill=prefill,
         fused=fused,
-        grid=fit_grid(points, LatticeFormula(decode, prefill, fused), num_kv_heads),
+        grid=fit_grid(points, LatticeFormula(decode, prefill, fused), splitting),
         sliding=_fit_sliding(sliding, num_sliding_layers, sliding_rng) if sliding else None,
     )
+    return with_timed_skew(form, by_op["unequal"], splitting)
 
 
 def _fit_sliding(points: Sequence[Point], num_layers: int, rng: np.random.Generator) -> SlidingAttention:
@@ -111,7 +114,7 @@ def _fit_sliding(points: Sequence[Point], num_layers: int, rng: np.random.Genera
 
 
 def evaluate(
-    points: Sequence[Point], form: StepForm, seed: int, num_kv_heads: int = USUAL_KV_HEADS
+    points: Sequence[Point], form: StepForm, seed: int, splitting: Splitting = USUAL_SPLITTING
 ) -> Report:
     """The report on a form: more fits, each without the points it is then held against."""
     op_points, steps = _op_points(points), [point for point in points if point.op == "step"]
@@ -122,7 +125,7 @@ def evaluate(
         """What a fit to the points that are not held out says of those that are."""
         kept = list(compress(op_points, ~held_out))
         num_sliding = form.sliding.num_layers if form.sliding else 0
-        fitted = fit_form(kept, form.num_layers, seed, num_kv_heads, num_sliding)
+        fitted = fit_form(kept, form.num_layers, seed, splitting, num_sliding)
         return predict(fitted, list(compress(op_points, held_out)))
 
     for number in range(NUM_FOLDS):
@@ -141,7 +144,7 @@ def evaluate(
 
 
 def _op_points(points: Sequence[Point]) -> list[Point]:
-    return [point for point in points if point.op != "step" and point.split == "fit"]
+    return [point for point in points if point.op not in ("step", "unequal") and point.split == "fit"]
 
 
 def fit_cost_file(
@@ -149,7 +152,7 @@ def fit_cost_file(
 ) -> tuple[CostFile, Report]:
     """Fit points and say how wrong the form is. Raises `CalibrationError` if there are too few."""
     cost_file = _fitted(points, meta, points_path, seed, with_lengths=True)
-    report = evaluate(with_stand_ins(points)[0], cost_file.form, seed, _kv_heads(meta))
+    report = evaluate(with_stand_ins(points)[0], cost_file.form, seed, _splitting(meta))
     accuracy = {
         name: {kind: asdict(errors) for kind, errors in table.items()}
         for name, table in report.tables.items()
@@ -170,8 +173,11 @@ def _fitted(
     points, stand_ins = with_stand_ins(points)
     op_points = _op_points(points)
     num_sliding = int(meta.model.get("num_windowed_layers", 0))
-    num_layers, kv_heads = int(meta.model["num_layers"]), _kv_heads(meta)
-    form = fit_form(op_points, num_layers, seed, kv_heads, num_sliding, with_lengths=with_lengths)
+    num_layers, splitting = int(meta.model["num_layers"]), _splitting(meta)
+    unequal = [point for point in points if point.op == "unequal"]
+    form = fit_form(
+        [*op_points, *unequal], num_layers, seed, splitting, num_sliding, with_lengths=with_lengths
+    )
     return CostFile(
         format="cbsim-cost/1",
         gpu=meta.gpu,
@@ -187,9 +193,10 @@ def _fitted(
     )
 
 
-def _kv_heads(meta: Meta) -> int:
-    """Of one GPU."""
-    return max(1, int(meta.model["num_kv_heads"]) // meta.tensor_parallel)
+def _splitting(meta: Meta) -> Splitting:
+    """When decodes alone split contexts on one GPU."""
+    num_kv_heads = max(1, int(meta.model["num_kv_heads"]) // meta.tensor_parallel)
+    return Splitting(num_kv_heads, meta.num_multiprocessors)
 
 
 def with_stand_ins(points: Sequence[Point]) -> tuple[list[Point], list[str]]:

@@ -15,6 +15,7 @@ from cbsim.cost.profile_record import chunks_together_s
 from cbsim.cost.step_columns import Floats, StepColumns, StepShape
 from cbsim.lab.calibrate.coefficients import clearly_best, soft_loss
 from cbsim.lab.calibrate.point import Op, Point, columns_of, seconds_of
+from cbsim.lab.calibrate.skewfit import USUAL_SPLITTING, Splitting
 
 Sizes = tuple[int, ...]
 
@@ -181,19 +182,14 @@ NUM_PARTS = 20
 NUM_COEFFICIENTS = 8
 """Of the formula of decodes, and about those of chunks."""
 
-SPLIT_HEADS = 256
-"""FlashAttention-2 splits contexts (`num_splits_heuristic`) unless decodes x KV heads fill 0.8 of twice the
-GPU's multiprocessors: up to 205 on 128 of them, up to 301 on 188."""
-USUAL_KV_HEADS = 8
-
 
 def fit_grid(
-    points: Sequence[Point], formula: LatticeFormula, num_kv_heads: int = USUAL_KV_HEADS
+    points: Sequence[Point], formula: LatticeFormula, splitting: Splitting = USUAL_SPLITTING
 ) -> AttentionGrid | None:
     """Tables of attention timings, of each regime that was timed over a grid; `None` if decodes were not.
 
     Points of several chunks or of unequal contexts are left to the formula. What lies between timings follows
-    the ratio of timing to formula, linear between its knots. `num_kv_heads` are those of one GPU.
+    the ratio of timing to formula, linear between its knots.
     """
     decode, prefill, fused = formula
     lattices = lattices_of(points)
@@ -214,7 +210,7 @@ def fit_grid(
     skew = Skew(
         chain_s_per_token=mixed.skew.chain_s_per_token if mixed is not None else 0.0,
         tokens_per_s=_full_rate(decode_table),
-        split_up_to=SPLIT_HEADS // num_kv_heads,
+        split_up_to=splitting.up_to,
     )
     slopes = Slopes(per_decode_s=decode.per_decode_s, per_context_token_s=decode.per_token_s)
     decodes = DecodeTable(table=decode_table, slopes=slopes, skew=skew)

@@ -18,10 +18,13 @@ USUAL_NAMES = {
     "bytes": "bytes message_bytes message_size size_bytes num_bytes size",
     "sequences": "sequences num_sequences seqs num_seqs n_seqs batch_size batch rows",
     "prefill_chunk": "prefill_chunk chunk chunk_size chunk_tokens prefill_tokens num_prefill_tokens "
-    "prefill_chunk_size q_len",
-    "kv_prefill": "kv_prefill prefill_kv prefill_context chunk_context prefill_kv_len kv_cache_size",
-    "n_decode": "n_decode num_decode n_decodes num_decodes decodes decode_batch decode_batch_size",
+    "prefill_chunk_size q_len pc",
+    "kv_prefill": "kv_prefill prefill_kv prefill_context chunk_context prefill_kv_len kv_cache_size kp",
+    "n_decode": "n_decode num_decode n_decodes num_decodes decodes decode_batch decode_batch_size n",
     "kv_decode": "kv_decode decode_kv decode_context decode_kv_len kv_len context_len",
+    "n_longest": "n_longest num_longest n_big nb",
+    "kv_longest": "kv_longest kv_big kv_max",
+    "kv_others": "kv_others kv_small kvs",
 }
 """What a column is called: the first name that is there; case, blanks and hyphens don't count."""
 UNITS = {"s": 1, "ms": MS_PER_S, "us": US_PER_S, "ns": NS_PER_S}
@@ -32,8 +35,11 @@ _PREFERRED = ("time", "latency", "duration", "median", "mean", "avg")
 """Of several times, what the name begins with or holds, the first that is there."""
 
 
-def read_table(path: Path, columns: tuple[str, ...], renamed: Mapping[str, str]) -> pd.DataFrame:
-    """A CSV's `columns` and its times as `seconds`; one row for each combination, the median of its timings.
+def read_table(
+    path: Path, columns: tuple[str, ...], renamed: Mapping[str, str], times: tuple[str, ...] = ("time",)
+) -> pd.DataFrame:
+    """A CSV's `columns` and its `times`, the usual one as `seconds`, the others, in seconds too, by their
+    names; one row for each combination, the median of its timings.
 
     `renamed` says what columns are called there that have no usual name. Raises `CalibrationError` for
     columns that are missing, and with the lines of counts < 0 and times <= 0.
@@ -49,17 +55,19 @@ def read_table(path: Path, columns: tuple[str, ...], renamed: Mapping[str, str])
                 f"{', '.join(columns)} and a time with its unit, such as time_us, or --column {column}=NAME"
             )
         found[column] = table[theirs]
-    time, per_s = _find_time(path, names, renamed)
-    found["seconds"] = pd.to_numeric(table[time], errors="coerce") / per_s
+    measured = {"seconds" if time == "time" else time: time for time in times}
+    for name, time in measured.items():
+        theirs, per_s = _find_time(path, names, renamed, time)
+        found[name] = pd.to_numeric(table[theirs], errors="coerce") / per_s
     counts = [column for column in columns if column != "layer"]
     found[counts] = found[counts].apply(pd.to_numeric, errors="coerce")
-    numbers = found[[*counts, "seconds"]]
-    wrong = numbers.isna().any(axis=1) | (numbers < 0).any(axis=1) | (numbers["seconds"] <= 0)
+    numbers = found[[*counts, *measured]]
+    wrong = numbers.isna().any(axis=1) | (numbers < 0).any(axis=1) | (found[[*measured]] <= 0).any(axis=1)
     if wrong.any():
         lines = ", ".join(str(index + 2) for index in found.index[wrong][:5])
         raise CalibrationError(f"{path}: expected counts >= 0 and times > 0 in lines {lines}")
     found[counts] = found[counts].astype("int64")
-    medians: pd.DataFrame = found.groupby(list(columns), sort=False)["seconds"].median().reset_index()
+    medians: pd.DataFrame = found.groupby(list(columns), sort=False)[[*measured]].median().reset_index()
     return medians
 
 
@@ -90,14 +98,24 @@ def _find(path: Path, names: Mapping[str, str], column: str, renamed: Mapping[st
     return next((names[usual] for usual in USUAL_NAMES.get(column, "").split() if usual in names), None)
 
 
-def _find_time(path: Path, names: Mapping[str, str], renamed: Mapping[str, str]) -> tuple[str, int]:
-    """The column of times, and how many of its units are a second."""
-    said = _find(path, names, "time", renamed)
+def _find_time(
+    path: Path, names: Mapping[str, str], renamed: Mapping[str, str], time: str
+) -> tuple[str, int]:
+    """The column of a time, `time` for the usual one, and how many of its units are a second."""
+    said = _find(path, names, time, renamed)
     if said is not None:
         unit = _plain(said).rpartition("_")[2]
         if unit not in UNITS:
             raise CalibrationError(f"{path}:1: column {said} has no unit at its end: _ns, _us, _ms or _s")
         return said, UNITS[unit]
+    if time != "time":
+        for unit, per_s in UNITS.items():
+            if f"{time}_{unit}" in names:
+                return names[f"{time}_{unit}"], per_s
+        raise CalibrationError(
+            f"{path}:1: column {time}_us is missing among {', '.join(names.values())}; --column {time}=NAME "
+            "says what it is called"
+        )
     units = {name: match[1] for name in names if (match := _TIME.fullmatch(name))}
     for word in (*_PREFERRED, *UNITS):
         for name, unit in units.items():

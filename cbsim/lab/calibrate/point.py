@@ -11,7 +11,7 @@ import numpy as np
 
 from cbsim.cost.step_columns import Floats, StepColumns, StepShape
 
-Op = Literal["dense", "experts", "collectives", "logits", "prefill", "decode", "mixed", "step"]
+Op = Literal["dense", "experts", "collectives", "logits", "prefill", "decode", "mixed", "unequal", "step"]
 Split = Literal["fit", "repeat", "unseen", "warm"]
 OPS: tuple[Op, ...] = get_args(Op)
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -27,8 +27,9 @@ MIN_POINTS: dict[Op, int] = {"dense": 3, "logits": 3, "prefill": 8, "decode": 8}
 class Point:
     """One timing. `dense` is a layer outside attention by `tokens`; `experts` and `collectives` its routed
     experts and all-reduces by the `tokens` of all ranks, averaged over all layers; `logits` the LM head and
-    sampling by `num_logits`; `prefill`, `decode` and `mixed` are one layer's attention; `step` is everything.
-    Seconds.
+    sampling by `num_logits`; `prefill`, `decode` and `mixed` are one layer's attention, of decodes of equal
+    contexts but for few; `unequal` is that of decodes of two contexts, with chunks or without; `step` is
+    everything. Seconds.
     """
 
     op: Op
@@ -55,6 +56,11 @@ class Point:
     seed: int = 0
     window: int = 0
     """Tokens that attention reaches back in the layer timed; 0 for all."""
+    num_longest: int = 0
+    """Of an `unequal` point: decodes with the longest context; the others have one of their own."""
+    t_equal_s: float = math.nan
+    """Of an `unequal` point: seconds of as many decodes over as many tokens, all contexts equal, taken in the
+    same way; some profilers sum up runs, so that only the ratio of both counts."""
 
     @classmethod
     def attention(

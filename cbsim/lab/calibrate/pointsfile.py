@@ -74,6 +74,8 @@ COLUMNS: dict[str, tuple[str, Kind]] = {
     "split": ("split", _one_of(SPLITS)),
     "seed": ("seed", whole(0, 2**63 - 1, absent=0)),
     "window": _size("window"),
+    "longest": _size("num_longest"),
+    "t_equal_s": ("t_equal_s", _seconds(math.nan)),
 }
 """Of each column the attribute of `Point` that it holds, and what may stand in it."""
 
@@ -153,6 +155,10 @@ def _lacks(point: Point) -> Iterator[str]:
         yield f"chunks: a {point.op} point needs some"
     if point.op in ("decode", "mixed") and point.num_decodes < 1:
         yield f"B: a {point.op} point needs decodes"
+    if point.op == "unequal" and not 0 < point.num_longest < point.num_decodes:
+        yield f"longest: expected 1 to B - 1 = {point.num_decodes - 1}, got {point.num_longest}"
+    if point.op == "unequal" and math.isnan(point.t_equal_s):
+        yield "t_equal_s: an unequal point needs the seconds of equal contexts"
     if point.num_decodes > point.decode_context:
         yield f"KV: {point.decode_context} tokens of context for {point.num_decodes} decodes"
     if point.num_decodes and not 0 < point.max_decode_context <= point.decode_context:
@@ -171,6 +177,8 @@ class Meta(Section):
     tensor_parallel: int = Field(default=1, ge=1)
     expert_parallel: int = Field(default=1, ge=1)
     data_parallel: int = Field(default=1, ge=1)
+    num_multiprocessors: int | None = Field(default=None, ge=1)
+    """Of the GPU; null where nobody said."""
     source: str
     """Who measured what, with which software."""
     licence: str | None = None

@@ -14,6 +14,7 @@ from cbsim.cost.step_columns import StepColumns
 from cbsim.lab.calibrate.attentionfit import fit_decode, fit_fused, fit_prefill
 from cbsim.lab.calibrate.gridfit import LatticeFormula, fit_grid
 from cbsim.lab.calibrate.point import Point, columns_of, seconds_of
+from cbsim.lab.calibrate.skewfit import Splitting
 from tests.cost.laws import make_form
 
 LAW = make_form(fused=True)
@@ -100,11 +101,13 @@ def test_chains_and_rates_come_from_the_timings():
 
 
 def test_contexts_are_split_until_the_kv_heads_fill_the_gpu():
-    """256 of decodes x KV heads, so 32 decodes of 8 heads and 128 of 2."""
+    """256 of decodes x KV heads, so 32 decodes of 8 heads and 128 of 2, where nobody knows the GPU's size."""
     points = make_points(noise=0.0)
     formula = LatticeFormula(LAW.decode, LAW.prefill, LAW.fused)
     assert fit_grid(points, formula).decode.skew.split_up_to == 32
-    assert fit_grid(points, formula, num_kv_heads=2).decode.skew.split_up_to == 128
+    assert fit_grid(points, formula, Splitting(2)).decode.skew.split_up_to == 128
+    assert Splitting(8, 188).up_to == 37
+    assert Splitting(8, 128).up_to == 25
 
 
 def test_several_chunks_and_unequal_contexts_are_left_to_the_formula():

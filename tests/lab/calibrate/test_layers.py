@@ -61,6 +61,55 @@ def test_attention_is_told_apart(tmp_path):
     assert points[2].t_median_s == pytest.approx(100e-6)
 
 
+@pytest.mark.parametrize(("context", "stands_for"), [(60, 60), (127, 127), (128, 192), (1024, 1088)])
+def test_beside_chunks_keys_are_read_by_blocks(tmp_path, context, stands_for):
+    """1,024 tokens and the one computed now take nine blocks, as contexts of 1,088 do that end anywhere."""
+    attention = ATTENTION + f"512,0,4,{context},90\n0,0,4,{context},20\n"
+    *_, mixed, alone = timings(tmp_path, attention=attention).points()
+    assert (mixed.decode_context, mixed.max_decode_context) == (4 * stands_for, stands_for)
+    assert (alone.decode_context, alone.max_decode_context) == (4 * context, context)
+
+
+SKEW = """regime,n,nb,ratio,skew,pc,kp,kvs,kv_big,kv_mean,t_mean_us,t_max_us,t_skew_us,alpha
+pure,4,1,0.25,4,0,0,256,1024,448,30,80,36,0.1
+mixed,4,2,0.5,4,512,1000,256,1024,640,130,180,140,0.2
+"""
+
+
+def with_skew(folder, text: str = SKEW) -> LayerTimings:
+    path = folder / "skew.csv"
+    path.write_text(text)
+    return replace(timings(folder), skew=path)
+
+
+def test_unequal_contexts_stand_beside_equal_ones(tmp_path):
+    """Launch by launch: the sum of contexts, the longest, how many have it, and both times."""
+    said = with_skew(tmp_path)
+    alone, mixed = said.points()[-2:]
+    assert (alone.op, alone.chunks, alone.num_decodes, alone.decode_context) == ("unequal", (), 4, 1792)
+    assert (alone.max_decode_context, alone.num_longest) == (1024, 1)
+    assert (alone.t_median_s, alone.t_equal_s) == pytest.approx((36e-6, 30e-6))
+    assert (mixed.chunks, mixed.decode_context, mixed.num_longest) == (((512, 1000),), 2560, 2)
+    assert "--skew skew.csv" in said.meta("a profiler", date(2026, 1, 2)).command
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            SKEW.replace("t_mean_us", "mean"),
+            "column t_mean_us is missing among .*--column t_mean",
+        ),
+        (SKEW.replace("kvs,", "short,"), "column kv_others is missing among"),
+        (SKEW.replace("pure,4,1,", "pure,4,4,").replace("4,2,0.5", "4,0,0.5"), "no launch in which some"),
+        (SKEW.replace(",36,", ",-36,"), "expected counts >= 0 and times > 0 in lines 2"),
+    ],
+)
+def test_skews_that_say_nothing(tmp_path, text, message):
+    with pytest.raises(CalibrationError, match=message):
+        with_skew(tmp_path, text).points()
+
+
 def test_where_they_come_from(tmp_path):
     meta = timings(tmp_path).meta("somebody's profiler", date(2026, 1, 2))
     assert (meta.gpu, meta.date, meta.source) == ("rtxpro6000", "2026-01-02", "somebody's profiler")
