@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from cbsim.show.style import FAINT, PALETTE, drawing, head, show_plain
 from cbsim.show.tune_text import cost_figure, gain_figure
 from cbsim.studies.labels import plain_text, short_keys
-from cbsim.studies.tune.answer import IS_BEST, IS_MET, ON_FRONT, TuneAnswer
+from cbsim.studies.tune.best_settings import IS_BEST, IS_MET, ON_FRONT, TuneAnswer
 
 _MAX_KEYS = 6
 """Settings that have a panel."""

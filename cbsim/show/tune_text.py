@@ -21,7 +21,7 @@ from cbsim.show.sweep_text import code_name
 from cbsim.show.text import MISSING, Table, format_figure, merged_notes
 from cbsim.studies.intervals import SAME
 from cbsim.studies.labels import plain_text, short_keys
-from cbsim.studies.tune.answer import IS_BEST, IS_MET, ON_FRONT, TuneAnswer
+from cbsim.studies.tune.best_settings import IS_BEST, IS_MET, ON_FRONT, TuneAnswer
 from cbsim.studies.tune.merit import GPU_HOURS, LATENCY
 
 MAX_ROWS = 10

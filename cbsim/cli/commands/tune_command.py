@@ -16,7 +16,7 @@ from cbsim.show.tune_text import tune_sentence, tune_table
 from cbsim.studies.labels import point_name
 from cbsim.studies.tune import TuneProgress
 from cbsim.studies.tune import tune as find_best
-from cbsim.studies.tune.answer import BEST_YAML, to_json
+from cbsim.studies.tune.best_settings import BEST_YAML, to_json
 
 
 @args.command()

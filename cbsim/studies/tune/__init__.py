@@ -1,5 +1,5 @@
 """Tune: the best settings within an SLO, over any keys."""
 
-from cbsim.studies.tune.answer import TuneAnswer, TuneInterrupted, TuneProgress, tune
+from cbsim.studies.tune.best_settings import TuneAnswer, TuneInterrupted, TuneProgress, tune
 
 __all__ = ["TuneAnswer", "TuneInterrupted", "TuneProgress", "tune"]
