@@ -225,6 +225,8 @@ def load_run(folder: str | Path) -> Result:
     import yaml
 
     source = Path(folder)
+    if not source.exists():
+        raise CbsimError(f"{source}: no such folder; allowed: a run folder")
     if not holds(source, "run"):
         why = f"its {MANIFEST} is no run's" if has_file(source, MANIFEST) else f"it has no {MANIFEST}"
         raise CbsimError(f"{source}: is not a run folder ({why})")

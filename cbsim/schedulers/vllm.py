@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from cbsim.base.units import GIB
 from cbsim.config.section import ComponentConfig
@@ -45,6 +45,12 @@ class VllmConfig(PagedConfig):
     """Steps with prompt tokens come at least this many steps apart while somebody decodes (0.33)."""
     connector: ConnectorConfig | None = None
     """KV that comes from other replicas or from a tier below the GPU; null has none."""
+
+    @field_validator("version", mode="before")
+    @classmethod
+    def _without_quotes(cls, version: Any) -> Any:
+        """YAML takes 0.20 for a number, 0.2."""
+        return f"{version:.2f}" if isinstance(version, float) else version
 
     def engine_defaults(self, gpu: GpuSpec) -> tuple[dict[str, Any], dict[str, Any]]:
         """What vLLM takes for itself and for its KV cache on a GPU, where nobody says otherwise.

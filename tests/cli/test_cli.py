@@ -229,6 +229,8 @@ def test_list() -> None:
         models["llama-3-8b"]
         == "15.0 GiB of bfloat16 weights, 128 KiB of KV cache a token, up to 8,192 tokens"
     )
+    profiles = json.loads(cbsim_command("list", "profiles", "--json").stdout)["profiles"]
+    assert profiles["h200/llama-3-70b"] == "of 4 GPUs, kernels that were held out 1.4 % off at the median"
 
 
 def test_schema() -> None:

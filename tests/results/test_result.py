@@ -200,7 +200,7 @@ def test_a_rename_that_fails_puts_the_former_run_back(tmp_path, monkeypatch):
 
 
 def test_loading_what_is_no_run(tmp_path):
-    with pytest.raises(CbsimError, match=r"nowhere: is not a run folder \(it has no manifest.json\)"):
+    with pytest.raises(CbsimError, match="nowhere: no such folder; allowed: a run folder"):
         load_run(tmp_path / "nowhere")
     folder = make_result(paper_log()).save(tmp_path / "run")
     (folder / "steps.parquet").write_bytes(b"no table")

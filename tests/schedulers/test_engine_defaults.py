@@ -8,6 +8,7 @@ import pytest
 
 import cbsim
 from cbsim.base.errors import ConfigError
+from cbsim.schedulers.vllm import VllmConfig
 from cbsim.studies.experiment import Experiment
 
 
@@ -120,3 +121,8 @@ def test_what_a_preempted_request_finds_of_its_own_is_no_hit() -> None:
     resumed = result.events[result.events["event"] == "resumed"]
     assert resumed["num_tokens"].sum() > 0
     assert result.summary["prefix_hit_rate"] == 0.0
+
+
+@pytest.mark.parametrize(("written", "meant"), [(0.2, "0.20"), (0.15, "0.15"), ("0.33", "0.33")])
+def test_a_release_may_be_written_as_yaml_reads_it(written: Any, meant: str) -> None:
+    assert VllmConfig(type="vllm", version=written).version == meant

@@ -17,6 +17,7 @@ from cbsim.base.units import GIB, format_bytes
 from cbsim.cli.commands import arguments as args
 from cbsim.config.document import read_document
 from cbsim.cost import COST_MODELS
+from cbsim.cost.costfile import read_cost_file, shipped_profiles
 from cbsim.observers import OBSERVERS
 from cbsim.schedulers import SCHEDULERS
 from cbsim.specs import GpuSpec, ModelSpec
@@ -28,12 +29,15 @@ _REGISTRIES: dict[str, Registry[Any]] = {
     "cost-models": COST_MODELS,
     "observers": OBSERVERS,
 }
-_KINDS = (*_REGISTRIES, "models", "gpus", "slos", "experiments")
+_KINDS = (*_REGISTRIES, "models", "gpus", "profiles", "slos", "experiments")
 
 
 @args.command("list")
 def list_parts(kind: str | None = args.argument(required=False), as_json: bool = args.JSON) -> None:
-    """List schedulers, workloads, cost-models, observers, models, gpus, slos or experiments; else all."""
+    """List schedulers, workloads, cost-models, observers, models, gpus, profiles, slos or experiments.
+
+    Without a kind, all of them.
+    """
     if kind is not None and kind not in _KINDS:
         raise CbsimError(f"no list of '{kind}'{did_you_mean(kind, _KINDS)}")
     found = {name: _catalog(name) for name in ([kind] if kind else _KINDS)}
@@ -51,6 +55,8 @@ def _catalog(kind: str) -> dict[str, str]:
     """Name -> what it is, for one of `_KINDS`."""
     if kind in _REGISTRIES:
         return {name: _describe_part(_REGISTRIES[kind], name) for name in _REGISTRIES[kind].names()}
+    if kind == "profiles":
+        return {name: _describe_profile(path) for name, path in shipped_profiles().items()}
     folder = data_folder("experiments") if kind == "experiments" else data_folder("configs") / kind
     return {name: _describe_file(kind, folder / f"{name}.yaml") for name in yaml_names(folder)}
 
@@ -63,6 +69,19 @@ def _describe_part(registry: Registry[Any], name: str) -> str:
         return f"({error})"
     described = part.Config if registry is SCHEDULERS else part
     return inspect.cleandoc(described.__doc__ or "").partition("\n")[0]
+
+
+def _describe_profile(path: Path) -> str:
+    """How many GPUs share the model, and how wrong single kernels are that were held out."""
+    try:
+        profile = read_cost_file(path)
+    except CbsimError as error:
+        return f"({error})"
+    parallel = profile.parallel
+    shared = "one GPU" if parallel.num_gpus == 1 else f"{parallel.num_gpus} GPUs"
+    error_pct = profile.accuracy.get("held_out", {}).get("all", {}).get("median_pct")
+    errors = "" if error_pct is None else f", kernels that were held out {error_pct:.1f} % off at the median"
+    return f"of {shared}{errors}"
 
 
 def _describe_file(kind: str, path: Path) -> str:
