@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from cbsim.config.section import ComponentConfig
 from cbsim.cost.costrules import MAX_DECODES, MAX_TOKENS, CostRules, price, seconds_of
+from cbsim.cost.run_errors import StepError
 from cbsim.cost.step_columns import Floats, Ints, StepColumns, StepShape
 from cbsim.specs import GpuSpec, ModelSpec, ParallelSpec
 from cbsim.specs.parallel import as_parallel
@@ -47,6 +48,11 @@ class CostModel:
     def uses_seed(self) -> bool:
         """Whether another seed may give other step times."""
         return not self.is_deterministic
+
+    @property
+    def step_error(self) -> StepError | None:
+        """How wrong its step times may be; `None` where nobody knows, as of times that a user makes up."""
+        return None
 
     def drawn(self, seed: int) -> CostModel:
         """The model as it is under a seed: itself, unless it has something to draw."""

@@ -15,6 +15,7 @@ from pydantic import Field, ValidationError
 
 from cbsim.base.errors import CalibrationError
 from cbsim.config.section import Section
+from cbsim.cost.run_errors import Z_90
 from cbsim.cost.step_columns import Floats
 
 Kind = Literal["dense", "logits", "prefill", "decode", "mixed"]
@@ -23,10 +24,7 @@ ERROR_STREAM = 0x65727273
 """Spawn key of the random streams of errors."""
 _PERCENT = 100.0
 _Z_50 = 0.6744897501960817
-_Z_90 = 1.6448536269514722
-"""The median and the 90th percentile of |z|, z standard normal."""
-_MEDIAN_DEVIATION = math.sqrt(math.pi / 2)
-"""Standard error of the median of n normal values, times sqrt(n) / sigma."""
+"""The median of |z|, z standard normal."""
 
 
 class ErrorRecord(Section):
@@ -49,17 +47,12 @@ class ErrorRecord(Section):
         scale, power = self._spread
         return math.copysign(min(scale * abs(z) ** power, _log(self.worst_pct)), z)
 
-    def systematic(self, z: float) -> float:
-        """The same logarithm's part that all points have in common: the recorded bias, as well as known."""
-        sigma = _log(self.median_pct) / _Z_50
-        return _log(self.bias_pct) + _MEDIAN_DEVIATION * sigma / math.sqrt(self.num_points) * z
-
     @cached_property
     def _spread(self) -> tuple[float, float]:
         median, p90 = _log(self.median_pct), _log(self.p90_pct)
         if not 0 < median < p90:
-            return p90 / _Z_90, 1.0
-        power = math.log(p90 / median) / math.log(_Z_90 / _Z_50)
+            return p90 / Z_90, 1.0
+        power = math.log(p90 / median) / math.log(Z_90 / _Z_50)
         return median / _Z_50**power, power
 
 
@@ -69,9 +62,9 @@ class KernelErrors:
 
     A kernel's true time is its predicted one times `exp(-(b + e))`, and both parts are drawn:
 
-    * `b`, systematic, once for each seed and kind: all kernels of the kind err by it in all steps. It is the
-      recorded bias with the standard error of a median of so many points. Where whole steps were timed, it
-      is theirs, the same for every kind, for then it is known what kernels add up to.
+    * `b`, systematic, once for each seed, of spread `sigma`: all kernels err by it in all steps. It is what
+      runs with that kind of profile were off (`run_errors`), mixed launches, unequal contexts, collectives
+      and the host included, and says how wrong a sum of kernels is for a step.
     * `e`, the residual, once for each seed, kind and cell: sizes within a factor of two of each other, that
       is, of equal binary logarithm rounded down. A kernel errs in the same way each time it runs at a size,
       so an error drawn anew for every step would be wrong: it would average out over a run and leave
@@ -82,18 +75,18 @@ class KernelErrors:
     A seed is thus one guess at the true times. Intervals over replicates take the spread of these guesses for
     the error of a figure, however many there are (`cbsim.studies.intervals.is_known_by_spread`).
 
-    Not in it, for a profile says nothing of them: a GPU or software other than those that were timed, sizes
-    beyond the calibrated range, and the host's time.
+    Not in it, for nothing is known of them: a GPU or software other than those that were timed, and sizes
+    beyond the calibrated range.
     """
 
     records: Mapping[Kind, ErrorRecord]
     """Of all kinds."""
-    steps: ErrorRecord | None
-    """Of whole steps, if any were timed."""
+    sigma: float
+    """Standard deviation of the logarithm of true over predicted time that all steps have in common."""
     seed: int
 
     @classmethod
-    def read(cls, accuracy: Mapping[str, Any], path: Path, seed: int) -> KernelErrors:
+    def read(cls, accuracy: Mapping[str, Any], path: Path, sigma: float, seed: int) -> KernelErrors:
         """From the `accuracy` of the cost file at `path`; raises `CalibrationError` if it doesn't suffice.
 
         Where mixed steps were not timed alone, their attention errs like that of chunks or of decodes,
@@ -108,8 +101,7 @@ class KernelErrors:
             )
         wider = max(held_out["prefill"], held_out["decode"], key=lambda record: record.p90_pct)
         records: dict[Kind, ErrorRecord] = {kind: held_out.get(kind, wider) for kind in KINDS}
-        steps = _records(accuracy.get("whole_steps", {}), path, "whole_steps").get("step")
-        return cls(records, steps, seed)
+        return cls(records, sigma, seed)
 
     def excess(self, kind: Kind, *cell: int) -> float:
         """What a kernel's time is to be multiplied by, less 1; `cell` is the bit lengths of its sizes."""
@@ -122,16 +114,11 @@ class KernelErrors:
         return np.reshape(found, [most + 1 - first for most in most_bits])
 
     def _excess_of(self, kind: Kind, normal: float) -> float:
-        return math.expm1(-(self._systematic[kind] + self.records[kind].residual(normal)))
+        return math.expm1(-(self._systematic + self.records[kind].residual(normal)))
 
     @cached_property
-    def _systematic(self) -> dict[Kind, float]:
-        if self.steps is not None:
-            return dict.fromkeys(KINDS, self.steps.systematic(_normal(self.seed, len(KINDS))))
-        return {
-            kind: self.records[kind].systematic(_normal(self.seed, number))
-            for number, kind in enumerate(KINDS)
-        }
+    def _systematic(self) -> float:
+        return self.sigma * _normal(self.seed, len(KINDS))
 
 
 def _normal(seed: int, *key: int) -> float:

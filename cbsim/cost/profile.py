@@ -22,6 +22,7 @@ from cbsim.cost.form import StepForm
 from cbsim.cost.kernel_errors import KernelErrors
 from cbsim.cost.profile_record import Hops, profile_record, with_errors
 from cbsim.cost.profile_step import Host, HostTime, added_s, hidden_s, profile_step_s
+from cbsim.cost.run_errors import StepError, profile_error
 from cbsim.cost.step_columns import Floats, Ints, StepColumns
 from cbsim.specs import GpuSpec, ModelSpec, ParallelSpec
 
@@ -58,8 +59,12 @@ class ProfileConfig(ComponentConfig):
     """Batch sizes with a CUDA graph: a pure decode step is padded to the next one; `[]` for none."""
 
     uncertainty: bool = False
-    """Whether step times carry an error, drawn from the seed as the profile's held-out kernels showed it:
-    intervals over replicates then include what the cost model may be wrong by."""
+    """Whether step times carry an error, drawn from the seed, as large as runs of that kind of profile and
+    its held-out kernels showed it: intervals over replicates then include what the cost model may be wrong
+    by."""
+    step_error_pct: float | None = Field(default=None, ge=0, le=1000)
+    """Percent that a run's steps may take more or less than predicted, in 9 of 10 cases; null takes what runs
+    with that kind of profile showed. The intervals of the run's latencies come from it; 0 gives none."""
 
     @field_validator("cuda_graph_batch_sizes")
     @classmethod
@@ -109,6 +114,17 @@ class ProfileCost(CostModel):
         """With `uncertainty`."""
         return self.config.uncertainty
 
+    @property
+    def step_error(self) -> StepError:
+        """By what was timed, and how many GPUs share the model."""
+        found = profile_error(
+            self._file.accuracy,
+            has_collectives=self._file.form.collectives is not None,
+            num_gpus=self.parallel.tensor * self.parallel.data,
+            has_experts=self.model.experts is not None,
+        )
+        return found.given(self.config.step_error_pct)
+
     def drawn(self, seed: int) -> ProfileCost:
         """With `uncertainty` the model with a seed's errors; `CalibrationError` if the profile has none."""
         if not self.config.uncertainty:
@@ -116,7 +132,7 @@ class ProfileCost(CostModel):
         drawn = copy(self)
         for made in ("inherited_rules", "_by_rules"):
             vars(drawn).pop(made, None)
-        drawn._errors = KernelErrors.read(self._file.accuracy, self._path, seed)
+        drawn._errors = KernelErrors.read(self._file.accuracy, self._path, self.step_error.sigma, seed)
         return drawn
 
     def rules(self, max_tokens: int = MAX_TOKENS, max_decodes: int = MAX_DECODES) -> CostRules:
@@ -143,7 +159,8 @@ class ProfileCost(CostModel):
         sentences, box = list(self._file.assumptions), self._file.box
         if self.config.uncertainty:
             sentences.append(
-                "step times carry errors drawn from the seed, as large as those of its held-out kernels"
+                "step times carry errors drawn from the seed, as large as those of its held-out kernels and, "
+                f"in common, {self.step_error.pct:.3g}% in 9 of 10 cases"
             )
         if steps is not None and (num_outside := box.num_outside(steps)):
             sentences.append(

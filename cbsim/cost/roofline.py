@@ -17,6 +17,7 @@ from cbsim.cost.costrules import MAX_DECODES, MAX_TOKENS, CostRules, as_record
 from cbsim.cost.elementwise import larger
 from cbsim.cost.experts import num_touched, tokens_of_busiest_gpu
 from cbsim.cost.interpolation import by_count
+from cbsim.cost.run_errors import StepError, roofline_error
 from cbsim.cost.step_columns import Floats, Ints, StepColumns, context_in_window, window_pairs
 from cbsim.specs import GpuSpec, ModelSpec
 from cbsim.specs.precision import BYTES_PER_ELEMENT, compute_dtype
@@ -65,6 +66,9 @@ class RooflineConfig(ComponentConfig):
     expert_skew: float = Field(default=0.0, ge=0, le=4)
     """How unevenly tokens choose experts: the share of the one of rank r falls as r to the power of minus
     this; 0 is even."""
+    step_error_pct: float | None = Field(default=None, ge=0, le=1000)
+    """Percent that a run's steps may take more or less than predicted, in 9 of 10 cases; null takes how far
+    rooflines were off measured profiles. The intervals of the run's latencies come from it; 0 gives none."""
 
 
 class RooflineRecord(NamedTuple):
@@ -232,6 +236,12 @@ class RooflineCost(CostModel):
         computed_s = 2 * weights * products / self._flop_per_s(dtype)
         seconds: Floats = model.num_expert_layers * np.maximum(moved / bytes_per_s, computed_s)
         return seconds
+
+    @property
+    def step_error(self) -> StepError:
+        """By how far rooflines of such GPUs were off."""
+        seen = SEEN[is_module(self.gpu)]
+        return roofline_error(seen.p90_pct, seen.gpus).given(self.config.step_error_pct)
 
     def notes(self, steps: Mapping[str, NDArray[Any]] | None = None) -> list[str]:
         """That costs are an estimate, how far off others were, and what collectives are taken to cost."""

@@ -186,10 +186,13 @@ def gpu_hours_per_million_tokens(num_gpus: int, output_tokens_per_s: float | Non
 
 
 def flatten(summary: Summary) -> dict[str, Any]:
-    """A summary as one row: `{"ttft_s": {"p99": 1}}` gives `ttft_s.p99`; texts joined, timings left out."""
+    """A summary as one row: `{"ttft_s": {"p99": 1}}` gives `ttft_s.p99`; texts joined.
+
+    The simulation's own times and intervals are left out.
+    """
     row: dict[str, Any] = {}
     for name, value in summary.items():
-        if name == "simulation":
+        if name in ("simulation", "interval"):
             continue
         if name == "rejection_reasons":
             row[name] = "; ".join(f"{count} x {reason}" for reason, count in value.items()) or None

@@ -94,6 +94,9 @@ class Experiment(Section):
     """How many replicas there are, and which of them a request goes to."""
     parallel: ParallelSpec = Field(default_factory=ParallelSpec)
     """How the GPUs of a replica share the model."""
+    front_end_s: float = Field(default=0.0, ge=0)
+    """Seconds that a request spends before the engine, at HTTP and tokeniser, and its tokens after it (some
+    6 ms in public runs of vLLM): part of TTFT and E2E, not of the engine's own times."""
     slo: Annotated[SloConfig, Named("slo", "slos")] = Field(default_factory=SloConfig)
     """What users are promised: limits that goodput counts by, and limits of the run as a whole."""
     stop_at_s: float | None = Field(default=None, gt=0)

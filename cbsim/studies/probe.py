@@ -52,7 +52,7 @@ class ProbeStore:
     def run(self, experiment: Experiment) -> Probe:
         """The experiment's probe. Raises what its run raises, and `CbsimError` if it can't be kept."""
         if self._folder is None:
-            return Probe.of(run_experiment(experiment))
+            return Probe.of(run_experiment(experiment, with_interval=False))
         return run_probe(experiment, self.path(self.key(experiment)))
 
     def key(self, experiment: Experiment) -> str:
@@ -69,7 +69,7 @@ def run_probe(experiment: Experiment, path: Path) -> Probe:
     """The probe in a file, made and kept there if there is none; raises as `ProbeStore.run`."""
     kept = read_probe(path)
     if kept is None:
-        kept = Probe.of(run_experiment(experiment))
+        kept = Probe.of(run_experiment(experiment, with_interval=False))
         write_text(path, json.dumps(asdict(kept), allow_nan=False) + "\n")
     return kept
 

@@ -23,7 +23,8 @@ from cbsim.results.run_notes import backlog_notes
 from cbsim.schedulers import SCHEDULERS
 from cbsim.schedulers.vllm import VllmConfig
 from cbsim.studies.experiment import Experiment
-from cbsim.studies.simulation import Told, setup_of, simulate_core
+from cbsim.studies.run_interval import MAX_TOKENS, MAX_TOKENS_INTERPRETED, run_interval
+from cbsim.studies.simulation import Speed, Told, setup_of, simulate_core
 from cbsim.workload import WORKLOADS, Workload
 from cbsim.workload.request import RequestState
 
@@ -54,13 +55,21 @@ def run(
 
 
 def run_experiment(
-    experiment: Experiment, progress: Progress | None = None, observers: Sequence[Observer] = ()
+    experiment: Experiment,
+    progress: Progress | None = None,
+    observers: Sequence[Observer] = (),
+    *,
+    with_interval: bool = True,
 ) -> Result:
-    """Run an experiment of one point (its `sweep` is not looked at), watched by its observers and further."""
+    """Run an experiment of one point (its `sweep` is not looked at), watched by its observers and further.
+
+    `with_interval` says what its latencies may be in truth too: two more simulations, of a million tokens at
+    most.
+    """
     audience = make_audience(experiment, observers)
     workload, cost = make_workload(experiment), make_cost_model(experiment)
     wall_start, cpu_start = time.perf_counter(), time.process_time()
-    log, noted = simulate(experiment, workload, progress, cost, audience)
+    log, noted, speed = _simulate(experiment, workload, progress, cost, audience)
     simulation = {"cpu_s": time.process_time() - cpu_start, "wall_s": time.perf_counter() - wall_start}
     deployment = Deployment(
         model=experiment.model,
@@ -73,6 +82,12 @@ def run_experiment(
     )
     notes = [*workload.notes(), *log_notes(experiment, log), *noted]
     summary = summarize(log, deployment, experiment.slo.limits(), simulation=simulation, notes=notes)
+    if with_interval:
+        budget = MAX_TOKENS if speed.is_compiled else MAX_TOKENS_INTERPRETED
+        interval = run_interval(experiment, workload, cost, summary, max_tokens=budget)
+        if interval is not None:
+            summary["interval"] = interval.summary()
+            summary["notes"].append(interval.error.told())
     if log.parts is not None:
         began = time.process_time()
         summary["parts"] = mean_parts(request_latencies(log), log.parts)
@@ -121,7 +136,18 @@ def simulate(
 
     `cost` is the experiment's cost model, where the caller has made it already. `audience` watches.
     """
-    cost = cost or make_cost_model(experiment)
+    log, notes, _ = _simulate(experiment, workload, progress, cost or make_cost_model(experiment), audience)
+    return log, notes
+
+
+def _simulate(
+    experiment: Experiment,
+    workload: Workload,
+    progress: Progress | None,
+    cost: CostModel,
+    audience: Audience | None,
+) -> tuple[RunLog, list[str], Speed]:
+    """See `simulate`; whether the run was compiled, too."""
     told = None
     if audience is not None and audience.observers:
         told = Told(audience, experiment.name, experiment.model.name)
@@ -132,7 +158,7 @@ def simulate(
     if num_unsent > 0:
         unsent = f"{num_unsent:,} requests were never sent: the answers that they wait for had not come"
         notes = [unsent, *notes]
-    return log, [*speed.notes, *notes, *cost.notes(log.steps)]
+    return log, [*speed.notes, *notes, *cost.notes(log.steps)], speed
 
 
 def log_notes(experiment: Experiment, log: RunLog) -> list[str]:

@@ -6,6 +6,7 @@ import json
 import math
 import sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -146,8 +147,9 @@ def _validate_log(
     run = compare_with_log(experiment, log, arrivals)
     clock = replay_log(experiment, log) if replay else None
     stretches = clock.stretches if clock is not None else None
+    tried = partial(compare_with_log, log=log, arrivals=arrivals, with_interval=False)
     _say("trying settings ...")
-    verdict = judge(experiment, run, stretches, lambda changed: compare_with_log(changed, log, arrivals))
+    verdict = judge(experiment, run, stretches, tried)
     title = f"{log.path.name}: {format_count(len(log))} requests, latencies from when they were {arrivals}"
     if folder is not None:
         drawn = recorded_picture(run.arrival_s, run.recorded, run.simulated, title)
@@ -226,6 +228,7 @@ def _verdict_as_dict(verdict: Verdict) -> dict[str, Any]:
                 "least": each.cell.least,
                 "most": each.cell.most,
                 "num_steps": each.num_steps,
+                "predicted_s": each.predicted_s,
                 "ratio": each.ratio,
             }
             for each in verdict.cells
@@ -334,7 +337,13 @@ def _replay_as_dict(clock: RecordedTokens) -> dict[str, Any]:
 
 
 def _as_rows(figures: list[Any]) -> list[dict[str, Any]]:
-    return [asdict(figure) | {"error_pct": figure.error_pct if figure.real else None} for figure in figures]
+    """Figures as JSON: with `low` and `high` where there is an interval."""
+    rows = []
+    for figure in figures:
+        row = asdict(figure) | {"error_pct": figure.error_pct if figure.real else None}
+        bounds = row.pop("bounds")
+        rows.append(row | (dict(zip(("low", "high"), bounds, strict=True)) if bounds else {}))
+    return rows
 
 
 def _say(text: str) -> None:

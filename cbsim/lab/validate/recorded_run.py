@@ -19,6 +19,7 @@ from cbsim.results.run_log import Column, RunLog
 from cbsim.show.text import MISSING, Table, format_figure
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.run import make_cost_model, simulate
+from cbsim.studies.run_interval import RunInterval, run_interval
 from cbsim.studies.simulation import setup_of, step_through, stepwise, stepwise_log
 from cbsim.workload.formats import LOG_NAMES
 from cbsim.workload.request_source import Workload
@@ -41,6 +42,8 @@ class Figure:
     """Of `NAMES`."""
     real: float
     simulated: float
+    bounds: tuple[float, float] | None = None
+    """What the real one may be, in 9 of 10 cases, as step times may be wrong."""
 
     @property
     def error_pct(self) -> float:
@@ -59,6 +62,7 @@ class RecordedRun:
     recorded: Mapping[str, Column]
     """`ttft_s`, `tpot_s` and `e2e_s` of each request, in that order; NaN where it has none."""
     simulated: Mapping[str, Column]
+    interval: RunInterval | None = None
 
     @property
     def error_pct(self) -> dict[str, float]:
@@ -67,9 +71,12 @@ class RecordedRun:
         return {name: means[f"{name}.mean"] for name in PER_REQUEST if f"{name}.mean" in means}
 
 
-def compare_with_log(experiment: Experiment, log: ServerLog, arrivals: Arrivals = "sent") -> RecordedRun:
+def compare_with_log(
+    experiment: Experiment, log: ServerLog, arrivals: Arrivals = "sent", *, with_interval: bool = True
+) -> RecordedRun:
     """Simulate a log's requests by an experiment's settings; latencies count from `arrivals` in both."""
-    simulated, notes = simulate(experiment, log.workload(arrivals))
+    workload, cost = log.workload(arrivals), make_cost_model(experiment)
+    simulated, notes = simulate(experiment, workload, cost=cost)
     summary = summarize(simulated, Deployment(experiment.model, experiment.gpu))
     makespan_s = float(log.last_token_s.max() - log.arrival_s(arrivals).min())
     served = (len(log), int(log.num_output_tokens.sum()))
@@ -82,12 +89,20 @@ def compare_with_log(experiment: Experiment, log: ServerLog, arrivals: Arrivals 
     told = [*log.notes, *_prompt_notes(experiment, log), *notes, *lost]
     order = np.argsort(log.arrival_s(arrivals), kind="stable")
     latencies = request_latencies(simulated)
+    interval = None
+    if with_interval:
+        is_from_client = arrivals == "sent"
+        interval = run_interval(experiment, workload, cost, summary, with_front=is_from_client)
+    if interval is not None:
+        told.append(interval.error.told())
+    bounds = {} if interval is None else interval.by_figure
     return RecordedRun(
-        side_by_side(real, flatten(summary)),
+        side_by_side(real, flatten(summary), bounds),
         told,
         simulated.requests["arrival_s"],
         {name: measured[name][order] for name in PER_REQUEST},
         {name: latencies[name] for name in PER_REQUEST},
+        interval,
     )
 
 
@@ -109,10 +124,19 @@ def _statistics(name: str, values: Column) -> dict[str, float]:
     return {f"{name}.{part}": float(figure) for part, figure in zip(STATISTICS, figures, strict=False)}
 
 
-def side_by_side(real: Mapping[str, float | None], simulated: Mapping[str, float | None]) -> list[Figure]:
-    """The figures that both worlds have."""
+def side_by_side(
+    real: Mapping[str, float | None],
+    simulated: Mapping[str, float | None],
+    bounds: Mapping[str, tuple[float, float]] | None = None,
+) -> list[Figure]:
+    """The figures that both worlds have, with what is known of their `bounds`."""
     pairs = ((name, real.get(name), simulated.get(name)) for name in NAMES)
-    return [Figure(name, one, other) for name, one, other in pairs if one is not None and other is not None]
+    known = bounds or {}
+    return [
+        Figure(name, one, other, known.get(name))
+        for name, one, other in pairs
+        if one is not None and other is not None
+    ]
 
 
 def figures_table(figures: list[Figure], real: str, simulated: str, title: str) -> Table:
@@ -122,8 +146,11 @@ def figures_table(figures: list[Figure], real: str, simulated: str, title: str) 
         name, _, statistic = figure.name.partition(".")
         shown = f"{TITLES[name]} {statistic} (s)" if name in TITLES else name.replace("_", " ")
         error = MISSING if np.isnan(figure.error_pct) else f"{figure.error_pct:+.1f}%"
-        rows.append((shown, format_figure(figure.real), format_figure(figure.simulated), error))
-    return Table(header=("", real, simulated, "error"), rows=tuple(rows), title=title)
+        bounds = MISSING if figure.bounds is None else " to ".join(map(format_figure, figure.bounds))
+        rows.append((shown, format_figure(figure.real), format_figure(figure.simulated), error, bounds))
+    num_columns = 5 if any(figure.bounds for figure in figures) else 4
+    header = ("", real, simulated, "error", "in 9 of 10 cases")[:num_columns]
+    return Table(header=header, rows=tuple(row[:num_columns] for row in rows), title=title)
 
 
 def replay_log(experiment: Experiment, log: ServerLog) -> RecordedTokens:

@@ -227,7 +227,7 @@ class Source:
         # Who would watch the run itself has nothing to do with its explanation.
         experiment = self.given.model_copy(update={"observers": []})
         with self.watched(experiment) as progress:
-            return run_experiment(experiment, progress)
+            return run_experiment(experiment, progress, with_interval=False)
 
     @cached_property
     def experiment(self) -> Experiment:

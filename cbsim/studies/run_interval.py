@@ -1,0 +1,171 @@
+"""RunInterval: what a run's latencies may be in truth, as its step times may be wrong.
+
+A step-time error grows in queues: near saturation TTFT errs by several times as much. So the run is simulated
+twice more, with all steps shorter and longer by the error of its cost model. Instead of the steps the clock
+is changed: with arrivals a factor earlier, latencies are those of steps longer by it, divided by it. That
+serves cost models of any kind; times that do not scale with steps (timeouts of static batches, loads of a KV
+connector) are off by the factor.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cbsim.cost import CostModel
+from cbsim.cost.run_errors import CONFIDENCE, FRONT_S, StepError
+from cbsim.results.metrics import QUANTILES, request_latencies
+from cbsim.results.run_log import Column
+from cbsim.studies.experiment import Experiment
+from cbsim.studies.simulation import setup_of, simulate_core
+from cbsim.workload import Workload
+from cbsim.workload.request import RequestBatch
+
+LATENCIES = ("ttft_s", "tpot_s", "e2e_s")
+STATISTICS = ("mean", *QUANTILES)
+MAX_TOKENS = 1_000_000
+"""Output tokens that are simulated again, twice, by compiled code: some 0.05 s each."""
+MAX_TOKENS_INTERPRETED = 100_000
+"""By interpreted code: some 0.25 s each."""
+
+Figures = Mapping[str, Mapping[str, float | None]]
+"""By latency and statistic, seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunInterval:
+    """The 90 % interval of each statistic of a run's latencies."""
+
+    error: StepError
+    bounds: Mapping[str, Mapping[str, tuple[float, float]]]
+    """By latency and statistic, seconds."""
+    num_requests: int
+    """Of the run that were simulated again."""
+
+    @property
+    def by_figure(self) -> dict[str, tuple[float, float]]:
+        """By names of the flattened summary's figures, as `ttft_s.p99`."""
+        return {f"{name}.{part}": pair for name, parts in self.bounds.items() for part, pair in parts.items()}
+
+    def summary(self) -> dict[str, Any]:
+        """As `summary.json` has it."""
+        return {
+            "basis": self.error.basis,
+            "confidence": CONFIDENCE,
+            "step_error_pct": self.error.pct,
+            "evidence": self.error.evidence,
+            "num_requests": self.num_requests,
+            **{
+                name: {part: list(pair) for part, pair in parts.items()}
+                for name, parts in self.bounds.items()
+            },
+        }
+
+
+class HurriedWorkload(Workload):
+    """A workload whose clock runs `factor` times as fast, cut after so many output tokens."""
+
+    def __init__(self, workload: Workload, factor: float, max_tokens: float) -> None:
+        think_time_s = workload.config.think_time_s / factor
+        config = workload.config.model_copy(update={"think_time_s": think_time_s})
+        super().__init__(config, seed=workload.seed, folder=workload.folder)
+        self._workload, self._factor, self._left = workload, factor, max_tokens
+        self.was_cut = False
+        """Whether some of its requests were left out, so far."""
+
+    def batches(self) -> Iterator[RequestBatch]:
+        """See `Workload.batches`."""
+        left = self._left
+        for batch in self._workload.batches():
+            tokens = np.cumsum(batch.num_output_tokens)
+            kept = batch.part(0, max(1, int(np.searchsorted(tokens, left, side="right"))))
+            times = {"arrival_s": kept.arrival_s, "deadline_s": kept.deadline_s, "delay_s": kept.delay_s}
+            scaled: dict[str, Any] = {
+                name: time_s / self._factor for name, time_s in times.items() if time_s is not None
+            }
+            self.was_cut |= len(kept) < len(batch)
+            yield replace(kept, **scaled)
+            left -= float(tokens[-1]) if len(tokens) else 0.0
+            if self.was_cut or left <= 0:
+                self.was_cut = True
+                return
+
+    def num_requests(self) -> int | None:
+        """Not known."""
+        return None
+
+
+def run_interval(
+    experiment: Experiment,
+    workload: Workload,
+    cost: CostModel,
+    simulated: Figures,
+    *,
+    max_tokens: float = MAX_TOKENS,
+    with_front: bool = True,
+) -> RunInterval | None:
+    """The interval of a run whose latencies are `simulated`; `None` where nothing is known of its errors.
+
+    Longer runs than `max_tokens` output tokens are taken to be as sensitive as their beginning. `with_front`
+    says that latencies count from the client's sending, so that what comes before the engine is in them.
+    Nothing is told of a cost model that draws its errors: its replicates do.
+    """
+    error = cost.step_error
+    if error is None or error.pct == 0 or cost.uses_seed:
+        return None
+    factor = 1.0 + error.pct / 100.0
+    faster, slower = (_rerun(experiment, workload, cost, each, max_tokens) for each in (1.0 / factor, factor))
+    base = _rerun(experiment, workload, cost, 1.0, max_tokens).figures if faster.is_part else None
+    front_s = max(0.0, FRONT_S - experiment.front_end_s) if with_front else 0.0
+    bounds: dict[str, dict[str, tuple[float, float]]] = {name: {} for name in LATENCIES}
+    for name, parts in bounds.items():
+        is_from_client = name != "tpot_s"
+        known_s = experiment.front_end_s if is_from_client and with_front else 0.0
+        for part in STATISTICS:
+            if (told_s := simulated.get(name, {}).get(part)) is None:
+                continue
+            base_s = told_s - known_s if base is None else base[name][part]
+            ratios = [1.0, *(run.figures[name][part] / base_s for run in (faster, slower) if base_s > 0)]
+            if not all(map(math.isfinite, ratios)):
+                continue
+            low_s, high_s = ((told_s - known_s) * ratio + known_s for ratio in (min(ratios), max(ratios)))
+            parts[part] = (low_s, high_s + (front_s if is_from_client else 0.0))
+    return RunInterval(error, bounds, faster.num_requests)
+
+
+def statistics_of(values: Column) -> dict[str, float]:
+    """The statistics that have intervals, of values that may lack some; none of none."""
+    known = values[~np.isnan(values)]
+    if not len(known):
+        return {}
+    figures = (known.mean(), *np.quantile(known, list(QUANTILES.values())))
+    return {part: float(figure) for part, figure in zip(STATISTICS, figures, strict=True)}
+
+
+class Rerun(NamedTuple):
+    """A run, or its beginning, with all steps longer by a factor."""
+
+    figures: Mapping[str, Mapping[str, float]]
+    """Seconds by latency and statistic; NaN for none."""
+    num_requests: int
+    is_part: bool
+
+
+def _rerun(
+    experiment: Experiment, workload: Workload, cost: CostModel, factor: float, max_tokens: float
+) -> Rerun:
+    hurried = HurriedWorkload(workload, factor, max_tokens)
+    setup = setup_of(experiment, hurried, cost)
+    setup = replace(setup, until_s=setup.until_s / factor, with_batches=False)
+    log, _, _ = simulate_core(setup, experiment.speed)
+    latencies = request_latencies(log)
+    missing = dict.fromkeys(STATISTICS, math.nan)
+    figures = {
+        name: {part: factor * figure for part, figure in (statistics_of(latencies[name]) or missing).items()}
+        for name in LATENCIES
+    }
+    return Rerun(figures, len(latencies["ttft_s"]), hurried.was_cut)
