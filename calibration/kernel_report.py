@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
-from calibration.reached_peaks import Reached, Sum, reached, step_errors
+from calibration.against_table import against_table
+from calibration.reached_peaks import Attainable, Reached, Sum, reached, read_bytes, step_errors
 from cbsim.base.units import TERA, format_seconds, markdown_table
 from cbsim.cost.costfile import CostFile
 from cbsim.lab.calibrate.accuracy import HEADER, Errors
@@ -35,10 +37,16 @@ class KernelReport:
     points: Sequence[Point]
     cost: CostFile
     gpu: GpuSpec | None
+    attainable: Attainable | None = None
+    """What the device attains at most, if it was measured."""
 
-    def sections(self, sums: Sequence[Sum]) -> list[str]:
-        """What was timed, what the kernels reach, how additive mixing is, how far whole steps lie off."""
-        rows = reached(self.points, self.model, self.gpu, self.meta.tensor_parallel)
+    def sections(self, sums: Sequence[Sum], profiles: Path | None = None) -> list[str]:
+        """What was timed, what the kernels reach, how they stand against a table, how additive mixing is, how
+        far whole steps lie off, and what to do with it all; `profiles` is where its folder is to go.
+        """
+        parallel = self.meta.tensor_parallel
+        rows = reached(self.points, self.model, self.gpu, parallel, self.attainable)
+        experts = [row for row in rows if row.op == "experts"]
         return [
             f"## {self.model.name} on {self.meta.device}",
             self._provenance(),
@@ -49,13 +57,17 @@ class KernelReport:
             "### Prefill attention: TFLOP/s" + self._of_peak("compute"),
             grid([row for row in rows if row.op == "prefill"], "chunk tokens"),
             "### Dense layer",
-            self._dense([row for row in rows if row.op == "dense"]),
+            self._by_tokens([row for row in rows if row.op == "dense"]),
+            *(["### Experts", self._by_tokens(experts)] if experts else []),
+            *against_table(self.points, self.model, self.gpu, parallel),
             "### Is the sum the sum?",
             additivity_sentence(sums),
             "### Whole steps against the prediction, nothing fitted to them: errors in %",
             errors_table(step_errors(self.points, self.cost.form)),
             "### Kernels against the fit: errors in %",
-            errors_table(self._accuracy()),
+            errors_table(self._accuracy()) if self.cost.accuracy else "Not told: time was up.",
+            "### What to do with it",
+            self._next_steps(profiles),
         ]
 
     def _provenance(self) -> str:
@@ -79,7 +91,27 @@ class KernelReport:
         flop, moved = self.gpu.peak_flop_per_s(self.model.dtype), self.gpu.memory_bytes_per_s
         return (
             f"peaks of `{self.gpu.name}` by its data sheet: {moved / TERA:.3g} TB/s, "
-            f"{flop / TERA:.0f} TFLOP/s in {self.model.dtype}"
+            f"{flop / TERA:.0f} TFLOP/s in {self.model.dtype}{self._attained()}"
+        )
+
+    def _attained(self) -> str:
+        if self.attainable is None:
+            return ""
+        moved, flop = self.attainable.bytes_per_s / TERA, self.attainable.flop_per_s / TERA
+        return f"; attained here by a large copy {moved:.3g} TB/s, by a large product {flop:.0f} TFLOP/s"
+
+    def _next_steps(self, profiles: Path | None) -> str:
+        """Which file goes where, and which command makes the figures of which page."""
+        name = f"{self.gpu.name if self.gpu else 'GPU'}-torch/{self.model.name}"
+        source = profiles or Path(self.model.name)
+        return "\n".join(
+            (
+                f"* keep it: `mv {source} calibration/profiles/{name}`",
+                f"* use it: `cost_model: {{type: profile, profile: {name}}}`",
+                "* `python -m calibration.errors` prints its row for the table of `calibration/README.md`; "
+                "the tables above go below that page's chapter on how wrong profiles are",
+                f"* live beside simulated: `cbsim validate EXPERIMENT --device cuda --profile {source}`",
+            )
         )
 
     def _accuracy(self) -> dict[str, Errors]:
@@ -91,18 +123,23 @@ class KernelReport:
         }
 
     def _of_peak(self, kind: str) -> str:
-        return "" if self.gpu is None else f" (share of the {kind} peak)"
+        if self.gpu is None:
+            return ""
+        attained = "" if self.attainable is None else "; of what is attainable"
+        return f" (share of the {kind} peak{attained})"
 
-    def _dense(self, rows: Sequence[Reached]) -> str:
+    def _by_tokens(self, rows: Sequence[Reached]) -> str:
         """A row for each power of two of tokens: FLOP against weights that must be read at least once."""
-        layer_bytes = self.model.layer_weights * self.model.element_bytes / self.meta.tensor_parallel
         cells = []
         for row in sorted(rows, key=lambda row: row.batch):
             if row.batch & (row.batch - 1) == 0:
-                figures = [f"{row.rate:.3g}", f"{layer_bytes / row.seconds / TERA:.3g}"]
-                mfu = [] if row.share is None else [f"{row.share:.0%}"]
+                moved = read_bytes(self.model, row.op, row.batch) / self.meta.tensor_parallel
+                figures = [f"{row.rate:.3g}", f"{moved / row.seconds / TERA:.3g}"]
+                mfu = [f"{share:.0%}" for share in (row.share, row.attained) if share is not None]
                 cells.append([f"{row.batch:,}", format_seconds(row.seconds), *figures, *mfu])
-        mfu_header = [] if self.gpu is None else ["MFU"]
+        mfu_header = ([] if self.gpu is None else ["MFU"]) + (
+            [] if self.attainable is None else ["of the attainable"]
+        )
         return markdown_table(["tokens", "time", "TFLOP/s", "weights read, TB/s", *mfu_header], cells)
 
 
@@ -120,6 +157,7 @@ def highlights(rows: Sequence[Reached]) -> str:
         }
         unit = "TB/s" if row.op == "decode" else "TFLOP/s"
         share = "" if row.share is None else f", {row.share:.0%} of the peak"
+        share += "" if row.attained is None else f", {row.attained:.0%} of the attainable"
         best_of = " (the best)" if row in best else ""
         lines.append(f"* {sizes[row.op]}: **{row.rate:.3g} {unit}**{share}{best_of}")
     return "\n".join(dict.fromkeys(lines))
@@ -141,13 +179,14 @@ def additivity_sentence(sums: Sequence[Sum]) -> str:
     """How many times its parts a mix takes: the median, the middle 80 %, and the mix farthest off."""
     if not sums:
         return "No mix of chunks and decodes could be timed."
+    apart = "timed apart" if all(row.is_timed for row in sums) else "as the fitted form has them"
     times = 1.0 + np.array([row.excess for row in sums])
     low, high = np.quantile(times, (0.1, 0.9))
     worst = max(sums, key=lambda row: abs(row.excess))
     chunks = " and ".join(f"{tokens:,} over {context:,}" for tokens, context in worst.chunks)
     return (
         f"Attention of {len(sums)} mixes of chunks and decodes, one layer, timed together took "
-        f"{np.median(times):.2f} times the sum of its parts timed apart, at the median ({low:.2f} to "
+        f"{np.median(times):.2f} times the sum of its parts {apart}, at the median ({low:.2f} to "
         f"{high:.2f} for the middle 80 %). Farthest off, {1 + worst.excess:.2f} times: a chunk of {chunks} "
         f"tokens with {worst.num_decodes:,} decodes of {worst.decode_context:,} tokens in all, "
         f"{format_seconds(worst.together_s)} together, {format_seconds(worst.prefill_s)} and "
@@ -163,4 +202,5 @@ def errors_table(errors: Mapping[str, Errors]) -> str:
 def _rate(row: Reached | None) -> str:
     if row is None:
         return ""
-    return f"{row.rate:.3g}" if row.share is None else f"{row.rate:.3g} ({row.share:.0%})"
+    shares = "; ".join(f"{share:.0%}" for share in (row.share, row.attained) if share is not None)
+    return f"{row.rate:.3g} ({shares})" if shares else f"{row.rate:.3g}"

@@ -1,24 +1,31 @@
 #!/usr/bin/env python3
 """Calibrate cbsim on the GPU of this machine, which needs torch and Triton but no network, in one command.
 
-    python3 calibration/run_on_gpu.py --out results                       # about ten minutes for both models
+    python3 calibration/run_on_gpu.py --seconds 600 --out results         # as much as there is time for
+    python3 calibration/run_on_gpu.py --fake --out walked                 # the same on no card: made-up times
     python3 calibration/run_on_gpu.py --wheels                            # the packages to bring, if any
 
-For each model it times the full plan, fits a cost model, and writes a profile and `report.md`: what the
-kernels reach, how additive mixing is and how far whole steps lie from the prediction. Rows are on disk as
-they are made: run it again to go on.
+It says what does not work here, chooses kernels, times the plan of each model, fits a cost model, and writes
+a profile and `report.md`: what the kernels reach, how they stand against NVIDIA's table, how additive mixing
+is, how far whole steps lie from the prediction, and what goes where. Everything is on disk as it is made: run
+it again to go on. A process that can time nothing more, after a failed capture or an illegal access, is
+followed by another.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
+import math
+import signal
+import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-MODELS = ("llama-3-8b", "qwen3-8b")
+MODELS, FAKE_MODELS = ("llama-3-8b", "qwen3-8b"), ("tiny",)
 PACKAGES = {
     "torch": "torch",
     "triton": "triton",
@@ -29,8 +36,13 @@ PACKAGES = {
 }
 """Module -> package; Triton is for CUDA alone."""
 OLDEST_PYTHON = (3, 11)
-NUM_SUMS = 20
-WRONG, INTERRUPTED = 2, 130
+WRONG, SPENT, INTERRUPTED = 2, 3, 130
+"""Exit codes: a mistake; this process can time nothing more, a new one goes on; interrupted."""
+CRASHES = {-signal.SIGSEGV, -signal.SIGABRT, -signal.SIGBUS, -signal.SIGFPE, -signal.SIGILL}
+"""Exit codes of a process that a kernel, or a driver, brought down."""
+MAX_STARTS = 12
+LEAST_S = 20.0
+"""With less time left no further process is started."""
 
 
 def main() -> int:
@@ -40,15 +52,56 @@ def main() -> int:
         print(f"cbsim needs Python 3.11 or newer, and this is {sys.version.split()[0]}", file=sys.stderr)
         return WRONG
     missing = [package for module, package in PACKAGES.items() if importlib.util.find_spec(module) is None]
-    if options.device == "cpu":
+    if options.device == "cpu" or options.fake:
         missing = [package for package in missing if package != "triton"]
     if options.wheels or missing:
         return list_wheels(missing)
+    if options.worker is not None:
+        return work(options)
+    until = time.time() + (options.seconds or math.inf)
+    return supervise(lambda: start_worker(until), until)
+
+
+def supervise(start: Callable[[], int], until: float) -> int:
+    """Start a process, and another whenever one says that it can do no more, until time is up."""
+    for _ in range(MAX_STARTS):
+        code = start()
+        if code != SPENT and code not in CRASHES:
+            return code
+        if until - time.time() < LEAST_S:
+            print("too little time is left for another process; the same command goes on", file=sys.stderr)
+            return code if code == SPENT else WRONG
+        why = "has died" if code in CRASHES else "can time nothing more"
+        print(f"the process {why}: going on in a new one", flush=True)
+    print(f"gave up after {MAX_STARTS} processes; the same command goes on from here", file=sys.stderr)
+    return WRONG
+
+
+def start_worker(until: float) -> int:
+    """A process that does the work until an instant of `time.time`; its exit code."""
+    command = [sys.executable, str(Path(__file__).resolve()), *sys.argv[1:], "--worker", repr(until)]
+    with subprocess.Popen(command) as worker:
+        signal.signal(signal.SIGTERM, lambda *_: worker.terminate())
+        while True:
+            try:
+                return worker.wait()
+            except KeyboardInterrupt:
+                continue  # the worker was told too, and ends by itself
+
+
+def work(options: argparse.Namespace) -> int:
+    """What a process does; `SPENT` if another should go on."""
     sys.path.insert(0, str(ROOT))
+    signal.signal(signal.SIGTERM, interrupt)
+    from calibration.gpu_session import Session
     from cbsim.base.errors import CbsimError
+    from cbsim.lab.calibrate.measurement import ProcessSpent
 
     try:
-        calibrate_all(options)
+        Session(options, time.monotonic() + options.worker - time.time()).run()
+    except ProcessSpent as error:
+        print(error, file=sys.stderr)
+        return SPENT
     except CbsimError as error:
         print(error, file=sys.stderr)
         return WRONG
@@ -56,6 +109,11 @@ def main() -> int:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         return INTERRUPTED
     return 0
+
+
+def interrupt(*_: object) -> None:
+    """End as on Ctrl-C."""
+    raise KeyboardInterrupt
 
 
 def parse_options() -> argparse.Namespace:
@@ -66,12 +124,19 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument(
         "--gpu", help="name in configs/gpus, for its peaks; default: the one that the device calls itself"
     )
-    parser.add_argument("--models", nargs="+", default=list(MODELS), help="names in configs/models")
+    parser.add_argument("--models", nargs="+", help=f"names in configs/models; default: {' '.join(MODELS)}")
+    parser.add_argument("--seconds", type=float, help="end, with everything fitted, after so many")
     parser.add_argument("--out", type=Path, default=Path("results"), help="folder to write to")
     parser.add_argument("--plan", choices=("quick", "full"), default="full")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--fake", action="store_true", help="walk all of it on a card of made-up times")
     parser.add_argument("--wheels", action="store_true", help="only say which packages to bring")
-    return parser.parse_args()
+    parser.add_argument("--worker", type=float, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    options.models = options.models or list(FAKE_MODELS if options.fake else MODELS)
+    if options.seconds is not None and not options.seconds > 0:
+        parser.error(f"--seconds: got {options.seconds:g}; allowed: more than 0")
+    return options
 
 
 def list_wheels(missing: list[str]) -> int:
@@ -88,120 +153,6 @@ def list_wheels(missing: list[str]) -> int:
     print(f"  python3 -m pip install --no-index --find-links wheels --target packages {names}")
     print("  PYTHONPATH=packages python3 calibration/run_on_gpu.py")
     return WRONG
-
-
-def calibrate_all(options: argparse.Namespace) -> None:
-    """Every model in turn; names are checked before minutes are spent on the first."""
-    from cbsim.base.errors import CalibrationError
-    from cbsim.lab.calibrate.named_spec import gpu_of_device, load_gpu, load_model
-    from cbsim.lab.kernels.timing import open_device
-
-    device = open_device(options.device)
-    specs, problems = [], []
-    known = options.gpu or (gpu_of_device(device.name) if device.is_cuda else None)
-    for load, name in ((load_gpu, known), *((load_model, name) for name in options.models)):
-        try:
-            specs.append(load(name) if name else None)
-        except CalibrationError as error:
-            problems += error.problems
-    if problems:
-        raise CalibrationError(*problems)
-    gpu, *models = specs
-    shown = "unknown: no share of a peak is given" if gpu is None else f"as {gpu.name} in configs/gpus"
-    say(f"{device.name}, its peaks {shown}")
-    attention_shapes: dict[tuple[object, ...], str] = {}
-    for model in models:
-        shape = (model.num_heads, model.num_kv_heads, model.head_size, model.dtype)
-        calibrate(model, gpu, options, tuned_as=attention_shapes.get(shape))
-        attention_shapes.setdefault(shape, model.name)
-    names = " ".join(str(options.out / model.name) for model in models)
-    say(f"to keep them: mv {names} calibration/profiles/{gpu.name if gpu else 'NAME'}-torch/")
-
-
-def calibrate(model, gpu, options, tuned_as) -> None:  # type: ignore[no-untyped-def]
-    """Everything for one model, into a folder of its own."""
-    from calibration.kernel_report import KernelReport
-    from cbsim.lab.calibrate.fit import fit_cost_file
-    from cbsim.lab.calibrate.measurement import measure
-
-    out = options.out / model.name
-    start = time.monotonic()
-    measured = measure(
-        model,
-        out,
-        device=options.device,
-        plan=options.plan,
-        gpu=gpu.name if gpu else None,
-        command=" ".join(["python3", *sys.argv]),
-        progress=lambda done, total, left_s: say_points(model.name, done, total, left_s),
-    )
-    say(f"{model.name}: {len(measured.points)} points after {time.monotonic() - start:.0f} s")
-    for warning in measured.meta.warnings:
-        say(f"{model.name}: {warning}")
-    cost, _ = fit_cost_file(measured.points, measured.meta, out / "points.csv")
-    cost.save(out / "cost.json")
-    say(f"{model.name}: fitted after {time.monotonic() - start:.0f} s")
-    report = KernelReport(model, measured.meta, measured.points, cost, gpu)
-    write_report(report, Bench(model, options), tuned_as, out / "report.md")
-    say(f"{model.name}: done after {time.monotonic() - start:.0f} s\n")
-
-
-def write_report(report, bench, tuned_as, path: Path) -> None:  # type: ignore[no-untyped-def]
-    """`report.md`, whole each time: first without the comparison of tunings, which takes a minute or two."""
-    from calibration.reached_peaks import additivity
-    from cbsim.base.paths import write_text
-
-    sections = report.sections(additivity(bench.mixed[:NUM_SUMS], bench.seconds))
-    write_text(path, "\n\n".join(sections) + "\n")
-    if bench.device.is_cuda:
-        sections.append("### Decode kernel, ways to cut its work: TB/s of keys and values read")
-        sections.append(bench.tunings() if tuned_as is None else f"As for {tuned_as}: the same heads.")
-        write_text(path, "\n\n".join(sections) + "\n")
-    print("\n" + path.read_text(encoding="utf-8"), flush=True)
-
-
-class Bench:
-    """What times points that are not in the plan."""
-
-    def __init__(self, model, options) -> None:  # type: ignore[no-untyped-def]
-        from cbsim.lab.calibrate.measurement import find_room
-        from cbsim.lab.calibrate.timing_plan import make_plan
-        from cbsim.lab.kernels.shard import Shard
-        from cbsim.lab.kernels.timing import make_timer, open_device
-
-        shard = Shard(model)
-        self.device = open_device(options.device)
-        room = find_room(self.device, shard)
-        self.rig = room.rig(shard, self.device)
-        self.timer = make_timer(self.device)
-        self.mixed = [point for point in make_plan(options.plan, room.limits) if point.op == "mixed"]
-
-    def seconds(self, point) -> float:  # type: ignore[no-untyped-def]
-        """Median seconds of a plan point."""
-        from cbsim.lab.calibrate.measurement import time_point
-
-        return float(time_point(self.rig, self.timer, point).median_s)
-
-    def tunings(self) -> str:
-        """Ways to cut the decode kernel's work, against each other."""
-        from calibration.reached_peaks import all_tunings, compare_tunings, tunings_table
-
-        def progress(done: int, total: int) -> None:
-            say_points("decode kernel", done, total, None, "tunings")
-
-        return tunings_table(compare_tunings(self.rig, self.seconds, all_tunings(), progress))
-
-
-def say_points(name: str, done: int, total: int, left_s: float | None, what: str = "points") -> None:
-    """A line every tenth of the way."""
-    if done == total or done % max(1, total // 10) == 0:
-        left = "" if left_s is None else f", about {left_s:.0f} s left"
-        say(f"{name}: {done} of {total} {what}{left}")
-
-
-def say(line: str) -> None:
-    """A line, at once."""
-    print(line, flush=True)
 
 
 if __name__ == "__main__":

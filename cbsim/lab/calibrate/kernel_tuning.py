@@ -8,12 +8,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
-from cbsim.lab.calibrate.timing_plan import PlanPoint
+from cbsim.lab.calibrate.timing_plan import Limits, PlanPoint
 from cbsim.lab.kernels.kernel_choice import DecodeTuning, KernelChoice, PrefillChoice
 from cbsim.lab.kernels.rig import Rig
 
 Seconds = Callable[[PlanPoint], float]
 """Times a point of a plan; NaN where that can't run on the device."""
+
+Sizes = Sequence[tuple[int, int]]
 
 SIZES = ((64, 4096), (16, 16384), (256, 1024))
 """Decodes x context that ways to cut decodes are timed at."""
@@ -28,7 +30,7 @@ class Tuned:
 
     tuning: DecodeTuning
     bytes_per_s: tuple[float, ...]
-    """Of keys and values at each of `SIZES`; NaN where that can't run on the device."""
+    """Of keys and values at each size timed; NaN where that can't run on the device."""
 
     @property
     def score(self) -> float:
@@ -59,6 +61,7 @@ def compare_tunings(
     tunings: Sequence[DecodeTuning],
     progress: Callable[[int, int], None] | None = None,
     until_s: float = math.inf,
+    sizes: Sizes = SIZES,
 ) -> list[Tuned]:
     """Time the decode kernel with each tuning, best first; the rig keeps the backend it had.
 
@@ -72,7 +75,7 @@ def compare_tunings(
             if tuned and time.monotonic() >= until_s:
                 break
             rig.use(backend.with_choice(replace(backend.choice, decode=tuning)))
-            tuned.append(Tuned(tuning, tuple(_rate(rig, seconds, *size) for size in SIZES)))
+            tuned.append(Tuned(tuning, tuple(_rate(rig, seconds, *size) for size in sizes)))
             if progress is not None:
                 progress(count, len(tunings))
     finally:
@@ -80,12 +83,14 @@ def compare_tunings(
     return sorted(tuned, key=lambda row: -math.inf if math.isnan(row.score) else row.score, reverse=True)
 
 
-def fastest_prefill(rig: Rig, seconds: Seconds, names: Sequence[str], until_s: float) -> PrefillChoice:
+def fastest_prefill(
+    rig: Rig, seconds: Seconds, names: Sequence[str], limits: Limits, until_s: float
+) -> PrefillChoice:
     """The fastest of some kernels by the size of a chunk; the rig keeps the backend it had."""
     backend = rig.backend
     timed = []
     try:
-        for context, tokens in product(CHUNK_CONTEXTS, CHUNKS):
+        for tokens, context in chunk_sizes(limits):
             if time.monotonic() >= until_s:
                 break
             point = PlanPoint("prefill", chunks=((tokens, context),))
@@ -102,8 +107,29 @@ def fastest_prefill(rig: Rig, seconds: Seconds, names: Sequence[str], until_s: f
     return PrefillChoice(tuple(timed))
 
 
+def decode_sizes(limits: Limits) -> Sizes:
+    """`SIZES` as far as a device has room for them."""
+    counts = [min(count, limits.max_decodes) for count, _ in SIZES]
+    most = [min(limits.max_context, limits.max_kv_tokens // count) for count in counts]
+    contexts = [min(context, each) for (_, context), each in zip(SIZES, most, strict=True)]
+    return list(dict.fromkeys(zip(counts, contexts, strict=True)))
+
+
+def chunk_sizes(limits: Limits) -> Sizes:
+    """`CHUNKS` with each of `CHUNK_CONTEXTS`, those that a device has room for, and no smaller ones twice."""
+    found = []
+    for context, tokens in product(CHUNK_CONTEXTS, CHUNKS):
+        count = min(tokens, limits.max_chunk_tokens)
+        found.append((count, min(context, min(limits.max_context, limits.max_kv_tokens) - count)))
+    return [size for size in dict.fromkeys(found) if size[1] >= 0]
+
+
 def choose_kernels(
-    rig: Rig, seconds: Seconds, without: Sequence[str] = (), until_s: float = math.inf
+    rig: Rig,
+    seconds: Seconds,
+    limits: Limits,
+    without: Sequence[str] = (),
+    until_s: float = math.inf,
 ) -> KernelChoice | None:
     """The best way to cut decodes and the fastest kernel for chunks of each size, as far as there is time.
 
@@ -115,9 +141,11 @@ def choose_kernels(
         return None
     tunings = [tuning for tuning in first_tunings() if name_of(tuning) not in without]
     half_s = until_s if math.isinf(until_s) else (time.monotonic() + until_s) / 2
-    best = compare_tunings(rig, seconds, tunings, until_s=half_s)[0] if tunings else None
+    best = None
+    if tunings:
+        best = compare_tunings(rig, seconds, tunings, None, half_s, decode_sizes(limits))[0]
     names = [name for name in rig.backend.prefill_names if name not in without]
-    prefill = fastest_prefill(rig, seconds, names, until_s)
+    prefill = fastest_prefill(rig, seconds, names, limits, until_s)
     is_better = best is not None and not math.isnan(best.score)
     return KernelChoice(best.tuning if best is not None and is_better else choice.decode, prefill)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Literal
@@ -13,6 +14,8 @@ from cbsim.base.errors import CalibrationError
 Trouble = Literal["failed", "no graph"]
 """`failed`: a point is not timed again; `no graph`: its op is timed kernel by kernel from then on."""
 
+MAX_DEATHS = 2
+"""Processes that die of a point in a row before it is left out."""
 NO_POINT = -1
 """Place of what is in no plan: a kernel that was to be compared with others."""
 
@@ -70,3 +73,30 @@ def _row(order: str, op: str, window: str, trouble: str, error: str) -> LeftOut:
     if trouble not in ("failed", "no graph"):
         raise ValueError
     return LeftOut(int(order), op, int(window), "failed" if trouble == "failed" else "no graph", error)
+
+
+class DeathMark:
+    """A file that says which point is being timed, and so which one a process died of.
+
+    A kill from outside looks the same, so a point is at fault only when processes died of it in a row.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.order, self.count = NO_POINT, 0
+        """The point that the last process died of, and how many in a row did."""
+        try:
+            self.order, before = map(int, path.read_text(encoding="utf-8").split())
+            self.count = before + 1
+        except (OSError, ValueError):
+            return
+
+    @contextmanager
+    def around(self, order: int) -> Iterator[None]:
+        """While a point is timed; whatever else ends it than the death of the process takes the mark away."""
+        count = self.count if order == self.order else 0
+        self.path.write_text(f"{order} {count}", encoding="utf-8")
+        try:
+            yield
+        finally:
+            self.path.unlink(missing_ok=True)

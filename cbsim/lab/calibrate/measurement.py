@@ -18,11 +18,27 @@ from cbsim.base.units import MIB, format_bytes
 from cbsim.cost.costfile import model_shape
 from cbsim.lab.calibrate.accuracy import repeats
 from cbsim.lab.calibrate.kernel_tuning import choose_kernels, name_of
-from cbsim.lab.calibrate.left_out import NO_POINT, LeftOut, Trouble, append_left_out, read_left_out
+from cbsim.lab.calibrate.left_out import (
+    MAX_DEATHS,
+    NO_POINT,
+    DeathMark,
+    LeftOut,
+    Trouble,
+    append_left_out,
+    read_left_out,
+)
 from cbsim.lab.calibrate.named_spec import gpu_of_device
 from cbsim.lab.calibrate.point import Op, Point
 from cbsim.lab.calibrate.pointsfile import Meta, append_point, read_points, save_meta
-from cbsim.lab.calibrate.profile_folder import KERNELS, LEFT_OUT, META, POINTS, check_resumable, resume
+from cbsim.lab.calibrate.profile_folder import (
+    KERNELS,
+    LEFT_OUT,
+    META,
+    POINTS,
+    UNDER_WAY,
+    check_resumable,
+    resume,
+)
 from cbsim.lab.calibrate.timing_plan import Limits, PlanName, PlanPoint, make_plan
 from cbsim.lab.kernels.all_reduce import can_all_reduce, time_all_reduces
 from cbsim.lab.kernels.graph_capture import CaptureFailed, one_line
@@ -68,6 +84,8 @@ class Measurement:
 
     points: list[Point]
     meta: Meta
+    num_unreached: int = 0
+    """Points of the plan that there was no time for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,11 +156,19 @@ def measure(
     timer = timer or make_timer(opened)
     with refusals(out, "written", CalibrationError):
         rig = room.rig(shard, opened, backend, seed)
-        use_best_kernels(rig, timer, out, tuning_s)
+        use_best_kernels(rig, timer, out, room.limits, tuning_s)
     meta = meta.model_copy(update={"software": {**meta.software, "attention": rig.backend.describe()}})
     with refusals(out, "written", CalibrationError):
         done = resume(out, meta, planned)
         save_meta(meta, out / META)
+        deaths = DeathMark(out / UNDER_WAY)
+        if deaths.count >= MAX_DEATHS:
+            told = next((point for point in planned if point.order == deaths.order), None)
+            if told is not None:
+                died = LeftOut(
+                    told.order, told.op, told.window, "failed", "the process died while it was timed"
+                )
+                append_left_out(out / LEFT_OUT, died)
         troubles = read_left_out(out / LEFT_OUT)
         known = {point.order for point in done} | {row.order for row in troubles if row.trouble == "failed"}
         left = [point for point in planned if point.order not in known]
@@ -156,19 +182,20 @@ def measure(
             if time.monotonic() >= until_s:
                 num_unreached = len(left) - count + 1
                 break
-            bench.add(point)
+            with deaths.around(point.order):
+                bench.add(point)
             if progress is not None:
                 left_s = (time.monotonic() - start) / count * (len(left) - count)
                 progress(len(known) + count, len(planned), left_s if count >= 5 else None)
         points = read_points(out / POINTS) if (out / POINTS).exists() else []
         troubles = read_left_out(out / LEFT_OUT)
-        told = warnings_of(points, planned, opened, troubles, num_unreached)
-        meta = meta.model_copy(update={"warnings": told})
+        warnings = warnings_of(points, planned, opened, troubles, num_unreached)
+        meta = meta.model_copy(update={"warnings": warnings})
         save_meta(meta, out / META)
-    return Measurement(points, meta)
+    return Measurement(points, meta, num_unreached)
 
 
-def use_best_kernels(rig: Rig, timer: Timer, out: Path, tuning_s: float = math.inf) -> None:
+def use_best_kernels(rig: Rig, timer: Timer, out: Path, limits: Limits, tuning_s: float = math.inf) -> None:
     """Have the rig compute attention by the fastest kernels: those of `out/kernels.json`, else timed now.
 
     Raises `ProcessSpent` where one of them brings the process down; the next doesn't try it.
@@ -180,7 +207,7 @@ def use_best_kernels(rig: Rig, timer: Timer, out: Path, tuning_s: float = math.i
         def seconds(point: PlanPoint) -> float:
             return _seconds_or_nan(rig, timer, point, out)
 
-        choice = choose_kernels(rig, seconds, without, time.monotonic() + tuning_s)
+        choice = choose_kernels(rig, seconds, limits, without, time.monotonic() + tuning_s)
         if choice is not None:
             out.mkdir(parents=True, exist_ok=True)
             save_choice(choice, out / KERNELS)

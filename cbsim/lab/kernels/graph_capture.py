@@ -45,6 +45,8 @@ def captured(run: Callable[[], R], pool: Any = None) -> tuple[Any, R]:
 
 def one_line(error: BaseException) -> str:
     """What an exception says, its kind and its first line."""
+    if isinstance(error, CaptureFailed):
+        return str(error)
     told = str(error).strip().partition("\n")[0]
     return f"{type(error).__name__}: {told}" if told else type(error).__name__
 

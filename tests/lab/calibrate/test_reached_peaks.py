@@ -2,34 +2,34 @@
 
 from __future__ import annotations
 
-import re
-import runpy
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 pytest.importorskip("torch")
 
-import torch
-
+from calibration import reached_peaks
+from calibration.against_table import against_table, ratios
 from calibration.kernel_report import KernelReport, additivity_sentence, grid
-from calibration.reached_peaks import Reached, Sum, additivity, reached
-from cbsim.cost.costfile import Box, CostFile, model_shape
+from calibration.reached_peaks import (
+    Attainable,
+    Reached,
+    Sum,
+    additivity,
+    additivity_by_form,
+    reached,
+    read_bytes,
+)
+from cbsim.cost.costfile import Box, CostFile, find_cost_file, model_shape, read_cost_file
 from cbsim.cost.form import StepForm
-from cbsim.lab.calibrate import coefficients
-from cbsim.lab.calibrate import measurement as measure
 from cbsim.lab.calibrate.accuracy import predict
 from cbsim.lab.calibrate.point import Point
-from cbsim.lab.calibrate.pointsfile import Meta, read_meta
+from cbsim.lab.calibrate.pointsfile import Meta, read_points
 from cbsim.lab.calibrate.timing_plan import PlanPoint
-from cbsim.lab.kernels.rig import Rig
-from cbsim.lab.kernels.timing import Timer, Timing
 from cbsim.specs import GpuSpec
 from tests.cost.laws import make_form
-from tests.lab.kernels.references import CONFIGS, load_model
+from tests.lab.kernels.references import load_model
 
 GPU = GpuSpec(
     name="round",
@@ -50,7 +50,6 @@ META = Meta(
     software={"torch": "9.9"},
     warnings=["clocks moved"],
 )
-SCRIPT = CONFIGS.parent / "calibration" / "run_on_gpu.py"
 
 
 def cost_file(form: StepForm) -> CostFile:
@@ -157,81 +156,75 @@ def test_mixes_that_do_not_fit_the_device_are_left_out() -> None:
     assert additivity_sentence([]) == "No mix of chunks and decodes could be timed."
 
 
-class Law:
-    """Runs everything once, and says that it took what a law of additive parts says, give or take 1 %."""
-
-    def __init__(self) -> None:
-        self.law = make_form(fused=False)
-        self.rng = np.random.default_rng(0)
-
-    def __call__(self, rig: Rig, timer: Timer, planned: PlanPoint) -> Timing:
-        with torch.inference_mode():
-            for _, make_calls in measure.calls_of(rig, planned):
-                make_calls(1)[0]()
-        contexts = planned.contexts
-        point = Point(
-            planned.op,
-            1.0,
-            chunks=planned.chunks,
-            num_decodes=len(contexts),
-            decode_context=sum(contexts),
-            max_decode_context=max(contexts, default=0),
-            tokens=planned.tokens,
-            num_logits=planned.num_logits,
-        )
-        (seconds,) = predict(self.law, [point])
-        return Timing.of([seconds * self.rng.uniform(0.99, 1.01)])
+def test_shares_of_what_is_attainable() -> None:
+    attainable = Attainable(bytes_per_s=2.0e12, flop_per_s=5.0e14)
+    rows = reached([DECODE, CHUNK], LLAMA, GPU, attainable=attainable)
+    assert [row.attained / row.share for row in rows] == [pytest.approx(2.0), pytest.approx(2.0)]
+    assert grid(rows[:1], "decodes").endswith("| 64 | 2.68 (67%; 134%) |")
 
 
-def test_the_one_command_runs_end_to_end(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    pytest.importorskip("scipy")
-    monkeypatch.setattr(measure, "time_point", Law())
-    monkeypatch.setattr(coefficients, "NUM_STARTS", 1)
-    words = f"--device cpu --models tiny --plan quick --out {tmp_path}".split()
-    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *words])
-    with pytest.raises(SystemExit) as ended:
-        runpy.run_path(str(SCRIPT), run_name="__main__")
-    captured = capsys.readouterr()
-    assert ended.value.code == 0, captured.err
-    assert {path.name for path in (tmp_path / "tiny").iterdir()} == {
-        "points.csv",
-        "meta.json",
-        "cost.json",
-        "report.md",
+def test_a_dense_layer_is_not_held_against_experts_weights() -> None:
+    """Qwen3-30B-A3B: 48 layers of 128 experts, 8 a token, of 3 x 2048 x 768 weights each."""
+    model = load_model("qwen3-30b-a3b")
+    projections = 2048 * 128 * (2 * 32 + 2 * 4)
+    expert = 3 * 2048 * 768
+    dense, experts = reached([DENSE, replace(DENSE, op="experts")], model, GPU)
+    assert dense.rate == pytest.approx(128 * 2 * projections / 2e-4 / 1e12)
+    assert experts.rate == pytest.approx(128 * 2 * (8 * expert + 2048 * 128) / 2e-4 / 1e12)
+    assert read_bytes(model, "dense", 128) == 2 * projections
+    # One token goes to 8 of the experts, 16 tokens, dealt out evenly, to all of them.
+    for tokens, num_read in ((1, 8), (16, 128), (4096, 128)):
+        assert read_bytes(model, "experts", tokens) == 2 * (num_read * expert + 2048 * 128)
+
+
+def test_weights_of_8_bits_have_their_own_peak() -> None:
+    model = LLAMA.model_copy(update={"weight_dtype": "fp8"})
+    gpu = GPU.model_copy(update={"fp8_tflops": 2000})
+    (plain,), (small,) = reached([DENSE], LLAMA, gpu), reached([DENSE], model, gpu)
+    assert small.share == pytest.approx(plain.share / 2)
+    assert read_bytes(model, "dense", 1) == read_bytes(LLAMA, "dense", 1) / 2
+
+
+def test_additivity_without_time_for_its_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    law = make_form(fused=False)
+    mixed = replace(DECODE, op="mixed", chunks=((64, 0),))
+    (seconds,) = predict(law, [mixed])
+    (row,) = additivity_by_form([replace(mixed, t_median_s=1.3 * seconds), DECODE], law)
+    assert row.excess == pytest.approx(0.3)
+    assert "took 1.30 times the sum of its parts as the fitted form has them, at" in additivity_sentence(
+        [row]
+    )
+    assert additivity_by_form([DECODE], law) == []
+    monkeypatch.setattr(reached_peaks.time, "monotonic", lambda: 5.0)
+    assert additivity([PlanPoint("mixed", chunks=((64, 0),), contexts=(9,))], lambda part: 1.0, 5.0) == []
+
+
+def test_own_kernels_over_a_table() -> None:
+    """Timings that take 1.5 times what the shipped profile says, and decodes twice."""
+    h200 = GPU.model_copy(update={"name": "h200"})
+    file = read_cost_file(find_cost_file("h200/llama-3-8b"))
+    points = read_points(find_cost_file("h200/llama-3-8b").with_name("points.csv"))[::7]
+    theirs = predict(file.form, points)
+    own = [
+        replace(point, t_median_s=float(seconds) * (2.0 if point.op == "decode" else 1.5))
+        for point, seconds in zip(points, theirs, strict=True)
+    ]
+    rows = ratios(own, theirs, file.box)
+    assert {(row.op, round(row.median, 6)) for row in rows} == {
+        ("dense", 1.5),
+        ("logits", 1.5),
+        ("prefill", 1.5),
+        ("decode", 2.0),
     }
-    report = (tmp_path / "tiny" / "report.md").read_text()
-    assert report in captured.out
-    assert "| chunks and decodes |" in report
-    assert re.search(
-        r"took (0\.99|1\.00|1\.01) times the sum of its parts timed apart, at the median", report
+    ops = {row.op for row in rows}
+    assert sum(row.num_points for row in rows) == sum(
+        point.split == "fit" and point.op in ops for point in own
     )
-    assert "no share of a peak is given" in report
-    meta = read_meta(tmp_path / "tiny" / "meta.json")
-    assert meta.gpu is None
-    assert meta.command.startswith("python3 ")
-    assert "run_on_gpu.py --device cpu" in meta.command
-
-
-def test_it_lists_the_packages_to_bring(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    names = runpy.run_path(str(SCRIPT))
-    assert names["list_wheels"]([]) == 0
-    assert names["list_wheels"](["pydantic", "scipy"]) == 2
-    assert "--dest wheels pydantic scipy" in capsys.readouterr().out
-
-
-def test_names_are_checked_before_anything_is_timed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = f"--device cpu --models tiny llama-3-8 --gpu h2000 --out {tmp_path}".split()
-    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *words])
-    with pytest.raises(SystemExit) as ended:
-        runpy.run_path(str(SCRIPT), run_name="__main__")
-    assert ended.value.code == 2
-    assert capsys.readouterr().err == (
-        "no gpu 'h2000'; did you mean 'h200'?\nno model 'llama-3-8'; did you mean 'llama-3-8b'?\n"
-    )
-    assert list(tmp_path.iterdir()) == []
+    title, said, table = against_table(own, LLAMA, h200, 1)
+    assert "NVIDIA's table" in title
+    assert "`h200/llama-3-8b`" in said
+    assert "| decodes, context in all |" in table
+    assert "2.00 (2.00 to 2.00)" in table
+    beyond = replace(DENSE, tokens=10**6)
+    assert ratios([beyond], np.ones(1), file.box) == []
+    assert against_table(own, LLAMA, None, 1)[1].startswith("No profile of this model and GPU is shipped")

@@ -15,10 +15,13 @@ from cbsim.lab.calibrate.kernel_tuning import (
     SIZES,
     all_tunings,
     choose_kernels,
+    chunk_sizes,
     compare_tunings,
+    decode_sizes,
     first_tunings,
     name_of,
 )
+from cbsim.lab.calibrate.timing_plan import Limits
 from cbsim.lab.kernels.kernel_choice import (
     DecodeTuning,
     KernelChoice,
@@ -123,7 +126,7 @@ def chunk_law(rig):
 
 def test_kernels_are_chosen_by_size(rig, tmp_path):
     before = rig.backend
-    choice = choose_kernels(rig, chunk_law(rig))
+    choice = choose_kernels(rig, chunk_law(rig), Limits())
     assert rig.backend is before
     assert choice.decode == DecodeTuning(128, 8, 3)
     assert [choice.prefill.ranked(tokens, 0)[0] for tokens in (3, 700, 9000)] == ["paged", "paged", "long"]
@@ -132,7 +135,7 @@ def test_kernels_are_chosen_by_size(rig, tmp_path):
     save_choice(choice, tmp_path / "kernels.json")
     assert read_choice(tmp_path / "kernels.json") == choice
     assert read_choice(tmp_path / "absent.json") is None
-    without = choose_kernels(rig, chunk_law(rig), without=["paged", name_of(choice.decode)])
+    without = choose_kernels(rig, chunk_law(rig), Limits(), without=["paged", name_of(choice.decode)])
     assert without.decode == DecodeTuning(64, 8, 3)
     assert without.prefill.ranked(3, 0)[0] == "flash"
 
@@ -146,12 +149,12 @@ def test_choosing_ends_when_its_time_is_up(rig, monkeypatch):
         now[0] += 1.0
         return timed(point)
 
-    choice = choose_kernels(rig, seconds, until_s=20.0)
+    choice = choose_kernels(rig, seconds, Limits(), until_s=20.0)
     assert now[0] < 24
     assert choice.decode == DecodeTuning(128, 8, 3), "the best of the four there was time for"
     assert 1 <= len(choice.prefill.timed) <= 4
     rig.backend.choice = None
-    assert choose_kernels(rig, seconds) is None
+    assert choose_kernels(rig, seconds, Limits()) is None
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"decode": {"tiles": 3}, "prefill": {"timed": []}}'])
@@ -164,3 +167,14 @@ def test_a_file_of_something_else(tmp_path: Path, text: str) -> None:
 def test_without_a_timing_nothing_is_preferred():
     assert PrefillChoice().ranked(5, 5) == []
     assert KernelChoice(DecodeTuning()).told().endswith("prefill by size (tokens + context): not timed")
+
+
+def test_sizes_are_those_that_a_device_has_room_for():
+    assert decode_sizes(Limits()) == list(SIZES)
+    small = Limits(2048, 2048, 2048, 32 * 2048, 16 * 2048, max_decodes=128)
+    assert decode_sizes(small) == [(64, 1024), (16, 2048), (128, 512)]
+    assert len(chunk_sizes(Limits())) == 15
+    sizes = chunk_sizes(small)
+    assert (16, 2032) in sizes
+    assert max(map(sum, sizes)) == 2048
+    assert len(set(sizes)) == len(sizes) < 12
