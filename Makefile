@@ -42,7 +42,7 @@ $(TESTED): $(VENV)/.created pyproject.toml constraints.txt
 install: $(VENV)/.installed
 
 run: $(VENV)/.installed
-	$(BIN)/cbsim sweep experiments/quickstart.yaml
+	$(BIN)/cbsim sweep experiments/quickstart.yaml --workers 2
 
 check: $(TESTED)
 	$(BIN)/ruff check .
