@@ -202,7 +202,7 @@ def test_impossible_paths_are_told_in_a_line(arguments: tuple[str, ...], name: s
 
 def test_impossible_paths_hold_no_run() -> None:
     name = "x" * 300
-    assert command("compare", name, name).stderr == f"{name}: is not a run folder (it has no manifest.json)\n"
+    assert command("compare", name, name).stderr == f"{name}: no such folder; allowed: a run folder\n"
     assert command("report", name, "--out", "r.html").stderr == (
         f"{name}: no run, sweep or capacity was written there\n"
     )
