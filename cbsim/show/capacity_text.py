@@ -26,9 +26,15 @@ def capacity_table(answer: CapacityAnswer) -> Table:
         }
         for each in answer.contenders
     ]
-    notes = [f"{each.label}: {reason}" for each in answer.contenders for reason in each.reasons]
+    notes = remarks(answer)
     cells = tuple(tuple(row.values()) for row in rows)
     return Table(tuple(rows[0]), cells, notes=(*notes, *meaning(answer)))
+
+
+def remarks(answer: CapacityAnswer) -> list[str]:
+    """What to know of each contender, and of all."""
+    own = [f"{each.label}: {reason}" for each in answer.contenders for reason in each.reasons]
+    return [*own, *answer.notes]
 
 
 def rate_text(contender: Contender) -> str:

@@ -17,7 +17,7 @@ from cbsim.results.slo import Slo
 from cbsim.results.step_work import has_utilization
 from cbsim.show import capacity_text, sweep_text
 from cbsim.show.capacity_plot import RATE, capacity_bars, rate_picture
-from cbsim.show.capacity_text import capacity_table, meaning
+from cbsim.show.capacity_text import capacity_table, meaning, remarks
 from cbsim.show.chapter import Cell, Chapter, HtmlTable, Markup, Picture, joined, provenance, tag
 from cbsim.show.latency_plot import latency_cdfs, latency_parts
 from cbsim.show.reader_tables import (
@@ -257,7 +257,7 @@ def capacity_chapter(answer: CapacityAnswer) -> Chapter:
         question=f"Up to which rate is {answer.slo.promise()} met?",
         answers=[capacity_text.sentence(answer)],
         warnings=[
-            *(f"{each.label}: {reason}" for each in answer.contenders for reason in each.reasons),
+            *remarks(answer),
             *meaning(answer),
             *_notes(answer),
         ],

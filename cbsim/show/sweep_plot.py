@@ -38,6 +38,7 @@ from cbsim.studies.labels import point_name, short_keys
 
 RATE_KEYS = {
     "workload.rate_scale": "rate_scale: times the workload's rate",
+    "workload.rate_per_s": OFFERED,
     "workload.arrivals.rate_per_s": OFFERED,
 }
 _FIGURES = {

@@ -121,10 +121,14 @@ class Workload(ABC):
 
 
 class Trim:
-    """Applies window, rate scale, limit and length caps, in this order, and counts what the caps cut."""
+    """Applies window, rate scale, limit and length caps, in this order, and counts what the caps cut.
 
-    def __init__(self, config: WorkloadConfig) -> None:
+    `rate_factor` comes on top of the rate scale.
+    """
+
+    def __init__(self, config: WorkloadConfig, rate_factor: float = 1.0) -> None:
         self._config = config
+        self._rate_scale = config.rate_scale * rate_factor
         self._num_cut: Counter[str] = Counter()
         self._num_tokens_cut: Counter[str] = Counter()
 
@@ -143,7 +147,7 @@ class Trim:
                 kept = batch.part(start, stop)
                 if kept.follows is not None and num_before:
                     kept = replace(kept, follows=np.maximum(kept.follows - num_before, -1))
-                yield self._capped(kept, (kept.arrival_s - self._config.start_s) / self._config.rate_scale)
+                yield self._capped(kept, (kept.arrival_s - self._config.start_s) / self._rate_scale)
             if end < len(batch) or left == 0:
                 return
 

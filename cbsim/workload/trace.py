@@ -107,6 +107,9 @@ class TraceWorkload(Workload):
         `start_s` and `end_s`, then counts in seconds from the earliest request."""
         time_unit: Literal["s", "ms", "us", "ns"] | None = None
         """Unit of the arrivals; null: the format's own."""
+        rate_per_s: float | None = Field(default=None, gt=0)
+        """Mean arrivals a second: all times between arrivals (of the window, if one is set) are scaled alike,
+        so that the trace comes at this rate. Null: at its own. `rate_scale` comes on top."""
         hash_block_tokens: int | None = Field(default=None, ge=1, le=2**20)
         """Prompt tokens that one of `hash_ids` stands for; null: found by how many there are, 512
         (Qwen-Bailian: 16) where that fits."""
@@ -126,8 +129,26 @@ class TraceWorkload(Workload):
                 f"{self._path}: got no requests from start_s = {self.config.start_s:g} to end_s = {end_s}; "
                 f"allowed: a window that meets {table.arrival_s[0]:g} to {table.arrival_s[-1]:g} seconds"
             )
-        self._trim = Trim(self.config)
+        self._trim = Trim(self.config, self._rate_factor(self.own_arrivals()))
         yield from self._trim.apply(table.batches())
+
+    def own_arrivals(self) -> FloatColumn:
+        """The arrivals of window and limit on the file's clock, seconds."""
+        first, _ = Trim(self.config).window(self._table.arrival_s)
+        last = min(self.config.limit or self._num_in_window, self._num_in_window)
+        return self._table.arrival_s[first : first + last]
+
+    def _rate_factor(self, arrival_s: FloatColumn) -> float:
+        """What brings arrivals to the rate asked for. Raises `WorkloadError` where they have none."""
+        if self.config.rate_per_s is None:
+            return 1.0
+        span_s = float(arrival_s[-1] - arrival_s[0])
+        if not span_s:
+            raise WorkloadError(
+                f"{self._path}: got {len(arrival_s):,} requests at one instant; allowed with rate_per_s: "
+                "two or more instants"
+            )
+        return self.config.rate_per_s * span_s / (len(arrival_s) - 1)
 
     @property
     def uses_seed(self) -> bool:
@@ -148,7 +169,8 @@ class TraceWorkload(Workload):
 
     def _clock_notes(self) -> list[str]:
         table, start_s = self._table, self.config.start_s
-        unit_may_slip = table.unit_may_slip and self.config.rate_scale == 1
+        keeps_clock = self.config.rate_scale == 1 and self.config.rate_per_s is None
+        unit_may_slip = table.unit_may_slip and keeps_clock
         return clock_notes(self._path.name, table.arrival_s, start_s, unit_may_slip=unit_may_slip)
 
     @cached_property
@@ -233,8 +255,10 @@ class ResampledWorkload(TraceWorkload):
         """The file is read when the first batch is asked for; raises as `TraceWorkload.batches`."""
         if not self._num_in_window:
             yield from super().batches()
-        self._trim = Trim(self.config.model_copy(update={"start_s": 0.0, "end_s": None, "limit": None}))
-        yield from self._trim.apply(self._drawn().batches())
+        drawn = self._drawn()
+        untrimmed = self.config.model_copy(update={"start_s": 0.0, "end_s": None, "limit": None})
+        self._trim = Trim(untrimmed, self._rate_factor(drawn.arrival_s))
+        yield from self._trim.apply(drawn.batches())
 
     def num_requests(self) -> int:
         """Exact; reads the file."""

@@ -87,3 +87,33 @@ def test_shared_prompts_stay_shared(make: Callable[..., Workload], tmp_path: Pat
     drawn: list[Any] = [r.prompt for r in make(type="resampled", path="m.jsonl", num_requests=30).requests()]
     assert {prompt[0] for prompt in drawn} == {("h:7", 512)}
     assert len({prompt[1] for prompt in drawn}) > 3
+
+
+def test_a_trace_comes_at_the_rate_asked_for(make: Callable[..., Workload], tmp_path: Path) -> None:
+    """Of the window: the mean rate is that asked for, and gaps keep their shape."""
+    arrivals = [0.0, 1.0, 1.5, 4.0, 9.0, 9.5, 20.0, 21.0]
+    rows = "".join(f"{time},{place + 1},3\n" for place, time in enumerate(arrivals))
+    (tmp_path / "t.csv").write_text(f"arrived_at,num_prefill_tokens,num_decode_tokens\n{rows}")
+    workload = make(type="trace", path="t.csv", rate_per_s=6.0, start_s=1.0, limit=5)
+    own = list(workload.requests())
+    assert [request.num_prompt_tokens for request in own] == [2, 3, 4, 5, 6]
+    times = [request.arrival_s for request in own]
+    assert (len(times) - 1) / (times[-1] - times[0]) == pytest.approx(6.0)
+    gaps = [after - before for before, after in itertools.pairwise(times)]
+    assert [gap / gaps[0] for gap in gaps] == pytest.approx([1.0, 5.0, 10.0, 1.0])
+    twice = make(type="trace", path="t.csv", rate_per_s=6.0, rate_scale=2.0, start_s=1.0, limit=5)
+    assert [request.arrival_s for request in twice.requests()] == pytest.approx([time / 2 for time in times])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_every_resample_comes_at_that_rate(resampled: Callable[..., Workload], seed: int) -> None:
+    times = [request.arrival_s for request in resampled(rate_per_s=2.5, seed=seed).requests()]
+    assert (len(times) - 1) / (times[-1] - times[0]) == pytest.approx(2.5)
+
+
+def test_requests_at_one_instant_have_no_rate(make: Callable[..., Workload], tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("arrived_at,num_prefill_tokens,num_decode_tokens\n" + "3,5,5\n" * 4)
+    with pytest.raises(
+        WorkloadError, match="4 requests at one instant; allowed with rate_per_s: two or more"
+    ):
+        list(make(type="trace", path="t.csv", rate_per_s=1.0).requests())

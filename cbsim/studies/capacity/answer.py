@@ -24,6 +24,8 @@ from cbsim.studies.labels import label_values, point_name
 from cbsim.studies.run import Address, make_workload
 from cbsim.studies.sweep import save_table
 from cbsim.studies.worker_pool import Pool, open_pool, time_left_s
+from cbsim.workload.swing import swing_of
+from cbsim.workload.trace import TraceWorkload
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -66,6 +68,8 @@ class CapacityAnswer:
     resampled_from: int | None
     """Requests of the trace that replicates are resampled from; `None` where each is drawn from a seed."""
     contenders: tuple[Contender, ...]
+    notes: tuple[str, ...]
+    """What makes the answer looser than it need be, and what would not."""
     curve: pd.DataFrame
     """A row a run: `contender`, the swept keys, `seed`, `rate_per_s` offered, then the flattened summary."""
     config: Mapping[str, Any]
@@ -131,8 +135,9 @@ def _problems(experiment: Experiment, first: Experiment) -> Iterator[str]:
         yield "stop_at_s: capacity needs runs to their end; leave it out"
     if experiment.seed != first.seed:
         yield "sweep: varies the seed; leave that to the replicates of capacity"
-    if experiment.workload.rate_scale != first.workload.rate_scale:
-        yield "sweep: varies workload.rate_scale, which is what capacity finds"
+    for name in ("rate_scale", "rate_per_s"):
+        if getattr(experiment.workload, name, None) != getattr(first.workload, name, None):
+            yield f"sweep: varies workload.{name}, which is what capacity finds"
 
 
 def _tasks(experiment: Experiment, plan: Plan, folder: Path | None) -> list[SearchTask]:
@@ -215,12 +220,14 @@ def _answer(
         for seed, outcome in enumerate(each.outcomes, experiment.seed)
         for rung, figures in sorted(outcome.figures.items())
     ]
+    contenders = judge_all(labels, cells, evidence)
     return CapacityAnswer(
         experiment.name,
         slo,
         plan,
         _num_source_requests(experiment),
-        judge_all(labels, cells, evidence),
+        contenders,
+        _swing_notes(experiment, contenders),
         pd.DataFrame(rows),
         experiment.resolved(),
         outcomes[0][0].manifest,
@@ -236,6 +243,37 @@ def _names(cells: Sequence[Mapping[str, Any]], default: str) -> list[str]:
         if len(set(names)) == len(names):
             break
     return names
+
+
+def _swing_notes(experiment: Experiment, contenders: Sequence[Contender]) -> tuple[str, ...]:
+    """That a trace's own swing makes capacities loose, where it may, and what would make them less so."""
+    rates = [each.rate_per_s for each in contenders if each.rate_per_s is not None]
+    workload = make_workload(experiment)
+    if not isinstance(workload, TraceWorkload) or not any(
+        rate.half_width > LOOSE * rate.estimate for rate in rates
+    ):
+        return ()
+    swing = swing_of(workload.own_arrivals())
+    if swing is None:
+        return ()
+    hints = []
+    if workload.config.rate_per_s is None:
+        hints.append("workload.rate_per_s brings every resample to one mean rate")
+    if swing.steady is not None:
+        start_s, end_s, rate_per_s = swing.steady
+        hints.append(
+            f"workload.start_s={start_s:.6g} with workload.end_s={end_s:.6g} keeps a stretch steady at "
+            f"{rate_per_s:.3g} requests/s"
+        )
+    told = f": {'; '.join(hints)}" if hints else ""
+    return (
+        f"the intervals are wide, as the trace's own rate swings from {swing.low_per_s:.3g} to "
+        f"{swing.high_per_s:.3g} requests/s{told}",
+    )
+
+
+LOOSE = 0.1
+"""A capacity of which the interval's half is more than this share is loose."""
 
 
 def _num_source_requests(experiment: Experiment) -> int | None:
@@ -282,6 +320,7 @@ def load_capacity(folder: Path) -> CapacityAnswer:
         )
         told = {name: read[name] for name in ("name", "resampled_from", "config", "manifest")}
         told["slo"] = Slo.of(read["slo"], plan.share)
+        told["notes"] = tuple(read.get("notes", ()))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CbsimError(
             f"{folder}: is a damaged capacity folder, or that of an older cbsim ({error}); "

@@ -372,7 +372,7 @@ def test_the_sentence_says_what_the_curves_do(drawn: list[list[list[float]]], is
         evidence.append(Evidence(outcomes, plan, slo, None))
     labels = [f"c{place}" for place in range(len(drawn))]
     found = judge_all(labels, [{} for _ in labels], evidence)
-    answer = CapacityAnswer("drawn", slo, plan, None, found, pd.DataFrame(), {}, {})
+    answer = CapacityAnswer("drawn", slo, plan, None, found, (), pd.DataFrame(), {}, {})
     told = sentence(answer)
     unlimited = {
         label
@@ -398,3 +398,32 @@ def test_the_sentence_says_what_the_curves_do(drawn: list[list[list[float]]], is
         assert known[best.group(1) or best.group(2)] == max(known.values())
     else:
         assert told.startswith("Not met at any rate: " if {*labels} == never else "Met at every rate")
+
+
+def test_a_trace_that_swings_is_told_with_what_would_not(tmp_path: Path) -> None:
+    """Half of the trace comes at a tenth of the rate of the other: resamples differ by their mix."""
+    random = np.random.default_rng(3)
+    gaps = np.concatenate(
+        [random.exponential(10.0, 60), random.exponential(1.0, 600), random.exponential(10.0, 60)]
+    )
+    times = np.cumsum(gaps)
+    (tmp_path / "t.csv").write_text(TRACE + "".join(f"{time},8,1\n" for time in times))
+    config = CONFIG | {"workload": {"type": "trace", "path": str(tmp_path / "t.csv")}}
+    plan = Plan(share=0.9, num_replicates=3, tolerance=0.2)
+    (note,) = capacity(config, plan).notes
+    assert note.startswith("the intervals are wide, as the trace's own rate swings from ")
+    assert "workload.rate_per_s brings every resample to one mean rate; workload.start_s=" in note
+    start_s, end_s = (float(text) for text in re.findall(r"_s=([\d.]+)", note))
+    steady = {"workload.start_s": start_s, "workload.end_s": end_s}
+    assert capacity(config, plan, overrides=steady).notes == ()
+    at_rate = capacity(config, plan, overrides={"workload.rate_per_s": 0.5})
+    assert not any("rate_per_s brings" in note for note in at_rate.notes)
+    rates = at_rate.curve.groupby("rate_per_s")["request_throughput_per_s"].count()
+    assert len(rates) == at_rate.curve["rate_per_s"].nunique()
+
+
+def test_the_rate_of_a_trace_is_no_axis() -> None:
+    sweep = {"sweep": {"workload.rate_per_s": [1.0, 2.0]}}
+    with pytest.raises(ConfigError) as caught:
+        capacity(CONFIG | {"workload": {"type": "trace", "path": "azure-like.csv"}} | sweep)
+    assert caught.value.problems == ("sweep: varies workload.rate_per_s, which is what capacity finds",)
