@@ -180,6 +180,8 @@ class Chapter:
     """Everything the report says about one sweep, one capacity, or some runs."""
 
     title: str
+    served: str
+    """Model, GPUs and traffic: the first line under the title."""
     question: str
     answers: Sequence[str]
     """Sentences with their uncertainty; `names in backquotes` are code."""
@@ -196,6 +198,7 @@ class Chapter:
         return tag(
             "section",
             tag("h2", heading or self.title, id=f"{key}-heading"),
+            tag("p", self.served, class_="served"),
             tag("p", prose(self.question), class_="question"),
             tag("div", *(tag("p", prose(answer)) for answer in self.answers), class_="answer"),
             noted if self.warnings else None,

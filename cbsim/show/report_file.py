@@ -37,6 +37,7 @@ from cbsim.show.reader_tables import (
     run_answer,
     run_labels,
 )
+from cbsim.show.served_line import served_at_rates, served_points, served_runs
 from cbsim.show.sweep_plot import sweep_pictures
 from cbsim.show.sweep_text import Sweep, determined_note, read_sweep_table
 from cbsim.show.text import MISSING, format_figure, format_interval, format_share, merged_column
@@ -136,6 +137,7 @@ def run_chapter(results: Mapping[str, Result], title: str) -> Chapter:
     and_how_many = f", and is {promised.promise()} met" if promised else ""
     return Chapter(
         title=title,
+        served=served_runs([*results.values()]),
         question=f"What do the requests feel{and_how_many}?",
         answers=[_sentence(label, result) for label, result in results.items()],
         warnings=warnings,
@@ -254,6 +256,7 @@ def capacity_chapter(answer: CapacityAnswer) -> Chapter:
     )
     return Chapter(
         title=f"{answer.name}: capacity",
+        served=served_at_rates(answer.config, _swept(answer), int(answer.curve["num_requests"].max())),
         question=f"Up to which rate is {answer.slo.promise()} met?",
         answers=[capacity_text.sentence(answer)],
         warnings=[
@@ -268,6 +271,12 @@ def capacity_chapter(answer: CapacityAnswer) -> Chapter:
         ],
         provenance=[provenance(answer.name, answer.config, answer.manifest)],
     )
+
+
+def _swept(answer: CapacityAnswer) -> dict[str, list[Any]]:
+    """What contenders differ in: the values of each key."""
+    keys = dict.fromkeys(key for each in answer.contenders for key in each.swept)
+    return {key: [each.swept.get(key) for each in answer.contenders] for key in keys}
 
 
 def _curve_table(answer: CapacityAnswer) -> HtmlTable:
@@ -302,6 +311,7 @@ def sweep_chapter(folder: Path) -> Chapter:
     met = f" with {sweep.slo.describe()}" if sweep.slo.of_run else ""
     return Chapter(
         title=f"{first.name}: sweep",
+        served=served_points(first, {key: table[key].tolist() for key in sweep.keys}),
         question=f"Which {names} gives the highest {aim}{met}?",
         answers=[sweep_text.sentence(sweep)],
         warnings=_warnings(sweep),

@@ -19,6 +19,7 @@ from cbsim.base.errors import CbsimError
 from cbsim.cli import main
 from cbsim.show.chapter import Cell, HtmlTable, Markup, prose, tag
 from cbsim.show.report_file import make_report, write_report
+from cbsim.show.served_line import served_run
 from cbsim.studies.capacity import Plan, capacity
 from cbsim.studies.capacity.answer import save_capacity
 
@@ -155,6 +156,12 @@ def test_question_answer_warnings_and_provenance_are_there(read: Reader) -> None
     assert re.search(r" the highest goodput, [\d.]+ ± [\d.]+ requests/s within TTFT ≤ 300 ms", text)
     assert re.search(r"Met up to [\d.]+ ± [\d.]+ requests/s by chat: TTFT ≤ 300 ms for 90% of requests", text)
     assert re.search(r"et: .*one : [\d.]+ ± [\d.]+ % of 80 requests are within TTFT ≤ 300 ms", text)
+    assert (
+        text.count(
+            "llama-3-8b on h200, vllm scheduler: 80 requests of the synthetic workload (poisson arrivals)"
+        )
+        == 3
+    )
     assert "padding of static batches" in text
     assert "Differences, paired by request" in text
     assert f"cbsim {cbsim.__version__}" in text
@@ -263,3 +270,35 @@ def test_the_page_sorts_and_filters_in_a_browser(page: str, tmp_path: Path) -> N
     assert [float(text.split(" ")[0]) for text in told["falling"]] == sorted(values, reverse=True)
     assert told["shown"] == ["512"] * 4
     assert (told["count"], told["countOfNone"]) == ("4 of 8 rows", "0 of 8 rows")
+
+
+def test_model_gpus_and_traffic_are_the_first_line(folders: dict[str, Path]) -> None:
+    for folder in folders.values():
+        page = make_report([folder])
+        first = page.partition("<h2")[2].partition("</h2><p")[2]
+        assert first.startswith(' class="served">llama-3-8b on h200, ')
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (
+            {},
+            "llama-3-8b on h200, vllm scheduler: 80 requests of the synthetic workload (poisson arrivals) ",
+        ),
+        ({"replicas": {"count": 2}, "parallel": {"tensor": 2}}, "llama-3-8b on 4 x h200, vllm scheduler: "),
+        (
+            {"workload": {"type": "trace", "path": "azure-like.csv", "limit": 50, "rate_per_s": 6.0}},
+            "llama-3-8b on h200, vllm scheduler: 50 requests of azure-like.csv at 6.00 requests/s",
+        ),
+        ({"workload": CONFIG["workload"] | {"concurrency": 8}}, "by 8 clients in a closed loop"),
+    ],
+)
+def test_what_was_served_in_a_line(change: dict[str, Any], told: str) -> None:
+    assert told in served_run(cbsim.run(CONFIG | change))
+
+
+def test_what_is_swept_is_named_with_its_values(tmp_path: Path) -> None:
+    cbsim.sweep(CONFIG | {"sweep": {"gpu": ["h100", "a100-80g"], "replicas.count": [1, 2]}}, out=tmp_path)
+    text = make_report([tmp_path])
+    assert "llama-3-8b on h100 and a100-80g in swept numbers, vllm scheduler: 80 requests" in text
