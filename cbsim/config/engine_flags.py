@@ -307,7 +307,7 @@ _OTHERS = {
     "num_speculative_tokens": "scheduler.speculative.num_tokens",
     "acceptance_rate": "scheduler.speculative.acceptance",
     "num_replicas": "replicas.count",
-    "burstiness": "workload.arrivals.cv",
+    "burstiness": "workload.arrivals.burstiness",
     "request_rate": "workload.arrivals.rate_per_s",
     "qps": "workload.arrivals.rate_per_s",
     "max_concurrency": "workload.concurrency",

@@ -147,7 +147,7 @@ def summarize(
     summary |= {
         "num_steps": totals.work.num_steps,
         "num_preemptions": int(requests["num_preemptions"].sum()),
-        "num_tokens_recomputed": int(log.num_tokens_recomputed),
+        "num_tokens_recomputed": log.num_tokens_recomputed,
         "busy_fraction": _ratio(totals.busy_s, replica_s),
         "mfu": mfu(totals, deployment, replica_s),
         "mbu": mbu(totals, deployment, replica_s),

@@ -21,6 +21,7 @@ from cbsim.base.errors import CbsimError, refusals
 from cbsim.base.paths import scratch_folder
 from cbsim.observers import Observer
 from cbsim.observers.audience import write_files
+from cbsim.results.measured import MeasureConfig
 from cbsim.results.metrics import LATENCIES, Summary
 from cbsim.results.output import (
     MANIFEST,
@@ -122,9 +123,10 @@ class Result:
         config: dict[str, Any],
         manifest: dict[str, Any],
         observers: Sequence[Observer] = (),
+        measured: RunLog | None = None,
     ) -> Result:
-        """The result of a run that has just ended."""
-        return cls(summary, config, manifest, partial(_from_log, log), tuple(observers))
+        """The result of a run that has just ended; `measured` is the record that its figures are about."""
+        return cls(summary, config, manifest, partial(_from_log, log, measured or log), tuple(observers))
 
     @property
     def name(self) -> str:
@@ -150,6 +152,14 @@ class Result:
     def requests(self) -> pd.DataFrame:
         """One row a request in order of arrival; see `cbsim.results.tables.REQUESTS`."""
         return self._frame("requests")
+
+    @cached_property
+    def measured(self) -> pd.DataFrame:
+        """The requests that the figures are about: all of them, unless the experiment has a `measure`."""
+        measure = MeasureConfig.model_validate(self.config.get("measure") or {})
+        if not measure:
+            return self.requests
+        return self.requests.iloc[measure.rows(self.requests["arrival_s"].to_numpy("float64"))]
 
     @cached_property
     def steps(self) -> pd.DataFrame:
@@ -297,8 +307,9 @@ def _table_files(folder: Path) -> list[str]:
     ]
 
 
-def _from_log(log: RunLog, name: str) -> ArrowTable | None:
-    return TABLES[name].make(log)
+def _from_log(log: RunLog, measured: RunLog, name: str) -> ArrowTable | None:
+    """A table of all that happened, but for the distribution of gaps, which is a figure."""
+    return TABLES[name].make(measured if name == "itl" else log)
 
 
 def _from_folder(folder: Path, name: str) -> ArrowTable | None:

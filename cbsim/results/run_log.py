@@ -74,8 +74,8 @@ class RunLog:
     """The gaps between tokens in pieces `(seconds, how often each occurred)`, in any order."""
     rejections: dict[int, str] = field(default_factory=dict)
     """Row in `requests` -> why it was rejected."""
-    num_tokens_recomputed: int = 0
-    """Tokens computed again after preemptions."""
+    num_tokens_recomputed: int | None = 0
+    """Tokens computed again after preemptions; `None` where they are not known of these requests alone."""
     num_prompt_tokens_queried: int = 0
     """Tokens looked up in the prefix cache at first admissions; 0 when it is off."""
     num_prompt_tokens_hit: int = 0

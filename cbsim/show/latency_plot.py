@@ -66,7 +66,7 @@ def _curve(result: Result, name: str) -> tuple[Column, Column]:
     """Quantiles in seconds and the share of requests (gaps) at or below them."""
     if name == "itl_s":
         return result.itl["itl_s"].to_numpy(), result.itl["quantile"].to_numpy()
-    measured = np.sort(result.requests[name].dropna().to_numpy())
+    measured = np.sort(result.measured[name].dropna().to_numpy())
     share = np.linspace(0, 1, min(MAX_POINTS, len(measured)))
     return (np.quantile(measured, share) if len(measured) else measured), share
 
@@ -170,7 +170,7 @@ def latency_parts(results: Mapping[str, Result]) -> Figure:
         panels = figure.subplots(max(1, len(drawn)), len(STACKED), squeeze=False)
         for row, (name, result) in zip(panels, drawn.items(), strict=False):
             for axes, (latency, title) in zip(row, STACKED.items(), strict=True):
-                _draw(axes, percentile_bins(result.requests, f"{latency}_s"))
+                _draw(axes, percentile_bins(result.measured, f"{latency}_s"))
                 axes.set(title=title if len(drawn) == 1 else f"{name}: {title}", ylabel="mean (s)")
         for axes, title in zip(panels[-1], STACKED.values(), strict=True):
             axes.set_xlabel(f"percentiles of {title}")

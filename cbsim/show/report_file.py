@@ -187,7 +187,7 @@ def _sentence(label: str, result: Result) -> str:
 
 def _attainment(result: Result, own: Mapping[str, float]) -> Interval:
     """Percent of requests within their own limits."""
-    requests = result.requests
+    requests = result.measured
     latencies = {name: requests[name].to_numpy(np.float64) for name in LATENCIES}
     good = meets_slo(latencies, (requests["state"] == "finished").to_numpy(bool), own)
     return _bootstrap(good * 100.0, {"mean": mean_of})["mean"]
@@ -195,7 +195,7 @@ def _attainment(result: Result, own: Mapping[str, float]) -> Interval:
 
 def _intervals(result: Result, name: str) -> dict[str, Interval]:
     """Mean and percentiles of a latency; empty if no request has it."""
-    values = result.requests[name].dropna().to_numpy(np.float64)
+    values = result.measured[name].dropna().to_numpy(np.float64)
     return _bootstrap(values, STATISTICS) if len(values) else {}
 
 

@@ -21,8 +21,9 @@ def served_run(result: Result) -> str:
     arrival_s = result.requests["arrival_s"].to_numpy(np.float64)
     span_s = float(arrival_s[-1] - arrival_s[0]) if len(arrival_s) else 0.0
     rate = f" at {format_figure((len(arrival_s) - 1) / span_s)} requests/s" if span_s else ""
-    if result.config["workload"].get("concurrency") is not None:
-        rate = f" by {result.config['workload']['concurrency']:,} clients in a closed loop"
+    num_clients = (result.config.get("workload") or {}).get("concurrency")
+    if num_clients is not None:
+        rate = f" by {num_clients:,} clients in a closed loop"
     return f"{_served(result.config)}: {len(arrival_s):,} requests{_source(result.config)}{rate}"
 
 

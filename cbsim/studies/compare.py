@@ -87,7 +87,7 @@ def compare(first: Result, second: Result, *, seed: int = 0, confidence: float =
         for column in columns
         for statistic, before, after in column.figures(np.ones(num_pairs))
     )
-    only_first, only_second = (len(run.requests) - num_pairs for run in (first, second))
+    only_first, only_second = (len(run.measured) - num_pairs for run in (first, second))
     return Comparison(num_pairs, only_first, only_second, differences, tuple(pairs.notes()))
 
 
@@ -120,7 +120,7 @@ class _Pairs:
     """The requests of both runs, joined by their id, in the first run's order of arrival."""
 
     def __init__(self, first: Result, second: Result) -> None:
-        joined = first.requests.merge(second.requests, on="request_id", suffixes=(".first", ".second"))
+        joined = first.measured.merge(second.measured, on="request_id", suffixes=(".first", ".second"))
         self.frame: pd.DataFrame = joined
         self._slo = first.promised if first.promised == second.promised else None
         """What both runs promise; `None` if they differ."""

@@ -28,6 +28,7 @@ from cbsim.config.sweep_grid import AxisValue
 from cbsim.config.tune_space import Range, TuneSpace
 from cbsim.cost import COST_MODELS
 from cbsim.observers import OBSERVERS
+from cbsim.results.measured import MeasureConfig
 from cbsim.results.slo import SloConfig
 from cbsim.schedulers import SCHEDULERS, SchedulerConfig
 from cbsim.schedulers.kvcache import KVCacheConfig, KvCapacity
@@ -99,6 +100,8 @@ class Experiment(Section):
     6 ms in public runs of vLLM): part of TTFT and E2E, not of the engine's own times."""
     slo: Annotated[SloConfig, Named("slo", "slos")] = Field(default_factory=SloConfig)
     """What users are promised: limits that goodput counts by, and limits of the run as a whole."""
+    measure: MeasureConfig = Field(default_factory=MeasureConfig)
+    """Which requests the figures are about: all but a warm-up, or those of a window."""
     stop_at_s: float | None = Field(default=None, gt=0)
     """End the run at this instant, finished or not, seconds of simulated time."""
     output: OutputConfig = Field(default_factory=OutputConfig)

@@ -32,7 +32,7 @@ class Probe:
     @classmethod
     def of(cls, result: Result) -> Probe:
         """Of a run that has ended."""
-        arrival_s = result.requests["arrival_s"].to_numpy()
+        arrival_s = result.measured["arrival_s"].to_numpy()
         span_s = float(arrival_s[-1] - arrival_s[0]) if len(arrival_s) else 0.0
         return cls(flatten(result.summary) | _trend(result) | _in_service(result), span_s, result.manifest)
 
@@ -85,7 +85,7 @@ def read_probe(path: Path) -> Probe | None:
 
 def _trend(result: Result) -> dict[str, float | None]:
     """How TTFT stands early and late in the run."""
-    quarters = np.array_split(result.requests["ttft_s"].to_numpy(np.float64), NUM_QUARTERS)
+    quarters = np.array_split(result.measured["ttft_s"].to_numpy(np.float64), NUM_QUARTERS)
     measured = {number: quarters[number - 1][~np.isnan(quarters[number - 1])] for number in (2, 4)}
     return {f"ttft_s.quarter_{n}": float(each.mean()) if len(each) else None for n, each in measured.items()}
 

@@ -15,6 +15,7 @@ from cbsim.cost.costfile import shipped_profile
 from cbsim.observers import OBSERVERS, Observer
 from cbsim.observers.audience import Audience
 from cbsim.results.latency import mean_parts
+from cbsim.results.measured import measured_log
 from cbsim.results.metrics import Deployment, request_latencies, summarize
 from cbsim.results.output import REPORT, RUN_FILES
 from cbsim.results.result import Result, hash_files, hash_mapping, make_manifest, package_version
@@ -80,22 +81,28 @@ def run_experiment(
         kv_block_size=experiment.kv_cache.block_size,
         kv_cache_tokens=experiment.kv_capacity.num_tokens,
     )
-    notes = [*workload.notes(), *log_notes(experiment, log), *noted]
-    summary = summarize(log, deployment, experiment.slo.limits(), simulation=simulation, notes=notes)
+    measured = measured_log(log, experiment.measure)
+    notes = [
+        *experiment.measure.notes(log.requests["arrival_s"]),
+        *workload.notes(),
+        *log_notes(experiment, log),
+        *noted,
+    ]
+    summary = summarize(measured, deployment, experiment.slo.limits(), simulation=simulation, notes=notes)
     if with_interval:
         budget = MAX_TOKENS if speed.is_compiled else MAX_TOKENS_INTERPRETED
         interval = run_interval(experiment, workload, cost, summary, max_tokens=budget)
         if interval is not None:
             summary["interval"] = interval.summary()
             summary["notes"].append(interval.error.told())
-    if log.parts is not None:
+    if measured.parts is not None:
         began = time.process_time()
-        summary["parts"] = mean_parts(request_latencies(log), log.parts)
+        summary["parts"] = mean_parts(request_latencies(measured), measured.parts)
         summary["simulation"]["parts_cpu_s"] = time.process_time() - began
     specs = {"model": experiment.model, "gpu": experiment.gpu}
     inputs = [*workload.inputs(), *cost.inputs()]
     manifest = make_manifest(experiment.seed, inputs, specs)
-    return Result.from_log(log, summary, experiment.resolved(), manifest, audience.observers)
+    return Result.from_log(log, summary, experiment.resolved(), manifest, audience.observers, measured)
 
 
 def make_audience(experiment: Experiment, further: Sequence[Observer] = ()) -> Audience:

@@ -8,10 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from itertools import count, repeat
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from cbsim.base.units import S_PER_DAY
 from cbsim.config.section import Section
@@ -51,14 +51,78 @@ class GammaArrivals(Section):
     type: Literal["gamma"]
     rate_per_s: float = Field(gt=0)
     """Mean arrivals a second."""
-    cv: float = Field(gt=0)
-    """Coefficient of variation of the times between arrivals: standard deviation / mean."""
+    cv: float | None = Field(default=None, gt=0)
+    """Coefficient of variation of the times between arrivals: standard deviation / mean; or give
+    `burstiness`."""
+    burstiness: float | None = Field(default=None, gt=0)
+    """Shape of the gamma distribution, 1 / cv^2, as `vllm bench serve --burstiness` has it: 1 is Poisson,
+    less is bursty, more is steady; or give `cv`."""
+
+    @model_validator(mode="after")
+    def _check_shape(self) -> Self:
+        if (self.cv is None) == (self.burstiness is None):
+            raise ValueError("gamma arrivals: give one of cv and burstiness")
+        return self
+
+    @property
+    def shape(self) -> float:
+        """Of the gamma distribution, whichever of the two is given."""
+        if self.burstiness is not None:
+            return self.burstiness
+        assert self.cv is not None
+        return 1 / self.cv**2
 
     def times(self, streams: Streams, size: int) -> Iterator[FloatColumn]:
-        """Sums of gamma gaps of shape 1 / cv^2."""
-        random = streams.generator()
-        shape = 1 / self.cv**2
+        """Sums of gamma gaps."""
+        random, shape = streams.generator(), self.shape
         return _summed(lambda: random.standard_gamma(shape, size) / (shape * self.rate_per_s))
+
+
+class RampArrivals(Section):
+    """Arrivals whose rate rises or falls to `rate_per_s` in the first `ramp_s` seconds, and stays there."""
+
+    type: Literal["ramp"]
+    rate_per_s: float = Field(gt=0)
+    """Mean arrivals a second once the ramp is over."""
+    ramp_s: float = Field(gt=0)
+    """How long the ramp takes, seconds."""
+    start_share: float = Field(default=0.0, ge=0)
+    """The rate at the start, as a share of `rate_per_s`: 0.1 is a tenth, 2 twice as much."""
+    curve: Literal["linear", "exponential"] = "linear"
+    """Whether the rate changes by as much every second, or by as large a share."""
+    burstiness: float = Field(default=1.0, gt=0)
+    """Shape of the gamma-distributed times between arrivals at a steady rate: 1 is Poisson, less bursty."""
+
+    @model_validator(mode="after")
+    def _check_start(self) -> Self:
+        if self.curve == "exponential" and not self.start_share:
+            raise ValueError("ramp arrivals: got an exponential ramp from 0; allowed: start_share above 0")
+        return self
+
+    def times(self, streams: Streams, size: int) -> Iterator[FloatColumn]:
+        """Sums of gamma gaps of mean 1, as instants by when so many arrivals are expected."""
+        random, shape = streams.generator(), self.burstiness
+        unit = _summed(lambda: random.standard_gamma(shape, size) / shape)
+        return (self._instants(expected) for expected in unit)
+
+    def _instants(self, expected: FloatColumn) -> FloatColumn:
+        """When `expected` arrivals are to be expected: the inverse of the integral of the rate."""
+        start, end, ramp_s = self.start_share * self.rate_per_s, self.rate_per_s, self.ramp_s
+        if start == end:
+            return expected / end
+        if self.curve == "linear":
+            on_ramp = (start + end) / 2 * ramp_s
+            slope = (end - start) / ramp_s
+            inside = np.minimum(expected, on_ramp)
+            # The stable root of slope / 2 t^2 + start t = inside.
+            rate = np.sqrt(np.maximum(0.0, start**2 + 2 * slope * inside))
+            during = 2 * inside / np.maximum(start + rate, np.finfo(float).tiny)
+        else:
+            growth = math.log(end / start) / ramp_s
+            on_ramp = (end - start) / growth
+            during = np.log1p(growth * np.minimum(expected, on_ramp) / start) / growth
+        beyond: FloatColumn = np.where(expected <= on_ramp, during, ramp_s + (expected - on_ramp) / end)
+        return beyond
 
 
 class OnOffArrivals(Section):
@@ -130,7 +194,13 @@ class AllAtOnceArrivals(Section):
 
 
 Arrivals = Annotated[
-    ConstantArrivals | PoissonArrivals | GammaArrivals | OnOffArrivals | DailyArrivals | AllAtOnceArrivals,
+    ConstantArrivals
+    | PoissonArrivals
+    | GammaArrivals
+    | RampArrivals
+    | OnOffArrivals
+    | DailyArrivals
+    | AllAtOnceArrivals,
     Field(discriminator="type"),
 ]
 """A way for requests to arrive: its `times` are endless chunks of at most `size` instants, seconds.

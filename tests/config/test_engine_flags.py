@@ -19,7 +19,7 @@ from cbsim.studies.experiment import Experiment
         ("tensor_parallel_size", "parallel.tensor"),
         ("parallel.tensor_parallel_size", "tensor"),
         ("scheduler.gpu_memory_utilization", "kv_cache.gpu_memory_utilization"),
-        ("workload.burstiness", "workload.arrivals.cv"),
+        ("workload.burstiness", "workload.arrivals.burstiness"),
         ("model.num_experts", "model.experts.num_experts"),
         ("kv_cache.enable_prefix_caching", "prefix_caching"),
         ("scheduler.mem_fraction_static", "kv_cache.gpu_memory_utilization"),

@@ -8,7 +8,7 @@ from itertools import islice
 
 import numpy as np
 import pytest
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from cbsim.workload.arrivals import Arrivals
 from cbsim.workload.streams import Streams
@@ -18,6 +18,7 @@ KINDS = {
     "constant": {"rate_per_s": 4.0},
     "poisson": {"rate_per_s": 4.0},
     "gamma": {"rate_per_s": 4.0, "cv": 2.5},
+    "ramp": {"rate_per_s": 4.0, "ramp_s": 600.0, "start_share": 0.25, "burstiness": 0.5},
     "on_off": {"rate_per_s": 4.0, "on_s": 3.0, "off_s": 5.0},
     "daily": {"rate_per_s": 4.0, "period_s": 600.0, "amplitude": 0.8, "peak_at_s": 150.0},
     "all_at_once": {},
@@ -57,6 +58,53 @@ def test_gamma_gaps_have_the_rate_and_cv_asked_for(cv):
     # variance of the sample variance of a gamma: sigma^4 (2 + 6 cv^2) / n, as its excess kurtosis is 6 cv^2
     variance = (0.25 * cv) ** 2
     assert gaps.var() == pytest.approx(variance, abs=4 * variance * math.sqrt((2 + 6 * cv**2) / NUM))
+
+
+def test_burstiness_is_the_shape_as_vllms_benchmark_has_it():
+    """`numpy.random.gamma(shape=burstiness, scale=1 / (rate * burstiness))`: a CV of 1 / sqrt(burstiness)."""
+    assert (
+        draw("gamma", rate_per_s=4.0, burstiness=0.16).tolist()
+        == draw("gamma", rate_per_s=4.0, cv=2.5).tolist()
+    )
+    gaps = np.diff(draw("gamma", rate_per_s=4.0, burstiness=4.0))
+    assert gaps.std() / gaps.mean() == pytest.approx(0.5, rel=0.02)
+
+
+@pytest.mark.parametrize("given", [{}, {"cv": 1.0, "burstiness": 1.0}])
+def test_one_of_cv_and_burstiness_is_given(given):
+    with pytest.raises(ValidationError, match="give one of cv and burstiness"):
+        TypeAdapter(Arrivals).validate_python({"type": "gamma", "rate_per_s": 1.0, **given})
+
+
+@pytest.mark.parametrize("curve", ["linear", "exponential"])
+@pytest.mark.parametrize("start_share", [0.1, 1.0, 3.0])
+def test_a_ramp_has_the_rate_asked_for_at_each_instant(curve, start_share):
+    """Counts in tenths of the ramp, and beyond, against the integral of the rate there."""
+    settings = {"rate_per_s": 50.0, "ramp_s": 1000.0, "start_share": start_share, "curve": curve}
+    times = draw("ramp", num=200_000, **settings)
+    edges = np.arange(0, 1500, 100.0)
+    start, end = 50.0 * start_share, 50.0
+
+    def rate(t):
+        share = np.minimum(t, 1000.0) / 1000.0
+        return start + (end - start) * share if curve == "linear" else start * (end / start) ** share
+
+    fine = (np.arange(0, 1400, 0.1) + 0.05).reshape(14, -1)
+    expected = rate(fine).sum(axis=1) * 0.1
+    counts, _ = np.histogram(times, edges)
+    assert np.abs(counts - expected).max() < 4.5 * math.sqrt(expected.max())
+    assert (np.diff(times) >= 0).all()
+
+
+def test_a_linear_ramp_may_start_at_nothing():
+    times = draw("ramp", num=60_000, rate_per_s=100.0, ramp_s=1000.0, burstiness=4.0)
+    # Half as many as at the full rate come during the ramp, a quarter of these in its first half.
+    assert np.searchsorted(times, 1000.0) == pytest.approx(50_000, rel=0.01)
+    assert np.searchsorted(times, 500.0) == pytest.approx(12_500, rel=0.02)
+    with pytest.raises(ValidationError, match="exponential ramp from 0"):
+        TypeAdapter(Arrivals).validate_python(
+            {"type": "ramp", "rate_per_s": 1.0, "ramp_s": 1.0, "curve": "exponential"}
+        )
 
 
 def test_gamma_of_cv_1_is_poisson_in_distribution():

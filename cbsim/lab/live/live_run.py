@@ -21,6 +21,7 @@ from cbsim.lab.live.tokens import TokenBook
 from cbsim.lab.live.weights import Checkpoint
 from cbsim.observers import ObservedRun, Observer
 from cbsim.observers.views import SchedulerView
+from cbsim.results.measured import measured_log
 from cbsim.results.metrics import Deployment, summarize
 from cbsim.results.result import Result, make_manifest
 from cbsim.results.tables import SLICE_STEPS
@@ -92,6 +93,7 @@ def run_live(
     told = setup.rung.notes(experiment.scheduler, world.request_rows(), world.own_rows())
     notes = [f"live on this machine's {device}, not simulated", *notes, *engine.runner.notes, *told]
     notes += [*workload.notes(), *log_notes(experiment, log)]
+    notes += experiment.measure.notes(log.requests["arrival_s"])
     kv_cache = experiment.kv_cache.model_copy(update={"num_blocks": num_blocks})
     deployment = Deployment(
         experiment.model,
@@ -99,9 +101,10 @@ def run_live(
         kv_block_size=kv_cache.block_size,
         kv_cache_tokens=experiment.model_copy(update={"kv_cache": kv_cache}).kv_capacity.num_tokens,
     )
-    summary = summarize(log, deployment, experiment.slo.limits(), simulation=spent, notes=notes)
+    measured = measured_log(log, experiment.measure)
+    summary = summarize(measured, deployment, experiment.slo.limits(), simulation=spent, notes=notes)
     manifest = make_manifest(experiment.seed, workload.inputs(), {"model": experiment.model})
-    return Result.from_log(log, summary, experiment.resolved(), manifest, audience.observers)
+    return Result.from_log(log, summary, experiment.resolved(), manifest, audience.observers, measured)
 
 
 def _make_runner(

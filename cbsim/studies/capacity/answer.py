@@ -133,6 +133,9 @@ def _problems(experiment: Experiment, first: Experiment) -> Iterator[str]:
         yield "workload.concurrency: clients that wait for their answers have no rate to vary"
     if experiment.stop_at_s is not None:
         yield "stop_at_s: capacity needs runs to their end; leave it out"
+    measure = experiment.measure
+    if measure.warmup_s or measure.from_s is not None or measure.to_s is not None:
+        yield "measure: at other rates other requests arrive by then; capacity can leave out warmup_requests"
     if experiment.seed != first.seed:
         yield "sweep: varies the seed; leave that to the replicates of capacity"
     for name in ("rate_scale", "rate_per_s"):

@@ -172,7 +172,7 @@ class RunDiagnosis:
 
 def diagnose_run(result: Result, by: str = "ttft", num_slow: int = 5) -> RunDiagnosis:
     """Where a run's time went, and its slowest requests `by` TTFT or E2E; the run must have its parts."""
-    requests = result.requests
+    requests = result.measured
     latencies = {name: _diagnose(requests, name) for name in LATENCIES}
     known = {name: latency for name, latency in latencies.items() if latency is not None}
     rows = requests.iloc[slowest(requests[f"{by}_s"].to_numpy(float), share=1.0)[:num_slow]]
