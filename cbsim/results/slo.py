@@ -198,6 +198,14 @@ class Slo:
             return None
         return not self.misses(figures)
 
+    def bounded_figures(self) -> dict[str, float]:
+        """Figures of latencies and their limits: those of the run, and for limits on each request the
+        percentile of the share that must keep them, where a summary has it.
+        """
+        percentile = f"p{self.share * 100:g}"
+        own = {f"{name}.{percentile}": limit for name, limit in self.own.items()}
+        return (own if percentile in LatencyLimits.model_fields else {}) | dict(self.of_run)
+
     def mean_figures(self, runs: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
         """What it is judged by, as means over replicates; `None` where no replicate has the figure."""
         means: dict[str, float | None] = {}

@@ -12,7 +12,7 @@ from cbsim.base.units import MS_PER_S, format_seconds
 from cbsim.results import metrics
 from cbsim.results.metrics import DEFAULT_POOL, QUANTILES, flatten
 from cbsim.results.result import Result
-from cbsim.results.slo import EACH, Slo, joined
+from cbsim.results.slo import EACH, Slo, figure_name, joined
 from cbsim.show.text import BEST, MISSING, Table, format_figure, format_share, merged_notes
 from cbsim.studies.compare import WITHIN_SLO, Comparison, Difference
 from cbsim.studies.intervals import swept_columns
@@ -179,11 +179,32 @@ def run_tables(result: Result) -> tuple[Table, Table]:
 
 
 def run_answer(result: Result) -> list[str]:
-    """What one run says, in sentences: whether it meets its SLO, where it has one.
+    """What one run says, in sentences: whether it meets its SLO, where it has one, and how sure that is."""
+    if not result.promised:
+        return []
+    return [result.promised.verdict(flatten(result.summary)), *_surety(result)]
 
-    How sure the figures are belongs here too.
-    """
-    return [result.promised.verdict(flatten(result.summary))] if result.promised else []
+
+def _surety(result: Result) -> list[str]:
+    """Whether the error of its step times leaves open what a run meets; nothing where that is not known."""
+    interval, summary = result.summary.get("interval"), flatten(result.summary)
+    if interval is None:
+        return []
+    told, is_open = [], False
+    for key, limit_s in result.promised.bounded_figures().items():
+        name, _, statistic = key.partition(".")
+        bounds = interval.get(name, {}).get(statistic)
+        if bounds is None or summary.get(key) is None:
+            continue
+        low_s, high_s = bounds
+        is_straddled = low_s <= limit_s < high_s
+        is_open |= is_straddled
+        if is_straddled:
+            told.append(f"{figure_name(key)} may be {format_seconds(low_s)} to {format_seconds(high_s)}")
+    basis = f"{interval['basis']}, ± {interval['step_error_pct']:.2g}%"
+    if is_open:
+        return [f"That is not sure: step times are {basis}, and {joined(told)} in truth."]
+    return [f"The error of step times does not change that: they are {basis}."]
 
 
 def compare_answer(results: Mapping[str, Result]) -> list[str]:

@@ -162,7 +162,8 @@ def _rerun(
     setup = setup_of(experiment, hurried, cost)
     setup = replace(setup, until_s=setup.until_s / factor, with_batches=False)
     log, _, _ = simulate_core(setup, experiment.speed)
-    latencies = request_latencies(log)
+    rows = experiment.measure.faster(factor).rows(log.requests["arrival_s"])
+    latencies = {name: values[rows] for name, values in request_latencies(log).items()}
     missing = dict.fromkeys(STATISTICS, math.nan)
     figures = {
         name: {part: factor * figure for part, figure in (statistics_of(latencies[name]) or missing).items()}

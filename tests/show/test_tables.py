@@ -9,6 +9,7 @@ from cbsim.show.reader_tables import (
     compare_runs,
     kv_table,
     point_labels,
+    run_answer,
     run_tables,
 )
 from tests.run_logs import empty_log, make_result, paper_log
@@ -102,3 +103,26 @@ def test_points_of_a_sweep_with_a_failed_one(tmp_path):
     assert compared.header == ("", "a")
     assert row(compared, "TTFT p50 (s)") == ("1.50",)
     assert compared.notes == ("a: why", "a: 1 x too long", "b: failed: MemoryError: ")
+
+
+@pytest.mark.parametrize(
+    ("bounds", "told"),
+    [
+        ([0.9, 1.9], "The error of step times does not change that: they are measured, ± 6%."),
+        (
+            [1.4, 2.4],
+            "That is not sure: step times are measured, ± 6%, and TTFT p95 may be 1.40 s to 2.40 s in truth.",
+        ),
+    ],
+)
+def test_how_sure_a_verdict_is_follows_it(bounds, told):
+    result = make_result(paper_log(), slo={"ttft_s": {"p95": 2.0}, "share": 0.7})
+    result.config["slo"] = {"ttft_s": {"p95": 2.0}, "share": 0.7}
+    verdict = "Met: TTFT p95 is 1.95 s of the 2 s allowed."
+    assert run_answer(result) == [verdict]
+    result.summary["interval"] = {"basis": "measured", "step_error_pct": 6.0, "ttft_s": {"p95": bounds}}
+    assert run_answer(result) == [verdict, told]
+    own = make_result(paper_log(), slo={"ttft_s": 2.0})
+    own.config["slo"] = {"ttft_s": 2.0}
+    own.summary["interval"] = {"basis": "measured", "step_error_pct": 6.0, "ttft_s": {"p99": bounds}}
+    assert run_answer(own)[1].startswith(told[:12])
