@@ -222,10 +222,14 @@ class Slo:
         """The limits on each request alone: `TTFT ≤ 2 s and TPOT ≤ 50 ms`."""
         return joined(_described(self.own))
 
+    def describe_run(self) -> str:
+        """The limits of the run alone: `TTFT p95 ≤ 1.5 s and TPOT p99 ≤ 60 ms`."""
+        return joined(_described(self.of_run))
+
     def promise(self) -> str:
         """All of it, with the share: `TTFT ≤ 2 s for 99% of requests, and TPOT p99 ≤ 60 ms`."""
         own = f"{self.describe_own()} for {percent(self.share)} of requests" if self.own else ""
-        return ", and ".join(filter(None, [own, joined(_described(self.of_run))]))
+        return ", and ".join(filter(None, [own, self.describe_run()]))
 
     def miss_words(self, miss: Miss) -> str:
         """`misses TPOT p99 by 6% (63.6 ms)`."""
@@ -245,25 +249,27 @@ class Slo:
         """What several conditions miss, the farthest first."""
         return joined([self.miss_words(miss) for miss in sorted(misses, key=lambda miss: -miss.by)])
 
-    def verdict(self, figures: Mapping[str, Any]) -> str:
-        """One sentence whose first word is whether a run meets it: `Met: TPOT p99 is 52.1 ms, ...`."""
+    def verdict(self, figures: Mapping[str, Any], run: str = "") -> str:
+        """One sentence whose first word is whether a run, named where there are several, meets it."""
         if not self:
             return "No SLO is given."
         kept = self.kept_share(figures)
         if kept is None:
             return f"Nothing to hold against {self.describe()}: no request came."
         if misses := self.misses(figures):
-            limits = joined([limit_text(*item) for item in self.of_run.items()])
+            limits = self.describe_run()
             asked = (
                 f" (limits: {limits})" if limits and any(each.key in self.of_run for each in misses) else ""
             )
-            return f"Not met: the run {self.all_misses(misses)}{asked}."
+            whose = f"Not met by {run}: it" if run else "Not met: the run"
+            return f"{whose} {self.all_misses(misses)}{asked}."
         told = [f"{percent_met(kept)} of requests are within {self.describe_own()}"] if self.own else []
         for key, limit in self.of_run.items():
             if figures.get(key) is not None:
                 shown, most = format_seconds(figures[key]), duration(limit)
                 told.append(f"{figure_name(key)} is {shown} of the {most} allowed")
-        return f"Met: {joined(told) or 'no request has what is limited'}."
+        whose = f"Met by {run}" if run else "Met"
+        return f"{whose}: {joined(told) or 'no request has what is limited'}."
 
 
 def figure_name(key: str) -> str:

@@ -14,7 +14,7 @@ from matplotlib.ticker import LogLocator
 
 from cbsim.results.slo import Slo, percent
 from cbsim.show.capacity_text import rate_text
-from cbsim.show.reader_tables import ITL, TPOT, TTFT, LimitedFigure, latency_axes
+from cbsim.show.reader_tables import LimitedFigure, rate_axes
 from cbsim.show.style import FAINT, INK, PALETTE, drawing, head, label, line_style, show_percent, show_plain
 from cbsim.show.text import format_figure, format_interval
 from cbsim.studies.capacity import CapacityAnswer
@@ -98,7 +98,7 @@ def rate_panels(
 
     First latencies with their limits, then throughput; goodput and attainment where each request has limits.
     """
-    latencies, rates = latency_axes(slo, (TTFT, TPOT, ITL)), 3 if slo.own else 1
+    latencies, rates = rate_axes(slo), 3 if slo.own else 1
     num_rows = math.ceil((len(latencies) + rates) / _NUM_COLUMNS)
     with drawing(11, 3.2 * num_rows) as figure:
         grid: list[Axes] = list(figure.subplots(num_rows, _NUM_COLUMNS).flat)

@@ -17,6 +17,8 @@ from cbsim.show.style import INK, PALETTE, styled
 from cbsim.show.text import BEST, Table
 
 _VOID = {"input", "meta"}
+SHORT_LABEL = 32
+"""Characters of a row's name that stand on one line where there is room."""
 MIN_FILTERED = 6
 """Shorter tables need no filter."""
 
@@ -57,6 +59,11 @@ def scroller(child: str, label: str) -> Markup:
 def prose(text: str) -> Markup:
     """A sentence in which `names in backquotes` are code."""
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text, quote=False)))
+
+
+def breakable(name: str) -> Markup:
+    """A name in which a line may break after each underscore."""
+    return Markup(html.escape(name, quote=False).replace("_", "_<wbr>"))
 
 
 class Cell(NamedTuple):
@@ -103,14 +110,16 @@ class HtmlTable:
         kind = None if place < self.num_labels else "number"
         if not name:
             return tag("th", tag("span", "name", class_="unseen"), scope="col", class_=kind)
-        return tag("th", tag("button", name, type="button"), scope="col", aria_sort="none", class_=kind)
+        button = tag("button", breakable(name), type="button")
+        return tag("th", button, scope="col", aria_sort="none", class_=kind)
 
     def _cell(self, cell: Cell, place: int) -> Markup:
         value = None if cell.value is None or math.isnan(cell.value) else repr(float(cell.value))
         best = tag("strong", cell.text, tag("span", " (best)", class_="unseen"))
-        shown = best if cell.is_best else cell.text
+        shown = best if cell.is_best else breakable(cell.text)
         if place < self.num_labels:
-            return tag("th", shown, scope="row", data_value=value)
+            kind = "short" if len(cell.text) <= SHORT_LABEL else None
+            return tag("th", shown, scope="row", data_value=value, class_=kind)
         return tag("td", shown, data_value=value, class_="best number" if cell.is_best else "number")
 
 

@@ -128,6 +128,14 @@ def latency_axes(slo: Slo, always: Sequence[SummaryFigure]) -> list[LimitedFigur
     return axes
 
 
+def rate_axes(slo: Slo) -> list[LimitedFigure]:
+    """What a rate changes: the latencies that the SLO limits, and others to make them three."""
+    axes = latency_axes(slo, (TTFT, TPOT, ITL))
+    num_limited = sum(axis.limit is not None for axis in axes)
+    left_out = [axis for axis in axes if axis.limit is None][max(0, 3 - num_limited) :]
+    return [axis for axis in axes if axis not in left_out]
+
+
 def setting_axes(slo: Slo) -> list[LimitedFigure]:
     """What a setting is chosen by: goodput, or throughput without limits on each request, and latencies.
 
@@ -178,11 +186,14 @@ def run_tables(result: Result) -> tuple[Table, Table]:
     return Table((result.name, ""), rows), Table(("latency", *parts), latencies, notes=_remarks(result))
 
 
-def run_answer(result: Result) -> list[str]:
-    """What one run says, in sentences: whether it meets its SLO, where it has one, and how sure that is."""
+def run_answer(result: Result, name: str = "") -> list[str]:
+    """What one run says, in sentences: whether it meets its SLO, where it has one, and how sure that is.
+
+    It is named where there are several.
+    """
     if not result.promised:
         return []
-    return [result.promised.verdict(flatten(result.summary)), *_surety(result)]
+    return [result.promised.verdict(flatten(result.summary), name), *_surety(result)]
 
 
 def _surety(result: Result) -> list[str]:
@@ -213,10 +224,8 @@ def compare_answer(results: Mapping[str, Result]) -> list[str]:
     if not any(promised):
         return []
     if promised.count(promised[0]) < len(promised):
-        return [
-            f"{' '.join(run_answer(result)) or 'No SLO is given.'} ({label})"
-            for label, result in results.items()
-        ]
+        told = {label: run_answer(result, label) for label, result in results.items()}
+        return [" ".join(sentences) or f"No SLO is given to {label}." for label, sentences in told.items()]
     slo = promised[0]
     missed = {label: slo.misses(flatten(result.summary)) for label, result in results.items()}
     met = joined([label for label, misses in missed.items() if not misses])

@@ -21,19 +21,16 @@ from cbsim.show.capacity_text import capacity_table, meaning, remarks
 from cbsim.show.chapter import Cell, Chapter, HtmlTable, Markup, Picture, joined, provenance, tag
 from cbsim.show.latency_plot import latency_cdfs, latency_parts
 from cbsim.show.reader_tables import (
-    ITL,
     MBU,
     MET,
     MFU,
-    TPOT,
-    TTFT,
     SummaryFigure,
     compare_runs,
     compared_figures,
     difference_table,
     kv_table,
     latency,
-    latency_axes,
+    rate_axes,
     run_answer,
     run_labels,
 )
@@ -173,7 +170,7 @@ def _sentence(label: str, result: Result) -> str:
     ttft = _intervals(result, "ttft_s").get("p99")
     told = f"TTFT p99 is {format_interval(ttft)} s" if ttft else "no request got a token"
     rate = format_figure(summary["request_throughput_per_s"])
-    verdict = " ".join(run_answer(result))
+    verdict = " ".join(run_answer(result, f"`{label}`")) or f"`{label}`:"
     finish = f"{rate} requests/s finish; {told}."
     if slo.own and summary["num_requests"]:
         within = format_interval(_attainment(result, slo.own))
@@ -182,7 +179,7 @@ def _sentence(label: str, result: Result) -> str:
             f"{within} % of {summary['num_requests']:,} requests are within {slo.describe_own()}, {goodput} "
             f"of the {rate} requests/s that finish; {told}."
         )
-    return f"{verdict} `{label}`: {finish}".strip()
+    return f"{verdict} {finish}"
 
 
 def _attainment(result: Result, own: Mapping[str, float]) -> Interval:
@@ -243,7 +240,7 @@ def _curve_figures(slo: Slo) -> list[SummaryFigure]:
         SummaryFigure(RATE, "requests/s"),
         *(kept if slo.own else ()),
         SummaryFigure("output_token_throughput_per_s", "output tokens/s"),
-        *(figure for figure, _ in latency_axes(slo, (TTFT, TPOT, ITL))),
+        *(figure for figure, _ in rate_axes(slo)),
     ]
 
 
@@ -308,7 +305,7 @@ def sweep_chapter(folder: Path) -> Chapter:
     sweep = Sweep.of(table, first.promised, is_known_by_spread(first.config))
     names = " and ".join(f"`{key}`" for key in sweep.keys) or "the seed"
     aim = f"goodput within {sweep.slo.describe_own()}" if sweep.slo.own else "throughput"
-    met = f" with {sweep.slo.describe()}" if sweep.slo.of_run else ""
+    met = f", with {sweep.slo.describe_run()}" if sweep.slo.of_run else ""
     return Chapter(
         title=f"{first.name}: sweep",
         served=served_points(first, {key: table[key].tolist() for key in sweep.keys}),
