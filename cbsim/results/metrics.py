@@ -210,11 +210,12 @@ def request_latencies(log: RunLog) -> dict[str, Column]:
 
     `queue_s` first scheduled - arrival; `ttft_s` first token - arrival; `e2e_s` finish - arrival; `tpot_s`
     (E2E - TTFT) / (output tokens - 1), for two tokens or more (vLLM's definition); `max_itl_s` longest gap.
+    TTFT and E2E have the front end's time on top.
     """
     requests = log.requests
     arrival_s = requests["arrival_s"]
-    ttft_s = requests["first_token_at_s"] - arrival_s
-    e2e_s = requests["finished_at_s"] - arrival_s
+    ttft_s = requests["first_token_at_s"] - arrival_s + log.front_end_s
+    e2e_s = requests["finished_at_s"] - arrival_s + log.front_end_s
     num_gaps = requests["num_output_tokens"] - 1
     tpot_s = np.full(len(arrival_s), np.nan)
     np.divide(e2e_s - ttft_s, num_gaps, out=tpot_s, where=num_gaps > 0)

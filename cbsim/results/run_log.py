@@ -84,6 +84,8 @@ class RunLog:
     """Tokens computed only to fill padded batches."""
     end_s: float = 0.0
     """The instant the run ended: the last finish, or where it was stopped."""
+    front_end_s: float = 0.0
+    """What clients wait for besides the engine; no instant of this record has it in it."""
     slices: Slices | None = None
     """Who was in which step; `None` where the engine does not tell."""
     has_drafts: bool = False

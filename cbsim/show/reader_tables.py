@@ -187,10 +187,15 @@ def run_tables(result: Result) -> tuple[Table, Table]:
 
 
 def run_answer(result: Result, name: str = "") -> list[str]:
-    """What one run says, in sentences: whether it meets its SLO, where it has one, and how sure that is.
+    """What one run says, in sentences: whether it meets its SLO, if it has one, how sure that and its means are.
 
     It is named where there are several.
     """
+    return [*_verdict(result, name), *_interval_sentence(result.summary)]
+
+
+def _verdict(result: Result, name: str = "") -> list[str]:
+    """Whether a run meets its SLO, and how sure that is; nothing where it has none."""
     if not result.promised:
         return []
     return [result.promised.verdict(flatten(result.summary), name), *_surety(result)]
@@ -218,13 +223,31 @@ def _surety(result: Result) -> list[str]:
     return [f"The error of step times does not change that: they are {basis}."]
 
 
+def _interval_sentence(summary: Mapping[str, Any]) -> list[str]:
+    """What the means may be in truth, and why; nothing where that isn't known."""
+    interval = summary.get("interval")
+    if not interval:
+        return []
+    told = []
+    for name, (title, unit) in LATENCIES.items():
+        if bounds := interval.get(name, {}).get("mean"):
+            low, high = (format_figure(SCALES[unit] * bound) for bound in bounds)
+            told.append(f"{title} {low} to {high} {unit}")
+    if not told:
+        return []
+    return [
+        f"Step times are {interval['basis']}: in {interval['confidence']:.0%} of cases means are "
+        f"{', '.join(told)}."
+    ]
+
+
 def compare_answer(results: Mapping[str, Result]) -> list[str]:
     """Which of some runs, by their labels, meet what they promise, in sentences; none where none promises."""
     promised = [result.promised for result in results.values()]
     if not any(promised):
         return []
     if promised.count(promised[0]) < len(promised):
-        told = {label: run_answer(result, label) for label, result in results.items()}
+        told = {label: _verdict(result, label) for label, result in results.items()}
         return [" ".join(sentences) or f"No SLO is given to {label}." for label, sentences in told.items()]
     slo = promised[0]
     missed = {label: slo.misses(flatten(result.summary)) for label, result in results.items()}

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cbsim.base.errors import CbsimError, blaming
+from cbsim.base.units import format_seconds
 from cbsim.cluster.simpy_world import Progress
 from cbsim.cost import COST_MODELS, CostModel
 from cbsim.cost.costfile import shipped_profile
@@ -24,7 +25,7 @@ from cbsim.results.run_notes import backlog_notes
 from cbsim.schedulers import SCHEDULERS
 from cbsim.schedulers.vllm import VllmConfig
 from cbsim.studies.experiment import Experiment
-from cbsim.studies.run_interval import MAX_TOKENS, MAX_TOKENS_INTERPRETED, run_interval
+from cbsim.studies.run_interval import MAX_TOKENS, MAX_TOKENS_INTERPRETED, known_error, run_interval
 from cbsim.studies.simulation import Speed, Told, setup_of, simulate_core
 from cbsim.workload import WORKLOADS, Workload
 from cbsim.workload.request import RequestState
@@ -94,7 +95,6 @@ def run_experiment(
         interval = run_interval(experiment, workload, cost, summary, max_tokens=budget)
         if interval is not None:
             summary["interval"] = interval.summary()
-            summary["notes"].append(interval.error.told())
     if measured.parts is not None:
         began = time.process_time()
         summary["parts"] = mean_parts(request_latencies(measured), measured.parts)
@@ -165,7 +165,9 @@ def _simulate(
     if num_unsent > 0:
         unsent = f"{num_unsent:,} requests were never sent: the answers that they wait for had not come"
         notes = [unsent, *notes]
-    return log, [*speed.notes, *notes, *cost.notes(log.steps)], speed
+    error = known_error(cost)
+    told_error = [error.told()] if error is not None else []
+    return log, [*speed.notes, *notes, *cost.notes(log.steps), *told_error], speed
 
 
 def log_notes(experiment: Experiment, log: RunLog) -> list[str]:
@@ -210,6 +212,9 @@ def log_notes(experiment: Experiment, log: RunLog) -> list[str]:
             f"gpu_memory_utilization {cache.gpu_memory_utilization}, "
             f"prefix_caching {str(cache.prefix_caching).lower()}"
         )
+    if experiment.front_end_s and log.parts is not None:
+        told = f"TTFT and E2E have {format_seconds(experiment.front_end_s)} of the front end in them"
+        notes.append(f"{told}; their parts, queues and events are the engine's own times")
     parallel = experiment.parallel
     if log.has_drafts or parallel.pipeline > 1 or parallel.data > 1:
         notes.append(

@@ -112,10 +112,9 @@ def run_interval(
 
     Longer runs than `max_tokens` output tokens are taken to be as sensitive as their beginning. `with_front`
     says that latencies count from the client's sending, so that what comes before the engine is in them.
-    Nothing is told of a cost model that draws its errors: its replicates do.
     """
-    error = cost.step_error
-    if error is None or error.pct == 0 or cost.uses_seed:
+    error = known_error(cost)
+    if error is None:
         return None
     factor = 1.0 + error.pct / 100.0
     faster, slower = (_rerun(experiment, workload, cost, each, max_tokens) for each in (1.0 / factor, factor))
@@ -123,18 +122,21 @@ def run_interval(
     front_s = max(0.0, FRONT_S - experiment.front_end_s) if with_front else 0.0
     bounds: dict[str, dict[str, tuple[float, float]]] = {name: {} for name in LATENCIES}
     for name, parts in bounds.items():
-        is_from_client = name != "tpot_s"
-        known_s = experiment.front_end_s if is_from_client and with_front else 0.0
         for part in STATISTICS:
             if (told_s := simulated.get(name, {}).get(part)) is None:
                 continue
-            base_s = told_s - known_s if base is None else base[name][part]
+            base_s = told_s if base is None else base[name][part]
             ratios = [1.0, *(run.figures[name][part] / base_s for run in (faster, slower) if base_s > 0)]
-            if not all(map(math.isfinite, ratios)):
-                continue
-            low_s, high_s = ((told_s - known_s) * ratio + known_s for ratio in (min(ratios), max(ratios)))
-            parts[part] = (low_s, high_s + (front_s if is_from_client else 0.0))
+            if all(map(math.isfinite, ratios)):
+                more_s = 0.0 if name == "tpot_s" else front_s
+                parts[part] = (told_s * min(ratios), told_s * max(ratios) + more_s)
     return RunInterval(error, bounds, faster.num_requests)
+
+
+def known_error(cost: CostModel) -> StepError | None:
+    """What is known of a cost model's errors; nothing where it draws them: its replicates tell."""
+    error = cost.step_error
+    return None if error is None or error.pct == 0 or cost.uses_seed else error
 
 
 def statistics_of(values: Column) -> dict[str, float]:
@@ -160,7 +162,12 @@ def _rerun(
 ) -> Rerun:
     hurried = HurriedWorkload(workload, factor, max_tokens)
     setup = setup_of(experiment, hurried, cost)
-    setup = replace(setup, until_s=setup.until_s / factor, with_batches=False)
+    setup = replace(
+        setup,
+        until_s=setup.until_s / factor,
+        front_end_s=setup.front_end_s / factor,
+        with_batches=False,
+    )
     log, _, _ = simulate_core(setup, experiment.speed)
     rows = experiment.measure.faster(factor).rows(log.requests["arrival_s"])
     latencies = {name: values[rows] for name, values in request_latencies(log).items()}

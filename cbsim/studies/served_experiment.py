@@ -411,6 +411,8 @@ class ServedExperiment:
         else:
             self._put("cost_model.type", "profile")
             self._put("cost_model.profile", profile)
+            if not experiment.scheduler.async_scheduling:
+                self._put("cost_model.host", "sync", "without asynchronous scheduling the GPU waits for it")
             self.granted.append(f"cost_model: {profile}, kernels measured for this model, GPU and sharing")
         if self._command.environment:
             names = ", ".join(self._command.environment)

@@ -93,6 +93,8 @@ class Setup:
     """Replicas that work in step, one after the other in number: the ranks of data parallelism."""
     window: int = 0
     """Tokens that the model's sliding layers reach back; 0 if there are none."""
+    front_end_s: float = 0.0
+    """Seconds that a client waits for besides the engine, each time."""
     draft_share: float = 0.0
     """Seconds of a pass of the drafter over those of a decode of one request by the model."""
 
@@ -178,6 +180,7 @@ def setup_of(experiment: Experiment, workload: Workload, cost: CostModel) -> Set
         with_batches=experiment.output.batches,
         num_stages=experiment.parallel.pipeline,
         window=model.window,
+        front_end_s=experiment.front_end_s,
         draft_share=0.0 if drafting is None else drafting.share_of(model.num_parameters),
     )
 
@@ -217,6 +220,8 @@ def simulate_core(
             chances=setup.chances or (),
         )
     requests, turns, seed = intake.requests, intake.turns, setup.means.seed
+    if turns is not None:
+        turns["delay_s"] += setup.front_end_s
     job_length = rung.job_length(setup.scheduler, seed)
     if job_length is not None:
         lengths = (requests[name].tolist() for name in ("num_prompt_tokens", "num_output_tokens"))
@@ -244,7 +249,7 @@ def simulate_core(
     )
     if setup.is_closed:
         think = ThinkTimes(setup.workload.config, setup.workload.seed)
-        world.requests["think_s"] = [think.after(index) for index in range(len(requests))]
+        world.requests["think_s"] = [think.after(index) + setup.front_end_s for index in range(len(requests))]
     if setup.router == layout.RANDOM and setup.num_replicas > 1:
         random = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(ROUTER_STREAM,)))
         world.requests["route"] = [int(random.integers(setup.num_replicas)) for _ in range(len(requests))]
@@ -509,6 +514,7 @@ def log_of(
         num_prompt_tokens_hit=int(own["num_tokens_hit"].sum()),
         num_padding_tokens=int(own["num_padding_tokens"].sum()),
         end_s=end_s,
+        front_end_s=setup.front_end_s,
         slices=slices,
         has_drafts=has_drafts,
         parts=None if is_shared else Deferred(partial(request_parts, requests, events, replicas)),

@@ -1,7 +1,8 @@
 """Rules of costs: interpreted and compiled, with short lists and long ones, all with the same recorded bits.
 
 `recorded_seconds.json` has what each model said of these steps when its formulas still stood several times,
-as vectors and as closures: a digest and the sum of all seconds, and the first of them.
+as vectors and as closures: a digest and the sum of all seconds, and the first of them. Uncertain
+profiles were recorded again when what all steps have in common came from runs.
 """
 
 from __future__ import annotations

@@ -91,7 +91,8 @@ def test_the_instant_is_that_of_the_replica_that_failed(
 
 
 def test_a_roofline_beside_a_measured_profile_is_noted() -> None:
-    advised, estimated = cbsim.run(experiment(cost_model={"type": "roofline"})).notes
+    advised, estimated, how_far = cbsim.run(experiment(cost_model={"type": "roofline"})).notes
+    assert how_far.startswith("step times are estimated: within ")
     assert estimated.startswith("costs are estimated by a roofline, nothing was measured: on a100-80g, b200")
     assert advised.startswith("costs are a roofline's, though h200/llama-3-8b is measured")
     assert cbsim.run(experiment()).notes == []

@@ -391,15 +391,18 @@ def _read_run_folder(folder: Path) -> tuple[Columns, list[str]]:
     kept = result.requests[finished]
     if not len(kept):
         raise WorkloadError(f"{folder}: holds no finished requests")
-    arrival = kept["arrival_s"].to_numpy(np.float64)
+    queued = kept["arrival_s"].to_numpy(np.float64)
+    front_end_s = float(result.config.get("front_end_s") or 0.0)
+    arrival = queued - front_end_s
     columns = {
+        **({"queued": queued} if front_end_s else {}),
         "request_id": kept["request_id"].astype(str).to_numpy(),
         "prompt_tokens": kept["num_prompt_tokens"].to_numpy(np.int64),
         "output_tokens": kept["num_output_tokens"].to_numpy(np.int64),
         "arrival": arrival,
         "first_token": arrival + kept["ttft_s"].to_numpy(np.float64),
         "last_token": kept["finished_at_s"].to_numpy(np.float64),
-        "scheduled": arrival + kept["queue_s"].to_numpy(np.float64),
+        "scheduled": queued + kept["queue_s"].to_numpy(np.float64),
     }
     emitted = result.events[result.events["event"] == "emitted"]
     by_request = emitted.groupby("request_id", observed=True)["time_s"]
