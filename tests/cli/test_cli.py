@@ -118,7 +118,7 @@ def test_an_interrupted_run_ends_in_a_line_and_leaves_no_folder(
     def interrupt(*arguments: object, **settings: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(import_module("cbsim.studies.run"), "simulate", interrupt)
+    monkeypatch.setattr(import_module("cbsim.studies.run"), "simulate_core", interrupt)
     ran = cbsim_command("run", "e.yaml", "--out", "out", "--quiet")
     assert (ran.exit_code, ran.stdout, ran.stderr) == (130, "", "\ninterrupted\n")
     assert not (working_folder / "out").exists()
