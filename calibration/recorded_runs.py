@@ -59,21 +59,11 @@ class RecordedFolder:
             return
         files = {
             name: self.folder / f"{name.replace('-', '_')}.csv"
-            for name in ("dense", "per-sequence", "attention")
+            for name in ("dense", "per-sequence", "attention", "skew")
         }
-        given = [part for name, path in files.items() for part in (f"--{name}", str(path))]
-        call(
-            "calibrate",
-            "import",
-            "layers",
-            *given,
-            "--model",
-            "llama-3-8b",
-            "--gpu",
-            self.gpu,
-            "--out",
-            str(self.profile),
-        )
+        given = [part for name, path in files.items() if path.is_file() for part in (f"--{name}", str(path))]
+        what = ("--model", "llama-3-8b", "--gpu", self.gpu, "--out", str(self.profile))
+        call("calibrate", "import", "layers", *given, *what)
 
     def validate(self, *further: str, with_prompts: bool = True) -> dict[str, Any]:
         """What `cbsim validate --json` says, with `further` arguments."""

@@ -103,7 +103,7 @@ def judge(
     figures nearer is a hint, no proof: another mistake may hide behind it.
     """
     cells = cell_ratios(stretches or [])
-    where = [*by_percentile(run), *by_time(run), *by_kind(cells)]
+    where = [*beyond_interval(run), *by_percentile(run), *by_time(run), *by_kind(cells)]
     error_pct = run.error_pct
     if not _size(error_pct) > RIGHT_PCT:
         return Verdict(error_pct, where, [], cells)
@@ -113,6 +113,18 @@ def judge(
     if stretches is None:
         remedies.append("--replay tells which kinds of step are off, where the log has token times")
     return Verdict(error_pct, where, remedies, cells)
+
+
+def beyond_interval(run: RecordedRun) -> Iterator[str]:
+    """Which recorded figures the stated interval doesn't hold."""
+    beyond = [
+        figure.name.partition(".")
+        for figure in run.figures
+        if figure.bounds and not figure.bounds[0] <= figure.real <= figure.bounds[1]
+    ]
+    if beyond:
+        told = ", ".join(f"{TITLES[name]} {part}" for name, _, part in beyond)
+        yield f"beyond the interval of 9 in 10 cases: {told}"
 
 
 def by_percentile(run: RecordedRun) -> Iterator[str]:

@@ -113,6 +113,20 @@ def test_a_replay_needs_token_times():
         replay_log(experiment, log)
 
 
+def test_what_the_interval_does_not_hold_is_told():
+    """Steps twice as long are more than imported timings are wrong by; slightly longer ones are not."""
+    experiment = make_experiment()
+    for factor, is_held in ((1.05, True), (2.0, False)):
+        run = compare_with_log(experiment, server_log(serve(experiment, factor, factor), with_tokens=True))
+        assert run.interval is not None
+        assert run.interval.error.basis == "imported"
+        found = judge(experiment, run, None, lambda changed, run=run: run).where
+        beyond = [
+            told for told in found if told.startswith("beyond the interval of 9 in 10 cases: TTFT mean")
+        ]
+        assert bool(beyond) != is_held
+
+
 def test_the_picture_shows_both_worlds(tmp_path):
     experiment = make_experiment()
     run = compare_with_log(experiment, server_log(serve(experiment, 1.2, 1.2), with_tokens=True))
