@@ -158,9 +158,8 @@ class AxisParser:
         is_varied_twice = keys in self._seen
         self._seen.add(keys)
         if keys[0] in (SWEEP, TUNE):
-            self.problem(
-                origin, f"a {self._section} can't vary {'itself' if keys[0] == self._section else keys[0]}"
-            )
+            what = "itself" if keys[0] == self._section else f"a {keys[0]}"
+            self.problem(origin, f"a {self._section} can't vary {what}")
         elif is_varied_twice:
             self.problem(origin, "is swept twice" if self._section == SWEEP else "is tuned twice")
         elif keys in self._pinned:

@@ -90,6 +90,8 @@ class Range:
             value = self.low + place * (self.high - self.low)
         if self.num_values is not None:
             return self.numbered(min(round((value - self.low) / (self.step or 1)), self.num_values - 1))
+        if place in (0.0, 1.0):
+            return self.high if place else self.low
         return min(max(float(f"{value:.{DIGITS}g}"), self.low), self.high)
 
     def place(self, value: Number) -> float:

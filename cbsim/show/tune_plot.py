@@ -17,6 +17,8 @@ from cbsim.studies.tune.best_settings import IS_BEST, IS_MET, ON_FRONT, TuneAnsw
 
 _MAX_KEYS = 6
 """Settings that have a panel."""
+_ABOVE = 1.08
+"""Times the highest figure: the upper end of its axis."""
 _WIDE = 10
 """Values that span more than this factor get a logarithmic axis."""
 
@@ -73,7 +75,7 @@ def _draw(axes: Axes, ran: pd.DataFrame, x: pd.Series[Any], y: pd.Series[Any]) -
         x[written], y[written], "s", color=PALETTE[4], markersize=8, mfc="none", mew=2, label="as written"
     )
     axes.plot(x[best], y[best], "*", color=PALETTE[1], markersize=13, label="best")
-    axes.set_ylim(0, None)
+    axes.set_ylim(0, _ABOVE * float(y.max()))
 
 
 def _positions(axes: Axes, values: pd.Series[Any]) -> pd.Series[Any]:
