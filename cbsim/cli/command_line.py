@@ -216,6 +216,7 @@ def preview(experiment: Experiment) -> str:
     experiments = [point for _, point in points]
     swept = dict.fromkeys(key for values, _ in points for key in values)
     over = f"{len(points)} points over {', '.join(swept)}; " if experiment.sweep else ""
+    over += f"a tune over {', '.join(experiment.space.keys)}; " if experiment.space else ""
     requests = " or ".join(format_count(count) for count in _request_counts(experiments))
     parts = [
         (each.scheduler.type, each.model.name, _gpus(each), each.cost_model.type, *_kv_tokens(each))

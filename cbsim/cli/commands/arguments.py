@@ -106,7 +106,7 @@ SET = option(
 DEVICE = choice("--device", ["cpu", "cuda"], default="cpu")
 
 OUT = option("--out DIR", "Where results go.", type=PATH)
-WORKERS = option("--workers", "Processes for a sweep's points.", type=POSITIVE, default=1)
+WORKERS = option("--workers", "Processes that runs go to.", type=POSITIVE, default=1)
 CLUSTER = option("--cluster ADDRESS", "A dask scheduler to run on, as tcp://HOST:8786.")
 PLOTS = option("--plots/--no-plots", "Draw pictures; default: for up to 6 points.", default=None)
 JSON = flag("--json", "Print JSON.")

@@ -53,6 +53,8 @@ def run(
             click.echo(f"{experiment.name} has a sweep: running all its points", err=True)
         _run_points(experiment, out, workers, None, plots, as_json, quiet)
         return
+    if experiment.tune and not quiet:
+        click.echo(f"{experiment.name} has a tune: running what is written; `cbsim tune` searches", err=True)
     folder = out or Path("runs") / f"{experiment.name}-{hash_mapping(experiment.resolved())[:8]}"
     check_run_target(folder)
     with watch_run(experiment, quiet) as progress:

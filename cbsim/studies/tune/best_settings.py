@@ -73,7 +73,8 @@ class TuneAnswer:
     @property
     def front(self) -> pd.DataFrame:
         """The rows that no other beats in both what is served and its cost, the cheapest first."""
-        return self.table[self.table[ON_FRONT]].sort_values(self.aim.cost)
+        rows = self.table[self.table[ON_FRONT]]
+        return rows if rows.empty else rows.sort_values(self.aim.cost)
 
 
 def tune(

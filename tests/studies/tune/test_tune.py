@@ -206,21 +206,19 @@ def test_a_space_that_is_small_is_tried_whole(tmp_path: Path) -> None:
     check_best(answer)
 
 
-def test_settings_that_do_not_go_together_are_rows_and_conditions_leave_them_out(tmp_path: Path) -> None:
+def test_conditions_leave_settings_out(tmp_path: Path) -> None:
     keys = {"scheduler.max_tokens_per_step": [16, 64], "scheduler.chunk_size": [8, 64]}
-    vllm = {"type": "vllm", "max_num_seqs": 4, "max_tokens_per_step": 64}
-    free = CONFIG | {"scheduler": vllm, "tune": {**keys, "trials": 8}}
     where = "scheduler.chunk_size <= scheduler.max_tokens_per_step"
-    kept = CONFIG | {"scheduler": vllm, "tune": {**keys, "trials": 8, "where": where}}
-    tune(free, tmp_path / "free")
-    table = tune(kept, tmp_path / "kept").table[1:]
+    vllm = {"type": "vllm", "max_num_seqs": 4, "max_tokens_per_step": 64}
+    config = CONFIG | {"scheduler": vllm, "tune": {**keys, "trials": 8, "where": where}}
+    table = tune(config, tmp_path).table[1:]
+    assert len(table) == 7
     assert (table["scheduler.chunk_size"] <= table["scheduler.max_tokens_per_step"]).all()
 
 
 def test_values_that_can_not_run_are_told_in_their_rows(tmp_path: Path) -> None:
-    config = CONFIG | {
-        "tune": {"kv_cache.num_blocks": [None, 100], "gpu.memory_gib": [10.0, 141.0], "trials": 8}
-    }
+    keys = {"kv_cache.num_blocks": [None, 100], "gpu.memory_gib": [10.0, 40.0, 141.0]}
+    config = CONFIG | {"tune": keys}
     answer = tune(config, tmp_path)
     failed = answer.table[answer.table["state"] == "failed"]
     assert failed["gpu.memory_gib"].tolist() == [10.0]
@@ -294,6 +292,15 @@ def test_runs_and_sweeps_leave_a_tune_alone(tmp_path: Path) -> None:
     plain = {key: value for key, value in CONFIG.items() if key != "tune"}
     assert cbsim.run(CONFIG).summary["e2e_s"] == cbsim.run(plain).summary["e2e_s"]
     assert len(cbsim.sweep(CONFIG | {"sweep": {"seed": [0, 1]}}, out=tmp_path)) == 2
+
+
+def test_a_dask_cluster_finds_the_same(answer: TuneAnswer, tmp_path: Path) -> None:
+    distributed = pytest.importorskip("distributed")
+    with distributed.LocalCluster(
+        n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None
+    ) as cluster:
+        clustered = tune(CONFIG, tmp_path, cluster=cluster.scheduler_address)
+    assert to_json(clustered) == to_json(answer)
 
 
 DRAWN_KEYS = {
