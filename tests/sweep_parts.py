@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 
 from cbsim.workload import Workload, WorkloadConfig
@@ -30,3 +31,9 @@ class Even(Workload):
 
     def num_requests(self) -> int:
         return 20
+
+
+def process_id(wait_s: float) -> int:
+    """The process that a task runs in, after a while."""
+    time.sleep(wait_s)
+    return os.getpid()

@@ -75,8 +75,8 @@ def _met_word(is_met: float) -> str:
     return "met" if is_met else "not met"
 
 
-COST = SummaryFigure(metrics.COST, "cost per 1M output tokens", better=min)
-"""Shown where the GPU has a price."""
+COST = SummaryFigure(metrics.COST, "cost/1M tokens", better=min)
+"""Of output; shown where the GPU has a price."""
 MET = SummaryFigure("slo_met", "SLO", _met_word)
 MFU = SummaryFigure("mfu", "MFU", format_share)
 MBU = SummaryFigure("mbu", "MBU", format_share)

@@ -381,8 +381,12 @@ def _with_interval(row: Mapping[str, Any], figure: SummaryFigure) -> str:
 
 def code_name(row: Mapping[str, Any], keys: Sequence[str]) -> str:
     """As `cbsim.studies.labels.point_name`, with names as code."""
+    return " with ".join(code_names(row, keys)) or "the experiment"
+
+
+def code_names(row: Mapping[str, Any], keys: Sequence[str]) -> list[str]:
+    """What a point is, a text for each of some keys, with names as code."""
     short = short_keys(keys)
-    told = [
+    return [
         f"`{row[key]}`" if is_word(row[key]) else f"`{short[key]}` {plain_text(row[key])}" for key in keys
     ]
-    return " with ".join(told) or "the experiment"

@@ -6,19 +6,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cbsim.results.metrics import COST
+from cbsim.results.slo import joined
 from cbsim.show.reader_tables import (
-    ATTAINMENT,
+    COST as COST_FIGURE,
+)
+from cbsim.show.reader_tables import (
     LATENCIES,
     SummaryFigure,
     latency,
     limited_figures,
     records,
 )
-from cbsim.show.reader_tables import (
-    COST as COST_FIGURE,
-)
-from cbsim.show.sweep_text import code_name
-from cbsim.show.text import MISSING, Table, format_figure, merged_notes
+from cbsim.show.sweep_text import code_names
+from cbsim.show.text import MISSING, Table, format_figure, format_share, merged_notes
 from cbsim.studies.intervals import SAME
 from cbsim.studies.labels import plain_text, short_keys
 from cbsim.studies.tune.best_settings import IS_BEST, IS_MET, ON_FRONT, TuneAnswer
@@ -30,7 +30,8 @@ _GAINS = {
     "goodput_per_s": SummaryFigure("goodput_per_s", "goodput (req/s)"),
     "request_throughput_per_s": SummaryFigure("request_throughput_per_s", "throughput (req/s)"),
 }
-_COSTS = {COST: COST_FIGURE, GPU_HOURS: SummaryFigure(GPU_HOURS, "GPU hours per 1M output tokens")}
+_COSTS = {COST: COST_FIGURE, GPU_HOURS: SummaryFigure(GPU_HOURS, "GPU hours/1M tokens")}
+_WITHIN = SummaryFigure("slo_attainment", "within SLO", format_share)
 
 
 def cost_figure(answer: TuneAnswer) -> SummaryFigure:
@@ -49,11 +50,12 @@ def tune_sentence(answer: TuneAnswer) -> str:
     rows = [row for row in records(answer.table) if row["state"] == "ran"]
     if best is None:
         return f"None of the {len(answer.table)} settings could run: {answer.table['error'].iloc[0]}"
-    name = code_name(best, answer.keys)
+    names = code_names(best, answer.keys)
     if not answer.is_met:
-        which = f"the nearest is {name}, which {aim.slo.all_misses(aim.misses(best))}"
+        which = f"the nearest is {joined(names)}, which {aim.slo.all_misses(aim.misses(best))}"
         return f"Not met: none of {_tried(answer)} meets {aim.slo.promise()}: {which}."
-    has = f"{name} has {_reached(answer, best)}{_against_written(answer, rows)}."
+    gives = "gives" if len(names) == 1 else "give"
+    has = f"{joined(names)} {gives} {_reached(answer, best)}{_against_written(answer, rows)}."
     meeting = sum(bool(row[IS_MET]) for row in rows)
     if not aim.slo:
         return f"No SLO is given. Of {_tried(answer)}, {has}{_alike(answer, rows)}"
@@ -116,7 +118,7 @@ def tune_table(answer: TuneAnswer) -> Table:
     ]
     figures = [
         gain_figure(answer),
-        *([ATTAINMENT] if aim.slo.own else []),
+        *([_WITHIN] if aim.slo.own else []),
         cost_figure(answer),
         *latencies,
     ]

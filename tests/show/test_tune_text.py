@@ -30,10 +30,12 @@ def test_met_is_the_first_word_and_the_gain_is_told(tmp_path: Path) -> None:
     assert best is not None
     num_met, num_ran = int(answer.table["is_met"].sum()), int((answer.table["state"] == "ran").sum())
     assert text.startswith(
-        f"Met by {num_met} of the {num_ran} settings that ran in full, of 16 settings tried, TTFT \u2264 1 s for 99% of "
-        "requests: rate_scale "
+        f"Met by {num_met} of the {num_ran} settings that ran in full, of 16 settings tried, "
+        "TTFT \u2264 1 s for 99% of requests: rate_scale "
     )
-    assert f"has the highest goodput, {best['goodput_per_s']:.3g} requests/s; what is written has 0.9" in text
+    assert (
+        f"give the highest goodput, {best['goodput_per_s']:.3g} requests/s; what is written has 0.9" in text
+    )
     table = tune_table(answer).to_text()
     assert "best, front" in table
     assert "0 as written" in table
@@ -43,7 +45,9 @@ def test_met_is_the_first_word_and_the_gain_is_told(tmp_path: Path) -> None:
 def test_not_met_names_the_nearest_and_what_it_misses(tmp_path: Path) -> None:
     answer, text = told(CONFIG | {"slo": {"ttft_s": {"p95": 0.05}}}, tmp_path)
     assert answer.best is not None
-    assert text.startswith("Not met: none of 16 settings tried meets TTFT p95 \u2264 50 ms: the nearest is rate_scale ")
+    assert text.startswith(
+        "Not met: none of 16 settings tried meets TTFT p95 \u2264 50 ms: the nearest is rate_scale "
+    )
     misses = answer.aim.misses(answer.best)
     assert [miss.key for miss in misses] == ["ttft_s.p95"]
     assert text.endswith(f", which {answer.aim.slo.all_misses(misses)}.")
@@ -55,7 +59,7 @@ def test_without_an_slo_the_throughput_decides(tmp_path: Path) -> None:
     config = with_tune(trials=6) | {"slo": {}}
     answer, text = told(config, tmp_path)
     assert text.startswith("No SLO is given. Of 6 settings tried, rate_scale ")
-    assert "has the highest throughput, " in text
+    assert "give the highest throughput, " in text
     assert "SLO" not in tune_table(answer).header
 
 
@@ -72,10 +76,8 @@ def test_nothing_could_run(tmp_path: Path) -> None:
     config = CONFIG | {"workload": {"type": "tests.sweep_parts:Even", "breaks": "error"}}
     tuned = config | {"tune": {"scheduler.max_num_seqs": [1, 2]}}
     answer, text = told(tuned, tmp_path)
-    assert text == (
-        "None of the 3 settings could run: workload Even failed at 0 s: ZeroDivisionError: a bug in a plug-in "
-        "(sweep_parts.py:25)"
-    )
+    why = "workload Even failed at 0 s: ZeroDivisionError: a bug in a plug-in (sweep_parts.py:"
+    assert text.startswith(f"None of the 3 settings could run: {why}")
     assert answer.best is None
     assert tune_pictures(answer) == {}
 

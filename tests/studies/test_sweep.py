@@ -1,4 +1,5 @@
 import math
+import os
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ from cbsim.results.result import load_run
 from cbsim.studies.run import run_experiment
 from cbsim.studies.sweep import SweepInterrupted, sweep
 from cbsim.studies.worker_pool import open_pool
+from tests.sweep_parts import process_id
 
 CONFIG = {
     "name": "even",
@@ -101,7 +103,7 @@ def test_a_failing_point_is_told_and_the_others_go_on(tmp_path):
     states = []
     table = sweep(BREAKING, out=tmp_path, progress=states.append)
     assert table["error"].isna().tolist() == [True, True, False, False]
-    told = "ZeroDivisionError: a bug in a plug-in (sweep_parts.py:25)"
+    told = "ZeroDivisionError: a bug in a plug-in (sweep_parts.py:26)"
     assert table["error"][2] == f"workload Even failed at 0 s: {told}"
     assert math.isnan(table["ttft_s.p99"][2])
     assert table["num_finished"].tolist() == [20, 20, pd.NA, pd.NA]
@@ -166,6 +168,15 @@ def test_a_pool_of_one_runs_here_and_goes_on_after_an_error():
     outcomes = list(open_pool(1).run_all(abs, [-1, "no number", -3]))
     assert [outcome.answer for outcome in outcomes] == [1, None, 3]
     assert isinstance(outcomes[1].error, TypeError)
+
+
+def test_a_pool_kept_open_keeps_its_processes_until_one_is_lost():
+    with open_pool(2).kept_open() as pool:
+        first = {outcome.answer for outcome in pool.run_all(process_id, [0.1] * 4)}
+        assert {outcome.answer for outcome in pool.run_all(process_id, [0.1] * 4)} <= first
+        (lost,) = pool.run_all(os._exit, [9])
+        assert str(lost.error) == "its worker process ended without an answer (out of memory?)"
+        assert first.isdisjoint(outcome.answer for outcome in pool.run_all(process_id, [0.1] * 4))
 
 
 def test_a_dask_cluster_gives_the_same_bytes(tmp_path):

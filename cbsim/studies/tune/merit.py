@@ -114,11 +114,20 @@ class Aim:
     def front(self, runs: Sequence[Figures]) -> list[int]:
         """The places of runs that meet the SLO and that no other beats in both gain and cost, by cost.
 
-        Those that are the same to within `SAME` count as one.
+        Of those that are the same to within `SAME` one stands for all: the best, if it is among them.
         """
         met = [place for place, figures in enumerate(runs) if self.score(figures) > 0]
+        if not met:
+            return []
         gain, cost = (np.array([float(runs[place][key]) for place in met]) for key in (self.gain, self.cost))
-        return [met[group[0]] for group in distinct_front(gain, cost)] if met else []
+        front, best = [met[group[0]] for group in distinct_front(gain, cost)], self.best(runs)
+        alike = [place for place in front if self._is_same(runs[place], runs[best])]
+        return [best if place in alike[:1] else place for place in front]
+
+    def _is_same(self, first: Figures, second: Figures) -> bool:
+        """Whether two runs serve and cost the same."""
+        pairs = ((first[key], second[key]) for key in (self.gain, self.cost))
+        return all(abs(one - other) <= SAME * max(one, other) for one, other in pairs)
 
 
 def with_gpu_hours(figures: Mapping[str, Any], experiment: Experiment) -> Figures:
