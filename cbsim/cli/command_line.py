@@ -191,7 +191,7 @@ def compare(
         click.echo(f"written to {path}")
 
 
-@args.command(short_help="Write runs, sweeps and capacities as one HTML page.", of=main)
+@args.command(short_help="Write runs, sweeps, capacities and tunes as one HTML page.", of=main)
 def report(
     folders: tuple[Path, ...] = args.argument(nargs=-1, required=True, type=args.PATH, metavar="DIR..."),
     out: Path | None = args.option(
@@ -199,7 +199,7 @@ def report(
     ),
     title: str | None = args.option("--title", "Of the page; default: what the first DIR is."),
 ) -> None:
-    """Write one HTML file on what lies in DIR...: folders of runs, sweeps and capacities.
+    """Write one HTML file on what lies in DIR...: folders of runs, sweeps, capacities and tunes.
 
     It needs no network and no other file.
     """

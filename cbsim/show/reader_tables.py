@@ -187,7 +187,7 @@ def run_tables(result: Result) -> tuple[Table, Table]:
 
 
 def run_answer(result: Result, name: str = "") -> list[str]:
-    """What one run says, in sentences: whether it meets its SLO, if it has one, how sure that and its means are.
+    """What one run says, in sentences: whether it meets its SLO, if it has one, how sure that and means are.
 
     It is named where there are several.
     """

@@ -1,4 +1,4 @@
-"""The report: runs, sweeps and capacities as one HTML file that needs nothing else."""
+"""The report: runs, sweeps, capacities and tunes as one HTML file that needs nothing else."""
 
 from __future__ import annotations
 
@@ -34,11 +34,13 @@ from cbsim.show.reader_tables import (
     run_answer,
     run_labels,
 )
-from cbsim.show.served_line import served_at_rates, served_points, served_runs
+from cbsim.show.served_line import served_at_rates, served_points, served_runs, served_trials
 from cbsim.show.sweep_plot import sweep_pictures
 from cbsim.show.sweep_text import Sweep, determined_note, read_sweep_table
 from cbsim.show.text import MISSING, format_figure, format_interval, format_share, merged_column
 from cbsim.show.timeline_plot import timeline, utilization
+from cbsim.show.tune_plot import tune_pictures
+from cbsim.show.tune_text import tune_sentence, tune_table
 from cbsim.studies.capacity import CapacityAnswer
 from cbsim.studies.capacity.answer import load_capacity
 from cbsim.studies.compare import STATISTICS, compare
@@ -46,13 +48,14 @@ from cbsim.studies.explain.run_diagnosis import LATENCIES as LATENCY_NAMES
 from cbsim.studies.explain.run_diagnosis import WORDS, diagnose_run, has_parts
 from cbsim.studies.intervals import Interval, Values, block_bootstrap, is_known_by_spread, mean_of
 from cbsim.studies.labels import short_keys
+from cbsim.studies.tune.best_settings import TuneAnswer, load_tune
 
 
 def write_report(folders: Sequence[Path], path: Path, title: str | None = None) -> None:
     """Write the report on some folders, whole or not at all.
 
-    Each sweep and each capacity has a chapter of its own; all runs share one. Raises `CbsimError` with a line
-    for each folder that holds none of them, or if the file can't be written or is another than a report.
+    Each sweep, capacity and tune has a chapter of its own; all runs share one. Raises `CbsimError` with a
+    line for each folder that holds none of them, or if the file can't be written or is another than a report.
     """
     check_report_target(path)
     write_text(path, make_report(folders, title))
@@ -61,9 +64,9 @@ def write_report(folders: Sequence[Path], path: Path, title: str | None = None) 
 def make_report(folders: Sequence[Path], title: str | None = None) -> str:
     """The text of the report, without a title under its first chapter's; equal folders give equal texts."""
     problems = [
-        f"{folder}: no run, sweep or capacity was written there"
+        f"{folder}: no run, sweep, capacity or tune was written there"
         for folder in folders
-        if not any(holds(folder, kind) for kind in ("run", "sweep", "capacity"))
+        if not any(holds(folder, kind) for kind in ("run", "sweep", "capacity", "tune"))
     ]
     if problems:
         raise CbsimError(*problems)
@@ -98,6 +101,8 @@ def _chapters(folders: Sequence[Path]) -> list[Chapter]:
     for folder in folders:
         if holds(folder, "capacity"):
             chapters.append(capacity_chapter(load_capacity(folder)))
+        elif holds(folder, "tune"):
+            chapters.append(tune_chapter(load_tune(folder)))
         elif holds(folder, "sweep"):
             chapters.append(sweep_chapter(folder))
         else:
@@ -274,6 +279,23 @@ def _swept(answer: CapacityAnswer) -> dict[str, list[Any]]:
     """What contenders differ in: the values of each key."""
     keys = dict.fromkeys(key for each in answer.contenders for key in each.swept)
     return {key: [each.swept.get(key) for each in answer.contenders] for key in keys}
+
+
+def tune_chapter(answer: TuneAnswer) -> Chapter:
+    """The chapter of one tune folder."""
+    told, promise = tune_table(answer), answer.aim.slo.promise()
+    best = {"goodput": "serves the most", "cost": "costs the least", "latency": "answers the fastest"}
+    names = " and ".join(f"`{key}`" for key in answer.keys)
+    return Chapter(
+        title=f"{answer.name}: tune",
+        served=served_trials(answer.config, {key: answer.table[key].tolist() for key in answer.keys}),
+        question=f"Which {names} {best[answer.aim.objective]}{f' within {promise}' if promise else ''}?",
+        answers=[tune_sentence(answer)],
+        warnings=list(told.notes),
+        tables=[HtmlTable.of_text("The best settings tried", told)],
+        pictures=list(tune_pictures(answer).values()),
+        provenance=[provenance(answer.name, answer.config, answer.manifest)],
+    )
 
 
 def _curve_table(answer: CapacityAnswer) -> HtmlTable:

@@ -45,6 +45,11 @@ def served_at_rates(config: Mapping[str, Any], swept: Mapping[str, Sequence[Any]
     return f"{_served(config, swept)}: {num_requests:,} requests{_source(config)} a run, at rising rates"
 
 
+def served_trials(config: Mapping[str, Any], tried: Mapping[str, Sequence[Any]]) -> str:
+    """Of a tune, with the values that it tried."""
+    return f"{_served(config, tried)}: requests{_source(config)}"
+
+
 def _served(config: Mapping[str, Any], swept: Mapping[str, Sequence[Any]] | None = None) -> str:
     """`llama-3-8b on 2 x h200, vllm scheduler`; names of what is swept all."""
     names = {}

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from cbsim.show.chapter import Picture
 from cbsim.show.style import FAINT, PALETTE, drawing, head, show_plain
 from cbsim.show.tune_text import cost_figure, gain_figure
 from cbsim.studies.labels import plain_text, short_keys
@@ -23,13 +24,20 @@ _WIDE = 10
 """Values that span more than this factor get a logarithmic axis."""
 
 
-def tune_pictures(answer: TuneAnswer) -> dict[str, Figure]:
+def tune_pictures(answer: TuneAnswer) -> dict[str, Picture]:
     """Pictures by the names of their files; none where nothing ran."""
     ran = answer.table[answer.table["state"] == "ran"]
-    return {} if ran.empty else {"front": _front(answer, ran), "keys": _by_key(answer, ran)}
+    if ran.empty:
+        return {}
+    front, keys = f"{answer.name}: what is served, and what it costs", f"{answer.name}: the settings tried"
+    marks = "Marks tell what meets the SLO, the best and what is written"
+    return {
+        "front": Picture(_front(answer, ran, front), front, f"Each setting that ran in full. {marks}."),
+        "keys": Picture(_by_key(answer, ran, keys), keys, f"What is served, against each setting. {marks}."),
+    }
 
 
-def _front(answer: TuneAnswer, ran: pd.DataFrame) -> Figure:
+def _front(answer: TuneAnswer, ran: pd.DataFrame, title: str) -> Figure:
     gain, cost = gain_figure(answer), cost_figure(answer)
     with drawing(8, 4.6) as figure:
         axes = figure.subplots()
@@ -42,12 +50,11 @@ def _front(answer: TuneAnswer, ran: pd.DataFrame) -> Figure:
         if _is_wide(ran[cost.key]):
             axes.set_xscale("log")
             show_plain(axes.xaxis)
-        title = f"{answer.name}: what is served, and what it costs"
         head(figure, title, _caption(answer), axes)
     return figure
 
 
-def _by_key(answer: TuneAnswer, ran: pd.DataFrame) -> Figure:
+def _by_key(answer: TuneAnswer, ran: pd.DataFrame, title: str) -> Figure:
     gain, keys = gain_figure(answer), answer.keys[:_MAX_KEYS]
     short = short_keys(answer.keys)
     num_columns = min(3, len(keys))
@@ -61,7 +68,7 @@ def _by_key(answer: TuneAnswer, ran: pd.DataFrame) -> Figure:
             axes.set_visible(False)
         for row in panels:
             row[0].set_ylabel(gain.title)
-        head(figure, f"{answer.name}: the settings tried", _caption(answer), panels[0, 0])
+        head(figure, title, _caption(answer), panels[0, 0])
     return figure
 
 

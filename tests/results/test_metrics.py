@@ -263,3 +263,14 @@ def test_flatten_makes_one_row():
 def test_what_is_empty_of_shared_blocks_is_not_told() -> None:
     log = dataclasses.replace(paper_log(), num_prompt_tokens_hit=16)
     assert summarize(log, PAPER)["kv_waste"] == {"mean": None, "max": None}
+
+
+def test_a_price_tells_what_a_million_output_tokens_cost():
+    summary = summarize(paper_log(), PAPER)
+    assert "cost_per_million_tokens" not in summary
+    priced = PAPER.gpu.model_copy(update={"price_per_hour": 3.0})
+    six = summarize(paper_log(), dataclasses.replace(PAPER, gpu=priced, num_gpus=2, num_replicas=3))
+    tokens_per_hour = 3600 * summary["output_token_throughput_per_s"]
+    assert six["cost_per_million_tokens"] == pytest.approx(6 * 3.0 / (tokens_per_hour / 1e6))
+    nothing = dataclasses.replace(PAPER, gpu=priced)
+    assert summarize(empty_log(), nothing)["cost_per_million_tokens"] is None

@@ -204,5 +204,5 @@ def test_impossible_paths_hold_no_run() -> None:
     name = "x" * 300
     assert command("compare", name, name).stderr == f"{name}: no such folder; allowed: a run folder\n"
     assert command("report", name, "--out", "r.html").stderr == (
-        f"{name}: no run, sweep or capacity was written there\n"
+        f"{name}: no run, sweep, capacity or tune was written there\n"
     )

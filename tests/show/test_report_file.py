@@ -184,8 +184,8 @@ def test_folders_without_anything_are_all_told(folders: dict[str, Path], tmp_pat
     with pytest.raises(CbsimError) as caught:
         make_report([tmp_path, folders["one"], tmp_path / "gone"])
     assert caught.value.problems == (
-        f"{tmp_path}: no run, sweep or capacity was written there",
-        f"{tmp_path / 'gone'}: no run, sweep or capacity was written there",
+        f"{tmp_path}: no run, sweep, capacity or tune was written there",
+        f"{tmp_path / 'gone'}: no run, sweep, capacity or tune was written there",
     )
 
 

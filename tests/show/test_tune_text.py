@@ -93,6 +93,14 @@ def test_the_command_prints_the_answer_and_writes_the_folder(tmp_path: Path) -> 
     names = {"table.csv", "table.parquet", "tune.json", "best.yaml", "points"}
     pictures = {f"{stem}{suffix}" for stem in ("front", "keys") for suffix in (".png", ".svg")}
     assert {each.name for each in out.iterdir()} == names | pictures
+    reported = CliRunner().invoke(main, ["report", str(out)])
+    assert reported.exit_code == 0, reported.output
+    page = (out / "report.html").read_text()
+    assert (
+        "Which <code>workload.rate_scale</code> and <code>scheduler.max_num_seqs</code> serves the most"
+        in page
+    )
+    assert page.count("<svg") == 2
     checked = CliRunner().invoke(main, ["check", str(out / "best.yaml")])
     assert checked.exit_code == 0, checked.output
 

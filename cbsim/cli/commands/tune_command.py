@@ -54,7 +54,8 @@ def tune(
     if plots:
         from cbsim.show.tune_plot import tune_pictures
 
-        written += draw(tune_pictures(answer), folder)
+        pictures = tune_pictures(answer)
+        written += draw({stem: picture.figure for stem, picture in pictures.items()}, folder)
     if as_json:
         args.print_json(to_json(answer))
         return
