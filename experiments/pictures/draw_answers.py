@@ -1,6 +1,6 @@
 """Draw the pictures of capacities and published claims: `python experiments/pictures/draw_answers.py runs`.
 
-Each picture whose answer (`cbsim capacity NAME` or `cbsim sweep NAME`) lies in the folder given is written
+Each picture whose answer (`cbsim capacity`, `sweep` or `tune` of NAME) lies in the folder given is written
 beside this file.
 """
 
@@ -18,8 +18,10 @@ from cbsim.show.capacity_plot import capacity_bars, interval_bars, rate_picture
 from cbsim.show.style import save_figure
 from cbsim.show.sweep_plot import sweep_curves, sweep_pictures
 from cbsim.show.sweep_text import Sweep
+from cbsim.show.tune_plot import tune_pictures
 from cbsim.studies.capacity.answer import load_capacity
 from cbsim.studies.intervals import Interval
+from cbsim.studies.tune.best_settings import load_tune
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -81,6 +83,7 @@ PICTURES: dict[str, tuple[str, Callable[[Path], Figure]]] = {
     "saturation": ("saturation", settings),
     "capacity-per-gpu": ("capacity-per-gpu-capacity", lambda folder: rate_picture(load_capacity(folder))),
     "kv-blocks": ("kv-blocks", kv_blocks),
+    "tuning": ("tuning-tune", lambda folder: tune_pictures(load_tune(folder))["keys"].figure),
     "claim-orca": ("claim-orca-capacity", lambda folder: bars(folder, ORCA, "Orca's claim")),
     "claim-vllm": ("claim-vllm-capacity", lambda folder: bars(folder, VLLM, "vLLM's claim")),
     "claim-sarathi": ("claim-sarathi", lambda folder: settings(folder, SARATHI)),
