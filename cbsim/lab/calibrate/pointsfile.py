@@ -78,23 +78,28 @@ COLUMNS: dict[str, tuple[str, Kind]] = {
     "t_equal_s": ("t_equal_s", _seconds(math.nan)),
 }
 """Of each column the attribute of `Point` that it holds, and what may stand in it."""
+USUAL_COLUMNS = [name for name in COLUMNS if name not in ("longest", "t_equal_s")]
+"""Those of files without `unequal` points."""
 
 
 def write_points(path: Path, points: Iterable[Point]) -> None:
     """Write `points.csv`."""
+    points = list(points)
+    names = [*COLUMNS] if any(point.op == "unequal" for point in points) else USUAL_COLUMNS
     with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows([COLUMNS, *map(_row, points)])
+        csv.writer(file, lineterminator="\n").writerows([names, *(_row(point, names) for point in points)])
 
 
 def append_point(path: Path, point: Point) -> None:
-    """Add a row, on disk before this returns; begins the file with its header."""
-    rows = [_row(point)] if path.exists() else [COLUMNS, _row(point)]
+    """Add a row, of no `unequal` point, on disk before this returns; begins the file with its header."""
+    row = _row(point, USUAL_COLUMNS)
+    rows = [row] if path.exists() else [USUAL_COLUMNS, row]
     with path.open("a", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows(rows)
 
 
-def _row(point: Point) -> list[str]:
-    return [_text(getattr(point, name)) for name, _ in COLUMNS.values()]
+def _row(point: Point, columns: Iterable[str]) -> list[str]:
+    return [_text(getattr(point, COLUMNS[name][0])) for name in columns]
 
 
 def _text(value: object) -> str:

@@ -26,7 +26,10 @@ TILES = (
 )
 """Cross-validation chooses among them; the heights are those of the tiles of cuBLAS and CUTLASS."""
 KNOT_RATIO = 1.08
-"""Knots are at least this ratio of counted tokens apart."""
+"""Knots are at least this ratio of counted tokens apart,"""
+EVERY_COUNT = 1.0
+"""or stand at every count, where that says clearly more of counts left out: timings every few tokens show
+where kernels change, which differs from one product of a layer to the next."""
 SMOOTHINGS = (0.01, 0.03, 0.1, 0.3, 1.0)
 """Weights of the roughness that cross-validation chooses among."""
 FIRST_SMOOTHING = 0.1
@@ -47,14 +50,17 @@ def fit_dense(points: Sequence[Point]) -> DenseTable:
     """
     tokens, seconds = _by_size(points)
 
-    def loss(tiles: Tiles, smoothing: float) -> float:
-        return _loss(partial(_dense, tiles, smoothing), tokens, seconds)
+    def loss(tiles: Tiles, smoothing: float, ratio: float = KNOT_RATIO) -> float:
+        return _loss(partial(_dense, tiles, smoothing, ratio), tokens, seconds)
 
     if not can_be_left_out(len(points)):
-        return _dense(TILES[0], SMOOTHINGS[0], tokens, seconds)
+        return _dense(TILES[0], SMOOTHINGS[0], KNOT_RATIO, tokens, seconds)
     tiles = TILES[clearly_best([loss(tiles, FIRST_SMOOTHING) for tiles in TILES])]
     smoothing = min(SMOOTHINGS, key=lambda smoothing: loss(tiles, smoothing))
-    return _dense(tiles, smoothing, tokens, seconds)
+    ratios, least = (KNOT_RATIO, EVERY_COUNT), SMOOTHINGS[0]
+    losses = [loss(tiles, smoothing), loss(tiles, least, EVERY_COUNT)]
+    best = clearly_best(losses)
+    return _dense(tiles, (smoothing, least)[best], ratios[best], tokens, seconds)
 
 
 def fit_logits(points: Sequence[Point]) -> LogitsForm:
@@ -81,9 +87,9 @@ def _loss(
     return left_out_loss(seconds, fold, lambda kept: fitted(rows[kept], seconds[kept]).at(rows[~kept]))
 
 
-def _dense(tiles: Tiles, smoothing: float, tokens: Floats, seconds: Floats) -> DenseTable:
+def _dense(tiles: Tiles, smoothing: float, ratio: float, tokens: Floats, seconds: Floats) -> DenseTable:
     counted = tiles.counted(tokens)
-    knots = _knots(counted)
+    knots = _knots(counted, ratio)
     return DenseTable(
         tiles=tiles,
         tokens=tuple(int(knot) for knot in knots),
@@ -92,12 +98,12 @@ def _dense(tiles: Tiles, smoothing: float, tokens: Floats, seconds: Floats) -> D
     )
 
 
-def _knots(counts: Floats) -> Floats:
-    """Whole counts far enough apart, the first and the last included."""
+def _knots(counts: Floats, ratio: float) -> Floats:
+    """Whole counts at least a ratio apart, the first and the last included."""
     distinct = np.unique(np.round([*counts, np.ceil(counts.max())]))
     knots = [distinct[0]]
     for count in distinct[1:-1]:
-        if count >= KNOT_RATIO * knots[-1] and distinct[-1] >= KNOT_RATIO * count:
+        if count >= ratio * knots[-1] and distinct[-1] >= ratio * count:
             knots.append(count)
     return np.array(knots if len(distinct) == 1 else [*knots, distinct[-1]])
 

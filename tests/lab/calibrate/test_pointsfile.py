@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from cbsim.base.errors import CalibrationError
 from cbsim.lab.calibrate.point import OPS, Point
-from cbsim.lab.calibrate.pointsfile import COLUMNS, append_point, read_points, write_points
+from cbsim.lab.calibrate.pointsfile import USUAL_COLUMNS, append_point, read_points, write_points
 
 HEADER = "op,chunks,B,KV,Kmax,T,S,t_median_s"
 SECONDS = "allowed: seconds of one kernel or step, more than 0, at most 3,600"
@@ -64,7 +64,7 @@ def test_rows_are_appended_under_one_header(tmp_path):
     path = tmp_path / "points.csv"
     for tokens in (1, 2, 3):
         append_point(path, Point("dense", 1e-4, tokens=tokens))
-    assert path.read_text().startswith(",".join(COLUMNS))
+    assert path.read_text().startswith(",".join(USUAL_COLUMNS) + "\n")
     assert [point.tokens for point in read_points(path)] == [1, 2, 3]
 
 
@@ -132,3 +132,15 @@ def test_no_points_file_at_all(tmp_path, content, message):
         read_points(path)
     with pytest.raises(CalibrationError, match="No such file"):
         read_points(tmp_path / "absent.csv")
+
+
+def test_unequal_contexts_have_columns_of_their_own(tmp_path):
+    """And other files none for them."""
+    usual = [Point("dense", 1e-4, tokens=5)]
+    unequal = Point("unequal", 3e-5, (), 4, 1792, 1024, num_longest=1, t_equal_s=2e-5)
+    path = tmp_path / "points.csv"
+    write_points(path, [*usual, unequal])
+    assert "longest,t_equal_s" in path.read_text().splitlines()[0]
+    assert repr(read_points(path)[1]) == repr(unequal)
+    write_points(path, usual)
+    assert "longest" not in path.read_text()
