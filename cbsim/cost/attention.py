@@ -157,6 +157,25 @@ class FusedAttention(Section):
         return over_columns(fused_attention_s)(self, *chunks, *decodes)
 
 
+class BesideChunks(Section):
+    """What decodes cost beside chunks in one launch where that was not timed, in terms of what they cost
+    alone, on top of the chunks.
+    """
+
+    decodes: tuple[int, ...] = Field(min_length=2)
+    """Numbers of them, rising, >= 1."""
+    factors: tuple[Coefficient, ...]
+    """Times what they take alone; linear between, level beyond; never falling."""
+
+    @model_validator(mode="after")
+    def _rises(self) -> BesideChunks:
+        if len(self.decodes) != len(self.factors):
+            raise ValueError(f"{len(self.decodes)} numbers of decodes for {len(self.factors)} factors")
+        if self.decodes[0] < 1 or any(np.diff(self.decodes) <= 0) or any(np.diff(self.factors) < 0):
+            raise ValueError("decodes must be positive and rise, and factors must not fall")
+        return self
+
+
 class SlidingAttention(Section):
     """Seconds of one layer's attention with a window, by formula: decodes and chunks in a launch each.
 

@@ -24,9 +24,11 @@ lengths take beyond it; then it is `blend(W, per_token min(Q, 2 max(0, Q - cache
 the launch's data streamed through memory once they outgrow the L2 cache.
 
 Where a profile has the `fused` term, a step with chunks and decodes costs the largest of it, A_dec and A_pre
-in place of their sum. Where one of the three was timed over a whole grid, its table (`attention_grid.py`)
-stands in its place. Layers with a window have formulas of their own, in which KV, P and X count what lies in
-the window. No coefficient is negative, so the time is monotone in everything and linear far out.
+in place of their sum. Where nobody timed mixed launches and other GPUs' timings stand in, it costs
+A_pre + factor(B) A_dec, no less than either. Where one of the three was timed over a whole grid, its table
+(`attention_grid.py`) stands in its place. Layers with a window have formulas of their own, in which KV, P and
+X count what lies in the window. No coefficient is negative, so the time is monotone in everything and linear
+far out.
 Sums, products, square roots and comparisons are exactly rounded everywhere, so the scalar and the vector form
 agree to the bit; that is why `blend` stands where others write a p-norm.
 """
@@ -40,6 +42,7 @@ from pydantic import Field, field_validator, model_validator
 
 from cbsim.config.section import Section
 from cbsim.cost.attention import (
+    BesideChunks,
     Coefficient,
     DecodeAttention,
     FusedAttention,
@@ -186,6 +189,8 @@ class StepForm(Section):
     decode: DecodeAttention
     prefill: PrefillAttention
     fused: FusedAttention | None = None
+    beside: BesideChunks | None = None
+    """In place of `fused`, an estimate."""
     grid: AttentionGrid | None = None
     """Tables of attention in place of some or all of the three formulas."""
     sliding: SlidingAttention | None = None

@@ -179,8 +179,8 @@ def _chosen(form: StepForm, config: ProfileConfig) -> StepForm:
     """The form with the parts that the configuration asks for."""
     grid = form.grid
     if config.attention != "measured" or grid is None:
-        fused = None if config.attention == "sum" else form.fused
-        return form.model_copy(update={"grid": None, "fused": fused})
+        apart = {"fused": None, "beside": None} if config.attention == "sum" else {}
+        return form.model_copy(update={"grid": None, **apart})
     if not config.unequal_contexts:
         parts = {"decode": grid.decode, "mixed": grid.mixed}
         equal = {

@@ -9,7 +9,14 @@ import numpy as np
 
 from cbsim.base.records import plain
 from cbsim.config.section import Section
-from cbsim.cost.attention import NO_SPILL, DecodeAttention, FusedAttention, PrefillAttention, Spill
+from cbsim.cost.attention import (
+    NO_SPILL,
+    BesideChunks,
+    DecodeAttention,
+    FusedAttention,
+    PrefillAttention,
+    Spill,
+)
 from cbsim.cost.attention_grid import (
     AttentionGrid,
     ChunkTable,
@@ -89,6 +96,8 @@ class ProfileRecord(NamedTuple):
     prefill: Any
     spill: Any
     fused: Any
+    beside: GridRecord
+    """Of `BesideChunks`, factors in place of seconds."""
     sliding_decode: Any
     sliding_prefill: Any
     sliding_spill: Any
@@ -134,6 +143,7 @@ def _flat(num_axes: int) -> Table:
 
 
 _NO_SKEW = Skew(chain_s_per_token=0.0, tokens_per_s=1.0, split_up_to=0)
+_NO_FACTORS = BesideChunks(decodes=(1, 2), factors=(1.0, 1.0))
 _NOT_TIMED = UnequalTable(tokens=(0, 1), decodes=(1, 2), lost_s_per_token=(0.0,) * 4)
 _NO_CHUNKS = ChunkTable(table=_flat(2), slopes=Slopes())
 _NO_MIXED = MixedTable(table=_flat(4), slopes=Slopes(), skew=_NO_SKEW, crowding=_flat(1))
@@ -172,6 +182,7 @@ def profile_record(
         "hop_token_s": hops.token_s if hops else 0.0,
         "has_lengths": lengths is not None,
         "has_fused": form.fused is not None,
+        "has_beside": form.beside is not None,
         "has_decode_grid": form.grid is not None,
         "has_chunk_grid": grid.prefill is not None,
         "has_mixed_grid": grid.mixed is not None,
@@ -197,6 +208,7 @@ def profile_record(
         prefill=_numbers(PrefillAttention, form.prefill),
         spill=_numbers(Spill, form.prefill.spill or NO_SPILL),
         fused=_numbers(FusedAttention, form.fused),
+        beside=_factors(form.beside or _NO_FACTORS),
         sliding_decode=_numbers(DecodeAttention, sliding and sliding.decode),
         sliding_prefill=_numbers(PrefillAttention, sliding and sliding.prefill),
         sliding_spill=_numbers(Spill, (sliding and sliding.prefill.spill) or NO_SPILL),
@@ -216,6 +228,10 @@ def profile_record(
         harmonic=harmonic_numbers(max_decodes),
         errors=ErrorTables(*(np.zeros(0),) * 5, most_bits=no_bits),
     )
+
+
+def _factors(beside: BesideChunks) -> GridRecord:
+    return GridRecord((axis_of(beside.decodes),), np.array(beside.factors), _numbers(Slopes, None))
 
 
 def _unequal(skew: Skew) -> GridRecord:

@@ -8,6 +8,7 @@ from cbsim.cost.attention import chunk_attention_s, decode_attention_s, fused_at
 from cbsim.cost.elementwise import bit_length, larger, smaller
 from cbsim.cost.form import dense_s, logits_s
 from cbsim.cost.grid_step import beyond_launch_s, decodes_by_grid_s, mixed_by_grid_s
+from cbsim.cost.interpolation import at_line, nearest
 from cbsim.cost.step_columns import chunk_pairs, context_in_window, window_pairs
 
 MOST_BITS = 24
@@ -135,6 +136,10 @@ def chunks_attention_s(cost: Any, shape: Any, chunks: Any, decode_s: Any) -> Any
         mixed_s = fused_attention_s(
             cost.fused, num_pairs, num_tokens, longest, num_decodes, context, longest_decode
         )
+    elif num_decodes > 0 and figures.has_beside:
+        beside = cost.beside
+        factor = at_line(beside.values, beside.axes, nearest(beside.axes[0], num_decodes))
+        mixed_s = alone_s + factor * decode_s
     else:
         return decode_s, alone_s
     return 0.0, larger(larger(mixed_s, decode_s), alone_s)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from cbsim.base.records import plain
+from cbsim.cost.attention import BesideChunks
 from cbsim.cost.attention_grid import (
     AttentionGrid,
     ChunkTable,
@@ -107,6 +108,7 @@ TIMED = GRID.model_copy(
     }
 )
 """With timings of unequal contexts."""
+FACTORS = BesideChunks(decodes=(1, 16, 128), factors=(0.5, 1.0, 2.0))
 PARTS = {
     "all": GRID,
     "all, dear chunks": DEAR,
@@ -229,6 +231,37 @@ def test_where_unequal_contexts_were_timed_theory_is_silent(chunks, count, lost_
     shapes = [StepShape(chunks, 0, count, 2000 * count, longest) for longest in (2000, 3000)]
     equal, unequal = form_seconds(form, StepColumns.from_shapes(shapes))
     assert (unequal - equal) / 32 == pytest.approx(1000 * lost_s_per_token, rel=1e-6, abs=1e-12)
+
+
+@pytest.mark.parametrize(("count", "factor"), [(16, 1.0), (72, 1.5), (128, 2.0), (400, 2.0)])
+def test_mixed_launches_nobody_timed_cost_a_factor_more_for_their_decodes(count, factor):
+    form = make_form(fused=False).model_copy(update={"beside": FACTORS})
+    decodes, chunks = equal_decodes(count, 2000), ((500, 512), (64, 0))
+    steps = [StepShape((), 0, **decodes), StepShape(chunks, 0, 0, 0, 0), StepShape(chunks, 0, **decodes)]
+    (decode_s, _, _), (_, chunks_s, mixed_s) = form_attention_s(form, StepColumns.from_shapes(steps))
+    assert mixed_s == pytest.approx(chunks_s + factor * decode_s, rel=1e-12)
+
+
+def test_a_mixed_launch_is_never_shorter_than_its_parts():
+    none = BesideChunks(decodes=(1, 2), factors=(0.0, 0.0))
+    form = make_form(fused=False).model_copy(update={"beside": none})
+    steps = [StepShape(chunks, 0, **equal_decodes(200, 8000)) for chunks in ((), ((16, 0),))]
+    decode_s, rest_s = form_attention_s(form, StepColumns.from_shapes(steps))
+    alone, mixed = decode_s + rest_s
+    assert mixed == alone
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"decodes": (0, 16, 128)}, "decodes must be positive and rise"),
+        ({"factors": (0.5, 1.0, 0.9)}, "factors must not fall"),
+        ({"factors": (0.5, 1.0)}, "3 numbers of decodes for 2 factors"),
+    ],
+)
+def test_factors_that_are_none(changed, message):
+    with pytest.raises(ValidationError, match=message):
+        BesideChunks(**FACTORS.model_dump() | changed)
 
 
 @pytest.mark.parametrize(

@@ -31,9 +31,9 @@ from cbsim.cost.profile import ProfileConfig, ProfileCost
 from cbsim.cost.roofline import RooflineConfig, RooflineCost
 from cbsim.cost.step_columns import CHUNK, SHAPE, StepColumns
 from tests.cost.laws import make_form, measured_chunks
+from tests.cost.test_attention_grid import FACTORS, TIMED, steps_near
 from tests.cost.test_attention_grid import FORMS as GRID_FORMS
 from tests.cost.test_attention_grid import PARTS as GRID_PARTS
-from tests.cost.test_attention_grid import TIMED, steps_near
 from tests.cost.test_profile import BOX
 from tests.cost.test_uncertain import HELD_OUT
 from tests.specs.test_specs import load_gpu, load_model
@@ -60,7 +60,13 @@ WAYS: dict[str, dict[str, Any]] = {
     "formula": {"attention": "formula", "host_step_s": 2e-2},
     "sum": {"attention": "sum"},
 }
-UNRECORDED = {"timed losses": make_form(fused=True).model_copy(update={"grid": TIMED})}
+UNRECORDED = {
+    "timed losses": make_form(fused=True).model_copy(update={"grid": TIMED}),
+    "factors": make_form(fused=False).model_copy(
+        update={"grid": GRID_PARTS["decodes and chunks"], "beside": FACTORS}
+    ),
+    "factors, no tables": make_form(fused=False).model_copy(update={"beside": FACTORS}),
+}
 """Forms whose formulas never stood elsewhere."""
 NUM_SHAPES = 3000
 RECORDED = json.loads((Path(__file__).parent / "recorded_seconds.json").read_text())

@@ -17,6 +17,8 @@ from cbsim.cost.form import StepForm
 from cbsim.cost.step_columns import Floats
 from cbsim.lab.calibrate.accuracy import Report, errors_by_kind, predict, repeatability
 from cbsim.lab.calibrate.attentionfit import fit_decode, fit_fused, fit_prefill
+from cbsim.lab.calibrate.estimates import MIXED_ERRORS, Estimate, with_estimates
+from cbsim.lab.calibrate.estimates import SENTENCES as ESTIMATED
 from cbsim.lab.calibrate.gridfit import LatticeFormula, fit_grid
 from cbsim.lab.calibrate.point import MIN_POINTS, OPS, Op, Point, columns_of
 from cbsim.lab.calibrate.pointsfile import Meta
@@ -157,6 +159,8 @@ def fit_cost_file(
         name: {kind: asdict(errors) for kind, errors in table.items()}
         for name, table in report.tables.items()
     }
+    if cost_file.form.beside is not None:
+        accuracy["held_out"]["mixed"] = MIXED_ERRORS
     return cost_file.model_copy(update={"accuracy": accuracy}), report
 
 
@@ -178,6 +182,7 @@ def _fitted(
     form = fit_form(
         [*op_points, *unequal], num_layers, seed, splitting, num_sliding, with_lengths=with_lengths
     )
+    form = with_estimates(form, meta.estimates, splitting)
     return CostFile(
         format="cbsim-cost/1",
         gpu=meta.gpu,
@@ -188,7 +193,7 @@ def _fitted(
         data_parallel=meta.data_parallel,
         form=form,
         box=calibrated_box(op_points),
-        assumptions=[*meta.assumptions, *stand_ins, *_assumptions(op_points, form)],
+        assumptions=[*meta.assumptions, *stand_ins, *_assumptions(op_points, form, meta.estimates)],
         points_sha256=hash_files([points_path])[points_path],
     )
 
@@ -279,9 +284,12 @@ def _places_by_op(points: Sequence[Point]) -> list[NDArray[np.int64]]:
     return [np.flatnonzero(ops == op) for op in dict.fromkeys(ops.tolist())]
 
 
-def _assumptions(points: Sequence[Point], form: StepForm) -> list[str]:
+def _assumptions(points: Sequence[Point], form: StepForm, estimates: Sequence[Estimate]) -> list[str]:
     """What the form takes for granted because nothing of the kind was measured."""
     has_context = any(context for point in points if point.op == "prefill" for _, context in point.chunks)
     mixed = "attention of steps that mix chunks and decodes was not measured: the sum of the two is taken"
     chunks = "chunks over existing context were not measured: their pairs are taken to cost alike"
-    return [*([] if form.fused else [mixed]), *([] if has_context else [chunks])]
+    sentences = [] if form.fused else [ESTIMATED["mixed"] if form.beside else mixed]
+    if "unequal" in estimates and form.grid is not None:
+        sentences.append(ESTIMATED["unequal"])
+    return [*sentences, *([] if has_context else [chunks])]

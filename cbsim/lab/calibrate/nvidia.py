@@ -13,6 +13,7 @@ from cbsim.base.errors import CalibrationError
 from cbsim.base.units import MEGA
 from cbsim.cost.collectives import num_layer_reduces
 from cbsim.cost.costfile import model_shape
+from cbsim.lab.calibrate.estimates import Estimate
 from cbsim.lab.calibrate.nvidia_tables import PACKAGE, ExpertsTable, GemmTable, Heads, NvidiaTables, Phase
 from cbsim.lab.calibrate.point import Point
 from cbsim.lab.calibrate.pointsfile import Meta
@@ -39,20 +40,23 @@ class System(NamedTuple):
 
     gpu: str | None = None
     l2_bytes: int = 0
+    num_multiprocessors: int | None = None
+    """Of GPUs on which vLLM runs FlashAttention 2: not Hopper's, which have the third, nor Blackwell's of
+    data centres, which have FlashInfer's kernels."""
 
 
 SYSTEMS = {
     "h200_sxm": System("h200", 50 * MEGA),
     "h100_sxm": System("h100", 50 * MEGA),
-    "a100_sxm": System("a100-80g", 40 * MEGA),
-    "l40s": System("l40s", 96 * MEGA),
-    "rtx_pro_6000_server": System("rtxpro6000", 128 * MEGA),
+    "a100_sxm": System("a100-80g", 40 * MEGA, 108),
+    "l40s": System("l40s", 96 * MEGA, 142),
+    "rtx_pro_6000_server": System("rtxpro6000", 128 * MEGA, 188),
     "b200_sxm": System("b200", 126 * MEGA),
     "gb200": System("gb200", 126 * MEGA),
     "b300_sxm": System("b300", 126 * MEGA),
     "gb300": System("gb300", 126 * MEGA),
 }
-"""L2 sizes from NVIDIA's architecture white papers (Ampere, Hopper, Ada, Blackwell)."""
+"""L2 sizes and multiprocessors from NVIDIA's architecture white papers (Ampere, Hopper, Ada, Blackwell)."""
 
 
 DISTRIBUTION = "power_law_1.2"
@@ -145,13 +149,20 @@ def import_meta(tables: NvidiaTables, wanted: Wanted, date: str) -> Meta:
         for name, number in (("ep", parallel.expert), ("dp", parallel.data))
         if number > 1
     )
+    system = SYSTEMS.get(tables.system, System())
+    # TensorRT-LLM launches chunks and decodes apart, and SGLang never has both in a step.
+    estimates: list[Estimate] = ["mixed"] if wanted.framework == "vllm" and model.mla is None else []
+    if wanted.decode_framework == "vllm" and model.mla is None and system.num_multiprocessors:
+        estimates.append("unequal")
     return Meta(
         device=tables.system,
-        gpu=SYSTEMS.get(tables.system, System()).gpu,
+        gpu=system.gpu,
         model=model_shape(model),
         tensor_parallel=parallel.tensor,
         expert_parallel=parallel.expert,
         data_parallel=parallel.data,
+        num_multiprocessors=system.num_multiprocessors,
+        estimates=estimates,
         source=f"{PACKAGE} {tables.package_version}, kernels of {frameworks} on {tables.system}",
         licence="Apache-2.0, Copyright (c) 2025-2026 NVIDIA CORPORATION & AFFILIATES",
         date=date,

@@ -17,6 +17,7 @@ from cbsim.base.units import S_PER_HOUR
 from cbsim.config.mistakes import plain_words
 from cbsim.config.section import Section
 from cbsim.cost.costfile import SHAPE_FIELDS
+from cbsim.lab.calibrate.estimates import Estimate
 from cbsim.lab.calibrate.point import BY_TOKENS, OPS, SPLITS, Chunks, Point
 from cbsim.workload.table import Mistakes, open_table
 from cbsim.workload.values import TEXT, Kind, number_kind, read_columns, whole
@@ -184,6 +185,8 @@ class Meta(Section):
     data_parallel: int = Field(default=1, ge=1)
     num_multiprocessors: int | None = Field(default=None, ge=1)
     """Of the GPU; null where nobody said."""
+    estimates: list[Estimate] = Field(default_factory=list)
+    """Launches that, if nobody timed them, are estimated by other GPUs' timings."""
     source: str
     """Who measured what, with which software."""
     licence: str | None = None

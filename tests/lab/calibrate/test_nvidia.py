@@ -233,6 +233,18 @@ def test_decodes_whose_kv_sits_in_l2_are_left_out(wheel):
     }
 
 
+@pytest.mark.parametrize(
+    ("framework", "system", "estimates"),
+    [("vllm", "l40s", ["mixed", "unequal"]), ("vllm", "h200_sxm", ["mixed"]), ("trtllm", "l40s", [])],
+)
+def test_launches_nobody_timed_are_estimated_for_those_who_mix(wheel, framework, system, estimates):
+    """FlashAttention 2 runs on an L40S; TensorRT-LLM launches chunks and decodes apart."""
+    tables = NvidiaTables("l40s", wheel)
+    tables.system = system
+    wanted = Wanted(load_model("llama-3-8b"), framework=framework, decode_framework=framework)
+    assert import_meta(tables, wanted, "2026-01-01").estimates == estimates
+
+
 def test_where_points_come_from(wheel):
     wanted = Wanted(load_model("llama-3-8b"), ParallelSpec(tensor=4), "vllm", "sglang")
     meta = import_meta(NvidiaTables("l40s", wheel), wanted, "2026-01-01")
