@@ -89,8 +89,8 @@ class KernelErrors:
     def read(cls, accuracy: Mapping[str, Any], path: Path, sigma: float, seed: int) -> KernelErrors:
         """From the `accuracy` of the cost file at `path`; raises `CalibrationError` if it doesn't suffice.
 
-        Where mixed steps were not timed alone, their attention errs like that of chunks or of decodes,
-        whichever errs more at p90.
+        Where mixed steps were not timed alone, their attention errs as the file says of its estimate, else
+        like that of chunks or of decodes, whichever errs more at p90.
         """
         held_out = _records(accuracy.get("held_out", {}), path, "held_out")
         missing = [kind for kind in ("dense", "logits", "prefill", "decode") if kind not in held_out]
@@ -100,7 +100,8 @@ class KernelErrors:
                 "draws from; fit the profile again"
             )
         wider = max(held_out["prefill"], held_out["decode"], key=lambda record: record.p90_pct)
-        records: dict[Kind, ErrorRecord] = {kind: held_out.get(kind, wider) for kind in KINDS}
+        known = _records(accuracy.get("estimated", {}), path, "estimated") | held_out
+        records: dict[Kind, ErrorRecord] = {kind: known.get(kind, wider) for kind in KINDS}
         return cls(records, sigma, seed)
 
     def excess(self, kind: Kind, *cell: int) -> float:

@@ -160,7 +160,7 @@ def fit_cost_file(
         for name, table in report.tables.items()
     }
     if cost_file.form.beside is not None:
-        accuracy["held_out"]["mixed"] = MIXED_ERRORS
+        accuracy["estimated"] = {"mixed": MIXED_ERRORS}
     return cost_file.model_copy(update={"accuracy": accuracy}), report
 
 

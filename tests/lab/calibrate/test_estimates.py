@@ -57,5 +57,5 @@ def test_profiles_say_what_is_estimated_and_how_wrong_it_may_be(tmp_path):
     cost_file, _ = fit_cost_file(points, meta, path)
     assert SENTENCES["mixed"] in cost_file.assumptions
     assert cost_file.form.beside is not None
-    errors = KernelErrors.read(cost_file.accuracy, path, 0).records
+    errors = KernelErrors.read(cost_file.accuracy, path, 0.1, 0).records
     assert errors["mixed"].p90_pct == 48.0 > errors["decode"].p90_pct
