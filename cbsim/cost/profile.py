@@ -57,6 +57,17 @@ class ProfileConfig(ComponentConfig):
     """Whether tables add what decodes of unequal context lose."""
     cuda_graph_batch_sizes: list[int] = VLLM_GRAPH_BATCH_SIZES
     """Batch sizes with a CUDA graph: a pure decode step is padded to the next one; `[]` for none."""
+    mixed_graph_tokens: int = Field(default=512, ge=0)
+    """Tokens up to which a step with chunks has CUDA graphs, between attention: of vLLM 512, or twice
+    `max_num_seqs` if that is less; 0 for engines that capture decodes alone. Told by `eager_step_s`."""
+    eager_step_s: float = Field(default=0.0, ge=0)
+    """Least seconds of a step without a CUDA graph, whose kernels the host launches one by one: with chunks
+    and more than `mixed_graph_tokens` tokens, or with more decodes than any batch size above. 0 for none;
+    TensorRT-LLM on 4 and 8 GPUs looked like 15 ms in 177 served runs (calibration/README.md)."""
+    sort_logit_s: float = Field(default=0.0, ge=0)
+    """Seconds more for each logit of the vocabulary and row sampled, where the sampler sorts them (top-k,
+    top-p). 0 for none; vLLM took 1.4e-10 (1.1 ms for 64 and 2.4 ms for 128 rows of 131,072, by its pull
+    request 40376)."""
 
     uncertainty: bool = False
     """Whether step times carry an error, drawn from the seed, as large as runs of that kind of profile and
@@ -101,7 +112,10 @@ class ProfileCost(CostModel):
         up_to_last = range(sizes[-1] + 1) if sizes else ()
         self._padded_tokens = [sizes[bisect_left(sizes, count)] for count in up_to_last]
         self._form = _chosen(self._file.form, config)
-        self._host = HostTime.of(config.host, config.host_step_s, config.host_request_s, config.host_gap_s)
+        eager = {"eager_s": config.eager_step_s, "graph_tokens": config.mixed_graph_tokens}
+        host = config.host_step_s, config.host_request_s, config.host_gap_s
+        self._host = HostTime.of(config.host, *host, **eager)
+        self._sort_row_s = config.sort_logit_s * model.vocab_size
         self._errors: KernelErrors | None = None
         self._hops: Hops | None = None
         if self.parallel.pipeline > 1:
@@ -138,7 +152,13 @@ class ProfileCost(CostModel):
     def rules(self, max_tokens: int = MAX_TOKENS, max_decodes: int = MAX_DECODES) -> CostRules:
         """The rule of all profiles, and the record of this one."""
         record = profile_record(
-            self._form, self._padded_tokens, self._host, max_tokens, max_decodes, self._hops
+            self._form,
+            self._padded_tokens,
+            self._host,
+            max_tokens,
+            max_decodes,
+            self._hops,
+            self._sort_row_s,
         )
         if self._errors is not None:
             record = with_errors(record, self._errors, self._max_context)
@@ -147,7 +167,8 @@ class ProfileCost(CostModel):
     def host_s(self, step_s: Floats, num_requests: Ints, columns_of: Callable[[Ints], StepColumns]) -> Floats:
         """Seconds by which steps would be shorter without the host: a gap, or all beyond the GPU's time."""
         added: Floats = added_s(self._host, num_requests)
-        is_bound = np.flatnonzero(step_s <= hidden_s(self._host, num_requests) + added)
+        least_s = np.maximum(hidden_s(self._host, num_requests), self._host.eager_s)
+        is_bound = np.flatnonzero(step_s <= least_s + added)
         rules = self.inherited_rules
         if len(is_bound) and rules is not None:
             without_host = CostRules(rules.step_s, rules.record._replace(host=HostTime()))

@@ -160,8 +160,10 @@ def profile_record(
     max_tokens: int = 0,
     max_decodes: int = 0,
     hops: Hops | None = None,
+    sort_row_s: float = 0.0,
 ) -> ProfileRecord:
-    """The record of a form; a step of n decodes alone runs dense layers at `padded_tokens[n]` tokens.
+    """The record of a form; a step of n decodes alone runs dense layers at `padded_tokens[n]` tokens, and
+    sorting logits takes `sort_row_s` a row.
 
     Up to `max_tokens` and `max_decodes` it lists what counts alone decide.
     """
@@ -178,6 +180,7 @@ def profile_record(
         "num_sliding_layers": float(sliding.num_layers if sliding else 0),
         "window": sliding.window if sliding else 0,
         "has_shared": bool(form.experts or form.collectives or hops),
+        "sort_row_s": sort_row_s,
         "hop_s": hops.step_s if hops else 0.0,
         "hop_token_s": hops.token_s if hops else 0.0,
         "has_lengths": lengths is not None,
@@ -197,7 +200,7 @@ def profile_record(
         host=host or HostTime(),
         dense=form.num_layers * form.dense.at(tokens),
         shared=over_columns(far_shared_s)(shared, tokens.astype(np.float64)),
-        logits=form.logits.at(tokens),
+        logits=form.logits.at(tokens) + sort_row_s * tokens,
         padded=np.array(padded_tokens, dtype=np.int64),
         dense_line=_line(form.dense),
         experts_line=_line(experts),

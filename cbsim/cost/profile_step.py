@@ -17,7 +17,8 @@ Host = Literal["async", "sync", "none"]
 
 
 class HostTime(NamedTuple):
-    """A step takes `max(gpu, hidden) + added`, each linear in the requests of the step, in seconds.
+    """A step takes `max(gpu, hidden) + added`, each linear in the requests of the step, in seconds; without a
+    CUDA graph no less than `eager_s` before what is added.
 
     Rounding is monotone, so `max(gpu + added, hidden + added)` is the same number to the last bit.
     """
@@ -26,13 +27,19 @@ class HostTime(NamedTuple):
     hidden_request_s: float = 0.0
     added_step_s: float = 0.0
     added_request_s: float = 0.0
+    eager_s: float = 0.0
+    """To launch the kernels of a step one by one."""
+    graph_tokens: int = 0
+    """Tokens up to which a step with chunks has a graph; one of decodes has as far as they are padded."""
 
     @classmethod
-    def of(cls, host: Host, step_s: float, request_s: float, gap_s: float) -> HostTime:
-        """Of a host that works beside the GPU (and then leaves a gap), before it, or not at all."""
+    def of(cls, host: Host, step_s: float, request_s: float, gap_s: float, **eager: Any) -> HostTime:
+        """Of a host that works beside the GPU (and then leaves a gap), before it, or not at all; `eager` are
+        `eager_s` and `graph_tokens`.
+        """
         if host == "async":
-            return cls(step_s, request_s, gap_s, 0.0)
-        return cls(added_step_s=step_s, added_request_s=request_s) if host == "sync" else cls()
+            return cls(step_s, request_s, gap_s, 0.0, **eager)
+        return cls(added_step_s=step_s, added_request_s=request_s, **eager) if host == "sync" else cls()
 
 
 def profile_step_s(cost: Any, shape: Any, chunks: Any) -> Any:
@@ -57,7 +64,16 @@ def profile_step_s(cost: Any, shape: Any, chunks: Any) -> Any:
         gpu_s += figures.num_sliding_layers * sliding_attention_s(cost, shape, chunks)
     if figures.has_errors:
         gpu_s += error_s(cost, shape, chunks, num_tokens, layers_s, head_s, gpu_s)
+    if cost.host.eager_s > gpu_s and not has_graph(cost, shape):
+        gpu_s = cost.host.eager_s
     return with_host_s(cost.host, gpu_s, shape.num_chunks + num_decodes)
+
+
+def has_graph(cost: Any, shape: Any) -> Any:
+    """Whether a step is launched as a CUDA graph, not kernel by kernel."""
+    if shape.num_chunks > 0:
+        return shape.num_prefill_tokens + shape.num_decodes <= cost.host.graph_tokens
+    return shape.num_decodes < len(cost.padded)
 
 
 def far_layers_s(cost: Any, num_tokens: Any) -> Any:
@@ -100,7 +116,7 @@ def sliding_attention_s(cost: Any, shape: Any, chunks: Any) -> Any:
 
 def far_head_s(cost: Any, num_rows: Any) -> Any:
     """Seconds of LM head and sampling, beyond their list."""
-    return logits_s(cost.logits_form, cost.logits_tiles, num_rows)
+    return logits_s(cost.logits_form, cost.logits_tiles, num_rows) + cost.figures.sort_row_s * num_rows
 
 
 def decodes_attention_s(cost: Any, shape: Any) -> Any:
