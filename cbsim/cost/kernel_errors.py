@@ -100,7 +100,8 @@ class KernelErrors:
                 "draws from; fit the profile again"
             )
         wider = max(held_out["prefill"], held_out["decode"], key=lambda record: record.p90_pct)
-        known = _records(accuracy.get("estimated", {}), path, "estimated") | held_out
+        estimated = {kind: of for kind, of in accuracy.get("estimated", {}).items() if of}
+        known = _records(estimated, path, "estimated") | held_out
         records: dict[Kind, ErrorRecord] = {kind: known.get(kind, wider) for kind in KINDS}
         return cls(records, sigma, seed)
 

@@ -133,7 +133,8 @@ class ProfileCost(CostModel):
         """By what was timed, and how many GPUs share the model."""
         found = profile_error(
             self._file.accuracy,
-            has_collectives=self._file.form.collectives is not None,
+            has_collectives=self._file.form.collectives is not None
+            and "collectives" not in self._file.accuracy.get("estimated", {}),
             num_gpus=self.parallel.tensor * self.parallel.data,
             has_experts=self.model.experts is not None,
         )

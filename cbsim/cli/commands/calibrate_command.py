@@ -16,7 +16,14 @@ from cbsim.cost.costfile import CostFile
 from cbsim.lab.calibrate.accuracy import Report
 from cbsim.lab.calibrate.layers import LayerTimings, Runs
 from cbsim.lab.calibrate.named_spec import load_gpu, load_model
-from cbsim.lab.calibrate.nvidia import DISTRIBUTION, Wanted, import_meta, import_points
+from cbsim.lab.calibrate.nvidia import (
+    DISTRIBUTION,
+    Wanted,
+    collectives_points,
+    import_meta,
+    import_points,
+    system_of,
+)
 from cbsim.lab.calibrate.nvidia_tables import NvidiaTables
 from cbsim.lab.calibrate.pointsfile import read_meta, read_points
 from cbsim.lab.calibrate.profile_folder import check_profile_target, fit_profile, write_profile
@@ -177,6 +184,13 @@ def layers(
         "CSV: tokens, time_us: a layer's collectives; or bytes, time_us: one all-reduce.",
         type=args.FILE,
     ),
+    collectives_of: str | None = args.option(
+        "--collectives-of FRAMEWORK",
+        "In their place, all-reduces by NVIDIA's tables for that GPU: vllm, or of a release, vllm/0.19.0.",
+    ),
+    wheel: Path | None = args.option(
+        "--wheel", "The tables' wheel, not installed.", type=click.Path(path_type=Path, exists=True)
+    ),
     skew: Path | None = args.option(
         "--skew",
         "CSV: n, nb, pc, kp, kvs, kv_big, t_mean_us, t_skew_us: decodes of unequal contexts.",
@@ -209,7 +223,13 @@ def layers(
 ) -> None:
     """Layer timings of another profiler, as LLMServingSim 2.0 writes them or with other usual names."""
     of, on = load_model(model), load_gpu(gpu)
-    apart = {"moe": moe, "collectives": collectives, "skew": skew}
+    apart: dict[str, Any] = {"moe": moe, "collectives": collectives, "skew": skew}
+    if collectives_of is not None:
+        if collectives is not None:
+            raise click.UsageError("give --collectives or --collectives-of, not both")
+        wanted = Wanted(of, ParallelSpec(tensor=tp, expert=ep), collectives_of)
+        reduces = tuple(collectives_points(NvidiaTables(system_of(on.name), wheel), wanted))
+        apart |= {"reduces": reduces, "reduces_source": collectives_of}
     timings = LayerTimings(dense, per_sequence, attention, of, on, tp, ep, columns, **apart, ops=ops)
     points = timings.points()
     meta = timings.meta(source, datetime.now(UTC).date())

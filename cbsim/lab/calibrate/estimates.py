@@ -24,7 +24,7 @@ from cbsim.cost.attention_grid import UnequalTable
 from cbsim.cost.form import StepForm
 from cbsim.lab.calibrate.skewfit import Splitting
 
-Estimate = Literal["mixed", "unequal"]
+Estimate = Literal["mixed", "unequal", "collectives"]
 KV_HEADS = 8
 """Of the model that was timed."""
 BESIDE_FACTORS = {1: 0.60, 2: 0.66, 4: 0.98, 8: 1.26, 16: 1.39, 32: 1.44, 64: 1.57, 128: 1.98}
@@ -41,7 +41,7 @@ MIXED_ERRORS: dict[str, Any] = {
     "bias_pct": 0.0,
 }
 """Of each GPU's mixed launches of 8 decodes and more by the other's factors; two GPUs are two points."""
-SENTENCES: dict[Estimate, str] = {
+SENTENCES = {
     "mixed": "attention of steps that mix chunks and decodes was not measured: estimated by what mixing "
     "costs on two other GPUs, which differ by 25 % themselves",
     "unequal": "decodes of unequal contexts were not measured: estimated by what they lose on two other "

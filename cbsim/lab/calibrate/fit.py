@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from itertools import compress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -159,8 +160,11 @@ def fit_cost_file(
         name: {kind: asdict(errors) for kind, errors in table.items()}
         for name, table in report.tables.items()
     }
-    if cost_file.form.beside is not None:
-        accuracy["estimated"] = {"mixed": MIXED_ERRORS}
+    estimated: dict[str, Any] = {"mixed": MIXED_ERRORS} if cost_file.form.beside is not None else {}
+    if "collectives" in meta.estimates:
+        estimated["collectives"] = {}
+    if estimated:
+        accuracy["estimated"] = estimated
     return cost_file.model_copy(update={"accuracy": accuracy}), report
 
 

@@ -5,7 +5,7 @@ Three CSV files, as LLMServingSim 2.0 writes them (times in microseconds, of one
 * dense: `layer,tokens,time_us`; routed experts and collectives among them are priced apart
 * per sequence: `layer,sequences,time_us`
 * experts of one layer, if apart: `tokens,time_us`; collectives, if apart: `tokens,time_us` of all in a layer,
-  or `bytes,time_us` of one all-reduce, which runs twice a layer
+  or `bytes,time_us` of one all-reduce, which runs twice a layer; or the points of another source's tables
 * attention: `prefill_chunk,kv_prefill,n_decode,kv_decode,time_us`: a chunk, its context, and decodes of
   equal context
 * attention of unequal contexts, if timed: `n,nb,pc,kp,kvs,kv_big,t_mean_us,t_skew_us`: n decodes of which nb
@@ -30,7 +30,7 @@ import pandas as pd
 
 from cbsim.base.errors import CalibrationError
 from cbsim.base.registry import did_you_mean
-from cbsim.base.units import MS_PER_S, format_seconds
+from cbsim.base.units import GIGA, MS_PER_S, format_seconds
 from cbsim.cost.collectives import Link, step_traffic
 from cbsim.cost.costfile import model_shape
 from cbsim.lab.calibrate.layer_tables import has_column, read_table
@@ -46,6 +46,8 @@ KEY_BLOCK = 128
 """Keys that attention reads at a time in a launch with chunks, whatever the last block holds. On an RTX 4090
 and an RTX PRO 6000 vLLM 0.19's launches of equal contexts take the same from 1,025 to 1,151 tokens, and 7 %
 more from 1,153 on; decodes alone, which split their contexts, show no such stairs."""
+TOLD_TOKENS = (64, 2048)
+"""Tokens at which a note tells what share untimed collectives are taken to have."""
 ODD_SHARE = 0.7
 """Of the least time that a data sheet allows; below it something is missing, or not what it is taken for."""
 IMPOSSIBLY_FAST = 20.0
@@ -95,6 +97,10 @@ class LayerTimings:
     """None where the dense table holds the experts."""
     collectives: Path | None = None
     """None where the dense table holds them, or nobody timed them."""
+    reduces: tuple[Point, ...] = ()
+    """Collectives by another source's tables, where the layers have none."""
+    reduces_source: str = ""
+    """Whose tables."""
     skew: Path | None = None
     """None where nobody timed decodes of unequal contexts."""
     ops: Mapping[str, Runs] = field(default_factory=dict)
@@ -121,10 +127,9 @@ class LayerTimings:
         apart = {"moe": self.moe, "collectives": self.collectives, "skew": self.skew}
         options += "".join(f" --{name} {path.name}" for name, path in apart.items() if path)
         options += f" --ep {self.expert_parallel}" if self.expert_parallel > 1 else ""
-        estimated = (
-            f"all-reduces of {self.tensor_parallel} GPUs were not timed: estimated by the link's bandwidth "
-            f"and {format_seconds(self._link.latency_s)} each"
-        )
+        options += f" --collectives-of {self.reduces_source}" if self.reduces else ""
+        points = self.points()
+        untimed = self._lacks_all_reduces
         return Meta(
             device=self.gpu.name,
             gpu=self.gpu.name,
@@ -137,10 +142,11 @@ class LayerTimings:
             command=f"cbsim calibrate import layers --model {self.model.name} --gpu {self.gpu.name} "
             f"--tp {self.tensor_parallel} --dense {self.dense.name} "
             f"--attention {self.attention.name}{options}",
-            assumptions=[estimated] if self._lacks_all_reduces else [],
+            estimates=["collectives"] if untimed else [],
+            assumptions=[self._untimed_sentence(points)] if untimed else [],
             warnings=[
                 self._runs_sentence(),
-                *check_plausible(self.points(), self.model, self.gpu, self.tensor_parallel),
+                *check_plausible(points, self.model, self.gpu, self.tensor_parallel),
                 "attention whose KV cache exceeds the device's memory is left out of the fit",
                 f"beside chunks, decodes read keys by blocks of {KEY_BLOCK}: a timing of equal contexts "
                 "stands for the mean of contexts that end anywhere in such a block",
@@ -160,12 +166,32 @@ class LayerTimings:
 
     @property
     def _lacks_all_reduces(self) -> bool:
-        is_timed = self.collectives is not None or any(map(_is_collective, self._runs))
-        return self.tensor_parallel > 1 and not is_timed
+        has_some = bool(self.collectives or self.reduces or any(map(_is_collective, self._runs)))
+        return self.tensor_parallel > 1 and not has_some
 
     @property
     def _link(self) -> Link:
         return Link.of(self.gpu)
+
+    def _untimed_sentence(self, points: Sequence[Point]) -> str:
+        """That all-reduces were not timed, what share of a layer they are taken to be, how wrong that is."""
+        by_tokens: dict[str, dict[int, float]] = {"dense": {}, "collectives": {}}
+        for point in points:
+            if point.op in by_tokens:
+                by_tokens[point.op][point.tokens] = point.t_median_s
+        parts = []
+        for size in TOLD_TOKENS:
+            tokens = min(by_tokens["collectives"], key=lambda count: abs(count - size))
+            of_both = by_tokens["collectives"][tokens], by_tokens["dense"][tokens]
+            parts.append(f"{100 * of_both[0] / sum(of_both):.0f} % at {tokens:,} tokens")
+        rate = "measured" if self.gpu.measured_link_gb_s else "data sheet's"
+        return (
+            f"all-reduces of {self.tensor_parallel} GPUs were NOT TIMED: estimated by the link's {rate} "
+            f"{self._link.bytes_per_s / GIGA:.3g} GB/s and {format_seconds(self._link.latency_s)} each, of a "
+            f"layer outside attention {' and '.join(dict.fromkeys(parts))}; over PCIe measured ones took 0.4 "
+            "to 10 times such estimates, by peer-to-peer access and number of GPUs (--collectives FILE, or "
+            "--collectives-of vllm for NVIDIA's tables, has them)"
+        )
 
     def _runs_sentence(self) -> str:
         parts = [
@@ -202,16 +228,21 @@ class LayerTimings:
             raise CalibrationError(
                 f"{self.dense}: no routed experts in it; --op NAME=experts says which they are, --moe where"
             )
+        if self.reduces and "collectives" in tables:
+            raise CalibrationError(
+                f"{self.dense}: collectives were timed there; take those of {self.reduces_source} or these"
+            )
         if self._lacks_all_reduces:
             tokens, _ = tables["dense"]
             traffic = step_traffic(model, ParallelSpec(tensor=self.tensor_parallel), self._link)
             seconds = (traffic.fixed_s + traffic.per_token_s * tokens) / num_layers
             tables["collectives"] = tokens, seconds
-        return [
+        own = [
             Point(op, second, tokens=count)
             for op, (tokens, seconds) in tables.items()
             for count, second in zip(tokens.tolist(), seconds.tolist(), strict=True)
         ]
+        return [*own, *self.reduces]
 
     def _collectives(self, path: Path) -> tuple[np.ndarray, np.ndarray]:
         """Tokens, and seconds of a layer's collectives. Raises `CalibrationError` as `read_table` does."""

@@ -113,7 +113,7 @@ def import_points(tables: NvidiaTables, wanted: Wanted) -> list[Point]:
     return [
         *_dense_points(tables, wanted),
         *_experts_points(tables, wanted),
-        *_collectives_points(tables, wanted),
+        *collectives_points(tables, wanted),
         *_logits_points(tables, wanted),
         *(point for kind in kinds for point in _prefill_points(tables, wanted, kind)),
         *(point for kind in kinds for point in _decode_points(tables, wanted, kind)),
@@ -280,7 +280,15 @@ def _experts_points(tables: NvidiaTables, wanted: Wanted) -> list[Point]:
     ]
 
 
-def _collectives_points(tables: NvidiaTables, wanted: Wanted) -> list[Point]:
+def system_of(gpu: str) -> str:
+    """The system of the tables that has a GPU of `configs/gpus`. Raises `CalibrationError` if none has."""
+    of = {known.gpu: name for name, known in SYSTEMS.items() if known.gpu is not None}
+    if gpu not in of:
+        raise CalibrationError(f"{PACKAGE} has no {gpu}; allowed: {', '.join(of)}")
+    return of[gpu]
+
+
+def collectives_points(tables: NvidiaTables, wanted: Wanted) -> list[Point]:
     """All-reduces after attention and MLP; with data parallelism a layer of experts gathers the tokens of all
     ranks before them and scatters their sums after.
     """

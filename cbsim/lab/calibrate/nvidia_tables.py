@@ -110,7 +110,8 @@ class NvidiaTables:
     def all_reduce(self, framework: str, num_gpus: int) -> Line:
         """Seconds of an all-reduce within one node by its bytes, in a CUDA graph where that was timed.
 
-        It is the framework's own kernel, or NCCL's where that was not timed over so many GPUs.
+        It is the framework's own kernel, or NCCL's where that was not timed over so many GPUs; of the newest
+        release, or of one that is named: `vllm/0.19.0`.
         """
         table = self._read("comm", framework, "custom_allreduce_perf")
         own = table.loc[table["num_gpus"] == num_gpus]
@@ -269,6 +270,15 @@ class NvidiaTables:
                 yield _table(found[version])
 
     def _read(self, op: str, framework: str, name: str) -> pd.DataFrame:
+        framework, _, release = framework.partition("/")
+        releases = self._versions(op, framework, name)
+        if release and releases:
+            wanted = tuple(map(int, re.findall(r"\d+", release)))
+            if wanted in releases:
+                return _table(releases[wanted])
+            allowed = [".".join(map(str, version)) for version in sorted(releases)]
+            told = f"no {name} table of {framework} {release}; allowed: {', '.join(allowed)}"
+            raise CalibrationError(f"{self.system}: {PACKAGE} has {told}")
         for newest in self._all(op, (framework,), name):
             return newest
         allowed = [other for other in self._frameworks(op) if self._versions(op, other, name)]

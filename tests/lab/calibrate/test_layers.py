@@ -7,6 +7,7 @@ import pytest
 
 from cbsim.base.errors import CalibrationError
 from cbsim.lab.calibrate.layers import LayerTimings
+from cbsim.lab.calibrate.point import Point
 from cbsim.specs import ModelSpec
 from tests.specs.test_specs import load_gpu, load_model
 
@@ -181,11 +182,29 @@ def test_all_reduces_that_were_not_timed_are_estimated(tmp_path):
     two = replace(timings(tmp_path), tensor_parallel=2)
     seconds = {point.tokens: point.t_median_s for point in two.points() if point.op == "collectives"}
     assert seconds[8] == pytest.approx(65 / 32 * (8.7e-6 + 8 * 4096 * 2 / 15e9))
-    assert "all-reduces of 2 GPUs were not timed" in two.meta("x", date(2026, 1, 2)).assumptions[0]
+    meta = two.meta("x", date(2026, 1, 2))
+    assert meta.estimates == ["collectives"]
+    assert meta.assumptions[0].startswith(
+        "all-reduces of 2 GPUs were NOT TIMED: estimated by the link's measured 15 GB/s and 8.70 us each, "
+        "of a layer outside attention 37 % at 8 tokens; over PCIe measured ones took 0.4 to 10 times"
+    )
+    assert "--collectives-of vllm" in meta.assumptions[0]
     timed = {"dense": DENSE + "all_reduce,1,12\nall_reduce,8,13\n"}
     assert (
         replace(timings(tmp_path, **timed), tensor_parallel=2).meta("x", date(2026, 1, 2)).assumptions == []
     )
+
+
+def test_all_reduces_of_another_source_take_the_place_of_the_estimate(tmp_path):
+    reduces = (Point("collectives", 2e-5, tokens=1), Point("collectives", 9e-5, tokens=512))
+    two = replace(timings(tmp_path), tensor_parallel=2, reduces=reduces, reduces_source="vllm/0.19.0")
+    assert tuple(point for point in two.points() if point.op == "collectives") == reduces
+    meta = two.meta("x", date(2026, 1, 2))
+    assert meta.assumptions == meta.estimates == []
+    assert meta.command.endswith("--collectives-of vllm/0.19.0")
+    timed = timings(tmp_path, dense=DENSE + "all_reduce,1,12\nall_reduce,8,13\n")
+    with pytest.raises(CalibrationError, match=r"collectives were timed there; take those of vllm/0.19.0 or"):
+        replace(timed, tensor_parallel=2, reduces=reduces, reduces_source="vllm/0.19.0").points()
 
 
 def test_experts_and_collectives_are_points_of_their_own(tmp_path):

@@ -9,7 +9,14 @@ import pytest
 import yaml
 
 from cbsim.base.errors import CalibrationError
-from cbsim.lab.calibrate.nvidia import SAMPLING_KERNELS, Wanted, import_meta, import_points
+from cbsim.lab.calibrate.nvidia import (
+    SAMPLING_KERNELS,
+    Wanted,
+    collectives_points,
+    import_meta,
+    import_points,
+    system_of,
+)
 from cbsim.lab.calibrate.nvidia_tables import ExpertsTable, NvidiaTables
 from cbsim.specs import ModelSpec, ParallelSpec
 from tests.specs.test_specs import load_model
@@ -195,6 +202,21 @@ def test_shards_and_all_reduces(wheel):
     small_bytes = 2048 * 2 * (8 * 4096 + 2 * 1280 + 3 * 3584)
     assert dense[2048] == pytest.approx(gemm_s + 4 * LAUNCH_S + small_bytes / BYTES_PER_S, rel=1e-6)
     assert collectives[2048] == pytest.approx(2 * 1e-9 * 2048 * 4096 / 1000, rel=1e-6)
+
+
+def test_all_reduces_of_one_release(wheel):
+    """For layers that another profiler timed."""
+    tables = NvidiaTables(system_of("l40s"), wheel)
+    model, parallel = load_model("llama-3-8b"), ParallelSpec(tensor=4)
+    newest, named = (
+        collectives_points(tables, Wanted(model, parallel, framework))
+        for framework in ("vllm", "vllm/0.10.0")
+    )
+    assert newest == named
+    with pytest.raises(CalibrationError, match=r"table of vllm 0.9; allowed: 0.10.0"):
+        collectives_points(tables, Wanted(model, parallel, "vllm/0.9"))
+    with pytest.raises(CalibrationError, match=r"has no rtx4090; allowed: h200, h100"):
+        system_of("rtx4090")
 
 
 def test_the_head_grows_in_proportion_beyond_the_widest_product(wheel):
