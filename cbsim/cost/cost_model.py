@@ -54,6 +54,11 @@ class CostModel:
         """How wrong its step times may be; `None` where nobody knows, as of times that a user makes up."""
         return None
 
+    @property
+    def alternative(self) -> tuple[str, CostModel] | None:
+        """What of the model is least certain, in words, and the model without it; `None` if nothing is."""
+        return None
+
     def drawn(self, seed: int) -> CostModel:
         """The model as it is under a seed: itself, unless it has something to draw."""
         return self

@@ -140,6 +140,20 @@ class ProfileCost(CostModel):
         )
         return found.given(self.config.step_error_pct)
 
+    @property
+    def alternative(self) -> tuple[str, ProfileCost] | None:
+        """What decodes of unequal contexts lose: GPUs and kernels differ in it more than in anything else."""
+        grid = self._form.grid
+        skews = [part.skew for part in (grid.decode, grid.mixed) if part is not None] if grid else []
+        if not self.config.unequal_contexts or not any(
+            skew.timed or skew.chain_s_per_token for skew in skews
+        ):
+            return None
+        how = "as timed or estimated" if any(skew.timed for skew in skews) else "by theory"
+        config = self.config.model_copy(update={"unequal_contexts": False})
+        without = ProfileCost(config, self.model, self.gpu, self.parallel)
+        return f"what decodes of unequal contexts lose, {how} (cost_model.unequal_contexts)", without
+
     def drawn(self, seed: int) -> ProfileCost:
         """With `uncertainty` the model with a seed's errors; `CalibrationError` if the profile has none."""
         if not self.config.uncertainty:

@@ -24,6 +24,7 @@ from cbsim.results.run_log import RunLog
 from cbsim.results.run_notes import backlog_notes
 from cbsim.schedulers import SCHEDULERS
 from cbsim.schedulers.vllm import VllmConfig
+from cbsim.studies.alternative_note import alternative_note
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.run_interval import MAX_TOKENS, MAX_TOKENS_INTERPRETED, known_error, run_interval
 from cbsim.studies.simulation import Speed, Told, setup_of, simulate_core
@@ -65,8 +66,8 @@ def run_experiment(
 ) -> Result:
     """Run an experiment of one point (its `sweep` is not looked at), watched by its observers and further.
 
-    `with_interval` says what its latencies may be in truth too: two more simulations, of a million tokens at
-    most.
+    `with_interval` says what its latencies may be in truth too, and what they would be without what is least
+    certain of the cost model: two to four more simulations, of a million tokens at most.
     """
     audience = make_audience(experiment, observers)
     workload, cost = make_workload(experiment), make_cost_model(experiment)
@@ -95,6 +96,8 @@ def run_experiment(
         interval = run_interval(experiment, workload, cost, summary, max_tokens=budget)
         if interval is not None:
             summary["interval"] = interval.summary()
+        told = alternative_note(experiment, workload, cost, budget)
+        summary["notes"] += [told] if told else []
     if measured.parts is not None:
         began = time.process_time()
         summary["parts"] = mean_parts(request_latencies(measured), measured.parts)

@@ -117,8 +117,8 @@ def run_interval(
     if error is None:
         return None
     factor = 1.0 + error.pct / 100.0
-    faster, slower = (_rerun(experiment, workload, cost, each, max_tokens) for each in (1.0 / factor, factor))
-    base = _rerun(experiment, workload, cost, 1.0, max_tokens).figures if faster.is_part else None
+    faster, slower = (rerun(experiment, workload, cost, each, max_tokens) for each in (1.0 / factor, factor))
+    base = rerun(experiment, workload, cost, 1.0, max_tokens).figures if faster.is_part else None
     front_s = max(0.0, FRONT_S - experiment.front_end_s) if with_front else 0.0
     bounds: dict[str, dict[str, tuple[float, float]]] = {name: {} for name in LATENCIES}
     for name, parts in bounds.items():
@@ -157,9 +157,12 @@ class Rerun(NamedTuple):
     is_part: bool
 
 
-def _rerun(
+def rerun(
     experiment: Experiment, workload: Workload, cost: CostModel, factor: float, max_tokens: float
 ) -> Rerun:
+    """Simulate a run again, or its beginning of `max_tokens` output tokens, with steps longer by a factor and
+    perhaps with another cost model.
+    """
     hurried = HurriedWorkload(workload, factor, max_tokens)
     setup = setup_of(experiment, hurried, cost)
     setup = replace(
