@@ -42,6 +42,11 @@ def num_layer_reduces(model: ModelSpec, parallel: ParallelSpec) -> int:
     return 2 * model.num_layers - (model.num_expert_layers if parallel.data > 1 else 0)
 
 
+def num_norm_reduces(model: ModelSpec, parallel: ParallelSpec) -> int:
+    """All-reduces of all layers in a step that sum two numbers a token, for norms of queries and of keys."""
+    return model.num_layers if model.qk_norm_of_all_heads and parallel.tensor > 1 else 0
+
+
 def step_traffic(model: ModelSpec, parallel: ParallelSpec, link: Link) -> StepTraffic:
     """What a step's collectives take.
 
@@ -55,7 +60,7 @@ def step_traffic(model: ModelSpec, parallel: ParallelSpec, link: Link) -> StepTr
     fixed_s = per_token_s = per_group_token_s = 0.0
     if n > 1:
         num_reduces = num_layer_reduces(model, parallel) + 1
-        fixed_s += num_reduces * link.latency_s
+        fixed_s += (num_reduces + num_norm_reduces(model, parallel)) * link.latency_s
         per_token_s += num_reduces * state_bytes * 2 * (n - 1) / n / link.bytes_per_s
     if parallel.data > 1 and num_expert_layers:
         gpus, experts = parallel.num_expert_gpus, model.experts

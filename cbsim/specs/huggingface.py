@@ -147,6 +147,7 @@ class _Figures:
             "rope_theta": self._rope("rope_theta", 10_000.0),
             "norm_eps": self.get("rms_norm_eps", "layernorm_epsilon", "layer_norm_epsilon", default=1e-5),
             "qk_norm": self.get("use_qk_norm", default=False),
+            "qk_norm_of_all_heads": self.get("qk_norm_type", default="per_head") == "per_layer",
             "attention_bias": self.get("attention_bias", default=False),
         }
         if self.get("kv_lora_rank"):

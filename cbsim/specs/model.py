@@ -166,6 +166,8 @@ class ModelSpec(Section):
     norm_eps: float = Field(default=1e-5, gt=0)
     qk_norm: bool = False
     """Whether queries and keys are normalised per head (Qwen3)."""
+    qk_norm_of_all_heads: bool = False
+    """Whether those norms are of all heads together (MiniMax), so that GPUs that share them sum squares."""
     attention_bias: bool = False
     """Whether the projections to queries, keys and values have a bias (Qwen2)."""
     sliding_window: int | None = Field(default=None, ge=1)

@@ -310,3 +310,10 @@ def test_the_name_of_a_model_in_hugging_faces_cache(tmp_path: Path) -> None:
     path = find(snapshot)
     assert path is not None
     assert read(path)["name"] == "Qwen3-8B"
+
+
+def test_norms_of_all_heads_together() -> None:
+    """MiniMax's, by `qk_norm_type`; others' are of each head."""
+    assert model_of(use_qk_norm=True, qk_norm_type="per_layer").qk_norm_of_all_heads
+    assert not model_of(use_qk_norm=True, qk_norm_type="per_head").qk_norm_of_all_heads
+    assert not model_of(use_qk_norm=True).qk_norm_of_all_heads
