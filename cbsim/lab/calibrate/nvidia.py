@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,10 +11,25 @@ import pandas as pd
 
 from cbsim.base.errors import CalibrationError
 from cbsim.base.units import MEGA
-from cbsim.cost.collectives import num_layer_reduces
+from cbsim.cost.collectives import num_layer_reduces, num_norm_reduces
 from cbsim.cost.costfile import model_shape
+from cbsim.lab.calibrate.engine_kernels import (
+    ENGINES,
+    Engine,
+    attention_kernels,
+    small_kernels,
+)
 from cbsim.lab.calibrate.estimates import Estimate
-from cbsim.lab.calibrate.nvidia_tables import PACKAGE, ExpertsTable, GemmTable, Heads, NvidiaTables, Phase
+from cbsim.lab.calibrate.nvidia_tables import (
+    OWN_PRODUCTS,
+    PACKAGE,
+    ExpertsTable,
+    GemmTable,
+    Heads,
+    Line,
+    NvidiaTables,
+    Phase,
+)
 from cbsim.lab.calibrate.point import Point
 from cbsim.lab.calibrate.pointsfile import Meta
 from cbsim.specs import ModelSpec, ParallelSpec
@@ -26,6 +41,8 @@ MIN_LENGTH = 16
 MAX_STEP_TOKENS = 16_384
 MAX_SEQS = 1024
 """Larger steps and batches than serving engines are set to."""
+SQUARES_BYTES = 8
+"""Of a token's queries and keys, a float32 each."""
 COLD_SHARE = 0.05
 """A timing with KV in L2 still counts if reading it from memory would take less than this share of it."""
 L2_MARGIN = 1.3
@@ -77,6 +94,15 @@ class Wanted:
     """Of tokens over experts, by the tables' name."""
     experts_framework: str | None = None
     """Whose experts, where an engine was told to run another's kernels; null takes `framework`'s."""
+    reduces_with_norms: bool | None = None
+    """Whether all-reduces normalise too; null takes the framework's habit."""
+
+    @property
+    def engine(self) -> Engine:
+        """The framework's habits; vLLM's of one that nobody looked at."""
+        engine = ENGINES.get(self.framework, ENGINES["vllm"])
+        told = self.reduces_with_norms
+        return engine if told is None else engine._replace(reduces_with_norms=told)
 
     @property
     def gpus(self) -> int:
@@ -127,10 +153,14 @@ def import_meta(tables: NvidiaTables, wanted: Wanted, date: str) -> Meta:
     products = "cuBLAS's, the median" if dtypes <= {model.dtype} else "the fastest (16 bits: the median)"
     warnings = [
         f"matrix products are {products} over frameworks, interpolated between the widths measured",
-        "norms, rotary positions and activation are estimated by their bytes and a launch time each, "
+        f"norms, rotary positions and activation, as far as {wanted.framework} launches kernels of their own "
+        "for them, are estimated by their bytes and a launch time each, "
         f"sampling by {SAMPLING_KERNELS} launches and its bytes; none of them was measured",
         "attention was timed with a warm L2 cache: decode points whose KV fits in it are left out",
     ]
+    own = [dtype for dtype in sorted(dtypes) if (wanted.framework, dtype) in OWN_PRODUCTS]
+    if own:
+        warnings.append(f"products in {' and '.join(own)} are those of {wanted.framework} alone")
     if model.mla is not None:
         warnings.append("unpacking the latent vector, or absorbing it, is taken for one product")
     if model.experts is not None:
@@ -180,6 +210,9 @@ class Product(NamedTuple):
     depth: float
     dtype: str
     share: float = 1.0
+    is_shared: bool = False
+    """Whether it is one of shared experts."""
+    is_attention: bool = False
 
 
 def _products(wanted: Wanted) -> list[Product]:
@@ -203,33 +236,29 @@ def _products(wanted: Wanted) -> list[Product]:
                 (heads * (mla.qk_nope_head_dim + mla.v_head_dim), mla.kv_lora_rank),
                 (hidden, heads * mla.v_head_dim),
             ]
-        products += [Product(*shape, attention, share) for shape in shapes]
+        products += [Product(*shape, attention, share, is_attention=True) for shape in shapes]
     with_experts = model.num_expert_layers / model.num_layers
-    widths = [(model.intermediate_size, model.weight_dtype_of("mlp"), 1.0 - with_experts)]
+    widths = [(model.intermediate_size, model.weight_dtype_of("mlp"), 1.0 - with_experts, False)]
     if model.experts is not None:
         shared = model.experts.shared_intermediate_size
-        widths.append((shared, model.weight_dtype_of("shared_experts"), with_experts))
+        widths.append((shared, model.weight_dtype_of("shared_experts"), with_experts, True))
         products.append(
             Product(model.experts.num_experts, hidden, model.weight_dtype_of("router"), with_experts)
         )
-    for width, dtype, share in widths:
+    for width, dtype, share, is_shared in widths:
         if width and share:
-            products.append(Product(2 * width / gpus, hidden, dtype, share))
-            products.append(Product(hidden, width / gpus, dtype, share))
+            products.append(Product(2 * width / gpus, hidden, dtype, share, is_shared))
+            products.append(Product(hidden, width / gpus, dtype, share, is_shared))
     return products
 
 
-def _elementwise(wanted: Wanted) -> tuple[float, float]:
-    """Kernels of a layer beside products, attention and experts, and elements that a token moves in them:
-    norms of the layer's input, of heads or latent vectors, rotary positions, activation, choice of experts.
+def _moved_elements(wanted: Wanted) -> float:
+    """Elements that a token moves in a layer beside products, attention and experts: in norms of the layer's
+    input, rotary positions, norms of heads, activation.
     """
     model, gpus = wanted.model, wanted.gpus
     with_experts = model.num_expert_layers / model.num_layers
-    kernels, elements = 4.0, 8.0 * model.hidden_size
-    if model.qk_norm:
-        kernels += 1
-    if model.mla is not None:
-        kernels += 2
+    elements = 8.0 * model.hidden_size
     for kind in model.attention_kinds:
         rotated = kind.num_heads // gpus + max(1, kind.num_kv_heads // gpus)
         share = kind.num_layers / model.num_layers
@@ -237,22 +266,39 @@ def _elementwise(wanted: Wanted) -> tuple[float, float]:
     width = (1.0 - with_experts) * model.intermediate_size
     if model.experts is not None:
         width += with_experts * model.experts.shared_intermediate_size
-        kernels += with_experts * (2 if model.experts.shared_intermediate_size else 0)
-    return kernels, elements + 3 * width / gpus
+    return elements + 3 * width / gpus
 
 
 def _dense_points(tables: NvidiaTables, wanted: Wanted) -> list[Point]:
-    products = _products(wanted)
-    gemms = {dtype: tables.gemm(dtype) for dtype in dict.fromkeys(product.dtype for product in products)}
-    kernels, elements = _elementwise(wanted)
-    token_s = elements * wanted.model.element_bytes / tables.bytes_per_s
+    """A layer's products and small kernels.
+
+    Where an engine runs shared experts beside the routed ones, only what they take longer counts.
+    """
+    model, engine = wanted.model, wanted.engine
+    products, launch_s = _products(wanted), tables.launch_s
+    dtypes = dict.fromkeys(product.dtype for product in products)
+    gemms = {dtype: tables.gemm(dtype, wanted.framework) for dtype in dtypes}
+    small_s = small_kernels(engine, model, wanted.parallel) * launch_s
+    token_s = _moved_elements(wanted) * model.element_bytes / tables.bytes_per_s
+    shared = [product for product in products if product.is_shared]
+    experts = _experts(tables, wanted) if shared else None
     points = []
     for tokens in _rows(gemms, MAX_STEP_TOKENS):
-        seconds = sum(
-            product.share * gemms[product.dtype].seconds(tokens, product.width, product.depth)
-            for product in products
-        )
-        seconds += kernels * tables.launch_s + tokens * token_s
+
+        def seconds_of(some: Sequence[Product], tokens: int = tokens) -> float:
+            return sum(
+                product.share * gemms[product.dtype].seconds(tokens, product.width, product.depth)
+                for product in some
+            )
+
+        seconds = seconds_of([product for product in products if not product.is_shared])
+        if experts is not None:
+            with_experts = shared[0].share
+            shared_s = seconds_of(shared) + with_experts * launch_s
+            if tokens <= engine.shared_beside_tokens:
+                shared_s = max(0.0, shared_s - with_experts * experts.at(tokens * wanted.parallel.data))
+            seconds += shared_s
+        seconds += small_s + tokens * token_s
         points.append(Point("dense", seconds, tokens=tokens, backend="gemm", l2="warm"))
     return points
 
@@ -263,17 +309,24 @@ def _rows(gemms: Mapping[str, GemmTable], most: int) -> list[int]:
     return sorted(count for count in common if count <= most)
 
 
-def _experts_points(tables: NvidiaTables, wanted: Wanted) -> list[Point]:
+def _experts(tables: NvidiaTables, wanted: Wanted) -> Line | None:
+    """Seconds of one layer's routed experts by the tokens of all ranks; None for models without."""
     model, parallel = wanted.model, wanted.parallel
     if model.experts is None:
-        return []
+        return None
     dtype = model.weight_dtype_of("experts")
     split = (parallel.expert_tensor, parallel.expert)
-    line = tables.experts(
+    return tables.experts(
         wanted.experts_framework or wanted.framework,
         ExpertsTable(model.experts, model.hidden_size, dtype, *split, wanted.distribution),
     )
-    share = model.num_expert_layers / model.num_layers
+
+
+def _experts_points(tables: NvidiaTables, wanted: Wanted) -> list[Point]:
+    line = _experts(tables, wanted)
+    if line is None:
+        return []
+    share = wanted.model.num_expert_layers / wanted.model.num_layers
     return [
         Point("experts", share * seconds, tokens=int(tokens), backend="moe", l2="warm")
         for tokens, seconds in zip(line.sizes, line.seconds, strict=True)
@@ -289,8 +342,8 @@ def system_of(gpu: str) -> str:
 
 
 def collectives_points(tables: NvidiaTables, wanted: Wanted) -> list[Point]:
-    """All-reduces after attention and MLP; with data parallelism a layer of experts gathers the tokens of all
-    ranks before them and scatters their sums after.
+    """All-reduces after attention and MLP, and for norms of all heads; with data parallelism a layer of
+    experts gathers the tokens of all ranks before them and scatters their sums after.
     """
     model, parallel = wanted.model, wanted.parallel
     num_reduces = num_layer_reduces(model, parallel) / model.num_layers
@@ -304,7 +357,11 @@ def collectives_points(tables: NvidiaTables, wanted: Wanted) -> list[Point]:
     for tokens in (2**power for power in range(MAX_STEP_TOKENS.bit_length())):
         seconds = sum(with_experts * line.at(tokens * token_bytes) for line in exchanges)
         if reduce is not None:
-            seconds += num_reduces * reduce.at(tokens / parallel.data * token_bytes)
+            own_tokens = tokens / parallel.data
+            seconds += num_reduces * reduce.at(own_tokens * token_bytes)
+            seconds += (
+                num_norm_reduces(model, parallel) / model.num_layers * reduce.at(own_tokens * SQUARES_BYTES)
+            )
         points.append(Point("collectives", seconds, tokens=tokens, backend="nccl", l2="warm"))
     return points
 
@@ -324,9 +381,32 @@ def _logits_points(tables: NvidiaTables, wanted: Wanted) -> list[Point]:
 def _attention(tables: NvidiaTables, wanted: Wanted, kind: AttentionKind, phase: Phase) -> pd.DataFrame:
     framework = wanted.framework if phase == "context" else wanted.decode_framework
     heads = wanted.heads(kind)
-    if kind.is_latent:
-        return tables.latent_attention(phase, framework, heads.num_heads, heads.kv_dtype)
-    return tables.attention(phase, framework, heads)
+    if not kind.is_latent:
+        return tables.attention(phase, framework, heads)
+    table = tables.latent_attention(phase, framework, heads.num_heads, heads.kv_dtype)
+    return table if phase == "context" else _with_rest_of_modules(tables, wanted, heads, table)
+
+
+def _with_rest_of_modules(
+    tables: NvidiaTables, wanted: Wanted, heads: Heads, decodes: pd.DataFrame
+) -> pd.DataFrame:
+    """Latent attention of decodes with what a whole layer of it takes beyond that, its products and its small
+    kernels, where such layers were timed.
+    """
+    model = wanted.model
+    dtype = model.weight_dtype_of("attention")
+    modules = tables.latent_modules(heads.num_heads, heads.kv_dtype, dtype)
+    gemm = tables.gemm(dtype, wanted.framework)
+    counted_s = attention_kernels(wanted.engine, model) * tables.launch_s
+    products = [product for product in _products(wanted) if product.is_attention]
+    apart = {
+        batch: counted_s + sum(p.share * gemm.seconds(batch, p.width, p.depth) for p in products)
+        for batch in gemm.rows
+    }
+    table = decodes.assign(context=decodes["step"] + 1)
+    table = table.merge(modules, on=["batch_size", "context"], how="left", suffixes=("", "_of_module"))
+    rest = table.pop("seconds_of_module") - table["batch_size"].map(apart)
+    return table.assign(seconds=np.fmax(table["seconds"], rest))
 
 
 def _prefill_points(tables: NvidiaTables, wanted: Wanted, kind: AttentionKind) -> list[Point]:

@@ -38,6 +38,22 @@ EXPERT_DTYPES = {**INT4, "mxfp4": ("w4a8_mxfp4_mxfp8", "w4a16_mxfp4")}
 engines ask for them there (vLLM by `VLLM_USE_FLASHINFER_MOE_MXFP4_MXFP8`)."""
 HOST_TIME_IN_GEMM = (("vllm", "fp8_block"),)
 """Timings that hold the host's as well: 60 us on Hopper and more on Blackwell for a kernel of 10."""
+OWN_PRODUCTS = {
+    ("trtllm", "fp8"): ("scale_matrix", "computescale"),
+    ("vllm", "fp8"): ("scale_matrix",),
+    ("vllm", "nvfp4"): (),
+}
+"""By framework and dtype: where a framework's own products count, and tables of what quantising took in them.
+
+aiconfigurator's collectors call whole linear layers with activations in 16 bits, which these quantise first,
+TensorRT-LLM's in FP8 with a scale that it finds each time. With a scale that the checkpoint holds its engine
+does that where it reduces and normalises, activates and attends (`RESIDUAL_RMS_NORM_QUANT_FP8` of its
+`modeling_llama.py`), vLLM where Inductor generates norm and activation. aiconfigurator takes the same tables
+off (its mode `fp8_static`). SGLang's time another kernel than its products' collector calls; TensorRT-LLM's
+products in nvfp4 take 20 us whatever their width, as nobody chose a tactic for them.
+"""
+FURTHER, HICCUP = 3, 1.4
+"""A timing this many times as long as one of the next sizes with more rows is none of a kernel's alone."""
 Folder = Path | zipfile.Path
 Phase = Literal["context", "generation"]
 OPTIONS: dict[Phase, str] = {"context": "--framework", "generation": "--decode-framework"}
@@ -89,23 +105,43 @@ class NvidiaTables:
         self.notes: list[str] = []
         """What had to be taken from another framework than the one asked for."""
 
-    def gemm(self, dtype: str = "bfloat16") -> GemmTable:
-        """Matrix products of a weight dtype, of the frameworks with the fullest tables.
+    def gemm(self, dtype: str = "bfloat16", framework: str | None = None) -> GemmTable:
+        """Matrix products of a weight dtype as a framework's engine runs them.
 
-        In bf16 they are cuBLAS's in every framework, so the median counts; others' kernels differ, and what
-        an engine runs is near the fastest.
+        Where frameworks' kernels differ they are its own. Else those with the fullest tables count: in bf16
+        they are cuBLAS's everywhere, so the median; of others the fastest, which engines are near.
         """
         names = GEMM_DTYPES.get(dtype, (dtype,))
-        tables = []
-        for framework in self._frameworks("gemm"):
-            table = self._read("gemm", framework, "gemm_perf")
-            if (framework, dtype) not in HOST_TIME_IN_GEMM:
-                tables.append(table.loc[table["gemm_dtype"].isin(names)])
-        most = max((table["m"].nunique() for table in tables), default=0)
+        tables = {}
+        for name in self._frameworks("gemm"):
+            table = self._read("gemm", name, "gemm_perf")
+            if (name, dtype) not in HOST_TIME_IN_GEMM:
+                tables[name] = table.loc[table["gemm_dtype"].isin(names)]
+        most = max((table["m"].nunique() for table in tables.values()), default=0)
         if not most:
             raise CalibrationError(f"{self.system}: no matrix products in {dtype} were timed")
-        full = pd.concat(table for table in tables if table["m"].nunique() == most)
-        return GemmTable(full, "median" if dtype in BF16 else "min")
+        full = {name: table for name, table in tables.items() if table["m"].nunique() == most}
+        if framework in full and (framework, dtype) in OWN_PRODUCTS:
+            full = {framework: self._own_products(framework, dtype, full[framework])}
+        return GemmTable(pd.concat(full.values()), "median" if dtype in BF16 else "min")
+
+    def _own_products(self, framework: str, dtype: str, products: pd.DataFrame) -> pd.DataFrame:
+        """A framework's products, less what quantising took in them as far as it was timed apart.
+
+        Timings of far more than what more rows took do not count.
+        """
+        products = products.sort_values(["n", "k", "m"])
+        by_rows = products.groupby(["n", "k"])["seconds"]
+        least = pd.concat([by_rows.shift(-place) for place in range(1, FURTHER + 1)], axis=1).min(axis=1)
+        products = products[~(products["seconds"] > HICCUP * least)]
+        seconds, sizes = products["seconds"].to_numpy(), pd.MultiIndex.from_frame(products[["m", "k"]])
+        for name in OWN_PRODUCTS[framework, dtype]:
+            if self._versions("quantize", framework, f"{name}_perf"):
+                table = self._read("quantize", framework, f"{name}_perf")
+                quantising = table.loc[table["quant_dtype"] == dtype].groupby(["m", "k"])["seconds"].min()
+                seconds = seconds - quantising.reindex(sizes).fillna(0.0).to_numpy()
+                seconds = np.maximum(seconds, self.launch_s)
+        return products.assign(seconds=seconds)
 
     def all_reduce(self, framework: str, num_gpus: int) -> Line:
         """Seconds of an all-reduce within one node by its bytes, in a CUDA graph where that was timed.
@@ -195,6 +231,21 @@ class NvidiaTables:
                 "try another --tp"
             )
         return _best(table.rename(columns={"kernel_source": "backend"}).assign(backend="mla"))
+
+    def latent_modules(self, num_heads: int, kv_dtype: str, weight_dtype: str) -> pd.DataFrame:
+        """Decodes through whole layers of latent attention, projections and all: `batch_size`, `context`, the
+        decode included, and `seconds`.
+
+        They are TensorRT-LLM's, since vLLM's hold the host's time on most systems; none if nothing was timed.
+        """
+        name = "mla_generation_module_perf"
+        if not self._versions("mla", "trtllm", name):
+            return pd.DataFrame({"batch_size": [], "context": [], "seconds": []})
+        table = self._read("mla", "trtllm", name)
+        chosen = (table["num_heads"] == num_heads) & (table["gemm_type"] == weight_dtype)
+        table = table[chosen & table["kv_cache_dtype"].isin((kv_dtype, *BF16))]
+        table = table.rename(columns={"step": "context"})
+        return table.groupby(["batch_size", "context"])["seconds"].min().reset_index()
 
     def experts(self, framework: str, wanted: ExpertsTable) -> Line:
         """Seconds of one layer's routed experts on one GPU by the tokens of all ranks; the fastest kernel.
