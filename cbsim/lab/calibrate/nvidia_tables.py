@@ -250,24 +250,26 @@ class NvidiaTables:
     def experts(self, framework: str, wanted: ExpertsTable) -> Line:
         """Seconds of one layer's routed experts on one GPU by the tokens of all ranks; the fastest kernel.
 
-        Where the framework's newest version timed no such experts an earlier one counts. Where none did, the
-        least of the others counts and, where experts are sliced, of the framework's own with whole experts
-        dealt out over as many GPUs, which read as many weights.
+        Where the framework's newest version timed no such experts an earlier one counts. Where none did and
+        experts are sliced, the framework's own with whole experts dealt out over as many GPUs stand in, which
+        read as many weights; else the least of the other frameworks'.
         """
         others = [name for name in self._frameworks("moe") if name != framework]
         whole = wanted._replace(tensor=1, parallel=wanted.tensor * wanted.parallel)
         dtypes = BF16 if wanted.dtype in BF16 else EXPERT_DTYPES.get(wanted.dtype, (wanted.dtype,))
         for dtype in dtypes:
             own = self._timed_experts(framework, wanted, dtype)
+            if own is None and wanted.tensor > 1:
+                own = self._timed_experts(framework, whole, dtype)
+                if own is not None:
+                    self._note(f"experts are whole ones dealt out, since {framework}'s slices were not timed")
             if own is not None:
                 return _line_of(own, "num_tokens")
-            found = {f"those of {name}": self._timed_experts(name, wanted, dtype) for name in others}
-            if wanted.tensor > 1:
-                found[f"{framework}'s, dealt out whole"] = self._timed_experts(framework, whole, dtype)
+            found = {name: self._timed_experts(name, wanted, dtype) for name in others}
             tables = {name: table for name, table in found.items() if table is not None}
             if tables:
                 least = "the least of " if len(tables) > 1 else ""
-                named = " and ".join(tables)
+                named = " and ".join(f"those of {name}" for name in tables)
                 self._note(f"experts are {least}{named}, since {framework}'s were not timed")
                 return _line_of(pd.concat(tables.values()), "num_tokens")
         experts = wanted.experts
