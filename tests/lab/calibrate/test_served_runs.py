@@ -75,6 +75,7 @@ R1_ROW = ROW | {
     "attention_dp_size": 1.0,
     "moe_tp_size": 8.0,
 }
+CLIENTS = "source_file=2026-04-06.csv; silicon_concurrency=%d"
 CONSTANT = {"cost_model": {"type": "constant", "step_s": 1.0}}
 
 
@@ -147,6 +148,31 @@ def test_parallelism_is_put_right(sifted, name, row, split):
     assert sum(dict(found.corrected).values()) == 1
     [run] = found.runs
     assert (run.parallel.tensor, run.parallel.expert, run.parallel.data) == split
+
+
+@pytest.mark.parametrize(
+    ("row", "split"),
+    [
+        ({"system": "h200_sxm"}, (8, 8, 1)),
+        ({"system": "h200_sxm", "isl": 8192, "osl": 1024, "silicon_data_source": CLIENTS % 64}, (1, 8, 8)),
+        ({"silicon_data_source": CLIENTS % 64}, (8, 8, 1)),
+        ({"silicon_data_source": CLIENTS % 64, "osl": 1024}, (1, 8, 8)),
+        ({"precision": "fp4", "osl": 1024}, (8, 1, 1)),
+        ({"precision": "fp4", "osl": 1024, "silicon_data_source": CLIENTS % 16}, (8, 8, 1)),
+        (
+            {"precision": "fp4", "tp_size": 4, "moe_tp_size": 4, "silicon_data_source": CLIENTS % 32},
+            (4, 1, 1),
+        ),
+        ({"precision": "fp4", "silicon_data_source": CLIENTS % 256}, (1, 8, 8)),
+    ],
+)
+def test_deepseek_is_split_as_the_script_did(sifted, row, split):
+    """Only where no image is named: later files say how it was split."""
+    found = sifted(R1_ROW | {"backend_version": None} | row)
+    assert dict(found.corrected)["DeepSeek-R1 split by a script"] == 1
+    [run] = found.runs
+    assert (run.parallel.tensor, run.parallel.expert, run.parallel.data) == split
+    assert dict(sifted(R1_ROW | row).corrected)["DeepSeek-R1 split by a script"] == 0
 
 
 def test_an_honest_split_of_experts_stays(sifted):
