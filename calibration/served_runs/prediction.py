@@ -16,6 +16,7 @@ from calibration.served_runs.servers import (
     experts_framework,
     gpu_of,
     mean_length,
+    reduces_with_norms,
     set_up,
 )
 from cbsim.base.errors import CbsimError
@@ -35,6 +36,7 @@ class ProfileOrder(NamedTuple):
     system: str
     framework: str
     experts_framework: str | None
+    reduces_with_norms: bool | None
     parallel: ParallelSpec
     wheel: Path | None
     folder: Path
@@ -68,10 +70,12 @@ class Prediction(NamedTuple):
 def profile_order(run: ServedRun, wheel: Path | None, out: Path) -> ProfileOrder:
     """The profile that a run is predicted with."""
     model, parallel = run.checkpoint.load(run.framework, run.system), run.parallel
-    split = f"tp{parallel.tensor}-ep{parallel.expert}-dp{parallel.data}"
+    split, experts = f"tp{parallel.tensor}-ep{parallel.expert}-dp{parallel.data}", experts_framework(run)
     name = f"{run.system}-{model.name}-{run.checkpoint.dtype}-{run.framework}-{split}"
-    experts = experts_framework(run)
-    return ProfileOrder(model, run.system, run.framework, experts, parallel, wheel, out / "profiles" / name)
+    fused = reduces_with_norms(run)
+    name += "".join(f"-{part}" for part in (experts, "fused" if fused else None) if part)
+    folder = out / "profiles" / name
+    return ProfileOrder(model, run.system, run.framework, experts, fused, parallel, wheel, folder)
 
 
 def import_profile(order: ProfileOrder) -> str | None:
@@ -87,6 +91,7 @@ def import_profile(order: ProfileOrder) -> str | None:
             order.framework,
             order.framework,
             experts_framework=order.experts_framework,
+            reduces_with_norms=order.reduces_with_norms,
         )
         points = import_points(tables, wanted)
         meta = import_meta(tables, wanted, datetime.now(UTC).date().isoformat())

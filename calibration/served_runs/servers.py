@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from calibration.served_runs.checkpoints import KIMI, LLAMA_70B, MINIMAX, OSS
+from calibration.served_runs.checkpoints import KIMI, LLAMA_70B, MINIMAX, OSS, R1
 from calibration.served_runs.rules import INFERENCE_MAX
 from cbsim.base.units import GIB
 from cbsim.lab.calibrate.named_spec import load_gpu
@@ -27,6 +27,10 @@ SHORTEST_SHARE = 0.8
 BLACKWELL = ("b200_sxm", "b300_sxm", "gb200", "gb300")
 SINCE_ASYNC = (0, 14)
 """The release of vLLM that made asynchronous scheduling the default (release notes)."""
+SINCE_FUSED, SINCE_FUSED_B300 = (0, 17), (0, 19)
+SINCE_OWN_EXPERTS = (1, 2)
+"""The release of TensorRT-LLM with which InferenceMAX's scripts for DeepSeek-R1 changed
+(`benchmarks/dsr1_fp8_b200_trt.sh`)."""
 
 
 @cache
@@ -60,11 +64,11 @@ def mean_length(run: ServedRun, tokens: int) -> int:
 def vllm(run: ServedRun) -> Settings:
     """Of vLLM 0.11 to 0.19: 8192 tokens a step on GPUs from 70 GiB (`EngineArgs.get_batch_defaults`).
 
-    InferenceMAX gives Llama a seat for each client, gpt-oss at most 512 of them, others 256, MiniMax and Kimi
-    95 % of the memory, and asks for asynchronous scheduling, which became the default with 0.14.
+    InferenceMAX gives Llama a seat for each client, gpt-oss at most 512 of them, MiniMax and Kimi vLLM's own
+    1024 and 95 % of the memory, and asks for asynchronous scheduling, which became the default with 0.14.
     """
     is_scripted = run.origin == INFERENCE_MAX
-    seats = {LLAMA_70B: run.clients_of_rank, OSS: 512, MINIMAX: 256, KIMI: 256} if is_scripted else {}
+    seats = {LLAMA_70B: run.clients_of_rank, OSS: 512} if is_scripted else {}
     is_async = is_scripted or _release(run.version) >= SINCE_ASYNC
     return {
         "scheduler.type": "vllm",
@@ -83,16 +87,18 @@ def _release(version: str) -> tuple[int, ...]:
 
 def sglang(run: ServedRun) -> Settings:
     """SGLang: prompts before decodes and never beside them, the host hidden; 8192 tokens at a time, 16,384 on
-    GPUs from 160 GiB (`server_args.py`).
+    GPUs from 160 GiB (`server_args.py`), 32,768 where InferenceMAX's scripts say so, for DeepSeek-R1 in FP8.
 
     Weights and KV cache get what its rule leaves: on 80 GB, of 81,559 MiB all but 1.5 for each of these
     tokens, 2 for each of 256 CUDA graph sizes and about 100 for a GPU's neighbours.
     """
-    is_large = gpu_of(run.system).memory_bytes / GIB >= 160
+    tokens = 16_384 if gpu_of(run.system).memory_bytes / GIB >= 160 else 8192
+    if run.origin == INFERENCE_MAX and run.checkpoint.model == R1 and run.checkpoint.dtype == "fp8_block":
+        tokens = 32_768
     return {
         "scheduler.type": "continuous",
         "scheduler.prefill_first": True,
-        "scheduler.max_tokens_per_step": 16_384 if is_large else 8192,
+        "scheduler.max_tokens_per_step": tokens,
         "cost_model.host": "async",
         "kv_cache.gpu_memory_utilization": 0.84,
         "kv_cache.activation_gib": 0.0,
@@ -104,14 +110,16 @@ def trtllm(run: ServedRun) -> Settings:
     each batch size.
 
     A step holds what InferenceMAX's scripts say (`max_num_tokens`): 16,384 tokens for Llama, 20,000 for
-    gpt-oss, for DeepSeek clients, a prompt and 64 more; or, as aiconfigurator writes its own runs'
-    configuration (`trtllm.rule`), clients, a prompt and 1500 more. The KV cache gets a share of the memory
-    that weights leave.
+    gpt-oss, for DeepSeek clients, a prompt and 64 more, since release 1.2 at least 8192; or, as
+    aiconfigurator writes its own runs' configuration (`trtllm.rule`), clients, a prompt and 1500 more. The KV
+    cache gets a share of the memory that weights leave.
     """
     tokens, share = run.clients_of_rank + run.num_prompt_tokens + 1500, 0.9
     if run.origin == INFERENCE_MAX:
         shares = {LLAMA_70B: (16_384, 0.9), OSS: (20_000, 0.85)}
         needed = (run.clients + run.num_prompt_tokens + 64 + 63) // 64 * 64
+        if _release(run.version) >= SINCE_OWN_EXPERTS:
+            needed = max(needed, 8192)
         tokens, share = shares.get(run.checkpoint.model, (needed, 0.8))
     gpu = gpu_of(run.system)
     model = run.checkpoint.load(run.framework, run.system)
@@ -130,13 +138,28 @@ def trtllm(run: ServedRun) -> Settings:
 def experts_framework(run: ServedRun) -> str | None:
     """Whose table has the experts' kernel that a server was told to run, None for its framework's own.
 
-    InferenceMAX's scripts ask TensorRT-LLM for `moe_config.backend: TRTLLM` on Blackwell, with attention's
-    ranks for DeepGEMM. In FP8 blocks its own table has DeepGEMM alone; the other kernel, which FlashInfer
-    ships, was timed by SGLang.
+    InferenceMAX's scripts ask TensorRT-LLM on Blackwell for `moe_config.backend: TRTLLM` since release 1.2,
+    before and with attention's ranks for DeepGEMM. In FP8 blocks its own table has DeepGEMM alone; the other
+    kernel, which FlashInfer ships, was timed by SGLang.
     """
     is_told = run.origin == INFERENCE_MAX and run.framework == "trtllm" and run.parallel.data == 1
-    is_blackwell = run.system in BLACKWELL
-    return "sglang" if is_told and is_blackwell and run.checkpoint.dtype == "fp8_block" else None
+    is_told = is_told and _release(run.version) >= SINCE_OWN_EXPERTS and run.system in BLACKWELL
+    return "sglang" if is_told and run.checkpoint.dtype == "fp8_block" else None
+
+
+def reduces_with_norms(run: ServedRun) -> bool | None:
+    """Whether a server's all-reduces normalise too, None for its framework's habit.
+
+    vLLM's do by default since 0.17, on B300s since 0.19 (its pull requests 34299 and 37755), without ranks of
+    attention. InferenceMAX's scripts asked for it before on Blackwell, of vLLM for Llama, gpt-oss and Kimi
+    (`fuse_allreduce_rms`), and of SGLang for DeepSeek-R1 (`--enable-flashinfer-allreduce-fusion`).
+    """
+    is_told = run.origin == INFERENCE_MAX and run.system in BLACKWELL
+    if run.framework == "vllm":
+        since = SINCE_FUSED_B300 if run.system in ("b300_sxm", "gb300") else SINCE_FUSED
+        is_told = is_told and run.checkpoint.model in (LLAMA_70B, OSS, KIMI)
+        return is_told or _release(run.version) >= since
+    return True if run.framework == "sglang" and is_told and run.checkpoint.model == R1 else None
 
 
 SETUPS = {"vllm": vllm, "sglang": sglang, "trtllm": trtllm}

@@ -19,7 +19,7 @@ from calibration.served_runs.picture import served_picture
 from calibration.served_runs.prediction import Prediction, predict, run_order
 from calibration.served_runs.rules import CORRECTIONS, EXCLUSIONS, INFERENCE_MAX, RUNNER
 from calibration.served_runs.sample import COLUMNS, ORIGIN, ServedRun, every, read_sample, sift
-from calibration.served_runs.servers import REQUESTS_PER_CLIENT, experts_framework, set_up
+from calibration.served_runs.servers import REQUESTS_PER_CLIENT, experts_framework, reduces_with_norms, set_up
 from calibration.served_runs.tables import (
     Answer,
     errors_table,
@@ -400,10 +400,13 @@ def test_servers_by_model_and_release():
     assert set_up(served_run(version="0.14.1"))["cost_model.host"] == "async"
     many = {"clients": 2000, "origin": INFERENCE_MAX, "version": ""}
     assert set_up(served_run(checkpoint=llama, **many))["scheduler.max_num_seqs"] == 2000
-    assert set_up(served_run(checkpoint=kimi, **many))["scheduler.max_num_seqs"] == 256
+    assert set_up(served_run(checkpoint=kimi, **many))["scheduler.max_num_seqs"] == 1024
     assert set_up(served_run(checkpoint=kimi, **many))["kv_cache.gpu_memory_utilization"] == 0.95
     assert set_up(served_run("sglang"))["scheduler.max_tokens_per_step"] == 8192
     assert set_up(served_run("sglang", system="b200_sxm"))["scheduler.max_tokens_per_step"] == 16_384
+    blocks = CHECKPOINTS["deepseek-ai/DeepSeek-R1", "fp8"]
+    scripted = served_run("sglang", checkpoint=blocks, origin=INFERENCE_MAX)
+    assert set_up(scripted)["scheduler.max_tokens_per_step"] == 32_768
     trtllm = set_up(served_run("trtllm", checkpoint=llama, origin=INFERENCE_MAX, system="h200_sxm"))
     weights, memory = 70.55e9, 139.8 * 2**30
     used = (weights + 0.9 * (memory - weights)) / memory
@@ -413,10 +416,28 @@ def test_servers_by_model_and_release():
 
 def test_experts_of_the_kernel_that_was_asked_for():
     blocks = CHECKPOINTS["deepseek-ai/DeepSeek-R1", "fp8"]
-    run = served_run("trtllm", checkpoint=blocks, system="b200_sxm", origin=INFERENCE_MAX)
+    figures = {"checkpoint": blocks, "system": "b200_sxm", "version": "1.2.0rc6.post2"}
+    run = served_run("trtllm", origin=INFERENCE_MAX, **figures)
     assert experts_framework(run) == "sglang"
+    assert experts_framework(run._replace(version="1.1.0rc2.post2")) is None
     assert experts_framework(run._replace(system="h200_sxm")) is None
     assert experts_framework(run._replace(parallel=ParallelSpec(data=2))) is None
+
+
+def test_all_reduces_that_normalise():
+    """vLLM's by default, and where scripts asked for them."""
+    assert reduces_with_norms(served_run(version="0.16.0")) is False
+    assert reduces_with_norms(served_run(version="0.17.1")) is True
+    assert reduces_with_norms(served_run(version="0.17.1", system="b300_sxm")) is False
+    llama = CHECKPOINTS["meta-llama/Llama-3.1-70B", "fp8"]
+    asked = {"checkpoint": llama, "version": "", "origin": INFERENCE_MAX}
+    assert reduces_with_norms(served_run(system="b200_sxm", **asked)) is True
+    assert reduces_with_norms(served_run(system="h200_sxm", **asked)) is False
+    blocks = CHECKPOINTS["deepseek-ai/DeepSeek-R1", "fp8"]
+    asked |= {"checkpoint": blocks}
+    assert reduces_with_norms(served_run("sglang", system="b200_sxm", **asked)) is True
+    assert reduces_with_norms(served_run("sglang", system="h200_sxm", **asked)) is None
+    assert reduces_with_norms(served_run("trtllm")) is None
 
 
 @pytest.mark.parametrize("assumption", [DOCUMENTED, *OTHERS], ids=lambda assumption: assumption.text)
