@@ -133,7 +133,7 @@ def test_a_row_by_hand(sifted):
         (
             "attention's ranks counted twice",
             {"tp_size": 4, "attention_dp_size": 4, "moe_tp_size": 1, "moe_ep_size": 16},
-            (1, 4, 4),
+            (4, 4, 1),
         ),
         (
             "ranks of attention left out",
