@@ -40,13 +40,14 @@ NAMES = {
 """Models by the estimator's names."""
 MODES = {
     "bf16": ("bfloat16", "bfloat16"),
-    "fp8": ("fp8", "fp8"),
+    "fp8": ("fp8_static", "fp8"),
     "fp8_block": ("fp8_block", "fp8_block"),
     "nvfp4": ("nvfp4", "nvfp4"),
     "int4": ("bfloat16", "int4_wo"),
     "mxfp4": ("bfloat16", "w4a16_mxfp4"),
 }
-"""What the estimator calls the dtypes of matrix products and of experts, by ours."""
+"""What the estimator calls the dtypes of matrix products and of experts, by ours; checkpoints in FP8 hold the
+scales of activations."""
 
 
 def case_of(run: ServedRun) -> dict[str, Any]:
