@@ -47,9 +47,17 @@ def set_up(run: ServedRun) -> dict[str, Any]:
 
 
 def _lengths(run: ServedRun) -> Settings:
+    """Those of the clients.
+
+    Where a server lets the ranks of attention start prompts together alone (TensorRT-LLM's
+    `attention_dp_config.enable_balance`, in all of InferenceMAX's scripts), all are the mean: equal requests
+    keep ranks in step.
+    """
     sizes = {"prompt_tokens": run.num_prompt_tokens, "output_tokens": run.num_output_tokens}
-    if run.origin != INFERENCE_MAX:
-        return {f"workload.{key}": {"type": "fixed", "value": size} for key, size in sizes.items()}
+    is_balanced = run.framework == "trtllm" and run.parallel.data > 1
+    if run.origin != INFERENCE_MAX or is_balanced:
+        fixed = {key: mean_length(run, size) for key, size in sizes.items()}
+        return {f"workload.{key}": {"type": "fixed", "value": size} for key, size in fixed.items()}
     return {
         f"workload.{key}": {"type": "uniform", "min": round(SHORTEST_SHARE * size), "max": size}
         for key, size in sizes.items()

@@ -390,6 +390,10 @@ def test_lengths_of_inference_max_vary():
     run = served_run(origin=INFERENCE_MAX)
     assert set_up(run)["workload.prompt_tokens"] == {"type": "uniform", "min": 819, "max": 1024}
     assert set_up(served_run())["workload.prompt_tokens"] == {"type": "fixed", "value": 1024}
+    checkpoint = CHECKPOINTS["deepseek-ai/DeepSeek-R1", "fp8"]
+    ranks = {"checkpoint": checkpoint, "parallel": ParallelSpec(data=8, expert=8), "origin": INFERENCE_MAX}
+    balanced = served_run("trtllm", system="h200_sxm", **ranks)
+    assert set_up(balanced)["workload.prompt_tokens"] == {"type": "fixed", "value": 922}
 
 
 def test_servers_by_model_and_release():
