@@ -141,7 +141,8 @@ def _read(path: Path, mistakes: Mistakes) -> Iterator[Point]:
     rows = zip(*(column.tolist() for column in columns.values()), strict=True)
     for line, row in zip(lines, rows, strict=True):
         named = zip(columns, row, strict=True)
-        given: dict[str, Any] = {name: value for name, value in named if value is not None}
+        # What is left empty is the attribute's default, NaN included, so that points read are those written.
+        given: dict[str, Any] = {name: value for name, value in named if value is not None and value == value}
         if "op" not in given:
             mistakes.add(line, 0, f"op: got nothing; allowed: {COLUMNS['op'][1].allowed}")
             continue

@@ -99,12 +99,12 @@ def test_killed_failing_and_resumed_to_the_report(
         assert command(monkeypatch, *words) == code
         assert said in capsys.readouterr().err
         assert not (folder / "cost.json").exists()
-    before = read_points(folder / "points.csv")
+    before = (folder / "points.csv").read_bytes()
     trouble(monkeypatch, {4: ValueError("an odd shape")})
     assert command(monkeypatch, *words) == 0
     out = capsys.readouterr().out
     assert {path.name for path in folder.iterdir()} == FILES | {"left_out.csv"}
-    assert read_points(folder / "points.csv")[: len(before)] == before
+    assert (folder / "points.csv").read_bytes().startswith(before)
     report = (folder / "report.md").read_text()
     for chapter in CHAPTERS:
         assert chapter in report
