@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from calibration.kernel_report import KernelReport
@@ -260,6 +261,8 @@ def named_specs(options: argparse.Namespace, device: Device) -> tuple[GpuSpec | 
     """The GPU and the models named, all mistakes at once, before minutes are spent on the first."""
     problems: list[str] = []
 
+    dtypes = {"weight_dtype": options.weight_dtype, "kv_dtype": options.kv_dtype}
+
     def loaded(load: Callable[[str], GpuSpec] | Callable[[str], ModelSpec], name: str) -> object:
         try:
             return load(name)
@@ -269,7 +272,7 @@ def named_specs(options: argparse.Namespace, device: Device) -> tuple[GpuSpec | 
 
     known = options.gpu or (gpu_of_device(device.name) if device.is_cuda else None)
     gpu = loaded(load_gpu, known) if known else None
-    models = [loaded(load_model, name) for name in options.models]
+    models = [loaded(partial(load_model, **dtypes), name) for name in options.models]
     if problems:
         raise CalibrationError(*problems)
     return gpu, models  # type: ignore[return-value]

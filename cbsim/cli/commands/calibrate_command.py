@@ -33,6 +33,8 @@ TOLD_IN_LOGS = 10
 """How often progress is told where no terminal is."""
 
 MODEL = args.option("--model NAME", "A model of configs/models, or a file.", required=True)
+WEIGHT_DTYPE = args.option("--weight-dtype", "Of weights; default: the model's.")
+KV_DTYPE = args.option("--kv-dtype", "Of the KV cache; default: the model's.")
 TP = args.option("--tp", "GPUs of a replica.", type=args.POSITIVE, default=1)
 EP = args.option("--ep", "Groups of GPUs with experts of their own.", type=args.POSITIVE, default=1)
 OUT = args.option("--out", "Folder of the profile.", type=args.FOLDER, required=True)
@@ -61,6 +63,8 @@ def calibrate(
     tp: int = TP,
     gpu: str | None = args.option("--gpu NAME", "In configs/gpus; default: as the device calls itself."),
     backend: str | None = args.option("--backend NAME", "Paged attention to time; default: the best."),
+    weight_dtype: str | None = WEIGHT_DTYPE,
+    kv_dtype: str | None = KV_DTYPE,
     out: Path | None = args.option("--out", "Folder of the profile.", type=args.FOLDER),
     picture: bool = PICTURE,
     as_json: bool = JSON,
@@ -79,7 +83,8 @@ def calibrate(
     with args.needs_torch("timing kernels"):
         from cbsim.lab.calibrate.device_check import check_device, told, worst
         from cbsim.lab.calibrate.measurement import measure
-    of = load_model(model) if model is not None else None
+    dtypes = {"weight_dtype": weight_dtype, "kv_dtype": kv_dtype}
+    of = load_model(model, **dtypes) if model is not None else None
     found = check_device(device, of if check else None, tp)
     if check:
         click.echo(told(found))
@@ -135,8 +140,8 @@ def nvidia(
     tp: int = TP,
     ep: int = EP,
     dp: int = args.option("--dp", "Ranks with their own requests.", type=args.POSITIVE, default=1),
-    weight_dtype: str | None = args.option("--weight-dtype", "Of weights; default: the model's."),
-    kv_dtype: str | None = args.option("--kv-dtype", "Of the KV cache; default: the model's."),
+    weight_dtype: str | None = WEIGHT_DTYPE,
+    kv_dtype: str | None = KV_DTYPE,
     distribution: str = args.option("--distribution", "Of tokens over experts.", default=DISTRIBUTION),
     framework: str = args.option(
         "--framework", "Whose prefill attention, experts and all-reduces.", default="vllm"

@@ -33,7 +33,7 @@ class LayerCache:
     def allocate(cls, shard: Shard, num_blocks: int, block_size: int, device: torch.device) -> LayerCache:
         """An empty cache; zeros, so that what was never written is finite."""
         shape = (num_blocks, block_size, shard.num_kv_heads, shard.head_size)
-        return cls(*(torch.zeros(shape, dtype=shard.dtype, device=device) for _ in range(2)))
+        return cls(*(torch.zeros(shape, dtype=shard.kv_dtype, device=device) for _ in range(2)))
 
     @property
     def block_size(self) -> int:
@@ -42,8 +42,8 @@ class LayerCache:
 
     def write(self, keys: Tensor, values: Tensor, slots: Tensor) -> None:
         """Store `(T, num_kv_heads, head_size)` at `slots`, `(T,)` int64: block x block size + offset."""
-        self.keys.flatten(0, 1).index_copy_(0, slots, keys)
-        self.values.flatten(0, 1).index_copy_(0, slots, values)
+        for held, new in ((self.keys, keys), (self.values, values)):
+            _indexable(held.flatten(0, 1)).index_copy_(0, slots, _indexable(new.to(held.dtype)))
 
     def gather(
         self, block_table: Tensor, num_tokens: int | None = None, dtype: torch.dtype | None = None
@@ -53,9 +53,16 @@ class LayerCache:
         With `num_tokens`, and for the blocks of one sequence, only those of its first tokens; as `dtype`
         where the cache holds another.
         """
-        keys, values = (part[block_table].flatten(-4, -3) for part in (self.keys, self.values))
+        parts = (self.keys, self.values)
+        found = (_indexable(part)[block_table].view(part.dtype) for part in parts)
+        keys, values = (part.flatten(-4, -3) for part in found)
         keys, values = keys[:num_tokens], values[:num_tokens]
         return (keys, values) if dtype is None else (keys.to(dtype), values.to(dtype))
+
+
+def _indexable(part: Tensor) -> Tensor:
+    """The same bytes as numbers that torch can index everywhere, which it can't floats of 8 bits."""
+    return part.view(torch.uint8) if part.element_size() == 1 else part
 
 
 @dataclass(frozen=True, slots=True)

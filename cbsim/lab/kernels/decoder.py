@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import linear, rms_norm
+from torch.nn.functional import linear
 
 from cbsim.lab.kernels.attention_backends import (
     AttentionBackend,
@@ -20,8 +20,10 @@ from cbsim.lab.kernels.attention_backends import (
     LayerCache,
     SdpaBackend,
 )
-from cbsim.lab.kernels.feed_forward import Experts, GatedMlp, random_matrix
+from cbsim.lab.kernels.feed_forward import Experts, GatedMlp, random_matrix, shard_matrix
+from cbsim.lab.kernels.layer_ops import LayerOps, layer_ops
 from cbsim.lab.kernels.shard import Shard
+from cbsim.specs.model import PartName
 
 
 class SequenceSlice(NamedTuple):
@@ -154,16 +156,6 @@ class Rotary:
         self.cos = angle.cos().to(shard.dtype)
         self.sin = angle.sin().to(shard.dtype)
 
-    def rotate(self, heads: Tensor, positions: Tensor) -> Tensor:
-        """`(T, any heads, head_size)` turned by `positions`, `(T,)` int64."""
-        cos, sin = self.cos[positions][:, None], self.sin[positions][:, None]
-        low, high = heads.chunk(2, dim=-1)
-        out = torch.empty_like(heads)
-        out_low, out_high = out.chunk(2, dim=-1)
-        torch.addcmul(low * cos, high, sin, value=-1, out=out_low)
-        torch.addcmul(high * cos, low, sin, out=out_high)
-        return out
-
 
 class DecoderLayer:
     """One layer's weights, random until loaded, and its two halves around attention.
@@ -177,15 +169,16 @@ class DecoderLayer:
         shard: Shard,
         device: torch.device,
         generator: torch.Generator,
+        ops: LayerOps,
         has_experts: bool,
         routes_evenly: bool,
     ) -> None:
         model = shard.model
-        self.shard = shard
+        self.shard, self.ops = shard, ops
         self.eps = model.norm_eps
         attention_size = shard.num_heads * shard.head_size
         qkv_size = attention_size + 2 * shard.num_kv_heads * shard.head_size
-        matrix = partial(random_matrix, dtype=shard.dtype, device=device, generator=generator)
+        matrix = partial(shard_matrix, shard, "attention", device=device, generator=generator)
         ones = partial(torch.ones, dtype=shard.dtype, device=device)
         self.input_norm = ones(model.hidden_size)
         self.qkv = matrix(qkv_size, model.hidden_size)
@@ -194,58 +187,67 @@ class DecoderLayer:
         self.o = matrix(model.hidden_size, attention_size)
         self.mlp_norm = ones(model.hidden_size)
         mlp_size = shard.shared_size if has_experts else shard.intermediate_size
-        self.mlp = GatedMlp(shard, mlp_size, device, generator) if mlp_size else None
-        self.experts = Experts(shard, device, generator, routes_evenly) if has_experts else None
+        part: PartName = "shared_experts" if has_experts else "mlp"
+        self.mlp = GatedMlp(shard, part, mlp_size, device, generator, ops) if mlp_size else None
+        self.experts = Experts(shard, device, generator, ops, routes_evenly) if has_experts else None
 
-    def project(self, hidden: Tensor, positions: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor, Tensor]:
-        """Before attention: `(T, hidden_size)` to query, keys and values of `(T, heads, head_size)`."""
+    def project(
+        self, hidden: Tensor, delta: Tensor | None, positions: Tensor, rotary: Rotary
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Before attention: `(T, hidden_size)`, and what the layer before adds to it, to their sum and the
+        query, keys and values of `(T, heads, head_size)`.
+        """
         shard = self.shard
-        normed = normalised(hidden, self.input_norm, self.eps)
-        heads = linear(normed, self.qkv).view(hidden.shape[0], -1, shard.head_size)
-        split = shard.num_heads + shard.num_kv_heads
-        rotating, values = heads[:, :split], heads[:, split:]
+        hidden, normed = self.ops.add_norm(hidden, delta, self.input_norm, self.eps)
+        heads = self.ops.product(normed, self.qkv).view(hidden.shape[0], -1, shard.head_size)
+        norms = None
         if self.query_norm is not None and self.key_norm is not None:
-            query = normalised(rotating[:, : shard.num_heads], self.query_norm, self.eps)
-            keys = normalised(rotating[:, shard.num_heads :], self.key_norm, self.eps)
-            rotating = torch.cat((query, keys), dim=1)
-        rotated = rotary.rotate(rotating, positions)
-        return rotated[:, : shard.num_heads], rotated[:, shard.num_heads :], values
+            norms = self.query_norm, self.key_norm
+        counts = shard.num_heads, shard.num_kv_heads
+        query, keys = self.ops.rotate(heads, positions, rotary.cos, rotary.sin, *counts, norms, self.eps)
+        return hidden, query, keys, heads[:, sum(counts) :]
 
-    def merge(self, hidden: Tensor, attended: Tensor) -> Tensor:
-        """After attention: `(T, heads, head_size)` through o, the MLP and the experts, added to `hidden`."""
-        out, normed = self.merge_dense(hidden, attended)
-        return out if self.experts is None else out + self.experts(normed)
+    def merge(self, hidden: Tensor, attended: Tensor) -> tuple[Tensor, Tensor | None]:
+        """After attention: `(T, heads, head_size)` through o, added to `hidden`; then what the MLP and the
+        experts add to that, which the next norm does.
+        """
+        hidden, delta, normed = self.merge_dense(hidden, attended)
+        if self.experts is None:
+            return hidden, delta
+        routed = self.experts(normed)
+        return hidden, routed if delta is None else delta + routed
 
-    def merge_dense(self, hidden: Tensor, attended: Tensor) -> tuple[Tensor, Tensor]:
+    def merge_dense(self, hidden: Tensor, attended: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
         """The same without routed experts, and what those are given."""
-        hidden = hidden + linear(attended.flatten(1), self.o)
-        normed = normalised(hidden, self.mlp_norm, self.eps)
-        return hidden if self.mlp is None else hidden + self.mlp(normed), normed
+        update = self.ops.product(attended.flatten(1), self.o)
+        hidden, normed = self.ops.add_norm(hidden, update, self.mlp_norm, self.eps)
+        return hidden, None if self.mlp is None else self.mlp(normed), normed
 
 
 class LmHead:
     """The final RMSNorm and the LM head; `weight` is the embedding table itself where the model ties them."""
 
-    def __init__(self, shard: Shard, weight: Tensor) -> None:
+    def __init__(self, shard: Shard, weight: Tensor, ops: LayerOps) -> None:
         self.eps = shard.model.norm_eps
         self.norm = torch.ones(shard.model.hidden_size, dtype=shard.dtype, device=weight.device)
         self.weight = weight
+        self.ops = ops
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """`(S, hidden_size)` to `(S, vocab_size)`, float32."""
-        return linear(normalised(hidden, self.norm, self.eps), self.weight).float()
+    def normed(self, hidden: Tensor, delta: Tensor | None = None) -> Tensor:
+        """`(S, hidden_size)`, and what the last layer adds to it, normalised."""
+        return self.ops.add_norm(hidden, delta, self.norm, self.eps)[1]
 
-
-def normalised(hidden: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """RMSNorm over the last dimension (arXiv:1910.07467)."""
-    return rms_norm(hidden, weight.shape, weight, eps)
+    def logits(self, normed: Tensor) -> Tensor:
+        """`(S, hidden_size)`, normalised, to `(S, vocab_size)`, float32."""
+        return linear(normed, self.weight).float()
 
 
 class Decoder:
     """A decoder-only transformer of a `ModelSpec`'s shape over a paged KV cache.
 
     Weights are random from `seed` until loaded. With `routes_evenly` tokens are dealt out to experts in turn.
-    Layers with a window attend by torch, whatever the `backend`. Run it under `torch.inference_mode`.
+    Layers with a window attend by torch, whatever the `backend`; `ops` are those that suit the device unless
+    given. Run it under `torch.inference_mode`.
     """
 
     def __init__(
@@ -256,6 +258,7 @@ class Decoder:
         max_positions: int,
         seed: int = 0,
         routes_evenly: bool = False,
+        ops: LayerOps | None = None,
     ) -> None:
         generator = torch.Generator(device).manual_seed(seed)
         model = shard.model
@@ -263,14 +266,16 @@ class Decoder:
         self.shard = shard
         self.backend = backend
         self.sliding = SdpaBackend(shard, device, model.window)
+        self.ops = ops or layer_ops(device)
         self.rotary = Rotary(shard, max_positions, device)
         self.embedding = matrix(model.vocab_size, model.hidden_size)
         self.layers = [
-            DecoderLayer(shard, device, generator, shard.has_experts(number), routes_evenly)
+            DecoderLayer(shard, device, generator, self.ops, shard.has_experts(number), routes_evenly)
             for number in range(model.num_layers)
         ]
         tied = model.tie_embeddings
-        self.head = LmHead(shard, self.embedding if tied else matrix(shard.vocab_size, model.hidden_size))
+        weight = self.embedding if tied else matrix(shard.vocab_size, model.hidden_size)
+        self.head = LmHead(shard, weight, self.ops)
 
     def logits(self, batches: StepBatch | Sequence[StepBatch], caches: Sequence[LayerCache]) -> Tensor:
         """A step's logits, `(S, vocab_size)` float32; see `hidden`."""
@@ -283,10 +288,12 @@ class Decoder:
         """
         if isinstance(batches, StepBatch):
             batches = [batches] * len(self.layers)
-        hidden = self.embedding[batches[0].token_ids]
+        hidden: Tensor = self.embedding[batches[0].token_ids]
+        delta: Tensor | None = None
         for number, (layer, batch, cache) in enumerate(zip(self.layers, batches, caches, strict=True)):
-            query, keys, values = layer.project(hidden, batch.positions, self.rotary)
-            cache.write(keys, values, batch.slots)
+            hidden, query, keys, values = layer.project(hidden, delta, batch.positions, self.rotary)
+            self.ops.write(cache, keys, values, batch.slots)
             backend = self.sliding if self.shard.window_of(number) else self.backend
-            hidden = layer.merge(hidden, batch.attend(backend, query, keys, values, cache))
-        return hidden[batches[0].logit_rows]
+            hidden, delta = layer.merge(hidden, batch.attend(backend, query, keys, values, cache))
+        rows = batches[0].logit_rows
+        return self.head.normed(hidden[rows], None if delta is None else delta[rows])

@@ -6,9 +6,12 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from torch.nn.functional import grouped_mm, linear, silu
+from torch.nn.functional import grouped_mm, linear
 
+from cbsim.lab.kernels.layer_ops import LayerOps
+from cbsim.lab.kernels.quantised import Fp8Matrix, Matrix
 from cbsim.lab.kernels.shard import Shard
+from cbsim.specs.model import PartName
 
 
 def random_matrix(
@@ -19,18 +22,34 @@ def random_matrix(
     return out.normal_(std=shape[-1] ** -0.5, generator=generator)
 
 
+def shard_matrix(
+    shard: Shard, part: PartName, *shape: int, device: torch.device, generator: torch.Generator
+) -> Matrix:
+    """Random weights of one part of a model, in the dtype that it has them in."""
+    matrix = random_matrix(*shape, dtype=shard.dtype, device=device, generator=generator)
+    return Fp8Matrix.of(matrix) if shard.model.weight_dtype_of(part) == "fp8" else matrix
+
+
 class GatedMlp:
     """SwiGLU (arXiv:2002.05202), with random weights."""
 
-    def __init__(self, shard: Shard, size: int, device: torch.device, generator: torch.Generator) -> None:
-        matrix = partial(random_matrix, dtype=shard.dtype, device=device, generator=generator)
+    def __init__(
+        self,
+        shard: Shard,
+        part: PartName,
+        size: int,
+        device: torch.device,
+        generator: torch.Generator,
+        ops: LayerOps,
+    ) -> None:
+        matrix = partial(shard_matrix, shard, part, device=device, generator=generator)
+        self.ops = ops
         self.gate_up = matrix(2 * size, shard.model.hidden_size)
         self.down = matrix(shard.model.hidden_size, size)
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """`(T, hidden_size)` to the same shape."""
-        gate, up = linear(hidden, self.gate_up).chunk(2, dim=-1)
-        return linear(silu(gate) * up, self.down)
+        return self.ops.product(self.ops.gated(self.ops.product(hidden, self.gate_up)), self.down)
 
 
 class Experts:
@@ -42,12 +61,18 @@ class Experts:
     """
 
     def __init__(
-        self, shard: Shard, device: torch.device, generator: torch.Generator, is_even: bool = False
+        self,
+        shard: Shard,
+        device: torch.device,
+        generator: torch.Generator,
+        ops: LayerOps,
+        is_even: bool = False,
     ) -> None:
         experts = shard.model.experts
         assert experts is not None
         matrix = partial(random_matrix, dtype=shard.dtype, device=device, generator=generator)
         self.num_experts, self.num_chosen = experts.num_experts, experts.num_experts_per_token
+        self.ops = ops
         self.is_even = is_even
         hidden_size, size = shard.model.hidden_size, shard.expert_size
         self.router = matrix(self.num_experts, hidden_size)
@@ -64,7 +89,7 @@ class Experts:
         experts = torch.arange(self.num_experts, device=hidden.device)
         ends = torch.searchsorted(ordered, experts, right=True).int()
         rows = hidden[order // self.num_chosen]
-        gate, up = grouped_mm(rows, self.gate_up.mT, offs=ends).chunk(2, dim=-1)
-        out = grouped_mm(silu(gate) * up, self.down.mT, offs=ends)
+        activated = self.ops.gated(grouped_mm(rows, self.gate_up.mT, offs=ends))
+        out = grouped_mm(activated, self.down.mT, offs=ends)
         by_token = torch.empty_like(out).index_copy_(0, order, out).view(*shares.shape, -1)
         return (by_token * shares[..., None]).sum(1)

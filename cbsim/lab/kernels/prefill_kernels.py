@@ -244,10 +244,10 @@ def _example(
     counts = [-(-sum(each) // block_size) for each in zip(num_tokens, contexts, strict=True)]
     blocks = torch.arange(sum(counts), device=device).flip(0)
     shape = (sum(counts), block_size, shard.num_kv_heads, shard.head_size)
-    cache = LayerCache(random(*shape), random(*shape))
+    cache = LayerCache(*(random(*shape).to(shard.kv_dtype) for _ in range(2)))
     batch = ChunkBatch.build(num_tokens, contexts, list(torch.split(blocks, counts)), device)
     rows = [slice(context, context + count) for count, context in zip(num_tokens, contexts, strict=True)]
-    held = [cache.gather(table) for table in batch.block_tables]
+    held = [cache.gather(table, dtype=shard.dtype) for table in batch.block_tables]
     own = [(keys[part], values[part]) for (keys, values), part in zip(held, rows, strict=True)]
     keys, values = (torch.cat(parts) for parts in zip(*own, strict=True))
     return random(sum(num_tokens), shard.num_heads, shard.head_size), keys, values, cache, batch

@@ -19,6 +19,8 @@ from cbsim.lab.kernels.shard import Shard
 from cbsim.lab.kernels.timing import Call, Device
 
 BLOCK_SIZE = 16
+FILLED_BLOCKS = 4096
+"""Blocks that get random content at a time, which not every dtype can be made of directly."""
 Chunks = Sequence[tuple[int, int]]
 """Prompt chunks `(tokens, context)`."""
 
@@ -57,7 +59,10 @@ class Rig:
         self._rng = np.random.Generator(np.random.PCG64(seed))
         num_layers = shard.model.num_layers
         per_layer = num_blocks // num_layers
-        pools = [part.normal_(generator=self._random) for part in (self.pool.keys, self.pool.values)]
+        pools = self.pool.keys, self.pool.values
+        for pool in pools:
+            for piece in torch.split(pool, FILLED_BLOCKS):
+                piece.copy_(self._normal(*piece.shape))
         parts = (torch.split(pool[: num_layers * per_layer], per_layer) for pool in pools)
         self.step_caches = [LayerCache(*part) for part in zip(*parts, strict=True)]
         self._scattered = {count: self._rng.permutation(count) for count in (num_blocks, per_layer)}
@@ -79,15 +84,15 @@ class Rig:
 
     def dense(self, layers: Sequence[DecoderLayer], tokens: int, count: int) -> list[Call]:
         """Calls of one layer's work outside attention, KV write included, routed experts apart."""
-        hidden = self._normal(tokens, self.shard.model.hidden_size)
+        hidden, update = (self._normal(tokens, self.shard.model.hidden_size) for _ in range(2))
         attended = self._normal(tokens, self.shard.num_heads, self.shard.head_size)
         positions = torch.arange(tokens, device=self.device) % self.decoder.rotary.cos.shape[0]
         slots = torch.arange(tokens, device=self.device)
 
         def run(layer: DecoderLayer) -> Tensor:
-            _, keys, values = layer.project(hidden, positions, self.decoder.rotary)
-            self.pool.write(keys, values, slots)
-            return layer.merge_dense(hidden, attended)[0]
+            added, _, keys, values = layer.project(hidden, update, positions, self.decoder.rotary)
+            self.decoder.ops.write(self.pool, keys, values, slots)
+            return layer.merge_dense(added, attended)[0]
 
         return [partial(run, layer) for layer in islice(cycle(layers), count)]
 
@@ -99,8 +104,9 @@ class Rig:
 
     def logits(self, rows: int, count: int) -> list[Call]:
         """Calls of the final norm, the LM head and greedy sampling."""
-        hidden = self._normal(rows, self.shard.model.hidden_size)
-        return [lambda: greedy(self.decoder.head.logits(hidden))] * count
+        hidden, update = (self._normal(rows, self.shard.model.hidden_size) for _ in range(2))
+        head = self.decoder.head
+        return [lambda: greedy(head.logits(head.normed(hidden, update)))] * count
 
     def attention(
         self, chunks: Chunks, contexts: Sequence[int], count: int, *, slides: bool = False

@@ -8,7 +8,11 @@ import torch
 
 from cbsim.base.errors import CalibrationError
 from cbsim.specs import ModelSpec
+from cbsim.specs.model import Part, PartName
+from cbsim.specs.precision import BYTES_PER_ELEMENT
 
+FP8_PARTS = ("attention", "mlp", "shared_experts")
+"""Weights that there are products in fp8 for, a scale for each row of them."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -47,8 +51,8 @@ class Shard:
             "latent attention (mla)": model.mla,
             "layers whose heads differ (attention_layers)": model.mla is None
             and (heads != {(model.num_heads, model.num_kv_heads)} or head_sizes != {model.head_size}),
-            **{f"weights of {part.dtype}": part.dtype != model.dtype for part in model.parts},
-            f"a KV cache of {model.kv_dtype}": model.kv_dtype not in (None, model.dtype),
+            **{f"{part.name} weights of {part.dtype}": not self._is_known(part) for part in model.parts},
+            f"a KV cache of {model.kv_dtype}": model.kv_dtype not in (None, model.dtype, "fp8"),
         }
         problems += [f"there are no kernels for {what}" for what, is_there in special.items() if is_there]
         if model.experts is not None:
@@ -58,10 +62,27 @@ class Shard:
                 for name, width in widths.items()
                 if width * model.element_bytes % 16
             ]
+        if self.has_fp8_weights:
+            attention_size = self.num_heads * self.head_size
+            fp8_sizes = (attention_size, model.hidden_size, self.intermediate_size, self.shared_size)
+            problems += [
+                f"a width of {size} isn't a multiple of 16, as products in fp8 need"
+                for size in dict.fromkeys(fp8_sizes)
+                if size % 16
+            ]
         if model.head_size % 2:
             problems.append(f"head_size {model.head_size} is odd; rotary positions need pairs")
         if problems:
             raise CalibrationError(*(f"model {model.name}: {problem}" for problem in problems))
+
+    def _is_known(self, part: Part) -> bool:
+        """Whether there are kernels for the dtype of a part's weights."""
+        return part.dtype == self.model.dtype or (part.dtype == "fp8" and part.name in FP8_PARTS)
+
+    @property
+    def has_fp8_weights(self) -> bool:
+        """Whether some products are computed in fp8."""
+        return any(part.dtype == "fp8" for part in self.model.parts)
 
     def window_of(self, layer: int) -> int:
         """Tokens that the attention of a layer reaches back, the present one included; 0 for all."""
@@ -76,8 +97,13 @@ class Shard:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of weights, activations and KV cache."""
+        """Of activations, and of what has no other: weights, KV cache."""
         return DTYPES[self.model.dtype]
+
+    @property
+    def kv_dtype(self) -> torch.dtype:
+        """Of the KV cache; in fp8 without scales, as engines have it unless a checkpoint brings some."""
+        return torch.float8_e4m3fn if self.model.kv_dtype == "fp8" else self.dtype
 
     @property
     def num_heads(self) -> int:
@@ -125,15 +151,19 @@ class Shard:
     def weight_bytes(self) -> int:
         """Bytes of all matrices: layers, embedding and, unless tied, LM head."""
         model, experts = self.model, self.model.experts
-        rows = model.num_layers * self.head_size * 2 * (self.num_heads + self.num_kv_heads)
-        rows += (model.num_layers - model.num_expert_layers) * 3 * self.intermediate_size
+        rows: dict[PartName, int] = {
+            "attention": model.num_layers * self.head_size * 2 * (self.num_heads + self.num_kv_heads),
+            "mlp": (model.num_layers - model.num_expert_layers) * 3 * self.intermediate_size,
+            "head": model.vocab_size + (0 if model.tie_embeddings else self.vocab_size),
+        }
         if experts is not None:
-            routed = experts.num_experts * (3 * self.expert_size + 1)
-            rows += model.num_expert_layers * (routed + 3 * self.shared_size)
-        rows += model.vocab_size + (0 if model.tie_embeddings else self.vocab_size)
-        return rows * model.hidden_size * model.element_bytes
+            rows["experts"] = model.num_expert_layers * experts.num_experts * 3 * self.expert_size
+            rows["router"] = model.num_expert_layers * experts.num_experts
+            rows["shared_experts"] = model.num_expert_layers * 3 * self.shared_size
+        widths = {part: BYTES_PER_ELEMENT[model.weight_dtype_of(part)] for part in rows}
+        return model.hidden_size * int(sum(count * widths[part] for part, count in rows.items()))
 
     @property
     def layer_kv_token_bytes(self) -> int:
         """Bytes of one token's keys and values in one layer."""
-        return 2 * self.num_kv_heads * self.head_size * self.model.element_bytes
+        return 2 * self.num_kv_heads * self.head_size * self.model.kv_element_bytes

@@ -16,6 +16,7 @@ from cbsim.base.errors import ConfigError
 from cbsim.base.registry import did_you_mean
 from cbsim.base.units import MIB
 from cbsim.lab.kernels.decoder import Decoder
+from cbsim.lab.kernels.quantised import unquantised
 
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 MAX_HEADER_BYTES = 100 * MIB
@@ -57,6 +58,8 @@ class Checkpoint:
             raise ConfigError(
                 f"--weights: {model.name} has experts or a window in some layers; allowed: random weights"
             )
+        if decoder.shard.has_fp8_weights:
+            raise ConfigError(f"--weights: {model.name} has weights in fp8; allowed: random weights")
         targets = list(self._targets(decoder))
         problems = [problem for target, names in targets for problem in self._misfits(target, names)]
         if problems:
@@ -88,15 +91,18 @@ class Checkpoint:
         for number, layer in enumerate(decoder.layers):
             at = f"model.layers.{number}"
             yield layer.input_norm, [f"{at}.input_layernorm.weight"]
-            yield layer.qkv, [f"{at}.self_attn.{part}_proj.weight" for part in "qkv"]
+            yield unquantised(layer.qkv), [f"{at}.self_attn.{part}_proj.weight" for part in "qkv"]
             if layer.query_norm is not None and layer.key_norm is not None:
                 yield layer.query_norm, [f"{at}.self_attn.q_norm.weight"]
                 yield layer.key_norm, [f"{at}.self_attn.k_norm.weight"]
-            yield layer.o, [f"{at}.self_attn.o_proj.weight"]
+            yield unquantised(layer.o), [f"{at}.self_attn.o_proj.weight"]
             yield layer.mlp_norm, [f"{at}.post_attention_layernorm.weight"]
             if layer.mlp is not None:
-                yield layer.mlp.gate_up, [f"{at}.mlp.{part}_proj.weight" for part in ("gate", "up")]
-                yield layer.mlp.down, [f"{at}.mlp.down_proj.weight"]
+                yield (
+                    unquantised(layer.mlp.gate_up),
+                    [f"{at}.mlp.{part}_proj.weight" for part in ("gate", "up")],
+                )
+                yield unquantised(layer.mlp.down), [f"{at}.mlp.down_proj.weight"]
         yield decoder.head.norm, ["model.norm.weight"]
         if decoder.head.weight is not decoder.embedding:
             yield decoder.head.weight, ["lm_head.weight"]

@@ -15,6 +15,7 @@ from torch import Tensor
 from cbsim.lab.kernels.attention_backends import ChunkBatch, DecodeBatch, LayerCache
 from cbsim.lab.kernels.decoder import Decoder
 from cbsim.lab.kernels.feed_forward import Experts
+from cbsim.lab.kernels.quantised import Matrix
 from cbsim.lab.kernels.shard import Shard
 from cbsim.specs import ModelSpec
 
@@ -30,9 +31,11 @@ def load_model(name: str, **changes: Any) -> ModelSpec:
     return ModelSpec.model_validate({**values, **changes})
 
 
-def attention_shard(num_heads: int, num_kv_heads: int, head_size: int, dtype: str) -> Shard:
-    changes = {"num_heads": num_heads, "num_kv_heads": num_kv_heads, "head_size": head_size, "dtype": dtype}
-    return Shard(load_model("tiny", **changes))
+def attention_shard(
+    num_heads: int, num_kv_heads: int, head_size: int, dtype: str, kv_dtype: str | None = None
+) -> Shard:
+    changes = {"num_heads": num_heads, "num_kv_heads": num_kv_heads, "head_size": head_size}
+    return Shard(load_model("tiny", **changes, dtype=dtype, kv_dtype=kv_dtype))
 
 
 def naive_attention(query: Tensor, keys: Tensor, values: Tensor, window: int = 0) -> Tensor:
@@ -92,17 +95,22 @@ def scatter(
     device: str = "cpu",
     block_size: int = BLOCK_SIZE,
 ) -> Paged:
-    """Random sequences in a cache whose other entries are huge, so that reading a wrong one shows."""
+    """Random sequences in a cache whose other entries are huge, so that reading a wrong one shows.
+
+    What they hold is rounded as the cache keeps it.
+    """
     rng = np.random.default_rng(seed)
     counts = [-(-length // block_size) for length in lengths]
     blocks = rng.permutation(sum(counts) + 3).tolist()
     cache = LayerCache.allocate(shard, len(blocks), block_size, torch.device(device))
-    cache.keys.fill_(1e4)
-    cache.values.fill_(1e4)
+    huge = min(1e4, torch.finfo(shard.kv_dtype).max)
+    cache.keys.fill_(huge)
+    cache.values.fill_(huge)
     paged = Paged(cache, [], [], [], [])
     for length, count, queries in zip(lengths, counts, num_queries, strict=True):
         table, blocks = blocks[:count], blocks[count:]
-        keys, values = (_random(rng, length, shard.num_kv_heads, shard) for _ in range(2))
+        drawn = (_random(rng, length, shard.num_kv_heads, shard) for _ in range(2))
+        keys, values = (part.to(shard.kv_dtype).to(shard.dtype) for part in drawn)
         slots = torch.tensor([table[i // block_size] * block_size + i % block_size for i in range(length)])
         cache.write(keys.to(device), values.to(device), slots.to(device))
         paged.tables.append(table)
@@ -133,9 +141,12 @@ def naive_logits(decoder: Decoder, token_ids: Sequence[int]) -> Tensor:
         turned = torch.complex(x[..., : size // 2], x[..., size // 2 :]) * turn
         return torch.cat((turned.real, turned.imag), -1)
 
-    def swiglu(x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
-        gate, up = (x @ gate_up.double().T).chunk(2, -1)
-        return (gate * torch.sigmoid(gate) * up) @ down.double().T
+    def exact(matrix: Matrix) -> Tensor:
+        return (matrix if isinstance(matrix, Tensor) else matrix.dequantised()).double()
+
+    def swiglu(x: Tensor, gate_up: Matrix, down: Matrix) -> Tensor:
+        gate, up = (x @ exact(gate_up).T).chunk(2, -1)
+        return (gate * torch.sigmoid(gate) * up) @ exact(down).T
 
     def routed(experts: Experts, x: Tensor) -> Tensor:
         logits = experts.router.double() @ x
@@ -146,11 +157,11 @@ def naive_logits(decoder: Decoder, token_ids: Sequence[int]) -> Tensor:
 
     hidden = decoder.embedding[torch.tensor(token_ids)].double()
     for number, layer in enumerate(decoder.layers):
-        heads = (norm(hidden, layer.input_norm) @ layer.qkv.double().T).unflatten(-1, (-1, size))
+        heads = (norm(hidden, layer.input_norm) @ exact(layer.qkv).T).unflatten(-1, (-1, size))
         query, keys, values = heads.split([shard.num_heads, shard.num_kv_heads, shard.num_kv_heads], 1)
         query, keys = rotate(norm(query, layer.query_norm)), rotate(norm(keys, layer.key_norm))
         attended = naive_attention(query, keys, values, shard.window_of(number)).flatten(1)
-        hidden = hidden + attended @ layer.o.double().T
+        hidden = hidden + attended @ exact(layer.o).T
         normed = norm(hidden, layer.mlp_norm)
         if layer.mlp is not None:
             hidden = hidden + swiglu(normed, layer.mlp.gate_up, layer.mlp.down)

@@ -12,11 +12,14 @@ from cbsim.base.errors import CalibrationError, PluginError
 from cbsim.lab.kernels.attention_backends import DecodeBatch, LayerCache, SdpaBackend, make_backend
 from cbsim.lab.kernels.decoder import Decoder, SequenceSlice, StepBatch
 from cbsim.lab.kernels.feed_forward import Experts
+from cbsim.lab.kernels.layer_ops import LayerOps
+from cbsim.lab.kernels.quantised import Fp8Matrix, plain_product, quantise_rows
 from cbsim.lab.kernels.shard import Shard
 from tests.lab.kernels.references import load_model, naive_logits
 
 CPU = torch.device("cpu")
 MLA = {"kv_lora_rank": 64, "qk_rope_head_dim": 16, "qk_nope_head_dim": 32, "v_head_dim": 32}
+EXPERTS = {"num_experts": 4, "num_experts_per_token": 2, "intermediate_size": 64}
 BLOCK_SIZE = 8
 
 
@@ -106,12 +109,45 @@ def test_two_shards_sum_to_the_whole() -> None:
     assert Shard(load_model("tiny"), 4).num_kv_heads == 1
 
 
-@pytest.mark.parametrize("name", ["tiny", "tiny-experts", "tiny-sliding"])
-def test_the_bytes_of_all_matrices(name: str) -> None:
-    decoder, _ = make_decoder(name)
+def test_products_in_fp8() -> None:
+    """Rows and weights over scales of their own; what is multiplied is what they round to."""
+    rows = torch.randn(7, 64, generator=torch.Generator().manual_seed(1)) * torch.logspace(-3, 3, 7)[:, None]
+    matrix = Fp8Matrix.of(torch.randn(48, 64, generator=torch.Generator().manual_seed(2)))
+    rounded, scale = quantise_rows(rows)
+    assert rounded.float().abs().amax(-1).tolist() == [448.0] * 7
+    torch.testing.assert_close(rounded.float() * scale, rows, atol=0, rtol=0.07)
+    wanted = (rounded.double() * scale) @ matrix.dequantised().double().T
+    # torch gives bfloat16.
+    torch.testing.assert_close(plain_product(rows, matrix).double(), wanted, atol=0.02, rtol=0.01)
+    zeros = quantise_rows(torch.zeros(2, 16))
+    assert not torch.isnan(zeros[0].float()).any()
+
+
+def test_a_model_with_weights_and_kv_cache_in_fp8() -> None:
+    """Four roundings a layer to 3 bits of mantissa leave the direction of the logits."""
+    decoder, caches = make_decoder(weight_dtype="fp8", kv_dtype="fp8")
+    assert caches[0].keys.dtype == torch.float8_e4m3fn
+    assert isinstance(decoder.layers[0].qkv, Fp8Matrix)
+    tokens = torch.randint(512, (30,), generator=torch.Generator().manual_seed(1)).tolist()
+    compute(decoder, caches, SequenceSlice(tokens[:20], 0, [9, 3, 17, 30], False))
+    got = compute(decoder, caches, SequenceSlice(tokens[20:], 20, [9, 3, 17, 30], True))[0].double()
+    wanted = naive_logits(decoder, tokens)[-1]
+    assert torch.nn.functional.cosine_similarity(got, wanted, dim=0) > 0.99
+    assert decoder.shard.layer_kv_token_bytes == 2 * 2 * 32
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"name": "tiny-experts"}, {"name": "tiny-sliding"}, {"weight_dtype": "fp8", "num_kv_heads": 4}],
+    ids=str,
+)
+def test_the_bytes_of_all_matrices(changes: dict[str, object]) -> None:
+    decoder, _ = make_decoder(**changes)
     parts = [decoder, decoder.head, *decoder.layers]
     parts += [part for layer in decoder.layers for part in (layer.mlp, layer.experts) if part is not None]
-    tensors = [value for part in parts for value in vars(part).values() if isinstance(value, torch.Tensor)]
+    held = [value for part in parts for value in vars(part).values()]
+    held = [value.weight if isinstance(value, Fp8Matrix) else value for value in held]
+    tensors = [value for value in held if isinstance(value, torch.Tensor)]
     matrices = [tensor for tensor in tensors if tensor.ndim > 1]
     assert decoder.shard.weight_bytes == sum(tensor.nbytes for tensor in matrices)
     norms = sum(tensor.numel() for tensor in tensors if tensor.ndim == 1)
@@ -132,7 +168,7 @@ def test_which_layers_slide_and_which_have_experts() -> None:
 
 def test_tokens_dealt_out_evenly() -> None:
     shard = Shard(load_model("tiny-experts"))
-    experts = Experts(shard, CPU, torch.Generator().manual_seed(1), is_even=True)
+    experts = Experts(shard, CPU, torch.Generator().manual_seed(1), LayerOps(), is_even=True)
     experts.down = torch.eye(128, 64).expand(8, -1, -1).contiguous()
     experts.gate_up = torch.zeros_like(experts.gate_up)
     experts.gate_up[:, 64:, 0] = torch.arange(1.0, 9.0)[:, None]
@@ -162,8 +198,14 @@ def test_tokens_dealt_out_evenly() -> None:
         ),
         ({"attention_layers": [{"num_layers": 2, "head_size": 64}]}, 1, "layers whose heads differ"),
         ({"mla": MLA}, 1, "there are no kernels for latent attention (mla)"),
-        ({"kv_dtype": "fp8"}, 1, "there are no kernels for a KV cache of fp8"),
-        ({"weight_dtype": "fp8"}, 1, "there are no kernels for weights of fp8"),
+        ({"weight_dtype": "int4"}, 1, "there are no kernels for attention weights of int4"),
+        ({"weight_dtype": "fp8_block"}, 1, "there are no kernels for mlp weights of fp8_block"),
+        ({"weight_dtype": "fp8", "intermediate_size": 250}, 1, "a width of 250 isn't a multiple of 16"),
+        (
+            {"weight_dtype": "fp8", "experts": EXPERTS},
+            1,
+            "there are no kernels for experts weights of fp8",
+        ),
     ],
 )
 def test_models_that_the_kernels_cant_run(

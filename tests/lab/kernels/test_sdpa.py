@@ -42,6 +42,18 @@ def test_prefill_with_and_without_context(heads: tuple[int, int], head_size: int
     torch.testing.assert_close(got.double(), paged.expected(), atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
 
 
+def test_a_cache_in_fp8() -> None:
+    shard = attention_shard(4, 2, 32, "bfloat16", "fp8")
+    backend = make_backend("sdpa", shard, CPU)
+    paged = scatter(shard, [20, 37, 16, 50], [20, 5, 2, 33], seed=2)
+    keys, values = paged.own(paged.keys), paged.own(paged.values)
+    got = backend.prefill(torch.cat(paged.queries), keys, values, paged.cache, paged.chunk_batch())
+    torch.testing.assert_close(got.double(), paged.expected(), atol=3e-2, rtol=3e-2)
+    paged = scatter(shard, [1, 16, 90], [1] * 3, seed=1)
+    got = backend.decode(torch.cat(paged.queries), paged.cache, paged.decode_batch())
+    torch.testing.assert_close(got.double(), paged.expected(), atol=3e-2, rtol=3e-2)
+
+
 @settings(max_examples=15, deadline=None)
 @given(st.lists(st.integers(1, 70), min_size=1, max_size=6), st.integers(0, 2**31))
 def test_decode_of_any_lengths(lengths: list[int], seed: int) -> None:

@@ -14,8 +14,9 @@ import torch
 if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("needs a GPU, or TRITON_INTERPRET=1", allow_module_level=True)
 
-from cbsim.lab.kernels.attention_backends import ChunkBatch
+from cbsim.lab.kernels.attention_backends import ChunkBatch, DecodeBatch
 from cbsim.lab.kernels.triton_chunks import paged_chunks
+from cbsim.lab.kernels.triton_decode import paged_decode
 from tests.lab.kernels.references import Paged, attention_shard, scatter
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -56,4 +57,16 @@ def test_one_chunk_over_a_context(num_tokens: int) -> None:
     shard = attention_shard(4, 2, 64, "float16")
     paged = scatter(shard, [100 + num_tokens], [num_tokens], seed=num_tokens, device=DEVICE, block_size=8)
     got = chunks(paged, num_splits=4, rows=32, tile=32)
+    torch.testing.assert_close(got.double(), paged.expected(), atol=4e-3, rtol=4e-3)
+
+
+def test_a_cache_in_fp8() -> None:
+    shard = attention_shard(4, 2, 64, "float16", "fp8")
+    paged = scatter(shard, [20, 77], [20, 5], seed=3, device=DEVICE)
+    got = chunks(paged, num_splits=2, rows=32, tile=32)
+    torch.testing.assert_close(got.double(), paged.expected(), atol=4e-3, rtol=4e-3)
+    paged = scatter(shard, [20, 77], [1, 1], seed=4, device=DEVICE)
+    batch = paged.decode_batch()
+    moved = DecodeBatch(batch.block_tables.to(DEVICE), batch.context_lens.to(DEVICE), batch.max_context)
+    got = paged_decode(torch.cat(paged.queries).to(DEVICE), paged.cache, moved, num_splits=2, tile=32).cpu()
     torch.testing.assert_close(got.double(), paged.expected(), atol=4e-3, rtol=4e-3)

@@ -18,7 +18,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from cbsim.lab.kernels import triton_chunks, triton_decode
+from cbsim.lab.kernels import triton_chunks, triton_decode, triton_layer
 from cbsim.lab.kernels.kernel_choice import DecodeTuning
 from cbsim.lab.kernels.prefill_kernels import TritonChunks
 from tests.lab.kernels.references import attention_shard
@@ -163,3 +163,43 @@ def test_chunks_are_pipelined_and_multiplied_by_warp_groups() -> None:
 def test_a_cache_of_8_bits_compiles() -> None:
     tuning = DecodeTuning()
     assert compile_for(90, "bfloat16", 128, tuning, cache="fp8e4nv").metadata.shared < 99 * 1024
+
+
+FUSED = {
+    "_add_norm_kernel": {"SIZE": 4096, "PADDED": 4096, "HAS_DELTA": True},
+    "_rotate_kernel": {
+        "NUM_HEADS": 32,
+        "NUM_KV_HEADS": 8,
+        "HEADS_PADDED": 64,
+        "HALF": 64,
+        "HALF_PADDED": 64,
+        "HAS_NORM": True,
+    },
+    "_write_kernel": {"BLOCK_SIZE": 16, "SIZE": 1024, "PADDED": 1024},
+    "_gated_kernel": {"SIZE": 14336, "COLUMNS": 1024},
+    "_quantise_kernel": {"SIZE": 4096, "COLUMNS": 1024},
+}
+KINDS = {"positions": "*i64", "slots": "*i64", "scales": "*fp32", "eps": "fp32", "largest": "fp32"}
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_the_fused_kernels_of_a_layer_compile(name: str) -> None:
+    """Loads of neighbouring elements are wide: 16 bytes a thread where its share is that long."""
+    kernel = getattr(triton_layer, name)
+    strides = ("token_stride", "key_stride", "value_stride", "block_stride")
+    kinds = {arg: "i32" if arg in strides else "*bf16" for arg in kernel.arg_names} | KINDS
+    kinds |= dict.fromkeys(FUSED[name], "constexpr")
+    if name in ("_write_kernel", "_quantise_kernel"):
+        small = ("cached_keys", "cached_values", "out")
+        kinds |= {arg: "*fp8e4nv" for arg in small if arg in kernel.arg_names}
+    signature = {arg: kinds[arg] for arg in kernel.arg_names}
+    aligned = [
+        place for place, kind in enumerate(signature.values()) if kind.startswith("*") or kind == "i32"
+    ]
+    attributes = {(place,): [["tt.divisibility", 16]] for place in aligned}
+    made = triton.compile(
+        ASTSource(kernel, signature, FUSED[name], attributes),
+        target=GPUTarget("cuda", 90, 32),
+        options={"num_warps": 4},
+    )
+    assert "ld.global.v4" in made.asm["ptx"]

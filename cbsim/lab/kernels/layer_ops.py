@@ -1,0 +1,121 @@
+"""What a layer computes beside attention, by torch on any device or by fused kernels on GPUs."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import torch
+from torch import Tensor
+from torch.nn.functional import rms_norm, silu
+
+from cbsim.lab.kernels.attention_backends import LayerCache
+from cbsim.lab.kernels.quantised import Matrix, plain_product, scaled_product
+
+
+class LayerOps:
+    """Operation by operation in torch: the path of CPUs, and what fused kernels are checked against."""
+
+    is_fused = False
+
+    def add_norm(
+        self, hidden: Tensor, delta: Tensor | None, weight: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """`(T, size)`: `hidden + delta`, and its RMSNorm (arXiv:1910.07467); without a delta `hidden`."""
+        added = hidden if delta is None else hidden + delta
+        return added, rms_norm(added, weight.shape, weight, eps)
+
+    def rotate(
+        self,
+        heads: Tensor,
+        positions: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        num_heads: int,
+        num_kv_heads: int,
+        norms: tuple[Tensor, Tensor] | None,
+        eps: float,
+    ) -> tuple[Tensor, Tensor]:
+        """Query and key heads, first in `(T, any heads, head_size)`, turned by `positions`, `(T,)` int64.
+
+        `cos` and `sin` are `(positions, head_size / 2)`; `norms` are those of queries and keys, if any.
+        """
+        split = num_heads + num_kv_heads
+        query, keys = heads[:, :num_heads], heads[:, num_heads:split]
+        if norms is not None:
+            query, keys = (
+                rms_norm(part, norm.shape, norm, eps) for part, norm in zip((query, keys), norms, strict=True)
+            )
+            rotating = torch.cat((query, keys), dim=1)
+        else:
+            rotating = heads[:, :split]
+        c, s = cos[positions][:, None], sin[positions][:, None]
+        low, high = rotating.chunk(2, dim=-1)
+        out = torch.empty_like(rotating)
+        out_low, out_high = out.chunk(2, dim=-1)
+        torch.addcmul(low * c, high, s, value=-1, out=out_low)
+        torch.addcmul(high * c, low, s, out=out_high)
+        return out[:, :num_heads], out[:, num_heads:]
+
+    def write(self, cache: LayerCache, keys: Tensor, values: Tensor, slots: Tensor) -> None:
+        """Store keys and values of the step's tokens: see `LayerCache.write`."""
+        cache.write(keys, values, slots)
+
+    def gated(self, gate_up: Tensor) -> Tensor:
+        """`(T, 2 x size)` to `(T, size)`: `silu(gate) * up` (SwiGLU, arXiv:2002.05202)."""
+        gate, up = gate_up.chunk(2, dim=-1)
+        return silu(gate) * up
+
+    def product(self, hidden: Tensor, matrix: Matrix) -> Tensor:
+        """`(T, columns)` by a matrix of `(rows, columns)`: `(T, rows)`."""
+        return plain_product(hidden, matrix)
+
+
+class FusedOps(LayerOps):
+    """The same by one Triton kernel each."""
+
+    is_fused = True
+
+    def __init__(self) -> None:
+        from cbsim.lab.kernels import triton_layer
+
+        self._kernels = triton_layer
+
+    def add_norm(
+        self, hidden: Tensor, delta: Tensor | None, weight: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """See `LayerOps.add_norm`."""
+        return self._kernels.add_norm(hidden, delta, weight, eps)
+
+    def rotate(
+        self,
+        heads: Tensor,
+        positions: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        num_heads: int,
+        num_kv_heads: int,
+        norms: tuple[Tensor, Tensor] | None,
+        eps: float,
+    ) -> tuple[Tensor, Tensor]:
+        """See `LayerOps.rotate`."""
+        return self._kernels.rotate(heads, positions, cos, sin, num_heads, num_kv_heads, norms, eps)
+
+    def write(self, cache: LayerCache, keys: Tensor, values: Tensor, slots: Tensor) -> None:
+        """See `LayerOps.write`."""
+        self._kernels.write(cache, keys, values, slots)
+
+    def gated(self, gate_up: Tensor) -> Tensor:
+        """See `LayerOps.gated`."""
+        return self._kernels.gated(gate_up)
+
+    def product(self, hidden: Tensor, matrix: Matrix) -> Tensor:
+        """See `LayerOps.product`; activations are quantised by one kernel."""
+        if isinstance(matrix, Tensor):
+            return super().product(hidden, matrix)
+        return scaled_product(*self._kernels.quantise_rows(hidden), matrix, hidden.dtype)
+
+
+def layer_ops(device: torch.device) -> LayerOps:
+    """Fused kernels on GPUs where Triton is installed, else torch's."""
+    is_there = device.type == "cuda" and importlib.util.find_spec("triton") is not None
+    return FusedOps() if is_there else LayerOps()
