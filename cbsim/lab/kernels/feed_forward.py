@@ -81,15 +81,7 @@ class Experts:
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """`(T, hidden_size)` to the same shape: each expert's rows together, as a group of one product."""
-        logits, chosen = linear(hidden, self.router).float().topk(self.num_chosen)
-        shares = logits.softmax(-1).to(hidden.dtype)
-        number = torch.arange(chosen.numel(), device=hidden.device)
-        chosen = number % self.num_experts if self.is_even else chosen.flatten()
-        ordered, order = chosen.sort(stable=True)
-        experts = torch.arange(self.num_experts, device=hidden.device)
-        ends = torch.searchsorted(ordered, experts, right=True).int()
-        rows = hidden[order // self.num_chosen]
+        logits = linear(hidden, self.router)
+        rows, ends, places, shares = self.ops.dispatch(hidden, logits, self.num_chosen, is_even=self.is_even)
         activated = self.ops.gated(grouped_mm(rows, self.gate_up.mT, offs=ends))
-        out = grouped_mm(activated, self.down.mT, offs=ends)
-        by_token = torch.empty_like(out).index_copy_(0, order, out).view(*shares.shape, -1)
-        return (by_token * shares[..., None]).sum(1)
+        return self.ops.collect(grouped_mm(activated, self.down.mT, offs=ends), places, shares)

@@ -65,6 +65,31 @@ class LayerOps:
         gate, up = gate_up.chunk(2, dim=-1)
         return silu(gate) * up
 
+    def dispatch(
+        self, hidden: Tensor, logits: Tensor, num_chosen: int, *, is_even: bool
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Send `(T, size)` tokens to `num_chosen` experts each, by the highest of `(T, experts)` logits, or
+        with `is_even` in turn.
+
+        Returns the experts' rows in groups, `(T x num_chosen, size)`; where each group ends, `(experts,)`
+        int32; which row is each token's at each of its experts, `(T, num_chosen)` int64; and the experts'
+        shares, a softmax over the logits of the chosen, `(T, num_chosen)`.
+        """
+        num_experts = logits.shape[1]
+        highest, chosen = logits.float().topk(num_chosen)
+        shares = highest.softmax(-1).to(hidden.dtype)
+        number = torch.arange(chosen.numel(), device=hidden.device)
+        chosen = number % num_experts if is_even else chosen.flatten()
+        ordered, order = chosen.sort(stable=True)
+        experts = torch.arange(num_experts, device=hidden.device)
+        ends = torch.searchsorted(ordered, experts, right=True).int()
+        places = torch.empty_like(order).index_copy_(0, order, number).view(shares.shape)
+        return hidden[order // num_chosen], ends, places, shares
+
+    def collect(self, rows: Tensor, places: Tensor, shares: Tensor) -> Tensor:
+        """Add up what each token's experts computed, `(T x num_chosen, size)`, by shares: `(T, size)`."""
+        return (rows[places] * shares[..., None]).sum(1)
+
     def product(self, hidden: Tensor, matrix: Matrix) -> Tensor:
         """`(T, columns)` by a matrix of `(rows, columns)`: `(T, rows)`."""
         return plain_product(hidden, matrix)
@@ -76,9 +101,9 @@ class FusedOps(LayerOps):
     is_fused = True
 
     def __init__(self) -> None:
-        from cbsim.lab.kernels import triton_layer
+        from cbsim.lab.kernels import triton_experts, triton_layer
 
-        self._kernels = triton_layer
+        self._kernels, self._experts = triton_layer, triton_experts
 
     def add_norm(
         self, hidden: Tensor, delta: Tensor | None, weight: Tensor, eps: float
@@ -107,6 +132,16 @@ class FusedOps(LayerOps):
     def gated(self, gate_up: Tensor) -> Tensor:
         """See `LayerOps.gated`."""
         return self._kernels.gated(gate_up)
+
+    def dispatch(
+        self, hidden: Tensor, logits: Tensor, num_chosen: int, *, is_even: bool
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """See `LayerOps.dispatch`."""
+        return self._experts.dispatch(hidden, logits, num_chosen, is_even=is_even)
+
+    def collect(self, rows: Tensor, places: Tensor, shares: Tensor) -> Tensor:
+        """See `LayerOps.collect`."""
+        return self._experts.collect(rows, places, shares)
 
     def product(self, hidden: Tensor, matrix: Matrix) -> Tensor:
         """See `LayerOps.product`; activations are quantised by one kernel."""

@@ -131,6 +131,30 @@ def test_products_of_both_kinds() -> None:
         assert torch.equal(FusedOps().product(rows, weights), LayerOps().product(rows, weights))
 
 
+@pytest.mark.parametrize(
+    ("num_tokens", "num_experts", "num_chosen", "is_even"),
+    [(1, 4, 1, False), (9, 6, 3, False), (9, 8, 2, True)],
+)
+def test_tokens_to_their_experts_and_back(
+    num_tokens: int, num_experts: int, num_chosen: int, is_even: bool
+) -> None:
+    """Each group holds the rows of its expert, in whatever order, and nothing else."""
+    hidden, logits = random(num_tokens, 40), random(num_tokens, num_experts, seed=1)
+    found = [ops.dispatch(hidden, logits, num_chosen, is_even=is_even) for ops in (FusedOps(), LayerOps())]
+    (rows, ends, places, shares), (_, wanted_ends, wanted_places, wanted_shares) = found
+    assert torch.equal(ends, wanted_ends)
+    assert ends.dtype == torch.int32
+    assert_near(shares, wanted_shares)
+    group, wanted_group = (torch.searchsorted(ends, each, right=True) for each in (places, wanted_places))
+    assert torch.equal(group, wanted_group)
+    assert sorted(places.flatten().tolist()) == list(range(num_tokens * num_chosen))
+    assert torch.equal(rows[places], hidden[:, None].expand(-1, num_chosen, -1))
+    computed = random(*rows.shape, seed=2)
+    got = FusedOps().collect(computed, places, shares)
+    assert_near(got, (computed[places].double() * shares.double()[..., None]).sum(1))
+    assert_near(LayerOps().collect(computed, places, shares), got)
+
+
 @pytest.mark.parametrize("changes", [{"qk_norm": True}, {"name": "tiny-experts"}], ids=str)
 def test_a_whole_step_of_fused_kernels(changes: dict[str, object]) -> None:
     """A chunk over context beside a decode, as dense attention in float64 has them."""
