@@ -33,6 +33,7 @@ PACKAGES = {
     "scipy": "scipy",
     "yaml": "pyyaml",
     "pydantic": "pydantic",
+    "pyarrow": "pyarrow",
 }
 """Module -> package; Triton is for CUDA alone."""
 OLDEST_PYTHON = (3, 11)

@@ -6,7 +6,6 @@ import json
 import multiprocessing
 import os
 import platform
-import re
 import resource
 import signal
 import subprocess
@@ -24,6 +23,7 @@ import simpy
 import yaml
 
 from cbsim.base.binding import can_compile
+from cbsim.base.processor import cpu_name
 from cbsim.base.records import column_pieces
 from cbsim.base.units import KIB
 from cbsim.lab.bench.works import Work
@@ -70,13 +70,6 @@ class Machine:
         """What may have made the figures worse than they are."""
         busy = f"load of {self.load:.1f} a core when this began: other work makes figures worse and unsteady"
         return [busy] if self.load > BUSY_LOAD else []
-
-
-def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """The processor's name as the kernel tells it, else what Python knows."""
-    told = cpuinfo.read_text(encoding="utf-8", errors="replace") if cpuinfo.is_file() else ""
-    found = re.search(r"^model name\s*:(.*)$", told, re.MULTILINE)
-    return found[1].strip() if found else platform.processor() or platform.machine()
 
 
 Answer = TypeVar("Answer")

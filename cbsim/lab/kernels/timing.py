@@ -19,9 +19,9 @@ import numpy as np
 import torch
 
 from cbsim.base.errors import CalibrationError
+from cbsim.base.processor import cpu_name
 from cbsim.base.registry import did_you_mean
 from cbsim.base.units import KIB, MIB, MS_PER_S
-from cbsim.lab.bench.work_timing import cpu_name
 from cbsim.lab.kernels.graph_capture import captured, one_line
 from cbsim.results.result import package_version
 

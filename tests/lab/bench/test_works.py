@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from cbsim.base.processor import cpu_name
 from cbsim.base.units import MEGA
 from cbsim.cli import main
 from cbsim.lab.bench import work_timing as measuring
@@ -18,7 +19,6 @@ from cbsim.lab.bench.work_timing import (
     Machine,
     Measured,
     bare_simpy_s,
-    cpu_name,
     measure,
     measure_command,
     measure_simulation,
