@@ -31,7 +31,6 @@ from cbsim.lab.calibrate.named_spec import gpu_of_device
 from cbsim.lab.calibrate.point import Op, Point
 from cbsim.lab.calibrate.pointsfile import Meta, append_point, read_points, save_meta
 from cbsim.lab.calibrate.profile_folder import (
-    KERNELS,
     LEFT_OUT,
     META,
     POINTS,
@@ -42,7 +41,7 @@ from cbsim.lab.calibrate.profile_folder import (
 from cbsim.lab.calibrate.timing_plan import Limits, PlanName, PlanPoint, make_plan
 from cbsim.lab.kernels.all_reduce import can_all_reduce, time_all_reduces
 from cbsim.lab.kernels.graph_capture import CaptureFailed, one_line
-from cbsim.lab.kernels.kernel_choice import read_choice, save_choice
+from cbsim.lab.kernels.kernel_choice import KERNELS, read_choice, save_choice
 from cbsim.lab.kernels.rig import BLOCK_SIZE, Rig
 from cbsim.lab.kernels.shard import Shard
 from cbsim.lab.kernels.timing import (

@@ -16,7 +16,7 @@ from cbsim.lab.calibrate.pointsfile import Meta, read_meta, read_points, save_me
 from cbsim.lab.calibrate.timing_plan import PlanPoint
 
 POINTS, META, COST = "points.csv", "meta.json", "cost.json"
-LEFT_OUT, KERNELS, UNDER_WAY = "left_out.csv", "kernels.json", ".under-way"
+LEFT_OUT, UNDER_WAY = "left_out.csv", ".under-way"
 SOFTWARE = {"torch": "version of torch", "threads": "number of threads", "attention": "attention backend"}
 """Of `meta.software` what timings of one file must have in common, and what a reader calls it."""
 

@@ -13,6 +13,8 @@ from cbsim.base.errors import CalibrationError
 from cbsim.base.paths import write_text
 from cbsim.lab.kernels.shard import Shard
 
+KERNELS = "kernels.json"
+"""The file of a profile that says what was chosen when it was timed."""
 MIN_TILE = 16
 """Tokens that `tl.dot` needs at least."""
 

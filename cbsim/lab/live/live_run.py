@@ -12,6 +12,9 @@ import torch
 from cbsim.base.errors import ConfigError
 from cbsim.base.units import GIB, format_bytes
 from cbsim.core.building import KvGroup, KvPool
+from cbsim.cost.costfile import find_cost_file
+from cbsim.cost.profile import ProfileConfig
+from cbsim.lab.kernels.kernel_choice import KERNELS, KernelChoice, read_choice
 from cbsim.lab.kernels.sampling import SamplingParams
 from cbsim.lab.kernels.shard import Shard
 from cbsim.lab.kernels.timing import free_bytes
@@ -119,11 +122,20 @@ def _make_runner(
         num_blocks=pool.num_blocks,
         block_size=pool.block_size,
         backend=backend,
+        choice=kernel_choice(experiment),
         seed=experiment.seed,
         max_positions=max(longest, model.max_model_len),
         graph_decodes=most if device.type == "cuda" else 0,
         windows=_windows(pool.groups),
     )
+
+
+def kernel_choice(experiment: Experiment) -> KernelChoice | None:
+    """The kernels that the experiment's profile was timed with, where it says which: those serve then."""
+    cost_model = experiment.cost_model
+    if not isinstance(cost_model, ProfileConfig):
+        return None
+    return read_choice(find_cost_file(cost_model.profile).with_name(KERNELS))
 
 
 def _check(experiment: Experiment, time_scale: float) -> None:

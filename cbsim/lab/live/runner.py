@@ -16,6 +16,7 @@ from cbsim.core.stepping import Slice
 from cbsim.lab.kernels.attention_backends import DecodeBatch, LayerCache, make_backend
 from cbsim.lab.kernels.decoder import Decoder, SequenceSlice, StepBatch, block_tables, decode_columns
 from cbsim.lab.kernels.graph_capture import CaptureFailed, captured
+from cbsim.lab.kernels.kernel_choice import KernelChoice
 from cbsim.lab.kernels.sampling import sample
 from cbsim.lab.kernels.shard import Shard
 from cbsim.lab.live.tokens import TokenBook
@@ -42,7 +43,7 @@ class ModelRunner:
     one group of 0 has all layers and every token. The layers of a window are dealt out to its groups in turn,
     as `plan_kv_cache` does, and the n-th layers of all groups share a cache, of which a block is one group's.
     `graph_decodes` is the most decodes of a step that is replayed as a CUDA graph once `warm_up` has captured
-    it; 0 computes every step kernel by kernel.
+    it; 0 computes every step kernel by kernel. `choice` says which kernels of the backend attend.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class ModelRunner:
         num_blocks: int,
         block_size: int,
         backend: str | None = None,
+        choice: KernelChoice | None = None,
         seed: int = 0,
         max_positions: int | None = None,
         graph_decodes: int = 0,
@@ -63,9 +65,10 @@ class ModelRunner:
         self.block_size = block_size
         self.max_positions = max_positions or model.max_model_len
         """Longest sequence that it can serve, tokens."""
-        self.decoder = Decoder(
-            shard, make_backend(backend, shard, device), device, max_positions=self.max_positions, seed=seed
-        )
+        attention = make_backend(backend, shard, device)
+        if choice is not None:
+            attention = attention.with_choice(choice)
+        self.decoder = Decoder(shard, attention, device, max_positions=self.max_positions, seed=seed)
         self.windows = tuple(windows)
         self.layer_groups, places = deal_layers(shard, windows)
         self.caches = [

@@ -21,10 +21,11 @@ from cbsim.base.errors import ConfigError
 from cbsim.cli.commands.live_command import live
 from cbsim.core.building import KvPool
 from cbsim.cost.cost_model import CostModel, StepShape
+from cbsim.lab.kernels.kernel_choice import DecodeTuning, KernelChoice, PrefillChoice, save_choice
 from cbsim.lab.kernels.sampling import SamplingParams
 from cbsim.lab.live import run_live
 from cbsim.lab.live.live_engine import LiveEngine, LiveWorld, any_step_s, live_engine
-from cbsim.lab.live.live_run import fit_blocks
+from cbsim.lab.live.live_run import fit_blocks, kernel_choice
 from cbsim.lab.live.runner import ModelRunner
 from cbsim.lab.live.tokens import TokenBook
 from cbsim.observers.audience import Audience
@@ -268,6 +269,19 @@ def test_a_kv_cache_of_a_larger_gpu_shrinks_to_what_is_here(trace: Path) -> None
     assert num_blocks == 2 * 2**30 // (16 * 1024)
     assert note.startswith("KV cache of 131072 blocks, what fits here; h200 would have ")
     assert fit_blocks(load(trace), torch.device("cpu")) == (64, [])
+
+
+def test_the_kernels_that_a_profile_was_timed_with_serve(trace: Path, tmp_path: Path) -> None:
+    assert kernel_choice(load(trace)) is None
+    assert kernel_choice(load(trace, cost_model={"type": "profile", "profile": "h200/llama-3-8b"})) is None
+    choice = KernelChoice(DecodeTuning(tile=32), PrefillChoice(((64, 0, "sdpa again"),)))
+    (tmp_path / "cost.json").touch()
+    save_choice(choice, tmp_path / "kernels.json")
+    priced = load(trace, cost_model={"type": "profile", "profile": str(tmp_path)})
+    assert kernel_choice(priced) == choice
+    how = {"num_blocks": 4, "block_size": 4, "backend": "cbsim.lab.calibrate.fake_card:FakeBackend"}
+    runner = ModelRunner(TINY, torch.device("cpu"), choice=choice, **how)  # type: ignore[arg-type]
+    assert runner.decoder.backend.choice == choice
 
 
 def test_what_only_a_simulation_can_do(trace: Path) -> None:
