@@ -52,7 +52,7 @@ check: $(TESTED)
 
 test: check
 	@if $(BIN)/python -c 'import triton, torch' 2>/dev/null; then \
-	  TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/lab/kernels/test_triton_*.py; fi
+	  TRITON_INTERPRET=1 $(BIN)/python -m pytest -n 2 tests/lab/kernels/test_triton_*.py; fi
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 validate: $(TESTED)

@@ -16,7 +16,7 @@ from cbsim.lab.kernels.attention_backends import ChunkBatch, LayerCache
 from cbsim.lab.kernels.triton_decode import LOG2_E, check_layout, combine
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["table_stride", "num_chunks", "num_splits"])  # type: ignore[untyped-decorator]
 def _chunk_kernel(  # type: ignore[no-untyped-def]
     query,
     keys,

@@ -19,7 +19,8 @@ MIN_ROWS = 16
 """Rows that `tl.dot` needs at least: the group of query heads is padded to them."""
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+# Else it would be compiled anew for numbers that are 1, and that are multiples of 16.
+@triton.jit(do_not_specialize=["table_stride", "num_splits"])  # type: ignore[untyped-decorator]
 def _partial_kernel(  # type: ignore[no-untyped-def]
     query,
     keys,
@@ -118,7 +119,7 @@ def _partial_kernel(  # type: ignore[no-untyped-def]
         tl.store(partials + share[:, None] * HEAD_SIZE + places[None, :], result, mask=wanted)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["num_splits"])  # type: ignore[untyped-decorator]
 def _combine_kernel(  # type: ignore[no-untyped-def]
     partials,
     log_sums,

@@ -16,10 +16,12 @@ from cbsim.lab.calibrate import measurement as measuring
 from cbsim.lab.calibrate.fake_card import FakeTimer, fake_device, law_s
 from cbsim.lab.calibrate.left_out import LeftOut, append_left_out, read_left_out
 from cbsim.lab.calibrate.measurement import Measurement, ProcessSpent, measure
-from cbsim.lab.calibrate.timing_plan import PlanPoint
+from cbsim.lab.calibrate.timing_plan import PlanPoint, make_plan
+from cbsim.lab.kernels import graph_capture, timing
 from cbsim.lab.kernels.graph_capture import CaptureFailed
 from cbsim.lab.kernels.kernel_choice import read_choice
-from cbsim.lab.kernels.timing import DeviceLost, MakeCalls, Timing
+from cbsim.lab.kernels.timing import CudaTimer, DeviceLost, MakeCalls, Timing
+from tests.lab.kernels.fake_cuda import FakeCuda, WithTensors
 from tests.lab.kernels.references import load_model
 
 TINY = load_model("tiny")
@@ -167,6 +169,42 @@ def test_a_kernel_that_brings_the_process_down_is_not_tried_again(tmp_path: Path
     written = (tmp_path / "kernels.json").read_bytes()
     assert measured().points == result.points
     assert (tmp_path / "kernels.json").read_bytes() == written
+
+
+def test_a_plan_by_graphs_on_a_gpu_of_known_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every point by the timer of GPUs, until a capture fails; the next process goes on."""
+    cuda = FakeCuda()
+    for module in (timing, graph_capture):
+        monkeypatch.setattr(module, "torch", WithTensors(cuda))
+    monkeypatch.setattr(timing, "perf_counter", lambda: cuda.host_s)
+
+    cuda.tick_s = 1e-6
+    monkeypatch.setattr(measuring, "make_plan", lambda *given, **how: make_plan(*given, **how)[:30])
+    fails_at, synchronize = [20], cuda.synchronize
+
+    def until_it_fails(device: object = None) -> None:
+        synchronize()
+        is_over = cuda.num_graphs >= fails_at[0]
+        cuda.fails = RuntimeError("operation not permitted when stream is capturing") if is_over else None
+
+    monkeypatch.setattr(cuda, "synchronize", until_it_fails)
+
+    def measured() -> Measurement:
+        timer = CudaTimer(fake_device())
+        timer.max_calls, timer.num_runs = 1, 1
+        return measure(TINY, tmp_path, device=fake_device(), plan="quick", timer=timer)
+
+    with pytest.raises(ProcessSpent, match="can't be captured into a CUDA graph: RuntimeError: operation"):
+        measured()
+    # Two of the graphs told what the start of one takes.
+    assert len(measuring.read_points(tmp_path / "points.csv")) == 20 - 2
+    (row,) = told(tmp_path)
+    fails_at[0] = 10**9
+    result = measured()
+    assert {point.l2 for point in result.points} == {"cold"}
+    assert {point.graph for point in result.points if point.op != row.op} == {True}
+    later = [point for point in result.points if point.op == row.op and point.order >= row.order]
+    assert {point.graph for point in later} == {False}
 
 
 def test_a_point_that_processes_die_of_is_left_out(tmp_path: Path) -> None:

@@ -28,6 +28,8 @@ class FakeCuda:
         self.fails: Exception | None = None
         """Raised at the end of every capture, which then doesn't leave its stream, as torch 2.11."""
         self.num_graphs = 0
+        self.tick_s = 0.0
+        """What lies between two events at least, where work is done that this GPU knows nothing of."""
         self.error: Exception | None = None
         """Raised by `synchronize`."""
         owner = self
@@ -37,7 +39,7 @@ class FakeCuda:
                 self.at_s = 0.0
 
             def record(self) -> None:
-                self.at_s = max(owner.gpu_s, owner.host_s)
+                owner.gpu_s = self.at_s = max(owner.gpu_s, owner.host_s) + owner.tick_s
 
             def synchronize(self) -> None:
                 owner.host_s = max(owner.host_s, self.at_s)
