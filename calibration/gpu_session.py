@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from calibration.kernel_report import KernelReport
 from calibration.reached_peaks import (
@@ -25,30 +26,36 @@ from calibration.reached_peaks import (
     additivity_by_form,
     tunings_table,
 )
-from cbsim.base.errors import CalibrationError
+from cbsim.base.errors import CalibrationError, CbsimError
 from cbsim.base.paths import write_text
 from cbsim.cost.costfile import CostFile, read_cost_file
 from cbsim.lab.calibrate.device_check import check_device, memory_findings, told
 from cbsim.lab.calibrate.fake_card import FakeTimer, fake_device
 from cbsim.lab.calibrate.fit import fit_cost_file, fit_unreported
-from cbsim.lab.calibrate.kernel_tuning import all_tunings, compare_tunings, decode_sizes
+from cbsim.lab.calibrate.kernel_tuning import all_tunings, compare_tunings, decode_sizes, name_of
 from cbsim.lab.calibrate.measurement import (
     Measurement,
+    ProcessSpent,
     find_room,
+    kernels_left_out,
     measure,
+    seconds_or_nan,
     time_point,
     use_best_kernels,
 )
 from cbsim.lab.calibrate.named_spec import gpu_of_device, load_gpu, load_model
 from cbsim.lab.calibrate.point import Op
 from cbsim.lab.calibrate.profile_folder import COST, POINTS
-from cbsim.lab.calibrate.timing_plan import Limits, PlanPoint, make_plan
+from cbsim.lab.calibrate.timing_plan import Limits, make_plan
 from cbsim.lab.kernels.attainable import attainable_bytes_per_s, attainable_flop_per_s
+from cbsim.lab.kernels.graph_capture import CaptureFailed, one_line
 from cbsim.lab.kernels.rig import Rig
 from cbsim.lab.kernels.shard import Shard
-from cbsim.lab.kernels.timing import Device, Timer, make_timer, open_device
+from cbsim.lab.kernels.timing import Device, DeviceLost, Timer, make_timer, open_device
 from cbsim.results.result import hash_files
 from cbsim.specs import GpuSpec, ModelSpec
+
+T = TypeVar("T")
 
 FAKE_BACKEND = "cbsim.lab.calibrate.fake_card:FakeBackend"
 NUM_SUMS = 20
@@ -99,6 +106,8 @@ class Session:
         for model, timings in zip(self.models, measured, strict=True):
             try:
                 self.report(model, timings, attainable)
+            except ProcessSpent:
+                raise
             except CalibrationError as error:
                 problems += [f"{model.name}: {problem}" for problem in error.problems]
         for model in self.models:
@@ -122,17 +131,40 @@ class Session:
         if stops:
             raise CalibrationError(*stops)
 
-    def attainable(self) -> Attainable:
+    def attainable(self) -> Attainable | None:
         """What a large copy and a large product reach here; of the first model's dtype."""
         path = self.out / "attainable.json"
         if path.exists():
-            return Attainable(**json.loads(path.read_text(encoding="utf-8")))
-        found = Attainable(
-            attainable_bytes_per_s(self.device, self.timer),
-            attainable_flop_per_s(self.device, self.timer, self.models[0].dtype),
-        )
-        write_text(path, json.dumps(asdict(found)) + "\n")
+            found = json.loads(path.read_text(encoding="utf-8"))
+            return Attainable(**found) if found else None
+
+        def timed() -> Attainable:
+            return Attainable(
+                attainable_bytes_per_s(self.device, self.timer),
+                attainable_flop_per_s(self.device, self.timer, self.models[0].dtype),
+            )
+
+        found = self.extra("what is attainable", path, "null", timed)
+        if found is not None:
+            write_text(path, json.dumps(asdict(found)) + "\n")
         return found
+
+    def extra(self, what: str, path: Path, instead: str, timed: Callable[[], T]) -> T | None:
+        """Time what a profile can do without. Where that fails, so it is said, and `instead` stands in its
+        file, so that it isn't tried again; raises `ProcessSpent` if the process can time nothing more.
+        """
+        try:
+            return timed()
+        except CbsimError:
+            raise
+        except Exception as error:
+            write_text(path, instead + "\n")
+            self.say(f"{what} could not be timed: {one_line(error)}")
+            if isinstance(error, CaptureFailed | DeviceLost):
+                raise ProcessSpent(
+                    f"{what}: {one_line(error)}; the same command goes on from here"
+                ) from error
+            return None
 
     def measure(self, model: ModelSpec, num_left: int) -> Measurement:
         """Time a model's plan in its share of the time, and fit it at once: a kill loses only reports."""
@@ -174,7 +206,7 @@ class Session:
         cost.save(folder / COST)
         return cost
 
-    def report(self, model: ModelSpec, measured: Measurement, attainable: Attainable) -> None:
+    def report(self, model: ModelSpec, measured: Measurement, attainable: Attainable | None) -> None:
         """`report.md`, and `cost.json` with its errors, as far as there is time for either."""
         folder = self.folder(model)
         cost = self.quick_fit(model, measured)
@@ -195,15 +227,20 @@ class Session:
             return [sum_of(row) for row in json.loads(path.read_text(encoding="utf-8"))]
         if self.left_s < EXTRAS_S:
             return []
-        rig, limits = self.rig(model)
-        plan = make_plan(self.options.plan, limits)
-        mixed = [point for point in plan if point.op == "mixed"]
-        ends_s = self.until_s - EXTRAS_S / 2
-        timed = additivity(
-            mixed[:NUM_SUMS], lambda point: time_point(rig, self.timer, point).median_s, ends_s
-        )
-        write_text(path, json.dumps([asdict(row) for row in timed]) + "\n")
-        return timed
+
+        def timed() -> list[Sum]:
+            rig, limits = self.rig(model)
+            mixed = [point for point in make_plan(self.options.plan, limits) if point.op == "mixed"]
+            ends_s = self.until_s - EXTRAS_S / 2
+            return additivity(
+                mixed[:NUM_SUMS], lambda point: time_point(rig, self.timer, point).median_s, ends_s
+            )
+
+        found = self.extra(f"{model.name}: mixed attention and its parts", path, "[]", timed)
+        if found is None:
+            return []
+        write_text(path, json.dumps([asdict(row) for row in found]) + "\n")
+        return found
 
     def compare_tunings(self, model: ModelSpec) -> None:
         """Every way to cut decodes, if there is time: the last thing, below the report."""
@@ -219,24 +256,26 @@ class Session:
         """Time them into a file, if there is time and something to choose."""
         if self.left_s < EXTRAS_S:
             return
-        rig, limits = self.rig(model)
-        if rig.backend.choice is None:
-            return
-
-        def seconds(point: PlanPoint) -> float:
-            try:
-                return time_point(rig, self.timer, point).median_s
-            except MemoryError:
-                return math.nan
+        title = "### Decode kernel, ways to cut its work: TB/s of keys and values read"
 
         def progress(done: int, total: int) -> None:
             self._progress(f"{model.name}, ways to cut decodes", done, total, None)
 
-        ends_s = self.until_s - EXTRAS_S / 2
-        sizes = decode_sizes(limits)
-        table = tunings_table(compare_tunings(rig, seconds, all_tunings(), progress, ends_s, sizes), sizes)
-        title = "### Decode kernel, ways to cut its work: TB/s of keys and values read"
-        write_text(path, f"{title}\n\n{table}\n")
+        def timed() -> str:
+            rig, limits = self.rig(model)
+            if rig.backend.choice is None:
+                return "There is only one."
+            folder, sizes = self.folder(model), decode_sizes(limits)
+            seconds = partial(seconds_or_nan, rig, self.timer, folder)
+            without = kernels_left_out(folder)
+            tunings = [tuning for tuning in all_tunings() if name_of(tuning) not in without]
+            ends_s = self.until_s - EXTRAS_S / 2
+            return tunings_table(compare_tunings(rig, seconds, tunings, progress, ends_s, sizes), sizes)
+
+        failed = f"{title}\n\nThey could not be timed."
+        table = self.extra(f"{model.name}: ways to cut decodes", path, failed, timed)
+        if table is not None:
+            write_text(path, f"{title}\n\n{table}\n")
 
     def rig(self, model: ModelSpec) -> tuple[Rig, Limits]:
         """What times points beside the plan, with the kernels chosen; and how large they may be."""

@@ -201,12 +201,10 @@ def use_best_kernels(rig: Rig, timer: Timer, out: Path, limits: Limits, tuning_s
     """
     choice = read_choice(out / KERNELS)
     if choice is None:
-        without = [row.op for row in read_left_out(out / LEFT_OUT) if row.order == NO_POINT]
-
-        def seconds(point: PlanPoint) -> float:
-            return _seconds_or_nan(rig, timer, point, out)
-
-        choice = choose_kernels(rig, seconds, limits, without, time.monotonic() + tuning_s)
+        without = kernels_left_out(out)
+        choice = choose_kernels(
+            rig, partial(seconds_or_nan, rig, timer, out), limits, without, time.monotonic() + tuning_s
+        )
         if choice is not None:
             out.mkdir(parents=True, exist_ok=True)
             save_choice(choice, out / KERNELS)
@@ -214,8 +212,16 @@ def use_best_kernels(rig: Rig, timer: Timer, out: Path, limits: Limits, tuning_s
         rig.use(rig.backend.with_choice(choice))
 
 
-def _seconds_or_nan(rig: Rig, timer: Timer, point: PlanPoint, out: Path) -> float:
-    """Median seconds with the kernels that the rig has now; NaN where they can't run."""
+def kernels_left_out(out: Path) -> list[str]:
+    """Names of kernels, and of ways to cut decodes, that brought a process down."""
+    return [row.op for row in read_left_out(out / LEFT_OUT) if row.order == NO_POINT]
+
+
+def seconds_or_nan(rig: Rig, timer: Timer, out: Path, point: PlanPoint) -> float:
+    """Median seconds with the kernels that the rig has now; NaN where they can't run.
+
+    Raises `ProcessSpent` where one brings the process down, and writes its name into `out/left_out.csv`.
+    """
     try:
         return time_point(rig, timer, point).median_s
     except MemoryError:

@@ -171,6 +171,33 @@ def test_what_is_there_at_the_deadline_is_fitted(
     assert len(read_points(folder / "points.csv")) > 60
 
 
+def test_extras_that_fail_cost_no_profile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What the report can do without is tried once: another process goes on behind it."""
+    words = ["--fake", "--plan", "quick", "--out", str(tmp_path), "--worker", repr(time.time() + 1e5)]
+
+    def failing(error: Exception) -> Callable[..., Any]:
+        def fail(*_: object) -> None:
+            raise error
+
+        return fail
+
+    trouble(monkeypatch, {})
+    monkeypatch.setattr(gpu_session, "REPORT_S", 1e6)
+    monkeypatch.setattr(gpu_session, "attainable_flop_per_s", failing(ValueError("no such product")))
+    monkeypatch.setattr(gpu_session, "additivity", failing(CaptureFailed(RuntimeError("not permitted"))))
+    monkeypatch.setattr(gpu_session, "compare_tunings", failing(DeviceLost("an illegal memory access")))
+    for code, said in ((3, "mixed attention and its parts"), (3, "ways to cut decodes"), (0, "")):
+        assert command(monkeypatch, *words) == code
+        assert said in capsys.readouterr().err
+    report = (tmp_path / "tiny" / "report.md").read_text()
+    assert "as the fitted form has them, at the median" in report
+    assert report.endswith("They could not be timed.\n")
+    assert "attained here" not in report
+    assert read_cost_file(tmp_path / "tiny" / "cost.json").accuracy == {}
+
+
 def test_what_one_model_leaves_of_its_time_goes_to_another(tmp_path: Path) -> None:
     """The first is cut off at its half; the second needs nothing, as it is on disk."""
     options = names()["parse_options"]
