@@ -80,6 +80,7 @@ class KernelReport:
             f"{cold or 'none'} of them with the L2 cache flushed, {graphs or 'none'} by CUDA graphs",
             f"* {versions}",
             f"* {software.get('attention', 'attention kernels not named')}",
+            f"* layers beside attention: {software.get('layers', 'not named')}",
             f"* {self._peaks()}",
             *(f"* {warning}" for warning in self.meta.warnings),
         ]

@@ -16,6 +16,7 @@ from cbsim.lab.calibrate.nvidia_smi import CardState, card_states
 from cbsim.lab.calibrate.timing_plan import PlanPoint
 from cbsim.lab.kernels.device_facts import DeviceFacts, device_facts
 from cbsim.lab.kernels.graph_capture import CaptureFailed, one_line
+from cbsim.lab.kernels.layer_ops import TRITON_CAPABILITY
 from cbsim.lab.kernels.shard import Shard
 from cbsim.lab.kernels.timing import Device, DeviceLost, Timer, make_timer, open_device
 from cbsim.specs import ModelSpec
@@ -23,9 +24,9 @@ from cbsim.specs import ModelSpec
 Level = Literal["fine", "note", "stop"]
 OLDEST_TORCH = (2, 11)
 OLDEST_TRITON = (3, 6)
-TRITON_CAPABILITY, FP8_CAPABILITY, GROUPED_CAPABILITY = (8, 0), (8, 9), (9, 0)
-"""NVIDIA's capabilities from which on Triton compiles, there are FP8 units, and grouped products of experts
-need no help of the host."""
+FP8_CAPABILITY, GROUPED_CAPABILITY = (8, 9), (9, 0)
+"""NVIDIA's capabilities with FP8 units, and with grouped products of experts that need no help of the
+host."""
 USED_BYTES = GIB
 """Memory in use, from which on somebody else is on the card."""
 BUSY_PCT = 5

@@ -156,7 +156,8 @@ def measure(
     with refusals(out, "written", CalibrationError):
         rig = room.rig(shard, opened, backend, seed)
         use_best_kernels(rig, timer, out, room.limits, tuning_s)
-    meta = meta.model_copy(update={"software": {**meta.software, "attention": rig.backend.describe()}})
+    kernels = {"attention": rig.backend.describe(), "layers": rig.decoder.ops.told}
+    meta = meta.model_copy(update={"software": {**meta.software, **kernels}})
     with refusals(out, "written", CalibrationError):
         done = resume(out, meta, planned)
         save_meta(meta, out / META)

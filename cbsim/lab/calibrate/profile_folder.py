@@ -17,7 +17,12 @@ from cbsim.lab.calibrate.timing_plan import PlanPoint
 
 POINTS, META, COST = "points.csv", "meta.json", "cost.json"
 LEFT_OUT, UNDER_WAY = "left_out.csv", ".under-way"
-SOFTWARE = {"torch": "version of torch", "threads": "number of threads", "attention": "attention backend"}
+SOFTWARE = {
+    "torch": "version of torch",
+    "threads": "number of threads",
+    "attention": "attention backend",
+    "layers": "kind of kernels",
+}
 """Of `meta.software` what timings of one file must have in common, and what a reader calls it."""
 
 

@@ -11,11 +11,15 @@ from torch.nn.functional import rms_norm, silu
 from cbsim.lab.kernels.attention_backends import LayerCache
 from cbsim.lab.kernels.quantised import Matrix, plain_product, scaled_product
 
+TRITON_CAPABILITY = (8, 0)
+"""NVIDIA's GPUs from which on Triton compiles; AMD's are counted beyond."""
+
 
 class LayerOps:
     """Operation by operation in torch: the path of CPUs, and what fused kernels are checked against."""
 
-    is_fused = False
+    told = "torch, operation by operation"
+    """What it is, for `meta.json`."""
 
     def add_norm(
         self, hidden: Tensor, delta: Tensor | None, weight: Tensor, eps: float
@@ -98,7 +102,7 @@ class LayerOps:
 class FusedOps(LayerOps):
     """The same by one Triton kernel each."""
 
-    is_fused = True
+    told = "fused Triton kernels"
 
     def __init__(self) -> None:
         from cbsim.lab.kernels import triton_experts, triton_layer
@@ -151,6 +155,7 @@ class FusedOps(LayerOps):
 
 
 def layer_ops(device: torch.device) -> LayerOps:
-    """Fused kernels on GPUs where Triton is installed, else torch's."""
-    is_there = device.type == "cuda" and importlib.util.find_spec("triton") is not None
-    return FusedOps() if is_there else LayerOps()
+    """Fused kernels on GPUs that Triton compiles for, where it is installed, else torch's."""
+    if device.type != "cuda" or importlib.util.find_spec("triton") is None:
+        return LayerOps()
+    return FusedOps() if torch.cuda.get_device_capability(device) >= TRITON_CAPABILITY else LayerOps()

@@ -15,6 +15,7 @@ from torch import Tensor
 from cbsim.lab.kernels import prefill_kernels
 from cbsim.lab.kernels.attention_backends import ChunkBatch, LayerCache, SdpaBackend
 from cbsim.lab.kernels.kernel_choice import DecodeTuning, KernelChoice, PrefillChoice
+from cbsim.lab.kernels.layer_ops import layer_ops
 from cbsim.lab.kernels.prefill_kernels import (
     Cudnn,
     PagedVarlen,
@@ -175,3 +176,13 @@ def test_a_cache_in_another_dtype_is_computed_in_the_queries() -> None:
     batch = paged.chunk_batch()
     wanted = backend.prefill(*given, paged.cache, batch)
     assert torch.equal(backend.prefill(*given, cache, batch), wanted)
+
+
+@pytest.mark.parametrize(("capability", "told"), [((7, 5), "torch, operation"), ((9, 0), "fused Triton")])
+def test_layers_are_fused_where_triton_compiles(
+    capability: tuple[int, int], told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("triton")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert layer_ops(torch.device("cuda")).told.startswith(told)
+    assert layer_ops(CPU).told.startswith("torch, operation")
