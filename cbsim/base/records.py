@@ -29,8 +29,8 @@ def plain(value: Any) -> Any:
     """
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return type(value)(*map(plain, value))
-    if isinstance(value, tuple):
-        return tuple(map(plain, value))
+    if isinstance(value, (tuple, list)):
+        return type(value)(map(plain, value))
     if isinstance(value, np.void):
         return record_class(value.dtype)(*value.tolist())
     if isinstance(value, np.ndarray):
@@ -50,6 +50,8 @@ def live(value: Any) -> Any:
     """
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return type(value)(*map(live, value))
+    if isinstance(value, list):
+        return list(map(live, value))
     if isinstance(value, np.void):
         return LiveTable(np.frombuffer(value.data, value.dtype))[0]
     if not isinstance(value, np.ndarray):

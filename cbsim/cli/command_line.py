@@ -218,9 +218,10 @@ def preview(experiment: Experiment) -> str:
     over = f"{len(points)} points over {', '.join(swept)}; " if experiment.sweep else ""
     over += f"a tune over {', '.join(experiment.space.keys)}; " if experiment.space else ""
     requests = " or ".join(format_count(count) for count in _request_counts(experiments))
+    pools = [own for each in experiments for own in _pools(each)]
     parts = [
         (each.scheduler.type, each.model.name, _gpus(each), each.cost_model.type, *_kv_tokens(each))
-        for each in experiments
+        for each in pools
     ]
     schedulers, models, gpus, costs, tokens, longest = (
         " and ".join(dict.fromkeys(names)) for names in zip(*parts, strict=True)
@@ -230,6 +231,11 @@ def preview(experiment: Experiment) -> str:
         f"{over}{requests or 'unknown number of'} requests, {schedulers}, {models} on {gpus}, {costs} costs, "
         f"KV cache of {tokens} tokens{each} for a longest context of {longest}"
     )
+
+
+def _pools(experiment: Experiment) -> list[Experiment]:
+    """The experiment, or with a cluster that of each pool."""
+    return [experiment] if experiment.cluster is None else [own for _, own in experiment.pools()]
 
 
 def _kv_tokens(experiment: Experiment) -> tuple[str, str]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -94,13 +94,23 @@ def record(dtype: np.dtype[Any], numbers: Numbers = {}) -> Any:  # noqa: B006 - 
 
 
 def config_record(numbers: Numbers) -> Any:
-    """`Replica.config`: the fields of `CONFIG`, then a plug-in's own, as reals or whole numbers."""
-    own = [
-        (name, "f8" if isinstance(value, float) else "i8")
+    """`Replica.config`."""
+    return config_records([numbers])[0]
+
+
+def config_records(several: Sequence[Numbers]) -> Array:
+    """`Replica.config` of several: the fields of `CONFIG`, then plug-ins' own, as reals or whole numbers."""
+    own = {
+        name: "f8" if isinstance(value, float) else "i8"
+        for numbers in several
         for name, value in numbers.items()
         if name not in (layout.CONFIG.names or ())
-    ]
-    return record(np.dtype([*layout.CONFIG.descr, *own]), numbers)
+    }
+    configs = np.zeros(len(several), np.dtype([*layout.CONFIG.descr, *own.items()]))
+    for row, numbers in zip(configs, several, strict=True):
+        for name, value in numbers.items():
+            row[name] = min(value, 2**31) if name == "max_num_seqs" else value
+    return configs
 
 
 def new_requests(num_requests: int, first: int = 0) -> Array:
@@ -111,9 +121,33 @@ def new_requests(num_requests: int, first: int = 0) -> Array:
     requests["deadline_s"] = np.inf
     for name in ("first_scheduled_at_s", "first_token_at_s", "last_token_at_s", "max_itl_s"):
         requests[name] = np.nan
-    for name in ("replica", "slot", "first_decode", "last_decode", "affinity"):
+    for name in ("replica", "slot", "first_decode", "last_decode", "affinity", "previous", "next_visit"):
         requests[name] = NOBODY
     return requests
+
+
+@dataclass(frozen=True, slots=True)
+class PoolParts:
+    """Equal replicas: how many, what prices their steps, their scheduler's settings and KV cache."""
+
+    cost: Any
+    cache: KvPool
+    config: Numbers
+    num_replicas: int = 1
+    num_in_flight: int = 1
+    prefill_s: Array | None = None
+    """Seconds of a prompt alone by its tokens, for the preemption `cheaper`."""
+
+
+@dataclass(frozen=True, slots=True)
+class LinkParts:
+    """What connects the replicas that hand requests over with those that take them: see `layout.LINK`."""
+
+    bytes_per_s: float
+    latency_s: float
+    bytes_per_token: float
+    num_layers: int = 1
+    is_layered: bool = False
 
 
 def new_world(
@@ -125,55 +159,76 @@ def new_world(
     num_replicas: int = 1,
     num_in_flight: int = 1,
     router: int = layout.ROUND_ROBIN,
+    prefill_s: Array | None = None,
+    **more: Any,
+) -> World:
+    """A world of equal replicas in which nothing has happened; the rest as for `new_cluster`."""
+    parts = PoolParts(cost, pool, config, num_replicas, num_in_flight, prefill_s)
+    return new_cluster(requests, [parts], [router], **more)
+
+
+def new_cluster(
+    requests: Array,
+    pools: Sequence[PoolParts],
+    routers: Sequence[int],
+    *,
+    num_entries: int | None = None,
+    link: LinkParts | None = None,
     num_clients: int = 0,
     watched: int = layout.UNWATCHED,
     segments: Array | None = None,
-    prefill_s: Array | None = None,
     extras: Array | None = None,
     acceptance: Array | None = None,
     log_rows: int | None = None,
     turns: Array | None = None,
 ) -> World:
-    """A world of equal replicas in which nothing has happened.
+    """A world of pools of replicas in which nothing has happened.
 
-    `segments` are needed for prefix caching, `prefill_s` for the preemption `cheaper`, `extras` and
-    `acceptance` for speculation and connectors (see `layout.Replica`).
-    `num_clients` 0 makes an open loop. With `turns` the requests are planned ones (see `layout.World`), and
-    the world's own come to be as they are sent. Two worlds share no array but `requests` and `cost`, if both
-    are given the same.
+    `routers` are kinds, by stage; requests come to the first `num_entries` replicas (all), and with two
+    stages are handed over to the others, over the `link`. `segments` are needed for prefix caching, `extras`
+    and `acceptance` for speculation and connectors (see `layout.Replica`). `num_clients` 0 makes an open
+    loop. With `turns`, needed for two stages, the requests are planned ones (see `layout.World`), and the
+    world's own come to be as they are sent. Two worlds share no array but `requests` and costs, if both are
+    given the same.
     """
-    numbers = {**DEFAULT_CONFIG, **config}
-    R, num_requests = num_replicas, max(len(requests), 1)
-    most = max(1, min(int(numbers["max_num_seqs"]), len(requests)))
-    numbers["max_num_seqs"] = min(numbers["max_num_seqs"], 2**31)
+    configs = config_records([{**DEFAULT_CONFIG, **parts.config} for parts in pools])
+    place_of = [place for place, parts in enumerate(pools) for _ in range(parts.num_replicas)]
+    R, num_requests = len(place_of), max(len(requests), 1) * len(routers)
+    num_entries = R if num_entries is None else num_entries
+
+    def each(value: Callable[[PoolParts], Any]) -> Array:
+        return np.array([value(pools[place]) for place in place_of])
+
+    most = max(1, min(int(configs["max_num_seqs"].max()), num_requests))
+    num_in_flight = max(parts.num_in_flight for parts in pools)
     own = np.zeros(R, layout.OWN)
-    own["replica"] = np.arange(R)
+    own["replica"], own["pool"] = np.arange(R), place_of
     own["next_s"] = np.inf
-    own["num_in_flight"] = num_in_flight
-    own["num_blocks"] = own["num_free"] = pool.num_blocks
-    own["block_size"] = pool.block_size
-    own["hit_size"] = pool.hit_size
-    own["has_identities"] = pool.has_numbers
-    own["prefix_caching"] = pool.prefix_caching
-    own["looks_ahead"], own["drops_last_hit"] = pool.looks_ahead, pool.drops_last_hit
+    own["num_in_flight"] = each(lambda parts: parts.num_in_flight)
+    own["num_blocks"] = own["num_free"] = each(lambda parts: parts.cache.num_blocks)
+    own["block_size"] = each(lambda parts: parts.cache.block_size)
+    own["hit_size"] = each(lambda parts: parts.cache.hit_size)
+    own["has_identities"] = each(lambda parts: parts.cache.has_numbers)
+    own["prefix_caching"] = each(lambda parts: parts.cache.prefix_caching)
+    own["looks_ahead"] = each(lambda parts: parts.cache.looks_ahead)
+    own["drops_last_hit"] = each(lambda parts: parts.cache.drops_last_hit)
     own["steps_since_prefill"] = 2**31
-    own["unknown_first"] = pool.unknown_first
+    own["unknown_first"] = each(lambda parts: parts.cache.unknown_first)
     for name in ("head", "due_head", "aged_head", "last_user"):
         own[name] = NOBODY
-    is_aging = numbers["aging_s"] < np.inf
+    is_aging = bool((configs["aging_s"] < np.inf).any())
     own["num_nodes"] = num_requests
     users = np.zeros((R, int(requests["user_number"].max(initial=0)) + 1), layout.USER)
     users["head"] = NOBODY
     planned, planned_extras, starts = new_requests(0), new_extras(0), np.zeros(0, "i4")
     sent, sent_extras = requests, extras
     if turns is not None:
-        planned, sent = requests, new_requests(len(requests))
+        planned, sent = requests, new_requests(len(requests) * len(routers))
         if extras is not None:
-            planned_extras, sent_extras = extras, new_extras(len(extras))
+            planned_extras, sent_extras = extras, new_extras(len(sent))
         starts = np.setdiff1d(np.arange(len(turns)), turns["next"]).astype("i4")
-    heap = np.zeros(max(num_clients, len(starts), 1), layout.CLIENT)
-    heap["order"], heap["row"] = np.arange(len(heap)), NOBODY
-    sees = router in (layout.LEAST_OUTSTANDING, layout.LEAST_KV, layout.PREFIX_AFFINITY)
+    heap = np.zeros(max(num_clients, len(starts), 1) * len(routers), layout.CLIENT)
+    heap["order"], heap["row"], heap["visit"] = np.arange(len(heap)), NOBODY, NOBODY
     clients = {
         "is_closed": num_clients > 0,
         "is_planned": turns is not None,
@@ -181,18 +236,26 @@ def new_world(
         "order": num_clients,
         "watched": watched,
     }
-    groups = pool.group_rows(num_in_flight * int(numbers["max_tokens_per_step"]))
-    own["num_groups"] = len(groups)
+    groups = np.array(
+        [
+            parts.cache.group_rows(parts.num_in_flight * int(config["max_tokens_per_step"]))
+            for parts, config in ((pools[place], configs[place]) for place in place_of)
+        ]
+    )
+    own["num_groups"] = groups.shape[1]
     # Requests whose KV is on its way hold blocks without running.
-    has_connector = bool(numbers.get("connector"))
-    num_holders = min(num_requests, pool.num_blocks) if has_connector else most
-    num_drafts, num_ahead = (numbers.get(f"num_{name}_tokens", 0) for name in ("speculative", "lookahead"))
-    num_drafted = int(num_in_flight * (1 + num_drafts) + num_ahead)
-    blocks, keys, tables = _new_pool(requests, pool, groups, R, max(most, num_holders), num_drafted)
+    has_connector = bool(configs["connector"].any())
+    num_holders = min(num_requests, int(own["num_blocks"].max())) if has_connector else most
+    num_drafts, num_ahead = (
+        int(configs[f"num_{name}_tokens"].max()) for name in ("speculative", "lookahead")
+    )
+    num_drafted = num_in_flight * (1 + num_drafts) + num_ahead
+    blocks, keys, tables = _new_pool(requests, pools, groups, R, max(most, num_holders), num_drafted)
+    with_batches = bool(configs["with_batches"].any())
     world = World(
         requests=sent,
-        config=config_record(numbers),
-        cost=cost,
+        config=configs[place_of],
+        costs=[parts.cost for parts in pools],
         own=own,
         running=np.zeros((R, most + 1), "i4"),
         order=np.zeros((R, most + 1), "i4"),
@@ -203,7 +266,7 @@ def new_world(
         slices=np.zeros((R, num_in_flight + 1, most + 1), layout.SLICE),
         shape=np.zeros(R, layout.SHAPE),
         chunks=np.zeros((R, most + 1), layout.CHUNK),
-        prefill_s=np.zeros(1) if prefill_s is None else prefill_s,
+        prefill_s=_padded([parts.prefill_s for parts in pools]),
         blocks=blocks,
         keys=keys,
         segments=np.zeros(1, layout.SEGMENT) if segments is None else segments,
@@ -213,17 +276,47 @@ def new_world(
         extras=new_extras(1) if sent_extras is None else sent_extras,
         transfers=np.zeros((R, num_requests + 1 if has_connector else 1), "i4"),
         acceptance=np.zeros(1) if acceptance is None else acceptance,
-        log=new_log(most, bool(numbers.get("with_batches")), log_rows or _log_rows(requests)),
-        router=record(layout.ROUTER, {"kind": router, "reads_state": sees and R > 1}),
-        homes=np.full(int(requests["affinity"].max(initial=0)) + 1, NOBODY, dtype="i4"),
+        log=new_log(most, with_batches, log_rows or _log_rows(requests)),
+        routers=_routers(routers, num_entries, R),
+        homes=np.full((len(routers), int(requests["affinity"].max(initial=0)) + 1), NOBODY, dtype="i4"),
         clients=record(layout.CLIENTS, clients),
         client_heap=heap,
         planned=planned,
         planned_extras=planned_extras,
         turns=np.zeros(0, layout.FOLLOWING) if turns is None else turns,
         starts=starts,
+        link=_link(link),
+        on_link=np.zeros(1 if link is None else len(sent) + 1, layout.TRANSFER),
     )
     return with_replicas(world)
+
+
+def _padded(rows: Sequence[Array | None]) -> Array:
+    """Rows of one length."""
+    known = [np.zeros(1) if row is None else row for row in rows]
+    padded = np.zeros((len(known), max(map(len, known))))
+    for into, row in zip(padded, known, strict=True):
+        into[: len(row)] = row
+    return padded
+
+
+def _routers(kinds: Sequence[int], num_entries: int, num_replicas: int) -> Array:
+    """`World.routers`: of those to whom requests come, and of the others."""
+    routers = np.zeros(len(kinds), layout.ROUTER)
+    sees = (layout.LEAST_OUTSTANDING, layout.LEAST_KV, layout.PREFIX_AFFINITY)
+    ends = [(0, num_entries), (num_entries, num_replicas)]
+    for row, kind, (first, end) in zip(routers, kinds, ends, strict=False):
+        row["kind"], row["first"], row["next"], row["end"] = kind, first, first, end
+        row["reads_state"] = kind in sees and end - first > 1
+    return routers
+
+
+def _link(parts: LinkParts | None) -> Any:
+    """`World.link`."""
+    if parts is None:
+        return record(layout.LINK, {"next_s": np.inf})
+    numbers = {each.name: getattr(parts, each.name) for each in fields(parts)}
+    return record(layout.LINK, {**numbers, "next_s": np.inf})
 
 
 def new_log(most: int, with_batches: bool, rows: int) -> Log:
@@ -255,21 +348,25 @@ def new_extras(num_requests: int) -> Array:
 
 
 def _new_pool(
-    requests: Array, pool: KvPool, groups: Array, R: int, most: int, num_drafted: int
+    requests: Array, pools: Sequence[PoolParts], groups: Array, R: int, most: int, num_drafted: int
 ) -> tuple[Array, Array, Array]:
     """Arrays `blocks`, `keys` and `tables` of `World`; as small as can be where blocks are only counted.
 
     `most` requests hold blocks at a time; each may come to hold KV of `num_drafted` tokens beyond its own.
     """
-    has_numbers, num_groups = pool.has_numbers, len(groups)
-    num_blocks = pool.num_blocks + 1 if has_numbers else 1
-    numbers = np.arange(num_blocks)
+    caches = [parts.cache for parts in pools]
+    has_numbers, num_groups = any(cache.has_numbers for cache in caches), groups.shape[1]
+    num_blocks = max(cache.num_blocks for cache in caches) + 1 if has_numbers else 1
     blocks = np.zeros((R, num_blocks), layout.BLOCK)
-    blocks["next_free"] = (numbers + 1) % num_blocks
-    blocks["last_free"] = (numbers - 1) % num_blocks
     blocks["key"] = NOBODY
-    keys = np.zeros((R, 2 * num_blocks if pool.prefix_caching else 1), layout.KEY)
+    keys = np.zeros((R, 2 * num_blocks if any(cache.prefix_caching for cache in caches) else 1), layout.KEY)
     keys["key"] = NOBODY
+    places = [cache for cache, parts in zip(caches, pools, strict=True) for _ in range(parts.num_replicas)]
+    for ring, cache in zip(blocks, places, strict=True):
+        # The ring of free blocks, its head behind the last of them.
+        size = cache.num_blocks + 1 if has_numbers else 1
+        numbers = np.arange(size)
+        ring["next_free"][:size], ring["last_free"][:size] = (numbers + 1) % size, (numbers - 1) % size
     num_tokens = requests["num_prompt_tokens"].astype("i8") + requests["num_output_tokens"]
     longest, num_slots = 1, 1
     if has_numbers:

@@ -7,11 +7,15 @@ calls back, allocates or raises.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import inf
 from typing import Any
 
 from cbsim.core.layout import (
     AT_ONCE,
+    DECODE_STAGE,
+    ENTRY,
+    HANDED_OVER,
     LEAST_KV,
     NO_FAULT,
     NOBODY,
@@ -20,6 +24,7 @@ from cbsim.core.layout import (
     ROUND_ROBIN,
     STEPS_WATCHED,
 )
+from cbsim.core.links import begin_transfers, end_transfers, let_go, take_turn
 from cbsim.core.loop import ask_at, call, end_step, launch, place_of, submit, wait_for_ranks
 
 FULL, DONE, FAULT, ARRIVAL, DECISION, STEP_END = range(6)
@@ -43,7 +48,7 @@ def run(world: Any, end: int, until_s: float) -> int:
     ranks work in step. Every rule is called at one place: compiled, each call is another copy.
     """
     clients, num_replicas = world.clients, len(world.own)
-    is_in_order = hears_answers(clients) or clients.watched != 0 or world.config.num_ranks > 1
+    is_in_order = hears_answers(clients) or clients.watched != 0 or world.config[0].num_ranks > 1
     for _ in range(MAX_CHUNK):
         at_s = next_arrival_s(world, end)
         if not begin_together(world, at_s):
@@ -53,7 +58,10 @@ def run(world: Any, end: int, until_s: float) -> int:
         if is_in_order:
             first = next_replica(world)
             last = first + 1
-        elif at_s < until_s and not world.router.reads_state:
+            if world.link.next_s < target_s and world.link.next_s <= world.own[first].next_s:
+                end_transfers(world)
+                continue
+        elif at_s < until_s and not world.routers[ENTRY].reads_state:
             first = choose(world, world.requests[clients.num_sent])
             last = first + 1
         has_happened, heard = False, UNHEARD
@@ -111,7 +119,10 @@ def next_start_s(world: Any) -> float:
 def leave_idle(world: Any) -> None:
     """Clients that have no turn left to send leave, once every session has begun."""
     clients = world.clients
-    while clients.size and world.client_heap[0].row == NOBODY and clients.num_started == len(world.starts):
+    while clients.size and clients.num_started == len(world.starts):
+        first = world.client_heap[0]
+        if first.row != NOBODY or first.visit != NOBODY:
+            return
         take_client(world)
 
 
@@ -131,11 +142,13 @@ def arrive(world: Any, at_s: float) -> None:
     routed(world, request, chosen)
     was_asked = world.own[chosen].is_asked
     if not submit(world.replicas[chosen], request):
+        if request.previous != NOBODY:
+            let_go(world, request, at_s)
         if hears_answers(clients):
             answered(world, request, at_s, True)
         return
-    if world.config.num_ranks > 1:
-        wait_for_ranks(world.replicas, first_rank(world, chosen), world.config.num_ranks, chosen)
+    if world.config[0].num_ranks > 1:
+        wait_for_ranks(world.replicas, first_rank(world, chosen), world.config[0].num_ranks, chosen)
     if world.own[chosen].is_asked > was_asked:
         take_turn(world, chosen)
 
@@ -144,8 +157,11 @@ def take_planned(world: Any, request: Any, at_s: float) -> None:
     """Make a request of the planned one that is sent now; those that wait for no answer go first."""
     clients, row = world.clients, NOBODY
     if clients.is_closed or next_start_s(world) > at_s:
-        row = world.client_heap[0].row
+        row, visit = world.client_heap[0].row, world.client_heap[0].visit
         take_client(world)
+        if visit != NOBODY:
+            go_on(world, request, world.requests[visit])
+            return
     if row == NOBODY:
         row = world.starts[clients.num_started]
         clients.num_started += 1
@@ -162,17 +178,51 @@ def take_planned(world: Any, request: Any, at_s: float) -> None:
     request.end_link = planned.end_link
     request.prefill_until = planned.prefill_until
     if len(world.planned_extras):
-        brought, extra = world.planned_extras[row], world.extras[request.index]
-        extra.is_remote_prefill, extra.load_s = brought.is_remote_prefill, brought.load_s
-        extra.is_remote_decode, extra.send_s = brought.is_remote_decode, brought.send_s
-        extra.num_tier_tokens, extra.first_bad_block = brought.num_tier_tokens, brought.first_bad_block
-        extra.first_accepted, extra.end_accepted = brought.first_accepted, brought.end_accepted
-        extra.first_proposed, extra.end_proposed = brought.first_proposed, brought.end_proposed
+        take_extras(world.extras[request.index], world.planned_extras[row])
+    if len(world.routers) > 1 and request.num_output_tokens > 1:
+        # Whoever computes the prompt gives the first token, and hands over the rest.
+        request.num_output_tokens = 1
+        world.extras[request.index].is_remote_decode = 1
+        world.extras[request.index].send_s = inf
+
+
+def take_extras(extra: Any, brought: Any) -> None:
+    """What a request brings along for speculation and connectors."""
+    extra.is_remote_prefill, extra.load_s = brought.is_remote_prefill, brought.load_s
+    extra.is_remote_decode, extra.send_s = brought.is_remote_decode, brought.send_s
+    extra.num_tier_tokens, extra.first_bad_block = brought.num_tier_tokens, brought.first_bad_block
+    extra.first_accepted, extra.end_accepted = brought.first_accepted, brought.end_accepted
+    extra.first_proposed, extra.end_proposed = brought.first_proposed, brought.end_proposed
+
+
+def go_on(world: Any, request: Any, before: Any) -> None:
+    """Make the visit in which a request decodes, its prompt's KV and first token behind it."""
+    planned = world.planned[before.source]
+    before.next_visit = request.index
+    request.previous = before.index
+    request.stage = DECODE_STAGE
+    request.source = before.source
+    request.deadline_s = before.deadline_s - (before.last_token_at_s - before.arrival_s)
+    request.job_length = before.job_length
+    request.num_prompt_tokens = request.prefill_until = planned.num_prompt_tokens + 1
+    request.num_output_tokens = planned.num_output_tokens - 1
+    request.priority = before.priority
+    request.user_number = before.user_number
+    request.affinity = before.affinity
+    request.first_link = before.first_link
+    request.end_link = before.end_link
+    request.first_token_at_s = before.first_token_at_s
+    request.last_token_at_s = before.last_token_at_s
+    request.max_itl_s = before.max_itl_s
+    extra = world.extras[request.index]
+    take_extras(extra, world.extras[before.index])
+    extra.is_remote_decode, extra.send_s = 0, 0.0
+    extra.is_remote_prefill, extra.load_s = 1, inf
 
 
 def first_rank(world: Any, number: int) -> int:
     """The first of the ranks that work in step with a replica."""
-    return number - number % int(world.config.num_ranks)
+    return number - number % int(world.config[0].num_ranks)
 
 
 def begin_together(world: Any, at_s: float) -> bool:
@@ -180,7 +230,7 @@ def begin_together(world: Any, at_s: float) -> bool:
 
     `at_s` is when the next request arrives. False if a step may not begin.
     """
-    now, num_replicas, num_ranks = world.clients.now, len(world.own), world.config.num_ranks
+    now, num_replicas, num_ranks = world.clients.now, len(world.own), world.config[0].num_ranks
     if at_s <= now:
         return True
     for number in range(num_replicas):
@@ -188,7 +238,7 @@ def begin_together(world: Any, at_s: float) -> bool:
             return True
     has_fault = False
     for first in range(0, num_replicas, num_ranks):
-        launch(world.replicas, first, num_ranks, world.cost, now)
+        launch(world.replicas, first, num_ranks, world.costs[world.own[first].pool], now)
         for number in range(first, first + num_ranks):
             has_fault = has_fault or world.own[number].fault != NO_FAULT
     return not has_fault
@@ -215,13 +265,15 @@ def happen(world: Any, self: Any) -> int:
         num_finished = end_step(self)
     if num_finished and hears_answers(clients):
         for number in range(num_finished):
-            answered(world, world.requests[self.candidates[number]], now, False)
+            ended(world, world.requests[self.candidates[number]], now)
         ask_at(self, now)
     elif clients.watched and is_end:
         ask_at(self, now)
         own.is_asked = AT_ONCE
     else:
-        has_decided = call(self, world.cost, now, clients.watched != 0)
+        has_decided = call(self, world.costs[own.pool], now, clients.watched != 0)
+        if len(world.routers) > 1 and own.num_transfers:
+            begin_transfers(world, self, now)
     return heard_of(world, self, is_end, has_decided, num_finished)
 
 
@@ -250,7 +302,7 @@ def has_room(world: Any) -> bool:
         and lengths.prefills + margin < len(log.prefills)
         and lengths.decodes + margin < len(log.decodes)
         and lengths.gaps + margin < len(log.gaps)
-        and (world.config.with_batches == 0 or lengths.batches + margin < len(log.batches))
+        and (world.config[0].with_batches == 0 or lengths.batches + margin < len(log.batches))
     )
 
 
@@ -259,38 +311,38 @@ def has_room(world: Any) -> bool:
 
 def choose(world: Any, request: Any) -> int:
     """The number of the replica that gets the request. Asking changes nothing: see `routed`."""
-    router = world.router
-    if len(world.own) == 1:
-        return 0
+    router = world.routers[request.stage]
+    if router.end - router.first == 1:
+        return int(router.first)
     if router.kind == ROUND_ROBIN:
         return int(router.next)
     if router.kind == RANDOM:
-        return int(request.route)
+        return int(router.first + request.route % (router.end - router.first))
     if router.kind == PREFIX_AFFINITY and request.affinity != NOBODY:
-        home = world.homes[request.affinity]
+        home = world.homes[request.stage][request.affinity]
         if home != NOBODY:
             return int(home)
-    least = 0
-    for number in range(1, len(world.own)):
-        if load_of(world, number) < load_of(world, least):
+    least = router.first
+    for number in range(router.first + 1, router.end):
+        if load_of(world, router, number) < load_of(world, router, least):
             least = number
-    return least
+    return int(least)
 
 
-def load_of(world: Any, number: int) -> int:
-    """What the router compares of a replica: KV blocks in use, or requests that have not ended."""
+def load_of(world: Any, router: Any, number: int) -> int:
+    """What a router compares of a replica: KV blocks in use, or requests that have not ended."""
     own = world.own[number]
-    if world.router.kind == LEAST_KV:
+    if router.kind == LEAST_KV:
         return own.num_blocks - own.num_free
     return own.num_outstanding
 
 
 def routed(world: Any, request: Any, chosen: int) -> None:
     """The router remembers where a request went."""
-    router = world.router
-    router.next = (chosen + 1) % len(world.own)
+    router = world.routers[request.stage]
+    router.next = chosen + 1 if chosen + 1 < router.end else router.first
     if router.kind == PREFIX_AFFINITY and request.affinity != NOBODY:
-        world.homes[request.affinity] = chosen
+        world.homes[request.stage][request.affinity] = chosen
 
 
 # Clients. In a closed loop each sends its next request when its last one has ended, after the time it thinks;
@@ -317,10 +369,13 @@ def comes_first(own: Any, other: Any) -> bool:
     return own.turn < other.turn
 
 
-def take_turn(world: Any, number: int) -> None:
-    """Number what comes next in a replica: at one instant, things of one kind go by their `turn`."""
-    world.clients.turn += 1
-    world.own[number].turn = world.clients.turn
+def ended(world: Any, request: Any, now: float) -> None:
+    """A request has got the last token of this visit: it is handed over, or its client hears of it."""
+    if len(world.routers) > 1 and world.extras[request.index].is_remote_decode:
+        request.state = HANDED_OVER
+        think(world, NOBODY, now, False, request.index)
+    else:
+        answered(world, request, now, False)
 
 
 def answered(world: Any, request: Any, now: float, is_rejected: bool) -> None:
@@ -333,11 +388,13 @@ def answered(world: Any, request: Any, now: float, is_rejected: bool) -> None:
             if not clients.is_closed:
                 due_s = max(due_s, world.planned[row].arrival_s)
     if clients.is_closed or row != NOBODY:
-        think(world, row, due_s, is_rejected and clients.is_closed != 0 and due_s == now)
+        think(world, row, due_s, is_rejected and clients.is_closed != 0 and due_s == now, NOBODY)
 
 
-def think(world: Any, row: int, due: float, is_first: bool) -> None:
+def think(world: Any, row: int, due: float, is_first: bool, visit: int) -> None:
     """A client will send the planned request in a row, or the next one, at the instant `due`.
+
+    Or else the request whose `visit` has ended comes to another replica then.
 
     In a closed loop whoever was refused and thinks no time sends at once, before all others: `is_first`.
     """
@@ -352,9 +409,17 @@ def think(world: Any, row: int, due: float, is_first: bool) -> None:
         above = heap[(place - 1) // 2]
         if above.due_s < due or (above.due_s == due and above.order < order):
             break
-        heap[place].due_s, heap[place].order, heap[place].row = above.due_s, above.order, above.row
+        put_client(heap[place], above.due_s, above.order, above.row, above.visit)
         place = (place - 1) // 2
-    heap[place].due_s, heap[place].order, heap[place].row = due, order, row
+    put_client(heap[place], due, order, row, visit)
+
+
+def put_client(client: Any, due_s: float, order: int, row: int, visit: int) -> None:
+    """Field by field: an assignment of the whole would name the same object in a list."""
+    client.due_s = due_s
+    client.order = order
+    client.row = row
+    client.visit = visit
 
 
 def take_client(world: Any) -> None:
@@ -362,7 +427,7 @@ def take_client(world: Any) -> None:
     clients, heap = world.clients, world.client_heap
     clients.size -= 1
     last = heap[clients.size]
-    due, order, row = last.due_s, last.order, last.row
+    due, order, row, visit = last.due_s, last.order, last.row, last.visit
     place, below = 0, 1
     while below < clients.size:
         if below + 1 < clients.size:
@@ -372,6 +437,34 @@ def take_client(world: Any) -> None:
         lower = heap[below]
         if due < lower.due_s or (due == lower.due_s and order < lower.order):
             break
-        heap[place].due_s, heap[place].order, heap[place].row = lower.due_s, lower.order, lower.row
+        put_client(heap[place], lower.due_s, lower.order, lower.row, lower.visit)
         place, below = below, 2 * below + 1
-    heap[place].due_s, heap[place].order, heap[place].row = due, order, row
+    put_client(heap[place], due, order, row, visit)
+
+
+# Without stages: what stands for the rules above in a run in which nobody is handed over.
+
+
+def go_on_nowhere(world: Any, request: Any, before: Any) -> None:
+    """Nobody goes on elsewhere."""
+
+
+def send_nothing(world: Any, self: Any, now: float) -> None:
+    """Nothing is sent."""
+
+
+def end_nothing(world: Any) -> None:
+    """No transfer is under way."""
+
+
+def let_nobody_go(world: Any, request: Any, now: float) -> None:
+    """Nobody was handed over."""
+
+
+WITHOUT_LINKS: dict[Callable[..., Any], Callable[..., Any]] = {
+    go_on: go_on_nowhere,
+    begin_transfers: send_nothing,
+    end_transfers: end_nothing,
+    let_go: let_nobody_go,
+}
+"""By the rule that each stands for."""

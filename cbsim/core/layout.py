@@ -17,8 +17,9 @@ __all__ = ["CHUNK", "SHAPE"]
 
 NOBODY = -1
 
-UNFINISHED, WAITING, RUNNING, PREEMPTED, FINISHED, REJECTED, FAILED = range(7)
-"""States of a request; `UNFINISHED` only in results."""
+UNFINISHED, WAITING, RUNNING, PREEMPTED, FINISHED, REJECTED, FAILED, HANDED_OVER = range(8)
+"""States of a request; `UNFINISHED` only in results. `HANDED_OVER`: its visit here has ended, and another
+replica goes on with it."""
 
 NOBODY_WAITS, TURN, SLOT, KV_BLOCKS = range(4)
 """What keeps the head of the queue waiting: nothing (nobody waits); its turn (no budget left, no batch that
@@ -37,8 +38,13 @@ starts, a step that preempted); `max_num_seqs` requests running; too few free KV
     READ,
     SENT,
     FAILED_NOW,
-) = range(12)
+    HANDED_OVER_NOW,
+) = range(13)
 """Codes of events."""
+
+ENTRY, DECODE_STAGE = range(2)
+"""Stages of a request's way: it comes to a replica that computes its prompt, and perhaps all of it; it is
+handed over to one that decodes."""
 
 NO_TRANSFER, LOADING, READY, SENDING, RELEASING, READING = range(6)
 """What becomes of a request's KV cache between this replica and elsewhere (`EXTRA.transfer`)."""
@@ -109,6 +115,9 @@ REQUEST = np.dtype(
                 "first_link",
                 "end_link",
                 "source",
+                "stage",
+                "previous",
+                "next_visit",
                 "num_computed_tokens",
                 "num_generated_tokens",
                 "num_in_flight_tokens",
@@ -138,8 +147,10 @@ REQUEST = np.dtype(
 """A visit of a request to a replica. Fixed: lengths in tokens, `deadline_s` after the arrival (infinite
 without), `job_length` (what `sjf` orders by), `user_number` and `affinity` (numbers for equal names), `route`
 (the replica drawn for it), `first_link` to `end_link` (its rows of `Replica.segments`), `think_s` (what its
-client thinks after it), `source` (its row of `World.planned`, where there are any). Progress:
-`num_computed_tokens` counts tokens whose KV is computed or scheduled to be, steps in flight included,
+client thinks after it), `source` (its row of `World.planned`, where there are any), `stage` (`ENTRY` or
+`DECODE_STAGE`), `previous` and `next_visit` (the rows of the request's visits before and after this one, or
+`NOBODY`). Progress: `num_computed_tokens` counts tokens whose KV is computed or scheduled to be, steps in
+flight included,
 `num_generated_tokens` those whose result was taken, `num_in_flight_tokens`
 output tokens that steps under way may emit if all their drafts are accepted (asynchronous scheduling only),
 `num_launched_tokens` tokens that steps under way compute, `num_steps_in_flight` how many of those sample for
@@ -185,6 +196,7 @@ EXTRA = np.dtype(
             "end_proposed",
             "num_verifications",
             "num_proposals",
+            "is_on_link",
         )
     ]
 )
@@ -193,7 +205,8 @@ that KV takes to come and to go; `num_tier_tokens` leading tokens that a tier ho
 block from which the first transfer fails (`NOBODY`: none does); `transfer` its state, which ends at
 `transfer_end_s` and was found in call `found_in_call`; `is_known` whether what was loaded has been made known
 to lookups; `num_transfers` begun so far, `num_external_tokens` that the last one brings behind
-`num_local_tokens` that were cached here. `first_accepted` to `end_accepted` and `first_proposed` to
+`num_local_tokens` that were cached here; `is_on_link` whether these come over a link of the cluster.
+`first_accepted` to `end_accepted` and `first_proposed` to
 `end_proposed` are rows of `Replica.acceptance`, counted through again and again by `num_verifications` and
 `num_proposals`."""
 
@@ -263,6 +276,8 @@ OWN = np.dtype(
             (name, "i8")
             for name in (
                 "replica",
+                "pool",
+                "num_links",
                 "num_in_flight",
                 "num_blocks",
                 "block_size",
@@ -322,7 +337,8 @@ OWN = np.dtype(
     ]
 )
 """What a replica counts. `next_s` is when something happens next, infinite for never: the scheduler is asked
-(`is_asked`), or else the first step under way ends. `fault` is what a rule did that it must not, with the
+(`is_asked`), or else the first step under way ends. `num_links` transfers over its link are under way.
+`fault` is what a rule did that it must not, with the
 row of the request, the tokens or blocks asked for, how many there could have been, and the step's budget."""
 
 CONFIG = np.dtype(
@@ -481,14 +497,30 @@ closed loop or between two turns. `is_planned`: whether requests wait for the an
 nobody knows beforehand when they arrive; `num_started` of those that wait for none have been sent. Where the
 run is `watched`: in which `replica` something happened last, and the `place` of its step in
 `Replica.under_way`."""
-CLIENT = np.dtype([("due_s", "f8"), ("order", "i8"), ("row", "i8")])
+CLIENT = np.dtype([("due_s", "f8"), ("order", "i8"), ("row", "i8"), ("visit", "i8")])
 """A client that thinks: when it sends, which of those that send at one instant it is, and the row of
-`World.planned` that it sends (`NOBODY`: the next that waits for no answer)."""
+`World.planned` that it sends (`NOBODY`: the next that waits for no answer). Or a request that is handed over:
+the row of the `visit` that has ended, else `NOBODY`."""
 FOLLOWING = np.dtype([("delay_s", "f8"), ("next", "i4")])
 """A planned request: sent `delay_s` seconds after the answer that it waits for; the row of the request that
 waits for its own answer, or `NOBODY`."""
 
-ROUTER = np.dtype([(name, "i8") for name in ("kind", "next", "reads_state")])
+ROUTER = np.dtype([(name, "i8") for name in ("kind", "next", "reads_state", "first", "end")])
+"""A router, of the replicas from number `first` up to `end`."""
+
+LINK = np.dtype(
+    [(name, "f8") for name in ("bytes_per_s", "latency_s", "bytes_per_token", "now", "next_s")]
+    + [(name, "i8") for name in ("num_transfers", "num_layers", "is_layered")]
+)
+"""What connects replicas: each sends and takes in `bytes_per_s` at most, shared by its transfers under way.
+`now` is when these were last looked at, `next_s` when the next of them ends. `is_layered`: the KV of a layer
+is sent while the next one is computed."""
+TRANSFER = np.dtype(
+    [(name, "f8") for name in ("left_bytes", "bytes_per_s", "end_s")]
+    + [(name, "i8") for name in ("request", "sender", "receiver")]
+)
+"""A transfer under way: bytes to go at `LINK.now`, how fast, when that will be done; the visit that waits for
+it, and the replicas."""
 
 
 class Log(NamedTuple):
@@ -556,7 +588,8 @@ class World(NamedTuple):
 
     requests: Any
     config: Any
-    cost: Any
+    costs: Any
+    """What the cost model's formula takes, by pool of equal replicas."""
     own: Any
     running: Any
     order: Any
@@ -578,9 +611,10 @@ class World(NamedTuple):
     transfers: Any
     acceptance: Any
     log: Log
-    router: Any
+    routers: Any
+    """A `ROUTER` for each stage."""
     homes: Any
-    """For `prefix_affinity`: number `affinity` -> the replica its requests go to, or `NOBODY`."""
+    """For `prefix_affinity`, by stage: number `affinity` -> the replica its requests go to, or `NOBODY`."""
     clients: Any
     client_heap: Any
     """A heap of the `CLIENT`s that think, by when they send, then by when they began to."""
@@ -593,6 +627,9 @@ class World(NamedTuple):
     """A `FOLLOWING` for each of those."""
     starts: Any
     """The rows of those that wait for no answer, in their order."""
+    link: Any
+    on_link: Any
+    """The `TRANSFER`s under way."""
     replicas: Sequence[Replica] = ()
     """Each of them, of the same arrays or lists: see `with_replicas`."""
 
@@ -604,17 +641,20 @@ def with_replicas(world: World) -> World:
 
 def replica_of(world: World, number: int) -> Replica:
     """One replica of a world."""
+    own = world.own[number]
+    pool = int(own["pool"] if isinstance(own, np.void) else own.pool)
+    fields = {name: getattr(world, name) for name in Replica._fields}
     return Replica(
-        *(
-            field[number] if name in PER_REPLICA else field
-            for name, field in zip(
-                Replica._fields, (getattr(world, name) for name in Replica._fields), strict=True
-            )
-        )
+        **{
+            name: field[number] if name in PER_REPLICA else field[pool] if name in PER_POOL else field
+            for name, field in fields.items()
+        }
     )
 
 
 PER_REPLICA = (
+    "config",
+    "groups",
     "own",
     "shape",
     "chunks",
@@ -631,3 +671,5 @@ PER_REPLICA = (
     "transfers",
 )
 """Fields of `World` with a row for each replica."""
+PER_POOL = ("prefill_s",)
+"""Fields with a row for each pool."""

@@ -166,10 +166,12 @@ class StepColumns(Mapping[str, Array]):
         self,
         record: Record,
         names: tuple[str, ...],
-        num_blocks: int,
+        num_blocks: Array,
         places: Callable[[], Array] | None = None,
     ) -> None:
-        """`places` gives the rows of the record in the order wanted; `None`: all, as they were written."""
+        """`num_blocks` are those of each replica; `places` gives the rows of the record in the order wanted,
+        `None` all, as they were written.
+        """
         self._record = record
         self._names = names
         self._num_blocks = num_blocks
@@ -187,16 +189,21 @@ class StepColumns(Mapping[str, Array]):
     def pieces(self, *names: str) -> Iterator[tuple[Array, ...]]:
         """Some columns, many rows at a time, in the order they were written; integers may have few bits."""
         known = [name for name in names if name != "kv_blocks_total"]
-        for several in self._record.pieces("steps", *known):
-            found = dict(zip(known, several, strict=True))
-            total = np.broadcast_to(np.int64(self._num_blocks), len(several[0]))
+        is_one = bool((self._num_blocks == self._num_blocks[0]).all())
+        for several in self._record.pieces("steps", *known, *([] if is_one else ["replica"])):
+            found = dict(zip(known, several, strict=False))
+            total = np.broadcast_to(np.int64(self._num_blocks[0]), len(several[0]))
+            if not is_one:
+                total = self._num_blocks[several[-1]]
             yield tuple(total if name == "kv_blocks_total" else found[name] for name in names)
 
     def __getitem__(self, name: str) -> Array:
         places = None if self._places is None else self._places()
-        if name == "kv_blocks_total":
+        if name == "kv_blocks_total" and (self._num_blocks == self._num_blocks[0]).all():
             num_rows = self._record.num_rows("steps") if places is None else len(places)
-            return np.broadcast_to(np.int64(self._num_blocks), num_rows)
+            return np.broadcast_to(np.int64(self._num_blocks[0]), num_rows)
+        if name == "kv_blocks_total":
+            return self._num_blocks[self["replica"]]
         column = self._record.column("steps", name)
         return _wide(column if places is None else column[places])
 

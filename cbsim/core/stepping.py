@@ -107,8 +107,8 @@ class StepwiseWorld:
             tables=[[Rows(int, row) for row in rows] for rows in made.tables],
             extras=[],
             transfers=[Rows(int) for _ in made.transfers],
-            cost=cost if not _is_record(cost) else plain(cost),
-            prefill_s=_Prices(prefill_s) if prefill_s else [0.0],
+            costs=[cost if not _is_record(cost) else plain(cost)],
+            prefill_s=[_Prices(prefill_s) if prefill_s else [0.0]],
         )
         for own in self.records.own:
             own.num_nodes = NODE_FACTOR
@@ -153,8 +153,9 @@ class StepwiseWorld:
         while len(self.records.users[0]) <= request.user_number:
             for users in self.records.users:
                 users.append(record_class(layout.USER)(0, NOBODY, NOBODY))
-        while len(self.records.homes) <= request.affinity:
-            self.records.homes.append(NOBODY)
+        (homes,) = self.records.homes
+        while len(homes) <= request.affinity:
+            homes.append(NOBODY)
         if self._lists is not None:
             (extra,) = plain(new_extras(1))
             for name, value in self._lists.numbers(request.extra or {}).items():
@@ -246,7 +247,7 @@ class Stepper(ReplicaView):
         Raises `RuleFault` as `call` does.
         """
         ranks = self._ranks()
-        self._launch(ranks, 0, len(ranks), self.world.records.cost, now)
+        self._launch(ranks, 0, len(ranks), self.world.records.costs[0], now)
         for rank in ranks:
             if rank.own.fault != layout.NO_FAULT:
                 raise fault_of(rank.own, now)
@@ -284,7 +285,7 @@ class Stepper(ReplicaView):
         Raises `RuleFault` for what a rule must not do.
         """
         self.decided_at_s = now
-        self._call(self.records, self.world.records.cost, now)
+        self._call(self.records, self.world.records.costs[0], now)
         own = self.own
         if own.fault != layout.NO_FAULT:
             raise fault_of(own, now)

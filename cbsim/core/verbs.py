@@ -14,6 +14,7 @@ from cbsim.core.layout import (
     ADMITTED,
     ADMITTED_TOO_MANY,
     CHEAPER,
+    DECODE_STAGE,
     FAILED,
     FINISHED,
     NO_CONNECTOR,
@@ -140,6 +141,8 @@ def start_running(self: Any, step: Any, request: Any, num_computed: int) -> None
     own.num_kv_tokens += num_computed
     request.num_computed_tokens = num_computed
     request.prefill_until = num_known_tokens(request)
+    if request.stage == DECODE_STAGE and request.state == WAITING:
+        request.prefill_until -= 1
     request.samples = 0
     if request.was_passed_over:
         request.was_passed_over = 0

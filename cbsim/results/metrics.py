@@ -98,6 +98,35 @@ class Deployment:
     """Stages of each replica's pipeline, in which as many steps may be under way at once."""
     kv_cache_tokens: int | None = None
     """Tokens the KV cache of a replica holds."""
+    pool: str = DEFAULT_POOL
+    others: tuple[Deployment, ...] = ()
+    """Further pools of replicas of the model."""
+
+    @property
+    def pools(self) -> tuple[Deployment, ...]:
+        """All pools, this one first."""
+        return (self, *self.others)
+
+    @property
+    def num_replicas_in_all(self) -> int:
+        """Of all pools."""
+        return sum(pool.num_replicas for pool in self.pools)
+
+    @property
+    def num_gpus_in_all(self) -> int:
+        """Of this pool."""
+        return self.num_replicas * self.num_gpus
+
+    @property
+    def flop_per_s(self) -> float:
+        """Peak of all pools' GPUs, at the dtype of activations."""
+        dtype = self.model.dtype
+        return sum(pool.num_gpus_in_all * pool.gpu.peak_flop_per_s(dtype) for pool in self.pools)
+
+    @property
+    def memory_bytes_per_s(self) -> float:
+        """Bandwidth of all pools' GPUs' memories."""
+        return sum(pool.num_gpus_in_all * pool.gpu.memory_bytes_per_s for pool in self.pools)
 
 
 def summarize(
@@ -125,7 +154,7 @@ def summarize(
     promised = Slo.of(slo)
     num_good = int(meets_slo(latencies, finished, promised.own).sum())
     makespan_s = max(0.0, float(log.end_s) - float(requests["arrival_s"][0])) if num_requests else 0.0
-    replica_s = makespan_s * deployment.num_replicas
+    replica_s = makespan_s * deployment.num_replicas_in_all
     answered = ~np.isnan(requests["first_token_at_s"])
     num_output_tokens = int(requests["num_generated_tokens"].sum())
     num_prompt_tokens = int(requests["num_prompt_tokens"][answered].sum())
@@ -149,22 +178,22 @@ def summarize(
         "num_preemptions": int(requests["num_preemptions"].sum()),
         "num_tokens_recomputed": log.num_tokens_recomputed,
         "busy_fraction": _ratio(totals.busy_s, replica_s),
-        "mfu": mfu(totals, deployment, replica_s),
-        "mbu": mbu(totals, deployment, replica_s),
+        "mfu": mfu(totals, deployment, makespan_s),
+        "mbu": mbu(totals, deployment, makespan_s),
         "kv_utilization": _kv_utilization(totals, replica_s),
         "prefix_hit_rate": _ratio(log.num_prompt_tokens_hit, log.num_prompt_tokens_queried),
         "simulation": {"cpu_s": None, "wall_s": None, **(simulation or {}), "metrics_cpu_s": None},
         "notes": [*notes, *limit_notes(promised, summary)],
         "kv_waste": _kv_waste(log, totals),
         "rejection_reasons": dict(Counter(sorted(log.rejections.values())).most_common()),
-        "kv_cache_tokens": {DEFAULT_POOL: deployment.kv_cache_tokens},
+        "kv_cache_tokens": {pool.pool: pool.kv_cache_tokens for pool in deployment.pools},
         "longest_context_tokens": deployment.model.max_model_len,
         "longest_request_tokens": int(num_tokens.max()) if num_requests else None,
     }
-    if deployment.gpu.price_per_hour is not None:
-        num_gpus = deployment.num_gpus * deployment.num_replicas
-        hours = gpu_hours_per_million_tokens(num_gpus, summary["output_token_throughput_per_s"])
-        summary[COST] = None if hours is None else hours * deployment.gpu.price_per_hour
+    if all(pool.gpu.price_per_hour is not None for pool in deployment.pools):
+        prices = [pool.num_gpus_in_all * (pool.gpu.price_per_hour or 0) for pool in deployment.pools]
+        hours = gpu_hours_per_million_tokens(1, summary["output_token_throughput_per_s"])
+        summary[COST] = None if hours is None else hours * sum(prices)
     if num_failed := int((requests["state"] == RequestState.FAILED).sum()):
         summary["num_failed"] = num_failed
     if log.has_drafts:
@@ -307,26 +336,23 @@ def _not_overlapped_s(steps: Mapping[str, Column]) -> Column:
     return alone_s
 
 
-def mfu(totals: StepTotals, deployment: Deployment, replica_s: float) -> float | None:
-    """Model FLOP utilization: `StepWork.flop` of all steps / (`replica_s` x GPUs a replica x peak FLOP/s at
-    the dtype of activations).
+def mfu(totals: StepTotals, deployment: Deployment, makespan_s: float) -> float | None:
+    """Model FLOP utilization: `StepWork.flop` of all steps / (makespan x peak FLOP/s of all GPUs at the dtype
+    of activations).
 
-    Tokens computed again after a preemption count, padding doesn't. `replica_s` is makespan x replicas, idle
-    time included.
+    Tokens computed again after a preemption count, padding doesn't. Idle time is in the makespan.
     """
-    possible = replica_s * deployment.num_gpus * deployment.gpu.peak_flop_per_s(deployment.model.dtype)
-    return _ratio(totals.work.flop(deployment.model), possible)
+    return _ratio(totals.work.flop(deployment.model), makespan_s * deployment.flop_per_s)
 
 
-def mbu(totals: StepTotals, deployment: Deployment, replica_s: float) -> float | None:
-    """Memory bandwidth utilization: `StepWork.num_bytes` of all steps / (`replica_s` x GPUs a replica x
-    peak bytes/s).
+def mbu(totals: StepTotals, deployment: Deployment, makespan_s: float) -> float | None:
+    """Memory bandwidth utilization: `StepWork.num_bytes` of all steps / (makespan x peak bytes/s of all
+    GPUs).
 
     Weights and KV cache alone count, as in Databricks, "LLM Inference Performance Engineering", 2023;
-    activations are left out. `replica_s` is makespan x replicas, idle time included.
+    activations are left out. Idle time is in the makespan.
     """
-    possible = replica_s * deployment.num_gpus * deployment.gpu.memory_bytes_per_s
-    return _ratio(totals.work.num_bytes(deployment.model), possible)
+    return _ratio(totals.work.num_bytes(deployment.model), makespan_s * deployment.memory_bytes_per_s)
 
 
 def _kv_utilization(totals: StepTotals, replica_s: float) -> dict[str, float | None]:

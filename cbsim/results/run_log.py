@@ -14,11 +14,11 @@ Column = NDArray[Any]
 
 EVENTS = (
     *("arrived", "admitted", "resumed", "preempted", "emitted", "finished", "rejected"),
-    *("load_started", "loaded", "read", "sent", "failed"),
+    *("load_started", "loaded", "read", "sent", "failed", "handed_over"),
 )
 """Names of the event codes 0, 1, 2, ... of the core (`core.layout`) in `RunLog.events["event"]`."""
 ARRIVED, ADMITTED, RESUMED, PREEMPTED, EMITTED, FINISHED, REJECTED = range(7)
-LOADED, SENT, FAILED = map(EVENTS.index, ("loaded", "sent", "failed"))
+LOADED, SENT, FAILED, HANDED_OVER = map(EVENTS.index, ("loaded", "sent", "failed", "handed_over"))
 KINDS = ("prefill", "decode")
 """Names of the codes in `RunLog.batches["kind"]`."""
 
@@ -92,6 +92,20 @@ class RunLog:
     """Whether drafts were verified (speculative decoding)."""
     parts: Mapping[str, Column] | None = None
     """Where each request's time went (`results.latency`), made when asked for; `None` without `slices`."""
+    visits: Mapping[str, Column] | None = None
+    """One row a request and replica that it came to, in that order: `request` (row in `requests`), `replica`,
+    `arrived_at_s`, `admitted_at_s`, `left_at_s`, `num_prefill_tokens`,
+    `num_output_tokens` and `state` (RequestState codes). `None` where each came to one alone."""
+    pools: tuple[tuple[str, str], ...] = (("default", "both"),)
+    """Name and role of each pool of equal replicas."""
+    pool_of: Column | None = None
+    """Place in `pools` of each replica; `None` where there is one pool."""
+
+    def pools_of(self, replica: Column) -> Column:
+        """The place in `pools` of each of some replicas; -1 for none."""
+        if self.pool_of is None:
+            return np.zeros(len(replica), dtype=np.int8)
+        return np.where(replica >= 0, self.pool_of[replica], -1)
 
 
 def distinct_gaps(gaps: Iterable[tuple[Column, Column]]) -> tuple[Column, Column]:
@@ -131,7 +145,7 @@ def event_columns(
         "num_tokens": np.zeros(num_outside, dtype=np.int64),
     }
     columns = {name: np.concatenate([column, recorded[name]]) for name, column in outside.items()}
-    is_result = np.isin(columns["event"], (EMITTED, FINISHED, LOADED, SENT, FAILED))
+    is_result = np.isin(columns["event"], (EMITTED, FINISHED, LOADED, SENT, FAILED, HANDED_OVER))
     phase = np.where(is_result, 1, 3)
     phase[:num_outside] = 2 if answers_first else 0
     place, by_replica = columns["request"].copy(), columns["replica"].copy()

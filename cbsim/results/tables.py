@@ -69,6 +69,7 @@ class Field(NamedTuple):
     nullable: bool = False
 
 
+_POOL = Field("pool", "label", "", "Pool of equal replicas that its replica is one of", True)
 _REPLICA = Field("replica", "int64", "", "Replica that served it, from 0; null where it came to none", True)
 _STEP_REPLICA = Field("replica", "int64", "", "Replica, from 0")
 _STEP = Field("step", "int64", "", "Number of the step on its replica, from 0")
@@ -112,23 +113,23 @@ REQUESTS = (
     Field("num_preemptions", "int64", "", "Times it was preempted"),
     Field("priority", "int64", "", "Smaller goes first"),
     Field("state", "label", "", "finished, rejected, unfinished or failed (its KV never came)"),
+    _POOL,
 )
 REQUEST_PARTS = (*_parts(PARTS, "E2E"), *_parts(TTFT_PARTS, "TTFT"))
 """Behind `REQUESTS`, where the record tells: not of live runs."""
 VISITS = (
-    Field("request_id", "string", "", "Name of the request"),
-    Field("pool", "label", "", "Pool of equal replicas that it came to"),
+    Field("request_id", "label", "", "Name of the request"),
+    _POOL,
     _REPLICA,
-    Field("role", "label", "", "What the replica does: both prefill and decode"),
+    Field("role", "label", "", "What the replica does: prefill, decode or both", True),
     Field("arrived_at_s", "float64", "s", "Instant at which it came to the replica"),
     Field("admitted_at_s", "float64", "s", "Instant at which it was first scheduled there", True),
     Field("left_at_s", "float64", "s", "Instant at which it left; null if it was there at the end", True),
     Field("num_prefill_tokens", "int64", "tokens", "Prompt tokens it came with"),
     Field("num_output_tokens", "int64", "tokens", "Output tokens it got there"),
-    Field("reason", "label", "", "Why it left: finished, rejected or failed; null if it did not", True),
+    Field("reason", "label", "", "Why it left: finished, handed_over, rejected or failed; else null", True),
 )
-"""A row a request and replica: today each request visits one."""
-POOLS, ROLES = ("replicas",), ("both",)
+"""A row a request and replica."""
 STEPS = (
     _STEP_REPLICA,
     _STEP,
@@ -148,6 +149,7 @@ STEPS = (
     Field("num_attention_pairs", "int64", "", "Pairs of a query token and a key, for MFU"),
     Field("num_context_tokens", "int64", "tokens", "KV entries read, for MBU"),
     Field("num_logits", "int64", "", "Rows of logits computed"),
+    _POOL,
 )
 SLICE_STEPS = (
     Field("transfer_s", "float64", "s", "Of its duration: moving KV blocks to and from host memory"),
@@ -205,6 +207,7 @@ _ENDS = {
     RequestState.FINISHED: "finished",
     RequestState.REJECTED: "rejected",
     RequestState.FAILED: "failed",
+    RequestState.HANDED_OVER: "handed_over",
 }
 
 
@@ -212,41 +215,56 @@ def requests_table(log: RunLog) -> ArrowTable:
     """One row a request in order of arrival."""
     columns = {**log.requests, **request_latencies(log), **(log.parts or {})}
     fields = REQUESTS if log.parts is None else (*REQUESTS, *REQUEST_PARTS)
-    return _table(fields, columns | {"state": _ends(log, "unfinished")})
+    pool = _pool(log, log.requests["replica"])
+    return _table(fields, columns | {"pool": pool, "state": _ends(log.requests["state"], "unfinished")})
+
+
+def _pool(log: RunLog, replica: NDArray[Any]) -> Any:
+    """The pools of replicas, as labels."""
+    return labels(log.pools_of(replica), [name for name, _ in log.pools])
 
 
 def visits_table(log: RunLog) -> ArrowTable:
-    """One row a visit of a request to a replica, in order of arrival."""
-    requests = log.requests
-    is_rejected = requests["state"] == RequestState.REJECTED
-    nothing = np.zeros(len(is_rejected), dtype=np.int8)
-    return _table(
-        VISITS,
-        {
-            "request_id": requests["request_id"],
-            "pool": labels(nothing, POOLS),
+    """One row a visit of a request to a replica, in the order in which they came there."""
+    requests, visits = log.requests, log.visits
+    if visits is None:
+        is_rejected = requests["state"] == RequestState.REJECTED
+        visits = {
+            "request": np.arange(len(is_rejected)),
             "replica": requests["replica"],
-            "role": labels(nothing, ROLES),
             "arrived_at_s": requests["arrival_s"],
             "admitted_at_s": requests["first_scheduled_at_s"],
             "left_at_s": np.where(is_rejected, requests["arrival_s"], requests["finished_at_s"]),
             "num_prefill_tokens": requests["num_prompt_tokens"],
             "num_output_tokens": requests["num_generated_tokens"],
-            "reason": _ends(log),
+            "state": requests["state"],
+        }
+    names, roles = zip(*log.pools, strict=True)
+    pool = log.pools_of(visits["replica"])
+    return _table(
+        VISITS,
+        {
+            **visits,
+            "request_id": labels(visits["request"], requests["request_id"]),
+            "pool": labels(pool, names),
+            "role": labels(pool, roles),
+            "reason": _ends(visits["state"]),
         },
     )
 
 
-def _ends(log: RunLog, *under_way: str) -> Any:
+def _ends(state: Any, *under_way: str) -> Any:
     """How requests ended, as labels; those that did not are `under_way`, null if that is left out."""
-    codes = np.select([log.requests["state"] == end for end in _ENDS], range(3), 3 if under_way else -1)
+    codes = np.select([state == end for end in _ENDS], range(len(_ENDS)), len(_ENDS) if under_way else -1)
     return labels(codes, [*_ENDS.values(), *under_way])
 
 
 def steps_table(log: RunLog) -> ArrowTable:
     """One row a step in order of (start, replica)."""
     further = (*(() if log.slices is None else SLICE_STEPS), *DRAFT_STEPS, *WINDOW_STEPS)
-    return _table((*STEPS, *(field for field in further if field.name in log.steps)), log.steps)
+    fields = (*STEPS, *(field for field in further if field.name in log.steps))
+    columns = {field.name: log.steps[field.name] for field in fields if field is not _POOL}
+    return _table(fields, columns | {"pool": _pool(log, log.steps["replica"])})
 
 
 def events_table(log: RunLog) -> ArrowTable:
@@ -314,7 +332,7 @@ OPTIONAL_COLUMNS = (
 def step_columns(*, has_drafts: bool, has_window: bool) -> tuple[str, ...]:
     """The columns of `RunLog.steps` where slices are recorded, with those that no table has."""
     told = (*STEPS, *SLICE_STEPS, *(DRAFT_STEPS if has_drafts else ()), *(WINDOW_STEPS if has_window else ()))
-    return (*(field.name for field in told), "num_kv_tokens", "max_decode_context")
+    return (*(field.name for field in told if field is not _POOL), "num_kv_tokens", "max_decode_context")
 
 
 def to_frame(table: ArrowTable) -> pd.DataFrame:

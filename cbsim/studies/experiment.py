@@ -35,6 +35,7 @@ from cbsim.schedulers.kvcache import KVCacheConfig, KvCapacity
 from cbsim.schedulers.vllm import VllmConfig
 from cbsim.specs import GpuSpec, ModelSpec, ParallelSpec
 from cbsim.specs.huggingface import NAMED_MODEL
+from cbsim.studies.cluster_config import ClusterConfig, PoolConfig
 from cbsim.workload import WORKLOADS, WorkloadConfig
 from cbsim.workload.frames import with_files
 from cbsim.workload.trace import missing_traces
@@ -95,6 +96,8 @@ class Experiment(Section):
     """How many replicas there are, and which of them a request goes to."""
     parallel: ParallelSpec = Field(default_factory=ParallelSpec)
     """How the GPUs of a replica share the model."""
+    cluster: ClusterConfig | None = None
+    """Pools of replicas that differ, such as for prefill and decode; null: `replicas`, which are equal."""
     front_end_s: float = Field(default=0.0, ge=0)
     """Seconds that a request spends before the engine, at HTTP and tokeniser, and its tokens after it (some
     6 ms in public runs of vLLM): part of TTFT and E2E, not of the engine's own times."""
@@ -216,6 +219,25 @@ class Experiment(Section):
         under_way *= self.scheduler.num_in_flight(self.parallel.pipeline)
         return self.kv_cache.capacity(self.num_kv_blocks, self.model, self.sharing, under_way)
 
+    def pools(self) -> list[tuple[PoolConfig, Experiment]]:
+        """Each pool of the cluster, and the experiment with its replicas alone.
+
+        Raises `ConfigError` with a line for each mistake in what a pool has of its own.
+        """
+        assert self.cluster is not None
+        aside = ("cluster", "observers", SWEEP, TUNE)
+        general = {key: value for key, value in self.resolved().items() if key not in aside}
+        found, problems = [], []
+        for pool in self.cluster.pools:
+            try:
+                found.append((pool, Experiment.from_mapping(pool.settings(general), (), self._folder)))
+            except ConfigError as error:
+                told = (problem.removeprefix("config: ") for problem in error.problems)
+                problems += [f"cluster: pool '{pool.name}': {problem}" for problem in told]
+        if problems:
+            raise ConfigError(*problems)
+        return found
+
     @property
     def folder(self) -> Path:
         """Where relative paths in the settings start."""
@@ -229,7 +251,7 @@ class Experiment(Section):
     def resolved(self) -> dict[str, Any]:
         """Plain data that makes this experiment again from any folder, names and defaults spelled out."""
         settings = self.model_dump(mode="json")
-        for key in (SWEEP, TUNE, "observers"):
+        for key in (SWEEP, TUNE, "observers", "cluster"):
             if not settings[key]:
                 del settings[key]
         _anchor_paths(settings["workload"], self._folder)
@@ -431,6 +453,8 @@ def _misfits(experiment: Experiment, document: Document) -> Iterator[str]:
         except WorkloadError as error:
             keys = (WORKLOAD, "path") if document.get((WORKLOAD, "path")) else (WORKLOAD,)
             yield from (document.place(keys).problem(problem) for problem in error.problems)
+    if experiment.cluster is not None:
+        yield from _pool_misfits(experiment, experiment.cluster, document)
     num_gpus, num_heads = experiment.tensor_parallel, experiment.model.num_heads
     is_old = experiment.replicas.tensor_parallel > 1
     if is_old and experiment.parallel.tensor not in (1, num_gpus):
@@ -468,6 +492,33 @@ def _misfits(experiment: Experiment, document: Document) -> Iterator[str]:
     except ConfigError as error:
         where = document.place(("kv_cache",)).where
         yield from (f"{where}: {problem}" for problem in error.problems)
+
+
+def _pool_misfits(experiment: Experiment, cluster: ClusterConfig, document: Document) -> Iterator[str]:
+    """What pools have of their own that is wrong, or that a cluster can't have."""
+    place = document.place(("cluster",))
+    if experiment.replicas.count > 1:
+        yield document.place(("replicas", "count")).problem(
+            f"got {experiment.replicas.count} beside cluster; expected counts of its pools alone"
+        )
+    try:
+        pools = experiment.pools()
+    except ConfigError as error:
+        yield from (place.problem(problem.removeprefix("cluster: ")) for problem in error.problems)
+        return
+    for pool, own in pools:
+        kind = own.scheduler.type
+        if kind != pools[0][1].scheduler.type:
+            first = pools[0][1].scheduler.type
+            yield place.problem(f"pool '{pool.name}': got scheduler {kind}; expected {first} in all pools")
+        if own.parallel.data > 1:
+            yield place.problem(f"pool '{pool.name}': got parallel.data {own.parallel.data}; expected 1")
+        if cluster.is_staged and SCHEDULERS.get(kind).reserves_ahead:
+            yield place.problem(
+                f"pool '{pool.name}': got scheduler {kind}, which takes in no KV; expected preemptive or vllm"
+            )
+        if cluster.is_staged and own.scheduler.has_connector:
+            yield place.problem(f"pool '{pool.name}': got a connector; expected null: the role says it")
 
 
 def _anchor_plugins(settings: dict[str, Any], folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from cbsim.schedulers.vllm import VllmConfig
 from cbsim.studies.alternative_note import alternative_note
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.run_interval import MAX_TOKENS, MAX_TOKENS_INTERPRETED, known_error, run_interval
-from cbsim.studies.simulation import Speed, Told, setup_of, simulate_core
+from cbsim.studies.simulation import Speed, Told, cluster_setup, setup_of, simulate_core
 from cbsim.workload import WORKLOADS, Workload
 from cbsim.workload.request import RequestState
 
@@ -74,15 +75,7 @@ def run_experiment(
     wall_start, cpu_start = time.perf_counter(), time.process_time()
     log, noted, speed = _simulate(experiment, workload, progress, cost, audience)
     simulation = {"cpu_s": time.process_time() - cpu_start, "wall_s": time.perf_counter() - wall_start}
-    deployment = Deployment(
-        model=experiment.model,
-        gpu=experiment.gpu,
-        num_gpus=experiment.sharing.num_rank_gpus,
-        num_stages=experiment.parallel.pipeline,
-        num_replicas=experiment.replicas.count * experiment.parallel.data,
-        kv_block_size=experiment.kv_cache.block_size,
-        kv_cache_tokens=experiment.kv_capacity.num_tokens,
-    )
+    deployment = deployment_of(experiment)
     measured = measured_log(log, experiment.measure)
     notes = [
         *experiment.measure.notes(log.requests["arrival_s"]),
@@ -91,7 +84,7 @@ def run_experiment(
         *noted,
     ]
     summary = summarize(measured, deployment, experiment.slo.limits(), simulation=simulation, notes=notes)
-    if with_interval:
+    if with_interval and experiment.cluster is None:
         budget = MAX_TOKENS if speed.is_compiled else MAX_TOKENS_INTERPRETED
         interval = run_interval(experiment, workload, cost, summary, max_tokens=budget)
         if interval is not None:
@@ -103,9 +96,25 @@ def run_experiment(
         summary["parts"] = mean_parts(request_latencies(measured), measured.parts)
         summary["simulation"]["parts_cpu_s"] = time.process_time() - began
     specs = {"model": experiment.model, "gpu": experiment.gpu}
-    inputs = [*workload.inputs(), *cost.inputs()]
+    inputs = [*workload.inputs(), *cost_inputs(experiment, cost)]
     manifest = make_manifest(experiment.seed, inputs, specs)
     return Result.from_log(log, summary, experiment.resolved(), manifest, audience.observers, measured)
+
+
+def deployment_of(experiment: Experiment) -> Deployment:
+    """What runs, pool by pool."""
+    if experiment.cluster is not None:
+        first, *others = (replace(deployment_of(own), pool=pool.name) for pool, own in experiment.pools())
+        return replace(first, others=tuple(others))
+    return Deployment(
+        model=experiment.model,
+        gpu=experiment.gpu,
+        num_gpus=experiment.sharing.num_rank_gpus,
+        num_stages=experiment.parallel.pipeline,
+        num_replicas=experiment.replicas.count * experiment.parallel.data,
+        kv_block_size=experiment.kv_cache.block_size,
+        kv_cache_tokens=experiment.kv_capacity.num_tokens,
+    )
 
 
 def make_audience(experiment: Experiment, further: Sequence[Observer] = ()) -> Audience:
@@ -125,6 +134,14 @@ def make_workload(experiment: Experiment) -> Workload:
     workload_class = WORKLOADS.get(experiment.workload.type)
     with blaming("workload", workload_class):
         return workload_class(experiment.workload, seed=experiment.seed, folder=experiment.folder)
+
+
+def cost_inputs(experiment: Experiment, cost: CostModel) -> list[Path]:
+    """The files that costs are read from: those of `cost`, the experiment's, or of each pool's own."""
+    if experiment.cluster is None:
+        return cost.inputs()
+    found = [path for _, own in experiment.pools() for path in make_cost_model(own).inputs()]
+    return list(dict.fromkeys(found))
 
 
 def make_cost_model(experiment: Experiment) -> CostModel:
@@ -161,16 +178,23 @@ def _simulate(
     told = None
     if audience is not None and audience.observers:
         told = Told(audience, experiment.name, experiment.model.name)
-    setup = setup_of(experiment, workload, cost)
+    if experiment.cluster is None:
+        setup = setup_of(experiment, workload, cost)
+    else:
+        setup = cluster_setup(experiment, workload, make_cost_model)
     log, ended, speed = simulate_core(setup, experiment.speed, progress, told)
     notes = setup.rung.notes(experiment.scheduler, ended.requests, ended.own)
     num_unsent = len(ended.planned) - len(log.requests["arrival_s"])
     if num_unsent > 0:
         unsent = f"{num_unsent:,} requests were never sent: the answers that they wait for had not come"
         notes = [unsent, *notes]
+    costs = {id(pool.cost): pool for pool in setup.pools}
+    for pool in costs.values():
+        prefix = f"pool {pool.pool_name}: " if setup.others else ""
+        notes = [*notes, *(prefix + note for note in pool.cost.notes(log.steps))]
     error = known_error(cost)
-    told_error = [error.told()] if error is not None else []
-    return log, [*speed.notes, *notes, *cost.notes(log.steps), *told_error], speed
+    told_error = [error.told()] if error is not None and not setup.others else []
+    return log, [*speed.notes, *notes, *told_error], speed
 
 
 def log_notes(experiment: Experiment, log: RunLog) -> list[str]:
@@ -201,8 +225,11 @@ def log_notes(experiment: Experiment, log: RunLog) -> list[str]:
             f"{experiment.model.max_model_len:,} tokens (a real engine would refuse that)"
         )
     notes += [f"{experiment.model.name}: not modelled: {each}" for each in experiment.model.not_modelled]
-    if (shortfall := experiment.kv_capacity.shortfall) is not None:
-        notes.append(shortfall)
+    pools = [("", experiment)]
+    if experiment.cluster is not None:
+        pools = [(f"pool {pool.name}: ", own) for pool, own in experiment.pools()]
+    shortfalls = [(prefix, own.kv_capacity.shortfall) for prefix, own in pools]
+    notes += [f"{prefix}{shortfall}" for prefix, shortfall in shortfalls if shortfall is not None]
     windows = {group.window for group in experiment.kv_cache.layer_groups(experiment.model)}
     if windows - {0, experiment.model.window}:
         notes.append("steps are priced by the windows of the model, whatever those of kv_cache.groups")
@@ -261,7 +288,7 @@ class Address:
         `CbsimError` naming every input file that can't be read.
         """
         workload, cost = make_workload(experiment), self._cost(experiment, settings)
-        files = sorted({*workload.inputs(), *(cost.inputs() if cost else ())})
+        files = sorted({*workload.inputs(), *(cost_inputs(experiment, cost) if cost else ())})
         self._digests |= hash_files(file for file in files if file not in self._digests)
         digests = [self._digests[file] for file in files]
         key = self._hash(settings, digests)
@@ -300,4 +327,5 @@ def is_determined(experiment: Experiment, workload: Workload, cost: CostModel) -
         or cost.uses_seed
         or scheduler_draws
         or (experiment.replicas.router == "random" and experiment.replicas.count > 1)
+        or (experiment.cluster is not None and experiment.cluster.draws)
     )

@@ -5,25 +5,27 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from itertools import chain, tee
 from math import inf
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cbsim.base.binding import Bound, CannotCompile, can_compile
 from cbsim.base.errors import CbsimError, PluginError, plugin_error
+from cbsim.base.machine_code import kind_of
 from cbsim.base.records import pieces
+from cbsim.base.units import GIGA
 from cbsim.cluster.simpy_world import ROUTER_STREAM, make_router
 from cbsim.cluster.simpy_world import World as SimpyWorld
 from cbsim.cluster.watched_run import WatchedRun
 from cbsim.core import layout
-from cbsim.core.building import KvPool, new_world
+from cbsim.core.building import KvPool, LinkParts, PoolParts, new_cluster
 from cbsim.core.driver import Parts, Progress, RuleFault, drive
-from cbsim.core.feed import begin_alone, run
+from cbsim.core.feed import WITHOUT_LINKS, begin_alone, run
 from cbsim.core.intake import take_in
 from cbsim.core.layout import World
 from cbsim.core.loop import close_decodes
@@ -34,6 +36,7 @@ from cbsim.observers import ObservedRun
 from cbsim.observers.audience import Audience
 from cbsim.observers.views import SchedulerView
 from cbsim.results.latency import Replica, request_parts
+from cbsim.results.metrics import DEFAULT_POOL
 from cbsim.results.run_log import Deferred, RunLog, Slices, event_columns
 from cbsim.results.tables import step_columns
 from cbsim.schedulers import SCHEDULERS, Means, Scheduler, SchedulerConfig
@@ -50,11 +53,7 @@ TOKENS_TO_COMPILE = 3_000_000
 TOKENS_TO_LOAD = 15_000
 """Output tokens from which a run is compiled: where the core has yet to be compiled (some 15 s), and where it
 is only loaded from the cache folder (0.04 s). Interpreting takes some 2.5 us a token."""
-KEPT = (
-    *("replica", "num_prompt_tokens", "num_output_tokens", "num_generated_tokens"),
-    *("num_cached_tokens", "num_preemptions", "priority"),
-)
-"""Columns of requests that are those of their records."""
+LEFT = (layout.FINISHED, layout.HANDED_OVER)
 ROUTERS = get_args(ReplicasConfig.model_fields["router"].annotation)
 
 
@@ -71,6 +70,12 @@ def class_step_s(cost: Any, shape: Any, chunks: Any) -> float:
             shape.num_other_tokens,
         )
     )
+
+
+def pooled_step_s(cost: Any, shape: Any, chunks: Any) -> float:
+    """Seconds of a step where pools have costs of several kinds: each brings its own formula along."""
+    step_s, figures = cost
+    return step_s(figures, shape, chunks)  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
@@ -97,6 +102,28 @@ class Setup:
     """Seconds that a client waits for besides the engine, each time."""
     draft_share: float = 0.0
     """Seconds of a pass of the drafter over those of a decode of one request by the model."""
+    pool_name: str = DEFAULT_POOL
+    role: Literal["both", "prefill", "decode"] = "both"
+    others: tuple[Setup, ...] = ()
+    """Further pools of replicas; those to whom requests come stand before those that take them over."""
+    decode_router: int = layout.ROUND_ROBIN
+    link: LinkParts | None = None
+    """What KV caches are handed over on; with pools for prefill and decode."""
+
+    @property
+    def pools(self) -> tuple[Setup, ...]:
+        """All pools, this one first."""
+        return (self, *self.others)
+
+    @property
+    def is_staged(self) -> bool:
+        """Whether requests are handed over from one pool to another."""
+        return self.link is not None
+
+    @property
+    def num_entries(self) -> int:
+        """Replicas to whom requests come."""
+        return sum(pool.num_replicas for pool in self.pools if pool.role != "decode")
 
     @property
     def is_closed(self) -> bool:
@@ -112,6 +139,9 @@ class Setup:
             numbers["draft_s"] = self.draft_share * self.cost.step_s(StepShape((), 0, 1, 1, 1))
         if self.num_ranks > 1:
             numbers["async_scheduling"] = 0
+        if self.role != "both":
+            role = layout.PRODUCER if self.role == "prefill" else layout.CONSUMER
+            numbers |= {"connector": layout.REMOTE, "role": role, "load_failure_policy": layout.FAIL}
         return {
             **numbers,
             "num_ranks": self.num_ranks,
@@ -132,7 +162,20 @@ class Setup:
         drafting = self.scheduler.drafting
         if drafting is not None:
             return drafting.chances
-        return [] if self.scheduler.has_connector else None
+        return [] if self.has_connector else None
+
+    @property
+    def has_connector(self) -> bool:
+        """Whether KV comes or goes."""
+        return self.scheduler.has_connector or self.role != "both"
+
+    def parts(self, longest: int, *, with_formula: bool) -> PoolParts:
+        """What the core makes the pool of; requests of up to `longest` tokens come."""
+        numbers, prices = self.numbers, None
+        if numbers.get("preemption") == layout.CHEAPER:
+            prices = np.array([prefill_s(self.cost, n) for n in range(longest + 1)])
+        figures = self.priced() if with_formula else self.priced()[1]
+        return PoolParts(figures, self.pool, numbers, self.num_replicas, self.num_in_flight, prices)
 
     def priced(self) -> tuple[Callable[..., float], Any]:
         """What prices a step, and the first thing that it takes."""
@@ -185,6 +228,38 @@ def setup_of(experiment: Experiment, workload: Workload, cost: CostModel) -> Set
     )
 
 
+def cluster_setup(
+    experiment: Experiment, workload: Workload, make_cost: Callable[[Experiment], CostModel]
+) -> Setup:
+    """The setup of an experiment with a cluster; `make_cost` makes each pool's cost model.
+
+    Those to whom requests come stand first.
+    """
+    cluster = experiment.cluster
+    assert cluster is not None
+    setups = []
+    for pool, own in sorted(experiment.pools(), key=lambda each: each[0].role == "decode"):
+        setup = setup_of(own, workload, make_cost(own))
+        cache = replace(setup.pool, has_identities=setup.pool.has_identities or cluster.is_staged)
+        setups.append(replace(setup, pool=cache, pool_name=pool.name, role=pool.role))
+    link = None
+    if cluster.is_staged:
+        link = LinkParts(
+            cluster.link.bandwidth_gb_s * GIGA,
+            cluster.link.latency_s,
+            experiment.model.kv_bytes_per_token,
+            experiment.model.num_layers,
+            cluster.link.layer_by_layer,
+        )
+    return replace(
+        setups[0],
+        others=tuple(setups[1:]),
+        router=ROUTERS.index(cluster.router),
+        decode_router=ROUTERS.index(cluster.decode_router),
+        link=link,
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Told:
     """Who is told of a run, and what of: the experiment's name and that of its model."""
@@ -206,7 +281,7 @@ def simulate_core(
 
     `engine` is `auto`, `compiled` or `interpreted`. Raises `PluginError` for what a third party's part does.
     """
-    cost, rung = setup.cost, setup.rung
+    rung = setup.rung
     batches = setup.workload.batches()
     kept: Iterator[RequestBatch] = iter(())
     if told is not None:
@@ -215,7 +290,7 @@ def simulate_core(
         intake = take_in(
             batches,
             inf if setup.is_closed else setup.until_s,
-            with_segments=setup.pool.prefix_caching,
+            with_segments=any(pool.pool.prefix_caching for pool in setup.pools),
             with_extras=setup.chances is not None,
             chances=setup.chances or (),
         )
@@ -226,36 +301,38 @@ def simulate_core(
     if job_length is not None:
         lengths = (requests[name].tolist() for name in ("num_prompt_tokens", "num_output_tokens"))
         requests["job_length"] = list(map(job_length, intake.names(), *lengths))
-    numbers, prices = setup.numbers, None
-    step_s, figures = setup.priced()
-    if numbers.get("preemption") == layout.CHEAPER:
-        longest = int((requests["num_prompt_tokens"] + requests["num_output_tokens"]).max(initial=0))
-        prices = np.array([prefill_s(cost, n) for n in range(longest + 1)])
-    world = new_world(
+    if setup.is_staged and turns is None:
+        turns = np.zeros(len(requests), layout.FOLLOWING)
+        turns["next"] = layout.NOBODY
+    longest = int((requests["num_prompt_tokens"] + requests["num_output_tokens"]).max(initial=0))
+    step_s, can_compile_costs = _priced_alike(setup)
+    world = new_cluster(
         requests,
-        figures,
-        setup.pool,
-        numbers,
-        num_replicas=setup.num_replicas,
-        num_in_flight=setup.num_in_flight,
-        router=setup.router,
+        [pool.parts(longest, with_formula=step_s is pooled_step_s) for pool in setup.pools],
+        [setup.router, setup.decode_router][: 1 + setup.is_staged],
+        num_entries=setup.num_entries,
+        link=setup.link,
         num_clients=setup.workload.config.concurrency or 0,
         watched=layout.UNWATCHED if told is None else told.watched,
         segments=intake.segments,
-        prefill_s=prices,
         extras=intake.extras,
         acceptance=intake.acceptance,
         turns=turns,
     )
     if setup.is_closed:
         think = ThinkTimes(setup.workload.config, setup.workload.seed)
-        world.requests["think_s"] = [think.after(index) + setup.front_end_s for index in range(len(requests))]
-    if setup.router == layout.RANDOM and setup.num_replicas > 1:
+        world.requests["think_s"] = [
+            think.after(index) + setup.front_end_s for index in range(len(world.requests))
+        ]
+    if layout.RANDOM in world.routers["kind"]:
+        most = setup.num_entries if not setup.is_staged else 2**31 - 1
         random = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(ROUTER_STREAM,)))
-        world.requests["route"] = [int(random.integers(setup.num_replicas)) for _ in range(len(requests))]
-    bound = core_of(rung, step_s, setup.num_ranks, has_connector=setup.scheduler.has_connector)
+        world.requests["route"] = [int(random.integers(most)) for _ in range(len(world.requests))]
+    bound = core_of(
+        rung, step_s, setup.num_ranks, has_connector=setup.has_connector, is_staged=setup.is_staged
+    )
     record, outcome = Record(), Speed(False)
-    if step_s is not class_step_s and is_worth_compiling(engine, bound, requests):
+    if can_compile_costs and is_worth_compiling(engine, bound, requests):
         outcome = compiled(world, bound)
 
     def names() -> NDArray[np.object_]:
@@ -285,8 +362,17 @@ def simulate_core(
         raise told_fault(fault, setup, names()) from fault
     clients = world.clients
     sent = world.requests[: int(clients["num_sent"])]
-    answers_first = setup.is_closed or (turns is not None and len(sent) > int(clients["num_started"]))
-    log = log_of(sent, lambda: names()[: len(sent)], world.own, record, setup, answers_first=answers_first)
+    is_first = sent["previous"] == layout.NOBODY
+    answers_first = setup.is_closed or (turns is not None and is_first.sum() > int(clients["num_started"]))
+    log = log_of(
+        sent,
+        lambda: names()[: len(sent)][is_first],
+        world.own,
+        record,
+        setup,
+        answers_first=answers_first,
+        num_output_tokens=requests["num_output_tokens"][sent["source"]] if setup.is_staged else None,
+    )
     if told is not None:
         told.audience.ended(log.end_s)
     return log, world, outcome
@@ -330,12 +416,28 @@ def told_fault(fault: RuleFault, setup: Setup, ids: Sequence[str] | NDArray[np.o
     )
 
 
+def _priced_alike(setup: Setup) -> tuple[Callable[..., float], bool]:
+    """What prices a step in every pool, and whether that can be compiled: for costs of one kind alone."""
+    priced = [pool.priced() for pool in setup.pools]
+    step_s = priced[0][0]
+    if any(each is not step_s for each, _ in priced):
+        return pooled_step_s, False
+    kinds = {kind_of((record,)) for _, record in priced} if step_s is not class_step_s else set()
+    return step_s, len(kinds) == 1
+
+
 def core_of(
-    rung: type[Scheduler], step_s: Callable[..., float], num_ranks: int = 1, *, has_connector: bool = False
+    rung: type[Scheduler],
+    step_s: Callable[..., float],
+    num_ranks: int = 1,
+    *,
+    has_connector: bool = False,
+    is_staged: bool = False,
 ) -> Bound:
     """The core with a scheduler's rules and a cost model's price, less rules that a run has no use for."""
     ranks = {} if num_ranks > 1 else {"begin_together": begin_alone}
-    return Parts({**rung.rules(), **ranks}, step_s, {} if has_connector else WITHOUT_CONNECTOR).bound(run)
+    unused = {**({} if has_connector else WITHOUT_CONNECTOR), **({} if is_staged else WITHOUT_LINKS)}
+    return Parts({**rung.rules(), **ranks}, step_s, unused).bound(run)
 
 
 @dataclass(frozen=True, slots=True)
@@ -454,36 +556,44 @@ def log_of(
     setup: Setup,
     *,
     answers_first: bool,
+    num_output_tokens: Array | None = None,
 ) -> RunLog:
-    """The core's record as a `RunLog`, as results need it; `rows`: the records of requests sent.
+    """The core's record as a `RunLog`, as results need it; `rows`: the records of visits, as they came.
 
     `answers_first`: whether answers make clients send, so that at one instant they come before arrivals.
+    `num_output_tokens`, of the request that a row is a visit of, where requests are handed over.
     """
-    rung, cost, until_s = setup.rung, setup.cost, setup.until_s
-    state = rows["state"]
-    is_finished, is_rejected = state == layout.FINISHED, state == layout.REJECTED
+    until_s, visits = setup.until_s, Visits.of(rows)
+    first, last = rows[visits.first], rows[visits.last]
+    state = last["state"]
     known: dict[str, Array] = {
-        "arrival_s": rows["arrival_s"],
-        "first_scheduled_at_s": rows["first_scheduled_at_s"],
-        "first_token_at_s": rows["first_token_at_s"],
-        "finished_at_s": np.where(is_finished, rows["last_token_at_s"], np.nan),
-        "max_itl_s": rows["max_itl_s"],
-        **{name: rows[name] for name in KEPT},
+        **{name: first[name] for name in OF_FIRST_VISIT},
+        **{name: last[name] for name in OF_LAST_VISIT},
+        "finished_at_s": np.where(state == layout.FINISHED, last["last_token_at_s"], np.nan),
         "state": np.where(np.isin(state, ENDED), state, RequestState.UNFINISHED),
     }
+    if num_output_tokens is not None:
+        known["num_output_tokens"] = num_output_tokens[visits.first]
+    for name in SUMMED_OVER_VISITS:
+        known[name] = np.bincount(visits.request, rows[name], len(first)).astype(rows[name].dtype)
     requests = Deferred(lambda: {"request_id": names_of()}, known)
-    numbers = setup.numbers
-    rejections = {
-        int(index): rung.rejection(rows[index], numbers, setup.means) for index in np.flatnonzero(is_rejected)
-    }
-    slices = Slices(*(Deferred(partial(record.columns, table)) for table in ("prefills", "decodes")))
-    has_drafts, num_blocks = setup.scheduler.drafting is not None, setup.means.num_blocks
+    pool_of = np.repeat(np.arange(len(setup.pools)), [pool.num_replicas for pool in setup.pools])
+    rejections = {}
+    for index in np.flatnonzero(rows["state"] == layout.REJECTED).tolist():
+        pool = setup.pools[pool_of[rows["replica"][index]]]
+        reason = setup.rung.rejection(rows[index], pool.numbers, pool.means)
+        rejections[int(visits.request[index])] = reason
+    columns_of = partial(visits.columns, record)
+    slices = Slices(*(Deferred(partial(columns_of, table)) for table in ("prefills", "decodes")))
+    has_drafts = setup.scheduler.drafting is not None
+    num_blocks = np.array([setup.pools[pool].means.num_blocks for pool in pool_of])
+    costs = [setup.pools[pool].cost for pool in pool_of]
     names = step_columns(has_drafts=has_drafts, has_window=setup.window > 0)
     events = Deferred(
-        lambda: event_columns(requests, record.columns("events"), rejections, answers_first=answers_first)
+        lambda: event_columns(requests, columns_of("events"), rejections, answers_first=answers_first)
     )
     steps = StepColumns(record, names, num_blocks)
-    replicas: Sequence[Replica] = [Replica(0, steps, slices, cost)]
+    replicas: Sequence[Replica] = [Replica(0, steps, slices, setup.cost)]
     if len(own) > 1:
 
         @cache
@@ -495,10 +605,10 @@ def log_of(
             return np.lexsort((record.column("steps", "replica"), record.column("steps", "start_s")))
 
         columns = [StepColumns(record, names, num_blocks, partial(places_of, n)) for n in range(len(own))]
-        replicas = [Replica(n, of, _of_replica(slices, n), cost) for n, of in enumerate(columns)]
+        replicas = [Replica(n, of, _of_replica(slices, n), costs[n]) for n, of in enumerate(columns)]
         steps = StepColumns(record, names, num_blocks, in_order_of_time)
     # Parts of latencies take steps to follow one another, each with a token of a request at most.
-    is_shared = has_drafts or setup.num_stages > 1 or setup.num_ranks > 1
+    is_shared = has_drafts or setup.is_staged or setup.num_stages > 1 or setup.num_ranks > 1
     end_s = max(float(own["last_end_s"].max()), float(rows["arrival_s"].max(initial=0.0)))
     if until_s < inf and own["num_outstanding"].any():
         end_s = until_s
@@ -506,7 +616,7 @@ def log_of(
         requests=requests,
         steps=steps,
         events=events,
-        batches=_in_order_of_time(record.columns("batches")) if setup.with_batches else None,
+        batches=_in_order_of_time(columns_of("batches")) if setup.with_batches else None,
         gaps=Gaps(record),
         rejections=rejections,
         num_tokens_recomputed=int(own["num_tokens_recomputed"].sum()),
@@ -518,7 +628,67 @@ def log_of(
         slices=slices,
         has_drafts=has_drafts,
         parts=None if is_shared else Deferred(partial(request_parts, requests, events, replicas)),
+        visits=visits.table(rows) if setup.is_staged else None,
+        pool_of=pool_of if setup.others else None,
+        pools=tuple((pool.pool_name, pool.role) for pool in setup.pools),
     )
+
+
+OF_FIRST_VISIT = (
+    *("arrival_s", "first_scheduled_at_s", "num_prompt_tokens", "num_output_tokens"),
+    *("num_cached_tokens", "priority"),
+)
+OF_LAST_VISIT = ("replica", "first_token_at_s", "max_itl_s")
+SUMMED_OVER_VISITS = ("num_generated_tokens", "num_preemptions")
+"""Columns of requests that are those of their records."""
+
+
+@dataclass(frozen=True, slots=True)
+class Visits:
+    """Which records are visits of one request: rows of the first and the last, the request of each row."""
+
+    first: Array
+    last: Array
+    request: Array
+    handed_over: Array
+    """By row, whether another replica went on."""
+
+    @classmethod
+    def of(cls, rows: Array) -> Visits:
+        """Of records as they came."""
+        is_first = rows["previous"] == layout.NOBODY
+        first, next_visit = np.flatnonzero(is_first), rows["next_visit"]
+        last = np.where(next_visit[first] == layout.NOBODY, first, next_visit[first])
+        request = np.cumsum(is_first) - 1
+        later = np.flatnonzero(~is_first)
+        request[later] = request[rows["previous"][later]]
+        return cls(first, last, request, rows["state"] == layout.HANDED_OVER)
+
+    def columns(self, record: Record, table: str) -> dict[str, Array]:
+        """A table of the record, in which requests are named instead of their visits."""
+        columns = record.columns(table)
+        if len(self.first) == len(self.request):
+            return columns
+        row = columns["request"]
+        if table == "events":
+            over = (columns["event"] == layout.FINISHED_NOW) & self.handed_over[row]
+            columns["event"] = np.where(over, layout.HANDED_OVER_NOW, columns["event"])
+        return columns | {"request": self.request[row]}
+
+    def table(self, rows: Array) -> dict[str, Array]:
+        """`RunLog.visits`."""
+        state = rows["state"]
+        left_at_s = np.where(np.isin(state, LEFT), rows["last_token_at_s"], np.nan)
+        return {
+            "request": self.request,
+            "replica": rows["replica"],
+            "arrived_at_s": rows["arrival_s"],
+            "admitted_at_s": rows["first_scheduled_at_s"],
+            "left_at_s": np.where(state == layout.REJECTED, rows["arrival_s"], left_at_s),
+            "num_prefill_tokens": rows["num_prompt_tokens"],
+            "num_output_tokens": rows["num_generated_tokens"],
+            "state": np.where(np.isin(state, (*ENDED, layout.HANDED_OVER)), state, RequestState.UNFINISHED),
+        }
 
 
 def _in_order_of_time(batches: dict[str, Array]) -> dict[str, Array]:

@@ -18,7 +18,9 @@ Segments = tuple[tuple[str, int], ...]
 
 
 class RequestState(IntEnum):
-    """Where a request stands. `UNFINISHED` is its state in the results of a run that ended before it did."""
+    """Where a request stands. `UNFINISHED` is its state in the results of a run that ended before it did,
+    `HANDED_OVER` that of a visit to a replica after which another one went on.
+    """
 
     UNFINISHED = 0
     WAITING = 1
@@ -27,6 +29,7 @@ class RequestState(IntEnum):
     FINISHED = 4
     REJECTED = 5
     FAILED = 6
+    HANDED_OVER = 7
 
 
 @dataclass(slots=True, eq=False, repr=False)
@@ -92,6 +95,9 @@ class Request:
     job_length: float = field(init=False)
     think_s: float = field(default=0.0, init=False)
     source: int = field(default=0, init=False)
+    stage: int = field(default=0, init=False)
+    previous: int = field(default=-1, init=False)
+    next_visit: int = field(default=-1, init=False)
     user_number: int = field(default=0, init=False)
     route: int = field(default=0, init=False)
     rejection: int = field(default=0, init=False)

@@ -16,7 +16,7 @@ from tests.run_logs import GPU, MODEL, empty_log, make_result, paper_batches, pa
 REQUESTS = [
     *("request_id", "replica", "arrival_s", "queue_s", "ttft_s", "tpot_s", "max_itl_s", "e2e_s"),
     *("finished_at_s", "num_prompt_tokens", "num_output_tokens", "num_cached_tokens", "num_preemptions"),
-    *("priority", "state"),
+    *("priority", "state", "pool"),
 ]
 STEPS = [
     *(
@@ -30,6 +30,7 @@ STEPS = [
     ),
     *("num_prefill_seqs", "num_decode_seqs", "num_running", "num_waiting", "num_preempted", "num_finished"),
     *("kv_blocks_used", "kv_blocks_total", "num_attention_pairs", "num_context_tokens", "num_logits"),
+    "pool",
 ]
 EVENTS = ["time_s", "replica", "step", "request_id", "event", "num_tokens", "reason"]
 BATCHES = [

@@ -122,6 +122,8 @@ def _default_folder(experiment: Experiment) -> Path:
 
 def _read_log(experiment: Experiment, path: Path, columns: dict[str, str], prompts: Path | None) -> ServerLog:
     """The log, with what its prompts hold where that is known, in hash blocks as the workload has them."""
+    if experiment.cluster is not None:
+        raise ConfigError("cluster: got pools; a log is one replica's")
     if experiment.replicas.count != 1:
         raise ConfigError(f"replicas.count: got {experiment.replicas.count}; a log is one replica's")
     block_tokens = getattr(experiment.workload, "hash_block_tokens", None)

@@ -40,6 +40,8 @@ def check_playable(experiment: Experiment) -> None:
     problems = []
     if count != 1:
         problems.append(f"replicas.count: got {count}; cbsim play has one replica")
+    if experiment.cluster is not None:
+        problems.append("cluster: cbsim play has one replica: null")
     allowed_times = "in cbsim play requests arrive at their own times"
     if concurrency is not None:
         problems.append(f"workload.concurrency: got {concurrency}; {allowed_times}: null")

@@ -145,6 +145,7 @@ def _check(experiment: Experiment, time_scale: float) -> None:
     swaps_groups = preemption != "recompute" and bool(kv_cache.layer_groups(experiment.model))
     checks = {
         f"replicas.count: got {replicas.count}; a live run has one replica": replicas.count == 1,
+        "cluster: got pools; a live run has one replica": experiment.cluster is None,
         f"{parallel}: got {experiment.num_gpus}; a live run has one device": experiment.num_gpus == 1,
         "scheduler.speculative: got a drafter; a live run has none": scheduler.drafting is None,
         "scheduler.connector: got one; a live run has its own KV cache alone": not scheduler.has_connector,
