@@ -150,11 +150,11 @@ MAX_RUNS_AS_COLUMNS = 6
 """More runs than these are compared as rows instead of columns."""
 
 
-_HELD = (
-    SummaryFigure(f"kv_cache_tokens.{DEFAULT_POOL}", "KV cache (tokens)"),
+_LONGEST = (
     SummaryFigure("longest_context_tokens", "longest context (tokens)"),
     SummaryFigure("longest_request_tokens", "longest request (tokens)"),
 )
+_HELD = (SummaryFigure(f"kv_cache_tokens.{DEFAULT_POOL}", "KV cache (tokens)"), *_LONGEST)
 _SINGLE = (
     SummaryFigure("num_requests", "requests"),
     *COMPARED[:2],
@@ -168,15 +168,24 @@ _SINGLE = (
     SummaryFigure("busy_fraction", "busy", format_share),
     *(MFU, MBU, *COMPARED[-3:]),
     SummaryFigure("prefix_hit_rate", "prefix-cache hits", format_share),
-    *_HELD,
 )
 _DISTRIBUTIONS = [latency(name) for name in ("queue_s", "ttft_s", "tpot_s", "itl_s", "e2e_s")]
+
+
+def _kv_caches(figures: Mapping[str, Any]) -> list[SummaryFigure]:
+    """What a replica's KV cache holds, pool by pool."""
+    keys = [key for key in figures if key.startswith("kv_cache_tokens.")] or [
+        f"kv_cache_tokens.{DEFAULT_POOL}"
+    ]
+    of_pool = {key: "" if len(keys) == 1 else f" of {key.partition('.')[2]}" for key in keys}
+    return [SummaryFigure(key, f"KV cache{pool} (tokens)") for key, pool in of_pool.items()]
 
 
 def run_tables(result: Result) -> tuple[Table, Table]:
     """One run: its figures, and its latencies with notes and rejections under them."""
     figures = flatten(result.summary)
     shown = [figure for figure in _SINGLE if figure is not MET or result.promised]
+    shown += [*_kv_caches(figures), *_LONGEST]
     shown += [COST] if COST.key in figures else []
     rows = tuple((figure.title, figure.show(figures.get(figure.key))) for figure in shown)
     parts = ("mean", *QUANTILES, "max")

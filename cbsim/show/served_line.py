@@ -73,6 +73,18 @@ def _served(config: Mapping[str, Any], swept: Mapping[str, Sequence[Any]] | None
 
 def num_gpus_of(config: Mapping[str, Any]) -> int:
     """All GPUs of an experiment as resolved."""
+    if pools := (config.get("cluster") or {}).get("pools"):
+        alone = {key: value for key, value in config.items() if key not in ("cluster", "replicas")}
+        return sum(
+            num_gpus_of(
+                {
+                    **alone,
+                    "replicas": {"count": pool["count"]},
+                    "parallel": pool["parallel"] or alone.get("parallel"),
+                }
+            )
+            for pool in pools
+        )
     replicas, parallel = config.get("replicas") or {}, dict(config.get("parallel") or {})
     parallel["tensor"] = max(parallel.get("tensor", 1), replicas.get("tensor_parallel", 1))
     return int(replicas.get("count", 1) * ParallelSpec.model_validate(parallel).num_gpus)
