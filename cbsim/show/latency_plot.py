@@ -101,7 +101,9 @@ def _draw_limit(axes: Axes, statistic: str, limit: float, unit: str, place: int)
         axes.text(0.01, height, f"← {text}", transform=axes.transAxes, fontsize=8)
     else:
         axes.axvline(limit, color=INK, linewidth=1, linestyle=(0, (1, 2)))
-        label(axes, text, (limit, height), (4, 0), ha="left")
+        is_near_end = axes.transAxes.inverted().transform(axes.transData.transform((limit, 0)))[0] > 0.8
+        side: dict[str, Any] = {"ha": "right"} if is_near_end else {"ha": "left"}
+        label(axes, text, (limit, height), (-4 if is_near_end else 4, 0), **side)
         if statistic in QUANTILES:
             axes.plot([limit], [QUANTILES[statistic]], "x", color=INK, markersize=6)
 

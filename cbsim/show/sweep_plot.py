@@ -51,6 +51,8 @@ _SHARES = ("prefix_hit_rate", "slo_attainment")
 _MIN_POINTS = 3
 """Fewer points have no front."""
 _WIDTH_IN, _MARGIN_IN = 11, 0.6
+_FAR = 2.5
+"""A limit that is more than this many times the highest figure is told, not drawn."""
 _CHARACTER_IN = 0.09
 """Of a tick's label, with its share of the space between two."""
 
@@ -159,15 +161,18 @@ def sweep_curves(
                 axes.plot(values[x], values[column] * shown.scale, marker="o", markersize=4, **style)
             axes.set(title=shown.title, xlabel=short_keys([x])[x])
             limit = (limits or {}).get(column)
-            if limit is not None:
+            if limit is not None and limit > _FAR * float(table[column].max()) * shown.scale:
+                axes.text(0.02, 0.98, f"SLO {limit:g} ↑", transform=axes.transAxes, va="top", fontsize=8)
+                limit = None
+            elif limit is not None:
                 axes.axhline(limit, color=INK, linewidth=1)
                 label(axes, f"SLO {limit:g}", (table[x].min(), limit), (0, 3), ha="left")
-            _finish(axes, sorted(table[x].unique()), column, _WIDTH_IN / len(columns) - _MARGIN_IN)
+            _finish(axes, sorted(table[x].unique()), column, _WIDTH_IN / len(columns) - _MARGIN_IN, limit)
         head(figure, title, caption, panels[0])
     return figure
 
 
-def _finish(axes: Axes, xs: list[float], column: str, width_in: float) -> None:
+def _finish(axes: Axes, xs: list[float], column: str, width_in: float, limit: float | None) -> None:
     axes.set_xscale("log", base=2)
     labels = [f"{value:,.15g}" for value in xs]
     is_crowded = any(
@@ -179,7 +184,8 @@ def _finish(axes: Axes, xs: list[float], column: str, width_in: float) -> None:
         axes.tick_params(axis="x", labelrotation=40)
     axes.xaxis.set_minor_locator(NullLocator())
     _, highest = axes.get_ylim()
-    axes.set_ylim(0, highest)
+    # A limit's text stands above its line.
+    axes.set_ylim(0, max(highest * 1.04, (limit or 0.0) * 1.15))
     if column in _SHARES:
         show_percent(axes.yaxis)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 
@@ -27,6 +28,8 @@ _PANELS = {
     "KV blocks taken": "kv_share",
 }
 _SHARES = {"MFU: share of peak FLOP/s": step_mfu, "MBU: share of peak memory bandwidth": step_mbu}
+_LINE_CHARACTERS = 16
+"""Of a row's name, which stands upright beside it."""
 _CAPTION = (
     f"Line: mean over 1/{NUM_BINS} of the time shown, idle time as 0. Band: up to the highest step in it. "
     "Runs that differ widely have scales of their own."
@@ -80,10 +83,21 @@ def utilization(results: Mapping[str, Result]) -> Figure:
 def _name(panels: Column, rows: Iterable[str], columns: Iterable[str]) -> None:
     """Say once for each row and column of panels what it shows."""
     for axes, title in zip(panels[:, 0], rows, strict=False):
-        axes.set_ylabel(title, fontsize=10, fontweight="bold")
+        lines = broken(title, _LINE_CHARACTERS)
+        axes.set_ylabel("\n".join(lines), fontsize=10 if len(lines) <= 2 else 8, fontweight="bold")
     for column, title in zip(panels.T, columns, strict=True):
         column[0].set_title(title, fontweight="bold")
         column[-1].set_xlabel("simulated time (s)")
+
+
+def broken(name: str, width: int) -> list[str]:
+    """A name in lines of about `width` characters, broken at blanks and after underscores."""
+    lines = [""]
+    for piece in re.findall(r"[^ _]*(?: |_+|$)", name):
+        if lines[-1] and len(lines[-1] + piece.rstrip()) > width:
+            lines.append("")
+        lines[-1] += piece
+    return [line.rstrip() for line in lines]
 
 
 def _scales(highest: Sequence[float]) -> list[float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -16,11 +17,14 @@ from matplotlib.patches import Rectangle
 
 import cbsim
 from cbsim.results.result import Result
+from cbsim.results.slo import Slo
 from cbsim.results.step_work import step_mbu, step_mfu
+from cbsim.show.latency_plot import latency_cdfs
+from cbsim.show.reader_tables import setting_axes
 from cbsim.show.style import save_figure
-from cbsim.show.sweep_plot import heat_maps, pareto_picture, sweep_pictures
+from cbsim.show.sweep_plot import distinct_front, front_axis, heat_maps, pareto_picture, sweep_pictures
 from cbsim.show.sweep_text import Sweep
-from cbsim.show.timeline_plot import utilization
+from cbsim.show.timeline_plot import timeline, utilization
 from cbsim.specs import GpuSpec, ModelSpec
 from cbsim.studies.front import pareto_front
 from tests.run_logs import GPU, MODEL, make_result, paper_log
@@ -203,3 +207,77 @@ def test_utilization_over_time_is_drawn_for_runs_that_say_enough(small_run: Resu
     figure = utilization({"small": small_run, "paper": make_result(paper_log())})
     assert len(figure.axes) == 2
     assert "small" in texts(figure, tmp_path)
+
+
+def test_throughput_is_held_against_what_the_slo_limits_with_a_line_there(tmp_path: Path) -> None:
+    points = table(**{BUDGET: [256, 512, 1024], CHUNK: [128]})
+    points["tpot_s.p99"] = [0.02, 0.05, 0.07]
+    limited = Sweep.of(points, {"ttft_s": 2.0, "tpot_s": {"p99": 0.06}})
+    picture = sweep_pictures(limited, "name")["pareto"]
+    shown = texts(picture.figure, tmp_path)
+    assert {"TPOT p99 (ms)", "SLO 60"} <= set(shown)
+    assert picture.title == "name: throughput against TPOT p99"
+    (axes,) = picture.figure.axes
+    assert any(
+        line.get_xdata()[0] == pytest.approx(60.0) for line in axes.lines if len(line.get_xdata()) == 2
+    )
+
+
+@pytest.mark.parametrize(
+    ("slo", "name"),
+    [
+        ({}, "ITL p99 (ms)"),
+        ({"ttft_s": 1.0}, "TTFT p99 (s)"),
+        ({"ttft_s": {"p95": 1.0}}, "TTFT p95 (s)"),
+        ({"ttft_s": 1.0, "itl_s": 0.1}, "ITL p99 (ms)"),
+        ({"e2e_s": {"mean": 1.0}}, "E2E mean (s)"),
+    ],
+)
+def test_the_front_is_over_the_latency_that_matters(slo: dict[str, Any], name: str) -> None:
+    assert front_axis(Slo.of(slo)).figure.title == name
+
+
+def test_points_equal_to_many_digits_are_one_of_the_front() -> None:
+    """Neither a little more throughput nor a little less latency makes a point of its own."""
+    gains = np.array([100.0, 100.0000001, 150.0, 150.4, 149.9])
+    costs = np.array([10.0, 10.0000001, 20.0, 20.2, 19.99])
+    assert distinct_front(gains, costs) == [[0, 1], [4, 2, 3]]
+    assert distinct_front(np.array([100.0, 200.0]), np.array([10.0, 10.01])) == [[1]]
+
+
+def test_cells_beyond_a_limit_are_hatched() -> None:
+    points = sweep().points.assign(**{"ttft_s.p99": [1.0, 1.5, 2.5, 3.0, 1.0, 0.5]})
+    figure = heat_maps(points, BUDGET, CHUNK, "maps", setting_axes(Slo.of({"ttft_s": 2.0})))
+    hatched = [[patch for patch in axes.patches if patch.get_hatch()] for axes in figure.axes]
+    assert [len(patches) for patches in hatched] == [0, 2, 0]
+
+
+@pytest.mark.parametrize(("limit", "is_drawn"), [(3.0, True), (300.0, False)])
+def test_a_limit_is_drawn_on_the_axis_that_it_limits(limit: float, is_drawn: bool, tmp_path: Path) -> None:
+    made = Sweep.of(table(**{BUDGET: [512, 1024, 2048]}), {"ttft_s": {"p99": limit}})
+    figure = sweep_pictures(made, "name")["settings"].figure
+    ttft = next(
+        axes
+        for axes in figure.axes
+        if axes.get_title(loc="left") == "TTFT p99 (s)" or axes.get_title() == "TTFT p99 (s)"
+    )
+    assert any(list(line.get_ydata()) == [limit, limit] for line in ttft.lines) is is_drawn
+    assert (f"SLO {limit:g}" if is_drawn else f"SLO {limit:g} ↑") in texts(figure, tmp_path)
+
+
+def test_limits_on_percentiles_are_crosses_on_the_cdf(small_run: Result, tmp_path: Path) -> None:
+    limit = small_run.summary["ttft_s"]["p90"]
+    figure = latency_cdfs({"small": small_run}, {"ttft_s": {"each": limit * 1.01, "p95": limit}})
+    crosses = [line for line in figure.axes[0].lines if line.get_marker() == "x"]
+    assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in crosses] == [(pytest.approx(limit), 0.95)]
+    assert f"SLO p95 {limit:g} s" in texts(figure, tmp_path)
+
+
+def test_names_of_rows_over_time_do_not_touch(small_run: Result) -> None:
+    names = [f"max_tokens_per_step {2**place}, max_num_seqs 128" for place in range(8, 15)]
+    figure = timeline(dict.fromkeys(names, small_run))
+    figure.draw_without_rendering()
+    labels = [axes.yaxis.label for axes in figure.axes[::4]]
+    assert len(labels) == len(names)
+    extents = sorted((label.get_window_extent() for label in labels), key=lambda extent: -extent.y1)
+    assert all(below.y1 < above.y0 for above, below in pairwise(extents))

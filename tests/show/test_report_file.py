@@ -44,7 +44,7 @@ CONFIG: dict[str, Any] = {
     "cost_model": {"type": "constant", "step_s": 0.05},
     "slo": {"ttft_s": 0.3},
 }
-VOID = {"meta", "input", "br", "use", "path"}
+VOID = {"meta", "input", "br", "wbr", "use", "path"}
 
 
 @pytest.fixture(scope="module")
@@ -239,6 +239,7 @@ told.count = document.getElementById("chapter-1-table-0-count").textContent;
 input.value = "512 nowhere";
 input.dispatchEvent(new Event("input"));
 told.countOfNone = document.getElementById("chapter-1-table-0-count").textContent;
+told.first = getComputedStyle(table.tBodies[0].rows[0].cells[0]).position;
 told.width = document.scrollingElement.scrollWidth;
 told.errors = errors;
 document.body.dataset.told = JSON.stringify(told);
@@ -263,6 +264,7 @@ def test_the_page_sorts_and_filters_in_a_browser(page: str, tmp_path: Path) -> N
     told = json.loads(found.group(1).replace("&quot;", '"').replace("&amp;", "&"))
     assert told["errors"] == []
     assert told["width"] <= WIDTH
+    assert told["first"] == "sticky"
     values = [float(text.split(" ")[0]) for text in told["rising"]]
     assert len(values) == 8
     assert values == sorted(values)
