@@ -94,11 +94,12 @@ def measured_log(log: RunLog, measure: MeasureConfig) -> RunLog:
     num_queried = (
         int(requests["num_prompt_tokens"][is_admitted].sum()) if log.num_prompt_tokens_queried else 0
     )
-    parts = log.parts
+    parts, of = log.parts, log.events["request"]
     return replace(
         log,
         requests=requests,
         steps=Rows(log.steps, chosen),
+        events=Rows(log.events, np.flatnonzero((of >= rows.start) & (of < rows.stop))),
         gaps=[] if parts is None or log.slices is None else list(gaps_of(log.steps, log.slices, rows)),
         rejections={
             row - rows.start: why for row, why in log.rejections.items() if rows.start <= row < rows.stop

@@ -14,7 +14,7 @@ import numpy as np
 
 from cbsim.base.records import column_pieces, pieces
 from cbsim.base.units import MEGA, S_PER_HOUR
-from cbsim.results.run_log import WINDOW_STEP_COLUMNS, Column, RunLog, distinct_gaps
+from cbsim.results.run_log import RESUMED, WINDOW_STEP_COLUMNS, Column, RunLog, distinct_gaps
 from cbsim.results.run_notes import limit_notes
 from cbsim.results.slo import Slo
 from cbsim.results.step_work import COLUMNS, NO_WORK, StepWork
@@ -194,6 +194,9 @@ def summarize(
         prices = [pool.num_gpus_in_all * (pool.gpu.price_per_hour or 0) for pool in deployment.pools]
         hours = gpu_hours_per_million_tokens(1, summary["output_token_throughput_per_s"])
         summary[COST] = None if hours is None else hours * sum(prices)
+    if summary["num_preemptions"] and log.num_prompt_tokens_queried:
+        is_resumed = log.events["event"] == RESUMED
+        summary["num_tokens_found_again"] = int(log.events["num_tokens"][is_resumed].sum())
     if num_failed := int((requests["state"] == RequestState.FAILED).sum()):
         summary["num_failed"] = num_failed
     if log.has_drafts:

@@ -32,6 +32,11 @@ from cbsim.schedulers.scheduler import Means, Numbers, Scheduler, SchedulerConfi
 from cbsim.schedulers.speculation import SpeculativeConfig, fits_budget
 
 
+def num_watermark_blocks(watermark: float, num_blocks: int) -> int:
+    """Blocks that stay free after an admission; vLLM's pool counts one reserved null block more."""
+    return int(watermark * (num_blocks + 1))
+
+
 class PagedConfig(SchedulerConfig):
     """Settings of the schedulers that take KV blocks as they need them."""
 
@@ -52,6 +57,14 @@ class PagedConfig(SchedulerConfig):
     """Share of all blocks that must stay free after an admission, unless nothing runs."""
     speculative: SpeculativeConfig | None = None
     """Speculative decoding; null has none."""
+
+    def kv_at_admission(self, num_blocks: int, block_size: int) -> list[str]:
+        """See `SchedulerConfig.kv_at_admission`."""
+        told = ["room for a whole prompt needed at admission"] if self.reserve_full_isl else []
+        if self.watermark:
+            num_kept = num_watermark_blocks(self.watermark, num_blocks)
+            told.append(f"{num_kept * block_size:,} tokens kept free by the watermark")
+        return told
 
     @field_validator("speculative")
     @classmethod
@@ -244,8 +257,7 @@ class PagedScheduler(Scheduler):
         assert isinstance(config, PagedConfig)
         return {
             **numbers_of(config),
-            # vLLM's pool counts one reserved null block more.
-            "num_watermark_blocks": int(config.watermark * (means.num_blocks + 1)),
+            "num_watermark_blocks": num_watermark_blocks(config.watermark, means.num_blocks),
             "victim": LAST_ADMITTED if config.policy == "fcfs" else LEAST_URGENT,
         }
 

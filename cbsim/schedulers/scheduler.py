@@ -55,6 +55,15 @@ class SchedulerConfig(ComponentConfig):
         """Whether KV comes from elsewhere or goes there."""
         return getattr(self, "connector", None) is not None
 
+    def kv_at_admission(self, num_blocks: int, block_size: int) -> list[str]:
+        """What an admission reserves of the KV cache, or must find free in it, in words."""
+        if not hasattr(self, "max_output_tokens"):
+            return []
+        answer = (
+            "answer" if self.max_output_tokens is None else f"{self.max_output_tokens:,} tokens of answer"
+        )
+        return [f"prompt and {answer} reserved at admission"]
+
     def largest_step(self, model: ModelSpec) -> ProfilingRun:
         """The most tokens and requests of a step; without a budget the tokens of the longest request."""
         num_tokens = getattr(self, "max_tokens_per_step", model.max_model_len)

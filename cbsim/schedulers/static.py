@@ -26,6 +26,10 @@ class StaticConfig(SchedulerConfig):
     """The longest possible request, prompt and answer, tokens: so much KV cache is reserved for every slot.
     Null takes the model's, or what the KV cache holds if that is less."""
 
+    def kv_at_admission(self, num_blocks: int, block_size: int) -> list[str]:
+        """See `SchedulerConfig.kv_at_admission`."""
+        return ["the longest request reserved for every slot"]
+
 
 def rejects(self: Any, request: Any) -> int:
     """A request longer than a slot can never run."""

@@ -155,6 +155,8 @@ _LONGEST = (
     SummaryFigure("longest_request_tokens", "longest request (tokens)"),
 )
 _HELD = (SummaryFigure(f"kv_cache_tokens.{DEFAULT_POOL}", "KV cache (tokens)"), *_LONGEST)
+FOUND_AGAIN = SummaryFigure("num_tokens_found_again", "found again by preempted")
+"""Tokens that preempted requests found of their own: no hits of the prefix cache, as in vLLM's statistics."""
 _SINGLE = (
     SummaryFigure("num_requests", "requests"),
     *COMPARED[:2],
@@ -165,6 +167,7 @@ _SINGLE = (
     SummaryFigure("num_steps", "steps"),
     SummaryFigure("num_preemptions", "preemptions"),
     SummaryFigure("num_tokens_recomputed", "tokens recomputed"),
+    FOUND_AGAIN,
     SummaryFigure("busy_fraction", "busy", format_share),
     *(MFU, MBU, *COMPARED[-3:]),
     SummaryFigure("prefix_hit_rate", "prefix-cache hits", format_share),
@@ -184,7 +187,8 @@ def _kv_caches(figures: Mapping[str, Any]) -> list[SummaryFigure]:
 def run_tables(result: Result) -> tuple[Table, Table]:
     """One run: its figures, and its latencies with notes and rejections under them."""
     figures = flatten(result.summary)
-    shown = [figure for figure in _SINGLE if figure is not MET or result.promised]
+    left_out = {figure.key for figure in (MET, FOUND_AGAIN) if figures.get(figure.key) is None}
+    shown = [figure for figure in _SINGLE if figure.key not in left_out]
     shown += [*_kv_caches(figures), *_LONGEST]
     shown += [COST] if COST.key in figures else []
     rows = tuple((figure.title, figure.show(figures.get(figure.key))) for figure in shown)

@@ -239,6 +239,11 @@ class Experiment(Section):
         return found
 
     @property
+    def kv_at_admission(self) -> list[str]:
+        """What an admission reserves of the KV cache, or must find free; raises as `num_kv_blocks`."""
+        return self.scheduler.kv_at_admission(self.num_kv_blocks, self.kv_cache.block_size)
+
+    @property
     def folder(self) -> Path:
         """Where relative paths in the settings start."""
         return self._folder

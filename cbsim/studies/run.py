@@ -230,6 +230,11 @@ def log_notes(experiment: Experiment, log: RunLog) -> list[str]:
         pools = [(f"pool {pool.name}: ", own) for pool, own in experiment.pools()]
     shortfalls = [(prefix, own.kv_capacity.shortfall) for prefix, own in pools]
     notes += [f"{prefix}{shortfall}" for prefix, shortfall in shortfalls if shortfall is not None]
+    notes += [
+        f"{prefix}KV cache: {', '.join(own.kv_at_admission)}"
+        for prefix, own in pools
+        if getattr(own.scheduler, "watermark", 0)
+    ]
     windows = {group.window for group in experiment.kv_cache.layer_groups(experiment.model)}
     if windows - {0, experiment.model.window}:
         notes.append("steps are priced by the windows of the model, whatever those of kv_cache.groups")

@@ -8,7 +8,9 @@ import pytest
 
 import cbsim
 from cbsim.base.errors import ConfigError
+from cbsim.cli.command_line import preview
 from cbsim.schedulers.vllm import VllmConfig
+from cbsim.show.reader_tables import run_tables
 from cbsim.studies.experiment import Experiment
 
 
@@ -121,6 +123,55 @@ def test_what_a_preempted_request_finds_of_its_own_is_no_hit() -> None:
     resumed = result.events[result.events["event"] == "resumed"]
     assert resumed["num_tokens"].sum() > 0
     assert result.summary["prefix_hit_rate"] == 0.0
+    assert result.summary["num_tokens_found_again"] == resumed["num_tokens"].sum()
+    assert "found again by preempted" in run_tables(result)[0].to_text()
+
+
+def test_requests_that_share_nothing_hit_nothing_however_often_they_are_preempted() -> None:
+    lognormal = {"type": "lognormal", "sigma": 0.8}
+    mapping = {
+        "workload": {
+            "type": "synthetic",
+            "num_requests": 800,
+            "arrivals": {"type": "poisson", "rate_per_s": 2000.0},
+            "prompt_tokens": lognormal | {"mean": 512},
+            "output_tokens": lognormal | {"mean": 256},
+        },
+        "scheduler": "vllm",
+        "kv_cache": {"num_blocks": 300, "prefix_caching": True},
+        "cost_model": {"type": "constant", "step_s": 0.01},
+    }
+    summary = cbsim.run(mapping).summary
+    assert summary["num_preemptions"] > 50
+    assert summary["prefix_hit_rate"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "told"),
+    [
+        (
+            {"type": "vllm", "watermark": 0.01},
+            "room for a whole prompt needed at admission, 160 tokens kept free by the watermark",
+        ),
+        ({"type": "preemptive", "reserve_full_isl": False}, ""),
+        ({"type": "continuous"}, "prompt and answer reserved at admission"),
+        (
+            {"type": "chunked_prefill", "max_output_tokens": 2048},
+            "prompt and 2,048 tokens of answer reserved at admission",
+        ),
+        ({"type": "static"}, "the longest request reserved for every slot"),
+    ],
+)
+def test_what_an_admission_takes_of_the_kv_cache_is_shown(scheduler: dict[str, Any], told: str) -> None:
+    mapping = {
+        "workload": {"type": "trace", "path": "azure-like.csv", "limit": 20},
+        "scheduler": scheduler,
+        "kv_cache": {"num_blocks": 1000},
+    }
+    expected = f" for a longest context of 8,192 ({told})" if told else " for a longest context of 8,192"
+    assert preview(Experiment.from_mapping(mapping)).endswith(expected)
+    notes = cbsim.run(mapping).notes
+    assert any(note.startswith("KV cache: ") for note in notes) == ("watermark" in scheduler)
 
 
 @pytest.mark.parametrize(("written", "meant"), [(0.2, "0.20"), (0.15, "0.15"), ("0.33", "0.33")])
