@@ -227,7 +227,7 @@ def preview(experiment: Experiment) -> str:
         " and ".join(dict.fromkeys(names)) for names in zip(*parts, strict=True)
     )
     each = " a rank" if experiment.parallel.data > 1 else ""
-    admission = " or ".join(dict.fromkeys(", ".join(one.kv_at_admission) for one in experiments))
+    admission = " or ".join(dict.fromkeys(", ".join(pool.kv_at_admission) for pool in pools))
     return (
         f"{over}{requests or 'unknown number of'} requests, {schedulers}, {models} on {gpus}, {costs} costs, "
         f"KV cache of {tokens} tokens{each} for a longest context of {longest}"

@@ -65,10 +65,20 @@ def _served(config: Mapping[str, Any], swept: Mapping[str, Sequence[Any]] | None
             (own,),
         )
         names[section] = joined([str(value) for value in dict.fromkeys(values)])
+    if pools := (config.get("cluster") or {}).get("pools"):
+        return f"{names['model']} on {joined([_pool(config, pool) for pool in pools])}"
     is_counted = not any(key.partition(".")[0] in ("replicas", "parallel") for key in swept or {})
     num_gpus = num_gpus_of(config) if is_counted else 1
     count, swept_too = f"{num_gpus} x " if num_gpus > 1 else "", "" if is_counted else " in swept numbers"
     return f"{names['model']} on {count}{names['gpu']}{swept_too}, {names['scheduler']} scheduler"
+
+
+def _pool(config: Mapping[str, Any], pool: Mapping[str, Any]) -> str:
+    """`2 x h200 (prefill)`: what a pool leaves out is the experiment's."""
+    own = {key: pool.get(key) or config.get(key) for key in ("gpu", "parallel")}
+    count = num_gpus_of({"parallel": own["parallel"], "replicas": {"count": pool.get("count", 1)}})
+    gpu = own["gpu"]["name"] if isinstance(own["gpu"], Mapping) else own["gpu"]
+    return f"{count} x {gpu} ({pool.get('name', 'pool')})"
 
 
 def num_gpus_of(config: Mapping[str, Any]) -> int:

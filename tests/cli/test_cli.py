@@ -179,7 +179,8 @@ def test_check_tells_what_would_run_and_all_mistakes_of_all_files(working_folder
     assert ran.exit_code == 2
     assert ran.stdout == (
         "ok  e.yaml: 3 requests, continuous, llama-3-8b on h200, constant costs, "
-        "KV cache of 891,072 tokens for a longest context of 8,192 (prompt and answer reserved at admission)\n"
+        "KV cache of 891,072 tokens for a longest context of 8,192 "
+        "(prompt and answer reserved at admission)\n"
     )
     first, second = ran.stderr.splitlines()
     assert first == "bad.yaml:4: seed: got 'x' (str); expected an integer >= 0"
@@ -211,7 +212,8 @@ def test_check_tells_what_vllm_would_not_start_with() -> None:
     ran = cbsim_command("check", "e.yaml", *(part for each in settings for part in ("--set", each)))
     first, note = ran.stdout.splitlines()
     assert first.endswith(
-        "KV cache of 6,928 tokens for a longest context of 8,192 (room for a whole prompt needed at admission)"
+        "KV cache of 6,928 tokens for a longest context of 8,192 "
+        "(room for a whole prompt needed at admission)"
     )
     assert note == (
         "    note: one request of llama-3-8b's longest context, 8,192 tokens, needs 1.00 GiB of KV cache on "
