@@ -61,6 +61,8 @@ def test_one_run():
     assert figures.header[0] == "mine"
     assert row(figures, "requests") == ("4",)
     assert row(figures, "makespan") == ("5.00 s",)
+    # Nothing is promised, and so nothing is good.
+    assert row(figures, "goodput (req/s)") == row(figures, "requests within SLO") == ("-",)
     assert row(figures, "MFU") == ("28.6%",)
     assert row(figures, "prefix-cache hits") == ("-",)
     assert latencies.header == ("latency", "mean", "p50", "p90", "p95", "p99", "max")
