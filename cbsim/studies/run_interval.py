@@ -126,7 +126,9 @@ def run_interval(
             if (told_s := simulated.get(name, {}).get(part)) is None:
                 continue
             base_s = told_s if base is None else base[name][part]
-            ratios = [1.0, *(run.figures[name][part] / base_s for run in (faster, slower) if base_s > 0)]
+            if not base_s > 0:
+                continue  # Nothing was measured in the beginning that was simulated again.
+            ratios = [1.0, *(run.figures[name][part] / base_s for run in (faster, slower))]
             if all(map(math.isfinite, ratios)):
                 more_s = 0.0 if name == "tpot_s" else front_s
                 parts[part] = (told_s * min(ratios), told_s * max(ratios) + more_s)
