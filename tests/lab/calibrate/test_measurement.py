@@ -14,6 +14,7 @@ import torch
 
 from cbsim.base.errors import CalibrationError
 from cbsim.base.units import GIB
+from cbsim.lab.calibrate import coefficients, fit
 from cbsim.lab.calibrate import measurement as measuring
 from cbsim.lab.calibrate.measurement import Measurement, calls_of, find_room, measure, warnings_of
 from cbsim.lab.calibrate.point import Op, Point
@@ -79,7 +80,12 @@ def test_every_point_is_timed_and_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["tiny-experts", "tiny-sliding"])
-def test_experts_and_windows_are_timed_fitted_and_priced(name: str, tmp_path: Path) -> None:
+def test_experts_and_windows_are_timed_fitted_and_priced(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # How wrong the form is, other tests look at.
+    monkeypatch.setattr(coefficients, "NUM_STARTS", 1)
+    monkeypatch.setattr(fit, "NUM_FOLDS", 2)
     model = load_model(name)
     result = run(tmp_path, model=model)
     counts = Counter((point.op, point.window) for point in result.points if point.split == "fit")
