@@ -138,9 +138,11 @@ class KernelReport:
                 figures = [f"{row.rate:.3g}", f"{moved / row.seconds / TERA:.3g}"]
                 mfu = [f"{share:.0%}" for share in (row.share, row.attained) if share is not None]
                 cells.append([f"{row.batch:,}", format_seconds(row.seconds), *figures, *mfu])
-        mfu_header = ([] if self.gpu is None else ["MFU"]) + (
-            [] if self.attainable is None else ["of the attainable"]
-        )
+        told = {
+            "MFU": any(row.share is not None for row in rows),
+            "of the attainable": any(row.attained is not None for row in rows),
+        }
+        mfu_header = [name for name, is_known in told.items() if is_known]
         return markdown_table(["tokens", "time", "TFLOP/s", "weights read, TB/s", *mfu_header], cells)
 
 

@@ -86,11 +86,11 @@ def reached(
         per_s = work / point.t_median_s
         is_read = point.op == "decode"
         share = attained = None
+        weights = model.dtype if point.op == "prefill" else model.weight_dtype or model.dtype
+        dtype = compute_dtype(weights, model.dtype)
         if gpu is not None:
-            dtype = compute_dtype(model.weight_dtype or model.dtype, model.dtype)
-            dtype = model.dtype if point.op == "prefill" else dtype
             share = per_s / (gpu.memory_bytes_per_s if is_read else gpu.peak_flop_per_s(dtype))
-        if attainable is not None:
+        if attainable is not None and (is_read or dtype == model.dtype):
             attained = per_s / (attainable.bytes_per_s if is_read else attainable.flop_per_s)
         rows.append(Reached(point.op, *size, point.t_median_s, per_s / TERA, share, attained))
     return rows

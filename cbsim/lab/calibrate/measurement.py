@@ -196,12 +196,13 @@ def measure(
 
 
 def use_best_kernels(rig: Rig, timer: Timer, out: Path, limits: Limits, tuning_s: float = math.inf) -> None:
-    """Have the rig compute attention by the fastest kernels: those of `out/kernels.json`, else timed now.
+    """Have the rig compute attention by the fastest kernels: those of `out/kernels.json`, else timed now, as
+    far as `tuning_s` seconds go; by the usual ones where there is no time at all.
 
     Raises `ProcessSpent` where one of them brings the process down; the next doesn't try it.
     """
     choice = read_choice(out / KERNELS)
-    if choice is None:
+    if choice is None and tuning_s > 0:
         without = kernels_left_out(out)
         choice = choose_kernels(
             rig, partial(seconds_or_nan, rig, timer, out), limits, without, time.monotonic() + tuning_s
