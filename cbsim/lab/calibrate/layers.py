@@ -33,6 +33,7 @@ from cbsim.base.registry import did_you_mean
 from cbsim.base.units import GIGA, MS_PER_S, format_seconds
 from cbsim.cost.collectives import Link, step_traffic
 from cbsim.cost.costfile import model_shape
+from cbsim.lab.calibrate.estimates import Estimate
 from cbsim.lab.calibrate.layer_tables import has_column, read_table
 from cbsim.lab.calibrate.point import Op, Point
 from cbsim.lab.calibrate.pointsfile import Meta
@@ -130,6 +131,9 @@ class LayerTimings:
         options += f" --collectives-of {self.reduces_source}" if self.reduces else ""
         points = self.points()
         untimed = self._lacks_all_reduces
+        estimates: list[Estimate] = ["collectives"] if untimed else []
+        if self.skew is None:
+            estimates.append("unequal")
         return Meta(
             device=self.gpu.name,
             gpu=self.gpu.name,
@@ -142,7 +146,7 @@ class LayerTimings:
             command=f"cbsim calibrate import layers --model {self.model.name} --gpu {self.gpu.name} "
             f"--tp {self.tensor_parallel} --dense {self.dense.name} "
             f"--attention {self.attention.name}{options}",
-            estimates=["collectives"] if untimed else [],
+            estimates=estimates,
             assumptions=[self._untimed_sentence(points)] if untimed else [],
             warnings=[
                 self._runs_sentence(),

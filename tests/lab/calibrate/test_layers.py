@@ -91,7 +91,9 @@ def test_unequal_contexts_stand_beside_equal_ones(tmp_path):
     assert (alone.max_decode_context, alone.num_longest) == (1024, 1)
     assert (alone.t_median_s, alone.t_equal_s) == pytest.approx((36e-6, 30e-6))
     assert (mixed.chunks, mixed.decode_context, mixed.num_longest) == (((512, 1000),), 2560, 2)
-    assert "--skew skew.csv" in said.meta("a profiler", date(2026, 1, 2)).command
+    meta = said.meta("a profiler", date(2026, 1, 2))
+    assert "--skew skew.csv" in meta.command
+    assert meta.estimates == []
 
 
 @pytest.mark.parametrize(
@@ -183,7 +185,7 @@ def test_all_reduces_that_were_not_timed_are_estimated(tmp_path):
     seconds = {point.tokens: point.t_median_s for point in two.points() if point.op == "collectives"}
     assert seconds[8] == pytest.approx(65 / 32 * (8.7e-6 + 8 * 4096 * 2 / 15e9))
     meta = two.meta("x", date(2026, 1, 2))
-    assert meta.estimates == ["collectives"]
+    assert meta.estimates == ["collectives", "unequal"]
     assert meta.assumptions[0].startswith(
         "all-reduces of 2 GPUs were NOT TIMED: estimated by the link's measured 15 GB/s and 8.70 us each, "
         "of a layer outside attention 37 % at 8 tokens; over PCIe measured ones took 0.4 to 10 times"
@@ -200,7 +202,8 @@ def test_all_reduces_of_another_source_take_the_place_of_the_estimate(tmp_path):
     two = replace(timings(tmp_path), tensor_parallel=2, reduces=reduces, reduces_source="vllm/0.19.0")
     assert tuple(point for point in two.points() if point.op == "collectives") == reduces
     meta = two.meta("x", date(2026, 1, 2))
-    assert meta.assumptions == meta.estimates == []
+    assert meta.assumptions == []
+    assert meta.estimates == ["unequal"]
     assert meta.command.endswith("--collectives-of vllm/0.19.0")
     timed = timings(tmp_path, dense=DENSE + "all_reduce,1,12\nall_reduce,8,13\n")
     with pytest.raises(CalibrationError, match=r"collectives were timed there; take those of vllm/0.19.0 or"):
