@@ -30,9 +30,9 @@ import os, sys
 from cbsim.studies.tune import tune
 probe = sys.modules["cbsim.studies.probe"]
 calls = []
-def die(experiment, run=probe.run_experiment):
+def die(experiment, run=probe.run_experiment, **settings):
     calls.append(1)
-    return run(experiment) if len(calls) < 10 else os._exit(9)
+    return run(experiment, **settings) if len(calls) < 10 else os._exit(9)
 probe.run_experiment = die
 tune({CONFIG!r}, "{{out}}")
 """
@@ -46,11 +46,11 @@ class Counting:
         self.stop_at = stop_at
         monkeypatch.setattr(sys.modules[ProbeStore.__module__], "run_experiment", self)
 
-    def __call__(self, experiment: Experiment) -> Any:
+    def __call__(self, experiment: Experiment, **settings: Any) -> Any:
         self.num_runs += 1
         if self.num_runs == self.stop_at:
             raise KeyboardInterrupt
-        return run_experiment(experiment)
+        return run_experiment(experiment, **settings)
 
 
 @pytest.fixture(scope="module")
