@@ -22,7 +22,7 @@ from cbsim.show.text import MISSING, Table, format_figure, format_share, merged_
 from cbsim.studies.intervals import SAME
 from cbsim.studies.labels import plain_text, short_keys
 from cbsim.studies.tune.best_settings import IS_BEST, IS_MET, ON_FRONT, TuneAnswer
-from cbsim.studies.tune.merit import GPU_HOURS, LATENCY
+from cbsim.studies.tune.merit import GPU_HOURS, LATENCY, THROUGHPUT
 
 MAX_ROWS = 10
 """Rows of the table, but for the front and what is written."""
@@ -52,6 +52,8 @@ def tune_sentence(answer: TuneAnswer) -> str:
         return f"None of the {len(answer.table)} settings could run: {answer.table['error'].iloc[0]}"
     names = code_names(best, answer.keys)
     if not answer.is_met:
+        if not best[THROUGHPUT]:
+            return f"No request was served by any of {_tried(answer)}."
         which = f"the nearest is {joined(names)}, which {aim.slo.all_misses(aim.misses(best))}"
         return f"Not met: none of {_tried(answer)} meets {aim.slo.promise()}: {which}."
     gives = "gives" if len(names) == 1 else "give"

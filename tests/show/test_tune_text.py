@@ -72,6 +72,12 @@ def test_settings_that_reach_the_same_are_told(tmp_path: Path) -> None:
     assert answer.table["is_best"].sum() == 1
 
 
+def test_nobody_was_served(tmp_path: Path) -> None:
+    idle = CONFIG | {"stop_at_s": 1e-9, "tune": {"scheduler.max_num_seqs": [1, 2, 3]}}
+    _, text = told(idle, tmp_path)
+    assert text == "No request was served by any of 4 settings tried."
+
+
 def test_nothing_could_run(tmp_path: Path) -> None:
     config = CONFIG | {"workload": {"type": "tests.sweep_parts:Even", "breaks": "error"}}
     tuned = config | {"tune": {"scheduler.max_num_seqs": [1, 2]}}
