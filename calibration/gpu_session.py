@@ -43,7 +43,7 @@ from cbsim.lab.calibrate.measurement import (
     time_point,
     use_best_kernels,
 )
-from cbsim.lab.calibrate.named_spec import gpu_of_device, load_gpu, load_model
+from cbsim.lab.calibrate.named_spec import gpu_of_device, load_gpu, load_variant, variant_name
 from cbsim.lab.calibrate.point import Op
 from cbsim.lab.calibrate.profile_folder import COST, POINTS
 from cbsim.lab.calibrate.timing_plan import Limits, make_plan
@@ -109,7 +109,7 @@ class Session:
             except ProcessSpent:
                 raise
             except CalibrationError as error:
-                problems += [f"{model.name}: {problem}" for problem in error.problems]
+                problems += [f"{variant_name(model)}: {problem}" for problem in error.problems]
         for model in self.models:
             self.compare_tunings(model)
         if problems:
@@ -178,18 +178,18 @@ class Session:
             backend=self.backend,
             gpu=self.gpu.name if self.gpu else None,
             command=shlex.join(["python3", *sys.argv]),
-            progress=lambda done, total, left_s: self._progress(model.name, done, total, left_s),
+            progress=lambda done, total, left_s: self._progress(variant_name(model), done, total, left_s),
             timer=self.timer,
             tuning_s=min(MAX_TUNING_S, TUNING_SHARE * share_s),
             until_s=time.monotonic() + share_s,
         )
         for warning in measured.meta.warnings:
-            self.say(f"{model.name}: {warning}")
+            self.say(f"{variant_name(model)}: {warning}")
         try:
             self.quick_fit(model, measured)
-            self.say(f"{model.name}: {len(measured.points)} points timed and fitted")
+            self.say(f"{variant_name(model)}: {len(measured.points)} points timed and fitted")
         except CalibrationError as error:
-            self.say(f"{model.name}: not fitted yet: {error}")
+            self.say(f"{variant_name(model)}: not fitted yet: {error}")
         return measured
 
     def quick_fit(self, model: ModelSpec, measured: Measurement) -> CostFile:
@@ -218,7 +218,7 @@ class Session:
         text = "\n\n".join(report.sections(sums, folder)) + "\n"
         write_text(folder / "report.md", text)
         print("\n" + text, flush=True)
-        self.say(f"{model.name}: {folder / 'report.md'} is written")
+        self.say(f"{variant_name(model)}: {folder / 'report.md'} is written")
 
     def sums(self, model: ModelSpec) -> list[Sum]:
         """Mixed attention and its parts, timed anew, unless a run before has them on disk."""
@@ -236,7 +236,7 @@ class Session:
                 mixed[:NUM_SUMS], lambda point: time_point(rig, self.timer, point).median_s, ends_s
             )
 
-        found = self.extra(f"{model.name}: mixed attention and its parts", path, "[]", timed)
+        found = self.extra(f"{variant_name(model)}: mixed attention and its parts", path, "[]", timed)
         if found is None:
             return []
         write_text(path, json.dumps([asdict(row) for row in found]) + "\n")
@@ -259,7 +259,7 @@ class Session:
         title = "### Decode kernel, ways to cut its work: TB/s of keys and values read"
 
         def progress(done: int, total: int) -> None:
-            self._progress(f"{model.name}, ways to cut decodes", done, total, None)
+            self._progress(f"{variant_name(model)}, ways to cut decodes", done, total, None)
 
         def timed() -> str:
             rig, limits = self.rig(model)
@@ -273,7 +273,7 @@ class Session:
             return tunings_table(compare_tunings(rig, seconds, tunings, progress, ends_s, sizes), sizes)
 
         failed = f"{title}\n\nThey could not be timed."
-        table = self.extra(f"{model.name}: ways to cut decodes", path, failed, timed)
+        table = self.extra(f"{variant_name(model)}: ways to cut decodes", path, failed, timed)
         if table is not None:
             write_text(path, f"{title}\n\n{table}\n")
 
@@ -287,7 +287,7 @@ class Session:
 
     def folder(self, model: ModelSpec) -> Path:
         """Where a model's files are."""
-        return self.out / model.name
+        return self.out / variant_name(model)
 
     def _progress(self, name: str, done: int, total: int, left_s: float | None) -> None:
         """A line every tenth of the way."""
@@ -300,8 +300,6 @@ def named_specs(options: argparse.Namespace, device: Device) -> tuple[GpuSpec | 
     """The GPU and the models named, all mistakes at once, before minutes are spent on the first."""
     problems: list[str] = []
 
-    dtypes = {"weight_dtype": options.weight_dtype, "kv_dtype": options.kv_dtype}
-
     def loaded(load: Callable[[str], GpuSpec] | Callable[[str], ModelSpec], name: str) -> object:
         try:
             return load(name)
@@ -311,7 +309,7 @@ def named_specs(options: argparse.Namespace, device: Device) -> tuple[GpuSpec | 
 
     known = options.gpu or (gpu_of_device(device.name) if device.is_cuda else None)
     gpu = loaded(load_gpu, known) if known else None
-    models = [loaded(partial(load_model, **dtypes), name) for name in options.models]
+    models = [loaded(load_variant, name) for name in options.models]
     if problems:
         raise CalibrationError(*problems)
     return gpu, models  # type: ignore[return-value]

@@ -13,6 +13,7 @@ from calibration.reached_peaks import Attainable, Reached, Sum, reached, read_by
 from cbsim.base.units import TERA, format_seconds, markdown_table
 from cbsim.cost.costfile import CostFile
 from cbsim.lab.calibrate.accuracy import HEADER, Errors
+from cbsim.lab.calibrate.named_spec import variant_name
 from cbsim.lab.calibrate.point import Point
 from cbsim.lab.calibrate.pointsfile import Meta
 from cbsim.specs import GpuSpec, ModelSpec
@@ -48,7 +49,7 @@ class KernelReport:
         rows = reached(self.points, self.model, self.gpu, parallel, self.attainable)
         experts = [row for row in rows if row.op == "experts"]
         return [
-            f"## {self.model.name} on {self.meta.device}",
+            f"## {variant_name(self.model)} on {self.meta.device}",
             self._provenance(),
             "What the kernels reach:",
             highlights(rows),
@@ -103,8 +104,8 @@ class KernelReport:
 
     def _next_steps(self, profiles: Path | None) -> str:
         """Which file goes where, and which command makes the figures of which page."""
-        name = f"{self.gpu.name if self.gpu else 'GPU'}-torch/{self.model.name}"
-        source = profiles or Path(self.model.name)
+        name = f"{self.gpu.name if self.gpu else 'GPU'}-torch/{variant_name(self.model)}"
+        source = profiles or Path(variant_name(self.model))
         return "\n".join(
             (
                 f"* keep it: `mv {source} calibration/profiles/{name}`",

@@ -125,9 +125,12 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument(
         "--gpu", help="name in configs/gpus, for its peaks; default: the one that the device calls itself"
     )
-    parser.add_argument("--models", nargs="+", help=f"names in configs/models; default: {' '.join(MODELS)}")
-    parser.add_argument("--weight-dtype", help="of all models' weights, such as fp8; default: their own")
-    parser.add_argument("--kv-dtype", help="of their KV cache; default: their own")
+    parser.add_argument(
+        "--models",
+        nargs="+",
+        metavar="NAME[:WEIGHTS[:KV]]",
+        help=f"names in configs/models, with dtypes such as fp8; default: {' '.join(MODELS)}",
+    )
     parser.add_argument("--seconds", type=float, help="end, with everything fitted, after so many")
     parser.add_argument("--out", type=Path, default=Path("results"), help="folder to write to")
     parser.add_argument("--plan", choices=("quick", "full"), default="full")

@@ -5,7 +5,13 @@ import json
 import pytest
 
 from cbsim.base.errors import CalibrationError
-from cbsim.lab.calibrate.named_spec import gpu_of_device, load_gpu, load_model
+from cbsim.lab.calibrate.named_spec import (
+    gpu_of_device,
+    load_gpu,
+    load_model,
+    load_variant,
+    variant_name,
+)
 
 
 @pytest.mark.parametrize(
@@ -59,3 +65,19 @@ def test_a_model_of_hugging_face(tmp_path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert load_model(str(tmp_path)) == load_model(str(tmp_path / "config.json"))
     assert load_model(str(tmp_path)).num_kv_heads == 4
+
+
+def test_variants_of_a_model() -> None:
+    for text, dtypes, name in (
+        ("tiny", (None, None), "tiny"),
+        ("tiny:fp8", ("fp8", None), "tiny-fp8"),
+        ("tiny:fp8:fp8", ("fp8", "fp8"), "tiny-fp8-kv-fp8"),
+        ("tiny:float32", ("float32", None), "tiny"),
+    ):
+        model = load_variant(text)
+        assert (model.name, model.weight_dtype, model.kv_dtype) == ("tiny", *dtypes)
+        assert variant_name(model) == name
+    with pytest.raises(CalibrationError, match="model 'tiny:fp8:fp8:fp8': expected NAME, NAME:WEIGHTS or"):
+        load_variant("tiny:fp8:fp8:fp8")
+    with pytest.raises(CalibrationError, match="weight_dtype: "):
+        load_variant("tiny:fp7")

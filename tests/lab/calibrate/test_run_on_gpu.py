@@ -127,7 +127,8 @@ def test_killed_failing_and_resumed_to_the_report(
 
 
 @pytest.mark.parametrize(
-    ("model", "seconds", "code"), [("tiny", 900.0, 0), ("tiny", 20.0, 2), ("tiny-experts", 300.0, 0)]
+    ("model", "seconds", "code"),
+    [("tiny", 900.0, 0), ("tiny:fp8:fp8", 20.0, 2), ("tiny-experts", 300.0, 0)],
 )
 def test_what_is_there_at_the_deadline_is_fitted(
     model: str,
@@ -157,7 +158,8 @@ def test_what_is_there_at_the_deadline_is_fitted(
     assert now[0] < seconds + 10
     assert "points were not reached: time was up" in told.out
     assert re.search(r"\[ *\d+ s left\] ", told.out)
-    folder = tmp_path / model
+    folder = tmp_path / model.replace(":fp8:fp8", "-fp8-kv-fp8")
+    assert (folder / "points.csv").exists()
     if code:
         assert "too few points to fit" in told.err or "no timings yet of" in told.err
         assert "the same command goes on from here" in told.err
