@@ -115,7 +115,8 @@ SHORTEST_S = 1e-7
 """Less than any kernel takes: what is left of a run is never nothing."""
 NUM_NODES = 65
 """Kernels of the longer of two graphs whose times tell what starting a graph takes."""
-PROBED_CYCLES = 1_000_000
+CYCLES_PER_S = 2.5e9
+"""No GPU's clock is faster: waits are counted in cycles, and last longer while the clock is lower."""
 
 
 class DeviceLost(RuntimeError):
@@ -237,15 +238,14 @@ class CudaTimer(Timer):
         flush_bytes = max(4 * device.l2_bytes, 256 * MIB)
         self._flushed = torch.empty(flush_bytes, dtype=torch.uint8, device=self._device)
         self._lead_s = 0.0
-        self._cycles_per_s = 0.0
         self._graph_start_s = -1.0
 
     @property
     def graph_start_s(self) -> float:
         """Seconds that starting a graph takes beside its kernels; measured at first use."""
         if self._graph_start_s < 0:
-            tiny = torch.zeros(1, device=self._device)
-            one_s, many_s = (self._graph_s([tiny.zero_] * count) for count in (1, NUM_NODES))
+            add = partial(torch.zeros(1, device=self._device).add_, 1.0)
+            one_s, many_s = (self._graph_s([add] * count) for count in (1, NUM_NODES))
             self._graph_start_s = max(0.0, one_s - (many_s - one_s) / (NUM_NODES - 1))
         return self._graph_start_s
 
@@ -304,20 +304,10 @@ class CudaTimer(Timer):
         finally:
             self._lead_s = 0.0
 
-    def _wait_on_gpu(self) -> None:
-        if not self._cycles_per_s:
-            for _ in range(2):  # the first is slow: the kernel is loaded
-                wait = partial(torch.cuda._sleep, PROBED_CYCLES)
-                self._cycles_per_s = PROBED_CYCLES / max(self._events_s(wait), 1e-9)
-        torch.cuda._sleep(int(self._lead_s * self._cycles_per_s))  # type: ignore[no-untyped-call]
-
     def _run_s(self, run: Call) -> float:
         self._flushed.zero_()
         if self._lead_s:
-            self._wait_on_gpu()
-        return self._events_s(run)
-
-    def _events_s(self, run: Call) -> float:
+            torch.cuda._sleep(int(self._lead_s * CYCLES_PER_S))  # type: ignore[no-untyped-call]
         start = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         start.record()

@@ -143,5 +143,8 @@ class _Tensor:
     def zero_(self) -> None:
         self.cuda.kernel(FLUSH_S if self.size > BIG_ELEMENTS else TINY_S)
 
+    def add_(self, number: float) -> None:
+        self.cuda.kernel(TINY_S)
+
     def __getitem__(self, part: slice) -> Any:
         return _Tensor(self.cuda, part.stop)
