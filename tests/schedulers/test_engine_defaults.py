@@ -23,6 +23,9 @@ def experiment(**settings: Any) -> Experiment:
     [
         ("h100", "vllm-0.33", 8192, 1024, 0.92),
         ("h200", "vllm-0.20", 8192, 1024, 0.9),
+        ("h100", "vllm-server", 8192, 1024, 0.92),
+        ("a100-80g", "vllm-server", 2048, 256, 0.92),
+        ("h100", "vllm-0.15", 8192, 1024, 0.9),
         ("a100-80g", "vllm-0.33", 2048, 256, 0.92),
         ("l40s", "vllm-0.33", 2048, 256, 0.92),
         ("h100", {"type": "vllm", "entry": "llm"}, 16_384, 1024, 0.92),
@@ -38,6 +41,7 @@ def test_an_entry_takes_what_vllm_takes(
     assert made.kv_cache.gpu_memory_utilization == share
     assert made.kv_cache.cuda_graphs == (share == 0.92)
     assert made.kv_cache.prefix_caching
+    assert config.async_scheduling, "the default since 0.14"
 
 
 def test_what_a_user_says_stays_and_the_run_says_the_rest() -> None:

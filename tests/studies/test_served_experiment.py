@@ -119,7 +119,11 @@ COMMANDS: list[tuple[str, dict[str, Any]]] = [
     ),
     (
         "vllm serve meta-llama/Meta-Llama-3-8B-Instruct # on an H200",
-        {"cost_model.profile": "h200/llama-3-8b"},
+        {"cost_model.profile": "h200/llama-3-8b", "cost_model.host": "async"},
+    ),
+    (
+        "vllm serve meta-llama/Meta-Llama-3-8B-Instruct --no-async-scheduling # on an H200",
+        {"cost_model.profile": "h200/llama-3-8b", "cost_model.host": "sync"},
     ),
     (f"vllm serve {LLAMA} --max-num-batched-tokens 512", {"scheduler.max_num_seqs": 512}),
     (
