@@ -117,7 +117,8 @@ def check_target(folder: Path, kind: str) -> None:
     """
     if _is_free(folder):
         return
-    points = _names(folder / POINTS) if kind in ("capacity", "tune") else None
+    may_have_begun = kind == "tune" or (kind == "capacity" and _names(folder) == [POINTS])
+    points = _names(folder / POINTS) if may_have_begun else None
     is_other = any(holds(folder, other) for other in _MARKS if other != kind)
     has_begun = bool(points) and not is_other and all(map(_PROBE.fullmatch, points or ()))
     if has_begun or (holds(folder, kind) and not (kind == "sweep" and holds(folder, "run"))):
