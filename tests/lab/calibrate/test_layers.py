@@ -6,7 +6,7 @@ from datetime import date
 import pytest
 
 from cbsim.base.errors import CalibrationError
-from cbsim.lab.calibrate.layers import LayerTimings
+from cbsim.lab.calibrate.layers import THEORY, LayerTimings
 from cbsim.lab.calibrate.point import Point
 from cbsim.specs import ModelSpec
 from tests.specs.test_specs import load_gpu, load_model
@@ -64,9 +64,16 @@ def test_attention_is_told_apart(tmp_path):
 
 @pytest.mark.parametrize(("context", "stands_for"), [(60, 60), (127, 127), (128, 192), (1024, 1088)])
 def test_beside_chunks_keys_are_read_by_blocks(tmp_path, context, stands_for):
-    """1,024 tokens and the one computed now take nine blocks, as contexts of 1,088 do that end anywhere."""
+    """1,024 tokens and the one computed now take nine blocks, as contexts of 1,088 do that end anywhere:
+    known where unequal contexts were timed.
+    """
     attention = ATTENTION + f"512,0,4,{context},90\n0,0,4,{context},20\n"
-    *_, mixed, alone = timings(tmp_path, attention=attention).points()
+    plain = timings(tmp_path, attention=attention)
+    *_, untouched, alone = plain.points()
+    assert untouched.max_decode_context == alone.max_decode_context == context
+    skew = tmp_path / "skew.csv"
+    skew.write_text(SKEW)
+    *_, mixed, alone, _, _ = replace(plain, skew=skew).points()
     assert (mixed.decode_context, mixed.max_decode_context) == (4 * stands_for, stands_for)
     assert (alone.decode_context, alone.max_decode_context) == (4 * context, context)
 
@@ -93,7 +100,7 @@ def test_unequal_contexts_stand_beside_equal_ones(tmp_path):
     assert (mixed.chunks, mixed.decode_context, mixed.num_longest) == (((512, 1000),), 2560, 2)
     meta = said.meta("a profiler", date(2026, 1, 2))
     assert "--skew skew.csv" in meta.command
-    assert meta.estimates == []
+    assert meta.assumptions == []
 
 
 @pytest.mark.parametrize(
@@ -185,16 +192,16 @@ def test_all_reduces_that_were_not_timed_are_estimated(tmp_path):
     seconds = {point.tokens: point.t_median_s for point in two.points() if point.op == "collectives"}
     assert seconds[8] == pytest.approx(65 / 32 * (8.7e-6 + 8 * 4096 * 2 / 15e9))
     meta = two.meta("x", date(2026, 1, 2))
-    assert meta.estimates == ["collectives", "unequal"]
+    assert meta.estimates == ["collectives"]
     assert meta.assumptions[0].startswith(
         "all-reduces of 2 GPUs were NOT TIMED: estimated by the link's measured 15 GB/s and 8.70 us each, "
         "of a layer outside attention 37 % at 8 tokens; over PCIe measured ones took 0.4 to 10 times"
     )
     assert "--collectives-of vllm" in meta.assumptions[0]
     timed = {"dense": DENSE + "all_reduce,1,12\nall_reduce,8,13\n"}
-    assert (
-        replace(timings(tmp_path, **timed), tensor_parallel=2).meta("x", date(2026, 1, 2)).assumptions == []
-    )
+    assert replace(timings(tmp_path, **timed), tensor_parallel=2).meta("x", date(2026, 1, 2)).assumptions == [
+        THEORY
+    ]
 
 
 def test_all_reduces_of_another_source_take_the_place_of_the_estimate(tmp_path):
@@ -202,8 +209,8 @@ def test_all_reduces_of_another_source_take_the_place_of_the_estimate(tmp_path):
     two = replace(timings(tmp_path), tensor_parallel=2, reduces=reduces, reduces_source="vllm/0.19.0")
     assert tuple(point for point in two.points() if point.op == "collectives") == reduces
     meta = two.meta("x", date(2026, 1, 2))
-    assert meta.assumptions == []
-    assert meta.estimates == ["unequal"]
+    assert meta.assumptions == [THEORY]
+    assert meta.estimates == []
     assert meta.command.endswith("--collectives-of vllm/0.19.0")
     timed = timings(tmp_path, dense=DENSE + "all_reduce,1,12\nall_reduce,8,13\n")
     with pytest.raises(CalibrationError, match=r"collectives were timed there; take those of vllm/0.19.0 or"):
@@ -252,7 +259,7 @@ def test_experts_and_collectives_in_files_of_their_own(tmp_path):
     )
     meta = own.meta("x", date(2026, 1, 2))
     assert "--moe moe.csv --collectives collectives.csv" in meta.command
-    assert meta.assumptions == []
+    assert meta.assumptions == [THEORY]
     collectives.write_text("tokens,time_us\n1,10\n64,30\n")
     assert {p.tokens: p.t_median_s for p in own.points() if p.op == "collectives"} == pytest.approx(
         {1: 10e-6, 64: 30e-6}
