@@ -10,8 +10,8 @@ Llama-3.1-8B (bundles of LLMServingSim 2.0, MIT), which has 8 KV heads:
   the mean, as much time as a full launch takes for `LOST_TOKENS(n)` tokens.
 
 Both go by the KV heads launched. The means are geometric; theory (`attention_grid.py`) has 0.6 to 0.8 of the
-losses without chunks. By the factors of one GPU alone the other's mixed
-launches come out 25 % too short or too long at the median.
+losses without chunks. By the factors of one GPU alone the other's mixed launches come out 25 % too short or
+too long at the median.
 """
 
 from __future__ import annotations
