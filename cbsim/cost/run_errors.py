@@ -28,15 +28,15 @@ class Seen(NamedTuple):
 
 MEASURED = Seen(5.7, "two recorded runs of vLLM, by kind of step")
 IMPORTED = {
-    (False, False): Seen(16.6, "46 served runs of vLLM with dense models on one GPU"),
-    (False, True): Seen(9.9, "51 served runs of vLLM with experts on one GPU"),
-    (True, False): Seen(16.9, "272 served runs of vLLM with dense models on several GPUs"),
-    (True, True): Seen(39.1, "731 served runs of vLLM with experts on several GPUs"),
+    (False, False): Seen(12.6, "46 served runs of vLLM with dense models on one GPU"),
+    (False, True): Seen(12.7, "51 served runs of vLLM with experts on one GPU"),
+    (True, False): Seen(17.6, "272 served runs of vLLM with dense models on several GPUs"),
+    (True, True): Seen(30.4, "684 served runs of vLLM with experts on several GPUs"),
 }
 """By whether several GPUs share the model, and whether it has experts."""
 UNTIMED_COLLECTIVES = Seen(32.6, "the share of all-reduces in the profiles that have them")
 FRONT_S = 0.073
-"""Seconds of TTFT beyond what is simulated, at most in 9 of 10 of 112 served runs of vLLM with 4 clients and
+"""Seconds of TTFT beyond what is simulated, at most in 9 of 10 of 105 served runs of vLLM with 4 clients and
 prompts of 1,024 tokens (23 ms at the median): HTTP, tokeniser and whatever else comes before the engine."""
 
 
