@@ -14,6 +14,7 @@ import yaml
 from cbsim.base.errors import ConfigError
 from cbsim.base.paths import YAML_SUFFIXES
 from cbsim.config.engine_flags import FLAGS, Flag
+from cbsim.studies.bench_traffic import BenchTraffic, traffic_of
 
 _STARTS = (
     ("vLLM", r"(?:\S*/)?vllm serve"),
@@ -50,6 +51,10 @@ class Source:
 
     text: str
     commands: list[ServeCommand] = field(default_factory=list)
+    traffic: BenchTraffic | None = None
+    """What the first benchmark among them sends."""
+    num_replicas: int | None = None
+    """Of a deployment, where a YAML says."""
 
     @property
     def release(self) -> tuple[int, int] | None:
@@ -67,8 +72,12 @@ def read_source(given: str) -> Source:
         shown = given
     elif path.suffix in YAML_SUFFIXES and " " not in given:
         raise ConfigError(f"{given}: no such file")
-    lines = _of_yaml(text, given) if is_file and path.suffix in YAML_SUFFIXES else _of_shell(text, shown)
-    source = Source(text, [found for words in lines if (found := _command(words)) is not None])
+    is_yaml = is_file and path.suffix in YAML_SUFFIXES
+    lines = list(_of_yaml(text, given) if is_yaml else _of_shell(text, shown))
+    commands = [found for words in lines if (found := _command(words)) is not None]
+    traffic = next((sent for words in lines if (sent := traffic_of(words)) is not None), None)
+    num_replicas = _replicas(list(yaml.safe_load_all(text))) if is_yaml else None
+    source = Source(text, commands, traffic, num_replicas)
     if not source.commands:
         raise ConfigError(
             f"{shown}: no serve command; expected vllm serve, python -m vllm.entrypoints.openai.api_server, "
@@ -136,6 +145,17 @@ def _containers(node: Any) -> Iterator[dict[str, Any]]:
         node = list(node.values())
     for inner in node if isinstance(node, list) else ():
         yield from _containers(inner)
+
+
+def _replicas(node: Any) -> int | None:
+    """The first number of `replicas` (Kubernetes, compose)."""
+    if isinstance(node, dict):
+        number = node.get("replicas")
+        if isinstance(number, int) and not isinstance(number, bool) and number >= 1:
+            return number
+        node = list(node.values())
+    found = (_replicas(inner) for inner in (node if isinstance(node, list) else ()))
+    return next((number for number in found if number is not None), None)
 
 
 def _words(given: Any, shown: str) -> list[str]:

@@ -60,6 +60,7 @@ class ServedExperiment:
         """What the command does not say: key, value, and why that one."""
         self.left_out: dict[str, str] = {}
         """Flags without a counterpart, each with the reason."""
+        self._traffic = source.traffic
         self._derived: dict[str, Any] = {}
         """Values of the flags that depend on others, by the name in place of a key."""
         self._gpu = gpu or self._gpu_in(source.text)
@@ -70,6 +71,9 @@ class ServedExperiment:
             raise ConfigError(*self._problems)
         self._schedule()
         self._share()
+        if source.num_replicas is not None and source.num_replicas > 1:
+            count = source.num_replicas * self._settings["replicas"].get("count", 1)
+            self._put("replicas.count", count, f"replicas: {source.num_replicas} of the YAML")
         self.experiment = self._checked()
         if self._follow_up(self.experiment):
             self.experiment = self._checked()
@@ -104,7 +108,9 @@ class ServedExperiment:
             "name": re.sub(r"^\W+|[^\w.+=,-]", "", str(model["name"]).rpartition("/")[2]) or "served",
             "model": model["name"] if len(model) == 1 else model,
             "gpu": self._gpu,
-            "workload": {"type": "trace", "path": "azure-like.csv"},
+            "workload": self._traffic.workload
+            if self._traffic
+            else {"type": "trace", "path": "azure-like.csv"},
             **sections,
         }
 
@@ -401,9 +407,12 @@ class ServedExperiment:
 
     def _tell_the_rest(self) -> None:
         """What no command says: the traffic, and how long a step takes."""
-        self.granted.append(
-            "workload: the bundled azure-like.csv, 2,000 requests; put your traffic in its place"
-        )
+        if self._traffic is None:
+            told = "workload: the bundled azure-like.csv, 2,000 requests; put your traffic in its place"
+            self.granted.append(told)
+        else:
+            self._comments["workload"] = self._traffic.told
+            self.granted += self._traffic.granted
         experiment = self.experiment
         profile = shipped_profile(experiment.model, experiment.gpu, experiment.sharing)
         if profile is None:

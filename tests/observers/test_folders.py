@@ -12,6 +12,7 @@ from click.testing import CliRunner
 import cbsim
 from cbsim.cli import main
 from cbsim.observers.csv_observer import CsvObserver
+from cbsim.results.slo import Slo
 from cbsim.studies.capacity.search import Plan, SearchTask
 from cbsim.studies.experiment import Experiment
 from tests.observers.test_errors import EXPERIMENT
@@ -77,7 +78,7 @@ def test_a_run_with_another_seed_that_draws_nothing_has_the_files_too(tmp_path: 
 
 def test_nobody_watches_the_runs_of_a_search_for_a_capacity() -> None:
     settings = Experiment.from_mapping({**EXPERIMENT, "observers": ["log", "memory"]}).resolved()
-    task = SearchTask(settings, ("workload", "rate_scale"), Plan(share=0.9))
+    task = SearchTask(settings, ("workload", "rate_scale"), Plan(share=0.9), Slo({}))
     assert len(Experiment.from_mapping(settings).observers) == 2
     assert task.at(2.0).observers == []
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from click.testing import CliRunner, Result
 
 from cbsim.cli import main
@@ -13,6 +14,8 @@ from cbsim.config.engine_flags import FLAGS
 from cbsim.config.yaml_text import parse_yaml
 from cbsim.specs.model_names import find_model
 from cbsim.studies.experiment import Experiment
+from cbsim.studies.serve_command import read_source
+from cbsim.studies.served_experiment import ServedExperiment
 
 LLAMA = "meta-llama/Llama-3.1-8B-Instruct"
 K8S = """\
@@ -327,3 +330,64 @@ def test_odd_values_are_mistakes_told_in_a_line(engine: str) -> None:
         for value in ("0", "{}", "[x"):
             ran = from_vllm(f"{STARTS[engine]} qwen3-30b-a3b --{name} '{value}' --data-parallel-size 2")
             assert ran.exit_code in (0, 2), name
+
+
+BENCH = (
+    "vllm bench serve --model m --dataset-name random --random-input-len 2000 --random-output-len 200 "
+    "--random-range-ratio 0.2 --num-prompts 500 --request-rate 4 --burstiness 0.5"
+)
+
+
+@pytest.mark.parametrize(
+    ("bench", "workload"),
+    [
+        (
+            BENCH,
+            {
+                "num_requests": 500,
+                "arrivals": {"type": "gamma", "burstiness": 0.5, "rate_per_s": 4.0},
+                "prompt_tokens": {"type": "uniform", "min": 1600, "max": 2400},
+                "output_tokens": {"type": "uniform", "min": 160, "max": 240},
+            },
+        ),
+        (
+            "python -m sglang.bench_serving --random-input-len=1000 --random-output-len=10 "
+            "--random-range-ratio 0.5 --num-prompts 80 --max-concurrency 8",
+            {
+                "num_requests": 80,
+                "arrivals": {"type": "all_at_once"},
+                "concurrency": 8,
+                "prompt_tokens": {"type": "uniform", "min": 500, "max": 1000},
+                "output_tokens": {"type": "uniform", "min": 5, "max": 10},
+            },
+        ),
+        (
+            "vllm bench serve --dataset-name sharegpt --request-rate 2",
+            {
+                "num_requests": 1000,
+                "arrivals": {"type": "poisson", "rate_per_s": 2.0},
+                "prompt_tokens": {"type": "empirical", "path": "azure-like.csv"},
+                "output_tokens": {"type": "empirical", "path": "azure-like.csv"},
+            },
+        ),
+    ],
+)
+def test_traffic_of_a_benchmark_beside_the_server(
+    tmp_path: Path, bench: str, workload: dict[str, Any]
+) -> None:
+    script = tmp_path / "run.sh"
+    script.write_text(f"vllm serve meta-llama/Llama-3.1-8B-Instruct -tp 2 &\n{bench}\n")
+    source = read_source(str(script))
+    assert len(source.commands) == 1
+    served = ServedExperiment(source.commands[0], source)
+    assert yaml.safe_load(served.yaml_text())["workload"] == {"type": "synthetic", **workload}
+    assert served.experiment.parallel.tensor == 2
+
+
+def test_replicas_of_a_deployment(tmp_path: Path) -> None:
+    container = {"image": "vllm/vllm-openai:v0.11.0", "args": ["--model", "meta-llama/Llama-3.1-8B-Instruct"]}
+    spec = {"replicas": 3, "template": {"spec": {"containers": [container]}}}
+    path = tmp_path / "d.yaml"
+    path.write_text(yaml.safe_dump({"kind": "Deployment", "spec": spec}))
+    source = read_source(str(path))
+    assert ServedExperiment(source.commands[0], source).experiment.replicas.count == 3

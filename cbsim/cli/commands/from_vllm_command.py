@@ -27,7 +27,8 @@ def from_vllm(
     """Print the experiment of COMMAND, a quoted line of shell, or of the one in FILE.
 
     Read are `vllm serve`, `python -m sglang.launch_server` and `trtllm-serve`, in a script or in a Kubernetes
-    or compose YAML too. Below the YAML stands what it takes for granted and what has no counterpart.
+    or compose YAML too, and the traffic of `vllm bench serve` or SGLang's `bench_serving` beside them. Below
+    the YAML stands what it takes for granted and what has no counterpart.
     """
     source = read_source(command)
     number, num_found = which or 1, len(source.commands)

@@ -82,7 +82,8 @@ def compare_paths(runner: ModelRunner, prompts: list[list[int]], block_size: int
     decoder = runner.decoder
     tokens = torch.tensor([token for prompt in prompts for token in prompt])
     positions = torch.cat([torch.arange(n) for n in LENGTHS])
-    projected = decoder.layers[0].project(decoder.embedding[tokens], positions, decoder.rotary)
+    hidden = decoder.embedding[tokens]
+    _, *projected = decoder.layers[0].project(hidden, None, positions, decoder.rotary)
     paths = {
         "dense": dense(*projected),
         "ragged": ragged(*projected),
