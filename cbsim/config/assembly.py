@@ -109,7 +109,7 @@ class Names:
     def _translate(self, document: Document, at: Keys, form: ForeignForm) -> None:
         """Put our keys in the place of others', if that is what a mapping has."""
         given, place = document.get(at), document.place(at)
-        if not given.keys() & {*form.marks}:
+        if not given.keys() & {*form.marks} or form.ours in given:
             return
         try:
             document.put(at, form.translate(given), place.where)

@@ -160,6 +160,8 @@ class ForeignForm(NamedTuple):
     """What such a file holds. Raises `ConfigError`."""
     translate: Callable[[dict[str, Any]], dict[str, Any]]
     """A mapping of theirs as ours. Raises `ConfigError` with lines without a place."""
+    ours: str = ""
+    """A key that every mapping of ours has, and none of theirs."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,7 +67,7 @@ def translate(given: dict[str, Any]) -> dict[str, Any]:
 
 MARKS = ("model_type", "architectures", "num_hidden_layers", "text_config")
 """Keys of which a `config.json` has at least one, and ModelSpec none."""
-NAMED_MODEL = Named("model", "models", "llama-3-8b", ForeignForm(MARKS, find, read, translate))
+NAMED_MODEL = Named("model", "models", "llama-3-8b", ForeignForm(MARKS, find, read, translate, "num_layers"))
 """A model by its name in `configs/models`, by a file of ours or of Hugging Face, or as a mapping."""
 
 

@@ -31,8 +31,12 @@ from cbsim.workload.values import (
 _TOKENS = whole(1, MAX_TOKENS)
 _SECONDS = real("seconds")
 _NANOSECONDS = whole(0, 2**63 - 1)
-_INSTANT = number_kind("seconds", -MAX_EXACT, MAX_EXACT, np.float64)
-"""On a clock that may begin anywhere."""
+_INSTANT = number_kind("seconds", -(2**63), 2**63, np.float64, is_rounded=True)
+"""On a clock that may begin anywhere, in any unit: nanoseconds since 1970 are rounded to 256 of them."""
+_ARRIVAL = number_kind(
+    "a number of seconds from 0, or of another time_unit", 0, 2**63, np.float64, is_rounded=True
+)
+"""From the beginning of a trace, or since 1970 in any unit."""
 TIME_UNITS = {"s": 1, "ms": MS_PER_S, "us": US_PER_S, "ns": NS_PER_S}
 """Units of time, as `time_unit` names them, by how many make a second."""
 EPOCH_S = 1e9
@@ -41,7 +45,7 @@ EPOCH_S = 1e9
 
 def unit_since_1970(time: float) -> str | None:
     """The key of `TIME_UNITS` if a time can only be a date in a unit smaller than a second."""
-    return next((unit for unit in ("us", "ms") if time >= EPOCH_S * TIME_UNITS[unit]), None)
+    return next((unit for unit in ("ns", "us", "ms") if time >= EPOCH_S * TIME_UNITS[unit]), None)
 
 
 class Column(NamedTuple):
@@ -308,11 +312,11 @@ FORMATS = (
         optional={"session_id": Column("Session ID", TEXT)},
     ),
     Format(
-        "vidur", Column("arrived_at", _SECONDS), "num_prefill_tokens", "num_decode_tokens", unit_may_slip=True
+        "vidur", Column("arrived_at", _ARRIVAL), "num_prefill_tokens", "num_decode_tokens", unit_may_slip=True
     ),
     Format(
         "cbsim",
-        Column("arrival_s", _SECONDS),
+        Column("arrival_s", _ARRIVAL),
         "num_prompt_tokens",
         "num_output_tokens",
         optional={

@@ -14,9 +14,8 @@ from pydantic import Field, model_validator
 
 from cbsim.base.errors import WorkloadError
 from cbsim.base.paths import data_folder
-from cbsim.base.units import MS_PER_S
 from cbsim.config.yaml_text import Keys
-from cbsim.workload.formats import EPOCH_S, TIME_UNITS
+from cbsim.workload.formats import EPOCH_S, TIME_UNITS, unit_since_1970
 from cbsim.workload.request import FloatColumn, IntColumn, RequestBatch
 from cbsim.workload.request_source import MAX_REQUESTS, Trim, Workload, WorkloadConfig
 from cbsim.workload.streams import Streams
@@ -77,6 +76,7 @@ def _nearest(candidates: list[Path]) -> str:
     return ""
 
 
+UNIT_NAMES = {"ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}
 _NUM_TOLD = 20
 """Fewer arrivals tell too little about their unit."""
 _SLOW_GAP_S = 20.0
@@ -201,11 +201,12 @@ def clock_notes(file: str, arrival_s: FloatColumn, start_s: float, *, unit_may_s
     """
     first_s = float(arrival_s[0])
     if first_s - start_s >= EPOCH_S:
-        unit, settings = "seconds", f"workload.start_s={math.floor(first_s)}"
-        if first_s - start_s >= EPOCH_S * MS_PER_S:
-            unit, settings = "milliseconds", f"{settings} and workload.rate_scale={MS_PER_S}"
+        unit = unit_since_1970(first_s - start_s)
+        ticks_per_s, named = (1, "seconds") if unit is None else (TIME_UNITS[unit], UNIT_NAMES[unit])
+        settings = "" if unit is None else f"workload.time_unit={unit} and "
+        settings += f"workload.start_s={math.floor(first_s / ticks_per_s)}"
         return [
-            f"{file}: arrivals begin at {first_s:,.0f} s, as {unit} since 1970 would: to start there, set "
+            f"{file}: arrivals begin at {first_s:,.0f} s, as {named} since 1970 would: to start there, set "
             f"{settings}"
         ]
     span_s = float(arrival_s[-1] - arrival_s[0])

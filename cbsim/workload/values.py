@@ -107,12 +107,20 @@ def real(unit: str, absent: float | None = None) -> Kind:
     return number_kind(f"a number of {unit} from 0 to {MAX_EXACT:,}", 0, MAX_EXACT, np.float64, absent)
 
 
-def number_kind(allowed: str, low: float, high: float, dtype: Any, absent: float | None = None) -> Kind:
-    """A finite number from `low` to `high`, of a numpy type."""
+def number_kind(
+    allowed: str,
+    low: float,
+    high: float,
+    dtype: Any,
+    absent: float | None = None,
+    *,
+    is_rounded: bool = False,
+) -> Kind:
+    """A finite number from `low` to `high`, of a numpy type; with `is_rounded` the nearest it can hold."""
 
     def read(value: Any) -> Any:
         number = _number(value)
-        if not low <= number <= high or number != dtype(number):
+        if not low <= number <= high or (number != dtype(number) and not is_rounded):
             raise ValueError
         return dtype(number)
 

@@ -14,6 +14,7 @@ from cbsim.studies.experiment import Experiment
 @pytest.mark.parametrize(
     ("key", "meant"),
     [
+        ("model.num_hidden_layers", "num_layers"),
         ("scheduler.max_num_batched_tokens", "max_tokens_per_step"),
         ("max_num_batched_tokens", "scheduler.max_tokens_per_step"),
         ("tensor_parallel_size", "parallel.tensor"),

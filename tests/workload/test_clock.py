@@ -40,16 +40,20 @@ def test_dates_are_noted_with_the_start_that_mends_them(noted):
     assert arrivals[0] < 1
 
 
-def test_dates_in_milliseconds_are_noted_with_the_scale_too(noted):
-    (note,), _ = noted(1.7e12 + MS)
-    start_s = 1_700_000_000_000 + int(MS[0])
+@pytest.mark.parametrize(
+    ("unit", "ticks_per_s", "named"),
+    [("ms", 1e3, "milliseconds"), ("us", 1e6, "microseconds"), ("ns", 1e9, "nanoseconds")],
+)
+def test_dates_in_smaller_units_are_noted_with_the_unit_too(noted, unit, ticks_per_s, named):
+    (note,), _ = noted((1.7e9 + MS / 1000) * ticks_per_s)
+    start_s = 1_700_000_000 + int(MS[0] / 1000)
     assert note.endswith(
-        f"as milliseconds since 1970 would: to start there, set workload.start_s={start_s} and "
-        "workload.rate_scale=1000"
+        f"as {named} since 1970 would: to start there, set workload.time_unit={unit} and "
+        f"workload.start_s={start_s}"
     )
-    mended, arrivals = noted(1.7e12 + MS, start_s=start_s, rate_scale=1000)
+    mended, arrivals = noted((1.7e9 + MS / 1000) * ticks_per_s, start_s=start_s, time_unit=unit)
     assert mended == []
-    assert arrivals == pytest.approx((MS - MS[0]) / 1000)
+    assert arrivals == pytest.approx(1.7e9 + MS / 1000 - start_s, abs=1e-6)
 
 
 @pytest.mark.parametrize(("unit", "scale"), [("ms", 1), ("us", 1000), ("ns", 1_000_000)])

@@ -15,6 +15,7 @@ AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens\n"
 CBSIM = "request_id,arrival_s,num_prompt_tokens,num_output_tokens,priority,deadline_s,prompt\n"
 WHOLE = "allowed: a whole number from 1 to 100,000,000"
 SECONDS = "allowed: a number of seconds from 0 to 9,007,199,254,740,992"
+ARRIVAL = "allowed: a number of seconds from 0, or of another time_unit"
 PRIORITY = "allowed: a whole number from -9,007,199,254,740,992 to 9,007,199,254,740,992"
 SEGMENTS = "allowed: [[segment, num_tokens], ...] with whole numbers from 1 up"
 FORMATS = (
@@ -36,8 +37,8 @@ FORMATS = (
 )
 
 CASES = {
-    "negative": (HEADER + "-1,5,6\n", [f"2: arrived_at: got -1; {SECONDS}"]),
-    "nan": (HEADER + "nan,5,6\n", [f"2: arrived_at: got nan; {SECONDS}"]),
+    "negative": (HEADER + "-1,5,6\n", [f"2: arrived_at: got -1; {ARRIVAL}"]),
+    "nan": (HEADER + "nan,5,6\n", [f"2: arrived_at: got nan; {ARRIVAL}"]),
     "infinite": (HEADER + "1,inf,6\n", [f"2: num_prefill_tokens: got inf; {WHOLE}"]),
     "not whole": (HEADER + "1,5.5,6\n", [f"2: num_prefill_tokens: got 5.5; {WHOLE}"]),
     "text": (HEADER + "1,5,many\n", [f"2: num_decode_tokens: got many; {WHOLE}"]),
@@ -46,7 +47,7 @@ CASES = {
     "zero output": (HEADER + "1,5,0\n", [f"2: num_decode_tokens: got 0; {WHOLE}"]),
     "nothing": (HEADER + "1,,6\n", [f"2: num_prefill_tokens: got nothing; {WHOLE}"]),
     "above the token limit": (HEADER + "1,5,100000001\n", [f"2: num_decode_tokens: got 100000001; {WHOLE}"]),
-    "above 2**53": (HEADER + "9007199254740994,5,6\n", [f"2: arrived_at: got 9007199254740994; {SECONDS}"]),
+    "above 2**63": (HEADER + "1e19,5,6\n", [f"2: arrived_at: got 1e19; {ARRIVAL}"]),
     "above 2**64": (
         HEADER + "1,5,18446744073709551616\n",
         [f"2: num_decode_tokens: got 18446744073709551616; {WHOLE}"],
@@ -57,7 +58,7 @@ CASES = {
             f"2: num_prefill_tokens: got x; {WHOLE}",
             f"2: num_decode_tokens: got y; {WHOLE}",
             "4: got 2 columns (2,5); allowed: 3",
-            f"5: arrived_at: got -3; {SECONDS}",
+            f"5: arrived_at: got -3; {ARRIVAL}",
             f"5: num_prefill_tokens: got 0; {WHOLE}",
         ],
     ),
@@ -171,7 +172,7 @@ JSON_CASES = {
     "wrong types": (
         GOOD + '{"arrival_s": NaN, "num_prompt_tokens": true, "num_output_tokens": null, "user": [1]}\n',
         [
-            f"2: arrival_s: got NaN; {SECONDS}",
+            f"2: arrival_s: got NaN; {ARRIVAL}",
             f"2: num_prompt_tokens: got true; {WHOLE}",
             f"2: num_output_tokens: got nothing; {WHOLE}",
             "2: user: got [1]; allowed: text",
@@ -183,7 +184,7 @@ JSON_CASES = {
     ),
     "beyond float": (
         GOOD + '{"arrival_s": 1' + "0" * 400 + ', "num_prompt_tokens": 5, "num_output_tokens": 6}\n',
-        [f"2: arrival_s: got 1{'0' * 39}...; {SECONDS}"],
+        [f"2: arrival_s: got 1{'0' * 39}...; {ARRIVAL}"],
     ),
     "too many block ids": (
         '{"timestamp": 0, "input_length": 512, "output_length": 1, "hash_ids": [1, 2, 3]}\n'
@@ -218,7 +219,7 @@ def test_parquet_names_rows(trace, tmp_path):
         list(trace("t.parquet", sink.getvalue().to_pybytes()).requests())
     assert list(caught.value.problems) == [
         f"{tmp_path}/t.parquet:row 2: num_prompt_tokens: got -3; {WHOLE}",
-        f"{tmp_path}/t.parquet:row 3: arrival_s: got nothing; {SECONDS}",
+        f"{tmp_path}/t.parquet:row 3: arrival_s: got nothing; {ARRIVAL}",
     ]
 
 
