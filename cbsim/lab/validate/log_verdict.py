@@ -18,6 +18,8 @@ from cbsim.studies.experiment import Experiment
 
 RIGHT_PCT = 2.0
 """Means within this are right: nothing is looked for that would mend them."""
+WRONG_PCT = 10.0
+"""Beyond this they are called wrong."""
 NUM_SLICES = 5
 """Parts of the run that are looked at by themselves, alike in requests."""
 ALIKE = 0.7
@@ -85,7 +87,8 @@ class Verdict:
     def told(self) -> list[str]:
         """The verdict as lines."""
         errors = _errors(self.error_pct)
-        lines = [f"verdict: means are right within {self.within_pct:.1f}% ({errors})"]
+        how = "right within" if self.within_pct <= WRONG_PCT else "wrong by up to"
+        lines = [f"verdict: means are {how} {self.within_pct:.1f}% ({errors})"]
         lines += [f"  off: {sentence}" for sentence in self.where]
         lines += [f"  to mend it: {sentence}" for sentence in self.remedies]
         return lines

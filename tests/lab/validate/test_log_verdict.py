@@ -136,3 +136,8 @@ def test_the_picture_shows_both_worlds(tmp_path):
     texts = [text.get_text() for text in figure.axes[3].texts]
     assert [text.split()[0] for text in texts] == ["p50", "p90", "p99"]
     assert all(path.is_file() for path in save_figure(figure, tmp_path / "picture.png"))
+
+
+def test_means_far_off_are_not_called_right() -> None:
+    (line,) = Verdict({"ttft_s": -50.0, "tpot_s": 1.0}, [], [], []).told()
+    assert line.startswith("verdict: means are wrong by up to 50.0%")
