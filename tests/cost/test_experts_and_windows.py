@@ -150,6 +150,7 @@ def test_steps_of_a_model_with_windows_tell_what_windows_hold() -> None:
         },
         "scheduler": {"type": "vllm", "max_tokens_per_step": 64, "max_num_seqs": 8},
         "cost_model": {"type": "roofline"},
+        "kv_cache": {"num_blocks": 400},
         "output": {"batches": True},
     }
     result = cbsim.run(config)

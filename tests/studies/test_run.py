@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import cbsim
+from cbsim.studies.experiment import Experiment
 
 MODULE = '''
 from cbsim.core.verbs import admit, schedule
@@ -138,3 +139,34 @@ def test_a_context_that_can_never_fit_is_told_and_the_rest_is_served() -> None:
     assert result.summary["longest_request_tokens"] == 105
     (note,) = (each for each in result.notes if "vLLM would not start" in each)
     assert "up to 6,928 tokens fit" in note
+
+
+def kv_tokens(**settings: Any) -> int:
+    workload = {"type": "trace", "path": "azure-like.csv", "limit": 1}
+    return Experiment.from_mapping(
+        {"workload": workload, "scheduler": "vllm", **settings}
+    ).kv_capacity.num_tokens
+
+
+def test_more_gpus_than_kv_heads_hold_copies_of_them() -> None:
+    """Four KV heads on eight GPUs: each GPU holds one, as on four, beside half of the weights."""
+    model = {"name": "qwen2.5-7b", "num_heads": 32}
+    on_four, on_eight = (kv_tokens(model=model, gpu="h100", parallel={"tensor": n}) for n in (4, 8))
+    assert on_four == pytest.approx(4.95e6, rel=0.01)
+    assert on_eight == pytest.approx(5.1e6, rel=0.01)
+
+
+def test_fp8_weights_leave_room_as_vllm_logged() -> None:
+    """GPU KV cache size: 174,336 tokens, llama-3-70b with FP8 weights and bf16 KV on an H200."""
+    model = {"name": "llama-3-70b", "weight_dtype": "fp8"}
+    logged = kv_tokens(model=model, gpu="h200", scheduler="vllm-0.15")
+    assert logged == pytest.approx(174_336, rel=0.01)
+    in_fp8 = kv_tokens(model=model, gpu="h200", scheduler="vllm-0.15", kv_cache={"dtype": "fp8"})
+    assert in_fp8 == pytest.approx(2 * logged, rel=0.01)
+
+
+@pytest.mark.parametrize("gpu", ["b200", "mi300x"])
+def test_what_nobody_measured_is_told(gpu: str) -> None:
+    workload = {"type": "trace", "path": "azure-like.csv", "limit": 3}
+    notes = cbsim.run({"gpu": gpu, "workload": workload, "scheduler": "vllm"}).summary["notes"]
+    assert any("estimated by a roofline, nothing was measured" in note for note in notes)
