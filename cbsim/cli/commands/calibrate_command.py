@@ -74,10 +74,14 @@ def calibrate(
     """Time the kernels of a model on a device, and fit a cost model to them.
 
     A killed run goes on where it was when called again with the same folder. `--check` looks at torch, Triton
-    and the device, and with a model tries each kernel once; it exits with 2 where nothing can be timed.
+    and the device (cuda unless said), and with a model tries each kernel once; it exits with 2 where nothing
+    can be timed.
     """
     if click.get_current_context().invoked_subcommand is not None:
         return
+    if check and device is None:
+        # What a first look is for: whether there is a card that can be timed.
+        device = "cuda"
     if device is None or ((model is None or out is None) and not check):
         raise click.UsageError("give --device, --model and --out, or a command: fit, import")
     with args.needs_torch("timing kernels"):
