@@ -64,7 +64,7 @@ REPORT_S = 25.0
 REPORT_SHARE = 0.3
 """Share of the time left that is kept for reports at most."""
 TUNING_SHARE, MAX_TUNING_S = 0.25, 60.0
-"""Of a model's time what choosing kernels takes at most."""
+"""Choosing kernels takes at most this share of a model's time, and at most these seconds."""
 EXTRAS_S = 10.0
 """With less time than this left nothing further is timed."""
 

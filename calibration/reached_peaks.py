@@ -47,9 +47,9 @@ class Reached:
     rate: float
     """1e12 bytes of keys and values a second for `decode`, else 1e12 FLOP a second."""
     share: float | None
-    """Of the data sheet's peak; None where it isn't known."""
+    """The rate over the data sheet's peak; None where that isn't known."""
     attained: float | None = None
-    """Of what was measured to be attainable; None where it wasn't."""
+    """The rate over what was measured to be attainable; None where nothing was measured."""
 
 
 def reached(
@@ -59,7 +59,7 @@ def reached(
     tensor_parallel: int = 1,
     attainable: Attainable | None = None,
 ) -> list[Reached]:
-    """Of every decode with equal contexts, single chunk, dense and experts' point the rate it reaches.
+    """The rate that each decode with equal contexts, single chunk, dense and experts' point reaches.
 
     Decodes by the bytes of keys and values they read, the others by the FLOP they need, which is half of the
     square for causal attention.
@@ -155,7 +155,10 @@ def additivity(mixed: Iterable[PlanPoint], seconds: Seconds, until_s: float = ma
 
 
 def additivity_by_form(points: Iterable[Point], form: StepForm) -> list[Sum]:
-    """The same from a plan's own mixed points, their parts as a form has them, where there was no time."""
+    """Hold a plan's own mixed points against the sum of their chunks and decodes, as a form has these.
+
+    For sessions that had no time left to time the parts.
+    """
     mixed = [point for point in points if point.op == "mixed" and point.split == "fit" and not point.window]
     if not mixed:
         return []

@@ -33,7 +33,7 @@ FEW_CLIENTS = 4
 """Clients among whom hardly any prompt waits for another."""
 SHORT_PROMPT = 1024
 MIN_SHARE = 0.01
-"""Of a run's time that a kind of step must take to count: the first steps of a server are slow."""
+"""A kind of step that takes less of a run's time does not count: the first steps of a server are slow."""
 
 
 class Evidence(NamedTuple):
@@ -66,7 +66,7 @@ def pooled(pcts: Sequence[float]) -> float:
 
 
 def served(table: pd.DataFrame) -> Iterator[Evidence]:
-    """Of imported tables, by number of GPUs and kind of model, from TPOT of vLLM's runs."""
+    """How far imported tables miss TPOT of vLLM's runs, by number of GPUs and kind of model."""
     runs = table[table["framework"] == "vLLM"]
     is_dense = runs["model"].str.startswith(DENSE)
     is_one = runs["tensor"] * runs["data"] == 1
@@ -108,7 +108,7 @@ def collectives(profiles: Mapping[str, Priced]) -> Evidence:
 
 
 def rooflines(profiles: Mapping[str, Priced]) -> Iterator[Evidence]:
-    """Of rooflines, by what joins GPUs, from the steps of shipped profiles."""
+    """How far rooflines miss the steps of shipped profiles, by what joins GPUs."""
     for is_module, (gpus, errors) in roofline_errors(profiles).items():
         kind = "estimated, modules" if is_module else "estimated, cards"
         yield Evidence(kind, errors.p90_pct, f"steps of profiles of {', '.join(gpus)}")

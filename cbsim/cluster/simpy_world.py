@@ -188,9 +188,7 @@ class World:
                 return request
             due_s = self.env.now + following.delay_s
             if not self._is_closed_loop:
-                due_s = max(due_s, following.arrival_s)
-            if not self._is_closed_loop:
-                yield Instant(self.env, due_s, ANSWERED)
+                yield Instant(self.env, max(due_s, following.arrival_s), ANSWERED)
             elif due_s > self.env.now:
                 yield Instant(self.env, due_s, ARRIVAL)
             request, following.arrival_s = following, self.env.now

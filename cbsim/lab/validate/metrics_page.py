@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cbsim.base.errors import WorkloadError, refusals
+from cbsim.base.units import MIB
 from cbsim.results.metrics import request_latencies
 from cbsim.results.run_log import Column, RunLog, distinct_gaps
 
@@ -34,7 +35,7 @@ COUNTERS = {
     "prefix-cache hits, tokens": "vllm:prefix_cache_hits_total",
 }
 QUANTILES = (0.5, 0.9, 0.99)
-MAX_BYTES = 100 * 2**20
+MAX_BYTES = 100 * MIB
 
 
 class Histogram(NamedTuple):
