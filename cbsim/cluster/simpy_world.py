@@ -11,7 +11,7 @@ import simpy
 from simpy.events import EventPriority
 
 from cbsim.core.stepping import Stepper
-from cbsim.workload.request import Request
+from cbsim.workload.request import Request, split_turns
 from cbsim.workload.request_source import Workload
 from cbsim.workload.streams import ThinkTimes
 
@@ -150,12 +150,9 @@ class World:
         """The requests that wait for no answer; the others are kept by those that they follow."""
         if self.workload.config.wait_for_answers is False:
             return requests
-        every = list(requests)
-        self._has_turns = any(request.follows >= 0 for request in every)
-        for request in every:
-            if request.follows >= 0:
-                self._next_turns[id(every[request.follows])] = request
-        return iter([request for request in every if request.follows < 0])
+        starts, self._next_turns = split_turns(requests)
+        self._has_turns = bool(self._next_turns)
+        return iter(starts)
 
     def _arrivals(self, requests: Iterator[Request]) -> Generator[simpy.Event, None, None]:
         """Open loop: each request at its own time, and the turns that follow it when they are due."""

@@ -142,6 +142,16 @@ class Request:
         )
 
 
+def split_turns(requests: Iterable[Request]) -> tuple[list[Request], dict[int, Request]]:
+    """Those that wait for no answer; and, by the `id()` of a request, the one that waits for its answer.
+
+    `follows` of a request is the place, in `requests`, of the one that it waits for.
+    """
+    every = list(requests)
+    following = {id(every[turn.follows]): turn for turn in every if turn.follows >= 0}
+    return [request for request in every if request.follows < 0], following
+
+
 BATCH_SIZE = 8192
 """Requests made from columns at a time: enough for numpy, little to keep in memory."""
 

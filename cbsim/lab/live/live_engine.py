@@ -19,7 +19,7 @@ from cbsim.core.verbs import preempt as preempt_request
 from cbsim.lab.live.runner import BlockedSlice, ModelRunner, Moves
 from cbsim.lab.live.tokens import TokenBook
 from cbsim.observers.audience import Audience
-from cbsim.workload.request import Request
+from cbsim.workload.request import Request, split_turns
 from cbsim.workload.request_source import Workload
 from cbsim.workload.streams import ThinkTimes
 
@@ -146,10 +146,9 @@ class LiveWorld:
         self.progress = progress
         self._time_scale = time_scale
         self._sleep = sleep
-        every = list(workload.requests())
-        self._next_turns = {id(every[turn.follows]): turn for turn in every if turn.follows >= 0}
+        starts, self._next_turns = split_turns(workload.requests())
         """By the identity of a request, the one that waits for its answer."""
-        self._requests: Iterator[Request] = iter([each for each in every if each.follows < 0])
+        self._requests: Iterator[Request] = iter(starts)
         self._think_times = ThinkTimes(workload.config, workload.seed)
         self._is_closed_loop = workload.config.concurrency is not None
         self._ready: list[tuple[float, int, Request | None]]
