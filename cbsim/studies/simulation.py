@@ -25,12 +25,13 @@ from cbsim.cluster.watched_run import WatchedRun
 from cbsim.core import layout
 from cbsim.core.building import KvPool, LinkParts, PoolParts, new_cluster
 from cbsim.core.driver import Parts, Progress, RuleFault, drive
-from cbsim.core.feed import WITHOUT_LINKS, begin_alone, run
+from cbsim.core.feed import run
 from cbsim.core.intake import take_in
 from cbsim.core.layout import World
 from cbsim.core.loop import close_decodes
 from cbsim.core.record import Record, StepColumns
 from cbsim.core.stepping import Stepper, StepwiseWorld
+from cbsim.core.without import WITHOUT_LINKS, begin_alone
 from cbsim.cost import CostModel, StepShape
 from cbsim.observers import ObservedRun
 from cbsim.observers.audience import Audience
