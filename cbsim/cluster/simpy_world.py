@@ -10,6 +10,7 @@ import numpy as np
 import simpy
 from simpy.events import EventPriority
 
+from cbsim.core import layout
 from cbsim.core.stepping import Stepper
 from cbsim.workload.request import Request, split_turns
 from cbsim.workload.request_source import Workload
@@ -39,8 +40,11 @@ ones it takes the first.
 """
 
 
-def make_router(name: str, seed: int) -> Router:
-    """The router that the experiment names; its random stream is spawned from the seed by purpose."""
+def make_router(kind: int, seed: int) -> Router:
+    """The router of a kind (`cbsim.core.layout`), where it needs no more than is seen here.
+
+    Its random stream is spawned from the seed by purpose.
+    """
     turns, homes = count(), dict[str, int]()
     random = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(ROUTER_STREAM,)))
 
@@ -57,16 +61,14 @@ def make_router(name: str, seed: int) -> Router:
             return homes.setdefault(f"session:{request.session_id}", chosen)
         return homes.setdefault(f"segment:{request.prompt[0][0]}", chosen) if request.prompt else chosen
 
-    routers: dict[str, Router] = {
-        "round_robin": lambda request, engines: next(turns) % len(engines),
-        "random": lambda request, engines: int(random.integers(len(engines))),
-        "least_outstanding": least_outstanding,
-        "least_kv": least_kv,
-        "prefix_affinity": prefix_affinity,
+    routers: dict[int, Router] = {
+        layout.ROUND_ROBIN: lambda request, engines: next(turns) % len(engines),
+        layout.RANDOM: lambda request, engines: int(random.integers(len(engines))),
+        layout.LEAST_OUTSTANDING: least_outstanding,
+        layout.LEAST_KV: least_kv,
+        layout.PREFIX_AFFINITY: prefix_affinity,
     }
-    if name not in routers:
-        raise ValueError(f"no router '{name}'")
-    return routers[name]
+    return routers[kind]
 
 
 ARRIVAL = EventPriority(1)

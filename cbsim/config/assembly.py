@@ -317,5 +317,7 @@ def nested_keys(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
     """The dotted keys of nested settings."""
     for key, value in settings.items():
         yield f"{prefix}{key}"
+        if isinstance(value, list):
+            value = {item["name"]: item for item in value if isinstance(item, Mapping) and "name" in item}
         if isinstance(value, Mapping):
             yield from nested_keys(value, f"{prefix}{key}.")

@@ -10,6 +10,7 @@ from itertools import pairwise
 from typing import Any
 
 from cbsim.base.errors import ConfigError
+from cbsim.config.document import place_in
 
 MAX_LENGTH = 1000
 """Characters of a condition: a longer one is no condition."""
@@ -139,7 +140,10 @@ def lookup(settings: Mapping[str, Any], dotted: str) -> Any:
     """The value that nested settings have under a dotted key, or `ABSENT`."""
     value: Any = settings
     for part in dotted.split("."):
-        if not isinstance(value, Mapping) or part not in value:
+        if isinstance(value, list) and (place := place_in(value, part)) is not None:
+            value = value[place]
+        elif isinstance(value, Mapping) and part in value:
+            value = value[part]
+        else:
             return ABSENT
-        value = value[part]
     return value

@@ -54,8 +54,8 @@ class Document:
         for key in keys:
             if isinstance(value, dict):
                 value = value.get(key)
-            elif isinstance(value, list) and isinstance(key, int) and key < len(value):
-                value = value[key]
+            elif isinstance(value, list) and (place := place_in(value, key)) is not None:
+                value = value[place]
             else:
                 return None
         return value
@@ -69,21 +69,22 @@ class Document:
         made: Keys = ()
         for depth, key in enumerate(keys[:-1], start=1):
             if isinstance(node, list):
-                node = node[int(key)]
+                node = node[place_in(node, key) or 0]
             else:
                 if node.get(key) is None:
                     node[key] = {}
                     made = made or keys[:depth]
                 node = node[key]
             if not isinstance(node, dict | list) or (
-                isinstance(node, list) and not _is_index(keys[depth], node)
+                isinstance(node, list) and place_in(node, keys[depth]) is None
             ):
                 where = origin if isinstance(origin, str) else origin.place(origin_keys).where
                 below = format_keys(keys[:depth])
                 raise ConfigError(
                     f"{where}: {format_keys(keys)}: '{below}' is {describe_value(node)}, not a mapping"
                 )
-        node[int(keys[-1]) if isinstance(node, list) else keys[-1]] = copy.deepcopy(value)
+        last = keys[-1] if isinstance(node, dict) else place_in(node, keys[-1])
+        node[last] = copy.deepcopy(value)
         for known in [known for known in self._origins if known[: len(keys)] == keys]:
             del self._origins[known]
         for known in (made, keys) if made else (keys,):
@@ -162,8 +163,12 @@ def _decode(content: bytes, source: str) -> str:
         raise ConfigError(f"{source}:{line}: {byte} is not UTF-8") from None
 
 
-def _is_index(key: str | int, items: list[Any]) -> bool:
-    return str(key).isdecimal() and int(key) < len(items)
+def place_in(items: list[Any], key: str | int) -> int | None:
+    """The place in a list that a key means: its number, or the `name` of the mapping there."""
+    names = [item.get("name") if isinstance(item, dict) else None for item in items]
+    if key in names:
+        return names.index(key)
+    return int(key) if str(key).isdecimal() and int(key) < len(items) else None
 
 
 SWEEP, TUNE = "sweep", "tune"

@@ -11,7 +11,7 @@ from pydantic.fields import FieldInfo
 from pydantic.json_schema import GenerateJsonSchema
 
 from cbsim.config.mistakes import Expected
-from cbsim.config.section import Section, setting_docs
+from cbsim.config.section import ComponentConfig, Section, setting_docs
 
 _PREAMBLE = """\
 # Experiment files
@@ -59,8 +59,14 @@ def _chapter(heading: str, section: type[Section], told: set[type[Section]]) -> 
 def _sections(expected: Expected) -> Iterator[tuple[type[Section], str]]:
     """The sections that may stand in a setting, each with the tag that chooses it or nothing."""
     for member in expected.members():
-        if member.is_section:
+        item = member.item(0)
+        if member.by_type is not None:
+            for name in member.by_type.registry.builtin_names():
+                yield member.by_type.config_class(name), name
+        elif member.is_section:
             yield member.annotation, str(member.tags()[0]) if member.tags() else ""
+        elif item is not None and item.is_section:
+            yield item.annotation, ""
 
 
 def _table(section: type[Section]) -> str:
@@ -93,6 +99,8 @@ def _default(info: FieldInfo, expected: Expected) -> str:
     if info.is_required():
         return "required"
     value = info.get_default(call_default_factory=True, validated_data={})
+    if isinstance(value, ComponentConfig):
+        return f"`{value.type}`"
     return "the section's own" if isinstance(value, Section) else f"`{json.dumps(value)}`"
 
 

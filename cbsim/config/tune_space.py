@@ -92,7 +92,9 @@ class Range:
             return self.numbered(min(round((value - self.low) / (self.step or 1)), self.num_values - 1))
         if place in (0.0, 1.0):
             return self.high if place else self.low
-        return min(max(float(f"{value:.{DIGITS}g}"), self.low), self.high)
+        # A narrow range needs more digits, or few values would be left in it.
+        digits = DIGITS + max(0, math.ceil(math.log10(self.high / (self.high - self.low))) - 1)
+        return min(max(float(f"{value:.{digits}g}"), self.low), self.high)
 
     def place(self, value: Number) -> float:
         """Where a value lies: the other way round."""

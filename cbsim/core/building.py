@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from cbsim.core import layout
 from cbsim.core.layout import NOBODY, Log, World, with_replicas
+from cbsim.core.links import below
 
 Numbers = Mapping[str, float]
 Array = NDArray[Any]
@@ -137,6 +138,54 @@ class PoolParts:
     num_in_flight: int = 1
     prefill_s: Array | None = None
     """Seconds of a prompt alone by its tokens, for the preemption `cheaper`."""
+    num_up: int | None = None
+    """How many of them take requests from the beginning; `None`: all."""
+
+
+@dataclass(frozen=True, slots=True)
+class RouterParts:
+    """Which replica a request goes to: see `layout.ROUTER`."""
+
+    kind: int = layout.ROUND_ROBIN
+    weight: float = 1.0
+    refresh_s: float = 0.0
+    max_queue: int = NOBODY
+    holds: bool = False
+    chooses_pairs: bool = False
+
+    @property
+    def foresees(self) -> bool:
+        """Whether it asks for prefix hits and prompts that are owed, or looks now and then."""
+        return self.kind in (layout.KV_AWARE, layout.LEAST_EXPECTED_TTFT) or self.refresh_s > 0
+
+    @property
+    def reads_state(self) -> bool:
+        """Whether it sees how the replicas stand."""
+        return self.kind not in (layout.ROUND_ROBIN, layout.RANDOM) or self.max_queue != NOBODY
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeParts:
+    """What changes in a cluster by itself: see `layout.AGENDA`, `FAULT_ROW` and `SCALER`."""
+
+    first_token_timeout_s: float = np.inf
+    timeout_s: float = np.inf
+    backoff_s: float = 0.0
+    max_retries: int = 0
+    max_reroutes: int = 0
+    mtbf_s: float = np.inf
+    repair_s: float = np.inf
+    faults: Sequence[tuple[float, float, float, int]] = ()
+    """Rows of `FAULT_ROW`."""
+    scalers: Sequence[tuple[int, Numbers, Sequence[tuple[float, int]]]] = ()
+    """Place of the pool, fields of its `SCALER`, and what it plans: rows of `PLAN`."""
+    draws: Array = field(default_factory=lambda: np.ones(1))
+    """Exponentially distributed numbers of mean 1."""
+
+    @property
+    def num_more_visits(self) -> int:
+        """Visits that a request may make to a stage beyond the first."""
+        return self.max_retries + self.max_reroutes
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,22 +207,22 @@ def new_world(
     *,
     num_replicas: int = 1,
     num_in_flight: int = 1,
-    router: int = layout.ROUND_ROBIN,
     prefill_s: Array | None = None,
     **more: Any,
 ) -> World:
     """A world of equal replicas in which nothing has happened; the rest as for `new_cluster`."""
     parts = PoolParts(cost, pool, config, num_replicas, num_in_flight, prefill_s)
-    return new_cluster(requests, [parts], [router], **more)
+    return new_cluster(requests, [parts], [RouterParts()], **more)
 
 
 def new_cluster(
     requests: Array,
     pools: Sequence[PoolParts],
-    routers: Sequence[int],
+    routers: Sequence[RouterParts],
     *,
     num_entries: int | None = None,
     link: LinkParts | None = None,
+    changes: ChangeParts | None = None,
     num_clients: int = 0,
     watched: int = layout.UNWATCHED,
     segments: Array | None = None,
@@ -184,16 +233,18 @@ def new_cluster(
 ) -> World:
     """A world of pools of replicas in which nothing has happened.
 
-    `routers` are kinds, by stage; requests come to the first `num_entries` replicas (all), and with two
-    stages are handed over to the others, over the `link`. `segments` are needed for prefix caching, `extras`
-    and `acceptance` for speculation and connectors (see `layout.Replica`). `num_clients` 0 makes an open
-    loop. With `turns`, needed for two stages, the requests are planned ones (see `layout.World`), and the
-    world's own come to be as they are sent. Two worlds share no array but `requests` and costs, if both are
-    given the same.
+    `routers` are those of each stage; requests come to the first `num_entries` replicas (all), and with two
+    stages are handed over to the others, over the `link`. `changes`: nothing does without. `segments` are
+    needed for prefix caching, `extras` and `acceptance` for speculation and connectors (see
+    `layout.Replica`). `num_clients` 0 makes an open loop. With `turns`, needed for two stages, the requests
+    are planned ones (see `layout.World`), and the world's own come to be as they are sent. Two worlds share
+    no array but `requests` and costs, if both are given the same.
     """
     configs = config_records([{**DEFAULT_CONFIG, **parts.config} for parts in pools])
     place_of = [place for place, parts in enumerate(pools) for _ in range(parts.num_replicas)]
-    R, num_requests = len(place_of), max(len(requests), 1) * len(routers)
+    R, changing = len(place_of), changes or ChangeParts()
+    num_visits = len(routers) * (1 + changing.num_more_visits)
+    num_requests = max(len(requests), 1) * num_visits
     num_entries = R if num_entries is None else num_entries
 
     def each(value: Callable[[PoolParts], Any]) -> Array:
@@ -203,7 +254,18 @@ def new_cluster(
     num_in_flight = max(parts.num_in_flight for parts in pools)
     own = np.zeros(R, layout.OWN)
     own["replica"], own["pool"] = np.arange(R), place_of
-    own["next_s"] = np.inf
+    for name in ("next_s", "back_at_s", "fails_at_s", "restored_at_s"):
+        own[name] = np.inf
+    own["slowdown"] = 1.0
+    if changes is not None:
+        # They come up as the first thing that changes.
+        for parts, first in zip(
+            pools, np.cumsum([0, *(parts.num_replicas for parts in pools)]), strict=False
+        ):
+            num_up = parts.num_replicas if parts.num_up is None else parts.num_up
+            own["state"][first : first + parts.num_replicas] = layout.STOPPED
+            own["state"][first : first + num_up] = layout.STARTING
+            own["back_at_s"][first : first + num_up] = 0.0
     own["num_in_flight"] = each(lambda parts: parts.num_in_flight)
     own["num_blocks"] = own["num_free"] = each(lambda parts: parts.cache.num_blocks)
     own["block_size"] = each(lambda parts: parts.cache.block_size)
@@ -223,7 +285,7 @@ def new_cluster(
     planned, planned_extras, starts = new_requests(0), new_extras(0), np.zeros(0, "i4")
     sent, sent_extras = requests, extras
     if turns is not None:
-        planned, sent = requests, new_requests(len(requests) * len(routers))
+        planned, sent = requests, new_requests(len(requests) * num_visits)
         if extras is not None:
             planned_extras, sent_extras = extras, new_extras(len(sent))
         starts = np.setdiff1d(np.arange(len(turns)), turns["next"]).astype("i4")
@@ -287,8 +349,55 @@ def new_cluster(
         starts=starts,
         link=_link(link),
         on_link=np.zeros(1 if link is None else len(sent) + 1, layout.TRANSFER),
+        **_changes(changes, pools, len(routers), num_requests),
+        first_in_order=_first_of(R),
     )
     return with_replicas(world)
+
+
+def _changes(
+    changes: ChangeParts | None, pools: Sequence[PoolParts], num_stages: int, num_requests: int
+) -> dict[str, Any]:
+    """Fields of `World` about what changes by itself."""
+    parts = changes or ChangeParts()
+    names = ("first_token_timeout_s", "timeout_s", "backoff_s", "mtbf_s", "repair_s", "max_retries")
+    numbers = {name: getattr(parts, name) for name in (*names, "max_reroutes")}
+    firsts = np.cumsum([0, *(pool.num_replicas for pool in pools)])
+    scalers = np.zeros(len(parts.scalers), layout.SCALER)
+    plans: list[tuple[float, int]] = []
+    for row, (place, given, planned) in zip(scalers, parts.scalers, strict=True):
+        row["first"], row["end"], row["low_since_s"] = firsts[place], firsts[place + 1], np.inf
+        row["first_plan"] = len(plans)
+        plans += planned
+        row["end_plan"] = len(plans)
+        row["next_s"] = planned[0][0] if planned else given.get("interval_s", np.inf)
+        for name, value in given.items():
+            row[name] = value
+    return {
+        "agenda": record(
+            layout.AGENDA,
+            {
+                **numbers,
+                "next_s": np.inf if changes is None else 0.0,
+                "link_back_at_s": np.inf,
+                "failing": NOBODY,
+                "is_open": changes is not None,
+            },
+        ),
+        "faults": np.array(sorted(parts.faults), layout.FAULT_ROW),
+        "draws": parts.draws,
+        "scalers": scalers,
+        "plans": np.array(plans, layout.PLAN),
+        "held": np.zeros((num_stages, 1 if changes is None else num_requests + 1), "i4"),
+    }
+
+
+def _first_of(num_replicas: int) -> Array:
+    """`World.first_in_order` while nothing is to happen anywhere."""
+    tree = np.zeros(num_replicas, "i4")
+    for place in range(num_replicas - 1, 0, -1):
+        tree[place] = below(tree, 2 * place)
+    return tree
 
 
 def _padded(rows: Sequence[Array | None]) -> Array:
@@ -300,14 +409,15 @@ def _padded(rows: Sequence[Array | None]) -> Array:
     return padded
 
 
-def _routers(kinds: Sequence[int], num_entries: int, num_replicas: int) -> Array:
+def _routers(several: Sequence[RouterParts], num_entries: int, num_replicas: int) -> Array:
     """`World.routers`: of those to whom requests come, and of the others."""
-    routers = np.zeros(len(kinds), layout.ROUTER)
-    sees = (layout.LEAST_OUTSTANDING, layout.LEAST_KV, layout.PREFIX_AFFINITY)
+    routers = np.zeros(len(several), layout.ROUTER)
     ends = [(0, num_entries), (num_entries, num_replicas)]
-    for row, kind, (first, end) in zip(routers, kinds, ends, strict=False):
-        row["kind"], row["first"], row["next"], row["end"] = kind, first, first, end
-        row["reads_state"] = kind in sees and end - first > 1
+    for row, parts, (first, end) in zip(routers, several, ends, strict=False):
+        row["first"], row["next"], row["end"], row["seen_at_s"] = first, first, end, -np.inf
+        for each in fields(parts):
+            row[each.name] = getattr(parts, each.name)
+        row["reads_state"] = parts.reads_state and (end - first > 1 or parts.max_queue != NOBODY)
     return routers
 
 
@@ -331,6 +441,7 @@ def new_log(most: int, with_batches: bool, rows: int) -> Log:
         decodes=np.zeros(small, layout.DECODES_ROW),
         gaps=np.zeros(small, "f8"),
         batches=np.zeros(4 * small if with_batches else 1, layout.BATCH_ROW),
+        changes=np.zeros(64, layout.CHANGE_ROW),
     )
 
 
@@ -343,7 +454,7 @@ def _log_rows(requests: Array) -> int:
 def new_extras(num_requests: int) -> Array:
     """Records of what speculation and connectors need, for requests that bring nothing along."""
     extras = np.zeros(num_requests, layout.EXTRA)
-    extras["first_bad_block"] = extras["found_in_call"] = NOBODY
+    extras["first_bad_block"] = extras["found_in_call"] = extras["partner"] = NOBODY
     return extras
 
 

@@ -11,7 +11,17 @@ from __future__ import annotations
 from math import inf
 from typing import Any
 
-from cbsim.core.layout import DECODE_STAGE, HANDED_OVER, NOBODY
+from cbsim.base.binding import apart
+from cbsim.core.layout import (
+    DECODE_STAGE,
+    ENTRY,
+    HANDED_OVER,
+    NOBODY,
+    QUEUES_FULL,
+    SENDING,
+    TIMED_OUT,
+)
+from cbsim.core.routing import break_promise
 
 
 def hears_answers(clients: Any) -> bool:
@@ -57,27 +67,36 @@ def take_planned(world: Any, request: Any, at_s: float) -> None:
         row, visit = world.client_heap[0].row, world.client_heap[0].visit
         take_client(world)
         if visit != NOBODY:
-            go_on(world, request, world.requests[visit])
+            go_on(world, request, world.requests[visit], at_s)
             return
     if row == NOBODY:
         row = world.starts[clients.num_started]
         clients.num_started += 1
+    take_fixed(world, request, row)
+    if len(world.routers) > 1:
+        leave_rest(world, request)
+
+
+def take_fixed(world: Any, request: Any, row: int) -> None:
+    """What a request is, as planned."""
     planned = world.planned[row]
     request.source = row
     request.deadline_s = planned.deadline_s
     request.job_length = planned.job_length
-    request.num_prompt_tokens = planned.num_prompt_tokens
+    request.num_prompt_tokens = request.prefill_until = planned.num_prompt_tokens
     request.num_output_tokens = planned.num_output_tokens
     request.priority = planned.priority
     request.user_number = planned.user_number
     request.affinity = planned.affinity
     request.first_link = planned.first_link
     request.end_link = planned.end_link
-    request.prefill_until = planned.prefill_until
     if len(world.planned_extras):
         take_extras(world.extras[request.index], world.planned_extras[row])
-    if len(world.routers) > 1 and request.num_output_tokens > 1:
-        # Whoever computes the prompt gives the first token, and hands over the rest.
+
+
+def leave_rest(world: Any, request: Any) -> None:
+    """Whoever computes the prompt gives the first token, and hands over the rest."""
+    if request.num_output_tokens > 1:
         request.num_output_tokens = 1
         world.extras[request.index].is_remote_decode = 1
         world.extras[request.index].send_s = inf
@@ -92,29 +111,56 @@ def take_extras(extra: Any, brought: Any) -> None:
     extra.first_proposed, extra.end_proposed = brought.first_proposed, brought.end_proposed
 
 
-def go_on(world: Any, request: Any, before: Any) -> None:
-    """Make the visit in which a request decodes, its prompt's KV and first token behind it."""
-    planned = world.planned[before.source]
+@apart
+def go_on(world: Any, request: Any, before: Any, now: float) -> None:
+    """Make the visit that follows another one of its request.
+
+    It decodes, the prompt's KV and first token behind it. Or what was lost is computed again, the tokens that
+    came out known; or its client, who has not waited for them, wants them all anew.
+    """
+    take_fixed(world, request, before.source)
     before.next_visit = request.index
     request.previous = before.index
-    request.stage = DECODE_STAGE
-    request.source = before.source
-    request.deadline_s = before.deadline_s - (before.last_token_at_s - before.arrival_s)
-    request.job_length = before.job_length
-    request.num_prompt_tokens = request.prefill_until = planned.num_prompt_tokens + 1
-    request.num_output_tokens = planned.num_output_tokens - 1
-    request.priority = before.priority
-    request.user_number = before.user_number
-    request.affinity = before.affinity
-    request.first_link = before.first_link
-    request.end_link = before.end_link
-    request.first_token_at_s = before.first_token_at_s
-    request.last_token_at_s = before.last_token_at_s
-    request.max_itl_s = before.max_itl_s
-    extra = world.extras[request.index]
-    take_extras(extra, world.extras[before.index])
-    extra.is_remote_decode, extra.send_s = 0, 0.0
-    extra.is_remote_prefill, extra.load_s = 1, inf
+    request.attempt, request.num_reroutes = before.attempt, before.num_reroutes
+    request.deadline_s = before.deadline_s - (now - before.arrival_s)
+    if before.rejection == TIMED_OUT or before.rejection == QUEUES_FULL:
+        request.attempt += 1
+    else:
+        num_known = before.num_prompt_tokens + before.num_generated_tokens
+        request.num_output_tokens -= num_known - request.num_prompt_tokens
+        request.num_prompt_tokens = request.prefill_until = num_known
+        request.first_token_at_s = before.first_token_at_s
+        request.last_token_at_s = before.last_token_at_s
+        request.max_itl_s = before.max_itl_s
+        if before.state == HANDED_OVER and world.extras[before.index].transfer == SENDING:
+            request.stage = DECODE_STAGE
+            extra = world.extras[request.index]
+            extra.is_remote_decode, extra.send_s = 0, 0.0
+            extra.is_remote_prefill, extra.load_s = 1, inf
+            if world.routers[ENTRY].chooses_pairs:
+                extra.partner = world.extras[before.index].partner
+                break_promise(world, before)
+            return
+        request.num_reroutes += 1
+    if len(world.routers) > 1:
+        leave_rest(world, request)
+
+
+def send_back(world: Any, request: Any, now: float) -> None:
+    """A request that was lost goes back to the router, unless it has been lost too often."""
+    if request.num_reroutes < world.agenda.max_reroutes:
+        think(world, NOBODY, now, False, request.index)
+    elif hears_answers(world.clients):
+        answered(world, request, now, False)
+
+
+def try_again(world: Any, request: Any, now: float, is_rejected: bool) -> None:
+    """A client that was refused, or has waited long enough, sends again, or gives up."""
+    agenda = world.agenda
+    if request.attempt < agenda.max_retries:
+        think(world, NOBODY, now + agenda.backoff_s * (1 << request.attempt), False, request.index)
+    elif hears_answers(world.clients):
+        answered(world, request, now, is_rejected)
 
 
 def ended(world: Any, request: Any, now: float) -> None:

@@ -9,11 +9,36 @@ from __future__ import annotations
 
 from typing import Any
 
-from cbsim.core.clients import answered, ended, hears_answers, next_arrival_s, take_client, take_planned
-from cbsim.core.layout import AT_ONCE, ENTRY, NO_FAULT, NOBODY, STEPS_WATCHED
-from cbsim.core.links import begin_transfers, end_transfers, let_go, take_turn
+from cbsim.base.binding import apart
+from cbsim.core.changes import changes_first, stop_if_empty
+from cbsim.core.clients import (
+    answered,
+    ended,
+    hears_answers,
+    next_arrival_s,
+    send_back,
+    take_client,
+    take_planned,
+    try_again,
+)
+from cbsim.core.layout import (
+    AT_ONCE,
+    ENTRY,
+    NO_FAULT,
+    NOBODY,
+    PREEMPTED,
+    PREEMPTED_NOW,
+    PREEMPTED_THERE,
+    QUEUES_FULL,
+    REJECTED,
+    STEPS_WATCHED,
+    UP,
+    WAITING,
+)
+from cbsim.core.leaving import quit_visit
+from cbsim.core.links import begin_transfers, end_transfers, find_first, let_go, number_turn
 from cbsim.core.loop import ask_at, call, end_step, launch, place_of, submit, wait_for_ranks
-from cbsim.core.routing import choose, routed
+from cbsim.core.routing import break_promise, choose, choose_partner, routed
 
 FULL, DONE, FAULT, ARRIVAL, DECISION, STEP_END = range(6)
 """Why `run` returned: the log must be emptied, nothing more will happen, a rule did what it must not; where
@@ -36,7 +61,8 @@ def run(world: Any, end: int, until_s: float) -> int:
     ranks work in step. Every rule is called at one place: compiled, each call is another copy.
     """
     clients, num_replicas = world.clients, len(world.own)
-    is_in_order = hears_answers(clients) or clients.watched != 0 or world.config[0].num_ranks > 1
+    changes = world.agenda.is_open != 0
+    is_in_order = hears_answers(clients) or clients.watched != 0 or world.config[0].num_ranks > 1 or changes
     for _ in range(MAX_CHUNK):
         at_s = next_arrival_s(world, end)
         if not begin_together(world, at_s):
@@ -46,11 +72,17 @@ def run(world: Any, end: int, until_s: float) -> int:
         if is_in_order:
             first = next_replica(world)
             last = first + 1
+            if changes:
+                if not has_room(world):
+                    return FULL
+                if changes_first(world, at_s, until_s, world.own[first].next_s):
+                    send_held(world, clients.now)
+                    continue
             if world.link.next_s < target_s and world.link.next_s <= world.own[first].next_s:
                 end_transfers(world)
                 continue
         elif at_s < until_s and not world.routers[ENTRY].reads_state:
-            first = choose(world, world.requests[clients.num_sent])
+            first = choose(world, world.requests[clients.num_sent], at_s)
             last = first + 1
         has_happened, heard = False, UNHEARD
         for number in range(first, last):
@@ -60,11 +92,15 @@ def run(world: Any, end: int, until_s: float) -> int:
             while self.own.next_s < target_s:
                 if not has_room(world):
                     return FULL
+                first_event = world.log.lengths.events
                 heard = happen(world, self)
                 if self.own.fault != NO_FAULT:
                     return FAULT
                 has_happened = True
                 if is_in_order:
+                    if changes and self.own.is_asked != AT_ONCE:
+                        settle_after(world, self, first_event, clients.now)
+                    find_first(world, number)
                     break
         if heard != UNHEARD:
             return heard
@@ -79,7 +115,7 @@ def run(world: Any, end: int, until_s: float) -> int:
 
 
 def arrive(world: Any, at_s: float) -> None:
-    """The next request goes to a replica; if it is rejected, its client thinks again."""
+    """The next request goes to a replica, waits for one that takes it, or is refused."""
     clients = world.clients
     request = world.requests[clients.num_sent]
     if clients.is_planned:
@@ -90,19 +126,65 @@ def arrive(world: Any, at_s: float) -> None:
         request.arrival_s = at_s
     clients.num_sent += 1
     clients.now = at_s
-    chosen = choose(world, request)
+    router = world.routers[request.stage]
+    if router.chooses_pairs:
+        choose_partner(world, request, at_s)
+    chosen = NOBODY if router.num_held else choose(world, request, at_s)
+    if chosen == NOBODY:
+        find_nobody(world, router, request, at_s)
+    else:
+        deliver(world, request, chosen, at_s)
+
+
+def deliver(world: Any, request: Any, chosen: int, now: float) -> None:
+    """A request comes to a replica; if it is rejected, its client thinks again."""
+    clients = world.clients
     routed(world, request, chosen)
     was_asked = world.own[chosen].is_asked
-    if not submit(world.replicas[chosen], request):
+    if not submit(world.replicas[chosen], request, now):
         if request.previous != NOBODY:
-            let_go(world, request, at_s)
+            let_go(world, request, now)
         if hears_answers(clients):
-            answered(world, request, at_s, True)
+            answered(world, request, now, True)
         return
     if world.config[0].num_ranks > 1:
         wait_for_ranks(world.replicas, first_rank(world, chosen), world.config[0].num_ranks, chosen)
     if world.own[chosen].is_asked > was_asked:
-        take_turn(world, chosen)
+        number_turn(world, chosen)
+    find_first(world, chosen)
+
+
+@apart
+def find_nobody(world: Any, router: Any, request: Any, now: float) -> None:
+    """No replica takes a request: it waits at the router, or is refused if all are full."""
+    is_out = True
+    for number in range(router.first, router.end):
+        is_out = is_out and world.own[number].state != UP
+    if router.holds or is_out:
+        ring = world.held[request.stage]
+        ring[(router.first_held + router.num_held) % len(ring)] = request.index
+        router.num_held += 1
+        return
+    request.state, request.rejection = REJECTED, QUEUES_FULL
+    if len(world.routers) > 1:
+        break_promise(world, request)
+    try_again(world, request, now, True)
+
+
+@apart
+def send_held(world: Any, now: float) -> None:
+    """Those who wait at a router go, in their order, to replicas that take them now."""
+    for stage in range(len(world.routers)):
+        router, ring, chosen = world.routers[stage], world.held[stage], 0
+        while router.num_held and chosen != NOBODY:
+            request = world.requests[ring[router.first_held]]
+            chosen = choose(world, request, now) if request.state == WAITING else 0
+            if chosen == NOBODY:
+                break
+            router.first_held = (router.first_held + 1) % len(ring)
+            router.num_held -= 1
+            if request.state == WAITING:
+                deliver(world, request, chosen, now)
 
 
 def first_rank(world: Any, number: int) -> int:
@@ -126,6 +208,7 @@ def begin_together(world: Any, at_s: float) -> bool:
         launch(world.replicas, first, num_ranks, world.costs[world.own[first].pool], now)
         for number in range(first, first + num_ranks):
             has_fault = has_fault or world.own[number].fault != NO_FAULT
+            find_first(world, number)
     return not has_fault
 
 
@@ -138,7 +221,7 @@ def happen(world: Any, self: Any) -> int:
     """
     own, clients = self.own, world.clients
     now = clients.now = own.next_s
-    take_turn(world, own.replica)
+    number_turn(world, own.replica)
     is_end, has_decided, num_finished = own.is_asked == 0, False, 0
     clients.replica, clients.place = own.replica, place_of(self, 0 if is_end else own.num_under_way)
     if is_end:
@@ -177,28 +260,37 @@ def has_room(world: Any) -> bool:
     log, lengths = world.log, world.log.lengths
     margin = LOG_MARGIN * len(world.running[0]) + LOG_MARGIN
     return (
-        lengths.steps + LOG_MARGIN < len(log.steps)
+        lengths.steps + LOG_MARGIN + len(world.under_way[0]) < len(log.steps)
         and lengths.events + margin < len(log.events)
         and lengths.prefills + margin < len(log.prefills)
         and lengths.decodes + margin < len(log.decodes)
         and lengths.gaps + margin < len(log.gaps)
+        and lengths.changes + LOG_MARGIN < len(log.changes)
         and (world.config[0].with_batches == 0 or lengths.batches + margin < len(log.batches))
     )
 
 
 def next_replica(world: Any) -> int:
     """The number of the replica in which something happens next; ends of steps come before calls."""
-    chosen = 0
-    for number in range(1, len(world.own)):
-        if comes_first(world.own[number], world.own[chosen]):
-            chosen = number
-    return chosen
+    return int(world.first_in_order[1]) if len(world.own) > 1 else 0
 
 
-def comes_first(own: Any, other: Any) -> bool:
-    """Whether what comes next in one replica comes before what does in another."""
-    if own.next_s != other.next_s:
-        return own.next_s < other.next_s
-    if own.is_asked != other.is_asked:
-        return own.is_asked < other.is_asked
-    return own.turn < other.turn
+@apart
+def settle_after(world: Any, self: Any, first_event: int, now: float) -> None:
+    """What follows from what has happened in a replica, whose decisions begin at a row of the log's events.
+
+    What it preempted goes back to the router, where that is asked for; a replica that is let go is stopped
+    once it is empty; whoever waits at a router goes on.
+    """
+    if self.config.gives_back_preempted:
+        for row in range(first_event, world.log.lengths.events):
+            event = world.log.events[row]
+            request = world.requests[event.request]
+            if event.event == PREEMPTED_NOW and request.state == PREEMPTED:
+                quit_visit(world, request, now, PREEMPTED_THERE)
+                send_back(world, request, now)
+    stop_if_empty(world, int(self.own.replica), now)
+    for stage in range(len(world.routers)):
+        if world.routers[stage].num_held:
+            send_held(world, now)
+            return

@@ -74,8 +74,34 @@ LAST_ADMITTED, LOWEST_PRIORITY, MOST_BLOCKS, LEAST_PROGRESS, LEAST_URGENT = rang
 RECOMPUTE, SWAP, CHEAPER = range(3)
 """What becomes of a preempted request's KV."""
 
-ROUND_ROBIN, RANDOM, LEAST_OUTSTANDING, LEAST_KV, PREFIX_AFFINITY = range(5)
-"""Routers built in."""
+(
+    ROUND_ROBIN,
+    RANDOM,
+    LEAST_OUTSTANDING,
+    LEAST_KV,
+    PREFIX_AFFINITY,
+    POWER_OF_TWO,
+    SESSION_AFFINITY,
+    KV_AWARE,
+    LEAST_EXPECTED_TTFT,
+    LEAST_SCORE,
+) = range(10)
+"""Routers; `LEAST_SCORE` is a third party's, by its rule `score`."""
+
+UP, STARTING, DRAINING, STOPPED, DOWN = range(5)
+"""States of a replica: it takes requests; it will; it only ends those it has; nobody pays for it; it has
+failed."""
+
+STARTED, MADE_READY, DRAINED, STOPPED_NOW, FAILED_REPLICA, REPAIRED, SLOWED, RESTORED = range(8)
+"""Codes of changes of a replica."""
+
+NO_AUTOSCALER, BY_QUEUE, BY_OUTSTANDING, BY_KV, BY_TTFT, BY_SCHEDULE, BY_RULE = range(7)
+"""How many replicas a pool should have: a figure over its target, a schedule, a third party's `desired`."""
+
+REPLICA_LOST, KV_LOST, PREEMPTED_THERE, TIMED_OUT, QUEUES_FULL = range(101, 106)
+"""Why a visit ended before its time, beside what `rejects` returns: its replica failed; so did the one, or
+the link, from which its KV should have come; the replica that decoded gave it back; its client had waited
+long enough; no replica would take it."""
 
 UNWATCHED, REQUESTS_WATCHED, STEPS_WATCHED = range(3)
 """Who watches a run: nobody, somebody who hears of requests, somebody who hears of steps too."""
@@ -118,6 +144,8 @@ REQUEST = np.dtype(
                 "stage",
                 "previous",
                 "next_visit",
+                "attempt",
+                "num_reroutes",
                 "num_computed_tokens",
                 "num_generated_tokens",
                 "num_in_flight_tokens",
@@ -149,10 +177,10 @@ without), `job_length` (what `sjf` orders by), `user_number` and `affinity` (num
 (the replica drawn for it), `first_link` to `end_link` (its rows of `Replica.segments`), `think_s` (what its
 client thinks after it), `source` (its row of `World.planned`, where there are any), `stage` (`ENTRY` or
 `DECODE_STAGE`), `previous` and `next_visit` (the rows of the request's visits before and after this one, or
-`NOBODY`). Progress: `num_computed_tokens` counts tokens whose KV is computed or scheduled to be, steps in
-flight included,
-`num_generated_tokens` those whose result was taken, `num_in_flight_tokens`
-output tokens that steps under way may emit if all their drafts are accepted (asynchronous scheduling only),
+`NOBODY`), `attempt` (how often its client has sent it before), `num_reroutes` (how often it was lost and went
+back to the router). Progress: `num_computed_tokens` counts tokens whose KV is computed or scheduled to be,
+steps in flight included, `num_generated_tokens` those whose result was taken, `num_in_flight_tokens` output
+tokens that steps under way may emit if all their drafts are accepted (asynchronous scheduling only),
 `num_launched_tokens` tokens that steps under way compute, `num_steps_in_flight` how many of those sample for
 it, `num_drafts` drafts ready to be verified, `prefill_until` the tokens to compute before it decodes (its
 prompt; after a preemption its answer so far too), `samples` whether its last slice sampled, `was_passed_over`
@@ -197,6 +225,7 @@ EXTRA = np.dtype(
             "num_verifications",
             "num_proposals",
             "is_on_link",
+            "partner",
         )
     ]
 )
@@ -206,9 +235,9 @@ block from which the first transfer fails (`NOBODY`: none does); `transfer` its 
 `transfer_end_s` and was found in call `found_in_call`; `is_known` whether what was loaded has been made known
 to lookups; `num_transfers` begun so far, `num_external_tokens` that the last one brings behind
 `num_local_tokens` that were cached here; `is_on_link` whether these come over a link of the cluster.
-`first_accepted` to `end_accepted` and `first_proposed` to
-`end_proposed` are rows of `Replica.acceptance`, counted through again and again by `num_verifications` and
-`num_proposals`."""
+`partner` is the replica that is to decode it, where that is chosen at its arrival, else `NOBODY`.
+`first_accepted` to `end_accepted` and `first_proposed` to `end_proposed` are rows of `Replica.acceptance`,
+counted through again and again by `num_verifications` and `num_proposals`."""
 
 GROUP = np.dtype(
     [(name, "i8") for name in ("window", "block_size", "most_blocks", "tail", "interval", "is_first_of_kind")]
@@ -272,11 +301,19 @@ was admitted `num_served` requests were scheduled, one with prompt tokens to com
 OWN = np.dtype(
     [
         *((name, "f8") for name in ("next_s", "last_end_s", "unspent_transfer_s")),
+        *((name, "f8") for name in ("slowdown", "back_at_s", "fails_at_s", "restored_at_s")),
         *(
             (name, "i8")
             for name in (
                 "replica",
                 "pool",
+                "state",
+                "num_failures",
+                "num_owed_tokens",
+                "num_promised",
+                "seen_outstanding",
+                "seen_blocks",
+                "seen_owed_tokens",
                 "num_links",
                 "num_in_flight",
                 "num_blocks",
@@ -338,6 +375,10 @@ OWN = np.dtype(
 )
 """What a replica counts. `next_s` is when something happens next, infinite for never: the scheduler is asked
 (`is_asked`), or else the first step under way ends. `num_links` transfers over its link are under way.
+Its steps last `slowdown` times as long. It changes by itself at `back_at_s` (it takes requests again),
+`fails_at_s` and `restored_at_s` (no longer slow), infinite for never. `num_owed_tokens` are the prompts that
+it has not answered, `num_promised` requests will come to it to be decoded; what begins with `seen` is what a
+router knows that looks now and then.
 `fault` is what a rule did that it must not, with the
 row of the request, the tokens or blocks asked for, how many there could have been, and the step's budget."""
 
@@ -352,6 +393,7 @@ CONFIG = np.dtype(
                 "swap_bytes_per_s",
                 "swap_latency_s",
                 "draft_s",
+                "prefill_token_s",
             )
         ),
         *(
@@ -390,6 +432,7 @@ CONFIG = np.dtype(
                 "max_num_active_seqs",
                 "adaptive_chunk_size",
                 "prefill_schedule_interval",
+                "gives_back_preempted",
             )
         ),
     ]
@@ -465,7 +508,11 @@ BATCH_ROW = np.dtype(
         )
     ]
 )
-LENGTHS = np.dtype([(name, "i8") for name in ("steps", "events", "prefills", "decodes", "gaps", "batches")])
+CHANGE_ROW = np.dtype([("time_s", "f8"), ("replica", "i4"), ("change", "i4")])
+"""A replica has changed its state."""
+LENGTHS = np.dtype(
+    [(name, "i8") for name in ("steps", "events", "prefills", "decodes", "gaps", "batches", "changes")]
+)
 """Rows in use of each table of a `Log`."""
 
 USER = np.dtype([("num_served", "i8"), ("head", "i8"), ("active", "i8")])
@@ -505,16 +552,74 @@ FOLLOWING = np.dtype([("delay_s", "f8"), ("next", "i4")])
 """A planned request: sent `delay_s` seconds after the answer that it waits for; the row of the request that
 waits for its own answer, or `NOBODY`."""
 
-ROUTER = np.dtype([(name, "i8") for name in ("kind", "next", "reads_state", "first", "end")])
-"""A router, of the replicas from number `first` up to `end`."""
+ROUTER = np.dtype(
+    [(name, "f8") for name in ("weight", "refresh_s", "seen_at_s")]
+    + [(name, "i8") for name in ("kind", "next", "reads_state", "first", "end")]
+    + [(name, "i8") for name in ("max_queue", "holds", "chooses_pairs", "first_held", "num_held")]
+)
+"""A router, of the replicas from number `first` up to `end`. `weight` is that of prefix hits; it looks at the
+replicas when what it has `seen_at_s` is `refresh_s` old. Replicas take a request if less than `max_queue`
+wait there (`NOBODY`: any number do); if none does, it waits for one if the router `holds`, else it is
+refused. `num_held` wait so, the first of them at place `first_held` of the ring `World.held`.
+`chooses_pairs`: the replica that decodes is chosen at the arrival, too."""
+
+AGENDA = np.dtype(
+    [
+        (name, "f8")
+        for name in (
+            *("next_s", "first_token_timeout_s", "timeout_s", "backoff_s", "mtbf_s", "repair_s"),
+            "link_back_at_s",
+        )
+    ]
+    + [
+        (name, "i8")
+        for name in (
+            *("is_open", "num_faults", "max_retries", "max_reroutes", "first_open", "first_token_row"),
+            *("last_token_row", "failing", "is_starting"),
+        )
+    ]
+)
+"""What changes in a cluster by itself: at `next_s`, seconds, infinite for never. Clients wait so long for the
+first and the last token, and send again up to `max_retries` times, `backoff_s` later and twice as late each
+time; `first_token_row` and `last_token_row` are the first requests for whom that time may not be over. Up to
+`max_reroutes` times a request that was lost goes back to the router. `num_faults` of `World.faults` have
+happened; without those that are listed a replica fails `mtbf_s` after it was last well, on average, for
+`repair_s`. Before row `first_open` all requests have ended. `failing` is the replica (`NOBODY`: none) whose
+requests are leaving. `is_open`: whether anything of this can happen."""
+FAULT_ROW = np.dtype([(name, "f8") for name in ("at_s", "repair_s", "slowdown")] + [("replica", "i8")])
+"""A fault: of a replica, which from then on is down, or slower by a factor above 1; of the link: `NOBODY`."""
+SCALER = np.dtype(
+    [
+        (name, "f8")
+        for name in (
+            *("next_s", "interval_s", "target", "delay_s", "stabilization_s", "low_since_s", "now"),
+            *("kv_share", "ttft_s"),
+        )
+    ]
+    + [
+        (name, "i8")
+        for name in (
+            *("kind", "first", "end", "least", "most", "peak", "first_plan", "end_plan"),
+            *("num_up", "num_starting", "num_waiting", "num_outstanding"),
+        )
+    ]
+)
+"""How many replicas the pool of numbers `first` to `end` has: decided each `interval_s`, from `least` to
+`most`, so that a figure is at its `target`. A new one takes requests `delay_s` later. Since `low_since_s`
+(infinite: not so) fewer would have done, at most `peak`; after `stabilization_s` of that they are let go. At
+`now`: `num_up` take requests, `num_starting` will; `num_waiting` requests wait and `num_outstanding` have not
+ended; `kv_share` is the mean share of KV blocks in use, `ttft_s` what a newcomer would wait for its first
+token, on average over the replicas."""
+PLAN = np.dtype([("at_s", "f8"), ("count", "i8")])
+"""A scheduled number of replicas, from an instant on."""
 
 LINK = np.dtype(
     [(name, "f8") for name in ("bytes_per_s", "latency_s", "bytes_per_token", "now", "next_s")]
-    + [(name, "i8") for name in ("num_transfers", "num_layers", "is_layered")]
+    + [(name, "i8") for name in ("num_transfers", "num_layers", "is_layered", "is_down")]
 )
 """What connects replicas: each sends and takes in `bytes_per_s` at most, shared by its transfers under way.
 `now` is when these were last looked at, `next_s` when the next of them ends. `is_layered`: the KV of a layer
-is sent while the next one is computed."""
+is sent while the next one is computed. `is_down`: nothing is sent."""
 TRANSFER = np.dtype(
     [(name, "f8") for name in ("left_bytes", "bytes_per_s", "end_s")]
     + [(name, "i8") for name in ("request", "sender", "receiver")]
@@ -535,6 +640,7 @@ class Log(NamedTuple):
     """Gaps between tokens, seconds, that are not the time between the ends of two consecutive steps."""
     batches: Any
     """Empty unless `with_batches`."""
+    changes: Any
 
 
 class Replica(NamedTuple):
@@ -630,6 +736,17 @@ class World(NamedTuple):
     link: Any
     on_link: Any
     """The `TRANSFER`s under way."""
+    agenda: Any
+    faults: Any
+    """`FAULT_ROW`s in the order of time."""
+    draws: Any
+    """Exponentially distributed numbers of mean 1: times between failures are taken from them."""
+    scalers: Any
+    plans: Any
+    held: Any
+    """By stage, a ring of the requests that wait at the router."""
+    first_in_order: Any
+    """A tree over the replicas, by its places from 1 on: in which of those below something happens first."""
     replicas: Sequence[Replica] = ()
     """Each of them, of the same arrays or lists: see `with_replicas`."""
 

@@ -10,13 +10,15 @@ from math import inf
 from typing import Any
 
 from cbsim.base.binding import apart
-from cbsim.core.layout import LOADING
+from cbsim.core.layout import LOADING, SENDING
 from cbsim.core.loop import ask_at
 
 
 @apart
 def begin_transfers(world: Any, self: Any, now: float) -> None:
-    """Put on the link what a replica has made room for in its latest call."""
+    """Put on the link what a replica has made room for."""
+    if world.link.is_down:
+        return
     for place in range(self.own.num_transfers):
         row = self.transfers[place]
         extra = world.extras[row]
@@ -41,6 +43,28 @@ def put_on_link(world: Any, request: Any, now: float) -> None:
     world.own[transfer.sender].num_links += 1
     world.own[transfer.receiver].num_links += 1
     set_rates(world)
+
+
+@apart
+def drop_transfer(world: Any, row: int, now: float) -> None:
+    """The KV of a request is no longer wanted where it was going."""
+    link, place = world.link, 0
+    settle(world, now)
+    while world.on_link[place].request != row:
+        place += 1
+    world.own[world.on_link[place].sender].num_links -= 1
+    world.own[world.on_link[place].receiver].num_links -= 1
+    link.num_transfers -= 1
+    for later in range(place, link.num_transfers):
+        copy_transfer(world.on_link[later + 1], world.on_link[later])
+    set_rates(world)
+
+
+def copy_transfer(source: Any, target: Any) -> None:
+    """Field by field: an assignment of the whole would name the same object in a list."""
+    target.request, target.sender, target.receiver = source.request, source.sender, source.receiver
+    target.left_bytes, target.end_s = source.left_bytes, source.end_s
+    target.bytes_per_s = source.bytes_per_s
 
 
 def settle(world: Any, now: float) -> None:
@@ -85,18 +109,18 @@ def end_transfers(world: Any) -> None:
             wake(world, int(transfer.receiver), at_s)
             wake(world, int(transfer.sender), at_s)
         else:
-            kept.request, kept.sender, kept.receiver = transfer.request, transfer.sender, transfer.receiver
-            kept.left_bytes, kept.end_s = transfer.left_bytes, transfer.end_s
+            copy_transfer(transfer, kept)
             num_left += 1
     link.num_transfers = num_left
     set_rates(world)
 
 
 def let_go(world: Any, request: Any, now: float) -> None:
-    """Nobody will fetch the KV of a request that the replica it was handed over to has refused."""
+    """Nobody will fetch the KV of a request from the replica of the visit before."""
     before = world.requests[request.previous]
-    world.extras[before.index].transfer_end_s = now
-    wake(world, int(before.replica), now)
+    if world.extras[before.index].transfer == SENDING:
+        world.extras[before.index].transfer_end_s = now
+        wake(world, int(before.replica), now)
 
 
 def wake(world: Any, number: int, at_s: float) -> None:
@@ -108,6 +132,42 @@ def wake(world: Any, number: int, at_s: float) -> None:
 
 
 def take_turn(world: Any, number: int) -> None:
-    """Number what comes next in a replica: at one instant, things of one kind go by their `turn`."""
+    """Number what comes next in a replica, and find out when, among all, that is."""
+    number_turn(world, number)
+    find_first(world, number)
+
+
+def number_turn(world: Any, number: int) -> None:
+    """At one instant, things of one kind go by their `turn`."""
     world.clients.turn += 1
     world.own[number].turn = world.clients.turn
+
+
+def find_first(world: Any, number: int) -> None:
+    """What comes next in a replica has changed: find out anew in which one something happens first.
+
+    A tournament: each place of the tree names the winner of the two below it.
+    """
+    tree = world.first_in_order
+    place = (len(tree) + number) // 2
+    while place > 0:
+        one, other = below(tree, 2 * place), below(tree, 2 * place + 1)
+        first = one
+        if comes_first(world.own[other], world.own[one]):
+            first = other
+        tree[place] = first
+        place //= 2
+
+
+def below(tree: Any, place: int) -> int:
+    """The replica that stands at a place of the tree; behind its end stand all in their order."""
+    return int(tree[place] if place < len(tree) else place - len(tree))
+
+
+def comes_first(own: Any, other: Any) -> bool:
+    """Whether what comes next in one replica comes before what does in another."""
+    if own.next_s != other.next_s:
+        return own.next_s < other.next_s
+    if own.is_asked != other.is_asked:
+        return own.is_asked < other.is_asked
+    return own.turn < other.turn

@@ -14,6 +14,7 @@ from cbsim.core.layout import (
     AT_ONCE,
     BAD_DURATION,
     EMITTED,
+    ENTRY,
     FINISHED_NOW,
     FITS,
     KV_BLOCKS,
@@ -67,8 +68,8 @@ def pad(self: Any, step: Any) -> None:
 # From outside
 
 
-def submit(self: Any, request: Any) -> bool:
-    """A request arrives, at its `arrival_s`; False if it can never be served."""
+def submit(self: Any, request: Any, now: float) -> bool:
+    """A request comes, at its `arrival_s` or later; False if it can never be served."""
     own = self.own
     request.replica = own.replica
     request.waiting_since_s = request.arrival_s
@@ -77,9 +78,11 @@ def submit(self: Any, request: Any) -> bool:
         request.state = REJECTED
         return False
     own.num_outstanding += 1
+    if request.stage == ENTRY:
+        own.num_owed_tokens += request.num_prompt_tokens
     push(self, request)
     if own.num_under_way == 0:
-        ask_at(self, request.arrival_s)
+        ask_at(self, now)
     return True
 
 
@@ -216,6 +219,7 @@ def begin(self: Any, cost: Any, step: Any) -> None:
 def price(self: Any, cost: Any, step: Any) -> None:
     """Find out how long a step takes of which `Replica.shape` tells what it computes."""
     step.duration_s = step_s(cost, self.shape, self.chunks) + step.transfer_s + drafting_s(self, step)
+    step.duration_s *= self.own.slowdown
     if not 0.0 < step.duration_s < inf:
         self.own.fault, self.own.fault_request = BAD_DURATION, NOBODY
 
@@ -367,6 +371,8 @@ def end_step(self: Any) -> int:
         num_accepted += part.num_accepted
         if part.is_prefill or part.num_tokens > 1:
             record_prefill(self, step, part)
+            if part.num_emitted and request.num_generated_tokens == 0 and request.stage == ENTRY:
+                own.num_owed_tokens -= request.num_prompt_tokens
         else:
             record_decode(self, step.number, request)
         if part.num_emitted:

@@ -24,6 +24,7 @@ TABLES: dict[str, np.dtype[Any]] = {
     "decodes": layout.DECODES_ROW,
     "gaps": np.dtype([("gap_s", "f8")]),
     "batches": layout.BATCH_ROW,
+    "changes": layout.CHANGE_ROW,
 }
 """The tables of a `Log`."""
 

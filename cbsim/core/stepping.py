@@ -216,7 +216,7 @@ class Stepper(ReplicaView):
     def submit(self, request: Request) -> bool:
         """A request arrives, at its `arrival_s`; False if it was rejected."""
         self.world.add(request)
-        accepted = bool(self._submit(self.records, request))
+        accepted = bool(self._submit(self.records, request, request.arrival_s))
         if accepted and self.num_ranks > 1:
             loop.wait_for_ranks(self._ranks(), 0, self.num_ranks, self.replica - self.first_rank)
         self.make_room()

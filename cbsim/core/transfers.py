@@ -15,6 +15,7 @@ from cbsim.core.drafts import count_drafts, num_accepted
 from cbsim.core.layout import (
     BOTH,
     CONSUMER,
+    ENTRY,
     FAIL,
     FAILED,
     FAILED_NOW,
@@ -200,6 +201,8 @@ def end_in_error(self: Any, step: Any, now: float, request: Any) -> None:
     """A request that has left all queues has failed, and gives back its blocks."""
     request.state = FAILED
     self.own.num_outstanding -= 1
+    if request.stage == ENTRY and request.num_generated_tokens == 0:
+        self.own.num_owed_tokens -= request.num_prompt_tokens
     record_news(self, step, now, FAILED_NOW, request, 0)
     if not keeps_blocks(self, request, now):
         release(self, request)

@@ -6,7 +6,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
@@ -91,7 +91,8 @@ class Deployment:
     model: ModelSpec
     gpu: GpuSpec
     num_gpus: int = 1
-    num_replicas: int = 1
+    num_replicas: float = 1
+    """On average over time, where replicas come and go."""
     kv_block_size: int = 16
     """Tokens a KV block holds."""
     num_stages: int = 1
@@ -107,13 +108,23 @@ class Deployment:
         """All pools, this one first."""
         return (self, *self.others)
 
+    def as_paid(self, log: RunLog, from_s: float, makespan_s: float) -> Deployment:
+        """With the mean number of replicas that were there in the `makespan_s` seconds from an instant on."""
+        assert log.pool_of is not None
+        num_by_pool = np.bincount(log.pool_of, log.paid_s(from_s)) / makespan_s
+        first, *others = (
+            replace(pool, num_replicas=float(number), others=())
+            for pool, number in zip(self.pools, num_by_pool, strict=True)
+        )
+        return replace(first, others=tuple(others))
+
     @property
-    def num_replicas_in_all(self) -> int:
+    def num_replicas_in_all(self) -> float:
         """Of all pools."""
         return sum(pool.num_replicas for pool in self.pools)
 
     @property
-    def num_gpus_in_all(self) -> int:
+    def num_gpus_in_all(self) -> float:
         """Of this pool."""
         return self.num_replicas * self.num_gpus
 
@@ -154,6 +165,8 @@ def summarize(
     promised = Slo.of(slo)
     num_good = int(meets_slo(latencies, finished, promised.own).sum())
     makespan_s = max(0.0, float(log.end_s) - float(requests["arrival_s"][0])) if num_requests else 0.0
+    if log.changes is not None and makespan_s:
+        deployment = deployment.as_paid(log, float(requests["arrival_s"][0]), makespan_s)
     replica_s = makespan_s * deployment.num_replicas_in_all
     answered = ~np.isnan(requests["first_token_at_s"])
     num_output_tokens = int(requests["num_generated_tokens"].sum())
@@ -199,6 +212,9 @@ def summarize(
         summary["num_tokens_found_again"] = int(log.events["num_tokens"][is_resumed].sum())
     if num_failed := int((requests["state"] == RequestState.FAILED).sum()):
         summary["num_failed"] = num_failed
+    summary |= log.losses
+    if log.changes is not None:
+        summary["mean_replicas"] = {pool.pool: pool.num_replicas for pool in deployment.pools}
     if log.has_drafts:
         num_drafts, num_accepted = int(log.steps["num_drafts"].sum()), int(log.steps["num_accepted"].sum())
         summary |= {

@@ -182,6 +182,11 @@ class Result:
         return None if self.make_table("visits") is None else self._frame("visits")
 
     @cached_property
+    def replicas(self) -> pd.DataFrame | None:
+        """One row a change of a replica, see `tables.REPLICAS`; `None` where none can change."""
+        return None if self.make_table("replicas") is None else self._frame("replicas")
+
+    @cached_property
     def itl(self) -> pd.DataFrame:
         """The distribution of inter-token gaps at evenly spaced quantiles; see `cbsim.results.tables.ITL`."""
         return self._frame("itl")

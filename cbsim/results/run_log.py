@@ -19,6 +19,8 @@ EVENTS = (
 """Names of the event codes 0, 1, 2, ... of the core (`core.layout`) in `RunLog.events["event"]`."""
 ARRIVED, ADMITTED, RESUMED, PREEMPTED, EMITTED, FINISHED, REJECTED = range(7)
 LOADED, SENT, FAILED, HANDED_OVER = map(EVENTS.index, ("loaded", "sent", "failed", "handed_over"))
+CHANGES = ("started", "ready", "draining", "stopped", "failed", "repaired", "slowed", "restored")
+"""Names of the codes in `RunLog.changes["change"]`."""
 KINDS = ("prefill", "decode")
 """Names of the codes in `RunLog.batches["kind"]`."""
 
@@ -96,10 +98,32 @@ class RunLog:
     """One row a request and replica that it came to, in that order: `request` (row in `requests`), `replica`,
     `arrived_at_s`, `admitted_at_s`, `left_at_s`, `num_prefill_tokens`,
     `num_output_tokens` and `state` (RequestState codes). `None` where each came to one alone."""
+    changes: Mapping[str, Column] | None = None
+    """One row a change of a replica, in the order they happened: `time_s`, `replica`, `change` (codes of
+    `CHANGES`). `None` where none can change."""
+    losses: Mapping[str, int] = field(default_factory=dict)
+    """How many visits ended before their time, by why, and how many followed on such ones."""
     pools: tuple[tuple[str, str], ...] = (("default", "both"),)
     """Name and role of each pool of equal replicas."""
     pool_of: Column | None = None
     """Place in `pools` of each replica; `None` where there is one pool."""
+
+    def paid_s(self, from_s: float) -> Column:
+        """Seconds from an instant to the end in which each replica was there, or was on its way."""
+        assert self.changes is not None
+        assert self.pool_of is not None
+        paid_s, since_s = np.zeros(len(self.pool_of)), np.full(len(self.pool_of), np.nan)
+        stopped = CHANGES.index("stopped")
+        for time_s, replica, change in zip(
+            *(self.changes[name].tolist() for name in ("time_s", "replica", "change")), strict=True
+        ):
+            if change == stopped:
+                paid_s[replica] += max(0.0, time_s - since_s[replica])
+                since_s[replica] = np.nan
+            elif np.isnan(since_s[replica]):
+                since_s[replica] = max(from_s, time_s)
+        still_s: Column = np.nan_to_num(np.maximum(self.end_s - since_s, 0.0))
+        return paid_s + still_s
 
     def pools_of(self, replica: Column) -> Column:
         """The place in `pools` of each of some replicas; -1 for none."""

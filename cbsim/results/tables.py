@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from cbsim.results.latency import PARTS, TTFT_PARTS
 from cbsim.results.metrics import request_latencies, weighted_quantiles
-from cbsim.results.run_log import EVENTS, KINDS, RunLog
+from cbsim.results.run_log import CHANGES, EVENTS, KINDS, RunLog
 from cbsim.workload.request import RequestState
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ REQUESTS = (
     Field("num_cached_tokens", "int64", "tokens", "Prefix-cache tokens found at the first admission"),
     Field("num_preemptions", "int64", "", "Times it was preempted"),
     Field("priority", "int64", "", "Smaller goes first"),
-    Field("state", "label", "", "finished, rejected, unfinished or failed (its KV never came)"),
+    Field("state", "label", "", "finished, rejected, unfinished or failed"),
     _POOL,
 )
 REQUEST_PARTS = (*_parts(PARTS, "E2E"), *_parts(TTFT_PARTS, "TTFT"))
@@ -130,6 +130,13 @@ VISITS = (
     Field("reason", "label", "", "Why it left: finished, handed_over, rejected or failed; else null", True),
 )
 """A row a request and replica."""
+REPLICAS = (
+    Field("time_s", "float64", "s", "Instant"),
+    _POOL,
+    _STEP_REPLICA,
+    Field("event", "label", "", f"What changed: {', '.join(CHANGES)}"),
+)
+"""A row a change of a replica: where pools grow and shrink, or replicas fail."""
 STEPS = (
     _STEP_REPLICA,
     _STEP,
@@ -253,6 +260,14 @@ def visits_table(log: RunLog) -> ArrowTable:
     )
 
 
+def replicas_table(log: RunLog) -> ArrowTable | None:
+    """One row a change of a replica in the order they happened; `None` where none can change."""
+    if log.changes is None:
+        return None
+    pool = _pool(log, log.changes["replica"])
+    return _table(REPLICAS, {**log.changes, "pool": pool, "event": labels(log.changes["change"], CHANGES)})
+
+
 def _ends(state: Any, *under_way: str) -> Any:
     """How requests ended, as labels; those that did not are `under_way`, null if that is left out."""
     codes = np.select([state == end for end in _ENDS], range(len(_ENDS)), len(_ENDS) if under_way else -1)
@@ -315,6 +330,7 @@ class TableKind(NamedTuple):
 TABLES = {
     "requests": TableKind((*REQUESTS, *REQUEST_PARTS), requests_table),
     "visits": TableKind(VISITS, visits_table, is_optional=True),
+    "replicas": TableKind(REPLICAS, replicas_table, is_optional=True),
     "steps": TableKind((*STEPS, *SLICE_STEPS), steps_table),
     "events": TableKind(EVENT_ROWS, events_table),
     "batches": TableKind(BATCHES, batches_table, is_optional=True),

@@ -172,6 +172,16 @@ _SINGLE = (
     *(MFU, MBU, *COMPARED[-3:]),
     SummaryFigure("prefix_hit_rate", "prefix-cache hits", format_share),
 )
+LOST = {
+    "num_failed": "failed",
+    "num_lost_to_failures": "visits lost to failures",
+    "num_given_back": "visits given back as preempted",
+    "num_refused": "times refused (429)",
+    "num_timed_out": "times given up by clients",
+    "num_reroutes": "went back to the router",
+    "num_retries": "sent again by clients",
+}
+"""Counts that are shown where there are any."""
 _DISTRIBUTIONS = [latency(name) for name in ("queue_s", "ttft_s", "tpot_s", "itl_s", "e2e_s")]
 
 
@@ -189,6 +199,12 @@ def run_tables(result: Result) -> tuple[Table, Table]:
     figures = flatten(result.summary)
     left_out = {figure.key for figure in (MET, FOUND_AGAIN) if figures.get(figure.key) is None}
     shown = [figure for figure in _SINGLE if figure.key not in left_out]
+    shown += [SummaryFigure(key, title) for key, title in LOST.items() if figures.get(key)]
+    shown += [
+        SummaryFigure(key, f"replicas of {key.partition('.')[2]}, mean", "{:.2f}".format)
+        for key in figures
+        if key.startswith("mean_replicas.")
+    ]
     shown += [*_kv_caches(figures), *_LONGEST]
     shown += [COST] if COST.key in figures else []
     rows = tuple((figure.title, figure.show(figures.get(figure.key))) for figure in shown)

@@ -12,6 +12,7 @@ from pydantic import Field, PrivateAttr, field_validator, model_validator
 from cbsim.base.errors import ConfigError, WorkloadError
 from cbsim.base.paths import data_folder
 from cbsim.base.registry import did_you_mean, located
+from cbsim.cluster.router import ROUTERS, RouterConfig
 from cbsim.config.assembly import Assembly, nested_keys
 from cbsim.config.condition import has_key, lookup
 from cbsim.config.document import (
@@ -54,9 +55,7 @@ class ReplicasConfig(Section):
 
     count: int = Field(default=1, ge=1)
     """How many replicas."""
-    router: Literal["round_robin", "random", "least_outstanding", "least_kv", "prefix_affinity"] = (
-        "round_robin"
-    )
+    router: Annotated[ComponentConfig, ByType(ROUTERS, "round_robin")] = RouterConfig(type="round_robin")
     """Which replica an arriving request goes to."""
     tensor_parallel: int = Field(default=1, ge=1)
     """GPUs that share each layer: the same as `parallel.tensor`."""
@@ -516,8 +515,11 @@ def _pool_misfits(experiment: Experiment, cluster: ClusterConfig, document: Docu
         if kind != pools[0][1].scheduler.type:
             first = pools[0][1].scheduler.type
             yield place.problem(f"pool '{pool.name}': got scheduler {kind}; expected {first} in all pools")
-        if own.parallel.data > 1:
-            yield place.problem(f"pool '{pool.name}': got parallel.data {own.parallel.data}; expected 1")
+        if own.parallel.data > 1 and (len(pools) > 1 or cluster.changes):
+            yield place.problem(
+                f"pool '{pool.name}': got parallel.data {own.parallel.data}; expected 1, or one pool "
+                "in which nothing changes"
+            )
         if cluster.is_staged and SCHEDULERS.get(kind).reserves_ahead:
             yield place.problem(
                 f"pool '{pool.name}': got scheduler {kind}, which takes in no KV; expected preemptive or vllm"
@@ -530,8 +532,10 @@ def _anchor_plugins(settings: dict[str, Any], folder: Path) -> None:
     """Give parts named `module:Class` the folder of their module, where that lies beside the experiment."""
     for section in settings.values():
         for part in section if isinstance(section, list) else [section]:
-            if isinstance(part, dict) and isinstance(part.get("type"), str):
-                part["type"] = located(part["type"], folder)
+            if isinstance(part, dict):
+                if isinstance(part.get("type"), str):
+                    part["type"] = located(part["type"], folder)
+                _anchor_plugins(part, folder)
 
 
 def _anchor_paths(settings: dict[str, Any], folder: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from cbsim.base.errors import CbsimError, blaming
 from cbsim.base.units import format_seconds
+from cbsim.cluster.router import ROUTERS
 from cbsim.cluster.simpy_world import Progress
 from cbsim.cost import COST_MODELS, CostModel
 from cbsim.cost.costfile import shipped_profile
@@ -211,7 +212,10 @@ def log_notes(experiment: Experiment, log: RunLog) -> list[str]:
         notes.append(f"{num_unfinished:,} requests left unfinished at {log.end_s:.6g} s{why}")
     num_failed = int((state == RequestState.FAILED).sum())
     if num_failed:
-        notes.append(f"{num_failed:,} requests failed, as KV that was to come from elsewhere did not")
+        why = "as KV that was to come from elsewhere did not"
+        if log.changes is not None:
+            why = "lost too often, or given up by clients that had waited long enough"
+        notes.append(f"{num_failed:,} requests failed, {why}")
     if not len(state) and experiment.stop_at_s is not None:
         notes.append(f"no request arrives before stop_at_s, {experiment.stop_at_s:g} s")
     if experiment.workload.concurrency is None:
@@ -331,6 +335,6 @@ def is_determined(experiment: Experiment, workload: Workload, cost: CostModel) -
         or workload.config.draws_think_times
         or cost.uses_seed
         or scheduler_draws
-        or (experiment.replicas.router == "random" and experiment.replicas.count > 1)
+        or (experiment.replicas.count > 1 and ROUTERS.get(experiment.replicas.router.type).draws)
         or (experiment.cluster is not None and experiment.cluster.draws)
     )

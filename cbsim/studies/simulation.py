@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from itertools import chain, tee
 from math import inf
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,11 +19,13 @@ from cbsim.base.errors import CbsimError, PluginError, plugin_error
 from cbsim.base.machine_code import kind_of
 from cbsim.base.records import pieces
 from cbsim.base.units import GIGA
+from cbsim.cluster.autoscaler import AUTOSCALERS, scaler_numbers
+from cbsim.cluster.router import ROUTERS, Rules
 from cbsim.cluster.simpy_world import ROUTER_STREAM, make_router
 from cbsim.cluster.simpy_world import World as SimpyWorld
 from cbsim.cluster.watched_run import WatchedRun
 from cbsim.core import layout
-from cbsim.core.building import KvPool, LinkParts, PoolParts, new_cluster
+from cbsim.core.building import ChangeParts, KvPool, LinkParts, PoolParts, RouterParts, new_cluster
 from cbsim.core.driver import Parts, Progress, RuleFault, drive
 from cbsim.core.feed import run
 from cbsim.core.intake import take_in
@@ -31,7 +33,11 @@ from cbsim.core.layout import World
 from cbsim.core.loop import close_decodes
 from cbsim.core.record import Record, StepColumns
 from cbsim.core.stepping import Stepper, StepwiseWorld
-from cbsim.core.without import WITHOUT_LINKS, begin_alone
+from cbsim.core.without import (
+    WITHOUT_CHANGES,
+    WITHOUT_LINKS,
+    WITHOUT_RANKS,
+)
 from cbsim.cost import CostModel, StepShape
 from cbsim.observers import ObservedRun
 from cbsim.observers.audience import Audience
@@ -42,7 +48,8 @@ from cbsim.results.run_log import Deferred, RunLog, Slices, event_columns
 from cbsim.results.tables import step_columns
 from cbsim.schedulers import SCHEDULERS, Means, Scheduler, SchedulerConfig
 from cbsim.schedulers.no_connector import WITHOUT_CONNECTOR
-from cbsim.studies.experiment import Experiment, ReplicasConfig
+from cbsim.studies.cluster_config import ClusterConfig
+from cbsim.studies.experiment import Experiment
 from cbsim.workload import Workload
 from cbsim.workload.request import RequestBatch, RequestState
 from cbsim.workload.streams import ThinkTimes
@@ -55,7 +62,11 @@ TOKENS_TO_LOAD = 15_000
 """Output tokens from which a run is compiled: where the core has yet to be compiled (some 15 s), and where it
 is only loaded from the cache folder (0.04 s). Interpreting takes some 2.5 us a token."""
 LEFT = (layout.FINISHED, layout.HANDED_OVER)
-ROUTERS = get_args(ReplicasConfig.model_fields["router"].annotation)
+FORESEEN_TOKENS = 2048
+"""Tokens of the step by which the time is foreseen that prompts take."""
+FAULT_STREAM = 0x6661756C
+"""Spawn key of the random stream of faults."""
+NUM_DRAWS = 65_536
 
 
 def class_step_s(cost: Any, shape: Any, chunks: Any) -> float:
@@ -90,7 +101,7 @@ class Setup:
     pool: KvPool
     means: Means
     num_replicas: int = 1
-    router: int = layout.ROUND_ROBIN
+    router: RouterParts = field(default_factory=RouterParts)
     until_s: float = inf
     with_batches: bool = False
     num_stages: int = 1
@@ -107,9 +118,17 @@ class Setup:
     role: Literal["both", "prefill", "decode"] = "both"
     others: tuple[Setup, ...] = ()
     """Further pools of replicas; those to whom requests come stand before those that take them over."""
-    decode_router: int = layout.ROUND_ROBIN
+    decode_router: RouterParts = field(default_factory=RouterParts)
     link: LinkParts | None = None
     """What KV caches are handed over on; with pools for prefill and decode."""
+    gives_back_preempted: bool = False
+    """Whether requests that it preempts go back to the router."""
+    num_up: int | None = None
+    """Replicas that take requests from the beginning; `None`: all."""
+    changes: ChangeParts | None = None
+    """What changes in the cluster by itself."""
+    rules: Rules = field(default_factory=dict)
+    """Rules of third parties' routers and autoscalers, by name."""
 
     @property
     def pools(self) -> tuple[Setup, ...]:
@@ -125,6 +144,18 @@ class Setup:
     def num_entries(self) -> int:
         """Replicas to whom requests come."""
         return sum(pool.num_replicas for pool in self.pools if pool.role != "decode")
+
+    @property
+    def foresees(self) -> bool:
+        """Whether a router or an autoscaler asks for more than how replicas stand."""
+        scalers = self.changes.scalers if self.changes is not None else ()
+        by_ttft = any(numbers["kind"] in (layout.BY_TTFT, layout.BY_RULE) for _, numbers, _ in scalers)
+        return self.router.foresees or self.decode_router.foresees or by_ttft
+
+    @property
+    def comes_again(self) -> bool:
+        """Whether a request may come to several replicas, or to one several times."""
+        return self.is_staged or (self.changes is not None and self.changes.num_more_visits > 0)
 
     @property
     def is_closed(self) -> bool:
@@ -149,6 +180,7 @@ class Setup:
             "with_batches": self.with_batches,
             "num_stages": self.num_stages,
             "window": self.window,
+            "gives_back_preempted": self.gives_back_preempted,
             "seed": self.means.seed % 2**31,
         }
 
@@ -170,13 +202,28 @@ class Setup:
         """Whether KV comes or goes."""
         return self.scheduler.has_connector or self.role != "both"
 
-    def parts(self, longest: int, *, with_formula: bool) -> PoolParts:
+    def parts(self, longest: int, *, with_formula: bool, foresees: bool) -> PoolParts:
         """What the core makes the pool of; requests of up to `longest` tokens come."""
         numbers, prices = self.numbers, None
+        if foresees:
+            num_tokens = int(min(numbers.get("max_tokens_per_step", FORESEEN_TOKENS), FORESEEN_TOKENS))
+            numbers["prefill_token_s"] = prefill_s(self.cost, num_tokens) / num_tokens
         if numbers.get("preemption") == layout.CHEAPER:
             prices = np.array([prefill_s(self.cost, n) for n in range(longest + 1)])
         figures = self.priced() if with_formula else self.priced()[1]
-        return PoolParts(figures, self.pool, numbers, self.num_replicas, self.num_in_flight, prices)
+        return PoolParts(
+            figures, self.pool, numbers, self.num_replicas, self.num_in_flight, prices, self.num_up
+        )
+
+    def core(self, step_s: Callable[..., float]) -> Bound:
+        """The core with the setup's rules and a cost model's price, less rules that it has no use for."""
+        unused = {} if self.num_ranks > 1 else WITHOUT_RANKS
+        if self.changes is None and not self.foresees:
+            # Clusters that need more of the rules take all of them: each choice is compiled anew.
+            unused = {**unused, **WITHOUT_CHANGES, **({} if self.is_staged else WITHOUT_LINKS)}
+            if not self.has_connector:
+                unused |= WITHOUT_CONNECTOR
+        return Parts({**self.rung.rules(), **self.rules}, step_s, unused).bound(run)
 
     def priced(self) -> tuple[Callable[..., float], Any]:
         """What prices a step, and the first thing that it takes."""
@@ -219,7 +266,8 @@ def setup_of(experiment: Experiment, workload: Workload, cost: CostModel) -> Set
         ),
         num_replicas=experiment.replicas.count * experiment.parallel.data,
         num_ranks=experiment.parallel.data,
-        router=ROUTERS.index(experiment.replicas.router),
+        router=router_parts(experiment.replicas.router),
+        rules=ROUTERS.get(experiment.replicas.router.type).rules(),
         until_s=inf if experiment.stop_at_s is None else experiment.stop_at_s,
         with_batches=experiment.output.batches,
         num_stages=experiment.parallel.pipeline,
@@ -238,11 +286,28 @@ def cluster_setup(
     """
     cluster = experiment.cluster
     assert cluster is not None
-    setups = []
-    for pool, own in sorted(experiment.pools(), key=lambda each: each[0].role == "decode"):
+    setups, scalers = [], []
+    rules: dict[str, Callable[..., Any]] = {}
+    pools = sorted(experiment.pools(), key=lambda each: each[0].role == "decode")
+    for place, (pool, own) in enumerate(pools):
         setup = setup_of(own, workload, make_cost(own))
         cache = replace(setup.pool, has_identities=setup.pool.has_identities or cluster.is_staged)
-        setups.append(replace(setup, pool=cache, pool_name=pool.name, role=pool.role))
+        num_ranks, scaling = own.parallel.data, cluster.scaling(pool)
+        setup = replace(
+            setup,
+            pool=cache,
+            pool_name=pool.name,
+            role=pool.role,
+            num_replicas=cluster.most_replicas(pool) * num_ranks,
+            num_up=pool.count,
+            gives_back_preempted=cluster.preempted == "give_back" and pool.role == "decode",
+        )
+        setups.append(setup)
+        if scaling is not None:
+            scaler = AUTOSCALERS.get(scaling.type)
+            rules |= scaler.rules()
+            numbers = scaler_numbers(scaler.kind, scaling, own.model.weight_bytes_of_gpu(own.sharing))
+            scalers.append((place, numbers, scaling.planned))
     link = None
     if cluster.is_staged:
         link = LinkParts(
@@ -252,12 +317,64 @@ def cluster_setup(
             experiment.model.num_layers,
             cluster.link.layer_by_layer,
         )
+    routers = []
+    for router in (cluster.router, cluster.decode_router):
+        routers.append(router_parts(router))
+        rules |= ROUTERS.get(router.type).rules()
+    entry = replace(
+        routers[0],
+        max_queue=layout.NOBODY if cluster.max_queue is None else cluster.max_queue,
+        holds=cluster.when_full == "hold",
+        chooses_pairs=cluster.decode_chosen_at == "arrival",
+    )
     return replace(
         setups[0],
         others=tuple(setups[1:]),
-        router=ROUTERS.index(cluster.router),
-        decode_router=ROUTERS.index(cluster.decode_router),
+        router=entry,
+        decode_router=replace(routers[1], holds=True),
         link=link,
+        changes=_changes(cluster, setups, scalers, experiment.seed) if cluster.changes else None,
+        rules=rules,
+    )
+
+
+def router_parts(config: Any) -> RouterParts:
+    """A router's settings, as the core has them."""
+    return RouterParts(ROUTERS.get(config.type).kind, getattr(config, "weight", 1.0), config.refresh_s)
+
+
+def _changes(
+    cluster: ClusterConfig, setups: Sequence[Setup], scalers: Sequence[Any], seed: int
+) -> ChangeParts:
+    """What changes in a cluster by itself."""
+    clients, faults = cluster.clients, cluster.faults
+    drawn: dict[str, Any] = {}
+    firsts, first = {}, 0
+    for setup in setups:
+        firsts[setup.pool_name] = first
+        first += setup.num_replicas
+    if not isinstance(faults, list):
+        random = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(FAULT_STREAM,)))
+        drawn = {"mtbf_s": faults.mtbf_s, "repair_s": faults.repair_s}
+        drawn["draws"] = random.exponential(size=NUM_DRAWS)
+    listed = [
+        (
+            fault.at_s,
+            inf if fault.repair_s is None else fault.repair_s,
+            fault.slowdown,
+            layout.NOBODY if fault.pool is None else firsts[fault.pool] + fault.replica,
+        )
+        for fault in (faults if isinstance(faults, list) else ())
+    ]
+    return ChangeParts(
+        first_token_timeout_s=clients.first_token_timeout_s or inf,
+        timeout_s=clients.timeout_s or inf,
+        backoff_s=clients.backoff_s,
+        max_retries=clients.max_retries,
+        max_reroutes=cluster.max_reroutes if faults or cluster.preempted == "give_back" else 0,
+        faults=listed,
+        scalers=scalers,
+        **drawn,
     )
 
 
@@ -302,17 +419,21 @@ def simulate_core(
     if job_length is not None:
         lengths = (requests[name].tolist() for name in ("num_prompt_tokens", "num_output_tokens"))
         requests["job_length"] = list(map(job_length, intake.names(), *lengths))
-    if setup.is_staged and turns is None:
+    if setup.comes_again and turns is None:
         turns = np.zeros(len(requests), layout.FOLLOWING)
         turns["next"] = layout.NOBODY
     longest = int((requests["num_prompt_tokens"] + requests["num_output_tokens"]).max(initial=0))
     step_s, can_compile_costs = _priced_alike(setup)
     world = new_cluster(
         requests,
-        [pool.parts(longest, with_formula=step_s is pooled_step_s) for pool in setup.pools],
+        [
+            pool.parts(longest, with_formula=step_s is pooled_step_s, foresees=setup.foresees)
+            for pool in setup.pools
+        ],
         [setup.router, setup.decode_router][: 1 + setup.is_staged],
         num_entries=setup.num_entries,
         link=setup.link,
+        changes=setup.changes,
         num_clients=setup.workload.config.concurrency or 0,
         watched=layout.UNWATCHED if told is None else told.watched,
         segments=intake.segments,
@@ -325,13 +446,12 @@ def simulate_core(
         world.requests["think_s"] = [
             think.after(index) + setup.front_end_s for index in range(len(world.requests))
         ]
-    if layout.RANDOM in world.routers["kind"]:
-        most = setup.num_entries if not setup.is_staged else 2**31 - 1
+    if {layout.RANDOM, layout.POWER_OF_TWO} & set(world.routers["kind"].tolist()):
+        is_plain = setup.router.kind == layout.RANDOM and not (setup.is_staged or setup.changes)
+        most = setup.num_entries if is_plain else 2**31 - 1
         random = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(ROUTER_STREAM,)))
         world.requests["route"] = [int(random.integers(most)) for _ in range(len(world.requests))]
-    bound = core_of(
-        rung, step_s, setup.num_ranks, has_connector=setup.has_connector, is_staged=setup.is_staged
-    )
+    bound = setup.core(step_s)
     record, outcome = Record(), Speed(False)
     if can_compile_costs and is_worth_compiling(engine, bound, requests):
         outcome = compiled(world, bound)
@@ -372,7 +492,7 @@ def simulate_core(
         record,
         setup,
         answers_first=answers_first,
-        num_output_tokens=requests["num_output_tokens"][sent["source"]] if setup.is_staged else None,
+        num_output_tokens=requests["num_output_tokens"][sent["source"]] if setup.comes_again else None,
     )
     if told is not None:
         told.audience.ended(log.end_s)
@@ -425,20 +545,6 @@ def _priced_alike(setup: Setup) -> tuple[Callable[..., float], bool]:
         return pooled_step_s, False
     kinds = {kind_of((record,)) for _, record in priced} if step_s is not class_step_s else set()
     return step_s, len(kinds) == 1
-
-
-def core_of(
-    rung: type[Scheduler],
-    step_s: Callable[..., float],
-    num_ranks: int = 1,
-    *,
-    has_connector: bool = False,
-    is_staged: bool = False,
-) -> Bound:
-    """The core with a scheduler's rules and a cost model's price, less rules that a run has no use for."""
-    ranks = {} if num_ranks > 1 else {"begin_together": begin_alone}
-    unused = {**({} if has_connector else WITHOUT_CONNECTOR), **({} if is_staged else WITHOUT_LINKS)}
-    return Parts({**rung.rules(), **ranks}, step_s, unused).bound(run)
 
 
 @dataclass(frozen=True, slots=True)
@@ -518,7 +624,7 @@ def step_through(
     feeding = SimpyWorld(
         setup.workload,
         world.replicas,
-        make_router(ROUTERS[setup.router], setup.means.seed),
+        make_router(setup.router.kind, setup.means.seed),
         stop_at_s=None if setup.until_s == inf else setup.until_s,
         progress=progress,
     )
@@ -569,21 +675,27 @@ def log_of(
     state = last["state"]
     known: dict[str, Array] = {
         **{name: first[name] for name in OF_FIRST_VISIT},
+        "first_scheduled_at_s": visits.earliest(rows["first_scheduled_at_s"]),
         **{name: last[name] for name in OF_LAST_VISIT},
         "finished_at_s": np.where(state == layout.FINISHED, last["last_token_at_s"], np.nan),
         "state": np.where(np.isin(state, ENDED), state, RequestState.UNFINISHED),
     }
     if num_output_tokens is not None:
         known["num_output_tokens"] = num_output_tokens[visits.first]
-    for name in SUMMED_OVER_VISITS:
-        known[name] = np.bincount(visits.request, rows[name], len(first)).astype(rows[name].dtype)
+    counted = {"num_preemptions": rows["num_preemptions"], "num_generated_tokens": visits.kept_tokens(rows)}
+    for name, values in counted.items():
+        known[name] = np.bincount(visits.request, values, len(first)).astype(values.dtype)
     requests = Deferred(lambda: {"request_id": names_of()}, known)
     pool_of = np.repeat(np.arange(len(setup.pools)), [pool.num_replicas for pool in setup.pools])
     rejections = {}
-    for index in np.flatnonzero(rows["state"] == layout.REJECTED).tolist():
-        pool = setup.pools[pool_of[rows["replica"][index]]]
-        reason = setup.rung.rejection(rows[index], pool.numbers, pool.means)
-        rejections[int(visits.request[index])] = reason
+    for request in np.flatnonzero(state == layout.REJECTED).tolist():
+        pool = setup.pools[pool_of[last["replica"][request]]]
+        is_full = last["rejection"][request] == layout.QUEUES_FULL
+        rejections[request] = (
+            f"every replica has its queue full (max_queue: {setup.router.max_queue}): HTTP 429"
+            if is_full
+            else setup.rung.rejection(last[request], pool.numbers, pool.means)
+        )
     columns_of = partial(visits.columns, record)
     slices = Slices(*(Deferred(partial(columns_of, table)) for table in ("prefills", "decodes")))
     has_drafts = setup.scheduler.drafting is not None
@@ -609,7 +721,7 @@ def log_of(
         replicas = [Replica(n, of, _of_replica(slices, n), costs[n]) for n, of in enumerate(columns)]
         steps = StepColumns(record, names, num_blocks, in_order_of_time)
     # Parts of latencies take steps to follow one another, each with a token of a request at most.
-    is_shared = has_drafts or setup.is_staged or setup.num_stages > 1 or setup.num_ranks > 1
+    is_shared = has_drafts or setup.comes_again or setup.num_stages > 1 or setup.num_ranks > 1
     end_s = max(float(own["last_end_s"].max()), float(rows["arrival_s"].max(initial=0.0)))
     if until_s < inf and own["num_outstanding"].any():
         end_s = until_s
@@ -629,19 +741,24 @@ def log_of(
         slices=slices,
         has_drafts=has_drafts,
         parts=None if is_shared else Deferred(partial(request_parts, requests, events, replicas)),
-        visits=visits.table(rows) if setup.is_staged else None,
-        pool_of=pool_of if setup.others else None,
+        visits=visits.table(rows, record) if setup.comes_again else None,
+        changes=record.columns("changes") if setup.changes is not None else None,
+        losses=visits.losses(rows),
+        pool_of=pool_of if setup.others or setup.changes else None,
         pools=tuple((pool.pool_name, pool.role) for pool in setup.pools),
     )
 
 
-OF_FIRST_VISIT = (
-    *("arrival_s", "first_scheduled_at_s", "num_prompt_tokens", "num_output_tokens"),
-    *("num_cached_tokens", "priority"),
-)
+OF_FIRST_VISIT = ("arrival_s", "num_prompt_tokens", "num_output_tokens", "num_cached_tokens", "priority")
 OF_LAST_VISIT = ("replica", "first_token_at_s", "max_itl_s")
-SUMMED_OVER_VISITS = ("num_generated_tokens", "num_preemptions")
 """Columns of requests that are those of their records."""
+LOSSES = {
+    "num_lost_to_failures": (layout.REPLICA_LOST, layout.KV_LOST),
+    "num_given_back": (layout.PREEMPTED_THERE,),
+    "num_timed_out": (layout.TIMED_OUT,),
+    "num_refused": (layout.QUEUES_FULL,),
+}
+"""Counts of visits that ended before their time, by why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -658,12 +775,35 @@ class Visits:
     def of(cls, rows: Array) -> Visits:
         """Of records as they came."""
         is_first = rows["previous"] == layout.NOBODY
-        first, next_visit = np.flatnonzero(is_first), rows["next_visit"]
-        last = np.where(next_visit[first] == layout.NOBODY, first, next_visit[first])
-        request = np.cumsum(is_first) - 1
-        later = np.flatnonzero(~is_first)
-        request[later] = request[rows["previous"][later]]
+        first = np.flatnonzero(is_first)
+        last, request = first, np.cumsum(is_first) - 1
+        if len(first) < len(rows):
+            request = np.searchsorted(first, _ends_of(rows["previous"]))
+            last = _ends_of(rows["next_visit"])[first]
         return cls(first, last, request, rows["state"] == layout.HANDED_OVER)
+
+    def earliest(self, instants: Array) -> Array:
+        """Of each request the first visit's that has one; NaN if none has."""
+        if len(self.first) == len(self.request):
+            return instants
+        known = np.flatnonzero(~np.isnan(instants))[::-1]
+        found = np.full(len(self.first), np.nan)
+        found[self.request[known]] = instants[known]
+        return found
+
+    def kept_tokens(self, rows: Array) -> Array:
+        """Tokens that each visit brought, but for those that clients threw away as they started anew."""
+        is_kept = rows["attempt"] == rows["attempt"][self.last][self.request]
+        return np.where(is_kept, rows["num_generated_tokens"], 0)
+
+    def losses(self, rows: Array) -> dict[str, int]:
+        """How many visits ended before their time, by why; and how many followed."""
+        if not rows["rejection"].any():
+            return {}
+        counts = {name: int(np.isin(rows["rejection"], codes).sum()) for name, codes in LOSSES.items()}
+        further = {"num_reroutes": "num_reroutes", "num_retries": "attempt"}
+        counts |= {name: int(rows[field][self.last].sum()) for name, field in further.items()}
+        return {name: count for name, count in counts.items() if count}
 
     def columns(self, record: Record, table: str) -> dict[str, Array]:
         """A table of the record, in which requests are named instead of their visits."""
@@ -676,10 +816,13 @@ class Visits:
             columns["event"] = np.where(over, layout.HANDED_OVER_NOW, columns["event"])
         return columns | {"request": self.request[row]}
 
-    def table(self, rows: Array) -> dict[str, Array]:
+    def table(self, rows: Array, record: Record) -> dict[str, Array]:
         """`RunLog.visits`."""
         state = rows["state"]
         left_at_s = np.where(np.isin(state, LEFT), rows["last_token_at_s"], np.nan)
+        events = {name: record.column("events", name) for name in ("event", "request", "time_s")}
+        has_failed = events["event"] == layout.FAILED_NOW
+        left_at_s[events["request"][has_failed]] = events["time_s"][has_failed]
         return {
             "request": self.request,
             "replica": rows["replica"],
@@ -690,6 +833,14 @@ class Visits:
             "num_output_tokens": rows["num_generated_tokens"],
             "state": np.where(np.isin(state, (*ENDED, layout.HANDED_OVER)), state, RequestState.UNFINISHED),
         }
+
+
+def _ends_of(following: Array) -> Array:
+    """Where each row's way ends that leads from row to row; `NOBODY` ends one."""
+    ends = np.where(following == layout.NOBODY, np.arange(len(following)), following)
+    while not np.array_equal(further := ends[ends], ends):
+        ends = further
+    return ends
 
 
 def _in_order_of_time(batches: dict[str, Array]) -> dict[str, Array]:

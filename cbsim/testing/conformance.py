@@ -15,7 +15,6 @@ from cbsim.base.errors import PluginError
 from cbsim.core.building import new_requests, new_world
 from cbsim.results.run_log import EMITTED, Column, RunLog, distinct_gaps
 from cbsim.schedulers import SCHEDULERS, Scheduler, SchedulerConfig
-from cbsim.studies.simulation import core_of
 from cbsim.testing.case import Case, draw_case, starvation_case
 from cbsim.testing.laws import HISTORY_LAWS, LOG_LAWS, Violation, nobody_starves
 from cbsim.testing.observation import BrokenOff, EndlessRun, History, Observation, observe, run_case
@@ -110,7 +109,7 @@ def what_prevents_compiling(scheduler_class: type[Scheduler], case: Case) -> str
     numbers = scheduler_class.numbers(setup.scheduler, setup.means)
     world = new_world(new_requests(1), rules.record, setup.pool, {**numbers, "with_batches": False})
     try:
-        core_of(scheduler_class, rules.step_s).compiled.prepare(world, 1, inf)
+        setup.core(rules.step_s).compiled.prepare(world, 1, inf)
     except CannotCompile as error:
         return str(error)
     return None

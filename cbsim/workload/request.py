@@ -98,6 +98,8 @@ class Request:
     stage: int = field(default=0, init=False)
     previous: int = field(default=-1, init=False)
     next_visit: int = field(default=-1, init=False)
+    attempt: int = field(default=0, init=False)
+    num_reroutes: int = field(default=0, init=False)
     user_number: int = field(default=0, init=False)
     route: int = field(default=0, init=False)
     rejection: int = field(default=0, init=False)

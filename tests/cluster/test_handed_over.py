@@ -12,10 +12,11 @@ import pytest
 import cbsim
 from cbsim.base.binding import can_compile
 from cbsim.base.errors import ConfigError
-from cbsim.core.building import LinkParts
+from cbsim.cluster.router import ROUTERS
+from cbsim.core.building import LinkParts, RouterParts
 from cbsim.results.run_log import RunLog
 from cbsim.studies.experiment import Experiment
-from cbsim.studies.simulation import ROUTERS, Setup, simulate_core
+from cbsim.studies.simulation import Setup, simulate_core
 from cbsim.testing import Case, differences
 from cbsim.workload.request import RequestState
 from tests.core.drawn import Setting, chance, draw_requests, pick, request, with_turns
@@ -44,8 +45,8 @@ def apart(
     return replace(
         pools[0],
         others=(pools[1],),
-        router=ROUTERS.index(routers[0]),
-        decode_router=ROUTERS.index(routers[1]),
+        router=RouterParts(ROUTERS.get(routers[0]).kind),
+        decode_router=RouterParts(ROUTERS.get(routers[1]).kind),
         link=link or LinkParts(inf, 0.0, BYTES_PER_TOKEN),
     )
 
@@ -83,7 +84,7 @@ def draw(seed: int) -> Setup:
                 4,
                 chance(random, 0.5),
             ),
-            routers=(pick(random, ROUTERS), pick(random, ROUTERS)),
+            routers=(pick(random, ROUTERS.builtin_names()), pick(random, ROUTERS.builtin_names())),
             prefix_caching=chance(random, 0.5),
             step_s=0.125,
             token_s=pick(random, [0.0, 0.125]),

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cbsim.cluster.simpy_world import ARRIVAL, PROGRESS_EVERY, Engine, Instant, Router, World, make_router
+from cbsim.core import layout
 from cbsim.results.run_log import EVENTS, RunLog
 from cbsim.schedulers import SCHEDULERS
 from cbsim.studies.simulation import simulate_core, stepwise, stepwise_log
@@ -68,7 +69,7 @@ def run(
     World(
         setup.workload,
         world.replicas,
-        router or make_router("round_robin", 0),
+        router or make_router(layout.ROUND_ROBIN, 0),
         stop_at_s=stop_at_s,
         progress=progress,
     ).run()

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from cbsim.core.building import KvGroup
+from cbsim.cluster.router import ROUTERS
+from cbsim.core.building import KvGroup, RouterParts
 from cbsim.cost.cost_model import CostModel, StepShape
 from cbsim.schedulers import SCHEDULERS, Scheduler
-from cbsim.studies.simulation import ROUTERS, Setup
+from cbsim.studies.simulation import Setup
 from cbsim.testing import Case
 
 COSTS = ("exact", "exact", "exact", "irregular")
@@ -65,11 +66,13 @@ class Setting:
             pool=pool,
             num_stages=self.num_stages,
             cost=IrregularCost() if self.cost == "irregular" else setup.cost,
-            router=ROUTERS.index(self.router),
+            router=RouterParts(ROUTERS.get(self.router).kind),
             until_s=inf if self.stop_at_s is None else self.stop_at_s,
         )
 
 
+SIMPY_ROUTERS = ("round_robin", "random", "least_outstanding", "least_kv", "prefix_affinity")
+"""Those that the SimPy world has too."""
 POLICIES = ("fcfs", "priority", "sjf", "edf", "fair")
 VICTIMS = (None, "last_admitted", "lowest_priority", "most_blocks", "least_progress")
 
@@ -109,7 +112,7 @@ def draw(seed: int, kind: str) -> Setting:
     return Setting(
         kind,
         case,
-        router=pick(random, ROUTERS),
+        router=pick(random, SIMPY_ROUTERS),
         think_time_s=pick(random, [0.0, 0.5]),
         stop_at_s=random.uniform(0, horizon_s) if chance(random, 0.2) else None,
         cost=pick(random, COSTS),

@@ -14,7 +14,7 @@ from cbsim.cluster.simpy_world import World, make_router
 from cbsim.core.record import TABLES, Record
 from cbsim.results.run_log import RunLog
 from cbsim.studies import simulation
-from cbsim.studies.simulation import ROUTERS, Setup, Told, simulate_core, stepwise, stepwise_log
+from cbsim.studies.simulation import Setup, Told, simulate_core, stepwise, stepwise_log
 from cbsim.testing import differences
 
 ENGINES = ("compiled", "interpreted", "simpy")
@@ -35,7 +35,7 @@ def run(setup: Setup, engine: str, told: Told | None = None) -> RunLog:
     if engine == "simpy":
         world = stepwise(setup)
         stop_at_s = None if setup.until_s == np.inf else setup.until_s
-        router = make_router(ROUTERS[setup.router], setup.means.seed)
+        router = make_router(setup.router.kind, setup.means.seed)
         World(setup.workload, world.replicas, router, stop_at_s=stop_at_s).run()
         for replica in world.replicas:
             replica.check_integrity()

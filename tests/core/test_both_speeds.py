@@ -13,9 +13,9 @@ from cbsim.schedulers import SCHEDULERS
 from cbsim.schedulers.vllm import VllmScheduler
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.run import make_cost_model, make_workload
-from cbsim.studies.simulation import ROUTERS, setup_of
+from cbsim.studies.simulation import setup_of
 from cbsim.testing import Case
-from tests.core.drawn import Setting, draw, request
+from tests.core.drawn import SIMPY_ROUTERS, Setting, draw, request
 from tests.core.runs import assert_same, raw_differences, run, unread
 
 NUM_CASES = int(os.environ.get("CBSIM_NUM_DRAWN_CASES", "1000"))
@@ -88,7 +88,7 @@ def test_with_costs_of_real_machines(name: str) -> None:
         assert log.requests["num_preemptions"].sum() > 10
 
 
-@pytest.mark.parametrize("router", ROUTERS)
+@pytest.mark.parametrize("router", SIMPY_ROUTERS)
 @pytest.mark.parametrize("kind", ["preemptive", "vllm"])
 def test_with_every_router(kind: str, router: str) -> None:
     """Replicas end steps at the very instants at which requests are routed by what they hold."""

@@ -23,7 +23,9 @@ from tests.run_logs import make_result, paper_batches, paper_log
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    return make_result(paper_log(batches=paper_batches())).save(tmp_path / "run")
+    changes = {"time_s": np.zeros(1), "replica": np.zeros(1, "i8"), "change": np.ones(1, "i8")}
+    log = paper_log(batches=paper_batches(), changes=changes, pool_of=np.zeros(1, "i8"))
+    return make_result(log).save(tmp_path / "run")
 
 
 @pytest.fixture

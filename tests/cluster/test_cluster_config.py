@@ -1,0 +1,141 @@
+"""Clusters as an experiment's file has them: pools by name in keys, routers and autoscalers of one's own."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import cbsim
+from cbsim.base.binding import can_compile
+from cbsim.base.errors import ConfigError
+from cbsim.studies.experiment import Experiment
+
+TWO = [{"name": "prompts", "role": "prefill"}, {"name": "answers", "role": "decode"}]
+PLAIN: dict[str, Any] = {
+    "model": "llama-3-8b",
+    "gpu": "h200",
+    "workload": {"type": "trace", "path": "azure-like.csv", "limit": 60, "rate_scale": 3.0},
+    "scheduler": {"type": "vllm"},
+}
+
+
+def test_a_pool_is_named_in_keys() -> None:
+    given = {**PLAIN, "cluster": {"pools": TWO}}
+    experiment = Experiment.from_mapping(given, ["cluster.pools.answers.count=3", "cluster.pools.0.count=2"])
+    assert experiment.cluster is not None
+    assert [pool.count for pool in experiment.cluster.pools] == [2, 3]
+    sweep = {
+        "cluster.pools.prompts.count": [1, 2, 3],
+        "cluster.pools.answers.count": [1, 2, 3],
+        "where": "cluster.pools.prompts.count + cluster.pools.answers.count == 4",
+    }
+    points = Experiment.from_mapping({**given, "sweep": sweep}).points()
+    counts = [tuple(values.values()) for values, _ in points]
+    assert counts == [(1, 3), (2, 2), (3, 1)]
+    with pytest.raises(ConfigError, match=r"cluster\.pools\.answer"):
+        Experiment.from_mapping(given, ["cluster.pools.answer.count=3"])
+
+
+@pytest.mark.parametrize(
+    ("changed", "problem"),
+    [
+        ({"router": "kv_awar"}, "did you mean 'kv_aware'?"),
+        ({"router": {"type": "kv_aware", "weigth": 1}}, "weigth"),
+        ({"router": {"type": "least_kv", "refresh_s": -1}}, "refresh_s"),
+        ({"router": "prefix_affinity", "decode_router": "session_affinity"}, "allowed: one of them"),
+        ({"faults": [{"pool": "prompt", "at_s": 1}]}, "got pool 'prompt'; allowed: prompts, answers"),
+        ({"faults": [{"pool": "prompts", "replica": 1, "at_s": 1}]}, "got replica 1 of pool 'prompts'"),
+        ({"faults": [{"at_s": 1}]}, "expected a pool, or link: true"),
+        ({"faults": [{"link": True, "at_s": 1}]}, "repair_s: is missing"),
+        ({"faults": {"mtbf_s": 0, "repair_s": 1}}, "mtbf_s"),
+        ({"autoscale": {"type": "queue", "max": 4, "min": 5}}, "min: got 5 with max: 4"),
+        ({"autoscale": {"type": "queue", "min": 2, "max": 4}}, "got count 1 in pool 'prompts'"),
+        (
+            {"autoscale": {"type": "schedule", "max": 4, "schedule": [[5, 1], [2, 2]]}},
+            "times that don't rise",
+        ),
+        ({"clients": {"timeout_s": 0}}, "timeout_s"),
+        ({"max_queue": -1}, "max_queue"),
+    ],
+)
+def test_mistakes(changed: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Experiment.from_mapping({**PLAIN, "cluster": {"pools": TWO, **changed}})
+    assert problem in str(caught.value)
+
+
+PLUGIN = '''
+from cbsim.cluster.autoscaler import Autoscaler
+from cbsim.cluster.router import Router
+
+
+class Last(Router):
+    """The last replica."""
+
+    def score(self, request):
+        return -1.0 * self.own.replica
+
+
+class Two(Autoscaler):
+    """Two from 10 s on."""
+
+    def desired(scaler):
+        return 2 if scaler.now >= 10.0 else 1
+'''
+
+
+@pytest.mark.parametrize(
+    "engine",
+    ["interpreted", pytest.param("compiled", marks=pytest.mark.skipif(not can_compile(), reason="-"))],
+)
+def test_routers_and_autoscalers_of_ones_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str
+) -> None:
+    (tmp_path / "own_parts.py").write_text(PLUGIN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    sys.modules.pop("own_parts", None)
+    scaling = {"type": "own_parts:Two", "max": 3, "provision_s": 1.0, "load_gb_s": 1e9, "interval_s": 5.0}
+    cluster = {"pools": [{"name": "all"}], "router": "own_parts:Last", "autoscale": scaling}
+    slower = PLAIN["workload"] | {"rate_scale": 0.5}
+    result = cbsim.run({**PLAIN, "workload": slower, "engine": engine, "cluster": cluster})
+    changes = result.make_table("replicas").to_pandas()
+    assert changes["event"].tolist() == ["ready", "started", "ready"]
+    assert changes["time_s"].round(3).tolist() == [0.0, 10.0, 11.0]
+    later = result.requests["arrival_s"] > 11.0
+    assert later.any()
+    assert (result.requests["replica"][later] == 1).all()
+    assert result.summary["mean_replicas"]["all"] == pytest.approx(
+        2 - 10.0 / result.summary["makespan_s"], abs=0.05
+    )
+
+
+def test_stale_knowledge_sends_all_to_one() -> None:
+    """What a router saw at first, nobody anywhere, it sees for 1,000 s: all go to the first of equals."""
+    stale = {"type": "least_outstanding", "refresh_s": 1000.0}
+    cluster = {"pools": [{"name": "all", "count": 3}], "router": stale}
+    assert set(cbsim.run({**PLAIN, "cluster": cluster}).requests["replica"]) == {0}
+    cluster["router"] = "least_outstanding"
+    assert set(cbsim.run({**PLAIN, "cluster": cluster}).requests["replica"]) == {0, 1, 2}
+
+
+def test_a_router_that_knows_of_kv_keeps_sessions_together() -> None:
+    """Turns of sessions share their prefixes: whoever routes by prefix hits finds more of them."""
+    tokens = {"type": "fixed", "value": 200}
+    workload = {
+        **{"type": "synthetic", "num_requests": 80, "prompt_tokens": tokens, "output_tokens": tokens},
+        "arrivals": {"type": "poisson", "rate_per_s": 2.0},
+        "sessions": {"num_turns": {"type": "fixed", "value": 5}},
+    }
+    given = {**PLAIN, "workload": workload, "kv_cache": {"prefix_caching": True}}
+    hits = {}
+    for router in ("round_robin", "kv_aware", "least_expected_ttft", "session_affinity"):
+        pools = [{"name": "all", "count": 4}]
+        result = cbsim.run({**given, "cluster": {"pools": pools, "router": router}})
+        hits[router] = result.summary["prefix_hit_rate"]
+    assert hits["kv_aware"] > 1.5 * hits["round_robin"]
+    assert hits["session_affinity"] > 1.5 * hits["round_robin"]
+    assert hits["least_expected_ttft"] > hits["round_robin"]
