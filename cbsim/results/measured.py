@@ -139,6 +139,7 @@ def gaps_of(steps: Mapping[str, Column], slices: Slices, rows: slice) -> Iterato
     and after the prompt, the gap reaches from the last token before to the first one after.
     """
     prefills, decodes = slices.prefills, slices.decodes
+    runs: list[list[Column]] = []
     for replica in np.unique(steps["replica"]):
         here = steps["replica"] == replica
         end_s, number = (steps["start_s"] + steps["duration_s"])[here], steps["step"][here]
@@ -157,9 +158,10 @@ def gaps_of(steps: Mapping[str, Column], slices: Slices, rows: slice) -> Iterato
         yield np.diff(decoded_at_s)[is_gap], count[is_gap]
         emitted = _chosen(prefills, rows, (prefills["replica"] == replica) & (prefills["emits"] > 0))
         emitted_at_s = end_s[np.searchsorted(number, emitted["step"])]
-        from_s = np.concatenate([decoded_at_s[first], emitted_at_s])
-        to_s = np.concatenate([decoded_at_s[last], emitted_at_s])
-        of = np.concatenate([request, emitted["request"]])
+        runs.append([request, decoded_at_s[first], decoded_at_s[last]])
+        runs.append([emitted["request"], emitted_at_s, emitted_at_s])
+    if runs:
+        of, from_s, to_s = (np.concatenate(columns) for columns in zip(*runs, strict=True))
         order = np.lexsort((from_s, of))
         follows = of[order][1:] == of[order][:-1]
         between_s = (from_s[order][1:] - to_s[order][:-1])[follows]

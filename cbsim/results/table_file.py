@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cbsim.base.errors import CbsimError
-from cbsim.results.latency import PARTS, TTFT_PARTS
+from cbsim.results.latency import HAND_OVER_PARTS, PARTS, TTFT_PARTS
 from cbsim.results.tables import OPTIONAL_COLUMNS, TABLES, ArrowTable, Field, arrow_field
 
 
@@ -74,7 +74,7 @@ def _unknown_parts(requests: ArrowTable) -> Iterator[str]:
     """What is wrong with parts of latencies that are empty where the latency isn't."""
     import pyarrow.compute as pc
 
-    for latency, parts in (("e2e_s", PARTS), ("ttft_s", TTFT_PARTS)):
+    for latency, parts in (("e2e_s", PARTS | HAND_OVER_PARTS), ("ttft_s", TTFT_PARTS)):
         is_known = requests.column(latency).is_valid()
         for column in [name for name in parts.values() if name in requests.column_names]:
             num_empty = pc.sum(pc.and_(is_known, requests.column(column).is_null())).as_py()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cbsim.results.latency import PARTS, TTFT_PARTS
+from cbsim.results.latency import HAND_OVER_PARTS, PARTS, TTFT_PARTS
 from cbsim.results.metrics import request_latencies, weighted_quantiles
 from cbsim.results.run_log import CHANGES, EVENTS, KINDS, RunLog
 from cbsim.workload.request import RequestState
@@ -87,6 +87,9 @@ _PART_MEANINGS = {
     "preempted": "preempted, until it is resumed",
     "swap": "moving KV blocks to and from host memory in its steps",
     "host": "what the host adds to its steps",
+    "handed_over": "its prompt computed, waiting for KV blocks where it will decode",
+    "kv_transfer": "its KV cache on its way there, until the scheduler knows that it came",
+    "decode_queue": "its KV cache there, waiting for admission",
 }
 
 
@@ -117,6 +120,8 @@ REQUESTS = (
 )
 REQUEST_PARTS = (*_parts(PARTS, "E2E"), *_parts(TTFT_PARTS, "TTFT"))
 """Behind `REQUESTS`, where the record tells: not of live runs."""
+REQUEST_HAND_OVERS = _parts(HAND_OVER_PARTS, "E2E")
+"""Behind those, where requests are handed over from one replica to another."""
 VISITS = (
     Field("request_id", "label", "", "Name of the request"),
     _POOL,
@@ -221,7 +226,8 @@ _ENDS = {
 def requests_table(log: RunLog) -> ArrowTable:
     """One row a request in order of arrival."""
     columns = {**log.requests, **request_latencies(log), **(log.parts or {})}
-    fields = REQUESTS if log.parts is None else (*REQUESTS, *REQUEST_PARTS)
+    further = (field for field in (*REQUEST_PARTS, *REQUEST_HAND_OVERS) if field.name in columns)
+    fields = (*REQUESTS, *further)
     pool = _pool(log, log.requests["replica"])
     return _table(fields, columns | {"pool": pool, "state": _ends(log.requests["state"], "unfinished")})
 
@@ -328,7 +334,7 @@ class TableKind(NamedTuple):
 
 
 TABLES = {
-    "requests": TableKind((*REQUESTS, *REQUEST_PARTS), requests_table),
+    "requests": TableKind((*REQUESTS, *REQUEST_PARTS, *REQUEST_HAND_OVERS), requests_table),
     "visits": TableKind(VISITS, visits_table, is_optional=True),
     "replicas": TableKind(REPLICAS, replicas_table, is_optional=True),
     "steps": TableKind((*STEPS, *SLICE_STEPS), steps_table),
@@ -339,6 +345,7 @@ TABLES = {
 """By their names, without suffix."""
 OPTIONAL_COLUMNS = (
     {field.name for field in REQUEST_PARTS},
+    {field.name for field in REQUEST_HAND_OVERS},
     {field.name for field in SLICE_STEPS},
     {"num_attention_pairs", "num_context_tokens", "num_logits"},
 )

@@ -262,6 +262,10 @@ def _what(entry: Entry) -> str:
         return _chunk(entry)
     if entry.what == "decoded":
         return _decoded(entry)
+    if entry.what == "no room":
+        return "waited for its turn and KV blocks where it will decode"
+    if entry.what == "KV transfer":
+        return f"KV transfer: {_count(entry.num_tokens)}"
     if entry.what == "passed over":
         return "running, but not in the batch"
     if entry.is_swapped:

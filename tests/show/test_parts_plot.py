@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cbsim.results.latency import PARTS, TTFT_PARTS
+from cbsim.results.latency import HAND_OVER_PARTS, PARTS, TTFT_PARTS
 from cbsim.results.latency.parts import slowest
 from cbsim.results.result import Result
 from cbsim.show.latency_plot import SHOWN, _spread, latency_parts, percentile_bins
@@ -72,8 +72,8 @@ def test_few_requests_have_fewer_bins_that_hold_them_all(number: int) -> None:
 
 
 def test_every_part_has_a_name_and_a_colour_of_its_own() -> None:
-    assert set(SHOWN) == set(PARTS) >= set(TTFT_PARTS)
-    assert len({name for name, _ in SHOWN.values()}) == len({color for _, color in SHOWN.values()}) == 11
+    assert set(SHOWN) == set(PARTS | HAND_OVER_PARTS) >= set(TTFT_PARTS)
+    assert len({name for name, _ in SHOWN.values()}) == len({color for _, color in SHOWN.values()}) == 14
 
 
 def test_the_picture_tells_parts_with_their_share_of_the_slowest(tmp_path: Path) -> None:

@@ -164,7 +164,7 @@ def draw_gantt(
         from cbsim.show.style import save_figure
 
         steps = f"steps {gantt.steps[0].step} to {gantt.steps[-1].step}"
-        of = f" of replica {window.replica}" if source.config["replicas"]["count"] > 1 else ""
+        of = f" of replica {window.replica}" if source.num_replicas > 1 else ""
         title = f"{source.result.name}: {steps}{of}"
         written = save_figure(gantt_picture(gantt, title, over_time=over_time, marked=marked), path)
         click.echo(f"written to {' and '.join(map(str, written))}", err=as_json)

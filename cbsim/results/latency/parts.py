@@ -10,8 +10,8 @@ import numpy as np
 
 from cbsim.cost.cost_model import CostModel
 from cbsim.results.latency.charges import Charges
-from cbsim.results.latency.spans import Spans, StepTimes, Ticks, preemptions_of, spans_of
-from cbsim.results.run_log import Column, Slices
+from cbsim.results.latency.spans import Spans, StepTimes, Ticks, of_prefills, preemptions_of, spans_of
+from cbsim.results.run_log import EVENTS, HANDED_OVER, LOADED, Column, Slices
 from cbsim.workload.request import RequestState
 
 _NAMES = (
@@ -22,6 +22,8 @@ PARTS = {name: f"part_{name}_s" for name in _NAMES}
 """Name of a part of E2E -> its column."""
 TTFT_PARTS = {name: f"ttft_part_{name}_s" for name in _NAMES if name != "decode"}
 """Name of a part of TTFT -> its column. There is no `decode`: before the first token nothing is decoded."""
+HAND_OVER_PARTS = {name: f"part_{name}_s" for name in ("handed_over", "kv_transfer", "decode_queue")}
+"""Further parts of E2E, of runs in which one replica computes a prompt and another one decodes."""
 TAIL = 0.01
 """The share of requests that are the slowest."""
 Means = dict[str, dict[str, dict[str, float | None]]]
@@ -41,11 +43,12 @@ def request_parts(
 ) -> dict[str, Column]:
     """The columns of `PARTS` and `TTFT_PARTS` for the requests of a run, seconds; NaN where nothing ended.
 
-    All sums are of whole ticks, so that the parts of a request add up to its latency, in which arrival and
-    end are rounded to a tick.
+    Where requests are handed over, those of `HAND_OVER_PARTS` too. All sums are of whole ticks, so that the
+    parts of a request add up to its latency, in which arrival and end are rounded to a tick.
     """
-    arrival_s = requests["arrival_s"]
-    columns = {name: np.full(len(arrival_s), np.nan) for name in (*PARTS.values(), *TTFT_PARTS.values())}
+    arrival_s, over = requests["arrival_s"], HandOvers.of(requests, events)
+    of_e2e = PARTS if over is None else PARTS | HAND_OVER_PARTS
+    columns = {name: np.full(len(arrival_s), np.nan) for name in (*of_e2e.values(), *TTFT_PARTS.values())}
     origin_s = math.floor(arrival_s[0]) if len(arrival_s) else 0.0
     was_preempted = bool(requests["num_preemptions"].any())
     ticks = Ticks(max((_end_s(replica.steps) for replica in replicas), default=0.0) - origin_s)
@@ -53,15 +56,61 @@ def request_parts(
         times = StepTimes(replica.steps, origin_s, ticks)
         charges = Charges(replica.steps, replica.slices, replica.cost, times)
         preemptions = preemptions_of(events, replica.number, times) if was_preempted else None
-        spans = spans_of(replica.slices, times, charges.chunks, preemptions)
-        ledger = Ledger(charges, times, arrival_s)
+        num_prompt_tokens = requests["num_prompt_tokens"]
+        spans = spans_of(replica.slices, times, charges.chunks, preemptions, num_prompt_tokens)
         is_finished = requests["state"][spans.request] == RequestState.FINISHED
         has_first = _up_to_first_token(spans, replica.slices)
-        for names, chosen in ((PARTS, is_finished), (TTFT_PARTS, has_first)):
+        came_s = arrival_s
+        if over is not None:
+            came_s = np.where(over.replica == replica.number, over.loaded_s, arrival_s)
+            has_first &= over.replica[spans.request] != replica.number
+        ledger = Ledger(charges, times, came_s)
+        for names, chosen in ((of_e2e, is_finished), (TTFT_PARTS, has_first)):
             request, parts = ledger.split(spans.only(chosen))
+            if over is not None:
+                parts = over.with_waits(request, parts, replica.number, times)
             for part, name in names.items():
-                columns[name][request] = ticks.seconds(parts[part])
+                # Of a request that is handed over each replica adds its share.
+                columns[name][request] = np.nan_to_num(columns[name][request]) + ticks.seconds(parts[part])
     return columns
+
+
+class HandOvers(NamedTuple):
+    """By request: the replica that took it over, -1 for none, and how its KV cache came there, seconds."""
+
+    replica: Column
+    handed_over_s: Column
+    load_started_s: Column
+    """When that replica had room for it."""
+    loaded_s: Column
+
+    @classmethod
+    def of(cls, requests: Mapping[str, Column], events: Mapping[str, Column]) -> HandOvers | None:
+        """Those of a run; `None` if it has none."""
+        if HANDED_OVER not in events["event"]:
+            return None
+        instants = []
+        for code in (HANDED_OVER, EVENTS.index("load_started"), LOADED):
+            rows = np.flatnonzero(events["event"] == code)
+            at_s = np.full(len(requests["replica"]), np.nan)
+            at_s[events["request"][rows]] = events["time_s"][rows]
+            instants.append(at_s)
+        return cls(np.where(np.isnan(instants[0]), -1, requests["replica"]), *instants)
+
+    def with_waits(
+        self, request: Column, parts: dict[str, Column], number: int, times: StepTimes
+    ) -> dict[str, Column]:
+        """Parts on replica `number`, ticks, with the waits of those that it took over."""
+        is_here = self.replica[request] == number
+        taken, waits = request[is_here], ("queue", "no_slot", "no_kv")
+        instants = [times.at(at_s[taken]) for at_s in self[1:]]
+        spent = dict(zip(HAND_OVER_PARTS, np.diff(instants, axis=0), strict=False))
+        spent["decode_queue"] = sum(parts[name][is_here] for name in waits)
+        parts = parts | {name: np.where(is_here, 0, parts[name]) for name in waits}
+        for name, ticks in spent.items():
+            parts[name] = np.zeros(len(request), dtype=np.int64)
+            parts[name][is_here] = ticks
+        return parts
 
 
 def _end_s(steps: Mapping[str, Column]) -> float:
@@ -72,7 +121,7 @@ def _end_s(steps: Mapping[str, Column]) -> float:
 
 def _up_to_first_token(spans: Spans, slices: Slices) -> Column:
     """The spans of each request until its first token came out; none where it never did."""
-    emits = (spans.prefill >= 0) & (slices.prefills["emits"][spans.prefill] > 0)
+    emits = of_prefills(spans, slices, "emits") > 0
     starts = _starts(spans.request)
     if not len(starts):
         return emits
@@ -143,13 +192,14 @@ def mean_parts(latencies: Mapping[str, Column], parts: Mapping[str, Column]) -> 
     up; `None` where there are none. `latencies` has `ttft_s` and `e2e_s`.
     """
     means: Means = {}
-    for latency, names in (("ttft_s", TTFT_PARTS), ("e2e_s", PARTS)):
+    for latency, names in (("ttft_s", TTFT_PARTS), ("e2e_s", PARTS | HAND_OVER_PARTS)):
         latency_s = latencies[latency]
         rows = {"mean": np.flatnonzero(~np.isnan(latency_s)), "slowest": slowest(latency_s)}
         means[latency] = {
             group: {
                 f"{name}_s": float(parts[each][of].mean()) if len(of) else None
                 for name, each in names.items()
+                if each in parts
             }
             for group, of in rows.items()
         }

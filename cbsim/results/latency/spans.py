@@ -148,11 +148,21 @@ def preemptions_of(events: Mapping[str, Column], replica: int, times: StepTimes)
     )
 
 
-def spans_of(slices: Slices, times: StepTimes, chunks: RangeSums, preemptions: Preemptions | None) -> Spans:
-    """The spans of a replica; `chunks` counts, last, the steps without decodes."""
+def spans_of(
+    slices: Slices,
+    times: StepTimes,
+    chunks: RangeSums,
+    preemptions: Preemptions | None,
+    num_prompt_tokens: Column,
+) -> Spans:
+    """The spans of a replica; `chunks` counts, last, the steps without decodes.
+
+    Who decodes there first, of `num_prompt_tokens` by request, came with its prompt computed elsewhere.
+    """
     prefills, decodes = slices.prefills, slices.decodes
     request = np.concatenate([prefills["request"], decodes["request"]])
-    first = np.concatenate([prefills["step"], decodes["first_step"]])
+    # The core leaves -1 where a request decodes in step 0, which only one taken over does.
+    first = np.concatenate([prefills["step"], np.maximum(decodes["first_step"], 0)])
     last = np.concatenate([prefills["step"], decodes["last_step"]])
     num_prefills = len(prefills["step"])
     order = np.argsort(_key(request, first, times), kind="stable")
@@ -164,7 +174,9 @@ def spans_of(slices: Slices, times: StepTimes, chunks: RangeSums, preemptions: P
     if preemptions is None or not len(preemptions.request):
         return spans
     begins, stop = _periods(spans, times, preemptions)
-    return spans._replace(begins=begins, stop=stop, is_recompute=_recomputed(spans, slices, chunks))
+    return spans._replace(
+        begins=begins, stop=stop, is_recompute=_recomputed(spans, slices, chunks, num_prompt_tokens)
+    )
 
 
 def _key(request: Column, step: Column, times: StepTimes) -> Column:
@@ -189,15 +201,23 @@ def _periods(spans: Spans, times: StepTimes, preemptions: Preemptions) -> tuple[
     return begins, stop
 
 
-def _recomputed(spans: Spans, slices: Slices, chunks: RangeSums) -> Column:
+def of_prefills(spans: Spans, slices: Slices, name: str) -> Column:
+    """A column of `Slices.prefills` for each span; 0 for decodes."""
+    values = np.append(slices.prefills[name], 0)
+    return values[spans.prefill]  # Decodes have -1, the place of that 0.
+
+
+def _recomputed(spans: Spans, slices: Slices, chunks: RangeSums, num_prompt_tokens: Column) -> Column:
     """`is_recompute` of spans."""
     is_prefill = spans.prefill >= 0
-    before = np.where(is_prefill, slices.prefills["num_computed_tokens"][spans.prefill], 0)
-    tokens = np.where(is_prefill, slices.prefills["num_tokens"][spans.prefill], 0)
+    before, tokens = (of_prefills(spans, slices, name) for name in ("num_computed_tokens", "num_tokens"))
     *_, alone = chunks.over(spans.first, spans.last)
-    num_decoded = np.cumsum(np.where(is_prefill, 0, spans.last - spans.first + 1 - alone))
-    chunk = np.maximum.accumulate(np.where(is_prefill, np.arange(len(is_prefill)), 0))
-    num_computed = (before + tokens)[chunk] + num_decoded - num_decoded[chunk]
+    decoded = np.where(is_prefill, 0, spans.last - spans.first + 1 - alone)
+    num_decoded = np.cumsum(decoded)
+    is_known = is_prefill | np.append(True, spans.request[1:] != spans.request[:-1])
+    known = np.where(is_prefill, before + tokens, num_prompt_tokens[spans.request] + decoded)
+    last_known = np.maximum.accumulate(np.where(is_known, np.arange(len(is_known)), 0))
+    num_computed = known[last_known] + num_decoded - num_decoded[last_known]
     base = spans.request.astype(np.int64) * _TOKENS
     most = np.maximum.accumulate(base + num_computed)
     most_before = np.concatenate([[0], most[:-1]]) - base

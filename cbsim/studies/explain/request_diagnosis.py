@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -27,13 +27,13 @@ class Entry:
 
     what: str
     """arrived, waited, admitted, resumed, chunk, first token, decoded, passed over, preempted, finished,
-    rejected or unfinished."""
+    rejected or unfinished; and in a cluster handed over, no room (where it will decode), KV transfer."""
     start_s: float
     end_s: float
     first_step: int | None = None
     last_step: int | None = None
     num_tokens: int = 0
-    """Of a chunk or of decodes; of an admission those found in the prefix cache."""
+    """Of a chunk or of decodes; of an admission those found in the prefix cache; of a transfer all."""
     num_left: int = 0
     """Of a chunk: what was left to compute of the prompt, this chunk included."""
     is_recomputed: bool = False
@@ -74,6 +74,8 @@ class RequestStory:
         self._wait: _Wait | None = _Wait(arrival_s, arrival_s)
         self._has_answered = False
         self._was_preempted = False
+        self._num_brought = 0
+        """Tokens whose KV came from another replica."""
 
     def add(self, step: BatchStep) -> None:
         """The next step of the replica."""
@@ -86,9 +88,10 @@ class RequestStory:
             self._wait = _Wait(step.scheduled_at_s, at_s)
             self._was_preempted = True
         for what, pairs in (("admitted", step.admitted), ("resumed", step.resumed)):
-            for _, num_cached in (pair for pair in pairs if pair[0] == name):
+            for _, num_found in (pair for pair in pairs if pair[0] == name):
                 self._end_wait(step.start_s)
-                self._tell(what, step.start_s, step, num_cached)
+                num_brought = self._num_brought if what == "admitted" else 0
+                self._tell(what, step.start_s, step, num_found - num_brought)
         if self._wait is not None:
             self._wait.add(step)
         elif share is None:
@@ -100,6 +103,14 @@ class RequestStory:
             self._decode(step, share)
         if name in step.finished:
             self._tell("finished", step.end_s, step)
+
+    def hand_over(self, at_s: float, started_s: float, loaded_s: float, num_tokens: int) -> None:
+        """Another replica takes it over: when, and when its KV of `num_tokens` starts and has come."""
+        self.entries.append(Entry("handed over", at_s, at_s))
+        if started_s > at_s:
+            self.entries.append(Entry("no room", at_s, started_s))
+        self.entries.append(Entry("KV transfer", started_s, loaded_s, num_tokens=num_tokens))
+        self._wait, self._num_brought = _Wait(loaded_s, loaded_s), num_tokens
 
     def end(self, at_s: float) -> None:
         """Nothing more is known of it: the run ended at `at_s`."""
@@ -298,12 +309,38 @@ def _row(source: Source, request_id: str) -> pd.DataFrame:
 
 def _entries(source: Source, values: dict[Any, Any]) -> list[Entry]:
     story = RequestStory(str(values["request_id"]), float(values["arrival_s"]))
+    over = _hand_over(source.result.events, story.request_id)
+    if over is not None:
+        before = {"replica": over.replica, "arrival_s": values["arrival_s"], "finished_at_s": over.at_s}
+        source.batch_steps(_window(source, before), story.add)
+        story.hand_over(over.at_s, over.started_s, over.loaded_s, over.num_tokens)
+        values = values | {"arrival_s": over.loaded_s}
     window = _window(source, values)
     if window.last is not None and window.last >= window.first:
         source.batch_steps(window, story.add)
     steps = steps_of(source.result, window.replica)
     story.end(float((steps["start_s"] + steps["duration_s"]).max()) if len(steps) else story.entries[0].end_s)
     return story.entries
+
+
+class _HandOver(NamedTuple):
+    """From which replica to another, when, and how its KV cache came there, seconds."""
+
+    replica: int
+    at_s: float
+    started_s: float
+    loaded_s: float
+    num_tokens: int
+
+
+def _hand_over(events: pd.DataFrame, request_id: str) -> _HandOver | None:
+    """The hand-over of a request whose KV cache has come; `None` of any other."""
+    own = events[events["request_id"] == request_id].set_index("event")
+    if "loaded" not in own.index or "handed_over" not in own.index:
+        return None
+    over, begun, loaded = (own.loc[[name]].iloc[-1] for name in ("handed_over", "load_started", "loaded"))
+    num_tokens = int(loaded["num_tokens"]) - 1
+    return _HandOver(int(over["replica"]), over["time_s"], begun["time_s"], loaded["time_s"], num_tokens)
 
 
 def _window(source: Source, values: dict[Any, Any]) -> Window:

@@ -10,7 +10,7 @@ import pandas as pd
 
 from cbsim.base.errors import CbsimError
 from cbsim.base.units import format_seconds
-from cbsim.results.latency import PARTS, TTFT_PARTS
+from cbsim.results.latency import HAND_OVER_PARTS, PARTS, TTFT_PARTS
 from cbsim.results.latency.parts import slowest
 from cbsim.results.result import Result
 
@@ -26,13 +26,16 @@ _NAMES = {
     "preempted": ("preempted and waiting", "preempted"),
     "swap": ("moving KV blocks to and from the host", "swap"),
     "host": ("the host's own work", "host"),
+    "handed_over": ("waiting for room where it decodes", "handed over"),
+    "kv_transfer": ("its KV cache on its way", "KV transfer"),
+    "decode_queue": ("waiting to decode, its KV cache there", "decode queue"),
 }
 WORDS = {name: told for name, (told, _) in _NAMES.items()}
 SHORT_WORDS = {name: short for name, (_, short) in _NAMES.items()}
 """What each part is, in words, and in a word or two where there is little room."""
 LATENCIES = {"ttft": "TTFT", "e2e": "E2E"}
-COLUMNS = {"ttft": TTFT_PARTS, "e2e": PARTS}
-"""By the keys of `LATENCIES`: the columns of the parts."""
+COLUMNS = {"ttft": TTFT_PARTS, "e2e": PARTS | HAND_OVER_PARTS}
+"""By the keys of `LATENCIES`: the columns of the parts, as far as a run has them."""
 MIN_SHARE = 0.01
 """Smaller parts go unsaid."""
 MAX_TOLD = 4
@@ -81,9 +84,11 @@ def check_parts(result: Result, name: str) -> None:
 def breakdown(requests: pd.DataFrame, latency: str) -> Breakdown | None:
     """The mean over requests of `ttft` or `e2e`, in parts; `None` if none has it or its parts."""
     known = requests[requests[f"{latency}_s"].notna()]
-    if not len(known) or not {*COLUMNS[latency].values()} <= {*requests.columns}:
+    means = {
+        name: float(known[column].mean()) for name, column in COLUMNS[latency].items() if column in known
+    }
+    if not len(known) or not means:
         return None
-    means = {name: float(known[column].mean()) for name, column in COLUMNS[latency].items()}
     largest = sorted(means.items(), key=lambda item: -item[1])
     return Breakdown(float(known[f"{latency}_s"].mean()), {name: s for name, s in largest if s > 0})
 

@@ -124,15 +124,18 @@ def _share(part: Slice) -> Share:
     return Share(request.request_id, part.num_tokens, num_left, part.is_prefill, request.num_blocks)
 
 
-def recorded_steps(result: Result, window: Window) -> Iterator[BatchStep]:
-    """The steps of a window as far as the run has them; it must have its batches."""
+def recorded_steps(result: Result, window: Window, config: dict[str, Any]) -> Iterator[BatchStep]:
+    """The steps of a window as far as the run has them, with its replica's configuration.
+
+    The run must have its batches.
+    """
     batches = result.batches
     assert batches is not None
     last = len(result.steps) if window.last is None else window.last
     here = (batches["replica"] == window.replica) & batches["step"].between(window.first, last)
     slices = dict(iter(batches[here].groupby("step")))
     steps = steps_of(result, window.replica)
-    shares, changes, limits = _Shares(result), _changes(result.events, steps), Limits.of(result.config)
+    shares, changes, limits = _Shares(result, config), _changes(result.events, steps), Limits.of(config)
     for row in steps[window.first : last + 1].to_dict("records"):
         rows = slices.get(row["step"], batches[:0])
         yield limits.batch_step(
@@ -145,10 +148,10 @@ def recorded_steps(result: Result, window: Window) -> Iterator[BatchStep]:
 class _Shares:
     """Makes shares out of recorded slices: what a chunk leaves of its prompt, and the blocks it fills."""
 
-    def __init__(self, result: Result) -> None:
+    def __init__(self, result: Result, config: dict[str, Any]) -> None:
         requests = result.requests
         self._num_prompt = dict(zip(requests["request_id"], requests["num_prompt_tokens"], strict=True))
-        self._block_size = int(result.config["kv_cache"]["block_size"])
+        self._block_size = int(config["kv_cache"]["block_size"])
         self._resumptions = _resumptions(result)
 
     def of(self, rows: pd.DataFrame, scheduled_at_s: float) -> Iterator[Share]:
@@ -226,6 +229,9 @@ class Source:
         assert self.given is not None
         # Who would watch the run itself has nothing to do with its explanation.
         experiment = self.given.model_copy(update={"observers": []})
+        if experiment.cluster is not None:
+            output = experiment.output.model_copy(update={"batches": True})
+            experiment = experiment.model_copy(update={"output": output})
         with self.watched(experiment) as progress:
             return run_experiment(experiment, progress, with_interval=False)
 
@@ -250,7 +256,17 @@ class Source:
     @property
     def num_replicas(self) -> int:
         """Replicas that the tables tell apart, each rank of data parallelism one of its own."""
+        if cluster := self.config.get("cluster"):
+            return sum(pool["count"] for pool in cluster["pools"])
         return int(self.config["replicas"]["count"] * self.config.get("parallel", {}).get("data", 1))
+
+    def config_of(self, replica: int) -> dict[str, Any]:
+        """The resolved configuration of a replica: in a cluster, that of its pool."""
+        steps = steps_of(self.result, replica)
+        if not self.config.get("cluster") or not len(steps):
+            return self.config
+        own = {pool.name: own for pool, own in self.experiment.pools()}
+        return own[steps["pool"].iloc[0]].resolved()
 
     def batch_steps(self, window: Window, take: Take) -> None:
         """Hand the steps of a window to `take`, one after the other, as far as the run has them.
@@ -258,12 +274,19 @@ class Source:
         They are read where the run has recorded its batches, else simulated again. Raises `CbsimError` if
         that can't be, or if it comes out differently.
         """
-        if self.folder is None:
+        is_cluster = bool(self.config.get("cluster"))
+        if self.folder is None and not is_cluster:
             self._rerun(window, take)
         elif self.result.make_table("batches") is not None:
-            for step in recorded_steps(self.result, window):
+            for step in recorded_steps(self.result, window, self.config_of(window.replica)):
                 take(step)
+        elif is_cluster:
+            raise CbsimError(
+                f"{self.name}: a cluster's run without batches.parquet, which is not simulated again step by "
+                "step; allowed: cbsim run with --set output.batches=true"
+            )
         else:
+            assert self.folder is not None
             self._rerun_folder(self.folder, window, take)
 
     def _rerun(self, window: Window, take: Take, check: Check | None = None) -> None:

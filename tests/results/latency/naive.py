@@ -74,35 +74,59 @@ def steps_of(log: RunLog, replica: int) -> list[Step]:
     return [steps[number] for number in range(len(steps))]
 
 
-def happened(log: RunLog, name: str) -> list[dict[str, Any]]:
-    rows = np.flatnonzero(log.events["event"] == EVENTS.index(name)).tolist()
+def happened(log: RunLog, name: str, replica: int | None = None) -> list[dict[str, Any]]:
+    is_one = log.events["event"] == EVENTS.index(name)
+    rows = np.flatnonzero(is_one & ((log.events["replica"] == replica) | (replica is None))).tolist()
     return [{key: log.events[key][row].item() for key in log.events} for row in rows]
 
 
 def naive_parts(log: RunLog, cost: CostModel) -> dict[int, tuple[dict[str, float], dict[str, float] | None]]:
     """Request -> the parts of its TTFT, and of its E2E if it finished."""
-    found = {}
+    found: dict[int, tuple[dict[str, float], dict[str, float] | None]] = {}
+    over, begun, loaded = (
+        {event["request"]: event["time_s"] for event in happened(log, name)}
+        for name in ("handed_over", "load_started", "loaded")
+    )
     num_replicas = int(log.requests["replica"].max()) + 1
     for replica in range(num_replicas):
         steps = steps_of(log, replica)
         pauses: dict[int, list[tuple[float, int]]] = defaultdict(list)
-        for event in happened(log, "preempted"):
+        for event in happened(log, "preempted", replica):
             pauses[event["request"]].append((event["time_s"], len(steps)))
         num_resumed: dict[int, int] = defaultdict(int)
-        for event in happened(log, "resumed"):
+        for event in happened(log, "resumed", replica):
             mine, place = pauses[event["request"]], num_resumed[event["request"]]
             num_resumed[event["request"]] += 1
             mine[place] = (mine[place][0], resuming_step(event, steps))
-        for request in np.flatnonzero(log.requests["replica"] == replica).tolist():
+        for request in sorted({request for step in steps for request in step.slices}):
+            is_finished = log.requests["state"][request] == RequestState.FINISHED
+            if request in over and log.requests["replica"][request] == replica:
+                num_prompt = int(log.requests["num_prompt_tokens"][request])
+                tell = Teller(request, loaded[request], steps, pauses[request], cost, num_prompt)
+                if is_finished:
+                    add_decoding(found[request][1], tell)
+                    found[request][1]["handed_over"] = begun[request] - over[request]
+                    found[request][1]["kv_transfer"] = loaded[request] - begun[request]
+                continue
             first_tokens = [number for number, step in enumerate(steps) if request in step.emitting]
             if not first_tokens:
                 continue
             arrival_s = float(log.requests["arrival_s"][request])
             own = [number for number, step in enumerate(steps) if request in step.slices]
             tell = Teller(request, arrival_s, steps, pauses[request], cost)
-            is_finished = log.requests["state"][request] == RequestState.FINISHED
             found[request] = (tell.until(first_tokens[0]), tell.until(own[-1]) if is_finished else None)
     return found
+
+
+def add_decoding(parts: dict[str, float] | None, tell: Teller) -> None:
+    """What a request does where it was taken over, once its KV cache is there."""
+    assert parts is not None
+    for name, seconds in tell.until(
+        max(n for n, step in enumerate(tell.steps) if tell.request in step.slices)
+    ).items():
+        if name in ("queue", "no_slot", "no_kv"):
+            name = "decode_queue"
+        parts[name] = parts.get(name, 0.0) + seconds
 
 
 def resuming_step(event: dict[str, Any], steps: list[Step]) -> int:
@@ -128,9 +152,11 @@ class Teller:
         steps: list[Step],
         pauses: list[tuple[float, int]],
         cost: CostModel,
+        num_computed: int = 0,
     ) -> None:
+        """`num_computed` of its tokens were computed elsewhere."""
         self.request, self.arrival_s, self.steps, self.cost = request, arrival_s, steps, cost
-        self.pauses = pauses
+        self.pauses, self.num_computed = pauses, num_computed
 
     def until(self, last: int) -> dict[str, float]:
         parts = dict.fromkeys(PARTS, 0.0)
@@ -141,7 +167,7 @@ class Teller:
             if step.scheduled_at_s >= self.arrival_s and name is not None:
                 parts[name] += step.seconds
                 parts["queue"] -= step.seconds
-        most_computed = 0
+        most_computed = self.num_computed
         for number in range(first, last + 1):
             step = self.steps[number]
             if number > first:

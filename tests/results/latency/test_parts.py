@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from cbsim.base.units import TICKS_PER_S
 from cbsim.cost.cost_model import CostModel
-from cbsim.results.latency import PARTS, TTFT_PARTS, Replica, request_parts
+from cbsim.results.latency import HAND_OVER_PARTS, PARTS, TTFT_PARTS, Replica, request_parts
 from cbsim.results.metrics import request_latencies
 from cbsim.results.run_log import RunLog
 from cbsim.testing import Case
@@ -85,7 +85,8 @@ def check(log: RunLog, cost: CostModel, *, is_padded: bool = False) -> None:
     """Parts are at least 0, add up to the whole to a tick, and are those of the naive reference."""
     assert log.parts is not None
     latencies = request_latencies(log)
-    for names, latency in ((PARTS, "e2e_s"), (TTFT_PARTS, "ttft_s")):
+    of_e2e = {name: column for name, column in (PARTS | HAND_OVER_PARTS).items() if column in log.parts}
+    for names, latency in ((of_e2e, "e2e_s"), (TTFT_PARTS, "ttft_s")):
         parts, whole = parts_of(log, names), latencies[latency]
         assert (np.isnan(parts).all(axis=0) == np.isnan(whole)).all()
         known = ~np.isnan(whole)
@@ -95,11 +96,11 @@ def check(log: RunLog, cost: CostModel, *, is_padded: bool = False) -> None:
         assert (parts[:, known] * TICKS_PER_S % 1 == 0).all()
     if is_padded:
         return  # Padding is in the steps' times, and not in recorded batches.
-    for request, (of_ttft, of_e2e) in naive_parts(log, cost).items():
-        for names, expected in ((TTFT_PARTS, of_ttft), (PARTS, of_e2e)):
+    for request, (of_ttft, whole_of) in naive_parts(log, cost).items():
+        for names, expected in ((TTFT_PARTS, of_ttft), (of_e2e, whole_of)):
             if expected is not None:
                 found = {part: log.parts[column][request] for part, column in names.items()}
-                assert found == pytest.approx({part: expected[part] for part in names}, abs=1e-7)
+                assert found == pytest.approx({part: expected.get(part, 0.0) for part in names}, abs=1e-7)
 
 
 @settings(max_examples=60, deadline=None)

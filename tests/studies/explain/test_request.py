@@ -270,3 +270,44 @@ def check_parts(diagnosis: RequestDiagnosis, waits: list[Entry]) -> None:
     assert parts.get("no_slot", 0.0) == pytest.approx(admission.get("slot", 0.0))
     queue = sum(admission.get(reason, 0.0) for reason in ("budget", "turn", "step"))
     assert parts.get("queue", 0.0) == pytest.approx(queue)
+
+
+APART = {
+    "pools": [
+        {"name": "prompts", "role": "prefill"},
+        {"name": "answers", "role": "decode", "kv_cache": {"num_blocks": 4}},
+    ],
+    "link": {"latency_s": 1.25},
+}
+
+
+def test_handed_over_to_a_pool_without_room(tmp_path: Path) -> None:
+    """Four blocks hold a's 4 tokens and 3 of its answers until 5.25; b's prompt is done at 2 and waits."""
+    rows: dict[str, Row] = {"a": (0.0, 4, 4), "b": (0.5, 4, 2)}
+    run = source(tmp_path, rows, scheduler=VLLM, kv_cache=ROOMY, cluster=APART, output={"batches": True})
+    run.check_replica(1)
+    assert told(diagnose_request(run, "b")) == [
+        "b took 7.00 s, 46% of which is waiting for room where it decodes, 18% its KV cache on its way, 14% "
+        "computing its prompt, 14% decoding; its first token came after 1.50 s, 67% of which is computing "
+        "its prompt, 33% waiting for its turn.",
+        "0.5000 arrived",
+        "0.5000 500 ms waited for the step under way",
+        "1.0000 1 admitted",
+        "1.0000 1.00 s 1 prompt: 4 tokens",
+        "2.0000 1 first token",
+        "2.0000 handed over",
+        "2.0000 3.25 s waited for its turn and KV blocks where it will decode",
+        "5.2500 1.25 s KV transfer: 4 tokens",
+        "6.5000 3 admitted",
+        "6.5000 1.00 s 3 1 token, 1.00 s each",
+        "7.5000 3 finished",
+    ]
+
+
+def test_steps_of_a_cluster_are_those_recorded(tmp_path: Path) -> None:
+    given = experiment(tmp_path, {"a": (0.0, 4, 4)}, scheduler=VLLM, kv_cache=ROOMY, cluster=APART)
+    recorded = diagnose_request(Source("it", given=given), "a").entries
+    assert [entry.what for entry in recorded].count("decoded") == 1
+    run_experiment(given).save(tmp_path / "run")
+    with pytest.raises(CbsimError, match=r"cluster's run without batches.*, .*output.batches=true"):
+        diagnose_request(Source("it", folder=tmp_path / "run"), "a")
