@@ -720,8 +720,11 @@ def log_of(
         columns = [StepColumns(record, names, num_blocks, partial(places_of, n)) for n in range(len(own))]
         replicas = [Replica(n, of, _of_replica(slices, n), costs[n]) for n, of in enumerate(columns)]
         steps = StepColumns(record, names, num_blocks, in_order_of_time)
-    # Parts of latencies take steps to follow one another, each with a token of a request at most.
-    is_shared = has_drafts or setup.comes_again or setup.num_stages > 1 or setup.num_ranks > 1
+    # Parts of latencies take steps to follow one another, each with a token of a request at most, and that a
+    # request comes to a replica once.
+    comes_back = setup.changes is not None and setup.changes.num_more_visits > 0
+    is_shared = has_drafts or comes_back or setup.num_stages > 1 or setup.num_ranks > 1
+    parts_of = partial(request_parts, requests, events, replicas, is_staged=setup.is_staged)
     end_s = max(float(own["last_end_s"].max()), float(rows["arrival_s"].max(initial=0.0)))
     if until_s < inf and own["num_outstanding"].any():
         end_s = until_s
@@ -740,7 +743,7 @@ def log_of(
         front_end_s=setup.front_end_s,
         slices=slices,
         has_drafts=has_drafts,
-        parts=None if is_shared else Deferred(partial(request_parts, requests, events, replicas)),
+        parts=None if is_shared else Deferred(parts_of),
         visits=visits.table(rows, record) if setup.comes_again else None,
         changes=record.columns("changes") if setup.changes is not None else None,
         losses=visits.losses(rows),
