@@ -85,12 +85,15 @@ def run_experiment(
         *noted,
     ]
     summary = summarize(measured, deployment, experiment.slo.limits(), simulation=simulation, notes=notes)
-    if with_interval and experiment.cluster is None:
+    if with_interval:
         budget = MAX_TOKENS if speed.is_compiled else MAX_TOKENS_INTERPRETED
-        interval = run_interval(experiment, workload, cost, summary, max_tokens=budget)
+        cost_of = make_cost_model if experiment.cluster is not None else lambda _: cost
+        interval = run_interval(experiment, workload, cost_of, summary, max_tokens=budget)
         if interval is not None:
             summary["interval"] = interval.summary()
-        told = alternative_note(experiment, workload, cost, budget)
+        told = None
+        if experiment.cluster is None:
+            told = alternative_note(experiment, workload, cost, budget)
         summary["notes"] += [told] if told else []
     if measured.parts is not None:
         began = time.process_time()
@@ -193,9 +196,8 @@ def _simulate(
     for pool in costs.values():
         prefix = f"pool {pool.pool_name}: " if setup.others else ""
         notes = [*notes, *(prefix + note for note in pool.cost.notes(log.steps))]
-    error = known_error(cost)
-    told_error = [error.told()] if error is not None and not setup.others else []
-    return log, [*speed.notes, *notes, *told_error], speed
+    error = known_error(pool.cost for pool in setup.pools)
+    return log, [*speed.notes, *notes, *([error.told()] if error is not None else [])], speed
 
 
 def log_notes(experiment: Experiment, log: RunLog) -> list[str]:

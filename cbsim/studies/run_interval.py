@@ -3,14 +3,14 @@
 A step-time error grows in queues: near saturation TTFT errs by several times as much. So the run is simulated
 twice more, with all steps shorter and longer by the error of its cost model. Instead of the steps the clock
 is changed: with arrivals a factor earlier, latencies are those of steps longer by it, divided by it. That
-serves cost models of any kind; times that do not scale with steps (timeouts of static batches, loads of a KV
-connector) are off by the factor.
+serves cost models of any kind, and clusters, whose links are as much faster; times that do not scale with
+steps (timeouts of static batches, loads of a KV connector) are off by the factor.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ from cbsim.cost.run_errors import CONFIDENCE, FRONT_S, StepError
 from cbsim.results.metrics import QUANTILES, request_latencies
 from cbsim.results.run_log import Column
 from cbsim.studies.experiment import Experiment
-from cbsim.studies.simulation import setup_of, simulate_core
+from cbsim.studies.simulation import Setup, cluster_setup, setup_of, simulate_core
 from cbsim.workload import Workload
 from cbsim.workload.request import RequestBatch
 
@@ -34,6 +34,8 @@ MAX_TOKENS_INTERPRETED = 100_000
 
 Figures = Mapping[str, Mapping[str, float | None]]
 """By latency and statistic, seconds."""
+Costs = Callable[[Experiment], CostModel]
+"""Gives the cost model of an experiment, or of a pool of its cluster."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +104,7 @@ class HurriedWorkload(Workload):
 def run_interval(
     experiment: Experiment,
     workload: Workload,
-    cost: CostModel,
+    cost_of: Costs,
     simulated: Figures,
     *,
     max_tokens: float = MAX_TOKENS,
@@ -113,12 +115,15 @@ def run_interval(
     Longer runs than `max_tokens` output tokens are taken to be as sensitive as their beginning. `with_front`
     says that latencies count from the client's sending, so that what comes before the engine is in them.
     """
-    error = known_error(cost)
+    alone = [experiment] if experiment.cluster is None else [own for _, own in experiment.pools()]
+    error = known_error(map(cost_of, alone))
     if error is None:
         return None
     factor = 1.0 + error.pct / 100.0
-    faster, slower = (rerun(experiment, workload, cost, each, max_tokens) for each in (1.0 / factor, factor))
-    base = rerun(experiment, workload, cost, 1.0, max_tokens).figures if faster.is_part else None
+    faster, slower = (
+        rerun(experiment, workload, cost_of, each, max_tokens) for each in (1.0 / factor, factor)
+    )
+    base = rerun(experiment, workload, cost_of, 1.0, max_tokens).figures if faster.is_part else None
     front_s = max(0.0, FRONT_S - experiment.front_end_s) if with_front else 0.0
     bounds: dict[str, dict[str, tuple[float, float]]] = {name: {} for name in LATENCIES}
     for name, parts in bounds.items():
@@ -135,10 +140,17 @@ def run_interval(
     return RunInterval(error, bounds, faster.num_requests)
 
 
-def known_error(cost: CostModel) -> StepError | None:
-    """What is known of a cost model's errors; nothing where it draws them: its replicates tell."""
-    error = cost.step_error
-    return None if error is None or error.pct == 0 or cost.uses_seed else error
+def known_error(costs: Iterable[CostModel]) -> StepError | None:
+    """What is known of the errors of cost models, the largest; nothing where one draws them, or none knows.
+
+    Of drawn errors replicates tell.
+    """
+    errors = []
+    for cost in costs:
+        if cost.step_error is None or cost.step_error.pct == 0 or cost.uses_seed:
+            return None
+        errors.append(cost.step_error)
+    return max(errors, key=lambda error: error.pct)
 
 
 def statistics_of(values: Column) -> dict[str, float]:
@@ -160,19 +172,17 @@ class Rerun(NamedTuple):
 
 
 def rerun(
-    experiment: Experiment, workload: Workload, cost: CostModel, factor: float, max_tokens: float
+    experiment: Experiment, workload: Workload, cost_of: Costs, factor: float, max_tokens: float
 ) -> Rerun:
     """Simulate a run again, or its beginning of `max_tokens` output tokens, with steps longer by a factor and
-    perhaps with another cost model.
+    perhaps with other cost models.
     """
     hurried = HurriedWorkload(workload, factor, max_tokens)
-    setup = setup_of(experiment, hurried, cost)
-    setup = replace(
-        setup,
-        until_s=setup.until_s / factor,
-        front_end_s=setup.front_end_s / factor,
-        with_batches=False,
-    )
+    if experiment.cluster is None:
+        setup = setup_of(experiment, hurried, cost_of(experiment))
+    else:
+        setup = cluster_setup(experiment, hurried, cost_of)
+    setup = _hurried(setup, factor)
     log, _, _ = simulate_core(setup, experiment.speed)
     rows = experiment.measure.faster(factor).rows(log.requests["arrival_s"])
     latencies = {name: values[rows] for name, values in request_latencies(log).items()}
@@ -182,3 +192,18 @@ def rerun(
         for name in LATENCIES
     }
     return Rerun(figures, len(latencies["ttft_s"]), hurried.was_cut)
+
+
+def _hurried(setup: Setup, factor: float) -> Setup:
+    """The setup under a clock that runs `factor` times as fast, without batches, steps as they are."""
+    link = setup.link
+    if link is not None:
+        link = replace(link, bytes_per_s=link.bytes_per_s * factor, latency_s=link.latency_s / factor)
+    return replace(
+        setup,
+        until_s=setup.until_s / factor,
+        front_end_s=setup.front_end_s / factor,
+        with_batches=False,
+        others=tuple(_hurried(pool, factor) for pool in setup.others),
+        link=link,
+    )

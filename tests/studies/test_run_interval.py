@@ -27,8 +27,14 @@ def run(**changes: Any) -> cbsim.Result:
     return cbsim.run(settings | changes)
 
 
-@pytest.mark.parametrize("rate_per_s", [6.0, 60.0])
-def test_bounds_are_those_of_longer_and_shorter_steps(rate_per_s):
+APART = {
+    "pools": [{"name": "prompts", "role": "prefill"}, {"name": "answers", "role": "decode"}],
+    "link": {"bandwidth_gb_s": 2.0, "latency_s": 0.01},
+}
+
+
+@pytest.mark.parametrize(("rate_per_s", "cluster"), [(6.0, None), (60.0, None), (20.0, APART)])
+def test_bounds_are_those_of_longer_and_shorter_steps(rate_per_s, cluster):
     """As if simulated with such steps; the upper bound of TTFT and E2E has the front end on top."""
     workload = WORKLOAD | {"arrivals": {"type": "poisson", "rate_per_s": rate_per_s}}
     factors = {"low": 1 / 1.1, "now": 1.0, "high": 1.1}
@@ -36,6 +42,7 @@ def test_bounds_are_those_of_longer_and_shorter_steps(rate_per_s):
         name: run(
             gpu="l40s",
             workload=workload,
+            cluster=cluster,
             cost_model={
                 "type": "roofline",
                 "memory_efficiency": 0.5 / factor,

@@ -97,7 +97,7 @@ def compare_with_log(
     interval = None
     if with_interval:
         is_from_client = arrivals == "sent"
-        interval = run_interval(experiment, workload, cost, summary, with_front=is_from_client)
+        interval = run_interval(experiment, workload, lambda _: cost, summary, with_front=is_from_client)
     bounds = {} if interval is None else interval.by_figure
     return RecordedRun(
         side_by_side(real, flatten(summary), bounds),
