@@ -1,8 +1,9 @@
 """The Perfetto timeline: a run as Chrome trace events, which ui.perfetto.dev and chrome://tracing open.
 
 The format is Google's "Trace Event Format": spans are complete events (`ph: X`), counters `ph: C`, names
-`ph: M`; times are microseconds, `pid` is a replica, `tid` a slot of its batch, a place in its queue, or its
-steps. Spans of one thread are nested or disjoint.
+`ph: M`; times are microseconds, `pid` is a replica, `tid` a slot of its batch, a place in its queue, its
+steps, or a KV cache on its way to it. Spans of one thread are nested or disjoint. Arrows (`ph: s`, `t`, `f`)
+lead from the slot where a prompt was computed over the transfer of its KV cache to the slot where it decodes.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import pandas as pd
 
 from cbsim.base.paths import written_whole
 from cbsim.base.units import US_PER_S
+from cbsim.results.hand_overs import hand_over_table
 from cbsim.results.result import Result
 from cbsim.results.step_work import has_utilization, step_mbu, step_mfu
 
@@ -35,7 +37,9 @@ MAX_STEPS = 50_000
 STEPS_TID = 1
 FIRST_SLOT_TID = 10
 FIRST_QUEUE_TID = 1_000_000
-"""Threads of a replica: its steps, then the slots of its batch, then the places in its queue."""
+FIRST_TRANSFER_TID = 2_000_000
+"""Threads of a replica: its steps, then the slots of its batch, the places in its queue, and what is brought
+to it."""
 _COUNTERS = {
     "queue (requests)": {"waiting": "num_waiting"},
     "batch (requests)": {"running": "num_running"},
@@ -88,12 +92,26 @@ def _json(result: Result, requests: pd.DataFrame, steps: pd.DataFrame, notes: li
 def _events(result: Result, requests: pd.DataFrame, steps: pd.DataFrame) -> Iterator[Event]:
     spans = RequestSpans(result)
     shown = set(requests["request_id"])
+    waits = spans.waits(requests["request_id"])
+    of_pool = _pools(result)
     for replica in sorted({*result.steps["replica"], *spans.stays["replica"]}):
-        yield _name("process_name", replica, 0, f"replica {replica}")
+        yield _name("process_name", replica, 0, f"{of_pool.get(replica, '')}replica {replica}")
         yield _name("thread_name", replica, STEPS_TID, "steps")
         yield from _step_events(result, steps[steps["replica"] == replica], replica)
         yield from _slot_events(spans, shown, replica)
-        yield from _queue_events(spans, requests, replica)
+        yield from _lane_events("queue", FIRST_QUEUE_TID, waits[replica], replica)
+        brought = spans.transfers(shown, replica)
+        yield from _lane_events("KV transfer", FIRST_TRANSFER_TID, brought, replica)
+        yield from _arrow_events(spans, brought, replica)
+
+
+def _pools(result: Result) -> dict[int, str]:
+    """By replica what stands before its name: its pool, where there are several or one has a name."""
+    steps = result.steps
+    if not result.config.get("cluster"):
+        return {}
+    first = steps.drop_duplicates("replica")
+    return {replica: f"{pool}: " for replica, pool in zip(first["replica"], first["pool"], strict=True)}
 
 
 def _step_events(result: Result, steps: pd.DataFrame, replica: int) -> Iterator[Event]:
@@ -130,24 +148,36 @@ def _slot_events(spans: RequestSpans, shown: set[str], replica: int) -> Iterator
             yield _complete(phase, replica, tid, {"request": stay["request_id"]})
 
 
-def _queue_events(spans: RequestSpans, requests: pd.DataFrame, replica: int) -> Iterator[Event]:
-    """What the requests shown wait for, each on the lowest place that is free among them."""
-    here = requests["request_id"][(requests["replica"] == replica).fillna(False).astype(bool)]
-    waits = [(span, request_id) for request_id in here for span in spans.waits(request_id)]
-    waits.sort(key=lambda wait: wait[0].start_s)
-    lanes = assign_lanes((span.start_s, span.end_s) for span, _ in waits)
-    for lane in sorted(set(lanes)):
-        yield _name("thread_name", replica, FIRST_QUEUE_TID + lane, f"queue {lane}")
-    for (span, request_id), lane in zip(waits, lanes, strict=True):
+def _lane_events(name: str, first_tid: int, held: list[Held], replica: int) -> Iterator[Event]:
+    """What requests wait for, or bring, each on the lowest place that is free among them."""
+    for lane in sorted({each.lane for each in held}):
+        yield _name("thread_name", replica, first_tid + lane, f"{name} {lane}")
+    for span, request_id, lane, args in held:
         named = Span(f"{span.name} {request_id}", span.start_s, span.end_s)
-        yield _complete(named, replica, FIRST_QUEUE_TID + lane, {"request": request_id})
+        yield _complete(named, replica, first_tid + lane, {"request": request_id, **args})
+
+
+def _arrow_events(spans: RequestSpans, brought: list[Held], replica: int) -> Iterator[Event]:
+    """From the end of the prompt's stay to the transfer of its KV cache, and on to the stay that decodes."""
+    for number, (span, request_id, lane, _) in enumerate(brought):
+        stays = spans.stays_of(request_id).to_dict("records")
+        place = [stay["end"] for stay in stays].index("handed_over")
+        before, after = stays[place], stays[place + 1 : place + 2]
+        named = {"name": "KV cache", "cat": "KV", "id": f"{replica}.{number}"}
+        # An arrow begins within a span, which its end is not.
+        start = max(_us(before["start_s"]), _us(before["end_s"]) - _NS)
+        slot = FIRST_SLOT_TID + before["lane"]
+        yield named | {"ph": "s", **_where(before["replica"], slot), "ts": round(start, 3)}
+        yield named | {"ph": "t", **_where(replica, FIRST_TRANSFER_TID + lane), "ts": _us(span.start_s)}
+        for stay in after:
+            where = _where(stay["replica"], FIRST_SLOT_TID + stay["lane"])
+            yield named | {"ph": "f", "bp": "e", **where, "ts": _us(stay["start_s"])}
 
 
 def _complete(span: Span, replica: int, tid: int, args: Event) -> Event:
     ts, end = _us(span.start_s), _us(span.end_s)
     named = {"ph": "X", "name": span.name, "cat": span.name.partition(" ")[0]}
-    where = {"pid": int(replica) + 1, "tid": int(tid), "ts": ts}
-    return named | where | {"dur": max(0.0, round(end - ts, 3)), "args": args}
+    return named | _where(replica, tid) | {"ts": ts, "dur": max(0.0, round(end - ts, 3)), "args": args}
 
 
 def _counter(name: str, replica: int, time_s: float, series: Event) -> Event:
@@ -156,8 +186,11 @@ def _counter(name: str, replica: int, time_s: float, series: Event) -> Event:
 
 def _name(kind: str, replica: int, tid: int, name: str) -> Event:
     """Threads and processes are named by metadata, and stand in the order of their numbers."""
-    where = {"pid": int(replica) + 1, "tid": int(tid), "ts": 0}
-    return {"ph": "M", "name": kind, **where, "args": {"name": name}}
+    return {"ph": "M", "name": kind, **_where(replica, tid), "ts": 0, "args": {"name": name}}
+
+
+def _where(replica: int, tid: int) -> Event:
+    return {"pid": int(replica) + 1, "tid": int(tid)}
 
 
 def _us(seconds: float) -> float:
@@ -165,7 +198,9 @@ def _us(seconds: float) -> float:
     return round(float(seconds) * US_PER_S, 3)
 
 
-_STARTS, _ENDS = ("admitted", "resumed"), ("preempted", "finished")
+_NS = 1e-3
+"""A nanosecond in the file's unit."""
+_STARTS, _ENDS = ("admitted", "resumed"), ("preempted", "finished", "handed_over")
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +210,15 @@ class Span:
     name: str
     start_s: float
     end_s: float
+
+
+class Held(NamedTuple):
+    """A span of a request on the lowest lane that is free among those of its kind."""
+
+    span: Span
+    request_id: str
+    lane: int
+    args: Event
 
 
 class _Slice(NamedTuple):
@@ -188,29 +232,62 @@ class RequestSpans:
     """The spans of a run's requests, from its events and, where they were recorded, its batches."""
 
     def __init__(self, result: Result) -> None:
-        columns = ["arrival_s", "ttft_s", "state"]
+        columns = ["arrival_s", "ttft_s", "state", "replica"]
         by_id = result.requests.set_index("request_id")[columns]
         self._requests: dict[Any, dict[Any, Any]] = by_id.astype({"state": object}).to_dict("index")
         self._end_s = _end_s(result)
         self.stays = _stays(result, self._end_s)
         """One row for each stay in the batch: `request_id`, `replica`, `start_s`, `end_s`, `end` (preempted,
-        finished or unfinished) and `lane`: the slot, lowest free first, of those running on its replica."""
+        finished, handed_over or unfinished) and `lane`: the slot, lowest free first, of those running on its
+        replica."""
         stays = self.stays.groupby("request_id", observed=True)
         self._stays_of = {str(name): of_one for name, of_one in stays}
         self._slices = _slices(result)
+        self._hand_overs = hand_over_table(result.events).to_dict("index")
 
-    def waits(self, request_id: str) -> list[Span]:
-        """Queued until its first stay, preempted between stays."""
-        request, stays = self._requests[request_id], self._stays_of.get(request_id, self.stays[:0])
-        if request["state"] == "rejected":
-            return []
+    def stays_of(self, request_id: str) -> pd.DataFrame:
+        """Its rows of `stays`."""
+        return self._stays_of.get(request_id, self.stays[:0])
+
+    def waits(self, request_ids: Iterable[str]) -> dict[int, list[Held]]:
+        """By replica what requests wait for there: queued until a stay, preempted between stays.
+
+        In between, who was handed over waits for room on the other replica, and for its KV cache to come.
+        """
+        found: dict[int, list[tuple[Span, str, Event]]] = defaultdict(list)
+        for request_id in request_ids:
+            for replica, span in self._waits(request_id):
+                if span.end_s > span.start_s:
+                    found[replica].append((span, request_id, {}))
+        return defaultdict(list, {replica: _held(spans) for replica, spans in found.items()})
+
+    def _waits(self, request_id: str) -> Iterator[tuple[int, Span]]:
+        request, stays = self._requests[request_id], self.stays_of(request_id)
+        if request["state"] == "rejected" or pd.isna(request["replica"]):
+            return
         ends = [*stays["start_s"], *([self._end_s] if request["state"] == "unfinished" else [])]
         starts = [request["arrival_s"], *stays["end_s"]]
-        return [
-            Span("preempted" if number else "queued", start_s, end_s)
-            for number, (start_s, end_s) in enumerate(zip(starts, ends, strict=False))
-            if end_s > start_s
-        ]
+        replicas = [*stays["replica"], request["replica"]]
+        for number, (start_s, end_s) in enumerate(zip(starts, ends, strict=False)):
+            what = "preempted" if number else "queued"
+            if number and stays["end"].iloc[number - 1] == "handed_over":
+                what = "handed over"
+                if over := self._hand_overs.get(request_id):
+                    yield replicas[number], Span(what, start_s, over["load_started_s"])
+                    what, start_s = "queued", over["loaded_s"]
+            yield replicas[number], Span(what, start_s, end_s)
+
+    def transfers(self, request_ids: set[str], replica: int) -> list[Held]:
+        """The KV caches of some requests that are brought to a replica."""
+        return _held(
+            (
+                Span("KV", over["load_started_s"], over["loaded_s"]),
+                str(request_id),
+                {"tokens": int(over["num_tokens"]), "from": f"replica {over['sender']}"},
+            )
+            for request_id, over in self._hand_overs.items()
+            if over["receiver"] == replica and request_id in request_ids
+        )
 
     def phases(self, request_id: str, start_s: float, end_s: float) -> Iterator[Span]:
         """Prefill and decode within one stay: chunk by chunk if batches were recorded.
@@ -280,6 +357,13 @@ def _slices(result: Result) -> dict[str, list[_Slice]]:
         for request_id, *values in zip(*columns, strict=True):
             slices[request_id].append(_Slice._make(values))
     return slices
+
+
+def _held(spans: Iterable[tuple[Span, str, Event]]) -> list[Held]:
+    """Spans of requests in order of their start, each on a lane."""
+    in_order = sorted(spans, key=lambda each: each[0].start_s)
+    lanes = assign_lanes((span.start_s, span.end_s) for span, *_ in in_order)
+    return [Held(span, of, lane, args) for (span, of, args), lane in zip(in_order, lanes, strict=True)]
 
 
 def assign_lanes(spans: Iterable[tuple[float, float]]) -> list[int]:

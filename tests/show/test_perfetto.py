@@ -15,7 +15,14 @@ import cbsim
 from cbsim.base.units import US_PER_S
 from cbsim.cli import main
 from cbsim.results.result import Result
-from cbsim.show.perfetto import FIRST_QUEUE_TID, FIRST_SLOT_TID, STEPS_TID, assign_lanes, write_timeline
+from cbsim.show.perfetto import (
+    FIRST_QUEUE_TID,
+    FIRST_SLOT_TID,
+    FIRST_TRANSFER_TID,
+    STEPS_TID,
+    assign_lanes,
+    write_timeline,
+)
 from tests.run_logs import empty_log, make_result
 
 NS = 1e-3
@@ -177,6 +184,50 @@ def test_unfinished_requests_end_with_the_run(tmp_path: Path) -> None:
     write_timeline(result, tmp_path / "t.json.gz")
     ends = [span["args"]["end"] for span in spans(read(tmp_path / "t.json.gz")) if "end" in span["args"]]
     assert "unfinished" in ends
+
+
+APART = {
+    "pools": [{"name": "prompts", "role": "prefill"}, {"name": "answers", "role": "decode", "count": 2}],
+    "link": {"bandwidth_gb_s": 1.0},
+}
+
+
+def test_kv_caches_go_from_slot_to_slot(tmp_path: Path) -> None:
+    """Pools have names; transfers have spans, and arrows that begin, pass and end in those of a request."""
+    scheduler = {"type": "vllm", "max_num_seqs": 12, "max_tokens_per_step": 256}
+    result = run(cluster=APART, replicas={}, scheduler=scheduler, kv_cache={"num_blocks": 40})
+    assert result.summary["num_preemptions"] > 0
+    write_timeline(result, tmp_path / "t.json.gz")
+    trace = read(tmp_path / "t.json.gz")
+    test_spans_of_a_thread_are_nested_or_disjoint(trace)
+    names = [event["args"]["name"] for event in trace["traceEvents"] if event["name"] == "process_name"]
+    assert names == ["prompts: replica 0", "answers: replica 1", "answers: replica 2"]
+    brought = [span for span in spans(trace) if span["tid"] >= FIRST_TRANSFER_TID]
+    parts = result.requests.set_index("request_id")["part_kv_transfer_s"]
+    assert {span["pid"] for span in brought} == {2, 3}
+    assert {span["args"]["request"]: span["dur"] / US_PER_S for span in brought} == pytest.approx(
+        parts.to_dict(), abs=1e-8
+    )
+    arrows = defaultdict(dict)
+    for event in trace["traceEvents"]:
+        if event["ph"] in ("s", "t", "f"):
+            arrows[event["id"]][event["ph"]] = event
+    assert len(arrows) == 60
+    threads = defaultdict(list)
+    for span in spans(trace):
+        if "end" in span["args"] or "tokens" in span["args"]:
+            threads[span["pid"], span["tid"]].append(span)
+    for arrow in arrows.values():
+        assert arrow["s"]["ts"] <= arrow["t"]["ts"] + NS <= arrow["f"]["ts"] + 2 * NS
+        requests = set()
+        for event in arrow.values():
+            (inner,) = [
+                span
+                for span in threads[event["pid"], event["tid"]]
+                if span["ts"] <= event["ts"] < span["ts"] + span["dur"] - NS / 2
+            ]
+            requests.add(inner["args"].get("request", inner["name"]))
+        assert len(requests) == 1
 
 
 def test_lanes_are_the_lowest_free_ones() -> None:

@@ -9,9 +9,10 @@ from typing import NamedTuple
 import numpy as np
 
 from cbsim.cost.cost_model import CostModel
+from cbsim.results.hand_overs import HandOvers
 from cbsim.results.latency.charges import Charges
 from cbsim.results.latency.spans import Spans, StepTimes, Ticks, of_prefills, preemptions_of, spans_of
-from cbsim.results.run_log import EVENTS, HANDED_OVER, LOADED, Column, Slices
+from cbsim.results.run_log import Column, Slices
 from cbsim.workload.request import RequestState
 
 _NAMES = (
@@ -39,14 +40,19 @@ class Replica(NamedTuple):
 
 
 def request_parts(
-    requests: Mapping[str, Column], events: Mapping[str, Column], replicas: Sequence[Replica]
+    requests: Mapping[str, Column],
+    events: Mapping[str, Column],
+    replicas: Sequence[Replica],
+    *,
+    is_staged: bool = False,
 ) -> dict[str, Column]:
     """The columns of `PARTS` and `TTFT_PARTS` for the requests of a run, seconds; NaN where nothing ended.
 
-    Where requests are handed over, those of `HAND_OVER_PARTS` too. All sums are of whole ticks, so that the
-    parts of a request add up to its latency, in which arrival and end are rounded to a tick.
+    Where requests are handed over (`is_staged`) those of `HAND_OVER_PARTS` too. All sums are of whole ticks,
+    so that the parts of a request add up to its latency, in which arrival and end are rounded to a tick.
     """
-    arrival_s, over = requests["arrival_s"], HandOvers.of(requests, events)
+    arrival_s = requests["arrival_s"]
+    over = HandOvers.of(len(arrival_s), events) if is_staged else None
     of_e2e = PARTS if over is None else PARTS | HAND_OVER_PARTS
     columns = {name: np.full(len(arrival_s), np.nan) for name in (*of_e2e.values(), *TTFT_PARTS.values())}
     origin_s = math.floor(arrival_s[0]) if len(arrival_s) else 0.0
@@ -62,55 +68,34 @@ def request_parts(
         has_first = _up_to_first_token(spans, replica.slices)
         came_s = arrival_s
         if over is not None:
-            came_s = np.where(over.replica == replica.number, over.loaded_s, arrival_s)
-            has_first &= over.replica[spans.request] != replica.number
+            came_s = np.where(over.receiver == replica.number, over.loaded_s, arrival_s)
+            has_first &= over.receiver[spans.request] != replica.number
         ledger = Ledger(charges, times, came_s)
         for names, chosen in ((of_e2e, is_finished), (TTFT_PARTS, has_first)):
             request, parts = ledger.split(spans.only(chosen))
             if over is not None:
-                parts = over.with_waits(request, parts, replica.number, times)
+                parts = _with_waits(over, request, parts, replica.number, times)
             for part, name in names.items():
                 # Of a request that is handed over each replica adds its share.
-                columns[name][request] = np.nan_to_num(columns[name][request]) + ticks.seconds(parts[part])
+                before_s = 0.0 if over is None else np.nan_to_num(columns[name][request])
+                columns[name][request] = before_s + ticks.seconds(parts[part])
     return columns
 
 
-class HandOvers(NamedTuple):
-    """By request: the replica that took it over, -1 for none, and how its KV cache came there, seconds."""
-
-    replica: Column
-    handed_over_s: Column
-    load_started_s: Column
-    """When that replica had room for it."""
-    loaded_s: Column
-
-    @classmethod
-    def of(cls, requests: Mapping[str, Column], events: Mapping[str, Column]) -> HandOvers | None:
-        """Those of a run; `None` if it has none."""
-        if HANDED_OVER not in events["event"]:
-            return None
-        instants = []
-        for code in (HANDED_OVER, EVENTS.index("load_started"), LOADED):
-            rows = np.flatnonzero(events["event"] == code)
-            at_s = np.full(len(requests["replica"]), np.nan)
-            at_s[events["request"][rows]] = events["time_s"][rows]
-            instants.append(at_s)
-        return cls(np.where(np.isnan(instants[0]), -1, requests["replica"]), *instants)
-
-    def with_waits(
-        self, request: Column, parts: dict[str, Column], number: int, times: StepTimes
-    ) -> dict[str, Column]:
-        """Parts on replica `number`, ticks, with the waits of those that it took over."""
-        is_here = self.replica[request] == number
-        taken, waits = request[is_here], ("queue", "no_slot", "no_kv")
-        instants = [times.at(at_s[taken]) for at_s in self[1:]]
-        spent = dict(zip(HAND_OVER_PARTS, np.diff(instants, axis=0), strict=False))
-        spent["decode_queue"] = sum(parts[name][is_here] for name in waits)
-        parts = parts | {name: np.where(is_here, 0, parts[name]) for name in waits}
-        for name, ticks in spent.items():
-            parts[name] = np.zeros(len(request), dtype=np.int64)
-            parts[name][is_here] = ticks
-        return parts
+def _with_waits(
+    over: HandOvers, request: Column, parts: dict[str, Column], number: int, times: StepTimes
+) -> dict[str, Column]:
+    """Parts on replica `number`, ticks, with the waits of those that it took over."""
+    is_here = over.receiver[request] == number
+    taken, waits = request[is_here], ("queue", "no_slot", "no_kv")
+    instants = [times.at(at_s[taken]) for at_s in (over.handed_over_s, over.load_started_s, over.loaded_s)]
+    spent = dict(zip(HAND_OVER_PARTS, np.diff(instants, axis=0), strict=False))
+    spent["decode_queue"] = sum(parts[name][is_here] for name in waits)
+    parts = parts | {name: np.where(is_here, 0, parts[name]) for name in waits}
+    for name, ticks in spent.items():
+        parts[name] = np.zeros(len(request), dtype=np.int64)
+        parts[name][is_here] = ticks
+    return parts
 
 
 def _end_s(steps: Mapping[str, Column]) -> float:

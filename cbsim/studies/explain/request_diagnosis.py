@@ -7,12 +7,13 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from difflib import get_close_matches
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 
 from cbsim.base.errors import CbsimError
 from cbsim.base.units import format_seconds
+from cbsim.results.hand_overs import hand_over_table
 from cbsim.studies.explain.batch_step import BatchStep, Share, steps_of
 from cbsim.studies.explain.run_diagnosis import Breakdown, breakdown
 from cbsim.studies.explain.source import Source, Window
@@ -309,38 +310,19 @@ def _row(source: Source, request_id: str) -> pd.DataFrame:
 
 def _entries(source: Source, values: dict[Any, Any]) -> list[Entry]:
     story = RequestStory(str(values["request_id"]), float(values["arrival_s"]))
-    over = _hand_over(source.result.events, story.request_id)
-    if over is not None:
-        before = {"replica": over.replica, "arrival_s": values["arrival_s"], "finished_at_s": over.at_s}
-        source.batch_steps(_window(source, before), story.add)
-        story.hand_over(over.at_s, over.started_s, over.loaded_s, over.num_tokens)
-        values = values | {"arrival_s": over.loaded_s}
+    events = source.result.events
+    for over in hand_over_table(events[events["request_id"] == story.request_id]).to_dict("records"):
+        times = {"arrival_s": values["arrival_s"], "finished_at_s": over["handed_over_s"]}
+        source.batch_steps(_window(source, {"replica": over["sender"], **times}), story.add)
+        names = ("handed_over_s", "load_started_s", "loaded_s", "num_tokens")
+        story.hand_over(*(over[name] for name in names))
+        values = values | {"arrival_s": over["loaded_s"]}
     window = _window(source, values)
     if window.last is not None and window.last >= window.first:
         source.batch_steps(window, story.add)
     steps = steps_of(source.result, window.replica)
     story.end(float((steps["start_s"] + steps["duration_s"]).max()) if len(steps) else story.entries[0].end_s)
     return story.entries
-
-
-class _HandOver(NamedTuple):
-    """From which replica to another, when, and how its KV cache came there, seconds."""
-
-    replica: int
-    at_s: float
-    started_s: float
-    loaded_s: float
-    num_tokens: int
-
-
-def _hand_over(events: pd.DataFrame, request_id: str) -> _HandOver | None:
-    """The hand-over of a request whose KV cache has come; `None` of any other."""
-    own = events[events["request_id"] == request_id].set_index("event")
-    if "loaded" not in own.index or "handed_over" not in own.index:
-        return None
-    over, begun, loaded = (own.loc[[name]].iloc[-1] for name in ("handed_over", "load_started", "loaded"))
-    num_tokens = int(loaded["num_tokens"]) - 1
-    return _HandOver(int(over["replica"]), over["time_s"], begun["time_s"], loaded["time_s"], num_tokens)
 
 
 def _window(source: Source, values: dict[Any, Any]) -> Window:

@@ -1,0 +1,73 @@
+"""HandOvers: requests whose prompts one replica computes and another one decodes, and their KV caches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from cbsim.results.run_log import EVENTS, HANDED_OVER, LOADED, Column
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class HandOvers(NamedTuple):
+    """A row a request: who handed it over to whom, -1 for none; the instants, seconds, NaN for never."""
+
+    sender: Column
+    receiver: Column
+    """Replicas."""
+    handed_over_s: Column
+    load_started_s: Column
+    """When the receiver had room for it."""
+    loaded_s: Column
+    """When the receiver's scheduler knew that it was there."""
+    num_tokens: Column
+    """Whose KV was brought."""
+
+    @classmethod
+    def of(cls, num_requests: int, events: Mapping[str, Column]) -> HandOvers | None:
+        """Those in the events of a `RunLog`; `None` if there are none."""
+        if HANDED_OVER not in events["event"]:
+            return None
+        over, begun, loaded = np.full((3, num_requests), -1)
+        codes = (HANDED_OVER, EVENTS.index("load_started"), LOADED)
+        for place, code in zip((over, begun, loaded), codes, strict=True):
+            rows = np.flatnonzero(events["event"] == code)
+            place[events["request"][rows]] = rows
+        begun[over < 0] = loaded[over < 0] = -1
+        over_s, begun_s, loaded_s = (
+            np.where(rows >= 0, events["time_s"][rows], np.nan) for rows in (over, begun, loaded)
+        )
+        sender, receiver = (np.where(rows >= 0, events["replica"][rows], -1) for rows in (over, begun))
+        # The last token's KV is what the first step there computes.
+        num_tokens = np.where(begun >= 0, events["num_tokens"][begun] - 1, 0)
+        return cls(sender, receiver, over_s, begun_s, loaded_s, num_tokens)
+
+    def seconds(self) -> Column:
+        """How long each KV cache was on its way; NaN where it never came."""
+        seconds: Column = self.loaded_s - self.load_started_s
+        return seconds
+
+
+def hand_over_table(events: pd.DataFrame) -> pd.DataFrame:
+    """A row a request whose KV cache has come, by its `request_id`: the columns of `HandOvers`.
+
+    `events` are those of a `Result`, or some of them.
+    """
+    import pandas as pd
+
+    ids, kinds = events["request_id"].cat, events["event"].cat
+    columns = {
+        "request": ids.codes.to_numpy(),
+        "event": np.array([EVENTS.index(name) for name in kinds.categories])[kinds.codes],
+        **{name: events[name].to_numpy() for name in ("time_s", "num_tokens")},
+        "replica": events["replica"].fillna(-1).to_numpy(np.int64),
+    }
+    over = HandOvers.of(len(ids.categories), columns)
+    if over is None:
+        return pd.DataFrame(columns=HandOvers._fields)
+    table = pd.DataFrame(over._asdict(), index=pd.Index(ids.categories, name="request_id"))
+    return table[(table["receiver"] >= 0) & table["loaded_s"].notna()]
