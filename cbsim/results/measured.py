@@ -109,7 +109,13 @@ def measured_log(log: RunLog, measure: MeasureConfig) -> RunLog:
         num_prompt_tokens_hit=int(requests["num_cached_tokens"].sum()) if num_queried else 0,
         end_s=max(float(end_s), begin_s) if len(arrival_s) else float(end_s),
         parts=None if parts is None else Rows(parts, rows),
+        visits=None if log.visits is None else _visits(log.visits, rows),
     )
+
+
+def _visits(visits: Mapping[str, Column], rows: slice) -> Rows:
+    """Those of the requests measured."""
+    return Rows(visits, np.flatnonzero((visits["request"] >= rows.start) & (visits["request"] < rows.stop)))
 
 
 class Rows(Mapping[str, Column]):

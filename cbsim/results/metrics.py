@@ -14,6 +14,8 @@ import numpy as np
 
 from cbsim.base.records import column_pieces, pieces
 from cbsim.base.units import MEGA, S_PER_HOUR
+from cbsim.results.hand_overs import HandOvers
+from cbsim.results.measured import Rows
 from cbsim.results.run_log import RESUMED, WINDOW_STEP_COLUMNS, Column, RunLog, distinct_gaps
 from cbsim.results.run_notes import limit_notes
 from cbsim.results.slo import Slo
@@ -207,6 +209,10 @@ def summarize(
         prices = [pool.num_gpus_in_all * (pool.gpu.price_per_hour or 0) for pool in deployment.pools]
         hours = gpu_hours_per_million_tokens(1, summary["output_token_throughput_per_s"])
         summary[COST] = None if hours is None else hours * sum(prices)
+    if deployment.others:
+        summary["pools"] = _pool_figures(log, deployment, makespan_s)
+    if log.visits is not None and (moved := _transfer_figures(log, deployment)):
+        summary["kv_transfers"] = moved
     if summary["num_preemptions"] and log.num_prompt_tokens_queried:
         is_resumed = log.events["event"] == RESUMED
         summary["num_tokens_found_again"] = int(log.events["num_tokens"][is_resumed].sum())
@@ -226,6 +232,44 @@ def summarize(
     summary["slo_met"] = promised.met(flatten(summary))
     summary["simulation"]["metrics_cpu_s"] = time.process_time() - began
     return summary
+
+
+def _pool_figures(log: RunLog, deployment: Deployment, makespan_s: float) -> dict[str, Summary]:
+    """What the replicas of each pool did; visits are requests that came to one of them."""
+    of_step = log.pools_of(log.steps["replica"])
+    of_visit = log.pools_of((log.visits or log.requests)["replica"])
+    figures = {}
+    for place, pool in enumerate(deployment.pools):
+        alone = replace(pool, others=())
+        totals = StepTotals.of(Rows(log.steps, np.flatnonzero(of_step == place)), alone)
+        replica_s = makespan_s * pool.num_replicas
+        figures[pool.pool] = {
+            "num_replicas": pool.num_replicas,
+            "num_gpus": pool.num_gpus_in_all,
+            "num_visits": int((of_visit == place).sum()),
+            "num_steps": totals.work.num_steps,
+            "busy_fraction": _ratio(totals.busy_s, replica_s),
+            "mfu": mfu(totals, alone, makespan_s),
+            "mbu": mbu(totals, alone, makespan_s),
+            "kv_utilization": _kv_utilization(totals, replica_s),
+        }
+    return figures
+
+
+def _transfer_figures(log: RunLog, deployment: Deployment) -> Summary:
+    """KV caches brought from replica to replica: number, bytes, seconds on their way; empty if none was."""
+    events = log.events
+    over = HandOvers.of(int(events["request"].max(initial=-1)) + 1, events)
+    if over is None:
+        return {}
+    seconds = over.seconds()
+    has_come = ~np.isnan(seconds)
+    num_tokens = int(over.num_tokens[has_come].sum())
+    return {
+        "num": int(has_come.sum()),
+        "num_bytes": num_tokens * deployment.model.kv_bytes_per_token,
+        "transfer_s": _distribution(seconds),
+    }
 
 
 def gpu_hours_per_million_tokens(num_gpus: int, output_tokens_per_s: float | None) -> float | None:

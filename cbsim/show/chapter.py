@@ -84,13 +84,13 @@ class HtmlTable:
     num_labels: int = 1
 
     @classmethod
-    def of_text(cls, caption: str, table: Table) -> HtmlTable:
+    def of_text(cls, caption: str, table: Table, num_labels: int = 1) -> HtmlTable:
         """A table of texts; its notes are left to the caller."""
         rows = [
             [Cell(text.removesuffix(BEST), _number(text), text.endswith(BEST)) for text in row]
             for row in table.rows
         ]
-        return cls(caption, table.header, rows)
+        return cls(caption, table.header, rows, num_labels)
 
     def render(self, key: str) -> Markup:
         """The element; `key` is unique on the page."""

@@ -8,7 +8,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from cbsim.base.units import MS_PER_S, format_seconds
+from cbsim.base.units import GIGA, MS_PER_S, format_seconds
 from cbsim.results import metrics
 from cbsim.results.metrics import DEFAULT_POOL, QUANTILES, flatten
 from cbsim.results.result import Result
@@ -154,7 +154,6 @@ _LONGEST = (
     SummaryFigure("longest_context_tokens", "longest context (tokens)"),
     SummaryFigure("longest_request_tokens", "longest request (tokens)"),
 )
-_HELD = (SummaryFigure(f"kv_cache_tokens.{DEFAULT_POOL}", "KV cache (tokens)"), *_LONGEST)
 FOUND_AGAIN = SummaryFigure("num_tokens_found_again", "found again by preempted")
 """Tokens that preempted requests found of their own: no hits of the prefix cache, as in vLLM's statistics."""
 _SINGLE = (
@@ -194,8 +193,11 @@ def _kv_caches(figures: Mapping[str, Any]) -> list[SummaryFigure]:
     return [SummaryFigure(key, f"KV cache{pool} (tokens)") for key, pool in of_pool.items()]
 
 
-def run_tables(result: Result) -> tuple[Table, Table]:
-    """One run: its figures, and its latencies with notes and rejections under them."""
+def run_tables(result: Result) -> tuple[Table, ...]:
+    """One run: its figures, its pools where there are several and their transfers, and its latencies.
+
+    With notes and rejections under the last.
+    """
     figures = flatten(result.summary)
     left_out = {figure.key for figure in (MET, FOUND_AGAIN) if figures.get(figure.key) is None}
     shown = [figure for figure in _SINGLE if figure.key not in left_out]
@@ -212,7 +214,12 @@ def run_tables(result: Result) -> tuple[Table, Table]:
     latencies = tuple(
         (each.title, *(each.show(figures[f"{each.key}.{part}"]) for part in parts)) for each in _DISTRIBUTIONS
     )
-    return Table((result.name, ""), rows), Table(("latency", *parts), latencies, notes=_remarks(result))
+    pools = pool_tables({result.name: result})
+    return (
+        Table((result.name, ""), rows),
+        *pools,
+        Table(("latency", *parts), latencies, notes=_remarks(result)),
+    )
 
 
 def run_answer(result: Result, name: str = "") -> list[str]:
@@ -295,10 +302,63 @@ def compare_runs(results: Mapping[str, Result]) -> Table:
 
 
 def kv_table(results: Mapping[str, Result]) -> Table:
-    """What a replica's KV cache holds in each run, beside the longest context and the longest request."""
-    figures = {label: flatten(result.summary) for label, result in results.items()}
-    rows = tuple((label, *(each.show(row.get(each.key)) for each in _HELD)) for label, row in figures.items())
-    return Table(("run", *(each.title for each in _HELD)), rows)
+    """What a replica's KV cache holds in each run and pool, beside the longest context and request."""
+    rows = []
+    for label, result in results.items():
+        figures = flatten(result.summary)
+        for each in (caches := _kv_caches(figures)):
+            pool = each.key.partition(".")[2]
+            name = label if len(caches) == 1 else f"{label}: {pool}"
+            rows.append((name, *(held.show(figures.get(held.key)) for held in (each, *_LONGEST))))
+    return Table(("run", "KV cache (tokens)", *(each.title for each in _LONGEST)), tuple(rows))
+
+
+_OF_POOL = (
+    SummaryFigure("num_replicas", "replicas"),
+    SummaryFigure("num_gpus", "GPUs"),
+    SummaryFigure("num_visits", "visits"),
+    SummaryFigure("num_steps", "steps"),
+    SummaryFigure("busy_fraction", "busy", format_share),
+    *(MFU, MBU, *COMPARED[-3:-1]),
+)
+_OF_TRANSFERS = (
+    SummaryFigure("num", "KV caches brought"),
+    SummaryFigure("num_bytes", "GB in all", scale=1 / GIGA),
+    SummaryFigure("bytes_per_s", "GB/s, mean", scale=1 / GIGA),
+    *(
+        SummaryFigure(f"transfer_s.{part}", f"transfer {part} (ms)", scale=MS_PER_S)
+        for part in ("p50", "p99", "max")
+    ),
+    SummaryFigure("handed_over_s", "waits for room, mean (ms)", scale=MS_PER_S),
+    SummaryFigure("decode_queue_s", "waits to decode, mean (ms)", scale=MS_PER_S),
+)
+
+
+def pool_tables(results: Mapping[str, Result]) -> list[Table]:
+    """What each pool of some runs did, and the transfers between them: two tables, one, or none.
+
+    For runs whose replicas are not all alike.
+    """
+    pools, transfers = [], []
+    for label, result in results.items():
+        given = {pool["name"]: pool for pool in (result.config.get("cluster") or {}).get("pools", [])}
+        for name, figures in result.summary.get("pools", {}).items():
+            flat = flatten(figures)
+            own, gpu = given.get(name, {}), given.get(name, {}).get("gpu") or result.config.get("gpu")
+            gpu_name = gpu["name"] if isinstance(gpu, Mapping) else str(gpu)
+            shown = (each.show(flat.get(each.key)) for each in _OF_POOL)
+            named = name if len(results) == 1 else f"{label}: {name}"
+            pools.append((named, own.get("role", MISSING), gpu_name, *shown))
+        if moved := result.summary.get("kv_transfers"):
+            parts = result.summary.get("parts", {}).get("e2e_s", {}).get("mean", {})
+            flat, makespan_s = flatten(moved) | parts, result.summary["makespan_s"]
+            flat["bytes_per_s"] = moved["num_bytes"] / makespan_s if makespan_s else None
+            transfers.append((label, *(each.show(flat.get(each.key)) for each in _OF_TRANSFERS)))
+    tables = [
+        (("pool", "role", "GPU", *(each.title for each in _OF_POOL)), pools),
+        (("run", *(each.title for each in _OF_TRANSFERS)), transfers),
+    ]
+    return [Table(header, tuple(rows)) for header, rows in tables if rows]
 
 
 def compare_points(table: pd.DataFrame, slo: Slo | None = None) -> Table:

@@ -30,10 +30,12 @@ from cbsim.show.reader_tables import (
     difference_table,
     kv_table,
     latency,
+    pool_tables,
     rate_axes,
     run_answer,
     run_labels,
 )
+from cbsim.show.replicas_plot import replicas_up
 from cbsim.show.served_line import served_at_rates, served_points, served_runs, served_trials
 from cbsim.show.sweep_plot import sweep_pictures
 from cbsim.show.sweep_text import Sweep, determined_note, read_sweep_table
@@ -123,6 +125,12 @@ MAX_DRAWN = 6
 """More runs are not drawn over time."""
 
 
+_POOL_CAPTIONS = (
+    "What the replicas of each pool did",
+    "KV caches handed over: how many, how long on their way, what requests waited for before and after",
+)
+
+
 def run_chapter(results: Mapping[str, Result], title: str) -> Chapter:
     """The chapter of some runs under their labels."""
     promised = next(iter(results.values())).promised
@@ -134,6 +142,7 @@ def run_chapter(results: Mapping[str, Result], title: str) -> Chapter:
         differences = difference_table(comparison, *results)
         tables.append(HtmlTable.of_text("Differences, paired by request", differences))
         warnings += [note for note in differences.notes if note not in warnings]
+    tables += map(HtmlTable.of_text, _POOL_CAPTIONS, pool_tables(results), (3, 1))
     tables.append(HtmlTable.of_text("What the KV cache of a replica holds", kv_table(results)))
     tables.append(_interval_table(results))
     and_how_many = f", and is {promised.promise()} met" if promised else ""
@@ -161,6 +170,10 @@ def _pictures(results: Mapping[str, Result], promised: Slo) -> Iterator[Picture]
         yield Picture(latency_parts(drawn), "Where the time went", _describe_parts(drawn))
     row = "waiting requests, decodes and prompt tokens of a step, KV blocks taken."
     yield Picture(timeline(drawn), "Queue, batch and KV use over time", f"A row of panels a run: {row}")
+    for label, result in drawn.items():
+        if result.replicas is not None:
+            told = "Replicas that serve, in each pool, beside what arrives and what waits"
+            yield Picture(replicas_up(result), f"Replicas over time: {label}", told)
     if any(map(has_utilization, drawn.values())):
         means = ", ".join(
             f"{label}: MFU {result.summary['mfu']:.0%}, MBU {result.summary['mbu']:.0%}"

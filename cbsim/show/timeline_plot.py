@@ -128,7 +128,7 @@ def bin_steps(start_s: Column, duration_s: Column, values: Column, edges_s: Colu
     return mean, np.maximum(highest, np.where(reaches_in, values[under_way], 0.0))
 
 
-def _binned(
+def binned_steps(
     steps: pd.DataFrame, values: Callable[[pd.DataFrame], Column], edges_s: Column
 ) -> list[tuple[Column, Column]]:
     """What `bin_steps` finds for each replica."""
@@ -146,7 +146,7 @@ def _draw_column(axes: Axes, steps: pd.DataFrame, column: str, edges_s: Column, 
         shares = frame["kv_blocks_used"] / frame["kv_blocks_total"] if column == "kv_share" else frame[column]
         return shares.to_numpy(np.float64)
 
-    binned = _binned(steps, values, edges_s)
+    binned = binned_steps(steps, values, edges_s)
     mean = np.sum([mean for mean, _ in binned], axis=0) if binned else np.zeros(len(edges_s) - 1)
     if column == "kv_share":
         mean = mean / max(1, len(binned))
@@ -159,7 +159,7 @@ def _draw_share(axes: Axes, steps: pd.DataFrame, share: Callable[[pd.DataFrame],
     if not len(steps):
         return
     edges_s = np.linspace(0, _end_s(steps), NUM_BINS + 1)
-    average = np.mean([mean for mean, _ in _binned(steps, share, edges_s)], axis=0)
+    average = np.mean([mean for mean, _ in binned_steps(steps, share, edges_s)], axis=0)
     axes.stairs(average, edges_s, color=color, linewidth=0.9, baseline=None)
     axes.axhline(float(average.mean()), color=color, linewidth=0.9, linestyle="--")
     axes.set_xlim(0, edges_s[-1])

@@ -1,0 +1,114 @@
+"""What a reader sees of pools: their figures, the KV caches handed over, replicas that come and go."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import cbsim
+from cbsim.results.result import Result
+from cbsim.results.step_work import has_utilization
+from cbsim.results.tables import TABLES, Field, TableKind
+from cbsim.show.reader_tables import kv_table, run_tables
+from cbsim.show.replicas_plot import levels
+from cbsim.show.report_file import make_report
+from tests.show.test_perfetto import APART
+from tests.show.test_report_file import CONFIG
+
+
+@pytest.fixture(scope="module")
+def apart(tmp_path_factory: pytest.TempPathFactory) -> tuple[Result, Path]:
+    folder = tmp_path_factory.mktemp("pools") / "apart"
+    workload = CONFIG["workload"] | {"arrivals": {"type": "poisson", "rate_per_s": 20.0}}
+    return cbsim.run(CONFIG | {"workload": workload, "cluster": APART}, out=folder), folder
+
+
+def test_figures_of_each_pool(apart: tuple[Result, Path]) -> None:
+    """As summed up from the tables; those of all replicas are the means over pools, by replicas."""
+    result, _ = apart
+    summary, steps, requests = result.summary, result.steps, result.requests
+    pools = summary["pools"]
+    assert [pools[name]["num_replicas"] for name in ("prompts", "answers")] == [1, 2]
+    for name, figures in pools.items():
+        own = steps[steps["pool"] == name]
+        replica_s = summary["makespan_s"] * figures["num_replicas"]
+        assert figures["num_steps"] == len(own)
+        assert figures["busy_fraction"] == pytest.approx(own["duration_s"].sum() / replica_s)
+        share_s = own["kv_blocks_used"] / own["kv_blocks_total"] * own["duration_s"]
+        assert figures["kv_utilization"]["mean"] == pytest.approx(share_s.sum() / replica_s)
+        assert figures["num_visits"] == (result.visits["pool"] == name).sum()
+    for name in ("busy_fraction", "mfu", "mbu"):
+        mean = (pools["prompts"][name] + 2 * pools["answers"][name]) / 3
+        assert summary[name] == pytest.approx(mean)
+    moved, seconds = summary["kv_transfers"], requests["part_kv_transfer_s"]
+    assert moved["num"] == 80
+    # 128 KiB a token of Llama-3-8B: 2 x 8 heads x 128 x 2 bytes x 32 layers.
+    assert moved["num_bytes"] == requests["num_prompt_tokens"].sum() * 131_072
+    for part in (0.5, 0.99):
+        assert moved["transfer_s"][f"p{part * 100:.0f}"] == pytest.approx(seconds.quantile(part), abs=1e-9)
+
+
+def test_figures_without_a_warm_up_are_those_of_the_others(apart: tuple[Result, Path]) -> None:
+    result, _ = apart
+    later = cbsim.run(result.config | {"measure": {"warmup_requests": 30}})
+    assert later.summary["kv_transfers"]["num"] == 50
+    assert later.summary["pools"]["answers"]["num_visits"] == 50
+    expected = result.requests["part_kv_transfer_s"][30:].quantile(0.99)
+    assert later.summary["kv_transfers"]["transfer_s"]["p99"] == pytest.approx(expected, abs=1e-9)
+
+
+def test_a_reader_sees_them(apart: tuple[Result, Path]) -> None:
+    result, _ = apart
+    _, pools, transfers, _ = run_tables(result)
+    assert [row[:6] for row in pools.rows] == [
+        ("prompts", "prefill", "h200", "1", "1", "80"),
+        ("answers", "decode", "h200", "2", "2", "80"),
+    ]
+    assert transfers.rows[0][1] == "80"
+    assert [row[0] for row in kv_table({"it": result}).rows] == ["it: prompts", "it: answers"]
+    assert has_utilization(result)
+    old = {"pools": [APART["pools"][0] | {"gpu": "a100-80g"}]}
+    assert not has_utilization(replace(result, config=result.config | {"cluster": old}))
+
+
+COMES_AND_GOES = [
+    (0.0, "answers", 2, "started"),
+    (1.0, "answers", 2, "ready"),
+    (2.0, "answers", 1, "failed"),
+    (2.5, "answers", 2, "slowed"),
+    (3.0, "answers", 1, "repaired"),
+    (4.0, "answers", 2, "draining"),
+    (5.0, "answers", 2, "stopped"),
+]
+
+
+def test_replicas_that_come_and_go() -> None:
+    """Replica 1 serves from the beginning on, as its first event is no start."""
+    events = pd.DataFrame(COMES_AND_GOES, columns=["time_s", "pool", "replica", "event"])
+    found = levels(events, {1, 2, 3})
+    assert found.time_s.tolist() == [0.0, 0.0, 1.0, 2.0, 2.5, 3.0, 4.0, 5.0]
+    assert found.num_serving.tolist() == [2, 2, 3, 2, 2, 3, 2, 2]
+    assert found.num_changing.tolist() == [0, 1, 0, 0, 0, 0, 1, 0]
+
+
+def test_the_report_draws_replicas_where_the_run_has_them(
+    apart: tuple[Result, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result, folder = apart
+    assert result.replicas is None
+    types: dict[str, Any] = {"time_s": "float64", "pool": "label", "replica": "int64", "event": "label"}
+    fields = tuple(Field(name, type_, "", "") for name, type_ in types.items())
+    monkeypatch.setitem(TABLES, "replicas", TableKind(fields, lambda log: None, is_optional=True))
+    columns = dict(zip(types, zip(*COMES_AND_GOES, strict=True), strict=True))
+    labels = {name: pa.array(columns[name]).dictionary_encode() for name in ("pool", "event")}
+    pq.write_table(pa.table(columns | labels), folder / "replicas.parquet")
+    page = make_report([folder])
+    assert "What the replicas of each pool did" in page
+    assert "Replicas over time: apart" in page
+    assert "those that start or drain" in page
