@@ -114,6 +114,19 @@ def test_steps_are_worked_out_right(
             assert set(span["kv_blocks_used"]) == {row.kv_blocks}, told
 
 
+def test_turns_find_what_the_page_says() -> None:
+    """Of the stage on routing: requests, prompt tokens and those found, turn by turn, and in all."""
+    stage = LEARN / "15-routing"
+    result = run_with(stage, "--set replicas.router=prefix_affinity")
+    by_turn = result.requests.groupby("num_prompt_tokens")["num_cached_tokens"]
+    text = (stage / "README.md").read_text(encoding="utf-8")
+    *_, counts, prompts, cached = ([int(number) for number in row] for row in tables(text) if len(row) == 5)
+    assert by_turn.size().to_dict() == dict(zip(prompts, counts, strict=True))
+    assert by_turn.median().to_dict() == dict(zip(prompts, cached, strict=True))
+    num_found, num_prompt = (result.requests[f"num_{name}_tokens"].sum() for name in ("cached", "prompt"))
+    assert f"{num_found:,} of {num_prompt:,} tokens: {num_found / num_prompt:.1%}".replace("%", " %") in text
+
+
 TORCH = [
     pytest.param(block, id=f"{stage.name}-{number}")
     for stage in STAGES
