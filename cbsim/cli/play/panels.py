@@ -110,13 +110,17 @@ def _budget(replica: Replica, width: int) -> Text:
     return Text(f"{text}{bar(num_decodes, num_prefill, max_tokens, cells)} {split}")
 
 
-def queue_panel(replica: Replica, width: int, height: int) -> list[Text]:
-    """Who waits, in the order in which the last decision found them: at most `height` lines."""
+def queue_panel(replica: Replica, next_arrival_s: float | None, width: int, height: int) -> list[Text]:
+    """Who waits, in the order in which the last decision found them: at most `height` lines.
+
+    If nobody does, when the next one comes, seconds.
+    """
     waiting = replica.stepper.waiting(replica.stepper.decided_at_s)
     lines = [title(f"queue: {len(waiting)}", width)]
     if not waiting:
-        at_s = replica.next_arrival_s
-        note = "nobody will come" if at_s is None else f"the next comes at {format_seconds(at_s)}"
+        note = "nobody will come"
+        if next_arrival_s is not None:
+            note = f"the next comes at {format_seconds(next_arrival_s)}"
         return [*lines, Text(note, FAINT)]
     reason = textwrap.wrap(_reason(replica, waiting[0]), width, max_lines=3, placeholder=" …")
     lines += [Text(line, TITLE) for line in reason]

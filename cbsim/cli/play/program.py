@@ -75,6 +75,7 @@ class Program:
             "k": self._ask_num_blocks,
             ":": partial(self._ask, "KEY=VALUE of the scheduler", self._set),
             "a": partial(self._ask, "prompt tokens, output tokens, priority", self._add, "32 12 0"),
+            "tab": self.session.show_next,
             "R": self._restart,
             "w": self._ask_name,
             **dict.fromkeys("?h", self._help),
@@ -153,13 +154,13 @@ class Program:
     def _advance(self) -> bool:
         """One step; at the end, say so and stop."""
         is_going = self.session.step()
-        replica = self.session.replica
-        if replica.is_over:
+        fleet = self.session.fleet
+        if fleet.is_over:
             self._mode = "paused"
             self._say("all requests have ended: a adds one, R plays again, w saves")
         elif not is_going:
             self._mode = "paused"
-            self._say(f"the scheduler has nothing it could do for {len(replica.live)} requests")
+            self._say(f"the scheduler has nothing it could do for {len(fleet.live)} requests")
         return is_going
 
     def _undo(self) -> None:

@@ -1,8 +1,8 @@
-"""Replica: one replica with its arrivals, from the first instant on, a step at a time, and what happened."""
+"""Replica: one replica from the first instant on, a step at a time, and what happened there."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from copy import copy
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -89,21 +89,37 @@ class Score(NamedTuple):
     """Over the finished requests of more than one token."""
 
 
+def score_of(requests: Sequence[Any]) -> Score:
+    """The figures of requests that have come."""
+    finished = [request for request in requests if request.state == RequestState.FINISHED]
+    begun = [request for request in requests if request.num_generated_tokens]
+    longer = [request for request in finished if request.num_output_tokens > 1]
+    return Score(
+        num_finished=len(finished),
+        num_rejected=sum(request.state == RequestState.REJECTED for request in requests),
+        mean_ttft_s=_mean(request.first_token_at_s - request.arrival_s for request in begun),
+        mean_tpot_s=_mean(
+            (request.last_token_at_s - request.first_token_at_s) / (request.num_output_tokens - 1)
+            for request in longer
+        ),
+    )
+
+
 class Replica:
-    """Goes from step end to step end; in between, settings may change and requests may be added.
+    """One replica of a `Fleet`, which says when it decides and when its step ends."""
 
-    Decides what a run decides: at one instant arrivals join, the step that ends takes effect, the next is
-    decided (here: when `advance` is called next).
-    """
-
-    def __init__(self, experiment: Experiment, workload: Workload, requests: Iterator[Request]) -> None:
-        """`requests`, the workload's and others, come in order of arrival. Raises what reading them does."""
+    def __init__(self, experiment: Experiment, workload: Workload, number: int) -> None:
+        """`number` counts from 0."""
         self.experiment = experiment
+        self.number = number
         self.setup = tuning.make_setup(experiment, workload, make_cost_model(experiment))
         self.stepper = stepwise(self.setup).replicas[0]
         """The one that decides now: another one under another scheduler."""
         self.log = EventLog()
         self.now_s = 0.0
+        """When something last happened here."""
+        self.is_due = True
+        """Whether it is to decide before anything else happens."""
         self.last_step: Any = None
         """The `STEP` that ended last; `None` before the first."""
         self.last_slices: list[Slice] = []
@@ -111,58 +127,20 @@ class Replica:
         """The head of the queue at the last decision, and why it was left there."""
         self.present: list[Request] = []
         """Requests in order of arrival that have not ended, or hold KV blocks still (of a static batch)."""
-        self._requests = requests
-        self._next = next(requests, None)
-        self._arrive()
+
+    @property
+    def num_steps(self) -> int:
+        """Steps that have ended since the beginning."""
+        return 0 if self.last_step is None else int(self.last_step.number) + 1
 
     @property
     def live(self) -> list[Request]:
         """Requests that have arrived and not ended."""
         return [request for request in self.present if request.state != RequestState.FINISHED]
 
-    @property
-    def is_over(self) -> bool:
-        """Whether every request has ended and none will come."""
-        return self._next is None and not self.stepper.num_outstanding
-
-    @property
-    def score(self) -> Score:
-        """The figures so far."""
-        requests: list[Any] = self.stepper.world.requests
-        finished = [request for request in requests if request.state == RequestState.FINISHED]
-        begun = [request for request in requests if request.num_generated_tokens]
-        longer = [request for request in finished if request.num_output_tokens > 1]
-        return Score(
-            num_finished=len(finished),
-            num_rejected=sum(request.state == RequestState.REJECTED for request in requests),
-            mean_ttft_s=_mean(request.first_token_at_s - request.arrival_s for request in begun),
-            mean_tpot_s=_mean(
-                (request.last_token_at_s - request.first_token_at_s) / (request.num_output_tokens - 1)
-                for request in longer
-            ),
-        )
-
-    @property
-    def next_arrival_s(self) -> float | None:
-        """When the next request comes, seconds; `None` if none will."""
-        return None if self._next is None else self._next.arrival_s
-
-    def advance(self) -> bool:
-        """Decide the next step and let it end, after idling until there is one; False if there is none.
-
-        Raises `PluginError` for a scheduler or a cost model that does what it must not.
-        """
-        while True:
-            if self.stepper.num_outstanding:
-                self.decide()
-            if self.stepper.under_way:
-                self._end_step()
-                return True
-            if not self._idle():
-                return False
-
     def decide(self) -> None:
         """Let the scheduler decide now, and note why the head of the queue still waits."""
+        self.is_due = False
         try:
             self.stepper.call(self.now_s)
         except RuleFault as fault:
@@ -171,20 +149,37 @@ class Replica:
         self.log.read(self.stepper.world)
         self._note_head()
 
-    def add(self, request: Request) -> None:
+    def wake(self, at_s: float) -> None:
+        """An idle replica is to decide at an instant."""
+        self.now_s, self.is_due = at_s, True
+
+    def add(self, request: Request, now: float) -> None:
         """A request arrives now; it is rejected if it could never be served."""
+        if not self.stepper.under_way:
+            self.wake(now)
         if self.stepper.submit(request):
             self.present.append(request)
         else:
             self.log.rejected(request, tuning.told_rejection(self.setup, request, request.rejection))
 
-    def become(self, experiment: Experiment) -> None:
-        """Go on with other settings of the scheduler or another number of KV blocks.
+    def end_step(self) -> None:
+        """The step under way ends."""
+        step = copy(self.stepper.under_way[0])
+        self.last_step, self.last_slices = step, self.stepper.slices(step)
+        self.wake(step.end_s)
+        self.stepper.end_step()
+        self.log.read(self.stepper.world)
+        self.present = [
+            request
+            for request in self.present
+            if request.state != RequestState.FINISHED or request.num_blocks
+        ]
 
-        Limits change for those who run and wait; whatever else of the scheduler changes, it is another one:
-        all are preempted, to be computed again, and queue at it. Raises `ConfigError`, and nothing has
-        changed, if a request that is here could never be served then, for fewer blocks than are in use, and
-        for settings that can't change.
+    def setup_for(self, experiment: Experiment) -> Setup:
+        """The setup of other settings of the scheduler or another number of KV blocks.
+
+        Raises `ConfigError` if a request that is here could never be served then, for fewer blocks than are
+        in use, and for settings that can't change.
         """
         changed = changes(self.experiment, experiment)
         fixed = [key for key in changed if key != NUM_BLOCKS and not key.startswith("scheduler.")]
@@ -197,35 +192,28 @@ class Replica:
                 f"{NUM_BLOCKS}: got {num_blocks}, but {num_used} blocks are in use; only free ones can go"
             )
         tuning.check_servable(setup, self.live)
-        if changed.keys() <= {NUM_BLOCKS, *(f"scheduler.{name}" for name in LIVE)}:
+        return setup
+
+    def takes_on(self, experiment: Experiment) -> bool:
+        """Whether the scheduler goes on with other settings, instead of another one in its place."""
+        changed = changes(self.experiment, experiment)
+        return changed.keys() <= {NUM_BLOCKS, *(f"scheduler.{name}" for name in LIVE)}
+
+    def become(self, experiment: Experiment, setup: Setup, now: float) -> None:
+        """Go on with what `setup_for` gave; another scheduler begins now, with no step under way."""
+        if self.takes_on(experiment):
             tuning.tune(self.stepper, setup, self.present)
         else:
-            self._replace_scheduler(setup)
+            self.wake(now)
+            tuning.clear(self.stepper, self.now_s)
+            self.stepper = tuning.succeed(self.stepper, setup)
+            self.log.read(self.stepper.world)
+            self.present = self.live
+        brief = told(changes(self.experiment, experiment))
         self.setup, self.experiment = setup, experiment
         self.head_reason = None
-        brief = told(changed).replace("scheduler ", "").replace("scheduler.", "").replace(" -> ", "→")
-        self.log.changed(self.now_s, brief)
-
-    def _replace_scheduler(self, setup: Setup) -> None:
-        while self.stepper.under_way:
-            self._end_step()
-        tuning.clear(self.stepper, self.now_s)
-        self.stepper = tuning.succeed(self.stepper, setup)
-        self.log.read(self.stepper.world)
-        self.present = self.live
-
-    def _end_step(self) -> None:
-        step = copy(self.stepper.under_way[0])
-        self.last_step, self.last_slices = step, self.stepper.slices(step)
-        self.now_s = step.end_s
-        self._arrive()
-        self.stepper.end_step()
-        self.log.read(self.stepper.world)
-        self.present = [
-            request
-            for request in self.present
-            if request.state != RequestState.FINISHED or request.num_blocks
-        ]
+        brief = brief.replace("scheduler ", "").replace("scheduler.", "").replace(" -> ", "→")
+        self.log.changed(now, brief)
 
     def _note_head(self) -> None:
         head, under_way = self.stepper.head(self.now_s), self.stepper.under_way
@@ -236,22 +224,6 @@ class Replica:
                 budget, num_preempted = under_way[-1].budget, under_way[-1].num_preempted
             reason = why_waiting(self.stepper, self.setup.rung, self.now_s, budget, num_preempted)
             self.head_reason = (head, reason)
-
-    def _idle(self) -> bool:
-        """Let time pass until somebody arrives or the scheduler is to be asked; False if neither will be."""
-        instants = (self.stepper.wake_at_s(), self.next_arrival_s)
-        to_come = [at_s for at_s in instants if at_s is not None and at_s > self.now_s]
-        if not to_come:
-            return False
-        self.now_s = min(to_come)
-        self._arrive()
-        return True
-
-    def _arrive(self) -> None:
-        """Everybody who is due by now joins the queue."""
-        while self._next is not None and self._next.arrival_s <= self.now_s:
-            request, self._next = self._next, next(self._requests, None)
-            self.add(request)
 
 
 def _mean(values: Iterable[float]) -> float | None:

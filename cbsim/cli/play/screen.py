@@ -45,9 +45,10 @@ u         undo the last step, change or addition
 1 - 5     static, continuous, chunked_prefill, preemptive, vllm: those who run are preempted, and queue at \
 the new scheduler
 t c n     max_tokens_per_step, chunk_size, max_num_seqs
-k         number of KV blocks; only free ones can go
+k         number of KV blocks of each replica; only free ones can go
 :         any setting of the scheduler, as in policy=priority
 a         add a request that arrives now
+tab       show the next replica
 R         play from the start, with settings and requests as they are now
 w         save that as an experiment for cbsim run
 q         quit
@@ -89,10 +90,12 @@ def _panels(session: Session, status: Status, width: int, height: int) -> list[T
     replica = session.replica
     left = round((width - 1) * _LEFT_SHARE)
     widths = (left, width - 1 - left)
-    room = height - _FRAME
+    others = _standings(session)
+    room = height - _FRAME - len(others)
     top = min((room + 1) // 2, max(_USUAL_TOP, getattr(session.experiment.scheduler, "max_num_seqs", 0) + 3))
-    lines = [_header(session, status), _settings(session)]
-    batch, queue = batch_panel(replica, widths[0], top), queue_panel(replica, widths[1], top)
+    lines = [_header(session, status), _settings(session), *others]
+    batch = batch_panel(replica, widths[0], top)
+    queue = queue_panel(replica, session.fleet.next_arrival_s, widths[1], top)
     lines += [*side_by_side(batch, queue, widths, top), Text()]
     bottom = room - top
     history = history_panel(replica, widths[0]) if bottom >= 2 * HISTORY_HEIGHT else []
@@ -109,7 +112,7 @@ def _header(session: Session, status: Status) -> Text:
         ("cbsim play  ", FAINT),
         session.experiment.name,
         (f"  {rung}{name}", TITLE),
-        f"  {session.num_steps:,} steps  {session.replica.now_s:,.4f} s",
+        f"  {session.num_steps:,} steps  {session.fleet.now_s:,.4f} s",
         (f"  {under_way} under way" if under_way else "", FAINT),
         (f"  {status.pace}", TITLE),
     )
@@ -124,13 +127,25 @@ def _settings(session: Session) -> Text:
     return line.append("k ", TITLE).append(f"blocks {session.replica.stepper.own.num_blocks}")
 
 
+def _standings(session: Session) -> list[Text]:
+    """How all replicas stand, the one that is shown in bold; nothing where there is one."""
+    replicas = session.fleet.replicas
+    line = Text("tab ", TITLE)
+    for replica in replicas:
+        own = replica.stepper.own
+        told = f"{replica.number}: {own.num_running} run, {own.num_waiting} wait "
+        share = f"KV {replica.stepper.num_blocks_used / own.num_blocks:.0%}  "
+        line.append(told + share, TITLE if replica is session.replica else FAINT)
+    return [line] if len(replicas) > 1 else []
+
+
 def _figures(session: Session) -> Text:
-    replica, score, stepper = session.replica, session.replica.score, session.replica.stepper
+    replicas, score, stepper = session.fleet.replicas, session.fleet.score, session.replica.stepper
     total = session.num_requests
     ended = f"{score.num_finished}{'' if total is None else f'/{total}'} finished"
     if score.num_rejected:
         ended += f", {score.num_rejected} rejected"
-    count = replica.log.num_preemptions
+    count = sum(replica.log.num_preemptions for replica in replicas)
     preemptions = "1 preemption" if count == 1 else f"{count} preemptions"
     return Text(
         f"{ended}  TTFT {format_seconds(score.mean_ttft_s)}  TPOT {format_seconds(score.mean_tpot_s)}  "

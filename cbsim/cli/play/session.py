@@ -1,4 +1,4 @@
-"""Session: steps, changes and additions to one replica, which can be taken back, begun again and saved."""
+"""Session: steps, changes and additions to replicas, which can be taken back, begun again and saved."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from cbsim.base.errors import CbsimError, ConfigError, plugin_error
+from cbsim.cli.play.fleet import Fleet
 from cbsim.cli.play.replica import Replica
 from cbsim.cli.play.settings import changes, check_playable, on_rung, revised, save, told
 from cbsim.schedulers import SCHEDULERS
@@ -39,12 +40,22 @@ class Session:
         self._start = experiment
         self._started_with: list[Request] = []
         self._told_before: list[str] = []
+        self._shown = 0
         self._play([])
 
     @property
     def num_steps(self) -> int:
         """Steps that have ended since the beginning."""
-        return 0 if self.replica.last_step is None else int(self.replica.last_step.number) + 1
+        return sum(replica.num_steps for replica in self.fleet.replicas)
+
+    @property
+    def replica(self) -> Replica:
+        """The one that is shown."""
+        return self.fleet.replicas[self._shown]
+
+    def show_next(self) -> None:
+        """Show the next replica, after the last one the first."""
+        self._shown = (self._shown + 1) % len(self.fleet.replicas)
 
     @property
     def num_requests(self) -> int | None:
@@ -95,7 +106,7 @@ class Session:
         names = {request.request_id for request in self.requests()}
         number = next(n for n in range(1, len(names) + 2) if f"added-{n}" not in names)
         addition = Request(
-            f"added-{number}", self.replica.now_s, num_prompt_tokens, num_output_tokens, priority=priority
+            f"added-{number}", self.fleet.now_s, num_prompt_tokens, num_output_tokens, priority=priority
         )
         self._do(partial(self._add, addition))
         return addition.request_id
@@ -134,11 +145,11 @@ class Session:
         return said or "that is so already"
 
     def _advance(self) -> bool:
-        return self.replica.advance()
+        return self.fleet.advance()
 
     def _change(self, experiment: Experiment, said: str) -> None:
         when = self._when()
-        self.replica.become(experiment)
+        self.fleet.become(experiment)
         self.experiment = experiment
         self.history.append(f"{when}: {said}")
 
@@ -146,7 +157,7 @@ class Session:
         tokens = f"{addition.num_prompt_tokens} + {addition.num_output_tokens} tokens"
         self.history.append(f"{self._when()}: added {addition.request_id}: {tokens}")
         self.additions.append(addition)
-        self.replica.add(copy(addition))
+        self.fleet.add(copy(addition))
 
     def _do(self, move: Move) -> None:
         move()
@@ -160,10 +171,10 @@ class Session:
         """Requests that the player has added, as they come."""
         self.history: list[str] = list(self._told_before)
         """What was changed, added and restarted, each with its step and time, one line each."""
-        self.replica: Replica = Replica(self._start, self._workload, self.requests())
+        self.fleet: Fleet = Fleet(self._start, self._workload, self.requests())
         self._moves: list[Move] = []
         for move in moves:
             self._do(move)
 
     def _when(self) -> str:
-        return f"step {self.num_steps}, {self.replica.now_s:.6g} s"
+        return f"step {self.num_steps}, {self.fleet.now_s:.6g} s"

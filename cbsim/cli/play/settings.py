@@ -31,17 +31,19 @@ _KEPT = (*LIVE, "async_scheduling", "policy")
 """What a scheduler takes over from the one before it, where it has such a setting."""
 MARK = "# Played with cbsim."
 """How a saved file begins: such a file may be written over."""
+MAX_REPLICAS = 4
+"""Of which a line of the smallest screen has room for the standing."""
 _WIDTH = 110
 
 
 def check_playable(experiment: Experiment) -> None:
-    """Raise `ConfigError` with a line for each setting that needs more than one replica on its own clock."""
+    """Raise `ConfigError` with a line for each setting that needs more than a few replicas and a trace."""
     count, concurrency = experiment.replicas.count, experiment.workload.concurrency
     problems = []
-    if count != 1:
-        problems.append(f"replicas.count: got {count}; cbsim play has one replica")
+    if count > MAX_REPLICAS:
+        problems.append(f"replicas.count: got {count}; cbsim play has 1 to {MAX_REPLICAS} replicas")
     if experiment.cluster is not None:
-        problems.append("cluster: cbsim play has one replica: null")
+        problems.append("cluster: got pools; cbsim play has equal replicas: null")
     allowed_times = "in cbsim play requests arrive at their own times"
     if concurrency is not None:
         problems.append(f"workload.concurrency: got {concurrency}; {allowed_times}: null")

@@ -29,6 +29,7 @@ _ARROWS = {"A": "up", "B": "down", "C": "right", "D": "left"}
 _NAMES = {
     "\r": "enter",
     "\n": "enter",
+    "\t": "tab",
     "\x1b": "esc",
     "\x7f": "backspace",
     "\b": "backspace",

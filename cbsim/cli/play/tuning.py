@@ -33,12 +33,15 @@ _COUNTED = (
 
 
 def make_setup(experiment: Experiment, workload: Workload, cost: CostModel) -> Setup:
-    """The experiment's, its KV blocks known by number. Raises `ConfigError` for more than `MAX_BLOCKS`."""
+    """One replica of the experiment, its KV blocks known by number.
+
+    Raises `ConfigError` for more than `MAX_BLOCKS`.
+    """
     setup = setup_of(experiment, workload, cost)
     num_blocks = setup.pool.num_blocks
     if num_blocks > MAX_BLOCKS:
         raise ConfigError(f"kv_cache.num_blocks: got {num_blocks}; cbsim play has {MAX_BLOCKS} at most")
-    return replace(setup, pool=replace(setup.pool, has_identities=True))
+    return replace(setup, pool=replace(setup.pool, has_identities=True), num_replicas=1)
 
 
 def check_servable(setup: Setup, requests: Iterable[Request]) -> None:

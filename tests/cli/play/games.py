@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cbsim.cli.play.replica import Replica
+from cbsim.cli.play.replica import Replica, score_of
 from cbsim.cli.play.session import Session
 from cbsim.core.pool import blocks_for
 from cbsim.studies.experiment import Experiment
@@ -85,8 +85,9 @@ def experiment(
 def play_out(session: Session) -> None:
     """To the end."""
     while session.step():
-        check(session.replica)
-    assert session.replica.is_over
+        for replica in session.fleet.replicas:
+            check(replica)
+    assert session.fleet.is_over
 
 
 def standing(replica: Replica) -> object:
@@ -98,8 +99,7 @@ def standing(replica: Replica) -> object:
         [_figures(request) for request in replica.present],
         [request.request_id for request in replica.stepper.running],
         [request.request_id for request in replica.stepper.waiting(replica.now_s)],
-        (replica.score.num_finished, replica.score.num_rejected),
-        (replica.score.mean_ttft_s, replica.score.mean_tpot_s),
+        score_of(replica.stepper.world.requests),
         replica.experiment,
     )
 
@@ -134,18 +134,18 @@ def check(replica: Replica) -> None:
 
 def check_ended(session: Session) -> None:
     """Everybody finished or was rejected, once, with every token; the blocks are free."""
-    replica = session.replica
+    replicas = session.fleet.replicas
+    events = [event for replica in replicas for event in replica.log.events]
     ends = Counter(
         event.request.request_id
-        for event in replica.log.events
+        for event in events
         if event.request is not None and event.what in ("finished", "rejected")
     )
     assert ends == Counter(request.request_id for request in session.requests())
-    finished = {event.request for event in replica.log.events if event.what == "finished"}
+    finished = {event.request for event in events if event.what == "finished"}
     assert all(r is not None and r.num_generated_tokens == r.num_output_tokens for r in finished)
-    assert replica.score.num_finished == len(finished)
-    assert replica.stepper.num_blocks_used == 0
-    assert replica.present == []
+    assert session.fleet.score.num_finished == len(finished)
+    assert not any(replica.stepper.num_blocks_used or replica.present for replica in replicas)
 
 
 def _figures(request: Request) -> tuple[object, ...]:

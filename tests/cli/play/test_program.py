@@ -53,7 +53,7 @@ def test_a_run_stops_at_the_end_and_says_so(program: Program) -> None:
     program.press("r")
     while program.seconds_a_step is not None:
         program.tick()
-    assert program.session.replica.is_over
+    assert program.session.fleet.is_over
     assert message(program).startswith("all requests have ended")
 
 

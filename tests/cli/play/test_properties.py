@@ -52,7 +52,7 @@ def test_any_keys(scheduler: str, folder: Path, keys: list[str], shares_prefix: 
         program.session.undo()
         assert standing(program.session.replica) == before
     program.run_script(["f"])
-    assert program.session.replica.is_over
+    assert program.session.fleet.is_over
     check_ended(program.session)
     again = Program(Session(played))
     again.run_script([*keys, "f"])

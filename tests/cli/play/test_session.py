@@ -20,7 +20,7 @@ from cbsim.studies.experiment import Experiment
 from cbsim.studies.run import make_workload, run_experiment, simulate
 from cbsim.studies.simulation import stepwise_log
 from cbsim.testing.conformance import differences
-from tests.cli.play.games import SCHEDULERS, check_ended, experiment, play_out, standing
+from tests.cli.play.games import SCHEDULERS, check, check_ended, experiment, play_out, standing
 
 RUNGS = ("static", "continuous", "chunked_prefill", "preemptive", "vllm")
 
@@ -48,6 +48,51 @@ def test_played_without_changes_it_is_the_run(scheduler: str, shares_prefix: boo
     check_ended(session)
     run = log_of_run(played)
     assert differences(replace(log_of(session), end_s=run.end_s), run) == []
+
+
+@pytest.mark.parametrize(
+    "router", ["round_robin", "random", "least_outstanding", "least_kv", "prefix_affinity"]
+)
+@pytest.mark.parametrize("scheduler", ["static", "vllm-async"])
+def test_two_replicas_are_played_as_they_run(router: str, scheduler: str, tmp_path: Path) -> None:
+    """Each serves whom it serves in a run, at the same times, also where a change came before."""
+    rows = tuple((number / 3, 8 + 7 * number % 40, 4 + 5 * number % 20) for number in range(16))
+    replicas = {"count": 2, "router": router}
+    played = experiment(tmp_path, SCHEDULERS[scheduler], rows, replicas=replicas, shares_prefix=True)
+    session = Session(played)
+    session.change("scheduler.max_num_seqs=3")
+    play_out(session)
+    check_ended(session)
+    result = run_experiment(session.experiment).requests
+    for replica in session.fleet.replicas:
+        log = stepwise_log(replica.stepper.world, replica.setup)
+        run = result[result["replica"] == replica.number]
+        assert log.requests["request_id"].tolist() == run["request_id"].tolist()
+        assert len(run) or router == "prefix_affinity", "one prefix, one replica"
+        assert log.requests["finished_at_s"].tolist() == run["finished_at_s"].tolist()
+        assert (log.requests["first_token_at_s"] - log.requests["arrival_s"]).tolist() == run[
+            "ttft_s"
+        ].tolist()
+
+
+def test_another_scheduler_comes_to_both_replicas_at_once(tmp_path: Path) -> None:
+    """Steps under way end on both, then all queue; to take it back shows what was there."""
+    rows = tuple((number / 3, 8 + 7 * number % 40, 4 + 5 * number % 20) for number in range(16))
+    session = Session(experiment(tmp_path, SCHEDULERS["vllm"], rows, replicas={"count": 2}))
+    for _ in range(9):
+        session.step()
+    session.show_next()
+    assert session.replica.number == 1
+    before = [standing(replica) for replica in session.fleet.replicas]
+    session.use_scheduler("chunked_prefill")
+    for replica in session.fleet.replicas:
+        assert (replica.now_s, len(replica.stepper.under_way)) == (session.fleet.now_s, 0)
+        check(replica)
+    session.undo()
+    assert [standing(replica) for replica in session.fleet.replicas] == before
+    session.use_scheduler("preemptive")
+    play_out(session)
+    check_ended(session)
 
 
 @pytest.mark.parametrize(
@@ -90,7 +135,7 @@ def test_from_any_scheduler_to_any_other_nobody_is_lost(scheduler: str, rung: st
 def test_its_figures_are_those_of_a_run(session: Session) -> None:
     play_out(session)
     summary = run_experiment(session.experiment).summary
-    score = session.replica.score
+    score = session.fleet.score
     assert score.mean_ttft_s == pytest.approx(summary["ttft_s"]["mean"], rel=1e-12)
     assert score.mean_tpot_s == pytest.approx(summary["tpot_s"]["mean"], rel=1e-12)
     assert session.replica.log.num_preemptions == summary["num_preemptions"] > 0
@@ -147,7 +192,7 @@ def test_what_is_counted_goes_on_under_another_scheduler(scheduler: str, rung: s
 
 
 def test_an_answer_begun_elsewhere_costs_a_static_batch_no_more_than_decodes(session: Session) -> None:
-    while session.replica.score.mean_tpot_s is None:
+    while session.fleet.score.mean_tpot_s is None:
         session.step()
     session.use_scheduler("static")
     assert any(request.num_generated_tokens for request in session.replica.live)
@@ -241,7 +286,7 @@ def test_added_requests_arrive_now_and_under_names_of_their_own(session: Session
     assert [request.arrival_s for request in added] == [session.replica.now_s] * 2
     assert session.num_requests == 8
     session.add(5000, 1)
-    assert session.replica.score.num_rejected == 1
+    assert session.fleet.score.num_rejected == 1
     with pytest.raises(ConfigError, match="output tokens: got 0"):
         session.add(5, 0)
     play_out(session)
@@ -347,10 +392,10 @@ def test_a_scheduler_that_fails_is_named_and_what_was_played_stays(
 
 
 def test_all_that_can_not_be_played_is_told_at_once(tmp_path: Path) -> None:
-    wrong = experiment(tmp_path, SCHEDULERS["vllm"], replicas={"count": 2}, stop_at_s=5.0)
+    wrong = experiment(tmp_path, SCHEDULERS["vllm"], replicas={"count": 9}, stop_at_s=5.0)
     with pytest.raises(ConfigError) as raised:
         Session(wrong)
     assert raised.value.problems == (
-        "replicas.count: got 2; cbsim play has one replica",
+        "replicas.count: got 9; cbsim play has 1 to 4 replicas",
         "stop_at_s: got 5; cbsim play goes on until every request has ended: null",
     )
