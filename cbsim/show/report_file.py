@@ -169,7 +169,9 @@ def _pictures(results: Mapping[str, Result], promised: Slo) -> Iterator[Picture]
     if any(map(has_parts, drawn.values())):
         yield Picture(latency_parts(drawn), "Where the time went", _describe_parts(drawn))
     row = "waiting requests, decodes and prompt tokens of a step, KV blocks taken."
-    yield Picture(timeline(drawn), "Queue, batch and KV use over time", f"A row of panels a run: {row}")
+    yield Picture(
+        timeline(drawn), "Queue, batch and KV use over time", f"A row of panels a run and pool: {row}"
+    )
     for label, result in drawn.items():
         if result.replicas is not None:
             told = "Replicas that serve, in each pool, beside what arrives and what waits"

@@ -1,4 +1,4 @@
-"""Runs over simulated time, a row of panels each: queue, batch and KV use; MFU and MBU."""
+"""Runs over simulated time, a row of panels for each or its pools: queue, batch and KV use; MFU and MBU."""
 
 from __future__ import annotations
 
@@ -38,12 +38,13 @@ _CAPTION = (
 
 def timeline(results: Mapping[str, Result]) -> Figure:
     """Panels over simulated time; axes are shared by all runs where that leaves each of them legible."""
-    with drawing(13, 1.4 + 1.9 * len(results)) as figure:
-        panels = figure.subplots(max(1, len(results)), len(_PANELS), squeeze=False)
-        ends_s = _scales([_end_s(result.steps) for result in results.values()])
-        for row, result, end_s in zip(panels, results.values(), ends_s, strict=False):
+    rows = _rows(results)
+    with drawing(13, 1.4 + 1.9 * len(rows)) as figure:
+        panels = figure.subplots(max(1, len(rows)), len(_PANELS), squeeze=False)
+        ends_s = _scales([_end_s(steps) for _, steps in rows.values()])
+        for row, (_, steps), end_s in zip(panels, rows.values(), ends_s, strict=False):
             for axes, column, color in zip(row, _PANELS.values(), PALETTE[: len(row)], strict=True):
-                _draw_column(axes, result.steps, column, np.linspace(0, end_s, NUM_BINS + 1), color)
+                _draw_column(axes, steps, column, np.linspace(0, end_s, NUM_BINS + 1), color)
                 axes.set_xlim(0, end_s)
                 axes.tick_params(labelbottom=len(set(ends_s)) > 1)
         for column_of_panels, title in zip(panels.T, _PANELS, strict=True):
@@ -55,7 +56,7 @@ def timeline(results: Mapping[str, Result]) -> Figure:
                 else:
                     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
             column_of_panels[-1].tick_params(labelbottom=True)
-        _name(panels, results, _PANELS)
+        _name(panels, rows, _PANELS)
         figure.align_ylabels(panels[:, 0])
         head(figure, "Queue, batch and KV use over time", _CAPTION)
     return figure
@@ -63,12 +64,12 @@ def timeline(results: Mapping[str, Result]) -> Figure:
 
 def utilization(results: Mapping[str, Result]) -> Figure:
     """MFU and MBU over simulated time of the runs that say enough of their steps; replicas are averaged."""
-    shown = {label: result for label, result in results.items() if has_utilization(result)}
+    shown = _rows({label: result for label, result in results.items() if has_utilization(result)})
     with drawing(11, 1.4 + 1.7 * max(1, len(shown))) as figure:
         panels = figure.subplots(max(1, len(shown)), len(_SHARES), squeeze=False)
-        for row, result in zip(panels, shown.values(), strict=False):
+        for row, (result, steps) in zip(panels, shown.values(), strict=False):
             for axes, share, color in zip(row, _SHARES.values(), PALETTE[: len(row)], strict=True):
-                _draw_share(axes, result.steps, partial(share, result), color)
+                _draw_share(axes, steps, partial(share, result), color)
         for column in panels.T:
             top = max(axes.dataLim.y1 for axes in column)
             for axes in column:
@@ -78,6 +79,18 @@ def utilization(results: Mapping[str, Result]) -> Figure:
         caption = f"Mean over 1/{NUM_BINS} of the time, idle time as 0. Dashed: mean over the run."
         head(figure, "What the GPUs do over time", caption)
     return figure
+
+
+def _rows(results: Mapping[str, Result]) -> dict[str, tuple[Result, pd.DataFrame]]:
+    """Each run and its steps; a run of several pools has a row for each of them, named after it."""
+    rows = {}
+    for label, result in results.items():
+        pools = list(result.steps.groupby("pool", observed=True, sort=False))
+        for pool, steps in pools if len(pools) > 1 else ():
+            rows[f"{label}: {pool!s}"] = (result, steps)
+        if len(pools) < 2:
+            rows[label] = (result, result.steps)
+    return rows
 
 
 def _name(panels: Column, rows: Iterable[str], columns: Iterable[str]) -> None:

@@ -18,6 +18,7 @@ from cbsim.results.tables import TABLES, Field, TableKind
 from cbsim.show.reader_tables import kv_table, run_tables
 from cbsim.show.replicas_plot import levels
 from cbsim.show.report_file import make_report
+from cbsim.show.timeline_plot import timeline
 from tests.show.test_perfetto import APART
 from tests.show.test_report_file import CONFIG
 
@@ -72,6 +73,8 @@ def test_a_reader_sees_them(apart: tuple[Result, Path]) -> None:
     ]
     assert transfers.rows[0][1] == "80"
     assert [row[0] for row in kv_table({"it": result}).rows] == ["it: prompts", "it: answers"]
+    rows = {axes.get_ylabel() for axes in timeline({"it": result}).axes}
+    assert rows == {"it: prompts", "it: answers", ""}
     assert has_utilization(result)
     old = {"pools": [APART["pools"][0] | {"gpu": "a100-80g"}]}
     assert not has_utilization(replace(result, config=result.config | {"cluster": old}))
