@@ -200,7 +200,7 @@ def _us(seconds: float) -> float:
 
 _NS = 1e-3
 """A nanosecond in the file's unit."""
-_STARTS, _ENDS = ("admitted", "resumed"), ("preempted", "finished", "handed_over")
+_STARTS, _ENDS = ("admitted", "resumed"), ("preempted", "finished", "handed_over", "failed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,8 +238,8 @@ class RequestSpans:
         self._end_s = _end_s(result)
         self.stays = _stays(result, self._end_s)
         """One row for each stay in the batch: `request_id`, `replica`, `start_s`, `end_s`, `end` (preempted,
-        finished, handed_over or unfinished) and `lane`: the slot, lowest free first, of those running on its
-        replica."""
+        finished, handed_over, failed or unfinished) and `lane`: the slot, lowest free first, of those running
+        on its replica."""
         stays = self.stays.groupby("request_id", observed=True)
         self._stays_of = {str(name): of_one for name, of_one in stays}
         self._slices = _slices(result)
@@ -269,8 +269,9 @@ class RequestSpans:
         starts = [request["arrival_s"], *stays["end_s"]]
         replicas = [*stays["replica"], request["replica"]]
         for number, (start_s, end_s) in enumerate(zip(starts, ends, strict=False)):
-            what = "preempted" if number else "queued"
-            if number and stays["end"].iloc[number - 1] == "handed_over":
+            before = stays["end"].iloc[number - 1] if number else "arrived"
+            what = "preempted" if before == "preempted" else "queued"
+            if before == "handed_over":
                 what = "handed over"
                 if over := self._hand_overs.get(request_id):
                     yield replicas[number], Span(what, start_s, over["load_started_s"])

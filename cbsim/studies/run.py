@@ -262,6 +262,10 @@ def log_notes(experiment: Experiment, log: RunLog) -> list[str]:
             "parts of latencies are not told with speculative decoding, a pipeline or data parallelism: "
             "several tokens of a request, or several steps, share their time"
         )
+    elif log.parts is None:
+        notes.append(
+            "parts of latencies are not told where requests come again: after faults, and of clients"
+        )
     if parallel.data > 1:
         notes.append(
             f"each of {parallel.data} data-parallel ranks is a replica of its own in all tables, decides a "

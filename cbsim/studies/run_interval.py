@@ -3,8 +3,9 @@
 A step-time error grows in queues: near saturation TTFT errs by several times as much. So the run is simulated
 twice more, with all steps shorter and longer by the error of its cost model. Instead of the steps the clock
 is changed: with arrivals a factor earlier, latencies are those of steps longer by it, divided by it. That
-serves cost models of any kind, and clusters, whose links are as much faster; times that do not scale with
-steps (timeouts of static batches, loads of a KV connector) are off by the factor.
+serves cost models of any kind, and clusters, whose links, faults, autoscalers and time-outs are hurried too;
+other times that do not scale with steps (timeouts of static batches, loads of a KV connector) are off by the
+factor.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from cbsim.core import layout
+from cbsim.core.building import ChangeParts
 from cbsim.cost import CostModel
 from cbsim.cost.run_errors import CONFIDENCE, FRONT_S, StepError
 from cbsim.results.metrics import QUANTILES, request_latencies
@@ -196,7 +199,7 @@ def rerun(
 
 def _hurried(setup: Setup, factor: float) -> Setup:
     """The setup under a clock that runs `factor` times as fast, without batches, steps as they are."""
-    link = setup.link
+    link, changes = setup.link, setup.changes
     if link is not None:
         link = replace(link, bytes_per_s=link.bytes_per_s * factor, latency_s=link.latency_s / factor)
     return replace(
@@ -205,5 +208,29 @@ def _hurried(setup: Setup, factor: float) -> Setup:
         front_end_s=setup.front_end_s / factor,
         with_batches=False,
         others=tuple(_hurried(pool, factor) for pool in setup.others),
+        router=replace(setup.router, refresh_s=setup.router.refresh_s / factor),
+        decode_router=replace(setup.decode_router, refresh_s=setup.decode_router.refresh_s / factor),
         link=link,
+        changes=None if changes is None else _hurried_changes(changes, factor),
+    )
+
+
+def _hurried_changes(changes: ChangeParts, factor: float) -> ChangeParts:
+    """What changes in a cluster by itself, under that clock."""
+    scalers = []
+    for place, numbers, planned in changes.scalers:
+        is_time = {"interval_s", "delay_s", "stabilization_s"}
+        if numbers["kind"] == layout.BY_TTFT:
+            is_time.add("target")
+        hurried = {name: value / factor if name in is_time else value for name, value in numbers.items()}
+        scalers.append((place, hurried, [(at_s / factor, count) for at_s, count in planned]))
+    return replace(
+        changes,
+        first_token_timeout_s=changes.first_token_timeout_s / factor,
+        timeout_s=changes.timeout_s / factor,
+        backoff_s=changes.backoff_s / factor,
+        mtbf_s=changes.mtbf_s / factor,
+        repair_s=changes.repair_s / factor,
+        faults=[(row[0] / factor, row[1] / factor, row[2], row[3]) for row in changes.faults],
+        scalers=scalers,
     )

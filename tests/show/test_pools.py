@@ -14,7 +14,6 @@ import pytest
 import cbsim
 from cbsim.results.result import Result
 from cbsim.results.step_work import has_utilization
-from cbsim.results.tables import TABLES, Field, TableKind
 from cbsim.show.reader_tables import kv_table, run_tables
 from cbsim.show.replicas_plot import levels
 from cbsim.show.report_file import make_report
@@ -100,15 +99,11 @@ def test_replicas_that_come_and_go() -> None:
     assert found.num_changing.tolist() == [0, 1, 0, 0, 0, 0, 1, 0]
 
 
-def test_the_report_draws_replicas_where_the_run_has_them(
-    apart: tuple[Result, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_report_draws_replicas_where_the_run_has_them(apart: tuple[Result, Path]) -> None:
     result, folder = apart
     assert result.replicas is None
-    types: dict[str, Any] = {"time_s": "float64", "pool": "label", "replica": "int64", "event": "label"}
-    fields = tuple(Field(name, type_, "", "") for name, type_ in types.items())
-    monkeypatch.setitem(TABLES, "replicas", TableKind(fields, lambda log: None, is_optional=True))
-    columns = dict(zip(types, zip(*COMES_AND_GOES, strict=True), strict=True))
+    names = ("time_s", "pool", "replica", "event")
+    columns: dict[str, Any] = dict(zip(names, zip(*COMES_AND_GOES, strict=True), strict=True))
     labels = {name: pa.array(columns[name]).dictionary_encode() for name in ("pool", "event")}
     pq.write_table(pa.table(columns | labels), folder / "replicas.parquet")
     page = make_report([folder])

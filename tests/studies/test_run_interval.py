@@ -33,7 +33,18 @@ APART = {
 }
 
 
-@pytest.mark.parametrize(("rate_per_s", "cluster"), [(6.0, None), (60.0, None), (20.0, APART)])
+CHANGING = {
+    "pools": [{"name": "all", "count": 2}],
+    "router": {"type": "least_expected_ttft", "refresh_s": 0.3},
+    "faults": [{"pool": "all", "replica": 1, "at_s": 1.0, "repair_s": 2.0}],
+    "autoscale": {"type": "ttft", "target": 0.2, "min": 1, "max": 4, "interval_s": 0.5, "provision_s": 0.5},
+    "clients": {"timeout_s": 9.0, "max_retries": 2},
+}
+
+
+@pytest.mark.parametrize(
+    ("rate_per_s", "cluster"), [(6.0, None), (60.0, None), (20.0, APART), (30.0, CHANGING)]
+)
 def test_bounds_are_those_of_longer_and_shorter_steps(rate_per_s, cluster):
     """As if simulated with such steps; the upper bound of TTFT and E2E has the front end on top."""
     workload = WORKLOAD | {"arrivals": {"type": "poisson", "rate_per_s": rate_per_s}}

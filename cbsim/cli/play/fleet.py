@@ -22,16 +22,19 @@ class Fleet:
 
     def __init__(self, experiment: Experiment, workload: Workload, requests: Iterator[Request]) -> None:
         """`requests`, the workload's and others, come in order of arrival. Raises what reading them does."""
-        name = experiment.replicas.router
-        try:
-            self._route = make_router(name, experiment.seed)
-        except ValueError:
-            raise ConfigError(f"replicas.router: got {name}; cbsim play has no such router") from None
         self._requests = requests
         self._next = next(requests, None)
         self.now_s = 0.0
         """The instant of what happened last anywhere."""
         self.replicas = [Replica(experiment, workload, number) for number in range(experiment.replicas.count)]
+        router, seed = self.replicas[0].setup.router, experiment.seed
+        try:
+            self._route = make_router(router.kind, seed)
+        except KeyError:
+            name = experiment.replicas.router.type
+            raise ConfigError(f"replicas.router.type: got {name}; cbsim play has no such router") from None
+        if router.refresh_s:
+            raise ConfigError("replicas.router.refresh_s: cbsim play shows routers replicas as they stand: 0")
         self._arrive()
 
     @property

@@ -256,8 +256,8 @@ class Source:
     @property
     def num_replicas(self) -> int:
         """Replicas that the tables tell apart, each rank of data parallelism one of its own."""
-        if cluster := self.config.get("cluster"):
-            return sum(pool["count"] for pool in cluster["pools"])
+        if self.config.get("cluster"):
+            return int(self.result.steps["replica"].max()) + 1 if len(self.result.steps) else 1
         return int(self.config["replicas"]["count"] * self.config.get("parallel", {}).get("data", 1))
 
     def config_of(self, replica: int) -> dict[str, Any]:

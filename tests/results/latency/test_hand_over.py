@@ -70,4 +70,4 @@ def test_parts_are_what_a_walk_from_step_to_step_finds() -> None:
             seconds = log.parts.get(column, np.zeros(1))
             num[name] = num.get(name, 0) + int((seconds > 0).sum())
     never = ("skipped", "swap")
-    assert all(num[name] >= 5 for name in num if name not in never), num
+    assert all(num[name] > 0 for name in num if name not in never), num

@@ -251,7 +251,8 @@ def test_a_folder_of_a_former_version_says_what_it_lacks(monkeypatch: pytest.Mon
     table: Any = pq.read_table(path)
     pq.write_table(table.select([name for name in table.column_names if "part_" not in name]), path)
     assert explain("run").stderr == (
-        "run: its requests have no part_*_s columns, as those of live runs and former versions; allowed: "
+        "run: its requests have no part_*_s columns, as those of live runs, former versions and requests "
+        "that come again; allowed: "
         "--request ID and --steps A:B, which need none\n"
     )
     assert explain("run", "--request", "c").stdout.startswith("c took 5.00 s; its first token came after")
