@@ -12,9 +12,14 @@ from cbsim.results.run_log import EVENTS, HANDED_OVER, LOADED, Column
 if TYPE_CHECKING:
     import pandas as pd
 
+STARTED = EVENTS.index("load_started")
+
 
 class HandOvers(NamedTuple):
-    """A row a request: who handed it over to whom, -1 for none; the instants, seconds, NaN for never."""
+    """A row a request: who handed it over to whom, -1 for none; the instants, seconds, NaN for never.
+
+    Of a request that is handed over several times, as it is lost in between, the last time.
+    """
 
     sender: Column
     receiver: Column
@@ -33,8 +38,7 @@ class HandOvers(NamedTuple):
         if HANDED_OVER not in events["event"]:
             return None
         over, begun, loaded = np.full((3, num_requests), -1)
-        codes = (HANDED_OVER, EVENTS.index("load_started"), LOADED)
-        for place, code in zip((over, begun, loaded), codes, strict=True):
+        for place, code in ((over, HANDED_OVER), (begun, STARTED), (loaded, LOADED)):
             rows = np.flatnonzero(events["event"] == code)
             place[events["request"][rows]] = rows
         begun[over < 0] = loaded[over < 0] = -1
@@ -46,10 +50,16 @@ class HandOvers(NamedTuple):
         num_tokens = np.where(begun >= 0, events["num_tokens"][begun] - 1, 0)
         return cls(sender, receiver, over_s, begun_s, loaded_s, num_tokens)
 
-    def seconds(self) -> Column:
-        """How long each KV cache was on its way; NaN where it never came."""
-        seconds: Column = self.loaded_s - self.load_started_s
-        return seconds
+
+def transfers(events: Mapping[str, Column]) -> tuple[Column, Column]:
+    """Of each KV cache that came from another replica: seconds on its way, and its tokens."""
+    code = events["event"]
+    rows = np.flatnonzero((code == STARTED) | (code == LOADED))
+    rows = rows[np.argsort(events["request"][rows], kind="stable")]
+    first, then = rows[:-1], rows[1:]
+    has_come = (events["request"][first] == events["request"][then]) & (code[then] == LOADED)
+    first, then = first[has_come], then[has_come]
+    return events["time_s"][then] - events["time_s"][first], events["num_tokens"][then] - 1
 
 
 def hand_over_table(events: pd.DataFrame) -> pd.DataFrame:

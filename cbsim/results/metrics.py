@@ -14,9 +14,9 @@ import numpy as np
 
 from cbsim.base.records import column_pieces, pieces
 from cbsim.base.units import MEGA, S_PER_HOUR
-from cbsim.results.hand_overs import HandOvers
+from cbsim.results.hand_overs import transfers
 from cbsim.results.measured import Rows
-from cbsim.results.run_log import RESUMED, WINDOW_STEP_COLUMNS, Column, RunLog, distinct_gaps
+from cbsim.results.run_log import HANDED_OVER, RESUMED, WINDOW_STEP_COLUMNS, Column, RunLog, distinct_gaps
 from cbsim.results.run_notes import limit_notes
 from cbsim.results.slo import Slo
 from cbsim.results.step_work import COLUMNS, NO_WORK, StepWork
@@ -259,15 +259,12 @@ def _pool_figures(log: RunLog, deployment: Deployment, makespan_s: float) -> dic
 def _transfer_figures(log: RunLog, deployment: Deployment) -> Summary:
     """KV caches brought from replica to replica: number, bytes, seconds on their way; empty if none was."""
     events = log.events
-    over = HandOvers.of(int(events["request"].max(initial=-1)) + 1, events)
-    if over is None:
+    if HANDED_OVER not in events["event"]:
         return {}
-    seconds = over.seconds()
-    has_come = ~np.isnan(seconds)
-    num_tokens = int(over.num_tokens[has_come].sum())
+    seconds, num_tokens = transfers(events)
     return {
-        "num": int(has_come.sum()),
-        "num_bytes": num_tokens * deployment.model.kv_bytes_per_token,
+        "num": len(seconds),
+        "num_bytes": int(num_tokens.sum()) * deployment.model.kv_bytes_per_token,
         "transfer_s": _distribution(seconds),
     }
 

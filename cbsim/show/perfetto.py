@@ -161,7 +161,7 @@ def _arrow_events(spans: RequestSpans, brought: list[Held], replica: int) -> Ite
     """From the end of the prompt's stay to the transfer of its KV cache, and on to the stay that decodes."""
     for number, (span, request_id, lane, _) in enumerate(brought):
         stays = spans.stays_of(request_id).to_dict("records")
-        place = [stay["end"] for stay in stays].index("handed_over")
+        place = max(place for place, stay in enumerate(stays) if stay["end"] == "handed_over")
         before, after = stays[place], stays[place + 1 : place + 2]
         named = {"name": "KV cache", "cat": "KV", "id": f"{replica}.{number}"}
         # An arrow begins within a span, which its end is not.
@@ -273,7 +273,8 @@ class RequestSpans:
             what = "preempted" if before == "preempted" else "queued"
             if before == "handed_over":
                 what = "handed over"
-                if over := self._hand_overs.get(request_id):
+                over = self._hand_overs.get(request_id)
+                if over and over["handed_over_s"] == start_s:
                     yield replicas[number], Span(what, start_s, over["load_started_s"])
                     what, start_s = "queued", over["loaded_s"]
             yield replicas[number], Span(what, start_s, end_s)

@@ -14,11 +14,13 @@ import pytest
 import cbsim
 from cbsim.results.result import Result
 from cbsim.results.step_work import has_utilization
+from cbsim.show.perfetto import write_timeline
 from cbsim.show.reader_tables import kv_table, run_tables
 from cbsim.show.replicas_plot import levels
 from cbsim.show.report_file import make_report
 from cbsim.show.timeline_plot import timeline
-from tests.show.test_perfetto import APART
+from tests.show import test_perfetto
+from tests.show.test_perfetto import APART, read
 from tests.show.test_report_file import CONFIG
 
 
@@ -77,6 +79,19 @@ def test_a_reader_sees_them(apart: tuple[Result, Path]) -> None:
     assert has_utilization(result)
     old = {"pools": [APART["pools"][0] | {"gpu": "a100-80g"}]}
     assert not has_utilization(replace(result, config=result.config | {"cluster": old}))
+
+
+def test_requests_that_are_lost_are_handed_over_again(apart: tuple[Result, Path], tmp_path: Path) -> None:
+    """Each transfer that ends counts; the timeline's spans stay disjoint, and parts are not told."""
+    result, _ = apart
+    faults = [{"pool": "answers", "replica": number, "at_s": 1.5, "repair_s": 0.5} for number in range(2)]
+    again = cbsim.run(result.config | {"cluster": APART | {"faults": faults}})
+    assert again.summary["kv_transfers"]["num"] == (again.events["event"] == "loaded").sum() > 80
+    assert set(again.requests["state"]) == {"finished"}
+    assert "part_decode_s" not in again.requests
+    assert any("parts of latencies are not told where requests come again" in note for note in again.notes)
+    write_timeline(again, tmp_path / "t.json.gz")
+    test_perfetto.test_spans_of_a_thread_are_nested_or_disjoint(read(tmp_path / "t.json.gz"))
 
 
 COMES_AND_GOES = [

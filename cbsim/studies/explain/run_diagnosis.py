@@ -76,8 +76,8 @@ def check_parts(result: Result, name: str) -> None:
     """Raise `CbsimError` unless the run has written down where its time went."""
     if not has_parts(result):
         raise CbsimError(
-            f"{name}: its requests have no part_*_s columns, as those of live runs, former versions and requests "
-            "that come again; allowed: --request ID and --steps A:B, which need none"
+            f"{name}: its requests have no part_*_s columns, as those of live runs, former versions and "
+            "requests that come again; allowed: --request ID and --steps A:B, which need none"
         )
 
 
