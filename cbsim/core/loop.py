@@ -486,7 +486,7 @@ def record_prefill(self: Any, step: Any, part: Any) -> None:
 
 def record_decode(self: Any, number: int, request: Any) -> None:
     """A request decoded in step `number`; consecutive steps become one row of `Log.decodes`."""
-    if request.last_decode != number - 1:
+    if request.last_decode == NOBODY or request.last_decode != number - 1:
         close_decodes(self, request)
         request.first_decode = number
     request.last_decode = number

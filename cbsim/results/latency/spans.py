@@ -161,8 +161,7 @@ def spans_of(
     """
     prefills, decodes = slices.prefills, slices.decodes
     request = np.concatenate([prefills["request"], decodes["request"]])
-    # The core leaves -1 where a request decodes in step 0, which only one taken over does.
-    first = np.concatenate([prefills["step"], np.maximum(decodes["first_step"], 0)])
+    first = np.concatenate([prefills["step"], decodes["first_step"]])
     last = np.concatenate([prefills["step"], decodes["last_step"]])
     num_prefills = len(prefills["step"])
     order = np.argsort(_key(request, first, times), kind="stable")
