@@ -145,6 +145,86 @@ def _from_sessions(sessions: Sequence[Row]) -> Requests:
     return Requests(rows, ["calls of a session wait for the one before and its tool (tool_duration_ns)"])
 
 
+_TOKENS_IN = ("gen_ai.usage.input_tokens", "gen_ai.usage.prompt_tokens")
+_TOKENS_OUT = ("gen_ai.usage.output_tokens", "gen_ai.usage.completion_tokens")
+_FIRST_TOKEN = ("gen_ai.latency.time_to_first_token", "gen_ai.response.time_to_first_chunk")
+"""Attributes of a span, the semantic conventions' name first but for the last, where it is vLLM's."""
+_CALLS = (None, "chat", "text_completion", "generate_content")
+"""Values of `gen_ai.operation.name` of what is one request to a model."""
+_ERRORS = (2, "STATUS_CODE_ERROR")
+
+
+def _from_spans(exports: Sequence[Row]) -> Requests:
+    """OpenTelemetry's spans in OTLP's JSON, exports of them: a request is a span of a call of a model.
+
+    Of spans within each other, as a gateway's round an engine's, the innermost counts, for it is one request.
+    """
+    spans = [span for export in exports for span in _spans_of(export)]
+    parents = {_span_id(span, "spanId"): _span_id(span, "parentSpanId") for span in spans}
+    calls = [(span, row) for span in spans if (row := _call_of(span)) is not None]
+    outer = set()
+    for span, _ in calls:
+        above = _span_id(span, "parentSpanId")
+        while above in parents and above not in outer:
+            outer.add(above)
+            above = parents[above]
+    rows = [row for span, row in calls if _span_id(span, "spanId") not in outer]
+    if not rows:
+        raise ValueError(
+            f"got {len(spans):,} spans, none with {' or '.join(_TOKENS_IN)}; allowed: spans of requests"
+        )
+    left_out = len(calls) - len(rows)
+    return Requests(
+        rows, [f"spans left out round those of the same request: {left_out:,}"] if left_out else []
+    )
+
+
+def _spans_of(export: Row) -> Iterator[Row]:
+    """The spans of an export of OTLP; nothing of exports of metrics and logs."""
+    level = [export]
+    for key in ("resourceSpans", "scopeSpans", "spans"):
+        within = [each.get(key) for each in level]
+        level = [
+            each for group in within if isinstance(group, list) for each in group if isinstance(each, dict)
+        ]
+    yield from level
+
+
+def _span_id(span: Row, key: str) -> tuple[str, str] | None:
+    """The name of a span or of the one above it; `None` of none."""
+    return (str(span.get("traceId")), str(span[key])) if span.get(key) else None
+
+
+def _call_of(span: Row) -> Row | None:
+    """The request that a span is about, with its own names for what it says; `None` if it is about none."""
+    given = span.get("attributes")
+    attributes = {
+        str(each.get("key")): next(iter(each["value"].values()), None)
+        for each in (given if isinstance(given, list) else [])
+        if isinstance(each, dict) and isinstance(each.get("value"), dict)
+    }
+    status = span.get("status")
+    has_failed = isinstance(status, dict) and status.get("code") in _ERRORS
+    if attributes.get("gen_ai.operation.name") not in _CALLS:
+        return None
+    if not any(name in attributes for name in _TOKENS_IN) and not (
+        has_failed and any(name.startswith("gen_ai.") for name in attributes)
+    ):
+        return None
+    row = {key: _whole(span.get(key)) for key in ("startTimeUnixNano", "endTimeUnixNano")}
+    for names in (_TOKENS_IN, _TOKENS_OUT, _FIRST_TOKEN):
+        found = next((attributes[name] for name in names if name in attributes), None)
+        row |= {} if found is None else {names[0]: _whole(found)}
+    names = ("gen_ai.request.id", "gen_ai.response.id")
+    row["id"] = next((attributes[name] for name in names if name in attributes), span.get("spanId"))
+    return row | {"session_id": attributes.get("gen_ai.conversation.id"), "failed": has_failed}
+
+
+def _whole(value: Any) -> Any:
+    """A whole number where JSON has its digits in quotes, as OTLP writes those of 64 bits."""
+    return int(value) if isinstance(value, str) and value.isdecimal() else value
+
+
 def _refuse(got: str, allowed: str) -> Callable[[Sequence[Row]], Requests]:
     def read(documents: Sequence[Row]) -> Requests:
         raise ValueError(f"got {got}; allowed: {allowed}")
@@ -166,6 +246,11 @@ LAYOUTS = (
         _refuse("genai-perf's texts without counts of tokens", "aiperf's profile_export.jsonl"),
     ),
     Layout(("sub_requests",), _from_sessions),
+    Layout(("resourceSpans",), _from_spans),
+    Layout(
+        ("0",),
+        _refuse("distributions of the lengths of a client of ServeGen", "the requests that ServeGen draws"),
+    ),
     Layout(("request_throughput",), _WHOLE_RUN),
     Layout(("successes", "failures"), _WHOLE_RUN),
 )

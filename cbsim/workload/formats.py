@@ -299,6 +299,22 @@ FORMATS = (
         marks=("metadata.request_start_ns",),
         written_by="aiperf, clock in nanoseconds, latencies in milliseconds",
     ),
+    Format(
+        "otel",
+        Column("startTimeUnixNano", _NANOSECONDS),
+        "gen_ai.usage.input_tokens",
+        "gen_ai.usage.output_tokens",
+        ticks_per_s=NS_PER_S,
+        has_absolute_clock=True,
+        drops_failures=True,
+        failed=_FAILED,
+        optional={"request_id": Column("id", TEXT), "session_id": Column("session_id", TEXT)},
+        served={
+            "ttft": Column("gen_ai.latency.time_to_first_token", _SECONDS),
+            "last_token": Column("endTimeUnixNano", _NANOSECONDS),
+        },
+        written_by="OpenTelemetry's spans, clock in nanoseconds, latencies in seconds",
+    ),
     _inference_perf(
         "info.request_metrics", "info.request_metrics.text.input_tokens", "info.response_metrics."
     ),

@@ -193,9 +193,11 @@ def _csv_table(line: int, header: bytes, blocks: Iterator[Block], mistakes: Mist
     num_numbers = sum(re.fullmatch(r"[-+.\d]+(e[-+]?\d+)?", name) is not None for name in names)
     if 2 * num_numbers > len(names):
         told = f"got {shorten(header.decode().strip())} where the names of columns should stand"
-        mistakes.add(
-            line, 0, f"{told}; allowed: a header, such as arrival_s,num_prompt_tokens,num_output_tokens"
-        )
+        allowed = "a header, such as arrival_s,num_prompt_tokens,num_output_tokens"
+        if len(names) == 6 and names[3] in ("", "Gamma", "Weibull"):
+            told = "got rates of a client of ServeGen by time, which are no requests"
+            allowed = f"the requests that ServeGen draws from them, under {allowed}"
+        mistakes.add(line, 0, f"{told}; allowed: {allowed}")
         return None
     repeated = sorted({name for name in names if names.count(name) > 1})
     for name in repeated:

@@ -99,7 +99,7 @@ class TraceWorkload(Workload):
         format: (
             Literal[
                 "azure", "mooncake", "servegen", "burstgpt", "vidur", "cbsim", "qwen", "llmservingsim",
-                "bench_serving", "guidellm", "aiperf", "inference_perf", "log",
+                "bench_serving", "guidellm", "aiperf", "inference_perf", "otel", "log",
             ]
             | None
         ) = None  # fmt: skip

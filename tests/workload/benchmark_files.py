@@ -113,7 +113,49 @@ def lines(*rows: Any) -> str:
     return "".join(json.dumps(row) + "\n" for row in rows)
 
 
+def spans() -> str:
+    """A line an export, as the file exporter of a collector writes them: a gateway's, then the engines'."""
+
+    def span(name: str, start_s: float, end_s: float, of: tuple[str, str], status: int, **values: Any) -> Any:
+        attributes = [{"key": f"gen_ai.{key}", "value": value} for key, value in values.pop("given").items()]
+        clock = {
+            key: str(EPOCH_NS + int(time_s * 1e9))
+            for key, time_s in (("startTimeUnixNano", start_s), ("endTimeUnixNano", end_s))
+        }
+        ids = dict(zip(("traceId", "parentSpanId"), of, strict=True)) | {"spanId": name}
+        return clock | ids | {"name": name, "attributes": attributes, "status": {"code": status}}
+
+    def export(*found: Any) -> Any:
+        scope = {"scope": {"name": "any"}, "spans": list(found)}
+        return {"resourceSpans": [{"resource": {"attributes": []}, "scopeSpans": [scope]}]}
+
+    def tokens(prompt: int, answer: int, names: tuple[str, str] = ("input", "output")) -> dict[str, Any]:
+        counts = zip(names, (prompt, answer), strict=True)
+        return {f"usage.{name}_tokens": {"intValue": str(count)} for name, count in counts}
+
+    def engine(prompt: int, answer: int, ttft_s: float) -> dict[str, Any]:
+        latency = {"latency.time_to_first_token": {"doubleValue": ttft_s}}
+        return tokens(prompt, answer, ("prompt", "completion")) | latency
+
+    chat = {"operation.name": {"stringValue": "chat"}}
+    agent = {"operation.name": {"stringValue": "invoke_agent"}}
+    return lines(
+        export(
+            span("g1", -0.01, 0.81, ("t1", ""), 0, given=chat | tokens(10, 3)),
+            span("hop", 0.0, 0.8, ("t1", "g1"), 0, given={}),
+            span("g3", 0.5, 0.6, ("t3", ""), 2, given=chat),
+            span("a", -0.1, 2.0, ("t2", ""), 0, given=agent | tokens(30, 5)),
+        ),
+        {"resourceMetrics": []},
+        export(
+            span("e1", 0.0, 0.8, ("t1", "hop"), 0, given=engine(10, 3, 0.5)),
+            span("e2", 1.0, 1.5, ("t2", "a"), 1, given=engine(20, 2, 0.25)),
+        ),
+    )
+
+
 MEASURED = {
+    "OpenTelemetry": spans(),
     "vllm bench serve": json.dumps(RUN),
     "vllm bench serve, indented": json.dumps(RUN, indent=2),
     "SGLang bench_serving": lines(RUN | {"backend": "sglang", "total_output_tokens_retokenized": 5}),

@@ -70,6 +70,15 @@ WITHOUT = "s.json: got figures of a whole run without its requests; allowed: a f
             "s.json: got genai-perf's texts without counts of tokens; allowed: aiperf's profile_export.jsonl",
         ),
         (
+            {
+                "resourceSpans": [
+                    {"scopeSpans": [{"spans": [{"spanId": "a", "attributes": [{"key": 1}, 2]}]}]}
+                ]
+            },
+            "s.json: got 1 spans, none with gen_ai.usage.input_tokens or gen_ai.usage.prompt_tokens",
+        ),
+        ({"0": {"input_tokens": "{}"}}, "s.json: got distributions of the lengths of a client of ServeGen"),
+        (
             {"session_id": "s", "arrival_time_ns": 0, "sub_requests": []},
             "s.json: got sessions without sub_requests",
         ),
@@ -77,6 +86,17 @@ WITHOUT = "s.json: got figures of a whole run without its requests; allowed: a f
 )
 def test_what_documents_lack(trace, document, told):
     assert problem(trace("s.json", json.dumps(document))).startswith(told)
+
+
+def test_of_spans_within_each_other_the_innermost_counts(trace):
+    """A gateway, an agent round a call, and a call that failed before any engine saw it."""
+    workload = trace("spans.jsonl", MEASURED["OpenTelemetry"])
+    assert [request.request_id for request in workload.requests()] == ["e1", "e2"]
+    assert workload.notes() == [
+        "spans.jsonl: read as OpenTelemetry's spans, clock in nanoseconds, latencies in seconds",
+        "spans.jsonl: spans left out round those of the same request: 1",
+        "spans.jsonl: failed requests left out (marked so, or answers of 0 tokens): 1",
+    ]
 
 
 def test_several_benchmarks_are_one_run(trace):

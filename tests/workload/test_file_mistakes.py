@@ -29,6 +29,7 @@ FORMATS = (
     "guidellm (request_start_time, prompt_tokens, output_tokens); "
     "guidellm (start_time, prompt_tokens, output_tokens, first_token_time); "
     "aiperf (metadata.request_start_ns); "
+    "otel (startTimeUnixNano, gen_ai.usage.input_tokens, gen_ai.usage.output_tokens); "
     "inference_perf (start_time, end_time, info.request_metrics); "
     "inference_perf (start_time, end_time, info.input_tokens); "
     "burstgpt (Timestamp, Request tokens, Response tokens); "
@@ -80,10 +81,17 @@ CASES = {
         ["1: GeneratedTokens: missing column of format azure; got columns TIMESTAMP, x, ContextTokens"],
     ),
     "unknown columns": ("a,b\n1,2\n", [f"1: got columns a, b; {FORMATS}"]),
-    "no header": (
+    "a client of ServeGen": (
         "600,0.58,9.21,Weibull,0.38,0.80\n",
         [
-            "1: got 600,0.58,9.21,Weibull,0.38,0.80 where the names of columns should stand; "
+            "1: got rates of a client of ServeGen by time, which are no requests; allowed: the requests that "
+            "ServeGen draws from them, under a header, such as arrival_s,num_prompt_tokens,num_output_tokens"
+        ],
+    ),
+    "no header": (
+        "600,0.58,9.21\n",
+        [
+            "1: got 600,0.58,9.21 where the names of columns should stand; "
             "allowed: a header, such as arrival_s,num_prompt_tokens,num_output_tokens"
         ],
     ),
