@@ -7,8 +7,10 @@ import gc
 import json
 import os
 import traceback
+from collections.abc import Iterable
 from dataclasses import asdict
 from importlib import import_module
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -123,7 +125,8 @@ def check(
             for point in {repr((p.cost_model, p.model, p.gpu, p.sharing)): p for p in points}.values():
                 make_cost_model(point)
             click.echo(f"ok  {config}: {preview(experiment)}")
-            for note in dict.fromkeys(point.kv_capacity.shortfall for point in points):
+            shortfalls = [(point.kv_capacity.shortfall,) for point in points]
+            for note in dict.fromkeys(chain(*shortfalls, *(point.assumed for point in points))):
                 if note is not None:
                     click.echo(f"    note: {note}")
         except CbsimError as error:
@@ -219,13 +222,13 @@ def preview(experiment: Experiment) -> str:
     over += f"a tune over {', '.join(experiment.space.keys)}; " if experiment.space else ""
     requests = " or ".join(format_count(count) for count in _request_counts(experiments))
     pools = [own for each in experiments for own in _pools(each)]
-    parts = [
-        (each.scheduler.type, each.model.name, _gpus(each), each.cost_model.type, *_kv_tokens(each))
-        for each in pools
-    ]
-    schedulers, models, gpus, costs, tokens, longest = (
+    parts = [(each.scheduler.type, each.model.name, _gpus(each), each.cost_model.type) for each in pools]
+    schedulers, models, gpus, costs = (
         " and ".join(dict.fromkeys(names)) for names in zip(*parts, strict=True)
     )
+    capacities = [each.kv_capacity for each in pools]
+    tokens = _from_to(each.num_tokens for each in capacities)
+    longest = _from_to(each.max_model_len for each in capacities)
     each = " a rank" if experiment.parallel.data > 1 else ""
     admission = " or ".join(dict.fromkeys(", ".join(pool.kv_at_admission) for pool in pools))
     return (
@@ -240,10 +243,10 @@ def _pools(experiment: Experiment) -> list[Experiment]:
     return [experiment] if experiment.cluster is None else [own for _, own in experiment.pools()]
 
 
-def _kv_tokens(experiment: Experiment) -> tuple[str, str]:
-    """Tokens that a replica's KV cache holds, and those of the longest context."""
-    capacity = experiment.kv_capacity
-    return f"{capacity.num_tokens:,}", f"{capacity.max_model_len:,}"
+def _from_to(numbers: Iterable[int]) -> str:
+    """`8,192`, or the least and the most of several."""
+    known = sorted({*numbers})
+    return f"{known[0]:,}" if len(known) == 1 else f"{known[0]:,} to {known[-1]:,}"
 
 
 def _request_counts(experiments: list[Experiment]) -> list[int]:

@@ -13,6 +13,7 @@ from cbsim.core.layout import FCFS
 from cbsim.core.waiting_queue import push
 from cbsim.core.waiting_queue import rank_of as rank_by_policy
 from cbsim.schedulers.admission import admit_waiting as paged_admit_waiting
+from cbsim.schedulers.kvcache import KVCacheConfig
 from cbsim.schedulers.paged import PagedConfig, PagedScheduler
 from cbsim.schedulers.paged import chunk_cap as paged_chunk_cap
 from cbsim.schedulers.paged import decide as paged_decide
@@ -35,7 +36,8 @@ class VllmConfig(PagedConfig):
     entry: Literal["server", "llm"] | None = None
     """Take vLLM's own defaults, of `vllm serve` or of its class `LLM`, where nothing is said: by the GPU's
     memory those of `max_num_seqs` and `max_tokens_per_step`, and of `kv_cache` those of
-    `gpu_memory_utilization`, `prefix_caching` and `cuda_graphs`. Null keeps cbsim's."""
+    `gpu_memory_utilization`, `prefix_caching` and `cuda_graphs`. Null keeps cbsim's; a run says where
+    vLLM's are others."""
     max_num_active_seqs: int | None = Field(default=None, ge=1)
     """Most requests running at once, if less than `max_num_seqs` (0.33)."""
     adaptive_chunk_size: bool = False
@@ -68,6 +70,29 @@ class VllmConfig(PagedConfig):
         return (
             {"max_tokens_per_step": num_tokens, "max_num_seqs": min(num_seqs, num_tokens)},
             {"gpu_memory_utilization": share, "prefix_caching": True, "cuda_graphs": is_latest},
+        )
+
+    def unlike_the_server(self, gpu: GpuSpec, cache: KVCacheConfig) -> str | None:
+        """What nobody has set and `vllm serve` would have otherwise on a GPU, with how to get it.
+
+        `cache` is `kv_cache`. `None` if nothing is, `entry` says whose defaults are meant, or both sizes are
+        set by hand.
+        """
+        own, of_cache = self.model_copy(update={"entry": "server"}).engine_defaults(gpu)
+        if self.entry is not None or own.keys() <= self.model_fields_set:
+            return None
+        taken = [(self, own), (cache, {"prefix_caching": of_cache["prefix_caching"]})]
+        unlike = [
+            f"{key} {str(value).lower()} (here {str(getattr(section, key)).lower()})"
+            for section, defaults in taken
+            for key, value in defaults.items()
+            if key not in section.model_fields_set and getattr(section, key) != value
+        ]
+        if not unlike:
+            return None
+        return (
+            f"vllm serve {self.version} on {gpu.name} would have {', '.join(unlike)}: `entry: server` in "
+            "`scheduler` takes its defaults for all that is not set"
         )
 
     def largest_step(self, model: ModelSpec) -> ProfilingRun:

@@ -252,6 +252,20 @@ class Experiment(Section):
         """What a user should know before the run: sweep axes that an override has pinned."""
         return self._notes
 
+    @property
+    def assumed(self) -> tuple[str, ...]:
+        """Notes on settings that nobody gave and the engine would have otherwise.
+
+        Of an experiment made from `resolved` there are none, for all its settings are given.
+        """
+        if not isinstance(self.scheduler, VllmConfig):
+            return ()
+        gpus = [self.gpu]
+        if self.cluster is not None:
+            gpus = [own.gpu for pool, own in self.pools() if pool.scheduler is None]
+        notes = dict.fromkeys(self.scheduler.unlike_the_server(gpu, self.kv_cache) for gpu in gpus)
+        return tuple(note for note in notes if note is not None)
+
     def resolved(self) -> dict[str, Any]:
         """Plain data that makes this experiment again from any folder, names and defaults spelled out."""
         settings = self.model_dump(mode="json")

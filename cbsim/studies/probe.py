@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,12 @@ def run_probe(experiment: Experiment, path: Path) -> Probe:
         kept = Probe.of(run_experiment(experiment, with_interval=False))
         write_text(path, json.dumps(asdict(kept), allow_nan=False) + "\n")
     return kept
+
+
+def with_assumed(figures: Mapping[str, Any], assumed: Sequence[str]) -> dict[str, Any]:
+    """Figures with what an experiment has `assumed` before the notes of its run."""
+    notes = [*assumed, *filter(None, [figures.get("notes")])]
+    return {**figures, "notes": "; ".join(notes) or None}
 
 
 def read_probe(path: Path) -> Probe | None:

@@ -79,6 +79,7 @@ def run_experiment(
     deployment = deployment_of(experiment)
     measured = measured_log(log, experiment.measure)
     notes = [
+        *experiment.assumed,
         *experiment.measure.notes(log.requests["arrival_s"]),
         *workload.notes(),
         *log_notes(experiment, log),

@@ -36,6 +36,8 @@ class Point:
     folder: Path
     run_key: str
     """`key`, without the seed where nothing in the run is drawn: points with equal `run_key` need one run."""
+    assumed: tuple[str, ...] = ()
+    """As `Experiment.assumed`, which plain data do not tell."""
 
 
 class SweepInterrupted(KeyboardInterrupt):
@@ -118,13 +120,15 @@ def plan_points(experiment: Experiment, folder: Path) -> list[Point]:
     for swept, point in experiment.points():
         settings = point.resolved()
         key, run_key = address.keys(point, settings)
-        points.append(Point(swept, settings, key, (folder / POINTS / key).resolve(), run_key))
+        path = (folder / POINTS / key).resolve()
+        points.append(Point(swept, settings, key, path, run_key, point.assumed))
     return points
 
 
 def run_point(point: Point) -> None:
     """Run one point and write its folder: the task that workers are given."""
     result = run_experiment(Experiment.from_mapping(point.settings))
+    result.summary["notes"][:0] = point.assumed
     remove_damaged_run(point.folder)
     result.save(point.folder)
 

@@ -201,7 +201,7 @@ def test_check_counts_points() -> None:
     assert ran.stdout == (
         "ok  e.yaml: 4 points over scheduler, replicas.count, seed; 3 requests, static and continuous, "
         "llama-3-8b on 4 x h200, constant costs, "
-        "KV cache of 897,984 and 891,072 tokens for a longest context of 8,192 (the longest "
+        "KV cache of 891,072 to 897,984 tokens for a longest context of 8,192 (the longest "
         "request reserved for every slot or prompt and answer reserved at admission)\n"
     )
 

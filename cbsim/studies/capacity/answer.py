@@ -21,6 +21,7 @@ from cbsim.studies.capacity.verdict import Contender, Evidence, judge_all
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.intervals import Interval
 from cbsim.studies.labels import label_values, point_name
+from cbsim.studies.probe import with_assumed
 from cbsim.studies.run import Address, make_workload
 from cbsim.studies.sweep import save_table
 from cbsim.studies.worker_pool import Pool, open_pool, time_left_s
@@ -217,9 +218,11 @@ def _answer(
         for (_, point), replicates in zip(points, outcomes, strict=True)
     ]
     labels = _names(cells, experiment.name)
+    notes = [point.assumed for _, point in points]
     rows = [
-        {"contender": label, **swept, "seed": seed, "rate_per_s": each.rate_per_s(rung), **figures}
-        for label, swept, each in zip(labels, cells, evidence, strict=True)
+        {"contender": label, **swept, "seed": seed, "rate_per_s": each.rate_per_s(rung)}
+        | with_assumed(figures, assumed)
+        for label, swept, each, assumed in zip(labels, cells, evidence, notes, strict=True)
         for seed, outcome in enumerate(each.outcomes, experiment.seed)
         for rung, figures in sorted(outcome.figures.items())
     ]

@@ -12,7 +12,7 @@ from cbsim.base.errors import CbsimError
 from cbsim.config.sweep_grid import AxisValue
 from cbsim.results.result import hash_mapping
 from cbsim.studies.experiment import Experiment
-from cbsim.studies.probe import Probe, ProbeStore, read_probe, run_probe
+from cbsim.studies.probe import Probe, ProbeStore, read_probe, run_probe, with_assumed
 from cbsim.studies.run import make_workload
 from cbsim.studies.tune.merit import Figures, with_gpu_hours
 from cbsim.studies.worker_pool import Pool
@@ -124,7 +124,7 @@ class WindowRunner:
     ) -> None:
         self.manifest = self.manifest or probe.manifest
         for trial, experiment in alike:
-            found[trial.number] = with_gpu_hours(probe.figures, experiment)
+            found[trial.number] = with_gpu_hours(with_assumed(probe.figures, experiment.assumed), experiment)
             trial.window = share
 
     def _windowed(self, trial: Trial, share: float) -> Experiment | None:
