@@ -17,8 +17,8 @@ from cbsim.show.capacity_text import rate_text
 from cbsim.show.reader_tables import LimitedFigure, rate_axes
 from cbsim.show.style import FAINT, INK, PALETTE, drawing, head, label, line_style, show_percent, show_plain
 from cbsim.show.text import format_figure, format_interval
-from cbsim.studies.capacity import CapacityAnswer
-from cbsim.studies.intervals import HIGH, LOW, Interval, across_replicates, is_known_by_spread
+from cbsim.studies.capacity import CapacityAnswer, Plan
+from cbsim.studies.intervals import HIGH, LOW, MIN_REPLICATES, Interval, across_replicates, is_known_by_spread
 
 RATE = "rate_per_s"
 OFFERED = "requests/s offered"
@@ -33,9 +33,16 @@ def capacity_bars(answer: CapacityAnswer, title: str = "", labels: Mapping[str, 
     bars = {
         renamed.get(each.label, each.label): each.rate_per_s or rate_text(each) for each in answer.contenders
     }
-    caption = f"Lines: {answer.plan.confidence:.0%} intervals over {answer.plan.num_replicates} replicates."
+    caption = f"Lines: {_spread(answer.plan)}."
     xlabel = f"requests/s with {answer.slo.promise()}"
     return interval_bars(bars, title or f"{answer.name}: capacity", xlabel, caption)
+
+
+def _spread(plan: Plan) -> str:
+    """What lines and bands show."""
+    if plan.num_replicates < MIN_REPLICATES:
+        return f"the least and the most of {plan.num_replicates} replicates"
+    return f"{plan.confidence:.0%} intervals over {plan.num_replicates} replicates"
 
 
 def interval_bars(
@@ -52,9 +59,9 @@ def interval_bars(
             axes.barh(place, interval.estimate, height=0.6, color=PALETTE[0], alpha=0.75)
             is_known = math.isfinite(interval.half_width) and interval.half_width > 0
             if is_known:
-                axes.plot([interval.low, interval.high], [place, place], color=INK, linewidth=1.5)
+                axes.plot(interval.told, [place, place], color=INK, linewidth=1.5)
             text = format_interval(interval) if is_known else format_figure(interval.estimate)
-            end = max(interval.estimate, interval.high if is_known else 0.0)
+            end = max(interval.estimate, interval.told[1] if is_known else 0.0)
             label(axes, text, (end, place), (6, 0), **beside)
         axes.set_yticks(range(len(bars)), list(bars), fontsize=9)
         axes.tick_params(axis="y", length=0)
@@ -77,10 +84,7 @@ def rate_picture(answer: CapacityAnswer) -> Figure:
     }
     highest = max(known.values(), default=float(curves[RATE].max()))
     leaves = "leaves the SLO" if slo.of_run else f"falls to {percent(slo.share)} within the SLO"
-    caption = (
-        f"{plan.num_replicates} replicates, bands: {plan.confidence:.0%} intervals; "
-        f"vertical lines: capacity, where the curve {leaves}."
-    )
+    caption = f"bands: {_spread(plan)}; vertical lines: capacity, where the curve {leaves}."
     title = f"{answer.name}: what a request rate does"
     figure, panels = rate_panels(curves[curves[RATE] <= _CROWDED * highest], slo, title, caption)
     for place, rate in known.items():

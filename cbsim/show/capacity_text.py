@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from cbsim.results.slo import joined, percent
-from cbsim.show.text import MISSING, Table, format_figure, format_interval, format_share
+from cbsim.show.text import (
+    MAX_NAMED,
+    MISSING,
+    Table,
+    certainty,
+    format_interval,
+    format_share,
+    merged_column,
+)
 from cbsim.studies.capacity import CapacityAnswer, Contender
 from cbsim.studies.intervals import Interval, is_known_by_spread
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 NO_RATE = {"unlimited": "unlimited", "never": "none", "too short": "not found"}
 """Verdicts without a rate -> what stands in its place."""
@@ -26,9 +39,25 @@ def capacity_table(answer: CapacityAnswer) -> Table:
         }
         for each in answer.contenders
     ]
-    notes = remarks(answer)
     cells = tuple(tuple(row.values()) for row in rows)
-    return Table(tuple(rows[0]), cells, notes=(*notes, *meaning(answer)))
+    return Table(tuple(rows[0]), cells, notes=(*remarks(answer), *meaning(answer), *run_notes(answer)))
+
+
+def run_notes(answer: CapacityAnswer) -> list[str]:
+    """What was noted of runs at rates that a contender can take, apart from how they were resampled."""
+    curve = _within_capacity(answer)
+    merged = merged_column(curve["contender"], curve["notes"])
+    return [each for each in merged if "requests drawn from" not in each]
+
+
+def _within_capacity(answer: CapacityAnswer) -> pd.DataFrame:
+    """The rows of the curve up to each contender's capacity, and its lowest; all where it has none."""
+    curve = answer.curve
+    most = {each.label: each.rate_per_s.estimate for each in answer.contenders if each.rate_per_s is not None}
+    lowest = curve.groupby("contender")["rate_per_s"].transform("min")
+    top = curve["contender"].map(most).fillna(math.inf)
+    rows: pd.DataFrame = curve[(curve["rate_per_s"] <= top) | (curve["rate_per_s"] == lowest)]
+    return rows
 
 
 def remarks(answer: CapacityAnswer) -> list[str]:
@@ -45,7 +74,30 @@ def rate_text(contender: Contender) -> str:
 
 
 def sentence(answer: CapacityAnswer) -> str:
-    """The answer to "how many requests a second?", whether the SLO is met first, with its uncertainty."""
+    """The answer to "how many requests a second?", whether the SLO is met first, with its uncertainty.
+
+    And what the step times behind it come from, and what else may be asked.
+    """
+    curve = _within_capacity(answer)
+    sure = certainty(curve["contender"], curve["notes"])
+    return " ".join(filter(None, [_answer(answer), _few(answer), _elsewhere(answer), sure]))
+
+
+def _few(answer: CapacityAnswer) -> str:
+    """That intervals need more replicates, where there are too few."""
+    if all(each.rate_per_s is None or each.rate_per_s.seen is None for each in answer.contenders):
+        return ""
+    return "Two replicates say little, so that only what they saw is told: --replicates 5 gives intervals."
+
+
+def _elsewhere(answer: CapacityAnswer) -> str:
+    """That the best at a rate below is another question, where there are several contenders."""
+    if sum(each.rate_per_s is not None for each in answer.contenders) < 2:
+        return ""
+    return "At a given rate below that others may be faster, which `cbsim sweep` tells."
+
+
+def _answer(answer: CapacityAnswer) -> str:
     slo, contenders = answer.slo.promise(), answer.contenders
     known = sorted((each for each in contenders if each.rate_per_s is not None), key=_estimate, reverse=True)
     unlimited = [each.label for each in contenders if each.verdict == "unlimited"]
@@ -82,9 +134,15 @@ def _runners_up(others: Sequence[Contender]) -> str:
     told = f" {following.label}, the next, up to {rate}: replicate by replicate {ratio} times as much"
     alike = [each.label for each in rest if _is_tied(each)]
     if _is_tied(following):
-        told += ", so that the two can't be told apart"
+        few = following.against_best is not None and following.against_best.seen is not None
+        told += (
+            ", which two replicates can't tell from chance"
+            if few
+            else ", so that the two can't be told apart"
+        )
     if alike:
-        told += f"; nor can {' or '.join(alike)} be told from the best"
+        named = alike if len(alike) <= MAX_NAMED else [f"{len(alike)} more"]
+        told += f"; nor can {joined(named).replace(' and ', ' or ')} be told from the best"
     return f"{told}."
 
 
@@ -119,10 +177,8 @@ def meaning(answer: CapacityAnswer) -> tuple[str, ...]:
 
 
 def format_estimate(interval: Interval | None) -> str:
-    """`19.8 ± 3.8`, or `24.3` alone where nothing was drawn that would give an interval; `-` for `None`."""
-    if interval is None:
-        return MISSING
-    return format_interval(interval) if interval.half_width > 0 else format_figure(interval.estimate)
+    """As `format_interval`; `-` for `None`."""
+    return MISSING if interval is None else format_interval(interval)
 
 
 def method(answer: CapacityAnswer) -> str:
@@ -131,17 +187,20 @@ def method(answer: CapacityAnswer) -> str:
     found = [each.rate_per_s for each in answer.contenders if each.rate_per_s is not None]
     if found and all(interval.low == interval.high for interval in found):
         return "nothing in these runs is drawn: replicates are identical and give no intervals"
-    wide, seeds = percent(plan.confidence), f"{plan.num_replicates} seeds' own capacities"
+    wide, seeds = f"± {percent(plan.confidence)}", f"{plan.num_replicates} seeds' own capacities"
+    if any(interval.seen for interval in found):
+        drawn = "seeds" if answer.resampled_from is None else "resamples of the trace"
+        return f"in brackets the least and the most of {plan.num_replicates} {drawn}, each by itself"
     if answer.resampled_from is not None:
         return (
-            f"± {wide} intervals by the block bootstrap, the spread of the own capacities of "
+            f"{wide} intervals by the block bootstrap, the spread of the own capacities of "
             f"{plan.num_replicates} resamples of the trace's {answer.resampled_from:,} requests, "
             "each the same for every rate and contender"
         )
     if is_known_by_spread(answer.config):
         drawn = "each the same for every rate, which draw the cost model's errors"
-        return f"± {wide} intervals by the spread of {seeds}, {drawn}"
-    return f"± {wide} t intervals over {seeds}, each seed the same for every rate"
+        return f"{wide} intervals by the spread of {seeds}, {drawn}"
+    return f"{wide} t intervals over {seeds}, each seed the same for every rate"
 
 
 def _estimate(contender: Contender) -> float:

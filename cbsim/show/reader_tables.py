@@ -95,6 +95,8 @@ COMPARED = (
     SummaryFigure("kv_waste.mean", "KV taken but empty", format_share, min),
 )
 """What tells runs apart."""
+OF_REQUESTS = ("goodput_per_s", "slo_attainment")
+"""What there is only where requests have limits of their own; comparisons do without where no run has it."""
 GOODPUT = SummaryFigure("goodput_per_s", "goodput (requests/s within SLO)", better=max)
 ATTAINMENT = SummaryFigure("slo_attainment", "within SLO (% of requests)", better=max, scale=100)
 THROUGHPUT = SummaryFigure("output_token_throughput_per_s", "throughput (output tokens/s)", better=max)
@@ -407,8 +409,12 @@ def _comparison(runs: Mapping[str, Mapping[str, Any]], notes: Sequence[str], *pr
     shown = compared_figures(*promised)
     shown += [COST] if any(figures.get(COST.key) is not None for figures in runs.values()) else []
     values = {figure: [figures.get(figure.key) for figures in runs.values()] for figure in shown}
-    is_promised = any(is_met is not None for is_met in values[MET])
-    rows = [_compared(figure, of) for figure, of in values.items() if figure is not MET or is_promised]
+    optional = {MET.key, *OF_REQUESTS}
+    rows = [
+        _compared(figure, of)
+        for figure, of in values.items()
+        if figure.key not in optional or any(value is not None for value in of)
+    ]
     table = Table(("", *runs), tuple(rows), notes=tuple(notes))
     return table if len(runs) <= MAX_RUNS_AS_COLUMNS else table.transposed()
 
@@ -446,7 +452,7 @@ def _row(difference: Difference) -> tuple[str, ...]:
     figure = SummaryFigure(WITHIN_SLO, "requests within SLO (%)", format_share)
     if difference.figure != WITHIN_SLO:
         figure = latency(difference.figure, difference.statistic)
-    change, low, high = (_signed(figure, value) for value in difference.change)
+    change, low, high = (_signed(figure, value) for value in difference.change[:3])
     told = (figure.show(difference.first), figure.show(difference.second), change, f"{low} to {high}")
     return figure.title, *told, "" if difference.is_clear else "not clear"
 

@@ -17,7 +17,7 @@ from cbsim.results.slo import Slo
 from cbsim.results.step_work import has_utilization
 from cbsim.show import capacity_text, sweep_text
 from cbsim.show.capacity_plot import RATE, capacity_bars, rate_picture
-from cbsim.show.capacity_text import capacity_table, meaning, remarks
+from cbsim.show.capacity_text import capacity_table, meaning
 from cbsim.show.chapter import Cell, Chapter, HtmlTable, Markup, Picture, joined, provenance, tag
 from cbsim.show.latency_plot import latency_cdfs, latency_parts
 from cbsim.show.reader_tables import (
@@ -38,8 +38,8 @@ from cbsim.show.reader_tables import (
 from cbsim.show.replicas_plot import replicas_up
 from cbsim.show.served_line import served_at_rates, served_points, served_runs, served_trials
 from cbsim.show.sweep_plot import sweep_pictures
-from cbsim.show.sweep_text import Sweep, determined_note, read_sweep_table
-from cbsim.show.text import MISSING, format_figure, format_interval, format_share, merged_column
+from cbsim.show.sweep_text import Sweep, read_sweep_table
+from cbsim.show.text import MISSING, format_figure, format_interval, format_share
 from cbsim.show.timeline_plot import timeline, utilization
 from cbsim.show.tune_plot import tune_pictures
 from cbsim.show.tune_text import tune_sentence, tune_table
@@ -48,7 +48,7 @@ from cbsim.studies.capacity.answer import load_capacity
 from cbsim.studies.compare import STATISTICS, compare
 from cbsim.studies.explain.run_diagnosis import LATENCIES as LATENCY_NAMES
 from cbsim.studies.explain.run_diagnosis import WORDS, diagnose_run, has_parts
-from cbsim.studies.intervals import Interval, Values, block_bootstrap, is_known_by_spread, mean_of
+from cbsim.studies.intervals import Interval, Values, block_bootstrap, mean_of
 from cbsim.studies.labels import short_keys
 from cbsim.studies.tune.best_settings import TuneAnswer, load_tune
 
@@ -230,7 +230,7 @@ def _interval_table(results: Mapping[str, Result]) -> HtmlTable:
         for figure in map(latency, LATENCIES):
             cells = []
             for interval in _intervals(result, figure.key).values():
-                estimate, low, high = map(figure.show, interval)
+                estimate, low, high = map(figure.show, interval[:3])
                 cells.append(Cell(f"{estimate} ({low} to {high})", interval.estimate * figure.scale))
             rows += [[Cell(label), Cell(figure.title), *cells]] if cells else []
     caption = "Latencies with 95% intervals by the circular block bootstrap over each run's requests"
@@ -277,9 +277,9 @@ def capacity_chapter(answer: CapacityAnswer) -> Chapter:
         question=f"Up to which rate is {answer.slo.promise()} met?",
         answers=[capacity_text.sentence(answer)],
         warnings=[
-            *remarks(answer),
+            *capacity_text.remarks(answer),
             *meaning(answer),
-            *_notes(answer),
+            *capacity_text.run_notes(answer),
         ],
         tables=[HtmlTable.of_text(title, capacity_table(answer)), _curve_table(answer)],
         pictures=[
@@ -326,12 +326,6 @@ def _curve_table(answer: CapacityAnswer) -> HtmlTable:
     return HtmlTable("The curve: means over replicates", header, rows)
 
 
-def _notes(answer: CapacityAnswer) -> list[str]:
-    """What the runs noted, apart from how they were resampled."""
-    merged = merged_column(answer.curve["contender"], answer.curve["notes"])
-    return [each for each in merged if "requests drawn from" not in each]
-
-
 def sweep_chapter(folder: Path) -> Chapter:
     """The chapter of one sweep folder. Raises `CbsimError` if it is damaged, or nothing in it ran."""
     table = read_sweep_table(folder)
@@ -339,7 +333,7 @@ def sweep_chapter(folder: Path) -> Chapter:
     if not len(ran):
         raise CbsimError(f"{folder}: no point of this sweep ran")
     first = load_run(folder / "points" / str(ran["point"].iloc[0]))
-    sweep = Sweep.of(table, first.promised, is_known_by_spread(first.config))
+    sweep = Sweep.of(table, first.promised, first.config)
     names = " and ".join(f"`{key}`" for key in sweep.keys) or "the seed"
     aim = f"goodput within {sweep.slo.describe_own()}" if sweep.slo.own else "throughput"
     met = f", with {sweep.slo.describe_run()}" if sweep.slo.of_run else ""
@@ -348,7 +342,7 @@ def sweep_chapter(folder: Path) -> Chapter:
         served=served_points(first, {key: table[key].tolist() for key in sweep.keys}),
         question=f"Which {names} gives the highest {aim}{met}?",
         answers=[sweep_text.sentence(sweep)],
-        warnings=_warnings(sweep),
+        warnings=sweep_text.remarks(sweep),
         tables=[_table(sweep)],
         pictures=[*sweep_pictures(sweep, first.name).values(), *_run_pictures(sweep, folder)],
         provenance=[provenance(f"{first.name}, first point", first.config, first.manifest)],
@@ -365,7 +359,7 @@ def _table(sweep: Sweep) -> HtmlTable:
         rows.append([*labels, *met, *(_cell(sweep, figure, row) for figure in shown)])
     met_header = ["SLO"] if sweep.slo else []
     header = [*short_keys(sweep.keys).values(), *met_header, *(figure.title for figure in shown)]
-    replicated = ", means of replicates ± 95% intervals" if sweep.is_replicated else ""
+    replicated = f", means of replicates {sweep.spread}" if sweep.is_replicated else ""
     return HtmlTable(f"Points of the sweep{replicated}", header, rows, num_labels=max(1, len(sweep.keys)))
 
 
@@ -381,17 +375,11 @@ def _cell(sweep: Sweep, figure: SummaryFigure, row: Mapping[str, Any]) -> Cell:
     text = figure.show(value)
     is_best = text == figure.best(other.get(figure.key) for other in sweep.records())
     interval = sweep.interval(row, figure.key)
-    if sweep.is_replicated and interval.high is not None and interval.high > value:
+    if interval.seen is not None:
+        text += f" ({' to '.join(map(figure.show, interval.seen))})"
+    elif sweep.is_replicated and interval.high is not None and interval.high > value:
         text += f" ± {figure.show(interval.half_width)}"
     return Cell(text, float(value), is_best)
-
-
-def _warnings(sweep: Sweep) -> list[str]:
-    warnings = [f"{error} (a point that failed)" for error in sweep.table["error"].dropna().unique()]
-    names = [sweep.name({str(key): row[key] for key in row}) for row in sweep.ran.to_dict("records")]
-    for column in ("notes", "rejection_reasons"):
-        warnings += merged_column(names, sweep.ran[column])
-    return [*warnings, *determined_note(sweep)]
 
 
 def _run_pictures(sweep: Sweep, folder: Path) -> list[Picture]:

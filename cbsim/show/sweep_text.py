@@ -18,6 +18,7 @@ from cbsim.show.reader_tables import (
     MBU,
     MET,
     MFU,
+    OF_REQUESTS,
     THROUGHPUT,
     TPOT,
     TTFT,
@@ -25,17 +26,19 @@ from cbsim.show.reader_tables import (
     limited_figures,
     records,
 )
-from cbsim.show.text import MISSING, Table, format_figure, format_interval
+from cbsim.show.text import MISSING, Table, certainty, format_figure, format_interval, merged_column
 from cbsim.studies.intervals import (
     BOOKKEEPING,
     HIGH,
     LOW,
+    MIN_REPLICATES,
     NUM_REPLICATES,
     SAME,
     SEED,
     Interval,
     across_replicates,
     bootstrap_interval,
+    is_known_by_spread,
     swept_columns,
     t_interval,
 )
@@ -57,13 +60,26 @@ class Sweep:
     slo: Slo
     by_spread: bool = False
     """As for `cbsim.studies.intervals.across_replicates`."""
+    at_one_rate: bool = False
+    """Whether requests come at the same rate to all points, however fast they are served."""
 
     @classmethod
-    def of(cls, table: pd.DataFrame, slo: Slo | Mapping[str, Any], by_spread: bool = False) -> Sweep:
-        """A sweep from its table and what its first point promises, whose limits may be swept."""
+    def of(
+        cls,
+        table: pd.DataFrame,
+        slo: Slo | Mapping[str, Any],
+        config: Mapping[str, Any] | None = None,
+    ) -> Sweep:
+        """A sweep from its table, what its first point promises, whose limits may be swept, and the settings
+        of the experiment, as resolved.
+        """
         keys = [key for key in swept_columns(table) if key != SEED]
+        by_spread = is_known_by_spread(config or {})
         points = across_replicates(table, by_spread=by_spread)
-        return cls(table, points, keys, Slo.of(slo), by_spread)
+        workload = (config or {}).get("workload")
+        is_swept = any(key.partition(".")[0] == "workload" for key in keys)
+        at_one_rate = workload is not None and workload.get("concurrency") is None and not is_swept
+        return cls(table, points, keys, Slo.of(slo), by_spread, at_one_rate)
 
     @property
     def ran(self) -> pd.DataFrame:
@@ -76,6 +92,11 @@ class Sweep:
         column, _ = self.aim
         varies = self.points[column + HIGH] > self.points[column + LOW]
         return bool(self.points[NUM_REPLICATES].min() > 1 and varies.any())
+
+    @property
+    def spread(self) -> str:
+        """What stands beside means of replicates."""
+        return SEEN if self.points[NUM_REPLICATES].min() < MIN_REPLICATES else "± 95% intervals"
 
     @property
     def aim(self) -> tuple[str, str]:
@@ -137,7 +158,9 @@ class Sweep:
 
     def interval(self, row: Mapping[str, Any], column: str) -> Interval:
         """A figure of a point over its replicates."""
-        return Interval(row[column], row[column + LOW], row[column + HIGH])
+        low, high = row[column + LOW], row[column + HIGH]
+        is_seen = 1 < row[NUM_REPLICATES] < MIN_REPLICATES and low is not None and low < high
+        return Interval(row[column], low, high, (low, high) if is_seen else None)
 
     def difference(self, first: Mapping[str, Any], second: Mapping[str, Any], column: str) -> Interval:
         """By how much a figure of one point exceeds another's, paired by seed."""
@@ -203,11 +226,24 @@ _DECIDING = (GOODPUT, ATTAINMENT, THROUGHPUT, TTFT, TPOT, ITL)
 _THEN = "e2e_s.p99"
 """What decides among points that are the same by the sweep's aim: lower is better."""
 _MAX_NAMED = 3
+_HAIR = 0.02
+"""A lead below this share, seen once, is called one that other requests may turn."""
+SEEN = "with the least and the most of them"
+"""What stands beside means of replicates too few for an interval."""
 _ROUNDING = 1e-9
 
 
 def sentence(sweep: Sweep) -> str:
-    """Whether any point meets the SLO, then the best that does; the nearest where none does."""
+    """Whether any point meets the SLO, then the best that does; the nearest where none does.
+
+    And how sure that is, and what else may be asked.
+    """
+    names = [sweep.name(row) for row in records(sweep.ran)]
+    further = [_few(sweep), _elsewhere(sweep), certainty(names, sweep.ran.get("notes", []))]
+    return " ".join([_answer(sweep), *filter(None, further)])
+
+
+def _answer(sweep: Sweep) -> str:
     column, _ = sweep.aim
     measured = [row for row in sweep.records() if row[column] is not None]
     if not measured:
@@ -225,7 +261,23 @@ def sentence(sweep: Sweep) -> str:
         whose = "both" if len(measured) == 2 else f"all {len(measured)}"
     is_told = sweep.sweeps_limits or not sweep.slo.of_run
     limits = "" if is_told else f", {sweep.slo.promise()}"
-    return f"Met by {whose} settings{limits}: {_best(sweep, meeting)}"
+    best = _best(sweep, meeting)
+    return f"Met by {whose} settings{limits}: {best[0].lower()}{best[1:]}"
+
+
+def _few(sweep: Sweep) -> str:
+    """That intervals need more replicates, where there are too few."""
+    if not sweep.is_replicated or sweep.points[NUM_REPLICATES].min() >= MIN_REPLICATES:
+        return ""
+    return "Two replicates say little, so that only what they saw is told: `replicates: 5` gives intervals."
+
+
+def _elsewhere(sweep: Sweep) -> str:
+    """That more load is another question, where several settings meet the SLO under this one."""
+    is_met = [row for row in sweep.records() if sweep.promised(row) and sweep.promised(row).met(row)]
+    if not sweep.at_one_rate or len(is_met) < 2:
+        return ""
+    return "That is at this workload's rate; which of them can take the most, `cbsim capacity` finds."
 
 
 def _none_meets(sweep: Sweep, rows: Sequence[Mapping[str, Any]]) -> str:
@@ -264,8 +316,11 @@ def _best(sweep: Sweep, records: Sequence[Mapping[str, Any]]) -> str:
         return f"{code_name(best, sweep.keys)} has a {of}{_how_often(sweep, best)}.{chance}"
     if sweep.is_replicated:
         return f"{has}, clear of every other point."
-    runner_up = f"{code_name(others[0], sweep.keys)} follows with {format_figure(float(others[0][column]))}"
-    return f"{has}; {runner_up}.{chance}"
+    follows = float(others[0][column])
+    runner_up = f"{code_name(others[0], sweep.keys)} follows with {format_figure(follows)}"
+    lead = 1 - follows / best[column]
+    by_a_hair = f", {lead:.1%} behind, which other requests may turn" if lead < _HAIR else ""
+    return f"{has}; {runner_up}{by_a_hair}.{chance}"
 
 
 def _how_often(sweep: Sweep, row: Mapping[str, Any]) -> str:
@@ -304,14 +359,25 @@ def replicate_table(sweep: Sweep) -> Table:
     """A row a point: the figures that decide, each with the half-width of its interval."""
     keys = [figure.key for figure in _DECIDING]
     figures = [*_DECIDING, *(each for each in limited_figures(sweep.slo) if each.key not in keys)]
+    figures = [
+        each for each in figures if sweep.points[each.key].notna().any() or each.key not in OF_REQUESTS
+    ]
     rows = [
-        (sweep.name(row), str(row[NUM_REPLICATES]), *(_with_interval(row, figure) for figure in figures))
+        (sweep.name(row), str(row[NUM_REPLICATES]), *(_with_interval(sweep, row, each) for each in figures))
         for row in sweep.records()
     ]
     header = ("", "replicates", *(figure.title for figure in figures))
-    failed = [f"failed: {error}" for error in sweep.table["error"].dropna()]
-    notes = (*failed, *determined_note(sweep))
-    return Table(header, tuple(rows), notes=tuple(note.replace("`", "") for note in notes))
+    told = [f"means of replicates {sweep.spread}"] if sweep.is_replicated else []
+    return Table(header, tuple(rows), notes=(*told, *remarks(sweep)))
+
+
+def remarks(sweep: Sweep) -> list[str]:
+    """What failed, what the runs noted and what was rejected, each once."""
+    told = [f"{error} (a point that failed)" for error in sweep.table["error"].dropna().unique()]
+    names = [sweep.name(row) for row in records(sweep.ran)]
+    for column in ("notes", "rejection_reasons"):
+        told += merged_column(names, sweep.ran.get(column, [None] * len(names)))
+    return [*told, *determined_note(sweep)]
 
 
 def _leads(sweep: Sweep, best: Mapping[str, Any], other: Mapping[str, Any], column: str) -> bool:
@@ -370,13 +436,11 @@ def _figure(sweep: Sweep, row: Mapping[str, Any], column: str) -> str:
     return format_figure(float(row[column]))
 
 
-def _with_interval(row: Mapping[str, Any], figure: SummaryFigure) -> str:
-    bounds = [row[figure.key + end] for end in ("", LOW, HIGH)]
-    if None in bounds:
+def _with_interval(sweep: Sweep, row: Mapping[str, Any], figure: SummaryFigure) -> str:
+    interval = sweep.interval(row, figure.key)
+    if None in interval[:3]:
         return MISSING
-    if bounds[1] == bounds[2]:
-        return format_figure(bounds[0] * figure.scale)
-    return format_interval(Interval(*(bound * figure.scale for bound in bounds)))
+    return format_interval(interval.scaled(figure.scale))
 
 
 def code_name(row: Mapping[str, Any], keys: Sequence[str]) -> str:

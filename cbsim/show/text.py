@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any, TextIO
 
+from cbsim.results.slo import joined
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -52,7 +54,8 @@ class Table:
         if any(map(_is_best, chain(*self.rows))):
             lines.append(f"{BEST} best of the runs compared")
         lines += [
-            textwrap.fill(note, WIDTH, initial_indent="- ", subsequent_indent="  ") for note in self.notes
+            textwrap.fill(note.replace("`", ""), WIDTH, initial_indent="- ", subsequent_indent="  ")
+            for note in self.notes
         ]
         return "\n".join(lines)
 
@@ -80,7 +83,7 @@ class Table:
             table.add_row(*map(Text, (cell.removesuffix(BEST) for cell in row), styles))
         console.print(table)
         for note in self.notes:
-            console.print(Text(f"- {note}", "dim"))
+            console.print(Text(f"- {note.replace('`', '')}", "dim"))
 
 
 WIDTH = 100
@@ -113,7 +116,17 @@ def format_share(value: float | None) -> str:
 
 
 def format_interval(interval: Interval) -> str:
-    """`11.8 ± 0.3`: the estimate to as many digits as its half-width of two digits allows."""
+    """`11.8 ± 0.3`: the estimate to as many digits as its half-width of two digits allows.
+
+    `11.8 (11.5 to 12.1)` of replicates too few for an interval, the least and the most; `11.8` where nothing
+    was drawn.
+    """
+    if interval.low == interval.high:
+        return format_figure(interval.estimate)
+    if interval.seen is not None:
+        low, high = map(format_figure, interval.seen)
+        seen = f" ({low} to {high})" if low != high else ""
+        return format_figure(interval.estimate) + seen
     half_width = format_figure(interval.half_width, digits=2)
     decimals = len(half_width.partition(".")[2])
     estimate = f"{interval.estimate:,.{decimals}f}" if decimals else format_figure(interval.estimate)
@@ -152,6 +165,27 @@ def merged_notes(notes_by_run: Sequence[tuple[str, Sequence[str]]]) -> list[str]
             told.setdefault(pattern, []).append(note)
     num_runs = len({name for name, _ in notes_by_run})
     return [_prefix(whose[pattern], num_runs) + _with_ranges(notes) for pattern, notes in told.items()]
+
+
+_STEP_TIMES = re.compile(r"step times are (\w+): within ([\d.]+)% in 9 of 10 cases")
+"""As `cbsim.cost.run_errors.StepError` tells it."""
+
+
+def certainty(names: Iterable[str], told: Iterable[Any]) -> str:
+    """A sentence on what the step times of the rows of a table come from and how wrong they may be, by their
+    notes; empty where these say nothing of it.
+    """
+    rows = [(name, str(text)) for name, text in zip(names, told, strict=False)]
+    whose: dict[tuple[str, str], dict[str, None]] = {}
+    for name, text in rows:
+        for found in _STEP_TIMES.findall(text):
+            whose.setdefault(found, {})[name] = None
+    num_names, parts = len({name for name, _ in rows}), []
+    for (basis, pct), those in whose.items():
+        few = joined([*those]) if len(those) <= MAX_NAMED else f"{len(those)} of {num_names}"
+        who = "" if len(those) == num_names else f" for {few}"
+        parts.append(f"{basis}{who} (within {pct}% in 9 of 10 cases)")
+    return f"Step times are {joined(parts)}." if parts else ""
 
 
 def merged_column(names: Iterable[str], told: Iterable[Any]) -> list[str]:

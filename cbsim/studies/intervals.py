@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 
 CONFIDENCE = 0.95
+MIN_REPLICATES = 3
+"""Of two, Student's t interval is 13 standard deviations either way: what they saw is told instead."""
 SAME = 0.005
 """Figures nearer to each other than this share of the better one are taken for the same."""
 NUM_BLOCKS = 20
@@ -34,11 +36,28 @@ class Interval(NamedTuple):
     estimate: float
     low: float
     high: float
+    seen: tuple[float, float] | None = None
+    """The least and the most of replicates fewer than `MIN_REPLICATES`: to be told in place of the bounds,
+    which still say what is clear of chance."""
+
+    @property
+    def told(self) -> tuple[float, float]:
+        """The bounds that a reader is shown."""
+        return self.seen or (self.low, self.high)
 
     @classmethod
     def around(cls, estimate: float, half_width: float) -> Interval:
         """An interval as wide on either side."""
         return cls(estimate, estimate - half_width, estimate + half_width)
+
+    def scaled(self, factor: float) -> Interval:
+        """In another unit."""
+        seen = self.seen and (self.seen[0] * factor, self.seen[1] * factor)
+        return Interval(self.estimate * factor, self.low * factor, self.high * factor, seen)
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON files have it: `seen` only where it stands for the bounds."""
+        return {name: value for name, value in self._asdict().items() if value is not None}
 
     @property
     def half_width(self) -> float:
@@ -56,7 +75,7 @@ def t_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Inter
     A percentile of each replicate is such a value too: the interval is then that of the percentile a run of
     this length is expected to have. Of one value, the interval is without bounds.
     """
-    return Interval.around(fmean(values), _spread(values, confidence) / math.sqrt(len(values)))
+    return _around(values, _spread(values, confidence) / math.sqrt(len(values)))
 
 
 def bootstrap_interval(
@@ -68,7 +87,14 @@ def bootstrap_interval(
     An Introduction to the Bootstrap, 1993, ch. 6), so that more replicates don't make it smaller.
     `size_ratio`, the replicates' size over that of the data, scales it for the m out of n bootstrap.
     """
-    return Interval.around(fmean(values), _spread(values, confidence) * math.sqrt(size_ratio))
+    return _around(values, _spread(values, confidence) * math.sqrt(size_ratio))
+
+
+def _around(values: Sequence[float], half_width: float) -> Interval:
+    """Around the mean; with what was seen where that says more."""
+    interval = Interval.around(fmean(values), half_width)
+    has_range = len(values) < MIN_REPLICATES and min(values) < max(values)
+    return interval._replace(seen=(min(values), max(values))) if has_range else interval
 
 
 def _spread(values: Sequence[float], confidence: float) -> float:
@@ -188,9 +214,9 @@ def across_replicates(
 
     Beside each figure of the summary stand `<figure>.low` and `<figure>.high`: the interval over the
     replicates, of percentiles too, by `cbsim.studies.intervals.t_interval`, or with `by_spread`, where
-    `is_known_by_spread`, by `bootstrap_interval`. `by` names the columns that tell points apart, the swept
-    ones by default; `num_replicates` counts the runs, failed ones left out. Figures that were not measured in
-    every replicate are missing.
+    `is_known_by_spread`, by `bootstrap_interval`; the least and the most of fewer than `MIN_REPLICATES`. `by`
+    names the columns that tell points apart, the swept ones by default; `num_replicates` counts the runs,
+    failed ones left out. Figures that were not measured in every replicate are missing.
     """
     import pandas as pd
 
@@ -211,8 +237,9 @@ def across_replicates(
         row[NUM_REPLICATES] = len(replicates)
         for name in figures:
             runs = replicates[name]
-            bounds = (None,) * 3 if runs.isna().any() else method([*map(float, runs)], confidence=confidence)
-            row |= dict(zip((name, name + LOW, name + HIGH), bounds, strict=True))
+            figure = None if runs.isna().any() else method([*map(float, runs)], confidence=confidence)
+            cells = (None,) * 3 if figure is None else (figure.estimate, *figure.told)
+            row |= dict(zip((name, name + LOW, name + HIGH), cells, strict=True))
         rows.append(row)
     columns = [f"{name}{end}" for name in figures for end in ("", LOW, HIGH)]
     frame = pd.DataFrame(rows, columns=[*keys, NUM_REPLICATES, *columns])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,9 @@ import cbsim
 from cbsim.base.errors import ConfigError
 from cbsim.cli.command_line import preview
 from cbsim.schedulers.vllm import VllmConfig
+from cbsim.show.capacity_text import capacity_table
 from cbsim.show.reader_tables import run_tables
+from cbsim.studies.capacity import Plan
 from cbsim.studies.experiment import Experiment
 
 
@@ -67,6 +70,68 @@ def test_without_an_entry_nothing_changes() -> None:
         256,
         False,
     )
+
+
+BUDGET, SEQS, CACHING = (
+    "max_tokens_per_step 8192 (here 2048)",
+    "max_num_seqs 1024 (here 256)",
+    "prefix_caching true (here false)",
+)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "scheduler", "cache", "unlike"),
+    [
+        ("h100", {}, {}, (BUDGET, SEQS, CACHING)),
+        ("h200", {"version": "0.15"}, {"prefix_caching": True}, (BUDGET, SEQS)),
+        ("h200", {"max_tokens_per_step": 512}, {"num_blocks": 900}, (SEQS, CACHING)),
+        ("a100-80g", {}, {}, (CACHING,)),
+        ("a100-80g", {}, {"prefix_caching": False}, ()),
+        ("h100", {"max_tokens_per_step": 2048, "max_num_seqs": 256}, {}, ()),
+        ("h100", {"entry": "server"}, {}, ()),
+        ("h100", {"type": "preemptive"}, {}, ()),
+    ],
+)
+def test_what_nobody_set_and_vllm_would_have_otherwise_is_told(
+    gpu: str, scheduler: dict[str, Any], cache: dict[str, Any], unlike: tuple[str, ...]
+) -> None:
+    version = scheduler.get("version", "0.33")
+    told = f"vllm serve {version} on {gpu} would have {', '.join(unlike)}: `entry: server` in `scheduler` "
+    expected = (f"{told}takes its defaults for all that is not set",) if unlike else ()
+    made = experiment(scheduler={"type": "vllm", **scheduler}, gpu=gpu, kv_cache=cache)
+    assert made.assumed == expected
+    assert Experiment.from_mapping(made.resolved()).assumed == (), "all is given there"
+
+
+def test_runs_sweeps_capacities_and_tunes_say_it(tmp_path: Path) -> None:
+    """Each point is told what nobody set in it; workers, which get all settings spelled out, can't tell."""
+    mapping = {
+        "name": "bare",
+        "workload": {"type": "trace", "path": "azure-like.csv", "limit": 120},
+        "scheduler": {"type": "vllm"},
+        "cost_model": {"type": "constant", "step_s": 0.01},
+        "slo": {"ttft_s": {"p90": 1.0}},
+    }
+    (note,) = cbsim.Experiment.from_mapping(mapping).assumed
+    assert cbsim.run(mapping).notes[0] == note
+    swept = mapping | {"sweep": {"scheduler.max_num_seqs": [8, 256]}}
+    table = cbsim.sweep(swept, tmp_path / "sweep")
+    fewer = note.replace(f"{SEQS}, ", "")
+    assert [notes.split("; ")[0] for notes in table["notes"]] == [fewer, fewer]
+    answer = cbsim.capacity(swept, Plan(num_replicates=2, tolerance=1.0))
+    assert {notes.split("; ")[0] for notes in answer.curve["notes"]} == {fewer}
+    assert fewer in capacity_table(answer).notes
+    tuned = mapping | {"tune": {"scheduler.max_num_seqs": [8, 256], "trials": 2, "windows": []}}
+    assert str(cbsim.tune(tuned, tmp_path / "tune").table["notes"][0]).startswith(note)
+
+
+def test_pools_that_share_a_bare_scheduler_are_told_by_their_gpus() -> None:
+    pools = [{"name": "one", "gpu": "h100"}, {"name": "two", "gpu": "a100-80g"}]
+    made = experiment(scheduler={"type": "vllm"}, cluster={"pools": pools})
+    assert [note.split(" would")[0] for note in made.assumed] == [
+        "vllm serve 0.33 on h100",
+        "vllm serve 0.33 on a100-80g",
+    ]
 
 
 def test_the_two_names_of_tensor_parallelism_mean_one_thing() -> None:

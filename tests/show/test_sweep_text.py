@@ -58,14 +58,14 @@ def test_a_clear_best_without_replicates() -> None:
 def test_a_lead_of_half_a_percent_is_none(makespan_s: float, second: float, is_same: bool) -> None:
     told = sentence(sweep({512: [10.0], 1024: [second]}, makespan_s=makespan_s))
     assert (
-        told.startswith("Met by both settings: Both points have the same goodput, 10.0 requests/s") is is_same
+        told.startswith("Met by both settings: both points have the same goodput, 10.0 requests/s") is is_same
     )
     assert told.endswith(CHANCE)
 
 
 def test_a_lead_of_one_request_is_none() -> None:
     """Of 20 s: 0.05 requests/s is one request, and 2.5 % of this goodput."""
-    assert "Both points" in sentence(sweep({512: [2.0], 1024: [1.95]}, makespan_s=20.0))
+    assert "both points" in sentence(sweep({512: [2.0], 1024: [1.95]}, makespan_s=20.0))
     assert "has the highest" in sentence(sweep({512: [2.0], 1024: [1.94]}, makespan_s=20.0))
 
 
@@ -111,7 +111,9 @@ def test_differences_are_paired_by_seed() -> None:
 def test_resamples_of_a_trace_leave_more_open() -> None:
     table = sweep({512: [8.0, 8.4, 8.5], 1024: [9.0, 9.0, 9.5]}).table
     assert "clear of every other" in sentence(Sweep.of(table, SLO))
-    assert "as far as these replicates" in sentence(Sweep.of(table, SLO, by_spread=True))
+    assert "as far as these replicates" in sentence(
+        Sweep.of(table, SLO, {"cost_model": {"uncertainty": True}})
+    )
 
 
 def test_replicates_that_are_all_the_same_are_none() -> None:
@@ -248,3 +250,70 @@ def test_nothing_is_better_for_missing_the_slo() -> None:
     """A point of a higher goodput that misses a limit of the run is not even named."""
     told = sentence(limited({1: (1.0, 1.0, 0.07), 512: (1.0, 1.0, 0.05)}))
     assert "`max_tokens_per_step` 1 " not in told
+
+
+T_95 = {2: 12.706, 3: 4.303}
+"""Student's t of 95 % by the number of replicates, from a table."""
+goodputs = st.sampled_from([8.0, 8.02, 8.4, 9.0])
+
+
+@given(
+    st.integers(2, 3).flatmap(
+        lambda number: st.lists(st.lists(goodputs, min_size=number, max_size=number), min_size=2, max_size=4)
+    )
+)
+@settings(max_examples=100, deadline=None)
+def test_replicates_lead_share_or_say_too_little(drawn: list[list[float]]) -> None:
+    """Of any sweep with replicates: who leads, who can't be told from it, and no interval of two."""
+    points, num_runs = {2**place: runs for place, runs in enumerate(drawn)}, len(drawn[0])
+    told = sentence(sweep(points))
+    mean = {budget: sum(runs) / num_runs for budget, runs in points.items()}
+    best = max(mean, key=lambda budget: mean[budget])
+    varies = any(len({*runs}) > 1 for runs in drawn)
+
+    def is_near(budget: int) -> bool:
+        """Whether the best one's lead is within 0.5 %, within a request, or within chance."""
+        pairs = [one - other for one, other in zip(points[best], points[budget], strict=True)]
+        lead = sum(pairs) / num_runs
+        deviation = (sum((pair - lead) ** 2 for pair in pairs) / (num_runs - 1)) ** 0.5
+        chance = T_95[num_runs] * deviation / num_runs**0.5 if varies else 0.0
+        return lead <= max(0.005 * mean[best], 0.01 * (1 + 1e-9), chance + 1e-9)
+
+    near = {budget for budget in points if budget != best and is_near(budget)}
+    shares = "share the highest" in told or "have the same" in told or "points have" in told
+    assert shares == bool(near)
+    named = {int(number) for number in re.findall(r"`max_tokens_per_step` (\d+)", told)}
+    assert best in named or len(near) + 1 == len(points)
+    assert shares or ("clear of every other point" in told) == varies
+    assert ("Two replicates say little" in told) == (varies and num_runs == 2)
+    assert "±" not in told or num_runs > 2
+
+
+def test_what_else_may_be_asked_and_how_sure_it_is() -> None:
+    """Where several meet the SLO at one rate; not where the rate is swept, clients wait, or one meets it."""
+    table = sweep({512: [8.0], 1024: [9.0]}).table
+    open_loop, closed = {"workload": {"type": "trace"}}, {"workload": {"concurrency": 4}}
+    elsewhere = "That is at this workload's rate; which of them can take the most, `cbsim capacity` finds."
+    assert sentence(Sweep.of(table, SLO, open_loop)).endswith(f"{CHANCE} {elsewhere}")
+    assert elsewhere not in sentence(Sweep.of(table, SLO, closed))
+    assert elsewhere not in sentence(Sweep.of(table, {}, open_loop))
+    assert elsewhere not in sentence(Sweep.of(table.assign(slo_attainment=[1.0, 0.5]), SLO, open_loop))
+    at_rates = table.rename(columns={BUDGET: "workload.rate_scale"})
+    assert elsewhere not in sentence(Sweep.of(at_rates, SLO, open_loop))
+    notes = [f"x; step times are {basis}: within {pct}% in 9 of 10 cases (y)" for basis, pct in BASES]
+    assert sentence(Sweep.of(table.assign(notes=notes), SLO)).endswith(
+        "Step times are measured for max_tokens_per_step 512 (within 5.7% in 9 of 10 cases) and estimated "
+        "for max_tokens_per_step 1024 (within 50% in 9 of 10 cases)."
+    )
+    assert sentence(Sweep.of(table.assign(notes=notes[0]), SLO)).endswith(
+        "Step times are measured (within 5.7% in 9 of 10 cases)."
+    )
+
+
+BASES = (("measured", "5.7"), ("estimated", "50"))
+
+
+def test_a_lead_by_a_hair_is_called_one() -> None:
+    told = sentence(sweep({512: [9.0], 1024: [9.1]}))
+    assert "512 follows with 9.00, 1.1% behind, which other requests may turn." in told
+    assert "behind" not in sentence(sweep({512: [8.8], 1024: [9.1]}))

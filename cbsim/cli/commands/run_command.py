@@ -17,9 +17,9 @@ from cbsim.results.output import check_run_target, other_points
 from cbsim.results.result import Result, hash_mapping, load_run
 from cbsim.show.reader_tables import compare_points, point_labels, run_answer, run_tables
 from cbsim.show.sweep_text import Sweep, replicate_table, sentence
-from cbsim.show.text import print_answer
+from cbsim.show.text import format_figure, print_answer
 from cbsim.studies.experiment import Experiment
-from cbsim.studies.intervals import has_replicates, is_known_by_spread
+from cbsim.studies.intervals import has_replicates
 from cbsim.studies.labels import full_text
 from cbsim.studies.run import run_experiment
 from cbsim.studies.sweep import Point, SweepProgress, save_table
@@ -119,7 +119,7 @@ def _run_points(
         points = zip(point_labels(table), table["point"], ran, strict=True)
         runs = {label: load_run(folder / "points" / point) for label, point, did_run in points if did_run}
         written += draw(_run_pictures(runs, experiment), folder)
-    sweep = Sweep.of(table, experiment.slo.limits(), is_known_by_spread(experiment.resolved()))
+    sweep = Sweep.of(table, experiment.slo.limits(), experiment.resolved())
     if plots is not False:
         pictures = sweep_pictures(sweep, experiment.name)
         written += draw({stem: picture.figure for stem, picture in pictures.items()}, folder)
@@ -160,8 +160,8 @@ def _aim_of(summary: Summary) -> str:
     """What a sweep looks for, and whether the SLO is met."""
     rate_per_s, unmet = summary["goodput_per_s"], " (SLO not met)" if summary.get("slo_met") is False else ""
     if rate_per_s is None:
-        return f"{summary['output_token_throughput_per_s'] or 0:.3g} output tokens/s{unmet}"
-    return f"{rate_per_s:.3g} req/s goodput{unmet}"
+        return f"{format_figure(summary['output_token_throughput_per_s'])} output tokens/s{unmet}"
+    return f"{format_figure(rate_per_s)} req/s goodput{unmet}"
 
 
 def _failure(state: SweepProgress) -> str:

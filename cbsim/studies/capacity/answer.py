@@ -256,7 +256,7 @@ def _swing_notes(experiment: Experiment, contenders: Sequence[Contender]) -> tup
     rates = [each.rate_per_s for each in contenders if each.rate_per_s is not None]
     workload = make_workload(experiment)
     if not isinstance(workload, TraceWorkload) or not any(
-        rate.half_width > LOOSE * rate.estimate for rate in rates
+        rate.seen is None and rate.half_width > LOOSE * rate.estimate for rate in rates
     ):
         return ()
     swing = swing_of(workload.own_arrivals())
@@ -291,7 +291,7 @@ def to_json(answer: CapacityAnswer) -> dict[str, Any]:
     told = {field.name: getattr(answer, field.name) for field in fields(answer) if field.name != "curve"}
     contenders = [
         {
-            name: value._asdict() if isinstance(value, Interval) else value
+            name: value.plain() if isinstance(value, Interval) else value
             for name, value in asdict(each).items()
         }
         for each in answer.contenders
