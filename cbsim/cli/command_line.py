@@ -200,7 +200,7 @@ def report(
     out: Path | None = args.option(
         "--out FILE", "Default: report.html, in DIR if there is only one.", type=args.NEW_FILE
     ),
-    title: str | None = args.option("--title", "Of the page; default: what the first DIR is."),
+    title: str | None = args.option("--title", "Of the page; default: what each DIR is."),
 ) -> None:
     """Write one HTML file on what lies in DIR...: folders of runs, sweeps, capacities and tunes.
 

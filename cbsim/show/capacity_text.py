@@ -79,8 +79,10 @@ def sentence(answer: CapacityAnswer) -> str:
     And what the step times behind it come from, and what else may be asked.
     """
     curve = _within_capacity(answer)
-    sure = certainty(curve["contender"], curve["notes"])
-    return " ".join(filter(None, [_answer(answer), _few(answer), _elsewhere(answer), sure]))
+    sure, told = certainty(curve["contender"], curve["notes"]), _answer(answer)
+    if sure and "±" in told:
+        sure = f"{sure.removesuffix('.')}, which the ± leaves out."
+    return " ".join(filter(None, [told, _few(answer), _elsewhere(answer), sure]))
 
 
 def _few(answer: CapacityAnswer) -> str:

@@ -24,6 +24,7 @@ from cbsim.show.reader_tables import (
     MBU,
     MET,
     MFU,
+    OF_REQUESTS,
     SummaryFigure,
     compare_runs,
     compared_figures,
@@ -73,7 +74,7 @@ def make_report(folders: Sequence[Path], title: str | None = None) -> str:
     if problems:
         raise CbsimError(*problems)
     chapters = _chapters(folders)
-    heading = title or chapters[0].title
+    heading = title or ", ".join(dict.fromkeys(each.title for each in chapters))
     # A page of one chapter has its title already.
     own = "Answer" if len(chapters) == 1 and heading == chapters[0].title else None
     sections = {f"chapter-{number}": chapter for number, chapter in enumerate(chapters, 1)}
@@ -350,7 +351,11 @@ def sweep_chapter(folder: Path) -> Chapter:
 
 
 def _table(sweep: Sweep) -> HtmlTable:
-    figures = [each for each in compared_figures(sweep.slo)[2:-1] if each is not MET]
+    figures = [
+        each
+        for each in compared_figures(sweep.slo)[2:-1]
+        if each is not MET and (each.key not in OF_REQUESTS or sweep.points[each.key].notna().any())
+    ]
     shown = (*figures, MFU, MBU)
     rows = []
     for row in sweep.records():

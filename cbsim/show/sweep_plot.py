@@ -72,7 +72,9 @@ def sweep_pictures(sweep: Sweep, name: str) -> dict[str, Picture]:
             f"Each point by its throughput and its {told}; those that no other beats in both are joined and "
             "named."
         )
-        pictures["pareto"] = Picture(pareto_picture(sweep.points, labels, title, cost), title, described)
+        misses = [bool(sweep.promised(row)) and not sweep.promised(row).met(row) for row in sweep.records()]
+        drawn = pareto_picture(sweep.points, labels, title, cost, misses)
+        pictures["pareto"] = Picture(drawn, title, described)
     return pictures
 
 
@@ -279,16 +281,28 @@ _CROWDED = 0.03
 
 
 def pareto_picture(
-    table: pd.DataFrame, labels: list[str], title: str, shown_cost: LimitedFigure = FRONT
+    table: pd.DataFrame,
+    labels: list[str],
+    title: str,
+    shown_cost: LimitedFigure = FRONT,
+    misses: Sequence[bool] = (),
 ) -> Figure:
-    """Throughput over a latency of every point; those on the front are joined and named by `labels`."""
+    """Throughput over a latency of every point; those on the front are joined and named by `labels`.
+
+    Points that miss the SLO, by `misses`, are crosses beside it, unless all do.
+    """
     cost, limit = shown_cost
     keys = [THROUGHPUT.key, cost.key]
-    named = table[keys].assign(name=labels).dropna(subset=keys)
+    has_missed = np.array(misses or [False] * len(table), dtype=bool)
+    has_missed &= not has_missed.all()
+    every = table[keys].assign(name=labels, has_missed=has_missed).dropna(subset=keys)
+    named, beside = every[~every["has_missed"]], every[every["has_missed"]]
     gains, costs = (named[shown.key].to_numpy(np.float64) * shown.scale for shown in (THROUGHPUT, cost))
     with drawing(10, 4.8) as figure:
         axes = figure.subplots()
         axes.plot(costs, gains, "o", color=FAINT, markersize=5)
+        crosses = [beside[shown.key] * shown.scale for shown in (cost, THROUGHPUT)]
+        axes.plot(*crosses, "x", color=FAINT, markersize=6)
         groups = distinct_front(gains, costs)
         front = np.array([group[0] for group in groups], dtype=np.int64)
         axes.step(costs[front], gains[front], where="post", color=PALETTE[0], linewidth=1)
@@ -300,11 +314,16 @@ def pareto_picture(
             if last > first:
                 text += f", {last + 1}" if last == first + 1 else f" to {last + 1}"
             label(axes, text, (costs[shown[first]], gains[shown[first]]))
-        names = [_alike([str(named["name"].iloc[each]) for each in groups[place]]) for place in chosen]
+        same = [
+            [each for each in group if abs(costs[each] - costs[group[0]]) <= SAME * costs[group[0]]]
+            for group in groups
+        ]
+        names = [_alike([str(named["name"].iloc[each]) for each in same[place]]) for place in chosen]
         key = "\n".join(f"{number}  {name}" for number, name in enumerate(names, 1))
         axes.text(1.02, 1, key, transform=axes.transAxes, va="top", fontsize=8, linespacing=1.5)
         axes.set(xlabel=cost.title, ylabel=THROUGHPUT.title)
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+        costs, gains = (every[shown.key].to_numpy(np.float64) * shown.scale for shown in (cost, THROUGHPUT))
         if len(costs) and _extent(costs) > 0 and _extent(gains) > 0:
             axes.set(xlim=_limits(costs), ylim=_limits(gains))
         if limit is not None:
@@ -313,6 +332,7 @@ def pareto_picture(
             f"Blue: no other point has more than {SAME * 100:g}% more throughput without a longer latency. "
             "Grey: some other has, or is the same."
         )
+        caption += " Crosses miss the SLO." if len(beside) else ""
         head(figure, title, caption)
     return figure
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,8 +61,8 @@ class Sweep:
     slo: Slo
     by_spread: bool = False
     """As for `cbsim.studies.intervals.across_replicates`."""
-    at_one_rate: bool = False
-    """Whether requests come at the same rate to all points, however fast they are served."""
+    rate: str = ""
+    """The rate at which requests come to all points, in words; empty where they don't (`common_rate`)."""
 
     @classmethod
     def of(
@@ -76,10 +77,7 @@ class Sweep:
         keys = [key for key in swept_columns(table) if key != SEED]
         by_spread = is_known_by_spread(config or {})
         points = across_replicates(table, by_spread=by_spread)
-        workload = (config or {}).get("workload")
-        is_swept = any(key.partition(".")[0] == "workload" for key in keys)
-        at_one_rate = workload is not None and workload.get("concurrency") is None and not is_swept
-        return cls(table, points, keys, Slo.of(slo), by_spread, at_one_rate)
+        return cls(table, points, keys, Slo.of(slo), by_spread, common_rate(config or {}, keys))
 
     @property
     def ran(self) -> pd.DataFrame:
@@ -171,6 +169,18 @@ class Sweep:
     def records(self) -> list[dict[str, Any]]:
         """The points as mappings, `None` for what is missing."""
         return records(self.points)
+
+
+def common_rate(config: Mapping[str, Any], keys: Sequence[str]) -> str:
+    """In words, the rate at which requests come to all settings of `keys`, however fast they are served.
+
+    Empty where a key varies it, or clients wait for their answers. `config` is the experiment as resolved.
+    """
+    workload = config.get("workload") or {"concurrency": 1}
+    if workload.get("concurrency") is not None or any(key.partition(".")[0] == "workload" for key in keys):
+        return ""
+    rate_per_s = workload.get("rate_per_s")
+    return "this workload's rate" + (f", {rate_per_s:g} requests/s" if rate_per_s else "")
 
 
 def read_sweep_table(folder: Path) -> pd.DataFrame:
@@ -275,9 +285,9 @@ def _few(sweep: Sweep) -> str:
 def _elsewhere(sweep: Sweep) -> str:
     """That more load is another question, where several settings meet the SLO under this one."""
     is_met = [row for row in sweep.records() if sweep.promised(row) and sweep.promised(row).met(row)]
-    if not sweep.at_one_rate or len(is_met) < 2:
+    if not sweep.rate or len(is_met) < 2:
         return ""
-    return "That is at this workload's rate; which of them can take the most, `cbsim capacity` finds."
+    return f"That is at {sweep.rate}; which of them can take the most, `cbsim capacity` finds."
 
 
 def _none_meets(sweep: Sweep, rows: Sequence[Mapping[str, Any]]) -> str:
@@ -308,8 +318,9 @@ def _best(sweep: Sweep, records: Sequence[Mapping[str, Any]]) -> str:
     told = aim % _figure(sweep, best, column)
     chance = f" {_chance(sweep)}" if _chance(sweep) else ""
     if near:
+        alike = sorted([best, *near], key=lambda row: math.inf if row.get(_THEN) is None else row[_THEN])
         is_all = len(near) + 1 == len(sweep.points)
-        return f"{_together(sweep, [best, *near], is_all, told)} {_then(sweep, [best, *near])}{chance}"
+        return f"{_together(sweep, alike, is_all, told)} {_then(sweep, alike)}{chance}"
     has = f"{code_name(best, sweep.keys)} has the highest {told}{_how_often(sweep, best)}"
     if not others:
         of = told.replace(", ", " of ", 1)
@@ -405,14 +416,16 @@ def _together(sweep: Sweep, alike: Sequence[Mapping[str, Any]], is_all: bool, to
 
 
 def _named(sweep: Sweep, rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What points are called, and how many more there are."""
+    """What points are called, a single key once, and how many more there are."""
     names = [code_name(row, sweep.keys) for row in rows[:_MAX_NAMED]]
+    if len(sweep.keys) == 1 and not any(is_word(row[sweep.keys[0]]) for row in rows):
+        names[1:] = [plain_text(row[sweep.keys[0]]) for row in rows[1:_MAX_NAMED]]
     return [*names, f"{len(rows) - _MAX_NAMED} more"] if len(rows) > _MAX_NAMED else names
 
 
 def _then(sweep: Sweep, alike: Sequence[Mapping[str, Any]]) -> str:
     """Which of them has the shortest p99 E2E, as far as that can be told."""
-    known = sorted((row for row in alike if row.get(_THEN) is not None), key=lambda row: row[_THEN])
+    known = [row for row in alike if row.get(_THEN) is not None]
     if len(known) < len(alike):
         return "Their p99 E2E can't tell them apart, for not all of them have one."
     first, second, *_ = known

@@ -147,7 +147,7 @@ def _padded(column: tuple[str, ...]) -> list[str]:
 
 MAX_NAMED = 3
 """Of more runs a note tells only how many they are."""
-_DIGITS = re.compile(r"(?<![\w.-])\d[\d,]*(?:\.\d+)?")
+_DIGITS = re.compile(r"(?<![\w.-])\d(?:[\d,]*\d)?(?:\.\d+)?")
 
 
 def merged_notes(notes_by_run: Sequence[tuple[str, Sequence[str]]]) -> list[str]:

@@ -17,8 +17,8 @@ from cbsim.show.reader_tables import (
     limited_figures,
     records,
 )
-from cbsim.show.sweep_text import code_names
-from cbsim.show.text import MISSING, Table, format_figure, format_share, merged_notes
+from cbsim.show.sweep_text import code_names, common_rate
+from cbsim.show.text import MISSING, Table, certainty, format_figure, format_share, merged_notes
 from cbsim.studies.intervals import SAME
 from cbsim.studies.labels import plain_text, short_keys
 from cbsim.studies.tune.best_settings import IS_BEST, IS_MET, ON_FRONT, TuneAnswer
@@ -45,7 +45,15 @@ def gain_figure(answer: TuneAnswer) -> SummaryFigure:
 
 
 def tune_sentence(answer: TuneAnswer) -> str:
-    """Whether any settings meet the SLO, then the best that do, or the nearest and what they miss."""
+    """Whether any settings meet the SLO, then the best that do, or the nearest and what they miss.
+
+    And what the step times behind that come from.
+    """
+    sure = certainty(["best"], [answer.best.get("notes")]) if answer.best else ""
+    return " ".join(filter(None, [_answer(answer), sure]))
+
+
+def _answer(answer: TuneAnswer) -> str:
     aim, best = answer.aim, answer.best
     rows = [row for row in records(answer.table) if row["state"] == "ran"]
     if best is None:
@@ -106,7 +114,10 @@ def _alike(answer: TuneAnswer, rows: Sequence[Mapping[str, Any]]) -> str:
     cheapest = min(row[aim.cost] for row in alike)
     same_cost = sum(row[aim.cost] <= cheapest * (1 + SAME) for row in alike)
     why = "the shortest p99 E2E" if same_cost > 1 else "the lowest cost"
-    return f" {others} within {SAME * 100:g}% of the highest; of these it has {why}."
+    rate, at_rate = common_rate(answer.config, answer.keys), ""
+    if aim.objective == "goodput" and rate:
+        at_rate = f" That is at {rate}; a tune of `workload.rate_scale` too finds the most they can take."
+    return f" {others} within {SAME * 100:g}% of the highest; of these it has {why}.{at_rate}"
 
 
 def tune_table(answer: TuneAnswer) -> Table:

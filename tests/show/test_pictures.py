@@ -53,6 +53,7 @@ def table(num_seeds: int = 1, **keys: list[Any]) -> pd.DataFrame:
                 | ({"seed": seed} if num_seeds > 1 else {})
                 | {
                     "num_requests": 10,
+                    "num_finished": 10,
                     "goodput_per_s": 5.0 + 3 * best + noise + 0.1 * place,
                     "slo_attainment": 0.9,
                     "output_token_throughput_per_s": 100.0 + place,
@@ -119,6 +120,24 @@ def test_figures_that_are_the_same_look_the_same(tmp_path: Path) -> None:
     assert (bottom, top) == (pytest.approx(92.0), pytest.approx(208.0))
     points["output_token_throughput_per_s"] = 100.0 + np.arange(6) * 1e-3
     assert "1  a (the same: 5 more)" in texts(pareto_picture(points, list("abcdef"), "front"), tmp_path)
+
+
+def test_points_that_miss_the_slo_are_beside_the_front(tmp_path: Path) -> None:
+    """The one of the shortest latency misses another limit; where all miss, they are drawn as ever."""
+    points = sweep().points
+    points["itl_s.p99"] = [0.03, 0.05, 0.06, 0.07, 0.08, 0.09]
+    points["output_token_throughput_per_s"] = 100.0 + np.arange(6) * 1e-3
+    misses = [True, False, False, False, False, False]
+    labels = [f"point {place}" for place in range(6)]
+    figure = pareto_picture(points, labels, "front", misses=misses)
+    crosses = [line for line in figure.axes[0].get_lines() if line.get_marker() == "x"]
+    assert [line.get_xdata()[0] for line in crosses if len(line.get_xdata())] == [pytest.approx(30.0)]
+    shown = texts(figure, tmp_path)
+    assert "1  point 1" in shown, "the others are as high, and take longer"
+    assert any(text.endswith("Crosses miss the SLO.") for text in shown)
+    all_miss = texts(pareto_picture(points, labels, "front", misses=[True] * 6), tmp_path)
+    assert "1  point 0" in all_miss
+    assert not any("Crosses" in text for text in all_miss)
 
 
 def test_cells_that_were_not_run_stay_empty(tmp_path: Path) -> None:

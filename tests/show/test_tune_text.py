@@ -68,7 +68,10 @@ def test_settings_that_reach_the_same_are_told(tmp_path: Path) -> None:
     few = CONFIG["workload"] | {"rate_scale": 0.25}
     config = CONFIG | {"workload": few, "tune": {"scheduler.max_num_seqs": [1, 2, 3, 4]}}
     answer, text = told(config, tmp_path)
-    assert text.endswith("3 others come within 0.5% of the highest; of these it has the shortest p99 E2E.")
+    assert text.endswith(
+        "3 others come within 0.5% of the highest; of these it has the shortest p99 E2E. That is at this "
+        "workload's rate; a tune of workload.rate_scale too finds the most they can take."
+    )
     assert answer.table["is_best"].sum() == 1
 
 
