@@ -185,7 +185,7 @@ def compare(
     if as_json:
         told = asdict(comparison)
         for difference, row in zip(comparison.differences, told["differences"], strict=True):
-            row["change"] = difference.change.plain()
+            row["change"] = difference.change._asdict()
         args.print_json({"first": labels[0], "second": labels[1], **told})
         return
     print_answer(*compare_answer(labelled))

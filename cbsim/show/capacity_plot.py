@@ -16,9 +16,16 @@ from cbsim.results.slo import Slo, percent
 from cbsim.show.capacity_text import rate_text
 from cbsim.show.reader_tables import LimitedFigure, rate_axes
 from cbsim.show.style import FAINT, INK, PALETTE, drawing, head, label, line_style, show_percent, show_plain
-from cbsim.show.text import format_figure, format_interval
-from cbsim.studies.capacity import CapacityAnswer, Plan
-from cbsim.studies.intervals import HIGH, LOW, MIN_REPLICATES, Interval, across_replicates, is_known_by_spread
+from cbsim.studies.capacity import CapacityAnswer, Contender, Plan
+from cbsim.studies.intervals import (
+    HIGH,
+    LOW,
+    MIN_REPLICATES,
+    Interval,
+    across_replicates,
+    is_known_by_spread,
+    seen_range,
+)
 
 RATE = "rate_per_s"
 OFFERED = "requests/s offered"
@@ -31,11 +38,17 @@ def capacity_bars(answer: CapacityAnswer, title: str = "", labels: Mapping[str, 
     """A bar a contender: its requests a second with their interval; `labels` rename contenders."""
     renamed = labels or {}
     bars = {
-        renamed.get(each.label, each.label): each.rate_per_s or rate_text(each) for each in answer.contenders
+        renamed.get(each.label, each.label): (_drawn(each), rate_text(each)) for each in answer.contenders
     }
     caption = f"Lines: {_spread(answer.plan)}."
     xlabel = f"requests/s with {answer.slo.promise()}"
     return interval_bars(bars, title or f"{answer.name}: capacity", xlabel, caption)
+
+
+def _drawn(contender: Contender) -> Interval | None:
+    """What is drawn of a capacity: what replicates saw where they are too few for an interval."""
+    seen, rate = seen_range(contender.own_rates_per_s), contender.rate_per_s
+    return rate if rate is None or seen is None else Interval(rate.estimate, *seen)
 
 
 def _spread(plan: Plan) -> str:
@@ -46,22 +59,21 @@ def _spread(plan: Plan) -> str:
 
 
 def interval_bars(
-    bars: Mapping[str, Interval | str] | Mapping[str, Interval], title: str, xlabel: str, caption: str = ""
+    bars: Mapping[str, tuple[Interval | None, str]], title: str, xlabel: str, caption: str = ""
 ) -> Figure:
-    """A horizontal bar for each label from the top down; a text stands where there is nothing to draw."""
+    """A horizontal bar for each label from the top down with a text; the text alone where there is none."""
     beside: dict[str, Any] = {"ha": "left", "va": "center", "fontsize": None}
     with drawing(9, 1.4 + 0.42 * len(bars)) as figure:
         axes = figure.subplots()
-        for place, interval in enumerate(bars.values()):
-            if isinstance(interval, str):
-                label(axes, interval, (0, place), (4, 0), **beside)
+        for place, (interval, text) in enumerate(bars.values()):
+            if interval is None:
+                label(axes, text, (0, place), (4, 0), **beside)
                 continue
             axes.barh(place, interval.estimate, height=0.6, color=PALETTE[0], alpha=0.75)
             is_known = math.isfinite(interval.half_width) and interval.half_width > 0
             if is_known:
-                axes.plot(interval.told, [place, place], color=INK, linewidth=1.5)
-            text = format_interval(interval) if is_known else format_figure(interval.estimate)
-            end = max(interval.estimate, interval.told[1] if is_known else 0.0)
+                axes.plot([interval.low, interval.high], [place, place], color=INK, linewidth=1.5)
+            end = max(interval.estimate, interval.high if is_known else 0.0)
             label(axes, text, (end, place), (6, 0), **beside)
         axes.set_yticks(range(len(bars)), list(bars), fontsize=9)
         axes.tick_params(axis="y", length=0)
@@ -84,7 +96,7 @@ def rate_picture(answer: CapacityAnswer) -> Figure:
     }
     highest = max(known.values(), default=float(curves[RATE].max()))
     leaves = "leaves the SLO" if slo.of_run else f"falls to {percent(slo.share)} within the SLO"
-    caption = f"bands: {_spread(plan)}; vertical lines: capacity, where the curve {leaves}."
+    caption = f"Bands: {_spread(plan)}; vertical lines: capacity, where the curve {leaves}."
     title = f"{answer.name}: what a request rate does"
     figure, panels = rate_panels(curves[curves[RATE] <= _CROWDED * highest], slo, title, caption)
     for place, rate in known.items():

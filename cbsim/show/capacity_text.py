@@ -17,7 +17,7 @@ from cbsim.show.text import (
     merged_column,
 )
 from cbsim.studies.capacity import CapacityAnswer, Contender
-from cbsim.studies.intervals import Interval, is_known_by_spread
+from cbsim.studies.intervals import Interval, is_known_by_spread, seen_range
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,11 +28,12 @@ NO_RATE = {"unlimited": "unlimited", "never": "none", "too short": "not found"}
 
 def capacity_table(answer: CapacityAnswer) -> Table:
     """A row for each contender: requests a second, how that compares with the first, and what to know."""
+    first, *others = answer.contenders
     rows = [
         {
             "": each.label,
             "capacity (req/s)": rate_text(each),
-            **({"x the first": format_estimate(each.against_first)} if len(answer.contenders) > 1 else {}),
+            **({"x the first": _ratio_text(each.against_first, each, first)} if others else {}),
             **({"within SLO unloaded": format_share(each.alone)} if answer.slo.own else {}),
             **({"unloaded": each.alone_misses or "met"} if answer.slo.of_run else {}),
             "verdict": "never met" if each.verdict == "never" else each.verdict,
@@ -70,7 +71,15 @@ def rate_text(contender: Contender) -> str:
     """The capacity with its interval, or the word for why there is none."""
     if contender.rate_per_s is None:
         return NO_RATE.get(contender.verdict, MISSING)
-    return format_estimate(contender.rate_per_s)
+    return format_interval(contender.rate_per_s, seen_range(contender.own_rates_per_s))
+
+
+def _ratio_text(ratio: Interval | None, contender: Contender, other: Contender) -> str:
+    """How many times as much a contender can take as another, replicate by replicate; `-` for `None`."""
+    if ratio is None:
+        return MISSING
+    pairs = zip(contender.own_rates_per_s, other.own_rates_per_s, strict=True)
+    return format_interval(ratio, seen_range([one / two for one, two in pairs]))
 
 
 def sentence(answer: CapacityAnswer) -> str:
@@ -85,9 +94,14 @@ def sentence(answer: CapacityAnswer) -> str:
     return " ".join(filter(None, [told, _few(answer), _elsewhere(answer), sure]))
 
 
+def _are_few(answer: CapacityAnswer) -> bool:
+    """Whether what replicates saw is told in place of intervals."""
+    return any(seen_range(each.own_rates_per_s) for each in answer.contenders)
+
+
 def _few(answer: CapacityAnswer) -> str:
     """That intervals need more replicates, where there are too few."""
-    if all(each.rate_per_s is None or each.rate_per_s.seen is None for each in answer.contenders):
+    if not _are_few(answer):
         return ""
     return "Two replicates say little, so that only what they saw is told: --replicates 5 gives intervals."
 
@@ -119,7 +133,7 @@ def _answer(answer: CapacityAnswer) -> str:
         told = f"Met up to {rate_text(best)} requests/s by {best.label}: {slo}"
         if best.verdict == "too short":
             told += ", as far as requests so few can tell"
-        return f"{told}.{_runners_up(others)}{untold}"
+        return f"{told}.{_runners_up(best, others)}{untold}"
     if open_ended:
         return f"Met at every rate by {joined(open_ended)}: these requests are too few to break {slo}."
     nearest = max(contenders, key=lambda each: each.alone_margin)
@@ -127,16 +141,16 @@ def _answer(answer: CapacityAnswer) -> str:
     return f"Not met at any rate: {slo}. {which} one by one, it {nearest.alone_misses}."
 
 
-def _runners_up(others: Sequence[Contender]) -> str:
+def _runners_up(best: Contender, others: Sequence[Contender]) -> str:
     """The next best, and which contenders the paired intervals can't tell from the best."""
     if not others or others[0].against_best is None:
         return ""
     following, *rest = others
-    rate, ratio = format_estimate(following.rate_per_s), format_estimate(following.against_best)
+    rate, ratio = rate_text(following), _ratio_text(following.against_best, following, best)
     told = f" {following.label}, the next, up to {rate}: replicate by replicate {ratio} times as much"
     alike = [each.label for each in rest if _is_tied(each)]
     if _is_tied(following):
-        few = following.against_best is not None and following.against_best.seen is not None
+        few = seen_range(following.own_rates_per_s)
         told += (
             ", which two replicates can't tell from chance"
             if few
@@ -178,11 +192,6 @@ def meaning(answer: CapacityAnswer) -> tuple[str, ...]:
     return tuple(told)
 
 
-def format_estimate(interval: Interval | None) -> str:
-    """As `format_interval`; `-` for `None`."""
-    return MISSING if interval is None else format_interval(interval)
-
-
 def method(answer: CapacityAnswer) -> str:
     """How the intervals were made."""
     plan = answer.plan
@@ -190,7 +199,7 @@ def method(answer: CapacityAnswer) -> str:
     if found and all(interval.low == interval.high for interval in found):
         return "nothing in these runs is drawn: replicates are identical and give no intervals"
     wide, seeds = f"± {percent(plan.confidence)}", f"{plan.num_replicates} seeds' own capacities"
-    if any(interval.seen for interval in found):
+    if _are_few(answer):
         drawn = "seeds" if answer.resampled_from is None else "resamples of the trace"
         return f"in brackets the least and the most of {plan.num_replicates} {drawn}, each by itself"
     if answer.resampled_from is not None:

@@ -452,7 +452,7 @@ def _row(difference: Difference) -> tuple[str, ...]:
     figure = SummaryFigure(WITHIN_SLO, "requests within SLO (%)", format_share)
     if difference.figure != WITHIN_SLO:
         figure = latency(difference.figure, difference.statistic)
-    change, low, high = (_signed(figure, value) for value in difference.change[:3])
+    change, low, high = (_signed(figure, value) for value in difference.change)
     told = (figure.show(difference.first), figure.show(difference.second), change, f"{low} to {high}")
     return figure.title, *told, "" if difference.is_clear else "not clear"
 

@@ -231,7 +231,7 @@ def _interval_table(results: Mapping[str, Result]) -> HtmlTable:
         for figure in map(latency, LATENCIES):
             cells = []
             for interval in _intervals(result, figure.key).values():
-                estimate, low, high = map(figure.show, interval[:3])
+                estimate, low, high = map(figure.show, interval)
                 cells.append(Cell(f"{estimate} ({low} to {high})", interval.estimate * figure.scale))
             rows += [[Cell(label), Cell(figure.title), *cells]] if cells else []
     caption = "Latencies with 95% intervals by the circular block bootstrap over each run's requests"
@@ -318,7 +318,9 @@ def _curve_table(answer: CapacityAnswer) -> HtmlTable:
     """The curve, averaged over replicates."""
     shown = _curve_figures(answer.slo)
     by, figures = ["contender", RATE], [figure.key for figure in shown[1:]]
-    curve = answer.curve.groupby(by, sort=False)[figures].mean().reset_index().sort_values(by)
+    labels = list(dict.fromkeys(each.label for each in answer.contenders))
+    means = answer.curve.groupby(by)[figures].mean()
+    curve = means.reindex(labels, level="contender").reset_index()
     rows = [
         [Cell(row["contender"]), *(Cell(each.show(row[each.key]), row[each.key]) for each in shown)]
         for row in curve.to_dict("records")
@@ -379,9 +381,9 @@ def _cell(sweep: Sweep, figure: SummaryFigure, row: Mapping[str, Any]) -> Cell:
         return Cell(MISSING)
     text = figure.show(value)
     is_best = text == figure.best(other.get(figure.key) for other in sweep.records())
-    interval = sweep.interval(row, figure.key)
-    if interval.seen is not None:
-        text += f" ({' to '.join(map(figure.show, interval.seen))})"
+    interval, seen = sweep.interval(row, figure.key), sweep.seen(row, figure.key)
+    if seen is not None:
+        text += f" ({' to '.join(map(figure.show, seen))})"
     elif sweep.is_replicated and interval.high is not None and interval.high > value:
         text += f" ± {figure.show(interval.half_width)}"
     return Cell(text, float(value), is_best)

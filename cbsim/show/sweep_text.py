@@ -156,9 +156,12 @@ class Sweep:
 
     def interval(self, row: Mapping[str, Any], column: str) -> Interval:
         """A figure of a point over its replicates."""
-        low, high = row[column + LOW], row[column + HIGH]
-        is_seen = 1 < row[NUM_REPLICATES] < MIN_REPLICATES and low is not None and low < high
-        return Interval(row[column], low, high, (low, high) if is_seen else None)
+        return Interval(row[column], row[column + LOW], row[column + HIGH])
+
+    def seen(self, row: Mapping[str, Any], column: str) -> tuple[float, float] | None:
+        """The least and the most of a figure where replicates are too few for an interval, and differ."""
+        _, low, high = self.interval(row, column)
+        return (low, high) if 1 < row[NUM_REPLICATES] < MIN_REPLICATES and low < high else None
 
     def difference(self, first: Mapping[str, Any], second: Mapping[str, Any], column: str) -> Interval:
         """By how much a figure of one point exceeds another's, paired by seed."""
@@ -445,15 +448,17 @@ def _is_shorter(sweep: Sweep, first: Mapping[str, Any], second: Mapping[str, Any
 
 def _figure(sweep: Sweep, row: Mapping[str, Any], column: str) -> str:
     if sweep.is_replicated:
-        return format_interval(sweep.interval(row, column))
+        return format_interval(sweep.interval(row, column), sweep.seen(row, column))
     return format_figure(float(row[column]))
 
 
 def _with_interval(sweep: Sweep, row: Mapping[str, Any], figure: SummaryFigure) -> str:
     interval = sweep.interval(row, figure.key)
-    if None in interval[:3]:
+    if None in interval:
         return MISSING
-    return format_interval(interval.scaled(figure.scale))
+    seen = sweep.seen(row, figure.key)
+    scaled = None if seen is None else (seen[0] * figure.scale, seen[1] * figure.scale)
+    return format_interval(interval.scaled(figure.scale), scaled)
 
 
 def code_name(row: Mapping[str, Any], keys: Sequence[str]) -> str:

@@ -115,18 +115,17 @@ def format_share(value: float | None) -> str:
     return MISSING if value is None or math.isnan(value) else f"{value:.1%}"
 
 
-def format_interval(interval: Interval) -> str:
+def format_interval(interval: Interval, seen: tuple[float, float] | None = None) -> str:
     """`11.8 ± 0.3`: the estimate to as many digits as its half-width of two digits allows.
 
-    `11.8 (11.5 to 12.1)` of replicates too few for an interval, the least and the most; `11.8` where nothing
-    was drawn.
+    `11.8 (11.5 to 12.1)` with what replicates too few for an interval have `seen`; `11.8` where nothing was
+    drawn.
     """
     if interval.low == interval.high:
         return format_figure(interval.estimate)
-    if interval.seen is not None:
-        low, high = map(format_figure, interval.seen)
-        seen = f" ({low} to {high})" if low != high else ""
-        return format_figure(interval.estimate) + seen
+    if seen is not None:
+        low, high = map(format_figure, seen)
+        return format_figure(interval.estimate) + (f" ({low} to {high})" if low != high else "")
     half_width = format_figure(interval.half_width, digits=2)
     decimals = len(half_width.partition(".")[2])
     estimate = f"{interval.estimate:,.{decimals}f}" if decimals else format_figure(interval.estimate)

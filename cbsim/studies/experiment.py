@@ -258,7 +258,7 @@ class Experiment(Section):
 
         Of an experiment made from `resolved` there are none, for all its settings are given.
         """
-        if not isinstance(self.scheduler, VllmConfig):
+        if not isinstance(self.scheduler, VllmConfig) or self.scheduler.type != "vllm":
             return ()
         gpus = [self.gpu]
         if self.cluster is not None:

@@ -36,14 +36,6 @@ class Interval(NamedTuple):
     estimate: float
     low: float
     high: float
-    seen: tuple[float, float] | None = None
-    """The least and the most of replicates fewer than `MIN_REPLICATES`: to be told in place of the bounds,
-    which still say what is clear of chance."""
-
-    @property
-    def told(self) -> tuple[float, float]:
-        """The bounds that a reader is shown."""
-        return self.seen or (self.low, self.high)
 
     @classmethod
     def around(cls, estimate: float, half_width: float) -> Interval:
@@ -52,12 +44,7 @@ class Interval(NamedTuple):
 
     def scaled(self, factor: float) -> Interval:
         """In another unit."""
-        seen = self.seen and (self.seen[0] * factor, self.seen[1] * factor)
-        return Interval(self.estimate * factor, self.low * factor, self.high * factor, seen)
-
-    def plain(self) -> dict[str, Any]:
-        """As JSON files have it: `seen` only where it stands for the bounds."""
-        return {name: value for name, value in self._asdict().items() if value is not None}
+        return Interval(*(factor * bound for bound in self))
 
     @property
     def half_width(self) -> float:
@@ -75,7 +62,7 @@ def t_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Inter
     A percentile of each replicate is such a value too: the interval is then that of the percentile a run of
     this length is expected to have. Of one value, the interval is without bounds.
     """
-    return _around(values, _spread(values, confidence) / math.sqrt(len(values)))
+    return Interval.around(fmean(values), _spread(values, confidence) / math.sqrt(len(values)))
 
 
 def bootstrap_interval(
@@ -87,14 +74,16 @@ def bootstrap_interval(
     An Introduction to the Bootstrap, 1993, ch. 6), so that more replicates don't make it smaller.
     `size_ratio`, the replicates' size over that of the data, scales it for the m out of n bootstrap.
     """
-    return _around(values, _spread(values, confidence) * math.sqrt(size_ratio))
+    return Interval.around(fmean(values), _spread(values, confidence) * math.sqrt(size_ratio))
 
 
-def _around(values: Sequence[float], half_width: float) -> Interval:
-    """Around the mean; with what was seen where that says more."""
-    interval = Interval.around(fmean(values), half_width)
-    has_range = len(values) < MIN_REPLICATES and min(values) < max(values)
-    return interval._replace(seen=(min(values), max(values))) if has_range else interval
+def seen_range(values: Sequence[float]) -> tuple[float, float] | None:
+    """The least and the most of values too few for an interval that is worth telling; `None` of more.
+
+    What is clear of chance the interval says even of two.
+    """
+    bounds = (min(values), max(values)) if 1 < len(values) < MIN_REPLICATES else None
+    return None if bounds is None or bounds[0] == bounds[1] else bounds
 
 
 def _spread(values: Sequence[float], confidence: float) -> float:
@@ -203,6 +192,12 @@ def is_known_by_spread(config: Mapping[str, Any]) -> bool:
     return is_resampled or bool(config.get("cost_model", {}).get("uncertainty"))
 
 
+def told_interval(values: Sequence[float], method: Callable[..., Interval], confidence: float) -> Interval:
+    """The mean of replicates with the bounds that a reader is told, by `seen_range` where they are few."""
+    interval = method(values, confidence=confidence)
+    return Interval(interval.estimate, *(seen_range(values) or interval[1:]))
+
+
 def across_replicates(
     table: pd.DataFrame,
     by: Sequence[str] | None = None,
@@ -237,8 +232,9 @@ def across_replicates(
         row[NUM_REPLICATES] = len(replicates)
         for name in figures:
             runs = replicates[name]
-            figure = None if runs.isna().any() else method([*map(float, runs)], confidence=confidence)
-            cells = (None,) * 3 if figure is None else (figure.estimate, *figure.told)
+            cells: tuple[float | None, ...] = (None,) * 3
+            if not runs.isna().any():
+                cells = told_interval([*map(float, runs)], method, confidence)
             row |= dict(zip((name, name + LOW, name + HIGH), cells, strict=True))
         rows.append(row)
     columns = [f"{name}{end}" for name in figures for end in ("", LOW, HIGH)]

@@ -123,7 +123,7 @@ def test_equal_seeds_give_equal_comparisons() -> None:
         (Interval(11.83, 11.5, 12.1), "11.83 ± 0.30"),
         (Interval(4796.2, 4470.0, 5124.0), "4,796 ± 327"),
         (Interval(0.0123, 0.0119, 0.0127), "0.01230 ± 0.00040"),
-        (Interval(5.0, 5.0, 5.0), "5.00 ± 0"),
+        (Interval(5.0, 5.0, 5.0), "5.00"),
     ],
 )
 def test_intervals_are_told_to_as_many_digits_as_they_deserve(interval: Interval, expected: str) -> None:

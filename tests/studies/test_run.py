@@ -47,7 +47,7 @@ def experiment(**settings: Any) -> dict[str, Any]:
     return {
         "name": "erring",
         "workload": {"type": "trace", "path": "azure-like.csv", "limit": 3},
-        "scheduler": {"type": "vllm"},
+        "scheduler": {"type": "vllm", "max_tokens_per_step": 2048, "max_num_seqs": 256},
         "cost_model": {"type": "constant", "step_s": 1.0},
         **settings,
     }

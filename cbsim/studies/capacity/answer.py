@@ -19,7 +19,7 @@ from cbsim.results.slo import Slo
 from cbsim.studies.capacity.search import Plan, SearchOutcome, SearchTask, complete_curves, search
 from cbsim.studies.capacity.verdict import Contender, Evidence, judge_all
 from cbsim.studies.experiment import Experiment
-from cbsim.studies.intervals import Interval
+from cbsim.studies.intervals import Interval, seen_range
 from cbsim.studies.labels import label_values, point_name
 from cbsim.studies.probe import with_assumed
 from cbsim.studies.run import Address, make_workload
@@ -253,10 +253,14 @@ def _names(cells: Sequence[Mapping[str, Any]], default: str) -> list[str]:
 
 def _swing_notes(experiment: Experiment, contenders: Sequence[Contender]) -> tuple[str, ...]:
     """That a trace's own swing makes capacities loose, where it may, and what would make them less so."""
-    rates = [each.rate_per_s for each in contenders if each.rate_per_s is not None]
+    rates = [
+        each.rate_per_s
+        for each in contenders
+        if each.rate_per_s is not None and seen_range(each.own_rates_per_s) is None
+    ]
     workload = make_workload(experiment)
     if not isinstance(workload, TraceWorkload) or not any(
-        rate.seen is None and rate.half_width > LOOSE * rate.estimate for rate in rates
+        rate.half_width > LOOSE * rate.estimate for rate in rates
     ):
         return ()
     swing = swing_of(workload.own_arrivals())
@@ -291,7 +295,7 @@ def to_json(answer: CapacityAnswer) -> dict[str, Any]:
     told = {field.name: getattr(answer, field.name) for field in fields(answer) if field.name != "curve"}
     contenders = [
         {
-            name: value.plain() if isinstance(value, Interval) else value
+            name: value._asdict() if isinstance(value, Interval) else value
             for name, value in asdict(each).items()
         }
         for each in answer.contenders

@@ -125,8 +125,7 @@ class Evidence:
         """The capacity on the curve, as unsure as the mean of the replicates' own is."""
         if self.capacity_per_s is None:
             return None
-        own = self.interval(self.own_rates_per_s)
-        return Interval.around(self.capacity_per_s, own.half_width)._replace(seen=own.seen)
+        return Interval.around(self.capacity_per_s, self.interval(self.own_rates_per_s).half_width)
 
     def against(self, other: Evidence) -> Interval | None:
         """The replicates' own capacities over another's; `None` of itself, or where one is not known."""

@@ -20,6 +20,8 @@ from cbsim.base.errors import CbsimError, ConfigError
 from cbsim.cli import main
 from cbsim.results.slo import Slo
 from cbsim.show.capacity_text import capacity_table, meaning, method, sentence
+from cbsim.show.report_file import capacity_chapter
+from cbsim.show.text import format_figure
 from cbsim.studies.capacity import CapacityAnswer, Plan, capacity
 from cbsim.studies.capacity.answer import load_capacity, save_capacity, to_json
 from cbsim.studies.capacity.search import Bracket, SearchOutcome
@@ -137,7 +139,7 @@ def test_equal_contenders_are_equal_under_common_random_numbers(answer: Capacity
     first, second = answer.contenders
     assert first.against_first is None
     assert first.rate_per_s == second.rate_per_s
-    assert second.against_first == second.against_best == Interval(1.0, 1.0, 1.0)
+    assert second.against_first == second.against_best == (1.0, 1.0, 1.0)
     assert first.against_best is None
 
 
@@ -267,8 +269,8 @@ def test_the_command_prints_the_answer_and_writes_the_folder(tmp_path: Path) -> 
     (contender,) = again.contenders
     assert again.name == "md1"
     assert contender.rate_per_s is not None
-    own = contender.own_rates_per_s
-    assert contender.rate_per_s.seen == (min(own), max(own))
+    seen = " to ".join(map(format_figure, sorted(contender.own_rates_per_s)))
+    assert f"({seen}) requests/s by md1" in ran.stdout
 
 
 def test_percentiles_of_the_run_are_limits_too(tmp_path: Path) -> None:
@@ -330,6 +332,9 @@ def test_what_no_rate_breaks_is_unlimited_and_wins() -> None:
         "max_num_seqs 32, the next, meets it up to "
     )
     assert capacity_table(found).rows[0][1] == "unlimited"
+    _, curve = capacity_chapter(found).tables
+    names = dict.fromkeys(row[0].text for row in curve.rows)
+    assert list(names) == ["max_num_seqs 4", "max_num_seqs 32"], "by the contenders, not by the alphabet"
 
 
 def test_a_queue_breaks_what_it_is_part_of_and_few_requests_tell_nothing() -> None:
