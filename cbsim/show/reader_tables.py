@@ -96,7 +96,7 @@ COMPARED = (
 )
 """What tells runs apart."""
 OF_REQUESTS = ("goodput_per_s", "slo_attainment")
-"""What there is only where requests have limits of their own; comparisons do without where no run has it."""
+"""What there is only where requests have limits of their own; not shown where the run alone has some."""
 GOODPUT = SummaryFigure("goodput_per_s", "goodput (requests/s within SLO)", better=max)
 ATTAINMENT = SummaryFigure("slo_attainment", "within SLO (% of requests)", better=max, scale=100)
 THROUGHPUT = SummaryFigure("output_token_throughput_per_s", "throughput (output tokens/s)", better=max)
@@ -201,7 +201,8 @@ def run_tables(result: Result) -> tuple[Table, ...]:
     With notes and rejections under the last.
     """
     figures = flatten(result.summary)
-    left_out = {figure.key for figure in (MET, FOUND_AGAIN) if figures.get(figure.key) is None}
+    optional = {MET.key, FOUND_AGAIN.key, *(OF_REQUESTS if result.promised else ())}
+    left_out = {key for key in optional if figures.get(key) is None}
     shown = [figure for figure in _SINGLE if figure.key not in left_out]
     shown += [SummaryFigure(key, title) for key, title in LOST.items() if figures.get(key)]
     shown += [
@@ -409,7 +410,8 @@ def _comparison(runs: Mapping[str, Mapping[str, Any]], notes: Sequence[str], *pr
     shown = compared_figures(*promised)
     shown += [COST] if any(figures.get(COST.key) is not None for figures in runs.values()) else []
     values = {figure: [figures.get(figure.key) for figures in runs.values()] for figure in shown}
-    optional = {MET.key, *OF_REQUESTS}
+    is_promised = any(is_met is not None for is_met in values[MET])
+    optional = {MET.key, *(OF_REQUESTS if is_promised else ())}
     rows = [
         _compared(figure, of)
         for figure, of in values.items()

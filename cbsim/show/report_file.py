@@ -24,7 +24,6 @@ from cbsim.show.reader_tables import (
     MBU,
     MET,
     MFU,
-    OF_REQUESTS,
     SummaryFigure,
     compare_runs,
     compared_figures,
@@ -353,11 +352,7 @@ def sweep_chapter(folder: Path) -> Chapter:
 
 
 def _table(sweep: Sweep) -> HtmlTable:
-    figures = [
-        each
-        for each in compared_figures(sweep.slo)[2:-1]
-        if each is not MET and (each.key not in OF_REQUESTS or sweep.points[each.key].notna().any())
-    ]
+    figures = [each for each in compared_figures(sweep.slo)[2:-1] if each is not MET and sweep.has(each)]
     shown = (*figures, MFU, MBU)
     rows = []
     for row in sweep.records():

@@ -117,6 +117,11 @@ class Sweep:
         is_same = ((low == high) | self.points[figures].isna().to_numpy()).all(axis=1)
         return int((is_same & (self.points[NUM_REPLICATES] > 1)).sum())
 
+    def has(self, figure: SummaryFigure) -> bool:
+        """Whether tables show a figure: not those of each request's limits where only the run has some."""
+        is_missing = figure.key in OF_REQUESTS and self.points[figure.key].isna().all()
+        return not (self.slo and is_missing)
+
     def promised(self, row: Mapping[str, Any]) -> Slo:
         """What a point promises; nothing that can be told where whole SLOs are swept."""
         if "slo" in self.keys:
@@ -373,9 +378,7 @@ def replicate_table(sweep: Sweep) -> Table:
     """A row a point: the figures that decide, each with the half-width of its interval."""
     keys = [figure.key for figure in _DECIDING]
     figures = [*_DECIDING, *(each for each in limited_figures(sweep.slo) if each.key not in keys)]
-    figures = [
-        each for each in figures if sweep.points[each.key].notna().any() or each.key not in OF_REQUESTS
-    ]
+    figures = [each for each in figures if sweep.has(each)]
     rows = [
         (sweep.name(row), str(row[NUM_REPLICATES]), *(_with_interval(sweep, row, each) for each in figures))
         for row in sweep.records()

@@ -119,9 +119,9 @@ def format_interval(interval: Interval, seen: tuple[float, float] | None = None)
     """`11.8 ± 0.3`: the estimate to as many digits as its half-width of two digits allows.
 
     `11.8 (11.5 to 12.1)` with what replicates too few for an interval have `seen`; `11.8` where nothing was
-    drawn.
+    drawn, or only one was.
     """
-    if interval.low == interval.high:
+    if interval.low == interval.high or math.isinf(interval.half_width):
         return format_figure(interval.estimate)
     if seen is not None:
         low, high = map(format_figure, seen)

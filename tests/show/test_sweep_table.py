@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
+import cbsim
 from cbsim.base.errors import CbsimError
 from cbsim.cli import main
-from cbsim.show.sweep_text import read_sweep_table
+from cbsim.show.reader_tables import compare_points, run_tables
+from cbsim.show.sweep_text import Sweep, read_sweep_table, replicate_table
 from cbsim.studies.sweep import sweep
 
-CONFIG = {
+CONFIG: dict[str, Any] = {
     "workload": {"type": "tests.sweep_parts:Even"},
     "scheduler": {"type": "continuous"},
     "cost_model": {"type": "constant", "step_s": 0.1},
@@ -77,3 +80,23 @@ def test_commands_tell_it_in_a_line(path: Path, command: str) -> None:
     ran = CliRunner().invoke(main, [command, str(path.parent)])
     assert ran.exit_code == 2
     assert f"{path}: column num_finished: got string ('x'); expected numbers\n" in ran.output
+
+
+@pytest.mark.parametrize(
+    ("slo", "num_shown"),
+    [({}, 2), ({"ttft_s": {"p95": 60.0}}, 0), ({"ttft_s": {"each": 60.0, "p95": 9.0}}, 2)],
+)
+def test_what_limits_of_each_request_give_is_not_shown_where_the_run_alone_has_some(
+    tmp_path: Path, slo: dict[str, Any], num_shown: int
+) -> None:
+    """Goodput and the share within the SLO: `-` without an SLO, no rows beside limits of the run."""
+    table = sweep(CONFIG | {"slo": slo}, tmp_path)
+    points = Sweep.of(table, slo)
+    run = cbsim.run({key: value for key, value in CONFIG.items() if key != "sweep"} | {"slo": slo})
+    for titles in (
+        [row[0] for row in compare_points(table, points.slo).rows],
+        replicate_table(points).header,
+        [row[0] for row in run_tables(run)[0].rows],
+    ):
+        told = [title for title in titles if title.startswith(("goodput", "requests within", "within"))]
+        assert len(told) == num_shown

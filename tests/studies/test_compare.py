@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,7 @@ def test_equal_seeds_give_equal_comparisons() -> None:
         (Interval(4796.2, 4470.0, 5124.0), "4,796 ± 327"),
         (Interval(0.0123, 0.0119, 0.0127), "0.01230 ± 0.00040"),
         (Interval(5.0, 5.0, 5.0), "5.00"),
+        (Interval(5.0, -math.inf, math.inf), "5.00"),
     ],
 )
 def test_intervals_are_told_to_as_many_digits_as_they_deserve(interval: Interval, expected: str) -> None:
