@@ -208,7 +208,8 @@ def test_check_counts_points() -> None:
 
 def test_check_tells_what_vllm_would_not_start_with() -> None:
     """0.72 of an RTX 4090 leave Llama-3-8B less than one context of 8,192 tokens, for which it was made."""
-    settings = ("gpu=rtx4090", "scheduler.type=vllm", "kv_cache.gpu_memory_utilization=0.72")
+    cache = ("kv_cache.gpu_memory_utilization=0.72", "kv_cache.prefix_caching=true")
+    settings = ("gpu=rtx4090", "scheduler.type=vllm", *cache)
     ran = cbsim_command("check", "e.yaml", *(part for each in settings for part in ("--set", each)))
     first, note = ran.stdout.splitlines()
     assert first.endswith(
