@@ -168,7 +168,10 @@ def import_meta(tables: NvidiaTables, wanted: Wanted, date: str) -> Meta:
     if parallel.tensor > 1:
         warnings.append("the all-gather of the logits is left out")
     if parallel.data > 1:
-        warnings.append("ranks exchange tokens by NCCL's all-gather and reduce-scatter")
+        exchange = "NCCL's all-gather and reduce-scatter"
+        if _sent(tables, wanted) is not None:
+            exchange = "all-to-all, as timed with tokens spread evenly over experts"
+        warnings.append(f"ranks exchange tokens by {exchange}")
     frameworks = wanted.framework
     of_others = {"decode attention": wanted.decode_framework, "experts": wanted.experts_framework}
     apart = [f"{what}: {name}" for what, name in of_others.items() if name not in (None, wanted.framework)]
@@ -343,27 +346,43 @@ def system_of(gpu: str) -> str:
 
 def collectives_points(tables: NvidiaTables, wanted: Wanted) -> list[Point]:
     """All-reduces after attention and MLP, and for norms of all heads; with data parallelism a layer of
-    experts gathers the tokens of all ranks before them and scatters their sums after.
+    experts gathers the tokens of all ranks before them and scatters their sums after, or sends them about.
     """
     model, parallel = wanted.model, wanted.parallel
     num_reduces = num_layer_reduces(model, parallel) / model.num_layers
-    with_experts, exchanges = model.num_expert_layers / model.num_layers, []
-    if parallel.data > 1:
+    with_experts, exchanges, sent = model.num_expert_layers / model.num_layers, [], _sent(tables, wanted)
+    if parallel.data > 1 and sent is None:
         exchanges = [tables.nccl(op, parallel.num_expert_gpus) for op in ("all_gather", "reduce_scatter")]
     reduce = tables.all_reduce(wanted.framework, parallel.tensor) if parallel.tensor > 1 else None
-    if reduce is None and not exchanges:
+    if reduce is None and parallel.data == 1:
         return []
     token_bytes, points = model.hidden_size * model.element_bytes, []
     for tokens in (2**power for power in range(MAX_STEP_TOKENS.bit_length())):
+        own_tokens = tokens / parallel.data
         seconds = sum(with_experts * line.at(tokens * token_bytes) for line in exchanges)
+        if sent is not None:
+            seconds += with_experts * sent.at(own_tokens)
         if reduce is not None:
-            own_tokens = tokens / parallel.data
             seconds += num_reduces * reduce.at(own_tokens * token_bytes)
             seconds += (
                 num_norm_reduces(model, parallel) / model.num_layers * reduce.at(own_tokens * SQUARES_BYTES)
             )
         points.append(Point("collectives", seconds, tokens=tokens, backend="nccl", l2="warm"))
     return points
+
+
+def _sent(tables: NvidiaTables, wanted: Wanted) -> Line | None:
+    """Seconds to send tokens to their experts and back, where ranks of attention do that and it was timed: on
+    NVLink over several nodes, from as many ranks as a token has experts (`select_alltoall_method_type` of
+    TensorRT-LLM's `fused_moe_wide_ep.py`).
+    """
+    model, parallel = wanted.model, wanted.parallel
+    if parallel.data == 1 or model.experts is None:
+        return None
+    if parallel.expert < model.experts.num_experts_per_token:
+        return None
+    dtype = model.weight_dtype_of("experts")
+    return tables.all_to_all(model.experts, model.hidden_size, dtype, parallel.expert)
 
 
 def _logits_points(tables: NvidiaTables, wanted: Wanted) -> list[Point]:

@@ -52,6 +52,14 @@ does that where it reduces and normalises, activates and attends (`RESIDUAL_RMS_
 off (its mode `fp8_static`). SGLang's time another kernel than its products' collector calls; TensorRT-LLM's
 products in nvfp4 take 20 us whatever their width, as nobody chose a tactic for them.
 """
+IN_ONE_NODE = {"gb200": "b200_sxm", "gb300": "b300_sxm"}
+"""Systems of trays of four GPUs on one NVLink network, and the nodes of eight with the same GPUs and NVLink:
+all-reduces over four take as long in both, TensorRT-LLM's and SGLang's within 5 % from 512 KiB on, and below
+that up to 25 % less in trays (1 us), vLLM's on GB200s up to 39 % less (7 us)."""
+TRAY_GPUS, NODE_GPUS = 4, 8
+EXCHANGED_IN = {"nvfp4": "nvfp4"}
+"""What tokens are sent to experts in, by the experts' dtype, where it isn't bf16: TensorRT-LLM quantises
+before for nvfp4 alone (`use_postquant_alltoall` of its `fused_moe_wide_ep.py`)."""
 FURTHER, HICCUP = 3, 1.4
 """A timing this many times as long as one of the next sizes with more rows is none of a kernel's alone."""
 Folder = Path | zipfile.Path
@@ -91,6 +99,7 @@ class NvidiaTables:
     def __init__(self, system: str, wheel: Path | None = None) -> None:
         """Raises `CalibrationError` if the package or the system isn't there."""
         self.system = system
+        self._wheel = wheel
         self.folder, self.package_version = open_package(wheel)
         systems = sorted(
             entry.name for entry in (self.folder / "data").iterdir() if (entry / "gemm").is_dir()
@@ -152,7 +161,8 @@ class NvidiaTables:
         table = self._read("comm", framework, "custom_allreduce_perf")
         own = table.loc[table["num_gpus"] == num_gpus]
         if own.empty:
-            return self.nccl("all_reduce", num_gpus)
+            whole = self._in_one_node(num_gpus)
+            return whole.all_reduce(framework, num_gpus) if whole else self.nccl("all_reduce", num_gpus)
         in_graph = own["kernel_source"].str.contains("graph")
         return _line_of(own.loc[in_graph if in_graph.any() else ~in_graph], "message_size", scale=2)
 
@@ -164,6 +174,9 @@ class NvidiaTables:
         ]
         timed = sorted({1}.union(*(table["num_gpus"].tolist() for table in tables)))
         if num_gpus not in timed:
+            whole = self._in_one_node(num_gpus)
+            if whole:
+                return whole.nccl(op, num_gpus)
             allowed = ", ".join(map(str, timed))
             what = op.replace("_", "-")
             raise CalibrationError(
@@ -171,6 +184,38 @@ class NvidiaTables:
             )
         newest = next(table for table in tables if num_gpus in set(table["num_gpus"]))
         return _line_of(newest.loc[newest["num_gpus"] == num_gpus], "message_size", scale=2)
+
+    def _in_one_node(self, num_gpus: int) -> NvidiaTables | None:
+        """Where collectives over more GPUs than a tray has were timed, None for nowhere."""
+        if self.system not in IN_ONE_NODE or not TRAY_GPUS < num_gpus <= NODE_GPUS:
+            return None
+        whole = IN_ONE_NODE[self.system]
+        self._note(
+            f"collectives over {num_gpus} GPUs are those of {whole}, since none over two trays was timed"
+        )
+        return NvidiaTables(whole, self._wheel)
+
+    def all_to_all(self, experts: ExpertsSpec, hidden_size: int, dtype: str, num_ranks: int) -> Line | None:
+        """Seconds to send tokens to their experts on other ranks and to get results back, by the tokens of
+        one rank: over the NVLink of several trays, TensorRT-LLM's kernels. None if not timed.
+        """
+        sizes = {
+            "kernel_source": "NVLinkTwoSided",
+            "moe_dtype": EXCHANGED_IN.get(dtype, "bfloat16"),
+            "hidden_size": hidden_size,
+            "topk": experts.num_experts_per_token,
+            "num_experts": experts.num_experts,
+            "moe_ep_size": num_ranks,
+        }
+        system = "gb200" if self.system == "gb300" else self.system
+        tables = self if system == self.system else NvidiaTables(system, self._wheel)
+        for table in tables._all("comm", ("trtllm",), "trtllm_alltoall_perf"):
+            for column, size in sizes.items():
+                table = table[table[column] == size]
+            passes = table[table["op_name"] != "alltoall_combine_low_precision"]
+            if not passes.empty:
+                return _line_of(passes.groupby("num_tokens")["seconds"].sum().reset_index(), "num_tokens")
+        return None
 
     def attention(self, phase: Phase, framework: str, heads: Heads) -> pd.DataFrame:
         """`batch_size`, `isl`, `step`, `seconds`, `backend` of grouped-query attention.

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from cbsim.base.errors import CalibrationError
+from cbsim.lab.calibrate import nvidia_tables
 from cbsim.lab.calibrate.engine_kernels import ENGINES, small_kernels
 from cbsim.lab.calibrate.nvidia import (
     SAMPLING_KERNELS,
@@ -517,6 +518,60 @@ def test_ranks_exchange_tokens_in_layers_with_experts(wheel):
     points, _ = with_experts(wheel, parallel={"data": 4, "expert": 4})
     seconds = {point.tokens: point.t_median_s for point in of(points, "collectives")}
     assert seconds[1024] == pytest.approx(0.75 * 2 * 2e-9 * 1024 * 1024 / 1000)
+
+
+def test_ranks_on_nvlink_over_trays_send_tokens_to_their_experts(wheel, monkeypatch):
+    """From as many ranks as a token has experts: three passes of one rank's tokens, each 1 ns a token."""
+    passes = ("prepare", "dispatch", "combine", "combine_low_precision")
+    sizes = {"hidden_size": 1024, "topk": 4, "num_experts": 64, "moe_ep_size": 4}
+    sent = pd.DataFrame(
+        [
+            {"op_name": f"alltoall_{name}", "kernel_source": kernel, "moe_dtype": dtype, "num_tokens": tokens}
+            | {**sizes, "seconds": factor * 1e-9 * tokens}
+            for name in passes
+            for kernel, dtype, factor in (
+                ("NVLinkTwoSided", "bfloat16", 1.0),
+                ("NVLinkTwoSided", "nvfp4", 5.0),
+                ("NVLinkOneSided", "bfloat16", 9.0),
+            )
+            for tokens in (1, 100_000)
+        ]
+    )
+    all_of = NvidiaTables._all
+
+    def with_sent(self, op, frameworks, name):
+        return [sent] if name == "trtllm_alltoall_perf" else all_of(self, op, frameworks, name)
+
+    monkeypatch.setattr(NvidiaTables, "_all", with_sent)
+    points, _ = with_experts(wheel, parallel={"data": 4, "expert": 4})
+    seconds = {point.tokens: point.t_median_s for point in of(points, "collectives")}
+    assert seconds[1024] == pytest.approx(0.75 * 3 * 1e-9 * 1024 / 4)
+    points, _ = with_experts(wheel, parallel={"data": 4, "expert": 2})
+    seconds = {point.tokens: point.t_median_s for point in of(points, "collectives")}
+    assert seconds[1024] == pytest.approx(0.75 * 2 * 2e-9 * 1024 * 1024 / 1000)
+
+
+def test_collectives_over_trays_are_those_of_a_node_with_the_same_gpus(wheel, monkeypatch):
+    monkeypatch.setitem(nvidia_tables.IN_ONE_NODE, "l40s", "node")
+    monkeypatch.setattr(nvidia_tables, "TRAY_GPUS", 2)
+    made = []
+
+    class Node(NvidiaTables):
+        def __init__(self, system, wheel):
+            made.append(system)
+            super().__init__("l40s", wheel)
+
+    monkeypatch.setattr(nvidia_tables, "NvidiaTables", Node)
+    tables = NvidiaTables("l40s", wheel)
+    empty = tables._read("comm", "vllm", "custom_allreduce_perf").iloc[:0]
+    monkeypatch.setattr(tables, "_read", lambda op, framework, name: empty)
+    assert tables.all_reduce("vllm", 4).at(1e9) == pytest.approx(1e-9 * 1e9 / 2000)
+    monkeypatch.setattr(tables, "_all", lambda op, frameworks, name: [])
+    assert tables.nccl("all_gather", 4).at(1e9) == pytest.approx(2e-9 * 1e9 / 2000)
+    assert made == ["node", "node"]
+    assert tables.notes == ["collectives over 4 GPUs are those of node, since none over two trays was timed"]
+    with pytest.raises(CalibrationError, match="no all-gather over 16 GPUs was timed"):
+        tables.nccl("all_gather", 16)
 
 
 LATENT = {
