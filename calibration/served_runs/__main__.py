@@ -3,6 +3,7 @@
     pip install 'cbsim[nvidia]'
     python -m calibration.served_runs --out served                 # half an hour on two cores; or --sample 10
     python -m calibration.served_runs --out served --assumptions   # what each assumption is worth, bf16 runs
+    python -m calibration.served_runs --out served --apart         # servers that prefill and decode apart
 
 The package that holds the kernel timings also holds mean TTFT and TPOT of real servers under a closed loop of
 equal requests. Rules beside the code put its rows right and leave out what can't be predicted. A profile is
@@ -34,9 +35,11 @@ from calibration.served_runs.prediction import (
     profile_order,
     run_order,
 )
-from calibration.served_runs.sample import ServedRun, every, read_sample, sift
+from calibration.served_runs.sample import ServedRun, every, read_sample, sift, sift_apart
 from calibration.served_runs.tables import (
     Answer,
+    apart_estimator_table,
+    apart_table,
     assumptions_table,
     errors_table,
     estimator_table,
@@ -82,7 +85,9 @@ def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--wheel", type=Path, help="the wheel of aiconfigurator-core, not installed")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: cores)")
     parser.add_argument("--sample", type=int, metavar="N", help="at most N runs of each model and framework")
-    parser.add_argument("--assumptions", action="store_true", help="bf16 runs alone, assumptions one by one")
+    of = parser.add_mutually_exclusive_group()
+    of.add_argument("--assumptions", action="store_true", help="bf16 runs alone, assumptions one by one")
+    of.add_argument("--apart", action="store_true", help="runs of servers that prefill and decode apart")
     parser.add_argument(
         "--estimator",
         type=Path,
@@ -98,7 +103,7 @@ def served_runs(options: argparse.Namespace) -> None:
     Raises `CalibrationError` if the package or something in it is missing, `CbsimError` if the folder can't
     be written.
     """
-    sifted = sift(read_sample(options.wheel))
+    sifted = (sift_apart if options.apart else sift)(read_sample(options.wheel))
     print(sifting_table(sifted), end="\n\n")
     runs, out = sifted.runs, options.out
     if options.assumptions:
@@ -122,8 +127,16 @@ def served_runs(options: argparse.Namespace) -> None:
     estimates: dict[str, Found] = {}
     if options.estimator:
         file = AnswerFile(out / "estimates.csv", FIGURES)
-        estimates = estimate_all(options.estimator, every(runs, ESTIMATES), file)
+        asked = runs if options.apart else every(runs, ESTIMATES)
+        estimates = estimate_all(options.estimator, asked, file)
     table = predict_runs(pool, runs, DOCUMENTED, out, predictions, estimates)
+    if options.apart:
+        write_runs(table, out / "served-runs-apart.csv")
+        print("Error, %: median / p90\n")
+        print(apart_table(table))
+        if estimates:
+            print(f"\n{apart_estimator_table(table)}")
+        return
     write_runs(table, out / "served-runs.csv")
     save_figure(served_picture(shown(table), TITLE, CAPTION), out / "served-runs.png")
     print("Error, %: median / p90\n")
@@ -137,10 +150,15 @@ def with_profiles(pool: Pool, runs: Sequence[ServedRun], wheel: Path | None, out
 
     Raises `CalibrationError` if there are none.
     """
-    orders = {order.folder: order for order in (profile_order(run, wheel, out) for run in runs)}
+    servers = [server for run in runs for server in run.servers]
+    orders = {order.folder: order for order in (profile_order(server, wheel, out) for server in servers)}
     lacking = dict(zip(orders, run_all(pool, "profiles", import_profile, list(orders.values())), strict=True))
     _tell(Counter(problem for problem in lacking.values() if problem), "profiles")
-    found = [run for run in runs if not lacking[profile_order(run, wheel, out).folder]]
+    found = [
+        run
+        for run in runs
+        if not any(lacking[profile_order(server, wheel, out).folder] for server in run.servers)
+    ]
     if not found:
         raise CalibrationError(*dict.fromkeys(problem for problem in lacking.values() if problem))
     return found
@@ -160,8 +178,8 @@ def predict_runs(
     orders: dict[str, tuple[ServedRun, RunOrder]] = {}
     for run in runs:
         changes = assumption.changes[run.framework](run)
-        profile = profile_order(run, None, out).folder
-        order = run_order(run, profile, changes, assumption.requests_per_client, engine)
+        profiles = [profile_order(server, None, out).folder for server in run.servers]
+        order = run_order(run, profiles, changes, assumption.requests_per_client, engine)
         orders[order.key] = run, order
     found = answer_all(pool, "runs", predict, {key: order for key, (_, order) in orders.items()}, file)
     _tell(Counter(answer for answer in found.values() if isinstance(answer, str)), "runs")

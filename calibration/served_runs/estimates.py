@@ -21,7 +21,7 @@ from calibration.served_runs.checkpoints import (
     QWEN_235B,
     R1,
 )
-from calibration.served_runs.sample import ServedRun
+from calibration.served_runs.sample import ROLES, ServedRun
 from calibration.served_runs.servers import BLACKWELL
 from cbsim.base.errors import CbsimError
 from cbsim.base.units import MS_PER_S
@@ -72,7 +72,23 @@ def case_of(run: ServedRun) -> dict[str, Any]:
     }
     if run.checkpoint.has_experts:
         case |= {"moe_tp_size": parallel.expert_tensor, "moe_ep_size": parallel.expert}
-    return case
+    return case if run.prefill is None else case | _apart(run)
+
+
+def _apart(run: ServedRun) -> dict[str, Any]:
+    """What it is told of servers that prefill and decode apart: a prompt at a time, as the sample has it."""
+    told: dict[str, Any] = {"mode": "disagg"}
+    for role, server in zip(ROLES, run.servers, strict=True):
+        parallel = server.parallel
+        told |= {
+            f"{role}_num_workers": server.num_workers,
+            f"{role}_batch_size": 1 if role == "prefill" else server.clients_of_rank,
+            f"{role}_tp_size": parallel.tensor,
+            f"{role}_attention_dp_size": parallel.data,
+            f"{role}_moe_tp_size": parallel.expert_tensor,
+            f"{role}_moe_ep_size": parallel.expert,
+        }
+    return told
 
 
 def estimate_all(python: Path, runs: Sequence[ServedRun], file: AnswerFile) -> dict[str, Found]:

@@ -38,3 +38,6 @@ WITH_CONSTANT = Mark(9, 20)
 """MiniMax's where a constant time of each step, fitted on other GPUs' runs, is added."""
 R1_OF_ONE_RELEASE = Mark(6, 12)
 """DeepSeek-R1's by SGLang 0.5.9."""
+TENSOR, DATA = "tensor-parallel workers", "data-parallel workers"
+APART_MARKS = {TENSOR: Mark(7, 18), DATA: Mark(13, 26)}
+"""Where prefill and decode are apart, by what those who decode share."""

@@ -23,12 +23,19 @@ INFERENCE_MAX = "InferenceMAX"
 say how servers and clients were set up."""
 RUNNER = "aiconfigurator"
 """Where the others come from: its authors' own runs."""
+AGGREGATED, APART = "agg", "disagg"
+"""What the sample calls servers that compute prompts and decode, and those that leave one of it to others."""
 SAME_CASE = ["model", "precision", "framework", "system", "isl", "osl", "clients", "tensor", "data", "expert"]
 """Columns that runs of one case have in common, whatever the release."""
 SPECULATING = 0.87
 """Of two runs of one case the faster one drafts tokens if it takes less than this share of the other's TPOT.
 Shares are 0.43 to 0.87, 0.64 at the median; without speculation twins differ by 1 to 6 %, and none lies
 between 0.87 and 0.96."""
+SHORTEST_SHARE = 0.8
+"""InferenceMAX draws prompts and answers evenly between this share of the length and the whole of it
+(`--random-range-ratio 0.8`)."""
+WAITING, NEAR = 0.85, 0.03
+"""Fewer of a worker's clients than this share have their answer decoded; so near is a number of seats."""
 SPECULATORS = ("1.1.0rc2.post2", "1.2.0rc6.post3", "0.5.9")
 """Releases of TensorRT-LLM and of SGLang that drafted in some runs of DeepSeek-R1."""
 STALLED_TTFT_MS = 5000.0
@@ -175,8 +182,8 @@ EXCLUSIONS = (
     ),
     Exclusion(
         "prefill and decode apart",
-        "disaggregated servers are not predicted yet",
-        lambda rows: rows["mode"] != "agg",
+        "they are compared by themselves (`--apart`)",
+        lambda rows: rows["mode"] != AGGREGATED,
     ),
     Exclusion(
         "prompts that were not computed",
@@ -249,6 +256,83 @@ EXCLUSIONS = (
         lambda rows: (rows["model"] == "Qwen3-32B") & (rows["system"] == "gb200") & rows["precision"].isna(),
     ),
 )
+
+
+def _is_early_sglang(rows: Rows) -> Mask:
+    return (rows["framework"] == "sglang") & (rows["version"] == "0.5.5.post2")
+
+
+def _decoding(rows: Rows) -> Mask:
+    """Requests that a worker decodes at a time by Little's law: TTFT holds prompt and queues."""
+    answer = rows["osl"] * np.where(rows["origin"] == INFERENCE_MAX, (1 + SHORTEST_SHARE) / 2, 1.0)
+    decoding_ms = answer * rows["tpot_ms"]
+    return rows["clients"] / rows["decode_workers"] * decoding_ms / (rows["ttft_ms"] + decoding_ms)
+
+
+def _power_of_two(counts: Mask) -> Mask:
+    """The nearest one."""
+    return 2 ** np.round(np.log2(counts))
+
+
+APART_CORRECTIONS = (
+    Correction(
+        "tensor parallelism called ranks of attention",
+        "SGLang 0.5.5.post2 on four GPUs a worker, said to have DP 4 with experts sliced in 4: later "
+        "releases with as many workers, clients and tokens say TP 4, and TPOT of five such pairs is within "
+        "5 %, three of them on GB300s for GB200s",
+        lambda rows: _is_early_sglang(rows) & (rows["data"] == 4) & (rows["expert_tensor"] == 4),
+        lambda rows: {"tensor": 4, "data": 1, "prefill_tensor": 4, "prefill_data": 1},
+    ),
+    Correction(
+        "wide ranks' experts called sliced",
+        "SGLang 0.5.5.post2 with DP 32, experts sliced in 32: of an FP8 expert's 2048 that leaves half a "
+        "block of 128; later releases with as many workers, clients and tokens say EP 32, and EP 4 or 8 for "
+        "prefill",
+        lambda rows: _is_early_sglang(rows) & (rows["data"] == 32) & (rows["expert_tensor"] == 32),
+        lambda rows: {
+            "expert": 32,
+            "expert_tensor": 1,
+            "prefill_expert": rows["prefill_data"],
+            "prefill_expert_tensor": 1,
+        },
+    ),
+    Correction(
+        "fewer seats than clients",
+        "`decode_batch_size` is clients by workers. By Little's law some workers with 2 to 80 clients decode "
+        "1, 2, 4, 8, 16, 32 or 64 requests at a time, within 3 %, while others wait: TTFT jumps to seconds "
+        "and TPOT stands still. TensorRT-LLM's workers are told how many (`max_batch_size`)",
+        lambda rows: (
+            (rows["data"] == 1)
+            & (_decoding(rows) < WAITING * rows["clients"] / rows["decode_workers"])
+            & (np.abs(_decoding(rows) / _power_of_two(_decoding(rows)) - 1) < NEAR)
+        ),
+        lambda rows: {"seats": _power_of_two(_decoding(rows))},
+    ),
+)
+APART_EXCLUSIONS = (
+    EXCLUSIONS[0],
+    Exclusion(
+        "workers not told",
+        "neither how many there are nor, mostly, their ranks of attention; some draft tokens, unlabelled",
+        lambda rows: rows["decode_workers"].isna(),
+    ),
+    Exclusion(
+        "clients not told",
+        "Dynamo's Qwen3-32B and Qwen3-235B of January 2026: `decode_batch_size` is what was asked for",
+        lambda rows: rows["clients"].isna(),
+    ),
+    Exclusion(
+        "attention not modelled",
+        "GLM-5 (sparse attention)",
+        lambda rows: rows["model"].isna(),
+    ),
+    Exclusion(
+        "layers over more than 8 GPUs",
+        "TP 16 over two nodes of H100s or four trays of GB200s: no such all-reduce was timed",
+        lambda rows: (rows["tensor"] > 8) | (rows["prefill_tensor"] > 8),
+    ),
+)
+"""Of servers that prefill and decode apart."""
 
 
 def model_of(rows: Rows) -> Mask:

@@ -7,7 +7,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from calibration.served_runs.checkpoints import KIMI, LLAMA_70B, MINIMAX, OSS, R1
-from calibration.served_runs.rules import INFERENCE_MAX
+from calibration.served_runs.rules import INFERENCE_MAX, SHORTEST_SHARE
 from cbsim.base.units import GIB
 from cbsim.lab.calibrate.named_spec import load_gpu
 from cbsim.lab.calibrate.nvidia import SYSTEMS
@@ -21,9 +21,6 @@ Settings = Mapping[str, Any]
 
 REQUESTS_PER_CLIENT = 10
 """As InferenceMAX's scripts and aiconfigurator's own runner (`genai_perf_runner.py`) have it."""
-SHORTEST_SHARE = 0.8
-"""InferenceMAX draws prompts and answers evenly between this share of the length and the whole of it
-(`--random-range-ratio 0.8`)."""
 BLACKWELL = ("b200_sxm", "b300_sxm", "gb200", "gb300")
 SINCE_ASYNC = (0, 14)
 """The release of vLLM that made asynchronous scheduling the default (release notes)."""
@@ -42,11 +39,34 @@ def gpu_of(system: str) -> GpuSpec:
 
 
 def set_up(run: ServedRun) -> dict[str, Any]:
-    """Settings of a run's clients and server."""
-    return {**_lengths(run), **SETUPS[run.framework](run)}
+    """Settings of a run's clients and server, or of its servers that decode."""
+    return {**lengths(run), **(SETUPS[run.framework](run) if run.prefill is None else worker(run))}
 
 
-def _lengths(run: ServedRun) -> Settings:
+def worker(run: ServedRun) -> Settings:
+    """Of servers that prefill or decode alone: as of one that does both.
+
+    SGLang's rule of prompts first is void there, and it takes blocks as they are needed. Where weights take
+    all that its rule of memory leaves (DeepSeek-R1 in FP8 on four GB200s) it was told to take more.
+    """
+    settings = {**SETUPS[run.framework](run)}
+    if run.framework == "sglang":
+        del settings["scheduler.prefill_first"]
+        settings |= {"scheduler.type": "vllm", "scheduler.max_num_seqs": run.clients_of_rank}
+        if _weights_share(run) >= settings["kv_cache.gpu_memory_utilization"]:
+            settings["kv_cache.gpu_memory_utilization"] = 0.95
+    if run.seats is not None:
+        settings["scheduler.max_num_seqs"] = run.seats
+    return settings
+
+
+def _weights_share(run: ServedRun) -> float:
+    """What weights take of a GPU's memory."""
+    model = run.checkpoint.load(run.framework, run.system)
+    return model.weight_bytes_of_gpu(run.parallel) / gpu_of(run.system).memory_bytes
+
+
+def lengths(run: ServedRun) -> Settings:
     """Those of the clients.
 
     Where a server lets the ranks of attention start prompts together alone (TensorRT-LLM's
@@ -89,6 +109,18 @@ def vllm(run: ServedRun) -> Settings:
     }
 
 
+DYNAMO = {"0.5.1-": (1, 1), "0.8.1.": (1, 2), "1.1.0-dev": (1, 3)}
+"""How releases of NVIDIA Dynamo begin, which the sample gives for its servers that prefill and decode apart,
+and the TensorRT-LLM in them (Dynamo's support matrix: 1.1.0rc5 in 0.6.0, 1.2.0rc6.post2 in 0.8.1.post2,
+1.3.0rc11 in 1.1.1)."""
+
+
+def _release_of(run: ServedRun) -> tuple[int, ...]:
+    """The framework's release, two numbers; empty if it isn't said."""
+    of_dynamo = [own for begin, own in DYNAMO.items() if run.version.startswith(begin)]
+    return of_dynamo[0] if run.framework == "trtllm" and of_dynamo else _release(run.version)
+
+
 def _release(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
 
@@ -126,12 +158,10 @@ def trtllm(run: ServedRun) -> Settings:
     if run.origin == INFERENCE_MAX:
         shares = {LLAMA_70B: (16_384, 0.9), OSS: (20_000, 0.85)}
         needed = (run.clients + run.num_prompt_tokens + 64 + 63) // 64 * 64
-        if _release(run.version) >= SINCE_OWN_EXPERTS:
+        if _release_of(run) >= SINCE_OWN_EXPERTS:
             needed = max(needed, 8192)
         tokens, share = shares.get(run.checkpoint.model, (needed, 0.8))
-    gpu = gpu_of(run.system)
-    model = run.checkpoint.load(run.framework, run.system)
-    left = 1.0 - model.weight_bytes_of_gpu(run.parallel) / gpu.memory_bytes
+    left = 1.0 - _weights_share(run)
     return {
         "scheduler.type": "vllm",
         "scheduler.enable_chunked_prefill": False,
@@ -148,10 +178,14 @@ def experts_framework(run: ServedRun) -> str | None:
 
     InferenceMAX's scripts ask TensorRT-LLM on Blackwell for `moe_config.backend: TRTLLM` since release 1.2,
     before and with attention's ranks for DeepGEMM. In FP8 blocks its own table has DeepGEMM alone; the other
-    kernel, which FlashInfer ships, was timed by SGLang.
+    kernel, which FlashInfer ships, was timed by SGLang. SGLang's ranks of attention in FP8 blocks run
+    DeepGEMM too, behind DeepEP (`deepepmoe` of the tables, timed over 4, 16 and 32 GPUs but not 8: as long as
+    TensorRT-LLM's within 10 % up to 512 tokens, up to 18 % shorter beyond).
     """
+    if run.framework == "sglang" and run.checkpoint.dtype == "fp8_block" and run.parallel.data > 1:
+        return "trtllm"
     is_told = run.origin == INFERENCE_MAX and run.framework == "trtllm" and run.parallel.data == 1
-    is_told = is_told and _release(run.version) >= SINCE_OWN_EXPERTS and run.system in BLACKWELL
+    is_told = is_told and _release_of(run) >= SINCE_OWN_EXPERTS and run.system in BLACKWELL
     return "sglang" if is_told and run.checkpoint.dtype == "fp8_block" else None
 
 

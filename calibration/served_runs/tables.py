@@ -11,7 +11,15 @@ import pandas as pd
 
 from calibration.served_runs.assumptions import Assumption
 from calibration.served_runs.checkpoints import MINIMAX, R1
-from calibration.served_runs.marks import MARKS, R1_OF_ONE_RELEASE, WITH_CONSTANT, Mark
+from calibration.served_runs.marks import (
+    APART_MARKS,
+    DATA,
+    MARKS,
+    R1_OF_ONE_RELEASE,
+    TENSOR,
+    WITH_CONSTANT,
+    Mark,
+)
 from calibration.served_runs.picture import ServedSeries
 from calibration.served_runs.sample import ServedRun, Sifted
 from cbsim.base.paths import write_text
@@ -26,6 +34,8 @@ CONSTANT = "constant_tpot_s"
 """TPOT with a step's constant from other GPUs' runs."""
 ESTIMATE = "aiconfigurator_tpot_s"
 RELEASE = "0.5.9"
+ERRORS_HEADER = ("", "runs", "TPOT", "bias", "mark", "TPOT by the formula", "bias", "TTFT", "bias")
+ESTIMATOR_HEADER = ("", "runs", "cbsim", "aiconfigurator", "cbsim nearer")
 
 
 class Answer(NamedTuple):
@@ -63,9 +73,19 @@ def runs_table(predicted: Iterable[tuple[ServedRun, Answer]]) -> pd.DataFrame:
             "formula_tpot_s": answer.formula_tpot_s,
             "aiconfigurator_ttft_s": answer.aiconfigurator_ttft_s,
             ESTIMATE: answer.aiconfigurator_tpot_s,
+            **_workers(run),
         }
         rows.append({key: _rounded(value) for key, value in row.items()})
     return pd.DataFrame(rows)
+
+
+def _workers(run: ServedRun) -> dict[str, object]:
+    """Of servers that prefill and decode apart: how many decode, and who computes the prompts."""
+    if run.prefill is None:
+        return {}
+    number, parallel = run.prefill
+    split = {f"prefill_{name}": getattr(parallel, name) for name in ("tensor", "expert", "data")}
+    return {"decode_workers": run.num_workers, "prefill_workers": number, **split}
 
 
 def _rounded(value: object) -> object:
@@ -108,8 +128,38 @@ def errors_table(table: pd.DataFrame) -> str:
         if model == MINIMAX and ours["system"].nunique() > 1:
             shifted = ours.assign(simulated_tpot_s=with_constant(ours))
             rows.append(_errors_row(f"{name}, with other GPUs' constant", shifted, WITH_CONSTANT))
-    header = ("", "runs", "TPOT", "bias", "mark", "TPOT by the formula", "bias", "TTFT", "bias")
-    return markdown_table(header, rows)
+    return markdown_table(ERRORS_HEADER, rows)
+
+
+def kinds(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The rows of servers that prefill and decode apart, by what those who decode share."""
+    is_data = table["data"] > 1
+    return {TENSOR: table[~is_data], DATA: table[is_data]}
+
+
+def apart_table(table: pd.DataFrame) -> str:
+    """The same of servers that prefill and decode apart, by kind of worker and by group."""
+    rows = []
+    for kind, ours in kinds(table).items():
+        if len(ours):
+            rows.append(_errors_row(kind, ours, APART_MARKS[kind]))
+        for (model, dtype, framework), some in groups(ours).items():
+            rows.append(_errors_row(f"{model} {dtype}, {framework}", some, None, is_part=True))
+    return markdown_table(ERRORS_HEADER, rows)
+
+
+def apart_estimator_table(table: pd.DataFrame) -> str:
+    """Errors of the rows that aiconfigurator estimated, percent, by kind of worker: TPOT, then TTFT."""
+    both = table[table[ESTIMATE].notna()]
+    rows = []
+    for kind, ours in [*kinds(both).items(), ("**all**", both)]:
+        if len(ours):
+            ttft = [
+                _spread(errors(ours, f"{whose}_ttft_s", "measured_ttft_s"))
+                for whose in ("simulated", "aiconfigurator")
+            ]
+            rows.append((*_estimator_row(kind, ours), *ttft))
+    return markdown_table((*ESTIMATOR_HEADER, "TTFT: cbsim", "aiconfigurator"), rows)
 
 
 def with_constant(rows: pd.DataFrame) -> pd.Series:
@@ -122,9 +172,17 @@ def with_constant(rows: pd.DataFrame) -> pd.Series:
     return found
 
 
-def _errors_row(name: str, table: pd.DataFrame, mark: Mark | None) -> tuple[str, ...]:
+def _errors_row(
+    name: str, table: pd.DataFrame, mark: Mark | None, *, is_part: bool = False
+) -> tuple[str, ...]:
     tpot = errors(table, "simulated_tpot_s", "measured_tpot_s")
-    cells = [f"**{name}**", f"{len(table)}", _spread(tpot), f"{tpot.bias_pct:+.1f}", _against(tpot, mark)]
+    cells = [
+        name if is_part else f"**{name}**",
+        f"{len(table)}",
+        _spread(tpot),
+        f"{tpot.bias_pct:+.1f}",
+        _against(tpot, mark),
+    ]
     for predicted in ("formula_tpot", "simulated_ttft"):
         figures = errors(table, f"{predicted}_s", f"measured_{predicted[-4:]}_s")
         cells += [_spread(figures), f"{figures.bias_pct:+.1f}"]
@@ -145,8 +203,7 @@ def estimator_table(table: pd.DataFrame) -> str:
         _estimator_row(f"{model} {dtype}, {framework}", ours)
         for (model, dtype, framework), ours in groups(both).items()
     ]
-    header = ("", "runs", "cbsim", "aiconfigurator", "cbsim nearer")
-    return markdown_table(header, [*rows, _estimator_row("**all**", both)])
+    return markdown_table(ESTIMATOR_HEADER, [*rows, _estimator_row("**all**", both)])
 
 
 def _estimator_row(name: str, rows: pd.DataFrame) -> tuple[str, ...]:

@@ -17,11 +17,35 @@ from calibration.served_runs.checkpoints import CHECKPOINTS
 from calibration.served_runs.estimates import FIGURES, case_of, estimate_all
 from calibration.served_runs.picture import served_picture
 from calibration.served_runs.prediction import Prediction, predict, run_order
-from calibration.served_runs.rules import CORRECTIONS, EXCLUSIONS, INFERENCE_MAX, RUNNER
-from calibration.served_runs.sample import COLUMNS, ORIGIN, ServedRun, every, read_sample, sift
-from calibration.served_runs.servers import REQUESTS_PER_CLIENT, experts_framework, reduces_with_norms, set_up
+from calibration.served_runs.rules import (
+    APART_CORRECTIONS,
+    APART_EXCLUSIONS,
+    CORRECTIONS,
+    EXCLUSIONS,
+    INFERENCE_MAX,
+    RUNNER,
+)
+from calibration.served_runs.sample import (
+    COLUMNS,
+    ORIGIN,
+    ServedRun,
+    Workers,
+    every,
+    read_sample,
+    sift,
+    sift_apart,
+)
+from calibration.served_runs.servers import (
+    REQUESTS_PER_CLIENT,
+    experts_framework,
+    reduces_with_norms,
+    set_up,
+    worker,
+)
 from calibration.served_runs.tables import (
     Answer,
+    apart_estimator_table,
+    apart_table,
     errors_table,
     estimator_table,
     runs_table,
@@ -272,9 +296,110 @@ def test_twins_that_agree_both_count(sifted):
     assert len(found.runs) == 2
 
 
+APART_ROW = (
+    R1_ROW
+    | dict.fromkeys(("batch_size", "tp_size", "attention_dp_size", "moe_tp_size", "moe_ep_size"))
+    | {"id": "p", "mode": "disagg", "backend_version": "0.8.1.post2", "system": "gb200"}
+    | {"prefill_num_workers": 1.0, "decode_num_workers": 4.0}
+    | dict(zip(("prefill_tp_size", "prefill_attention_dp_size"), (1, 4), strict=True))
+    | dict(zip(("prefill_moe_tp_size", "prefill_moe_ep_size"), (0, 4), strict=True))
+    | dict(zip(("decode_tp_size", "decode_attention_dp_size"), (8, 1), strict=True))
+    | dict(zip(("decode_moe_tp_size", "decode_moe_ep_size"), (1, 8), strict=True))
+)
+"""One worker of four ranks computes prompts, four of eight GPUs decode."""
+EARLY_ROW = (
+    APART_ROW
+    | {"backend": "sglang", "backend_version": "0.5.5.post2"}
+    | {f"{role}_{name}": 1 for role in ("prefill", "decode") for name in ("tp_size", "moe_ep_size")}
+    | dict.fromkeys(("prefill_attention_dp_size", "prefill_moe_tp_size"), 4)
+)
+
+
+def apart(wheel, *rows):
+    """What is left of rows of servers that prefill and decode apart."""
+    return sift_apart(read_sample(wheel([ROW, *rows])))
+
+
+def test_prefill_and_decode_apart_by_hand(wheel):
+    """Two clients of each worker that decodes, all of the one that computes prompts."""
+    found = apart(wheel, APART_ROW)
+    assert found.num_rows == 1
+    [run] = found.runs
+    assert (run.num_workers, run.parallel) == (4, ParallelSpec(tensor=8, expert=8))
+    assert run.prefill == Workers(1, ParallelSpec(data=4, expert=4))
+    assert (run.clients, run.clients_of_rank) == (8, 2)
+    [prefill, decode] = run.servers
+    assert (prefill.num_workers, prefill.parallel, prefill.clients_of_rank) == (1, run.prefill.parallel, 2)
+    assert decode is run
+    # Dynamo's 0.8.1 has TensorRT-LLM 1.2, whose experts in FP8 are another framework's.
+    assert experts_framework(run) == "sglang"
+    assert experts_framework(run._replace(version="0.5.1-rc0.pre3")) is None
+    # SGLang's rule leaves less than the weights take of four GB200s.
+    shares = [
+        worker(run._replace(framework="sglang", parallel=ParallelSpec(tensor=tensor)))[
+            "kv_cache.gpu_memory_utilization"
+        ]
+        for tensor in (4, 8)
+    ]
+    assert shares == [0.95, 0.84]
+
+
+@pytest.mark.parametrize(
+    ("name", "ranks", "splits"),
+    [
+        ("tensor parallelism called ranks of attention", 4, [(4, 1, 1), (4, 1, 1)]),
+        ("wide ranks' experts called sliced", 32, [(1, 4, 4), (1, 32, 32)]),
+    ],
+)
+def test_workers_are_put_right(wheel, name, ranks, splits):
+    row = EARLY_ROW | {"decode_attention_dp_size": ranks, "decode_moe_tp_size": ranks}
+    found = apart(wheel, row)
+    assert dict(found.corrected)[name] == sum(dict(found.corrected).values()) == 1
+    [run] = found.runs
+    parallel = [server.parallel for server in run.servers]
+    assert [(each.tensor, each.expert, each.data) for each in parallel] == splits
+    assert sum(dict(apart(wheel, row | {"backend_version": "0.5.8"}).corrected).values()) == 0
+
+
+@pytest.mark.parametrize(
+    ("ttft_ms", "seats"), [(100.0, None), (5000.0, 16), (6000.0, None), (20_000.0, 8), (4990.0, 16)]
+)
+def test_seats_by_littles_law(wheel, ttft_ms, seats):
+    """A worker of 24 clients, whose answers take 922 x 10.85 ms: with TTFT of 5 s 16 of them decode."""
+    row = APART_ROW | {
+        ORIGIN: CLIENTS % 96,
+        "osl": 1024,
+        "silicon_tpot_ms": 10.85,
+        "silicon_ttft_ms": ttft_ms,
+    }
+    found = apart(wheel, row)
+    assert dict(found.corrected)["fewer seats than clients"] == (seats is not None)
+    [run] = found.runs
+    assert run.seats == seats
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("the same measurement again", {"model_path": "deepseek-ai/DeepSeek-R1", "decode_num_workers": None}),
+        ("workers not told", {"decode_num_workers": None, "silicon_tpot_ms": 9.0}),
+        ("clients not told", {ORIGIN: "source_file=/data/a.csv"}),
+        ("attention not modelled", {"model_path": "zhipuai/GLM-5", "isl": 8}),
+        ("layers over more than 8 GPUs", {"decode_tp_size": 16, "isl": 8}),
+    ],
+)
+def test_each_rule_leaves_out_its_own_apart(wheel, name, changes):
+    """The row that names its workers is kept, though another names the model better."""
+    found = apart(
+        wheel, APART_ROW | {"id": "q"} | changes, APART_ROW | {"model_path": "deepseek-ai/DeepSeek-V3"}
+    )
+    assert dict(found.left_out)[name] == sum(dict(found.left_out).values()) == 1
+    assert [run.id for run in found.runs] == ["p"]
+
+
 def test_every_rule_has_evidence_and_a_test():
     tested = Path(__file__).read_text(encoding="utf-8")
-    for rule in (*CORRECTIONS, *EXCLUSIONS):
+    for rule in (*CORRECTIONS, *EXCLUSIONS, *APART_CORRECTIONS, *APART_EXCLUSIONS):
         assert len(rule.evidence) > 20
         assert f'"{rule.name}"' in tested
 
@@ -332,7 +457,7 @@ def test_mistakes_are_one_line_each(tmp_path, capsys, monkeypatch):
 
 def constant_order(run, requests_per_client=REQUESTS_PER_CLIENT):
     """A run whose every step takes a second."""
-    return run_order(run, Path("nowhere"), CONSTANT, requests_per_client)
+    return run_order(run, [Path("nowhere")] * len(run.servers), CONSTANT, requests_per_client)
 
 
 def test_a_run_by_hand():
@@ -379,11 +504,36 @@ def test_ranks_share_the_clients():
     assert predict(order) == Prediction(1.0, 1.0, 1.0)
 
 
+@pytest.mark.parametrize("framework", ["vllm", "sglang", "trtllm"])
+def test_prefill_and_decode_apart_one_by_one(framework):
+    """Both prompts in one step of 1 s, then three of decodes elsewhere; the link adds some 10 us."""
+    one = ParallelSpec()
+    run = served_run(framework, num_prompt_tokens=100, num_output_tokens=4, clients=2)
+    run = run._replace(num_workers=2, prefill=Workers(1, one))
+    order = constant_order(run)
+    prediction = predict(order)
+    assert prediction[:2] == pytest.approx((1.0, 1.0), rel=2e-3)
+    assert prediction.tpot_s > 1.0
+    # Where servers decode alone no prompt of another stalls them.
+    assert prediction.formula_tpot_s == 1.0
+    [prefill, decode] = order.config["cluster"]["pools"]
+    assert (prefill["count"], decode["count"]) == (1, 2)
+    assert (prefill["scheduler"]["max_num_seqs"], decode["scheduler"]["max_num_seqs"]) == (2, 1)
+
+
+def test_fewer_seats_than_clients_by_hand():
+    """Both prompts take a second; the one who decodes first takes three more, and so long the other waits."""
+    run = served_run("trtllm", num_prompt_tokens=100, num_output_tokens=4, clients=2)
+    run = run._replace(prefill=Workers(1, ParallelSpec()), seats=1)
+    prediction = predict(constant_order(run, requests_per_client=1))
+    assert prediction[:2] == pytest.approx(((1 + 4) / 2, 1.0), rel=1e-3)
+
+
 def test_a_key_tells_settings_apart():
     run = served_run()
-    keys = {run_order(run, Path(folder)).key for folder in ("here", "there")}
+    keys = {run_order(run, [Path(folder)]).key for folder in ("here", "there")}
     assert len(keys) == 1
-    assert run_order(run, Path("here"), {"cost_model.host": "none"}).key not in keys
+    assert run_order(run, [Path("here")], {"cost_model.host": "none"}).key not in keys
 
 
 def test_lengths_of_inference_max_vary():
@@ -450,10 +600,10 @@ def test_every_assumption_is_a_valid_experiment(assumption):
         if framework in assumption.changes:
             run = served_run(framework, ParallelSpec(tensor=2))
             changes = assumption.changes[framework](run)
-            order = run_order(run, Path("nowhere"), changes, assumption.requests_per_client)
+            order = run_order(run, [Path("nowhere")], changes, assumption.requests_per_client)
             experiment = Experiment.of(order.config, order.settings)
             assert experiment.tensor_parallel == 2
-            assert (assumption is DOCUMENTED) == (order == run_order(run, Path("nowhere")))
+            assert (assumption is DOCUMENTED) == (order == run_order(run, [Path("nowhere")]))
 
 
 def test_every_checkpoint_loads():
@@ -522,6 +672,26 @@ def test_a_case_for_the_estimator():
     assert (case["gemm_quant_mode"], case["moe_quant_mode"]) == ("bfloat16", "w4a8_mxfp4_mxfp8")
     assert (case["batch_size"], case["moe_tp_size"], case["moe_ep_size"]) == (4, 1, 2)
     assert case["kvcache_quant_mode"] == "fp8"
+
+
+def test_a_case_apart_for_the_estimator(wheel):
+    [run] = apart(wheel, APART_ROW).runs
+    case = case_of(run)
+    assert case["mode"] == "disagg"
+    told = {key.removeprefix("decode_"): value for key, value in case.items() if key.startswith("decode_")}
+    assert told == {
+        "num_workers": 4,
+        "batch_size": 2,
+        "tp_size": 8,
+        "attention_dp_size": 1,
+        "moe_tp_size": 1,
+        "moe_ep_size": 8,
+    }
+    assert (case["prefill_batch_size"], case["prefill_attention_dp_size"], case["prefill_moe_ep_size"]) == (
+        1,
+        4,
+        4,
+    )
 
 
 def test_estimates_of_another_python(tmp_path, monkeypatch):
@@ -640,6 +810,8 @@ def test_the_readme_shows_what_the_file_says():
     folder = Path(command.__file__).parents[1]
     readme = (folder / "README.md").read_text(encoding="utf-8").splitlines()
     table = pd.read_csv(folder / "served-runs.csv")
-    assert [line for line in errors_table(table).splitlines() if line not in readme] == []
+    apart_runs = pd.read_csv(folder / "served-runs-apart.csv")
+    tables = [errors_table(table), apart_table(apart_runs), apart_estimator_table(apart_runs)]
+    assert [line for each in tables for line in each.splitlines() if line not in readme] == []
     shown = [line.split(" | ")[0] for line in readme]
     assert [text for text in (each.text for each in OTHERS) if f"| {text}" not in shown] == []
