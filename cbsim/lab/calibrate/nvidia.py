@@ -58,8 +58,9 @@ class System(NamedTuple):
     gpu: str | None = None
     l2_bytes: int = 0
     num_multiprocessors: int | None = None
-    """Of GPUs on which vLLM runs FlashAttention 2: not Hopper's, which have the third, nor Blackwell's of
-    data centres, which have FlashInfer's kernels."""
+    """Of GPUs on which vLLM runs FlashAttention 2, which `estimates.py` knows of: not Hopper's, whose third
+    reads the keys of a KV head once for all its query heads beside chunks too (`get_pack_gqa` of its
+    `heuristics.h`), nor Blackwell's of data centres, where FlashInfer launches chunks and decodes apart."""
 
 
 SYSTEMS = {
@@ -177,16 +178,20 @@ def import_meta(tables: NvidiaTables, wanted: Wanted, date: str) -> Meta:
     apart = [f"{what}: {name}" for what, name in of_others.items() if name not in (None, wanted.framework)]
     if apart:
         frameworks += f" ({', '.join(apart)})"
-    split = "".join(
-        f" --{name} {number}"
-        for name, number in (("ep", parallel.expert), ("dp", parallel.data))
-        if number > 1
-    )
+    told = {
+        "ep": parallel.expert if parallel.expert > 1 else None,
+        "dp": parallel.data if parallel.data > 1 else None,
+        "weight-dtype": model.weight_dtype,
+        "kv-dtype": model.kv_dtype,
+        "distribution": wanted.distribution if wanted.distribution != DISTRIBUTION else None,
+    }
+    options = "".join(f" --{name} {value}" for name, value in told.items() if value is not None)
     system = SYSTEMS.get(tables.system, System())
-    # TensorRT-LLM launches chunks and decodes apart, and SGLang never has both in a step.
-    estimates: list[Estimate] = ["mixed"] if wanted.framework == "vllm" and model.mla is None else []
-    if wanted.decode_framework == "vllm" and model.mla is None and system.num_multiprocessors:
-        estimates.append("unequal")
+    estimates: list[Estimate] = []
+    if model.mla is None and system.num_multiprocessors:
+        # TensorRT-LLM launches chunks and decodes apart, and SGLang never has both in a step.
+        estimates = ["mixed"] if wanted.framework == "vllm" else []
+        estimates += ["unequal"] if wanted.decode_framework == "vllm" else []
     return Meta(
         device=tables.system,
         gpu=system.gpu,
@@ -200,7 +205,7 @@ def import_meta(tables: NvidiaTables, wanted: Wanted, date: str) -> Meta:
         licence="Apache-2.0, Copyright (c) 2025-2026 NVIDIA CORPORATION & AFFILIATES",
         date=date,
         command=f"cbsim calibrate import nvidia --system {tables.system} --model {model.name} "
-        f"--tp {parallel.tensor}{split} --framework {wanted.framework} "
+        f"--tp {parallel.tensor}{options} --framework {wanted.framework} "
         f"--decode-framework {wanted.decode_framework}",
         warnings=warnings,
     )

@@ -274,10 +274,10 @@ def test_decodes_whose_kv_sits_in_l2_are_left_out(wheel):
 
 @pytest.mark.parametrize(
     ("framework", "system", "estimates"),
-    [("vllm", "l40s", ["mixed", "unequal"]), ("vllm", "h200_sxm", ["mixed"]), ("trtllm", "l40s", [])],
+    [("vllm", "l40s", ["mixed", "unequal"]), ("vllm", "h200_sxm", []), ("trtllm", "l40s", [])],
 )
 def test_launches_nobody_timed_are_estimated_for_those_who_mix(wheel, framework, system, estimates):
-    """FlashAttention 2 runs on an L40S; TensorRT-LLM launches chunks and decodes apart."""
+    """What is known is of FlashAttention 2, as on an L40S; TensorRT-LLM launches chunks and decodes apart."""
     tables = NvidiaTables("l40s", wheel)
     tables.system = system
     wanted = Wanted(load_model("llama-3-8b"), framework=framework, decode_framework=framework)
@@ -296,6 +296,11 @@ def test_where_points_come_from(wheel):
     assert (
         "--system l40s --model llama-3-8b --tp 4 --framework vllm --decode-framework sglang" in meta.command
     )
+    fp8 = wanted.model.model_copy(update={"weight_dtype": "fp8"})
+    told = import_meta(
+        NvidiaTables("l40s", wheel), replace(wanted, model=fp8, distribution="balanced"), "2026-01-01"
+    )
+    assert "--tp 4 --weight-dtype fp8 --distribution balanced --framework vllm" in told.command
 
 
 @pytest.mark.parametrize(
