@@ -224,8 +224,8 @@ def chunk_attention_s(
     beyond = larger(num_tokens - form.beyond_tokens, 0.0)
     tokens_s = form.per_token_s * num_tokens + form.beyond_per_token_s * beyond
     work_s = form.per_pair_s * num_pairs + tokens_s + form.per_chunk_s * num_chunks + more_s
-    if spill.per_token_s > 0.0:
-        work_s = blend(work_s, spilled_s(spill, num_tokens), spill.softness)
+    spilled = blend(work_s, spilled_s(spill, num_tokens), spill.softness)
+    work_s = chosen(spill.per_token_s > 0.0, spilled, work_s)
     work_s = blend(form.per_longest_token_s * longest, work_s, form.softness)
     return form.launch_s + blend(form.floor_s, work_s, form.floor_softness)
 

@@ -119,7 +119,7 @@ Memory = Literal["none", "beyond", "spill"]
 """How data that outgrow the L2 cache tell: not at all, by each token beyond a size, by streaming them all."""
 
 
-class _Variant(NamedTuple):
+class Variant(NamedTuple):
     """What the formula has beside its usual terms."""
 
     tile: int
@@ -127,17 +127,19 @@ class _Variant(NamedTuple):
     lengths: tuple[int, ...] = ()
     """Lengths with an effect of their own."""
 
-    def attention(self, values: Values) -> PrefillAttention:
-        """The form with some coefficients, unchecked; effects of lengths are logarithms of factors."""
+    def attention(self, values: Any) -> PrefillAttention:
+        """The form with some coefficients, or columns of them, unchecked; those of lengths are logarithms of
+        factors.
+        """
         form: dict[str, Any] = {"tile": self.tile, **NO_TOKENS_BEYOND}
         form |= {name: value for name, value in values.items() if name in PrefillAttention.model_fields}
         spill = {name: values[f"{SPILL}{name}"] for name in Spill.model_fields if f"{SPILL}{name}" in values}
         if spill:
             form["spill"] = Spill.model_construct(None, **spill)
         if self.lengths:
-            logs = np.array([values[_effect(length)] for length in self.lengths])
+            logs = [np.atleast_1d(values[_effect(length)]) for length in self.lengths]
             plain = PrefillAttention.model_construct(None, **form)
-            form["lengths"] = _chunk_lengths(plain, self.lengths, logs)
+            form["lengths"] = _chunk_lengths(plain, self.lengths, np.concatenate(logs, axis=-1))
         return PrefillAttention.model_construct(None, **form)
 
     def checked(self, values: Values) -> PrefillAttention:
@@ -146,16 +148,16 @@ class _Variant(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class _Timings:
+class Timings:
     """Timings of chunks alone, and fits of variants to all or some of them."""
 
     columns: StepColumns
     seconds: Floats
     rng: np.random.Generator
 
-    def take(self, chosen: Mask) -> _Timings:
+    def take(self, chosen: Mask) -> Timings:
         """Some of them."""
-        return _Timings(self.columns.take(np.flatnonzero(chosen)), self.seconds[chosen], self.rng)
+        return Timings(self.columns.take(np.flatnonzero(chosen)), self.seconds[chosen], self.rng)
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -166,7 +168,7 @@ class _Timings:
                 kept.append(length)
         return tuple(kept)
 
-    def fit(self, variant: _Variant, start_at: Values | None = None) -> Fit:
+    def fit(self, variant: Variant, start_at: Values | None = None) -> Fit:
         """The coefficients of a variant."""
         weights = np.ones(len(self.seconds))
         weights[self.columns.prefill_tokens < SHORT_CHUNK * self.columns.num_chunks] = SHORT_WEIGHT
@@ -174,14 +176,15 @@ class _Timings:
         def predict(values: Values) -> Floats:
             return variant.attention(values).at(self.columns)
 
-        return Search(self.seconds, weights, self.rng).fit(predict, self._unknowns(variant), start_at)
+        return Search(self.seconds, weights, self.rng).fit(predict, self.unknowns(variant), start_at)
 
-    def best_tile(self, memory: Memory) -> tuple[_Variant, Fit]:
+    def best_tile(self, memory: Memory) -> tuple[Variant, Fit]:
         """The variant whose tile height leaves the least loss."""
-        fits = {(variant := _Variant(tile, memory)): self.fit(variant) for tile in TILES}
+        fits = {(variant := Variant(tile, memory)): self.fit(variant) for tile in TILES}
         return min(fits.items(), key=lambda item: item[1].loss)
 
-    def _unknowns(self, variant: _Variant) -> list[Unknown]:
+    def unknowns(self, variant: Variant) -> list[Unknown]:
+        """The coefficients of a variant, with first guesses."""
         columns, seconds = self.columns, self.seconds
         shortest, tokens = float(seconds.min()), columns.prefill_tokens
         pairs = columns.pairs(variant.tile)
@@ -222,7 +225,7 @@ def fit_prefill(
     lengths (which `with_lengths` allows) stay out unless cross-validation finds timings clearly nearer with
     them; so does whatever would begin where hardly anything was timed.
     """
-    timings = _Timings(columns_of(points), seconds_of(points), rng)
+    timings = Timings(columns_of(points), seconds_of(points), rng)
     tokens = timings.columns.prefill_tokens
     plain, plain_fit = timings.best_tile("beyond")
     if is_beyond(plain_fit.values["beyond_tokens"], tokens):
@@ -242,7 +245,7 @@ def fit_prefill(
         candidates.append((own, timings.fit(own, fit.values | no_effects)))
     fold = rng.permutation(np.arange(len(points)) % NUM_FOLDS)
 
-    def loss(variant: _Variant, fit: Fit) -> float:
+    def loss(variant: Variant, fit: Fit) -> float:
         def predict(kept: Mask) -> Floats:
             found = timings.take(kept).fit(variant, fit.values)
             return variant.attention(found.values).at(timings.take(~kept).columns)
@@ -253,18 +256,34 @@ def fit_prefill(
     return best.checked(best_fit.values)
 
 
-def _chunk_lengths(plain: PrefillAttention, lengths: tuple[int, ...], logs: Floats) -> ChunkLengths:
-    """Effects by length, as far as a longer chunk does not take less for them."""
+class _EachLengths(NamedTuple):
+    """Several `ChunkLengths`, for as many values of each coefficient."""
+
+    each: tuple[ChunkLengths, ...]
+
+    def together(self, columns: StepColumns) -> Floats:
+        """Seconds more of all chunks of each step, a row for each of them."""
+        return np.stack([lengths.together(columns) for lengths in self.each])
+
+
+def _chunk_lengths(
+    plain: PrefillAttention, lengths: tuple[int, ...], logs: Floats
+) -> ChunkLengths | _EachLengths:
+    """Effects by length, as far as a longer chunk does not take less for them; `logs` may be rows of them."""
     tokens = np.array(lengths)
     pairs = np.array([num_pairs(((length, 0),), plain.tile) for length in lengths])
     formula = plain.per_pair_s * pairs + plain.per_token_s * tokens + plain.per_chunk_s
     more = formula * np.expm1(logs)
     starts = np.concatenate([[0], tokens[:-1]])
     falls = plain.least_slope(starts) * (tokens - starts)
-    last = 0.0
-    for place, fall in enumerate(falls.tolist()):
-        more[place] = last = max(float(more[place]), last - fall)
-    return ChunkLengths.model_construct(None, tokens=lengths, more_s=tuple(more.tolist()))
+    last: Any = 0.0
+    for place in range(len(lengths)):
+        more[..., place] = last = np.maximum(more[..., place], last - falls[..., place])
+    rows = [
+        ChunkLengths.model_construct(None, tokens=lengths, more_s=tuple(row))
+        for row in np.atleast_2d(more).tolist()
+    ]
+    return rows[0] if more.ndim == 1 else _EachLengths(tuple(rows))
 
 
 def _effect(length: int) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,9 @@ from scipy.optimize import least_squares
 from cbsim.cost.step_columns import Floats, Ints
 
 Values = dict[str, float]
-Predict = Callable[[Values], Floats]
+Predict = Callable[[Any], Floats]
+"""Seconds of timings by the values of coefficients: by `Values`, or for columns of several values each, a row
+for each of them."""
 
 ZERO_BELOW = 1e-5
 """A coefficient that ends below this share of its first guess does nothing and is set to 0."""
@@ -23,6 +25,8 @@ LOSS_SCALE = 0.02
 KINK_SHARE = 0.5
 """Of the largest size timed, below which a line must bend."""
 NUM_STARTS = 5
+STEP = float(np.sqrt(np.finfo(np.float64).eps))
+"""Of differences that stand for slopes: what `least_squares` itself takes."""
 NEXT_TO_NOTHING = 1e-7
 """Of its first guess, where the search for a coefficient that was found to be 0 starts again."""
 
@@ -82,10 +86,28 @@ class Search:
             pairs = zip(unknowns, numbers.tolist(), strict=True)
             return {unknown.name: unknown.decode(number) for unknown, number in pairs}
 
-        def residuals(numbers: Floats) -> Floats:
-            predicted = np.maximum(predict(decoded(numbers)), 1e-12)
+        def held_against(values: Any, numbers: Floats) -> Floats:
+            predicted = np.maximum(predict(values), 1e-12)
             result: Floats = root_weights * (np.log(predicted) - log_seconds)
-            return np.concatenate([result, pulls * numbers]) if pulls.any() else result
+            return np.concatenate([result, pulls * numbers], axis=-1) if pulls.any() else result
+
+        def residuals(numbers: Floats) -> Floats:
+            return held_against(decoded(numbers), numbers)
+
+        def slopes(numbers: Floats) -> Floats:
+            """Forward differences, as `least_squares` takes them, but of all coefficients at once."""
+            steps = np.where(numbers >= 0.0, STEP, -STEP) * np.maximum(1.0, np.abs(numbers))
+            is_out = (numbers + steps < lower) | (numbers + steps > upper)
+            moved = numbers + np.where(is_out, -steps, steps)
+            rows = np.tile(numbers, (len(numbers) + 1, 1))
+            np.fill_diagonal(rows[1:], moved)
+            values: dict[str, Floats] = {}
+            for place, (name, value) in enumerate(decoded(numbers).items()):
+                values[name] = np.full((len(rows), 1), value)
+                values[name][place + 1] = unknowns[place].decode(float(moved[place]))
+            found = held_against(values, rows)
+            rises: Floats = (found[1:] - found[0]) / (moved - numbers)[:, None]
+            return rises.T
 
         guesses = {unknown.name: unknown.guess for unknown in unknowns} | (start_at or {})
         first = np.array([unknown.encode(guesses[unknown.name]) for unknown in unknowns])
@@ -93,7 +115,8 @@ class Search:
         starts = [first]
         if start_at is None:
             starts += [first + self.rng.normal(0.0, 1.0, len(first)) for _ in range(NUM_STARTS - 1)]
-        how = {"bounds": (lower, upper), "loss": "soft_l1", "f_scale": LOSS_SCALE, "max_nfev": 200}
+        how = {"jac": slopes, "bounds": (lower, upper), "max_nfev": 200}
+        how |= {"loss": "soft_l1", "f_scale": LOSS_SCALE}
         inside = [np.clip(start, lower + 1e-9, upper - 1e-9) for start in starts]
         best = min((least_squares(residuals, start, **how) for start in inside), key=lambda found: found.cost)
         values = decoded(best.x)

@@ -4,10 +4,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.optimize import least_squares
 
-from cbsim.cost.attention import ChunkLengths, PrefillAttention
+from cbsim.cost.attention import ChunkLengths, PrefillAttention, blend
+from cbsim.cost.elementwise import over_columns
 from cbsim.cost.form import StepForm
-from cbsim.lab.calibrate.attentionfit import fit_prefill
+from cbsim.lab.calibrate import coefficients
+from cbsim.lab.calibrate.attentionfit import Timings, Variant, fit_prefill
+from cbsim.lab.calibrate.coefficients import Search, Unknown
 from cbsim.lab.calibrate.point import Point, columns_of, seconds_of
 from tests.cost.laws import SPILL, make_form
 from tests.lab.calibrate.synthetic import timed
@@ -98,3 +102,38 @@ def test_an_absurdly_slow_length_makes_no_longer_one_quicker():
     steps = [Point("prefill", 1.0, chunks=((length, 0),)) for length in range(1, 2000)]
     seconds = found.at(columns_of(steps))
     assert (np.diff(seconds) >= -1e-12 * seconds[1:]).all()
+
+
+def test_slopes_of_all_coefficients_at_once_are_those_that_scipy_finds(monkeypatch):
+    """To the last bit, where a bound is near and a coefficient is pulled to 0, too."""
+    sizes, rng = np.arange(1.0, 40.0), np.random.default_rng(0)
+    timings = 2e-6 + 3e-7 * sizes + np.maximum(0.0, sizes - 20.0) * 1e-7 * rng.lognormal(0.0, 0.1, 39)
+    unknowns = [
+        Unknown("launch_s", 1e-6),
+        Unknown("each_s", 1e-7),
+        Unknown("softness", 4.0, upper=4.0),
+        Unknown("odd", 0.0, upper=1.0, lower=-1.0, pull=0.15),
+    ]
+
+    def predict(values):
+        form = over_columns(blend)(values["launch_s"], values["each_s"] * sizes, values["softness"])
+        return form * np.exp(values["odd"] * (sizes > 30.0))
+
+    def found():
+        return Search(timings, np.ones(39), np.random.default_rng(0)).fit(predict, unknowns, {})
+
+    fit = found()
+    monkeypatch.setattr(
+        coefficients, "least_squares", lambda of, start, jac, **how: least_squares(of, start, **how)
+    )
+    assert found() == fit
+
+
+@pytest.mark.parametrize("variant", [Variant(64, "beyond"), Variant(32, "spill", (64, 512))])
+def test_columns_of_coefficients_give_rows_of_seconds(variant):
+    columns, rng = columns_of(batches()), np.random.default_rng(0)
+    names = [unknown.name for unknown in Timings(columns, np.ones(len(batches())), rng).unknowns(variant)]
+    rows = 1e-7 * rng.random((3, len(names)))
+    together = variant.attention({name: rows[:, [place]] for place, name in enumerate(names)}).at(columns)
+    alone = [variant.attention(dict(zip(names, row, strict=True))).at(columns) for row in rows.tolist()]
+    assert (together == np.array(alone)).all()
