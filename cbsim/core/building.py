@@ -254,6 +254,8 @@ def new_cluster(
     num_in_flight = max(parts.num_in_flight for parts in pools)
     own = np.zeros(R, layout.OWN)
     own["replica"], own["pool"] = np.arange(R), place_of
+    # Ranks that work in step stand one behind the other.
+    own["first_rank"] = own["replica"] - _within(place_of) % configs["num_ranks"][place_of].astype("i8")
     for name in ("next_s", "back_at_s", "fails_at_s", "restored_at_s"):
         own[name] = np.inf
     own["slowdown"] = 1.0
@@ -297,6 +299,7 @@ def new_cluster(
         "size": num_clients,
         "order": num_clients,
         "watched": watched,
+        "has_ranks": bool((configs["num_ranks"] > 1).any()),
     }
     groups = np.array(
         [
@@ -307,7 +310,7 @@ def new_cluster(
     own["num_groups"] = groups.shape[1]
     # Requests whose KV is on its way hold blocks without running.
     has_connector = bool(configs["connector"].any())
-    num_holders = min(num_requests, int(own["num_blocks"].max())) if has_connector else most
+    num_holders = most + _num_holders(requests, pools) if has_connector else most
     num_drafts, num_ahead = (
         int(configs[f"num_{name}_tokens"].max()) for name in ("speculative", "lookahead")
     )
@@ -398,6 +401,21 @@ def _first_of(num_replicas: int) -> Array:
     for place in range(num_replicas - 1, 0, -1):
         tree[place] = below(tree, 2 * place)
     return tree
+
+
+def _num_holders(requests: Array, pools: Sequence[PoolParts]) -> int:
+    """Most requests that hold blocks of a replica without running, each those of its prompt at least."""
+    caches = [parts.cache for parts in pools]
+    shortest = int(requests["num_prompt_tokens"].min(initial=2**31 - 1))
+    least = 1
+    if not any(cache.prefix_caching or any(group.window for group in cache.groups) for cache in caches):
+        least = max(1, min(shortest // cache.block_size for cache in caches))
+    return min(2 * len(requests), max(cache.num_blocks for cache in caches) // least)
+
+
+def _within(place_of: Sequence[int]) -> Array:
+    """The number of each replica within its pool."""
+    return np.arange(len(place_of)) - np.searchsorted(place_of, place_of)
 
 
 def _padded(rows: Sequence[Array | None]) -> Array:

@@ -62,7 +62,7 @@ def run(world: Any, end: int, until_s: float) -> int:
     """
     clients, num_replicas = world.clients, len(world.own)
     changes = world.agenda.is_open != 0
-    is_in_order = hears_answers(clients) or clients.watched != 0 or world.config[0].num_ranks > 1 or changes
+    is_in_order = hears_answers(clients) or clients.watched != 0 or clients.has_ranks != 0 or changes
     for _ in range(MAX_CHUNK):
         at_s = next_arrival_s(world, end)
         if not begin_together(world, at_s):
@@ -147,8 +147,9 @@ def deliver(world: Any, request: Any, chosen: int, now: float) -> None:
         if hears_answers(clients):
             answered(world, request, now, True)
         return
-    if world.config[0].num_ranks > 1:
-        wait_for_ranks(world.replicas, first_rank(world, chosen), world.config[0].num_ranks, chosen)
+    if clients.has_ranks:
+        own = world.own[chosen]
+        wait_for_ranks(world.replicas, own.first_rank, world.config[chosen].num_ranks, chosen)
     if world.own[chosen].is_asked > was_asked:
         number_turn(world, chosen)
     find_first(world, chosen)
@@ -187,28 +188,25 @@ def send_held(world: Any, now: float) -> None:
                 deliver(world, request, chosen, now)
 
 
-def first_rank(world: Any, number: int) -> int:
-    """The first of the ranks that work in step with a replica."""
-    return number - number % int(world.config[0].num_ranks)
-
-
 def begin_together(world: Any, at_s: float) -> bool:
     """Ranks that work in step begin what they have decided, once nothing else happens at this instant.
 
     `at_s` is when the next request arrives. False if a step may not begin.
     """
-    now, num_replicas, num_ranks = world.clients.now, len(world.own), world.config[0].num_ranks
+    now, num_replicas = world.clients.now, len(world.own)
     if at_s <= now:
         return True
     for number in range(num_replicas):
         if world.own[number].next_s <= now:
             return True
-    has_fault = False
-    for first in range(0, num_replicas, num_ranks):
-        launch(world.replicas, first, num_ranks, world.costs[world.own[first].pool], now)
-        for number in range(first, first + num_ranks):
+    has_fault, first = False, 0
+    while first < num_replicas:
+        last = first + world.config[first].num_ranks
+        launch(world.replicas, first, last - first, world.costs[world.own[first].pool], now)
+        for number in range(first, last):
             has_fault = has_fault or world.own[number].fault != NO_FAULT
             find_first(world, number)
+        first = last
     return not has_fault
 
 
@@ -221,6 +219,12 @@ def happen(world: Any, self: Any) -> int:
     """
     own, clients = self.own, world.clients
     now = clients.now = own.next_s
+    if clients.has_ranks and own.is_asked:
+        # A transfer that has come wakes a rank, perhaps while others have a step under way.
+        wait_for_ranks(world.replicas, own.first_rank, self.config.num_ranks, own.replica)
+        if own.next_s > now:
+            find_first(world, own.replica)
+            return UNHEARD
     number_turn(world, own.replica)
     is_end, has_decided, num_finished = own.is_asked == 0, False, 0
     clients.replica, clients.place = own.replica, place_of(self, 0 if is_end else own.num_under_way)

@@ -314,6 +314,7 @@ OWN = np.dtype(
                 "seen_outstanding",
                 "seen_blocks",
                 "seen_owed_tokens",
+                "first_rank",
                 "num_links",
                 "num_in_flight",
                 "num_blocks",
@@ -379,6 +380,7 @@ Its steps last `slowdown` times as long. It changes by itself at `back_at_s` (it
 `fails_at_s` and `restored_at_s` (no longer slow), infinite for never. `num_owed_tokens` are the prompts that
 it has not answered, `num_promised` requests will come to it to be decoded; what begins with `seen` is what a
 router knows that looks now and then.
+`first_rank` is the first of the replicas that work in step with it, itself where none do.
 `fault` is what a rule did that it must not, with the
 row of the request, the tokens or blocks asked for, how many there could have been, and the step's budget."""
 
@@ -537,13 +539,13 @@ SEGMENT = np.dtype([("start", "i8"), ("node", "i8")])
 CLIENTS = np.dtype(
     [("now", "f8")]
     + [(name, "i8") for name in ("num_sent", "num_started", "is_closed", "is_planned", "size", "order")]
-    + [(name, "i8") for name in ("turn", "watched", "replica", "place")]
+    + [(name, "i8") for name in ("turn", "watched", "replica", "place", "has_ranks")]
 )
 """How many requests have been sent, and the instant of what happens; how many clients think (`size`), of a
 closed loop or between two turns. `is_planned`: whether requests wait for the answers to others, so that
 nobody knows beforehand when they arrive; `num_started` of those that wait for none have been sent. Where the
 run is `watched`: in which `replica` something happened last, and the `place` of its step in
-`Replica.under_way`."""
+`Replica.under_way`. `has_ranks`: whether replicas work in step anywhere."""
 CLIENT = np.dtype([("due_s", "f8"), ("order", "i8"), ("row", "i8"), ("visit", "i8")])
 """A client that thinks: when it sends, which of those that send at one instant it is, and the row of
 `World.planned` that it sends (`NOBODY`: the next that waits for no answer). Or a request that is handed over:

@@ -529,10 +529,10 @@ def _pool_misfits(experiment: Experiment, cluster: ClusterConfig, document: Docu
         if kind != pools[0][1].scheduler.type:
             first = pools[0][1].scheduler.type
             yield place.problem(f"pool '{pool.name}': got scheduler {kind}; expected {first} in all pools")
-        if own.parallel.data > 1 and (len(pools) > 1 or cluster.changes):
+        if own.parallel.data > 1 and cluster.changes:
             yield place.problem(
-                f"pool '{pool.name}': got parallel.data {own.parallel.data}; expected 1, or one pool "
-                "in which nothing changes"
+                f"pool '{pool.name}': got parallel.data {own.parallel.data}; expected 1 where replicas "
+                "come and go"
             )
         if cluster.is_staged and SCHEDULERS.get(kind).reserves_ahead:
             yield place.problem(

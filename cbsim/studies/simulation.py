@@ -215,9 +215,14 @@ class Setup:
             figures, self.pool, numbers, self.num_replicas, self.num_in_flight, prices, self.num_up
         )
 
+    @property
+    def has_ranks(self) -> bool:
+        """Whether replicas of any pool work in step."""
+        return any(pool.num_ranks > 1 for pool in self.pools)
+
     def core(self, step_s: Callable[..., float]) -> Bound:
         """The core with the setup's rules and a cost model's price, less rules that it has no use for."""
-        unused = {} if self.num_ranks > 1 else WITHOUT_RANKS
+        unused = {} if self.has_ranks else WITHOUT_RANKS
         if self.changes is None and not self.foresees:
             # Clusters that need more of the rules take all of them: each choice is compiled anew.
             unused = {**unused, **WITHOUT_CHANGES, **({} if self.is_staged else WITHOUT_LINKS)}
@@ -723,7 +728,7 @@ def log_of(
     # Parts of latencies take steps to follow one another, each with a token of a request at most, and that a
     # request comes to a replica once.
     comes_back = setup.changes is not None and setup.changes.num_more_visits > 0
-    is_shared = has_drafts or comes_back or setup.num_stages > 1 or setup.num_ranks > 1
+    is_shared = has_drafts or comes_back or setup.num_stages > 1 or setup.has_ranks
     parts_of = partial(request_parts, requests, events, replicas, is_staged=setup.is_staged)
     end_s = max(float(own["last_end_s"].max()), float(rows["arrival_s"].max(initial=0.0)))
     if until_s < inf and own["num_outstanding"].any():

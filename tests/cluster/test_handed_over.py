@@ -293,3 +293,31 @@ def test_mistakes(cluster: dict[str, Any], problem: str) -> None:
     with pytest.raises(ConfigError) as caught:
         Experiment.from_mapping({**PLAIN, "cluster": cluster})
     assert problem in str(caught.value)
+
+
+def test_ranks_in_pools_work_in_step() -> None:
+    """Steps of ranks of one worker begin and end together or don't overlap, in pools of one kind or both."""
+    num_together = 0
+    for seed in range(NUM_CASES):
+        random = np.random.default_rng([seed, 11])
+        setup = draw(seed)
+        ranks = pick(random, [(2, 1), (1, 2), (2, 2), (3, 2)])
+        pools = [
+            replace(pool, num_ranks=number, num_replicas=pool.num_replicas * number)
+            for pool, number in zip(setup.pools, ranks, strict=True)
+        ]
+        setup = replace(pools[0], others=(pools[1],), until_s=inf)
+        log = run(setup)
+        assert (log.requests["state"] == RequestState.FINISHED).all()
+        check_transfers(log, setup)
+        steps = {name: np.asarray(log.steps[name]) for name in ("replica", "start_s", "duration_s")}
+        first = 0
+        for pool in setup.pools:
+            for rank in range(first, first + pool.num_replicas, pool.num_ranks):
+                mine = (steps["replica"] >= rank) & (steps["replica"] < rank + pool.num_ranks)
+                begin = steps["start_s"][mine]
+                spans = np.unique(np.stack([begin, begin + steps["duration_s"][mine]]), axis=1)
+                assert (spans[1, :-1] <= spans[0, 1:] + 1e-9).all(), seed
+                num_together += len(begin) - spans.shape[1]
+            first += pool.num_replicas
+    assert num_together > 100
