@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 
 from cbsim.base.binding import can_compile
+from cbsim.core import feed
 from cbsim.schedulers import SCHEDULERS
 from cbsim.schedulers.vllm import VllmScheduler
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.run import make_cost_model, make_workload
-from cbsim.studies.simulation import setup_of
+from cbsim.studies.simulation import setup_of, simulate_core
 from cbsim.testing import Case
 from tests.core.drawn import SIMPY_ROUTERS, Setting, draw, request
 from tests.core.runs import assert_same, raw_differences, run, unread
@@ -194,3 +195,16 @@ def replace_cost(setup: Any) -> Any:
     """The same model, a bit slower."""
     config = setup.cost.config
     return type(setup.cost)(config.step_s + 2**-40, config.per_decode_s)
+
+
+def test_returning_after_every_bit_of_work_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The core hears Ctrl-C where it returns to Python: after so much work, wherever it is."""
+    settings = [draw(seed, "vllm").make_setup() for seed in range(40)]
+    calls: list[int] = []
+    with unread():
+        whole: Any = [run(setup, "interpreted") for setup in settings]
+        monkeypatch.setattr(feed, "MAX_WORK", 1)
+        for setup, ended in zip(settings, whole, strict=True):
+            torn: Any = simulate_core(setup, "interpreted", progress=lambda *told: calls.append(1))[0]
+            assert raw_differences(ended, torn) == []
+    assert len(calls) > 0.9 * sum(ended.record.num_rows("steps") for ended in whole)
