@@ -49,8 +49,8 @@ UNHEARD = -1
 LOG_MARGIN = 4
 """Rows that one call or one end of a step may add to a table, for each request that may run at once."""
 MAX_WORK = 2**23
-"""About what happens between two returns to Python, which then shows progress and hears Ctrl-C: replicas looked
-at, requests in steps, prompt tokens. Compiled, each takes 2 to 30 ns."""
+"""What happens at most, or little more, between two returns to Python, which then shows progress and hears
+Ctrl-C: replicas looked at, requests in steps, prompt tokens. Compiled, each takes 2 to 30 ns."""
 
 
 def run(world: Any, end: int, until_s: float) -> int:

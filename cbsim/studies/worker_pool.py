@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import _thread
 import multiprocessing
+import os
+import signal
+import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
+from multiprocessing import connection
+from multiprocessing.connection import Connection
 from typing import Any, Generic, TypeVar
 
 from cbsim.base.errors import CbsimError
@@ -121,8 +129,66 @@ def open_pool(num_workers: int = 1, cluster: str | None = None) -> Pool:
         return _cluster_pool(cluster)
     if num_workers == 1:
         return Pool(_InProcess, 1)
+    return Pool(partial(_spawned, num_workers), num_workers)
+
+
+@contextmanager
+def _spawned(num_workers: int) -> Iterator[Executor]:
+    """Spawned processes, which end with this block: at once if an exception leaves it."""
     context = multiprocessing.get_context("spawn")
-    return Pool(lambda: ProcessPoolExecutor(num_workers, context), num_workers)
+    stop, is_wanted = context.Pipe(duplex=False)
+    with stop, is_wanted, _Deaf(num_workers, context, end_with_parent, (stop,)) as executor:
+        try:
+            yield executor
+        except BrokenExecutor:
+            raise
+        except BaseException:
+            is_wanted.close()
+            raise
+
+
+class _Deaf(ProcessPoolExecutor):
+    """Its workers don't hear Ctrl-C, which a terminal sends to all at once: their parent ends them."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        with born_deaf():
+            return super().submit(fn, *args, **kwargs)
+
+
+@contextmanager
+def born_deaf() -> Iterator[None]:
+    """Processes that are started in here do not hear Ctrl-C, where the system allows that to be chosen."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield  # What is blocked here stays so in the process.
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+
+def end_with_parent(stop: Connection | None = None) -> None:
+    """Have this process, a spawned one, end when the one that started it does, however that ends.
+
+    Or when that one closes its end of `stop`: then what is under way is told by a `SystemExit` first.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    gone = parent.sentinel
+
+    def wait_and_end() -> None:
+        if gone not in connection.wait([gone, *([stop] if stop else [])]):
+            _thread.interrupt_main()
+            connection.wait([gone], GRACE_S)
+        os._exit(1)
+
+    signal.signal(signal.SIGINT, lambda *_: sys.exit(1))
+    threading.Thread(target=wait_and_end, daemon=True).start()
+
+
+GRACE_S = 0.5
+"""What a worker that is no longer wanted has to clear up, seconds."""
 
 
 class _InProcess(Executor):

@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import platform
 import resource
-import signal
 import subprocess
 import sys
 import tempfile
@@ -31,7 +30,7 @@ from cbsim.results.metrics import Deployment, summarize
 from cbsim.results.run_log import RunLog
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.run import make_workload, simulate
-from cbsim.studies.worker_pool import WorkerLost
+from cbsim.studies.worker_pool import WorkerLost, born_deaf, end_with_parent
 
 BUSY_LOAD = 0.5
 
@@ -132,11 +131,8 @@ def in_fresh_process(function: Callable[..., Answer], *arguments: Any) -> Answer
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_answer, args=(sender, function, arguments), daemon=True)
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        process.start()  # What is blocked here stays so in the process.
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+    with born_deaf():
+        process.start()
     sender.close()
     answer: Answer
     try:
@@ -155,6 +151,7 @@ def in_fresh_process(function: Callable[..., Answer], *arguments: Any) -> Answer
 
 
 def _answer(sender: Connection, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    end_with_parent()
     try:
         sender.send((function(*arguments), None))
     except Exception as error:
