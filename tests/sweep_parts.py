@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from multiprocessing.connection import Client
 
 from cbsim.workload import Workload, WorkloadConfig
 from cbsim.workload.request import Request
@@ -37,3 +38,9 @@ def process_id(wait_s: float) -> int:
     """The process that a task runs in, after a while."""
     time.sleep(wait_s)
     return os.getpid()
+
+
+def hold_on(address: str) -> None:
+    """A task that goes on for a minute: who listens at the address hears when its process ends."""
+    with Client(address, "AF_UNIX"):
+        time.sleep(60)

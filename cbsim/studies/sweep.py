@@ -85,8 +85,8 @@ def sweep(
     behind it if the experiment isn't a file as it stands), keeps the run folders and the table as `table.csv`
     and `table.parquet`; points that are there already are not run
     again, so that a killed sweep resumes; damaged ones are. Where another sweep was in `out`, its runs stay,
-    and what was drawn of its table is removed. A failing point leaves its error in the table and the others
-    go on.
+    and what was drawn of its table is removed. A failing point, or one whose run somebody has moved away,
+    leaves its error in the table and the others go on.
 
     Raises `ConfigError` for mistakes in the configuration, `CbsimError` if something other than a sweep is in
     the folder, nothing can be written, or the cluster doesn't answer; `SweepInterrupted` for Ctrl-C.
@@ -104,6 +104,7 @@ def sweep(
     except KeyboardInterrupt:
         kept = f"{sum(is_whole_run(point.folder) for point in points)} of {len(points)} points"
         raise SweepInterrupted(f"{kept} kept in {folder}; the same call goes on") from None
+    errors |= {point.key: GONE for point in points if point.key not in errors and _is_gone(point)}
     table = make_table(points, errors)
     _remove_drawn_of_others(table, folder)
     save_table(table, folder)
@@ -123,6 +124,13 @@ def plan_points(experiment: Experiment, folder: Path) -> list[Point]:
         path = (folder / POINTS / key).resolve()
         points.append(Point(swept, settings, key, path, run_key, point.assumed))
     return points
+
+
+GONE = "its run folder is gone: moved or removed while the sweep went on; the same call runs it again"
+
+
+def _is_gone(point: Point) -> bool:
+    return not has_file(point.folder, "summary.json")
 
 
 def run_point(point: Point) -> None:
@@ -245,6 +253,8 @@ def _copies(source: Point, points: Sequence[Point]) -> Iterator[tuple[Point, Bas
 
 
 def _better(best: tuple[Point, Summary] | None, point: Point) -> tuple[Point, Summary] | None:
+    if _is_gone(point):
+        return best
     summary = load_summary(point.folder)
     return (point, summary) if best is None or _rank(summary) > _rank(best[1]) else best
 

@@ -9,7 +9,7 @@ import pytest
 from cbsim.base.errors import CbsimError, ConfigError
 from cbsim.results.result import load_run
 from cbsim.studies.run import run_experiment
-from cbsim.studies.sweep import SweepInterrupted, sweep
+from cbsim.studies.sweep import GONE, SweepInterrupted, sweep
 from cbsim.studies.worker_pool import open_pool
 from tests.sweep_parts import process_id
 
@@ -103,7 +103,7 @@ def test_a_failing_point_is_told_and_the_others_go_on(tmp_path):
     states = []
     table = sweep(BREAKING, out=tmp_path, progress=states.append)
     assert table["error"].isna().tolist() == [True, True, False, False]
-    told = "ZeroDivisionError: a bug in a plug-in (sweep_parts.py:26)"
+    told = "ZeroDivisionError: a bug in a plug-in (sweep_parts.py:27)"
     assert table["error"][2] == f"workload Even failed at 0 s: {told}"
     assert math.isnan(table["ttft_s.p99"][2])
     assert table["num_finished"].tolist() == [20, 20, pd.NA, pd.NA]
@@ -162,6 +162,24 @@ def test_a_killed_sweep_resumes(tmp_path):
     assert (states[-1].num_reused, states[-1].num_done) == (1, 1)
     sweep(healthy, out=tmp_path / "whole")
     assert files(tmp_path / "out") == files(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("after", [1, 2])
+def test_a_folder_moved_away_while_a_sweep_goes_on_is_told_and_nothing_is_lost(tmp_path, after):
+    config = CONFIG | {"sweep": {"workload.num_output_tokens": [1, 4], "seed": [0, 1]}}
+
+    def move(state):
+        if state.num_done == after:
+            (tmp_path / "out").rename(tmp_path / "moved")
+
+    table = sweep(config, out=tmp_path / "out", progress=move)
+    gone = table["error"].notna()
+    assert set(table["error"][gone]) == {GONE}
+    assert {path.name for path in (tmp_path / "moved" / "points").iterdir()} == {
+        *table["point"][gone][:after]
+    }
+    assert load_run(tmp_path / "out" / "points" / table["point"].iloc[3]).summary["num_finished"] == 20
+    assert sweep(config, out=tmp_path / "out")["error"].isna().all()
 
 
 def test_a_pool_of_one_runs_here_and_goes_on_after_an_error():
