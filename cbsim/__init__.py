@@ -9,6 +9,7 @@ from cbsim.base.moved_modules import find_moved_modules
 
 if TYPE_CHECKING:
     from cbsim.base.errors import CalibrationError, CbsimError, ConfigError, PluginError, WorkloadError
+    from cbsim.base.trust import no_plugins
     from cbsim.results.result import Result, load_run
     from cbsim.studies.capacity import capacity
     from cbsim.studies.compare import compare
@@ -30,6 +31,7 @@ _HOME = {
     "capacity": "cbsim.studies.capacity",
     "compare": "cbsim.studies.compare",
     "load_run": "cbsim.results.result",
+    "no_plugins": "cbsim.base.trust",
     "run": "cbsim.studies.run",
     "sweep": "cbsim.studies.sweep",
     "tune": "cbsim.studies.tune",
@@ -47,6 +49,7 @@ __all__ = [
     "capacity",
     "compare",
     "load_run",
+    "no_plugins",
     "run",
     "sweep",
     "tune",

@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Generic, TypeVar
 
 from cbsim.base.errors import PluginError, told_in_one_line
+from cbsim.base.trust import check_plugin
 
 T = TypeVar("T")
 
@@ -42,13 +43,18 @@ class Registry(Generic[T]):
     def get(self, name: str, folder: Path | None = None) -> type[T]:
         """The class behind a name. Raises `PluginError` with the nearest name if there is none.
 
+        That of a plug-in is imported, which runs its module: only where that is trusted (`cbsim.base.trust`).
         `folder` is one where `located` has looked, for the words of that error.
         """
         if name in self._builtin:
-            return self._import(name, self._builtin[name])
+            module, _, class_name = self._builtin[name].rpartition(":")
+            own: type[T] = getattr(importlib.import_module(module), class_name)
+            return own
         for point in entry_points(group=self._group, name=name):
+            check_plugin(f"{self.kind} '{name}'", is_installed=True)
             return self._import(name, point.value)
         if ":" in name:
+            check_plugin(f"{self.kind} '{name}'", is_installed=False)
             return self._import(name, name, folder)
         raise PluginError(f"unknown {self.kind} '{name}'{did_you_mean(name, self.names())}")
 

@@ -49,6 +49,10 @@ _ELSEWHERE = {
 
 INTERRUPTED = 130
 """The exit code of a command that Ctrl-C has stopped: 128 and the signal's number, as of any shell's."""
+TRUST_FLAGS = ("--plugins", "--no-plugins")
+"""Options of all commands, which may stand anywhere on the line."""
+LOOKS_ON = ("check", "compare", "report", "workload")
+"""Commands that only look at what somebody may have sent: they run no `module:Class` unless told to."""
 TRACEBACK = "CBSIM_TRACEBACK"
 """Environment variable: set to anything, a traceback is printed before the lines that tell a mistake."""
 
@@ -86,6 +90,12 @@ class Commands(click.Group):
             ctx.fail(f"no command '{args[0]}'{did_you_mean(args[0], self.list_commands(ctx))}")
         return super().resolve_command(ctx, args)
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """See `click.Group.parse_args`; options on trust may stand behind the command too."""
+        end = args.index("--") if "--" in args else len(args)
+        moved = [arg for arg in args[:end] if arg in TRUST_FLAGS]
+        return super().parse_args(ctx, [*moved, *(a for a in args[:end] if a not in moved), *args[end:]])
+
     def invoke(self, ctx: click.Context) -> Any:
         """See `click.Group.invoke`."""
         # At its end Python would look through all objects for cycles, for 0.1 s.
@@ -105,8 +115,24 @@ class Commands(click.Group):
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="cbsim", prog_name="cbsim")
-def main() -> None:
+@click.option(
+    "--plugins/--no-plugins",
+    default=None,
+    help="Whether plug-ins may run. Parts named module:Class run the code of that module, with all you may "
+    "do; check, compare, report, workload and explain of a folder refuse them without --plugins. "
+    "--no-plugins refuses every plug-in, and files that don't lie beside the configuration. May stand "
+    "anywhere.",
+)
+@click.pass_context
+def main(ctx: click.Context, plugins: bool | None) -> None:
     """What an LLM serving engine does with your traffic: simulated, before any GPU hour is spent."""
+    from cbsim.base.trust import Trust, trusting
+
+    if plugins is None:
+        trust = Trust.INSTALLED if ctx.invoked_subcommand in LOOKS_ON else Trust.EVERYTHING
+    else:
+        trust = Trust.EVERYTHING if plugins else Trust.NOTHING
+    ctx.with_resource(trusting(trust))
 
 
 @args.command(of=main)

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from cbsim.base.errors import ConfigError
 from cbsim.base.paths import YAML_SUFFIXES, data_folder, display_path, yaml_names
 from cbsim.base.registry import did_you_mean
+from cbsim.base.trust import check_path
 from cbsim.config.document import SWEEP, TUNE, Document, Override, read_document, split_key
 from cbsim.config.mistakes import Expected, validation_problems
 from cbsim.config.section import FOLDER, ForeignForm, Named, Section
@@ -123,9 +124,13 @@ class Names:
         if Path(name).name == name and shipped.is_file():
             return shipped
         if Path(name).suffix in YAML_SUFFIXES:
-            return next((path for path in here if path.is_file()), None)
-        found = map(named.foreign.find, here) if named.foreign else ()
-        return next((path for path in found if path is not None), None)
+            found = next((path for path in here if path.is_file()), None)
+        else:
+            read = map(named.foreign.find, here) if named.foreign else ()
+            found = next((path for path in read if path is not None), None)
+        if found is not None:
+            check_path(found, self._folder, error=ConfigError)
+        return found
 
     def _read(self, path: Path, named: Named | None) -> Document:
         if path not in self._files:

@@ -15,6 +15,7 @@ from cbsim.base.errors import CalibrationError
 from cbsim.base.paths import data_folder, write_text
 from cbsim.base.records import column_pieces
 from cbsim.base.registry import did_you_mean
+from cbsim.base.trust import check_path
 from cbsim.config.mistakes import plain_words
 from cbsim.config.section import Section
 from cbsim.cost.form import StepForm
@@ -163,6 +164,7 @@ def find_cost_file(profile: str) -> Path:
     """
     for candidate in (Path(profile), Path(profile) / "cost.json", _shipped() / profile / "cost.json"):
         if candidate.is_file():
+            check_path(candidate, _shipped(), error=CalibrationError)
             return candidate
     names = list(shipped_profiles())
     raise CalibrationError(f"no profile '{profile}'{did_you_mean(profile, names) if names else ''}")

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from cbsim.base.errors import CbsimError
 from cbsim.base.paths import write_text
+from cbsim.base.trust import check_path
 from cbsim.config.section import ComponentConfig
 from cbsim.observers.metric_set import MetricSet
 from cbsim.observers.observer import Needs, ObservedRun, Observer
@@ -158,6 +159,7 @@ class MetricsObserver(Observer):
 
 def _check_live_file(path: Path) -> None:
     """Raise `CbsimError` for a folder, and for a file that holds something else and would be lost."""
+    check_path(path)
     if path.is_dir():
         raise CbsimError(f"{path}: is a folder; expected the name of a file")
     if not path.exists():

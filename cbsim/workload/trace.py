@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 
 from cbsim.base.errors import WorkloadError
 from cbsim.base.paths import data_folder
+from cbsim.base.trust import check_path
 from cbsim.config.yaml_text import Keys
 from cbsim.workload.formats import EPOCH_S, TIME_UNITS, unit_since_1970
 from cbsim.workload.request import FloatColumn, IntColumn, RequestBatch
@@ -37,6 +38,7 @@ def find_trace(path: str, folder: Path) -> Path:
         candidates = list(dict.fromkeys([folder / wanted, wanted, data_folder("workloads") / wanted]))
     for candidate in candidates:
         if candidate.is_file():
+            check_path(candidate, folder, data_folder("workloads"), error=WorkloadError)
             return candidate
     for candidate in candidates:
         if candidate.is_dir():

@@ -233,6 +233,6 @@ def test_mistakes_in_the_file_are_told_all_at_once(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("e.yaml").write_text(json.dumps({**EXPERIMENT, "observers": observers}))
-    ran = CliRunner().invoke(main, ["check", "e.yaml"])
+    ran = CliRunner().invoke(main, ["check", "e.yaml", "--plugins"])
     assert ran.exit_code == 2
     assert ran.output.splitlines() == [line.replace("HERE", str(tmp_path)) for line in lines]

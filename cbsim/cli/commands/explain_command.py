@@ -19,6 +19,7 @@ import click
 import pandas as pd
 
 from cbsim.base.errors import CbsimError
+from cbsim.base.trust import Trust
 from cbsim.cli.commands import arguments as args
 from cbsim.cli.progress import watch_run
 from cbsim.results.output import holds
@@ -262,7 +263,9 @@ def _open(run: str, overrides: tuple[str, ...], quiet: bool) -> Source:
         raise CbsimError(f"{run}: holds a sweep; allowed: one of its runs:", *_points(path))
     if overrides:
         raise CbsimError(f"--set: {run} is a run that has ended; allowed with an experiment")
-    return Source(run, folder=path, watched=watched)
+    is_trusted = click.get_current_context().find_root().params.get("plugins")
+    trust = Trust.EVERYTHING if is_trusted else Trust.INSTALLED
+    return Source(run, folder=path, watched=watched, trust=trust)
 
 
 def _points(folder: Path) -> list[str]:

@@ -16,6 +16,7 @@ from typing import Any
 import pandas as pd
 
 from cbsim.base.errors import CbsimError
+from cbsim.base.trust import Trust, trusting
 from cbsim.cluster.simpy_world import Progress
 from cbsim.core.building import LOG_ROWS
 from cbsim.core.layout import STEP
@@ -218,6 +219,8 @@ class Source:
     given: Experiment | None = None
     watched: Callable[[Experiment], AbstractContextManager[Progress | None]] = lambda _: nullcontext()
     """What shows how far a simulation is."""
+    trust: Trust = Trust.INSTALLED
+    """Which plug-ins that the folder names may be run: it may be a stranger's."""
     remarks: list[str] = field(default_factory=list)
     """What a reader of the steps handed out so far must know."""
 
@@ -237,11 +240,12 @@ class Source:
 
     @cached_property
     def experiment(self) -> Experiment:
-        """What the run depends on. Raises `ConfigError` if a folder's settings can't be read any more."""
+        """What the run depends on. Raises `ConfigError` if a folder's settings can't be read or trusted."""
         if self.given is not None:
             return self.given
         assert self.folder is not None
-        return Experiment.load(self.folder / "config.yaml")
+        with trusting(self.trust):
+            return Experiment.load(self.folder / "config.yaml")
 
     @property
     def config(self) -> dict[str, Any]:
