@@ -22,6 +22,8 @@ _MARKS = {
 """Kind of folder -> the file that marks one, and the keys that it has."""
 OBSERVER_FILES = "observer_files"
 """The manifest's key for the names of files that observers have written beside the run's own."""
+FILES = "files"
+"""The manifest's key for the SHA-256 of files beside it, by name; of a run's tables, of what they hold."""
 REPORT = "report.html"
 REPORT_MARK = '<meta name="generator" content="cbsim">'
 """What tells a report from any other page."""

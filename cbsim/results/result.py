@@ -24,6 +24,7 @@ from cbsim.observers.audience import write_files
 from cbsim.results.measured import MeasureConfig
 from cbsim.results.metrics import LATENCIES, Summary
 from cbsim.results.output import (
+    FILES,
     MANIFEST,
     OBSERVER_FILES,
     check_run_target,
@@ -34,7 +35,7 @@ from cbsim.results.output import (
 )
 from cbsim.results.run_log import RunLog
 from cbsim.results.slo import Slo
-from cbsim.results.table_file import read_table, write_table
+from cbsim.results.table_file import hash_table, read_table, write_table
 from cbsim.results.tables import TABLES, ArrowTable, to_frame
 
 if TYPE_CHECKING:
@@ -72,6 +73,11 @@ def hash_files(files: Iterable[Path]) -> dict[Path, str]:
     return hashes
 
 
+def hash_folder(folder: Path, *names: str) -> dict[str, str]:
+    """SHA-256 of some files in a folder, by name; raises as `hash_files`."""
+    return {path.name: digest for path, digest in hash_files(folder / name for name in names).items()}
+
+
 def hash_spec(spec: BaseModel) -> str:
     """SHA-256 of a section's values, whatever file they came from."""
     return hash_mapping(spec.model_dump(mode="json"))
@@ -97,7 +103,7 @@ def package_version(distribution: str) -> str:
         return "not installed"
 
 
-CONFIG = "config.yaml"
+CONFIG, SUMMARY = "config.yaml", "summary.json"
 
 
 @dataclass(eq=False, repr=False)
@@ -205,12 +211,14 @@ class Result:
         (folder / CONFIG).write_text(_yaml(self.config), encoding="utf-8")
         names = write_files(self.observers, folder)
         manifest = self.manifest | ({OBSERVER_FILES: names} if names else {})
-        (folder / MANIFEST).write_text(_json(manifest), encoding="utf-8")
-        (folder / "summary.json").write_text(_json(self.summary), encoding="utf-8")
+        (folder / SUMMARY).write_text(_json(self.summary), encoding="utf-8")
+        hashes = {name: _digest(folder / name) for name in (CONFIG, SUMMARY)}
         for name in TABLES:
             table = self.make_table(name)
             if table is not None:
                 write_table(table, folder / f"{name}.parquet")
+                hashes[f"{name}.parquet"] = hash_table(table, name)
+        (folder / MANIFEST).write_text(_json(manifest | {FILES: hashes}), encoding="utf-8")
 
     def _frame(self, name: str) -> pd.DataFrame:
         return to_frame(self.make_table(name))
@@ -246,21 +254,22 @@ def load_run(folder: str | Path) -> Result:
         why = f"its {MANIFEST} is no run's" if has_file(source, MANIFEST) else f"it has no {MANIFEST}"
         raise CbsimError(f"{source}: is not a run folder ({why})")
     try:
-        summary = json.loads((source / "summary.json").read_text(encoding="utf-8"))
+        summary = json.loads((source / SUMMARY).read_text(encoding="utf-8"))
         manifest = json.loads((source / MANIFEST).read_text(encoding="utf-8"))
         config = yaml.safe_load((source / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise CbsimError(f"{source}: is a damaged run folder: {' '.join(str(error).split())}") from error
-    for name, content in (("summary.json", summary), (CONFIG, config)):
+    for name, content in ((SUMMARY, summary), (CONFIG, config)):
         if not isinstance(content, dict):
             raise CbsimError(f"{source}: is a damaged run folder: its {name} is no run's")
-    return Result(summary, config, manifest, partial(_from_folder, source))
+        check_hash(source / name, manifest, _digest(source / name))
+    return Result(summary, config, manifest, partial(_from_folder, source, manifest))
 
 
 def load_summary(folder: Path) -> Summary:
     """The figures of a run folder alone. Raises `CbsimError` as `load_run` does."""
     try:
-        summary: Summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        summary: Summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CbsimError(f"{folder}: is a damaged run folder: {error}") from error
     return summary
@@ -295,10 +304,12 @@ def copy_run(source: Path, folder: Path, changed: dict[str, Any]) -> None:
     run = load_run(source)
 
     def write(copy: Path) -> None:
-        for name in ("summary.json", *_table_files(source), *observer_files(source)):
+        for name in (SUMMARY, *_table_files(source), *observer_files(source)):
             shutil.copyfile(source / name, copy / name)
         (copy / CONFIG).write_text(_yaml(run.config | changed), encoding="utf-8")
-        (copy / MANIFEST).write_text(_json(run.manifest | changed), encoding="utf-8")
+        hashes = known_hashes(run.manifest)
+        hashes |= {CONFIG: _digest(copy / CONFIG)} if hashes else {}
+        (copy / MANIFEST).write_text(_json(run.manifest | changed | {FILES: hashes}), encoding="utf-8")
 
     _write_whole(folder, write)
 
@@ -317,9 +328,36 @@ def _from_log(log: RunLog, measured: RunLog, name: str) -> ArrowTable | None:
     return TABLES[name].make(measured if name == "itl" else log)
 
 
-def _from_folder(folder: Path, name: str) -> ArrowTable | None:
+def _from_folder(folder: Path, manifest: Mapping[str, Any], name: str) -> ArrowTable | None:
     path = folder / f"{name}.parquet"
-    return read_table(path, name) if path.name in _table_files(folder) else None
+    if path.name not in _table_files(folder):
+        return None
+    table = read_table(path, name)
+    check_hash(path, manifest, hash_table(table, name))
+    return table
+
+
+def check_hash(path: Path, manifest: Mapping[str, Any], digest: str) -> None:
+    """Raise `CbsimError` if the hash of a file is not the one that the manifest of its folder has, if any."""
+    if known_hashes(manifest).get(path.name, digest) != digest:
+        raise CbsimError(
+            f"{path}: is not the file that was written here: altered since, or of another run; allowed: that "
+            f"file, or any where the manifest has no hash of it"
+        )
+
+
+def known_hashes(manifest: Mapping[str, Any]) -> dict[str, str]:
+    """The hashes of files in a manifest; none in those of former versions."""
+    hashes = manifest.get(FILES)
+    return {**hashes} if isinstance(hashes, dict) else {}
+
+
+def _digest(path: Path) -> str:
+    """SHA-256 of a file; of a summary, of all but what the simulation took, which no two runs share."""
+    if path.name == SUMMARY:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        return hash_mapping({key: value for key, value in summary.items() if key != "simulation"})
+    return hash_files([path])[path]
 
 
 def _write_whole(folder: Path, write: Callable[[Path], None]) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from cbsim.base.errors import CbsimError
 from cbsim.results.latency import HAND_OVER_PARTS, PARTS, TTFT_PARTS
@@ -57,6 +60,31 @@ def write_table(table: ArrowTable, path: Path) -> None:
             field.name: encodings[field.type] for field in table.schema if field.type in encodings
         },
     )
+
+
+def hash_table(table: ArrowTable, name: str) -> str:
+    """SHA-256 of what the table `name` holds, whichever tool has written its file."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    digest = hashlib.sha256()
+    for field in (field for field in TABLES[name].fields if field.name in table.column_names):
+        column = table.column(field.name)
+        if pa.types.is_floating(column.type):
+            column = pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)
+        digest.update(f"{field.name} {len(column)}".encode())
+        digest.update(column.is_valid().to_numpy())
+        column = column.drop_null()
+        if field.type in ("label", "string"):
+            column = column.cast(pa.large_string())
+            digest.update(pc.binary_length(column).to_numpy())
+            for chunk in column.chunks:
+                _, places, texts = chunk.buffers()
+                ends = np.frombuffer(places, np.int64)[chunk.offset : chunk.offset + len(chunk) + 1]
+                digest.update(texts[ends[0] : ends[-1]])
+        else:
+            digest.update(column.to_numpy())
+    return digest.hexdigest()
 
 
 def _repeated(requests: ArrowTable) -> Iterator[str]:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
+from cbsim.results.result import known_hashes
 from cbsim.show.style import INK, PALETTE, styled
 from cbsim.show.text import BEST, Table
 
@@ -178,6 +179,7 @@ def provenance(label: str, config: Mapping[str, Any], manifest: Mapping[str, Any
     for read in manifest.get("inputs", []):
         what = f"file {read['file']}" if "file" in read else f"{read['spec']} as resolved"
         rows.append((what, f"sha256 {read['sha256']}"))
+    rows += [(f"read from {name}", f"sha256 {digest}") for name, digest in known_hashes(manifest).items()]
     terms = [piece for name, value in rows if value for piece in (tag("dt", name), tag("dd", value))]
     shown = tag("pre", tag("code", json.dumps(config, indent=2, ensure_ascii=False)), tabindex="0")
     told = tag("p", "Configuration as resolved:")

@@ -11,8 +11,8 @@ import numpy as np
 from cbsim.base.errors import CbsimError
 from cbsim.base.paths import write_text
 from cbsim.results.metrics import meets_slo
-from cbsim.results.output import REPORT_MARK, check_report_target, holds
-from cbsim.results.result import Result, load_run
+from cbsim.results.output import FILES, REPORT_MARK, check_report_target, holds
+from cbsim.results.result import Result, hash_folder, load_run
 from cbsim.results.slo import Slo
 from cbsim.results.step_work import has_utilization
 from cbsim.show import capacity_text, sweep_text
@@ -347,7 +347,13 @@ def sweep_chapter(folder: Path) -> Chapter:
         warnings=sweep_text.remarks(sweep),
         tables=[_table(sweep)],
         pictures=[*sweep_pictures(sweep, first.name).values(), *_run_pictures(sweep, folder)],
-        provenance=[provenance(f"{first.name}, first point", first.config, first.manifest)],
+        provenance=[
+            provenance(
+                f"{first.name}, first point",
+                first.config,
+                first.manifest | {FILES: hash_folder(folder, "table.parquet")},
+            )
+        ],
     )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from cbsim.base.paths import write_text
 from cbsim.results.metrics import flatten
-from cbsim.results.result import Result
+from cbsim.results.result import Result, hash_mapping
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.run import Address, run_experiment
 
@@ -71,7 +71,8 @@ def run_probe(experiment: Experiment, path: Path) -> Probe:
     kept = read_probe(path)
     if kept is None:
         kept = Probe.of(run_experiment(experiment, with_interval=False))
-        write_text(path, json.dumps(asdict(kept), allow_nan=False) + "\n")
+        told = asdict(kept)
+        write_text(path, json.dumps(told | {SHA256: hash_mapping(told)}, allow_nan=False) + "\n")
     return kept
 
 
@@ -82,12 +83,18 @@ def with_assumed(figures: Mapping[str, Any], assumed: Sequence[str]) -> dict[str
 
 
 def read_probe(path: Path) -> Probe | None:
-    """The probe in a file; `None` if there is none, or only a damaged one."""
+    """The probe in a file; `None` if there is none, or only one that is damaged or altered."""
     try:
-        probe = Probe(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        told = json.loads(path.read_text(encoding="utf-8"))
+        is_whole = told.pop(SHA256) == hash_mapping(told)
+        probe = Probe(**told)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None
-    return probe if {"slo_met", IN_SERVICE} <= probe.figures.keys() else None
+    return probe if is_whole and {"slo_met", IN_SERVICE} <= probe.figures.keys() else None
+
+
+SHA256 = "sha256"
+"""The key of the hash of all else that a probe's file holds."""
 
 
 def _trend(result: Result) -> dict[str, float | None]:

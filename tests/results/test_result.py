@@ -85,6 +85,8 @@ def test_what_is_saved_is_loaded(tmp_path):
     assert loaded.summary == result.summary
     assert list(loaded.summary) == list(result.summary)
     assert loaded.config == result.config
+    files = loaded.manifest.pop("files")
+    assert files.keys() == FILES - {"manifest.json"} | {"batches.parquet"}
     assert loaded.manifest == result.manifest
     assert loaded.notes == ["mind the gap"]
     for name in ("requests", "visits", "steps", "events", "batches", "itl"):

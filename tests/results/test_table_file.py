@@ -16,7 +16,7 @@ from cbsim.base.errors import CbsimError
 from cbsim.base.paths import find_experiment
 from cbsim.cli import main
 from cbsim.results.result import load_run
-from cbsim.results.table_file import read_table
+from cbsim.results.table_file import hash_table, read_table
 from cbsim.results.tables import TABLES
 from tests.run_logs import make_result, paper_batches, paper_log
 
@@ -160,3 +160,39 @@ def test_commands_tell_it_in_a_line(played: Path, command: str) -> None:
     assert ran.exit_code == 2
     assert ran.output == f"{path}: column ttft_s: got text ('fast'); expected numbers\n"
     assert not (played / "report.html").exists()
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_the_hash_is_of_all_that_a_table_holds_and_of_nothing_else(folder: Path, name: str) -> None:
+    table = read_table(folder / f"{name}.parquet", name)
+    whole = hash_table(table, name)
+    assert hash_table(pa.concat_tables([table[:1], table[1:]]), name) == whole
+    seen = {whole, hash_table(table[1:], name), hash_table(pa.concat_tables([table[1:], table[:1]]), name)}
+    for place, column in enumerate(table.column_names):
+        values = table.column(column).to_pylist()
+        kind = table.schema.field(place).type
+        other = 7_777 if pa.types.is_integer(kind) or pa.types.is_floating(kind) else "other"
+        seen.add(hash_table(table.set_column(place, column, pa.array([other, *values[1:]], kind)), name))
+    assert len(seen) == 3 + table.num_columns
+
+
+def test_files_altered_or_of_another_run_are_told_in_a_line(played: Path, tmp_path: Path) -> None:
+    """The other run has the same requests: nothing but the hashes in the manifest could tell."""
+    other = tmp_path / "other"
+    cbsim.run(find_experiment("play"), out=other, overrides={"cost_model": {"type": "constant", "step_s": 1}})
+    report = tmp_path / "report.html"
+    assert CliRunner().invoke(main, ["report", str(played), "--out", str(report)]).exit_code == 0
+    assert cbsim.load_run(played).manifest["files"]["requests.parquet"] in report.read_text()
+    for name in ("requests.parquet", "steps.parquet", "summary.json", "config.yaml"):
+        own = (played / name).read_bytes()
+        (played / name).write_bytes((other / name).read_bytes())
+        for line in (["report", played], ["compare", other, played], ["explain", played]):
+            ran = CliRunner().invoke(main, [*map(str, line)])
+            if line[0] != "report" and name == "steps.parquet":
+                continue  # Which they do not look at.
+            assert ran.exit_code == 2
+            assert ran.output.startswith(f"{played / name}: is not the file that was written here: altered")
+        (played / name).write_bytes(own)
+    own_text = (played / "summary.json").read_text()
+    (played / "summary.json").write_text(own_text.replace('"cpu_s": ', '"cpu_s": 1'))
+    cbsim.load_run(played)  # What a run took is nobody's evidence.

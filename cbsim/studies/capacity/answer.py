@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from cbsim.base.errors import CbsimError, ConfigError
 from cbsim.base.paths import write_text
-from cbsim.results.output import ANSWER, POINTS, check_target, has_file
-from cbsim.results.result import hash_mapping
+from cbsim.results.output import ANSWER, FILES, POINTS, check_target, has_file
+from cbsim.results.result import check_hash, hash_folder, hash_mapping
 from cbsim.results.slo import Slo
 from cbsim.studies.capacity.search import Plan, SearchOutcome, SearchTask, complete_curves, search
 from cbsim.studies.capacity.verdict import Contender, Evidence, judge_all
@@ -310,7 +310,9 @@ def save_capacity(answer: CapacityAnswer, folder: Path) -> None:
     """
     check_target(folder, "capacity")
     save_table(answer.curve, folder, "curve")
-    text = json.dumps(to_json(answer), indent=2, ensure_ascii=False, allow_nan=False)
+    told = to_json(answer)
+    told["manifest"] = {**answer.manifest, FILES: hash_folder(folder, "curve.parquet")}
+    text = json.dumps(told, indent=2, ensure_ascii=False, allow_nan=False)
     write_text(folder / ANSWER, text + "\n")
 
 
@@ -323,6 +325,7 @@ def load_capacity(folder: Path) -> CapacityAnswer:
         raise CbsimError(f"{folder}: is not a capacity's folder (it has no {ANSWER})")
     try:
         read = json.loads((folder / ANSWER).read_text(encoding="utf-8"))
+        check_hash(folder / "curve.parquet", read["manifest"], *hash_folder(folder, "curve.parquet").values())
         curve = pd.read_parquet(folder / "curve.parquet")
         plan, contenders = (
             Plan(**read["plan"]),

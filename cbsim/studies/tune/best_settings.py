@@ -13,8 +13,8 @@ from cbsim.base.errors import CbsimError, ConfigError
 from cbsim.base.paths import write_text
 from cbsim.config.tune_space import TuneSpace
 from cbsim.config.yaml_text import dump_yaml
-from cbsim.results.output import POINTS, TUNE_ANSWER, check_target, has_file
-from cbsim.results.result import package_version
+from cbsim.results.output import FILES, POINTS, TUNE_ANSWER, check_target, has_file
+from cbsim.results.result import check_hash, hash_folder, package_version
 from cbsim.results.slo import Slo
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.labels import full_text, label_values
@@ -193,9 +193,11 @@ def save_tune(answer: TuneAnswer, folder: Path) -> None:
     Raises `CbsimError` if they can't be written.
     """
     save_table(answer.table, folder)
+    told = to_json(answer)
+    told["manifest"] = {**answer.manifest, FILES: hash_folder(folder, "table.parquet")}
     if answer.best_config is not None:
         write_text(folder / BEST_YAML, _best_yaml(answer))
-    write_text(folder / TUNE_ANSWER, json.dumps(to_json(answer), indent=2, ensure_ascii=False) + "\n")
+    write_text(folder / TUNE_ANSWER, json.dumps(told, indent=2, ensure_ascii=False) + "\n")
 
 
 def to_json(answer: TuneAnswer) -> dict[str, Any]:
@@ -225,6 +227,7 @@ def load_tune(folder: Path) -> TuneAnswer:
         raise CbsimError(f"{folder}: is not a tune's folder (it has no {TUNE_ANSWER})")
     try:
         read = json.loads((folder / TUNE_ANSWER).read_text(encoding="utf-8"))
+        check_hash(folder / "table.parquet", read["manifest"], *hash_folder(folder, "table.parquet").values())
         table = pd.read_parquet(folder / "table.parquet")
         aim = Aim(Slo.of(read["slo"]), read["objective"], read["has_prices"])
         told = {name: read[name] for name in ("name", "best_settings", "best_config", "config", "manifest")}

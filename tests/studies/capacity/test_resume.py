@@ -94,7 +94,9 @@ def test_a_damaged_file_is_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyP
     path = next((tmp_path / "points").iterdir())
     text = path.read_text()
     ran = Counting(monkeypatch)
-    for damaged in ("", "[]", "{}", text[:100]):
+    altered = text.replace('"span_s": ', '"span_s": 1')
+    assert altered != text
+    for damaged in ("", "[]", "{}", text[:100], altered):
         path.write_text(damaged)
         ran.num_runs = 0
         assert capacity(CONFIG, PLAN, out=tmp_path).curve.equals(before.curve)
