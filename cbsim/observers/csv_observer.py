@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
+from cbsim.base.spreadsheet import escaped
 from cbsim.config.section import ComponentConfig
 from cbsim.observers.gathered_columns import Columns, Table
 from cbsim.observers.observer import Needs, ObservedRun, Observer
@@ -101,4 +102,4 @@ class CsvObserver(Observer):
         with path.open("w", encoding="utf-8", newline="") as stream:
             writer = csv.writer(stream, lineterminator="\n")
             writer.writerow(table)
-            writer.writerows(zip(*(column.tolist() for column in table.values()), strict=True))
+            writer.writerows(zip(*(map(escaped, column.tolist()) for column in table.values()), strict=True))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from cbsim.base.errors import CbsimError, refusals
 from cbsim.base.paths import written_whole
+from cbsim.base.spreadsheet import escaped
 from cbsim.results.metrics import Summary, flatten
 from cbsim.results.output import POINTS, check_target, drawn_from_sweep, has_file
 from cbsim.results.result import copy_run, hash_mapping, is_whole_run, load_summary, remove_damaged_run
@@ -173,7 +174,8 @@ def save_table(table: pd.DataFrame, folder: Path, name: str = "table") -> None:
 
 
 def _csv(table: pd.DataFrame) -> str:
-    return table.to_csv(index=False, lineterminator="\n")
+    texts = table.select_dtypes(["object", "string"])
+    return table.assign(**texts.map(escaped)).to_csv(index=False, lineterminator="\n")
 
 
 def _remove_drawn_of_others(table: pd.DataFrame, folder: Path) -> None:

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from cbsim.base.errors import WorkloadError, refusals
+from cbsim.base.spreadsheet import escaped
 from cbsim.workload.request import BATCH_SIZE, COLUMN_TYPES, Request
 
 SUFFIXES = (".jsonl", ".csv", ".parquet")
@@ -96,7 +97,7 @@ def _write_text(requests: Iterable[Request], columns: list[str], file: IO[bytes]
     for batch in _batched(requests):
         text = io.StringIO(newline="")
         if is_csv:
-            rows = ([_field(request, name) for name in columns] for request in batch)
+            rows = ([escaped(_field(request, name)) for name in columns] for request in batch)
             csv.writer(text, lineterminator="\n").writerows(rows)
         else:
             for request in batch:

@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet
 
 from cbsim.base.errors import WorkloadError
+from cbsim.base.spreadsheet import ESCAPED
 from cbsim.base.units import MIB
 from cbsim.workload.documents import Row, layout_of, names_in, parse_document, value_at
 
@@ -237,7 +239,10 @@ def _csv_chunk(block: Block, names: list[str], columns: Sequence[str], mistakes:
         for row, got in odd.items():
             mistakes.add(numbers[row], 0, f"{got}; allowed: {len(names)}")
         lines = [line for row, line in enumerate(numbers) if row not in odd]
-    return TableChunk({name: read.column(name).combine_chunks() for name in columns}, lines)
+    cells = {name: read.column(name).combine_chunks() for name in columns}
+    if b"'" in block.data:
+        cells = {name: pc.replace_substring_regex(cell, ESCAPED, r"\1") for name, cell in cells.items()}
+    return TableChunk(cells, lines)
 
 
 def _json_table(line: int, text: bytes, blocks: Iterator[Block], mistakes: Mistakes) -> Table | None:
