@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
+import glob
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -13,6 +14,11 @@ from typing import Literal
 
 from cbsim.base.errors import ConfigError, refusals
 from cbsim.base.registry import did_you_mean
+
+try:
+    import fcntl
+except ImportError:  # of Windows
+    fcntl = None  # type: ignore[assignment]
 
 DataFolder = Literal["workloads", "configs", "experiments", "calibration"]
 
@@ -80,6 +86,18 @@ def display_path(path: Path) -> Path:
         return path
 
 
+FILE_NAME = "up to 100 letters, digits, blanks and any of _.+=,-"
+"""Names that every system can give to a file or a folder."""
+_FILE_NAME = re.compile(r"\w([\w .+=,-]{0,98}[\w+=,-])?")
+_DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)( *\..*)?", re.IGNORECASE)
+"""What Windows takes for a device in any folder."""
+
+
+def is_file_name(name: str) -> bool:
+    """Whether a text can be a file's or a folder's name on any system: it leads nowhere else either."""
+    return bool(_FILE_NAME.fullmatch(name)) and not _DEVICE.fullmatch(name)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all. Raises `CbsimError` if it can't be written."""
     with written_whole(path) as partial:
@@ -111,9 +129,10 @@ def scratch_folder(target: Path) -> Iterator[Path]:
     """A new hidden folder beside `target`, on the same file system, removed at the end.
 
     Those that killed processes have left behind for the same target are removed too: a folder in use is
-    locked, and a process loses its locks with its life. Raises `OSError`.
+    locked, and a process loses its locks with its life. They stay where the system has no such locks. Raises
+    `OSError`.
     """
-    for folder in target.parent.glob(f".{target.name}.*{_SUFFIX}"):
+    for folder in target.parent.glob(f".{glob.escape(target.name)}.*{_SUFFIX}") if fcntl else ():
         with suppress(OSError), _locked(folder):
             shutil.rmtree(folder)
     folder = Path(tempfile.mkdtemp(_SUFFIX, f".{target.name}.", target.parent))
@@ -126,7 +145,10 @@ def scratch_folder(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Hold the lock of a folder; raises `BlockingIOError` if another process does."""
+    """Hold the lock of a folder, if there are any; raises `BlockingIOError` if another process does."""
+    if fcntl is None:
+        yield
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

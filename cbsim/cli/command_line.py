@@ -53,6 +53,8 @@ TRUST_FLAGS = ("--plugins", "--no-plugins")
 """Options of all commands, which may stand anywhere on the line."""
 LOOKS_ON = ("check", "compare", "report", "workload")
 """Commands that only look at what somebody may have sent: they run no `module:Class` unless told to."""
+POSIX_MODULES = ("resource", "termios")
+"""Modules of Python's that some commands need and Windows lacks."""
 TRACEBACK = "CBSIM_TRACEBACK"
 """Environment variable: set to anything, a traceback is printed before the lines that tell a mistake."""
 
@@ -67,7 +69,12 @@ class Commands(click.Group):
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         """See `click.Group.get_command`."""
         if name in _ELSEWHERE:
-            found = vars(import_module(f"cbsim.cli.commands.{_ELSEWHERE[name][0]}")).values()
+            try:
+                found = vars(import_module(f"cbsim.cli.commands.{_ELSEWHERE[name][0]}")).values()
+            except ModuleNotFoundError as error:
+                if error.name not in POSIX_MODULES:
+                    raise
+                raise CbsimError(f"{name}: needs a POSIX system: there is no '{error.name}' here") from error
             return next(each for each in found if isinstance(each, click.Command) and each.name == name)
         return super().get_command(ctx, name)
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from cbsim.base.errors import PluginError, told_in_one_line
+from cbsim.base.paths import FILE_NAME, is_file_name
 from cbsim.observers.observer import STEP_HOOKS, Needs, ObservedRun, Observer
 from cbsim.observers.views import StepView
 from cbsim.workload.request import Request
@@ -28,7 +28,6 @@ _HOOK_OF_EVENT: dict[str, Hook] = {
     "preempted": "on_preempted",
     "finished": "on_finished",
 }
-_FILE_NAME = re.compile(r"[\w][\w .+=,-]{0,99}")
 
 
 class Audience:
@@ -86,8 +85,8 @@ class Audience:
         for observer in self.observers:
             for name in _files(observer):
                 told = f"observer {_name(observer)}: file {name!r}"
-                if not isinstance(name, str) or not _FILE_NAME.fullmatch(name):
-                    problems.append(f"{told}: expected a file's name: letters, digits, blanks, any of _.+=,-")
+                if not isinstance(name, str) or not is_file_name(name):
+                    problems.append(f"{told}: expected a file's name: {FILE_NAME}")
                 elif name in taken:
                     problems.append(f"{told} is written by {taken[name]} too")
                 taken.setdefault(name, f"observer {_name(observer)}")

@@ -208,17 +208,17 @@ class Result:
         return Path(folder)
 
     def _write_files(self, folder: Path) -> None:
-        (folder / CONFIG).write_text(_yaml(self.config), encoding="utf-8")
+        (folder / CONFIG).write_text(_yaml(self.config), encoding="utf-8", newline="")
         names = write_files(self.observers, folder)
         manifest = self.manifest | ({OBSERVER_FILES: names} if names else {})
-        (folder / SUMMARY).write_text(_json(self.summary), encoding="utf-8")
+        (folder / SUMMARY).write_text(_json(self.summary), encoding="utf-8", newline="")
         hashes = {name: _digest(folder / name) for name in (CONFIG, SUMMARY)}
         for name in TABLES:
             table = self.make_table(name)
             if table is not None:
                 write_table(table, folder / f"{name}.parquet")
                 hashes[f"{name}.parquet"] = hash_table(table, name)
-        (folder / MANIFEST).write_text(_json(manifest | {FILES: hashes}), encoding="utf-8")
+        (folder / MANIFEST).write_text(_json(manifest | {FILES: hashes}), encoding="utf-8", newline="")
 
     def _frame(self, name: str) -> pd.DataFrame:
         return to_frame(self.make_table(name))
@@ -306,10 +306,12 @@ def copy_run(source: Path, folder: Path, changed: dict[str, Any]) -> None:
     def write(copy: Path) -> None:
         for name in (SUMMARY, *_table_files(source), *observer_files(source)):
             shutil.copyfile(source / name, copy / name)
-        (copy / CONFIG).write_text(_yaml(run.config | changed), encoding="utf-8")
+        (copy / CONFIG).write_text(_yaml(run.config | changed), encoding="utf-8", newline="")
         hashes = known_hashes(run.manifest)
         hashes |= {CONFIG: _digest(copy / CONFIG)} if hashes else {}
-        (copy / MANIFEST).write_text(_json(run.manifest | changed | {FILES: hashes}), encoding="utf-8")
+        (copy / MANIFEST).write_text(
+            _json(run.manifest | changed | {FILES: hashes}), encoding="utf-8", newline=""
+        )
 
     _write_whole(folder, write)
 

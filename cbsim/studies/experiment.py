@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from cbsim.base.errors import ConfigError, WorkloadError
-from cbsim.base.paths import data_folder
+from cbsim.base.paths import FILE_NAME, data_folder, is_file_name
 from cbsim.base.registry import did_you_mean, located
 from cbsim.cluster.router import ROUTERS, RouterConfig
 from cbsim.config.assembly import Assembly, nested_keys
@@ -149,10 +149,8 @@ class Experiment(Section):
     @field_validator("name")
     @classmethod
     def _names_a_folder(cls, name: str) -> str:
-        if not re.fullmatch(r"[\w][\w .+=,-]{0,99}", name):
-            raise ValueError(
-                f"got {name!r}; expected a folder's name: up to 100 letters, digits, blanks and any of _.+=,-"
-            )
+        if not is_file_name(name):
+            raise ValueError(f"got {name!r}; expected a folder's name: {FILE_NAME}")
         return name
 
     @classmethod
@@ -172,7 +170,9 @@ class Experiment(Section):
     def load(cls, path: str | Path, overrides: Overrides = ()) -> Experiment:
         """The experiment in a YAML file. Raises `ConfigError` with one line for each of all its mistakes."""
         document = read_document(Path(path))
-        document.data.setdefault("name", re.sub(r"[^\w.+=,-]", "-", Path(path).stem) or "experiment")
+        stem = re.sub(r"[^\w.+=,-]", "-", Path(path).stem)
+        name = stem if is_file_name(stem) else f"experiment-{stem.strip('.-')}".strip("-")
+        document.data.setdefault("name", name)
         return cls._assembled(document, overrides, Path(path).parent)
 
     @classmethod

@@ -125,7 +125,8 @@ def test_files_that_clash_are_told_before_the_run() -> None:
     assert caught.value.problems == (
         "observer Writes: file 'summary.json' is written by the run itself too",
         "observer Writes: file 'a.txt' is written by observer Writes too",
-        "observer Writes: file '../b.txt': expected a file's name: letters, digits, blanks, any of _.+=,-",
+        "observer Writes: file '../b.txt': expected a file's name: up to 100 letters, "
+        "digits, blanks and any of _.+=,-",
     )
     assert not hasattr(further[-1], "calls")
 

@@ -180,7 +180,7 @@ def measure_command(settings: Mapping[str, Any]) -> Measured:
     """`cbsim run` from the start of its process to the written run folder, twice; the faster counts."""
     with tempfile.TemporaryDirectory(prefix="cbsim-bench-") as folder:
         config, out = Path(folder) / "bench.yaml", Path(folder) / "run"
-        config.write_text(yaml.safe_dump(dict(settings)), encoding="utf-8")
+        config.write_text(yaml.safe_dump(dict(settings)), encoding="utf-8", newline="")
         command = [sys.executable, "-m", "cbsim", "run", str(config), "--out", str(out), "--quiet", "--json"]
         times = []
         for _ in range(2):

@@ -95,7 +95,7 @@ class DeathMark:
     def around(self, order: int) -> Iterator[None]:
         """While a point is timed; whatever else ends it than the death of the process takes the mark away."""
         count = self.count if order == self.order else 0
-        self.path.write_text(f"{order} {count}", encoding="utf-8")
+        self.path.write_text(f"{order} {count}", encoding="utf-8", newline="")
         try:
             yield
         finally:

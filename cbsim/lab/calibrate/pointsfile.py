@@ -224,7 +224,7 @@ class Meta(Section):
 def save_meta(meta: Meta, path: Path) -> None:
     """Write `meta.json` whole or not at all."""
     temporary = path.with_name(f".{path.name}.part")
-    temporary.write_text(meta.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    temporary.write_text(meta.model_dump_json(indent=2) + "\n", encoding="utf-8", newline="")
     temporary.replace(path)
 
 
