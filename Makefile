@@ -3,6 +3,7 @@
 #   make test      everything that CI checks: formatting, types, shipped files, tests
 #   make check     the same without the tests
 #   make validate  hold the simulation against a tiny model served live on this CPU
+#   make kill-test kill 200 commands at random instants; nothing may be half written or lost
 #   make bench     measure the simulator's own speed
 #   make install   install cbsim alone
 #   make generated write the reference, the JSON Schema and the list of rooms anew
@@ -16,7 +17,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 COMMA := ,
 TESTED := $(VENV)/.installed-$(subst $(COMMA),-,$(EXTRAS))
 
-.PHONY: help install run test check validate bench generated clean
+.PHONY: help install run test check validate kill-test bench generated clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -57,6 +58,9 @@ test: check
 
 validate: $(TESTED)
 	OMP_NUM_THREADS=1 $(BIN)/cbsim validate calibration/validate.yaml
+
+kill-test: $(TESTED)
+	$(BIN)/python -m tests.killing
 
 bench: $(VENV)/.installed
 	$(BIN)/cbsim bench

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -106,16 +107,23 @@ def write_text(path: Path, text: str) -> None:
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """A hidden file beside `path`, this process's own, to be written: in the end it takes its place.
+    """A hidden file beside `path`, this thread's own, to be written: in the end it takes its place.
 
-    Raises `CbsimError` if it can't be written.
+    What killed processes left of the same file is removed, as in `scratch_folder`. Raises `CbsimError` if it
+    can't be written.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}{_SUFFIX}")
+    partial = path.with_name(f".{path.name}.{os.getpid()}{threading.get_native_id()}{_SUFFIX}")
     try:
         with refusals(path, "written"):
             path.parent.mkdir(parents=True, exist_ok=True)
-            yield partial
-            partial.replace(path)
+            for left in _left_of(path):
+                with suppress(OSError), _locked(left):
+                    left.unlink()
+            partial.unlink(missing_ok=True)  # a link that stands there would lead elsewhere
+            partial.touch()
+            with _locked(partial):
+                yield partial
+                partial.replace(path)
     finally:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
@@ -132,7 +140,7 @@ def scratch_folder(target: Path) -> Iterator[Path]:
     locked, and a process loses its locks with its life. They stay where the system has no such locks. Raises
     `OSError`.
     """
-    for folder in target.parent.glob(f".{glob.escape(target.name)}.*{_SUFFIX}") if fcntl else ():
+    for folder in _left_of(target):
         with suppress(OSError), _locked(folder):
             shutil.rmtree(folder)
     folder = Path(tempfile.mkdtemp(_SUFFIX, f".{target.name}.", target.parent))
@@ -143,13 +151,18 @@ def scratch_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(folder)
 
 
+def _left_of(target: Path) -> list[Path]:
+    """What processes, killed ones perhaps, have of a file or a folder; nothing where there are no locks."""
+    return [*target.parent.glob(f".{glob.escape(target.name)}.*{_SUFFIX}")] if fcntl else []
+
+
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold the lock of a folder, if there are any; raises `BlockingIOError` if another process does."""
+def _locked(path: Path) -> Iterator[None]:
+    """Hold the lock of a file or a folder; raises `BlockingIOError` if another process does."""
     if fcntl is None:
         yield
         return
-    descriptor = os.open(folder, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
