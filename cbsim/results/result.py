@@ -350,7 +350,7 @@ def check_hash(path: Path, manifest: Mapping[str, Any], digest: str) -> None:
 
 def known_hashes(manifest: Mapping[str, Any]) -> dict[str, str]:
     """The hashes of files in a manifest; none in those of former versions."""
-    hashes = manifest.get(FILES)
+    hashes = manifest.get(FILES) if isinstance(manifest, dict) else None
     return {**hashes} if isinstance(hashes, dict) else {}
 
 
