@@ -14,6 +14,7 @@ from cbsim.cli import main
 from cbsim.cli.commands import explain_command as explain_steps
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.run import run_experiment
+from tests.run_logs import forget_hashes
 from tests.studies.explain.cases import PREEMPTED, experiment
 
 EXPERIMENT = """\
@@ -242,14 +243,6 @@ def test_a_sweep_is_asked_for_one_of_its_runs() -> None:
     assert first == "s: holds a sweep; allowed: one of its runs:"
     assert [line.split()[-1] for line in points] == ["0", "1"]
     assert explain(points[0].split()[0]).exit_code == 0
-
-
-def forget_hashes(folder: str) -> None:
-    """Make the manifest one of a former version, which knew none."""
-    path = Path(folder, "manifest.json")
-    manifest = json.loads(path.read_text())
-    del manifest["files"]
-    path.write_text(json.dumps(manifest))
 
 
 def test_a_folder_of_a_former_version_says_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from cbsim.show.explain_text import RunningTable, gantt_lines, step_table
 from cbsim.studies.explain.batch_step import BatchStep, Gantt, Limits
 from cbsim.studies.explain.source import Source, Window
 from cbsim.studies.run import run_experiment
+from tests.run_logs import forget_hashes
 from tests.studies.explain.cases import PREEMPTED, experiment, source
 
 VLLM = {"type": "vllm", "async_scheduling": False, "max_tokens_per_step": 8}
@@ -239,6 +240,7 @@ def test_settings_that_can_not_be_read_any_more_are_told_with_their_line(tmp_pat
     run_experiment(experiment(tmp_path, PREEMPTED)).save(tmp_path / "run")
     config = tmp_path / "run" / "config.yaml"
     config.write_text(config.read_text().replace("max_num_seqs", "max_num_sqs"))
+    forget_hashes(tmp_path / "run")
     with pytest.raises(CbsimError, match=r"config.yaml:\d+: scheduler.max_num_sqs: unknown key"):
         steps_of(Source("run", folder=tmp_path / "run"))
 
