@@ -2,9 +2,10 @@
 
 `python -m tests.killing` (`make kill-test`) kills 200 commands; `--kills` and `--kinds` do fewer. Runs,
 sweeps on a pool and on a dask cluster, capacities, tunes, fits of a calibration and reports are killed, by
-SIGKILL, at a random instant of the time that they take; each is begun anew in the same folder until it has
-survived, and then compared with one that nobody has killed. It ends with 1 if anything was half written or
-differs. Commands are forked off a process that has imported all they need, so that work is what is killed.
+SIGKILL, at a random instant of the time that they take, or soon after they begin to write. Each is begun anew
+in the same folder until it has survived, and then compared with one that nobody has killed. It ends with 1 if
+anything was half written or differs. Commands are forked off a process that has imported all they need, so
+that work is what is killed.
 """
 
 from __future__ import annotations
@@ -160,6 +161,13 @@ def finish(folder: Path, line: Sequence[str]) -> float:
     return time.perf_counter() - began
 
 
+def wait_for_files(process: ForkServerProcess, folder: Path) -> None:
+    """Wait until a command begins to write, or has ended."""
+    there = {*folder.iterdir(), folder / "said"}
+    while process.is_alive() and {*folder.iterdir()} <= there:
+        time.sleep(0.001)
+
+
 def kill_all(name: str, num_kills: int, work: Path, address: str, draw: random.Random) -> list[str]:
     """Kill one kind of command so often; returns what is wrong."""
     kind = KINDS[name]
@@ -175,7 +183,11 @@ def kill_all(name: str, num_kills: int, work: Path, address: str, draw: random.R
         num_folders += 1
         for _ in range(min(draw.randint(1, 6), num_kills - num_killed)):
             process = begin(folder, line)
-            process.join(draw.uniform(0.0, 1.0) * took_s)
+            if draw.random() < 0.5:
+                process.join(draw.uniform(0.0, 1.0) * took_s)
+            else:
+                wait_for_files(process, folder)
+                process.join(draw.uniform(0.0, 0.1))
             process.kill()
             process.join()
             num_killed += process.exitcode == -signal.SIGKILL
