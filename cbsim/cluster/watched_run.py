@@ -150,7 +150,13 @@ class WatchedRun:
             self._world = live(world)._replace(requests=LiveTable(world.requests, Request))
         else:
             self._world = world
-            given = [copy(each) for each in self._planned] if self._planned is not None else requests
+            planned = self._planned
+            # Rows of later visits have a request too: which one is known when they arrive.
+            given = (
+                requests
+                if planned is None
+                else (copy(planned[row % len(planned)]) for row in range(len(world.requests)))
+            )
             # In place: those who run the world have this very list.
             world.requests[:] = map(_as_record, world.requests, given)
         self.replicas = [
