@@ -19,6 +19,7 @@ import click
 from cbsim.base.errors import CbsimError
 from cbsim.base.units import format_count
 from cbsim.cli.commands import arguments as args
+from cbsim.cli.standard_output import standard_output
 
 if TYPE_CHECKING:
     from cbsim.studies.experiment import Experiment
@@ -102,6 +103,11 @@ class Commands(click.Group):
         end = args.index("--") if "--" in args else len(args)
         moved = [arg for arg in args[:end] if arg in TRUST_FLAGS]
         return super().parse_args(ctx, [*moved, *(a for a in args[:end] if a not in moved), *args[end:]])
+
+    def main(self, *arguments: Any, **settings: Any) -> Any:
+        """See `click.Group.main`; standard output may be of any kind."""
+        with standard_output():
+            return super().main(*arguments, **settings)
 
     def invoke(self, ctx: click.Context) -> Any:
         """See `click.Group.invoke`."""

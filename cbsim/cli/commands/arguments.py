@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from cbsim.base.errors import ConfigError
+from cbsim.cli.standard_output import is_unicode
 
 if TYPE_CHECKING:
     from cbsim.studies.experiment import Experiment
@@ -69,7 +72,17 @@ def load_experiment(config: str, overrides: tuple[str, ...]) -> Experiment:
 
 def print_json(data: Any) -> None:
     """Print plain data as JSON."""
-    click.echo(json.dumps(data, indent=2, allow_nan=False, ensure_ascii=False))
+    is_ascii = not is_unicode(sys.stdout.encoding)
+    click.echo(json.dumps(_with_nulls(data), indent=2, allow_nan=False, ensure_ascii=is_ascii))
+
+
+def _with_nulls(data: Any) -> Any:
+    """The same with null for each number that JSON has not: where nothing was measured there is NaN."""
+    if isinstance(data, dict):
+        return {key: _with_nulls(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_with_nulls(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
 def named_values(context: click.Context, option: click.Parameter, texts: tuple[str, ...]) -> dict[str, str]:

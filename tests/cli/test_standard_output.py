@@ -1,0 +1,44 @@
+"""Standard output that is full, closed or of a small encoding, in processes of their own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def cbsim(*arguments, closed=False, **settings):
+    command = [sys.executable, "-m", "cbsim", *arguments]
+    if closed:
+        command = ["sh", "-c", 'exec "$@" >&-', "sh", *command]
+    return subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False, **settings)
+
+
+def test_a_full_disk_is_told_in_a_line():
+    with Path("/dev/full").open("w") as full:
+        ran = cbsim("list", "models", stdout=full)
+    assert (ran.returncode, ran.stderr) == (
+        1,
+        "standard output: can't be written: No space left on device\n",
+    )
+
+
+def test_a_closed_one_takes_no_file_s_place(tmp_path):
+    ran = cbsim("schema", "--out", str(tmp_path), closed=True)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert "written to" not in (tmp_path / "reference.md").read_text()
+
+
+@pytest.mark.parametrize(("encoding", "sign"), [("latin-1", "<="), ("utf-8", "≤")])
+def test_signs_that_an_encoding_lacks_are_spelt(encoding, sign, tmp_path):
+    (tmp_path / "x≤y.yaml").write_text("seed: -1\n")
+    told = cbsim(
+        "check",
+        "x≤y.yaml",
+        stdout=subprocess.PIPE,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONIOENCODING": encoding},
+        encoding=encoding,
+    )
+    assert f"x{sign}y.yaml:1: seed: got -1" in told.stderr
