@@ -188,11 +188,24 @@ def random_log(seed: int, num_requests: int = 50, num_steps: int = 400) -> RunLo
     return paper_log(requests=requests, steps=steps, **gaps, rejections={}, end_s=end_s)
 
 
+CONFIG: dict[str, Any] = {
+    "seed": 0,
+    "model": MODEL.model_dump(mode="json"),
+    "gpu": GPU.model_dump(mode="json"),
+    "workload": {"type": "trace"},
+    "scheduler": {"type": "vllm"},
+    "kv_cache": {"block_size": 16},
+    "cost_model": {"type": "constant"},
+    "replicas": {"count": 2},
+}
+"""What `config.yaml` holds at least."""
+
+
 def make_result(log: RunLog, name: str = "paper", **summary: Any) -> Result:
     """A result with the timings of its simulation left out."""
     figures = summarize(log, PAPER, **summary)
     figures["simulation"] = {"cpu_s": 0.5, "wall_s": 0.5, "metrics_cpu_s": 0.1}
-    return Result.from_log(log, figures, {"name": name, "seed": 0}, {"versions": {}, "seed": 0, "inputs": []})
+    return Result.from_log(log, figures, CONFIG | {"name": name}, {"versions": {}, "seed": 0, "inputs": []})
 
 
 def forget_hashes(folder: str | Path) -> None:

@@ -30,7 +30,7 @@ def data_folder(kind: DataFolder) -> Path:
     """The folder of shipped data: the checkout's if cbsim runs from one, else the wheel's copy of it."""
     package = Path(__file__).resolve().parents[1]
     checkout = package.parent
-    if (checkout / "pyproject.toml").is_file() and (checkout / kind).is_dir():
+    if is_file(checkout / "pyproject.toml") and is_folder(checkout / kind):
         return checkout / kind
     return package / "_data" / kind
 
@@ -51,6 +51,16 @@ def _home() -> Path:
         return Path(tempfile.gettempdir())
 
 
+def is_file(path: str | Path) -> bool:
+    """Whether a file is there; at a name that no file can have there is none."""
+    return os.path.isfile(path)  # noqa: PTH113 - `Path.is_file` raises for a name that is too long
+
+
+def is_folder(path: str | Path) -> bool:
+    """Whether a folder is there; at a name that no folder can have there is none."""
+    return os.path.isdir(path)  # noqa: PTH112 - as in `is_file`
+
+
 def yaml_names(folder: Path) -> list[str]:
     """The names of the YAML files in a folder, sorted; empty if there is no such folder."""
     return sorted(path.stem for path in folder.glob("*.yaml"))
@@ -62,13 +72,13 @@ def find_experiment(name: str) -> Path:
     Raises `ConfigError` with the nearest name if there is neither.
     """
     path = Path(name)
-    if path.is_file():
+    if is_file(path):
         return path
     folder = data_folder("experiments")
     shipped = folder / f"{name}.yaml"
-    if path.name == name and shipped.is_file():
+    if path.name == name and is_file(shipped):
         return display_path(shipped)
-    if path.is_dir():
+    if is_folder(path):
         raise ConfigError(f"{name}: is a folder; expected an experiment file")
     if path.name == name and path.suffix not in YAML_SUFFIXES:
         names = yaml_names(folder)

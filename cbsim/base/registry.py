@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
 import sys
 from collections.abc import Iterable, Mapping
 from importlib.metadata import entry_points
@@ -94,7 +95,7 @@ def located(name: str, folder: Path) -> str:
     own_folder, slash, module = location.rpartition("/")
     for base in (folder / own_folder, Path(own_folder)) if slash else (folder,):
         path = base / module.replace(".", "/")
-        if colon and (Path(f"{path}.py").is_file() or (path / "__init__.py").is_file()):
+        if colon and any(os.path.isfile(file) for file in (f"{path}.py", path / "__init__.py")):  # noqa: PTH113
             return f"{base.resolve().as_posix()}/{module}:{class_name}"
     return name
 

@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 from pydantic import ValidationError
 
 from cbsim.base.errors import ConfigError
-from cbsim.base.paths import YAML_SUFFIXES, data_folder, display_path, yaml_names
+from cbsim.base.paths import YAML_SUFFIXES, data_folder, display_path, is_file, is_folder, yaml_names
 from cbsim.base.registry import did_you_mean
 from cbsim.base.trust import check_path
 from cbsim.config.document import SWEEP, TUNE, Document, Override, read_document, split_key
@@ -92,7 +92,7 @@ class Names:
         given = document.get(at)
         name = given.get("name")
         shipped = data_folder("configs") / named.folder / f"{name}.yaml"
-        if isinstance(name, str) and Path(name).name == name and shipped.is_file():
+        if isinstance(name, str) and Path(name).name == name and is_file(shipped):
             content, place = self._read(shipped, named), document.place(at)
             # All but a few of its keys: a whole mapping stands for itself.
             if len(given.keys() & content.data.keys()) <= len(content.data) // 2:
@@ -121,10 +121,10 @@ class Names:
         """The file that a name means: a YAML, one of another form, or one that is shipped."""
         here = [self._folder / name, Path(name)]
         shipped = data_folder("configs") / named.folder / f"{name}.yaml"
-        if Path(name).name == name and shipped.is_file():
+        if Path(name).name == name and is_file(shipped):
             return shipped
         if Path(name).suffix in YAML_SUFFIXES:
-            found = next((path for path in here if path.is_file()), None)
+            found = next((path for path in here if is_file(path)), None)
         else:
             read = map(named.foreign.find, here) if named.foreign else ()
             found = next((path for path in read if path is not None), None)
@@ -148,7 +148,7 @@ class Names:
         known, kind = [], key
         if expected.named:
             here = (self._folder / name, Path(name))
-            if expected.named.foreign and any(path.is_dir() for path in here):
+            if expected.named.foreign and any(is_folder(path) for path in here):
                 return f"{name}: a folder without a {expected.named.kind}'s file"
             known, kind = yaml_names(data_folder("configs") / expected.named.folder), expected.named.kind
         if expected.by_type:

@@ -14,6 +14,8 @@ from cbsim.config.document import place_in
 
 MAX_LENGTH = 1000
 """Characters of a condition: a longer one is no condition."""
+MAX_DEPTH = 50
+"""Parentheses, signs and the like within each other."""
 
 _COMPARE: dict[type[ast.cmpop], Callable[[Any, Any], bool]] = {
     ast.Eq: operator.eq,
@@ -82,11 +84,13 @@ def has_key(settings: Mapping[str, Any], dotted: str) -> bool:
     return lookup(settings, dotted) is not ABSENT
 
 
-def _rule(node: ast.expr, text: str, names: dict[str, None]) -> Rule:
+def _rule(node: ast.expr, text: str, names: dict[str, None], depth: int = 0) -> Rule:
     """What a node of `text` says of settings; collects its keys. Raises `ConfigError` for anything else."""
+    if depth > MAX_DEPTH:
+        raise ConfigError(f"'{text[:40]}...' is nested more than {MAX_DEPTH} deep; expected a comparison")
 
     def rules(*nodes: ast.expr) -> list[Rule]:
-        return [_rule(each, text, names) for each in nodes]
+        return [_rule(each, text, names, depth + 1) for each in nodes]
 
     match node:
         case ast.BoolOp(op=op, values=parts):

@@ -155,6 +155,9 @@ def describe_value(value: object) -> str:
 def _decode(content: bytes, source: str) -> str:
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise ConfigError(f"{source}: is encoded as UTF-16; expected UTF-8")
+    if b"\0" in content:
+        line = content.count(b"\n", 0, content.index(b"\0")) + 1
+        raise ConfigError(f"{source}:{line}: holds NUL bytes, as UTF-16 does; expected UTF-8 text")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -6,12 +6,12 @@ TensorRT-LLM's those of `trtllm-serve` and of the YAML it takes (from the docume
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from cbsim.base.registry import did_you_mean
+from cbsim.base.text_files import parse_json
 
 DERIVED = "@"
 """Before a name that stands in the place of a key: what it means depends on other flags, GPU or model."""
@@ -66,7 +66,7 @@ def off(text: str) -> bool:
 def mapping(text: str) -> dict[str, Any]:
     """A JSON object."""
     try:
-        found = json.loads(text)
+        found = parse_json(text)
     except ValueError:
         found = None
     if not isinstance(found, dict):

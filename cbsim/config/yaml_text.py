@@ -75,6 +75,8 @@ def parse_yaml(text: str, source: str) -> ParsedYaml:
         raise ConfigError(f"{source}:{line}: character {code} is not allowed in YAML") from None
     except RecursionError:
         raise ConfigError(f"{source}: nested too deeply to be read") from None
+    except (ValueError, OverflowError):  # of an escape such as "\U00110000"
+        raise ConfigError(f"{source}: an escape names no character; expected up to \\U0010FFFF") from None
     return builder.parsed
 
 

@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from cbsim.base.errors import CalibrationError
-from cbsim.base.paths import data_folder, write_text
+from cbsim.base.paths import data_folder, is_file, write_text
 from cbsim.base.records import column_pieces
 from cbsim.base.registry import did_you_mean
 from cbsim.base.trust import check_path
@@ -163,7 +163,7 @@ def find_cost_file(profile: str) -> Path:
     Raises `CalibrationError` with the nearest name if there is none.
     """
     for candidate in (Path(profile), Path(profile) / "cost.json", _shipped() / profile / "cost.json"):
-        if candidate.is_file():
+        if is_file(candidate):
             check_path(candidate, _shipped(), error=CalibrationError)
             return candidate
     names = list(shipped_profiles())

@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import Field
 
 from cbsim.base.errors import CbsimError
-from cbsim.base.paths import write_text
+from cbsim.base.paths import is_file, is_folder, write_text
 from cbsim.base.trust import check_path
 from cbsim.config.section import ComponentConfig
 from cbsim.observers.metric_set import MetricSet
@@ -160,11 +160,11 @@ class MetricsObserver(Observer):
 def _check_live_file(path: Path) -> None:
     """Raise `CbsimError` for a folder, and for a file that holds something else and would be lost."""
     check_path(path)
-    if path.is_dir():
+    if is_folder(path):
         raise CbsimError(f"{path}: is a folder; expected the name of a file")
     if not path.exists():
         return
-    if path.is_file():
+    if is_file(path):
         with path.open(encoding="utf-8", errors="replace") as stream:
             if stream.read(len(_BEGINNING)) in ("", _BEGINNING):
                 return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
 from contextlib import suppress
@@ -10,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from cbsim.base.errors import CbsimError, refusals
+from cbsim.base.paths import is_file, is_folder
+from cbsim.base.text_files import read_json
 from cbsim.results.tables import TABLES
 
 MANIFEST, ANSWER, TUNE_ANSWER, BENCH = "manifest.json", "capacity.json", "tune.json", "bench.json"
@@ -70,10 +71,7 @@ def holds(folder: Path, kind: str) -> bool:
 
 def has_file(folder: Path, name: str) -> bool:
     """Whether a folder holds a file; an impossible folder holds none."""
-    try:
-        return (folder / name).is_file()
-    except OSError:
-        return False
+    return is_file(folder / name)
 
 
 def foreign_files(folder: Path) -> list[str]:
@@ -135,7 +133,7 @@ def check_report_target(path: Path) -> None:
     """Raise `CbsimError` if a file stands there that is no report, or the file can't be written."""
     if not _exists(path):
         return
-    if path.is_dir():
+    if is_folder(path):
         raise CbsimError(f"{path}: is a folder; expected the name of a file")
     if not is_report(path):
         raise CbsimError(f"{path}: a file that is no report stands there; name another file, or remove it")
@@ -178,7 +176,7 @@ def _beginning(path: Path, size: int = _MARK_WITHIN) -> bytes:
 
 
 def _unknown(folder: Path, expected: str) -> CbsimError:
-    kind = "folder" if folder.is_dir() else "file"
+    kind = "folder" if is_folder(folder) else "file"
     told = f"a {kind} that is no {expected} stands there; name another folder, or remove it"
     return CbsimError(f"{folder}: {told}")
 
@@ -188,7 +186,7 @@ def _is_free(folder: Path) -> bool:
     if not _exists(folder):
         return True
     with refusals(folder, "read"):
-        return folder.is_dir() and not any(not _LITTER.fullmatch(path.name) for path in folder.iterdir())
+        return is_folder(folder) and not any(not _LITTER.fullmatch(path.name) for path in folder.iterdir())
 
 
 def _exists(path: Path) -> bool:
@@ -200,7 +198,7 @@ def _exists(path: Path) -> bool:
 
 
 def _is_of_run(path: Path) -> bool:
-    if path.is_dir():
+    if is_folder(path):
         return False
     if path.name == REPORT:
         return is_report(path)
@@ -229,7 +227,6 @@ def _has_sweep_table(folder: Path) -> bool:
 def _read(path: Path) -> dict[str, Any]:
     """The mapping in a JSON file; nothing if it can't be read or holds something else."""
     try:
-        read = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return read_json(path)
+    except CbsimError:
         return {}
-    return read if isinstance(read, dict) else {}

@@ -8,7 +8,8 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
 from importlib.metadata import PackageNotFoundError, version
@@ -18,7 +19,9 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel
 
 from cbsim.base.errors import CbsimError, refusals
-from cbsim.base.paths import scratch_folder
+from cbsim.base.paths import is_folder, scratch_folder
+from cbsim.base.text_files import read_json
+from cbsim.config.document import read_document
 from cbsim.observers import Observer
 from cbsim.observers.audience import write_files
 from cbsim.results.measured import MeasureConfig
@@ -33,6 +36,7 @@ from cbsim.results.output import (
     holds,
     observer_files,
 )
+from cbsim.results.run_files import check_run_file
 from cbsim.results.run_log import RunLog
 from cbsim.results.slo import Slo
 from cbsim.results.table_file import hash_table, read_table, write_table
@@ -245,34 +249,39 @@ def load_run(folder: str | Path) -> Result:
 
     Raises `CbsimError` if it is no run folder or a file of it is missing or damaged.
     """
-    import yaml
-
     source = Path(folder)
     if not os.path.exists(source):  # noqa: PTH110 - a name that is too long is nowhere, and no error
         raise CbsimError(f"{source}: no such folder; allowed: a run folder")
     if not holds(source, "run"):
         why = f"its {MANIFEST} is no run's" if has_file(source, MANIFEST) else f"it has no {MANIFEST}"
         raise CbsimError(f"{source}: is not a run folder ({why})")
-    try:
-        summary = json.loads((source / SUMMARY).read_text(encoding="utf-8"))
-        manifest = json.loads((source / MANIFEST).read_text(encoding="utf-8"))
-        config = yaml.safe_load((source / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise CbsimError(f"{source}: is a damaged run folder: {' '.join(str(error).split())}") from error
-    for name, content in ((SUMMARY, summary), (CONFIG, config)):
-        if not isinstance(content, dict):
-            raise CbsimError(f"{source}: is a damaged run folder: its {name} is no run's")
+    summary = load_summary(source)
+    with _telling_damage(source):
+        manifest = read_json(source / MANIFEST)
+        check_run_file(source / MANIFEST, manifest)
+        config = read_document(source / CONFIG).data
+        check_run_file(source / CONFIG, config)
+    for name in (SUMMARY, CONFIG):
         check_hash(source / name, manifest, _digest(source / name))
-    return Result(summary, config, manifest, partial(_from_folder, source, manifest))
+    return Result(summary, config, manifest, partial(_from_folder, source, manifest, summary["num_requests"]))
 
 
 def load_summary(folder: Path) -> Summary:
     """The figures of a run folder alone. Raises `CbsimError` as `load_run` does."""
-    try:
-        summary: Summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CbsimError(f"{folder}: is a damaged run folder: {error}") from error
+    with _telling_damage(folder):
+        summary: Summary = read_json(folder / SUMMARY)
+        check_run_file(folder / SUMMARY, summary)
     return summary
+
+
+@contextmanager
+def _telling_damage(folder: Path) -> Iterator[None]:
+    """Say of what is wrong with a file of a run folder that it is one."""
+    try:
+        yield
+    except CbsimError as error:
+        told = (problem.removeprefix(f"{folder}{os.sep}") for problem in error.problems)
+        raise CbsimError(*(f"{folder}: is a damaged run folder: {each}" for each in told)) from None
 
 
 def is_whole_run(folder: Path) -> bool:
@@ -292,7 +301,7 @@ def is_whole_run(folder: Path) -> bool:
 
 def remove_damaged_run(folder: Path) -> None:
     """Make room for a run where a damaged one lies, of whose files none is of another origin."""
-    if folder.is_dir() and not holds(folder, "run") and not foreign_files(folder):
+    if is_folder(folder) and not holds(folder, "run") and not foreign_files(folder):
         shutil.rmtree(folder)
 
 
@@ -330,12 +339,17 @@ def _from_log(log: RunLog, measured: RunLog, name: str) -> ArrowTable | None:
     return TABLES[name].make(measured if name == "itl" else log)
 
 
-def _from_folder(folder: Path, manifest: Mapping[str, Any], name: str) -> ArrowTable | None:
+def _from_folder(
+    folder: Path, manifest: Mapping[str, Any], num_requests: int, name: str
+) -> ArrowTable | None:
+    """A table of a run whose figures are about so many requests, at least."""
     path = folder / f"{name}.parquet"
     if path.name not in _table_files(folder):
         return None
     table = read_table(path, name)
     check_hash(path, manifest, hash_table(table, name))
+    if name == "requests" and len(table) < num_requests:
+        raise CbsimError(f"{path}: got {len(table):,} rows; expected {num_requests:,}, as in {SUMMARY}")
     return table
 
 
@@ -357,7 +371,7 @@ def known_hashes(manifest: Mapping[str, Any]) -> dict[str, str]:
 def _digest(path: Path) -> str:
     """SHA-256 of a file; of a summary, of all but what the simulation took, which no two runs share."""
     if path.name == SUMMARY:
-        summary = json.loads(path.read_text(encoding="utf-8"))
+        summary = read_json(path)
         return hash_mapping({key: value for key, value in summary.items() if key != "simulation"})
     return hash_files([path])[path]
 

@@ -13,6 +13,9 @@ from cbsim.base.errors import CbsimError
 from cbsim.results.latency import HAND_OVER_PARTS, PARTS, TTFT_PARTS
 from cbsim.results.tables import OPTIONAL_COLUMNS, TABLES, ArrowTable, Field, arrow_field
 
+MOST = 1e18
+"""No figure of a run is larger, in seconds, tokens or whatever its column counts."""
+
 
 def read_table(path: Path, name: str) -> ArrowTable:
     """The table `name` in a file; columns rewritten by other tools get their own types again.
@@ -142,6 +145,10 @@ def _numbers(column: Any, wanted: Any) -> Any:
     if pa.types.is_floating(kind) and pc.any(pc.is_nan(column)).as_py():
         # Other tools write what is missing as NaN.
         column = pc.if_else(pc.is_nan(column), pa.scalar(None, kind), column)
+    if pa.types.is_floating(kind) and pa.types.is_floating(wanted):
+        beyond = column.filter(pc.greater(pc.abs(column), MOST))
+        if len(beyond):
+            raise ValueError(f"got {_told(beyond)}; expected numbers up to {MOST:g}")
     if column.type == wanted:
         return column
     try:

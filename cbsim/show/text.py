@@ -100,7 +100,7 @@ def print_answer(*sentences: str) -> None:
 
 def format_figure(value: float | None, *, digits: int = 3) -> str:
     """A number with `digits` significant ones and no exponent: `1,240`, `13.2`, `0.0513`; integers whole."""
-    if value is None or math.isnan(value):
+    if value is None or not math.isfinite(value):
         return MISSING
     if isinstance(value, int) or value == 0:
         return f"{value:,.0f}"

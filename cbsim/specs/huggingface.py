@@ -5,7 +5,6 @@ Keys, and what stands where one is left out, are those of `transformers` for eac
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -13,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from cbsim.base.errors import ConfigError
+from cbsim.base.paths import is_file, is_folder
 from cbsim.base.registry import did_you_mean
+from cbsim.base.text_files import read_json
 from cbsim.config.document import describe_value
 from cbsim.config.section import ForeignForm, Named
 from cbsim.specs.model import ModelSpec
@@ -33,9 +34,9 @@ SHARED_KEYS = frozenset(
 
 def find(path: Path) -> Path | None:
     """The `config.json` that a path means: itself, or the one in a folder."""
-    if path.is_dir():
+    if is_folder(path):
         path = path / CONFIG
-    return path if path.suffix == ".json" and path.is_file() else None
+    return path if path.suffix == ".json" and is_file(path) else None
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -43,10 +44,10 @@ def read(path: Path) -> dict[str, Any]:
 
     Raises `ConfigError` for what can't be read.
     """
-    config = _read_json(path)
+    config = read_json(path, ConfigError)
     beside = path.with_name(path.name.removesuffix(CONFIG) + QUANTIZATION)
-    if path.name.endswith(CONFIG) and beside.is_file():
-        config["hf_quant_config"] = _read_json(beside).get("quantization")
+    if path.name.endswith(CONFIG) and is_file(beside):
+        config["hf_quant_config"] = read_json(beside, ConfigError).get("quantization")
     return {"name": _name_of(path), **config}
 
 
@@ -113,6 +114,14 @@ class _Figures:
         bound = f" up to {most:,}" if isinstance(found, int) and found > most else ""
         self._problems.append(f"{keys[0]}: {got}; expected a whole number{bound}")
         return 1
+
+    def _positive(self, key: str, found: Any) -> float:
+        """A number above 0 and of a size that figures have; a mistake is noted where it is none."""
+        is_number = isinstance(found, int | float) and not isinstance(found, bool)
+        if is_number and 0 < found <= MAX_NUMBER:
+            return float(found)
+        self._problems.append(f"{key}: got {describe_value(found)}; expected a number up to {MAX_NUMBER:,}")
+        return 1.0
 
     def _listed(self, key: str, num_layers: int) -> list[Any]:
         """What a list says of each layer; empty where there is none, a mistake where it is too short."""
@@ -188,7 +197,9 @@ class _Figures:
         longest = self.number("max_position_embeddings")
         if "yarn" in (self._rope("rope_type"), self._rope("type")):
             before = self._rope("original_max_position_embeddings", longest)
-            longest = max(longest, int(before * self._rope("factor", 1)))
+            stretched = self._positive("original_max_position_embeddings", before)
+            stretched *= self._positive("rope factor", self._rope("factor", 1))
+            longest = max(longest, int(stretched))
         return longest
 
     def _windows(self, num_layers: int, max_model_len: int) -> list[int | None]:
@@ -296,18 +307,6 @@ _FULL_KEYS = {
     "value_head_size": "v_head_dim",
 }
 """Keys of `AttentionLayers` -> keys that give layers with a window, or without one, heads of their own."""
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: can't be read: {(error.strerror or str(error)).lower()}") from None
-    except ValueError as error:
-        raise ConfigError(f"{path}: not JSON: {error}") from None
-    if not isinstance(found, dict):
-        raise ConfigError(f"{path}: got {describe_value(found)}; expected a mapping of settings")
-    return found
 
 
 def _name_of(path: Path) -> str:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
+
+from cbsim.base.errors import ConfigError
 
 _START = re.compile(r"(?:\S*/)?vllm bench serve|\S*sglang\.bench_serving|\S*benchmark_serving\.py")
 _NOT_TOLD = {"tokenizer", "model", "base-url", "host", "port", "endpoint", "backend", "dataset-path"}
@@ -37,28 +39,28 @@ def traffic_of(words: Sequence[str]) -> BenchTraffic | None:
     flags = _values(line[found.end() :].split())
     is_sglang = "sglang" in found[0]
     granted: list[str] = []
-    num_requests = int(_number(flags, "num-prompts", 1000, granted, "workload.num_requests"))
-    rate = float(flags.get("request-rate", math.inf))
+    num_requests = _granted(flags, "num-prompts", 1000, granted, "workload.num_requests")
+    rate = _number(flags, "request-rate", math.inf)
     workload: dict[str, Any] = {"type": "synthetic", "num_requests": num_requests}
     if math.isinf(rate):
         workload["arrivals"] = {"type": "all_at_once"}
     else:
-        burstiness = float(flags.get("burstiness", 1.0))
+        burstiness = _number(flags, "burstiness", 1.0)
         drawn = {"type": "poisson"} if burstiness == 1.0 else {"type": "gamma", "burstiness": burstiness}
         workload["arrivals"] = {**drawn, "rate_per_s": rate}
     if "max-concurrency" in flags:
         if math.isinf(rate):
-            workload["concurrency"] = int(flags["max-concurrency"])
+            workload["concurrency"] = _count(flags, "max-concurrency", 1)
         else:
             granted.append(
                 "workload: max-concurrency beside a rate is not modelled: requests come at the rate"
             )
     if flags.get("dataset-name", "random") == "random":
-        ratio = float(flags.get("random-range-ratio", 0.0))
+        ratio = _number(flags, "random-range-ratio", 0.0)
         for key, flag, usual in (("prompt_tokens", "input", 1024), ("output_tokens", "output", 128)):
-            length = int(_number(flags, f"random-{flag}-len", usual, granted, f"workload.{key}"))
+            length = _granted(flags, f"random-{flag}-len", usual, granted, f"workload.{key}")
             workload[key] = _lengths(length, ratio, is_sglang=is_sglang)
-        prefix = int(flags.get("random-prefix-len", 0))
+        prefix = _count(flags, "random-prefix-len", 0)
         if prefix:
             workload["shared_prefix"] = {"num_tokens": prefix, "num_groups": 1}
     else:
@@ -85,11 +87,26 @@ def _values(words: Sequence[str]) -> dict[str, str]:
     return flags
 
 
-def _number(flags: dict[str, str], flag: str, usual: int, granted: list[str], key: str) -> float:
-    """A number, or the benchmark's own where none is given."""
+def _number(flags: Mapping[str, str], flag: str, usual: float) -> float:
+    """The number of a flag, or the usual one. Raises `ConfigError` for anything else."""
+    try:
+        number = float(flags.get(flag, usual))
+    except ValueError:
+        number = math.nan
+    if not number >= 0 or (math.isinf(number) and not math.isinf(usual)):
+        raise ConfigError(f"COMMAND: --{flag}: got {flags[flag]!r}; expected a number")
+    return number
+
+
+def _count(flags: Mapping[str, str], flag: str, usual: int) -> int:
+    return int(_number(flags, flag, usual))
+
+
+def _granted(flags: Mapping[str, str], flag: str, usual: int, granted: list[str], key: str) -> int:
+    """A count, or the benchmark's own where none is given."""
     if flag not in flags:
         granted.append(f"{key}: {usual:,}, the benchmark's own --{flag}")
-    return float(flags.get(flag, usual))
+    return _count(flags, flag, usual)
 
 
 def _lengths(length: int, ratio: float, *, is_sglang: bool) -> dict[str, Any]:

@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from cbsim.base.errors import CbsimError
 from cbsim.base.paths import write_text
+from cbsim.base.text_files import read_json
 from cbsim.results.metrics import flatten
 from cbsim.results.result import Result, hash_mapping
 from cbsim.studies.experiment import Experiment
@@ -85,10 +87,10 @@ def with_assumed(figures: Mapping[str, Any], assumed: Sequence[str]) -> dict[str
 def read_probe(path: Path) -> Probe | None:
     """The probe in a file; `None` if there is none, or only one that is damaged or altered."""
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
+        told = read_json(path)
         is_whole = told.pop(SHA256) == hash_mapping(told)
         probe = Probe(**told)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+    except (CbsimError, ValueError, LookupError, TypeError, AttributeError):
         return None
     return probe if is_whole and {"slo_met", IN_SERVICE} <= probe.figures.keys() else None
 

@@ -12,7 +12,9 @@ from typing import Any
 import yaml
 
 from cbsim.base.errors import ConfigError
-from cbsim.base.paths import YAML_SUFFIXES
+from cbsim.base.paths import YAML_SUFFIXES, is_file
+from cbsim.base.text_files import read_text
+from cbsim.config.document import MAX_FILE_BYTES
 from cbsim.config.engine_flags import FLAGS, Flag
 from cbsim.studies.bench_traffic import BenchTraffic, traffic_of
 
@@ -66,13 +68,13 @@ class Source:
 def read_source(given: str) -> Source:
     """The serve commands in a line of shell, or in the file that it names. Raises `ConfigError` for none."""
     path, shown = Path(given), "COMMAND"
-    is_file = len(given) < 1000 and "\n" not in given and path.is_file()
-    text = _read(path) if is_file else given
-    if is_file:
+    is_named = is_file(path)
+    text = read_text(path, ConfigError, MAX_FILE_BYTES) if is_named else given
+    if is_named:
         shown = given
     elif path.suffix in YAML_SUFFIXES and " " not in given:
         raise ConfigError(f"{given}: no such file")
-    is_yaml = is_file and path.suffix in YAML_SUFFIXES
+    is_yaml = is_named and path.suffix in YAML_SUFFIXES
     lines = list(_of_yaml(text, given) if is_yaml else _of_shell(text, shown))
     commands = [found for words in lines if (found := _command(words)) is not None]
     traffic = next((sent for words in lines if (sent := traffic_of(words)) is not None), None)
@@ -84,13 +86,6 @@ def read_source(given: str) -> Source:
             "python -m sglang.launch_server or trtllm-serve, or an image of vLLM with its arguments"
         )
     return source
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: can't be read: {getattr(error, 'strerror', None) or error}") from None
 
 
 def _of_shell(text: str, shown: str) -> Iterator[list[str]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cbsim.base.errors import ConfigError
+from cbsim.base.paths import is_file
 from cbsim.base.registry import did_you_mean
 from cbsim.config.document import read_document
 from cbsim.config.engine_flags import DERIVED, FLAGS, Flag, mapping
@@ -444,7 +445,7 @@ def _of_file(command: ServeCommand, left_out: dict[str, str]) -> Iterator[tuple[
         if name not in ("config", "extra-llm-api-options"):
             continue
         path = Path(value or "")
-        if not path.is_file():
+        if not is_file(path):
             left_out[f"--{name}"] = f"{value}: no such file here, so that none of its settings is told"
             continue
         yield from _flat(read_document(path).data)

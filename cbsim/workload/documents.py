@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import heapq
-import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
+
+from cbsim.base.text_files import parse_json
 
 Row = dict[str, Any]
 """One request; values below other objects are named by their path, as in `metrics.ttft.value`."""
@@ -260,7 +261,7 @@ LAYOUTS = (
 def parse_document(text: bytes) -> list[Row] | None:
     """The objects of a file that is one JSON value, an object or an array of objects; `None` if it is not."""
     try:
-        value = json.loads(text)
+        value = parse_json(text)
     except ValueError:
         return None
     found = value if isinstance(value, list) else [value]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ import pyarrow.parquet
 
 from cbsim.base.errors import WorkloadError
 from cbsim.base.spreadsheet import ESCAPED
+from cbsim.base.text_files import parse_json
 from cbsim.base.units import MIB
 from cbsim.workload.documents import Row, layout_of, names_in, parse_document, value_at
 
@@ -64,6 +64,8 @@ BLOCK_BYTES = 4 * MIB
 _MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 _UTF8_BOM = b"\xef\xbb\xbf"
 _UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
+_LOOKED_AT = 1000
+"""Bytes at the start of a text by which its encoding is known."""
 _MAX_SHOWN = 40
 
 
@@ -176,6 +178,9 @@ def _read_blocks(path: Path, mistakes: Mistakes) -> Iterator[Block]:
                 if offset == 0 and data.startswith(_UTF16_BOMS):
                     mistakes.add(0, 0, "got UTF-16 text; allowed: UTF-8")
                     return
+                if offset == 0 and b"\0" in data[:_LOOKED_AT]:
+                    mistakes.add(0, 0, "got NUL bytes, as UTF-16 has them; allowed: UTF-8 text")
+                    return
                 text = data.removeprefix(_UTF8_BOM) if offset == 0 else data
                 data.decode()
                 yield Block(line, text)
@@ -191,7 +196,13 @@ def _read_blocks(path: Path, mistakes: Mistakes) -> Iterator[Block]:
 
 
 def _csv_table(line: int, header: bytes, blocks: Iterator[Block], mistakes: Mistakes) -> Table | None:
-    names = [name.strip() for name in next(csv.reader([header.decode().rstrip("\r")]))]
+    try:
+        names = [name.strip() for name in next(csv.reader([header.decode().rstrip("\r")]))]
+    except csv.Error as error:
+        mistakes.add(
+            line, 0, f"can't be read as a CSV header ({error}); allowed: lines that end in LF or CR LF"
+        )
+        return None
     num_numbers = sum(re.fullmatch(r"[-+.\d]+(e[-+]?\d+)?", name) is not None for name in names)
     if 2 * num_numbers > len(names):
         told = f"got {shorten(header.decode().strip())} where the names of columns should stand"
@@ -248,7 +259,7 @@ def _csv_chunk(block: Block, names: list[str], columns: Sequence[str], mistakes:
 def _json_table(line: int, text: bytes, blocks: Iterator[Block], mistakes: Mistakes) -> Table | None:
     """JSON lines that are requests, or whatever JSON documents hold them."""
     try:
-        first = json.loads(text)
+        first = parse_json(text)
     except ValueError:
         first = None
     if isinstance(first, dict) and (layout := layout_of(first)) is None:
@@ -273,6 +284,10 @@ def _json_table(line: int, text: bytes, blocks: Iterator[Block], mistakes: Mista
             documents, notes = layout.read(documents)
         except ValueError as error:
             mistakes.add(0, 0, str(error))
+            return None
+        except (TypeError, AttributeError, KeyError, OverflowError):
+            told = f"{', '.join(layout.marks)}: got values of another kind"
+            mistakes.add(0, 0, f"{told}; allowed: what the tool that writes such files writes")
             return None
     return _document_table(documents, tuple(notes), mistakes)
 
@@ -306,7 +321,7 @@ def _json_objects(block: Block, mistakes: Mistakes) -> dict[int, dict[str, Any]]
     """The objects of a block by line; parsed together, which is faster, where all are sound."""
     lines = dict(block.lines())
     try:
-        together = json.loads(b"[" + b",".join(lines.values()) + b"]")
+        together = parse_json(b"[" + b",".join(lines.values()) + b"]")
     except ValueError:
         together = []
     if len(together) == len(lines) and set(map(type, together)) <= {dict}:
@@ -314,7 +329,7 @@ def _json_objects(block: Block, mistakes: Mistakes) -> dict[int, dict[str, Any]]
     found = {}
     for line, text in lines.items():
         try:
-            row = json.loads(text)
+            row = parse_json(text)
         except ValueError:
             row = None
         if isinstance(row, dict):
@@ -331,15 +346,23 @@ def _tell_broken_json(line: int, text: bytes, mistakes: Mistakes) -> None:
 def _open_parquet(path: Path, mistakes: Mistakes) -> Table | None:
     try:
         file = pyarrow.parquet.ParquetFile(str(path))
-    except (pa.ArrowInvalid, OSError) as error:
-        mistakes.add(0, 0, f"got damaged Parquet data ({str(error).splitlines()[0]}); allowed: a whole file")
+    except (pa.ArrowException, OSError) as error:
+        _tell_damaged(error, mistakes)
         return None
 
     def chunks(columns: Sequence[str]) -> Iterator[TableChunk]:
         first = 1
-        for batch in file.iter_batches(columns=list(columns)):
-            found = {name: batch.column(batch.schema.get_field_index(name)) for name in columns}
-            yield TableChunk(found, range(first, first + batch.num_rows))
-            first += batch.num_rows
+        try:
+            for batch in file.iter_batches(columns=list(columns)):
+                found = {name: batch.column(batch.schema.get_field_index(name)) for name in columns}
+                yield TableChunk(found, range(first, first + batch.num_rows))
+                first += batch.num_rows
+        except (pa.ArrowException, OSError) as error:
+            _tell_damaged(error, mistakes)
 
     return Table(list(file.schema_arrow.names), 0, chunks)
+
+
+def _tell_damaged(error: Exception, mistakes: Mistakes) -> None:
+    told = str(error).partition("\n")[0]
+    mistakes.add(0, 0, f"got damaged Parquet data ({told}); allowed: a whole file")

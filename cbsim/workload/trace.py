@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from cbsim.base.errors import WorkloadError
-from cbsim.base.paths import data_folder
+from cbsim.base.paths import data_folder, is_file, is_folder
 from cbsim.base.trust import check_path
 from cbsim.config.yaml_text import Keys
 from cbsim.workload.formats import EPOCH_S, TIME_UNITS, unit_since_1970
@@ -31,17 +32,17 @@ def find_trace(path: str, folder: Path) -> Path:
 
     Raises `WorkloadError` naming the folders looked in and the nearest name there.
     """
-    wanted = Path(path).expanduser()
+    wanted = Path(os.path.expanduser(path))  # noqa: PTH111 - `Path` raises for a user who is none
     if wanted.is_absolute():
         candidates = [wanted]
     else:
         candidates = list(dict.fromkeys([folder / wanted, wanted, data_folder("workloads") / wanted]))
     for candidate in candidates:
-        if candidate.is_file():
+        if is_file(candidate):
             check_path(candidate, folder, data_folder("workloads"), error=WorkloadError)
             return candidate
     for candidate in candidates:
-        if candidate.is_dir():
+        if is_folder(candidate):
             raise WorkloadError(f"{candidate}: got a folder; allowed: a trace file")
     folders = ", ".join(dict.fromkeys(str(candidate.parent.resolve()) for candidate in candidates))
     raise WorkloadError(f"{path}: no such file{_nearest(candidates)}; looked in {folders}")

@@ -19,6 +19,7 @@ import click
 import pandas as pd
 
 from cbsim.base.errors import CbsimError
+from cbsim.base.paths import is_file, is_folder
 from cbsim.base.trust import Trust
 from cbsim.cli.commands import arguments as args
 from cbsim.cli.progress import watch_run
@@ -255,7 +256,7 @@ def _tell(data: dict[str, Any], sentences: Iterable[str], table: Table | None, a
 def _open(run: str, overrides: tuple[str, ...], quiet: bool) -> Source:
     """The run meant. Raises `CbsimError` for a sweep: one of its runs must be named."""
     path, watched = Path(run), partial(watch_run, quiet=quiet)
-    if not path.is_dir():
+    if not is_folder(path):
         experiment = args.load_experiment(run, overrides)
         experiment.check_one_run(run)
         return Source(run, given=experiment, watched=watched)
@@ -270,7 +271,7 @@ def _open(run: str, overrides: tuple[str, ...], quiet: bool) -> Source:
 
 def _points(folder: Path) -> list[str]:
     """The runs of a sweep that have ended, each with what was swept."""
-    if not (folder / "table.parquet").is_file():
+    if not is_file(folder / "table.parquet"):
         return [str(point) for point in sorted((folder / "points").iterdir())]
     points = read_sweep_table(folder)
     return [

@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from cbsim.base.errors import ConfigError
-from cbsim.base.paths import find_experiment
+from cbsim.base.paths import find_experiment, is_file
 from cbsim.base.units import MS_PER_S, format_count, format_seconds
 from cbsim.cli.commands import arguments as args
 from cbsim.cost.profile import ProfileConfig
@@ -283,7 +283,7 @@ def _validate_live(
 def _warnings_of(profile: Path) -> list[str]:
     """What is to be known about the timings of a profile's folder, if it says so."""
     meta = profile / "meta.json"
-    return [f"the profile's timings: {told}" for told in read_meta(meta).warnings] if meta.is_file() else []
+    return [f"the profile's timings: {told}" for told in read_meta(meta).warnings] if is_file(meta) else []
 
 
 def _print_both(both: BothWorlds) -> None:

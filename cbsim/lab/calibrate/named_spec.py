@@ -9,7 +9,7 @@ from typing import TypeVar
 from pydantic import ValidationError
 
 from cbsim.base.errors import CalibrationError
-from cbsim.base.paths import YAML_SUFFIXES, data_folder, yaml_names
+from cbsim.base.paths import YAML_SUFFIXES, data_folder, is_file, yaml_names
 from cbsim.base.registry import did_you_mean
 from cbsim.config.document import read_document
 from cbsim.config.mistakes import plain_words
@@ -78,8 +78,8 @@ def _stands_in(part: str, words: str) -> bool:
 def _load_spec(spec: type[S], kind: str, name: str, changes: dict[str, str]) -> S:
     folder = data_folder("configs") / f"{kind}s"
     path = Path(name) if Path(name).suffix in YAML_SUFFIXES else folder / f"{name}.yaml"
-    foreign = huggingface.find(Path(name)) if spec is ModelSpec and not path.is_file() else None
-    if foreign is None and not path.is_file():
+    foreign = huggingface.find(Path(name)) if spec is ModelSpec and not is_file(path) else None
+    if foreign is None and not is_file(path):
         raise CalibrationError(f"no {kind} '{name}'{did_you_mean(name, yaml_names(folder))}")
     try:
         if foreign is not None:

@@ -59,6 +59,8 @@ def request_parts(
     was_preempted = bool(requests["num_preemptions"].any())
     ticks = Ticks(max((_end_s(replica.steps) for replica in replicas), default=0.0) - origin_s)
     for replica in replicas:
+        if not len(replica.steps["start_s"]):
+            continue
         times = StepTimes(replica.steps, origin_s, ticks)
         charges = Charges(replica.steps, replica.slices, replica.cost, times)
         preemptions = preemptions_of(events, replica.number, times) if was_preempted else None

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from cbsim.base.errors import CbsimError, ConfigError
 from cbsim.base.paths import write_text
+from cbsim.base.text_files import read_json
 from cbsim.results.output import ANSWER, FILES, POINTS, check_target, has_file
 from cbsim.results.result import check_hash, hash_folder, hash_mapping
 from cbsim.results.slo import Slo
@@ -324,7 +325,7 @@ def load_capacity(folder: Path) -> CapacityAnswer:
     if not has_file(folder, ANSWER):
         raise CbsimError(f"{folder}: is not a capacity's folder (it has no {ANSWER})")
     try:
-        read = json.loads((folder / ANSWER).read_text(encoding="utf-8"))
+        read = read_json(folder / ANSWER)
         check_hash(folder / "curve.parquet", read["manifest"], *hash_folder(folder, "curve.parquet").values())
         curve = pd.read_parquet(folder / "curve.parquet")
         plan, contenders = (

@@ -16,6 +16,7 @@ from typing import Any
 import pandas as pd
 
 from cbsim.base.errors import CbsimError
+from cbsim.base.paths import is_file
 from cbsim.base.trust import Trust, trusting
 from cbsim.cluster.simpy_world import Progress
 from cbsim.core.building import LOG_ROWS
@@ -362,7 +363,7 @@ def _changed_inputs(result: Result) -> list[str]:
     changes = []
     for entry in (entry for entry in result.manifest["inputs"] if "file" in entry):
         path = Path(entry["file"])
-        if not path.is_file():
+        if not is_file(path):
             changes.append(f"its input {path} is gone")
         elif hash_files([path])[path] != entry["sha256"]:
             changes.append(f"its input {path} has changed since")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from cbsim.base.errors import CbsimError, ConfigError
 from cbsim.base.paths import write_text
+from cbsim.base.text_files import read_json
 from cbsim.config.tune_space import TuneSpace
 from cbsim.config.yaml_text import dump_yaml
 from cbsim.results.output import FILES, POINTS, TUNE_ANSWER, check_target, has_file
@@ -226,7 +227,7 @@ def load_tune(folder: Path) -> TuneAnswer:
     if not has_file(folder, TUNE_ANSWER):
         raise CbsimError(f"{folder}: is not a tune's folder (it has no {TUNE_ANSWER})")
     try:
-        read = json.loads((folder / TUNE_ANSWER).read_text(encoding="utf-8"))
+        read = read_json(folder / TUNE_ANSWER)
         check_hash(folder / "table.parquet", read["manifest"], *hash_folder(folder, "table.parquet").values())
         table = pd.read_parquet(folder / "table.parquet")
         aim = Aim(Slo.of(read["slo"]), read["objective"], read["has_prices"])
