@@ -10,6 +10,7 @@ from typing import Any
 from pydantic.fields import FieldInfo
 from pydantic.json_schema import GenerateJsonSchema
 
+from cbsim.config.bounds import bounds_table
 from cbsim.config.mistakes import Expected
 from cbsim.config.section import ComponentConfig, Section, setting_docs
 
@@ -19,6 +20,16 @@ _PREAMBLE = """\
 Every setting of an experiment, made from the code by `cbsim schema --out configs`; don't edit it by hand.
 Where a key takes a name in `configs/`, a path to a YAML file does too. Durations are in seconds, sizes in
 bytes unless the key says otherwise. `--set KEY=VALUE` sets any key by its dotted name.
+"""
+
+_BOUNDS = """\
+## Bounds
+
+Numbers that no service has are mistakes, in every section and in those of plug-ins: the first row that a key
+fits holds for it. Whole numbers are below 2^31, but for those of 64 bits; the least is that of other numbers.
+Prompts and answers have at most 100,000,000 tokens, a generator makes at most 1,000,000,000 requests, a
+session has at most 1,000 turns. A run or traffic of more than 31 years, or of more than 1,000,000,000
+requests a second, is noted.
 """
 
 
@@ -38,7 +49,14 @@ def make_reference(model: type[Section]) -> str:
             continue
         for section, _ in _sections(expected):
             parts += _chapter(f"## `{key}`", section, told)
-    return "\n".join(parts)
+    return "\n".join([*parts, _bounds()])
+
+
+def _bounds() -> str:
+    """The bounds that hold in all sections."""
+    rows = ["| keys | least above 0 | most | why |", "|---|---|---|---|"]
+    rows += ["| " + " | ".join(row) + " |" for row in bounds_table()]
+    return "\n".join([_BOUNDS, *rows, ""])
 
 
 def _chapter(heading: str, section: type[Section], told: set[type[Section]]) -> Iterator[str]:

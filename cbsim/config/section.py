@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import ast
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 from textwrap import dedent
 from typing import Any, ClassVar, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationInfo
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from cbsim.base.errors import PluginError
 from cbsim.base.registry import Registry, located_from_here
+from cbsim.config.bounds import beyond_bounds
 
 
 class Section(BaseModel):
@@ -36,6 +44,14 @@ class Section(BaseModel):
 
     short_form: ClassVar[str | None] = None
     """The key that a number alone stands for, where one may be given in place of this mapping."""
+
+    @field_validator("*")
+    @classmethod
+    def _is_of_a_service(cls, value: Any, info: ValidationInfo) -> Any:
+        """Numbers that no service has are mistakes; see `bounds`."""
+        if problem := beyond_bounds(info.field_name or "", value):
+            raise ValueError(problem)
+        return value
 
 
 def setting_docs(section: type[BaseModel]) -> dict[str, str]:
@@ -63,6 +79,10 @@ class ComponentConfig(Section):
 
     type: str
     """Name of the part: built in, of an installed plug-in, or `module:Class`."""
+
+    def missing_files(self) -> Iterator[tuple[str, str]]:
+        """Keys that name a file which is not there, each with what is wrong."""
+        return iter(())
 
 
 FOLDER = "folder"

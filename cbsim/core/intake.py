@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cbsim.base.errors import WorkloadError
+from cbsim.config.bounds import MOST_I32
 from cbsim.core.building import new_extras, new_requests
 from cbsim.core.layout import FOLLOWING, NOBODY, SEGMENT
 from cbsim.workload.request import RequestBatch, Segments, names_by
@@ -52,6 +54,7 @@ def take_in(
         if end > len(requests):
             # In place where memory allows: copies of a million requests take 200 MB.
             requests.resize(max(end, len(requests) * 9 // 8), refcheck=False)
+        _check_sizes(batch)
         rows = requests[first:end]
         rows[:] = new_requests(len(batch), first)
         rows["arrival_s"] = batch.arrival_s
@@ -88,6 +91,19 @@ def take_in(
     segments = chains.rows() if with_segments else None
     brought = np.concatenate([new_extras(0), *extras]) if with_extras else None
     return Intake(requests, names, segments, brought, np.array(lists.values or [0.0]), _turns(waits, end))
+
+
+def _check_sizes(batch: RequestBatch) -> None:
+    """Raise `WorkloadError` for numbers that 32 bits of a record can't hold; those of tokens grow by both."""
+    names = ("num_prompt_tokens", "num_output_tokens", "priority")
+    for name, most in zip(names, (MOST_I32 // 2, MOST_I32 // 2, MOST_I32), strict=True):
+        column = getattr(batch, name)
+        if column is None or not len(column):
+            continue
+        low, high = int(np.min(column)), int(np.max(column))
+        if low < -most or high > most:
+            told = f"{name}: got {high if high > most else low:,}; allowed: at most {most:,}"
+            raise WorkloadError(f"workload: {told}")
 
 
 def _turns(waits: Iterable[tuple[Array, Array, int]], num_requests: int) -> Array | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from copy import copy
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
-from cbsim.base.errors import ConfigError
+from cbsim.base.errors import CalibrationError, ConfigError
 from cbsim.config.section import ComponentConfig
 from cbsim.cost.collectives import Link, hops_s
 from cbsim.cost.cost_model import CostModel
@@ -76,6 +76,13 @@ class ProfileConfig(ComponentConfig):
     step_error_pct: float | None = Field(default=None, ge=0, le=1000)
     """Percent that a run's steps may take more or less than predicted, in 9 of 10 cases; null takes what runs
     with that kind of profile showed. The intervals of the run's latencies come from it; 0 gives none."""
+
+    def missing_files(self) -> Iterator[tuple[str, str]]:
+        """See `ComponentConfig.missing_files`."""
+        try:
+            find_cost_file(self.profile)
+        except CalibrationError as error:
+            yield "profile", error.problems[0]
 
     @field_validator("cuda_graph_batch_sizes")
     @classmethod

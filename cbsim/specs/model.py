@@ -17,6 +17,10 @@ PartName = Literal["attention", "mlp", "experts", "shared_experts", "router", "h
 and the LM head with the embedding."""
 
 
+MAX_PARAMETERS = 1e15
+"""Hundreds of times what the largest models have."""
+
+
 class MlaSpec(Section):
     """Multi-head latent attention: keys and values of all heads come from one latent vector a token
     (DeepSeek-V2, arXiv 2405.04434, section 2.1).
@@ -207,6 +211,8 @@ class ModelSpec(Section):
             raise ValueError("got attention_layers with several windows; expected one")
         if self.num_expert_layers > self.num_layers:
             raise ValueError(f"got experts in {self.num_expert_layers} layers of {self.num_layers}")
+        if (number := self.num_parameters) > MAX_PARAMETERS:
+            raise ValueError(f"got {number:.3g} parameters; expected at most {MAX_PARAMETERS:.0g}")
         return self
 
     @property

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
-from cbsim.base.errors import ConfigError, WorkloadError
+from cbsim.base.errors import ConfigError, PluginError, WorkloadError, blaming
 from cbsim.base.paths import FILE_NAME, data_folder, is_file_name
 from cbsim.base.registry import did_you_mean, located
 from cbsim.cluster.router import ROUTERS, RouterConfig
@@ -28,8 +28,10 @@ from cbsim.config.section import ByType, ComponentConfig, Named, Section
 from cbsim.config.sweep_grid import AxisValue
 from cbsim.config.tune_space import Range, TuneSpace
 from cbsim.cost import COST_MODELS
-from cbsim.observers import OBSERVERS
+from cbsim.observers import OBSERVERS, Observer
+from cbsim.observers.audience import Audience
 from cbsim.results.measured import MeasureConfig
+from cbsim.results.output import REPORT, RUN_FILES
 from cbsim.results.slo import SloConfig
 from cbsim.schedulers import SCHEDULERS, SchedulerConfig
 from cbsim.schedulers.kvcache import KVCacheConfig, KvCapacity
@@ -236,6 +238,17 @@ class Experiment(Section):
         if problems:
             raise ConfigError(*problems)
         return found
+
+    def audience(self, further: Sequence[Observer] = ()) -> Audience:
+        """Its observers, then further ones. Raises `PluginError` for files they can't write."""
+        named = []
+        for config in self.observers:
+            observer_class = OBSERVERS.get(config.type)
+            with blaming("observer", observer_class):
+                named.append(observer_class(config))
+        audience = Audience([*named, *further])
+        audience.check_files({*RUN_FILES, REPORT})
+        return audience
 
     @property
     def kv_at_admission(self) -> list[str]:
@@ -471,6 +484,12 @@ def _misfits(experiment: Experiment, document: Document) -> Iterator[str]:
         except WorkloadError as error:
             keys = (WORKLOAD, "path") if document.get((WORKLOAD, "path")) else (WORKLOAD,)
             yield from (document.place(keys).problem(problem) for problem in error.problems)
+    for key, problem in experiment.cost_model.missing_files():
+        yield document.place(("cost_model", key)).problem(problem)
+    try:
+        experiment.audience()
+    except PluginError as error:
+        yield from map(document.place(("observers",)).problem, error.problems)
     if experiment.cluster is not None:
         yield from _pool_misfits(experiment, experiment.cluster, document)
     num_gpus, num_heads = experiment.tensor_parallel, experiment.model.num_heads

@@ -13,14 +13,14 @@ from cbsim.base.errors import CbsimError, blaming
 from cbsim.base.units import format_seconds
 from cbsim.cluster.router import ROUTERS
 from cbsim.cluster.simpy_world import Progress
+from cbsim.config.bounds import unreal
 from cbsim.cost import COST_MODELS, CostModel
 from cbsim.cost.costfile import shipped_profile
-from cbsim.observers import OBSERVERS, Observer
+from cbsim.observers import Observer
 from cbsim.observers.audience import Audience
 from cbsim.results.latency import mean_parts
 from cbsim.results.measured import measured_log
 from cbsim.results.metrics import Deployment, request_latencies, summarize
-from cbsim.results.output import REPORT, RUN_FILES
 from cbsim.results.result import Result, hash_files, hash_mapping, make_manifest, package_version
 from cbsim.results.run_log import RunLog
 from cbsim.results.run_notes import backlog_notes
@@ -71,7 +71,7 @@ def run_experiment(
     `with_interval` says what its latencies may be in truth too, and what they would be without what is least
     certain of the cost model: two to four more simulations, of a million tokens at most.
     """
-    audience = make_audience(experiment, observers)
+    audience = experiment.audience(observers)
     workload, cost = make_workload(experiment), make_cost_model(experiment)
     wall_start, cpu_start = time.perf_counter(), time.process_time()
     log, noted, speed = _simulate(experiment, workload, progress, cost, audience)
@@ -120,18 +120,6 @@ def deployment_of(experiment: Experiment) -> Deployment:
         kv_block_size=experiment.kv_cache.block_size,
         kv_cache_tokens=experiment.kv_capacity.num_tokens,
     )
-
-
-def make_audience(experiment: Experiment, further: Sequence[Observer] = ()) -> Audience:
-    """The experiment's observers, then further ones. Raises `PluginError` for files they can't write."""
-    named = []
-    for config in experiment.observers:
-        observer_class = OBSERVERS.get(config.type)
-        with blaming("observer", observer_class):
-            named.append(observer_class(config))
-    audience = Audience([*named, *further])
-    audience.check_files({*RUN_FILES, REPORT})
-    return audience
 
 
 def make_workload(experiment: Experiment) -> Workload:
@@ -203,7 +191,7 @@ def _simulate(
 
 def log_notes(experiment: Experiment, log: RunLog) -> list[str]:
     """Sentences on what a reader of the figures must know about this run."""
-    notes = []
+    notes = unreal(log.end_s)
     if log.num_padding_tokens:
         num_real = int(log.steps["num_prefill_tokens"].sum() + log.steps["num_decode_tokens"].sum())
         share = log.num_padding_tokens / (log.num_padding_tokens + num_real)

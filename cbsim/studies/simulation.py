@@ -439,7 +439,7 @@ def simulate_core(
         num_entries=setup.num_entries,
         link=setup.link,
         changes=setup.changes,
-        num_clients=setup.workload.config.concurrency or 0,
+        num_clients=min(setup.workload.config.concurrency or 0, max(len(requests), 1)),
         watched=layout.UNWATCHED if told is None else told.watched,
         segments=intake.segments,
         extras=intake.extras,

@@ -19,6 +19,8 @@ from cbsim.workload.request import FloatColumn
 from cbsim.workload.streams import Streams
 
 _PERIODS_DRAWN = 256
+LEAST_PER_BURST = 1e-4
+"""Arrivals that bursts must have on average: all the empty ones are drawn too."""
 
 
 class ConstantArrivals(Section):
@@ -137,6 +139,16 @@ class OnOffArrivals(Section):
     """Length of the silence after it, seconds."""
     periods: Literal["fixed", "exponential"] = "fixed"
     """Whether every burst and silence has that length, or an exponential one of that mean."""
+
+    @model_validator(mode="after")
+    def _check_bursts(self) -> Self:
+        mean = self.rate_per_s * (self.on_s + self.off_s)
+        if mean < LEAST_PER_BURST:
+            raise ValueError(
+                f"on_off arrivals: got {mean:.3g} arrivals a burst on average; allowed: {LEAST_PER_BURST:g} "
+                "or more"
+            )
+        return self
 
     def times(self, streams: Streams, size: int) -> Iterator[FloatColumn]:
         """Poisson arrivals on a clock that runs only during bursts, then moved by the silence before them."""

@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cbsim.base.units import MS_PER_S, NS_PER_S, US_PER_S
+from cbsim.config.bounds import MAX_TOKENS
 from cbsim.workload.table import Mistakes
 from cbsim.workload.values import (
     COUNTS,
     IDS,
     INSTANT,
     MAX_EXACT,
-    MAX_TOKENS,
     SEGMENTS,
     TEXT,
     TIMES,

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pydantic import Field, model_validator
 
+from cbsim.config.bounds import MAX_TOKENS
 from cbsim.config.section import Section
 from cbsim.workload.streams import Streams
 
@@ -30,7 +31,7 @@ class FixedLengths(Section):
     """Always the same."""
 
     type: Literal["fixed"]
-    value: int = Field(ge=1)
+    value: int = Field(ge=1, le=MAX_TOKENS)
     """The number."""
 
     def sampler(self, streams: Streams, traces: Traces, side: Side) -> Sampler:
@@ -42,9 +43,9 @@ class UniformLengths(Section):
     """Every whole number from `min` to `max` equally often."""
 
     type: Literal["uniform"]
-    min: int = Field(ge=1)
+    min: int = Field(ge=1, le=MAX_TOKENS)
     """The smallest number."""
-    max: int = Field(ge=1)
+    max: int = Field(ge=1, le=MAX_TOKENS)
     """The largest number."""
 
     @model_validator(mode="after")
@@ -75,10 +76,10 @@ class LognormalLengths(Section):
     """Standard deviation of the natural logarithm."""
     p90: float | None = Field(default=None, gt=0)
     """Nine in ten are smaller; in place of `sigma`."""
-    min: int = Field(default=1, ge=1)
+    min: int = Field(default=1, ge=1, le=MAX_TOKENS)
     """Smaller ones become this."""
-    max: int | None = Field(default=None, ge=1)
-    """Larger ones become this."""
+    max: int | None = Field(default=None, ge=1, le=MAX_TOKENS)
+    """Larger ones become this; null is 100 million."""
 
     @model_validator(mode="after")
     def _check_parameters(self) -> Self:
@@ -119,7 +120,7 @@ class LognormalLengths(Section):
 
         def draw(size: int) -> NDArray[Any]:
             numbers = np.rint(np.exp(mu + sigma * random.standard_normal(size)))
-            return np.clip(numbers, self.min, self.max).astype(np.int64)
+            return np.clip(numbers, self.min, self.max or MAX_TOKENS).astype(np.int64)
 
         return draw
 
@@ -132,7 +133,7 @@ class EmpiricalLengths(Section):
     """
 
     type: Literal["empirical"]
-    values: list[Annotated[int, Field(ge=1)]] | None = Field(default=None, min_length=1)
+    values: list[Annotated[int, Field(ge=1, le=MAX_TOKENS)]] | None = Field(default=None, min_length=1)
     """The numbers that occur."""
     weights: list[Annotated[float, Field(ge=0)]] | None = None
     """How often each occurs, relative to the others; null for equally often."""
@@ -186,6 +187,18 @@ Lengths = Annotated[
 Its `sampler` is one at the start of its stream; `side` is what to take from one of the `traces`.
 """
 MixtureLengths.model_rebuild()
+
+
+def largest(lengths: Lengths) -> int | None:
+    """The largest number that is drawn; `None` where nothing but a file, or chance, says so."""
+    match lengths:
+        case FixedLengths():
+            return lengths.value
+        case EmpiricalLengths():
+            return max(lengths.values) if lengths.values else None
+        case MixtureLengths():
+            return max((largest(part) or 0 for part in lengths.parts), default=0) or None
+    return lengths.max
 
 
 def picker(streams: Streams, values: ArrayLike, weights: ArrayLike | None = None) -> Sampler:

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cbsim.base.errors import WorkloadError, refusals
+from cbsim.config.bounds import MAX_TOKENS
 from cbsim.workload.formats import LOG_NAMES, PROMPT_KINDS
 from cbsim.workload.request import ObjectColumn, Segments
 from cbsim.workload.table import Mistakes, Table, is_parquet, open_table
 from cbsim.workload.values import (
-    MAX_TOKENS,
     SEGMENTS,
     TEXT,
     TOKEN_IDS,

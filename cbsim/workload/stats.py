@@ -11,6 +11,7 @@ import numpy as np
 
 from cbsim.base.errors import WorkloadError
 from cbsim.base.units import format_count, format_seconds
+from cbsim.config.bounds import unreal
 from cbsim.workload.request import FloatColumn, IntColumn, Request
 from cbsim.workload.request_source import Workload
 
@@ -95,8 +96,16 @@ class WorkloadColumns(NamedTuple):
         return cls(*(table[name] for name in cls._fields))
 
 
+MAX_DESCRIBED = 10_000_000
+"""Requests of which figures are told: more take minutes, and gigabytes."""
+
+
 def describe(workload: Workload) -> WorkloadStats:
-    """Reads a workload through; raises `WorkloadError` if it is wrong or holds no requests."""
+    """Reads a workload through; raises `WorkloadError` if it is wrong, or holds no requests or too many."""
+    if (number := workload.num_requests() or 0) > MAX_DESCRIBED:
+        raise WorkloadError(
+            f"the workload: {number:,} requests; allowed: at most {MAX_DESCRIBED:,}, as with workload.limit"
+        )
     sessions: set[str | None] = {None}
     users: set[str | None] = {None}
     tree = PrefixTree()
@@ -116,10 +125,11 @@ def describe(workload: Workload) -> WorkloadStats:
     gaps_s = np.diff(arrival_s)
     duration_s = float(arrival_s[-1] - arrival_s[0])
     num_prompt_tokens = int(prompt_tokens.sum())
+    rate_per_s = len(gaps_s) / duration_s if duration_s else math.nan
     return WorkloadStats(
         num_requests=len(arrival_s),
         duration_s=duration_s,
-        rate_per_s=len(gaps_s) / duration_s if duration_s else math.nan,
+        rate_per_s=rate_per_s,
         interarrival_cv=float(gaps_s.std() / gaps_s.mean()) if duration_s else math.nan,
         num_prompt_tokens=num_prompt_tokens,
         num_output_tokens=int(output_tokens.sum()),
@@ -128,7 +138,7 @@ def describe(workload: Workload) -> WorkloadStats:
         num_sessions=len(sessions) - 1,
         num_users=len(users) - 1,
         prefix_share=num_shared / num_prompt_tokens,
-        notes=tuple(workload.notes()),
+        notes=(*workload.notes(), *unreal(duration_s, rate_per_s)),
     )
 
 

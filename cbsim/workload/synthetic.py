@@ -13,9 +13,19 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
+from cbsim.base.errors import WorkloadError
+from cbsim.config.bounds import MAX_TOKENS
 from cbsim.config.section import Section
 from cbsim.workload.arrivals import AllAtOnceArrivals, Arrivals, ConstantArrivals
-from cbsim.workload.length_distributions import FixedLengths, Lengths, Sampler, Traces, check_weights, picker
+from cbsim.workload.length_distributions import (
+    FixedLengths,
+    Lengths,
+    Sampler,
+    Traces,
+    check_weights,
+    largest,
+    picker,
+)
 from cbsim.workload.request import BATCH_SIZE, FloatColumn, IntColumn, ObjectColumn, RequestBatch, Segments
 from cbsim.workload.request_source import MAX_REQUESTS, Trim, Workload, WorkloadConfig
 from cbsim.workload.streams import Streams, gamma_times
@@ -25,10 +35,14 @@ if TYPE_CHECKING:
     from cbsim.workload.trace_reader import TraceTable
 
 
+MAX_TURNS = 1000
+"""Of a session: each prompt holds all turns before it."""
+
+
 class SharedPrefix(Section):
     """System prompts that many requests begin with; they come on top of `prompt_tokens`."""
 
-    num_tokens: int = Field(ge=1)
+    num_tokens: int = Field(ge=1, le=MAX_TOKENS)
     """Tokens of each system prompt."""
     num_groups: int = Field(default=1, ge=1)
     """How many different system prompts there are, all equally often used."""
@@ -94,12 +108,18 @@ class Sessions(Section):
     """
 
     num_turns: Lengths = Field(default_factory=lambda: FixedLengths(type="fixed", value=4))
-    """Requests in a session."""
+    """Requests in a session, at most 1,000: larger numbers that chance draws become that."""
     think_time_s: float = Field(default=30.0, gt=0)
     """Mean seconds from a turn's arrival to the next one's, the time to answer and to read included; with
     `wait_for_answers` from the end of its answer."""
     think_time_cv: float = Field(default=1.0, ge=0)
     """Coefficient of variation of that time, gamma-distributed: 1 is exponential, 0 always the same."""
+
+    @model_validator(mode="after")
+    def _check_turns(self) -> Self:
+        if (most := largest(self.num_turns) or 0) > MAX_TURNS:
+            raise ValueError(f"num_turns: got up to {most:,}; allowed: {MAX_TURNS:,}")
+        return self
 
     def gaps(self, random: np.random.Generator, size: int) -> FloatColumn:
         """The next times between turns, seconds."""
@@ -315,7 +335,7 @@ class SyntheticWorkload(Workload):
         deadline = config.deadlines and config.deadlines.sampler(streams.child("deadline"))
         first_session = 0
         for start_s in self._starts(streams):
-            num_of = num_turns(len(start_s))
+            num_of = np.minimum(num_turns(len(start_s)), MAX_TURNS)
             session = np.repeat(np.arange(len(start_s)), num_of)
             turns = np.zeros(len(session), TURN)
             gaps_s = sessions.gaps(gaps, len(session) - len(start_s))
@@ -354,6 +374,11 @@ class SyntheticWorkload(Workload):
         lengths = turns["num_new_tokens"]
         if prompt is not None:
             lengths = np.array([sum(n for _, n in each or ()) for each in prompt], dtype=np.int64)
+            if (longest := int(lengths.max(initial=0))) > MAX_TOKENS:
+                of = "sessions" if config.sessions else "shared_prefix"
+                raise WorkloadError(
+                    f"workload.{of}: makes a prompt of {longest:,} tokens; allowed: at most {MAX_TOKENS:,}"
+                )
         numbers = np.arange(number, number + len(turns))
         waits = bool(config.sessions and config.wait_for_answers)
         return RequestBatch(

@@ -20,14 +20,14 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pydantic import Field, Strict, TypeAdapter
 
-from cbsim.base.units import MEGA, NS_PER_S
+from cbsim.base.text_files import parse_json
+from cbsim.base.units import NS_PER_S
+from cbsim.config.bounds import MAX_TOKENS
 from cbsim.workload.table import Mistakes, RawColumn, Table, shorten
 
 Bad = dict[int, str]
 """Row -> the value that was got there, as text."""
 
-MAX_TOKENS = 100 * MEGA
-"""Longer prompts and answers are taken for mistakes."""
 MAX_DRAFTS = 32
 """Drafts of a request in a step: no drafter proposes more."""
 MAX_EXACT = 2**53
@@ -161,7 +161,7 @@ def _listed(allowed: str, items: Any, convert: Callable[[list[Any]], Any], least
     adapter = TypeAdapter(Annotated[list[items], Field(min_length=least)])
 
     def read(value: Any) -> Any:
-        return convert(adapter.validate_python(json.loads(value) if isinstance(value, str) else value))
+        return convert(adapter.validate_python(parse_json(value) if isinstance(value, str) else value))
 
     return Kind(allowed, read)
 
@@ -213,7 +213,8 @@ def _hashed(tokens: list[int]) -> PromptIds:
 
 TOKEN_IDS = _listed("a list of token ids", _int(0, MAX_EXACT), _hashed)
 """A prompt's own tokens: `PromptIds` of its blocks of `TOKENS_PER_ID`."""
-TIMES = _listed("a list of numbers", float, partial(np.array, dtype=np.float64))
+_TIME: Any = Annotated[float, Field(ge=-MAX_EXACT, le=MAX_EXACT, allow_inf_nan=False)]
+TIMES = _listed("a list of numbers", _TIME, partial(np.array, dtype=np.float64))
 """Times, or times between times: float64 arrays, or None where it is left out."""
 
 

@@ -14,7 +14,7 @@ def make(**settings) -> ConstantCost:
     )
 
 
-@pytest.mark.parametrize("step_s", [1.0, 0.1, 1e-300, 0.30000000000000004])
+@pytest.mark.parametrize("step_s", [1.0, 0.1, 1e-12, 0.30000000000000004])
 def test_plain_constant_is_untouched(step_s):
     cost = make(step_s=step_s)
     assert cost.step_s(StepShape(((512, 0), (3, 70_000)), 1, 17, 12_345, 900)) == step_s

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 import cbsim
-from cbsim.base.errors import CbsimError, PluginError
+from cbsim.base.errors import CbsimError, ConfigError, PluginError
 from cbsim.cli import main
 from cbsim.observers import Observer
 from cbsim.observers.audience import HOOKS
@@ -69,9 +69,8 @@ class Stillborn(Observer):
 
 def test_an_observer_that_can_not_be_made_is_named() -> None:
     named = {**EXPERIMENT, "observers": [f"{__name__}:Stillborn"]}
-    with pytest.raises(
-        PluginError, match=r"^observer Stillborn failed: ValueError: no luck \(test_errors.py:"
-    ):
+    told = r"^config: observers: observer Stillborn failed: ValueError: no luck \(test_errors.py:"
+    with pytest.raises(ConfigError, match=told):
         cbsim.run(named)
 
 

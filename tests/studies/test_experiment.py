@@ -416,7 +416,7 @@ def test_mistakes_in_alternatives_are_told_of_the_one_meant() -> None:
     text = f"workload: {{type: synthetic, num_requests: 5, arrivals: {{type: poisson}}, {lengths}}}\n"
     assert problems(text + "scheduler: orca\n") == [
         "e.yaml:1: workload.arrivals.rate_per_s: missing; expected a number > 0",
-        "e.yaml:1: workload.prompt_tokens.value: got 0; expected an integer >= 1",
+        "e.yaml:1: workload.prompt_tokens.value: got 0; expected an integer >= 1 and <= 100,000,000",
         "e.yaml:1: workload.output_tokens.type: got 'unifrm'; did you mean 'uniform'?",
     ]
 

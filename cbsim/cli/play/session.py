@@ -12,11 +12,11 @@ from cbsim.base.errors import CbsimError, ConfigError, plugin_error
 from cbsim.cli.play.fleet import Fleet
 from cbsim.cli.play.replica import Replica
 from cbsim.cli.play.settings import changes, check_playable, on_rung, revised, save, told
+from cbsim.config.bounds import MAX_TOKENS
 from cbsim.schedulers import SCHEDULERS
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.run import make_workload
 from cbsim.workload.request import Request
-from cbsim.workload.values import MAX_TOKENS
 
 Move = Callable[[], object]
 """What a player did."""

@@ -30,7 +30,7 @@ from cbsim.results.result import Result, make_manifest
 from cbsim.results.tables import SLICE_STEPS
 from cbsim.schedulers import SCHEDULERS
 from cbsim.studies.experiment import Experiment
-from cbsim.studies.run import log_notes, make_audience, make_cost_model, make_workload
+from cbsim.studies.run import log_notes, make_cost_model, make_workload
 from cbsim.studies.simulation import setup_of, stepwise, stepwise_log
 from cbsim.workload.request_source import Workload
 
@@ -61,7 +61,7 @@ def run_live(
     """
     torch_device = _open(device)
     _check(experiment, time_scale)
-    audience = make_audience(experiment, observers)
+    audience = experiment.audience(observers)
     workload = make_workload(experiment)
     num_blocks, notes = fit_blocks(experiment, torch_device)
     setup = setup_of(experiment, workload, make_cost_model(experiment))

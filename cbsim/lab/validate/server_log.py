@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import TypeAdapter
 
 from cbsim.base.errors import WorkloadError, refusals
+from cbsim.base.paths import is_file, is_folder
 from cbsim.base.registry import did_you_mean
+from cbsim.config.bounds import MAX_TOKENS
 from cbsim.results.output import holds
 from cbsim.results.result import load_run
 from cbsim.results.run_log import Column
@@ -31,7 +31,7 @@ from cbsim.workload.prompts import PromptRow, find_block_size, read_prompts, seg
 from cbsim.workload.request import ObjectColumn, RequestBatch
 from cbsim.workload.request_source import Workload, WorkloadConfig
 from cbsim.workload.table import Mistakes, Table, is_parquet, open_table
-from cbsim.workload.values import MAX_EXACT, MAX_TOKENS, TEXT, Kind, number_kind, read_columns, whole
+from cbsim.workload.values import MAX_EXACT, TEXT, TIMES, Kind, number_kind, read_columns, whole
 
 Arrivals = Literal["sent", "queued"]
 
@@ -123,17 +123,16 @@ class LoggedWorkload(Workload):
 
     def inputs(self) -> list[Path]:
         """The log."""
-        return [self._log.path] if self._log.path.is_file() else []
+        return [self._log.path] if is_file(self._log.path) else []
 
 
 REQUIRED = ("prompt_tokens", "output_tokens", "arrival", "first_token", "last_token")
 Columns = dict[str, Any]
 """Columns of a log by keys of `LOG_NAMES`."""
-_TIMES = TypeAdapter(list[float])
 
 
 def _rising(value: Any) -> Column:
-    times: Column = np.array(_TIMES.validate_python(json.loads(value) if isinstance(value, str) else value))
+    times: Column = TIMES.read(value)
     if not (np.diff(times) > 0).all():
         raise ValueError
     return times
@@ -163,7 +162,7 @@ def read_server_log(
         raise WorkloadError(
             *(f"--column: unknown '{name}'{did_you_mean(name, LOG_NAMES)}" for name in unknown)
         )
-    if path.is_dir() and holds(path, "run"):
+    if is_folder(path) and holds(path, "run"):
         found, notes = _read_run_folder(path)
     else:
         with refusals(path, "read", WorkloadError):
@@ -408,6 +407,8 @@ def _read_run_folder(folder: Path) -> tuple[Columns, list[str]]:
     by_request = emitted.groupby("request_id", observed=True)["time_s"]
     times = {str(name): np.sort(column.to_numpy()) for name, column in by_request}
     if times:
+        if unknown := {*columns["request_id"]} - times.keys():
+            raise WorkloadError(f"{folder}: events.parquet has no token of request {min(unknown)!r}")
         columns["token_times"] = [times[request_id] for request_id in columns["request_id"]]
     num_left = int((~finished).sum())
     return columns, [f"{num_left} requests that did not finish are left out"] if num_left else []
