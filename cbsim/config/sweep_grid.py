@@ -123,7 +123,7 @@ class AxisParser:
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
             self.problem(origin, f"got {describe_value(count)}; expected an integer >= 1")
         elif count > MAX_POINTS:
-            self.problem(origin, f"got {count:,}; expected at most {MAX_POINTS:,}")
+            self.problem((SWEEP,), f"{count:,} points; expected at most {MAX_POINTS:,}")
         elif ("seed",) in self._seen:
             self.problem(origin, "replicates varies the seed, which has an axis of its own")
         elif ("seed",) in self._pinned:

@@ -6,8 +6,9 @@ import csv
 import gzip
 import io
 import json
+import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -17,8 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 
-from cbsim.base.errors import WorkloadError
-from cbsim.base.paths import written_whole
+from cbsim.base.errors import WorkloadError, refusals
 from cbsim.base.spreadsheet import escaped
 from cbsim.workload.request import BATCH_SIZE, COLUMN_TYPES, Request
 
@@ -53,9 +53,17 @@ def convert(workload: Source, path: Path) -> int:
             f"allowed: .jsonl and .csv, also with .gz or .zst, and .parquet"
         )
     columns = [*REQUIRED, *_optional_columns(workload.requests())]
-    with written_whole(path) as temporary, _opened(temporary, path.suffix) as file:
-        write = _write_parquet if kind == ".parquet" else partial(_write_text, is_csv=kind == ".csv")
-        return write(workload.requests(), columns, file)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with refusals(path, "written", WorkloadError):
+            with _opened(temporary, path.suffix) as file:
+                write = _write_parquet if kind == ".parquet" else partial(_write_text, is_csv=kind == ".csv")
+                num_requests = write(workload.requests(), columns, file)
+            temporary.replace(path)
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+    return num_requests
 
 
 @contextmanager

@@ -37,7 +37,7 @@ PLAIN = {
         ("workload.users={num_users: 1000000000}", "expected at most 10,000,000"),
         ("workload.limit=4611686018427387904", "expected at most 2,147,483,647 (32 bits)"),
         ("replicas.count=1000000", "expected at most 10,000 "),
-        ("sweep.replicates=1000000000", "expected at most 100,000"),
+        ("sweep.replicates=1000000000", "1,000,000,000 points; expected at most 100,000"),
     ],
 )
 def test_what_no_service_has_is_told(setting, told):

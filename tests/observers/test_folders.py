@@ -16,6 +16,7 @@ from cbsim.results.slo import Slo
 from cbsim.studies.capacity.search import Plan, SearchTask
 from cbsim.studies.experiment import Experiment
 from tests.observers.test_errors import EXPERIMENT
+from tests.observers.watched import setting
 
 SWEEP: dict[str, Any] = {
     **EXPERIMENT,
@@ -99,3 +100,21 @@ def test_they_are_listed_with_what_they_do() -> None:
     lines = CliRunner().invoke(main, ["list", "observers"]).output.splitlines()
     assert [line.split()[0] for line in lines] == ["observers:", "log", "metrics", "memory", "csv"]
     assert all(line.endswith(".") for line in lines[1:])
+
+
+def test_what_is_watched_of_handed_over_requests_is_the_same_interpreted_or_not_watched(
+    tmp_path: Path,
+) -> None:
+    pools = [{"name": "p", "role": "prefill"}, {"name": "d", "role": "decode"}]
+    mapping = setting(num_blocks=40, engine="interpreted") | {"cluster": {"pools": pools}}
+    mapping["workload"] = {
+        "type": "synthetic",
+        "num_requests": 6,
+        "arrivals": {"type": "constant", "rate_per_s": 1.0},
+        "prompt_tokens": {"type": "fixed", "value": 8},
+        "output_tokens": {"type": "fixed", "value": 3},
+    }
+    watched = cbsim.run(mapping | {"observers": ["csv"]}, out=tmp_path / "run")
+    told = pd.read_csv(tmp_path / "run" / "events.csv")
+    assert (told["event"] == "finished").sum() == watched.summary["num_finished"] == 6
+    assert watched.requests.equals(cbsim.run(mapping).requests)
