@@ -44,5 +44,6 @@ def read_json(path: Path, error_class: type[CbsimError] = CbsimError) -> dict[st
     except ValueError as error:
         raise error_class(f"{path}: not JSON: {error}") from None
     if not isinstance(found, dict):
-        raise error_class(f"{path}: got {json.dumps(found)[:40]}; expected a mapping")
+        got = "a list" if isinstance(found, list) else json.dumps(found)[:40]
+        raise error_class(f"{path}: got {got}; expected a mapping")
     return found

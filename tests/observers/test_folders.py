@@ -116,5 +116,6 @@ def test_what_is_watched_of_handed_over_requests_is_the_same_interpreted_or_not_
     }
     watched = cbsim.run(mapping | {"observers": ["csv"]}, out=tmp_path / "run")
     told = pd.read_csv(tmp_path / "run" / "events.csv")
-    assert (told["event"] == "finished").sum() == watched.summary["num_finished"] == 6
+    # Each request finishes a visit to both pools.
+    assert (told["event"] == "finished").sum() == 2 * watched.summary["num_finished"] == 12
     assert watched.requests.equals(cbsim.run(mapping).requests)

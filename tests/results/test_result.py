@@ -215,7 +215,9 @@ def test_loading_what_is_no_run(tmp_path):
     with pytest.raises(CbsimError, match="is a damaged run folder"):
         load_run(folder)
     (folder / "summary.json").write_text("[]")
-    with pytest.raises(CbsimError, match=r"is a damaged run folder: summary.json: got \[\]; expected a map"):
+    with pytest.raises(
+        CbsimError, match=r"is a damaged run folder: summary.json: got a list; expected a map"
+    ):
         load_run(folder)
 
 

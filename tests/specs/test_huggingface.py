@@ -181,7 +181,10 @@ def test_mistakes_are_told_all_at_once() -> None:
     short = translate_problems(layer_types=["full_attention"])
     assert short == ("layer_types: got 1 items; expected one for each of 4 layers",)
     assert refusal_of(**LLAMA | {"rope_scaling": {"rope_type": "yarn", "factor": "x"}}).startswith(
-        "a key holds something else than Hugging Face writes there"
+        "rope factor: got 'x' (str); expected a number up to 1,000,000,000"
+    )
+    assert refusal_of(**LLAMA | {"rope_scaling": {"rope_type": "yarn", "factor": 1e300}}).startswith(
+        "rope factor: got 1e+300"
     )
 
 
@@ -287,7 +290,7 @@ def test_models_in_a_sweep(folder: Path) -> None:
         ("lost/config.json", "e.yaml:1: model: lost/config.json: no such file"),
         ("empty", "e.yaml:1: model: empty: a folder without a model's file"),
         ("broken.json", "broken.json: not JSON: Expecting value: line 1 column 1 (char 0)"),
-        ("list.json", "list.json: got a list; expected a mapping of settings"),
+        ("list.json", "list.json: got a list; expected a mapping"),
         ("bert.json", "bert.json: bert can't be modelled: an encoder"),
         ("heads.json", "heads.json: model.num_kv_heads"),
     ],
