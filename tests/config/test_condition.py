@@ -100,3 +100,13 @@ OPERATORS: dict[str, Any] = {"<": operator.lt, "<=": operator.le, "==": operator
 def test_chains_mean_what_they_mean_in_python(a: int, b: int, c: int, first: str, second: str) -> None:
     condition = parse_condition(f"a {first} b {second} c")
     assert condition.holds({"a": a, "b": b, "c": c}) is (OPERATORS[first](a, b) and OPERATORS[second](b, c))
+
+
+@pytest.mark.parametrize("text", ["-" * 990 + "1", "not " * 200 + "1"])
+def test_what_is_nested_too_deeply_is_told(text):
+    with pytest.raises(ConfigError, match="nested more than 50 deep"):
+        parse_condition(text)
+
+
+def test_parentheses_alone_nest_nothing():
+    assert parse_condition("(" * 80 + "1" + ")" * 80 + " < 2").holds({})

@@ -182,3 +182,8 @@ def test_any_text_is_read_or_refused_in_words(text: str) -> None:
 def test_format_keys() -> None:
     assert format_keys(("sweep", "scheduler", 0, "type")) == "sweep.scheduler[0].type"
     assert format_keys(()) == ""
+
+
+def test_an_escape_of_no_character_is_told():
+    with pytest.raises(ConfigError, match=r"^f: an escape names no character"):
+        parse_yaml('name: "\\U00110000"', "f")

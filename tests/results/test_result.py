@@ -238,6 +238,29 @@ def test_settings_of_no_run_are_told_in_a_line(text, tmp_path):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("config.yaml", "{}", "config.yaml: model: "),
+        ("config.yaml", "scheduler: 3", "config.yaml: scheduler: "),
+        ("config.yaml", "slo: {ttft_s: x}", "config.yaml: slo.ttft_s"),
+        ("summary.json", "{}", "summary.json: num_requests: "),
+        ("summary.json", "[" * 100_000, "summary.json: not JSON: nested too deeply"),
+        ("summary.json", '{"mfu": NaN}', "summary.json: mfu: "),
+        ("manifest.json", '{"versions": 1, "seed": "x", "inputs": {}}', "manifest.json: versions: "),
+        ("manifest.json", '{"versions": {}, "seed": 0, "inputs": [{"sha256": "a"}]}', "inputs.0: expected"),
+    ],
+)
+def test_files_that_somebody_has_changed_are_told(name, content, told, tmp_path):
+    folder = make_result(paper_log()).save(tmp_path / "run")
+    (folder / name).write_text(content)
+    with pytest.raises(CbsimError) as caught:
+        load_run(folder)
+    assert any(
+        f"{folder}: is a damaged run folder: " in each and told in each for each in caught.value.problems
+    )
+
+
 def test_manifest_names_every_input(tmp_path):
     trace = tmp_path / "trace.csv"
     trace.write_bytes(b"abc")
