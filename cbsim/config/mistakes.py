@@ -191,13 +191,14 @@ def validation_problems(
     Nothing more is said of the top-level keys in `already_told`.
     """
     told: dict[str, None] = {}
+    answered: dict[str, None] = {}
     for detail in error.errors(include_url=False):
         if detail["loc"] and detail["loc"][0] in already_told:
             continue
         found = _Located(model, document.data, detail)
-        if not found.is_answered:
-            told[document.place(found.keys).problem(found.message())] = None
-    return list(told)
+        lines = answered if found.is_answered else told
+        lines[document.place(found.keys).problem(found.message())] = None
+    return list(told or answered)
 
 
 def plain_words(detail: ErrorDetails) -> str:
