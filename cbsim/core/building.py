@@ -140,6 +140,19 @@ class PoolParts:
     """Seconds of a prompt alone by its tokens, for the preemption `cheaper`."""
     num_up: int | None = None
     """How many of them take requests from the beginning; `None`: all."""
+    tiers: tuple[TierParts, ...] = ()
+    """From the nearest on."""
+
+
+@dataclass(frozen=True, slots=True)
+class TierParts:
+    """A tier of KV below the GPU: see `layout.TIER`."""
+
+    num_blocks: int
+    block_s: float
+    latency_s: float = 0.0
+    is_shared: bool = False
+    """Whether all replicas of all pools have one together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,6 +290,7 @@ def new_cluster(
     own["looks_ahead"] = each(lambda parts: parts.cache.looks_ahead)
     own["drops_last_hit"] = each(lambda parts: parts.cache.drops_last_hit)
     own["steps_since_prefill"] = 2**31
+    own["num_tiers"] = each(lambda parts: len(parts.tiers))
     own["unknown_first"] = each(lambda parts: parts.cache.unknown_first)
     for name in ("head", "due_head", "aged_head", "last_user"):
         own[name] = NOBODY
@@ -341,6 +355,7 @@ def new_cluster(
         extras=new_extras(1) if sent_extras is None else sent_extras,
         transfers=np.zeros((R, num_requests + 1 if has_connector else 1), "i4"),
         acceptance=np.zeros(1) if acceptance is None else acceptance,
+        **_tiers(pools, requests),
         log=new_log(most, with_batches, log_rows or _log_rows(requests)),
         routers=_routers(routers, num_entries, R),
         homes=np.full((len(routers), int(requests["affinity"].max(initial=0)) + 1), NOBODY, dtype="i4"),
@@ -418,6 +433,44 @@ def _within(place_of: Sequence[int]) -> Array:
     return np.arange(len(place_of)) - np.searchsorted(place_of, place_of)
 
 
+def _tiers(pools: Sequence[PoolParts], requests: Array) -> dict[str, Any]:
+    """Fields of `World` about tiers of KV; none larger than all that could come into it."""
+    num_tiers = max(len(parts.tiers) for parts in pools)
+    made: list[TierParts] = []
+    stores: list[list[int]] = []
+    shared: dict[int, int] = {}
+    for parts in pools:
+        for _ in range(parts.num_replicas):
+            row = []
+            for place, tier in enumerate(parts.tiers):
+                if tier.is_shared and place in shared:
+                    row.append(shared[place])
+                    continue
+                shared.setdefault(place, len(made))
+                row.append(len(made))
+                made.append(tier)
+            stores.append(row + [0] * (max(num_tiers, 1) - len(row)))
+    sizes = requests["num_prompt_tokens"].astype("i8") + requests["num_output_tokens"]
+    smallest = min(parts.cache.block_size for parts in pools)
+    most = int(sizes.sum()) // smallest + 1
+    counts = [min(tier.num_blocks, most) for tier in made]
+    rows = np.zeros(len(made), layout.TIER)
+    blocks = np.zeros((len(made), max(counts, default=0) + 1), layout.BLOCK)
+    keys = np.zeros((len(made), 2 * max(counts, default=0) + 2), layout.KEY)
+    blocks["key"] = keys["key"] = NOBODY
+    for each, tier, count, ring in zip(rows, made, counts, blocks, strict=True):
+        each["num_blocks"], each["block_s"] = count, tier.block_s
+        each["latency_s"], each["is_shared"] = tier.latency_s, tier.is_shared
+        _close_ring(ring, count + 1)
+    return {"stores": np.array(stores, "i4"), "tiers": rows, "tier_blocks": blocks, "tier_keys": keys}
+
+
+def _close_ring(ring: Array, size: int) -> None:
+    """Have each of the first blocks follow the one before, the last of them as the head."""
+    numbers = np.arange(size)
+    ring["next_free"][:size], ring["last_free"][:size] = (numbers + 1) % size, (numbers - 1) % size
+
+
 def _padded(rows: Sequence[Array | None]) -> Array:
     """Rows of one length."""
     known = [np.zeros(1) if row is None else row for row in rows]
@@ -492,10 +545,7 @@ def _new_pool(
     keys["key"] = NOBODY
     places = [cache for cache, parts in zip(caches, pools, strict=True) for _ in range(parts.num_replicas)]
     for ring, cache in zip(blocks, places, strict=True):
-        # The ring of free blocks, its head behind the last of them.
-        size = cache.num_blocks + 1 if has_numbers else 1
-        numbers = np.arange(size)
-        ring["next_free"][:size], ring["last_free"][:size] = (numbers + 1) % size, (numbers - 1) % size
+        _close_ring(ring, cache.num_blocks + 1 if has_numbers else 1)
     num_tokens = requests["num_prompt_tokens"].astype("i8") + requests["num_output_tokens"]
     longest, num_slots = 1, 1
     if has_numbers:

@@ -105,7 +105,11 @@ def interpreted(world: World) -> World:
 
 def write_back(objects: World, world: World) -> None:
     """Copy what happened to requests and replicas from lists of objects into a world's arrays."""
-    for rows, into in ((objects.requests, world.requests), (objects.own, world.own)):
+    for rows, into in (
+        (objects.requests, world.requests),
+        (objects.own, world.own),
+        (objects.tiers, world.tiers),
+    ):
         for name in into.dtype.names or ():
             into[name] = [getattr(row, name) for row in rows]
     for name in world.clients.dtype.names or ():

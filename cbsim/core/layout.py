@@ -315,6 +315,7 @@ OWN = np.dtype(
                 "seen_blocks",
                 "seen_owed_tokens",
                 "first_rank",
+                "num_tiers",
                 "num_links",
                 "num_in_flight",
                 "num_blocks",
@@ -380,7 +381,8 @@ Its steps last `slowdown` times as long. It changes by itself at `back_at_s` (it
 `fails_at_s` and `restored_at_s` (no longer slow), infinite for never. `num_owed_tokens` are the prompts that
 it has not answered, `num_promised` requests will come to it to be decoded; what begins with `seen` is what a
 router knows that looks now and then.
-`first_rank` is the first of the replicas that work in step with it, itself where none do.
+`first_rank` is the first of the replicas that work in step with it, itself where none do. `num_tiers` are
+below its GPUs.
 `fault` is what a rule did that it must not, with the
 row of the request, the tokens or blocks asked for, how many there could have been, and the step's budget."""
 
@@ -435,6 +437,7 @@ CONFIG = np.dtype(
                 "adaptive_chunk_size",
                 "prefill_schedule_interval",
                 "gives_back_preempted",
+                "stores_through",
             )
         ),
     ]
@@ -553,6 +556,13 @@ the row of the `visit` that has ended, else `NOBODY`."""
 FOLLOWING = np.dtype([("delay_s", "f8"), ("next", "i4")])
 """A planned request: sent `delay_s` seconds after the answer that it waits for; the row of the request that
 waits for its own answer, or `NOBODY`."""
+
+TIER = np.dtype(
+    [(name, "f8") for name in ("block_s", "latency_s", "free_at_s")]
+    + [(name, "i8") for name in ("num_blocks", "is_shared", "num_tokens_loaded")]
+)
+"""A tier of KV below the GPU, of one replica or of all: seconds to bring a block, and those before the first
+of a load; when the loads under way will be done; how many blocks it holds, how many tokens were brought."""
 
 ROUTER = np.dtype(
     [(name, "f8") for name in ("weight", "refresh_s", "seen_at_s")]
@@ -688,6 +698,14 @@ class Replica(NamedTuple):
     acceptance: Any
     """The chance of each draft of a step to be accepted if those before it were, by position; then the lists
     of accepted and of proposed drafts that requests bring along."""
+    stores: Any
+    """The rows of `tiers` of its tiers, from the nearest on."""
+    tiers: Any
+    """A `TIER` for each of all replicas."""
+    tier_blocks: Any
+    """By tier, a `BLOCK` for each of its blocks, in a ring by when they were used; its head behind them."""
+    tier_keys: Any
+    """By tier, a hash table of `KEY`s."""
     log: Log
 
 
@@ -718,6 +736,10 @@ class World(NamedTuple):
     extras: Any
     transfers: Any
     acceptance: Any
+    stores: Any
+    tiers: Any
+    tier_blocks: Any
+    tier_keys: Any
     log: Log
     routers: Any
     """A `ROUTER` for each stage."""
@@ -788,6 +810,7 @@ PER_REPLICA = (
     "tables",
     "shares",
     "transfers",
+    "stores",
 )
 """Fields of `World` with a row for each replica."""
 PER_POOL = ("prefill_s",)

@@ -29,6 +29,7 @@ from cbsim.core.links import drop_transfer, let_go, wake
 from cbsim.core.loop import close_decodes, place_of, record_step
 from cbsim.core.pool import forget, release
 from cbsim.core.routing import break_promise
+from cbsim.core.tiers import lose_tiers
 from cbsim.core.transfers import keeps_blocks, remove_transfer
 from cbsim.core.verbs import remove_running
 from cbsim.core.waiting_queue import leave_queue
@@ -137,6 +138,7 @@ def fall(world: Any, number: int, now: float) -> bool:
     if own.prefix_caching:
         for block in range(own.num_blocks):
             forget(self, block)
+    lose_tiers(self)
     own.next_s = inf
     own.is_asked = 0
     return True

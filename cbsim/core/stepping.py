@@ -16,12 +16,12 @@ import numpy as np
 from cbsim.base.records import packed, plain, record_class
 from cbsim.core import layout, loop
 from cbsim.core.building import KvPool, Numbers, new_extras, new_requests, new_world
+from cbsim.core.contents import NODE_FACTOR
 from cbsim.core.driver import Parts, fault_of
 from cbsim.core.intake import Chains, Lists, Numbering, affinity_of
 from cbsim.core.layout import NOBODY, World, replica_of
 from cbsim.core.loop import begin as begin_step
 from cbsim.core.loop import plan as plan_step
-from cbsim.core.pool import NODE_FACTOR
 from cbsim.core.record import TABLES, Record
 from cbsim.core.replica_view import DECISIONS, ReplicaView, Slice
 from cbsim.core.transfers import next_transfer_s

@@ -33,6 +33,7 @@ from cbsim.core.layout import (
     TIER_READ,
 )
 from cbsim.core.pool import num_known_tokens, release, row_of, withdraw
+from cbsim.core.tiers import num_in_tiers
 
 # What is there
 
@@ -46,6 +47,8 @@ def num_external(self: Any, request: Any, num_cached: int) -> int:
     if config.connector == REMOTE:
         is_there = extra.is_remote_prefill and extra.num_transfers == 0
         return request.num_prompt_tokens - num_cached if is_there else 0
+    if self.own.num_tiers:
+        return num_in_tiers(self, request, num_cached, num_known_tokens(request))
     size = self.own.block_size
     return max(0, min(extra.num_tier_tokens, num_known_tokens(request) - 1) // size * size - num_cached)
 

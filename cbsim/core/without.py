@@ -10,6 +10,7 @@ from cbsim.core.clients import go_on
 from cbsim.core.feed import begin_together, find_nobody, send_held, settle_after
 from cbsim.core.links import begin_transfers, end_transfers, let_go
 from cbsim.core.routing import choose_partner, is_always_open, is_open, look, num_to_compute
+from cbsim.core.tiers import load, num_in_tiers, store_evicted, store_through, take_back
 
 Stand = dict[Callable[..., Any], Callable[..., Any]]
 """By the rule that each stands for."""
@@ -61,6 +62,27 @@ def compute_all(world: Any, router: Any, request: Any, number: int) -> int:
     return 0
 
 
+def store_nothing(self: Any, key: int) -> None:
+    """There are no tiers."""
+
+
+def find_in_no_tier(self: Any, request: Any, num_cached: int, num_known: int) -> int:
+    """There are no tiers."""
+    return 0
+
+
+def load_nothing(self: Any, request: Any, num_cached: int, num_tokens: int, now: float) -> float:
+    """There are no tiers."""
+    return now
+
+
+WITHOUT_TIERS: Stand = {
+    store_through: store_nothing,
+    store_evicted: store_nothing,
+    take_back: store_nothing,
+    num_in_tiers: find_in_no_tier,
+    load: load_nothing,
+}
 WITHOUT_RANKS: Stand = {begin_together: begin_alone}
 WITHOUT_LINKS: Stand = {
     begin_transfers: send_nothing,

@@ -218,6 +218,8 @@ def summarize(
         summary["num_tokens_found_again"] = int(log.events["num_tokens"][is_resumed].sum())
     if num_failed := int((requests["state"] == RequestState.FAILED).sum()):
         summary["num_failed"] = num_failed
+    if log.num_tokens_from_tiers:
+        summary["num_tokens_from_tiers"] = dict(log.num_tokens_from_tiers)
     summary |= log.losses
     if log.changes is not None:
         summary["mean_replicas"] = {pool.pool: pool.num_replicas for pool in deployment.pools}

@@ -101,6 +101,8 @@ class RunLog:
     changes: Mapping[str, Column] | None = None
     """One row a change of a replica, in the order they happened: `time_s`, `replica`, `change` (codes of
     `CHANGES`). `None` where none can change."""
+    num_tokens_from_tiers: Mapping[str, int] = field(default_factory=dict)
+    """Tokens that tiers of KV below the GPU brought, by their names."""
     losses: Mapping[str, int] = field(default_factory=dict)
     """How many visits ended before their time, by why, and how many followed on such ones."""
     pools: tuple[tuple[str, str], ...] = (("default", "both"),)

@@ -26,6 +26,7 @@ from cbsim.core.pool import (
     publish,
     release,
 )
+from cbsim.core.tiers import load
 from cbsim.core.transfers import (
     add_transfer,
     is_loaded_ahead,
@@ -213,6 +214,8 @@ def read_tier(self: Any, step: Any, request: Any, num_local: int, num_elsewhere:
     extra.transfer, extra.found_in_call = READING, self.own.num_calls
     extra.num_transfers += 1
     extra.num_local_tokens, extra.num_external_tokens = num_local, num_elsewhere
+    if self.own.num_tiers:
+        self.own.unspent_transfer_s += load(self, request, num_local, num_elsewhere, step.now) - step.now
     decided(self, step, READ, request, num_elsewhere)
 
 
@@ -241,7 +244,10 @@ def try_load(
     extra.num_local_tokens, extra.num_external_tokens = num_local, num_elsewhere
     own.num_holding += 1
     step.num_started += 1
-    add_transfer(self, request, LOADING, step.now + extra.load_s)
+    end_s = step.now + extra.load_s
+    if self.own.num_tiers:
+        end_s = load(self, request, num_local, num_elsewhere, step.now)
+    add_transfer(self, request, LOADING, end_s)
     decided(self, step, LOAD_STARTED, request, num_elsewhere)
     return True
 

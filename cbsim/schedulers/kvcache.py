@@ -9,9 +9,9 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from cbsim.base.errors import ConfigError
-from cbsim.base.units import GIB, MIB, format_bytes
+from cbsim.base.units import GIB, GIGA, MIB, format_bytes
 from cbsim.config.section import Section
-from cbsim.core.building import KvGroup
+from cbsim.core.building import KvGroup, TierParts
 from cbsim.specs import GpuSpec, ModelSpec, ParallelSpec
 from cbsim.specs.gpu_memory import USUAL_STEP, ProfilingRun
 from cbsim.specs.kv_plan import KvPlan, LayerGroup, plan_kv_cache
@@ -53,6 +53,21 @@ class KvGroupConfig(Section):
         return self
 
 
+class TierConfig(Section):
+    """KV below the GPU."""
+
+    name: str = "host"
+    """What tables call it."""
+    size_gib: float = Field(gt=0)
+    """KV that it holds: of a replica, or with `shared` of all replicas together, GiB."""
+    bandwidth_gb_s: float = Field(gt=0)
+    """1e9 bytes a second at which KV comes back to a replica, one load after the other."""
+    latency_s: float = Field(default=0.0, ge=0)
+    """Seconds before the first byte of a load."""
+    shared: bool = False
+    """Whether all replicas have it together, with its bandwidth."""
+
+
 class KVCacheConfig(Section):
     """The paged KV cache of a replica."""
 
@@ -81,6 +96,29 @@ class KVCacheConfig(Section):
     prefix_cache_retention_interval: int | None = Field(default=0, ge=0)
     """Tokens after which sliding groups keep the blocks that a lookup needs; 0 keeps those before the ends of
     prompts alone, null all (vLLM's setting of that name)."""
+
+    tiers: list[TierConfig] = Field(default_factory=list, max_length=8)
+    """Host memory, disks and stores that hold what prefix caching knows beyond the GPU's memory, the nearest
+    first; what one drops, its least recently used, goes to the next."""
+    tier_write: Literal["through", "evicted"] = "through"
+    """When a block gets into the first tier: as it is computed, or as the GPU's cache drops it. Writing takes
+    no time: it goes on beside the steps."""
+    tier_load: Literal["overlapped", "in_step"] = "overlapped"
+    """Whether a request waits until what tiers hold of it has been loaded, while others run, or its first
+    step takes that much longer."""
+
+    def tier_parts(self, model: ModelSpec) -> tuple[TierParts, ...]:
+        """The tiers in blocks of the cache."""
+        block_bytes = self.block_size * model.kv_bytes_per_token
+        return tuple(
+            TierParts(
+                max(1, int(tier.size_gib * GIB / block_bytes)),
+                block_bytes / (tier.bandwidth_gb_s * GIGA),
+                tier.latency_s,
+                tier.shared,
+            )
+            for tier in self.tiers
+        )
 
     def layer_groups(self, model: ModelSpec) -> tuple[KvGroup, ...]:
         """The groups of layers, none if there is one that keeps every token."""

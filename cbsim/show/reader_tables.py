@@ -206,6 +206,11 @@ def run_tables(result: Result) -> tuple[Table, ...]:
     shown = [figure for figure in _SINGLE if figure.key not in left_out]
     shown += [SummaryFigure(key, title) for key, title in LOST.items() if figures.get(key)]
     shown += [
+        SummaryFigure(key, f"tokens loaded from {key.partition('.')[2]}")
+        for key in figures
+        if key.startswith("num_tokens_from_tiers.")
+    ]
+    shown += [
         SummaryFigure(key, f"replicas of {key.partition('.')[2]}, mean", "{:.2f}".format)
         for key in figures
         if key.startswith("mean_replicas.")

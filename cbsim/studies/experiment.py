@@ -513,6 +513,8 @@ def _misfits(experiment: Experiment, document: Document) -> Iterator[str]:
             f"got {stages} with async_scheduling: true; expected 1, or async_scheduling: false, as "
             f"{scheduler.type} does not wait for tokens to leave the stages"
         )
+    if experiment.kv_cache.tiers:
+        yield from _tier_misfits(experiment, document)
     if experiment.parallel.data > 1:
         place = document.place(("parallel", "data"))
         if experiment.model.experts is None:
@@ -529,6 +531,23 @@ def _misfits(experiment: Experiment, document: Document) -> Iterator[str]:
     except ConfigError as error:
         where = document.place(("kv_cache",)).where
         yield from (f"{where}: {problem}" for problem in error.problems)
+
+
+def _tier_misfits(experiment: Experiment, document: Document) -> Iterator[str]:
+    """What tiers of KV can't go with."""
+    place, scheduler = document.place(("kv_cache", "tiers")), experiment.scheduler
+    if SCHEDULERS.get(scheduler.type).reserves_ahead:
+        yield place.problem(
+            f"got scheduler {scheduler.type}, which shares no KV; expected preemptive or vllm"
+        )
+    elif not experiment.kv_cache.prefix_caching:
+        yield place.problem("got prefix_caching: false; expected true: tiers hold what it knows")
+    if scheduler.has_connector or (experiment.cluster is not None and experiment.cluster.is_staged):
+        yield place.problem("got a connector, or pools for prefill and decode; expected neither beside tiers")
+    if experiment.kv_cache.layer_groups(experiment.model):
+        yield place.problem("got a model whose layers have groups of blocks; expected one group")
+    if experiment.parallel.data > 1 and any(tier.shared for tier in experiment.kv_cache.tiers):
+        yield place.problem("got shared: true with parallel.data; expected one of them")
 
 
 def _pool_misfits(experiment: Experiment, cluster: ClusterConfig, document: Document) -> Iterator[str]:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cbsim.base.binding import Bound, CannotCompile, can_compile
-from cbsim.base.errors import CbsimError, PluginError, plugin_error
+from cbsim.base.errors import CbsimError, ConfigError, PluginError, plugin_error
 from cbsim.base.machine_code import kind_of
 from cbsim.base.records import pieces
 from cbsim.base.units import GIGA
@@ -25,7 +25,7 @@ from cbsim.cluster.simpy_world import ROUTER_STREAM, make_router
 from cbsim.cluster.simpy_world import World as SimpyWorld
 from cbsim.cluster.watched_run import WatchedRun
 from cbsim.core import layout
-from cbsim.core.building import ChangeParts, KvPool, LinkParts, PoolParts, RouterParts, new_cluster
+from cbsim.core.building import ChangeParts, KvPool, LinkParts, PoolParts, RouterParts, TierParts, new_cluster
 from cbsim.core.driver import Parts, Progress, RuleFault, drive
 from cbsim.core.feed import run
 from cbsim.core.intake import take_in
@@ -37,6 +37,7 @@ from cbsim.core.without import (
     WITHOUT_CHANGES,
     WITHOUT_LINKS,
     WITHOUT_RANKS,
+    WITHOUT_TIERS,
 )
 from cbsim.cost import CostModel, StepShape
 from cbsim.observers import ObservedRun
@@ -127,6 +128,13 @@ class Setup:
     """Replicas that take requests from the beginning; `None`: all."""
     changes: ChangeParts | None = None
     """What changes in the cluster by itself."""
+    tiers: tuple[TierParts, ...] = ()
+    """Tiers of KV below the GPU, from the nearest on."""
+    tier_names: tuple[str, ...] = ()
+    stores_through: bool = True
+    """Whether a block gets into the first tier as its content becomes known, not as the GPU drops it."""
+    loads_ahead: bool = True
+    """Whether a request waits for what is loaded while others run, not its first step for it."""
     rules: Rules = field(default_factory=dict)
     """Rules of third parties' routers and autoscalers, by name."""
 
@@ -174,8 +182,12 @@ class Setup:
         if self.role != "both":
             role = layout.PRODUCER if self.role == "prefill" else layout.CONSUMER
             numbers |= {"connector": layout.REMOTE, "role": role, "load_failure_policy": layout.FAIL}
+        if self.tiers:
+            kind = layout.TIER_LOADED if self.loads_ahead else layout.TIER_READ
+            numbers |= {"connector": kind, "role": layout.BOTH, "load_failure_policy": layout.FAIL}
         return {
             **numbers,
+            "stores_through": self.stores_through,
             "num_ranks": self.num_ranks,
             "with_batches": self.with_batches,
             "num_stages": self.num_stages,
@@ -200,7 +212,7 @@ class Setup:
     @property
     def has_connector(self) -> bool:
         """Whether KV comes or goes."""
-        return self.scheduler.has_connector or self.role != "both"
+        return self.scheduler.has_connector or self.role != "both" or len(self.tiers) > 0
 
     def parts(self, longest: int, *, with_formula: bool, foresees: bool) -> PoolParts:
         """What the core makes the pool of; requests of up to `longest` tokens come."""
@@ -212,7 +224,14 @@ class Setup:
             prices = np.array([prefill_s(self.cost, n) for n in range(longest + 1)])
         figures = self.priced() if with_formula else self.priced()[1]
         return PoolParts(
-            figures, self.pool, numbers, self.num_replicas, self.num_in_flight, prices, self.num_up
+            figures,
+            self.pool,
+            numbers,
+            self.num_replicas,
+            self.num_in_flight,
+            prices,
+            self.num_up,
+            self.tiers,
         )
 
     @property
@@ -228,6 +247,8 @@ class Setup:
             unused = {**unused, **WITHOUT_CHANGES, **({} if self.is_staged else WITHOUT_LINKS)}
             if not self.has_connector:
                 unused |= WITHOUT_CONNECTOR
+            if not any(pool.tiers for pool in self.pools):
+                unused |= WITHOUT_TIERS
         return Parts({**self.rung.rules(), **self.rules}, step_s, unused).bound(run)
 
     def priced(self) -> tuple[Callable[..., float], Any]:
@@ -278,6 +299,12 @@ def setup_of(experiment: Experiment, workload: Workload, cost: CostModel) -> Set
         num_stages=experiment.parallel.pipeline,
         window=model.window,
         front_end_s=experiment.front_end_s,
+        tiers=kv_cache.tier_parts(model),
+        tier_names=tuple(tier.name for tier in kv_cache.tiers),
+        stores_through=kv_cache.tier_write == "through",
+        loads_ahead=kv_cache.tier_load == "overlapped",
+        # Who comes first to a store that replicas share, all of them must be at one instant to tell.
+        changes=ChangeParts() if any(tier.shared for tier in kv_cache.tiers) else None,
         draft_share=0.0 if drafting is None else drafting.share_of(model.num_parameters),
     )
 
@@ -338,7 +365,7 @@ def cluster_setup(
         router=entry,
         decode_router=replace(routers[1], holds=True),
         link=link,
-        changes=_changes(cluster, setups, scalers, experiment.seed) if cluster.changes else None,
+        changes=_changes(cluster, setups, scalers, experiment.seed) if cluster.changes else setups[0].changes,
         rules=rules,
     )
 
@@ -498,10 +525,26 @@ def simulate_core(
         setup,
         answers_first=answers_first,
         num_output_tokens=requests["num_output_tokens"][sent["source"]] if setup.comes_again else None,
+        from_tiers=_from_tiers(setup, world),
     )
     if told is not None:
         told.audience.ended(log.end_s)
     return log, world, outcome
+
+
+def _from_tiers(setup: Setup, world: World) -> dict[str, int]:
+    """Tokens that each tier of KV brought, by its name, in all pools."""
+    found: dict[str, int] = {}
+    first = 0
+    seen: set[int] = set()
+    for pool in setup.pools:
+        for place in range(len(pool.tiers)):
+            name = pool.tier_names[place] if pool.tier_names else str(place)
+            rows = set(world.stores[first : first + pool.num_replicas, place].tolist()) - seen
+            seen |= rows
+            found[name] = found.get(name, 0) + int(world.tiers["num_tokens_loaded"][sorted(rows)].sum())
+        first += pool.num_replicas
+    return found
 
 
 @contextmanager
@@ -598,6 +641,10 @@ def stepwise(
 
     `step_s(cost, shape, chunks)` stands for the cost model's; the others as for `StepwiseWorld`.
     """
+    if setup.tiers:
+        raise ConfigError(
+            "kv_cache.tiers: can't be gone through step by step; allowed: none in play and replays"
+        )
     cost, rung = setup.cost, setup.rung
     priced_by, figures = setup.priced() if step_s is None else (step_s, cost)
     return StepwiseWorld(
@@ -669,11 +716,13 @@ def log_of(
     *,
     answers_first: bool,
     num_output_tokens: Array | None = None,
+    from_tiers: Mapping[str, int] | None = None,
 ) -> RunLog:
     """The core's record as a `RunLog`, as results need it; `rows`: the records of visits, as they came.
 
     `answers_first`: whether answers make clients send, so that at one instant they come before arrivals.
     `num_output_tokens`, of the request that a row is a visit of, where requests are handed over.
+    `from_tiers`: tokens that each tier of KV brought.
     """
     until_s, visits = setup.until_s, Visits.of(rows)
     first, last = rows[visits.first], rows[visits.last]
@@ -752,6 +801,7 @@ def log_of(
         visits=visits.table(rows, record) if setup.comes_again else None,
         changes=record.columns("changes") if setup.changes is not None else None,
         losses=visits.losses(rows),
+        num_tokens_from_tiers=dict(from_tiers or {}),
         pool_of=pool_of if setup.others or setup.changes else None,
         pools=tuple((pool.pool_name, pool.role) for pool in setup.pools),
     )

@@ -10,9 +10,10 @@ from cbsim.base.errors import ConfigError
 from cbsim.base.records import packed, plain, record_class
 from cbsim.core import layout
 from cbsim.core.building import config_record
+from cbsim.core.contents import link_after, place_of_key
 from cbsim.core.layout import BLOCK, KEY, NOBODY
 from cbsim.core.loop import place_of, rejects
-from cbsim.core.pool import forget, link_after, place_of_key, release, row_of
+from cbsim.core.pool import forget, release, row_of
 from cbsim.core.record import TABLES
 from cbsim.core.stepping import Stepper
 from cbsim.core.verbs import preempt
