@@ -42,8 +42,12 @@ def take_in(
     with_segments: bool = False,
     with_extras: bool = False,
     chances: Sequence[float] = (),
+    by_session: bool = False,
 ) -> Intake:
-    """Records of all requests that arrive before `until_s`, seconds; `chances` as for `Lists`."""
+    """Records of all requests that arrive before `until_s`, seconds; `chances` as for `Lists`.
+
+    `by_session`: requests belong together by their sessions alone, not by what their prompts begin with.
+    """
     users, affinities, chains, lists = Numbering(), Numbering(), Chains(), Lists(chances)
     requests, end = new_requests(0), 0
     extras: list[Array] = []
@@ -67,7 +71,7 @@ def take_in(
         if batch.user is not None:
             rows["user_number"] = [users.number(user or "") for user in batch.user]
         if batch.session_id is not None or batch.prompt is not None:
-            rows["affinity"] = [affinities.number(name) for name in _affinities(batch)]
+            rows["affinity"] = [affinities.number(name) for name in _affinities(batch, by_session)]
         if with_segments:
             prompts = batch.prompt or [None] * len(batch)
             for row, name, prompt in zip(rows, batch.names(), prompts, strict=True):
@@ -146,10 +150,11 @@ class Lists:
         return found
 
 
-def _affinities(batch: RequestBatch) -> list[str | None]:
-    """`affinity_of` each request."""
+def _affinities(batch: RequestBatch, by_session: bool) -> list[str | None]:
+    """`affinity_of` each request, perhaps without its prompt."""
     sessions = [None] * len(batch) if batch.session_id is None else batch.session_id.tolist()
-    prompts = batch.prompt or [None] * len(batch)
+    prompts = None if by_session else batch.prompt
+    prompts = prompts or [None] * len(batch)
     return [affinity_of(*each) for each in zip(sessions, prompts, strict=True)]
 
 

@@ -443,6 +443,7 @@ def simulate_core(
             with_segments=any(pool.pool.prefix_caching for pool in setup.pools),
             with_extras=setup.chances is not None,
             chances=setup.chances or (),
+            by_session=layout.SESSION_AFFINITY in (setup.router.kind, setup.decode_router.kind),
         )
     requests, turns, seed = intake.requests, intake.turns, setup.means.seed
     if turns is not None:

@@ -139,3 +139,18 @@ def test_a_router_that_knows_of_kv_keeps_sessions_together() -> None:
     assert hits["kv_aware"] > 1.5 * hits["round_robin"]
     assert hits["session_affinity"] > 1.5 * hits["round_robin"]
     assert hits["least_expected_ttft"] > hits["round_robin"]
+
+
+def test_session_affinity_heeds_sessions_alone() -> None:
+    """One system prompt for all: `prefix_affinity` sends everybody to one replica, `session_affinity` none."""
+    tokens = {"type": "fixed", "value": 50}
+    workload = {
+        **{"type": "synthetic", "num_requests": 40, "prompt_tokens": tokens, "output_tokens": tokens},
+        "arrivals": {"type": "poisson", "rate_per_s": 50.0},
+        "shared_prefix": {"num_tokens": 100, "num_groups": 1},
+    }
+    used = {}
+    for router in ("prefix_affinity", "session_affinity"):
+        cluster = {"pools": [{"name": "all", "count": 3}], "router": router}
+        used[router] = set(cbsim.run({**PLAIN, "workload": workload, "cluster": cluster}).requests["replica"])
+    assert used == {"prefix_affinity": {0}, "session_affinity": {0, 1, 2}}
