@@ -142,7 +142,7 @@ def test_a_router_that_knows_of_kv_keeps_sessions_together() -> None:
 
 
 def test_session_affinity_heeds_sessions_alone() -> None:
-    """One system prompt for all: `prefix_affinity` sends everybody to one replica, `session_affinity` none."""
+    """One system prompt for all: `prefix_affinity` sends everybody to one replica, `session_affinity` not."""
     tokens = {"type": "fixed", "value": 50}
     workload = {
         **{"type": "synthetic", "num_requests": 40, "prompt_tokens": tokens, "output_tokens": tokens},
