@@ -154,7 +154,7 @@ def check(
     overrides: tuple[str, ...] = args.SET,
 ) -> None:
     """Check configurations and the traces they name without running them."""
-    from cbsim.studies.run import make_cost_model
+    from cbsim.studies.run import make_cost_model, too_long_notes
 
     problems: list[str] = []
     for config in configs:
@@ -165,7 +165,8 @@ def check(
                 make_cost_model(point)
             click.echo(f"ok  {config}: {preview(experiment)}")
             shortfalls = [(point.kv_capacity.shortfall,) for point in points]
-            for note in dict.fromkeys(chain(*shortfalls, *(point.assumed for point in points))):
+            too_long = map(too_long_notes, points) if is_small(experiment) else ()
+            for note in dict.fromkeys(chain(*shortfalls, *too_long, *(point.assumed for point in points))):
                 if note is not None:
                     click.echo(f"    note: {note}")
         except CbsimError as error:
@@ -250,6 +251,17 @@ def report(
     path = out or (folders[0] if len(folders) == 1 else Path()) / "report.html"
     write_report(folders, path, title)
     click.echo(f"written to {path}")
+
+
+MOST_LOOKED_AT = 200_000
+"""Requests, of all points, whose lengths `check` compares with KV caches."""
+
+
+def is_small(experiment: Experiment) -> bool:
+    """Whether a check has the time to look at the length of each request."""
+    points = [point for _, point in experiment.points()]
+    counts = _request_counts(points)
+    return bool(counts) and max(counts) * len(points) <= MOST_LOOKED_AT
 
 
 def preview(experiment: Experiment) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -434,8 +435,24 @@ def _compared(figure: SummaryFigure, values: Sequence[float | None]) -> tuple[st
 
 
 def _remarks(result: Result) -> tuple[str, ...]:
-    reasons = result.summary["rejection_reasons"]
-    return (*result.notes, *(f"rejected: {count} x {reason}" for reason, count in reasons.items()))
+    reasons: dict[str, list[tuple[int, list[str]]]] = {}
+    for reason, count in result.summary["rejection_reasons"].items():
+        kind = NUMBER.sub("{}", reason)
+        reasons.setdefault(kind, []).append((count, NUMBER.findall(reason)))
+    told = []
+    for kind, several in reasons.items():
+        spans = [_span(numbers) for numbers in zip(*(numbers for _, numbers in several), strict=True)]
+        told.append(f"rejected: {sum(count for count, _ in several):,} x {kind.format(*spans)}")
+    return (*result.notes, *told)
+
+
+NUMBER = re.compile(r"\d[\d,]*")
+
+
+def _span(numbers: Sequence[str]) -> str:
+    """A number, or the least and the most of several."""
+    ordered = sorted(numbers, key=lambda text: int(text.replace(",", "")))
+    return ordered[0] if ordered[0] == ordered[-1] else f"{ordered[0]} to {ordered[-1]}"
 
 
 def difference_table(comparison: Comparison, first: str, second: str) -> Table:

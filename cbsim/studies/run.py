@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from cbsim.base.errors import CbsimError, blaming
 from cbsim.base.units import format_seconds
 from cbsim.cluster.router import ROUTERS
@@ -187,6 +189,32 @@ def _simulate(
         notes = [*notes, *(prefix + note for note in pool.cost.notes(log.steps))]
     error = known_error(pool.cost for pool in setup.pools)
     return log, [*speed.notes, *notes, *([error.told()] if error is not None else [])], speed
+
+
+def too_long_notes(experiment: Experiment) -> list[str]:
+    """A sentence for each pool, or the replicas, whose KV cache can't hold every request that may come to it.
+
+    Raises as reading the workload does.
+    """
+    pools = [("", "both", experiment)]
+    if experiment.cluster is not None:
+        pools = [(f"pool {pool.name}: ", pool.role, own) for pool, own in experiment.pools()]
+    batches = list(make_workload(experiment).batches())
+    prompts, answers = (
+        np.concatenate([np.zeros(0, np.int64), *(getattr(batch, name) for batch in batches)])
+        for name in ("num_prompt_tokens", "num_output_tokens")
+    )
+    notes = []
+    for prefix, role, own in pools:
+        num_tokens = prompts if role == "prefill" else prompts + answers - 1
+        num_held = own.num_kv_blocks * own.kv_cache.block_size
+        num_over = int((num_tokens > num_held).sum())
+        if num_over and not own.kv_cache.layer_groups(own.model):
+            notes.append(
+                f"{prefix}{num_over:,} of {len(num_tokens):,} requests can't be served: the longest needs KV "
+                f"of {int(num_tokens.max()):,} tokens, the cache of a replica holds {num_held:,}"
+            )
+    return notes
 
 
 def log_notes(experiment: Experiment, log: RunLog) -> list[str]:

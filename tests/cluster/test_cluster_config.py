@@ -11,7 +11,9 @@ import pytest
 import cbsim
 from cbsim.base.binding import can_compile
 from cbsim.base.errors import ConfigError
+from cbsim.show.reader_tables import run_tables
 from cbsim.studies.experiment import Experiment
+from cbsim.studies.run import too_long_notes
 
 TWO = [{"name": "prompts", "role": "prefill"}, {"name": "answers", "role": "decode"}]
 PLAIN: dict[str, Any] = {
@@ -154,3 +156,17 @@ def test_session_affinity_heeds_sessions_alone() -> None:
         cluster = {"pools": [{"name": "all", "count": 3}], "router": router}
         used[router] = set(cbsim.run({**PLAIN, "workload": workload, "cluster": cluster}).requests["replica"])
     assert used == {"prefix_affinity": {0}, "session_affinity": {0, 1, 2}}
+
+
+def test_check_tells_of_requests_that_fit_nowhere() -> None:
+    """The longest request does not fit where it is to decode; where its prompt is computed all fit."""
+    small = {**TWO[1], "kv_cache": {"num_blocks": 100}}
+    told = too_long_notes(Experiment.from_mapping({**PLAIN, "cluster": {"pools": [TWO[0], small]}}))
+    assert len(told) == 1
+    assert "pool answers: " in told[0]
+    assert "the cache of a replica holds 1,600" in told[0]
+    result = cbsim.run({**PLAIN, "cluster": {"pools": [TWO[0], small]}})
+    assert told[0].startswith(f"pool answers: {result.summary['num_rejected']} of 60 requests")
+    (line,) = (note for note in run_tables(result)[-1].notes if note.startswith("rejected: "))
+    assert line.startswith(f"rejected: {result.summary['num_rejected']} x needs 1")
+    assert line.endswith("KV blocks, the cache has 100")
