@@ -33,7 +33,7 @@ class Seen(NamedTuple):
 
 SEEN = {
     True: Seen("a100-80g, b200, gb200, h100, h200", 18, 46),
-    False: Seen("l40s", 23, 70),
+    False: Seen("l40s", 26, 70),
 }
 """For GPUs that NVLink or its like joins, and others; `python -m calibration.errors` finds it."""
 MODULE_LINK_GB_S = 100.0
