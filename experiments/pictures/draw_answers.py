@@ -18,6 +18,7 @@ from cbsim.show.capacity_plot import capacity_bars, interval_bars, rate_picture
 from cbsim.show.style import save_figure
 from cbsim.show.sweep_plot import sweep_curves, sweep_pictures
 from cbsim.show.sweep_text import Sweep
+from cbsim.show.text import format_figure
 from cbsim.show.tune_plot import tune_pictures
 from cbsim.studies.capacity.answer import load_capacity
 from cbsim.studies.intervals import Interval
@@ -74,7 +75,10 @@ def kv_blocks(folder: Path) -> Figure:
 def paging(folder: Path) -> Figure:
     """The share of the KV cache that was taken and held nothing."""
     waste = pd.read_parquet(folder / "table.parquet")["kv_waste.mean"] * 100
-    shown = {name: Interval(share, share, share) for name, share in zip(PAGING, waste, strict=True)}
+    shown = {
+        name: (Interval(share, share, share), format_figure(share))
+        for name, share in zip(PAGING, waste, strict=True)
+    }
     title = "What reservations waste"
     return interval_bars(shown, title, "KV cache taken but empty (%), mean over time")
 
