@@ -65,8 +65,8 @@ def test_text_files_have_the_same_bytes_everywhere() -> None:
                 or ast.unparse(node.func) == "os.open"
             ):
                 continue
-            if name == "write_text" and isinstance(node.func, ast.Name):
-                continue  # `base.paths.write_text`, which is looked at where it stands
+            if name in ("read_text", "write_text") and isinstance(node.func, ast.Name):
+                continue  # those of `base`, which are looked at where they stand
             texts = (each.value for each in node.args if isinstance(each, ast.Constant))
             mode = next(
                 (text for text in texts if isinstance(text, str) and set(text) <= set("rwxab+t")), "r"

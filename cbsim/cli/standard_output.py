@@ -56,8 +56,8 @@ def _open_closed() -> None:
     while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(number)
-    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115 - for as long as all runs
-    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
+    sys.stdout = sys.stdout or open(1, "w", encoding="utf-8", newline="", closefd=False)  # noqa: SIM115 - for as long as all runs
+    sys.stderr = sys.stderr or open(2, "w", encoding="utf-8", newline="", closefd=False)  # noqa: SIM115
 
 
 def _discard_the_rest() -> None:

@@ -96,7 +96,8 @@ def has_utilization(result: Result) -> bool:
     """Whether the run says enough of its steps and of what all of them ran on."""
     pools = (result.config.get("cluster") or {}).get("pools", ())
     is_alike = not any(pool.get("gpu") or pool.get("parallel") for pool in pools)
-    return {*result.steps.columns} >= {*COLUMNS} and "gpu" in result.config and is_alike
+    is_told = {"model", "gpu"} <= result.config.keys()
+    return {*result.steps.columns} >= {*COLUMNS} and is_told and is_alike
 
 
 def step_mfu(result: Result, steps: pd.DataFrame) -> Column:

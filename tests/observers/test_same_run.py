@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 import simpy
 
+from cbsim.core.building import RouterParts
+from cbsim.core.layout import LEAST_KV
 from cbsim.observers import OBSERVERS, Observer
 from cbsim.results.run_log import ADMITTED, ARRIVED, FINISHED, PREEMPTED, RESUMED, RunLog
 from cbsim.schedulers import SCHEDULERS
-from cbsim.studies.simulation import ROUTERS, Setup, simulate_core, step_through, stepwise, stepwise_log
+from cbsim.studies.simulation import Setup, simulate_core, step_through, stepwise, stepwise_log
 from cbsim.testing import Case, differences, draw_case
 from tests.core.drawn import IrregularCost
 from tests.observers.test_hooks import KINDS, crowd
@@ -103,7 +105,7 @@ def run_stepwise(case: Case, kind: str) -> RunLog:
 
 def irregular(case: Case, kind: str) -> Setup:
     setup = case.make_setup(SCHEDULERS.get(kind))
-    return replace(setup, cost=IrregularCost(), router=ROUTERS.index("least_kv"))
+    return replace(setup, cost=IrregularCost(), router=RouterParts(LEAST_KV))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -15,7 +15,7 @@ EXPERIMENT = {
         "prompt_tokens": {"type": "fixed", "value": 10},
         "output_tokens": {"type": "fixed", "value": 5},
     },
-    "scheduler": "vllm",
+    "scheduler": {"type": "vllm", "max_tokens_per_step": 2048, "max_num_seqs": 256},
     "kv_cache": {"num_blocks": 100},
 }
 

@@ -88,6 +88,8 @@ def test_points_that_are_no_experiment_are_told_all_at_once() -> None:
         "<= 1,000,000,000 or null",
         "--replicas 1000000000: workload.num_requests: got 6000000000; expected an integer >= 1 and "
         "<= 1,000,000,000 or null",
+        "--replicas 1000000000: replicas.count: got 1000000000; expected at most 10,000 (more than any "
+        "cluster serves with)",
     )
 
 

@@ -600,10 +600,10 @@ def test_every_assumption_is_a_valid_experiment(assumption):
         if framework in assumption.changes:
             run = served_run(framework, ParallelSpec(tensor=2))
             changes = assumption.changes[framework](run)
-            order = run_order(run, [Path("nowhere")], changes, assumption.requests_per_client)
+            order = run_order(run, [Path("h100/llama-3-8b")], changes, assumption.requests_per_client)
             experiment = Experiment.of(order.config, order.settings)
             assert experiment.tensor_parallel == 2
-            assert (assumption is DOCUMENTED) == (order == run_order(run, [Path("nowhere")]))
+            assert (assumption is DOCUMENTED) == (order == run_order(run, [Path("h100/llama-3-8b")]))
 
 
 def test_every_checkpoint_loads():

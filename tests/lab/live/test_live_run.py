@@ -294,8 +294,8 @@ def test_what_only_a_simulation_can_do(trace: Path) -> None:
         "stop_at_s: a live run goes on until every request has ended",
         "time_scale: got 0.0; allowed: more than 0",
     )
-    with pytest.raises(ConfigError, match=r"kv_cache: 1000000000 blocks take .* fit on this device"):
-        run_live(load(trace, kv_cache={"num_blocks": 10**9}))
+    with pytest.raises(ConfigError, match=r"kv_cache: 100000000 blocks take .* fit on this device"):
+        run_live(load(trace, kv_cache={"num_blocks": 10**8}))
 
 
 def test_a_request_longer_than_the_model_was_made_for_is_served(tmp_path: Path) -> None:
