@@ -76,7 +76,7 @@ def run(world: Any, end: int, until_s: float) -> int:
             first = next_replica(world)
             last = first + 1
             if changes:
-                if not has_room(world):
+                if not has_room(world, 0):
                     return FULL
                 if changes_first(world, at_s, until_s, world.own[first].next_s):
                     send_held(world, clients.now)
@@ -93,7 +93,7 @@ def run(world: Any, end: int, until_s: float) -> int:
                 continue
             self = world.replicas[number]
             while self.own.next_s < target_s:
-                if work >= MAX_WORK or not has_room(world):
+                if work >= MAX_WORK or not has_room(world, self.own.num_transfers):
                     return FULL
                 first_event = world.log.lengths.events
                 heard = happen(world, self)
@@ -263,13 +263,16 @@ def heard_of(world: Any, self: Any, is_end: bool, has_decided: bool, num_finishe
     return UNHEARD
 
 
-def has_room(world: Any) -> bool:
-    """Whether every table of the log has room for what one more `happen` may write down."""
+def has_room(world: Any, num_transfers: int) -> bool:
+    """Whether every table of the log has room for what one more `happen` may write down.
+
+    `num_transfers` are under way at the replica: all of them may be known to have ended at once, and fail.
+    """
     log, lengths = world.log, world.log.lengths
     margin = LOG_MARGIN * len(world.running[0]) + LOG_MARGIN
     return (
         lengths.steps + LOG_MARGIN + len(world.under_way[0]) < len(log.steps)
-        and lengths.events + margin < len(log.events)
+        and lengths.events + margin + 2 * num_transfers < len(log.events)
         and lengths.prefills + margin < len(log.prefills)
         and lengths.decodes + margin < len(log.decodes)
         and lengths.gaps + margin < len(log.gaps)

@@ -321,3 +321,11 @@ def test_ranks_in_pools_work_in_step() -> None:
                 num_together += len(begin) - spans.shape[1]
             first += pool.num_replicas
     assert num_together > 100
+
+
+def test_any_number_of_transfers_may_be_known_to_have_ended_at_once() -> None:
+    """Whose KV is fetched runs nowhere, so that there may be many more of them than run at once."""
+    rows = tuple(request(n, 0.0, 4, 3) for n in range(150))
+    setup = apart(rows, num_blocks=(1000, 1000), settings={"max_num_seqs": 2})
+    log = run(setup)
+    assert (log.requests["state"] == RequestState.FINISHED).all()
