@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cbsim.base.errors import ConfigError
+from cbsim.base.registry import did_you_mean
 from cbsim.base.units import MIB
 from cbsim.config.yaml_text import Keys, dump_yaml, format_keys, parse_yaml
 
@@ -60,31 +61,40 @@ class Document:
                 return None
         return value
 
+    def placed(self, keys: Keys) -> Keys:
+        """The same way, items of lists that are there by their number."""
+        node: Any = self.data
+        way: list[str | int] = []
+        for key in keys:
+            place = place_in(node, key) if isinstance(node, list) else None
+            way.append(key if place is None else place)
+            node = node.get(key) if isinstance(node, dict) else None if place is None else node[place]
+        return tuple(way)
+
     def put(self, keys: Keys, value: Any, origin: Document | str, origin_keys: Keys = ()) -> None:
         """Set a value that came from elsewhere: from a document, or from what `origin` says in words.
 
         Mappings on the way are made; raises `ConfigError` where something else stands in the way.
         """
+        keys = self.placed(keys)
         node: Any = self.data
         made: Keys = ()
         for depth, key in enumerate(keys[:-1], start=1):
-            if isinstance(node, list):
-                node = node[place_in(node, key) or 0]
-            else:
-                if node.get(key) is None:
-                    node[key] = {}
-                    made = made or keys[:depth]
-                node = node[key]
+            if isinstance(node, dict) and node.get(key) is None:
+                node[key] = {}
+                made = made or keys[:depth]
+            node = node[key]
             if not isinstance(node, dict | list) or (
                 isinstance(node, list) and place_in(node, keys[depth]) is None
             ):
                 where = origin if isinstance(origin, str) else origin.place(origin_keys).where
                 below = format_keys(keys[:depth])
-                raise ConfigError(
-                    f"{where}: {format_keys(keys)}: '{below}' is {describe_value(node)}, not a mapping"
-                )
-        last = keys[-1] if isinstance(node, dict) else place_in(node, keys[-1])
-        node[last] = copy.deepcopy(value)
+                names = [name for name in _names(node) if isinstance(name, str)]
+                told = f"'{below}' is {describe_value(node)}, not a mapping"
+                if names:
+                    told = f"'{below}' has no '{keys[depth]}'{did_you_mean(str(keys[depth]), names)}"
+                raise ConfigError(f"{where}: {format_keys(keys)}: {told}")
+        node[keys[-1]] = copy.deepcopy(value)
         for known in [known for known in self._origins if known[: len(keys)] == keys]:
             del self._origins[known]
         for known in (made, keys) if made else (keys,):
@@ -168,10 +178,17 @@ def _decode(content: bytes, source: str) -> str:
 
 def place_in(items: list[Any], key: str | int) -> int | None:
     """The place in a list that a key means: its number, or the `name` of the mapping there."""
-    names = [item.get("name") if isinstance(item, dict) else None for item in items]
+    names = _names(items)
     if key in names:
         return names.index(key)
     return int(key) if str(key).isdecimal() and int(key) < len(items) else None
+
+
+def _names(items: Any) -> list[Any]:
+    """The `name` of each item of a list, `None` where it has none; of anything else nothing."""
+    if not isinstance(items, list):
+        return []
+    return [item.get("name") if isinstance(item, dict) else None for item in items]
 
 
 SWEEP, TUNE = "sweep", "tune"

@@ -271,7 +271,7 @@ def _transfer_figures(log: RunLog, deployment: Deployment) -> Summary:
     }
 
 
-def gpu_hours_per_million_tokens(num_gpus: int, output_tokens_per_s: float | None) -> float | None:
+def gpu_hours_per_million_tokens(num_gpus: float, output_tokens_per_s: float | None) -> float | None:
     """Hours of single GPUs that go by for each million output tokens, idle ones included; `None` of none."""
     return num_gpus / output_tokens_per_s * MEGA / S_PER_HOUR if output_tokens_per_s else None
 

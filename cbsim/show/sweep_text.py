@@ -43,7 +43,7 @@ from cbsim.studies.intervals import (
     swept_columns,
     t_interval,
 )
-from cbsim.studies.labels import is_word, plain_text, point_name, short_keys
+from cbsim.studies.labels import is_word, plain_text, point_name, setting_names
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -471,7 +471,4 @@ def code_name(row: Mapping[str, Any], keys: Sequence[str]) -> str:
 
 def code_names(row: Mapping[str, Any], keys: Sequence[str]) -> list[str]:
     """What a point is, a text for each of some keys, with names as code."""
-    short = short_keys(keys)
-    return [
-        f"`{row[key]}`" if is_word(row[key]) else f"`{short[key]}` {plain_text(row[key])}" for key in keys
-    ]
+    return setting_names(row, keys, "`")

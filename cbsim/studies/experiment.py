@@ -23,10 +23,12 @@ from cbsim.config.document import (
     in_order_of_lines,
     parse_overrides,
     read_document,
+    split_key,
 )
 from cbsim.config.section import ByType, ComponentConfig, Named, Section
 from cbsim.config.sweep_grid import AxisValue
 from cbsim.config.tune_space import Range, TuneSpace
+from cbsim.config.yaml_text import format_keys
 from cbsim.cost import COST_MODELS
 from cbsim.observers import OBSERVERS, Observer
 from cbsim.observers.audience import Audience
@@ -408,7 +410,8 @@ def _checked_space(
                 found = list(_misfits(experiment, document))
             except ConfigError as error:
                 found = list(error.problems)
-            own = [re.compile(rf"[^ ]*: {re.escape(value.key)}[:.\[]") for value in values]
+            ways = [format_keys(document.placed(split_key(value.key))) for value in values]
+            own = [re.compile(rf"[^ ]*: {re.escape(way)}[:.\[]") for way in ways]
             problems |= dict.fromkeys(each for each in found if any(key.match(each) for key in own))
             if experiment is None:
                 continue

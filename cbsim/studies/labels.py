@@ -18,6 +18,8 @@ def short_keys(keys: Sequence[str]) -> dict[str, str]:
     short = {}
     for key, own in parts.items():
         size = 2 if own[-1] in _VAGUE else 1
+        # The place of an item of a list says little without the list.
+        size += own[-size].isdecimal()
         others = [other for name, other in parts.items() if name != key]
         while size < len(own) and any(other[-size:] == own[-size:] for other in others):
             size += 1
@@ -26,14 +28,23 @@ def short_keys(keys: Sequence[str]) -> dict[str, str]:
 
 
 def point_name(values: Mapping[str, Any], keys: Sequence[str]) -> str:
-    """`vllm, max_tokens_per_step 1024`: words alone, other values after their settings, in order of `keys`.
+    """`vllm, max_tokens_per_step 1024`: the names of its settings in order of `keys`; empty without keys."""
+    return ", ".join(setting_names(values, keys))
 
-    Empty without keys.
+
+def setting_names(values: Mapping[str, Any], keys: Sequence[str], code: str = "") -> list[str]:
+    """What a point is, a text for each of some keys: words alone, other values after their settings.
+
+    Words of settings that are called the same, such as the roles of two pools, stand after them too. `code`
+    is put around names.
     """
-    short = short_keys(keys)
-    return ", ".join(
-        values[key] if is_word(values[key]) else f"{short[key]} {plain_text(values[key])}" for key in keys
-    )
+    short, last = short_keys(keys), [key.rpartition(".")[2] for key in keys]
+    return [
+        f"{code}{values[key]}{code}"
+        if is_word(values[key]) and (name in _MUTE or last.count(name) == 1)
+        else f"{code}{short[key]}{code} {plain_text(values[key])}"
+        for key, name in zip(keys, last, strict=True)
+    ]
 
 
 def is_word(value: Any) -> bool:

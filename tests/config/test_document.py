@@ -91,10 +91,11 @@ def test_a_copy_can_be_changed_alone() -> None:
         (("t", "b", "c"), "--set: t.b.c: 't' is 'text' (str), not a mapping"),
         (("l", "x"), "--set: l.x: 'l' is a list, not a mapping"),
         (("l", "5"), "--set: l.5: 'l' is a list, not a mapping"),
+        (("n", "tow", "x"), "--set: n.tow.x: 'n' has no 'tow'; did you mean 'two'?"),
     ],
 )
 def test_what_stands_in_the_way(keys: tuple[str, ...], message: str) -> None:
-    doc = document("a: 1\nt: text\nl: [1, 2]\n")
+    doc = document("a: 1\nt: text\nl: [1, 2]\nn: [{name: one}, {name: two}]\n")
     with pytest.raises(ConfigError) as caught:
         doc.put(keys, 3, "--set")
     assert caught.value.problems == (message,)

@@ -38,6 +38,11 @@ def test_settings_are_named_by_as_little_as_says_which_they_are():
         "output_tokens.max",
         "value",
     ]
+    assert list(short_keys(["pools.1.count", "pools.prefill.count", "pools.0.role"]).values()) == [
+        "pools.1.count",
+        "prefill.count",
+        "role",
+    ]
     assert list(short_keys(["scheduler", "scheduler.type"]).values()) == ["scheduler", "scheduler.type"]
     assert list(short_keys(["a.x.host_step_s", "b.x.host_step_s", "host_step_s"]).values()) == [
         "a.x.host_step_s",
@@ -52,4 +57,6 @@ def test_points_are_named_by_words_and_by_settings_where_a_value_alone_says_noth
     assert point_name(values, keys) == "vllm, max_tokens_per_step 512, prefix_caching true, y 0.5"
     assert point_name(values, keys[1:2]) == "max_tokens_per_step 512"
     assert point_name({"a.b": None, "c": "[1, 2]"}, ["a.b", "c"]) == "b null, c [1, 2]"
+    roles = {"pools.a.role": "both", "pools.b.role": "both", "router.type": "random", "other.type": "random"}
+    assert point_name(roles, list(roles)) == "a.role both, b.role both, random, random"
     assert point_name({}, []) == ""

@@ -137,22 +137,27 @@ def _checked_space(experiment: Experiment) -> TuneSpace:
 
 def _has_prices(experiment: Experiment, space: TuneSpace) -> bool:
     """Whether all GPUs have a price. Raises `ConfigError` where some have and costs are what is wanted."""
-    gpus = {experiment.gpu.name: experiment.gpu.price_per_hour}
+    prices = set(_prices(experiment))
     for dimension in space.dimensions:
-        if any(key.partition(".")[0] == "gpu" for key in dimension.keys):
+        if any(key.partition(".")[0] in ("gpu", "cluster") for key in dimension.keys):
             for settings in dimension.extremes():
                 try:
-                    gpu = experiment.at(settings).gpu
+                    prices.update(_prices(experiment.at(settings)))
                 except ConfigError:
                     continue
-                gpus[gpu.name] = gpu.price_per_hour
-    unpriced = [name for name, price in gpus.items() if price is None]
-    if unpriced and len(unpriced) < len(gpus) and space.plan.objective == "cost":
+    unpriced = sorted(name for name, price in prices if price is None)
+    if unpriced and len(unpriced) < len(prices) and space.plan.objective == "cost":
         raise ConfigError(
             f"tune.objective: cost: {', '.join(unpriced)} lacks gpu.price_per_hour, which others have; "
             "expected one for every GPU, or none, for which GPU hours stand in"
         )
     return not unpriced
+
+
+def _prices(experiment: Experiment) -> list[tuple[str, float | None]]:
+    """Names and prices of the GPUs that an experiment runs on: its own, or those of its pools."""
+    gpus = [experiment.gpu] if experiment.cluster is None else [own.gpu for _, own in experiment.pools()]
+    return [(gpu.name, gpu.price_per_hour) for gpu in gpus]
 
 
 def _answer(rounds: Rounds, experiment: Experiment, space: TuneSpace, aim: Aim, folder: Path) -> TuneAnswer:

@@ -132,6 +132,13 @@ class Aim:
 
 def with_gpu_hours(figures: Mapping[str, Any], experiment: Experiment) -> Figures:
     """The figures of a run with the hours of GPUs that a million output tokens take."""
-    num_gpus = experiment.replicas.count * experiment.num_gpus
+    if experiment.cluster is None:
+        num_gpus: float = experiment.replicas.count * experiment.num_gpus
+    else:
+        # Where replicas come and go, the mean number of those that were there.
+        num_gpus = sum(
+            figures.get(f"mean_replicas.{pool.name}", pool.count) * own.num_gpus
+            for pool, own in experiment.pools()
+        )
     tokens_per_s = figures["output_token_throughput_per_s"]
     return {**figures, GPU_HOURS: gpu_hours_per_million_tokens(num_gpus, tokens_per_s)}

@@ -467,3 +467,27 @@ def test_the_rate_of_a_trace_is_no_axis() -> None:
     with pytest.raises(ConfigError) as caught:
         capacity(CONFIG | {"workload": {"type": "trace", "path": "azure-like.csv"}} | sweep)
     assert caught.value.problems == ("sweep: varies workload.rate_per_s, which is what capacity finds",)
+
+
+def test_roles_of_pools_make_contenders() -> None:
+    pools = [{"name": "prefill", "role": "prefill"}, {"name": "decode", "role": "decode"}]
+    roles = {"cluster.pools.0.role": ["prefill", "both"], "cluster.pools.decode.role": ["decode", "both"]}
+    workload = CONFIG["workload"] | {"num_requests": 60, "output_tokens": {"type": "fixed", "value": 4}}
+    config = CONFIG | {
+        "workload": workload,
+        "scheduler": {"type": "vllm", "max_num_seqs": 1},
+        "gpu": {"name": "h200", "price_per_hour": 2.0},
+        "cluster": {"pools": pools},
+        "slo": {"e2e_s": 10.0},
+        "sweep": {"zip": roles},
+    }
+    answer = capacity(config, Plan(share=0.9, tolerance=0.5, num_replicates=2))
+    first, second = (each.rate_per_s for each in answer.contenders)
+    assert first is not None
+    assert second is not None
+    # A step to prefill and three to decode, one request at a time: apart, one in three seconds; together each
+    # takes four for all of it, two in four seconds.
+    assert second.estimate > 1.2 * first.estimate
+    curve = answer.curve
+    costs = 2.0 * 2 / curve["output_token_throughput_per_s"] * 1e6 / 3600
+    assert curve["cost_per_million_tokens"].tolist() == pytest.approx(costs.tolist())

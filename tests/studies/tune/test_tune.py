@@ -188,6 +188,76 @@ def test_where_none_meets_the_slo_the_nearest_is_named(tmp_path: Path) -> None:
     check_best(answer)
 
 
+def apart(**cluster: Any) -> dict[str, Any]:
+    """The small question with a pool that computes prompts, two GPUs a replica, and one that decodes."""
+    pools = [
+        {"name": "prefill", "role": "prefill", "parallel": {"tensor": 2}},
+        {"name": "decode", "role": "decode"},
+    ]
+    scheduler = {"scheduler": {"type": "vllm", "max_num_seqs": 8}}
+    return CONFIG | scheduler | {"cluster": {"pools": pools} | cluster}
+
+
+def test_costs_of_a_cluster_are_those_of_all_its_pools(tmp_path: Path) -> None:
+    keys = {"cluster.pools.prefill.count": [1, 2], "cluster.pools.1.count": [1, 3]}
+    priced = {"gpu": {"name": "h200", "price_per_hour": 3.0}, "seed": 1}
+    answer = tune(
+        apart() | priced | {"tune": keys | {"trials": 6, "windows": [], "objective": "cost"}}, tmp_path
+    )
+    table = answer.table
+    assert len(table) == 6
+    assert (table["state"] == "ran").all()
+    num_gpus = 2 * table["cluster.pools.prefill.count"] + table["cluster.pools.1.count"]
+    hours = num_gpus / table["output_token_throughput_per_s"] * 1e6 / 3600
+    assert table["gpu_hours_per_million_tokens"].tolist() == pytest.approx(hours.tolist())
+    assert table["cost_per_million_tokens"].tolist() == pytest.approx((3.0 * hours).tolist())
+    assert answer.best_settings == {"cluster.pools.prefill.count": 1, "cluster.pools.1.count": 1}
+
+
+def test_costs_of_pools_that_change_are_those_of_who_was_there(tmp_path: Path) -> None:
+    scaling = {"type": "outstanding", "max": 4, "interval_s": 5, "provision_s": 2, "stabilization_s": 5}
+    config = apart(autoscale=scaling) | {
+        "workload": CONFIG["workload"] | {"arrivals": {"type": "poisson", "rate_per_s": 12.0}},
+        "tune": {"cluster.autoscale.target": [0.5, 2.0], "trials": 3, "windows": []},
+    }
+    table = tune(config, tmp_path).table
+    num_gpus = 2 * table["mean_replicas.prefill"] + table["mean_replicas.decode"]
+    assert num_gpus.max() > 4
+    hours = num_gpus / table["output_token_throughput_per_s"] * 1e6 / 3600
+    assert table["gpu_hours_per_million_tokens"].tolist() == pytest.approx(hours.tolist())
+
+
+@pytest.mark.parametrize(
+    ("varied", "problem"),
+    [
+        (
+            {"cluster.pools.prefil.count": [1, 2]},
+            "config: cluster.pools.prefil.count: 'cluster.pools' has no 'prefil'; did you mean 'prefill'?",
+        ),
+        (
+            {"cluster.pools.decode.count": [0, 2]},
+            "config: cluster.pools[1].count: got 0; expected an integer >= 1 and <= 100000",
+        ),
+        (
+            {"cluster.pools.1.cuont": [1, 2]},
+            "config: cluster.pools[1].cuont: unknown key; did you mean 'count'?",
+        ),
+        (
+            {
+                "cluster.pools.decode.gpu": [{"name": "h100", "price_per_hour": 2.0}, "h200"],
+                "objective": "cost",
+            },
+            "tune.objective: cost: h200 lacks gpu.price_per_hour, which others have; "
+            "expected one for every GPU, or none, for which GPU hours stand in",
+        ),
+    ],
+)
+def test_mistakes_below_pools(varied: dict[str, Any], problem: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        tune(apart() | {"tune": varied}, tmp_path)
+    assert caught.value.problems == (problem,)
+
+
 def test_prices_turn_hours_into_money(tmp_path: Path) -> None:
     priced = with_tune(objective="cost", trials=6) | {"gpu": {"name": "h200", "price_per_hour": 3.0}}
     answer = tune(priced, tmp_path)
