@@ -63,7 +63,7 @@ def label_values(swept: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Swept values as table cells: plain values as they are, mappings and lists as the shortest clear text.
 
     A mapping is told by its `type` (or `name`), and by those settings in which others of that type on its
-    axis differ from it.
+    axis differ from it; so is each in a list, beside the lists of such mappings.
     """
     cells: list[dict[str, Any]] = [{} for _ in swept]
     for key in dict.fromkeys(key for values in swept for key in values):
@@ -75,12 +75,14 @@ def label_values(swept: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _kind(value: Any) -> Any:
-    """The type of a mapping; `None` for anything else."""
+    """The type of a mapping, those of the mappings in a list; `None` for anything else."""
+    if isinstance(value, list) and all(isinstance(item, Mapping) for item in value):
+        return [_kind(item) for item in value]
     return str(value.get("type") or value.get("name") or "") if isinstance(value, Mapping) else None
 
 
 def full_text(value: Any, alike: Sequence[Any] = ()) -> Any:
-    """A value as a cell; of a mapping, what all those `alike` have is left out."""
+    """A value as a cell; of a mapping, or of those in a list, what all those `alike` have is left out."""
     if isinstance(value, Mapping):
         kind = _kind(value)
         told = [
@@ -90,5 +92,7 @@ def full_text(value: Any, alike: Sequence[Any] = ()) -> Any:
         ]
         return f"{kind}({', '.join(told)})" if told else kind
     if isinstance(value, (list, tuple)):
-        return f"[{', '.join(str(full_text(item)) for item in value)}]"
+        rows = list(zip(*alike, strict=True)) if _kind(value) is not None else []
+        told = [str(full_text(item, rows[place] if rows else ())) for place, item in enumerate(value)]
+        return f"[{', '.join(told)}]"
     return value

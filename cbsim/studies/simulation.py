@@ -323,11 +323,9 @@ def cluster_setup(
     pools = sorted(experiment.pools(), key=lambda each: each[0].role == "decode")
     for place, (pool, own) in enumerate(pools):
         setup = setup_of(own, workload, make_cost(own))
-        cache = replace(setup.pool, has_identities=setup.pool.has_identities or cluster.is_staged)
         num_ranks, scaling = own.parallel.data, cluster.scaling(pool)
         setup = replace(
             setup,
-            pool=cache,
             pool_name=pool.name,
             role=pool.role,
             num_replicas=cluster.most_replicas(pool) * num_ranks,

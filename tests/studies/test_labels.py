@@ -20,6 +20,16 @@ def test_labels_are_short_where_they_are_distinct():
         {"scheduler": "vllm"},
         {"scheduler": "vllm(cap=9)"},
     ]
+    pools = [{"name": "few", "count": 2}], [{"name": "few", "count": 3}, {"name": "more", "count": 3}]
+    assert label_values([{"pools": value} for value in pools]) == [
+        {"pools": "[few]"},
+        {"pools": "[few, more]"},
+    ]
+    assert label_values([{"pools": pools[0]}, {"pools": [{"name": "few", "count": 3}]}, {"pools": []}]) == [
+        {"pools": "[few(count=2)]"},
+        {"pools": "[few(count=3)]"},
+        {"pools": "[]"},
+    ]
     assert label_values([{"model": {"name": "m", "num_layers": 2}}]) == [{"model": "m"}]
 
 

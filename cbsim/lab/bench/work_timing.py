@@ -26,10 +26,10 @@ from cbsim.base.processor import cpu_name
 from cbsim.base.records import column_pieces
 from cbsim.base.units import KIB
 from cbsim.lab.bench.works import Work
-from cbsim.results.metrics import Deployment, summarize
+from cbsim.results.metrics import summarize
 from cbsim.results.run_log import RunLog
 from cbsim.studies.experiment import Experiment
-from cbsim.studies.run import make_workload, simulate
+from cbsim.studies.run import deployment_of, make_workload, simulate
 from cbsim.studies.worker_pool import WorkerLost, born_deaf, end_with_parent
 
 BUSY_LOAD = 0.5
@@ -256,9 +256,7 @@ def _simulate(experiment: Experiment, *, is_read: bool = False) -> Measured:
     began = time.process_time()
     log, _ = simulate(experiment, workload)
     cpu_s = time.process_time() - began
-    replicas, block_size = experiment.replicas, experiment.kv_cache.block_size
-    deployment = Deployment(experiment.model, experiment.gpu, experiment.num_gpus, replicas.count, block_size)
-    summary = summarize(log, deployment, experiment.slo.limits())
+    summary = summarize(log, deployment_of(experiment), experiment.slo.limits())
     # The peak first: whole columns of steps are what neither the run nor its metrics hold.
     peak_bytes, num_steps = peak_memory_bytes(), summary["num_steps"]
     return Measured(
