@@ -724,30 +724,31 @@ def log_of(
     `from_tiers`: tokens that each tier of KV brought.
     """
     until_s, visits = setup.until_s, Visits.of(rows)
-    first, last = rows[visits.first], rows[visits.last]
-    state = last["state"]
+    # Column by column: whole records would take several times as much memory.
+    state = rows["state"][visits.last]
     known: dict[str, Array] = {
-        **{name: first[name] for name in OF_FIRST_VISIT},
+        **{name: rows[name][visits.first] for name in OF_FIRST_VISIT},
         "first_scheduled_at_s": visits.earliest(rows["first_scheduled_at_s"]),
-        **{name: last[name] for name in OF_LAST_VISIT},
-        "finished_at_s": np.where(state == layout.FINISHED, last["last_token_at_s"], np.nan),
+        **{name: rows[name][visits.last] for name in OF_LAST_VISIT},
+        "finished_at_s": np.where(state == layout.FINISHED, rows["last_token_at_s"][visits.last], np.nan),
         "state": np.where(np.isin(state, ENDED), state, RequestState.UNFINISHED),
     }
     if num_output_tokens is not None:
         known["num_output_tokens"] = num_output_tokens[visits.first]
     counted = {"num_preemptions": rows["num_preemptions"], "num_generated_tokens": visits.kept_tokens(rows)}
     for name, values in counted.items():
-        known[name] = np.bincount(visits.request, values, len(first)).astype(values.dtype)
+        known[name] = np.bincount(visits.request, values, len(visits.first)).astype(values.dtype)
     requests = Deferred(lambda: {"request_id": names_of()}, known)
     pool_of = np.repeat(np.arange(len(setup.pools)), [pool.num_replicas for pool in setup.pools])
     rejections = {}
     for request in np.flatnonzero(state == layout.REJECTED).tolist():
-        pool = setup.pools[pool_of[last["replica"][request]]]
-        is_full = last["rejection"][request] == layout.QUEUES_FULL
+        last = rows[visits.last[request]]
+        pool = setup.pools[pool_of[last["replica"]]]
+        is_full = last["rejection"] == layout.QUEUES_FULL
         rejections[request] = (
             f"every replica has its queue full (max_queue: {setup.router.max_queue}): HTTP 429"
             if is_full
-            else setup.rung.rejection(last[request], pool.numbers, pool.means)
+            else setup.rung.rejection(last, pool.numbers, pool.means)
         )
     columns_of = partial(visits.columns, record)
     slices = Slices(*(Deferred(partial(columns_of, table)) for table in ("prefills", "decodes")))
