@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
@@ -238,12 +238,11 @@ def summarize(
 
 def _pool_figures(log: RunLog, deployment: Deployment, makespan_s: float) -> dict[str, Summary]:
     """What the replicas of each pool did; visits are requests that came to one of them."""
-    of_step = log.pools_of(log.steps["replica"])
     of_visit = log.pools_of((log.visits or log.requests)["replica"])
     figures = {}
     for place, pool in enumerate(deployment.pools):
         alone = replace(pool, others=())
-        totals = StepTotals.of(Rows(log.steps, np.flatnonzero(of_step == place)), alone)
+        totals = StepTotals.of(PoolSteps(log, place), alone)
         replica_s = makespan_s * pool.num_replicas
         figures[pool.pool] = {
             "num_replicas": pool.num_replicas,
@@ -256,6 +255,24 @@ def _pool_figures(log: RunLog, deployment: Deployment, makespan_s: float) -> dic
             "kv_utilization": _kv_utilization(totals, replica_s),
         }
     return figures
+
+
+class PoolSteps(Rows):
+    """The steps of one pool's replicas, also given many rows at a time."""
+
+    def __init__(self, log: RunLog, place: int) -> None:
+        super().__init__(log.steps, slice(0))
+        self._log, self._place = log, place
+
+    def __getitem__(self, name: str) -> Column:
+        is_here = self._log.pools_of(self._columns["replica"]) == self._place
+        return self._columns[name][is_here]
+
+    def pieces(self, *names: str) -> Iterator[tuple[Column, ...]]:
+        """As `column_pieces` gives them."""
+        for replica, *columns in column_pieces(self._columns, ("replica", *names)):
+            is_here = self._log.pools_of(replica) == self._place
+            yield tuple(column[is_here] for column in columns)
 
 
 def _transfer_figures(log: RunLog, deployment: Deployment) -> Summary:
