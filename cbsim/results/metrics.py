@@ -266,7 +266,8 @@ class PoolSteps(Rows):
 
     def __getitem__(self, name: str) -> Column:
         is_here = self._log.pools_of(self._columns["replica"]) == self._place
-        return self._columns[name][is_here]
+        column: Column = self._columns[name][is_here]
+        return column
 
     def pieces(self, *names: str) -> Iterator[tuple[Column, ...]]:
         """As `column_pieces` gives them."""
