@@ -35,7 +35,7 @@ def count(text: str) -> int | None:
     """`8192`, `8k` (thousands), `8K` (of 1024), `1.5G`; `None` for `auto` and -1."""
     if text in ("auto", "-1"):
         return None
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([kmgKMG]?)(?:i?B)?", text)
+    found = re.fullmatch(r"(\d{1,18}(?:\.\d{1,18})?)([kmgKMG]?)(?:i?B)?", text)
     if not found:
         raise ValueError("a whole number, as 8192, 8k or 8K")
     number, unit = found.groups()

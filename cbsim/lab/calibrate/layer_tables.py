@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -58,17 +59,27 @@ def read_table(
     measured = {"seconds" if time == "time" else time: time for time in times}
     for name, time in measured.items():
         theirs, per_s = _find_time(path, names, renamed, time)
-        found[name] = pd.to_numeric(table[theirs], errors="coerce") / per_s
+        found[name] = _numbers(table[theirs]) / per_s
     counts = [column for column in columns if column != "layer"]
-    found[counts] = found[counts].apply(pd.to_numeric, errors="coerce")
+    found[counts] = found[counts].apply(_numbers)
     numbers = found[[*counts, *measured]]
     wrong = numbers.isna().any(axis=1) | (numbers < 0).any(axis=1) | (found[[*measured]] <= 0).any(axis=1)
+    wrong |= (numbers > 2**53).any(axis=1)
     if wrong.any():
         lines = ", ".join(str(index + 2) for index in found.index[wrong][:5])
         raise CalibrationError(f"{path}: expected counts >= 0 and times > 0 in lines {lines}")
     found[counts] = found[counts].astype("int64")
     medians: pd.DataFrame = found.groupby(list(columns), sort=False)[[*measured]].median().reset_index()
     return medians
+
+
+def _numbers(column: pd.Series[Any]) -> pd.Series[Any]:
+    """A column as numbers, NaN for what is none or has more digits than any count or time."""
+    return pd.to_numeric(column.where(column.astype(str).str.len() <= MOST_DIGITS), errors="coerce")
+
+
+MOST_DIGITS = 25
+"""Of a number in a table, signs and points included."""
 
 
 def has_column(path: Path, column: str, renamed: Mapping[str, str]) -> bool:
