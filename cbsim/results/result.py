@@ -262,7 +262,9 @@ def load_run(folder: str | Path) -> Result:
         config = read_document(source / CONFIG).data
         check_run_file(source / CONFIG, config)
     for name in (SUMMARY, CONFIG):
-        check_hash(source / name, manifest, _digest(source / name))
+        with _telling_damage(source):
+            digest = _digest(source / name)
+        check_hash(source / name, manifest, digest)
     return Result(summary, config, manifest, partial(_from_folder, source, manifest, summary["num_requests"]))
 
 

@@ -248,7 +248,9 @@ def _csv_chunk(block: Block, names: list[str], columns: Sequence[str], mistakes:
     if odd or read.num_rows <= block.data.rstrip(b"\n").count(b"\n"):
         numbers = [line for line, _ in block.lines()]
         for row, got in odd.items():
-            mistakes.add(numbers[row], 0, f"{got}; allowed: {len(names)}")
+            # Lone carriage returns end rows for Arrow, and no lines here.
+            line = numbers[row] if row < len(numbers) else block.first_line + row
+            mistakes.add(line, 0, f"{got}; allowed: {len(names)}")
         lines = [line for row, line in enumerate(numbers) if row not in odd]
     cells = {name: read.column(name).combine_chunks() for name in columns}
     if b"'" in block.data:
