@@ -374,7 +374,10 @@ def _digest(path: Path) -> str:
     """SHA-256 of a file; of a summary, of all but what the simulation took, which no two runs share."""
     if path.name == SUMMARY:
         summary = read_json(path)
-        return hash_mapping({key: value for key, value in summary.items() if key != "simulation"})
+        try:
+            return hash_mapping({key: value for key, value in summary.items() if key != "simulation"})
+        except ValueError as error:
+            raise CbsimError(f"{path}: got NaN or an infinite number; expected finite ones") from error
     return hash_files([path])[path]
 
 
