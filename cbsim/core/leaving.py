@@ -30,9 +30,9 @@ from cbsim.core.loop import close_decodes, place_of, record_step
 from cbsim.core.pool import forget, release
 from cbsim.core.routing import break_promise
 from cbsim.core.tiers import lose_tiers
-from cbsim.core.transfers import keeps_blocks, remove_transfer
+from cbsim.core.transfers import keeps_blocks, remove_transfer, write_event
 from cbsim.core.verbs import remove_running
-from cbsim.core.waiting_queue import leave_queue
+from cbsim.core.waiting_queue import leave_queue, owe_no_more
 
 
 def is_here(request: Any) -> bool:
@@ -80,14 +80,10 @@ def abort(self: Any, request: Any, now: float, code: int) -> None:
             own.num_passed_over -= 1
         own.num_swapped_blocks -= request.num_swapped_blocks
         request.num_swapped_blocks = 0
-    if request.stage == ENTRY and request.num_generated_tokens == 0:
-        own.num_owed_tokens -= request.num_prompt_tokens
+    owe_no_more(self, request)
     request.state, request.rejection = FAILED, code
     own.num_outstanding -= 1
-    row = self.log.events[self.log.lengths.events]
-    row.time_s, row.replica, row.step = now, own.replica, NOBODY
-    row.request, row.event, row.num_tokens = request.index, FAILED_NOW, 0
-    self.log.lengths.events += 1
+    write_event(self, now, NOBODY, FAILED_NOW, request, 0)
     if not keeps_blocks(self, request, now):
         release(self, request)
 

@@ -36,7 +36,7 @@ from cbsim.core.transfers import (
     take_news,
 )
 from cbsim.core.verbs import take_result, verify
-from cbsim.core.waiting_queue import push
+from cbsim.core.waiting_queue import owe_no_more, push
 from cbsim.cost.step_columns import window_pairs
 
 # What a scheduler gives, by these names
@@ -371,8 +371,8 @@ def end_step(self: Any) -> int:
         num_accepted += part.num_accepted
         if part.is_prefill or part.num_tokens > 1:
             record_prefill(self, step, part)
-            if part.num_emitted and request.num_generated_tokens == 0 and request.stage == ENTRY:
-                own.num_owed_tokens -= request.num_prompt_tokens
+            if part.num_emitted:
+                owe_no_more(self, request)
         else:
             record_decode(self, step.number, request)
         if part.num_emitted:

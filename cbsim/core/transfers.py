@@ -15,7 +15,6 @@ from cbsim.core.drafts import count_drafts, num_accepted
 from cbsim.core.layout import (
     BOTH,
     CONSUMER,
-    ENTRY,
     FAIL,
     FAILED,
     FAILED_NOW,
@@ -34,6 +33,7 @@ from cbsim.core.layout import (
 )
 from cbsim.core.pool import num_known_tokens, release, row_of, withdraw
 from cbsim.core.tiers import num_in_tiers
+from cbsim.core.waiting_queue import owe_no_more
 
 # What is there
 
@@ -204,19 +204,23 @@ def end_in_error(self: Any, step: Any, now: float, request: Any) -> None:
     """A request that has left all queues has failed, and gives back its blocks."""
     request.state = FAILED
     self.own.num_outstanding -= 1
-    if request.stage == ENTRY and request.num_generated_tokens == 0:
-        self.own.num_owed_tokens -= request.num_prompt_tokens
+    owe_no_more(self, request)
     record_news(self, step, now, FAILED_NOW, request, 0)
     if not keeps_blocks(self, request, now):
         release(self, request)
 
 
 def record_news(self: Any, step: Any, now: float, event: int, request: Any, num_tokens: int) -> None:
-    """Add a row to the events."""
+    """Add a row to the events: what is told with a step, if that has slices."""
+    write_event(self, now, step.number if step.num_slices else NOBODY, event, request, num_tokens)
+
+
+def write_event(self: Any, now: float, number: int, event: int, request: Any, num_tokens: int) -> None:
+    """Add a row to the events, of the step of a number or of none, `NOBODY`."""
     row = self.log.events[self.log.lengths.events]
     row.time_s = now
     row.replica = self.own.replica
-    row.step = step.number if step.num_slices else NOBODY
+    row.step = number
     row.request = request.index
     row.event = event
     row.num_tokens = num_tokens

@@ -12,7 +12,7 @@ from typing import Any
 
 from cbsim.base.binding import apart
 from cbsim.core.heap import put, take_out
-from cbsim.core.layout import EDF, FAIR, NOBODY, PREEMPTED, PRIORITY, SJF, WAITING
+from cbsim.core.layout import EDF, ENTRY, FAIR, NOBODY, PREEMPTED, PRIORITY, SJF, WAITING
 
 
 def rank_of(self: Any, request: Any) -> float:
@@ -79,6 +79,12 @@ def leave_queue(self: Any, request: Any) -> None:
             own.due_head = take_out(self.nodes, own.due_head, due)
         else:
             own.aged_head = take_out(self.nodes, own.aged_head, aged)
+
+
+def owe_no_more(self: Any, request: Any) -> None:
+    """A request leaves, or gets its first token here: if it had none, its prompt has been owed until now."""
+    if request.stage == ENTRY and request.num_generated_tokens == 0:
+        self.own.num_owed_tokens -= request.num_prompt_tokens
 
 
 def served(self: Any, request: Any, num_tokens: int) -> None:
