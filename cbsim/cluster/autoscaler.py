@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Self
 from pydantic import Field, model_validator
 
 from cbsim.base.registry import Registry
+from cbsim.base.units import GIGA
 from cbsim.cluster.router import Rules
 from cbsim.config.section import ComponentConfig
 from cbsim.core import layout
@@ -169,6 +170,6 @@ def scaler_numbers(kind: int, config: AutoscalerConfig, weight_bytes: float) -> 
         "most": config.max,
         "interval_s": config.interval_s,
         "target": config.target_number,
-        "delay_s": config.provision_s + weight_bytes / (config.load_gb_s * 1e9),
+        "delay_s": config.provision_s + weight_bytes / (config.load_gb_s * GIGA),
         "stabilization_s": config.stabilization_s,
     }
