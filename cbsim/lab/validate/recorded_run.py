@@ -32,6 +32,8 @@ RATES = ("request_throughput_per_s", "output_token_throughput_per_s")
 NAMES = (*(f"{latency}.{statistic}" for latency in TITLES for statistic in STATISTICS), *RATES)
 """Of the figures that are compared, as a flattened summary has them: seconds, and rates a second."""
 MAX_PASSES = 5
+NUM_ESTIMATES = 2
+"""Passes after which the number of steps between recorded tokens is no longer sought by time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +162,8 @@ def replay_log(experiment: Experiment, log: ServerLog) -> RecordedTokens:
     """Force the simulated clock to a log's recorded tokens, and tell what contradicts them.
 
     How many steps lie between two recorded instants isn't in a log of first and last tokens: a first pass
-    estimates it, further ones take the counts that agree with all requests' tokens. The pass with the fewest
+    estimates it, some take the counts that agree with all requests' tokens, and the last ones those of the
+    pass before them, which the preemptions that it had are in. The pass with the fewest
     contradictions is told. Raises `WorkloadError` for a log that says of a request neither when its tokens
     came nor when it was first scheduled: the steps before its first token are then anybody's guess.
     """
@@ -173,14 +176,17 @@ def replay_log(experiment: Experiment, log: ServerLog) -> RecordedTokens:
     budget = int(getattr(experiment.scheduler, "max_tokens_per_step", 2**31))
     cap = int(getattr(experiment.scheduler, "chunk_size", 0)) or budget
     engine = Engine(2 if experiment.scheduler.async_scheduling else 1, min(cap, budget))
+    workload = LoggedWorkload(log, waiting_since(log, engine))
     passes: list[RecordedTokens] = []
     counts = None
     while len(passes) < MAX_PASSES:
-        clock = RecordedTokens(log, budget, counts)
+        clock = RecordedTokens(log, engine, counts)
         passes.append(clock)
-        replay(experiment, LoggedWorkload(log, waiting_since(log)), clock)
-        better = clock.gaps.counts(log, engine)
-        if not clock.contradictions or (counts is not None and np.array_equal(counts, better)):
+        replay(experiment, workload, clock)
+        if not clock.contradictions:
+            break
+        better = clock.next_counts(as_decided=len(passes) > NUM_ESTIMATES)
+        if counts is not None and np.array_equal(counts, better):
             break
         counts = better
     return min(passes, key=lambda clock: len(clock.contradictions))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -79,7 +80,7 @@ class RecordedTokens:
     """
 
     log: ServerLog
-    max_tokens_per_step: int
+    engine: Engine
     counts: Column | None = None
     """Steps from each of the recorded instants to the next."""
     contradictions: list[Contradiction] = field(default_factory=list)
@@ -89,7 +90,9 @@ class RecordedTokens:
     """Steps that bring recorded tokens."""
 
     def __post_init__(self) -> None:
-        self.gaps = Gaps(self.log)
+        self.gaps = Gaps(self.log, self.engine)
+        self.seen: Column = np.full((len(self.log), 3), -1)
+        """By request: the steps of its first share, its first and its last token; -1 for none."""
         self._row = {request_id: row for row, request_id in enumerate(self.log.request_id)}
         self._last_end_s = -math.inf
         self._since_s = 0.0
@@ -113,6 +116,8 @@ class RecordedTokens:
         num_before, before_s = self._cells.get(cell, (0, 0.0))
         self._cells[cell] = num_before + 1, before_s + predicted_s
         self.gaps.note(start_s, kind, self._scale.get(kind, 1.0) * predicted_s)
+        for part in slices:
+            self._note(self.seen[self._row[part.request.request_id]], number, emits=part.emits)
         recorded = {part.request.request_id: self._token_s(part, 0) for part in slices if part.emits}
         tokens = {name: at_s for name, at_s in recorded.items() if at_s is not None}
         due = min(self._dues(slices), default=Due(math.inf, 0))
@@ -132,6 +137,21 @@ class RecordedTokens:
             self._is_whole = is_recorded
         self._last_end_s = end_s
         return end_s
+
+    @staticmethod
+    def _note(seen: Column, number: int, *, emits: bool) -> None:
+        if seen[0] < 0:
+            seen[0] = number
+        if emits:
+            seen[1] = number if seen[1] < 0 else seen[1]
+            seen[2] = number
+
+    def next_counts(self, *, as_decided: bool) -> Column:
+        """Steps by gap for another pass: as near as can be to the expected times, or, `as_decided`, with as
+        many between recorded tokens as this pass had.
+        """
+        counts = self.gaps.counts(self.log, self.engine, self.seen)
+        return counts_as_decided(self.log, self.gaps.instants_s, counts, self.seen) if as_decided else counts
 
     def recorded_over_predicted(self) -> dict[str, tuple[int, float]]:
         """By kind of step: how many lie in stretches of that kind alone, and their recorded over predicted s.
@@ -206,7 +226,7 @@ class RecordedTokens:
                     yield Due(self._times(part)[-1], request.num_output_tokens - number)
             elif not part.emits and request.num_generated_tokens == 0:
                 left = request.prefill_until - part.num_computed_tokens - part.num_tokens
-                yield Due(self._times(part)[0], max(1, -(-left // self.max_tokens_per_step)))
+                yield Due(self._times(part)[0], max(1, -(-left // self.engine.max_tokens_per_step)))
 
     def _token_s(self, part: Slice, further: int) -> float | None:
         """The recorded time of the token that a slice brings, or of one further on; `None` if unrecorded."""
@@ -239,13 +259,15 @@ TAKEN_WITHIN_S = 2e-3
 """A request taken or scheduled so soon after a recorded token was so at the end of that token's step."""
 TOKEN_COST = 1000.0
 """Of a step more or less than a request has tokens, against one more or less than time says."""
+DISTURBED_COST = 3.0
+"""The same of one that was preempted, which has as many steps more as the pass before had it sit out."""
 FIRST_TOKEN_COST = 20.0
 """Of a first token that comes a step later or sooner than from the step decided when it was scheduled."""
 
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """What the number of steps to a first token depends on."""
+    """What decides when a step is decided, and how many a prompt takes."""
 
     num_in_flight: int
     max_tokens_per_step: int
@@ -254,8 +276,8 @@ class Engine:
 class Gaps:
     """What a replay finds between one recorded instant, at which a step ended, and the next."""
 
-    def __init__(self, log: ServerLog) -> None:
-        self.instants_s = recorded_instants(log)
+    def __init__(self, log: ServerLog, engine: Engine) -> None:
+        self.instants_s = recorded_instants(log, engine)
         num_gaps = max(len(self.instants_s) - 1, 0)
         self.num_steps = np.zeros(num_gaps, dtype=np.int64)
         """Steps that started in each gap."""
@@ -282,7 +304,7 @@ class Gaps:
             self._num_others[gap] += 1
             self._others_s[gap] += expected_s
 
-    def counts(self, log: ServerLog, engine: Engine) -> Column:
+    def counts(self, log: ServerLog, engine: Engine, seen: Column) -> Column:
         """Steps by gap that agree with every request's tokens, as near as can be to the expected times."""
         known = self._decode_s > 0
         if not known.any():
@@ -293,13 +315,35 @@ class Gaps:
         fits = self._others_s <= gaps_s
         num_decodes = np.where(fits, gaps_s - self._others_s, 0.0) / decode_s
         expected = np.where(fits, self._num_others, 0) + num_decodes
-        return count_steps(log, self.instants_s, expected, self.num_steps == 0, engine)
+        return count_steps(log, self.instants_s, expected, self.num_steps == 0, engine, seen)
 
 
-def recorded_instants(log: ServerLog) -> Column:
+def first_of_second_steps(log: ServerLog, engine: Engine) -> Column:
+    """By request: the one beside whose second chunk it began, in the second step of an engine that was idle;
+    -1 for all others.
+
+    An engine that works ahead decides its second step when it has launched the first, which a server that
+    has just started may take long for. Who came meanwhile gets its first token with a request that began the
+    first step and whose prompt takes two.
+    """
+    beside: Column = np.full(len(log), -1)
+    if log.scheduled_s is None or engine.num_in_flight < 2:
+        return beside
+    order = np.argsort(log.scheduled_s, kind="stable")
+    busy_s = np.append(-math.inf, np.maximum.accumulate(log.last_token_s[order])[:-1])
+    num_chunks = -(-log.num_prompt_tokens // engine.max_tokens_per_step)
+    for row in order[(log.scheduled_s[order] > busy_s) & (num_chunks[order] == 2)].tolist():
+        is_late = log.scheduled_s > log.scheduled_s[row] + TAKEN_WITHIN_S
+        is_with = np.abs(log.first_token_s - log.first_token_s[row]) <= SAME_TIME_S
+        beside[is_late & is_with] = row
+    return beside
+
+
+def recorded_instants(log: ServerLog, engine: Engine) -> Column:
     """Every instant at which a step ended for sure, rising.
 
-    A request is first scheduled at the end of a step too, but for one that finds the engine idle.
+    A request is first scheduled at the end of a step too, but for one that finds the engine idle, or
+    launching its first step.
     """
     every = np.concatenate([log.first_token_s, log.last_token_s, *(log.token_times_s or ())])
     tokens_s: Column = np.unique(every)
@@ -307,11 +351,11 @@ def recorded_instants(log: ServerLog) -> Column:
     if log.scheduled_s is None:
         return tokens_s
     last_s = np.append(-math.inf, tokens_s)[np.searchsorted(tokens_s, log.scheduled_s, side="right")]
-    is_apart = log.scheduled_s - last_s > TAKEN_WITHIN_S
+    is_apart = (log.scheduled_s - last_s > TAKEN_WITHIN_S) & (first_of_second_steps(log, engine) < 0)
     return np.unique(np.concatenate([tokens_s, log.scheduled_s[is_apart]]))
 
 
-def waiting_since(log: ServerLog) -> Column:
+def waiting_since(log: ServerLog, engine: Engine) -> Column:
     """When each request stood in the queue as the scheduler saw it.
 
     Only recorded instants are known to be ends of steps. A request that came after the last of them before it
@@ -320,29 +364,32 @@ def waiting_since(log: ServerLog) -> Column:
     taken_s = log.sent_s if log.queued_s is None else log.queued_s
     if log.scheduled_s is None:
         return taken_s
-    instants_s = recorded_instants(log)
+    instants_s = recorded_instants(log, engine)
     num_until = _num_until(instants_s, log.scheduled_s)
     ends_s = np.append(-math.inf, instants_s)
     is_late = (num_until > 0) & (taken_s > ends_s[np.maximum(num_until - 1, 0)])
     since_s: Column = np.where(is_late, ends_s[num_until], taken_s)
+    beside = first_of_second_steps(log, engine)
+    since_s[beside >= 0] = since_s[beside[beside >= 0]]
     order = np.argsort(taken_s, kind="stable")
     since_s[order] = np.maximum.accumulate(since_s[order])  # Nobody overtakes.
     return since_s
 
 
 def count_steps(
-    log: ServerLog, instants_s: Column, expected: Column, may_be_idle: Column, engine: Engine
+    log: ServerLog, instants_s: Column, expected: Column, may_be_idle: Column, engine: Engine, seen: Column
 ) -> Column:
     """Steps from each recorded instant to the next: whole numbers, as near as can be to `expected`.
 
     A request that runs undisturbed gets a token in every step, so between its first and its last lie as many
-    steps as it has tokens less one: one equation over consecutive instants for each request. With costs
+    steps as it has tokens less one: one equation over consecutive instants for each request. One that was
+    preempted in the pass that `seen` is of has so many more as it sat out there. With costs
     linear between whole numbers such a system (its rows are intervals: totally unimodular) has a whole
     optimum, which linear programming finds; equations that can't hold together, as after preemptions, are
     broken by as few steps as possible. Where `may_be_idle` a count may be 0, elsewhere it is at least 1.
     """
     num_gaps = len(instants_s) - 1
-    starts, ends, num_steps, costs = _equations(log, instants_s, may_be_idle, engine)
+    starts, ends, num_steps, costs = _equations(log, instants_s, may_be_idle, engine, seen)
     gaps = [np.arange(start, end) for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
     each_from = np.append(0, np.cumsum(ends - starts))
     flat = np.concatenate([np.empty(0, dtype=np.int64), *gaps])
@@ -368,21 +415,38 @@ def count_steps(
 
 
 def _equations(
-    log: ServerLog, instants_s: Column, may_be_idle: Column, engine: Engine
+    log: ServerLog, instants_s: Column, may_be_idle: Column, engine: Engine, seen: Column
 ) -> tuple[Column, Column, Column, Column]:
     """Start and end by index of instant, the number of steps between, the cost of each more or less."""
     first, last = (_num_until(instants_s, at_s) - 1 for at_s in (log.first_token_s, log.last_token_s))
-    parts = [(first, last, log.num_output_tokens - 1, np.full(len(log), TOKEN_COST))]
+    num_missed = np.maximum(seen[:, 2] - seen[:, 1] - (log.num_output_tokens - 1), 0)
+    costs = np.where(num_missed > 0, DISTURBED_COST, TOKEN_COST)
+    parts = [(first, last, log.num_output_tokens - 1 + num_missed, costs)]
     if log.scheduled_s is not None:
-        # From being scheduled to the first token: the prompt's chunks, and the steps under way before them.
+        # From being scheduled to the first token: as many as in the pass, and those under way before them.
         start = _num_until(instants_s, log.scheduled_s) - 1
-        num_chunks = -(-log.num_prompt_tokens // engine.max_tokens_per_step)
         is_idle = (start == 0) | may_be_idle[np.maximum(start - 1, 0)]
-        num_steps = num_chunks + np.where(is_idle, 0, engine.num_in_flight - 1)
+        num_steps = seen[:, 1] - seen[:, 0] + np.where(is_idle, 1, engine.num_in_flight)
+        start = np.where(first_of_second_steps(log, engine) < 0, start, -1)
         parts.append((start, first, num_steps, np.full(len(log), FIRST_TOKEN_COST)))
     starts, ends, num_steps, costs = (np.concatenate(columns) for columns in zip(*parts, strict=True))
     kept = (starts >= 0) & (starts < ends)
     return starts[kept], ends[kept], num_steps[kept], costs[kept]
+
+
+def counts_as_decided(log: ServerLog, instants_s: Column, counts: Column, seen: Column) -> Column:
+    """Steps by gap with as many between instants of recorded tokens as lay there in the pass of `seen`.
+
+    Who was preempted when hardly depends on the counts, so that these then hold all of its decisions.
+    """
+    tokens_s = np.concatenate([log.first_token_s, log.last_token_s])
+    instant, number = _num_until(instants_s, tokens_s) - 1, np.concatenate([seen[:, 1], seen[:, 2]])
+    known = np.unique(instant[(instant >= 0) & (number >= 0)])
+    steps = [round(float(np.median(number[(instant == place) & (number >= 0)]))) for place in known]
+    decided = counts.copy()
+    for (low, high), between in zip(pairwise(known), np.diff(np.maximum.accumulate(steps)), strict=True):
+        decided[high - 1] = max(decided[high - 1] + between - decided[low:high].sum(), 0)
+    return decided
 
 
 def _num_until(instants_s: Column, times_s: Column | float) -> Column:

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from cbsim.lab.validate.recorded_run import RecordedSteps, replay, replay_log
 from cbsim.lab.validate.server_log import LoggedWorkload, ServerLog
-from cbsim.lab.validate.token_clock import RecordedTokens, waiting_since
+from cbsim.lab.validate.token_clock import Engine, RecordedTokens, waiting_since
 from cbsim.results.run_log import RunLog
-from tests.lab.validate.logs import make_experiment, serve, server_log
+from tests.lab.validate.logs import SETTINGS, make_experiment, serve, server_log
 
 ASYNC = make_experiment()
+ENGINE = Engine(2, 512)
 SYNC = make_experiment(scheduler={"type": "chunked_prefill", "max_num_seqs": 12, "chunk_size": 256})
 
 
 def clock_of(log: ServerLog) -> RecordedTokens:
-    clock = RecordedTokens(log, 512)
+    clock = RecordedTokens(log, ENGINE)
     replay(ASYNC, LoggedWorkload(log, log.sent_s), clock)
     return clock
 
@@ -35,17 +37,57 @@ def test_a_server_of_the_same_decisions_replays_without_contradiction(experiment
 def test_first_and_last_tokens_alone_leave_little_in_doubt(experiment):
     """Where nothing says how many steps lie between two instants, a wrong guess may cost a contradiction."""
     log = server_log(serve(experiment, decode=1.25, other=1.1, noise=0.02), with_tokens=False)
-    estimated = RecordedTokens(log, 512)
-    replay(experiment, LoggedWorkload(log, waiting_since(log)), estimated)
+    estimated = RecordedTokens(log, ENGINE)
+    replay(experiment, LoggedWorkload(log, waiting_since(log, ENGINE)), estimated)
     clock = replay_log(experiment, log)
     assert len(clock.contradictions) <= 0.05 * clock.num_recorded_steps
     assert len(clock.contradictions) < len(estimated.contradictions)
 
 
+def test_preempted_requests_sit_out_the_steps_that_they_did():
+    """First and last tokens alone, of more requests than a KV cache of 6,400 tokens has room for."""
+    traffic = {
+        **SETTINGS["workload"],
+        "num_requests": 120,
+        "arrivals": {"type": "poisson", "rate_per_s": 30.0},
+        "output_tokens": {"type": "uniform", "min": 30, "max": 120},
+    }
+    crowded = make_experiment(
+        workload=traffic,
+        kv_cache={"num_blocks": 400, "block_size": 16},
+        scheduler={"type": "vllm", "max_num_seqs": 24, "max_tokens_per_step": 512},
+    )
+    served = serve(crowded, decode=1.25, other=1.1, noise=0.02)
+    assert served.steps["num_preempted"].sum() >= 20
+    clock = replay_log(crowded, server_log(served, with_tokens=False))
+    assert clock.contradictions == []
+    assert clock.num_recorded_steps > 200
+
+
+def test_who_comes_while_the_first_step_is_launched_is_in_the_second():
+    """A server that has just started launches for 0.4 s; its second step, decided then, has a second request
+    beside the rest of a prompt of two chunks.
+    """
+    columns = {"num_prompt_tokens": [700, 100], "num_output_tokens": [3, 3], "first_token_s": [0.7, 0.7]}
+    log = ServerLog(
+        path=Path("log"),
+        request_id=("first", "late"),
+        **{name: np.array(values) for name, values in columns.items()},
+        sent_s=np.array([0.0, 0.3]),
+        queued_s=np.array([0.0, 0.4]),
+        last_token_s=np.array([0.72, 0.72]),
+        scheduled_s=np.array([0.0, 0.4]),
+    )
+    assert waiting_since(log, ENGINE).tolist() == [0.0, 0.0]
+    assert replay_log(ASYNC, log).contradictions == []
+    apart = replace(log, first_token_s=np.array([0.7, 0.71]))
+    assert waiting_since(apart, ENGINE).tolist() == [0.0, 0.4]
+
+
 def test_the_replayed_steps_are_those_that_were_served():
     served = serve(ASYNC, decode=1.3, other=0.9, noise=0.05)
     log = server_log(served, with_tokens=True)
-    again = replay(ASYNC, LoggedWorkload(log, log.sent_s), RecordedTokens(log, 512))
+    again = replay(ASYNC, LoggedWorkload(log, log.sent_s), RecordedTokens(log, ENGINE))
     assert_same_decisions(served, again)
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from cbsim.lab.validate.server_log import ServerLog
-from cbsim.lab.validate.token_clock import Engine, count_steps
+from cbsim.lab.validate.token_clock import Engine, count_steps, counts_as_decided
 
 
 def make_log(spans: list[tuple[float, float, int]]) -> ServerLog:
@@ -25,9 +26,16 @@ def make_log(spans: list[tuple[float, float, int]]) -> ServerLog:
     )
 
 
-def counts(log: ServerLog, instants: list[float], expected: list[float], idle: list[int] = []) -> list[int]:  # noqa: B006 - only read
+def counts(
+    log: ServerLog,
+    instants: list[float],
+    expected: list[float],
+    idle: Sequence[int] = (),
+    seen: list[list[int]] | None = None,
+) -> list[int]:
     may_be_idle = np.isin(np.arange(len(expected)), idle)
-    found = count_steps(log, np.array(instants), np.array(expected), may_be_idle, Engine(1, 512))
+    shares = np.array(seen or [[-1, -1, -1]] * len(log))
+    found = count_steps(log, np.array(instants), np.array(expected), may_be_idle, Engine(1, 512), shares)
     return found.tolist()
 
 
@@ -53,6 +61,20 @@ def test_an_idle_gap_has_no_steps():
 def test_equations_that_cannot_hold_are_broken_as_little_as_possible():
     log = make_log([(0.0, 2.0, 9), (0.0, 2.0, 9), (0.0, 2.0, 5)])
     assert sum(counts(log, [0.0, 1.0, 2.0], [3.0, 3.0])) == 8
+
+
+def test_a_preempted_request_has_as_many_steps_more_as_it_sat_out():
+    """5 tokens, in steps 10 to 20 of the pass before."""
+    log = make_log([(0.0, 2.0, 5)])
+    assert sum(counts(log, [0.0, 1.0, 2.0], [3.0, 3.0])) == 4
+    assert sum(counts(log, [0.0, 1.0, 2.0], [5.2, 4.6], seen=[[9, 10, 20]])) == 10
+
+
+def test_counts_as_a_pass_decided():
+    """Tokens in steps 10, 14 and 20; what lies between two of them takes up what is left."""
+    log = make_log([(0.0, 1.0, 5), (1.0, 3.0, 7)])
+    found = counts_as_decided(log, np.arange(4.0), np.array([3, 2, 5]), np.array([[9, 10, 14], [13, 14, 20]]))
+    assert found.tolist() == [4, 2, 4]
 
 
 @pytest.mark.parametrize("seed", range(5))
