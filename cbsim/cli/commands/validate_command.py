@@ -14,7 +14,7 @@ import click
 
 from cbsim.base.errors import ConfigError
 from cbsim.base.paths import find_experiment, is_file
-from cbsim.base.units import MS_PER_S, format_count, format_seconds
+from cbsim.base.units import MS_PER_S, format_count
 from cbsim.cli.commands import arguments as args
 from cbsim.cost.profile import ProfileConfig
 from cbsim.lab.calibrate.pointsfile import read_meta
@@ -318,7 +318,7 @@ def _print_replay(clock: RecordedTokens) -> None:
         f"contradict the record ({clock.num_steps:,} steps in all)"
     )
     for found in clock.contradictions[:MAX_SHOWN]:
-        click.echo(f"  step {found.step}, from {format_seconds(found.at_s)}: {found.reason}")
+        click.echo(f"  step {found.step}, from {found.at_s:.3f} s: {found.reason}")
     ratios = clock.recorded_over_predicted()
     rows = tuple((kind, f"{number:,}", f"{ratio:.3f}") for kind, (number, ratio) in ratios.items())
     header = ("steps", "number", "recorded / predicted")

@@ -220,9 +220,11 @@ def name_of(cell: Cell) -> str:
 
 
 TIMINGS = {
-    "decode": "timings of decodes at more sizes (attention, dense layers, LM head at such numbers of rows)",
-    "mixed": "timings of chunks and decodes launched together at such sizes",
-    "prefill": "timings of prompts' chunks at such sizes",
+    "decode": "timings of such decodes as the server launches them, in CUDA graphs and with its versions of "
+    "libraries (attention, dense layers, LM head at such numbers of rows)",
+    "mixed": "timings of chunks and decodes of such sizes launched together, with the server's versions of "
+    "libraries",
+    "prefill": "timings of prompts' chunks of such sizes, with the server's versions of libraries",
 }
 """What to time where steps of a kind are off."""
 
@@ -237,7 +239,8 @@ def _steps_remedy(cells: Sequence[CellRatio]) -> str:
             f"steps of every kind and size lack about {mean_ms:+.2g} ms, as the host's time would: "
             "cost_model.host_gap_s, host_step_s"
         )
-    return f"{TIMINGS[worst[0].cell.kind]}: most time is missing there"
+    how = "missing" if worst[0].missing_s > 0 else "too much"
+    return f"{TIMINGS[worst[0].cell.kind]}: most time is {how} there"
 
 
 def changes(experiment: Experiment) -> Iterator[tuple[str, Experiment]]:

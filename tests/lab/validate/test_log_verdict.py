@@ -44,7 +44,15 @@ def test_mixed_steps_that_are_too_short_are_found():
     (decodes,) = [each for each in verdict.cells if each.cell.kind == "decode"]
     assert decodes.ratio == pytest.approx(1.0, abs=0.02)
     assert any("steps of chunks and decodes, 257 to 512 tokens took 1." in told for told in verdict.where)
-    assert verdict.remedies[0].startswith("timings of chunks and decodes launched together at such sizes")
+    assert verdict.remedies[0].startswith("timings of chunks and decodes of such sizes launched together")
+    assert verdict.remedies[0].endswith("most time is missing there")
+
+
+def test_steps_that_are_too_long_are_told_as_such():
+    experiment = make_experiment()
+    verdict = verdict_of(experiment, server_log(serve(experiment, decode=0.8), with_tokens=True))
+    assert verdict.remedies[0].startswith("timings of such decodes as the server launches them")
+    assert verdict.remedies[0].endswith("most time is too much there")
 
 
 def test_the_setting_that_a_server_had_is_found():
