@@ -15,11 +15,11 @@ import numpy as np
 
 from cbsim.base.records import packed, plain, record_class
 from cbsim.core import layout, loop
-from cbsim.core.building import KvPool, Numbers, new_extras, new_requests, new_world
+from cbsim.core.building import PoolParts, RouterParts, new_cluster, new_extras, new_requests
 from cbsim.core.contents import NODE_FACTOR
 from cbsim.core.driver import Parts, fault_of
 from cbsim.core.intake import Chains, Lists, Numbering, affinity_of
-from cbsim.core.layout import NOBODY, World, replica_of
+from cbsim.core.layout import NOBODY, World, replica_of, with_replicas
 from cbsim.core.loop import begin as begin_step
 from cbsim.core.loop import plan as plan_step
 from cbsim.core.record import TABLES, Record
@@ -62,65 +62,64 @@ class StepwiseWorld:
     def __init__(
         self,
         parts: Parts,
-        cost: Any,
-        pool: KvPool,
-        config: Numbers,
+        pools: Sequence[PoolParts],
         *,
-        num_replicas: int = 1,
-        num_in_flight: int = 1,
-        prefill_s: Callable[[int], float] | None = None,
+        routers: Sequence[RouterParts] = (RouterParts(),),
+        prefill_s: Sequence[Callable[[int], float]] = (),
         job_length: Callable[[str, int, int], float] | None = None,
         chances: Sequence[float] | None = None,
+        draw: Callable[[], int] = int,
+        by_session: bool = False,
         watches: Mapping[str, Callable[..., Any]] | None = None,
         make_replica: Callable[[StepwiseWorld, int], Stepper] | None = None,
+        **cluster: Any,
     ) -> None:
-        """`parts` and `config` are the scheduler's; `cost` is what its `step_s` takes; `prefill_s` prices a
-        prompt alone, for the preemption `cheaper`; `job_length` is what `sjf` orders by; `chances`, by
-        position, that drafts are accepted, are given with speculation or a connector. `watches` stand for
-        functions of the core, by name: whoever watches calls the function that he replaces. `make_replica`
-        makes the `Stepper` of each replica from this world and its number.
+        """`parts` are the scheduler's; the costs of `pools` are what its `step_s` takes; `prefill_s`, by
+        pool, prices a prompt alone, for the preemption `cheaper`; `job_length` is what `sjf` orders by;
+        `chances`, by position, that drafts are accepted, are given with speculation or a connector. `draw`
+        gives the `route` of each request; `by_session`: requests belong together by their sessions alone.
+        `watches` stand for functions of the core, by name: whoever watches calls the function that he
+        replaces. `make_replica` makes the `Stepper` of each replica from this world and its number. The rest
+        as for `new_cluster`; with empty `turns`, requests are planned, and `feed.run` sends them.
         """
         made: World = plain(
-            new_world(
-                new_requests(0),
-                cost,
-                pool,
-                config,
-                num_replicas=num_replicas,
-                num_in_flight=num_in_flight,
-                log_rows=1,
-            )
+            new_cluster(new_requests(0), pools, routers, log_rows=1, **cluster)._replace(replicas=())
         )
-        self.requests: list[Request] = []
+        self.requests = Rows(self._new_visit)
         """In order of arrival, those that were rejected too."""
-        self.pool = pool
         tables = {
             name: Rows(partial(_new_row, dtype)) if dtype.names else Rows(float)
             for name, dtype in TABLES.items()
         }
-        log = made.log._replace(**tables)
-        self.records: World = made._replace(
-            requests=self.requests,
-            nodes=Nodes(),
-            log=log,
-            segments=[],
-            tables=[[Rows(int, row) for row in rows] for rows in made.tables],
-            extras=[],
-            transfers=[Rows(int) for _ in made.transfers],
-            costs=[cost if not _is_record(cost) else plain(cost)],
-            prefill_s=[_Prices(prefill_s) if prefill_s else [0.0]],
+        self._job_length, self._draw, self._by_session = job_length, draw, by_session
+        self._users, self._affinities, self._chains = Numbering(), Numbering(), Chains()
+        self._lists = None if chances is None else Lists(chances)
+        self.records: World = with_replicas(
+            made._replace(
+                requests=self.requests,
+                nodes=Nodes(),
+                log=made.log._replace(**tables),
+                segments=[],
+                tables=[[Rows(int, row) for row in rows] for rows in made.tables],
+                extras=Rows(_new_extra),
+                planned=[],
+                planned_extras=[],
+                turns=[],
+                starts=[],
+                transfers=[Rows(int) for _ in made.transfers],
+                on_link=Rows(partial(_new_row, layout.TRANSFER), made.on_link),
+                client_heap=Rows(partial(_new_row, layout.CLIENT), made.client_heap),
+                costs=[plain(each.cost) if _is_record(each.cost) else each.cost for each in pools],
+                prefill_s=[_Prices(price) for price in prefill_s] or [[0.0] for _ in pools],
+                acceptance=made.acceptance if self._lists is None else self._lists.values,
+            )
         )
         for own in self.records.own:
             own.num_nodes = NODE_FACTOR
         self.parts = parts
         self.watches = dict(watches or {})
         self._bound: dict[Callable[..., Any], Callable[..., Any]] = {}
-        self._job_length = job_length
-        self._users, self._affinities, self._chains = Numbering(), Numbering(), Chains()
-        self._lists = None if chances is None else Lists(chances)
-        if self._lists is not None:
-            self.records = self.records._replace(acceptance=self._lists.values)
-        self.replicas = [(make_replica or Stepper)(self, number) for number in range(num_replicas)]
+        self.replicas = [(make_replica or Stepper)(self, number) for number in range(len(made.own))]
 
     def bound(
         self, function: Callable[..., Any], watches: Mapping[str, Callable[..., Any]] | None = None
@@ -137,6 +136,21 @@ class StepwiseWorld:
     def add(self, request: Request) -> None:
         """A request is known from now on, under the next index; what it has got already it keeps."""
         request.index = len(self.requests)
+        self._know(request, self.records.extras)
+        self.requests.append(request)
+
+    def plan(self, request: Request, *, is_next: bool = False) -> None:
+        """A request will be sent at its `arrival_s`, after all that are planned, or before: `is_next`."""
+        records = self.records
+        place = records.clients.num_started if is_next else len(records.starts)
+        records.starts.insert(place, len(records.planned))
+        request.source = len(records.planned)
+        self._know(request, records.planned_extras)
+        records.planned.append(request)
+        records.turns.append(record_class(layout.FOLLOWING)(0.0, NOBODY))
+
+    def _know(self, request: Request, extras: list[Any]) -> None:
+        """Numbers for its names, and NaN for what has not come."""
         if request.deadline_s is None:
             request.deadline_s = inf
         request.job_length = float(request.num_output_tokens)
@@ -148,20 +162,19 @@ class StepwiseWorld:
             if getattr(request, name) is None:
                 setattr(request, name, nan)
         request.user_number = self._users.number(request.user or "")
-        request.affinity = self._affinities.number(affinity_of(request.session_id, request.prompt))
-        self.requests.append(request)
+        prompt = None if self._by_session else request.prompt
+        request.affinity = self._affinities.number(affinity_of(request.session_id, prompt))
         while len(self.records.users[0]) <= request.user_number:
             for users in self.records.users:
                 users.append(record_class(layout.USER)(0, NOBODY, NOBODY))
-        (homes,) = self.records.homes
-        while len(homes) <= request.affinity:
-            homes.append(NOBODY)
+        for homes in self.records.homes:
+            homes.extend([NOBODY] * (request.affinity + 1 - len(homes)))
         if self._lists is not None:
-            (extra,) = plain(new_extras(1))
+            extra = _new_extra()
             for name, value in self._lists.numbers(request.extra or {}).items():
                 setattr(extra, name, value)
-            self.records.extras.append(extra)
-        if self.pool.prefix_caching:
+            extras.append(extra)
+        if any(own.prefix_caching for own in self.records.own):
             request.first_link, request.end_link = self._chains.add(
                 request.request_id, request.prompt, request.num_prompt_tokens, request.num_output_tokens
             )
@@ -170,6 +183,13 @@ class StepwiseWorld:
                 record_class(layout.SEGMENT)(start, node)
                 for start, node in self._chains.from_row(len(segments))
             )
+
+    def _new_visit(self) -> Request:
+        """The row of a planned request that is sent next, or comes to another replica."""
+        visit = Request("", 0.0, 0, 0)
+        visit.index, visit.route, visit.deadline_s = len(self.requests), self._draw(), inf
+        visit.first_scheduled_at_s = visit.first_token_at_s = visit.last_token_at_s = nan
+        return visit
 
     def request_rows(self) -> Any:
         """The requests as records."""
@@ -353,6 +373,10 @@ class _Prices:
 
 def _new_row(dtype: np.dtype[Any]) -> Any:
     return record_class(dtype)(*([0] * len(dtype.names or ())))
+
+
+def _new_extra() -> Any:
+    return plain(new_extras(1))[0]
 
 
 def _is_record(cost: Any) -> bool:

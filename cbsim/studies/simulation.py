@@ -161,6 +161,11 @@ class Setup:
         return self.router.foresees or self.decode_router.foresees or by_ttft
 
     @property
+    def by_session(self) -> bool:
+        """Whether routers take requests to belong together by their sessions alone."""
+        return layout.SESSION_AFFINITY in (self.router.kind, self.decode_router.kind)
+
+    @property
     def comes_again(self) -> bool:
         """Whether a request may come to several replicas, or to one several times."""
         return self.is_staged or (self.changes is not None and self.changes.num_more_visits > 0)
@@ -441,7 +446,7 @@ def simulate_core(
             with_segments=any(pool.pool.prefix_caching for pool in setup.pools),
             with_extras=setup.chances is not None,
             chances=setup.chances or (),
-            by_session=layout.SESSION_AFFINITY in (setup.router.kind, setup.decode_router.kind),
+            by_session=setup.by_session,
         )
     requests, turns, seed = intake.requests, intake.turns, setup.means.seed
     if turns is not None:
@@ -457,14 +462,7 @@ def simulate_core(
     step_s, can_compile_costs = _priced_alike(setup)
     world = new_cluster(
         requests,
-        [
-            pool.parts(longest, with_formula=step_s is pooled_step_s, foresees=setup.foresees)
-            for pool in setup.pools
-        ],
-        [setup.router, setup.decode_router][: 1 + setup.is_staged],
-        num_entries=setup.num_entries,
-        link=setup.link,
-        changes=setup.changes,
+        **_cluster_parts(setup, longest, step_s),
         num_clients=min(setup.workload.config.concurrency or 0, max(len(requests), 1)),
         watched=layout.UNWATCHED if told is None else told.watched,
         segments=intake.segments,
@@ -477,11 +475,9 @@ def simulate_core(
         world.requests["think_s"] = [
             think.after(index) + setup.front_end_s for index in range(len(world.requests))
         ]
-    if {layout.RANDOM, layout.POWER_OF_TWO} & set(world.routers["kind"].tolist()):
-        is_plain = setup.router.kind == layout.RANDOM and not (setup.is_staged or setup.changes)
-        most = setup.num_entries if is_plain else 2**31 - 1
-        random = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(ROUTER_STREAM,)))
-        world.requests["route"] = [int(random.integers(most)) for _ in range(len(world.requests))]
+    draw = drawn_routes(setup)
+    if draw is not int:
+        world.requests["route"] = [draw() for _ in range(len(world.requests))]
     bound = setup.core(step_s)
     record, outcome = Record(), Speed(False)
     if can_compile_costs and is_worth_compiling(engine, bound, requests):
@@ -529,6 +525,31 @@ def simulate_core(
     if told is not None:
         told.audience.ended(log.end_s)
     return log, world, outcome
+
+
+def _cluster_parts(setup: Setup, longest: int, step_s: Callable[..., float]) -> dict[str, Any]:
+    """What `new_cluster` makes the setup's pools of, and what is between them."""
+    with_formula = step_s is pooled_step_s
+    return {
+        "pools": [
+            pool.parts(longest, with_formula=with_formula, foresees=setup.foresees) for pool in setup.pools
+        ],
+        "routers": [setup.router, setup.decode_router][: 1 + setup.is_staged],
+        "num_entries": setup.num_entries,
+        "link": setup.link,
+        "changes": setup.changes,
+    }
+
+
+def drawn_routes(setup: Setup) -> Callable[[], int]:
+    """Gives the `route` of one request after the other; `int`, 0 for all, where no router draws."""
+    kinds = {setup.router.kind, setup.decode_router.kind} if setup.is_staged else {setup.router.kind}
+    if not kinds & {layout.RANDOM, layout.POWER_OF_TWO}:
+        return int
+    is_plain = setup.router.kind == layout.RANDOM and not (setup.is_staged or setup.changes)
+    most = setup.num_entries if is_plain else 2**31 - 1
+    random = np.random.default_rng(np.random.SeedSequence(setup.means.seed, spawn_key=(ROUTER_STREAM,)))
+    return lambda: int(random.integers(most))
 
 
 def _from_tiers(setup: Setup, world: World) -> dict[str, int]:
@@ -633,31 +654,35 @@ def stepwise(
     setup: Setup,
     *,
     step_s: Callable[..., float] | None = None,
+    is_planned: bool = False,
     watches: Mapping[str, Callable[..., Any]] | None = None,
     make_replica: Callable[[StepwiseWorld, int], Stepper] | None = None,
 ) -> StepwiseWorld:
     """The setup's replicas, to be gone through step by step: nobody has arrived yet.
 
-    `step_s(cost, shape, chunks)` stands for the cost model's; the others as for `StepwiseWorld`.
+    `step_s(cost, shape, chunks)` stands for the cost model's. With `is_planned` requests are planned, and
+    `feed.run` sends them. The others as for `StepwiseWorld`.
     """
     if setup.tiers:
         raise ConfigError(
             "kv_cache.tiers: can't be gone through step by step; allowed: none in play and replays"
         )
-    cost, rung = setup.cost, setup.rung
-    priced_by, figures = setup.priced() if step_s is None else (step_s, cost)
+    priced_by = step_s or _priced_alike(setup)[0]
+    parts = _cluster_parts(setup, 0, priced_by)
+    if step_s is not None:
+        parts["pools"] = [replace(pool, cost=setup.cost) for pool in parts["pools"]]
+    if is_planned:
+        parts |= {"turns": np.zeros(0, layout.FOLLOWING), "watched": layout.STEPS_WATCHED}
     return StepwiseWorld(
-        Parts(rung.rules(), priced_by),
-        figures,
-        setup.pool,
-        setup.numbers,
-        num_replicas=setup.num_replicas,
-        num_in_flight=setup.num_in_flight,
+        Parts({**setup.rung.rules(), **setup.rules}, priced_by),
         chances=setup.chances,
-        prefill_s=partial(prefill_s, cost),
-        job_length=rung.job_length(setup.scheduler, setup.means.seed),
+        prefill_s=[partial(prefill_s, pool.cost) for pool in setup.pools],
+        job_length=setup.rung.job_length(setup.scheduler, setup.means.seed),
+        draw=drawn_routes(setup),
+        by_session=setup.by_session,
         watches=watches,
         make_replica=make_replica,
+        **parts,
     )
 
 
@@ -696,8 +721,20 @@ def stepwise_log(world: StepwiseWorld, setup: Setup) -> RunLog:
     for request in world.requests:
         close_decodes(world.replicas[max(request.replica, 0)].records, request)
     answers_first = setup.is_closed or any(request.follows >= 0 for request in world.requests)
-    rows, own = world.request_rows(), world.own_rows()
-    return log_of(rows, partial(_ids, world), own, world.record(), setup, answers_first=answers_first)
+    rows, own, planned = world.request_rows(), world.own_rows(), world.records.planned
+    num_output_tokens = None
+    if setup.comes_again:
+        output = [planned[visit.source].num_output_tokens for visit in world.requests]
+        num_output_tokens = np.array(output, "i4")
+    return log_of(
+        rows,
+        lambda: _ids(world)[rows["previous"] == layout.NOBODY],
+        own,
+        world.record(),
+        setup,
+        answers_first=answers_first,
+        num_output_tokens=num_output_tokens,
+    )
 
 
 def _ids(world: StepwiseWorld) -> NDArray[np.object_]:

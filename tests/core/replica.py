@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cbsim.core.building import KvPool
+from cbsim.core.building import KvPool, PoolParts
 from cbsim.core.driver import Parts
 from cbsim.core.stepping import Stepper, StepwiseWorld
 from cbsim.workload.request import Request, RequestState
@@ -25,7 +25,9 @@ def new_replica(
 ) -> Stepper:
     """A replica without requests; its scheduler has these rules, or decides nothing."""
     pool = KvPool(num_blocks, block_size, prefix_caching, unknown_first)
-    world = StepwiseWorld(Parts(rules or {}, no_cost), None, pool, {"max_num_seqs": 64, **config})
+    world = StepwiseWorld(
+        Parts(rules or {}, no_cost), [PoolParts(None, pool, {"max_num_seqs": 64, **config})]
+    )
     return world.replicas[0]
 
 

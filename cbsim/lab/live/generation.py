@@ -13,7 +13,7 @@ import numpy as np
 
 from cbsim.base.errors import ConfigError
 from cbsim.base.records import packed
-from cbsim.core.building import KvGroup, KvPool
+from cbsim.core.building import KvGroup, KvPool, PoolParts
 from cbsim.core.driver import Parts
 from cbsim.core.layout import REQUEST
 from cbsim.core.stepping import StepwiseWorld
@@ -74,21 +74,19 @@ def generate(
     numbers = rung.numbers(config, means)
     unknown_first = config.reuses_unknown_blocks_first
     book = TokenBook(model.vocab_size, seed, params)
+    pool = KvPool(
+        num_blocks,
+        runner.block_size,
+        prefix_caching,
+        unknown_first,
+        has_identities=True,
+        groups=tuple(KvGroup(window, runner.block_size) for window in windows),
+        max_model_len=model.max_model_len,
+    )
     world = StepwiseWorld(
         Parts(rung.rules(), any_step_s),
-        None,
-        KvPool(
-            num_blocks,
-            runner.block_size,
-            prefix_caching,
-            unknown_first,
-            has_identities=True,
-            groups=tuple(KvGroup(window, runner.block_size) for window in windows),
-            max_model_len=model.max_model_len,
-        ),
-        numbers,
-        num_in_flight=2 if config.async_scheduling else 1,
-        prefill_s=float,
+        [PoolParts(None, pool, numbers, num_in_flight=2 if config.async_scheduling else 1)],
+        prefill_s=[float],
         job_length=rung.job_length(config, seed),
         make_replica=partial(LiveEngine, runner=runner, book=book, audience=Audience(())),
     )

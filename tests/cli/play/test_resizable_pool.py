@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cbsim.cli.play.tuning import free_blocks, resize
-from cbsim.core.building import KvPool
+from cbsim.core.building import KvPool, PoolParts
 from cbsim.core.driver import Parts
 from cbsim.core.layout import FITS, NOBODY
 from cbsim.core.loop import step_s
@@ -32,7 +32,7 @@ def decide(self: Any, step: Any) -> None:
 def replica_of(num_blocks: int, *, prefix_caching: bool = True) -> Stepper:
     pool = KvPool(num_blocks, BLOCK_SIZE, prefix_caching=prefix_caching, has_identities=True)
     parts = Parts({"rejects": rejects, "decide": decide}, step_s)
-    return StepwiseWorld(parts, None, pool, {}).replicas[0]
+    return StepwiseWorld(parts, [PoolParts(None, pool, {})]).replicas[0]
 
 
 def newcomer(replica: Stepper, number: int) -> Request:
