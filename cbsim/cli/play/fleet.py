@@ -1,123 +1,277 @@
-"""Fleet: the replicas that are played, on one clock, with a router in front of them."""
+"""Fleet: the replicas that are played, with what is between them: a run that stops after each step."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from math import inf
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from cbsim.base.errors import ConfigError
+from cbsim.cli.play import tuning
 from cbsim.cli.play.replica import Replica, Score, score_of
-from cbsim.cluster.simpy_world import make_router
+from cbsim.cli.play.settings import LIVE, NUM_BLOCKS, changes, pools_of, told
+from cbsim.core import layout
+from cbsim.core.clients import next_arrival_s
+from cbsim.core.driver import fault_of
+from cbsim.core.feed import ARRIVAL, DONE, FAULT, STEP_END, arrive, run
+from cbsim.core.layout import NOBODY
+from cbsim.core.links import take_turn
+from cbsim.core.loop import ask_at
+from cbsim.core.loop import call as call_replica
+from cbsim.core.loop import submit as submit_request
+from cbsim.core.stepping import StepwiseWorld
 from cbsim.studies.experiment import Experiment
+from cbsim.studies.simulation import Setup, stepwise, told_fault
 from cbsim.workload import Workload
 from cbsim.workload.request import Request
 
+_LIVE_KEYS = {NUM_BLOCKS, *(f"scheduler.{name}" for name in LIVE)}
+
+
+class Transfer(NamedTuple):
+    """The KV cache of a request on its way from one replica to another."""
+
+    request: Request
+    """As it is known where it will be decoded."""
+    sender: Replica
+    receiver: Replica
+    moved_bytes: float
+    total_bytes: float
+    bytes_per_s: float
+    layer: int | None
+    """Which layer's is being moved, from 1; `None` where all are moved together."""
+
 
 class Fleet:
-    """Goes from step end to step end, on whichever replica the next step ends; ties by number.
+    """Goes from step end to step end, on whichever replica the next step ends, as a run does.
 
-    In between, settings may change and requests may be added. Decides what a run decides: at one instant
-    arrivals join, the step that ends takes effect, the next is decided (here: when `advance` is called next).
+    In between, settings may change and requests may be added.
     """
 
     def __init__(self, experiment: Experiment, workload: Workload, requests: Iterator[Request]) -> None:
         """`requests`, the workload's and others, come in order of arrival. Raises what reading them does."""
-        self._requests = requests
+        self.experiment = experiment
+        self._workload, self._requests = workload, requests
         self._next = next(requests, None)
-        self.now_s = 0.0
-        """The instant of what happened last anywhere."""
-        self.replicas = [Replica(experiment, workload, number) for number in range(experiment.replicas.count)]
-        router, seed = self.replicas[0].setup.router, experiment.seed
-        try:
-            self._route = make_router(router.kind, seed)
-        except KeyError:
-            name = experiment.replicas.router.type
-            raise ConfigError(f"replicas.router.type: got {name}; cbsim play has no such router") from None
-        if router.refresh_s:
-            raise ConfigError("replicas.router.refresh_s: cbsim play shows routers replicas as they stand: 0")
+        self.setup = tuning.make_setup(experiment, workload)
+        self.world = self._world_of(self.setup)
+        self.replicas: list[Replica] = []
+        pools = pools_of(experiment)
+        for pool, setup in enumerate(self.setup.pools):
+            for place in range(setup.num_replicas):
+                stepper = self.world.replicas[len(self.replicas)]
+                self.replicas.append(Replica(pools[pool], setup, stepper, pool, place))
+        self._num_read = 0
         self._arrive()
+
+    @property
+    def now_s(self) -> float:
+        """The instant of what happened last anywhere."""
+        return float(self.world.records.clients.now)
+
+    @property
+    def is_staged(self) -> bool:
+        """Whether some replicas compute prompts and others decode."""
+        return self.setup.is_staged
 
     @property
     def next_arrival_s(self) -> float | None:
         """When the next request comes, seconds; `None` if none will."""
-        return None if self._next is None else self._next.arrival_s
+        self._look_ahead()
+        records = self.world.records
+        if records.clients.num_started == len(records.starts):
+            return None
+        return float(records.planned[records.starts[records.clients.num_started]].arrival_s)
 
     @property
     def is_over(self) -> bool:
         """Whether every request has ended and none will come."""
-        return self._next is None and not any(replica.stepper.num_outstanding for replica in self.replicas)
+        return not (self.next_arrival_s is not None or self.world.records.clients.size or self.live)
+
+    @property
+    def held(self) -> list[Request]:
+        """Requests that wait for a replica that takes them."""
+        return [
+            self.world.requests[ring[(router.first_held + place) % len(ring)]]
+            for router, ring in zip(self.world.records.routers, self.world.records.held, strict=True)
+            for place in range(router.num_held)
+        ]
 
     @property
     def live(self) -> list[Request]:
         """Requests that have arrived and not ended."""
-        return [request for replica in self.replicas for request in replica.live]
+        return [*(request for replica in self.replicas for request in replica.live), *self.held]
 
     @property
     def score(self) -> Score:
-        """The figures of all replicas together, so far."""
-        return score_of([request for replica in self.replicas for request in replica.stepper.world.requests])
+        """The figures of all requests together, so far."""
+        return score_of(self.world.requests, self.world.records.planned)
+
+    @property
+    def transfers(self) -> list[Transfer]:
+        """What is on the link now, in the order in which it began."""
+        link = self.world.records.link
+        found = []
+        for on_link in self.world.records.on_link[: link.num_transfers]:
+            left = on_link.left_bytes - on_link.bytes_per_s * (self.now_s - link.now)
+            extra = self.world.records.extras[on_link.request]
+            # As the core has it: the last token's KV is what the first step there computes.
+            total = (extra.num_external_tokens - 1) * link.bytes_per_token
+            moved = min(max(total - left, 0.0), total)
+            layer = None
+            if link.is_layered:
+                layer = min(int(moved / total * link.num_layers) + 1, link.num_layers)
+            sender, receiver = (self.replicas[number] for number in (on_link.sender, on_link.receiver))
+            request = self.world.requests[on_link.request]
+            found.append(Transfer(request, sender, receiver, moved, total, on_link.bytes_per_s, layer))
+        return found
 
     def advance(self) -> bool:
         """Let the next step end, after idling until there is one; False if there is none.
 
         Raises `PluginError` for a scheduler or a cost model that does what it must not.
         """
-        while True:
-            for replica in self.replicas:
-                if replica.is_due and replica.stepper.num_outstanding:
-                    replica.decide()
-            ending = min(self.replicas, key=_end_s)
-            waking = min(self.replicas, key=_wake_s)
-            arrival_s = inf if self._next is None else self._next.arrival_s
-            if arrival_s < inf and arrival_s <= min(_end_s(ending), _wake_s(waking)):
-                self.now_s = max(self.now_s, arrival_s)
-                self._arrive()
-            elif _end_s(ending) < inf and _end_s(ending) <= _wake_s(waking):
-                self.now_s = _end_s(ending)
-                ending.end_step()
-                return True
-            elif _wake_s(waking) < inf:
-                self.now_s = _wake_s(waking)
-                waking.wake(self.now_s)
-            else:
+        while (status := self._go_on()) != STEP_END:
+            if status == DONE:
                 return False
+        clients = self.world.records.clients
+        self.replicas[clients.replica].ended(clients.place)
+        self._arrive()
+        while self.is_over and self._go_on() != DONE:
+            pass  # KV that has been fetched leaves its blocks.
+        return True
 
     def add(self, request: Request) -> None:
         """A request arrives now; it is rejected if it could never be served."""
-        steppers = [replica.stepper for replica in self.replicas]
-        chosen = self._route(request, steppers) if len(steppers) > 1 else 0
-        self.replicas[chosen].add(request, self.now_s)
+        self.world.plan(request, is_next=True)
+        self._arrive()
 
-    def become(self, experiment: Experiment) -> None:
-        """Go on with other settings of the scheduler or another number of KV blocks, on all replicas.
+    def become(self, experiment: Experiment) -> str:
+        """Go on with other settings of the scheduler or another number of KV blocks; returns what changed.
 
         Limits change for those who run and wait; whatever else of the scheduler changes, it is another one:
         steps under way end, all are preempted, to be computed again, and queue at it. Raises `ConfigError`,
-        and nothing has changed, as `Replica.setup_for` does.
+        and nothing has changed, for settings that can't change, for fewer blocks than are in use, and if a
+        request that is here could never be served then.
         """
-        setups = [replica.setup_for(experiment) for replica in self.replicas]
-        if not self.replicas[0].takes_on(experiment):
-            while (end_s := min(map(_end_s, self.replicas))) < inf:
-                self.now_s = end_s
-                self._arrive()
-                min(self.replicas, key=_end_s).end_step()
-        for replica, setup in zip(self.replicas, setups, strict=True):
-            replica.become(experiment, setup, self.now_s)
+        pools = pools_of(experiment)
+        by_pool = [changes(old, new) for old, new in zip(pools_of(self.experiment), pools, strict=True)]
+        changed = [changes(self.experiment, experiment), *by_pool]
+        fixed = dict.fromkeys(key for each in changed for key in each if _is_fixed(key))
+        if fixed:
+            raise ConfigError(*(f"{key}: can't change while it runs; name it in --set" for key in fixed))
+        setup = tuning.make_setup(experiment, self._workload, [pool.cost for pool in self.setup.pools])
+        for replica in self.replicas:
+            tuning.check_fits(replica.stepper, setup.pools[replica.pool], replica.live)
+        if all(each.keys() <= _LIVE_KEYS for each in by_pool):
+            for replica in self.replicas:
+                tuning.tune(replica.stepper, setup.pools[replica.pool], replica.present)
+        else:
+            if self.setup.is_staged or self.setup.changes is not None:
+                key = min({key for each in by_pool for key in each} - _LIVE_KEYS, key=len)
+                where = "between prefill and decode" if self.setup.is_staged else "where replicas come and go"
+                raise ConfigError(f"{key}: can't change {where}; name it in --set")
+            self._succeed(setup)
+        self.experiment, self.setup = experiment, setup
+        said = []
+        for replica in self.replicas:
+            replica.become(pools[replica.pool], setup.pools[replica.pool])
+            if by_pool[replica.pool]:
+                words = told(by_pool[replica.pool])
+                brief = words.replace("scheduler ", "").replace("scheduler.", "").replace(" -> ", "→")
+                replica.log.changed(self.now_s, brief)
+                said.append(f"{replica.setup.pool_name}: {words}" if experiment.cluster else words)
+        return "; ".join(dict.fromkeys(said))
+
+    def _succeed(self, setup: Setup) -> None:
+        """Go on with another scheduler, on all replicas; nothing is between them."""
+        records, before = self.world.records, self.world
+        while ends := [replica for replica in self.replicas if replica.stepper.under_way]:
+            ending = min(ends, key=lambda replica: replica.stepper.under_way[0].end_s)
+            records.clients.now = ending.stepper.under_way[0].end_s
+            while (at_s := before.bound(next_arrival_s)(records, NOBODY)) <= self.now_s:
+                before.bound(arrive)(records, at_s)
+                self._arrived()
+            place = ending.stepper.under_way[0].place
+            ending.stepper.end_step()
+            ending.ended(place)
+        self._read()
+        self.world = self._world_of(setup)
+        tuning.succeed(before, self.world)
+        for replica, stepper in zip(self.replicas, self.world.replicas, strict=True):
+            replica.stepper = stepper
+            if stepper.num_outstanding:
+                ask_at(stepper.records, self.now_s)
+            take_turn(self.world.records, stepper.replica)
+        self._read()
+
+    def _go_on(self) -> int:
+        """To the next thing that happens; returns what that is, as `feed.run` does."""
+        self._look_ahead()
+        records = self.world.records
+        for router, ring in zip(records.routers, records.held, strict=True):
+            if router.num_held + 1 >= len(ring):
+                ring[:] = ring[router.first_held :] + ring[: router.first_held] + [0] * len(ring)
+                router.first_held = 0
+        status = int(self.world.bound(run)(records, NOBODY, inf))
+        if status == ARRIVAL:
+            self._arrived()
+        if status == FAULT:
+            fault = next(fault_of(own, self.now_s) for own in records.own if own.fault != layout.NO_FAULT)
+            ids = np.array([request.request_id for request in self.world.requests], dtype=object)
+            raise told_fault(fault, self.setup, ids) from fault
+        self._read()
+        return status
+
+    def _look_ahead(self) -> None:
+        """Plan the next request of the workload, if all that were planned have been sent."""
+        records = self.world.records
+        if self._next is not None and records.clients.num_started == len(records.starts):
+            self.world.plan(self._next)
+            self._next = next(self._requests, None)
 
     def _arrive(self) -> None:
         """Everybody who is due by now joins a queue."""
-        while self._next is not None and self._next.arrival_s <= self.now_s:
-            request, self._next = self._next, next(self._requests, None)
-            self.add(request)
+        self._look_ahead()
+        while self.world.bound(next_arrival_s)(self.world.records, NOBODY) <= self.now_s:
+            self._go_on()
+            self._look_ahead()
+
+    def _arrived(self) -> None:
+        """A request has been sent, or comes to another replica: it gets its name."""
+        request = self.world.requests[self.world.records.clients.num_sent - 1]
+        request.request_id = self.world.records.planned[request.source].request_id
+        if request.state == layout.REJECTED:
+            self.replicas[max(request.replica, 0)].rejected(request, self.now_s)
+
+    def _read(self) -> None:
+        """Tell each replica's log what was written down since the last call."""
+        log = self.world.records.log
+        for row in log.events[self._num_read : log.lengths.events]:
+            self.replicas[row.replica].log.take(row, self.world.requests[row.request])
+        self._num_read = log.lengths.events
+
+    def _world_of(self, setup: Setup) -> StepwiseWorld:
+        def submit(replica: Any, request: Any, now: float) -> bool:
+            accepted = submit_request(replica, request, now)
+            if accepted:
+                self.replicas[replica.own.replica].submitted(request)
+            return accepted
+
+        def call(replica: Any, cost: Any, now: float, one_by_one: bool) -> bool:
+            has_decided = call_replica(replica, cost, now, one_by_one)
+            if replica.own.fault == layout.NO_FAULT:
+                self.replicas[replica.own.replica].decided(now)
+            return has_decided
+
+        def has_room(world: Any, num_transfers: int) -> bool:
+            return True  # The log grows.
+
+        watches: dict[str, Callable[..., Any]] = {"submit": submit, "call": call, "has_room": has_room}
+        return stepwise(setup, is_planned=True, watches=watches)
 
 
-def _end_s(replica: Replica) -> float:
-    """When its step under way ends, infinite for none."""
-    under_way = replica.stepper.under_way
-    return under_way[0].end_s if under_way else inf
-
-
-def _wake_s(replica: Replica) -> float:
-    """When an idle replica is to be asked again although nobody comes, infinite for never."""
-    at_s = None if replica.stepper.under_way else replica.stepper.wake_at_s()
-    return at_s if at_s is not None and at_s > replica.now_s else inf
+def _is_fixed(key: str) -> bool:
+    return not (key in (NUM_BLOCKS, "cluster.pools") or key.startswith("scheduler."))

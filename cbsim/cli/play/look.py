@@ -20,18 +20,20 @@ ALERT = Style(bold=True, reverse=True)
 DONE, NOW, LEFT = "█", "▓", "░"
 """Parts of a bar: what was there before the step, what the step added, what is still to come."""
 
+HERE = "▸"
+"""Before the name of the replica that is shown."""
 AGAIN = "↺"
 """Before how many times a request was preempted."""
 
 
 def letter(request: Request) -> str:
-    """The letter of a request: the 27th to arrive has that of the first again."""
-    return string.ascii_uppercase[request.index % len(string.ascii_uppercase)]
+    """The letter of a request, on all replicas: the 27th to arrive has that of the first again."""
+    return string.ascii_uppercase[request.source % len(string.ascii_uppercase)]
 
 
 def badge(request: Request, mark: str = "") -> Text:
     """The letter, or a mark in its place, in the request's colour: readable on light and dark terminals."""
-    colour = _COLOURS[request.index % len(_COLOURS)]
+    colour = _COLOURS[request.source % len(_COLOURS)]
     ink = "#FFFFFF" if colour in _WITH_WHITE else "#000000"
     return Text().append(mark or letter(request), Style(color=ink, bgcolor=colour))
 

@@ -188,7 +188,7 @@ class Program:
         self._prompt = _Prompt(question, answer, default)
 
     def _ask_limit(self, name: str) -> None:
-        config = self.session.experiment.scheduler
+        config = self.session.replica.experiment.scheduler
         if not hasattr(config, name):
             raise ConfigError(f"{config.type} has no {name}")
         self._ask(f"{name}, now {getattr(config, name)}", lambda text: self._set(f"{name}={text}"))

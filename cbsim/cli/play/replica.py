@@ -1,4 +1,4 @@
-"""Replica: one replica from the first instant on, a step at a time, and what happened there."""
+"""Replica: one replica of a fleet, and what happened there so far; why the head of its queue waits."""
 
 from __future__ import annotations
 
@@ -7,30 +7,36 @@ from copy import copy
 from statistics import fmean
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from cbsim.base.errors import ConfigError
 from cbsim.base.units import format_seconds
 from cbsim.cli.play import tuning
-from cbsim.cli.play.settings import LIVE, NUM_BLOCKS, changes, told
 from cbsim.core import layout
-from cbsim.core.driver import RuleFault
-from cbsim.core.pool import blocks_for, find_prefix
-from cbsim.core.stepping import DECISIONS, Slice, Stepper, StepwiseWorld
-from cbsim.schedulers.admission import num_blocks_missing
+from cbsim.core.layout import NOBODY
+from cbsim.core.leaving import is_here
+from cbsim.core.pool import blocks_for, find_prefix, num_missing
+from cbsim.core.stepping import DECISIONS, Slice, Stepper
+from cbsim.core.transfers import num_external
+from cbsim.results.metrics import DEFAULT_POOL
+from cbsim.schedulers.admission import num_blocks_missing, num_owed
 from cbsim.schedulers.paged import PagedScheduler
 from cbsim.schedulers.reserving import ReservingScheduler, num_reserved
 from cbsim.schedulers.scheduler import Scheduler
 from cbsim.schedulers.static import StaticScheduler
 from cbsim.studies.experiment import Experiment
-from cbsim.studies.run import make_cost_model
-from cbsim.studies.simulation import Setup, stepwise, told_fault
-from cbsim.workload import Workload
+from cbsim.studies.simulation import Setup
 from cbsim.workload.request import Request, RequestState
 
+_MAX_POOL = 9
+"""Letters of a pool's name."""
 UNLIMITED = 2**31
 """The token budget of a scheduler that has none."""
-_EVENTS = {**DECISIONS, layout.FINISHED_NOW: "finished"}
+_EVENTS = {
+    **DECISIONS,
+    layout.LOAD_STARTED: "fetches KV",
+    layout.LOADED: "KV has come",
+    layout.SENT: "KV was fetched",
+    layout.FINISHED_NOW: "finished",
+    layout.FAILED_NOW: "failed",
+}
 """Codes of the record -> what an `Event` calls them."""
 
 
@@ -41,34 +47,36 @@ class Event(NamedTuple):
     step: int
     """-1 outside any step."""
     what: str
-    """`admitted`, `resumed`, `preempted`, `finished` or `rejected`, or `changed` for a setting."""
+    """One of `_EVENTS`, `handed over`, `rejected`, or `changed` for a setting."""
     request: Request | None
     detail: str
 
 
 class EventLog:
-    """Events that can be read while the run goes on."""
+    """Events of a replica that can be read while the run goes on."""
 
     def __init__(self) -> None:
         self.events: list[Event] = []
         self.num_preemptions = 0
-        self._num_read = 0
 
-    def read(self, world: StepwiseWorld) -> None:
-        """Take in what a world, or one that came in its place, has written down since the last call."""
-        log = world.records.log
-        num_rows = log.lengths.events
-        for row in log.events[self._num_read : num_rows]:
-            self.num_preemptions += row.event == layout.PREEMPTED_NOW
-            if row.event in _EVENTS:
-                detail = f"{row.num_tokens} tokens cached" if row.num_tokens else ""
-                request = world.requests[row.request]
-                self.events.append(Event(row.time_s, row.step, _EVENTS[row.event], request, detail))
-        self._num_read = num_rows
+    def take(self, row: Any, request: Request) -> None:
+        """Take in a row of the core's events."""
+        self.num_preemptions += row.event == layout.PREEMPTED_NOW
+        if row.event not in _EVENTS:
+            return
+        num_tokens, is_load = row.num_tokens, row.event == layout.LOAD_STARTED
+        if request.stage == layout.DECODE_STAGE:
+            # The last token's KV is what the first step here computes; what is fetched is told once.
+            num_tokens = num_tokens - 1 if is_load else 0
+        detail = f"{num_tokens} {'tokens' if is_load else 'cached'}" if num_tokens else ""
+        what = _EVENTS[row.event]
+        if what == "finished" and request.state == RequestState.HANDED_OVER:
+            what = "handed over"
+        self.events.append(Event(row.time_s, row.step, what, request, detail))
 
-    def rejected(self, request: Request, reason: str) -> None:
+    def rejected(self, request: Request, now: float, reason: str) -> None:
         """A request has come that could never be served."""
-        self.events.append(Event(request.arrival_s, -1, "rejected", request, reason))
+        self.events.append(Event(now, -1, "rejected", request, reason))
 
     def changed(self, now: float, detail: str) -> None:
         """A setting has changed, between two steps."""
@@ -89,44 +97,51 @@ class Score(NamedTuple):
     """Over the finished requests of more than one token."""
 
 
-def score_of(requests: Sequence[Any]) -> Score:
-    """The figures of requests that have come."""
-    finished = [request for request in requests if request.state == RequestState.FINISHED]
-    begun = [request for request in requests if request.num_generated_tokens]
-    longer = [request for request in finished if request.num_output_tokens > 1]
+def score_of(visits: Sequence[Any], planned: Sequence[Any]) -> Score:
+    """The figures of requests that have come, by their visits to replicas and as they were planned."""
+    last = [visit for visit in visits if visit.next_visit == NOBODY]
+    finished = [visit for visit in last if visit.state == RequestState.FINISHED]
+    begun = [visit for visit in last if visit.first_token_at_s == visit.first_token_at_s]
+    longer = [visit for visit in finished if planned[visit.source].num_output_tokens > 1]
     return Score(
         num_finished=len(finished),
-        num_rejected=sum(request.state == RequestState.REJECTED for request in requests),
-        mean_ttft_s=_mean(request.first_token_at_s - request.arrival_s for request in begun),
+        num_rejected=sum(visit.state == RequestState.REJECTED for visit in last),
+        mean_ttft_s=_mean(visit.first_token_at_s - planned[visit.source].arrival_s for visit in begun),
         mean_tpot_s=_mean(
-            (request.last_token_at_s - request.first_token_at_s) / (request.num_output_tokens - 1)
-            for request in longer
+            (visit.last_token_at_s - visit.first_token_at_s) / (planned[visit.source].num_output_tokens - 1)
+            for visit in longer
         ),
     )
 
 
 class Replica:
-    """One replica of a `Fleet`, which says when it decides and when its step ends."""
+    """One replica of a `Fleet`, which says what happens there."""
 
-    def __init__(self, experiment: Experiment, workload: Workload, number: int) -> None:
-        """`number` counts from 0."""
-        self.experiment = experiment
-        self.number = number
-        self.setup = tuning.make_setup(experiment, workload, make_cost_model(experiment))
-        self.stepper = stepwise(self.setup).replicas[0]
+    def __init__(self, experiment: Experiment, setup: Setup, stepper: Stepper, pool: int, place: int) -> None:
+        """`experiment` and `setup` are its pool's, which is number `pool`; it stands there at a `place`."""
+        self.experiment, self.setup = experiment, setup
+        self.pool, self.place = pool, place
+        self.number = stepper.replica
+        self.stepper = stepper
         """The one that decides now: another one under another scheduler."""
         self.log = EventLog()
-        self.now_s = 0.0
-        """When something last happened here."""
-        self.is_due = True
-        """Whether it is to decide before anything else happens."""
         self.last_step: Any = None
         """The `STEP` that ended last; `None` before the first."""
         self.last_slices: list[Slice] = []
         self.head_reason: tuple[Request, str] | None = None
         """The head of the queue at the last decision, and why it was left there."""
-        self.present: list[Request] = []
-        """Requests in order of arrival that have not ended, or hold KV blocks still (of a static batch)."""
+        self._present: list[Request] = []
+
+    @property
+    def now_s(self) -> float:
+        """The instant of what happened last anywhere."""
+        return float(self.stepper.world.records.clients.now)
+
+    @property
+    def name(self) -> str:
+        """What it is called among others: by its pool, where pools have names of their own."""
+        pool = self.setup.pool_name
+        return f"{'replica' if pool == DEFAULT_POOL else pool[:_MAX_POOL]} {self.place}"
 
     @property
     def num_steps(self) -> int:
@@ -135,95 +150,73 @@ class Replica:
 
     @property
     def live(self) -> list[Request]:
-        """Requests that have arrived and not ended."""
-        return [request for request in self.present if request.state != RequestState.FINISHED]
+        """Requests that have arrived here and not ended."""
+        return [request for request in self.present if is_here(request)]
 
-    def decide(self) -> None:
-        """Let the scheduler decide now, and note why the head of the queue still waits."""
-        self.is_due = False
-        try:
-            self.stepper.call(self.now_s)
-        except RuleFault as fault:
-            ids = np.array([request.request_id for request in self.stepper.world.requests], dtype=object)
-            raise told_fault(fault, self.setup, ids) from fault
-        self.log.read(self.stepper.world)
-        self._note_head()
+    @property
+    def present(self) -> list[Request]:
+        """Requests in order of arrival that have not ended, or hold KV blocks still."""
+        self._present = [request for request in self._present if is_here(request) or request.num_blocks]
+        return self._present
 
-    def wake(self, at_s: float) -> None:
-        """An idle replica is to decide at an instant."""
-        self.now_s, self.is_due = at_s, True
+    @property
+    def waiting(self) -> list[Request]:
+        """Who waits, in the order in which the last decision found them, but for those whose KV comes."""
+        own, holding = self.stepper.own, self.holding
+        waiting = self.stepper.waiting(self.stepper.decided_at_s) if own.num_waiting else []
+        return [request for request in waiting if request not in holding]
 
-    def add(self, request: Request, now: float) -> None:
-        """A request arrives now; it is rejected if it could never be served."""
-        if not self.stepper.under_way:
-            self.wake(now)
-        if self.stepper.submit(request):
-            self.present.append(request)
-        else:
-            self.log.rejected(request, tuning.told_rejection(self.setup, request, request.rejection))
+    @property
+    def holding(self) -> list[Request]:
+        """Requests that hold KV blocks while their KV comes, until they are admitted."""
+        return self._on_the_way(layout.LOADING, layout.READY)
 
-    def end_step(self) -> None:
-        """The step under way ends."""
-        step = copy(self.stepper.under_way[0])
-        self.last_step, self.last_slices = step, self.stepper.slices(step)
-        self.wake(step.end_s)
-        self.stepper.end_step()
-        self.log.read(self.stepper.world)
-        self.present = [
-            request
-            for request in self.present
-            if request.state != RequestState.FINISHED or request.num_blocks
-        ]
+    @property
+    def sending(self) -> list[Request]:
+        """Requests that were handed over, whose KV keeps its blocks until it was fetched."""
+        return self._on_the_way(layout.SENDING)
 
-    def setup_for(self, experiment: Experiment) -> Setup:
-        """The setup of other settings of the scheduler or another number of KV blocks.
+    def origin(self, request: Request) -> Request:
+        """The request as it was planned, which may be here for a part of its tokens."""
+        planned: list[Request] = self.stepper.world.records.planned
+        return planned[request.source]
 
-        Raises `ConfigError` if a request that is here could never be served then, for fewer blocks than are
-        in use, and for settings that can't change.
-        """
-        changed = changes(self.experiment, experiment)
-        fixed = [key for key in changed if key != NUM_BLOCKS and not key.startswith("scheduler.")]
-        if fixed:
-            raise ConfigError(*(f"{key}: can't change while it runs; name it in --set" for key in fixed))
-        setup = tuning.make_setup(experiment, self.setup.workload, self.setup.cost)
-        num_blocks, num_used = setup.pool.num_blocks, self.stepper.num_blocks_used
-        if num_blocks < num_used:
-            raise ConfigError(
-                f"{NUM_BLOCKS}: got {num_blocks}, but {num_used} blocks are in use; only free ones can go"
-            )
-        tuning.check_servable(setup, self.live)
-        return setup
+    def submitted(self, request: Request) -> None:
+        """A request has joined the queue."""
+        self._present.append(request)
+        self.stepper.make_room()
 
-    def takes_on(self, experiment: Experiment) -> bool:
-        """Whether the scheduler goes on with other settings, instead of another one in its place."""
-        changed = changes(self.experiment, experiment)
-        return changed.keys() <= {NUM_BLOCKS, *(f"scheduler.{name}" for name in LIVE)}
-
-    def become(self, experiment: Experiment, setup: Setup, now: float) -> None:
-        """Go on with what `setup_for` gave; another scheduler begins now, with no step under way."""
-        if self.takes_on(experiment):
-            tuning.tune(self.stepper, setup, self.present)
-        else:
-            self.wake(now)
-            tuning.clear(self.stepper, self.now_s)
-            self.stepper = tuning.succeed(self.stepper, setup)
-            self.log.read(self.stepper.world)
-            self.present = self.live
-        brief = told(changes(self.experiment, experiment))
-        self.setup, self.experiment = setup, experiment
-        self.head_reason = None
-        brief = brief.replace("scheduler ", "").replace("scheduler.", "").replace(" -> ", "→")
-        self.log.changed(now, brief)
-
-    def _note_head(self) -> None:
-        head, under_way = self.stepper.head(self.now_s), self.stepper.under_way
+    def decided(self, now: float) -> None:
+        """The scheduler has been asked: note why the head of the queue still waits."""
+        self.stepper.decided_at_s = now
+        head, under_way = self.stepper.head(now), self.stepper.under_way
         self.head_reason = None
         if head is not None:
             budget, num_preempted = None, 0
             if under_way:
                 budget, num_preempted = under_way[-1].budget, under_way[-1].num_preempted
-            reason = why_waiting(self.stepper, self.setup.rung, self.now_s, budget, num_preempted)
+            reason = why_waiting(self.stepper, self.setup.rung, now, budget, num_preempted)
             self.head_reason = (head, reason)
+
+    def rejected(self, request: Request, now: float) -> None:
+        """A request has come that is not served."""
+        is_full = request.rejection == layout.QUEUES_FULL
+        reason = "every queue is full" if is_full else tuning.told_rejection(self.setup, request)
+        self.log.rejected(request, now, reason)
+
+    def ended(self, place: int) -> None:
+        """The step at a place of the ring of steps has ended."""
+        self.last_step = copy(self.stepper.records.under_way[place])
+        self.last_slices = self.stepper.slices(self.last_step)
+
+    def become(self, experiment: Experiment, setup: Setup) -> None:
+        """Its settings are others from now on."""
+        self.experiment, self.setup, self.head_reason = experiment, setup, None
+
+    def _on_the_way(self, *states: int) -> list[Request]:
+        records, own = self.stepper.records, self.stepper.own
+        rows = records.transfers[: own.num_transfers]
+        return [self.stepper.requests[row] for row in rows if records.extras[row].transfer in states]
 
 
 def _mean(values: Iterable[float]) -> float | None:
@@ -264,18 +257,30 @@ def _static(stepper: Stepper, head: Request) -> str:
 
 def _blocks(stepper: Stepper, rung: type[Scheduler], head: Request, budget: int | None) -> str | None:
     records, bound, free = stepper.records, stepper.world.bound, stepper.own.num_free
+    there = f"{free} free"
+    if stepper.own.num_sending:
+        kept = records.transfers[: stepper.own.num_transfers]
+        there += f", {sum(stepper.requests[row].num_blocks for row in kept)} kept until fetched"
     if issubclass(rung, ReservingScheduler):
         needed = bound(num_reserved)(records, head)
         if needed > free:
-            return f"no KV blocks: prompt and answer take {needed}, {free} free"
+            return f"no KV blocks: prompt and answer take {needed}, {there}"
         if budget is not None and head.num_prompt_tokens > budget:
             return f"no budget: prompt of {head.num_prompt_tokens} tokens, {budget} left, and none is split"
     if issubclass(rung, PagedScheduler):
         found = bound(find_prefix)(records, head)
+        coming = bound(num_external)(records, head, found[0])
+        if coming:
+            needed = bound(num_missing)(records, head, found[0] + coming, found[0]) + found[1]
+            owed = bound(num_owed)(records)
+            if needed > free - owed:
+                told = f", {owed} of them for others" if owed else ""
+                return f"no KV blocks for its KV: {needed} needed, {there}{told}"
+            return None
         missing = bound(num_blocks_missing)(records, head, head.num_computed_tokens + 1, *found)
         if missing > 0:
-            return f"no KV blocks: {missing + free} needed, {free} free"
+            return f"no KV blocks: {missing + free} needed, {there}"
         if budget is not None and not records.config.enable_chunked_prefill:
             return f"no budget: its prompt must stay whole, {budget} tokens left"
     needed = blocks_for(records, head.num_known_tokens)
-    return f"no KV blocks: {needed} needed, {free} free" if needed > free else None
+    return f"no KV blocks: {needed} needed, {there}" if needed > free else None

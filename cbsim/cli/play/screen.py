@@ -8,14 +8,28 @@ from dataclasses import dataclass
 from rich.text import Text
 
 from cbsim.base.units import format_seconds
-from cbsim.cli.play.look import AGAIN, ALERT, DONE, FAINT, LEFT, NOW, TITLE, fitted, side_by_side, title
-from cbsim.cli.play.panels import HISTORY_HEIGHT, batch_panel, history_panel, kv_panel, log_panel, queue_panel
+from cbsim.cli.play.look import AGAIN, ALERT, DONE, FAINT, HERE, LEFT, NOW, TITLE, fitted, side_by_side, title
+from cbsim.cli.play.panels import (
+    HISTORY_HEIGHT,
+    batch_panel,
+    history_panel,
+    kv_panel,
+    link_panel,
+    log_panel,
+    queue_panel,
+)
+from cbsim.cli.play.replica import Replica
 from cbsim.cli.play.session import Session
 from cbsim.cli.play.settings import KEYS, LADDER
+from cbsim.core.layout import DOWN, DRAINING, STARTING, STOPPED
 
 MIN_WIDTH, MIN_HEIGHT = 60, 18
-_FRAME = 6
-"""Lines beside the panels: two of settings, figures, message, keys, and a blank one."""
+_TILE_WIDTH, _TILE_HEIGHT = 76, 14
+"""Cells from which on there is room for another replica's panels."""
+_TAB = "tab "
+_STANDING_WIDTH = 38
+"""Cells in which it is told how a replica stands."""
+_STATES = {STARTING: "starts", DRAINING: "drains", STOPPED: "stopped", DOWN: "down"}
 _LEFT_SHARE = 0.6
 _USUAL_TOP = 14
 """Lines for batch and queue, where there is room; more where more requests may run."""
@@ -48,15 +62,17 @@ t c n     max_tokens_per_step, chunk_size, max_num_seqs
 k         number of KV blocks of each replica; only free ones can go
 :         any setting of the scheduler, as in policy=priority
 a         add a request that arrives now
-tab       show the next replica
+tab       show the next replica, {HERE}; settings are those of its pool
 R         play from the start, with settings and requests as they are now
 w         save that as an experiment for cbsim run
 q         quit
 # screen
-batch     {DONE} before the step, {NOW} in the step, {LEFT} to come; prompt│answer; again: after a preemption
+batch     {DONE} before, {NOW} in the step, {LEFT} to come; again: preempted; kept: not fetched
 queue     prompt+answer, time waited, prio if any, {AGAIN}2 if preempted twice
-KV cache  A: a block of request A; a: reserved for it, still empty
+KV cache  A: a block of request A; a: reserved, or for KV on its way, empty
 below it  tokens, blocks and queue of the last steps
+replicas  how many run, wait, are kept until fetched, fetch; blocks in use
+link      KV on its way from prefill to decode: bytes, layer, rate, time left
 """
 
 
@@ -87,21 +103,47 @@ def draw(session: Session, status: Status, width: int, height: int) -> list[Text
 
 
 def _panels(session: Session, status: Status, width: int, height: int) -> list[Text]:
-    replica = session.replica
-    left = round((width - 1) * _LEFT_SHARE)
+    fleet = session.fleet
+    lines = [_header(session, status), _settings(session), *_standings(session, width)]
+    lines += link_panel(fleet, width, 2 + (height - MIN_HEIGHT) // 6)
+    last = [_figures(session), _message(status), _hints(width)]
+    room, several = height - len(lines) - len(last), len(fleet.replicas)
+    columns = min(several, max(1, width // _TILE_WIDTH))
+    rows = min(-(-several // columns), max(1, room // _TILE_HEIGHT))
+    first = session.replica.number // (columns * rows) * columns * rows
+    shown = fleet.replicas[first : first + columns * rows]
+    tile_width, heights = (width - columns + 1) // columns, _shares(room, rows)
+    for row, tile_height in enumerate(heights):
+        beside = shown[row * columns : (row + 1) * columns]
+        tiles = [_tile(session, replica, tile_width, tile_height) for replica in beside]
+        lines += tiles[0]
+        for tile in tiles[1:]:
+            left = lines[-tile_height:]
+            widths = (left[0].cell_len, tile_width)
+            lines[-tile_height:] = side_by_side(left, tile, widths, tile_height)
+    return [*lines, *last]
+
+
+def _shares(total: int, count: int) -> list[int]:
+    """The total in so many parts, as equal as can be."""
+    return [total // count + (place < total % count) for place in range(count)]
+
+
+def _tile(session: Session, replica: Replica, width: int, height: int) -> list[Text]:
+    """A replica's panels: `height` lines of `width` cells."""
+    fleet, left = session.fleet, round((width - 1) * _LEFT_SHARE)
     widths = (left, width - 1 - left)
-    others = _standings(session)
-    room = height - _FRAME - len(others)
-    top = min((room + 1) // 2, max(_USUAL_TOP, getattr(session.experiment.scheduler, "max_num_seqs", 0) + 3))
-    lines = [_header(session, status), _settings(session), *others]
-    batch = batch_panel(replica, widths[0], top)
-    queue = queue_panel(replica, session.fleet.next_arrival_s, widths[1], top)
-    lines += [*side_by_side(batch, queue, widths, top), Text()]
-    bottom = room - top
+    top = min(height // 2, max(_USUAL_TOP, getattr(replica.experiment.scheduler, "max_num_seqs", 0) + 3))
+    name = ""
+    if len(fleet.replicas) > 1:
+        name = f"{HERE} {replica.name}" if replica is session.replica else replica.name
+    batch = batch_panel(replica, widths[0], top, name)
+    queue = queue_panel(replica, fleet.next_arrival_s, fleet.transfers, widths[1], top)
+    lines = [*side_by_side(batch, queue, widths, top), Text(" " * width)]
+    bottom = height - top - 1
     history = history_panel(replica, widths[0]) if bottom >= 2 * HISTORY_HEIGHT else []
     blocks = kv_panel(replica, widths[0], bottom - len(history)) + history
-    lines += side_by_side(blocks, log_panel(replica, widths[1], bottom), widths, bottom)
-    return [*lines, _figures(session), _message(status), _hints(width)]
+    return lines + side_by_side(blocks, log_panel(replica, widths[1], bottom), widths, bottom)
 
 
 def _header(session: Session, status: Status) -> Text:
@@ -119,7 +161,7 @@ def _header(session: Session, status: Status) -> Text:
 
 
 def _settings(session: Session) -> Text:
-    scheduler = session.experiment.scheduler
+    scheduler = session.replica.experiment.scheduler
     line = Text()
     for key, name in KEYS.items():
         if hasattr(scheduler, name):
@@ -127,20 +169,36 @@ def _settings(session: Session) -> Text:
     return line.append("k ", TITLE).append(f"blocks {session.replica.stepper.own.num_blocks}")
 
 
-def _standings(session: Session) -> list[Text]:
+def _standings(session: Session, width: int) -> list[Text]:
     """How all replicas stand, the one that is shown in bold; nothing where there is one."""
     replicas = session.fleet.replicas
-    line = Text("tab ", TITLE)
-    for replica in replicas:
-        own = replica.stepper.own
-        told = f"{replica.number}: {own.num_running} run, {own.num_waiting} wait "
-        share = f"KV {replica.stepper.num_blocks_used / own.num_blocks:.0%}  "
-        line.append(told + share, TITLE if replica is session.replica else FAINT)
-    return [line] if len(replicas) > 1 else []
+    if len(replicas) == 1:
+        return []
+    lines = []
+    per_line = max(1, (width - len(_TAB)) // _STANDING_WIDTH)
+    for first in range(0, len(replicas), per_line):
+        line = Text(" " * len(_TAB) if first else _TAB, TITLE)
+        for replica in replicas[first : first + per_line]:
+            told = Text(_standing(replica), TITLE if replica is session.replica else FAINT)
+            line.append_text(fitted(told, _STANDING_WIDTH - 1)).append(" ")
+        lines.append(line)
+    return lines
+
+
+def _standing(replica: Replica) -> str:
+    own = replica.stepper.own
+    told = f"{own.num_running} run {own.num_waiting} wait"
+    if replica.setup.role == "prefill":
+        told += f" {own.num_sending} kept"
+    if replica.setup.role == "decode":
+        told += f" {own.num_holding} fetch"
+    told = _STATES.get(own.state, told)
+    return f"{replica.name}: {told} {replica.stepper.num_blocks_used / own.num_blocks:.0%}"
 
 
 def _figures(session: Session) -> Text:
     replicas, score, stepper = session.fleet.replicas, session.fleet.score, session.replica.stepper
+    share = f"  KV {stepper.num_blocks_used / stepper.own.num_blocks:.0%}" if len(replicas) == 1 else ""
     total = session.num_requests
     ended = f"{score.num_finished}{'' if total is None else f'/{total}'} finished"
     if score.num_rejected:
@@ -149,7 +207,7 @@ def _figures(session: Session) -> Text:
     preemptions = "1 preemption" if count == 1 else f"{count} preemptions"
     return Text(
         f"{ended}  TTFT {format_seconds(score.mean_ttft_s)}  TPOT {format_seconds(score.mean_tpot_s)}  "
-        f"{preemptions}  KV {stepper.num_blocks_used / stepper.own.num_blocks:.0%}"
+        f"{preemptions}{share}"
     )
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from cbsim.base.errors import CbsimError, ConfigError, plugin_error
 from cbsim.cli.play.fleet import Fleet
 from cbsim.cli.play.replica import Replica
-from cbsim.cli.play.settings import changes, check_playable, on_rung, revised, save, told
+from cbsim.cli.play.settings import changes, check_playable, on_rung, revised, save
 from cbsim.config.bounds import MAX_TOKENS
 from cbsim.schedulers import SCHEDULERS
 from cbsim.studies.experiment import Experiment
@@ -88,7 +88,12 @@ class Session:
         return is_going
 
     def change(self, setting: str) -> str:
-        """Change a setting, given as `KEY=VALUE`; returns what has changed, in words."""
+        """Change a setting, given as `KEY=VALUE`; returns what has changed, in words.
+
+        In a cluster it is that of the pool of the replica that is shown.
+        """
+        if self.experiment.cluster is not None and not setting.startswith("cluster."):
+            setting = f"cluster.pools.{self.replica.setup.pool_name}.{setting}"
         return self._become(revised(self.experiment, [setting]))
 
     def use_scheduler(self, name: str) -> str:
@@ -139,17 +144,17 @@ class Session:
         return save(self.experiment, self if self.additions else None, self.history, path)
 
     def _become(self, experiment: Experiment) -> str:
-        said = told(changes(self.experiment, experiment))
-        if said:
-            self._do(partial(self._change, experiment, said))
-        return said or "that is so already"
+        if not changes(self.experiment, experiment):
+            return "that is so already"
+        self._do(partial(self._change, experiment))
+        return self.history[-1].partition(": ")[2]
 
     def _advance(self) -> bool:
         return self.fleet.advance()
 
-    def _change(self, experiment: Experiment, said: str) -> None:
+    def _change(self, experiment: Experiment) -> None:
         when = self._when()
-        self.fleet.become(experiment)
+        said = self.fleet.become(experiment)
         self.experiment = experiment
         self.history.append(f"{when}: {said}")
 

@@ -31,19 +31,21 @@ _KEPT = (*LIVE, "async_scheduling", "policy")
 """What a scheduler takes over from the one before it, where it has such a setting."""
 MARK = "# Played with cbsim."
 """How a saved file begins: such a file may be written over."""
-MAX_REPLICAS = 4
-"""Of which a line of the smallest screen has room for the standing."""
+MAX_REPLICAS = 8
+"""Of which the smallest screen has room for the standing."""
 _WIDTH = 110
 
 
 def check_playable(experiment: Experiment) -> None:
     """Raise `ConfigError` with a line for each setting that needs more than a few replicas and a trace."""
-    count, concurrency = experiment.replicas.count, experiment.workload.concurrency
+    concurrency, cluster = experiment.workload.concurrency, experiment.cluster
+    where, count = "replicas.count", experiment.replicas.count * experiment.parallel.data
     problems = []
+    if cluster is not None:
+        where, counts = "cluster.pools", map(cluster.most_replicas, cluster.pools)
+        count = sum(n * own.parallel.data for n, (_, own) in zip(counts, experiment.pools(), strict=True))
     if count > MAX_REPLICAS:
-        problems.append(f"replicas.count: got {count}; cbsim play has 1 to {MAX_REPLICAS} replicas")
-    if experiment.cluster is not None:
-        problems.append("cluster: got pools; cbsim play has equal replicas: null")
+        problems.append(f"{where}: got {count}; cbsim play has 1 to {MAX_REPLICAS} replicas")
     allowed_times = "in cbsim play requests arrive at their own times"
     if concurrency is not None:
         problems.append(f"workload.concurrency: got {concurrency}; {allowed_times}: null")
@@ -54,6 +56,13 @@ def check_playable(experiment: Experiment) -> None:
         problems.append(f"stop_at_s: got {experiment.stop_at_s:g}; {allowed}")
     if problems:
         raise ConfigError(*problems)
+
+
+def pools_of(experiment: Experiment) -> list[Experiment]:
+    """The experiment of each pool, those to whom requests come first; itself where there is no cluster."""
+    if experiment.cluster is None:
+        return [experiment]
+    return [own for _, own in sorted(experiment.pools(), key=lambda each: each[0].role == "decode")]
 
 
 def revised(experiment: Experiment, settings: Iterable[str] = (), **sections: Any) -> Experiment:
@@ -175,6 +184,9 @@ def _concise(experiment: Experiment) -> dict[str, Any]:
             said.setdefault(key, {name: value for name, value in resolved[key].items() if name in wanted})
         elif key != "name":
             said[key] = resolved[key]
+    for pool in said.get("cluster", {}).get("pools", ()):
+        for name in [name for name, value in pool.items() if value is None]:
+            del pool[name]
     return said
 
 

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
 from cbsim.base.errors import ConfigError
 from cbsim.base.records import packed, plain, record_class
+from cbsim.cli.play.settings import NUM_BLOCKS
 from cbsim.core import layout
 from cbsim.core.building import config_record
+from cbsim.core.clients import take_extras
 from cbsim.core.contents import link_after, place_of_key
 from cbsim.core.layout import BLOCK, KEY, NOBODY
 from cbsim.core.loop import place_of, rejects
 from cbsim.core.pool import forget, release, row_of
 from cbsim.core.record import TABLES
-from cbsim.core.stepping import Stepper
+from cbsim.core.stepping import Stepper, StepwiseWorld
 from cbsim.core.verbs import preempt
 from cbsim.core.waiting_queue import push
 from cbsim.cost import CostModel
 from cbsim.studies.experiment import Experiment
-from cbsim.studies.simulation import Setup, setup_of, stepwise
+from cbsim.studies.run import make_cost_model
+from cbsim.studies.simulation import Setup, cluster_setup, setup_of, stepwise
 from cbsim.workload import Workload
 from cbsim.workload.request import Request, RequestState
 
@@ -28,41 +31,63 @@ MAX_BLOCKS = 1_000_000
 """Each block is an object of its own here, so that they can be shown and renumbered."""
 _COUNTED = (
     *("last_end_s", "num_steps", "num_calls", "num_tokens_recomputed", "num_tokens_queried"),
-    *("num_tokens_hit", "num_padding_tokens", "num_moved_out", "num_turned_away"),
+    *("num_tokens_hit", "num_padding_tokens", "num_moved_out", "num_turned_away", "num_owed_tokens"),
 )
 """What a replica counts from its first step on, whichever scheduler decides."""
 
 
-def make_setup(experiment: Experiment, workload: Workload, cost: CostModel) -> Setup:
-    """One replica of the experiment, its KV blocks known by number.
+def make_setup(experiment: Experiment, workload: Workload, costs: Sequence[CostModel] | None = None) -> Setup:
+    """The experiment's replicas, their KV blocks known by number; `costs`, by pool, are made if not given.
 
     Raises `ConfigError` for more than `MAX_BLOCKS`.
     """
-    setup = setup_of(experiment, workload, cost)
-    num_blocks = setup.pool.num_blocks
-    if num_blocks > MAX_BLOCKS:
-        raise ConfigError(f"kv_cache.num_blocks: got {num_blocks}; cbsim play has {MAX_BLOCKS} at most")
-    return replace(setup, pool=replace(setup.pool, has_identities=True), num_replicas=1)
+    known = None if costs is None else iter(costs)
+
+    def cost_of(pool: Experiment) -> CostModel:
+        return make_cost_model(pool) if known is None else next(known)
+
+    if experiment.cluster is None:
+        setup = setup_of(experiment, workload, cost_of(experiment))
+    else:
+        setup = cluster_setup(experiment, workload, cost_of)
+    most = max(pool.pool.num_blocks for pool in setup.pools)
+    if most > MAX_BLOCKS:
+        raise ConfigError(f"kv_cache.num_blocks: got {most}; cbsim play has {MAX_BLOCKS} at most")
+    return replace(_identified(setup), others=tuple(map(_identified, setup.others)))
 
 
-def check_servable(setup: Setup, requests: Iterable[Request]) -> None:
-    """Raise `ConfigError` if some of these requests, accepted once, could never be served any more."""
+def _identified(setup: Setup) -> Setup:
+    return replace(setup, pool=replace(setup.pool, has_identities=True))
+
+
+def check_fits(stepper: Stepper, setup: Setup, requests: Iterable[Request]) -> None:
+    """Raise `ConfigError` if a replica of this setup has fewer blocks than are in use here.
+
+    Or if some of these requests, accepted once, could never be served any more.
+    """
+    num_blocks, num_used = setup.pool.num_blocks, stepper.num_blocks_used
+    if num_blocks < num_used:
+        raise ConfigError(
+            f"{NUM_BLOCKS}: got {num_blocks}, but {num_used} blocks are in use; only free ones can go"
+        )
     counted = replace(setup.pool, has_identities=False, prefix_caching=False)
-    fresh = stepwise(replace(setup, pool=counted)).replicas[0]
+    fresh = stepwise(replace(setup, pool=counted, others=(), link=None, num_replicas=1)).replicas[0]
     would_reject = fresh.world.bound(rejects)
-    problems = [
-        f"{request.request_id} could never be served: {told_rejection(setup, request, code)}"
-        for request in requests
-        if (code := would_reject(fresh.records, request)) != layout.FITS
-    ]
+    records = fresh.records._replace(extras=stepper.records.extras)
+    problems = []
+    for request in requests:
+        code = would_reject(records, request)
+        if code != layout.FITS:
+            told = told_rejection(setup, request, code)
+            problems.append(f"{request.request_id} could never be served: {told}")
     if problems:
         raise ConfigError(*problems)
 
 
-def told_rejection(setup: Setup, request: Request, code: int) -> str:
-    """Why a request can't be served, in words."""
+def told_rejection(setup: Setup, request: Request, code: int | None = None) -> str:
+    """Why a request can't be served, in words; `code` is its `rejection` if not given."""
     row = packed([request], layout.REQUEST)[0]
-    row["rejection"] = code
+    row["rejection"] = request.rejection if code is None else code
     return setup.rung.rejection(row, setup.rung.numbers(setup.scheduler, setup.means), setup.means)
 
 
@@ -72,7 +97,6 @@ def tune(stepper: Stepper, setup: Setup, holders: Iterable[Request]) -> None:
     `holders` are all who hold blocks; no more blocks may be in use than there will be.
     """
     resize(stepper.records, setup.pool.num_blocks, holders)
-    stepper.world.pool = setup.pool
     numbers = setup.numbers
     wanted = plain(config_record(numbers))
     for name in numbers:
@@ -80,7 +104,7 @@ def tune(stepper: Stepper, setup: Setup, holders: Iterable[Request]) -> None:
     stepper.make_room()
 
 
-def clear(stepper: Stepper, now: float) -> None:
+def clear(stepper: Stepper) -> None:
     """Preempt all who run, to be computed again, and give back every block. Needs no step under way.
 
     Host memory keeps nothing: the next scheduler may have none.
@@ -89,11 +113,13 @@ def clear(stepper: Stepper, now: float) -> None:
     records.config.preemption = layout.RECOMPUTE
     place = place_of(records, 0)
     step = records.under_way[place]
-    step.place, step.now, step.num_slices = place, now, 0
+    step.place, step.now, step.num_slices = place, world.records.clients.now, 0
     let_go = world.bound(preempt)
     for request in reversed(stepper.running):
         let_go(records, step, request)
     for request in world.requests:
+        if request.replica != stepper.replica:
+            continue
         if request.num_blocks:  # a member of a static batch that has ended
             release(records, request)
         if request.num_swapped_blocks:
@@ -101,29 +127,42 @@ def clear(stepper: Stepper, now: float) -> None:
             request.num_swapped_blocks = 0
 
 
-def succeed(stepper: Stepper, setup: Setup) -> Stepper:
-    """A replica with another scheduler that goes on where a cleared one stopped.
+def succeed(before: StepwiseWorld, world: StepwiseWorld) -> None:
+    """Let the replicas of a world with another scheduler go on where those of another one stop.
 
     Requests wait there in their order of arrival, and its log begins with what was written down so far.
     """
-    successor = stepwise(setup).replicas[0]
-    world, own = successor.world, successor.own
-    for name in _COUNTED:
-        setattr(own, name, getattr(stepper.own, name))
-    before, log = stepper.world.records.log, world.records.log
+    old, new = before.records, world.records
+    for stepper in before.replicas:
+        clear(stepper)
+    for request in old.planned:
+        world.plan(request)
+    new.starts[:] = old.starts
     for name in TABLES:
-        num_rows = getattr(before.lengths, name)
-        setattr(log.lengths, name, num_rows)
-        getattr(log, name).extend(getattr(before, name)[:num_rows])
+        num_rows = getattr(old.log.lengths, name)
+        setattr(new.log.lengths, name, num_rows)
+        getattr(new.log, name).extend(getattr(old.log, name)[:num_rows])
+    for own, own_before in zip(new.own, old.own, strict=True):
+        for name in _COUNTED:
+            setattr(own, name, getattr(own_before, name))
+    for name in layout.CLIENTS.names or ():
+        setattr(new.clients, name, getattr(old.clients, name))
+    new.routers[0].next = old.routers[0].next
+    new.homes[0][:] = old.homes[0]
     wait = world.bound(push)
-    for request in stepper.world.requests:
-        world.add(request)
-        request.place_in_line = 0
+    for request in before.requests:
+        planned = new.planned[request.source]
+        world.requests.append(request)
+        request.first_link, request.end_link = planned.first_link, planned.end_link
+        request.job_length, request.place_in_line = planned.job_length, 0
+        if new.planned_extras:
+            take_extras(new.extras[request.index], new.planned_extras[request.source])
         if request.state in (RequestState.WAITING, RequestState.PREEMPTED):
-            own.num_outstanding += 1
-            wait(successor.records, request)
-    successor.make_room()
-    return successor
+            replica = world.replicas[request.replica]
+            replica.own.num_outstanding += 1
+            wait(replica.records, request)
+    for replica in world.replicas:
+        replica.make_room()
 
 
 # KV blocks known by number, whose number changes; `self` is the replica

@@ -99,7 +99,7 @@ def standing(replica: Replica) -> object:
         [_figures(request) for request in replica.present],
         [request.request_id for request in replica.stepper.running],
         [request.request_id for request in replica.stepper.waiting(replica.now_s)],
-        score_of(replica.stepper.world.requests),
+        score_of(replica.stepper.world.requests, replica.stepper.world.records.planned),
         replica.experiment,
     )
 
@@ -108,14 +108,13 @@ def check(replica: Replica) -> None:
     """Blocks, places and tokens are all there, once."""
     stepper = replica.stepper
     stepper.check_integrity()
-    assert sum(request.num_blocks for request in stepper.world.requests) == sum(
-        request.num_blocks for request in replica.present
-    )
-    running, waiting = stepper.running, stepper.waiting(replica.now_s)
+    here = [request for request in stepper.world.requests if request.replica == replica.number]
+    assert sum(request.num_blocks for request in here) == sum(r.num_blocks for r in replica.present)
+    running, waiting = stepper.running, replica.waiting
     assert len(running) == stepper.own.num_running
     assert len(waiting) == stepper.own.num_waiting
     assert stepper.head(replica.now_s) is (waiting[0] if waiting else None)
-    places = Counter(request.request_id for request in (*running, *waiting))
+    places = Counter(request.request_id for request in (*running, *waiting, *replica.holding))
     assert places == Counter(request.request_id for request in replica.live)
     assert stepper.num_outstanding == len(replica.live)
     for request in running:
@@ -126,7 +125,7 @@ def check(replica: Replica) -> None:
     for request in waiting:
         assert request.num_blocks == 0
         assert request.num_computed_tokens == 0 or request.num_swapped_blocks
-    num_swapped = sum(request.num_swapped_blocks for request in stepper.world.requests)
+    num_swapped = sum(request.num_swapped_blocks for request in here)
     assert stepper.own.num_swapped_blocks == num_swapped
     for request in replica.live:
         assert 0 <= request.num_generated_tokens < request.num_output_tokens

@@ -49,8 +49,8 @@ def test_any_experiment_can_be_played_and_of_a_sweep_the_first_point() -> None:
         (["--script", "<entr>"], "--script: unknown key '<entr>'; did you mean 'enter'?"),
         (["plya"], "plya: no such file, and no experiment of that name; did you mean 'play'?"),
         (
-            ["--set", "replicas.count=5", "--set", "workload.concurrency=3"],
-            "replicas.count: got 5; cbsim play has 1 to 4 replicas\n"
+            ["--set", "replicas.count=9", "--set", "workload.concurrency=3"],
+            "replicas.count: got 9; cbsim play has 1 to 8 replicas\n"
             "workload.concurrency: got 3; in cbsim play requests arrive at their own times: null",
         ),
         (["--set", "scheduler.max_num_seq=2"], "--set: scheduler.max_num_seq: unknown key"),

@@ -73,24 +73,26 @@ def test_a_step_that_preempts(tmp_path: Path) -> None:
 
 def test_a_batch_that_fills_up(tmp_path: Path) -> None:
     scheduler = {"type": "static", "max_num_seqs": 2, "max_model_len": 32, "batch_timeout_s": 5.0}
-    session = Session(experiment(tmp_path, scheduler, TWO[:1]))
-    session.replica.decide()
-    assert session.replica.head_reason is not None
-    assert session.replica.head_reason[1] == "the batch fills up: 1 of 2, until 5.00 s"
-    assert session.step()
-    assert session.replica.last_step is not None
-    assert session.replica.last_step.start_s == 5.0
+    # The first of two replicas gets two requests, and begins; the other one gets one, and waits for more.
+    session = Session(experiment(tmp_path, scheduler, (*TWO, (0.0, 16, 8)), replicas={"count": 2}))
+    session.step()
+    other = session.fleet.replicas[1]
+    assert other.head_reason is not None
+    assert other.head_reason[1] == "the batch fills up: 1 of 2, until 5.00 s"
+    while other.last_step is None:
+        assert session.step()
+    assert other.last_step.start_s == 5.0
 
 
 @pytest.mark.parametrize("scheduler", [name for name in SCHEDULERS if name != "static"])
 def test_it_is_the_reason_that_the_step_gives(
     scheduler: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    note = Replica._note_head
+    note = Replica.decided
     told = set()
 
-    def note_and_compare(replica: Replica) -> None:
-        note(replica)
+    def note_and_compare(replica: Replica, now: float) -> None:
+        note(replica, now)
         if replica.head_reason is None or not replica.stepper.under_way:
             return
         reason, step = replica.head_reason[1], replica.stepper.under_way[-1]
@@ -100,7 +102,7 @@ def test_it_is_the_reason_that_the_step_gives(
             assert is_kv == (step.waiting_for == layout.KV_BLOCKS), reason
             assert is_slot == (step.waiting_for == layout.SLOT), reason
 
-    monkeypatch.setattr(Replica, "_note_head", note_and_compare)
+    monkeypatch.setattr(Replica, "decided", note_and_compare)
     rows = tuple((number / 2, 8 + 7 * number % 40, 4 + 5 * number % 20) for number in range(12))
     session = Session(experiment(tmp_path, SCHEDULERS[scheduler], rows))
     while session.step():
