@@ -230,9 +230,10 @@ class Assembly(Generic[S]):
             data.setdefault(key, name)
 
     def _apply(self, override: Override) -> None:
+        keys = self.document.placed(override.keys)
         for axis, items in self._axes():
-            if override.keys[: len(axis)] == axis and len(override.keys) > len(axis):
-                if override.keys == (*axis, "type"):
+            if keys[: len(axis)] == axis and len(keys) > len(axis):
+                if keys == (*axis, "type"):
                     self.hints.append(_hint_of_type(override))
                 for item in items:
                     self._apply_to_item(override, axis, item)
@@ -255,7 +256,7 @@ class Assembly(Generic[S]):
                 if isinstance(values, dict) and isinstance(values.get("choices"), list):
                     values, listed = values["choices"], (*listed, "choices")
                 if isinstance(values, list):
-                    yield split_key(key), [(*listed, i) for i in range(len(values))]
+                    yield self.document.placed(split_key(key)), [(*listed, i) for i in range(len(values))]
 
     def _groups(self) -> Iterator[tuple[Keys, dict[str, Any]]]:
         """What holds the keys that vary, and where it stands: sweep and tune, and a `zip:` of either."""
@@ -289,15 +290,15 @@ class Assembly(Generic[S]):
         self._drop_pinned(TUNE)
 
     def _pinned(self) -> set[Keys]:
-        """The keys that an override has set: they do not vary."""
-        return {override.keys for override in self._overrides}
+        """The keys that an override has set, items of lists by their number: they do not vary."""
+        return {self.document.placed(override.keys) for override in self._overrides}
 
     def _drop_pinned(self, section: str) -> None:
         """Take the keys that an override has set out of a section that varies them."""
         for origin, group in list(self._groups()):
             if origin[0] != section:
                 continue
-            for key in [key for key in group if split_key(key) in self._pinned()]:
+            for key in [key for key in group if self.document.placed(split_key(key)) in self._pinned()]:
                 del group[key]
             if group == {} and len(origin) > 1:
                 del self.document.data[section]["zip"]

@@ -156,7 +156,7 @@ class AxisParser:
 
     def _is_free(self, key: str, origin: Keys) -> bool:
         """Whether a key is to vary: it may, does so once, and no override has set it."""
-        keys = split_key(key)
+        keys = self._document.placed(split_key(key))
         is_varied_twice = keys in self._seen
         self._seen.add(keys)
         if keys[0] in (SWEEP, TUNE):

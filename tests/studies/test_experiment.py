@@ -183,6 +183,19 @@ def test_an_override_pins_an_axis() -> None:
     assert (both.sweep, len(both.points())) == ({}, 1)
 
 
+def test_a_pool_is_pinned_by_its_name_and_by_its_place() -> None:
+    for axis, key in (("0", "a"), ("a", "0")):
+        swept = f"cluster.pools.{axis}.count"
+        text = HEAD + f"scheduler: orca\ncluster: {{pools: [{{name: a}}]}}\nsweep: {{{swept}: [1, 2]}}\n"
+        experiment = Experiment.load(write(text), [f"cluster.pools.{key}.count=3"])
+        assert experiment.notes == (f"sweep.{swept}: dropped, since {swept} is set",)
+        assert (experiment.sweep, len(experiment.points())) == ({}, 1)
+        assert experiment.cluster is not None
+        assert experiment.cluster.pools[0].count == 3
+        with pytest.raises(ConfigError, match="is swept twice"):
+            Experiment.load("e.yaml", [f"sweep.cluster.pools.{key}.count=[3]"])
+
+
 def test_an_override_below_a_swept_mapping_goes_into_each_value() -> None:
     text = HEAD + "sweep: {scheduler: [{type: static}, orca]}\n"
     experiment = Experiment.load(write(text), ["scheduler.max_num_seqs=9"])
