@@ -5,7 +5,7 @@ from __future__ import annotations
 from cbsim.base.units import format_seconds
 from cbsim.cost import CostModel
 from cbsim.studies.experiment import Experiment
-from cbsim.studies.run_interval import LATENCIES, rerun
+from cbsim.studies.run_interval import LATENCIES, Costs, rerun
 from cbsim.workload import Workload
 
 TOLD_FROM = 0.01
@@ -13,18 +13,23 @@ TOLD_FROM = 0.01
 
 
 def alternative_note(
-    experiment: Experiment, workload: Workload, cost: CostModel, max_tokens: float
+    experiment: Experiment, workload: Workload, cost_of: Costs, max_tokens: float
 ) -> str | None:
     """Mean latencies with and without the part, if one of them differs by more than `TOLD_FROM`.
 
-    The run, or its beginning of `max_tokens` output tokens, is simulated twice more; `None` of a cost model
-    that has no such part or draws its errors.
+    The run, or its beginning of `max_tokens` output tokens, is simulated twice more; `None` of cost models
+    that have no such part or draw their errors.
     """
-    if cost.alternative is None or cost.uses_seed:
+    costs = [cost_of(alone) for alone in experiment.alone]
+    parts_of = [cost.alternative[0] for cost in costs if cost.alternative is not None]
+    if not parts_of or any(cost.uses_seed for cost in costs):
         return None
-    what, without = cost.alternative
-    on = rerun(experiment, workload, lambda _: cost, 1.0, max_tokens)
-    off = rerun(experiment, workload, lambda _: without, 1.0, max_tokens)
+
+    def without(alone: Experiment) -> CostModel:
+        cost = cost_of(alone)
+        return cost if cost.alternative is None else cost.alternative[1]
+
+    on, off = (rerun(experiment, workload, each, 1.0, max_tokens) for each in (cost_of, without))
     means = {name: (on.figures[name]["mean"], off.figures[name]["mean"]) for name in LATENCIES}
     if not any(abs(with_s - without_s) > TOLD_FROM * without_s for with_s, without_s in means.values()):
         return None
@@ -35,4 +40,4 @@ def alternative_note(
         if with_s == with_s
     ]
     part = f" of the first {on.num_requests:,} requests" if on.is_part else ""
-    return f"with and without {what}, means{part} are: {', '.join(parts)}"
+    return f"with and without {parts_of[0]}, means{part} are: {', '.join(parts)}"

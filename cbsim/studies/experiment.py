@@ -281,6 +281,13 @@ class Experiment(Section):
         notes = dict.fromkeys(self.scheduler.unlike_the_server(gpu, self.kv_cache) for gpu in gpus)
         return tuple(note for note in notes if note is not None)
 
+    @property
+    def alone(self) -> list[Experiment]:
+        """The experiment of each pool, those to whom requests come first; itself without a cluster."""
+        if self.cluster is None:
+            return [self]
+        return [own for _, own in sorted(self.pools(), key=lambda each: each[0].role == "decode")]
+
     def resolved(self) -> dict[str, Any]:
         """Plain data that makes this experiment again from any folder, names and defaults spelled out."""
         settings = self.model_dump(mode="json")

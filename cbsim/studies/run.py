@@ -94,9 +94,7 @@ def run_experiment(
         interval = run_interval(experiment, workload, cost_of, summary, max_tokens=budget)
         if interval is not None:
             summary["interval"] = interval.summary()
-        told = None
-        if experiment.cluster is None:
-            told = alternative_note(experiment, workload, cost, budget)
+        told = alternative_note(experiment, workload, cost_of, budget)
         summary["notes"] += [told] if told else []
     if measured.parts is not None:
         began = time.process_time()

@@ -118,8 +118,7 @@ def run_interval(
     Longer runs than `max_tokens` output tokens are taken to be as sensitive as their beginning. `with_front`
     says that latencies count from the client's sending, so that what comes before the engine is in them.
     """
-    alone = [experiment] if experiment.cluster is None else [own for _, own in experiment.pools()]
-    error = known_error(map(cost_of, alone))
+    error = known_error(map(cost_of, experiment.alone))
     if error is None:
         return None
     factor = 1.0 + error.pct / 100.0

@@ -17,7 +17,12 @@ from tests.specs.test_specs import load_model
 NUM_REQUESTS = 60
 
 
-def notes(folder: Path, grid: AttentionGrid | None, **settings: object) -> list[str]:
+POOLS = [{"name": "prompts", "role": "prefill"}, {"name": "answers", "role": "decode"}]
+
+
+def notes(
+    folder: Path, grid: AttentionGrid | None, pools: list[dict[str, str]] | None = None, **settings: object
+) -> list[str]:
     """Of a run whose prompts are of very unequal lengths, about unequal contexts alone."""
     trace = folder / "trace.csv"
     rows = [f"{0.001 * n},{4000 if n % 8 == 0 else 60},200" for n in range(NUM_REQUESTS)]
@@ -39,14 +44,18 @@ def notes(folder: Path, grid: AttentionGrid | None, **settings: object) -> list[
             "workload": {"type": "trace", "path": str(trace)},
             "scheduler": {"type": "vllm"},
             "cost_model": {"type": "profile", "profile": str(folder), **settings},
+            **({} if pools is None else {"cluster": {"pools": pools}}),
         }
     )
     return [note for note in result.summary["notes"] if "unequal" in note]
 
 
-@pytest.mark.parametrize(("grid", "how"), [(TIMED, "as timed or estimated"), (GRID, "by theory")])
-def test_both_figures_are_told_where_they_differ(tmp_path, grid, how):
-    (note,) = notes(tmp_path, grid)
+@pytest.mark.parametrize(
+    ("grid", "how", "pools"),
+    [(TIMED, "as timed or estimated", None), (GRID, "by theory", None), (GRID, "by theory", POOLS)],
+)
+def test_both_figures_are_told_where_they_differ(tmp_path, grid, how, pools):
+    (note,) = notes(tmp_path, grid, pools)
     assert note.startswith(f"with and without what decodes of unequal contexts lose, {how} (cost_model.")
     assert "TPOT " in note
     assert "(+" in note

@@ -11,7 +11,7 @@ import numpy as np
 from cbsim.base.errors import ConfigError
 from cbsim.cli.play import tuning
 from cbsim.cli.play.replica import Replica, Score, score_of
-from cbsim.cli.play.settings import LIVE, NUM_BLOCKS, changes, pools_of, told
+from cbsim.cli.play.settings import LIVE, NUM_BLOCKS, changes, told
 from cbsim.core import layout
 from cbsim.core.clients import next_arrival_s
 from cbsim.core.driver import fault_of
@@ -58,7 +58,7 @@ class Fleet:
         self.setup = tuning.make_setup(experiment, workload)
         self.world = self._world_of(self.setup)
         self.replicas: list[Replica] = []
-        pools = pools_of(experiment)
+        pools = experiment.alone
         for pool, setup in enumerate(self.setup.pools):
             for place in range(setup.num_replicas):
                 stepper = self.world.replicas[len(self.replicas)]
@@ -156,8 +156,8 @@ class Fleet:
         and nothing has changed, for settings that can't change, for fewer blocks than are in use, and if a
         request that is here could never be served then.
         """
-        pools = pools_of(experiment)
-        by_pool = [changes(old, new) for old, new in zip(pools_of(self.experiment), pools, strict=True)]
+        pools = experiment.alone
+        by_pool = [changes(old, new) for old, new in zip(self.experiment.alone, pools, strict=True)]
         changed = [changes(self.experiment, experiment), *by_pool]
         fixed = dict.fromkeys(key for each in changed for key in each if _is_fixed(key))
         if fixed:

@@ -58,13 +58,6 @@ def check_playable(experiment: Experiment) -> None:
         raise ConfigError(*problems)
 
 
-def pools_of(experiment: Experiment) -> list[Experiment]:
-    """The experiment of each pool, those to whom requests come first; itself where there is no cluster."""
-    if experiment.cluster is None:
-        return [experiment]
-    return [own for _, own in sorted(experiment.pools(), key=lambda each: each[0].role == "decode")]
-
-
 def revised(experiment: Experiment, settings: Iterable[str] = (), **sections: Any) -> Experiment:
     """The experiment with whole sections replaced, and settings given as `KEY=VALUE`.
 
