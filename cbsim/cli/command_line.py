@@ -271,11 +271,11 @@ def preview(experiment: Experiment) -> str:
     over = f"{len(points)} points over {', '.join(swept)}; " if experiment.sweep else ""
     over += f"a tune over {', '.join(experiment.space.keys)}; " if experiment.space else ""
     requests = " or ".join(format_count(count) for count in _request_counts(experiments))
-    pools = [own for each in experiments for own in _pools(each)]
-    parts = [(each.scheduler.type, each.model.name, _gpus(each), each.cost_model.type) for each in pools]
-    schedulers, models, gpus, costs = (
-        " and ".join(dict.fromkeys(names)) for names in zip(*parts, strict=True)
-    )
+    alone = [each.alone for each in experiments]
+    pools = [pool for each in alone for pool in each]
+    parts = [(each.scheduler.type, each.model.name, each.cost_model.type) for each in pools]
+    schedulers, models, costs = (" and ".join(dict.fromkeys(names)) for names in zip(*parts, strict=True))
+    gpus = " or ".join(dict.fromkeys(map(_gpus, alone)))
     capacities = [each.kv_capacity for each in pools]
     tokens = _from_to(each.num_tokens for each in capacities)
     longest = _from_to(each.max_model_len for each in capacities)
@@ -286,11 +286,6 @@ def preview(experiment: Experiment) -> str:
         f"KV cache of {tokens} tokens{each} for a longest context of {longest}"
         f"{f' ({admission})' if admission else ''}"
     )
-
-
-def _pools(experiment: Experiment) -> list[Experiment]:
-    """The experiment, or with a cluster that of each pool."""
-    return [experiment] if experiment.cluster is None else [own for _, own in experiment.pools()]
 
 
 def _from_to(numbers: Iterable[int]) -> str:
@@ -322,6 +317,10 @@ def _request_counts(experiments: list[Experiment]) -> list[int]:
     return [count for count in dict.fromkeys(counts) if count is not None]
 
 
-def _gpus(experiment: Experiment) -> str:
-    count = experiment.replicas.count * experiment.num_gpus
-    return experiment.gpu.name if count == 1 else f"{count} x {experiment.gpu.name}"
+def _gpus(pools: list[Experiment]) -> str:
+    """How many of which GPUs the pools have in all."""
+    counts: dict[str, int] = {}
+    for pool in pools:
+        num_gpus = pool.replicas.count * pool.num_gpus
+        counts[pool.gpu.name] = counts.get(pool.gpu.name, 0) + num_gpus
+    return " and ".join(name if count == 1 else f"{count} x {name}" for name, count in counts.items())

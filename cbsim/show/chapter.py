@@ -97,7 +97,7 @@ class HtmlTable:
         """The element; `key` is unique on the page."""
         head = tag("tr", *(self._heading(name, place) for place, name in enumerate(self.header)))
         body = [tag("tr", *(self._cell(cell, place) for place, cell in enumerate(row))) for row in self.rows]
-        named = tag("caption", self.caption)
+        named = tag("caption", tag("span", self.caption))
         table = tag("table", named, tag("thead", head), tag("tbody", *body), id=key, class_="sortable")
         shown = scroller(table, self.caption)
         if len(self.rows) < MIN_FILTERED:

@@ -66,6 +66,9 @@ def _served(config: Mapping[str, Any], swept: Mapping[str, Sequence[Any]] | None
         )
         names[section] = joined([str(value) for value in dict.fromkeys(values)])
     if pools := (config.get("cluster") or {}).get("pools"):
+        if any(key.split(".")[:2] in (["cluster"], ["cluster", "pools"]) for key in swept or {}):
+            gpus = dict.fromkeys(_gpu(config, pool) for pool in pools)
+            return f"{names['model']} on {joined(list(gpus))} in swept pools"
         return f"{names['model']} on {joined([_pool(config, pool) for pool in pools])}"
     is_counted = not any(key.partition(".")[0] in ("replicas", "parallel") for key in swept or {})
     num_gpus = num_gpus_of(config) if is_counted else 1
@@ -75,10 +78,14 @@ def _served(config: Mapping[str, Any], swept: Mapping[str, Sequence[Any]] | None
 
 def _pool(config: Mapping[str, Any], pool: Mapping[str, Any]) -> str:
     """`2 x h200 (prefill)`: what a pool leaves out is the experiment's."""
-    own = {key: pool.get(key) or config.get(key) for key in ("gpu", "parallel")}
-    count = num_gpus_of({"parallel": own["parallel"], "replicas": {"count": pool.get("count", 1)}})
-    gpu = own["gpu"]["name"] if isinstance(own["gpu"], Mapping) else own["gpu"]
-    return f"{count} x {gpu} ({pool.get('name', 'pool')})"
+    parallel = pool.get("parallel") or config.get("parallel")
+    count = num_gpus_of({"parallel": parallel, "replicas": {"count": pool.get("count", 1)}})
+    return f"{count} x {_gpu(config, pool)} ({pool.get('name', 'pool')})"
+
+
+def _gpu(config: Mapping[str, Any], pool: Mapping[str, Any]) -> str:
+    gpu = pool.get("gpu") or config.get("gpu")
+    return str(gpu["name"] if isinstance(gpu, Mapping) else gpu)
 
 
 def num_gpus_of(config: Mapping[str, Any]) -> int:

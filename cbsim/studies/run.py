@@ -22,7 +22,7 @@ from cbsim.observers import Observer
 from cbsim.observers.audience import Audience
 from cbsim.results.latency import mean_parts
 from cbsim.results.measured import measured_log
-from cbsim.results.metrics import Deployment, request_latencies, summarize
+from cbsim.results.metrics import Deployment, PoolSteps, request_latencies, summarize
 from cbsim.results.result import Result, hash_files, hash_mapping, make_manifest, package_version
 from cbsim.results.run_log import RunLog
 from cbsim.results.run_notes import backlog_notes
@@ -181,10 +181,13 @@ def _simulate(
     if num_unsent > 0:
         unsent = f"{num_unsent:,} requests were never sent: the answers that they wait for had not come"
         notes = [unsent, *notes]
-    costs = {id(pool.cost): pool for pool in setup.pools}
-    for pool in costs.values():
-        prefix = f"pool {pool.pool_name}: " if setup.others else ""
-        notes = [*notes, *(prefix + note for note in pool.cost.notes(log.steps))]
+    pools_of: dict[str, list[str]] = {}
+    for place, pool in enumerate(setup.pools):
+        for note in pool.cost.notes(PoolSteps(log, place) if setup.others else log.steps):
+            pools_of.setdefault(note, []).append(pool.pool_name)
+    for note, names in pools_of.items():
+        whose = "" if len(names) == len(setup.pools) else f"pool {' and '.join(names)}: "
+        notes = [*notes, whose + note]
     error = known_error(pool.cost for pool in setup.pools)
     return log, [*speed.notes, *notes, *([error.told()] if error is not None else [])], speed
 

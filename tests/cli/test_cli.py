@@ -206,6 +206,12 @@ def test_check_counts_points() -> None:
     )
 
 
+def test_check_counts_the_gpus_of_all_pools() -> None:
+    pools = "[{name: a, count: 2}, {name: b, count: 3, parallel: {tensor: 2}}, {name: c, gpu: h100}]"
+    ran = cbsim_command("check", "e.yaml", "--set", f"cluster={{pools: {pools}}}")
+    assert ", llama-3-8b on 8 x h200 and h100, constant costs, " in ran.stdout
+
+
 def test_check_tells_what_vllm_would_not_start_with() -> None:
     """0.72 of an RTX 4090 leave Llama-3-8B less than one context of 8,192 tokens, for which it was made."""
     cache = ("kv_cache.gpu_memory_utilization=0.72", "kv_cache.prefix_caching=true")

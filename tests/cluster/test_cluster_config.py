@@ -158,6 +158,18 @@ def test_session_affinity_heeds_sessions_alone() -> None:
     assert used == {"prefix_affinity": {0}, "session_affinity": {0, 1, 2}}
 
 
+def test_what_all_pools_cost_alike_is_told_once() -> None:
+    pools = [TWO[0], {**TWO[1], "cost_model": {"type": "constant", "step_s": 0.01}}]
+    kinds = [
+        {**PLAIN, "cost_model": {"type": "roofline"}, "cluster": {"pools": each}} for each in (TWO, pools)
+    ]
+    (alike,), (own,) = (
+        [note for note in cbsim.run(kind).summary["notes"] if "by a roofline" in note] for kind in kinds
+    )
+    assert alike.startswith("costs are estimated by a roofline")
+    assert own == f"pool {TWO[0]['name']}: {alike}"
+
+
 def test_check_tells_of_requests_that_fit_nowhere() -> None:
     """The longest request does not fit where it is to decode; where its prompt is computed all fit."""
     small = {**TWO[1], "kv_cache": {"num_blocks": 100}}

@@ -19,7 +19,7 @@ from cbsim.base.errors import CbsimError
 from cbsim.cli import main
 from cbsim.show.chapter import Cell, HtmlTable, Markup, prose, tag
 from cbsim.show.report_file import make_report, write_report
-from cbsim.show.served_line import served_run
+from cbsim.show.served_line import served_run, served_trials
 from cbsim.studies.capacity import Plan, capacity
 from cbsim.studies.capacity.answer import save_capacity
 
@@ -302,6 +302,15 @@ def test_model_gpus_and_traffic_are_the_first_line(folders: dict[str, Path]) -> 
 )
 def test_what_was_served_in_a_line(change: dict[str, Any], told: str) -> None:
     assert told in served_run(cbsim.run(CONFIG | change))
+
+
+def test_pools_are_counted_where_none_is_swept() -> None:
+    pools = [{"name": "a", "count": 2}, {"name": "b", "gpu": {"name": "h100"}, "parallel": {"tensor": 4}}]
+    config = {"model": {"name": "m"}, "gpu": {"name": "h200"}, "parallel": {}, "cluster": {"pools": pools}}
+    assert served_trials(config, {"seed": [1, 2]}).startswith("m on 2 x h200 (a) and 4 x h100 (b): ")
+    assert served_trials(config, {"cluster.pools.a.count": [1]}).startswith(
+        "m on h200 and h100 in swept pools"
+    )
 
 
 def test_what_is_swept_is_named_with_its_values(tmp_path: Path) -> None:

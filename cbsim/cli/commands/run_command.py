@@ -170,13 +170,8 @@ def _failure(state: SweepProgress) -> str:
 
 
 def _swept(point: Point) -> str:
-    """The values of a point; of a section its type, if it has one."""
-    types = {
-        key: value.get("type") or full_text(value)
-        for key, value in point.swept.items()
-        if isinstance(value, dict)
-    }
-    return ", ".join(f"{key}={value}" for key, value in {**point.swept, **types}.items())
+    """The values of a point; of sections their types or names, if they have one."""
+    return ", ".join(f"{key}={full_text(value, [value])}" for key, value in point.swept.items())
 
 
 def _run_pictures(runs: Mapping[str, Result], experiment: Experiment) -> dict[str, Figure]:

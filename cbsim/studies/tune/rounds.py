@@ -56,10 +56,11 @@ class Rounds:
         self._sampler = Sampler(space, experiment.seed)
         self._written = _written_values(experiment, space)
         num_further, num_settings = int(self._written is None), space.num_settings
-        self._is_grid = num_settings is not None and num_settings + num_further <= space.plan.trials
+        most = space.plan.trials if num_settings is None else num_settings + num_further
+        self._is_grid = num_settings is not None and most <= space.plan.trials
         self.trials: list[Trial] = []
         self._seen: set[tuple[Number, ...]] = set()
-        self._state = TuneProgress(space.plan.trials)
+        self._state = TuneProgress(min(most, space.plan.trials))
         self._progress = progress
         self._began = time.perf_counter()
         self.manifest: dict[str, Any] = {}

@@ -201,9 +201,10 @@ def apart(**cluster: Any) -> dict[str, Any]:
 def test_costs_of_a_cluster_are_those_of_all_its_pools(tmp_path: Path) -> None:
     keys = {"cluster.pools.prefill.count": [1, 2], "cluster.pools.1.count": [1, 3]}
     priced = {"gpu": {"name": "h200", "price_per_hour": 3.0}, "seed": 1}
-    answer = tune(
-        apart() | priced | {"tune": keys | {"trials": 6, "windows": [], "objective": "cost"}}, tmp_path
-    )
+    plan = {"trials": 9, "windows": [], "objective": "cost"}
+    states: list[TuneProgress] = []
+    answer = tune(apart() | priced | {"tune": keys | plan}, tmp_path, progress=states.append)
+    assert {state.num_trials for state in states} == {6}, "there are no more settings"
     table = answer.table
     assert len(table) == 6
     assert (table["state"] == "ran").all()
