@@ -266,6 +266,10 @@ def _what(entry: Entry) -> str:
         return "waited for its turn and KV blocks where it will decode"
     if entry.what == "KV transfer":
         return f"KV transfer: {_count(entry.num_tokens)}"
+    if entry.what == "no KV":
+        return "waited for its KV cache"
+    if entry.what == "lost":
+        return "lost with its KV cache"
     if entry.what == "passed over":
         return "running, but not in the batch"
     if entry.is_swapped:

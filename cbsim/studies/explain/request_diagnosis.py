@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Mapping
@@ -28,7 +29,8 @@ class Entry:
 
     what: str
     """arrived, waited, admitted, resumed, chunk, first token, decoded, passed over, preempted, finished,
-    rejected or unfinished; and in a cluster handed over, no room (where it will decode), KV transfer."""
+    rejected or unfinished; in a cluster handed over, no room (where it will decode), KV transfer, no KV
+    (which never came), lost."""
     start_s: float
     end_s: float
     first_step: int | None = None
@@ -113,10 +115,29 @@ class RequestStory:
         self.entries.append(Entry("KV transfer", started_s, loaded_s, num_tokens=num_tokens))
         self._wait, self._num_brought = _Wait(loaded_s, loaded_s), num_tokens
 
+    def wait_for_kv(self, at_s: float, until_s: float) -> None:
+        """Another replica takes it over, and loses it before its KV has come."""
+        self.entries += [Entry("handed over", at_s, at_s), Entry("no KV", at_s, until_s)]
+        self._wait = None
+
+    def lose(self, at_s: float) -> None:
+        """It leaves a replica before its last token, its KV lost; so is a step under way."""
+        if self.entries[-1].what == "passed over" and self.entries[-1].end_s >= at_s:
+            self.entries.pop()
+        self._end_wait(at_s)
+        self.entries.append(Entry("lost", at_s, at_s))
+
+    def come_again(self, at_s: float, *, is_anew: bool) -> None:
+        """It comes to a replica after it was lost; the tokens that it had stay, or it starts `is_anew`."""
+        self._wait, self._num_brought = _Wait(at_s, at_s), 0
+        self._was_preempted = True
+        self._has_answered = self._has_answered and not is_anew
+
     def end(self, at_s: float) -> None:
         """Nothing more is known of it: the run ended at `at_s`."""
-        if self.entries[-1].what == "finished":
+        if self.entries[-1].what in ("finished", "lost"):
             return
+        at_s = max(at_s, self.entries[-1].end_s)
         self._end_wait(at_s)
         self.entries.append(Entry("unfinished", at_s, at_s))
 
@@ -311,18 +332,42 @@ def _row(source: Source, request_id: str) -> pd.DataFrame:
 def _entries(source: Source, values: dict[Any, Any]) -> list[Entry]:
     story = RequestStory(str(values["request_id"]), float(values["arrival_s"]))
     events = source.result.events
-    for over in hand_over_table(events[events["request_id"] == story.request_id]).to_dict("records"):
-        times = {"arrival_s": values["arrival_s"], "finished_at_s": over["handed_over_s"]}
-        source.batch_steps(_window(source, {"replica": over["sender"], **times}), story.add)
-        names = ("handed_over_s", "load_started_s", "loaded_s", "num_tokens")
-        story.hand_over(*(over[name] for name in names))
-        values = values | {"arrival_s": over["loaded_s"]}
-    window = _window(source, values)
-    if window.last is not None and window.last >= window.first:
-        source.batch_steps(window, story.add)
+    events = events[events["request_id"] == story.request_id]
+    for visit in _visits(source, values):
+        arrived_s, left_s = visit["arrived_at_s"], visit["left_at_s"]
+        if visit["follows"] == "handed_over":
+            until_s = source.result.events["time_s"].max() if pd.isna(left_s) else left_s
+            here = events[events["time_s"].between(arrived_s, until_s)]
+            over = next(iter(hand_over_table(here).to_dict("records")), None)
+            if over is None:
+                story.wait_for_kv(arrived_s, until_s)
+                arrived_s = math.inf
+            else:
+                names = ("handed_over_s", "load_started_s", "loaded_s", "num_tokens")
+                story.hand_over(*(over[name] for name in names))
+                arrived_s = over["loaded_s"]
+        elif visit["follows"] is not None:
+            story.come_again(arrived_s, is_anew=visit["num_prefill_tokens"] == values["num_prompt_tokens"])
+        times = {"arrival_s": arrived_s, "finished_at_s": left_s}
+        window = _window(source, {"replica": visit["replica"], **times})
+        if window.last is not None and window.last >= window.first:
+            source.batch_steps(window, story.add)
+        if visit["reason"] == "failed":
+            story.lose(left_s)
     steps = steps_of(source.result, window.replica)
     story.end(float((steps["start_s"] + steps["duration_s"]).max()) if len(steps) else story.entries[0].end_s)
     return story.entries
+
+
+def _visits(source: Source, values: dict[Any, Any]) -> list[dict[str, Any]]:
+    """The visits of a request to replicas; with each why the one before ended, `None` for the first."""
+    table = source.result.visits
+    if table is None:
+        of_all = {"arrived_at_s": values["arrival_s"], "left_at_s": values["finished_at_s"], "reason": None}
+        return [{"replica": values["replica"], "follows": None, **of_all}]
+    visits = table[table["request_id"] == values["request_id"]].to_dict("records")
+    reasons = [None, *(str(visit["reason"]) for visit in visits)]
+    return [{**visit, "follows": reason} for visit, reason in zip(visits, reasons, strict=False)]
 
 
 def _window(source: Source, values: dict[Any, Any]) -> Window:

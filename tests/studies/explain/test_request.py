@@ -304,6 +304,48 @@ def test_handed_over_to_a_pool_without_room(tmp_path: Path) -> None:
     ]
 
 
+def lost(folder: Path, at_s: float) -> list[str]:
+    """Of a request whose replica fails for a second where it decodes."""
+    fault = {"pool": "answers", "at_s": at_s, "repair_s": 1.0}
+    settings = {"scheduler": VLLM, "kv_cache": ROOMY, "output": {"batches": True}}
+    run = source(folder, {"a": (0.0, 4, 4)}, cluster=APART | {"faults": [fault]}, **settings)
+    return told(diagnose_request(run, "a"))
+
+
+def test_lost_while_it_decodes(tmp_path: Path) -> None:
+    """Three tokens are out. A prefill replica computes the prompt and these: the fourth is the last one."""
+    assert lost(tmp_path, 4.5)[1:] == [
+        "0.0000 arrived",
+        "0.0000 0 admitted",
+        "0.0000 1.00 s 0 prompt: 4 tokens",
+        "1.0000 0 first token",
+        "1.0000 handed over",
+        "1.0000 1.25 s KV transfer: 4 tokens",
+        "2.2500 0 admitted",
+        "2.2500 2.00 s 0 to 1 2 tokens, 1.00 s each",
+        "4.5000 lost with its KV cache",
+        "4.5000 1 admitted",
+        "4.5000 1.00 s 1 computed again: 7 tokens",
+        "5.5000 1 finished",
+    ]
+
+
+def test_lost_before_its_kv_has_come(tmp_path: Path) -> None:
+    assert lost(tmp_path, 1.5)[4:] == [
+        "1.0000 0 first token",
+        "1.0000 handed over",
+        "1.0000 500 ms waited for its KV cache",
+        "1.5000 lost with its KV cache",
+        "1.5000 1 admitted",
+        "1.5000 1.00 s 1 computed again: 5 tokens",
+        "2.5000 handed over",
+        "2.5000 1.25 s KV transfer: 5 tokens",
+        "3.7500 0 admitted",
+        "3.7500 2.00 s 0 to 1 2 tokens, 1.00 s each",
+        "5.7500 1 finished",
+    ]
+
+
 def test_steps_of_a_cluster_are_those_recorded(tmp_path: Path) -> None:
     given = experiment(tmp_path, {"a": (0.0, 4, 4)}, scheduler=VLLM, kv_cache=ROOMY, cluster=APART)
     recorded = diagnose_request(Source("it", given=given), "a").entries
