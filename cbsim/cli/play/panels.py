@@ -348,7 +348,7 @@ def link_panel(fleet: Fleet, width: int, height: int) -> list[Text]:
     if fleet.held:
         told += f", {len(fleet.held)} wait for a replica"
     lines = [title(f"link: {len(transfers)} under way", width, told)]
-    shown, rest = _cut(transfers, height - 1)
+    shown, rest = _cut(transfers, height - 1) if height > 2 else (transfers[:1], [])
     rows = [_standing(transfer, link) for transfer in shown]
     name = _name_width(of.request for of in shown)
     ways = [f"{of.sender.name} → {of.receiver.name}" for of in shown]

@@ -35,7 +35,7 @@ _EVENTS = {
     layout.LOADED: "KV has come",
     layout.SENT: "KV was fetched",
     layout.FINISHED_NOW: "finished",
-    layout.FAILED_NOW: "failed",
+    layout.FAILED_NOW: "lost",
 }
 """Codes of the record -> what an `Event` calls them."""
 

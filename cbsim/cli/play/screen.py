@@ -104,7 +104,7 @@ def draw(session: Session, status: Status, width: int, height: int) -> list[Text
 
 def _panels(session: Session, status: Status, width: int, height: int) -> list[Text]:
     fleet = session.fleet
-    lines = [_header(session, status), _settings(session), *_standings(session, width)]
+    lines = [_header(session, status), _settings(session), *_standings(session, width, height // 6)]
     lines += link_panel(fleet, width, 2 + (height - MIN_HEIGHT) // 6)
     last = [_figures(session), _message(status), _hints(width)]
     room, several = height - len(lines) - len(last), len(fleet.replicas)
@@ -169,15 +169,19 @@ def _settings(session: Session) -> Text:
     return line.append("k ", TITLE).append(f"blocks {session.replica.stepper.own.num_blocks}")
 
 
-def _standings(session: Session, width: int) -> list[Text]:
-    """How all replicas stand, the one that is shown in bold; nothing where there is one."""
+def _standings(session: Session, width: int, height: int) -> list[Text]:
+    """How all replicas stand, the one that is shown in bold; nothing where there is one.
+
+    At most `height` lines, then those of others around it.
+    """
     replicas = session.fleet.replicas
     if len(replicas) == 1:
         return []
     lines = []
     per_line = max(1, (width - len(_TAB)) // _STANDING_WIDTH)
-    for first in range(0, len(replicas), per_line):
-        line = Text(" " * len(_TAB) if first else _TAB, TITLE)
+    num_before = max(0, session.replica.number // per_line + 1 - height) * per_line
+    for first in range(num_before, min(len(replicas), num_before + height * per_line), per_line):
+        line = Text(" " * len(_TAB) if first > num_before else _TAB, TITLE)
         for replica in replicas[first : first + per_line]:
             told = Text(_standing(replica), TITLE if replica is session.replica else FAINT)
             line.append_text(fitted(told, _STANDING_WIDTH - 1)).append(" ")
