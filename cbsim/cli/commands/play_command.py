@@ -26,7 +26,8 @@ def play(
     """Play CONFIG step by step in the terminal, and change its scheduler while it runs.
 
     Default: twelve requests on a KV cache that is too small for them. Shows the batch, the queue and who
-    holds which KV block; ? tells the keys. What was played can be saved as an experiment.
+    holds which KV block, and of a cluster what is on its way; ? tells the keys. What was played can be saved
+    as an experiment.
     """
     if seed is not None:
         overrides = (*overrides, f"seed={seed}")

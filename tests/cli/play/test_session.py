@@ -51,7 +51,7 @@ def test_played_without_changes_it_is_the_run(scheduler: str, shares_prefix: boo
 
 
 @pytest.mark.parametrize(
-    "router", ["round_robin", "random", "least_outstanding", "least_kv", "prefix_affinity"]
+    "router", ["round_robin", "random", "least_outstanding", "kv_aware", "prefix_affinity"]
 )
 @pytest.mark.parametrize("scheduler", ["static", "vllm-async"])
 def test_two_replicas_are_played_as_they_run(router: str, scheduler: str, tmp_path: Path) -> None:
