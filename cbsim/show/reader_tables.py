@@ -477,7 +477,8 @@ def _row(difference: Difference) -> tuple[str, ...]:
     if difference.figure != WITHIN_SLO:
         figure = latency(difference.figure, difference.statistic)
     change, low, high = (_signed(figure, value) for value in difference.change)
-    told = (figure.show(difference.first), figure.show(difference.second), change, f"{low} to {high}")
+    interval = f"{low} to {high}" if difference.change.low == difference.change.low else "-"
+    told = (figure.show(difference.first), figure.show(difference.second), change, interval)
     return figure.title, *told, "" if difference.is_clear else "not clear"
 
 

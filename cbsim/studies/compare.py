@@ -45,8 +45,8 @@ class Difference:
 
     @property
     def is_clear(self) -> bool:
-        """Whether the interval leaves out "no change"."""
-        return not self.change.contains(0.0)
+        """Whether the interval leaves out "no change"; one of too few requests, NaN, does not."""
+        return self.change.low > 0.0 or self.change.high < 0.0
 
 
 @dataclass(frozen=True, slots=True)

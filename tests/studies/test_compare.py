@@ -141,6 +141,13 @@ def test_the_table_says_what_is_not_clear() -> None:
     assert "50 requests in both runs" in text
 
 
+def test_an_interval_that_is_not_known_is_clear_of_nothing() -> None:
+    unknown = Difference("ttft_s", "mean", 2, 1.0, 1.5, Interval(0.5, math.nan, math.nan))
+    assert not unknown.is_clear
+    text = difference_table(Comparison(2, 0, 0, (unknown,), ()), "old", "new").to_text()
+    assert re.search(r"\+0\.500 +- +not clear", text)
+
+
 def test_the_command_compares_folders(tmp_path: Path) -> None:
     log = random_log(1)
     result(log, SLO).save(tmp_path / "old")
