@@ -43,6 +43,11 @@ class Transfer(NamedTuple):
     layer: int | None
     """Which layer's is being moved, from 1; `None` where all are moved together."""
 
+    @property
+    def share(self) -> float:
+        """What has been moved of the whole."""
+        return self.moved_bytes / self.total_bytes if self.total_bytes else 1.0
+
 
 class Fleet:
     """Goes from step end to step end, on whichever replica the next step ends, as a run does.
@@ -120,12 +125,12 @@ class Fleet:
             # As the core has it: the last token's KV is what the first step there computes.
             total = (extra.num_external_tokens - 1) * link.bytes_per_token
             moved = min(max(total - left, 0.0), total)
-            layer = None
-            if link.is_layered:
-                layer = min(int(moved / total * link.num_layers) + 1, link.num_layers)
             sender, receiver = (self.replicas[number] for number in (on_link.sender, on_link.receiver))
             request = self.world.requests[on_link.request]
-            found.append(Transfer(request, sender, receiver, moved, total, on_link.bytes_per_s, layer))
+            of = Transfer(request, sender, receiver, moved, total, on_link.bytes_per_s, None)
+            if link.is_layered:
+                of = of._replace(layer=min(int(of.share * link.num_layers) + 1, link.num_layers))
+            found.append(of)
         return found
 
     def advance(self) -> bool:
@@ -139,8 +144,9 @@ class Fleet:
         clients = self.world.records.clients
         self.replicas[clients.replica].ended(clients.place)
         self._arrive()
-        while self.is_over and self._go_on() != DONE:
-            pass  # KV that has been fetched leaves its blocks.
+        if self.is_over and not any(replica.stepper.under_way for replica in self.replicas):
+            while self._go_on() != DONE:
+                pass  # KV that has been fetched leaves its blocks.
         return True
 
     def add(self, request: Request) -> None:

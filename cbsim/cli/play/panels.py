@@ -155,7 +155,7 @@ def queue_panel(
     if waiting:
         reason = textwrap.wrap(_reason(replica, waiting[0]), width, max_lines=3, placeholder=" …")
         lines += [Text(line, TITLE) for line in reason]
-    moved = {of.request: f" KV {of.moved_bytes / of.total_bytes:.0%}" for of in transfers}
+    moved = {of.request: f" KV {of.share:.0%}" for of in transfers}
     remarks = {request: moved.get(request, _arrived(replica, request)) for request in holding}
     remarks |= {request: _remarks(request, replica.now_s) for request in waiting}
     shown, rest = _cut([*holding, *waiting], height - len(lines))
@@ -365,7 +365,8 @@ def link_panel(fleet: Fleet, width: int, height: int) -> list[Text]:
 
 def _standing(of: Transfer, link: Any) -> str:
     """Bytes moved of how many, which layer, the rate, and how long the rest takes at that."""
-    moved = f"{of.moved_bytes / of.total_bytes:.0%} of {format_bytes(of.total_bytes)}"
+    moved, total = format_bytes(of.moved_bytes), format_bytes(of.total_bytes)
+    moved = f"{moved.removesuffix(total[total.index(' ') :])}/{total}"
     layer = "" if of.layer is None else f", layer {of.layer}/{link.num_layers}"
     left_s = (of.total_bytes - of.moved_bytes) / of.bytes_per_s
     return f"{moved}{layer}, {of.bytes_per_s / GIGA:.3g} GB/s, {format_seconds(left_s)} left"

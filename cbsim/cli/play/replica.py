@@ -162,7 +162,7 @@ class Replica:
     @property
     def waiting(self) -> list[Request]:
         """Who waits, in the order in which the last decision found them, but for those whose KV comes."""
-        own, holding = self.stepper.own, self.holding
+        own, holding = self.stepper.own, set(self.holding)
         waiting = self.stepper.waiting(self.stepper.decided_at_s) if own.num_waiting else []
         return [request for request in waiting if request not in holding]
 

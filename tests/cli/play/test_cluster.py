@@ -69,7 +69,7 @@ cbsim play  experiment  5 vllm  6 steps  7.5000 s  1 under way  paused
 t max_tokens_per_step 24  c chunk_size 0  n max_num_seqs 4  k blocks 16
 tab prompts 0: 1 run 0 wait 1 kept 88%    answers 0: 1 run 0 wait 1 fetch 100%
 ─ link: 1 under way 8.19e-06 GB/s a replica ────────────────────────────────────
-B r1 prompts 0 → answers 0 ██░░░░░░░ 20% of 40.0 KiB, 8.19e-06 GB/s, 4.00 s left
+B r1 prompts 0 → answers 0 ██░░░░░░░░░ 8.00/40.0 KiB, 8.19e-06 GB/s, 4.00 s left
 
 ─ ▸ prompts 0: batch of step 2 1.50 s ───────── ─ queue: 0 ─────────────────────
 budget 8/24 ▓▓▓▓▓░░░░░░░░░ 0 decodes, 8 prefill nobody will come
