@@ -65,9 +65,9 @@ class Fleet:
         self.replicas: list[Replica] = []
         pools = experiment.alone
         for pool, setup in enumerate(self.setup.pools):
-            for place in range(setup.num_replicas):
+            for _ in range(setup.num_replicas):
                 stepper = self.world.replicas[len(self.replicas)]
-                self.replicas.append(Replica(pools[pool], setup, stepper, pool, place))
+                self.replicas.append(Replica(pools[pool], setup, stepper, pool))
         self._num_read = 0
         self._arrive()
 

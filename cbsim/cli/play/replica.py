@@ -117,10 +117,9 @@ def score_of(visits: Sequence[Any], planned: Sequence[Any]) -> Score:
 class Replica:
     """One replica of a `Fleet`, which says what happens there."""
 
-    def __init__(self, experiment: Experiment, setup: Setup, stepper: Stepper, pool: int, place: int) -> None:
-        """`experiment` and `setup` are its pool's, which is number `pool`; it stands there at a `place`."""
-        self.experiment, self.setup = experiment, setup
-        self.pool, self.place = pool, place
+    def __init__(self, experiment: Experiment, setup: Setup, stepper: Stepper, pool: int) -> None:
+        """`experiment` and `setup` are its pool's, which is number `pool`."""
+        self.experiment, self.setup, self.pool = experiment, setup, pool
         self.number = stepper.replica
         self.stepper = stepper
         """The one that decides now: another one under another scheduler."""
@@ -139,9 +138,9 @@ class Replica:
 
     @property
     def name(self) -> str:
-        """What it is called among others: by its pool, where pools have names of their own."""
+        """What it is called among others: by its pool, if that has a name of its own, and its number in all."""
         pool = self.setup.pool_name
-        return f"{'replica' if pool == DEFAULT_POOL else pool[:_MAX_POOL]} {self.place}"
+        return f"{'replica' if pool == DEFAULT_POOL else pool[:_MAX_POOL]} {self.number}"
 
     @property
     def num_steps(self) -> int:

@@ -67,9 +67,9 @@ def test_pools_are_played_as_they_run(name: str, scheduler: str, tmp_path: Path)
 SHOWN = """\
 cbsim play  experiment  5 vllm  6 steps  7.5000 s  1 under way  paused
 t max_tokens_per_step 24  c chunk_size 0  n max_num_seqs 4  k blocks 16
-tab prompts 0: 1 run 0 wait 1 kept 88%    answers 0: 1 run 0 wait 1 fetch 100%
+tab prompts 0: 1 run 0 wait 1 kept 88%    answers 1: 1 run 0 wait 1 fetch 100%
 ─ link: 1 under way 8.19e-06 GB/s a replica ────────────────────────────────────
-B r1 prompts 0 → answers 0 ██░░░░░░░░░ 8.00/40.0 KiB, 8.19e-06 GB/s, 4.00 s left
+B r1 prompts 0 → answers 1 ██░░░░░░░░░ 8.00/40.0 KiB, 8.19e-06 GB/s, 4.00 s left
 
 ─ ▸ prompts 0: batch of step 2 1.50 s ───────── ─ queue: 0 ─────────────────────
 budget 8/24 ▓▓▓▓▓░░░░░░░░░ 0 decodes, 8 prefill nobody will come
@@ -90,7 +90,7 @@ A filled  · free                                   0 B r1 admitted
 
 s step  r run  u undo  1-5 scheduler  tcnk limits  a add  w save  ? help  q quit"""
 ANSWERS = """\
-─ ▸ answers 0: batch of step 2 1.00 s ───────── ─ queue: 0 fetching KV: 1 ──────
+─ ▸ answers 1: batch of step 2 1.00 s ───────── ─ queue: 0 fetching KV: 1 ──────
 budget 1/24 █░░░░░░░░░░░░░ 1 decodes, 0 prefill B r1 40+4 KV 20%
 A r0 decode  +1 ██████████████│██▓░░ 16/16  4/6"""
 
@@ -129,7 +129,7 @@ def test_a_hand_over_worked_by_hand(tmp_path: Path) -> None:
     assert text_of(session, 160, 40) == shown
     beside = next(line for line in shown.splitlines() if "batch of" in line)
     assert "prompts 0: batch of step 2 1.50 s" in beside
-    assert "answers 0: batch of step 2 1.00 s" in beside
+    assert "answers 1: batch of step 2 1.00 s" in beside
 
 
 @pytest.mark.parametrize(("width", "height"), [(60, 18), (80, 24), (120, 40), (200, 50)])
