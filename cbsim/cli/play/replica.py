@@ -138,7 +138,7 @@ class Replica:
 
     @property
     def name(self) -> str:
-        """What it is called among others: by its pool, if that has a name of its own, and its number in all."""
+        """What it is called among others: its pool, if that has a name of its own, and its number in all."""
         pool = self.setup.pool_name
         return f"{'replica' if pool == DEFAULT_POOL else pool[:_MAX_POOL]} {self.number}"
 
