@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -38,7 +40,8 @@ HELD_BYTES = 40 * MIB
 class Record:
     """The columns of each table of a `Log`, rows in the order in which they were written.
 
-    Those of a long run lie in a temporary file without a name, which goes with the process.
+    They lie in pieces, of all tables alike: what came in one time is in one piece. Those of a long run lie in
+    a temporary file without a name, which goes with the process.
     """
 
     def __init__(self) -> None:
@@ -62,7 +65,7 @@ class Record:
             else:
                 setattr(lengths, table, 0)
         if self._fresh_bytes > FRESH_BYTES:
-            self._narrow()
+            self.end_piece()
         if self._held_bytes > HELD_BYTES:
             self._spool()
 
@@ -79,11 +82,23 @@ class Record:
     def pieces(self, table: str, *names: str) -> Iterator[tuple[Array, ...]]:
         """Some columns of a table, many rows at a time."""
         for several in zip(*(self._all(table, name) for name in names), strict=True):
-            yield tuple(self._loaded(piece) for piece in several)
+            if len(several[0]):
+                yield tuple(self._loaded(piece) for piece in several)
 
-    def column(self, table: str, name: str) -> Array:
-        """A column of a table, as it was written: integers of 32 bits where the log has those."""
-        pieces = [self._loaded(piece) for piece in self._all(table, name)]
+    @property
+    def num_pieces(self) -> int:
+        """How many pieces there are."""
+        return len(self._pieces["steps", "step"]) + 1
+
+    def column(self, table: str, name: str, first: int = 0, end: int | None = None) -> Array:
+        """A column of a table, as it was written: integers of 32 bits where the log has those.
+
+        From piece `first` up to piece `end`, which is left out; `None` is the last one's end.
+        """
+        every = [*self._pieces[table, name][first:end]]
+        if end is None or end >= self.num_pieces:
+            every += self._fresh[table, name]
+        pieces = [self._loaded(piece) for piece in every]
         if len(pieces) == 1 and pieces[0].dtype == TABLES[table][name]:
             return pieces[0]
         return np.concatenate([np.empty(0, TABLES[table][name]), *pieces], dtype=TABLES[table][name])
@@ -95,14 +110,13 @@ class Record:
     def _all(self, table: str, name: str) -> list[Array | Constant | Stored]:
         return [*self._pieces[table, name], *self._fresh[table, name]]
 
-    def _narrow(self) -> None:
-        """Hold what came last in as few bytes as it needs."""
+    def end_piece(self) -> None:
+        """Make a piece of what came last, held in as few bytes as it needs."""
         for each, fresh in self._fresh.items():
-            if fresh:
-                narrow = _narrowed(fresh)
-                self._pieces[each].append(narrow)
-                self._held_bytes += 0 if isinstance(narrow, Constant) else narrow.nbytes
-                fresh.clear()
+            narrow = _narrowed(fresh) if fresh else Constant(0, 0)
+            self._pieces[each].append(narrow)
+            self._held_bytes += 0 if isinstance(narrow, Constant) else narrow.nbytes
+            fresh.clear()
         self._fresh_bytes = 0
 
     def _spool(self) -> None:
@@ -161,22 +175,13 @@ def _narrowed(parts: list[Array]) -> Array | Constant:
 
 
 class StepColumns(Mapping[str, Array]):
-    """`RunLog.steps`: the steps of one replica or of all, a column at a time."""
+    """`RunLog.steps`: the steps of all replicas in the order of (start, replica), a column at a time."""
 
-    def __init__(
-        self,
-        record: Record,
-        names: tuple[str, ...],
-        num_blocks: Array,
-        places: Callable[[], Array] | None = None,
-    ) -> None:
-        """`num_blocks` are those of each replica; `places` gives the rows of the record in the order wanted,
-        `None` all, as they were written.
-        """
+    def __init__(self, record: Record, names: tuple[str, ...], num_blocks: Array) -> None:
+        """`num_blocks` are those of each replica."""
         self._record = record
         self._names = names
         self._num_blocks = num_blocks
-        self._places = places
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -189,27 +194,53 @@ class StepColumns(Mapping[str, Array]):
 
     def pieces(self, *names: str) -> Iterator[tuple[Array, ...]]:
         """Some columns, many rows at a time, in the order they were written; integers may have few bits."""
-        known = [name for name in names if name != "kv_blocks_total"]
-        is_one = bool((self._num_blocks == self._num_blocks[0]).all())
-        for several in self._record.pieces("steps", *known, *([] if is_one else ["replica"])):
-            found = dict(zip(known, several, strict=False))
-            total = np.broadcast_to(np.int64(self._num_blocks[0]), len(several[0]))
-            if not is_one:
-                total = self._num_blocks[several[-1]]
-            yield tuple(total if name == "kv_blocks_total" else found[name] for name in names)
+        known = [name if name != "kv_blocks_total" else "replica" for name in names]
+        for several in self._record.pieces("steps", *known):
+            yield tuple(map(self._figures, names, several))
+
+    def in_order(self, names: tuple[str, ...], num_rows: int) -> Iterator[dict[str, Array]]:
+        """Some columns, about `num_rows` rows at a time, in order."""
+        starts_s = ((piece, self._part("start_s", piece)) for piece in range(self._record.num_pieces))
+        spans = [(n, len(start_s), start_s.min(), start_s.max()) for n, start_s in starts_s if len(start_s)]
+        pieces, lengths, lows, highs = np.transpose(spans or [(0, 0, -np.inf, np.inf)])
+        by_low = np.argsort(lows, kind="stable")
+        # Of the rows before the instant at which a piece begins, all are in the pieces that begin earlier.
+        cuts_s = lows[by_low[1:]][np.diff(np.cumsum(lengths[by_low]) // num_rows) > 0]
+        cuts_s = np.unique(cuts_s[cuts_s > lows.min()])
+        for from_s, to_s in pairwise([-np.inf, *cuts_s.tolist(), np.inf]):
+            columns: dict[str, list[Array]] = {name: [] for name in ("start_s", "replica", *names)}
+            for piece in pieces[(highs >= from_s) & (lows < to_s)].astype(int).tolist():
+                start_s = self._part("start_s", piece)
+                rows = np.flatnonzero((start_s >= from_s) & (start_s < to_s))
+                for name, several in columns.items():
+                    several.append(self._part(name, piece)[rows])
+            joined = {name: np.concatenate(several) for name, several in columns.items()}
+            order = np.lexsort((joined["replica"], joined["start_s"]))
+            yield {name: wide(joined[name][order]) for name in names}
+
+    def _part(self, name: str, piece: int) -> Array:
+        """A column of one piece."""
+        known = "replica" if name == "kv_blocks_total" else name
+        return self._figures(name, self._record.column("steps", known, piece, piece + 1))
+
+    def _figures(self, name: str, column: Array) -> Array:
+        """A column of the record; `kv_blocks_total` by the column of replicas."""
+        return self._num_blocks[column] if name == "kv_blocks_total" else column
 
     def __getitem__(self, name: str) -> Array:
-        places = None if self._places is None else self._places()
-        if name == "kv_blocks_total" and (self._num_blocks == self._num_blocks[0]).all():
-            num_rows = self._record.num_rows("steps") if places is None else len(places)
-            return np.broadcast_to(np.int64(self._num_blocks[0]), num_rows)
         if name == "kv_blocks_total":
             return self._num_blocks[self["replica"]]
-        column = self._record.column("steps", name)
-        return _wide(column if places is None else column[places])
+        column = wide(self._record.column("steps", name))
+        return column if len(self._num_blocks) == 1 else column[self._order]
+
+    @cached_property
+    def _order(self) -> Array:
+        """Rows of the record in order: those of one replica are."""
+        return np.lexsort((self._record.column("steps", "replica"), self._record.column("steps", "start_s")))
 
 
-def _wide(column: Array) -> Array:
+def wide(column: Array) -> Array:
+    """A column whose whole numbers have 64 bits."""
     return column if column.dtype.kind == "f" else column.astype(np.int64)
 
 

@@ -18,8 +18,8 @@ MAX_DECODES = 1024
 """Sizes up to which a cost model lists what counts alone decide, unless told others."""
 STEPS_TO_COMPILE = 2_000_000
 STEPS_TO_LOAD = 10_000
-"""Numbers of steps from which compiling the loop (some 6 s), or loading what another process compiled
-(0.04 s), takes less time than interpreting it (4 us a step)."""
+"""Numbers of steps, all that a process prices, from which compiling the loop (some 6 s), or loading what
+another process compiled (0.04 s), takes less time than interpreting it (4 us a step)."""
 
 
 class CostRules(NamedTuple):
@@ -51,20 +51,35 @@ def price(rules: CostRules, columns: StepColumns) -> Floats:
     """Seconds of each step: the same bits as the rule gives for it alone."""
     shapes, chunks = columns.records()
     loop, seconds = loop_of(rules.step_s), np.zeros(len(shapes))
-    pays = len(shapes) >= STEPS_TO_COMPILE or (len(shapes) >= STEPS_TO_LOAD and loop.is_cached)
-    if pays and can_compile():
+    if loop.pays(len(shapes)):
         with suppress(CannotCompile):
-            loop.compiled(rules.record, shapes, chunks, seconds)
+            loop.bound.compiled(rules.record, shapes, chunks, seconds)
+            loop.is_loaded = True
             return seconds
     prices = seconds.tolist()
-    loop.interpreted(plain(rules.record), plain(shapes), plain(chunks), prices)
+    loop.bound.interpreted(plain(rules.record), plain(shapes), plain(chunks), prices)
     return np.array(prices, dtype=np.float64)
 
 
+class PriceLoop:
+    """The loop over steps for one rule, interpreted until compiling or loading it would have paid."""
+
+    def __init__(self, step_s: Any) -> None:
+        self.bound = Bound(price_steps, {"step_s": step_s})
+        self.is_loaded = False
+        self._num_priced = 0
+
+    def pays(self, num_steps: int) -> bool:
+        """Whether so many further steps are to be priced by the compiled loop."""
+        self._num_priced += num_steps
+        is_worth = self._num_priced >= (STEPS_TO_LOAD if self.bound.is_cached else STEPS_TO_COMPILE)
+        return self.is_loaded or (is_worth and can_compile())
+
+
 @cache
-def loop_of(step_s: Any) -> Bound:
-    """The loop over steps for one rule."""
-    return Bound(price_steps, {"step_s": step_s})
+def loop_of(step_s: Any) -> PriceLoop:
+    """The loop for one rule, one in a process."""
+    return PriceLoop(step_s)
 
 
 def price_steps(cost: Any, shapes: Any, chunks: Any, seconds: Any) -> None:

@@ -28,39 +28,45 @@ MANTISSA_BITS = 10
 FIRST_EXPONENT, NUM_EXPONENTS = -20, 32
 """Of two: smaller values fall into the first bin, larger ones into the last."""
 NUM_BINS = NUM_EXPONENTS << MANTISSA_BITS
+ROWS_KEPT = 4_000_000
+"""Gaps held at a time while quantiles are found."""
 
 
 def weighted_quantiles(pieces: Iterable[tuple[Column, Column]], quantiles: Column) -> Column:
     """`numpy.quantile(numpy.repeat(values, counts), quantiles)` to the last bit.
 
-    `pieces` are arrays of values >= 0 and of how often each occurs (integers), to be gone through twice: a
-    first pass counts by bins, a second one keeps the bins that hold the ranks wanted.
+    `pieces` are arrays of values >= 0 and of how often each occurs (integers), to be gone through several
+    times: a first pass counts by bins, further ones keep the bins that hold the ranks wanted, as many bins at
+    a time as hold `ROWS_KEPT` values.
     """
-    num_in = np.zeros(NUM_BINS)
+    num_in, num_rows = np.zeros((2, NUM_BINS))
     for values, counts in pieces:
-        num_in += np.bincount(_bins(values), counts, NUM_BINS)
+        bins = _bins(values)
+        num_in += np.bincount(bins, counts, NUM_BINS)
+        num_rows += np.bincount(bins, minlength=NUM_BINS)
     num_up_to = np.cumsum(num_in).astype(np.int64)
     position = (int(num_up_to[-1]) - 1) * quantiles
-    below, above = np.floor(position), np.ceil(position)
-    is_wanted = np.zeros(NUM_BINS, dtype=bool)
-    for rank in (below, above):
-        is_wanted[np.searchsorted(num_up_to, rank, side="right")] = True
-    kept = []
-    for values, counts in pieces:
-        is_kept = is_wanted[_bins(values)]
-        kept.append((values[is_kept], counts[is_kept]))
-    values, counts = (np.concatenate(columns) for columns in zip(*kept, strict=True))
-    order = np.argsort(values)
-    values, num_kept_up_to = values[order], np.cumsum(counts[order], dtype=np.int64)
-    # Values in bins that were not kept lie before those of later bins.
-    num_left_out = np.cumsum(np.where(is_wanted, 0, num_in)).astype(np.int64)
-
-    def at(rank: Column) -> Column:
-        place = np.searchsorted(num_up_to, rank, side="right")
-        found: Column = values[np.searchsorted(num_kept_up_to, rank - num_left_out[place], side="right")]
-        return found
-
-    low, high, share = at(below), at(above), position - below
+    ranks = np.unique([np.floor(position), np.ceil(position)]).astype(np.int64)
+    bins_of = np.searchsorted(num_up_to, ranks, side="right")
+    found = np.empty(len(ranks))
+    wanted, place = np.unique(bins_of, return_inverse=True)
+    group = (np.cumsum(num_rows[wanted]) // ROWS_KEPT)[place]
+    for rows in (np.flatnonzero(group == number) for number in np.unique(group)):
+        is_wanted = np.zeros(NUM_BINS, dtype=bool)
+        is_wanted[bins_of[rows]] = True
+        kept = []
+        for values, counts in pieces:
+            is_kept = is_wanted[_bins(values)]
+            kept.append((values[is_kept], counts[is_kept]))
+        values, counts = (np.concatenate(columns) for columns in zip(*kept, strict=True))
+        order = np.argsort(values)
+        num_kept_up_to = np.cumsum(counts[order], dtype=np.int64)
+        # Values in bins that were not kept lie before those of later bins.
+        num_left_out = np.cumsum(np.where(is_wanted, 0, num_in)).astype(np.int64)
+        among_kept = ranks[rows] - num_left_out[bins_of[rows]]
+        found[rows] = values[order[np.searchsorted(num_kept_up_to, among_kept, side="right")]]
+    low, high = (found[np.searchsorted(ranks, rank)] for rank in (np.floor(position), np.ceil(position)))
+    share = position - np.floor(position)
     # From the nearer of the two, as numpy does: otherwise the last bit differs.
     between: Column = np.where(share < 0.5, low + (high - low) * share, high - (high - low) * (1 - share))
     return between

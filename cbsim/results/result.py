@@ -39,7 +39,7 @@ from cbsim.results.output import (
 from cbsim.results.run_files import check_run_file
 from cbsim.results.run_log import RunLog
 from cbsim.results.slo import Slo
-from cbsim.results.table_file import hash_table, read_table, write_table
+from cbsim.results.table_file import hash_table, read_table, write_tables
 from cbsim.results.tables import TABLES, ArrowTable, to_frame
 
 if TYPE_CHECKING:
@@ -114,14 +114,14 @@ CONFIG, SUMMARY = "config.yaml", "summary.json"
 class Result:
     """One run: `summary` and `config` at hand, its tables as DataFrames that are made when first asked for.
 
-    `make_table` gives the Arrow table of a name in `TABLES`, or `None` where it wasn't recorded.
+    `make_tables` gives the Arrow table of a name in `TABLES` in pieces, none where it wasn't recorded.
     """
 
     summary: Summary
     config: dict[str, Any]
     """The resolved configuration, as in `config.yaml`."""
     manifest: dict[str, Any]
-    make_table: Callable[[str], ArrowTable | None]
+    make_tables: Callable[[str], Iterator[ArrowTable]]
     observers: Sequence[Observer] = ()
     """Who watched the run, with what they saw; nobody where it was read from a folder."""
 
@@ -218,11 +218,17 @@ class Result:
         (folder / SUMMARY).write_text(_json(self.summary), encoding="utf-8", newline="")
         hashes = {name: _digest(folder / name) for name in (CONFIG, SUMMARY)}
         for name in TABLES:
-            table = self.make_table(name)
-            if table is not None:
-                write_table(table, folder / f"{name}.parquet")
-                hashes[f"{name}.parquet"] = hash_table(table, name)
+            digest = write_tables(self.make_tables(name), folder / f"{name}.parquet", name)
+            if digest is not None:
+                hashes[f"{name}.parquet"] = digest
         (folder / MANIFEST).write_text(_json(manifest | {FILES: hashes}), encoding="utf-8", newline="")
+
+    def make_table(self, name: str) -> ArrowTable | None:
+        """The Arrow table of a name in `TABLES`; `None` where it wasn't recorded."""
+        import pyarrow as pa
+
+        tables = list(self.make_tables(name))
+        return pa.concat_tables(tables) if tables else None
 
     def _frame(self, name: str) -> pd.DataFrame:
         return to_frame(self.make_table(name))
@@ -336,23 +342,23 @@ def _table_files(folder: Path) -> list[str]:
     ]
 
 
-def _from_log(log: RunLog, measured: RunLog, name: str) -> ArrowTable | None:
+def _from_log(log: RunLog, measured: RunLog, name: str) -> Iterator[ArrowTable]:
     """A table of all that happened, but for the distribution of gaps, which is a figure."""
     return TABLES[name].make(measured if name == "itl" else log)
 
 
 def _from_folder(
     folder: Path, manifest: Mapping[str, Any], num_requests: int, name: str
-) -> ArrowTable | None:
+) -> Iterator[ArrowTable]:
     """A table of a run whose figures are about so many requests, at least."""
     path = folder / f"{name}.parquet"
     if path.name not in _table_files(folder):
-        return None
+        return
     table = read_table(path, name)
     check_hash(path, manifest, hash_table(table, name))
     if name == "requests" and len(table) < num_requests:
         raise CbsimError(f"{path}: got {len(table):,} rows; expected {num_requests:,}, as in {SUMMARY}")
-    return table
+    yield table
 
 
 def check_hash(path: Path, manifest: Mapping[str, Any], digest: str) -> None:

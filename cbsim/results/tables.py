@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cbsim.core.record import StepColumns
 from cbsim.results.latency import HAND_OVER_PARTS, PARTS, TTFT_PARTS
 from cbsim.results.metrics import request_latencies, weighted_quantiles
 from cbsim.results.run_log import CHANGES, EVENTS, KINDS, RunLog
@@ -214,6 +215,8 @@ ITL = (
     Field("itl_s", "float64", "s", "Exact quantile of the gaps between consecutive tokens"),
 )
 NUM_ITL_QUANTILES = 2001
+STEPS_AT_ONCE = 1 << 18
+"""Rows of steps that are made into a table at a time."""
 
 _ENDS = {
     RequestState.FINISHED: "finished",
@@ -280,12 +283,16 @@ def _ends(state: Any, *under_way: str) -> Any:
     return labels(codes, [*_ENDS.values(), *under_way])
 
 
-def steps_table(log: RunLog) -> ArrowTable:
-    """One row a step in order of (start, replica)."""
+def steps_tables(log: RunLog) -> Iterator[ArrowTable]:
+    """One row a step in order of (start, replica), in tables one behind the other."""
     further = (*(() if log.slices is None else SLICE_STEPS), *DRAFT_STEPS, *WINDOW_STEPS)
     fields = (*STEPS, *(field for field in further if field.name in log.steps))
-    columns = {field.name: log.steps[field.name] for field in fields if field is not _POOL}
-    return _table(fields, columns | {"pool": _pool(log, log.steps["replica"])})
+    names = tuple(field.name for field in fields if field is not _POOL)
+    pieces: Iterable[Mapping[str, Any]] = [log.steps]
+    if isinstance(log.steps, StepColumns):
+        pieces = log.steps.in_order(names, STEPS_AT_ONCE)
+    for columns in pieces:
+        yield _table(fields, {**columns, "pool": _pool(log, columns["replica"])})
 
 
 def events_table(log: RunLog) -> ArrowTable:
@@ -323,24 +330,36 @@ def itl_table(log: RunLog) -> ArrowTable:
     return _table(ITL, {"quantile": quantile, "itl_s": itl_s})
 
 
+def _at_once(make: Callable[[RunLog], ArrowTable | None]) -> Callable[[RunLog], Iterator[ArrowTable]]:
+    """What makes a table in one go as what makes it in pieces."""
+
+    def tables(log: RunLog) -> Iterator[ArrowTable]:
+        table = make(log)
+        if table is not None:
+            yield table
+
+    return tables
+
+
 class TableKind(NamedTuple):
     """A Parquet file of the run folder."""
 
     fields: tuple[Field, ...]
     """The columns it may have."""
-    make: Callable[[RunLog], ArrowTable | None]
+    make: Callable[[RunLog], Iterator[ArrowTable]]
+    """Its rows in tables one behind the other, so that few need be held; none where it wasn't recorded."""
     is_optional: bool = False
     """Whether a run folder may lack it: recorded on demand, or unknown to former versions."""
 
 
 TABLES = {
-    "requests": TableKind((*REQUESTS, *REQUEST_PARTS, *REQUEST_HAND_OVERS), requests_table),
-    "visits": TableKind(VISITS, visits_table, is_optional=True),
-    "replicas": TableKind(REPLICAS, replicas_table, is_optional=True),
-    "steps": TableKind((*STEPS, *SLICE_STEPS), steps_table),
-    "events": TableKind(EVENT_ROWS, events_table),
-    "batches": TableKind(BATCHES, batches_table, is_optional=True),
-    "itl": TableKind(ITL, itl_table),
+    "requests": TableKind((*REQUESTS, *REQUEST_PARTS, *REQUEST_HAND_OVERS), _at_once(requests_table)),
+    "visits": TableKind(VISITS, _at_once(visits_table), is_optional=True),
+    "replicas": TableKind(REPLICAS, _at_once(replicas_table), is_optional=True),
+    "steps": TableKind((*STEPS, *SLICE_STEPS), steps_tables),
+    "events": TableKind(EVENT_ROWS, _at_once(events_table)),
+    "batches": TableKind(BATCHES, _at_once(batches_table), is_optional=True),
+    "itl": TableKind(ITL, _at_once(itl_table)),
 }
 """By their names, without suffix."""
 OPTIONAL_COLUMNS = (

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cache, partial
+from functools import partial
 from itertools import chain, tee
 from math import inf
 from typing import Any, Literal
@@ -43,7 +43,7 @@ from cbsim.cost import CostModel, StepShape
 from cbsim.observers import ObservedRun
 from cbsim.observers.audience import Audience
 from cbsim.observers.views import SchedulerView
-from cbsim.results.latency import Replica, request_parts
+from cbsim.results.latency import request_parts
 from cbsim.results.metrics import DEFAULT_POOL
 from cbsim.results.run_log import Deferred, RunLog, Slices, event_columns
 from cbsim.results.tables import step_columns
@@ -483,10 +483,6 @@ def simulate_core(
     if can_compile_costs and is_worth_compiling(engine, bound, requests):
         outcome = compiled(world, bound)
 
-    def names() -> NDArray[np.object_]:
-        planned = intake.names()
-        return planned if turns is None else planned[world.requests["source"]]
-
     def watch(as_run: World) -> Callable[[int], None]:
         assert told is not None
         requests = chain.from_iterable(batch.requests() for batch in kept)
@@ -507,14 +503,17 @@ def simulate_core(
                 watch=None if told is None else watch,
             )
     except RuleFault as fault:
-        raise told_fault(fault, setup, names()) from fault
+        sources = slice(None) if turns is None else world.requests["source"]
+        raise told_fault(fault, setup, intake.names()[sources]) from fault
     clients = world.clients
     sent = world.requests[: int(clients["num_sent"])]
     is_first = sent["previous"] == layout.NOBODY
     answers_first = setup.is_closed or (turns is not None and is_first.sum() > int(clients["num_started"]))
+    # Of the records themselves nothing may be held: a million of them take 240 MB.
+    make_names, sources = intake.names, slice(len(sent)) if turns is None else sent["source"][is_first]
     log = log_of(
         sent,
-        lambda: names()[: len(sent)][is_first],
+        lambda: make_names()[sources],
         world.own,
         record,
         setup,
@@ -797,25 +796,20 @@ def log_of(
         lambda: event_columns(requests, columns_of("events"), rejections, answers_first=answers_first)
     )
     steps = StepColumns(record, names, num_blocks)
-    replicas: Sequence[Replica] = [Replica(0, steps, slices, setup.cost)]
-    if len(own) > 1:
-
-        @cache
-        def places_of(number: int) -> Array:
-            return np.flatnonzero(record.column("steps", "replica") == number)
-
-        @cache
-        def in_order_of_time() -> Array:
-            return np.lexsort((record.column("steps", "replica"), record.column("steps", "start_s")))
-
-        columns = [StepColumns(record, names, num_blocks, partial(places_of, n)) for n in range(len(own))]
-        replicas = [Replica(n, of, _of_replica(slices, n), costs[n]) for n, of in enumerate(columns)]
-        steps = StepColumns(record, names, num_blocks, in_order_of_time)
     # Parts of latencies take steps to follow one another, each with a token of a request at most, and that a
     # request comes to a replica once.
     comes_back = setup.changes is not None and setup.changes.num_more_visits > 0
     is_shared = has_drafts or comes_back or setup.num_stages > 1 or setup.has_ranks
-    parts_of = partial(request_parts, requests, events, replicas, is_staged=setup.is_staged)
+    parts_of = partial(
+        request_parts,
+        requests,
+        events,
+        record,
+        costs,
+        requests_of=None if len(visits.first) == len(rows) else visits.request,
+        is_staged=setup.is_staged,
+        has_window=setup.window > 0,
+    )
     end_s = max(float(own["last_end_s"].max()), float(rows["arrival_s"].max(initial=0.0)))
     if until_s < inf and own["num_outstanding"].any():
         end_s = until_s
@@ -880,7 +874,7 @@ class Visits:
     def earliest(self, instants: Array) -> Array:
         """Of each request the first visit's that has one; NaN if none has."""
         if len(self.first) == len(self.request):
-            return instants
+            return instants.copy()
         known = np.flatnonzero(~np.isnan(instants))[::-1]
         found = np.full(len(self.first), np.nan)
         found[self.request[known]] = instants[known]
@@ -942,14 +936,6 @@ def _in_order_of_time(batches: dict[str, Array]) -> dict[str, Array]:
     """`RunLog.batches`: rows by start of their step, then replica, then position."""
     order = np.lexsort((batches["position"], batches["replica"], batches["start_s"]))
     return {name: column[order] for name, column in batches.items()}
-
-
-def _of_replica(slices: Slices, number: int) -> Slices:
-    def chosen(table: Mapping[str, Array]) -> dict[str, Array]:
-        is_here = table["replica"] == number
-        return {name: column[is_here] for name, column in table.items()}
-
-    return Slices(*(Deferred(partial(chosen, table)) for table in (slices.prefills, slices.decodes)))
 
 
 class Gaps:

@@ -212,16 +212,16 @@ gaps = st.lists(
 )
 
 
-@given(gaps, st.lists(st.floats(0, 1), min_size=1, max_size=6), st.booleans())
+@given(gaps, st.lists(st.floats(0, 1), min_size=1, max_size=6), st.booleans(), st.sampled_from([1, 5, 100]))
 @settings(max_examples=200, deadline=None)
-def test_weighted_quantiles_are_numpys_to_the_last_bit(pairs, quantiles, rising):
+def test_weighted_quantiles_are_numpys_to_the_last_bit(pairs, quantiles, rising, num_kept):
     values, counts = (np.array(column) for column in zip(*(sorted(pairs) if rising else pairs), strict=True))
     wanted = np.array([*quantiles, 0.0, 0.5, 0.9, 0.95, 0.99, 1.0])
     expanded = np.repeat(values, counts)
-    assert (
-        weighted_quantiles([(values[:3], counts[:3]), (values[3:], counts[3:])], wanted).tolist()
-        == np.quantile(expanded, wanted).tolist()
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cbsim.results.metrics.ROWS_KEPT", num_kept)
+        found = weighted_quantiles([(values[:3], counts[:3]), (values[3:], counts[3:])], wanted)
+    assert found.tolist() == np.quantile(expanded, wanted).tolist()
 
 
 def test_weighted_quantiles_of_many_gaps():

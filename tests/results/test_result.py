@@ -174,11 +174,10 @@ def test_what_is_no_run_is_left_alone(tmp_path):
 def test_a_write_that_fails_leaves_nothing_behind(tmp_path, monkeypatch):
     old = contents(make_result(paper_log(), "old").save(tmp_path / "run"))
 
-    def run_out_of_space(table, path, **settings):
-        path.write_bytes(b"PAR1 half a table")
+    def run_out_of_space(writer, table):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(pq, "write_table", run_out_of_space)
+    monkeypatch.setattr(pq.ParquetWriter, "write_table", run_out_of_space)
     for name in ("run", "fresh"):
         with pytest.raises(CbsimError, match="can't be written: No space left on device"):
             make_result(paper_log(), "new").save(tmp_path / name)

@@ -4,9 +4,8 @@ from cbsim.results.latency.parts import (
     HAND_OVER_PARTS,
     PARTS,
     TTFT_PARTS,
-    Replica,
     mean_parts,
     request_parts,
 )
 
-__all__ = ["HAND_OVER_PARTS", "PARTS", "TTFT_PARTS", "Replica", "mean_parts", "request_parts"]
+__all__ = ["HAND_OVER_PARTS", "PARTS", "TTFT_PARTS", "mean_parts", "request_parts"]

@@ -1,9 +1,9 @@
-"""Charges: what the steps of a replica cost those that are in them, in ticks."""
+"""Charges: what steps cost those that are in them, in ticks."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import cached_property
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -13,19 +13,20 @@ from cbsim.core.layout import KV_BLOCKS, SLOT
 from cbsim.cost.cost_model import CostModel
 from cbsim.cost.step_columns import StepColumns
 from cbsim.results.latency.spans import RangeSums, Spans, StepTimes, Ticks
-from cbsim.results.run_log import Column, Slices
+from cbsim.results.latency.windows import Stretch
+from cbsim.results.run_log import Column
 
 
 class StepPrices:
-    """Prices the steps of a replica again: with chunks left out, and all of them without the host."""
+    """Prices the steps of a stretch again: with chunks left out, and all of them without the host."""
 
-    def __init__(self, steps: Mapping[str, Column], slices: Slices, cost: CostModel) -> None:
+    def __init__(self, stretch: Stretch, cost: CostModel) -> None:
         self._cost = cost
-        self._prefills = slices.prefills
-        self.chunk_steps, self.place = np.unique(slices.prefills["step"], return_inverse=True)
+        self._prefills, steps = stretch.prefills, stretch.steps
+        self.chunk_steps, self.place = np.unique(stretch.prefills["step"], return_inverse=True)
         """The steps with prompt chunks, rising; and of each prompt slice, which of these it is in."""
         self._num_chunks = np.bincount(self.place, minlength=len(self.chunk_steps))
-        tokens, before = slices.prefills["num_tokens"], slices.prefills["num_computed_tokens"]
+        tokens, before = stretch.prefills["num_tokens"], stretch.prefills["num_computed_tokens"]
         self._has_window = "num_window_keys" in steps
         self._num_requests = steps["num_decode_seqs"].copy()
         self.has_decodes = self._num_requests > 0
@@ -128,14 +129,10 @@ class Charges:
     prompt slice, less those of the same step without the other chunks. Host time counts in neither.
     """
 
-    def __init__(
-        self, steps: Mapping[str, Column], slices: Slices, cost: CostModel, times: StepTimes
-    ) -> None:
+    def __init__(self, stretch: Stretch, cost: CostModel, times: StepTimes) -> None:
         self._times = times
-        self._lacking = [np.flatnonzero(steps["waiting_for"] == code) for code in (SLOT, KV_BLOCKS)]
-        """The steps decided while the head of the queue lacked a slot, and KV blocks."""
-        prices = StepPrices(steps, slices, cost)
-        split = _Splitter(times, prices, steps["transfer_s"])
+        prices = StepPrices(stretch, cost)
+        split = _Splitter(times, prices, stretch.steps["transfer_s"])
         decodes, chunk_steps = prices.has_decodes, prices.chunk_steps
         self._host_of_decodes = split.host_up_to(decodes)
         moving = split.moving[decodes[split.moving]]
@@ -148,22 +145,6 @@ class Charges:
         of_slices = split.of(chunk_steps).only(prices.place)
         self._length, self._host, self._swap = of_slices.length, of_slices.host, of_slices.swap
         self._added = of_slices.added(prices.with_own_chunk_s(of_slices.gpu_s))
-
-    def waits(self, arrival_s: Column, admitted: Column) -> tuple[Column, Column]:
-        """Ticks until each request's first step that the head of the queue lacked a slot, and KV blocks.
-
-        What a step's decision found holds until the step ends. A request that arrives after that waits for
-        the step, not for what the head had lacked.
-        """
-        if not any(map(len, self._lacking)):
-            none = np.zeros(len(admitted), dtype=np.int64)
-            return none, none
-        first = self._times.first_decided(arrival_s)
-        no_slot, no_kv = (
-            RangeSums(steps, self._times.length(steps)).over(first, admitted - 1)[0]
-            for steps in self._lacking
-        )
-        return no_slot, no_kv
 
     def of(self, spans: Spans) -> dict[str, Column]:
         """What each span is charged with, by part; and its time in steps, all and those with chunks."""
@@ -190,6 +171,51 @@ class Charges:
         in_steps = self._times.end(last) - self._times.start(first) - idle - alone
         host = self._host_of_decodes[last + 1] - self._host_of_decodes[first]
         return in_steps, beside - alone, host, swap, added
+
+
+class Waits:
+    """How long the head of the queue lacked a slot, and KV blocks, until each visit's first step, in ticks.
+
+    What a step's decision found holds until the step ends. A request that comes after that waits for the
+    step, not for what the head had lacked.
+    """
+
+    def __init__(self, num_replicas: int, came_s: Column, replica: Column) -> None:
+        """`came_s`: when each visit's request came, seconds; `replica`: to which, -1 for those of no use."""
+        self._came_s = came_s
+        order = np.lexsort((came_s, replica)).astype(np.int32)
+        ends = np.searchsorted(replica[order], np.arange(num_replicas + 1))
+        self._to_come = [order[slice(*each)] for each in pairwise(ends.tolist())]
+        """By replica, the visits whose requests have not come yet, in the order in which they come."""
+        self._lacked = np.zeros((2, num_replicas), np.int64)
+        """Ticks that the head lacked a slot, and KV blocks, in the steps seen so far, by replica."""
+        self.until_first_step = np.zeros((2, len(came_s)), np.int64)
+        """By slot and KV blocks, then by visit."""
+
+    def add(self, stretch: Stretch, times: StepTimes) -> None:
+        """The new steps of a stretch; all those of its replicas before must have been added."""
+        visit, first, replicas = (stretch.begun[name] for name in ("visit", "first_step", "replica"))
+        if not (self._lacked.any() or np.isin(stretch.steps["waiting_for"], (SLOT, KV_BLOCKS)).any()):
+            # Whoever came meanwhile may be found to have come later: nothing has been lacked yet.
+            return
+        up_to = np.zeros((2, len(times) + 1), np.int64)
+        length = times.length(slice(0, len(times)))
+        for place, code in enumerate((SLOT, KV_BLOCKS)):
+            np.cumsum(np.where(stretch.steps["waiting_for"] == code, length, 0), out=up_to[place, 1:])
+        # From the sums of this stretch to those since the beginning.
+        before = self._lacked.copy()
+        for replica, steps, num_new in stretch.replicas:
+            if not num_new:
+                continue
+            before[:, replica] -= up_to[:, steps.start]
+            self._lacked[:, replica] = before[:, replica] + up_to[:, steps.start + num_new]
+            decided_s = stretch.steps["scheduled_at_s"][steps.start : steps.start + num_new]
+            to_come = self._to_come[replica]
+            num_come = int(np.searchsorted(self._came_s[to_come], decided_s[-1], side="right"))
+            come, self._to_come[replica] = to_come[:num_come], to_come[num_come:]
+            decided = steps.start + np.searchsorted(decided_s, self._came_s[come])
+            self.until_first_step[:, come] -= up_to[:, decided] + before[:, [replica]]
+        self.until_first_step[:, visit] += up_to[:, first] + before[:, replicas]
 
 
 class _Split(NamedTuple):

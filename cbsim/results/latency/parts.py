@@ -8,11 +8,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from cbsim.core.record import Record
 from cbsim.cost.cost_model import CostModel
 from cbsim.results.hand_overs import HandOvers
-from cbsim.results.latency.charges import Charges
-from cbsim.results.latency.spans import Spans, StepTimes, Ticks, of_prefills, preemptions_of, spans_of
-from cbsim.results.run_log import Column, Slices
+from cbsim.results.latency.charges import Charges, Waits
+from cbsim.results.latency.spans import Spans, StepTimes, Ticks, of_prefills, spans_of
+from cbsim.results.latency.windows import Stretch, Visits, Windows
+from cbsim.results.run_log import Column
 from cbsim.workload.request import RequestState
 
 _NAMES = (
@@ -30,65 +32,62 @@ TAIL = 0.01
 Means = dict[str, dict[str, dict[str, float | None]]]
 
 
-class Replica(NamedTuple):
-    """The record of one replica, and what its steps are priced by."""
-
-    number: int
-    steps: Mapping[str, Column]
-    slices: Slices
-    cost: CostModel
-
-
 def request_parts(
     requests: Mapping[str, Column],
     events: Mapping[str, Column],
-    replicas: Sequence[Replica],
+    record: Record,
+    costs: Sequence[CostModel],
     *,
+    requests_of: Column | None = None,
     is_staged: bool = False,
+    has_window: bool = False,
 ) -> dict[str, Column]:
     """The columns of `PARTS` and `TTFT_PARTS` for the requests of a run, seconds; NaN where nothing ended.
 
-    Where requests are handed over (`is_staged`) those of `HAND_OVER_PARTS` too. All sums are of whole ticks,
-    so that the parts of a request add up to its latency, in which arrival and end are rounded to a tick.
+    `costs` price the steps of each replica; `requests_of` is the request that each row of the core is a visit
+    of, if it is not of itself; `has_window`: whether some layers of the model have one. Where requests are
+    handed over (`is_staged`) there are the columns of `HAND_OVER_PARTS` too. All sums are of whole ticks, so
+    that the parts of a request add up to its latency, in which arrival and end are rounded to a tick.
     """
     arrival_s = requests["arrival_s"]
     over = HandOvers.of(len(arrival_s), events) if is_staged else None
     of_e2e = PARTS if over is None else PARTS | HAND_OVER_PARTS
     columns = {name: np.full(len(arrival_s), np.nan) for name in (*of_e2e.values(), *TTFT_PARTS.values())}
     origin_s = math.floor(arrival_s[0]) if len(arrival_s) else 0.0
-    was_preempted = bool(requests["num_preemptions"].any())
-    ticks = Ticks(max((_end_s(replica.steps) for replica in replicas), default=0.0) - origin_s)
-    for replica in replicas:
-        if not len(replica.steps["start_s"]):
-            continue
-        times = StepTimes(replica.steps, origin_s, ticks)
-        charges = Charges(replica.steps, replica.slices, replica.cost, times)
-        preemptions = preemptions_of(events, replica.number, times) if was_preempted else None
-        num_prompt_tokens = requests["num_prompt_tokens"]
-        spans = spans_of(replica.slices, times, charges.chunks, preemptions, num_prompt_tokens)
-        is_finished = requests["state"][spans.request] == RequestState.FINISHED
-        has_first = _up_to_first_token(spans, replica.slices)
-        came_s = arrival_s
-        if over is not None:
-            came_s = np.where(over.receiver == replica.number, over.loaded_s, arrival_s)
-            has_first &= over.receiver[spans.request] != replica.number
-        ledger = Ledger(charges, times, came_s)
+    ends_s = (start_s + length_s for start_s, length_s in record.pieces("steps", "start_s", "duration_s"))
+    ticks = Ticks(max((float(end_s.max()) for end_s in ends_s), default=0.0) - origin_s)
+    visits = Visits(len(arrival_s), None if over is None else over.receiver)
+    came_s = arrival_s if over is None else np.concatenate([arrival_s, over.loaded_s])
+    num_prompt_tokens = np.resize(requests["num_prompt_tokens"], len(visits))
+    kinds = list({id(cost): cost for cost in costs})
+    groups = np.array([kinds.index(id(cost)) for cost in costs])
+    windows = Windows(record, groups, visits, requests_of, has_window=has_window)
+    waits = Waits(len(costs), came_s, windows.replica_of)
+    for stretch in windows:
+        times = StepTimes(stretch, origin_s, ticks)
+        waits.add(stretch, times)
+        charges = Charges(stretch, costs[stretch.replicas[0].number], times)
+        spans = spans_of(stretch, times, charges.chunks, num_prompt_tokens)
+        is_finished = requests["state"][visits.requests(spans.visit)] == RequestState.FINISHED
+        has_first = _up_to_first_token(spans, stretch) & ~visits.take_over(spans.visit)
+        ledger = Ledger(charges, times, waits, came_s)
         for names, chosen in ((of_e2e, is_finished), (TTFT_PARTS, has_first)):
-            request, parts = ledger.split(spans.only(chosen))
+            visit, parts = ledger.split(spans.only(chosen))
+            request, is_further = visits.requests(visit), visits.take_over(visit)
             if over is not None:
-                parts = _with_waits(over, request, parts, replica.number, times)
-            for part, name in names.items():
-                # Of a request that is handed over each replica adds its share.
-                before_s = 0.0 if over is None else np.nan_to_num(columns[name][request])
-                columns[name][request] = before_s + ticks.seconds(parts[part])
+                parts = _with_waits(over, request, is_further, parts, times)
+            # Of a request that is handed over each replica adds its share.
+            for rows in (np.flatnonzero(is_further == kind) for kind in (False, True)):
+                for part, name in names.items():
+                    before_s = np.nan_to_num(columns[name][request[rows]])
+                    columns[name][request[rows]] = before_s + ticks.seconds(parts[part][rows])
     return columns
 
 
 def _with_waits(
-    over: HandOvers, request: Column, parts: dict[str, Column], number: int, times: StepTimes
+    over: HandOvers, request: Column, is_here: Column, parts: dict[str, Column], times: StepTimes
 ) -> dict[str, Column]:
-    """Parts on replica `number`, ticks, with the waits of those that it took over."""
-    is_here = over.receiver[request] == number
+    """Parts of visits, ticks, with the waits of those to replicas that took requests over (`is_here`)."""
     taken, waits = request[is_here], ("queue", "no_slot", "no_kv")
     instants = [times.at(at_s[taken]) for at_s in (over.handed_over_s, over.load_started_s, over.loaded_s)]
     spent = dict(zip(HAND_OVER_PARTS, np.diff(instants, axis=0), strict=False))
@@ -100,30 +99,24 @@ def _with_waits(
     return parts
 
 
-def _end_s(steps: Mapping[str, Column]) -> float:
-    """When the last step of a replica ends, seconds; 0 without steps."""
-    start_s = steps["start_s"]
-    return float(start_s[-1] + steps["duration_s"][-1]) if len(start_s) else 0.0
-
-
-def _up_to_first_token(spans: Spans, slices: Slices) -> Column:
-    """The spans of each request until its first token came out; none where it never did."""
-    emits = of_prefills(spans, slices, "emits") > 0
-    starts = _starts(spans.request)
+def _up_to_first_token(spans: Spans, stretch: Stretch) -> Column:
+    """The spans of each visit until its first token came out; none where it never did."""
+    emits = of_prefills(spans, stretch.prefills, "emits") > 0
+    starts = _starts(spans.visit)
     if not len(starts):
         return emits
     num_emitted: Column = np.cumsum(emits) - emits
-    of_request = np.cumsum(np.isin(np.arange(len(emits)), starts)) - 1
+    of_visit = np.cumsum(np.isin(np.arange(len(emits)), starts)) - 1
     has_token = np.add.reduceat(emits, starts, dtype=np.int64) > 0
-    until: Column = (num_emitted == num_emitted[starts][of_request]) & has_token[of_request]
+    until: Column = (num_emitted == num_emitted[starts][of_visit]) & has_token[of_visit]
     return until
 
 
-def _starts(request: Column) -> Column:
-    """Where the spans of each request begin."""
-    if not len(request):
+def _starts(visit: Column) -> Column:
+    """Where the spans of each visit begin."""
+    if not len(visit):
         return np.empty(0, dtype=np.int64)
-    return np.concatenate([[0], np.flatnonzero(request[1:] != request[:-1]) + 1])
+    return np.concatenate([[0], np.flatnonzero(visit[1:] != visit[:-1]) + 1])
 
 
 class Ledger(NamedTuple):
@@ -131,25 +124,27 @@ class Ledger(NamedTuple):
 
     charges: Charges
     times: StepTimes
-    arrival_s: Column
+    waits: Waits
+    came_s: Column
+    """By visit, seconds."""
 
     def split(self, spans: Spans) -> tuple[Column, dict[str, Column]]:
-        """Requests, and the ticks of each part from their arrivals to the ends of their last spans."""
-        times, starts = self.times, _starts(spans.request)
-        request = spans.request[starts]
-        arrival_s = self.arrival_s[request]
-        ends = np.append(starts, len(spans.request))[1:] - 1
+        """Visits, and the ticks of each part from their beginnings to the ends of their last spans."""
+        times, starts = self.times, _starts(spans.visit)
+        visit = spans.visit[starts]
+        came = times.at(self.came_s[visit])
+        ends = np.append(starts, len(spans.visit))[1:] - 1
         charged = self.charges.of(spans)
         sums = {
             name: np.add.reduceat(ticks, starts) if len(starts) else ticks for name, ticks in charged.items()
         }
         running, others = self._periods(spans, starts, ends)
-        wait = times.start(spans.first[starts]) - times.at(arrival_s)
-        whole = times.end(spans.last[ends]) - times.at(arrival_s)
-        no_slot, no_kv = self.charges.waits(arrival_s, spans.first[starts])
+        wait = times.start(spans.first[starts]) - came
+        whole = times.end(spans.last[ends]) - came
+        no_slot, no_kv = self.waits.until_first_step[:, visit]
         in_steps, beside = sums.pop("in_steps"), sums.pop("beside_chunks")
         passed_over = others - beside
-        return request, {
+        return visit, {
             "queue": wait - no_slot - no_kv,
             "no_slot": no_slot,
             "no_kv": no_kv,
@@ -160,7 +155,7 @@ class Ledger(NamedTuple):
         }
 
     def _periods(self, spans: Spans, starts: Column, ends: Column) -> tuple[Column, Column]:
-        """Ticks that each request was running, and those of steps with chunks meanwhile, its own or not."""
+        """Ticks that each visit was running, and those of steps with chunks meanwhile, its own or not."""
         if not len(starts):
             return starts, starts
         stop = spans.stop.copy()

@@ -1,15 +1,15 @@
-"""Spans: the slices of each request as ranges of steps, and when steps start and end in whole ticks."""
+"""Spans: the slices of each visit as ranges of steps, and when steps start and end in whole ticks."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from cbsim.base.units import TICKS_PER_S
-from cbsim.results.run_log import PREEMPTED, RESUMED, Column, Slices
+from cbsim.results.latency.windows import Stretch, Table
+from cbsim.results.run_log import Column
 
 _MOST_BITS = 61
 """Most bits of a run's length in ticks; an int64 has 63."""
@@ -56,18 +56,18 @@ class RangeSums:
 
 
 class StepTimes:
-    """Steps by their numbers, which are their places in the columns of one replica."""
+    """When the steps of a stretch start and end, by their places there, in ticks."""
 
-    def __init__(self, steps: Mapping[str, Column], origin_s: float, ticks: Ticks) -> None:
+    def __init__(self, stretch: Stretch, origin_s: float, ticks: Ticks) -> None:
         """`origin_s`, whole seconds, is where ticks are counted from."""
         self.origin_s = origin_s
         self.ticks = ticks
-        self._steps = steps
-        self.duration_s = steps["duration_s"]
-        self._start_s = steps["start_s"]
+        self._steps, self._replicas = stretch.steps, stretch.replicas
+        self.duration_s = stretch.steps["duration_s"]
+        self._start_s = stretch.steps["start_s"]
         after_idle = np.flatnonzero(self._start_s[1:] > self._start_s[:-1] + self.duration_s[:-1]) + 1
         self.idle = RangeSums(after_idle, self.start(after_idle) - self.end(after_idle - 1))
-        """Ticks before a step in which no step was under way."""
+        """Ticks before a step in which no step was under way on its replica; of no use for its first step."""
 
     def __len__(self) -> int:
         return len(self._start_s)
@@ -90,27 +90,41 @@ class StepTimes:
         length -= self.start(steps)
         return length
 
-    def last_ended(self, at_s: Column) -> Column:
-        """The last step that ended at or before each instant, seconds; -1 if none did."""
-        return np.searchsorted(self._start_s + self.duration_s, at_s, side="right") - 1
+    def last_ended(self, at_s: Column, replica: Column) -> Column:
+        """The last step of a replica that ended at or before each instant, seconds; the one before all of its
+        steps if none did.
+        """
+        return self._places(self._start_s + self.duration_s, at_s, replica, "right") - 1
 
-    def first_decided(self, at_s: Column) -> Column:
-        """The first step decided at or after each instant, seconds; their number if none was."""
-        return np.searchsorted(self._steps["scheduled_at_s"], at_s)
+    def first_decided(self, at_s: Column, replica: Column) -> Column:
+        """The first step of a replica decided at or after each instant, seconds; the one behind all of its
+        steps if none was.
+        """
+        return self._places(self._steps["scheduled_at_s"], at_s, replica, "left")
+
+    def _places(
+        self, rising: Column, at_s: Column, replica: Column, side: Literal["left", "right"]
+    ) -> Column:
+        """Where instants stand among those of steps of a replica."""
+        places = np.zeros(len(at_s), dtype=np.int64)
+        for each in self._replicas if len(at_s) else ():
+            rows = np.flatnonzero(replica == each.number)
+            places[rows] = each.steps.start + np.searchsorted(rising[each.steps], at_s[rows], side=side)
+        return places
 
 
 _TOKENS = 2**32
-"""More than any request has computed."""
+"""More than any visit has computed."""
 
 
 class Spans(NamedTuple):
-    """Ranges of steps, by request and then in the order of steps; a prompt slice is a range of one step."""
+    """Ranges of steps, by visit and then in the order of steps; a prompt slice is a range of one step."""
 
-    request: Column
+    visit: Column
     first: Column
     last: Column
     prefill: Column
-    """The row in `Slices.prefills`; -1 for decodes."""
+    """The row in `Stretch.prefills`; -1 for decodes."""
     begins: Column
     """Whether a running period begins: at admission, and when it is resumed."""
     stop: Column
@@ -123,101 +137,70 @@ class Spans(NamedTuple):
         return Spans(*(column[chosen] for column in self))
 
 
-class Preemptions(NamedTuple):
-    """Preemptions and resumptions on a replica, by request and then in the order of time."""
+def spans_of(stretch: Stretch, times: StepTimes, chunks: RangeSums, num_prompt_tokens: Column) -> Spans:
+    """The spans of a stretch's visits; `chunks` counts, last, the steps without decodes.
 
-    request: Column
-    at_s: Column
-    resumed: Column
-    """Requests."""
-    resumed_step: Column
-    """The first step for which each of them was resumed."""
-
-
-def preemptions_of(events: Mapping[str, Column], replica: int, times: StepTimes) -> Preemptions:
-    """The preemptions and resumptions on a replica, from the events of a run."""
-    code, mine = events["event"], events["replica"] == replica
-    preempted, resumed = (np.flatnonzero(mine & (code == wanted)) for wanted in (PREEMPTED, RESUMED))
-    preempted, resumed = (
-        rows[np.argsort(events["request"][rows], kind="stable")] for rows in (preempted, resumed)
-    )
-    step = events["step"][resumed]
-    step = np.where(step < 0, times.first_decided(events["time_s"][resumed]), step)
-    return Preemptions(
-        events["request"][preempted], events["time_s"][preempted], events["request"][resumed], step
-    )
-
-
-def spans_of(
-    slices: Slices,
-    times: StepTimes,
-    chunks: RangeSums,
-    preemptions: Preemptions | None,
-    num_prompt_tokens: Column,
-) -> Spans:
-    """The spans of a replica; `chunks` counts, last, the steps without decodes.
-
-    Who decodes there first, of `num_prompt_tokens` by request, came with its prompt computed elsewhere.
+    Who decodes there first, of `num_prompt_tokens` by visit, came with its prompt computed elsewhere.
     """
-    prefills, decodes = slices.prefills, slices.decodes
-    request = np.concatenate([prefills["request"], decodes["request"]])
-    first = np.concatenate([prefills["step"], decodes["first_step"]])
-    last = np.concatenate([prefills["step"], decodes["last_step"]])
-    num_prefills = len(prefills["step"])
-    order = np.argsort(_key(request, first, times), kind="stable")
-    request, first, last = request[order], first[order], last[order]
-    prefill = np.where(order < num_prefills, order, -1)
-    begins = np.ones(len(request), dtype=bool)
-    begins[1:] = request[1:] != request[:-1]
-    spans = Spans(request, first, last, prefill, begins, last, np.zeros(len(request), dtype=bool))
-    if preemptions is None or not len(preemptions.request):
+    mine, decodes = stretch.prefills_of_visits, stretch.decodes
+    visit = np.concatenate([stretch.prefills["visit"][mine], decodes["visit"]])
+    first = np.concatenate([stretch.prefills["step"][mine], decodes["first_step"]])
+    last = np.concatenate([stretch.prefills["step"][mine], decodes["last_step"]])
+    prefill = np.concatenate([mine, np.full(len(decodes["visit"]), -1)])
+    order = np.argsort(_key(visit, first, times), kind="stable")
+    visit, first, last, prefill = (column[order] for column in (visit, first, last, prefill))
+    begins = np.ones(len(visit), dtype=bool)
+    begins[1:] = visit[1:] != visit[:-1]
+    spans = Spans(visit, first, last, prefill, begins, last, np.zeros(len(visit), dtype=bool))
+    if not len(stretch.preempted["visit"]):
         return spans
-    begins, stop = _periods(spans, times, preemptions)
-    return spans._replace(
-        begins=begins, stop=stop, is_recompute=_recomputed(spans, slices, chunks, num_prompt_tokens)
-    )
+    begins, stop = _periods(spans, times, stretch.preempted, stretch.resumed)
+    is_recompute = _recomputed(spans, stretch.prefills, chunks, num_prompt_tokens)
+    return spans._replace(begins=begins, stop=stop, is_recompute=is_recompute)
 
 
-def _key(request: Column, step: Column, times: StepTimes) -> Column:
-    """Rises by request, then by step."""
-    key: Column = request.astype(np.int64) * (len(times) + 1) + step
+def _key(visit: Column, step: Column, times: StepTimes) -> Column:
+    """Rises by visit, then by step."""
+    key: Column = visit.astype(np.int64) * (len(times) + 1) + step
     return key
 
 
-def _periods(spans: Spans, times: StepTimes, preemptions: Preemptions) -> tuple[Column, Column]:
-    """`begins` and `stop` of spans."""
-    request = spans.request
-    resumptions = np.sort(_key(preemptions.resumed, preemptions.resumed_step, times))
-    num_before = np.searchsorted(resumptions, _key(request, spans.first, times), side="right")
+def _periods(spans: Spans, times: StepTimes, preempted: Table, resumed: Table) -> tuple[Column, Column]:
+    """`begins` and `stop` of spans, by the events of these visits."""
+    visit, step = spans.visit, resumed["step"]
+    step = np.where(step < 0, times.first_decided(resumed["time_s"], resumed["replica"]), step)
+    resumptions = np.sort(_key(resumed["visit"], step, times))
+    num_before = np.searchsorted(resumptions, _key(visit, spans.first, times), side="right")
     begins = spans.begins.copy()
     begins[1:] |= num_before[1:] != num_before[:-1]
     ending = np.flatnonzero(begins[1:] & ~spans.begins[1:])
     # A period that began with the n-th resumption ends with the preemption after it.
-    nth = num_before[ending] - np.searchsorted(preemptions.resumed, request[ending])
-    preempted = np.searchsorted(preemptions.request, request[ending]) + nth
+    nth = num_before[ending] - np.searchsorted(resumed["visit"], visit[ending])
+    row = np.searchsorted(preempted["visit"], visit[ending]) + nth
     stop = spans.last.copy()
-    stop[ending] = np.maximum(stop[ending], times.last_ended(preemptions.at_s[preempted]))
+    ended = times.last_ended(preempted["time_s"][row], preempted["replica"][row])
+    stop[ending] = np.maximum(stop[ending], ended)
     return begins, stop
 
 
-def of_prefills(spans: Spans, slices: Slices, name: str) -> Column:
-    """A column of `Slices.prefills` for each span; 0 for decodes."""
-    values = np.append(slices.prefills[name], 0)
+def of_prefills(spans: Spans, prefills: Table, name: str) -> Column:
+    """A column of `Stretch.prefills` for each span; 0 for decodes."""
+    values = np.append(prefills[name], 0)
     return values[spans.prefill]  # Decodes have -1, the place of that 0.
 
 
-def _recomputed(spans: Spans, slices: Slices, chunks: RangeSums, num_prompt_tokens: Column) -> Column:
+def _recomputed(spans: Spans, prefills: Table, chunks: RangeSums, num_prompt_tokens: Column) -> Column:
     """`is_recompute` of spans."""
     is_prefill = spans.prefill >= 0
-    before, tokens = (of_prefills(spans, slices, name) for name in ("num_computed_tokens", "num_tokens"))
+    before, tokens = (of_prefills(spans, prefills, name) for name in ("num_computed_tokens", "num_tokens"))
     *_, alone = chunks.over(spans.first, spans.last)
     decoded = np.where(is_prefill, 0, spans.last - spans.first + 1 - alone)
     num_decoded = np.cumsum(decoded)
-    is_known = is_prefill | np.append(True, spans.request[1:] != spans.request[:-1])
-    known = np.where(is_prefill, before + tokens, num_prompt_tokens[spans.request] + decoded)
+    is_known = is_prefill | np.append(True, spans.visit[1:] != spans.visit[:-1])
+    known = np.where(is_prefill, before + tokens, num_prompt_tokens[spans.visit] + decoded)
     last_known = np.maximum.accumulate(np.where(is_known, np.arange(len(is_known)), 0))
     num_computed = known[last_known] + num_decoded - num_decoded[last_known]
-    base = spans.request.astype(np.int64) * _TOKENS
+    base = spans.visit.astype(np.int64) * _TOKENS
     most = np.maximum.accumulate(base + num_computed)
     most_before = np.concatenate([[0], most[:-1]]) - base
     recomputed: Column = is_prefill & (before < most_before)

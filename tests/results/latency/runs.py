@@ -6,6 +6,9 @@ from dataclasses import replace
 from math import inf
 from typing import Any
 
+import numpy as np
+
+from cbsim.core.record import TABLES, Record
 from cbsim.cost.cost_model import CostModel, StepShape
 from cbsim.results.run_log import RunLog
 from cbsim.schedulers import SCHEDULERS, Scheduler
@@ -44,3 +47,37 @@ def run(kind: str | type[Scheduler], case: Case, cost: CostModel, stop_at_s: flo
         replace(setup, cost=cost, until_s=inf if stop_at_s is None else stop_at_s), "interpreted"
     )
     return log
+
+
+def record_of(log: RunLog, piece: int = 1 << 20) -> Record:
+    """The core's record of a log, in pieces of `piece` steps."""
+    assert log.slices is not None
+    record = Record()
+    place = {each: i for i, each in enumerate(zip(*columns(log.steps, "replica", "step"), strict=True))}
+    of = np.array(
+        [place[each] for each in zip(*columns(log.slices.prefills, "replica", "step"), strict=True)]
+    )
+    for first in range(0, len(place), piece):
+        mine = slice(first, first + piece)
+        record.add("steps", packed_rows("steps", log.steps, mine))
+        prefills = np.flatnonzero((of >= first) & (of < first + piece))
+        if len(prefills):
+            record.add("prefills", packed_rows("prefills", log.slices.prefills, prefills))
+        record.end_piece()
+    record.add("decodes", packed_rows("decodes", log.slices.decodes, slice(None)))
+    record.add("events", packed_rows("events", log.events, slice(None)))
+    return record
+
+
+def columns(table: Any, *names: str) -> list[list[int]]:
+    return [table[name].tolist() for name in names]
+
+
+def packed_rows(table: str, of: Any, chosen: Any) -> np.ndarray[Any, Any]:
+    """Rows of a table of the core."""
+    dtype = TABLES[table]
+    given = {name: of[name][chosen] for name in dtype.names or () if name in of}
+    packed = np.zeros(len(next(iter(given.values()))), dtype)
+    for name, column in given.items():
+        packed[name] = column
+    return packed

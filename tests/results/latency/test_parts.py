@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 
 from cbsim.base.units import TICKS_PER_S
 from cbsim.cost.cost_model import CostModel
-from cbsim.results.latency import HAND_OVER_PARTS, PARTS, TTFT_PARTS, Replica, request_parts
+from cbsim.results.latency import HAND_OVER_PARTS, PARTS, TTFT_PARTS, request_parts
 from cbsim.results.metrics import request_latencies
 from cbsim.results.run_log import RunLog
 from cbsim.testing import Case
 from tests.results.latency.naive import naive_parts
-from tests.results.latency.runs import HostedCost, run
+from tests.results.latency.runs import HostedCost, record_of, run
 from tests.results.latency.whims import WhimsicalCost, WhimsicalScheduler
 from tests.strategies import Rows, cases, workloads
 
@@ -29,24 +29,14 @@ def parts_of(log: RunLog, names: dict[str, str]) -> np.ndarray[Any, Any]:
     return np.stack([log.parts[column] for column in names.values()])
 
 
-def with_reasons(log: RunLog, seed: int, cost: CostModel) -> RunLog:
+def with_reasons(log: RunLog, seed: int, cost: CostModel, piece: int = 1 << 20) -> RunLog:
     """The same log, but with the head of the queue lacking this and that at random."""
     reasons = np.random.default_rng(seed).integers(0, 4, len(log.steps["step"]))
     log = dataclasses.replace(log, steps={**log.steps, "waiting_for": reasons})
-    replicas = []
-    for number in range(int(log.steps["replica"].max()) + 1):
-        mine = log.steps["replica"] == number
-        slices = dataclasses.replace(
-            log.slices,
-            prefills=rows(log.slices.prefills, log.slices.prefills["replica"] == number),
-            decodes=rows(log.slices.decodes, log.slices.decodes["replica"] == number),
-        )
-        replicas.append(Replica(number, rows(log.steps, mine), slices, cost))
-    return dataclasses.replace(log, parts=request_parts(log.requests, log.events, replicas))
-
-
-def rows(table: Any, chosen: np.ndarray[Any, Any]) -> dict[str, np.ndarray[Any, Any]]:
-    return {name: column[chosen] for name, column in table.items()}
+    costs = [cost] * (int(log.steps["replica"].max()) + 1)
+    return dataclasses.replace(
+        log, parts=request_parts(log.requests, log.events, record_of(log, piece), costs)
+    )
 
 
 @settings(max_examples=80, deadline=None)
@@ -56,9 +46,17 @@ def rows(table: Any, chosen: np.ndarray[Any, Any]) -> dict[str, np.ndarray[Any, 
     seed=st.integers(0, 9),
     costs=st.sampled_from([(0.01, 0.001), (1.0, 0.125), (1.0, 0.0)]),
     piece=st.sampled_from([1, 2, 5, 1 << 20]),
+    window=st.sampled_from([1, 3, 20]),
+    most_windows=st.sampled_from([1, 3, 100]),
 )
 def test_parts_are_what_a_walk_from_step_to_step_finds(
-    named: tuple[str, Case], stop_at_s: float | None, seed: int, costs: tuple[float, float], piece: int
+    named: tuple[str, Case],
+    stop_at_s: float | None,
+    seed: int,
+    costs: tuple[float, float],
+    piece: int,
+    window: int,
+    most_windows: int,
 ) -> None:
     """They are at least 0, add up to the whole to a tick, and are those of the naive reference."""
     kind, case = named
@@ -67,7 +65,9 @@ def test_parts_are_what_a_walk_from_step_to_step_finds(
     if len(log.steps["step"]):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("cbsim.base.records.PIECE", piece)
-            log = with_reasons(log, seed, cost)
+            patch.setattr("cbsim.results.latency.windows.WINDOW_ROWS", window)
+            patch.setattr("cbsim.results.latency.windows.MOST_WINDOWS", most_windows)
+            log = with_reasons(log, seed, cost, piece)
         check(log, cost, is_padded=kind == "static")
 
 
@@ -114,9 +114,9 @@ def test_runs_of_decodes_may_be_cut_in_any_way(named: tuple[str, Case], seed: in
         return
     names = ("replica", "request", "first_step", "last_step")
     recut = cut_again(log, np.random.default_rng(seed), names)
-    columns = dict(zip(names, np.array(recut, dtype=np.int64).reshape(-1, 4).T, strict=True))
-    replica = Replica(0, log.steps, dataclasses.replace(log.slices, decodes=columns), cost)
-    again = request_parts(log.requests, log.events, [replica])
+    decodes = dict(zip(names, np.array(recut, dtype=np.int64).reshape(-1, 4).T, strict=True))
+    changed = dataclasses.replace(log, slices=dataclasses.replace(log.slices, decodes=decodes))
+    again = request_parts(log.requests, log.events, record_of(changed), [cost])
     assert log.parts is not None
     for name, column in log.parts.items():
         np.testing.assert_array_equal(again[name], column, err_msg=name)

@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from cbsim.cost.cost_model import StepShape
 from cbsim.cost.step_columns import Floats, Ints, StepColumns
 from cbsim.results.latency.charges import StepPrices
+from cbsim.results.latency.windows import Visits, Windows
 from cbsim.testing import Case
 from tests.results.latency.naive import Step, steps_of
-from tests.results.latency.runs import HostedCost, run
+from tests.results.latency.runs import HostedCost, record_of, run
 from tests.strategies import cases
 
 
@@ -52,7 +53,8 @@ def test_steps_are_priced_as_they_were(named: tuple[str, Case]) -> None:
     if log.slices is None or not len(log.steps["step"]):
         return
     cost = Curious()
-    prices = StepPrices(log.steps, log.slices, cost)
+    (stretch,) = Windows(record_of(log), np.zeros(1, np.int64), Visits(len(case.requests), None))
+    prices = StepPrices(stretch, cost)
     steps = steps_of(log, 0)
 
     prices.host_s(log.steps["duration_s"], slice(0, len(steps)))
@@ -68,8 +70,8 @@ def test_steps_are_priced_as_they_were(named: tuple[str, Case]) -> None:
     assert cost.priced == [shape for shape in without if shape.num_decodes]
 
     cost.priced.clear()
-    prefills = log.slices.prefills
+    prefills = stretch.prefills
     prices.with_own_chunk_s(log.steps["duration_s"][prefills["step"]])
-    rows = zip(prefills["step"].tolist(), prefills["request"].tolist(), strict=True)
+    rows = zip(prefills["step"].tolist(), prefills["visit"].tolist(), strict=True)
     own = [(steps[step], steps[step].shape({request})) for step, request in rows]
     assert cost.priced == [shape for step, shape in own if len(step.shape(set(step.slices)).chunks) > 1]
