@@ -298,10 +298,12 @@ def new_cluster(
     own["num_nodes"] = num_requests
     users = np.zeros((R, int(requests["user_number"].max(initial=0)) + 1), layout.USER)
     users["head"] = NOBODY
-    planned, planned_extras, starts = new_requests(0), new_extras(0), np.zeros(0, "i4")
+    planned, planned_extras, starts = np.zeros(0, layout.PLANNED), new_extras(0), np.zeros(0, "i4")
     sent, sent_extras = requests, extras
     if turns is not None:
-        planned, sent = requests, new_requests(len(requests) * num_visits)
+        planned, sent = np.zeros(len(requests), layout.PLANNED), new_requests(len(requests) * num_visits)
+        for name in layout.PLANNED.names or ():
+            planned[name] = requests[name]
         if extras is not None:
             planned_extras, sent_extras = extras, new_extras(len(sent))
         starts = np.setdiff1d(np.arange(len(turns)), turns["next"]).astype("i4")

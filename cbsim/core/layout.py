@@ -191,6 +191,17 @@ it over, `place_in_line` where it stands under `fcfs` (0 for newcomers, the last
 `slot` its row of `Replica.tables`, `first_decode` to `last_decode` the numbers of the steps of its latest
 unbroken run of decodes."""
 
+PLANNED = np.dtype(
+    [
+        (name, REQUEST[name])
+        for name in (
+            *("arrival_s", "deadline_s", "job_length", "num_prompt_tokens", "num_output_tokens", "priority"),
+            *("user_number", "affinity", "first_link", "end_link"),
+        )
+    ]
+)
+"""What is fixed of a request that has yet to be sent: fields of `REQUEST`."""
+
 SLICE = np.dtype(
     [(name, "i4") for name in ("request", "num_tokens", "num_computed_tokens", "num_preemptions")]
     + [
@@ -749,8 +760,8 @@ class World(NamedTuple):
     client_heap: Any
     """A heap of the `CLIENT`s that think, by when they send, then by when they began to."""
     planned: Any
-    """Where requests wait for answers: all of them, as the workload has them. Each becomes a row of
-    `requests` when it is sent, so that rows are in order of arrival."""
+    """Where requests wait for answers: a `PLANNED` for all of them, as the workload has them. Each becomes a
+    row of `requests` when it is sent, so that rows are in order of arrival."""
     planned_extras: Any
     """An `EXTRA` for each of those, where any are needed."""
     turns: Any

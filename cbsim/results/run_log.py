@@ -160,25 +160,30 @@ def event_columns(
     At one instant: arrivals in their order, then results, then decisions, each by replica; with
     `answers_first`, as for clients that send when they are answered, results come before arrivals.
     """
-    arrived, rejected = np.arange(len(requests["arrival_s"])), np.array(sorted(rejections), dtype=np.int64)
+    arrived, rejected = (
+        np.arange(len(requests["arrival_s"]), dtype=np.int32),
+        np.array(sorted(rejections), np.int32),
+    )
     request, num_outside = np.concatenate([arrived, rejected]), len(arrived) + len(rejected)
     outside = {
         "time_s": requests["arrival_s"][request],
         "replica": requests["replica"][request],
-        "step": np.full(num_outside, -1),
+        "step": np.full(num_outside, -1, np.int32),
         "request": request,
-        "event": np.repeat([ARRIVED, REJECTED], [len(arrived), len(rejected)]),
-        "num_tokens": np.zeros(num_outside, dtype=np.int64),
+        "event": np.repeat(np.array([ARRIVED, REJECTED], np.int32), [len(arrived), len(rejected)]),
+        "num_tokens": np.zeros(num_outside, np.int32),
     }
     columns = {name: np.concatenate([column, recorded[name]]) for name, column in outside.items()}
     is_result = np.isin(columns["event"], (EMITTED, FINISHED, LOADED, SENT, FAILED, HANDED_OVER))
-    phase = np.where(is_result, 1, 3)
+    phase = np.where(is_result, 1, 3).astype(np.int8)
     phase[:num_outside] = 2 if answers_first else 0
     place, by_replica = columns["request"].copy(), columns["replica"].copy()
     place[num_outside:] = 0
     by_replica[:num_outside] = 0
     order = np.lexsort((place, by_replica, phase, columns["time_s"]))
-    return {name: column[order] for name, column in columns.items()}
+    for name in columns:
+        columns[name] = columns[name][order]
+    return columns
 
 
 class Deferred(Mapping[str, Column]):

@@ -448,13 +448,14 @@ def simulate_core(
             chances=setup.chances or (),
             by_session=setup.by_session,
         )
-    requests, turns, seed = intake.requests, intake.turns, setup.means.seed
+    requests, make_names = intake.requests, intake.names
+    turns, seed = intake.turns, setup.means.seed
     if turns is not None:
         turns["delay_s"] += setup.front_end_s
     job_length = rung.job_length(setup.scheduler, seed)
     if job_length is not None:
         lengths = (requests[name].tolist() for name in ("num_prompt_tokens", "num_output_tokens"))
-        requests["job_length"] = list(map(job_length, intake.names(), *lengths))
+        requests["job_length"] = list(map(job_length, make_names(), *lengths))
     if setup.comes_again and turns is None:
         turns = np.zeros(len(requests), layout.FOLLOWING)
         turns["next"] = layout.NOBODY
@@ -470,6 +471,9 @@ def simulate_core(
         acceptance=intake.acceptance,
         turns=turns,
     )
+    # Of what is planned the records of the intake need not be held too.
+    requests = world.requests if turns is None else world.planned
+    del intake
     if setup.is_closed:
         think = ThinkTimes(setup.workload.config, setup.workload.seed)
         world.requests["think_s"] = [
@@ -504,13 +508,13 @@ def simulate_core(
             )
     except RuleFault as fault:
         sources = slice(None) if turns is None else world.requests["source"]
-        raise told_fault(fault, setup, intake.names()[sources]) from fault
+        raise told_fault(fault, setup, make_names()[sources]) from fault
     clients = world.clients
     sent = world.requests[: int(clients["num_sent"])]
     is_first = sent["previous"] == layout.NOBODY
     answers_first = setup.is_closed or (turns is not None and is_first.sum() > int(clients["num_started"]))
     # Of the records themselves nothing may be held: a million of them take 240 MB.
-    make_names, sources = intake.names, slice(len(sent)) if turns is None else sent["source"][is_first]
+    sources = slice(len(sent)) if turns is None else sent["source"][is_first]
     log = log_of(
         sent,
         lambda: make_names()[sources],
@@ -907,19 +911,22 @@ class Visits:
 
     def table(self, rows: Array, record: Record) -> dict[str, Array]:
         """`RunLog.visits`."""
-        state = rows["state"]
+        # Copies, since columns would hold the records.
+        names = ("replica", "arrival_s", "first_scheduled_at_s", "num_prompt_tokens", "num_generated_tokens")
+        kept = {name: rows[name].copy() for name in (*names, "state")}
+        state = kept["state"]
         left_at_s = np.where(np.isin(state, LEFT), rows["last_token_at_s"], np.nan)
         events = {name: record.column("events", name) for name in ("event", "request", "time_s")}
         has_failed = events["event"] == layout.FAILED_NOW
         left_at_s[events["request"][has_failed]] = events["time_s"][has_failed]
         return {
             "request": self.request,
-            "replica": rows["replica"],
-            "arrived_at_s": rows["arrival_s"],
-            "admitted_at_s": rows["first_scheduled_at_s"],
-            "left_at_s": np.where(state == layout.REJECTED, rows["arrival_s"], left_at_s),
-            "num_prefill_tokens": rows["num_prompt_tokens"],
-            "num_output_tokens": rows["num_generated_tokens"],
+            "replica": kept["replica"],
+            "arrived_at_s": kept["arrival_s"],
+            "admitted_at_s": kept["first_scheduled_at_s"],
+            "left_at_s": np.where(state == layout.REJECTED, kept["arrival_s"], left_at_s),
+            "num_prefill_tokens": kept["num_prompt_tokens"],
+            "num_output_tokens": kept["num_generated_tokens"],
             "state": np.where(np.isin(state, (*ENDED, layout.HANDED_OVER)), state, RequestState.UNFINISHED),
         }
 
