@@ -42,6 +42,8 @@ OWN_PRODUCTS = {
     ("trtllm", "fp8"): ("scale_matrix", "computescale"),
     ("vllm", "fp8"): ("scale_matrix",),
     ("vllm", "nvfp4"): (),
+    ("trtllm", "fp8_block"): (),
+    ("sglang", "fp8_block"): (),
 }
 """By framework and dtype: where a framework's own products count, and tables of what quantising took in them.
 
@@ -49,8 +51,9 @@ aiconfigurator's collectors call whole linear layers with activations in 16 bits
 TensorRT-LLM's in FP8 with a scale that it finds each time. With a scale that the checkpoint holds its engine
 does that where it reduces and normalises, activates and attends (`RESIDUAL_RMS_NORM_QUANT_FP8` of its
 `modeling_llama.py`), vLLM where Inductor generates norm and activation. aiconfigurator takes the same tables
-off (its mode `fp8_static`). SGLang's time another kernel than its products' collector calls; TensorRT-LLM's
-products in nvfp4 take 20 us whatever their width, as nobody chose a tactic for them.
+off (its mode `fp8_static`). In blocks of FP8 engines quantise by a kernel of their own, as the collectors do.
+SGLang's tables in FP8 time another kernel than its products' collector calls; TensorRT-LLM's products in
+nvfp4 take 20 us whatever their width, as nobody chose a tactic for them.
 """
 IN_ONE_NODE = {"gb200": "b200_sxm", "gb300": "b300_sxm"}
 """Systems of trays of four GPUs on one NVLink network, and the nodes of eight with the same GPUs and NVLink:

@@ -460,6 +460,18 @@ def test_products_are_the_frameworks_own_without_quantising(wheel, monkeypatch):
     assert tables.gemm("fp8").seconds(1, 1024, 1024) == pytest.approx(4e-6)
 
 
+def test_products_in_blocks_are_the_frameworks_own_with_quantising(wheel, monkeypatch):
+    """vLLM's hold the host's time, so that the least of the others' stands for them."""
+    tables = NvidiaTables("l40s", wheel)
+    size = {"gemm_dtype": "fp8_block", "m": 1, "n": 1024, "k": 1024}
+    timed = {name: pd.DataFrame([size | {"seconds": s}]) for name, s in (("sglang", 4e-6), ("trtllm", 9e-6))}
+    timed["vllm"] = pd.DataFrame([size | {"seconds": 6e-5}])
+    monkeypatch.setattr(tables, "_frameworks", lambda op: list(timed))
+    monkeypatch.setattr(tables, "_read", lambda op, framework, name: timed[framework])
+    found = {name: tables.gemm("fp8_block", name).seconds(1, 1024, 1024) for name in timed}
+    assert found == pytest.approx({"sglang": 4e-6, "trtllm": 9e-6, "vllm": 4e-6})
+
+
 def test_experts_are_those_of_the_shape_the_split_and_the_spread(wheel):
     """The fastest kernel of the newest version that has them, by three quarters for three layers of four."""
     points, tables = with_experts(wheel)
