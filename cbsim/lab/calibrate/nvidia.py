@@ -33,7 +33,7 @@ from cbsim.lab.calibrate.nvidia_tables import (
 from cbsim.lab.calibrate.point import Point
 from cbsim.lab.calibrate.pointsfile import Meta
 from cbsim.specs import ModelSpec, ParallelSpec
-from cbsim.specs.model import AttentionKind
+from cbsim.specs.model import AttentionKind, MlaSpec
 from cbsim.specs.parallel import ONE_GPU
 
 MIN_LENGTH = 16
@@ -163,7 +163,7 @@ def import_meta(tables: NvidiaTables, wanted: Wanted, date: str) -> Meta:
     if own:
         warnings.append(f"products in {' and '.join(own)} are those of {wanted.framework} alone")
     if model.mla is not None:
-        warnings.append("unpacking the latent vector, or absorbing it, is taken for one product")
+        warnings.append("unpacking the latent vector, or absorbing it if not timed, is taken for one product")
     if model.experts is not None:
         warnings.append(f"tokens were spread over experts by {wanted.distribution}")
     if parallel.tensor > 1:
@@ -241,7 +241,7 @@ def _products(wanted: Wanted) -> list[Product]:
             shapes = [
                 (latent + (mla.q_lora_rank or 0), hidden),
                 (heads * kind.query_size, queries),
-                (heads * (mla.qk_nope_head_dim + mla.v_head_dim), mla.kv_lora_rank),
+                _unpacking(mla, heads),
                 (hidden, heads * mla.v_head_dim),
             ]
         products += [Product(*shape, attention, share, is_attention=True) for shape in shapes]
@@ -258,6 +258,11 @@ def _products(wanted: Wanted) -> list[Product]:
             products.append(Product(2 * width / gpus, hidden, dtype, share, is_shared))
             products.append(Product(hidden, width / gpus, dtype, share, is_shared))
     return products
+
+
+def _unpacking(mla: MlaSpec, heads: int) -> tuple[int, int]:
+    """Width and depth of the product that makes keys and values of latent vectors."""
+    return heads * (mla.qk_nope_head_dim + mla.v_head_dim), mla.kv_lora_rank
 
 
 def _moved_elements(wanted: Wanted) -> float:
@@ -414,13 +419,19 @@ def _attention(tables: NvidiaTables, wanted: Wanted, kind: AttentionKind, phase:
 def _with_rest_of_modules(
     tables: NvidiaTables, wanted: Wanted, heads: Heads, decodes: pd.DataFrame
 ) -> pd.DataFrame:
-    """Latent attention of decodes with what a whole layer of it takes beyond that, its products and its small
-    kernels, where such layers were timed.
+    """Latent attention of decodes with what their two products instead of unpacking take more than it, and
+    with what a whole layer takes beyond that, its products and its small kernels, where such were timed.
     """
     model = wanted.model
+    assert model.mla is not None
     dtype = model.weight_dtype_of("attention")
     modules = tables.latent_modules(heads.num_heads, heads.kv_dtype, dtype)
     gemm = tables.gemm(dtype, wanted.framework)
+    absorbing = tables.latent_products(wanted.decode_framework, heads.num_heads)
+    if absorbing is not None:
+        unpacking = _unpacking(model.mla, heads.num_heads)
+        more = {batch: max(0.0, absorbing.at(batch) - gemm.seconds(batch, *unpacking)) for batch in gemm.rows}
+        decodes = decodes.assign(seconds=decodes["seconds"] + decodes["batch_size"].map(more).fillna(0.0))
     counted_s = attention_kernels(wanted.engine, model) * tables.launch_s
     products = [product for product in _products(wanted) if product.is_attention]
     apart = {

@@ -280,6 +280,20 @@ class NvidiaTables:
             )
         return _best(table.rename(columns={"kernel_source": "backend"}).assign(backend="mla"))
 
+    def latent_products(self, framework: str, num_heads: int) -> Line | None:
+        """Seconds of the products before and after latent attention that decodes have for unpacking, by their
+        number: in 16 bits, which SGLang and vLLM make of any weights (`w_kc` and `w_vc` of SGLang's
+        `deepseek_v2.py`). None if not timed, and of TensorRT-LLM, whose whole layers were (`latent_modules`).
+        """
+        if framework == "trtllm":
+            return None
+        for table in self._all("mla_bmm", (framework,), "mla_bmm_perf"):
+            chosen = table[(table["num_heads"] == num_heads) & (table["bmm_dtype"] == "bfloat16")]
+            if not chosen.empty:
+                least = chosen.groupby(["op_name", "num_tokens"])["seconds"].min().unstack("op_name")
+                return _line_of(least.sum(axis=1).reset_index(name="seconds"), "num_tokens")
+        return None
+
     def latent_modules(self, num_heads: int, kv_dtype: str, weight_dtype: str) -> pd.DataFrame:
         """Decodes through whole layers of latent attention, projections and all: `batch_size`, `context`, the
         decode included, and `seconds`.

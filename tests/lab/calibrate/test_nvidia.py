@@ -620,6 +620,30 @@ def test_latent_attention_is_put_together_from_kernels_and_products(wheel):
     assert tables.notes == ["latent attention is that of trtllm, since vllm's was not timed apart"]
 
 
+def test_decodes_absorb_unpacking_in_two_products(wheel, monkeypatch):
+    """Of 64 decodes they take 13 us more than the one product counted, of one no more; TensorRT-LLM's whole
+    layers say what they take.
+    """
+    apart_s = gemm_ms(64, 32 * 256, 512) / 1000
+    timed = [
+        ("bfloat16", "mla_gen_pre", 1, 0.0),
+        ("bfloat16", "mla_gen_post", 1, 0.0),
+        ("bfloat16", "mla_gen_pre", 64, 9e-6),
+        ("bfloat16", "mla_gen_post", 64, apart_s + 4e-6),
+        ("bfloat16", "mla_gen_post", 64, 1.0),
+        ("fp8", "mla_gen_pre", 64, 0.0),
+    ]
+    columns = ["bmm_dtype", "op_name", "num_tokens", "seconds"]
+    products, every = pd.DataFrame(timed, columns=columns).assign(num_heads=32), NvidiaTables._all
+    monkeypatch.setattr(
+        NvidiaTables, "_all", lambda *asked: [products] if asked[1] == "mla_bmm" else every(*asked)
+    )
+    points, tables = with_experts(wheel, **LATENT)
+    decodes = {point.num_decodes: point.t_median_s for point in of(points, "decode")}
+    assert decodes == pytest.approx({1: 1e-5, 64: 6.3e-5})
+    assert tables.latent_products("trtllm", 32) is None
+
+
 def test_what_whole_layers_of_latent_attention_take_more(wheel, monkeypatch):
     """Of 64 decodes a layer took 70 us beyond its products and four small kernels, of one less than they."""
     shapes = [(2112, 1024), (32 * 192, 1536), (32 * 256, 512), (1024, 32 * 128)]
