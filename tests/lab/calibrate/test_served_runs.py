@@ -199,6 +199,18 @@ def test_deepseek_is_split_as_the_script_did(sifted, row, split):
     assert dict(sifted(R1_ROW | row).corrected)["DeepSeek-R1 split by a script"] == 0
 
 
+def test_sglang_dealt_experts_out_while_no_release_is_named(sifted):
+    """And is no twin of later releases, whose runs would look as if they drafted tokens."""
+    row = R1_ROW | {"backend": "sglang", "precision": "fp4", "backend_version": None, "silicon_tpot_ms": 20.0}
+    later = row | {"id": "l", "backend_version": "0.5.9", "silicon_tpot_ms": 16.0}
+    later |= {"moe_tp_size": 1.0, "moe_ep_size": 8.0}
+    found = sifted(row, later)
+    assert dict(found.corrected)["SGLang's experts dealt out by a script"] == 1
+    assert [run.parallel for run in found.runs] == 2 * [ParallelSpec(tensor=8, expert=8)]
+    fp8 = sifted(row | {"precision": "fp8"})
+    assert dict(fp8.corrected)["SGLang's experts dealt out by a script"] == 0
+
+
 def test_an_honest_split_of_experts_stays(sifted):
     """Two by two experts on four GPUs, where nothing is said of ranks of attention."""
     row = {"tp_size": 4, "attention_dp_size": None, "moe_tp_size": 2, "moe_ep_size": 2}
