@@ -55,6 +55,11 @@ INT4_EXPERTS = {
     "weight_dtypes": {"experts": "int4"},
 }
 """Moonshot's own checkpoint: routed experts in 4 bits, all else in bf16."""
+LLAMA_CACHES = {"vllm, h100_sxm": "bfloat16"}
+"""InferenceMAX's scripts ask for an FP8 cache on H200s and B200s, on H100s one of two does not
+(`benchmarks/70b_fp8_h100_docker.sh`). Where it was full, servers held by Little's law 225,000 tokens of
+prompts of 8192 on two H100s, what fits beside weights in 16 bits, and 357,000 on an H200, what fits in FP8.
+"""
 R1_CACHES = {"trtllm": "fp8", "sglang": "fp8", "sglang, h200_sxm": "bfloat16"}
 """TensorRT-LLM was told so by the scripts; SGLang's MLA kernel for Blackwell keeps FP8."""
 OSS_CACHES = {"trtllm": "fp8", "vllm, b200_sxm": "fp8"}
@@ -66,13 +71,13 @@ WITH_EXPERTS = (QWEN_235B, R1, KIMI, MINIMAX, OSS)
 
 CHECKPOINTS: Mapping[tuple[str, str], Checkpoint] = {
     ("Qwen/Qwen3-32B", "bf16"): Checkpoint(QWEN_32B, "qwen3-32b", "bf16"),
-    ("Qwen/Qwen3-32B", "fp8"): Checkpoint(QWEN_32B, "qwen3-32b", "fp8", FP8),
+    ("Qwen/Qwen3-32B", "fp8"): Checkpoint(QWEN_32B, "qwen3-32b", "fp8_block", {**BLOCKS, "kv_dtype": "fp8"}),
     ("Qwen/Qwen3-32B", "fp4"): Checkpoint(QWEN_32B, "qwen3-32b", "nvfp4", NVFP4),
     ("nvidia/Qwen3-32B-NVFP4", "fp4"): Checkpoint(QWEN_32B, "qwen3-32b", "nvfp4", NVFP4),
     ("meta-llama/Llama-3.1-8B-Instruct", "bf16"): Checkpoint(LLAMA_8B, "llama-3-8b", "bf16"),
     ("meta-llama/Llama-3.1-8B-Instruct", "fp8"): Checkpoint(LLAMA_8B, "llama-3.1-8b", "fp8_block", BLOCKS),
     ("nvidia/Llama-3.1-8B-Instruct-FP8", "fp8"): Checkpoint(LLAMA_8B, "llama-3.1-8b", "fp8", FP8),
-    ("meta-llama/Llama-3.1-70B", "fp8"): Checkpoint(LLAMA_70B, "llama-3.1-70b", "fp8", FP8),
+    ("meta-llama/Llama-3.1-70B", "fp8"): Checkpoint(LLAMA_70B, "llama-3.1-70b", "fp8", FP8, LLAMA_CACHES),
     ("meta-llama/Llama-3.1-70B", "fp4"): Checkpoint(LLAMA_70B, "llama-3.1-70b", "nvfp4", NVFP4),
     ("openai/gpt-oss-120b", "fp4"): Checkpoint(OSS, "gpt-oss-120b", "mxfp4", {}, OSS_CACHES),
     ("openai/gpt-oss-120b", "fp8"): Checkpoint(OSS, "gpt-oss-120b", "mxfp4", {}, OSS_CACHES),
@@ -89,4 +94,6 @@ CHECKPOINTS: Mapping[tuple[str, str], Checkpoint] = {
     ("nvidia/DeepSeek-V3.1-NVFP4", "fp4"): Checkpoint(R1, "deepseek-r1", "nvfp4", NVFP4_EXPERTS),
 }
 """By the sample's name and precision: gpt-oss "fp8" and "fp4" are bf16 with experts in mxfp4, "fp8" of
-DeepSeek, MiniMax and Qwen3-235B is in blocks of 128 x 128 (their `config.json`)."""
+DeepSeek, MiniMax and both Qwen3 is in blocks of 128 x 128 (their `config.json`). Of Qwen3-32B this is Qwen's
+own checkpoint, as SGLang's rows of it say; TensorRT-LLM's steps have a hump at 32 decodes, as its products in
+blocks do and its others do not."""

@@ -22,7 +22,7 @@ DENSE_FP8, DENSE_NVFP4 = Mark(6, 15), Mark(10, 20)
 SPARSE, WIDE = Mark(7, 16), Mark(14, 27)
 MARKS: Mapping[tuple[str, str], Mark] = {
     (LLAMA_70B, "fp8"): DENSE_FP8,
-    (QWEN_32B, "fp8"): DENSE_FP8,
+    (QWEN_32B, "fp8_block"): DENSE_FP8,
     (LLAMA_70B, "nvfp4"): DENSE_NVFP4,
     (QWEN_32B, "nvfp4"): DENSE_NVFP4,
     (OSS, "mxfp4"): SPARSE,

@@ -25,6 +25,13 @@ BLACKWELL = ("b200_sxm", "b300_sxm", "gb200", "gb300")
 SINCE_ASYNC = (0, 14)
 """The release of vLLM that made asynchronous scheduling the default (release notes)."""
 SINCE_FUSED, SINCE_FUSED_B300 = (0, 17), (0, 19)
+TOLD_TO_FUSE = {
+    ("vllm", True): (LLAMA_70B, OSS, KIMI),
+    ("vllm", "h100_sxm"): (LLAMA_70B,),
+    ("sglang", True): (R1,),
+}
+"""Models whose all-reduces InferenceMAX's scripts told to normalise, by framework and system, true for
+Blackwell."""
 SINCE_OWN_EXPERTS = (1, 2)
 """The release of TensorRT-LLM with which InferenceMAX's scripts for DeepSeek-R1 changed
 (`benchmarks/dsr1_fp8_b200_trt.sh`)."""
@@ -193,15 +200,16 @@ def reduces_with_norms(run: ServedRun) -> bool | None:
     """Whether a server's all-reduces normalise too, None for its framework's habit.
 
     vLLM's do by default since 0.17, on B300s since 0.19 (its pull requests 34299 and 37755), without ranks of
-    attention. InferenceMAX's scripts asked for it before on Blackwell, of vLLM for Llama, gpt-oss and Kimi
-    (`fuse_allreduce_rms`), and of SGLang for DeepSeek-R1 (`--enable-flashinfer-allreduce-fusion`).
+    attention. InferenceMAX's scripts asked for it before on Blackwell, of vLLM for Llama (on H100s too),
+    gpt-oss and Kimi (`fuse_allreduce_rms`), and of SGLang for DeepSeek-R1
+    (`--enable-flashinfer-allreduce-fusion`).
     """
-    is_told = run.origin == INFERENCE_MAX and run.system in BLACKWELL
+    models = TOLD_TO_FUSE.get((run.framework, run.system in BLACKWELL or run.system), ())
+    is_told = run.origin == INFERENCE_MAX and run.checkpoint.model in models
     if run.framework == "vllm":
         since = SINCE_FUSED_B300 if run.system in ("b300_sxm", "gb300") else SINCE_FUSED
-        is_told = is_told and run.checkpoint.model in (LLAMA_70B, OSS, KIMI)
         return is_told or _release(run.version) >= since
-    return True if run.framework == "sglang" and is_told and run.checkpoint.model == R1 else None
+    return True if is_told else None
 
 
 SETUPS = {"vllm": vllm, "sglang": sglang, "trtllm": trtllm}

@@ -598,7 +598,9 @@ def test_all_reduces_that_normalise():
     llama = CHECKPOINTS["meta-llama/Llama-3.1-70B", "fp8"]
     asked = {"checkpoint": llama, "version": "", "origin": INFERENCE_MAX}
     assert reduces_with_norms(served_run(system="b200_sxm", **asked)) is True
+    assert reduces_with_norms(served_run(system="h100_sxm", **asked)) is True
     assert reduces_with_norms(served_run(system="h200_sxm", **asked)) is False
+    assert reduces_with_norms(served_run("sglang", system="h100_sxm", **asked)) is None
     blocks = CHECKPOINTS["deepseek-ai/DeepSeek-R1", "fp8"]
     asked |= {"checkpoint": blocks}
     assert reduces_with_norms(served_run("sglang", system="b200_sxm", **asked)) is True
@@ -623,6 +625,14 @@ def test_every_checkpoint_loads():
         for framework in ("vllm", "sglang", "trtllm"):
             model = checkpoint.load(framework, "b200_sxm")
             assert (model.experts is not None) == checkpoint.has_experts
+
+
+def test_kv_caches_by_system():
+    """As InferenceMAX's scripts ask for them, on H100s for none."""
+    llama = CHECKPOINTS["meta-llama/Llama-3.1-70B", "fp8"]
+    systems = ("h100_sxm", "h200_sxm", "b200_sxm")
+    assert [llama.load("vllm", system).kv_dtype for system in systems] == ["bfloat16", "fp8", "fp8"]
+    assert CHECKPOINTS["Qwen/Qwen3-32B", "fp8"].load("trtllm", "h100_sxm").weight_dtype == "fp8_block"
 
 
 def test_errors_by_hand(tmp_path):
