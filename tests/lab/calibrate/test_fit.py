@@ -232,13 +232,13 @@ PROMISED = (2.0, 7.0, 3.0)
 """Median and p90 of all kernels held out, and the median of the largest sizes held out, percent."""
 SHORT_BY = {
     "a100-80g/llama-3-70b": (1.9, 7.9, 2.1),
-    "b200/deepseek-v3": (1.6, 10.6, 3.0),
+    "b200/deepseek-v3": (1.6, 10.0, 3.0),
     "b200/gpt-oss-120b": (2.0, 7.6, 2.5),
     "b200/llama-3.3-70b-fp8": (2.5, 8.9, 5.4),
     "b200/qwen3-235b-a22b-fp8": (2.0, 8.9, 15.0),
     "b200/qwen3-30b-a3b": (2.1, 7.9, 3.9),
     "b200/qwen3-32b-fp8": (1.9, 8.5, 4.8),
-    "gb200/deepseek-v3-nvfp4": (2.5, 10.2, 4.4),
+    "gb200/deepseek-v3-nvfp4": (2.3, 10.8, 4.0),
     "gb200/gpt-oss-120b": (2.5, 7.9, 3.1),
     "gb200/llama-3.3-70b-fp8": (2.5, 9.0, 8.8),
     "gb200/qwen3-235b-a22b-fp8": (1.8, 10.5, 11.9),
