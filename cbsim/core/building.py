@@ -326,7 +326,10 @@ def new_cluster(
     own["num_groups"] = groups.shape[1]
     # Requests whose KV is on its way hold blocks without running.
     has_connector = bool(configs["connector"].any())
-    num_holders = most + _num_holders(requests, pools) if has_connector else most
+    num_holders, num_moving = most, 0
+    if has_connector:
+        num_holders += _num_holders(requests, pools)
+        num_moving = min(2 * num_requests, max(parts.cache.num_blocks for parts in pools))
     num_drafts, num_ahead = (
         int(configs[f"num_{name}_tokens"].max()) for name in ("speculative", "lookahead")
     )
@@ -358,7 +361,7 @@ def new_cluster(
         transfers=np.zeros((R, num_requests + 1 if has_connector else 1), "i4"),
         acceptance=np.zeros(1) if acceptance is None else acceptance,
         **_tiers(pools, requests),
-        log=new_log(most, with_batches, log_rows or _log_rows(requests), num_holders - most),
+        log=new_log(most, with_batches, log_rows or _log_rows(requests), num_moving),
         routers=_routers(routers, num_entries, R),
         homes=np.full((len(routers), int(requests["affinity"].max(initial=0)) + 1), NOBODY, dtype="i4"),
         clients=record(layout.CLIENTS, clients),
@@ -502,14 +505,14 @@ def _link(parts: LinkParts | None) -> Any:
     return record(layout.LINK, {**numbers, "next_s": np.inf})
 
 
-def new_log(most: int, with_batches: bool, rows: int, num_transfers: int = 0) -> Log:
-    """An empty log for replicas that run up to `most` requests at once, beside up to `num_transfers`."""
+def new_log(most: int, with_batches: bool, rows: int, num_moving: int = 0) -> Log:
+    """An empty log for replicas that run up to `most` requests at once, beside KV of up to `num_moving`."""
     # One call or one end of a step may add rows for each running request.
     small = rows // 4 + 8 * (most + 2)
     return Log(
         lengths=record(layout.LENGTHS),
         steps=np.zeros(rows + 8, layout.STEP_ROW),
-        events=np.zeros(small + 2 * num_transfers, layout.EVENT_ROW),
+        events=np.zeros(small + 2 * num_moving, layout.EVENT_ROW),
         prefills=np.zeros(small, layout.PREFILL_ROW),
         decodes=np.zeros(small, layout.DECODES_ROW),
         gaps=np.zeros(small, "f8"),

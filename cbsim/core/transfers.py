@@ -77,6 +77,13 @@ def add_transfer(self: Any, request: Any, state: int, end_s: float) -> None:
     own.num_transfers += 1
 
 
+def num_moving(self: Any) -> int:
+    """Requests whose KV is on its way, and those that a call may add, with a block each at least."""
+    if self.config.connector == NO_CONNECTOR:
+        return 0
+    return int(self.own.num_transfers + min(self.own.num_waiting, self.own.num_free))
+
+
 def remove_transfer(self: Any, request: Any) -> None:
     """A request leaves the list; the others keep their order."""
     own, place = self.own, 0

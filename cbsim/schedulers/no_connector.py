@@ -58,6 +58,11 @@ def num_loaded(self: Any, request: Any) -> int:
     return 0
 
 
+def num_moving(self: Any) -> int:
+    """No KV is on its way."""
+    return 0
+
+
 def read_tier(self: Any, step: Any, request: Any, num_local: int, num_elsewhere: int) -> None:
     """There is no tier."""
 
@@ -99,6 +104,7 @@ WITHOUT_CONNECTOR: dict[Callable[..., Any], Callable[..., Any]] = {
     transfers.next_transfer_s: next_transfer_s,
     transfers.num_external: num_external,
     admission.num_loaded: num_loaded,
+    transfers.num_moving: num_moving,
     admission.read_tier: read_tier,
     transfers.release_deferred: release_deferred,
     transfers.remove_failed: remove_failed,

@@ -226,6 +226,19 @@ def test_a_full_decode_side_keeps_blocks_on_the_other() -> None:
     assert log.steps["start_s"][on_prefill].max() > 8.0, "prompts wait until blocks are fetched"
 
 
+def test_the_log_has_room_for_all_loads_that_a_call_begins() -> None:
+    """A call lets any number of requests load, though two may run: here when the log is nearly full."""
+    rows = tuple(
+        request(1000 * burst + n, 100.0 * burst, 4, 1, extra={"is_remote_prefill": 1, "load_s": 1.0})
+        for burst, number in enumerate((300, 300, 300, 300, 85, 500, 600))
+        for n in range(number)
+    )
+    settings = {"max_num_seqs": 2, "connector": {"kind": "remote"}, **SYNC}
+    setup = Setting("vllm", Case(rows, settings, num_blocks=700, step_s=0.125)).make_setup()
+    log = run(replace(setup, pool=replace(setup.pool, has_identities=True)))
+    assert (log.requests["state"] == RequestState.FINISHED).all()
+
+
 def test_what_the_decode_side_can_never_hold_is_refused() -> None:
     rows = (request(0, 0.0, 12, 200), request(1, 0.0, 4, 2))
     log = run(apart(rows, num_blocks=(64, 8), settings=SYNC, step_s=1.0))
