@@ -12,7 +12,9 @@ from cbsim.results.run_log import EVENTS, HANDED_OVER, LOADED, Column
 if TYPE_CHECKING:
     import pandas as pd
 
-STARTED = EVENTS.index("load_started")
+STARTED, READ = map(EVENTS.index, ("load_started", "read"))
+STAGES = (HANDED_OVER, STARTED, READ, LOADED)
+"""In the order in which they come."""
 
 
 class HandOvers(NamedTuple):
@@ -30,36 +32,61 @@ class HandOvers(NamedTuple):
     loaded_s: Column
     """When the receiver's scheduler knew that it was there."""
     num_tokens: Column
-    """Whose KV was brought."""
+    """Whose KV came from the sender."""
 
     @classmethod
     def of(cls, num_requests: int, events: Mapping[str, Column]) -> HandOvers | None:
         """Those in the events of a `RunLog`; `None` if there are none."""
         if HANDED_OVER not in events["event"]:
             return None
-        over, begun, loaded = np.full((3, num_requests), -1)
-        for place, code in ((over, HANDED_OVER), (begun, STARTED), (loaded, LOADED)):
-            rows = np.flatnonzero(events["event"] == code)
-            place[events["request"][rows]] = rows
-        begun[over < 0] = loaded[over < 0] = -1
+        over, begun, loaded, num_tokens = np.full((4, num_requests), [[-1], [-1], [-1], [0]])
+        rows, *further = _hand_overs(events)
+        request = events["request"][rows]
+        over[request] = rows
+        begun[request], loaded[request], num_tokens[request] = further
         over_s, begun_s, loaded_s = (
             np.where(rows >= 0, events["time_s"][rows], np.nan) for rows in (over, begun, loaded)
         )
         sender, receiver = (np.where(rows >= 0, events["replica"][rows], -1) for rows in (over, begun))
-        # The last token's KV is what the first step there computes.
-        num_tokens = np.where(begun >= 0, events["num_tokens"][begun] - 1, 0)
         return cls(sender, receiver, over_s, begun_s, loaded_s, num_tokens)
 
 
 def transfers(events: Mapping[str, Column]) -> tuple[Column, Column]:
     """Of each KV cache that came from another replica: seconds on its way, and its tokens."""
-    code = events["event"]
-    rows = np.flatnonzero((code == STARTED) | (code == LOADED))
-    rows = rows[np.argsort(events["request"][rows], kind="stable")]
-    first, then = rows[:-1], rows[1:]
-    has_come = (events["request"][first] == events["request"][then]) & (code[then] == LOADED)
-    first, then = first[has_come], then[has_come]
-    return events["time_s"][then] - events["time_s"][first], events["num_tokens"][then] - 1
+    _, begun, loaded, num_tokens = _hand_overs(events)
+    has_come = loaded >= 0
+    return events["time_s"][loaded[has_come]] - events["time_s"][begun[has_come]], num_tokens[has_come]
+
+
+def _hand_overs(events: Mapping[str, Column]) -> tuple[Column, Column, Column, Column]:
+    """Of each hand-over the row of the event, of the load's start and its end, -1 for none; and its tokens.
+
+    In order of requests, those of one in order of time. What the receiver's tiers bring is not counted.
+    """
+    rows = np.flatnonzero(np.isin(events["event"], STAGES))
+    # At one instant ends of loads are told before decisions.
+    rank = np.argsort(STAGES)[np.searchsorted(np.sort(STAGES), events["event"][rows])]
+    rows = rows[np.lexsort((rank, events["time_s"][rows], events["request"][rows]))]
+    ends = [-1, -1, -1]
+    code, request = (np.append(events[name][rows], ends) for name in ("event", "request"))
+    rows, num_tokens = np.append(rows, ends), np.append(events["num_tokens"][rows], [0, 0, 0])
+    over = np.flatnonzero(code == HANDED_OVER)
+
+    def comes(place: Column, kind: int) -> Column:
+        found: Column = (code[place] == kind) & (request[place] == request[over])
+        return found
+
+    has_begun = comes(over + 1, STARTED)
+    is_read = has_begun & comes(over + 2, READ)
+    has_come = has_begun & comes(over + 2 + is_read, LOADED)
+    # The last token's KV is what the first step there computes.
+    brought = np.where(has_begun, num_tokens[over + 1] - 1 - is_read * num_tokens[over + 2], 0)
+    return (
+        rows[over],
+        np.where(has_begun, rows[over + 1], -1),
+        np.where(has_come, rows[over + 2 + is_read], -1),
+        brought,
+    )
 
 
 def hand_over_table(events: pd.DataFrame) -> pd.DataFrame:
