@@ -149,10 +149,12 @@ class TierParts:
     """A tier of KV below the GPU: see `layout.TIER`."""
 
     num_blocks: int
-    block_s: float
+    block_bytes: float
+    bytes_per_s: float
     latency_s: float = 0.0
     is_shared: bool = False
-    """Whether all replicas of all pools have one together."""
+    """Whether all replicas whose tiers have one of its name have it together."""
+    name: str = "host"
 
 
 @dataclass(frozen=True, slots=True)
@@ -360,7 +362,7 @@ def new_cluster(
         extras=new_extras(1) if sent_extras is None else sent_extras,
         transfers=np.zeros((R, num_requests + 1 if has_connector else 1), "i4"),
         acceptance=np.zeros(1) if acceptance is None else acceptance,
-        **_tiers(pools, requests),
+        **_tiers(pools, requests, len(sent)),
         log=new_log(most, with_batches, log_rows or _log_rows(requests), num_moving),
         routers=_routers(routers, num_entries, R),
         homes=np.full((len(routers), int(requests["affinity"].max(initial=0)) + 1), NOBODY, dtype="i4"),
@@ -371,7 +373,7 @@ def new_cluster(
         turns=np.zeros(0, layout.FOLLOWING) if turns is None else turns,
         starts=starts,
         link=_link(link),
-        on_link=np.zeros(1 if link is None else len(sent) + 1, layout.TRANSFER),
+        on_link=np.zeros(_num_transfers(pools, len(sent), link), layout.TRANSFER),
         **_changes(changes, pools, len(routers), num_requests),
         first_in_order=_first_of(R),
     )
@@ -438,36 +440,54 @@ def _within(place_of: Sequence[int]) -> Array:
     return np.arange(len(place_of)) - np.searchsorted(place_of, place_of)
 
 
-def _tiers(pools: Sequence[PoolParts], requests: Array) -> dict[str, Any]:
+def _num_transfers(pools: Sequence[PoolParts], num_visits: int, link: LinkParts | None) -> int:
+    """Most transfers under way at once: of each visit, and what each replica writes and reads in steps."""
+    num_tiers = max(len(parts.tiers) for parts in pools)
+    num_ends = num_tiers + (link is not None)
+    return 1 + num_ends * num_visits + 2 * num_tiers * sum(parts.num_replicas for parts in pools)
+
+
+def _tiers(pools: Sequence[PoolParts], requests: Array, num_visits: int) -> dict[str, Any]:
     """Fields of `World` about tiers of KV; none larger than all that could come into it."""
     num_tiers = max(len(parts.tiers) for parts in pools)
     made: list[TierParts] = []
     stores: list[list[int]] = []
-    shared: dict[int, int] = {}
+    shared: dict[str, int] = {}
     for parts in pools:
         for _ in range(parts.num_replicas):
             row = []
-            for place, tier in enumerate(parts.tiers):
-                if tier.is_shared and place in shared:
-                    row.append(shared[place])
-                    continue
-                shared.setdefault(place, len(made))
-                row.append(len(made))
-                made.append(tier)
+            for tier in parts.tiers:
+                place = shared.setdefault(tier.name, len(made)) if tier.is_shared else len(made)
+                row.append(place)
+                if place == len(made):
+                    made.append(tier)
             stores.append(row + [0] * (max(num_tiers, 1) - len(row)))
     sizes = requests["num_prompt_tokens"].astype("i8") + requests["num_output_tokens"]
     smallest = min(parts.cache.block_size for parts in pools)
-    most = int(sizes.sum()) // smallest + 1
+    most = (int(sizes.sum()) // smallest + 1) * max(max(len(parts.cache.groups), 1) for parts in pools)
     counts = [min(tier.num_blocks, most) for tier in made]
     rows = np.zeros(len(made), layout.TIER)
-    blocks = np.zeros((len(made), max(counts, default=0) + 1), layout.BLOCK)
+    num_heads = 1 + (len(stores) if shared else 1)
+    blocks = np.zeros((len(made), max(counts, default=0) + num_heads), layout.BLOCK)
     keys = np.zeros((len(made), 2 * max(counts, default=0) + 2), layout.KEY)
     blocks["key"] = keys["key"] = NOBODY
     for each, tier, count, ring in zip(rows, made, counts, blocks, strict=True):
-        each["num_blocks"], each["block_s"] = count, tier.block_s
+        each["num_blocks"], each["block_bytes"], each["bytes_per_s"] = (
+            count,
+            tier.block_bytes,
+            tier.bytes_per_s,
+        )
         each["latency_s"], each["is_shared"] = tier.latency_s, tier.is_shared
         _close_ring(ring, count + 1)
-    return {"stores": np.array(stores, "i4"), "tiers": rows, "tier_blocks": blocks, "tier_keys": keys}
+        for head in range(count + 1, count + num_heads):
+            ring[head]["next_free"] = ring[head]["last_free"] = head
+    return {
+        "stores": np.array(stores, "i4"),
+        "loads": np.zeros((num_visits if num_tiers else 1, max(num_tiers, 1)), "i4"),
+        "tiers": rows,
+        "tier_blocks": blocks,
+        "tier_keys": keys,
+    }
 
 
 def _close_ring(ring: Array, size: int) -> None:

@@ -39,6 +39,13 @@ def key_at(self: Any, link: int, number: int, place: int) -> int:
     return segment.node * NODE_FACTOR + length * self.own.num_groups + number
 
 
+def num_behind(group: Any, num_tokens: int) -> int:
+    """Blocks that no later token attends to once `num_tokens` are computed: they lie behind the window."""
+    if group.window == 0 or num_tokens < group.window:
+        return 0
+    return int((num_tokens - group.window + 1) // group.block_size)
+
+
 @apart
 def hold(blocks: Any, keys: Any, number: int, key: int) -> None:
     """A block holds what `key` names, and lookups find it behind those that did before."""

@@ -244,7 +244,7 @@ def happen(world: Any, self: Any) -> int:
         own.is_asked = AT_ONCE
     else:
         has_decided = call(self, world.costs[own.pool], now, clients.watched != 0)
-        if len(world.routers) > 1 and own.num_transfers:
+        if own.num_tiers or (len(world.routers) > 1 and own.num_transfers):
             begin_transfers(world, self, now)
     return heard_of(world, self, is_end, has_decided, num_finished)
 

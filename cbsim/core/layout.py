@@ -49,9 +49,9 @@ handed over to one that decodes."""
 NO_TRANSFER, LOADING, READY, SENDING, RELEASING, READING = range(6)
 """What becomes of a request's KV cache between this replica and elsewhere (`EXTRA.transfer`)."""
 
-NO_CONNECTOR, REMOTE, TIER_READ, TIER_LOADED = range(4)
-"""Where KV computed before comes from: nowhere, another replica (vLLM's P/D connectors), a tier below the GPU
-that is read within the step, or one that is loaded from before the step."""
+NO_CONNECTOR, REMOTE, TIER_ALONE = range(3)
+"""Where KV computed before comes from: nowhere, another replica (vLLM's P/D connectors) and tiers below the
+GPU if there are any, or such a tier alone."""
 
 CONSUMER, PRODUCER, BOTH = range(3)
 """Role of a replica with a connector: takes KV in, hands it over, or both."""
@@ -105,6 +105,10 @@ long enough; no replica would take it."""
 
 UNWATCHED, REQUESTS_WATCHED, STEPS_WATCHED = range(3)
 """Who watches a run: nobody, somebody who hears of requests, somebody who hears of steps too."""
+
+WRITTEN, READ_IN_STEP = -1, -2
+"""Transfers for which no visit waits: blocks that a replica writes to a tier, and those that it reads from
+one within a step (`TRANSFER.request`)."""
 
 AT_ONCE = -1
 """In `is_asked`: the scheduler is asked at this instant, before anything else happens anywhere."""
@@ -215,7 +219,7 @@ comes out, with `num_drafts` drafts to verify, none of which can be right if `is
 ended: `num_accepted` drafts were right, `num_emitted` tokens came out."""
 
 EXTRA = np.dtype(
-    [(name, "f8") for name in ("load_s", "send_s", "transfer_end_s")]
+    [(name, "f8") for name in ("load_s", "send_s", "transfer_end_s", "came_s")]
     + [
         (name, "i4")
         for name in (
@@ -229,13 +233,15 @@ EXTRA = np.dtype(
             "num_transfers",
             "num_local_tokens",
             "num_external_tokens",
+            "num_below_tokens",
+            "num_to_come",
             "first_accepted",
             "end_accepted",
             "first_proposed",
             "end_proposed",
             "num_verifications",
             "num_proposals",
-            "is_on_link",
+            "awaits_link",
             "partner",
         )
     ]
@@ -245,7 +251,9 @@ that KV takes to come and to go; `num_tier_tokens` leading tokens that a tier ho
 block from which the first transfer fails (`NOBODY`: none does); `transfer` its state, which ends at
 `transfer_end_s` and was found in call `found_in_call`; `is_known` whether what was loaded has been made known
 to lookups; `num_transfers` begun so far, `num_external_tokens` that the last one brings behind
-`num_local_tokens` that were cached here; `is_on_link` whether these come over a link of the cluster.
+`num_local_tokens` that were cached here, the first `num_below_tokens` of them from tiers of the replica.
+`num_to_come` of its parts, one from each tier and one over the link of the cluster, are still missing, the
+last one that has come was there at `came_s`; `awaits_link`: the one over the link has not begun.
 `partner` is the replica that is to decode it, where that is chosen at its arrival, else `NOBODY`.
 `first_accepted` to `end_accepted` and `first_proposed` to `end_proposed` are rows of `Replica.acceptance`,
 counted through again and again by `num_verifications` and `num_proposals`."""
@@ -256,9 +264,9 @@ GROUP = np.dtype(
 """A group of layers that share blocks: `window` tokens that its attention reaches back (0: all),
 `most_blocks` that the test of a whole prompt counts, `tail` blocks that a lookup needs (`ceil((window - 1) /
 block_size)`), `interval` blocks after which it keeps that many (0: never)."""
-SHARE = np.dtype([(name, "i4") for name in ("num_places", "num_behind", "num_published")])
+SHARE = np.dtype([(name, "i4") for name in ("num_places", "num_behind", "num_published", "num_stored")])
 """What a request holds of a group: blocks in all, of which the first `num_behind` have been given back as
-they lie behind the window, and how many of the first were made known to lookups."""
+they lie behind the window, and how many of the first were made known to lookups, and given to tiers."""
 
 NODE = np.dtype([("key", "f8"), ("child", "i4"), ("next", "i4"), ("last", "i4"), ("is_in", "i4")])
 """A request's place in a heap: see `cbsim.core.heap`."""
@@ -449,6 +457,7 @@ CONFIG = np.dtype(
                 "prefill_schedule_interval",
                 "gives_back_preempted",
                 "stores_through",
+                "reads_in_step",
             )
         ),
     ]
@@ -569,11 +578,12 @@ FOLLOWING = np.dtype([("delay_s", "f8"), ("next", "i4")])
 waits for its own answer, or `NOBODY`."""
 
 TIER = np.dtype(
-    [(name, "f8") for name in ("block_s", "latency_s", "free_at_s")]
-    + [(name, "i8") for name in ("num_blocks", "is_shared", "num_tokens_loaded")]
+    [(name, "f8") for name in ("block_bytes", "bytes_per_s", "latency_s")]
+    + [(name, "i8") for name in ("num_blocks", "is_shared", "num_links", "num_to_read", "num_tokens_loaded")]
 )
-"""A tier of KV below the GPU, of one replica or of all: seconds to bring a block, and those before the first
-of a load; when the loads under way will be done; how many blocks it holds, how many tokens were brought."""
+"""A tier of KV below the GPU, of one replica or of all. It takes in and gives `bytes_per_s` at most, shared
+by its `num_links` transfers under way, and a load takes `latency_s` more; it holds `num_blocks`. The step
+just decided is to read `num_to_read` blocks; `num_tokens_loaded` were brought so far."""
 
 ROUTER = np.dtype(
     [(name, "f8") for name in ("weight", "refresh_s", "seen_at_s")]
@@ -641,14 +651,15 @@ LINK = np.dtype(
     + [(name, "i8") for name in ("num_transfers", "num_layers", "is_layered", "is_down")]
 )
 """What connects replicas: each sends and takes in `bytes_per_s` at most, shared by its transfers under way.
-`now` is when these were last looked at, `next_s` when the next of them ends. `is_layered`: the KV of a layer
-is sent while the next one is computed. `is_down`: nothing is sent."""
+`now` is when these, and those of tiers, were last looked at, `next_s` when the next of them ends.
+`is_layered`: the KV of a layer is sent while the next one is computed. `is_down`: nothing is sent."""
 TRANSFER = np.dtype(
     [(name, "f8") for name in ("left_bytes", "bytes_per_s", "end_s")]
-    + [(name, "i8") for name in ("request", "sender", "receiver")]
+    + [(name, "i8") for name in ("request", "replica", "sender", "receiver")]
 )
 """A transfer under way: bytes to go at `LINK.now`, how fast, when that will be done; the visit that waits for
-it, and the replicas."""
+it (`WRITTEN`, `READ_IN_STEP`: none), the replica that asked for it, and its ends: numbers of replicas, or
+behind all of those the rows of tiers."""
 
 
 class Log(NamedTuple):
@@ -711,10 +722,14 @@ class Replica(NamedTuple):
     of accepted and of proposed drafts that requests bring along."""
     stores: Any
     """The rows of `tiers` of its tiers, from the nearest on."""
+    loads: Any
+    """By visit and by tier of its replica: blocks that it waits for, and that have not begun to come."""
     tiers: Any
     """A `TIER` for each of all replicas."""
     tier_blocks: Any
-    """By tier, a `BLOCK` for each of its blocks, in a ring by when they were used; its head behind them."""
+    """By tier, a `BLOCK` for each of its blocks, in a ring by when they were used; its head behind them. Then
+    heads of the rings of those that are being written, of one replica each: `num_holders` blocks, of which
+    the first `num_seen` are under way. What is being written has a holder."""
     tier_keys: Any
     """By tier, a hash table of `KEY`s."""
     log: Log
@@ -748,6 +763,7 @@ class World(NamedTuple):
     transfers: Any
     acceptance: Any
     stores: Any
+    loads: Any
     tiers: Any
     tier_blocks: Any
     tier_keys: Any

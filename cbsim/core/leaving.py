@@ -25,7 +25,7 @@ from cbsim.core.layout import (
     TIMED_OUT,
     WAITING,
 )
-from cbsim.core.links import drop_transfer, let_go, wake
+from cbsim.core.links import drop_transfers, let_go, wake
 from cbsim.core.loop import close_decodes, place_of, record_step
 from cbsim.core.pool import forget, release
 from cbsim.core.routing import break_promise
@@ -44,9 +44,6 @@ def is_here(request: Any) -> bool:
 def quit_visit(world: Any, request: Any, now: float, code: int) -> None:
     """A request leaves its replica, or the router, without its tokens; what is under way for it is lost."""
     if len(world.routers) > 1:
-        extra = world.extras[request.index]
-        if extra.is_on_link and extra.transfer == LOADING and extra.transfer_end_s == inf:
-            drop_transfer(world, request.index, now)
         if request.previous != NOBODY:
             let_go(world, request, now)
         if request.stage == ENTRY:
@@ -55,6 +52,8 @@ def quit_visit(world: Any, request: Any, now: float, code: int) -> None:
         request.state, request.rejection = FAILED, code
         return
     self = world.replicas[request.replica]
+    if is_loading(self, request) and world.extras[request.index].transfer_end_s == inf:
+        drop_transfers(world, request.index, NOBODY, now)
     abort(self, request, now, code)
     if self.own.num_under_way == 0 and self.own.num_waiting:
         wake(world, int(self.own.replica), now)
@@ -134,7 +133,9 @@ def fall(world: Any, number: int, now: float) -> bool:
     if own.prefix_caching:
         for block in range(own.num_blocks):
             forget(self, block)
-    lose_tiers(self)
+    if own.num_tiers:
+        lose_tiers(self)
+        drop_transfers(world, NOBODY, number, now)
     own.next_s = inf
     own.is_asked = 0
     return True
@@ -142,8 +143,7 @@ def fall(world: Any, number: int, now: float) -> bool:
 
 def lose_kv(world: Any, request: Any, now: float) -> None:
     """The KV that a request waits for elsewhere will not come, unless it is there."""
-    extra = world.extras[request.index]
-    if is_here(request) and (extra.num_transfers == 0 or extra.transfer_end_s == inf):
+    if is_here(request) and world.extras[request.previous].transfer_end_s == inf:
         quit_visit(world, request, now, KV_LOST)
         send_back(world, request, now)
 
@@ -151,12 +151,17 @@ def lose_kv(world: Any, request: Any, now: float) -> None:
 @apart
 def cut_link(world: Any, now: float) -> bool:
     """The link has failed: transfers under way are lost, some at a time. False if others are left."""
-    num_gone = 0
-    while world.link.num_transfers:
-        if num_gone == len(world.running[0]):
+    num_gone = place = 0
+    while place < world.link.num_transfers:
+        transfer = world.on_link[place]
+        if transfer.sender >= len(world.own):
+            place += 1  # A tier's.
+        elif num_gone == len(world.running[0]):
             return False
-        num_gone += 1
-        lose_kv(world, world.requests[world.on_link[0].request], now)
+        else:
+            num_gone += 1
+            lose_kv(world, world.requests[transfer.request], now)
+            place = 0
     return True
 
 

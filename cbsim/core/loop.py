@@ -24,7 +24,6 @@ from cbsim.core.layout import (
     NOBODY_WAITS,
     REJECTED,
     SLOT,
-    TIER_READ,
     TURN,
 )
 from cbsim.core.transfers import (
@@ -362,7 +361,7 @@ def end_step(self: Any) -> int:
     num_finished = num_usual_gaps = num_joint_tokens = num_accepted = 0
     if own.num_news:
         release_deferred(self, step.call)
-    if self.config.connector == TIER_READ:
+    if self.config.reads_in_step:
         take_failed_reads(self, step)
     for place in range(step.num_slices):
         part = slices[place]

@@ -10,9 +10,18 @@ from __future__ import annotations
 from typing import Any
 
 from cbsim.base.binding import apart
-from cbsim.core.contents import empty, hold, key_at, link_after, link_of, place_of_key, unlink
+from cbsim.core.contents import (
+    empty,
+    hold,
+    key_at,
+    link_after,
+    link_of,
+    num_behind,
+    place_of_key,
+    unlink,
+)
 from cbsim.core.layout import NO_FAULT, NO_FREE_BLOCKS, NOBODY
-from cbsim.core.tiers import store_evicted, store_through, take_back
+from cbsim.core.tiers import store, store_evicted
 
 
 def blocks_for(self: Any, num_tokens: int) -> int:
@@ -37,13 +46,6 @@ def fail(self: Any, code: int, request: Any, num_asked: int, num_allowed: int, b
 def row_of(self: Any, request: Any, group: int) -> int:
     """The row of `Replica.tables` and `Replica.shares` with a request's blocks in a group."""
     return int(request.slot * self.own.num_groups + group)
-
-
-def num_behind(group: Any, num_tokens: int) -> int:
-    """Blocks that no later token attends to once `num_tokens` are computed: they lie behind the window."""
-    if group.window == 0 or num_tokens < group.window:
-        return 0
-    return int((num_tokens - group.window + 1) // group.block_size)
 
 
 def num_at_most(self: Any, num_tokens: int) -> int:
@@ -156,7 +158,7 @@ def take_slot(self: Any, request: Any) -> None:
     self.own.first_free_slot = self.tables[row_of(self, request, 0)][0]
     for number in range(self.own.num_groups):
         share = self.shares[row_of(self, request, number)]
-        share.num_places = share.num_behind = share.num_published = 0
+        share.num_places = share.num_behind = share.num_published = share.num_stored = 0
 
 
 @apart
@@ -365,7 +367,7 @@ def adopt(self: Any, request: Any, num_cached: int) -> None:
         row = row_of(self, request, number)
         group, share = self.groups[number], self.shares[row]
         table, found = self.tables[row], self.tables[row_found(self, number)]
-        share.num_places = share.num_published = num_cached // group.block_size
+        share.num_places = share.num_published = share.num_stored = num_cached // group.block_size
         share.num_behind = num_behind(group, num_cached)
         for place in range(share.num_places):
             block = table[place] = found[place]
@@ -418,10 +420,28 @@ def publish_blocks(self: Any, request: Any, num_tokens: int) -> None:
             link = link_of(self, request, link, number, place)
             block = self.tables[row][place]
             if block != NOBODY and is_kept(self, request, number, place):
-                key = key_at(self, link, number, place)
-                hold(self.blocks, self.keys, block, key)
-                store_through(self, key)
+                hold(self.blocks, self.keys, block, key_at(self, link, number, place))
         share.num_published = max(first, end)
+
+
+def store_computed(self: Any, request: Any) -> None:
+    """Have what a request has computed, as far as lookups know it, written to the first tier."""
+    if self.own.num_tiers and self.config.stores_through and request.slot != NOBODY:
+        store_blocks(self, request, request.num_computed_tokens - request.num_launched_tokens)
+
+
+@apart
+def store_blocks(self: Any, request: Any, num_tokens: int) -> None:
+    """See `store_computed`; the first `num_tokens` tokens are computed."""
+    for number in range(self.own.num_groups):
+        row = row_of(self, request, number)
+        share = self.shares[row]
+        end = min(share.num_published, num_tokens // self.groups[number].block_size)
+        for place in range(share.num_stored, end):
+            block = self.tables[row][place]
+            if block != NOBODY and self.blocks[block].key != NOBODY:
+                store(self, self.blocks[block].key)
+        share.num_stored = max(share.num_stored, end)
 
 
 def is_kept(self: Any, request: Any, number: int, place: int) -> bool:
@@ -452,7 +472,6 @@ def withdraw(self: Any, request: Any, num_tokens: int) -> None:
         num_kept = num_tokens // own.hit_size * own.hit_size // self.groups[number].block_size
         for place in range(num_kept, share.num_published):
             if self.tables[row][place] != NOBODY:
-                take_back(self, self.blocks[self.tables[row][place]].key)
                 forget(self, self.tables[row][place])
         share.num_published = min(share.num_published, num_kept)
 

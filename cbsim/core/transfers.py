@@ -29,7 +29,6 @@ from cbsim.core.layout import (
     REMOTE,
     SENDING,
     SENT,
-    TIER_READ,
 )
 from cbsim.core.pool import num_known_tokens, release, row_of, withdraw
 from cbsim.core.tiers import num_in_tiers
@@ -43,19 +42,30 @@ def num_external(self: Any, request: Any, num_cached: int) -> int:
     config = self.config
     if config.connector == NO_CONNECTOR:
         return 0
-    extra = self.extras[request.index]
-    if config.connector == REMOTE:
-        is_there = extra.is_remote_prefill and extra.num_transfers == 0
-        return request.num_prompt_tokens - num_cached if is_there else 0
+    if is_elsewhere(self, request):
+        return int(request.num_prompt_tokens - num_cached)
     if self.own.num_tiers:
         return num_in_tiers(self, request, num_cached, num_known_tokens(request))
-    size = self.own.block_size
+    if config.connector == REMOTE:
+        return 0
+    size, extra = self.own.block_size, self.extras[request.index]
     return max(0, min(extra.num_tier_tokens, num_known_tokens(request) - 1) // size * size - num_cached)
 
 
-def is_loaded_ahead(self: Any) -> bool:
-    """Whether KV is loaded before a request is admitted, not read within its first step."""
-    return bool(self.config.connector != TIER_READ)
+def is_elsewhere(self: Any, request: Any) -> bool:
+    """Whether another replica has the KV of a request's prompt: it comes once, to its first turn here."""
+    if self.config.connector != REMOTE:
+        return False
+    extra = self.extras[request.index]
+    return bool(extra.is_remote_prefill and extra.num_transfers == 0)
+
+
+def is_loaded_ahead(self: Any, request: Any) -> bool:
+    """Whether KV is loaded before a request is admitted, not read within its first step.
+
+    What tiers hold of a prompt whose KV comes from another replica is loaded beside it.
+    """
+    return bool(not self.config.reads_in_step or is_elsewhere(self, request))
 
 
 def defers_release(self: Any) -> bool:

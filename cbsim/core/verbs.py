@@ -29,7 +29,16 @@ from cbsim.core.layout import (
     SCHEDULED_TOO_MUCH,
     WAITING,
 )
-from cbsim.core.pool import adopt, blocks_for, fail, num_known_tokens, publish, release, withdraw
+from cbsim.core.pool import (
+    adopt,
+    blocks_for,
+    fail,
+    num_known_tokens,
+    publish,
+    release,
+    store_computed,
+    withdraw,
+)
 from cbsim.core.transfers import keeps_blocks
 from cbsim.core.waiting_queue import leave_queue, push, served
 
@@ -290,6 +299,7 @@ def take_result(self: Any, step: Any, part: Any) -> bool:
         if part.emits and config.async_scheduling:
             request.num_in_flight_tokens -= 1 + part.num_drafts
         publish(self, request, request.num_computed_tokens - request.num_launched_tokens)
+        store_computed(self, request)
     if part.num_emitted == 0:
         return False
     served(self, request, part.num_emitted)

@@ -8,9 +8,10 @@ from typing import Any
 from cbsim.core.changes import changes_first, nothing_changes
 from cbsim.core.clients import go_on
 from cbsim.core.feed import begin_together, find_nobody, send_held, settle_after
-from cbsim.core.links import begin_transfers, end_transfers, let_go
+from cbsim.core.links import begin_in_tiers, begin_transfers, end_transfers, let_go
+from cbsim.core.pool import store_computed
 from cbsim.core.routing import choose_partner, is_always_open, is_open, look, num_to_compute
-from cbsim.core.tiers import load, num_in_tiers, store_evicted, store_through, take_back
+from cbsim.core.tiers import load, num_in_tiers, read_s, store_evicted
 
 Stand = dict[Callable[..., Any], Callable[..., Any]]
 """By the rule that each stands for."""
@@ -62,7 +63,7 @@ def compute_all(world: Any, router: Any, request: Any, number: int) -> int:
     return 0
 
 
-def store_nothing(self: Any, key: int) -> None:
+def store_nothing(self: Any, what: Any) -> None:
     """There are no tiers."""
 
 
@@ -71,17 +72,23 @@ def find_in_no_tier(self: Any, request: Any, num_cached: int, num_known: int) ->
     return 0
 
 
-def load_nothing(self: Any, request: Any, num_cached: int, num_tokens: int, now: float) -> float:
+def load_nothing(self: Any, request: Any, num_cached: int, num_below: int, num_tokens: int) -> int:
     """There are no tiers."""
-    return now
+    return 0
+
+
+def read_nothing(self: Any, request: Any, num_cached: int, num_below: int) -> float:
+    """There are no tiers."""
+    return 0.0
 
 
 WITHOUT_TIERS: Stand = {
-    store_through: store_nothing,
+    store_computed: store_nothing,
     store_evicted: store_nothing,
-    take_back: store_nothing,
     num_in_tiers: find_in_no_tier,
     load: load_nothing,
+    read_s: read_nothing,
+    begin_in_tiers: send_nothing,
 }
 WITHOUT_RANKS: Stand = {begin_together: begin_alone}
 WITHOUT_LINKS: Stand = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf
 from typing import Any
 
 from cbsim.base.binding import apart
@@ -26,9 +27,10 @@ from cbsim.core.pool import (
     publish,
     release,
 )
-from cbsim.core.tiers import load
+from cbsim.core.tiers import load, num_in_tiers, read_s
 from cbsim.core.transfers import (
     add_transfer,
+    is_elsewhere,
     is_loaded_ahead,
     num_external,
     remove_transfer,
@@ -99,7 +101,7 @@ def try_admit(self: Any, step: Any, request: Any, cap: int) -> bool:
     if is_new:
         num_local, num_found_free = find_prefix(self, request)
         num_elsewhere = num_external(self, request, num_local)
-        if num_elsewhere and is_loaded_ahead(self):
+        if num_elsewhere and is_loaded_ahead(self, request):
             return try_load(self, step, request, num_local, num_found_free, num_elsewhere)
     num_computed = num_local + num_elsewhere
     is_padded = may_pad(self, step, request, num_computed)
@@ -111,7 +113,12 @@ def try_admit(self: Any, step: Any, request: Any, cap: int) -> bool:
     if num_tokens == 0 or holds_back(self, request, num_computed):
         return False
     num_resident = num_computed + num_tokens + self.config.num_lookahead_tokens
+    if num_elsewhere:
+        # What lies behind windows then needs no blocks.
+        request.num_computed_tokens = num_computed
     if not finds_blocks(self, step, request, num_resident, num_local, num_found_free):
+        if num_elsewhere:
+            request.num_computed_tokens = 0
         return False
     leave_line(self, request)
     if is_new:
@@ -215,7 +222,7 @@ def read_tier(self: Any, step: Any, request: Any, num_local: int, num_elsewhere:
     extra.num_transfers += 1
     extra.num_local_tokens, extra.num_external_tokens = num_local, num_elsewhere
     if self.own.num_tiers:
-        self.own.unspent_transfer_s += load(self, request, num_local, num_elsewhere, step.now) - step.now
+        self.own.unspent_transfer_s += read_s(self, request, num_local, num_elsewhere)
     decided(self, step, READ, request, num_elsewhere)
 
 
@@ -225,7 +232,7 @@ def try_load(
 ) -> bool:
     """Give a request blocks for KV that begins to come; it is admitted when that has come."""
     own, extra = self.own, self.extras[request.index]
-    num_tokens = num_local + num_elsewhere
+    num_tokens = request.num_computed_tokens = num_local + num_elsewhere
     num_kept_free = self.config.num_watermark_blocks if own.num_running else 0
     num_taken = num_missing(self, request, num_tokens, num_local) + num_found_free + num_kept_free
     num_whole = 0
@@ -233,22 +240,28 @@ def try_load(
         num_whole = num_missing(self, request, num_known_tokens(request), num_local, True)
         num_whole += num_found_free + num_kept_free
     if num_whole > own.num_free or num_taken > own.num_free - num_owed(self):
+        request.num_computed_tokens = 0
         step.waiting_for = KV_BLOCKS
         return False
     leave_line(self, request)
+    end_s = step.now + extra.load_s
+    extra.awaits_link = extra.num_to_come = 1 if is_elsewhere(self, request) else 0
+    if own.num_tiers:
+        end_s, extra.came_s, extra.num_below_tokens = inf, step.now, num_elsewhere
+        if extra.awaits_link:
+            extra.num_below_tokens = num_in_tiers(self, request, num_local, num_known_tokens(request))
+        extra.num_to_come += load(self, request, num_local, extra.num_below_tokens, num_tokens)
     adopt(self, request, num_local)
     leave_behind(self, request, num_tokens)
     grow(self, request, num_tokens)
-    request.num_computed_tokens = num_tokens
     extra.num_transfers += 1
     extra.num_local_tokens, extra.num_external_tokens = num_local, num_elsewhere
     own.num_holding += 1
     step.num_started += 1
-    end_s = step.now + extra.load_s
-    if self.own.num_tiers:
-        end_s = load(self, request, num_local, num_elsewhere, step.now)
     add_transfer(self, request, LOADING, end_s)
     decided(self, step, LOAD_STARTED, request, num_elsewhere)
+    if extra.awaits_link and own.num_tiers and extra.num_below_tokens:
+        decided(self, step, READ, request, extra.num_below_tokens)
     return True
 
 

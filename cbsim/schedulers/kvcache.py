@@ -61,11 +61,12 @@ class TierConfig(Section):
     size_gib: float = Field(gt=0)
     """KV that it holds: of a replica, or with `shared` of all replicas together, GiB."""
     bandwidth_gb_s: float = Field(gt=0)
-    """1e9 bytes a second at which KV comes back to a replica, one load after the other."""
+    """1e9 bytes a second that it takes in and gives, shared by the loads and writes under way."""
     latency_s: float = Field(default=0.0, ge=0)
-    """Seconds before the first byte of a load."""
+    """Seconds that a load takes beside its bytes."""
     shared: bool = False
-    """Whether all replicas have it together, with its bandwidth."""
+    """Whether all replicas have it together, with its bandwidth; those of several pools, where tiers of that
+    `name` are `shared` in them."""
 
 
 class KVCacheConfig(Section):
@@ -101,21 +102,24 @@ class KVCacheConfig(Section):
     """Host memory, disks and stores that hold what prefix caching knows beyond the GPU's memory, the nearest
     first; what one drops, its least recently used, goes to the next."""
     tier_write: Literal["through", "evicted"] = "through"
-    """When a block gets into the first tier: as it is computed, or as the GPU's cache drops it. Writing takes
-    no time: it goes on beside the steps."""
+    """When a block is written to the first tier: once it is computed, or as the GPU's cache drops it. That
+    goes on beside the steps, takes its share of the bandwidth, and can be hit when it is done."""
     tier_load: Literal["overlapped", "in_step"] = "overlapped"
     """Whether a request waits until what tiers hold of it has been loaded, while others run, or its first
-    step takes that much longer."""
+    step takes that much longer, by the bandwidth that it finds free. Beside KV that comes over a link it
+    waits."""
 
     def tier_parts(self, model: ModelSpec) -> tuple[TierParts, ...]:
         """The tiers in blocks of the cache."""
-        block_bytes = self.block_size * model.kv_bytes_per_token
+        block_bytes = self.plan(model).block_bytes
         return tuple(
             TierParts(
                 max(1, int(tier.size_gib * GIB / block_bytes)),
-                block_bytes / (tier.bandwidth_gb_s * GIGA),
+                block_bytes,
+                tier.bandwidth_gb_s * GIGA,
                 tier.latency_s,
                 tier.shared,
+                tier.name,
             )
             for tier in self.tiers
         )

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from cbsim.config.section import Section
-from cbsim.core.layout import BOTH, CONSUMER, FAIL, PRODUCER, RECOMPUTE_LOST, REMOTE, TIER_LOADED, TIER_READ
+from cbsim.core.layout import BOTH, CONSUMER, FAIL, PRODUCER, RECOMPUTE_LOST, REMOTE, TIER_ALONE
 from cbsim.workload.values import MAX_DRAFTS
 
 
@@ -89,7 +89,11 @@ class ConnectorConfig(Section):
 
     def numbers(self) -> dict[str, float]:
         """Fields of `Replica.config`."""
-        kinds = {"remote": REMOTE, "tier_read": TIER_READ, "tier_loaded": TIER_LOADED}
         roles = {"consumer": CONSUMER, "producer": PRODUCER, "both": BOTH}
         policy = FAIL if self.load_failure == "fail" else RECOMPUTE_LOST
-        return {"connector": kinds[self.kind], "role": roles[self.role], "load_failure_policy": policy}
+        return {
+            "connector": REMOTE if self.kind == "remote" else TIER_ALONE,
+            "reads_in_step": self.kind == "tier_read",
+            "role": roles[self.role],
+            "load_failure_policy": policy,
+        }

@@ -552,12 +552,13 @@ def _tier_misfits(experiment: Experiment, document: Document) -> Iterator[str]:
         )
     elif not experiment.kv_cache.prefix_caching:
         yield place.problem("got prefix_caching: false; expected true: tiers hold what it knows")
-    if scheduler.has_connector or (experiment.cluster is not None and experiment.cluster.is_staged):
-        yield place.problem("got a connector, or pools for prefill and decode; expected neither beside tiers")
-    if experiment.kv_cache.layer_groups(experiment.model):
-        yield place.problem("got a model whose layers have groups of blocks; expected one group")
-    if experiment.parallel.data > 1 and any(tier.shared for tier in experiment.kv_cache.tiers):
-        yield place.problem("got shared: true with parallel.data; expected one of them")
+    if scheduler.has_connector:
+        yield place.problem(
+            "got a connector; expected null beside tiers, which are loaded from by themselves"
+        )
+    names = [tier.name for tier in experiment.kv_cache.tiers]
+    for name in dict.fromkeys(name for name in names if names.count(name) > 1):
+        yield place.problem(f"got '{name}' {names.count(name)} times; allowed: each name once")
 
 
 def _pool_misfits(experiment: Experiment, cluster: ClusterConfig, document: Document) -> Iterator[str]:
@@ -572,6 +573,7 @@ def _pool_misfits(experiment: Experiment, cluster: ClusterConfig, document: Docu
     except ConfigError as error:
         yield from (place.problem(problem.removeprefix("cluster: ")) for problem in error.problems)
         return
+    stores: dict[str, Any] = {}
     for pool, own in pools:
         kind = own.scheduler.type
         if kind != pools[0][1].scheduler.type:
@@ -586,6 +588,20 @@ def _pool_misfits(experiment: Experiment, cluster: ClusterConfig, document: Docu
             yield place.problem(
                 f"pool '{pool.name}': got scheduler {kind}, which takes in no KV; expected preemptive or vllm"
             )
+        for tier in own.kv_cache.tiers:
+            cache, drafting = own.kv_cache, own.scheduler.drafting
+            contents = (
+                tier,
+                cache.layer_groups(own.model),
+                cache.plan(own.model),
+                drafting and drafting.method,
+            )
+            first, known = stores.setdefault(tier.name, (pool.name, contents))
+            if tier.shared and known != contents:
+                yield place.problem(
+                    f"pool '{pool.name}': kv_cache.tiers: got '{tier.name}' unlike in pool '{first}'; "
+                    "expected equal settings, and equal blocks in both caches, of a shared tier"
+                )
         if cluster.is_staged and own.scheduler.has_connector:
             yield place.problem(f"pool '{pool.name}': got a connector; expected null: the role says it")
 

@@ -130,7 +130,6 @@ class Setup:
     """What changes in the cluster by itself."""
     tiers: tuple[TierParts, ...] = ()
     """Tiers of KV below the GPU, from the nearest on."""
-    tier_names: tuple[str, ...] = ()
     stores_through: bool = True
     """Whether a block gets into the first tier as its content becomes known, not as the GPU drops it."""
     loads_ahead: bool = True
@@ -187,9 +186,14 @@ class Setup:
         if self.role != "both":
             role = layout.PRODUCER if self.role == "prefill" else layout.CONSUMER
             numbers |= {"connector": layout.REMOTE, "role": role, "load_failure_policy": layout.FAIL}
+        elif self.tiers:
+            numbers |= {
+                "connector": layout.TIER_ALONE,
+                "role": layout.BOTH,
+                "load_failure_policy": layout.FAIL,
+            }
         if self.tiers:
-            kind = layout.TIER_LOADED if self.loads_ahead else layout.TIER_READ
-            numbers |= {"connector": kind, "role": layout.BOTH, "load_failure_policy": layout.FAIL}
+            numbers["reads_in_step"] = not self.loads_ahead
         return {
             **numbers,
             "stores_through": self.stores_through,
@@ -212,7 +216,7 @@ class Setup:
         drafting = self.scheduler.drafting
         if drafting is not None:
             return drafting.chances
-        return [] if self.has_connector else None
+        return [] if any(pool.has_connector for pool in self.pools) else None
 
     @property
     def has_connector(self) -> bool:
@@ -250,10 +254,9 @@ class Setup:
         if self.changes is None and not self.foresees:
             # Clusters that need more of the rules take all of them: each choice is compiled anew.
             unused = {**unused, **WITHOUT_CHANGES, **({} if self.is_staged else WITHOUT_LINKS)}
+            unused |= WITHOUT_TIERS
             if not self.has_connector:
                 unused |= WITHOUT_CONNECTOR
-            if not any(pool.tiers for pool in self.pools):
-                unused |= WITHOUT_TIERS
         return Parts({**self.rung.rules(), **self.rules}, step_s, unused).bound(run)
 
     def priced(self) -> tuple[Callable[..., float], Any]:
@@ -305,11 +308,10 @@ def setup_of(experiment: Experiment, workload: Workload, cost: CostModel) -> Set
         window=model.window,
         front_end_s=experiment.front_end_s,
         tiers=kv_cache.tier_parts(model),
-        tier_names=tuple(tier.name for tier in kv_cache.tiers),
         stores_through=kv_cache.tier_write == "through",
         loads_ahead=kv_cache.tier_load == "overlapped",
-        # Who comes first to a store that replicas share, all of them must be at one instant to tell.
-        changes=ChangeParts() if any(tier.shared for tier in kv_cache.tiers) else None,
+        # What shares a tier's bandwidth goes on in the order of time.
+        changes=ChangeParts() if kv_cache.tiers else None,
         draft_share=0.0 if drafting is None else drafting.share_of(model.num_parameters),
     )
 
@@ -368,7 +370,11 @@ def cluster_setup(
         router=entry,
         decode_router=replace(routers[1], holds=True),
         link=link,
-        changes=_changes(cluster, setups, scalers, experiment.seed) if cluster.changes else setups[0].changes,
+        changes=(
+            _changes(cluster, setups, scalers, experiment.seed)
+            if cluster.changes
+            else next((setup.changes for setup in setups if setup.changes is not None), None)
+        ),
         rules=rules,
     )
 
@@ -561,11 +567,12 @@ def _from_tiers(setup: Setup, world: World) -> dict[str, int]:
     first = 0
     seen: set[int] = set()
     for pool in setup.pools:
-        for place in range(len(pool.tiers)):
-            name = pool.tier_names[place] if pool.tier_names else str(place)
+        for place, tier in enumerate(pool.tiers):
             rows = set(world.stores[first : first + pool.num_replicas, place].tolist()) - seen
             seen |= rows
-            found[name] = found.get(name, 0) + int(world.tiers["num_tokens_loaded"][sorted(rows)].sum())
+            found[tier.name] = found.get(tier.name, 0) + int(
+                world.tiers["num_tokens_loaded"][sorted(rows)].sum()
+            )
         first += pool.num_replicas
     return found
 
@@ -666,7 +673,7 @@ def stepwise(
     `step_s(cost, shape, chunks)` stands for the cost model's. With `is_planned` requests are planned, and
     `feed.run` sends them. The others as for `StepwiseWorld`.
     """
-    if setup.tiers:
+    if any(pool.tiers for pool in setup.pools):
         raise ConfigError(
             "kv_cache.tiers: can't be gone through step by step; allowed: none in play and replays"
         )

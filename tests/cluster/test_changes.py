@@ -34,12 +34,15 @@ def together(rows: tuple[dict[str, Any], ...], count: int, num_blocks: int, **ca
 
 def run(setup: Setup, engine: str = "interpreted") -> RunLog:
     log, world, speed = simulate_core(setup, engine)
-    assert speed.is_compiled == (engine == "compiled"), speed.notes
+    is_compiled = engine == "compiled"
+    assert speed.is_compiled == is_compiled, speed.notes
     if setup.until_s == inf:
         own = world.own
         assert (own["num_free"] == own["num_blocks"]).all(), "KV blocks are left behind"
         for name in ("num_links", "num_running", "num_waiting", "num_holding", "num_transfers", "num_news"):
             assert not own[name].any(), name
+        assert not world.tiers["num_links"].any()
+        assert not (is_compiled and world.tier_blocks["num_holders"].any()), "never written"
         for name in ("num_outstanding", "num_owed_tokens", "num_promised", "num_kv_tokens", "num_sending"):
             assert not own[name].any(), name
     return log
