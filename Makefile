@@ -3,7 +3,7 @@
 #   make test      everything that CI checks: formatting, types, shipped files, tests
 #   make check     the same without the tests
 #   make validate  hold the simulation against a tiny model served live on this CPU
-#   make kill-test kill 200 commands at random instants; nothing may be half written or lost
+#   make kill-test kill 200 commands all over their lives; nothing may be half written or lost
 #   make bench     measure the simulator's own speed
 #   make install   install cbsim alone
 #   make generated write the reference, the JSON Schema and the list of rooms anew

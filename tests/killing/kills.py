@@ -74,7 +74,7 @@ PARTS_OF_LIFE = 5
 PHASES = ("nothing", "in a file", "between", "all there")
 """What lay there after a kill: nothing, a file under way, some of the files, or all of them."""
 WITHIN_S = 2.0
-"""Workers end so soon after their parent, and what hears Ctrl-C after that."""
+"""Workers end so soon after their parent, on a machine that does nothing else."""
 
 
 @dataclass(frozen=True)
@@ -279,8 +279,10 @@ def wait_for_workers(workers: set[int]) -> Iterator[str]:
     """Wait until the children of a killed process have ended; says which have not in time."""
     began = time.perf_counter()
     while left := workers & {process for process, _ in processes()}:
-        if time.perf_counter() - began > WITHIN_S:
-            yield f"workers {sorted(left)} still run {WITHIN_S:g} s after their parent has ended"
+        # What else runs on a machine takes its time from them.
+        within_s = WITHIN_S * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+        if time.perf_counter() - began > within_s:
+            yield f"workers {sorted(left)} still run {within_s:.1f} s after their parent has ended"
             return
         time.sleep(0.02)
 
@@ -355,9 +357,9 @@ def kill_one(
         os.kill(process.pid, sent)
     process.join()
     if process.exitcode == 0:
-        instants.insert(0, 0.9 * instant)
+        instants.insert(0, 0.95 * instant)
         if is_first:
-            tally.life_s = min(tally.life_s, time.perf_counter() - begun)
+            tally.life_s = time.perf_counter() - begun
         return False
     problems = [*wait_for_workers(workers)]
     tally.slowest_s = max(tally.slowest_s, time.perf_counter() - began)
@@ -405,7 +407,3 @@ def kill_kinds() -> None:
     num_kills = sum(tally.parts.total() for tally in tallies.values())
     print(f"{num_kills} kills in {time.perf_counter() - began:.0f} s, {len(problems)} problems")
     sys.exit("\n".join(problems) or 0)
-
-
-if __name__ == "__main__":
-    kill_kinds()
