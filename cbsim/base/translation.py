@@ -7,6 +7,11 @@ the outermost function with all others in it. Importing this imports numba.
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
+import time
+import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -92,12 +97,58 @@ class OutermostLibrary(InnerLibrary):
     """The code of the outermost function, with that of all others."""
 
     def finalize(self) -> None:
-        """Link, optimise, and make machine code."""
+        """Link, optimise, and make machine code; nothing is loaded here."""
         for library in _called_by(self, {}):
             self._final_module.link_in(library._get_module_for_linking(), preserve=True)
+        self._verify_declare_only_symbols()
+        self._compiled_object = in_a_copy(self._machine_code)
+        self._compiled = self._finalized = True
+
+    def _machine_code(self) -> bytes:
         passes, builder = self._codegen._module_pass_manager()
         passes.run(self._final_module, builder)
-        self._finalize_final_module()
+        code: bytes = self._codegen._tm.emit_object(self._final_module)
+        return code
+
+
+def in_a_copy(work: Callable[[], bytes]) -> bytes:
+    """What some work gives, done by a copy of this process, where the system makes one.
+
+    LLVM is seconds in one call, in which this process would not hear Ctrl-C.
+    """
+    parent = os.getpid()
+    source, target = os.pipe()
+    try:
+        with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
+            copy = os.fork()
+    except (OSError, AttributeError):  # too little memory, or Windows
+        copy = -1
+    if copy == 0:
+        try:
+            threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+            with os.fdopen(target, "wb") as stream:
+                stream.write(work())
+        finally:
+            os._exit(0)
+    os.close(target)
+    with os.fdopen(source, "rb") as stream:
+        if copy == -1:
+            return work()
+        try:
+            given = stream.read()
+        except BaseException:
+            os.kill(copy, signal.SIGKILL)
+            raise
+        finally:
+            os.waitpid(copy, 0)
+    return given or work()
+
+
+def _end_with(parent: int) -> None:
+    """End this process soon after its parent, however that ends."""
+    while os.getppid() == parent:
+        time.sleep(0.1)
+    os._exit(1)
 
 
 def _called_by(library: Any, found: dict[Any, None]) -> dict[Any, None]:

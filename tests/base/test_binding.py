@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from textwrap import dedent
 from typing import Any, NamedTuple
@@ -158,3 +162,28 @@ def test_processes_may_compile_at_once(tmp_path: Path) -> None:
         for _ in range(3)
     ]
     assert [process.communicate()[0].strip() for process in several] == ["12.0"] * 3
+
+
+@pytest.mark.skipif(not hasattr(os, "fork") or not can_compile(), reason="needs fork and numba")
+def test_ctrl_c_ends_what_llvm_is_doing_at_once() -> None:
+    from cbsim.base.translation import in_a_copy
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    def sleep() -> bytes:
+        ctypes.PyDLL(None).sleep(30)  # holds the interpreter's lock, as nothing of LLVM's even does
+        return b"late"
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    began = time.perf_counter()
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        with pytest.raises(KeyboardInterrupt):
+            in_a_copy(sleep)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert time.perf_counter() - began < 1.0
+    assert in_a_copy(lambda: b"x" * 1_000_000) == b"x" * 1_000_000
+    with pytest.raises(ZeroDivisionError):  # what fails there is done here, and fails again
+        in_a_copy(lambda: bytes([1 // 0]))
