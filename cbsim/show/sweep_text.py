@@ -44,6 +44,7 @@ from cbsim.studies.intervals import (
     t_interval,
 )
 from cbsim.studies.labels import is_word, plain_text, point_name, setting_names
+from cbsim.studies.sweep import check_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -195,7 +196,7 @@ def read_sweep_table(folder: Path) -> pd.DataFrame:
     """The table in a sweep's folder.
 
     Raises `CbsimError` with a line for each column that is missing or holds no numbers, or if the file can't
-    be read.
+    be read, or was altered.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -208,6 +209,7 @@ def read_sweep_table(folder: Path) -> pd.DataFrame:
         raise CbsimError(*(f"{path}: {problem}" for problem in error.problems)) from None
     except (OSError, pa.ArrowException) as error:
         raise CbsimError(f"{path}: can't be read: {first_line(error)}") from error
+    check_table(path, stored)
     try:
         table: pd.DataFrame = stored.to_pandas()
     except TypeError:  # a swept column is of another type than when pandas described it

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -167,10 +168,33 @@ def typed_table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 
 
 def save_table(table: pd.DataFrame, folder: Path, name: str = "table") -> None:
-    """Write `<name>.csv` and `<name>.parquet`, each whole or not at all. Raises `CbsimError` if it can't."""
+    """Write `<name>.csv` and `<name>.parquet`, each whole or not at all; `check_table` knows it again.
+
+    Raises `CbsimError` if they can't be written.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    stored = pa.Table.from_pandas(table, preserve_index=False)
+    marked = stored.replace_schema_metadata({**stored.schema.metadata, SHA256: _hash_rows(stored)})
     with written_whole(folder / f"{name}.csv") as csv, written_whole(folder / f"{name}.parquet") as parquet:
         csv.write_text(_csv(table), encoding="utf-8", newline="")
-        table.to_parquet(parquet, index=False, compression="zstd")
+        pq.write_table(marked, parquet, compression="zstd")
+
+
+SHA256 = b"cbsim.sha256"
+"""The key, in a Parquet file's own metadata, of the hash of its rows; other tools leave it out."""
+
+
+def check_table(path: Path, stored: Any) -> None:
+    """Raise `CbsimError` if the Arrow table read from a file is not the one that `save_table` wrote there."""
+    expected = (stored.schema.metadata or {}).get(SHA256)
+    if expected not in (None, _hash_rows(stored)):
+        raise CbsimError(f"{path}: was altered since it was written; the same command writes it anew")
+
+
+def _hash_rows(stored: Any) -> bytes:
+    return hashlib.sha256(repr(stored.to_pylist()).encode()).hexdigest().encode()
 
 
 def _csv(table: pd.DataFrame) -> str:

@@ -15,7 +15,7 @@ from cbsim.base.errors import CbsimError
 from cbsim.cli import main
 from cbsim.show.reader_tables import compare_points, run_tables
 from cbsim.show.sweep_text import Sweep, read_sweep_table, replicate_table
-from cbsim.studies.sweep import sweep
+from cbsim.studies.sweep import SHA256, sweep
 
 CONFIG: dict[str, Any] = {
     "workload": {"type": "tests.sweep_parts:Even"},
@@ -69,8 +69,12 @@ def test_a_truncated_file(path: Path) -> None:
     assert "\n" not in told
 
 
-def test_swept_values_may_be_written_again_as_text(path: Path) -> None:
+def test_an_altered_table_is_told_and_one_that_another_tool_has_written_is_read(path: Path) -> None:
     rewrite(path, "scheduler.max_num_seqs", ["one", "two"])
+    assert problems(path) == ["was altered since it was written; the same command writes it anew"]
+    table = pq.read_table(path)
+    unmarked = {key: told for key, told in table.schema.metadata.items() if key != SHA256}
+    pq.write_table(table.replace_schema_metadata(unmarked), path)
     assert read_sweep_table(path.parent)["scheduler.max_num_seqs"].tolist() == ["one", "two"]
 
 
