@@ -62,6 +62,8 @@ def plain_text(value: Any) -> str:
 def label_values(swept: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Swept values as table cells: plain values as they are, mappings and lists as the shortest clear text.
 
+    Beside texts other values are texts too, so that a column has one type.
+
     A mapping is told by its `type` (or `name`), and by those settings in which others of that type on its
     axis differ from it; so is each in a list, beside the lists of such mappings.
     """
@@ -71,6 +73,9 @@ def label_values(swept: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         for cell, value in zip(cells, axis, strict=True):
             alike = [other for other in axis if _kind(other) == _kind(value)]
             cell[key] = full_text(value, alike)
+        if len({isinstance(cell[key], str) for cell in cells if cell[key] is not None}) == 2:
+            for cell in cells:
+                cell[key] = cell[key] if cell[key] is None else plain_text(cell[key])
     return cells
 
 
@@ -90,6 +95,8 @@ def full_text(value: Any, alike: Sequence[Any] = ()) -> Any:
             for key, item in value.items()
             if item != kind and any(other.get(key) != item for other in alike or [{}])
         ]
+        if not (told or kind) and alike:  # the only one that has no name
+            return full_text(value)
         return f"{kind}({', '.join(told)})" if told else kind
     if isinstance(value, (list, tuple)):
         rows = list(zip(*alike, strict=True)) if _kind(value) is not None else []

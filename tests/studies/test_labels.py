@@ -10,7 +10,7 @@ def test_labels_are_short_where_they_are_distinct():
     assert label_values(
         [{"scheduler": static, "x": 1}, {"scheduler": small}, {"scheduler": large, "x": [1]}]
     ) == [
-        {"scheduler": "static", "x": 1},
+        {"scheduler": "static", "x": "1"},
         {"scheduler": "vllm(n=1)", "x": None},
         {"scheduler": "vllm(n=2)", "x": "[1]"},
     ]
@@ -31,6 +31,12 @@ def test_labels_are_short_where_they_are_distinct():
         {"pools": "[]"},
     ]
     assert label_values([{"model": {"name": "m", "num_layers": 2}}]) == [{"model": "m"}]
+    limits = 1.5, {"p99": 3.0}, None
+    assert label_values([{"slo.ttft_s": value} for value in limits]) == [
+        {"slo.ttft_s": "1.5"},
+        {"slo.ttft_s": "(p99=3.0)"},
+        {"slo.ttft_s": None},
+    ]
 
 
 def test_settings_are_named_by_as_little_as_says_which_they_are():
