@@ -6,8 +6,12 @@ import atexit
 import gc
 import json
 import os
+import signal
+import sys
+import threading
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from importlib import import_module
 from itertools import chain
@@ -106,7 +110,7 @@ class Commands(click.Group):
 
     def main(self, *arguments: Any, **settings: Any) -> Any:
         """See `click.Group.main`; standard output may be of any kind."""
-        with standard_output():
+        with standard_output(), clearing_up():
             return super().main(*arguments, **settings)
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -124,6 +128,25 @@ class Commands(click.Group):
         except KeyboardInterrupt as interrupt:
             click.echo(f"\n{str(interrupt) or 'interrupted'}", err=True)
             ctx.exit(INTERRUPTED)
+
+
+@contextmanager
+def clearing_up() -> Iterator[None]:
+    """Have whoever asks this process to end, or closes its terminal, find nothing half written behind it."""
+
+    def end(number: int, _: object) -> None:
+        sys.exit(128 + number)
+
+    asked = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    is_main = threading.current_thread() is threading.main_thread()
+    asked = [number for number in asked if is_main and signal.getsignal(number) == signal.SIG_DFL]
+    for number in asked:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in asked:
+            signal.signal(number, signal.SIG_DFL)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

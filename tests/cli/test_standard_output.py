@@ -1,11 +1,15 @@
-"""Standard output that is full, closed or of a small encoding, in processes of their own."""
+"""Standard output: full, closed or of a small encoding, in processes of their own; and signals to end."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from cbsim.base.paths import written_whole
+from cbsim.cli.command_line import clearing_up
 
 
 def cbsim(*arguments, closed=False, **settings):
@@ -42,3 +46,13 @@ def test_signs_that_an_encoding_lacks_are_spelt(encoding, sign, tmp_path):
         encoding=encoding,
     )
     assert f"x{sign}y.yaml:1: seed: got -1" in told.stderr
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_who_is_asked_to_end_clears_up(name, tmp_path):
+    number = getattr(signal, name)
+    with pytest.raises(SystemExit) as ended, clearing_up(), written_whole(tmp_path / "file"):
+        signal.raise_signal(number)
+    assert ended.value.code == 128 + number
+    assert [*tmp_path.iterdir()] == []
+    assert signal.getsignal(number) == signal.SIG_DFL
