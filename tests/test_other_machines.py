@@ -119,10 +119,10 @@ def test_names_that_some_system_refuses_or_that_lead_elsewhere(name: str) -> Non
 
 
 BARE = """
-import signal, sys
+import os, signal, sys
 for name in ("fcntl", "pwd", "resource", "termios"):
     sys.modules[name] = None
-del signal.pthread_sigmask
+del signal.pthread_sigmask, signal.SIGHUP, os.fork
 from cbsim.cli import main
 main()
 """

@@ -13,6 +13,7 @@ from io import TextIOWrapper
 
 _PLAIN = {"≤": "<=", "≥": ">=", "±": "+-", "×": "x", "–": "-", "—": "-", "…": "...", "µ": "u"}
 """What is written where an encoding lacks a sign."""
+_QUIET = "ignore::RuntimeWarning"
 
 
 @contextmanager
@@ -23,8 +24,10 @@ def standard_output() -> Iterator[None]:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper) and not is_unicode(stream.encoding):
             stream.reconfigure(errors="cbsim.plain")
-    # Last in line: whoever has asked for warnings, as tests do, still gets them.
+    # Last in line: whoever has asked for warnings, as tests do, still gets them. Workers take their options.
     warnings.filterwarnings("ignore", category=RuntimeWarning, append=True)
+    if _QUIET not in sys.warnoptions:
+        sys.warnoptions.insert(0, _QUIET)
     try:
         try:
             yield

@@ -1,5 +1,6 @@
 """Standard output: full, closed or of a small encoding, in processes of their own; and signals to end."""
 
+import multiprocessing.spawn
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import pytest
 
 from cbsim.base.paths import written_whole
 from cbsim.cli.command_line import clearing_up
+from cbsim.cli.standard_output import standard_output
 
 
 def cbsim(*arguments, closed=False, **settings):
@@ -56,3 +58,11 @@ def test_who_is_asked_to_end_clears_up(name, tmp_path):
     assert ended.value.code == 128 + number
     assert [*tmp_path.iterdir()] == []
     assert signal.getsignal(number) == signal.SIG_DFL
+
+
+def test_workers_are_told_to_show_no_warnings_of_numpy_s(monkeypatch):
+    monkeypatch.setattr(sys, "warnoptions", ["error::DeprecationWarning"])
+    with standard_output():
+        told = multiprocessing.spawn.get_command_line()
+    assert "-Wignore::RuntimeWarning" in told
+    assert told.index("-Wignore::RuntimeWarning") < told.index("-Werror::DeprecationWarning")
