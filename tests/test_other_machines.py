@@ -28,6 +28,7 @@ POSIX = {
 """Modules and functions that Windows lacks."""
 MARKED = {
     "base/paths.py": {"fcntl"},
+    "base/translation.py": {"os.fork", "os.waitpid", "signal.SIGKILL"},
     "cli/play/terminal.py": {"termios", "signal.SIGWINCH", "signal.SIGHUP", "signal.SIGTSTP"},
     "lab/kernels/timing.py": {"os.sysconf"},
     "lab/bench/work_timing.py": {"resource", "os.getloadavg"},
