@@ -370,6 +370,23 @@ def check_hash(path: Path, manifest: Mapping[str, Any], digest: str) -> None:
         )
 
 
+SHA256 = "sha256"
+"""The key, in a file of plain data, of the hash of all else that it holds."""
+
+
+def sealed(told: Mapping[str, Any]) -> str:
+    """Plain data as the text of a JSON file, with their hash."""
+    plain = json.loads(_json(dict(told)))
+    return _json(plain | {SHA256: hash_mapping(plain)})
+
+
+def check_seal(path: Path, told: dict[str, Any]) -> None:
+    """Raise `CbsimError` if a file's hash is not that of all else in it; there is none of former versions."""
+    known = told.pop(SHA256, None)
+    if known is not None and known != hash_mapping(told):
+        raise CbsimError(f"{path}: was altered since it was written; the same command writes it anew")
+
+
 def known_hashes(manifest: Mapping[str, Any]) -> dict[str, str]:
     """The hashes of files in a manifest; none in those of former versions."""
     hashes = manifest.get(FILES) if isinstance(manifest, dict) else None

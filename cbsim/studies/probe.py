@@ -14,7 +14,7 @@ from cbsim.base.errors import CbsimError
 from cbsim.base.paths import write_text
 from cbsim.base.text_files import read_json
 from cbsim.results.metrics import flatten
-from cbsim.results.result import Result, hash_mapping
+from cbsim.results.result import SHA256, Result, hash_mapping
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.run import Address, run_experiment
 
@@ -93,10 +93,6 @@ def read_probe(path: Path) -> Probe | None:
     except (CbsimError, ValueError, LookupError, TypeError, AttributeError):
         return None
     return probe if is_whole and {"slo_met", IN_SERVICE} <= probe.figures.keys() else None
-
-
-SHA256 = "sha256"
-"""The key of the hash of all else that a probe's file holds."""
 
 
 def _trend(result: Result) -> dict[str, float | None]:

@@ -110,6 +110,10 @@ def test_the_command_prints_the_answer_and_writes_the_folder(tmp_path: Path) -> 
         in page
     )
     assert page.count("<svg") == 2
+    told = out / "tune.json"
+    told.write_text(told.read_text().replace('"is_met": true', '"is_met": false'))
+    altered = CliRunner().invoke(main, ["report", str(out)])
+    assert altered.stderr == f"{told}: was altered since it was written; the same command writes it anew\n"
     checked = CliRunner().invoke(main, ["check", str(out / "best.yaml")])
     assert checked.exit_code == 0, checked.output
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
@@ -15,7 +14,7 @@ from cbsim.base.errors import CbsimError, ConfigError
 from cbsim.base.paths import write_text
 from cbsim.base.text_files import read_json
 from cbsim.results.output import ANSWER, FILES, POINTS, check_target, has_file
-from cbsim.results.result import check_hash, hash_folder, hash_mapping
+from cbsim.results.result import check_hash, check_seal, hash_folder, hash_mapping, sealed
 from cbsim.results.slo import Slo
 from cbsim.studies.capacity.search import Plan, SearchOutcome, SearchTask, complete_curves, search
 from cbsim.studies.capacity.verdict import Contender, Evidence, judge_all
@@ -313,8 +312,7 @@ def save_capacity(answer: CapacityAnswer, folder: Path) -> None:
     save_table(answer.curve, folder, "curve")
     told = to_json(answer)
     told["manifest"] = {**answer.manifest, FILES: hash_folder(folder, "curve.parquet")}
-    text = json.dumps(told, indent=2, ensure_ascii=False, allow_nan=False)
-    write_text(folder / ANSWER, text + "\n")
+    write_text(folder / ANSWER, sealed(told))
 
 
 def load_capacity(folder: Path) -> CapacityAnswer:
@@ -326,6 +324,7 @@ def load_capacity(folder: Path) -> CapacityAnswer:
         raise CbsimError(f"{folder}: is not a capacity's folder (it has no {ANSWER})")
     try:
         read = read_json(folder / ANSWER)
+        check_seal(folder / ANSWER, read)
         check_hash(folder / "curve.parquet", read["manifest"], *hash_folder(folder, "curve.parquet").values())
         curve = pd.read_parquet(folder / "curve.parquet")
         plan, contenders = (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,7 +14,7 @@ from cbsim.base.text_files import read_json
 from cbsim.config.tune_space import TuneSpace
 from cbsim.config.yaml_text import dump_yaml
 from cbsim.results.output import FILES, POINTS, TUNE_ANSWER, check_target, has_file
-from cbsim.results.result import check_hash, hash_folder, package_version
+from cbsim.results.result import check_hash, check_seal, hash_folder, package_version, sealed
 from cbsim.results.slo import Slo
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.labels import full_text, label_values
@@ -203,7 +202,7 @@ def save_tune(answer: TuneAnswer, folder: Path) -> None:
     told["manifest"] = {**answer.manifest, FILES: hash_folder(folder, "table.parquet")}
     if answer.best_config is not None:
         write_text(folder / BEST_YAML, _best_yaml(answer))
-    write_text(folder / TUNE_ANSWER, json.dumps(told, indent=2, ensure_ascii=False) + "\n")
+    write_text(folder / TUNE_ANSWER, sealed(told))
 
 
 def to_json(answer: TuneAnswer) -> dict[str, Any]:
@@ -233,6 +232,7 @@ def load_tune(folder: Path) -> TuneAnswer:
         raise CbsimError(f"{folder}: is not a tune's folder (it has no {TUNE_ANSWER})")
     try:
         read = read_json(folder / TUNE_ANSWER)
+        check_seal(folder / TUNE_ANSWER, read)
         check_hash(folder / "table.parquet", read["manifest"], *hash_folder(folder, "table.parquet").values())
         table = pd.read_parquet(folder / "table.parquet")
         aim = Aim(Slo.of(read["slo"]), read["objective"], read["has_prices"])

@@ -161,7 +161,11 @@ def test_an_answer_comes_back_from_its_folder(answer: CapacityAnswer, tmp_path: 
     again.curve.iloc[::-1].to_parquet(tmp_path / "out" / "curve.parquet")
     with pytest.raises(CbsimError, match=r"curve\.parquet: is not the file that was written here"):
         load_capacity(tmp_path / "out")
-    (tmp_path / "out" / "capacity.json").write_text("{}")
+    told = tmp_path / "out" / "capacity.json"
+    told.write_text(told.read_text().replace(answer.name, "another"))
+    with pytest.raises(CbsimError, match=r"capacity\.json: was altered since it was written"):
+        load_capacity(tmp_path / "out")
+    told.write_text("{}")
     with pytest.raises(CbsimError, match="damaged capacity folder"):
         load_capacity(tmp_path / "out")
 
