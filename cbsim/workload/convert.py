@@ -6,9 +6,8 @@ import csv
 import gzip
 import io
 import json
-import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -18,7 +17,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 
-from cbsim.base.errors import WorkloadError, refusals
+from cbsim.base.errors import WorkloadError
+from cbsim.base.paths import written_whole
 from cbsim.base.spreadsheet import escaped
 from cbsim.workload.request import BATCH_SIZE, COLUMN_TYPES, Request
 
@@ -42,8 +42,8 @@ def convert(workload: Source, path: Path) -> int:
     """Writes a workload's requests, all its settings applied; reading the file gives equal requests.
 
     The suffix tells how: `.jsonl`, `.csv` (both perhaps with `.gz` or `.zst`) or `.parquet`. The file appears
-    whole or not at all. Returns how many requests there are; raises `WorkloadError` for another suffix, a
-    folder that can't be written, or a wrong workload.
+    whole or not at all. Returns how many requests there are; raises `WorkloadError` for another suffix or a
+    wrong workload, `CbsimError` if the file can't be written.
     """
     is_compressed = path.suffix in COMPRESSED
     kind = Path(path.stem).suffix if is_compressed else path.suffix
@@ -53,17 +53,9 @@ def convert(workload: Source, path: Path) -> int:
             f"allowed: .jsonl and .csv, also with .gz or .zst, and .parquet"
         )
     columns = [*REQUIRED, *_optional_columns(workload.requests())]
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with refusals(path, "written", WorkloadError):
-            with _opened(temporary, path.suffix) as file:
-                write = _write_parquet if kind == ".parquet" else partial(_write_text, is_csv=kind == ".csv")
-                num_requests = write(workload.requests(), columns, file)
-            temporary.replace(path)
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-    return num_requests
+    write = _write_parquet if kind == ".parquet" else partial(_write_text, is_csv=kind == ".csv")
+    with written_whole(path) as whole, _opened(whole, path.suffix) as file:
+        return write(workload.requests(), columns, file)
 
 
 @contextmanager

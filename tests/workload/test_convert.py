@@ -4,7 +4,7 @@ import gzip
 
 import pytest
 
-from cbsim.base.errors import WorkloadError
+from cbsim.base.errors import CbsimError, WorkloadError
 from cbsim.workload.convert import convert
 
 SUFFIXES = [".jsonl", ".csv", ".parquet", ".jsonl.gz", ".csv.zst"]
@@ -94,6 +94,8 @@ def test_nothing_half_written(trace, tmp_path, make):
     assert [each.name for each in tmp_path.iterdir()] == ["w.jsonl"]
 
 
-def test_a_folder_that_is_not_there(make, tmp_path):
-    with pytest.raises(WorkloadError, match="can't be written: No such file or directory"):
-        convert(make(**PLAIN), tmp_path / "no" / "w.csv")
+def test_a_folder_that_is_not_there_is_made_and_one_that_cannot_be_is_told(make, tmp_path):
+    target = tmp_path / "new" / "w.csv"
+    convert(make(**PLAIN), target)
+    with pytest.raises(CbsimError, match="can't be written: File exists"):
+        convert(make(**PLAIN), target / "w.csv")

@@ -13,6 +13,7 @@ import numpy as np
 from pydantic import Field, ValidationError, model_validator
 
 from cbsim.base.errors import CalibrationError, refusals
+from cbsim.base.paths import write_text
 from cbsim.base.units import S_PER_HOUR
 from cbsim.config.mistakes import plain_words
 from cbsim.config.section import Section
@@ -223,9 +224,7 @@ class Meta(Section):
 
 def save_meta(meta: Meta, path: Path) -> None:
     """Write `meta.json` whole or not at all."""
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_text(meta.model_dump_json(indent=2) + "\n", encoding="utf-8", newline="")
-    temporary.replace(path)
+    write_text(path, meta.model_dump_json(indent=2) + "\n")
 
 
 def read_meta(path: Path) -> Meta:

@@ -122,7 +122,8 @@ def _written_points(folder: Path, points: Sequence[Point], meta: Meta) -> Iterat
                 write_points(scratch / POINTS, points)
                 save_meta(meta, scratch / META)
                 yield scratch
-                for name in (POINTS, META, COST):
+                # Points last: a folder with them and without `meta.json` belongs to nobody.
+                for name in (META, COST, POINTS):
                     (scratch / name).replace(folder / name)
         finally:
             if is_new:
