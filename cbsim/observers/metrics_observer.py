@@ -53,8 +53,7 @@ class MetricsObserver(Observer):
         self._running: set[int] = set()
         self._last_token_s: dict[int, float] = {}
         self._due_s = self.config.every_s
-        if self.config.live_file is not None:
-            _check_live_file(Path(self.config.live_file))
+        self.files()
 
     def on_request_arrived(self, now: float, request: Request, replica: int) -> None:
         """See `Observer.on_request_arrived`."""
@@ -124,7 +123,9 @@ class MetricsObserver(Observer):
         self._write_live()
 
     def files(self) -> Mapping[str, Callable[[Path], None]]:
-        """See `Observer.files`."""
+        """See `Observer.files`; asked before a run, this tells what is wrong with `live_file` too."""
+        if self.config.live_file is not None:
+            _check_live_file(Path(self.config.live_file))
         return {"metrics.prom": lambda path: write_text(path, self.text())}
 
     def text(self) -> str:

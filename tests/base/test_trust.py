@@ -112,6 +112,10 @@ def test_what_a_strangers_configuration_may_read_and_write(theirs: Path, tmp_pat
     for name in ("../up", "a/b", "/tmp/x", ".."):
         with pytest.raises(CbsimError, match="expected a folder's name"):
             cbsim.run("e.yaml", overrides=own | {"name": name})
+    live = f"observers=[{{type: metrics, live_file: {elsewhere / 'live.prom'}}}]"
+    checked = command("check", "e.yaml", "--no-plugins", "--set", "scheduler.type=static", "--set", live)
+    assert checked.exit_code == 2  # what passes a check runs
+    assert checked.stderr.startswith("--set: observers: ")
 
 
 def test_parts_of_cbsim_are_found_without_the_current_folder(monkeypatch: pytest.MonkeyPatch) -> None:
