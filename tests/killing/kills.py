@@ -26,6 +26,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from itertools import accumulate
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -85,6 +86,8 @@ class Kind:
     out: str = "out"
     is_timed: bool = False
     """Whether it writes down what kernels took, which no two do alike."""
+    share: float = 1.0
+    """Of the kills, beside the others'."""
 
 
 KINDS = {
@@ -93,8 +96,8 @@ KINDS = {
     "dask": Kind(("sweep", "e.yaml", "--out", "out", *SWEEP, "--cluster")),
     "capacity": Kind(("capacity", "e.yaml", "--out", "out", "--replicates", "2")),
     "tune": Kind(("tune", "e.yaml", "--out", "out", *TUNE)),
-    "calibrate": Kind(("time kernels",), is_timed=True),
-    "fit": Kind(("calibrate", "fit", "points/points.csv", "--out", "out", "--no-picture")),
+    "calibrate": Kind(("time kernels",), is_timed=True, share=0.5),
+    "fit": Kind(("calibrate", "fit", "points/points.csv", "--out", "out", "--no-picture"), share=0.5),
     "report": Kind(("report", "run", "--out", "report.html"), "report.html"),
 }
 
@@ -383,7 +386,7 @@ def kill_one(
 def kill_kinds() -> None:
     """Kill, and print a row for each kind, then all of them, and a line for each problem."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--kills", type=int, default=200, help="in all, shared evenly among the kinds")
+    parser.add_argument("--kills", type=int, default=200, help="in all, shared among the kinds")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=[*KINDS])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--signal", default="KILL", choices=("KILL", "TERM", "INT", "HUP"))
@@ -400,10 +403,11 @@ def kill_kinds() -> None:
         prepare(work / "run")
         finish(work / "run", ["run", "e.yaml", "--out", "out"])
         print(HEAD, flush=True)
-        for number, name in enumerate(given.kinds):
-            share = (given.kills + number) // len(given.kinds)
+        shares = [*accumulate(KINDS[name].share for name in given.kinds)]
+        ends = [0, *(round(given.kills * share / shares[-1]) for share in shares)]
+        for name, start, end in zip(given.kinds, ends, ends[1:], strict=False):
             sent = signal.Signals[f"SIG{given.signal}"]
-            tallies[name] = kill_all(name, share, work, address, draw, sent)
+            tallies[name] = kill_all(name, end - start, work, address, draw, sent)
             print(tallies[name].row(name), flush=True)
     problems = [problem for tally in tallies.values() for problem in tally.problems]
     num_kills = sum(tally.parts.total() for tally in tallies.values())
