@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,6 +60,10 @@ class Box(Section):
         return num_outside
 
 
+Percent = Annotated[int | float, Field(ge=-1e9, le=1e9)]
+"""An error, or how many points it is of."""
+
+
 class CostFile(Section):
     """What `cost.json` holds."""
 
@@ -77,7 +81,7 @@ class CostFile(Section):
     box: Box
     assumptions: list[str] = Field(default_factory=list)
     """Sentences for every run's notes: what was not measured and is taken from the form."""
-    accuracy: dict[str, Any] = Field(default_factory=dict)
+    accuracy: dict[str, dict[str, dict[str, Percent]]] = Field(default_factory=dict)
     """Errors by kind of point, as `calibrate fit` reports them."""
     points_sha256: str
     """Hash of the points that were fitted."""

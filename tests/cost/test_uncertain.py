@@ -13,7 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cbsim.base.errors import CalibrationError, ConfigError
+from cbsim.base.paths import data_folder
 from cbsim.cost.cost_model import StepShape
+from cbsim.cost.costfile import read_cost_file
 from cbsim.cost.kernel_errors import KINDS, ErrorRecord, KernelErrors, Kind
 from cbsim.cost.profile import ProfileConfig, ProfileCost
 from cbsim.cost.profile_record import form_attention_s
@@ -29,6 +31,23 @@ SMALL = {"num_points": 100, "median_pct": 1.0, "p90_pct": 3.0, "worst_pct": 9.0,
 LARGE = {"num_points": 25, "median_pct": 4.0, "p90_pct": 20.0, "worst_pct": 45.0, "bias_pct": -6.0}
 HELD_OUT = {"dense": SMALL, "logits": LARGE, "prefill": SMALL, "decode": LARGE}
 SEEDS = range(400)
+SHIPPED = data_folder("calibration") / "profiles" / "h200" / "llama-3-8b" / "cost.json"
+
+
+@pytest.mark.parametrize(
+    "accuracy",
+    [
+        "x",
+        {"whole_steps": "x"},
+        {"held_out": {"all": {"p90_pct": "x"}}},
+        {"fitted": {"all": {"p90_pct": 1e308}}},
+    ],
+)
+def test_a_profile_whose_errors_are_none_is_told(accuracy: Any, tmp_path: Path) -> None:
+    path = tmp_path / "cost.json"
+    path.write_text(json.dumps(json.loads(SHIPPED.read_text()) | {"accuracy": accuracy}))
+    with pytest.raises(CalibrationError, match="accuracy"):
+        read_cost_file(path)
 
 
 SIGMA = 0.05
