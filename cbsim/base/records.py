@@ -43,6 +43,38 @@ def plain(value: Any) -> Any:
     return value
 
 
+class OnDemand(Sequence[Any]):
+    """The records of an array as `plain` makes them, each when it is asked for.
+
+    The array must stay as it is.
+    """
+
+    def __init__(self, array: Any) -> None:
+        self._array = array
+        self._make = record_class(array.dtype)
+        self._made: dict[int, Any] = {}
+
+    def __len__(self) -> int:
+        return len(self._array)
+
+    def __getitem__(self, place: Any) -> Any:
+        if isinstance(place, slice):
+            return [self[row] for row in range(*place.indices(len(self)))]
+        place = range(len(self))[place] if place < 0 else place
+        if place not in self._made:
+            self._made[place] = self._make(*self._array[place].tolist())
+        return self._made[place]
+
+
+def rows_on_demand(table: Any) -> list[Any]:
+    """The rows of an array of records of two dimensions, as `plain`; as `OnDemand` where they are many."""
+    return [*map(OnDemand if table.size > MANY else plain, table)]
+
+
+MANY = 1 << 18
+"""Records that take `plain` a quarter of a second, and 40 MB."""
+
+
 def live(value: Any) -> Any:
     """As `plain`, but in the memory of the arrays: what is read is what stands there at that instant.
 

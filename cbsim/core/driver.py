@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from cbsim.base.binding import Bound
-from cbsim.base.records import plain
+from cbsim.base.records import plain, rows_on_demand
 from cbsim.core import layout
 from cbsim.core.feed import ARRIVAL, DECISION, DONE, FAULT, STEP_END
 from cbsim.core.layout import World, with_replicas
@@ -99,8 +99,10 @@ def _empty_log(world: World, record: Record, progress: Progress | None) -> None:
 
 
 def interpreted(world: World) -> World:
-    """A world's records as lists of objects."""
-    return with_replicas(plain(world._replace(replicas=())))
+    """A world's records as lists of objects; of KV blocks, there may be millions, when they are used."""
+    names = ("blocks", "keys", "tier_blocks", "tier_keys")
+    on_demand: dict[str, Any] = {name: rows_on_demand(getattr(world, name)) for name in names}
+    return with_replicas(plain(world._replace(replicas=(), **on_demand)))
 
 
 def write_back(objects: World, world: World) -> None:

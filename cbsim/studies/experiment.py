@@ -12,6 +12,7 @@ from pydantic import Field, PrivateAttr, field_validator, model_validator
 from cbsim.base.errors import ConfigError, PluginError, WorkloadError, blaming
 from cbsim.base.paths import FILE_NAME, data_folder, is_file_name
 from cbsim.base.registry import did_you_mean, located
+from cbsim.base.units import MIB
 from cbsim.cluster.router import ROUTERS, RouterConfig
 from cbsim.config.assembly import Assembly, nested_keys
 from cbsim.config.condition import has_key, lookup
@@ -46,6 +47,8 @@ from cbsim.workload.frames import with_files
 from cbsim.workload.trace import missing_traces
 
 MAX_CHECKED_POINTS = 1000
+MAX_BLOCKS_IN_ALL = 256 * MIB
+"""KV blocks of all replicas, where each has a record: of 64 bytes, compiled."""
 """A larger grid has each value checked alone when it is loaded, not each point."""
 
 WORKLOAD = "workload"
@@ -214,6 +217,13 @@ class Experiment(Section):
         """Usable KV blocks of a replica. Raises `ConfigError` where there is no room for one."""
         largest_step = self.scheduler.largest_step(self.model)
         return self.kv_cache.size(self.model, self.gpu, self.sharing, largest_step)
+
+    @property
+    def has_block_records(self) -> bool:
+        """Whether a run keeps what each KV block holds, instead of counting them."""
+        reserves_ahead = SCHEDULERS.get(self.scheduler.type).reserves_ahead
+        is_shared = self.kv_cache.prefix_caching or len(self.kv_cache.layer_groups(self.model)) > 0
+        return self.scheduler.has_connector or (is_shared and not reserves_ahead)
 
     @property
     def kv_capacity(self) -> KvCapacity:
@@ -537,10 +547,22 @@ def _misfits(experiment: Experiment, document: Document) -> Iterator[str]:
         if scheduler.has_connector:
             yield place.problem(f"got {experiment.parallel.data} with a connector; expected 1")
     try:
-        _ = experiment.num_kv_blocks
+        num_replicas = experiment.replicas.count * experiment.parallel.data
+        yield from _too_many_blocks([(num_replicas, experiment)], document)
     except ConfigError as error:
         where = document.place(("kv_cache",)).where
         yield from (f"{where}: {problem}" for problem in error.problems)
+
+
+def _too_many_blocks(pools: Sequence[tuple[int, Experiment]], document: Document) -> Iterator[str]:
+    """What is wrong with the number of KV blocks that have records; pools come with their replicas."""
+    most = max(own.num_kv_blocks for _, own in pools)
+    num_replicas = sum(number for number, _ in pools)
+    if num_replicas * most > MAX_BLOCKS_IN_ALL and any(own.has_block_records for _, own in pools):
+        yield document.place(("kv_cache", "num_blocks")).problem(
+            f"got {most:,} in {num_replicas:,} replicas (replicas.count, or of pools), each with a record as "
+            f"with prefix_caching; expected at most {MAX_BLOCKS_IN_ALL:,} in all"
+        )
 
 
 def _tier_misfits(experiment: Experiment, document: Document) -> Iterator[str]:
@@ -604,6 +626,11 @@ def _pool_misfits(experiment: Experiment, cluster: ClusterConfig, document: Docu
                 )
         if cluster.is_staged and own.scheduler.has_connector:
             yield place.problem(f"pool '{pool.name}': got a connector; expected null: the role says it")
+    try:
+        counts = ((cluster.most_replicas(pool) * own.parallel.data, own) for pool, own in pools)
+        yield from _too_many_blocks(list(counts), document)
+    except ConfigError as error:
+        yield from map(place.problem, error.problems)
 
 
 def _anchor_plugins(settings: dict[str, Any], folder: Path) -> None:

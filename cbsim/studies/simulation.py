@@ -467,16 +467,17 @@ def simulate_core(
         turns["next"] = layout.NOBODY
     longest = int((requests["num_prompt_tokens"] + requests["num_output_tokens"]).max(initial=0))
     step_s, can_compile_costs = _priced_alike(setup)
-    world = new_cluster(
-        requests,
-        **_cluster_parts(setup, longest, step_s),
-        num_clients=min(setup.workload.config.concurrency or 0, max(len(requests), 1)),
-        watched=layout.UNWATCHED if told is None else told.watched,
-        segments=intake.segments,
-        extras=intake.extras,
-        acceptance=intake.acceptance,
-        turns=turns,
-    )
+    with _memory_for(setup):
+        world = new_cluster(
+            requests,
+            **_cluster_parts(setup, longest, step_s),
+            num_clients=min(setup.workload.config.concurrency or 0, max(len(requests), 1)),
+            watched=layout.UNWATCHED if told is None else told.watched,
+            segments=intake.segments,
+            extras=intake.extras,
+            acceptance=intake.acceptance,
+            turns=turns,
+        )
     # Of what is planned the records of the intake need not be held too.
     requests = world.requests if turns is None else world.planned
     del intake
@@ -559,6 +560,21 @@ def drawn_routes(setup: Setup) -> Callable[[], int]:
     most = setup.num_entries if is_plain else 2**31 - 1
     random = np.random.default_rng(np.random.SeedSequence(setup.means.seed, spawn_key=(ROUTER_STREAM,)))
     return lambda: int(random.integers(most))
+
+
+@contextmanager
+def _memory_for(setup: Setup) -> Iterator[None]:
+    """Name what takes a setup's memory where there is too little of it."""
+    try:
+        yield
+    except MemoryError:
+        num_replicas = sum(pool.num_replicas for pool in setup.pools)
+        most = max(pool.means.num_blocks for pool in setup.pools)
+        raise ConfigError(
+            f"kv_cache.num_blocks: got {most:,}, and {num_replicas:,} replicas (replicas.count, or of "
+            "pools), whose records need more memory than there is; expected fewer, or smaller "
+            "scheduler.max_num_seqs"
+        ) from None
 
 
 def _from_tiers(setup: Setup, world: World) -> dict[str, int]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from cbsim.base import records
 from cbsim.base.binding import can_compile
 from cbsim.core import feed
 from cbsim.schedulers import SCHEDULERS
@@ -52,6 +53,17 @@ def test_on_drawn_settings(kind: str) -> None:
     if kind in ("preemptive", "vllm"):
         assert num_preemptions > NUM_CASES / 3, "the cases must be tight enough to tell anything"
         assert num_hit > NUM_CASES
+
+
+@pytest.mark.parametrize("kind", ["preemptive", "vllm"])
+def test_blocks_made_on_demand_are_as_those_made_at_once(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with unread():
+        for seed in range(60):
+            setup = draw(seed, kind).make_setup()
+            at_once: Any = run(setup, "interpreted")
+            with monkeypatch.context() as patched:
+                patched.setattr(records, "MANY", 0)
+                assert raw_differences(at_once, run(setup, "interpreted")) == [], seed  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("kind", EACH_KIND)

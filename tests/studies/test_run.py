@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import cbsim
+from cbsim.core import building
 from cbsim.studies.experiment import Experiment
 
 MODULE = '''
@@ -170,3 +171,24 @@ def test_what_nobody_measured_is_told(gpu: str) -> None:
     workload = {"type": "trace", "path": "azure-like.csv", "limit": 3}
     notes = cbsim.run({"gpu": gpu, "workload": workload, "scheduler": "vllm"}).summary["notes"]
     assert any("estimated by a roofline, nothing was measured" in note for note in notes)
+
+
+def test_more_kv_blocks_than_there_is_memory_for_are_told_with_their_keys(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    many = experiment(kv_cache={"prefix_caching": True, "num_blocks": 10**6}, replicas={"count": 300})
+    with pytest.raises(cbsim.ConfigError, match=r"num_blocks: got 1,000,000 in 300 replicas .* at most"):
+        Experiment.from_mapping(many)
+    pool = {"name": "a", "count": 150}
+    of_pools = many | {"replicas": {}, "cluster": {"pools": [pool, pool | {"name": "b"}]}}
+    with pytest.raises(cbsim.ConfigError, match=r"kv_cache.num_blocks: got 1,000,000 in 300 replicas"):
+        Experiment.from_mapping(of_pools)
+    counted = many | {"kv_cache": {"num_blocks": 10**6}}
+    Experiment.from_mapping(counted)
+
+    def refuse(*_: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(building, "_new_pool", refuse)
+    with pytest.raises(cbsim.ConfigError, match=r"1,000,000, and 300 replicas .* more memory than there is"):
+        cbsim.run(counted)
