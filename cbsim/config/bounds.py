@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
 from functools import cache
 from typing import Any, NamedTuple
@@ -25,6 +25,17 @@ def unreal(duration_s: float, rate_per_s: float = 0.0) -> list[str]:
     if rate_per_s > MOST_PER_S:
         return [f"{rate_per_s:.3g} requests arrive a second: no service has so many"]
     return []
+
+
+def unreal_figures(figures: Mapping[str, float]) -> list[str]:
+    """A sentence on figures, by name, that no service has, by the bounds on settings of such names."""
+    wrong = (
+        f"{name} {value:.3g}"
+        for name, value in figures.items()
+        if bound_of(name.partition(".")[0]).problem(float(value))
+    )
+    told = ", ".join(wrong)
+    return [f"{told}: no service has such figures (configs/reference.md, the bounds)"] if told else []
 
 
 class Bound(NamedTuple):

@@ -16,6 +16,7 @@ from cbsim.base.errors import ConfigError
 from cbsim.base.paths import find_experiment, is_file
 from cbsim.base.units import MS_PER_S, format_count
 from cbsim.cli.commands import arguments as args
+from cbsim.config.bounds import unreal_figures
 from cbsim.cost.profile import ProfileConfig
 from cbsim.lab.calibrate.pointsfile import read_meta
 from cbsim.lab.validate.both_worlds import IN_TURNS, BothWorlds, calibrate_here, validate_live, with_profile
@@ -178,6 +179,7 @@ def _validate_metrics(experiment: Experiment, path: Path, since: Path | None, as
         page = page.since(read_metrics_page(since))
     log, notes = simulate(experiment, make_workload(experiment))
     means, quantiles = beside(page, log)
+    notes += unreal_figures({each.name: each.recorded for each in means})
     if not means:
         raise ConfigError(f"{path}: has no latency and no count that a simulation has, too")
     if as_json:

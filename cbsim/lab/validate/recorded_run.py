@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from cbsim.base.errors import WorkloadError
+from cbsim.config.bounds import unreal_figures
 from cbsim.core.stepping import Slice, StepwiseWorld, WatchedStepper
 from cbsim.lab.validate.server_log import Arrivals, LoggedWorkload, ServerLog
 from cbsim.lab.validate.token_clock import Engine, RecordedTokens, waiting_since
@@ -93,7 +94,7 @@ def compare_with_log(
         real |= _statistics(name, values)
     num_lost = summary["num_requests"] - summary["num_finished"]
     lost = [f"{num_lost:,} requests did not finish in the simulation"] if num_lost else []
-    told = [*log.notes, *_prompt_notes(experiment, log), *notes, *lost]
+    told = [*log.notes, *unreal_figures(real), *_prompt_notes(experiment, log), *notes, *lost]
     order = np.argsort(log.arrival_s(arrivals), kind="stable")
     latencies = request_latencies(simulated)
     interval = None
