@@ -14,7 +14,7 @@ MAX_BYTES = 256 * MIB
 
 
 def read_text(path: Path, error_class: type[CbsimError] = CbsimError, most: int = MAX_BYTES) -> str:
-    """A file's text. Raises an error of `error_class` if it can't be read, is too large or no UTF-8."""
+    """A file's text. Raises an error of `error_class` if it can't be read, is too large or no UTF-8 text."""
     content = b""
     with refusals(path, "read", error_class), path.open("rb") as file:
         # Piece by piece: Python would make room for all that may come.
@@ -22,11 +22,19 @@ def read_text(path: Path, error_class: type[CbsimError] = CbsimError, most: int 
             content += piece
     if len(content) > most:
         raise error_class(f"{path}: larger than {most:,} bytes; expected at most that")
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise error_class(f"{path}: is encoded as UTF-16; expected UTF-8")
     try:
-        return content.decode("utf-8-sig")
+        if b"\0" not in content:
+            return content.decode("utf-8-sig")
+        start, wrong = content.index(b"\0"), "holds NUL bytes, as UTF-16 does; expected UTF-8 text"
     except UnicodeDecodeError as error:
-        byte = f"byte 0x{content[error.start]:02x} at offset {error.start:,}"
-        raise error_class(f"{path}: {byte} is not UTF-8 text") from None
+        start, wrong = (
+            error.start,
+            f"byte 0x{content[error.start]:02x} at offset {error.start:,} is not UTF-8",
+        )
+    line = content.count(b"\n", 0, start) + 1
+    raise error_class(f"{path}:{line}: {wrong}")
 
 
 def parse_json(text: str | bytes) -> Any:

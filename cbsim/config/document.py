@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cbsim.base.errors import ConfigError
+from cbsim.base.paths import is_file, is_folder
 from cbsim.base.registry import did_you_mean
+from cbsim.base.text_files import read_text
 from cbsim.base.units import MIB
 from cbsim.config.yaml_text import Keys, dump_yaml, format_keys, parse_yaml
 
@@ -118,17 +120,9 @@ class Document:
 def read_document(path: Path) -> Document:
     """The document in a YAML file. Raises `ConfigError` if it can't be read, is no YAML or no mapping."""
     source = str(path)
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        raise ConfigError(f"{source}: no such file") from None
-    except OSError as error:
-        raise ConfigError(f"{source}: can't be read: {(error.strerror or str(error)).lower()}") from None
-    if len(content) > MAX_FILE_BYTES:
-        raise ConfigError(
-            f"{source}: {len(content):,} bytes; expected a configuration of at most {MAX_FILE_BYTES:,}"
-        )
-    parsed = parse_yaml(_decode(content, source), source)
+    if not (is_file(path) or is_folder(path)):
+        raise ConfigError(f"{source}: no such file")
+    parsed = parse_yaml(read_text(path, ConfigError, MAX_FILE_BYTES), source)
     if parsed.value is None and not parsed.problems:
         raise ConfigError(f"{source}: is empty; expected a mapping of settings")
     if not isinstance(parsed.value, dict):
@@ -160,20 +154,6 @@ def describe_value(value: object) -> str:
     if isinstance(value, int | float):
         return repr(value)
     return f"{type(value).__name__} {str(value)[:60]}"
-
-
-def _decode(content: bytes, source: str) -> str:
-    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise ConfigError(f"{source}: is encoded as UTF-16; expected UTF-8")
-    if b"\0" in content:
-        line = content.count(b"\n", 0, content.index(b"\0")) + 1
-        raise ConfigError(f"{source}:{line}: holds NUL bytes, as UTF-16 does; expected UTF-8 text")
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        byte = f"byte 0x{content[error.start]:02x} at offset {error.start}"
-        raise ConfigError(f"{source}:{line}: {byte} is not UTF-8") from None
 
 
 def place_in(items: list[Any], key: str | int) -> int | None:

@@ -15,6 +15,7 @@ from cbsim.base.errors import CalibrationError
 from cbsim.base.paths import data_folder, is_file, write_text
 from cbsim.base.records import column_pieces
 from cbsim.base.registry import did_you_mean
+from cbsim.base.text_files import read_text
 from cbsim.base.trust import check_path
 from cbsim.config.mistakes import plain_words
 from cbsim.config.section import Section
@@ -150,11 +151,7 @@ def model_shape(model: ModelSpec) -> dict[str, int | str]:
 
 def read_cost_file(path: Path) -> CostFile:
     """Read `cost.json`. Raises `CalibrationError` with one line for each mistake in it."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise CalibrationError(f"{path}: can't be read: {reason}") from error
+    text = read_text(path, CalibrationError)
     try:
         return CostFile.model_validate_json(text)
     except ValidationError as error:

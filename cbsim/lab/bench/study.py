@@ -12,6 +12,7 @@ from typing import Any
 import cbsim
 from cbsim.base.errors import CbsimError
 from cbsim.base.paths import write_text
+from cbsim.base.text_files import read_json
 from cbsim.lab.bench.scaling import ScalePoint
 from cbsim.lab.bench.work_timing import Machine, Measured, in_fresh_process, measure_scaled, num_runs
 from cbsim.results.output import BENCH, check_target, holds
@@ -152,11 +153,11 @@ def time_left_s(points: Sequence[ScalePoint], measured: Sequence[Entry]) -> floa
 def _read(path: Path) -> dict[str, Entry]:
     """The entries of a file; none of one that is damaged, whose points are then measured anew."""
     try:
-        read: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))["measured"]
+        read: Mapping[str, Any] = read_json(path)["measured"]
         return {
             key: Entry(Measured(**entry["measured"]), float(entry["wall_s"])) for key, entry in read.items()
         }
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+    except (CbsimError, ValueError, TypeError, KeyError, AttributeError):
         return {}
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from cbsim.base.errors import CalibrationError
+from cbsim.base.errors import CalibrationError, refusals
 from cbsim.base.registry import did_you_mean
 from cbsim.base.units import MS_PER_S, NS_PER_S, US_PER_S
+from cbsim.workload.table import Mistakes, Table, open_table
+from cbsim.workload.values import MAX_EXACT, Kind, number_kind, read_columns, whole
 
 USUAL_NAMES = {
     "layer": "layer op op_name operator name kernel module",
@@ -43,11 +45,11 @@ def read_table(
     names; one row for each combination, the median of its timings.
 
     `renamed` says what columns are called there that have no usual name. Raises `CalibrationError` for
-    columns that are missing, and with the lines of counts < 0 and times <= 0.
+    columns that are missing, and with the line of each value that can't be.
     """
-    table = _read_csv(path)
+    table, mistakes = _open(path)
     names = _names(table)
-    found = pd.DataFrame()
+    wanted: dict[str, tuple[str, Kind]] = {}
     for column in columns:
         theirs = _find(path, names, column, renamed)
         if theirs is None:
@@ -55,48 +57,46 @@ def read_table(
                 f"{path}:1: column {column} is missing among {', '.join(names.values())}; expected "
                 f"{', '.join(columns)} and a time with its unit, such as time_us, or --column {column}=NAME"
             )
-        found[column] = table[theirs]
-    measured = {"seconds" if time == "time" else time: time for time in times}
-    for name, time in measured.items():
-        theirs, per_s = _find_time(path, names, renamed, time)
-        found[name] = _numbers(table[theirs]) / per_s
-    counts = [column for column in columns if column != "layer"]
-    found[counts] = found[counts].apply(_numbers)
-    numbers = found[[*counts, *measured]]
-    wrong = numbers.isna().any(axis=1) | (numbers < 0).any(axis=1) | (found[[*measured]] <= 0).any(axis=1)
-    wrong |= (numbers > 2**53).any(axis=1)
-    if wrong.any():
-        lines = ", ".join(str(index + 2) for index in found.index[wrong][:5])
-        raise CalibrationError(f"{path}: expected counts >= 0 and times > 0 in lines {lines}")
-    found[counts] = found[counts].astype("int64")
-    medians: pd.DataFrame = found.groupby(list(columns), sort=False)[[*measured]].median().reset_index()
+        wanted[column] = theirs, _LAYER if column == "layer" else _COUNT
+    per_s: dict[str, int] = {}
+    for time in times:
+        name = "seconds" if time == "time" else time
+        theirs, per_s[name] = _find_time(path, names, renamed, time)
+        wanted[name] = theirs, _TIME_OF_ONE
+    read, lines = read_columns(table, wanted, mistakes)
+    if not lines and not mistakes:
+        mistakes.add(0, 0, "holds no timings")
+    if mistakes:
+        raise CalibrationError(*mistakes.error().problems)
+    found = pd.DataFrame(read)
+    found[[*per_s]] /= pd.Series(per_s)
+    medians: pd.DataFrame = found.groupby(list(columns), sort=False)[[*per_s]].median().reset_index()
     return medians
 
 
-def _numbers(column: pd.Series[Any]) -> pd.Series[Any]:
-    """A column as numbers, NaN for what is none or has more digits than any count or time."""
-    return pd.to_numeric(column.where(column.astype(str).str.len() <= MOST_DIGITS), errors="coerce")
-
-
-MOST_DIGITS = 25
-"""Of a number in a table, signs and points included."""
+_LAYER = Kind("text", lambda value: str(value).strip())
+_COUNT = whole(0, MAX_EXACT)
+_TIME_OF_ONE = number_kind(f"a time above 0, up to {MAX_EXACT:,}", 1e-300, MAX_EXACT, np.float64)
 
 
 def has_column(path: Path, column: str, renamed: Mapping[str, str]) -> bool:
     """Whether a CSV has a column; raises `CalibrationError` if it can't be read."""
-    return _find(path, _names(_read_csv(path, num_rows=0)), column, renamed) is not None
+    return _find(path, _names(_open(path)[0]), column, renamed) is not None
 
 
-def _read_csv(path: Path, num_rows: int | None = None) -> pd.DataFrame:
-    try:
-        return pd.read_csv(path, skipinitialspace=True, nrows=num_rows)
-    except (OSError, UnicodeDecodeError, ValueError) as error:
-        raise CalibrationError(f"{path}: can't be read: {str(error).splitlines()[0]}") from error
+def _open(path: Path) -> tuple[Table, Mistakes]:
+    """The table in a file, and where mistakes in it are gathered; raises `CalibrationError` without one."""
+    mistakes = Mistakes(str(path))
+    with refusals(path, "read", CalibrationError):
+        table = open_table(path, mistakes)
+    if table is None:
+        raise CalibrationError(*mistakes.error().problems)
+    return table, mistakes
 
 
-def _names(table: pd.DataFrame) -> dict[str, str]:
+def _names(table: Table) -> dict[str, str]:
     """What columns are called there, by their plain names."""
-    return {_plain(name): str(name) for name in table.columns}
+    return {_plain(name): name for name in table.names}
 
 
 def _find(path: Path, names: Mapping[str, str], column: str, renamed: Mapping[str, str]) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, fields
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from cbsim.base.errors import CalibrationError
+from cbsim.base.text_files import read_text
 
 Trouble = Literal["failed", "no graph"]
 """`failed`: a point is not timed again; `no graph`: its op is timed kernel by kernel from then on."""
@@ -58,14 +60,14 @@ def read_left_out(path: Path) -> list[LeftOut]:
     """The rows of a file, none where it isn't there. Raises `CalibrationError` for what isn't such a file."""
     if not path.exists():
         return []
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.reader(file))
+    text = read_text(path, CalibrationError)
     try:
+        rows = list(csv.reader(io.StringIO(text, newline="")))
         if rows[0] != HEADER:
             raise ValueError
         # A killed run may have torn the last one.
         return [_row(*row) for row in rows[1:] if len(row) == len(HEADER)]
-    except (ValueError, IndexError) as error:
+    except (ValueError, IndexError, csv.Error) as error:
         raise CalibrationError(f"{path}: not a list of points left out; remove it to go on") from error
 
 

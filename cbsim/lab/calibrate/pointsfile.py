@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from cbsim.base.errors import CalibrationError, refusals
 from cbsim.base.paths import write_text
+from cbsim.base.text_files import read_text
 from cbsim.base.units import S_PER_HOUR
 from cbsim.config.mistakes import plain_words
 from cbsim.config.section import Section
@@ -230,10 +231,9 @@ def save_meta(meta: Meta, path: Path) -> None:
 def read_meta(path: Path) -> Meta:
     """Read `meta.json`. Raises `CalibrationError` with one line for each mistake in it."""
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise CalibrationError(f"{path}: can't be read: {reason}; points need their meta.json") from error
+        text = read_text(path, CalibrationError)
+    except CalibrationError as error:
+        raise CalibrationError(f"{error}; points need their meta.json") from error
     try:
         return Meta.model_validate_json(text)
     except ValidationError as error:

@@ -11,6 +11,7 @@ from typing import Any
 
 from cbsim.base.errors import CalibrationError
 from cbsim.base.paths import write_text
+from cbsim.base.text_files import read_json
 from cbsim.lab.kernels.shard import Shard
 
 KERNELS = "kernels.json"
@@ -92,8 +93,8 @@ def read_choice(path: Path) -> KernelChoice | None:
     if not path.exists():
         return None
     try:
-        return _choice(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return _choice(read_json(path, CalibrationError))
+    except (CalibrationError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CalibrationError(f"{path}: not a choice of kernels; remove it to choose anew") from error
 
 

@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cbsim.base.errors import WorkloadError, refusals
+from cbsim.base.errors import WorkloadError
+from cbsim.base.text_files import read_text
 from cbsim.base.units import MIB
 from cbsim.results.metrics import request_latencies
 from cbsim.results.run_log import Column, RunLog, distinct_gaps
@@ -79,7 +80,23 @@ class MetricsPage:
                     f"{self.path}: {name}: got {self.values[name]:g}, less than {earlier.values[name]:g} in "
                     f"{earlier.path}; allowed: pages of one server that ran on, the later one as --log"
                 )
-        return MetricsPage(self.path, values, buckets)
+        page = MetricsPage(self.path, values, buckets)
+        page.check()
+        return page
+
+    def check(self) -> None:
+        """Raise `WorkloadError` for each figure, of those looked at, that nobody can have counted."""
+        problems = []
+        for name in (name for several in HISTOGRAMS.values() for name in several):
+            counts = [0.0, *(number for _, number in sorted(self.buckets.get(name, {}).items()))]
+            if not (np.diff(counts) >= 0).all() or counts[-1] == math.inf:
+                problems.append(f"{name}_bucket: got {counts[1:]}; allowed: counts that rise with `le`")
+        sums = (f"{name}_sum" for name in self.buckets)
+        for name in (name for name in (*sums, *COUNTERS.values()) if name in self.values):
+            if not 0 <= self.values[name] < math.inf:
+                problems.append(f"{name}: got {self.values[name]:g}; allowed: numbers from 0 up")
+        if problems:
+            raise WorkloadError(*(f"{self.path}: {problem}" for problem in problems))
 
     def histogram(self, latency: str) -> Histogram | None:
         """What it says of a latency, a key of `HISTOGRAMS`; `None` where nothing was measured."""
@@ -104,10 +121,7 @@ def is_metrics_page(path: Path) -> bool:
 
 def read_metrics_page(path: Path) -> MetricsPage:
     """Reads a page. Raises `WorkloadError` naming the line that is no figure."""
-    with refusals(path, "read", WorkloadError):
-        if path.stat().st_size > MAX_BYTES:
-            raise WorkloadError(f"{path}: got {path.stat().st_size:,} bytes; allowed: {MAX_BYTES:,}")
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    lines = read_text(path, WorkloadError, MAX_BYTES).splitlines()
     values: dict[str, float] = defaultdict(float)
     buckets: dict[str, dict[float, float]] = defaultdict(lambda: defaultdict(float))
     for number, line in enumerate(lines, 1):
@@ -128,7 +142,9 @@ def read_metrics_page(path: Path) -> MetricsPage:
             raise WorkloadError(f"{path}:{number}: got {got}; allowed: NAME{{LABELS}} NUMBER") from None
     if not any(name.startswith("vllm:") for name in (*values, *buckets)):
         raise WorkloadError(f"{path}: got no figure of vLLM; allowed: its /metrics (vllm:...)")
-    return MetricsPage(path, dict(values), {name: dict(counts) for name, counts in buckets.items()})
+    page = MetricsPage(path, dict(values), {name: dict(counts) for name, counts in buckets.items()})
+    page.check()
+    return page
 
 
 class MeasuredFigure(NamedTuple):

@@ -112,7 +112,7 @@ def test_unequal_contexts_stand_beside_equal_ones(tmp_path):
         ),
         (SKEW.replace("kvs,", "short,"), "column kv_others is missing among"),
         (SKEW.replace("pure,4,1,", "pure,4,4,").replace("4,2,0.5", "4,0,0.5"), "no launch in which some"),
-        (SKEW.replace(",36,", ",-36,"), "expected counts >= 0 and times > 0 in lines 2"),
+        (SKEW.replace(",36,", ",-36,"), r"skew.csv:2: t_skew_us: got -36; allowed: a time above 0"),
     ],
 )
 def test_skews_that_say_nothing(tmp_path, text, message):
@@ -288,10 +288,20 @@ def test_timings_that_can_not_be_are_told(tmp_path):
             {"dense": "what,tokens,time_us\n"},
             "column layer is missing among what, tokens, time_us; expected layer",
         ),
-        ({"dense": ""}, "dense.csv: can't be read"),
-        ({"attention": ATTENTION + "0,0,4,100,0\n"}, "attention.csv: expected .* times > 0 in lines 6"),
-        ({"attention": ATTENTION + "0,0,-4,100,9\n"}, "expected counts >= 0 .* in lines 6"),
-        ({"per_sequence": PER_SEQUENCE + "sampler,4,soon\n"}, "per_sequence.csv: expected .* in lines 6"),
+        ({"dense": ""}, "dense.csv: got an empty file; allowed: a CSV header"),
+        ({"dense": DENSE.splitlines()[0]}, "dense.csv: holds no timings"),
+        (
+            {"attention": ATTENTION + "0,0,4,100,0\n"},
+            "attention.csv:6: time_us: got 0; allowed: a time above 0",
+        ),
+        (
+            {"attention": ATTENTION + "0,0,-4,100,9\n"},
+            "attention.csv:6: n_decode: got -4; allowed: a whole number from 0",
+        ),
+        (
+            {"per_sequence": PER_SEQUENCE + "sampler,4,soon\n"},
+            "per_sequence.csv:6: time_us: got soon; allowed",
+        ),
     ],
 )
 def test_mistakes(tmp_path, changed, message):

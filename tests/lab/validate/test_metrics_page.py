@@ -107,5 +107,18 @@ def test_wrong_pages(files, tmp_path):
         read_metrics_page(folder / "wrong.txt")
     with pytest.raises(WorkloadError, match="got no figure of vLLM"):
         read_metrics_page(folder / "none.txt")
+    name = "vllm:time_to_first_token_seconds"
+    for text, message in (
+        (
+            f'{name}_bucket{{le="0.1"}} 3\n{name}_bucket{{le="+Inf"}} 1',
+            r"_bucket: got \[3.0, 1.0\]; allowed: counts",
+        ),
+        (f'{name}_bucket{{le="+Inf"}} NaN', "counts that rise"),
+        (f'{name}_bucket{{le="+Inf"}} 3\n{name}_sum -1', "_sum: got -1; allowed: numbers from 0 up"),
+        ("vllm:prompt_tokens_total inf", "tokens_total: got inf"),
+    ):
+        (folder / "wrong.txt").write_text(text)
+        with pytest.raises(WorkloadError, match=message):
+            read_metrics_page(folder / "wrong.txt")
     assert not is_metrics_page(folder / "e.yaml")
     assert not is_metrics_page(tmp_path / "missing.txt")
