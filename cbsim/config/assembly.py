@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -136,7 +137,7 @@ class Names:
         if path not in self._files:
             shown = display_path(path)
             is_foreign = path.suffix not in YAML_SUFFIXES and named and named.foreign
-            document = Document(is_foreign.read(shown), str(shown)) if is_foreign else read_document(shown)
+            document = Document(is_foreign.read(shown), str(shown)) if is_foreign else _read_once(path, shown)
             if document.problems:
                 raise ConfigError(*document.problems)
             self._files[path] = document
@@ -154,6 +155,19 @@ class Names:
         if expected.by_type:
             known, kind = [*known, *expected.by_type.registry.names()], expected.by_type.registry.kind
         return f"unknown {kind} '{name}'{did_you_mean(Path(name).name.lower(), known)}"
+
+
+def _read_once(path: Path, shown: Path) -> Document:
+    """As `read_document`; a shipped file is read again only where it has changed."""
+    if not path.is_relative_to(data_folder("configs")):
+        return read_document(shown)
+    state = path.stat()
+    return _read_shipped(shown, state.st_mtime_ns, state.st_size)
+
+
+@cache
+def _read_shipped(shown: Path, *state: int) -> Document:
+    return read_document(shown)
 
 
 S = TypeVar("S", bound=Section)
