@@ -86,6 +86,13 @@ def test_a_slower_server_is_told(files):
     assert not all(quantile["is_within"] for quantile in found["quantiles"])
 
 
+def test_figures_that_no_service_has_are_noted(files):
+    folder = files(after=page_of(cbsim.run(SETTINGS), factor=1e12))
+    (note,) = (note for note in told(folder, "--log", str(folder / "after.txt"))["notes"] if "service" in note)
+    assert note.startswith("ttft_s.mean ")
+    assert "e+10, e2e_s.mean " in note
+
+
 def test_what_came_before_is_taken_off(files):
     once = cbsim.run(SETTINGS)
     text = page_of(once)
