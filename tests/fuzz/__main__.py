@@ -2,6 +2,9 @@
 
 Wrong is a traceback or a warning; more than 5 s or 2 GB; and nonsense that is accepted: NaN, infinity, or
 figures beyond what any machine has, without a note.
+
+A campaign is split by seed, and goes on where it was stopped: `--seed 1 --cases 5000 --results DIR` in one
+process, `--seed 2 ...` in another; `--cases 0 --results DIR` shows the findings of all seeds there.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ import time
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
 from types import FrameType
@@ -30,6 +33,9 @@ from typing import Any, NamedTuple
 
 SECONDS, BYTES = 5.0, 2 * 2**30
 """What a case may take: of the CPU, as other processes may slow this one down, and of memory."""
+NUM_AT_ONCE = 5000
+"""Cases of a process: what it hoards is no case's."""
+TOLD_EVERY_S = 30.0
 STALL_S = 60.0
 """A process that says nothing for so long hangs where no signal reaches it."""
 NO_MACHINE = 1e12
@@ -63,12 +69,19 @@ def run_cases(
 ) -> Iterator[tuple[int, str, list[Finding]]]:
     """Run cases one after the other in folders of their own; yields each with what was found."""
     from click.testing import CliRunner
+    from matplotlib.figure import Figure
 
+    from cbsim.base.binding import Compiled
     from cbsim.cli.command_line import main
     from cbsim.config.yaml_text import dump_yaml
+    from cbsim.lab.calibrate import coefficients
     from tests.fuzz.inputs import KINDS, MADE, PLAIN
 
     signal.signal(signal.SIGPROF, _hang)
+    Compiled._compile = _untimed(Compiled._compile)
+    fit = coefficients.least_squares
+    coefficients.least_squares = lambda *given, **more: fit(*given, **more | {"max_nfev": FIT_STEPS})
+    draw = Figure.savefig
     os.environ["CBSIM_CACHE_DIR"] = str(folder / "cache")
     os.chdir(folder)
     Path("e.yaml").write_text(dump_yaml(PLAIN))
@@ -84,6 +97,8 @@ def run_cases(
     for number in range(first, last):
         random = Random(f"{seed}/{number}")
         kind = kind_of(random, kinds)
+        # Half of what a case takes that draws; what is drawn differs little.
+        Figure.savefig = draw if number % DRAWN_EVERY == 0 else _draw_nothing
         case = folder / f"case-{number}"
         case.mkdir()
         os.chdir(case)
@@ -102,6 +117,30 @@ def run_cases(
         if not found or os.environ.get("FUZZ_KEEP") is None:
             shutil.rmtree(case, ignore_errors=True)
         yield number, kind, found
+
+
+def _untimed(compiling: Callable[..., Any]) -> Callable[..., Any]:
+    """The same, in time that is no case's: whatever is compiled takes as long, and is kept."""
+
+    def compile_untimed(*given: Any) -> Any:
+        left_s, _ = signal.setitimer(signal.ITIMER_PROF, 0)
+        try:
+            return compiling(*given)
+        finally:
+            signal.setitimer(signal.ITIMER_PROF, left_s)
+
+    return compile_untimed
+
+
+FIT_STEPS = 3
+"""Where a fit may take 200, and with them the seconds that it takes."""
+DRAWN_EVERY = 5
+"""Pictures of every so many cases are drawn."""
+
+
+def _draw_nothing(figure: Any, into: Any, **given: Any) -> None:
+    nothing = '<svg viewBox="0 0 1 1"></svg>'
+    into.write(nothing) if hasattr(into, "write") else Path(into).write_text(nothing)
 
 
 def outcome(runner: Any, main: Any, command: list[str]) -> tuple[str | None, str, bool]:
@@ -175,50 +214,98 @@ def _bytes_now() -> int:
     return pages * resource.getpagesize()
 
 
-def campaign(seed: int, num_cases: int, kinds: list[str]) -> tuple[Counter[str], list[Finding]]:
-    """Run cases in a process beside this one, which is started anew after a case that it does not survive."""
-    counts: Counter[str] = Counter()
-    findings: list[Finding] = []
-    first = 0
-    with tempfile.TemporaryDirectory() as folder:
-        while first < num_cases:
-            command = [sys.executable, "-m", "tests.fuzz", "--seed", str(seed), "--kinds", ",".join(kinds)]
-            worker = subprocess.Popen(
-                [*command, "--worker", f"{first}:{num_cases}:{folder}"], stdout=subprocess.PIPE, text=True
-            )
-            assert worker.stdout is not None
-            while True:
-                ready, _, _ = select.select([worker.stdout], [], [], STALL_S)
-                line = worker.stdout.readline() if ready else ""
-                if not line:
-                    break
-                number, kind, found = json.loads(line)
-                first = number + 1
-                counts[kind] += 1
-                for each in found:
-                    findings.append(Finding(*each))
-                    print(*Finding(*each), sep="\n    ", flush=True)
-            if worker.poll() == 1:
-                raise SystemExit("the folders that cases damage can't be made")
-            if first < num_cases:
-                worker.kill()
-                kind = kind_of(Random(f"{seed}/{first}"), kinds)
-                told = f"the process ends with {worker.wait()}" if ready else "no signal reaches it"
-                findings.append(Finding(first, kind, "death" if ready else "hang", told, ""))
-                print(*findings[-1], sep="\n    ", flush=True)
-                counts[kind] += 1
-                first += 1
-            worker.wait()
-    return counts, findings
+class Campaign:
+    """The cases of a seed that were run, and what was found; kept in a file, if one is given."""
+
+    def __init__(self, seed: int, kinds: list[str], path: Path | None = None) -> None:
+        """Goes on where the file ends."""
+        self.seed, self.kinds, self._path = seed, kinds, path
+        self.num_done = 0
+        self.counts: Counter[str] = Counter()
+        self.findings: list[Finding] = []
+        if path is not None and path.exists():
+            with path.open() as file:
+                self.kinds = json.loads(next(file))
+                for line in file:
+                    self._count(*json.loads(line))
+        if self.kinds != kinds:
+            raise SystemExit(f"{path}: holds cases of {','.join(self.kinds)}; --kinds must name the same")
+
+    def run(self, num_cases: int) -> None:
+        """Run what is left of so many cases, in one process until it dies, then in another."""
+        began, before, told_at = time.perf_counter(), self.num_done, time.perf_counter()
+        with tempfile.TemporaryDirectory() as folder:
+            while self.num_done < num_cases:
+                for done in self._process(min(num_cases, self.num_done + NUM_AT_ONCE), folder):
+                    self.add(*done)
+                    now = time.perf_counter()
+                    if now - told_at > TOLD_EVERY_S:
+                        told_at, each_s = now, (now - began) / (self.num_done - before)
+                        told = f"{self.num_done:,} of {num_cases:,} cases, {len(self.findings)} findings"
+                        left_s = each_s * (num_cases - self.num_done)
+                        print(f"seed {self.seed}: {told}, {left_s:.0f} s to go", file=sys.stderr, flush=True)
+
+    def add(self, number: int, kind: str, found: list[Any]) -> None:
+        """One more case."""
+        for each in found:
+            print(*Finding(*each), sep="\n    ", flush=True)
+        self._count(number, kind, found)
+        if self._path is not None:
+            is_new = not self._path.exists()
+            with self._path.open("a") as file:
+                file.writelines(f"{json.dumps(row)}\n" for row in ([self.kinds] if is_new else []))
+                file.write(json.dumps([number, kind, found]) + "\n")
+
+    def _count(self, number: int, kind: str, found: list[Any]) -> None:
+        self.num_done = number + 1
+        self.counts[kind] += 1
+        self.findings += [Finding(*each) for each in found]
+
+    def _process(self, last: int, folder: str) -> Iterator[tuple[int, str, list[Any]]]:
+        """Cases up to `last`, as far as one process comes; the one that it dies of is a finding."""
+        given = ["--seed", str(self.seed), "--kinds", ",".join(self.kinds)]
+        command = [sys.executable, "-m", "tests.fuzz", *given, "--worker", f"{self.num_done}:{last}:{folder}"]
+        worker = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert worker.stdout is not None
+        while True:
+            ready, _, _ = select.select([worker.stdout], [], [], STALL_S)
+            line = worker.stdout.readline() if ready else ""
+            if not line:
+                break
+            yield tuple(json.loads(line))
+        if worker.poll() == 1:
+            raise SystemExit("the folders that cases damage can't be made")
+        if self.num_done < last:
+            worker.kill()
+            number, kind = self.num_done, kind_of(Random(f"{self.seed}/{self.num_done}"), self.kinds)
+            told = f"the process ends with {worker.wait()}" if ready else "no signal reaches it"
+            yield number, kind, [Finding(number, kind, "death" if ready else "hang", told, "")]
+        worker.wait()
+
+
+def show(campaigns: list[Campaign]) -> int:
+    """Print the findings by kind of input; returns how many there are."""
+    counts = sum((each.counts for each in campaigns), Counter[str]())
+    findings = [found for each in campaigns for found in each.findings]
+    wrong = Counter((each.kind, each.what) for each in findings)
+    for kind in dict.fromkeys(kind for each in campaigns for kind in each.kinds):
+        told = ", ".join(f"{number} x {what}" for (of, what), number in sorted(wrong.items()) if of == kind)
+        print(f"{kind:14} {counts[kind]:6,} cases: {told or 'nothing found'}")
+    seeds = ", ".join(str(each.seed) for each in campaigns)
+    print(f"{sum(counts.values()):,} cases of seed {seeds}: {len(findings)} findings")
+    return len(findings)
 
 
 def main() -> int:
     from tests.fuzz.inputs import KINDS
 
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--cases", type=int, default=2000)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--cases", type=int, default=2000, help="of the seed, those there already included")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kinds", default=",".join(KINDS))
+    parser.add_argument("--results", type=Path, metavar="DIR", help="keeps what was found, a file a seed")
     parser.add_argument("--case", type=int, help="one case alone, in ./fuzz-case, which stays")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -238,15 +325,18 @@ def main() -> int:
         for done in run_cases(given.seed, int(first), int(last), kinds, Path(folder)):
             print(json.dumps(done), flush=True)
         return 0
-    began = time.perf_counter()
-    counts, findings = campaign(given.seed, given.cases, kinds)
-    wrong = Counter((each.kind, each.what) for each in findings)
-    for kind in kinds:
-        told = ", ".join(f"{number} x {what}" for (of, what), number in sorted(wrong.items()) if of == kind)
-        print(f"{kind:14} {counts[kind]:6,} cases: {told or 'nothing found'}")
-    took_s = time.perf_counter() - began
-    print(f"{sum(counts.values()):,} cases in {took_s:.0f} s, seed {given.seed}: {len(findings)} findings")
-    return 1 if findings else 0
+    if given.results is None:
+        campaigns = [Campaign(given.seed, kinds)]
+        campaigns[0].run(given.cases)
+    else:
+        given.results.mkdir(parents=True, exist_ok=True)
+        if given.cases:
+            Campaign(given.seed, kinds, given.results / f"seed-{given.seed}.jsonl").run(given.cases)
+        files = {path: int(path.stem.rpartition("-")[2]) for path in given.results.glob("seed-*.jsonl")}
+        campaigns = [
+            Campaign(seed, kinds, path) for path, seed in sorted(files.items(), key=lambda of: of[1])
+        ]
+    return 1 if show(campaigns) else 0
 
 
 if __name__ == "__main__":

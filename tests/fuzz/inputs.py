@@ -119,13 +119,16 @@ TRACES: dict[str, str] = {
 LOGS: dict[str, str] = {
     **{f"log{n}.json": text for n, text in enumerate(benchmark_files.MEASURED.values())},
     "log.csv": "request_id,arrival,prompt_tokens,output_tokens,first_token,last_token\nq,0.0,10,3,0.5,0.8\n",
-    "metrics.txt": (
-        "# TYPE vllm:time_to_first_token_seconds histogram\n"
-        'vllm:time_to_first_token_seconds_bucket{le="0.1"} 3\n'
-        'vllm:time_to_first_token_seconds_bucket{le="+Inf"} 6\n'
-        "vllm:time_to_first_token_seconds_sum 0.6\nvllm:time_to_first_token_seconds_count 6\n"
-    ),
 }
+METRICS = "".join(
+    f'# TYPE vllm:{name} histogram\nvllm:{name}_bucket{{engine="0",le="0.1"}} 3.0\n'
+    f'vllm:{name}_bucket{{engine="0",le="+Inf"}} 6.0\nvllm:{name}_sum{{engine="0"}} 0.6\n'
+    for name in ("time_to_first_token_seconds", "inter_token_latency_seconds", "e2e_request_latency_seconds")
+) + "".join(
+    f'vllm:{name}_total{{engine="0"}} {number} 1700000000000\n'
+    for name, number in (("request_success", 6.0), ("prompt_tokens", 180.0), ("generation_tokens", 24.0))
+)
+"""Of a server's /metrics."""
 SERVE = (
     "vllm serve meta-llama/Llama-3.1-8B --tensor-parallel-size 2 --max-num-seqs 64 --kv-cache-dtype fp8",
     "vllm serve Qwen/Qwen3-8B --speculative-config '{\"num_speculative_tokens\": 3}' --block-size 16",
@@ -236,7 +239,8 @@ def override(random: Random) -> Case:
             else random.choice((*TEXTS, "sweep.seed", "a.b.c", "sweep"))
         )
         options += ["--set", random.choice((f"{key}={text}",) * 9 + (text,))]
-    options = [text.replace("\0", "") for text in options]
+    # Compiling takes its time, and is no matter of the input.
+    options = [text.replace("\0", "").replace("engine=compiled", "engine=auto") for text in options]
     yield ["check", "e.yaml", *options]
     if random.random() < 0.2:
         yield ["run", "e.yaml", "--out", "out", *QUIET, *options]
@@ -375,6 +379,24 @@ def log(random: Random) -> Case:
     write("e.yaml", dump_yaml({key: value for key, value in PLAIN.items() if key != "slo"}))
     options = random.choice(([], [], ["--replay"], ["--column", "arrival=x"], ["--arrivals", "queued"]))
     yield ["validate", "e.yaml", "--log", name, "--no-picture", "--json", *options]
+
+
+def metrics(random: Random) -> Case:
+    """A server's /metrics, and what they were before."""
+    for name in ("metrics.txt", "before.txt"):
+        content = METRICS.replace("6.0", "2.0").replace("3.0", "1.0").replace("0.6", "0.2")
+        content = METRICS if name == "metrics.txt" else content
+        for _ in range(random.choice((0, 1, 1, 2))):
+            lines = content.splitlines(keepends=True)
+            place = random.randrange(len(lines))
+            words = lines[place].split(" ")
+            words[random.randrange(1, len(words))] = f"{odd(random)}\n"
+            lines[place] = " ".join(words)
+            content = "".join(lines)
+        write(name, damaged(random, content.encode()) if random.random() < 0.3 else content)
+    write("e.yaml", dump_yaml({key: value for key, value in PLAIN.items() if key != "slo"}))
+    since = random.choice(([], ["--since", "before.txt"]))
+    yield ["validate", "e.yaml", "--log", "metrics.txt", *since, *random.choice(([], ["--json"]))]
 
 
 def profile(random: Random) -> Case:
@@ -573,6 +595,24 @@ def tables(random: Random) -> Case:
     ]
 
 
+def points(random: Random) -> Case:
+    """Timings that were made or imported before, to be fitted anew."""
+    folder = data_folder("calibration") / "profiles" / "h200" / "llama-3-8b"
+    header, *rows = (folder / "points.csv").read_text().splitlines()
+    texts = {
+        "points.csv": "\n".join([header, *rows[::6], ""]),
+        "meta.json": (folder / "meta.json").read_text(),
+    }
+    name = random.choice(("points.csv", "points.csv", "meta.json"))
+    if name == "meta.json" and random.random() < 0.7:
+        content = changed_json(random, texts[name])
+    else:
+        content = odd_cell(random, texts[name]).encode("utf-8", "surrogatepass")
+    for file, text in texts.items():
+        write(file, text if file != name else damaged(random, content) if random.random() < 0.3 else content)
+    yield ["calibrate", "fit", "points.csv", "--out", "p", "--no-picture", "--json"]
+
+
 KINDS: dict[str, tuple[Callable[[Random], Case], int]] = {
     "experiment": (experiment, 30),
     "yaml_text": (yaml_text, 10),
@@ -582,11 +622,13 @@ KINDS: dict[str, tuple[Callable[[Random], Case], int]] = {
     "trace": (trace, 20),
     "parquet": (parquet, 5),
     "log": (log, 4),
+    "metrics": (metrics, 3),
     "profile": (profile, 5),
     "run_folder": (run_folder, 6),
     "study_folder": (study_folder, 1),
     "model": (model, 10),
     "flags": (flags, 6),
     "tables": (tables, 1),
+    "points": (points, 1),
 }
 """What makes the cases of each kind of input, and how many of all cases are of it, in proportion."""
