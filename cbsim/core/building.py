@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cbsim.core import layout
-from cbsim.core.layout import NOBODY, Log, World, with_replicas
+from cbsim.core.layout import NOBODY, ROWS_OF_LOAD, Log, World, with_replicas
 from cbsim.core.links import below
 
 Numbers = Mapping[str, float]
@@ -328,10 +328,7 @@ def new_cluster(
     own["num_groups"] = groups.shape[1]
     # Requests whose KV is on its way hold blocks without running.
     has_connector = bool(configs["connector"].any())
-    num_holders, num_moving = most, 0
-    if has_connector:
-        num_holders += _num_holders(requests, pools)
-        num_moving = min(2 * num_requests, max(parts.cache.num_blocks for parts in pools))
+    num_holders = most + _num_holders(requests, pools) if has_connector else most
     num_drafts, num_ahead = (
         int(configs[f"num_{name}_tokens"].max()) for name in ("speculative", "lookahead")
     )
@@ -363,7 +360,7 @@ def new_cluster(
         transfers=np.zeros((R, num_requests + 1 if has_connector else 1), "i4"),
         acceptance=np.zeros(1) if acceptance is None else acceptance,
         **_tiers(pools, requests, len(sent)),
-        log=new_log(most, with_batches, log_rows or _log_rows(requests), num_moving),
+        log=new_log(most, with_batches, log_rows or _log_rows(requests), num_requests * has_connector),
         routers=_routers(routers, num_entries, R),
         homes=np.full((len(routers), int(requests["affinity"].max(initial=0)) + 1), NOBODY, dtype="i4"),
         clients=record(layout.CLIENTS, clients),
@@ -525,14 +522,14 @@ def _link(parts: LinkParts | None) -> Any:
     return record(layout.LINK, {**numbers, "next_s": np.inf})
 
 
-def new_log(most: int, with_batches: bool, rows: int, num_moving: int = 0) -> Log:
-    """An empty log for replicas that run up to `most` requests at once, beside KV of up to `num_moving`."""
+def new_log(most: int, with_batches: bool, rows: int, num_loads: int = 0) -> Log:
+    """An empty log for replicas that run up to `most` requests; in one call `num_loads` may fail."""
     # One call or one end of a step may add rows for each running request.
     small = rows // 4 + 8 * (most + 2)
     return Log(
         lengths=record(layout.LENGTHS),
         steps=np.zeros(rows + 8, layout.STEP_ROW),
-        events=np.zeros(small + 2 * num_moving, layout.EVENT_ROW),
+        events=np.zeros(small + ROWS_OF_LOAD * num_loads, layout.EVENT_ROW),
         prefills=np.zeros(small, layout.PREFILL_ROW),
         decodes=np.zeros(small, layout.DECODES_ROW),
         gaps=np.zeros(small, "f8"),

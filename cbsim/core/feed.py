@@ -39,7 +39,7 @@ from cbsim.core.leaving import quit_visit
 from cbsim.core.links import begin_transfers, end_transfers, find_first, let_go, number_turn
 from cbsim.core.loop import ask_at, call, end_step, launch, place_of, submit, wait_for_ranks
 from cbsim.core.routing import break_promise, choose, choose_partner, routed
-from cbsim.core.transfers import num_moving
+from cbsim.core.transfers import num_rows_of_transfers
 
 FULL, DONE, FAULT, ARRIVAL, DECISION, STEP_END = range(6)
 """Why `run` returned: the log must be emptied, nothing more will happen, a rule did what it must not; where
@@ -94,7 +94,7 @@ def run(world: Any, end: int, until_s: float) -> int:
                 continue
             self = world.replicas[number]
             while self.own.next_s < target_s:
-                if work >= MAX_WORK or not has_room(world, num_moving(self)):
+                if work >= MAX_WORK or not has_room(world, num_rows_of_transfers(self)):
                     return FULL
                 first_event = world.log.lengths.events
                 heard = happen(world, self)
@@ -264,17 +264,16 @@ def heard_of(world: Any, self: Any, is_end: bool, has_decided: bool, num_finishe
     return UNHEARD
 
 
-def has_room(world: Any, num_moving: int) -> bool:
+def has_room(world: Any, num_events: int) -> bool:
     """Whether every table of the log has room for what one more `happen` may write down.
 
-    Of `num_moving` requests KV comes or goes, or may begin to: all of that may be known to have ended at
-    once, and fail.
+    `num_events` may come of transfers.
     """
     log, lengths = world.log, world.log.lengths
     margin = LOG_MARGIN * len(world.running[0]) + LOG_MARGIN
     return (
         lengths.steps + LOG_MARGIN + len(world.under_way[0]) < len(log.steps)
-        and lengths.events + margin + 2 * num_moving < len(log.events)
+        and lengths.events + margin + num_events < len(log.events)
         and lengths.prefills + margin < len(log.prefills)
         and lengths.decodes + margin < len(log.decodes)
         and lengths.gaps + margin < len(log.gaps)

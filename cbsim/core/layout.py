@@ -545,6 +545,8 @@ USER = np.dtype([("num_served", "i8"), ("head", "i8"), ("active", "i8")])
 requests. `active` is a column of its own: its first `num_active_users` rows name the users with requests
 waiting."""
 
+ROWS_OF_LOAD = 3
+"""Events of a load of KV: it begins, it ends, its request fails."""
 BLOCK = np.dtype(
     [("key", "i8")]
     + [

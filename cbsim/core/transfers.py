@@ -27,6 +27,7 @@ from cbsim.core.layout import (
     READY,
     RELEASING,
     REMOTE,
+    ROWS_OF_LOAD,
     SENDING,
     SENT,
 )
@@ -87,11 +88,15 @@ def add_transfer(self: Any, request: Any, state: int, end_s: float) -> None:
     own.num_transfers += 1
 
 
-def num_moving(self: Any) -> int:
-    """Requests whose KV is on its way, and those that a call may add, with a block each at least."""
+def num_rows_of_transfers(self: Any) -> int:
+    """Events that transfers may bring in one more `happen`.
+
+    All that are under way may be known to have ended at once, and fail; so may, one after the other, loads
+    that take no time of all who wait.
+    """
     if self.config.connector == NO_CONNECTOR:
         return 0
-    return int(self.own.num_transfers + min(self.own.num_waiting, self.own.num_free))
+    return int(ROWS_OF_LOAD * (self.own.num_transfers + self.own.num_waiting))
 
 
 def remove_transfer(self: Any, request: Any) -> None:

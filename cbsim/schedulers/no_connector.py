@@ -58,7 +58,7 @@ def num_loaded(self: Any, request: Any) -> int:
     return 0
 
 
-def num_moving(self: Any) -> int:
+def num_rows_of_transfers(self: Any) -> int:
     """No KV is on its way."""
     return 0
 
@@ -104,7 +104,7 @@ WITHOUT_CONNECTOR: dict[Callable[..., Any], Callable[..., Any]] = {
     transfers.next_transfer_s: next_transfer_s,
     transfers.num_external: num_external,
     admission.num_loaded: num_loaded,
-    transfers.num_moving: num_moving,
+    transfers.num_rows_of_transfers: num_rows_of_transfers,
     admission.read_tier: read_tier,
     transfers.release_deferred: release_deferred,
     transfers.remove_failed: remove_failed,

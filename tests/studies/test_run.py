@@ -192,3 +192,18 @@ def test_more_kv_blocks_than_there_is_memory_for_are_told_with_their_keys(
     monkeypatch.setattr(building, "_new_pool", refuse)
     with pytest.raises(cbsim.ConfigError, match=r"1,000,000, and 300 replicas .* more memory than there is"):
         cbsim.run(counted)
+
+
+def test_any_number_of_loads_may_fail_one_after_the_other_at_one_instant(tmp_path: Path) -> None:
+    columns = "arrival_s,num_prompt_tokens,num_output_tokens,remote_prefill,load_s,fail_from_block\n"
+    (tmp_path / "trace.csv").write_text(columns + "0,20,3,1,0,0\n" * 500)
+    result = cbsim.run(
+        experiment(
+            workload={"type": "trace", "path": str(tmp_path / "trace.csv")},
+            scheduler={"type": "vllm", "max_num_seqs": 4, "connector": {}},
+            kv_cache={"num_blocks": 100},
+            engine="interpreted",
+        )
+    )
+    assert result.summary["num_failed"] == 500
+    assert len(result.events) == 4 * 500
