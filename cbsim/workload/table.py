@@ -245,12 +245,15 @@ def _csv_chunk(block: Block, names: list[str], columns: Sequence[str], mistakes:
         ),
     )
     lines: Sequence[int] = range(block.first_line, block.first_line + read.num_rows)
-    if odd or read.num_rows <= block.data.rstrip(b"\n").count(b"\n"):
+    if odd or read.num_rows != block.data.rstrip(b"\n").count(b"\n") + 1:
         numbers = [line for line, _ in block.lines()]
-        for row, got in odd.items():
+        if read.num_rows + len(odd) != len(numbers):
             # Lone carriage returns end rows for Arrow, and no lines here.
-            line = numbers[row] if row < len(numbers) else block.first_line + row
-            mistakes.add(line, 0, f"{got}; allowed: {len(names)}")
+            lone = next((line for line, text in block.lines() if b"\r" in text[:-1]), numbers[0])
+            mistakes.add(lone, 0, "got a carriage return alone; allowed: lines that end in LF or CR LF")
+            read, numbers, odd = read.slice(0, 0), [], {}
+        for row, got in odd.items():
+            mistakes.add(numbers[row], 0, f"{got}; allowed: {len(names)}")
         lines = [line for row, line in enumerate(numbers) if row not in odd]
     cells = {name: read.column(name).combine_chunks() for name in columns}
     if b"'" in block.data:

@@ -95,6 +95,10 @@ CASES = {
             "allowed: a header, such as arrival_s,num_prompt_tokens,num_output_tokens"
         ],
     ),
+    "a lone carriage return": (
+        CBSIM + "a,0,5,6,0,,\n\nb,1,5,6,0,x\ry,\nc,2,5,6,0,,\n",
+        ["4: got a carriage return alone; allowed: lines that end in LF or CR LF"],
+    ),
     "repeated column": ("a,b,a\n", ["1: a: got this column 2 times; allowed: once"]),
     "header alone": (HEADER, [" got no requests; allowed: at least one"]),
     "empty": ("", [" got an empty file; allowed: a CSV header, JSON lines or Parquet"]),
