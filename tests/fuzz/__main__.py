@@ -179,7 +179,8 @@ def nonsense_in(command: list[str], stdout: str) -> str | None:
     if command[0] == "from-vllm":
         return None  # It says what it was given.
     if "--json" not in command:
-        words = re.search(r"(?<![\w.'\"/-])(nan|-?inf|Infinity|[\d.]+e\+?[2-9]\d+)\b", stdout)
+        large = "" if "no service" in stdout else r"|[\d.]+e\+?[2-9]\d+"
+        words = re.search(rf"(?<![\w.'\"/-])(nan|-?inf|Infinity{large})\b", stdout)
         return f"{words[0]} in: {stdout[max(0, words.start() - 80) : words.end() + 80]}" if words else None
     try:
         answer = json.loads(stdout)
