@@ -12,6 +12,7 @@ import pandas as pd
 from cbsim.base.errors import CalibrationError, refusals
 from cbsim.base.registry import did_you_mean
 from cbsim.base.units import MS_PER_S, NS_PER_S, US_PER_S
+from cbsim.lab.calibrate.pointsfile import MAX_SECONDS, MIN_SECONDS
 from cbsim.workload.table import Mistakes, Table, open_table
 from cbsim.workload.values import MAX_EXACT, Kind, number_kind, read_columns, whole
 
@@ -62,7 +63,8 @@ def read_table(
     for time in times:
         name = "seconds" if time == "time" else time
         theirs, per_s[name] = _find_time(path, names, renamed, time)
-        wanted[name] = theirs, _TIME_OF_ONE
+        least, most = MIN_SECONDS * per_s[name], MAX_SECONDS * per_s[name]
+        wanted[name] = theirs, number_kind(f"a time from {least:g} to {most:g}", least, most, np.float64)
     read, lines = read_columns(table, wanted, mistakes)
     if not lines and not mistakes:
         mistakes.add(0, 0, "holds no timings")
@@ -76,7 +78,6 @@ def read_table(
 
 _LAYER = Kind("text", lambda value: str(value).strip())
 _COUNT = whole(0, MAX_EXACT)
-_TIME_OF_ONE = number_kind(f"a time above 0, up to {MAX_EXACT:,}", 1e-300, MAX_EXACT, np.float64)
 
 
 def has_column(path: Path, column: str, renamed: Mapping[str, str]) -> bool:

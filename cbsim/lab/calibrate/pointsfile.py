@@ -27,8 +27,8 @@ from cbsim.workload.values import TEXT, Kind, number_kind, read_columns, whole
 REQUIRED = ("op", "chunks", "B", "KV", "Kmax", "T", "S", "t_median_s")
 MAX_COUNT = 100_000_000
 """No step has more tokens, decodes or context."""
-MAX_SECONDS = S_PER_HOUR
-"""No kernel takes longer; larger figures are of another unit."""
+MIN_SECONDS, MAX_SECONDS = 1e-12, S_PER_HOUR
+"""Less is 0 to any clock. No kernel takes longer; larger figures are of another unit."""
 
 
 DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(Point)}
@@ -40,7 +40,7 @@ def _size(name: str) -> tuple[str, Kind]:
 
 def _seconds(absent: float | None = None) -> Kind:
     allowed = f"seconds of one kernel or step, more than 0, at most {MAX_SECONDS:,}"
-    return number_kind(allowed, math.ulp(0.0), MAX_SECONDS, np.float64, absent)
+    return number_kind(allowed, MIN_SECONDS, MAX_SECONDS, np.float64, absent)
 
 
 def _one_of(allowed: Sequence[str]) -> Kind:

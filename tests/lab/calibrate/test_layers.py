@@ -112,7 +112,7 @@ def test_unequal_contexts_stand_beside_equal_ones(tmp_path):
         ),
         (SKEW.replace("kvs,", "short,"), "column kv_others is missing among"),
         (SKEW.replace("pure,4,1,", "pure,4,4,").replace("4,2,0.5", "4,0,0.5"), "no launch in which some"),
-        (SKEW.replace(",36,", ",-36,"), r"skew.csv:2: t_skew_us: got -36; allowed: a time above 0"),
+        (SKEW.replace(",36,", ",-36,"), r"skew.csv:2: t_skew_us: got -36; allowed: a time from 1e-06"),
     ],
 )
 def test_skews_that_say_nothing(tmp_path, text, message):
@@ -292,7 +292,7 @@ def test_timings_that_can_not_be_are_told(tmp_path):
         ({"dense": DENSE.splitlines()[0]}, "dense.csv: holds no timings"),
         (
             {"attention": ATTENTION + "0,0,4,100,0\n"},
-            "attention.csv:6: time_us: got 0; allowed: a time above 0",
+            "attention.csv:6: time_us: got 0; allowed: a time from 1e-06 to 3.6e",
         ),
         (
             {"attention": ATTENTION + "0,0,-4,100,9\n"},
