@@ -26,6 +26,7 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from random import Random
 from types import FrameType
@@ -36,6 +37,8 @@ SECONDS, BYTES = 5.0, 2 * 2**30
 NUM_AT_ONCE = 5000
 """Cases of a process: what it hoards is no case's."""
 TOLD_EVERY_S = 30.0
+MEMORY = "/dev/shm"
+"""Folders of files in memory, where there are such: they come and go in no time."""
 STALL_S = 60.0
 """A process that says nothing for so long hangs where no signal reaches it."""
 NO_MACHINE = 1e12
@@ -71,6 +74,7 @@ def run_cases(
     from click.testing import CliRunner
     from matplotlib.figure import Figure
 
+    from cbsim.base import registry
     from cbsim.base.binding import Compiled
     from cbsim.cli.command_line import main
     from cbsim.config.yaml_text import dump_yaml
@@ -79,6 +83,7 @@ def run_cases(
 
     signal.signal(signal.SIGPROF, _hang)
     Compiled._compile = _untimed(Compiled._compile)
+    registry.entry_points = cache(registry.entry_points)
     fit = coefficients.least_squares
     coefficients.least_squares = lambda *given, **more: fit(*given, **more | {"max_nfev": FIT_STEPS})
     draw = Figure.savefig
@@ -235,7 +240,7 @@ class Campaign:
     def run(self, num_cases: int) -> None:
         """Run what is left of so many cases, in one process until it dies, then in another."""
         began, before, told_at = time.perf_counter(), self.num_done, time.perf_counter()
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory(dir=MEMORY if Path(MEMORY).is_dir() else None) as folder:
             while self.num_done < num_cases:
                 for done in self._process(min(num_cases, self.num_done + NUM_AT_ONCE), folder):
                     self.add(*done)
