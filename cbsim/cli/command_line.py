@@ -319,7 +319,7 @@ def _from_to(numbers: Iterable[int]) -> str:
 
 def _request_counts(experiments: list[Experiment]) -> list[int]:
     """How many requests each different workload holds, after a look at its first."""
-    from cbsim.studies.run import make_workload
+    from cbsim.studies.run import check_num_requests, make_workload
 
     counts: list[int | None] = []
     problems: list[str] = []
@@ -332,7 +332,7 @@ def _request_counts(experiments: list[Experiment]) -> list[int]:
         workload = make_workload(experiment)
         try:
             next(workload.requests(), None)
-            counts.append(workload.num_requests())
+            counts.append(check_num_requests(experiment, workload))
         except CbsimError as error:
             problems += error.problems
     if problems:

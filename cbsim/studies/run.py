@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from cbsim.base.errors import CbsimError, blaming
+from cbsim.base.errors import CbsimError, WorkloadError, blaming
 from cbsim.base.units import format_seconds
 from cbsim.cluster.router import ROUTERS
 from cbsim.cluster.simpy_world import Progress
@@ -34,6 +34,7 @@ from cbsim.studies.run_interval import MAX_TOKENS, MAX_TOKENS_INTERPRETED, known
 from cbsim.studies.simulation import Speed, Told, cluster_setup, setup_of, simulate_core
 from cbsim.workload import WORKLOADS, Workload
 from cbsim.workload.request import RequestState
+from cbsim.workload.request_source import MAX_IN_A_RUN
 
 
 def run(
@@ -129,6 +130,19 @@ def make_workload(experiment: Experiment) -> Workload:
         return workload_class(experiment.workload, seed=experiment.seed, folder=experiment.folder)
 
 
+def check_num_requests(experiment: Experiment, workload: Workload) -> int | None:
+    """How many requests will come, if that is known; raises `WorkloadError` for more than a run can hold."""
+    with blaming("workload", type(workload)):
+        number = workload.num_requests()
+    most = number
+    if most is None and workload.config.limit is None:
+        most = getattr(workload.config, "mean_requests", 0)
+    if most is not None and most > MAX_IN_A_RUN and experiment.stop_at_s is None:
+        allowed = f"at most {MAX_IN_A_RUN:,} in a run, or a stop_at_s"
+        raise WorkloadError(f"workload: got {most:,.0f} requests; expected {allowed}")
+    return number
+
+
 def cost_inputs(experiment: Experiment, cost: CostModel) -> list[Path]:
     """The files that costs are read from: those of `cost`, the experiment's, or of each pool's own."""
     if experiment.cluster is None:
@@ -168,6 +182,7 @@ def _simulate(
     audience: Audience | None,
 ) -> tuple[RunLog, list[str], Speed]:
     """See `simulate`; whether the run was compiled, too."""
+    check_num_requests(experiment, workload)
     told = None
     if audience is not None and audience.observers:
         told = Told(audience, experiment.name, experiment.model.name)

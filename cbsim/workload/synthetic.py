@@ -242,15 +242,15 @@ class SyntheticWorkload(Workload):
                 raise ValueError("synthetic workload: all_at_once arrivals need num_requests")
             if self.wait_for_answers and self.sessions is None:
                 raise ValueError("wait_for_answers: got true without sessions; allowed: with sessions")
-            if self.limit is None and self._mean_requests > MAX_REQUESTS:
+            if self.limit is None and self.mean_requests > MAX_REQUESTS:
                 raise ValueError(
-                    f"synthetic workload: duration_s = {self.duration_s:g} brings {self._mean_requests:.3g} "
+                    f"synthetic workload: duration_s = {self.duration_s:g} brings {self.mean_requests:.3g} "
                     f"requests; allowed: at most {MAX_REQUESTS:,}, or a limit"
                 )
             return self
 
         @property
-        def _mean_requests(self) -> float:
+        def mean_requests(self) -> float:
             """Arrivals to be expected before `end_s`; a session's later turns are not counted."""
             last_s = min(self.duration_s or 0.0, self.end_s or math.inf)
             return last_s * getattr(self.arrivals, "rate_per_s", 0.0)

@@ -285,8 +285,9 @@ class ResampledWorkload(TraceWorkload):
         mean_gap_s = (arrival_s[-1] - arrival_s[0]) / max(1, num_source - 1)
         gap_s = np.diff(arrival_s, prepend=arrival_s[0] - mean_gap_s)
         random = Streams(self.seed, "workload").child("blocks").generator()
-        starts = random.integers(0, num_source, math.ceil(num_drawn / self._block_size))
-        rows: IntColumn = (starts[:, None] + np.arange(self._block_size)).ravel()[:num_drawn] % num_source
+        block_size = min(self._block_size, num_drawn)
+        starts = random.integers(0, num_source, math.ceil(num_drawn / block_size))
+        rows: IntColumn = (starts[:, None] + np.arange(block_size)).ravel()[:num_drawn] % num_source
         times = np.cumsum(gap_s[rows])
         rows += first
         chosen = ("priority", "user", "deadline_s", "contents")

@@ -207,3 +207,16 @@ def test_any_number_of_loads_may_fail_one_after_the_other_at_one_instant(tmp_pat
     )
     assert result.summary["num_failed"] == 500
     assert len(result.events) == 4 * 500
+
+
+def test_more_requests_than_a_run_can_hold_are_told_before_it() -> None:
+    generator = {
+        "type": "synthetic",
+        "num_requests": 10**9,
+        "arrivals": {"type": "constant", "rate_per_s": 10},
+        "prompt_tokens": {"type": "fixed", "value": 5},
+        "output_tokens": {"type": "fixed", "value": 2},
+    }
+    with pytest.raises(cbsim.WorkloadError, match=r"workload: got 1,000,000,000 requests; expected at"):
+        cbsim.run(experiment(workload=generator))
+    assert cbsim.run(experiment(workload=generator, stop_at_s=2.05)).summary["num_requests"] == 21
