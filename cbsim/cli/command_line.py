@@ -52,6 +52,7 @@ _ELSEWHERE = {
 }
 """Commands from elsewhere: name -> module of `commands`, which is imported when they are named, and help."""
 
+OUT_OF_MEMORY = "out of memory"
 INTERRUPTED = 130
 """The exit code of a command that Ctrl-C has stopped: 128 and the signal's number, as of any shell's."""
 TRUST_FLAGS = ("--plugins", "--no-plugins")
@@ -119,10 +120,11 @@ class Commands(click.Group):
         atexit.register(gc.freeze)
         try:
             return super().invoke(ctx)
-        except CbsimError as error:
+        except (CbsimError, MemoryError) as error:
             if os.environ.get(TRACEBACK):
                 click.echo("".join(traceback.format_exception(error)), err=True, nl=False)
-            for problem in error.problems:
+            problems = error.problems if isinstance(error, CbsimError) else [f"{OUT_OF_MEMORY}: {error}"]
+            for problem in problems:
                 click.echo(problem, err=True)
             ctx.exit(2)
         except KeyboardInterrupt as interrupt:

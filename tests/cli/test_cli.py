@@ -124,6 +124,15 @@ def test_an_interrupted_run_ends_in_a_line_and_leaves_no_folder(
     assert not (working_folder / "out").exists()
 
 
+def test_too_little_memory_is_told_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def allocate(*_: object) -> None:
+        raise MemoryError("Unable to allocate 7 GiB")
+
+    monkeypatch.setattr("cbsim.cli.commands.run_command.run_experiment", allocate)
+    ran = cbsim_command("run", "e.yaml", "--out", "out")
+    assert (ran.exit_code, ran.stderr) == (2, "out of memory: Unable to allocate 7 GiB\n")
+
+
 def test_a_pinned_axis_is_noted() -> None:
     axis = "sweep.seed=[0, 1]"
     ran = cbsim_command("run", "e.yaml", "--set", axis, "--set", "seed=7", "--out", "out", "--json")

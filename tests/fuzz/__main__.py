@@ -150,6 +150,8 @@ def _draw_nothing(figure: Any, into: Any, **given: Any) -> None:
 
 def outcome(runner: Any, main: Any, command: list[str]) -> tuple[str | None, str, bool]:
     """What is wrong with how a command ends, what it says, and whether it succeeds."""
+    from cbsim.cli.command_line import OUT_OF_MEMORY
+
     signal.setitimer(signal.ITIMER_PROF, SECONDS)
     try:
         with warnings.catch_warnings(record=True) as warned:
@@ -162,8 +164,7 @@ def outcome(runner: Any, main: Any, command: list[str]) -> tuple[str | None, str
         signal.setitimer(signal.ITIMER_PROF, 0)
     told = result.output
     if result.exception is not None and not isinstance(result.exception, SystemExit):
-        tail = traceback.format_exception(result.exception)
-        return "memory" if isinstance(result.exception, MemoryError) else "traceback", "".join(tail), False
+        return "traceback", "".join(traceback.format_exception(result.exception)), False
     did_pass = result.exit_code == 0
     serious = [
         str(each.message) for each in warned if issubclass(each.category, RuntimeWarning | UserWarning)
@@ -172,6 +173,8 @@ def outcome(runner: Any, main: Any, command: list[str]) -> tuple[str | None, str
         return "warning", f"{serious[0]}\n{told}", did_pass
     if result.exit_code not in (0, 1, 2):
         return "exit code", f"{result.exit_code}: {told}", False
+    if not did_pass and f"{OUT_OF_MEMORY}: " in told:
+        return "memory", told, False
     if not did_pass and (not told.strip() or "Traceback" in told):
         return "mute", told, False
     if did_pass and (nonsense := nonsense_in(command, result.stdout)):
