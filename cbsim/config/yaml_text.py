@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -62,11 +64,29 @@ class ParsedYaml:
 def parse_yaml(text: str, source: str) -> ParsedYaml:
     """Read one YAML document; `source` names it in messages. Raises `ConfigError` on a syntax error."""
     builder = _Builder(source)
-    try:
+    with _syntax_told(text, source):
         node = _CoreLoader(text).get_single_node()
         if node is not None:
             builder.parsed.lines[()] = node.start_mark.line + 1
             builder.parsed.value = builder.build(node, ())
+    return builder.parsed
+
+
+def parse_documents(text: str, source: str) -> list[Any]:
+    """The values of all YAML documents in a text, whatever else is wrong in them; raises as `parse_yaml`."""
+    builder, values = _Builder(source), []
+    with _syntax_told(text, source):
+        loader = _CoreLoader(text)
+        while loader.check_node() and (node := loader.get_node()) is not None:
+            values.append(builder.build(node, ()))
+    return values
+
+
+@contextmanager
+def _syntax_told(text: str, source: str) -> Iterator[None]:
+    """Raise `ConfigError` with a line for what is wrong with the form of a text."""
+    try:
+        yield
     except yaml.MarkedYAMLError as error:
         raise ConfigError(_syntax_message(error, text, source)) from None
     except ReaderError as error:
@@ -77,7 +97,6 @@ def parse_yaml(text: str, source: str) -> ParsedYaml:
         raise ConfigError(f"{source}: nested too deeply to be read") from None
     except (ValueError, OverflowError):  # of an escape such as "\U00110000"
         raise ConfigError(f"{source}: an escape names no character; expected up to \\U0010FFFF") from None
-    return builder.parsed
 
 
 def dump_yaml(data: Any, **style: Any) -> str:

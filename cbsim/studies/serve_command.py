@@ -9,13 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from cbsim.base.errors import ConfigError
 from cbsim.base.paths import YAML_SUFFIXES, is_file
 from cbsim.base.text_files import read_text
 from cbsim.config.document import MAX_FILE_BYTES
 from cbsim.config.engine_flags import FLAGS, Flag
+from cbsim.config.yaml_text import parse_documents
 from cbsim.studies.bench_traffic import BenchTraffic, traffic_of
 
 _STARTS = (
@@ -75,11 +74,11 @@ def read_source(given: str) -> Source:
     elif path.suffix in YAML_SUFFIXES and " " not in given:
         raise ConfigError(f"{given}: no such file")
     is_yaml = is_named and path.suffix in YAML_SUFFIXES
-    lines = list(_of_yaml(text, given) if is_yaml else _of_shell(text, shown))
+    documents = parse_documents(text, given) if is_yaml else []
+    lines = list(_of_yaml(documents, given) if is_yaml else _of_shell(text, shown))
     commands = [found for words in lines if (found := _command(words)) is not None]
     traffic = next((sent for words in lines if (sent := traffic_of(words)) is not None), None)
-    num_replicas = _replicas(list(yaml.safe_load_all(text))) if is_yaml else None
-    source = Source(text, commands, traffic, num_replicas)
+    source = Source(text, commands, traffic, _replicas(documents))
     if not source.commands:
         raise ConfigError(
             f"{shown}: no serve command; expected vllm serve, python -m vllm.entrypoints.openai.api_server, "
@@ -106,14 +105,8 @@ def _of_shell(text: str, shown: str) -> Iterator[list[str]]:
     yield words
 
 
-def _of_yaml(text: str, shown: str) -> Iterator[list[str]]:
+def _of_yaml(documents: list[Any], shown: str) -> Iterator[list[str]]:
     """The words of each container's command in a YAML, its image first."""
-    try:
-        documents = list(yaml.safe_load_all(text))
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{shown}:{mark.line + 1}" if mark else shown
-        raise ConfigError(f"{where}: {getattr(error, 'problem', None) or error}; expected YAML") from None
     for container in _containers(documents):
         variables = _variables(container.get("env") or container.get("environment"))
         words = [str(container.get("image") or "")]

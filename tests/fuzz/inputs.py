@@ -136,6 +136,12 @@ SERVE = (
     "trtllm-serve meta-llama/Llama-3.1-8B --max_batch_size 64 --kv_cache_free_gpu_memory_fraction 0.9",
     "vllm serve m & vllm bench serve --model m --request-rate 4 --num-prompts 20 --random-input-len 128",
 )
+CONTAINER = {
+    "image": "vllm/vllm-openai:v0.11.0",
+    "command": ["python3", "-m", "vllm.entrypoints.openai.api_server"],
+    "args": ["--model=$(MODEL)", "--tensor-parallel-size=2", "--max-num-seqs", 64],
+    "env": [{"name": "MODEL", "value": "meta-llama/Llama-3.3-70B-Instruct"}],
+}
 CONFIG_JSON: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
@@ -378,6 +384,11 @@ def log(random: Random) -> Case:
     write(name, content)
     write("e.yaml", dump_yaml({key: value for key, value in PLAIN.items() if key != "slo"}))
     options = random.choice(([], [], ["--replay"], ["--column", "arrival=x"], ["--arrivals", "queued"]))
+    if random.random() < 0.2:
+        rows = [{"request_id": name, "hash_ids": [1, 2]} for name in ("q", "q1", "q2", "0", "1")]
+        prompts = "\n".join(json.dumps(mutated(random, row)) for row in rows)
+        write("prompts.jsonl", damaged(random, prompts.encode()) if random.random() < 0.3 else prompts)
+        options = ["--prompts", "prompts.jsonl"]
     yield ["validate", "e.yaml", "--log", name, "--no-picture", "--json", *options]
 
 
@@ -546,7 +557,14 @@ def model(random: Random) -> Case:
 
 
 def flags(random: Random) -> Case:
-    """Commands of serving engines."""
+    """Commands of serving engines, in a line, a script or a YAML of containers."""
+    if random.random() < 0.3:
+        name = random.choice(("pod.yaml", "serve.sh"))
+        data = {"kind": "Deployment", "spec": {"replicas": 2, "containers": [dict(CONTAINER)]}}
+        text = "\n".join(SERVE) if name == "serve.sh" else dump_yaml(mutated(random, data))
+        write(name, damaged(random, text.encode()) if random.random() < 0.6 else text)
+        yield ["from-vllm", name]
+        return
     words = random.choice(SERVE).split(" ")
     for _ in range(random.choice((1, 1, 3))):
         place = random.randrange(len(words))

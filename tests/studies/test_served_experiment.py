@@ -310,6 +310,29 @@ def test_a_yaml_that_is_none_is_told_with_its_line(tmp_path: Path) -> None:
     assert from_vllm(str(tmp_path / "chart.yaml")).stderr.startswith(f"{tmp_path}/chart.yaml:")
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: " + "[" * 5000, "nested too deeply"),
+        (
+            "a: &a [x, x, x, x, x, x, x, x]\n"
+            + "".join(
+                f"{name}: &{name} [{', '.join([f'*{before}'] * 8)}]\n"
+                for before, name in zip("abcdef", "bcdefg", strict=True)
+            ),
+            "more than 100,000 values",
+        ),
+        (f"a: {'9' * 5000}\nimage: x", "no serve command"),
+        ("a: 2024-13-45\nimage: x", "no serve command"),
+    ],
+)
+def test_a_yaml_that_would_break_a_reader_is_told_in_a_line(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "pod.yaml").write_text(text)
+    ran = from_vllm(str(tmp_path / "pod.yaml"))
+    assert (ran.exit_code, ran.stdout, len(ran.stderr.splitlines())) == (2, "", 1)
+    assert message in ran.stderr
+
+
 def test_every_shipped_model_is_found_by_its_published_name() -> None:
     for path in (Path(__file__).parents[2] / "configs" / "models").glob("*.yaml"):
         published = path.read_text().split("\n")[0].removeprefix("# ").split(":")[0]
