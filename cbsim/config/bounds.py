@@ -7,10 +7,14 @@ from fnmatch import fnmatchcase
 from functools import cache
 from typing import Any, NamedTuple
 
-from cbsim.base.units import MEGA
+from cbsim.base.units import MEGA, MIB
 
 MAX_TOKENS = 100 * MEGA
 """Longer prompts and answers, of traces and of generators, are taken for mistakes."""
+MAX_BLOCKS_IN_ALL = 256 * MIB
+"""KV blocks of all replicas, where each has a record: of 64 bytes, compiled."""
+MAX_IN_A_RUN = 100 * MEGA
+"""Requests that a run sends: each has records in memory, of a kilobyte in all."""
 MOST_I32, MOST_I64 = 2**31 - 1, 2**63 - 1
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic.fields import FieldInfo
 from pydantic.json_schema import GenerateJsonSchema
 
-from cbsim.config.bounds import bounds_table
+from cbsim.config.bounds import MAX_BLOCKS_IN_ALL, MAX_IN_A_RUN, bounds_table
 from cbsim.config.mistakes import Expected
 from cbsim.config.section import ComponentConfig, Section, setting_docs
 
@@ -22,13 +22,15 @@ Where a key takes a name in `configs/`, a path to a YAML file does too. Duration
 bytes unless the key says otherwise. `--set KEY=VALUE` sets any key by its dotted name.
 """
 
-_BOUNDS = """\
+_BOUNDS = f"""\
 ## Bounds
 
 Numbers that no service has are mistakes, in every section and in those of plug-ins: the first row that a key
 fits holds for it. Whole numbers are below 2^31, but for those of 64 bits; the least is that of other numbers.
 Prompts and answers have at most 100,000,000 tokens, a generator makes at most 1,000,000,000 requests, a
-session has at most 1,000 turns. A run or traffic of more than 31 years, or of more than 1,000,000,000
+session has at most 1,000 turns. A run has at most {MAX_IN_A_RUN:,} requests, of a kilobyte each in memory,
+and its replicas {MAX_BLOCKS_IN_ALL:,} KV blocks, where each has a record of 64 bytes: with prefix caching,
+groups of layers or a connector. A run or traffic of more than 31 years, or of more than 1,000,000,000
 requests a second, is noted.
 """
 

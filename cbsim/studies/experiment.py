@@ -12,9 +12,9 @@ from pydantic import Field, PrivateAttr, field_validator, model_validator
 from cbsim.base.errors import ConfigError, PluginError, WorkloadError, blaming
 from cbsim.base.paths import FILE_NAME, data_folder, is_file_name
 from cbsim.base.registry import did_you_mean, located
-from cbsim.base.units import MIB
 from cbsim.cluster.router import ROUTERS, RouterConfig
 from cbsim.config.assembly import Assembly, nested_keys
+from cbsim.config.bounds import MAX_BLOCKS_IN_ALL
 from cbsim.config.condition import has_key, lookup
 from cbsim.config.document import (
     SWEEP,
@@ -47,8 +47,6 @@ from cbsim.workload.frames import with_files
 from cbsim.workload.trace import missing_traces
 
 MAX_CHECKED_POINTS = 1000
-MAX_BLOCKS_IN_ALL = 256 * MIB
-"""KV blocks of all replicas, where each has a record: of 64 bytes, compiled."""
 """A larger grid has each value checked alone when it is loaded, not each point."""
 
 WORKLOAD = "workload"

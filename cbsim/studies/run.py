@@ -15,7 +15,7 @@ from cbsim.base.errors import CbsimError, WorkloadError, blaming
 from cbsim.base.units import format_seconds
 from cbsim.cluster.router import ROUTERS
 from cbsim.cluster.simpy_world import Progress
-from cbsim.config.bounds import unreal
+from cbsim.config.bounds import MAX_IN_A_RUN, unreal
 from cbsim.cost import COST_MODELS, CostModel
 from cbsim.cost.costfile import shipped_profile
 from cbsim.observers import Observer
@@ -34,7 +34,6 @@ from cbsim.studies.run_interval import MAX_TOKENS, MAX_TOKENS_INTERPRETED, known
 from cbsim.studies.simulation import Speed, Told, cluster_setup, setup_of, simulate_core
 from cbsim.workload import WORKLOADS, Workload
 from cbsim.workload.request import RequestState
-from cbsim.workload.request_source import MAX_IN_A_RUN
 
 
 def run(

@@ -19,8 +19,6 @@ from cbsim.workload.request import FloatColumn, IntColumn, Request, RequestBatch
 
 MAX_REQUESTS = 1_000_000_000
 """The most that a generator may be asked for: what is beyond would run for days, and is a slip."""
-MAX_IN_A_RUN = 100_000_000
-"""Requests that a run sends: each has records in memory, of a kilobyte in all."""
 
 
 class WorkloadConfig(ComponentConfig):
