@@ -1,7 +1,7 @@
 """`python -m tests.fuzz`: bad inputs by seed, each given to the commands that read it; what they do wrong.
 
 Wrong is a traceback or a warning; more than 5 s or 2 GB; and nonsense that is accepted: NaN, infinity, or
-figures beyond what any machine has, without a note.
+figures beyond what any machine has, without a note; and files that are left half written.
 
 A campaign is split by seed, and goes on where it was stopped: `--seed 1 --cases 5000 --results DIR` in one
 process, `--seed 2 ...` in another; `--cases 0 --results DIR` shows the findings of all seeds there.
@@ -113,6 +113,8 @@ def run_cases(
             what, told, did_pass = outcome(CliRunner(), main, command)
             if what is None and is_checked and command[0] == "run" and not did_pass and not _is_placed(told):
                 what = "only in run"
+            if what is None and (left := [path.name for path in case.rglob("*.partial")]):
+                what, told = "litter", f"{left}\n{told}"
             is_checked = did_pass and command[0] == "check"
             if what is not None:
                 found.append(Finding(number, kind, what, told[-1500:], " ".join(command)[:300]))
