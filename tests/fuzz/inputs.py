@@ -52,7 +52,8 @@ EXPERIMENTS: tuple[dict[str, Any], ...] = (
     PLAIN | {"scheduler": {"type": "chunked_prefill", "chunk_size": 16}, "replicas": {"count": 2}},
     PLAIN
     | {
-        "scheduler": {"type": "preemptive", "policy": "sjf", "prediction_error": 0.3, "preemption": "swap"},
+        "scheduler": {"type": "preemptive", "policy": "sjf", "preemption": "swap"}
+        | {"length_knowledge": "predicted", "prediction_error": 0.3},
         "workload": TRAFFIC | {"users": {"num_users": 3, "skew": 1.0}, "priorities": {"values": [0, 1]}},
     },
     PLAIN
@@ -78,6 +79,30 @@ EXPERIMENTS: tuple[dict[str, Any], ...] = (
     PLAIN
     | {"observers": [{"type": "csv"}, {"type": "metrics", "every_s": 1.0}], "output": {"batches": True}},
     PLAIN | {"scheduler": {"type": "vllm", "speculative": {"num_tokens": 2, "acceptance": 0.7}}},
+    PLAIN
+    | {
+        "cluster": {
+            "pools": [{"name": "a", "count": 2}],
+            "autoscale": {"type": "queue", "min": 1, "max": 3, "interval_s": 1.0},
+            "faults": [{"pool": "a", "replica": 0, "at_s": 0.2, "repair_s": 1.0}],
+            "clients": {"timeout_s": 5.0, "max_retries": 1, "backoff_s": 0.1},
+            "max_queue": 4,
+        }
+    },
+    PLAIN
+    | {
+        "kv_cache": {
+            "num_blocks": 30,
+            "prefix_caching": True,
+            "tiers": [{"name": "host", "size_gib": 0.1, "bandwidth_gb_s": 20.0, "latency_s": 0.001}],
+        },
+        "workload": TRAFFIC | {"shared_prefix": {"num_tokens": 40, "num_groups": 2}},
+    },
+    PLAIN
+    | {
+        "workload": {"type": "trace", "path": "loads.csv"},
+        "scheduler": {"type": "vllm", "max_num_seqs": 2, "connector": {"kind": "remote"}},
+    },
 )
 SWEEPS: tuple[dict[str, Any], ...] = (
     {"sweep": {"scheduler.max_num_seqs": [1, 8], "replicates": 2}},
@@ -100,6 +125,13 @@ SWEEPS: tuple[dict[str, Any], ...] = (
 TRACE = (
     "request_id,arrival_s,num_prompt_tokens,num_output_tokens,priority,user,deadline_s,session_id\n"
     + "".join(f"r{n},{n / 4},{10 + n},{2 + n % 3},{n % 2},u{n % 2},{9.5},s{n % 3}\n" for n in range(6))
+)
+LOADS = (
+    "arrival_s,num_prompt_tokens,num_output_tokens,remote_prefill,load_s,fail_from_block,remote_decode,send_s\n"
+    + "".join(
+        f"{n / 4},{20 + n},{2 + n % 3},{n % 2},{0.1 * (n % 3)},{n % 4 - 1},{n % 3 == 0:d},0.2\n"
+        for n in range(6)
+    )
 )
 AZURE = (
     "TIMESTAMP,ContextTokens,GeneratedTokens\n"
@@ -191,6 +223,12 @@ def write(name: str, content: str | bytes) -> None:
     )
 
 
+def write_traces(random: Random) -> None:
+    """The traces that experiments name."""
+    write("trace.csv", TRACE)
+    write("loads.csv", odd_cell(random, LOADS) if random.random() < 0.2 else LOADS)
+
+
 def drawn(random: Random, *bases: dict[str, Any]) -> dict[str, Any]:
     """An experiment with a few of its keys drawn from the schema, or odd."""
     data = json.loads(json.dumps(random.choice(bases)))
@@ -208,7 +246,7 @@ def checked_and_run(random: Random, data: Any, share: float = 0.5) -> Case:
     """Check an experiment, and run some of them."""
     if data.get("engine") == "compiled":
         data["engine"] = "auto"  # Compiling takes its time, and is no matter of the input.
-    write("trace.csv", TRACE)
+    write_traces(random)
     write("e.yaml", dump_yaml(data))
     yield ["check", "e.yaml"]
     if random.random() < share:
@@ -223,7 +261,7 @@ def experiment(random: Random) -> Case:
 def yaml_text(random: Random) -> Case:
     """The same, damaged as text."""
     base = dump_yaml(random.choice(EXPERIMENTS) | random.choice(({}, *SWEEPS)))
-    write("trace.csv", TRACE)
+    write_traces(random)
     write("e.yaml", damaged(random, base.encode()))
     yield random.choice(
         (["check", "e.yaml"],) * 3 + (["run", "e.yaml", "--out", "out", *QUIET], ["explain", "e.yaml"])
@@ -233,7 +271,7 @@ def yaml_text(random: Random) -> Case:
 def override(random: Random) -> Case:
     """`--set` of anything."""
     write("e.yaml", dump_yaml(random.choice(EXPERIMENTS) | random.choice(({}, {}, *SWEEPS))))
-    write("trace.csv", TRACE)
+    write_traces(random)
     options = []
     for _ in range(random.choice((1, 1, 2))):
         path, node = DRAWING.somewhere(random, PLAIN)
@@ -278,7 +316,7 @@ def generator(random: Random) -> Case:
         if random.random() < 0.5
         else mutated(random, base)
     )
-    write("trace.csv", TRACE)
+    write_traces(random)
     write("w.yaml", dump_yaml(data))
     yield ["workload", "stats", "w.yaml", "--json"]
 
