@@ -333,8 +333,8 @@ def _request_counts(experiments: list[Experiment]) -> list[int]:
         looked_at.append(kind)
         workload = make_workload(experiment)
         try:
-            next(workload.requests(), None)
             counts.append(check_num_requests(experiment, workload))
+            next(workload.requests(), None)
         except CbsimError as error:
             problems += error.problems
     if problems:

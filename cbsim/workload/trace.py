@@ -16,10 +16,11 @@ from pydantic import Field, model_validator
 from cbsim.base.errors import WorkloadError
 from cbsim.base.paths import data_folder, is_file, is_folder
 from cbsim.base.trust import check_path
+from cbsim.config.bounds import MAX_IN_A_RUN
 from cbsim.config.yaml_text import Keys
 from cbsim.workload.formats import EPOCH_S, TIME_UNITS, unit_since_1970
 from cbsim.workload.request import FloatColumn, IntColumn, RequestBatch
-from cbsim.workload.request_source import MAX_REQUESTS, Trim, Workload, WorkloadConfig
+from cbsim.workload.request_source import Trim, Workload, WorkloadConfig
 from cbsim.workload.streams import Streams
 from cbsim.workload.trace_reader import Reading, TraceTable, read_trace
 
@@ -240,7 +241,7 @@ class ResampledWorkload(TraceWorkload):
         """Settings of a resampled trace; window and limit choose what is drawn from."""
 
         type: str = "resampled"
-        num_requests: int | None = Field(default=None, ge=1, le=MAX_REQUESTS)
+        num_requests: int | None = Field(default=None, ge=1, le=MAX_IN_A_RUN)
         """How many requests to draw; null: as many as are drawn from."""
         block_requests: int | None = Field(default=None, ge=1)
         """Requests that stay together; null: a twentieth of those drawn from."""

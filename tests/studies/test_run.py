@@ -220,3 +220,6 @@ def test_more_requests_than_a_run_can_hold_are_told_before_it() -> None:
     with pytest.raises(cbsim.WorkloadError, match=r"workload: got 1,000,000,000 requests; expected at"):
         cbsim.run(experiment(workload=generator))
     assert cbsim.run(experiment(workload=generator, stop_at_s=2.05)).summary["num_requests"] == 21
+    resampled = {"type": "resampled", "path": "azure-like.csv", "num_requests": 10**9}
+    with pytest.raises(cbsim.ConfigError, match=r"num_requests: got 1000000000; expected .*100,?000,?000"):
+        Experiment.from_mapping(experiment(workload=resampled))
