@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cbsim.base.units import MS_PER_S, format_seconds
-from cbsim.lab.validate.recorded_run import PER_REQUEST, QUANTILES, TITLES, RecordedRun
+from cbsim.lab.validate.recorded_run import PER_REQUEST, QUANTILES, TITLES, RecordedRun, error_pct
 from cbsim.lab.validate.token_clock import Cell, Stretch
 from cbsim.results.run_log import Column
 from cbsim.studies.experiment import Experiment
@@ -169,7 +169,7 @@ def by_time(run: RecordedRun) -> Iterator[str]:
 def _mean_error_pct(recorded: Column, simulated: Column) -> float:
     known = ~(np.isnan(recorded) | np.isnan(simulated))
     mean = float(recorded[known].mean()) if known.any() else 0.0
-    return 100.0 * (float(simulated[known].mean()) / mean - 1.0) if mean > 0 else math.nan
+    return error_pct(float(simulated[known].mean()), mean) if mean > 0 else math.nan
 
 
 def by_kind(cells: Sequence[CellRatio]) -> Iterator[str]:

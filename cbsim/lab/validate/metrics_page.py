@@ -15,6 +15,7 @@ import numpy as np
 from cbsim.base.errors import WorkloadError
 from cbsim.base.text_files import read_text
 from cbsim.base.units import MIB
+from cbsim.lab.validate.recorded_run import error_pct
 from cbsim.results.metrics import request_latencies
 from cbsim.results.run_log import Column, RunLog, distinct_gaps
 
@@ -156,8 +157,8 @@ class MeasuredFigure(NamedTuple):
 
     @property
     def error_pct(self) -> float:
-        """How far the simulation is off, percent; NaN where the server's is 0."""
-        return 100.0 * (self.simulated / self.recorded - 1.0) if self.recorded else math.nan
+        """See `recorded_run.error_pct`."""
+        return error_pct(self.simulated, self.recorded)
 
 
 class QuantileFigure(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from math import inf
+from math import inf, isfinite, nan
 from typing import Any, Protocol
 
 import numpy as np
@@ -37,6 +37,12 @@ NUM_ESTIMATES = 2
 """Passes after which the number of steps between recorded tokens is no longer sought by time."""
 
 
+def error_pct(simulated: float, real: float) -> float:
+    """How far the simulation is off, percent; NaN where the real figure is 0, or next to it."""
+    off = 100.0 * (simulated / real - 1.0) if real else nan
+    return off if isfinite(off) else nan
+
+
 @dataclass(frozen=True, slots=True)
 class Figure:
     """One figure of both worlds."""
@@ -50,8 +56,8 @@ class Figure:
 
     @property
     def error_pct(self) -> float:
-        """How far the simulation is off, percent; NaN where the real figure is 0."""
-        return 100.0 * (self.simulated / self.real - 1.0) if self.real else float("nan")
+        """See `error_pct`."""
+        return error_pct(self.simulated, self.real)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ import cbsim
 from cbsim.base.errors import WorkloadError
 from cbsim.cli.command_line import main
 from cbsim.lab.validate.metrics_page import is_metrics_page, read_metrics_page
+from cbsim.lab.validate.recorded_run import error_pct
 
 SETTINGS = {
     "model": "llama-3-8b",
@@ -91,6 +92,11 @@ def test_figures_that_no_service_has_are_noted(files):
     (note,) = (note for note in told(folder, "--log", str(folder / "after.txt"))["notes"] if "service" in note)
     assert note.startswith("ttft_s.mean ")
     assert "e+10, e2e_s.mean " in note
+
+
+def test_an_error_beside_next_to_nothing_is_none():
+    assert error_pct(2.0, 1.0) == 100.0
+    assert np.isnan([error_pct(1.0, real) for real in (0.0, 5e-324)]).all()
 
 
 def test_what_came_before_is_taken_off(files):
