@@ -89,7 +89,9 @@ def test_a_slower_server_is_told(files):
 
 def test_figures_that_no_service_has_are_noted(files):
     folder = files(after=page_of(cbsim.run(SETTINGS), factor=1e12))
-    (note,) = (note for note in told(folder, "--log", str(folder / "after.txt"))["notes"] if "service" in note)
+    (note,) = (
+        note for note in told(folder, "--log", str(folder / "after.txt"))["notes"] if "service" in note
+    )
     assert note.startswith("ttft_s.mean ")
     assert "e+10, e2e_s.mean " in note
 
