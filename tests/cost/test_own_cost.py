@@ -63,7 +63,7 @@ def test_many_steps_are_priced_with_the_same_bits_compiled_or_not(
     assert cost.steps_s(columns).tolist() == one_by_one
     monkeypatch.setattr(costrules, "STEPS_TO_COMPILE", 100)
     assert cost.steps_s(columns).tolist() == one_by_one
-    assert costrules.loop_of(own.step_s).is_cached
+    assert costrules.loop_of(own.step_s).bound.is_cached
 
 
 def test_a_rule_that_numba_cannot_compile_is_interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
