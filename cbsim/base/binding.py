@@ -123,6 +123,10 @@ class Bound:
                 waiting.extend(self._stands_for(name, called, function) for name, called in _called(function))
         return list(found)
 
+    def names(self) -> set[str]:
+        """All names of attributes and globals in the code of functions that take part."""
+        return {name for function in self.functions() for name in _names(function.__code__)}
+
     def calls(self) -> dict[str, FunctionType]:
         """Every name by which a function that takes part calls another, and what it is there."""
         return {name: called for function in self.functions() for name, called in _called(function)}

@@ -145,7 +145,10 @@ class Scheduler:
 
 
 def numbers_of(config: ComponentConfig) -> Numbers:
-    """Settings as numbers: choices by their place among those allowed, null as 0, true as 1."""
+    """Settings as numbers: choices by their place among those allowed, null as 0, true as 1.
+
+    A setting is a real number or a whole one whatever its value is.
+    """
     found: Numbers = {}
     for name, field in type(config).model_fields.items():
         value = getattr(config, name)
@@ -153,7 +156,7 @@ def numbers_of(config: ComponentConfig) -> Numbers:
         if value in choices:
             found[name] = choices.index(value)
         elif value is None:
-            found[name] = 0
+            found[name] = 0.0 if float in get_args(field.annotation) else 0
         elif isinstance(value, (bool, int, float)):
             found[name] = value
         elif isinstance(value, (SpeculativeConfig, ConnectorConfig)):

@@ -223,9 +223,18 @@ class Setup:
         """Whether KV comes or goes."""
         return self.scheduler.has_connector or self.role != "both" or len(self.tiers) > 0
 
-    def parts(self, longest: int, *, with_formula: bool, foresees: bool) -> PoolParts:
-        """What the core makes the pool of; requests of up to `longest` tokens come."""
+    def parts(
+        self, longest: int, names: set[str] | None = None, *, with_formula: bool, foresees: bool
+    ) -> PoolParts:
+        """What the core makes the pool of; requests of up to `longest` tokens come.
+
+        Of a scheduler's own settings it gets those in `names` (`None`: all): for others code is compiled
+        anew.
+        """
         numbers, prices = self.numbers, None
+        if names is not None:
+            known = names.union(layout.CONFIG.names or ())
+            numbers = {name: value for name, value in numbers.items() if name in known}
         if foresees:
             num_tokens = int(min(numbers.get("max_tokens_per_step", FORESEEN_TOKENS), FORESEEN_TOKENS))
             numbers["prefill_token_s"] = prefill_s(self.cost, num_tokens) / num_tokens
@@ -467,10 +476,11 @@ def simulate_core(
         turns["next"] = layout.NOBODY
     longest = int((requests["num_prompt_tokens"] + requests["num_output_tokens"]).max(initial=0))
     step_s, can_compile_costs = _priced_alike(setup)
+    bound = setup.core(step_s)
     with _memory_for(setup):
         world = new_cluster(
             requests,
-            **_cluster_parts(setup, longest, step_s),
+            **_cluster_parts(setup, longest, step_s, bound.names()),
             num_clients=min(setup.workload.config.concurrency or 0, max(len(requests), 1)),
             watched=layout.UNWATCHED if told is None else told.watched,
             segments=intake.segments,
@@ -489,7 +499,6 @@ def simulate_core(
     draw = drawn_routes(setup)
     if draw is not int:
         world.requests["route"] = [draw() for _ in range(len(world.requests))]
-    bound = setup.core(step_s)
     record, outcome = Record(), Speed(False)
     if can_compile_costs and is_worth_compiling(engine, bound, requests):
         outcome = compiled(world, bound)
@@ -537,12 +546,15 @@ def simulate_core(
     return log, world, outcome
 
 
-def _cluster_parts(setup: Setup, longest: int, step_s: Callable[..., float]) -> dict[str, Any]:
-    """What `new_cluster` makes the setup's pools of, and what is between them."""
+def _cluster_parts(
+    setup: Setup, longest: int, step_s: Callable[..., float], names: set[str] | None = None
+) -> dict[str, Any]:
+    """What `new_cluster` makes pools of, and what is between them; `names` as for `Setup.parts`."""
     with_formula = step_s is pooled_step_s
     return {
         "pools": [
-            pool.parts(longest, with_formula=with_formula, foresees=setup.foresees) for pool in setup.pools
+            pool.parts(longest, names, with_formula=with_formula, foresees=setup.foresees)
+            for pool in setup.pools
         ],
         "routers": [setup.router, setup.decode_router][: 1 + setup.is_staged],
         "num_entries": setup.num_entries,
