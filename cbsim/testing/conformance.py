@@ -12,7 +12,7 @@ import numpy as np
 
 from cbsim.base.binding import CannotCompile, can_compile
 from cbsim.base.errors import PluginError
-from cbsim.core.building import new_requests, new_world
+from cbsim.core.building import new_cluster, new_requests
 from cbsim.results.run_log import EMITTED, Column, RunLog, distinct_gaps
 from cbsim.schedulers import SCHEDULERS, Scheduler, SchedulerConfig
 from cbsim.testing.case import Case, draw_case, starvation_case
@@ -106,10 +106,11 @@ def what_prevents_compiling(scheduler_class: type[Scheduler], case: Case) -> str
     setup = case.make_setup(scheduler_class)
     rules = setup.cost.rules()
     assert rules is not None
-    numbers = scheduler_class.numbers(setup.scheduler, setup.means)
-    world = new_world(new_requests(1), rules.record, setup.pool, {**numbers, "with_batches": False})
+    bound = setup.core(rules.step_s)
+    parts = setup.parts(1, bound.names(), with_formula=False, foresees=False)
+    world = new_cluster(new_requests(1), [parts], [setup.router])
     try:
-        setup.core(rules.step_s).compiled.prepare(world, 1, inf)
+        bound.compiled.prepare(world, 1, inf)
     except CannotCompile as error:
         return str(error)
     return None

@@ -92,6 +92,8 @@ class MetricsPage:
             counts = [0.0, *(number for _, number in sorted(self.buckets.get(name, {}).items()))]
             if not (np.diff(counts) >= 0).all() or counts[-1] == math.inf:
                 problems.append(f"{name}_bucket: got {counts[1:]}; allowed: counts that rise with `le`")
+            if counts[-1] > 0 and f"{name}_sum" not in self.values:
+                problems.append(f"{name}_sum: missing beside {name}_bucket; allowed: a page as it was served")
         sums = (f"{name}_sum" for name in self.buckets)
         for name in (name for name in (*sums, *COUNTERS.values()) if name in self.values):
             if not 0 <= self.values[name] < math.inf:
@@ -106,7 +108,7 @@ class MetricsPage:
             if counts and max(counts.values()) > 0:
                 bounds = np.array(sorted(counts))
                 below = np.array([counts[bound] for bound in bounds])
-                return Histogram(bounds, below, self.values.get(f"{name}_sum", math.nan))
+                return Histogram(bounds, below, self.values[f"{name}_sum"])
         return None
 
 

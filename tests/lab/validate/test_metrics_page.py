@@ -129,6 +129,7 @@ def test_wrong_pages(files, tmp_path):
             r"_bucket: got \[3.0, 1.0\]; allowed: counts",
         ),
         (f'{name}_bucket{{le="+Inf"}} NaN', "counts that rise"),
+        (f'{name}_bucket{{le="+Inf"}} 3', f"{name}_sum: missing beside"),
         (f'{name}_bucket{{le="+Inf"}} 3\n{name}_sum -1', "_sum: got -1; allowed: numbers from 0 up"),
         ("vllm:prompt_tokens_total inf", "tokens_total: got inf"),
     ):
