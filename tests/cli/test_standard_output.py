@@ -33,7 +33,7 @@ def test_a_full_disk_is_told_in_a_line():
 def test_a_closed_one_takes_no_file_s_place(tmp_path):
     ran = cbsim("schema", "--out", str(tmp_path), closed=True)
     assert (ran.returncode, ran.stderr) == (0, "")
-    assert "written to" not in (tmp_path / "reference.md").read_text()
+    assert "\nwritten to" not in (tmp_path / "reference.md").read_text()
 
 
 @pytest.mark.parametrize(("encoding", "sign"), [("latin-1", "<="), ("utf-8", "≤")])

@@ -116,11 +116,12 @@ def test_files_of_others_stay(name: str, session: Session, tmp_path: Path) -> No
     [
         ("game.json", "expected a name that ends in .yaml or .yml"),
         ("folder.yaml", "something that is no saved play stands there"),
-        ("absent/game.yaml", "can't be written"),
+        ("folder.yaml/game.yaml/game.yaml", "can't be written"),
     ],
 )
 def test_names_that_can_not_be(name: str, problem: str, session: Session, tmp_path: Path) -> None:
     (tmp_path / "folder.yaml").mkdir()
+    (tmp_path / "folder.yaml" / "game.yaml").touch()
     with pytest.raises(CbsimError, match=problem):
         session.save(tmp_path / name)
 
