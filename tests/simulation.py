@@ -12,7 +12,7 @@ from cbsim.core import layout
 from cbsim.core.stepping import Stepper
 from cbsim.cost.cost_model import CostModel
 from cbsim.schedulers import SCHEDULERS
-from cbsim.studies.simulation import Setup
+from cbsim.studies.setup import Setup
 from cbsim.testing import Call, Case, Commit, Observation
 from cbsim.testing.observation import observe_setup
 from cbsim.workload.request import Request

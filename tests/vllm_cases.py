@@ -22,7 +22,8 @@ from cbsim.core import layout, loop
 from cbsim.core.stepping import StepwiseWorld, WatchedStepper
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.run import make_cost_model, make_workload
-from cbsim.studies.simulation import setup_of, step_through, stepwise
+from cbsim.studies.setup import setup_of
+from cbsim.studies.simulation import step_through, stepwise
 
 Row = dict[str, Any]
 KINDS = {"pd": "remote", "tier_sync": "tier_read", "tier_async": "tier_loaded"}

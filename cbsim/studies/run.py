@@ -31,7 +31,8 @@ from cbsim.schedulers.vllm import VllmConfig
 from cbsim.studies.alternative_note import alternative_note
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.run_interval import MAX_TOKENS, MAX_TOKENS_INTERPRETED, known_error, run_interval
-from cbsim.studies.simulation import Speed, Told, cluster_setup, setup_of, simulate_core
+from cbsim.studies.setup import cluster_setup, setup_of
+from cbsim.studies.simulation import Speed, Told, simulate_core
 from cbsim.workload import WORKLOADS, Workload
 from cbsim.workload.request import RequestState
 

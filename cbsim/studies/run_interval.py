@@ -24,7 +24,8 @@ from cbsim.cost.run_errors import CONFIDENCE, FRONT_S, StepError
 from cbsim.results.metrics import QUANTILES, request_latencies
 from cbsim.results.run_log import Column
 from cbsim.studies.experiment import Experiment
-from cbsim.studies.simulation import Setup, cluster_setup, setup_of, simulate_core
+from cbsim.studies.setup import Setup, cluster_setup, setup_of
+from cbsim.studies.simulation import simulate_core
 from cbsim.workload import Workload
 from cbsim.workload.request import RequestBatch
 

@@ -14,7 +14,7 @@ from cbsim.core.building import KvPool
 from cbsim.cost.constant import ConstantConfig, ConstantCost
 from cbsim.cost.cost_model import CostModel
 from cbsim.schedulers import Means, Scheduler, SchedulerConfig
-from cbsim.studies.simulation import Setup
+from cbsim.studies.setup import Setup
 from cbsim.workload.request import Request
 from cbsim.workload.request_source import Workload, WorkloadConfig
 

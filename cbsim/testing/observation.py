@@ -14,7 +14,9 @@ from cbsim.core import layout, loop
 from cbsim.core.stepping import Stepper, StepwiseWorld
 from cbsim.results.run_log import RunLog
 from cbsim.schedulers import Scheduler
-from cbsim.studies.simulation import Setup, simulate_core, step_through, stepwise, stepwise_log
+from cbsim.studies.core_log import stepwise_log
+from cbsim.studies.setup import Setup
+from cbsim.studies.simulation import simulate_core, step_through, stepwise
 from cbsim.testing.case import Case
 from cbsim.workload.request import Request, RequestState
 

@@ -17,7 +17,8 @@ from cbsim.cluster.router import ROUTERS
 from cbsim.core import layout
 from cbsim.core.building import ChangeParts, LinkParts, RouterParts
 from cbsim.results.run_log import CHANGES, RunLog
-from cbsim.studies.simulation import Setup, simulate_core
+from cbsim.studies.setup import Setup
+from cbsim.studies.simulation import simulate_core
 from cbsim.testing import Case, differences
 from cbsim.workload.request import RequestState
 from tests.cluster.test_handed_over import BYTES_PER_TOKEN, SYNC, apart

@@ -16,7 +16,8 @@ from cbsim.cluster.router import ROUTERS
 from cbsim.core.building import LinkParts, RouterParts
 from cbsim.results.run_log import RunLog
 from cbsim.studies.experiment import Experiment
-from cbsim.studies.simulation import Setup, simulate_core
+from cbsim.studies.setup import Setup
+from cbsim.studies.simulation import simulate_core
 from cbsim.testing import Case, differences
 from cbsim.workload.request import RequestState
 from tests.core.drawn import Setting, chance, draw_requests, pick, request, with_turns

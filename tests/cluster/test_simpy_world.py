@@ -17,7 +17,8 @@ from cbsim.cluster.simpy_world import ARRIVAL, PROGRESS_EVERY, Engine, Instant, 
 from cbsim.core import layout
 from cbsim.results.run_log import EVENTS, RunLog
 from cbsim.schedulers import SCHEDULERS
-from cbsim.studies.simulation import simulate_core, stepwise, stepwise_log
+from cbsim.studies.core_log import stepwise_log
+from cbsim.studies.simulation import simulate_core, stepwise
 from cbsim.testing import Case
 from cbsim.workload.request import Request, RequestState
 from cbsim.workload.request_source import WorkloadConfig

@@ -16,7 +16,8 @@ from cbsim.base.errors import ConfigError
 from cbsim.core.building import ChangeParts, LinkParts, TierParts
 from cbsim.results.hand_overs import HandOvers
 from cbsim.studies.experiment import Experiment
-from cbsim.studies.simulation import Setup, stepwise
+from cbsim.studies.setup import Setup
+from cbsim.studies.simulation import stepwise
 from cbsim.testing import Case, differences
 from cbsim.workload.request import RequestState
 from tests.cluster.test_changes import draw_changes, run

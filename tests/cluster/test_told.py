@@ -13,7 +13,8 @@ from cbsim.observers.views import SchedulerView
 from cbsim.results.run_log import ADMITTED, FINISHED, PREEMPTED, RESUMED, RunLog
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.run import make_cost_model
-from cbsim.studies.simulation import Told, setup_of, simulate_core
+from cbsim.studies.setup import setup_of
+from cbsim.studies.simulation import Told, simulate_core
 from cbsim.testing import differences
 from tests.observers.test_hooks import KINDS, crowd
 from tests.observers.watched import StepNotes, row, setting

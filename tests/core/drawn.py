@@ -12,7 +12,7 @@ from cbsim.cluster.router import ROUTERS
 from cbsim.core.building import KvGroup, RouterParts
 from cbsim.cost.cost_model import CostModel, StepShape
 from cbsim.schedulers import SCHEDULERS, Scheduler
-from cbsim.studies.simulation import Setup
+from cbsim.studies.setup import Setup
 from cbsim.testing import Case
 
 COSTS = ("exact", "exact", "exact", "irregular")

@@ -14,7 +14,9 @@ from cbsim.cluster.simpy_world import World, make_router
 from cbsim.core.record import TABLES, Record
 from cbsim.results.run_log import RunLog
 from cbsim.studies import simulation
-from cbsim.studies.simulation import Setup, Told, simulate_core, stepwise, stepwise_log
+from cbsim.studies.core_log import stepwise_log
+from cbsim.studies.setup import Setup
+from cbsim.studies.simulation import Told, simulate_core, stepwise
 from cbsim.testing import differences
 
 ENGINES = ("compiled", "interpreted", "simpy")

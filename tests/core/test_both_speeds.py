@@ -15,7 +15,8 @@ from cbsim.schedulers import SCHEDULERS
 from cbsim.schedulers.vllm import VllmScheduler
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.run import make_cost_model, make_workload
-from cbsim.studies.simulation import setup_of, simulate_core
+from cbsim.studies.setup import setup_of
+from cbsim.studies.simulation import simulate_core
 from cbsim.testing import Case
 from tests.core.drawn import SIMPY_ROUTERS, Setting, draw, request
 from tests.core.runs import assert_same, raw_differences, run, unread

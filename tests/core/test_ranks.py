@@ -12,7 +12,7 @@ import pytest
 import cbsim
 from cbsim.base.errors import ConfigError
 from cbsim.results.run_log import RunLog
-from cbsim.studies.simulation import Setup
+from cbsim.studies.setup import Setup
 from cbsim.testing import Case
 from tests.core.drawn import Setting, draw, request
 from tests.core.runs import assert_same, raw_differences, run, unread

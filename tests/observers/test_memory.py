@@ -18,7 +18,8 @@ from cbsim.observers.memory_observer import MemoryObserver
 from cbsim.schedulers.vllm import VllmScheduler
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.run import make_cost_model
-from cbsim.studies.simulation import Told, setup_of, simulate_core
+from cbsim.studies.setup import setup_of
+from cbsim.studies.simulation import Told, simulate_core
 from tests.observers.test_hooks import KINDS, crowd
 from tests.observers.watched import row, setting, watch
 from tests.simulation import ListedWorkload

@@ -15,7 +15,9 @@ from cbsim.core.layout import LEAST_KV
 from cbsim.observers import OBSERVERS, Observer
 from cbsim.results.run_log import ADMITTED, ARRIVED, FINISHED, PREEMPTED, RESUMED, RunLog
 from cbsim.schedulers import SCHEDULERS
-from cbsim.studies.simulation import Setup, simulate_core, step_through, stepwise, stepwise_log
+from cbsim.studies.core_log import stepwise_log
+from cbsim.studies.setup import Setup
+from cbsim.studies.simulation import simulate_core, step_through, stepwise
 from cbsim.testing import Case, differences, draw_case
 from tests.core.drawn import IrregularCost
 from tests.observers.test_hooks import KINDS, crowd

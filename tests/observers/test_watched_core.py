@@ -15,7 +15,8 @@ from cbsim.core import layout
 from cbsim.observers import ObservedRun, Observer, StepView
 from cbsim.observers.audience import HOOKS, Audience
 from cbsim.schedulers import SCHEDULERS
-from cbsim.studies.simulation import Setup, Told
+from cbsim.studies.setup import Setup
+from cbsim.studies.simulation import Told
 from cbsim.testing import Case
 from cbsim.workload.request import Request
 from tests.core.drawn import Setting, draw, request

@@ -16,7 +16,8 @@ from cbsim.observers.views import SchedulerView
 from cbsim.results.run_log import EMITTED, EVENTS, KINDS, RunLog
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.run import make_cost_model
-from cbsim.studies.simulation import Told, setup_of, simulate_core, step_through, stepwise
+from cbsim.studies.setup import setup_of
+from cbsim.studies.simulation import Told, simulate_core, step_through, stepwise
 from cbsim.testing import Case, differences
 from cbsim.workload.request import Request, RequestState
 from tests.observers.test_hooks import KINDS as SCHEDULERS

@@ -23,7 +23,8 @@ from cbsim.core.loop import call as call_replica
 from cbsim.core.loop import submit as submit_request
 from cbsim.core.stepping import StepwiseWorld
 from cbsim.studies.experiment import Experiment
-from cbsim.studies.simulation import Setup, stepwise, told_fault
+from cbsim.studies.setup import Setup
+from cbsim.studies.simulation import stepwise, told_fault
 from cbsim.workload import Workload
 from cbsim.workload.request import Request
 

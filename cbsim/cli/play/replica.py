@@ -22,7 +22,7 @@ from cbsim.schedulers.reserving import ReservingScheduler, num_reserved
 from cbsim.schedulers.scheduler import Scheduler
 from cbsim.schedulers.static import StaticScheduler
 from cbsim.studies.experiment import Experiment
-from cbsim.studies.simulation import Setup
+from cbsim.studies.setup import Setup
 from cbsim.workload.request import Request, RequestState
 
 _MAX_POOL = 9

@@ -23,7 +23,8 @@ from cbsim.core.waiting_queue import push
 from cbsim.cost import CostModel
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.run import make_cost_model
-from cbsim.studies.simulation import Setup, cluster_setup, setup_of, stepwise
+from cbsim.studies.setup import Setup, cluster_setup, setup_of
+from cbsim.studies.simulation import stepwise
 from cbsim.workload import Workload
 from cbsim.workload.request import Request, RequestState
 

@@ -29,9 +29,11 @@ from cbsim.results.metrics import Deployment, summarize
 from cbsim.results.result import Result, make_manifest
 from cbsim.results.tables import SLICE_STEPS
 from cbsim.schedulers import SCHEDULERS
+from cbsim.studies.core_log import stepwise_log
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.run import log_notes, make_cost_model, make_workload
-from cbsim.studies.simulation import setup_of, stepwise, stepwise_log
+from cbsim.studies.setup import setup_of
+from cbsim.studies.simulation import stepwise
 from cbsim.workload.request_source import Workload
 
 KV_SHARE = 0.8

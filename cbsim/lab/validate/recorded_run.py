@@ -18,10 +18,12 @@ from cbsim.lab.validate.token_clock import Engine, RecordedTokens, waiting_since
 from cbsim.results.metrics import Deployment, flatten, request_latencies, summarize
 from cbsim.results.run_log import Column, RunLog
 from cbsim.show.text import MISSING, Table, format_figure
+from cbsim.studies.core_log import stepwise_log
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.run import make_cost_model, simulate
 from cbsim.studies.run_interval import RunInterval, run_interval
-from cbsim.studies.simulation import setup_of, step_through, stepwise, stepwise_log
+from cbsim.studies.setup import setup_of
+from cbsim.studies.simulation import step_through, stepwise
 from cbsim.workload.formats import LOG_NAMES
 from cbsim.workload.request_source import Workload
 

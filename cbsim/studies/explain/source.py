@@ -26,7 +26,8 @@ from cbsim.results.result import Result, hash_files, load_run, package_version
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.explain.batch_step import DECISIONS, BatchStep, Limits, Share, steps_of
 from cbsim.studies.run import make_cost_model, make_workload, run_experiment
-from cbsim.studies.simulation import setup_of, step_through, stepwise
+from cbsim.studies.setup import setup_of
+from cbsim.studies.simulation import step_through, stepwise
 from cbsim.workload.request import Request
 
 Take = Callable[[BatchStep], None]

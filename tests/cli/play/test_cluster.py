@@ -11,8 +11,8 @@ import pytest
 from cbsim.base.errors import ConfigError
 from cbsim.cli.play.screen import Status, draw
 from cbsim.cli.play.session import Session
+from cbsim.studies.core_log import stepwise_log
 from cbsim.studies.run import make_workload, simulate
-from cbsim.studies.simulation import stepwise_log
 from cbsim.testing.conformance import differences
 from tests.cli.play.games import SCHEDULERS, check, experiment, standing
 

@@ -10,9 +10,9 @@ import pytest
 from cbsim.base.errors import CbsimError
 from cbsim.cli.play.session import Session
 from cbsim.cli.play.settings import MARK, free_name
+from cbsim.studies.core_log import stepwise_log
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.run import make_workload, simulate
-from cbsim.studies.simulation import stepwise_log
 from cbsim.testing.conformance import differences
 from tests.cli.play.games import ROWS, SCHEDULERS, experiment, play_out
 

@@ -16,9 +16,9 @@ from cbsim.core.verbs import is_prefilling, schedule
 from cbsim.results.run_log import RunLog
 from cbsim.schedulers.chunked_prefill import ChunkedPrefillScheduler
 from cbsim.schedulers.chunked_prefill import decide as decide_chunked
+from cbsim.studies.core_log import stepwise_log
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.run import make_workload, run_experiment, simulate
-from cbsim.studies.simulation import stepwise_log
 from cbsim.testing.conformance import differences
 from tests.cli.play.games import SCHEDULERS, check, check_ended, experiment, play_out, standing
 

@@ -31,8 +31,10 @@ from cbsim.lab.live.tokens import TokenBook
 from cbsim.observers.audience import Audience
 from cbsim.results.run_log import RunLog
 from cbsim.schedulers import SCHEDULERS, Means, Scheduler, SchedulerConfig
+from cbsim.studies.core_log import stepwise_log
 from cbsim.studies.experiment import Experiment
-from cbsim.studies.simulation import Setup, step_through, stepwise, stepwise_log
+from cbsim.studies.setup import Setup
+from cbsim.studies.simulation import step_through, stepwise
 from cbsim.workload import Workload
 from cbsim.workload.request import RequestState
 from tests.lab.kernels.references import load_model
