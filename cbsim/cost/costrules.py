@@ -16,7 +16,7 @@ from cbsim.cost.step_columns import Floats, StepColumns, StepShape, split_shape
 MAX_TOKENS = 16_384
 MAX_DECODES = 1024
 """Sizes up to which a cost model lists what counts alone decide, unless told others."""
-STEPS_TO_COMPILE = 2_000_000
+STEPS_TO_COMPILE = 1_000_000
 STEPS_TO_LOAD = 10_000
 """Numbers of steps, all that a process prices, from which compiling the loop (some 6 s), or loading what
 another process compiled (0.04 s), takes less time than interpreting it (4 us a step)."""

@@ -52,7 +52,9 @@ def request_parts(
     arrival_s = requests["arrival_s"]
     over = HandOvers.of(len(arrival_s), events) if is_staged else None
     of_e2e = PARTS if over is None else PARTS | HAND_OVER_PARTS
-    columns = {name: np.full(len(arrival_s), np.nan) for name in (*of_e2e.values(), *TTFT_PARTS.values())}
+    # Memory that nothing is written to is not taken: most parts of most runs are 0.
+    columns = {name: np.zeros(len(arrival_s)) for name in (*of_e2e.values(), *TTFT_PARTS.values())}
+    has_e2e, has_ttft = np.zeros((2, len(arrival_s)), dtype=bool)
     origin_s = math.floor(arrival_s[0]) if len(arrival_s) else 0.0
     ends_s = (start_s + length_s for start_s, length_s in record.pieces("steps", "start_s", "duration_s"))
     ticks = Ticks(max((float(end_s.max()) for end_s in ends_s), default=0.0) - origin_s)
@@ -71,16 +73,20 @@ def request_parts(
         is_finished = requests["state"][visits.requests(spans.visit)] == RequestState.FINISHED
         has_first = _up_to_first_token(spans, stretch) & ~visits.take_over(spans.visit)
         ledger = Ledger(charges, times, waits, came_s)
-        for names, chosen in ((of_e2e, is_finished), (TTFT_PARTS, has_first)):
+        for names, chosen, has in ((of_e2e, is_finished, has_e2e), (TTFT_PARTS, has_first, has_ttft)):
             visit, parts = ledger.split(spans.only(chosen))
             request, is_further = visits.requests(visit), visits.take_over(visit)
+            has[request] = True
             if over is not None:
                 parts = _with_waits(over, request, is_further, parts, times)
             # Of a request that is handed over each replica adds its share.
             for rows in (np.flatnonzero(is_further == kind) for kind in (False, True)):
                 for part, name in names.items():
-                    before_s = np.nan_to_num(columns[name][request[rows]])
-                    columns[name][request[rows]] = before_s + ticks.seconds(parts[part][rows])
+                    if parts[part][rows].any():
+                        columns[name][request[rows]] += ticks.seconds(parts[part][rows])
+    for names, has in ((of_e2e, has_e2e), (TTFT_PARTS, has_ttft)):
+        for name in names.values() if not has.all() else ():
+            columns[name][~has] = np.nan
     return columns
 
 
