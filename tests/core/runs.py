@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from cbsim.cluster.simpy_world import World, make_router
 from cbsim.core.record import TABLES, Record
 from cbsim.results.run_log import RunLog
-from cbsim.studies import simulation
+from cbsim.studies import core_log, simulation
 from cbsim.studies.core_log import stepwise_log
 from cbsim.studies.setup import Setup
 from cbsim.studies.simulation import Told, simulate_core, stepwise
@@ -55,7 +55,7 @@ def unread() -> Iterator[None]:
     def ended(rows: Any, ids: Any, own: Any, record: Record, setup: Setup, **_: bool) -> Ended:
         return Ended(rows, own, record)
 
-    with mock.patch.object(simulation, "log_of", ended):
+    with mock.patch.object(simulation, "log_of", ended), mock.patch.object(core_log, "log_of", ended):
         yield
 
 

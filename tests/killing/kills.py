@@ -369,7 +369,8 @@ def kill_one(
     if process.exitcode not in (-sent, 128 + sent):
         problems.append(f"ended with {process.exitcode}: {(folder / 'said').read_text()}")
     # A point that two processes in a row have died of would be left out, as if it had brought them down.
-    (out / ".under-way").unlink(missing_ok=True)
+    if out.is_dir():
+        (out / ".under-way").unlink(missing_ok=True)
     if was_there and not out.exists():
         problems.append(f"{out}: was there, and is lost")
     files = [*written(folder)]
