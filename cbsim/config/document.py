@@ -64,7 +64,7 @@ class Document:
         return value
 
     def placed(self, keys: Keys) -> Keys:
-        """The same way, items of lists that are there by their number."""
+        """The place that keys lead to, with each item of a list that is there told by its number."""
         node: Any = self.data
         way: list[str | int] = []
         for key in keys:

@@ -214,22 +214,6 @@ class LinkParts:
     is_layered: bool = False
 
 
-def new_world(
-    requests: Array,
-    cost: Any,
-    pool: KvPool,
-    config: Numbers,
-    *,
-    num_replicas: int = 1,
-    num_in_flight: int = 1,
-    prefill_s: Array | None = None,
-    **more: Any,
-) -> World:
-    """A world of equal replicas in which nothing has happened; the rest as for `new_cluster`."""
-    parts = PoolParts(cost, pool, config, num_replicas, num_in_flight, prefill_s)
-    return new_cluster(requests, [parts], [RouterParts()], **more)
-
-
 def new_cluster(
     requests: Array,
     pools: Sequence[PoolParts],

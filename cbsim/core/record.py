@@ -75,10 +75,6 @@ class Record:
         for name in TABLES[table].names or ():
             self._fresh[table, name].append(rows[name].copy())
 
-    def num_rows(self, table: str) -> int:
-        """How many rows were taken."""
-        return sum(map(len, self._all(table, (TABLES[table].names or ())[0])))
-
     def pieces(self, table: str, *names: str) -> Iterator[tuple[Array, ...]]:
         """Some columns of a table, many rows at a time."""
         for several in zip(*(self._all(table, name) for name in names), strict=True):
@@ -213,7 +209,7 @@ class StepColumns(Mapping[str, Array]):
                 start_s = self._part("start_s", piece)
                 rows = np.flatnonzero((start_s >= from_s) & (start_s < to_s))
                 for name, several in columns.items():
-                    several.append(self._part(name, piece)[rows])
+                    several.append((start_s if name == "start_s" else self._part(name, piece))[rows])
             joined = {name: np.concatenate(several) for name, several in columns.items()}
             order = np.lexsort((joined["replica"], joined["start_s"]))
             yield {name: wide(joined[name][order]) for name in names}

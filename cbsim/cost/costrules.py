@@ -70,10 +70,12 @@ class PriceLoop:
         self._num_priced = 0
 
     def pays(self, num_steps: int) -> bool:
-        """Whether so many further steps are to be priced by the compiled loop."""
+        """Whether the compiled loop is to price `num_steps` more steps."""
         self._num_priced += num_steps
-        is_worth = self._num_priced >= (STEPS_TO_LOAD if self.bound.is_cached else STEPS_TO_COMPILE)
-        return self.is_loaded or (is_worth and can_compile())
+        if self.is_loaded or self._num_priced < STEPS_TO_LOAD:
+            return self.is_loaded
+        # Looks into the cache folder: not for the few steps of a small run.
+        return can_compile() and (self._num_priced >= STEPS_TO_COMPILE or self.bound.is_cached)
 
 
 @cache

@@ -59,7 +59,7 @@ def transfers(events: Mapping[str, Column]) -> tuple[Column, Column]:
 
 
 def _hand_overs(events: Mapping[str, Column]) -> tuple[Column, Column, Column, Column]:
-    """Of each hand-over the row of the event, of the load's start and its end, -1 for none; and its tokens.
+    """Rows of events of each hand-over: of itself, the load's start and its end, -1 for none; and its tokens.
 
     In order of requests, those of one in order of time. What the receiver's tiers bring is not counted.
     """

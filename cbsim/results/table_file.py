@@ -117,7 +117,7 @@ class TableHash:
                 values.update(texts[ends[0] : ends[-1]])
 
     def told(self) -> str:
-        """Of all rows so far, in hexadecimal digits."""
+        """The hash of all rows added so far, as hexadecimal digits."""
         digest = hashlib.sha256()
         for name, hashes in self._hashes.items():
             digest.update(name.encode())

@@ -125,7 +125,7 @@ def _panels(session: Session, status: Status, width: int, height: int) -> list[T
 
 
 def _shares(total: int, count: int) -> list[int]:
-    """The total in so many parts, as equal as can be."""
+    """A total cut into whole parts that differ by one at most."""
     return [total // count + (place < total % count) for place in range(count)]
 
 

@@ -32,7 +32,7 @@ _KEPT = (*LIVE, "async_scheduling", "policy")
 MARK = "# Played with cbsim."
 """How a saved file begins: such a file may be written over."""
 MAX_REPLICAS = 8
-"""Of which the smallest screen has room for the standing."""
+"""Most replicas that are played: the smallest screen has room for a line about each of these."""
 _WIDTH = 110
 
 

@@ -260,7 +260,8 @@ TAKEN_WITHIN_S = 2e-3
 TOKEN_COST = 1000.0
 """Of a step more or less than a request has tokens, against one more or less than time says."""
 DISTURBED_COST = 3.0
-"""The same of one that was preempted, which has as many steps more as the pass before had it sit out."""
+"""What stands for `TOKEN_COST` of a preempted request, whose steps include those that it sat out in the pass
+before."""
 FIRST_TOKEN_COST = 20.0
 """Of a first token that comes a step later or sooner than from the step decided when it was scheduled."""
 

@@ -152,11 +152,12 @@ class Windows:
         begun: Table = {"visit": here, "first_step": first[here], "replica": replica[here]}
         self._begun = self._grouped(begun, begins_in[here])
         self._decodes = self._grouped(decodes, self._window_of[decodes["visit"]])
-        self._preempted, self._resumed = map(self._events, (PREEMPTED, RESUMED))
+        event = record.column("events", "event")
+        self._preempted, self._resumed = (self._events(event == code) for code in (PREEMPTED, RESUMED))
 
-    def _events(self, code: int) -> Grouped:
-        """Events of a kind."""
-        rows = np.flatnonzero(self._record.column("events", "event") == code)
+    def _events(self, chosen: Column) -> Grouped:
+        """Some of the events, by visit."""
+        rows = np.flatnonzero(chosen)
         events = self._table("events", ("request", "replica", "step", "time_s"), rows=rows)
         order = np.argsort(events["visit"], kind="stable")
         events = {name: column[order] for name, column in events.items()}
