@@ -124,12 +124,14 @@ def in_a_copy(work: Callable[[], bytes]) -> bytes:
     except (OSError, AttributeError):  # too little memory, or Windows
         copy = -1
     if copy == 0:
+        status = 1
         try:
             threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
             with os.fdopen(target, "wb") as stream:
                 stream.write(work())
+            status = 0
         finally:
-            os._exit(0)
+            os._exit(status)
     os.close(target)
     with os.fdopen(source, "rb") as stream:
         if copy == -1:
@@ -140,8 +142,9 @@ def in_a_copy(work: Callable[[], bytes]) -> bytes:
             os.kill(copy, signal.SIGKILL)
             raise
         finally:
-            os.waitpid(copy, 0)
-    return given or work()
+            _, status = os.waitpid(copy, 0)
+    # What a copy that was killed has written may be half of it.
+    return given if status == 0 else work()
 
 
 def _end_with(parent: int) -> None:
