@@ -61,12 +61,15 @@ def test_many_steps_are_priced_with_the_same_bits_compiled_or_not(
     cost, columns = make(own), StepColumns.from_shapes(STEPS * 50)
     one_by_one = [cost.step_s(step) for step in STEPS] * 50
     assert cost.steps_s(columns).tolist() == one_by_one
+    assert not costrules.loop_of(own.step_s).is_loaded
+    monkeypatch.setattr(costrules, "STEPS_TO_LOAD", 100)
     monkeypatch.setattr(costrules, "STEPS_TO_COMPILE", 100)
     assert cost.steps_s(columns).tolist() == one_by_one
-    assert costrules.loop_of(own.step_s).bound.is_cached
+    assert costrules.loop_of(own.step_s).is_loaded
 
 
 def test_a_rule_that_numba_cannot_compile_is_interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(costrules, "STEPS_TO_LOAD", 1)
     monkeypatch.setattr(costrules, "STEPS_TO_COMPILE", 1)
 
     class Odd(CostModel):
