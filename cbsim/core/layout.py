@@ -113,68 +113,25 @@ one within a step (`TRANSFER.request`)."""
 AT_ONCE = -1
 """In `is_asked`: the scheduler is asked at this instant, before anything else happens anywhere."""
 
-REQUEST = np.dtype(
-    [
-        *(
-            (name, "f8")
-            for name in (
-                "arrival_s",
-                "deadline_s",
-                "job_length",
-                "think_s",
-                "first_scheduled_at_s",
-                "first_token_at_s",
-                "last_token_at_s",
-                "max_itl_s",
-                "waiting_since_s",
-                "waited_s",
-            )
-        ),
-        *(
-            (name, "i4")
-            for name in (
-                "index",
-                "replica",
-                "state",
-                "num_prompt_tokens",
-                "num_output_tokens",
-                "priority",
-                "user_number",
-                "affinity",
-                "route",
-                "first_link",
-                "end_link",
-                "source",
-                "stage",
-                "previous",
-                "next_visit",
-                "attempt",
-                "num_reroutes",
-                "num_computed_tokens",
-                "num_generated_tokens",
-                "num_in_flight_tokens",
-                "num_launched_tokens",
-                "num_drafts",
-                "prefill_until",
-                "num_preemptions",
-                "preempted_in_call",
-                "resumes_at_call",
-                "place_in_line",
-                "num_steps_in_flight",
-                "samples",
-                "was_passed_over",
-                "num_cached_tokens",
-                "num_lost_tokens",
-                "num_blocks",
-                "num_junction_tokens",
-                "num_swapped_blocks",
-                "slot",
-                "first_decode",
-                "last_decode",
-                "rejection",
-            )
-        ),
-    ]
+
+def _record(**fields: str) -> np.dtype[Any]:
+    """A record: for each kind of number (`f8`, `i8`, `i4`) the names of its fields, with spaces between."""
+    return np.dtype([(name, kind) for kind, names in fields.items() for name in names.split()])
+
+
+REQUEST = _record(
+    f8="""
+    arrival_s deadline_s job_length think_s first_scheduled_at_s first_token_at_s last_token_at_s
+    max_itl_s waiting_since_s waited_s
+    """,
+    i4="""
+    index replica state num_prompt_tokens num_output_tokens priority user_number affinity route
+    first_link end_link source stage previous next_visit attempt num_reroutes num_computed_tokens
+    num_generated_tokens num_in_flight_tokens num_launched_tokens num_drafts prefill_until
+    num_preemptions preempted_in_call resumes_at_call place_in_line num_steps_in_flight samples
+    was_passed_over num_cached_tokens num_lost_tokens num_blocks num_junction_tokens
+    num_swapped_blocks slot first_decode last_decode rejection
+    """,
 )
 """A visit of a request to a replica. Fixed: lengths in tokens, `deadline_s` after the arrival (infinite
 without), `job_length` (what `sjf` orders by), `user_number` and `affinity` (numbers for equal names), `route`
@@ -206,45 +163,24 @@ PLANNED = np.dtype(
 )
 """What is fixed of a request that has yet to be sent: fields of `REQUEST`."""
 
-SLICE = np.dtype(
-    [(name, "i4") for name in ("request", "num_tokens", "num_computed_tokens", "num_preemptions")]
-    + [
-        (name, "i4")
-        for name in ("is_prefill", "emits", "num_drafts", "num_accepted", "num_emitted", "is_padded")
-    ]
+SLICE = _record(
+    i4="""
+    request num_tokens num_computed_tokens num_preemptions is_prefill emits num_drafts num_accepted
+    num_emitted is_padded
+    """,
 )
 """A request's share of a step; `num_computed_tokens` before the step, `num_preemptions` when it was planned:
 a preemption while the step is in flight shows by a higher count. `emits`: whether it samples, so that a token
 comes out, with `num_drafts` drafts to verify, none of which can be right if `is_padded`. Once the step has
 ended: `num_accepted` drafts were right, `num_emitted` tokens came out."""
 
-EXTRA = np.dtype(
-    [(name, "f8") for name in ("load_s", "send_s", "transfer_end_s", "came_s")]
-    + [
-        (name, "i4")
-        for name in (
-            "is_remote_prefill",
-            "is_remote_decode",
-            "num_tier_tokens",
-            "first_bad_block",
-            "transfer",
-            "found_in_call",
-            "is_known",
-            "num_transfers",
-            "num_local_tokens",
-            "num_external_tokens",
-            "num_below_tokens",
-            "num_to_come",
-            "first_accepted",
-            "end_accepted",
-            "first_proposed",
-            "end_proposed",
-            "num_verifications",
-            "num_proposals",
-            "awaits_link",
-            "partner",
-        )
-    ]
+EXTRA = _record(
+    f8="load_s send_s transfer_end_s came_s",
+    i4="""
+    is_remote_prefill is_remote_decode num_tier_tokens first_bad_block transfer found_in_call is_known
+    num_transfers num_local_tokens num_external_tokens num_below_tokens num_to_come first_accepted
+    end_accepted first_proposed end_proposed num_verifications num_proposals awaits_link partner
+    """,
 )
 """What only requests with speculation or a connector have, by row of the request. `load_s`, `send_s`: seconds
 that KV takes to come and to go; `num_tier_tokens` leading tokens that a tier holds; `first_bad_block` the
@@ -258,57 +194,26 @@ last one that has come was there at `came_s`; `awaits_link`: the one over the li
 `first_accepted` to `end_accepted` and `first_proposed` to `end_proposed` are rows of `Replica.acceptance`,
 counted through again and again by `num_verifications` and `num_proposals`."""
 
-GROUP = np.dtype(
-    [(name, "i8") for name in ("window", "block_size", "most_blocks", "tail", "interval", "is_first_of_kind")]
-)
+GROUP = _record(i8="window block_size most_blocks tail interval is_first_of_kind")
 """A group of layers that share blocks: `window` tokens that its attention reaches back (0: all),
 `most_blocks` that the test of a whole prompt counts, `tail` blocks that a lookup needs (`ceil((window - 1) /
 block_size)`), `interval` blocks after which it keeps that many (0: never)."""
-SHARE = np.dtype([(name, "i4") for name in ("num_places", "num_behind", "num_published", "num_stored")])
+SHARE = _record(i4="num_places num_behind num_published num_stored")
 """What a request holds of a group: blocks in all, of which the first `num_behind` have been given back as
 they lie behind the window, and how many of the first were made known to lookups, and given to tiers."""
 
-NODE = np.dtype([("key", "f8"), ("child", "i4"), ("next", "i4"), ("last", "i4"), ("is_in", "i4")])
+NODE = _record(f8="key", i4="child next last is_in")
 """A request's place in a heap: see `cbsim.core.heap`."""
 
-STEP = np.dtype(
-    [
-        *((name, "f8") for name in ("now", "start_s", "duration_s", "end_s", "transfer_s", "stage_s")),
-        *(
-            (name, "i8")
-            for name in (
-                "place",
-                "number",
-                "budget",
-                "num_slices",
-                "num_decisions",
-                "first_decision",
-                "num_preempted",
-                "waiting_for",
-                "num_running",
-                "num_waiting",
-                "kv_blocks_used",
-                "num_kv_tokens",
-                "num_prefill_tokens",
-                "num_prefill_seqs",
-                "num_decode_seqs",
-                "num_attention_pairs",
-                "num_context_tokens",
-                "num_window_pairs",
-                "num_window_keys",
-                "num_logits",
-                "max_decode_context",
-                "num_padding_tokens",
-                "call",
-                "num_found",
-                "num_started",
-                "num_drafts",
-                "skips_drafts",
-                "visits_prefill",
-                "num_served",
-            )
-        ),
-    ]
+STEP = _record(
+    f8="now start_s duration_s end_s transfer_s stage_s",
+    i8="""
+    place number budget num_slices num_decisions first_decision num_preempted waiting_for num_running
+    num_waiting kv_blocks_used num_kv_tokens num_prefill_tokens num_prefill_seqs num_decode_seqs
+    num_attention_pairs num_context_tokens num_window_pairs num_window_keys num_logits
+    max_decode_context num_padding_tokens call num_found num_started num_drafts skips_drafts
+    visits_prefill num_served
+    """,
 )
 """A step under way: `place` is its row of `Replica.slices`, `now` when it was decided, `call` the number of
 the call that did. It has no slices if that call scheduled nothing, and then takes no time. Queue lengths
@@ -317,82 +222,20 @@ began. `first_decision` is the row of the log's events with the first of its dec
 seconds at each stage of a pipeline. With `skips_drafts` no request can use further drafts. Before anybody
 was admitted `num_served` requests were scheduled, one with prompt tokens to compute if `visits_prefill`."""
 
-OWN = np.dtype(
-    [
-        *((name, "f8") for name in ("next_s", "last_end_s", "unspent_transfer_s")),
-        *((name, "f8") for name in ("slowdown", "back_at_s", "fails_at_s", "restored_at_s")),
-        *(
-            (name, "i8")
-            for name in (
-                "replica",
-                "pool",
-                "state",
-                "num_failures",
-                "num_owed_tokens",
-                "num_promised",
-                "seen_outstanding",
-                "seen_blocks",
-                "seen_owed_tokens",
-                "first_rank",
-                "num_tiers",
-                "num_links",
-                "num_in_flight",
-                "num_blocks",
-                "block_size",
-                "hit_size",
-                "num_groups",
-                "num_free",
-                "num_cached_free",
-                "has_identities",
-                "prefix_caching",
-                "looks_ahead",
-                "drops_last_hit",
-                "unknown_first",
-                "first_free_slot",
-                "num_nodes",
-                "num_running",
-                "num_waiting",
-                "num_holding",
-                "num_transfers",
-                "num_sending",
-                "num_news",
-                "num_begun",
-                "newest_step_call",
-                "num_passed_over",
-                "num_preemptions",
-                "steps_since_prefill",
-                "holds_prefill",
-                "is_backed_up",
-                "head",
-                "due_head",
-                "aged_head",
-                "num_active_users",
-                "last_user",
-                "num_batch",
-                "num_padded_tokens",
-                "num_kv_tokens",
-                "num_steps",
-                "num_calls",
-                "num_under_way",
-                "first_under_way",
-                "is_asked",
-                "turn",
-                "num_outstanding",
-                "num_tokens_recomputed",
-                "num_tokens_queried",
-                "num_tokens_hit",
-                "num_padding_tokens",
-                "num_swapped_blocks",
-                "num_moved_out",
-                "num_turned_away",
-                "fault",
-                "fault_request",
-                "fault_tokens",
-                "fault_limit",
-                "fault_budget",
-            )
-        ),
-    ]
+OWN = _record(
+    f8="next_s last_end_s unspent_transfer_s slowdown back_at_s fails_at_s restored_at_s",
+    i8="""
+    replica pool state num_failures num_owed_tokens num_promised seen_outstanding seen_blocks
+    seen_owed_tokens first_rank num_tiers num_links num_in_flight num_blocks block_size hit_size
+    num_groups num_free num_cached_free has_identities prefix_caching looks_ahead drops_last_hit
+    unknown_first first_free_slot num_nodes num_running num_waiting num_holding num_transfers
+    num_sending num_news num_begun newest_step_call num_passed_over num_preemptions
+    steps_since_prefill holds_prefill is_backed_up head due_head aged_head num_active_users last_user
+    num_batch num_padded_tokens num_kv_tokens num_steps num_calls num_under_way first_under_way
+    is_asked turn num_outstanding num_tokens_recomputed num_tokens_queried num_tokens_hit
+    num_padding_tokens num_swapped_blocks num_moved_out num_turned_away fault fault_request
+    fault_tokens fault_limit fault_budget
+    """,
 )
 """What a replica counts. `next_s` is when something happens next, infinite for never: the scheduler is asked
 (`is_asked`), or else the first step under way ends. `num_links` transfers over its link are under way.
@@ -405,192 +248,92 @@ below its GPUs.
 `fault` is what a rule did that it must not, with the
 row of the request, the tokens or blocks asked for, how many there could have been, and the step's budget."""
 
-CONFIG = np.dtype(
-    [
-        *(
-            (name, "f8")
-            for name in (
-                "aging_s",
-                "batch_timeout_s",
-                "block_bytes",
-                "swap_bytes_per_s",
-                "swap_latency_s",
-                "draft_s",
-                "prefill_token_s",
-            )
-        ),
-        *(
-            (name, "i8")
-            for name in (
-                "max_num_seqs",
-                "max_tokens_per_step",
-                "chunk_size",
-                "max_output_tokens",
-                "max_model_len",
-                "num_slots",
-                "blocks_per_slot",
-                "prefill_first",
-                "enable_chunked_prefill",
-                "reserve_full_isl",
-                "num_watermark_blocks",
-                "version",
-                "policy",
-                "victim",
-                "preemption",
-                "preempt_on_arrival",
-                "num_swap_blocks",
-                "with_batches",
-                "seed",
-                "async_scheduling",
-                "num_stages",
-                "window",
-                "num_ranks",
-                "num_speculative_tokens",
-                "num_lookahead_tokens",
-                "num_extra_slots",
-                "proposes",
-                "connector",
-                "role",
-                "load_failure_policy",
-                "max_num_active_seqs",
-                "adaptive_chunk_size",
-                "prefill_schedule_interval",
-                "gives_back_preempted",
-                "stores_through",
-                "reads_in_step",
-            )
-        ),
-    ]
+CONFIG = _record(
+    f8="""
+    aging_s batch_timeout_s block_bytes swap_bytes_per_s swap_latency_s draft_s prefill_token_s
+    """,
+    i8="""
+    max_num_seqs max_tokens_per_step chunk_size max_output_tokens max_model_len num_slots
+    blocks_per_slot prefill_first enable_chunked_prefill reserve_full_isl num_watermark_blocks version
+    policy victim preemption preempt_on_arrival num_swap_blocks with_batches seed async_scheduling
+    num_stages window num_ranks num_speculative_tokens num_lookahead_tokens num_extra_slots proposes
+    connector role load_failure_policy max_num_active_seqs adaptive_chunk_size
+    prefill_schedule_interval gives_back_preempted stores_through reads_in_step
+    """,
 )
 """Settings of the built-in schedulers, as numbers. A plug-in's own settings are further fields."""
 
-STEP_ROW = np.dtype(
-    [
-        *((name, "f8") for name in ("scheduled_at_s", "start_s", "duration_s", "transfer_s", "gap_s")),
-        *(
-            (name, "i8")
-            for name in (
-                "num_attention_pairs",
-                "num_context_tokens",
-                "num_kv_tokens",
-                "num_window_pairs",
-                "num_window_keys",
-            )
-        ),
-        *(
-            (name, "i4")
-            for name in (
-                "replica",
-                "step",
-                "num_prefill_tokens",
-                "num_decode_tokens",
-                "num_prefill_seqs",
-                "num_decode_seqs",
-                "num_running",
-                "num_waiting",
-                "num_preempted",
-                "num_finished",
-                "kv_blocks_used",
-                "num_logits",
-                "waiting_for",
-                "max_decode_context",
-                "num_usual_gaps",
-                "num_joint_tokens",
-                "num_drafts",
-                "num_accepted",
-                "skips_drafts",
-            )
-        ),
-    ]
+STEP_ROW = _record(
+    f8="scheduled_at_s start_s duration_s transfer_s gap_s",
+    i8="num_attention_pairs num_context_tokens num_kv_tokens num_window_pairs num_window_keys",
+    i4="""
+    replica step num_prefill_tokens num_decode_tokens num_prefill_seqs num_decode_seqs num_running
+    num_waiting num_preempted num_finished kv_blocks_used num_logits waiting_for max_decode_context
+    num_usual_gaps num_joint_tokens num_drafts num_accepted skips_drafts
+    """,
 )
 """A step that has ended. `gap_s` is the time since the end of the step before (since 0 for the first): the
 gap between the two tokens of each of the `num_usual_gaps` requests that got one in both. `num_joint_tokens`
 came out together with another one of their request."""
-EVENT_ROW = np.dtype(
-    [("time_s", "f8")] + [(name, "i4") for name in ("replica", "step", "request", "event", "num_tokens")]
-)
-PREFILL_ROW = np.dtype(
-    [(name, "i4") for name in ("replica", "step", "request", "num_tokens", "num_computed_tokens", "emits")]
-    + [("is_prefill", "i4")]
-)
-DECODES_ROW = np.dtype([(name, "i4") for name in ("replica", "request", "first_step", "last_step")])
+EVENT_ROW = _record(f8="time_s", i4="replica step request event num_tokens")
+PREFILL_ROW = _record(i4="replica step request num_tokens num_computed_tokens emits is_prefill")
+DECODES_ROW = _record(i4="replica request first_step last_step")
 """An unbroken range of steps in each of which a request decoded one token; both ends included."""
-BATCH_ROW = np.dtype(
-    [("start_s", "f8")]
-    + [
-        (name, "i4")
-        for name in (
-            "replica",
-            "step",
-            "position",
-            "request",
-            "num_tokens",
-            "num_computed_tokens",
-            "kind",
-            "num_drafts",
-            "num_accepted",
-            "is_padded",
-        )
-    ]
+BATCH_ROW = _record(
+    f8="start_s",
+    i4="""
+    replica step position request num_tokens num_computed_tokens kind num_drafts num_accepted
+    is_padded
+    """,
 )
-CHANGE_ROW = np.dtype([("time_s", "f8"), ("replica", "i4"), ("change", "i4")])
+CHANGE_ROW = _record(f8="time_s", i4="replica change")
 """A replica has changed its state."""
-LENGTHS = np.dtype(
-    [(name, "i8") for name in ("steps", "events", "prefills", "decodes", "gaps", "batches", "changes")]
-)
+LENGTHS = _record(i8="steps events prefills decodes gaps batches changes")
 """Rows in use of each table of a `Log`."""
 
-USER = np.dtype([("num_served", "i8"), ("head", "i8"), ("active", "i8")])
+USER = _record(i8="num_served head active")
 """For `fair`, by number of user: `num_served`, its tokens served; `head`, the root of the heap of its waiting
 requests. `active` is a column of its own: its first `num_active_users` rows name the users with requests
 waiting."""
 
 ROWS_OF_LOAD = 3
 """Events of a load of KV: it begins, it ends, its request fails."""
-BLOCK = np.dtype(
-    [("key", "i8")]
-    + [
-        (name, "i4")
-        for name in ("next_free", "last_free", "num_holders", "next_copy", "last_copy", "num_seen")
-    ]
-)
+BLOCK = _record(i8="key", i4="next_free last_free num_holders next_copy last_copy num_seen")
 """A KV block: what it holds (`NOBODY` for nothing known), its place in the ring of free blocks and in the
 list of those with equal content, how many requests hold it, and room for counting shares."""
-KEY = np.dtype([("key", "i8"), ("first", "i4"), ("last", "i4")])
+KEY = _record(i8="key", i4="first last")
 """A content (see `pool.key_at`), with the first and the last of the blocks that hold it."""
-SEGMENT = np.dtype([("start", "i8"), ("node", "i8")])
+SEGMENT = _record(i8="start node")
 """A segment of a request's tokens: its first position, and a number for the chain of segments up to it."""
 
-CLIENTS = np.dtype(
-    [("now", "f8")]
-    + [(name, "i8") for name in ("num_sent", "num_started", "is_closed", "is_planned", "size", "order")]
-    + [(name, "i8") for name in ("turn", "watched", "replica", "place", "has_ranks")]
+CLIENTS = _record(
+    f8="now",
+    i8="num_sent num_started is_closed is_planned size order turn watched replica place has_ranks",
 )
 """How many requests have been sent, and the instant of what happens; how many clients think (`size`), of a
 closed loop or between two turns. `is_planned`: whether requests wait for the answers to others, so that
 nobody knows beforehand when they arrive; `num_started` of those that wait for none have been sent. Where the
 run is `watched`: in which `replica` something happened last, and the `place` of its step in
 `Replica.under_way`. `has_ranks`: whether replicas work in step anywhere."""
-CLIENT = np.dtype([("due_s", "f8"), ("order", "i8"), ("row", "i8"), ("visit", "i8")])
+CLIENT = _record(f8="due_s", i8="order row visit")
 """A client that thinks: when it sends, which of those that send at one instant it is, and the row of
 `World.planned` that it sends (`NOBODY`: the next that waits for no answer). Or a request that is handed over:
 the row of the `visit` that has ended, else `NOBODY`."""
-FOLLOWING = np.dtype([("delay_s", "f8"), ("next", "i4")])
+FOLLOWING = _record(f8="delay_s", i4="next")
 """A planned request: sent `delay_s` seconds after the answer that it waits for; the row of the request that
 waits for its own answer, or `NOBODY`."""
 
-TIER = np.dtype(
-    [(name, "f8") for name in ("block_bytes", "bytes_per_s", "latency_s")]
-    + [(name, "i8") for name in ("num_blocks", "is_shared", "num_links", "num_to_read", "num_tokens_loaded")]
+TIER = _record(
+    f8="block_bytes bytes_per_s latency_s",
+    i8="num_blocks is_shared num_links num_to_read num_tokens_loaded",
 )
 """A tier of KV below the GPU, of one replica or of all. It takes in and gives `bytes_per_s` at most, shared
 by its `num_links` transfers under way, and a load takes `latency_s` more; it holds `num_blocks`. The step
 just decided is to read `num_to_read` blocks; `num_tokens_loaded` were brought so far."""
 
-ROUTER = np.dtype(
-    [(name, "f8") for name in ("weight", "refresh_s", "seen_at_s")]
-    + [(name, "i8") for name in ("kind", "next", "reads_state", "first", "end")]
-    + [(name, "i8") for name in ("max_queue", "holds", "chooses_pairs", "first_held", "num_held")]
+ROUTER = _record(
+    f8="weight refresh_s seen_at_s",
+    i8="kind next reads_state first end max_queue holds chooses_pairs first_held num_held",
 )
 """A router, of the replicas from number `first` up to `end`. `weight` is that of prefix hits; it looks at the
 replicas when what it has `seen_at_s` is `refresh_s` old. Replicas take a request if less than `max_queue`
@@ -598,21 +341,11 @@ wait there (`NOBODY`: any number do); if none does, it waits for one if the rout
 refused. `num_held` wait so, the first of them at place `first_held` of the ring `World.held`.
 `chooses_pairs`: the replica that decodes is chosen at the arrival, too."""
 
-AGENDA = np.dtype(
-    [
-        (name, "f8")
-        for name in (
-            *("next_s", "first_token_timeout_s", "timeout_s", "backoff_s", "mtbf_s", "repair_s"),
-            "link_back_at_s",
-        )
-    ]
-    + [
-        (name, "i8")
-        for name in (
-            *("is_open", "num_faults", "max_retries", "max_reroutes", "first_open", "first_token_row"),
-            *("last_token_row", "failing", "is_starting"),
-        )
-    ]
+AGENDA = _record(
+    f8="next_s first_token_timeout_s timeout_s backoff_s mtbf_s repair_s link_back_at_s",
+    i8="""
+    is_open num_faults max_retries max_reroutes first_open first_token_row last_token_row failing
+    """,
 )
 """What changes in a cluster by itself: at `next_s`, seconds, infinite for never. Clients wait so long for the
 first and the last token, and send again up to `max_retries` times, `backoff_s` later and twice as late each
@@ -621,23 +354,13 @@ time; `first_token_row` and `last_token_row` are the first requests for whom tha
 happened; without those that are listed a replica fails `mtbf_s` after it was last well, on average, for
 `repair_s`. Before row `first_open` all requests have ended. `failing` is the replica (`NOBODY`: none) whose
 requests are leaving. `is_open`: whether anything of this can happen."""
-FAULT_ROW = np.dtype([(name, "f8") for name in ("at_s", "repair_s", "slowdown")] + [("replica", "i8")])
+FAULT_ROW = _record(f8="at_s repair_s slowdown", i8="replica")
 """A fault: of a replica, which from then on is down, or slower by a factor above 1; of the link: `NOBODY`."""
-SCALER = np.dtype(
-    [
-        (name, "f8")
-        for name in (
-            *("next_s", "interval_s", "target", "delay_s", "stabilization_s", "low_since_s", "now"),
-            *("kv_share", "ttft_s"),
-        )
-    ]
-    + [
-        (name, "i8")
-        for name in (
-            *("kind", "first", "end", "least", "most", "peak", "first_plan", "end_plan"),
-            *("num_up", "num_starting", "num_waiting", "num_outstanding"),
-        )
-    ]
+SCALER = _record(
+    f8="next_s interval_s target delay_s stabilization_s low_since_s now kv_share ttft_s",
+    i8="""
+    kind first end least most peak first_plan end_plan num_up num_starting num_waiting num_outstanding
+    """,
 )
 """How many replicas the pool of numbers `first` to `end` has: decided each `interval_s`, from `least` to
 `most`, so that a figure is at its `target`. A new one takes requests `delay_s` later. Since `low_since_s`
@@ -645,20 +368,17 @@ SCALER = np.dtype(
 `now`: `num_up` take requests, `num_starting` will; `num_waiting` requests wait and `num_outstanding` have not
 ended; `kv_share` is the mean share of KV blocks in use, `ttft_s` what a newcomer would wait for its first
 token, on average over the replicas."""
-PLAN = np.dtype([("at_s", "f8"), ("count", "i8")])
+PLAN = _record(f8="at_s", i8="count")
 """A scheduled number of replicas, from an instant on."""
 
-LINK = np.dtype(
-    [(name, "f8") for name in ("bytes_per_s", "latency_s", "bytes_per_token", "now", "next_s")]
-    + [(name, "i8") for name in ("num_transfers", "num_layers", "is_layered", "is_down")]
+LINK = _record(
+    f8="bytes_per_s latency_s bytes_per_token now next_s",
+    i8="num_transfers num_layers is_layered is_down",
 )
 """What connects replicas: each sends and takes in `bytes_per_s` at most, shared by its transfers under way.
 `now` is when these, and those of tiers, were last looked at, `next_s` when the next of them ends.
 `is_layered`: the KV of a layer is sent while the next one is computed. `is_down`: nothing is sent."""
-TRANSFER = np.dtype(
-    [(name, "f8") for name in ("left_bytes", "bytes_per_s", "end_s")]
-    + [(name, "i8") for name in ("request", "replica", "sender", "receiver")]
-)
+TRANSFER = _record(f8="left_bytes bytes_per_s end_s", i8="request replica sender receiver")
 """A transfer under way: bytes to go at `LINK.now`, how fast, when that will be done; the visit that waits for
 it (`WRITTEN`, `READ_IN_STEP`: none), the replica that asked for it, and its ends: numbers of replicas, or
 behind all of those the rows of tiers."""
