@@ -89,13 +89,15 @@ class Bound:
         ):
             digest.update(version.encode())
         digest.update(_translator())
+        values: list[tuple[object, ...]] = []
         for function in self.functions():
-            digest.update(repr((function.__module__, function.__qualname__)).encode())
-            digest.update(_text_of(function.__code__).encode())
+            digest.update(_hash_of(function))
+            values.append((function.__module__, function.__qualname__))
             for name in _names(function.__code__):
                 value = function.__globals__.get(name)
                 if isinstance(value, (bool, int, float, str, tuple, type(None))):
-                    digest.update(repr((name, value)).encode())
+                    values.append((name, value))
+        digest.update(repr(values).encode())
         return digest.hexdigest()[:24]
 
     def other(self, function: Callable[..., Any]) -> Bound:
@@ -220,11 +222,7 @@ _COMPILED: dict[str, Compiled] = {}
 
 def can_compile() -> bool:
     """Whether numba is installed here."""
-    try:
-        metadata.version("numba")
-    except metadata.PackageNotFoundError:
-        return False
-    return True
+    return bool(_version("numba"))
 
 
 def _is_pasted(function: FunctionType) -> bool:
@@ -253,6 +251,10 @@ def _names(code: CodeType) -> Iterator[str]:
 
 
 @cache
+def _hash_of(function: FunctionType) -> bytes:
+    return hashlib.sha256(_text_of(function.__code__).encode()).digest()
+
+
 def _text_of(code: CodeType) -> str:
     """What a function does, without where it stands."""
     constants = [_text_of(c) if isinstance(c, CodeType) else repr(c) for c in code.co_consts]

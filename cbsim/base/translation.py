@@ -233,7 +233,7 @@ def _no_addresses() -> Iterator[None]:
 
 @contextmanager
 def _no_garbage_collected() -> Iterator[None]:
-    """Look for garbage afterwards: of the millions of objects made here nearly all stay, and looking takes a sixth."""
+    """Look for garbage afterwards: nearly all objects made here stay, and looking takes a sixth."""
     is_on = gc.isenabled()
     gc.disable()
     try:

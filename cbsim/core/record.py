@@ -162,11 +162,10 @@ class Stored:
 def _narrowed(parts: list[Array]) -> Array | Constant:
     """Rows of a column in as few bytes as they need."""
     rows = np.concatenate(parts)
-    ends = (rows.min(), rows.max())
-    if ends[0] == ends[1]:
-        return Constant(len(rows), ends[0])
+    if rows[0] == rows[-1] and (rows == rows[0]).all():
+        return Constant(len(rows), rows[0])
     if rows.dtype.kind == "i":
-        rows = rows.astype(np.promote_types(*map(np.min_scalar_type, ends)))
+        rows = rows.astype(np.promote_types(*map(np.min_scalar_type, (rows.min(), rows.max()))))
     return rows
 
 

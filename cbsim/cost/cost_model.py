@@ -80,6 +80,11 @@ class CostModel:
         rules: CostRules | None = next(each for each in given if each is not _no_rules)(self)
         return rules
 
+    @property
+    def usual_rules(self) -> CostRules | None:
+        """`rules` with lists of the usual sizes, made once."""
+        return None if type(self).rules is _no_rules else self.inherited_rules
+
     def step_s(self, shape: StepShape) -> float:
         """Seconds from the start of a step to its end, host time included: by `rules`, interpreted."""
         return self._by_rules(shape)
@@ -96,7 +101,7 @@ class CostModel:
 
     def steps_s(self, columns: StepColumns) -> Floats:
         """Seconds of many steps at once: the same bits as `step_s` gives for each."""
-        rules = None if type(self).rules is _no_rules else self.inherited_rules
+        rules = self.usual_rules
         if rules is None:
             return np.array([self.step_s(shape) for shape in columns.shapes()], dtype=np.float64)
         return price(rules, columns)

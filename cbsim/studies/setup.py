@@ -243,7 +243,7 @@ class Setup:
 
     def priced(self) -> tuple[Callable[..., float], Any]:
         """What prices a step, and the first thing that it takes."""
-        rules = self.cost.rules()
+        rules = self.cost.usual_rules
         return (rules.step_s, rules.record) if rules else (class_step_s, self.cost)
 
 
