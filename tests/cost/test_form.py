@@ -43,18 +43,19 @@ def test_pairs_by_hand():
 def test_table_between_and_beyond_knots():
     table = DenseTable(tokens=(1, 5, 10), seconds=(1.0, 2.0, 4.0), tail_s_per_token=0.5)
     assert table.at(np.array([0, 1, 3, 5, 10, 14])).tolist() == [0.0, 1.0, 1.5, 2.0, 4.0, 6.0]
+    falling = DenseTable(tokens=(1, 5), seconds=(2.0, 1.0), tail_s_per_token=0.5)
+    assert falling.at(np.array([1, 3, 5, 7])).tolist() == [2.0, 1.5, 1.0, 2.0]
 
 
 @pytest.mark.parametrize(
     ("settings_", "message"),
     [
-        ({"tokens": (1, 5), "seconds": (2.0, 1.0)}, "must not fall"),
         ({"tokens": (5, 1), "seconds": (1.0, 2.0)}, "positive and rise"),
         ({"tokens": (1, 5), "seconds": (1.0,)}, "2 token counts for 1 seconds"),
         ({"tokens": (1,), "seconds": (-1.0,)}, "greater than or equal to 0"),
     ],
 )
-def test_a_table_must_rise(settings_, message):
+def test_a_table_that_cannot_be(settings_, message):
     with pytest.raises(ValidationError, match=message):
         DenseTable(**settings_, tail_s_per_token=0.0)
 

@@ -82,7 +82,7 @@ def fit_form(
     fused = fit_fused(mixed, decode, prefill, fused_rng) if len(mixed) >= MIN_MIXED_POINTS else None
     form = StepForm(
         num_layers=num_layers,
-        dense=fit_dense(by_op["dense"]),
+        dense=fit_dense(by_op["dense"], may_fall=True),
         experts=fit_dense(by_op["experts"]) if by_op["experts"] else None,
         collectives=fit_dense(by_op["collectives"]) if by_op["collectives"] else None,
         logits=fit_logits(by_op["logits"]),

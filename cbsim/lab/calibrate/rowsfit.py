@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 from scipy.optimize import nnls
@@ -29,7 +30,8 @@ KNOT_RATIO = 1.08
 """Knots are at least this ratio of counted tokens apart,"""
 EVERY_COUNT = 1.0
 """or stand at every count, where that says clearly more of counts left out: timings every few tokens show
-where kernels change, which differs from one product of a layer to the next."""
+where kernels change, which differs from one product of a layer to the next. Such a table may fall too, where
+that says clearly more still: a library may choose a slower kernel for fewer rows than for more."""
 SMOOTHINGS = (0.01, 0.03, 0.1, 0.3, 1.0)
 """Weights of the roughness that cross-validation chooses among."""
 FIRST_SMOOTHING = 0.1
@@ -42,25 +44,26 @@ KINKS = (128.0, 256.0)
 """Rows of logits from which the form allows a steeper rise."""
 
 
-def fit_dense(points: Sequence[Point]) -> DenseTable:
-    """A layer outside attention as a monotone table with least relative error.
+def fit_dense(points: Sequence[Point], *, may_fall: bool = False) -> DenseTable:
+    """A layer outside attention as a table with least relative error: it rises, or `may_fall` where timings
+    clearly do.
 
-    Cross-validation chooses its tiles and its smoothness. The slope beyond it is that of a line through the
-    last quarter of the points: one segment says too little.
+    Cross-validation chooses its tiles, its smoothness and whether it falls. The slope beyond it is that of
+    a line through the last quarter of the points: one segment says too little.
     """
     tokens, seconds = _by_size(points)
-
-    def loss(tiles: Tiles, smoothing: float, ratio: float = KNOT_RATIO) -> float:
-        return _loss(partial(_dense, tiles, smoothing, ratio), tokens, seconds)
-
     if not can_be_left_out(len(points)):
-        return _dense(TILES[0], SMOOTHINGS[0], KNOT_RATIO, tokens, seconds)
-    tiles = TILES[clearly_best([loss(tiles, FIRST_SMOOTHING) for tiles in TILES])]
-    smoothing = min(SMOOTHINGS, key=lambda smoothing: loss(tiles, smoothing))
-    ratios, least = (KNOT_RATIO, EVERY_COUNT), SMOOTHINGS[0]
-    losses = [loss(tiles, smoothing), loss(tiles, least, EVERY_COUNT)]
-    best = clearly_best(losses)
-    return _dense(tiles, (smoothing, least)[best], ratios[best], tokens, seconds)
+        return _dense(TILES[0], SMOOTHINGS[0], KNOT_RATIO, True, tokens, seconds)
+
+    def loss(*shape: Any) -> float:
+        return _loss(partial(_dense, *shape), tokens, seconds)
+
+    tiles = TILES[clearly_best([loss(tiles, FIRST_SMOOTHING, KNOT_RATIO, True) for tiles in TILES])]
+    smoothing = min(SMOOTHINGS, key=lambda smoothing: loss(tiles, smoothing, KNOT_RATIO, True))
+    shapes = [(tiles, smoothing, KNOT_RATIO, True), (tiles, SMOOTHINGS[0], EVERY_COUNT, True)]
+    if may_fall:
+        shapes.append((tiles, SMOOTHINGS[0], EVERY_COUNT, False))
+    return _dense(*shapes[clearly_best([loss(*shape) for shape in shapes])], tokens, seconds)
 
 
 def fit_logits(points: Sequence[Point]) -> LogitsForm:
@@ -87,13 +90,15 @@ def _loss(
     return left_out_loss(seconds, fold, lambda kept: fitted(rows[kept], seconds[kept]).at(rows[~kept]))
 
 
-def _dense(tiles: Tiles, smoothing: float, ratio: float, tokens: Floats, seconds: Floats) -> DenseTable:
+def _dense(
+    tiles: Tiles, smoothing: float, ratio: float, rises: bool, tokens: Floats, seconds: Floats
+) -> DenseTable:
     counted = tiles.counted(tokens)
     knots = _knots(counted, ratio)
     return DenseTable(
         tiles=tiles,
         tokens=tuple(int(knot) for knot in knots),
-        seconds=tuple(_heights(knots, counted, seconds, smoothing).tolist()),
+        seconds=tuple(_heights(knots, counted, seconds, smoothing, rises).tolist()),
         tail_s_per_token=_tail_slope(counted, seconds),
     )
 
@@ -108,11 +113,11 @@ def _knots(counts: Floats, ratio: float) -> Floats:
     return np.array(knots if len(distinct) == 1 else [*knots, distinct[-1]])
 
 
-def _heights(knots: Floats, tokens: Floats, seconds: Floats, smoothing: float) -> Floats:
-    """Heights at the knots, each >= the one before.
+def _heights(knots: Floats, tokens: Floats, seconds: Floats, smoothing: float, rises: bool) -> Floats:
+    """Heights at the knots, each >= the one before if the table `rises`.
 
-    Non-negative least squares for the first height and the rises, of relative errors and changes of slope,
-    reweighted as soft L1 asks.
+    Least squares, then non-negative, for the first height and the steps from one to the next, of relative
+    errors and changes of slope, reweighted as soft L1 asks.
     """
     if len(knots) == 1:
         return np.array([np.median(seconds)])
@@ -128,10 +133,11 @@ def _heights(knots: Floats, tokens: Floats, seconds: Floats, smoothing: float) -
     for _ in range(NUM_DENSE_REWEIGHTINGS):
         relative_bends = bends * (knots[1:-1] / heights[1:-1])[:, None]
         system = np.vstack([fidelity * weights[:, None], smoothing * relative_bends * bend_weights[:, None]])
-        rises, _ = nnls(system, np.concatenate([weights, np.zeros(len(bends))]))
-        weights = soft_weights((fidelity @ rises - 1.0) / LOSS_SCALE)
-        bend_weights = soft_weights(relative_bends @ rises / ROUGHNESS_SCALE)
-        heights = np.maximum(np.cumsum(rises), seconds.min() * 1e-3)
+        wanted = np.concatenate([weights, np.zeros(len(bends))])
+        steps = nnls(system, wanted)[0] if rises else np.linalg.lstsq(system, wanted)[0]
+        weights = soft_weights((fidelity @ steps - 1.0) / LOSS_SCALE)
+        bend_weights = soft_weights(relative_bends @ steps / ROUGHNESS_SCALE)
+        heights = np.maximum(np.cumsum(steps), seconds.min() * 1e-3)
     return heights
 
 

@@ -184,10 +184,30 @@ def test_a_staircase_stays_a_staircase():
     assert fitted == pytest.approx([1, 1, 2, 2, 2, 3], rel=0.02)
 
 
-def test_noise_that_falls_makes_no_table_that_falls():
+@pytest.mark.parametrize("may_fall", [False, True])
+def test_noise_that_falls_makes_no_table_that_falls(may_fall):
     rng = np.random.default_rng(0)
     noisy = [Point("dense", 1.0 + rng.normal(0, 0.05), tokens=count) for count in range(1, 200, 3)]
-    assert (np.diff(fit_dense(noisy).seconds) >= 0).all()
+    assert (np.diff(fit_dense(noisy, may_fall=may_fall).seconds) >= 0).all()
+
+
+def test_a_table_falls_where_fewer_rows_clearly_take_longer():
+    """As cuBLAS 12 does from 33 to 64 rows; a table that rises lies between."""
+    rng = np.random.default_rng(0)
+    points = [
+        Point("dense", (1.15 if 32 < count <= 64 else 1.0) * (1.0 + rng.normal(0, 0.002)), tokens=count)
+        for count in range(4, 161, 4)
+    ]
+    falling, rising = (fit_dense(points, may_fall=may_fall) for may_fall in (True, False))
+    assert falling.at(np.array([32, 36, 64, 68, 128])) == pytest.approx([1, 1.15, 1.15, 1, 1], rel=0.01)
+    assert (np.diff(rising.seconds) >= 0).all()
+    # A layer's products and small kernels may fall, what experts and collectives take may not.
+    law = make_form(fused=False)
+    others = [point for point in timed(sizes(mixed=False), law, NOISE, 0) if point.op != "dense"]
+    experts = [replace(point, op="experts") for point in points]
+    form = fit_form([*others, *points, *experts], NUM_LAYERS, seed=0)
+    assert form.dense == falling
+    assert form.experts == rising
 
 
 def test_too_few_points_are_told():
