@@ -200,6 +200,11 @@ def layers(
     wheel: Path | None = args.option(
         "--wheel", "The tables' wheel, not installed.", type=click.Path(path_type=Path, exists=True)
     ),
+    products: Path | None = args.option(
+        "--products",
+        "CSV as --dense: ops timed with the server's own libraries, in place of those.",
+        type=args.FILE,
+    ),
     skew: Path | None = args.option(
         "--skew",
         "CSV: n, nb, pc, kp, kvs, kv_big, t_mean_us, t_skew_us: decodes of unequal contexts.",
@@ -232,7 +237,7 @@ def layers(
 ) -> None:
     """Layer timings of another profiler, as LLMServingSim 2.0 writes them or with other usual names."""
     of, on = load_model(model), load_gpu(gpu)
-    apart: dict[str, Any] = {"moe": moe, "collectives": collectives, "skew": skew}
+    apart: dict[str, Any] = {"moe": moe, "collectives": collectives, "skew": skew, "products": products}
     if collectives_of is not None:
         if collectives is not None:
             raise click.UsageError("give --collectives or --collectives-of, not both")

@@ -8,6 +8,8 @@ Three CSV files, as LLMServingSim 2.0 writes them (times in microseconds, of one
   or `bytes,time_us` of one all-reduce, which runs twice a layer; or the points of another source's tables
 * attention: `prefill_chunk,kv_prefill,n_decode,kv_decode,time_us`: a chunk, its context, and decodes of
   equal context
+* products, if timed with other libraries than the server's: as dense, timed with the server's, which replace
+  the dense ops of these names
 * attention of unequal contexts, if timed: `n,nb,pc,kp,kvs,kv_big,t_mean_us,t_skew_us`: n decodes of which nb
   have a context of kv_big and the others one of kvs, beside a chunk of pc tokens over kp; and as many decodes
   whose contexts are all equal to the mean
@@ -110,6 +112,8 @@ class LayerTimings:
     """Whose tables."""
     skew: Path | None = None
     """None where nobody timed decodes of unequal contexts."""
+    products: Path | None = None
+    """Ops timed with the server's own libraries, in place of those of the dense table; None for none."""
     ops: Mapping[str, Runs] = field(default_factory=dict)
     """How often ops run whose names don't tell."""
 
@@ -131,7 +135,12 @@ class LayerTimings:
         options = f" --per-sequence {self.per_sequence.name}" if self.per_sequence else ""
         options += "".join(f" --column {name}={theirs}" for name, theirs in self.columns.items())
         options += "".join(f" --op {name}={runs}" for name, runs in self.ops.items())
-        apart = {"moe": self.moe, "collectives": self.collectives, "skew": self.skew}
+        apart = {
+            "moe": self.moe,
+            "collectives": self.collectives,
+            "skew": self.skew,
+            "products": self.products,
+        }
         options += "".join(f" --{name} {path.name}" for name, path in apart.items() if path)
         options += f" --ep {self.expert_parallel}" if self.expert_parallel > 1 else ""
         options += f" --collectives-of {self.reduces_source}" if self.reduces else ""
@@ -139,11 +148,11 @@ class LayerTimings:
         untimed = self._lacks_all_reduces
         estimates: list[Estimate] = ["collectives"] if untimed else []
         assumptions = [self._untimed_sentence(points)] if untimed else []
-        blocks = []
+        told = [f"{', '.join(self._replaced)} are those of {self.products.name}"] if self.products else []
         if self.skew is None:
             assumptions.append(THEORY)
         else:
-            blocks.append(
+            told.append(
                 f"beside chunks, decodes read keys by blocks of {KEY_BLOCK}: a timing of equal contexts "
                 "stands for the mean of contexts that end anywhere in such a block"
             )
@@ -165,7 +174,7 @@ class LayerTimings:
                 self._runs_sentence(),
                 *check_plausible(points, self.model, self.gpu, self.tensor_parallel),
                 "attention whose KV cache exceeds the device's memory is left out of the fit",
-                *blocks,
+                *told,
             ],
         )
 
@@ -178,7 +187,26 @@ class LayerTimings:
 
     @cached_property
     def _dense_table(self) -> pd.DataFrame:
-        return read_table(self.dense, DENSE_COLUMNS, self.columns)
+        """The dense ops; those of `products` in place of theirs, at the token counts of each within them."""
+        table = read_table(self.dense, DENSE_COLUMNS, self.columns)
+        for op, timed in self._replaced.items():
+            of_op = table["layer"] == op
+            if not of_op.any():
+                hint = did_you_mean(op, list(map(str, table["layer"])))
+                raise CalibrationError(f"{self.products}: no op '{op}' in {self.dense}{hint}")
+            table = table[~of_op | table["tokens"].between(timed.index[0], timed.index[-1])]
+            own = table.loc[table["layer"] == op, "tokens"].to_numpy()
+            table.loc[table["layer"] == op, "seconds"] = np.interp(own, timed.index, timed)
+        return table
+
+    @cached_property
+    def _replaced(self) -> dict[str, pd.Series]:
+        """Seconds by tokens of the ops that `products` holds."""
+        if self.products is None:
+            return {}
+        table = read_table(self.products, DENSE_COLUMNS, self.columns)
+        ops = table.groupby("layer", sort=False)
+        return {str(op): timed.set_index("tokens")["seconds"].sort_index() for op, timed in ops}
 
     @property
     def _lacks_all_reduces(self) -> bool:

@@ -44,6 +44,21 @@ def test_what_a_layer_adds_up_to(tmp_path):
     assert [point.t_median_s for point in dense] == pytest.approx([34.1e-6, 45.2e-6])
 
 
+def test_ops_of_the_servers_libraries_stand_in_place_of_the_layers_own(tmp_path):
+    """At the layers' own token counts, where both were timed."""
+    products = tmp_path / "products.csv"
+    products.write_text("layer,tokens,time_us\nqkv_proj,4,52\nqkv_proj,12,60\n")
+    said = replace(timings(tmp_path, dense=DENSE + "layernorm,9,3\nembedding,9,6.4\n"), products=products)
+    dense = {point.tokens: point.t_median_s for point in said.points() if point.op == "dense"}
+    assert dense == pytest.approx({8: 61.2e-6, 9: 63.2e-6})
+    meta = said.meta("them", date(2026, 1, 1))
+    assert "--products products.csv" in meta.command
+    assert "qkv_proj are those of products.csv" in meta.warnings
+    products.write_text("layer,tokens,time_us\nqkv_prj,4,52\n")
+    with pytest.raises(CalibrationError, match=r"no op 'qkv_prj' in .*dense.csv; did you mean 'qkv_proj'"):
+        replace(said, products=products).points()
+
+
 def test_head_and_sampler_add_up(tmp_path):
     logits = [point for point in timings(tmp_path).points() if point.op == "logits"]
     assert {point.num_logits: point.t_median_s for point in logits} == pytest.approx({1: 725e-6, 2: 736e-6})
