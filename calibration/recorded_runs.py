@@ -4,8 +4,9 @@
 
 FOLDER holds a folder `GPU-MODEL` for each run of `RUNS`: layer timings, `requests.jsonl` and, perhaps, what
 prompts share (`prompts.jsonl`) and LLMServingSim's own figures (`llmservingsim_summary.txt`). It imports the
-timings, once, into profiles in `--out`, and prints the tables of README.md: every run as `cbsim validate` has
-it, what each part is worth, and how long steps took against what was predicted.
+timings, once, into profiles in `--out`, with products of the server's release where `PRODUCTS` has them, and
+prints the tables of README.md: every run as `cbsim validate` has it, what each part is worth, and how long
+steps took against what was predicted.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from cbsim.cli import main as cbsim
 
 RUNS = {"rtxpro6000-llama-3.1-8b": "recorded-run.yaml", "rtx4090-llama-3.1-8b": "recorded-run-rtx4090.yaml"}
 """Folders of runs, and the experiments beside this file that predict them."""
+PRODUCTS = {"rtxpro6000-llama-3.1-8b": Path(__file__).with_name("products-rtxpro6000-vllm-0.19.csv")}
+"""Products that NVIDIA timed with the server's release, where the layers were timed with other libraries."""
 LATENCIES = {"ttft_s": "TTFT", "tpot_s": "TPOT", "e2e_s": "E2E"}
 PARTS = ("mean", "p50", "p90", "p99")
 CHANGES: Mapping[str, Sequence[str]] = {
@@ -61,6 +64,8 @@ class RecordedFolder:
             name: self.folder / f"{name.replace('-', '_')}.csv"
             for name in ("dense", "per-sequence", "attention", "skew")
         }
+        if self.folder.name in PRODUCTS:
+            files["products"] = PRODUCTS[self.folder.name]
         given = [part for name, path in files.items() if path.is_file() for part in (f"--{name}", str(path))]
         what = ("--model", "llama-3-8b", "--gpu", self.gpu, "--out", str(self.profile))
         call("calibrate", "import", "layers", *given, *what)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from calibration.recorded_runs import RUNS, RecordedFolder
+from calibration.recorded_runs import PRODUCTS, RUNS, RecordedFolder
 from cbsim.base.paths import data_folder
 from cbsim.cost.costfile import CostFile, model_shape
 from cbsim.lab.calibrate.fit import calibrated_box, fit_form
@@ -21,9 +21,9 @@ from cbsim.studies.experiment import Experiment
 FOLDER = Path(__file__).resolve().parents[4] / "shared" / "ground-truth"
 GPUS = {name.partition("-")[0]: name for name in RUNS}
 """Folders of runs by GPU."""
-ERROR_PCT = {"rtxpro6000": (6.0, 2.5, 3.5), "rtx4090": (3.5, 2.5, 3.0)}
+ERROR_PCT = (2.1, 1.0, 1.5)
 """Bounds of the errors of mean TTFT, TPOT and E2E with what prompts share."""
-RECORDED_OVER_PREDICTED = {"rtxpro6000": 1.002, "rtx4090": 0.962}
+RECORDED_OVER_PREDICTED = {"rtxpro6000": 0.990, "rtx4090": 0.962}
 """Of steps of decodes alone: what the timings are off by."""
 PEER_PCT = (4.0, 1.0, 1.8)
 """LLMServingSim 2.0's own errors on the first run."""
@@ -38,7 +38,8 @@ class Recorded:
         self.gpu, self.folder = gpu, FOLDER / GPUS[gpu]
         model, spec = load_model("llama-3-8b"), load_gpu(gpu)
         files = (self.folder / name for name in ("dense.csv", "per_sequence.csv", "attention.csv"))
-        timings = LayerTimings(*files, model, spec, skew=self.folder / "skew.csv")
+        products = PRODUCTS.get(GPUS[gpu])
+        timings = LayerTimings(*files, model, spec, skew=self.folder / "skew.csv", products=products)
         points = [point for point in timings.points() if point.split == "fit"]
         CostFile(
             format="cbsim-cost/1",
@@ -73,10 +74,10 @@ def recorded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 @pytest.mark.parametrize("arrivals", ["sent", "queued"])
 def test_the_run_is_predicted(recorded, arrivals, request):
     if recorded.gpu == "rtx4090":
-        too_long = "its server was faster than the timings: steps are 3 % too long"
+        too_long = "its server was faster than the timings: steps are 4 % too long"
         request.applymarker(pytest.mark.xfail(reason=too_long, strict=False))
     errors = recorded.error_pct(recorded.log(), arrivals)
-    for error, bound in zip(errors, ERROR_PCT[recorded.gpu], strict=True):
+    for error, bound in zip(errors, ERROR_PCT, strict=True):
         assert abs(error) < bound
 
 
@@ -91,13 +92,11 @@ def test_what_was_recorded_lies_in_the_interval(recorded):
         assert figure.bounds[0] <= figure.real <= figure.bounds[1], figure.name
 
 
-def test_without_prompts_two_errors_cancel(recorded):
-    """Steps that are predicted too short have more to do: so it is nearer than the peer."""
+def test_what_prompts_share_counts(recorded):
+    """Where it is left out, more is computed than was."""
     if recorded.gpu == "rtxpro6000":
-        for error, bound in zip(
-            recorded.error_pct(recorded.log(with_prompts=False), "sent"), PEER_PCT, strict=True
-        ):
-            assert abs(error) < bound
+        errors = recorded.error_pct(recorded.log(with_prompts=False), "sent")
+        assert all(error > bound for error, bound in zip(errors, ERROR_PCT, strict=True))
 
 
 def test_the_peers_own_figures_are_read(recorded, tmp_path):
