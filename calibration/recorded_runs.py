@@ -50,6 +50,8 @@ class RecordedFolder:
 
     folder: Path
     profile: Path
+    products: Path | None = None
+    """Products that stand in place of the layers' own; None for none."""
 
     @property
     def gpu(self) -> str:
@@ -64,8 +66,8 @@ class RecordedFolder:
             name: self.folder / f"{name.replace('-', '_')}.csv"
             for name in ("dense", "per-sequence", "attention", "skew")
         }
-        if self.folder.name in PRODUCTS:
-            files["products"] = PRODUCTS[self.folder.name]
+        if self.products is not None:
+            files["products"] = self.products
         given = [part for name, path in files.items() if path.is_file() for part in (f"--{name}", str(path))]
         what = ("--model", "llama-3-8b", "--gpu", self.gpu, "--out", str(self.profile))
         call("calibrate", "import", "layers", *given, *what)
@@ -119,11 +121,14 @@ def runs_table(runs: Sequence[RecordedFolder]) -> str:
         told = run.validate()
         recorded = {figure["name"]: figure["real"] for figure in told["figures"]}
         rows.append((f"{run.gpu}: recorded, s", *(f"{recorded[name]:.3g}" for name in names)))
-        for what, errors in {
-            "**cbsim**, %": errors_of(told),
-            "cbsim without prompts, %": errors_of(run.validate(with_prompts=False)),
-            "LLMServingSim 2.0's own figures, %": run.peer(),
-        }.items():
+        of = {"**cbsim**, %": errors_of(told)}
+        if run.products is not None:
+            own = RecordedFolder(run.folder, run.profile.with_name(f"{run.profile.name}-own-products"))
+            own.import_profile()
+            of["cbsim, all products as its layers have them, %"] = errors_of(own.validate())
+        of["cbsim without prompts, %"] = errors_of(run.validate(with_prompts=False))
+        of["LLMServingSim 2.0's own figures, %"] = run.peer()
+        for what, errors in of.items():
             rows.append((what, *(f"{errors[name]:+.1f}" if name in errors else "-" for name in names)))
     return markdown_table(header, rows)
 
@@ -161,7 +166,7 @@ def recorded_folders(folder: Path, out: Path) -> Iterator[RecordedFolder]:
     """The runs that a folder holds, each with its profile imported into `out`."""
     for name in RUNS:
         if (folder / name).is_dir():
-            run = RecordedFolder(folder / name, out / name)
+            run = RecordedFolder(folder / name, out / name, PRODUCTS.get(name))
             run.import_profile()
             yield run
 

@@ -5,6 +5,7 @@ from datetime import date
 
 import pytest
 
+from calibration.recorded_runs import PRODUCTS
 from cbsim.base.errors import CalibrationError
 from cbsim.lab.calibrate.layers import THEORY, LayerTimings
 from cbsim.lab.calibrate.point import Point
@@ -57,6 +58,18 @@ def test_ops_of_the_servers_libraries_stand_in_place_of_the_layers_own(tmp_path)
     products.write_text("layer,tokens,time_us\nqkv_prj,4,52\n")
     with pytest.raises(CalibrationError, match=r"no op 'qkv_prj' in .*dense.csv; did you mean 'qkv_proj'"):
         replace(said, products=products).points()
+
+
+@pytest.mark.parametrize("products", PRODUCTS.values(), ids=lambda path: path.stem)
+def test_shipped_products_replace_ops_of_a_layer(tmp_path, products):
+    """Of weights that memory holds: no faster than its bandwidth allows."""
+    ops = {"qkv_proj": 6144 * 4096, "o_proj": 4096 * 4096, "down_proj": 4096 * 14_336}
+    dense = "".join(f"{op},{tokens},9\n" for op in ops for tokens in (1, 64, 128, 2048))
+    said = replace(timings(tmp_path, dense=f"layer,tokens,time_us\n{dense}"), products=products)
+    taken = {point.tokens: point.t_median_s for point in said.points() if point.op == "dense"}
+    assert set(taken) == {1, 64, 128, 2048}
+    assert min(taken.values()) > 2 * sum(ops.values()) / said.gpu.memory_bytes_per_s
+    assert taken[2048] > 2 * sum(ops.values()) * 2048 / said.gpu.peak_flop_per_s("bfloat16")
 
 
 def test_head_and_sampler_add_up(tmp_path):
