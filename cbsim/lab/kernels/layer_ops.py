@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import rms_norm, silu
 
 from cbsim.lab.kernels.attention_backends import LayerCache
-from cbsim.lab.kernels.quantised import Matrix, plain_product, scaled_product
+from cbsim.lab.kernels.quantised import Matrix, plain_product
 
 TRITON_CAPABILITY = (8, 0)
 """NVIDIA's GPUs from which on Triton compiles; AMD's are counted beyond."""
@@ -99,63 +99,12 @@ class LayerOps:
         return plain_product(hidden, matrix)
 
 
-class FusedOps(LayerOps):
-    """The same by one Triton kernel each."""
-
-    told = "fused Triton kernels"
-
-    def __init__(self) -> None:
-        from cbsim.lab.kernels import triton_experts, triton_layer
-
-        self._kernels, self._experts = triton_layer, triton_experts
-
-    def add_norm(
-        self, hidden: Tensor, delta: Tensor | None, weight: Tensor, eps: float
-    ) -> tuple[Tensor, Tensor]:
-        """See `LayerOps.add_norm`."""
-        return self._kernels.add_norm(hidden, delta, weight, eps)
-
-    def rotate(
-        self,
-        heads: Tensor,
-        positions: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        num_heads: int,
-        num_kv_heads: int,
-        norms: tuple[Tensor, Tensor] | None,
-        eps: float,
-    ) -> tuple[Tensor, Tensor]:
-        """See `LayerOps.rotate`."""
-        return self._kernels.rotate(heads, positions, cos, sin, num_heads, num_kv_heads, norms, eps)
-
-    def write(self, cache: LayerCache, keys: Tensor, values: Tensor, slots: Tensor) -> None:
-        """See `LayerOps.write`."""
-        self._kernels.write(cache, keys, values, slots)
-
-    def gated(self, gate_up: Tensor) -> Tensor:
-        """See `LayerOps.gated`."""
-        return self._kernels.gated(gate_up)
-
-    def dispatch(
-        self, hidden: Tensor, logits: Tensor, num_chosen: int, *, is_even: bool
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """See `LayerOps.dispatch`."""
-        return self._experts.dispatch(hidden, logits, num_chosen, is_even=is_even)
-
-    def collect(self, rows: Tensor, places: Tensor, shares: Tensor) -> Tensor:
-        """See `LayerOps.collect`."""
-        return self._experts.collect(rows, places, shares)
-
-    def product(self, hidden: Tensor, matrix: Matrix) -> Tensor:
-        """See `LayerOps.product`; activations are quantised by one kernel."""
-        if isinstance(matrix, Tensor):
-            return super().product(hidden, matrix)
-        return scaled_product(*self._kernels.quantise_rows(hidden), matrix, hidden.dtype)
-
-
 def layer_ops(device: torch.device) -> LayerOps:
     """Fused kernels on GPUs that Triton compiles for, where it is installed, else torch's."""
     if device.type != "cuda" or importlib.util.find_spec("triton") is None:
         return LayerOps()
-    return FusedOps() if torch.cuda.get_device_capability(device) >= TRITON_CAPABILITY else LayerOps()
+    if torch.cuda.get_device_capability(device) < TRITON_CAPABILITY:
+        return LayerOps()
+    from cbsim.lab.kernels.triton_layer import FusedOps
+
+    return FusedOps()

@@ -10,9 +10,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-COLUMNS = 1024
-"""Elements of a row that a program copies or adds up at a time."""
-
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _route_kernel(  # type: ignore[no-untyped-def]
@@ -138,7 +135,7 @@ def dispatch(
         places,
         ends,
         SIZE=size,
-        COLUMNS=_columns(size),
+        COLUMNS=columns_at_once(size),
         num_warps=4,
         **experts,
     )
@@ -150,13 +147,13 @@ def collect(rows: Tensor, places: Tensor, shares: Tensor) -> Tensor:
     num_tokens, num_chosen = places.shape
     size = rows.shape[1]
     out = torch.empty(num_tokens, size, dtype=rows.dtype, device=rows.device)
-    columns = _columns(size)
+    columns = columns_at_once(size)
     _collect_kernel[num_tokens, triton.cdiv(size, columns)](
         rows.contiguous(), places, shares, out, NUM_CHOSEN=num_chosen, SIZE=size, COLUMNS=columns, num_warps=4
     )
     return out
 
 
-def _columns(size: int) -> int:
-    """Elements of a row taken at a time."""
-    return min(COLUMNS, int(triton.next_power_of_2(size)))
+def columns_at_once(size: int) -> int:
+    """Elements of a row that a program takes at a time."""
+    return min(1024, int(triton.next_power_of_2(size)))

@@ -12,10 +12,9 @@ import triton.language as tl
 from torch import Tensor
 
 from cbsim.lab.kernels.attention_backends import LayerCache
-from cbsim.lab.kernels.quantised import FP8, FP8_MAX
-
-COLUMNS = 1024
-"""Elements of a row that a program of the activation takes."""
+from cbsim.lab.kernels.layer_ops import LayerOps
+from cbsim.lab.kernels.quantised import FP8, FP8_MAX, Matrix, scaled_product
+from cbsim.lab.kernels.triton_experts import collect, columns_at_once, dispatch
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -171,94 +170,107 @@ def _quantise_kernel(  # type: ignore[no-untyped-def]
         )
 
 
-def add_norm(hidden: Tensor, delta: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """`(T, size)`: `hidden + delta`, and its RMSNorm; without a delta `hidden` itself."""
-    hidden = hidden.contiguous()
-    normed, size = torch.empty_like(hidden), hidden.shape[1]
-    added = hidden if delta is None else torch.empty_like(hidden)
-    _add_norm_kernel[(hidden.shape[0],)](
-        hidden,
-        hidden if delta is None else delta.contiguous(),
-        weight,
-        added,
-        normed,
-        eps,
-        SIZE=size,
-        PADDED=triton.next_power_of_2(size),
-        HAS_DELTA=delta is not None,
-        num_warps=_num_warps(size),
-    )
-    return added, normed
+class FusedOps(LayerOps):
+    """The same by one Triton kernel each."""
 
+    told = "fused Triton kernels"
+    dispatch = staticmethod(dispatch)
+    collect = staticmethod(collect)
 
-def rotate(
-    heads: Tensor,
-    positions: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    num_heads: int,
-    num_kv_heads: int,
-    norms: tuple[Tensor, Tensor] | None,
-    eps: float,
-) -> tuple[Tensor, Tensor]:
-    """The query and key heads, first in `(T, any heads, head_size)`, turned; `norms` of queries and keys."""
-    num_tokens, _, head_size = heads.shape
-    query = torch.empty(num_tokens, num_heads, head_size, dtype=heads.dtype, device=heads.device)
-    keys = torch.empty(num_tokens, num_kv_heads, head_size, dtype=heads.dtype, device=heads.device)
-    query_norm, key_norm = norms or (heads, heads)
-    half, padded = head_size // 2, triton.next_power_of_2(num_heads + num_kv_heads)
-    _rotate_kernel[(num_tokens,)](
-        heads,
-        positions,
-        cos,
-        sin,
-        query_norm,
-        key_norm,
-        query,
-        keys,
-        heads.stride(0),
-        eps,
-        NUM_HEADS=num_heads,
-        NUM_KV_HEADS=num_kv_heads,
-        HEADS_PADDED=padded,
-        HALF=half,
-        HALF_PADDED=triton.next_power_of_2(half),
-        HAS_NORM=norms is not None,
-        num_warps=_num_warps(padded * half),
-    )
-    return query, keys
+    def add_norm(
+        self, hidden: Tensor, delta: Tensor | None, weight: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """See `LayerOps.add_norm`."""
+        hidden = hidden.contiguous()
+        normed, size = torch.empty_like(hidden), hidden.shape[1]
+        added = hidden if delta is None else torch.empty_like(hidden)
+        _add_norm_kernel[(hidden.shape[0],)](
+            hidden,
+            hidden if delta is None else delta.contiguous(),
+            weight,
+            added,
+            normed,
+            eps,
+            SIZE=size,
+            PADDED=triton.next_power_of_2(size),
+            HAS_DELTA=delta is not None,
+            num_warps=_num_warps(size),
+        )
+        return added, normed
 
+    def rotate(
+        self,
+        heads: Tensor,
+        positions: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        num_heads: int,
+        num_kv_heads: int,
+        norms: tuple[Tensor, Tensor] | None,
+        eps: float,
+    ) -> tuple[Tensor, Tensor]:
+        """See `LayerOps.rotate`."""
+        num_tokens, _, head_size = heads.shape
+        query = torch.empty(num_tokens, num_heads, head_size, dtype=heads.dtype, device=heads.device)
+        keys = torch.empty(num_tokens, num_kv_heads, head_size, dtype=heads.dtype, device=heads.device)
+        query_norm, key_norm = norms or (heads, heads)
+        half, padded = head_size // 2, triton.next_power_of_2(num_heads + num_kv_heads)
+        _rotate_kernel[(num_tokens,)](
+            heads,
+            positions,
+            cos,
+            sin,
+            query_norm,
+            key_norm,
+            query,
+            keys,
+            heads.stride(0),
+            eps,
+            NUM_HEADS=num_heads,
+            NUM_KV_HEADS=num_kv_heads,
+            HEADS_PADDED=padded,
+            HALF=half,
+            HALF_PADDED=triton.next_power_of_2(half),
+            HAS_NORM=norms is not None,
+            num_warps=_num_warps(padded * half),
+        )
+        return query, keys
 
-def write(cache: LayerCache, keys: Tensor, values: Tensor, slots: Tensor) -> None:
-    """See `LayerCache.write`; the heads of a token lie one after another."""
-    size = keys.shape[1] * keys.shape[2]
-    block_stride, token_stride = cache.keys.stride()[:2]
-    _write_kernel[(keys.shape[0],)](
-        keys,
-        values,
-        slots,
-        cache.keys,
-        cache.values,
-        keys.stride(0),
-        values.stride(0),
-        block_stride,
-        token_stride,
-        BLOCK_SIZE=cache.block_size,
-        SIZE=size,
-        PADDED=triton.next_power_of_2(size),
-        num_warps=_num_warps(size),
-    )
+    def write(self, cache: LayerCache, keys: Tensor, values: Tensor, slots: Tensor) -> None:
+        """See `LayerOps.write`; the heads of a token lie one after another."""
+        size = keys.shape[1] * keys.shape[2]
+        block_stride, token_stride = cache.keys.stride()[:2]
+        _write_kernel[(keys.shape[0],)](
+            keys,
+            values,
+            slots,
+            cache.keys,
+            cache.values,
+            keys.stride(0),
+            values.stride(0),
+            block_stride,
+            token_stride,
+            BLOCK_SIZE=cache.block_size,
+            SIZE=size,
+            PADDED=triton.next_power_of_2(size),
+            num_warps=_num_warps(size),
+        )
 
+    def gated(self, gate_up: Tensor) -> Tensor:
+        """See `LayerOps.gated`."""
+        num_rows, size = gate_up.shape[0], gate_up.shape[1] // 2
+        out = torch.empty(num_rows, size, dtype=gate_up.dtype, device=gate_up.device)
+        columns = columns_at_once(size)
+        _gated_kernel[num_rows, triton.cdiv(size, columns)](
+            gate_up.contiguous(), out, SIZE=size, COLUMNS=columns, num_warps=4
+        )
+        return out
 
-def gated(gate_up: Tensor) -> Tensor:
-    """`(T, 2 x size)` to `(T, size)`: SwiGLU's activation."""
-    num_rows, size = gate_up.shape[0], gate_up.shape[1] // 2
-    out = torch.empty(num_rows, size, dtype=gate_up.dtype, device=gate_up.device)
-    columns = min(COLUMNS, triton.next_power_of_2(size))
-    _gated_kernel[num_rows, triton.cdiv(size, columns)](
-        gate_up.contiguous(), out, SIZE=size, COLUMNS=columns, num_warps=4
-    )
-    return out
+    def product(self, hidden: Tensor, matrix: Matrix) -> Tensor:
+        """See `LayerOps.product`; activations are quantised by one kernel."""
+        if isinstance(matrix, Tensor):
+            return super().product(hidden, matrix)
+        return scaled_product(*quantise_rows(hidden), matrix, hidden.dtype)
 
 
 def quantise_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -266,7 +278,7 @@ def quantise_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
     rows = rows.contiguous()
     out = torch.empty(rows.shape, dtype=FP8, device=rows.device)
     scales = torch.empty(rows.shape[0], 1, dtype=torch.float32, device=rows.device)
-    columns = min(COLUMNS, triton.next_power_of_2(rows.shape[1]))
+    columns = columns_at_once(rows.shape[1])
     _quantise_kernel[(rows.shape[0],)](
         rows, out, scales, FP8_MAX, SIZE=rows.shape[1], COLUMNS=columns, num_warps=4
     )

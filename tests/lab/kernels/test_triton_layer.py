@@ -17,9 +17,10 @@ if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
 from cbsim.lab.kernels import triton_layer
 from cbsim.lab.kernels.attention_backends import LayerCache, make_backend
 from cbsim.lab.kernels.decoder import Decoder, SequenceSlice, StepBatch
-from cbsim.lab.kernels.layer_ops import FusedOps, LayerOps
+from cbsim.lab.kernels.layer_ops import LayerOps
 from cbsim.lab.kernels.quantised import FP8, Fp8Matrix, quantise_rows
 from cbsim.lab.kernels.shard import Shard
+from cbsim.lab.kernels.triton_layer import FusedOps
 from tests.lab.kernels.references import attention_shard, load_model, naive_logits
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -52,7 +53,7 @@ def assert_near(got: torch.Tensor, wanted: torch.Tensor) -> None:
 def test_residual_and_norm(size: int, dtype: torch.dtype, has_delta: bool) -> None:
     hidden, delta = (random(5, size, dtype=dtype, seed=seed) for seed in (1, 2))
     weight = random(size, dtype=dtype, seed=3)
-    added, normed = triton_layer.add_norm(hidden, delta if has_delta else None, weight, 1e-5)
+    added, normed = FusedOps().add_norm(hidden, delta if has_delta else None, weight, 1e-5)
     wanted = (hidden + delta if has_delta else hidden).double()
     assert_near(added, wanted)
     scale = (wanted.square().mean(-1, keepdim=True) + 1e-5).rsqrt()
@@ -68,7 +69,7 @@ def test_rotary_positions(heads: tuple[int, int], head_size: int, has_norm: bool
     positions = torch.tensor([0, 3, 17, 40], device=DEVICE)
     angle = torch.arange(50, device=DEVICE)[:, None] * 10000.0 ** (-torch.arange(half, device=DEVICE) / half)
     norms = (random(head_size, dtype=torch.float32, seed=1), random(head_size, dtype=torch.float32, seed=2))
-    query, keys = triton_layer.rotate(
+    query, keys = FusedOps().rotate(
         projected, positions, angle.cos(), angle.sin(), *heads, norms if has_norm else None, 1e-5
     )
     wanted = projected[:, :split].double()
@@ -89,7 +90,7 @@ def test_keys_and_values_into_their_slots(kv_dtype: str | None) -> None:
     cache, other = (LayerCache.allocate(shard, 4, 8, DEVICE) for _ in range(2))
     keys, values = representable(5, 3, 20), representable(5, 9, 20, seed=1)[:, 6:]
     slots = torch.tensor([9, 8, 31, 0, 17], device=DEVICE)
-    triton_layer.write(cache, keys, values, slots)
+    FusedOps().write(cache, keys, values, slots)
     LayerOps().write(other, keys, values, slots)
     for got, wanted in ((cache.keys, other.keys), (cache.values, other.values)):
         assert torch.equal(got.float(), wanted.float())
@@ -99,7 +100,7 @@ def test_keys_and_values_into_their_slots(kv_dtype: str | None) -> None:
 def test_the_activation(size: int) -> None:
     gate_up = random(3, 2 * size)
     gate, up = gate_up.double().chunk(2, -1)
-    assert_near(triton_layer.gated(gate_up), gate * torch.sigmoid(gate) * up)
+    assert_near(FusedOps().gated(gate_up), gate * torch.sigmoid(gate) * up)
 
 
 @pytest.mark.parametrize("size", [48, 2500])
