@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from functools import partial
 from operator import add
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,137 +24,91 @@ LONG_CHUNK = 128
 MAX_SPLITS = 32
 
 
-class PrefillKernel(ABC):
-    """Computes what `AttentionBackend.prefill` says, for some batches."""
+Compute = Callable[[Tensor, Tensor, Tensor, LayerCache, ChunkBatch], Tensor]
+"""See `AttentionBackend.prefill`."""
+
+
+class PrefillKernel(NamedTuple):
+    """Computes what `AttentionBackend.prefill` says, for the batches that it covers."""
 
     name: str
     """What it is called in files and reports."""
-
-    def covers(self, batch: ChunkBatch) -> bool:
-        """Whether it can compute a batch."""
-        return True
-
-    @abstractmethod
-    def __call__(
-        self, query: Tensor, keys: Tensor, values: Tensor, cache: LayerCache, batch: ChunkBatch
-    ) -> Tensor:
-        """See `AttentionBackend.prefill`."""
+    compute: Compute
+    covers: Callable[[ChunkBatch], bool] = lambda batch: True
 
 
-class TorchChooses(PrefillKernel):
+def sdpa_kernel_of(sdpa: SdpaBackend) -> PrefillKernel:
     """One call of `scaled_dot_product_attention` a chunk, by whichever kernel torch prefers."""
-
-    name = "sdpa"
-
-    def __init__(self, sdpa: SdpaBackend) -> None:
-        self.sdpa = sdpa
-
-    def __call__(
-        self, query: Tensor, keys: Tensor, values: Tensor, cache: LayerCache, batch: ChunkBatch
-    ) -> Tensor:
-        """See `PrefillKernel`."""
-        return self.sdpa.prefill(query, keys, values, cache, batch)
+    return PrefillKernel("sdpa", sdpa.prefill)
 
 
-class Cudnn(PrefillKernel):
-    """cuDNN's kernel, one call a chunk; torch has it causal for chunks without context alone."""
+def cudnn(shard: Shard) -> PrefillKernel:
+    """CuDNN's kernel, one call a chunk; torch has it causal for chunks without context alone."""
 
-    name = "cudnn"
-
-    def __init__(self, shard: Shard) -> None:
-        self.is_grouped = shard.group_size > 1
-
-    def covers(self, batch: ChunkBatch) -> bool:
-        """See `PrefillKernel`."""
-        return not any(batch.contexts)
-
-    def __call__(
-        self, query: Tensor, keys: Tensor, values: Tensor, cache: LayerCache, batch: ChunkBatch
-    ) -> Tensor:
-        """See `PrefillKernel`."""
+    def compute(query: Tensor, keys: Tensor, values: Tensor, cache: LayerCache, batch: ChunkBatch) -> Tensor:
         parts, sizes = [], list(batch.num_tokens)
+        how: dict[str, Any] = {"is_causal": True, "enable_gqa": shard.group_size > 1}
         with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
             for chunk in zip(*(torch.split(part, sizes) for part in (query, keys, values)), strict=True):
-                q, k, v = (part.transpose(0, 1)[None] for part in chunk)
-                out = scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=self.is_grouped)
+                out = scaled_dot_product_attention(*(part.transpose(0, 1)[None] for part in chunk), **how)
                 parts.append(out[0].transpose(0, 1))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
+    return PrefillKernel("cudnn", compute, lambda batch: not any(batch.contexts))
 
-class Varlen(PrefillKernel):
+
+def varlen(shard: Shard) -> PrefillKernel:
     """All chunks in one call of `varlen_attn`, flash attention; contexts are copied out of the cache."""
+    attend = _causal_varlen(shard.group_size > 1)
 
-    name = "varlen"
-
-    def __init__(self, shard: Shard) -> None:
-        self.attend = _causal_varlen(shard.group_size > 1)
-
-    def __call__(
-        self, query: Tensor, keys: Tensor, values: Tensor, cache: LayerCache, batch: ChunkBatch
-    ) -> Tensor:
-        """See `PrefillKernel`."""
+    def compute(query: Tensor, keys: Tensor, values: Tensor, cache: LayerCache, batch: ChunkBatch) -> Tensor:
         if any(batch.contexts):
             keys, values = gathered(cache, batch, query.dtype)
-        return self._attended(query.contiguous(), keys.contiguous(), values.contiguous(), batch)
+        return attend(batch, query, keys.contiguous(), values.contiguous())
 
-    def _attended(
-        self, query: Tensor, keys: Tensor, values: Tensor, batch: ChunkBatch, **how: Tensor
-    ) -> Tensor:
-        longest = max(batch.num_tokens), max(map(add, batch.num_tokens, batch.contexts))
-        out: Tensor = self.attend(query, keys, values, batch.token_starts, batch.key_starts, *longest, **how)
-        return out
+    return PrefillKernel("varlen", compute)
 
 
-class PagedVarlen(Varlen):
-    """The same over the cache as it lies, without a copy, where `varlen_attn` takes block tables."""
+def paged_varlen(shard: Shard) -> PrefillKernel:
+    """The same over the cache as it lies, without a copy, where `varlen_attn` takes block tables; chunks
+    without context have nothing to copy.
+    """
+    attend = _causal_varlen(shard.group_size > 1)
 
-    name = "paged varlen"
-
-    def covers(self, batch: ChunkBatch) -> bool:
-        """See `PrefillKernel`; chunks without context have nothing to copy."""
-        return any(batch.contexts)
-
-    def __call__(
-        self, query: Tensor, keys: Tensor, values: Tensor, cache: LayerCache, batch: ChunkBatch
-    ) -> Tensor:
-        """See `PrefillKernel`."""
+    def compute(query: Tensor, keys: Tensor, values: Tensor, cache: LayerCache, batch: ChunkBatch) -> Tensor:
         pages = {"seqused_k": batch.key_lens, "block_table": batch.tables}
-        return self._attended(query.contiguous(), cache.keys, cache.values, batch, **pages)
+        return attend(batch, query, cache.keys, cache.values, **pages)
+
+    return PrefillKernel("paged varlen", compute, lambda batch: any(batch.contexts))
 
 
-class TritonChunks(PrefillKernel):
-    """Our own kernel over the cache as it lies; it splits the keys of short chunks over long contexts."""
+def own_chunks(shard: Shard, num_processors: int, shared_bytes: int | None) -> PrefillKernel:
+    """Our own kernel over the cache as it lies; it splits the keys of short chunks over long contexts.
 
-    name = "triton"
+    `shared_bytes`: what a program may have of shared memory, if known.
+    """
 
-    def __init__(self, shard: Shard, num_processors: int, shared_bytes: int | None) -> None:
-        """`shared_bytes`: what a program may have of shared memory, if known."""
-        self.shard, self.num_processors = shard, num_processors
-        self.shared_bytes = shared_bytes
-
-    def __call__(
-        self, query: Tensor, keys: Tensor, values: Tensor, cache: LayerCache, batch: ChunkBatch
-    ) -> Tensor:
-        """See `PrefillKernel`."""
-        from cbsim.lab.kernels.triton_chunks import paged_chunks
+    def compute(query: Tensor, keys: Tensor, values: Tensor, cache: LayerCache, batch: ChunkBatch) -> Tensor:
+        from cbsim.lab.kernels.triton_attention import paged_chunks
 
         rows, num_warps = (128, 8) if max(batch.num_tokens) >= LONG_CHUNK else (64, 4)
-        tile = self.tile(rows)
-        num_programs = (query.shape[0] * self.shard.group_size // rows + len(batch.num_tokens)) * (
-            self.shard.num_kv_heads
-        )
+        tile = chunk_tile(shard, shared_bytes, rows)
+        num_places = query.shape[0] * shard.group_size // rows + len(batch.num_tokens)
         longest = max(map(add, batch.num_tokens, batch.contexts))
-        splits = min(2 * self.num_processors // num_programs, -(-longest // tile), MAX_SPLITS)
-        cut = {"rows": rows, "tile": tile, "num_warps": num_warps}
-        return paged_chunks(query, cache, batch, num_splits=max(1, splits), **cut)
+        most = 2 * num_processors // (num_places * shard.num_kv_heads)
+        splits = max(1, min(most, -(-longest // tile), MAX_SPLITS))
+        return paged_chunks(query, cache, batch, num_splits=splits, rows=rows, tile=tile, num_warps=num_warps)
 
-    def tile(self, rows: int) -> int:
-        """Keys read at once: three tiles of keys and values, and the queries, fit the shared memory."""
-        row_bytes = (1 << (self.shard.head_size - 1).bit_length()) * self.shard.model.element_bytes
-        tile = 64
-        while tile > MIN_TILE and self.shared_bytes and (6 * tile + rows) * row_bytes > self.shared_bytes:
-            tile //= 2
-        return tile
+    return PrefillKernel("triton", compute)
+
+
+def chunk_tile(shard: Shard, shared_bytes: int | None, rows: int) -> int:
+    """Keys read at once: three tiles of keys and values, and the queries, fit the shared memory."""
+    row_bytes = (1 << (shard.head_size - 1).bit_length()) * shard.model.element_bytes
+    tile = 64
+    while tile > MIN_TILE and shared_bytes and (6 * tile + rows) * row_bytes > shared_bytes:
+        tile //= 2
+    return tile
 
 
 def right_kernels(
@@ -170,16 +123,16 @@ def right_kernels(
     SDPA, which is there everywhere, is not tried, nor is anything on a CPU: Triton's interpreter takes
     seconds, and tests hold it against float64.
     """
-    usual: dict[str, PrefillKernel] = {TorchChooses.name: TorchChooses(sdpa)}
-    own = partial(TritonChunks, shard, num_processors, shared_bytes)
+    usual = sdpa_kernel_of(sdpa)
+    own = partial(own_chunks, shard, num_processors, shared_bytes)
     if device.type == "cpu":
-        return {**usual, TritonChunks.name: own()}, {}
-    make: dict[str, Callable[[], PrefillKernel]] = {TritonChunks.name: own}
+        return {kernel.name: kernel for kernel in (usual, own())}, {}
+    make: dict[str, Callable[[], PrefillKernel]] = {"triton": own}
     if shard.dtype in (torch.bfloat16, torch.float16):
-        flash = (Varlen, PagedVarlen, Cudnn)
-        make |= {kind.name: partial(kind, shard) for kind in flash}
+        flash = {"varlen": varlen, "paged varlen": paged_varlen, "cudnn": cudnn}
+        make |= {name: partial(kernel, shard) for name, kernel in flash.items()}
     right, wrong = tried(make, shard, device)
-    return {**usual, **right}, wrong
+    return {usual.name: usual, **right}, wrong
 
 
 def tried(
@@ -222,7 +175,7 @@ def _problem(kernel: PrefillKernel, shard: Shard, device: torch.device) -> str |
         if not kernel.covers(batch):
             continue
         num_tried += 1
-        got = kernel(query, keys, values, cache, batch).float()
+        got = kernel.compute(query, keys, values, cache, batch).float()
         wanted = _written_out(query, cache, batch, shard)
         far = (got - wanted).abs() - TOLERANCE * wanted.abs()
         worst = max(worst, float(far.max()) if bool(torch.isfinite(got).all()) else float("inf"))
@@ -269,8 +222,8 @@ def _written_out(query: Tensor, cache: LayerCache, batch: ChunkBatch, shard: Sha
     return torch.cat(parts)
 
 
-def _causal_varlen(grouped: bool) -> Any:
-    """`varlen_attn`, causal from each chunk's last token back, by the keywords of this version of torch."""
+def _causal_varlen(grouped: bool) -> Callable[..., Tensor]:
+    """`varlen_attn` of a batch, causal from each chunk's last token back, by the keywords of this torch."""
     from torch.nn.attention.varlen import varlen_attn
 
     attend: Any = varlen_attn
@@ -278,4 +231,11 @@ def _causal_varlen(grouped: bool) -> Any:
     keywords: dict[str, Any] = {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}
     if grouped and "enable_gqa" in known:
         keywords["enable_gqa"] = True
-    return partial(attend, **keywords)
+
+    def of(batch: ChunkBatch, query: Tensor, keys: Tensor, values: Tensor, **pages: Tensor) -> Tensor:
+        longest = max(batch.num_tokens), max(map(add, batch.num_tokens, batch.contexts))
+        starts = batch.token_starts, batch.key_starts
+        out: Tensor = attend(query.contiguous(), keys, values, *starts, *longest, **keywords, **pages)
+        return out
+
+    return of

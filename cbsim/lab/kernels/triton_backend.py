@@ -88,11 +88,11 @@ class TritonBackend(AttentionBackend):
         self, query: Tensor, keys: Tensor, values: Tensor, cache: LayerCache, batch: ChunkBatch
     ) -> Tensor:
         """See `AttentionBackend.prefill`."""
-        return self.prefill_kernel(batch)(query, keys, values, cache, batch)
+        return self.prefill_kernel(batch).compute(query, keys, values, cache, batch)
 
     def decode(self, query: Tensor, cache: LayerCache, batch: DecodeBatch) -> Tensor:
         """See `AttentionBackend.decode`."""
-        from cbsim.lab.kernels.triton_decode import paged_decode
+        from cbsim.lab.kernels.triton_attention import paged_decode
 
         tuning, num_splits = self.tuning, self.num_splits(query.shape[0], batch.max_context)
         cut = {"tile": tuning.tile, "num_warps": tuning.num_warps, "num_stages": tuning.num_stages}

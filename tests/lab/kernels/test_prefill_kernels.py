@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any
 
 import pytest
 
 pytest.importorskip("torch")
 
 import torch
+import torch.nn.attention.varlen
 from torch import Tensor
 
 from cbsim.lab.kernels import prefill_kernels
@@ -17,13 +18,14 @@ from cbsim.lab.kernels.attention_backends import ChunkBatch, LayerCache, SdpaBac
 from cbsim.lab.kernels.kernel_choice import DecodeTuning, KernelChoice, PrefillChoice
 from cbsim.lab.kernels.layer_ops import layer_ops
 from cbsim.lab.kernels.prefill_kernels import (
-    Cudnn,
-    PagedVarlen,
     PrefillKernel,
-    TorchChooses,
-    Varlen,
+    cudnn,
+    paged_varlen,
+    sdpa_kernel_of,
     tried,
+    varlen,
 )
+from cbsim.lab.kernels.shard import Shard
 from cbsim.lab.kernels.triton_backend import TritonBackend
 from tests.lab.kernels.references import Paged, attention_shard, naive_attention, scatter
 
@@ -42,6 +44,7 @@ def naive_varlen(
     *,
     seqused_k: Tensor | None = None,
     block_table: Tensor | None = None,
+    is_causal: bool = True,
 ) -> Tensor:
     """What `varlen_attn` computes, causal from the last token back."""
     assert max_tokens == int(token_starts.diff().max())
@@ -61,7 +64,7 @@ def naive_varlen(
 
 @pytest.fixture(autouse=True)
 def without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prefill_kernels, "_causal_varlen", lambda grouped: naive_varlen)
+    monkeypatch.setattr(torch.nn.attention.varlen, "varlen_attn", naive_varlen)
     monkeypatch.setattr(prefill_kernels, "sdpa_kernel", lambda backend: nullcontext())
     monkeypatch.setenv("TRITON_INTERPRET", "1")
 
@@ -70,22 +73,22 @@ def computed(kernel: PrefillKernel, paged: Paged) -> Tensor:
     batch = paged.chunk_batch()
     own = paged.own(paged.keys), paged.own(paged.values)
     assert kernel.covers(batch)
-    return kernel(torch.cat(paged.queries), *own, paged.cache, batch)
+    return kernel.compute(torch.cat(paged.queries), *own, paged.cache, batch)
 
 
 @pytest.mark.parametrize(
     ("kernel", "lengths", "num_tokens"),
     [
-        (Varlen, [20, 37, 16], [20, 5, 2]),
-        (Varlen, [37], [5]),
-        (Varlen, [20, 16], [20, 16]),
-        (PagedVarlen, [20, 37, 90], [20, 5, 2]),
-        (Cudnn, [20, 16], [20, 16]),
-        (Cudnn, [33], [33]),
+        (varlen, [20, 37, 16], [20, 5, 2]),
+        (varlen, [37], [5]),
+        (varlen, [20, 16], [20, 16]),
+        (paged_varlen, [20, 37, 90], [20, 5, 2]),
+        (cudnn, [20, 16], [20, 16]),
+        (cudnn, [33], [33]),
     ],
 )
 def test_what_torch_is_handed(
-    kernel: type[Varlen] | type[Cudnn], lengths: list[int], num_tokens: list[int]
+    kernel: Callable[[Shard], PrefillKernel], lengths: list[int], num_tokens: list[int]
 ) -> None:
     paged = scatter(SHARD, lengths, num_tokens, seed=1)
     got = computed(kernel(SHARD), paged)
@@ -105,34 +108,23 @@ def test_a_single_chunk_is_copied_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def off_by(error: float) -> PrefillKernel:
-    class Off(TorchChooses):
-        def __call__(self, *given: Any) -> Tensor:
-            return super().__call__(*given) + error
-
-    return Off(SdpaBackend(SHARD, CPU))
+    return PrefillKernel("off", lambda *given: SdpaBackend(SHARD, CPU).prefill(*given) + error)
 
 
 def refused() -> PrefillKernel:
     raise NotImplementedError("no such kernel in this build\nframes")
 
 
-class Nothing(TorchChooses):
-    """Covers nothing."""
-
-    def covers(self, batch: ChunkBatch) -> bool:
-        return False
-
-
 def test_kernels_that_are_wrong_here_are_not_taken() -> None:
     """An exception of one, whatever it is, leaves the others."""
     sdpa = SdpaBackend(SHARD, CPU)
     make = {
-        "right": lambda: TorchChooses(sdpa),
+        "right": lambda: sdpa_kernel_of(sdpa),
         "wrong": lambda: off_by(0.5),
         "nan": lambda: off_by(float("nan")),
         "refused": refused,
-        "paged": lambda: PagedVarlen(SHARD),
-        "nothing": lambda: Nothing(sdpa),
+        "paged": lambda: paged_varlen(SHARD),
+        "nothing": lambda: PrefillKernel("nothing", sdpa.prefill, lambda batch: False),
     }
     right, wrong = tried(make, SHARD, CPU)
     assert list(right) == ["right", "paged"]
@@ -147,7 +139,7 @@ def test_the_kernel_of_the_nearest_size_that_covers_a_batch() -> None:
     timed = ((16, 0, "triton"), (2048, 0, "cudnn"), (16, 2048, "triton"), (2048, 2048, "paged varlen"))
     backend = TritonBackend(SHARD, CPU, choice=KernelChoice(DecodeTuning(), PrefillChoice(timed)))
     assert set(backend.kernels) == {"sdpa", "triton"}
-    backend.kernels |= {"cudnn": Cudnn(SHARD), "paged varlen": PagedVarlen(SHARD)}
+    backend.kernels |= {"cudnn": cudnn(SHARD), "paged varlen": paged_varlen(SHARD)}
     tables = [torch.arange(300)] * 2
 
     def kernel(*chunks: tuple[int, int]) -> str:

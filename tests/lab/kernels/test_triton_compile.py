@@ -1,4 +1,4 @@
-"""The decode kernel compiles for Hopper and Ampere, without a GPU, to tensor-core instructions."""
+"""The attention kernel compiles for Hopper and Ampere, without a GPU, to tensor-core instructions."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from cbsim.lab.kernels import triton_chunks, triton_decode, triton_experts, triton_layer
+from cbsim.lab.kernels import triton_attention, triton_experts, triton_layer
 from cbsim.lab.kernels.kernel_choice import DecodeTuning
-from cbsim.lab.kernels.prefill_kernels import TritonChunks
+from cbsim.lab.kernels.prefill_kernels import chunk_tile
 from tests.lab.kernels.references import attention_shard
 
 POINTERS = ("query", "keys", "values", "out")
-INDICES = ("block_tables", "context_lens", "token_starts", "key_starts")
+INDICES = ("block_tables", "key_lens", "token_starts")
 PARTIALS = ("partials", "log_sums")
 
 
@@ -44,12 +44,17 @@ def compile_for(
     *,
     is_whole: bool = False,
     cache: str | None = None,
+    queries: int | None = None,
 ) -> Any:
-    """The kernel of a model with 32 query and 8 KV heads, as a GPU of that capability would run it."""
+    """The kernel of a model with 32 query and 8 KV heads, as a GPU of that capability would run it: for
+    chunks, of so many `queries` a program, or for decodes.
+    """
     constants = {
+        "ARE_CHUNKS": queries is not None,
         "NUM_HEADS": 32,
         "GROUP": 4,
-        "ROWS": 16,
+        "QUERIES": queries or 1,
+        "ROWS": max(16, 4 * (queries or 1)),
         "HEAD_SIZE": head_size,
         "PADDED_SIZE": triton.next_power_of_2(head_size),
         "BLOCK_SIZE": 16,
@@ -59,26 +64,7 @@ def compile_for(
         "CAST": cache is not None,
         "WIDEN": False,
     }
-    return compiled(triton_decode._partial_kernel, constants, dtype, cache, capability, tuning.num_warps)
-
-
-def compile_chunks(capability: int, rows: int, tile: int, num_warps: int, *, cache: str | None = None) -> Any:
-    """The kernel for chunks of a model with 32 query and 8 KV heads of 128 elements in bf16."""
-    constants = {
-        "NUM_HEADS": 32,
-        "GROUP": 4,
-        "QUERIES": rows // 4,
-        "ROWS": rows,
-        "HEAD_SIZE": 128,
-        "PADDED_SIZE": 128,
-        "BLOCK_SIZE": 16,
-        "TILE": tile,
-        "IS_WHOLE": True,
-        "NUM_STAGES": 3,
-        "CAST": cache is not None,
-        "WIDEN": False,
-    }
-    return compiled(triton_chunks._chunk_kernel, constants, "bfloat16", cache, capability, num_warps)
+    return compiled(triton_attention._attention_kernel, constants, dtype, cache, capability, tuning.num_warps)
 
 
 def compiled(
@@ -152,12 +138,12 @@ def test_tiles_are_halved_to_what_a_gpu_has() -> None:
 def test_chunks_are_pipelined_and_multiplied_by_warp_groups() -> None:
     """What they need of shared memory is what tiles are cut down by."""
     shard, rows = attention_shard(32, 8, 128, "bfloat16"), 128
-    made = compile_chunks(90, rows, 64, 8)
+    made = compile_for(90, "bfloat16", 128, DecodeTuning(num_warps=8), is_whole=True, queries=rows // 4)
     assert "wgmma" in made.asm["ptx"]
     assert "cp.async.wait_group 2" in " ".join(made.asm["ptx"].split()).replace("0x", "")
     assert made.metadata.shared <= (6 * 64 + rows) * 128 * 2
     sizes = {99: 32, 163: 64, 227: 64}
-    assert {size: TritonChunks(shard, 132, size * 1024).tile(rows) for size in sizes} == sizes
+    assert {size: chunk_tile(shard, size * 1024, rows) for size in sizes} == sizes
 
 
 def test_a_cache_of_8_bits_compiles() -> None:

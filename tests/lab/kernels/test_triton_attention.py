@@ -1,4 +1,4 @@
-"""The Triton decode kernel against float64: by the interpreter (`TRITON_INTERPRET=1`), or on a GPU."""
+"""The Triton attention kernel against float64: by the interpreter (`TRITON_INTERPRET=1`), or on a GPU."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import torch
 if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("needs a GPU, or TRITON_INTERPRET=1", allow_module_level=True)
 
-from cbsim.lab.kernels.attention_backends import DecodeBatch, LayerCache, make_backend
+from cbsim.lab.kernels.attention_backends import ChunkBatch, DecodeBatch, LayerCache, make_backend
+from cbsim.lab.kernels.triton_attention import paged_chunks, paged_decode
 from cbsim.lab.kernels.triton_backend import DecodeTuning, TritonBackend
-from cbsim.lab.kernels.triton_decode import paged_decode
 from tests.lab.kernels.references import Paged, attention_shard, scatter
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -40,12 +40,22 @@ def assert_right(got: torch.Tensor, paged: Paged) -> None:
     torch.testing.assert_close(got.double(), paged.expected(), atol=4e-3, rtol=4e-3)
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("head_size", [64, 128])
-@pytest.mark.parametrize("heads", [(8, 2), (4, 4), (6, 1)])
-@pytest.mark.parametrize(("num_splits", "tile"), [(1, 64), (3, 64), (8, 128)])
+@pytest.mark.parametrize(
+    ("heads", "head_size", "dtype", "num_splits", "tile"),
+    [
+        ((8, 2), 64, "float16", 1, 64),
+        ((8, 2), 128, "bfloat16", 3, 64),
+        ((8, 2), 128, "float16", 8, 128),
+        ((4, 4), 128, "float16", 1, 64),
+        ((4, 4), 64, "bfloat16", 3, 64),
+        ((4, 4), 64, "float16", 8, 128),
+        ((6, 1), 64, "bfloat16", 1, 64),
+        ((6, 1), 128, "float16", 3, 64),
+        ((6, 1), 128, "bfloat16", 8, 128),
+    ],
+)
 def test_ragged_decodes(
-    dtype: str, head_size: int, heads: tuple[int, int], num_splits: int, tile: int
+    heads: tuple[int, int], head_size: int, dtype: str, num_splits: int, tile: int
 ) -> None:
     shard = attention_shard(*heads, head_size, dtype)
     paged = scatter(shard, [1, 16, 65, 300, 129], [1] * 5, seed=num_splits, device=DEVICE)
@@ -199,3 +209,47 @@ def test_splits_fill_the_processors_and_never_outnumber_the_tiles() -> None:
     assert backend.num_splits(50, 10**6) == 4
     assert backend.num_splits(200, 10**6) == 1
     assert backend.num_splits(512, 10**6) == 1
+
+
+def chunks(paged: Paged, **cut: int) -> torch.Tensor:
+    batch, device = paged.chunk_batch(), torch.device(DEVICE)
+    tables = [table.to(DEVICE) for table in batch.block_tables]
+    moved = ChunkBatch.build(list(batch.num_tokens), list(batch.contexts), tables, device)
+    return paged_chunks(torch.cat(paged.queries).to(DEVICE), paged.cache, moved, **cut).cpu()
+
+
+@pytest.mark.parametrize(
+    ("heads", "head_size", "dtype", "num_splits", "rows", "tile"),
+    [
+        ((4, 2), 64, "float16", 1, 16, 32),
+        ((4, 1), 128, "bfloat16", 3, 64, 64),
+        ((6, 1), 80, "float16", 2, 32, 32),
+        ((2, 2), 64, "float16", 2, 64, 128),
+        ((20, 1), 64, "float16", 1, 16, 64),
+    ],
+)
+def test_chunks_with_and_without_context(
+    heads: tuple[int, int], head_size: int, dtype: str, num_splits: int, rows: int, tile: int
+) -> None:
+    """A whole prompt, chunks over contexts, and one of a single token."""
+    shard = attention_shard(*heads, head_size, dtype)
+    paged = scatter(shard, [20, 47, 60, 33], [20, 5, 1, 33], seed=num_splits, device=DEVICE)
+    got = chunks(paged, num_splits=num_splits, rows=rows, tile=tile)
+    torch.testing.assert_close(got.double(), paged.expected(), atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("num_tokens", [1, 17])
+def test_one_chunk_over_a_context(num_tokens: int) -> None:
+    shard = attention_shard(4, 2, 64, "float16")
+    paged = scatter(shard, [100 + num_tokens], [num_tokens], seed=num_tokens, device=DEVICE, block_size=8)
+    got = chunks(paged, num_splits=4, rows=32, tile=32)
+    assert_right(got, paged)
+
+
+def test_a_cache_in_fp8() -> None:
+    shard = attention_shard(4, 2, 64, "float16", "fp8")
+    paged = scatter(shard, [20, 77], [20, 5], seed=3, device=DEVICE)
+    got = chunks(paged, num_splits=2, rows=32, tile=32)
+    assert_right(got, paged)
+    paged = scatter(shard, [20, 77], [1, 1], seed=4, device=DEVICE)
+    assert_right(decode(paged, 2, 32), paged)

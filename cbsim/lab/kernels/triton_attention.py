@@ -1,8 +1,8 @@
-"""Split-KV paged decode attention in Triton: flash-decoding over a block table.
+"""Split-KV attention of decodes and chunks over a paged KV cache in Triton, flash-decoding by block tables.
 
-Each program takes one sequence, one KV head with its whole group of query heads, and one share of the context
-(Flash-Decoding, https://pytorch.org/blog/flash-decoding); a second kernel combines the shares by their
-log-sum-exp. Sums are fp32 throughout.
+Each program takes some tokens of one sequence with all query heads of one KV head, and one share of the keys
+they may see (Flash-Decoding, https://pytorch.org/blog/flash-decoding); a second kernel combines the shares by
+their log-sum-exp. Short chunks over long contexts have few queries, as decodes have. Sums are fp32.
 """
 
 from __future__ import annotations
@@ -12,21 +12,22 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cbsim.lab.kernels.attention_backends import DecodeBatch, LayerCache
+from cbsim.lab.kernels.attention_backends import ChunkBatch, DecodeBatch, LayerCache
 
 LOG2_E = 1.4426950408889634
 MIN_ROWS = 16
-"""Rows that `tl.dot` needs at least: the group of query heads is padded to them."""
+"""Rows that `tl.dot` needs at least: a program's (token, head) pairs are padded to them."""
 
 
 # Else it would be compiled anew for numbers that are 1, and that are multiples of 16.
-@triton.jit(do_not_specialize=["table_stride", "num_splits"])  # type: ignore[untyped-decorator]
-def _partial_kernel(  # type: ignore[no-untyped-def]
+@triton.jit(do_not_specialize=["table_stride", "num_chunks", "num_splits"])  # type: ignore[untyped-decorator]
+def _attention_kernel(  # type: ignore[no-untyped-def]
     query,
     keys,
     values,
     block_tables,
-    context_lens,
+    key_lens,
+    token_starts,
     out,
     partials,
     log_sums,
@@ -36,9 +37,12 @@ def _partial_kernel(  # type: ignore[no-untyped-def]
     token_stride,
     head_stride,
     table_stride,
+    num_chunks,
     num_splits,
+    ARE_CHUNKS: tl.constexpr,
     NUM_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
+    QUERIES: tl.constexpr,
     ROWS: tl.constexpr,
     HEAD_SIZE: tl.constexpr,
     PADDED_SIZE: tl.constexpr,
@@ -49,23 +53,50 @@ def _partial_kernel(  # type: ignore[no-untyped-def]
     CAST: tl.constexpr,
     WIDEN: tl.constexpr,
 ):
-    """Attention of a group of heads to one share of a sequence's context: its output and log2-sum-exp2."""
-    sequence = tl.program_id(0).to(tl.int64)
+    """Attention of up to `QUERIES` tokens of a sequence to one share of their keys: the output, or its part
+    and log2-sum-exp2. Decodes have one token each; `token_starts` says where chunks' tokens start.
+    """
+    place = tl.program_id(0)
     kv_head = tl.program_id(1).to(tl.int64)
     split = tl.program_id(2)
-    context = tl.load(context_lens + sequence)
-    tiles_per_split = tl.cdiv(tl.cdiv(context, TILE), num_splits)
-    start = split * tiles_per_split * TILE
-    end = tl.minimum(start + tiles_per_split * TILE, context)
-
     rows = tl.arange(0, ROWS)
+    if ARE_CHUNKS:
+        # Chunk c has the places from `token_starts[c] // QUERIES + c` on: enough for its last, partly filled
+        # one.
+        sequence, high = 0, num_chunks
+        while high - sequence > 1:
+            middle = (sequence + high) // 2
+            if tl.load(token_starts + middle) // QUERIES + middle <= place:
+                sequence = middle
+            else:
+                high = middle
+        first_row = tl.load(token_starts + sequence)
+        num_tokens = tl.load(token_starts + sequence + 1) - first_row
+        first = (place - first_row // QUERIES - sequence) * QUERIES
+        if first >= num_tokens:
+            return
+        num_keys = tl.load(key_lens + sequence)
+        tokens = first + rows // GROUP
+        row = (first_row + tokens).to(tl.int64)
+        heads = kv_head * GROUP + rows % GROUP
+        is_row = (rows < QUERIES * GROUP) & (tokens < num_tokens)
+        last_seen = num_keys - num_tokens + tokens
+        seen = tl.minimum(num_keys, num_keys - num_tokens + first + QUERIES)
+    else:
+        sequence = place.to(tl.int64)
+        row = sequence + tl.zeros((ROWS,), tl.int64)
+        heads = kv_head * GROUP + rows
+        is_row = rows < GROUP
+        seen = tl.load(key_lens + sequence)
+    tiles_per_split = tl.cdiv(tl.cdiv(seen, TILE), num_splits)
+    start = split * tiles_per_split * TILE
+    end = tl.minimum(start + tiles_per_split * TILE, seen)
+
     places = tl.arange(0, PADDED_SIZE)
     in_tile = tl.arange(0, TILE)
-    heads = kv_head * GROUP + rows
-    is_head = rows < GROUP
     is_place = places < HEAD_SIZE
-    wanted = is_head[:, None] & is_place[None, :]
-    query_at = query + sequence * query_stride + heads[:, None] * HEAD_SIZE + places[None, :]
+    wanted = is_row[:, None] & is_place[None, :]
+    query_at = query + row[:, None] * query_stride + heads[:, None] * HEAD_SIZE + places[None, :]
     q = tl.load(query_at, mask=wanted, other=0.0)
     if WIDEN:
         q = q.to(tl.float32)
@@ -76,25 +107,30 @@ def _partial_kernel(  # type: ignore[no-untyped-def]
     table = block_tables + sequence * table_stride
     # The next tile's blocks are looked up ahead: a load that waits for one of its own tile isn't pipelined.
     ahead = tl.load(table + (start + in_tile) // BLOCK_SIZE, mask=start + in_tile < end, other=0)
-    for first in tl.range(start, end, TILE, num_stages=NUM_STAGES):
-        tokens = first + in_tile
-        is_token = tokens < end
+    for from_key in tl.range(start, end, TILE, num_stages=NUM_STAGES):
+        at = from_key + in_tile
+        is_key = at < end
         blocks = ahead.to(tl.int64)
-        following = tokens + TILE
+        following = at + TILE
         ahead = tl.load(table + following // BLOCK_SIZE, mask=following < end, other=0)
-        token_at = blocks * block_stride + (tokens % BLOCK_SIZE) * token_stride + kv_head * head_stride
-        element_at = token_at[:, None] + places[None, :]
-        is_element = is_token[:, None] & is_place[None, :]
+        key_at = blocks * block_stride + (at % BLOCK_SIZE) * token_stride + kv_head * head_stride
+        element_at = key_at[:, None] + places[None, :]
+        is_element = is_key[:, None] & is_place[None, :]
         k = tl.load(keys + element_at, mask=is_element, other=0.0)
         if CAST:
             k = k.to(query.dtype.element_ty)
         if WIDEN:
             k = k.to(tl.float32)
         scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale_log2
-        scores = tl.where(is_token[None, :], scores, float("-inf"))
+        may_see = is_key[None, :]
+        if ARE_CHUNKS:
+            may_see = may_see & (at[None, :] <= last_seen[:, None])
+        scores = tl.where(may_see, scores, float("-inf"))
         new_highest = tl.maximum(highest, tl.max(scores, 1))
-        weights = tl.exp2(scores - new_highest[:, None])
-        shrink = tl.exp2(highest - new_highest)
+        # A row that has seen nothing yet has no highest score: -inf less -inf would be NaN.
+        known = tl.where(new_highest > float("-inf"), new_highest, 0.0)
+        weights = tl.exp2(scores - known[:, None])
+        shrink = tl.exp2(highest - known)
         v = tl.load(values + element_at, mask=is_element, other=0.0)
         if CAST:
             v = v.to(query.dtype.element_ty)
@@ -105,17 +141,16 @@ def _partial_kernel(  # type: ignore[no-untyped-def]
         total = total * shrink + tl.sum(weights, 1)
         highest = new_highest
 
-    row = sequence * NUM_HEADS + heads
-    # A share without tokens has a log-sum of -inf, which is no weight; a whole context without any gives 0.
+    # A share without keys has a log-sum of -inf, which is no weight; a whole context without any gives 0.
     divisor = tl.where(total > 0, total, 1.0)
     result = acc / divisor[:, None]
+    out_row = row * NUM_HEADS + heads
     if IS_WHOLE:
-        tl.store(
-            out + row[:, None] * HEAD_SIZE + places[None, :], result.to(out.dtype.element_ty), mask=wanted
-        )
+        at_out = out + out_row[:, None] * HEAD_SIZE + places[None, :]
+        tl.store(at_out, result.to(out.dtype.element_ty), mask=wanted)
     else:
-        share = row * num_splits + split
-        tl.store(log_sums + share, highest + tl.log2(divisor), mask=is_head)
+        share = out_row * num_splits + split
+        tl.store(log_sums + share, highest + tl.log2(divisor), mask=is_row)
         tl.store(partials + share[:, None] * HEAD_SIZE + places[None, :], result, mask=wanted)
 
 
@@ -164,27 +199,75 @@ def paged_decode(
     is right for any length. A context of 0 tokens gives zeros. Returns a new tensor of the queries' shape and
     dtype; raises ValueError for tensors laid out in another way.
     """
-    check_layout(query, cache, batch.block_tables, batch.context_lens)
-    num_decodes, num_heads, head_size = query.shape
-    num_kv_heads = cache.keys.shape[2]
+    cut = (num_splits, MIN_ROWS, tile, num_warps, num_stages)
+    return _attended(query, cache, batch.block_tables, batch.context_lens, None, *cut)
+
+
+def paged_chunks(
+    query: Tensor,
+    cache: LayerCache,
+    batch: ChunkBatch,
+    *,
+    num_splits: int = 1,
+    rows: int = 64,
+    tile: int = 64,
+    num_warps: int = 4,
+    num_stages: int = 3,
+) -> Tensor:
+    """The same of packed chunks, `(T, num_heads, head_size)` queries; `rows` are the (token, head) pairs of a
+    program, a power of 2 from 16.
+    """
+    cut = (num_splits, rows, tile, num_warps, num_stages)
+    return _attended(query, cache, batch.tables, batch.key_lens, batch.token_starts, *cut)
+
+
+def _attended(
+    query: Tensor,
+    cache: LayerCache,
+    tables: Tensor,
+    key_lens: Tensor,
+    token_starts: Tensor | None,
+    num_splits: int,
+    rows: int,
+    tile: int,
+    num_warps: int,
+    num_stages: int,
+) -> Tensor:
+    """See `paged_chunks`; without `token_starts` see `paged_decode`."""
+    _check_layout(query, cache, tables, key_lens)
+    num_tokens, num_heads, head_size = query.shape
+    num_kv_heads, num_sequences = cache.keys.shape[2], key_lens.shape[0]
     group = num_heads // num_kv_heads
+    rows = max(rows, triton.next_power_of_2(group))
+    queries = 1 if token_starts is None else rows // group
+    num_places = num_sequences if token_starts is None else num_tokens // queries + num_sequences
     out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     is_whole = num_splits == 1
-    shape = (1,) if is_whole else (num_decodes, num_heads, num_splits)
+    shape = (1,) if is_whole else (num_tokens, num_heads, num_splits)
     log_sums = torch.empty(shape, dtype=torch.float32, device=query.device)
     partials = torch.empty((*shape, head_size), dtype=torch.float32, device=query.device)
     sizes = {"HEAD_SIZE": head_size, "PADDED_SIZE": triton.next_power_of_2(head_size)}
-    tables = (batch.block_tables, batch.context_lens)
-    tensors = (query, cache.keys, cache.values, *tables, out, partials, log_sums)
-    strides = (query.stride(0), *cache.keys.stride()[:3], batch.block_tables.stride(0))
-    _partial_kernel[num_decodes, num_kv_heads, num_splits](
-        *tensors,
+    _attention_kernel[num_places, num_kv_heads, num_splits](
+        query,
+        cache.keys,
+        cache.values,
+        tables,
+        key_lens,
+        key_lens if token_starts is None else token_starts,
+        out,
+        partials,
+        log_sums,
         head_size**-0.5 * LOG2_E,
-        *strides,
+        query.stride(0),
+        *cache.keys.stride()[:3],
+        tables.stride(0),
+        num_sequences,
         num_splits,
+        ARE_CHUNKS=token_starts is not None,
         NUM_HEADS=num_heads,
         GROUP=group,
-        ROWS=max(MIN_ROWS, triton.next_power_of_2(group)),
+        QUERIES=queries,
+        ROWS=rows,
         BLOCK_SIZE=cache.block_size,
         TILE=tile,
         IS_WHOLE=is_whole,
@@ -196,26 +279,19 @@ def paged_decode(
         **sizes,
     )
     if not is_whole:
-        combine(partials, log_sums, out)
+        _combine_kernel[(num_tokens * num_heads,)](
+            partials,
+            log_sums,
+            out,
+            num_splits,
+            PADDED_SPLITS=triton.next_power_of_2(num_splits),
+            num_warps=4,
+            **sizes,
+        )
     return out
 
 
-def combine(partials: Tensor, log_sums: Tensor, out: Tensor) -> None:
-    """Put shares of contexts, `(rows, heads, splits, head_size)`, together by their log2-sums into `out`."""
-    num_rows, num_heads, num_splits, head_size = partials.shape
-    _combine_kernel[(num_rows * num_heads,)](
-        partials,
-        log_sums,
-        out,
-        num_splits,
-        HEAD_SIZE=head_size,
-        PADDED_SIZE=triton.next_power_of_2(head_size),
-        PADDED_SPLITS=triton.next_power_of_2(num_splits),
-        num_warps=4,
-    )
-
-
-def check_layout(query: Tensor, cache: LayerCache, tables: Tensor, lengths: Tensor) -> None:
+def _check_layout(query: Tensor, cache: LayerCache, tables: Tensor, lengths: Tensor) -> None:
     """Raise ValueError for tensors that a kernel, which walks heads and tables by their sizes, would misread.
 
     `tables` are a row of block numbers for each sequence; `lengths` lie one after another.
