@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -20,7 +19,7 @@ from cbsim.lab.kernels.attention_backends import (
     LayerCache,
     SdpaBackend,
 )
-from cbsim.lab.kernels.feed_forward import Experts, GatedMlp, random_matrix, shard_matrix
+from cbsim.lab.kernels.feed_forward import Experts, GatedMlp, Maker
 from cbsim.lab.kernels.layer_ops import LayerOps, layer_ops
 from cbsim.lab.kernels.shard import Shard
 from cbsim.specs.model import PartName
@@ -164,32 +163,23 @@ class DecoderLayer:
     normalised per head if the model says so. A layer with experts has an MLP if every token goes to some.
     """
 
-    def __init__(
-        self,
-        shard: Shard,
-        device: torch.device,
-        generator: torch.Generator,
-        ops: LayerOps,
-        has_experts: bool,
-        routes_evenly: bool,
-    ) -> None:
+    def __init__(self, make: Maker, has_experts: bool, routes_evenly: bool) -> None:
+        shard = make.shard
         model = shard.model
-        self.shard, self.ops = shard, ops
+        self.shard, self.ops = shard, make.ops
         self.eps = model.norm_eps
         attention_size = shard.num_heads * shard.head_size
         qkv_size = attention_size + 2 * shard.num_kv_heads * shard.head_size
-        matrix = partial(shard_matrix, shard, "attention", device=device, generator=generator)
-        ones = partial(torch.ones, dtype=shard.dtype, device=device)
-        self.input_norm = ones(model.hidden_size)
-        self.qkv = matrix(qkv_size, model.hidden_size)
-        self.query_norm = ones(shard.head_size) if model.qk_norm else None
-        self.key_norm = ones(shard.head_size) if model.qk_norm else None
-        self.o = matrix(model.hidden_size, attention_size)
-        self.mlp_norm = ones(model.hidden_size)
+        self.input_norm = make.ones(model.hidden_size)
+        self.qkv = make.matrix("attention", qkv_size, model.hidden_size)
+        self.query_norm = make.ones(shard.head_size) if model.qk_norm else None
+        self.key_norm = make.ones(shard.head_size) if model.qk_norm else None
+        self.o = make.matrix("attention", model.hidden_size, attention_size)
+        self.mlp_norm = make.ones(model.hidden_size)
         mlp_size = shard.shared_size if has_experts else shard.intermediate_size
         part: PartName = "shared_experts" if has_experts else "mlp"
-        self.mlp = GatedMlp(shard, part, mlp_size, device, generator, ops) if mlp_size else None
-        self.experts = Experts(shard, device, generator, ops, routes_evenly) if has_experts else None
+        self.mlp = GatedMlp(make, part, mlp_size) if mlp_size else None
+        self.experts = Experts(make, routes_evenly) if has_experts else None
 
     def project(
         self, hidden: Tensor, delta: Tensor | None, positions: Tensor, rotary: Rotary
@@ -260,21 +250,19 @@ class Decoder:
         routes_evenly: bool = False,
         ops: LayerOps | None = None,
     ) -> None:
-        generator = torch.Generator(device).manual_seed(seed)
         model = shard.model
-        matrix = partial(random_matrix, dtype=shard.dtype, device=device, generator=generator)
         self.shard = shard
         self.backend = backend
         self.sliding = SdpaBackend(shard, device, model.window)
         self.ops = ops or layer_ops(device)
         self.rotary = Rotary(shard, max_positions, device)
-        self.embedding = matrix(model.vocab_size, model.hidden_size)
+        make = Maker(shard, device, torch.Generator(device).manual_seed(seed), self.ops)
+        self.embedding = make.random(model.vocab_size, model.hidden_size)
         self.layers = [
-            DecoderLayer(shard, device, generator, self.ops, shard.has_experts(number), routes_evenly)
-            for number in range(model.num_layers)
+            DecoderLayer(make, shard.has_experts(number), routes_evenly) for number in range(model.num_layers)
         ]
         tied = model.tie_embeddings
-        weight = self.embedding if tied else matrix(shard.vocab_size, model.hidden_size)
+        weight = self.embedding if tied else make.random(shard.vocab_size, model.hidden_size)
         self.head = LmHead(shard, weight, self.ops)
 
     def logits(self, batches: StepBatch | Sequence[StepBatch], caches: Sequence[LayerCache]) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,38 +14,36 @@ from cbsim.lab.kernels.shard import Shard
 from cbsim.specs.model import PartName
 
 
-def random_matrix(
-    *shape: int, dtype: torch.dtype, device: torch.device, generator: torch.Generator
-) -> Tensor:
-    """Normal weights of variance 1 / columns, so that activations keep their size."""
-    out = torch.empty(shape, dtype=dtype, device=device)
-    return out.normal_(std=shape[-1] ** -0.5, generator=generator)
+class Maker(NamedTuple):
+    """What layers are made with: a shard's sizes, the device, random numbers, and operations for it."""
 
+    shard: Shard
+    device: torch.device
+    generator: torch.Generator
+    ops: LayerOps
 
-def shard_matrix(
-    shard: Shard, part: PartName, *shape: int, device: torch.device, generator: torch.Generator
-) -> Matrix:
-    """Random weights of one part of a model, in the dtype that it has them in."""
-    matrix = random_matrix(*shape, dtype=shard.dtype, device=device, generator=generator)
-    return Fp8Matrix.of(matrix) if shard.model.weight_dtype_of(part) == "fp8" else matrix
+    def random(self, *shape: int) -> Tensor:
+        """Normal weights of variance 1 / columns, so that activations keep their size."""
+        out = torch.empty(shape, dtype=self.shard.dtype, device=self.device)
+        return out.normal_(std=shape[-1] ** -0.5, generator=self.generator)
+
+    def ones(self, size: int) -> Tensor:
+        """The weights of a norm."""
+        return torch.ones(size, dtype=self.shard.dtype, device=self.device)
+
+    def matrix(self, part: PartName, *shape: int) -> Matrix:
+        """Random weights of one part of a model, in the dtype that it has them in."""
+        matrix = self.random(*shape)
+        return Fp8Matrix.of(matrix) if self.shard.model.weight_dtype_of(part) == "fp8" else matrix
 
 
 class GatedMlp:
     """SwiGLU (arXiv:2002.05202), with random weights."""
 
-    def __init__(
-        self,
-        shard: Shard,
-        part: PartName,
-        size: int,
-        device: torch.device,
-        generator: torch.Generator,
-        ops: LayerOps,
-    ) -> None:
-        matrix = partial(shard_matrix, shard, part, device=device, generator=generator)
-        self.ops = ops
-        self.gate_up = matrix(2 * size, shard.model.hidden_size)
-        self.down = matrix(shard.model.hidden_size, size)
+    def __init__(self, make: Maker, part: PartName, size: int) -> None:
+        hidden_size, self.ops = make.shard.model.hidden_size, make.ops
+        self.gate_up = make.matrix(part, 2 * size, hidden_size)
+        self.down = make.matrix(part, hidden_size, size)
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """`(T, hidden_size)` to the same shape."""
@@ -60,24 +58,15 @@ class Experts:
     heeded: tokens are dealt out to the experts in turn.
     """
 
-    def __init__(
-        self,
-        shard: Shard,
-        device: torch.device,
-        generator: torch.Generator,
-        ops: LayerOps,
-        is_even: bool = False,
-    ) -> None:
-        experts = shard.model.experts
+    def __init__(self, make: Maker, is_even: bool) -> None:
+        experts = make.shard.model.experts
         assert experts is not None
-        matrix = partial(random_matrix, dtype=shard.dtype, device=device, generator=generator)
         self.num_experts, self.num_chosen = experts.num_experts, experts.num_experts_per_token
-        self.ops = ops
-        self.is_even = is_even
-        hidden_size, size = shard.model.hidden_size, shard.expert_size
-        self.router = matrix(self.num_experts, hidden_size)
-        self.gate_up = matrix(self.num_experts, 2 * size, hidden_size)
-        self.down = matrix(self.num_experts, hidden_size, size)
+        self.ops, self.is_even = make.ops, is_even
+        hidden_size, size = make.shard.model.hidden_size, make.shard.expert_size
+        self.router = make.random(self.num_experts, hidden_size)
+        self.gate_up = make.random(self.num_experts, 2 * size, hidden_size)
+        self.down = make.random(self.num_experts, hidden_size, size)
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """`(T, hidden_size)` to the same shape: each expert's rows together, as a group of one product."""

@@ -28,10 +28,6 @@ class Fp8Matrix:
         """A matrix of larger numbers, rounded."""
         return cls(*quantise_rows(matrix))
 
-    def dequantised(self) -> Tensor:
-        """The weights in float32."""
-        return self.weight.float() * self.scale
-
 
 Matrix = Tensor | Fp8Matrix
 

@@ -120,6 +120,11 @@ def scatter(
     return paged
 
 
+def exact(matrix: Matrix) -> Tensor:
+    """The numbers of a matrix in float64."""
+    return (matrix if isinstance(matrix, Tensor) else matrix.weight.float() * matrix.scale).double()
+
+
 def naive_logits(decoder: Decoder, token_ids: Sequence[int]) -> Tensor:
     """Logits of every position of one sequence by the decoder's own weights, dense and in float64.
 
@@ -140,9 +145,6 @@ def naive_logits(decoder: Decoder, token_ids: Sequence[int]) -> Tensor:
     def rotate(x: Tensor) -> Tensor:
         turned = torch.complex(x[..., : size // 2], x[..., size // 2 :]) * turn
         return torch.cat((turned.real, turned.imag), -1)
-
-    def exact(matrix: Matrix) -> Tensor:
-        return (matrix if isinstance(matrix, Tensor) else matrix.dequantised()).double()
 
     def swiglu(x: Tensor, gate_up: Matrix, down: Matrix) -> Tensor:
         gate, up = (x @ exact(gate_up).T).chunk(2, -1)

@@ -11,11 +11,11 @@ import torch
 from cbsim.base.errors import CalibrationError, PluginError
 from cbsim.lab.kernels.attention_backends import DecodeBatch, LayerCache, SdpaBackend, make_backend
 from cbsim.lab.kernels.decoder import Decoder, SequenceSlice, StepBatch
-from cbsim.lab.kernels.feed_forward import Experts
+from cbsim.lab.kernels.feed_forward import Experts, Maker
 from cbsim.lab.kernels.layer_ops import LayerOps
 from cbsim.lab.kernels.quantised import Fp8Matrix, plain_product, quantise_rows
 from cbsim.lab.kernels.shard import Shard
-from tests.lab.kernels.references import load_model, naive_logits
+from tests.lab.kernels.references import exact, load_model, naive_logits
 
 CPU = torch.device("cpu")
 MLA = {"kv_lora_rank": 64, "qk_rope_head_dim": 16, "qk_nope_head_dim": 32, "v_head_dim": 32}
@@ -116,7 +116,7 @@ def test_products_in_fp8() -> None:
     rounded, scale = quantise_rows(rows)
     assert rounded.float().abs().amax(-1).tolist() == [448.0] * 7
     torch.testing.assert_close(rounded.float() * scale, rows, atol=0, rtol=0.07)
-    wanted = (rounded.double() * scale) @ matrix.dequantised().double().T
+    wanted = (rounded.double() * scale) @ exact(matrix).T
     # torch gives bfloat16.
     torch.testing.assert_close(plain_product(rows, matrix).double(), wanted, atol=0.02, rtol=0.01)
     zeros = quantise_rows(torch.zeros(2, 16))
@@ -168,7 +168,7 @@ def test_which_layers_slide_and_which_have_experts() -> None:
 
 def test_tokens_dealt_out_evenly() -> None:
     shard = Shard(load_model("tiny-experts"))
-    experts = Experts(shard, CPU, torch.Generator().manual_seed(1), LayerOps(), is_even=True)
+    experts = Experts(Maker(shard, CPU, torch.Generator().manual_seed(1), LayerOps()), is_even=True)
     experts.down = torch.eye(128, 64).expand(8, -1, -1).contiguous()
     experts.gate_up = torch.zeros_like(experts.gate_up)
     experts.gate_up[:, 64:, 0] = torch.arange(1.0, 9.0)[:, None]
