@@ -15,9 +15,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import TypeVar
 
+from calibration.attainable import attainable_bytes_per_s, attainable_flop_per_s
+from calibration.fake_card import FakeTimer, fake_device
 from calibration.kernel_report import KernelReport
 from calibration.reached_peaks import (
     Attainable,
@@ -26,13 +29,13 @@ from calibration.reached_peaks import (
     additivity_by_form,
     tunings_table,
 )
+from calibration.variants import load_variant, variant_name
 from cbsim.base.errors import CalibrationError, CbsimError
 from cbsim.base.paths import write_text
 from cbsim.cost.costfile import CostFile, read_cost_file
 from cbsim.lab.calibrate.device_check import check_device, memory_findings, told
-from cbsim.lab.calibrate.fake_card import FakeTimer, fake_device
 from cbsim.lab.calibrate.fit import fit_cost_file, fit_unreported
-from cbsim.lab.calibrate.kernel_tuning import all_tunings, compare_tunings, decode_sizes, name_of
+from cbsim.lab.calibrate.kernel_tuning import compare_tunings, decode_sizes, first_tunings, name_of
 from cbsim.lab.calibrate.measurement import (
     Measurement,
     ProcessSpent,
@@ -43,12 +46,12 @@ from cbsim.lab.calibrate.measurement import (
     time_point,
     use_best_kernels,
 )
-from cbsim.lab.calibrate.named_spec import gpu_of_device, load_gpu, load_variant, variant_name
+from cbsim.lab.calibrate.named_spec import gpu_of_device, load_gpu
 from cbsim.lab.calibrate.point import Op
 from cbsim.lab.calibrate.profile_folder import COST, POINTS
 from cbsim.lab.calibrate.timing_plan import Limits, make_plan
-from cbsim.lab.kernels.attainable import attainable_bytes_per_s, attainable_flop_per_s
 from cbsim.lab.kernels.graph_capture import CaptureFailed, one_line
+from cbsim.lab.kernels.kernel_choice import DecodeTuning
 from cbsim.lab.kernels.rig import Rig
 from cbsim.lab.kernels.shard import Shard
 from cbsim.lab.kernels.timing import Device, DeviceLost, Timer, make_timer, open_device
@@ -57,7 +60,7 @@ from cbsim.specs import GpuSpec, ModelSpec
 
 T = TypeVar("T")
 
-FAKE_BACKEND = "cbsim.lab.calibrate.fake_card:FakeBackend"
+FAKE_BACKEND = "calibration.fake_card:FakeBackend"
 NUM_SUMS = 20
 REPORT_S = 25.0
 """What a report takes at most on a slow host: fits without the points they are held against."""
@@ -313,6 +316,13 @@ def named_specs(options: argparse.Namespace, device: Device) -> tuple[GpuSpec | 
     if problems:
         raise CalibrationError(*problems)
     return gpu, models  # type: ignore[return-value]
+
+
+def all_tunings() -> list[DecodeTuning]:
+    """`first_tunings`, then a grid about them."""
+    tiles, warps, stages, programs = (64, 128), (4, 8), (2, 3, 4), (2, 4, 8)
+    rest = (DecodeTuning(*values) for values in product(tiles, warps, stages, programs))
+    return list(dict.fromkeys((*first_tunings(), *rest)))
 
 
 def needed(model: ModelSpec) -> Sequence[Op]:

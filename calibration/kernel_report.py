@@ -10,10 +10,10 @@ import numpy as np
 
 from calibration.against_table import against_table
 from calibration.reached_peaks import Attainable, Reached, Sum, reached, read_bytes, step_errors
+from calibration.variants import variant_name
 from cbsim.base.units import TERA, format_seconds, markdown_table
 from cbsim.cost.costfile import CostFile
 from cbsim.lab.calibrate.accuracy import HEADER, Errors
-from cbsim.lab.calibrate.named_spec import variant_name
 from cbsim.lab.calibrate.point import Point
 from cbsim.lab.calibrate.pointsfile import Meta
 from cbsim.specs import GpuSpec, ModelSpec

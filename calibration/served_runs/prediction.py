@@ -22,9 +22,12 @@ from calibration.served_runs.servers import (
 )
 from cbsim.base.errors import CbsimError
 from cbsim.cost import StepShape
+from cbsim.lab.calibrate.fit import fit_unreported
 from cbsim.lab.calibrate.nvidia import Wanted, import_meta, import_points
 from cbsim.lab.calibrate.nvidia_tables import NvidiaTables
-from cbsim.lab.calibrate.profile_folder import write_quick_profile
+from cbsim.lab.calibrate.point import Point
+from cbsim.lab.calibrate.pointsfile import Meta, read_points
+from cbsim.lab.calibrate.profile_folder import COST, POINTS, written_points
 from cbsim.results.result import Result
 from cbsim.specs import ModelSpec, ParallelSpec
 from cbsim.studies.cluster_config import SECTIONS
@@ -108,6 +111,19 @@ def import_profile(order: ProfileOrder) -> str | None:
     except CbsimError as error:
         return str(error)
     return None
+
+
+def write_quick_profile(folder: Path, points: Sequence[Point], meta: Meta) -> None:
+    """Fit points and write them, without the report on how wrong the form is, which takes most of the time.
+
+    Nothing is fitted where the folder's `cost.json` was fitted to the same points. Raises as `write_profile`.
+    """
+    with written_points(folder, points, meta) as scratch:
+        new, old = scratch / POINTS, folder / POINTS
+        if (folder / COST).exists() and old.exists() and old.read_bytes() == new.read_bytes():
+            (folder / COST).replace(scratch / COST)
+        else:
+            fit_unreported(read_points(new), meta, new).save(scratch / COST)
 
 
 def run_order(

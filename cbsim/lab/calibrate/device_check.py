@@ -6,7 +6,8 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import Literal, get_args
 
 from cbsim.base.errors import CalibrationError
 from cbsim.base.units import GIB, format_bytes, format_seconds
@@ -53,6 +54,9 @@ class Finding:
     text: str
 
 
+fine, note, stop = (partial(Finding, level) for level in get_args(Level))
+
+
 def check_device(kind: str, model: ModelSpec | None = None, tensor_parallel: int = 1) -> list[Finding]:
     """Everything that can be known of a device beforehand, and each kernel tried once if a model is named."""
     facts = device_facts(kind)
@@ -69,49 +73,46 @@ def check_device(kind: str, model: ModelSpec | None = None, tensor_parallel: int
 
 def software_findings(facts: DeviceFacts) -> list[Finding]:
     """Of Python, torch and Triton."""
-    found = [Finding("fine", f"Python {facts.python}, torch {facts.torch}, built for {facts.built_for}")]
+    found = [fine(f"Python {facts.python}, torch {facts.torch}, built for {facts.built_for}")]
     if _version(facts.torch) < OLDEST_TORCH:
-        found.append(Finding("stop", f"torch {facts.torch} is too old: 2.11 or newer is needed"))
-    found += [Finding("note", f"this torch has no {name}: others do its work") for name in facts.missing]
+        found.append(stop(f"torch {facts.torch} is too old: 2.11 or newer is needed"))
+    found += [note(f"this torch has no {name}: others do its work") for name in facts.missing]
     if facts.kind == "cuda":
         if facts.triton is None:
             without = "with --backend sdpa decodes are far slower than an engine's"
-            found.append(Finding("note", f"the package triton is missing: {without}"))
+            found.append(note(f"the package triton is missing: {without}"))
         elif _version(facts.triton) < OLDEST_TRITON:
-            found.append(Finding("note", f"Triton {facts.triton} is older than 3.6, which was tried"))
+            found.append(note(f"Triton {facts.triton} is older than 3.6, which was tried"))
         else:
-            found.append(Finding("fine", f"Triton {facts.triton}"))
+            found.append(fine(f"Triton {facts.triton}"))
     return found
 
 
 def device_findings(facts: DeviceFacts) -> list[Finding]:
     """Of the device as torch sees it."""
     if facts.kind != "cuda":
-        return [Finding("fine", "a CPU: kernels are timed by the clock, with a warm cache")]
+        return [fine("a CPU: kernels are timed by the clock, with a warm cache")]
     if facts.trouble:
         hint = ""
         if "CPUs alone" in facts.trouble:
             hint = "; install one for this GPU from pytorch.org"
-        return [Finding("stop", f"no GPU can be used: {facts.trouble}{hint}")]
+        return [stop(f"no GPU can be used: {facts.trouble}{hint}")]
     memory = f"{format_bytes(facts.free_bytes)} of {format_bytes(facts.total_bytes)} free"
-    found = [Finding("fine", f"{facts.name}, {memory}")]
+    found = [fine(f"{facts.name}, {memory}")]
     if facts.is_amd:
         found.append(
-            Finding(
-                "note",
+            note(
                 "an AMD GPU: nothing here was tried on one; Triton's tiles are cut to 64 KiB of shared "
-                "memory, and clocks, partitions and other processes are not looked at",
+                "memory, and clocks, partitions and other processes are not looked at"
             )
         )
     if facts.capability is not None:
         found += _capability_findings(facts, facts.capability)
     if gpu_of_device(facts.name) is None:
-        found.append(
-            Finding("note", "configs/gpus has no such GPU: without --gpu NAME no share of a peak is told")
-        )
+        found.append(note("configs/gpus has no such GPU: without --gpu NAME no share of a peak is told"))
     if facts.total_bytes - facts.free_bytes > USED_BYTES:
         used = format_bytes(facts.total_bytes - facts.free_bytes)
-        found.append(Finding("note", f"{used} of its memory are in use: somebody else is on the card"))
+        found.append(note(f"{used} of its memory are in use: somebody else is on the card"))
     return found
 
 
@@ -125,24 +126,18 @@ def _capability_findings(facts: DeviceFacts, capability: tuple[int, int]) -> lis
     newer = {f"compute_{a}{b}" for a in range(major + 1) for b in range(10) if (a, b) <= capability}
     if facts.architectures and not kernels_for & (same | newer):
         listed = ", ".join(facts.architectures)
-        found.append(Finding("stop", f"this torch has no kernels for {name}: it has {listed}"))
+        found.append(stop(f"this torch has no kernels for {name}: it has {listed}"))
     if capability < TRITON_CAPABILITY:
         found.append(
-            Finding(
-                "note",
+            note(
                 f"{name}: Triton needs sm_80 and bfloat16 has no units here: take --backend sdpa and a model "
-                f"in float16",
+                "in float16"
             )
         )
     if capability < FP8_CAPABILITY:
-        found.append(Finding("note", f"{name}: no FP8: no weights and no KV cache in fp8"))
+        found.append(note(f"{name}: no FP8: no weights and no KV cache in fp8"))
     if capability < GROUPED_CAPABILITY:
-        found.append(
-            Finding(
-                "note",
-                f"{name}: torch computes experts with the host's help: without CUDA graphs",
-            )
-        )
+        found.append(note(f"{name}: torch computes experts with the host's help: without CUDA graphs"))
     return found
 
 
@@ -153,22 +148,20 @@ def card_findings(states: Sequence[CardState], facts: DeviceFacts) -> list[Findi
         mine = list(states)
     if not mine:
         text = "nvidia-smi says nothing of this card: clocks, MIG and other processes are unknown"
-        return [Finding("note", text)]
+        return [note(text)]
     (state,) = mine
-    found = [Finding("fine", f"driver {state.driver}{_clocks(state)}")]
+    found = [fine(f"driver {state.driver}{_clocks(state)}")]
     if state.mig == "Enabled":
-        found.append(
-            Finding("note", "MIG is on: this is a slice of a card, with other peaks than in configs/gpus")
-        )
+        found.append(note("MIG is on: this is a slice of a card, with other peaks than in configs/gpus"))
     if state.slowed_by:
         slowed = ", ".join(reason.replace("_", " ") for reason in state.slowed_by)
-        found.append(Finding("note", f"its clocks are held down now: {slowed}"))
+        found.append(note(f"its clocks are held down now: {slowed}"))
     others = [each for each in state.processes if each.pid != os.getpid()]
     for each in others:
         used = f", {format_bytes(each.used_bytes)}" if each.used_bytes else ""
-        found.append(Finding("note", f"another process is on the card: {each.pid} {each.name}{used}"))
+        found.append(note(f"another process is on the card: {each.pid} {each.name}{used}"))
     if state.utilisation_pct is not None and state.utilisation_pct > BUSY_PCT:
-        found.append(Finding("note", f"it is busy {state.utilisation_pct} % of the time with others' work"))
+        found.append(note(f"it is busy {state.utilisation_pct} % of the time with others' work"))
     return found
 
 
@@ -189,12 +182,10 @@ def memory_findings(model: ModelSpec, tensor_parallel: int, device: Device) -> l
         shard = Shard(model, tensor_parallel)
         room = find_room(device, shard)
     except CalibrationError as error:
-        return [Finding("stop", problem) for problem in error.problems]
+        return [stop(problem) for problem in error.problems]
     weights = format_bytes(shard.weight_bytes)
     kv_tokens = room.limits.max_step_kv_tokens
-    return [
-        Finding("fine", f"{model.name}: {weights} of weights, whole steps over {kv_tokens:,} tokens of KV")
-    ]
+    return [fine(f"{model.name}: {weights} of weights, whole steps over {kv_tokens:,} tokens of KV")]
 
 
 def kernel_findings(model: ModelSpec, tensor_parallel: int, device: Device, timer: Timer) -> list[Finding]:
@@ -207,23 +198,23 @@ def kernel_findings(model: ModelSpec, tensor_parallel: int, device: Device, time
         shard = Shard(small, tensor_parallel)
         rig = find_room(device, shard).rig(shard, device)
     except Exception as error:
-        return [Finding("stop", f"kernels can't be set up: {one_line(error)}")]
+        return [stop(f"kernels can't be set up: {one_line(error)}")]
     wrong: dict[str, str] = getattr(rig.backend, "wrong", {})
-    found += [Finding("note", f"chunks can't go by {name}: {why}") for name, why in wrong.items()]
+    found += [note(f"chunks can't go by {name}: {why}") for name, why in wrong.items()]
     for point in points:
         try:
             seconds = time_point(rig, timer, point).median_s
         except CaptureFailed as error:
-            found.append(Finding("note", f"{point.op} can't be captured into a CUDA graph: {error}"))
-            found.append(Finding("note", "nothing else was tried: captures that fail spoil a process"))
+            found.append(note(f"{point.op} can't be captured into a CUDA graph: {error}"))
+            found.append(note("nothing else was tried: captures that fail spoil a process"))
             break
         except DeviceLost as error:
-            found.append(Finding("stop", f"{point.op} makes the device fail: {error}"))
+            found.append(stop(f"{point.op} makes the device fail: {error}"))
             break
         except Exception as error:
-            found.append(Finding("note", f"{point.op} fails: {one_line(error)}"))
+            found.append(note(f"{point.op} fails: {one_line(error)}"))
         else:
-            found.append(Finding("fine", f"{point.op} works ({format_seconds(seconds)})"))
+            found.append(fine(f"{point.op} works ({format_seconds(seconds)})"))
     return found
 
 

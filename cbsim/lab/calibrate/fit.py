@@ -154,7 +154,7 @@ def fit_cost_file(
     points: Sequence[Point], meta: Meta, points_path: Path, seed: int = 0
 ) -> tuple[CostFile, Report]:
     """Fit points and say how wrong the form is. Raises `CalibrationError` if there are too few."""
-    cost_file = _fitted(points, meta, points_path, seed, with_lengths=True)
+    cost_file = fit_unreported(points, meta, points_path, seed, with_lengths=True)
     report = evaluate(with_stand_ins(points)[0], cost_file.form, seed, _splitting(meta))
     accuracy = {
         name: {kind: asdict(errors) for kind, errors in table.items()}
@@ -168,16 +168,12 @@ def fit_cost_file(
     return cost_file.model_copy(update={"accuracy": accuracy}), report
 
 
-def fit_unreported(points: Sequence[Point], meta: Meta, points_path: Path, seed: int = 0) -> CostFile:
-    """Fit points alone, without effects of single lengths, in a tenth of the time; raises as
+def fit_unreported(
+    points: Sequence[Point], meta: Meta, points_path: Path, seed: int = 0, *, with_lengths: bool = False
+) -> CostFile:
+    """Fit points alone, by default without effects of single lengths, in a tenth of the time; raises as
     `fit_cost_file`.
     """
-    return _fitted(points, meta, points_path, seed, with_lengths=False)
-
-
-def _fitted(
-    points: Sequence[Point], meta: Meta, points_path: Path, seed: int, *, with_lengths: bool
-) -> CostFile:
     points, stand_ins = with_stand_ins(points)
     op_points = _op_points(points)
     num_sliding = int(meta.model.get("num_windowed_layers", 0))

@@ -48,13 +48,6 @@ def first_tunings() -> list[DecodeTuning]:
     ]
 
 
-def all_tunings() -> list[DecodeTuning]:
-    """Those first, then a grid about them."""
-    tiles, warps, stages, programs = (64, 128), (4, 8), (2, 3, 4), (2, 4, 8)
-    rest = (DecodeTuning(*values) for values in product(tiles, warps, stages, programs))
-    return list(dict.fromkeys((*first_tunings(), *rest)))
-
-
 def compare_tunings(
     rig: Rig,
     seconds: Seconds,

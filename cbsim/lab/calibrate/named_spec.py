@@ -18,8 +18,6 @@ from cbsim.specs import GpuSpec, ModelSpec, huggingface
 
 S = TypeVar("S", bound=Section)
 
-VARIANT_DTYPES = ("weight_dtype", "kv_dtype")
-"""What follows a model's name and a colon each."""
 OTHER_CARDS = {"pcie", "nvl", "ti", "laptop", "d", "3e"}
 """Words in the name of a card that has a better known one's chip, but not its peaks."""
 
@@ -32,21 +30,6 @@ def load_model(name: str, **changes: str | None) -> ModelSpec:
     Raises `CalibrationError` with the nearest name if there is none, or with every mistake in the file.
     """
     return _load_spec(ModelSpec, "model", name, {key: to for key, to in changes.items() if to is not None})
-
-
-def load_variant(text: str) -> ModelSpec:
-    """A model as `NAME`, `NAME:WEIGHTS` or `NAME:WEIGHTS:KV`: `llama-3-8b:fp8`; raises as `load_model`."""
-    name, *dtypes = text.split(":")
-    if len(dtypes) > len(VARIANT_DTYPES):
-        raise CalibrationError(f"model '{text}': expected NAME, NAME:WEIGHTS or NAME:WEIGHTS:KV")
-    return load_model(name, **dict(zip(VARIANT_DTYPES, dtypes, strict=False)))
-
-
-def variant_name(model: ModelSpec) -> str:
-    """A model's name with the dtypes that differ from its activations': `llama-3-8b-fp8-kv-fp8`."""
-    weights = "" if model.weight_dtype in (None, model.dtype) else f"-{model.weight_dtype}"
-    kv = "" if model.kv_dtype in (None, model.dtype) else f"-kv-{model.kv_dtype}"
-    return f"{model.name}{weights}{kv}"
 
 
 def load_gpu(name: str) -> GpuSpec:

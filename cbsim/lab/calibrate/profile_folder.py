@@ -10,7 +10,7 @@ from cbsim.base.errors import CalibrationError, refusals
 from cbsim.base.paths import scratch_folder
 from cbsim.cost.costfile import CostFile
 from cbsim.lab.calibrate.accuracy import Report
-from cbsim.lab.calibrate.fit import fit_cost_file, fit_unreported
+from cbsim.lab.calibrate.fit import fit_cost_file
 from cbsim.lab.calibrate.point import Point
 from cbsim.lab.calibrate.pointsfile import Meta, read_meta, read_points, save_meta, write_points
 from cbsim.lab.calibrate.timing_plan import PlanPoint
@@ -88,28 +88,12 @@ def write_profile(
     Points are fitted as they stand in the file, rounded. Raises `CalibrationError` if they can't be fitted,
     the folder holds others or can't be written; nothing in it has changed then.
     """
-    with _written_points(folder, points, meta) as scratch:
+    with written_points(folder, points, meta) as scratch:
         return _fit_and_save(scratch, meta, seed)
 
 
-def write_quick_profile(folder: Path, points: Sequence[Point], meta: Meta, seed: int = 0) -> None:
-    """The same without the report on how wrong it is, which takes most of the time.
-
-    Nothing happens where the folder's `cost.json` was fitted to the same points.
-    """
-    with refusals(folder, "written", CalibrationError), _written_points(folder, points, meta) as scratch:
-        if (folder / COST).exists() and _same_text(folder / POINTS, scratch / POINTS):
-            (folder / COST).replace(scratch / COST)
-        else:
-            fit_unreported(read_points(scratch / POINTS), meta, scratch / POINTS, seed).save(scratch / COST)
-
-
-def _same_text(path: Path, other: Path) -> bool:
-    return path.exists() and path.read_bytes() == other.read_bytes()
-
-
 @contextmanager
-def _written_points(folder: Path, points: Sequence[Point], meta: Meta) -> Iterator[Path]:
+def written_points(folder: Path, points: Sequence[Point], meta: Meta) -> Iterator[Path]:
     """A folder with the points and `meta.json`, to which the caller adds `cost.json`; then all of it is moved
     to `folder`.
     """

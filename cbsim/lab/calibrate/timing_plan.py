@@ -6,15 +6,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from operator import itemgetter
-from typing import Any, Literal, TypeVar, overload
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cbsim.lab.calibrate.point import Chunks, Op, Point, Split
 
-A = TypeVar("A")
-B = TypeVar("B")
 PlanName = Literal["quick", "full"]
 
 DENSE_TOKENS = (
@@ -141,14 +139,13 @@ def make_plan(
 
     by_tokens: tuple[Op, ...] = ("dense", *ops)
     for op in by_tokens:
-        spread((PlanPoint(op, tokens=n) for n in coarse_to_fine(DENSE_TOKENS)), least=MIN_QUICK_DENSE)
+        spread((PlanPoint(op, tokens=n) for (n,) in coarse_to_fine(DENSE_TOKENS)), least=MIN_QUICK_DENSE)
         spread((PlanPoint(op, tokens=n) for n in EDGE_TOKENS), least=MIN_QUICK_EDGES)
-    spread(PlanPoint("logits", num_logits=rows) for rows in coarse_to_fine(LOGITS_ROWS))
-    for counts, sizes in ((DECODES, DECODE_CONTEXTS), (SERVING_DECODES, SERVING_CONTEXTS)):
-        grid = coarse_to_fine(counts, sizes)
-        spread(PlanPoint("decode", contexts=(context,) * count) for count, context in grid)
+    spread(PlanPoint("logits", num_logits=rows) for (rows,) in coarse_to_fine(LOGITS_ROWS))
+    spread(_equal_decodes(DECODES, DECODE_CONTEXTS))
+    spread(_equal_decodes(SERVING_DECODES, SERVING_CONTEXTS))
     spread(_unequal_decodes(unequal, limits))
-    spread(PlanPoint("prefill", chunks=(chunk,)) for chunk in coarse_to_fine(CHUNK_TOKENS, CHUNK_CONTEXTS))
+    spread(_single_chunks(CHUNK_CONTEXTS))
     spread(_several_chunks(several, limits))
     if window:
         for family in _windowed(sliding, limits, window):
@@ -161,6 +158,16 @@ def make_plan(
     places = np.linspace(0, len(ordered) - 1, num_repeats).round().astype(int)
     ordered += [replace(ordered[place], split="repeat") for place in places]
     return [replace(point, order=order) for order, point in enumerate(ordered)]
+
+
+def _single_chunks(contexts: Sequence[int]) -> Iterator[PlanPoint]:
+    for tokens, context in coarse_to_fine(CHUNK_TOKENS, contexts):
+        yield PlanPoint("prefill", chunks=((tokens, context),))
+
+
+def _equal_decodes(counts: Sequence[int], contexts: Sequence[int]) -> Iterator[PlanPoint]:
+    for count, context in coarse_to_fine(counts, contexts):
+        yield PlanPoint("decode", contexts=(context,) * count)
 
 
 def _unequal_decodes(rng: np.random.Generator, limits: Limits) -> Iterator[PlanPoint]:
@@ -180,10 +187,8 @@ def _several_chunks(rng: np.random.Generator, limits: Limits) -> Iterator[PlanPo
 def _windowed(rng: np.random.Generator, limits: Limits, window: int) -> Iterator[Iterable[PlanPoint]]:
     """Attention with a window: contexts up to it, of which kernels take all, and a few beyond."""
     contexts = sorted({*(context for context in DECODE_CONTEXTS if context < window), window, 4 * window})
-    grid = coarse_to_fine(DECODES, contexts)
-    yield (PlanPoint("decode", contexts=(context,) * count) for count, context in grid)
-    chunks = coarse_to_fine(CHUNK_TOKENS, sorted({0, window // 2, window, 4 * window}))
-    yield (PlanPoint("prefill", chunks=(chunk,)) for chunk in chunks)
+    yield _equal_decodes(DECODES, contexts)
+    yield _single_chunks(sorted({0, window // 2, window, 4 * window}))
     yield _several_chunks(rng, limits)
 
 
@@ -221,20 +226,12 @@ def _chunks(rng: np.random.Generator, count: float, tokens: float, context: floa
     return tuple((max(2, round(n)), round(before)) for n, before in zip(sizes, contexts, strict=True))
 
 
-@overload
-def coarse_to_fine(first: Sequence[A]) -> list[A]: ...
-@overload
-def coarse_to_fine(first: Sequence[A], second: Sequence[B]) -> list[tuple[A, B]]: ...
-def coarse_to_fine(first: Sequence[A], second: Sequence[B] | None = None) -> list[A] | list[tuple[A, B]]:
-    """A range, or the grid of two, its ends first, then its middle, its quarters and so on."""
-    sizes = len(first), 1 if second is None else len(second)
-    depths = _depths(sizes[0]), _depths(sizes[1])
-    places = sorted(
-        product(*map(range, sizes)), key=lambda place: (depths[0][place[0]] + depths[1][place[1]], place)
-    )
-    if second is None:
-        return [first[i] for i, _ in places]
-    return [(first[i], second[j]) for i, j in places]
+def coarse_to_fine(*axes: Sequence[int]) -> list[tuple[int, ...]]:
+    """The grid of some ranges, their ends first, then their middles, their quarters and so on."""
+    depths = [_depths(len(axis)) for axis in axes]
+    places = product(*(range(len(axis)) for axis in axes))
+    ordered = sorted(places, key=lambda at: (sum(of[i] for of, i in zip(depths, at, strict=True)), at))
+    return [tuple(axis[i] for axis, i in zip(axes, at, strict=True)) for at in ordered]
 
 
 def latin_hypercube(

@@ -14,9 +14,8 @@ import numpy as np
 from cbsim.cost.cost_model import CostModel, StepShape
 from cbsim.cost.profile import ProfileConfig
 from cbsim.lab.calibrate.accuracy import predict
-from cbsim.lab.calibrate.fit import fit_cost_file
 from cbsim.lab.calibrate.point import seconds_of
-from cbsim.lab.calibrate.pointsfile import read_points
+from cbsim.lab.calibrate.profile_folder import fit_profile
 from cbsim.lab.validate.recorded_run import Figure, RecordedSteps, replay, side_by_side
 from cbsim.lab.validate.token_clock import KINDS
 from cbsim.results.metrics import flatten
@@ -117,10 +116,8 @@ def calibrate_here(experiment: Experiment, folder: Path, *, device: str, plan: A
 
     folder.mkdir(parents=True, exist_ok=True)
     measured = measure(experiment.model, folder, device=device, plan=plan, seed=experiment.seed)
-    points = read_points(folder / "points.csv")
-    cost_file, _ = fit_cost_file(points, measured.meta, folder / "points.csv", experiment.seed)
-    cost_file.save(folder / "cost.json")
-    steps = [point for point in points if point.op == "step"]
+    cost_file, _ = fit_profile(folder, measured.meta, experiment.seed)
+    steps = [point for point in measured.points if point.op == "step"]
     beyond_s = seconds_of(steps) - predict(cost_file.form, steps) if steps else np.zeros(1)
     host_step_s = max(0.0, float(np.median(beyond_s)))
     return with_profile(experiment, folder, **IN_TURNS, host_step_s=host_step_s, host_request_s=0.0)

@@ -13,6 +13,7 @@ pytest.importorskip("torch")
 
 import torch
 
+from calibration.fake_card import FakeTimer, fake_device
 from cbsim.base.units import GIB
 from cbsim.cli import main
 from cbsim.lab.calibrate import device_check
@@ -27,7 +28,6 @@ from cbsim.lab.calibrate.device_check import (
     told,
     worst,
 )
-from cbsim.lab.calibrate.fake_card import FakeTimer, fake_device
 from cbsim.lab.calibrate.nvidia_smi import CardState, OtherProcess, card_states
 from cbsim.lab.calibrate.timing_plan import PlanPoint
 from cbsim.lab.kernels import device_facts as facts_of

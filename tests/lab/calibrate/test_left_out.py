@@ -11,9 +11,9 @@ pytest.importorskip("torch")
 
 import torch
 
+from calibration.fake_card import FakeTimer, fake_device, law_s
 from cbsim.base.errors import CalibrationError
 from cbsim.lab.calibrate import measurement as measuring
-from cbsim.lab.calibrate.fake_card import FakeTimer, fake_device, law_s
 from cbsim.lab.calibrate.left_out import LeftOut, append_left_out, read_left_out
 from cbsim.lab.calibrate.measurement import Measurement, ProcessSpent, measure
 from cbsim.lab.calibrate.timing_plan import PlanPoint, make_plan
@@ -133,7 +133,7 @@ def test_what_is_there_when_time_is_up(tmp_path: Path, monkeypatch: pytest.Monke
     assert line.startswith(f"{len(whole.points) - reached} of {len(whole.points)} points")
 
 
-FAKE = "cbsim.lab.calibrate.fake_card:FakeBackend"
+FAKE = "calibration.fake_card:FakeBackend"
 
 
 def test_a_kernel_that_brings_the_process_down_is_not_tried_again(tmp_path: Path) -> None:

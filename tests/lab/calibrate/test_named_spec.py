@@ -4,14 +4,9 @@ import json
 
 import pytest
 
+from calibration.variants import load_variant, variant_name
 from cbsim.base.errors import CalibrationError
-from cbsim.lab.calibrate.named_spec import (
-    gpu_of_device,
-    load_gpu,
-    load_model,
-    load_variant,
-    variant_name,
-)
+from cbsim.lab.calibrate.named_spec import gpu_of_device, load_gpu, load_model
 
 
 @pytest.mark.parametrize(

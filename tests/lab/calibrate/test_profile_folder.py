@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 
+from calibration.served_runs import prediction
+from calibration.served_runs.prediction import write_quick_profile
 from cbsim.cost.costfile import model_shape, read_cost_file
-from cbsim.lab.calibrate import profile_folder
 from cbsim.lab.calibrate.pointsfile import Meta
-from cbsim.lab.calibrate.profile_folder import write_quick_profile
 from tests.cost.laws import make_form
 from tests.lab.calibrate.synthetic import sizes, timed
 from tests.specs.test_specs import load_model
@@ -32,7 +32,7 @@ def test_a_quick_profile_is_fitted_again_only_where_points_changed(tmp_path, mon
     def fitted(*arguments):
         raise AssertionError("fitted again")
 
-    monkeypatch.setattr(profile_folder, "fit_unreported", fitted)
+    monkeypatch.setattr(prediction, "fit_unreported", fitted)
     write_quick_profile(folder, points, META)
     assert read_cost_file(folder / "cost.json") == cost
     with pytest.raises(AssertionError, match="fitted again"):

@@ -19,9 +19,9 @@ pytest.importorskip("torch")
 pytest.importorskip("scipy")
 
 from calibration import gpu_session
+from calibration.fake_card import FakeTimer
 from cbsim.cost.costfile import read_cost_file
 from cbsim.lab.calibrate import coefficients, fit
-from cbsim.lab.calibrate.fake_card import FakeTimer
 from cbsim.lab.calibrate.pointsfile import read_meta, read_points
 from cbsim.lab.calibrate.timing_plan import PlanPoint
 from cbsim.lab.kernels.graph_capture import CaptureFailed

@@ -126,11 +126,11 @@ def test_nothing_exceeds_the_limits(tokens: int, context: int, kv: int, step_kv:
 
 
 def test_coarse_to_fine_halves() -> None:
-    assert coarse_to_fine([1, 2, 3, 4, 5]) == [1, 5, 3, 2, 4]
-    assert coarse_to_fine([7]) == [7]
-    grid = coarse_to_fine([1, 2, 3], ["a", "b"])
-    assert grid[:4] == [(1, "a"), (1, "b"), (3, "a"), (3, "b")]
-    assert sorted(grid) == [(i, c) for i in (1, 2, 3) for c in "ab"]
+    assert coarse_to_fine([1, 2, 3, 4, 5]) == [(1,), (5,), (3,), (2,), (4,)]
+    assert coarse_to_fine([7]) == [(7,)]
+    grid = coarse_to_fine([1, 2, 3], [8, 9])
+    assert grid[:4] == [(1, 8), (1, 9), (3, 8), (3, 9)]
+    assert sorted(grid) == [(i, j) for i in (1, 2, 3) for j in (8, 9)]
 
 
 def test_a_latin_hypercube_has_a_point_in_every_share_of_every_axis() -> None:

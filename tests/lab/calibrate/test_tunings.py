@@ -8,12 +8,12 @@ import pytest
 
 pytest.importorskip("torch")
 
+from calibration.gpu_session import all_tunings
 from calibration.reached_peaks import tunings_table
 from cbsim.base.errors import CalibrationError
 from cbsim.lab.calibrate import kernel_tuning
 from cbsim.lab.calibrate.kernel_tuning import (
     SIZES,
-    all_tunings,
     choose_kernels,
     chunk_sizes,
     compare_tunings,

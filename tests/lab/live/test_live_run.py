@@ -283,7 +283,7 @@ def test_the_kernels_that_a_profile_was_timed_with_serve(trace: Path, tmp_path: 
     save_choice(choice, tmp_path / "kernels.json")
     priced = load(trace, cost_model={"type": "profile", "profile": str(tmp_path)})
     assert kernel_choice(priced) == choice
-    how = {"num_blocks": 4, "block_size": 4, "backend": "cbsim.lab.calibrate.fake_card:FakeBackend"}
+    how = {"num_blocks": 4, "block_size": 4, "backend": "calibration.fake_card:FakeBackend"}
     runner = ModelRunner(TINY, torch.device("cpu"), choice=choice, **how)  # type: ignore[arg-type]
     assert runner.decoder.backend.choice == choice
 
