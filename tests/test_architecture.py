@@ -61,8 +61,13 @@ def modules() -> list[Path]:
     )
 
 
-def imports(path: Path) -> Iterator[tuple[str, bool]]:
+@cache
+def imports(path: Path) -> list[tuple[str, bool]]:
     """Every module a file imports, wherever in it, and whether only for type checking."""
+    return list(_imports(path))
+
+
+def _imports(path: Path) -> Iterator[tuple[str, bool]]:
     tree = ast.parse((PACKAGE / path).read_text(encoding="utf-8"))
     for_types = {
         id(inner)

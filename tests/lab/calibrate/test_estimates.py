@@ -6,6 +6,7 @@ import pytest
 
 from cbsim.cost.costfile import model_shape
 from cbsim.cost.kernel_errors import KernelErrors
+from cbsim.lab.calibrate import coefficients
 from cbsim.lab.calibrate.estimates import SENTENCES, with_estimates
 from cbsim.lab.calibrate.fit import fit_cost_file
 from cbsim.lab.calibrate.point import Point
@@ -40,7 +41,9 @@ def test_what_was_timed_or_is_not_wanted_stays():
     assert with_estimates(APART, [], Splitting()) == APART
 
 
-def test_profiles_say_what_is_estimated_and_how_wrong_it_may_be(tmp_path):
+def test_profiles_say_what_is_estimated_and_how_wrong_it_may_be(tmp_path, monkeypatch):
+    # How wrong the rest is, other tests look at.
+    monkeypatch.setattr(coefficients, "NUM_STARTS", 1)
     points = [point for point in make_points(noise=0.01) if point.op != "mixed"]
     points += [Point("dense", 1e-4 * (1 + n / 100), tokens=n) for n in (1, 8, 64, 512)]
     points += [Point("logits", 1e-4 * (1 + n / 100), num_logits=n) for n in (1, 8, 64, 512)]

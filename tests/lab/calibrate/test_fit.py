@@ -12,6 +12,7 @@ from cbsim.base.paths import data_folder
 from cbsim.cost.costfile import model_shape, read_cost_file
 from cbsim.cost.form import Tiles
 from cbsim.cost.roofline import SEEN
+from cbsim.lab.calibrate import coefficients
 from cbsim.lab.calibrate.accuracy import Errors, errors_by_kind, predict, repeatability
 from cbsim.lab.calibrate.fit import calibrated_box, evaluate, fit_cost_file, fit_form
 from cbsim.lab.calibrate.point import Point, seconds_of
@@ -105,6 +106,12 @@ def test_a_staircase_of_tiles_is_found():
         assert table.at(np.array([tokens]))[0] == pytest.approx(seconds(tokens), rel=0.03)
 
 
+@pytest.fixture
+def one_start(monkeypatch):
+    """Searches begin at the guesses alone, as those of `calibration` do."""
+    monkeypatch.setattr(coefficients, "NUM_STARTS", 1)
+
+
 @pytest.fixture(scope="module")
 def calibration(tmp_path_factory):
     """Points of a law without fused attention, fitted: (points fitted, folder, cost file, report).
@@ -130,7 +137,9 @@ def calibration(tmp_path_factory):
         date="2026-01-01",
         command="none",
     )
-    cost_file, report = fit_cost_file([*points, *others], meta, folder / "points.csv")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(coefficients, "NUM_STARTS", 1)
+        cost_file, report = fit_cost_file([*points, *others], meta, folder / "points.csv")
     return points, folder, cost_file, report
 
 
@@ -141,14 +150,14 @@ def test_whole_steps_follow_from_their_parts(calibration):
     assert "step" not in report.tables["fitted"]
 
 
-def test_only_points_to_fit_are_fitted(calibration):
+def test_only_points_to_fit_are_fitted(calibration, one_start):
     points, _, cost_file, report = calibration
     assert report.points == points
     assert cost_file.form == fit_form(points, NUM_LAYERS, seed=0)
     assert report.tables["repeatability"]["dense"] == Errors(5, 10.0, 10.0, 10.0, 10.0)
 
 
-def test_held_out_predictions_do_not_know_their_point(calibration):
+def test_held_out_predictions_do_not_know_their_point(calibration, one_start):
     """Whatever a point's own time is, its held-out prediction stays the same to the last bit."""
     points, _, _, before = calibration
     victim = next(index for index, point in enumerate(points) if point.op == "decode")

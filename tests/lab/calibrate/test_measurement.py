@@ -14,12 +14,12 @@ import torch
 
 from cbsim.base.errors import CalibrationError
 from cbsim.base.units import GIB
-from cbsim.lab.calibrate import coefficients, fit
+from cbsim.lab.calibrate import coefficients
 from cbsim.lab.calibrate import measurement as measuring
+from cbsim.lab.calibrate.fit import fit_unreported
 from cbsim.lab.calibrate.measurement import Measurement, calls_of, find_room, measure, warnings_of
 from cbsim.lab.calibrate.point import Op, Point
-from cbsim.lab.calibrate.pointsfile import read_meta, read_points
-from cbsim.lab.calibrate.profile_folder import write_profile
+from cbsim.lab.calibrate.pointsfile import read_meta, read_points, write_points
 from cbsim.lab.calibrate.timing_plan import PlanPoint, make_plan
 from cbsim.lab.kernels.all_reduce import can_all_reduce
 from cbsim.lab.kernels.attention_backends import SdpaBackend
@@ -85,13 +85,13 @@ def test_experts_and_windows_are_timed_fitted_and_priced(
 ) -> None:
     # How wrong the form is, other tests look at.
     monkeypatch.setattr(coefficients, "NUM_STARTS", 1)
-    monkeypatch.setattr(fit, "NUM_FOLDS", 2)
     model = load_model(name)
     result = run(tmp_path, model=model)
     counts = Counter((point.op, point.window) for point in result.points if point.split == "fit")
     # What a CPU takes while others use it is no law to fit.
     lawful = [replace(point, t_median_s=1e-5 + 1e-8 * point.size) for point in result.points]
-    cost_file, _ = write_profile(tmp_path / "lawful", lawful, result.meta)
+    write_points(tmp_path / "lawful.csv", lawful)
+    cost_file = fit_unreported(lawful, result.meta, tmp_path / "lawful.csv")
     form, windows = cost_file.form, {("decode", 32): 16, ("prefill", 32): 32}
     if model.experts is None:
         assert {key: count for key, count in counts.items() if key[1]} == windows
@@ -146,8 +146,11 @@ def test_a_killed_run_resumes_where_it_was(tmp_path: Path) -> None:
 def test_a_run_killed_before_its_first_row_starts_over(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, timer=OnceTimer(limit=0))
-    (tmp_path / "points.csv").write_text("op,chu")
-    assert run(tmp_path).points
+    path = tmp_path / "points.csv"
+    path.write_text("op,chu")
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, timer=OnceTimer(limit=2))
+    assert [point.order for point in read_points(path)] == [0, 1]
 
 
 def test_timings_of_something_else_are_left_alone(tmp_path: Path) -> None:
@@ -175,10 +178,9 @@ def test_timings_of_something_else_are_left_alone(tmp_path: Path) -> None:
     assert (tmp_path / "points.csv").read_bytes() == before
 
 
-def test_unstable_and_drifting_timings_are_said_in_words(tmp_path: Path) -> None:
-    result = run(tmp_path)
+def test_unstable_and_drifting_timings_are_said_in_words() -> None:
     planned = make_plan("quick", find_room(open_device("cpu"), Shard(TINY)).limits)
-    calm = [replace(point, t_min_s=1.0, t_median_s=1.0, t_p90_s=1.0) for point in result.points]
+    calm = [point.timed(1.0, num_runs=20, t_min_s=1.0, t_p90_s=1.0) for point in planned]
     assert warnings_of(calm, planned, GPU) == []
     unstable = [replace(calm[0], t_p90_s=3.0), *calm[1:]]
     (line,) = warnings_of(unstable, planned, GPU)

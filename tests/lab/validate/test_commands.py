@@ -108,11 +108,11 @@ def ttft_mean_s(answer: Any) -> float:
     return float(mean["simulated"])
 
 
-@pytest.mark.parametrize("priced_by", ["roofline", "constant", "profile"])
+@pytest.mark.parametrize("priced_by", ["constant", "profile"])
 def test_settings_beside_a_profile_are_the_profiles(folder, tmp_path, priced_by):
     """Whatever the experiment's own cost model is."""
     profile = data_folder("calibration") / "profiles" / "h200" / "llama-3-8b"
-    own = {"constant": {"step_s": 0.1}, "profile": {"profile": "h200/llama-3-8b"}}.get(priced_by, {})
+    own = {"constant": {"step_s": 0.1}, "profile": {"profile": "h200/llama-3-8b"}}[priced_by]
     settings = {**SETTINGS, "cost_model": {"type": priced_by, **own}}
     (tmp_path / "e.yaml").write_text(yaml.safe_dump(settings))
     common = (tmp_path / "e.yaml", "--log", folder / "run", "--json", "--profile", profile)

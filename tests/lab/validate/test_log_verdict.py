@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -20,8 +21,8 @@ from tests.lab.validate.logs import make_experiment, serve, server_log
 
 def verdict_of(experiment: Experiment, log: ServerLog, *, with_replay: bool = True) -> Verdict:
     stretches = replay_log(experiment, log).stretches if with_replay else None
-    run = compare_with_log(experiment, log)
-    return judge(experiment, run, stretches, lambda changed: compare_with_log(changed, log))
+    compare = partial(compare_with_log, log=log, with_interval=False)
+    return judge(experiment, compare(experiment), stretches, compare)
 
 
 def test_a_right_simulation_is_called_right():
@@ -82,7 +83,7 @@ def test_time_that_every_step_lacks_is_the_hosts():
     assert [each.missing_s for each in ratios] == pytest.approx([0.002] * 2, rel=0.05)
     experiment = make_experiment()
     log = server_log(serve(experiment, decode=1.2, other=1.2), with_tokens=False)
-    run = compare_with_log(experiment, log)
+    run = compare_with_log(experiment, log, with_interval=False)
     verdict = judge(experiment, run, stretches, lambda changed: run)
     assert verdict.remedies[0].startswith("steps of every kind and size lack about +2 ms, as the host's")
     assert verdict.remedies[1].startswith(
@@ -99,7 +100,7 @@ def test_what_part_of_the_run_is_off():
         log, first_token_s=log.first_token_s + shift_s, last_token_s=log.last_token_s + shift_s,
         token_times_s=None,
     )  # fmt: skip
-    run = compare_with_log(experiment, late)
+    run = compare_with_log(experiment, late, with_interval=False)
     found = judge(experiment, run, None, lambda changed: run).where
     start_s = run.arrival_s[48]
     assert any(f"for requests that came at {start_s:.3g}" in told for told in found)
@@ -137,7 +138,8 @@ def test_what_the_interval_does_not_hold_is_told():
 
 def test_the_picture_shows_both_worlds(tmp_path):
     experiment = make_experiment()
-    run = compare_with_log(experiment, server_log(serve(experiment, 1.2, 1.2), with_tokens=True))
+    log = server_log(serve(experiment, 1.2, 1.2), with_tokens=True)
+    run = compare_with_log(experiment, log, with_interval=False)
     figure = recorded_picture(run.arrival_s, run.recorded, run.simulated, "a run")
     lines = [line.get_label() for line in figure.axes[0].get_lines()]
     assert lines.count("recorded") == lines.count("simulated") == 1
