@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import platform
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,12 +43,8 @@ class DeviceFacts:
         return self.built_for.startswith("ROCm")
 
 
-WANTED: dict[str, Callable[[], object]] = {
-    "torch.nn.attention.varlen.varlen_attn": lambda: _imported("torch.nn.attention.varlen").varlen_attn,
-    "torch.nn.functional.grouped_mm": lambda: torch.nn.functional.grouped_mm,
-    "torch._scaled_mm": lambda: torch._scaled_mm,
-}
-"""Of each function that kernels call, and old versions lack, how to get at it."""
+WANTED = ("torch.nn.attention.varlen.varlen_attn", "torch.nn.functional.grouped_mm", "torch._scaled_mm")
+"""Functions that kernels call, and old versions lack."""
 
 
 def device_facts(kind: str) -> DeviceFacts:
@@ -58,7 +53,7 @@ def device_facts(kind: str) -> DeviceFacts:
     if torch.version.hip:
         built = f"ROCm {torch.version.hip}"
     triton = package_version("triton") if importlib.util.find_spec("triton") else None
-    missing = tuple(name for name, get in WANTED.items() if not _is_there(get))
+    missing = tuple(name for name in WANTED if not _is_there(name))
     software = (kind, platform.python_version(), torch.__version__, built, triton, missing)
     if kind != "cuda":
         return DeviceFacts(*software)
@@ -95,13 +90,9 @@ def _why_not() -> str:
     return "torch finds no GPU"
 
 
-def _is_there(get: Callable[[], object]) -> bool:
+def _is_there(function: str) -> bool:
+    module, _, name = function.rpartition(".")
     try:
-        get()
-    except (ImportError, AttributeError):
+        return hasattr(importlib.import_module(module), name)
+    except ImportError:
         return False
-    return True
-
-
-def _imported(name: str) -> Any:
-    return importlib.import_module(name)

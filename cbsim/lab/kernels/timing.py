@@ -245,8 +245,9 @@ class CudaTimer(Timer):
         """Seconds that starting a graph takes beside its kernels; measured at first use."""
         if self._graph_start_s < 0:
             add = partial(torch.zeros(1, device=self._device).add_, 1.0)
-            one_s, many_s = (self._graph_s([add] * count) for count in (1, NUM_NODES))
-            self._graph_start_s = max(0.0, one_s - (many_s - one_s) / (NUM_NODES - 1))
+            add()
+            one_s, many_s = (np.median(self._replays_s([add] * count, 1)) for count in (1, NUM_NODES))
+            self._graph_start_s = max(0.0, float(one_s - (many_s - one_s) / (NUM_NODES - 1)))
         return self._graph_start_s
 
     def check(self) -> None:
@@ -272,28 +273,21 @@ class CudaTimer(Timer):
             with self._lead(launch_s):
                 runs_s = self._runs_s(partial(_run_all, calls), len(calls))
             return Timing.of(runs_s, is_cold=True)
+        replays_s = self._replays_s(calls, self.num_warmups)
+        net_s = [max(run_s - start_s, SHORTEST_S) / len(calls) for run_s in replays_s]
+        return Timing.of(net_s, graph=True, is_cold=True)
+
+    def _replays_s(self, calls: Sequence[Call], num_warmups: int) -> list[float]:
+        """Seconds of each replay of a graph of calls that have run before, its start included."""
+        torch.cuda.synchronize(self._device)
         # Each graph has memory of its own: a pool whose last graph is gone can't be captured into again.
         graph, _ = captured(partial(_run_all, calls))
-        for _ in range(self.num_warmups):
+        for _ in range(num_warmups):
             graph.replay()
         with self._lead(0.0):
-            runs_s = [self._net_s(graph.replay, start_s) / len(calls) for _ in range(self.num_runs)]
+            replays_s = self._runs_s(graph.replay, 1)
         graph.reset()
-        return Timing.of(runs_s, graph=True, is_cold=True)
-
-    def _net_s(self, run: Call, start_s: float) -> float:
-        return max(self._run_s(run) - start_s, SHORTEST_S)
-
-    def _graph_s(self, calls: Sequence[Call]) -> float:
-        """Median seconds of a graph of calls, its start included."""
-        _run_all(calls)
-        torch.cuda.synchronize(self._device)
-        graph, _ = captured(partial(_run_all, calls))
-        graph.replay()
-        with self._lead(0.0):
-            median_s = float(np.median([self._run_s(graph.replay) for _ in range(self.num_runs)]))
-        graph.reset()
-        return median_s
+        return replays_s
 
     @contextmanager
     def _lead(self, launch_s: float) -> Iterator[None]:

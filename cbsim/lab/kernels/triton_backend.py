@@ -30,17 +30,11 @@ UNTIMED = ("varlen", "triton", "sdpa")
 class TritonBackend(AttentionBackend):
     """For GPUs, and for Triton's interpreter on a CPU (`TRITON_INTERPRET=1`).
 
-    Chunks go to the kernel that `choice` has for their size, among those that compute rightly here. Without a
-    `choice`, or `tuning`, the defaults are taken, cut down to the GPU's shared memory.
+    Chunks go to the kernel that `choice` has for their size, among those that compute rightly here. At first
+    the defaults are taken, cut down to the GPU's shared memory.
     """
 
-    def __init__(
-        self,
-        shard: Shard,
-        device: torch.device,
-        tuning: DecodeTuning | None = None,
-        choice: KernelChoice | None = None,
-    ) -> None:
+    def __init__(self, shard: Shard, device: torch.device) -> None:
         """Raises `CalibrationError` where Triton has nothing to run on."""
         super().__init__(shard, device)
         _check_triton(device)
@@ -48,7 +42,7 @@ class TritonBackend(AttentionBackend):
         usual = DecodeTuning()
         if shared_bytes is not None:
             usual = usual.fitting(shard, shared_bytes)
-        self.choice: KernelChoice = choice or KernelChoice(tuning or usual)
+        self.choice: KernelChoice = KernelChoice(usual)
         self.kernels, self.wrong = right_kernels(
             shard, device, SdpaBackend(shard, device), self._num_processors, shared_bytes
         )
@@ -58,11 +52,6 @@ class TritonBackend(AttentionBackend):
         """See `AttentionBackend.prefill_names`."""
         return tuple(self.kernels)
 
-    @property
-    def tuning(self) -> DecodeTuning:
-        """How the decode kernel cuts its work."""
-        return self.choice.decode
-
     def with_choice(self, choice: KernelChoice) -> TritonBackend:
         """See `AttentionBackend.with_choice`; nothing is tried again."""
         other = object.__new__(type(self))
@@ -71,7 +60,7 @@ class TritonBackend(AttentionBackend):
 
     def num_splits(self, num_decodes: int, max_context: int) -> int:
         """Shares of each context: programs for every multiprocessor at once, none without a tile."""
-        tuning = self.tuning
+        tuning = self.choice.decode
         wanted = self._num_processors * tuning.programs_per_processor
         splits = wanted // (num_decodes * self.shard.num_kv_heads)
         return max(1, min(splits, -(-max_context // tuning.tile), tuning.max_splits))
@@ -94,7 +83,7 @@ class TritonBackend(AttentionBackend):
         """See `AttentionBackend.decode`."""
         from cbsim.lab.kernels.triton_attention import paged_decode
 
-        tuning, num_splits = self.tuning, self.num_splits(query.shape[0], batch.max_context)
+        tuning, num_splits = self.choice.decode, self.num_splits(query.shape[0], batch.max_context)
         cut = {"tile": tuning.tile, "num_warps": tuning.num_warps, "num_stages": tuning.num_stages}
         return paged_decode(query, cache, batch, num_splits=num_splits, **cut)
 

@@ -137,7 +137,7 @@ def test_kernels_that_are_wrong_here_are_not_taken() -> None:
 def test_the_kernel_of_the_nearest_size_that_covers_a_batch() -> None:
     pytest.importorskip("triton")
     timed = ((16, 0, "triton"), (2048, 0, "cudnn"), (16, 2048, "triton"), (2048, 2048, "paged varlen"))
-    backend = TritonBackend(SHARD, CPU, choice=KernelChoice(DecodeTuning(), PrefillChoice(timed)))
+    backend = TritonBackend(SHARD, CPU).with_choice(KernelChoice(DecodeTuning(), PrefillChoice(timed)))
     assert set(backend.kernels) == {"sdpa", "triton"}
     backend.kernels |= {"cudnn": cudnn(SHARD), "paged varlen": paged_varlen(SHARD)}
     tables = [torch.arange(300)] * 2

@@ -15,8 +15,9 @@ if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("needs a GPU, or TRITON_INTERPRET=1", allow_module_level=True)
 
 from cbsim.lab.kernels.attention_backends import ChunkBatch, DecodeBatch, LayerCache, make_backend
+from cbsim.lab.kernels.kernel_choice import DecodeTuning, KernelChoice
 from cbsim.lab.kernels.triton_attention import paged_chunks, paged_decode
-from cbsim.lab.kernels.triton_backend import DecodeTuning, TritonBackend
+from cbsim.lab.kernels.triton_backend import TritonBackend
 from tests.lab.kernels.references import Paged, attention_shard, scatter
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -201,7 +202,8 @@ def test_a_graph_is_replayed_with_other_lengths() -> None:
 
 def test_splits_fill_the_processors_and_never_outnumber_the_tiles() -> None:
     shard = attention_shard(8, 2, 64, "float16")
-    backend = TritonBackend(shard, torch.device(DEVICE), DecodeTuning(tile=64, programs_per_processor=4))
+    tuning = DecodeTuning(tile=64, programs_per_processor=4)
+    backend = TritonBackend(shard, torch.device(DEVICE)).with_choice(KernelChoice(tuning))
     backend._num_processors = 100
     assert backend.num_splits(1, 64) == 1
     assert backend.num_splits(1, 65) == 2
