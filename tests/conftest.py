@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Generator
 from itertools import chain
 from pathlib import Path
 
 import pytest
+
+# Workers of pytest fill the cores: threads of BLAS would wait for each other. Read when numpy is imported.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")
