@@ -89,7 +89,7 @@ def own_chunks(shard: Shard, num_processors: int, shared_bytes: int | None) -> P
     """
 
     def compute(query: Tensor, keys: Tensor, values: Tensor, cache: LayerCache, batch: ChunkBatch) -> Tensor:
-        from cbsim.lab.kernels.triton_attention import paged_chunks
+        from cbsim.lab.kernels.triton_attention import paged_attention
 
         rows, num_warps = (128, 8) if max(batch.num_tokens) >= LONG_CHUNK else (64, 4)
         tile = chunk_tile(shard, shared_bytes, rows)
@@ -97,7 +97,9 @@ def own_chunks(shard: Shard, num_processors: int, shared_bytes: int | None) -> P
         longest = max(map(add, batch.num_tokens, batch.contexts))
         most = 2 * num_processors // (num_places * shard.num_kv_heads)
         splits = max(1, min(most, -(-longest // tile), MAX_SPLITS))
-        return paged_chunks(query, cache, batch, num_splits=splits, rows=rows, tile=tile, num_warps=num_warps)
+        return paged_attention(
+            query, cache, batch, num_splits=splits, rows=rows, tile=tile, num_warps=num_warps
+        )
 
     return PrefillKernel("triton", compute)
 

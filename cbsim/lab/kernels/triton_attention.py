@@ -182,65 +182,38 @@ def _combine_kernel(  # type: ignore[no-untyped-def]
     tl.store(out + row * HEAD_SIZE + places, result.to(out.dtype.element_ty), mask=is_place)
 
 
-def paged_decode(
+def paged_attention(
     query: Tensor,
     cache: LayerCache,
-    batch: DecodeBatch,
+    batch: DecodeBatch | ChunkBatch,
     *,
     num_splits: int,
+    rows: int = MIN_ROWS,
     tile: int = 64,
     num_warps: int = 4,
     num_stages: int = 3,
 ) -> Tensor:
-    """Attention of `(decodes, num_heads, head_size)` queries, heads contiguous, over the cache's blocks.
+    """Attention of `(decodes, num_heads, head_size)` queries, or of those of packed chunks, heads contiguous,
+    over the cache's blocks.
 
-    `tile` is the tokens a program reads at once, a power of 2 from 16; `num_splits` the shares of each
-    context. Lengths are read on the device, so a CUDA graph may be replayed with others: any number of splits
-    is right for any length. A context of 0 tokens gives zeros. Returns a new tensor of the queries' shape and
-    dtype; raises ValueError for tensors laid out in another way.
+    `rows` are the (token, head) pairs of a program of chunks, and `tile` the keys that it reads at once,
+    powers of 2 from 16; `num_splits` the shares of each context. Lengths are read on the device, so a CUDA
+    graph may be replayed with others: any number of splits is right for any length. A context of 0 tokens
+    gives zeros. Returns a new tensor of the queries' shape and dtype; raises ValueError for tensors laid out
+    in another way.
     """
-    cut = (num_splits, MIN_ROWS, tile, num_warps, num_stages)
-    return _attended(query, cache, batch.block_tables, batch.context_lens, None, *cut)
-
-
-def paged_chunks(
-    query: Tensor,
-    cache: LayerCache,
-    batch: ChunkBatch,
-    *,
-    num_splits: int = 1,
-    rows: int = 64,
-    tile: int = 64,
-    num_warps: int = 4,
-    num_stages: int = 3,
-) -> Tensor:
-    """The same of packed chunks, `(T, num_heads, head_size)` queries; `rows` are the (token, head) pairs of a
-    program, a power of 2 from 16.
-    """
-    cut = (num_splits, rows, tile, num_warps, num_stages)
-    return _attended(query, cache, batch.tables, batch.key_lens, batch.token_starts, *cut)
-
-
-def _attended(
-    query: Tensor,
-    cache: LayerCache,
-    tables: Tensor,
-    key_lens: Tensor,
-    token_starts: Tensor | None,
-    num_splits: int,
-    rows: int,
-    tile: int,
-    num_warps: int,
-    num_stages: int,
-) -> Tensor:
-    """See `paged_chunks`; without `token_starts` see `paged_decode`."""
+    are_chunks = isinstance(batch, ChunkBatch)
+    if isinstance(batch, ChunkBatch):
+        tables, key_lens, token_starts = batch.tables, batch.key_lens, batch.token_starts
+    else:
+        tables, key_lens, token_starts = batch.block_tables, batch.context_lens, batch.context_lens
     _check_layout(query, cache, tables, key_lens)
     num_tokens, num_heads, head_size = query.shape
     num_kv_heads, num_sequences = cache.keys.shape[2], key_lens.shape[0]
     group = num_heads // num_kv_heads
     rows = max(rows, triton.next_power_of_2(group))
-    queries = 1 if token_starts is None else rows // group
-    num_places = num_sequences if token_starts is None else num_tokens // queries + num_sequences
+    queries = rows // group if are_chunks else 1
+    num_places = num_sequences + (num_tokens // queries if are_chunks else 0)
     out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     is_whole = num_splits == 1
     shape = (1,) if is_whole else (num_tokens, num_heads, num_splits)
@@ -253,7 +226,7 @@ def _attended(
         cache.values,
         tables,
         key_lens,
-        key_lens if token_starts is None else token_starts,
+        token_starts,
         out,
         partials,
         log_sums,
@@ -263,7 +236,7 @@ def _attended(
         tables.stride(0),
         num_sequences,
         num_splits,
-        ARE_CHUNKS=token_starts is not None,
+        ARE_CHUNKS=are_chunks,
         NUM_HEADS=num_heads,
         GROUP=group,
         QUERIES=queries,

@@ -81,11 +81,11 @@ class TritonBackend(AttentionBackend):
 
     def decode(self, query: Tensor, cache: LayerCache, batch: DecodeBatch) -> Tensor:
         """See `AttentionBackend.decode`."""
-        from cbsim.lab.kernels.triton_attention import paged_decode
+        from cbsim.lab.kernels.triton_attention import paged_attention
 
         tuning, num_splits = self.choice.decode, self.num_splits(query.shape[0], batch.max_context)
         cut = {"tile": tuning.tile, "num_warps": tuning.num_warps, "num_stages": tuning.num_stages}
-        return paged_decode(query, cache, batch, num_splits=num_splits, **cut)
+        return paged_attention(query, cache, batch, num_splits=num_splits, **cut)
 
     def describe(self) -> str:
         """See `AttentionBackend.describe`."""

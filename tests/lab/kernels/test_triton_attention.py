@@ -16,7 +16,7 @@ if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
 
 from cbsim.lab.kernels.attention_backends import ChunkBatch, DecodeBatch, LayerCache, make_backend
 from cbsim.lab.kernels.kernel_choice import DecodeTuning, KernelChoice
-from cbsim.lab.kernels.triton_attention import paged_chunks, paged_decode
+from cbsim.lab.kernels.triton_attention import paged_attention
 from cbsim.lab.kernels.triton_backend import TritonBackend
 from tests.lab.kernels.references import Paged, attention_shard, scatter
 
@@ -34,7 +34,7 @@ def on_device(paged: Paged) -> DecodeBatch:
 
 def decode(paged: Paged, num_splits: int, tile: int) -> torch.Tensor:
     query = torch.cat(paged.queries).to(DEVICE)
-    return paged_decode(query, paged.cache, on_device(paged), num_splits=num_splits, tile=tile).cpu()
+    return paged_attention(query, paged.cache, on_device(paged), num_splits=num_splits, tile=tile).cpu()
 
 
 def assert_right(got: torch.Tensor, paged: Paged) -> None:
@@ -107,7 +107,7 @@ def test_a_context_without_tokens_gives_zeros(num_splits: int) -> None:
     batch = on_device(paged)
     batch.context_lens[1] = 0
     query = torch.cat(paged.queries).to(DEVICE)
-    got = paged_decode(query, paged.cache, batch, num_splits=num_splits).cpu()
+    got = paged_attention(query, paged.cache, batch, num_splits=num_splits).cpu()
     torch.testing.assert_close(got[0].double(), paged.expected()[0], atol=4e-3, rtol=4e-3)
     assert torch.equal(got[1], torch.zeros_like(got[1]))
 
@@ -117,7 +117,7 @@ def test_what_a_table_holds_beyond_a_context_is_never_read() -> None:
     paged = scatter(shard, [40, 200], [1, 1], seed=0, device=DEVICE)
     batch = on_device(paged)
     batch.block_tables[0, 3:] = -(2**30)
-    got = paged_decode(torch.cat(paged.queries).to(DEVICE), paged.cache, batch, num_splits=2).cpu()
+    got = paged_attention(torch.cat(paged.queries).to(DEVICE), paged.cache, batch, num_splits=2).cpu()
     assert_right(got, paged)
 
 
@@ -126,7 +126,7 @@ def test_block_numbers_of_64_bits() -> None:
     paged = scatter(shard, [40, 200], [1, 1], seed=0, device=DEVICE)
     batch = on_device(paged)
     wide = DecodeBatch(batch.block_tables.long(), batch.context_lens.long(), batch.max_context)
-    got = paged_decode(torch.cat(paged.queries).to(DEVICE), paged.cache, wide, num_splits=2).cpu()
+    got = paged_attention(torch.cat(paged.queries).to(DEVICE), paged.cache, wide, num_splits=2).cpu()
     assert_right(got, paged)
 
 
@@ -147,7 +147,7 @@ def test_a_pool_of_more_elements_than_32_bits_count() -> None:
     moved = DecodeBatch(batch.block_tables + first, batch.context_lens, batch.max_context)
     assert keys.numel() > 2**31
     for num_splits in (1, 2):
-        got = paged_decode(
+        got = paged_attention(
             torch.cat(paged.queries).to(DEVICE), LayerCache(keys, values), moved, num_splits=num_splits
         )
         assert_right(got.cpu(), paged)
@@ -159,7 +159,7 @@ def test_caches_that_are_slices_of_a_pool_of_both() -> None:
     paged = scatter(shard, [40, 200], [1, 1], seed=0, device=DEVICE)
     both = torch.stack((paged.cache.keys, paged.cache.values), dim=1)
     cache = LayerCache(both[:, 0], both[:, 1])
-    got = paged_decode(torch.cat(paged.queries).to(DEVICE), cache, on_device(paged), num_splits=2).cpu()
+    got = paged_attention(torch.cat(paged.queries).to(DEVICE), cache, on_device(paged), num_splits=2).cpu()
     assert_right(got, paged)
 
 
@@ -180,7 +180,7 @@ def test_layouts_that_would_be_misread() -> None:
         ((query, cache, tables), "block numbers of a sequence"),
     ):
         with pytest.raises(ValueError, match=message):
-            paged_decode(*wrong, num_splits=1)
+            paged_attention(*wrong, num_splits=1)
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")
@@ -217,7 +217,7 @@ def chunks(paged: Paged, **cut: int) -> torch.Tensor:
     batch, device = paged.chunk_batch(), torch.device(DEVICE)
     tables = [table.to(DEVICE) for table in batch.block_tables]
     moved = ChunkBatch.build(list(batch.num_tokens), list(batch.contexts), tables, device)
-    return paged_chunks(torch.cat(paged.queries).to(DEVICE), paged.cache, moved, **cut).cpu()
+    return paged_attention(torch.cat(paged.queries).to(DEVICE), paged.cache, moved, **cut).cpu()
 
 
 @pytest.mark.parametrize(
