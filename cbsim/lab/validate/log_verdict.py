@@ -106,7 +106,8 @@ def judge(
     figures nearer is a hint, no proof: another mistake may hide behind it.
     """
     cells = cell_ratios(stretches or [])
-    where = [*beyond_interval(run), *by_percentile(run), *by_time(run), *by_kind(cells)]
+    where = [*beyond_interval(run), *by_percentile(run), *by_time(run)]
+    where += [each.told() for each in worst_cells(cells)]
     error_pct = run.error_pct
     if not _size(error_pct) > RIGHT_PCT:
         return Verdict(error_pct, where, [], cells)
@@ -170,12 +171,6 @@ def _mean_error_pct(recorded: Column, simulated: Column) -> float:
     known = ~(np.isnan(recorded) | np.isnan(simulated))
     mean = float(recorded[known].mean()) if known.any() else 0.0
     return error_pct(float(simulated[known].mean()), mean) if mean > 0 else math.nan
-
-
-def by_kind(cells: Sequence[CellRatio]) -> Iterator[str]:
-    """The kinds of step that lose or gain the most time."""
-    for each in worst_cells(cells):
-        yield each.told()
 
 
 def worst_cells(cells: Sequence[CellRatio]) -> list[CellRatio]:
