@@ -129,11 +129,11 @@ def open_pool(num_workers: int = 1, cluster: str | None = None) -> Pool:
         return _cluster_pool(cluster)
     if num_workers == 1:
         return Pool(_InProcess, 1)
-    return Pool(partial(_spawned, num_workers), num_workers)
+    return Pool(partial(spawned, num_workers), num_workers)
 
 
 @contextmanager
-def _spawned(num_workers: int) -> Iterator[Executor]:
+def spawned(num_workers: int) -> Iterator[Executor]:
     """Spawned processes, which end with this block: at once if an exception leaves it."""
     context = multiprocessing.get_context("spawn")
     stop, is_wanted = context.Pipe(duplex=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import platform
 import resource
@@ -12,9 +11,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Generator, Mapping
+from concurrent.futures import BrokenExecutor
 from dataclasses import dataclass, replace
 from importlib.metadata import version
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,7 +29,7 @@ from cbsim.results.metrics import summarize
 from cbsim.results.run_log import RunLog
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.run import deployment_of, make_workload, simulate
-from cbsim.studies.worker_pool import WorkerLost, born_deaf, end_with_parent
+from cbsim.studies.worker_pool import WorkerLost, spawned
 
 BUSY_LOAD = 0.5
 
@@ -128,34 +127,11 @@ def in_fresh_process(function: Callable[..., Answer], *arguments: Any) -> Answer
     Raises what it raises, and `WorkerLost` if the process ends without an answer, as for want of memory. The
     process doesn't outlive this call; it never hears of Ctrl-C, which a terminal sends to all at once.
     """
-    context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_answer, args=(sender, function, arguments), daemon=True)
-    with born_deaf():
-        process.start()
-    sender.close()
-    answer: Answer
     try:
-        answer, error = receiver.recv()
-    except EOFError:
+        with spawned(1) as executor:
+            return executor.submit(function, *arguments).result()
+    except BrokenExecutor:
         raise WorkerLost("its process ended without an answer (out of memory?)") from None
-    except BaseException:
-        process.kill()
-        raise
-    finally:
-        process.join()
-        receiver.close()
-    if error is not None:
-        raise error
-    return answer
-
-
-def _answer(sender: Connection, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-    end_with_parent()
-    try:
-        sender.send((function(*arguments), None))
-    except Exception as error:
-        sender.send((None, error))
 
 
 def measure_simulation(settings: Mapping[str, Any]) -> Measured:
