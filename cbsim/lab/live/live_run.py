@@ -25,13 +25,13 @@ from cbsim.lab.live.weights import Checkpoint
 from cbsim.observers import ObservedRun, Observer
 from cbsim.observers.views import SchedulerView
 from cbsim.results.measured import measured_log
-from cbsim.results.metrics import Deployment, summarize
+from cbsim.results.metrics import summarize
 from cbsim.results.result import Result, make_manifest
 from cbsim.results.tables import SLICE_STEPS
 from cbsim.schedulers import SCHEDULERS
 from cbsim.studies.core_log import stepwise_log
 from cbsim.studies.experiment import Experiment
-from cbsim.studies.run import log_notes, make_cost_model, make_workload
+from cbsim.studies.run import deployment_of, log_notes, make_cost_model, make_workload
 from cbsim.studies.setup import setup_of
 from cbsim.studies.simulation import stepwise
 from cbsim.workload.request_source import Workload
@@ -100,12 +100,7 @@ def run_live(
     notes += [*workload.notes(), *log_notes(experiment, log)]
     notes += experiment.measure.notes(log.requests["arrival_s"])
     kv_cache = experiment.kv_cache.model_copy(update={"num_blocks": num_blocks})
-    deployment = Deployment(
-        experiment.model,
-        experiment.gpu,
-        kv_block_size=kv_cache.block_size,
-        kv_cache_tokens=experiment.model_copy(update={"kv_cache": kv_cache}).kv_capacity.num_tokens,
-    )
+    deployment = deployment_of(experiment.model_copy(update={"kv_cache": kv_cache}))
     measured = measured_log(log, experiment.measure)
     summary = summarize(measured, deployment, experiment.slo.limits(), simulation=spent, notes=notes)
     manifest = make_manifest(experiment.seed, workload.inputs(), {"model": experiment.model})
