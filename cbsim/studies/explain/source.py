@@ -6,7 +6,7 @@ import math
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from operator import itemgetter
@@ -19,21 +19,13 @@ from cbsim.base.errors import CbsimError
 from cbsim.base.paths import is_file
 from cbsim.base.trust import Trust, trusting
 from cbsim.cluster.simpy_world import Progress
-from cbsim.core.building import LOG_ROWS
-from cbsim.core.layout import STEP
-from cbsim.core.stepping import Slice, Stepper, StepwiseWorld, WatchedStepper
 from cbsim.results.result import Result, hash_files, load_run, package_version
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.explain.batch_step import DECISIONS, BatchStep, Limits, Share, steps_of
-from cbsim.studies.run import make_cost_model, make_workload, run_experiment
-from cbsim.studies.setup import setup_of
-from cbsim.studies.simulation import step_through, stepwise
-from cbsim.workload.request import Request
+from cbsim.studies.run import run_experiment
 
 Take = Callable[[BatchStep], None]
-"""Takes a step with its batch, when it has ended."""
-Check = Callable[[Any, Sequence[Slice]], None]
-"""Looks at a `STEP` and its slices before it ends; may raise."""
+"""Takes a step with its batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,88 +35,6 @@ class Window:
     replica: int
     first: int
     last: int | None = None
-
-
-class _Enough(Exception):
-    """The last step of the window has ended."""
-
-
-def rerun(
-    experiment: Experiment, window: Window, take: Take, check: Check | None, progress: Progress | None
-) -> None:
-    """Simulate an experiment up to the window's end and hand its steps to `take`.
-
-    `check` sees every step of the window's replica up to its end. Raises `PluginError` if a third party's
-    scheduler fails.
-    """
-    limits = Limits.of(experiment.resolved())
-    setup = setup_of(experiment, make_workload(experiment), make_cost_model(experiment))
-
-    def make_replica(world: StepwiseWorld, number: int) -> Stepper:
-        if number == window.replica:
-            return _ShownReplica(world, window, limits, take, check)
-        return Stepper(world, number)
-
-    world = stepwise(setup, make_replica=make_replica)
-    with suppress(_Enough):
-        # An OSError is of `take`, whose reader may be gone.
-        step_through(world, setup, progress=progress, passes=(_Enough, OSError))
-
-
-class _ShownReplica(WatchedStepper):
-    """A replica that hands over its steps with their batches."""
-
-    def __init__(
-        self, world: StepwiseWorld, window: Window, limits: Limits, take: Take, check: Check | None
-    ) -> None:
-        super().__init__(world, window.replica)
-        self._window, self._limits, self._take, self._check = window, limits, take, check
-        self._decisions: dict[int, dict[str, list[tuple[str, int]]]]
-        self._decisions = defaultdict(lambda: defaultdict(list))
-        self._shares: dict[int, tuple[Share, ...]] = {}
-        """Both are of the steps under way, by their numbers."""
-
-    def decided(self, step: Any) -> None:
-        """Keep decisions for the step they belong to; those of a call that made none, for the next."""
-        for what, request, num_cached in self.decisions(step):
-            self._decisions[self.own.num_steps][what].append((request.request_id, num_cached))
-
-    def began(self, step: Any) -> None:
-        """Keep the batch as requests stand now: another step may be decided before this one ends."""
-        if step.number >= self._window.first:
-            self._shares[step.number] = tuple(map(_share, self.slices(step)))
-
-    def end_step(self) -> list[Request]:
-        """See `Stepper.end_step`."""
-        step, window = self.under_way[0], self._window
-        if self._check is not None:
-            self._check(step, self.slices(step))
-        decisions = self._decisions.pop(step.number, {})
-        shares = self._shares.pop(step.number, ())
-        finished = super().end_step()
-        parts = self.records.slices[step.place]
-        shares = tuple(
-            replace(share, num_drafts=part.num_drafts, num_accepted=part.num_accepted)
-            for share, part in zip(shares, parts, strict=False)
-        )
-        if self.records.log.lengths.steps >= LOG_ROWS:
-            self.world.record()  # Nobody asks for it.
-        if step.number < window.first:
-            return finished
-        row = {name: getattr(step, name) for name in STEP.names or ()}
-        row |= {"replica": self.replica, "step": step.number, "scheduled_at_s": step.now}
-        row["kv_blocks_total"] = self.own.num_blocks
-        decisions["finished"] = [(request.request_id, 0) for request in finished]
-        self._take(self._limits.batch_step(row, shares, decisions))
-        if step.number == window.last:
-            raise _Enough
-        return finished
-
-
-def _share(part: Slice) -> Share:
-    request = part.request
-    num_left = request.prefill_until - part.num_computed_tokens if part.is_prefill else 1
-    return Share(request.request_id, part.num_tokens, num_left, part.is_prefill, request.num_blocks)
 
 
 def recorded_steps(result: Result, window: Window, config: dict[str, Any]) -> Iterator[BatchStep]:
@@ -154,6 +64,12 @@ class _Shares:
     def __init__(self, result: Result, config: dict[str, Any]) -> None:
         requests = result.requests
         self._num_prompt = dict(zip(requests["request_id"], requests["num_prompt_tokens"], strict=True))
+        self._num_reserved: dict[str, int] = {}
+        """Tokens that each has KV blocks for from its admission on, where the scheduler reserves ahead."""
+        if "max_output_tokens" in config["scheduler"]:
+            least = config["scheduler"]["max_output_tokens"] or 0
+            reserved = requests["num_prompt_tokens"] + requests["num_output_tokens"].clip(lower=least)
+            self._num_reserved = dict(zip(requests["request_id"], reserved, strict=True))
         self._block_size = int(config["kv_cache"]["block_size"])
         self._resumptions = _resumptions(result)
 
@@ -163,8 +79,8 @@ class _Shares:
         table = (rows.get(column, [0] * len(rows)) for column in columns)
         for name, num_tokens, before, kind, *drafts in zip(*table, strict=True):
             num_left = self._prefill_until(name, scheduled_at_s) - before if kind == "prefill" else 1
-            num_blocks = -(-(before + num_tokens) // self._block_size)
-            counts = (int(num_blocks), *map(int, drafts))
+            num_held = max(before + num_tokens, self._num_reserved.get(name, 0))
+            counts = (int(-(-num_held // self._block_size)), *map(int, drafts))
             yield Share(name, int(num_tokens), int(num_left), kind == "prefill", *counts)
 
     def _prefill_until(self, request_id: str, now: float) -> int:
@@ -225,18 +141,18 @@ class Source:
     """Which plug-ins that the folder names may be run: it may be a stranger's."""
     remarks: list[str] = field(default_factory=list)
     """What a reader of the steps handed out so far must know."""
+    _again: dict[float | None, Result] = field(default_factory=dict)
+    """The run with its batches, by the instant at which it was stopped."""
 
     @cached_property
     def result(self) -> Result:
         """The run's tables; an experiment is run now. Raises as `load_run` and `run_experiment` do."""
-        if self.folder is not None:
-            return load_run(self.folder)
-        assert self.given is not None
+        return self._run() if self.folder is None else load_run(self.folder)
+
+    def _run(self, **changes: Any) -> Result:
+        """Simulate it, with some of its sections changed."""
         # Who would watch the run itself has nothing to do with its explanation.
-        experiment = self.given.model_copy(update={"observers": []})
-        if experiment.cluster is not None:
-            output = experiment.output.model_copy(update={"batches": True})
-            experiment = experiment.model_copy(update={"output": output})
+        experiment = self.experiment.model_copy(update={"observers": [], **changes})
         with self.watched(experiment) as progress:
             return run_experiment(experiment, progress, with_interval=False)
 
@@ -280,83 +196,94 @@ class Source:
         They are read where the run has recorded its batches, else simulated again. Raises `CbsimError` if
         that can't be, or if it comes out differently.
         """
-        is_cluster = bool(self.config.get("cluster"))
-        if self.folder is None and not is_cluster:
-            self._rerun(window, take)
-        elif self.result.make_table("batches") is not None:
-            for step in recorded_steps(self.result, window, self.config_of(window.replica)):
+        config = self.config_of(window.replica)
+        if self.result.make_table("batches") is not None:
+            for step in recorded_steps(self.result, window, config):
                 take(step)
-        elif is_cluster:
-            raise CbsimError(
-                f"{self.name}: a cluster's run without batches.parquet, which is not simulated again step by "
-                "step; allowed: cbsim run with --set output.batches=true"
-            )
-        else:
-            assert self.folder is not None
-            self._rerun_folder(self.folder, window, take)
-
-    def _rerun(self, window: Window, take: Take, check: Check | None = None) -> None:
-        with self.watched(self.experiment) as progress:
-            rerun(self.experiment, window, take, check, progress)
-
-    def _rerun_folder(self, folder: Path, window: Window, take: Take) -> None:
-        if any(note.startswith(_LIVE) for note in self.result.notes[:1]):
+            return
+        if self.result.notes[:1] and self.result.notes[0].startswith(_LIVE):
             raise CbsimError(
                 f"{self.name}: a live run without batches.parquet, which can't be simulated again; "
                 "allowed: cbsim live with --set output.batches=true"
             )
         try:
-            self._rerun(window, take, _Agreement(folder, self.result, window.replica).check)
+            again = self._run_again(window)
+            agreement = _Agreement(str(self.folder or self.name), self.result, again, window.replica)
+            for step in recorded_steps(again, replace(window, first=0), config):
+                agreement.check(step)
+                if step.step >= window.first:
+                    take(step)
         except CbsimError as error:
-            then, now = self.result.manifest["versions"].get("cbsim"), package_version("cbsim")
-            versions = [] if then == now else [f"it was run with cbsim {then}, this is {now}"]
-            allowed = f"allowed: cbsim run {folder / 'config.yaml'} --out DIR, then cbsim explain DIR"
-            told = (f"{folder}: {why}" for why in (*versions, *_changed_inputs(self.result), allowed))
-            raise CbsimError(*error.problems, *told) from error
-        self.remarks.extend(
-            f"{folder}: {change}; the steps up to here are simulated again from it, and go as they went"
-            for change in _changed_inputs(self.result)
-        )
+            raise CbsimError(*error.problems, *self._hints()) from error
+        for change in _changed_inputs(self.result):
+            told = f"{change}; the steps up to here are simulated again from it, and go as they went"
+            if (remark := f"{self.folder}: {told}") not in self.remarks:
+                self.remarks.append(remark)
+
+    def _run_again(self, window: Window) -> Result:
+        """The run with its batches, up to the window's end at least."""
+        steps = steps_of(self.result, window.replica)
+        until_s = self.experiment.stop_at_s
+        # In a cluster one run serves all replicas that a request comes to.
+        if self.experiment.cluster is None and window.last is not None and window.last + 1 < len(steps):
+            following = steps.iloc[window.last + 1]
+            until_s = float(following["start_s"] + following["duration_s"])
+        if until_s not in self._again:
+            output = self.experiment.output.model_copy(update={"batches": True})
+            self._again[until_s] = self._run(output=output, stop_at_s=until_s)
+        return self._again[until_s]
+
+    def _hints(self) -> list[str]:
+        """Why a folder's run may come out differently, and what can be done."""
+        if self.folder is None:
+            return []
+        then, now = self.result.manifest["versions"].get("cbsim"), package_version("cbsim")
+        versions = [] if then == now else [f"it was run with cbsim {then}, this is {now}"]
+        allowed = f"allowed: cbsim run {self.folder / 'config.yaml'} --out DIR, then cbsim explain DIR"
+        return [f"{self.folder}: {why}" for why in (*versions, *_changed_inputs(self.result), allowed)]
 
 
 class _Agreement:
-    """Compares the steps of one replica, as they are simulated again, with those in a run folder."""
+    """Compares the steps of one replica, as they are simulated again, with those of a run."""
 
-    def __init__(self, folder: Path, result: Result, replica: int) -> None:
-        self._folder = folder
-        self._result = result
-        steps = steps_of(result, replica)
-        self._steps = list(zip(*(steps[name].tolist() for name in (*_TIMES, *_COUNTS)), strict=True))
-        columns = (result.requests[name].tolist() for name in ("request_id", *_OF_REQUESTS))
-        self._requests = {name: values for name, *values in zip(*columns, strict=True)}
-        self._seen: set[str] = set()
+    def __init__(self, name: str, was: Result, now: Result, replica: int) -> None:
+        self._name = name
+        steps = steps_of(was, replica)
+        self._steps = list(zip(*(steps[column].tolist() for column in (*_TIMES, *_COUNTS)), strict=True))
+        self._requests, self._requests_now = map(_figures_of_requests, (was, now))
 
-    def check(self, step: Any, slices: Sequence[Slice]) -> None:
-        """Raise `CbsimError` unless the folder has the same step (`STEP`), of requests that it has."""
-        number = step.number
+    def check(self, step: BatchStep) -> None:
+        """Raise `CbsimError` unless the run has the same step, of requests that it has."""
+        number = step.step
         if number >= len(self._steps):
             raise self._differs(f"has a step {number}, which the folder has not")
-        self._compare((*_TIMES, *_COUNTS), step, self._steps[number], number)
-        for name, request in ((part.request.request_id, part.request) for part in slices):
-            if name in self._seen:
-                continue
+        now = [getattr(step, name) for name in (*_TIMES, *_COUNTS)]
+        self._compare((*_TIMES, *_COUNTS), now, self._steps[number], number)
+        for name in (share.request_id for share in step.shares):
             if name not in self._requests:
                 raise self._differs(f"has in step {number} a request '{name}', which the folder has not")
-            self._compare(_OF_REQUESTS, request, self._requests[name], number, f"request '{name}' has ")
-            self._seen.add(name)
+            pair = self._requests_now[name], self._requests[name]
+            self._compare(_OF_REQUESTS, *pair, number, f"request '{name}' has ")
 
-    def _compare(self, names: Sequence[str], now: Any, then: Any, step: int, of: str = "") -> None:
-        """Raise `CbsimError` if one of some attributes is not what it was."""
-        for name, before in zip(names, then, strict=True):
-            value = getattr(now, name)
+    def _compare(
+        self, names: Sequence[str], now: Sequence[float], then: Sequence[float], step: int, of: str = ""
+    ) -> None:
+        """Raise `CbsimError` if one of some figures is not what it was."""
+        for name, value, before in zip(names, now, then, strict=True):
             if not math.isclose(value, before, rel_tol=_TOLERANCE):
                 raise self._differs(f"differs from step {step} on: {of}{name} {value:.9g}, was {before:.9g}")
 
     def _differs(self, how: str) -> CbsimError:
         return CbsimError(
-            f"{self._folder}: can't be explained step by step: it has no batches.parquet, and simulating it "
+            f"{self._name}: can't be explained step by step: it has no batches.parquet, and simulating it "
             f"again {how}"
         )
+
+
+def _figures_of_requests(result: Result) -> dict[str, tuple[float, ...]]:
+    """By name, what no schedule changes of a request."""
+    names, *columns = (result.requests[name].tolist() for name in ("request_id", *_OF_REQUESTS))
+    return dict(zip(names, zip(*columns, strict=True), strict=True))
 
 
 def _changed_inputs(result: Result) -> list[str]:

@@ -346,10 +346,18 @@ def test_lost_before_its_kv_has_come(tmp_path: Path) -> None:
     ]
 
 
-def test_steps_of_a_cluster_are_those_recorded(tmp_path: Path) -> None:
+def test_a_cluster_is_simulated_again_where_it_has_no_batches(tmp_path: Path) -> None:
     given = experiment(tmp_path, {"a": (0.0, 4, 4)}, scheduler=VLLM, kv_cache=ROOMY, cluster=APART)
     recorded = diagnose_request(Source("it", given=given), "a").entries
     assert [entry.what for entry in recorded].count("decoded") == 1
     run_experiment(given).save(tmp_path / "run")
-    with pytest.raises(CbsimError, match=r"cluster's run without batches.*, .*output.batches=true"):
-        diagnose_request(Source("it", folder=tmp_path / "run"), "a")
+    assert diagnose_request(Source("it", folder=tmp_path / "run"), "a").entries == recorded
+
+
+@pytest.mark.parametrize("least", [None, 6])
+def test_a_reservation_is_held_from_the_admission_on(least: int | None, tmp_path: Path) -> None:
+    """Of 4 blocks a's 2 + 4 tokens, or 2 + 6 where answers may be as long; b needs 2 and waits."""
+    scheduler = {"type": "continuous", "max_tokens_per_step": 8, "max_output_tokens": least}
+    run = source(tmp_path, {"a": (0.0, 2, 4), "b": (0.5, 2, 2)}, scheduler=scheduler)
+    wait = diagnose_request(run, "b").entries[1]
+    assert wait.culprits == {"a": pytest.approx(1.0)}
