@@ -44,6 +44,13 @@ CONFIG: dict[str, Any] = {
     "kv_cache": {"num_blocks": 100},
     "slo": {"ttft_s": 5.0},
 }
+
+
+def shorter(num_requests: int) -> dict[str, Any]:
+    """The same with fewer requests, for what needs no sharp figure."""
+    return CONFIG | {"workload": CONFIG["workload"] | {"num_requests": num_requests}}
+
+
 TRACE = "arrived_at,num_prefill_tokens,num_decode_tokens\n"
 
 
@@ -81,20 +88,17 @@ def test_the_capacity_is_that_of_queueing_theory(answer: CapacityAnswer) -> None
     assert found.rate_per_s.half_width < 0.15 * expected
 
 
-@pytest.mark.parametrize("share", [0.9, 0.99])
-def test_sentence_curve_and_picture_agree(share: float) -> None:
-    """The capacity lies on the curve: between two neighbours of the ladder, of which one holds."""
-    plan = Plan(share=share, tolerance=0.1)
-    found = capacity(CONFIG, plan)
-    (contender,) = found.contenders
+def test_the_capacity_lies_on_the_curve(answer: CapacityAnswer) -> None:
+    """Between two neighbours of the ladder, of which one holds."""
+    (contender, _) = answer.contenders
     assert contender.rate_per_s is not None
     rate = contender.rate_per_s.estimate
-    curve = found.curve.groupby("rate_per_s")["slo_attainment"].mean()
+    curve = answer.curve.groupby("rate_per_s")["slo_attainment"].mean()
     below, above = curve[curve.index <= rate], curve[curve.index > rate]
-    assert (below >= share).all()
-    assert above.iloc[0] < share
-    assert above.index[0] / below.index[-1] == pytest.approx(plan.growth)
-    assert np.interp(rate, curve.index, curve) == pytest.approx(share)
+    assert (below >= 0.9).all()
+    assert above.iloc[0] < 0.9
+    assert above.index[0] / below.index[-1] == pytest.approx(answer.plan.growth)
+    assert np.interp(rate, curve.index, curve) == pytest.approx(0.9)
     assert min(contender.own_rates_per_s) <= rate <= max(contender.own_rates_per_s)
     assert contender.rate_per_s.half_width == pytest.approx(t_interval(contender.own_rates_per_s).half_width)
 
@@ -171,7 +175,7 @@ def test_an_answer_comes_back_from_its_folder(answer: CapacityAnswer, tmp_path: 
 
 
 def test_an_slo_that_no_rate_meets() -> None:
-    found = capacity(CONFIG | {"slo": {"ttft_s": 0.5}}, Plan(num_replicates=2))
+    found = capacity(shorter(100) | {"slo": {"ttft_s": 0.5}}, Plan(num_replicates=2))
     (contender,) = found.contenders
     assert (contender.verdict, contender.rate_per_s) == ("never", None)
     assert sentence(found) == (
@@ -181,23 +185,21 @@ def test_an_slo_that_no_rate_meets() -> None:
 
 
 def test_requests_too_few_for_the_share() -> None:
-    short = CONFIG | {"workload": CONFIG["workload"] | {"num_requests": 50}}
-    (contender,) = capacity(short, Plan(num_replicates=2)).contenders
+    (contender,) = capacity(shorter(50), Plan(num_replicates=2)).contenders
     assert contender.verdict == "too short"
     assert "50 requests are too few to tell 99.0%: 1,000 would do" in contender.reasons
 
 
 def test_requests_too_few_to_form_a_queue() -> None:
-    short = CONFIG | {"workload": CONFIG["workload"] | {"num_requests": 5}}
-    (contender,) = capacity(short, Plan(num_replicates=2)).contenders
+    (contender,) = capacity(shorter(5), Plan(num_replicates=2)).contenders
     assert (contender.verdict, contender.rate_per_s) == ("too short", None)
     assert "even if all requests come at once" in contender.reasons[0]
 
 
 def test_queues_that_still_grow_are_told() -> None:
-    # A wait of 300 s is reached only by overload that lasts: a longer run would have a lower capacity.
-    patient = CONFIG | {"slo": {"ttft_s": 300.0}}
-    (contender,) = capacity(patient, Plan(share=0.9, num_replicates=3)).contenders
+    # A wait of 120 s is reached only by overload that lasts: a longer run would have a lower capacity.
+    patient = shorter(600) | {"slo": {"ttft_s": 120.0}}
+    (contender,) = capacity(patient, Plan(share=0.9, num_replicates=3, tolerance=0.1)).contenders
     assert contender.rate_per_s is not None
     assert contender.rate_per_s.estimate > 1 / SERVICE_S
     assert contender.verdict == "too short"
@@ -257,9 +259,7 @@ def test_requests_at_one_instant_have_no_rate() -> None:
 
 
 def test_the_command_prints_the_answer_and_writes_the_folder(tmp_path: Path) -> None:
-    (tmp_path / "md1.yaml").write_text(
-        json.dumps(CONFIG | {"workload": CONFIG["workload"] | {"num_requests": 300}})
-    )
+    (tmp_path / "md1.yaml").write_text(json.dumps(shorter(200)))
     arguments = ["--share", "0.9", "--replicates", "2", "--tolerance", "0.2", "--out", str(tmp_path / "out")]
     ran = CliRunner().invoke(main, ["capacity", str(tmp_path / "md1.yaml"), *arguments])
     assert ran.exit_code == 0
@@ -283,7 +283,7 @@ def test_the_command_prints_the_answer_and_writes_the_folder(tmp_path: Path) -> 
 
 def test_percentiles_of_the_run_are_limits_too(tmp_path: Path) -> None:
     """The 90th percentile passes the limit at the rate at which 90 % of requests wait no longer."""
-    limited = capacity(CONFIG | {"slo": {"ttft_s": {"p90": 5.0}}}, Plan(tolerance=0.1))
+    limited = capacity(shorter(500) | {"slo": {"ttft_s": {"p90": 5.0}}}, Plan(tolerance=0.2))
     (contender,) = limited.contenders
     assert contender.rate_per_s is not None
     assert contender.rate_per_s.contains(theory(0.9, 5.0 - SERVICE_S))
@@ -300,9 +300,8 @@ def test_percentiles_of_the_run_are_limits_too(tmp_path: Path) -> None:
 
 def test_all_conditions_must_hold_at_once() -> None:
     def rate(slo: dict[str, Any]) -> float:
-        (found,) = capacity(
-            CONFIG | {"slo": slo}, Plan(share=0.9, num_replicates=2, tolerance=0.1)
-        ).contenders
+        plan = Plan(share=0.9, num_replicates=2, tolerance=0.2)
+        (found,) = capacity(shorter(300) | {"slo": slo}, plan).contenders
         assert found.rate_per_s is not None
         return found.rate_per_s.estimate
 
@@ -313,7 +312,7 @@ def test_all_conditions_must_hold_at_once() -> None:
 
 
 def test_no_rate_meets_a_percentile_that_one_request_alone_misses() -> None:
-    found = capacity(CONFIG | {"slo": {"ttft_s": {"p95": 0.8}}}, Plan(num_replicates=2))
+    found = capacity(shorter(100) | {"slo": {"ttft_s": {"p95": 0.8}}}, Plan(num_replicates=2))
     assert found.contenders[0].verdict == "never"
     assert sentence(found) == (
         "Not met at any rate: TTFT p95 ≤ 800 ms. Served one by one, it misses TTFT p95 by 25% (1.00 s)."
@@ -332,7 +331,7 @@ BATCHES: dict[str, Any] = CONFIG | {
 
 
 def test_what_no_rate_breaks_is_unlimited_and_wins() -> None:
-    found = capacity(BATCHES, Plan(share=0.9, num_replicates=2, tolerance=0.2))
+    found = capacity(BATCHES, Plan(share=0.9, num_replicates=2, tolerance=0.5))
     assert [each.verdict for each in found.contenders] == ["unlimited", "found"]
     told = sentence(found)
     assert told.startswith(
@@ -347,11 +346,10 @@ def test_what_no_rate_breaks_is_unlimited_and_wins() -> None:
 
 def test_a_queue_breaks_what_it_is_part_of_and_few_requests_tell_nothing() -> None:
     """The same requests are too few where a longer wait counts, or where all of them run at once."""
-    for change in (
-        {"slo": {"ttft_s": 1e4}},
-        {"sweep": {"scheduler.max_num_seqs": [150]}, "slo": {"tpot_s": 1.0}},
-    ):
-        (contender, *_) = capacity(BATCHES | change, Plan(num_replicates=2, tolerance=0.2)).contenders
+    few = BATCHES | {"workload": BATCHES["workload"] | {"num_requests": 60}}
+    for max_num_seqs, slo in ((4, {"ttft_s": 1e4}), (45, {"tpot_s": 1.0})):
+        change = {"sweep": {"scheduler.max_num_seqs": [max_num_seqs]}, "slo": slo}
+        (contender,) = capacity(few | change, Plan(num_replicates=2, tolerance=0.5)).contenders
         assert (contender.verdict, contender.rate_per_s) == ("too short", None)
         assert "too few of them to form a queue" in contender.reasons[0]
 
@@ -453,7 +451,7 @@ def test_a_trace_that_swings_is_told_with_what_would_not(tmp_path: Path) -> None
     times = np.cumsum(gaps)
     (tmp_path / "t.csv").write_text(TRACE + "".join(f"{time},8,1\n" for time in times))
     config = CONFIG | {"workload": {"type": "trace", "path": str(tmp_path / "t.csv")}}
-    plan = Plan(share=0.9, num_replicates=3, tolerance=0.2)
+    plan = Plan(share=0.9, num_replicates=3, tolerance=0.5)
     (note,) = capacity(config, plan).notes
     assert note.startswith("the intervals are wide, as the trace's own rate swings from ")
     assert "workload.rate_per_s brings every resample to one mean rate; workload.start_s=" in note
