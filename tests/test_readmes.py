@@ -83,6 +83,17 @@ def test_commands_print_what_is_shown(block: list[Command], checkout: Path) -> N
     run_block(block, checkout)
 
 
+def test_the_gallery_shows_of_the_quickstart_what_it_prints() -> None:
+    """The top README has run it, pictures included."""
+    (ran, *_), *_ = commands((ROOT / "README.md").read_text(encoding="utf-8"))
+    (shown, *_), *_ = commands((ROOT / "experiments/README.md").read_text(encoding="utf-8"), "console")
+    assert (ran.line, shown.line) == (
+        "cbsim sweep experiments/quickstart.yaml", "cbsim sweep quickstart --no-plots",
+    )  # fmt: skip
+    assert shown.shown[:-1] == ran.shown[: len(shown.shown) - 1]
+    assert shown.shown[-1] == "..."
+
+
 def run_block(block: list[Command], checkout: Path) -> None:
     """Run commands one after another in a folder; each must succeed and print what is shown under it."""
     for command in block:

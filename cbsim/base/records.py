@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import namedtuple
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
+from itertools import starmap
 from operator import attrgetter
 from typing import Any
 
@@ -43,34 +44,40 @@ def plain(value: Any) -> Any:
     return value
 
 
-class OnDemand(Sequence[Any]):
-    """The records of an array as `plain` makes them, each when it is asked for.
+class OnDemand(dict[int, Any]):
+    """The records of an array by place as `plain` makes them, when one of their neighbours is asked for.
 
-    The array must stay as it is.
+    The array must stay as it is. A place that is known costs no more than in a list.
     """
 
     def __init__(self, array: Any) -> None:
+        super().__init__()
         self._array = array
         self._make = record_class(array.dtype)
-        self._made: dict[int, Any] = {}
+
+    def __missing__(self, place: int) -> Any:
+        first = place % len(self) // NEIGHBOURS * NEIGHBOURS
+        rows = self._array[first : first + NEIGHBOURS].tolist()
+        self.update(enumerate(starmap(self._make, rows), first))
+        return self[place % len(self)]
 
     def __len__(self) -> int:
         return len(self._array)
 
-    def __getitem__(self, place: Any) -> Any:
-        if isinstance(place, slice):
-            return [self[row] for row in range(*place.indices(len(self)))]
-        place = range(len(self))[place] if place < 0 else place
-        if place not in self._made:
-            self._made[place] = self._make(*self._array[place].tolist())
-        return self._made[place]
+    def __iter__(self) -> Iterator[Any]:
+        return map(self.__getitem__, range(len(self)))
 
 
-def rows_on_demand(table: Any) -> list[Any]:
-    """The rows of an array of records of two dimensions, as `plain`; as `OnDemand` where they are many."""
-    return [*map(OnDemand if table.size > MANY else plain, table)]
+def rows_on_demand(table: Any, num_used: float) -> list[Any]:
+    """The rows of an array of records of two dimensions, as `plain`; as `OnDemand` where they are many.
+
+    Or more than the `num_used` of which a run has use at the most.
+    """
+    return [*map(OnDemand if table.size > min(MANY, num_used) else plain, table)]
 
 
+NEIGHBOURS = 64
+"""Records that are made together."""
 MANY = 1 << 18
 """Records that take `plain` a quarter of a second, and 40 MB."""
 

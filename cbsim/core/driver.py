@@ -101,8 +101,13 @@ def _empty_log(world: World, record: Record, progress: Progress | None) -> None:
 def interpreted(world: World) -> World:
     """A world's records as lists of objects; of KV blocks, there may be millions, when they are used."""
     names = ("blocks", "keys", "tier_blocks", "tier_keys")
-    on_demand: dict[str, Any] = {name: rows_on_demand(getattr(world, name)) for name in names}
-    return with_replicas(plain(world._replace(replicas=(), **on_demand)))
+    columns = ("num_prompt_tokens", "num_output_tokens")
+    num_tokens = sum(rows[name].sum() for rows in (world.requests, world.planned) for name in columns)
+    num_used = num_tokens / world.own["block_size"].min()
+    on_demand: dict[str, Any] = {name: rows_on_demand(getattr(world, name), num_used) for name in names}
+    later: dict[str, Any] = dict.fromkeys(names, ())
+    others = plain(world._replace(replicas=(), **later))
+    return with_replicas(others._replace(**on_demand))
 
 
 def write_back(objects: World, world: World) -> None:

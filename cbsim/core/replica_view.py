@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from itertools import islice
 from typing import Any, NamedTuple
 
 from cbsim.core import layout
@@ -142,7 +143,7 @@ class ReplicaView:
             for block in self.blocks_of(request):
                 num_shares[block] += 1
         blocks = records.blocks
-        if num_shares != [block.num_holders for block in blocks[: own.num_blocks]]:
+        if num_shares != [block.num_holders for block in islice(blocks, own.num_blocks)]:
             raise RuntimeError("the shares of KV blocks don't add up to those of their holders")
         free, at = [], blocks[own.num_blocks].next_free
         while at != own.num_blocks:

@@ -126,9 +126,9 @@ def test_stale_knowledge_sends_all_to_one() -> None:
 
 def test_a_router_that_knows_of_kv_keeps_sessions_together() -> None:
     """Turns of sessions share their prefixes: whoever routes by prefix hits finds more of them."""
-    tokens = {"type": "fixed", "value": 64}
     workload = {
-        **{"type": "synthetic", "num_requests": 60, "prompt_tokens": tokens, "output_tokens": tokens},
+        **{"type": "synthetic", "num_requests": 60, "prompt_tokens": {"type": "fixed", "value": 64}},
+        "output_tokens": {"type": "fixed", "value": 4},
         "arrivals": {"type": "poisson", "rate_per_s": 2.0},
         "sessions": {"num_turns": {"type": "fixed", "value": 5}},
     }
