@@ -146,19 +146,17 @@ def replicated(config: dict[str, Any], seeds: list[int]) -> dict[str, Any]:
     return config | {"sweep": {"scheduler.max_num_seqs": [2, 4], "seed": seeds}}
 
 
-@pytest.mark.parametrize("workers", [1, 2])
 def test_replicates_of_a_determined_run_are_computed_once_with_the_same_bytes(
-    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ran = Counting(monkeypatch)
-    table = sweep(replicated(config, [0, 1, 2]), tmp_path / "shared", workers)
-    if workers == 1:
-        assert ran.seeds == [0, 0]
+    table = sweep(replicated(config, [0, 1, 2]), tmp_path / "shared")
+    assert ran.seeds == [0, 0]
     assert table["seed"].tolist() == [0, 1, 2] * 2
     assert table["point"].nunique() == 6
     monkeypatch.setattr("cbsim.studies.run.is_determined", lambda *_: False)
     sweep(replicated(config, [0, 1, 2]), tmp_path / "each")
-    assert len(ran.seeds) == 6 + (2 if workers == 1 else 0)
+    assert len(ran.seeds) == 6 + 2
     assert contents(tmp_path / "shared") == contents(tmp_path / "each")
 
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-import cbsim
 from cbsim.base.paths import data_folder
+from cbsim.studies.experiment import Experiment
+from cbsim.studies.run import run_experiment
 
 CODE = {
     "workload.prompt_tokens.median": 1500,
@@ -27,6 +28,6 @@ def test_code_is_served_better_by_three_that_prefill_and_one_that_decodes(
 ) -> None:
     settings = {"sweep": {}, "engine": "interpreted", "cluster.pools": pools, **CODE}
     path = data_folder("experiments") / "how-many-prefill-and-decode.yaml"
-    summary = cbsim.run(path, overrides=settings).summary
+    summary = run_experiment(Experiment.load(path, settings), with_interval=False).summary
     assert f"{summary['slo_attainment']:.1%}" == share
     assert summary["slo_met"] is is_met

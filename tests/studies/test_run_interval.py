@@ -9,7 +9,6 @@ import pytest
 import cbsim
 from cbsim.cost.run_errors import FRONT_S, IMPORTED, MEASURED, profile_error, roofline_error, together
 from cbsim.show.reader_tables import run_answer
-from cbsim.studies.run_interval import MAX_TOKENS_INTERPRETED
 
 WORKLOAD = {
     "type": "synthetic",
@@ -86,12 +85,13 @@ def test_queues_multiply_the_error_of_steps():
     assert grew[1] > grew[0] + 0.02
 
 
-def test_long_runs_are_known_by_their_beginning():
+def test_long_runs_are_known_by_their_beginning(monkeypatch):
     """Deterministic, and bounded: so many tokens, whatever the run's length."""
-    result = run(workload=WORKLOAD | {"num_requests": 4000}, engine="interpreted")
+    monkeypatch.setattr("cbsim.studies.run.MAX_TOKENS_INTERPRETED", 10_000)
+    result = run(workload=WORKLOAD | {"num_requests": 500}, engine="interpreted")
     interval = result.summary["interval"]
     tokens = result.requests["num_output_tokens"].cumsum()
-    assert interval["num_requests"] == int((tokens <= MAX_TOKENS_INTERPRETED).sum())
+    assert interval["num_requests"] == int((tokens <= 10_000).sum())
     low_s, high_s = interval["ttft_s"]["mean"]
     assert low_s < result.summary["ttft_s"]["mean"] < high_s
 

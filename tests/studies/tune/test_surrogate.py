@@ -60,7 +60,7 @@ FORMS = st.sampled_from(
 )
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(st.lists(FORMS, min_size=1, max_size=4), st.integers(0, 5))
 def test_proposals_lie_in_the_space_and_follow_from_the_seed(forms: list[Any], seed: int) -> None:
     pytest.importorskip("optuna")

@@ -403,7 +403,7 @@ def drawn_tunes(draw: st.DrawFn) -> dict[str, Any]:
     return CONFIG | {"workload": workload, "slo": slo, "tune": keys | words, "seed": draw(st.integers(0, 3))}
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(drawn_tunes())
 def test_of_any_tune_the_best_is_the_best_of_its_table(
     tmp_path_factory: pytest.TempPathFactory, config: dict[str, Any]
