@@ -28,10 +28,15 @@ from cbsim.results.run_log import RunLog
 from cbsim.results.run_notes import backlog_notes
 from cbsim.schedulers import SCHEDULERS
 from cbsim.schedulers.vllm import VllmConfig
-from cbsim.studies.alternative_note import alternative_note
 from cbsim.studies.experiment import Experiment
-from cbsim.studies.run_interval import MAX_TOKENS, MAX_TOKENS_INTERPRETED, known_error, run_interval
-from cbsim.studies.setup import cluster_setup, setup_of
+from cbsim.studies.run_interval import (
+    MAX_TOKENS,
+    MAX_TOKENS_INTERPRETED,
+    alternative_note,
+    known_error,
+    run_interval,
+)
+from cbsim.studies.setup import make_setup
 from cbsim.studies.simulation import Speed, Told, simulate_core
 from cbsim.workload import WORKLOADS, Workload
 from cbsim.workload.request import RequestState
@@ -145,10 +150,8 @@ def check_num_requests(experiment: Experiment, workload: Workload) -> int | None
 
 def cost_inputs(experiment: Experiment, cost: CostModel) -> list[Path]:
     """The files that costs are read from: those of `cost`, the experiment's, or of each pool's own."""
-    if experiment.cluster is None:
-        return cost.inputs()
-    found = [path for _, own in experiment.pools() for path in make_cost_model(own).inputs()]
-    return list(dict.fromkeys(found))
+    costs = map(make_cost_model, experiment.alone) if experiment.cluster else [cost]
+    return list(dict.fromkeys(path for each in costs for path in each.inputs()))
 
 
 def make_cost_model(experiment: Experiment) -> CostModel:
@@ -186,10 +189,7 @@ def _simulate(
     told = None
     if audience is not None and audience.observers:
         told = Told(audience, experiment.name, experiment.model.name)
-    if experiment.cluster is None:
-        setup = setup_of(experiment, workload, cost)
-    else:
-        setup = cluster_setup(experiment, workload, make_cost_model)
+    setup = make_setup(experiment, workload, make_cost_model if experiment.cluster else lambda _: cost)
     log, ended, speed = simulate_core(setup, experiment.speed, progress, told)
     notes = setup.rung.notes(experiment.scheduler, ended.requests, ended.own)
     num_unsent = len(ended.planned) - len(log.requests["arrival_s"])

@@ -12,19 +12,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass, fields, replace
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from cbsim.base.units import format_seconds
 from cbsim.core import layout
-from cbsim.core.building import ChangeParts
+from cbsim.core.building import ChangeParts, LinkParts, RouterParts
 from cbsim.cost import CostModel
 from cbsim.cost.run_errors import CONFIDENCE, FRONT_S, StepError
 from cbsim.results.metrics import QUANTILES, request_latencies
 from cbsim.results.run_log import Column
 from cbsim.studies.experiment import Experiment
-from cbsim.studies.setup import Setup, cluster_setup, setup_of
+from cbsim.studies.setup import Setup, make_setup
 from cbsim.studies.simulation import simulate_core
 from cbsim.workload import Workload
 from cbsim.workload.request import RequestBatch
@@ -36,6 +37,10 @@ MAX_TOKENS = 1_000_000
 MAX_TOKENS_INTERPRETED = 100_000
 """By interpreted code: some 0.25 s each."""
 
+TOLD_FROM = 0.01
+"""Share of a mean latency from which it is told what the least certain part of the cost model makes of it."""
+
+Timed = TypeVar("Timed", Setup, ChangeParts, LinkParts, RouterParts)
 Figures = Mapping[str, Mapping[str, float | None]]
 """By latency and statistic, seconds."""
 Costs = Callable[[Experiment], CostModel]
@@ -181,11 +186,7 @@ def rerun(
     perhaps with other cost models.
     """
     hurried = HurriedWorkload(workload, factor, max_tokens)
-    if experiment.cluster is None:
-        setup = setup_of(experiment, hurried, cost_of(experiment))
-    else:
-        setup = cluster_setup(experiment, hurried, cost_of)
-    setup = _hurried(setup, factor)
+    setup = _hurried(make_setup(experiment, hurried, cost_of), factor)
     log, _, _ = simulate_core(setup, experiment.speed)
     rows = experiment.measure.faster(factor).rows(log.requests["arrival_s"])
     latencies = {name: values[rows] for name, values in request_latencies(log).items()}
@@ -197,22 +198,57 @@ def rerun(
     return Rerun(figures, len(latencies["ttft_s"]), hurried.was_cut)
 
 
+def alternative_note(
+    experiment: Experiment, workload: Workload, cost_of: Costs, max_tokens: float
+) -> str | None:
+    """Mean latencies with and without the least certain part of the cost model, if one of them differs by
+    more than `TOLD_FROM`.
+
+    The run, or its beginning of `max_tokens` output tokens, is simulated twice more; `None` of cost models
+    that have no such part or draw their errors.
+    """
+    costs = [cost_of(alone) for alone in experiment.alone]
+    parts_of = [cost.alternative[0] for cost in costs if cost.alternative is not None]
+    if not parts_of or any(cost.uses_seed for cost in costs):
+        return None
+
+    def without(alone: Experiment) -> CostModel:
+        cost = cost_of(alone)
+        return cost if cost.alternative is None else cost.alternative[1]
+
+    on, off = (rerun(experiment, workload, each, 1.0, max_tokens) for each in (cost_of, without))
+    means = {name: (on.figures[name]["mean"], off.figures[name]["mean"]) for name in LATENCIES}
+    if not any(abs(with_s - without_s) > TOLD_FROM * without_s for with_s, without_s in means.values()):
+        return None
+    parts = [
+        f"{name.removesuffix('_s').upper()} {format_seconds(with_s)} and {format_seconds(without_s)} "
+        f"({100 * (with_s / without_s - 1):+.1f} %)"
+        for name, (with_s, without_s) in means.items()
+        if with_s == with_s
+    ]
+    part = f" of the first {on.num_requests:,} requests" if on.is_part else ""
+    return f"with and without {parts_of[0]}, means{part} are: {', '.join(parts)}"
+
+
 def _hurried(setup: Setup, factor: float) -> Setup:
     """The setup under a clock that runs `factor` times as fast, without batches, steps as they are."""
     link, changes = setup.link, setup.changes
-    if link is not None:
-        link = replace(link, bytes_per_s=link.bytes_per_s * factor, latency_s=link.latency_s / factor)
     return replace(
-        setup,
-        until_s=setup.until_s / factor,
-        front_end_s=setup.front_end_s / factor,
+        _sooner(setup, factor),
         with_batches=False,
         others=tuple(_hurried(pool, factor) for pool in setup.others),
-        router=replace(setup.router, refresh_s=setup.router.refresh_s / factor),
-        decode_router=replace(setup.decode_router, refresh_s=setup.decode_router.refresh_s / factor),
-        link=link,
-        changes=None if changes is None else _hurried_changes(changes, factor),
+        router=_sooner(setup.router, factor),
+        decode_router=_sooner(setup.decode_router, factor),
+        link=link and replace(_sooner(link, factor), bytes_per_s=link.bytes_per_s * factor),
+        changes=changes and _hurried_changes(changes, factor),
     )
+
+
+def _sooner(parts: Timed, factor: float) -> Timed:
+    """Parts of a setup with their instants and durations over a factor."""
+    names = [each.name for each in fields(parts) if each.name.endswith("_s")]
+    times = {name: getattr(parts, name) / factor for name in names if not name.endswith("_per_s")}
+    return replace(parts, **times)
 
 
 def _hurried_changes(changes: ChangeParts, factor: float) -> ChangeParts:
@@ -224,13 +260,5 @@ def _hurried_changes(changes: ChangeParts, factor: float) -> ChangeParts:
             is_time.add("target")
         hurried = {name: value / factor if name in is_time else value for name, value in numbers.items()}
         scalers.append((place, hurried, [(at_s / factor, count) for at_s, count in planned]))
-    return replace(
-        changes,
-        first_token_timeout_s=changes.first_token_timeout_s / factor,
-        timeout_s=changes.timeout_s / factor,
-        backoff_s=changes.backoff_s / factor,
-        mtbf_s=changes.mtbf_s / factor,
-        repair_s=changes.repair_s / factor,
-        faults=[(row[0] / factor, row[1] / factor, row[2], row[3]) for row in changes.faults],
-        scalers=scalers,
-    )
+    faults = [(row[0] / factor, row[1] / factor, row[2], row[3]) for row in changes.faults]
+    return replace(_sooner(changes, factor), faults=faults, scalers=scalers)

@@ -247,8 +247,17 @@ class Setup:
         return (rules.step_s, rules.record) if rules else (class_step_s, self.cost)
 
 
+def make_setup(
+    experiment: Experiment, workload: Workload, make_cost: Callable[[Experiment], CostModel]
+) -> Setup:
+    """The setup of an experiment of one point; `make_cost` makes the cost model of it or of each pool."""
+    if experiment.cluster is None:
+        return setup_of(experiment, workload, make_cost(experiment))
+    return cluster_setup(experiment, experiment.cluster, workload, make_cost)
+
+
 def setup_of(experiment: Experiment, workload: Workload, cost: CostModel) -> Setup:
-    """The setup of an experiment of one point."""
+    """The setup of equal replicas."""
     rung = SCHEDULERS.get(experiment.scheduler.type)
     kv_cache, model, gpu = experiment.kv_cache, experiment.model, experiment.gpu
     num_blocks = experiment.num_kv_blocks
@@ -299,14 +308,12 @@ def setup_of(experiment: Experiment, workload: Workload, cost: CostModel) -> Set
 
 
 def cluster_setup(
-    experiment: Experiment, workload: Workload, make_cost: Callable[[Experiment], CostModel]
+    experiment: Experiment,
+    cluster: ClusterConfig,
+    workload: Workload,
+    make_cost: Callable[[Experiment], CostModel],
 ) -> Setup:
-    """The setup of an experiment with a cluster; `make_cost` makes each pool's cost model.
-
-    Those to whom requests come stand first.
-    """
-    cluster = experiment.cluster
-    assert cluster is not None
+    """The setup of an experiment with a cluster; those to whom requests come stand first."""
     setups, scalers = [], []
     rules: dict[str, Callable[..., Any]] = {}
     pools = sorted(experiment.pools(), key=lambda each: each[0].role == "decode")

@@ -21,9 +21,10 @@ from cbsim.core.stepping import Stepper, StepwiseWorld
 from cbsim.core.verbs import preempt
 from cbsim.core.waiting_queue import push
 from cbsim.cost import CostModel
+from cbsim.studies import setup as setups
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.run import make_cost_model
-from cbsim.studies.setup import Setup, cluster_setup, setup_of
+from cbsim.studies.setup import Setup
 from cbsim.studies.simulation import stepwise
 from cbsim.workload import Workload
 from cbsim.workload.request import Request, RequestState
@@ -43,14 +44,9 @@ def make_setup(experiment: Experiment, workload: Workload, costs: Sequence[CostM
     Raises `ConfigError` for more than `MAX_BLOCKS`.
     """
     known = None if costs is None else iter(costs)
-
-    def cost_of(pool: Experiment) -> CostModel:
-        return make_cost_model(pool) if known is None else next(known)
-
-    if experiment.cluster is None:
-        setup = setup_of(experiment, workload, cost_of(experiment))
-    else:
-        setup = cluster_setup(experiment, workload, cost_of)
+    setup = setups.make_setup(
+        experiment, workload, lambda pool: make_cost_model(pool) if known is None else next(known)
+    )
     most = max(pool.pool.num_blocks for pool in setup.pools)
     if most > MAX_BLOCKS:
         raise ConfigError(f"kv_cache.num_blocks: got {most}; cbsim play has {MAX_BLOCKS} at most")
