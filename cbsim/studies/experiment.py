@@ -50,6 +50,8 @@ MAX_CHECKED_POINTS = 1000
 """A larger grid has each value checked alone when it is loaded, not each point."""
 
 WORKLOAD = "workload"
+Names = dict[str, str]
+"""Dotted keys, those of conditions with the condition's text."""
 
 Overrides = Mapping[str, Any] | Iterable[str]
 """`{"scheduler.max_num_seqs": 64}`, or texts as after `--set`."""
@@ -347,12 +349,8 @@ class Experiment(Section):
         """The experiment at values, its mistakes, and its settings as far as they can be read."""
         assert self._assembly is not None
         document = self._assembly.point(values)
-        try:
-            experiment = self._assembly.read(document)
-        except ConfigError as error:
-            return None, list(error.problems), document.data
-        experiment._folder = self._folder
-        return experiment, list(_misfits(experiment, document)), experiment.model_dump()
+        experiment, problems = _read(self._assembly, document, self._folder)
+        return experiment, problems, document.data if experiment is None else experiment.model_dump()
 
     def as_written(self, values: Sequence[AxisValue], folder: Path) -> dict[str, Any]:
         """Plain data that makes `at(values)` again from `folder`: what the user wrote, if that is enough."""
@@ -403,6 +401,26 @@ class Experiment(Section):
         return experiment
 
 
+def _read(
+    assembly: Assembly[Experiment], document: Document, folder: Path
+) -> tuple[Experiment | None, list[str]]:
+    """The experiment in a document, if it can be read, and a line for each mistake."""
+    try:
+        experiment = assembly.read(document)
+    except ConfigError as error:
+        return None, [*error.problems, *_missing_traces(document, folder)]
+    experiment._folder = folder
+    return experiment, list(_misfits(experiment, document))
+
+
+def _unknown_names(document: Document, section: str, conditions: Names, known: Names) -> Iterator[str]:
+    """A line for each name in the conditions of a section that is not known."""
+    place = document.place((section, "where"))
+    for name, text in conditions.items():
+        if name not in known:
+            yield place.problem(f"'{text}': no setting '{name}'{did_you_mean(name, known)}")
+
+
 def _checked_space(
     assembly: Assembly[Experiment],
     space: TuneSpace,
@@ -415,32 +433,23 @@ def _checked_space(
     """
     problems: dict[str, None] = {}
     floats: set[str] = set()
-    known = dict.fromkeys(key for _, point in points for key in nested_keys(point.model_dump()))
+    known: Names = dict.fromkeys((key for _, point in points for key in nested_keys(point.model_dump())), "")
     for dimension in space.dimensions:
         for values in dimension.extremes():
-            document, experiment = assembly.point(values), None
-            try:
-                experiment = assembly.read(document)
-                experiment._folder = folder
-                found = list(_misfits(experiment, document))
-            except ConfigError as error:
-                found = list(error.problems)
+            document = assembly.point(values)
+            experiment, found = _read(assembly, document, folder)
             ways = [format_keys(document.placed(split_key(value.key))) for value in values]
             own = [re.compile(rf"[^ ]*: {re.escape(way)}[:.\[]") for way in ways]
             problems |= dict.fromkeys(each for each in found if any(key.match(each) for key in own))
             if experiment is None:
                 continue
             settings = experiment.model_dump()
-            known |= dict.fromkeys(nested_keys(settings))
+            known |= dict.fromkeys(nested_keys(settings), "")
             if isinstance(dimension, Range) and isinstance(lookup(settings, dimension.key), float):
                 floats.add(dimension.key)
-    place = assembly.document.place((TUNE, "where"))
-    for condition in space.conditions:
-        for name in condition.names:
-            if name not in known:
-                told = f"'{condition.text}': no setting '{name}'{did_you_mean(name, known)}"
-                problems[place.problem(told)] = None
-    return space.with_floats(frozenset(floats)), list(problems)
+    texts = {name: condition.text for condition in space.conditions for name in condition.names}
+    unknown = _unknown_names(assembly.document, TUNE, texts, known)
+    return space.with_floats(frozenset(floats)), [*problems, *unknown]
 
 
 def _checked(
@@ -450,22 +459,15 @@ def _checked(
     points: list[tuple[dict[str, Any], Experiment]] = []
     problems: dict[str, None] = {}
     conditions = assembly.grid.conditions
-    unused = {name: condition for condition in conditions for name in condition.names}
-    known: dict[str, None] = {}
+    texts = {name: condition.text for condition in conditions for name in condition.names}
+    known: Names = {}
     num_left_out = 0
     for swept, document in candidates:
-        settings: Mapping[str, Any] = document.data
-        experiment, mistakes = None, []
-        try:
-            experiment = assembly.read(document)
-            experiment._folder = folder
-            settings = experiment.model_dump() if conditions else {}
-            mistakes = list(_misfits(experiment, document))
-        except ConfigError as error:
-            mistakes = [*error.problems, *_missing_traces(document, folder)]
-        if unused:
-            known |= dict.fromkeys(nested_keys(settings))
-            unused = {name: condition for name, condition in unused.items() if not has_key(settings, name)}
+        experiment, mistakes = _read(assembly, document, folder)
+        settings: Mapping[str, Any] = {}
+        if conditions:
+            settings = document.data if experiment is None else experiment.model_dump()
+            known |= dict.fromkeys((*nested_keys(settings), *(n for n in texts if has_key(settings, n))), "")
         try:
             is_kept = all(condition.holds(settings) for condition in conditions)
         except ConfigError as error:
@@ -476,12 +478,11 @@ def _checked(
         problems |= dict.fromkeys(mistakes)
         if experiment is not None:
             points.append((swept, experiment))
-    where = assembly.document.place((SWEEP, "where"))
-    for name, condition in unused.items():
-        problems[where.problem(f"'{condition.text}': no setting '{name}'{did_you_mean(name, known)}")] = None
-    if num_left_out and not points and not problems:
-        problems[where.problem(f"leaves none of {num_left_out} points")] = None
-    return points, list(problems)
+    told = [*problems, *_unknown_names(assembly.document, SWEEP, texts, known)]
+    if num_left_out and not points and not told:
+        where = assembly.document.place((SWEEP, "where"))
+        told = [where.problem(f"leaves none of {num_left_out} points")]
+    return points, told
 
 
 def _missing_traces(document: Document, folder: Path) -> Iterator[str]:

@@ -10,12 +10,11 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal
 
-from cbsim.base.errors import CbsimError, ConfigError
-from cbsim.base.paths import write_text
-from cbsim.base.text_files import read_json
-from cbsim.results.output import ANSWER, FILES, POINTS, check_target, has_file
-from cbsim.results.result import check_hash, check_seal, hash_folder, hash_mapping, sealed
+from cbsim.base.errors import ConfigError
+from cbsim.results.output import ANSWER, POINTS, check_target
+from cbsim.results.result import hash_mapping
 from cbsim.results.slo import Slo
+from cbsim.studies.answer_folder import save_answer, saved_answer
 from cbsim.studies.capacity.search import Plan, SearchOutcome, SearchTask, complete_curves, search
 from cbsim.studies.capacity.verdict import Contender, Evidence, judge_all
 from cbsim.studies.experiment import Experiment
@@ -23,7 +22,6 @@ from cbsim.studies.intervals import Interval, seen_range
 from cbsim.studies.labels import label_values, point_name
 from cbsim.studies.probe import with_assumed
 from cbsim.studies.run import Address, make_workload
-from cbsim.studies.sweep import save_table
 from cbsim.studies.worker_pool import Pool, open_pool, time_left_s
 from cbsim.workload.swing import swing_of
 from cbsim.workload.trace import TraceWorkload
@@ -309,34 +307,16 @@ def save_capacity(answer: CapacityAnswer, folder: Path) -> None:
     Raises `CbsimError` if they can't be written, or something other than a capacity is there.
     """
     check_target(folder, "capacity")
-    save_table(answer.curve, folder, "curve")
-    told = to_json(answer)
-    told["manifest"] = {**answer.manifest, FILES: hash_folder(folder, "curve.parquet")}
-    write_text(folder / ANSWER, sealed(told))
+    save_answer(folder, ANSWER, to_json(answer), answer.curve, "curve")
 
 
 def load_capacity(folder: Path) -> CapacityAnswer:
     """The answer in a folder. Raises `CbsimError` if its files are missing or damaged."""
-    import pandas as pd
     from pydantic import TypeAdapter
 
-    if not has_file(folder, ANSWER):
-        raise CbsimError(f"{folder}: is not a capacity's folder (it has no {ANSWER})")
-    try:
-        read = read_json(folder / ANSWER)
-        check_seal(folder / ANSWER, read)
-        check_hash(folder / "curve.parquet", read["manifest"], *hash_folder(folder, "curve.parquet").values())
-        curve = pd.read_parquet(folder / "curve.parquet")
-        plan, contenders = (
-            Plan(**read["plan"]),
-            TypeAdapter(tuple[Contender, ...]).validate_python(read["contenders"]),
-        )
+    with saved_answer(folder, "capacity", ANSWER, "curve") as (read, curve):
+        plan = Plan(**read["plan"])
+        contenders = TypeAdapter(tuple[Contender, ...]).validate_python(read["contenders"])
         told = {name: read[name] for name in ("name", "resampled_from", "config", "manifest")}
-        told["slo"] = Slo.of(read["slo"], plan.share)
-        told["notes"] = tuple(read.get("notes", ()))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CbsimError(
-            f"{folder}: is a damaged capacity folder, or that of an older cbsim ({error}); "
-            "the same `cbsim capacity` with --out writes it anew from its points"
-        ) from error
+        told |= {"slo": Slo.of(read["slo"], plan.share), "notes": tuple(read.get("notes", ()))}
     return CapacityAnswer(plan=plan, contenders=contenders, curve=curve, **told)

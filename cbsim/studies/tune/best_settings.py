@@ -8,17 +8,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cbsim.base.errors import CbsimError, ConfigError
+from cbsim.base.errors import ConfigError
 from cbsim.base.paths import write_text
-from cbsim.base.text_files import read_json
 from cbsim.config.tune_space import TuneSpace
 from cbsim.config.yaml_text import dump_yaml
-from cbsim.results.output import FILES, POINTS, TUNE_ANSWER, check_target, has_file
-from cbsim.results.result import check_hash, check_seal, hash_folder, package_version, sealed
+from cbsim.results.output import POINTS, TUNE_ANSWER, check_target
+from cbsim.results.result import package_version
 from cbsim.results.slo import Slo
+from cbsim.studies.answer_folder import save_answer, saved_answer
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.labels import full_text, label_values
-from cbsim.studies.sweep import save_table, typed_table
+from cbsim.studies.sweep import typed_table
 from cbsim.studies.tune.merit import Aim
 from cbsim.studies.tune.rounds import Rounds, TuneProgress
 from cbsim.studies.tune.trials import WindowRunner
@@ -155,8 +155,7 @@ def _has_prices(experiment: Experiment, space: TuneSpace) -> bool:
 
 def _prices(experiment: Experiment) -> list[tuple[str, float | None]]:
     """Names and prices of the GPUs that an experiment runs on: its own, or those of its pools."""
-    gpus = [experiment.gpu] if experiment.cluster is None else [own.gpu for _, own in experiment.pools()]
-    return [(gpu.name, gpu.price_per_hour) for gpu in gpus]
+    return [(own.gpu.name, own.gpu.price_per_hour) for own in experiment.alone]
 
 
 def _answer(rounds: Rounds, experiment: Experiment, space: TuneSpace, aim: Aim, folder: Path) -> TuneAnswer:
@@ -197,12 +196,9 @@ def save_tune(answer: TuneAnswer, folder: Path) -> None:
 
     Raises `CbsimError` if they can't be written.
     """
-    save_table(answer.table, folder)
-    told = to_json(answer)
-    told["manifest"] = {**answer.manifest, FILES: hash_folder(folder, "table.parquet")}
     if answer.best_config is not None:
         write_text(folder / BEST_YAML, _best_yaml(answer))
-    write_text(folder / TUNE_ANSWER, sealed(told))
+    save_answer(folder, TUNE_ANSWER, to_json(answer), answer.table, "table")
 
 
 def to_json(answer: TuneAnswer) -> dict[str, Any]:
@@ -226,24 +222,10 @@ def to_json(answer: TuneAnswer) -> dict[str, Any]:
 
 def load_tune(folder: Path) -> TuneAnswer:
     """The answer in a folder. Raises `CbsimError` if its files are missing or damaged."""
-    import pandas as pd
-
-    if not has_file(folder, TUNE_ANSWER):
-        raise CbsimError(f"{folder}: is not a tune's folder (it has no {TUNE_ANSWER})")
-    try:
-        read = read_json(folder / TUNE_ANSWER)
-        check_seal(folder / TUNE_ANSWER, read)
-        check_hash(folder / "table.parquet", read["manifest"], *hash_folder(folder, "table.parquet").values())
-        table = pd.read_parquet(folder / "table.parquet")
+    with saved_answer(folder, "tune", TUNE_ANSWER, "table") as (read, table):
         aim = Aim(Slo.of(read["slo"]), read["objective"], read["has_prices"])
         told = {name: read[name] for name in ("name", "best_settings", "best_config", "config", "manifest")}
-        keys = tuple(read["keys"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CbsimError(
-            f"{folder}: is a damaged tune folder, or that of another cbsim ({error}); "
-            "the same `cbsim tune` with --out writes it anew from its points"
-        ) from error
-    return TuneAnswer(aim=aim, keys=keys, table=table, **told)
+        return TuneAnswer(aim=aim, keys=tuple(read["keys"]), table=table, **told)
 
 
 def _best_yaml(answer: TuneAnswer) -> str:
@@ -252,10 +234,6 @@ def _best_yaml(answer: TuneAnswer) -> str:
     settings = answer.best_settings or {}
     lines = [
         f"# {which} {len(answer.table)} settings that `cbsim tune` has tried for {answer.name}:",
-        *(f"#   {key}: {_flow(value)}" for key, value in settings.items()),
+        *(f"#   {key}: {full_text(value)}" for key, value in settings.items()),
     ]
     return "\n".join(lines) + "\n" + dump_yaml({"name": answer.name, **(answer.best_config or {})})
-
-
-def _flow(value: Any) -> str:
-    return str(full_text(value))
