@@ -190,7 +190,9 @@ def check(
                 make_cost_model(point)
             click.echo(f"ok  {config}: {preview(experiment)}")
             shortfalls = [(point.kv_capacity.shortfall,) for point in points]
-            too_long = map(too_long_notes, points) if is_small(points) else ()
+            counts = _request_counts(points)
+            is_small = bool(counts) and max(counts) * len(points) <= MOST_LOOKED_AT
+            too_long = map(too_long_notes, points) if is_small else ()
             for note in dict.fromkeys(chain(*shortfalls, *too_long, *(point.assumed for point in points))):
                 if note is not None:
                     click.echo(f"    note: {note}")
@@ -280,12 +282,6 @@ def report(
 
 MOST_LOOKED_AT = 200_000
 """Requests, of all points, whose lengths `check` compares with KV caches."""
-
-
-def is_small(points: list[Experiment]) -> bool:
-    """Whether a check has the time to look at the length of each request of some points."""
-    counts = _request_counts(points)
-    return bool(counts) and max(counts) * len(points) <= MOST_LOOKED_AT
 
 
 def preview(experiment: Experiment) -> str:

@@ -213,6 +213,16 @@ class Assembly(Generic[S]):
             found = validation_problems(error, self._model, document, already_told=unknown)
             raise ConfigError(*dict.fromkeys([*unknown.values(), *found])) from None
 
+    def whole(self) -> S:
+        """The document itself, typed. Raises `ConfigError` with a line for each mistake of any kind."""
+        try:
+            found = self.read(self.document)
+        except ConfigError as error:
+            raise ConfigError(*self.problems, *error.problems) from None
+        if self.problems:
+            raise ConfigError(*self.problems)
+        return found
+
     def points(self) -> Iterator[tuple[dict[str, Any], Document]]:
         """The swept values of each point, conditions not applied, and its document."""
         for values in self.grid.points():

@@ -124,6 +124,11 @@ def log_of(
         is_staged=setup.is_staged,
         has_window=setup.window > 0,
     )
+    batches = None
+    if setup.with_batches:
+        columns = columns_of("batches")
+        order = np.lexsort((columns["position"], columns["replica"], columns["start_s"]))
+        batches = {name: column[order] for name, column in columns.items()}
     end_s = max(float(own["last_end_s"].max()), float(rows["arrival_s"].max(initial=0.0)))
     if until_s < inf and own["num_outstanding"].any():
         end_s = until_s
@@ -131,7 +136,7 @@ def log_of(
         requests=requests,
         steps=steps,
         events=events,
-        batches=_in_order_of_time(columns_of("batches")) if setup.with_batches else None,
+        batches=batches,
         gaps=Gaps(record),
         rejections=rejections,
         num_tokens_recomputed=int(own["num_tokens_recomputed"].sum()),
@@ -247,12 +252,6 @@ def _ends_of(following: Array) -> Array:
     while not np.array_equal(further := ends[ends], ends):
         ends = further
     return ends
-
-
-def _in_order_of_time(batches: dict[str, Array]) -> dict[str, Array]:
-    """`RunLog.batches`: rows by start of their step, then replica, then position."""
-    order = np.lexsort((batches["position"], batches["replica"], batches["start_s"]))
-    return {name: column[order] for name, column in batches.items()}
 
 
 class Gaps:

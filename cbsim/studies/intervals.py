@@ -51,10 +51,6 @@ class Interval(NamedTuple):
         """Half of the interval, the `0.3` of `11.8 ± 0.3`."""
         return (self.high - self.low) / 2
 
-    def contains(self, value: float) -> bool:
-        """Whether a value can't be told from the estimate."""
-        return self.low <= value <= self.high
-
 
 def t_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Interval:
     """The mean of independent replicates and Student's t interval round it (Law, Simulation Modeling, 9.4.1).
@@ -192,12 +188,6 @@ def is_known_by_spread(config: Mapping[str, Any]) -> bool:
     return is_resampled or bool(config.get("cost_model", {}).get("uncertainty"))
 
 
-def told_interval(values: Sequence[float], method: Callable[..., Interval], confidence: float) -> Interval:
-    """The mean of replicates with the bounds that a reader is told, by `seen_range` where they are few."""
-    interval = method(values, confidence=confidence)
-    return Interval(interval.estimate, *(seen_range(values) or interval[1:]))
-
-
 def across_replicates(
     table: pd.DataFrame,
     by: Sequence[str] | None = None,
@@ -231,10 +221,11 @@ def across_replicates(
         row: dict[str, Any] = dict(zip(keys, values, strict=True))
         row[NUM_REPLICATES] = len(replicates)
         for name in figures:
-            runs = replicates[name]
             cells: tuple[float | None, ...] = (None,) * 3
-            if not runs.isna().any():
-                cells = told_interval([*map(float, runs)], method, confidence)
+            if not replicates[name].isna().any():
+                runs = [*map(float, replicates[name])]
+                mean, *bounds = method(runs, confidence=confidence)
+                cells = (mean, *(seen_range(runs) or bounds))
             row |= dict(zip((name, name + LOW, name + HIGH), cells, strict=True))
         rows.append(row)
     columns = [f"{name}{end}" for name in figures for end in ("", LOW, HIGH)]

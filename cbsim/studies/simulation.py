@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, tee
 from math import inf
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -231,13 +231,10 @@ def told_fault(fault: RuleFault, setup: Setup, ids: Sequence[str] | NDArray[np.o
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Speed:
-    """Whether the core ran compiled, and what that took."""
+class Speed(NamedTuple):
+    """Whether the core ran compiled."""
 
     is_compiled: bool
-    compile_s: float = 0.0
-    """Seconds spent on compiling it or on loading what had been compiled before."""
     notes: tuple[str, ...] = ()
     """What kept it from being compiled, where that was asked for."""
 
@@ -263,7 +260,7 @@ def compiled(world: World, bound: Bound) -> Speed:
         return Speed(False, notes=(f"interpreted, since numba can't compile it: {error}",))
     if is_new:
         LOGGER.warning("compiled in %.0f s", bound.compiled.seconds)
-    return Speed(True, bound.compiled.seconds)
+    return Speed(True)
 
 
 def stepwise(

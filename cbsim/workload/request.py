@@ -88,8 +88,6 @@ class Request:
     """When it last began to wait: its arrival or its last preemption."""
     waited_s: float = field(default=0.0, init=False)
     """Time spent waiting before that."""
-    predicted_output_tokens: float | None = field(default=None, init=False)
-    """What a length predictor said, where one was asked."""
 
     # What the core keeps of it: see `cbsim.core.layout.REQUEST`.
     job_length: float = field(init=False)

@@ -8,7 +8,6 @@ from typing import Annotated, Any
 import click
 from pydantic import Field
 
-from cbsim.base.errors import ConfigError
 from cbsim.base.units import format_bytes, format_count
 from cbsim.cli.commands import arguments as args
 from cbsim.config.assembly import Assembly
@@ -37,10 +36,8 @@ def tell_model(
     Settings begin with `model.` or `parallel.`, as in an experiment: --set parallel.tensor=8 adds what lies
     on each of 8 GPUs, --set model.weight_dtype=fp8 stores weights otherwise.
     """
-    assembly = Assembly(ModelFile, Document({"model": file}, "FILE"), parse_overrides(overrides), Path())
-    if assembly.problems:
-        raise ConfigError(*assembly.problems)
-    settings = assembly.read(assembly.document)
+    document = Document({"model": file}, "FILE")
+    settings = Assembly(ModelFile, document, parse_overrides(overrides), Path()).whole()
     if as_json:
         args.print_json(_figures(settings.model, settings.parallel))
         return

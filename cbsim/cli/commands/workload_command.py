@@ -9,7 +9,6 @@ from typing import Annotated
 import click
 from pydantic import Field
 
-from cbsim.base.errors import ConfigError
 from cbsim.base.paths import YAML_SUFFIXES
 from cbsim.cli.commands import arguments as args
 from cbsim.config.assembly import Assembly
@@ -84,11 +83,5 @@ def load_workload(file: str, overrides: Iterable[str] = ()) -> Workload:
             return make_workload(Experiment.load(path, overrides))
         document.problems += content.problems
         document.put(("workload",), content.data, content)
-    assembly = Assembly(WorkloadFile, document, parse_overrides(overrides), folder)
-    try:
-        settings = assembly.read(assembly.document)
-    except ConfigError as error:
-        raise ConfigError(*assembly.problems, *error.problems) from None
-    if assembly.problems:
-        raise ConfigError(*assembly.problems)
+    settings = Assembly(WorkloadFile, document, parse_overrides(overrides), folder).whole()
     return WORKLOADS.get(settings.workload.type)(settings.workload, seed=settings.seed, folder=folder)

@@ -51,11 +51,6 @@ class Aim:
         """The figure that decides among settings that meet the SLO."""
         return {"goodput": self.gain, "cost": self.cost, "latency": LATENCY}[self.objective]
 
-    @property
-    def is_higher_better(self) -> bool:
-        """Whether more of that figure is better."""
-        return self.objective == "goodput"
-
     def misses(self, figures: Figures) -> list[Miss]:
         """What of the SLO a run does not meet; nothing without an SLO."""
         return self.slo.misses(figures) if self.slo else []
@@ -81,7 +76,7 @@ class Aim:
     def _value(self, figure: float | None) -> float:
         if not figure:
             return 0.0
-        return float(figure if self.is_higher_better else 1 / figure)
+        return float(figure if self.objective == "goodput" else 1 / figure)
 
     def headroom(self, figures: Figures) -> float:
         """How far a run is within the SLO: above 0 where it is met, below 0 where not.

@@ -69,7 +69,7 @@ class Rounds:
         """Try settings, a batch at a time, until there are as many as planned, or no further ones."""
         self._progress(self._state)
         first = self._first_batch()
-        while batch := first or self._next_batch():
+        while batch := first or self._proposed([]):
             first = []
             self.trials += batch
             for window, share in enumerate((*self._space.plan.windows, IN_FULL)):
@@ -135,18 +135,13 @@ class Rounds:
             self._sampler.put_first(self._written)
             written.proposal, _ = self._sampler.propose()
             self._seen.add(self._written)
-        plan = self._space.plan
-        return [written, *self._proposed(1, min(plan.trials, plan.batch) - 1)]
+        return self._proposed([written])
 
-    def _next_batch(self) -> list[Trial]:
-        left = self._space.plan.trials - len(self.trials)
-        return self._proposed(len(self.trials), min(left, self._space.plan.batch))
-
-    def _proposed(self, first: int, count: int) -> list[Trial]:
-        """So many new settings, numbered from `first`; fewer where there are no more."""
-        batch: list[Trial] = []
-        num_repeats = 0
-        while len(batch) < count and num_repeats < MAX_REPEATS:
+    def _proposed(self, batch: list[Trial]) -> list[Trial]:
+        """The next batch, which may begin with some settings; it ends early where there are no more."""
+        plan, num_repeats = self._space.plan, 0
+        size = min(plan.batch, plan.trials - len(self.trials))
+        while len(batch) < size and num_repeats < MAX_REPEATS:
             if self._is_grid:
                 if len(self._seen) == self._space.num_settings:
                     break
@@ -155,7 +150,7 @@ class Rounds:
             proposal, values = self._sampler.propose_by_surrogate() if is_near else self._sampler.propose()
             is_new = values not in self._seen
             self._seen.add(values)
-            trial = self._trial(first + len(batch), values, proposal) if is_new else None
+            trial = self._trial(len(self.trials) + len(batch), values, proposal) if is_new else None
             if trial is None:
                 self._sampler.drop(proposal)
                 num_repeats += 1
