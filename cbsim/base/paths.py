@@ -10,6 +10,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -26,6 +27,7 @@ DataFolder = Literal["workloads", "configs", "experiments", "calibration"]
 YAML_SUFFIXES = (".yaml", ".yml")
 
 
+@cache
 def data_folder(kind: DataFolder) -> Path:
     """The folder of shipped data: the checkout's if cbsim runs from one, else the wheel's copy of it."""
     package = Path(__file__).resolve().parents[1]

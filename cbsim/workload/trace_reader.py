@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +120,18 @@ def read_trace(path: Path, reading: Reading | None = None) -> TraceTable:
     Raises `WorkloadError` with a line for each mistake: `file:line: column: got X; allowed: Y`.
     """
     with refusals(path, "read", WorkloadError):
-        return _Reader(path, reading or Reading()).read()
+        state = path.stat()
+        return _read(path, reading or Reading(), path.resolve(), state.st_mtime_ns, state.st_size)
+
+
+@lru_cache(maxsize=1)
+def _read(path: Path, reading: Reading, *state: object) -> TraceTable:
+    """Studies run many points on one trace, which is read once as long as its `state` is the same."""
+    table = _Reader(path, reading).read()
+    for each in fields(table):
+        if isinstance(column := getattr(table, each.name), np.ndarray):
+            column.setflags(write=False)  # All who ask for the file share it.
+    return table
 
 
 class _Reader:

@@ -8,6 +8,8 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
+from cbsim.workload.trace_reader import read_trace
+
 AZURE = (
     "TIMESTAMP,ContextTokens,GeneratedTokens\n"
     "2023-11-16 18:15:46.6805900,374,44\n"
@@ -191,3 +193,14 @@ def test_a_json_key_may_appear_late(trace):
     text = '{"arrival_s": 0, "num_prompt_tokens": 1, "num_output_tokens": 1}\n'
     late = '{"arrival_s": 1, "num_prompt_tokens": 1, "num_output_tokens": 1, "user": "u"}\n'
     assert [r.user for r in trace("c.jsonl", text + late).requests()] == [None, "u"]
+
+
+def test_a_file_is_read_again_only_where_it_has_changed(tmp_path):
+    path, header = tmp_path / "t.csv", "arrived_at,num_prefill_tokens,num_decode_tokens\n"
+    path.write_text(f"{header}0,8,1\n")
+    first = read_trace(path)
+    assert read_trace(path) is first
+    with pytest.raises(ValueError, match="read-only"):
+        first.arrival_s[0] = 1.0
+    path.write_text(f"{header}0,8,1\n1,8,1\n")
+    assert len(read_trace(path)) == 2
