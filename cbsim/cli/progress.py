@@ -38,6 +38,12 @@ def watch_run(experiment: Experiment, quiet: bool) -> Iterator[Callable[[int, fl
         yield update
 
 
+def counted(done: str, *counts: tuple[int, str], left_s: float | None) -> str:
+    """How far a study is: what is `done`, each count that is not 0, and the time to go if it is known."""
+    told = [done, *(f"{count} {what}" for count, what in counts if count)]
+    return ", ".join([*told, f"about {format_seconds(left_s)} left"] if left_s else told)
+
+
 @contextmanager
 def watch_study(
     quiet: bool,

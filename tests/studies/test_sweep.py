@@ -136,14 +136,14 @@ def test_mistakes_in_the_configuration_stop_the_sweep(tmp_path):
 
 
 def test_a_spawned_pool_gives_the_same_bytes_and_outlives_killed_workers(tmp_path):
-    # Each healthy point starts beside one that takes its worker, and so the pool, down.
-    whole = CONFIG | {"sweep": {"workload.num_output_tokens": [1, 4], "workload.breaks": ["killed", ""]}}
-    healthy = CONFIG | {"sweep": {"workload.num_output_tokens": [1, 4], "workload.breaks": [""]}}
+    # The healthy point starts beside one that takes its worker, and so the pool, down.
+    whole = CONFIG | {"sweep": {"workload.breaks": ["", "killed"]}}
+    healthy = CONFIG | {"sweep": {"workload.breaks": [""]}}
     serial = sweep(healthy, out=tmp_path / "serial")
     pooled = sweep(whole, out=tmp_path / "pooled", workers=2)
-    assert pooled["error"].isna().tolist() == [False, True, False, True]
+    assert pooled["error"].isna().tolist() == [True, False]
     assert set(pooled["error"].dropna()) == {"its worker process ended without an answer (out of memory?)"}
-    assert pooled["point"][1::2].tolist() == serial["point"].tolist()
+    assert pooled["point"][:1].tolist() == serial["point"].tolist()
     assert files(tmp_path / "pooled" / "points") == files(tmp_path / "serial" / "points")
     sweep(healthy, out=tmp_path / "pooled", workers=2)
     for name in ("table.csv", "table.parquet"):

@@ -9,9 +9,8 @@ from pathlib import Path
 import click
 
 from cbsim.base.errors import CbsimError
-from cbsim.base.units import format_seconds
 from cbsim.cli.commands import arguments as args
-from cbsim.cli.progress import watch_study
+from cbsim.cli.progress import counted, watch_study
 from cbsim.lab.bench.bench_tables import bench_tables, scaling_json, scaling_tables, to_json, to_markdown
 from cbsim.lab.bench.scaling import Scales, Study, parse_values
 from cbsim.lab.bench.study import Ledger, StudyInterrupted, StudyProgress, measure_study
@@ -119,14 +118,9 @@ def _bench_config(study: Study, out: Path | None, again: bool, quiet: bool, as_j
 
 
 def _describe(state: StudyProgress) -> str:
-    parts = [f"{state.num_done} of {state.num_points} points"]
-    if state.num_reused:
-        parts.append(f"{state.num_reused} there already")
-    if state.current is not None:
-        parts.append(f"measuring {state.current.label}")
-    if state.time_left_s is not None:
-        parts.append(f"about {format_seconds(state.time_left_s)} left")
-    return ", ".join(parts)
+    done = f"{state.num_done} of {state.num_points} points"
+    told = counted(done, (state.num_reused, "there already"), left_s=state.time_left_s)
+    return told if state.current is None else f"{told}, measuring {state.current.label}"
 
 
 def _bench_works(

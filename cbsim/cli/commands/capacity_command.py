@@ -6,10 +6,9 @@ from pathlib import Path
 
 import click
 
-from cbsim.base.units import format_seconds
 from cbsim.cli.commands import arguments as args
 from cbsim.cli.commands.run_command import draw
-from cbsim.cli.progress import watch_study
+from cbsim.cli.progress import counted, watch_study
 from cbsim.show.capacity_text import capacity_table, sentence
 from cbsim.show.text import print_answer
 from cbsim.studies.capacity import CapacityProgress, Plan
@@ -72,7 +71,6 @@ def _is_told(state: CapacityProgress) -> bool:
 
 
 def _describe(state: CapacityProgress) -> str:
-    counted = f"{state.num_done} of {state.num_tasks}"
-    told = f"{counted} searches" if state.phase == "searches" else f"completing the curves, {counted}"
-    left = f", about {format_seconds(state.time_left_s)} left" if state.time_left_s else ""
-    return told + left
+    done = f"{state.num_done} of {state.num_tasks}"
+    told = f"{done} searches" if state.phase == "searches" else f"completing the curves, {done}"
+    return counted(told, left_s=state.time_left_s)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -68,17 +69,12 @@ def parse_window(text: str, replica: int) -> Window:
 
 def _batch_steps(source: Source, window: Window) -> list[BatchStep]:
     """The steps of a window. Raises `CbsimError` if the run has none of them."""
-    shown: list[BatchStep] = []
-
-    def take(step: BatchStep) -> None:
-        if len(shown) == _MAX_STEPS:
-            raise CbsimError(
-                f"--steps: more than {_MAX_STEPS:,} steps; allowed: fewer, or --follow --speed 0, which "
-                "shows each when it has ended"
-            )
-        shown.append(step)
-
-    source.batch_steps(window, take)
+    shown = list(islice(source.steps(window), _MAX_STEPS + 1))
+    if len(shown) > _MAX_STEPS:
+        raise CbsimError(
+            f"--steps: more than {_MAX_STEPS:,} steps; allowed: fewer, or --follow --speed 0, which shows "
+            "each when it has ended"
+        )
     if not shown:
         raise _no_such_step(source, window)
     return shown
@@ -114,25 +110,21 @@ def follow_steps(source: Source, window: Window, speed: float, as_json: bool) ->
         raise CbsimError("--speed: got nan; expected a number >= 0")
     is_terminal = sys.stdout.isatty()
     table = RunningTable(terminal_width())
-    num_shown, began = 0, time.monotonic()
-    began_s = None
-
-    def show(step: BatchStep) -> None:
-        nonlocal num_shown, began_s
-        began_s = step.start_s if began_s is None else began_s
-        if speed:
-            pause_s = began + (step.end_s - began_s) / speed - time.monotonic()
-            time.sleep(min(max(0.0, pause_s), _LONGEST_PAUSE_S))
-        if as_json:
-            click.echo(json.dumps(step.to_json(), ensure_ascii=False))
-        else:
-            if num_shown == 0 or (is_terminal and num_shown % _HEADER_EVERY == 0):
-                click.secho(table.header(), bold=True)
-            click.echo(table.line(step))
-        num_shown += 1
-
+    num_shown, began_s = 0, 0.0
     try:
-        source.batch_steps(window, show)
+        for step in source.steps(window):
+            if not num_shown:
+                began, began_s = time.monotonic(), step.start_s
+            if speed:
+                pause_s = began + (step.end_s - began_s) / speed - time.monotonic()
+                time.sleep(min(max(0.0, pause_s), _LONGEST_PAUSE_S))
+            if as_json:
+                click.echo(json.dumps(step.to_json(), ensure_ascii=False))
+            else:
+                if num_shown == 0 or (is_terminal and num_shown % _HEADER_EVERY == 0):
+                    click.secho(table.header(), bold=True)
+                click.echo(table.line(step))
+            num_shown += 1
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"stopped after {num_shown:,} steps") from None
     if not num_shown:

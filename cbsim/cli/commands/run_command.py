@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 from cbsim.base.errors import CbsimError
-from cbsim.base.units import format_seconds
 from cbsim.cli.commands import arguments as args
-from cbsim.cli.progress import watch_run, watch_study
+from cbsim.cli.progress import counted, watch_run, watch_study
 from cbsim.results.metrics import Summary
 from cbsim.results.output import check_run_target, other_points
 from cbsim.results.result import Result, hash_mapping, load_run
@@ -143,17 +142,13 @@ def _run_points(
 
 
 def _counts(state: SweepProgress) -> str:
-    parts = [f"{state.num_reused + state.num_done} of {state.num_points} points"]
-    if state.num_reused:
-        parts.append(f"{state.num_reused} there already")
-    if state.num_failed:
-        parts.append(f"{state.num_failed} failed")
-    if state.time_left_s:
-        parts.append(f"{format_seconds(state.time_left_s)} left")
-    if state.best is not None:
-        point, summary = state.best
-        parts.append(f"best so far {_aim_of(summary)} with {_swept(point)}")
-    return ", ".join(parts)
+    done = f"{state.num_reused + state.num_done} of {state.num_points} points"
+    counts = (state.num_reused, "there already"), (state.num_failed, "failed")
+    told = counted(done, *counts, left_s=state.time_left_s)
+    if state.best is None:
+        return told
+    point, summary = state.best
+    return f"{told}, best so far {_aim_of(summary)} with {_swept(point)}"
 
 
 def _aim_of(summary: Summary) -> str:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
 from pathlib import Path
 
 import click
 
 from cbsim.base.errors import CbsimError
-from cbsim.base.units import format_seconds
 from cbsim.cli.commands import arguments as args
 from cbsim.cli.commands.run_command import draw
-from cbsim.cli.progress import watch_study
+from cbsim.cli.progress import counted, watch_study
 from cbsim.show.text import print_answer
 from cbsim.show.tune_text import tune_sentence, tune_table
 from cbsim.studies.labels import point_name
@@ -45,7 +45,7 @@ def tune(
         overrides = (*overrides, f"tune.trials={trials}")
     experiment = args.load_experiment(config, overrides)
     folder = out or Path("runs") / f"{experiment.name}-tune"
-    with watch_study(quiet, "choosing settings", _describe, is_told=_is_told) as progress:
+    with watch_study(quiet, "choosing settings", _describe, is_told=attrgetter("ends_batch")) as progress:
         answer = find_best(experiment, folder, workers=workers, cluster=cluster, progress=progress)
     if answer.best is None:
         problems = dict.fromkeys(str(error) for error in answer.table["error"].dropna())
@@ -65,18 +65,13 @@ def tune(
     click.echo(f"run the best: cbsim run {folder / BEST_YAML}")
 
 
-def _is_told(state: TuneProgress) -> bool:
-    return state.ends_batch
-
-
 def _describe(state: TuneProgress) -> str:
-    parts = [f"{state.num_done} of {state.num_trials} settings"]
-    parts += [f"{state.num_given_up} given up"] if state.num_given_up else []
-    parts += [f"{state.num_failed} failed"] if state.num_failed else []
-    parts += [f"{state.num_runs} runs"] if state.num_runs else []
-    parts += [f"{state.num_reused} there already"] if state.num_reused else []
-    parts += [f"about {format_seconds(state.time_left_s)} left"] if state.time_left_s else []
-    return ", ".join(parts) + _best(state)
+    counts = (
+        *((state.num_given_up, "given up"), (state.num_failed, "failed")),
+        *((state.num_runs, "runs"), (state.num_reused, "there already")),
+    )
+    done = f"{state.num_done} of {state.num_trials} settings"
+    return counted(done, *counts, left_s=state.time_left_s) + _best(state)
 
 
 def _best(state: TuneProgress) -> str:

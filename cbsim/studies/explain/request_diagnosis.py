@@ -351,7 +351,8 @@ def _entries(source: Source, values: dict[Any, Any]) -> list[Entry]:
         times = {"arrival_s": arrived_s, "finished_at_s": left_s}
         window = _window(source, {"replica": visit["replica"], **times})
         if window.last is not None and window.last >= window.first:
-            source.batch_steps(window, story.add)
+            for step in source.steps(window):
+                story.add(step)
         if visit["reason"] == "failed":
             story.lose(left_s)
     steps = steps_of(source.result, window.replica)

@@ -24,9 +24,6 @@ from cbsim.studies.experiment import Experiment
 from cbsim.studies.explain.batch_step import DECISIONS, BatchStep, Limits, Share, steps_of
 from cbsim.studies.run import run_experiment
 
-Take = Callable[[BatchStep], None]
-"""Takes a step with its batch."""
-
 
 @dataclass(frozen=True, slots=True)
 class Window:
@@ -190,16 +187,20 @@ class Source:
         own = {pool.name: own for pool, own in self.experiment.pools()}
         return own[steps["pool"].iloc[0]].resolved()
 
-    def batch_steps(self, window: Window, take: Take) -> None:
-        """Hand the steps of a window to `take`, one after the other, as far as the run has them.
+    def batch_steps(self, window: Window, take: Callable[[BatchStep], None]) -> None:
+        """Hand the steps of a window to `take`, one after the other; raises as `steps`."""
+        for step in self.steps(window):
+            take(step)
+
+    def steps(self, window: Window) -> Iterator[BatchStep]:
+        """The steps of a window as far as the run has them.
 
         They are read where the run has recorded its batches, else simulated again. Raises `CbsimError` if
         that can't be, or if it comes out differently.
         """
         config = self.config_of(window.replica)
         if self.result.make_table("batches") is not None:
-            for step in recorded_steps(self.result, window, config):
-                take(step)
+            yield from recorded_steps(self.result, window, config)
             return
         if self.result.notes[:1] and self.result.notes[0].startswith(_LIVE):
             raise CbsimError(
@@ -212,7 +213,7 @@ class Source:
             for step in recorded_steps(again, replace(window, first=0), config):
                 agreement.check(step)
                 if step.step >= window.first:
-                    take(step)
+                    yield step
         except CbsimError as error:
             raise CbsimError(*error.problems, *self._hints()) from error
         for change in _changed_inputs(self.result):
