@@ -10,7 +10,7 @@ import numpy as np
 
 from cbsim.base.errors import ConfigError
 from cbsim.cli.play import tuning
-from cbsim.cli.play.replica import Replica, Score, score_of
+from cbsim.cli.play.replica import Event, Replica, Score, score_of
 from cbsim.cli.play.settings import LIVE, NUM_BLOCKS, changes, told
 from cbsim.core import layout
 from cbsim.core.clients import next_arrival_s
@@ -166,7 +166,8 @@ class Fleet:
         pools = experiment.alone
         by_pool = [changes(old, new) for old, new in zip(self.experiment.alone, pools, strict=True)]
         changed = [changes(self.experiment, experiment), *by_pool]
-        fixed = dict.fromkeys(key for each in changed for key in each if _is_fixed(key))
+        keys = (key for each in changed for key in each if not key.startswith("scheduler."))
+        fixed = [key for key in dict.fromkeys(keys) if key not in (NUM_BLOCKS, "cluster.pools")]
         if fixed:
             raise ConfigError(*(f"{key}: can't change while it runs; name it in --set" for key in fixed))
         setup = tuning.make_setup(experiment, self._workload, [pool.cost for pool in self.setup.pools])
@@ -188,7 +189,7 @@ class Fleet:
             if by_pool[replica.pool]:
                 words = told(by_pool[replica.pool])
                 brief = words.replace("scheduler ", "").replace("scheduler.", "").replace(" -> ", "→")
-                replica.log.changed(self.now_s, brief)
+                replica.log.events.append(Event(self.now_s, -1, "changed", None, brief))
                 said.append(f"{replica.setup.pool_name}: {words}" if experiment.cluster else words)
         return "; ".join(dict.fromkeys(said))
 
@@ -278,7 +279,3 @@ class Fleet:
 
         watches: dict[str, Callable[..., Any]] = {"submit": submit, "call": call, "has_room": has_room}
         return stepwise(setup, is_planned=True, watches=watches)
-
-
-def _is_fixed(key: str) -> bool:
-    return not (key in (NUM_BLOCKS, "cluster.pools") or key.startswith("scheduler."))

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from rich.text import Text
 
@@ -72,7 +72,7 @@ class Program:
             **dict.fromkeys("+=", partial(self._change_pace, 1)),
             "-": partial(self._change_pace, -1),
             **{key: partial(self._ask_limit, name) for key, name in KEYS.items()},
-            "k": self._ask_num_blocks,
+            "k": partial(self._ask_limit, NUM_BLOCKS),
             ":": partial(self._ask, "KEY=VALUE of the scheduler", self._set),
             "a": partial(self._ask, "prompt tokens, output tokens, priority", self._add, "32 12 0"),
             "tab": self.session.show_next,
@@ -123,8 +123,13 @@ class Program:
         return draw(self.session, self._status, width, height)
 
     def _press(self, key: str) -> None:
-        if self._prompt is not None:
-            self._press_in_prompt(self._prompt, key)
+        if (prompt := self._prompt) is not None:
+            if key not in ("enter", *_LEAVE_KEYS):
+                prompt.press(key)
+                return
+            self._prompt = None
+            if key == "enter" and (text := prompt.typed.strip() or prompt.default):
+                prompt.answer(text)
             return
         if self._status.shows_help:
             self._status.shows_help = False
@@ -138,14 +143,6 @@ class Program:
             self._say(self.session.use_scheduler(LADDER[int(key) - 1]))
         elif len(key) == 1:
             self._say(f"'{key}' means nothing here; ? tells what does")
-
-    def _press_in_prompt(self, prompt: _Prompt, key: str) -> None:
-        if key not in ("enter", *_LEAVE_KEYS):
-            prompt.press(key)
-            return
-        self._prompt = None
-        if key == "enter" and (text := prompt.typed.strip() or prompt.default):
-            prompt.answer(text)
 
     def _step(self) -> None:
         self._mode = "paused"
@@ -187,15 +184,13 @@ class Program:
         self._mode = "paused"
         self._prompt = _Prompt(question, answer, default)
 
-    def _ask_limit(self, name: str) -> None:
-        config = self.session.replica.experiment.scheduler
-        if not hasattr(config, name):
-            raise ConfigError(f"{config.type} has no {name}")
-        self._ask(f"{name}, now {getattr(config, name)}", lambda text: self._set(f"{name}={text}"))
-
-    def _ask_num_blocks(self) -> None:
-        present = self.session.replica.stepper.own.num_blocks
-        self._ask(f"num_blocks, now {present}", lambda text: self._set(f"{NUM_BLOCKS}={text}"))
+    def _ask_limit(self, key: str) -> None:
+        """For another value of a limit of the scheduler, or of the number of KV blocks."""
+        name, replica = key.rpartition(".")[2], self.session.replica
+        limited: Any = replica.stepper.own if key == NUM_BLOCKS else replica.experiment.scheduler
+        if not hasattr(limited, name):
+            raise ConfigError(f"{limited.type} has no {name}")
+        self._ask(f"{name}, now {getattr(limited, name)}", lambda text: self._set(f"{key}={text}"))
 
     def _set(self, setting: str) -> None:
         key, _, value = (part.strip() for part in setting.partition("="))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from copy import copy
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -74,14 +74,6 @@ class EventLog:
             what = "handed over"
         self.events.append(Event(row.time_s, row.step, what, request, detail))
 
-    def rejected(self, request: Request, now: float, reason: str) -> None:
-        """A request has come that could never be served."""
-        self.events.append(Event(now, -1, "rejected", request, reason))
-
-    def changed(self, now: float, detail: str) -> None:
-        """A setting has changed, between two steps."""
-        self.events.append(Event(now, -1, "changed", None, detail))
-
 
 class Score(NamedTuple):
     """The figures of a run so far, defined as in `summary.json`.
@@ -102,15 +94,14 @@ def score_of(visits: Sequence[Any], planned: Sequence[Any]) -> Score:
     last = [visit for visit in visits if visit.next_visit == NOBODY]
     finished = [visit for visit in last if visit.state == RequestState.FINISHED]
     begun = [visit for visit in last if visit.first_token_at_s == visit.first_token_at_s]
-    longer = [visit for visit in finished if planned[visit.source].num_output_tokens > 1]
+    ttfts_s = [visit.first_token_at_s - planned[visit.source].arrival_s for visit in begun]
+    num_later = [(visit, planned[visit.source].num_output_tokens - 1) for visit in finished]
+    tpots_s = [(visit.last_token_at_s - visit.first_token_at_s) / num for visit, num in num_later if num]
     return Score(
         num_finished=len(finished),
         num_rejected=sum(visit.state == RequestState.REJECTED for visit in last),
-        mean_ttft_s=_mean(visit.first_token_at_s - planned[visit.source].arrival_s for visit in begun),
-        mean_tpot_s=_mean(
-            (visit.last_token_at_s - visit.first_token_at_s) / (planned[visit.source].num_output_tokens - 1)
-            for visit in longer
-        ),
+        mean_ttft_s=fmean(ttfts_s) if ttfts_s else None,
+        mean_tpot_s=fmean(tpots_s) if tpots_s else None,
     )
 
 
@@ -201,7 +192,7 @@ class Replica:
         """A request has come that is not served."""
         is_full = request.rejection == layout.QUEUES_FULL
         reason = "every queue is full" if is_full else tuning.told_rejection(self.setup, request)
-        self.log.rejected(request, now, reason)
+        self.log.events.append(Event(now, -1, "rejected", request, reason))
 
     def ended(self, place: int) -> None:
         """The step at a place of the ring of steps has ended."""
@@ -216,11 +207,6 @@ class Replica:
         records, own = self.stepper.records, self.stepper.own
         rows = records.transfers[: own.num_transfers]
         return [self.stepper.requests[row] for row in rows if records.extras[row].transfer in states]
-
-
-def _mean(values: Iterable[float]) -> float | None:
-    known = list(values)
-    return fmean(known) if known else None
 
 
 def why_waiting(

@@ -106,14 +106,18 @@ def _panels(session: Session, status: Status, width: int, height: int) -> list[T
     fleet = session.fleet
     lines = [_header(session, status), _settings(session), *_standings(session, width, height // 6)]
     lines += link_panel(fleet, width, 2 + (height - MIN_HEIGHT) // 6)
-    last = [_figures(session), _message(status), _hints(width)]
+    message = Text(status.message, ALERT if status.is_alert else TITLE)
+    if status.prompt is not None:
+        message = Text.assemble(status.prompt, (" ", ALERT))
+    last = [_figures(session), message, _hints(width)]
     room, several = height - len(lines) - len(last), len(fleet.replicas)
     columns = min(several, max(1, width // _TILE_WIDTH))
     rows = min(-(-several // columns), max(1, room // _TILE_HEIGHT))
     first = session.replica.number // (columns * rows) * columns * rows
     shown = fleet.replicas[first : first + columns * rows]
-    tile_width, heights = (width - columns + 1) // columns, _shares(room, rows)
-    for row, tile_height in enumerate(heights):
+    tile_width = (width - columns + 1) // columns
+    for row in range(rows):
+        tile_height = room // rows + (row < room % rows)
         beside = shown[row * columns : (row + 1) * columns]
         tiles = [_tile(session, replica, tile_width, tile_height) for replica in beside]
         lines += tiles[0]
@@ -122,11 +126,6 @@ def _panels(session: Session, status: Status, width: int, height: int) -> list[T
             widths = (left[0].cell_len, tile_width)
             lines[-tile_height:] = side_by_side(left, tile, widths, tile_height)
     return [*lines, *last]
-
-
-def _shares(total: int, count: int) -> list[int]:
-    """A total cut into whole parts that differ by one at most."""
-    return [total // count + (place < total % count) for place in range(count)]
 
 
 def _tile(session: Session, replica: Replica, width: int, height: int) -> list[Text]:
@@ -215,21 +214,14 @@ def _figures(session: Session) -> Text:
     )
 
 
-def _message(status: Status) -> Text:
-    if status.prompt is not None:
-        return Text.assemble(status.prompt, (" ", ALERT))
-    return Text(status.message, ALERT if status.is_alert else TITLE)
-
-
 def _hints(width: int) -> Text:
-    lines = (_hint_line(shown) for shown in range(len(_HINTS), 0, -1))
-    return next((line for line in lines if line.cell_len <= width), _hint_line(0))
-
-
-def _hint_line(shown: int) -> Text:
-    line = Text()
-    for key, meaning in (*_HINTS[:shown], *_LAST_HINTS):
-        line.append(f"{'  ' if line else ''}{key}", TITLE).append(f" {meaning}", FAINT)
+    """As many as there is room for."""
+    for shown in range(len(_HINTS), -1, -1):
+        line = Text()
+        for key, meaning in (*_HINTS[:shown], *_LAST_HINTS):
+            line.append(f"{'  ' if line else ''}{key}", TITLE).append(f" {meaning}", FAINT)
+        if line.cell_len <= width:
+            break
     return line
 
 
