@@ -51,14 +51,9 @@ def make_reference(model: type[Section]) -> str:
             continue
         for section, _ in _sections(expected):
             parts += _chapter(f"## `{key}`", section, told)
-    return "\n".join([*parts, _bounds()])
-
-
-def _bounds() -> str:
-    """The bounds that hold in all sections."""
     rows = ["| keys | least above 0 | most | why |", "|---|---|---|---|"]
     rows += ["| " + " | ".join(row) + " |" for row in bounds_table()]
-    return "\n".join([_BOUNDS, *rows, ""])
+    return "\n".join([*parts, _BOUNDS, *rows, ""])
 
 
 def _chapter(heading: str, section: type[Section], told: set[type[Section]]) -> Iterator[str]:

@@ -128,7 +128,9 @@ class _Builder:
             if isinstance(node, MappingNode) and node.tag == _TAG + "map":
                 return self._mapping(node, keys)
             if isinstance(node, SequenceNode) and node.tag == _TAG + "seq":
-                return [self._item(item, (*keys, i)) for i, item in enumerate(node.value)]
+                for i, item in enumerate(node.value):
+                    self.parsed.lines[(*keys, i)] = item.start_mark.line + 1
+                return [self.build(item, (*keys, i)) for i, item in enumerate(node.value)]
             if isinstance(node, ScalarNode):
                 return self._scalar(node, keys)
             return self._unknown_tag(node, keys)
@@ -161,10 +163,6 @@ class _Builder:
             else:
                 self._problem(node, keys, "'<<' merges mappings only")
         return merged
-
-    def _item(self, node: Node, keys: Keys) -> Any:
-        self.parsed.lines[keys] = node.start_mark.line + 1
-        return self.build(node, keys)
 
     def _scalar(self, node: ScalarNode, keys: Keys) -> Any:
         text = node.value

@@ -211,9 +211,5 @@ def _flags(words: list[str], known: dict[str, Flag]) -> Iterator[tuple[str, str 
             takes = following.lower() in ("true", "false")
         yield name, following if takes else None
         place += takes
-        while takes and flag is not None and flag.reason and place < len(words) and _is_number(words[place]):
+        while takes and flag is not None and flag.reason and place < len(words) and words[place].isdigit():
             place += 1  # of a list, as --cudagraph-capture-sizes 1 2 4
-
-
-def _is_number(word: str) -> bool:
-    return word.isdigit()

@@ -191,6 +191,22 @@ def _mooncake(arrival: str, prompt: str, answer: str, **more: Any) -> Format:
     )
 
 
+def _guidellm(arrival: str, first: str, last: str, **more: Any) -> Format:
+    """A report of guidellm, by the columns of its times."""
+    return Format(
+        "guidellm",
+        Column(arrival, _INSTANT),
+        "prompt_tokens",
+        "output_tokens",
+        has_absolute_clock=True,
+        drops_failures=True,
+        failed=_FAILED,
+        optional={"request_id": Column("request_id", TEXT)},
+        served={"first_token": Column(first, _INSTANT), "last_token": Column(last, _INSTANT)},
+        **more,
+    )
+
+
 FORMATS = (
     Format(
         "azure",
@@ -251,34 +267,16 @@ FORMATS = (
         served={"ttft": Column("ttfts", _SECONDS), "gaps": Column("itls", TIMES)},
         written_by="vllm bench serve or SGLang's bench_serving, times in seconds",
     ),
-    Format(
-        "guidellm",
-        Column("request_start_time", _INSTANT),
-        "prompt_tokens",
-        "output_tokens",
-        has_absolute_clock=True,
-        drops_failures=True,
-        failed=_FAILED,
-        optional={"request_id": Column("request_id", TEXT)},
-        served={
-            "first_token": Column("info.timings.first_token_iteration", _INSTANT),
-            "last_token": Column("info.timings.last_token_iteration", _INSTANT),
-        },
+    _guidellm(
+        "request_start_time",
+        "info.timings.first_token_iteration",
+        "info.timings.last_token_iteration",
         written_by="guidellm, times in seconds",
     ),
-    Format(
-        "guidellm",
-        Column("start_time", _INSTANT),
-        "prompt_tokens",
-        "output_tokens",
-        has_absolute_clock=True,
-        drops_failures=True,
-        failed=_FAILED,
-        optional={"request_id": Column("request_id", TEXT)},
-        served={
-            "first_token": Column("first_token_time", _INSTANT),
-            "last_token": Column("last_token_time", _INSTANT),
-        },
+    _guidellm(
+        "start_time",
+        "first_token_time",
+        "last_token_time",
         marks=("start_time", "prompt_tokens", "output_tokens", "first_token_time"),
         written_by="guidellm before 0.4, times in seconds",
     ),

@@ -11,7 +11,6 @@ import click
 from cbsim.base.errors import CbsimError
 from cbsim.cli.commands import arguments as args
 from cbsim.cli.progress import counted, watch_run, watch_study
-from cbsim.results.metrics import Summary
 from cbsim.results.output import check_run_target, other_points
 from cbsim.results.result import Result, hash_mapping, load_run
 from cbsim.show.reader_tables import compare_points, point_labels, run_answer, run_tables
@@ -148,15 +147,11 @@ def _counts(state: SweepProgress) -> str:
     if state.best is None:
         return told
     point, summary = state.best
-    return f"{told}, best so far {_aim_of(summary)} with {_swept(point)}"
-
-
-def _aim_of(summary: Summary) -> str:
-    """What a sweep looks for, and whether the SLO is met."""
-    rate_per_s, unmet = summary["goodput_per_s"], " (SLO not met)" if summary.get("slo_met") is False else ""
-    if rate_per_s is None:
-        return f"{format_figure(summary['output_token_throughput_per_s'])} output tokens/s{unmet}"
-    return f"{format_figure(rate_per_s)} req/s goodput{unmet}"
+    aim = f"{format_figure(summary['goodput_per_s'])} req/s goodput"
+    if summary["goodput_per_s"] is None:
+        aim = f"{format_figure(summary['output_token_throughput_per_s'])} output tokens/s"
+    unmet = " (SLO not met)" if summary.get("slo_met") is False else ""
+    return f"{told}, best so far {aim}{unmet} with {_swept(point)}"
 
 
 def _failure(state: SweepProgress) -> str:

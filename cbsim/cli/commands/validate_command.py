@@ -191,7 +191,11 @@ def _validate_metrics(experiment: Experiment, path: Path, since: Path | None, as
         args.print_json({"figures": figures, "quantiles": told, "notes": notes})
         return
     rows = tuple(
-        (each.name, format_figure(each.recorded), format_figure(each.simulated), _percent(each.error_pct))
+        (
+            each.name,
+            *map(format_figure, (each.recorded, each.simulated)),
+            MISSING if math.isnan(each.error_pct) else f"{each.error_pct:+.1f}%",
+        )
         for each in means
     )
     title = f"{path.name}, summed over its engines; latencies in seconds"
@@ -212,10 +216,6 @@ def _validate_metrics(experiment: Experiment, path: Path, since: Path | None, as
         click.echo(f"note: {note}")
 
 
-def _percent(error_pct: float) -> str:
-    return MISSING if math.isnan(error_pct) else f"{error_pct:+.1f}%"
-
-
 def _finite(number: float) -> float | None:
     return number if math.isfinite(number) else None
 
@@ -227,14 +227,8 @@ def _verdict_as_dict(verdict: Verdict) -> dict[str, Any]:
         "where": verdict.where,
         "remedies": verdict.remedies,
         "steps": [
-            {
-                "kind": each.cell.kind,
-                "least": each.cell.least,
-                "most": each.cell.most,
-                "num_steps": each.num_steps,
-                "predicted_s": each.predicted_s,
-                "ratio": each.ratio,
-            }
+            {name: getattr(each.cell, name) for name in ("kind", "least", "most")}
+            | {name: getattr(each, name) for name in ("num_steps", "predicted_s", "ratio")}
             for each in verdict.cells
         ],
     }
