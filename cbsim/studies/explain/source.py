@@ -5,22 +5,24 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from cbsim.base.errors import CbsimError
 from cbsim.base.paths import is_file
 from cbsim.base.trust import Trust, trusting
 from cbsim.cluster.simpy_world import Progress
 from cbsim.results.result import Result, hash_files, load_run, package_version
-from cbsim.studies.experiment import Experiment
+from cbsim.studies.experiment import Experiment, OutputConfig
 from cbsim.studies.explain.batch_step import DECISIONS, BatchStep, Limits, Share, steps_of
 from cbsim.studies.run import run_experiment
 
@@ -42,17 +44,22 @@ def recorded_steps(result: Result, window: Window, config: dict[str, Any]) -> It
     batches = result.batches
     assert batches is not None
     last = len(result.steps) if window.last is None else window.last
-    here = (batches["replica"] == window.replica) & batches["step"].between(window.first, last)
-    slices = dict(iter(batches[here].groupby("step")))
+    here = batches[(batches["replica"] == window.replica) & batches["step"].between(window.first, last)]
+    slices = [here[name].tolist() if name in here else [0] * len(here) for name in _OF_SLICES]
     steps = steps_of(result, window.replica)
     shares, changes, limits = _Shares(result, config), _changes(result.events, steps), Limits.of(config)
-    for row in steps[window.first : last + 1].to_dict("records"):
-        rows = slices.get(row["step"], batches[:0])
+    shown = steps[window.first : last + 1].to_dict("records")
+    ends = here["step"].searchsorted([row["step"] for row in shown], side="right")
+    for row, first, end in zip(shown, [0, *ends], ends, strict=False):
         yield limits.batch_step(
             {str(name): value for name, value in row.items()},
-            shares.of(rows, row["scheduled_at_s"]),
+            shares.of((column[first:end] for column in slices), row["scheduled_at_s"]),
             changes.get(row["step"], {}),
         )
+
+
+_OF_SLICES = ("request_id", "num_tokens", "num_computed_tokens", "kind", "num_drafts", "num_accepted")
+"""Columns of the table of batches that tell of shares."""
 
 
 class _Shares:
@@ -70,11 +77,9 @@ class _Shares:
         self._block_size = int(config["kv_cache"]["block_size"])
         self._resumptions = _resumptions(result)
 
-    def of(self, rows: pd.DataFrame, scheduled_at_s: float) -> Iterator[Share]:
-        """The shares of one step."""
-        columns = ("request_id", "num_tokens", "num_computed_tokens", "kind", "num_drafts", "num_accepted")
-        table = (rows.get(column, [0] * len(rows)) for column in columns)
-        for name, num_tokens, before, kind, *drafts in zip(*table, strict=True):
+    def of(self, slices: Iterable[Sequence[Any]], scheduled_at_s: float) -> Iterator[Share]:
+        """The shares of one step, by the columns `_OF_SLICES` of its slices."""
+        for name, num_tokens, before, kind, *drafts in zip(*slices, strict=True):
             num_left = self._prefill_until(name, scheduled_at_s) - before if kind == "prefill" else 1
             num_held = max(before + num_tokens, self._num_reserved.get(name, 0))
             counts = (int(-(-num_held // self._block_size)), *map(int, drafts))
@@ -120,8 +125,6 @@ _LIVE = "live on "
 _TIMES = ("start_s", "duration_s")
 _COUNTS = ("num_running", "num_waiting", "kv_blocks_used")
 _OF_REQUESTS = ("arrival_s", "num_prompt_tokens", "num_output_tokens")
-_TOLERANCE = 1e-9
-"""Relative, of times: another machine's mathematics may differ in the last bits."""
 
 
 @dataclass(frozen=True)
@@ -198,6 +201,8 @@ class Source:
         They are read where the run has recorded its batches, else simulated again. Raises `CbsimError` if
         that can't be, or if it comes out differently.
         """
+        if self.given is not None and window.last is None and "result" not in vars(self):
+            vars(self)["result"] = self._run(output=self._with_batches)  # One run does for all.
         config = self.config_of(window.replica)
         if self.result.make_table("batches") is not None:
             yield from recorded_steps(self.result, window, config)
@@ -209,17 +214,24 @@ class Source:
             )
         try:
             again = self._run_again(window)
-            agreement = _Agreement(str(self.folder or self.name), self.result, again, window.replica)
-            for step in recorded_steps(again, replace(window, first=0), config):
-                agreement.check(step)
-                if step.step >= window.first:
-                    yield step
+            differs_at, how = _difference(self.result, again, window.replica)
+            for step in recorded_steps(again, window, config):
+                if step.step >= differs_at:
+                    raise CbsimError(
+                        f"{self.folder or self.name}: can't be explained step by step: it has no "
+                        f"batches.parquet, and simulating it again {how}"
+                    )
+                yield step
         except CbsimError as error:
             raise CbsimError(*error.problems, *self._hints()) from error
         for change in _changed_inputs(self.result):
             told = f"{change}; the steps up to here are simulated again from it, and go as they went"
             if (remark := f"{self.folder}: {told}") not in self.remarks:
                 self.remarks.append(remark)
+
+    @property
+    def _with_batches(self) -> OutputConfig:
+        return self.experiment.output.model_copy(update={"batches": True})
 
     def _run_again(self, window: Window) -> Result:
         """The run with its batches, up to the window's end at least."""
@@ -230,8 +242,7 @@ class Source:
             following = steps.iloc[window.last + 1]
             until_s = float(following["start_s"] + following["duration_s"])
         if until_s not in self._again:
-            output = self.experiment.output.model_copy(update={"batches": True})
-            self._again[until_s] = self._run(output=output, stop_at_s=until_s)
+            self._again[until_s] = self._run(output=self._with_batches, stop_at_s=until_s)
         return self._again[until_s]
 
     def _hints(self) -> list[str]:
@@ -244,47 +255,36 @@ class Source:
         return [f"{self.folder}: {why}" for why in (*versions, *_changed_inputs(self.result), allowed)]
 
 
-class _Agreement:
-    """Compares the steps of one replica, as they are simulated again, with those of a run."""
-
-    def __init__(self, name: str, was: Result, now: Result, replica: int) -> None:
-        self._name = name
-        steps = steps_of(was, replica)
-        self._steps = list(zip(*(steps[column].tolist() for column in (*_TIMES, *_COUNTS)), strict=True))
-        self._requests, self._requests_now = map(_figures_of_requests, (was, now))
-
-    def check(self, step: BatchStep) -> None:
-        """Raise `CbsimError` unless the run has the same step, of requests that it has."""
-        number = step.step
-        if number >= len(self._steps):
-            raise self._differs(f"has a step {number}, which the folder has not")
-        now = [getattr(step, name) for name in (*_TIMES, *_COUNTS)]
-        self._compare((*_TIMES, *_COUNTS), now, self._steps[number], number)
-        for name in (share.request_id for share in step.shares):
-            if name not in self._requests:
-                raise self._differs(f"has in step {number} a request '{name}', which the folder has not")
-            pair = self._requests_now[name], self._requests[name]
-            self._compare(_OF_REQUESTS, *pair, number, f"request '{name}' has ")
-
-    def _compare(
-        self, names: Sequence[str], now: Sequence[float], then: Sequence[float], step: int, of: str = ""
-    ) -> None:
-        """Raise `CbsimError` if one of some figures is not what it was."""
-        for name, value, before in zip(names, now, then, strict=True):
-            if not math.isclose(value, before, rel_tol=_TOLERANCE):
-                raise self._differs(f"differs from step {step} on: {of}{name} {value:.9g}, was {before:.9g}")
-
-    def _differs(self, how: str) -> CbsimError:
-        return CbsimError(
-            f"{self._name}: can't be explained step by step: it has no batches.parquet, and simulating it "
-            f"again {how}"
-        )
+def _difference(was: Result, now: Result, replica: int) -> tuple[float, str]:
+    """The first step of a replica that has come out differently, and how; infinity if none has."""
+    names = [*_TIMES, *_COUNTS]
+    before, steps = (steps_of(each, replica)[names].to_numpy(np.float64) for each in (was, now))
+    num_both = min(len(before), len(steps))
+    found: list[tuple[float, str]] = [(math.inf, "")]
+    if len(steps) > num_both:
+        found.append((num_both, f"has a step {num_both}, which the folder has not"))
+    for step, column in np.argwhere(~_alike(steps[:num_both], before[:num_both])).tolist()[:1]:
+        told = f"{names[column]} {steps[step, column]:.9g}, was {before[step, column]:.9g}"
+        found.append((step, f"differs from step {step} on: {told}"))
+    then, own = (each.requests.set_index("request_id")[[*_OF_REQUESTS]] for each in (was, now))
+    is_alike = _alike(own.to_numpy(np.float64), then.reindex(own.index).to_numpy(np.float64))
+    batches, others = now.batches, own[~is_alike.all(axis=1)].index
+    assert batches is not None
+    here = batches[(batches["replica"] == replica) & batches["request_id"].isin(others)]
+    for name, step in zip(here["request_id"].tolist()[:1], here["step"].tolist()[:1], strict=True):
+        if name not in then.index:
+            found.append((step, f"has in step {step} a request '{name}', which the folder has not"))
+            continue
+        figure = _OF_REQUESTS[int(np.argmin(is_alike[own.index.get_loc(name)]))]
+        told = f"request '{name}' has {figure} {own[figure][name]:.9g}, was {then[figure][name]:.9g}"
+        found.append((step, f"differs from step {step} on: {told}"))
+    return min(found, key=itemgetter(0))
 
 
-def _figures_of_requests(result: Result) -> dict[str, tuple[float, ...]]:
-    """By name, what no schedule changes of a request."""
-    names, *columns = (result.requests[name].tolist() for name in ("request_id", *_OF_REQUESTS))
-    return dict(zip(names, zip(*columns, strict=True), strict=True))
+def _alike(one: NDArray[Any], other: NDArray[Any]) -> NDArray[Any]:
+    """Where figures are the same, but for the last bits of another machine's mathematics."""
+    alike: NDArray[Any] = np.isclose(one, other, rtol=1e-9, atol=0.0)
+    return alike
 
 
 def _changed_inputs(result: Result) -> list[str]:
