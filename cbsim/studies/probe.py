@@ -54,9 +54,7 @@ class ProbeStore:
 
     def run(self, experiment: Experiment) -> Probe:
         """The experiment's probe. Raises what its run raises, and `CbsimError` if it can't be kept."""
-        if self._folder is None:
-            return Probe.of(run_experiment(experiment, with_interval=False))
-        return run_probe(experiment, self.path(self.key(experiment)))
+        return run_probe(experiment, self._folder and self.path(self.key(experiment)))
 
     def key(self, experiment: Experiment) -> str:
         """What the experiment's figures depend on, as a hash; raises as `Address.keys`."""
@@ -68,11 +66,12 @@ class ProbeStore:
         return (self._folder or Path()) / f"{key}.json"
 
 
-def run_probe(experiment: Experiment, path: Path) -> Probe:
-    """The probe in a file, made and kept there if there is none; raises as `ProbeStore.run`."""
-    kept = read_probe(path)
-    if kept is None:
-        kept = Probe.of(run_experiment(experiment, with_interval=False))
+def run_probe(experiment: Experiment, path: Path | None) -> Probe:
+    """The probe in a file, made and kept there if there is none, or in none; raises as `ProbeStore.run`."""
+    if path is not None and (kept := read_probe(path)) is not None:
+        return kept
+    kept = Probe.of(run_experiment(experiment, with_interval=False))
+    if path is not None:
         told = asdict(kept)
         write_text(path, json.dumps(told | {SHA256: hash_mapping(told)}, allow_nan=False) + "\n")
     return kept

@@ -55,17 +55,10 @@ class Trial:
         return not (self.error or self.is_given_up or self.figures)
 
 
-@dataclass(frozen=True, slots=True)
-class WindowTask:
-    """What a worker is given: an experiment as plain data, and the file that its figures are kept in."""
-
-    settings: Mapping[str, Any]
-    path: Path
-
-
-def run_window(task: WindowTask) -> Probe:
-    """Carry out a task; raises what its run raises."""
-    return run_probe(Experiment.from_mapping(task.settings), task.path)
+def run_window(task: tuple[Mapping[str, Any], Path]) -> Probe:
+    """Run an experiment given as plain data and keep its figures in a file: the task of a worker."""
+    settings, path = task
+    return run_probe(Experiment.from_mapping(settings), path)
 
 
 class WindowRunner:
@@ -95,12 +88,12 @@ class WindowRunner:
                     wanted.setdefault(self._store.key(experiment), []).append((trial, experiment))
             except CbsimError as error:
                 trial.error = _one_line(error)
-        tasks: dict[str, WindowTask] = {}
+        tasks: dict[str, tuple[Mapping[str, Any], Path]] = {}
         for key, alike in wanted.items():
             path = self._store.path(key)
             probe = read_probe(path)
             if probe is None:
-                tasks[key] = WindowTask(alike[0][1].resolved(), path)
+                tasks[key] = alike[0][1].resolved(), path
             else:
                 self._take(alike, probe, share, found)
                 self._on_run(True)
