@@ -67,7 +67,10 @@ class ProbeStore:
 
 
 def run_probe(experiment: Experiment, path: Path | None) -> Probe:
-    """The probe in a file, made and kept there if there is none, or in none; raises as `ProbeStore.run`."""
+    """The probe in a file, made and kept there if there is none; without a `path` it is made and not kept.
+
+    Raises as `ProbeStore.run`.
+    """
     if path is not None and (kept := read_probe(path)) is not None:
         return kept
     kept = Probe.of(run_experiment(experiment, with_interval=False))
