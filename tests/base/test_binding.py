@@ -137,17 +137,15 @@ def test_a_changed_rule_gives_another_result(tmp_path: Path) -> None:
     assert run_rules(tmp_path, cache, own=3.0) == (18.0, False)
     assert run_rules(tmp_path, cache, own=3.0, step=1.0) == (22.0, False)
     assert run_rules(tmp_path, cache) == (12.0, True)
+    for path in cache.rglob("*.code"):
+        path.write_bytes(path.read_bytes()[:50])  # as a killed process might have left it
+    assert run_rules(tmp_path, cache) == (12.0, False)
 
 
-def test_a_cache_that_cannot_be_written_or_is_damaged_does_no_harm(tmp_path: Path) -> None:
+def test_a_cache_that_cannot_be_written_does_no_harm(tmp_path: Path) -> None:
     not_a_folder = tmp_path / "file"
     not_a_folder.write_text("", encoding="utf-8")
     assert run_rules(tmp_path, not_a_folder) == (12.0, False)
-    cache = tmp_path / "cache"
-    run_rules(tmp_path, cache)
-    for path in cache.rglob("*.code"):
-        path.write_bytes(path.read_bytes()[:50])  # as a killed process might have left it
-    assert run_rules(tmp_path, cache)[0] == 12.0
 
 
 def test_processes_may_compile_at_once(tmp_path: Path) -> None:
@@ -159,9 +157,9 @@ def test_processes_may_compile_at_once(tmp_path: Path) -> None:
     environment = {"CBSIM_CACHE_DIR": str(tmp_path / "c"), "PYTHONPATH": ":".join([str(tmp_path), *sys.path])}
     several = [
         subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment)
-        for _ in range(3)
+        for _ in range(2)
     ]
-    assert [process.communicate()[0].strip() for process in several] == ["12.0"] * 3
+    assert [process.communicate()[0].strip() for process in several] == ["12.0"] * 2
 
 
 @pytest.mark.skipif(not hasattr(os, "fork") or not can_compile(), reason="needs fork and numba")

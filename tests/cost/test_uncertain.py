@@ -9,8 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from cbsim.base.errors import CalibrationError, ConfigError
 from cbsim.base.paths import data_folder
@@ -23,7 +21,7 @@ from cbsim.cost.step_columns import StepColumns
 from cbsim.studies.intervals import across_replicates
 from cbsim.studies.run import run
 from cbsim.studies.sweep import sweep
-from tests.cost.laws import make_form, shapes
+from tests.cost.laws import make_form
 from tests.specs.test_specs import load_gpu, load_model
 
 NOWHERE = Path("cost.json")
@@ -182,23 +180,6 @@ def test_each_part_of_a_step_takes_its_own_factor(folders: dict[bool, Path]) -> 
         + 32 * attention[0] * (1 + drawn.excess("mixed", 9, 10, 7, 10))
     )
     assert cost.step_s(mixed) == pytest.approx(by_hand, rel=1e-12)
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    shape=shapes(),
-    host=st.sampled_from(["async", "sync", "none"]),
-    fused=st.booleans(),
-    seed=st.integers(0, 3),
-)
-def test_all_ways_to_the_same_bits(
-    folders: dict[bool, Path], shape: StepShape, host: str, fused: bool, seed: int
-) -> None:
-    cost = make(folders[fused], host=host, uncertainty=True).drawn(seed)
-    assert cost.steps_s(StepColumns.from_shapes([shape]))[0] == cost.step_s(shape)
-    if not shape.chunks:
-        num_decodes, context, longest = shape[2:5]
-        assert cost.decode_s(num_decodes, context, longest) == cost.step_s(shape)
 
 
 def test_without_uncertainty_the_model_is_its_own(folders: dict[bool, Path]) -> None:

@@ -34,8 +34,7 @@ def observers() -> list[Observer]:
     return [Notes(), StepNotes(), StateNotes(), *built_in]
 
 
-@pytest.mark.parametrize("concurrency", [None, 7])
-@pytest.mark.parametrize("num_replicas", [1, 3])
+@pytest.mark.parametrize(("num_replicas", "concurrency"), [(1, 7), (3, None)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_results_are_those_of_a_run_that_nobody_watches(
     kind: str, num_replicas: int, concurrency: int | None

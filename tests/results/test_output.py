@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 import cbsim
 from cbsim.base.errors import CbsimError
 from cbsim.cli import main
-from cbsim.results.output import check_run_target, holds, is_report
+from cbsim.results.output import check_report_target, check_run_target, holds, is_report
 from cbsim.show.report_file import write_report
 from cbsim.studies.capacity import Plan, capacity
 from cbsim.studies.capacity.answer import save_capacity
@@ -53,16 +53,19 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("name", [".DS_Store", "._e.yaml", "Thumbs.db", "desktop.ini"])
-def test_what_file_managers_leave_is_in_nobodys_way(name: str) -> None:
+def test_what_file_managers_leave_is_in_nobodys_way() -> None:
+    def leave(folder: Path) -> None:
+        for name in (".DS_Store", "._e.yaml", "Thumbs.db", "desktop.ini"):
+            (folder / name).write_text("seen")
+
     for folder in map(Path, ("runs", "sweep", "sweep/points", "capacity")):
         folder.mkdir()
-        (folder / name).write_text("seen")
+        leave(folder)
     for arguments in ((*RUN, "runs"), (*SWEEP, "sweep"), (*CAPACITY, "capacity")):
         assert command(*arguments).exit_code == 0
     points = [path for path in Path("sweep/points").iterdir() if path.is_dir()]
     for folder in (*points, Path("runs"), Path("capacity/points")):
-        (folder / name).write_text("seen again")
+        leave(folder)
     (points[0] / "manifest.json").write_text("")
     for arguments in ((*RUN, "runs"), (*SWEEP, "sweep"), (*CAPACITY, "capacity")):
         assert command(*arguments).exit_code == 0
@@ -182,7 +185,7 @@ def test_a_report_replaces_reports_alone() -> None:
     folder = save_run()
     write_report([folder], Path("r.html"))
     assert is_report(Path("r.html"))
-    write_report([folder], Path("r.html"))
+    check_report_target(Path("r.html"))
     Path("index.html").write_text("<!doctype html><title>mine</title>")
     ran = command("report", "run", "--out", "index.html")
     told = "index.html: a file that is no report stands there; name another file, or remove it\n"

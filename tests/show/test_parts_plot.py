@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import numpy as np
 import pandas as pd
@@ -18,8 +16,8 @@ from cbsim.results.latency.parts import slowest
 from cbsim.results.result import Result
 from cbsim.show.latency_plot import SHOWN, _spread, latency_parts, percentile_bins
 from cbsim.show.report_file import run_chapter
-from cbsim.show.style import save_figure
 from tests.run_logs import empty_log, make_result, paper_log, random_log
+from tests.show.drawn import texts
 
 
 def with_parts(log: Any, **parts_s: Any) -> Result:
@@ -33,11 +31,6 @@ def with_parts(log: Any, **parts_s: Any) -> Result:
     result = make_result(log)
     result.requests = result.requests.assign(**columns)
     return result
-
-
-def texts(result: dict[str, Result], folder: Path) -> list[str | None]:
-    _, svg = save_figure(latency_parts(result), folder / "picture")
-    return [element.text for element in ElementTree.parse(svg).iter("{http://www.w3.org/2000/svg}text")]
 
 
 def test_bins_by_hand() -> None:
@@ -76,25 +69,25 @@ def test_every_part_has_a_name_and_a_colour_of_its_own() -> None:
     assert len({name for name, _ in SHOWN.values()}) == len({color for _, color in SHOWN.values()}) == 14
 
 
-def test_the_picture_tells_parts_with_their_share_of_the_slowest(tmp_path: Path) -> None:
+def test_the_picture_tells_parts_with_their_share_of_the_slowest() -> None:
     log = random_log(1)
     e2e = log.requests["finished_at_s"] - log.requests["arrival_s"]
     slow = e2e >= np.quantile(e2e, 0.98)
     parts = {"no_kv": np.where(slow, 0.75 * e2e, 0), "decode": np.where(slow, 0.25 * e2e, e2e)}
-    shown = texts({"one": with_parts(log, **parts)}, tmp_path)
+    shown = texts(latency_parts({"one": with_parts(log, **parts)}))
     for text in ("TTFT", "E2E", "waits for KV blocks 75%", "decodes 25%", "percentiles of E2E", "p99–100"):
         assert text in shown
     assert not [text for text in shown if text and "preempted" in text]
 
 
-def test_runs_without_parts_are_left_out(tmp_path: Path) -> None:
+def test_runs_without_parts_are_left_out() -> None:
     told = with_parts(paper_log(), decode=[1.0, 2.0, 3.0, np.nan])
-    shown = texts({"with": told, "without": make_result(paper_log())}, tmp_path)
+    shown = texts(latency_parts({"with": told, "without": make_result(paper_log())}))
     assert "TTFT" in shown  # One run is named by the page, not by its panels.
-    shown = texts({"with": told, "too": told}, tmp_path)
+    shown = texts(latency_parts({"with": told, "too": told}))
     assert {"with: TTFT", "too: E2E"} <= set(shown)
     for results in ({}, {"nobody": with_parts(empty_log())}):
-        save_figure(latency_parts(results), tmp_path / "empty")
+        latency_parts(results).draw_without_rendering()
 
 
 def test_the_chapter_says_what_the_slowest_do() -> None:

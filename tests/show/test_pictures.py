@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 import cbsim
@@ -21,20 +18,15 @@ from cbsim.results.slo import Slo
 from cbsim.results.step_work import step_mbu, step_mfu
 from cbsim.show.latency_plot import latency_cdfs
 from cbsim.show.reader_tables import setting_axes
-from cbsim.show.style import save_figure
 from cbsim.show.sweep_plot import distinct_front, front_axis, heat_maps, pareto_picture, sweep_pictures
 from cbsim.show.sweep_text import Sweep
 from cbsim.show.timeline_plot import timeline, utilization
 from cbsim.specs import GpuSpec, ModelSpec
 from cbsim.studies.front import pareto_front
 from tests.run_logs import GPU, MODEL, make_result, paper_log
+from tests.show.drawn import texts
 
 BUDGET, CHUNK = "scheduler.max_tokens_per_step", "scheduler.chunk_size"
-
-
-def texts(figure: Figure, folder: Path) -> list[str | None]:
-    _, svg = save_figure(figure, folder / "picture")
-    return [element.text for element in ElementTree.parse(svg).iter("{http://www.w3.org/2000/svg}text")]
 
 
 def table(num_seeds: int = 1, **keys: list[Any]) -> pd.DataFrame:
@@ -73,14 +65,14 @@ def sweep(num_seeds: int = 1, **keys: list[Any]) -> Sweep:
     return Sweep.of(table(num_seeds, **keys), {"ttft_s": 2.0})
 
 
-def test_the_best_cell_of_each_map_is_framed(tmp_path: Path) -> None:
+def test_the_best_cell_of_each_map_is_framed() -> None:
     figure = heat_maps(sweep().points, BUDGET, CHUNK, "maps")
     frames = [
         next(patch.get_xy() for patch in axes.patches if isinstance(patch, Rectangle)) for axes in figure.axes
     ]
     # Budgets along x, chunks along y: highest goodput at (1024, 256), lowest p99 at the first point.
     assert frames == [(1, 1), (0, 0), (0, 0)]
-    shown = texts(figure, tmp_path)
+    shown = texts(figure)
     for text in (
         "goodput (requests/s within SLO)",
         "ITL p99 (ms)",
@@ -99,15 +91,15 @@ def test_cells_that_differ_by_next_to_nothing_are_framed_alike() -> None:
     assert sorted(frame.get_xy() for frame in frames) == [(0, 0), (0, 1)]
 
 
-def test_labels_of_a_front_share_a_place_where_there_is_no_room_for_two(tmp_path: Path) -> None:
+def test_labels_of_a_front_share_a_place_where_there_is_no_room_for_two() -> None:
     points = sweep().points
     points["itl_s.p99"] = [0.05, 0.0503, 0.07, 0.09, 0.0905, 0.0910]
     points["output_token_throughput_per_s"] = [100.0, 100.6, 150.0, 200.0, 201.1, 202.2]
-    shown = texts(pareto_picture(points, [f"point {place}" for place in range(6)], "front"), tmp_path)
+    shown = texts(pareto_picture(points, [f"point {place}" for place in range(6)], "front"))
     assert {"1, 2", "3", "4 to 6"} <= set(shown)
 
 
-def test_figures_that_are_the_same_look_the_same(tmp_path: Path) -> None:
+def test_figures_that_are_the_same_look_the_same() -> None:
     """An axis as wide as noise would make a trend of it, and name points apart that lie on one another."""
     points = sweep().points
     points["itl_s.p99"] = [0.05, 0.050001, 0.050002, 0.050003, 0.050004, 0.05001]
@@ -119,10 +111,10 @@ def test_figures_that_are_the_same_look_the_same(tmp_path: Path) -> None:
     bottom, top = figure.axes[0].get_ylim()
     assert (bottom, top) == (pytest.approx(92.0), pytest.approx(208.0))
     points["output_token_throughput_per_s"] = 100.0 + np.arange(6) * 1e-3
-    assert "1  a (the same: 5 more)" in texts(pareto_picture(points, list("abcdef"), "front"), tmp_path)
+    assert "1  a (the same: 5 more)" in texts(pareto_picture(points, list("abcdef"), "front"))
 
 
-def test_points_that_miss_the_slo_are_beside_the_front(tmp_path: Path) -> None:
+def test_points_that_miss_the_slo_are_beside_the_front() -> None:
     """The one of the shortest latency misses another limit; where all miss, they are drawn as ever."""
     points = sweep().points
     points["itl_s.p99"] = [0.03, 0.05, 0.06, 0.07, 0.08, 0.09]
@@ -132,15 +124,15 @@ def test_points_that_miss_the_slo_are_beside_the_front(tmp_path: Path) -> None:
     figure = pareto_picture(points, labels, "front", misses=misses)
     crosses = [line for line in figure.axes[0].get_lines() if line.get_marker() == "x"]
     assert [line.get_xdata()[0] for line in crosses if len(line.get_xdata())] == [pytest.approx(30.0)]
-    shown = texts(figure, tmp_path)
+    shown = texts(figure)
     assert "1  point 1" in shown, "the others are as high, and take longer"
     assert any(text.endswith("Crosses miss the SLO.") for text in shown)
-    all_miss = texts(pareto_picture(points, labels, "front", misses=[True] * 6), tmp_path)
+    all_miss = texts(pareto_picture(points, labels, "front", misses=[True] * 6))
     assert "1  point 0" in all_miss
     assert not any("Crosses" in text for text in all_miss)
 
 
-def test_cells_that_were_not_run_stay_empty(tmp_path: Path) -> None:
+def test_cells_that_were_not_run_stay_empty() -> None:
     points = sweep().points.iloc[1:]
     figure = heat_maps(points, BUDGET, CHUNK, "maps")
     assert len(figure.axes[0].texts) == 5
@@ -161,11 +153,11 @@ def test_the_front_is_what_a_naive_search_finds(points: list[tuple[int, int]]) -
     assert len(front) == len(expected)
 
 
-def test_the_front_is_named_and_points_without_figures_are_left_out(tmp_path: Path) -> None:
+def test_the_front_is_named_and_points_without_figures_are_left_out() -> None:
     points = sweep().points
     points.loc[0, "itl_s.p99"] = np.nan
     labels = [f"point {place}" for place in range(len(points))]
-    shown = texts(pareto_picture(points, labels, "front"), tmp_path)
+    shown = texts(pareto_picture(points, labels, "front"))
     # Throughput and ITL rise together here, so that all others are on the front.
     named = [text for text in shown if text and text[0].isdigit() and "point" in text]
     assert named == [f"{number}  point {number}" for number in range(1, 6)]
@@ -183,12 +175,12 @@ def test_the_front_is_named_and_points_without_figures_are_left_out(tmp_path: Pa
     ],
 )
 def test_a_sweep_gets_the_pictures_that_suit_it(
-    keys: dict[str, list[Any]], panel: str | None, files: list[str], tmp_path: Path
+    keys: dict[str, list[Any]], panel: str | None, files: list[str]
 ) -> None:
     pictures = sweep_pictures(sweep(**keys), "name")
     assert list(pictures) == files
     if panel is not None:
-        assert panel in texts(pictures["settings"].figure, tmp_path)
+        assert panel in texts(pictures["settings"].figure)
 
 
 @pytest.fixture(scope="module")
@@ -222,20 +214,20 @@ def test_mfu_of_a_step_worked_by_hand() -> None:
     assert GpuSpec.model_validate(result.config["gpu"]) == GPU
 
 
-def test_utilization_over_time_is_drawn_for_runs_that_say_enough(small_run: Result, tmp_path: Path) -> None:
+def test_utilization_over_time_is_drawn_for_runs_that_say_enough(small_run: Result) -> None:
     paper = make_result(paper_log())
     del paper.config["model"]
     figure = utilization({"small": small_run, "paper": paper})
     assert len(figure.axes) == 2
-    assert "small" in texts(figure, tmp_path)
+    assert "small" in texts(figure)
 
 
-def test_throughput_is_held_against_what_the_slo_limits_with_a_line_there(tmp_path: Path) -> None:
+def test_throughput_is_held_against_what_the_slo_limits_with_a_line_there() -> None:
     points = table(**{BUDGET: [256, 512, 1024], CHUNK: [128]})
     points["tpot_s.p99"] = [0.02, 0.05, 0.07]
     limited = Sweep.of(points, {"ttft_s": 2.0, "tpot_s": {"p99": 0.06}})
     picture = sweep_pictures(limited, "name")["pareto"]
-    shown = texts(picture.figure, tmp_path)
+    shown = texts(picture.figure)
     assert {"TPOT p99 (ms)", "SLO 60"} <= set(shown)
     assert picture.title == "name: throughput against TPOT p99"
     (axes,) = picture.figure.axes
@@ -274,7 +266,7 @@ def test_cells_beyond_a_limit_are_hatched() -> None:
 
 
 @pytest.mark.parametrize(("limit", "is_drawn"), [(3.0, True), (300.0, False)])
-def test_a_limit_is_drawn_on_the_axis_that_it_limits(limit: float, is_drawn: bool, tmp_path: Path) -> None:
+def test_a_limit_is_drawn_on_the_axis_that_it_limits(limit: float, is_drawn: bool) -> None:
     made = Sweep.of(table(**{BUDGET: [512, 1024, 2048]}), {"ttft_s": {"p99": limit}})
     figure = sweep_pictures(made, "name")["settings"].figure
     ttft = next(
@@ -283,15 +275,15 @@ def test_a_limit_is_drawn_on_the_axis_that_it_limits(limit: float, is_drawn: boo
         if axes.get_title(loc="left") == "TTFT p99 (s)" or axes.get_title() == "TTFT p99 (s)"
     )
     assert any(list(line.get_ydata()) == [limit, limit] for line in ttft.lines) is is_drawn
-    assert (f"SLO {limit:g}" if is_drawn else f"SLO {limit:g} ↑") in texts(figure, tmp_path)
+    assert (f"SLO {limit:g}" if is_drawn else f"SLO {limit:g} ↑") in texts(figure)
 
 
-def test_limits_on_percentiles_are_crosses_on_the_cdf(small_run: Result, tmp_path: Path) -> None:
+def test_limits_on_percentiles_are_crosses_on_the_cdf(small_run: Result) -> None:
     limit = small_run.summary["ttft_s"]["p90"]
     figure = latency_cdfs({"small": small_run}, {"ttft_s": {"each": limit * 1.01, "p95": limit}})
     crosses = [line for line in figure.axes[0].lines if line.get_marker() == "x"]
     assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in crosses] == [(pytest.approx(limit), 0.95)]
-    assert f"SLO p95 {limit:g} s" in texts(figure, tmp_path)
+    assert f"SLO p95 {limit:g} s" in texts(figure)
 
 
 def test_names_of_rows_over_time_do_not_touch(small_run: Result) -> None:

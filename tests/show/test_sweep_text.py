@@ -220,7 +220,7 @@ figures = st.tuples(
         },
     ).filter(bool),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_the_sentence_says_what_the_table_does(
     drawn: list[tuple[float, float, float]], slo: dict[str, Any]
 ) -> None:
