@@ -5,11 +5,10 @@ from __future__ import annotations
 import html
 import io
 import json
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -67,42 +66,25 @@ def breakable(name: str) -> Markup:
     return Markup(html.escape(name, quote=False).replace("_", "_<wbr>"))
 
 
-class Cell(NamedTuple):
-    """What a cell shows, and the number it is sorted by; `None` sorts by the text, NaN last."""
-
-    text: str
-    value: float | None = None
-    is_best: bool = False
-
-
 @dataclass(frozen=True, slots=True)
 class HtmlTable:
-    """Rows under a header; the first `num_labels` columns name them."""
+    """A table of texts; its first `num_labels` columns name the rows, its notes are left to the chapter."""
 
     caption: str
-    header: Sequence[str]
-    rows: Sequence[Sequence[Cell]]
+    table: Table
     num_labels: int = 1
-
-    @classmethod
-    def of_text(cls, caption: str, table: Table, num_labels: int = 1) -> HtmlTable:
-        """A table of texts; its notes are left to the caller."""
-        rows = [
-            [Cell(text.removesuffix(BEST), _number(text), text.endswith(BEST)) for text in row]
-            for row in table.rows
-        ]
-        return cls(caption, table.header, rows, num_labels)
 
     def render(self, key: str) -> Markup:
         """The element; `key` is unique on the page."""
-        head = tag("tr", *(self._heading(name, place) for place, name in enumerate(self.header)))
-        body = [tag("tr", *(self._cell(cell, place) for place, cell in enumerate(row))) for row in self.rows]
+        head = tag("tr", *(self._heading(name, place) for place, name in enumerate(self.table.header)))
+        rows = self.table.rows
+        body = [tag("tr", *(self._cell(cell, place) for place, cell in enumerate(row))) for row in rows]
         named = tag("caption", tag("span", self.caption))
         table = tag("table", named, tag("thead", head), tag("tbody", *body), id=key, class_="sortable")
         shown = scroller(table, self.caption)
-        if len(self.rows) < MIN_FILTERED:
+        if len(rows) < MIN_FILTERED:
             return shown
-        num_rows = f"{len(self.rows)} of {len(self.rows)} rows"
+        num_rows = f"{len(rows)} of {len(rows)} rows"
         field = tag("label", "Filter: ", tag("input", type="search", data_filters=key, autocomplete="off"))
         count = tag("output", num_rows, id=f"{key}-count", aria_live="polite")
         return tag("div", tag("p", field, " ", count, class_="filter"), shown)
@@ -114,23 +96,20 @@ class HtmlTable:
         button = tag("button", breakable(name), type="button")
         return tag("th", button, scope="col", aria_sort="none", class_=kind)
 
-    def _cell(self, cell: Cell, place: int) -> Markup:
-        value = None if cell.value is None or math.isnan(cell.value) else repr(float(cell.value))
-        best = tag("strong", cell.text, tag("span", " (best)", class_="unseen"))
-        shown = best if cell.is_best else breakable(cell.text)
+    def _cell(self, cell: str, place: int) -> Markup:
+        text, value = cell.removesuffix(BEST), _number(cell)
+        best = tag("strong", text, tag("span", " (best)", class_="unseen"))
+        shown = breakable(text) if cell == text else best
         if place < self.num_labels:
-            kind = "short" if len(cell.text) <= SHORT_LABEL else None
+            kind = "short" if len(text) <= SHORT_LABEL else None
             return tag("th", shown, scope="row", data_value=value, class_=kind)
-        return tag("td", shown, data_value=value, class_="best number" if cell.is_best else "number")
+        return tag("td", shown, data_value=value, class_="number" if cell == text else "best number")
 
 
-def _number(text: str) -> float | None:
-    """What a text is sorted by: its leading number."""
-    first = text.removesuffix(BEST).split(" ")[0].replace(",", "").removesuffix("%").removesuffix("x")
-    try:
-        return float(first)
-    except ValueError:
-        return None
+def _number(cell: str) -> str | None:
+    """What a cell is sorted by: its leading number; one without goes last."""
+    first = re.match(r"([-+]?[\d,]*\.?\d+)[%x]?( |$)", cell.removesuffix(BEST))
+    return first and first[1].replace(",", "")
 
 
 _FOLLOWING = {INK: "currentColor", PALETTE[-1]: "currentColor", "#e6e6e6": "var(--grid)"}

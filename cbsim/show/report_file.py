@@ -18,7 +18,7 @@ from cbsim.results.step_work import has_utilization
 from cbsim.show import capacity_text, sweep_text
 from cbsim.show.capacity_plot import RATE, capacity_bars, rate_picture
 from cbsim.show.capacity_text import capacity_table, meaning
-from cbsim.show.chapter import Cell, Chapter, HtmlTable, Markup, Picture, joined, provenance, tag
+from cbsim.show.chapter import Chapter, HtmlTable, Markup, Picture, joined, provenance, tag
 from cbsim.show.latency_plot import latency_cdfs, latency_parts
 from cbsim.show.reader_tables import (
     MBU,
@@ -39,7 +39,7 @@ from cbsim.show.replicas_plot import replicas_up
 from cbsim.show.served_line import served_at_rates, served_points, served_runs, served_trials
 from cbsim.show.sweep_plot import sweep_pictures
 from cbsim.show.sweep_text import Sweep, read_sweep_table
-from cbsim.show.text import MISSING, format_figure, format_interval, format_share
+from cbsim.show.text import BEST, MISSING, Table, format_figure, format_interval, format_share
 from cbsim.show.timeline_plot import timeline, utilization
 from cbsim.show.tune_plot import tune_pictures
 from cbsim.show.tune_text import tune_sentence, tune_table
@@ -135,15 +135,15 @@ def run_chapter(results: Mapping[str, Result], title: str) -> Chapter:
     """The chapter of some runs under their labels."""
     promised = next(iter(results.values())).promised
     told = compare_runs(results)
-    tables = [HtmlTable.of_text("Figures of each run", told)]
+    tables = [HtmlTable("Figures of each run", told)]
     warnings = list(told.notes)
     if len(results) == 2:
         comparison = compare(*results.values())
         differences = difference_table(comparison, *results)
-        tables.append(HtmlTable.of_text("Differences, paired by request", differences))
+        tables.append(HtmlTable("Differences, paired by request", differences))
         warnings += [note for note in differences.notes if note not in warnings]
-    tables += map(HtmlTable.of_text, _POOL_CAPTIONS, pool_tables(results), (3, 1))
-    tables.append(HtmlTable.of_text("What the KV cache of a replica holds", kv_table(results)))
+    tables += map(HtmlTable, _POOL_CAPTIONS, pool_tables(results), (3, 1))
+    tables.append(HtmlTable("What the KV cache of a replica holds", kv_table(results)))
     tables.append(_interval_table(results))
     and_how_many = f", and is {promised.promise()} met" if promised else ""
     return Chapter(
@@ -228,13 +228,11 @@ def _interval_table(results: Mapping[str, Result]) -> HtmlTable:
     rows = []
     for label, result in results.items():
         for figure in map(latency, LATENCIES):
-            cells = []
-            for interval in _intervals(result, figure.key).values():
-                estimate, low, high = map(figure.show, interval)
-                cells.append(Cell(f"{estimate} ({low} to {high})", interval.estimate * figure.scale))
-            rows += [[Cell(label), Cell(figure.title), *cells]] if cells else []
+            shown = [map(figure.show, interval) for interval in _intervals(result, figure.key).values()]
+            cells = [f"{estimate} ({low} to {high})" for estimate, low, high in shown]
+            rows += [(label, figure.title, *cells)] if cells else []
     caption = "Latencies with 95% intervals by the circular block bootstrap over each run's requests"
-    return HtmlTable(caption, ("run", "latency", *STATISTICS), rows, num_labels=2)
+    return HtmlTable(caption, Table(("run", "latency", *STATISTICS), tuple(rows)), num_labels=2)
 
 
 def _describe_parts(results: Mapping[str, Result]) -> str:
@@ -281,7 +279,7 @@ def capacity_chapter(answer: CapacityAnswer) -> Chapter:
             *meaning(answer),
             *capacity_text.run_notes(answer),
         ],
-        tables=[HtmlTable.of_text(title, capacity_table(answer)), _curve_table(answer)],
+        tables=[HtmlTable(title, capacity_table(answer)), _curve_table(answer)],
         pictures=[
             Picture(capacity_bars(answer), title, "A bar a contender, with its interval."),
             Picture(rate_picture(answer), "What a request rate does", described),
@@ -307,7 +305,7 @@ def tune_chapter(answer: TuneAnswer) -> Chapter:
         question=f"Which {names} {best[answer.aim.objective]}{f' within {promise}' if promise else ''}?",
         answers=[tune_sentence(answer)],
         warnings=list(told.notes),
-        tables=[HtmlTable.of_text("The best settings tried", told)],
+        tables=[HtmlTable("The best settings tried", told)],
         pictures=list(tune_pictures(answer).values()),
         provenance=[provenance(answer.name, answer.config, answer.manifest)],
     )
@@ -321,11 +319,10 @@ def _curve_table(answer: CapacityAnswer) -> HtmlTable:
     means = answer.curve.groupby(by)[figures].mean()
     curve = means.reindex(labels, level="contender").reset_index()
     rows = [
-        [Cell(row["contender"]), *(Cell(each.show(row[each.key]), row[each.key]) for each in shown)]
-        for row in curve.to_dict("records")
+        (row["contender"], *(each.show(row[each.key]) for each in shown)) for row in curve.to_dict("records")
     ]
     header = ("contender", *(figure.title for figure in shown))
-    return HtmlTable("The curve: means over replicates", header, rows)
+    return HtmlTable("The curve: means over replicates", Table(header, tuple(rows)))
 
 
 def sweep_chapter(folder: Path) -> Chapter:
@@ -360,15 +357,19 @@ def sweep_chapter(folder: Path) -> Chapter:
 def _table(sweep: Sweep) -> HtmlTable:
     figures = [each for each in compared_figures(sweep.slo)[2:-1] if each is not MET and sweep.has(each)]
     shown = (*figures, MFU, MBU)
-    rows = []
-    for row in sweep.records():
-        labels = [_label(row[key]) for key in sweep.keys]
-        met = [Cell(_met(sweep, row))] if sweep.slo else []
-        rows.append([*labels, *met, *(_cell(sweep, figure, row) for figure in shown)])
+    rows = [
+        (
+            *(_label(row[key]) for key in sweep.keys),
+            *([_met(sweep, row)] if sweep.slo else []),
+            *(_cell(sweep, figure, row) for figure in shown),
+        )
+        for row in sweep.records()
+    ]
     met_header = ["SLO"] if sweep.slo else []
-    header = [*short_keys(sweep.keys).values(), *met_header, *(figure.title for figure in shown)]
+    header = (*short_keys(sweep.keys).values(), *met_header, *(figure.title for figure in shown))
     replicated = f", means of replicates {sweep.spread}" if sweep.is_replicated else ""
-    return HtmlTable(f"Points of the sweep{replicated}", header, rows, num_labels=max(1, len(sweep.keys)))
+    caption = f"Points of the sweep{replicated}"
+    return HtmlTable(caption, Table(header, tuple(rows)), max(1, len(sweep.keys)))
 
 
 def _met(sweep: Sweep, row: Mapping[str, Any]) -> str:
@@ -376,18 +377,18 @@ def _met(sweep: Sweep, row: Mapping[str, Any]) -> str:
     return MET.show(promised.met(row)) if promised else MISSING
 
 
-def _cell(sweep: Sweep, figure: SummaryFigure, row: Mapping[str, Any]) -> Cell:
+def _cell(sweep: Sweep, figure: SummaryFigure, row: Mapping[str, Any]) -> str:
     value = row.get(figure.key)
     if value is None:
-        return Cell(MISSING)
+        return MISSING
     text = figure.show(value)
-    is_best = text == figure.best(other.get(figure.key) for other in sweep.records())
+    mark = BEST if text == figure.best(other.get(figure.key) for other in sweep.records()) else ""
     interval, seen = sweep.interval(row, figure.key), sweep.seen(row, figure.key)
     if seen is not None:
         text += f" ({' to '.join(map(figure.show, seen))})"
     elif sweep.is_replicated and interval.high is not None and interval.high > value:
         text += f" ± {figure.show(interval.half_width)}"
-    return Cell(text, float(value), is_best)
+    return text + mark
 
 
 def _run_pictures(sweep: Sweep, folder: Path) -> list[Picture]:
@@ -407,6 +408,6 @@ def _run_pictures(sweep: Sweep, folder: Path) -> list[Picture]:
     return [Picture(figure, title, described) for title, figure in pictures.items()]
 
 
-def _label(value: Any) -> Cell:
+def _label(value: Any) -> str:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return Cell(f"{value:,.15g}", float(value)) if is_number else Cell(str(value))
+    return f"{value:,.15g}" if is_number else str(value)

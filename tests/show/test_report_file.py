@@ -17,9 +17,10 @@ from click.testing import CliRunner
 import cbsim
 from cbsim.base.errors import CbsimError
 from cbsim.cli import main
-from cbsim.show.chapter import Cell, HtmlTable, Markup, prose, tag
+from cbsim.show.chapter import HtmlTable, Markup, prose, tag
 from cbsim.show.report_file import make_report, sweep_chapter, write_report
 from cbsim.show.served_line import served_points, served_run, served_trials
+from cbsim.show.text import Table
 from cbsim.studies.capacity import Plan, capacity
 from cbsim.studies.capacity.answer import save_capacity
 
@@ -212,13 +213,10 @@ def test_texts_are_escaped_and_markup_is_not() -> None:
 
 
 def test_cells_without_a_value_carry_none() -> None:
-    table = HtmlTable(
-        "t", ("x", "y"), [[Cell("a"), Cell("-", float("nan"))], [Cell("b"), Cell("1", 1.0, True)]]
-    )
-    shown = table.render("k")
+    shown = HtmlTable("t", Table(("x", "y"), (("a", "-"), ("b", "1.0*")))).render("k")
     assert shown.count("data-value") == 1
     assert (
-        '<td data-value="1.0" class="best number"><strong>1<span class="unseen"> (best)</span></strong>'
+        '<td data-value="1.0" class="best number"><strong>1.0<span class="unseen"> (best)</span></strong>'
         in shown
     )
 

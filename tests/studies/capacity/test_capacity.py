@@ -340,7 +340,7 @@ def test_what_no_rate_breaks_is_unlimited_and_wins() -> None:
     )
     assert capacity_table(found).rows[0][1] == "unlimited"
     _, curve = capacity_chapter(found).tables
-    names = dict.fromkeys(row[0].text for row in curve.rows)
+    names = dict.fromkeys(row[0] for row in curve.table.rows)
     assert list(names) == ["max_num_seqs 4", "max_num_seqs 32"], "by the contenders, not by the alphabet"
 
 
