@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -14,7 +13,16 @@ from cbsim.results import metrics
 from cbsim.results.metrics import DEFAULT_POOL, QUANTILES, flatten
 from cbsim.results.result import Result
 from cbsim.results.slo import EACH, Slo, figure_name, joined
-from cbsim.show.text import BEST, MISSING, Table, format_figure, format_share, merged_notes
+from cbsim.show.text import (
+    BEST,
+    MISSING,
+    Table,
+    alike,
+    format_figure,
+    format_share,
+    merged_notes,
+    with_ranges,
+)
 from cbsim.studies.compare import WITHIN_SLO, Comparison, Difference
 from cbsim.studies.intervals import swept_columns
 from cbsim.studies.labels import point_name
@@ -407,8 +415,8 @@ def compared_figures(*promised: Slo) -> list[SummaryFigure]:
         keys = [known.key for known in figures]
         if figure.key not in keys:
             name = figure.key.partition(".")[0]
-            alike = [place for place, key in enumerate(keys) if key.partition(".")[0] == name]
-            figures.insert(alike[-1] if alike else keys.index("num_preemptions"), figure)
+            near = [place for place, key in enumerate(keys) if key.partition(".")[0] == name]
+            figures.insert(near[-1] if near else keys.index("num_preemptions"), figure)
     return figures
 
 
@@ -435,24 +443,9 @@ def _compared(figure: SummaryFigure, values: Sequence[float | None]) -> tuple[st
 
 
 def _remarks(result: Result) -> tuple[str, ...]:
-    reasons: dict[str, list[tuple[int, list[str]]]] = {}
-    for reason, count in result.summary["rejection_reasons"].items():
-        kind = NUMBER.sub("{}", reason)
-        reasons.setdefault(kind, []).append((count, NUMBER.findall(reason)))
-    told = []
-    for kind, several in reasons.items():
-        spans = [_span(numbers) for numbers in zip(*(numbers for _, numbers in several), strict=True)]
-        told.append(f"rejected: {sum(count for count, _ in several):,} x {kind.format(*spans)}")
-    return (*result.notes, *told)
-
-
-NUMBER = re.compile(r"\d[\d,]*")
-
-
-def _span(numbers: Sequence[str]) -> str:
-    """A number, or the least and the most of several."""
-    ordered = sorted(numbers, key=lambda text: int(text.replace(",", "")))
-    return ordered[0] if ordered[0] == ordered[-1] else f"{ordered[0]} to {ordered[-1]}"
+    reasons = result.summary["rejection_reasons"]
+    told = [(sum(reasons[each] for each in several), with_ranges(several)) for several in alike(reasons)]
+    return (*result.notes, *(f"rejected: {count:,} x {reason}" for count, reason in told))
 
 
 def difference_table(comparison: Comparison, first: str, second: str) -> Table:

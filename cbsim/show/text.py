@@ -155,15 +155,18 @@ def merged_notes(notes_by_run: Sequence[tuple[str, Sequence[str]]]) -> list[str]
     Notes that differ in numbers only are told as `4 to 78% of the tokens computed were padding`. Before a
     note stand the names of the runs that have it, unless all have, or how many these are.
     """
-    whose: dict[str, dict[str, None]] = {}
-    told: dict[str, list[str]] = {}
-    for name, notes in notes_by_run:
-        for note in notes:
-            pattern = _DIGITS.sub("#", note)
-            whose.setdefault(pattern, {})[name] = None
-            told.setdefault(pattern, []).append(note)
+    kinds = alike(note for _, notes in notes_by_run for note in notes)
+    whose = [dict.fromkeys(name for name, own in notes_by_run if {*own} & {*notes}) for notes in kinds]
     num_runs = len({name for name, _ in notes_by_run})
-    return [_prefix(whose[pattern], num_runs) + _with_ranges(notes) for pattern, notes in told.items()]
+    return [_prefix(names, num_runs) + with_ranges(notes) for names, notes in zip(whose, kinds, strict=True)]
+
+
+def alike(texts: Iterable[str]) -> list[list[str]]:
+    """Texts that differ in numbers only together, in the order of the first of each."""
+    kinds: dict[str, list[str]] = {}
+    for text in texts:
+        kinds.setdefault(_DIGITS.sub("#", text), []).append(text)
+    return list(kinds.values())
 
 
 _STEP_TIMES = re.compile(r"step times are (\w+): within ([\d.]+)% in 9 of 10 cases")
@@ -199,8 +202,8 @@ def _prefix(whose: Mapping[str, None], num_runs: int) -> str:
     return f"{', '.join(whose)}: " if len(whose) <= MAX_NAMED else f"{len(whose)} of {num_runs}: "
 
 
-def _with_ranges(notes: Sequence[str]) -> str:
-    """One note for several that differ in numbers."""
+def with_ranges(notes: Sequence[str]) -> str:
+    """One text for several that differ in numbers only: these from the least to the most."""
     ranges = []
     for numbers in zip(*map(_DIGITS.findall, notes), strict=True):
         low, *_, high = sorted([*numbers, *numbers], key=lambda number: float(number.replace(",", "")))
