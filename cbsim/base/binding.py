@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, cached_property
 from importlib import metadata
 from pathlib import Path
-from types import CodeType, FunctionType, ModuleType
+from types import CodeType, FunctionType
 from typing import Any, TypeVar
 
 from cbsim.base.machine_code import MachineCode, host, kind_of, read_code, write_code
@@ -297,12 +297,3 @@ def _first_cause(text: str, functions: Sequence[FunctionType]) -> str:
     places = [place for place in found if place[0] in is_own]
     foreign = [place for place in places if not is_own[place[0]]]
     return ": ".join([*(f"{Path(name).name}:{line}" for name, line in (foreign or places)[:1]), what])
-
-
-def module_rules(module: ModuleType) -> dict[str, FunctionType]:
-    """The functions that a module defines, by name: what it gives as `parts`."""
-    return {
-        name: value
-        for name, value in vars(module).items()
-        if isinstance(value, FunctionType) and value.__module__ == module.__name__
-    }

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
+from weakref import finalize
 
 from pydantic import Field
 
@@ -17,36 +18,7 @@ from cbsim.observers.views import StepView
 from cbsim.workload.request import Request, RequestState
 
 MAX_IN_MEMORY = 16 * MIB
-
-
-class Spool:
-    """Text to be written to a file once it is known that there is to be one, and where."""
-
-    def __init__(self, max_in_memory: int = MAX_IN_MEMORY) -> None:
-        """Beyond `max_in_memory` bytes it moves to disk."""
-        self._file = SpooledTemporaryFile(max_in_memory)  # noqa: SIM115 - lives as long as the spool
-
-    def write(self, text: str) -> None:
-        """Add text."""
-        self._file.write(text.encode("utf-8"))
-
-    def text(self) -> str:
-        """All of it."""
-        self._file.seek(0)
-        return self._file.read().decode("utf-8")
-
-    def write_to(self, path: Path) -> None:
-        """Copy all of it to a file, which is replaced."""
-        self._file.seek(0)
-        with path.open("wb") as target:
-            shutil.copyfileobj(self._file, target)
-
-    def close(self) -> None:
-        """Let go of it."""
-        self._file.close()
-
-    def __del__(self) -> None:
-        self.close()
+"""Text beyond this lies on disk until it is written."""
 
 
 class LogConfig(ComponentConfig):
@@ -75,8 +47,9 @@ class LogObserver(Observer):
 
     def on_run_start(self, run: ObservedRun) -> None:
         """See `Observer.on_run_start`."""
-        self.lines = Spool()
-        """What was written, where it goes to a file."""
+        self._lines = SpooledTemporaryFile(MAX_IN_MEMORY, "w+", encoding="utf-8", newline="")  # noqa: SIM115
+        """What goes to a file, once it is known that there is to be one."""
+        finalize(self, self._lines.close)
         self._replica_width = len(str(len(run.schedulers) - 1))
 
     def on_request_arrived(self, now: float, request: Request, replica: int) -> None:
@@ -126,7 +99,17 @@ class LogObserver(Observer):
 
     def files(self) -> Mapping[str, Callable[[Path], None]]:
         """See `Observer.files`."""
-        return {} if self.config.file is None else {self.config.file: lambda path: self.lines.write_to(path)}
+        return {} if self.config.file is None else {self.config.file: self._write_file}
+
+    def text(self) -> str:
+        """What was written, where it goes to a file."""
+        self._lines.seek(0)
+        return self._lines.read()
+
+    def _write_file(self, path: Path) -> None:
+        self._lines.seek(0)
+        with path.open("w", encoding="utf-8", newline="") as target:
+            shutil.copyfileobj(self._lines, target)
 
     def _tell(self, now: float, replica: int, what: str, request: Request, details: str) -> None:
         if self.config.events:
@@ -137,4 +120,4 @@ class LogObserver(Observer):
         if self.config.file is None:
             sys.stderr.write(line)
         else:
-            self.lines.write(line)
+            self._lines.write(line)

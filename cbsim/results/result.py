@@ -344,7 +344,7 @@ def _table_files(folder: Path) -> list[str]:
 
 def _from_log(log: RunLog, measured: RunLog, name: str) -> Iterator[ArrowTable]:
     """A table of all that happened, but for the distribution of gaps, which is a figure."""
-    return TABLES[name].make(measured if name == "itl" else log)
+    return TABLES[name].tables(measured if name == "itl" else log)
 
 
 def _from_folder(

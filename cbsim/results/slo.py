@@ -152,8 +152,8 @@ class Slo:
     def limits_on(self, latency: str) -> dict[str, float]:
         """Of one latency: statistic, `each` for what each request is promised, and limit, seconds."""
         own = {EACH: self.own[latency]} if latency in self.own else {}
-        of_run = {key.partition(".")[2]: limit for key, limit in self.of_run.items() if _is_of(latency, key)}
-        return own | of_run
+        named = ((*key.partition("."), limit) for key, limit in self.of_run.items())
+        return own | {statistic: limit for name, _, statistic, limit in named if name == latency}
 
     def kept_share(self, figures: Mapping[str, Any]) -> float | None:
         """The share of requests that finish within their own limits; `None` without requests."""
@@ -278,11 +278,6 @@ def figure_name(key: str) -> str:
     return f"{name.removesuffix('_s').upper()} {statistic}".strip()
 
 
-def limit_text(key: str, limit_s: float) -> str:
-    """`TTFT p95 ≤ 1.5 s`."""
-    return f"{figure_name(key)} ≤ {duration(limit_s)}"
-
-
 def duration(seconds: float) -> str:
     """A limit as people write it: `2 s`, `50 ms`."""
     value, _, unit = format_seconds(seconds).partition(" ")
@@ -314,11 +309,8 @@ def joined(told: Sequence[str]) -> str:
 
 
 def _described(limits: Mapping[str, float]) -> list[str]:
-    return [limit_text(key, limit) for key, limit in limits.items()]
-
-
-def _is_of(latency: str, key: str) -> bool:
-    return key.partition(".")[0] == latency
+    """`TTFT p95 ≤ 1.5 s` for each."""
+    return [f"{figure_name(key)} ≤ {duration(limit_s)}" for key, limit_s in limits.items()]
 
 
 def _rounded(number: float) -> str:

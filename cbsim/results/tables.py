@@ -330,36 +330,30 @@ def itl_table(log: RunLog) -> ArrowTable:
     return _table(ITL, {"quantile": quantile, "itl_s": itl_s})
 
 
-def _at_once(make: Callable[[RunLog], ArrowTable | None]) -> Callable[[RunLog], Iterator[ArrowTable]]:
-    """What makes a table in one go as what makes it in pieces."""
-
-    def tables(log: RunLog) -> Iterator[ArrowTable]:
-        table = make(log)
-        if table is not None:
-            yield table
-
-    return tables
-
-
 class TableKind(NamedTuple):
     """A Parquet file of the run folder."""
 
     fields: tuple[Field, ...]
     """The columns it may have."""
-    make: Callable[[RunLog], Iterator[ArrowTable]]
-    """Its rows in tables one behind the other, so that few need be held; none where it wasn't recorded."""
+    make: Callable[[RunLog], ArrowTable | Iterator[ArrowTable] | None]
+    """Its table, or tables one behind the other so that few rows are held; none if it wasn't recorded."""
     is_optional: bool = False
     """Whether a run folder may lack it: recorded on demand, or unknown to former versions."""
 
+    def tables(self, log: RunLog) -> Iterator[ArrowTable]:
+        """What `make` gives, one or several."""
+        made = self.make(log)
+        yield from made if isinstance(made, Iterator) else [made] if made is not None else []
+
 
 TABLES = {
-    "requests": TableKind((*REQUESTS, *REQUEST_PARTS, *REQUEST_HAND_OVERS), _at_once(requests_table)),
-    "visits": TableKind(VISITS, _at_once(visits_table), is_optional=True),
-    "replicas": TableKind(REPLICAS, _at_once(replicas_table), is_optional=True),
+    "requests": TableKind((*REQUESTS, *REQUEST_PARTS, *REQUEST_HAND_OVERS), requests_table),
+    "visits": TableKind(VISITS, visits_table, is_optional=True),
+    "replicas": TableKind(REPLICAS, replicas_table, is_optional=True),
     "steps": TableKind((*STEPS, *SLICE_STEPS), steps_tables),
-    "events": TableKind(EVENT_ROWS, _at_once(events_table)),
-    "batches": TableKind(BATCHES, _at_once(batches_table), is_optional=True),
-    "itl": TableKind(ITL, _at_once(itl_table)),
+    "events": TableKind(EVENT_ROWS, events_table),
+    "batches": TableKind(BATCHES, batches_table, is_optional=True),
+    "itl": TableKind(ITL, itl_table),
 }
 """By their names, without suffix."""
 OPTIONAL_COLUMNS = (

@@ -255,6 +255,14 @@ def _row(entry: Entry) -> tuple[str, ...]:
     return f"{entry.start_s:.4f}", lasts, steps, _what(entry)
 
 
+_IN_WORDS = {
+    "no room": "waited for its turn and KV blocks where it will decode",
+    "no KV": "waited for its KV cache",
+    "lost": "lost with its KV cache",
+    "passed over": "running, but not in the batch",
+}
+
+
 def _what(entry: Entry) -> str:
     if entry.what == "waited":
         return _waited(entry)
@@ -262,21 +270,13 @@ def _what(entry: Entry) -> str:
         return _chunk(entry)
     if entry.what == "decoded":
         return _decoded(entry)
-    if entry.what == "no room":
-        return "waited for its turn and KV blocks where it will decode"
     if entry.what == "KV transfer":
         return f"KV transfer: {_count(entry.num_tokens)}"
-    if entry.what == "no KV":
-        return "waited for its KV cache"
-    if entry.what == "lost":
-        return "lost with its KV cache"
-    if entry.what == "passed over":
-        return "running, but not in the batch"
     if entry.is_swapped:
         return f"{entry.what}, its KV blocks back from host memory"
     if entry.what in ("admitted", "resumed") and entry.num_tokens:
         return f"{entry.what}, {entry.num_tokens:,} tokens found in the prefix cache"
-    return entry.what
+    return _IN_WORDS.get(entry.what, entry.what)
 
 
 def _waited(entry: Entry) -> str:

@@ -34,18 +34,13 @@ def styled() -> AbstractContextManager[None]:
     return mpl.rc_context(fname=Path(__file__).with_name("pictures.mplstyle"))
 
 
-def new_figure(width_in: float, height_in: float) -> Figure:
-    """An empty figure of a size in inches, without a window."""
-    figure = Figure(figsize=(width_in, height_in), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
 @contextmanager
 def drawing(width_in: float, height_in: float) -> Iterator[Figure]:
-    """A figure of a size in inches that is drawn, within this context, in this style."""
+    """A figure of a size in inches that is drawn, within this context, in this style, without a window."""
     with styled():
-        yield new_figure(width_in, height_in)
+        figure = Figure(figsize=(width_in, height_in), layout="constrained")
+        FigureCanvasAgg(figure)
+        yield figure
 
 
 def line_style(place: int) -> dict[str, str]:

@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
-from matplotlib.patches import Polygon, Rectangle
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import NullLocator, StrMethodFormatter
 
 from cbsim.results.run_log import Column
@@ -22,7 +22,6 @@ from cbsim.show.reader_tables import (
     GOODPUT,
     ITL,
     THROUGHPUT,
-    TTFT,
     LimitedFigure,
     SummaryFigure,
     latency,
@@ -192,7 +191,6 @@ def _finish(axes: Axes, xs: list[float], column: str, width_in: float, limit: fl
         show_percent(axes.yaxis)
 
 
-FIGURES = (LimitedFigure(GOODPUT), LimitedFigure(TTFT), LimitedFigure(ITL))
 _COLORS = "cividis"
 """Made for colour-blind readers (Nunez, Anderton and Renslow, PLOS ONE 13(7), 2018)."""
 _LEAST_SPAN = 0.1
@@ -202,9 +200,7 @@ _WIDE = 10
 """Values that span more than this factor get a logarithmic colour scale."""
 
 
-def heat_maps(
-    table: pd.DataFrame, x: str, y: str, title: str, figures: Sequence[LimitedFigure] = FIGURES
-) -> Figure:
+def heat_maps(table: pd.DataFrame, x: str, y: str, title: str, figures: Sequence[LimitedFigure]) -> Figure:
     """A map for each of `figures` over the swept settings `x` and `y` of a table with one row a cell.
 
     Brighter is better, frames mark the best cell and those within `SAME` of it, cells beyond a limit are
@@ -243,15 +239,11 @@ def _draw_map(axes: Axes, cells: pd.DataFrame, shown: SummaryFigure, limit: floa
             axes.text(column + 0.5, row + 0.5, format_figure(float(value)), color=color, **middle)
             if limit is not None and value > limit:
                 hatch: dict[str, Any] = {"edgecolor": color, "linewidth": 0, "hatch": "///", "alpha": 0.35}
-                axes.add_patch(Polygon(_corners(row, column), fill=False, **hatch))
+                axes.add_patch(Rectangle((column, row), 1, 1, fill=False, **hatch))
     best = shown.better(known) if known else np.nan
     for row, column in np.argwhere(np.abs(values - best) <= SAME * abs(best)).tolist():
         frame: dict[str, Any] = {"edgecolor": PALETTE[1], "linewidth": 2.5, "zorder": 3, "clip_on": False}
         axes.add_patch(Rectangle((column, row), 1, 1, fill=False, **frame))
-
-
-def _corners(row: int, column: int) -> list[tuple[int, int]]:
-    return [(column, row), (column + 1, row), (column + 1, row + 1), (column, row + 1)]
 
 
 def _color_scale(known: list[float], shown: SummaryFigure) -> Normalize | None:

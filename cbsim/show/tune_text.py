@@ -5,18 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cbsim.results.metrics import COST
+from cbsim.results import metrics
 from cbsim.results.slo import joined
-from cbsim.show.reader_tables import (
-    COST as COST_FIGURE,
-)
-from cbsim.show.reader_tables import (
-    LATENCIES,
-    SummaryFigure,
-    latency,
-    limited_figures,
-    records,
-)
+from cbsim.show.reader_tables import COST, LATENCIES, SummaryFigure, latency, limited_figures, records
 from cbsim.show.sweep_text import code_names, common_rate
 from cbsim.show.text import MISSING, Table, certainty, format_figure, format_share, merged_notes
 from cbsim.studies.intervals import SAME
@@ -30,7 +21,7 @@ _GAINS = {
     "goodput_per_s": SummaryFigure("goodput_per_s", "goodput (req/s)"),
     "request_throughput_per_s": SummaryFigure("request_throughput_per_s", "throughput (req/s)"),
 }
-_COSTS = {COST: COST_FIGURE, GPU_HOURS: SummaryFigure(GPU_HOURS, "GPU hours/1M tokens")}
+_COSTS = {metrics.COST: COST, GPU_HOURS: SummaryFigure(GPU_HOURS, "GPU hours/1M tokens")}
 _WITHIN = SummaryFigure("slo_attainment", "within SLO", format_share)
 
 
@@ -125,16 +116,10 @@ def tune_table(answer: TuneAnswer) -> Table:
     shown = _shown(answer)
     short, aim = short_keys(answer.keys), answer.aim
     limited = [latency(name, "p99") for name in LATENCIES if name in aim.slo.own] + limited_figures(aim.slo)
-    latencies = [
-        *limited,
-        *([] if any(each.key == LATENCY for each in limited) else [latency("e2e_s", "p99")]),
-    ]
-    figures = [
-        gain_figure(answer),
-        *([_WITHIN] if aim.slo.own else []),
-        cost_figure(answer),
-        *latencies,
-    ]
+    if not any(each.key == LATENCY for each in limited):
+        limited.append(latency("e2e_s", "p99"))
+    within = [_WITHIN] if aim.slo.own else []
+    figures = [gain_figure(answer), *within, cost_figure(answer), *limited]
     is_promised = bool(aim.slo)
     header = ("trial", *(short[key] for key in answer.keys), *(["SLO"] if is_promised else []))
     rows = [
@@ -157,16 +142,8 @@ def _shown(answer: TuneAnswer) -> list[dict[str, Any]]:
 
 
 def _row_name(row: Mapping[str, Any]) -> str:
-    told = [
-        word
-        for word, holds in (
-            ("best", row[IS_BEST]),
-            ("front", row[ON_FRONT]),
-            ("as written", row["trial"] == 0),
-        )
-        if holds
-    ]
-    return f"{row['trial']} {', '.join(told)}".strip()
+    words = {"best": row[IS_BEST], "front": row[ON_FRONT], "as written": row["trial"] == 0}
+    return f"{row['trial']} {', '.join(word for word, holds in words.items() if holds)}".strip()
 
 
 def _notes(answer: TuneAnswer) -> list[str]:

@@ -337,11 +337,6 @@ class ModelSpec(Section):
         ]
 
     @property
-    def layer_weights(self) -> int:
-        """Matrix weights of one layer, on average: projections, MLP, all experts and their router."""
-        return sum(part.num_weights for part in self.parts if part.name != "head") // self.num_layers
-
-    @property
     def num_parameters(self) -> int:
         """All weights: matrices, biases of attention, norms of layers and of heads, the final norm."""
         norms = 2 * self.hidden_size + (2 * self.head_size if self.qk_norm else 0)

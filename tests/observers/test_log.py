@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 import cbsim
-from cbsim.observers.log_observer import LogObserver, Spool
+from cbsim.observers import log_observer
+from cbsim.observers.log_observer import LogObserver
 from tests.observers.watched import row, setting, watch
 
 ROWS = [row("a", 0.0, 7, 4), row("b", 0.5, 7, 4), row("c", 0.75, 500, 9)]
@@ -47,7 +48,7 @@ def test_every_second_step_without_events_into_a_file(
 ) -> None:
     log = LogObserver(events=False, steps=True, every=2, file="steps.log")
     watch(setting(num_blocks=4), ROWS, log)
-    assert log.lines.text() == STEPS
+    assert log.text() == STEPS
     (write,) = log.files().values()
     write(tmp_path / "steps.log")
     assert (tmp_path / "steps.log").read_text() == STEPS
@@ -67,8 +68,8 @@ def test_the_file_lies_in_the_run_folder(tmp_path: Path) -> None:
     first, second = result.observers
     assert isinstance(first, LogObserver)
     assert isinstance(second, LogObserver)
-    assert first.lines.text() == text
-    assert [line for line in second.lines.text().splitlines() if "  step " not in line] == text.splitlines()
+    assert first.text() == text
+    assert [line for line in second.text().splitlines() if "  step " not in line] == text.splitlines()
 
 
 def test_replicas_are_aligned(capsys: pytest.CaptureFixture[str]) -> None:
@@ -78,14 +79,11 @@ def test_replicas_are_aligned(capsys: pytest.CaptureFixture[str]) -> None:
     assert {line.index("arrived") for line in lines if "arrived" in line} == {30}
 
 
-def test_a_spool_keeps_all_in_memory_or_on_disk(tmp_path: Path) -> None:
-    for limit in (10, 10_000):
-        spool = Spool(limit)
-        for number in range(300):
-            spool.write(f"{number} é\n")
-        expected = "".join(f"{number} é\n" for number in range(300))
-        assert spool.text() == expected
-        spool.write("more\n")
-        spool.write_to(tmp_path / "spool")
-        assert (tmp_path / "spool").read_text(encoding="utf-8") == expected + "more\n"
-    assert [path.name for path in tmp_path.iterdir()] == ["spool"]
+def test_text_may_lie_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log_observer, "MAX_IN_MEMORY", 10)
+    observer = LogObserver(file="log.txt")
+    watch(setting(), [row("é", 0.0, 4, 1)], observer)
+    expected = observer.text()
+    assert expected.count("é") == 4
+    observer.files()["log.txt"](tmp_path / "log.txt")
+    assert (tmp_path / "log.txt").read_text(encoding="utf-8") == expected

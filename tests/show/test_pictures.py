@@ -17,7 +17,7 @@ from cbsim.results.result import Result
 from cbsim.results.slo import Slo
 from cbsim.results.step_work import step_mbu, step_mfu
 from cbsim.show.latency_plot import latency_cdfs
-from cbsim.show.reader_tables import setting_axes
+from cbsim.show.reader_tables import GOODPUT, ITL, TTFT, LimitedFigure, setting_axes
 from cbsim.show.sweep_plot import distinct_front, front_axis, heat_maps, pareto_picture, sweep_pictures
 from cbsim.show.sweep_text import Sweep
 from cbsim.show.timeline_plot import timeline, utilization
@@ -27,6 +27,7 @@ from tests.run_logs import GPU, MODEL, make_result, paper_log
 from tests.show.drawn import texts
 
 BUDGET, CHUNK = "scheduler.max_tokens_per_step", "scheduler.chunk_size"
+MAPS = [LimitedFigure(GOODPUT), LimitedFigure(TTFT), LimitedFigure(ITL)]
 
 
 def table(num_seeds: int = 1, **keys: list[Any]) -> pd.DataFrame:
@@ -66,7 +67,7 @@ def sweep(num_seeds: int = 1, **keys: list[Any]) -> Sweep:
 
 
 def test_the_best_cell_of_each_map_is_framed() -> None:
-    figure = heat_maps(sweep().points, BUDGET, CHUNK, "maps")
+    figure = heat_maps(sweep().points, BUDGET, CHUNK, "maps", MAPS)
     frames = [
         next(patch.get_xy() for patch in axes.patches if isinstance(patch, Rectangle)) for axes in figure.axes
     ]
@@ -86,7 +87,7 @@ def test_the_best_cell_of_each_map_is_framed() -> None:
 def test_cells_that_differ_by_next_to_nothing_are_framed_alike() -> None:
     points = sweep().points
     points["goodput_per_s"] = [10.0, 9.96, 9.94, 5.0, 6.0, 7.0]
-    axes = heat_maps(points, BUDGET, CHUNK, "maps").axes[0]
+    axes = heat_maps(points, BUDGET, CHUNK, "maps", MAPS).axes[0]
     frames = [patch for patch in axes.patches if isinstance(patch, Rectangle)]
     assert sorted(frame.get_xy() for frame in frames) == [(0, 0), (0, 1)]
 
@@ -134,7 +135,7 @@ def test_points_that_miss_the_slo_are_beside_the_front() -> None:
 
 def test_cells_that_were_not_run_stay_empty() -> None:
     points = sweep().points.iloc[1:]
-    figure = heat_maps(points, BUDGET, CHUNK, "maps")
+    figure = heat_maps(points, BUDGET, CHUNK, "maps", MAPS)
     assert len(figure.axes[0].texts) == 5
 
 

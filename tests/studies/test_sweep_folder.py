@@ -10,7 +10,7 @@ from click.testing import CliRunner, Result
 
 from cbsim.cli import main
 from cbsim.results.output import REPORT_MARK, drawn_from_sweep, other_points
-from cbsim.show.style import new_figure, save_figure
+from cbsim.show.style import drawing, save_figure
 from cbsim.studies.sweep import save_table, sweep
 
 EXPERIMENT = """\
@@ -45,7 +45,8 @@ def test_what_was_drawn_of_another_sweep_goes() -> None:
     run_sweep("--set", MORE, "--no-plots")
     drawn = ("latency_cdfs", "timeline", "utilization", "settings", "pareto")
     for name in drawn:
-        save_figure(new_figure(1, 1), Path("out") / name)
+        with drawing(1, 1) as figure:
+            save_figure(figure, Path("out") / name)
     save_table(pd.DataFrame({"num_replicates": [2], "num_requests.low": [1.0]}), Path("out"), "intervals")
     (Path("out") / "report.html").write_text(f"<html><head>{REPORT_MARK}</head></html>")
     pictures = {f"{name}{suffix}" for name in drawn for suffix in (".png", ".svg")}
