@@ -5,17 +5,16 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from itertools import accumulate
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 
 class Series:
     """A number a replica: a counter, which only grows, or a gauge."""
 
-    def __init__(self, name: str, kind: Literal["counter", "gauge"], meaning: str, num_replicas: int) -> None:
-        self.name = name
-        self.kind: str = kind
-        self.meaning = meaning
+    def __init__(self, num_replicas: int, kind: Literal["counter", "gauge"], name: str, meaning: str) -> None:
+        self.name, self.kind, self.meaning = f"cbsim:{name}", kind, meaning
         self.values: list[float] = [0] * num_replicas
 
     def to_plain(self) -> list[float]:
@@ -32,11 +31,9 @@ class Histogram:
 
     kind = "histogram"
 
-    def __init__(self, name: str, meaning: str, bounds: Sequence[float], num_replicas: int) -> None:
+    def __init__(self, num_replicas: int, name: str, bounds: Sequence[float], meaning: str) -> None:
         """`bounds` rise; the last bucket, of infinity, is added to them."""
-        self.name = name
-        self.meaning = meaning
-        self.bounds = tuple(bounds)
+        self.name, self.meaning, self.bounds = f"cbsim:{name}", meaning, tuple(bounds)
         self.counts = [[0] * (len(self.bounds) + 1) for _ in range(num_replicas)]
         """Of each replica and bucket; a bucket holds what is above the bound before its own."""
         self.sums = [0.0] * num_replicas
@@ -102,59 +99,42 @@ E2E_S = (
     *(120.0, 240.0, 480.0, 960.0, 1920.0, 7680.0),
 )
 
-M = TypeVar("M", bound=Metric)
-
 
 class MetricSet:
     """Every metric of a run, each with a number or a histogram a replica."""
 
     def __init__(self, num_replicas: int) -> None:
-        self._num_replicas = num_replicas
-        self._metrics: list[Metric] = []
-        self.simulated_s = self._gauge("simulated_time_seconds", "When it was last heard of.")
-        self.running = self._gauge("num_requests_running", "Requests that hold a slot.")
-        self.waiting = self._gauge("num_requests_waiting", "Requests that wait, the preempted too.")
-        self.kv_usage = self._gauge("kv_cache_usage_perc", "Share of KV blocks used; 1 is all.")
-        self.arrived = self._counter("num_requests_arrived_total", "Requests that arrived.")
-        self.rejected = self._counter("num_requests_rejected_total", "Those never to be served.")
-        self.finished = self._counter("request_success_total", "Those that got their last token.")
-        self.preemptions = self._counter("num_preemptions_total", "Preemptions.")
-        self.steps = self._counter("num_steps_total", "Steps that ended.")
-        self.prompt_tokens = self._counter(
+        gauge, counter = (partial(Series, num_replicas, kind) for kind in ("gauge", "counter"))
+        histogram = partial(Histogram, num_replicas)
+        self.simulated_s = gauge("simulated_time_seconds", "When it was last heard of.")
+        self.running = gauge("num_requests_running", "Requests that hold a slot.")
+        self.waiting = gauge("num_requests_waiting", "Requests that wait, the preempted too.")
+        self.kv_usage = gauge("kv_cache_usage_perc", "Share of KV blocks used; 1 is all.")
+        self.arrived = counter("num_requests_arrived_total", "Requests that arrived.")
+        self.rejected = counter("num_requests_rejected_total", "Those never to be served.")
+        self.finished = counter("request_success_total", "Those that got their last token.")
+        self.preemptions = counter("num_preemptions_total", "Preemptions.")
+        self.steps = counter("num_steps_total", "Steps that ended.")
+        self.prompt_tokens = counter(
             "prompt_tokens_total", "Prompt tokens of requests that got a first token."
         )
-        self.new_tokens = self._counter("generation_tokens_total", "Output tokens.")
-        self.queried = self._counter(
-            "prefix_cache_queries_total", "Prompt tokens looked up at first admissions."
-        )
-        self.hit = self._counter("prefix_cache_hits_total", "Prompt tokens found there.")
-        self.ttft_s = self._histogram("time_to_first_token_seconds", TTFT_S, "Arrival to first token.")
-        self.itl_s = self._histogram("inter_token_latency_seconds", ITL_S, "Between two tokens of a request.")
-        self.tpot_s = self._histogram(
+        self.new_tokens = counter("generation_tokens_total", "Output tokens.")
+        self.queried = counter("prefix_cache_queries_total", "Prompt tokens looked up at first admissions.")
+        self.hit = counter("prefix_cache_hits_total", "Prompt tokens found there.")
+        self.ttft_s = histogram("time_to_first_token_seconds", TTFT_S, "Arrival to first token.")
+        self.itl_s = histogram("inter_token_latency_seconds", ITL_S, "Between two tokens of a request.")
+        self.tpot_s = histogram(
             "request_time_per_output_token_seconds", ITL_S, "Mean time a token after the first, by request."
         )
-        self.queue_s = self._histogram(
+        self.queue_s = histogram(
             "request_queue_time_seconds", E2E_S, "Arrival to first admission, by request."
         )
-        self.e2e_s = self._histogram("e2e_request_latency_seconds", E2E_S, "Arrival to last token.")
+        self.e2e_s = histogram("e2e_request_latency_seconds", E2E_S, "Arrival to last token.")
 
     def to_plain(self) -> dict[str, Any]:
         """By name without the prefix: a list over replicas of numbers or of histograms."""
-        return {metric.name.partition(":")[2]: metric.to_plain() for metric in self._metrics}
+        return {metric.name.partition(":")[2]: metric.to_plain() for metric in vars(self).values()}
 
     def exposition(self, labels: Sequence[dict[str, str]]) -> str:
         """As the text that a Prometheus server reads; `labels` are those of each replica."""
-        return exposition(self._metrics, labels)
-
-    def _gauge(self, name: str, meaning: str) -> Series:
-        return self._added(Series(f"cbsim:{name}", "gauge", meaning, self._num_replicas))
-
-    def _counter(self, name: str, meaning: str) -> Series:
-        return self._added(Series(f"cbsim:{name}", "counter", meaning, self._num_replicas))
-
-    def _histogram(self, name: str, bounds: Sequence[float], meaning: str) -> Histogram:
-        return self._added(Histogram(f"cbsim:{name}", meaning, bounds, self._num_replicas))
-
-    def _added(self, metric: M) -> M:
-        self._metrics.append(metric)
-        return metric
+        return exposition(vars(self).values(), labels)

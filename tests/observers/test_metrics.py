@@ -159,27 +159,27 @@ def test_the_text_says_what_the_figures_do() -> None:
 
 
 def test_the_exposition_worked_by_hand() -> None:
-    counter = Series("x:served_total", "counter", "Served.", 2)
+    counter = Series(2, "counter", "served_total", "Served.")
     counter.values = [3, 4]
-    histogram = Histogram("x:wait_seconds", "Waited.", (0.5, 1.0), 1)
+    histogram = Histogram(1, "wait_seconds", (0.5, 1.0), "Waited.")
     for value in (0.5, 0.75, 9.0):
         histogram.observe(0, value)
     histogram.observe(0, 1.0, times=2)
     labels = [{"name": 'a "b"\\\n'}, {"name": "c"}]
     assert exposition([counter], labels) == (
-        "# HELP x:served_total Served.\n"
-        "# TYPE x:served_total counter\n"
-        'x:served_total{name="a \\"b\\"\\\\\\n"} 3\n'
-        'x:served_total{name="c"} 4\n'
+        "# HELP cbsim:served_total Served.\n"
+        "# TYPE cbsim:served_total counter\n"
+        'cbsim:served_total{name="a \\"b\\"\\\\\\n"} 3\n'
+        'cbsim:served_total{name="c"} 4\n'
     )
     assert exposition([histogram], labels[1:]) == (
-        "# HELP x:wait_seconds Waited.\n"
-        "# TYPE x:wait_seconds histogram\n"
-        'x:wait_seconds_bucket{name="c",le="0.5"} 1\n'
-        'x:wait_seconds_bucket{name="c",le="1.0"} 4\n'
-        'x:wait_seconds_bucket{name="c",le="+Inf"} 5\n'
-        'x:wait_seconds_sum{name="c"} 12.25\n'
-        'x:wait_seconds_count{name="c"} 5\n'
+        "# HELP cbsim:wait_seconds Waited.\n"
+        "# TYPE cbsim:wait_seconds histogram\n"
+        'cbsim:wait_seconds_bucket{name="c",le="0.5"} 1\n'
+        'cbsim:wait_seconds_bucket{name="c",le="1.0"} 4\n'
+        'cbsim:wait_seconds_bucket{name="c",le="+Inf"} 5\n'
+        'cbsim:wait_seconds_sum{name="c"} 12.25\n'
+        'cbsim:wait_seconds_count{name="c"} 5\n'
     )
 
 
