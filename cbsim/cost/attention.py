@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from cbsim.config.section import Section
 from cbsim.cost.elementwise import cell_of, chosen, larger, over_columns, root, smaller
-from cbsim.cost.interpolation import Axis, axis_of, risen
+from cbsim.cost.interpolation import Axis, axis_of, check_line, risen
 from cbsim.cost.step_columns import Floats, Ints, StepColumns
 
 Coefficient = Annotated[float, Ge(0)]
@@ -68,10 +68,7 @@ class ChunkLengths(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> ChunkLengths:
-        if len(self.tokens) != len(self.more_s):
-            raise ValueError(f"{len(self.tokens)} lengths for {len(self.more_s)} seconds")
-        if self.tokens[0] < 1 or any(np.diff(self.tokens) <= 0):
-            raise ValueError("lengths must be positive and rise")
+        check_line("lengths", self.tokens, "seconds", self.more_s)
         return self
 
     @property
@@ -169,10 +166,9 @@ class BesideChunks(Section):
 
     @model_validator(mode="after")
     def _rises(self) -> BesideChunks:
-        if len(self.decodes) != len(self.factors):
-            raise ValueError(f"{len(self.decodes)} numbers of decodes for {len(self.factors)} factors")
-        if self.decodes[0] < 1 or any(np.diff(self.decodes) <= 0) or any(np.diff(self.factors) < 0):
-            raise ValueError("decodes must be positive and rise, and factors must not fall")
+        check_line("decodes", self.decodes, "factors", self.factors)
+        if any(np.diff(self.factors) < 0):
+            raise ValueError("factors must not fall")
         return self
 
 

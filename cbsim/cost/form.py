@@ -60,7 +60,7 @@ from cbsim.cost.elementwise import (
     rounded_up,
     smaller,
 )
-from cbsim.cost.interpolation import axis_of, risen
+from cbsim.cost.interpolation import axis_of, check_line, risen
 from cbsim.cost.step_columns import Floats, Ints
 
 
@@ -112,10 +112,7 @@ class DenseTable(Section):
 
     @model_validator(mode="after")
     def _rises(self) -> DenseTable:
-        if len(self.tokens) != len(self.seconds):
-            raise ValueError(f"{len(self.tokens)} token counts for {len(self.seconds)} seconds")
-        if self.tokens[0] < 1 or any(np.diff(self.tokens) <= 0):
-            raise ValueError("tokens must be positive and rise")
+        check_line("tokens", self.tokens, "seconds", self.seconds)
         return self
 
     def at(self, num_tokens: Ints | Floats) -> Floats:

@@ -15,6 +15,14 @@ from cbsim.cost.elementwise import cell_of, larger, smaller
 NUM_OCTAVES = 64
 
 
+def check_line(xs: str, knots: Sequence[float], ys: str, values: Sequence[float]) -> None:
+    """Raise `ValueError` unless knots rise from 1 or more and have a value each."""
+    if len(knots) != len(values):
+        raise ValueError(f"{len(knots)} {xs} for {len(values)} {ys}")
+    if knots[0] < 1 or any(np.diff(knots) <= 0):
+        raise ValueError(f"{xs} must be positive and rise")
+
+
 class Axis(NamedTuple):
     """The knots of one axis of a table, rising."""
 

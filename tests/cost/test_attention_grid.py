@@ -256,7 +256,7 @@ def test_a_mixed_launch_is_never_shorter_than_its_parts():
     [
         ({"decodes": (0, 16, 128)}, "decodes must be positive and rise"),
         ({"factors": (0.5, 1.0, 0.9)}, "factors must not fall"),
-        ({"factors": (0.5, 1.0)}, "3 numbers of decodes for 2 factors"),
+        ({"factors": (0.5, 1.0)}, "3 decodes for 2 factors"),
     ],
 )
 def test_factors_that_are_none(changed, message):

@@ -51,7 +51,7 @@ def test_table_between_and_beyond_knots():
     ("settings_", "message"),
     [
         ({"tokens": (5, 1), "seconds": (1.0, 2.0)}, "positive and rise"),
-        ({"tokens": (1, 5), "seconds": (1.0,)}, "2 token counts for 1 seconds"),
+        ({"tokens": (1, 5), "seconds": (1.0,)}, "2 tokens for 1 seconds"),
         ({"tokens": (1,), "seconds": (-1.0,)}, "greater than or equal to 0"),
     ],
 )

@@ -191,7 +191,7 @@ def edited(content: dict, keys: str, value) -> str:
             "form.decode.per_token_s: .*greater than or equal to 0, got -1e-09",
         ),
         ("form.decode.softness", 4.5, "form.decode.softness: .*less than or equal to 4, got 4.5"),
-        ("form.dense.seconds", [1.0], "form.dense: [0-9]+ token counts for 1 seconds"),
+        ("form.dense.seconds", [1.0], "form.dense: [0-9]+ tokens for 1 seconds"),
         (
             "form.prefill.lengths",
             {"tokens": [64, 128], "more_s": [1.0, 0.0]},
