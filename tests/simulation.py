@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from cbsim.base.records import packed
@@ -14,28 +13,10 @@ from cbsim.cost.cost_model import CostModel
 from cbsim.schedulers import SCHEDULERS
 from cbsim.studies.setup import Setup
 from cbsim.testing import Call, Case, Commit, Observation
+from cbsim.testing.case import ListedWorkload as ListedWorkload
 from cbsim.testing.observation import observe_setup
-from cbsim.workload.request import Request
-from cbsim.workload.request_source import Workload, WorkloadConfig
 
 BLOCK_BYTES = 2**20
-
-
-class ListedWorkload(Workload):
-    """Requests given one by one as keyword arguments of `Request`."""
-
-    Config = WorkloadConfig
-
-    def __init__(self, rows: Sequence[dict[str, Any]], **settings: Any) -> None:
-        super().__init__(WorkloadConfig(type="listed", **settings), seed=0, folder=Path())
-        self.rows = rows
-
-    def requests(self) -> Iterator[Request]:
-        for row in self.rows:
-            yield Request(**row)
-
-    def num_requests(self) -> int:
-        return len(self.rows)
 
 
 class FixedCost(CostModel):

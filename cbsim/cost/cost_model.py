@@ -15,7 +15,6 @@ from cbsim.cost.costrules import MAX_DECODES, MAX_TOKENS, CostRules, price, seco
 from cbsim.cost.run_errors import StepError
 from cbsim.cost.step_columns import Floats, Ints, StepColumns, StepShape
 from cbsim.specs import GpuSpec, ModelSpec, ParallelSpec
-from cbsim.specs.parallel import as_parallel
 
 __all__ = ["CostModel", "StepShape"]
 
@@ -39,10 +38,11 @@ class CostModel:
     def __init__(
         self, config: ComponentConfig, model: ModelSpec, gpu: GpuSpec, parallel: ParallelSpec | int = 1
     ) -> None:
+        """A number of GPUs as `parallel` stands for so many that share each layer."""
         self.config = config
         self.model = model
         self.gpu = gpu
-        self.parallel = as_parallel(parallel)
+        self.parallel = ParallelSpec(tensor=parallel) if isinstance(parallel, int) else parallel
 
     @property
     def uses_seed(self) -> bool:

@@ -22,6 +22,7 @@ from cbsim.base.errors import CbsimError, refusals
 from cbsim.base.paths import is_folder, scratch_folder
 from cbsim.base.text_files import read_json
 from cbsim.config.document import read_document
+from cbsim.config.yaml_text import dump_yaml
 from cbsim.observers import Observer
 from cbsim.observers.audience import write_files
 from cbsim.results.measured import MeasureConfig
@@ -212,7 +213,7 @@ class Result:
         return Path(folder)
 
     def _write_files(self, folder: Path) -> None:
-        (folder / CONFIG).write_text(_yaml(self.config), encoding="utf-8", newline="")
+        (folder / CONFIG).write_text(dump_yaml(self.config), encoding="utf-8", newline="")
         names = write_files(self.observers, folder)
         manifest = self.manifest | ({OBSERVER_FILES: names} if names else {})
         (folder / SUMMARY).write_text(_json(self.summary), encoding="utf-8", newline="")
@@ -323,7 +324,7 @@ def copy_run(source: Path, folder: Path, changed: dict[str, Any]) -> None:
     def write(copy: Path) -> None:
         for name in (SUMMARY, *_table_files(source), *observer_files(source)):
             shutil.copyfile(source / name, copy / name)
-        (copy / CONFIG).write_text(_yaml(run.config | changed), encoding="utf-8", newline="")
+        (copy / CONFIG).write_text(dump_yaml(run.config | changed), encoding="utf-8", newline="")
         hashes = known_hashes(run.manifest)
         hashes |= {CONFIG: _digest(copy / CONFIG)} if hashes else {}
         (copy / MANIFEST).write_text(
@@ -429,13 +430,6 @@ def _replace_folder(written: Path, target: Path, former: Path) -> None:
         former.rename(target)
         raise
     shutil.rmtree(former)
-
-
-def _yaml(data: dict[str, Any]) -> str:
-    import yaml
-
-    text: str = yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
-    return text
 
 
 def _json(data: dict[str, Any]) -> str:

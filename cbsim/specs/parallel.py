@@ -52,8 +52,3 @@ class ParallelSpec(Section):
 
 
 ONE_GPU = ParallelSpec()
-
-
-def as_parallel(parallel: ParallelSpec | int) -> ParallelSpec:
-    """A number of GPUs stands for that many GPUs that share each layer."""
-    return ParallelSpec(tensor=parallel) if isinstance(parallel, int) else parallel

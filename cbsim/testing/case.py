@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,6 @@ import numpy as np
 from cbsim.base.units import MIB
 from cbsim.core.building import KvPool
 from cbsim.cost.constant import ConstantConfig, ConstantCost
-from cbsim.cost.cost_model import CostModel
 from cbsim.schedulers import Means, Scheduler, SchedulerConfig
 from cbsim.studies.setup import Setup
 from cbsim.workload.request import Request
@@ -60,8 +59,8 @@ class Case:
         has_prefixes = self.prefix_caching and not scheduler_class.reserves_ahead
         unknown_first = config.reuses_unknown_blocks_first
         return Setup(
-            workload=self.make_workload(),
-            cost=self.make_cost_model(),
+            workload=ListedWorkload(self.requests, concurrency=self.concurrency),
+            cost=TokenCost(self.step_s, self.token_s),
             rung=scheduler_class,
             scheduler=config,
             pool=KvPool(self.num_blocks, self.block_size, has_prefixes, unknown_first),
@@ -77,22 +76,14 @@ class Case:
             with_batches=with_batches,
         )
 
-    def make_workload(self) -> Workload:
-        """The requests, new ones at each iteration."""
-        return ListedWorkload(self.requests, self.concurrency)
-
-    def make_cost_model(self) -> CostModel:
-        """`step_s + token_s * tokens`."""
-        return TokenCost(self.step_s, self.token_s)
-
 
 class ListedWorkload(Workload):
     """Requests given one by one, as keyword arguments of `Request`."""
 
     Config = WorkloadConfig
 
-    def __init__(self, rows: tuple[Mapping[str, Any], ...], concurrency: int | None) -> None:
-        super().__init__(WorkloadConfig(type="listed", concurrency=concurrency), seed=0, folder=Path())
+    def __init__(self, rows: Sequence[Mapping[str, Any]], **settings: Any) -> None:
+        super().__init__(WorkloadConfig(type="listed", **settings), seed=0, folder=Path())
         self._rows = rows
 
     def requests(self) -> Iterator[Request]:

@@ -9,7 +9,7 @@ import pytest
 from cbsim.results.latency import PARTS, TTFT_PARTS
 from cbsim.results.run_log import RunLog
 from cbsim.testing import Case
-from cbsim.testing.case import MOVE_S_PER_BLOCK
+from cbsim.testing.case import MOVE_S_PER_BLOCK, TokenCost
 from tests.results.latency.runs import HostedCost, run
 
 
@@ -28,7 +28,7 @@ def told(log: RunLog, request: str, names: dict[str, str] = PARTS) -> dict[str, 
 
 
 def simulate(kind: str, case: Case) -> RunLog:
-    return run(kind, case, case.make_cost_model())
+    return run(kind, case, TokenCost(case.step_s, case.token_s))
 
 
 def test_steps_of_one_length() -> None:
@@ -150,7 +150,7 @@ def test_host_time() -> None:
 def test_requests_without_an_end_have_no_parts() -> None:
     """Stopped at 2.5: a is done at 2, b has its first token at 2, c is still waiting."""
     case = Case(requests(a=(0, 4, 2), b=(0.5, 4, 9), c=(2.25, 4, 1)))
-    log = run("chunked_prefill", case, case.make_cost_model(), stop_at_s=2.5)
+    log = run("chunked_prefill", case, TokenCost(case.step_s, case.token_s), stop_at_s=2.5)
     assert told(log, "a") == {"prefill": 1, "decode": 1}
     assert told(log, "b", TTFT_PARTS) == {"queue": 0.5, "prefill": 1}
     assert log.parts is not None
@@ -160,10 +160,10 @@ def test_requests_without_an_end_have_no_parts() -> None:
 
 def test_a_run_to_which_nobody_came() -> None:
     case = Case(requests(a=(5, 4, 2)))
-    log = run("chunked_prefill", case, case.make_cost_model(), stop_at_s=1.0)
+    log = run("chunked_prefill", case, TokenCost(case.step_s, case.token_s), stop_at_s=1.0)
     assert log.parts is not None
     assert {len(column) for column in log.parts.values()} == {0}
-    late = run("chunked_prefill", case, case.make_cost_model(), stop_at_s=5.5)
+    late = run("chunked_prefill", case, TokenCost(case.step_s, case.token_s), stop_at_s=5.5)
     assert late.parts is not None
     assert {str(column[0]) for column in late.parts.values()} == {"nan"}
 
