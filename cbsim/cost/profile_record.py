@@ -130,14 +130,6 @@ class Hops(NamedTuple):
     token_s: float
 
 
-class SharedLines(NamedTuple):
-    """What `far_shared_s` takes of a `ProfileRecord`, for columns."""
-
-    figures: Any
-    experts_line: DenseLine
-    collectives_line: DenseLine
-
-
 def _flat(num_axes: int) -> Table:
     return Table(axes=((0, 1),) * num_axes, seconds=(0.0,) * 2**num_axes)
 
@@ -192,14 +184,12 @@ def profile_record(
         "has_errors": False,
     }
     experts, collectives = form.experts or _NOTHING, form.collectives or _NOTHING
-    figures_record = as_record(figures)
-    shared = SharedLines(plain(figures_record), experts.line, collectives.line)
     no_bits = as_record({"tokens": 0, "context": 0, "decodes": 0})
-    return ProfileRecord(
-        figures=figures_record,
+    record = ProfileRecord(
+        figures=as_record(figures),
         host=host or HostTime(),
         dense=form.num_layers * form.dense.at(tokens),
-        shared=over_columns(far_shared_s)(shared, tokens.astype(np.float64)),
+        shared=np.zeros(0),
         logits=form.logits.at(tokens) + sort_row_s * tokens,
         padded=np.array(padded_tokens, dtype=np.int64),
         dense_line=_line(form.dense),
@@ -231,6 +221,11 @@ def profile_record(
         harmonic=harmonic_numbers(max_decodes),
         errors=ErrorTables(*(np.zeros(0),) * 5, most_bits=no_bits),
     )
+    # The formula over arrays reads sections, not records.
+    whole = record._replace(
+        figures=plain(record.figures), experts_line=experts.line, collectives_line=collectives.line
+    )
+    return record._replace(shared=over_columns(far_shared_s)(whole, tokens.astype(np.float64)))
 
 
 def _factors(beside: BesideChunks) -> GridRecord:

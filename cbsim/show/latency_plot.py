@@ -17,7 +17,17 @@ from cbsim.results.result import Result
 from cbsim.results.run_log import Column
 from cbsim.results.slo import EACH, Slo
 from cbsim.show.reader_tables import LATENCIES, SCALES
-from cbsim.show.style import INK, PALETTE, drawing, head, label, line_style, show_percent, show_plain
+from cbsim.show.style import (
+    INK,
+    PALETTE,
+    drawing,
+    head,
+    label,
+    line_style,
+    mark_limit,
+    show_percent,
+    show_plain,
+)
 from cbsim.show.text import format_figure
 from cbsim.studies.explain.run_diagnosis import LATENCIES as STACKED
 from cbsim.studies.explain.run_diagnosis import breakdown, has_parts
@@ -56,7 +66,10 @@ def latency_cdfs(results: Mapping[str, Result], slo: Slo | Mapping[str, Any] | N
             show_shares(axes)
             _choose_scale(axes, [curve for curve in curves if len(curve)])
             for place, (statistic, limit_s) in enumerate(promised.limits_on(key).items()):
-                _draw_limit(axes, statistic, limit_s * SCALES[unit], unit, place)
+                limit, of = limit_s * SCALES[unit], "" if statistic == EACH else f"{statistic} "
+                is_drawn = mark_limit(axes, limit, f"SLO {of}{limit:g} {unit}", 0.03 + _LINE * place)
+                if is_drawn and statistic in QUANTILES:
+                    axes.plot([limit], [QUANTILES[statistic]], "x", color=INK, markersize=6)
         crosses = " Crosses: limits on percentiles, met by curves above them." if promised.of_run else ""
         head(figure, "Latency", f"Dots: p50 and p99.{crosses}", panels.flat[0])
     return figure
@@ -88,24 +101,6 @@ def _choose_scale(axes: Axes, curves: list[Column]) -> None:
     axes.set_xlim(left=start / 2)
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if longest < 3000 * start else (1,)))
     show_plain(axes.xaxis)
-
-
-def _draw_limit(axes: Axes, statistic: str, limit: float, unit: str, place: int) -> None:
-    """A line at the limit, or an arrow to where it lies beyond the curves, its text in the row `place`."""
-    text = f"SLO {'' if statistic == EACH else f'{statistic} '}{limit:g} {unit}"
-    first, last = axes.get_xlim()
-    height = 0.03 + _LINE * place
-    if limit > last:
-        axes.text(0.99, height, f"{text} →", transform=axes.transAxes, ha="right", fontsize=8)
-    elif limit < first:
-        axes.text(0.01, height, f"← {text}", transform=axes.transAxes, fontsize=8)
-    else:
-        axes.axvline(limit, color=INK, linewidth=1, linestyle=(0, (1, 2)))
-        is_near_end = axes.transAxes.inverted().transform(axes.transData.transform((limit, 0)))[0] > 0.8
-        side: dict[str, Any] = {"ha": "right"} if is_near_end else {"ha": "left"}
-        label(axes, text, (limit, height), (-4 if is_near_end else 4, 0), **side)
-        if statistic in QUANTILES:
-            axes.plot([limit], [QUANTILES[statistic]], "x", color=INK, markersize=6)
 
 
 PERCENTILES = (0, 50, 90, 95, 99, 100)

@@ -56,14 +56,8 @@ def _served(config: Mapping[str, Any], swept: Mapping[str, Sequence[Any]] | None
     for section in _ALL:
         given = config.get(section) or {}
         own = given.get("name") or given.get("type") or section
-        values = next(
-            (
-                of
-                for key, of in (swept or {}).items()
-                if key in (section, f"{section}.name", f"{section}.type")
-            ),
-            (own,),
-        )
+        keys = [key for key in (section, f"{section}.name", f"{section}.type") if key in (swept or {})]
+        values = swept[keys[0]] if swept and keys else [own]
         names[section] = joined([str(value) for value in dict.fromkeys(values)])
     if pools := (config.get("cluster") or {}).get("pools"):
         if any(key.split(".")[:2] in (["cluster"], ["cluster", "pools"]) for key in swept or {}):
@@ -78,8 +72,7 @@ def _served(config: Mapping[str, Any], swept: Mapping[str, Sequence[Any]] | None
 
 def _pool(config: Mapping[str, Any], pool: Mapping[str, Any]) -> str:
     """`2 x h200 (prefill)`: what a pool leaves out is the experiment's."""
-    parallel = pool.get("parallel") or config.get("parallel")
-    count = num_gpus_of({"parallel": parallel, "replicas": {"count": pool.get("count", 1)}})
+    count = num_gpus_of({**config, "cluster": {"pools": [pool]}})
     return f"{count} x {_gpu(config, pool)} ({pool.get('name', 'pool')})"
 
 
@@ -90,21 +83,12 @@ def _gpu(config: Mapping[str, Any], pool: Mapping[str, Any]) -> str:
 
 def num_gpus_of(config: Mapping[str, Any]) -> int:
     """All GPUs of an experiment as resolved."""
-    if pools := (config.get("cluster") or {}).get("pools"):
-        alone = {key: value for key, value in config.items() if key not in ("cluster", "replicas")}
-        return sum(
-            num_gpus_of(
-                {
-                    **alone,
-                    "replicas": {"count": pool["count"]},
-                    "parallel": pool["parallel"] or alone.get("parallel"),
-                }
-            )
-            for pool in pools
-        )
-    replicas, parallel = config.get("replicas") or {}, dict(config.get("parallel") or {})
-    parallel["tensor"] = max(parallel.get("tensor", 1), replicas.get("tensor_parallel", 1))
-    return int(replicas.get("count", 1) * ParallelSpec.model_validate(parallel).num_gpus)
+    total = 0
+    for alike in (config.get("cluster") or {}).get("pools") or [config.get("replicas") or {}]:
+        parallel = dict(alike.get("parallel") or config.get("parallel") or {})
+        parallel["tensor"] = max(parallel.get("tensor", 1), alike.get("tensor_parallel", 1))
+        total += alike.get("count", 1) * ParallelSpec.model_validate(parallel).num_gpus
+    return total
 
 
 def _source(config: Mapping[str, Any]) -> str:

@@ -57,6 +57,23 @@ def label(
     axes.annotate(text, at, offset, textcoords="offset points", **told)
 
 
+def mark_limit(axes: Axes, limit: float, text: str, height: float = 0.02) -> bool:
+    """A line at a limit along x with its text at a height, a share of the panel's; whether it could be drawn.
+
+    Where the limit lies beyond the axis, an arrow points to it instead.
+    """
+    first, last = axes.get_xlim()
+    if not first <= limit <= last:
+        shown, place, side = (f"{text} →", 0.99, "right") if limit > last else (f"← {text}", 0.01, "left")
+        axes.text(place, height, shown, transform=axes.transAxes, ha=side, fontsize=8)
+        return False
+    axes.axvline(limit, color=INK, linewidth=1, linestyle=(0, (1, 2)))
+    is_near_end = axes.transAxes.inverted().transform(axes.transData.transform((limit, 0)))[0] > 0.8
+    where: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "ha": "right" if is_near_end else "left"}
+    label(axes, text, (limit, height), (-4 if is_near_end else 4, 0), **where)
+    return True
+
+
 def show_percent(axis: Axis) -> None:
     """Write an axis of shares as percentages."""
     axis.set_major_formatter(PercentFormatter(xmax=1))

@@ -28,7 +28,7 @@ from cbsim.show.reader_tables import (
     latency_axes,
     setting_axes,
 )
-from cbsim.show.style import FAINT, INK, PALETTE, drawing, head, label, line_style, show_percent
+from cbsim.show.style import FAINT, INK, PALETTE, drawing, head, label, line_style, mark_limit, show_percent
 from cbsim.show.sweep_text import Sweep
 from cbsim.show.text import format_figure
 from cbsim.studies.front import distinct_front
@@ -319,7 +319,7 @@ def pareto_picture(
         if len(costs) and _extent(costs) > 0 and _extent(gains) > 0:
             axes.set(xlim=_limits(costs), ylim=_limits(gains))
         if limit is not None:
-            _draw_limit(axes, limit)
+            mark_limit(axes, limit, f"SLO {limit:g}")
         caption = (
             f"Blue: no other point has more than {SAME * 100:g}% more throughput without a longer latency. "
             "Grey: some other has, or is the same."
@@ -327,21 +327,6 @@ def pareto_picture(
         caption += " Crosses miss the SLO." if len(beside) else ""
         head(figure, title, caption)
     return figure
-
-
-def _draw_limit(axes: Axes, limit: float) -> None:
-    """A line at the SLO's limit, or an arrow to where it lies beyond the points."""
-    low, high = axes.get_xlim()
-    if low <= limit <= high:
-        axes.axvline(limit, color=INK, linewidth=1, linestyle=(0, (1, 2)))
-        axes.annotate(
-            f"SLO {limit:g}", (limit, 0.02), (4, 0), ("data", "axes fraction"), "offset points", fontsize=8
-        )
-    else:
-        text, place, side = (
-            (f"SLO {limit:g} →", 0.99, "right") if limit > high else (f"← SLO {limit:g}", 0.01, "left")
-        )
-        axes.text(place, 0.02, text, transform=axes.transAxes, ha=side, fontsize=8)
 
 
 def _alike(names: Sequence[str]) -> str:

@@ -58,10 +58,6 @@ class KvPlan:
         """What vLLM logs as "GPU KV cache size": the tokens of all longest requests that fit at once."""
         return num_blocks * max_model_len // self.num_blocks_of(max_model_len, max_tokens_under_way)
 
-    def max_concurrency(self, num_blocks: int, max_model_len: int, max_tokens_under_way: int) -> float:
-        """How many requests of the longest context fit at once."""
-        return num_blocks / self.num_blocks_of(max_model_len, max_tokens_under_way)
-
 
 def plan_kv_cache(kinds: Sequence[LayerKind], block_size: int, *, is_hybrid: bool = True) -> KvPlan:
     """Deal layers into groups. With `is_hybrid` off all layers make one group that keeps every token.

@@ -80,6 +80,7 @@ def test_without_numba_nothing_can_be_compiled(monkeypatch: pytest.MonkeyPatch) 
     def no_version(package: str) -> str:
         raise binding.metadata.PackageNotFoundError(package)
 
+    binding._version.cache_clear()
     monkeypatch.setattr(binding.metadata, "version", no_version)
     binding._version.cache_clear()
     assert not can_compile()

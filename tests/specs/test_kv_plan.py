@@ -38,7 +38,7 @@ def test_memory_is_planned_as_vllm_does(place: int) -> None:
     assert plan.block_bytes == row["bytes_per_block"]
     assert num_blocks == row["num_blocks"]
     assert plan.num_tokens(num_blocks, row["max_model_len"], under_way) == row["kv_cache_size_tokens"]
-    concurrency = plan.max_concurrency(num_blocks, row["max_model_len"], under_way)
+    concurrency = num_blocks / plan.num_blocks_of(row["max_model_len"], under_way)
     assert concurrency == pytest.approx(row["max_concurrency"], abs=1e-6)
 
 
