@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from math import log2
 from typing import Any
 
@@ -19,18 +19,16 @@ from cbsim.results.slo import Slo, joined
 from cbsim.show.capacity_plot import OFFERED, rate_panels
 from cbsim.show.chapter import Picture
 from cbsim.show.reader_tables import (
-    GOODPUT,
     ITL,
     THROUGHPUT,
     LimitedFigure,
     SummaryFigure,
-    latency,
     latency_axes,
     setting_axes,
 )
 from cbsim.show.style import FAINT, INK, PALETTE, drawing, head, label, line_style, mark_limit, show_percent
 from cbsim.show.sweep_text import Sweep
-from cbsim.show.text import format_figure
+from cbsim.show.text import format_figure, format_share
 from cbsim.studies.front import distinct_front
 from cbsim.studies.intervals import SAME
 from cbsim.studies.labels import point_name, short_keys
@@ -40,13 +38,6 @@ RATE_KEYS = {
     "workload.rate_per_s": OFFERED,
     "workload.arrivals.rate_per_s": OFFERED,
 }
-_FIGURES = {
-    "goodput_per_s": GOODPUT,
-    "output_token_throughput_per_s": SummaryFigure("output_token_throughput_per_s", "output tokens/s"),
-    "prefix_hit_rate": SummaryFigure("prefix_hit_rate", "prompt tokens found in the prefix cache"),
-    "slo_attainment": SummaryFigure("slo_attainment", "requests within SLO"),
-}
-_SHARES = ("prefix_hit_rate", "slo_attainment")
 _MIN_POINTS = 3
 """Fewer points have no front."""
 _WIDTH_IN, _MARGIN_IN = 11, 0.6
@@ -98,9 +89,7 @@ def _of_settings(sweep: Sweep, name: str) -> Picture | None:
         aim, *latencies = setting_axes(sweep.slo)
         shown = [*latencies, aim]
         described = f"{_titles(shown)} along {short_keys([x])[x]}."
-        columns = [each.figure.key for each in shown]
-        limits = {each.figure.key: each.limit for each in shown if each.limit is not None}
-        return Picture(sweep_curves(table, x, series, columns, title, limits=limits), title, described)
+        return Picture(sweep_curves(table, x, series, shown, title), title, described)
     return None
 
 
@@ -142,38 +131,36 @@ def sweep_curves(
     table: pd.DataFrame,
     x: str,
     series: str,
-    columns: Sequence[str],
+    figures: Sequence[LimitedFigure],
     title: str,
     caption: str = "",
-    limits: Mapping[str, float] | None = None,
 ) -> Figure:
-    """A panel for each of `columns` (of a sweep's table, as `ttft_s.p99`), along the swept setting `x`.
+    """A panel for each of some figures of a sweep's table, along the swept setting `x`, limits as lines.
 
-    The values of `x`, all positive, are evenly spaced if they double from one to the next. `limits` of
-    columns, in the units shown, are drawn as lines.
+    The values of `x`, all positive, are evenly spaced if they double from one to the next.
     """
     with drawing(_WIDTH_IN, 3.6) as figure:
-        panels = figure.subplots(1, len(columns), squeeze=False)[0]
-        for axes, column in zip(panels, columns, strict=True):
-            shown = _FIGURES.get(column) or latency(*column.split("."))
+        panels = figure.subplots(1, len(figures), squeeze=False)[0]
+        for axes, (shown, limit) in zip(panels, figures, strict=True):
             for place, (value, points) in enumerate(table.groupby(series, sort=False)):
                 values = points.sort_values(x)
                 style = line_style(place) | {"label": point_name({series: value}, [series])}
-                axes.plot(values[x], values[column] * shown.scale, marker="o", markersize=4, **style)
+                axes.plot(values[x], values[shown.key] * shown.scale, marker="o", markersize=4, **style)
             axes.set(title=shown.title, xlabel=short_keys([x])[x])
-            limit = (limits or {}).get(column)
-            if limit is not None and limit > _FAR * float(table[column].max()) * shown.scale:
+            if limit is not None and limit > _FAR * float(table[shown.key].max()) * shown.scale:
                 axes.text(0.02, 0.98, f"SLO {limit:g} ↑", transform=axes.transAxes, va="top", fontsize=8)
                 limit = None
             elif limit is not None:
                 axes.axhline(limit, color=INK, linewidth=1)
                 label(axes, f"SLO {limit:g}", (table[x].min(), limit), (0, 3), ha="left")
-            _finish(axes, sorted(table[x].unique()), column, _WIDTH_IN / len(columns) - _MARGIN_IN, limit)
+            _finish(axes, sorted(table[x].unique()), _WIDTH_IN / len(figures) - _MARGIN_IN, limit)
+            if shown.form is format_share:
+                show_percent(axes.yaxis)
         head(figure, title, caption, panels[0])
     return figure
 
 
-def _finish(axes: Axes, xs: list[float], column: str, width_in: float, limit: float | None) -> None:
+def _finish(axes: Axes, xs: list[float], width_in: float, limit: float | None) -> None:
     axes.set_xscale("log", base=2)
     labels = [f"{value:,.15g}" for value in xs]
     is_crowded = any(
@@ -187,8 +174,6 @@ def _finish(axes: Axes, xs: list[float], column: str, width_in: float, limit: fl
     _, highest = axes.get_ylim()
     # A limit's text stands above its line.
     axes.set_ylim(0, max(highest * 1.04, (limit or 0.0) * 1.15))
-    if column in _SHARES:
-        show_percent(axes.yaxis)
 
 
 _COLORS = "cividis"

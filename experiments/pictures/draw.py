@@ -17,8 +17,10 @@ import pandas as pd
 import cbsim
 from cbsim.results.result import Result
 from cbsim.show.latency_plot import latency_cdfs, show_shares
+from cbsim.show.reader_tables import GOODPUT, LimitedFigure, SummaryFigure, latency
 from cbsim.show.style import drawing, head, line_style, save_figure, show_plain
 from cbsim.show.sweep_plot import sweep_curves
+from cbsim.show.text import format_share
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -59,6 +61,13 @@ CURVES = {
 }
 """Of each sweep: setting along the axis, setting of the curves, figures of the panels, title and caption."""
 
+FIGURES = {
+    "goodput_per_s": GOODPUT,
+    "prefix_hit_rate": SummaryFigure("prefix_hit_rate", "prompt tokens found in the cache", format_share),
+    "slo_attainment": SummaryFigure("slo_attainment", "requests within SLO", format_share),
+}
+"""Those that are no latencies."""
+
 LADDERS = ("quickstart", "ladder-4")
 """Sweeps over schedulers: `ladder-4` is `ladder` at four times the trace's rate."""
 
@@ -69,7 +78,8 @@ PRIORITY_RUNS = ("fcfs", "priority", "aging 20 s", "aging 10 s", "on arrival", "
 def curves(name: str, sweep: Path) -> Figure:
     """The picture of a sweep with two axes."""
     x, series, columns, title, caption = CURVES[name]
-    return sweep_curves(pd.read_parquet(sweep / "table.parquet"), x, series, columns, title, caption)
+    figures = [LimitedFigure(FIGURES.get(key) or latency(*key.split("."))) for key in columns]
+    return sweep_curves(pd.read_parquet(sweep / "table.parquet"), x, series, figures, title, caption)
 
 
 def ladder(sweep: Path) -> Figure:

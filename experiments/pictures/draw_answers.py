@@ -15,6 +15,7 @@ import pandas as pd
 
 from cbsim.results.result import load_run
 from cbsim.show.capacity_plot import capacity_bars, interval_bars, rate_picture
+from cbsim.show.reader_tables import GOODPUT, ITL, TTFT, LimitedFigure
 from cbsim.show.style import save_figure
 from cbsim.show.sweep_plot import sweep_curves, sweep_pictures
 from cbsim.show.sweep_text import Sweep
@@ -66,10 +67,10 @@ def _renamed(table: pd.DataFrame, names: tuple[str, ...]) -> pd.DataFrame:
 def kv_blocks(folder: Path) -> Figure:
     """Latency and goodput by the size of the KV cache."""
     table = _renamed(pd.read_parquet(folder / "table.parquet"), ("reserve 1,000", "reserve exactly", "paged"))
-    columns = ("ttft_s.p99", "itl_s.p99", "goodput_per_s")
+    figures = [LimitedFigure(figure) for figure in (TTFT, ITL, GOODPUT)]
     caption = "azure-like at 16 requests/s, Llama-3-8B on an H200; a block holds 16 tokens."
     title = "How much KV cache a chat service needs"
-    return sweep_curves(table, "kv_cache.num_blocks", "scheduler", columns, title, caption)
+    return sweep_curves(table, "kv_cache.num_blocks", "scheduler", figures, title, caption)
 
 
 def paging(folder: Path) -> Figure:

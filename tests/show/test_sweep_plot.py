@@ -9,8 +9,9 @@ import pandas as pd
 import pytest
 
 import cbsim
+from cbsim.show.reader_tables import ITL, LimitedFigure
 from cbsim.show.sweep_plot import sweep_curves
-from experiments.pictures.draw import ttft_by_priority, ttft_table
+from experiments.pictures.draw import FIGURES, ttft_by_priority, ttft_table
 
 TABLE = pd.DataFrame(
     {
@@ -23,9 +24,8 @@ TABLE = pd.DataFrame(
 
 
 def test_each_value_of_the_other_axis_is_a_curve() -> None:
-    figure = sweep_curves(
-        TABLE, "kv_cache.num_blocks", "kv_cache.prefix_caching", ("itl_s.p99", "prefix_hit_rate"), "title"
-    )
+    figures = [LimitedFigure(ITL), LimitedFigure(FIGURES["prefix_hit_rate"])]
+    figure = sweep_curves(TABLE, "kv_cache.num_blocks", "kv_cache.prefix_caching", figures, "title")
     itl, hits = figure.axes
     assert (itl.get_title(loc="left"), itl.get_xlabel()) == ("ITL p99 (ms)", "num_blocks")
     curves = {line.get_label(): line for line in itl.get_lines()}
