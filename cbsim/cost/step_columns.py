@@ -51,14 +51,7 @@ class StepShape(NamedTuple):
         return len(self.chunks) + self.num_decodes
 
 
-_COUNTS = (
-    "num_finishing_chunks",
-    "num_decodes",
-    "decode_context",
-    "max_decode_context",
-    "windowed_context",
-    "num_other_tokens",
-)
+_COUNTS = StepShape._fields[1:]
 SHAPE = np.dtype([(name, np.int64) for name in ("num_chunks", "num_prefill_tokens", *_COUNTS)])
 """What a step computes, chunks apart: the fields of `StepShape`, and the sum of its chunks' tokens."""
 CHUNK = np.dtype([("num_tokens", np.int64), ("num_computed_tokens", np.int64)])

@@ -404,10 +404,7 @@ class StepTotals:
             self.max_empty_share = max(self.max_empty_share or highest, highest)
 
 
-SUMMED = (
-    *COLUMNS,
-    *("duration_s", "kv_blocks_used", "kv_blocks_total", "num_kv_tokens"),
-)
+SUMMED = (*COLUMNS, "duration_s", "kv_blocks_used", "kv_blocks_total", "num_kv_tokens")
 
 
 def _not_overlapped_s(steps: Mapping[str, Column]) -> Column:

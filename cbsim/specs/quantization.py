@@ -11,19 +11,12 @@ from cbsim.base.errors import ConfigError
 from cbsim.specs.precision import WeightDtype
 
 SCHEMES: dict[str, WeightDtype] = {
-    "fp8": "fp8",
-    "fbgemm_fp8": "fp8",
-    "fp8_pc_pt": "fp8",
+    **dict.fromkeys(("fp8", "fbgemm_fp8", "fp8_pc_pt"), "fp8"),
     "fp8_pb_wo": "fp8_block",
-    "int8": "int8",
-    "w8a8_sq_per_channel": "int8",
-    "int4": "int4",
-    "awq": "int4",
-    "w4a16_awq": "int4",
-    "w4a8_awq": "int4",
+    **dict.fromkeys(("int8", "w8a8_sq_per_channel"), "int8"),
+    **dict.fromkeys(("int4", "awq", "w4a16_awq", "w4a8_awq"), "int4"),
     "mxfp4": "mxfp4",
-    "nvfp4": "nvfp4",
-    "nvfp4_awq": "nvfp4",
+    **dict.fromkeys(("nvfp4", "nvfp4_awq"), "nvfp4"),
 }
 """Names that `quant_method` and `quant_algo` give to what is modelled."""
 BY_BITS: dict[tuple[str, int], WeightDtype] = {
