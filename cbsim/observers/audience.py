@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -62,8 +63,9 @@ class Audience:
         for observer, listen in self._listeners[hook]:
             try:
                 listen(now, subject, replica)
-            except Exception as error:
-                raise _failed(observer, hook, now, error) from error
+            except Exception:
+                with _blamed(observer, f"failed in {hook} at {now:.6g} s"):
+                    raise
         if isinstance(subject, StepView):
             subject.shut()
 
@@ -102,13 +104,8 @@ def write_files(observers: Iterable[Observer], folder: Path) -> list[str]:
     names = []
     for observer in observers:
         for name, write in _files(observer).items():
-            try:
+            with _blamed(observer, f"can't write {name}", passes=(OSError,)):
                 write(folder / name)
-            except OSError:
-                raise
-            except Exception as error:
-                told = f"observer {_name(observer)} can't write {name}: {_told(observer, error)}"
-                raise PluginError(told) from error
             if not (folder / name).is_file():
                 raise PluginError(f"observer {_name(observer)} has not written {name}")
             names.append(name)
@@ -122,10 +119,8 @@ def _listeners(observers: Iterable[Observer], hook: Hook) -> Iterator[tuple[Obse
 
 
 def _call(observer: Observer, hook: str, now: float, *arguments: Any) -> Any:
-    try:
+    with _blamed(observer, f"failed in {hook} at {now:.6g} s"):
         return getattr(observer, hook)(*arguments)
-    except Exception as error:
-        raise _failed(observer, hook, now, error) from error
 
 
 def _files(observer: Observer) -> Mapping[str, Callable[[Path], None]]:
@@ -136,20 +131,20 @@ def _files(observer: Observer) -> Mapping[str, Callable[[Path], None]]:
 
 
 def _needs(observer: Observer) -> Needs:
-    try:
+    with _blamed(observer, "has no needs"):
         return Needs(observer.needs)
+
+
+@contextmanager
+def _blamed(observer: Observer, of: str, passes: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+    """What an observer raises becomes a `PluginError`, but for what `passes`."""
+    try:
+        yield
+    except passes:
+        raise
     except Exception as error:
-        raise PluginError(f"observer {_name(observer)} has no needs: {_told(observer, error)}") from error
-
-
-def _failed(observer: Observer, hook: str, now: float, error: Exception) -> PluginError:
-    return PluginError(
-        f"observer {_name(observer)} failed in {hook} at {now:.6g} s: {_told(observer, error)}"
-    )
-
-
-def _told(observer: Observer, error: Exception) -> str:
-    return told_in_one_line(error, type(observer).__module__)
+        told = told_in_one_line(error, type(observer).__module__)
+        raise PluginError(f"observer {_name(observer)} {of}: {told}") from error
 
 
 def _name(observer: Observer) -> str:
