@@ -71,7 +71,12 @@ def label_values(swept: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     for key in dict.fromkeys(key for values in swept for key in values):
         axis = [values.get(key) for values in swept]
         for cell, value in zip(cells, axis, strict=True):
-            alike = [other for other in axis if _kind(other) == _kind(value)]
+            # A name alone stands for a mapping with nothing but a type.
+            alike = [
+                {"type": other} if isinstance(other, str) else other
+                for other in axis
+                if _kind(other) == _kind(value)
+            ]
             cell[key] = full_text(value, alike)
         if len({isinstance(cell[key], str) for cell in cells if cell[key] is not None}) == 2:
             for cell in cells:
@@ -80,7 +85,9 @@ def label_values(swept: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _kind(value: Any) -> Any:
-    """The type of a mapping, those of the mappings in a list; `None` for anything else."""
+    """The type of a mapping, or its name alone; those of the mappings in a list; `None` for anything else."""
+    if isinstance(value, str):
+        return value
     if isinstance(value, list) and all(isinstance(item, Mapping) for item in value):
         return [_kind(item) for item in value]
     return str(value.get("type") or value.get("name") or "") if isinstance(value, Mapping) else None

@@ -31,6 +31,12 @@ def test_labels_are_short_where_they_are_distinct():
         {"pools": "[]"},
     ]
     assert label_values([{"model": {"name": "m", "num_layers": 2}}]) == [{"model": "m"}]
+    # A name alone beside a mapping of that type is another setting, not a replicate of it.
+    assert label_values([{"scheduler": value} for value in ("vllm", small, "static")]) == [
+        {"scheduler": "vllm"},
+        {"scheduler": "vllm(n=1)"},
+        {"scheduler": "static"},
+    ]
     limits = 1.5, {"p99": 3.0}, None
     assert label_values([{"slo.ttft_s": value} for value in limits]) == [
         {"slo.ttft_s": "1.5"},
