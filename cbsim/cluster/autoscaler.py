@@ -122,6 +122,8 @@ class ByTtft(Autoscaler):
 class ScheduleConfig(AutoscalerConfig):
     """By the clock."""
 
+    stabilization_s: float = Field(default=0.0, ge=0)
+    """How long after a planned instant replicas are let go, seconds."""
     schedule: list[list[float]] = Field(min_length=1, max_length=10_000)
     """Pairs `[seconds, replicas]`, in order: from that instant on so many."""
 

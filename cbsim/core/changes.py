@@ -277,7 +277,10 @@ def scale(world: Any, scaler: Any, now: float) -> None:
         if scaler.low_since_s == inf:
             scaler.low_since_s, scaler.peak = now, num_wanted
         scaler.peak = max(scaler.peak, num_wanted)
-        if now < scaler.low_since_s + scaler.stabilization_s:
+        let_go_s = scaler.low_since_s + scaler.stabilization_s
+        if now < let_go_s:
+            if scaler.kind == BY_SCHEDULE:
+                scaler.next_s = min(scaler.next_s, let_go_s)
             return
         num_wanted = scaler.peak
     scaler.low_since_s = inf

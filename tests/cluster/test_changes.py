@@ -333,6 +333,26 @@ def test_a_pool_grows_and_shrinks_by_hand() -> None:
     assert log.requests["finished_at_s"].tolist() == [4.0, 7.0, 7.0, 7.0, 8.0, 11.0, 11.0, 11.0, 12.0, 34.0]
 
 
+@pytest.mark.parametrize("stabilization_s", [0.0, 3.0])
+def test_a_pool_follows_its_schedule_down_as_well(stabilization_s: float) -> None:
+    """Two more from 10 s on, there 1 s later, and one alone from 20 s on, the last planned."""
+    rows = tuple(request(i, 2.0 * i, 10, 4) for i in range(20))
+    numbers = {
+        **{"kind": layout.BY_SCHEDULE, "least": 1, "most": 4, "interval_s": 2.0, "delay_s": 1.0},
+        "stabilization_s": stabilization_s,
+    }
+    setup = together(rows, 4, 64, settings=SYNC, step_s=0.125)
+    changes = ChangeParts(scalers=[(0, numbers, [(10.0, 3), (20.0, 1)])])
+    log = run(replace(setup, changes=changes, num_up=1))
+    assert log.changes is not None
+    times = {
+        name: log.changes["time_s"][log.changes["change"] == CHANGES.index(name)].tolist()
+        for name in ("started", "ready", "stopped")
+    }
+    gone_s = 20.0 + stabilization_s
+    assert times == {"started": [10.0] * 2, "ready": [0.0, 11.0, 11.0], "stopped": [gone_s] * 2}
+
+
 def test_requests_that_wait_at_the_router_wait_as_in_m_m_c() -> None:
     """c replicas that serve one request at a time, exponential times of arrival and service: Erlang C."""
     random = np.random.default_rng(3)
