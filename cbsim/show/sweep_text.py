@@ -180,13 +180,18 @@ class Sweep:
         return records(self.points)
 
 
+def is_traffic(key: str) -> bool:
+    """Whether a swept setting changes which requests come."""
+    return key.partition(".")[0] == "workload"
+
+
 def common_rate(config: Mapping[str, Any], keys: Sequence[str]) -> str:
     """In words, the rate at which requests come to all settings of `keys`, however fast they are served.
 
     Empty where a key varies it, or clients wait for their answers. `config` is the experiment as resolved.
     """
     workload = config.get("workload") or {"concurrency": 1}
-    if workload.get("concurrency") is not None or any(key.partition(".")[0] == "workload" for key in keys):
+    if workload.get("concurrency") is not None or any(map(is_traffic, keys)):
         return ""
     rate_per_s = workload.get("rate_per_s")
     return "this workload's rate" + (f", {rate_per_s:g} requests/s" if rate_per_s else "")
@@ -246,6 +251,7 @@ _DECIDING = (GOODPUT, ATTAINMENT, THROUGHPUT, TTFT, TPOT, ITL)
 _THEN = "e2e_s.p99"
 """What decides among points that are the same by the sweep's aim: lower is better."""
 _MAX_NAMED = 3
+_MAX_TRAFFICS = 8
 _HAIR = 0.02
 """A lead below this share, seen once, is called one that other requests may turn."""
 SEEN = "with the least and the most of them"
@@ -260,7 +266,38 @@ def sentence(sweep: Sweep) -> str:
     """
     names = [sweep.name(row) for row in records(sweep.ran)]
     further = [_few(sweep), _elsewhere(sweep), certainty(names, sweep.ran.get("notes", []))]
-    return " ".join([_answer(sweep), *filter(None, further)])
+    return " ".join([_by_traffic(sweep) or _answer(sweep), *filter(None, further)])
+
+
+def _by_traffic(sweep: Sweep) -> str:
+    """The best setting for each traffic, where a sweep varies traffic and settings; empty where not both."""
+    column, aim = sweep.aim
+    traffic = [key for key in sweep.keys if is_traffic(key)]
+    settings = [key for key in sweep.keys if not is_traffic(key)]
+    measured = [row for row in sweep.records() if row[column] is not None]
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in measured:
+        groups.setdefault(code_name(row, traffic), []).append(row)
+    if not settings or len(groups) in (1, len(measured)):
+        return ""
+    told, num_met = [], 0
+    for name, rows in groups.items():
+        meeting = [row for row in rows if not sweep.misses(row)]
+        best, *others = sorted(meeting or rows, key=lambda row: -row[column])
+        near = [best, *(row for row in others if not _leads(sweep, best, row, column))]
+        names = [code_name(row, settings) for row in near[:_MAX_NAMED]]
+        names += [f"{len(near) - _MAX_NAMED} more"] if len(near) > _MAX_NAMED else []
+        how_many = f", met by {len(meeting)} of {len(rows)}" if any(map(sweep.promised, rows)) else ""
+        num_met += bool(meeting)
+        told.append(f"{name}: {joined(names)}, {_figure(sweep, best, column)}{how_many}")
+    if len(told) > _MAX_TRAFFICS:
+        told[_MAX_TRAFFICS:] = [f"{len(told) - _MAX_TRAFFICS} more stand in the table"]
+    figure, _, unit = aim.partition(", %s ")
+    met = ""
+    if any(map(sweep.promised, measured)):
+        met = f"Met for {num_met} of {len(groups)} kinds of traffic. " if num_met else "Not met at all. "
+    best = f"{met}Settings compare within one traffic; the highest {figure}, {unit}: {'; '.join(told)}."
+    return f"{best} {_chance(sweep)}".rstrip()
 
 
 def _answer(sweep: Sweep) -> str:
@@ -358,7 +395,9 @@ def _chance(sweep: Sweep) -> str:
         return ""
     if sweep.points[NUM_REPLICATES].max() > 1:
         return "Each point's replicates are identical."
-    if any(key == "seed" or key.partition(".")[0] == "workload" for key in sweep.keys):
+    if sweep.keys and all(map(is_traffic, sweep.keys)):
+        return "Each point ran once; they differ in their traffic, so that none is the better setting."
+    if any(map(is_traffic, sweep.keys)):
         return "Each point ran once."
     return "Each point ran once, on the same requests."
 

@@ -322,3 +322,22 @@ def test_a_lead_by_a_hair_is_called_one() -> None:
     told = sentence(sweep({512: [9.0], 1024: [9.1]}))
     assert "512 follows with 9.00, 1.1% behind, which other requests may turn." in told
     assert "behind" not in sentence(sweep({512: [8.8], 1024: [9.1]}))
+
+
+def test_settings_compare_within_one_traffic() -> None:
+    rate = "workload.arrivals.rate_per_s"
+    low, high = (
+        sweep({512: first, 1024: second}).table for first, second in (([8.0], [9.0]), ([20.0], [11.0]))
+    )
+    high = high.assign(**{"ttft_s.p99": [3.0, 3.0], "slo_attainment": [0.5, 0.4]})
+    both = pd.concat([low.assign(**{rate: 10.0}), high.assign(**{rate: 30.0})], ignore_index=True)
+    both = both[[rate, *low.columns]]
+    assert sentence(Sweep.of(both, SLO)) == (
+        "Met for 1 of 2 kinds of traffic. Settings compare within one traffic; the highest goodput, "
+        "requests/s within TTFT ≤ 2 s: `rate_per_s` 10: `max_tokens_per_step` 1024, 9.00, met by 2 of 2; "
+        "`rate_per_s` 30: `max_tokens_per_step` 512, 20.0, met by 0 of 2. Each point ran once."
+    )
+    alone = both[both[BUDGET] == 512].drop(columns=BUDGET)
+    assert "they differ in their traffic, so that none is the better setting" in sentence(
+        Sweep.of(alone, SLO)
+    )
