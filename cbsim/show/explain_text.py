@@ -182,6 +182,7 @@ _WAITED_FOR = {
     "budget": "token budget",
     "turn": "its turn",
     "step": "the step under way",
+    "load": "KV that tiers bring",
 }
 _OF_SLOW: dict[str, Callable[[SlowRequest], str]] = {
     "slowest": lambda request: request.request_id,
@@ -259,6 +260,9 @@ _IN_WORDS = {
     "no room": "waited for its turn and KV blocks where it will decode",
     "no KV": "waited for its KV cache",
     "lost": "lost with its KV cache",
+    "given back": "given back, to be prefilled again",
+    "given up": "given up by its client",
+    "refused": "refused: every queue was full",
     "passed over": "running, but not in the batch",
 }
 
@@ -275,7 +279,8 @@ def _what(entry: Entry) -> str:
     if entry.is_swapped:
         return f"{entry.what}, its KV blocks back from host memory"
     if entry.what in ("admitted", "resumed") and entry.num_tokens:
-        return f"{entry.what}, {entry.num_tokens:,} tokens found in the prefix cache"
+        brought = f", {entry.num_loaded:,} of them brought by tiers" if entry.num_loaded else ""
+        return f"{entry.what}, {entry.num_tokens:,} tokens found in the prefix cache{brought}"
     return _IN_WORDS.get(entry.what, entry.what)
 
 

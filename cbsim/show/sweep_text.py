@@ -281,7 +281,7 @@ def _by_traffic(sweep: Sweep) -> str:
     if not settings or len(groups) in (1, len(measured)):
         return ""
     told, num_met = [], 0
-    for name, rows in groups.items():
+    for which, rows in groups.items():
         meeting = [row for row in rows if not sweep.misses(row)]
         best, *others = sorted(meeting or rows, key=lambda row: -row[column])
         near = [best, *(row for row in others if not _leads(sweep, best, row, column))]
@@ -289,15 +289,17 @@ def _by_traffic(sweep: Sweep) -> str:
         names += [f"{len(near) - _MAX_NAMED} more"] if len(near) > _MAX_NAMED else []
         how_many = f", met by {len(meeting)} of {len(rows)}" if any(map(sweep.promised, rows)) else ""
         num_met += bool(meeting)
-        told.append(f"{name}: {joined(names)}, {_figure(sweep, best, column)}{how_many}")
+        told.append(f"{which}: {joined(names)}, {_figure(sweep, best, column)}{how_many}")
     if len(told) > _MAX_TRAFFICS:
         told[_MAX_TRAFFICS:] = [f"{len(told) - _MAX_TRAFFICS} more stand in the table"]
     figure, _, unit = aim.partition(", %s ")
     met = ""
     if any(map(sweep.promised, measured)):
         met = f"Met for {num_met} of {len(groups)} kinds of traffic. " if num_met else "Not met at all. "
-    best = f"{met}Settings compare within one traffic; the highest {figure}, {unit}: {'; '.join(told)}."
-    return f"{best} {_chance(sweep)}".rstrip()
+    told_of_all = (
+        f"{met}Settings compare within one traffic; the highest {figure}, {unit}: {'; '.join(told)}."
+    )
+    return f"{told_of_all} {_chance(sweep)}".rstrip()
 
 
 def _answer(sweep: Sweep) -> str:

@@ -112,7 +112,7 @@ def log_of(
     steps = StepColumns(record, names, num_blocks)
     # Parts of latencies take steps to follow one another, each with a token of a request at most, and that a
     # request comes to a replica once.
-    comes_back = setup.changes is not None and setup.changes.num_more_visits > 0
+    comes_back = bool(rows["attempt"].any() or rows["num_reroutes"].any())
     is_shared = has_drafts or comes_back or setup.num_stages > 1 or setup.has_ranks
     parts_of = partial(
         request_parts,

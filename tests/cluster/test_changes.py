@@ -165,7 +165,11 @@ def test_compiled_equals_interpreted() -> None:
 
 
 def test_laws() -> None:
-    """Nobody is lost: whoever came has all tokens, or a reason; nothing runs while a replica is down."""
+    """Nobody is lost: whoever came has all tokens, or a reason; nothing runs while a replica is down.
+
+    Parts of latencies are told unless somebody came again, and make them up.
+    """
+    num_split = {True: 0, False: 0}
     for seed in range(NUM_CASES):
         setup = replace(draw(seed), until_s=inf)
         log = run(setup)
@@ -179,6 +183,13 @@ def test_laws() -> None:
         assert len(log.rejections) == (state == RequestState.REJECTED).sum()
         check_visits(log)
         check_replicas_that_are_down(log)
+        num_split[log.parts is not None] += 1
+        assert (log.parts is None) == bool({"num_reroutes", "num_retries"} & {*log.losses}), seed
+        if log.parts is not None:
+            parts = np.sum([log.parts[name] for name in log.parts if name.startswith("part_")], axis=0)
+            e2e_s = requests["finished_at_s"] - requests["arrival_s"]
+            assert parts == pytest.approx(e2e_s, abs=1e-6, nan_ok=True), seed
+    assert min(num_split.values()) > 10
 
 
 def check_visits(log: RunLog) -> None:

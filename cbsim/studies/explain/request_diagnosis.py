@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
 from cbsim.base.errors import CbsimError
 from cbsim.base.units import format_seconds
 from cbsim.results.hand_overs import hand_over_table
+from cbsim.results.result import Result
 from cbsim.studies.explain.batch_step import BatchStep, Share, steps_of
 from cbsim.studies.explain.run_diagnosis import Breakdown, breakdown
 from cbsim.studies.explain.source import Source, Window
@@ -30,7 +31,7 @@ class Entry:
     what: str
     """arrived, waited, admitted, resumed, chunk, first token, decoded, passed over, preempted, finished,
     rejected or unfinished; in a cluster handed over, no room (where it will decode), KV transfer, no KV
-    (which never came), lost."""
+    (which never came), lost, given back (to be prefilled again), given up (by its client), refused."""
     start_s: float
     end_s: float
     first_step: int | None = None
@@ -52,10 +53,13 @@ class Entry:
     num_accepted: int = 0
     """Of decodes: drafts that were right; each step brought one token more than these."""
     reasons_s: dict[str, float] = field(default_factory=dict)
-    """Of a wait: how long it was for what, as `Limits.reason` tells it; `step`: for the step under way."""
+    """Of a wait: how long it was for what, as `Limits.reason` tells it; `step`: for the step under way,
+    `load`: for KV that tiers bring."""
     culprits: dict[str, float] = field(default_factory=dict)
     """Other requests: of a wait for KV the mean share of the used blocks that they held, of a wait for budget
     the prompt tokens they computed; of a chunk or of decodes the prompt tokens computed beside it."""
+    num_loaded: int = 0
+    """Of an admission: how many of those tiers of KV brought."""
 
     @property
     def duration_s(self) -> float:
@@ -68,13 +72,26 @@ class Entry:
         return always | {name: value for name, value in asdict(self).items() if value not in (None, {}, 0)}
 
 
+_LEFT = ("lost", "given back", "given up", "refused")
+"""How visits end before the last token."""
+
+
+class _Load(NamedTuple):
+    """Tokens whose KV tiers bring, seconds."""
+
+    start_s: float
+    end_s: float
+    num_tokens: int
+
+
 class RequestStory:
     """Listens to the steps of a request's replica from its arrival to its end, and keeps what concerns it."""
 
     def __init__(self, request_id: str, arrival_s: float) -> None:
         self.request_id = request_id
         self.entries = [Entry("arrived", arrival_s, arrival_s)]
-        self._wait: _Wait | None = _Wait(arrival_s, arrival_s)
+        self._loads: list[_Load] = []
+        self._wait: _Wait | None = self._begin_wait(arrival_s, arrival_s)
         self._has_answered = False
         self._was_preempted = False
         self._num_brought = 0
@@ -88,13 +105,14 @@ class RequestStory:
             # A step that was under way then may still bring it a token.
             at_s = max(step.scheduled_at_s, self.entries[-1].end_s)
             self._tell("preempted", at_s, step)
-            self._wait = _Wait(step.scheduled_at_s, at_s)
+            self._wait = self._begin_wait(step.scheduled_at_s, at_s)
             self._was_preempted = True
         for what, pairs in (("admitted", step.admitted), ("resumed", step.resumed)):
             for _, num_found in (pair for pair in pairs if pair[0] == name):
                 self._end_wait(step.start_s)
                 num_brought = self._num_brought if what == "admitted" else 0
                 self._tell(what, step.start_s, step, num_found - num_brought)
+                self.entries[-1].num_loaded = sum(each.num_tokens for each in self._loads_until(step.start_s))
         if self._wait is not None:
             self._wait.add(step)
         elif share is None:
@@ -113,29 +131,52 @@ class RequestStory:
         if started_s > at_s:
             self.entries.append(Entry("no room", at_s, started_s))
         self.entries.append(Entry("KV transfer", started_s, loaded_s, num_tokens=num_tokens))
-        self._wait, self._num_brought = _Wait(loaded_s, loaded_s), num_tokens
+        self._wait, self._num_brought = self._begin_wait(loaded_s, loaded_s), num_tokens
 
     def wait_for_kv(self, at_s: float, until_s: float) -> None:
         """Another replica takes it over, and loses it before its KV has come."""
         self.entries += [Entry("handed over", at_s, at_s), Entry("no KV", at_s, until_s)]
         self._wait = None
 
-    def lose(self, at_s: float) -> None:
-        """It leaves a replica before its last token, its KV lost; so is a step under way."""
+    def load(self, started_s: float, loaded_s: float, num_tokens: int) -> None:
+        """Tiers of KV bring so many of its tokens, before an admission that is not told yet."""
+        self._loads.append(_Load(started_s, loaded_s, num_tokens))
+
+    def _loads_until(self, at_s: float) -> list[_Load]:
+        """Those that had come by an instant, which are told with this and not again."""
+        told = [each for each in self._loads if each.end_s <= at_s]
+        self._loads[:] = self._loads[len(told) :]
+        return told
+
+    def _begin_wait(self, queued_at_s: float, since_s: float) -> _Wait:
+        return _Wait(queued_at_s, since_s, self._loads)
+
+    def lose(self, at_s: float, what: str) -> None:
+        """It leaves a replica before its last token, its KV lost, as `what` says; so is a step under way."""
         if self.entries[-1].what == "passed over" and self.entries[-1].end_s >= at_s:
             self.entries.pop()
+        while self.entries[-1].end_s > at_s:
+            if self.entries[-1].start_s < at_s:
+                self.entries[-1].end_s = at_s
+            elif self.entries.pop().what == "first token":
+                self._has_answered = False
         self._end_wait(at_s)
-        self.entries.append(Entry("lost", at_s, at_s))
+        self.entries.append(Entry(what, at_s, at_s))
+
+    def refuse(self, at_s: float) -> None:
+        """No replica takes it."""
+        self._wait = None
+        self.entries.append(Entry("refused", at_s, at_s))
 
     def come_again(self, at_s: float, *, is_anew: bool) -> None:
         """It comes to a replica after it was lost; the tokens that it had stay, or it starts `is_anew`."""
-        self._wait, self._num_brought = _Wait(at_s, at_s), 0
-        self._was_preempted = True
+        self._wait, self._num_brought = self._begin_wait(at_s, at_s), 0
+        self._was_preempted = any(entry.what == "chunk" for entry in self.entries)
         self._has_answered = self._has_answered and not is_anew
 
     def end(self, at_s: float) -> None:
         """Nothing more is known of it: the run ended at `at_s`."""
-        if self.entries[-1].what in ("finished", "lost"):
+        if self.entries[-1].what in ("finished", *_LEFT):
             return
         at_s = max(at_s, self.entries[-1].end_s)
         self._end_wait(at_s)
@@ -186,9 +227,11 @@ class RequestStory:
 class _Wait:
     """A wait for admission while it lasts: for what, and who had it."""
 
-    def __init__(self, queued_at_s: float, since_s: float) -> None:
-        """Decisions from `queued_at_s` on look at the request; its time from `since_s` on is a wait."""
-        self.since_s = since_s
+    def __init__(self, queued_at_s: float, since_s: float, loads: Sequence[_Load]) -> None:
+        """Decisions from `queued_at_s` on look at the request; its time from `since_s` on is a wait, in
+        which tiers bring KV from one instant to another.
+        """
+        self.since_s, self._loads = since_s, loads
         self._queued_at_s, self._until_s = queued_at_s, since_s
         self._reasons_s: defaultdict[str, float] = defaultdict(float)
         self._block_s: defaultdict[str, float] = defaultdict(float)
@@ -224,7 +267,12 @@ class _Wait:
 
     def _go_on(self, until_s: float, reason: str) -> None:
         if until_s > self._until_s:
-            self._reasons_s[reason] += until_s - self._until_s
+            spans = (min(each.end_s, until_s) - max(each.start_s, self._until_s) for each in self._loads)
+            loading_s = sum(span_s for span_s in spans if span_s > 0.0)
+            if loading_s:
+                self._reasons_s["load"] += loading_s
+            if until_s - self._until_s > loading_s:
+                self._reasons_s[reason] += until_s - self._until_s - loading_s
             self._until_s = until_s
 
 
@@ -260,6 +308,9 @@ class RequestDiagnosis:
         if self.state == "rejected":
             return f"{self.request_id} was rejected: {self.reason or 'no reason is known'}."
         told = ["was not finished when the run ended"]
+        if self.state == "failed":
+            is_given_up = any(entry.what == "given up" for entry in self.entries[-1:])
+            told = ["failed: its client gave up" if is_given_up else "failed: its KV cache was lost"]
         if self.e2e_s is not None:
             told = [f"took {format_seconds(self.e2e_s)}{_parts(self.e2e)}"]
         if self.ttft_s is not None:
@@ -348,16 +399,45 @@ def _entries(source: Source, values: dict[Any, Any]) -> list[Entry]:
                 arrived_s = over["loaded_s"]
         elif visit["follows"] is not None:
             story.come_again(arrived_s, is_anew=visit["num_prefill_tokens"] == values["num_prompt_tokens"])
+        if visit["reason"] == "rejected":
+            story.refuse(arrived_s)
+            continue
+        _tell_loads(story, events, visit)
         times = {"arrival_s": arrived_s, "finished_at_s": left_s}
         window = _window(source, {"replica": visit["replica"], **times})
         if window.last is not None and window.last >= window.first:
             for step in source.steps(window):
                 story.add(step)
         if visit["reason"] == "failed":
-            story.lose(left_s)
+            story.lose(left_s, _why_lost(source.result, events, visit))
     steps = steps_of(source.result, window.replica)
     story.end(float((steps["start_s"] + steps["duration_s"]).max()) if len(steps) else story.entries[0].end_s)
     return story.entries
+
+
+def _why_lost(result: Result, events: pd.DataFrame, visit: Mapping[str, Any]) -> str:
+    """How a visit ended before the last token: one of `_LEFT`."""
+    at_s, changes = visit["left_at_s"], result.replicas
+    if ((events["event"] == "preempted") & (events["time_s"] == at_s)).any():
+        return "given back"
+    clients = (result.config.get("cluster") or {}).get("clients") or {}
+    has_failed = changes is not None and ((changes["event"] == "failed") & (changes["time_s"] == at_s)).any()
+    waits_for_ever = not (clients.get("timeout_s") or clients.get("first_token_timeout_s"))
+    return "lost" if has_failed or waits_for_ever else "given up"
+
+
+def _tell_loads(story: RequestStory, events: pd.DataFrame, visit: Mapping[str, Any]) -> None:
+    """What tiers of KV bring to a visit; what comes over a link is told as a hand-over."""
+    if visit["follows"] == "handed_over":
+        return
+    until_s = math.inf if pd.isna(visit["left_at_s"]) else visit["left_at_s"]
+    here = events[events["time_s"].between(visit["arrived_at_s"], until_s)]
+    started_s = math.nan
+    for event, time_s, num_tokens in zip(here["event"], here["time_s"], here["num_tokens"], strict=True):
+        if event == "load_started":
+            started_s = time_s
+        elif event in ("loaded", "read"):
+            story.load(time_s if event == "read" else started_s, time_s, int(num_tokens))
 
 
 def _visits(source: Source, values: dict[Any, Any]) -> list[dict[str, Any]]:

@@ -346,6 +346,61 @@ def test_lost_before_its_kv_has_come(tmp_path: Path) -> None:
     ]
 
 
+def test_refused_then_given_up_by_its_client(tmp_path: Path) -> None:
+    """a has the replica until 4. b is refused at 1, sends again at 5, and gives up in its second step."""
+    rows: dict[str, Row] = {"a": (0.0, 4, 2), "b": (1.0, 12, 4)}
+    clients = {"first_token_timeout_s": 2.5, "max_retries": 1, "backoff_s": 4.0}
+    cluster = {"pools": [{"name": "all"}], "max_queue": 0, "clients": clients}
+    settings = {"scheduler": VLLM | {"max_num_seqs": 1}, "cost_model": {"type": "constant", "step_s": 2.0}}
+    run = source(tmp_path, rows, cluster=cluster, kv_cache=ROOMY, **settings)
+    assert told(diagnose_request(run, "b")) == [
+        "b failed: its client gave up.",
+        "1.0000 arrived",
+        "1.0000 refused: every queue was full",
+        "5.0000 2 admitted",
+        "5.0000 2.00 s 2 prompt: 8 tokens of 12 left",
+        "7.0000 500 ms 3 prompt: 4 tokens",
+        "7.5000 given up by its client",
+    ]
+
+
+TIERS = {
+    "prefix_caching": True,
+    "num_blocks": 6,
+    "tiers": [{"name": "host", "size_gib": 1, "bandwidth_gb_s": 1000, "latency_s": 2.5}],
+}
+
+
+@pytest.mark.parametrize("tier_load", ["overlapped", "in_step"])
+def test_what_tiers_bring(tier_load: str, tmp_path: Path) -> None:
+    """The long b drops a's blocks from the GPU's cache; c has a's prompt, and waits 2.5 s for two blocks."""
+    rows: dict[str, Row] = {"a": (0.0, 5, 1), "b": (2.0, 10, 2), "c": (6.0, 5, 1)}
+    prompts = {"a": [["x", 5]], "b": [["y", 10]], "c": [["x", 5]]}
+    kv_cache = {"block_size": 2, "tier_load": tier_load, **TIERS}
+    run = source(tmp_path, rows, prompts=prompts, scheduler=VLLM, kv_cache=kv_cache)
+    text = told(diagnose_request(run, "c"))[1:]
+    found = "admitted, 4 tokens found in the prefix cache, 4 of them brought by tiers"
+    if tier_load == "overlapped":
+        assert text == [
+            "6.0000 arrived",
+            "6.0000 2.50 s waited for KV that tiers bring",
+            f"8.5000 4 {found}",
+            "8.5000 1.00 s 4 prompt: 1 token",
+            "9.5000 4 first token",
+            "9.5000 4 finished",
+        ]
+    else:
+        assert text == [
+            "6.0000 arrived",
+            f"6.0000 4 {found}",
+            "6.0000 3.50 s 4 prompt: 1 token",
+            "9.5000 4 first token",
+            "9.5000 4 finished",
+        ]
+    run_experiment(run.given).save(tmp_path / "run")
+    assert told(diagnose_request(Source("it", folder=tmp_path / "run"), "c"))[1:] == text
+
+
 def test_a_cluster_is_simulated_again_where_it_has_no_batches(tmp_path: Path) -> None:
     given = experiment(tmp_path, {"a": (0.0, 4, 4)}, scheduler=VLLM, kv_cache=ROOMY, cluster=APART)
     recorded = diagnose_request(Source("it", given=given), "a").entries
