@@ -2,8 +2,9 @@
 
 The format is Google's "Trace Event Format": spans are complete events (`ph: X`), counters `ph: C`, names
 `ph: M`; times are microseconds, `pid` is a replica, `tid` a slot of its batch, a place in its queue, its
-steps, or a KV cache on its way to it. Spans of one thread are nested or disjoint. Arrows (`ph: s`, `t`, `f`)
-lead from the slot where a prompt was computed over the transfer of its KV cache to the slot where it decodes.
+steps, its state (starting, serving, draining, slow, failed), or a KV cache on its way to it. Spans of one
+thread are nested or disjoint. Arrows (`ph: s`, `t`, `f`) lead from the slot where a prompt was computed over
+the transfer of its KV cache to the slot where it decodes.
 """
 
 from __future__ import annotations
@@ -35,11 +36,18 @@ MAX_REQUESTS = 20_000
 MAX_STEPS = 50_000
 """Of more steps, every n-th is shown."""
 STEPS_TID = 1
+STATE_TID = 2
 FIRST_SLOT_TID = 10
 FIRST_QUEUE_TID = 1_000_000
 FIRST_TRANSFER_TID = 2_000_000
-"""Threads of a replica: its steps, then the slots of its batch, the places in its queue, and what is brought
-to it."""
+"""Threads of a replica: its steps, its state, then the slots of its batch, the places in its queue, and what
+is brought to it."""
+_STATES = {
+    "started": "starting",
+    **dict.fromkeys(("ready", "repaired", "restored"), "serving"),
+    **{"draining": "draining", "failed": "failed", "slowed": "slow"},
+}
+"""What a replica is after an event; after others it is gone."""
 _COUNTERS = {
     "queue (requests)": {"waiting": "num_waiting"},
     "batch (requests)": {"running": "num_running"},
@@ -94,10 +102,14 @@ def _events(result: Result, requests: pd.DataFrame, steps: pd.DataFrame) -> Iter
     shown = set(requests["request_id"])
     waits = spans.waits(requests["request_id"])
     of_pool = _pools(result)
-    for replica in sorted({*result.steps["replica"], *spans.stays["replica"]}):
+    changes = result.replicas
+    changing = set() if changes is None else {*changes["replica"]}
+    for replica in sorted({*result.steps["replica"], *spans.stays["replica"], *changing}):
         yield _name("process_name", replica, 0, f"{of_pool.get(replica, '')}replica {replica}")
         yield _name("thread_name", replica, STEPS_TID, "steps")
         yield from _step_events(result, steps[steps["replica"] == replica], replica)
+        if changes is not None:
+            yield from _state_events(changes[changes["replica"] == replica], replica, _end_s(result))
         yield from _slot_events(spans, shown, replica)
         yield from _lane_events("queue", FIRST_QUEUE_TID, waits[replica], replica)
         brought = spans.transfers(shown, replica)
@@ -107,10 +119,10 @@ def _events(result: Result, requests: pd.DataFrame, steps: pd.DataFrame) -> Iter
 
 def _pools(result: Result) -> dict[int, str]:
     """By replica what stands before its name: its pool, where there are several or one has a name."""
-    steps = result.steps
     if not result.config.get("cluster"):
         return {}
-    first = steps.drop_duplicates("replica")
+    tables = [table[["replica", "pool"]] for table in (result.steps, result.replicas) if table is not None]
+    first = pd.concat([table.astype({"pool": str}) for table in tables]).drop_duplicates("replica")
     return {replica: f"{pool}: " for replica, pool in zip(first["replica"], first["pool"], strict=True)}
 
 
@@ -132,6 +144,17 @@ def _step_events(result: Result, steps: pd.DataFrame, replica: int) -> Iterator[
         ):
             for counter in ("batch (tokens)", *shares):
                 yield _counter(counter, replica, end_s, dict.fromkeys(counters[counter], 0))
+
+
+def _state_events(changes: pd.DataFrame, replica: int, end_s: float) -> Iterator[Event]:
+    """A span for each state that a replica of a cluster that changes is in."""
+    yield _name("thread_name", replica, STATE_TID, "state")
+    rows = changes.sort_values("time_s", kind="stable")
+    for event, start_s, until_s in zip(
+        rows["event"], rows["time_s"], [*rows["time_s"][1:], end_s], strict=True
+    ):
+        if event in _STATES and until_s > start_s:
+            yield _complete(Span(_STATES[event], start_s, until_s), replica, STATE_TID, {})
 
 
 def _slot_events(spans: RequestSpans, shown: set[str], replica: int) -> Iterator[Event]:

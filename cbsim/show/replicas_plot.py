@@ -24,7 +24,7 @@ _AFTER = {
 """What a replica does after an event; others leave that as it was."""
 _CAPTION = (
     f"Arrivals and waiting requests: means over 1/{NUM_BINS} of the time. Replicas: dark, those that serve; "
-    "light, those that start or drain. Crosses: failures."
+    "light, those that start or drain. Crosses: failures; triangles: those that grow slow."
 )
 
 
@@ -55,8 +55,13 @@ def levels(events: pd.DataFrame, replicas: set[int]) -> Levels:
     return Levels(*np.array(table).T)
 
 
-def replicas_up(result: Result) -> Figure:
-    """A panel of arrivals and queue, and one for each pool of which replicas come and go."""
+def comes_and_goes(result: Result) -> bool:
+    """Whether replicas of a run started, stopped, failed or were slow."""
+    return result.replicas is not None and bool((result.replicas["event"] != "ready").any())
+
+
+def replicas_up(result: Result, label: str = "") -> Figure:
+    """A panel of arrivals and queue, and one for each pool; `label` names the run where there are several."""
     events, steps = result.replicas, result.steps
     assert events is not None
     end_s = float(max((steps["start_s"] + steps["duration_s"]).max(), events["time_s"].max()))
@@ -74,7 +79,7 @@ def replicas_up(result: Result) -> Figure:
             axes.set_ylabel(pool)
         panels[-1].set_xlabel("simulated time (s)")
         panels[-1].set_xlim(0, end_s)
-        head(figure, "Replicas over time", _CAPTION)
+        head(figure, f"Replicas over time{label and f': {label}'}", _CAPTION)
     return figure
 
 
@@ -96,8 +101,9 @@ def _draw_pool(axes: Axes, of: Levels, events: pd.DataFrame, end_s: float) -> No
     whole = of.num_serving + of.num_changing
     axes.stairs(whole, edges_s, fill=True, color=PALETTE[2], alpha=0.25, linewidth=0)
     axes.stairs(of.num_serving, edges_s, fill=True, color=PALETTE[2], alpha=0.8, linewidth=0)
-    failed_s = events["time_s"][events["event"] == "failed"]
-    axes.plot(failed_s, np.zeros(len(failed_s)), "x", color=PALETTE[1], markersize=7)
+    for event, mark in (("failed", "x"), ("slowed", "^")):
+        at_s = events["time_s"][events["event"] == event]
+        axes.plot(at_s, np.zeros(len(at_s)), mark, color=PALETTE[1], markersize=7)
     top = 1.1 * max(1, whole.max())
     axes.set_ylim(-0.12 * top, top)
     axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))

@@ -35,7 +35,7 @@ from cbsim.show.reader_tables import (
     run_answer,
     run_labels,
 )
-from cbsim.show.replicas_plot import replicas_up
+from cbsim.show.replicas_plot import comes_and_goes, replicas_up
 from cbsim.show.served_line import served_at_rates, served_points, served_runs, served_trials
 from cbsim.show.sweep_plot import sweep_pictures
 from cbsim.show.sweep_text import Sweep, read_sweep_table
@@ -173,9 +173,10 @@ def _pictures(results: Mapping[str, Result], promised: Slo) -> Iterator[Picture]
         timeline(drawn), "Queue, batch and KV use over time", f"A row of panels a run and pool: {row}"
     )
     for label, result in drawn.items():
-        if result.replicas is not None:
+        if comes_and_goes(result):
             told = "Replicas that serve, in each pool, beside what arrives and what waits"
-            yield Picture(replicas_up(result), f"Replicas over time: {label}", told)
+            name = label if len(drawn) > 1 else ""
+            yield Picture(replicas_up(result, name), f"Replicas over time: {label}", told)
     if any(map(has_utilization, drawn.values())):
         means = ", ".join(
             f"{label}: MFU {result.summary['mfu']:.0%}, MBU {result.summary['mbu']:.0%}"

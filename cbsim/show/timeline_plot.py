@@ -42,9 +42,11 @@ def timeline(results: Mapping[str, Result]) -> Figure:
     with drawing(13, 1.4 + 1.9 * len(rows)) as figure:
         panels = figure.subplots(max(1, len(rows)), len(_PANELS), squeeze=False)
         ends_s = _scales([_end_s(steps) for _, steps in rows.values()])
-        for row, (_, steps), end_s in zip(panels, rows.values(), ends_s, strict=False):
+        for row, (result, steps), end_s in zip(panels, rows.values(), ends_s, strict=False):
+            edges_s = np.linspace(0, end_s, NUM_BINS + 1)
+            there = num_there(result, steps, edges_s)
             for axes, column, color in zip(row, _PANELS.values(), PALETTE[: len(row)], strict=True):
-                _draw_column(axes, steps, column, np.linspace(0, end_s, NUM_BINS + 1), color)
+                _draw_column(axes, steps, column, edges_s, there, color)
                 axes.set_xlim(0, end_s)
                 axes.tick_params(labelbottom=len(set(ends_s)) > 1)
         for column_of_panels, title in zip(panels.T, _PANELS, strict=True):
@@ -69,7 +71,7 @@ def utilization(results: Mapping[str, Result]) -> Figure:
         panels = figure.subplots(max(1, len(shown)), len(_SHARES), squeeze=False)
         for row, (result, steps) in zip(panels, shown.values(), strict=False):
             for axes, share, color in zip(row, _SHARES.values(), PALETTE[: len(row)], strict=True):
-                _draw_share(axes, steps, partial(share, result), color)
+                _draw_share(axes, result, steps, partial(share, result), color)
         for column in panels.T:
             top = max(axes.dataLim.y1 for axes in column)
             for axes in column:
@@ -152,7 +154,27 @@ def binned_steps(
     ]
 
 
-def _draw_column(axes: Axes, steps: pd.DataFrame, column: str, edges_s: Column, color: str) -> None:
+def num_there(result: Result, steps: pd.DataFrame, edges_s: Column) -> Column:
+    """Mean number, per bin, of the replicas of some steps that are there or on their way."""
+    replicas = {*steps["replica"]}
+    changes = result.replicas
+    if changes is None:
+        return np.full(len(edges_s) - 1, max(1, len(replicas)))
+    own = changes[changes["pool"].isin(steps["pool"].unique())].sort_values("time_s", kind="stable")
+    there = replicas - {*own["replica"]}
+    levels = [(0.0, len(there))]
+    for time_s, replica, event in zip(own["time_s"], own["replica"], own["event"], strict=True):
+        there = there - {replica} if event == "stopped" else there | {replica}
+        levels.append((time_s, len(there)))
+    time_s, number = np.array([*levels, (max(edges_s[-1], levels[-1][0]), 0)]).T
+    area = np.concatenate([[0.0], np.cumsum(number[:-1] * np.diff(time_s))])
+    mean: Column = np.diff(np.interp(edges_s, time_s, area)) / np.diff(edges_s)
+    return mean
+
+
+def _draw_column(
+    axes: Axes, steps: pd.DataFrame, column: str, edges_s: Column, there: Column, color: str
+) -> None:
     """Several replicas are added up (KV use: averaged), bandless: their highest steps don't coincide."""
 
     def values(frame: pd.DataFrame) -> Column:
@@ -162,19 +184,23 @@ def _draw_column(axes: Axes, steps: pd.DataFrame, column: str, edges_s: Column, 
     binned = binned_steps(steps, values, edges_s)
     mean = np.sum([mean for mean, _ in binned], axis=0) if binned else np.zeros(len(edges_s) - 1)
     if column == "kv_share":
-        mean = mean / max(1, len(binned))
+        mean = np.divide(mean, there, out=np.zeros_like(mean), where=there > 0)
     if len(binned) == 1:
         axes.stairs(binned[0][1], edges_s, fill=True, color=color, alpha=0.22, linewidth=0)
     axes.stairs(mean, edges_s, color=color, linewidth=0.9, baseline=None)
 
 
-def _draw_share(axes: Axes, steps: pd.DataFrame, share: Callable[[pd.DataFrame], Column], color: str) -> None:
+def _draw_share(
+    axes: Axes, result: Result, steps: pd.DataFrame, share: Callable[[pd.DataFrame], Column], color: str
+) -> None:
     if not len(steps):
         return
     edges_s = np.linspace(0, _end_s(steps), NUM_BINS + 1)
-    average = np.mean([mean for mean, _ in binned_steps(steps, share, edges_s)], axis=0)
+    there = num_there(result, steps, edges_s)
+    total = np.sum([mean for mean, _ in binned_steps(steps, share, edges_s)], axis=0)
+    average = np.divide(total, there, out=np.zeros_like(total), where=there > 0)
     axes.stairs(average, edges_s, color=color, linewidth=0.9, baseline=None)
-    axes.axhline(float(average.mean()), color=color, linewidth=0.9, linestyle="--")
+    axes.axhline(float(total.sum() / there.sum()), color=color, linewidth=0.9, linestyle="--")
     axes.set_xlim(0, edges_s[-1])
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,11 +15,11 @@ import pytest
 import cbsim
 from cbsim.results.result import Result
 from cbsim.results.step_work import has_utilization
-from cbsim.show.perfetto import write_timeline
+from cbsim.show.perfetto import STATE_TID, write_timeline
 from cbsim.show.reader_tables import kv_table, run_tables
 from cbsim.show.replicas_plot import levels
 from cbsim.show.report_file import make_report
-from cbsim.show.timeline_plot import timeline
+from cbsim.show.timeline_plot import num_there, timeline, utilization
 from tests.show import test_perfetto
 from tests.show.test_perfetto import APART, read
 from tests.show.test_report_file import CONFIG
@@ -112,6 +113,31 @@ def test_replicas_that_come_and_go() -> None:
     assert found.time_s.tolist() == [0.0, 0.0, 1.0, 2.0, 2.5, 3.0, 4.0, 5.0]
     assert found.num_serving.tolist() == [2, 2, 3, 2, 2, 3, 2, 2]
     assert found.num_changing.tolist() == [0, 1, 0, 0, 0, 0, 1, 0]
+
+
+def test_pictures_and_timeline_of_a_pool_that_grows(tmp_path: Path) -> None:
+    """Shares over time are of the replicas that are there, so that their means are those of the summary."""
+    scaling = {"type": "schedule", "max": 3, "schedule": [[1.0, 3], [2.0, 1]], "provision_s": 0.25}
+    workload = CONFIG["workload"] | {"arrivals": {"type": "poisson", "rate_per_s": 20.0}}
+    cluster = {"pools": [{"name": "all"}], "autoscale": scaling | {"load_gb_s": 1e6}}
+    result = cbsim.run(CONFIG | {"workload": workload, "cluster": cluster})
+    figures = result.summary
+    assert 1.0 < figures["mean_replicas"]["all"] < 3.0
+    for axes, name in zip(utilization({"it": result}).axes, ("mfu", "mbu"), strict=True):
+        (dashed,) = axes.get_lines()
+        assert dashed.get_ydata()[0] == pytest.approx(figures[name], rel=0.02)
+    edges_s = np.array([0.0, 0.5, 1.0, 1.5, 2.5])
+    assert num_there(result, result.steps, edges_s)[:3].tolist() == [1.0, 1.0, 3.0]
+    write_timeline(result, tmp_path / "t.json.gz")
+    trace = read(tmp_path / "t.json.gz")
+    states: dict[int, list[tuple[str, float]]] = {}
+    for event in trace["traceEvents"]:
+        if event["tid"] == STATE_TID and event["ph"] == "X":
+            states.setdefault(event["pid"], []).append((event["name"], event["ts"] / 1e6))
+    assert states[1] == [("serving", 0.0)]
+    assert [name for name, _ in states[2]] == ["starting", "serving", "draining"][: len(states[2])]
+    assert states[3][0] == ("starting", 1.0)
+    test_perfetto.test_spans_of_a_thread_are_nested_or_disjoint(trace)
 
 
 def test_the_report_draws_replicas_where_the_run_has_them(apart: tuple[Result, Path]) -> None:
