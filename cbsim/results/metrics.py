@@ -121,7 +121,7 @@ class Deployment:
         assert log.pool_of is not None
         num_by_pool = np.bincount(log.pool_of, log.paid_s(from_s)) / makespan_s
         first, *others = (
-            replace(pool, num_replicas=float(number), others=())
+            replace(pool, num_replicas=_whole(number), others=())
             for pool, number in zip(self.pools, num_by_pool, strict=True)
         )
         return replace(first, others=tuple(others))
@@ -240,6 +240,12 @@ def summarize(
     summary["slo_met"] = promised.met(flatten(summary))
     summary["simulation"]["metrics_cpu_s"] = time.process_time() - began
     return summary
+
+
+def _whole(number: float) -> float:
+    """A mean without what rounding leaves of a whole number."""
+    nearest = round(number)
+    return nearest if math.isclose(number, nearest, rel_tol=1e-9) else float(number)
 
 
 def _pool_figures(log: RunLog, deployment: Deployment, makespan_s: float) -> dict[str, Summary]:

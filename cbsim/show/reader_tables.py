@@ -213,17 +213,7 @@ def run_tables(result: Result) -> tuple[Table, ...]:
     optional = {MET.key, FOUND_AGAIN.key, *(OF_REQUESTS if result.promised else ())}
     left_out = {key for key in optional if figures.get(key) is None}
     shown = [figure for figure in _SINGLE if figure.key not in left_out]
-    shown += [SummaryFigure(key, title) for key, title in LOST.items() if figures.get(key)]
-    shown += [
-        SummaryFigure(key, f"tokens loaded from {key.partition('.')[2]}")
-        for key in figures
-        if key.startswith("num_tokens_from_tiers.")
-    ]
-    shown += [
-        SummaryFigure(key, f"replicas of {key.partition('.')[2]}, mean", "{:.2f}".format)
-        for key in figures
-        if key.startswith("mean_replicas.")
-    ]
+    shown += _where_any([figures])
     shown += [*_kv_caches(figures), *_LONGEST]
     shown += [COST] if COST.key in figures else []
     rows = tuple((figure.title, figure.show(figures.get(figure.key))) for figure in shown)
@@ -237,6 +227,23 @@ def run_tables(result: Result) -> tuple[Table, ...]:
         *pools,
         Table(("latency", *parts), latencies, notes=_remarks(result)),
     )
+
+
+def _where_any(runs: Iterable[Mapping[str, Any]]) -> list[SummaryFigure]:
+    """What is shown of runs some of which have any: what was lost, came from tiers, or came and went."""
+    have: dict[str, list[float]] = {}
+    for figures in runs:
+        for key, value in figures.items():
+            if value and (key in LOST or key.partition(".")[0] in ("num_tokens_from_tiers", "mean_replicas")):
+                have.setdefault(key, []).append(value)
+    found = [SummaryFigure(key, title) for key, title in LOST.items() if key in have]
+    for key, values in have.items():
+        kind, _, name = key.partition(".")
+        if kind == "num_tokens_from_tiers":
+            found.append(SummaryFigure(key, f"tokens loaded from {name}"))
+        elif kind == "mean_replicas" and any(value % 1 for value in values):
+            found.append(SummaryFigure(key, f"replicas of {name}, mean", "{:.2f}".format))
+    return found
 
 
 def run_answer(result: Result, name: str = "") -> list[str]:
@@ -421,7 +428,7 @@ def compared_figures(*promised: Slo) -> list[SummaryFigure]:
 
 
 def _comparison(runs: Mapping[str, Mapping[str, Any]], notes: Sequence[str], *promised: Slo) -> Table:
-    shown = compared_figures(*promised)
+    shown = compared_figures(*promised) + _where_any(runs.values())
     shown += [COST] if any(figures.get(COST.key) is not None for figures in runs.values()) else []
     values = {figure: [figures.get(figure.key) for figures in runs.values()] for figure in shown}
     is_promised = any(is_met is not None for is_met in values[MET])

@@ -16,7 +16,7 @@ import cbsim
 from cbsim.results.result import Result
 from cbsim.results.step_work import has_utilization
 from cbsim.show.perfetto import STATE_TID, write_timeline
-from cbsim.show.reader_tables import kv_table, run_tables
+from cbsim.show.reader_tables import compare_runs, kv_table, run_tables
 from cbsim.show.replicas_plot import levels
 from cbsim.show.report_file import make_report
 from cbsim.show.timeline_plot import num_there, timeline, utilization
@@ -91,6 +91,11 @@ def test_requests_that_are_lost_are_handed_over_again(apart: tuple[Result, Path]
     assert set(again.requests["state"]) == {"finished"}
     assert "part_decode_s" not in again.requests
     assert any("parts of latencies are not told where requests come again" in note for note in again.notes)
+    rows = {row[0]: row[1:] for row in compare_runs({"it": result, "again": again}).rows}
+    lost = again.summary["num_lost_to_failures"]
+    assert rows["visits lost to failures"] == ("-", str(lost))
+    assert "replicas of answers, mean" not in rows
+    assert again.summary["mean_replicas"] == {"prompts": 1, "answers": 2}
     write_timeline(again, tmp_path / "t.json.gz")
     test_perfetto.test_spans_of_a_thread_are_nested_or_disjoint(read(tmp_path / "t.json.gz"))
 
@@ -123,6 +128,8 @@ def test_pictures_and_timeline_of_a_pool_that_grows(tmp_path: Path) -> None:
     result = cbsim.run(CONFIG | {"workload": workload, "cluster": cluster})
     figures = result.summary
     assert 1.0 < figures["mean_replicas"]["all"] < 3.0
+    figure, *_ = run_tables(result)
+    assert any(row[0] == "replicas of all, mean" for row in figure.rows)
     for axes, name in zip(utilization({"it": result}).axes, ("mfu", "mbu"), strict=True):
         (dashed,) = axes.get_lines()
         assert dashed.get_ydata()[0] == pytest.approx(figures[name], rel=0.02)
