@@ -34,10 +34,7 @@ _ELSEWHERE = {
     "capacity": ("capacity_command", "Find the highest request rate within an SLO."),
     "explain": ("explain_command", "Tell where a run's time goes, step by step."),
     "from-vllm": ("from_vllm_command", "Write the experiment that a `vllm serve` command stands for."),
-    "list": (
-        "list_command",
-        "List schedulers, workloads, cost-models, observers, models, gpus, slos or experiments;...",
-    ),
+    "list": ("list_command", "List what experiments can name: schedulers, routers, models, gpus and more."),
     "live": ("live_command", "Serve an experiment's workload with a real model."),
     "model": ("model_command", "Print what a model's config.json becomes, and what of it is not modelled."),
     "play": ("play_command", "Play an experiment in the terminal, step by step."),
@@ -119,6 +116,8 @@ class Commands(click.Group):
         # At its end Python would look through all objects for cycles, for 0.1 s.
         atexit.register(gc.freeze)
         try:
+            if _is_main() and signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # see `cbsim.__main__`
+                signal.signal(signal.SIGINT, signal.default_int_handler)
             return super().invoke(ctx)
         except (CbsimError, MemoryError) as error:
             if os.environ.get(TRACEBACK):
@@ -132,6 +131,11 @@ class Commands(click.Group):
             ctx.exit(INTERRUPTED)
 
 
+def _is_main() -> bool:
+    """Whether this is the thread that signals come to."""
+    return threading.current_thread() is threading.main_thread()
+
+
 @contextmanager
 def clearing_up() -> Iterator[None]:
     """Have whoever asks this process to end, or closes its terminal, find nothing half written behind it."""
@@ -140,8 +144,7 @@ def clearing_up() -> Iterator[None]:
         sys.exit(128 + number)
 
     asked = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    is_main = threading.current_thread() is threading.main_thread()
-    asked = [number for number in asked if is_main and signal.getsignal(number) == signal.SIG_DFL]
+    asked = [number for number in asked if _is_main() and signal.getsignal(number) == signal.SIG_DFL]
     for number in asked:
         signal.signal(number, end)
     try:
@@ -193,7 +196,8 @@ def check(
             counts = _request_counts(points)
             is_small = bool(counts) and max(counts) * len(points) <= MOST_LOOKED_AT
             too_long = map(too_long_notes, points) if is_small else ()
-            for note in dict.fromkeys(chain(*shortfalls, *too_long, *(point.assumed for point in points))):
+            settings = chain.from_iterable((*point.assumed, *point.at_odds) for point in points)
+            for note in dict.fromkeys(chain(*shortfalls, *too_long, settings)):
                 if note is not None:
                     click.echo(f"    note: {note}")
         except CbsimError as error:

@@ -292,6 +292,21 @@ class Experiment(Section):
         return tuple(note for note in notes if note is not None)
 
     @property
+    def at_odds(self) -> tuple[str, ...]:
+        """Notes on settings that say one thing here and another one there."""
+        is_sync = any(
+            isinstance(own.scheduler, VllmConfig)
+            and not own.scheduler.async_scheduling
+            and getattr(own.cost_model, "host", None) == "async"
+            for own in self.alone
+        )
+        told = (
+            "scheduler.async_scheduling is false, but with cost_model.host: async the host prepares the next "
+            "step while the GPU works; host: sync adds its time to each step"
+        )
+        return (told,) if is_sync else ()
+
+    @property
     def alone(self) -> list[Experiment]:
         """The experiment of each pool, those to whom requests come first; itself without a cluster."""
         if self.cluster is None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import BaseModel
 
 from cbsim.base.errors import CbsimError, WorkloadError, blaming
 from cbsim.base.units import format_seconds
@@ -88,6 +89,7 @@ def run_experiment(
     measured = measured_log(log, experiment.measure)
     notes = [
         *experiment.assumed,
+        *experiment.at_odds,
         *experiment.measure.notes(log.requests["arrival_s"]),
         *workload.notes(),
         *log_notes(experiment, log),
@@ -106,7 +108,9 @@ def run_experiment(
         began = time.process_time()
         summary["parts"] = mean_parts(request_latencies(measured), measured.parts)
         summary["simulation"]["parts_cpu_s"] = time.process_time() - began
-    specs = {"model": experiment.model, "gpu": experiment.gpu}
+    specs: dict[str, BaseModel] = {"model": experiment.model, "gpu": experiment.gpu}
+    if experiment.cluster is not None:
+        specs |= {f"gpu of {pool.name}": own.gpu for pool, own in experiment.pools() if pool.gpu is not None}
     inputs = [*workload.inputs(), *cost_inputs(experiment, cost)]
     manifest = make_manifest(experiment.seed, inputs, specs)
     return Result.from_log(log, summary, experiment.resolved(), manifest, audience.observers, measured)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from importlib import import_module
 from pathlib import Path
 
@@ -237,6 +239,28 @@ def test_check_tells_what_vllm_would_not_start_with() -> None:
         "kv_cache.gpu_memory_utilization, or lower model.max_model_len)"
     )
     assert ran.exit_code == 0
+
+
+def test_check_tells_a_host_that_works_ahead_of_a_scheduler_that_does_not() -> None:
+    parts = ("cost_model={type: profile, profile: h200/llama-3-8b}", "scheduler={type: vllm}", "gpu=h200")
+    flags = [flag for part in parts for flag in ("--set", part)]
+    note = "scheduler.async_scheduling is false, but with cost_model.host: async"
+    assert note not in cbsim_command("check", "e.yaml", *flags).stdout
+    flags += ["--set", "scheduler.async_scheduling=false"]
+    assert note in cbsim_command("check", "e.yaml", *flags).stdout
+    assert note not in cbsim_command("check", "e.yaml", *flags, "--set", "cost_model.host=sync").stdout
+
+
+def test_ctrl_c_before_the_command_line_is_there_prints_no_traceback() -> None:
+    code = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from cbsim.__main__ import main
+assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL
+main(["list", "slos"], standalone_mode=False)
+assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
 
 
 def test_list() -> None:
