@@ -81,7 +81,8 @@ class Registry(Generic[T]):
         if found is None:
             raise PluginError(f"{told}: module '{module_name}' has no '{class_name}'")
         if not (isinstance(found, type) and issubclass(found, self._base)):
-            raise PluginError(f"{told}: {target} is not a subclass of {self._base.__name__}")
+            base = f"{self._base.__module__}.{self._base.__name__}"
+            raise PluginError(f"{told}: {target} is not a subclass of {base}")
         return found
 
 

@@ -49,39 +49,50 @@ def make_reference(model: type[Section]) -> str:
                 value = f"{{type: {name}}}" if expected.by_type else f"[{{type: {name}}}]"
                 parts += _chapter(f"### `{key}: {value}`", by_type.config_class(name), told)
             continue
-        for section, _ in _sections(expected):
+        for section, *_ in _sections(expected):
             parts += _chapter(f"## `{key}`", section, told)
     rows = ["| keys | least above 0 | most | why |", "|---|---|---|---|"]
     rows += ["| " + " | ".join(row) + " |" for row in bounds_table()]
     return "\n".join([*parts, _BOUNDS, *rows, ""])
 
 
-def _chapter(heading: str, section: type[Section], told: set[type[Section]]) -> Iterator[str]:
-    """A section, and after it those that its keys hold, unless `told` of already."""
+def _chapter(
+    heading: str, section: type[Section], told: set[type[Section]], parts: Mapping[str, str] | None = None
+) -> Iterator[str]:
+    """A section, and after it those that its keys hold, unless `told` of already.
+
+    `parts` are those that share it, where several do: by tag what each does.
+    """
     told.add(section)
     yield f"{heading}\n\n{inspect.cleandoc(section.__doc__ or '')}\n"
+    if parts is not None and len(parts) > 1:
+        yield "\n".join(f"* `{tag}`: {meaning}" for tag, meaning in parts.items()) + "\n"
     yield _table(section)
     titles: dict[type[Section], list[str]] = {}
+    sharing: dict[type[Section], dict[str, str]] = {}
     for key, info in section.model_fields.items():
-        for inner, tag in _sections(Expected.of_field(info)):
+        for inner, tag, meaning in _sections(Expected.of_field(info)):
             if inner in told:
                 continue
             titles.setdefault(inner, []).append(f"`{key}: {{type: {tag}}}`" if tag else f"`{key}`")
+            sharing.setdefault(inner, {})[tag] = meaning
     for inner, names in titles.items():
-        yield from _chapter(f"#### {', '.join(names)}", inner, told)
+        yield from _chapter(f"#### {', '.join(names)}", inner, told, sharing[inner])
 
 
-def _sections(expected: Expected) -> Iterator[tuple[type[Section], str]]:
-    """The sections that may stand in a setting, each with the tag that chooses it or nothing."""
+def _sections(expected: Expected) -> Iterator[tuple[type[Section], str, str]]:
+    """The sections that may stand in a setting, each with the tag that chooses it, and what that does."""
     for member in expected.members():
         item = member.item(0)
         if member.by_type is not None:
-            for name in member.by_type.registry.builtin_names():
-                yield member.by_type.config_class(name), name
+            registry = member.by_type.registry
+            for name in registry.builtin_names():
+                meaning = inspect.cleandoc(registry.get(name).__doc__ or "").partition("\n")[0]
+                yield member.by_type.config_class(name), name, meaning
         elif member.is_section:
-            yield member.annotation, str(member.tags()[0]) if member.tags() else ""
+            yield member.annotation, str(member.tags()[0]) if member.tags() else "", ""
         elif item is not None and item.is_section:
-            yield item.annotation, ""
+            yield item.annotation, "", ""
 
 
 def _table(section: type[Section]) -> str:

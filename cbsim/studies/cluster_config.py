@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from cbsim.cluster.autoscaler import AUTOSCALERS
 from cbsim.cluster.router import ROUTERS, RouterConfig
@@ -20,7 +21,7 @@ class PoolConfig(Section):
     keys that it has.
     """
 
-    name: str = Field(pattern=r"^[\w-]{1,40}$")
+    name: str
     """What tables call it."""
     role: Literal["both", "prefill", "decode"] = "both"
     """Whether its replicas serve requests whole, compute prompts and hand them over, or take them over."""
@@ -38,6 +39,13 @@ class PoolConfig(Section):
     """How long its steps take."""
     autoscale: Annotated[ComponentConfig, ByType(AUTOSCALERS)] | None = None
     """How it grows and shrinks, from `count` replicas on; null: as `cluster.autoscale` says."""
+
+    @field_validator("name")
+    @classmethod
+    def _is_short(cls, name: str) -> str:
+        if not re.fullmatch(r"[\w-]{1,40}", name):
+            raise ValueError(f"got {name!r}; expected 1 to 40 letters, digits, _ and -")
+        return name
 
     def settings(self, of_all: Mapping[str, Any]) -> dict[str, Any]:
         """The experiment's settings, resolved, with this pool's in their place."""

@@ -61,6 +61,7 @@ def test_a_pool_is_named_in_keys() -> None:
         ),
         ({"clients": {"timeout_s": 0}}, "timeout_s"),
         ({"max_queue": -1}, "max_queue"),
+        ({"pools": [{"name": "../x"}]}, "got '../x'; expected 1 to 40 letters, digits, _ and -"),
     ],
 )
 def test_mistakes(changed: dict[str, Any], problem: str) -> None:
@@ -182,3 +183,14 @@ def test_check_tells_of_requests_that_fit_nowhere() -> None:
     (line,) = (note for note in run_tables(result)[-1].notes if note.startswith("rejected: "))
     assert line.startswith(f"rejected: {result.summary['num_rejected']} x needs 1")
     assert line.endswith("KV blocks, the cache has 100")
+
+
+def test_the_manifest_has_a_hash_of_each_gpu() -> None:
+    cluster = {"pools": [{"name": "a"}, {"name": "b", "gpu": "l40s"}]}
+    hashes = {
+        each["spec"]: each["sha256"]
+        for each in cbsim.run({**PLAIN, "cluster": cluster}).manifest["inputs"]
+        if "spec" in each
+    }
+    assert [*hashes] == ["gpu", "gpu of b", "model"]
+    assert hashes["gpu"] != hashes["gpu of b"]

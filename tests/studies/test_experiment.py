@@ -365,7 +365,10 @@ TABLE: list[tuple[str, list[str]]] = [
     ),
     (
         "scheduler: json:JSONDecoder",
-        ["scheduler.type: scheduler 'json:JSONDecoder': json:JSONDecoder is not a subclass of Scheduler"],
+        [
+            "scheduler.type: scheduler 'json:JSONDecoder': json:JSONDecoder is not a subclass of "
+            "cbsim.schedulers.scheduler.Scheduler"
+        ],
     ),
     (
         "scheduler: tests.studies.test_experiment:NoConfig",

@@ -15,6 +15,8 @@ from cbsim.base.paths import data_folder, yaml_names
 from cbsim.base.registry import Registry, did_you_mean
 from cbsim.base.units import GIB, format_bytes
 from cbsim.cli.commands import arguments as args
+from cbsim.cluster.autoscaler import AUTOSCALERS
+from cbsim.cluster.router import ROUTERS
 from cbsim.config.document import read_document
 from cbsim.cost import COST_MODELS
 from cbsim.cost.costfile import read_cost_file, shipped_profiles
@@ -27,6 +29,8 @@ _REGISTRIES: dict[str, Registry[Any]] = {
     "schedulers": SCHEDULERS,
     "workloads": WORKLOADS,
     "cost-models": COST_MODELS,
+    "routers": ROUTERS,
+    "autoscalers": AUTOSCALERS,
     "observers": OBSERVERS,
 }
 _KINDS = (*_REGISTRIES, "models", "gpus", "profiles", "slos", "experiments")
@@ -34,7 +38,8 @@ _KINDS = (*_REGISTRIES, "models", "gpus", "profiles", "slos", "experiments")
 
 @args.command("list")
 def list_parts(kind: str | None = args.argument(required=False), as_json: bool = args.JSON) -> None:
-    """List schedulers, workloads, cost-models, observers, models, gpus, profiles, slos or experiments.
+    """List what experiments can name: schedulers, workloads, cost-models, routers, autoscalers, observers,
+    models, gpus, profiles, slos or experiments.
 
     Without a kind, all of them.
     """
