@@ -215,4 +215,6 @@ def _told(column: Any) -> str:
 
 def first_line(error: Exception) -> str:
     """The first line of what an error says, as far as a reader is told of it."""
+    if isinstance(error, FileNotFoundError):
+        return "no such file"
     return str(error).strip().partition("\n")[0].rstrip(" :")

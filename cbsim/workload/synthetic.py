@@ -49,7 +49,7 @@ class SharedPrefix(Section):
 
     def sampler(self, streams: Streams) -> Sampler:
         """Draws which system prompt a request (or session) has."""
-        return picker(streams, range(self.num_groups))
+        return picker(streams, np.arange(self.num_groups))
 
 
 class Users(Section):
@@ -63,7 +63,7 @@ class Users(Section):
     def sampler(self, streams: Streams) -> Sampler:
         """Draws a user's number."""
         weights = 1 / np.arange(1, self.num_users + 1) ** self.skew
-        return picker(streams, range(self.num_users), weights)
+        return picker(streams, np.arange(self.num_users), weights)
 
 
 class _Mix(Section):

@@ -142,6 +142,12 @@ def test_a_truncated_file_is_told_in_a_line(folder: Path, kept: int) -> None:
     assert "\n" not in told
 
 
+def test_a_file_that_is_gone_is_called_gone(folder: Path) -> None:
+    path = folder / "requests.parquet"
+    path.unlink()
+    assert problems(path, "requests") == ["can't be read: no such file"]
+
+
 def test_a_damaged_footer_is_told_in_a_line(folder: Path) -> None:
     path = folder / "requests.parquet"
     content = bytearray(path.read_bytes())
