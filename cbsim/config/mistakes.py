@@ -260,8 +260,14 @@ class _Located:
 
     @property
     def is_answered(self) -> bool:
-        """Whether another error of the same union says it better: one within the section a mapping means."""
-        if not self._in_union or self._expected is None:
+        """Whether another error of the same union says it better: one within the section a mapping means, or
+        within the items of a list.
+        """
+        if self._expected is None:
+            return False
+        if isinstance(self._value, list) and self._detail["type"] == "model_type":
+            return self._expected.item(0) is not None
+        if not self._in_union:
             return False
         return isinstance(self._value, dict) and self._expected.section(self._value) is not None
 

@@ -185,6 +185,14 @@ def test_check_tells_of_requests_that_fit_nowhere() -> None:
     assert line.endswith("KV blocks, the cache has 100")
 
 
+def test_a_wrong_fault_is_told_once() -> None:
+    """Faults may be a mapping too, which a list of them is not told about."""
+    with pytest.raises(ConfigError) as caught:
+        Experiment.from_mapping({**PLAIN, "cluster": {"pools": TWO, "faults": [{"link": True, "at_s": 1}]}})
+    (problem,) = caught.value.problems
+    assert "cluster.faults[0]: repair_s: is missing" in problem
+
+
 def test_the_manifest_has_a_hash_of_each_gpu() -> None:
     cluster = {"pools": [{"name": "a"}, {"name": "b", "gpu": "l40s"}]}
     hashes = {
