@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from cbsim.base.errors import PluginError, told_in_one_line
+from cbsim.base.errors import CbsimError, PluginError, told_in_one_line
 from cbsim.base.paths import FILE_NAME, is_file_name
 from cbsim.observers.observer import STEP_HOOKS, Needs, ObservedRun, Observer
 from cbsim.observers.views import StepView
@@ -144,7 +144,9 @@ def _blamed(observer: Observer, of: str, passes: tuple[type[Exception], ...] = (
         raise
     except Exception as error:
         told = told_in_one_line(error, type(observer).__module__)
-        raise PluginError(f"observer {_name(observer)} {of}: {told}") from error
+        # What cbsim itself refuses is a mistake in settings, whatever was under way.
+        where = "" if isinstance(error, CbsimError) else f" {of}"
+        raise PluginError(f"observer {_name(observer)}{where}: {told}") from error
 
 
 def _name(observer: Observer) -> str:

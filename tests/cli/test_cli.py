@@ -206,6 +206,12 @@ def test_check_reads_the_trace(working_folder: Path) -> None:
     assert "t.csv:5" in ran.stderr
 
 
+def test_check_tells_a_live_file_that_would_be_lost() -> None:
+    ran = cbsim_command("check", "e.yaml", "--set", "observers=[{type: metrics, live_file: t.csv}]")
+    told = "observer MetricsObserver: t.csv: holds no metrics of cbsim; name another file, or remove it"
+    assert (ran.exit_code, ran.stderr) == (2, f"--set: observers: {told}\n")
+
+
 def test_check_counts_points() -> None:
     sweep = "sweep={scheduler: [static, continuous], replicates: 2, replicas.count: [4]}"
     ran = cbsim_command("check", "e.yaml", "--set", sweep)
