@@ -75,7 +75,7 @@ class Names:
             raise ConfigError(document.place(at).problem(self._unknown(key, name, expected)))
 
     def spell_out(self, document: Document, keys: Keys, at: Keys | None = None) -> None:
-        """Put a mapping in the place of a number that `keys` lead into, where one may stand for the other.
+        """Put a mapping in the place of a number, or a name, that `keys` lead into, where either may stand.
 
         `at` is where the value of `keys` stands, if not there.
         """
@@ -87,6 +87,8 @@ class Names:
         form, value = expected and expected.short_form, document.get(at)
         if form is not None and isinstance(value, int | float) and not isinstance(value, bool):
             document.put(at, {form: value}, document.place(at).where)
+        elif expected is not None:
+            self._expand_type(document, at, value, expected)
 
     def _complete(self, document: Document, at: Keys, named: Named) -> None:
         """Take what a mapping leaves out from the shipped one of its `name`, if it says little else."""
@@ -295,6 +297,8 @@ class Assembly(Generic[S]):
             self._names.expand(document, str(keys[0]))
             for depth in range(1, len(keys)):
                 self._names.spell_out(document, keys[:depth])
+                if depth > 1:  # a part that stands further down, as a pool's own
+                    self._names.expand(document, str(keys[depth - 1]), keys[:depth])
         document.put(keys, value, *origin)
 
     def _read_grid(self) -> None:

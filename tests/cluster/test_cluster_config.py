@@ -185,6 +185,21 @@ def test_check_tells_of_requests_that_fit_nowhere() -> None:
     assert line.endswith("KV blocks, the cache has 100")
 
 
+def test_a_key_below_a_name_in_a_pool() -> None:
+    """As in the experiment's own sections, the mapping that the name stands for takes its place."""
+    pools = [{"name": "a", "gpu": "l40s", "scheduler": "vllm"}, {"name": "b"}]
+    given = {**PLAIN, "cluster": {"pools": pools}}
+    keys = {"a.gpu.price_per_hour": 1.5, "a.scheduler.max_num_seqs": 7, "b.scheduler.max_num_seqs": 9}
+    overrides = [f"cluster.pools.{key}={value}" for key, value in keys.items()]
+    given["cluster"]["router"] = "kv_aware"
+    experiment = Experiment.from_mapping(given, [*overrides, "cluster.router.weight=3"])
+    assert experiment.cluster is not None
+    assert experiment.cluster.router.weight == 3
+    (_, a), (_, b) = experiment.pools()
+    assert (a.gpu.name, a.gpu.price_per_hour) == ("l40s", 1.5)
+    assert (a.scheduler.max_num_seqs, b.scheduler.max_num_seqs) == (7, 9)
+
+
 def test_a_wrong_fault_is_told_once() -> None:
     """Faults may be a mapping too, which a list of them is not told about."""
     with pytest.raises(ConfigError) as caught:
