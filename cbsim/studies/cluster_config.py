@@ -203,6 +203,25 @@ class ClusterConfig(Section):
         return pool.count if scaling is None else int(scaling.max)
 
     @property
+    def without_effect(self) -> list[str]:
+        """A note on each setting that changes nothing as the others are."""
+        of_stages, of_queues, clients = "pools for prefill and decode", "max_queue", self.clients
+        waits = clients.timeout_s or clients.first_token_timeout_s or self.max_queue is not None
+        idle = {
+            "cluster.link": (of_stages, not self.is_staged and self.link != LinkConfig()),
+            "cluster.decode_router": (
+                of_stages,
+                not self.is_staged and self.decode_router.type != "least_outstanding",
+            ),
+            "cluster.when_full": (of_queues, self.max_queue is None and self.when_full != "refuse"),
+            "cluster.clients.max_retries": (
+                f"a time-out or {of_queues}",
+                not waits and clients.max_retries > 0,
+            ),
+        }
+        return [f"{key} changes nothing without {what}" for key, (what, is_idle) in idle.items() if is_idle]
+
+    @property
     def changes(self) -> bool:
         """Whether replicas come and go, requests wait at a router, or clients stop waiting."""
         clients = self.clients

@@ -293,7 +293,7 @@ class Experiment(Section):
 
     @property
     def at_odds(self) -> tuple[str, ...]:
-        """Notes on settings that say one thing here and another one there."""
+        """Notes on settings that say one thing here and another one there, or change nothing."""
         is_sync = any(
             isinstance(own.scheduler, VllmConfig)
             and not own.scheduler.async_scheduling
@@ -304,7 +304,8 @@ class Experiment(Section):
             "scheduler.async_scheduling is false, but with cost_model.host: async the host prepares the next "
             "step while the GPU works; host: sync adds its time to each step"
         )
-        return (told,) if is_sync else ()
+        idle = () if self.cluster is None else self.cluster.without_effect
+        return (*((told,) if is_sync else ()), *idle)
 
     @property
     def alone(self) -> list[Experiment]:

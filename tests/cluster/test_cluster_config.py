@@ -12,6 +12,7 @@ import cbsim
 from cbsim.base.binding import can_compile
 from cbsim.base.errors import ConfigError
 from cbsim.show.reader_tables import run_tables
+from cbsim.studies.cluster_config import ClusterConfig
 from cbsim.studies.experiment import Experiment
 from cbsim.studies.run import too_long_notes
 
@@ -217,3 +218,20 @@ def test_the_manifest_has_a_hash_of_each_gpu() -> None:
     }
     assert [*hashes] == ["gpu", "gpu of b", "model"]
     assert hashes["gpu"] != hashes["gpu of b"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"link": {"latency_s": 1.0}}, ["link changes nothing without pools for prefill and decode"]),
+        ({"when_full": "hold"}, ["when_full changes nothing without max_queue"]),
+        ({"when_full": "hold", "max_queue": 4, "clients": {"max_retries": 1}}, []),
+        (
+            {"clients": {"max_retries": 1}},
+            ["clients.max_retries changes nothing without a time-out or max_queue"],
+        ),
+    ],
+)
+def test_settings_without_effect_are_noted(settings: dict[str, Any], told: list[str]) -> None:
+    cluster = ClusterConfig.model_validate({"pools": [{"name": "all"}], **settings})
+    assert cluster.without_effect == [f"cluster.{note}" for note in told]
