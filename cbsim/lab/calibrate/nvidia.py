@@ -35,6 +35,7 @@ from cbsim.lab.calibrate.pointsfile import Meta
 from cbsim.specs import ModelSpec, ParallelSpec
 from cbsim.specs.model import AttentionKind, MlaSpec
 from cbsim.specs.parallel import ONE_GPU
+from cbsim.specs.precision import BYTES_PER_ELEMENT
 
 MIN_LENGTH = 16
 """Shorter prompts and contexts are no load worth fitting."""
@@ -166,7 +167,7 @@ def import_meta(tables: NvidiaTables, wanted: Wanted, date: str) -> Meta:
         warnings.append("unpacking the latent vector, or absorbing it if not timed, is taken for one product")
     if model.experts is not None:
         warnings.append(f"tokens were spread over experts by {wanted.distribution}")
-    if parallel.tensor > 1:
+    if parallel.tensor > 1 and _gathered(tables, wanted) is None:
         warnings.append("the all-gather of the logits is left out")
     if parallel.data > 1:
         exchange = "NCCL's all-gather and reduce-scatter"
@@ -367,9 +368,15 @@ def collectives_points(tables: NvidiaTables, wanted: Wanted) -> list[Point]:
     if reduce is None and parallel.data == 1:
         return []
     token_bytes, points = model.hidden_size * model.element_bytes, []
+    gathered_bytes = (
+        model.hidden_size * BYTES_PER_ELEMENT["nvfp4"] if _gathers_quantised(wanted) else token_bytes
+    )
     for tokens in (2**power for power in range(MAX_STEP_TOKENS.bit_length())):
         own_tokens = tokens / parallel.data
-        seconds = sum(with_experts * line.at(tokens * token_bytes) for line in exchanges)
+        seconds = sum(
+            with_experts * line.at(tokens * size)
+            for line, size in zip(exchanges, (gathered_bytes, token_bytes), strict=False)
+        )
         if sent is not None:
             seconds += with_experts * sent.at(own_tokens)
         if reduce is not None:
@@ -379,6 +386,13 @@ def collectives_points(tables: NvidiaTables, wanted: Wanted) -> list[Point]:
             )
         points.append(Point("collectives", seconds, tokens=tokens, backend="nccl", l2="warm"))
     return points
+
+
+def _gathers_quantised(wanted: Wanted) -> bool:
+    """Whether ranks of attention quantise tokens before they gather them: TensorRT-LLM in nvfp4
+    (`disable_fp4_allgather` of its `fused_moe_cutlass.py`).
+    """
+    return wanted.framework == "trtllm" and wanted.model.weight_dtype_of("experts") == "nvfp4"
 
 
 def _sent(tables: NvidiaTables, wanted: Wanted) -> Line | None:
@@ -397,14 +411,29 @@ def _sent(tables: NvidiaTables, wanted: Wanted) -> Line | None:
 
 def _logits_points(tables: NvidiaTables, wanted: Wanted) -> list[Point]:
     model = wanted.model
-    gemm = tables.gemm(model.weight_dtype_of("head"))
+    gemm, gathered = tables.gemm(model.weight_dtype_of("head")), _gathered(tables, wanted)
     points = []
     for rows in (count for count in gemm.rows if count <= MAX_SEQS):
         seconds = gemm.seconds(rows, model.vocab_size / wanted.gpus, model.hidden_size)
         seconds += SAMPLING_KERNELS * tables.launch_s
         seconds += rows * model.vocab_size * SAMPLING_BYTES_PER_LOGIT / tables.bytes_per_s
+        if gathered is not None:
+            seconds += gathered.at(rows * model.vocab_size * model.element_bytes)
         points.append(Point("logits", seconds, num_logits=rows, backend="gemm", l2="warm"))
     return points
+
+
+def _gathered(tables: NvidiaTables, wanted: Wanted) -> Line | None:
+    """Seconds of the all-gather by which GPUs get the logits of all by their bytes, as engines do before they
+    sample (`gather_output` of TensorRT-LLM's `LMHead`, `_gather_logits` of vLLM's `LogitsProcessor`, SGLang's
+    `logits_processor.py`); None for one GPU, or if not timed over so many.
+    """
+    if wanted.gpus == 1:
+        return None
+    try:
+        return tables.nccl("all_gather", wanted.gpus)
+    except CalibrationError:
+        return None
 
 
 def _attention(tables: NvidiaTables, wanted: Wanted, kind: AttentionKind, phase: Phase) -> pd.DataFrame:

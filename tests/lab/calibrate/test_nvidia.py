@@ -243,6 +243,28 @@ def test_the_head_grows_in_proportion_beyond_the_widest_product(wheel):
     assert seconds == pytest.approx(head_s + sampling_s, rel=1e-9)
 
 
+def test_gpus_that_share_the_head_gather_its_logits(wheel):
+    """A quarter of the head each, then all logits, 2 bytes each; left out where no all-gather was timed."""
+    (seconds,) = (
+        point.t_median_s
+        for point in of(imported(wheel, tensor_parallel=4), "logits")
+        if point.num_logits == 64
+    )
+    head_s = gemm_ms(64, 128_256 / 4, 4096) / 1000 + SAMPLING_KERNELS * LAUNCH_S
+    logits = 64 * 128_256
+    gathered_s = 2e-9 * logits / 1000
+    assert seconds == pytest.approx(head_s + logits * 10 / BYTES_PER_S + gathered_s, rel=1e-6)
+    tables = NvidiaTables("l40s", wheel)
+    warnings = [
+        import_meta(
+            tables, Wanted(load_model("llama-3-8b"), ParallelSpec(tensor=gpus)), "2026-01-01"
+        ).warnings
+        for gpus in (1, 4, 8)
+    ]
+    left_out = "the all-gather of the logits is left out"
+    assert [left_out in said for said in warnings] == [False, False, True]
+
+
 def test_prompts_that_a_step_can_hold(wheel):
     """Neither prompts of one token, nor more than 16,384 tokens at once, nor sliding windows."""
     chunks = {point.chunks: point.t_median_s for point in of(imported(wheel), "prefill")}
@@ -535,6 +557,19 @@ def test_ranks_exchange_tokens_in_layers_with_experts(wheel):
     points, _ = with_experts(wheel, parallel={"data": 4, "expert": 4})
     seconds = {point.tokens: point.t_median_s for point in of(points, "collectives")}
     assert seconds[1024] == pytest.approx(0.75 * 2 * 2e-9 * 1024 * 1024 / 1000)
+
+
+def test_ranks_gather_tokens_in_nvfp4(wheel):
+    """TensorRT-LLM's quantise them before: 4.5 bits each, where sums are scattered in 16."""
+    tables = NvidiaTables("l40s", wheel)
+    model = ModelSpec.model_validate(EXPERTS | {"weight_dtype": "nvfp4"})
+    parallel = ParallelSpec(data=4, expert=4)
+    bits = []
+    for framework in ("trtllm", "vllm"):
+        points = collectives_points(tables, Wanted(model, parallel, framework))
+        seconds = {point.tokens: point.t_median_s for point in points}
+        bits.append(seconds[1024] / (0.75 * 2e-9 / 1000 * 1024 * 1024) * 16)
+    assert bits == pytest.approx([16 + 4.5, 16 + 16])
 
 
 def test_ranks_on_nvlink_over_trays_send_tokens_to_their_experts(wheel, monkeypatch):
