@@ -83,6 +83,7 @@ def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, default=Path("served"), help="folder to write to")
     parser.add_argument("--wheel", type=Path, help="the wheel of aiconfigurator-core, not installed")
+    parser.add_argument("--older", type=Path, help="the wheel of aiconfigurator 0.7.0, for older kernels")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: cores)")
     parser.add_argument("--sample", type=int, metavar="N", help="at most N runs of each model and framework")
     of = parser.add_mutually_exclusive_group()
@@ -115,7 +116,7 @@ def served_runs(options: argparse.Namespace) -> None:
     with refusals(out, "written"):
         out.mkdir(parents=True, exist_ok=True)
     pool = open_pool(options.workers)
-    runs = with_profiles(pool, runs, options.wheel, out)
+    runs = with_profiles(pool, runs, options.wheel, options.older, out)
     predictions = AnswerFile(out / "predictions.csv", Prediction._fields)
     if options.assumptions:
         tables = {
@@ -145,19 +146,23 @@ def served_runs(options: argparse.Namespace) -> None:
         print(f"\n{estimator_table(table)}")
 
 
-def with_profiles(pool: Pool, runs: Sequence[ServedRun], wheel: Path | None, out: Path) -> list[ServedRun]:
+def with_profiles(
+    pool: Pool, runs: Sequence[ServedRun], wheel: Path | None, older: Path | None, out: Path
+) -> list[ServedRun]:
     """The runs whose profile the tables have kernels for; the others' lacks are printed.
 
     Raises `CalibrationError` if there are none.
     """
     servers = [server for run in runs for server in run.servers]
-    orders = {order.folder: order for order in (profile_order(server, wheel, out) for server in servers)}
+    orders = {
+        order.folder: order for order in (profile_order(server, wheel, older, out) for server in servers)
+    }
     lacking = dict(zip(orders, run_all(pool, "profiles", import_profile, list(orders.values())), strict=True))
     _tell(Counter(problem for problem in lacking.values() if problem), "profiles")
     found = [
         run
         for run in runs
-        if not any(lacking[profile_order(server, wheel, out).folder] for server in run.servers)
+        if not any(lacking[profile_order(server, wheel, older, out).folder] for server in run.servers)
     ]
     if not found:
         raise CalibrationError(*dict.fromkeys(problem for problem in lacking.values() if problem))
@@ -178,7 +183,7 @@ def predict_runs(
     orders: dict[str, tuple[ServedRun, RunOrder]] = {}
     for run in runs:
         changes = assumption.changes[run.framework](run)
-        profiles = [profile_order(server, None, out).folder for server in run.servers]
+        profiles = [profile_order(server, None, None, out).folder for server in run.servers]
         order = run_order(run, profiles, changes, assumption.requests_per_client, engine)
         orders[order.key] = run, order
     found = answer_all(pool, "runs", predict, {key: order for key, (_, order) in orders.items()}, file)

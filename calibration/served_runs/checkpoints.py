@@ -8,6 +8,7 @@ from functools import cache
 from typing import Any
 
 from cbsim.lab.calibrate.named_spec import load_model
+from cbsim.lab.calibrate.nvidia import DISTRIBUTION
 from cbsim.specs import ModelSpec
 
 
@@ -30,6 +31,13 @@ class Checkpoint:
     def has_experts(self) -> bool:
         """Whether it is a mixture of experts."""
         return self.model in WITH_EXPERTS
+
+    @property
+    def distribution(self) -> str:
+        """How its tokens are spread over experts: DeepSeek-R1's as NVIDIA saw them (`_power_law_alpha` of
+        aiconfigurator's `deepseek.py`).
+        """
+        return "power_law_1.01" if self.model == R1 else DISTRIBUTION
 
     def load(self, framework: str, system: str) -> ModelSpec:
         """The model, with the KV cache that a framework keeps on a system."""

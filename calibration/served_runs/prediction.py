@@ -14,9 +14,11 @@ from calibration.served_runs.servers import (
     REQUESTS_PER_CLIENT,
     Settings,
     experts_framework,
+    experts_kernel,
     gpu_of,
     mean_length,
     reduces_with_norms,
+    release_of,
     set_up,
     worker,
 )
@@ -24,7 +26,7 @@ from cbsim.base.errors import CbsimError
 from cbsim.cost import StepShape
 from cbsim.lab.calibrate.fit import fit_unreported
 from cbsim.lab.calibrate.nvidia import Wanted, import_meta, import_points
-from cbsim.lab.calibrate.nvidia_tables import NvidiaTables
+from cbsim.lab.calibrate.nvidia_tables import NvidiaTables, Release
 from cbsim.lab.calibrate.point import Point
 from cbsim.lab.calibrate.pointsfile import Meta, read_points
 from cbsim.lab.calibrate.profile_folder import COST, POINTS, written_points
@@ -42,9 +44,13 @@ class ProfileOrder(NamedTuple):
     system: str
     framework: str
     experts_framework: str | None
+    experts_kernel: str | None
     reduces_with_norms: bool | None
+    release: Release | None
+    distribution: str
     parallel: ParallelSpec
     wheel: Path | None
+    older: Path | None
     folder: Path
 
 
@@ -79,15 +85,30 @@ class Prediction(NamedTuple):
     formula_tpot_s: float
 
 
-def profile_order(run: ServedRun, wheel: Path | None, out: Path) -> ProfileOrder:
+def profile_order(run: ServedRun, wheel: Path | None, older: Path | None, out: Path) -> ProfileOrder:
     """The profile that a run is predicted with."""
     model, parallel = run.checkpoint.load(run.framework, run.system), run.parallel
     split, experts = f"tp{parallel.tensor}-ep{parallel.expert}-dp{parallel.data}", experts_framework(run)
     name = f"{run.system}-{model.name}-{run.checkpoint.dtype}-{run.framework}-{split}"
-    fused = reduces_with_norms(run)
-    name += "".join(f"-{part}" for part in (experts, "fused" if fused else None) if part)
+    kernel, fused = experts_kernel(run), reduces_with_norms(run)
+    release = release_of(run)
+    numbers = ".".join(map(str, release.version)) if release else None
+    name += "".join(f"-{part}" for part in (experts, kernel, "fused" if fused else None, numbers) if part)
     folder = out / "profiles" / name
-    return ProfileOrder(model, run.system, run.framework, experts, fused, parallel, wheel, folder)
+    return ProfileOrder(
+        model,
+        run.system,
+        run.framework,
+        experts,
+        kernel,
+        fused,
+        release,
+        run.checkpoint.distribution,
+        parallel,
+        wheel,
+        older,
+        folder,
+    )
 
 
 def import_profile(order: ProfileOrder) -> str | None:
@@ -96,13 +117,15 @@ def import_profile(order: ProfileOrder) -> str | None:
     Returns what the tables lack, None for nothing.
     """
     try:
-        tables = NvidiaTables(order.system, order.wheel)
+        tables = NvidiaTables(order.system, order.wheel, order.older, order.release)
         wanted = Wanted(
             order.model,
             order.parallel,
             order.framework,
             order.framework,
             experts_framework=order.experts_framework,
+            experts_kernel=order.experts_kernel,
+            distribution=order.distribution,
             reduces_with_norms=order.reduces_with_norms,
         )
         points = import_points(tables, wanted)

@@ -11,6 +11,7 @@ from calibration.served_runs.rules import INFERENCE_MAX, SHORTEST_SHARE
 from cbsim.base.units import GIB
 from cbsim.lab.calibrate.named_spec import load_gpu
 from cbsim.lab.calibrate.nvidia import SYSTEMS
+from cbsim.lab.calibrate.nvidia_tables import Release, numbers_of
 from cbsim.specs import GpuSpec
 
 if TYPE_CHECKING:
@@ -116,16 +117,29 @@ def vllm(run: ServedRun) -> Settings:
     }
 
 
-DYNAMO = {"0.5.1-": (1, 1), "0.8.1.": (1, 2), "1.1.0-dev": (1, 3)}
+DYNAMO = {"0.5.1-": (1, 1, 0, 5), "0.8.1.": (1, 2, 0, 6), "1.1.0-dev": (1, 3, 0, 11)}
 """How releases of NVIDIA Dynamo begin, which the sample gives for its servers that prefill and decode apart,
 and the TensorRT-LLM in them (Dynamo's support matrix: 1.1.0rc5 in 0.6.0, 1.2.0rc6.post2 in 0.8.1.post2,
 1.3.0rc11 in 1.1.1)."""
+UNNAMED = (1, 1, 0, 2)
+"""The TensorRT-LLM of InferenceMAX's runs that name none: its images were of 1.1.0rc2.post2 then
+(`.github/configs/nvidia-master.yaml`), gpt-oss's from a branch of August 2025, before 1.1."""
 
 
-def _release_of(run: ServedRun) -> tuple[int, ...]:
-    """The framework's release, two numbers; empty if it isn't said."""
+def release_of(run: ServedRun) -> Release | None:
+    """TensorRT-LLM's release whose kernels a run is predicted with, None for another framework: of vLLM and
+    SGLang the older tables time other kernels than their servers ran (nvfp4 experts take 1.1 to 3.6 times as
+    long, attention in FP8 half).
+    """
+    if run.framework != "trtllm":
+        return None
+    return Release(run.framework, _trtllm_release(run) or UNNAMED)
+
+
+def _trtllm_release(run: ServedRun) -> tuple[int, ...]:
+    """All numbers of TensorRT-LLM's release; empty if it isn't said."""
     of_dynamo = [own for begin, own in DYNAMO.items() if run.version.startswith(begin)]
-    return of_dynamo[0] if run.framework == "trtllm" and of_dynamo else _release(run.version)
+    return of_dynamo[0] if of_dynamo else numbers_of(run.version)
 
 
 def _release(version: str) -> tuple[int, ...]:
@@ -165,7 +179,7 @@ def trtllm(run: ServedRun) -> Settings:
     if run.origin == INFERENCE_MAX:
         shares = {LLAMA_70B: (16_384, 0.9), OSS: (20_000, 0.85)}
         needed = (run.clients + run.num_prompt_tokens + 64 + 63) // 64 * 64
-        if _release_of(run) >= SINCE_OWN_EXPERTS:
+        if _trtllm_release(run) >= SINCE_OWN_EXPERTS:
             needed = max(needed, 8192)
         tokens, share = shares.get(run.checkpoint.model, (needed, 0.8))
     left = 1.0 - _weights_share(run)
@@ -192,8 +206,23 @@ def experts_framework(run: ServedRun) -> str | None:
     if run.framework == "sglang" and run.checkpoint.dtype == "fp8_block" and run.parallel.data > 1:
         return "trtllm"
     is_told = run.origin == INFERENCE_MAX and run.framework == "trtllm" and run.parallel.data == 1
-    is_told = is_told and _release_of(run) >= SINCE_OWN_EXPERTS and run.system in BLACKWELL
+    is_told = is_told and _trtllm_release(run) >= SINCE_OWN_EXPERTS and run.system in BLACKWELL
     return "sglang" if is_told and run.checkpoint.dtype == "fp8_block" else None
+
+
+def experts_kernel(run: ServedRun) -> str | None:
+    """The kernel of experts that a server was told to run, None for the fastest.
+
+    InferenceMAX's scripts for DeepSeek-R1 in nvfp4 ask TensorRT-LLM for `moe_config.backend: TRTLLM`, but for
+    `CUTLASS` with 256 clients or more, and with more than 32 where prompts are long
+    (`benchmarks/dsr1_fp4_b200_trt.sh`, and before it `dsr1_fp4_b200_trt_slurm.sh`).
+    """
+    is_told = run.origin == INFERENCE_MAX and run.framework == "trtllm" and run.prefill is None
+    if not (is_told and run.checkpoint.model == R1 and run.checkpoint.dtype == "nvfp4"):
+        return None
+    return (
+        "CUTLASS" if run.clients >= 256 or (run.num_prompt_tokens == 8192 and run.clients > 32) else "TRTLLM"
+    )
 
 
 def reduces_with_norms(run: ServedRun) -> bool | None:

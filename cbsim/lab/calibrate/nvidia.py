@@ -96,6 +96,8 @@ class Wanted:
     """Of tokens over experts, by the tables' name."""
     experts_framework: str | None = None
     """Whose experts, where an engine was told to run another's kernels; null takes `framework`'s."""
+    experts_kernel: str | None = None
+    """The kernel of experts that an engine was told to run, one of `EXPERT_KERNELS`; null for the fastest."""
     reduces_with_norms: bool | None = None
     """Whether all-reduces normalise too; null takes the framework's habit."""
 
@@ -167,6 +169,12 @@ def import_meta(tables: NvidiaTables, wanted: Wanted, date: str) -> Meta:
         warnings.append("unpacking the latent vector, or absorbing it if not timed, is taken for one product")
     if model.experts is not None:
         warnings.append(f"tokens were spread over experts by {wanted.distribution}")
+    if tables.release is not None:
+        release = ".".join(map(str, tables.release.version))
+        warnings.append(
+            f"experts, latent attention and collectives are those timed next to {tables.release.framework} "
+            f"{release}, as far as they were"
+        )
     if parallel.tensor > 1 and _gathered(tables, wanted) is None:
         warnings.append("the all-gather of the logits is left out")
     if parallel.data > 1:
@@ -332,7 +340,9 @@ def _experts(tables: NvidiaTables, wanted: Wanted) -> Line | None:
     split = (parallel.expert_tensor, parallel.expert)
     return tables.experts(
         wanted.experts_framework or wanted.framework,
-        ExpertsTable(model.experts, model.hidden_size, dtype, *split, wanted.distribution),
+        ExpertsTable(
+            model.experts, model.hidden_size, dtype, *split, wanted.distribution, wanted.experts_kernel
+        ),
     )
 
 
@@ -470,6 +480,13 @@ def _with_rest_of_modules(
     table = decodes.assign(context=decodes["step"] + 1)
     table = table.merge(modules, on=["batch_size", "context"], how="left", suffixes=("", "_of_module"))
     rest = table.pop("seconds_of_module") - table["batch_size"].map(apart)
+    if tables.newest is not tables:
+        # Whole layers were timed with the newest kernels; those wanted take their place.
+        newest = tables.newest.latent_attention(
+            "generation", wanted.decode_framework, heads.num_heads, heads.kv_dtype
+        )
+        sizes = ["batch_size", "step"]
+        rest += table["seconds"] - table[sizes].merge(newest, on=sizes, how="left")["seconds"]
     return table.assign(seconds=np.fmax(table["seconds"], rest))
 
 

@@ -65,10 +65,38 @@ EXCHANGED_IN = {"nvfp4": "nvfp4"}
 before for nvfp4 alone (`use_postquant_alltoall` of its `fused_moe_wide_ep.py`)."""
 FURTHER, HICCUP = 3, 1.4
 """A timing this many times as long as one of the next sizes with more rows is none of a kernel's alone."""
+TIMED_BY_RELEASE = ("mla", "moe", "comm")
+"""Tables that tell a framework's releases apart. TensorRT-LLM's products repeat within 2 % from 1.0.0rc3 to
+1.3.0rc20, in FP8 but for the quantising that is taken off; its older timings of grouped queries read a cache
+faster than memory can (128 decodes of 4096 tokens 2.1 GB in 375 us on an H100)."""
+UNSTEADY_EXPERTS = ("moe_torch_flow_min_latency", "1.0.0rc6")
+"""A kernel and the release whose timings of it contradict each other: one token's eight experts take 24 us
+among those of one spread, 54 among those of the other."""
+SPARSE = 4
+"""Tables before TensorRT-LLM 1.3.0rc20 spread tokens over experts by rounding, and gave what that left to the
+fullest or to one GPU (`power_law_logits_v3` of aiconfigurator's collectors): four tokens reach 19 of
+DeepSeek-R1's experts, where drawing from the same power law gives 28. From as many choices as a quarter of
+the experts on the two agree."""
+OLDER_ROOT = "aiconfigurator/systems"
+OLDER_NAMES = {"gb200": "gb200_sxm"}
+"""Systems that had another name when the tables came with `aiconfigurator` itself, as text."""
+EXPERT_KERNELS = {
+    "TRTLLM": ("moe_torch_flow_min_latency",),
+    "CUTLASS": ("moe_torch_flow", "moe_torch_flow_cutlass"),
+}
+"""What the tables call the kernels of TensorRT-LLM's `moe_config.backend`."""
 Folder = Path | zipfile.Path
 Phase = Literal["context", "generation"]
 OPTIONS: dict[Phase, str] = {"context": "--framework", "generation": "--decode-framework"}
 """What names the framework whose attention is taken."""
+
+
+class Release(NamedTuple):
+    """A release of a framework, whose kernels are wanted."""
+
+    framework: str
+    version: tuple[int, ...]
+    """All numbers in its name: 1, 1, 0, 2 of 1.1.0rc2."""
 
 
 class Heads(NamedTuple):
@@ -94,15 +122,28 @@ class ExpertsTable(NamedTuple):
     parallel: int
     """Groups of GPUs that experts are dealt out to."""
     distribution: str
+    kernel: str | None = None
+    """The only kernel that counts, one of `EXPERT_KERNELS`; null for the fastest."""
 
 
 class NvidiaTables:
     """The tables of one system, from the installed package or from its wheel."""
 
-    def __init__(self, system: str, wheel: Path | None = None) -> None:
-        """Raises `CalibrationError` if the package or the system isn't there."""
+    def __init__(
+        self,
+        system: str,
+        wheel: Path | None = None,
+        older: Path | None = None,
+        release: Release | None = None,
+    ) -> None:
+        """`older` is a wheel of an earlier release of NVIDIA's, for tables that the package no longer has,
+        `release` whose kernels are wanted (`TIMED_BY_RELEASE`); without one the newest tables count.
+
+        Raises `CalibrationError` if the package or the system isn't there.
+        """
         self.system = system
-        self._wheel = wheel
+        self.release = release
+        self._wheel, self._older = wheel, older
         self.folder, self.package_version = open_package(wheel)
         systems = sorted(
             entry.name for entry in (self.folder / "data").iterdir() if (entry / "gemm").is_dir()
@@ -196,7 +237,7 @@ class NvidiaTables:
         self._note(
             f"collectives over {num_gpus} GPUs are those of {whole}, since none over two trays was timed"
         )
-        return NvidiaTables(whole, self._wheel)
+        return self._of(whole)
 
     def all_to_all(self, experts: ExpertsSpec, hidden_size: int, dtype: str, num_ranks: int) -> Line | None:
         """Seconds to send tokens to their experts on other ranks and to get results back, by the tokens of
@@ -211,7 +252,7 @@ class NvidiaTables:
             "moe_ep_size": num_ranks,
         }
         system = "gb200" if self.system == "gb300" else self.system
-        tables = self if system == self.system else NvidiaTables(system, self._wheel)
+        tables = self if system == self.system else self._of(system)
         for table in tables._all("comm", ("trtllm",), "trtllm_alltoall_perf"):
             for column, size in sizes.items():
                 table = table[table[column] == size]
@@ -342,7 +383,18 @@ class NvidiaTables:
         )
 
     def _timed_experts(self, framework: str, wanted: ExpertsTable, dtype: str) -> pd.DataFrame | None:
-        """The rows of the newest version that timed such experts, None if there is none."""
+        """The rows of the first version that timed such experts, None if there is none; with few tokens those
+        of the newest.
+        """
+        found = self._experts_of_first(framework, wanted, dtype)
+        if found is None or not self._is_of_release("moe", framework):
+            return found
+        newest = self.newest._experts_of_first(framework, wanted, dtype)
+        fewest = wanted.experts.num_experts / (wanted.experts.num_experts_per_token * SPARSE)
+        parts = [] if newest is None else [newest[newest["num_tokens"] < fewest]]
+        return pd.concat([*parts, found[found["num_tokens"] >= fewest]])
+
+    def _experts_of_first(self, framework: str, wanted: ExpertsTable, dtype: str) -> pd.DataFrame | None:
         sizes = {
             "moe_dtype": dtype,
             "distribution": wanted.distribution,
@@ -356,9 +408,26 @@ class NvidiaTables:
         for table in self._all("moe", (framework,), "moe_perf"):
             for column, size in sizes.items():
                 table = table[table[column] == size]
+            kernel, release = UNSTEADY_EXPERTS
+            table = table[(table["kernel_source"] != kernel) | (table.get("version") != release)]
+            if wanted.kernel is not None:
+                table = table[table["kernel_source"].isin(EXPERT_KERNELS[wanted.kernel])]
             if not table.empty:
                 return table
         return None
+
+    @property
+    def newest(self) -> NvidiaTables:
+        """The same without a release: the newest tables."""
+        return self if self.release is None else NvidiaTables(self.system, self._wheel)
+
+    def _of(self, system: str) -> NvidiaTables:
+        """The tables of another system."""
+        return NvidiaTables(system, self._wheel, self._older, self.release)
+
+    def _is_of_release(self, op: str, framework: str) -> bool:
+        """Whether releases of a framework's table are told apart."""
+        return self.release is not None and framework == self.release.framework and op in TIMED_BY_RELEASE
 
     def _note(self, note: str) -> None:
         if note not in self.notes:
@@ -370,25 +439,36 @@ class NvidiaTables:
 
     def _versions(self, op: str, framework: str, name: str) -> dict[tuple[int, ...], Folder]:
         """The files of a table, by version."""
-        folder = self.folder / "data" / self.system / op / framework
+        folders = [(self.folder / "data" / self.system / op / framework, f"{name}.parquet")]
+        if self._older is not None and self._is_of_release(op, framework):
+            older = open_wheel(self._older, OLDER_ROOT) / "data" / OLDER_NAMES.get(self.system, self.system)
+            folders.insert(0, (older / framework, f"{name}.txt"))
         return {
-            tuple(map(int, re.findall(r"\d+", version.name))): version / f"{name}.parquet"
+            numbers_of(version.name): version / file
+            for folder, file in folders
             for version in (folder.iterdir() if folder.is_dir() else [])
-            if (version / f"{name}.parquet").is_file()
+            if (version / file).is_file()
         }
 
     def _all(self, op: str, frameworks: Iterable[str], name: str) -> Iterable[pd.DataFrame]:
-        """The tables of all versions, the newest first."""
+        """The tables of all versions, the newest first; where a release is wanted, first the newest that is
+        no newer, then those after it.
+        """
         for framework in frameworks:
             found = self._versions(op, framework, name)
-            for version in sorted(found, reverse=True):
+            versions = sorted(found, reverse=True)
+            if self.release is not None and self._is_of_release(op, framework):
+                wanted = self.release.version
+                later = [version for version in reversed(versions) if version > wanted]
+                versions = [version for version in versions if version <= wanted] + later
+            for version in versions:
                 yield _table(found[version])
 
     def _read(self, op: str, framework: str, name: str) -> pd.DataFrame:
         framework, _, release = framework.partition("/")
         releases = self._versions(op, framework, name)
         if release and releases:
-            wanted = tuple(map(int, re.findall(r"\d+", release)))
+            wanted = numbers_of(release)
             if wanted in releases:
                 return _table(releases[wanted])
             allowed = [".".join(map(str, version)) for version in sorted(releases)]
@@ -403,7 +483,11 @@ class NvidiaTables:
 
 @cache
 def _table(path: Folder) -> pd.DataFrame:
-    table = pd.read_parquet(io.BytesIO(path.read_bytes()))
+    content = io.BytesIO(path.read_bytes())
+    if path.name.endswith(".txt"):
+        table = pd.read_csv(content).replace("float16", "bfloat16")
+    else:
+        table = pd.read_parquet(content)
     return table.assign(seconds=table["latency"] / MS_PER_S)
 
 
@@ -473,13 +557,7 @@ def open_package(wheel: Path | None) -> tuple[Folder, str]:
     Raises `CalibrationError` if it isn't there.
     """
     if wheel is not None:
-        try:
-            folder = zipfile.Path(wheel) / ROOT
-        except (OSError, zipfile.BadZipFile) as error:
-            raise CalibrationError(f"{wheel}: can't be read as a wheel: {error}") from error
-        if not folder.is_dir():
-            raise CalibrationError(f"{wheel}: not a wheel of {PACKAGE}")
-        return folder, wheel.name.split("-")[1]
+        return open_wheel(wheel, ROOT), wheel.name.split("-")[1]
     try:
         package = distribution(PACKAGE)
     except PackageNotFoundError as error:
@@ -487,3 +565,19 @@ def open_package(wheel: Path | None) -> tuple[Folder, str]:
             f"{PACKAGE} is not installed: pip install 'cbsim[nvidia]', or pass its wheel by --wheel"
         ) from error
     return Path(str(package.locate_file(ROOT))), package.version
+
+
+def open_wheel(wheel: Path, root: str) -> Folder:
+    """The folder of systems of a wheel, packed or not. Raises `CalibrationError` if it isn't there."""
+    try:
+        folder = (wheel if wheel.is_dir() else zipfile.Path(wheel)) / root
+    except (OSError, zipfile.BadZipFile) as error:
+        raise CalibrationError(f"{wheel}: can't be read as a wheel: {error}") from error
+    if not folder.is_dir():
+        raise CalibrationError(f"{wheel}: not a wheel of {PACKAGE if root == ROOT else root.split('/')[0]}")
+    return folder
+
+
+def numbers_of(version: str) -> tuple[int, ...]:
+    """All numbers in a version's name: 1, 1, 0, 2 of 1.1.0rc2."""
+    return tuple(map(int, re.findall(r"\d+", version)))

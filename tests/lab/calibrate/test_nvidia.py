@@ -19,7 +19,7 @@ from cbsim.lab.calibrate.nvidia import (
     import_points,
     system_of,
 )
-from cbsim.lab.calibrate.nvidia_tables import ExpertsTable, NvidiaTables
+from cbsim.lab.calibrate.nvidia_tables import ExpertsTable, NvidiaTables, Release
 from cbsim.specs import ModelSpec, ParallelSpec
 from tests.specs.test_specs import load_model
 
@@ -323,6 +323,8 @@ def test_where_points_come_from(wheel):
         NvidiaTables("l40s", wheel), replace(wanted, model=fp8, distribution="balanced"), "2026-01-01"
     )
     assert "--tp 4 --weight-dtype fp8 --distribution balanced --framework vllm" in told.command
+    dated = import_meta(NvidiaTables("l40s", wheel, None, Release("vllm", (0, 8, 5))), wanted, "2026-01-01")
+    assert any("timed next to vllm 0.8.5" in said for said in dated.warnings)
 
 
 @pytest.mark.parametrize(
@@ -508,11 +510,14 @@ def test_experts_are_those_of_the_shape_the_split_and_the_spread(wheel):
         with_experts(wheel, distribution="balanced")
 
 
+SPEC = ModelSpec.model_validate(EXPERTS).experts
+
+
 def moe_rows(seconds, dtype="mxfp4", tensor=2, parallel=1):
     """A table of experts with one size, 16 tokens."""
     row = {"distribution": "power_law_1.2", "hidden_size": 1024, "inter_size": 512, "topk": 4}
     row |= {"num_experts": 64, "moe_tp_size": tensor, "moe_ep_size": parallel, "moe_dtype": dtype}
-    return pd.DataFrame([row | {"num_tokens": 16, "seconds": seconds}])
+    return pd.DataFrame([row | {"num_tokens": 16, "seconds": seconds, "kernel_source": "fast"}])
 
 
 def test_experts_that_a_framework_did_not_time(wheel, monkeypatch):
@@ -525,10 +530,9 @@ def test_experts_that_a_framework_did_not_time(wheel, monkeypatch):
     }
     monkeypatch.setattr(tables, "_frameworks", lambda op: sorted(timed))
     monkeypatch.setattr(tables, "_all", lambda op, frameworks, name: iter(timed.get(frameworks[0], [])))
-    spec = ModelSpec.model_validate(EXPERTS).experts
 
     def seconds(framework, tensor):
-        wanted = ExpertsTable(spec, 1024, "mxfp4", tensor, 1, "power_law_1.2")
+        wanted = ExpertsTable(SPEC, 1024, "mxfp4", tensor, 1, "power_law_1.2")
         return tables.experts(framework, wanted).seconds.tolist()
 
     assert seconds("vllm", 2) == [4.0]
@@ -542,6 +546,73 @@ def test_experts_that_a_framework_did_not_time(wheel, monkeypatch):
         "experts are those of sglang, since vllm's were not timed",
         "experts are the least of those of sglang and those of vllm, since trtllm's were not timed",
     ]
+
+
+def older_wheel(folder, **tables):
+    """One whose tables are text."""
+    path = folder / "aiconfigurator-0.7.0-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, table in tables.items():
+            archive.writestr(f"aiconfigurator/systems/data/l40s/{name}.txt", table.to_csv(index=False))
+    return path
+
+
+def older_experts(latency, *sources, tokens=(1, 64, 1024)):
+    """Of the shape in the wheel."""
+    rows = moe_rows(0.0, "fp8", tensor=1).drop(columns="seconds")
+    return pd.concat(
+        rows.assign(num_tokens=count, kernel_source=source, latency=latency)
+        for count in tokens
+        for source in sources or ("fast",)
+    )
+
+
+def test_experts_of_a_release(wheel, tmp_path):
+    """The newest that is no newer, else the oldest; below 64 / (4 * 4) tokens the newest of all."""
+    older = {"0.7.0": 7.0, "0.8.0rc2": 5.0}
+    path = older_wheel(tmp_path, **{f"vllm/{name}/moe_perf": older_experts(ms) for name, ms in older.items()})
+
+    def seconds(*version, older=path):
+        tables = NvidiaTables("l40s", wheel, older, Release("vllm", version))
+        return tables.experts("vllm", ExpertsTable(SPEC, 1024, "fp8", 1, 1, "power_law_1.2")).seconds.tolist()
+
+    newest = [1e-3, 2e-3, 8e-3]
+    assert seconds(0, 8, 0, 2) == seconds(0, 8, 5) == [1e-3, 5e-3, 5e-3]
+    assert seconds(0, 8, 0, 1) == [1e-3, 7e-3, 7e-3]
+    assert seconds(0, 6) == [1e-3, 7e-3, 7e-3]
+    assert seconds(0, 9, 0) == seconds(0, 8, older=None) == newest
+    tables = NvidiaTables("l40s", wheel, path, Release("trtllm", (0, 7, 0)))
+    assert (
+        tables.experts("vllm", ExpertsTable(SPEC, 1024, "fp8", 1, 1, "power_law_1.2")).seconds.tolist()
+        == newest
+    )
+    products = [
+        NvidiaTables("l40s", wheel, *others).gemm().seconds(64, 4096, 4096)
+        for others in ((), (path, Release("vllm", (0, 7, 0))))
+    ]
+    assert products[0] == products[1]
+
+
+def test_experts_of_a_kernel(wheel, tmp_path):
+    """The one told, without the timings that contradict each other."""
+    sources = ("moe_torch_flow_min_latency", "moe_torch_flow")
+    table = older_experts(4.0, *sources).assign(version="1.0.0rc6")
+    table.loc[table["kernel_source"] == "moe_torch_flow", "latency"] = 9.0
+    path = older_wheel(
+        tmp_path,
+        **{
+            "vllm/1.0.0rc6/moe_perf": table,
+            "vllm/1.2.0rc5/moe_perf": older_experts(6.0, *sources).assign(version="1.2.0rc5"),
+        },
+    )
+    tables = NvidiaTables("l40s", wheel, path, Release("vllm", (1, 1, 0)))
+
+    def last_ms(kernel):
+        wanted = ExpertsTable(SPEC, 1024, "fp8", 1, 1, "power_law_1.2", kernel)
+        return tables.experts("vllm", wanted).seconds[-1] * 1000
+
+    assert last_ms("CUTLASS") == last_ms(None) == pytest.approx(9.0)
+    assert last_ms("TRTLLM") == pytest.approx(6.0)
 
 
 def test_layers_with_a_window_have_points_of_their_own(wheel):
@@ -609,9 +680,9 @@ def test_collectives_over_trays_are_those_of_a_node_with_the_same_gpus(wheel, mo
     made = []
 
     class Node(NvidiaTables):
-        def __init__(self, system, wheel):
+        def __init__(self, system, wheel, *others):
             made.append(system)
-            super().__init__("l40s", wheel)
+            super().__init__("l40s", wheel, *others)
 
     monkeypatch.setattr(nvidia_tables, "NvidiaTables", Node)
     tables = NvidiaTables("l40s", wheel)
@@ -695,6 +766,34 @@ def test_what_whole_layers_of_latent_attention_take_more(wheel, monkeypatch):
         point.num_decodes: point.t_median_s for point in of(with_experts(wheel, **LATENT)[0], "decode")
     }
     assert decodes == pytest.approx({1: 1e-5, 64: 7e-5})
+
+
+def test_latent_attention_of_a_release(wheel, tmp_path, monkeypatch):
+    """Of 64 decodes it took 20 us more than the newest, with which whole layers were timed; of one 3 less."""
+    shapes = [(2112, 1024), (32 * 192, 1536), (32 * 256, 512), (1024, 32 * 128)]
+    apart_s = sum(gemm_ms(64, n, k) for n, k in shapes) / 1000 + 4 * LAUNCH_S
+    whole = {"num_heads": 32, "gemm_type": "bfloat16", "kv_cache_dtype": "fp8", "step": 65_536}
+    modules = pd.DataFrame([whole | {"batch_size": 64, "seconds": apart_s + 6e-5}])
+    read, versions = NvidiaTables._read, NvidiaTables._versions
+    name = "mla_generation_module_perf"
+    monkeypatch.setattr(NvidiaTables, "_read", lambda *asked: modules if asked[3] == name else read(*asked))
+    monkeypatch.setattr(NvidiaTables, "_versions", lambda *asked: asked[3] == name or versions(*asked))
+    latent = {
+        "num_heads": 32,
+        "kv_cache_dtype": "float16",
+        "isl": 1,
+        "step": 65_535,
+        "kernel_source": "default",
+    }
+    table = pd.DataFrame(
+        [latent | {"batch_size": 1, "latency": 7e-3}, latent | {"batch_size": 64, "latency": 7e-2}]
+    )
+    path = older_wheel(tmp_path, **{"trtllm/0.9/generation_mla_perf": table})
+    model = ModelSpec.model_validate(EXPERTS | LATENT | {"kv_dtype": "fp8"})
+    tables = NvidiaTables("l40s", wheel, path, Release("trtllm", (0, 9)))
+    points = import_points(tables, Wanted(model, framework="vllm", decode_framework="trtllm"))
+    decodes = {point.num_decodes: point.t_median_s for point in of(points, "decode")}
+    assert decodes == pytest.approx({1: 7e-6, 64: 8e-5})
 
 
 def test_something_else_than_the_wheel(tmp_path):

@@ -16,7 +16,7 @@ from calibration.served_runs.assumptions import DOCUMENTED, OTHERS, Assumption, 
 from calibration.served_runs.checkpoints import CHECKPOINTS
 from calibration.served_runs.estimates import FIGURES, case_of, estimate_all
 from calibration.served_runs.picture import served_picture
-from calibration.served_runs.prediction import Prediction, predict, run_order
+from calibration.served_runs.prediction import Prediction, predict, profile_order, run_order
 from calibration.served_runs.rules import (
     APART_CORRECTIONS,
     APART_EXCLUSIONS,
@@ -38,7 +38,9 @@ from calibration.served_runs.sample import (
 from calibration.served_runs.servers import (
     REQUESTS_PER_CLIENT,
     experts_framework,
+    experts_kernel,
     reduces_with_norms,
+    release_of,
     set_up,
     worker,
 )
@@ -588,6 +590,46 @@ def test_experts_of_the_kernel_that_was_asked_for():
     assert experts_framework(run._replace(version="1.1.0rc2.post2")) is None
     assert experts_framework(run._replace(system="h200_sxm")) is None
     assert experts_framework(run._replace(parallel=ParallelSpec(data=2))) is None
+
+
+def test_experts_of_the_backend_that_scripts_name():
+    """CUTLASS's for many clients, fewer where prompts are long."""
+    nvfp4 = CHECKPOINTS["nvidia/DeepSeek-R1-NVFP4", "fp4"]
+    run = served_run("trtllm", checkpoint=nvfp4, origin=INFERENCE_MAX, clients=255)
+    assert experts_kernel(run) == "TRTLLM"
+    assert experts_kernel(run._replace(clients=256)) == "CUTLASS"
+    long = run._replace(num_prompt_tokens=8192, clients=32)
+    assert experts_kernel(long) == "TRTLLM"
+    assert experts_kernel(long._replace(clients=33)) == "CUTLASS"
+    others = ({"origin": RUNNER}, {"framework": "sglang"}, {"prefill": Workers(1, ParallelSpec())})
+    others += ({"checkpoint": CHECKPOINTS["deepseek-ai/DeepSeek-R1", "fp8"]},)
+    assert [experts_kernel(run._replace(**other)) for other in others] == [None] * 4
+
+
+@pytest.mark.parametrize(
+    ("version", "numbers"),
+    [
+        ("1.0.0rc3", (1, 0, 0, 3)),
+        ("1.2.0rc6.post2", (1, 2, 0, 6, 2)),
+        ("", (1, 1, 0, 2)),
+        ("gpt-oss-dev", (1, 1, 0, 2)),
+        ("0.8.1.post2", (1, 2, 0, 6)),
+    ],
+)
+def test_kernels_of_the_release_that_served(version, numbers):
+    run = served_run("trtllm", version=version)
+    assert release_of(run) == ("trtllm", numbers)
+    assert release_of(run._replace(framework="sglang")) is None
+    folder = profile_order(run, None, None, Path("out")).folder
+    assert folder.name == f"h100_sxm-llama-3-8b-bf16-trtllm-tp1-ep1-dp1-{'.'.join(map(str, numbers))}"
+
+
+def test_tokens_are_spread_as_nvidia_saw_them():
+    r1, kimi = (
+        CHECKPOINTS[key] for key in (("deepseek-ai/DeepSeek-R1", "fp8"), ("moonshotai/Kimi-K2.5", "int4"))
+    )
+    orders = [profile_order(served_run(checkpoint=each), None, None, Path()) for each in (r1, kimi)]
+    assert [order.distribution for order in orders] == ["power_law_1.01", "power_law_1.2"]
 
 
 def test_all_reduces_that_normalise():
