@@ -76,7 +76,9 @@ SPARSE = 4
 """Tables before TensorRT-LLM 1.3.0rc20 spread tokens over experts by rounding, and gave what that left to the
 fullest or to one GPU (`power_law_logits_v3` of aiconfigurator's collectors): four tokens reach 19 of
 DeepSeek-R1's experts, where drawing from the same power law gives 28. From as many choices as a quarter of
-the experts on the two agree."""
+the experts on those two agree; later collectors give what is left to experts without any."""
+EVEN = "balanced"
+"""The spread that all versions agree on."""
 OLDER_ROOT = "aiconfigurator/systems"
 OLDER_NAMES = {"gb200": "gb200_sxm"}
 """Systems that had another name when the tables came with `aiconfigurator` itself, as text."""
@@ -383,16 +385,25 @@ class NvidiaTables:
         )
 
     def _timed_experts(self, framework: str, wanted: ExpertsTable, dtype: str) -> pd.DataFrame | None:
-        """The rows of the first version that timed such experts, None if there is none; with few tokens those
-        of the newest.
+        """The rows of the first version that timed such experts, None if there is none.
+
+        Of a release they are the newest's, as many times as long as with tokens spread evenly, as far as it
+        timed those; where another near it did, with few tokens alone.
         """
         found = self._experts_of_first(framework, wanted, dtype)
-        if found is None or not self._is_of_release("moe", framework):
-            return found
         newest = self.newest._experts_of_first(framework, wanted, dtype)
+        if found is None or newest is None or not self._is_of_release("moe", framework):
+            return found
+        even = wanted._replace(distribution=EVEN)
+        then, now = (tables._experts_of_first(framework, even, dtype) for tables in (self, self.newest))
         fewest = wanted.experts.num_experts / (wanted.experts.num_experts_per_token * SPARSE)
-        parts = [] if newest is None else [newest[newest["num_tokens"] < fewest]]
-        return pd.concat([*parts, found[found["num_tokens"] >= fewest]])
+        if then is not None and now is not None:
+            times = [table.groupby("num_tokens")["seconds"].min() for table in (then, now)]
+            longer = newest["num_tokens"].map(times[0] / times[1]).fillna(1.0)
+            newest = newest.assign(seconds=newest["seconds"] * longer)
+            if then["version"].iloc[0] == found["version"].iloc[0]:
+                fewest = np.inf
+        return pd.concat([newest[newest["num_tokens"] < fewest], found[found["num_tokens"] >= fewest]])
 
     def _experts_of_first(self, framework: str, wanted: ExpertsTable, dtype: str) -> pd.DataFrame | None:
         sizes = {

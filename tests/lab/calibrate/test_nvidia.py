@@ -593,6 +593,32 @@ def test_experts_of_a_release(wheel, tmp_path):
     assert products[0] == products[1]
 
 
+@pytest.mark.parametrize(("evenly", "milliseconds"), [("0.8.0", [3, 7, 7]), ("0.7.0", [3, 6, 24])])
+def test_experts_as_many_times_as_long_as_spread_evenly(wheel, tmp_path, monkeypatch, evenly, milliseconds):
+    """The newest's 1, 2 and 8 ms three times as long, with few tokens alone if another release timed that."""
+    even, uneven = (
+        older_experts(0.0).assign(distribution=name, latency=ms)
+        for name, ms in (("balanced", [0.02, 0.05, 9.0]), ("power_law_1.2", [1.0, 2.0, 8.0]))
+    )
+    newest = pd.concat([even, uneven]).assign(seconds=lambda table: table["latency"] / 1000)
+    timed = {"0.7.0": [older_experts(7.0)], "0.8.0": []}
+    timed[evenly].append(even.assign(latency=3 * even["latency"]))
+    tables = {
+        f"vllm/{version}/moe_perf": pd.concat(parts).assign(version=version)
+        for version, parts in timed.items()
+        if parts
+    }
+    dated = NvidiaTables("l40s", wheel, older_wheel(tmp_path, **tables), Release("vllm", (0, 7, 5)))
+    every = NvidiaTables._all
+
+    def with_even(self, op, frameworks, name):
+        return [newest] if self.release is None else every(self, op, frameworks, name)
+
+    monkeypatch.setattr(NvidiaTables, "_all", with_even)
+    wanted = ExpertsTable(SPEC, 1024, "fp8", 1, 1, "power_law_1.2")
+    assert dated.experts("vllm", wanted).seconds * 1000 == pytest.approx(milliseconds)
+
+
 def test_experts_of_a_kernel(wheel, tmp_path):
     """The one told, without the timings that contradict each other."""
     sources = ("moe_torch_flow_min_latency", "moe_torch_flow")
