@@ -25,7 +25,7 @@ from calibration.served_runs.servers import (
 from cbsim.base.errors import CbsimError
 from cbsim.cost import StepShape
 from cbsim.lab.calibrate.fit import fit_unreported
-from cbsim.lab.calibrate.nvidia import Wanted, import_meta, import_points
+from cbsim.lab.calibrate.nvidia import DISTRIBUTION, Wanted, import_meta, import_points
 from cbsim.lab.calibrate.nvidia_tables import NvidiaTables, Release
 from cbsim.lab.calibrate.point import Point
 from cbsim.lab.calibrate.pointsfile import Meta, read_points
@@ -114,26 +114,35 @@ def profile_order(run: ServedRun, wheel: Path | None, older: Path | None, out: P
 def import_profile(order: ProfileOrder) -> str | None:
     """Import a profile; what is there already is kept where the tables say the same.
 
-    Returns what the tables lack, None for nothing.
+    Where no experts were timed with their tokens spread as wanted the usual spread counts. Returns what the
+    tables lack, None for nothing.
     """
-    try:
-        tables = NvidiaTables(order.system, order.wheel, order.older, order.release)
-        wanted = Wanted(
-            order.model,
-            order.parallel,
-            order.framework,
-            order.framework,
-            experts_framework=order.experts_framework,
-            experts_kernel=order.experts_kernel,
-            distribution=order.distribution,
-            reduces_with_norms=order.reduces_with_norms,
-        )
-        points = import_points(tables, wanted)
-        meta = import_meta(tables, wanted, datetime.now(UTC).date().isoformat())
-        write_quick_profile(order.folder, points, meta)
-    except CbsimError as error:
-        return str(error)
-    return None
+    lacking = None
+    for distribution in dict.fromkeys((order.distribution, DISTRIBUTION)):
+        try:
+            _import(order, distribution)
+        except CbsimError as error:
+            lacking = lacking or str(error)
+        else:
+            return None
+    return lacking
+
+
+def _import(order: ProfileOrder, distribution: str) -> None:
+    tables = NvidiaTables(order.system, order.wheel, order.older, order.release)
+    wanted = Wanted(
+        order.model,
+        order.parallel,
+        order.framework,
+        order.framework,
+        experts_framework=order.experts_framework,
+        experts_kernel=order.experts_kernel,
+        distribution=distribution,
+        reduces_with_norms=order.reduces_with_norms,
+    )
+    points = import_points(tables, wanted)
+    meta = import_meta(tables, wanted, datetime.now(UTC).date().isoformat())
+    write_quick_profile(order.folder, points, meta)
 
 
 def write_quick_profile(folder: Path, points: Sequence[Point], meta: Meta) -> None:

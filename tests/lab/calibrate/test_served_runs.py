@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from calibration.served_runs import __main__ as command
-from calibration.served_runs import estimates, estimator
+from calibration.served_runs import estimates, estimator, prediction
 from calibration.served_runs.answers import AnswerFile, answer_all
 from calibration.served_runs.assumptions import DOCUMENTED, OTHERS, Assumption, always
 from calibration.served_runs.checkpoints import CHECKPOINTS
@@ -630,6 +630,26 @@ def test_tokens_are_spread_as_nvidia_saw_them():
     )
     orders = [profile_order(served_run(checkpoint=each), None, None, Path()) for each in (r1, kimi)]
     assert [order.distribution for order in orders] == ["power_law_1.01", "power_law_1.2"]
+
+
+def test_the_usual_spread_where_experts_were_not_timed_otherwise(monkeypatch):
+    asked, lacking = [], {"power_law_1.01"}
+
+    def points(tables, wanted):
+        asked.append(wanted.distribution)
+        if wanted.distribution in lacking:
+            raise CalibrationError(f"{wanted.distribution} was not timed")
+
+    monkeypatch.setattr(prediction, "NvidiaTables", lambda *order: None)
+    monkeypatch.setattr(prediction, "import_points", points)
+    monkeypatch.setattr(prediction, "import_meta", lambda *order: None)
+    monkeypatch.setattr(prediction, "write_quick_profile", lambda *order: None)
+    run = served_run(checkpoint=CHECKPOINTS["deepseek-ai/DeepSeek-R1", "fp8"])
+    order = profile_order(run, None, None, Path())
+    assert prediction.import_profile(order) is None
+    assert asked == ["power_law_1.01", "power_law_1.2"]
+    lacking.add("power_law_1.2")
+    assert prediction.import_profile(order) == "power_law_1.01 was not timed"
 
 
 def test_all_reduces_that_normalise():
