@@ -577,6 +577,10 @@ def test_experts_of_a_release(wheel, tmp_path):
         return tables.experts("vllm", ExpertsTable(SPEC, 1024, "fp8", 1, 1, "power_law_1.2")).seconds.tolist()
 
     newest = [1e-3, 2e-3, 8e-3]
+    assert seconds(0, 7) != newest
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nvidia_tables, "NEWEST_EXPERTS", ("fp8",))
+        assert seconds(0, 7) == newest
     assert seconds(0, 8, 0, 2) == seconds(0, 8, 5) == [1e-3, 5e-3, 5e-3]
     assert seconds(0, 8, 0, 1) == [1e-3, 7e-3, 7e-3]
     assert seconds(0, 6) == [1e-3, 7e-3, 7e-3]
