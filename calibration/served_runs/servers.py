@@ -217,7 +217,8 @@ def experts_kernel(run: ServedRun) -> str | None:
     `CUTLASS` with 256 clients or more, and with more than 32 where prompts are long
     (`benchmarks/dsr1_fp4_b200_trt.sh`, and before it `dsr1_fp4_b200_trt_slurm.sh`).
     """
-    is_told = run.origin == INFERENCE_MAX and run.framework == "trtllm" and run.prefill is None
+    is_told = run.origin == INFERENCE_MAX and run.framework == "trtllm" and run.system == "b200_sxm"
+    is_told = is_told and not run.version.startswith(tuple(DYNAMO))
     if not (is_told and run.checkpoint.model == R1 and run.checkpoint.dtype == "nvfp4"):
         return None
     return (

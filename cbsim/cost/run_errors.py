@@ -30,8 +30,8 @@ MEASURED = Seen(4.6, "two recorded runs of vLLM, by kind of step")
 IMPORTED = {
     (False, False): Seen(13.4, "46 served runs of vLLM with dense models on one GPU"),
     (False, True): Seen(12.7, "51 served runs of vLLM with experts on one GPU"),
-    (True, False): Seen(16.8, "272 served runs of vLLM with dense models on several GPUs"),
-    (True, True): Seen(30.6, "684 served runs of vLLM with experts on several GPUs"),
+    (True, False): Seen(16.6, "272 served runs of vLLM with dense models on several GPUs"),
+    (True, True): Seen(29.7, "684 served runs of vLLM with experts on several GPUs"),
 }
 """By whether several GPUs share the model, and whether it has experts."""
 UNTIMED_COLLECTIVES = Seen(30.2, "the share of all-reduces in the profiles that have them")

@@ -467,8 +467,8 @@ class NvidiaTables:
         }
 
     def _all(self, op: str, frameworks: Iterable[str], name: str) -> Iterable[pd.DataFrame]:
-        """The tables of all versions, the newest first; where a release is wanted, first the newest that is
-        no newer, then those after it.
+        """The tables of all versions, the newest first; where a release is wanted, those that share its first
+        two numbers first, of them and of others the newest that is no newer, then those after it.
         """
         for framework in frameworks:
             found = self._versions(op, framework, name)
@@ -477,6 +477,7 @@ class NvidiaTables:
                 wanted = self.release.version
                 later = [version for version in reversed(versions) if version > wanted]
                 versions = [version for version in versions if version <= wanted] + later
+                versions.sort(key=lambda version: version[:2] != wanted[:2])
             for version in versions:
                 yield _table(found[version])
 

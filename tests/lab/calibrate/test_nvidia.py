@@ -568,7 +568,7 @@ def older_experts(latency, *sources, tokens=(1, 64, 1024)):
 
 
 def test_experts_of_a_release(wheel, tmp_path):
-    """The newest that is no newer, else the oldest; below 64 / (4 * 4) tokens the newest of all."""
+    """The newest that is no newer, else the oldest, of 0.9 always 0.9.0; below four tokens the newest of all."""
     older = {"0.7.0": 7.0, "0.8.0rc2": 5.0}
     path = older_wheel(tmp_path, **{f"vllm/{name}/moe_perf": older_experts(ms) for name, ms in older.items()})
 
@@ -582,9 +582,9 @@ def test_experts_of_a_release(wheel, tmp_path):
         patch.setattr(nvidia_tables, "NEWEST_EXPERTS", ("fp8",))
         assert seconds(0, 7) == newest
     assert seconds(0, 8, 0, 2) == seconds(0, 8, 5) == [1e-3, 5e-3, 5e-3]
-    assert seconds(0, 8, 0, 1) == [1e-3, 7e-3, 7e-3]
+    assert seconds(0, 8, 0, 1) == [1e-3, 5e-3, 5e-3]
     assert seconds(0, 6) == [1e-3, 7e-3, 7e-3]
-    assert seconds(0, 9, 0) == seconds(0, 8, older=None) == newest
+    assert seconds(0, 9) == seconds(0, 9, 0) == seconds(0, 8, older=None) == newest
     tables = NvidiaTables("l40s", wheel, path, Release("trtllm", (0, 7, 0)))
     assert (
         tables.experts("vllm", ExpertsTable(SPEC, 1024, "fp8", 1, 1, "power_law_1.2")).seconds.tolist()

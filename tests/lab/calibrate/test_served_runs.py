@@ -595,15 +595,16 @@ def test_experts_of_the_kernel_that_was_asked_for():
 def test_experts_of_the_backend_that_scripts_name():
     """CUTLASS's for many clients, fewer where prompts are long."""
     nvfp4 = CHECKPOINTS["nvidia/DeepSeek-R1-NVFP4", "fp4"]
-    run = served_run("trtllm", checkpoint=nvfp4, origin=INFERENCE_MAX, clients=255)
+    scripted = {"origin": INFERENCE_MAX, "system": "b200_sxm", "version": "1.2.0rc6.post2"}
+    run = served_run("trtllm", checkpoint=nvfp4, clients=255, **scripted)
     assert experts_kernel(run) == "TRTLLM"
     assert experts_kernel(run._replace(clients=256)) == "CUTLASS"
     long = run._replace(num_prompt_tokens=8192, clients=32)
     assert experts_kernel(long) == "TRTLLM"
     assert experts_kernel(long._replace(clients=33)) == "CUTLASS"
-    others = ({"origin": RUNNER}, {"framework": "sglang"}, {"prefill": Workers(1, ParallelSpec())})
-    others += ({"checkpoint": CHECKPOINTS["deepseek-ai/DeepSeek-R1", "fp8"]},)
-    assert [experts_kernel(run._replace(**other)) for other in others] == [None] * 4
+    others = ({"origin": RUNNER}, {"framework": "sglang"}, {"version": "0.8.1.post2"})
+    others += ({"checkpoint": CHECKPOINTS["deepseek-ai/DeepSeek-R1", "fp8"]}, {"system": "gb200"})
+    assert [experts_kernel(run._replace(**other)) for other in others] == [None] * 5
 
 
 @pytest.mark.parametrize(
