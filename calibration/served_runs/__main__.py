@@ -1,7 +1,9 @@
 """Latencies that NVIDIA and InferenceMAX measured on real servers, predicted from timings of kernels alone.
 
     pip install 'cbsim[nvidia]'
-    python -m calibration.served_runs --out served                 # half an hour on two cores; or --sample 10
+    pip download --no-deps aiconfigurator==0.7.0                   # older kernels, read and not installed
+    python -m calibration.served_runs --out served --older aiconfigurator-0.7.0-py3-none-any.whl
+                                                                   # half an hour on two cores; or --sample 10
     python -m calibration.served_runs --out served --assumptions   # what each assumption is worth, bf16 runs
     python -m calibration.served_runs --out served --apart         # servers that prefill and decode apart
 

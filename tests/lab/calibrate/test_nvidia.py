@@ -568,7 +568,7 @@ def older_experts(latency, *sources, tokens=(1, 64, 1024)):
 
 
 def test_experts_of_a_release(wheel, tmp_path):
-    """The newest that is no newer, else the oldest, of 0.9 always 0.9.0; below four tokens the newest of all."""
+    """The newest that is no newer, else the oldest, of 0.9 always 0.9.0; below four tokens the newest."""
     older = {"0.7.0": 7.0, "0.8.0rc2": 5.0}
     path = older_wheel(tmp_path, **{f"vllm/{name}/moe_perf": older_experts(ms) for name, ms in older.items()})
 
