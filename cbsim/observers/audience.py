@@ -124,7 +124,12 @@ def _call(observer: Observer, hook: str, now: float, *arguments: Any) -> Any:
 
 
 def _files(observer: Observer) -> Mapping[str, Callable[[Path], None]]:
-    files = _call(observer, "files", 0.0)
+    try:
+        files = _call(observer, "files", 0.0)
+    except PluginError as error:
+        if isinstance(error.__cause__, CbsimError):  # a mistake in its settings
+            raise PluginError(f"observer {_name(observer)}: {error.__cause__}") from error.__cause__
+        raise
     if not isinstance(files, Mapping):
         raise PluginError(f"observer {_name(observer)}: files gave {files!r}; expected a mapping")
     return files
@@ -144,9 +149,7 @@ def _blamed(observer: Observer, of: str, passes: tuple[type[Exception], ...] = (
         raise
     except Exception as error:
         told = told_in_one_line(error, type(observer).__module__)
-        # What cbsim itself refuses is a mistake in settings, whatever was under way.
-        where = "" if isinstance(error, CbsimError) else f" {of}"
-        raise PluginError(f"observer {_name(observer)}{where}: {told}") from error
+        raise PluginError(f"observer {_name(observer)} {of}: {told}") from error
 
 
 def _name(observer: Observer) -> str:
