@@ -79,26 +79,8 @@ class Bound:
     @cached_property
     def key(self) -> str:
         """A hash of the code of every function that takes part, their constants, and versions."""
-        digest = hashlib.sha256()
-        for version in (
-            sys.version,
-            platform.machine(),
-            _version("numba"),
-            _version("llvmlite"),
-            _version("numpy"),
-        ):
-            digest.update(version.encode())
-        digest.update(_translator())
-        values: list[tuple[object, ...]] = []
-        for function in self.functions():
-            digest.update(_hash_of(function))
-            values.append((function.__module__, function.__qualname__))
-            for name in _names(function.__code__):
-                value = function.__globals__.get(name)
-                if isinstance(value, (bool, int, float, str, tuple, type(None))):
-                    values.append((name, value))
-        digest.update(repr(values).encode())
-        return digest.hexdigest()[:24]
+        is_own = all(function.__module__.partition(".")[0] == OWN for function in self.functions)
+        return (_key_of if is_own else _key_of.__wrapped__)(self.functions)
 
     def other(self, function: Callable[..., Any]) -> Bound:
         """Another function in which the same names stand for the same functions."""
@@ -114,7 +96,8 @@ class Bound:
         """Whether some process has compiled the same functions before. Does not import numba."""
         return any(self.folder.glob("*.code"))
 
-    def functions(self) -> list[FunctionType]:
+    @cached_property
+    def functions(self) -> tuple[FunctionType, ...]:
         """The originals of all functions that take part, each once, in the order in which they are met."""
         found: dict[FunctionType, None] = {}
         waiting = [self._outermost()]
@@ -123,15 +106,15 @@ class Bound:
             if function not in found:
                 found[function] = None
                 waiting.extend(self._stands_for(name, called, function) for name, called in _called(function))
-        return list(found)
+        return tuple(found)
 
     def names(self) -> set[str]:
         """All names of attributes and globals in the code of functions that take part."""
-        return {name for function in self.functions() for name in _names(function.__code__)}
+        return {name for function in self.functions for name in _names_of(function)}
 
     def calls(self) -> dict[str, FunctionType]:
         """Every name by which a function that takes part calls another, and what it is there."""
-        return {name: called for function in self.functions() for name, called in _called(function)}
+        return {name: called for function in self.functions for name, called in _called(function)}
 
     def _outermost(self) -> FunctionType:
         return self._stands_for(self._function.__name__, self._function)
@@ -214,10 +197,35 @@ class Compiled:
 
             return translate(self._bound._twin, _is_pasted, arguments)
         except Exception as error:  # numba's own errors, what its analysis stumbles over, another numba
-            raise CannotCompile(_first_cause(str(error), self._bound.functions())) from error
+            raise CannotCompile(_first_cause(str(error), self._bound.functions)) from error
 
 
 _COMPILED: dict[str, Compiled] = {}
+
+
+@cache
+def _key_of(functions: Sequence[FunctionType]) -> str:
+    """See `Bound.key`. Constants of a third party's module may change between two runs of a process."""
+    digest = hashlib.sha256()
+    for version in (
+        sys.version,
+        platform.machine(),
+        _version("numba"),
+        _version("llvmlite"),
+        _version("numpy"),
+    ):
+        digest.update(version.encode())
+    digest.update(_translator())
+    values: list[tuple[object, ...]] = []
+    for function in functions:
+        digest.update(_hash_of(function))
+        values.append((function.__module__, function.__qualname__))
+        for name in _names_of(function):
+            value = function.__globals__.get(name)
+            if isinstance(value, (bool, int, float, str, tuple, type(None))):
+                values.append((name, value))
+    digest.update(repr(values).encode())
+    return digest.hexdigest()[:24]
 
 
 def can_compile() -> bool:
@@ -237,10 +245,16 @@ def _plainly(copy: FunctionType, is_outermost: bool) -> Callable[..., Any]:
 
 def _called(function: FunctionType) -> Iterator[tuple[str, FunctionType]]:
     """The Python functions that a function's code names, by those names."""
-    for name in _names(function.__code__):
+    for name in _names_of(function):
         value = function.__globals__.get(name)
         if isinstance(value, FunctionType):
             yield name, value
+
+
+@cache
+def _names_of(function: FunctionType) -> tuple[str, ...]:
+    """The names of globals and attributes in a function's code, each once."""
+    return tuple(dict.fromkeys(_names(function.__code__)))
 
 
 def _names(code: CodeType) -> Iterator[str]:
