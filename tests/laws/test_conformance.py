@@ -12,7 +12,7 @@ from tests.strategies import cases
 
 
 @pytest.mark.parametrize("kind", SCHEDULERS.builtin_names())
-@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_every_law_holds(kind: str, data: st.DataObject) -> None:
     _, case = data.draw(cases(types=[kind]))
@@ -36,4 +36,4 @@ def test_every_law_holds(kind: str, data: st.DataObject) -> None:
     ],
 )
 def test_nobody_starves_where_the_order_is_fair(kind: str, fixed: dict[str, object]) -> None:
-    check_scheduler(kind, fixed, num_cases=5)
+    check_scheduler(kind, fixed, num_cases=3)
