@@ -12,6 +12,7 @@ import numpy as np
 from scipy.optimize import linprog
 from scipy.sparse import csr_matrix, hstack, identity
 
+from cbsim.base.errors import WorkloadError
 from cbsim.core.stepping import Slice
 from cbsim.lab.validate.server_log import ServerLog
 from cbsim.results.run_log import Column
@@ -388,6 +389,8 @@ def count_steps(
     linear between whole numbers such a system (its rows are intervals: totally unimodular) has a whole
     optimum, which linear programming finds; equations that can't hold together, as after preemptions, are
     broken by as few steps as possible. Where `may_be_idle` a count may be 0, elsewhere it is at least 1.
+
+    Raises `WorkloadError` where instants are so far apart that the program finds no end.
     """
     num_gaps = len(instants_s) - 1
     starts, ends, num_steps, costs = _equations(log, instants_s, may_be_idle, engine, seen)
@@ -410,6 +413,12 @@ def count_steps(
         bounds=np.column_stack([np.zeros(len(upper)), upper]),
         method="highs",
     )
+    if found.x is None:
+        longest_s = np.diff(instants_s).max(initial=0.0)
+        raise WorkloadError(
+            f"{log.path}: a replay can't count the steps between tokens that come {longest_s:.3g} s apart; "
+            "allowed: times of one run of a server"
+        )
     extra, more, less = np.split(found.x[: 3 * num_gaps], 3)
     counts: Column = np.round(below + extra + more - less).astype(np.int64)
     return counts

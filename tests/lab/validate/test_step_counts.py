@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cbsim.base.errors import WorkloadError
 from cbsim.lab.validate.server_log import ServerLog
 from cbsim.lab.validate.token_clock import Engine, count_steps, counts_as_decided
 
@@ -51,6 +52,12 @@ def test_tokens_decide_where_time_is_in_doubt():
 def test_without_tokens_time_decides():
     log = make_log([(0.0, 0.0, 1)])
     assert counts(log, [0.0, 1.0, 2.0, 3.0], [2.4, 2.6, 0.2]) == [2, 3, 1]
+
+
+def test_tokens_ages_apart_are_told():
+    log = make_log([(0.5, 2e11, 3), (1.25, 1.5, 2)])
+    with pytest.raises(WorkloadError, match=r"tokens that come 2e\+11 s apart; allowed: times of one run"):
+        counts(log, [0.5, 1.25, 1.5, 2e11], [75.0, 25.0, 2e12])
 
 
 def test_an_idle_gap_has_no_steps():
