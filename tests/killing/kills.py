@@ -357,7 +357,8 @@ def kill_one(
     began = time.perf_counter()
     if process.is_alive():
         assert process.pid is not None
-        os.kill(process.pid, sent)
+        with suppress(ProcessLookupError):  # It has just ended, and a thread of dask's has asked for it.
+            os.kill(process.pid, sent)
     process.join()
     if process.exitcode == 0:
         instants.insert(0, 0.95 * instant)
