@@ -134,7 +134,9 @@ def written(folder: Path) -> Iterator[Path]:
     """The files that commands have written in a folder, hidden ones too."""
     for top in sorted(folder.iterdir()):
         if top.name not in INPUTS:
-            yield from [top] if top.is_file() else sorted(file for file in top.rglob("*") if file.is_file())
+            # Workers of dask's outlive the command: folders may go while this looks.
+            found = (Path(place, name) for place, _, names in os.walk(top) for name in names)
+            yield from [top] if top.is_file() else sorted(found)
 
 
 def contents(folder: Path, kind: Kind) -> dict[str, Any]:
