@@ -43,6 +43,8 @@ POINTS = "points"
 """Where a sweep keeps its runs, and a capacity the figures of its own."""
 _POINT = re.compile(r"[0-9a-f]{16}|\.[0-9a-f]{16}\.[^.]*\.partial")
 """What lies in the `points` of a sweep: run folders by their keys, and what killed processes left of some."""
+_BEFORE_ANSWER = {POINTS, "curve.csv", "curve.parquet"}
+"""What a capacity writes before its answer."""
 _PROBE = re.compile(r"[0-9a-f]{16}\.json|\.[0-9a-f]{16}\.json\..*\.partial")
 """What lies in the `points` of a capacity or a tune."""
 _PARTIAL = re.compile(r"^\.(.*?)(\.[0-9]+)?\.partial$")
@@ -117,7 +119,9 @@ def check_target(folder: Path, kind: str) -> None:
     """
     if _is_free(folder):
         return
-    may_have_begun = kind == "tune" or (kind == "capacity" and _names(folder) == [POINTS])
+    may_have_begun = kind == "tune"
+    if kind == "capacity":
+        may_have_begun = all(map(_is_of_capacity, _names(folder) or ()))
     points = _names(folder / POINTS) if may_have_begun else None
     is_other = any(holds(folder, other) for other in _MARKS if other != kind)
     has_begun = bool(points) and not is_other and all(map(_PROBE.fullmatch, points or ()))
@@ -204,6 +208,12 @@ def _is_of_run(path: Path) -> bool:
         return is_report(path)
     name = path.name
     return name in RUN_FILES or _PARTIAL.sub(r"\1", name) in RUN_FILES
+
+
+def _is_of_capacity(name: str) -> bool:
+    """Whether a capacity has what is called so before its answer is there, killed processes' included."""
+    partial = _PARTIAL.match(name)
+    return name in _BEFORE_ANSWER or (partial is not None and partial[1] in {ANSWER, *_BEFORE_ANSWER})
 
 
 def _names(folder: Path) -> list[str] | None:

@@ -155,6 +155,9 @@ def test_what_a_search_has_begun_is_no_place_for_anything_else(
         capacity(CONFIG, PLAN, out=tmp_path / "out")
     with pytest.raises(CbsimError, match="a folder that is no sweep stands there"):
         check_target(tmp_path / "out", "sweep")
+    for name in ("curve.parquet", "curve.csv", ".curve.csv.1500015000.partial", ".capacity.json.77.partial"):
+        (tmp_path / "out" / name).touch()  # killed as it wrote its answer
+        check_target(tmp_path / "out", "capacity")
     (tmp_path / "out" / "notes.md").write_text("mine")
     with pytest.raises(CbsimError, match="a folder that is no capacity stands there"):
         capacity(CONFIG, PLAN, out=tmp_path / "out")
