@@ -79,8 +79,7 @@ class Bound:
     @cached_property
     def key(self) -> str:
         """A hash of the code of every function that takes part, their constants, and versions."""
-        is_own = all(function.__module__.partition(".")[0] == OWN for function in self.functions)
-        return (_key_of if is_own else _key_of.__wrapped__)(self.functions)
+        return (_key_of if all(map(_is_own, self.functions)) else _key_of.__wrapped__)(self.functions)
 
     def other(self, function: Callable[..., Any]) -> Bound:
         """Another function in which the same names stand for the same functions."""
@@ -233,6 +232,10 @@ def can_compile() -> bool:
     return bool(_version("numba"))
 
 
+def _is_own(function: FunctionType) -> bool:
+    return function.__module__.partition(".")[0] == OWN
+
+
 def _is_pasted(function: FunctionType) -> bool:
     """Whether a function becomes part of its callers; of others LLVM decides that by their size."""
     takes_records = function.__code__.co_varnames[:1] in (("self",), ("world",), ("cost",))
@@ -266,6 +269,7 @@ def _names(code: CodeType) -> Iterator[str]:
 
 @cache
 def _hash_of(function: FunctionType) -> bytes:
+    """A hash of what a function does. Code itself is no key: Python hashes all of it at every look."""
     return hashlib.sha256(_text_of(function.__code__).encode()).digest()
 
 
@@ -301,10 +305,7 @@ def _first_cause(text: str, functions: Sequence[FunctionType]) -> str:
         what = "needs memory of its own (a list, a set, a dictionary, a string), and rules allocate nothing"
     if what.endswith("for signature:"):
         what = " ".join([what, *(line for line in lines if line.startswith(">>> "))][:2])
-    is_own = {
-        str(Path(function.__code__.co_filename).resolve()): function.__module__.partition(".")[0] == OWN
-        for function in functions
-    }
+    is_own = {str(Path(each.__code__.co_filename).resolve()): _is_own(each) for each in functions}
     found = [
         (str(Path(name or other).resolve()), line or at) for name, line, other, at in PLACE.findall(text)
     ]

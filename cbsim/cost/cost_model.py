@@ -38,7 +38,7 @@ class CostModel:
     def __init__(
         self, config: ComponentConfig, model: ModelSpec, gpu: GpuSpec, parallel: ParallelSpec | int = 1
     ) -> None:
-        """A number of GPUs as `parallel` stands for so many that share each layer."""
+        """`parallel` may be a number: of GPUs that share each layer (tensor parallelism)."""
         self.config = config
         self.model = model
         self.gpu = gpu

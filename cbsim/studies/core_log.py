@@ -181,7 +181,7 @@ class Visits:
 
     @classmethod
     def of(cls, rows: Array) -> Visits:
-        """Of records as they came."""
+        """The visits that `REQUEST` records stand for, in order of arrival."""
         is_first = rows["previous"] == layout.NOBODY
         first = np.flatnonzero(is_first)
         last, request = first, np.cumsum(is_first) - 1
@@ -191,7 +191,10 @@ class Visits:
         return cls(first, last, request, rows["state"] == layout.HANDED_OVER)
 
     def earliest(self, instants: Array) -> Array:
-        """Of each request the first visit's that has one; NaN if none has."""
+        """By request, the instant (seconds) of its first visit that has one; NaN if none has.
+
+        `instants` are those of visits.
+        """
         if len(self.first) == len(self.request):
             return instants.copy()
         known = np.flatnonzero(~np.isnan(instants))[::-1]

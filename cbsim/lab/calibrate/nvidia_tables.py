@@ -434,7 +434,7 @@ class NvidiaTables:
 
     @property
     def newest(self) -> NvidiaTables:
-        """The same without a release: the newest tables."""
+        """The system's newest tables, whatever release is wanted here."""
         return self if self.release is None else NvidiaTables(self.system, self._wheel)
 
     def _of(self, system: str) -> NvidiaTables:

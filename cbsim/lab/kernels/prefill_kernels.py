@@ -70,8 +70,8 @@ def varlen(shard: Shard) -> PrefillKernel:
 
 
 def paged_varlen(shard: Shard) -> PrefillKernel:
-    """The same over the cache as it lies, without a copy, where `varlen_attn` takes block tables; chunks
-    without context have nothing to copy.
+    """All chunks in one call of `varlen_attn`, which reads contexts in the cache by block tables, where this
+    torch's takes them, and copies nothing.
     """
     attend = _causal_varlen(shard.group_size > 1)
 

@@ -171,7 +171,7 @@ def _quantise_kernel(  # type: ignore[no-untyped-def]
 
 
 class FusedOps(LayerOps):
-    """The same by one Triton kernel each."""
+    """The operations of `LayerOps`, each by one Triton kernel."""
 
     told = "fused Triton kernels"
     dispatch = staticmethod(dispatch)

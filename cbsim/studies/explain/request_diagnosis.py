@@ -53,13 +53,13 @@ class Entry:
     num_accepted: int = 0
     """Of decodes: drafts that were right; each step brought one token more than these."""
     reasons_s: dict[str, float] = field(default_factory=dict)
-    """Of a wait: how long it was for what, as `Limits.reason` tells it; `step`: for the step under way,
+    """Seconds of a wait by what it was for, as `Limits.reason` tells it; `step`: for the step under way,
     `load`: for KV that tiers bring."""
     culprits: dict[str, float] = field(default_factory=dict)
     """Other requests: of a wait for KV the mean share of the used blocks that they held, of a wait for budget
     the prompt tokens they computed; of a chunk or of decodes the prompt tokens computed beside it."""
     num_loaded: int = 0
-    """Of an admission: how many of those tiers of KV brought."""
+    """Tokens found at an admission that tiers of KV brought."""
 
     @property
     def duration_s(self) -> float:
