@@ -211,8 +211,8 @@ STEP = _record(
     place number budget num_slices num_decisions first_decision num_preempted waiting_for num_running
     num_waiting kv_blocks_used num_kv_tokens num_prefill_tokens num_prefill_seqs num_decode_seqs
     num_attention_pairs num_context_tokens num_window_pairs num_window_keys num_logits
-    max_decode_context num_padding_tokens call num_found num_started num_drafts skips_drafts
-    visits_prefill num_served
+    max_decode_context num_shared_tokens num_padding_tokens call num_found num_started num_drafts
+    skips_drafts visits_prefill num_served
     """,
 )
 """A step under way: `place` is its row of `Replica.slices`, `now` when it was decided, `call` the number of
@@ -234,7 +234,7 @@ OWN = _record(
     num_batch num_padded_tokens num_kv_tokens num_steps num_calls num_under_way first_under_way
     is_asked turn num_outstanding num_tokens_recomputed num_tokens_queried num_tokens_hit
     num_padding_tokens num_swapped_blocks num_moved_out num_turned_away fault fault_request
-    fault_tokens fault_limit fault_budget
+    fault_tokens fault_limit fault_budget num_shared_blocks
     """,
 )
 """What a replica counts. `next_s` is when something happens next, infinite for never: the scheduler is asked
@@ -265,7 +265,9 @@ CONFIG = _record(
 
 STEP_ROW = _record(
     f8="scheduled_at_s start_s duration_s transfer_s gap_s",
-    i8="num_attention_pairs num_context_tokens num_kv_tokens num_window_pairs num_window_keys",
+    i8="""
+    num_attention_pairs num_context_tokens num_kv_tokens num_window_pairs num_window_keys num_shared_tokens
+    """,
     i4="""
     replica step num_prefill_tokens num_decode_tokens num_prefill_seqs num_decode_seqs num_running
     num_waiting num_preempted num_finished kv_blocks_used num_logits waiting_for max_decode_context

@@ -26,6 +26,7 @@ from cbsim.core.layout import (
     SLOT,
     TURN,
 )
+from cbsim.core.pool import num_shared_of
 from cbsim.core.transfers import (
     look_for_ends,
     next_transfer_s,
@@ -340,6 +341,7 @@ def count_slices(self: Any, step: Any) -> None:
     shape.decode_context = decode_context
     shape.max_decode_context = longest
     shape.windowed_context = windowed_context
+    shape.num_shared_tokens = num_shared_of(self, decode_context)
     step.num_prefill_seqs, step.num_prefill_tokens = num_prefills, num_prefill_tokens
     step.num_decode_seqs = step.num_slices - num_prefills
     step.num_drafts = num_drafts
@@ -348,6 +350,7 @@ def count_slices(self: Any, step: Any) -> None:
     step.num_window_pairs, step.num_window_keys = num_window_pairs, num_window_keys
     step.num_logits = num_finishing + num_decodes
     step.max_decode_context = longest if num_chunks else 0
+    step.num_shared_tokens = shape.num_shared_tokens
 
 
 def end_step(self: Any) -> int:
@@ -450,6 +453,7 @@ def record_step(
     row.num_logits = step.num_logits
     row.waiting_for = step.waiting_for
     row.max_decode_context = step.max_decode_context
+    row.num_shared_tokens = step.num_shared_tokens
     row.num_usual_gaps = num_usual_gaps
     row.num_joint_tokens = num_joint_tokens
     row.num_drafts = step.num_drafts

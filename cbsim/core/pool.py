@@ -188,6 +188,7 @@ def give_back(self: Any, request: Any, row: int, place: int) -> None:
     block = blocks[number]
     block.num_holders -= 1
     if block.num_holders:
+        own.num_shared_blocks -= 1
         return
     own.num_free += 1
     if block.key != NOBODY:
@@ -377,7 +378,20 @@ def adopt(self: Any, request: Any, num_cached: int) -> None:
                     unlink(self.blocks, block)
                     own.num_free -= 1
                     own.num_cached_free -= 1
+                else:
+                    own.num_shared_blocks += 1
                 self.blocks[block].num_holders += 1
+
+
+def num_shared_of(self: Any, num_tokens: int) -> int:
+    """Of tokens whose KV requests hold, those in blocks that another request has too, that one's not counted:
+    by the share of such blocks in all that requests hold.
+    """
+    own = self.own
+    if own.num_shared_blocks == 0:
+        return 0
+    num_held = own.num_blocks - own.num_free + own.num_shared_blocks
+    return int(num_tokens * own.num_shared_blocks // num_held)
 
 
 @apart

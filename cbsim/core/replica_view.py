@@ -145,6 +145,8 @@ class ReplicaView:
         blocks = records.blocks
         if num_shares != [block.num_holders for block in islice(blocks, own.num_blocks)]:
             raise RuntimeError("the shares of KV blocks don't add up to those of their holders")
+        if sum(shares - 1 for shares in num_shares if shares) != own.num_shared_blocks:
+            raise RuntimeError(f"{own.num_shared_blocks} shared KV blocks counted, which is wrong")
         free, at = [], blocks[own.num_blocks].next_free
         while at != own.num_blocks:
             free.append(at)

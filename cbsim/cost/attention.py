@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from cbsim.config.section import Section
 from cbsim.cost.elementwise import cell_of, chosen, larger, over_columns, root, smaller
 from cbsim.cost.interpolation import Axis, axis_of, check_line, risen
-from cbsim.cost.step_columns import Floats, Ints, StepColumns
+from cbsim.cost.step_columns import Floats, Ints, StepColumns, context_read
 
 Coefficient = Annotated[float, Ge(0)]
 Softness = Annotated[float, Ge(0), Le(4)]
@@ -41,7 +41,9 @@ class DecodeAttention(Section):
 
     def at(self, columns: StepColumns) -> Floats:
         """Seconds; 0 without decodes."""
-        seconds = over_columns(decode_attention_s)(self, columns.num_decodes, columns.decode_context)
+        seconds = over_columns(decode_attention_s)(
+            self, columns.num_decodes, over_columns(context_read)(columns)
+        )
         return np.where(columns.num_decodes > 0, seconds, 0.0)
 
 
@@ -150,7 +152,7 @@ class FusedAttention(Section):
     def at(self, columns: StepColumns, tile: int) -> Floats:
         """Seconds of mixed steps, chunks in tiles as of prefill; for pure steps it has no meaning."""
         chunks = columns.pairs(tile), columns.prefill_tokens, columns.longest_prefill
-        decodes = columns.num_decodes, columns.decode_context, columns.max_decode_context
+        decodes = columns.num_decodes, over_columns(context_read)(columns), columns.max_decode_context
         return over_columns(fused_attention_s)(self, *chunks, *decodes)
 
 

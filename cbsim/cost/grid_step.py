@@ -7,6 +7,7 @@ from typing import Any
 from cbsim.cost.attention_grid import chunk_growth_s, decodes_growth_s, skew_factor_s
 from cbsim.cost.elementwise import cell_of, larger
 from cbsim.cost.interpolation import at_line, at_plane, at_space, nearest, on_line, share_of
+from cbsim.cost.step_columns import context_read
 
 
 def decodes_height_s(grid: Any, num_decodes: Any, place: Any) -> Any:
@@ -22,7 +23,8 @@ def decodes_by_grid_s(cost: Any, shape: Any) -> Any:
     grid, lines, num_decodes = cost.decode_grid, cost.decode_lines, shape.num_decodes
     means, decodes = grid.axes
     longest = shape.max_decode_context
-    mean = near_mean = shape.decode_context / num_decodes
+    mean = near_mean = context_read(shape) / num_decodes
+    attended = shape.decode_context / num_decodes
     if mean < means.low:
         near_mean = means.low
     elif mean > means.high:
@@ -37,11 +39,11 @@ def decodes_by_grid_s(cost: Any, shape: Any) -> Any:
     seconds = low_s + share_of(means, place, near_mean) * (high_s - low_s)
     if near_mean != mean or num_decodes < decodes.low or num_decodes > decodes.high:
         seconds += beyond_decodes_s(grid.slopes, means, decodes, num_decodes, mean)
-    if longest > mean:
+    if longest > attended:
         # A captured launch splits contexts as that of the padded batch does.
         launched = cost.padded[num_decodes] if num_decodes < len(cost.padded) else num_decodes
         lost = lost_s_per_token(cost, cost.decode_skew, cost.decode_unequal, 0, num_decodes, launched)
-        seconds += lost * (longest - mean)
+        seconds += lost * (longest - attended)
     return seconds
 
 
@@ -99,7 +101,7 @@ def beyond_launch_s(grid: Any, chunks: Any, num_chunks: Any) -> Any:
 def mixed_by_grid_s(cost: Any, shape: Any, chunks: Any, together_s: Any) -> Any:
     """Seconds for chunks and decodes in one launch; `together_s` is `beyond_launch_s` of the chunks."""
     grid, alone, num_decodes = cost.mixed_grid, cost.chunk_grid, shape.num_decodes
-    mean = shape.decode_context / num_decodes
+    mean, attended = context_read(shape) / num_decodes, shape.decode_context / num_decodes
     seconds = 0.0
     for place in range(shape.num_chunks):
         chunk = chunks[place]
@@ -112,12 +114,12 @@ def mixed_by_grid_s(cost: Any, shape: Any, chunks: Any, together_s: Any) -> Any:
                 among_s += at_line(cost.crowding.values, cost.crowding.axes, near) * others_s
         seconds = larger(seconds, among_s)
     longest = shape.max_decode_context
-    if longest > mean:
+    if longest > attended:
         num_tokens = shape.num_prefill_tokens
         lost = lost_s_per_token(
             cost, cost.mixed_skew, cost.mixed_unequal, num_tokens, num_decodes, num_decodes
         )
-        seconds += lost * (longest - mean)
+        seconds += lost * (longest - attended)
     near_longest = nearest(grid.axes[2], longest)
     chain_s = at_line(cost.mixed_chain, (grid.axes[2],), near_longest)
     return larger(seconds, chain_s + cost.mixed_skew.chain_s_per_token * (longest - near_longest))

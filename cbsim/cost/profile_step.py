@@ -9,7 +9,7 @@ from cbsim.cost.elementwise import bit_length, larger, smaller
 from cbsim.cost.form import dense_s, logits_s
 from cbsim.cost.grid_step import beyond_launch_s, decodes_by_grid_s, mixed_by_grid_s
 from cbsim.cost.interpolation import at_line, nearest
-from cbsim.cost.step_columns import chunk_pairs, context_in_window, window_pairs
+from cbsim.cost.step_columns import chunk_pairs, context_in_window, context_read, window_pairs
 
 MOST_BITS = 24
 """The largest bit length in tables of one or two sizes."""
@@ -126,7 +126,7 @@ def decodes_attention_s(cost: Any, shape: Any) -> Any:
         return 0.0
     if cost.figures.has_decode_grid:
         return decodes_by_grid_s(cost, shape)
-    return decode_attention_s(cost.decode, num_decodes, shape.decode_context)
+    return decode_attention_s(cost.decode, num_decodes, context_read(shape))
 
 
 def chunks_attention_s(cost: Any, shape: Any, chunks: Any, decode_s: Any) -> Any:
@@ -148,7 +148,7 @@ def chunks_attention_s(cost: Any, shape: Any, chunks: Any, decode_s: Any) -> Any
     if num_decodes > 0 and figures.has_mixed_grid:
         mixed_s = mixed_by_grid_s(cost, shape, chunks, together_s)
     elif num_decodes > 0 and figures.has_fused:
-        context, longest_decode = shape.decode_context, shape.max_decode_context
+        context, longest_decode = context_read(shape), shape.max_decode_context
         mixed_s = fused_attention_s(
             cost.fused, num_pairs, num_tokens, longest, num_decodes, context, longest_decode
         )

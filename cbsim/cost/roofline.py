@@ -18,7 +18,7 @@ from cbsim.cost.elementwise import larger
 from cbsim.cost.experts import num_touched, tokens_of_busiest_gpu
 from cbsim.cost.interpolation import by_count
 from cbsim.cost.run_errors import StepError, roofline_error
-from cbsim.cost.step_columns import Floats, Ints, StepColumns, context_in_window, window_pairs
+from cbsim.cost.step_columns import Floats, Ints, StepColumns, context_in_window, context_read, window_pairs
 from cbsim.specs import GpuSpec, ModelSpec
 from cbsim.specs.precision import BYTES_PER_ELEMENT, compute_dtype
 
@@ -103,10 +103,10 @@ def roofline_step_s(cost: Any, shape: Any, chunks: Any) -> Any:
     memory_s = figures.weights_s + figures.token_memory_s * num_tokens
     total_s = larger(memory_s, figures.token_compute_s * num_tokens)
     if figures.has_full:
-        total_s += layers_attention_s(cost.full, shape, chunks, 0, shape.decode_context)
+        total_s += layers_attention_s(cost.full, shape, chunks, 0, shape.decode_context, context_read(shape))
     if figures.has_sliding:
         context = context_in_window(shape, figures.window)
-        total_s += layers_attention_s(cost.sliding, shape, chunks, figures.window, context)
+        total_s += layers_attention_s(cost.sliding, shape, chunks, figures.window, context, context)
     num_group_tokens = num_tokens + shape.num_other_tokens
     if figures.has_experts:
         total_s += by_count(cost.experts, num_group_tokens)
@@ -118,10 +118,13 @@ def roofline_step_s(cost: Any, shape: Any, chunks: Any) -> Any:
     return total_s + (figures.fixed_s + figures.request_s * (shape.num_chunks + shape.num_decodes))
 
 
-def layers_attention_s(layers: Any, shape: Any, chunks: Any, window: Any, decode_context: Any) -> Any:
+def layers_attention_s(
+    layers: Any, shape: Any, chunks: Any, window: Any, decode_context: Any, decode_read: Any
+) -> Any:
     """Seconds of some layers' attention: that of the chunks, then that of the decodes.
 
-    `window` 0 reaches back to the first token; `decode_context` are the tokens that decodes attend to.
+    `window` 0 reaches back to the first token; `decode_context` are the tokens that decodes attend
+    to, `decode_read` those that are read from memory.
     """
     total_s = 0.0
     if shape.num_chunks > 0:
@@ -138,7 +141,7 @@ def layers_attention_s(layers: Any, shape: Any, chunks: Any, window: Any, decode
         memory_s = layers.key_s * num_keys + layers.query_s * shape.num_prefill_tokens
         total_s += larger(memory_s, layers.pair_s * num_pairs)
     if shape.num_decodes > 0:
-        memory_s = layers.key_s * decode_context + layers.query_s * shape.num_decodes
+        memory_s = layers.key_s * decode_read + layers.query_s * shape.num_decodes
         total_s += larger(memory_s, layers.decode_pair_s * decode_context)
     return total_s
 

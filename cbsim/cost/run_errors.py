@@ -26,7 +26,7 @@ class Seen(NamedTuple):
     evidence: str
 
 
-MEASURED = Seen(4.6, "two recorded runs of vLLM, by kind of step")
+MEASURED = Seen(4.3, "two recorded runs of vLLM, by kind of step")
 IMPORTED = {
     (False, False): Seen(13.4, "46 served runs of vLLM with dense models on one GPU"),
     (False, True): Seen(12.7, "51 served runs of vLLM with experts on one GPU"),

@@ -34,6 +34,8 @@ class StepShape(NamedTuple):
     """`decode_context` with no decode counted beyond the window of sliding layers; 0 if unknown."""
     num_other_tokens: int = 0
     """Tokens that the other ranks of a data-parallel replica send through the experts in the same step."""
+    num_shared_tokens: int = 0
+    """Of `decode_context`, tokens in KV blocks that another request holds too and has read."""
 
     @property
     def num_tokens(self) -> int:
@@ -67,6 +69,10 @@ def split_shape(shape: StepShape) -> tuple[Any, list[Any]]:
     return _make_shape(len(chunks), num_tokens, *counts), [_make_chunk(*chunk) for chunk in chunks]
 
 
+L2_SPEED = 2.0
+"""How many times as fast as memory KV is read from the L2 cache. NVIDIA's timings of 16 decodes in a row
+(`aiconfigurator` 0.12.0), with KV of up to 0.6 and of over 4 times the cache, say 1.3 for A100 and H200, 1.8
+to 2.0 for RTX PRO 6000, B200 and H100, 3.3 for L40S."""
 _NONE: Ints = np.zeros(0, dtype=np.int64)
 
 
@@ -81,13 +87,14 @@ class StepColumns:
     max_decode_context: Ints
     windowed_context: Ints = field(default_factory=lambda: _NONE)
     num_other_tokens: Ints = field(default_factory=lambda: _NONE)
+    num_shared_tokens: Ints = field(default_factory=lambda: _NONE)
     window: int = field(default=0, kw_only=True)
     """Tokens that attention reaches back in `pairs` and `longest_prefill`; 0 for all."""
     _pairs: dict[int, Ints] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        """Without windows and other ranks these columns are zeros."""
-        for name in ("windowed_context", "num_other_tokens"):
+        """Without windows, other ranks and shared blocks these columns are zeros."""
+        for name in ("windowed_context", "num_other_tokens", "num_shared_tokens"):
             if len(getattr(self, name)) != len(self.chunks):
                 object.__setattr__(self, name, np.zeros(len(self.chunks), dtype=np.int64))
 
@@ -185,6 +192,13 @@ def num_pairs(chunks: Chunks, tile: int) -> int:
 def chunk_pairs(tile: Any, num_tokens: Any, before: Any) -> Any:
     """(query, key) pairs computed for one chunk over a context of `before`, `P` of `StepForm`."""
     return -(-num_tokens // tile) * (tile // 2) * (2 * before + num_tokens + tile)
+
+
+def context_read(shape: Any) -> Any:
+    """Tokens whose KV decodes read from memory, where attention reaches back to the first one: blocks that
+    requests share once, unless the L2 cache, from which the others read them, takes longer.
+    """
+    return larger(shape.decode_context - shape.num_shared_tokens, shape.decode_context / L2_SPEED)
 
 
 def context_in_window(shape: Any, window: Any) -> Any:

@@ -64,7 +64,8 @@ class RunLog:
     drafts. Where some layers have a window, `num_window_pairs` and `num_window_keys` are their
     `num_attention_pairs` and `num_context_tokens`. Where there are `slices`, also `transfer_s` (seconds of
     the step spent moving KV blocks to and from host memory), `waiting_for` (codes of `core.layout`: what the
-    head of the queue lacked) and `max_decode_context` (0 in steps without chunks)."""
+    head of the queue lacked), `max_decode_context` (0 in steps without chunks) and `num_shared_tokens` (of
+    the decodes' contexts, in KV blocks that others hold too)."""
     events: Mapping[str, Column]
     """In the order they happened: `time_s`, `replica`, `step`, `request` (row in `requests`), `event`
     (codes of `EVENTS`), `num_tokens`."""

@@ -368,7 +368,8 @@ OPTIONAL_COLUMNS = (
 def step_columns(*, has_drafts: bool, has_window: bool) -> tuple[str, ...]:
     """The columns of `RunLog.steps` where slices are recorded, with those that no table has."""
     told = (*STEPS, *SLICE_STEPS, *(DRAFT_STEPS if has_drafts else ()), *(WINDOW_STEPS if has_window else ()))
-    return (*(field.name for field in told if field is not _POOL), "num_kv_tokens", "max_decode_context")
+    names = (field.name for field in told if field is not _POOL)
+    return (*names, "num_kv_tokens", "max_decode_context", "num_shared_tokens")
 
 
 def to_frame(table: ArrowTable) -> pd.DataFrame:

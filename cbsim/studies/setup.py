@@ -54,6 +54,7 @@ def class_step_s(cost: Any, shape: Any, chunks: Any) -> float:
             shape.max_decode_context,
             shape.windowed_context,
             shape.num_other_tokens,
+            shape.num_shared_tokens,
         )
     )
 

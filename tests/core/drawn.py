@@ -27,7 +27,8 @@ class IrregularCost(CostModel):
 
     def step_s(self, shape: StepShape) -> float:
         chunks_s = sum(0.00002 * tokens * context for tokens, context in shape.chunks)
-        decodes_s = 0.00001 * shape.decode_context + 0.0001 * shape.max_decode_context
+        read = shape.decode_context - shape.num_shared_tokens
+        decodes_s = 0.00001 * read + 0.0001 * shape.max_decode_context
         return 0.01 + 0.001 * shape.num_tokens + 0.0003 * shape.num_logits + decodes_s + chunks_s
 
 

@@ -29,6 +29,24 @@ def test_the_next_turn_finds_prompt_and_answer(type: str) -> None:
     assert [step["cached"] for step in simulation.rows if step["new"]] == [{}, {"turn2": 16}, {"other": 8}]
 
 
+def test_a_step_tells_what_its_decodes_share() -> None:
+    """b and c hold a's four blocks of `s` too: 8 blocks are again one that another has; 4 once a has gone.
+
+    At 5 s the contexts are 25, 21 and 21 in 7 + 6 + 6 blocks, at 9 s those of b and c 25 each in 7 + 7.
+    """
+    rows = [
+        row("a", 0.0, 20, 9, prompt=(("s", 16), ("o:a", 4))),
+        row("b", 4.0, 20, 9, prompt=(("s", 16), ("o:b", 4))),
+        row("c", 4.0, 20, 9, prompt=(("s", 16), ("o:c", 4))),
+    ]
+    scheduler = make_scheduler(
+        "vllm", num_blocks=50, block_size=BLOCK, prefix_caching=True, async_scheduling=False
+    )
+    steps = simulate(scheduler, rows).seen.log.steps
+    told = zip(steps["start_s"].tolist(), steps["num_shared_tokens"].tolist(), strict=True)
+    assert [shared for start, shared in told if start in (3.0, 5.0, 9.0)] == [0, 67 * 8 // 19, 50 * 4 // 14]
+
+
 def test_cached_tokens_are_not_computed_and_stand_in_the_results(tmp_path: Path) -> None:
     lines = [
         {"request_id": "a", "arrival_s": 0.0, "prompt": [["s", 40]], "num_output_tokens": 3},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cached_property
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -34,15 +34,17 @@ class StepPrices:
         self._num_decodes = self._num_requests[self.chunk_steps]
         self._num_requests[self.chunk_steps] += self._num_chunks
         self._steps = steps
-        self._of_chunk_steps = [
-            self._num_decodes,
-            steps["num_context_tokens"][self.chunk_steps] - self._over_chunks(tokens + before),
-            steps["max_decode_context"][self.chunk_steps],
-        ]
-        """The decodes of each of `chunk_steps`: number, tokens attended to, the most, those in windows."""
+        in_chunks = self._over_chunks(tokens + before)
+        self._of_chunk_steps = {
+            "num_decodes": self._num_decodes,
+            "decode_context": steps["num_context_tokens"][self.chunk_steps] - in_chunks,
+            "max_decode_context": steps["max_decode_context"][self.chunk_steps],
+            "num_shared_tokens": steps["num_shared_tokens"][self.chunk_steps],
+        }
+        """The decodes of each of `chunk_steps`, as `StepColumns` has them."""
         if self._has_window:
             in_window = self._over_chunks(tokens + np.minimum(before, cost.model.window - 1))
-            self._of_chunk_steps.append(steps["num_window_keys"][self.chunk_steps] - in_window)
+            self._of_chunk_steps["windowed_context"] = steps["num_window_keys"][self.chunk_steps] - in_window
 
     def _over_chunks(self, figures: Column) -> Column:
         """The sum of a figure of each prompt slice, for each of `chunk_steps`."""
@@ -67,7 +69,7 @@ class StepPrices:
         mixed = np.flatnonzero(self._num_decodes)
         if len(mixed):
             none = np.zeros(len(mixed), dtype=np.int64)
-            alone = StepColumns([()] * len(mixed), none, *self._decodes(mixed))
+            alone = StepColumns([()] * len(mixed), none, **self._decodes(mixed))
             seconds[mixed] = self._without_host_s(alone)
         return seconds
 
@@ -81,7 +83,7 @@ class StepPrices:
         if len(beside):
             chunks = [(chunk,) for chunk in self._chunks(beside)]
             emits, decodes = self._prefills["emits"][beside], self._decodes(self.place[beside])
-            seconds[beside] = self._without_host_s(StepColumns(chunks, emits, *decodes))
+            seconds[beside] = self._without_host_s(StepColumns(chunks, emits, **decodes))
         return seconds
 
     def _without_host_s(self, columns: StepColumns) -> Column:
@@ -90,9 +92,9 @@ class StepPrices:
         seconds: Column = step_s - host_s
         return seconds
 
-    def _decodes(self, places: Column) -> list[Column]:
+    def _decodes(self, places: Column) -> dict[str, Any]:
         """Of the decodes of some of `chunk_steps`, what `StepColumns` takes."""
-        return [column[places] for column in self._of_chunk_steps]
+        return {name: column[places] for name, column in self._of_chunk_steps.items()}
 
     def _chunks(self, rows: Column | slice) -> list[tuple[int, int]]:
         """Tokens now and before of some prompt slices."""
@@ -104,17 +106,22 @@ class StepPrices:
         has_chunks = np.isin(rows, self.chunk_steps)
         places = np.searchsorted(self.chunk_steps, rows[has_chunks])
         num_decodes, context = self._num_requests[rows], self._context_of_steps[rows]
-        decodes = [num_decodes, context, -(-context // np.maximum(num_decodes, 1))]
+        decodes: dict[str, Any] = {
+            "num_decodes": num_decodes,
+            "decode_context": context,
+            "max_decode_context": -(-context // np.maximum(num_decodes, 1)),
+            "num_shared_tokens": self._steps["num_shared_tokens"][rows],
+        }
         if self._has_window:
-            decodes.append(self._steps["num_window_keys"][rows])
-        for column, of_chunk_steps in zip(decodes, self._decodes(places), strict=True):
-            column[has_chunks] = of_chunk_steps
+            decodes["windowed_context"] = self._steps["num_window_keys"][rows]
+        for name, of_chunk_steps in self._decodes(places).items():
+            decodes[name][has_chunks] = of_chunk_steps
         num_finishing = np.zeros(len(rows), dtype=np.int64)
         chunks: list[tuple[tuple[int, int], ...]] = [()] * len(rows)
         for row, place in zip(np.flatnonzero(has_chunks).tolist(), places.tolist(), strict=True):
             mine = slice(*np.searchsorted(self.place, [place, place + 1]).tolist())
             chunks[row], num_finishing[row] = tuple(self._chunks(mine)), self._prefills["emits"][mine].sum()
-        return StepColumns(chunks, num_finishing, *decodes)
+        return StepColumns(chunks, num_finishing, **decodes)
 
     @cached_property
     def _context_of_steps(self) -> Column:

@@ -16,7 +16,7 @@ MOST_WINDOWS = 8
 """A visit over more windows than these is looked at with the whole record at hand, so that no other is."""
 _STEP_COLUMNS = (
     *("scheduled_at_s", "start_s", "duration_s", "transfer_s", "waiting_for"),
-    *("num_decode_seqs", "num_context_tokens", "max_decode_context"),
+    *("num_decode_seqs", "num_context_tokens", "max_decode_context", "num_shared_tokens"),
 )
 _PREFILL_COLUMNS = ("step", "request", "replica", "num_tokens", "num_computed_tokens", "emits")
 Table = dict[str, Column]
