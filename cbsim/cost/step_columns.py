@@ -69,10 +69,10 @@ def split_shape(shape: StepShape) -> tuple[Any, list[Any]]:
     return _make_shape(len(chunks), num_tokens, *counts), [_make_chunk(*chunk) for chunk in chunks]
 
 
-L2_SPEED = 2.0
-"""How many times as fast as memory KV is read from the L2 cache. NVIDIA's timings of 16 decodes in a row
-(`aiconfigurator` 0.12.0), with KV of up to 0.6 and of over 4 times the cache, say 1.3 for A100 and H200, 1.8
-to 2.0 for RTX PRO 6000, B200 and H100, 3.3 for L40S."""
+L2_SPEED = 1.3
+"""How many times as fast as memory KV is read from the L2 cache, at least. NVIDIA's timings of 16 decodes
+(`aiconfigurator` 0.12.0) with KV of up to 0.6 and of over 4 times the cache say 1.3 for A100 and H200, 1.8 to
+2.0 for RTX PRO 6000, B200 and H100, 3.3 for L40S."""
 _NONE: Ints = np.zeros(0, dtype=np.int64)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -42,6 +43,8 @@ TOKENS_TO_COMPILE = 3_000_000
 TOKENS_TO_LOAD = 15_000
 """Output tokens from which a run is compiled: where the core has yet to be compiled (some 15 s), and where it
 is only loaded from the cache folder (0.04 s). Interpreting takes some 2.5 us a token."""
+_INTERPRETED: Counter[str] = Counter()
+"""Output tokens of runs of this process that were not worth compiling, by the key of their core."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,13 +243,19 @@ class Speed(NamedTuple):
 
 
 def is_worth_compiling(engine: str, bound: Bound, requests: Array) -> bool:
-    """Whether a run is long enough for compiled code to pay, or is asked to have it."""
+    """Whether a run is long enough for compiled code to pay, or is asked to have it.
+
+    Runs that this process has interpreted count too: the points of a sweep share their core.
+    """
     if engine == "interpreted" or not can_compile():
         return False
     if engine == "compiled":
         return True
     num_tokens = int(requests["num_output_tokens"].sum(dtype=np.int64)) + len(requests)
-    return num_tokens >= TOKENS_TO_COMPILE or (num_tokens >= TOKENS_TO_LOAD and bound.is_cached)
+    if num_tokens < TOKENS_TO_LOAD or bound.is_cached:
+        return num_tokens >= TOKENS_TO_LOAD
+    _INTERPRETED[bound.key] += num_tokens
+    return _INTERPRETED[bound.key] >= TOKENS_TO_COMPILE
 
 
 def compiled(world: World, bound: Bound) -> Speed:
