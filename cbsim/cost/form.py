@@ -1,8 +1,9 @@
 """StepForm: the seconds of a step as a formula whose coefficients are fitted to measured kernels.
 
 With L layers, T tokens, S rows of logits, chunks (q, x) of q tokens over x of context, B decodes over KV
-tokens of context in all, and `blend(a, b, s) = (a + b + sqrt((a - b)^2 + s a b)) / 2`, which runs from
-max(a, b) at s = 0 to a + b at s = 4:
+tokens of context in all (those of shared blocks counted once, see `context_read`), and
+`blend(a, b, s) = (a + b + sqrt((a - b)^2 + s a b)) / 2`, which runs from max(a, b) at s = 0 to a + b at
+s = 4:
 
     t       = L g(T) + LM(S) + L A_dec + L A_pre
     g       = one layer outside attention: a piecewise-linear table, linear beyond its last knot, which rises
