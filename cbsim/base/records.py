@@ -23,13 +23,13 @@ COPIED_AT_ONCE = 4_096
 
 
 def plain(value: Any) -> Any:
-    """Arrays as lists, records as objects with the same fields, tuples of them as tuples of these.
+    """Arrays as lists, records and named tuples as objects with the same fields, tuples of them as tuples.
 
     Interpreted rules run some ten times as fast over these as over numpy scalars. Arrays of two dimensions
     become lists of lists. Nothing is shared with the arrays.
     """
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*map(plain, value))
+        return object_class(type(value))(*map(plain, value))
     if isinstance(value, (tuple, list)):
         return type(value)(map(plain, value))
     if isinstance(value, np.void):
@@ -157,8 +157,27 @@ def packed(values: list[Any], dtype: np.dtype[Any]) -> Any:
 @cache
 def record_class(dtype: np.dtype[Any]) -> type:
     """A class with a slot for each field of a record, in their order."""
-    names = dtype.names
-    assert names is not None
+    assert dtype.names is not None
+    return _slotted(dtype.names)
+
+
+@cache
+def object_class(kind: type) -> type:
+    """A class with a slot for each field of a kind of named tuple, and its `_replace`.
+
+    Python reads a slot five times as fast as a named tuple's field.
+    """
+    names: tuple[str, ...] = kind._fields  # type: ignore[attr-defined]
+    made = _slotted(names)
+
+    def _replace(self: Any, **changes: Any) -> Any:
+        return made(**{name: getattr(self, name) for name in names} | changes)
+
+    made._replace = _replace  # type: ignore[attr-defined]
+    return made
+
+
+def _slotted(names: tuple[str, ...]) -> type:
     body = "".join(f"        self.{name} = {name}\n" for name in names)
     source = (
         f"class Record:\n    __slots__ = {names!r}\n"

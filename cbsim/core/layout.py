@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from cbsim.base.records import object_class
 from cbsim.cost.step_columns import CHUNK, SHAPE
 
 __all__ = ["CHUNK", "SHAPE"]
@@ -534,14 +535,17 @@ def with_replicas(world: World) -> World:
 def replica_of(world: World, number: int) -> Replica:
     """One replica of a world."""
     own = world.own[number]
-    pool = int(own["pool"] if isinstance(own, np.void) else own.pool)
+    is_array = isinstance(own, np.void)
+    pool = int(own["pool"] if is_array else own.pool)
     fields = {name: getattr(world, name) for name in Replica._fields}
-    return Replica(
+    kind: Any = Replica if is_array else object_class(Replica)
+    made: Replica = kind(
         **{
             name: field[number] if name in PER_REPLICA else field[pool] if name in PER_POOL else field
             for name, field in fields.items()
         }
     )
+    return made
 
 
 PER_REPLICA = (

@@ -203,8 +203,8 @@ class StepwiseWorld:
         """What was written down since the last call."""
         record = Record()
         record.take(self.records.log)
-        for table in self.records.log[1:]:
-            table.clear()
+        for table in TABLES:
+            getattr(self.records.log, table).clear()
         return record
 
 

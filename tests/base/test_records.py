@@ -34,6 +34,8 @@ def told(value: Any) -> str:
         return repr(value)
     if hasattr(value, "count") and hasattr(value, "share"):
         return f"({value.count!r}, {value.share!r})"
+    if hasattr(value, "matrix"):
+        return told([getattr(value, name) for name in Several._fields])
     return f"[{', '.join(told(each) for each in value)}]"
 
 
