@@ -312,14 +312,10 @@ def count_slices(self: Any, step: Any) -> None:
     for place in range(step.num_slices):
         part = slices[place]
         tokens, before = part.num_tokens, part.num_computed_tokens
-        pairs += tokens * before + tokens * (tokens + 1) // 2
+        context = before + tokens
         if window:
             num_window_pairs += window_pairs(1, tokens, before, window)
             num_window_keys += min(before, window - 1) + tokens
-        num_drafts += part.num_drafts
-        if part.is_prefill:
-            num_prefills += 1
-            num_prefill_tokens += tokens
         if part.is_prefill or tokens > 1:
             # Drafts attend to one context together, as the tokens of a chunk do; each gives its own logits.
             chunk = self.chunks[num_chunks]
@@ -328,12 +324,19 @@ def count_slices(self: Any, step: Any) -> None:
             num_chunks += 1
             num_chunk_tokens += tokens
             num_finishing += part.emits + part.num_drafts
-            chunk_context += before + tokens
+            num_drafts += part.num_drafts
+            chunk_context += context
+            pairs += tokens * before + tokens * (tokens + 1) // 2
+            if part.is_prefill:
+                num_prefills += 1
+                num_prefill_tokens += tokens
         else:
             num_decodes += 1
-            decode_context += before + tokens
-            windowed_context += min(before + tokens, window)
-            longest = max(longest, before + tokens)
+            decode_context += context
+            if context > longest:
+                longest = context
+            if window:
+                windowed_context += min(context, window)
     shape.num_chunks = num_chunks
     shape.num_prefill_tokens = num_chunk_tokens
     shape.num_finishing_chunks = num_finishing
@@ -345,7 +348,7 @@ def count_slices(self: Any, step: Any) -> None:
     step.num_prefill_seqs, step.num_prefill_tokens = num_prefills, num_prefill_tokens
     step.num_decode_seqs = step.num_slices - num_prefills
     step.num_drafts = num_drafts
-    step.num_attention_pairs = pairs
+    step.num_attention_pairs = pairs + decode_context
     step.num_context_tokens = chunk_context + decode_context
     step.num_window_pairs, step.num_window_keys = num_window_pairs, num_window_keys
     step.num_logits = num_finishing + num_decodes
@@ -358,42 +361,43 @@ def end_step(self: Any) -> int:
 
     Those stand in `Replica.candidates`, in the order of their slices.
     """
-    own = self.own
+    own, config, requests = self.own, self.config, self.requests
     step = self.under_way[own.first_under_way]
     slices = self.slices[step.place]
     num_finished = num_usual_gaps = num_joint_tokens = num_accepted = 0
     if own.num_news:
         release_deferred(self, step.call)
-    if self.config.reads_in_step:
+    if config.reads_in_step:
         take_failed_reads(self, step)
     for place in range(step.num_slices):
         part = slices[place]
-        request = self.requests[part.request]
-        verify(self, part)
-        num_accepted += part.num_accepted
+        request = requests[part.request]
+        verify(self, request, part)
+        num_emitted = part.num_emitted
         if part.is_prefill or part.num_tokens > 1:
             record_prefill(self, step, part)
-            if part.num_emitted:
+            num_accepted += part.num_accepted
+            if num_emitted:
                 owe_no_more(self, request)
         else:
             record_decode(self, step.number, request)
-        if part.num_emitted:
-            num_usual_gaps += came_out(self, step, request, part.num_emitted)
-            num_joint_tokens += part.num_emitted - 1
-        if self.config.with_batches:
+        if num_emitted:
+            num_usual_gaps += came_out(self, step, request, num_emitted)
+            num_joint_tokens += num_emitted - 1
+        if config.with_batches:
             record_slice(self, step, place, part)
-    for place in range(step.num_slices):
-        part = slices[place]
-        if take_result(self, step, part):
+        if take_result(self, step, request, part):
             self.candidates[num_finished] = part.request
             num_finished += 1
-            record_event(self, step, FINISHED_NOW, part.request, 0)
-            close_decodes(self, self.requests[part.request])
+    for place in range(num_finished):
+        request = requests[self.candidates[place]]
+        record_event(self, step, FINISHED_NOW, request.index, 0)
+        close_decodes(self, request)
     record_step(self, step, num_finished, num_usual_gaps, num_joint_tokens, num_accepted)
     own.last_end_s = step.end_s
     own.num_outstanding -= num_finished
     own.num_begun -= 1
-    if self.config.connector != NO_CONNECTOR:
+    if config.connector != NO_CONNECTOR:
         remove_failed(self, step, step.end_s)
         take_news(self, step, step.end_s)
     next_under_way(self)

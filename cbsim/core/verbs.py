@@ -55,11 +55,11 @@ def num_wanted(request: Any) -> int:
 
     0 if it will have its last token when the steps under way end, even if they accept no draft.
     """
-    in_flight = request.num_in_flight_tokens
-    num_at_least = request.num_computed_tokens + 2 - in_flight
+    in_flight, computed = request.num_in_flight_tokens, request.num_computed_tokens
+    num_at_least = computed + 2 - in_flight
     if in_flight and num_at_least >= request.num_prompt_tokens + request.num_output_tokens:
         return 0
-    num_left = num_known_tokens(request) + in_flight + request.num_drafts - request.num_computed_tokens
+    num_left = num_known_tokens(request) + in_flight + request.num_drafts - computed
     # Less than none if drafts are in flight whose results alone tell what comes next.
     return num_left if num_left > 0 else 0
 
@@ -69,48 +69,46 @@ def schedule(self: Any, step: Any, request: Any, num_tokens: int) -> None:
 
     Tokens beyond those known or in flight are drafts, which the step verifies.
     """
-    config, in_flight = self.config, request.num_in_flight_tokens
+    own, config, in_flight = self.own, self.config, request.num_in_flight_tokens
     computed, num_known = request.num_computed_tokens, num_known_tokens(request) + in_flight
-    end, num_to_come = computed + num_tokens, 2 if in_flight else 1
-    if (
-        num_tokens <= 0
-        or end > num_known + request.num_drafts
-        or num_tokens + config.num_extra_slots > step.budget
-    ):
+    end, num_taken = computed + num_tokens, num_tokens + config.num_extra_slots
+    if num_tokens <= 0 or end > num_known + request.num_drafts or num_taken > step.budget:
         num_left = num_known + request.num_drafts - computed
         fail(self, SCHEDULED_TOO_MUCH, request, num_tokens, num_left, step.budget)
         # Whoever goes on as long as the budget lasts comes to an end.
         step.budget = 0
         return
-    emits, num_drafts = 1 if end >= num_known else 0, end - num_known if end > num_known else 0
+    emits = num_drafts = num_to_verify = 0
+    if end >= num_known:
+        emits, num_to_verify = 1, end - num_known
     part = self.slices[step.place][step.num_slices]
     part.request = request.index
     part.num_tokens = num_tokens
     part.num_computed_tokens = computed
     part.num_preemptions = request.num_preemptions
-    part.is_prefill = 1 if is_prefilling(request) else 0
+    part.is_prefill = 1 if computed < request.prefill_until else 0
     part.emits = emits
-    part.num_drafts = num_drafts
+    part.num_drafts = num_to_verify
     part.num_accepted = part.num_emitted = part.is_padded = 0
     step.num_slices += 1
-    step.budget -= num_tokens + config.num_extra_slots
-    if (
-        end >= request.num_prompt_tokens
-        and request.num_generated_tokens + num_to_come < request.num_output_tokens
-    ):
-        step.skips_drafts = 0
+    step.budget -= num_taken
+    if step.skips_drafts and end >= request.num_prompt_tokens:
+        num_to_come = 2 if in_flight else 1
+        if request.num_generated_tokens + num_to_come < request.num_output_tokens:
+            step.skips_drafts = 0
     request.num_computed_tokens = end
     request.num_launched_tokens += num_tokens
-    request.num_drafts = 0
     request.samples = emits
-    self.own.num_kv_tokens += num_tokens
+    own.num_kv_tokens += num_tokens
     request.num_steps_in_flight += 1
-    if emits:
-        request.resumes_at_call = self.own.num_calls + config.num_stages
-        if config.async_scheduling:
-            request.num_in_flight_tokens = in_flight + 1 + num_drafts
-            request.num_drafts = config.num_speculative_tokens
-    publish(self, request, end)
+    if emits and config.async_scheduling:
+        request.num_in_flight_tokens = in_flight + 1 + num_to_verify
+        num_drafts = config.num_speculative_tokens
+        if config.num_stages > 1:
+            request.resumes_at_call = own.num_calls + config.num_stages
+    request.num_drafts = num_drafts
+    if own.prefix_caching:
+        publish(self, request, end)
 
 
 def admit(self: Any, step: Any, request: Any, num_found: int = NOT_LOOKED_UP) -> None:
@@ -268,9 +266,8 @@ def drops_results(self: Any) -> bool:
     return bool(config.connector == REMOTE and config.role == PRODUCER and self.own.num_in_flight > 1)
 
 
-def verify(self: Any, part: Any) -> None:
-    """A slice has run: settle how many of its drafts were right, and how many tokens come out."""
-    request = self.requests[part.request]
+def verify(self: Any, request: Any, part: Any) -> None:
+    """A request's slice has run: settle how many of its drafts were right, and how many tokens come out."""
     if not part.emits or request.state == FINISHED or request.state == FAILED:
         return
     if part.num_drafts:
@@ -280,26 +277,27 @@ def verify(self: Any, part: Any) -> None:
         part.num_emitted = num_right if num_right < num_left else num_left
 
 
-def take_result(self: Any, step: Any, part: Any) -> bool:
+def take_result(self: Any, step: Any, request: Any, part: Any) -> bool:
     """Take what a slice brought, `verify` having settled that. True if it was the request's last token."""
-    own, config, request = self.own, self.config, self.requests[part.request]
+    own, config = self.own, self.config
     if request.state == FINISHED or request.state == FAILED:
         request.num_steps_in_flight -= 1
         return False
     was_preempted = request.num_preemptions != part.num_preemptions
-    if not (was_preempted and drops_results(self)):
+    if not was_preempted or not drops_results(self):
         request.num_steps_in_flight -= 1
     request.num_generated_tokens += part.num_emitted
     if not was_preempted:
         request.num_launched_tokens -= part.num_tokens
-        num_rejected = part.num_drafts - part.num_accepted if part.emits else 0
-        if request.num_computed_tokens > 0:
+        if part.num_drafts and request.num_computed_tokens > 0:
+            num_rejected = part.num_drafts - part.num_accepted
             request.num_computed_tokens -= num_rejected
             own.num_kv_tokens -= num_rejected
         if part.emits and config.async_scheduling:
             request.num_in_flight_tokens -= 1 + part.num_drafts
-        publish(self, request, request.num_computed_tokens - request.num_launched_tokens)
-        store_computed(self, request)
+        if own.prefix_caching:
+            publish(self, request, request.num_computed_tokens - request.num_launched_tokens)
+            store_computed(self, request)
     if part.num_emitted == 0:
         return False
     served(self, request, part.num_emitted)

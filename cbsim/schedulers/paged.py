@@ -123,37 +123,38 @@ def chunk_cap(self: Any) -> int:
 
 def serve_running(self: Any, step: Any, cap: int) -> None:
     """Give each running request, in their order, what it wants while the budget lasts."""
-    num_visited = running_order(self)
+    num_visited, requests, order = running_order(self), self.requests, self.order
+    num_extra = self.config.num_extra_slots
     for place in range(num_visited):
-        num_left = step.budget - self.config.num_extra_slots
+        num_left = step.budget - num_extra
         if num_left <= 0:
             return
-        request = self.requests[self.order[place]]
-        num_tokens = min(num_wanted(request), cap, num_left)
+        request = requests[order[place]]
+        num_tokens = num_wanted(request)
         if num_tokens == 0 or request.state != RUNNING or is_passed_over(self, request):
             continue
+        if num_tokens > cap or num_tokens > num_left:
+            num_tokens = min(cap, num_left)
         was_prefilling = not request.samples
         outcome = make_room(self, step, request, num_tokens)
         if outcome == HAS_ROOM:
             schedule(self, step, request, num_tokens)
-            step.visits_prefill += was_prefilling
+            if was_prefilling:
+                step.visits_prefill += 1
         elif outcome == NOBODY_MAY_GO or ends_at_own_preemption(self):
             return
 
 
 def is_passed_over(self: Any, request: Any) -> bool:
     """Whether a running request gets nothing, as its last token has not yet left the stages of a pipeline."""
-    config = self.config
-    return bool(
-        config.num_stages > 1 and config.async_scheduling and self.own.num_calls < request.resumes_at_call
-    )
+    return bool(self.own.num_calls < request.resumes_at_call)
 
 
 def running_order(self: Any) -> int:
     """Fill `order` with the running requests in the order in which they are served; how many."""
-    num_running = self.own.num_running
+    running, order, num_running = self.running, self.order, self.own.num_running
     for place in range(num_running):
-        self.order[place] = self.running[place]
+        order[place] = running[place]
     return num_running
 
 
@@ -166,10 +167,12 @@ def make_room(self: Any, step: Any, request: Any, num_tokens: int) -> int:
 
     Where KV may be written to the blocks of a step under way, whoever is in one is not preempted.
     """
-    give_back_behind(self, request)
+    own = self.own
+    if own.has_identities:
+        give_back_behind(self, request)
     num_resident = request.num_computed_tokens + num_tokens + self.config.num_lookahead_tokens
     num_wanting = num_missing(self, request, num_resident)
-    while num_wanting > self.own.num_free:
+    while num_wanting > own.num_free:
         victim = self.requests[choose_victim(self, step.now)]
         if defers_release(self) and is_under_way(self, step, victim):
             return NOBODY_MAY_GO

@@ -142,8 +142,9 @@ def carries_prefill(self: Any, step: Any) -> bool:
 
 def is_passed_over(self: Any, request: Any) -> bool:
     """Also prompts that are held back."""
-    is_held = self.own.holds_prefill and not request.samples
-    return bool(is_held or paged_is_passed_over(self, request))
+    if self.own.holds_prefill and not request.samples:
+        return True
+    return paged_is_passed_over(self, request)
 
 
 def admit_waiting(self: Any, step: Any, cap: int) -> None:
