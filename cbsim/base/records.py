@@ -146,12 +146,10 @@ def _copy_class(dtype: np.dtype[Any]) -> Any:
 
 def packed(values: list[Any], dtype: np.dtype[Any]) -> Any:
     """Objects of `record_class(dtype)` as an array of records: the inverse of `plain`."""
-    names = dtype.names
-    assert names is not None
-    fields_of = attrgetter(*names)
-    if len(names) == 1:
-        return np.array([(fields_of(value),) for value in values], dtype=dtype)
-    return np.array(list(map(fields_of, values)), dtype=dtype)
+    rows = np.empty(len(values), dtype)
+    for name in dtype.names or ():
+        rows[name] = np.fromiter(map(attrgetter(name), values), dtype[name], len(values))
+    return rows
 
 
 @cache

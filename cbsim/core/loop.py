@@ -35,8 +35,8 @@ from cbsim.core.transfers import (
     take_failed_reads,
     take_news,
 )
-from cbsim.core.verbs import take_result, verify
-from cbsim.core.waiting_queue import owe_no_more, push
+from cbsim.core.verbs import finish, take_result
+from cbsim.core.waiting_queue import push
 from cbsim.cost.step_columns import window_pairs
 
 # What a scheduler gives, by these names
@@ -113,8 +113,9 @@ def call(self: Any, cost: Any, now: float, one_by_one: bool = False) -> bool:
     while True:
         has_moved = False
         if has_requests(self):
-            step = self.under_way[place_of(self, own.num_under_way)]
-            plan(self, step, place_of(self, own.num_under_way), now)
+            place = place_of(self, own.num_under_way)
+            step = self.under_way[place]
+            plan(self, step, place, now)
             has_decided = True
             if own.fault != NO_FAULT:
                 return True
@@ -154,7 +155,7 @@ def call(self: Any, cost: Any, now: float, one_by_one: bool = False) -> bool:
 def has_requests(self: Any) -> bool:
     """Whether the scheduler has anybody to decide about."""
     own = self.own
-    return bool(own.num_running or own.num_waiting or own.num_holding or own.num_sending)
+    return own.num_running > 0 or own.num_waiting > 0 or own.num_holding > 0 or own.num_sending > 0
 
 
 def next_under_way(self: Any) -> None:
@@ -201,8 +202,9 @@ def begin(self: Any, cost: Any, step: Any) -> None:
     count_slices(self, step)
     step.number = own.num_steps
     own.num_steps += 1
-    for place in range(lengths.events - step.num_decisions, lengths.events):
-        self.log.events[place].step = step.number
+    if step.num_decisions:
+        for place in range(lengths.events - step.num_decisions, lengths.events):
+            self.log.events[place].step = step.number
     step.transfer_s = own.unspent_transfer_s
     own.unspent_transfer_s = 0.0
     pad(self, step)
@@ -276,14 +278,13 @@ def put_in_line(self: Any, step: Any) -> None:
 
     A pipeline takes a step when its first stage is free, and at each stage it comes after the one before.
     """
-    own, num_stages = self.own, self.config.num_stages
-    step.start_s = step.now
-    step.end_s = step.start_s + step.duration_s
+    num_stages, number = self.config.num_stages, self.own.num_under_way - 2
     step.stage_s = step.duration_s / num_stages
-    number = own.num_under_way - 2
     while number >= 0 and self.under_way[place_of(self, number)].num_slices == 0:
         number -= 1
     if number < 0:
+        step.start_s = step.now
+        step.end_s = step.start_s + step.duration_s
         return
     before = self.under_way[place_of(self, number)]
     if num_stages == 1:
@@ -372,25 +373,23 @@ def end_step(self: Any) -> int:
     for place in range(step.num_slices):
         part = slices[place]
         request = requests[part.request]
-        verify(self, request, part)
-        num_emitted = part.num_emitted
+        if take_result(self, request, part):
+            self.candidates[num_finished] = part.request
+            num_finished += 1
         if part.is_prefill or part.num_tokens > 1:
             record_prefill(self, step, part)
             num_accepted += part.num_accepted
-            if num_emitted:
-                owe_no_more(self, request)
         else:
             record_decode(self, step.number, request)
+        num_emitted = part.num_emitted
         if num_emitted:
             num_usual_gaps += came_out(self, step, request, num_emitted)
             num_joint_tokens += num_emitted - 1
         if config.with_batches:
             record_slice(self, step, place, part)
-        if take_result(self, step, request, part):
-            self.candidates[num_finished] = part.request
-            num_finished += 1
     for place in range(num_finished):
         request = requests[self.candidates[place]]
+        finish(self, step, request)
         record_event(self, step, FINISHED_NOW, request.index, 0)
         close_decodes(self, request)
     record_step(self, step, num_finished, num_usual_gaps, num_joint_tokens, num_accepted)
@@ -493,7 +492,7 @@ def record_prefill(self: Any, step: Any, part: Any) -> None:
 
 def record_decode(self: Any, number: int, request: Any) -> None:
     """A request decoded in step `number`; consecutive steps become one row of `Log.decodes`."""
-    if request.last_decode == NOBODY or request.last_decode != number - 1:
+    if request.last_decode != number - 1 or number == 0:
         close_decodes(self, request)
         request.first_decode = number
     request.last_decode = number

@@ -40,7 +40,7 @@ from cbsim.core.pool import (
     withdraw,
 )
 from cbsim.core.transfers import keeps_blocks
-from cbsim.core.waiting_queue import leave_queue, push, served
+from cbsim.core.waiting_queue import leave_queue, owe_no_more, push, served
 
 NOT_LOOKED_UP = -1
 
@@ -266,54 +266,60 @@ def drops_results(self: Any) -> bool:
     return bool(config.connector == REMOTE and config.role == PRODUCER and self.own.num_in_flight > 1)
 
 
-def verify(self: Any, request: Any, part: Any) -> None:
-    """A request's slice has run: settle how many of its drafts were right, and how many tokens come out."""
-    if not part.emits or request.state == FINISHED or request.state == FAILED:
-        return
-    if part.num_drafts:
-        part.num_accepted = num_accepted(self, request, part)
-    if request.num_preemptions == part.num_preemptions or not drops_results(self):
-        num_right, num_left = part.num_accepted + 1, request.num_output_tokens - request.num_generated_tokens
-        part.num_emitted = num_right if num_right < num_left else num_left
+def take_result(self: Any, request: Any, part: Any) -> bool:
+    """A request's slice has run: settle which of its drafts were right and how many tokens come out.
 
-
-def take_result(self: Any, step: Any, request: Any, part: Any) -> bool:
-    """Take what a slice brought, `verify` having settled that. True if it was the request's last token."""
+    True if the last one did; then `finish` it.
+    """
     own, config = self.own, self.config
     if request.state == FINISHED or request.state == FAILED:
         request.num_steps_in_flight -= 1
         return False
-    was_preempted = request.num_preemptions != part.num_preemptions
-    if not was_preempted or not drops_results(self):
+    num_drafts, was_preempted = part.num_drafts, request.num_preemptions != part.num_preemptions
+    is_lost = was_preempted and drops_results(self)
+    if not is_lost:
         request.num_steps_in_flight -= 1
-    request.num_generated_tokens += part.num_emitted
+    if part.emits:
+        num_right, num_left = 1, request.num_output_tokens - request.num_generated_tokens
+        if num_drafts:
+            part.num_accepted = num_accepted(self, request, part)
+            num_right += part.num_accepted
+        if not is_lost:
+            part.num_emitted = num_right if num_right < num_left else num_left
     if not was_preempted:
         request.num_launched_tokens -= part.num_tokens
-        if part.num_drafts and request.num_computed_tokens > 0:
-            num_rejected = part.num_drafts - part.num_accepted
+        if num_drafts and request.num_computed_tokens > 0:
+            num_rejected = num_drafts - part.num_accepted
             request.num_computed_tokens -= num_rejected
             own.num_kv_tokens -= num_rejected
         if part.emits and config.async_scheduling:
-            request.num_in_flight_tokens -= 1 + part.num_drafts
-        if own.prefix_caching:
-            publish(self, request, request.num_computed_tokens - request.num_launched_tokens)
-            store_computed(self, request)
-    if part.num_emitted == 0:
-        return False
-    served(self, request, part.num_emitted)
-    if request.num_generated_tokens < request.num_output_tokens:
-        if config.num_speculative_tokens and not (was_preempted or config.async_scheduling):
-            count_drafts(self, request)
-        return False
-    request.state = FINISHED
-    if was_preempted:
+            request.num_in_flight_tokens -= 1 + num_drafts
+    num_emitted = part.num_emitted
+    if num_emitted:
+        if part.is_prefill:
+            owe_no_more(self, request)
+        request.num_generated_tokens += num_emitted
+        served(self, request, num_emitted)
+    if own.prefix_caching and not was_preempted:
+        publish(self, request, request.num_computed_tokens - request.num_launched_tokens)
+        store_computed(self, request)
+    if num_emitted == 0 or request.num_generated_tokens >= request.num_output_tokens:
+        return num_emitted > 0
+    if config.num_speculative_tokens and not (was_preempted or config.async_scheduling):
+        count_drafts(self, request)
+    return False
+
+
+def finish(self: Any, step: Any, request: Any) -> None:
+    """A request has got its last token with a step, running or as it waited after a preemption."""
+    if request.state == PREEMPTED:
         leave_queue(self, request)
     else:
         remove_running(self, request)
-        own.num_kv_tokens -= request.num_computed_tokens
-    if config.connector == NO_CONNECTOR or not keeps_blocks(self, request, step.end_s):
+        self.own.num_kv_tokens -= request.num_computed_tokens
+    request.state = FINISHED
+    if self.config.connector == NO_CONNECTOR or not keeps_blocks(self, request, step.end_s):
         left(self, request)
-    return True
 
 
 def left(self: Any, request: Any) -> None:
