@@ -19,8 +19,8 @@ __all__ = ["CHUNK", "SHAPE"]
 NOBODY = -1
 
 UNFINISHED, WAITING, RUNNING, PREEMPTED, FINISHED, REJECTED, FAILED, HANDED_OVER = range(8)
-"""States of a request; `UNFINISHED` only in results. `HANDED_OVER`: its visit here has ended, and another
-replica goes on with it."""
+"""States of a request; `UNFINISHED` only in results. From `FINISHED` on its visit here has ended;
+`HANDED_OVER`: another replica goes on with it."""
 
 NOBODY_WAITS, TURN, SLOT, KV_BLOCKS = range(4)
 """What keeps the head of the queue waiting: nothing (nobody waits); its turn (no budget left, no batch that

@@ -366,6 +366,7 @@ def end_step(self: Any) -> int:
     step = self.under_way[own.first_under_way]
     slices = self.slices[step.place]
     num_finished = num_usual_gaps = num_joint_tokens = num_accepted = 0
+    last_number = step.number - 1
     if own.num_news:
         release_deferred(self, step.call)
     if config.reads_in_step:
@@ -380,11 +381,15 @@ def end_step(self: Any) -> int:
             record_prefill(self, step, part)
             num_accepted += part.num_accepted
         else:
-            record_decode(self, step.number, request)
+            if request.last_decode != last_number or last_number < 0:
+                close_decodes(self, request)
+                request.first_decode = step.number
+            request.last_decode = step.number
         num_emitted = part.num_emitted
         if num_emitted:
             num_usual_gaps += came_out(self, step, request, num_emitted)
-            num_joint_tokens += num_emitted - 1
+            if num_emitted > 1:
+                num_joint_tokens += num_emitted - 1
         if config.with_batches:
             record_slice(self, step, place, part)
     for place in range(num_finished):
@@ -410,11 +415,9 @@ def came_out(self: Any, step: Any, request: Any, num_tokens: int) -> int:
     """Take down tokens of a request. Returns 1 if its last token came with the step before, else 0."""
     now, last_s = step.end_s, request.last_token_at_s
     request.last_token_at_s = now
-    if self.config.with_batches:
-        record_event(self, step, EMITTED, request.index, num_tokens)
     if num_tokens > 1 and not request.max_itl_s >= 0.0:
         request.max_itl_s = 0.0
-    if request.first_token_at_s != request.first_token_at_s:
+    if last_s != last_s:
         request.first_token_at_s = now
         return 0
     gap_s = now - last_s
@@ -490,16 +493,8 @@ def record_prefill(self: Any, step: Any, part: Any) -> None:
     self.log.lengths.prefills += 1
 
 
-def record_decode(self: Any, number: int, request: Any) -> None:
-    """A request decoded in step `number`; consecutive steps become one row of `Log.decodes`."""
-    if request.last_decode != number - 1 or number == 0:
-        close_decodes(self, request)
-        request.first_decode = number
-    request.last_decode = number
-
-
 def close_decodes(self: Any, request: Any) -> None:
-    """Write down a request's latest unbroken run of decodes, if it has one."""
+    """Write down a request's latest unbroken run of decodes, if it has one, as a row of `Log.decodes`."""
     if request.last_decode == NOBODY:
         return
     row = self.log.decodes[self.log.lengths.decodes]
@@ -512,7 +507,9 @@ def close_decodes(self: Any, request: Any) -> None:
 
 
 def record_slice(self: Any, step: Any, position: int, part: Any) -> None:
-    """A request's share of a step, where `output.batches` asks for it."""
+    """A request's share of a step, and what came of it, where `output.batches` asks for them."""
+    if part.num_emitted:
+        record_event(self, step, EMITTED, part.request, part.num_emitted)
     row = self.log.batches[self.log.lengths.batches]
     row.start_s = step.start_s
     row.replica = self.own.replica

@@ -15,7 +15,6 @@ from cbsim.core.layout import (
     ADMITTED_TOO_MANY,
     CHEAPER,
     DECODE_STAGE,
-    FAILED,
     FINISHED,
     NO_CONNECTOR,
     NOBODY_WAITS,
@@ -70,17 +69,18 @@ def schedule(self: Any, step: Any, request: Any, num_tokens: int) -> None:
     Tokens beyond those known or in flight are drafts, which the step verifies.
     """
     own, config, in_flight = self.own, self.config, request.num_in_flight_tokens
-    computed, num_known = request.num_computed_tokens, num_known_tokens(request) + in_flight
-    end, num_taken = computed + num_tokens, num_tokens + config.num_extra_slots
-    if num_tokens <= 0 or end > num_known + request.num_drafts or num_taken > step.budget:
-        num_left = num_known + request.num_drafts - computed
+    computed, num_taken = request.num_computed_tokens, num_tokens + config.num_extra_slots
+    end = computed + num_tokens
+    num_drafts = end - num_known_tokens(request) - in_flight
+    if num_tokens <= 0 or num_drafts > request.num_drafts or num_taken > step.budget:
+        num_left = num_tokens + request.num_drafts - num_drafts
         fail(self, SCHEDULED_TOO_MUCH, request, num_tokens, num_left, step.budget)
         # Whoever goes on as long as the budget lasts comes to an end.
         step.budget = 0
         return
-    emits = num_drafts = num_to_verify = 0
-    if end >= num_known:
-        emits, num_to_verify = 1, end - num_known
+    emits = 1
+    if num_drafts < 0:
+        emits = num_drafts = 0
     part = self.slices[step.place][step.num_slices]
     part.request = request.index
     part.num_tokens = num_tokens
@@ -88,7 +88,7 @@ def schedule(self: Any, step: Any, request: Any, num_tokens: int) -> None:
     part.num_preemptions = request.num_preemptions
     part.is_prefill = 1 if computed < request.prefill_until else 0
     part.emits = emits
-    part.num_drafts = num_to_verify
+    part.num_drafts = num_drafts
     part.num_accepted = part.num_emitted = part.is_padded = 0
     step.num_slices += 1
     step.budget -= num_taken
@@ -98,15 +98,15 @@ def schedule(self: Any, step: Any, request: Any, num_tokens: int) -> None:
             step.skips_drafts = 0
     request.num_computed_tokens = end
     request.num_launched_tokens += num_tokens
+    request.num_drafts = 0
     request.samples = emits
     own.num_kv_tokens += num_tokens
     request.num_steps_in_flight += 1
     if emits and config.async_scheduling:
-        request.num_in_flight_tokens = in_flight + 1 + num_to_verify
-        num_drafts = config.num_speculative_tokens
+        request.num_in_flight_tokens = in_flight + 1 + num_drafts
+        request.num_drafts = config.num_speculative_tokens
         if config.num_stages > 1:
             request.resumes_at_call = own.num_calls + config.num_stages
-    request.num_drafts = num_drafts
     if own.prefix_caching:
         publish(self, request, end)
 
@@ -272,20 +272,19 @@ def take_result(self: Any, request: Any, part: Any) -> bool:
     True if the last one did; then `finish` it.
     """
     own, config = self.own, self.config
-    if request.state == FINISHED or request.state == FAILED:
+    if request.state >= FINISHED:
         request.num_steps_in_flight -= 1
         return False
-    num_drafts, was_preempted = part.num_drafts, request.num_preemptions != part.num_preemptions
-    is_lost = was_preempted and drops_results(self)
-    if not is_lost:
+    num_emitted, num_drafts = part.emits, part.num_drafts
+    num_generated = request.num_generated_tokens
+    was_preempted = request.num_preemptions != part.num_preemptions
+    if num_drafts:
+        part.num_accepted = num_accepted(self, request, part)
+        num_emitted = min(1 + part.num_accepted, request.num_output_tokens - num_generated)
+    if was_preempted and drops_results(self):
+        num_emitted = 0
+    else:
         request.num_steps_in_flight -= 1
-    if part.emits:
-        num_right, num_left = 1, request.num_output_tokens - request.num_generated_tokens
-        if num_drafts:
-            part.num_accepted = num_accepted(self, request, part)
-            num_right += part.num_accepted
-        if not is_lost:
-            part.num_emitted = num_right if num_right < num_left else num_left
     if not was_preempted:
         request.num_launched_tokens -= part.num_tokens
         if num_drafts and request.num_computed_tokens > 0:
@@ -294,18 +293,19 @@ def take_result(self: Any, request: Any, part: Any) -> bool:
             own.num_kv_tokens -= num_rejected
         if part.emits and config.async_scheduling:
             request.num_in_flight_tokens -= 1 + num_drafts
-    num_emitted = part.num_emitted
     if num_emitted:
         if part.is_prefill:
             owe_no_more(self, request)
-        request.num_generated_tokens += num_emitted
+        part.num_emitted = num_emitted
+        num_generated += num_emitted
+        request.num_generated_tokens = num_generated
         served(self, request, num_emitted)
     if own.prefix_caching and not was_preempted:
         publish(self, request, request.num_computed_tokens - request.num_launched_tokens)
         store_computed(self, request)
-    if num_emitted == 0 or request.num_generated_tokens >= request.num_output_tokens:
-        return num_emitted > 0
-    if config.num_speculative_tokens and not (was_preempted or config.async_scheduling):
+    if num_generated >= request.num_output_tokens:
+        return True
+    if config.num_speculative_tokens and num_emitted and not (was_preempted or config.async_scheduling):
         count_drafts(self, request)
     return False
 
