@@ -32,6 +32,7 @@ from cbsim.core.layout import (
     QUEUES_FULL,
     REJECTED,
     STEPS_WATCHED,
+    UNWATCHED,
     UP,
     WAITING,
 )
@@ -232,7 +233,8 @@ def happen(world: Any, self: Any) -> int:
             return UNHEARD
     number_turn(world, own.replica)
     is_end, has_decided, num_finished = own.is_asked == 0, False, 0
-    clients.replica, clients.place = own.replica, place_of(self, 0 if is_end else own.num_under_way)
+    if clients.watched:
+        clients.replica, clients.place = own.replica, place_of(self, 0 if is_end else own.num_under_way)
     if is_end:
         num_finished = end_step(self)
     if num_finished and hears_answers(clients):
@@ -244,7 +246,7 @@ def happen(world: Any, self: Any) -> int:
         own.is_asked = AT_ONCE
     else:
         has_decided = call(self, world.costs[own.pool], now, clients.watched != 0)
-        if own.num_tiers or (len(world.routers) > 1 and own.num_transfers):
+        if own.num_tiers or (own.num_transfers and len(world.routers) > 1):
             begin_transfers(world, self, now)
     return heard_of(world, self, is_end, has_decided, num_finished)
 
@@ -255,11 +257,13 @@ def heard_of(world: Any, self: Any, is_end: bool, has_decided: bool, num_finishe
     Who hears of requests alone hears of decisions about them, and of ends that bring a first or a last token.
     """
     clients = world.clients
+    if clients.watched == UNWATCHED:
+        return UNHEARD
     step, with_steps = self.under_way[clients.place], clients.watched == STEPS_WATCHED
-    if clients.watched and is_end:
+    if is_end:
         if with_steps or num_finished or step.num_logits > step.num_decode_seqs:
             return STEP_END
-    elif has_decided and clients.watched and (step.num_decisions or (with_steps and step.num_slices)):
+    elif has_decided and (step.num_decisions or (with_steps and step.num_slices)):
         return DECISION
     return UNHEARD
 

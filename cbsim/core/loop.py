@@ -278,22 +278,21 @@ def put_in_line(self: Any, step: Any) -> None:
 
     A pipeline takes a step when its first stage is free, and at each stage it comes after the one before.
     """
-    num_stages, number = self.config.num_stages, self.own.num_under_way - 2
+    num_stages = self.config.num_stages
     step.stage_s = step.duration_s / num_stages
-    while number >= 0 and self.under_way[place_of(self, number)].num_slices == 0:
-        number -= 1
-    if number < 0:
-        step.start_s = step.now
-        step.end_s = step.start_s + step.duration_s
-        return
-    before = self.under_way[place_of(self, number)]
-    if num_stages == 1:
-        step.start_s = before.end_s
-        step.end_s = step.start_s + step.duration_s
-    else:
-        step.start_s = max(step.now, before.start_s + before.stage_s)
-        step.end_s = max(step.start_s + step.duration_s, before.end_s + step.stage_s)
-        step.duration_s = step.end_s - step.start_s
+    for number in range(self.own.num_under_way - 2, -1, -1):
+        before = self.under_way[place_of(self, number)]
+        if before.num_slices:
+            if num_stages == 1:
+                step.start_s = before.end_s
+                step.end_s = step.start_s + step.duration_s
+            else:
+                step.start_s = max(step.now, before.start_s + before.stage_s)
+                step.end_s = max(step.start_s + step.duration_s, before.end_s + step.stage_s)
+                step.duration_s = step.end_s - step.start_s
+            return
+    step.start_s = step.now
+    step.end_s = step.start_s + step.duration_s
 
 
 def drafting_s(self: Any, step: Any) -> float:
@@ -308,7 +307,7 @@ def count_slices(self: Any, step: Any) -> None:
     """Sum up a step's slices: into its record, and into `Replica.shape`, by which it is priced."""
     shape, slices, window = self.shape, self.slices[step.place], self.config.window
     num_window_pairs = num_window_keys = windowed_context = 0
-    num_chunk_tokens = num_chunks = num_finishing = num_decodes = decode_context = longest = 0
+    num_chunk_tokens = num_chunks = num_finishing = decode_context = longest = 0
     pairs = chunk_context = num_prefills = num_prefill_tokens = num_drafts = 0
     for place in range(step.num_slices):
         part = slices[place]
@@ -332,12 +331,12 @@ def count_slices(self: Any, step: Any) -> None:
                 num_prefills += 1
                 num_prefill_tokens += tokens
         else:
-            num_decodes += 1
             decode_context += context
             if context > longest:
                 longest = context
             if window:
                 windowed_context += min(context, window)
+    num_decodes = step.num_slices - num_chunks
     shape.num_chunks = num_chunks
     shape.num_prefill_tokens = num_chunk_tokens
     shape.num_finishing_chunks = num_finishing
@@ -366,7 +365,7 @@ def end_step(self: Any) -> int:
     step = self.under_way[own.first_under_way]
     slices = self.slices[step.place]
     num_finished = num_usual_gaps = num_joint_tokens = num_accepted = 0
-    last_number = step.number - 1
+    last_number = step.number - 1 if step.number else NOBODY - 1
     if own.num_news:
         release_deferred(self, step.call)
     if config.reads_in_step:
@@ -381,7 +380,7 @@ def end_step(self: Any) -> int:
             record_prefill(self, step, part)
             num_accepted += part.num_accepted
         else:
-            if request.last_decode != last_number or last_number < 0:
+            if request.last_decode != last_number:
                 close_decodes(self, request)
                 request.first_decode = step.number
             request.last_decode = step.number

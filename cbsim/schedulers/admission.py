@@ -44,7 +44,8 @@ def admit_waiting(self: Any, step: Any, cap: int) -> None:
 
     A request for which steps under way still compute is passed over and keeps its place.
     """
-    num_passed, goes_on = 0, True
+    own = self.own
+    num_passed, goes_on = 0, own.num_waiting > 0 or own.num_holding > 0
     while goes_on and step.budget > self.config.num_extra_slots and has_slot(self):
         head = next_to_admit(self, step)
         if head == NOBODY:
