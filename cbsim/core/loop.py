@@ -309,8 +309,7 @@ def count_slices(self: Any, step: Any) -> None:
     num_window_pairs = num_window_keys = windowed_context = 0
     num_chunk_tokens = num_chunks = num_finishing = decode_context = longest = 0
     pairs = chunk_context = num_prefills = num_prefill_tokens = num_drafts = 0
-    for place in range(step.num_slices):
-        part = slices[place]
+    for part in slices[: step.num_slices]:
         tokens, before = part.num_tokens, part.num_computed_tokens
         context = before + tokens
         if window:
@@ -370,8 +369,7 @@ def end_step(self: Any) -> int:
         release_deferred(self, step.call)
     if config.reads_in_step:
         take_failed_reads(self, step)
-    for place in range(step.num_slices):
-        part = slices[place]
+    for part in slices[: step.num_slices]:
         request = requests[part.request]
         if take_result(self, request, part):
             self.candidates[num_finished] = part.request
@@ -389,8 +387,9 @@ def end_step(self: Any) -> int:
             num_usual_gaps += came_out(self, step, request, num_emitted)
             if num_emitted > 1:
                 num_joint_tokens += num_emitted - 1
-        if config.with_batches:
-            record_slice(self, step, place, part)
+    if config.with_batches:
+        for place in range(step.num_slices):
+            record_slice(self, step, place, slices[place])
     for place in range(num_finished):
         request = requests[self.candidates[place]]
         finish(self, step, request)
