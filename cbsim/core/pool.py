@@ -67,10 +67,7 @@ def num_missing(self: Any, request: Any, num_tokens: int, num_cached: int = 0, i
     own = self.own
     if own.has_identities:
         return num_missing_by_group(self, request, num_tokens, num_cached, is_whole)
-    # Most often none is missing, and a product takes less time than a quotient.
-    if num_tokens <= request.num_blocks * own.block_size:
-        return 0
-    return blocks_for(self, num_tokens) - request.num_blocks
+    return max(0, blocks_for(self, num_tokens) - request.num_blocks)
 
 
 @apart

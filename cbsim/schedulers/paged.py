@@ -168,9 +168,11 @@ def make_room(self: Any, step: Any, request: Any, num_tokens: int) -> int:
     Where KV may be written to the blocks of a step under way, whoever is in one is not preempted.
     """
     own = self.own
+    num_resident = request.num_computed_tokens + num_tokens + self.config.num_lookahead_tokens
     if own.has_identities:
         give_back_behind(self, request)
-    num_resident = request.num_computed_tokens + num_tokens + self.config.num_lookahead_tokens
+    elif num_resident <= request.num_blocks * own.block_size:
+        return HAS_ROOM
     num_wanting = num_missing(self, request, num_resident)
     while num_wanting > own.num_free:
         victim = self.requests[choose_victim(self, step.now)]
