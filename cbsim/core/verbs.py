@@ -54,11 +54,12 @@ def num_wanted(request: Any) -> int:
 
     0 if it will have its last token when the steps under way end, even if they accept no draft.
     """
-    in_flight, computed = request.num_in_flight_tokens, request.num_computed_tokens
-    num_at_least = computed + 2 - in_flight
-    if in_flight and num_at_least >= request.num_prompt_tokens + request.num_output_tokens:
+    in_flight = request.num_in_flight_tokens
+    # Computed tokens of its answer; less than none in its prompt.
+    num_answered = request.num_computed_tokens - request.num_prompt_tokens
+    if in_flight and num_answered + 2 - in_flight >= request.num_output_tokens:
         return 0
-    num_left = num_known_tokens(request) + in_flight + request.num_drafts - computed
+    num_left = request.num_generated_tokens + in_flight + request.num_drafts - num_answered
     # Less than none if drafts are in flight whose results alone tell what comes next.
     return num_left if num_left > 0 else 0
 
@@ -71,7 +72,7 @@ def schedule(self: Any, step: Any, request: Any, num_tokens: int) -> None:
     own, config, in_flight = self.own, self.config, request.num_in_flight_tokens
     computed, num_taken = request.num_computed_tokens, num_tokens + config.num_extra_slots
     end = computed + num_tokens
-    num_drafts = end - num_known_tokens(request) - in_flight
+    num_drafts = end - request.num_prompt_tokens - request.num_generated_tokens - in_flight
     if num_tokens <= 0 or num_drafts > request.num_drafts or num_taken > step.budget:
         num_left = num_tokens + request.num_drafts - num_drafts
         fail(self, SCHEDULED_TOO_MUCH, request, num_tokens, num_left, step.budget)

@@ -168,7 +168,7 @@ def make_room(self: Any, step: Any, request: Any, num_tokens: int) -> int:
     Where KV may be written to the blocks of a step under way, whoever is in one is not preempted.
     """
     own = self.own
-    num_resident = request.num_computed_tokens + num_tokens + self.config.num_lookahead_tokens
+    num_resident = request.num_computed_tokens + (num_tokens + self.config.num_lookahead_tokens)
     if own.has_identities:
         give_back_behind(self, request)
     elif num_resident <= request.num_blocks * own.block_size:
