@@ -126,15 +126,14 @@ def serve_running(self: Any, step: Any, cap: int) -> None:
     num_visited, requests, order = running_order(self), self.requests, self.order
     num_extra = self.config.num_extra_slots
     for place in range(num_visited):
-        num_left = step.budget - num_extra
-        if num_left <= 0:
+        if step.budget <= num_extra:
             return
         request = requests[order[place]]
         num_tokens = num_wanted(request)
         if num_tokens == 0 or request.state != RUNNING or is_passed_over(self, request):
             continue
-        if num_tokens > cap or num_tokens > num_left:
-            num_tokens = min(cap, num_left)
+        if num_tokens > cap or num_tokens + num_extra > step.budget:
+            num_tokens = min(cap, step.budget - num_extra)
         was_prefilling = not request.samples
         outcome = make_room(self, step, request, num_tokens)
         if outcome == HAS_ROOM:
