@@ -220,9 +220,9 @@ def begin(self: Any, cost: Any, step: Any) -> None:
 
 def price(self: Any, cost: Any, step: Any) -> None:
     """Find out how long a step takes of which `Replica.shape` tells what it computes."""
-    step.duration_s = step_s(cost, self.shape, self.chunks) + step.transfer_s + drafting_s(self, step)
-    step.duration_s *= self.own.slowdown
-    if not 0.0 < step.duration_s < inf:
+    duration_s = step_s(cost, self.shape, self.chunks) + step.transfer_s + drafting_s(self, step)
+    step.duration_s = duration_s = duration_s * self.own.slowdown
+    if not 0.0 < duration_s < inf:
         self.own.fault, self.own.fault_request = BAD_DURATION, NOBODY
 
 
@@ -311,7 +311,6 @@ def count_slices(self: Any, step: Any) -> None:
     pairs = chunk_context = num_prefills = num_prefill_tokens = num_drafts = 0
     for part in slices[: step.num_slices]:
         tokens, before = part.num_tokens, part.num_computed_tokens
-        context = before + tokens
         if window:
             num_window_pairs += window_pairs(1, tokens, before, window)
             num_window_keys += min(before, window - 1) + tokens
@@ -324,18 +323,22 @@ def count_slices(self: Any, step: Any) -> None:
             num_chunk_tokens += tokens
             num_finishing += part.emits + part.num_drafts
             num_drafts += part.num_drafts
-            chunk_context += context
+            chunk_context += before + tokens
             pairs += tokens * before + tokens * (tokens + 1) // 2
             if part.is_prefill:
                 num_prefills += 1
                 num_prefill_tokens += tokens
         else:
-            decode_context += context
-            if context > longest:
-                longest = context
+            decode_context += before
+            if before > longest:
+                longest = before
             if window:
-                windowed_context += min(context, window)
+                windowed_context += min(before + 1, window)
     num_decodes = step.num_slices - num_chunks
+    if num_decodes:
+        # Each attends to itself, too.
+        decode_context += num_decodes
+        longest += 1
     shape.num_chunks = num_chunks
     shape.num_prefill_tokens = num_chunk_tokens
     shape.num_finishing_chunks = num_finishing

@@ -146,7 +146,7 @@ def serve_running(self: Any, step: Any, cap: int) -> None:
 
 def is_passed_over(self: Any, request: Any) -> bool:
     """Whether a running request gets nothing, as its last token has not yet left the stages of a pipeline."""
-    return bool(self.own.num_calls < request.resumes_at_call)
+    return self.own.num_calls < request.resumes_at_call
 
 
 def running_order(self: Any) -> int:
