@@ -310,6 +310,7 @@ def new_cluster(
         ]
     )
     own["num_groups"] = groups.shape[1]
+    own["has_groups"] = (groups["window"] > 0).any(axis=1) | (groups.shape[1] > 1)
     # Requests whose KV is on its way hold blocks without running.
     has_connector = bool(configs["connector"].any())
     num_holders = most + _num_holders(requests, pools) if has_connector else most

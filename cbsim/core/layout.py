@@ -199,9 +199,10 @@ GROUP = _record(i8="window block_size most_blocks tail interval is_first_of_kind
 """A group of layers that share blocks: `window` tokens that its attention reaches back (0: all),
 `most_blocks` that the test of a whole prompt counts, `tail` blocks that a lookup needs (`ceil((window - 1) /
 block_size)`), `interval` blocks after which it keeps that many (0: never)."""
-SHARE = _record(i4="num_places num_behind num_published num_stored")
+SHARE = _record(i4="num_places num_behind num_published num_stored publishes_at")
 """What a request holds of a group: blocks in all, of which the first `num_behind` have been given back as
-they lie behind the window, and how many of the first were made known to lookups, and given to tiers."""
+they lie behind the window, and how many of the first were made known to lookups, and given to tiers. In the
+row of the first group `publishes_at` is the number of tokens from which lookups could know a further one."""
 
 NODE = _record(f8="key", i4="child next last is_in")
 """A request's place in a heap: see `cbsim.core.heap`."""
@@ -228,7 +229,7 @@ OWN = _record(
     i8="""
     replica pool state num_failures num_owed_tokens num_promised seen_outstanding seen_blocks
     seen_owed_tokens first_rank num_tiers num_links num_in_flight num_blocks block_size hit_size
-    num_groups num_free num_cached_free has_identities prefix_caching looks_ahead drops_last_hit
+    num_groups has_groups num_free num_cached_free has_identities prefix_caching looks_ahead drops_last_hit
     unknown_first first_free_slot num_nodes num_running num_waiting num_holding num_transfers
     num_sending num_news num_begun newest_step_call num_passed_over num_preemptions
     steps_since_prefill holds_prefill is_backed_up head due_head aged_head num_active_users last_user
@@ -243,7 +244,8 @@ OWN = _record(
 Its steps last `slowdown` times as long. It changes by itself at `back_at_s` (it takes requests again),
 `fails_at_s` and `restored_at_s` (no longer slow), infinite for never. `num_owed_tokens` are the prompts that
 it has not answered, `num_promised` requests will come to it to be decoded; what begins with `seen` is what a
-router knows that looks now and then.
+router knows that looks now and then. With `has_groups` layers stand in several groups or have windows, so
+that a request may hold more or fewer blocks than its tokens fill.
 `first_rank` is the first of the replicas that work in step with it, itself where none do. `num_tiers` are
 below its GPUs.
 `fault` is what a rule did that it must not, with the

@@ -64,15 +64,17 @@ def num_missing(self: Any, request: Any, num_tokens: int, num_cached: int = 0, i
     If it holds none, its first `num_cached` tokens are taken to be cached. With `is_whole` a group with a
     window counts no more blocks than it can ever need.
     """
-    own = self.own
-    if own.has_identities:
+    own, num_blocks = self.own, request.num_blocks
+    if own.has_groups:
         return num_missing_by_group(self, request, num_tokens, num_cached, is_whole)
-    return max(0, blocks_for(self, num_tokens) - request.num_blocks)
+    if num_cached and request.slot == NOBODY:
+        num_blocks = num_cached // own.block_size
+    return max(0, blocks_for(self, num_tokens) - num_blocks)
 
 
 @apart
 def num_missing_by_group(self: Any, request: Any, num_tokens: int, num_cached: int, is_whole: bool) -> int:
-    """See `num_missing`, where blocks have numbers."""
+    """See `num_missing`, where blocks stand in groups."""
     own, total = self.own, 0
     for number in range(own.num_groups):
         group = self.groups[number]
@@ -155,7 +157,7 @@ def take_slot(self: Any, request: Any) -> None:
     self.own.first_free_slot = self.tables[row_of(self, request, 0)][0]
     for number in range(self.own.num_groups):
         share = self.shares[row_of(self, request, number)]
-        share.num_places = share.num_behind = share.num_published = share.num_stored = 0
+        share.num_places = share.num_behind = share.num_published = share.num_stored = share.publishes_at = 0
 
 
 @apart
@@ -199,7 +201,7 @@ def give_back(self: Any, request: Any, row: int, place: int) -> None:
 
 def give_back_behind(self: Any, request: Any) -> None:
     """Take back the blocks behind the window of what a request has computed, not counting steps under way."""
-    if self.own.has_identities and request.slot != NOBODY:
+    if self.own.has_groups and request.slot != NOBODY:
         slide(self, request)
 
 
@@ -411,8 +413,11 @@ def publish(self: Any, request: Any, num_tokens: int) -> None:
 
     Blocks are not merged: equal content may be known in several copies.
     """
-    if self.own.prefix_caching and request.slot != NOBODY:
-        publish_blocks(self, request, min(num_tokens, num_known_tokens(request) - self.own.looks_ahead))
+    own = self.own
+    if own.prefix_caching and request.slot != NOBODY:
+        num_tokens = min(num_tokens, num_known_tokens(request) - own.looks_ahead)
+        if num_tokens >= self.shares[row_of(self, request, 0)].publishes_at:
+            publish_blocks(self, request, num_tokens)
 
 
 @apart
@@ -433,6 +438,8 @@ def publish_blocks(self: Any, request: Any, num_tokens: int) -> None:
             if block != NOBODY and is_kept(self, request, number, place):
                 hold(self.blocks, self.keys, block, key_at(self, link, number, place))
         share.num_published = max(first, end)
+    share = self.shares[row_of(self, request, 0)]
+    share.publishes_at = (num_tokens // own.hit_size + 1) * own.hit_size
 
 
 def store_computed(self: Any, request: Any) -> None:
@@ -485,6 +492,7 @@ def withdraw(self: Any, request: Any, num_tokens: int) -> None:
             if self.tables[row][place] != NOBODY:
                 forget(self, self.tables[row][place])
         share.num_published = min(share.num_published, num_kept)
+        share.publishes_at = 0
 
 
 @apart

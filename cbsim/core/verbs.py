@@ -276,7 +276,8 @@ def take_result(self: Any, request: Any, part: Any) -> bool:
     if request.state >= FINISHED:
         request.num_steps_in_flight -= 1
         return False
-    num_emitted, num_drafts = part.emits, part.num_drafts
+    num_emitted = part.emits
+    num_drafts = part.num_drafts if num_emitted else 0
     num_generated = request.num_generated_tokens
     was_preempted = request.num_preemptions != part.num_preemptions
     if num_drafts:

@@ -168,7 +168,7 @@ def make_room(self: Any, step: Any, request: Any, num_tokens: int) -> int:
     """
     own = self.own
     num_resident = request.num_computed_tokens + (num_tokens + self.config.num_lookahead_tokens)
-    if own.has_identities:
+    if own.has_groups:
         give_back_behind(self, request)
     elif num_resident <= request.num_blocks * own.block_size:
         return HAS_ROOM
