@@ -89,6 +89,7 @@ def drive(
         if as_run is not world:
             write_back(as_run, world)
     _close_decodes(world, record)
+    record.close()
 
 
 def _empty_log(world: World, record: Record, progress: Progress | None) -> None:

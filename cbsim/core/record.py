@@ -66,7 +66,7 @@ class Record:
                 setattr(lengths, table, 0)
         if self._fresh_bytes > FRESH_BYTES:
             self.end_piece()
-        if self._held_bytes > HELD_BYTES:
+        if self._held_bytes > (HELD_BYTES if self._file is None else 0):
             self._spool()
 
     def add(self, table: str, rows: Array) -> None:
@@ -74,6 +74,12 @@ class Record:
         self._fresh_bytes += rows.nbytes
         for name in TABLES[table].names or ():
             self._fresh[table, name].append(rows[name].copy())
+
+    def close(self) -> None:
+        """No more rows come: of a record that lies in a file, all of it does."""
+        if self._file is not None:
+            self.end_piece()
+            self._spool()
 
     def pieces(self, table: str, *names: str) -> Iterator[tuple[Array, ...]]:
         """Some columns of a table, many rows at a time."""

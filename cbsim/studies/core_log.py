@@ -183,8 +183,8 @@ class Visits:
     def of(cls, rows: Array) -> Visits:
         """The visits that `REQUEST` records stand for, in order of arrival."""
         is_first = rows["previous"] == layout.NOBODY
-        first = np.flatnonzero(is_first)
-        last, request = first, np.cumsum(is_first) - 1
+        first = np.flatnonzero(is_first).astype("i4")
+        last, request = first, np.arange(len(rows), dtype="i4")
         if len(first) < len(rows):
             request = np.searchsorted(first, _ends_of(rows["previous"]))
             last = _ends_of(rows["next_visit"])[first]
