@@ -126,14 +126,14 @@ REQUEST = _record(
     max_itl_s waiting_since_s waited_s
     """,
     i4="""
-    index replica num_prompt_tokens num_output_tokens priority user_number affinity route
+    index replica state num_prompt_tokens num_output_tokens priority user_number affinity route
     first_link end_link source previous next_visit attempt num_reroutes num_computed_tokens
     num_generated_tokens num_in_flight_tokens num_launched_tokens num_drafts prefill_until
     num_preemptions preempted_in_call resumes_at_call place_in_line num_steps_in_flight
     num_cached_tokens num_lost_tokens num_blocks num_junction_tokens num_swapped_blocks slot
     first_decode last_decode
     """,
-    i1="state stage samples was_passed_over rejection",
+    i1="stage samples was_passed_over rejection",
 )
 """A visit of a request to a replica. Fixed: lengths in tokens, `deadline_s` after the arrival (infinite
 without), `job_length` (what `sjf` orders by), `user_number` and `affinity` (numbers for equal names), `route`
