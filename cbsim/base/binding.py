@@ -31,6 +31,10 @@ OWN = "cbsim"
 NEEDS_MEMORY = "NRT required but not enabled"
 PLACE = re.compile(r'File "([^"]+)", line (\d+)|at (\S+\.py) \((\d+)\)')
 """How numba names a line."""
+Finish = Callable[[FunctionType, bool], Callable[..., Any]]
+"""Called with a copy of a function and whether it is the outermost; gives what stands for it."""
+Kept = dict[tuple[FunctionType, frozenset[Any]], Callable[..., Any]]
+"""What was made of functions, by all that they reach."""
 
 
 class CannotCompile(Exception):
@@ -98,14 +102,7 @@ class Bound:
     @cached_property
     def functions(self) -> tuple[FunctionType, ...]:
         """The originals of all functions that take part, each once, in the order in which they are met."""
-        found: dict[FunctionType, None] = {}
-        waiting = [self._outermost()]
-        while waiting:
-            function = waiting.pop()
-            if function not in found:
-                found[function] = None
-                waiting.extend(self._stands_for(name, called, function) for name, called in _called(function))
-        return tuple(found)
+        return tuple(self._reached(self._outermost()))
 
     def names(self) -> set[str]:
         """All names of attributes and globals in the code of functions that take part."""
@@ -129,21 +126,43 @@ class Bound:
         assert isinstance(chosen, FunctionType), f"{chosen!r} is no plain function"
         return chosen
 
-    def _twin(self, finish: Callable[[FunctionType, bool], Callable[..., Any]]) -> Callable[..., Any]:
+    def _reached(self, function: FunctionType) -> dict[FunctionType, tuple[FunctionType, ...]]:
+        """A function and all that it calls, in the order in which they are met, with what each calls."""
+        found: dict[FunctionType, tuple[FunctionType, ...]] = {}
+        waiting = [function]
+        while waiting:
+            caller = waiting.pop()
+            if caller not in found:
+                found[caller] = tuple(self._stands_for(name, each, caller) for name, each in _called(caller))
+                waiting.extend(found[caller])
+        return found
+
+    def _translated(self, finish: Finish) -> Callable[..., Any]:
+        """A copy for numba. Functions of cbsim that reach the same ones as before were translated then."""
+        return self._twin(finish, _TRANSLATED)
+
+    def _twin(self, finish: Finish, kept: Kept | None = None) -> Callable[..., Any]:
         done: dict[FunctionType, Callable[..., Any]] = {}
 
         def twin(function: FunctionType, is_outermost: bool) -> Callable[..., Any]:
-            if function not in done:
-                scope = dict(function.__globals__)
-                copy = FunctionType(
-                    function.__code__, scope, function.__name__, function.__defaults__, function.__closure__
-                )
-                copy.__qualname__, copy.__module__ = function.__qualname__, function.__module__
-                copy.__dict__.update(function.__dict__)
-                done[function] = copy
-                for name, called in _called(function):
-                    scope[name] = twin(self._stands_for(name, called, function), False)
-                done[function] = finish(copy, is_outermost)
+            if function in done:
+                return done[function]
+            reached = {} if kept is None or is_outermost else self._reached(function)
+            key = (function, frozenset(reached.items()))
+            if kept and key in kept:
+                return kept[key]
+            scope = dict(function.__globals__)
+            copy = FunctionType(
+                function.__code__, scope, function.__name__, function.__defaults__, function.__closure__
+            )
+            copy.__qualname__, copy.__module__ = function.__qualname__, function.__module__
+            copy.__dict__.update(function.__dict__)
+            done[function] = copy
+            for name, called in _called(function):
+                scope[name] = twin(self._stands_for(name, called, function), False)
+            done[function] = finish(copy, is_outermost)
+            if kept is not None and reached and all(map(_is_own, reached)):
+                kept[key] = done[function]
             return done[function]
 
         return twin(self._outermost(), True)
@@ -194,12 +213,14 @@ class Compiled:
         try:
             from cbsim.base.translation import translate
 
-            return translate(self._bound._twin, _is_pasted, arguments)
+            return translate(self._bound._translated, _is_pasted, arguments)
         except Exception as error:  # numba's own errors, what its analysis stumbles over, another numba
             raise CannotCompile(_first_cause(str(error), self._bound.functions)) from error
 
 
 _COMPILED: dict[str, Compiled] = {}
+_TRANSLATED: Kept = {}
+"""What numba made of cbsim's functions in this process; most reach the same under every scheduler."""
 
 
 @cache
