@@ -67,11 +67,12 @@ class Bound:
         self._function = function
         self._parts = dict(parts)
         self._instead = dict(instead or {})
+        self._copies: dict[FunctionType, Callable[..., Any]] = {}
 
     @cached_property
     def interpreted(self) -> Callable[..., Any]:
         """The function as Python runs it."""
-        return self._twin(_plainly)
+        return self._twin(_plainly, self._copies)
 
     @cached_property
     def compiled(self) -> Compiled:
@@ -87,7 +88,9 @@ class Bound:
 
     def other(self, function: Callable[..., Any]) -> Bound:
         """Another function in which the same names stand for the same functions."""
-        return Bound(function, self._parts, self._instead)
+        other = Bound(function, self._parts, self._instead)
+        other._copies = self._copies
+        return other
 
     @property
     def folder(self) -> Path:
@@ -139,11 +142,11 @@ class Bound:
 
     def _translated(self, finish: Finish) -> Callable[..., Any]:
         """A copy for numba. Functions of cbsim that reach the same ones as before were translated then."""
-        return self._twin(finish, _TRANSLATED)
+        return self._twin(finish, {}, _TRANSLATED)
 
-    def _twin(self, finish: Finish, kept: Kept | None = None) -> Callable[..., Any]:
-        done: dict[FunctionType, Callable[..., Any]] = {}
-
+    def _twin(
+        self, finish: Finish, done: dict[FunctionType, Callable[..., Any]], kept: Kept | None = None
+    ) -> Callable[..., Any]:
         def twin(function: FunctionType, is_outermost: bool) -> Callable[..., Any]:
             if function in done:
                 return done[function]
@@ -267,12 +270,16 @@ def _plainly(copy: FunctionType, is_outermost: bool) -> Callable[..., Any]:
     return copy
 
 
-def _called(function: FunctionType) -> Iterator[tuple[str, FunctionType]]:
+def _called(function: FunctionType) -> tuple[tuple[str, FunctionType], ...]:
     """The Python functions that a function's code names, by those names."""
-    for name in _names_of(function):
-        value = function.__globals__.get(name)
-        if isinstance(value, FunctionType):
-            yield name, value
+    return (_called_of if _is_own(function) else _called_of.__wrapped__)(function)
+
+
+@cache
+def _called_of(function: FunctionType) -> tuple[tuple[str, FunctionType], ...]:
+    """See `_called`. Functions of a third party's module may change between two runs of a process."""
+    named = ((name, function.__globals__.get(name)) for name in _names_of(function))
+    return tuple((name, value) for name, value in named if isinstance(value, FunctionType))
 
 
 @cache

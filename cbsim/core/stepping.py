@@ -118,6 +118,7 @@ class StepwiseWorld:
             own.num_nodes = NODE_FACTOR
         self.parts = parts
         self.watches = dict(watches or {})
+        self._core = Parts({**parts.rules, **self.watches}, parts.step_s).bound(loop.call)
         self._bound: dict[Callable[..., Any], Callable[..., Any]] = {}
         self.replicas = [(make_replica or Stepper)(self, number) for number in range(len(made.own))]
 
@@ -129,8 +130,7 @@ class StepwiseWorld:
             parts = Parts({**self.parts.rules, **self.watches, **watches}, self.parts.step_s)
             return parts.bound(function).interpreted
         if function not in self._bound:
-            parts = Parts({**self.parts.rules, **self.watches}, self.parts.step_s)
-            self._bound[function] = parts.bound(function).interpreted
+            self._bound[function] = self._core.other(function).interpreted
         return self._bound[function]
 
     def add(self, request: Request) -> None:
