@@ -63,7 +63,7 @@ def run(setup: Setup, engine: str = "interpreted") -> RunLog:
 
 def draw(seed: int) -> Setup:
     random = np.random.default_rng([seed, 7])
-    rows = draw_requests(random, 4)
+    rows = draw_requests(random, 4, most=24)
     if chance(random, 0.3):
         rows = with_turns(random, rows)
     need = max(-(-(row["num_prompt_tokens"] + row["num_output_tokens"]) // 4) for row in rows) + 2

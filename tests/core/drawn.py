@@ -87,7 +87,7 @@ def draw(seed: int, kind: str) -> Setting:
     if chance(turns, 0.25):
         rows = with_turns(turns, rows)
     need = max(-(-(row["num_prompt_tokens"] + row["num_output_tokens"]) // block_size) for row in rows)
-    spare = pick(random, [0, 1, int(random.integers(0, 7)), int(need * random.uniform(0, 1.5))])
+    spare = pick(random, [0, 1, int(random.integers(0, 7)), int(need * random.uniform(0, 1))])
     concurrency = pick(random, [None, None, None, 1, 3])
     horizon_s = rows[-1]["arrival_s"] + 1
     is_paged = kind in ("vllm", "preemptive")
@@ -135,7 +135,7 @@ def draw_speculation(random: np.random.Generator) -> dict[str, Any]:
 def draw_settings(random: np.random.Generator, kind: str) -> dict[str, Any]:
     drawn: dict[str, Any] = {
         "async_scheduling": chance(random, 0.5),
-        "max_num_seqs": pick(random, [1, 3, 8, 64, 64]),
+        "max_num_seqs": pick(random, [1, 4, 16, 64, 64, 64]),
     }
     if kind == "static":
         return drawn | {"batch_timeout_s": pick(random, [0.0, 1.5, 3.0])}
@@ -163,15 +163,15 @@ def draw_settings(random: np.random.Generator, kind: str) -> dict[str, Any]:
     return drawn
 
 
-def draw_requests(random: np.random.Generator, block_size: int) -> tuple[dict[str, Any], ...]:
+def draw_requests(random: np.random.Generator, block_size: int, most: int = 18) -> tuple[dict[str, Any], ...]:
     rows: list[dict[str, Any]] = []
     now = 0.0
-    for i in range(int(random.integers(1, 25))):
+    for i in range(int(random.integers(1, most + 1))):
         now += pick(
-            random, [0.0, 0.0, 0.0, 0.0, 0.5, 1.0, 2.0, random.uniform(0, 4), 30.0 * chance(random, 0.1)]
+            random, [0.0, 0.0, 0.0, 0.0, 0.0, 0.5, 1.0, random.uniform(0, 4), 30.0 * chance(random, 0.1)]
         )
         num_prompt = pick(random, [1, block_size, int(random.integers(1, 13)), int(random.integers(1, 71))])
-        num_output = pick(random, [1, 2, int(random.integers(1, 13)), int(random.integers(1, 61))])
+        num_output = pick(random, [1, 2, int(random.integers(1, 13)), int(random.integers(1, 41))])
         row = request(
             i,
             now,
