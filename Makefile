@@ -54,7 +54,7 @@ check: $(TESTED)
 test: check
 	@if $(BIN)/python -c 'import triton, torch' 2>/dev/null; then \
 	  TRITON_INTERPRET=1 $(BIN)/python -m pytest -n 2 tests/lab/kernels/test_triton_*.py; fi
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2
 
 validate: $(TESTED)
 	OMP_NUM_THREADS=1 $(BIN)/cbsim validate calibration/validate.yaml

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Generator
 from itertools import chain
@@ -42,3 +43,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None, N
     for item in items:
         if "_nodeid" in vars(item) and hasattr(item, "_id"):
             item._id = type(item._id).parse(item._nodeid)
+
+
+def pytest_collection_finish() -> None:
+    """Modules and tests stay: whoever looks for garbage need not look at them again and again."""
+    gc.freeze()
