@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
+import runpy
 import subprocess
 import sys
 from contextlib import chdir
 from pathlib import Path
 from typing import NamedTuple
+from unittest import mock
 
+import click
 import pytest
 from click.testing import CliRunner
 
@@ -28,8 +30,10 @@ FOLDERS = ("calibration", "configs", "experiments", "workloads")
 READMES = sorted(
     [ROOT / "README.md", *(path for name in ("cbsim", *FOLDERS) for path in (ROOT / name).rglob("*.md"))]
 )
-SHELL = set("|&;<>$*")
-"""Characters that leave a line to the shell."""
+ALONE = re.compile(
+    r"""((?:cbsim|python) (?:'[^']*'|"[^"]*"|[^'"|<>;&])*?)( 2>/dev/null| 2>&1)?( \|\| true)?"""
+)
+"""A line that runs one program, and perhaps says where its errors go, or that any exit code is right."""
 LINK = re.compile(r"\]\((?!https?://|#|mailto:)([^)#]+)")
 
 
@@ -103,18 +107,34 @@ def run_block(block: list[Command], checkout: Path) -> None:
             assert matches(command.shown, printed.splitlines()), f"{command.line} prints\n{printed}"
 
 
+@click.command(context_settings={"ignore_unknown_options": True})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def python(arguments: tuple[str, ...]) -> None:
+    """What Python's own command does with `-c CODE` or with a file."""
+    if arguments[0] == "-c":
+        exec(arguments[1], {})
+    else:
+        with mock.patch.object(sys, "argv", list(arguments)):
+            runpy.run_path(arguments[0], run_name="__main__")
+
+
 def run_line(line: str, folder: Path) -> tuple[int, str, str]:
-    """The exit code, standard output and error of a line; `cbsim` alone needs no process of its own."""
-    if line.startswith("cbsim ") and SHELL.isdisjoint(line):
-        with chdir(folder):
-            called = CliRunner(env={"COLUMNS": "120"}).invoke(main, shlex.split(line)[1:])
-        return called.exit_code, called.stdout, called.stderr
+    """The exit code, standard output and error of a line; a program alone needs no process of its own."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "COLUMNS": "120"}
-    ran = subprocess.run(
-        line, shell=True, cwd=folder, env=environment, capture_output=True, text=True, timeout=120
-    )
-    return ran.returncode, ran.stdout, ran.stderr
+    shell = {"env": {**os.environ, "PATH": path, "COLUMNS": "120"}, "cwd": folder, "capture_output": True}
+    alone = ALONE.fullmatch(line)
+    if alone is None:
+        ran = subprocess.run(line, shell=True, text=True, timeout=120, **shell)  # type: ignore[call-overload]
+        return ran.returncode, ran.stdout, ran.stderr
+    words, errors, is_right = alone.groups()
+    expanded = subprocess.run(f"printf '%s\\0' {words}", shell=True, check=True, **shell)  # type: ignore[call-overload]
+    program, *arguments = expanded.stdout.decode().split("\0")[:-1]
+    with chdir(folder):
+        runner = CliRunner(env={"COLUMNS": "120"})
+        called = runner.invoke(main if program == "cbsim" else python, arguments)
+    # Into a pipe, what a program prints goes when it ends, errors at once.
+    printed = (called.stderr if errors == " 2>&1" else "") + called.stdout
+    return 0 if is_right else called.exit_code, printed, called.stderr
 
 
 def test_how_shown_lines_are_compared() -> None:
