@@ -91,6 +91,7 @@ class Two(Autoscaler):
 '''
 
 
+@pytest.mark.xdist_group("core-vllm")
 @pytest.mark.parametrize(
     "engine",
     ["interpreted", pytest.param("compiled", marks=pytest.mark.skipif(not can_compile(), reason="-"))],

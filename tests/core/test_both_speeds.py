@@ -76,15 +76,19 @@ def test_whole_logs_with_batches(kind: str) -> None:
 
 
 PRICED: dict[str, dict[str, Any]] = {
-    "roofline": {"scheduler": {"type": "vllm"}, "cost_model": {"type": "roofline"}},
-    "profile": {
+    "roofline": {
         "scheduler": {"type": "preemptive", "preemption": "cheaper"},
-        "cost_model": {"type": "profile", "profile": "h200/llama-3-8b"},
+        "cost_model": {"type": "roofline"},
         "kv_cache": {"num_blocks": 260},
+    },
+    "profile": {
+        "scheduler": {"type": "vllm"},
+        "cost_model": {"type": "profile", "profile": "h200/llama-3-8b"},
     },
 }
 
 
+@pytest.mark.xdist_group("core-vllm")
 @pytest.mark.parametrize("name", PRICED)
 def test_with_costs_of_real_machines(name: str) -> None:
     workload = {
@@ -98,7 +102,7 @@ def test_with_costs_of_real_machines(name: str) -> None:
     setup = setup_of(experiment, make_workload(experiment), make_cost_model(experiment))
     log = assert_same(setup, ENGINES)
     assert len(log.steps["step"]) > 200
-    if name == "profile":
+    if name == "roofline":
         assert log.requests["num_preemptions"].sum() > 10
 
 

@@ -21,7 +21,7 @@ from tests.cost.test_experts_and_windows import EXPERTS, SMALL
 
 NUM_CASES = int(os.environ.get("CBSIM_NUM_DRAWN_CASES", "150"))
 KINDS = [
-    pytest.param(kind, marks=pytest.mark.xdist_group(f"ranks-{kind}"))
+    pytest.param(kind, marks=pytest.mark.xdist_group(f"core-{kind}"))
     for kind in ("vllm", "preemptive", "static")
 ]
 

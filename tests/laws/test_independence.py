@@ -14,7 +14,7 @@ from cbsim.studies.experiment import Experiment
 from cbsim.studies.run import make_workload, simulate
 from cbsim.testing import differences
 
-NUM_REQUESTS = 600
+NUM_REQUESTS = 300
 
 
 def experiment(scheduler: dict[str, Any], **changes: Any) -> dict[str, Any]:
@@ -32,6 +32,7 @@ def experiment(scheduler: dict[str, Any], **changes: Any) -> dict[str, Any]:
         },
         "scheduler": scheduler,
         "kv_cache": {"num_blocks": 1600},
+        "cost_model": {"type": "constant", "step_s": 0.01, "per_prefill_token_s": 2e-5, "per_decode_s": 1e-4},
         "replicas": {"count": 2, "router": "random"},
         **changes,
     }
@@ -68,7 +69,7 @@ def test_no_router_changes_what_arrives() -> None:
         assert frame.equals(frames[0])
 
 
-@pytest.mark.parametrize("engine", ["reference", "fast"])
+@pytest.mark.parametrize("engine", ["interpreted", "compiled"])
 def test_a_run_inside_a_run_touches_neither(engine: str) -> None:
     """A second simulation runs to its end in the midst of the first, from its progress callback."""
     outer = Experiment.from_mapping(experiment({"type": "preemptive"}, engine=engine))

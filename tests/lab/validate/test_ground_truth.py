@@ -27,7 +27,10 @@ faster than its timings, so that steps are 4 % too long."""
 PEER_PCT = (4.0, 1.0, 1.8)
 """LLMServingSim 2.0's own errors on the first run."""
 
-pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="the recorded runs are not at hand")
+pytestmark = [
+    pytest.mark.skipif(not FOLDER.is_dir(), reason="the recorded runs are not at hand"),
+    pytest.mark.xdist_group("core-vllm"),
+]
 
 
 class Recorded:
@@ -51,7 +54,8 @@ class Recorded:
             points_sha256="",
             accuracy={"held_out": {"mixed": {}}},  # So that mixed launches count as timed, which they were.
         ).save(profile / "cost.json")
-        self.experiment = with_profile(Experiment.load(data_folder("calibration") / RUNS[GPUS[gpu]]), profile)
+        experiment = Experiment.load(data_folder("calibration") / RUNS[GPUS[gpu]], ["engine=compiled"])
+        self.experiment = with_profile(experiment, profile)
 
     def log(self, *, with_prompts: bool = True) -> ServerLog:
         log = read_server_log(self.folder / "requests.jsonl")
@@ -63,12 +67,11 @@ class Recorded:
         return list(run.error_pct.values())
 
 
-EACH = [pytest.param(gpu, marks=pytest.mark.xdist_group(gpu)) for gpu in GPUS]
-of_first = pytest.mark.parametrize("recorded", EACH[:1], indirect=True)
+of_first = pytest.mark.parametrize("recorded", list(GPUS)[:1], indirect=True)
 """Where one of the runs proves it."""
 
 
-@pytest.fixture(scope="module", params=EACH)
+@pytest.fixture(scope="module", params=GPUS)
 def recorded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Recorded:
     return Recorded(request.param, tmp_path_factory.mktemp("profile"))
 
