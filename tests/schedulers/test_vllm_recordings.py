@@ -13,7 +13,8 @@ from tests import vllm_cases
 
 RECORDINGS = Path(__file__).parents[3] / "shared" / "vllm-oracle"
 CASES = vllm_cases.cases_of(RECORDINGS, RECORDINGS / "further")
-ENGINES = ("compiled", "interpreted") if can_compile() else ("interpreted",)
+ENGINES = ("compiled" if can_compile() else "interpreted",)
+"""Beside the rules gone through step by step; `core/test_both_speeds.py` has whole runs interpreted."""
 
 
 @pytest.mark.skipif(not CASES, reason="the recordings of vLLM are not at hand")
