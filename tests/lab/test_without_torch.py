@@ -2,38 +2,46 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
 import pytest
 
-WITHOUT_TORCH = "import sys; sys.modules['torch'] = None; from cbsim.cli import main; main()"
+NEEDS_TORCH = {
+    "live": ("play",),
+    "validate": ("calibration/validate.yaml",),
+    "calibrate": ("--model", "tiny", "--device", "cpu", "--out", "nowhere"),
+}
+WITHOUT_TORCH = """
+import json, sys
+sys.modules["torch"] = None
+from click.testing import CliRunner
+from cbsim.cli import main
+called = [CliRunner().invoke(main, each) for each in json.loads(sys.argv[1])]
+print(json.dumps([[each.exit_code, each.stdout, each.stderr] for each in called]))
+"""
 
 
-def call(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """`cbsim` in a process where importing torch fails."""
-    command = [sys.executable, "-c", WITHOUT_TORCH, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+@pytest.fixture(scope="module")
+def ended() -> dict[tuple[str, ...], tuple[int, str, str]]:
+    """What commands end with, print and tell in a process where importing torch fails."""
+    lines = [(name, *more) for name, words in NEEDS_TORCH.items() for more in (words, ("--help",))]
+    command = [sys.executable, "-c", WITHOUT_TORCH, json.dumps(lines)]
+    ran = subprocess.run(command, stdout=subprocess.PIPE, check=True, timeout=60)
+    return dict(zip(lines, json.loads(ran.stdout), strict=True))
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ("live", "play"),
-        ("validate", "calibration/validate.yaml"),
-        ("calibrate", "--model", "tiny", "--device", "cpu", "--out", "nowhere"),
-    ],
-    ids=lambda arguments: arguments[0],
-)
-def test_one_line_names_the_extra(arguments: tuple[str, ...]) -> None:
-    ended = call(*arguments)
-    assert ended.returncode == 2
-    (line,) = ended.stderr.splitlines()
+@pytest.mark.parametrize("name", NEEDS_TORCH)
+def test_one_line_names_the_extra(name, ended):
+    code, _, errors = ended[name, *NEEDS_TORCH[name]]
+    assert code == 2
+    (line,) = errors.splitlines()
     assert "needs torch: pip install 'cbsim[torch]'" in line
 
 
-@pytest.mark.parametrize("command", ["live", "validate", "calibrate"])
-def test_help_is_there(command: str) -> None:
-    ended = call(command, "--help")
-    assert (ended.returncode, ended.stderr) == (0, "")
-    assert ended.stdout.startswith(f"Usage: -c {command}")
+@pytest.mark.parametrize("name", NEEDS_TORCH)
+def test_help_is_there(name, ended):
+    code, printed, errors = ended[name, "--help"]
+    assert (code, errors) == (0, "")
+    assert printed.startswith(f"Usage: main {name}")

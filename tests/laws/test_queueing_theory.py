@@ -78,6 +78,7 @@ def run(
             "scheduler": scheduler,
             "kv_cache": {"num_blocks": 1000},
             "cost_model": cost_model or {"type": "constant", "step_s": 1.0},
+            "engine": "compiled",
             **experiment,
         }
     )
@@ -126,7 +127,7 @@ def test_random_routing_splits_a_poisson_stream_into_poisson_streams() -> None:
     assert_mean(samples, 0.5, not_this=in_turns)
 
 
-@pytest.mark.parametrize("engine", ["reference", "fast"])
+@pytest.mark.parametrize("engine", ["interpreted", "compiled"])
 @pytest.mark.parametrize("name", ONE_SERVER)
 def test_each_wait_follows_lindley(name: str, engine: str) -> None:
     """W(n+1) = max(0, W(n) + S - A(n)): the whole sample path, for every scheduler."""

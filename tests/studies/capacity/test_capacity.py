@@ -42,6 +42,7 @@ CONFIG: dict[str, Any] = {
     "scheduler": {"type": "continuous", "max_num_seqs": 1},
     "cost_model": {"type": "constant", "step_s": SERVICE_S},
     "kv_cache": {"num_blocks": 100},
+    "engine": "compiled",
     "slo": {"ttft_s": 5.0},
 }
 
