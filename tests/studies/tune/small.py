@@ -8,7 +8,7 @@ STEPS = ("continuous", "chunked_prefill")
 
 CONFIG: dict[str, Any] = {
     "name": "small",
-    "engine": "interpreted",
+    "engine": "compiled",
     "workload": {
         "type": "synthetic",
         "num_requests": 400,
